@@ -1,1 +1,7 @@
 //! placeholder
+pub mod attempt;
+pub mod backoff;
+pub mod coupon;
+pub mod redemption;
+pub mod verdict;
+pub mod wire;

@@ -1,0 +1,614 @@
+//! What follows from a verdict: the state machine of one command, from the first question to the outcome.
+//!
+//! Pure: no clock, no dice, no IO. `now` and chance are arguments, a [`Step`] is what to do, and only
+//! [`crate::worker`] does it. The laws, tested at the foot: what is unsure never ends as refused or redeemed
+//! without an authentic answer; nothing is sent once a return was seen; every wait ends before the deadline;
+//! every command comes to an end.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::backoff::Backoff;
+use crate::coupon::Coupon;
+use crate::verdict::{Answer, Fault, Question, Reason, Reply, Verdict};
+
+/// How long and how often a command is worked on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Limits {
+    /// Waits between questions in process.
+    pub backoff: Backoff,
+    /// All waits in process together; beyond it the command goes to a tier.
+    pub in_process_max: Duration,
+    /// How long after an unsure redeem an inquiry may count as "not executed".
+    pub settling: Duration,
+    /// The waits of the tiers, shortest first. Empty means that nothing is ever put away.
+    pub tiers: Vec<Duration>,
+    /// The most attempts of one command, through every tier.
+    pub attempts_max: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            backoff: Backoff::default(),
+            in_process_max: Duration::from_secs(8),
+            settling: Duration::from_secs(2),
+            tiers: [10, 60, 300, 1_800, 7_200]
+                .map(Duration::from_secs)
+                .to_vec(),
+            attempts_max: 1_000,
+        }
+    }
+}
+
+/// How many negative inquiries, each after a settling time, prove that nothing was executed.
+const NEGATIVES_WANTED: u8 = 2;
+
+/// What is believed of a command between two questions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Belief {
+    /// No redeem of ours can have taken effect.
+    Clear,
+    /// A redeem may have taken effect; so many inquiries in a row have said that it has not.
+    Unsure {
+        /// Inquiries in a row that found the coupon usable.
+        negatives: u8,
+    },
+    /// The provider objected; its word counts once the coupon has been seen.
+    Objected {
+        /// What it objected to.
+        reason: Reason,
+        /// Whether the objection stands if the coupon turns out usable: it was signed, or is the second.
+        stands: bool,
+    },
+    /// An unsigned objection, and the coupon was seen usable: the same body is sent once more.
+    Doubted(Reason),
+}
+
+impl Belief {
+    /// The words that carry a belief through a wait queue.
+    pub fn to_words(self) -> String {
+        match self {
+            Self::Clear => "clear".to_owned(),
+            Self::Unsure { .. } => "unsure".to_owned(),
+            Self::Objected {
+                reason,
+                stands: true,
+            } => format!("objected {}", reason.as_str()),
+            Self::Objected {
+                reason,
+                stands: false,
+            } => format!("objected-unsigned {}", reason.as_str()),
+            Self::Doubted(reason) => format!("doubted {}", reason.as_str()),
+        }
+    }
+
+    /// Reads the words back. A count of negatives does not travel: a new process asks afresh.
+    pub fn from_words(words: &str) -> Option<Self> {
+        let (kind, reason) = match words.split_once(' ') {
+            Some((kind, reason)) => (kind, Some(Reason::from_word(reason)?)),
+            None => (words, None),
+        };
+        match (kind, reason) {
+            ("clear", None) => Some(Self::Clear),
+            ("unsure", None) => Some(Self::Unsure { negatives: 0 }),
+            ("objected", Some(reason)) => Some(Self::Objected {
+                reason,
+                stands: true,
+            }),
+            ("objected-unsigned", Some(reason)) => Some(Self::Objected {
+                reason,
+                stands: false,
+            }),
+            ("doubted", Some(reason)) => Some(Self::Doubted(reason)),
+            _ => None,
+        }
+    }
+
+    fn question(self) -> Question {
+        match self {
+            Self::Clear | Self::Doubted(_) => Question::Redeem,
+            Self::Unsure { .. } | Self::Objected { .. } => Question::Inquire,
+        }
+    }
+}
+
+/// What to do now.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    /// Wait in process, then put the question.
+    Ask {
+        /// How long to wait first.
+        after: Duration,
+        /// What to ask.
+        question: Question,
+    },
+    /// Hand a copy to the wait queue of this tier (an index into [`Limits::tiers`]).
+    Defer {
+        /// Which wait queue.
+        tier: usize,
+    },
+    /// Every call would fail: wait until calls are allowed again, then [`Progress::resume`].
+    Halt(Fault),
+    /// The command has come to its end.
+    Finish(Outcome),
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// The coupon was used, under our number.
+    Redeemed {
+        /// What the conclusion rests on.
+        by: EstablishedBy,
+        /// The coupon that says so.
+        coupon: Coupon,
+    },
+    /// The coupon was not used by this command, and will not be.
+    Refused {
+        /// Why.
+        reason: Reason,
+        /// What the conclusion rests on.
+        by: EstablishedBy,
+        /// The coupon, where an authentic reply described it.
+        coupon: Option<Coupon>,
+        /// The provider's own words, where it gave any.
+        objection: Option<Objection>,
+    },
+    /// What arrived is not a command.
+    Invalid,
+    /// Nobody could find out in time.
+    Unresolved {
+        /// Why the search ended.
+        reason: Reason,
+        /// The coupon, where an authentic reply described it.
+        coupon: Option<Coupon>,
+        /// The provider's own words, where it gave any.
+        objection: Option<Objection>,
+    },
+}
+
+/// The kinds of [`Outcome`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum OutcomeKind {
+    /// Used, by us.
+    Redeemed,
+    /// Not used by us, for good.
+    Refused,
+    /// Not a command.
+    Invalid,
+    /// Not known.
+    Unresolved,
+}
+
+impl OutcomeKind {
+    /// Every kind, for metrics, schemas and tables.
+    pub const ALL: [Self; 4] = [
+        Self::Redeemed,
+        Self::Refused,
+        Self::Invalid,
+        Self::Unresolved,
+    ];
+
+    /// The word in events, routing keys, logs and labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Redeemed => "redeemed",
+            Self::Refused => "refused",
+            Self::Invalid => "invalid",
+            Self::Unresolved => "unresolved",
+        }
+    }
+}
+
+impl Outcome {
+    /// Which kind it is.
+    pub fn kind(&self) -> OutcomeKind {
+        match self {
+            Self::Redeemed { .. } => OutcomeKind::Redeemed,
+            Self::Refused { .. } => OutcomeKind::Refused,
+            Self::Invalid => OutcomeKind::Invalid,
+            Self::Unresolved { .. } => OutcomeKind::Unresolved,
+        }
+    }
+
+    /// Why it is not `redeemed`, where it is not.
+    pub fn reason(&self) -> Option<Reason> {
+        match self {
+            Self::Redeemed { .. } => None,
+            Self::Refused { reason, .. } | Self::Unresolved { reason, .. } => Some(*reason),
+            Self::Invalid => Some(Reason::InvalidCommand),
+        }
+    }
+
+    /// The coupon that an authentic reply described.
+    pub fn coupon(&self) -> Option<&Coupon> {
+        match self {
+            Self::Redeemed { coupon, .. } => Some(coupon),
+            Self::Refused { coupon, .. } | Self::Unresolved { coupon, .. } => coupon.as_ref(),
+            Self::Invalid => None,
+        }
+    }
+
+    /// What the outcome rests on.
+    pub fn established_by(&self) -> EstablishedBy {
+        match self {
+            Self::Redeemed { by, .. } | Self::Refused { by, .. } => *by,
+            Self::Invalid => EstablishedBy::Validation,
+            Self::Unresolved { .. } => EstablishedBy::Deadline,
+        }
+    }
+
+    /// The provider's own words, where it gave any.
+    pub fn objection(&self) -> Option<&Objection> {
+        match self {
+            Self::Refused { objection, .. } | Self::Unresolved { objection, .. } => {
+                objection.as_ref()
+            }
+            Self::Redeemed { .. } | Self::Invalid => None,
+        }
+    }
+}
+
+/// What an outcome rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum EstablishedBy {
+    /// The answer to the redemption itself.
+    Answer,
+    /// An inquiry.
+    Inquiry,
+    /// Our own reading of the command.
+    Validation,
+    /// Nothing but the end of the time allowed.
+    Deadline,
+}
+
+impl EstablishedBy {
+    /// Every way, for schemas.
+    pub const ALL: [Self; 4] = [
+        Self::Answer,
+        Self::Inquiry,
+        Self::Validation,
+        Self::Deadline,
+    ];
+
+    /// The word in events and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Answer => "answer",
+            Self::Inquiry => "inquiry",
+            Self::Validation => "validation",
+            Self::Deadline => "deadline",
+        }
+    }
+}
+
+/// The provider's own words about a refusal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Objection {
+    /// HTTP status.
+    pub http_status: u16,
+    /// `code` of the error body.
+    pub code: Option<Box<str>>,
+    /// The number after the last `-` of `Request-ID`.
+    pub sub_code: Option<u64>,
+    /// `message` of the error body.
+    pub message: Option<Box<str>>,
+    /// `Request-ID`.
+    pub request_id: Option<Box<str>>,
+}
+
+impl Objection {
+    fn of(answer: &Answer) -> Self {
+        Self {
+            http_status: answer.status,
+            code: answer.code.clone(),
+            sub_code: answer.sub_code,
+            message: answer.message.clone(),
+            request_id: answer.request_id.clone(),
+        }
+    }
+}
+
+/// One attempt, as it is remembered for a dispute.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Evidence {
+    /// When the question was put.
+    pub at: Timestamp,
+    /// [`Question::as_str`].
+    pub question: String,
+    /// The host that was asked.
+    pub host: String,
+    /// HTTP status, where an answer came.
+    pub status: Option<u16>,
+    /// `Request-ID` of the answer.
+    pub request_id: Option<String>,
+    /// The serial of the key that verified the answer.
+    pub serial: Option<String>,
+    /// [`Verdict::as_str`].
+    pub verdict: String,
+}
+
+impl Evidence {
+    /// The most attempts that are remembered.
+    pub const KEPT: usize = 16;
+
+    /// Forgets all but the last [`Evidence::KEPT`] attempts.
+    pub fn keep_last(evidence: &mut Vec<Self>) {
+        let surplus = evidence.len().saturating_sub(Self::KEPT);
+        evidence.drain(..surplus);
+    }
+}
+
+/// How far a command has come. It travels through wait queues as headers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Progress {
+    /// Questions put so far, through every tier.
+    pub attempts: u32,
+    /// Wait queues passed so far.
+    pub tiers_passed: u32,
+    /// What is believed.
+    pub belief: Belief,
+    /// When the command was first seen.
+    pub first_seen: Timestamp,
+    /// When the work ends.
+    pub deadline: Timestamp,
+    /// The provider's last words about a refusal.
+    pub objection: Option<Objection>,
+    /// The coupon as an authentic reply last described it. Does not travel.
+    pub coupon: Option<Coupon>,
+    /// Waited in process so far, in this delivery.
+    waited: Duration,
+    /// Failures in a row of this kind, in this delivery.
+    failures: u32,
+    /// Whether the question in hand is the last one.
+    last: bool,
+}
+
+impl Progress {
+    /// A command seen for the first time. One that the broker delivers again may have been sent before a crash.
+    pub fn new(first_seen: Timestamp, deadline: Timestamp, redelivered: bool) -> Self {
+        let belief = if redelivered {
+            Belief::Unsure { negatives: 0 }
+        } else {
+            Belief::Clear
+        };
+        Self::resumed(0, 0, belief, first_seen, deadline, None)
+    }
+
+    /// A command that comes back from a wait queue with what its headers say.
+    pub fn resumed(
+        attempts: u32,
+        tiers_passed: u32,
+        belief: Belief,
+        first_seen: Timestamp,
+        deadline: Timestamp,
+        objection: Option<Objection>,
+    ) -> Self {
+        Self {
+            attempts,
+            tiers_passed,
+            belief,
+            first_seen,
+            deadline,
+            objection,
+            coupon: None,
+            waited: Duration::ZERO,
+            failures: 0,
+            last: false,
+        }
+    }
+
+    /// A copy that the broker delivers again: what was believed when it was put away may be outdated.
+    pub fn delivered_again(&mut self) {
+        if matches!(self.belief, Belief::Clear | Belief::Doubted(_)) {
+            self.belief = Belief::Unsure { negatives: 0 };
+        }
+    }
+
+    /// The first step of a delivery.
+    pub fn begin(&mut self, limits: &Limits, now: Timestamp) -> Step {
+        self.ask_after(Duration::ZERO, limits, now)
+    }
+
+    /// The step after a [`Step::Halt`], once calls are allowed again.
+    pub fn resume(&mut self, limits: &Limits, now: Timestamp) -> Step {
+        self.ask_after(Duration::ZERO, limits, now)
+    }
+
+    /// The wait queue for a command that may not wait in process: the shared retry budget is spent, or calls are
+    /// halted. `None` where no wait queue ends before the deadline; then it waits in process after all.
+    pub fn defer(&self, limits: &Limits, now: Timestamp) -> Option<Step> {
+        self.tier(limits, now).map(|tier| Step::Defer { tier })
+    }
+
+    /// What follows from the `verdict` on the `reply` to `question`. `chance` is between 0 and 1.
+    pub fn follow(
+        &mut self,
+        question: Question,
+        reply: Reply,
+        verdict: Verdict,
+        limits: &Limits,
+        now: Timestamp,
+        chance: f64,
+    ) -> Step {
+        self.attempts = self.attempts.saturating_add(1);
+        let by = match question {
+            Question::Redeem => EstablishedBy::Answer,
+            Question::Inquire => EstablishedBy::Inquiry,
+        };
+        let answer = match reply {
+            Reply::Answered(answer) => Some(answer),
+            Reply::NotSent(_) | Reply::Lost(_) => None,
+        };
+        if question == Question::Redeem
+            && let Some(answer) = answer.as_ref().filter(|answer| answer.status >= 400)
+        {
+            self.objection = Some(Objection::of(answer));
+        }
+        let coupon = answer.and_then(|answer| answer.coupon);
+        if let Some(coupon) = &coupon {
+            self.coupon = Some(coupon.clone());
+        }
+
+        match (verdict, coupon) {
+            (Verdict::Redeemed, Some(coupon)) => Step::Finish(Outcome::Redeemed { by, coupon }),
+            // A success is only ever judged from a described coupon; without one there is nothing to tell.
+            (Verdict::Redeemed, None) => self.unsure(limits, now),
+            (Verdict::Refused(reason), _) if by == EstablishedBy::Inquiry => {
+                self.refuse(reason, by)
+            }
+            (Verdict::Refused(reason), _) if self.may_have_executed() => {
+                self.object(reason, true, limits, now)
+            }
+            (Verdict::Refused(reason), _) => self.refuse(reason, by),
+            (Verdict::NotAuthorised, _) if by == EstablishedBy::Answer => {
+                if self.may_have_executed() {
+                    self.object(Reason::NotAuthorised, true, limits, now)
+                } else {
+                    self.refuse(Reason::NotAuthorised, by)
+                }
+            }
+            (Verdict::Objected { reason, signed }, _) => self.object(reason, signed, limits, now),
+            (Verdict::NotExecuted, _) => self.not_executed(limits, now, chance),
+            (Verdict::Stop(fault), _) => {
+                self.failures = 0;
+                Step::Halt(fault)
+            }
+            (Verdict::Unsure(_), _) if question == Question::Redeem => self.unsure(limits, now),
+            (
+                Verdict::NotAccepted(_)
+                | Verdict::NotSent
+                | Verdict::Unsure(_)
+                | Verdict::NotAuthorised,
+                _,
+            ) => self.again(limits, now, chance),
+        }
+    }
+
+    fn may_have_executed(&self) -> bool {
+        matches!(self.belief, Belief::Unsure { .. })
+    }
+
+    fn refuse(&mut self, reason: Reason, by: EstablishedBy) -> Step {
+        Step::Finish(Outcome::Refused {
+            reason,
+            by,
+            coupon: self.coupon.take(),
+            objection: self.objection.take(),
+        })
+    }
+
+    fn unsure(&mut self, limits: &Limits, now: Timestamp) -> Step {
+        self.belief = Belief::Unsure { negatives: 0 };
+        self.failures = 0;
+        self.ask_after(limits.settling, limits, now)
+    }
+
+    fn object(&mut self, reason: Reason, signed: bool, limits: &Limits, now: Timestamp) -> Step {
+        let second = matches!(self.belief, Belief::Doubted(_));
+        self.belief = Belief::Objected {
+            reason,
+            stands: signed || second,
+        };
+        self.failures = 0;
+        let settling = if signed {
+            Duration::ZERO
+        } else {
+            limits.settling
+        };
+        self.ask_after(settling, limits, now)
+    }
+
+    fn not_executed(&mut self, limits: &Limits, now: Timestamp, chance: f64) -> Step {
+        match self.belief {
+            Belief::Unsure { negatives } if negatives + 1 < NEGATIVES_WANTED => {
+                self.belief = Belief::Unsure {
+                    negatives: negatives + 1,
+                };
+                self.ask_after(limits.settling, limits, now)
+            }
+            Belief::Unsure { .. } => {
+                self.belief = Belief::Clear;
+                self.failures = 0;
+                self.ask_after(Duration::ZERO, limits, now)
+            }
+            Belief::Objected {
+                reason,
+                stands: true,
+            } => self.refuse(reason, EstablishedBy::Inquiry),
+            Belief::Objected {
+                reason,
+                stands: false,
+            } => {
+                self.belief = Belief::Doubted(reason);
+                self.again(limits, now, chance)
+            }
+            // Only a last inquiry is put while nothing is doubted.
+            Belief::Clear | Belief::Doubted(_) => self.conclude_unknown(limits, now),
+        }
+    }
+
+    fn again(&mut self, limits: &Limits, now: Timestamp, chance: f64) -> Step {
+        let wait = limits.backoff.wait(self.failures, chance);
+        self.failures = self.failures.saturating_add(1);
+        self.ask_after(wait, limits, now)
+    }
+
+    /// The next question after a wait in process, or after a tier where the wait is too long, or the last one.
+    fn ask_after(&mut self, wait: Duration, limits: &Limits, now: Timestamp) -> Step {
+        if self.last {
+            return self.conclude_unknown(limits, now);
+        }
+        let left = self.deadline.duration_since(now);
+        let exhausted = self.attempts >= limits.attempts_max;
+        if exhausted || left <= SignedDuration::ZERO {
+            self.last = true;
+            return Step::Ask {
+                after: Duration::ZERO,
+                question: Question::Inquire,
+            };
+        }
+        let wait = wait.min(left.unsigned_abs());
+        let waited = self.waited.saturating_add(wait);
+        if waited > limits.in_process_max
+            && let Some(tier) = self.tier(limits, now)
+        {
+            return Step::Defer { tier };
+        }
+        self.waited = waited;
+        Step::Ask {
+            after: wait,
+            question: self.belief.question(),
+        }
+    }
+
+    /// The wait queue that comes next: one further each time, but none that would outlast the deadline.
+    fn tier(&self, limits: &Limits, now: Timestamp) -> Option<usize> {
+        if self.last {
+            return None;
+        }
+        let left = self.deadline.duration_since(now);
+        let last = limits.tiers.len().checked_sub(1)?;
+        let next = (self.tiers_passed as usize).min(last);
+        (0..=next).rev().find(|tier| {
+            SignedDuration::try_from(limits.tiers[*tier]).is_ok_and(|tier| tier <= left)
+        })
+    }
+
+    /// The last inquiry has been put and did not settle the matter.
+    fn conclude_unknown(&mut self, limits: &Limits, now: Timestamp) -> Step {
+        let late = self.deadline.duration_since(now) <= SignedDuration::ZERO;
+        let reason = if !late && self.attempts >= limits.attempts_max {
+            Reason::AttemptsExhausted
+        } else {
+            Reason::DeadlinePassed
+        };
+        Step::Finish(Outcome::Unresolved {
+            reason,
+            coupon: self.coupon.take(),
+            objection: self.objection.take(),
+        })
+    }
+}

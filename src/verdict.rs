@@ -1,0 +1,484 @@
+//! What a reply means: one total function from question and reply to a verdict.
+//!
+//! The order of reading is fixed: HTTP status first, `code` second, the number at the end of `Request-ID` third,
+//! never the message. Names for the same fault differ between the provider's products, so an unknown code falls
+//! back to what its status says. Success is only ever read from a reply whose signature verified.
+//!
+//! Pure: no clock, no dice, no IO. What follows from a verdict is decided in [`crate::attempt`].
+
+use crate::coupon::{Coupon, CouponState, Standing};
+use crate::redemption::Redemption;
+
+/// What is asked of the payment API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Question {
+    /// Use the coupon: `POST …/use` with the frozen body.
+    Redeem,
+    /// Look at the coupon: `GET` of its detail. Changes nothing.
+    Inquire,
+}
+
+impl Question {
+    /// Every question, for metrics and tables.
+    pub const ALL: [Self; 2] = [Self::Redeem, Self::Inquire];
+
+    /// The word in logs, labels and events.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Redeem => "redeem",
+            Self::Inquire => "inquire",
+        }
+    }
+}
+
+/// What the wire said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// Nothing reached the provider.
+    NotSent(NotSent),
+    /// The request may have arrived; no whole answer came back.
+    Lost(Lost),
+    /// An answer came back.
+    Answered(Answer),
+}
+
+/// Why nothing was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NotSent {
+    /// The host could not be resolved, the connection was refused or timed out, or TLS failed.
+    Connect,
+}
+
+/// Why no whole answer came back after sending.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Lost {
+    /// No answer within the deadline.
+    Timeout,
+    /// The connection ended.
+    Reset,
+    /// The answer was larger than is read.
+    TooLarge,
+}
+
+/// An answer as far as judgement needs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// HTTP status.
+    pub status: u16,
+    /// Whether the provider can be held to it.
+    pub authenticity: Authenticity,
+    /// `code` of the error body, where there is one.
+    pub code: Option<Box<str>>,
+    /// The number after the last `-` of `Request-ID`.
+    pub sub_code: Option<u64>,
+    /// The coupon, read only from a verified 200.
+    pub coupon: Option<Coupon>,
+    /// `message` of the error body, at most 1 KiB. Told on, never judged by.
+    pub message: Option<Box<str>>,
+    /// `Request-ID`, for the provider's support.
+    pub request_id: Option<Box<str>>,
+}
+
+/// Whether an answer was signed by the provider.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Authenticity {
+    /// Signed with a key that we hold, and fresh.
+    Verified,
+    /// Carries no signature at all.
+    Unsigned,
+    /// Carries a signature that does not convince.
+    Unconvincing(Flaw),
+}
+
+/// What is wrong with a signature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Flaw {
+    /// Some of the signature's headers are missing or unreadable.
+    Malformed,
+    /// No key is known for the serial.
+    UnknownSerial,
+    /// The timestamp is more than five minutes away from our clock.
+    Stale,
+    /// The signature does not fit the content; the provider's probes look like this.
+    Mismatch,
+}
+
+impl Flaw {
+    /// Every flaw, for metrics and tables.
+    pub const ALL: [Self; 4] = [
+        Self::Malformed,
+        Self::UnknownSerial,
+        Self::Stale,
+        Self::Mismatch,
+    ];
+
+    /// The word in logs and labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::UnknownSerial => "unknown_serial",
+            Self::Stale => "stale",
+            Self::Mismatch => "mismatch",
+        }
+    }
+}
+
+/// What a reply means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Our redemption took effect.
+    Redeemed,
+    /// It will not take effect, and the coupon's state has been seen or cannot matter.
+    Refused(Reason),
+    /// The provider objected to the redemption. The coupon's state is still to be seen.
+    Objected {
+        /// What it objected to.
+        reason: Reason,
+        /// Whether the objection was signed. An unsigned one proves nothing.
+        signed: bool,
+    },
+    /// An inquiry found the coupon usable and never returned.
+    NotExecuted,
+    /// The provider did not take the question; the same question later.
+    NotAccepted(Declined),
+    /// Nothing reached the provider; the same question, by another way.
+    NotSent,
+    /// It may have taken effect, or not.
+    Unsure(Doubt),
+    /// Not this coupon's fault: every further call would fail the same way.
+    Stop(Fault),
+    /// This brand has not authorised us. Our own fault where it is so for every brand lately.
+    NotAuthorised,
+}
+
+/// Why the provider did not take a question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Declined {
+    /// 202: taken note of, not worked on.
+    Accepted,
+    /// 429 or one of its namesakes.
+    TooFrequent,
+    /// The coupon is locked by a concurrent use.
+    Locked,
+}
+
+/// Why a reply leaves us unsure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Doubt {
+    /// No whole answer came back.
+    Lost,
+    /// 5xx: the provider itself does not know.
+    ServerError,
+    /// A success that is not believed, for want of a signature that verifies.
+    NotBelieved,
+    /// A verified success that speaks of another number, another coupon or a returned one.
+    Contradicted,
+    /// A status or a body outside the contract.
+    Unexpected,
+}
+
+/// A fault of our own that concerns every call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// 401: wrong key, wrong serial, wrong merchant or wrong clock.
+    Unauthenticated,
+    /// Every brand tried lately answered that we are not authorised.
+    Unauthorised,
+}
+
+impl Fault {
+    /// Every fault, for metrics and tables.
+    pub const ALL: [Self; 2] = [Self::Unauthenticated, Self::Unauthorised];
+
+    /// The word in logs and labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unauthenticated => "unauthenticated",
+            Self::Unauthorised => "unauthorised",
+        }
+    }
+}
+
+/// Why an outcome is not `redeemed`: the closed list of `problem.reason` in events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// The coupon was used under another request number.
+    UsedByAnother,
+    /// The coupon was returned after an attempt of ours; using it again would be a second use.
+    ReturnedSince,
+    /// Issued, and waiting for the partner's confirmation.
+    NotConfirmed,
+    /// Its validity has not begun.
+    NotYetValid,
+    /// Its validity has ended.
+    Expired,
+    /// The user deleted it.
+    Deleted,
+    /// It was withdrawn.
+    Deactivated,
+    /// Usable as a whole, but not at this time of day or week.
+    OutsidePeriod,
+    /// The provider says that it cannot be used now.
+    NotUsable,
+    /// No such coupon of this user.
+    NoSuchCoupon,
+    /// The product coupon, the stock or another thing named does not exist, or is not ours.
+    NotFound,
+    /// The same request number was sent with other content before.
+    NumberConflict,
+    /// The store may not redeem this coupon.
+    StoreNotAllowed,
+    /// `openid` and `appid` do not belong together.
+    OpenidMismatch,
+    /// `appid` is not bound to this service provider.
+    AppidNotBound,
+    /// The brand has not authorised this service provider.
+    NotAuthorised,
+    /// The provider calls a parameter wrong.
+    InvalidParameter,
+    /// Any other objection.
+    Rejected,
+    /// The command could not be read or breaks a rule.
+    InvalidCommand,
+    /// The deadline passed and the truth is still not known.
+    DeadlinePassed,
+    /// As many attempts as are ever made, and the truth is still not known.
+    AttemptsExhausted,
+    /// A wait-queue copy came back damaged: nobody knows what was asked before.
+    DamagedCopy,
+}
+
+impl Reason {
+    /// Every reason, for metrics, schemas and tables.
+    pub const ALL: [Self; 22] = [
+        Self::UsedByAnother,
+        Self::ReturnedSince,
+        Self::NotConfirmed,
+        Self::NotYetValid,
+        Self::Expired,
+        Self::Deleted,
+        Self::Deactivated,
+        Self::OutsidePeriod,
+        Self::NotUsable,
+        Self::NoSuchCoupon,
+        Self::NotFound,
+        Self::NumberConflict,
+        Self::StoreNotAllowed,
+        Self::OpenidMismatch,
+        Self::AppidNotBound,
+        Self::NotAuthorised,
+        Self::InvalidParameter,
+        Self::Rejected,
+        Self::InvalidCommand,
+        Self::DeadlinePassed,
+        Self::AttemptsExhausted,
+        Self::DamagedCopy,
+    ];
+
+    /// The word in events, logs and labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::UsedByAnother => "used_by_another",
+            Self::ReturnedSince => "returned_since",
+            Self::NotConfirmed => "not_confirmed",
+            Self::NotYetValid => "not_yet_valid",
+            Self::Expired => "expired",
+            Self::Deleted => "deleted",
+            Self::Deactivated => "deactivated",
+            Self::OutsidePeriod => "outside_period",
+            Self::NotUsable => "not_usable",
+            Self::NoSuchCoupon => "no_such_coupon",
+            Self::NotFound => "not_found",
+            Self::NumberConflict => "number_conflict",
+            Self::StoreNotAllowed => "store_not_allowed",
+            Self::OpenidMismatch => "openid_mismatch",
+            Self::AppidNotBound => "appid_not_bound",
+            Self::NotAuthorised => "not_authorised",
+            Self::InvalidParameter => "invalid_parameter",
+            Self::Rejected => "rejected",
+            Self::InvalidCommand => "invalid_command",
+            Self::DeadlinePassed => "deadline_passed",
+            Self::AttemptsExhausted => "attempts_exhausted",
+            Self::DamagedCopy => "damaged_copy",
+        }
+    }
+
+    /// Reads the word back.
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == word)
+    }
+}
+
+impl Verdict {
+    /// Every word of [`Verdict::as_str`], for metrics and tables.
+    pub const WORDS: [&'static str; 9] = [
+        "redeemed",
+        "refused",
+        "objected",
+        "not_executed",
+        "not_accepted",
+        "not_sent",
+        "unsure",
+        "stop",
+        "not_authorised",
+    ];
+
+    /// The word in evidence, logs and labels.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Redeemed => "redeemed",
+            Self::Refused(_) => "refused",
+            Self::Objected { .. } => "objected",
+            Self::NotExecuted => "not_executed",
+            Self::NotAccepted(_) => "not_accepted",
+            Self::NotSent => "not_sent",
+            Self::Unsure(_) => "unsure",
+            Self::Stop(_) => "stop",
+            Self::NotAuthorised => "not_authorised",
+        }
+    }
+}
+
+/// Judges a reply to `question` about `redemption`.
+pub fn judge(question: Question, reply: &Reply, redemption: &Redemption) -> Verdict {
+    match (question, reply) {
+        (_, Reply::NotSent(_)) => Verdict::NotSent,
+        (_, Reply::Lost(_)) => Verdict::Unsure(Doubt::Lost),
+        (Question::Redeem, Reply::Answered(answer)) => judge_redeem(answer, redemption),
+        (Question::Inquire, Reply::Answered(answer)) => judge_inquiry(answer, redemption),
+    }
+}
+
+fn judge_redeem(answer: &Answer, redemption: &Redemption) -> Verdict {
+    match answer.status {
+        200..=299 if answer.authenticity != Authenticity::Verified => {
+            Verdict::Unsure(Doubt::NotBelieved)
+        }
+        200 => match standing(answer, redemption) {
+            // USED without a number contradicts nothing: the number is shown "where present".
+            Standing::Ours | Standing::Unnamed => Verdict::Redeemed,
+            _ => Verdict::Unsure(Doubt::Contradicted),
+        },
+        202 => Verdict::NotAccepted(Declined::Accepted),
+        401 => Verdict::Stop(Fault::Unauthenticated),
+        429 => Verdict::NotAccepted(Declined::TooFrequent),
+        400..=499 => judge_objection(answer),
+        500..=599 => Verdict::Unsure(Doubt::ServerError),
+        _ => Verdict::Unsure(Doubt::Unexpected),
+    }
+}
+
+fn judge_objection(answer: &Answer) -> Verdict {
+    let signed = answer.authenticity == Authenticity::Verified;
+    let code = answer.code.as_deref();
+    if let Some(declined) = declined(code, answer.sub_code) {
+        return Verdict::NotAccepted(declined);
+    }
+    match (answer.status, code) {
+        // The request may still be under way behind a gateway that lost patience.
+        (408, _) => Verdict::Unsure(Doubt::Unexpected),
+        (403, Some("NO_AUTH" | "NOAUTH")) => Verdict::NotAuthorised,
+        (403, _) if answer.sub_code == Some(268_579_803) => Verdict::NotAuthorised,
+        (400, Some("PARAM_ERROR")) if signed => Verdict::Refused(Reason::InvalidParameter),
+        (status, code) => Verdict::Objected {
+            reason: objection(status, code, answer.sub_code),
+            signed,
+        },
+    }
+}
+
+/// Names under which products of the provider say "too frequent" or "locked" with a 4xx other than 429.
+fn declined(code: Option<&str>, sub_code: Option<u64>) -> Option<Declined> {
+    match (code, sub_code) {
+        (_, Some(272_756_746)) => Some(Declined::Locked),
+        (_, Some(270_924_289)) => Some(Declined::TooFrequent),
+        (
+            Some(
+                "RATE_LIMITED"
+                | "RATELIMIT_EXCEEDED"
+                | "FREQUENCY_LIMITED"
+                | "FREQUENCY_LIMIT_EXCEED"
+                | "FREQUENCY_LIMIT"
+                | "FREQENCY_LIMIT",
+            ),
+            _,
+        ) => Some(Declined::TooFrequent),
+        _ => None,
+    }
+}
+
+/// The reason of an objection: status and code first, refined by the sub-code where one is known.
+fn objection(status: u16, code: Option<&str>, sub_code: Option<u64>) -> Reason {
+    let refined = sub_code.and_then(|number| match number {
+        272_756_745 => Some(Reason::UsedByAnother),
+        268_578_927 => Some(Reason::NumberConflict),
+        268_578_367 => Some(Reason::NotUsable),
+        268_578_776 | 272_756_790 => Some(Reason::Expired),
+        272_755_715 | 272_755_717 => Some(Reason::OutsidePeriod),
+        272_756_769 => Some(Reason::Deleted),
+        268_578_851 => Some(Reason::NoSuchCoupon),
+        268_584_404 => Some(Reason::StoreNotAllowed),
+        268_435_461..=268_435_464 | 268_578_101 | 268_578_224 => Some(Reason::InvalidParameter),
+        268_578_526 => Some(Reason::OpenidMismatch),
+        268_578_704 => Some(Reason::AppidNotBound),
+        268_578_608 => Some(Reason::NotFound),
+        _ => None,
+    });
+    refined.unwrap_or(match (status, code) {
+        (404, _) => Reason::NotFound,
+        (403, Some("NOT_ENOUGH")) => Reason::NotUsable,
+        (400, Some("PARAM_ERROR")) => Reason::InvalidParameter,
+        _ => Reason::Rejected,
+    })
+}
+
+fn judge_inquiry(answer: &Answer, redemption: &Redemption) -> Verdict {
+    match (answer.status, answer.authenticity) {
+        (401, _) => Verdict::Stop(Fault::Unauthenticated),
+        (429, _) => Verdict::NotAccepted(Declined::TooFrequent),
+        (200, Authenticity::Verified) => match standing(answer, redemption) {
+            Standing::Ours => Verdict::Redeemed,
+            Standing::Another => Verdict::Refused(Reason::UsedByAnother),
+            Standing::Usable => Verdict::NotExecuted,
+            Standing::Returned => Verdict::Refused(Reason::ReturnedSince),
+            Standing::Unusable(state) => unusable(&state),
+            Standing::Unnamed | Standing::Unclear => Verdict::Unsure(Doubt::Contradicted),
+        },
+        (202, Authenticity::Verified) => Verdict::NotAccepted(Declined::Accepted),
+        (404, Authenticity::Verified) => Verdict::Refused(Reason::NoSuchCoupon),
+        (200..=299, Authenticity::Unsigned | Authenticity::Unconvincing(_)) => {
+            Verdict::Unsure(Doubt::NotBelieved)
+        }
+        (500..=599, _) => Verdict::Unsure(Doubt::ServerError),
+        (400..=499, _) => match declined(answer.code.as_deref(), answer.sub_code) {
+            Some(declined) => Verdict::NotAccepted(declined),
+            None => Verdict::Unsure(Doubt::Unexpected),
+        },
+        _ => Verdict::Unsure(Doubt::Unexpected),
+    }
+}
+
+fn unusable(state: &CouponState) -> Verdict {
+    match state {
+        CouponState::Confirming => Verdict::Refused(Reason::NotConfirmed),
+        CouponState::Pending => Verdict::Refused(Reason::NotYetValid),
+        CouponState::Expired => Verdict::Refused(Reason::Expired),
+        CouponState::Deleted => Verdict::Refused(Reason::Deleted),
+        CouponState::Deactivated => Verdict::Refused(Reason::Deactivated),
+        CouponState::Effective | CouponState::Used | CouponState::Other(_) => {
+            Verdict::Unsure(Doubt::Contradicted)
+        }
+    }
+}
+
+fn standing(answer: &Answer, redemption: &Redemption) -> Standing {
+    let Redemption {
+        coupon_code,
+        out_request_no,
+        sequential_coupon_index,
+        ..
+    } = redemption;
+    answer.coupon.as_ref().map_or(Standing::Unclear, |coupon| {
+        coupon.standing(coupon_code, out_request_no, *sequential_coupon_index)
+    })
+}

@@ -1,0 +1,685 @@
+//! Reads a command: bytes to [`Redemption`], or to every fault in them at once.
+//!
+//! Two spellings are accepted. Flat: every field side by side. Nested, as the PHP SDK takes it: `openid` and
+//! `coupon_code`, and the rest under `json`. An unknown field is a fault, because a misspelt optional field must
+//! not vanish silently; so is a field given twice, because only one of its values could be obeyed.
+//!
+//! Field rules: the "use" page of the partner product-coupon API, and the types of [`crate::redemption`].
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+
+use crate::redemption::{
+    Appid, AssociatedOrder, BrandId, CouponCode, Mchid, MerchantOrder, Openid, OrderNo,
+    OrderNumbers, ProductCouponId, Redemption, RequestNo, SavedAmount, StockId, StoreId, Unfit,
+    UseTime,
+};
+
+/// The longest command, in bytes.
+pub const COMMAND_BYTES_MAX: usize = 64 * 1024;
+
+/// The most faults that are told of one command.
+pub const FAULTS_MAX: usize = 32;
+
+/// One thing that is wrong with a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// Where: a JSON pointer (RFC 6901) into the command; empty for the command as a whole.
+    pub pointer: String,
+    /// What is wrong and what is wanted. Never quotes a value.
+    pub problem: String,
+}
+
+/// A command that is not one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rejected {
+    /// Every fault, in the order of the rules; at most [`FAULTS_MAX`].
+    pub faults: Vec<Fault>,
+    /// The identifying fields that could be read all the same.
+    pub legible: Legible,
+}
+
+/// What could be read of a command that is not one: only values that keep their own rule.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Legible {
+    /// The user.
+    pub openid: Option<Openid>,
+    /// The coupon.
+    pub coupon_code: Option<CouponCode>,
+    /// The brand.
+    pub brand_id: Option<BrandId>,
+    /// The product coupon.
+    pub product_coupon_id: Option<ProductCouponId>,
+    /// The stock.
+    pub stock_id: Option<StockId>,
+    /// The app.
+    pub appid: Option<Appid>,
+    /// The request number.
+    pub out_request_no: Option<RequestNo>,
+}
+
+/// Reads a command.
+///
+/// # Errors
+/// [`Rejected`] with all faults together.
+pub fn decode(bytes: &[u8]) -> Result<Redemption, Rejected> {
+    let whole = |problem: String| Rejected {
+        faults: vec![Fault {
+            pointer: String::new(),
+            problem,
+        }],
+        legible: Legible::default(),
+    };
+    if bytes.is_empty() {
+        return Err(whole("is empty; send one JSON object".to_owned()));
+    }
+    if bytes.len() > COMMAND_BYTES_MAX {
+        let length = bytes.len();
+        return Err(whole(format!(
+            "has {length} bytes; at most {COMMAND_BYTES_MAX} are read"
+        )));
+    }
+    let text = std::str::from_utf8(bytes)
+        .map_err(|error| whole(format!("is not UTF-8 from byte {} on", error.valid_up_to())))?;
+    let node = serde_json::from_str::<Node>(text).map_err(|error| {
+        let (line, column) = (error.line(), error.column());
+        whole(format!(
+            "is not JSON: {} at line {line}, column {column}",
+            kind(&error)
+        ))
+    })?;
+    let Node::Object(members) = node else {
+        return Err(whole(format!("must be a JSON object, not {}", node.kind())));
+    };
+    read(members)
+}
+
+fn kind(error: &serde_json::Error) -> &'static str {
+    match error.classify() {
+        serde_json::error::Category::Eof => "it ends too early",
+        _ => "a character that cannot stand there, or too deep a nesting",
+    }
+}
+
+fn read(members: Vec<(String, Node)>) -> Result<Redemption, Rejected> {
+    let mut faults = Faults::default();
+    let mut outer = Fields::new("", members, &mut faults);
+    // The nested spelling moves everything but the two path parameters one level down.
+    let mut inner = outer.object("json", &mut faults);
+    let body = inner.as_mut();
+
+    let openid = outer.text("openid", Openid::parse, &mut faults);
+    let coupon_code = outer.text("coupon_code", CouponCode::parse, &mut faults);
+    let body = body.unwrap_or(&mut outer);
+    let brand_id = body.text("brand_id", BrandId::parse, &mut faults);
+    let product_coupon_id = body.text("product_coupon_id", ProductCouponId::parse, &mut faults);
+    let stock_id = body.text("stock_id", StockId::parse, &mut faults);
+    let appid = body.text("appid", Appid::parse, &mut faults);
+    let use_time = body.text("use_time", UseTime::parse, &mut faults);
+    let out_request_no = body.text("out_request_no", RequestNo::parse, &mut faults);
+    let order = order(body, &mut faults);
+    let store_id = body.optional_text("store_id", StoreId::parse, &mut faults);
+    let saved_amount = body.optional_number("saved_amount", SavedAmount::parse, &mut faults);
+    let sequential_coupon_index =
+        body.optional_number("sequential_coupon_index", round, &mut faults);
+    outer.finish(&mut faults);
+    if let Some(inner) = inner {
+        inner.finish(&mut faults);
+    }
+
+    let legible = |faults| Rejected {
+        faults,
+        legible: Legible {
+            openid: openid.clone(),
+            coupon_code: coupon_code.clone(),
+            brand_id: brand_id.clone(),
+            product_coupon_id: product_coupon_id.clone(),
+            stock_id: stock_id.clone(),
+            appid: appid.clone(),
+            out_request_no: out_request_no.clone(),
+        },
+    };
+    if !faults.0.is_empty() {
+        return Err(legible(faults.told()));
+    }
+    match (
+        openid,
+        coupon_code,
+        brand_id,
+        product_coupon_id,
+        stock_id,
+        appid,
+        use_time,
+        out_request_no,
+        order,
+    ) {
+        (
+            Some(openid),
+            Some(coupon_code),
+            Some(brand_id),
+            Some(product_coupon_id),
+            Some(stock_id),
+            Some(appid),
+            Some(use_time),
+            Some(out_request_no),
+            Some(order),
+        ) => Ok(Redemption {
+            openid,
+            coupon_code,
+            brand_id,
+            product_coupon_id,
+            stock_id,
+            appid,
+            use_time,
+            out_request_no,
+            order,
+            store_id,
+            saved_amount,
+            sequential_coupon_index,
+        }),
+        // Every `None` above has left a fault, so this arm only serves the compiler; it still loses nothing.
+        _ => Err(Rejected::default()),
+    }
+}
+
+fn round(index: u64) -> Result<u32, Unfit> {
+    u32::try_from(index)
+        .ok()
+        .filter(|index| *index < 1_000)
+        .ok_or_else(|| Unfit("must be 0 to 999, counted from 0".to_owned()))
+}
+
+const PAYMENT: &str = "associated_order_info";
+const PAY_SCORE: &str = "associated_pay_score_order_info";
+
+fn order(body: &mut Fields, faults: &mut Faults) -> Option<AssociatedOrder> {
+    let (payment, pay_score) = (body.has(PAYMENT), body.has(PAY_SCORE));
+    if payment == pay_score {
+        let found = if payment { "both are" } else { "neither is" };
+        let problem = format!("exactly one of {PAYMENT} and {PAY_SCORE} is wanted; {found} given");
+        faults.add(
+            body.pointer(if payment { PAY_SCORE } else { PAYMENT }),
+            problem,
+        );
+    }
+    let payment = body
+        .object(PAYMENT, faults)
+        .and_then(|order| numbers(order, "transaction_id", "out_trade_no", faults));
+    let pay_score = body
+        .object(PAY_SCORE, faults)
+        .and_then(|order| numbers(order, "order_id", "out_order_no", faults));
+    payment
+        .map(AssociatedOrder::Payment)
+        .or(pay_score.map(AssociatedOrder::PayScore))
+}
+
+fn numbers(
+    mut order: Fields,
+    ours: &str,
+    theirs: &str,
+    faults: &mut Faults,
+) -> Option<OrderNumbers> {
+    let before = faults.0.len();
+    let provider = order.optional_text(ours, OrderNo::parse, faults);
+    let merchant = order.optional_text(theirs, OrderNo::parse, faults);
+    let mchid = order.optional_text("mchid", Mchid::parse, faults);
+    let sub_mchid = order.optional_text("sub_mchid", Mchid::parse, faults);
+    let pointer = |field| order.pointer(field);
+    if faults.0.len() == before {
+        if provider.is_none() && merchant.is_none() {
+            let problem = format!("at least one of {ours} and {theirs} is wanted");
+            faults.add(order.path.clone(), problem);
+        }
+        if merchant.is_some() && mchid.is_none() {
+            faults.add(
+                pointer("mchid"),
+                format!("is wanted where {theirs} is given"),
+            );
+        }
+        if merchant.is_none() && mchid.is_some() {
+            faults.add(
+                pointer("mchid"),
+                format!("goes with {theirs}, which is not given"),
+            );
+        }
+        if merchant.is_none() && sub_mchid.is_some() {
+            faults.add(
+                pointer("sub_mchid"),
+                format!("goes with {theirs}, which is not given"),
+            );
+        }
+    }
+    order.finish(faults);
+    let merchant = merchant.zip(mchid).map(|(number, mchid)| MerchantOrder {
+        number,
+        mchid,
+        sub_mchid,
+    });
+    match (provider, merchant) {
+        (Some(provider), Some(merchant)) => Some(OrderNumbers::Both(provider, merchant)),
+        (Some(provider), None) => Some(OrderNumbers::Provider(provider)),
+        (None, Some(merchant)) => Some(OrderNumbers::Merchant(merchant)),
+        (None, None) => None,
+    }
+}
+
+#[derive(Default)]
+struct Faults(Vec<Fault>);
+
+impl Faults {
+    fn add(&mut self, pointer: String, problem: impl Into<String>) {
+        self.0.push(Fault {
+            pointer,
+            problem: problem.into(),
+        });
+    }
+
+    fn told(mut self) -> Vec<Fault> {
+        let more = self.0.len().saturating_sub(FAULTS_MAX);
+        if more > 0 {
+            self.0.truncate(FAULTS_MAX - 1);
+            self.add(String::new(), format!("has {} further faults", more + 1));
+        }
+        self.0
+    }
+}
+
+/// The members of one object, taken out one by one; what is left over is unknown.
+struct Fields {
+    path: String,
+    members: BTreeMap<String, Node>,
+}
+
+impl Fields {
+    fn new(path: &str, members: Vec<(String, Node)>, faults: &mut Faults) -> Self {
+        let mut fields = Self {
+            path: path.to_owned(),
+            members: BTreeMap::new(),
+        };
+        for (name, node) in members {
+            match fields.members.entry(name) {
+                Entry::Vacant(vacant) => {
+                    vacant.insert(node);
+                }
+                Entry::Occupied(occupied) => {
+                    let pointer = pointer(path, occupied.key());
+                    faults.add(pointer, "is given twice");
+                }
+            }
+        }
+        fields
+    }
+
+    fn pointer(&self, name: &str) -> String {
+        pointer(&self.path, name)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.members.contains_key(name)
+    }
+
+    fn take(&mut self, name: &str) -> Option<Node> {
+        self.members.remove(name)
+    }
+
+    fn object(&mut self, name: &str, faults: &mut Faults) -> Option<Fields> {
+        match self.take(name)? {
+            Node::Object(members) => Some(Fields::new(&self.pointer(name), members, faults)),
+            other => {
+                faults.add(
+                    self.pointer(name),
+                    format!("must be an object, not {}", other.kind()),
+                );
+                None
+            }
+        }
+    }
+
+    fn text<T>(
+        &mut self,
+        name: &str,
+        parse: impl Fn(&str) -> Result<T, Unfit>,
+        faults: &mut Faults,
+    ) -> Option<T> {
+        if !self.has(name) {
+            faults.add(self.pointer(name), "is missing");
+        }
+        self.optional_text(name, parse, faults)
+    }
+
+    fn optional_text<T>(
+        &mut self,
+        name: &str,
+        parse: impl Fn(&str) -> Result<T, Unfit>,
+        faults: &mut Faults,
+    ) -> Option<T> {
+        let read = match self.take(name)? {
+            Node::Text(text) => parse(&text),
+            Node::Null => Err(Unfit("must not be null; leave the field out".to_owned())),
+            other => Err(Unfit(format!("must be a string, not {}", other.kind()))),
+        };
+        read.map_err(|unfit| faults.add(self.pointer(name), unfit.0))
+            .ok()
+    }
+
+    fn optional_number<T>(
+        &mut self,
+        name: &str,
+        parse: impl Fn(u64) -> Result<T, Unfit>,
+        faults: &mut Faults,
+    ) -> Option<T> {
+        let read = match self.take(name)? {
+            Node::Natural(number) => parse(number),
+            Node::Null => Err(Unfit("must not be null; leave the field out".to_owned())),
+            other => Err(Unfit(format!(
+                "must be a whole number from 0, not {}",
+                other.kind()
+            ))),
+        };
+        read.map_err(|unfit| faults.add(self.pointer(name), unfit.0))
+            .ok()
+    }
+
+    fn finish(self, faults: &mut Faults) {
+        for name in self.members.keys() {
+            faults.add(self.pointer(name), "is not a field of this command");
+        }
+    }
+}
+
+/// The pointer to member `name` of the object at `path`. The name is the sender's: it is escaped and cut short.
+fn pointer(path: &str, name: &str) -> String {
+    let mut escaped = name.replace('~', "~0").replace('/', "~1");
+    if let Some((end, _)) = escaped.char_indices().nth(64) {
+        escaped.truncate(end);
+        escaped.push('…');
+    }
+    format!("{path}/{escaped}")
+}
+
+/// A JSON value that still knows when a member was given twice.
+enum Node {
+    Null,
+    Bool,
+    Natural(u64),
+    OtherNumber,
+    Text(String),
+    List,
+    Object(Vec<(String, Node)>),
+}
+
+impl Node {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Null => "null",
+            Self::Bool => "a boolean",
+            Self::Natural(_) => "a number",
+            Self::OtherNumber => "a negative or broken number",
+            Self::Text(_) => "a string",
+            Self::List => "an array",
+            Self::Object(_) => "an object",
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(NodeVisitor)
+    }
+}
+
+struct NodeVisitor;
+
+impl<'de> Visitor<'de> for NodeVisitor {
+    type Value = Node;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Node, E> {
+        Ok(Node::Null)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Node, E> {
+        Ok(Node::Bool)
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Node, E> {
+        Ok(Node::Natural(number))
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Node, E> {
+        Ok(Node::OtherNumber)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Node, E> {
+        Ok(Node::OtherNumber)
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Node, E> {
+        Ok(Node::Text(text.to_owned()))
+    }
+
+    fn visit_string<E>(self, text: String) -> Result<Node, E> {
+        Ok(Node::Text(text))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Node, A::Error> {
+        // No field is a list, so nothing of it is kept, but all of it must be JSON.
+        while list.next_element::<Node>()?.is_some() {}
+        Ok(Node::List)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node, A::Error> {
+        let mut members = Vec::new();
+        while let Some(member) = map.next_entry::<String, Node>()? {
+            members.push(member);
+        }
+        Ok(Node::Object(members))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The vendor's published example, word for word, in the spelling of the PHP SDK.
+    const NESTED: &str = r#"{
+        "openid": "oh-394z-6CGkNoJrsDLTTUKiAnp4",
+        "coupon_code": "123446565767",
+        "json": {
+            "brand_id": "120344",
+            "product_coupon_id": "1000000013",
+            "stock_id": "1000000013001",
+            "appid": "wx233544546545989",
+            "use_time": "2025-07-24T00:00+08:00",
+            "associated_order_info": {
+                "transaction_id": "4200000000123456789123456789",
+                "out_trade_no": "trade_no_20250724123456",
+                "mchid": "1234567890",
+                "sub_mchid": "1234567890"
+            },
+            "out_request_no": "34657_20250101_123456",
+            "sequential_coupon_index": 0
+        }
+    }"#;
+
+    const FLAT: &str = r#"{
+        "openid": "oh-394z-6CGkNoJrsDLTTUKiAnp4", "coupon_code": "123446565767", "brand_id": "120344",
+        "product_coupon_id": "1000000013", "stock_id": "1000000013001", "appid": "wx233544546545989",
+        "use_time": "2025-07-24T00:00:00+08:00", "out_request_no": "34657_20250101_123456",
+        "associated_order_info": {"transaction_id": "4200000000123456789123456789",
+            "out_trade_no": "trade_no_20250724123456", "mchid": "1234567890", "sub_mchid": "1234567890"},
+        "sequential_coupon_index": 0
+    }"#;
+
+    fn faults(text: &str) -> Vec<(String, String)> {
+        let rejected = decode(text.as_bytes()).expect_err(text);
+        rejected
+            .faults
+            .into_iter()
+            .map(|fault| (fault.pointer, fault.problem))
+            .collect()
+    }
+
+    fn pointers(text: &str) -> Vec<String> {
+        faults(text)
+            .into_iter()
+            .map(|(pointer, _)| pointer)
+            .collect()
+    }
+
+    fn altered(from: &str, to: &str) -> String {
+        assert!(FLAT.contains(from), "{from}");
+        FLAT.replace(from, to)
+    }
+
+    #[test]
+    fn both_spellings_are_one_redemption() {
+        let nested = decode(NESTED.as_bytes()).unwrap();
+        assert_eq!(nested, decode(FLAT.as_bytes()).unwrap());
+        assert_eq!(nested.use_time.as_str(), "2025-07-24T00:00:00+08:00");
+        assert_eq!(nested.sequential_coupon_index, Some(0));
+        assert!(matches!(
+            nested.order,
+            AssociatedOrder::Payment(OrderNumbers::Both(..))
+        ));
+    }
+
+    #[test]
+    fn optional_fields_are_read() {
+        let text = altered(
+            r#""sequential_coupon_index": 0"#,
+            r#""store_id": "S1", "saved_amount": 2000"#,
+        );
+        let redemption = decode(text.as_bytes()).unwrap();
+        assert_eq!(redemption.store_id.unwrap().as_str(), "S1");
+        assert_eq!(redemption.saved_amount.unwrap().fen(), 2000);
+        assert_eq!(redemption.sequential_coupon_index, None);
+    }
+
+    #[test]
+    fn what_is_no_json_object_is_one_fault_of_the_whole() {
+        for text in [
+            "", "nonsense", "[]", "null", "42", "\"x\"", "{", "{\"a\":}", "{} {}", "\u{0}",
+        ] {
+            assert_eq!(pointers(text), [""], "{text:?}");
+        }
+        assert_eq!(
+            decode(b"\xff\xfe{}").unwrap_err().faults[0].problem,
+            "is not UTF-8 from byte 0 on"
+        );
+        let long = vec![b' '; COMMAND_BYTES_MAX + 1];
+        assert!(
+            decode(&long).unwrap_err().faults[0]
+                .problem
+                .contains("65537 bytes")
+        );
+        let deep = "[".repeat(50_000);
+        assert_eq!(pointers(&deep), [""]);
+    }
+
+    #[test]
+    fn all_faults_are_told_together() {
+        let text = r#"{"openid": "../x", "coupon_code": 7, "brand_id": null, "stok_id": "1",
+            "associated_order_info": {"out_trade_no": "T1", "surprise": true}, "saved_amount": -5,
+            "use_time": "yesterday", "out_request_no": "a%2fb", "appid": "wx😀", "sequential_coupon_index": 1.5}"#;
+        assert_eq!(
+            pointers(text),
+            [
+                "/openid",
+                "/coupon_code",
+                "/brand_id",
+                "/product_coupon_id",
+                "/stock_id",
+                "/appid",
+                "/use_time",
+                "/out_request_no",
+                "/associated_order_info/mchid",
+                "/associated_order_info/surprise",
+                "/saved_amount",
+                "/sequential_coupon_index",
+                "/stok_id",
+            ]
+        );
+    }
+
+    #[test]
+    fn pointers_follow_the_spelling() {
+        let text = NESTED
+            .replace("\"120344\"", "null")
+            .replace("\"json\": {", "\"json\": {\"x/y~z\": 1,");
+        assert_eq!(pointers(&text), ["/json/brand_id", "/json/x~1y~0z"]);
+    }
+
+    #[test]
+    fn fields_beside_the_nested_body_are_unknown() {
+        let text = NESTED.replace("\"json\": {", "\"brand_id\": \"120344\", \"json\": {");
+        assert_eq!(pointers(&text), ["/brand_id"]);
+    }
+
+    #[test]
+    fn a_field_given_twice_is_a_fault() {
+        let text = altered("{\n", "{ \"out_request_no\": \"34657_20250101_999999\",\n");
+        assert_eq!(
+            faults(&text),
+            [("/out_request_no".to_owned(), "is given twice".to_owned())]
+        );
+    }
+
+    #[test]
+    fn exactly_one_order_is_wanted() {
+        let both = altered(
+            r#""sequential_coupon_index": 0"#,
+            r#""associated_pay_score_order_info": {"order_id": "1"}"#,
+        );
+        assert_eq!(pointers(&both), ["/associated_pay_score_order_info"]);
+        let neither = FLAT.replace("associated_order_info", "store_id");
+        assert_eq!(pointers(&neither), ["/associated_order_info", "/store_id"]);
+        let score = FLAT
+            .replace("associated_order_info", PAY_SCORE)
+            .replace("transaction_id", "order_id")
+            .replace("out_trade_no", "out_order_no");
+        let redemption = decode(score.as_bytes()).unwrap();
+        assert!(matches!(
+            redemption.order,
+            AssociatedOrder::PayScore(OrderNumbers::Both(..))
+        ));
+        let empty = r#"{"transaction_id": "4200000000123456789123456789",
+            "out_trade_no": "trade_no_20250724123456", "mchid": "1234567890", "sub_mchid": "1234567890"}"#;
+        assert_eq!(pointers(&altered(empty, "{}")), ["/associated_order_info"]);
+        assert_eq!(
+            pointers(&altered(
+                empty,
+                r#"{"transaction_id": "1", "mchid": "1", "sub_mchid": "2"}"#
+            )),
+            [
+                "/associated_order_info/mchid",
+                "/associated_order_info/sub_mchid"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_can_be_read_of_a_faulty_command_is_kept() {
+        let text = altered("\"120344\"", "\"no brand!\"");
+        let legible = decode(text.as_bytes()).unwrap_err().legible;
+        assert_eq!(legible.coupon_code.unwrap().as_str(), "123446565767");
+        assert_eq!(legible.brand_id, None);
+    }
+
+    #[test]
+    fn a_flood_of_faults_is_cut_short_and_counted() {
+        let members: Vec<_> = (0..500).map(|n| format!("\"x{n}\": 1")).collect();
+        let told = faults(&format!("{{{}}}", members.join(",")));
+        assert_eq!(told.len(), FAULTS_MAX);
+        assert!(
+            told[FAULTS_MAX - 1].1.starts_with("has 478 further faults"),
+            "{told:?}"
+        );
+    }
+}

@@ -1,0 +1,368 @@
+//! Writes the result event: a CloudEvent 1.0 in structured mode (`application/cloudevents+json`).
+//!
+//! AMQP 0-9-1 has no official CloudEvents binding, so the whole event is the body. Its `id` is a name-based UUID of
+//! the coupon code, the request number and the outcome: the same command with the same outcome always makes the
+//! same id, and a subscriber drops what it has seen.
+
+use std::borrow::Cow;
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use crate::attempt::{EstablishedBy, Evidence, Outcome, OutcomeKind};
+use crate::redemption::Redemption;
+use crate::verdict::Reason;
+use crate::wire::command::Rejected;
+
+/// `content_type` of a published event.
+pub const CONTENT_TYPE: &str = "application/cloudevents+json";
+
+/// The space of event ids. Changing it makes every subscriber see every event anew.
+const ID_SPACE: Uuid = Uuid::from_u128(0x6f1c_83f1_52a5_4d38_9a5e_0c5c_56b1_7d11);
+
+/// An event, ready to be published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// `id` of the CloudEvent and `message_id` of the AMQP message.
+    pub id: Uuid,
+    /// `redemption.<outcome>.<brand_id>`.
+    pub routing_key: String,
+    /// The outcome it tells of.
+    pub kind: OutcomeKind,
+    /// The CloudEvent as JSON.
+    pub body: Vec<u8>,
+}
+
+/// The CloudEvent around an outcome.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(title = "redemption result event")]
+pub struct CloudEvent<'a> {
+    /// Always `1.0`.
+    specversion: &'static str,
+    /// Name-based UUID of coupon code, request number and outcome: equal for repeats of one result.
+    #[schemars(with = "String")]
+    id: Uuid,
+    /// Who says so: the name of the service, a URI reference.
+    source: &'a str,
+    /// `redemption.<outcome>.v1`.
+    #[serde(rename = "type")]
+    kind: String,
+    /// The coupon code, where it could be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subject: Option<&'a str>,
+    /// When the outcome was established, RFC 3339.
+    #[schemars(with = "String")]
+    time: Timestamp,
+    /// Always `application/json`.
+    datacontenttype: &'static str,
+    /// W3C trace context of the command, continued.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    traceparent: Option<&'a str>,
+    /// What happened.
+    data: Data<'a>,
+}
+
+/// What happened to one command.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Data<'a> {
+    /// The user, as the command named it.
+    openid: Option<&'a str>,
+    /// The coupon, as the command named it.
+    coupon_code: Option<&'a str>,
+    /// The brand, as the command named it.
+    brand_id: Option<&'a str>,
+    /// The product coupon, as the command named it.
+    product_coupon_id: Option<&'a str>,
+    /// The stock, as the command named it.
+    stock_id: Option<&'a str>,
+    /// The app, as the command named it.
+    appid: Option<&'a str>,
+    /// The request number, as the command named it.
+    out_request_no: Option<&'a str>,
+    /// `redeemed`, `refused`, `invalid` or `unresolved`.
+    outcome: &'static str,
+    /// The coupon's state as WeChat Pay last authentically gave it; null where nothing authentic is known.
+    coupon_state: Option<&'a str>,
+    /// `answer`, `inquiry`, `validation` or `deadline`.
+    established_by: &'static str,
+    /// Calls made for this command, through every wait queue.
+    attempts: u32,
+    /// The coupon exactly as WeChat Pay sent it, signature verified; fields may appear at any time.
+    #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
+    coupon: Option<Cow<'a, RawValue>>,
+    /// Why the outcome is not `redeemed`; null where it is.
+    problem: Option<Problem<'a>>,
+    /// The last attempts, oldest first, at most 16.
+    evidence: Vec<Entry>,
+}
+
+/// Why an outcome is not `redeemed`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Problem<'a> {
+    /// One of a closed list.
+    reason: &'static str,
+    /// HTTP status of the provider's objection.
+    http_status: Option<u16>,
+    /// `code` of the provider's objection.
+    code: Option<&'a str>,
+    /// The number at the end of the provider's `Request-ID`.
+    sub_code: Option<u64>,
+    /// The provider's message, for people; never decide by it.
+    message: Option<&'a str>,
+    /// The provider's `Request-ID`, for its support.
+    request_id: Option<&'a str>,
+    /// What is wrong with an invalid command; empty for other outcomes.
+    faults: Vec<FaultEntry<'a>>,
+}
+
+/// One fault of an invalid command.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct FaultEntry<'a> {
+    /// A JSON pointer into the command; empty for the command as a whole.
+    pointer: &'a str,
+    /// What is wrong and what is wanted.
+    problem: &'a str,
+}
+
+/// One attempt, as events and wait-queue headers spell it.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// When the question was put, RFC 3339.
+    #[schemars(with = "String")]
+    at: Timestamp,
+    /// `redeem` or `inquire`.
+    question: String,
+    /// The host that was asked.
+    host: String,
+    /// HTTP status of the answer; null where none came.
+    status: Option<u16>,
+    /// `Request-ID` of the answer.
+    request_id: Option<String>,
+    /// The serial of the key that verified the answer; null where none did.
+    serial: Option<String>,
+    /// What the reply was judged to mean.
+    verdict: String,
+}
+
+impl From<&Evidence> for Entry {
+    fn from(evidence: &Evidence) -> Self {
+        let Evidence {
+            at,
+            question,
+            host,
+            status,
+            request_id,
+            serial,
+            verdict,
+        } = evidence.clone();
+        Self {
+            at,
+            question,
+            host,
+            status,
+            request_id,
+            serial,
+            verdict,
+        }
+    }
+}
+
+impl From<Entry> for Evidence {
+    fn from(entry: Entry) -> Self {
+        let Entry {
+            at,
+            question,
+            host,
+            status,
+            request_id,
+            serial,
+            verdict,
+        } = entry;
+        Self {
+            at,
+            question,
+            host,
+            status,
+            request_id,
+            serial,
+            verdict,
+        }
+    }
+}
+
+/// What an event tells beside the command and its outcome.
+#[derive(Debug, Clone, Copy)]
+pub struct Telling<'a> {
+    /// The name of the service: `source` of the event.
+    pub source: &'a str,
+    /// When the outcome was established.
+    pub at: Timestamp,
+    /// Trace context to continue.
+    pub traceparent: Option<&'a str>,
+    /// Calls made.
+    pub attempts: u32,
+    /// The attempts that are remembered, oldest first.
+    pub evidence: &'a [Evidence],
+}
+
+/// Tells the `outcome` of a valid command.
+pub fn tell(redemption: &Redemption, outcome: &Outcome, telling: Telling<'_>) -> Event {
+    let coupon = outcome.coupon();
+    let objection = outcome.objection();
+    let problem = outcome.reason().map(|reason| Problem {
+        reason: reason.as_str(),
+        http_status: objection.map(|objection| objection.http_status),
+        code: objection.and_then(|objection| objection.code.as_deref()),
+        sub_code: objection.and_then(|objection| objection.sub_code),
+        message: objection.and_then(|objection| objection.message.as_deref()),
+        request_id: objection.and_then(|objection| objection.request_id.as_deref()),
+        faults: Vec::new(),
+    });
+    let code = redemption.coupon_code.as_str();
+    let number = redemption.out_request_no.as_str();
+    let kind = outcome.kind();
+    let data = Data {
+        openid: Some(redemption.openid.as_str()),
+        coupon_code: Some(code),
+        brand_id: Some(redemption.brand_id.as_str()),
+        product_coupon_id: Some(redemption.product_coupon_id.as_str()),
+        stock_id: Some(redemption.stock_id.as_str()),
+        appid: Some(redemption.appid.as_str()),
+        out_request_no: Some(number),
+        outcome: kind.as_str(),
+        coupon_state: coupon.map(|coupon| coupon.state.as_str()),
+        established_by: outcome.established_by().as_str(),
+        attempts: telling.attempts,
+        coupon: coupon.and_then(|coupon| raw(&coupon.entity)),
+        problem,
+        evidence: telling.evidence.iter().map(Entry::from).collect(),
+    };
+    let id = id(&["command", code, number, kind.as_str()]);
+    write(id, kind, data, telling)
+}
+
+/// Tells of bytes that are not a command. `digest` is the SHA-256 of the bytes in hex: it stands for the identity
+/// that cannot be read.
+pub fn tell_invalid(rejected: &Rejected, digest: &str, telling: Telling<'_>) -> Event {
+    let legible = &rejected.legible;
+    let faults = rejected.faults.iter().map(|fault| FaultEntry {
+        pointer: &fault.pointer,
+        problem: &fault.problem,
+    });
+    tell_unread(
+        legible,
+        OutcomeKind::Invalid,
+        Reason::InvalidCommand,
+        EstablishedBy::Validation,
+        faults.collect(),
+        digest,
+        telling,
+    )
+}
+
+/// Tells of a wait-queue copy that came back damaged: what was asked before is not known.
+pub fn tell_damaged(
+    redemption: &Redemption,
+    damage: &str,
+    digest: &str,
+    telling: Telling<'_>,
+) -> Event {
+    let legible = crate::wire::command::Legible {
+        openid: Some(redemption.openid.clone()),
+        coupon_code: Some(redemption.coupon_code.clone()),
+        brand_id: Some(redemption.brand_id.clone()),
+        product_coupon_id: Some(redemption.product_coupon_id.clone()),
+        stock_id: Some(redemption.stock_id.clone()),
+        appid: Some(redemption.appid.clone()),
+        out_request_no: Some(redemption.out_request_no.clone()),
+    };
+    tell_unread(
+        &legible,
+        OutcomeKind::Unresolved,
+        Reason::DamagedCopy,
+        EstablishedBy::Validation,
+        vec![FaultEntry {
+            pointer: "",
+            problem: damage,
+        }],
+        digest,
+        telling,
+    )
+}
+
+fn tell_unread(
+    legible: &crate::wire::command::Legible,
+    kind: OutcomeKind,
+    reason: Reason,
+    by: EstablishedBy,
+    faults: Vec<FaultEntry<'_>>,
+    digest: &str,
+    telling: Telling<'_>,
+) -> Event {
+    let problem = Problem {
+        reason: reason.as_str(),
+        http_status: None,
+        code: None,
+        sub_code: None,
+        message: None,
+        request_id: None,
+        faults,
+    };
+    let data = Data {
+        openid: legible.openid.as_ref().map(|it| it.as_str()),
+        coupon_code: legible.coupon_code.as_ref().map(|it| it.as_str()),
+        brand_id: legible.brand_id.as_ref().map(|it| it.as_str()),
+        product_coupon_id: legible.product_coupon_id.as_ref().map(|it| it.as_str()),
+        stock_id: legible.stock_id.as_ref().map(|it| it.as_str()),
+        appid: legible.appid.as_ref().map(|it| it.as_str()),
+        out_request_no: legible.out_request_no.as_ref().map(|it| it.as_str()),
+        outcome: kind.as_str(),
+        coupon_state: None,
+        established_by: by.as_str(),
+        attempts: telling.attempts,
+        coupon: None,
+        problem: Some(problem),
+        evidence: telling.evidence.iter().map(Entry::from).collect(),
+    };
+    write(id(&["bytes", digest, kind.as_str()]), kind, data, telling)
+}
+
+fn write(id: Uuid, kind: OutcomeKind, data: Data<'_>, telling: Telling<'_>) -> Event {
+    let word = kind.as_str();
+    // The alphabet of a brand has no dot, so it is always one word of the routing key.
+    let routing_key = format!("redemption.{word}.{}", data.brand_id.unwrap_or("unknown"));
+    let event = CloudEvent {
+        specversion: "1.0",
+        id,
+        source: telling.source,
+        kind: format!("redemption.{word}.v1"),
+        subject: data.coupon_code,
+        time: telling.at,
+        datacontenttype: "application/json",
+        traceparent: telling.traceparent,
+        data,
+    };
+    let body = serde_json::to_vec(&event)
+        .expect("an event has string keys only and writes to memory, so it cannot fail");
+    Event {
+        id,
+        routing_key,
+        kind,
+        body,
+    }
+}
+
+fn id(parts: &[&str]) -> Uuid {
+    // A line feed stands in no part, so different parts never make the same name.
+    Uuid::new_v5(&ID_SPACE, parts.join("\n").as_bytes())
+}
+
+fn raw(entity: &str) -> Option<Cow<'_, RawValue>> {
+    serde_json::from_str::<&RawValue>(entity)
+        .ok()
+        .map(Cow::Borrowed)
+}
