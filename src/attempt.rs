@@ -34,9 +34,7 @@ impl Default for Limits {
             backoff: Backoff::default(),
             in_process_max: Duration::from_secs(8),
             settling: Duration::from_secs(2),
-            tiers: [10, 60, 300, 1_800, 7_200]
-                .map(Duration::from_secs)
-                .to_vec(),
+            tiers: [10, 60, 300, 1_800, 7_200].map(Duration::from_secs).to_vec(),
             attempts_max: 1_000,
         }
     }
@@ -72,14 +70,8 @@ impl Belief {
         match self {
             Self::Clear => "clear".to_owned(),
             Self::Unsure { .. } => "unsure".to_owned(),
-            Self::Objected {
-                reason,
-                stands: true,
-            } => format!("objected {}", reason.as_str()),
-            Self::Objected {
-                reason,
-                stands: false,
-            } => format!("objected-unsigned {}", reason.as_str()),
+            Self::Objected { reason, stands: true } => format!("objected {}", reason.as_str()),
+            Self::Objected { reason, stands: false } => format!("objected-unsigned {}", reason.as_str()),
             Self::Doubted(reason) => format!("doubted {}", reason.as_str()),
         }
     }
@@ -93,14 +85,8 @@ impl Belief {
         match (kind, reason) {
             ("clear", None) => Some(Self::Clear),
             ("unsure", None) => Some(Self::Unsure { negatives: 0 }),
-            ("objected", Some(reason)) => Some(Self::Objected {
-                reason,
-                stands: true,
-            }),
-            ("objected-unsigned", Some(reason)) => Some(Self::Objected {
-                reason,
-                stands: false,
-            }),
+            ("objected", Some(reason)) => Some(Self::Objected { reason, stands: true }),
+            ("objected-unsigned", Some(reason)) => Some(Self::Objected { reason, stands: false }),
             ("doubted", Some(reason)) => Some(Self::Doubted(reason)),
             _ => None,
         }
@@ -184,12 +170,7 @@ pub enum OutcomeKind {
 
 impl OutcomeKind {
     /// Every kind, for metrics, schemas and tables.
-    pub const ALL: [Self; 4] = [
-        Self::Redeemed,
-        Self::Refused,
-        Self::Invalid,
-        Self::Unresolved,
-    ];
+    pub const ALL: [Self; 4] = [Self::Redeemed, Self::Refused, Self::Invalid, Self::Unresolved];
 
     /// The word in events, routing keys, logs and labels.
     pub fn as_str(self) -> &'static str {
@@ -243,9 +224,7 @@ impl Outcome {
     /// The provider's own words, where it gave any.
     pub fn objection(&self) -> Option<&Objection> {
         match self {
-            Self::Refused { objection, .. } | Self::Unresolved { objection, .. } => {
-                objection.as_ref()
-            }
+            Self::Refused { objection, .. } | Self::Unresolved { objection, .. } => objection.as_ref(),
             Self::Redeemed { .. } | Self::Invalid => None,
         }
     }
@@ -266,12 +245,7 @@ pub enum EstablishedBy {
 
 impl EstablishedBy {
     /// Every way, for schemas.
-    pub const ALL: [Self; 4] = [
-        Self::Answer,
-        Self::Inquiry,
-        Self::Validation,
-        Self::Deadline,
-    ];
+    pub const ALL: [Self; 4] = [Self::Answer, Self::Inquiry, Self::Validation, Self::Deadline];
 
     /// The word in events and logs.
     pub fn as_str(self) -> &'static str {
@@ -369,11 +343,7 @@ pub struct Progress {
 impl Progress {
     /// A command seen for the first time. One that the broker delivers again may have been sent before a crash.
     pub fn new(first_seen: Timestamp, deadline: Timestamp, redelivered: bool) -> Self {
-        let belief = if redelivered {
-            Belief::Unsure { negatives: 0 }
-        } else {
-            Belief::Clear
-        };
+        let belief = if redelivered { Belief::Unsure { negatives: 0 } } else { Belief::Clear };
         Self::resumed(0, 0, belief, first_seen, deadline, None)
     }
 
@@ -456,9 +426,7 @@ impl Progress {
             (Verdict::Redeemed, Some(coupon)) => Step::Finish(Outcome::Redeemed { by, coupon }),
             // A success is only ever judged from a described coupon; without one there is nothing to tell.
             (Verdict::Redeemed, None) => self.unsure(limits, now),
-            (Verdict::Refused(reason), _) if by == EstablishedBy::Inquiry => {
-                self.refuse(reason, by)
-            }
+            (Verdict::Refused(reason), _) if by == EstablishedBy::Inquiry => self.refuse(reason, by),
             (Verdict::Refused(reason), _) if self.may_have_executed() => {
                 self.object(reason, true, limits, now)
             }
@@ -477,13 +445,9 @@ impl Progress {
                 Step::Halt(fault)
             }
             (Verdict::Unsure(_), _) if question == Question::Redeem => self.unsure(limits, now),
-            (
-                Verdict::NotAccepted(_)
-                | Verdict::NotSent
-                | Verdict::Unsure(_)
-                | Verdict::NotAuthorised,
-                _,
-            ) => self.again(limits, now, chance),
+            (Verdict::NotAccepted(_) | Verdict::NotSent | Verdict::Unsure(_) | Verdict::NotAuthorised, _) => {
+                self.again(limits, now, chance)
+            }
         }
     }
 
@@ -508,25 +472,16 @@ impl Progress {
 
     fn object(&mut self, reason: Reason, signed: bool, limits: &Limits, now: Timestamp) -> Step {
         let second = matches!(self.belief, Belief::Doubted(_));
-        self.belief = Belief::Objected {
-            reason,
-            stands: signed || second,
-        };
+        self.belief = Belief::Objected { reason, stands: signed || second };
         self.failures = 0;
-        let settling = if signed {
-            Duration::ZERO
-        } else {
-            limits.settling
-        };
+        let settling = if signed { Duration::ZERO } else { limits.settling };
         self.ask_after(settling, limits, now)
     }
 
     fn not_executed(&mut self, limits: &Limits, now: Timestamp, chance: f64) -> Step {
         match self.belief {
             Belief::Unsure { negatives } if negatives + 1 < NEGATIVES_WANTED => {
-                self.belief = Belief::Unsure {
-                    negatives: negatives + 1,
-                };
+                self.belief = Belief::Unsure { negatives: negatives + 1 };
                 self.ask_after(limits.settling, limits, now)
             }
             Belief::Unsure { .. } => {
@@ -534,14 +489,8 @@ impl Progress {
                 self.failures = 0;
                 self.ask_after(Duration::ZERO, limits, now)
             }
-            Belief::Objected {
-                reason,
-                stands: true,
-            } => self.refuse(reason, EstablishedBy::Inquiry),
-            Belief::Objected {
-                reason,
-                stands: false,
-            } => {
+            Belief::Objected { reason, stands: true } => self.refuse(reason, EstablishedBy::Inquiry),
+            Belief::Objected { reason, stands: false } => {
                 self.belief = Belief::Doubted(reason);
                 self.again(limits, now, chance)
             }
@@ -565,10 +514,7 @@ impl Progress {
         let exhausted = self.attempts >= limits.attempts_max;
         if exhausted || left <= SignedDuration::ZERO {
             self.last = true;
-            return Step::Ask {
-                after: Duration::ZERO,
-                question: Question::Inquire,
-            };
+            return Step::Ask { after: Duration::ZERO, question: Question::Inquire };
         }
         let wait = wait.min(left.unsigned_abs());
         let waited = self.waited.saturating_add(wait);
@@ -578,10 +524,7 @@ impl Progress {
             return Step::Defer { tier };
         }
         self.waited = waited;
-        Step::Ask {
-            after: wait,
-            question: self.belief.question(),
-        }
+        Step::Ask { after: wait, question: self.belief.question() }
     }
 
     /// The wait queue that comes next: one further each time, but none that would outlast the deadline.
@@ -592,9 +535,9 @@ impl Progress {
         let left = self.deadline.duration_since(now);
         let last = limits.tiers.len().checked_sub(1)?;
         let next = (self.tiers_passed as usize).min(last);
-        (0..=next).rev().find(|tier| {
-            SignedDuration::try_from(limits.tiers[*tier]).is_ok_and(|tier| tier <= left)
-        })
+        (0..=next)
+            .rev()
+            .find(|tier| SignedDuration::try_from(limits.tiers[*tier]).is_ok_and(|tier| tier <= left))
     }
 
     /// The last inquiry has been put and did not settle the matter.

@@ -58,12 +58,7 @@ impl Backoff {
         if longest < initial {
             return Err(NotASchedule::Longest);
         }
-        Ok(Self {
-            initial,
-            multiplier,
-            jitter,
-            longest,
-        })
+        Ok(Self { initial, multiplier, jitter, longest })
     }
 
     /// The wait after the `nth` failure in a row, counted from 0. `chance` is between 0 and 1.
@@ -76,10 +71,7 @@ impl Backoff {
             .with_max_elapsed_time(None)
             .build();
         // The schedule reaches its longest wait long before the 64th failure; the bound keeps a forged count cheap.
-        let base = (0..=nth.min(64))
-            .filter_map(|_| schedule.next_backoff())
-            .last()
-            .unwrap_or(self.longest);
+        let base = (0..=nth.min(64)).filter_map(|_| schedule.next_backoff()).last().unwrap_or(self.longest);
         base.mul_f64(1.0 - self.jitter + 2.0 * self.jitter * chance.clamp(0.0, 1.0))
     }
 }
@@ -104,35 +96,19 @@ mod tests {
 
     #[test]
     fn without_luck_either_way_the_waits_are_one_two_and_four_seconds() {
-        let waits: Vec<_> = (0..3)
-            .map(|nth| Backoff::default().wait(nth, 0.5))
-            .collect();
+        let waits: Vec<_> = (0..3).map(|nth| Backoff::default().wait(nth, 0.5)).collect();
         assert_eq!(waits, [1, 2, 4].map(Duration::from_secs));
     }
 
     #[test]
     fn nonsense_is_refused() {
         let second = Duration::from_secs(1);
-        let make = |initial, multiplier, jitter, longest| {
-            Backoff::new(initial, multiplier, jitter, longest)
-        };
-        assert_eq!(
-            make(Duration::ZERO, 2.0, 0.1, second),
-            Err(NotASchedule::NoWait)
-        );
-        assert_eq!(
-            make(second, 0.5, 0.1, second),
-            Err(NotASchedule::Multiplier(0.5))
-        );
+        let make = |initial, multiplier, jitter, longest| Backoff::new(initial, multiplier, jitter, longest);
+        assert_eq!(make(Duration::ZERO, 2.0, 0.1, second), Err(NotASchedule::NoWait));
+        assert_eq!(make(second, 0.5, 0.1, second), Err(NotASchedule::Multiplier(0.5)));
         assert!(make(second, f64::NAN, 0.1, second).is_err());
-        assert_eq!(
-            make(second, 2.0, 1.5, second),
-            Err(NotASchedule::Jitter(1.5))
-        );
-        assert_eq!(
-            make(second, 2.0, 0.1, second / 2),
-            Err(NotASchedule::Longest)
-        );
+        assert_eq!(make(second, 2.0, 1.5, second), Err(NotASchedule::Jitter(1.5)));
+        assert_eq!(make(second, 2.0, 0.1, second / 2), Err(NotASchedule::Longest));
     }
 
     proptest! {

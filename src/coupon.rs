@@ -151,10 +151,7 @@ impl Coupon {
         }
         let meant = match index {
             Some(index) => rounds.get(index as usize),
-            None => rounds
-                .iter()
-                .find(|round| round.state != CouponState::Used)
-                .or_else(|| rounds.last()),
+            None => rounds.iter().find(|round| round.state != CouponState::Used).or_else(|| rounds.last()),
         };
         match meant {
             Some(round) => stand(&round.state, &round.trace, number),
@@ -196,26 +193,15 @@ mod tests {
     }
 
     fn coupon(state: &str, usage: Usage) -> Coupon {
-        Coupon {
-            code: "C1".into(),
-            state: CouponState::from_wire(state),
-            usage,
-            entity: "{}".into(),
-        }
+        Coupon { code: "C1".into(), state: CouponState::from_wire(state), usage, entity: "{}".into() }
     }
 
     fn trace(used: Option<&str>, returned: Option<&str>) -> Trace {
-        Trace {
-            use_request_no: used.map(Into::into),
-            return_request_no: returned.map(Into::into),
-        }
+        Trace { use_request_no: used.map(Into::into), return_request_no: returned.map(Into::into) }
     }
 
     fn round(state: &str, used: Option<&str>) -> Round {
-        Round {
-            state: CouponState::from_wire(state),
-            trace: trace(used, None),
-        }
+        Round { state: CouponState::from_wire(state), trace: trace(used, None) }
     }
 
     fn code() -> CouponCode {
@@ -235,10 +221,7 @@ mod tests {
         assert_eq!(standing("USED", None, None), Standing::Unnamed);
         assert_eq!(standing("EFFECTIVE", None, None), Standing::Usable);
         assert_eq!(standing("EFFECTIVE", None, Some("R1")), Standing::Returned);
-        assert_eq!(
-            standing("EFFECTIVE", Some(OURS), Some("R1")),
-            Standing::Returned
-        );
+        assert_eq!(standing("EFFECTIVE", Some(OURS), Some("R1")), Standing::Returned);
         assert_eq!(standing("EFFECTIVE", Some(OURS), None), Standing::Unclear);
         for state in ["CONFIRMING", "PENDING", "EXPIRED", "DELETED", "DEACTIVATED"] {
             assert_eq!(standing(state, None, None), gone(state));
@@ -256,11 +239,8 @@ mod tests {
 
     #[test]
     fn a_sequential_coupon_stands_by_the_round_that_was_meant() {
-        let rounds = vec![
-            round("USED", Some("OTHER_1")),
-            round("USED", Some(OURS)),
-            round("EFFECTIVE", None),
-        ];
+        let rounds =
+            vec![round("USED", Some("OTHER_1")), round("USED", Some(OURS)), round("EFFECTIVE", None)];
         let at = |rounds: &[Round], index| {
             coupon("EFFECTIVE", Usage::Rounds(rounds.to_vec())).standing(&code(), &number(), index)
         };

@@ -165,11 +165,7 @@ const ORDER: Alphabet = Alphabet {
     words: "digits, letters, '_', '-', '|' and '*'",
     has: |byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'|' | b'*'),
 };
-const DIGITS: Alphabet = Alphabet {
-    class: "[0-9]",
-    words: "digits",
-    has: |byte| byte.is_ascii_digit(),
-};
+const DIGITS: Alphabet = Alphabet { class: "[0-9]", words: "digits", has: |byte| byte.is_ascii_digit() };
 
 fn fit(text: &str, min: usize, max: usize, alphabet: &Alphabet) -> Result<(), Unfit> {
     let known = text.bytes().all(alphabet.has);
@@ -191,8 +187,7 @@ impl UseTime {
     /// # Errors
     /// [`Unfit`] where the shape or the calendar is wrong.
     pub fn parse(text: &str) -> Result<Self, Unfit> {
-        let unfit =
-            || Unfit("must be an RFC 3339 time such as 2025-07-24T00:00:00+08:00".to_owned());
+        let unfit = || Unfit("must be an RFC 3339 time such as 2025-07-24T00:00:00+08:00".to_owned());
         let completed = complete_seconds(text).ok_or_else(unfit)?;
         completed.parse::<jiff::Timestamp>().map_err(|_| unfit())?;
         Ok(Self(completed.into()))
@@ -234,13 +229,10 @@ fn complete_seconds(text: &str) -> Option<String> {
 /// Whether `text` has the shape of `pattern`, in which `d` stands for a digit.
 fn shaped(text: &str, pattern: &str) -> bool {
     text.len() == pattern.len()
-        && text
-            .bytes()
-            .zip(pattern.bytes())
-            .all(|(byte, wanted)| match wanted {
-                b'd' => byte.is_ascii_digit(),
-                _ => byte == wanted,
-            })
+        && text.bytes().zip(pattern.bytes()).all(|(byte, wanted)| match wanted {
+            b'd' => byte.is_ascii_digit(),
+            _ => byte == wanted,
+        })
 }
 
 /// What the user saved, in fen. Never negative.
@@ -280,19 +272,7 @@ mod tests {
         assert!(Mchid::parse("1900000109").is_ok());
         assert!(Mchid::parse("19a").is_err());
         assert!(OrderNo::parse("a|b*c-d_e").is_ok());
-        for hostile in [
-            "",
-            "..",
-            "../x",
-            "a%2fb",
-            "a/b",
-            "a b",
-            "a\u{1F600}",
-            "a\0",
-            "a\n",
-            "a?b",
-            "中",
-        ] {
+        for hostile in ["", "..", "../x", "a%2fb", "a/b", "a b", "a\u{1F600}", "a\0", "a\n", "a?b", "中"] {
             assert!(CouponCode::parse(hostile).is_err(), "{hostile:?}");
             assert!(Openid::parse(hostile).is_err(), "{hostile:?}");
         }
@@ -300,15 +280,11 @@ mod tests {
 
     #[test]
     fn a_use_time_without_seconds_is_completed_and_no_other_is_changed() {
-        let check =
-            |text: &str, sent: &str| assert_eq!(UseTime::parse(text).unwrap().as_str(), sent);
+        let check = |text: &str, sent: &str| assert_eq!(UseTime::parse(text).unwrap().as_str(), sent);
         check("2025-07-24T00:00+08:00", "2025-07-24T00:00:00+08:00");
         check("2025-07-24T00:00Z", "2025-07-24T00:00:00Z");
         check("2025-07-24T01:02:03+08:00", "2025-07-24T01:02:03+08:00");
-        check(
-            "2025-07-24T01:02:03.120-03:30",
-            "2025-07-24T01:02:03.120-03:30",
-        );
+        check("2025-07-24T01:02:03.120-03:30", "2025-07-24T01:02:03.120-03:30");
     }
 
     #[test]

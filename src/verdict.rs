@@ -105,12 +105,7 @@ pub enum Flaw {
 
 impl Flaw {
     /// Every flaw, for metrics and tables.
-    pub const ALL: [Self; 4] = [
-        Self::Malformed,
-        Self::UnknownSerial,
-        Self::Stale,
-        Self::Mismatch,
-    ];
+    pub const ALL: [Self; 4] = [Self::Malformed, Self::UnknownSerial, Self::Stale, Self::Mismatch];
 
     /// The word in logs and labels.
     pub fn as_str(self) -> &'static str {
@@ -351,9 +346,7 @@ pub fn judge(question: Question, reply: &Reply, redemption: &Redemption) -> Verd
 
 fn judge_redeem(answer: &Answer, redemption: &Redemption) -> Verdict {
     match answer.status {
-        200..=299 if answer.authenticity != Authenticity::Verified => {
-            Verdict::Unsure(Doubt::NotBelieved)
-        }
+        200..=299 if answer.authenticity != Authenticity::Verified => Verdict::Unsure(Doubt::NotBelieved),
         200 => match standing(answer, redemption) {
             // USED without a number contradicts nothing: the number is shown "where present".
             Standing::Ours | Standing::Unnamed => Verdict::Redeemed,
@@ -380,10 +373,7 @@ fn judge_objection(answer: &Answer) -> Verdict {
         (403, Some("NO_AUTH" | "NOAUTH")) => Verdict::NotAuthorised,
         (403, _) if answer.sub_code == Some(268_579_803) => Verdict::NotAuthorised,
         (400, Some("PARAM_ERROR")) if signed => Verdict::Refused(Reason::InvalidParameter),
-        (status, code) => Verdict::Objected {
-            reason: objection(status, code, answer.sub_code),
-            signed,
-        },
+        (status, code) => Verdict::Objected { reason: objection(status, code, answer.sub_code), signed },
     }
 }
 
@@ -472,12 +462,7 @@ fn unusable(state: &CouponState) -> Verdict {
 }
 
 fn standing(answer: &Answer, redemption: &Redemption) -> Standing {
-    let Redemption {
-        coupon_code,
-        out_request_no,
-        sequential_coupon_index,
-        ..
-    } = redemption;
+    let Redemption { coupon_code, out_request_no, sequential_coupon_index, .. } = redemption;
     answer.coupon.as_ref().map_or(Standing::Unclear, |coupon| {
         coupon.standing(coupon_code, out_request_no, *sequential_coupon_index)
     })

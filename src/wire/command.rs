@@ -13,9 +13,8 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::redemption::{
-    Appid, AssociatedOrder, BrandId, CouponCode, Mchid, MerchantOrder, Openid, OrderNo,
-    OrderNumbers, ProductCouponId, Redemption, RequestNo, SavedAmount, StockId, StoreId, Unfit,
-    UseTime,
+    Appid, AssociatedOrder, BrandId, CouponCode, Mchid, MerchantOrder, Openid, OrderNo, OrderNumbers,
+    ProductCouponId, Redemption, RequestNo, SavedAmount, StockId, StoreId, Unfit, UseTime,
 };
 
 /// The longest command, in bytes.
@@ -65,31 +64,23 @@ pub struct Legible {
 ///
 /// # Errors
 /// [`Rejected`] with all faults together.
-pub fn decode(bytes: &[u8]) -> Result<Redemption, Rejected> {
-    let whole = |problem: String| Rejected {
-        faults: vec![Fault {
-            pointer: String::new(),
-            problem,
-        }],
-        legible: Legible::default(),
+pub fn decode(bytes: &[u8]) -> Result<Redemption, Box<Rejected>> {
+    let whole = |problem: String| {
+        let faults = vec![Fault { pointer: String::new(), problem }];
+        Box::new(Rejected { faults, legible: Legible::default() })
     };
     if bytes.is_empty() {
         return Err(whole("is empty; send one JSON object".to_owned()));
     }
     if bytes.len() > COMMAND_BYTES_MAX {
         let length = bytes.len();
-        return Err(whole(format!(
-            "has {length} bytes; at most {COMMAND_BYTES_MAX} are read"
-        )));
+        return Err(whole(format!("has {length} bytes; at most {COMMAND_BYTES_MAX} are read")));
     }
     let text = std::str::from_utf8(bytes)
         .map_err(|error| whole(format!("is not UTF-8 from byte {} on", error.valid_up_to())))?;
     let node = serde_json::from_str::<Node>(text).map_err(|error| {
         let (line, column) = (error.line(), error.column());
-        whole(format!(
-            "is not JSON: {} at line {line}, column {column}",
-            kind(&error)
-        ))
+        whole(format!("is not JSON: {} at line {line}, column {column}", kind(&error)))
     })?;
     let Node::Object(members) = node else {
         return Err(whole(format!("must be a JSON object, not {}", node.kind())));
@@ -104,7 +95,7 @@ fn kind(error: &serde_json::Error) -> &'static str {
     }
 }
 
-fn read(members: Vec<(String, Node)>) -> Result<Redemption, Rejected> {
+fn read(members: Vec<(String, Node)>) -> Result<Redemption, Box<Rejected>> {
     let mut faults = Faults::default();
     let mut outer = Fields::new("", members, &mut faults);
     // The nested spelling moves everything but the two path parameters one level down.
@@ -123,8 +114,7 @@ fn read(members: Vec<(String, Node)>) -> Result<Redemption, Rejected> {
     let order = order(body, &mut faults);
     let store_id = body.optional_text("store_id", StoreId::parse, &mut faults);
     let saved_amount = body.optional_number("saved_amount", SavedAmount::parse, &mut faults);
-    let sequential_coupon_index =
-        body.optional_number("sequential_coupon_index", round, &mut faults);
+    let sequential_coupon_index = body.optional_number("sequential_coupon_index", round, &mut faults);
     outer.finish(&mut faults);
     if let Some(inner) = inner {
         inner.finish(&mut faults);
@@ -143,19 +133,10 @@ fn read(members: Vec<(String, Node)>) -> Result<Redemption, Rejected> {
         },
     };
     if !faults.0.is_empty() {
-        return Err(legible(faults.told()));
+        return Err(Box::new(legible(faults.told())));
     }
-    match (
-        openid,
-        coupon_code,
-        brand_id,
-        product_coupon_id,
-        stock_id,
-        appid,
-        use_time,
-        out_request_no,
-        order,
-    ) {
+    match (openid, coupon_code, brand_id, product_coupon_id, stock_id, appid, use_time, out_request_no, order)
+    {
         (
             Some(openid),
             Some(coupon_code),
@@ -181,7 +162,7 @@ fn read(members: Vec<(String, Node)>) -> Result<Redemption, Rejected> {
             sequential_coupon_index,
         }),
         // Every `None` above has left a fault, so this arm only serves the compiler; it still loses nothing.
-        _ => Err(Rejected::default()),
+        _ => Err(Box::default()),
     }
 }
 
@@ -200,28 +181,17 @@ fn order(body: &mut Fields, faults: &mut Faults) -> Option<AssociatedOrder> {
     if payment == pay_score {
         let found = if payment { "both are" } else { "neither is" };
         let problem = format!("exactly one of {PAYMENT} and {PAY_SCORE} is wanted; {found} given");
-        faults.add(
-            body.pointer(if payment { PAY_SCORE } else { PAYMENT }),
-            problem,
-        );
+        faults.add(body.pointer(if payment { PAY_SCORE } else { PAYMENT }), problem);
     }
     let payment = body
         .object(PAYMENT, faults)
         .and_then(|order| numbers(order, "transaction_id", "out_trade_no", faults));
-    let pay_score = body
-        .object(PAY_SCORE, faults)
-        .and_then(|order| numbers(order, "order_id", "out_order_no", faults));
-    payment
-        .map(AssociatedOrder::Payment)
-        .or(pay_score.map(AssociatedOrder::PayScore))
+    let pay_score =
+        body.object(PAY_SCORE, faults).and_then(|order| numbers(order, "order_id", "out_order_no", faults));
+    payment.map(AssociatedOrder::Payment).or(pay_score.map(AssociatedOrder::PayScore))
 }
 
-fn numbers(
-    mut order: Fields,
-    ours: &str,
-    theirs: &str,
-    faults: &mut Faults,
-) -> Option<OrderNumbers> {
+fn numbers(mut order: Fields, ours: &str, theirs: &str, faults: &mut Faults) -> Option<OrderNumbers> {
     let before = faults.0.len();
     let provider = order.optional_text(ours, OrderNo::parse, faults);
     let merchant = order.optional_text(theirs, OrderNo::parse, faults);
@@ -234,30 +204,17 @@ fn numbers(
             faults.add(order.path.clone(), problem);
         }
         if merchant.is_some() && mchid.is_none() {
-            faults.add(
-                pointer("mchid"),
-                format!("is wanted where {theirs} is given"),
-            );
+            faults.add(pointer("mchid"), format!("is wanted where {theirs} is given"));
         }
         if merchant.is_none() && mchid.is_some() {
-            faults.add(
-                pointer("mchid"),
-                format!("goes with {theirs}, which is not given"),
-            );
+            faults.add(pointer("mchid"), format!("goes with {theirs}, which is not given"));
         }
         if merchant.is_none() && sub_mchid.is_some() {
-            faults.add(
-                pointer("sub_mchid"),
-                format!("goes with {theirs}, which is not given"),
-            );
+            faults.add(pointer("sub_mchid"), format!("goes with {theirs}, which is not given"));
         }
     }
     order.finish(faults);
-    let merchant = merchant.zip(mchid).map(|(number, mchid)| MerchantOrder {
-        number,
-        mchid,
-        sub_mchid,
-    });
+    let merchant = merchant.zip(mchid).map(|(number, mchid)| MerchantOrder { number, mchid, sub_mchid });
     match (provider, merchant) {
         (Some(provider), Some(merchant)) => Some(OrderNumbers::Both(provider, merchant)),
         (Some(provider), None) => Some(OrderNumbers::Provider(provider)),
@@ -271,10 +228,7 @@ struct Faults(Vec<Fault>);
 
 impl Faults {
     fn add(&mut self, pointer: String, problem: impl Into<String>) {
-        self.0.push(Fault {
-            pointer,
-            problem: problem.into(),
-        });
+        self.0.push(Fault { pointer, problem: problem.into() });
     }
 
     fn told(mut self) -> Vec<Fault> {
@@ -295,10 +249,7 @@ struct Fields {
 
 impl Fields {
     fn new(path: &str, members: Vec<(String, Node)>, faults: &mut Faults) -> Self {
-        let mut fields = Self {
-            path: path.to_owned(),
-            members: BTreeMap::new(),
-        };
+        let mut fields = Self { path: path.to_owned(), members: BTreeMap::new() };
         for (name, node) in members {
             match fields.members.entry(name) {
                 Entry::Vacant(vacant) => {
@@ -329,10 +280,7 @@ impl Fields {
         match self.take(name)? {
             Node::Object(members) => Some(Fields::new(&self.pointer(name), members, faults)),
             other => {
-                faults.add(
-                    self.pointer(name),
-                    format!("must be an object, not {}", other.kind()),
-                );
+                faults.add(self.pointer(name), format!("must be an object, not {}", other.kind()));
                 None
             }
         }
@@ -361,8 +309,7 @@ impl Fields {
             Node::Null => Err(Unfit("must not be null; leave the field out".to_owned())),
             other => Err(Unfit(format!("must be a string, not {}", other.kind()))),
         };
-        read.map_err(|unfit| faults.add(self.pointer(name), unfit.0))
-            .ok()
+        read.map_err(|unfit| faults.add(self.pointer(name), unfit.0)).ok()
     }
 
     fn optional_number<T>(
@@ -374,13 +321,9 @@ impl Fields {
         let read = match self.take(name)? {
             Node::Natural(number) => parse(number),
             Node::Null => Err(Unfit("must not be null; leave the field out".to_owned())),
-            other => Err(Unfit(format!(
-                "must be a whole number from 0, not {}",
-                other.kind()
-            ))),
+            other => Err(Unfit(format!("must be a whole number from 0, not {}", other.kind()))),
         };
-        read.map_err(|unfit| faults.add(self.pointer(name), unfit.0))
-            .ok()
+        read.map_err(|unfit| faults.add(self.pointer(name), unfit.0)).ok()
     }
 
     fn finish(self, faults: &mut Faults) {
@@ -519,18 +462,11 @@ mod tests {
 
     fn faults(text: &str) -> Vec<(String, String)> {
         let rejected = decode(text.as_bytes()).expect_err(text);
-        rejected
-            .faults
-            .into_iter()
-            .map(|fault| (fault.pointer, fault.problem))
-            .collect()
+        rejected.faults.into_iter().map(|fault| (fault.pointer, fault.problem)).collect()
     }
 
     fn pointers(text: &str) -> Vec<String> {
-        faults(text)
-            .into_iter()
-            .map(|(pointer, _)| pointer)
-            .collect()
+        faults(text).into_iter().map(|(pointer, _)| pointer).collect()
     }
 
     fn altered(from: &str, to: &str) -> String {
@@ -544,18 +480,12 @@ mod tests {
         assert_eq!(nested, decode(FLAT.as_bytes()).unwrap());
         assert_eq!(nested.use_time.as_str(), "2025-07-24T00:00:00+08:00");
         assert_eq!(nested.sequential_coupon_index, Some(0));
-        assert!(matches!(
-            nested.order,
-            AssociatedOrder::Payment(OrderNumbers::Both(..))
-        ));
+        assert!(matches!(nested.order, AssociatedOrder::Payment(OrderNumbers::Both(..))));
     }
 
     #[test]
     fn optional_fields_are_read() {
-        let text = altered(
-            r#""sequential_coupon_index": 0"#,
-            r#""store_id": "S1", "saved_amount": 2000"#,
-        );
+        let text = altered(r#""sequential_coupon_index": 0"#, r#""store_id": "S1", "saved_amount": 2000"#);
         let redemption = decode(text.as_bytes()).unwrap();
         assert_eq!(redemption.store_id.unwrap().as_str(), "S1");
         assert_eq!(redemption.saved_amount.unwrap().fen(), 2000);
@@ -564,21 +494,12 @@ mod tests {
 
     #[test]
     fn what_is_no_json_object_is_one_fault_of_the_whole() {
-        for text in [
-            "", "nonsense", "[]", "null", "42", "\"x\"", "{", "{\"a\":}", "{} {}", "\u{0}",
-        ] {
+        for text in ["", "nonsense", "[]", "null", "42", "\"x\"", "{", "{\"a\":}", "{} {}", "\u{0}"] {
             assert_eq!(pointers(text), [""], "{text:?}");
         }
-        assert_eq!(
-            decode(b"\xff\xfe{}").unwrap_err().faults[0].problem,
-            "is not UTF-8 from byte 0 on"
-        );
+        assert_eq!(decode(b"\xff\xfe{}").unwrap_err().faults[0].problem, "is not UTF-8 from byte 0 on");
         let long = vec![b' '; COMMAND_BYTES_MAX + 1];
-        assert!(
-            decode(&long).unwrap_err().faults[0]
-                .problem
-                .contains("65537 bytes")
-        );
+        assert!(decode(&long).unwrap_err().faults[0].problem.contains("65537 bytes"));
         let deep = "[".repeat(50_000);
         assert_eq!(pointers(&deep), [""]);
     }
@@ -610,9 +531,7 @@ mod tests {
 
     #[test]
     fn pointers_follow_the_spelling() {
-        let text = NESTED
-            .replace("\"120344\"", "null")
-            .replace("\"json\": {", "\"json\": {\"x/y~z\": 1,");
+        let text = NESTED.replace("\"120344\"", "null").replace("\"json\": {", "\"json\": {\"x/y~z\": 1,");
         assert_eq!(pointers(&text), ["/json/brand_id", "/json/x~1y~0z"]);
     }
 
@@ -625,10 +544,7 @@ mod tests {
     #[test]
     fn a_field_given_twice_is_a_fault() {
         let text = altered("{\n", "{ \"out_request_no\": \"34657_20250101_999999\",\n");
-        assert_eq!(
-            faults(&text),
-            [("/out_request_no".to_owned(), "is given twice".to_owned())]
-        );
+        assert_eq!(faults(&text), [("/out_request_no".to_owned(), "is given twice".to_owned())]);
     }
 
     #[test]
@@ -645,22 +561,13 @@ mod tests {
             .replace("transaction_id", "order_id")
             .replace("out_trade_no", "out_order_no");
         let redemption = decode(score.as_bytes()).unwrap();
-        assert!(matches!(
-            redemption.order,
-            AssociatedOrder::PayScore(OrderNumbers::Both(..))
-        ));
+        assert!(matches!(redemption.order, AssociatedOrder::PayScore(OrderNumbers::Both(..))));
         let empty = r#"{"transaction_id": "4200000000123456789123456789",
             "out_trade_no": "trade_no_20250724123456", "mchid": "1234567890", "sub_mchid": "1234567890"}"#;
         assert_eq!(pointers(&altered(empty, "{}")), ["/associated_order_info"]);
         assert_eq!(
-            pointers(&altered(
-                empty,
-                r#"{"transaction_id": "1", "mchid": "1", "sub_mchid": "2"}"#
-            )),
-            [
-                "/associated_order_info/mchid",
-                "/associated_order_info/sub_mchid"
-            ]
+            pointers(&altered(empty, r#"{"transaction_id": "1", "mchid": "1", "sub_mchid": "2"}"#)),
+            ["/associated_order_info/mchid", "/associated_order_info/sub_mchid"]
         );
     }
 
@@ -677,9 +584,6 @@ mod tests {
         let members: Vec<_> = (0..500).map(|n| format!("\"x{n}\": 1")).collect();
         let told = faults(&format!("{{{}}}", members.join(",")));
         assert_eq!(told.len(), FAULTS_MAX);
-        assert!(
-            told[FAULTS_MAX - 1].1.starts_with("has 478 further faults"),
-            "{told:?}"
-        );
+        assert!(told[FAULTS_MAX - 1].1.starts_with("has 478 further faults"), "{told:?}");
     }
 }

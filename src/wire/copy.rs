@@ -27,15 +27,7 @@ pub const EVIDENCE: &str = "x-redemption-evidence";
 pub const OBJECTION: &str = "x-redemption-objection";
 
 /// The headers that only a copy has.
-const COPY_ONLY: [&str; 7] = [
-    ATTEMPTS,
-    TIERS,
-    FIRST_SEEN,
-    LAST_VERDICT,
-    BODY_SHA256,
-    EVIDENCE,
-    OBJECTION,
-];
+const COPY_ONLY: [&str; 7] = [ATTEMPTS, TIERS, FIRST_SEEN, LAST_VERDICT, BODY_SHA256, EVIDENCE, OBJECTION];
 
 /// The longest text read from one header, in bytes.
 const HEADER_BYTES_MAX: usize = 16 * 1024;
@@ -73,11 +65,7 @@ pub struct Horizon {
 }
 
 /// Writes the headers of a copy.
-pub fn write(
-    progress: &Progress,
-    evidence: &[Evidence],
-    body_sha256: &str,
-) -> Vec<(&'static str, String)> {
+pub fn write(progress: &Progress, evidence: &[Evidence], body_sha256: &str) -> Vec<(&'static str, String)> {
     let entries: Vec<Entry> = evidence.iter().map(Entry::from).collect();
     let mut headers = vec![
         (ATTEMPTS, progress.attempts.to_string()),
@@ -103,11 +91,7 @@ pub fn is_copy(has: impl Fn(&str) -> bool) -> bool {
 ///
 /// # Errors
 /// [`Damage::Unreadable`] where the header is not an RFC 3339 time.
-pub fn deadline(
-    header: Option<&str>,
-    first_seen: Timestamp,
-    horizon: Horizon,
-) -> Result<Timestamp, Damage> {
+pub fn deadline(header: Option<&str>, first_seen: Timestamp, horizon: Horizon) -> Result<Timestamp, Damage> {
     match header {
         None => Ok(saturating(first_seen, horizon.default)),
         Some(text) => {
@@ -130,30 +114,17 @@ pub fn read<'a>(
 ) -> Result<Carried, Damage> {
     let wanted = |name| {
         let text = header(name).ok_or(Damage::Missing(name))?;
-        if text.len() > HEADER_BYTES_MAX {
-            Err(Damage::Unreadable(name))
-        } else {
-            Ok(text)
-        }
+        if text.len() > HEADER_BYTES_MAX { Err(Damage::Unreadable(name)) } else { Ok(text) }
     };
-    let time = |name| {
-        wanted(name)?
-            .parse::<Timestamp>()
-            .map_err(|_| Damage::Unreadable(name))
-    };
-    let count = |name| {
-        wanted(name)?
-            .parse::<u32>()
-            .map_err(|_| Damage::Unreadable(name))
-    };
+    let time = |name| wanted(name)?.parse::<Timestamp>().map_err(|_| Damage::Unreadable(name));
+    let count = |name| wanted(name)?.parse::<u32>().map_err(|_| Damage::Unreadable(name));
 
     let attempts = count(ATTEMPTS)?;
     let tiers_passed = count(TIERS)?;
     // A time of first sight in the future would move the horizon with it.
     let first_seen = time(FIRST_SEEN)?.min(now);
     let deadline = time(DEADLINE)?.min(saturating(first_seen, horizon.furthest));
-    let belief =
-        Belief::from_words(wanted(LAST_VERDICT)?).ok_or(Damage::Unreadable(LAST_VERDICT))?;
+    let belief = Belief::from_words(wanted(LAST_VERDICT)?).ok_or(Damage::Unreadable(LAST_VERDICT))?;
     if !wanted(BODY_SHA256)?.eq_ignore_ascii_case(body_sha256) {
         return Err(Damage::BodyChanged);
     }
@@ -169,14 +140,7 @@ pub fn read<'a>(
                 .into(),
         ),
     };
-    let progress = Progress::resumed(
-        attempts,
-        tiers_passed,
-        belief,
-        first_seen,
-        deadline,
-        objection,
-    );
+    let progress = Progress::resumed(attempts, tiers_passed, belief, first_seen, deadline, objection);
     Ok(Carried { progress, evidence })
 }
 
@@ -201,38 +165,14 @@ struct ObjectionEntry {
 
 impl From<&Objection> for ObjectionEntry {
     fn from(objection: &Objection) -> Self {
-        let Objection {
-            http_status,
-            code,
-            sub_code,
-            message,
-            request_id,
-        } = objection.clone();
-        Self {
-            http_status,
-            code,
-            sub_code,
-            message,
-            request_id,
-        }
+        let Objection { http_status, code, sub_code, message, request_id } = objection.clone();
+        Self { http_status, code, sub_code, message, request_id }
     }
 }
 
 impl From<ObjectionEntry> for Objection {
     fn from(entry: ObjectionEntry) -> Self {
-        let ObjectionEntry {
-            http_status,
-            code,
-            sub_code,
-            message,
-            request_id,
-        } = entry;
-        Self {
-            http_status,
-            code,
-            sub_code,
-            message,
-            request_id,
-        }
+        let ObjectionEntry { http_status, code, sub_code, message, request_id } = entry;
+        Self { http_status, code, sub_code, message, request_id }
     }
 }

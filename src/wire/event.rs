@@ -150,47 +150,15 @@ pub struct Entry {
 
 impl From<&Evidence> for Entry {
     fn from(evidence: &Evidence) -> Self {
-        let Evidence {
-            at,
-            question,
-            host,
-            status,
-            request_id,
-            serial,
-            verdict,
-        } = evidence.clone();
-        Self {
-            at,
-            question,
-            host,
-            status,
-            request_id,
-            serial,
-            verdict,
-        }
+        let Evidence { at, question, host, status, request_id, serial, verdict } = evidence.clone();
+        Self { at, question, host, status, request_id, serial, verdict }
     }
 }
 
 impl From<Entry> for Evidence {
     fn from(entry: Entry) -> Self {
-        let Entry {
-            at,
-            question,
-            host,
-            status,
-            request_id,
-            serial,
-            verdict,
-        } = entry;
-        Self {
-            at,
-            question,
-            host,
-            status,
-            request_id,
-            serial,
-            verdict,
-        }
+        let Entry { at, question, host, status, request_id, serial, verdict } = entry;
+        Self { at, question, host, status, request_id, serial, verdict }
     }
 }
 
@@ -249,10 +217,8 @@ pub fn tell(redemption: &Redemption, outcome: &Outcome, telling: Telling<'_>) ->
 /// that cannot be read.
 pub fn tell_invalid(rejected: &Rejected, digest: &str, telling: Telling<'_>) -> Event {
     let legible = &rejected.legible;
-    let faults = rejected.faults.iter().map(|fault| FaultEntry {
-        pointer: &fault.pointer,
-        problem: &fault.problem,
-    });
+    let faults =
+        rejected.faults.iter().map(|fault| FaultEntry { pointer: &fault.pointer, problem: &fault.problem });
     tell_unread(
         legible,
         OutcomeKind::Invalid,
@@ -265,12 +231,7 @@ pub fn tell_invalid(rejected: &Rejected, digest: &str, telling: Telling<'_>) -> 
 }
 
 /// Tells of a wait-queue copy that came back damaged: what was asked before is not known.
-pub fn tell_damaged(
-    redemption: &Redemption,
-    damage: &str,
-    digest: &str,
-    telling: Telling<'_>,
-) -> Event {
+pub fn tell_damaged(redemption: &Redemption, damage: &str, digest: &str, telling: Telling<'_>) -> Event {
     let legible = crate::wire::command::Legible {
         openid: Some(redemption.openid.clone()),
         coupon_code: Some(redemption.coupon_code.clone()),
@@ -285,10 +246,7 @@ pub fn tell_damaged(
         OutcomeKind::Unresolved,
         Reason::DamagedCopy,
         EstablishedBy::Validation,
-        vec![FaultEntry {
-            pointer: "",
-            problem: damage,
-        }],
+        vec![FaultEntry { pointer: "", problem: damage }],
         digest,
         telling,
     )
@@ -348,12 +306,7 @@ fn write(id: Uuid, kind: OutcomeKind, data: Data<'_>, telling: Telling<'_>) -> E
     };
     let body = serde_json::to_vec(&event)
         .expect("an event has string keys only and writes to memory, so it cannot fail");
-    Event {
-        id,
-        routing_key,
-        kind,
-        body,
-    }
+    Event { id, routing_key, kind, body }
 }
 
 fn id(parts: &[&str]) -> Uuid {
@@ -362,7 +315,5 @@ fn id(parts: &[&str]) -> Uuid {
 }
 
 fn raw(entity: &str) -> Option<Cow<'_, RawValue>> {
-    serde_json::from_str::<&RawValue>(entity)
-        .ok()
-        .map(Cow::Borrowed)
+    serde_json::from_str::<&RawValue>(entity).ok().map(Cow::Borrowed)
 }

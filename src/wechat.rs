@@ -1,0 +1,12 @@
+//! The payment API's edge: signed questions out, judged-by-signature answers in.
+//!
+//! Facts: the "use" and "query" pages of the partner product-coupon API, and the platform's pages on signing,
+//! verification, keys and disaster recovery. Nothing here decides what a reply *means*; that is
+//! [`crate::verdict`].
+
+pub mod api;
+pub mod hosts;
+pub mod keys;
+pub mod reply;
+pub mod sign;
+pub mod verify;

@@ -1,0 +1,416 @@
+//! Puts a question to the payment API and brings home what the wire said.
+//!
+//! One question is one request: no redirects, no retries, no proxy behind anybody's back, every wait bounded. The
+//! body of a redemption is written once, when it is prepared, and borrowed by every attempt.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, USER_AGENT};
+use jiff::{SignedDuration, Timestamp};
+use reqwest::{Method, Response};
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+
+use crate::redemption::{AssociatedOrder, OrderNumbers, Redemption};
+use crate::verdict::{Answer, Authenticity, Lost, NotSent, Question, Reply};
+use crate::wechat::hosts::{Host, Hosts};
+use crate::wechat::keys::Keyring;
+use crate::wechat::reply;
+use crate::wechat::sign::{CannotSign, Merchant, sign};
+use crate::wechat::verify::{SERIAL, verify};
+
+/// The provider closes connections that were idle for 8 s; a pool that keeps them longer finds them dead.
+const POOL_IDLE: Duration = Duration::from_secs(7);
+
+/// How the payment API is reached.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Who signs.
+    pub merchant: Merchant,
+    /// The serial that answers shall be signed with: sent as `Wechatpay-Serial`.
+    pub verification_serial: String,
+    /// The primary domain, without a path: `https://api.mch.weixin.qq.com`.
+    pub base_url: String,
+    /// The backup domain, where there is one.
+    pub backup_base_url: Option<String>,
+    /// The longest wait for a connection.
+    pub connect_timeout: Duration,
+    /// The longest wait between two pieces of an answer.
+    pub read_timeout: Duration,
+    /// The longest call altogether.
+    pub total_timeout: Duration,
+    /// The longest answer that is read, in bytes.
+    pub reply_bytes_max: usize,
+}
+
+/// A redemption as it is asked: targets and body, fixed for good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prepared {
+    redeem_target: String,
+    inquire_target: String,
+    body: Bytes,
+    body_sha256: String,
+}
+
+impl Prepared {
+    /// Writes the targets and the body of a redemption. The same redemption always makes the same bytes.
+    pub fn new(redemption: &Redemption) -> Self {
+        let Redemption { openid, coupon_code, product_coupon_id, stock_id, appid, brand_id, .. } = redemption;
+        // Every one of these has an alphabet that needs no escaping in a path or a query.
+        let coupon = format!("/v3/marketing/partner/product-coupon/users/{openid}/coupons/{coupon_code}");
+        let body = serde_json::to_vec(&BodyText::from(redemption))
+            .expect("the body has string keys only and writes to memory, so it cannot fail");
+        let digest = Sha256::digest(&body);
+        Self {
+            redeem_target: format!("{coupon}/use"),
+            inquire_target: format!(
+                "{coupon}?product_coupon_id={product_coupon_id}&stock_id={stock_id}&appid={appid}&brand_id={brand_id}"
+            ),
+            body: body.into(),
+            body_sha256: hex(&digest),
+        }
+    }
+
+    /// The frozen body.
+    pub fn body(&self) -> &Bytes {
+        &self.body
+    }
+
+    /// SHA-256 of the frozen body in hex.
+    pub fn body_sha256(&self) -> &str {
+        &self.body_sha256
+    }
+}
+
+/// Lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The body in the order of the provider's page. Absent fields are left out: null is not allowed.
+#[derive(Serialize)]
+struct BodyText<'a> {
+    product_coupon_id: &'a str,
+    stock_id: &'a str,
+    appid: &'a str,
+    use_time: &'a str,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    associated_order_info: BTreeMap<&'static str, &'a str>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    associated_pay_score_order_info: BTreeMap<&'static str, &'a str>,
+    out_request_no: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sequential_coupon_index: Option<u32>,
+    brand_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    store_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    saved_amount: Option<u64>,
+}
+
+impl<'a> From<&'a Redemption> for BodyText<'a> {
+    fn from(redemption: &'a Redemption) -> Self {
+        let (payment, pay_score) = match &redemption.order {
+            AssociatedOrder::Payment(order) => {
+                (numbers(order, "transaction_id", "out_trade_no"), BTreeMap::new())
+            }
+            AssociatedOrder::PayScore(order) => (BTreeMap::new(), numbers(order, "order_id", "out_order_no")),
+        };
+        Self {
+            product_coupon_id: redemption.product_coupon_id.as_str(),
+            stock_id: redemption.stock_id.as_str(),
+            appid: redemption.appid.as_str(),
+            use_time: redemption.use_time.as_str(),
+            associated_order_info: payment,
+            associated_pay_score_order_info: pay_score,
+            out_request_no: redemption.out_request_no.as_str(),
+            sequential_coupon_index: redemption.sequential_coupon_index,
+            brand_id: redemption.brand_id.as_str(),
+            store_id: redemption.store_id.as_ref().map(|store| store.as_str()),
+            saved_amount: redemption.saved_amount.map(|amount| amount.fen()),
+        }
+    }
+}
+
+fn numbers<'a>(
+    order: &'a OrderNumbers,
+    provider: &'static str,
+    merchant: &'static str,
+) -> BTreeMap<&'static str, &'a str> {
+    let mut texts = BTreeMap::new();
+    if let Some(number) = order.provider() {
+        texts.insert(provider, number.as_str());
+    }
+    if let Some(order) = order.merchant() {
+        texts.insert(merchant, order.number.as_str());
+        texts.insert("mchid", order.mchid.as_str());
+        if let Some(sub_mchid) = &order.sub_mchid {
+            texts.insert("sub_mchid", sub_mchid.as_str());
+        }
+    }
+    texts
+}
+
+/// What one call brought.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Heard {
+    /// What the wire said.
+    pub reply: Reply,
+    /// The domain that was asked.
+    pub host: Host,
+    /// Its name, for evidence.
+    pub host_name: String,
+    /// The serial that verified the answer.
+    pub serial: Option<String>,
+    /// The provider's clock minus ours, as the answer's `Date` has it; a second's precision.
+    pub clock_skew: Option<SignedDuration>,
+    /// From sending to the last byte.
+    pub took: Duration,
+}
+
+/// Why the client could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum CannotStart {
+    /// A base URL is not one.
+    #[error("{key} = {url:?} is not a base URL such as https://api.mch.weixin.qq.com")]
+    BaseUrl {
+        /// The config key.
+        key: &'static str,
+        /// Its value.
+        url: String,
+    },
+    /// Unencrypted beyond this machine.
+    #[error("{key} = {url:?} is not encrypted; http:// is accepted for loopback only")]
+    Unencrypted {
+        /// The config key.
+        key: &'static str,
+        /// Its value.
+        url: String,
+    },
+    /// A value that no header may carry.
+    #[error("wechat.{0} has characters that no header may carry")]
+    Header(&'static str),
+    /// The HTTP client refused its settings.
+    #[error("the HTTP client could not be made: {0}")]
+    Http(#[from] reqwest::Error),
+}
+
+/// The keys in force, exchanged as a whole when they are read anew.
+pub type SharedKeyring = Arc<RwLock<Arc<Keyring>>>;
+
+/// The payment API.
+pub struct Client {
+    http: reqwest::Client,
+    settings: Settings,
+    names: [String; 2],
+    hosts: Mutex<Hosts>,
+    keys: SharedKeyring,
+}
+
+impl Client {
+    /// Makes a client. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// [`CannotStart`] names the setting that is wrong.
+    pub fn new(settings: Settings, keys: SharedKeyring) -> Result<Self, CannotStart> {
+        let primary = base_url("wechat.base_url", &settings.base_url)?;
+        let backup = match &settings.backup_base_url {
+            Some(url) => base_url("wechat.backup_base_url", url)?,
+            None => primary.clone(),
+        };
+        let serial = HeaderValue::try_from(&settings.verification_serial)
+            .map_err(|_| CannotStart::Header("verification_serial"))?;
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        // The platform rejects requests without a User-Agent, and the HTTP client sends none of its own.
+        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("redeemer/", env!("CARGO_PKG_VERSION"))));
+        headers.insert(SERIAL, serial);
+        let http = reqwest::Client::builder()
+            .default_headers(headers)
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .no_proxy()
+            .connect_timeout(settings.connect_timeout)
+            .read_timeout(settings.read_timeout)
+            .timeout(settings.total_timeout)
+            .pool_idle_timeout(POOL_IDLE)
+            .build()?;
+        let settings = Settings {
+            base_url: settings.base_url.trim_end_matches('/').to_owned(),
+            backup_base_url: settings.backup_base_url.map(|url| url.trim_end_matches('/').to_owned()),
+            ..settings
+        };
+        Ok(Self { http, settings, names: [primary, backup], hosts: Mutex::default(), keys })
+    }
+
+    /// Puts a question. `now` is the time of asking, `nonce` and `chance` are the dice. The answer to a question
+    /// that could not even be signed is that nothing was sent.
+    pub async fn ask(
+        &self,
+        question: Question,
+        prepared: &Prepared,
+        traceparent: Option<&str>,
+        now: Timestamp,
+        nonce: u128,
+        chance: f64,
+    ) -> Heard {
+        let host = self.choose(now, chance);
+        let started = Instant::now();
+        let keys = self.keys();
+        let (method, target, body) = match question {
+            Question::Redeem => (Method::POST, &prepared.redeem_target, prepared.body.clone()),
+            Question::Inquire => (Method::GET, &prepared.inquire_target, Bytes::new()),
+        };
+        let sent = match self.request(&keys, host, method, target, body, traceparent, now, nonce) {
+            Ok(request) => request.send().await,
+            Err(_) => return self.heard(Reply::NotSent(NotSent::Connect), host, started, None, None),
+        };
+        let (reply, serial, clock_skew) = match sent {
+            Ok(response) => self.read(response, &keys, now, started).await,
+            Err(error) => (failed(&error), None, None),
+        };
+        let carried = matches!(reply, Reply::Answered(_));
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        hosts.note(host, carried, now);
+        drop(hosts);
+        self.heard(reply, host, started, serial, clock_skew)
+    }
+
+    fn heard(
+        &self,
+        reply: Reply,
+        host: Host,
+        started: Instant,
+        serial: Option<String>,
+        clock_skew: Option<SignedDuration>,
+    ) -> Heard {
+        let host_name = self.names[host as usize].clone();
+        Heard { reply, host, host_name, serial, clock_skew, took: started.elapsed() }
+    }
+
+    fn choose(&self, now: Timestamp, chance: f64) -> Host {
+        if self.settings.backup_base_url.is_none() {
+            return Host::Primary;
+        }
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner).choose(now, chance)
+    }
+
+    fn keys(&self) -> Arc<Keyring> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "one request, spelt out once")]
+    fn request(
+        &self,
+        keys: &Keyring,
+        host: Host,
+        method: Method,
+        target: &str,
+        body: Bytes,
+        traceparent: Option<&str>,
+        now: Timestamp,
+        nonce: u128,
+    ) -> Result<reqwest::RequestBuilder, CannotSign> {
+        let signed =
+            sign(&keys.merchant, &self.settings.merchant, method.as_str(), target, &body, now, nonce)?;
+        let base = match (host, &self.settings.backup_base_url) {
+            (Host::Backup, Some(backup)) => backup,
+            _ => &self.settings.base_url,
+        };
+        let mut request = self
+            .http
+            .request(method.clone(), format!("{base}{target}"))
+            .header(AUTHORIZATION, signed.into_header());
+        if method == Method::POST {
+            request = request.header(CONTENT_TYPE, "application/json").body(body);
+        }
+        if let Some(traceparent) = traceparent {
+            request = request.header("traceparent", traceparent);
+        }
+        Ok(request)
+    }
+
+    async fn read(
+        &self,
+        mut response: Response,
+        keys: &Keyring,
+        now: Timestamp,
+        started: Instant,
+    ) -> (Reply, Option<String>, Option<SignedDuration>) {
+        let mut body = Vec::new();
+        loop {
+            match response.chunk().await {
+                Ok(Some(chunk)) if body.len() + chunk.len() > self.settings.reply_bytes_max => {
+                    return (Reply::Lost(Lost::TooLarge), None, None);
+                }
+                Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+                Ok(None) => break,
+                Err(error) => return (failed(&error), None, None),
+            }
+        }
+        let heard_at = now.saturating_add(started.elapsed()).unwrap_or(now);
+        let headers = response.headers();
+        let clock_skew = clock_skew(headers, heard_at);
+        let authenticity = verify(headers, &body, &keys.public, heard_at);
+        let verified = authenticity == Authenticity::Verified;
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let serial = text(SERIAL).filter(|_| verified).map(str::to_owned);
+        let request_id = text("request-id").map(|id| id.get(..128).unwrap_or(id));
+        let status = response.status().as_u16();
+        let error = if status >= 400 { reply::error(&body) } else { reply::ErrorBody::default() };
+        let coupon = (verified && status == 200).then(|| reply::coupon(&body)).flatten();
+        let answer = Answer {
+            status,
+            authenticity,
+            code: error.code,
+            sub_code: request_id.and_then(reply::sub_code),
+            coupon,
+            message: error.message,
+            request_id: request_id.map(Into::into),
+        };
+        (Reply::Answered(answer), serial, clock_skew)
+    }
+}
+
+/// A connection that was never made carried nothing; every other failure may have carried the request.
+fn failed(error: &reqwest::Error) -> Reply {
+    if error.is_connect() {
+        Reply::NotSent(NotSent::Connect)
+    } else if error.is_timeout() {
+        Reply::Lost(Lost::Timeout)
+    } else {
+        Reply::Lost(Lost::Reset)
+    }
+}
+
+fn clock_skew(headers: &HeaderMap, now: Timestamp) -> Option<SignedDuration> {
+    let date = headers.get(DATE)?.to_str().ok()?;
+    let theirs = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(date).ok()?;
+    Some(theirs.duration_since(now))
+}
+
+/// Checks a base URL; gives its host for evidence.
+fn base_url(key: &'static str, url: &str) -> Result<String, CannotStart> {
+    let not_one = || CannotStart::BaseUrl { key, url: url.to_owned() };
+    let parsed = reqwest::Url::parse(url).map_err(|_| not_one())?;
+    let host = parsed.host_str().ok_or_else(not_one)?;
+    let plain = parsed.path() == "/" && parsed.query().is_none() && parsed.username().is_empty();
+    let name = match parsed.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    };
+    let loopback = host == "localhost"
+        || host
+            .trim_matches(['[', ']'])
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback());
+    match parsed.scheme() {
+        "https" if plain => Ok(name),
+        "http" if plain && loopback => Ok(name),
+        "http" if plain => Err(CannotStart::Unencrypted { key, url: url.to_owned() }),
+        _ => Err(not_one()),
+    }
+}

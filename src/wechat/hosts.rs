@@ -1,0 +1,159 @@
+//! Which of the provider's two domains a call goes to.
+//!
+//! The primary domain, until the network (never the business) fails there; then the backup, with a small share of
+//! calls left on the primary to see it recover, and in quiet times a small share on the backup to keep it proven.
+//! The provider asks for this in its page on cross-city disaster recovery. Pure: time and chance are arguments.
+
+use std::collections::VecDeque;
+
+use jiff::{SignedDuration, Timestamp};
+
+/// One of the two domains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Host {
+    /// `api.mch.weixin.qq.com`
+    Primary,
+    /// `api2.mch.weixin.qq.com`
+    Backup,
+}
+
+impl Host {
+    /// Both, for metrics.
+    pub const ALL: [Self; 2] = [Self::Primary, Self::Backup];
+
+    /// The word in labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Primary => "primary",
+            Self::Backup => "backup",
+        }
+    }
+
+    fn other(self) -> Self {
+        match self {
+            Self::Primary => Self::Backup,
+            Self::Backup => Self::Primary,
+        }
+    }
+}
+
+/// Results remembered per host, as the provider's page suggests.
+const RESULTS_KEPT: usize = 100;
+const WINDOW: SignedDuration = SignedDuration::from_mins(10);
+/// The window in which a sudden failure counts at once.
+const SUDDEN: SignedDuration = SignedDuration::from_secs(5);
+/// So many successes in a row make a host well again, whatever the window says.
+const RECOVERED_AFTER: usize = 5;
+/// The share of calls that keeps the backup proven while the primary is well.
+const BACKUP_SHARE: f64 = 0.01;
+/// The share of calls that tries the primary while it is not.
+const PRIMARY_SHARE: f64 = 0.05;
+
+/// What the network did lately, per host.
+#[derive(Debug, Default)]
+pub struct Hosts {
+    primary: Record,
+    backup: Record,
+}
+
+#[derive(Debug, Default)]
+struct Record(VecDeque<(Timestamp, bool)>);
+
+impl Hosts {
+    /// Chooses the host of the next call. `chance` is between 0 and 1.
+    pub fn choose(&self, now: Timestamp, chance: f64) -> Host {
+        let (preferred, share_of_other) = match (self.primary.well(now), self.backup.well(now)) {
+            (true, true) => (Host::Primary, BACKUP_SHARE),
+            (true, false) => (Host::Primary, 0.0),
+            (false, true) => (Host::Backup, PRIMARY_SHARE),
+            (false, false) => (Host::Primary, 0.5),
+        };
+        if chance < share_of_other { preferred.other() } else { preferred }
+    }
+
+    /// Notes whether the network carried a call. A business error is a success of the network.
+    pub fn note(&mut self, host: Host, carried: bool, now: Timestamp) {
+        let record = match host {
+            Host::Primary => &mut self.primary,
+            Host::Backup => &mut self.backup,
+        };
+        record.0.push_back((now, carried));
+        while record.0.len() > RESULTS_KEPT
+            || record.0.front().is_some_and(|(at, _)| now.duration_since(*at) > WINDOW)
+        {
+            record.0.pop_front();
+        }
+    }
+}
+
+impl Record {
+    fn well(&self, now: Timestamp) -> bool {
+        let within =
+            |span: SignedDuration| self.0.iter().filter(move |(at, _)| now.duration_since(*at) <= span);
+        let failed = |results: &[bool]| results.iter().filter(|carried| !**carried).count();
+        let lately: Vec<bool> = within(SUDDEN).map(|(_, carried)| *carried).collect();
+        if failed(&lately) * 2 > lately.len() {
+            return false;
+        }
+        let all: Vec<bool> = within(WINDOW).map(|(_, carried)| *carried).collect();
+        let recovered = all.len() >= RECOVERED_AFTER && all.iter().rev().take(RECOVERED_AFTER).all(|ok| *ok);
+        recovered || failed(&all) * 10 <= all.len() || all.len() < RECOVERED_AFTER
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_700_000_000 + second).unwrap()
+    }
+
+    #[test]
+    fn the_primary_serves_while_it_is_well_and_the_backup_stays_proven() {
+        let hosts = Hosts::default();
+        assert_eq!(hosts.choose(at(0), 0.5), Host::Primary);
+        assert_eq!(hosts.choose(at(0), 0.005), Host::Backup);
+    }
+
+    #[test]
+    fn a_network_failure_switches_at_once_and_recovery_switches_back() {
+        let mut hosts = Hosts::default();
+        for second in 0..20 {
+            hosts.note(Host::Primary, false, at(second));
+        }
+        assert_eq!(hosts.choose(at(20), 0.5), Host::Backup);
+        assert_eq!(hosts.choose(at(20), 0.01), Host::Primary, "a share tries the primary");
+        // Quiet alone does not prove it well: the window still remembers.
+        assert_eq!(hosts.choose(at(60), 0.5), Host::Backup);
+        for second in 61..66 {
+            hosts.note(Host::Primary, true, at(second));
+        }
+        assert_eq!(hosts.choose(at(66), 0.5), Host::Primary);
+    }
+
+    #[test]
+    fn a_failing_backup_is_left_alone_while_the_primary_is_well() {
+        let mut hosts = Hosts::default();
+        hosts.note(Host::Backup, false, at(0));
+        assert_eq!(hosts.choose(at(1), 0.0), Host::Primary);
+    }
+
+    #[test]
+    fn with_both_down_both_are_tried() {
+        let mut hosts = Hosts::default();
+        hosts.note(Host::Primary, false, at(0));
+        hosts.note(Host::Backup, false, at(0));
+        assert_eq!(hosts.choose(at(1), 0.4), Host::Backup);
+        assert_eq!(hosts.choose(at(1), 0.6), Host::Primary);
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let mut hosts = Hosts::default();
+        for second in 0..10_000 {
+            hosts.note(Host::Primary, second % 2 == 0, at(second / 100));
+        }
+        assert_eq!(hosts.primary.0.len(), RESULTS_KEPT);
+    }
+}

@@ -1,0 +1,345 @@
+//! Keys: the merchant's own, which signs, and the provider's, which verify.
+//!
+//! The `rsa` and `sha2` crates read and check every key; aws-lc-rs signs and verifies (4.8 times faster, and
+//! constant in time). When the merchant key is read, both libraries sign one text and must agree: a key that one
+//! of them misreads never signs a redemption.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{
+    KeyPair as _, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_SHA256, RsaKeyPair,
+};
+use jiff::Timestamp;
+use rsa::pkcs1::DecodeRsaPrivateKey as _;
+use rsa::pkcs1v15::{Signature, SigningKey, VerifyingKey};
+use rsa::pkcs8::{DecodePrivateKey as _, DecodePublicKey as _, EncodePrivateKey as _, EncodePublicKey as _};
+use rsa::signature::{SignatureEncoding as _, Signer as _, Verifier as _};
+use rsa::traits::PublicKeyParts as _;
+use rsa::{PrivateKey, PublicKey};
+use sha2::Sha256;
+use zeroize::Zeroizing;
+
+/// The smallest modulus that is accepted, in bits.
+pub const MODULUS_BITS_MIN: u32 = 2048;
+
+/// The largest key file that is read, in bytes.
+const FILE_BYTES_MAX: u64 = 64 * 1024;
+
+/// Why a key is not accepted. Says which file and what to do; never what is in it.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyFault {
+    /// The file could not be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Others than the owner may read the private key.
+    #[error("{} can be read by others (mode {mode:03o}); run: chmod 600 {}", path.display(), path.display())]
+    Exposed {
+        /// The file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// The content is no key of the wanted kind.
+    #[error("{what} is not {wanted}")]
+    NotAKey {
+        /// Where it came from.
+        what: String,
+        /// What was expected.
+        wanted: &'static str,
+    },
+    /// The key is too short to be safe.
+    #[error("{what} has {bits} bits; at least {MODULUS_BITS_MIN} are needed")]
+    TooShort {
+        /// Where it came from.
+        what: String,
+        /// Its size.
+        bits: u32,
+    },
+    /// The two libraries disagree about the key.
+    #[error("{what} is damaged: two independent libraries do not agree on its signature")]
+    Disagreement {
+        /// Where it came from.
+        what: String,
+    },
+    /// A certificate outside its validity.
+    #[error("{what} is valid from {from} to {until}, not now")]
+    NotValidNow {
+        /// Where it came from.
+        what: String,
+        /// Begin of validity.
+        from: Timestamp,
+        /// End of validity.
+        until: Timestamp,
+    },
+    /// Nothing to verify answers with.
+    #[error("no verification key is configured: set wechat.public_keys or wechat.platform_certificates")]
+    NoVerificationKey,
+}
+
+/// The merchant's signing key.
+pub struct MerchantKey {
+    pair: RsaKeyPair,
+    public_der: Vec<u8>,
+    bits: u32,
+}
+
+impl fmt::Debug for MerchantKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MerchantKey").field("bits", &self.bits).finish_non_exhaustive()
+    }
+}
+
+impl MerchantKey {
+    /// Reads a PKCS#8 or PKCS#1 PEM. `what` names its origin in errors.
+    ///
+    /// # Errors
+    /// [`KeyFault`] for anything but a sound RSA private key of 2048 bits or more.
+    pub fn from_pem(pem: &str, what: &str) -> Result<Self, KeyFault> {
+        let not_a_key = || KeyFault::NotAKey {
+            what: what.to_owned(),
+            wanted: "an RSA private key in PEM (PKCS#8 or PKCS#1)",
+        };
+        let disagreement = || KeyFault::Disagreement { what: what.to_owned() };
+        let pem = pem.trim();
+        let key = PrivateKey::from_pkcs8_pem(pem)
+            .or_else(|_| PrivateKey::from_pkcs1_pem(pem))
+            .map_err(|_| not_a_key())?;
+        let bits = bits(&key.to_public_key());
+        if bits < MODULUS_BITS_MIN {
+            return Err(KeyFault::TooShort { what: what.to_owned(), bits });
+        }
+        let der = key.to_pkcs8_der().map_err(|_| not_a_key())?;
+        let pair = RsaKeyPair::from_pkcs8(der.as_bytes()).map_err(|_| disagreement())?;
+        let read = Self { pair, public_der: spki(&key.to_public_key()).ok_or_else(not_a_key)?, bits };
+        read.cross_check(key).then_some(read).ok_or_else(disagreement)
+    }
+
+    /// Signs one text with both libraries. PKCS#1 v1.5 is deterministic, so the signatures must be equal.
+    fn cross_check(&self, key: PrivateKey) -> bool {
+        const TEXT: &[u8] = b"redeemer: the two libraries agree on this key";
+        let theirs = VerifyingKey::<Sha256>::new(key.to_public_key());
+        let signer = SigningKey::<Sha256>::new(key);
+        let Some(ours) = self.sign(TEXT) else { return false };
+        let verified = Signature::try_from(ours.as_slice())
+            .is_ok_and(|signature| theirs.verify(TEXT, &signature).is_ok());
+        let equal = signer.try_sign(TEXT).is_ok_and(|signature| *signature.to_bytes() == *ours.as_slice());
+        verified && equal && self.pair.public_key().as_ref().len() > 256
+    }
+
+    /// Signs a text: RSASSA-PKCS1-v1_5 with SHA-256.
+    pub fn sign(&self, text: &[u8]) -> Option<Vec<u8>> {
+        let mut signature = vec![0; self.pair.public_modulus_len()];
+        self.pair.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), text, &mut signature).ok()?;
+        Some(signature)
+    }
+
+    /// Size of the modulus in bits.
+    pub fn bits(&self) -> u32 {
+        self.bits
+    }
+
+    /// The public half as SubjectPublicKeyInfo in DER: to compare it with a certificate.
+    pub fn public_der(&self) -> &[u8] {
+        &self.public_der
+    }
+}
+
+/// One of the provider's keys.
+pub struct VerificationKey {
+    key: ParsedPublicKey,
+    /// When it ends to be valid; a bare public key never does.
+    pub expires: Option<Timestamp>,
+}
+
+impl fmt::Debug for VerificationKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VerificationKey").field("expires", &self.expires).finish_non_exhaustive()
+    }
+}
+
+impl VerificationKey {
+    /// Reads a public key in PEM (SubjectPublicKeyInfo).
+    ///
+    /// # Errors
+    /// [`KeyFault`] for anything but an RSA public key of 2048 bits or more.
+    pub fn from_public_pem(pem: &str, what: &str) -> Result<Self, KeyFault> {
+        let key = PublicKey::from_public_key_pem(pem.trim())
+            .map_err(|_| KeyFault::NotAKey { what: what.to_owned(), wanted: "an RSA public key in PEM" })?;
+        Self::new(&key, None, what)
+    }
+
+    /// Reads a certificate in PEM; gives its serial, upper-case hex, beside the key.
+    ///
+    /// # Errors
+    /// [`KeyFault`] for anything but a certificate with an RSA key of 2048 bits or more that is valid now.
+    pub fn from_certificate_pem(pem: &str, what: &str, now: Timestamp) -> Result<(String, Self), KeyFault> {
+        let wanted = "an X.509 certificate in PEM with an RSA key";
+        let not_a_key = || KeyFault::NotAKey { what: what.to_owned(), wanted };
+        let (_, block) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).map_err(|_| not_a_key())?;
+        let certificate = block.parse_x509().map_err(|_| not_a_key())?;
+        let key = PublicKey::from_public_key_der(certificate.public_key().raw).map_err(|_| not_a_key())?;
+        let validity = certificate.validity();
+        let second = |time: i64| Timestamp::from_second(time).map_err(|_| not_a_key());
+        let from = second(validity.not_before.timestamp())?;
+        let until = second(validity.not_after.timestamp())?;
+        if now < from || until < now {
+            return Err(KeyFault::NotValidNow { what: what.to_owned(), from, until });
+        }
+        let serial = certificate.raw_serial();
+        let serial = serial.strip_prefix(&[0]).unwrap_or(serial);
+        let serial = serial.iter().map(|byte| format!("{byte:02X}")).collect();
+        Ok((serial, Self::new(&key, Some(until), what)?))
+    }
+
+    fn new(key: &PublicKey, expires: Option<Timestamp>, what: &str) -> Result<Self, KeyFault> {
+        let bits = bits(key);
+        if bits < MODULUS_BITS_MIN {
+            return Err(KeyFault::TooShort { what: what.to_owned(), bits });
+        }
+        let disagreement = || KeyFault::Disagreement { what: what.to_owned() };
+        let der = spki(key).ok_or_else(disagreement)?;
+        let key = ParsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, der).map_err(|_| disagreement())?;
+        Ok(Self { key, expires })
+    }
+
+    /// Whether `signature` is this key's signature of `message`.
+    pub fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
+        self.key.verify_sig(message, signature).is_ok()
+    }
+}
+
+fn bits(key: &PublicKey) -> u32 {
+    key.n().bit_width()
+}
+
+fn spki(key: &PublicKey) -> Option<Vec<u8>> {
+    Some(key.to_public_key_der().ok()?.into_vec())
+}
+
+/// The provider's keys by serial: public keys and platform certificates side by side, never told apart.
+#[derive(Debug, Default)]
+pub struct PublicKeys(BTreeMap<String, VerificationKey>);
+
+impl PublicKeys {
+    /// The key of a serial.
+    pub fn get(&self, serial: &str) -> Option<&VerificationKey> {
+        self.0.get(serial)
+    }
+
+    /// Adds a key, or replaces the one with this serial.
+    pub fn insert(&mut self, serial: String, key: VerificationKey) {
+        self.0.insert(serial, key);
+    }
+
+    /// Serials and keys, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &VerificationKey)> {
+        self.0.iter().map(|(serial, key)| (serial.as_str(), key))
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Where the keys are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyFiles {
+    /// The merchant's private key.
+    pub merchant_key: PathBuf,
+    /// The provider's public keys: serial (`PUB_KEY_ID_…`) and file.
+    pub public_keys: BTreeMap<String, PathBuf>,
+    /// Platform certificates; each brings its serial.
+    pub platform_certificates: Vec<PathBuf>,
+}
+
+/// All keys of one moment.
+#[derive(Debug)]
+pub struct Keyring {
+    /// The key that signs.
+    pub merchant: MerchantKey,
+    /// The keys that verify.
+    pub public: PublicKeys,
+}
+
+impl Keyring {
+    /// Reads every key.
+    ///
+    /// # Errors
+    /// All faults together, so that one look mends them all.
+    pub fn load(files: &KeyFiles, now: Timestamp) -> Result<Self, Vec<KeyFault>> {
+        let mut faults = Vec::new();
+        let mut keep = |result: Result<(String, VerificationKey), KeyFault>| match result {
+            Ok(found) => Some(found),
+            Err(fault) => {
+                faults.push(fault);
+                None
+            }
+        };
+        let mut public = PublicKeys::default();
+        for (serial, path) in &files.public_keys {
+            let read = read_public(path)
+                .and_then(|pem| VerificationKey::from_public_pem(&pem, &path.display().to_string()));
+            if let Some((serial, key)) = keep(read.map(|key| (serial.clone(), key))) {
+                public.insert(serial, key);
+            }
+        }
+        for path in &files.platform_certificates {
+            let read = read_public(path).and_then(|pem| {
+                VerificationKey::from_certificate_pem(&pem, &path.display().to_string(), now)
+            });
+            if let Some((serial, key)) = keep(read) {
+                public.insert(serial, key);
+            }
+        }
+        if files.public_keys.is_empty() && files.platform_certificates.is_empty() {
+            faults.push(KeyFault::NoVerificationKey);
+        }
+        let merchant = read_secret(&files.merchant_key)
+            .and_then(|pem| MerchantKey::from_pem(&pem, &files.merchant_key.display().to_string()));
+        match merchant {
+            Ok(merchant) if faults.is_empty() => Ok(Self { merchant, public }),
+            Ok(_) => Err(faults),
+            Err(fault) => {
+                faults.push(fault);
+                Err(faults)
+            }
+        }
+    }
+}
+
+/// Reads a file that only its owner may read.
+///
+/// # Errors
+/// [`KeyFault::Exposed`] where group or others may, [`KeyFault::Unreadable`] where we may not.
+pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, KeyFault> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let unreadable = |source| KeyFault::Unreadable { path: path.to_owned(), source };
+    let file = File::open(path).map_err(unreadable)?;
+    // The mode of the opened file, not of the path: nobody can exchange it in between.
+    let mode = file.metadata().map_err(unreadable)?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(KeyFault::Exposed { path: path.to_owned(), mode });
+    }
+    read(file).map_err(unreadable)
+}
+
+fn read_public(path: &Path) -> Result<Zeroizing<String>, KeyFault> {
+    File::open(path).and_then(read).map_err(|source| KeyFault::Unreadable { path: path.to_owned(), source })
+}
+
+fn read(file: File) -> std::io::Result<Zeroizing<String>> {
+    let mut text = Zeroizing::new(String::new());
+    file.take(FILE_BYTES_MAX).read_to_string(&mut text)?;
+    Ok(text)
+}

@@ -1,0 +1,110 @@
+//! Reads the body of an answer: a coupon from a success, a code from an error.
+//!
+//! Only what judgement needs is read, and everything else is let through: the provider may add fields and values
+//! at any time, and three shapes of the usage block are on the wire.
+
+use serde::Deserialize;
+
+use crate::coupon::{Coupon, CouponState, Round, Trace, Usage};
+
+/// The longest error message that is kept, in bytes: it travels in a header that must stay small.
+pub const MESSAGE_BYTES_MAX: usize = 1024;
+
+/// What an error body says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ErrorBody {
+    /// The error code.
+    pub code: Option<Box<str>>,
+    /// The message for people, cut to [`MESSAGE_BYTES_MAX`].
+    pub message: Option<Box<str>>,
+}
+
+/// Reads a coupon; `None` where the body is not one.
+pub fn coupon(body: &[u8]) -> Option<Coupon> {
+    let text = std::str::from_utf8(body).ok()?;
+    let entity: EntityText = serde_json::from_str(text).ok()?;
+    let usage = match entity.sequential_usage_detail {
+        Some(sequential) => Usage::Rounds(sequential.detail_item_list.into_iter().map(Round::from).collect()),
+        None => Usage::Once(
+            entity.single_usage_detail.or(entity.progressive_bundle_usage_detail).unwrap_or_default().into(),
+        ),
+    };
+    Some(Coupon {
+        code: entity.coupon_code,
+        state: CouponState::from_wire(&entity.coupon_state),
+        usage,
+        entity: text.trim().into(),
+    })
+}
+
+/// Reads an error body; whatever is no JSON (gateways answer HTML) says nothing.
+pub fn error(body: &[u8]) -> ErrorBody {
+    #[derive(Deserialize)]
+    struct ErrorText {
+        code: Option<Box<str>>,
+        message: Option<String>,
+    }
+    match serde_json::from_slice::<ErrorText>(body) {
+        Ok(error) => ErrorBody {
+            code: error.code.map(|code| cut(&code, 64)),
+            message: error.message.map(|message| cut(&message, MESSAGE_BYTES_MAX)),
+        },
+        Err(_) => ErrorBody::default(),
+    }
+}
+
+/// The number after the last `-` of a `Request-ID`.
+pub fn sub_code(request_id: &str) -> Option<u64> {
+    let (_, number) = request_id.rsplit_once('-')?;
+    number.parse().ok()
+}
+
+fn cut(text: &str, bytes: usize) -> Box<str> {
+    let mut end = text.len().min(bytes);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].into()
+}
+
+#[derive(Deserialize)]
+struct EntityText {
+    coupon_code: Box<str>,
+    coupon_state: Box<str>,
+    single_usage_detail: Option<TraceText>,
+    progressive_bundle_usage_detail: Option<TraceText>,
+    sequential_usage_detail: Option<SequentialText>,
+}
+
+#[derive(Deserialize, Default)]
+struct TraceText {
+    use_request_no: Option<Box<str>>,
+    return_request_no: Option<Box<str>>,
+}
+
+#[derive(Deserialize)]
+struct SequentialText {
+    #[serde(default)]
+    detail_item_list: Vec<RoundText>,
+}
+
+#[derive(Deserialize)]
+struct RoundText {
+    detail_state: Box<str>,
+    #[serde(flatten)]
+    trace: TraceText,
+}
+
+impl From<TraceText> for Trace {
+    fn from(text: TraceText) -> Self {
+        // An empty text stands for "none" in the provider's own samples of other products.
+        let told = |text: Option<Box<str>>| text.filter(|text| !text.is_empty());
+        Self { use_request_no: told(text.use_request_no), return_request_no: told(text.return_request_no) }
+    }
+}
+
+impl From<RoundText> for Round {
+    fn from(text: RoundText) -> Self {
+        Self { state: CouponState::from_wire(&text.detail_state), trace: text.trace.into() }
+    }
+}

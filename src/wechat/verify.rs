@@ -1,0 +1,67 @@
+//! Verifies an answer: was it signed by the provider, with a key we hold, just now?
+//!
+//! Order of checks as the platform documents it: serial known, timestamp within five minutes, signature. Whatever
+//! cannot be decoded is a failed verification, never another class of error: the provider sends probes whose
+//! signatures are not even Base64 (`WECHATPAY/SIGNTEST/…`).
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::HeaderMap;
+use jiff::Timestamp;
+
+use crate::verdict::{Authenticity, Flaw};
+use crate::wechat::keys::PublicKeys;
+
+/// How far an answer's timestamp may be from our clock, in seconds.
+pub const CLOCK_TOLERANCE_SECONDS: i64 = 300;
+
+/// Header with the time of signing, in seconds since 1970.
+pub const TIMESTAMP: &str = "wechatpay-timestamp";
+/// Header with the nonce of the signature.
+pub const NONCE: &str = "wechatpay-nonce";
+/// Header with the signature in Base64.
+pub const SIGNATURE: &str = "wechatpay-signature";
+/// Header with the serial of the signing key; in a request, of the key that the answer shall be signed with.
+pub const SERIAL: &str = "wechatpay-serial";
+/// Header with the kind of signature. Absent means RSA.
+pub const SIGNATURE_TYPE: &str = "wechatpay-signature-type";
+
+/// Verifies an answer against the keys that are held. `body` is the body exactly as received.
+pub fn verify(headers: &HeaderMap, body: &[u8], keys: &PublicKeys, now: Timestamp) -> Authenticity {
+    let present = [TIMESTAMP, NONCE, SIGNATURE, SERIAL].map(|name| headers.contains_key(name));
+    if present == [false; 4] {
+        return Authenticity::Unsigned;
+    }
+    match check(headers, body, keys, now) {
+        Ok(()) => Authenticity::Verified,
+        Err(flaw) => Authenticity::Unconvincing(flaw),
+    }
+}
+
+fn check(headers: &HeaderMap, body: &[u8], keys: &PublicKeys, now: Timestamp) -> Result<(), Flaw> {
+    let text = |name| one(headers, name).ok_or(Flaw::Malformed);
+    let (timestamp, nonce) = (text(TIMESTAMP)?, text(NONCE)?);
+    let (signature, serial) = (text(SIGNATURE)?, text(SERIAL)?);
+    if headers.contains_key(SIGNATURE_TYPE) && one(headers, SIGNATURE_TYPE) != Some(super::sign::SCHEME) {
+        return Err(Flaw::Malformed);
+    }
+    let key = keys.get(serial).ok_or(Flaw::UnknownSerial)?;
+    let signed_at: i64 = timestamp.parse().map_err(|_| Flaw::Malformed)?;
+    if now.as_second().abs_diff(signed_at) >= CLOCK_TOLERANCE_SECONDS.unsigned_abs() {
+        return Err(Flaw::Stale);
+    }
+    let signature = STANDARD.decode(signature).map_err(|_| Flaw::Mismatch)?;
+    // The header's own text goes into the message: formatting the number again could differ from what was signed.
+    let mut message = format!("{timestamp}\n{nonce}\n").into_bytes();
+    message.reserve_exact(body.len() + 1);
+    message.extend_from_slice(body);
+    message.push(b'\n');
+    key.verifies(&message, &signature).then_some(()).ok_or(Flaw::Mismatch)
+}
+
+/// The text of a header that is given exactly once.
+fn one<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    let mut values = headers.get_all(name).iter();
+    let value = values.next()?.to_str().ok()?;
+    values.next().is_none().then_some(value)
+}
