@@ -1,0 +1,354 @@
+//! Holds calls back when every call would fail: a failing provider, or a fault of our own.
+//!
+//! The policy is a plain state machine over time; [`Breaker`] wraps it for tasks that wait. It begins half-open: the
+//! first call of a process goes alone, so that a wrong key or clock costs one call, not one per slot.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::watch;
+
+use crate::verdict::{Doubt, Fault, Verdict};
+
+/// What a call said about the provider and about us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sign {
+    /// The provider answered, and can be held to it.
+    Well,
+    /// No answer, or one of a server in trouble, or one that cannot be believed.
+    Failing,
+    /// Says nothing either way.
+    Neutral,
+    /// Every call will fail until we are mended.
+    Fault(Fault),
+}
+
+impl Sign {
+    /// Reads the sign of a verdict.
+    pub fn of(verdict: &Verdict) -> Self {
+        match verdict {
+            Verdict::NotSent => Self::Failing,
+            Verdict::Unsure(Doubt::Lost | Doubt::ServerError | Doubt::NotBelieved) => Self::Failing,
+            Verdict::Unsure(Doubt::Contradicted | Doubt::Unexpected) | Verdict::NotAccepted(_) => {
+                Self::Neutral
+            }
+            Verdict::Objected { signed: false, .. } => Self::Neutral,
+            Verdict::Stop(fault) => Self::Fault(*fault),
+            Verdict::Redeemed
+            | Verdict::Refused(_)
+            | Verdict::Objected { signed: true, .. }
+            | Verdict::NotExecuted
+            | Verdict::NotAuthorised => Self::Well,
+        }
+    }
+}
+
+/// Why calls are held back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// Nothing is known yet.
+    Starting,
+    /// The provider is failing.
+    Failing,
+    /// A fault of our own.
+    Fault(Fault),
+}
+
+/// Whether calls may be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Calls go freely.
+    Closed,
+    /// One call goes alone; what it brings decides.
+    HalfOpen {
+        /// Why the others wait.
+        cause: Cause,
+        /// Whether that one call is under way.
+        probing: bool,
+    },
+    /// No calls before this time.
+    Open {
+        /// Why.
+        cause: Cause,
+        /// When one may be tried.
+        until: Timestamp,
+    },
+}
+
+/// Results that are weighed together.
+const WEIGHED: usize = 20;
+/// Fewer results than this prove nothing.
+const WEIGHED_MIN: usize = 10;
+/// Only results this recent are weighed.
+const RECENT: SignedDuration = SignedDuration::from_secs(30);
+/// The share of failing results that opens the breaker, in percent.
+const FAILING_PERCENT: usize = 60;
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// The state machine.
+#[derive(Debug)]
+struct Policy {
+    state: State,
+    results: VecDeque<(Timestamp, bool)>,
+    pause: Duration,
+}
+
+impl Policy {
+    fn new() -> Self {
+        let state = State::HalfOpen { cause: Cause::Starting, probing: false };
+        Self { state, results: VecDeque::new(), pause: FIRST_PAUSE }
+    }
+
+    /// Whether a call may be made now; if so it is noted as under way.
+    fn try_pass(&mut self, now: Timestamp) -> bool {
+        if let State::Open { cause, until } = self.state
+            && until <= now
+        {
+            self.state = State::HalfOpen { cause, probing: false };
+        }
+        match &mut self.state {
+            State::Closed => true,
+            State::HalfOpen { probing, .. } => !std::mem::replace(probing, true),
+            State::Open { .. } => false,
+        }
+    }
+
+    fn note(&mut self, sign: Sign, now: Timestamp) {
+        match (self.state, sign) {
+            (_, Sign::Fault(fault)) => self.open(Cause::Fault(fault), now),
+            (State::HalfOpen { .. }, Sign::Well) => {
+                self.state = State::Closed;
+                self.results.clear();
+                self.pause = FIRST_PAUSE;
+            }
+            (State::HalfOpen { cause: Cause::Starting, .. }, Sign::Failing) => self.open(Cause::Failing, now),
+            (State::HalfOpen { cause, .. }, Sign::Failing) => self.open(cause, now),
+            (State::HalfOpen { cause, .. }, Sign::Neutral) => {
+                self.state = State::HalfOpen { cause, probing: false };
+            }
+            (State::Closed, Sign::Well | Sign::Failing) => {
+                self.results.push_back((now, sign == Sign::Well));
+                while self.results.len() > WEIGHED
+                    || self.results.front().is_some_and(|(at, _)| now.duration_since(*at) > RECENT)
+                {
+                    self.results.pop_front();
+                }
+                let failing = self.results.iter().filter(|(_, well)| !well).count();
+                if self.results.len() >= WEIGHED_MIN && failing * 100 >= self.results.len() * FAILING_PERCENT
+                {
+                    self.open(Cause::Failing, now);
+                }
+            }
+            // Latecomers from before it opened say nothing new.
+            (State::Open { .. }, _) | (State::Closed, Sign::Neutral) => {}
+        }
+    }
+
+    fn open(&mut self, cause: Cause, now: Timestamp) {
+        // Calls that were under way when it opened must not lengthen the pause one by one.
+        if let State::Open { cause: before, .. } = self.state
+            && (before == cause || matches!(before, Cause::Fault(_)))
+        {
+            return;
+        }
+        let until = now.saturating_add(self.pause).unwrap_or(Timestamp::MAX);
+        self.state = State::Open { cause, until };
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+    }
+
+    /// A call ended without a result.
+    fn abandon(&mut self) {
+        if let State::HalfOpen { probing, .. } = &mut self.state {
+            *probing = false;
+        }
+    }
+
+    /// Something changed for the better or the worse (a key was exchanged): try with one call now.
+    fn suspect(&mut self) {
+        let cause = match self.state {
+            State::Closed => Cause::Starting,
+            State::HalfOpen { .. } => return,
+            State::Open { cause, .. } => cause,
+        };
+        self.pause = FIRST_PAUSE;
+        self.state = State::HalfOpen { cause, probing: false };
+    }
+}
+
+/// The breaker that every call passes.
+#[derive(Clone)]
+pub struct Breaker {
+    policy: Arc<Mutex<Policy>>,
+    state: watch::Sender<State>,
+}
+
+impl Default for Breaker {
+    fn default() -> Self {
+        let policy = Policy::new();
+        let state = watch::Sender::new(policy.state);
+        Self { policy: Arc::new(Mutex::new(policy)), state }
+    }
+}
+
+impl Breaker {
+    /// The state as it changes.
+    pub fn states(&self) -> watch::Receiver<State> {
+        self.state.subscribe()
+    }
+
+    /// The state now.
+    pub fn state(&self) -> State {
+        *self.state.borrow()
+    }
+
+    /// Waits until a call may be made. Whoever gets the pass makes the call and reports; a pass that is dropped
+    /// counts as no call. `now` reads the clock.
+    pub async fn pass(&self, now: impl Fn() -> Timestamp) -> Pass {
+        let mut states = self.states();
+        loop {
+            states.borrow_and_update();
+            if self.change(|policy| policy.try_pass(now())) {
+                return Pass { breaker: Some(self.clone()) };
+            }
+            let pause = match self.state() {
+                State::Open { until, .. } => until.duration_since(now()).unsigned_abs(),
+                State::Closed | State::HalfOpen { .. } => LONGEST_PAUSE,
+            };
+            // A sender lives in `self`, so `changed` cannot fail; and if it did, the pause still bounds the wait.
+            let _ = tokio::time::timeout(pause + Duration::from_millis(1), states.changed()).await;
+        }
+    }
+
+    /// Tries with one call now, whatever the state: a key was exchanged.
+    pub fn suspect(&self) {
+        self.change(Policy::suspect);
+    }
+
+    /// Lets an open breaker become half-open when its time has come, without a call waiting for it.
+    pub fn ripen(&self, now: Timestamp) {
+        self.change(|policy| {
+            if let State::Open { cause, until } = policy.state
+                && until <= now
+            {
+                policy.state = State::HalfOpen { cause, probing: false };
+            }
+        });
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Policy) -> T) -> T {
+        let mut policy: MutexGuard<'_, Policy> = self.policy.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = change(&mut policy);
+        let state = policy.state;
+        self.state.send_if_modified(|told| {
+            let changed = *told != state;
+            *told = state;
+            changed
+        });
+        result
+    }
+}
+
+/// The right to make one call.
+pub struct Pass {
+    breaker: Option<Breaker>,
+}
+
+impl Pass {
+    /// Reports what the call said.
+    pub fn report(mut self, sign: Sign, now: Timestamp) {
+        if let Some(breaker) = self.breaker.take() {
+            breaker.change(|policy| policy.note(sign, now));
+        }
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        if let Some(breaker) = self.breaker.take() {
+            breaker.change(Policy::abandon);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: i64) -> Timestamp {
+        Timestamp::from_millisecond(1_700_000_000_000 + millis).unwrap()
+    }
+
+    fn closed() -> Policy {
+        let mut policy = Policy::new();
+        assert!(policy.try_pass(at(0)));
+        policy.note(Sign::Well, at(0));
+        policy
+    }
+
+    #[test]
+    fn the_first_call_goes_alone() {
+        let mut policy = Policy::new();
+        assert!(policy.try_pass(at(0)));
+        assert!(!policy.try_pass(at(0)));
+        policy.note(Sign::Well, at(1));
+        assert!(policy.try_pass(at(1)) && policy.try_pass(at(1)));
+    }
+
+    #[test]
+    fn a_fault_of_our_own_opens_at_once_and_is_probed_ever_more_rarely() {
+        let mut policy = closed();
+        let fault = Sign::Fault(Fault::Unauthenticated);
+        policy.note(fault, at(0));
+        assert!(!policy.try_pass(at(999)));
+        assert!(policy.try_pass(at(1_000)) && !policy.try_pass(at(1_000)));
+        policy.note(fault, at(1_000));
+        assert!(!policy.try_pass(at(2_999)));
+        assert!(policy.try_pass(at(3_000)));
+        policy.note(Sign::Well, at(3_001));
+        assert_eq!(policy.state, State::Closed);
+    }
+
+    #[test]
+    fn latecomers_do_not_lengthen_the_pause() {
+        let mut policy = closed();
+        for _ in 0..100 {
+            policy.note(Sign::Fault(Fault::Unauthenticated), at(0));
+        }
+        assert!(policy.try_pass(at(1_000)));
+    }
+
+    #[test]
+    fn a_failing_provider_opens_it_and_a_few_failures_do_not() {
+        let mut policy = closed();
+        for nth in 0..9 {
+            policy.note(Sign::Failing, at(nth));
+        }
+        assert_eq!(policy.state, State::Closed);
+        policy.note(Sign::Failing, at(9));
+        assert!(matches!(policy.state, State::Open { cause: Cause::Failing, .. }));
+        let mut policy = closed();
+        for nth in 0..1_000 {
+            policy.note(if nth % 5 == 0 { Sign::Failing } else { Sign::Well }, at(nth));
+        }
+        assert_eq!(policy.state, State::Closed, "a fifth of failing calls is no outage");
+    }
+
+    #[test]
+    fn an_abandoned_probe_makes_room_for_another() {
+        let mut policy = Policy::new();
+        assert!(policy.try_pass(at(0)));
+        policy.abandon();
+        assert!(policy.try_pass(at(0)));
+    }
+
+    #[test]
+    fn a_new_key_is_tried_with_one_call_at_once() {
+        let mut policy = closed();
+        policy.note(Sign::Fault(Fault::Unauthenticated), at(0));
+        policy.suspect();
+        assert!(policy.try_pass(at(0)) && !policy.try_pass(at(0)));
+    }
+}

@@ -1,0 +1,286 @@
+//! The broker's edge: one *generation* is one pair of connections and everything on them.
+//!
+//! The client's own recovery stays off. A channel that the broker closed leaves its consumer waiting for ever, and
+//! old delivery tags acknowledge other messages after a reconnect; so whatever goes wrong ends the generation, and
+//! [`crate::app`] builds a new one, from the handshake to the consumer. One connection consumes and one publishes,
+//! because an alarm of the broker stops *every* write on a connection that publishes, acknowledgements included.
+
+pub mod delivery;
+pub mod publisher;
+pub mod topology;
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions};
+use lapin::types::FieldTable;
+use lapin::uri::AMQPUri;
+use lapin::{Channel, Connection, ConnectionProperties, Event};
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::broker::delivery::Delivery;
+use crate::broker::publisher::{NotPublished, Publisher};
+use crate::broker::topology::{Mode, Topology, TopologyFault, establish};
+
+/// How the broker is reached.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `amqp://` or `amqps://` URIs with user and password, one per node, tried in turn.
+    pub uris: Vec<SecretString>,
+    /// The longest wait for a connection and its handshake, and for every question on the way to consuming.
+    pub connect_timeout: Duration,
+    /// The longest wait for a confirm.
+    pub confirm_timeout: Duration,
+    /// Heartbeat; a silent connection is dead after twice this time.
+    pub heartbeat: Duration,
+    /// What must exist.
+    pub topology: Topology,
+    /// What to do about it.
+    pub mode: Mode,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum CannotConnect {
+    /// The URI is none. It may hold a password, so it is not shown.
+    #[error("broker.uri is not a broker URI such as amqp://user:password@host:5672/%2f: {0}")]
+    Uri(String),
+    /// No whole handshake in time.
+    #[error("{at} did not complete {step} within {limit:?}")]
+    TimedOut {
+        /// Host, port and virtual host.
+        at: String,
+        /// What was under way.
+        step: &'static str,
+        /// The deadline.
+        limit: Duration,
+    },
+    /// The broker or the network refused.
+    #[error("{at}: {source}")]
+    Refused {
+        /// Host, port and virtual host.
+        at: String,
+        /// The client's words.
+        source: lapin::Error,
+    },
+    /// The topology is not as it must be.
+    #[error("{at}: {source}")]
+    Topology {
+        /// Host, port and virtual host.
+        at: String,
+        /// What differs.
+        source: TopologyFault,
+    },
+    /// Publishing is not possible now: most likely an alarm of the broker.
+    #[error(
+        "{at} does not confirm a publish ({source}); look for a memory or disk alarm: rabbitmqctl status"
+    )]
+    NoConfirms {
+        /// Host, port and virtual host.
+        at: String,
+        /// What happened.
+        source: NotPublished,
+    },
+}
+
+/// What is known of a generation while it lives.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Health {
+    /// The broker's reason for blocking our publishing connection.
+    pub blocked: Option<String>,
+    /// Why the generation has ended.
+    pub lost: Option<String>,
+}
+
+/// A pair of connections with everything on them.
+pub struct Generation {
+    consuming: Connection,
+    publishing: Connection,
+    channel: Channel,
+    queue: String,
+    publisher: Publisher,
+    health: watch::Sender<Health>,
+    at: String,
+    limit: Duration,
+}
+
+impl Generation {
+    /// Connects, establishes the topology and proves that confirms come. `nth` chooses among several nodes.
+    ///
+    /// # Errors
+    /// [`CannotConnect`] says which step failed and where.
+    pub async fn build(settings: &Settings, nth: usize) -> Result<Self, CannotConnect> {
+        let uri = settings
+            .uris
+            .get(nth % settings.uris.len().max(1))
+            .ok_or_else(|| CannotConnect::Uri("none is configured".to_owned()))?;
+        let mut uri: AMQPUri = uri.expose_secret().parse().map_err(CannotConnect::Uri)?;
+        uri.query.heartbeat = Some(u16::try_from(settings.heartbeat.as_secs()).unwrap_or(u16::MAX).max(1));
+        let at = format!("{}:{}/{}", uri.authority.host, uri.authority.port, uri.vhost);
+        let limit = settings.connect_timeout;
+
+        let (consuming, publishing) = tokio::try_join!(
+            connect(&uri, "redeemer consume", &at, limit),
+            connect(&uri, "redeemer publish", &at, limit)
+        )?;
+        let health = watch::Sender::new(Health::default());
+        watch_events(&consuming, &health, false);
+        watch_events(&publishing, &health, true);
+
+        let refused = |source| CannotConnect::Refused { at: at.clone(), source };
+        let steps = async {
+            establish(&publishing, &settings.topology, settings.mode)
+                .await
+                .map_err(|source| CannotConnect::Topology { at: at.clone(), source })?;
+            let channel = consuming.create_channel().await.map_err(refused)?;
+            let confirms = publishing.create_channel().await.map_err(refused)?;
+            confirms.confirm_select(ConfirmSelectOptions::default()).await.map_err(refused)?;
+            Ok((channel, confirms))
+        };
+        let (channel, confirms) = timeout(limit, steps).await.map_err(|_| CannotConnect::TimedOut {
+            at: at.clone(),
+            step: "looking at the topology",
+            limit,
+        })??;
+        let publisher = Publisher::new(confirms, settings.confirm_timeout, &settings.topology.names);
+        timeout(limit, publisher.prove())
+            .await
+            .unwrap_or(Err(NotPublished::TimedOut(limit)))
+            .map_err(|source| CannotConnect::NoConfirms { at: at.clone(), source })?;
+        let queue = settings.topology.names.commands.clone();
+        Ok(Self { consuming, publishing, channel, queue, publisher, health, at, limit })
+    }
+
+    /// Host, port and virtual host.
+    pub fn at(&self) -> &str {
+        &self.at
+    }
+
+    /// The publisher of this generation.
+    pub fn publisher(&self) -> &Publisher {
+        &self.publisher
+    }
+
+    /// Follows the health of this generation.
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.health.subscribe()
+    }
+
+    /// Ends the generation for a reason that only its user could see: a failed ack, a missing confirm.
+    pub fn give_up(&self, why: &str) {
+        lose(&self.health, why);
+    }
+
+    /// Begins to consume commands, at most `prefetch` of them unsettled.
+    ///
+    /// # Errors
+    /// Whatever stops it ends the generation, and is told in words.
+    pub async fn consume(&self, prefetch: u16) -> Result<Deliveries, String> {
+        let steps = async {
+            self.channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
+            let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+            self.channel.basic_consume(self.queue.as_str().into(), "".into(), options, arguments).await
+        };
+        match timeout(self.limit, steps).await {
+            Ok(Ok(consumer)) => Ok(Deliveries { consumer, channel: self.channel.clone() }),
+            Ok(Err(error)) => Err(format!("cannot consume {}: {error}", self.queue)),
+            Err(_) => Err(format!("the broker did not begin to deliver within {:?}", self.limit)),
+        }
+    }
+
+    /// How many consumers the command queue has, and how many commands wait in it.
+    pub async fn census(&self) -> Option<(u32, u32)> {
+        let look = async {
+            let channel = self.consuming.create_channel().await.ok()?;
+            let options = lapin::options::QueueDeclareOptions { passive: true, ..Default::default() };
+            let queue = channel
+                .queue_declare(self.queue.as_str().into(), options, FieldTable::default())
+                .await
+                .ok()?;
+            let _ = channel.close(200, "done".into()).await;
+            Some((queue.consumer_count(), queue.message_count()))
+        };
+        timeout(self.limit, look).await.ok().flatten()
+    }
+
+    /// Closes both connections, within a bound: a close can hang while the broker raises an alarm.
+    pub async fn close(self) {
+        let both = async {
+            let _ = self.consuming.close(200, "done".into()).await;
+            let _ = self.publishing.close(200, "done".into()).await;
+        };
+        let _ = timeout(Duration::from_secs(2), both).await;
+    }
+}
+
+async fn connect(uri: &AMQPUri, name: &str, at: &str, limit: Duration) -> Result<Connection, CannotConnect> {
+    let properties = ConnectionProperties::default().with_connection_name(name.into());
+    match timeout(limit, Connection::connect_uri(uri.clone(), properties)).await {
+        Ok(Ok(connection)) => Ok(connection),
+        Ok(Err(source)) => Err(CannotConnect::Refused { at: at.to_owned(), source }),
+        Err(_) => Err(CannotConnect::TimedOut { at: at.to_owned(), step: "the handshake", limit }),
+    }
+}
+
+fn watch_events(connection: &Connection, health: &watch::Sender<Health>, publishing: bool) {
+    let mut events = Box::pin(connection.events_listener());
+    let health = health.clone();
+    tokio::spawn(async move {
+        while let Some(event) = events.next().await {
+            match event {
+                Event::ConnectionBlocked(reason) if publishing => {
+                    health.send_modify(|health| health.blocked = Some(reason));
+                }
+                Event::ConnectionUnblocked if publishing => {
+                    health.send_modify(|health| health.blocked = None);
+                }
+                Event::Error(error) => {
+                    lose(&health, &error.to_string());
+                    return;
+                }
+                _ => {}
+            }
+        }
+        lose(&health, "the connection ended");
+    });
+}
+
+/// The first reason is the cause; later ones are its consequences.
+fn lose(health: &watch::Sender<Health>, why: &str) {
+    health.send_if_modified(|health| {
+        let first = health.lost.is_none();
+        if first {
+            health.lost = Some(why.to_owned());
+        }
+        first
+    });
+}
+
+/// The stream of deliveries of one consumer.
+pub struct Deliveries {
+    consumer: lapin::Consumer,
+    channel: Channel,
+}
+
+impl Deliveries {
+    /// The next delivery. `None` is final: the queue was deleted, the broker cancelled the consumer, or the
+    /// connection is gone. After it, nothing more may be asked.
+    pub async fn next(&mut self) -> Option<Delivery> {
+        self.consumer.next().await?.ok().map(Delivery::new)
+    }
+
+    /// Stops the consumer and gives back what it had already handed over but nobody has taken.
+    pub async fn cancel(mut self, limit: Duration) -> Vec<Delivery> {
+        let cancelled = self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default());
+        if timeout(limit, cancelled).await.is_err() {
+            return Vec::new();
+        }
+        let mut left = Vec::new();
+        while let Ok(Some(Ok(delivery))) = timeout(limit, self.consumer.next()).await {
+            left.push(Delivery::new(delivery));
+        }
+        left
+    }
+}

@@ -1,0 +1,109 @@
+//! A delivery: what the broker handed over, until it is settled. Settling consumes it.
+
+use lapin::Acker;
+use lapin::options::{BasicAckOptions, BasicNackOptions};
+use lapin::protocol::basic::AMQPProperties;
+use lapin::types::{AMQPValue, FieldTable};
+
+use crate::broker::publisher::Published;
+
+/// A message taken from the command queue and not settled yet.
+#[derive(Debug)]
+pub struct Delivery {
+    body: Vec<u8>,
+    properties: AMQPProperties,
+    redelivered: bool,
+    acker: Acker,
+}
+
+/// Why a delivery could not be settled: the broker will deliver it again.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the delivery could not be settled: {0}")]
+pub struct Unsettled(String);
+
+impl Delivery {
+    pub(super) fn new(delivery: lapin::message::Delivery) -> Self {
+        let lapin::message::Delivery { data, properties, redelivered, acker, .. } = delivery;
+        Self { body: data, properties, redelivered, acker }
+    }
+
+    /// The message.
+    pub fn body(&self) -> &[u8] {
+        &self.body
+    }
+
+    /// Whether the broker delivered it before, to anyone: a redeem may have been sent by whoever held it.
+    pub fn redelivered(&self) -> bool {
+        self.redelivered || self.number("x-delivery-count").is_some_and(|count| count > 0)
+    }
+
+    /// Whether it has a header of this name, of whatever type.
+    pub fn has_header(&self, name: &str) -> bool {
+        self.headers().is_some_and(|headers| headers.contains_key(name))
+    }
+
+    /// The text of a header; `None` where it is absent or no text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        match self.headers()?.inner().get(name)? {
+            AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok(),
+            AMQPValue::ShortString(text) => Some(text.as_str()),
+            _ => None,
+        }
+    }
+
+    /// `correlation_id`, or else `message_id`: what the sender knows the command by.
+    pub fn correlation(&self) -> Option<&str> {
+        let own = self.properties.correlation_id().as_ref();
+        own.or(self.properties.message_id().as_ref()).map(|id| id.as_str())
+    }
+
+    /// `reply_to`, where it is one.
+    pub fn reply_to(&self) -> Option<&str> {
+        self.properties.reply_to().as_ref().map(|key| key.as_str()).filter(|key| !key.is_empty())
+    }
+
+    pub(super) fn headers(&self) -> Option<&FieldTable> {
+        self.properties.headers().as_ref()
+    }
+
+    pub(super) fn properties(&self) -> &AMQPProperties {
+        &self.properties
+    }
+
+    fn number(&self, name: &str) -> Option<i64> {
+        match self.headers()?.inner().get(name)? {
+            AMQPValue::LongLongInt(number) => Some(*number),
+            AMQPValue::LongInt(number) => Some(i64::from(*number)),
+            AMQPValue::LongUInt(number) => Some(i64::from(*number)),
+            AMQPValue::ShortInt(number) => Some(i64::from(*number)),
+            AMQPValue::ShortShortUInt(number) => Some(i64::from(*number)),
+            _ => None,
+        }
+    }
+
+    /// Takes it off the queue for good. `Published` proves that what it led to is safe at the broker.
+    ///
+    /// # Errors
+    /// [`Unsettled`] where the acknowledgement was not sent; the broker will deliver it again.
+    pub async fn ack(self, _proof: Published) -> Result<(), Unsettled> {
+        settled(self.acker.ack(BasicAckOptions::default()).await)
+    }
+
+    /// Gives it back to the queue, to be delivered again at once. For handing back only: it is no way to wait.
+    ///
+    /// # Errors
+    /// [`Unsettled`] where the broker was not reached; it will deliver it again all the same.
+    pub async fn release(self) -> Result<(), Unsettled> {
+        let options = BasicNackOptions { requeue: true, multiple: false };
+        settled(self.acker.nack(options).await)
+    }
+}
+
+/// `Ok(false)` means that nothing was sent, because the channel is gone.
+fn settled(sent: lapin::Result<bool>) -> Result<(), Unsettled> {
+    match sent {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Unsettled("its channel is gone".to_owned())),
+        Err(error) => Err(Unsettled(error.to_string())),
+    }
+}

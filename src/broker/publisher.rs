@@ -1,0 +1,203 @@
+//! Publishes, and proves it: a [`Published`] exists only for what the broker confirmed and did not return.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lapin::options::BasicPublishOptions;
+use lapin::protocol::basic::AMQPProperties;
+use lapin::types::{AMQPValue, FieldArray, FieldTable, ShortString};
+use lapin::{Channel, Confirmation};
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+
+use crate::broker::delivery::Delivery;
+use crate::broker::topology::wait_name;
+use crate::wire::event::{self, Event};
+
+/// Why a command is parked, as a header.
+pub const PARKED_REASON: &str = "x-redemption-parked-reason";
+/// When a command was parked, RFC 3339, as a header.
+pub const PARKED_AT: &str = "x-redemption-parked-at";
+
+/// Proof that a publish was confirmed and not returned. Only a publisher can make one.
+#[derive(Debug)]
+pub struct Published(());
+
+impl Published {
+    /// One proof for two publishes.
+    pub fn and(self, other: Self) -> Self {
+        let (Self(()), Self(())) = (self, other);
+        Self(())
+    }
+}
+
+/// Why a publish is not proven. The message may be there all the same.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotPublished {
+    /// No confirm within the deadline.
+    #[error("the broker did not confirm within {0:?}")]
+    TimedOut(Duration),
+    /// The broker refused it: a full queue, or a queue without a leader.
+    #[error("the broker refused the message (nack)")]
+    Refused,
+    /// No queue took it.
+    #[error("the broker returned a message: {0}")]
+    Returned(String),
+    /// The connection failed.
+    #[error("the connection failed: {0}")]
+    Connection(String),
+}
+
+/// Publishes on one channel of one generation.
+#[derive(Clone)]
+pub struct Publisher(Arc<Inner>);
+
+struct Inner {
+    /// The confirm is registered and the frames are queued under different locks inside the client: two tasks that
+    /// publish at once can get each other's confirms. Whoever publishes holds this lock until the frames are queued.
+    channel: Mutex<Channel>,
+    confirm_timeout: Duration,
+    results: ShortString,
+    retry: ShortString,
+    parked: ShortString,
+}
+
+impl Publisher {
+    pub(super) fn new(channel: Channel, confirm_timeout: Duration, names: &super::topology::Names) -> Self {
+        Self(Arc::new(Inner {
+            channel: Mutex::new(channel),
+            confirm_timeout,
+            results: names.results.as_str().into(),
+            retry: names.retry.as_str().into(),
+            parked: names.parked.as_str().into(),
+        }))
+    }
+
+    /// Publishes the result of `command` to the reply exchange, and under its `reply_to` as a further routing key.
+    ///
+    /// # Errors
+    /// [`NotPublished`]
+    pub async fn event(&self, event: &Event, command: &Delivery) -> Result<Published, NotPublished> {
+        let mut properties = AMQPProperties::default()
+            .with_content_type(event::CONTENT_TYPE.into())
+            .with_delivery_mode(PERSISTENT)
+            .with_message_id(event.id.to_string().as_str().into())
+            .with_type(format!("redemption.{}.v1", event.kind.as_str()).as_str().into())
+            .with_app_id("redeemer".into());
+        if let Some(correlation) = command.correlation() {
+            properties = properties.with_correlation_id(correlation.into());
+        }
+        let mut headers = FieldTable::default();
+        if let Some(reply_to) = command.reply_to() {
+            let mut keys = FieldArray::default();
+            keys.push(AMQPValue::LongString(reply_to.into()));
+            headers.insert("CC".into(), AMQPValue::FieldArray(keys));
+        }
+        if let Some(traceparent) = command.header("traceparent") {
+            headers.insert("traceparent".into(), AMQPValue::LongString(traceparent.into()));
+        }
+        let properties = properties.with_headers(headers);
+        self.publish(&self.0.results, &event.routing_key, properties, &event.body).await
+    }
+
+    /// Publishes a copy of `command` to the wait queue of `wait`, with `headers` that carry its progress.
+    ///
+    /// # Errors
+    /// [`NotPublished`]
+    pub async fn copy(
+        &self,
+        command: &Delivery,
+        wait: Duration,
+        headers: Vec<(&'static str, String)>,
+    ) -> Result<Published, NotPublished> {
+        let properties = carried_on(command, headers);
+        self.publish(&self.0.retry, &wait_name(wait), properties, command.body()).await
+    }
+
+    /// Sets `command` aside for a person, bytes and properties as they came.
+    ///
+    /// # Errors
+    /// [`NotPublished`]
+    pub async fn park(
+        &self,
+        command: &Delivery,
+        reason: &str,
+        at: jiff::Timestamp,
+        mut headers: Vec<(&'static str, String)>,
+    ) -> Result<Published, NotPublished> {
+        headers.push((PARKED_REASON, reason.to_owned()));
+        headers.push((PARKED_AT, at.to_string()));
+        let properties = carried_on(command, headers);
+        self.publish(&self.0.parked, reason, properties, command.body()).await
+    }
+
+    /// Publishes nothing to nobody: proves that confirms come. While the broker raises an alarm they do not.
+    ///
+    /// # Errors
+    /// [`NotPublished`]
+    pub async fn prove(&self) -> Result<Published, NotPublished> {
+        let options = BasicPublishOptions::default();
+        let nobody = "redemption.nobody";
+        self.publish_with(&"".into(), nobody, options, AMQPProperties::default(), b"").await
+    }
+
+    async fn publish(
+        &self,
+        exchange: &ShortString,
+        routing_key: &str,
+        properties: AMQPProperties,
+        body: &[u8],
+    ) -> Result<Published, NotPublished> {
+        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+        self.publish_with(exchange, routing_key, options, properties, body).await
+    }
+
+    async fn publish_with(
+        &self,
+        exchange: &ShortString,
+        routing_key: &str,
+        options: BasicPublishOptions,
+        properties: AMQPProperties,
+        body: &[u8],
+    ) -> Result<Published, NotPublished> {
+        let confirmed = timeout(self.0.confirm_timeout, async {
+            let channel = self.0.channel.lock().await;
+            let confirm = channel
+                .basic_publish(exchange.clone(), routing_key.into(), options, body, properties)
+                .await?;
+            drop(channel);
+            confirm.await
+        });
+        match confirmed.await {
+            Err(_) => Err(NotPublished::TimedOut(self.0.confirm_timeout)),
+            Ok(Err(error)) => Err(NotPublished::Connection(error.to_string())),
+            // Under load a return can be attached to a neighbour's confirm. Either way a message of ours was not
+            // routed, and to doubt the wrong one costs a repeat, not a loss.
+            Ok(Ok(Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)))) => {
+                Err(NotPublished::Returned(returned.reply_text.to_string()))
+            }
+            Ok(Ok(Confirmation::Ack(None))) => Ok(Published(())),
+            Ok(Ok(Confirmation::Nack(None) | Confirmation::NotRequested)) => Err(NotPublished::Refused),
+        }
+    }
+}
+
+const PERSISTENT: u8 = 2;
+
+/// The properties of a command that goes on: everything its sender set, and our headers in place of older ones.
+fn carried_on(command: &Delivery, headers: Vec<(&'static str, String)>) -> AMQPProperties {
+    let mut table = FieldTable::default();
+    for (name, value) in command.headers().into_iter().flat_map(|headers| headers.inner()) {
+        let broker_made = name.as_str().starts_with("x-death")
+            || name.as_str().starts_with("x-first-death")
+            || name.as_str().starts_with("x-last-death")
+            || matches!(name.as_str(), "x-delivery-count" | "CC" | "BCC");
+        if !broker_made && !name.as_str().starts_with("x-redemption-") {
+            table.insert(name.clone(), value.clone());
+        }
+    }
+    for (name, value) in headers {
+        table.insert(name.into(), AMQPValue::LongString(value.into()));
+    }
+    command.properties().clone().with_headers(table).with_delivery_mode(PERSISTENT)
+}

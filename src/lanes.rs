@@ -1,0 +1,137 @@
+//! Who works when: commands of one coupon one at a time, and no more at once than there are slots.
+//!
+//! A plain value, owned by the one task that takes deliveries. A coupon that is busy never keeps another waiting.
+
+use std::collections::{HashMap, VecDeque};
+
+/// The order of work.
+#[derive(Debug)]
+pub struct Lanes<T> {
+    busy: HashMap<Box<str>, VecDeque<T>>,
+    ready: VecDeque<(Option<Box<str>>, T)>,
+    working: usize,
+    held: usize,
+}
+
+impl<T> Default for Lanes<T> {
+    fn default() -> Self {
+        Self { busy: HashMap::new(), ready: VecDeque::new(), working: 0, held: 0 }
+    }
+}
+
+impl<T> Lanes<T> {
+    /// Lets an item in. `lane` is the coupon; what has none waits for nobody.
+    pub fn arrive(&mut self, lane: Option<&str>, item: T) {
+        self.held += 1;
+        match lane {
+            None => self.ready.push_back((None, item)),
+            Some(lane) => match self.busy.get_mut(lane) {
+                Some(waiting) => waiting.push_back(item),
+                None => {
+                    self.busy.insert(lane.into(), VecDeque::new());
+                    self.ready.push_back((Some(lane.into()), item));
+                }
+            },
+        }
+    }
+
+    /// The next item to work on, while fewer than `slots` are being worked on. Its lane is told back at
+    /// [`Lanes::leave`].
+    pub fn next(&mut self, slots: usize) -> Option<(Option<Box<str>>, T)> {
+        if self.working >= slots {
+            return None;
+        }
+        let next = self.ready.pop_front()?;
+        self.working += 1;
+        Some(next)
+    }
+
+    /// An item is done: the next of its lane may go.
+    pub fn leave(&mut self, lane: Option<Box<str>>) {
+        self.working -= 1;
+        self.held -= 1;
+        let Some(lane) = lane else { return };
+        match self.busy.get_mut(&lane).and_then(VecDeque::pop_front) {
+            Some(item) => self.ready.push_back((Some(lane), item)),
+            None => {
+                self.busy.remove(&lane);
+            }
+        }
+    }
+
+    /// Takes out everything that nobody works on yet.
+    pub fn clear(&mut self) -> Vec<T> {
+        let mut waiting: Vec<T> = Vec::new();
+        for (lane, item) in std::mem::take(&mut self.ready) {
+            waiting.push(item);
+            // Nobody works in a lane whose first item was only ready.
+            if let Some(lane) = lane {
+                waiting.extend(self.busy.remove(&lane).into_iter().flatten());
+            }
+        }
+        for queue in self.busy.values_mut() {
+            waiting.extend(queue.drain(..));
+        }
+        self.held -= waiting.len();
+        waiting
+    }
+
+    /// How many items are held, worked on or not.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// How many items are being worked on.
+    pub fn working(&self) -> usize {
+        self.working
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lanes(items: &[(&str, u32)]) -> Lanes<u32> {
+        let mut lanes = Lanes::default();
+        for (lane, item) in items {
+            lanes.arrive(Some(lane), *item);
+        }
+        lanes
+    }
+
+    #[test]
+    fn one_coupon_is_served_in_order_and_another_does_not_wait_for_it() {
+        let mut lanes = lanes(&[("a", 1), ("a", 2), ("b", 3)]);
+        let first = lanes.next(9).unwrap();
+        let second = lanes.next(9).unwrap();
+        assert_eq!((first.1, second.1), (1, 3));
+        assert!(lanes.next(9).is_none());
+        lanes.leave(first.0);
+        assert_eq!(lanes.next(9).unwrap().1, 2);
+        assert_eq!(lanes.held(), 2);
+    }
+
+    #[test]
+    fn slots_bound_the_work() {
+        let mut lanes = lanes(&[("a", 1), ("b", 2), ("c", 3)]);
+        let first = lanes.next(2).unwrap();
+        assert!(lanes.next(2).is_some() && lanes.next(2).is_none());
+        lanes.leave(first.0);
+        assert_eq!(lanes.next(2).unwrap().1, 3);
+    }
+
+    #[test]
+    fn clearing_leaves_only_what_is_being_worked_on() {
+        let mut lanes = lanes(&[("a", 1), ("a", 2), ("b", 3), ("b", 4)]);
+        lanes.arrive(None, 5);
+        let (lane, _) = lanes.next(1).unwrap();
+        let mut cleared = lanes.clear();
+        cleared.sort_unstable();
+        assert_eq!(cleared, [2, 3, 4, 5]);
+        assert_eq!((lanes.held(), lanes.working()), (1, 1));
+        lanes.leave(lane);
+        assert_eq!((lanes.held(), lanes.busy.len()), (0, 0));
+        lanes.arrive(Some("b"), 6);
+        assert_eq!(lanes.next(1).unwrap().1, 6);
+    }
+}

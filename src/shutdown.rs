@@ -1,0 +1,49 @@
+//! Tells every part that it is time to stop: once, for good, without a global.
+
+use tokio::sync::watch;
+
+/// The one who says stop.
+#[derive(Debug)]
+pub struct Trigger(watch::Sender<bool>);
+
+/// One who listens.
+#[derive(Debug, Clone)]
+pub struct Shutdown(watch::Receiver<bool>);
+
+/// A trigger and its listener, which may be cloned.
+pub fn channel() -> (Trigger, Shutdown) {
+    let (sender, receiver) = watch::channel(false);
+    (Trigger(sender), Shutdown(receiver))
+}
+
+impl Trigger {
+    /// Says stop.
+    pub fn stop(&self) {
+        self.0.send_replace(true);
+    }
+}
+
+impl Shutdown {
+    /// Whether it is time to stop.
+    pub fn asked(&self) -> bool {
+        *self.0.borrow()
+    }
+
+    /// Waits until it is time to stop. A trigger that is dropped means stop.
+    pub async fn wait(&mut self) {
+        let _ = self.0.wait_for(|stop| *stop).await;
+    }
+}
+
+/// Waits for SIGTERM or SIGINT.
+///
+/// # Errors
+/// Where the system does not let us listen for signals.
+pub async fn signal() -> std::io::Result<&'static str> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    })
+}
