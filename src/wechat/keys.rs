@@ -81,6 +81,11 @@ pub enum KeyFault {
         /// End of validity.
         until: Timestamp,
     },
+    /// Nothing to sign with.
+    #[error(
+        "no merchant key is configured: set wechat.merchant_key_file, or REDEEMER_MERCHANT_KEY to the key itself"
+    )]
+    NoMerchantKey,
     /// Nothing to verify answers with.
     #[error("no verification key is configured: set wechat.public_keys or wechat.platform_certificates")]
     NoVerificationKey,
@@ -246,6 +251,12 @@ impl PublicKeys {
         self.0.iter().map(|(serial, key)| (serial.as_str(), key))
     }
 
+    /// The serial to ask answers with if none is configured: a public key's, which never expires, or else any.
+    pub fn preferred(&self) -> Option<&str> {
+        let bare = self.iter().find(|(_, key)| key.expires.is_none());
+        bare.or_else(|| self.iter().next()).map(|(serial, _)| serial)
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -255,8 +266,8 @@ impl PublicKeys {
 /// Where the keys are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyFiles {
-    /// The merchant's private key.
-    pub merchant_key: PathBuf,
+    /// The merchant's private key; none means that the environment holds it.
+    pub merchant_key: Option<PathBuf>,
     /// The provider's public keys: serial (`PUB_KEY_ID_…`) and file.
     pub public_keys: BTreeMap<String, PathBuf>,
     /// Platform certificates; each brings its serial.
@@ -273,11 +284,15 @@ pub struct Keyring {
 }
 
 impl Keyring {
-    /// Reads every key.
+    /// Reads every key. `from_environment` is the merchant key in PEM, used where no file is named.
     ///
     /// # Errors
     /// All faults together, so that one look mends them all.
-    pub fn load(files: &KeyFiles, now: Timestamp) -> Result<Self, Vec<KeyFault>> {
+    pub fn load(
+        files: &KeyFiles,
+        from_environment: Option<&str>,
+        now: Timestamp,
+    ) -> Result<Self, Vec<KeyFault>> {
         let mut faults = Vec::new();
         let mut keep = |result: Result<(String, VerificationKey), KeyFault>| match result {
             Ok(found) => Some(found),
@@ -305,8 +320,13 @@ impl Keyring {
         if files.public_keys.is_empty() && files.platform_certificates.is_empty() {
             faults.push(KeyFault::NoVerificationKey);
         }
-        let merchant = read_secret(&files.merchant_key)
-            .and_then(|pem| MerchantKey::from_pem(&pem, &files.merchant_key.display().to_string()));
+        let merchant = match (&files.merchant_key, from_environment) {
+            (Some(path), _) => {
+                read_secret(path).and_then(|pem| MerchantKey::from_pem(&pem, &path.display().to_string()))
+            }
+            (None, Some(pem)) => MerchantKey::from_pem(pem, "the merchant key in the environment"),
+            (None, None) => Err(KeyFault::NoMerchantKey),
+        };
         match merchant {
             Ok(merchant) if faults.is_empty() => Ok(Self { merchant, public }),
             Ok(_) => Err(faults),

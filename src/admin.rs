@@ -1,0 +1,167 @@
+//! The port for operators: metrics, liveness, readiness, and a page for people.
+//!
+//! Serves nothing secret and changes nothing. Every connection is bounded in time and size, so that a slow or a
+//! flooding client costs others nothing.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{Html, IntoResponse};
+use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
+use tracing::warn;
+
+use crate::metrics::Metrics;
+
+/// Connections served at once.
+const CONNECTIONS_MAX: usize = 64;
+/// The longest wait for the head of a request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest life of a connection.
+const CONNECTION_MAX: Duration = Duration::from_secs(60);
+/// How long the main loop may stand still before the process counts as dead.
+const STANDSTILL_MAX: SignedDuration = SignedDuration::from_secs(30);
+
+/// What is going on, in words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Status {
+    /// When the main loop last turned.
+    #[serde(rename = "turned_at")]
+    pub turned: Timestamp,
+    /// Host, port and virtual host of the broker, while connected.
+    pub broker: Option<String>,
+    /// Whether commands are being consumed.
+    pub consuming: bool,
+    /// Commands held now.
+    pub in_flight: usize,
+    /// Everything that stands in the way of work, in words; empty when ready.
+    pub reasons: Vec<String>,
+}
+
+impl Status {
+    /// The state of a process that has just begun.
+    pub fn starting(now: Timestamp) -> Self {
+        let reasons = vec!["starting: not connected to the broker yet".to_owned()];
+        Self { turned: now, broker: None, consuming: false, in_flight: 0, reasons }
+    }
+
+    fn ready(&self) -> bool {
+        self.reasons.is_empty()
+    }
+}
+
+#[derive(Clone)]
+struct Shown {
+    metrics: Arc<Metrics>,
+    status: watch::Receiver<Status>,
+}
+
+/// Why the port cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("admin.listen = {address} cannot be opened: {source}")]
+pub struct CannotListen {
+    address: SocketAddr,
+    source: std::io::Error,
+}
+
+/// Opens the port and serves until the task is aborted. Gives the address, for port 0.
+///
+/// # Errors
+/// [`CannotListen`]
+pub async fn serve(
+    address: SocketAddr,
+    metrics: Arc<Metrics>,
+    status: watch::Receiver<Status>,
+) -> Result<(SocketAddr, tokio::task::JoinHandle<()>), CannotListen> {
+    let refused = |source| CannotListen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(refused)?;
+    let bound = listener.local_addr().map_err(refused)?;
+    let router = Router::new()
+        .route("/", get(page))
+        .route("/metrics", get(render))
+        .route("/livez", get(live))
+        .route("/readyz", get(ready))
+        .route("/status.json", get(status_json))
+        .with_state(Shown { metrics, status });
+    Ok((bound, tokio::spawn(accept(listener, router))))
+}
+
+async fn accept(listener: TcpListener, router: Router) {
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        // The semaphore is never closed.
+        let Ok(permit) = permits.clone().acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of file descriptors, most likely: the pause lets some go.
+                warn!(%error, "admin port: a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let service = TowerToHyperService::new(router.clone());
+        tokio::spawn(async move {
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .max_buf_size(16 * 1024)
+                .serve_connection(TokioIo::new(stream), service);
+            // Whatever a client does wrong here is its own affair.
+            let _ = timeout(CONNECTION_MAX, connection).await;
+            drop(permit);
+        });
+    }
+}
+
+async fn render(State(shown): State<Shown>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], shown.metrics.render())
+}
+
+async fn live(State(shown): State<Shown>) -> impl IntoResponse {
+    let still = Timestamp::now().duration_since(shown.status.borrow().turned);
+    if still <= STANDSTILL_MAX {
+        (StatusCode::OK, "ok\n".to_owned())
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, format!("the main loop has stood still for {still:#}\n"))
+    }
+}
+
+async fn ready(State(shown): State<Shown>) -> impl IntoResponse {
+    let status = shown.status.borrow().clone();
+    if status.ready() {
+        (StatusCode::OK, "ok\n".to_owned())
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, status.reasons.join("\n") + "\n")
+    }
+}
+
+async fn status_json(State(shown): State<Shown>) -> impl IntoResponse {
+    axum::Json(shown.status.borrow().clone())
+}
+
+async fn page(State(shown): State<Shown>) -> Html<String> {
+    let status = shown.status.borrow().clone();
+    let state = if status.ready() { "consuming".to_owned() } else { status.reasons.join("; ") };
+    let broker = status.broker.unwrap_or_else(|| "not connected".to_owned());
+    let text = |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    Html(format!(
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\">\
+         <title>redeemer</title><h1>redeemer</h1><p>{}<p>broker: {}<p>in flight: {}\
+         <p><a href=/metrics>metrics</a> <a href=/readyz>readyz</a> <a href=/livez>livez</a>",
+        text(&state),
+        text(&broker),
+        status.in_flight
+    ))
+}

@@ -1,0 +1,560 @@
+//! Runs the service: keys, admin port, and one generation of broker connections after the other until told to stop.
+//!
+//! The main loop owns the lanes and takes deliveries; workers run beside it. A lost connection is an ordinary state:
+//! what was in hand is dropped, the broker delivers it again, and the next generation begins from the handshake.
+
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant, SystemTime};
+
+use futures_util::FutureExt as _;
+use jiff::Timestamp;
+use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tracing::{error, info, warn};
+
+use crate::admin::{self, CannotListen, Status};
+use crate::backoff::Backoff;
+use crate::breaker::{Breaker, Cause, State};
+use crate::broker::delivery::Delivery;
+use crate::broker::publisher::Publisher;
+use crate::broker::{Deliveries, Generation, Health};
+use crate::config::{Config, ConfigFault, ConfigFaults, MERCHANT_KEY};
+use crate::lanes::Lanes;
+use crate::metrics::{Metrics, Settling};
+use crate::pace::{Budget, Pacer};
+use crate::shutdown::Shutdown;
+use crate::verdict::Fault;
+use crate::wechat::api::{CannotStart, Client, SharedKeyring};
+use crate::wechat::keys::{KeyFault, KeyFiles, Keyring};
+use crate::worker::{Brands, Taken, Tools, work};
+
+/// Why the service does not start. All of it is for the operator to mend; a broker that is down is not among it.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The configuration is wrong.
+    #[error("{0}")]
+    Config(#[from] ConfigFaults),
+    /// A key is wrong.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Keys(Vec<KeyFault>),
+    /// The payment API's client could not be made.
+    #[error("{0}")]
+    Client(#[from] CannotStart),
+    /// The admin port could not be opened.
+    #[error("{0}")]
+    Admin(#[from] CannotListen),
+}
+
+impl From<ConfigFault> for Refusal {
+    fn from(fault: ConfigFault) -> Self {
+        Self::Config(ConfigFaults(vec![fault]))
+    }
+}
+
+/// Time between two looks at everything that no event tells of.
+const TICK: Duration = Duration::from_millis(250);
+/// How long calls may be held back before what was prefetched is handed back.
+const GRACE: Duration = Duration::from_secs(10);
+/// Time between two looks at the number of consumers.
+const CENSUS: Duration = Duration::from_secs(1);
+
+/// Runs until `shutdown`, then finishes what is in flight within the configured deadline. `ready` is told the admin
+/// port's address.
+///
+/// # Errors
+/// [`Refusal`] where it cannot start.
+pub async fn run(
+    config: Config,
+    merchant_key: Option<SecretString>,
+    shutdown: Shutdown,
+    ready: impl FnOnce(std::net::SocketAddr),
+) -> Result<(), Refusal> {
+    let files = config.key_files();
+    let load = |now| Keyring::load(&files, merchant_key.as_ref().map(|key| key.expose_secret()), now);
+    let keyring = load(Timestamp::now()).map_err(Refusal::Keys)?;
+    let serial = keyring.public.preferred().unwrap_or_default().to_owned();
+    let keys: SharedKeyring = Arc::new(RwLock::new(Arc::new(keyring)));
+    let client = Client::new(config.wechat_settings(&serial)?, keys.clone())?;
+    let broker = config.broker_settings()?;
+
+    let metrics = Arc::new(Metrics::new());
+    let breaker = Breaker::default();
+    let status = watch::Sender::new(Status::starting(Timestamp::now()));
+    let (address, admin) = admin::serve(config.admin_listen(), metrics.clone(), status.subscribe()).await?;
+    let reload = Reload { files, merchant_key, keys, breaker: breaker.clone() };
+    let reload = tokio::spawn(reload.run(config.wechat.reload_every.0));
+    info!(version = env!("CARGO_PKG_VERSION"), admin = %address, "starting");
+    ready(address);
+
+    let tools = Arc::new(Tools {
+        client,
+        breaker,
+        pacer: Pacer::start(config.calls_per_second()),
+        budget: Budget::new(config.retry.budget_share),
+        metrics,
+        limits: config.limits(),
+        horizon: config.horizon(),
+        source: config.event.source.clone(),
+        brands: Brands::default(),
+    });
+    let mut service = Service {
+        tools,
+        status,
+        lanes: Lanes::default(),
+        jobs: JoinSet::new(),
+        slots: config.work.concurrency,
+        prefetch: config.broker.prefetch,
+        drain: config.shutdown.deadline.0,
+    };
+    service.supervise(&broker, shutdown).await;
+    reload.abort();
+    admin.abort();
+    info!("stopped");
+    Ok(())
+}
+
+/// What the main loop owns.
+struct Service {
+    tools: Arc<Tools>,
+    status: watch::Sender<Status>,
+    lanes: Lanes<Held>,
+    jobs: JoinSet<Done>,
+    slots: usize,
+    prefetch: u16,
+    drain: Duration,
+}
+
+/// A delivery with what it needs to be settled: all of one generation.
+struct Held {
+    taken: Taken,
+    publisher: Publisher,
+    cut: watch::Receiver<bool>,
+    number: usize,
+}
+
+struct Done {
+    lane: Option<Box<str>>,
+    trouble: Option<String>,
+    number: usize,
+}
+
+/// Why consuming ended.
+enum Ended {
+    Lost(String),
+    Shutdown,
+}
+
+/// How much is taken from the queue at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Appetite {
+    /// As many as are prefetched.
+    Full,
+    /// One, to find out whether calls work.
+    One,
+}
+
+impl Service {
+    /// Builds generations for ever, with growing pauses while none can be built.
+    async fn supervise(&mut self, settings: &crate::broker::Settings, mut shutdown: Shutdown) {
+        // Short, because every second down is a second late for somebody's money.
+        let pauses =
+            Backoff::new(Duration::from_millis(100), 1.6, 0.3, Duration::from_secs(1)).unwrap_or_default();
+        let mut failures = 0;
+        for number in 0.. {
+            let built = tokio::select! {
+                built = Generation::build(settings, number) => built,
+                () = shutdown.wait() => break,
+            };
+            self.turned();
+            match built {
+                Err(error) => {
+                    let why = error.to_string();
+                    if failures % 30 == 0 {
+                        warn!(error = why, "no connection to the broker; trying on");
+                    }
+                    self.tell(None, false, vec![format!("broker: {why}")]);
+                    self.await_jobs(pauses.wait(failures, rand::random()), &mut shutdown).await;
+                    failures = failures.saturating_add(1);
+                }
+                Ok(generation) => {
+                    info!(broker = generation.at(), "connected");
+                    self.tools.metrics.connected();
+                    let begun = Instant::now();
+                    let ended = self.serve(&generation, number, &mut shutdown).await;
+                    self.tools.metrics.disconnected();
+                    match ended {
+                        Ended::Shutdown => {
+                            generation.close().await;
+                            break;
+                        }
+                        Ended::Lost(why) => {
+                            warn!(why, "connection to the broker lost; connecting anew");
+                            self.tell(None, false, vec![format!("broker: {why}")]);
+                            tokio::spawn(generation.close());
+                            // A generation that held for a while was no failure; one that broke at once was.
+                            failures =
+                                if begun.elapsed() > Duration::from_secs(5) { 0 } else { failures + 1 };
+                            self.await_jobs(pauses.wait(failures, rand::random()), &mut shutdown).await;
+                        }
+                    }
+                }
+            }
+            if shutdown.asked() {
+                break;
+            }
+        }
+    }
+
+    /// Waits between two generations, and lets workers of the old one end.
+    async fn await_jobs(&mut self, pause: Duration, shutdown: &mut Shutdown) {
+        let pause = sleep(pause);
+        tokio::pin!(pause);
+        loop {
+            tokio::select! {
+                () = &mut pause => return,
+                () = shutdown.wait() => return,
+                Some(done) = self.jobs.join_next() => self.finished(done, None),
+            }
+        }
+    }
+
+    /// Consumes on one generation until it is lost or it is time to stop.
+    async fn serve(&mut self, generation: &Generation, number: usize, shutdown: &mut Shutdown) -> Ended {
+        let (cut, cut_receiver) = watch::channel(false);
+        let mut health = generation.health();
+        let mut states = self.tools.breaker.states();
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut consumer: Option<(Appetite, Deliveries)> = None;
+        let mut held_back_since: Option<Instant> = None;
+        let mut counted_at: Option<Instant> = None;
+        let mut report_due = true;
+
+        let ended = loop {
+            self.start_work();
+            let now: Health = health.borrow_and_update().clone();
+            if let Some(why) = now.lost {
+                break Ended::Lost(why);
+            }
+            if shutdown.asked() {
+                break Ended::Shutdown;
+            }
+            let state = *states.borrow_and_update();
+            held_back_since = match state {
+                State::Closed if now.blocked.is_none() => None,
+                _ => held_back_since.or_else(|| Some(Instant::now())),
+            };
+            match self.feed(generation, &mut consumer, state, &now, held_back_since).await {
+                Ok(()) => {}
+                Err(why) => break Ended::Lost(why),
+            }
+            if std::mem::take(&mut report_due) {
+                self.report(generation, consumer.is_some(), state, &now);
+            }
+
+            let takes = now.blocked.is_none()
+                && match state {
+                    State::Closed => true,
+                    State::HalfOpen { .. } => self.lanes.held() == 0,
+                    State::Open { .. } => false,
+                };
+            tokio::select! {
+                delivery = next(&mut consumer), if takes && consumer.is_some() => match delivery {
+                    Some(delivery) => self.take(delivery, generation, &cut_receiver, number),
+                    None => break Ended::Lost("the broker ended the consumer".to_owned()),
+                },
+                Some(done) = self.jobs.join_next() => {
+                    self.finished(done, Some((generation, number)));
+                }
+                _ = health.changed() => report_due = true,
+                _ = states.changed() => report_due = true,
+                () = shutdown.wait() => {}
+                _ = tick.tick() => {
+                    report_due = true;
+                    self.tools.breaker.ripen(Timestamp::now());
+                    if counted_at.is_none_or(|at| at.elapsed() >= CENSUS) && consumer.is_some() {
+                        counted_at = Some(Instant::now());
+                        if let Some((consumers, _)) = generation.census().await {
+                            self.tools.pacer.adjust(consumers, Instant::now());
+                        }
+                    }
+                }
+            }
+        };
+
+        match &ended {
+            Ended::Lost(_) => {
+                cut.send_replace(true);
+                // The broker delivers these again; nobody has worked on them.
+                for _ in self.lanes.clear() {
+                    self.tools.metrics.settled(Settling::Lost);
+                }
+            }
+            Ended::Shutdown => self.stop(consumer, &cut).await,
+        }
+        ended
+    }
+
+    /// Begins, exchanges or ends the consumer, as the breaker allows.
+    async fn feed(
+        &mut self,
+        generation: &Generation,
+        consumer: &mut Option<(Appetite, Deliveries)>,
+        state: State,
+        health: &Health,
+        held_back_since: Option<Instant>,
+    ) -> Result<(), String> {
+        let has = consumer.as_ref().map(|(appetite, _)| *appetite);
+        let wanted = match state {
+            State::Closed => Some(Appetite::Full),
+            // With one in hand there is enough to find out.
+            State::HalfOpen { .. } if has.is_none() && self.lanes.held() == 0 => Some(Appetite::One),
+            State::HalfOpen { .. } => has,
+            State::Open { .. } if has == Some(Appetite::One) => None,
+            State::Open { .. } => has,
+        };
+        let tired = held_back_since.is_some_and(|since| since.elapsed() > GRACE);
+        let wanted = match (wanted, has) {
+            (Some(Appetite::Full), Some(Appetite::Full)) if tired && state != State::Closed => None,
+            (Some(_), None) if health.blocked.is_some() => None,
+            (wanted, _) => wanted,
+        };
+        if wanted == has {
+            return Ok(());
+        }
+        if let Some((appetite, deliveries)) = consumer.take() {
+            let left = deliveries.cancel(Duration::from_secs(5)).await;
+            hand_back(left).await;
+            if appetite == Appetite::Full {
+                let waiting = self.lanes.clear();
+                for held in waiting {
+                    let _ = held.taken.delivery.release().await;
+                    self.tools.metrics.settled(Settling::Released);
+                }
+            }
+        }
+        if let Some(appetite) = wanted {
+            let prefetch = match appetite {
+                Appetite::Full => self.prefetch,
+                Appetite::One => 1,
+            };
+            *consumer = Some((appetite, generation.consume(prefetch).await?));
+        }
+        Ok(())
+    }
+
+    fn take(
+        &mut self,
+        delivery: Delivery,
+        generation: &Generation,
+        cut: &watch::Receiver<bool>,
+        number: usize,
+    ) {
+        let taken = Taken::new(delivery, Timestamp::now());
+        self.tools.metrics.taken(taken.arrival());
+        let lane = taken.lane().map(Box::<str>::from);
+        let publisher = generation.publisher().clone();
+        self.lanes.arrive(lane.as_deref(), Held { taken, publisher, cut: cut.clone(), number });
+    }
+
+    fn start_work(&mut self) {
+        while let Some((lane, held)) = self.lanes.next(self.slots) {
+            let tools = self.tools.clone();
+            self.jobs.spawn(async move {
+                let Held { taken, publisher, cut, number } = held;
+                // A panic is a defect, but it must not close the coupon's lane: the delivery is lost with its
+                // generation, and the broker delivers it again.
+                let worked = AssertUnwindSafe(work(&tools, &publisher, taken, cut)).catch_unwind().await;
+                let (settling, trouble) = worked.unwrap_or_else(|_| {
+                    error!("defect: a worker panicked");
+                    (Settling::Lost, Some("a worker panicked".to_owned()))
+                });
+                tools.metrics.settled(settling);
+                Done { lane, trouble, number }
+            });
+        }
+    }
+
+    /// A worker ended. Trouble with the broker ends the generation that it belonged to, if that is the present one.
+    fn finished(
+        &mut self,
+        done: Result<Done, tokio::task::JoinError>,
+        present: Option<(&Generation, usize)>,
+    ) {
+        // A worker catches its own panics and is only aborted when everything ends.
+        let Ok(Done { lane, trouble, number }) = done else { return };
+        self.lanes.leave(lane);
+        if let (Some(why), Some((generation, present))) = (trouble, present)
+            && number == present
+        {
+            generation.give_up(&why);
+        }
+    }
+
+    /// Finishes what is in flight, hands back the rest.
+    async fn stop(&mut self, consumer: Option<(Appetite, Deliveries)>, cut: &watch::Sender<bool>) {
+        info!(in_flight = self.lanes.held(), "stopping: finishing what is in flight");
+        let reasons = vec!["stopping".to_owned()];
+        self.tell(None, false, reasons);
+        if let Some((_, deliveries)) = consumer {
+            hand_back(deliveries.cancel(Duration::from_secs(5)).await).await;
+        }
+        for held in self.lanes.clear() {
+            let _ = held.taken.delivery.release().await;
+            self.tools.metrics.settled(Settling::Released);
+        }
+        cut.send_replace(true);
+        let drain = self.drain;
+        let finish = async {
+            while let Some(done) = self.jobs.join_next().await {
+                self.finished(done, None);
+            }
+        };
+        if timeout(drain, finish).await.is_err() {
+            warn!(left = self.jobs.len(), "the deadline passed; the broker will deliver the rest again");
+            self.jobs.shutdown().await;
+        }
+    }
+
+    fn turned(&self) {
+        self.status.send_modify(|status| status.turned = Timestamp::now());
+    }
+
+    /// Tells operators how things stand.
+    fn report(&self, generation: &Generation, consuming: bool, state: State, health: &Health) {
+        let mut reasons = Vec::new();
+        if let Some(why) = &health.blocked {
+            reasons.push(format!("broker: publishing is blocked ({why})"));
+        }
+        let metrics = &self.tools.metrics;
+        metrics.blocked(health.blocked.is_some());
+        let (open, cause) = match state {
+            State::Closed => (false, None),
+            State::HalfOpen { cause: Cause::Starting, .. } => (false, None),
+            State::HalfOpen { cause, .. } | State::Open { cause, .. } => (true, Some(cause)),
+        };
+        let fault = match cause {
+            Some(Cause::Fault(fault)) => Some(fault),
+            _ => None,
+        };
+        metrics.breaker(open, fault);
+        if let Some(cause) = cause {
+            reasons.push(in_words(cause).to_owned());
+        }
+        let consuming = consuming && health.blocked.is_none() && !open;
+        metrics.consuming(consuming);
+        if !consuming && reasons.is_empty() {
+            reasons.push("broker: not consuming yet".to_owned());
+        }
+        self.tell(Some(generation.at()), consuming, reasons);
+    }
+
+    fn tell(&self, broker: Option<&str>, consuming: bool, reasons: Vec<String>) {
+        let in_flight = self.lanes.held();
+        self.status.send_modify(|status| {
+            if status.reasons != reasons {
+                match reasons.as_slice() {
+                    [] => info!("ready"),
+                    reasons => warn!(reasons = reasons.join("; "), "not ready"),
+                }
+            }
+            *status = Status {
+                turned: Timestamp::now(),
+                broker: broker.map(str::to_owned),
+                consuming,
+                in_flight,
+                reasons,
+            };
+        });
+    }
+}
+
+fn in_words(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Starting => "starting: nothing has been answered yet",
+        Cause::Failing => "payment API: it is failing; calls are held back and tried one at a time",
+        Cause::Fault(Fault::Unauthenticated) => {
+            "payment API: it rejects our signature (401); look at the merchant key, its serial, the merchant number \
+             and the clock; consumption goes on by itself once it is mended"
+        }
+        Cause::Fault(Fault::Unauthorised) => {
+            "payment API: no brand has authorised us (NO_AUTH); look at the merchant platform; consumption goes on \
+             by itself once it is mended"
+        }
+    }
+}
+
+async fn next(consumer: &mut Option<(Appetite, Deliveries)>) -> Option<Delivery> {
+    match consumer {
+        Some((_, deliveries)) => deliveries.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn hand_back(deliveries: Vec<Delivery>) {
+    for delivery in deliveries {
+        // Not taken yet, so not counted; a connection that is gone hands them back by itself.
+        let _ = delivery.release().await;
+    }
+}
+
+/// Looks at the key files from time to time and takes changed ones into use.
+struct Reload {
+    files: KeyFiles,
+    merchant_key: Option<SecretString>,
+    keys: SharedKeyring,
+    breaker: Breaker,
+}
+
+impl Reload {
+    async fn run(self, every: Duration) {
+        let mut tick = interval(every);
+        let mut seen = self.versions();
+        loop {
+            tick.tick().await;
+            let versions = self.versions();
+            if versions == seen {
+                continue;
+            }
+            let from_environment = self.merchant_key.as_ref().map(|key| key.expose_secret());
+            match Keyring::load(&self.files, from_environment, Timestamp::now()) {
+                Ok(keyring) => {
+                    seen = versions;
+                    *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keyring);
+                    info!("keys changed and taken into use; the next call goes alone");
+                    self.breaker.suspect();
+                }
+                // Half-written, most likely: the old keys stay in use, and it is looked at again.
+                Err(faults) => {
+                    for fault in faults {
+                        warn!(%fault, "changed keys are not taken into use");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Modification time and size of every key file.
+    fn versions(&self) -> Vec<(PathBuf, Option<(SystemTime, u64)>)> {
+        let KeyFiles { merchant_key, public_keys, platform_certificates } = &self.files;
+        merchant_key
+            .iter()
+            .chain(public_keys.values())
+            .chain(platform_certificates)
+            .map(|path| {
+                let metadata = std::fs::metadata(path).ok();
+                let version = metadata.and_then(|found| Some((found.modified().ok()?, found.len())));
+                (path.clone(), version)
+            })
+            .collect()
+    }
+}
+
+/// The merchant key from the environment, where it stands there.
+pub fn merchant_key_from_environment() -> Option<SecretString> {
+    std::env::var(MERCHANT_KEY).ok().map(SecretString::from)
+}

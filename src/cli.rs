@@ -1,0 +1,130 @@
+//! The command line: one file per subcommand, each with its arguments, its work and its exit code.
+
+pub mod check;
+pub mod demo;
+pub mod publish;
+pub mod run;
+pub mod sandbox;
+pub mod watch;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+
+use crate::config::{self, Config};
+
+/// Redeems WeChat Pay product coupons on command of a message queue, and tells what became of each.
+#[derive(Debug, Parser)]
+#[command(version, about, after_help = EXIT_CODES)]
+pub struct Arguments {
+    /// The configuration file; every key and its default stand in the shipped config.toml.
+    #[arg(long, short, global = true, env = "REDEEMER_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 it failed on the way; 2 the command line is wrong; \
+3 the configuration or a key is wrong; 4 something is not as it should be (check, demo, publish --wait).";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Consume commands until SIGTERM.
+    Run(run::Arguments),
+    /// Look at configuration, keys, clock, broker and payment API; each fault with its remedy.
+    Check(check::Arguments),
+    /// Publish commands: one, or a file with one per line.
+    Publish(publish::Arguments),
+    /// Show result events as they come.
+    Watch(watch::Arguments),
+    /// Simulate the payment API.
+    Sandbox(sandbox::Arguments),
+    /// Run the whole main job against a sandbox and compare every outcome with its ledger.
+    Demo(demo::Arguments),
+}
+
+/// Why a subcommand ends without success.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// It failed on the way.
+    #[error("{0:#}")]
+    Failed(#[from] anyhow::Error),
+    /// The configuration or a key is wrong.
+    #[error("{0}")]
+    Misconfigured(String),
+    /// Something is not as it should be, and has been told.
+    #[error("{0}")]
+    Unexpected(String),
+}
+
+impl Failure {
+    /// The exit code.
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::Failed(_) => 1,
+            Self::Misconfigured(_) => 3,
+            Self::Unexpected(_) => 4,
+        }
+    }
+}
+
+impl From<config::ConfigFaults> for Failure {
+    fn from(faults: config::ConfigFaults) -> Self {
+        Self::Misconfigured(faults.to_string())
+    }
+}
+
+impl From<config::ConfigFault> for Failure {
+    fn from(fault: config::ConfigFault) -> Self {
+        config::ConfigFaults(vec![fault]).into()
+    }
+}
+
+/// Runs the program.
+pub fn main(arguments: Arguments) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(&format!("no runtime: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let ended = runtime.block_on(dispatch(arguments));
+    // The broker's client keeps threads of its own, which a blocked connection can hold for long.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            complain(&failure.to_string());
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+async fn dispatch(Arguments { config, command }: Arguments) -> Result<(), Failure> {
+    let load = || -> Result<Config, Failure> { Ok(config::load(config.as_deref(), std::env::vars())?) };
+    match command {
+        Command::Run(arguments) => run::run(arguments, load()?).await,
+        Command::Check(arguments) => check::run(arguments, load()?).await,
+        Command::Publish(arguments) => publish::run(arguments, load()?).await,
+        Command::Watch(arguments) => watch::run(arguments, load()?).await,
+        Command::Sandbox(arguments) => sandbox::run(arguments).await,
+        Command::Demo(arguments) => demo::run(arguments).await,
+    }
+}
+
+fn complain(text: &str) {
+    // Where even standard error is gone, the exit code still tells.
+    let _ = writeln!(std::io::stderr(), "redeemer: {text}");
+}
+
+/// Writes one line to standard output.
+///
+/// # Errors
+/// Where the reader of the output is gone.
+pub fn say(line: &str) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{line}").context("cannot write to standard output")
+}

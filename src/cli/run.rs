@@ -1,0 +1,56 @@
+//! `redeemer run`: the service.
+
+use clap::Args;
+use tracing::{error, info};
+
+use crate::app::{self, Refusal, merchant_key_from_environment};
+use crate::cli::Failure;
+use crate::config::Config;
+use crate::shutdown;
+use crate::telemetry;
+
+/// Arguments of `run`: everything else is configuration.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// Write the admin port's address to this file once it is open; useful with port 0.
+    #[arg(long, value_name = "FILE")]
+    admin_address_file: Option<std::path::PathBuf>,
+}
+
+/// Consumes until SIGTERM or SIGINT.
+///
+/// # Errors
+/// [`Failure::Misconfigured`] where it cannot start. A broker that is down is no failure.
+pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
+    telemetry::init(config.log_format(), &config.log.filter)
+        .map_err(|fault| Failure::Misconfigured(fault.to_string()))?;
+    let (trigger, listener) = shutdown::channel();
+    tokio::spawn(async move {
+        match shutdown::signal().await {
+            Ok(name) => info!(signal = name, "asked to stop"),
+            Err(error) => error!(%error, "cannot listen for signals"),
+        }
+        trigger.stop();
+    });
+    let file = arguments.admin_address_file;
+    let ready = |address: std::net::SocketAddr| {
+        if let Some(file) = file
+            && let Err(error) = write_whole(&file, &address.to_string())
+        {
+            error!(%error, file = %file.display(), "cannot write the admin port's address");
+        }
+    };
+    app::run(config, merchant_key_from_environment(), listener, ready).await.map_err(
+        |refusal| match refusal {
+            Refusal::Admin(fault) => Failure::Failed(fault.into()),
+            refusal => Failure::Misconfigured(refusal.to_string()),
+        },
+    )
+}
+
+/// Whoever waits for the file must never see half of it.
+fn write_whole(file: &std::path::Path, text: &str) -> std::io::Result<()> {
+    let half = file.with_extension("part");
+    std::fs::write(&half, text)?;
+    std::fs::rename(half, file)
+}

@@ -1,0 +1,668 @@
+//! Configuration: the defaults, then a file, then the environment; checked as a whole.
+//!
+//! `config.toml` in the repository holds every key with its default and says what it does; a test proves that the
+//! file and [`Config::default`] are equal. All faults are told at once, each with the name of its key.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use secrecy::SecretString;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use toml::{Table, Value};
+
+use crate::attempt::Limits;
+use crate::backoff::Backoff;
+use crate::broker::topology::{Mode, Names, Topology};
+use crate::telemetry::Format;
+use crate::wechat::keys::{KeyFiles, read_secret};
+use crate::wechat::sign::Merchant;
+use crate::wire::copy::Horizon;
+
+/// Environment variables begin with this.
+pub const PREFIX: &str = "REDEEMER_";
+
+/// The environment variable that may hold the merchant's private key itself.
+pub const MERCHANT_KEY: &str = "REDEEMER_MERCHANT_KEY";
+
+/// Everything that can be configured. What each key does stands beside it in `config.toml`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[allow(
+    missing_docs,
+    reason = "config.toml documents every key where it stands, and is shipped with the program"
+)]
+pub struct Config {
+    pub broker: BrokerConfig,
+    pub wechat: WechatConfig,
+    pub work: WorkConfig,
+    pub retry: RetryConfig,
+    pub pace: PaceConfig,
+    pub event: EventConfig,
+    pub admin: AdminConfig,
+    pub log: LogConfig,
+    pub shutdown: ShutdownConfig,
+}
+
+macro_rules! section {
+    ($(#[$doc:meta])* $name:ident { $($key:ident: $type:ty = $default:expr,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(default)]
+        #[allow(missing_docs, reason = "see Config")]
+        pub struct $name { $(pub $key: $type,)* }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($key: $default,)* }
+            }
+        }
+    };
+}
+
+section! {
+    /// `[broker]`
+    BrokerConfig {
+        uri: String = "amqp://guest:guest@127.0.0.1:5672/%2f".to_owned(),
+        uri_file: String = String::new(),
+        connect_timeout: Span = Span::seconds(5),
+        confirm_timeout: Span = Span::seconds(30),
+        heartbeat: Span = Span::seconds(10),
+        prefetch: u16 = 200,
+        topology: String = "create".to_owned(),
+        delivery_limit: u32 = 20,
+        names: NamesConfig = NamesConfig::default(),
+    }
+}
+section! {
+    /// `[broker.names]`
+    NamesConfig {
+        commands: String = Names::default().commands,
+        retry: String = Names::default().retry,
+        results: String = Names::default().results,
+        unrouted: String = Names::default().unrouted,
+        parked: String = Names::default().parked,
+    }
+}
+section! {
+    /// `[wechat]`
+    WechatConfig {
+        base_url: String = "https://api.mch.weixin.qq.com".to_owned(),
+        backup_base_url: String = "https://api2.mch.weixin.qq.com".to_owned(),
+        mchid: String = String::new(),
+        merchant_serial: String = String::new(),
+        merchant_key_file: String = String::new(),
+        verification_serial: String = String::new(),
+        platform_certificates: Vec<PathBuf> = Vec::new(),
+        reload_every: Span = Span::seconds(10),
+        connect_timeout: Span = Span::seconds(2),
+        read_timeout: Span = Span::seconds(10),
+        total_timeout: Span = Span::seconds(15),
+        reply_bytes_max: usize = 262_144,
+        public_keys: BTreeMap<String, PathBuf> = BTreeMap::new(),
+    }
+}
+section! {
+    /// `[work]`
+    WorkConfig { concurrency: usize = 100, }
+}
+section! {
+    /// `[retry]`
+    RetryConfig {
+        initial: Span = Span::seconds(1),
+        multiplier: f64 = 2.0,
+        jitter: f64 = 0.2,
+        longest: Span = Span::seconds(30),
+        in_process_max: Span = Span::seconds(8),
+        settling: Span = Span::seconds(2),
+        tiers: Vec<Span> = [10, 60, 300, 1_800, 7_200].map(Span::seconds).to_vec(),
+        attempts_max: u32 = 1_000,
+        deadline: Span = Span::seconds(86_400),
+        deadline_max: Span = Span::seconds(604_800),
+        budget_share: f64 = 0.2,
+    }
+}
+section! {
+    /// `[pace]`
+    PaceConfig { calls_per_second: u32 = 500, }
+}
+section! {
+    /// `[event]`
+    EventConfig { source: String = "/redeemer".to_owned(), }
+}
+section! {
+    /// `[admin]`
+    AdminConfig { listen: String = "127.0.0.1:9464".to_owned(), }
+}
+section! {
+    /// `[log]`
+    LogConfig {
+        format: String = "plain".to_owned(),
+        filter: String = "info,lapin=warn".to_owned(),
+    }
+}
+section! {
+    /// `[shutdown]`
+    ShutdownConfig { deadline: Span = Span::seconds(25), }
+}
+
+/// A time span as people write it: `250ms`, `8s`, `5m`, `2h`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+impl Span {
+    const fn seconds(seconds: u64) -> Self {
+        Self(Duration::from_secs(seconds))
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let signed: SignedDuration = text.parse().ok()?;
+        // The general parser also takes "1 day ago".
+        (!signed.is_negative()).then(|| Self(signed.unsigned_abs()))
+    }
+
+    fn signed(self) -> SignedDuration {
+        SignedDuration::try_from(self.0).unwrap_or(SignedDuration::MAX)
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#}", self.signed())
+    }
+}
+
+impl Serialize for Span {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text)
+            .ok_or_else(|| serde::de::Error::custom("must be a time such as 250ms, 8s, 5m or 2h"))
+    }
+}
+
+/// One thing that is wrong with the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigFault {
+    /// The key, with its sections: `broker.prefetch`.
+    pub key: String,
+    /// What is wrong and what is wanted. Never quotes a secret.
+    pub problem: String,
+}
+
+/// Everything that is wrong with the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigFaults(pub Vec<ConfigFault>);
+
+impl fmt::Display for ConfigFaults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the configuration has faults:")?;
+        for ConfigFault { key, problem } in &self.0 {
+            write!(f, "\n  {key}: {problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigFaults {}
+
+/// Reads the configuration: defaults, then the file, then the environment.
+///
+/// # Errors
+/// [`ConfigFaults`] with every fault at once.
+pub fn load(
+    file: Option<&Path>,
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<Config, ConfigFaults> {
+    let text = match file {
+        None => String::new(),
+        Some(path) => std::fs::read_to_string(path).map_err(|error| {
+            let key = path.display().to_string();
+            ConfigFaults(vec![ConfigFault { key, problem: format!("cannot be read: {error}") }])
+        })?,
+    };
+    let name = file.map_or_else(String::new, |path| path.display().to_string());
+    parse(&text, &name, environment)
+}
+
+/// Reads the configuration from a text. `name` stands for it in faults.
+///
+/// # Errors
+/// [`ConfigFaults`] with every fault at once.
+pub fn parse(
+    text: &str,
+    name: &str,
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<Config, ConfigFaults> {
+    let mut table: Table = text.parse().map_err(|error: toml::de::Error| {
+        // The general message quotes the line, which may hold a password.
+        let line = error.span().map_or(0, |span| text[..span.start].lines().count().max(1));
+        let problem = format!("is not TOML at line {line}: {}", error.message());
+        ConfigFaults(vec![ConfigFault { key: name.to_owned(), problem }])
+    })?;
+    let mut faults = Vec::new();
+    let model = Table::try_from(Config::default()).unwrap_or_default();
+    for (variable, value) in environment {
+        if let Some(place) = variable.strip_prefix(PREFIX)
+            && place.contains("__")
+        {
+            override_by(&mut table, &model, place, value);
+        }
+    }
+    compare(&table, &model, "", &mut faults);
+    if !faults.is_empty() {
+        return Err(ConfigFaults(faults));
+    }
+    let config: Config = table.try_into().map_err(|error: toml::de::Error| {
+        ConfigFaults(vec![ConfigFault { key: name.to_owned(), problem: error.message().to_owned() }])
+    })?;
+    config.check(&mut faults);
+    if faults.is_empty() { Ok(config) } else { Err(ConfigFaults(faults)) }
+}
+
+/// Sets `A__B__KEY` to a value: as it stands where the model has a text, as TOML where it has a number or a list.
+fn override_by(table: &mut Table, model: &Table, place: &str, text: String) {
+    let mut keys: Vec<String> = place.split("__").map(str::to_lowercase).collect();
+    // Serials are the one kind of key that is not lower case.
+    if keys.len() == 3 && keys[1] == "public_keys" {
+        keys[2] = place.rsplit("__").next().unwrap_or_default().to_owned();
+    }
+    let Some(last) = keys.pop() else { return };
+    let (mut section, mut model) = (table, Some(model));
+    for key in keys {
+        model = model.and_then(|model| model.get(&key)).and_then(Value::as_table);
+        let entry = section.entry(key).or_insert_with(|| Value::Table(Table::new()));
+        let Value::Table(inner) = entry else { return };
+        section = inner;
+    }
+    let wants_toml = model.and_then(|model| model.get(&last)).is_some_and(|value| !value.is_str());
+    let value = wants_toml
+        .then(|| format!("v = {text}").parse::<Table>().ok()?.remove("v"))
+        .flatten()
+        .unwrap_or(Value::String(text));
+    section.insert(last, value);
+}
+
+/// Tells every key that the model does not have, and every value of another type than the model's.
+fn compare(table: &Table, model: &Table, path: &str, faults: &mut Vec<ConfigFault>) {
+    for (name, value) in table {
+        let key = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        let mut fault = |problem: String| faults.push(ConfigFault { key: key.clone(), problem });
+        match (model.get(name), value) {
+            (None, _) => fault("is not a key; see config.toml for all of them".to_owned()),
+            (Some(Value::Table(_)), Value::Table(files)) if key == "wechat.public_keys" => {
+                for (serial, file) in files.iter().filter(|(_, file)| !file.is_str()) {
+                    fault(format!("{serial} must be a file name in quotes, not {}", file.type_str()));
+                }
+            }
+            (Some(Value::Table(model)), Value::Table(table)) => compare(table, model, &key, faults),
+            (Some(Value::Float(_)), Value::Integer(_) | Value::Float(_)) => {}
+            (Some(Value::Integer(_)), Value::Integer(number)) if *number < 0 => {
+                fault("must not be negative".to_owned());
+            }
+            (Some(model @ Value::String(span)), Value::String(text)) => {
+                if is_span(model) && Span::parse(text).is_none() {
+                    fault(format!("must be a time such as {span}"));
+                }
+            }
+            (Some(Value::Array(model)), Value::Array(items)) => {
+                let spans = model.iter().any(is_span);
+                let fits = |item: &Value| match item.as_str() {
+                    Some(text) => !spans || Span::parse(text).is_some(),
+                    None => false,
+                };
+                if !items.iter().all(fits) {
+                    let wanted = if spans { "times such as 10s" } else { "texts" };
+                    fault(format!("must be a list of {wanted}"));
+                }
+            }
+            (Some(model), value) if model.same_type(value) => {}
+            (Some(model), value) => {
+                fault(format!("must be {}, not {}", kind(model), kind(value)));
+            }
+        }
+    }
+}
+
+/// Whether the model's text is a time: no other default looks like one.
+fn is_span(model: &Value) -> bool {
+    model.as_str().is_some_and(|text| Span::parse(text).is_some())
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::String(_) => "a text in quotes",
+        Value::Integer(_) => "a whole number",
+        Value::Float(_) => "a number",
+        Value::Boolean(_) => "true or false",
+        Value::Datetime(_) => "a date",
+        Value::Array(_) => "a list",
+        Value::Table(_) => "a section",
+    }
+}
+
+impl Config {
+    /// What types cannot say: ranges, and what must be set for real work is checked where it is used.
+    fn check(&self, faults: &mut Vec<ConfigFault>) {
+        let mut wrong = |holds: bool, key: &str, problem: &str| {
+            if !holds {
+                faults.push(ConfigFault { key: key.to_owned(), problem: problem.to_owned() });
+            }
+        };
+        let Self { broker, wechat, work, retry, pace, admin, log, .. } = self;
+        wrong((1..=2_000).contains(&broker.prefetch), "broker.prefetch", "must be 1 to 2000");
+        wrong((1..=2_000).contains(&work.concurrency), "work.concurrency", "must be 1 to 2000");
+        wrong(broker.heartbeat.0.as_secs() >= 1, "broker.heartbeat", "must be 1s or more");
+        wrong(mode(&broker.topology).is_some(), "broker.topology", "must be create, verify or off");
+        wrong(broker.delivery_limit >= 1, "broker.delivery_limit", "must be 1 or more");
+        for (key, span) in [
+            ("broker.connect_timeout", broker.connect_timeout),
+            ("broker.confirm_timeout", broker.confirm_timeout),
+            ("wechat.connect_timeout", wechat.connect_timeout),
+            ("wechat.read_timeout", wechat.read_timeout),
+            ("wechat.total_timeout", wechat.total_timeout),
+            ("wechat.reload_every", wechat.reload_every),
+        ] {
+            let within = (Duration::from_millis(10)..=Duration::from_secs(600)).contains(&span.0);
+            wrong(within, key, "must be 10ms to 10m");
+        }
+        let reply = (1_024..=16 * 1024 * 1024).contains(&wechat.reply_bytes_max);
+        wrong(reply, "wechat.reply_bytes_max", "must be 1024 to 16777216");
+        if let Err(fault) = retry.backoff() {
+            wrong(false, "retry.initial, retry.multiplier, retry.jitter, retry.longest", &fault);
+        }
+        wrong(retry.tiers.is_sorted_by(|a, b| a.0 < b.0), "retry.tiers", "must grow from one to the next");
+        wrong(retry.tiers.len() <= 32, "retry.tiers", "must be 32 at most");
+        let waits = retry.tiers.iter().all(|tier| (50..=86_400_000).contains(&tier.0.as_millis()));
+        wrong(waits, "retry.tiers", "must each be 50ms to 24h");
+        wrong(retry.attempts_max >= 1, "retry.attempts_max", "must be 1 or more");
+        wrong(!retry.deadline.0.is_zero(), "retry.deadline", "must be longer than zero");
+        wrong(
+            retry.deadline.0 <= retry.deadline_max.0,
+            "retry.deadline_max",
+            "must not be under retry.deadline",
+        );
+        let year = Duration::from_secs(366 * 86_400);
+        wrong(retry.deadline_max.0 <= year, "retry.deadline_max", "must be a year at most");
+        wrong((0.0..=100.0).contains(&retry.budget_share), "retry.budget_share", "must be 0 to 100");
+        wrong(pace.calls_per_second >= 1, "pace.calls_per_second", "must be 1 or more");
+        wrong(
+            admin.listen.parse::<SocketAddr>().is_ok(),
+            "admin.listen",
+            "must be an address such as 127.0.0.1:9464",
+        );
+        wrong(format(&log.format).is_some(), "log.format", "must be plain or json");
+    }
+
+    /// What makes a connection to the broker.
+    ///
+    /// # Errors
+    /// Where the URI's file cannot be read, or is open to others.
+    pub fn broker_settings(&self) -> Result<crate::broker::Settings, ConfigFault> {
+        let broker = &self.broker;
+        let text = match broker.uri_file.as_str() {
+            "" => broker.uri.clone(),
+            file => read_secret(Path::new(file))
+                .map_err(|fault| ConfigFault {
+                    key: "broker.uri_file".to_owned(),
+                    problem: fault.to_string(),
+                })?
+                .to_string(),
+        };
+        Ok(crate::broker::Settings {
+            uris: text.split_whitespace().map(SecretString::from).collect(),
+            connect_timeout: broker.connect_timeout.0,
+            confirm_timeout: broker.confirm_timeout.0,
+            heartbeat: broker.heartbeat.0,
+            topology: self.topology(),
+            mode: mode(&broker.topology).unwrap_or(Mode::Verify),
+        })
+    }
+
+    /// What must exist on the broker.
+    pub fn topology(&self) -> Topology {
+        let NamesConfig { commands, retry, results, unrouted, parked } = self.broker.names.clone();
+        Topology {
+            names: Names { commands, retry, results, unrouted, parked },
+            tiers: self.retry.tiers.iter().map(|tier| tier.0).collect(),
+            delivery_limit: self.broker.delivery_limit,
+        }
+    }
+
+    /// Where the keys are.
+    pub fn key_files(&self) -> KeyFiles {
+        let file = &self.wechat.merchant_key_file;
+        KeyFiles {
+            merchant_key: (!file.is_empty()).then(|| PathBuf::from(file)),
+            public_keys: self.wechat.public_keys.clone(),
+            platform_certificates: self.wechat.platform_certificates.clone(),
+        }
+    }
+
+    /// How the payment API is reached. `serial` is the serial of a key that is held, for want of a configured one.
+    ///
+    /// # Errors
+    /// Everything that must be set and is not.
+    pub fn wechat_settings(&self, serial: &str) -> Result<crate::wechat::api::Settings, ConfigFaults> {
+        let wechat = &self.wechat;
+        let mut faults = Vec::new();
+        let digits = !wechat.mchid.is_empty() && wechat.mchid.bytes().all(|byte| byte.is_ascii_digit());
+        let hex = wechat.merchant_serial.len() >= 8
+            && wechat.merchant_serial.bytes().all(|byte| byte.is_ascii_hexdigit());
+        for (holds, key, problem) in [
+            (digits, "wechat.mchid", "must be the service provider's merchant number, digits only"),
+            (hex, "wechat.merchant_serial", "must be the serial of the merchant API certificate, in hex"),
+        ] {
+            if !holds {
+                faults.push(ConfigFault { key: key.to_owned(), problem: problem.to_owned() });
+            }
+        }
+        if !faults.is_empty() {
+            return Err(ConfigFaults(faults));
+        }
+        let set = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        Ok(crate::wechat::api::Settings {
+            merchant: Merchant { mchid: wechat.mchid.clone(), serial: wechat.merchant_serial.clone() },
+            verification_serial: set(&wechat.verification_serial).unwrap_or_else(|| serial.to_owned()),
+            base_url: wechat.base_url.clone(),
+            backup_base_url: set(&wechat.backup_base_url),
+            connect_timeout: wechat.connect_timeout.0,
+            read_timeout: wechat.read_timeout.0,
+            total_timeout: wechat.total_timeout.0,
+            reply_bytes_max: wechat.reply_bytes_max,
+        })
+    }
+
+    /// How long and how often a command is worked on.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            // `check` has built it before.
+            backoff: self.retry.backoff().unwrap_or_default(),
+            in_process_max: self.retry.in_process_max.0,
+            settling: self.retry.settling.0,
+            tiers: self.retry.tiers.iter().map(|tier| tier.0).collect(),
+            attempts_max: self.retry.attempts_max,
+        }
+    }
+
+    /// How far deadlines may lie ahead.
+    pub fn horizon(&self) -> Horizon {
+        Horizon { default: self.retry.deadline.signed(), furthest: self.retry.deadline_max.signed() }
+    }
+
+    /// Calls per second of the whole merchant.
+    pub fn calls_per_second(&self) -> NonZeroU32 {
+        NonZeroU32::new(self.pace.calls_per_second).unwrap_or(NonZeroU32::MIN)
+    }
+
+    /// Where the admin port listens.
+    pub fn admin_listen(&self) -> SocketAddr {
+        // `check` has parsed it before.
+        self.admin.listen.parse().unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9464)))
+    }
+
+    /// How log lines are written.
+    pub fn log_format(&self) -> Format {
+        format(&self.log.format).unwrap_or(Format::Plain)
+    }
+}
+
+impl RetryConfig {
+    fn backoff(&self) -> Result<Backoff, String> {
+        Backoff::new(self.initial.0, self.multiplier, self.jitter, self.longest.0)
+            .map_err(|fault| fault.to_string())
+    }
+}
+
+fn mode(word: &str) -> Option<Mode> {
+    match word {
+        "create" => Some(Mode::Create),
+        "verify" => Some(Mode::Verify),
+        "off" => Some(Mode::Off),
+        _ => None,
+    }
+}
+
+fn format(word: &str) -> Option<Format> {
+    match word {
+        "plain" => Some(Format::Plain),
+        "json" => Some(Format::Json),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHIPPED: &str = include_str!("../config.toml");
+
+    fn read(text: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigFaults> {
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        parse(text, "test", environment)
+    }
+
+    fn keys(result: Result<Config, ConfigFaults>) -> Vec<String> {
+        result.unwrap_err().0.into_iter().map(|fault| fault.key).collect()
+    }
+
+    #[test]
+    fn the_shipped_file_holds_every_key_with_its_default() {
+        assert_eq!(read(SHIPPED, &[]).unwrap(), Config::default());
+        fn leaves(table: &Table, path: &str, into: &mut Vec<String>) {
+            for (name, value) in table {
+                match value {
+                    Value::Table(inner) => leaves(inner, &format!("{path}{name}."), into),
+                    _ => into.push(format!("{path}{name}")),
+                }
+            }
+        }
+        let (mut shipped, mut known) = (Vec::new(), Vec::new());
+        leaves(&SHIPPED.parse().unwrap(), "", &mut shipped);
+        leaves(&Table::try_from(Config::default()).unwrap(), "", &mut known);
+        shipped.sort();
+        known.sort();
+        assert_eq!(shipped, known);
+    }
+
+    #[test]
+    fn every_key_of_the_shipped_file_has_a_comment_above_it() {
+        let lines: Vec<_> = SHIPPED.lines().collect();
+        let bare = lines.windows(2).filter(|pair| {
+            let key = pair[1].contains(" = ") && !pair[1].starts_with('#');
+            key && (pair[0].is_empty() || pair[0].starts_with('['))
+        });
+        assert_eq!(bare.count(), 0);
+    }
+
+    #[test]
+    fn the_environment_overrides_the_file() {
+        let config = read(
+            "[work]\nconcurrency = 7\n[broker]\nprefetch = 9",
+            &[
+                ("REDEEMER_BROKER__URI", "amqp://u:p@h/%2f"),
+                ("REDEEMER_WORK__CONCURRENCY", "8"),
+                ("REDEEMER_BROKER__NAMES__COMMANDS", "t.commands"),
+                ("REDEEMER_RETRY__TIERS", "[\"1s\", \"2s\"]"),
+                ("REDEEMER_WECHAT__MCHID", "1900000109"),
+                ("REDEEMER_WECHAT__PUBLIC_KEYS__PUB_KEY_ID_01", "key.pem"),
+                ("REDEEMER_MERCHANT_KEY", "not a config key"),
+                ("PATH", "/bin"),
+            ],
+        );
+        // A merchant number is all digits, and still a text.
+        let config = config.unwrap();
+        assert_eq!(config.broker.uri, "amqp://u:p@h/%2f");
+        assert_eq!((config.work.concurrency, config.broker.prefetch), (8, 9));
+        assert_eq!(config.topology().names.commands, "t.commands");
+        assert_eq!(config.retry.tiers, [1, 2].map(Span::seconds));
+        assert_eq!(config.wechat.mchid, "1900000109");
+        assert_eq!(config.wechat.public_keys["PUB_KEY_ID_01"], Path::new("key.pem"));
+    }
+
+    #[test]
+    fn all_faults_are_told_at_once_by_the_name_of_the_key() {
+        let text = r#"
+            surprise = 1
+            [broker]
+            prefetch = "many"
+            uri = 5
+            heartbeat = "soon"
+            [broker.names]
+            comands = "x"
+            [work]
+            concurrency = -1
+            [retry]
+            tiers = ["1s", 2]
+            multiplier = 2
+        "#;
+        let mut found = keys(read(text, &[]));
+        found.sort();
+        assert_eq!(
+            found,
+            [
+                "broker.heartbeat",
+                "broker.names.comands",
+                "broker.prefetch",
+                "broker.uri",
+                "retry.tiers",
+                "surprise",
+                "work.concurrency",
+            ]
+        );
+        let ranges =
+            "[broker]\nprefetch = 0\ntopology = \"maybe\"\n[retry]\ntiers = [\"2s\", \"1s\"]\njitter = 3.0\n";
+        assert_eq!(
+            keys(read(ranges, &[])),
+            [
+                "broker.prefetch",
+                "broker.topology",
+                "retry.initial, retry.multiplier, retry.jitter, retry.longest",
+                "retry.tiers",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_fault_of_syntax_names_the_line_and_quotes_nothing() {
+        let fault = read("[broker]\nuri = \"amqp://u:geheim@h\n", &[]).unwrap_err();
+        assert!(fault.to_string().contains("line 2"), "{fault}");
+        assert!(!fault.to_string().contains("geheim"), "{fault}");
+    }
+
+    #[test]
+    fn what_must_be_set_is_told_by_name() {
+        let faults = Config::default().wechat_settings("S").unwrap_err();
+        let keys: Vec<_> = faults.0.iter().map(|fault| fault.key.as_str()).collect();
+        assert_eq!(keys, ["wechat.mchid", "wechat.merchant_serial"]);
+    }
+}

@@ -1,0 +1,404 @@
+//! The fault script: what goes wrong, for whom, how often.
+//!
+//! A rule's chance depends on the seed, the coupon, the question and how often that was asked, never on the order in
+//! which coupons arrive: a concurrent run goes wrong in the same places each time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::ledger::Question;
+
+/// A whole script: the body of `PUT /_sandbox/faults`. It replaces the one before, with all its counts.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Script {
+    /// The first rule that matches a call wins.
+    pub rules: Vec<Rule>,
+    /// How often each rule was applied. Only read: what is written here has no effect.
+    #[serde(default)]
+    pub applied: Vec<u64>,
+}
+
+/// One rule. What is absent matches everything.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// Only this coupon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coupon_code: Option<String>,
+    /// Only coupons whose code begins so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coupon_prefix: Option<String>,
+    /// Only this question.
+    #[serde(default)]
+    pub question: About,
+    /// The chance that a matching call is hit: 0 to 1, 1 where absent. A spared call goes on to the next rule.
+    #[serde(default = "always")]
+    pub share: f64,
+    /// At most so many hits of this rule; without end where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub times: Option<u64>,
+    /// Only the first so many calls of one coupon with one question, counted from when the script was set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_attempts: Option<u64>,
+    /// What goes wrong.
+    pub fault: Fault,
+}
+
+/// Which questions a rule is about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "each is the question of the same name")]
+pub enum About {
+    #[default]
+    Any,
+    Use,
+    Inquire,
+    Return,
+    Send,
+    Confirm,
+    Deactivate,
+    Certificates,
+    Echo,
+}
+
+/// What can go wrong with an authenticated call. "The effect" is what the call would have done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Fault {
+    /// The answer comes so many milliseconds late. The effect happens at once, or, if `late_effect`, at the end of the
+    /// wait, even if the client has hung up by then.
+    Slow {
+        /// How late.
+        ms: u64,
+        /// Whether the effect is as late as the answer.
+        #[serde(default)]
+        late_effect: bool,
+    },
+    /// The connection closes without a byte; no effect.
+    CutBeforeEffect {},
+    /// The connection closes without a byte; the effect has happened.
+    CutAfterEffect {},
+    /// The connection closes in the middle of the body; the effect has happened.
+    CutInBody {},
+    /// This status instead of the true answer.
+    Status {
+        /// Any from 200 to 599.
+        status: u16,
+        /// The `code` of the body; the usual one of the status where absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        code: Option<String>,
+        /// The `message` of the body.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        message: Option<String>,
+        /// The end of the `Request-ID`; a usual one where absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sub_code: Option<u64>,
+        /// Whether it is signed; where absent, all are but 401 and 5xx.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        signed: Option<bool>,
+        /// Whether the effect happens all the same.
+        #[serde(default)]
+        effect: bool,
+    },
+    /// A gateway's 502: HTML, unsigned, without a request id.
+    #[serde(rename = "html_502")]
+    Html502 {
+        /// Whether the effect happens all the same.
+        #[serde(default)]
+        effect: bool,
+    },
+    /// The true answer with the vendor's signature probe in place of a signature.
+    ProbeSignature {},
+    /// The true answer under a serial that nobody knows.
+    UnknownSerial {},
+    /// The true answer with a signature of something else.
+    BadSignature {},
+    /// The true answer without any `Wechatpay-` header.
+    NoSignature {},
+    /// The true answer, signed as of ten minutes ago.
+    StaleTimestamp {},
+    /// The true answer, signed and dated by a clock that is so many seconds ahead.
+    SkewedClock {
+        /// Negative: behind.
+        seconds: i64,
+    },
+    /// An unsigned 403 `NOT_ENOUGH` whatever the truth is; no effect.
+    UnsignedRefusal {},
+    /// The true answer; a refusal comes without its signature.
+    Unsigned {},
+    /// The true answer with a member of so many bytes, rightly signed.
+    HugeBody {
+        /// How many more bytes.
+        bytes: usize,
+    },
+    /// The effect happens, and the body of the answer never ends.
+    EndlessBody {},
+    /// The true answer with a member of so many arrays within each other, rightly signed.
+    DeepJson {
+        /// How deep; 100,000 where absent.
+        #[serde(default = "deep")]
+        depth: usize,
+    },
+    /// The true answer, signed and then compressed, though nobody accepts that.
+    Gzip {},
+    /// The first half of the true body as if it were the whole, under the signature of the whole.
+    TruncatedBody {},
+    /// The true answer with another `use_request_no`, rightly signed.
+    WrongNumber {},
+    /// The effect happens; a success is answered by "this number was already used".
+    AlreadyUsedNumber {},
+}
+
+/// A script at work.
+#[derive(Default)]
+pub(super) struct Faults {
+    rules: Vec<Rule>,
+    applied: Vec<u64>,
+    asked: HashMap<(Arc<str>, Question), u64>,
+}
+
+impl Script {
+    /// A script of these rules.
+    pub fn of(rules: impl IntoIterator<Item = Rule>) -> Script {
+        Script { rules: rules.into_iter().collect(), applied: Vec::new() }
+    }
+}
+
+impl Rule {
+    /// A rule that hits every call.
+    pub fn new(fault: Fault) -> Rule {
+        Rule {
+            coupon_code: None,
+            coupon_prefix: None,
+            question: About::Any,
+            share: 1.0,
+            times: None,
+            first_attempts: None,
+            fault,
+        }
+    }
+
+    fn matches(&self, question: Question, coupon: &str) -> bool {
+        self.question.includes(question)
+            && self.coupon_code.as_deref().is_none_or(|code| code == coupon)
+            && self.coupon_prefix.as_deref().is_none_or(|prefix| coupon.starts_with(prefix))
+    }
+}
+
+impl About {
+    fn includes(self, question: Question) -> bool {
+        match self {
+            About::Any => true,
+            About::Use => question == Question::Use,
+            About::Inquire => question == Question::Inquire,
+            About::Return => question == Question::Return,
+            About::Send => question == Question::Send,
+            About::Confirm => question == Question::Confirm,
+            About::Deactivate => question == Question::Deactivate,
+            About::Certificates => question == Question::Certificates,
+            About::Echo => question == Question::Echo,
+        }
+    }
+}
+
+impl Fault {
+    /// Its name in scripts and in the ledger.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Fault::Slow { .. } => "slow",
+            Fault::CutBeforeEffect {} => "cut_before_effect",
+            Fault::CutAfterEffect {} => "cut_after_effect",
+            Fault::CutInBody {} => "cut_in_body",
+            Fault::Status { .. } => "status",
+            Fault::Html502 { .. } => "html_502",
+            Fault::ProbeSignature {} => "probe_signature",
+            Fault::UnknownSerial {} => "unknown_serial",
+            Fault::BadSignature {} => "bad_signature",
+            Fault::NoSignature {} => "no_signature",
+            Fault::StaleTimestamp {} => "stale_timestamp",
+            Fault::SkewedClock { .. } => "skewed_clock",
+            Fault::UnsignedRefusal {} => "unsigned_refusal",
+            Fault::Unsigned {} => "unsigned",
+            Fault::HugeBody { .. } => "huge_body",
+            Fault::EndlessBody {} => "endless_body",
+            Fault::DeepJson { .. } => "deep_json",
+            Fault::Gzip {} => "gzip",
+            Fault::TruncatedBody {} => "truncated_body",
+            Fault::WrongNumber {} => "wrong_number",
+            Fault::AlreadyUsedNumber {} => "already_used_number",
+        }
+    }
+
+    /// Whether the call does nothing.
+    pub(super) fn prevents_effect(&self) -> bool {
+        matches!(
+            self,
+            Fault::CutBeforeEffect {}
+                | Fault::UnsignedRefusal {}
+                | Fault::Status { effect: false, .. }
+                | Fault::Html502 { effect: false }
+        )
+    }
+}
+
+impl Faults {
+    /// Begins a new script, or says what is wrong with it.
+    pub fn replace(&mut self, script: Script) -> Result<(), String> {
+        for (index, rule) in script.rules.iter().enumerate() {
+            if !(0.0..=1.0).contains(&rule.share) {
+                return Err(format!("rules[{index}].share is not from 0 to 1"));
+            }
+            if matches!(rule.fault, Fault::Status { status, .. } if !(200..600).contains(&status)) {
+                return Err(format!("rules[{index}].fault.status is not from 200 to 599"));
+            }
+        }
+        *self = Faults { applied: vec![0; script.rules.len()], rules: script.rules, asked: HashMap::new() };
+        Ok(())
+    }
+
+    pub fn script(&self) -> Script {
+        Script { rules: self.rules.clone(), applied: self.applied.clone() }
+    }
+
+    /// The fault of this call, if it has one. Calls without a coupon count as those of one nameless coupon.
+    pub fn choose(&mut self, seed: u64, question: Question, coupon: &str) -> Option<Fault> {
+        if self.rules.is_empty() {
+            return None;
+        }
+        let asked = self.asked.entry((coupon.into(), question)).or_default();
+        *asked += 1;
+        for (index, rule) in self.rules.iter().enumerate() {
+            if !rule.matches(question, coupon)
+                || rule.times.is_some_and(|times| self.applied[index] >= times)
+                || rule.first_attempts.is_some_and(|first| *asked > first)
+                || chance(seed, index, question, coupon, *asked) >= rule.share
+            {
+                continue;
+            }
+            self.applied[index] += 1;
+            return Some(rule.fault.clone());
+        }
+        None
+    }
+}
+
+/// From 0 to below 1, the same for the same arguments on every machine.
+fn chance(seed: u64, rule: usize, question: Question, coupon: &str, asked: u64) -> f64 {
+    let digest = Sha256::new()
+        .chain_update(seed.to_be_bytes())
+        .chain_update((rule as u64).to_be_bytes())
+        .chain_update([question as u8])
+        .chain_update(asked.to_be_bytes())
+        .chain_update(coupon)
+        .finalize();
+    let (first, _) = digest.split_at(4);
+    let number = first.iter().fold(0_u32, |number, byte| number << 8 | u32::from(*byte));
+    f64::from(number) / (f64::from(u32::MAX) + 1.0)
+}
+
+fn always() -> f64 {
+    1.0
+}
+
+fn deep() -> usize {
+    100_000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults(json: &str) -> Faults {
+        let mut faults = Faults::default();
+        faults.replace(serde_json::from_str(json).unwrap()).unwrap();
+        faults
+    }
+
+    #[test]
+    fn the_first_matching_rule_wins_until_it_is_spent() {
+        let mut faults = faults(
+            r#"{"rules": [
+                {"coupon_code": "C1", "question": "use", "times": 1, "fault": {"kind": "cut_after_effect"}},
+                {"question": "inquire", "fault": {"kind": "slow", "ms": 5}},
+                {"coupon_prefix": "X", "first_attempts": 2, "fault": {"kind": "html_502"}}
+            ]}"#,
+        );
+        let mut hit = |question, coupon| faults.choose(1, question, coupon).map(|fault| fault.name());
+        assert_eq!(hit(Question::Use, "C2"), None);
+        assert_eq!(hit(Question::Use, "C1"), Some("cut_after_effect"));
+        assert_eq!(hit(Question::Use, "C1"), None);
+        assert_eq!(hit(Question::Inquire, "C1"), Some("slow"));
+        assert_eq!(hit(Question::Use, "X1"), Some("html_502"));
+        assert_eq!(hit(Question::Use, "X1"), Some("html_502"));
+        assert_eq!(hit(Question::Use, "X1"), None);
+        assert_eq!(hit(Question::Use, "X2"), Some("html_502"));
+        assert_eq!(faults.script().applied, [1, 1, 3]);
+    }
+
+    #[test]
+    fn chance_is_the_seeds_and_not_the_arrivals() {
+        let run = |seed, order: &mut dyn Iterator<Item = u32>| {
+            let mut faults = faults(r#"{"rules": [{"share": 0.3, "fault": {"kind": "no_signature"}}]}"#);
+            let mut hit: Vec<u32> =
+                order.filter(|n| faults.choose(seed, Question::Use, &format!("C{n}")).is_some()).collect();
+            hit.sort_unstable();
+            hit
+        };
+        let hits = run(1, &mut (0..1000));
+        assert_eq!(hits, run(1, &mut (0..1000).rev()));
+        assert_ne!(hits, run(2, &mut (0..1000)));
+        assert!((250..350).contains(&hits.len()), "{}", hits.len());
+    }
+
+    #[test]
+    fn every_fault_is_read_back_under_its_name() {
+        for json in [
+            r#"{"kind":"slow","ms":5,"late_effect":true}"#,
+            r#"{"kind":"cut_before_effect"}"#,
+            r#"{"kind":"cut_after_effect"}"#,
+            r#"{"kind":"cut_in_body"}"#,
+            r#"{"kind":"status","status":429}"#,
+            r#"{"kind":"html_502"}"#,
+            r#"{"kind":"probe_signature"}"#,
+            r#"{"kind":"unknown_serial"}"#,
+            r#"{"kind":"bad_signature"}"#,
+            r#"{"kind":"no_signature"}"#,
+            r#"{"kind":"stale_timestamp"}"#,
+            r#"{"kind":"skewed_clock","seconds":-400}"#,
+            r#"{"kind":"unsigned_refusal"}"#,
+            r#"{"kind":"unsigned"}"#,
+            r#"{"kind":"huge_body","bytes":5}"#,
+            r#"{"kind":"endless_body"}"#,
+            r#"{"kind":"deep_json"}"#,
+            r#"{"kind":"gzip"}"#,
+            r#"{"kind":"truncated_body"}"#,
+            r#"{"kind":"wrong_number"}"#,
+            r#"{"kind":"already_used_number"}"#,
+        ] {
+            let fault: Fault = serde_json::from_str(json).unwrap();
+            assert_eq!(serde_json::to_value(&fault).unwrap()["kind"], fault.name());
+        }
+        serde_json::from_str::<Fault>(r#"{"kind":"gzip","level":5}"#).unwrap_err();
+        serde_json::from_str::<Fault>(r#"{"kind":"unheard_of"}"#).unwrap_err();
+    }
+
+    #[test]
+    fn nonsense_is_refused_and_leaves_the_script() {
+        let mut faults = faults(r#"{"rules": [{"fault": {"kind": "gzip"}}]}"#);
+        faults.replace(Script::of([Rule { share: 2.0, ..Rule::new(Fault::Gzip {}) }])).unwrap_err();
+        let status = Fault::Status {
+            status: 99,
+            code: None,
+            message: None,
+            sub_code: None,
+            signed: None,
+            effect: false,
+        };
+        faults.replace(Script::of([Rule::new(status)])).unwrap_err();
+        assert_eq!(faults.script().rules.len(), 1);
+    }
+}
