@@ -1,0 +1,47 @@
+# A newcomer's way in: `make demo`. Needs cargo, make and a C compiler on Debian; the rest is installed when it is missing.
+# CARGO_TARGET_DIR is honoured.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+# Each target runs cargo, which is parallel already.
+.NOTPARALLEL:
+
+RABBITMQ4 := $(or $(CARGO_TARGET_DIR),target)/rabbitmq4
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: ## see it work: a private broker, a simulated payment API, a few redemptions
+	deploy/local/install rabbitmq-server
+	cargo build --release --locked
+	deploy/local/demo
+
+.PHONY: test
+test: ## all tests, against a private broker
+	deploy/local/install rabbitmq-server python3-pika openssl curl
+	cargo test --locked --all-targets
+	cargo test --locked --doc
+
+.PHONY: test-rabbitmq4
+test-rabbitmq4: ## all tests again, against RabbitMQ 4 (needs root and the network, or leaves them out aloud)
+	@code=0; deploy/local/rabbitmq4 $(RABBITMQ4) || code=$$?; \
+	if [[ $$code -eq 3 ]]; then echo 'RabbitMQ 4 NOT tried: see above'; exit 0; fi; \
+	[[ $$code -eq 0 ]] || exit $$code; \
+	deploy/local/install python3-pika openssl curl; \
+	REDEEMER_TEST_BROKER_TREE=$$(realpath $(RABBITMQ4)) cargo test --locked --all-targets
+
+.PHONY: lint
+lint: ## format, clippy, documentation, dependencies, scripts
+	deploy/local/install shellcheck
+	cargo fmt --check
+	cargo clippy --locked --all-targets --all-features -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --all-features
+	deploy/local/deny
+	grep -rlE '^#!.*sh$$' deploy .ci | xargs shellcheck
+
+.PHONY: clean
+clean: ## remove everything that was built
+	cargo clean

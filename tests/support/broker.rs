@@ -1,0 +1,148 @@
+//! A private RabbitMQ node for tests: `deploy/local/rabbitmq` as a value.
+//!
+//! A node ends when its value is dropped, also while a test panics, and at the latest when the test process is gone,
+//! however that ended: the script keeps watch over our pid. It never touches a broker that is not its own.
+//!
+//! - `REDEEMER_TEST_BROKER`: the URI of a ready broker, which [`shared`] then uses instead of a node of its own.
+//! - `REDEEMER_TEST_BROKER_TREE`: a tree made by `deploy/local/rabbitmq4`, from which every node is then started.
+#![allow(dead_code)] // each test binary uses its own part of it
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{self, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+
+/// The one broker of this test binary, for tests that neither kill it nor care who else uses it. Names of queues and
+/// exchanges must be the test's own.
+pub fn shared() -> &'static Broker {
+    static SHARED: OnceLock<Broker> = OnceLock::new();
+    SHARED.get_or_init(|| match env::var("REDEEMER_TEST_BROKER") {
+        Ok(uri) => Broker { uri, node: None },
+        Err(_) => Broker::start(),
+    })
+}
+
+/// A running broker, or one that was ended on purpose and may be restarted on the same data and ports.
+pub struct Broker {
+    uri: String,
+    /// Nothing where the broker is somebody else's: then it can be used, but not ended.
+    node: Option<PathBuf>,
+}
+
+impl Broker {
+    /// Starts a node and waits until it takes connections: 4 to 6 s.
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// The same with lines of `rabbitmq.conf`, such as `"heartbeat = 2"`; they win over the script's own.
+    pub fn start_with(config_lines: &[&str]) -> Self {
+        let dir = unused_dir();
+        let parent = process::id().to_string();
+        let mut options = vec!["--parent", &parent];
+        for line in config_lines {
+            options.extend(["--config", line]);
+        }
+        let tree = env::var("REDEEMER_TEST_BROKER_TREE").ok();
+        if let Some(tree) = &tree {
+            options.extend(["--root", tree]);
+        }
+        // Made first, so that a node which fails to start is dropped, and its folder with it.
+        let mut broker = Self {
+            uri: String::new(),
+            node: Some(dir),
+        };
+        broker.uri = broker.script("start", &options).trim().to_owned();
+        broker
+    }
+
+    /// `amqp://user:password@127.0.0.1:port/%2f`; the same after a restart.
+    pub fn uri(&self) -> &str {
+        &self.uri
+    }
+
+    /// Ends the node with `kill -9`; its data stay.
+    pub fn kill9(&self) {
+        self.script("kill", &[]);
+    }
+
+    /// Ends the node in good order; its data stay.
+    pub fn stop(&self) {
+        self.script("stop", &[]);
+    }
+
+    /// Starts the node again, having ended it with `kill -9` where it still ran.
+    pub fn restart(&self) {
+        self.kill9();
+        self.script("start", &[]);
+    }
+
+    /// What `rabbitmqctl` says to these arguments.
+    pub fn ctl(&self, arguments: &[&str]) -> String {
+        self.script("ctl", arguments)
+    }
+
+    /// The node's own folder.
+    pub fn dir(&self) -> &Path {
+        self.node
+            .as_deref()
+            .expect("the broker of REDEEMER_TEST_BROKER is not ours to end or command")
+    }
+
+    fn script(&self, command: &str, arguments: &[&str]) -> String {
+        run(command, self.dir(), arguments).unwrap_or_else(|complaint| panic!("{complaint}"))
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        let Some(dir) = &self.node else { return };
+        let removed = run("remove", dir, &[]);
+        // A start that failed early leaves a folder which the script does not know as a node.
+        let _ = fs::remove_dir_all(dir);
+        match removed {
+            Err(complaint) if thread::panicking() => eprintln!("{complaint}"),
+            Err(complaint) => panic!("{complaint}"),
+            Ok(_) => {}
+        }
+    }
+}
+
+/// Runs one command of the script for the node in `dir`. Its complaint ends with the node's log where that helps.
+pub fn run(command: &str, dir: &Path, arguments: &[&str]) -> Result<String, String> {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/local/rabbitmq");
+    let output = Command::new(script)
+        .arg(command)
+        .arg(dir)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("{script}: {error}"))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    Err(format!(
+        "{script} {command} {} {arguments:?}: {}\n{}{}",
+        dir.display(),
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    ))
+}
+
+/// A folder for one node, below `target/tmp`: unique by process and count.
+pub fn unused_dir() -> PathBuf {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let dir =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("broker-{}-{count}", process::id()));
+    // Left by an earlier process with our pid, if that and its watch were both killed.
+    if dir.exists() {
+        let _ = run("remove", &dir, &[]);
+        let _ = fs::remove_dir_all(&dir);
+    }
+    dir
+}
