@@ -30,7 +30,7 @@ pub const PREFIX: &str = "REDEEMER_";
 pub const MERCHANT_KEY: &str = "REDEEMER_MERCHANT_KEY";
 
 /// Everything that can be configured. What each key does stands beside it in `config.toml`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[allow(
     missing_docs,

@@ -24,20 +24,12 @@ fn a_node_that_was_killed_comes_back_with_its_ports_and_its_data() {
 
     assert_eq!(node.uri(), uri);
     assert!(answers(&uri));
-    assert!(
-        node.ctl(&["-q", "list_vhosts"])
-            .lines()
-            .any(|vhost| vhost == "kept")
-    );
+    assert!(node.ctl(&["-q", "list_vhosts"]).lines().any(|vhost| vhost == "kept"));
 
     node.stop();
     assert!(!answers(&uri), "still answers after stop");
     node.restart();
-    assert!(
-        node.ctl(&["-q", "list_vhosts"])
-            .lines()
-            .any(|vhost| vhost == "kept")
-    );
+    assert!(node.ctl(&["-q", "list_vhosts"]).lines().any(|vhost| vhost == "kept"));
 }
 
 #[test]
@@ -45,17 +37,11 @@ fn two_nodes_started_at_once_know_nothing_of_each_other() {
     let (one, other) = thread::scope(|scope| {
         let one = scope.spawn(|| Broker::start_with(&["heartbeat = 7"]));
         let other = scope.spawn(|| Broker::start_with(&["heartbeat = 9"]));
-        (
-            one.join().expect("one starts"),
-            other.join().expect("the other starts"),
-        )
+        (one.join().expect("one starts"), other.join().expect("the other starts"))
     });
     assert_ne!(one.uri(), other.uri());
     for (node, heartbeat) in [(&one, "{heartbeat,7}"), (&other, "{heartbeat,9}")] {
-        assert!(
-            node.ctl(&["environment"]).contains(heartbeat),
-            "no {heartbeat}"
-        );
+        assert!(node.ctl(&["environment"]).contains(heartbeat), "no {heartbeat}");
     }
     one.kill9();
     assert!(answers(other.uri()));
@@ -77,13 +63,9 @@ fn a_panic_ends_the_node_and_removes_its_folder() {
 
 #[test]
 fn a_node_ends_with_the_process_that_wanted_it() {
-    let mut parent = Command::new("sleep")
-        .arg("600")
-        .spawn()
-        .expect("sleep runs");
+    let mut parent = Command::new("sleep").arg("600").spawn().expect("sleep runs");
     let dir = broker::unused_dir();
-    let uri = broker::run("start", &dir, &["--parent", &parent.id().to_string()])
-        .expect("the node starts");
+    let uri = broker::run("start", &dir, &["--parent", &parent.id().to_string()]).expect("the node starts");
     assert!(answers(uri.trim()));
 
     parent.kill().expect("sleep is killed");
@@ -95,12 +77,9 @@ fn a_node_ends_with_the_process_that_wanted_it() {
 
 #[test]
 fn a_node_that_cannot_start_says_why() {
-    let complaint = panic::catch_unwind(|| Broker::start_with(&["no.such.key = 1"]))
-        .err()
-        .expect("it cannot start");
-    let complaint = complaint
-        .downcast_ref::<String>()
-        .expect("the complaint is text");
+    let complaint =
+        panic::catch_unwind(|| Broker::start_with(&["no.such.key = 1"])).err().expect("it cannot start");
+    let complaint = complaint.downcast_ref::<String>().expect("the complaint is text");
     assert!(complaint.contains("no.such.key"), "{complaint}");
 }
 
@@ -112,9 +91,7 @@ fn the_shared_broker_is_one() {
 
 /// Whether a broker greets back: it answers the protocol header with a method frame, whose first byte is 1.
 fn answers(uri: &str) -> bool {
-    let address = uri
-        .split(['@', '/'])
-        .find(|part| part.starts_with("127.0.0.1:"));
+    let address = uri.split(['@', '/']).find(|part| part.starts_with("127.0.0.1:"));
     let Ok(mut stream) = TcpStream::connect(address.expect("the URI has an address")) else {
         return false;
     };

@@ -51,10 +51,7 @@ impl Broker {
             options.extend(["--root", tree]);
         }
         // Made first, so that a node which fails to start is dropped, and its folder with it.
-        let mut broker = Self {
-            uri: String::new(),
-            node: Some(dir),
-        };
+        let mut broker = Self { uri: String::new(), node: Some(dir) };
         broker.uri = broker.script("start", &options).trim().to_owned();
         broker
     }
@@ -87,9 +84,7 @@ impl Broker {
 
     /// The node's own folder.
     pub fn dir(&self) -> &Path {
-        self.node
-            .as_deref()
-            .expect("the broker of REDEEMER_TEST_BROKER is not ours to end or command")
+        self.node.as_deref().expect("the broker of REDEEMER_TEST_BROKER is not ours to end or command")
     }
 
     fn script(&self, command: &str, arguments: &[&str]) -> String {
@@ -137,8 +132,7 @@ pub fn run(command: &str, dir: &Path, arguments: &[&str]) -> Result<String, Stri
 pub fn unused_dir() -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let dir =
-        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("broker-{}-{count}", process::id()));
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("broker-{}-{count}", process::id()));
     // Left by an earlier process with our pid, if that and its watch were both killed.
     if dir.exists() {
         let _ = run("remove", &dir, &[]);
