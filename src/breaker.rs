@@ -86,7 +86,7 @@ const RECENT: SignedDuration = SignedDuration::from_secs(30);
 /// The share of failing results that opens the breaker, in percent.
 const FAILING_PERCENT: usize = 60;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// The state machine.
 #[derive(Debug)]
