@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::backoff::Backoff;
 use crate::coupon::Coupon;
-use crate::verdict::{Answer, Fault, Question, Reason, Reply, Verdict};
+use crate::verdict::{Answer, Authenticity, Fault, Question, Reason, Reply, Verdict};
 
 /// How long and how often a command is worked on.
 #[derive(Debug, Clone, PartialEq)]
@@ -417,6 +417,7 @@ impl Progress {
         {
             self.objection = Some(Objection::of(answer));
         }
+        let signed = answer.as_ref().is_some_and(|answer| answer.authenticity == Authenticity::Verified);
         let coupon = answer.and_then(|answer| answer.coupon);
         if let Some(coupon) = &coupon {
             self.coupon = Some(coupon.clone());
@@ -432,8 +433,8 @@ impl Progress {
             }
             (Verdict::Refused(reason), _) => self.refuse(reason, by),
             (Verdict::NotAuthorised, _) if by == EstablishedBy::Answer => {
-                if self.may_have_executed() {
-                    self.object(Reason::NotAuthorised, true, limits, now)
+                if self.may_have_executed() || !signed {
+                    self.object(Reason::NotAuthorised, signed, limits, now)
                 } else {
                     self.refuse(Reason::NotAuthorised, by)
                 }
