@@ -443,6 +443,8 @@ impl Progress {
             (Verdict::NotExecuted, _) => self.not_executed(limits, now, chance),
             (Verdict::Stop(fault), _) => {
                 self.failures = 0;
+                // A last inquiry that met our own fault has asked nothing: it is put again.
+                self.last = false;
                 Step::Halt(fault)
             }
             (Verdict::Unsure(_), _) if question == Question::Redeem => self.unsure(limits, now),
