@@ -2,8 +2,8 @@
 //!
 //! Pure: no clock, no dice, no IO. `now` and chance are arguments, a [`Step`] is what to do, and only
 //! [`crate::worker`] does it. The laws, tested at the foot: what is unsure never ends as refused or redeemed
-//! without an authentic answer; nothing is sent once a return was seen; every wait ends before the deadline;
-//! every command comes to an end.
+//! without an authentic answer; nothing is sent once a return was seen; every wait but a settling time ends
+//! before the deadline; every command comes to an end.
 
 use std::time::Duration;
 
@@ -372,13 +372,19 @@ impl Progress {
 
     /// A copy that the broker delivers again: what was believed when it was put away may be outdated.
     pub fn delivered_again(&mut self) {
-        if matches!(self.belief, Belief::Clear | Belief::Doubted(_)) {
+        // An unsigned objection may have been doubted since, and the body sent once more.
+        if matches!(self.belief, Belief::Clear | Belief::Doubted(_) | Belief::Objected { stands: false, .. })
+        {
             self.belief = Belief::Unsure { negatives: 0 };
         }
     }
 
     /// The first step of a delivery.
     pub fn begin(&mut self, limits: &Limits, now: Timestamp) -> Step {
+        // The delivery before this one may have sent the body a moment ago.
+        if self.may_have_executed() {
+            return self.settle(limits, now);
+        }
         self.ask_after(Duration::ZERO, limits, now)
     }
 
@@ -470,22 +476,21 @@ impl Progress {
     fn unsure(&mut self, limits: &Limits, now: Timestamp) -> Step {
         self.belief = Belief::Unsure { negatives: 0 };
         self.failures = 0;
-        self.ask_after(limits.settling, limits, now)
+        self.settle(limits, now)
     }
 
     fn object(&mut self, reason: Reason, signed: bool, limits: &Limits, now: Timestamp) -> Step {
         let second = matches!(self.belief, Belief::Doubted(_));
         self.belief = Belief::Objected { reason, stands: signed || second };
         self.failures = 0;
-        let settling = if signed { Duration::ZERO } else { limits.settling };
-        self.ask_after(settling, limits, now)
+        if signed { self.ask_after(Duration::ZERO, limits, now) } else { self.settle(limits, now) }
     }
 
     fn not_executed(&mut self, limits: &Limits, now: Timestamp, chance: f64) -> Step {
         match self.belief {
             Belief::Unsure { negatives } if negatives + 1 < NEGATIVES_WANTED => {
                 self.belief = Belief::Unsure { negatives: negatives + 1 };
-                self.ask_after(limits.settling, limits, now)
+                self.settle(limits, now)
             }
             Belief::Unsure { .. } => {
                 self.belief = Belief::Clear;
@@ -508,16 +513,27 @@ impl Progress {
         self.ask_after(wait, limits, now)
     }
 
-    /// The next question after a wait in process, or after a tier where the wait is too long, or the last one.
+    /// The next inquiry, once a redeem that may be under way has settled. The one wait that the deadline does not
+    /// cut short: an inquiry before its end would prove nothing, and could end as a refusal all the same.
+    fn settle(&mut self, limits: &Limits, now: Timestamp) -> Step {
+        self.ask(limits.settling, limits.settling, limits, now)
+    }
+
     fn ask_after(&mut self, wait: Duration, limits: &Limits, now: Timestamp) -> Step {
+        self.ask(wait, Duration::ZERO, limits, now)
+    }
+
+    /// The next question after a wait in process, or after a tier where the wait is too long, or the last one. The
+    /// deadline cuts the wait short, but not below `least`: where that outlasts it, the question is the last one.
+    fn ask(&mut self, wait: Duration, least: Duration, limits: &Limits, now: Timestamp) -> Step {
         if self.last {
             return self.conclude_unknown(limits, now);
         }
         let left = self.deadline.duration_since(now);
         let exhausted = self.attempts >= limits.attempts_max;
-        if exhausted || left <= SignedDuration::ZERO {
+        if exhausted || SignedDuration::try_from(least).is_ok_and(|least| left <= least) {
             self.last = true;
-            return Step::Ask { after: Duration::ZERO, question: Question::Inquire };
+            return Step::Ask { after: least, question: Question::Inquire };
         }
         let wait = wait.min(left.unsigned_abs());
         let waited = self.waited.saturating_add(wait);
