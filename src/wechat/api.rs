@@ -397,7 +397,13 @@ fn base_url(key: &'static str, url: &str) -> Result<String, CannotStart> {
     let not_one = || CannotStart::BaseUrl { key, url: url.to_owned() };
     let parsed = reqwest::Url::parse(url).map_err(|_| not_one())?;
     let host = parsed.host_str().ok_or_else(not_one)?;
-    let plain = parsed.path() == "/" && parsed.query().is_none() && parsed.username().is_empty();
+    // The parser forgives blanks and back slashes, but the text as it was written is what targets are put behind.
+    let plain = parsed.path() == "/"
+        && parsed.query().is_none()
+        && parsed.fragment().is_none()
+        && parsed.username().is_empty()
+        && parsed.password().is_none()
+        && url.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\');
     let name = match parsed.port() {
         Some(port) => format!("{host}:{port}"),
         None => host.to_owned(),
