@@ -308,6 +308,11 @@ impl Evidence {
     /// The most attempts that are remembered.
     pub const KEPT: usize = 16;
 
+    /// The last [`Evidence::KEPT`] of these attempts.
+    pub fn last(evidence: &[Self]) -> &[Self] {
+        &evidence[evidence.len().saturating_sub(Self::KEPT)..]
+    }
+
     /// Forgets all but the last [`Evidence::KEPT`] attempts.
     pub fn keep_last(evidence: &mut Vec<Self>) {
         let surplus = evidence.len().saturating_sub(Self::KEPT);

@@ -66,7 +66,7 @@ pub struct Horizon {
 
 /// Writes the headers of a copy.
 pub fn write(progress: &Progress, evidence: &[Evidence], body_sha256: &str) -> Vec<(&'static str, String)> {
-    let entries: Vec<Entry> = evidence.iter().map(Entry::from).collect();
+    let entries: Vec<Entry> = Evidence::last(evidence).iter().map(Entry::from).collect();
     let mut headers = vec![
         (ATTEMPTS, progress.attempts.to_string()),
         (TIERS, progress.tiers_passed.saturating_add(1).to_string()),

@@ -207,7 +207,7 @@ pub fn tell(redemption: &Redemption, outcome: &Outcome, telling: Telling<'_>) ->
         attempts: telling.attempts,
         coupon: coupon.and_then(|coupon| raw(&coupon.entity)),
         problem,
-        evidence: telling.evidence.iter().map(Entry::from).collect(),
+        evidence: Evidence::last(telling.evidence).iter().map(Entry::from).collect(),
     };
     let id = id(&["command", code, number, kind.as_str()]);
     write(id, kind, data, telling)
@@ -284,7 +284,7 @@ fn tell_unread(
         attempts: telling.attempts,
         coupon: None,
         problem: Some(problem),
-        evidence: telling.evidence.iter().map(Entry::from).collect(),
+        evidence: Evidence::last(telling.evidence).iter().map(Entry::from).collect(),
     };
     write(id(&["bytes", digest, kind.as_str()]), kind, data, telling)
 }
