@@ -2,9 +2,11 @@
 pub mod coupon;
 pub mod redemption;
 
-pub mod attempt;
 pub mod backoff;
+
 pub mod verdict;
+
+pub mod attempt;
 
 pub mod wire;
 
