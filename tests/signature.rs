@@ -1,6 +1,8 @@
 //! Signing and verification, against the vendor's published vector and against the openssl program: neither
 //! shares a line of code with this one.
 
+#![allow(clippy::unwrap_used, reason = "a test may; the lint only spares the test functions themselves")]
+
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;

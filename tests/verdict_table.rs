@@ -2,6 +2,8 @@
 //!
 //! The page is compared with what the code does; `UPDATE=1 cargo test --test verdict_table` writes it anew.
 
+#![allow(clippy::unwrap_used, reason = "a test may; the lint only spares the test functions themselves")]
+
 use std::fmt::Write as _;
 
 use redeemer::coupon::{Coupon, Standing};

@@ -367,10 +367,10 @@ mod tests {
             at: Timestamp::from_second(1_772_685_045 + i64::try_from(n).unwrap()).unwrap(),
             question: "redeem".to_owned(),
             host: "api.mch.weixin.qq.com".to_owned(),
-            status: (n % 2 == 0).then_some(403),
-            request_id: (n % 2 == 0).then(|| "08E68E97CC06-268578776".to_owned()),
-            serial: (n % 2 == 0).then(|| "PUB_KEY_ID_01".to_owned()),
-            verdict: if n % 2 == 0 { "objected" } else { "unsure" }.to_owned(),
+            status: (n.is_multiple_of(2)).then_some(403),
+            request_id: (n.is_multiple_of(2)).then(|| "08E68E97CC06-268578776".to_owned()),
+            serial: (n.is_multiple_of(2)).then(|| "PUB_KEY_ID_01".to_owned()),
+            verdict: if n.is_multiple_of(2) { "objected" } else { "unsure" }.to_owned(),
         };
         (0..count).map(attempt).collect()
     }
