@@ -1,9 +1,9 @@
 //! What follows from a verdict: the state machine of one command, from the first question to the outcome.
 //!
 //! Pure: no clock, no dice, no IO. `now` and chance are arguments, a [`Step`] is what to do, and only
-//! [`crate::worker`] does it. The laws, tested at the foot: what is unsure never ends as refused or redeemed
-//! without an authentic answer; nothing is sent once a return was seen; every wait but a settling time ends
-//! before the deadline; every command comes to an end.
+//! [`crate::worker`] does it. The laws, tested in `tests/attempt_laws.rs`: what is unsure never ends as refused
+//! or redeemed without an authentic answer; nothing is sent once a return was seen; every wait but a settling
+//! time ends before the deadline; every command comes to an end.
 
 use std::time::Duration;
 
@@ -536,7 +536,7 @@ impl Progress {
         }
         let left = self.deadline.duration_since(now);
         let exhausted = self.attempts >= limits.attempts_max;
-        if exhausted || SignedDuration::try_from(least).is_ok_and(|least| left <= least) {
+        if exhausted || left <= SignedDuration::try_from(least).unwrap_or(SignedDuration::MAX) {
             self.last = true;
             return Step::Ask { after: least, question: Question::Inquire };
         }
