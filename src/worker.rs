@@ -114,7 +114,8 @@ pub async fn work(
             match progress(tools, &delivery, &prepared, at) {
                 Err(damage) => set_damaged_aside(tools, publisher, delivery, &redemption, &damage, at).await,
                 Ok(carried) => {
-                    let job = Job { tools, publisher, redemption, prepared, delivery, carried };
+                    let troubled = false;
+                    let job = Job { tools, publisher, redemption, prepared, delivery, carried, troubled };
                     job.run(&mut cut).await
                 }
             }
@@ -239,20 +240,22 @@ struct Job<'a> {
     prepared: Prepared,
     delivery: Delivery,
     carried: Carried,
+    /// Whether the last call met trouble on the provider's side.
+    troubled: bool,
 }
 
 impl Job<'_> {
     async fn run(mut self, cut: &mut Cut) -> Worked {
         let limits = &self.tools.limits;
         let mut step = self.carried.progress.begin(limits, Timestamp::now());
-        let mut asked = false;
+        self.tools.budget.earn();
         loop {
             step = match step {
                 Step::Ask { after, question } => {
-                    let retry = std::mem::replace(&mut asked, true);
-                    if !retry {
-                        self.tools.budget.earn();
-                    } else if !self.tools.budget.spend()
+                    // Only trouble costs: what a redelivery or a refusal asks further is no retry.
+                    let retry = std::mem::take(&mut self.troubled);
+                    if retry
+                        && !self.tools.budget.spend()
                         && let Some(put_away) = self.carried.progress.defer(limits, Timestamp::now())
                     {
                         step = put_away;
@@ -297,6 +300,7 @@ impl Job<'_> {
         let heard = tools.client.ask(question, &self.prepared, traceparent, now, nonce, chance).await;
         let verdict = self.judge(question, &heard);
         pass.report(Sign::of(&verdict), Timestamp::now());
+        self.troubled = matches!(verdict, Verdict::NotAccepted(_) | Verdict::NotSent | Verdict::Unsure(_));
         self.note(question, &heard, &verdict, now);
         let Carried { progress, .. } = &mut self.carried;
         let step =

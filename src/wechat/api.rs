@@ -358,7 +358,7 @@ impl Client {
         let verified = authenticity == Authenticity::Verified;
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let serial = text(SERIAL).filter(|_| verified).map(str::to_owned);
-        let request_id = text("request-id").map(|id| id.get(..128).unwrap_or(id));
+        let request_id = text("request-id");
         let status = response.status().as_u16();
         let error = if status >= 400 { reply::error(&body) } else { reply::ErrorBody::default() };
         let coupon = (verified && status == 200).then(|| reply::coupon(&body)).flatten();
@@ -369,7 +369,7 @@ impl Client {
             sub_code: request_id.and_then(reply::sub_code),
             coupon,
             message: error.message,
-            request_id: request_id.map(Into::into),
+            request_id: request_id.map(|id| id.get(..128).unwrap_or(id).into()),
         };
         (Reply::Answered(answer), serial, clock_skew)
     }
@@ -397,7 +397,13 @@ fn base_url(key: &'static str, url: &str) -> Result<String, CannotStart> {
     let not_one = || CannotStart::BaseUrl { key, url: url.to_owned() };
     let parsed = reqwest::Url::parse(url).map_err(|_| not_one())?;
     let host = parsed.host_str().ok_or_else(not_one)?;
-    let plain = parsed.path() == "/" && parsed.query().is_none() && parsed.username().is_empty();
+    // The parser forgives blanks and back slashes, but the text as it was written is what targets are put behind.
+    let plain = parsed.path() == "/"
+        && parsed.query().is_none()
+        && parsed.fragment().is_none()
+        && parsed.username().is_empty()
+        && parsed.password().is_none()
+        && url.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\');
     let name = match parsed.port() {
         Some(port) => format!("{host}:{port}"),
         None => host.to_owned(),

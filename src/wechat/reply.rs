@@ -30,11 +30,17 @@ pub fn coupon(body: &[u8]) -> Option<Coupon> {
         return None;
     }
     let entity: EntityText = serde_json::from_str(text).ok()?;
-    let usage = match entity.sequential_usage_detail {
-        Some(sequential) => Usage::Rounds(sequential.detail_item_list.into_iter().map(Round::from).collect()),
-        None => Usage::Once(
-            entity.single_usage_detail.or(entity.progressive_bundle_usage_detail).unwrap_or_default().into(),
-        ),
+    // An object that does not apply may be there all the same, and empty.
+    let rounds = entity.sequential_usage_detail.map(|sequential| sequential.detail_item_list);
+    let once = [entity.single_usage_detail, entity.progressive_bundle_usage_detail];
+    let usage = match rounds {
+        Some(rounds) if !rounds.is_empty() || once.iter().all(Option::is_none) => {
+            Usage::Rounds(rounds.into_iter().map(Round::from).collect())
+        }
+        _ => {
+            let mut told = once.into_iter().flatten().map(Trace::from);
+            Usage::Once(told.find(|trace| *trace != Trace::default()).unwrap_or_default())
+        }
     };
     Some(Coupon {
         code: entity.coupon_code,
@@ -103,7 +109,7 @@ struct EntityText {
     sequential_usage_detail: Option<SequentialText>,
 }
 
-#[derive(Deserialize, Default)]
+#[derive(Deserialize)]
 struct TraceText {
     use_request_no: Option<Box<str>>,
     return_request_no: Option<Box<str>>,
