@@ -31,7 +31,7 @@ use crate::wire::event::{self, Event, Telling};
 /// What every worker shares.
 pub struct Tools {
     /// The payment API.
-    pub client: Client,
+    pub client: Arc<Client>,
     /// Holds calls back when all would fail.
     pub breaker: Breaker,
     /// Spaces calls.
@@ -364,6 +364,7 @@ impl Job<'_> {
             status = evidence.status,
             request_id = evidence.request_id,
             took_ms = heard.took.as_millis() as u64,
+            trouble = heard.trouble,
             "attempt"
         );
         self.carried.evidence.push(evidence);

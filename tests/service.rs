@@ -365,3 +365,76 @@ async fn a_wrong_key_stops_consumption_and_the_right_one_resumes_it_without_a_re
     service.wait_ready().await;
     service.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn platform_certificates_are_downloaded_and_verify_answers() {
+    let mut bed = Bed::new().await;
+    bed.config.wechat.public_keys.clear();
+    bed.config.wechat.apiv3_key_file = bed.dir.join("apiv3_key.txt").display().to_string();
+    bed.issue("C1", json!({}));
+    bed.faults(json!([{"question": "certificates", "times": 1, "fault": {"kind": "bad_signature"}}]));
+    bed.config.wechat.download_every = Span(Duration::from_secs(1));
+    bed.config.wechat.reload_every = Span(Duration::from_millis(200));
+    let service = bed.start_unready().await;
+    bed.publish(&command("C1", "USE_0001")).await;
+    let told = bed.told().await;
+    assert_eq!(told.gist(), "redeemed - USED");
+    assert_eq!(told.data("/evidence/0/serial"), &json!(bed.sandbox.card().platform_serial));
+    service.wait_ready().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_apiv3_key_takes_nothing_from_the_queue_and_says_why() {
+    let mut bed = Bed::new().await;
+    bed.config.wechat.public_keys.clear();
+    let file = bed.dir.join("apiv3_key.txt");
+    std::fs::write(&file, "0123456789abcdef0123456789abcdef").unwrap();
+    bed.config.wechat.apiv3_key_file = file.display().to_string();
+    let service = bed.start_unready().await;
+    bed.publish(&command("C1", "USE_0001")).await;
+    until("the reason", async || service.get("/readyz").await.1.starts_with("keys: ")).await;
+    assert_eq!(bed.ready(&bed.config.broker.names.commands).await, 1);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_names_each_fault_and_its_remedy() {
+    let bed = Bed::new().await;
+    let file = bed.dir.join("redeemer.toml");
+    let check = async |config: &redeemer::config::Config| {
+        std::fs::write(&file, toml::to_string(config).unwrap()).unwrap();
+        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_redeemer"))
+            .args(["check", "--json", "--config"])
+            .arg(&file)
+            .output()
+            .await
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(!text.contains("geheim") && !String::from_utf8_lossy(&output.stderr).contains("geheim"));
+        let findings: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let faults = findings.iter().filter(|finding| finding["gravity"] == "fault");
+        for fault in faults.clone() {
+            assert!(fault["remedy"].as_str().is_some_and(|remedy| !remedy.is_empty()), "{fault}");
+        }
+        let faults: Vec<_> = faults.map(|fault| fault["what"].as_str().unwrap().to_owned()).collect();
+        (output.status.code().unwrap(), faults)
+    };
+    let mut config = bed.config.clone();
+    assert_eq!(check(&config).await, (4, vec!["topology".to_owned()]), "the tiers are not made yet");
+    let service = bed.start().await;
+    assert_eq!(check(&config).await, (0, vec![]));
+    service.stop().await;
+
+    config.broker.uri = "amqp://user:geheim@127.0.0.1:1/%2f".to_owned();
+    assert_eq!(check(&config).await, (4, vec!["broker".to_owned()]));
+    let mut config = bed.config.clone();
+    config.broker.delivery_limit = 7;
+    config.wechat.merchant_serial = "0123456789ABCDEF".to_owned();
+    bed.sandbox.set_clock_offset(600);
+    let faults = ["clock", "payment API", "topology"].map(str::to_owned).to_vec();
+    assert_eq!(check(&config).await, (4, faults));
+    let key = bed.dir.join("merchant_key.pem");
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    assert_eq!(check(&config).await, (4, ["keys", "topology"].map(str::to_owned).to_vec()));
+}

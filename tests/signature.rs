@@ -451,6 +451,7 @@ fn a_key_file_that_others_can_read_is_refused() {
                 merchant_key: Some(merchant.to_owned()),
                 public_keys: [(KEY_ID.to_owned(), keys.path("public.pem"))].into(),
                 platform_certificates: vec![],
+                downloads: false,
             },
             None,
             now(),
@@ -484,6 +485,7 @@ fn every_fault_of_the_keys_is_told_at_once() {
         merchant_key: Some(keys.path(key)),
         public_keys: public.iter().map(|(serial, name)| ((*serial).to_owned(), keys.path(name))).collect(),
         platform_certificates: certificates.iter().map(|name| keys.path(name)).collect(),
+        downloads: false,
     };
     let both = files("key.pem", &[(KEY_ID, "public.pem")], &["certificate.pem"]);
     assert_eq!(load(both), Ok(vec!["1234".to_owned(), KEY_ID.to_owned()]));
@@ -513,7 +515,7 @@ fn client(base_url: &str, backup: Option<&str>) -> Result<Client, CannotStart> {
     let keys = Arc::new(RwLock::new(Arc::new(Keyring { merchant, public: PublicKeys::default() })));
     let settings = Settings {
         merchant: Merchant { mchid: "1".to_owned(), serial: "2".to_owned() },
-        verification_serial: KEY_ID.to_owned(),
+        verification_serial: Some(KEY_ID.to_owned()),
         base_url: base_url.to_owned(),
         backup_base_url: backup.map(str::to_owned),
         connect_timeout: Duration::from_secs(1),
