@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
+use tokio::time::error::Elapsed;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, error, info, warn};
 
@@ -279,11 +280,14 @@ impl Job<'_> {
         let tools = self.tools;
         let hold = async {
             sleep(after).await;
-            let held = timeout(tools.limits.in_process_max, tools.breaker.pass(Timestamp::now)).await;
-            if held.is_ok() {
+            loop {
+                let pass = timeout(tools.limits.in_process_max, tools.breaker.pass(Timestamp::now)).await?;
                 tools.pacer.turn(question).await;
+                // Those who waited for their turn while it opened must not go all the same.
+                if pass.holds() {
+                    return Ok::<_, Elapsed>(pass);
+                }
             }
-            held
         };
         let pass = tokio::select! {
             pass = hold => pass,
