@@ -23,9 +23,9 @@ use crate::metrics::{Arrival, Message, Metrics, Settling};
 use crate::pace::{Budget, Pacer};
 use crate::redemption::Redemption;
 use crate::telemetry::Short;
-use crate::verdict::{Authenticity, Declined, Fault, Question, Reason, Reply, Verdict, judge};
+use crate::verdict::{self, Authenticity, Declined, Question, Reason, Reply, Verdict, judge};
 use crate::wechat::api::{Client, Heard, Prepared, hex};
-use crate::wire::command::{self, Rejected};
+use crate::wire::command::{self, Fault, Legible, Rejected};
 use crate::wire::copy::{self, Carried, Damage, Horizon};
 use crate::wire::event::{self, Event, Telling};
 
@@ -113,7 +113,15 @@ pub async fn work(
         Ok(redemption) => {
             let prepared = Prepared::new(&redemption);
             match progress(tools, &delivery, &prepared, at) {
-                Err(damage) => set_damaged_aside(tools, publisher, delivery, &redemption, &damage, at).await,
+                Err(Unstartable::Damage(damage)) => {
+                    set_damaged_aside(tools, publisher, delivery, &redemption, &damage, at).await
+                }
+                Err(Unstartable::Deadline) => {
+                    let problem = format!("its header {} is not an RFC 3339 time", copy::DEADLINE);
+                    let faults = vec![Fault { pointer: String::new(), problem }];
+                    let rejected = Rejected { faults, legible: Legible::from(&redemption) };
+                    refuse(tools, publisher, delivery, &rejected, at).await
+                }
                 Ok(carried) => {
                     let troubled = false;
                     let job = Job { tools, publisher, redemption, prepared, delivery, carried, troubled };
@@ -137,17 +145,26 @@ pub async fn work(
 
 type Worked = Result<(Settling, Delivery, Published), Interrupted>;
 
+/// Why a readable command cannot be worked on.
+enum Unstartable {
+    /// It is a wait-queue copy whose headers make no sense.
+    Damage(Damage),
+    /// Its sender set a deadline that cannot be read.
+    Deadline,
+}
+
 /// Where this delivery stands: afresh, redelivered, or back from a wait queue.
 fn progress(
     tools: &Tools,
     delivery: &Delivery,
     prepared: &Prepared,
     now: Timestamp,
-) -> Result<Carried, Damage> {
+) -> Result<Carried, Unstartable> {
     let again = delivery.redelivered();
     if copy::is_copy(|name| delivery.has_header(name)) {
         let header = |name| delivery.header(name);
-        let mut carried = copy::read(header, prepared.body_sha256(), now, tools.horizon)?;
+        let mut carried =
+            copy::read(header, prepared.body_sha256(), now, tools.horizon).map_err(Unstartable::Damage)?;
         if again {
             carried.progress.delivered_again();
         }
@@ -155,9 +172,9 @@ fn progress(
     }
     let text = delivery.header(copy::DEADLINE);
     if text.is_none() && delivery.has_header(copy::DEADLINE) {
-        return Err(Damage::Unreadable(copy::DEADLINE));
+        return Err(Unstartable::Deadline);
     }
-    let deadline = copy::deadline(text, now, tools.horizon)?;
+    let deadline = copy::deadline(text, now, tools.horizon).map_err(|_| Unstartable::Deadline)?;
     Ok(Carried { progress: Progress::new(now, deadline, again), evidence: Vec::new() })
 }
 
@@ -318,7 +335,7 @@ impl Job<'_> {
             Verdict::NotAuthorised => {
                 // Our own fault, unless some brand has let us in lately.
                 let ours = !self.tools.brands.any_accepted(Instant::now());
-                if ours { Verdict::Stop(Fault::Unauthorised) } else { verdict }
+                if ours { Verdict::Stop(verdict::Fault::Unauthorised) } else { verdict }
             }
             Verdict::Redeemed | Verdict::NotExecuted | Verdict::Objected { signed: true, .. } => {
                 self.tools.brands.accepted(Instant::now());

@@ -12,6 +12,7 @@ use std::time::Duration;
 use bed::{Bed, command, header, until};
 use broker::Broker;
 use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
 use redeemer::config::Span;
 use serde_json::{Value, json};
 
@@ -108,6 +109,24 @@ async fn what_is_no_command_is_told_with_every_fault_and_parked_byte_for_byte() 
     }
     bed.publish(&command("C1", "USE_0001")).await;
     assert_eq!(bed.told().await.gist(), "redeemed - USED", "the next command is unharmed");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_that_cannot_be_read_is_a_fault_of_the_command() {
+    let mut bed = Bed::new().await;
+    let service = bed.start().await;
+    for value in [AMQPValue::LongString("tomorrow".into()), AMQPValue::Boolean(true)] {
+        let mut headers = FieldTable::default();
+        headers.insert("x-redemption-deadline".into(), value);
+        let bytes = command("C1", "USE_0001").to_string();
+        bed.publish_bytes(bytes.as_bytes(), BasicProperties::default().with_headers(headers)).await;
+        let told = bed.told().await;
+        assert_eq!(told.gist(), "invalid invalid_command -");
+        assert!(told.data("/problem/faults/0/problem").as_str().unwrap().contains("x-redemption-deadline"));
+        assert_eq!(told.data("/out_request_no"), "USE_0001");
+        assert_eq!(bed.parked().await.0, bytes.as_bytes());
+    }
     service.stop().await;
 }
 
@@ -321,8 +340,8 @@ async fn at_the_deadline_what_is_still_unknown_is_told_and_parked() {
     bed.faults(json!([{"coupon_code": "C1", "fault": {"kind": "cut_before_effect"}}]));
     let service = bed.start().await;
     let soon = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(3);
-    let mut headers = lapin::types::FieldTable::default();
-    let soon = lapin::types::AMQPValue::LongString(soon.to_string().into());
+    let mut headers = FieldTable::default();
+    let soon = AMQPValue::LongString(soon.to_string().into());
     headers.insert("x-redemption-deadline".into(), soon);
     let bytes = command("C1", "USE_0001").to_string();
     bed.publish_bytes(bytes.as_bytes(), BasicProperties::default().with_headers(headers)).await;

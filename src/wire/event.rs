@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::attempt::{EstablishedBy, Evidence, Outcome, OutcomeKind};
 use crate::redemption::Redemption;
 use crate::verdict::Reason;
-use crate::wire::command::Rejected;
+use crate::wire::command::{Legible, Rejected};
 
 /// `content_type` of a published event.
 pub const CONTENT_TYPE: &str = "application/cloudevents+json";
@@ -232,15 +232,7 @@ pub fn tell_invalid(rejected: &Rejected, digest: &str, telling: Telling<'_>) -> 
 
 /// Tells of a wait-queue copy that came back damaged: what was asked before is not known.
 pub fn tell_damaged(redemption: &Redemption, damage: &str, digest: &str, telling: Telling<'_>) -> Event {
-    let legible = crate::wire::command::Legible {
-        openid: Some(redemption.openid.clone()),
-        coupon_code: Some(redemption.coupon_code.clone()),
-        brand_id: Some(redemption.brand_id.clone()),
-        product_coupon_id: Some(redemption.product_coupon_id.clone()),
-        stock_id: Some(redemption.stock_id.clone()),
-        appid: Some(redemption.appid.clone()),
-        out_request_no: Some(redemption.out_request_no.clone()),
-    };
+    let legible = Legible::from(redemption);
     tell_unread(
         &legible,
         OutcomeKind::Unresolved,
@@ -253,7 +245,7 @@ pub fn tell_damaged(redemption: &Redemption, damage: &str, digest: &str, telling
 }
 
 fn tell_unread(
-    legible: &crate::wire::command::Legible,
+    legible: &Legible,
     kind: OutcomeKind,
     reason: Reason,
     by: EstablishedBy,
