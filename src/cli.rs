@@ -5,6 +5,7 @@ pub mod demo;
 pub mod publish;
 pub mod run;
 pub mod sandbox;
+pub mod topology;
 pub mod watch;
 
 use std::io::Write as _;
@@ -28,7 +29,8 @@ pub struct Arguments {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 it failed on the way; 2 the command line is wrong; \
-3 the configuration or a key is wrong; 4 something is not as it should be (check, demo, publish --wait).";
+3 the configuration or a key is wrong; 4 something is not as it should be (check, demo, \
+publish --wait, topology).";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -40,6 +42,8 @@ enum Command {
     Publish(publish::Arguments),
     /// Show result events as they come.
     Watch(watch::Arguments),
+    /// Show, make or compare what must exist on the broker.
+    Topology(topology::Arguments),
     /// Simulate the payment API.
     Sandbox(sandbox::Arguments),
     /// Run the whole main job against a sandbox and compare every outcome with its ledger.
@@ -111,6 +115,7 @@ async fn dispatch(Arguments { config, command }: Arguments) -> Result<(), Failur
         Command::Check(arguments) => check::run(arguments, load()?).await,
         Command::Publish(arguments) => publish::run(arguments, load()?).await,
         Command::Watch(arguments) => watch::run(arguments, load()?).await,
+        Command::Topology(arguments) => topology::run(arguments, load()?).await,
         Command::Sandbox(arguments) => sandbox::run(arguments).await,
         Command::Demo(arguments) => demo::run(arguments).await,
     }

@@ -4,11 +4,16 @@
 //! does so at least once, which the broker only honours together with `reject-publish` and a dead-letter exchange,
 //! and forgets silently otherwise.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Connection, ExchangeKind};
+use tokio::time::timeout;
+
+use crate::broker::{CannotConnect, Settings, connect_any};
 
 /// The names on the broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,6 +94,21 @@ pub enum Object {
     },
 }
 
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exchange { name, .. } => write!(f, "exchange {name}"),
+            Self::Queue { name, .. } => write!(f, "queue {name}"),
+            Self::Binding { exchange, queue, routing_key } if routing_key.is_empty() => {
+                write!(f, "binding of {queue} to {exchange}")
+            }
+            Self::Binding { exchange, queue, routing_key } => {
+                write!(f, "binding of {queue} to {exchange} under {routing_key}")
+            }
+        }
+    }
+}
+
 /// The kinds of exchange in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -118,6 +138,15 @@ pub enum Argument {
     Text(String),
     /// A whole number.
     Number(i64),
+}
+
+impl fmt::Display for Argument {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => write!(f, "{text:?}"),
+            Self::Number(number) => write!(f, "{number}"),
+        }
+    }
 }
 
 /// The short name of a wait: `10s`, `1m`, `2h`.
@@ -270,32 +299,37 @@ async fn verify(connection: &Connection, object: &Object) -> Result<(), Topology
 /// # Errors
 /// [`TopologyFault::Refused`] where it is missing or differs.
 pub async fn declare(connection: &Connection, object: &Object, passive: bool) -> Result<(), TopologyFault> {
+    declare_as(connection, object, passive, &Form::of(object)).await
+}
+
+async fn declare_as(
+    connection: &Connection,
+    object: &Object,
+    passive: bool,
+    form: &Form,
+) -> Result<(), TopologyFault> {
     let channel = connection.create_channel().await?;
-    let refused = |error: lapin::Error, what: String| match error.kind() {
-        lapin::ErrorKind::ProtocolError(fault) => TopologyFault::Refused { what, broker: fault.to_string() },
+    let refused = |error: lapin::Error| match error.kind() {
+        lapin::ErrorKind::ProtocolError(fault) => {
+            TopologyFault::Refused { what: object.to_string(), broker: fault.to_string() }
+        }
         _ => TopologyFault::Connection(error),
     };
+    let Form { kind, durable, auto_delete, internal, arguments } = form;
+    let (durable, auto_delete, internal) = (*durable, *auto_delete, *internal);
+    let arguments = if passive { FieldTable::default() } else { arguments.clone() };
     match object {
-        Object::Exchange { name, kind, arguments } => {
-            let kind = match kind {
-                Kind::Direct => ExchangeKind::Direct,
-                Kind::Fanout => ExchangeKind::Fanout,
-                Kind::Topic => ExchangeKind::Topic,
-            };
-            let options = ExchangeDeclareOptions { durable: true, passive, ..Default::default() };
-            let arguments = if passive { FieldTable::default() } else { table(arguments) };
+        Object::Exchange { name, .. } => {
+            let options =
+                ExchangeDeclareOptions { durable, auto_delete, internal, passive, ..Default::default() };
             channel
-                .exchange_declare(name.as_str().into(), kind, options, arguments)
+                .exchange_declare(name.as_str().into(), kind.clone(), options, arguments)
                 .await
-                .map_err(|error| refused(error, format!("exchange {name}")))?;
+                .map_err(refused)?;
         }
-        Object::Queue { name, arguments } => {
-            let options = QueueDeclareOptions { durable: true, passive, ..Default::default() };
-            let arguments = if passive { FieldTable::default() } else { table(arguments) };
-            channel
-                .queue_declare(name.as_str().into(), options, arguments)
-                .await
-                .map_err(|error| refused(error, format!("queue {name}")))?;
+        Object::Queue { name, .. } => {
+            let options = QueueDeclareOptions { durable, auto_delete, passive, ..Default::default() };
+            channel.queue_declare(name.as_str().into(), options, arguments).await.map_err(refused)?;
         }
         Object::Binding { exchange, queue, routing_key } => {
             channel
@@ -307,12 +341,234 @@ pub async fn declare(connection: &Connection, object: &Object, passive: bool) ->
                     FieldTable::default(),
                 )
                 .await
-                .map_err(|error| refused(error, format!("binding of {queue} to {exchange}")))?;
+                .map_err(refused)?;
         }
     }
     // The channel has done its work; whether its close is confirmed changes nothing.
     let _ = channel.close(200, "done".into()).await;
     Ok(())
+}
+
+/// What a declaration says beside the name.
+struct Form {
+    kind: ExchangeKind,
+    durable: bool,
+    auto_delete: bool,
+    internal: bool,
+    arguments: FieldTable,
+}
+
+impl Form {
+    fn of(object: &Object) -> Self {
+        let (kind, arguments) = match object {
+            Object::Exchange { kind: Kind::Direct, arguments, .. } => {
+                (ExchangeKind::Direct, table(arguments))
+            }
+            Object::Exchange { kind: Kind::Fanout, arguments, .. } => {
+                (ExchangeKind::Fanout, table(arguments))
+            }
+            Object::Exchange { kind: Kind::Topic, arguments, .. } => (ExchangeKind::Topic, table(arguments)),
+            Object::Queue { arguments, .. } => (ExchangeKind::Direct, table(arguments)),
+            Object::Binding { .. } => (ExchangeKind::Direct, FieldTable::default()),
+        };
+        Self { kind, durable: true, auto_delete: false, internal: false, arguments }
+    }
+
+    /// Takes on what the broker has, so that it names the next difference. False where that cannot be said.
+    fn concede(&mut self, argument: &str, found: &str, kind: Option<&str>) -> bool {
+        let was = self.arguments.inner().get(argument);
+        let number = || found.parse().map(AMQPValue::LongLongInt).ok();
+        let value = match (argument, kind) {
+            ("type", _) => {
+                self.kind = ExchangeKind::Custom(found.to_owned());
+                return true;
+            }
+            ("durable" | "auto_delete" | "internal", _) => {
+                let which = match argument {
+                    "durable" => &mut self.durable,
+                    "auto_delete" => &mut self.auto_delete,
+                    _ => &mut self.internal,
+                };
+                *which = found == "true";
+                return true;
+            }
+            (_, None) if found == NONE => None,
+            (_, Some("bool")) => Some(AMQPValue::Boolean(found == "true")),
+            // Of some arguments the broker does not tell the type.
+            (_, None) if matches!(was, Some(AMQPValue::LongLongInt(_))) => number(),
+            (_, Some("longstr") | None) => Some(AMQPValue::LongString(found.into())),
+            (_, Some(_)) => number(),
+        };
+        match value {
+            Some(value) => {
+                self.arguments.insert(argument.into(), value);
+            }
+            None if found == NONE => {
+                let rest = self.arguments.inner().iter().filter(|(name, _)| name.as_str() != argument);
+                self.arguments = rest
+                    .map(|(name, value)| (name.clone(), value.clone()))
+                    .collect::<BTreeMap<_, _>>()
+                    .into();
+            }
+            None => return false,
+        }
+        true
+    }
+}
+
+/// How an object stands on the broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// It is there, as it must be.
+    There,
+    /// It was missing and has been made.
+    Made,
+    /// It is not there.
+    Missing,
+    /// It is there with something else in it.
+    Differs(Vec<Difference>),
+    /// It is there; what is in it may not be seen or could not be understood: the broker's words.
+    Unseen(String),
+    /// It could not be made: the broker's words.
+    NotMade(String),
+    /// A binding: AMQP cannot ask for one without making it.
+    Unaskable,
+}
+
+impl Standing {
+    /// Whether someone must do something about it.
+    pub fn is_fault(&self) -> bool {
+        matches!(self, Self::Missing | Self::Differs(_) | Self::NotMade(_))
+    }
+}
+
+/// One argument that is not as it must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// The argument, or `type`, `durable`, `auto_delete`, `internal`.
+    pub argument: String,
+    /// What must be.
+    pub wanted: String,
+    /// What is.
+    pub found: String,
+}
+
+/// What the broker says of an argument that is not there.
+const NONE: &str = "none";
+/// More differences than any object has arguments.
+const DIFFERENCES_MAX: usize = 32;
+
+/// Looks at every object, each on channels of its own, and with `make` makes what is missing. Nothing that is there
+/// is changed or deleted.
+///
+/// # Errors
+/// [`CannotConnect`] where the broker is not reached, or is lost on the way.
+pub async fn survey(
+    settings: &Settings,
+    make: bool,
+) -> Result<(String, Vec<(Object, Standing)>), CannotConnect> {
+    let (connection, at) = connect_any(settings, "redeemer topology").await?;
+    let limit = settings.connect_timeout;
+    let mut found = Vec::new();
+    for object in settings.topology.plan() {
+        let looked = timeout(limit, stand(&connection, &object, make)).await;
+        let late = || CannotConnect::TimedOut { at: at.clone(), step: "looking at the topology", limit };
+        let standing = looked
+            .map_err(|_| late())?
+            .map_err(|source| CannotConnect::Refused { at: at.clone(), source })?;
+        found.push((object, standing));
+    }
+    let _ = timeout(limit, connection.close(200, "done".into())).await;
+    Ok((at, found))
+}
+
+async fn stand(connection: &Connection, object: &Object, make: bool) -> lapin::Result<Standing> {
+    let made = async || match declare(connection, object, false).await {
+        Ok(()) => Ok(Standing::Made),
+        Err(TopologyFault::Refused { broker, .. }) => Ok(Standing::NotMade(broker)),
+        Err(TopologyFault::Connection(error)) => Err(error),
+    };
+    if let Object::Binding { .. } = object {
+        return if make { made().await } else { Ok(Standing::Unaskable) };
+    }
+    match declare(connection, object, true).await {
+        Ok(()) => differences(connection, object).await,
+        Err(TopologyFault::Refused { broker, .. }) if broker.contains("NOT_FOUND") => {
+            if make {
+                made().await
+            } else {
+                Ok(Standing::Missing)
+            }
+        }
+        Err(TopologyFault::Refused { broker, .. }) => Ok(Standing::Unseen(broker)),
+        Err(TopologyFault::Connection(error)) => Err(error),
+    }
+}
+
+/// Asks for what must be until the broker agrees. It names one difference at a time, so each that it named is
+/// conceded in the next question. A declaration of what is there changes nothing.
+async fn differences(connection: &Connection, object: &Object) -> lapin::Result<Standing> {
+    let mut form = Form::of(object);
+    let mut differences: Vec<Difference> = Vec::new();
+    while differences.len() < DIFFERENCES_MAX {
+        let words = match declare_as(connection, object, false, &form).await {
+            Ok(()) => break,
+            Err(TopologyFault::Refused { broker, .. }) => broker,
+            Err(TopologyFault::Connection(error)) => return Err(error),
+        };
+        let Some(named) = Named::read(&words) else {
+            // What was named so far is sure; the rest stays in the broker's words.
+            if differences.is_empty() {
+                return Ok(Standing::Unseen(words));
+            }
+            let wanted = "what is configured".to_owned();
+            differences.push(Difference { argument: "something else".to_owned(), wanted, found: words });
+            break;
+        };
+        let known = differences.iter().any(|difference| difference.argument == named.argument);
+        let conceded = !known && form.concede(named.argument, named.found, named.kind);
+        if !known {
+            differences.push(Difference {
+                argument: named.argument.to_owned(),
+                wanted: named.wanted.to_owned(),
+                found: named.found.to_owned(),
+            });
+        }
+        if !conceded {
+            break;
+        }
+    }
+    Ok(if differences.is_empty() { Standing::There } else { Standing::Differs(differences) })
+}
+
+/// What the broker says when a declaration does not fit: `inequivalent arg 'x-overflow' for queue 'q' in vhost '/':
+/// received the value 'a' of type 'longstr' but current is none`.
+struct Named<'a> {
+    argument: &'a str,
+    wanted: &'a str,
+    found: &'a str,
+    /// The type of what was found, where the broker gives one.
+    kind: Option<&'a str>,
+}
+
+impl<'a> Named<'a> {
+    fn read(words: &'a str) -> Option<Self> {
+        let (_, rest) = words.split_once("inequivalent arg '")?;
+        let (argument, rest) = rest.split_once('\'')?;
+        let (_, rest) = rest.split_once(": received ")?;
+        let (wanted, found) = rest.split_once(" but current is ")?;
+        let value = |words: &'a str| -> (&'a str, Option<&'a str>) {
+            let Some(words) = words.strip_prefix("the value '") else {
+                return (words.split('\'').nth(1).unwrap_or(NONE), None);
+            };
+            match words.split_once("' of type '") {
+                Some((value, kind)) => (value, kind.split('\'').next()),
+                None => (words, None),
+            }
+        };
+        let (wanted, (found, kind)) = (value(wanted).0, value(found));
+        Some(Self { argument, wanted, found, kind })
+    }
 }
 
 fn table(arguments: &[(&'static str, Argument)]) -> FieldTable {
@@ -336,6 +592,56 @@ mod tests {
         let name = |millis| wait_name(Duration::from_millis(millis));
         assert_eq!([10_000, 60_000, 1_800_000, 7_200_000].map(name), ["10s", "1m", "30m", "2h"]);
         assert_eq!([250, 90_000, 1_000].map(name), ["250ms", "90s", "1s"]);
+    }
+
+    #[test]
+    fn a_difference_is_read_from_every_wording_of_the_broker() {
+        let check = |words: &str, argument: &str, wanted: &str, found: &str, kind: Option<&str>| {
+            let named = Named::read(words).unwrap();
+            assert_eq!(
+                (named.argument, named.wanted, named.found, named.kind),
+                (argument, wanted, found, kind)
+            );
+        };
+        check(
+            "PRECONDITION_FAILED - inequivalent arg 'x-delivery-limit' for queue 'it''s' in vhost '/': received the \
+             value '1000000' of type 'long' but current is the value '5' of type 'signedint'",
+            "x-delivery-limit",
+            "1000000",
+            "5",
+            Some("signedint"),
+        );
+        check(
+            "inequivalent arg 'x-max-length' for queue 'q' in vhost '/': received none but current is the value '7' \
+             of type 'long'",
+            "x-max-length",
+            "none",
+            "7",
+            Some("long"),
+        );
+        check(
+            "inequivalent arg 'type' for exchange 'e' in vhost '/': received 'topic' but current is 'fanout'",
+            "type",
+            "topic",
+            "fanout",
+            None,
+        );
+        check(
+            "inequivalent arg 'x-dead-letter-exchange' for queue 'q' in vhost '/': received 'a' but current is 'b'",
+            "x-dead-letter-exchange",
+            "a",
+            "b",
+            None,
+        );
+        check(
+            "inequivalent arg 'x-overflow' for queue 'q' in vhost '/': received the value 'reject-publish' of type \
+             'longstr' but current is none",
+            "x-overflow",
+            "reject-publish",
+            "none",
+            None,
+        );
+        assert!(Named::read("ACCESS_REFUSED - access to queue 'q' refused").is_none());
     }
 
     #[test]

@@ -1,0 +1,204 @@
+//! `redeemer topology`: what must exist on the broker, shown, made or compared. Never deletes, never changes.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use crate::broker::topology::{Argument, Object, Standing, survey};
+use crate::cli::{Failure, say};
+use crate::config::Config;
+
+/// Arguments of `topology`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show what must exist; needs no broker.
+    Plan {
+        /// Print one JSON object per line.
+        #[arg(long)]
+        json: bool,
+        /// Print a RabbitMQ definitions file, for `rabbitmqctl import_definitions` or the management page.
+        #[arg(long, conflicts_with = "json")]
+        definitions: bool,
+    },
+    /// Make what is missing, and tell what is there and differs. Deletes and changes nothing.
+    Apply {
+        /// Print one JSON object per line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Tell everything that is missing or differs, argument by argument. Makes nothing.
+    Verify {
+        /// Print one JSON object per line.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// What can be done about an object that differs: the broker changes no argument of one that exists.
+pub(super) const REMEDY: &str = "stop the service, let the queue run empty, delete the object (rabbitmqctl delete_queue \
+                      NAME), then redeemer topology apply; or configure what it has";
+
+/// Shows, makes or compares.
+///
+/// # Errors
+/// [`Failure::Unexpected`] where anything is missing or differs.
+pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
+    match arguments.command {
+        Command::Plan { json, definitions } => plan(&config, json, definitions),
+        Command::Apply { json } => stand(&config, true, json).await,
+        Command::Verify { json } => stand(&config, false, json).await,
+    }
+}
+
+fn plan(config: &Config, json: bool, definitions: bool) -> Result<(), Failure> {
+    let plan = config.topology().plan();
+    if definitions {
+        let vhost = config.broker_settings()?.vhost().map_err(anyhow::Error::from)?;
+        let text = serde_json::to_string_pretty(&as_definitions(&plan, &vhost)).context("no JSON")?;
+        return Ok(say(&text)?);
+    }
+    for object in &plan {
+        if json {
+            say(&as_json(object).to_string())?;
+            continue;
+        }
+        let arguments = match object {
+            Object::Exchange { kind, arguments, .. } => {
+                std::iter::once(kind.as_str().to_owned()).chain(listed(arguments)).collect()
+            }
+            Object::Queue { arguments, .. } => listed(arguments),
+            Object::Binding { .. } => Vec::new(),
+        };
+        say(&format!("{object}"))?;
+        for argument in arguments {
+            say(&format!("    {argument}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn listed(arguments: &[(&'static str, Argument)]) -> Vec<String> {
+    arguments.iter().map(|(name, value)| format!("{name} = {value}")).collect()
+}
+
+async fn stand(config: &Config, make: bool, as_lines: bool) -> Result<(), Failure> {
+    let settings = config.broker_settings()?;
+    let (at, found) = survey(&settings, make).await.context("the topology could not be looked at")?;
+    let mut unaskable = 0;
+    for (object, standing) in &found {
+        if as_lines {
+            let mut line = as_json(object);
+            add_standing(&mut line, standing);
+            say(&line.to_string())?;
+            continue;
+        }
+        match standing {
+            Standing::There => say(&format!("ok       {object}"))?,
+            Standing::Made if matches!(object, Object::Binding { .. }) => say(&format!("ok       {object}"))?,
+            Standing::Made => say(&format!("made     {object}"))?,
+            Standing::Missing => say(&format!("MISSING  {object}"))?,
+            Standing::Differs(differences) => {
+                for difference in differences {
+                    let (argument, wanted, found) =
+                        (&difference.argument, &difference.wanted, &difference.found);
+                    say(&format!("DIFFERS  {object}: {argument} is {found}, must be {wanted}"))?;
+                }
+            }
+            Standing::Unseen(words) => say(&format!("unseen   {object}: {words}"))?,
+            Standing::NotMade(words) => say(&format!("NOT MADE {object}: {words}"))?,
+            Standing::Unaskable => unaskable += 1,
+        }
+    }
+    let faults = found.iter().filter(|(_, standing)| standing.is_fault()).count();
+    if !as_lines && unaskable > 0 {
+        say(&format!(
+            "         {unaskable} bindings: AMQP cannot ask for one; redeemer topology apply makes what is missing"
+        ))?;
+    }
+    if faults == 0 {
+        return Ok(());
+    }
+    let differs = found.iter().any(|(_, standing)| matches!(standing, Standing::Differs(_)));
+    if !as_lines && !make && found.iter().any(|(_, standing)| *standing == Standing::Missing) {
+        say("remedy for what is missing: redeemer topology apply")?;
+    }
+    if !as_lines && differs {
+        say(&format!("remedy for what differs: {REMEDY}"))?;
+    }
+    let word = if make { "apply" } else { "verify" };
+    let objects = if faults == 1 { "1 object is" } else { &format!("{faults} objects are") };
+    Err(Failure::Unexpected(format!("topology {word}: {objects} not as they must be at {at}")))
+}
+
+fn as_json(object: &Object) -> Value {
+    match object {
+        Object::Exchange { name, kind, arguments } => json!({
+            "object": "exchange", "name": name, "kind": kind.as_str(), "arguments": as_map(arguments),
+        }),
+        Object::Queue { name, arguments } => {
+            json!({"object": "queue", "name": name, "arguments": as_map(arguments)})
+        }
+        Object::Binding { exchange, queue, routing_key } => {
+            json!({"object": "binding", "exchange": exchange, "queue": queue, "routing_key": routing_key})
+        }
+    }
+}
+
+fn add_standing(line: &mut Value, standing: &Standing) {
+    let (word, more) = match standing {
+        Standing::There => ("there", Value::Null),
+        Standing::Made => ("made", Value::Null),
+        Standing::Missing => ("missing", Value::Null),
+        Standing::Differs(differences) => {
+            let entry = |argument: &str, wanted: &str, found: &str| json!({"argument": argument, "wanted": wanted, "found": found});
+            let entries = differences.iter().map(|one| entry(&one.argument, &one.wanted, &one.found));
+            ("differs", entries.collect())
+        }
+        Standing::Unseen(words) => ("unseen", json!(words)),
+        Standing::NotMade(words) => ("not_made", json!(words)),
+        Standing::Unaskable => ("unaskable", Value::Null),
+    };
+    line["standing"] = json!(word);
+    match standing {
+        Standing::Differs(_) => line["differences"] = more,
+        Standing::Unseen(_) | Standing::NotMade(_) => line["broker"] = more,
+        _ => {}
+    }
+}
+
+fn as_map(arguments: &[(&'static str, Argument)]) -> BTreeMap<&'static str, Value> {
+    let value = |argument: &Argument| match argument {
+        Argument::Text(text) => json!(text),
+        Argument::Number(number) => json!(number),
+    };
+    arguments.iter().map(|(name, argument)| (*name, value(argument))).collect()
+}
+
+fn as_definitions(plan: &[Object], vhost: &str) -> Value {
+    let (mut exchanges, mut queues, mut bindings) = (Vec::new(), Vec::new(), Vec::new());
+    for object in plan {
+        match object {
+            Object::Exchange { name, kind, arguments } => exchanges.push(json!({
+                "name": name, "vhost": vhost, "type": kind.as_str(), "durable": true, "auto_delete": false,
+                "internal": false, "arguments": as_map(arguments),
+            })),
+            Object::Queue { name, arguments } => queues.push(json!({
+                "name": name, "vhost": vhost, "durable": true, "auto_delete": false,
+                "arguments": as_map(arguments),
+            })),
+            Object::Binding { exchange, queue, routing_key } => bindings.push(json!({
+                "source": exchange, "vhost": vhost, "destination": queue, "destination_type": "queue",
+                "routing_key": routing_key, "arguments": {},
+            })),
+        }
+    }
+    json!({"exchanges": exchanges, "queues": queues, "bindings": bindings})
+}

@@ -1,0 +1,187 @@
+//! `redeemer topology` against a real broker.
+
+#![allow(clippy::unwrap_used)] // in the helpers too
+
+#[path = "support/bed.rs"]
+mod bed;
+#[path = "support/broker.rs"]
+mod broker;
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use broker::Broker;
+use lapin::options::{BasicGetOptions, BasicPublishOptions, ExchangeDeclareOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind};
+use redeemer::config::{self, Config};
+use serde_json::Value;
+
+/// A configuration with names of its own, in a file of its own.
+struct Place {
+    config: Config,
+    file: PathBuf,
+}
+
+impl Place {
+    fn new(uri: &str, name: &str) -> Self {
+        let mut config = config::parse("", "test", std::iter::empty()).unwrap();
+        config.broker.uri = uri.to_owned();
+        let prefix = format!("t{}.{name}", std::process::id());
+        let names = &mut config.broker.names;
+        for (which, what) in [
+            (&mut names.commands, "commands"),
+            (&mut names.retry, "retry"),
+            (&mut names.results, "results"),
+            (&mut names.unrouted, "unrouted"),
+            (&mut names.parked, "parked"),
+        ] {
+            *which = format!("{prefix}.{what}");
+        }
+        let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{prefix}.toml"));
+        std::fs::write(&file, toml::to_string(&config).unwrap()).unwrap();
+        Self { config, file }
+    }
+
+    fn run(&self, arguments: &[&str], code: i32) -> String {
+        let output = Command::new(env!("CARGO_BIN_EXE_redeemer"))
+            .arg("--config")
+            .arg(&self.file)
+            .arg("topology")
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}\n{text}\n{complaint}");
+        text
+    }
+
+    fn lines(&self, arguments: &[&str], code: i32) -> Vec<Value> {
+        self.run(arguments, code).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.file);
+    }
+}
+
+async fn channel(uri: &str) -> (Connection, Channel) {
+    let connection = Connection::connect(uri, ConnectionProperties::default()).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    (connection, channel)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_plan_can_be_imported_and_then_everything_is_there() {
+    let node = tokio::task::spawn_blocking(Broker::start).await.unwrap();
+    let place = Place::new(node.uri(), "plan");
+    let text = place.run(&["plan"], 0);
+    let name = &place.config.broker.names.commands;
+    assert!(text.contains(&format!("queue {name}\n")), "{text}");
+    assert!(text.contains("x-dead-letter-strategy = \"at-least-once\""), "{text}");
+    assert_eq!(place.lines(&["plan", "--json"], 0).len(), place.config.topology().plan().len());
+
+    let missing = place.lines(&["verify", "--json"], 4);
+    let standings: Vec<_> = missing.iter().map(|line| line["standing"].as_str().unwrap()).collect();
+    assert!(standings.iter().all(|word| ["missing", "unaskable"].contains(word)), "{standings:?}");
+    let definitions = place.run(&["plan", "--definitions"], 0);
+    let file = node.dir().join("definitions.json");
+    std::fs::write(&file, definitions).unwrap();
+    node.ctl(&["import_definitions", &file.display().to_string()]);
+    place.run(&["verify"], 0);
+    let bindings = node.ctl(&["-q", "list_bindings", "source_name", "destination_name", "routing_key"]);
+    for wait in ["10s", "2h"] {
+        let retry = &place.config.broker.names.retry;
+        assert!(bindings.contains(&format!("{retry}\t{retry}.{wait}\t{wait}")), "{bindings}");
+    }
+    // What apply makes is the same: it finds nothing to make.
+    let applied = place.lines(&["apply", "--json"], 0);
+    assert!(applied.iter().all(|line| line["standing"] == "there" || line["object"] == "binding"));
+    tokio::task::spawn_blocking(move || drop(node)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verify_names_every_difference_and_apply_makes_only_what_is_missing() {
+    let uri = tokio::task::spawn_blocking(|| broker::shared().uri().to_owned()).await.unwrap();
+    let place = Place::new(&uri, "differs");
+    let names = place.config.broker.names.clone();
+    let (_connection, channel) = channel(&uri).await;
+
+    // A command queue with three faults and a stranger's argument, a parked queue of another type that holds
+    // something, and a results exchange of another kind.
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(5));
+    arguments.insert("x-dead-letter-exchange".into(), AMQPValue::LongString("elsewhere".into()));
+    arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+    arguments.insert("x-max-length".into(), AMQPValue::LongInt(9));
+    let durable = QueueDeclareOptions { durable: true, ..Default::default() };
+    channel.queue_declare(names.commands.as_str().into(), durable, arguments).await.unwrap();
+    channel.queue_declare(names.parked.as_str().into(), durable, FieldTable::default()).await.unwrap();
+    let kept = channel.basic_publish(
+        "".into(),
+        names.parked.as_str().into(),
+        BasicPublishOptions::default(),
+        b"precious",
+        BasicProperties::default().with_delivery_mode(2),
+    );
+    kept.await.unwrap();
+    let options = ExchangeDeclareOptions { durable: false, ..Default::default() };
+    let results = names.results.as_str();
+    channel
+        .exchange_declare(results.into(), ExchangeKind::Fanout, options, FieldTable::default())
+        .await
+        .unwrap();
+
+    let named = |lines: &[Value], object: &str, name: &str| -> Vec<String> {
+        let line = lines.iter().find(|line| line["object"] == object && line["name"] == name).unwrap();
+        let differences = line["differences"].as_array().cloned().unwrap_or_default();
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let entry = |one: &Value| {
+            format!("{} {} {}", text(&one["argument"]), text(&one["found"]), text(&one["wanted"]))
+        };
+        let mut named: Vec<_> = differences.iter().map(entry).collect();
+        named.sort();
+        named
+    };
+    let commands = [
+        format!("x-dead-letter-exchange elsewhere {}", names.parked),
+        "x-dead-letter-strategy none at-least-once".to_owned(),
+        "x-delivery-limit 5 20".to_owned(),
+        "x-max-length 9 none".to_owned(),
+    ];
+    let check = |lines: &[Value]| {
+        assert_eq!(named(lines, "queue", &names.commands), commands, "{lines:#?}");
+        let parked = named(lines, "queue", &names.parked);
+        // Of a queue of another type 3.10 compares nothing more.
+        assert!(parked.iter().any(|one| one.starts_with("x-queue-type ")), "{parked:?}");
+        let results = named(lines, "exchange", &names.results);
+        let wanted = format!("alternate-exchange none {}", names.unrouted);
+        assert_eq!(results, [wanted, "durable false true".to_owned(), "type fanout topic".to_owned()]);
+    };
+    let before = place.lines(&["verify", "--json"], 4);
+    check(&before);
+    let missing = |lines: &[Value]| lines.iter().filter(|line| line["standing"] == "missing").count();
+    assert_eq!(missing(&before), 10, "four exchanges, the unrouted queue and five tiers: {before:#?}");
+    assert_eq!(missing(&place.lines(&["verify", "--json"], 4)), 10, "verify makes nothing");
+    let text = place.run(&["verify"], 4);
+    let line = format!("DIFFERS  queue {}: x-delivery-limit is 5, must be 20", names.commands);
+    assert!(text.lines().any(|one| one == line), "{text}");
+    assert!(text.contains("remedy for what differs"), "{text}");
+
+    let applied = place.lines(&["apply", "--json"], 4);
+    check(&applied);
+    assert_eq!(
+        applied.iter().filter(|line| line["standing"] == "made" && line["object"] != "binding").count(),
+        10
+    );
+    let after = place.lines(&["verify", "--json"], 4);
+    check(&after);
+    assert_eq!(missing(&after), 0);
+    let got = channel.basic_get(names.parked.as_str().into(), BasicGetOptions::default()).await.unwrap();
+    assert_eq!(got.unwrap().delivery.data, b"precious");
+}
