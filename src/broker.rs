@@ -6,6 +6,7 @@
 //! because an alarm of the broker stops *every* write on a connection that publishes, acknowledgements included.
 
 pub mod delivery;
+pub mod parked;
 pub mod publisher;
 pub mod topology;
 

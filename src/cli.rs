@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod demo;
+pub mod parked;
 pub mod publish;
 pub mod run;
 pub mod sandbox;
@@ -29,7 +30,7 @@ pub struct Arguments {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 it failed on the way; 2 the command line is wrong; \
-3 the configuration or a key is wrong; 4 something is not as it should be (check, demo, \
+3 the configuration or a key is wrong; 4 something is not as it should be (check, demo, parked, \
 publish --wait, topology).";
 
 #[derive(Debug, Subcommand)]
@@ -44,6 +45,8 @@ enum Command {
     Watch(watch::Arguments),
     /// Show, make or compare what must exist on the broker.
     Topology(topology::Arguments),
+    /// Look at commands that were set aside, send them again or discard them.
+    Parked(parked::Arguments),
     /// Simulate the payment API.
     Sandbox(sandbox::Arguments),
     /// Run the whole main job against a sandbox and compare every outcome with its ledger.
@@ -116,6 +119,7 @@ async fn dispatch(Arguments { config, command }: Arguments) -> Result<(), Failur
         Command::Publish(arguments) => publish::run(arguments, load()?).await,
         Command::Watch(arguments) => watch::run(arguments, load()?).await,
         Command::Topology(arguments) => topology::run(arguments, load()?).await,
+        Command::Parked(arguments) => parked::run(arguments, load()?).await,
         Command::Sandbox(arguments) => sandbox::run(arguments).await,
         Command::Demo(arguments) => demo::run(arguments).await,
     }

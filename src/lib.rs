@@ -52,6 +52,7 @@ pub mod lanes;
 pub mod shutdown;
 pub mod worker;
 pub mod app;
+pub mod desk;
 
 // Tools.
 pub mod sandbox;

@@ -3,6 +3,7 @@
 //! This is one of the two edges where serde lives; the other is [`crate::wechat`]. What is read here is a trusted
 //! word afterwards, and what is written here is made of words.
 
+pub mod audit;
 pub mod command;
 pub mod copy;
 pub mod event;

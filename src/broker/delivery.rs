@@ -1,5 +1,6 @@
 //! A delivery: what the broker handed over, until it is settled. Settling consumes it.
 
+use jiff::Timestamp;
 use lapin::Acker;
 use lapin::options::{BasicAckOptions, BasicNackOptions};
 use lapin::protocol::basic::AMQPProperties;
@@ -14,6 +15,15 @@ pub struct Delivery {
     properties: AMQPProperties,
     redelivered: bool,
     acker: Acker,
+}
+
+/// Why the broker itself moved a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Death<'a> {
+    /// `delivery_limit`, `rejected`, `expired` or `maxlen`.
+    pub reason: &'a str,
+    /// When.
+    pub at: Option<Timestamp>,
 }
 
 /// Why a delivery could not be settled: the broker will deliver it again.
@@ -62,6 +72,35 @@ impl Delivery {
         self.properties.reply_to().as_ref().map(|key| key.as_str()).filter(|key| !key.is_empty())
     }
 
+    /// Every header, and the properties that have a meaning here, as texts for people.
+    pub fn shown(&self) -> Vec<(String, String)> {
+        let properties = [
+            ("message_id", self.properties.message_id()),
+            ("correlation_id", self.properties.correlation_id()),
+            ("reply_to", self.properties.reply_to()),
+            ("content_type", self.properties.content_type()),
+        ];
+        let properties = properties
+            .into_iter()
+            .filter_map(|(name, text)| Some((name.to_owned(), text.as_ref()?.as_str().to_owned())));
+        let headers = self.headers().into_iter().flat_map(|headers| headers.inner());
+        properties.chain(headers.map(|(name, value)| (name.to_string(), shown(value)))).collect()
+    }
+
+    /// Why and when the broker itself moved it here last, where it did.
+    pub fn death(&self) -> Option<Death<'_>> {
+        let AMQPValue::FieldArray(deaths) = self.headers()?.inner().get("x-death")? else { return None };
+        let AMQPValue::FieldTable(last) = deaths.as_slice().first()? else { return None };
+        let AMQPValue::LongString(reason) = last.inner().get("reason")? else { return None };
+        let at = match last.inner().get("time") {
+            Some(AMQPValue::Timestamp(seconds)) => {
+                i64::try_from(*seconds).ok().and_then(|seconds| Timestamp::from_second(seconds).ok())
+            }
+            _ => None,
+        };
+        Some(Death { reason: std::str::from_utf8(reason.as_bytes()).ok()?, at })
+    }
+
     pub(super) fn headers(&self) -> Option<&FieldTable> {
         self.properties.headers().as_ref()
     }
@@ -105,5 +144,37 @@ fn settled(sent: lapin::Result<bool>) -> Result<(), Unsettled> {
         Ok(true) => Ok(()),
         Ok(false) => Err(Unsettled("its channel is gone".to_owned())),
         Err(error) => Err(Unsettled(error.to_string())),
+    }
+}
+
+/// A header as it is shown: a text as it is, a table as `{name: value, …}`.
+fn shown(value: &AMQPValue) -> String {
+    let listed = |values: Vec<String>| values.join(", ");
+    match value {
+        AMQPValue::Boolean(value) => value.to_string(),
+        AMQPValue::ShortShortInt(value) => value.to_string(),
+        AMQPValue::ShortShortUInt(value) => value.to_string(),
+        AMQPValue::ShortInt(value) => value.to_string(),
+        AMQPValue::ShortUInt(value) => value.to_string(),
+        AMQPValue::LongInt(value) => value.to_string(),
+        AMQPValue::LongUInt(value) => value.to_string(),
+        AMQPValue::LongLongInt(value) => value.to_string(),
+        AMQPValue::Float(value) => value.to_string(),
+        AMQPValue::Double(value) => value.to_string(),
+        AMQPValue::ShortString(text) => text.to_string(),
+        AMQPValue::LongString(text) => String::from_utf8_lossy(text.as_bytes()).into_owned(),
+        AMQPValue::FieldArray(values) => {
+            format!("[{}]", listed(values.as_slice().iter().map(shown).collect()))
+        }
+        AMQPValue::FieldTable(table) => {
+            let entries = table.inner().iter().map(|(name, value)| format!("{name}: {}", shown(value)));
+            format!("{{{}}}", listed(entries.collect()))
+        }
+        AMQPValue::Timestamp(seconds) => match i64::try_from(*seconds).map(Timestamp::from_second) {
+            Ok(Ok(time)) => time.to_string(),
+            _ => seconds.to_string(),
+        },
+        AMQPValue::DecimalValue(_) | AMQPValue::ByteArray(_) => format!("{value:?}"),
+        AMQPValue::Void => "nothing".to_owned(),
     }
 }

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use crate::broker::delivery::Delivery;
 use crate::broker::topology::wait_name;
+use crate::wire::audit::Audit;
 use crate::wire::event::{self, Event};
 
 /// Why a command is parked, as a header.
@@ -57,6 +58,7 @@ struct Inner {
     /// publish at once can get each other's confirms. Whoever publishes holds this lock until the frames are queued.
     channel: Mutex<Channel>,
     confirm_timeout: Duration,
+    commands: ShortString,
     results: ShortString,
     retry: ShortString,
     parked: ShortString,
@@ -67,6 +69,7 @@ impl Publisher {
         Self(Arc::new(Inner {
             channel: Mutex::new(channel),
             confirm_timeout,
+            commands: names.commands.as_str().into(),
             results: names.results.as_str().into(),
             retry: names.retry.as_str().into(),
             parked: names.parked.as_str().into(),
@@ -129,6 +132,36 @@ impl Publisher {
         headers.push((PARKED_AT, at.to_string()));
         let properties = carried_on(command, headers);
         self.publish(&self.0.parked, reason, properties, command.body()).await
+    }
+
+    /// Sends a parked `command` to the command exchange again, with `headers` in place of all that it carried of ours.
+    ///
+    /// # Errors
+    /// [`NotPublished`]
+    pub async fn replay(
+        &self,
+        command: &Delivery,
+        headers: Vec<(&'static str, String)>,
+    ) -> Result<Published, NotPublished> {
+        let properties = carried_on(command, headers);
+        self.publish(&self.0.commands, "redemption.replay", properties, command.body()).await
+    }
+
+    /// Publishes what a person did with a parked `command` to the reply exchange.
+    ///
+    /// # Errors
+    /// [`NotPublished`]
+    pub async fn audit(&self, audit: &Audit, command: &Delivery) -> Result<Published, NotPublished> {
+        let mut properties = AMQPProperties::default()
+            .with_content_type(event::CONTENT_TYPE.into())
+            .with_delivery_mode(PERSISTENT)
+            .with_message_id(audit.id.to_string().as_str().into())
+            .with_type(audit.kind.as_str().into())
+            .with_app_id("redeemer".into());
+        if let Some(correlation) = command.correlation() {
+            properties = properties.with_correlation_id(correlation.into());
+        }
+        self.publish(&self.0.results, &audit.routing_key, properties, &audit.body).await
     }
 
     /// Publishes nothing to nobody: proves that confirms come. While the broker raises an alarm they do not.

@@ -144,6 +144,15 @@ pub fn read<'a>(
     Ok(Carried { progress, evidence })
 }
 
+/// The attempts that a parked command carries, as far as they can be read: for people, and to be carried on.
+pub fn evidence(header: Option<&str>) -> Vec<Evidence> {
+    let text = header.filter(|text| text.len() <= HEADER_BYTES_MAX).unwrap_or("[]");
+    let entries: Vec<Entry> = serde_json::from_str(text).unwrap_or_default();
+    let mut evidence: Vec<Evidence> = entries.into_iter().map(Evidence::from).collect();
+    Evidence::keep_last(&mut evidence);
+    evidence
+}
+
 fn saturating(from: Timestamp, by: SignedDuration) -> Timestamp {
     from.saturating_add(by).unwrap_or(Timestamp::MAX)
 }

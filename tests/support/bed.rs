@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions,
-    QueueDeclareOptions,
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions,
+    QueueBindOptions, QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer};
@@ -204,6 +204,19 @@ impl Bed {
         let delivery = next(&mut self.wires.parked, "a parked command").await;
         delivery.ack(BasicAckOptions::default()).await.unwrap();
         (delivery.data.clone(), delivery.properties.headers().clone().unwrap_or_default())
+    }
+
+    /// Leaves parked commands in their queue from now on; [`Bed::parked`] must not be asked any more.
+    pub async fn leave_parked(&self) {
+        let tag = self.wires.parked.tag();
+        self.wires.channel.basic_cancel(tag, BasicCancelOptions::default()).await.unwrap();
+    }
+
+    /// Writes the configuration to a file, for a program of its own.
+    pub fn config_file(&self) -> PathBuf {
+        let file = self.dir.join("config.toml");
+        std::fs::write(&file, toml::to_string(&self.config).unwrap()).unwrap();
+        file
     }
 
     /// The next command in the wait queue of this tier, which must then not come back.

@@ -1,0 +1,239 @@
+//! The parked queue, as a person looks at it.
+//!
+//! A [`Look`] takes messages one by one and holds them, so that each is seen once and in its order. When it ends,
+//! however it ends, the broker puts back what was not acknowledged: a crash half-way loses nothing. A look that took
+//! everything leaves the order as it was; what a partial one took comes behind the rest.
+//! Two looks at once would each see half, so a look holds an exclusive queue beside it, which ends with its
+//! connection.
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use lapin::options::{
+    BasicGetOptions, BasicNackOptions, ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
+use lapin::types::FieldTable;
+use lapin::{Channel, Connection};
+use tokio::time::{sleep, timeout};
+
+use crate::broker::delivery::Delivery;
+use crate::broker::publisher::Publisher;
+use crate::broker::topology::{Object, TopologyFault, declare};
+use crate::broker::{CannotConnect, Settings, connect_any};
+
+/// Why the parked queue cannot be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum CannotLook {
+    /// The broker is not reached.
+    #[error(transparent)]
+    Connect(#[from] CannotConnect),
+    /// Someone else looks.
+    #[error("someone else is looking at {0}; what they hold cannot be seen. Try again when they are done")]
+    Busy(String),
+    /// There is no such queue.
+    #[error("queue {0} is not there: look at broker.names, or run redeemer topology apply")]
+    NoQueue(String),
+    /// The connection is gone; whatever was held is back in the queue.
+    #[error("{at}: {source}")]
+    Lost {
+        /// Host, port and virtual host.
+        at: String,
+        /// The client's words.
+        source: lapin::Error,
+    },
+    /// No answer in time.
+    #[error("{at} did not answer within {limit:?}")]
+    TimedOut {
+        /// Host, port and virtual host.
+        at: String,
+        /// The deadline.
+        limit: Duration,
+    },
+}
+
+/// One look at the parked queue.
+pub struct Look {
+    connection: Connection,
+    channel: Channel,
+    queue: String,
+    lock: Option<String>,
+    at: String,
+    limit: Duration,
+    begun: Instant,
+    waiting: Option<u32>,
+    taken: u32,
+}
+
+impl Look {
+    /// Connects and makes sure that nobody else looks.
+    ///
+    /// # Errors
+    /// [`CannotLook`]
+    pub async fn begin(settings: &Settings) -> Result<Self, CannotLook> {
+        let (connection, at) = connect_any(settings, "redeemer parked").await?;
+        let (queue, limit) = (settings.topology.names.parked.clone(), settings.connect_timeout);
+        let bound = Bound { at: &at, limit };
+        let lock = lock(&connection, &queue, bound).await?;
+        let channel = bound.wait(connection.create_channel()).await?;
+        let begun = Instant::now();
+        Ok(Self { connection, channel, queue, lock, at, limit, begun, waiting: None, taken: 0 })
+    }
+
+    /// Host, port and virtual host.
+    pub fn at(&self) -> &str {
+        &self.at
+    }
+
+    /// How many messages waited when the first was taken; zero before that.
+    pub fn waiting(&self) -> u32 {
+        self.waiting.unwrap_or(0)
+    }
+
+    /// How long it has held what it took. A broker takes everything back after its `consumer_timeout`.
+    pub fn age(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// The next message, held until it is settled or the look ends. `None` after the last of those that waited at the
+    /// beginning.
+    ///
+    /// # Errors
+    /// [`CannotLook`]
+    pub async fn next(&mut self) -> Result<Option<Delivery>, CannotLook> {
+        if self.waiting.is_some_and(|waiting| self.taken >= waiting) {
+            return Ok(None);
+        }
+        let bound = Bound { at: &self.at, limit: self.limit };
+        let got = bound.wait(self.channel.basic_get(self.queue.as_str().into(), BasicGetOptions::default()));
+        let got = match got.await {
+            Err(CannotLook::Lost { source, .. }) if code(&source) == Some(404) => {
+                return Err(CannotLook::NoQueue(self.queue.clone()));
+            }
+            got => got?,
+        };
+        let Some(got) = got else {
+            self.waiting.get_or_insert(0);
+            return Ok(None);
+        };
+        self.waiting.get_or_insert(got.message_count + 1);
+        self.taken += 1;
+        Ok(Some(Delivery::new(got.delivery)))
+    }
+
+    /// Puts back what was not settled and closes the connection, within a bound.
+    pub async fn end(self) {
+        let put_back = async {
+            // Tag 0 with `multiple` is everything; the connection's end would do the same a moment later.
+            let options = BasicNackOptions { requeue: true, multiple: true };
+            if self.taken > 0 {
+                let _ = self.channel.basic_nack(0, options).await;
+            }
+            let _ = self.channel.close(200, "done".into()).await;
+            if let (Some(lock), Ok(channel)) = (&self.lock, self.connection.create_channel().await) {
+                let _ = channel.queue_delete(lock.as_str().into(), QueueDeleteOptions::default()).await;
+            }
+            let _ = self.connection.close(200, "done".into()).await;
+        };
+        let _ = timeout(self.limit, put_back).await;
+    }
+}
+
+/// Holds an exclusive queue. Without the right to configure one, the look goes on without.
+async fn lock(connection: &Connection, queue: &str, bound: Bound<'_>) -> Result<Option<String>, CannotLook> {
+    let name = format!("{queue}.look");
+    let since = Instant::now();
+    loop {
+        let channel = bound.wait(connection.create_channel()).await?;
+        let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
+        match bound.wait(channel.queue_declare(name.as_str().into(), options, FieldTable::default())).await {
+            Ok(_) => {
+                let _ = channel.close(200, "done".into()).await;
+                return Ok(Some(name));
+            }
+            Err(CannotLook::Lost { source, .. }) if code(&source) == Some(403) => return Ok(None),
+            // Whoever ended a moment ago may still hold it.
+            Err(CannotLook::Lost { source, .. }) if code(&source) == Some(405) => {
+                if since.elapsed() >= bound.limit {
+                    return Err(CannotLook::Busy(queue.to_owned()));
+                }
+                sleep(Duration::from_millis(100)).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// A connection that publishes what a person decided.
+pub struct Writing {
+    connection: Connection,
+    publisher: Publisher,
+}
+
+impl Writing {
+    /// Connects, looks that the command queue and the results exchange are there, and proves that confirms come.
+    ///
+    /// # Errors
+    /// [`CannotConnect`]
+    pub async fn begin(settings: &Settings) -> Result<Self, CannotConnect> {
+        let (connection, at) = connect_any(settings, "redeemer parked, publishing").await?;
+        let names = &settings.topology.names;
+        let limit = settings.connect_timeout;
+        let steps = async {
+            for object in settings.topology.plan() {
+                if let Object::Exchange { name, .. } | Object::Queue { name, .. } = &object
+                    && [&names.commands, &names.results].contains(&name)
+                {
+                    declare(&connection, &object, true).await?;
+                }
+            }
+            let channel = connection.create_channel().await?;
+            channel.confirm_select(ConfirmSelectOptions::default()).await?;
+            Ok::<_, TopologyFault>(channel)
+        };
+        let late = || CannotConnect::TimedOut { at: at.clone(), step: "looking at the topology", limit };
+        let channel = timeout(limit, steps)
+            .await
+            .map_err(|_| late())?
+            .map_err(|source| CannotConnect::Topology { at: at.clone(), source })?;
+        let publisher = Publisher::new(channel, settings.confirm_timeout, names);
+        timeout(limit, publisher.prove())
+            .await
+            .map_err(|_| late())?
+            .map_err(|source| CannotConnect::NoConfirms { at: at.clone(), source })?;
+        Ok(Self { connection, publisher })
+    }
+
+    /// The publisher.
+    pub fn publisher(&self) -> &Publisher {
+        &self.publisher
+    }
+
+    /// Closes the connection, within a bound: a close can hang while the broker raises an alarm.
+    pub async fn end(self) {
+        let _ = timeout(Duration::from_secs(2), self.connection.close(200, "done".into())).await;
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Bound<'a> {
+    at: &'a str,
+    limit: Duration,
+}
+
+impl Bound<'_> {
+    async fn wait<T>(self, asked: impl Future<Output = lapin::Result<T>>) -> Result<T, CannotLook> {
+        let (at, limit) = (self.at.to_owned(), self.limit);
+        match timeout(limit, asked).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(source)) => Err(CannotLook::Lost { at, source }),
+            Err(_) => Err(CannotLook::TimedOut { at, limit }),
+        }
+    }
+}
+
+fn code(error: &lapin::Error) -> Option<u16> {
+    match error.kind() {
+        lapin::ErrorKind::ProtocolError(fault) => Some(fault.get_id()),
+        _ => None,
+    }
+}

@@ -1,0 +1,682 @@
+//! `redeemer parked`: commands that were set aside, for a person to look at, send again or discard.
+//!
+//! Looking takes each message and puts it back; nothing is lost when it is cut short. Sending again and discarding
+//! are shown first and done with `--yes`.
+
+use std::collections::HashSet;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use clap::{Args, Subcommand};
+use jiff::{SignedDuration, Timestamp};
+use secrecy::ExposeSecret as _;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep_until};
+
+use crate::app::merchant_key_from_environment;
+use crate::broker::parked::{Look, Writing};
+use crate::cli::{Failure, complain, say};
+use crate::config::Config;
+use crate::desk::{self, Decision, Filter, Inquiry, Parked, Prospect};
+use crate::telemetry::Short;
+use crate::wechat::api::Client;
+use crate::wechat::keys::Keyring;
+use crate::wire::audit::Deed;
+use crate::wire::command::Legible;
+use crate::wire::event::Entry;
+
+/// Arguments of `parked`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List parked commands, oldest first.
+    List {
+        #[command(flatten)]
+        which: Which,
+        /// Show so many at most.
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: u64,
+        /// Print one JSON object per line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show parked commands whole: headers, bytes, faults, evidence.
+    Show {
+        #[command(flatten)]
+        which: Which,
+        /// Show so many at most.
+        #[arg(long, value_name = "N", default_value_t = 10)]
+        limit: u64,
+        /// Ask the payment API what is true of the coupon now. Changes nothing.
+        #[arg(long)]
+        inquire: bool,
+        /// Inquiries per second, at most.
+        #[arg(long, value_name = "N", default_value = "5", value_parser = rate)]
+        per_second: f64,
+        /// Print one JSON object per line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Ask what is true of each now, and tell it, or send the command again. Without --yes only says what it would do.
+    Replay {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        deciding: Deciding,
+        /// Why, for the audit event.
+        #[arg(long, value_name = "TEXT", value_parser = text)]
+        because: Option<String>,
+        /// Where an inquiry finds that it is refused for good: tell so, and take the command off the queue.
+        #[arg(long)]
+        tell_refused: bool,
+        /// Commands per second, at most.
+        #[arg(long, value_name = "N", default_value = "5", value_parser = rate)]
+        per_second: f64,
+    },
+    /// Take commands off the queue for good; an audit event stays. Without --yes only says what it would do.
+    Discard {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        deciding: Deciding,
+        /// Why, for the audit event.
+        #[arg(long, value_name = "TEXT", value_parser = text)]
+        because: String,
+        /// Every parked command is meant; wanted where no filter is given.
+        #[arg(long)]
+        all: bool,
+    },
+}
+
+/// Which parked commands are meant.
+#[derive(Debug, Args)]
+struct Which {
+    /// Parked for this reason, such as deadline_passed, invalid_command or delivery_limit. Repeatable.
+    #[arg(long, value_name = "WORD")]
+    reason: Vec<String>,
+    /// Parked longer ago than this, such as 2h.
+    #[arg(long, value_name = "TIME", value_parser = span)]
+    older_than: Option<SignedDuration>,
+    /// Parked more lately than this, such as 30m.
+    #[arg(long, value_name = "TIME", value_parser = span)]
+    newer_than: Option<SignedDuration>,
+    /// Of this brand.
+    #[arg(long, value_name = "BRAND_ID")]
+    brand: Option<String>,
+    /// Of this coupon.
+    #[arg(long, value_name = "COUPON_CODE")]
+    coupon: Option<String>,
+    /// With this request number.
+    #[arg(long, value_name = "OUT_REQUEST_NO")]
+    number: Option<String>,
+    /// Whose id (SHA-256 of the bytes, as list shows it) begins like this.
+    #[arg(long, value_name = "HEX")]
+    id: Option<String>,
+}
+
+impl From<Which> for Filter {
+    fn from(which: Which) -> Self {
+        let Which { reason, older_than, newer_than, brand, coupon, number, id } = which;
+        Self { reasons: reason, older_than, newer_than, brand, coupon, number, id }
+    }
+}
+
+/// How something is decided.
+#[derive(Debug, Args)]
+struct Deciding {
+    /// Do it.
+    #[arg(long)]
+    yes: bool,
+    /// Who does it, for the audit event; wanted with --yes.
+    #[arg(long, value_name = "NAME", env = "USER", value_parser = text)]
+    operator: Option<String>,
+    /// Do so many at most.
+    #[arg(long, value_name = "N")]
+    limit: Option<u64>,
+    /// Print one JSON object per line.
+    #[arg(long)]
+    json: bool,
+    /// Messages are held so long at most before they are put back and taken anew; keep it under the broker's
+    /// consumer_timeout.
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = span)]
+    hold: SignedDuration,
+}
+
+/// Looks, sends again or discards.
+///
+/// # Errors
+/// [`Failure::Unexpected`] where something that was meant stayed parked.
+pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
+    match arguments.command {
+        Command::List { which, limit, json } => list(&config, &which.into(), limit, json).await,
+        Command::Show { which, limit, inquire, per_second, json } => {
+            let client = if inquire { Some(client(&config).await?) } else { None };
+            show(&config, &which.into(), limit, client, per_second, json).await
+        }
+        Command::Replay { which, deciding, because, tell_refused, per_second } => {
+            let client = client(&config).await?;
+            let desk = Desk::new(&config, which.into(), &deciding, because.as_deref(), tell_refused)?;
+            desk.work(Some((&client, Pace::new(per_second)))).await
+        }
+        Command::Discard { which, deciding, because, all } => {
+            let filter = Filter::from(which);
+            if filter.is_empty() && !all {
+                let why = "discard: give a filter, or --all where every parked command is meant";
+                return Err(Failure::Failed(anyhow!(why)));
+            }
+            Desk::new(&config, filter, &deciding, Some(&because), false)?.work(None).await
+        }
+    }
+}
+
+async fn list(config: &Config, filter: &Filter, limit: u64, as_lines: bool) -> Result<(), Failure> {
+    let settings = config.broker_settings()?;
+    let now = Timestamp::now();
+    let (mut found, waiting, at) = look_through(&settings, |parked| {
+        let line = || if as_lines { Line::Json(summary(&parked, now)) } else { Line::Row(row(&parked, now)) };
+        filter.admits(&parked, now).then(line)
+    })
+    .await?;
+    let meant = found.len();
+    found.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+    let shown = found.len();
+    let mut rows = vec![HEAD.map(str::to_owned)];
+    for (_, line) in found {
+        match line {
+            Line::Json(line) => say(&line.to_string())?,
+            Line::Row(row) => rows.push(row),
+        }
+    }
+    if rows.len() > 1 {
+        for line in table(&rows) {
+            say(&line)?;
+        }
+    }
+    let more = if shown < meant { format!(" ({meant} are meant, see --limit)") } else { String::new() };
+    complain(&format!("{shown} shown{more} of {waiting} parked at {at}"));
+    Ok(())
+}
+
+const HEAD: [&str; 8] = ["ID", "PARKED", "AGE", "REASON", "BRAND", "COUPON", "NUMBER", "BYTES"];
+
+enum Line {
+    Json(Value),
+    Row([String; 8]),
+}
+
+/// Sees every parked command once and gives what `choose` makes of it, oldest first, with how many there are and
+/// where. Always the whole queue: the broker puts the part that was taken behind the part that was not.
+async fn look_through<T>(
+    settings: &crate::broker::Settings,
+    choose: impl Fn(Parked) -> Option<T>,
+) -> anyhow::Result<(Vec<(Option<Timestamp>, T)>, u32, String)> {
+    const WHAT: &str = "the parked queue cannot be looked at";
+    let mut look = Look::begin(settings).await.context(WHAT)?;
+    let mut found = Vec::new();
+    let looked = loop {
+        match look.next().await {
+            Ok(Some(delivery)) => {
+                let parked = Parked::read(delivery);
+                let at = parked.at;
+                found.extend(choose(parked).map(|chosen| (at, chosen)));
+            }
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        }
+    };
+    let (waiting, at) = (look.waiting(), look.at().to_owned());
+    look.end().await;
+    looked.context(WHAT)?;
+    found.sort_by_key(|(at, _)| *at);
+    Ok((found, waiting, at))
+}
+
+fn row(parked: &Parked, now: Timestamp) -> [String; 8] {
+    let Legible { brand_id, coupon_code, out_request_no, .. } = &parked.legible;
+    let none = || "-".to_owned();
+    [
+        parked.sha256.chars().take(12).collect(),
+        parked.at.map_or_else(none, |at| format!("{:.0}", at)),
+        parked.age(now).map_or_else(none, short_span),
+        harmless(&parked.reason),
+        brand_id.as_ref().map_or_else(none, ToString::to_string),
+        coupon_code.as_ref().map_or_else(none, |code| Short(code.as_str()).to_string()),
+        out_request_no.as_ref().map_or_else(none, ToString::to_string),
+        parked.delivery.body().len().to_string(),
+    ]
+}
+
+fn table<const N: usize>(rows: &[[String; N]]) -> Vec<String> {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    let line = |row: &[String; N]| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect()
+}
+
+fn summary(parked: &Parked, now: Timestamp) -> Value {
+    let Legible { brand_id, coupon_code, out_request_no, openid, .. } = &parked.legible;
+    json!({
+        "id": parked.sha256,
+        "parked_at": parked.at.map(|at| at.to_string()),
+        "age_seconds": parked.age(now).map(|age| age.as_secs()),
+        "reason": parked.reason,
+        "openid": openid.as_ref().map(|it| it.as_str()),
+        "coupon_code": coupon_code.as_ref().map(|it| it.as_str()),
+        "brand_id": brand_id.as_ref().map(|it| it.as_str()),
+        "out_request_no": out_request_no.as_ref().map(|it| it.as_str()),
+        "attempts": parked.attempts(),
+        "bytes": parked.delivery.body().len(),
+    })
+}
+
+async fn show(
+    config: &Config,
+    filter: &Filter,
+    limit: u64,
+    client: Option<Client>,
+    per_second: f64,
+    as_lines: bool,
+) -> Result<(), Failure> {
+    let settings = config.broker_settings()?;
+    let now = Timestamp::now();
+    // Inquiries take their time; nobody else shall wait for them, so the look ends before.
+    let (mut found, waiting, at) =
+        look_through(&settings, |parked| filter.admits(&parked, now).then_some(parked)).await?;
+    let meant = found.len();
+    found.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+    let shown = found.len();
+    let mut pace = Pace::new(per_second);
+    for (_, parked) in found {
+        let inquiry = match (&client, parked.command.as_ref()) {
+            (Some(client), Ok(redemption)) => {
+                pace.turn().await;
+                Some(
+                    desk::inquire(client, redemption, Timestamp::now(), rand::random(), rand::random()).await,
+                )
+            }
+            _ => None,
+        };
+        if as_lines {
+            say(&whole(&parked, inquiry.as_ref(), now).to_string())?;
+        } else {
+            say(&told(&parked, inquiry.as_ref(), now))?;
+        }
+    }
+    let more = if shown < meant { format!(" ({meant} are meant, see --limit)") } else { String::new() };
+    complain(&format!("{shown} shown{more} of {waiting} parked at {at}"));
+    Ok(())
+}
+
+fn whole(parked: &Parked, inquiry: Option<&Inquiry>, now: Timestamp) -> Value {
+    let mut whole = summary(parked, now);
+    whole["headers"] = parked.delivery.shown().into_iter().collect();
+    match std::str::from_utf8(parked.delivery.body()) {
+        Ok(text) => whole["body"] = json!(text),
+        Err(_) => {
+            use base64::Engine as _;
+            let text = base64::engine::general_purpose::STANDARD.encode(parked.delivery.body());
+            whole["body_base64"] = json!(text);
+        }
+    }
+    let faults = parked.faults().iter();
+    whole["faults"] =
+        faults.map(|fault| json!({"pointer": fault.pointer, "problem": fault.problem})).collect();
+    whole["evidence"] = parked.evidence().iter().map(|entry| json!(Entry::from(entry))).collect();
+    if let Some(inquiry) = inquiry {
+        whole["inquiry"] = inquired(inquiry);
+    }
+    whole
+}
+
+fn inquired(inquiry: &Inquiry) -> Value {
+    let reason = match &inquiry.prospect {
+        Prospect::Refused { reason, .. } => Some(reason.as_str()),
+        Prospect::Stop(fault) => Some(fault.as_str()),
+        _ => None,
+    };
+    json!({
+        "says": inquiry.prospect.as_str(),
+        "reason": reason,
+        "coupon_state": inquiry.coupon.as_ref().map(|coupon| coupon.state.as_str()),
+        "evidence": Entry::from(&inquiry.evidence),
+        "trouble": inquiry.trouble,
+    })
+}
+
+fn told(parked: &Parked, inquiry: Option<&Inquiry>, now: Timestamp) -> String {
+    let mut lines = vec![format!("id        {}", parked.sha256)];
+    let age = parked.age(now).map_or_else(String::new, |age| format!(", {} ago", short_span(age)));
+    let at = parked.at.map_or_else(|| "at an unknown time".to_owned(), |at| at.to_string());
+    lines.push(format!("parked    {at}{age}, because: {}", parked.reason));
+    for (name, value) in parked.delivery.shown() {
+        // Evidence has its own lines below.
+        if name != crate::wire::copy::EVIDENCE {
+            lines.push(format!("header    {name}: {value}"));
+        }
+    }
+    for fault in parked.faults() {
+        lines.push(format!("fault     {} {}", fault.pointer, fault.problem));
+    }
+    for attempt in parked.evidence() {
+        lines.push(format!("attempt   {}", evidence_line(&attempt)));
+    }
+    if let Some(inquiry) = inquiry {
+        lines.push(format!("now       {}: {}", says(inquiry), evidence_line(&inquiry.evidence)));
+    }
+    let body = parked.delivery.body();
+    match std::str::from_utf8(body) {
+        Ok(text) => lines.push(format!("body      {} bytes: {text}", body.len())),
+        Err(_) => lines.push(format!("body      {} bytes: {}", body.len(), body.escape_ascii())),
+    }
+    lines.iter().map(|line| harmless(line)).collect::<Vec<_>>().join("\n") + "\n"
+}
+
+fn evidence_line(evidence: &crate::attempt::Evidence) -> String {
+    let status = evidence.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
+    let request_id = evidence.request_id.as_deref().unwrap_or("-");
+    let verified = if evidence.serial.is_some() { "verified" } else { "not verified" };
+    let crate::attempt::Evidence { at, question, host, verdict, .. } = evidence;
+    format!("{at} {question} {host} {status} {verdict}, {verified}, request {request_id}")
+}
+
+fn says(inquiry: &Inquiry) -> String {
+    let state = inquiry.coupon.as_ref().map_or("state unknown", |coupon| coupon.state.as_str());
+    match &inquiry.prospect {
+        Prospect::Redeemed(_) => format!("redeemed under this number ({state})"),
+        Prospect::Usable => format!("usable ({state})"),
+        Prospect::Refused { reason, .. } => format!("refused: {} ({state})", reason.as_str()),
+        Prospect::Unknown => "unknown".to_owned(),
+        Prospect::Stop(fault) => format!("every call fails: {}", fault.as_str()),
+    }
+}
+
+/// A person at the desk: what is meant, and what was decided.
+struct Desk<'a> {
+    settings: crate::broker::Settings,
+    filter: Filter,
+    deciding: &'a Deciding,
+    decision: Decision<'a>,
+}
+
+/// What became of one command.
+enum Done {
+    Did(Deed),
+    Would(Deed),
+    Left(String),
+}
+
+#[derive(Default)]
+struct Tally {
+    did: u64,
+    left: u64,
+}
+
+impl<'a> Desk<'a> {
+    fn new(
+        config: &'a Config,
+        filter: Filter,
+        deciding: &'a Deciding,
+        because: Option<&'a str>,
+        tell_refused: bool,
+    ) -> Result<Self, Failure> {
+        if deciding.yes && deciding.operator.is_none() {
+            return Err(Failure::Failed(anyhow!(
+                "say who you are: --operator NAME, or USER in the environment"
+            )));
+        }
+        let settling = SignedDuration::try_from(config.retry.settling.0).unwrap_or(SignedDuration::MAX);
+        let decision = Decision {
+            source: &config.event.source,
+            operator: deciding.operator.as_deref().unwrap_or_default(),
+            because,
+            horizon: config.horizon(),
+            settling,
+            tell_refused,
+        };
+        Ok(Self { settings: config.broker_settings()?, filter, deciding, decision })
+    }
+
+    /// Goes through the queue: with a client to replay, without one to discard.
+    async fn work(&self, mut asking: Option<(&Client, Pace)>) -> Result<(), Failure> {
+        let mut tally = Tally::default();
+        // What was left parked on purpose; it comes by again once everything held was put back.
+        let mut left: HashSet<(String, Option<Timestamp>)> = HashSet::new();
+        let writing = match self.deciding.yes {
+            true => Some(Writing::begin(&self.settings).await.context("nothing can be published")?),
+            false => None,
+        };
+        let ended = loop {
+            let look = Look::begin(&self.settings).await;
+            let mut look = match look {
+                Ok(look) => look,
+                Err(error) => break Err(Failure::Failed(anyhow!(error))),
+            };
+            let once = self.once(&mut look, writing.as_ref(), &mut asking, &mut left, &mut tally).await;
+            look.end().await;
+            match once {
+                Ok(true) => {}
+                Ok(false) => break Ok(()),
+                Err(failure) => break Err(failure),
+            }
+        };
+        if let Some(writing) = writing {
+            writing.end().await;
+        }
+        self.conclude(ended, &tally, asking.is_some())
+    }
+
+    /// One look, until the queue, the limit or the time ends. True where it must go on with another.
+    async fn once(
+        &self,
+        look: &mut Look,
+        writing: Option<&Writing>,
+        asking: &mut Option<(&Client, Pace)>,
+        left: &mut HashSet<(String, Option<Timestamp>)>,
+        tally: &mut Tally,
+    ) -> Result<bool, Failure> {
+        let before = left.clone();
+        let hold = self.deciding.hold.unsigned_abs();
+        while let Some(delivery) = look.next().await.map_err(|error| anyhow!(error))? {
+            let parked = Parked::read(delivery);
+            let key = (parked.sha256.clone(), parked.at);
+            if !self.filter.admits(&parked, Timestamp::now()) || before.contains(&key) {
+                continue;
+            }
+            if self.deciding.limit.is_some_and(|limit| tally.did + tally.left >= limit) {
+                return Ok(false);
+            }
+            let mut line = summary(&parked, Timestamp::now());
+            let inquiry = match (asking.as_mut(), parked.replayable()) {
+                (Some((client, pace)), Ok(redemption)) => {
+                    pace.turn().await;
+                    let (nonce, chance) = (rand::random(), rand::random());
+                    Some(desk::inquire(client, redemption, Timestamp::now(), nonce, chance).await)
+                }
+                _ => None,
+            };
+            let done = self.settle(parked, inquiry.as_ref(), asking.is_some(), writing).await?;
+            match &done {
+                // What would be done is still there after the look, and is not asked for a second time.
+                Done::Would(_) => {
+                    tally.did += 1;
+                    left.insert(key);
+                }
+                Done::Did(_) => tally.did += 1,
+                Done::Left(_) => {
+                    tally.left += 1;
+                    left.insert(key);
+                }
+            }
+            self.report(&mut line, inquiry.as_ref(), &done)?;
+            if let Some(Inquiry { prospect: Prospect::Stop(fault), .. }) = &inquiry {
+                let fault = fault.as_str();
+                return Err(
+                    anyhow!("every call fails ({fault}): run redeemer check; nothing more is tried").into()
+                );
+            }
+            if look.age() >= hold {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    async fn settle(
+        &self,
+        parked: Parked,
+        inquiry: Option<&Inquiry>,
+        replaying: bool,
+        writing: Option<&Writing>,
+    ) -> Result<Done, Failure> {
+        let now = Timestamp::now();
+        let advice = match (replaying, inquiry) {
+            (false, _) => Ok(Deed::Discarded),
+            (true, Some(inquiry)) => desk::advise(&parked, inquiry, &self.decision, now),
+            (true, None) => Err(parked.replayable().err().unwrap_or_default()),
+        };
+        match (advice, writing) {
+            (Err(why), _) => Ok(Done::Left(why)),
+            (Ok(deed), None) => Ok(Done::Would(deed)),
+            (Ok(deed), Some(writing)) => {
+                let id = parked.sha256.clone();
+                desk::carry_out(writing.publisher(), parked, deed, inquiry, &self.decision, now)
+                    .await
+                    .with_context(|| format!("{id} was not finished and is still parked; run it again"))?;
+                Ok(Done::Did(deed))
+            }
+        }
+    }
+
+    fn report(&self, line: &mut Value, inquiry: Option<&Inquiry>, done: &Done) -> anyhow::Result<()> {
+        if self.deciding.json {
+            if let Some(inquiry) = inquiry {
+                line["inquiry"] = inquired(inquiry);
+            }
+            match done {
+                Done::Did(deed) => line["did"] = json!(deed.effect()),
+                Done::Would(deed) => line["would"] = json!(deed.effect()),
+                Done::Left(why) => line["left"] = json!(why),
+            }
+            return say(&line.to_string());
+        }
+        let text = |name: &str| line[name].as_str().unwrap_or("-").to_owned();
+        let id: String = text("id").chars().take(12).collect();
+        let coupon = match line["coupon_code"].as_str() {
+            Some(code) => Short(code).to_string(),
+            None => "-".to_owned(),
+        };
+        let asked = inquiry.map_or_else(String::new, |inquiry| format!("{}; ", says(inquiry)));
+        let what = match done {
+            Done::Did(deed) => format!("{asked}{}", deed.effect().replace('_', " ")),
+            Done::Would(deed) => format!("{asked}would be {}", deed.effect().replace('_', " ")),
+            Done::Left(why) => format!("left parked: {why}"),
+        };
+        say(&harmless(&format!("{id}  {}  {coupon}  {}  {what}", text("reason"), text("out_request_no"))))
+    }
+
+    fn conclude(&self, ended: Result<(), Failure>, tally: &Tally, replaying: bool) -> Result<(), Failure> {
+        let Tally { did, left } = tally;
+        let word = if replaying { "replay" } else { "discard" };
+        if !self.deciding.yes {
+            complain(&format!(
+                "{word}: {did} would be done, {left} stay parked; nothing was changed, --yes does it"
+            ));
+            return ended;
+        }
+        complain(&format!("{word}: {did} done, {left} stay parked"));
+        ended?;
+        match left {
+            0 => Ok(()),
+            left => Err(Failure::Unexpected(format!("{word}: {left} stay parked"))),
+        }
+    }
+}
+
+/// Spaces calls.
+struct Pace {
+    every: Duration,
+    next: Instant,
+}
+
+impl Pace {
+    fn new(per_second: f64) -> Self {
+        Self { every: Duration::from_secs_f64(1.0 / per_second), next: Instant::now() }
+    }
+
+    async fn turn(&mut self) {
+        sleep_until(self.next).await;
+        self.next = Instant::now() + self.every;
+    }
+}
+
+/// The payment API's client, with keys downloaded where none are held.
+async fn client(config: &Config) -> Result<Client, Failure> {
+    let from_environment = merchant_key_from_environment();
+    let from_environment = from_environment.as_ref().map(|key| key.expose_secret());
+    let now = Timestamp::now();
+    let wrong = |faults: Vec<String>| Failure::Misconfigured(faults.join("\n"));
+    let load = || {
+        Keyring::load(&config.key_files(), from_environment, now)
+            .map_err(|faults| wrong(faults.iter().map(ToString::to_string).collect()))
+    };
+    let keyring = load()?;
+    let without_keys = keyring.public.is_empty();
+    let shared = Arc::new(RwLock::new(Arc::new(keyring)));
+    let client = Client::new(config.wechat_settings()?, shared.clone())
+        .map_err(|fault| wrong(vec![fault.to_string()]))?;
+    if without_keys && let Some(key) = config.apiv3_key()? {
+        let brought = client
+            .certificates(&key, now, rand::random())
+            .await
+            .context("no key to verify answers with: platform certificates could not be downloaded")?;
+        let mut keyring = load()?;
+        keyring.public.extend(brought);
+        *shared.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(keyring);
+    }
+    Ok(client)
+}
+
+fn short_span(span: SignedDuration) -> String {
+    let seconds = span.as_secs();
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3_600 => format!("{}m", seconds / 60),
+        3_600..172_800 => format!("{}h", seconds / 3_600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// A text without what a terminal would obey.
+fn harmless(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+fn span(text: &str) -> Result<SignedDuration, String> {
+    let span: Result<SignedDuration, _> = text.parse();
+    span.ok()
+        .filter(SignedDuration::is_positive)
+        .ok_or_else(|| "must be a time such as 30s, 5m or 2h".to_owned())
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse().ok().filter(|rate| (0.01..=100.0).contains(rate));
+    rate.ok_or_else(|| "must be 0.01 to 100".to_owned())
+}
+
+fn text(text: &str) -> Result<String, String> {
+    let fits = !text.trim().is_empty() && text.len() <= 1024;
+    if fits {
+        Ok(text.trim().to_owned())
+    } else {
+        Err("must not be empty, and 1024 bytes at most".to_owned())
+    }
+}

@@ -1,0 +1,369 @@
+//! The parked desk: what a person can find out about a parked command, and what they can do with it.
+//!
+//! Nothing is sent again before an inquiry has said what is true now, and what is sent again begins with an inquiry
+//! of its own: a parked command may have taken effect. What was told `invalid` stays so, for an outcome is final and
+//! only `unresolved` may be superseded. A parked command is acknowledged only after what became of it, and the audit
+//! event, are confirmed; a crash between leaves it parked, and doing it again takes no second effect.
+
+use jiff::{SignedDuration, Timestamp};
+use sha2::{Digest as _, Sha256};
+
+use crate::attempt::{EstablishedBy, Evidence, Objection, Outcome, Progress};
+use crate::broker::delivery::{Delivery, Unsettled};
+use crate::broker::publisher::{NotPublished, PARKED_AT, PARKED_REASON, Published, Publisher};
+use crate::coupon::Coupon;
+use crate::redemption::Redemption;
+use crate::verdict::{self, Answer, Question, Reason, Reply, Verdict, judge};
+use crate::wechat::api::{Client, Prepared, hex};
+use crate::wire::audit::{self, Account, Deed};
+use crate::wire::command::{self, Fault, Legible, Rejected};
+use crate::wire::copy::{self, Horizon};
+use crate::wire::event::{self, Telling};
+
+/// A parked command, read.
+#[derive(Debug)]
+pub struct Parked {
+    /// What the broker handed over.
+    pub delivery: Delivery,
+    /// SHA-256 of its bytes in hex: what a person knows it by.
+    pub sha256: String,
+    /// Why it was parked: a word of [`Reason`], or of the broker (`delivery_limit`), or `unknown`.
+    pub reason: String,
+    /// When it was parked, where that is known.
+    pub at: Option<Timestamp>,
+    /// What its bytes say.
+    pub command: Result<Redemption, Box<Rejected>>,
+    /// Its identifying fields, as far as they can be read.
+    pub legible: Legible,
+}
+
+impl Parked {
+    /// Reads a delivery of the parked queue.
+    pub fn read(delivery: Delivery) -> Self {
+        let (reason, at) = match delivery.death() {
+            // The broker's own note is taken off whenever the service parks, so it is the later one.
+            Some(death) => (death.reason.to_owned(), death.at),
+            None => (
+                delivery.header(PARKED_REASON).unwrap_or("unknown").to_owned(),
+                delivery.header(PARKED_AT).and_then(|text| text.parse().ok()),
+            ),
+        };
+        let command = command::decode(delivery.body());
+        let legible = match &command {
+            Ok(redemption) => Legible::from(redemption),
+            Err(rejected) => rejected.legible.clone(),
+        };
+        Self { sha256: hex(&Sha256::digest(delivery.body())), reason, at, command, legible, delivery }
+    }
+
+    /// How long it has been parked.
+    pub fn age(&self, now: Timestamp) -> Option<SignedDuration> {
+        self.at.map(|at| now.duration_since(at).max(SignedDuration::ZERO))
+    }
+
+    /// What is wrong with its bytes; empty for a readable command.
+    pub fn faults(&self) -> &[Fault] {
+        self.command.as_ref().err().map_or(&[], |rejected| &rejected.faults)
+    }
+
+    /// The attempts that it remembers.
+    pub fn evidence(&self) -> Vec<Evidence> {
+        copy::evidence(self.delivery.header(copy::EVIDENCE))
+    }
+
+    /// Calls made before it was parked.
+    pub fn attempts(&self) -> u32 {
+        self.delivery.header(copy::ATTEMPTS).and_then(|text| text.parse().ok()).unwrap_or(0)
+    }
+
+    /// The redemption, where it may be asked for and sent again.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    pub fn replayable(&self) -> Result<&Redemption, String> {
+        let redemption = self.command.as_ref().map_err(|rejected| {
+            let faults = rejected.faults.iter().map(|fault| format!("{} {}", fault.pointer, fault.problem));
+            format!("it is not a command: {}", faults.collect::<Vec<_>>().join("; "))
+        })?;
+        if self.reason == Reason::InvalidCommand.as_str() {
+            return Err("its sender was told that it is invalid, which is final".to_owned());
+        }
+        Ok(redemption)
+    }
+}
+
+/// Which parked commands are meant; every condition that is given must hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Parked for one of these.
+    pub reasons: Vec<String>,
+    /// Parked longer ago than this.
+    pub older_than: Option<SignedDuration>,
+    /// Parked more lately than this.
+    pub newer_than: Option<SignedDuration>,
+    /// Of this brand.
+    pub brand: Option<String>,
+    /// Of this coupon.
+    pub coupon: Option<String>,
+    /// With this request number.
+    pub number: Option<String>,
+    /// Whose SHA-256 begins like this.
+    pub id: Option<String>,
+}
+
+impl Filter {
+    /// Whether it admits everything.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether a command is meant. One whose time is not known is neither older nor newer than anything.
+    pub fn admits(&self, parked: &Parked, now: Timestamp) -> bool {
+        let is = |wanted: &Option<String>, text: Option<&str>| {
+            wanted.as_ref().is_none_or(|wanted| text == Some(wanted.as_str()))
+        };
+        let age = parked.age(now);
+        let Legible { brand_id, coupon_code, out_request_no, .. } = &parked.legible;
+        (self.reasons.is_empty() || self.reasons.contains(&parked.reason))
+            && self.older_than.is_none_or(|span| age.is_some_and(|age| age > span))
+            && self.newer_than.is_none_or(|span| age.is_some_and(|age| age < span))
+            && is(&self.brand, brand_id.as_ref().map(|it| it.as_str()))
+            && is(&self.coupon, coupon_code.as_ref().map(|it| it.as_str()))
+            && is(&self.number, out_request_no.as_ref().map(|it| it.as_str()))
+            && self.id.as_ref().is_none_or(|id| parked.sha256.starts_with(&id.to_ascii_lowercase()))
+    }
+}
+
+/// What an inquiry says of a parked command now.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Inquiry {
+    /// What follows from it.
+    pub prospect: Prospect,
+    /// The inquiry itself.
+    pub evidence: Evidence,
+    /// The coupon, where an authentic answer described it.
+    pub coupon: Option<Coupon>,
+    /// What the network said, where it failed.
+    pub trouble: Option<String>,
+}
+
+/// What can be said of a parked command.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Prospect {
+    /// The coupon is used, under its number: it has taken effect.
+    Redeemed(Coupon),
+    /// The coupon can be used.
+    Usable,
+    /// The coupon was not used by it, and will not be.
+    Refused {
+        /// Why.
+        reason: Reason,
+        /// The provider's own words, where it gave any.
+        objection: Option<Objection>,
+    },
+    /// Nothing is known.
+    Unknown,
+    /// Every call would fail the same way.
+    Stop(verdict::Fault),
+}
+
+impl Prospect {
+    /// The word in output.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Redeemed(_) => "redeemed",
+            Self::Usable => "usable",
+            Self::Refused { .. } => "refused",
+            Self::Unknown => "unknown",
+            Self::Stop(_) => "stop",
+        }
+    }
+}
+
+/// Asks what is true of a redemption now. Changes nothing. `now` is the time of asking, `nonce` and `chance` are the
+/// dice.
+pub async fn inquire(
+    client: &Client,
+    redemption: &Redemption,
+    now: Timestamp,
+    nonce: u128,
+    chance: f64,
+) -> Inquiry {
+    let question = Question::Inquire;
+    let heard = client.ask(question, &Prepared::new(redemption), None, now, nonce, chance).await;
+    let verdict = judge(question, &heard.reply, redemption);
+    let answer = match heard.reply {
+        Reply::Answered(answer) => Some(answer),
+        Reply::NotSent(_) | Reply::Lost(_) => None,
+    };
+    let evidence = Evidence {
+        at: now,
+        question: question.as_str().to_owned(),
+        host: heard.host_name,
+        status: answer.as_ref().map(|answer| answer.status),
+        request_id: answer.as_ref().and_then(|answer| answer.request_id.as_deref()).map(str::to_owned),
+        serial: heard.serial,
+        verdict: verdict.as_str().to_owned(),
+    };
+    let objection = answer.as_ref().filter(|answer| answer.status >= 400).map(objection);
+    let coupon = answer.and_then(|answer| answer.coupon);
+    let prospect = match (verdict, &coupon) {
+        (Verdict::Redeemed, Some(coupon)) => Prospect::Redeemed(coupon.clone()),
+        (Verdict::NotExecuted, _) => Prospect::Usable,
+        (Verdict::Refused(reason), _) => Prospect::Refused { reason, objection },
+        (Verdict::Stop(fault), _) => Prospect::Stop(fault),
+        _ => Prospect::Unknown,
+    };
+    Inquiry { prospect, evidence, coupon, trouble: heard.trouble }
+}
+
+fn objection(answer: &Answer) -> Objection {
+    let Answer { status, code, sub_code, message, request_id, .. } = answer.clone();
+    Objection { http_status: status, code, sub_code, message, request_id }
+}
+
+/// Who decides, and within which limits.
+#[derive(Debug, Clone, Copy)]
+pub struct Decision<'a> {
+    /// The name of the service: `source` of events.
+    pub source: &'a str,
+    /// Who decided, in their own words.
+    pub operator: &'a str,
+    /// Why, in their own words.
+    pub because: Option<&'a str>,
+    /// How far the deadline of a command that is sent again lies ahead.
+    pub horizon: Horizon,
+    /// How long after a redeem an inquiry may count as "not executed".
+    pub settling: SignedDuration,
+    /// Whether a refusal that an inquiry has found is told, and the command taken off the queue.
+    pub tell_refused: bool,
+}
+
+/// What replaying a command would do, given what an inquiry said.
+///
+/// # Errors
+/// Why it stays parked, in words.
+pub fn advise(
+    parked: &Parked,
+    inquiry: &Inquiry,
+    decision: &Decision<'_>,
+    now: Timestamp,
+) -> Result<Deed, String> {
+    match &inquiry.prospect {
+        Prospect::Redeemed(_) => Ok(Deed::ToldRedeemed),
+        Prospect::Usable => Ok(Deed::SentAgain),
+        Prospect::Refused { reason, .. } if !decision.tell_refused => {
+            Err(format!("refused ({}); it would be refused again", reason.as_str()))
+        }
+        Prospect::Refused { .. } if parked.age(now).is_some_and(|age| age < decision.settling) => {
+            Err("refused, but it was parked a moment ago and may still be under way".to_owned())
+        }
+        Prospect::Refused { .. } => Ok(Deed::ToldRefused),
+        Prospect::Unknown | Prospect::Stop(_) => {
+            let Evidence { host, status, verdict, .. } = &inquiry.evidence;
+            let why = match (status, &inquiry.trouble) {
+                (Some(status), _) => format!("{host} answered {status}: {verdict}"),
+                (None, Some(trouble)) => format!("{host}: {trouble}"),
+                (None, None) => format!("{host} gave no whole answer"),
+            };
+            Err(format!("nothing is known; {why}"))
+        }
+    }
+}
+
+/// Why a deed was not finished. The command is still parked; it may have been done all the same, and can be done again.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfinished {
+    /// It was not published.
+    #[error(transparent)]
+    NotPublished(#[from] NotPublished),
+    /// It was published, and could not be taken off the queue.
+    #[error(transparent)]
+    Unsettled(#[from] Unsettled),
+    /// The deed rests on an inquiry that does not say so.
+    #[error("the inquiry does not bear it out")]
+    Unfounded,
+}
+
+/// Does it: publishes what it takes, then the audit event, each confirmed, and takes the command off the queue.
+///
+/// # Errors
+/// [`Unfinished`]; the command is still parked then.
+pub async fn carry_out(
+    publisher: &Publisher,
+    parked: Parked,
+    deed: Deed,
+    inquiry: Option<&Inquiry>,
+    decision: &Decision<'_>,
+    now: Timestamp,
+) -> Result<(), Unfinished> {
+    let coupon = inquiry.and_then(|inquiry| inquiry.coupon.as_ref());
+    let done = publish(publisher, &parked, deed, inquiry, decision, now).await?;
+    let account = Account {
+        source: decision.source,
+        at: now,
+        deed,
+        operator: decision.operator,
+        because: decision.because,
+        reason: &parked.reason,
+        parked_at: parked.at,
+        sha256: &parked.sha256,
+        bytes: parked.delivery.body().len(),
+        legible: &parked.legible,
+        inquiry: inquiry.map(|inquiry| &inquiry.evidence),
+        coupon_state: coupon.map(|coupon| coupon.state.as_str()),
+    };
+    let told = publisher.audit(&audit::tell(account), &parked.delivery).await?;
+    let proof = match done {
+        Some(done) => done.and(told),
+        None => told,
+    };
+    Ok(parked.delivery.ack(proof).await?)
+}
+
+/// What the deed itself publishes; nothing for a discard.
+async fn publish(
+    publisher: &Publisher,
+    parked: &Parked,
+    deed: Deed,
+    inquiry: Option<&Inquiry>,
+    decision: &Decision<'_>,
+    now: Timestamp,
+) -> Result<Option<Published>, Unfinished> {
+    let delivery = &parked.delivery;
+    if deed == Deed::Discarded {
+        return Ok(None);
+    }
+    let (Ok(redemption), Some(inquiry)) = (parked.replayable(), inquiry) else {
+        return Err(Unfinished::Unfounded);
+    };
+    let mut evidence = parked.evidence();
+    evidence.push(inquiry.evidence.clone());
+    let outcome = match (deed, &inquiry.prospect) {
+        (Deed::SentAgain, Prospect::Usable) => {
+            let deadline = now.saturating_add(decision.horizon.default).unwrap_or(Timestamp::MAX);
+            // It counts as sent before, so the service asks for itself first.
+            let progress = Progress::new(now, deadline, true);
+            let headers = copy::write(&progress, &evidence, Prepared::new(redemption).body_sha256());
+            return Ok(Some(publisher.replay(delivery, headers).await?));
+        }
+        (Deed::ToldRedeemed, Prospect::Redeemed(coupon)) => {
+            Outcome::Redeemed { by: EstablishedBy::Inquiry, coupon: coupon.clone() }
+        }
+        (Deed::ToldRefused, Prospect::Refused { reason, objection }) => Outcome::Refused {
+            reason: *reason,
+            by: EstablishedBy::Inquiry,
+            coupon: inquiry.coupon.clone(),
+            objection: objection.clone(),
+        },
+        _ => return Err(Unfinished::Unfounded),
+    };
+    let telling = Telling {
+        source: decision.source,
+        at: now,
+        traceparent: delivery.header("traceparent").filter(|text| text.len() <= 128),
+        attempts: parked.attempts().saturating_add(1),
+        evidence: &evidence,
+    };
+    Ok(Some(publisher.event(&event::tell(redemption, &outcome, telling), delivery).await?))
+}

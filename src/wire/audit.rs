@@ -1,0 +1,193 @@
+//! Writes the audit event: what a person did with a parked command, who, and why. A CloudEvent like a result, on the
+//! same exchange, under `audit.parked.<word>`, so that no subscriber of results meets it unasked.
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::attempt::Evidence;
+use crate::wire::command::Legible;
+use crate::wire::event::Entry;
+
+/// The space of audit ids.
+const ID_SPACE: Uuid = Uuid::from_u128(0x7a4e_0d1c_93b8_4c56_8e02_b1f7_3d60_c9a4);
+
+/// An audit event, ready to be published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Audit {
+    /// `id` of the CloudEvent and `message_id` of the AMQP message.
+    pub id: Uuid,
+    /// `type` of the CloudEvent and of the AMQP message.
+    pub kind: String,
+    /// `audit.parked.<word>`.
+    pub routing_key: String,
+    /// The CloudEvent as JSON.
+    pub body: Vec<u8>,
+}
+
+/// What a person did with a parked command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deed {
+    /// Sent it to the command exchange again.
+    SentAgain,
+    /// An inquiry found that it had taken effect: told as redeemed.
+    ToldRedeemed,
+    /// An inquiry found that it has not, and will not: told as refused.
+    ToldRefused,
+    /// Took it off the queue for good.
+    Discarded,
+}
+
+impl Deed {
+    /// The word in the type and the routing key.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::SentAgain | Self::ToldRedeemed | Self::ToldRefused => "replayed",
+            Self::Discarded => "discarded",
+        }
+    }
+
+    /// What came of it: `data.effect`.
+    pub fn effect(self) -> &'static str {
+        match self {
+            Self::SentAgain => "sent_again",
+            Self::ToldRedeemed => "told_redeemed",
+            Self::ToldRefused => "told_refused",
+            Self::Discarded => "discarded",
+        }
+    }
+}
+
+/// What an audit event tells.
+#[derive(Debug, Clone, Copy)]
+pub struct Account<'a> {
+    /// The name of the service: `source` of the event.
+    pub source: &'a str,
+    /// When it was done.
+    pub at: Timestamp,
+    /// What was done.
+    pub deed: Deed,
+    /// By whom, in their own words.
+    pub operator: &'a str,
+    /// Why, in their own words.
+    pub because: Option<&'a str>,
+    /// Why the command was parked.
+    pub reason: &'a str,
+    /// When it was parked, where that is known.
+    pub parked_at: Option<Timestamp>,
+    /// SHA-256 of its bytes in hex.
+    pub sha256: &'a str,
+    /// How many they are.
+    pub bytes: usize,
+    /// Its identifying fields, as far as they can be read.
+    pub legible: &'a Legible,
+    /// The inquiry that it rests on.
+    pub inquiry: Option<&'a Evidence>,
+    /// The coupon's state, where the inquiry told it.
+    pub coupon_state: Option<&'a str>,
+}
+
+/// The CloudEvent around an audit.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(title = "audit event of a parked command")]
+pub struct CloudEvent<'a> {
+    /// Always `1.0`.
+    specversion: &'static str,
+    /// Name-based UUID of the bytes, the time of parking and the effect: equal for repeats of one deed.
+    #[schemars(with = "String")]
+    id: Uuid,
+    /// Who says so: the name of the service, a URI reference.
+    source: &'a str,
+    /// `redemption.parked.replayed.v1` or `redemption.parked.discarded.v1`.
+    #[serde(rename = "type")]
+    kind: &'a str,
+    /// The coupon code, where it could be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subject: Option<&'a str>,
+    /// When it was done, RFC 3339.
+    #[schemars(with = "String")]
+    time: Timestamp,
+    /// Always `application/json`.
+    datacontenttype: &'static str,
+    /// What was done.
+    data: Data<'a>,
+}
+
+/// What was done with one parked command.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Data<'a> {
+    /// `sent_again`, `told_redeemed`, `told_refused` or `discarded`.
+    effect: &'static str,
+    /// Who did it, as they named themselves.
+    operator: &'a str,
+    /// Why, in their words.
+    because: Option<&'a str>,
+    /// Why the command was parked.
+    parked_reason: &'a str,
+    /// When it was parked, RFC 3339.
+    #[schemars(with = "Option<String>")]
+    parked_at: Option<Timestamp>,
+    /// SHA-256 of the whole bytes, in hex.
+    body_sha256: &'a str,
+    /// How many bytes.
+    body_bytes: usize,
+    /// The user, as the command named it.
+    openid: Option<&'a str>,
+    /// The coupon, as the command named it.
+    coupon_code: Option<&'a str>,
+    /// The brand, as the command named it.
+    brand_id: Option<&'a str>,
+    /// The product coupon, as the command named it.
+    product_coupon_id: Option<&'a str>,
+    /// The stock, as the command named it.
+    stock_id: Option<&'a str>,
+    /// The app, as the command named it.
+    appid: Option<&'a str>,
+    /// The request number, as the command named it.
+    out_request_no: Option<&'a str>,
+    /// The coupon's state, where the inquiry told it.
+    coupon_state: Option<&'a str>,
+    /// The inquiry that the deed rests on.
+    inquiry: Option<Entry>,
+}
+
+/// Tells what was done.
+pub fn tell(account: Account<'_>) -> Audit {
+    let Account { source, at, deed, operator, because, reason, parked_at, sha256, bytes, .. } = account;
+    let Account { legible, inquiry, coupon_state, .. } = account;
+    let kind = format!("redemption.parked.{}.v1", deed.word());
+    let parked = parked_at.map_or_else(|| "-".to_owned(), |at| at.to_string());
+    let id = Uuid::new_v5(&ID_SPACE, [sha256, &parked, deed.effect()].join("\n").as_bytes());
+    let coupon_code = legible.coupon_code.as_ref().map(|it| it.as_str());
+    let event = CloudEvent {
+        specversion: "1.0",
+        id,
+        source,
+        kind: &kind,
+        subject: coupon_code,
+        time: at,
+        datacontenttype: "application/json",
+        data: Data {
+            effect: deed.effect(),
+            operator,
+            because,
+            parked_reason: reason,
+            parked_at,
+            body_sha256: sha256,
+            body_bytes: bytes,
+            openid: legible.openid.as_ref().map(|it| it.as_str()),
+            coupon_code,
+            brand_id: legible.brand_id.as_ref().map(|it| it.as_str()),
+            product_coupon_id: legible.product_coupon_id.as_ref().map(|it| it.as_str()),
+            stock_id: legible.stock_id.as_ref().map(|it| it.as_str()),
+            appid: legible.appid.as_ref().map(|it| it.as_str()),
+            out_request_no: legible.out_request_no.as_ref().map(|it| it.as_str()),
+            coupon_state,
+            inquiry: inquiry.map(Entry::from),
+        },
+    };
+    let body = serde_json::to_vec(&event)
+        .expect("an event has string keys only and writes to memory, so it cannot fail");
+    Audit { id, routing_key: format!("audit.parked.{}", deed.word()), kind, body }
+}
