@@ -7,6 +7,7 @@
 
 pub mod delivery;
 pub mod parked;
+pub mod probe;
 pub mod publisher;
 pub mod topology;
 

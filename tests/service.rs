@@ -440,7 +440,7 @@ async fn check_names_each_fault_and_its_remedy() {
         (output.status.code().unwrap(), faults)
     };
     let mut config = bed.config.clone();
-    assert_eq!(check(&config).await, (4, vec!["topology".to_owned()]), "the tiers are not made yet");
+    assert_eq!(check(&config).await, (4, vec!["topology".to_owned(); 5]), "the tiers are not made yet");
     let service = bed.start().await;
     assert_eq!(check(&config).await, (0, vec![]));
     service.stop().await;

@@ -1,4 +1,4 @@
-//! `redeemer topology` against a real broker.
+//! `redeemer topology`, and what `redeemer check` says of a broker, against a real one.
 
 #![allow(clippy::unwrap_used)] // in the helpers too
 
@@ -39,15 +39,19 @@ impl Place {
             *which = format!("{prefix}.{what}");
         }
         let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{prefix}.toml"));
-        std::fs::write(&file, toml::to_string(&config).unwrap()).unwrap();
-        Self { config, file }
+        let place = Self { config, file };
+        place.write();
+        place
+    }
+
+    fn write(&self) {
+        std::fs::write(&self.file, toml::to_string(&self.config).unwrap()).unwrap();
     }
 
     fn run(&self, arguments: &[&str], code: i32) -> String {
         let output = Command::new(env!("CARGO_BIN_EXE_redeemer"))
             .arg("--config")
             .arg(&self.file)
-            .arg("topology")
             .args(arguments)
             .stdin(Stdio::null())
             .output()
@@ -79,27 +83,27 @@ async fn channel(uri: &str) -> (Connection, Channel) {
 async fn the_plan_can_be_imported_and_then_everything_is_there() {
     let node = tokio::task::spawn_blocking(Broker::start).await.unwrap();
     let place = Place::new(node.uri(), "plan");
-    let text = place.run(&["plan"], 0);
+    let text = place.run(&["topology", "plan"], 0);
     let name = &place.config.broker.names.commands;
     assert!(text.contains(&format!("queue {name}\n")), "{text}");
     assert!(text.contains("x-dead-letter-strategy = \"at-least-once\""), "{text}");
-    assert_eq!(place.lines(&["plan", "--json"], 0).len(), place.config.topology().plan().len());
+    assert_eq!(place.lines(&["topology", "plan", "--json"], 0).len(), place.config.topology().plan().len());
 
-    let missing = place.lines(&["verify", "--json"], 4);
+    let missing = place.lines(&["topology", "verify", "--json"], 4);
     let standings: Vec<_> = missing.iter().map(|line| line["standing"].as_str().unwrap()).collect();
     assert!(standings.iter().all(|word| ["missing", "unaskable"].contains(word)), "{standings:?}");
-    let definitions = place.run(&["plan", "--definitions"], 0);
+    let definitions = place.run(&["topology", "plan", "--definitions"], 0);
     let file = node.dir().join("definitions.json");
     std::fs::write(&file, definitions).unwrap();
     node.ctl(&["import_definitions", &file.display().to_string()]);
-    place.run(&["verify"], 0);
+    place.run(&["topology", "verify"], 0);
     let bindings = node.ctl(&["-q", "list_bindings", "source_name", "destination_name", "routing_key"]);
     for wait in ["10s", "2h"] {
         let retry = &place.config.broker.names.retry;
         assert!(bindings.contains(&format!("{retry}\t{retry}.{wait}\t{wait}")), "{bindings}");
     }
     // What apply makes is the same: it finds nothing to make.
-    let applied = place.lines(&["apply", "--json"], 0);
+    let applied = place.lines(&["topology", "apply", "--json"], 0);
     assert!(applied.iter().all(|line| line["standing"] == "there" || line["object"] == "binding"));
     tokio::task::spawn_blocking(move || drop(node)).await.unwrap();
 }
@@ -163,25 +167,77 @@ async fn verify_names_every_difference_and_apply_makes_only_what_is_missing() {
         let wanted = format!("alternate-exchange none {}", names.unrouted);
         assert_eq!(results, [wanted, "durable false true".to_owned(), "type fanout topic".to_owned()]);
     };
-    let before = place.lines(&["verify", "--json"], 4);
+    let before = place.lines(&["topology", "verify", "--json"], 4);
     check(&before);
     let missing = |lines: &[Value]| lines.iter().filter(|line| line["standing"] == "missing").count();
     assert_eq!(missing(&before), 10, "four exchanges, the unrouted queue and five tiers: {before:#?}");
-    assert_eq!(missing(&place.lines(&["verify", "--json"], 4)), 10, "verify makes nothing");
-    let text = place.run(&["verify"], 4);
+    assert_eq!(missing(&place.lines(&["topology", "verify", "--json"], 4)), 10, "verify makes nothing");
+    let text = place.run(&["topology", "verify"], 4);
     let line = format!("DIFFERS  queue {}: x-delivery-limit is 5, must be 20", names.commands);
     assert!(text.lines().any(|one| one == line), "{text}");
     assert!(text.contains("remedy for what differs"), "{text}");
 
-    let applied = place.lines(&["apply", "--json"], 4);
+    let applied = place.lines(&["topology", "apply", "--json"], 4);
     check(&applied);
     assert_eq!(
         applied.iter().filter(|line| line["standing"] == "made" && line["object"] != "binding").count(),
         10
     );
-    let after = place.lines(&["verify", "--json"], 4);
+    let after = place.lines(&["topology", "verify", "--json"], 4);
     check(&after);
     assert_eq!(missing(&after), 0);
     let got = channel.basic_get(names.parked.as_str().into(), BasicGetOptions::default()).await.unwrap();
     assert_eq!(got.unwrap().delivery.data, b"precious");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_tells_the_version_what_differs_and_what_the_user_may_not_do() {
+    let node = tokio::task::spawn_blocking(Broker::start).await.unwrap();
+    let place = Place::new(node.uri(), "check");
+    let names = place.config.broker.names.clone();
+    // Without keys the check always fails; only what it says of the broker is looked at.
+    let details = |place: &Place, what: &str, gravity: &str| -> Vec<String> {
+        let lines = place.lines(&["check", "--json"], 4);
+        let meant = lines.iter().filter(|line| line["what"] == what && line["gravity"] == gravity);
+        meant.map(|line| line["detail"].as_str().unwrap().to_owned()).collect()
+    };
+    let missing = details(&place, "topology", "fault");
+    assert_eq!(missing.len(), 13, "{missing:#?}");
+    place.run(&["topology", "apply"], 0);
+    assert_eq!(details(&place, "topology", "ok").len(), 1);
+    assert_eq!(details(&place, "permissions", "ok").len(), 1);
+    let version = details(&place, "broker version", "ok");
+    assert!(version[0].starts_with(['3', '4']), "{version:?}");
+    let (_connection, channel) = channel(node.uri()).await;
+    for queue in [&names.commands, &names.parked, &names.unrouted] {
+        let got = channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await.unwrap();
+        assert!(got.is_none(), "the tries have left something in {queue}");
+    }
+
+    // A user who may look at everything, and publish nothing but results.
+    node.ctl(&["add_user", "poor", "poor"]);
+    let write = format!("^{}$", names.results.replace('.', "\\."));
+    node.ctl(&["set_permissions", "poor", "^$", &write, ".*"]);
+    let (_, address) = node.uri().split_once('@').unwrap();
+    let mut poor = Place::new(&format!("amqp://poor:poor@{address}"), "check");
+    let lacking = details(&poor, "permissions", "fault");
+    assert_eq!(lacking.len(), 4, "{lacking:#?}");
+    for name in [&names.commands, &names.retry, &names.parked, &"amq.default".to_owned()] {
+        assert!(
+            lacking.iter().any(|one| one.contains(&format!("may not publish to {name}:"))),
+            "{lacking:#?}"
+        );
+    }
+    let unseen = details(&poor, "topology", "warning");
+    assert_eq!(unseen.len(), 13, "{unseen:#?}");
+    node.ctl(&["set_permissions", "poor", ".*", ".*", "^$"]);
+    let lacking = details(&poor, "permissions", "fault");
+    assert_eq!(lacking.len(), 2, "{lacking:#?}");
+    assert!(lacking[0].contains(&format!("may not consume {}:", names.commands)), "{lacking:#?}");
+
+    poor.config.broker.delivery_limit = 7;
+    poor.write();
+    let differs = details(&poor, "topology", "fault");
+    assert_eq!(differs, [format!("queue {}: x-delivery-limit is 20, must be 7", names.commands)]);
+    tokio::task::spawn_blocking(move || drop(node)).await.unwrap();
 }

@@ -10,8 +10,9 @@ use secrecy::ExposeSecret as _;
 use serde::Serialize;
 
 use crate::app::merchant_key_from_environment;
-use crate::broker::topology::Mode;
-use crate::broker::{CannotConnect, Generation};
+use crate::broker::probe::{self, Held, Right};
+use crate::broker::topology::{Difference, Mode, Standing, survey};
+use crate::broker::{CannotConnect, Generation, Settings};
 use crate::cli::{Failure, say};
 use crate::config::Config;
 use crate::redemption::{
@@ -257,24 +258,32 @@ async fn broker(config: &Config, findings: &mut Vec<Finding>) {
             return;
         }
     };
-    settings.mode = Mode::Verify;
+    // Each object is looked at below, with every difference.
+    settings.mode = Mode::Off;
+    if let Some(version) = probe::version(&settings).await {
+        findings.push(of_version(&version));
+    }
+    let reached = topology(&settings, findings).await;
+    if reached && !permissions(&settings, findings).await {
+        // A connection would fail for the same reason, and say less.
+        return;
+    }
     let remedy = match Generation::build(&settings, 0).await {
         Ok(generation) => {
-            findings.push(Finding::ok(WHAT, format!("{} connects and confirms publishes", generation.at())));
-            findings.push(Finding::ok("topology", "every exchange and queue is there with its arguments"));
+            findings.push(Finding::ok(
+                WHAT,
+                format!("{} connects and confirms publishes: no alarm", generation.at()),
+            ));
             if let Some((consumers, commands)) = generation.census().await {
                 let detail = format!("{commands} commands wait, {consumers} consumers");
                 findings.push(Finding::ok("queue", detail));
             }
             generation.close().await;
+            findings.push(unseen(config));
             return;
         }
-        Err(fault @ CannotConnect::Topology { .. }) => {
-            let remedy = "missing: redeemer run with broker.topology = \"create\" makes it; differing: delete the \
-                          object named while it is empty, or configure what it has";
-            findings.push(Finding::fault("topology", fault.to_string(), remedy));
-            return;
-        }
+        // What is missing has been told already.
+        Err(CannotConnect::Topology { .. }) if reached => return,
         Err(fault) => {
             findings.push(Finding::fault(WHAT, fault.to_string(), ""));
             match fault {
@@ -292,4 +301,111 @@ async fn broker(config: &Config, findings: &mut Vec<Finding>) {
     if let Some(last) = findings.last_mut() {
         last.remedy = Some(remedy.to_owned());
     }
+}
+
+/// The first version whose quorum queues dead-letter at least once.
+const OLDEST: (u32, u32) = (3, 10);
+
+fn of_version(version: &str) -> Finding {
+    const WHAT: &str = "broker version";
+    let mut numbers = version.split('.').map_while(|number| number.parse().ok());
+    match (numbers.next(), numbers.next()) {
+        (Some(major), Some(minor)) if (major, minor) < OLDEST => Finding::fault(
+            WHAT,
+            format!("{version} cannot dead-letter at least once: commands could be lost on the way"),
+            "upgrade RabbitMQ to 3.10 or later",
+        ),
+        (Some(_), Some(_)) => Finding::ok(WHAT, version),
+        _ => Finding::warning(
+            WHAT,
+            format!("{version} is no version of RabbitMQ"),
+            "use RabbitMQ 3.10 or later",
+        ),
+    }
+}
+
+/// Tells whatever is missing or differs, argument by argument. False where the broker is not reached.
+async fn topology(settings: &Settings, findings: &mut Vec<Finding>) -> bool {
+    const WHAT: &str = "topology";
+    let Ok((_, found)) = survey(settings, false).await else { return false };
+    let mut sound = true;
+    for (object, standing) in found {
+        match standing {
+            Standing::There | Standing::Made | Standing::Unaskable => continue,
+            Standing::Missing | Standing::NotMade(_) => {
+                findings.push(Finding::fault(WHAT, format!("{object} is missing"), "redeemer topology apply"))
+            }
+            Standing::Differs(differences) => {
+                for Difference { argument, wanted, found } in differences {
+                    let detail = format!("{object}: {argument} is {found}, must be {wanted}");
+                    findings.push(Finding::fault(WHAT, detail, crate::cli::topology::REMEDY));
+                }
+            }
+            Standing::Unseen(words) => findings.push(Finding::warning(
+                WHAT,
+                format!("{object} is there; its arguments cannot be compared: {words}"),
+                "run redeemer topology verify as a user who may configure it",
+            )),
+        }
+        sound = false;
+    }
+    if sound {
+        findings.push(Finding::ok(WHAT, "every exchange and queue is there with its arguments"));
+    }
+    true
+}
+
+/// Tells what the user may not do. False where anything that the service needs is among it.
+async fn permissions(settings: &Settings, findings: &mut Vec<Finding>) -> bool {
+    const WHAT: &str = "permissions";
+    let rights = match probe::rights(settings).await {
+        Ok(rights) => rights,
+        Err(fault) => {
+            findings.push(Finding::warning(WHAT, fault.to_string(), "run check again"));
+            return true;
+        }
+    };
+    let (mut sound, mut lacking) = (true, false);
+    for (right, held) in rights {
+        let (what, pattern) = match right {
+            Right::Write(exchange) if exchange.is_empty() => ("publish to amq.default".to_owned(), "second"),
+            Right::Write(exchange) => (format!("publish to {exchange}"), "second"),
+            Right::Read(queue) => (format!("consume {queue}"), "third"),
+        };
+        match held {
+            Held::Yes => continue,
+            Held::No(words) => {
+                lacking = true;
+                findings.push(Finding::fault(
+                WHAT,
+                format!("the user may not {what}: {words}"),
+                format!(
+                    "rabbitmqctl set_permissions -p VHOST USER CONFIGURE WRITE READ, whose {pattern} pattern admits it"
+                ),
+            ));
+            }
+            Held::Unclear(words) => findings.push(Finding::warning(
+                WHAT,
+                format!("whether the user may {what} could not be found out: {words}"),
+                "run check again",
+            )),
+        }
+        sound = false;
+    }
+    if sound {
+        findings.push(Finding::ok(WHAT, "the user may consume and publish whatever it takes"));
+    }
+    !lacking
+}
+
+/// What no client is told: for the operator to compare.
+fn unseen(config: &Config) -> Finding {
+    let held =
+        config.retry.in_process_max.0 + config.wechat.total_timeout.0 * 2 + config.retry.settling.0 * 3;
+    let detail = format!(
+        "not visible from here: a consumer_timeout of the broker must be well over {held:?}, the longest that a \
+         command is usually held (rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).'), and no policy \
+         may override a queue (rabbitmqctl list_queues name policy effective_policy_definition)"
+    );
+    Finding::ok("broker settings", detail)
 }

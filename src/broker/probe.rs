@@ -1,0 +1,165 @@
+//! Questions for `redeemer check`: what the broker is, and what its user may do. None of them changes anything.
+//!
+//! The broker looks at a right before it looks at the rest of a request. So each right is tried with a request that
+//! it must refuse for another reason: a publish whose expiration is no number, a consumer whose priority is none.
+
+use std::time::Duration;
+
+use lapin::options::{BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions};
+use lapin::protocol::basic::AMQPProperties;
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::uri::AMQPScheme;
+use lapin::{Connection, ErrorKind};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::broker::{CannotConnect, Settings, address, connect_any};
+
+/// A right that the service needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Right {
+    /// To publish to this exchange; the one without a name is `amq.default` in permissions.
+    Write(String),
+    /// To consume from this queue.
+    Read(String),
+}
+
+/// Whether a right is held.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Held {
+    /// It is.
+    Yes,
+    /// It is not: the broker's words.
+    No(String),
+    /// It cannot be said: the broker's words.
+    Unclear(String),
+}
+
+/// Tries every right that the service needs.
+///
+/// # Errors
+/// [`CannotConnect`]
+pub async fn rights(settings: &Settings) -> Result<Vec<(Right, Held)>, CannotConnect> {
+    let (connection, at) = connect_any(settings, "redeemer check").await?;
+    let (names, limit) = (&settings.topology.names, settings.connect_timeout);
+    let mut rights = Vec::new();
+    for right in [
+        Right::Read(names.commands.clone()),
+        Right::Read(names.parked.clone()),
+        Right::Write(names.commands.clone()),
+        Right::Write(names.retry.clone()),
+        Right::Write(names.results.clone()),
+        Right::Write(names.parked.clone()),
+        // Where every connection proves that confirms come.
+        Right::Write(String::new()),
+    ] {
+        let tried = timeout(limit, attempt(&connection, &right)).await;
+        let step = "looking at the permissions";
+        let tried = tried.map_err(|_| CannotConnect::TimedOut { at: at.clone(), step, limit })?;
+        let held = match tried {
+            Ok(()) => Held::Yes,
+            Err(error) => match error.kind() {
+                ErrorKind::ProtocolError(fault) if fault.get_id() == 403 => {
+                    Held::No(fault.get_message().to_string())
+                }
+                // The refusal that was asked for; or the thing is not there, which the broker sees after the right.
+                ErrorKind::ProtocolError(fault) if matches!(fault.get_id(), 404 | 406) => Held::Yes,
+                _ => Held::Unclear(error.to_string()),
+            },
+        };
+        rights.push((right, held));
+    }
+    let _ = timeout(limit, connection.close(200, "done".into())).await;
+    Ok(rights)
+}
+
+async fn attempt(connection: &Connection, right: &Right) -> lapin::Result<()> {
+    let channel = connection.create_channel().await?;
+    match right {
+        Right::Write(exchange) => {
+            channel.confirm_select(ConfirmSelectOptions::default()).await?;
+            let properties = AMQPProperties::default().with_expiration("no number".into());
+            let options = BasicPublishOptions::default();
+            let key = "redeemer.check".into();
+            channel.basic_publish(exchange.as_str().into(), key, options, b"", properties).await?.await?;
+        }
+        Right::Read(queue) => {
+            // Should a broker take it all the same, it hands over one message, and gets it back at once.
+            channel.basic_qos(1, BasicQosOptions::default()).await?;
+            let mut arguments = FieldTable::default();
+            arguments.insert("x-priority".into(), AMQPValue::LongString("no number".into()));
+            let options = BasicConsumeOptions::default();
+            channel.basic_consume(queue.as_str().into(), "".into(), options, arguments).await?;
+        }
+    }
+    let _ = channel.close(200, "done".into()).await;
+    Ok(())
+}
+
+/// The version that the broker tells in its greeting, before anyone has logged in. `None` where it does not, or over
+/// TLS: the client does not pass it on, so it is read from a connection of its own.
+pub async fn version(settings: &Settings) -> Option<String> {
+    let (uri, _) = address(settings, 0).ok()?;
+    if uri.scheme != AMQPScheme::AMQP {
+        return None;
+    }
+    let greeting = timeout(settings.connect_timeout.min(Duration::from_secs(5)), async {
+        let mut stream = TcpStream::connect((uri.authority.host.as_str(), uri.authority.port)).await.ok()?;
+        stream.write_all(b"AMQP\0\0\x09\x01").await.ok()?;
+        // Frame: type, channel, size. Method: class and id. Then the protocol's two numbers.
+        let mut head = [0; 7];
+        stream.read_exact(&mut head).await.ok()?;
+        let size = u32::from_be_bytes([head[3], head[4], head[5], head[6]]);
+        let mut frame = vec![0; usize::try_from(size.min(GREETING_BYTES_MAX)).ok()?];
+        stream.read_exact(&mut frame).await.ok()?;
+        Some(frame)
+    });
+    let frame = greeting.await.ok()??;
+    text_of(frame.strip_prefix(&[0, 10, 0, 10, 0, 9])?, "version")
+}
+
+const GREETING_BYTES_MAX: u32 = 64 * 1024;
+
+/// The text under a name in a table as AMQP writes it. Knows only the types that a greeting has.
+fn text_of(table: &[u8], wanted: &str) -> Option<String> {
+    let (size, rest) = table.split_first_chunk::<4>()?;
+    let mut rest = rest.get(..usize::try_from(u32::from_be_bytes(*size)).ok()?)?;
+    while let Some((length, more)) = rest.split_first() {
+        let (name, more) = more.split_at_checked(usize::from(*length))?;
+        let (kind, more) = more.split_first()?;
+        rest = match kind {
+            b't' => more.get(1..)?,
+            b'S' | b'F' => {
+                let (size, more) = more.split_first_chunk::<4>()?;
+                let (value, more) =
+                    more.split_at_checked(usize::try_from(u32::from_be_bytes(*size)).ok()?)?;
+                if name == wanted.as_bytes() && *kind == b'S' {
+                    return Some(String::from_utf8_lossy(value).into_owned());
+                }
+                more
+            }
+            _ => return None,
+        };
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_found_in_a_greeting_and_nothing_is_read_beyond_its_end() {
+        let mut entries = b"\x0ccapabilitiesF\0\0\0\x05\x02ok".to_vec();
+        entries.extend(b"t\x01\x07productS\0\0\0\x08RabbitMQ\x07versionS\0\0\0\x063.10.8");
+        let mut table = u32::try_from(entries.len()).unwrap().to_be_bytes().to_vec();
+        table.extend(&entries);
+        assert_eq!(text_of(&table, "version").as_deref(), Some("3.10.8"));
+        assert_eq!(text_of(&table, "product").as_deref(), Some("RabbitMQ"));
+        assert_eq!(text_of(&table, "absent"), None);
+        for end in 0..table.len() {
+            assert_eq!(text_of(&table[..end], "version"), None, "{end}");
+        }
+    }
+}
