@@ -20,6 +20,9 @@ use crate::wire::command::{self, Fault, Legible, Rejected};
 use crate::wire::copy::{self, Horizon};
 use crate::wire::event::{self, Telling};
 
+/// The longest reason that is read, in characters.
+const REASON_MAX: usize = 64;
+
 /// A parked command, read.
 #[derive(Debug)]
 pub struct Parked {
@@ -44,7 +47,8 @@ impl Parked {
             // The broker's own note is taken off whenever the service parks, so it is the later one.
             Some(death) => (death.reason.to_owned(), death.at),
             None => (
-                delivery.header(PARKED_REASON).unwrap_or("unknown").to_owned(),
+                // Whoever may publish to the parked exchange can write anything here.
+                delivery.header(PARKED_REASON).unwrap_or("unknown").chars().take(REASON_MAX).collect(),
                 delivery.header(PARKED_AT).and_then(|text| text.parse().ok()),
             ),
         };
