@@ -44,9 +44,9 @@ pub struct Settings {
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum CannotConnect {
-    /// The URI is none. It may hold a password, so it is not shown.
-    #[error("broker.uri is not a broker URI such as amqp://user:password@host:5672/%2f: {0}")]
-    Uri(String),
+    /// The URI is none. It may hold a password, so neither it nor the parser's words, which may quote it, are shown.
+    #[error("broker.uri is not a broker URI such as amqp://user:password@host:5672/%2f{0}")]
+    Uri(&'static str),
     /// No whole handshake in time.
     #[error("{at} did not complete {step} within {limit:?}")]
     TimedOut {
@@ -112,13 +112,7 @@ impl Generation {
     /// # Errors
     /// [`CannotConnect`] says which step failed and where.
     pub async fn build(settings: &Settings, nth: usize) -> Result<Self, CannotConnect> {
-        let uri = settings
-            .uris
-            .get(nth % settings.uris.len().max(1))
-            .ok_or_else(|| CannotConnect::Uri("none is configured".to_owned()))?;
-        let mut uri: AMQPUri = uri.expose_secret().parse().map_err(CannotConnect::Uri)?;
-        uri.query.heartbeat = Some(u16::try_from(settings.heartbeat.as_secs()).unwrap_or(u16::MAX).max(1));
-        let at = format!("{}:{}/{}", uri.authority.host, uri.authority.port, uri.vhost);
+        let (uri, at) = address(settings, nth)?;
         let limit = settings.connect_timeout;
 
         let (consuming, publishing) = tokio::try_join!(
@@ -213,6 +207,15 @@ impl Generation {
         };
         let _ = timeout(Duration::from_secs(2), both).await;
     }
+}
+
+/// The URI of a node and what may be shown of it: host, port and virtual host. `nth` chooses among several nodes.
+fn address(settings: &Settings, nth: usize) -> Result<(AMQPUri, String), CannotConnect> {
+    let uri = settings.uris.get(nth % settings.uris.len().max(1)).ok_or(CannotConnect::Uri(": it is empty"))?;
+    let mut uri: AMQPUri = uri.expose_secret().parse().map_err(|_| CannotConnect::Uri(""))?;
+    uri.query.heartbeat = Some(u16::try_from(settings.heartbeat.as_secs()).unwrap_or(u16::MAX).max(1));
+    let at = format!("{}:{}/{}", uri.authority.host, uri.authority.port, uri.vhost);
+    Ok((uri, at))
 }
 
 async fn connect(uri: &AMQPUri, name: &str, at: &str, limit: Duration) -> Result<Connection, CannotConnect> {
