@@ -5,6 +5,7 @@
 //! [`crate::app`] builds a new one, from the handshake to the consumer. One connection consumes and one publishes,
 //! because an alarm of the broker stops *every* write on a connection that publishes, acknowledgements included.
 
+pub mod client;
 pub mod delivery;
 pub mod publisher;
 pub mod topology;

@@ -5,6 +5,7 @@ pub mod demo;
 pub mod publish;
 pub mod run;
 pub mod sandbox;
+pub mod told;
 pub mod watch;
 
 use std::io::Write as _;
