@@ -212,7 +212,8 @@ impl Generation {
 
 /// The URI of a node and what may be shown of it: host, port and virtual host. `nth` chooses among several nodes.
 fn address(settings: &Settings, nth: usize) -> Result<(AMQPUri, String), CannotConnect> {
-    let uri = settings.uris.get(nth % settings.uris.len().max(1)).ok_or(CannotConnect::Uri(": it is empty"))?;
+    let uri =
+        settings.uris.get(nth % settings.uris.len().max(1)).ok_or(CannotConnect::Uri(": it is empty"))?;
     let mut uri: AMQPUri = uri.expose_secret().parse().map_err(|_| CannotConnect::Uri(""))?;
     uri.query.heartbeat = Some(u16::try_from(settings.heartbeat.as_secs()).unwrap_or(u16::MAX).max(1));
     let at = format!("{}:{}/{}", uri.authority.host, uri.authority.port, uri.vhost);

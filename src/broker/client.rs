@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
-    ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+    BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions,
+    BasicQosOptions, ConfirmSelectOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions,
+    QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::protocol::basic::AMQPProperties;
 use lapin::types::{AMQPValue, FieldTable};
@@ -176,17 +177,21 @@ impl Link {
         .await
     }
 
-    /// How many messages are ready in a queue.
+    /// How many messages are ready in a queue, exactly. It takes one and gives it back: the count that a declare
+    /// gives of a quorum queue is up to five seconds old.
     ///
     /// # Errors
     /// [`LinkFault`], where there is no such queue.
     pub async fn depth(&self, queue: &str) -> Result<u32, LinkFault> {
         self.bounded(format!("queue {queue}"), async {
             let channel = self.connection.create_channel().await?;
-            let options = QueueDeclareOptions { passive: true, ..Default::default() };
-            let queue = channel.queue_declare(queue.into(), options, FieldTable::default()).await?;
+            let taken = channel.basic_get(queue.into(), BasicGetOptions::default()).await?;
+            let depth = taken.as_ref().map_or(0, |taken| taken.message_count + 1);
+            if let Some(taken) = taken {
+                taken.delivery.acker.nack(BasicNackOptions { requeue: true, multiple: false }).await?;
+            }
             let _ = channel.close(200, "done".into()).await;
-            Ok(queue.message_count())
+            Ok(depth)
         })
         .await
     }
@@ -227,7 +232,9 @@ impl Link {
         let looked = self.bounded(format!("exchange {name}"), async {
             let channel = self.connection.create_channel().await?;
             let options = ExchangeDeclareOptions { passive: true, ..Default::default() };
-            channel.exchange_declare(name.into(), ExchangeKind::Topic, options, FieldTable::default()).await?;
+            channel
+                .exchange_declare(name.into(), ExchangeKind::Topic, options, FieldTable::default())
+                .await?;
             let _ = channel.close(200, "done".into()).await;
             Ok(())
         });

@@ -368,7 +368,11 @@ impl Tally {
             let more = lines.len().saturating_sub(NAMED_MAX);
             let named = lines.iter().take(NAMED_MAX).map(|line| format!("line {line}")).collect();
             let within = arguments.timeout;
-            wrong.push(format!("{} without an event within {within:?}: {}", lines.len(), listed(named, more)));
+            wrong.push(format!(
+                "{} without an event within {within:?}: {}",
+                lines.len(),
+                listed(named, more)
+            ));
         }
         if let Some(expected) = self.expect
             && !self.unexpected.is_empty()

@@ -63,7 +63,9 @@ pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
         let line = match Told::read(&event.body) {
             _ if arguments.json => on_one_line(&event.body),
             Some(told) => told.to_string(),
-            None => harmless(&format!("not an event: {} bytes under {}", event.body.len(), event.routing_key)),
+            None => {
+                harmless(&format!("not an event: {} bytes under {}", event.body.len(), event.routing_key))
+            }
         };
         match say(&line) {
             // `| head` has seen enough.
