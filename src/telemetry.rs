@@ -4,6 +4,7 @@
 //! signatures and passwords never get near.
 
 use std::fmt;
+use std::io::IsTerminal as _;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -29,7 +30,9 @@ pub struct BadFilter(String);
 /// [`BadFilter`]
 pub fn init(format: Format, filter: &str) -> Result<(), BadFilter> {
     let filter = EnvFilter::try_new(filter).map_err(|error| BadFilter(error.to_string()))?;
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    // Colours are for terminals: in a file or a journal they are noise.
+    let colours = std::io::stderr().is_terminal();
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours);
     let registry = tracing_subscriber::registry().with(filter);
     // A log that is there already (a test's) stays.
     let _ = match format {
