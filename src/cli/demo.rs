@@ -164,6 +164,12 @@ async fn perform(arguments: &Arguments, dir: &Path, stage: &mut Stage) -> Result
         .context("results cannot be read")?;
 
     let log = |name: &str| dir.join(name).display().to_string();
+    say(&format!(
+        "redeemer {}: {} commands against a simulated payment API, seed {}\n",
+        env!("CARGO_PKG_VERSION"),
+        arguments.commands.saturating_add(1),
+        arguments.seed
+    ))?;
     say(&format!("sandbox   {}  (a simulated payment API, {LATENCY_MS} ms away)", card.base_url))?;
     say(&format!("service   http://{admin}/metrics  /readyz  /livez"))?;
     say(&format!(
@@ -312,8 +318,11 @@ fn configure(arguments: &Arguments, dir: &Path, card: &Card) -> anyhow::Result<C
     config.wechat.merchant_serial.clone_from(&card.merchant_serial);
     config.wechat.merchant_key_file = file("merchant_key.pem").display().to_string();
     config.wechat.public_keys.insert(card.public_key_id.clone(), file("wechatpay_public_key.pem"));
-    // Nobody wants to wait two hours for the end of a demo.
-    config.retry.tiers = [1, 3].map(|seconds| Span(Duration::from_secs(seconds))).to_vec();
+    // Nobody wants to wait two hours for the end of a demo, and some commands shall pass through a wait queue.
+    config.retry.tiers = [2, 4].map(|seconds| Span(Duration::from_secs(seconds))).to_vec();
+    config.retry.in_process_max = Span(Duration::from_secs(5));
+    // A demo has far more trouble than a bad day.
+    config.retry.budget_share = 1.0;
     config.admin.listen = "127.0.0.1:0".to_owned();
     let text = toml::to_string(&config).context("the configuration cannot be written")?;
     let path = dir.join("config.toml");

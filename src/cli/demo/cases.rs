@@ -30,6 +30,8 @@ pub const EXAMPLE: &str = r#"{
   }
 }"#;
 
+const EXAMPLE_KIND: &str = "the vendor's example";
+
 /// One command, and what must become of it.
 #[derive(Debug, Clone)]
 pub struct Case {
@@ -169,6 +171,11 @@ fn kinds() -> Vec<Kind> {
     ]
 }
 
+/// The rows of the table, in their order.
+pub fn rows() -> Vec<&'static str> {
+    std::iter::once(EXAMPLE_KIND).chain(kinds().into_iter().map(|kind| kind.name)).collect()
+}
+
 /// The vendor's example and `messages` more messages of every kind, the same for the same seed.
 pub fn program(messages: usize, seed: u64) -> Program {
     let mut dice = StdRng::seed_from_u64(seed);
@@ -218,7 +225,7 @@ pub fn program(messages: usize, seed: u64) -> Program {
 
 fn example() -> Case {
     Case {
-        kind: "the vendor's example",
+        kind: EXAMPLE_KIND,
         body: EXAMPLE.as_bytes().to_vec(),
         times: 1,
         number: Some("34657_20250101_123456".to_owned()),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::attempt::OutcomeKind;
-use crate::cli::demo::cases::{Case, Expected};
+use crate::cli::demo::cases::{Case, Expected, rows as rows_in_order};
 use crate::cli::told::Told;
 
 /// An event of a case, and how long after its publishing it came.
@@ -82,14 +82,11 @@ impl Report<'_> {
     /// The lines of the table, and everything that is not as it must be.
     pub fn table(&self) -> (Vec<String>, Vec<String>) {
         let uses = self.uses();
-        let mut order = Vec::new();
         let mut rows: BTreeMap<&str, Row> = BTreeMap::new();
         let mut wrong = Vec::new();
         for (nth, case) in self.cases.iter().enumerate() {
-            let row = rows.entry(case.kind).or_insert_with(|| {
-                order.push(case.kind);
-                Row { expected: case.expected.words(), ..Row::default() }
-            });
+            let row = rows.entry(case.kind).or_default();
+            row.expected = case.expected.words();
             row.sent += case.times;
             for Got { told, .. } in &self.got[nth] {
                 let words = told.as_ref().map_or("unreadable".to_owned(), words);
@@ -105,9 +102,8 @@ impl Report<'_> {
 
         let head = line("kind of command", "sent", "expected", "got", "used", "");
         let mut lines = vec![head];
-        order.sort_by_key(|kind| (!kind.contains("vendor"), rows[kind].expected.clone(), *kind));
-        for kind in order {
-            let Row { sent, expected, got, used, wrong } = &rows[kind];
+        for kind in rows_in_order() {
+            let Some(Row { sent, expected, got, used, wrong }) = rows.get(kind) else { continue };
             let got: Vec<_> = got.iter().map(|(words, count)| format!("{count} {words}")).collect();
             let verdict = if *wrong == 0 { "ok" } else { "WRONG" };
             lines.push(line(kind, &sent.to_string(), expected, &got.join(", "), &used.to_string(), verdict));
