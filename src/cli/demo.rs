@@ -24,7 +24,7 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use crate::attempt::OutcomeKind;
-use crate::broker::client::{Arrived, CommandPublisher, Link, Outgoing, Subscription};
+use crate::broker::client::{Arrived, CommandPublisher, Link, LinkFault, Outgoing, Subscription};
 use crate::cli::demo::cases::{Case, Program};
 use crate::cli::demo::children::{Http, Running};
 use crate::cli::demo::report::{Effect, Got, Report, metric, short};
@@ -137,6 +137,23 @@ async fn perform(arguments: &Arguments, dir: &Path, stage: &mut Stage) -> Result
     let program = cases::program(arguments.commands, arguments.seed);
     let http = Http::new()?;
 
+    // First of all, because without a broker there is no demo.
+    stage.config = names_of_its_own(arguments, dir)?;
+    let settings = stage.config.broker_settings()?;
+    let names = &settings.topology.names;
+    let link = Link::connect(&settings, "redeemer demo").await.context("no connection to the broker")?;
+
+    match link.publisher(&names.commands).await {
+        Err(LinkFault::NoExchange(_)) => {}
+        // Somebody's commands would mix with the demo's, and be deleted with them.
+        Ok(_) => {
+            return Err(
+                anyhow!("exchange {} is there already: choose another --prefix", names.commands).into()
+            );
+        }
+        Err(fault) => return Err(anyhow!(fault).into()),
+    }
+
     let spinner = ProgressBar::new_spinner().with_style(style("{spinner} {msg}"));
     spinner.enable_steady_tick(Duration::from_millis(100));
     spinner.set_message("starting the sandbox, which makes its keys first");
@@ -146,15 +163,13 @@ async fn perform(arguments: &Arguments, dir: &Path, stage: &mut Stage) -> Result
     furnish(&http, &control, &program).await.context("the sandbox cannot be furnished")?;
 
     spinner.set_message("starting the service");
-    stage.config = configure(arguments, dir, &card)?;
+    configure(&mut stage.config, dir, &card)?;
+    // From here on there is something to take away again, and only from here on.
+    let link = stage.link.insert(link);
     let (service, admin) = start_service(dir, &http).await?;
     stage.service = Some(service);
     spinner.finish_and_clear();
 
-    let settings = stage.config.broker_settings()?;
-    let names = &settings.topology.names;
-    let link = Link::connect(&settings, "redeemer demo").await.context("no connection to the broker")?;
-    let link = stage.link.insert(link);
     let mut publisher = link.publisher(&names.commands).await.context("cannot publish")?;
     let reading = Link::connect(&settings, "redeemer demo, reading").await;
     let reading = reading.context("no second connection to the broker")?;
@@ -289,9 +304,8 @@ async fn furnish(http: &Http, control: &str, program: &Program) -> anyhow::Resul
     http.send(Method::PUT, &format!("{control}/faults"), &script).await
 }
 
-/// The configuration of the service: the shipped one, with the sandbox's identity, names of its own and short waits.
-fn configure(arguments: &Arguments, dir: &Path, card: &Card) -> anyhow::Result<Config> {
-    let file = |name: &str| dir.join("sandbox").join(name);
+/// The shipped configuration with names of its own on the broker, whose URI stands in a file that only we may read.
+fn names_of_its_own(arguments: &Arguments, dir: &Path) -> anyhow::Result<Config> {
     let uri_file = dir.join("broker.uri");
     OpenOptions::new()
         .write(true)
@@ -300,7 +314,6 @@ fn configure(arguments: &Arguments, dir: &Path, card: &Card) -> anyhow::Result<C
         .open(&uri_file)
         .and_then(|mut file| file.write_all(arguments.broker_uri.as_bytes()))
         .with_context(|| format!("{} cannot be written", uri_file.display()))?;
-
     let prefix = arguments.prefix.clone().unwrap_or_else(|| {
         let chance = Uuid::new_v4().simple().to_string();
         format!("demo-{}", &chance[..8])
@@ -312,22 +325,27 @@ fn configure(arguments: &Arguments, dir: &Path, card: &Card) -> anyhow::Result<C
     for name in [commands, retry, results, unrouted, parked] {
         *name = name.replacen("redemption", &prefix, 1);
     }
-    config.wechat.base_url.clone_from(&card.base_url);
-    config.wechat.backup_base_url = String::new();
-    config.wechat.mchid.clone_from(&card.mchid);
-    config.wechat.merchant_serial.clone_from(&card.merchant_serial);
-    config.wechat.merchant_key_file = file("merchant_key.pem").display().to_string();
-    config.wechat.public_keys.insert(card.public_key_id.clone(), file("wechatpay_public_key.pem"));
     // Nobody wants to wait two hours for the end of a demo, and some commands shall pass through a wait queue.
     config.retry.tiers = [2, 4].map(|seconds| Span(Duration::from_secs(seconds))).to_vec();
     config.retry.in_process_max = Span(Duration::from_secs(5));
     // A demo has far more trouble than a bad day.
     config.retry.budget_share = 1.0;
     config.admin.listen = "127.0.0.1:0".to_owned();
-    let text = toml::to_string(&config).context("the configuration cannot be written")?;
-    let path = dir.join("config.toml");
-    fs::write(&path, text).with_context(|| format!("{} cannot be written", path.display()))?;
     Ok(config)
+}
+
+/// Adds the sandbox's identity, and writes it all down for the service.
+fn configure(config: &mut Config, dir: &Path, card: &Card) -> anyhow::Result<()> {
+    let file = |name: &str| dir.join("sandbox").join(name);
+    config.wechat.base_url.clone_from(&card.base_url);
+    config.wechat.backup_base_url = String::new();
+    config.wechat.mchid.clone_from(&card.mchid);
+    config.wechat.merchant_serial.clone_from(&card.merchant_serial);
+    config.wechat.merchant_key_file = file("merchant_key.pem").display().to_string();
+    config.wechat.public_keys.insert(card.public_key_id.clone(), file("wechatpay_public_key.pem"));
+    let text = toml::to_string(config).context("the configuration cannot be written")?;
+    let path = dir.join("config.toml");
+    fs::write(&path, text).with_context(|| format!("{} cannot be written", path.display()))
 }
 
 async fn start_service(dir: &Path, http: &Http) -> anyhow::Result<(Running, String)> {
