@@ -26,14 +26,15 @@ fn begin(mut demo: Command, line: &str) -> (Child, Vec<String>, impl Iterator<It
     let out = BufReader::new(child.stdout.take().expect("it is piped"));
     let mut lines = out.lines().map(|line| line.expect("the output is text"));
     let mut seen = Vec::new();
-    for each in lines.by_ref() {
-        let found = each.contains(line);
+    let found = lines.by_ref().any(|each| {
         seen.push(each);
-        if found {
-            return (child, seen, lines);
-        }
+        seen.last().is_some_and(|each| each.contains(line))
+    });
+    if !found {
+        let status = child.wait();
+        panic!("{status:?}, and no line with {line:?} in {seen:?}");
     }
-    panic!("no line with {line:?} in {seen:?}");
+    (child, seen, lines)
 }
 
 fn address(lines: &[String], name: &str) -> String {

@@ -419,3 +419,58 @@ fn deadline(text: &str) -> Result<Timestamp, String> {
         .or_else(from_now)
         .ok_or_else(|| "must be a time such as 2026-01-31T12:00:00Z, or a span such as 10m".to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(content: &[u8]) -> Vec<Result<(usize, Vec<u8>), String>> {
+        let (sender, mut receiver) = mpsc::channel(100);
+        read_lines(content, Path::new("orders.jsonl"), &sender);
+        drop(sender);
+        let mut lines = Vec::new();
+        while let Ok(line) = receiver.try_recv() {
+            lines.push(line.map(|line| (line.number, line.body)).map_err(|error| error.to_string()));
+        }
+        lines
+    }
+
+    #[test]
+    fn lines_keep_their_numbers_and_empty_ones_are_skipped() {
+        assert_eq!(
+            lines(b"a\n\n \t\r\nb\r\nc"),
+            [Ok((1, b"a".to_vec())), Ok((4, b"b".to_vec())), Ok((5, b"c".to_vec()))]
+        );
+        assert_eq!(lines(b""), []);
+    }
+
+    #[test]
+    fn a_line_without_an_end_ends_the_reading() {
+        let mut content = b"a\n".to_vec();
+        content.extend(vec![b'x'; 3 * LINE_BYTES_MAX]);
+        let lines = lines(&content);
+        assert_eq!(lines.len(), 2);
+        assert!(lines[1].as_ref().is_err_and(|error| error.contains("line 2 is longer than")), "{lines:?}");
+    }
+
+    #[test]
+    fn the_templates_of_all_bars_can_be_read() {
+        for bytes in [None, Some(100)] {
+            let tally = Tally::new(bytes, None);
+            assert_eq!(tally.counts(), "0 published");
+        }
+    }
+
+    #[test]
+    fn times_are_read_as_people_write_them() {
+        assert_eq!(span("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(span("5m"), Ok(Duration::from_secs(300)));
+        for text in ["", "0s", "-5s", "soon", "5"] {
+            span(text).expect_err(text);
+        }
+        assert_eq!(deadline("2026-01-31T12:00:00Z"), Ok("2026-01-31T12:00:00Z".parse().unwrap()));
+        let ahead = deadline("10m").unwrap().duration_since(Timestamp::now());
+        assert!((590..=600).contains(&ahead.as_secs()), "{ahead}");
+        deadline("yesterday").unwrap_err();
+    }
+}

@@ -193,3 +193,73 @@ pub fn metric(text: &str, name: &str, label: &str) -> f64 {
     });
     series.sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::demo::cases::program;
+
+    fn effect(number: &str) -> Effect {
+        Effect { kind: "used".to_owned(), out_request_no: Some(number.to_owned()) }
+    }
+
+    /// The vendor's example alone, with these events and effects: what is wrong with it.
+    fn faults(events: &[(&str, &str)], effects: &[&str]) -> Vec<String> {
+        let program = program(0, 1);
+        let got = events.iter().map(|(outcome, state)| {
+            let body = format!(
+                r#"{{"data": {{"outcome": "{outcome}", "coupon_state": "{state}",
+                    "out_request_no": "34657_20250101_123456"}}}}"#
+            );
+            Got { told: Told::read(body.as_bytes()), took: Duration::from_millis(1) }
+        });
+        let effects: Vec<_> = effects.iter().map(|number| effect(number)).collect();
+        let report = Report { cases: &program.cases, got: &[got.collect()], effects: &effects };
+        let (table, wrong) = report.table();
+        let row = table.last().expect("there is a row");
+        let strangers = wrong.iter().filter(|fault| fault.contains("nobody asked for")).count();
+        assert_eq!(row.ends_with("  ok"), wrong.len() == strangers, "{row}");
+        wrong
+    }
+
+    #[test]
+    fn events_and_ledger_must_both_agree() {
+        let (ours, well) = ("34657_20250101_123456", ("redeemed", "EFFECTIVE"));
+        assert_eq!(faults(&[well], &[ours]), [""; 0]);
+        assert_eq!(faults(&[well], &[ours, "another_1"]), [""; 0]);
+        let check = |events: &[_], effects: &[_], told: &str| {
+            let found = faults(events, effects);
+            assert!(found.iter().any(|fault| fault.contains(told)), "no {told:?} in {found:?}");
+        };
+        check(&[], &[ours], "0 events for 1 messages");
+        check(&[well, well], &[ours], "2 events for 1 messages");
+        check(&[well], &[], "0 effects in the ledger, not 1");
+        check(&[well], &[ours, ours], "2 effects in the ledger, not 1");
+        check(&[("refused", "EFFECTIVE")], &[ours], "got refused, coupon state EFFECTIVE");
+        check(&[("redeemed", "USED")], &[ours], "got redeemed, coupon state USED");
+        check(&[well], &[ours, "stranger"], "nobody asked for: stranger");
+    }
+
+    #[test]
+    fn a_quantile_is_a_time_that_was_taken() {
+        let program = program(99, 1);
+        let got: Vec<_> = (1..=program.cases.len() as u64)
+            .map(|n| vec![Got { told: None, took: Duration::from_millis(n) }])
+            .collect();
+        let report = Report { cases: &program.cases, got: &got, effects: &[] };
+        let count = program.cases.len() as f64;
+        assert_eq!(report.quantile(0.5, false), Duration::from_millis((count / 2.0).ceil() as u64));
+        assert_eq!(report.quantile(1.0, false), Duration::from_millis(count as u64));
+        assert_eq!(Report { got: &[], ..report }.quantile(0.5, false), Duration::ZERO);
+    }
+
+    #[test]
+    fn metrics_are_summed_over_their_labels() {
+        let text = "# HELP a b\na 7\nab 9\ntaken{how=\"first\"} 3\ntaken{how=\"copy\"} 2\n";
+        let sum = |name, label| metric(text, name, label);
+        assert_eq!(
+            [sum("a", ""), sum("taken", ""), sum("taken", "copy"), sum("none", "")],
+            [7.0, 5.0, 2.0, 0.0]
+        );
+    }
+}
