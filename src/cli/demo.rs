@@ -157,7 +157,7 @@ async fn perform(arguments: &Arguments, dir: &Path, stage: &mut Stage) -> Result
     let spinner = ProgressBar::new_spinner().with_style(style("{spinner} {msg}"));
     spinner.enable_steady_tick(Duration::from_millis(100));
     spinner.set_message("starting the sandbox, which makes its keys first");
-    let (sandbox, card) = start_sandbox(dir, arguments.seed, &http).await?;
+    let (sandbox, card) = start_sandbox(dir, arguments.seed, &http).await.map_err(unexpected)?;
     let control = format!("{}/_sandbox", card.base_url);
     stage.sandbox = Some(sandbox);
     furnish(&http, &control, &program).await.context("the sandbox cannot be furnished")?;
@@ -166,7 +166,7 @@ async fn perform(arguments: &Arguments, dir: &Path, stage: &mut Stage) -> Result
     configure(&mut stage.config, dir, &card)?;
     // From here on there is something to take away again, and only from here on.
     let link = stage.link.insert(link);
-    let (service, admin) = start_service(dir, &http).await?;
+    let (service, admin) = start_service(dir, &http).await.map_err(unexpected)?;
     stage.service = Some(service);
     spinner.finish_and_clear();
 
@@ -213,58 +213,19 @@ async fn perform(arguments: &Arguments, dir: &Path, stage: &mut Stage) -> Result
     };
     tokio::select! {
         played = played => played?,
-        error = ended(service) => return Err(error.into()),
-        error = ended(sandbox) => return Err(error.into()),
+        error = ended(service) => return Err(unexpected(error)),
+        error = ended(sandbox) => return Err(unexpected(error)),
     }
     reading.close().await;
 
-    let effects: Vec<Effect> = http.read(&format!("{control}/effects")).await?;
-    let metrics = settled_metrics(&http, &admin.to_string()).await?;
-    let report = Report { cases: &program.cases, got: &wave.got, effects: &effects };
-    let (table, mut wrong) = report.table();
-    for line in table {
-        say(&line)?;
-    }
-    let count = |name: &str, label: &str| metric(&metrics, name, label);
-    let (told, most) = report.ledger();
-    let sent: usize = program.cases.iter().map(|case| case.times).sum();
-    let time = |share, undisturbed| short(report.quantile(share, undisturbed));
-    say(&format!(
-        "\nlatency   from command to event: p50 {}, p99 {}; undisturbed ones: p50 {}, p99 {}",
-        time(0.5, false),
-        time(0.99, false),
-        time(0.5, true),
-        time(0.99, true)
-    ))?;
-    say(&format!(
-        "ledger    {told} numbers told redeemed, and used there; at most {most} effect per number"
-    ))?;
-    let residue = count("redeemer_ledger_residue", "");
-    say(&format!(
-        "metrics   {} deliveries taken, {} of them back from a wait queue; {} calls, {} of them inquiries; \
-         residue {residue}; {:.0} MB",
-        count("redeemer_commands_taken_total", ""),
-        count("redeemer_commands_taken_total", "copy"),
-        count("redeemer_attempts_total", ""),
-        count("redeemer_attempts_total", "inquire"),
-        count("process_resident_memory_bytes", "") / 1e6,
-    ))?;
-
-    if residue != 0.0 {
-        wrong.push(format!("redeemer_ledger_residue is {residue}, not 0"));
-    }
-    if count("redeemer_commands_in_flight", "") != 0.0 {
-        wrong.push("there are commands in flight although all have ended".to_owned());
-    }
-    if wave.repeats > 0 {
-        say(&format!("repeats   {} events came more than once, which is allowed", wave.repeats))?;
-    }
-    wrong.extend(wave.strangers.iter().map(|key| format!("an event of no command of ours, under {key}")));
+    let played = Played { http: &http, control: &control, admin: &admin, program: &program, wave: &wave };
+    let mut wrong = played.report().await?;
     let malformed = program.cases.iter().filter(|case| case.number.is_none()).count();
     let wanted = [(&names.commands, 0), (&names.parked, malformed), (&names.unrouted, 0)];
     wrong.extend(wrong_depths(link, &wanted).await?);
-    let took = begun.elapsed().as_secs_f64();
     if wrong.is_empty() {
+        let sent: usize = program.cases.iter().map(|case| case.times).sum();
+        let took = begun.elapsed().as_secs_f64();
         say(&format!("\nAll {sent} commands ended as expected, {took:.1} s after the start."))?;
         return Ok(());
     }
@@ -272,6 +233,68 @@ async fn perform(arguments: &Arguments, dir: &Path, stage: &mut Stage) -> Result
         complain(fault);
     }
     Err(Failure::Unexpected(format!("{} things are not as expected", wrong.len())))
+}
+
+fn unexpected(error: anyhow::Error) -> Failure {
+    Failure::Unexpected(format!("{error:#}"))
+}
+
+/// Everything there is to report of, once all events are in.
+struct Played<'a> {
+    http: &'a Http,
+    control: &'a str,
+    admin: &'a str,
+    program: &'a Program,
+    wave: &'a Wave<'a>,
+}
+
+impl Played<'_> {
+    /// Prints the table and the numbers; gives everything that is not as it must be.
+    async fn report(&self) -> anyhow::Result<Vec<String>> {
+        let Self { http, control, admin, program, wave } = self;
+        let effects: Vec<Effect> = http.read(&format!("{control}/effects")).await?;
+        let report = Report { cases: &program.cases, got: &wave.got, effects: &effects };
+        let (table, mut wrong) = report.table();
+        for line in table {
+            say(&line)?;
+        }
+        let time = |share, undisturbed| short(report.quantile(share, undisturbed));
+        let (all, calm) =
+            ([0.5, 0.99].map(|share| time(share, false)), [0.5, 0.99].map(|share| time(share, true)));
+        say(&format!(
+            "\nlatency   from command to event: p50 {}, p99 {}; undisturbed ones: p50 {}, p99 {}",
+            all[0], all[1], calm[0], calm[1]
+        ))?;
+        let (told, used, most) = report.ledger();
+        say(&format!(
+            "ledger    {told} numbers told redeemed, {used} of them used there; at most {most} effect per number"
+        ))?;
+
+        let metrics = settled_metrics(http, admin).await?;
+        let count = |name: &str, label: &str| metric(&metrics, name, label);
+        let residue = count("redeemer_ledger_residue", "");
+        say(&format!(
+            "metrics   {} deliveries taken, {} of them back from a wait queue; {} calls, {} of them inquiries; \
+             residue {residue}; {:.0} MB",
+            count("redeemer_commands_taken_total", ""),
+            count("redeemer_commands_taken_total", "copy"),
+            count("redeemer_attempts_total", ""),
+            count("redeemer_attempts_total", "inquire"),
+            count("process_resident_memory_bytes", "") / 1e6,
+        ))?;
+        if wave.repeats > 0 {
+            say(&format!("repeats   {} events came more than once, which is allowed", wave.repeats))?;
+        }
+
+        if residue != 0.0 {
+            wrong.push(format!("redeemer_ledger_residue is {residue}, not 0"));
+        }
+        if count("redeemer_commands_in_flight", "") != 0.0 {
+            wrong.push("there are commands in flight although all have ended".to_owned());
+        }
+        wrong.extend(wave.strangers.iter().map(|key| format!("an event of no command of ours, under {key}")));
+        Ok(wrong)
+    }
 }
 
 async fn start_sandbox(dir: &Path, seed: u64, http: &Http) -> anyhow::Result<(Running, Card)> {

@@ -13,7 +13,7 @@ use crate::shutdown;
 /// Arguments of `watch`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// Routing keys to show: redemption.<outcome>.<brand>, `*` for one word, `#` for any number of them.
+    /// Routing keys to show, redemption.OUTCOME.BRAND: `*` for one word, `#` for any number of them.
     #[arg(default_value = "redemption.#", conflicts_with_all = ["outcome", "brand"])]
     pattern: String,
     /// Only this outcome: redeemed, refused, invalid or unresolved. Repeatable.

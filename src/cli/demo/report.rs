@@ -130,11 +130,14 @@ impl Report<'_> {
         strangers.map(|number| format!("the ledger has an effect that nobody asked for: {number}")).collect()
     }
 
-    /// How many numbers were told `redeemed`, and the most effects that any number has.
-    pub fn ledger(&self) -> (usize, usize) {
+    /// How many numbers were told `redeemed`, how many of them the ledger has, and the most effects of any number.
+    pub fn ledger(&self) -> (usize, usize, usize) {
+        let uses = self.uses();
         let redeemed = |got: &Got| got.told.as_ref().is_some_and(|told| told.data.outcome == "redeemed");
-        let told = self.got.iter().filter(|got| got.iter().any(redeemed)).count();
-        (told, self.uses().into_values().max().unwrap_or(0))
+        let told = (0..self.cases.len()).filter(|nth| self.got[*nth].iter().any(redeemed));
+        let told: Vec<_> = told.collect();
+        let used = told.iter().filter(|nth| self.uses_of(**nth, &uses) > 0).count();
+        (told.len(), used, uses.into_values().max().unwrap_or(0))
     }
 
     /// The time from publishing to the event that this share of commands took at most, of all or of undisturbed ones.
