@@ -118,7 +118,7 @@ impl Generation {
             .ok_or_else(|| CannotConnect::Uri("none is configured".to_owned()))?;
         let mut uri: AMQPUri = uri.expose_secret().parse().map_err(CannotConnect::Uri)?;
         uri.query.heartbeat = Some(u16::try_from(settings.heartbeat.as_secs()).unwrap_or(u16::MAX).max(1));
-        let at = format!("{}:{}/{}", uri.authority.host, uri.authority.port, uri.vhost);
+        let at = format!("{}:{}, virtual host {}", uri.authority.host, uri.authority.port, uri.vhost);
         let limit = settings.connect_timeout;
 
         let (consuming, publishing) = tokio::try_join!(
