@@ -4,7 +4,6 @@
 //! what was in hand is dropped, the broker delivers it again, and the next generation begins from the handshake.
 
 use std::panic::AssertUnwindSafe;
-use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -29,7 +28,8 @@ use crate::pace::{Budget, Pacer};
 use crate::shutdown::Shutdown;
 use crate::verdict::Fault;
 use crate::wechat::api::{CannotStart, Client, SharedKeyring};
-use crate::wechat::keys::{KeyFault, KeyFiles, Keyring};
+use crate::wechat::certificates::ApiV3Key;
+use crate::wechat::keys::{KeyFault, KeyFiles, Keyring, PublicKeys};
 use crate::worker::{Brands, Taken, Tools, work};
 
 /// Why the service does not start. All of it is for the operator to mend; a broker that is down is not among it.
@@ -73,20 +73,24 @@ pub async fn run(
     shutdown: Shutdown,
     ready: impl FnOnce(std::net::SocketAddr),
 ) -> Result<(), Refusal> {
-    let files = config.key_files();
-    let load = |now| Keyring::load(&files, merchant_key.as_ref().map(|key| key.expose_secret()), now);
-    let keyring = load(Timestamp::now()).map_err(Refusal::Keys)?;
-    let serial = keyring.public.preferred().unwrap_or_default().to_owned();
-    let keys: SharedKeyring = Arc::new(RwLock::new(Arc::new(keyring)));
-    let client = Client::new(config.wechat_settings(&serial)?, keys.clone())?;
     let broker = config.broker_settings()?;
+    let sources = Sources {
+        files: config.key_files(),
+        merchant_key,
+        apiv3_key: config.apiv3_key()?,
+        reload_every: config.wechat.reload_every.0,
+        download_every: config.wechat.download_every.0,
+    };
+    let keyring = sources.load(PublicKeys::default()).map_err(Refusal::Keys)?;
+    let keys: SharedKeyring = Arc::new(RwLock::new(Arc::new(keyring)));
+    let client = Arc::new(Client::new(config.wechat_settings()?, keys.clone())?);
 
     let metrics = Arc::new(Metrics::new());
     let breaker = Breaker::default();
     let status = watch::Sender::new(Status::starting(Timestamp::now()));
     let (address, admin) = admin::serve(config.admin_listen(), metrics.clone(), status.subscribe()).await?;
-    let reload = Reload { files, merchant_key, keys, breaker: breaker.clone() };
-    let reload = tokio::spawn(reload.run(config.wechat.reload_every.0));
+    let keeper = KeyKeeper { sources, keys: keys.clone(), client: client.clone(), breaker: breaker.clone() };
+    let keeper = tokio::spawn(keeper.run());
     info!(version = env!("CARGO_PKG_VERSION"), admin = %address, "starting");
     ready(address);
 
@@ -102,6 +106,7 @@ pub async fn run(
         brands: Brands::default(),
     });
     let mut service = Service {
+        keys,
         tools,
         status,
         lanes: Lanes::default(),
@@ -111,7 +116,7 @@ pub async fn run(
         drain: config.shutdown.deadline.0,
     };
     service.supervise(&broker, shutdown).await;
-    reload.abort();
+    keeper.abort();
     admin.abort();
     info!("stopped");
     Ok(())
@@ -119,6 +124,7 @@ pub async fn run(
 
 /// What the main loop owns.
 struct Service {
+    keys: SharedKeyring,
     tools: Arc<Tools>,
     status: watch::Sender<Status>,
     lanes: Lanes<Held>,
@@ -160,6 +166,7 @@ enum Appetite {
 impl Service {
     /// Builds generations for ever, with growing pauses while none can be built.
     async fn supervise(&mut self, settings: &crate::broker::Settings, mut shutdown: Shutdown) {
+        self.await_keys(&mut shutdown).await;
         // Short, because every second down is a second late for somebody's money.
         let pauses =
             Backoff::new(Duration::from_millis(100), 1.6, 0.3, Duration::from_secs(1)).unwrap_or_default();
@@ -205,6 +212,20 @@ impl Service {
             }
             if shutdown.asked() {
                 break;
+            }
+        }
+    }
+
+    /// Without a key to verify answers with, no answer could be believed: nothing is taken before there is one.
+    async fn await_keys(&mut self, shutdown: &mut Shutdown) {
+        let keys = self.keys.clone();
+        let held = || !keys.read().unwrap_or_else(PoisonError::into_inner).public.is_empty();
+        while !held() && !shutdown.asked() {
+            let why = "keys: no key to verify answers with yet; platform certificates are being downloaded";
+            self.tell(None, false, vec![why.to_owned()]);
+            tokio::select! {
+                () = sleep(TICK) => {}
+                () = shutdown.wait() => {}
             }
         }
     }
@@ -502,55 +523,96 @@ async fn hand_back(deliveries: Vec<Delivery>) {
     }
 }
 
-/// Looks at the key files from time to time and takes changed ones into use.
-struct Reload {
+/// Where keys come from.
+struct Sources {
     files: KeyFiles,
     merchant_key: Option<SecretString>,
-    keys: SharedKeyring,
-    breaker: Breaker,
+    apiv3_key: Option<ApiV3Key>,
+    reload_every: Duration,
+    download_every: Duration,
 }
 
-impl Reload {
-    async fn run(self, every: Duration) {
-        let mut tick = interval(every);
-        let mut seen = self.versions();
-        loop {
-            tick.tick().await;
-            let versions = self.versions();
-            if versions == seen {
-                continue;
-            }
-            let from_environment = self.merchant_key.as_ref().map(|key| key.expose_secret());
-            match Keyring::load(&self.files, from_environment, Timestamp::now()) {
-                Ok(keyring) => {
-                    seen = versions;
-                    *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keyring);
-                    info!("keys changed and taken into use; the next call goes alone");
-                    self.breaker.suspect();
-                }
-                // Half-written, most likely: the old keys stay in use, and it is looked at again.
-                Err(faults) => {
-                    for fault in faults {
-                        warn!(%fault, "changed keys are not taken into use");
-                    }
-                }
-            }
-        }
+impl Sources {
+    /// Reads every key file; `downloaded` certificates stand beside what the files hold.
+    fn load(&self, downloaded: PublicKeys) -> Result<Keyring, Vec<KeyFault>> {
+        let from_environment = self.merchant_key.as_ref().map(|key| key.expose_secret());
+        let mut keyring = Keyring::load(&self.files, from_environment, Timestamp::now())?;
+        keyring.public.extend(downloaded);
+        Ok(keyring)
     }
 
     /// Modification time and size of every key file.
-    fn versions(&self) -> Vec<(PathBuf, Option<(SystemTime, u64)>)> {
-        let KeyFiles { merchant_key, public_keys, platform_certificates } = &self.files;
-        merchant_key
-            .iter()
-            .chain(public_keys.values())
-            .chain(platform_certificates)
+    fn versions(&self) -> Vec<Option<(SystemTime, u64)>> {
+        let KeyFiles { merchant_key, public_keys, platform_certificates, downloads: _ } = &self.files;
+        let files = merchant_key.iter().chain(public_keys.values()).chain(platform_certificates);
+        files
             .map(|path| {
-                let metadata = std::fs::metadata(path).ok();
-                let version = metadata.and_then(|found| Some((found.modified().ok()?, found.len())));
-                (path.clone(), version)
+                let metadata = std::fs::metadata(path).ok()?;
+                Some((metadata.modified().ok()?, metadata.len()))
             })
             .collect()
+    }
+}
+
+/// The pause after a download that brought nothing.
+const DOWNLOAD_AGAIN: Duration = Duration::from_secs(30);
+
+/// Keeps the keys current: changed files are taken into use, platform certificates are downloaded.
+struct KeyKeeper {
+    sources: Sources,
+    keys: SharedKeyring,
+    client: Arc<Client>,
+    breaker: Breaker,
+}
+
+impl KeyKeeper {
+    async fn run(self) {
+        let mut look = interval(self.sources.reload_every);
+        let mut seen = self.sources.versions();
+        let mut downloaded = PublicKeys::default();
+        let mut download_at = Instant::now();
+        loop {
+            if let Some(key) = &self.sources.apiv3_key
+                && download_at <= Instant::now()
+            {
+                match self.client.certificates(key, Timestamp::now(), rand::random()).await {
+                    Ok(brought) => {
+                        info!(certificates = brought.iter().count(), "platform certificates downloaded");
+                        downloaded = brought;
+                        download_at = Instant::now() + self.sources.download_every;
+                        self.take_into_use(&downloaded, &mut seen);
+                    }
+                    Err(why) => {
+                        warn!(%why, "platform certificates could not be downloaded; the ones held stay in use");
+                        download_at = Instant::now() + DOWNLOAD_AGAIN.min(self.sources.download_every);
+                    }
+                }
+            }
+            if self.sources.versions() != seen && self.take_into_use(&downloaded, &mut seen) {
+                info!("keys changed and taken into use; the next call goes alone");
+                self.breaker.suspect();
+            }
+            look.tick().await;
+        }
+    }
+
+    /// Exchanges the keyring as a whole. Files that cannot be used leave the old keys in use: half-written, most
+    /// likely, and looked at again.
+    fn take_into_use(&self, downloaded: &PublicKeys, seen: &mut Vec<Option<(SystemTime, u64)>>) -> bool {
+        let versions = self.sources.versions();
+        match self.sources.load(downloaded.clone()) {
+            Ok(keyring) => {
+                *seen = versions;
+                *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keyring);
+                true
+            }
+            Err(faults) => {
+                for fault in faults {
+                    warn!(%fault, "changed keys are not taken into use");
+                }
+                false
+            }
+        }
     }
 }
 

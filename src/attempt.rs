@@ -1,9 +1,9 @@
 //! What follows from a verdict: the state machine of one command, from the first question to the outcome.
 //!
 //! Pure: no clock, no dice, no IO. `now` and chance are arguments, a [`Step`] is what to do, and only
-//! [`crate::worker`] does it. The laws, tested at the foot: what is unsure never ends as refused or redeemed
-//! without an authentic answer; nothing is sent once a return was seen; every wait ends before the deadline;
-//! every command comes to an end.
+//! [`crate::worker`] does it. The laws, tested in `tests/attempt_laws.rs`: what is unsure never ends as refused
+//! or redeemed without an authentic answer; nothing is sent once a return was seen; every wait but a settling
+//! time ends before the deadline; every command comes to an end.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::backoff::Backoff;
 use crate::coupon::Coupon;
-use crate::verdict::{Answer, Fault, Question, Reason, Reply, Verdict};
+use crate::verdict::{Answer, Authenticity, Fault, Question, Reason, Reply, Verdict};
 
 /// How long and how often a command is worked on.
 #[derive(Debug, Clone, PartialEq)]
@@ -308,6 +308,11 @@ impl Evidence {
     /// The most attempts that are remembered.
     pub const KEPT: usize = 16;
 
+    /// The last [`Evidence::KEPT`] of these attempts.
+    pub fn last(evidence: &[Self]) -> &[Self] {
+        &evidence[evidence.len().saturating_sub(Self::KEPT)..]
+    }
+
     /// Forgets all but the last [`Evidence::KEPT`] attempts.
     pub fn keep_last(evidence: &mut Vec<Self>) {
         let surplus = evidence.len().saturating_sub(Self::KEPT);
@@ -338,6 +343,8 @@ pub struct Progress {
     failures: u32,
     /// Whether the question in hand is the last one.
     last: bool,
+    /// Whether the inquiry in hand comes before the settling time: only a success counts.
+    early: bool,
 }
 
 impl Progress {
@@ -367,30 +374,38 @@ impl Progress {
             waited: Duration::ZERO,
             failures: 0,
             last: false,
+            early: false,
         }
     }
 
     /// A copy that the broker delivers again: what was believed when it was put away may be outdated.
     pub fn delivered_again(&mut self) {
-        if matches!(self.belief, Belief::Clear | Belief::Doubted(_)) {
+        // An unsigned objection may have been doubted since, and the body sent once more.
+        if matches!(self.belief, Belief::Clear | Belief::Doubted(_) | Belief::Objected { stands: false, .. })
+        {
             self.belief = Belief::Unsure { negatives: 0 };
         }
     }
 
     /// The first step of a delivery.
     pub fn begin(&mut self, limits: &Limits, now: Timestamp) -> Step {
+        // The delivery before this one may have sent the body a moment ago. If it took effect, that can be seen
+        // at once; nothing else that is seen before the settling time counts.
+        self.early = self.may_have_executed();
         self.ask_after(Duration::ZERO, limits, now)
     }
 
     /// The step after a [`Step::Halt`], once calls are allowed again.
     pub fn resume(&mut self, limits: &Limits, now: Timestamp) -> Step {
-        self.ask_after(Duration::ZERO, limits, now)
+        self.begin(limits, now)
     }
 
     /// The wait queue for a command that may not wait in process: the shared retry budget is spent, or calls are
-    /// halted. `None` where no wait queue ends before the deadline; then it waits in process after all.
+    /// halted. Where no wait queue ends before the deadline it is the shortest, for a slot is worth more than that
+    /// delay; `None` where there is no wait queue at all.
     pub fn defer(&self, limits: &Limits, now: Timestamp) -> Option<Step> {
-        self.tier(limits, now).map(|tier| Step::Defer { tier })
+        let shortest = (!limits.tiers.is_empty()).then_some(0);
+        self.tier(limits, now).or(shortest).map(|tier| Step::Defer { tier })
     }
 
     /// What follows from the `verdict` on the `reply` to `question`. `chance` is between 0 and 1.
@@ -417,12 +432,17 @@ impl Progress {
         {
             self.objection = Some(Objection::of(answer));
         }
+        let signed = answer.as_ref().is_some_and(|answer| answer.authenticity == Authenticity::Verified);
         let coupon = answer.and_then(|answer| answer.coupon);
         if let Some(coupon) = &coupon {
             self.coupon = Some(coupon.clone());
         }
 
+        let early = std::mem::take(&mut self.early);
         match (verdict, coupon) {
+            (verdict, _) if early && !matches!(verdict, Verdict::Redeemed | Verdict::Stop(_)) => {
+                self.settle(limits, now)
+            }
             (Verdict::Redeemed, Some(coupon)) => Step::Finish(Outcome::Redeemed { by, coupon }),
             // A success is only ever judged from a described coupon; without one there is nothing to tell.
             (Verdict::Redeemed, None) => self.unsure(limits, now),
@@ -432,8 +452,8 @@ impl Progress {
             }
             (Verdict::Refused(reason), _) => self.refuse(reason, by),
             (Verdict::NotAuthorised, _) if by == EstablishedBy::Answer => {
-                if self.may_have_executed() {
-                    self.object(Reason::NotAuthorised, true, limits, now)
+                if self.may_have_executed() || !signed {
+                    self.object(Reason::NotAuthorised, signed, limits, now)
                 } else {
                     self.refuse(Reason::NotAuthorised, by)
                 }
@@ -442,6 +462,8 @@ impl Progress {
             (Verdict::NotExecuted, _) => self.not_executed(limits, now, chance),
             (Verdict::Stop(fault), _) => {
                 self.failures = 0;
+                // A last inquiry that met our own fault has asked nothing: it is put again.
+                self.last = false;
                 Step::Halt(fault)
             }
             (Verdict::Unsure(_), _) if question == Question::Redeem => self.unsure(limits, now),
@@ -467,22 +489,21 @@ impl Progress {
     fn unsure(&mut self, limits: &Limits, now: Timestamp) -> Step {
         self.belief = Belief::Unsure { negatives: 0 };
         self.failures = 0;
-        self.ask_after(limits.settling, limits, now)
+        self.settle(limits, now)
     }
 
     fn object(&mut self, reason: Reason, signed: bool, limits: &Limits, now: Timestamp) -> Step {
         let second = matches!(self.belief, Belief::Doubted(_));
         self.belief = Belief::Objected { reason, stands: signed || second };
         self.failures = 0;
-        let settling = if signed { Duration::ZERO } else { limits.settling };
-        self.ask_after(settling, limits, now)
+        if signed { self.ask_after(Duration::ZERO, limits, now) } else { self.settle(limits, now) }
     }
 
     fn not_executed(&mut self, limits: &Limits, now: Timestamp, chance: f64) -> Step {
         match self.belief {
             Belief::Unsure { negatives } if negatives + 1 < NEGATIVES_WANTED => {
                 self.belief = Belief::Unsure { negatives: negatives + 1 };
-                self.ask_after(limits.settling, limits, now)
+                self.settle(limits, now)
             }
             Belief::Unsure { .. } => {
                 self.belief = Belief::Clear;
@@ -505,16 +526,27 @@ impl Progress {
         self.ask_after(wait, limits, now)
     }
 
-    /// The next question after a wait in process, or after a tier where the wait is too long, or the last one.
+    /// The next inquiry, once a redeem that may be under way has settled. The one wait that the deadline does not
+    /// cut short: an inquiry before its end would prove nothing, and could end as a refusal all the same.
+    fn settle(&mut self, limits: &Limits, now: Timestamp) -> Step {
+        self.ask(limits.settling, limits.settling, limits, now)
+    }
+
     fn ask_after(&mut self, wait: Duration, limits: &Limits, now: Timestamp) -> Step {
+        self.ask(wait, Duration::ZERO, limits, now)
+    }
+
+    /// The next question after a wait in process, or after a tier where the wait is too long, or the last one. The
+    /// deadline cuts the wait short, but not below `least`: where that outlasts it, the question is the last one.
+    fn ask(&mut self, wait: Duration, least: Duration, limits: &Limits, now: Timestamp) -> Step {
         if self.last {
             return self.conclude_unknown(limits, now);
         }
         let left = self.deadline.duration_since(now);
         let exhausted = self.attempts >= limits.attempts_max;
-        if exhausted || left <= SignedDuration::ZERO {
+        if exhausted || left <= SignedDuration::try_from(least).unwrap_or(SignedDuration::MAX) {
             self.last = true;
-            return Step::Ask { after: Duration::ZERO, question: Question::Inquire };
+            return Step::Ask { after: least, question: Question::Inquire };
         }
         let wait = wait.min(left.unsigned_abs());
         let waited = self.waited.saturating_add(wait);

@@ -86,7 +86,16 @@ const RECENT: SignedDuration = SignedDuration::from_secs(30);
 /// The share of failing results that opens the breaker, in percent.
 const FAILING_PERCENT: usize = 60;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How a call came to be allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// With all others.
+    Free,
+    /// Alone, to find out.
+    Probe,
+}
 
 /// The state machine.
 #[derive(Debug)]
@@ -102,22 +111,25 @@ impl Policy {
         Self { state, results: VecDeque::new(), pause: FIRST_PAUSE }
     }
 
-    /// Whether a call may be made now; if so it is noted as under way.
-    fn try_pass(&mut self, now: Timestamp) -> bool {
+    /// Whether a call may be made now, and whether it is the one that goes alone.
+    fn try_pass(&mut self, now: Timestamp) -> Option<Kind> {
         if let State::Open { cause, until } = self.state
             && until <= now
         {
             self.state = State::HalfOpen { cause, probing: false };
         }
         match &mut self.state {
-            State::Closed => true,
-            State::HalfOpen { probing, .. } => !std::mem::replace(probing, true),
-            State::Open { .. } => false,
+            State::Closed => Some(Kind::Free),
+            State::HalfOpen { probing, .. } => (!std::mem::replace(probing, true)).then_some(Kind::Probe),
+            State::Open { .. } => None,
         }
     }
 
-    fn note(&mut self, sign: Sign, now: Timestamp) {
+    fn note(&mut self, kind: Kind, sign: Sign, now: Timestamp) {
         match (self.state, sign) {
+            // A latecomer from before it opened: only its success is news.
+            (State::HalfOpen { .. }, Sign::Failing | Sign::Neutral | Sign::Fault(_))
+                if kind == Kind::Free => {}
             (_, Sign::Fault(fault)) => self.open(Cause::Fault(fault), now),
             (State::HalfOpen { .. }, Sign::Well) => {
                 self.state = State::Closed;
@@ -160,8 +172,10 @@ impl Policy {
     }
 
     /// A call ended without a result.
-    fn abandon(&mut self) {
-        if let State::HalfOpen { probing, .. } = &mut self.state {
+    fn abandon(&mut self, kind: Kind) {
+        if let State::HalfOpen { probing, .. } = &mut self.state
+            && kind == Kind::Probe
+        {
             *probing = false;
         }
     }
@@ -210,8 +224,8 @@ impl Breaker {
         let mut states = self.states();
         loop {
             states.borrow_and_update();
-            if self.change(|policy| policy.try_pass(now())) {
-                return Pass { breaker: Some(self.clone()) };
+            if let Some(kind) = self.change(|policy| policy.try_pass(now())) {
+                return Pass { breaker: Some(self.clone()), kind };
             }
             let pause = match self.state() {
                 State::Open { until, .. } => until.duration_since(now()).unsigned_abs(),
@@ -254,13 +268,20 @@ impl Breaker {
 /// The right to make one call.
 pub struct Pass {
     breaker: Option<Breaker>,
+    kind: Kind,
 }
 
 impl Pass {
+    /// Whether it still holds: the breaker may have opened while its owner waited for something else.
+    pub fn holds(&self) -> bool {
+        let closed = |breaker: &Breaker| breaker.state() == State::Closed;
+        self.kind == Kind::Probe || self.breaker.as_ref().is_some_and(closed)
+    }
+
     /// Reports what the call said.
     pub fn report(mut self, sign: Sign, now: Timestamp) {
         if let Some(breaker) = self.breaker.take() {
-            breaker.change(|policy| policy.note(sign, now));
+            breaker.change(|policy| policy.note(self.kind, sign, now));
         }
     }
 }
@@ -268,7 +289,7 @@ impl Pass {
 impl Drop for Pass {
     fn drop(&mut self) {
         if let Some(breaker) = self.breaker.take() {
-            breaker.change(Policy::abandon);
+            breaker.change(|policy| policy.abandon(self.kind));
         }
     }
 }
@@ -283,31 +304,31 @@ mod tests {
 
     fn closed() -> Policy {
         let mut policy = Policy::new();
-        assert!(policy.try_pass(at(0)));
-        policy.note(Sign::Well, at(0));
+        assert_eq!(policy.try_pass(at(0)), Some(Kind::Probe));
+        policy.note(Kind::Probe, Sign::Well, at(0));
         policy
     }
 
     #[test]
     fn the_first_call_goes_alone() {
         let mut policy = Policy::new();
-        assert!(policy.try_pass(at(0)));
-        assert!(!policy.try_pass(at(0)));
-        policy.note(Sign::Well, at(1));
-        assert!(policy.try_pass(at(1)) && policy.try_pass(at(1)));
+        assert!(policy.try_pass(at(0)).is_some());
+        assert!(policy.try_pass(at(0)).is_none());
+        policy.note(Kind::Probe, Sign::Well, at(1));
+        assert!(policy.try_pass(at(1)).is_some() && policy.try_pass(at(1)).is_some());
     }
 
     #[test]
     fn a_fault_of_our_own_opens_at_once_and_is_probed_ever_more_rarely() {
         let mut policy = closed();
         let fault = Sign::Fault(Fault::Unauthenticated);
-        policy.note(fault, at(0));
-        assert!(!policy.try_pass(at(999)));
-        assert!(policy.try_pass(at(1_000)) && !policy.try_pass(at(1_000)));
-        policy.note(fault, at(1_000));
-        assert!(!policy.try_pass(at(2_999)));
-        assert!(policy.try_pass(at(3_000)));
-        policy.note(Sign::Well, at(3_001));
+        policy.note(Kind::Free, fault, at(0));
+        assert!(policy.try_pass(at(999)).is_none());
+        assert!(policy.try_pass(at(1_000)).is_some() && policy.try_pass(at(1_000)).is_none());
+        policy.note(Kind::Probe, fault, at(1_000));
+        assert!(policy.try_pass(at(2_999)).is_none());
+        assert!(policy.try_pass(at(3_000)).is_some());
+        policy.note(Kind::Probe, Sign::Well, at(3_001));
         assert_eq!(policy.state, State::Closed);
     }
 
@@ -315,23 +336,23 @@ mod tests {
     fn latecomers_do_not_lengthen_the_pause() {
         let mut policy = closed();
         for _ in 0..100 {
-            policy.note(Sign::Fault(Fault::Unauthenticated), at(0));
+            policy.note(Kind::Free, Sign::Fault(Fault::Unauthenticated), at(0));
         }
-        assert!(policy.try_pass(at(1_000)));
+        assert!(policy.try_pass(at(1_000)).is_some());
     }
 
     #[test]
     fn a_failing_provider_opens_it_and_a_few_failures_do_not() {
         let mut policy = closed();
         for nth in 0..9 {
-            policy.note(Sign::Failing, at(nth));
+            policy.note(Kind::Free, Sign::Failing, at(nth));
         }
         assert_eq!(policy.state, State::Closed);
-        policy.note(Sign::Failing, at(9));
+        policy.note(Kind::Free, Sign::Failing, at(9));
         assert!(matches!(policy.state, State::Open { cause: Cause::Failing, .. }));
         let mut policy = closed();
         for nth in 0..1_000 {
-            policy.note(if nth % 5 == 0 { Sign::Failing } else { Sign::Well }, at(nth));
+            policy.note(Kind::Free, if nth % 5 == 0 { Sign::Failing } else { Sign::Well }, at(nth));
         }
         assert_eq!(policy.state, State::Closed, "a fifth of failing calls is no outage");
     }
@@ -339,16 +360,18 @@ mod tests {
     #[test]
     fn an_abandoned_probe_makes_room_for_another() {
         let mut policy = Policy::new();
-        assert!(policy.try_pass(at(0)));
-        policy.abandon();
-        assert!(policy.try_pass(at(0)));
+        assert!(policy.try_pass(at(0)).is_some());
+        policy.abandon(Kind::Free);
+        assert!(policy.try_pass(at(0)).is_none(), "a latecomer's end makes no room");
+        policy.abandon(Kind::Probe);
+        assert!(policy.try_pass(at(0)).is_some());
     }
 
     #[test]
     fn a_new_key_is_tried_with_one_call_at_once() {
         let mut policy = closed();
-        policy.note(Sign::Fault(Fault::Unauthenticated), at(0));
+        policy.note(Kind::Free, Sign::Fault(Fault::Unauthenticated), at(0));
         policy.suspect();
-        assert!(policy.try_pass(at(0)) && !policy.try_pass(at(0)));
+        assert!(policy.try_pass(at(0)).is_some() && policy.try_pass(at(0)).is_none());
     }
 }

@@ -216,7 +216,7 @@ fn address(settings: &Settings, nth: usize) -> Result<(AMQPUri, String), CannotC
         settings.uris.get(nth % settings.uris.len().max(1)).ok_or(CannotConnect::Uri(": it is empty"))?;
     let mut uri: AMQPUri = uri.expose_secret().parse().map_err(|_| CannotConnect::Uri(""))?;
     uri.query.heartbeat = Some(u16::try_from(settings.heartbeat.as_secs()).unwrap_or(u16::MAX).max(1));
-    let at = format!("{}:{}/{}", uri.authority.host, uri.authority.port, uri.vhost);
+    let at = format!("{}:{}, virtual host {}", uri.authority.host, uri.authority.port, uri.vhost);
     Ok((uri, at))
 }
 

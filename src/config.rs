@@ -19,6 +19,7 @@ use crate::attempt::Limits;
 use crate::backoff::Backoff;
 use crate::broker::topology::{Mode, Names, Topology};
 use crate::telemetry::Format;
+use crate::wechat::certificates::ApiV3Key;
 use crate::wechat::keys::{KeyFiles, read_secret};
 use crate::wechat::sign::Merchant;
 use crate::wire::copy::Horizon;
@@ -98,6 +99,8 @@ section! {
         merchant_key_file: String = String::new(),
         verification_serial: String = String::new(),
         platform_certificates: Vec<PathBuf> = Vec::new(),
+        apiv3_key_file: String = String::new(),
+        download_every: Span = Span::seconds(36_000),
         reload_every: Span = Span::seconds(10),
         connect_timeout: Span = Span::seconds(2),
         read_timeout: Span = Span::seconds(10),
@@ -375,6 +378,9 @@ impl Config {
             let within = (Duration::from_millis(10)..=Duration::from_secs(600)).contains(&span.0);
             wrong(within, key, "must be 10ms to 10m");
         }
+        let twelve_hours = Duration::from_secs(12 * 3_600);
+        let often = (Duration::from_secs(1)..=twelve_hours).contains(&wechat.download_every.0);
+        wrong(often, "wechat.download_every", "must be 1s to 12h");
         let reply = (1_024..=16 * 1024 * 1024).contains(&wechat.reply_bytes_max);
         wrong(reply, "wechat.reply_bytes_max", "must be 1024 to 16777216");
         if let Err(fault) = retry.backoff() {
@@ -445,14 +451,29 @@ impl Config {
             merchant_key: (!file.is_empty()).then(|| PathBuf::from(file)),
             public_keys: self.wechat.public_keys.clone(),
             platform_certificates: self.wechat.platform_certificates.clone(),
+            downloads: !self.wechat.apiv3_key_file.is_empty(),
         }
     }
 
-    /// How the payment API is reached. `serial` is the serial of a key that is held, for want of a configured one.
+    /// The APIv3 key, where one is configured.
+    ///
+    /// # Errors
+    /// Where its file cannot be read, is open to others, or holds no such key.
+    pub fn apiv3_key(&self) -> Result<Option<ApiV3Key>, ConfigFault> {
+        let file = &self.wechat.apiv3_key_file;
+        if file.is_empty() {
+            return Ok(None);
+        }
+        let fault = |problem| ConfigFault { key: "wechat.apiv3_key_file".to_owned(), problem };
+        let text = read_secret(Path::new(file)).map_err(|error| fault(error.to_string()))?;
+        ApiV3Key::parse(&text).map(Some).map_err(|error| fault(error.to_string()))
+    }
+
+    /// How the payment API is reached.
     ///
     /// # Errors
     /// Everything that must be set and is not.
-    pub fn wechat_settings(&self, serial: &str) -> Result<crate::wechat::api::Settings, ConfigFaults> {
+    pub fn wechat_settings(&self) -> Result<crate::wechat::api::Settings, ConfigFaults> {
         let wechat = &self.wechat;
         let mut faults = Vec::new();
         let digits = !wechat.mchid.is_empty() && wechat.mchid.bytes().all(|byte| byte.is_ascii_digit());
@@ -472,7 +493,7 @@ impl Config {
         let set = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         Ok(crate::wechat::api::Settings {
             merchant: Merchant { mchid: wechat.mchid.clone(), serial: wechat.merchant_serial.clone() },
-            verification_serial: set(&wechat.verification_serial).unwrap_or_else(|| serial.to_owned()),
+            verification_serial: set(&wechat.verification_serial),
             base_url: wechat.base_url.clone(),
             backup_base_url: set(&wechat.backup_base_url),
             connect_timeout: wechat.connect_timeout.0,
@@ -661,7 +682,7 @@ mod tests {
 
     #[test]
     fn what_must_be_set_is_told_by_name() {
-        let faults = Config::default().wechat_settings("S").unwrap_err();
+        let faults = Config::default().wechat_settings().unwrap_err();
         let keys: Vec<_> = faults.0.iter().map(|fault| fault.key.as_str()).collect();
         assert_eq!(keys, ["wechat.mchid", "wechat.merchant_serial"]);
     }

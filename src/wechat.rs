@@ -5,6 +5,7 @@
 //! [`crate::verdict`].
 
 pub mod api;
+pub mod certificates;
 pub mod hosts;
 pub mod keys;
 pub mod reply;

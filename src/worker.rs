@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
+use tokio::time::error::Elapsed;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, error, info, warn};
 
@@ -22,16 +23,16 @@ use crate::metrics::{Arrival, Message, Metrics, Settling};
 use crate::pace::{Budget, Pacer};
 use crate::redemption::Redemption;
 use crate::telemetry::Short;
-use crate::verdict::{Authenticity, Declined, Fault, Question, Reason, Reply, Verdict, judge};
+use crate::verdict::{self, Authenticity, Declined, Question, Reason, Reply, Verdict, judge};
 use crate::wechat::api::{Client, Heard, Prepared, hex};
-use crate::wire::command::{self, Rejected};
+use crate::wire::command::{self, Fault, Legible, Rejected};
 use crate::wire::copy::{self, Carried, Damage, Horizon};
 use crate::wire::event::{self, Event, Telling};
 
 /// What every worker shares.
 pub struct Tools {
     /// The payment API.
-    pub client: Client,
+    pub client: Arc<Client>,
     /// Holds calls back when all would fail.
     pub breaker: Breaker,
     /// Spaces calls.
@@ -112,9 +113,18 @@ pub async fn work(
         Ok(redemption) => {
             let prepared = Prepared::new(&redemption);
             match progress(tools, &delivery, &prepared, at) {
-                Err(damage) => set_damaged_aside(tools, publisher, delivery, &redemption, &damage, at).await,
+                Err(Unstartable::Damage(damage)) => {
+                    set_damaged_aside(tools, publisher, delivery, &redemption, &damage, at).await
+                }
+                Err(Unstartable::Deadline) => {
+                    let problem = format!("its header {} is not an RFC 3339 time", copy::DEADLINE);
+                    let faults = vec![Fault { pointer: String::new(), problem }];
+                    let rejected = Rejected { faults, legible: Legible::from(&redemption) };
+                    refuse(tools, publisher, delivery, &rejected, at).await
+                }
                 Ok(carried) => {
-                    let job = Job { tools, publisher, redemption, prepared, delivery, carried };
+                    let troubled = false;
+                    let job = Job { tools, publisher, redemption, prepared, delivery, carried, troubled };
                     job.run(&mut cut).await
                 }
             }
@@ -135,17 +145,26 @@ pub async fn work(
 
 type Worked = Result<(Settling, Delivery, Published), Interrupted>;
 
+/// Why a readable command cannot be worked on.
+enum Unstartable {
+    /// It is a wait-queue copy whose headers make no sense.
+    Damage(Damage),
+    /// Its sender set a deadline that cannot be read.
+    Deadline,
+}
+
 /// Where this delivery stands: afresh, redelivered, or back from a wait queue.
 fn progress(
     tools: &Tools,
     delivery: &Delivery,
     prepared: &Prepared,
     now: Timestamp,
-) -> Result<Carried, Damage> {
+) -> Result<Carried, Unstartable> {
     let again = delivery.redelivered();
     if copy::is_copy(|name| delivery.has_header(name)) {
         let header = |name| delivery.header(name);
-        let mut carried = copy::read(header, prepared.body_sha256(), now, tools.horizon)?;
+        let mut carried =
+            copy::read(header, prepared.body_sha256(), now, tools.horizon).map_err(Unstartable::Damage)?;
         if again {
             carried.progress.delivered_again();
         }
@@ -153,9 +172,9 @@ fn progress(
     }
     let text = delivery.header(copy::DEADLINE);
     if text.is_none() && delivery.has_header(copy::DEADLINE) {
-        return Err(Damage::Unreadable(copy::DEADLINE));
+        return Err(Unstartable::Deadline);
     }
-    let deadline = copy::deadline(text, now, tools.horizon)?;
+    let deadline = copy::deadline(text, now, tools.horizon).map_err(|_| Unstartable::Deadline)?;
     Ok(Carried { progress: Progress::new(now, deadline, again), evidence: Vec::new() })
 }
 
@@ -239,20 +258,22 @@ struct Job<'a> {
     prepared: Prepared,
     delivery: Delivery,
     carried: Carried,
+    /// Whether the last call met trouble on the provider's side.
+    troubled: bool,
 }
 
 impl Job<'_> {
     async fn run(mut self, cut: &mut Cut) -> Worked {
         let limits = &self.tools.limits;
         let mut step = self.carried.progress.begin(limits, Timestamp::now());
-        let mut asked = false;
+        self.tools.budget.earn();
         loop {
             step = match step {
                 Step::Ask { after, question } => {
-                    let retry = std::mem::replace(&mut asked, true);
-                    if !retry {
-                        self.tools.budget.earn();
-                    } else if !self.tools.budget.spend()
+                    // Only trouble costs: what a redelivery or a refusal asks further is no retry.
+                    let retry = std::mem::take(&mut self.troubled);
+                    if retry
+                        && !self.tools.budget.spend()
                         && let Some(put_away) = self.carried.progress.defer(limits, Timestamp::now())
                     {
                         step = put_away;
@@ -276,11 +297,14 @@ impl Job<'_> {
         let tools = self.tools;
         let hold = async {
             sleep(after).await;
-            let held = timeout(tools.limits.in_process_max, tools.breaker.pass(Timestamp::now)).await;
-            if held.is_ok() {
+            loop {
+                let pass = timeout(tools.limits.in_process_max, tools.breaker.pass(Timestamp::now)).await?;
                 tools.pacer.turn(question).await;
+                // Those who waited for their turn while it opened must not go all the same.
+                if pass.holds() {
+                    return Ok::<_, Elapsed>(pass);
+                }
             }
-            held
         };
         let pass = tokio::select! {
             pass = hold => pass,
@@ -297,6 +321,7 @@ impl Job<'_> {
         let heard = tools.client.ask(question, &self.prepared, traceparent, now, nonce, chance).await;
         let verdict = self.judge(question, &heard);
         pass.report(Sign::of(&verdict), Timestamp::now());
+        self.troubled = matches!(verdict, Verdict::NotAccepted(_) | Verdict::NotSent | Verdict::Unsure(_));
         self.note(question, &heard, &verdict, now);
         let Carried { progress, .. } = &mut self.carried;
         let step =
@@ -310,7 +335,7 @@ impl Job<'_> {
             Verdict::NotAuthorised => {
                 // Our own fault, unless some brand has let us in lately.
                 let ours = !self.tools.brands.any_accepted(Instant::now());
-                if ours { Verdict::Stop(Fault::Unauthorised) } else { verdict }
+                if ours { Verdict::Stop(verdict::Fault::Unauthorised) } else { verdict }
             }
             Verdict::Redeemed | Verdict::NotExecuted | Verdict::Objected { signed: true, .. } => {
                 self.tools.brands.accepted(Instant::now());
@@ -360,6 +385,7 @@ impl Job<'_> {
             status = evidence.status,
             request_id = evidence.request_id,
             took_ms = heard.took.as_millis() as u64,
+            trouble = heard.trouble,
             "attempt"
         );
         self.carried.evidence.push(evidence);

@@ -170,7 +170,7 @@ fn watch_says_when_the_connection_is_lost() {
 fn a_broker_that_cannot_be_reached_is_told_without_the_password() {
     let command = programs::command("x").to_string();
     for (uri, told) in [
-        ("amqp://redeemer:geheim@127.0.0.1:1/%2f", "127.0.0.1:1//"),
+        ("amqp://redeemer:geheim@127.0.0.1:1/%2f", "127.0.0.1:1, virtual host /"),
         ("amqp://redeemer:geheim@127.0.0.1:notaport/%2f", "broker.uri is not a broker URI"),
         // The scheme forgotten: the parser would quote the whole text.
         ("redeemer:geheim@127.0.0.1:5672/%2f", "broker.uri is not a broker URI"),

@@ -265,7 +265,11 @@ async fn verify(connection: &Connection, object: &Object) -> Result<(), Topology
     }
 }
 
-async fn declare(connection: &Connection, object: &Object, passive: bool) -> Result<(), TopologyFault> {
+/// Makes one object, or with `passive` only looks whether it is there (a binding cannot be looked at).
+///
+/// # Errors
+/// [`TopologyFault::Refused`] where it is missing or differs.
+pub async fn declare(connection: &Connection, object: &Object, passive: bool) -> Result<(), TopologyFault> {
     let channel = connection.create_channel().await?;
     let refused = |error: lapin::Error, what: String| match error.kind() {
         lapin::ErrorKind::ProtocolError(fault) => TopologyFault::Refused { what, broker: fault.to_string() },

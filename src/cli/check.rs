@@ -1,17 +1,295 @@
-//! `redeemer check`
+//! `redeemer check`: looks at everything that can be wrong before it is; each fault with its remedy.
+//!
+//! Changes nothing: the topology is verified, never made, and the one call to the payment API only reads.
+
+use std::sync::{Arc, RwLock};
 
 use clap::Args;
+use jiff::{SignedDuration, Timestamp};
+use secrecy::ExposeSecret as _;
+use serde::Serialize;
 
-use crate::cli::Failure;
+use crate::app::merchant_key_from_environment;
+use crate::broker::topology::Mode;
+use crate::broker::{CannotConnect, Generation};
+use crate::cli::{Failure, say};
+use crate::config::Config;
+use crate::redemption::{
+    Appid, AssociatedOrder, BrandId, CouponCode, Openid, OrderNo, OrderNumbers, ProductCouponId, Redemption,
+    RequestNo, StockId, Unfit, UseTime,
+};
+use crate::verdict::{Authenticity, Flaw, Question, Reply};
+use crate::wechat::api::{Client, Heard, Prepared};
+use crate::wechat::keys::Keyring;
+use crate::wechat::verify::CLOCK_TOLERANCE_SECONDS;
 
 /// Arguments of `check`.
 #[derive(Debug, Args)]
-pub struct Arguments {}
+pub struct Arguments {
+    /// Print one JSON object per finding.
+    #[arg(long)]
+    json: bool,
+}
 
-/// Not there yet.
+/// How grave a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Gravity {
+    Ok,
+    Warning,
+    Fault,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+struct Finding {
+    what: &'static str,
+    gravity: Gravity,
+    detail: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remedy: Option<String>,
+}
+
+impl Finding {
+    fn ok(what: &'static str, detail: impl Into<String>) -> Self {
+        Self { what, gravity: Gravity::Ok, detail: detail.into(), remedy: None }
+    }
+
+    fn warning(what: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { what, gravity: Gravity::Warning, detail: detail.into(), remedy: Some(remedy.into()) }
+    }
+
+    fn fault(what: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { what, gravity: Gravity::Fault, detail: detail.into(), remedy: Some(remedy.into()) }
+    }
+}
+
+/// Looks at everything and tells.
 ///
 /// # Errors
-/// Always.
-pub async fn run(_: Arguments, _: crate::config::Config) -> Result<(), Failure> {
-    Err(Failure::Unexpected("not there yet".to_owned()))
+/// [`Failure::Unexpected`] where anything is at fault.
+pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
+    let mut findings = vec![Finding::ok("configuration", "every key is known and in its range")];
+    let client = keys(&config, &mut findings);
+    if let Some(client) = client {
+        payment_api(&client, &mut findings).await;
+    }
+    broker(&config, &mut findings).await;
+
+    for finding in &findings {
+        if arguments.json {
+            let line = serde_json::to_string(finding).map_err(anyhow::Error::from)?;
+            say(&line)?;
+        } else {
+            let mark = match finding.gravity {
+                Gravity::Ok => "ok     ",
+                Gravity::Warning => "warning",
+                Gravity::Fault => "FAULT  ",
+            };
+            say(&format!("{mark} {}: {}", finding.what, finding.detail))?;
+            if let Some(remedy) = &finding.remedy {
+                say(&format!("        remedy: {remedy}"))?;
+            }
+        }
+    }
+    match findings.iter().filter(|finding| finding.gravity == Gravity::Fault).count() {
+        0 => Ok(()),
+        1 => Err(Failure::Unexpected("check: 1 fault".to_owned())),
+        faults => Err(Failure::Unexpected(format!("check: {faults} faults"))),
+    }
+}
+
+fn keys(config: &Config, findings: &mut Vec<Finding>) -> Option<Client> {
+    let from_environment = merchant_key_from_environment();
+    let from_environment = from_environment.as_ref().map(|key| key.expose_secret());
+    let now = Timestamp::now();
+    let apiv3 = config.apiv3_key();
+    if let Err(fault) = &apiv3 {
+        findings.push(Finding::fault("keys", format!("{}: {}", fault.key, fault.problem), "mend the file"));
+    }
+    let keyring = match Keyring::load(&config.key_files(), from_environment, now) {
+        Ok(keyring) => keyring,
+        Err(faults) => {
+            for fault in faults {
+                findings.push(Finding::fault(
+                    "keys",
+                    fault.to_string(),
+                    "mend the file or the key that names it",
+                ));
+            }
+            return None;
+        }
+    };
+    let bits = keyring.merchant.bits();
+    findings.push(Finding::ok("keys", format!("merchant key: RSA, {bits} bits, signs and verifies")));
+    let month = SignedDuration::from_hours(30 * 24);
+    for (serial, key) in keyring.public.iter() {
+        findings.push(match key.expires {
+            None => Finding::ok("keys", format!("public key {serial}")),
+            Some(until) if until.duration_since(now) < month => Finding::warning(
+                "keys",
+                format!("platform certificate {serial} expires at {until}"),
+                "download the next one from the merchant platform and add it to wechat.platform_certificates",
+            ),
+            Some(until) => Finding::ok("keys", format!("platform certificate {serial}, valid until {until}")),
+        });
+    }
+    let settings = match config.wechat_settings() {
+        Ok(settings) => settings,
+        Err(faults) => {
+            for fault in faults.0 {
+                let detail = format!("{}: {}", fault.key, fault.problem);
+                findings.push(Finding::fault("configuration", detail, format!("set {}", fault.key)));
+            }
+            return None;
+        }
+    };
+    match Client::new(settings, Arc::new(RwLock::new(Arc::new(keyring)))) {
+        Ok(client) => Some(client),
+        Err(fault) => {
+            findings.push(Finding::fault("configuration", fault.to_string(), "mend the key named"));
+            None
+        }
+    }
+}
+
+/// Asks for a coupon that nobody has: any authentic answer proves both signatures, ours and theirs.
+async fn payment_api(client: &Client, findings: &mut Vec<Finding>) {
+    let Ok(nobody) = nobody() else { return };
+    let prepared = Prepared::new(&nobody);
+    let now = Timestamp::now();
+    let heard = client.ask(Question::Inquire, &prepared, None, now, rand::random(), 1.0).await;
+    findings.push(clock(&heard));
+    findings.push(call(&heard));
+}
+
+fn clock(heard: &Heard) -> Finding {
+    match heard.clock_skew {
+        None => {
+            Finding::warning("clock", "the payment API did not tell its time", "see the payment API below")
+        }
+        Some(skew) if skew.abs() > SignedDuration::from_secs(CLOCK_TOLERANCE_SECONDS / 2) => Finding::fault(
+            "clock",
+            format!("this machine's clock differs from the payment API's by {:#}", round(skew)),
+            "set the clock: timedatectl set-ntp true",
+        ),
+        Some(skew) => Finding::ok("clock", format!("{:#} from the payment API's", round(skew))),
+    }
+}
+
+fn round(skew: SignedDuration) -> SignedDuration {
+    SignedDuration::from_secs(skew.as_secs())
+}
+
+fn call(heard: &Heard) -> Finding {
+    const WHAT: &str = "payment API";
+    let host = &heard.host_name;
+    let answer = match &heard.reply {
+        Reply::NotSent(_) | Reply::Lost(_) => {
+            let why = heard.trouble.as_deref().unwrap_or("no whole answer");
+            let remedy = "look at wechat.base_url, DNS, the firewall and the proxy";
+            return Finding::fault(WHAT, format!("{host} does not answer: {why}"), remedy);
+        }
+        Reply::Answered(answer) => answer,
+    };
+    let status = answer.status;
+    match (status, answer.authenticity) {
+        (401, _) => Finding::fault(
+            WHAT,
+            format!("{host} rejects our signature (401)"),
+            "compare wechat.mchid, wechat.merchant_serial and the merchant key with the merchant platform; look at \
+             the clock above",
+        ),
+        (_, Authenticity::Verified) => {
+            let serial = heard.serial.as_deref().unwrap_or_default();
+            Finding::ok(WHAT, format!("{host} answered {status}, signed by {serial}"))
+        }
+        (_, Authenticity::Unconvincing(Flaw::UnknownSerial)) => Finding::fault(
+            WHAT,
+            format!("{host} signs with a key that is not held"),
+            "set wechat.verification_serial to the serial of a key that is held, or add the key to \
+             wechat.public_keys",
+        ),
+        (_, Authenticity::Unconvincing(flaw)) => Finding::fault(
+            WHAT,
+            format!("{host} answered {status}, and its signature does not verify ({})", flaw.as_str()),
+            "run check again (a probe of the provider looks the same); if it stays, compare wechat.public_keys with \
+             the merchant platform",
+        ),
+        (400..=499, Authenticity::Unsigned) => Finding::warning(
+            WHAT,
+            format!("{host} accepts our signature, and answered {status} unsigned"),
+            "nothing to do; the first redemption proves the other direction",
+        ),
+        (_, Authenticity::Unsigned) => Finding::fault(
+            WHAT,
+            format!("{host} answered {status} unsigned"),
+            "look whether wechat.base_url leads to the payment API and no proxy strips headers",
+        ),
+    }
+}
+
+/// A redemption that is never sent: it only names a coupon to ask for.
+fn nobody() -> Result<Redemption, Unfit> {
+    Ok(Redemption {
+        openid: Openid::parse("oRedeemerCheckNobody00000000")?,
+        coupon_code: CouponCode::parse("redeemer-check")?,
+        brand_id: BrandId::parse("0")?,
+        product_coupon_id: ProductCouponId::parse("0")?,
+        stock_id: StockId::parse("0")?,
+        appid: Appid::parse("wx0000000000000000")?,
+        use_time: UseTime::parse("2025-01-01T00:00:00+08:00")?,
+        out_request_no: RequestNo::parse("redeemer-check")?,
+        order: AssociatedOrder::Payment(OrderNumbers::Provider(OrderNo::parse("0")?)),
+        store_id: None,
+        saved_amount: None,
+        sequential_coupon_index: None,
+    })
+}
+
+async fn broker(config: &Config, findings: &mut Vec<Finding>) {
+    const WHAT: &str = "broker";
+    let mut settings = match config.broker_settings() {
+        Ok(settings) => settings,
+        Err(fault) => {
+            let detail = format!("{}: {}", fault.key, fault.problem);
+            findings.push(Finding::fault(WHAT, detail, "mend the file"));
+            return;
+        }
+    };
+    settings.mode = Mode::Verify;
+    let remedy = match Generation::build(&settings, 0).await {
+        Ok(generation) => {
+            findings.push(Finding::ok(WHAT, format!("{} connects and confirms publishes", generation.at())));
+            findings.push(Finding::ok("topology", "every exchange and queue is there with its arguments"));
+            if let Some((consumers, commands)) = generation.census().await {
+                let detail = format!("{commands} commands wait, {consumers} consumers");
+                findings.push(Finding::ok("queue", detail));
+            }
+            generation.close().await;
+            return;
+        }
+        Err(fault @ CannotConnect::Topology { .. }) => {
+            let remedy = "missing: redeemer run with broker.topology = \"create\" makes it; differing: delete the \
+                          object named while it is empty, or configure what it has";
+            findings.push(Finding::fault("topology", fault.to_string(), remedy));
+            return;
+        }
+        Err(fault) => {
+            findings.push(Finding::fault(WHAT, fault.to_string(), ""));
+            match fault {
+                CannotConnect::Uri(_) => "set broker.uri, broker.uri_file or REDEEMER_BROKER__URI",
+                CannotConnect::TimedOut { .. } => {
+                    "look whether the address is a broker's, and reachable from here"
+                }
+                CannotConnect::NoConfirms { .. } => "rabbitmqctl status; free memory or disk on the broker",
+                CannotConnect::Refused { .. } | CannotConnect::Topology { .. } => {
+                    "look whether the broker runs, and at user, password and virtual host of the URI"
+                }
+            }
+        }
+    };
+    if let Some(last) = findings.last_mut() {
+        last.remedy = Some(remedy.to_owned());
+    }
 }

@@ -351,8 +351,6 @@ fn names_of_its_own(arguments: &Arguments, dir: &Path) -> anyhow::Result<Config>
     // Nobody wants to wait two hours for the end of a demo, and some commands shall pass through a wait queue.
     config.retry.tiers = [2, 4].map(|seconds| Span(Duration::from_secs(seconds))).to_vec();
     config.retry.in_process_max = Span(Duration::from_secs(5));
-    // A demo has far more trouble than a bad day.
-    config.retry.budget_share = 1.0;
     config.admin.listen = "127.0.0.1:0".to_owned();
     Ok(config)
 }

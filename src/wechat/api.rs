@@ -16,8 +16,9 @@ use sha2::{Digest as _, Sha256};
 
 use crate::redemption::{AssociatedOrder, OrderNumbers, Redemption};
 use crate::verdict::{Answer, Authenticity, Lost, NotSent, Question, Reply};
+use crate::wechat::certificates::{self, ApiV3Key, NoCertificates};
 use crate::wechat::hosts::{Host, Hosts};
-use crate::wechat::keys::Keyring;
+use crate::wechat::keys::{Keyring, PublicKeys};
 use crate::wechat::reply;
 use crate::wechat::sign::{CannotSign, Merchant, sign};
 use crate::wechat::verify::{SERIAL, verify};
@@ -30,8 +31,8 @@ const POOL_IDLE: Duration = Duration::from_secs(7);
 pub struct Settings {
     /// Who signs.
     pub merchant: Merchant,
-    /// The serial that answers shall be signed with: sent as `Wechatpay-Serial`.
-    pub verification_serial: String,
+    /// The serial that answers shall be signed with: sent as `Wechatpay-Serial`. None: that of a key that is held.
+    pub verification_serial: Option<String>,
     /// The primary domain, without a path: `https://api.mch.weixin.qq.com`.
     pub base_url: String,
     /// The backup domain, where there is one.
@@ -169,6 +170,8 @@ pub struct Heard {
     pub clock_skew: Option<SignedDuration>,
     /// From sending to the last byte.
     pub took: Duration,
+    /// What the network said, where it failed.
+    pub trouble: Option<String>,
 }
 
 /// Why the client could not be made.
@@ -221,13 +224,14 @@ impl Client {
             Some(url) => base_url("wechat.backup_base_url", url)?,
             None => primary.clone(),
         };
-        let serial = HeaderValue::try_from(&settings.verification_serial)
-            .map_err(|_| CannotStart::Header("verification_serial"))?;
+        if settings.verification_serial.as_ref().is_some_and(|serial| HeaderValue::try_from(serial).is_err())
+        {
+            return Err(CannotStart::Header("verification_serial"));
+        }
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         // The platform rejects requests without a User-Agent, and the HTTP client sends none of its own.
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("redeemer/", env!("CARGO_PKG_VERSION"))));
-        headers.insert(SERIAL, serial);
         let http = reqwest::Client::builder()
             .default_headers(headers)
             .redirect(reqwest::redirect::Policy::none())
@@ -266,17 +270,20 @@ impl Client {
         };
         let sent = match self.request(&keys, host, method, target, body, traceparent, now, nonce) {
             Ok(request) => request.send().await,
-            Err(_) => return self.heard(Reply::NotSent(NotSent::Connect), host, started, None, None),
+            Err(error) => {
+                let reply = Reply::NotSent(NotSent::Connect);
+                return self.heard(reply, host, started, Signs::default(), Some(error.to_string()));
+            }
         };
-        let (reply, serial, clock_skew) = match sent {
+        let (reply, signs, trouble) = match sent {
             Ok(response) => self.read(response, &keys, now, started).await,
-            Err(error) => (failed(&error), None, None),
+            Err(error) => failed(error),
         };
         let carried = matches!(reply, Reply::Answered(_));
         let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         hosts.note(host, carried, now);
         drop(hosts);
-        self.heard(reply, host, started, serial, clock_skew)
+        self.heard(reply, host, started, signs, trouble)
     }
 
     fn heard(
@@ -284,11 +291,12 @@ impl Client {
         reply: Reply,
         host: Host,
         started: Instant,
-        serial: Option<String>,
-        clock_skew: Option<SignedDuration>,
+        signs: Signs,
+        trouble: Option<String>,
     ) -> Heard {
         let host_name = self.names[host as usize].clone();
-        Heard { reply, host, host_name, serial, clock_skew, took: started.elapsed() }
+        let Signs { serial, clock_skew } = signs;
+        Heard { reply, host, host_name, serial, clock_skew, took: started.elapsed(), trouble }
     }
 
     fn choose(&self, now: Timestamp, chance: f64) -> Host {
@@ -324,6 +332,11 @@ impl Client {
             .http
             .request(method.clone(), format!("{base}{target}"))
             .header(AUTHORIZATION, signed.into_header());
+        // Without it the answer would be signed with a platform certificate, whichever keys are held.
+        if let Some(serial) = self.settings.verification_serial.as_deref().or_else(|| keys.public.preferred())
+        {
+            request = request.header(SERIAL, serial);
+        }
         if method == Method::POST {
             request = request.header(CONTENT_TYPE, "application/json").body(body);
         }
@@ -335,31 +348,24 @@ impl Client {
 
     async fn read(
         &self,
-        mut response: Response,
+        response: Response,
         keys: &Keyring,
         now: Timestamp,
         started: Instant,
-    ) -> (Reply, Option<String>, Option<SignedDuration>) {
-        let mut body = Vec::new();
-        loop {
-            match response.chunk().await {
-                Ok(Some(chunk)) if body.len() + chunk.len() > self.settings.reply_bytes_max => {
-                    return (Reply::Lost(Lost::TooLarge), None, None);
-                }
-                Ok(Some(chunk)) => body.extend_from_slice(&chunk),
-                Ok(None) => break,
-                Err(error) => return (failed(&error), None, None),
-            }
-        }
+    ) -> (Reply, Signs, Option<String>) {
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let body = match self.body(response).await {
+            Ok(body) => body,
+            Err(Unread::TooLarge) => return (Reply::Lost(Lost::TooLarge), Signs::default(), None),
+            Err(Unread::Network(error)) => return failed(error),
+        };
         let heard_at = now.saturating_add(started.elapsed()).unwrap_or(now);
-        let headers = response.headers();
-        let clock_skew = clock_skew(headers, heard_at);
-        let authenticity = verify(headers, &body, &keys.public, heard_at);
+        let authenticity = verify(&headers, &body, &keys.public, heard_at);
         let verified = authenticity == Authenticity::Verified;
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let serial = text(SERIAL).filter(|_| verified).map(str::to_owned);
-        let request_id = text("request-id").map(|id| id.get(..128).unwrap_or(id));
-        let status = response.status().as_u16();
+        let signs = Signs { serial, clock_skew: clock_skew(&headers, heard_at) };
+        let request_id = text("request-id");
         let error = if status >= 400 { reply::error(&body) } else { reply::ErrorBody::default() };
         let coupon = (verified && status == 200).then(|| reply::coupon(&body)).flatten();
         let answer = Answer {
@@ -369,21 +375,92 @@ impl Client {
             sub_code: request_id.and_then(reply::sub_code),
             coupon,
             message: error.message,
-            request_id: request_id.map(Into::into),
+            request_id: request_id.map(|id| id.get(..128).unwrap_or(id).into()),
         };
-        (Reply::Answered(answer), serial, clock_skew)
+        (Reply::Answered(answer), signs, None)
+    }
+
+    /// Reads a body to its end, or to its bound.
+    async fn body(&self, mut response: Response) -> Result<Vec<u8>, Unread> {
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(Unread::Network)? {
+            if body.len() + chunk.len() > self.settings.reply_bytes_max {
+                return Err(Unread::TooLarge);
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+
+    /// Downloads the platform certificates that are valid now.
+    ///
+    /// # Errors
+    /// [`NoCertificates`]
+    pub async fn certificates(
+        &self,
+        key: &ApiV3Key,
+        now: Timestamp,
+        nonce: u128,
+    ) -> Result<PublicKeys, NoCertificates> {
+        let started = Instant::now();
+        let keys = self.keys();
+        let host = self.choose(now, 1.0);
+        let no_answer = |why: String| NoCertificates::NoAnswer(why);
+        let (target, body) = (certificates::TARGET, Bytes::new());
+        let request = self
+            .request(&keys, host, Method::GET, target, body, None, now, nonce)
+            .map_err(|error| no_answer(error.to_string()))?;
+        let response = request.send().await.map_err(|error| no_answer(in_words(error)))?;
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let body = self.body(response).await.map_err(|unread| match unread {
+            Unread::TooLarge => no_answer("it is too large".to_owned()),
+            Unread::Network(error) => no_answer(in_words(error)),
+        })?;
+        if status != 200 {
+            let code = reply::error(&body).code.unwrap_or_default().into();
+            return Err(NoCertificates::Refused { status, code });
+        }
+        let heard_at = now.saturating_add(started.elapsed()).unwrap_or(now);
+        certificates::read(&headers, &body, key, &keys.public, heard_at)
     }
 }
 
+/// What an answer's headers say beside the answer.
+#[derive(Debug, Default)]
+struct Signs {
+    serial: Option<String>,
+    clock_skew: Option<SignedDuration>,
+}
+
+/// Why a body was not read to its end.
+enum Unread {
+    TooLarge,
+    Network(reqwest::Error),
+}
+
 /// A connection that was never made carried nothing; every other failure may have carried the request.
-fn failed(error: &reqwest::Error) -> Reply {
-    if error.is_connect() {
+fn failed(error: reqwest::Error) -> (Reply, Signs, Option<String>) {
+    let reply = if error.is_connect() {
         Reply::NotSent(NotSent::Connect)
     } else if error.is_timeout() {
         Reply::Lost(Lost::Timeout)
     } else {
         Reply::Lost(Lost::Reset)
+    };
+    (reply, Signs::default(), Some(in_words(error)))
+}
+
+/// An error with its causes, without the URL: that holds openid and coupon code.
+fn in_words(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut words = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(error) = cause {
+        words.push_str(": ");
+        words.push_str(&error.to_string());
+        cause = error.source();
     }
+    words
 }
 
 fn clock_skew(headers: &HeaderMap, now: Timestamp) -> Option<SignedDuration> {
@@ -397,7 +474,13 @@ fn base_url(key: &'static str, url: &str) -> Result<String, CannotStart> {
     let not_one = || CannotStart::BaseUrl { key, url: url.to_owned() };
     let parsed = reqwest::Url::parse(url).map_err(|_| not_one())?;
     let host = parsed.host_str().ok_or_else(not_one)?;
-    let plain = parsed.path() == "/" && parsed.query().is_none() && parsed.username().is_empty();
+    // The parser forgives blanks and back slashes, but the text as it was written is what targets are put behind.
+    let plain = parsed.path() == "/"
+        && parsed.query().is_none()
+        && parsed.fragment().is_none()
+        && parsed.username().is_empty()
+        && parsed.password().is_none()
+        && url.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\');
     let name = match parsed.port() {
         Some(port) => format!("{host}:{port}"),
         None => host.to_owned(),

@@ -87,7 +87,9 @@ pub enum KeyFault {
     )]
     NoMerchantKey,
     /// Nothing to verify answers with.
-    #[error("no verification key is configured: set wechat.public_keys or wechat.platform_certificates")]
+    #[error(
+        "no verification key is configured: set wechat.public_keys, wechat.platform_certificates or wechat.apiv3_key_file"
+    )]
     NoVerificationKey,
 }
 
@@ -160,6 +162,7 @@ impl MerchantKey {
 }
 
 /// One of the provider's keys.
+#[derive(Clone)]
 pub struct VerificationKey {
     key: ParsedPublicKey,
     /// When it ends to be valid; a bare public key never does.
@@ -232,7 +235,7 @@ fn spki(key: &PublicKey) -> Option<Vec<u8>> {
 }
 
 /// The provider's keys by serial: public keys and platform certificates side by side, never told apart.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct PublicKeys(BTreeMap<String, VerificationKey>);
 
 impl PublicKeys {
@@ -246,18 +249,25 @@ impl PublicKeys {
         self.0.insert(serial, key);
     }
 
+    /// Adds all of these keys.
+    pub fn extend(&mut self, more: Self) {
+        self.0.extend(more.0);
+    }
+
     /// Serials and keys, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &VerificationKey)> {
         self.0.iter().map(|(serial, key)| (serial.as_str(), key))
     }
 
-    /// The serial to ask answers with if none is configured: a public key's, which never expires, or else any.
+    /// The serial to ask answers with if none is configured: that of the key that lasts longest. A public key never
+    /// expires.
     pub fn preferred(&self) -> Option<&str> {
-        let bare = self.iter().find(|(_, key)| key.expires.is_none());
-        bare.or_else(|| self.iter().next()).map(|(serial, _)| serial)
+        let lasts = |key: &VerificationKey| key.expires.unwrap_or(Timestamp::MAX);
+        self.iter().max_by_key(|(_, key)| lasts(key)).map(|(serial, _)| serial)
     }
 
     /// Whether there is none.
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -272,6 +282,8 @@ pub struct KeyFiles {
     pub public_keys: BTreeMap<String, PathBuf>,
     /// Platform certificates; each brings its serial.
     pub platform_certificates: Vec<PathBuf>,
+    /// Whether platform certificates are downloaded too, so that none need be configured.
+    pub downloads: bool,
 }
 
 /// All keys of one moment.
@@ -317,7 +329,8 @@ impl Keyring {
                 public.insert(serial, key);
             }
         }
-        if files.public_keys.is_empty() && files.platform_certificates.is_empty() {
+        let none = files.public_keys.is_empty() && files.platform_certificates.is_empty();
+        if none && !files.downloads {
             faults.push(KeyFault::NoVerificationKey);
         }
         let merchant = match (&files.merchant_key, from_environment) {

@@ -10,6 +10,10 @@ use crate::coupon::{Coupon, CouponState, Round, Trace, Usage};
 /// The longest error message that is kept, in bytes: it travels in a header that must stay small.
 pub const MESSAGE_BYTES_MAX: usize = 1024;
 
+/// The deepest nesting of a coupon that is passed on. The documented shape has 6 levels; common parsers of
+/// subscribers give up at 128, and the event puts two levels around it.
+const NESTING_MAX: usize = 64;
+
 /// What an error body says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ErrorBody {
@@ -22,12 +26,21 @@ pub struct ErrorBody {
 /// Reads a coupon; `None` where the body is not one.
 pub fn coupon(body: &[u8]) -> Option<Coupon> {
     let text = std::str::from_utf8(body).ok()?;
+    if nesting(body) > NESTING_MAX {
+        return None;
+    }
     let entity: EntityText = serde_json::from_str(text).ok()?;
-    let usage = match entity.sequential_usage_detail {
-        Some(sequential) => Usage::Rounds(sequential.detail_item_list.into_iter().map(Round::from).collect()),
-        None => Usage::Once(
-            entity.single_usage_detail.or(entity.progressive_bundle_usage_detail).unwrap_or_default().into(),
-        ),
+    // An object that does not apply may be there all the same, and empty.
+    let rounds = entity.sequential_usage_detail.map(|sequential| sequential.detail_item_list);
+    let once = [entity.single_usage_detail, entity.progressive_bundle_usage_detail];
+    let usage = match rounds {
+        Some(rounds) if !rounds.is_empty() || once.iter().all(Option::is_none) => {
+            Usage::Rounds(rounds.into_iter().map(Round::from).collect())
+        }
+        _ => {
+            let mut told = once.into_iter().flatten().map(Trace::from);
+            Usage::Once(told.find(|trace| *trace != Trace::default()).unwrap_or_default())
+        }
     };
     Some(Coupon {
         code: entity.coupon_code,
@@ -59,6 +72,26 @@ pub fn sub_code(request_id: &str) -> Option<u64> {
     number.parse().ok()
 }
 
+/// How deep objects and arrays are nested, by their brackets outside of texts.
+fn nesting(json: &[u8]) -> usize {
+    let (mut depth, mut deepest) = (0usize, 0);
+    let (mut in_text, mut escaped) = (false, false);
+    for byte in json {
+        match (in_text, byte) {
+            (true, _) if escaped => escaped = false,
+            (true, b'\\') => escaped = true,
+            (_, b'"') => in_text = !in_text,
+            (false, b'{' | b'[') => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            (false, b'}' | b']') => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
 fn cut(text: &str, bytes: usize) -> Box<str> {
     let mut end = text.len().min(bytes);
     while !text.is_char_boundary(end) {
@@ -76,7 +109,7 @@ struct EntityText {
     sequential_usage_detail: Option<SequentialText>,
 }
 
-#[derive(Deserialize, Default)]
+#[derive(Deserialize)]
 struct TraceText {
     use_request_no: Option<Box<str>>,
     return_request_no: Option<Box<str>>,
@@ -106,5 +139,30 @@ impl From<TraceText> for Trace {
 impl From<RoundText> for Round {
     fn from(text: RoundText) -> Self {
         Self { state: CouponState::from_wire(&text.detail_state), trace: text.trace.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nesting_is_counted_outside_of_texts() {
+        let depth = |text: &str| nesting(text.as_bytes());
+        assert_eq!([depth("{}"), depth(r#"{"a":[{}]}"#), depth(r#"{"a":"[[\"[["}"#)], [1, 3, 1]);
+        let deep = format!(
+            r#"{{"coupon_code":"C","coupon_state":"USED","x":{}{}}}"#,
+            "[".repeat(63),
+            "]".repeat(63)
+        );
+        assert!(coupon(deep.as_bytes()).is_some());
+        assert!(coupon(deep.replace("[", "[[").replace("]", "]]").as_bytes()).is_none());
+    }
+
+    #[test]
+    fn messages_are_cut_at_a_character() {
+        let body = format!(r#"{{"code":"X","message":"{}"}}"#, "中".repeat(1_000));
+        let message = error(body.as_bytes()).message.unwrap();
+        assert_eq!(message.len(), 1_023);
     }
 }

@@ -10,7 +10,7 @@ use http::HeaderMap;
 use jiff::Timestamp;
 
 use crate::verdict::{Authenticity, Flaw};
-use crate::wechat::keys::PublicKeys;
+use crate::wechat::keys::{PublicKeys, VerificationKey};
 
 /// How far an answer's timestamp may be from our clock, in seconds.
 pub const CLOCK_TOLERANCE_SECONDS: i64 = 300;
@@ -45,7 +45,8 @@ fn check(headers: &HeaderMap, body: &[u8], keys: &PublicKeys, now: Timestamp) ->
     if headers.contains_key(SIGNATURE_TYPE) && one(headers, SIGNATURE_TYPE) != Some(super::sign::SCHEME) {
         return Err(Flaw::Malformed);
     }
-    let key = keys.get(serial).ok_or(Flaw::UnknownSerial)?;
+    let lasts = |key: &&VerificationKey| key.expires.is_none_or(|until| now <= until);
+    let key = keys.get(serial).filter(lasts).ok_or(Flaw::UnknownSerial)?;
     let signed_at: i64 = timestamp.parse().map_err(|_| Flaw::Malformed)?;
     if now.as_second().abs_diff(signed_at) >= CLOCK_TOLERANCE_SECONDS.unsigned_abs() {
         return Err(Flaw::Stale);

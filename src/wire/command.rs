@@ -60,6 +60,20 @@ pub struct Legible {
     pub out_request_no: Option<RequestNo>,
 }
 
+impl From<&Redemption> for Legible {
+    fn from(redemption: &Redemption) -> Self {
+        Self {
+            openid: Some(redemption.openid.clone()),
+            coupon_code: Some(redemption.coupon_code.clone()),
+            brand_id: Some(redemption.brand_id.clone()),
+            product_coupon_id: Some(redemption.product_coupon_id.clone()),
+            stock_id: Some(redemption.stock_id.clone()),
+            appid: Some(redemption.appid.clone()),
+            out_request_no: Some(redemption.out_request_no.clone()),
+        }
+    }
+}
+
 /// Reads a command.
 ///
 /// # Errors

@@ -66,7 +66,7 @@ pub struct Horizon {
 
 /// Writes the headers of a copy.
 pub fn write(progress: &Progress, evidence: &[Evidence], body_sha256: &str) -> Vec<(&'static str, String)> {
-    let entries: Vec<Entry> = evidence.iter().map(Entry::from).collect();
+    let entries: Vec<Entry> = Evidence::last(evidence).iter().map(Entry::from).collect();
     let mut headers = vec![
         (ATTEMPTS, progress.attempts.to_string()),
         (TIERS, progress.tiers_passed.saturating_add(1).to_string()),
@@ -174,5 +174,250 @@ impl From<ObjectionEntry> for Objection {
     fn from(entry: ObjectionEntry) -> Self {
         let ObjectionEntry { http_status, code, sub_code, message, request_id } = entry;
         Self { http_status, code, sub_code, message, request_id }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::verdict::Reason;
+
+    const HORIZON: Horizon =
+        Horizon { default: SignedDuration::from_hours(24), furthest: SignedDuration::from_hours(72) };
+    const BODY: &str = "0af1";
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn now() -> Timestamp {
+        at("2026-03-05T05:00:00Z")
+    }
+
+    fn objection() -> Objection {
+        Objection {
+            http_status: 403,
+            code: Some("NOT_ENOUGH".into()),
+            sub_code: Some(u64::MAX),
+            message: Some("用户商品券 \"当前\"\n无法使用".into()),
+            request_id: None,
+        }
+    }
+
+    fn evidence(count: usize) -> Vec<Evidence> {
+        let entry = |n: usize| Evidence {
+            at: at("2026-03-05T04:30:45.123Z"),
+            question: "redeem".to_owned(),
+            host: "api.mch.weixin.qq.com".to_owned(),
+            status: Some(403),
+            request_id: Some(format!("{n:x>128}")),
+            serial: Some("PUB_KEY_ID_0000000000000024101100397200000006".to_owned()),
+            verdict: "objected".to_owned(),
+        };
+        (0..count).map(entry).collect()
+    }
+
+    fn progress(belief: Belief, objection: Option<Objection>) -> Progress {
+        let (first_seen, deadline) = (at("2026-03-05T04:30:45Z"), at("2026-03-06T04:30:45.5Z"));
+        Progress::resumed(7, 2, belief, first_seen, deadline, objection)
+    }
+
+    fn written() -> Vec<(&'static str, String)> {
+        let belief = Belief::Objected { reason: Reason::NotUsable, stands: false };
+        write(&progress(belief, Some(objection())), &evidence(2), BODY)
+    }
+
+    fn read_back(headers: &[(&'static str, String)]) -> Result<Carried, Damage> {
+        let header = |name| headers.iter().find(|(key, _)| *key == name).map(|(_, text)| text.as_str());
+        read(header, BODY, now(), HORIZON)
+    }
+
+    fn with(name: &'static str, text: &str) -> Result<Carried, Damage> {
+        let mut headers = written();
+        headers.retain(|(key, _)| *key != name);
+        headers.push((name, text.to_owned()));
+        read_back(&headers)
+    }
+
+    fn without(name: &'static str) -> Result<Carried, Damage> {
+        let mut headers = written();
+        headers.retain(|(key, _)| *key != name);
+        read_back(&headers)
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_one_wait_queue_further() {
+        let reason = Reason::NotUsable;
+        for belief in [
+            Belief::Clear,
+            Belief::Unsure { negatives: 0 },
+            Belief::Objected { reason, stands: true },
+            Belief::Objected { reason, stands: false },
+            Belief::Doubted(reason),
+        ] {
+            for objection in [None, Some(objection())] {
+                let mut put_away = progress(belief, objection);
+                let carried = read_back(&write(&put_away, &evidence(2), BODY)).unwrap();
+                put_away.tiers_passed = 3;
+                assert_eq!(carried.progress, put_away);
+                assert_eq!(carried.evidence, evidence(2));
+            }
+        }
+    }
+
+    #[test]
+    fn a_header_that_is_missing_is_named() {
+        for name in [ATTEMPTS, TIERS, FIRST_SEEN, DEADLINE, LAST_VERDICT, BODY_SHA256, EVIDENCE] {
+            assert_eq!(without(name), Err(Damage::Missing(name)));
+        }
+        assert_eq!(without(OBJECTION).unwrap().progress.objection, None);
+    }
+
+    #[test]
+    fn a_header_that_makes_no_sense_is_named() {
+        let check = |name, texts: &[&str]| {
+            for text in texts {
+                assert_eq!(with(name, text), Err(Damage::Unreadable(name)), "{text:?}");
+            }
+        };
+        check(ATTEMPTS, &["", "-1", "seven", "4294967296", "7.0", " 7"]);
+        check(TIERS, &["", "-1", "x", "4294967296"]);
+        check(FIRST_SEEN, &["", "yesterday", "2026-03-05", "1772685045", "2026-13-05T00:00:00Z"]);
+        check(DEADLINE, &["", "tomorrow", "10000-01-01T00:00:00Z", "2026-03-05T00:00:00"]);
+        check(
+            LAST_VERDICT,
+            &["", "redeemed", "unsure 1", "objected", "objected nothing", "doubted  not_usable"],
+        );
+        check(EVIDENCE, &["", "{}", "[{}]", "[1]", "null", "[", r#"[{"at": "now"}]"#]);
+        check(
+            OBJECTION,
+            &["", "[]", "{}", "null", r#"{"http_status": 70000}"#, r#"{"http_status": 403, "x": 1}"#],
+        );
+    }
+
+    #[test]
+    fn a_huge_header_is_not_read() {
+        let huge = "1".repeat(HEADER_BYTES_MAX + 1);
+        for name in [ATTEMPTS, TIERS, FIRST_SEEN, DEADLINE, LAST_VERDICT, BODY_SHA256, EVIDENCE, OBJECTION] {
+            assert_eq!(with(name, &huge), Err(Damage::Unreadable(name)));
+        }
+    }
+
+    #[test]
+    fn a_body_that_is_not_the_frozen_one_is_damage() {
+        assert_eq!(with(BODY_SHA256, "0af2"), Err(Damage::BodyChanged));
+        assert_eq!(with(BODY_SHA256, ""), Err(Damage::BodyChanged));
+        assert!(with(BODY_SHA256, "0AF1").is_ok());
+    }
+
+    #[test]
+    fn no_header_prolongs_a_command_beyond_the_horizon() {
+        let deadline = |name, text| with(name, text).unwrap().progress.deadline;
+        assert_eq!(deadline(DEADLINE, "9999-12-30T00:00:00Z"), at("2026-03-08T04:30:45Z"));
+        assert_eq!(deadline(DEADLINE, "2001-01-01T00:00:00Z"), at("2001-01-01T00:00:00Z"));
+        assert_eq!(deadline(DEADLINE, "2026-03-06T04:30:45.5+08:00"), at("2026-03-05T20:30:45.5Z"));
+        // A time of first sight in the future is now; the horizon moves no further.
+        let carried = with(FIRST_SEEN, "2030-01-01T00:00:00Z").unwrap().progress;
+        assert_eq!((carried.first_seen, carried.deadline), (now(), at("2026-03-06T04:30:45.5Z")));
+        let mut headers = written();
+        headers.retain(|(name, _)| ![FIRST_SEEN, DEADLINE].contains(name));
+        headers.push((FIRST_SEEN, "2030-01-01T00:00:00Z".to_owned()));
+        headers.push((DEADLINE, "9999-12-30T00:00:00Z".to_owned()));
+        assert_eq!(read_back(&headers).unwrap().progress.deadline, at("2026-03-08T05:00:00Z"));
+    }
+
+    #[test]
+    fn the_deadline_of_a_fresh_command_is_asked_for_within_the_horizon_or_the_default() {
+        let check = |header: Option<&str>, wanted: &str| {
+            assert_eq!(deadline(header, now(), HORIZON), Ok(at(wanted)), "{header:?}");
+        };
+        check(None, "2026-03-06T05:00:00Z");
+        check(Some("2026-03-05T06:00:00Z"), "2026-03-05T06:00:00Z");
+        check(Some("2001-01-01T00:00:00Z"), "2001-01-01T00:00:00Z");
+        check(Some("9999-12-30T00:00:00Z"), "2026-03-08T05:00:00Z");
+        assert_eq!(deadline(Some("soon"), now(), HORIZON), Err(Damage::Unreadable(DEADLINE)));
+        let forever = Horizon { default: SignedDuration::MAX, furthest: SignedDuration::MAX };
+        assert_eq!(deadline(None, now(), forever), Ok(Timestamp::MAX));
+    }
+
+    #[test]
+    fn a_million_attempts_are_believed_and_end_the_command() {
+        let carried = with(ATTEMPTS, "1000000").unwrap();
+        assert_eq!(carried.progress.attempts, 1_000_000);
+        let mut headers = write(&carried.progress, &[], BODY);
+        headers.retain(|(name, _)| *name != TIERS);
+        headers.push((TIERS, u32::MAX.to_string()));
+        let carried = read_back(&headers).unwrap().progress;
+        let again = write(&carried, &[], BODY);
+        assert!(again.contains(&(TIERS, u32::MAX.to_string())), "the count stops, it does not wrap");
+    }
+
+    #[test]
+    fn the_last_sixteen_attempts_are_carried_however_many_there_were() {
+        for count in [0, 15, 16, 17, 1_000] {
+            let carried = read_back(&write(&progress(Belief::Clear, None), &evidence(count), BODY)).unwrap();
+            let kept = evidence(count).split_off(count.saturating_sub(Evidence::KEPT));
+            assert_eq!(carried.evidence, kept, "{count}");
+        }
+        let forged: Vec<Entry> = evidence(40).iter().map(Entry::from).collect();
+        assert_eq!(with(EVIDENCE, &json(&forged)).unwrap().evidence, evidence(40).split_off(24));
+    }
+
+    #[test]
+    fn the_longest_words_of_the_provider_still_fit() {
+        let worst = Objection {
+            message: Some("\u{1}".repeat(1024).into()),
+            code: Some("\u{1}".repeat(64).into()),
+            request_id: Some("\"".repeat(128).into()),
+            ..objection()
+        };
+        let mut sixteen = evidence(16);
+        for entry in &mut sixteen {
+            entry.request_id = Some("\"".repeat(128));
+            entry.host = "h".repeat(255);
+        }
+        let put_away = progress(Belief::Clear, Some(worst.clone()));
+        let carried = read_back(&write(&put_away, &sixteen, BODY)).unwrap();
+        assert_eq!((carried.progress.objection, carried.evidence), (Some(worst), sixteen));
+    }
+
+    #[test]
+    fn any_header_of_a_copy_makes_one_and_the_deadline_alone_does_not() {
+        for name in COPY_ONLY {
+            assert!(is_copy(|asked| asked == name), "{name}");
+        }
+        assert!(!is_copy(|name| name == DEADLINE));
+        assert!(!is_copy(|_| false));
+    }
+
+    fn text() -> impl Strategy<Value = String> {
+        prop_oneof![
+            any::<String>(),
+            "[0-9]{1,12}",
+            "[0-9]{1,6}-[0-9]{1,3}-[0-9]{1,3}T[0-9:.]{1,12}(Z|[+-][0-9:]{1,6})",
+            "(clear|unsure|objected|objected-unsigned|doubted)( [a-z_]{0,20})?",
+            r#"[\[\]{}",:a-z0-9_]{0,60}"#,
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_headers_say_they_are_read_or_named(texts in prop::collection::vec(prop::option::of(text()), 8)) {
+            let names = [ATTEMPTS, TIERS, FIRST_SEEN, DEADLINE, LAST_VERDICT, BODY_SHA256, EVIDENCE, OBJECTION];
+            let header = |name| names.iter().position(|known| *known == name).and_then(|n| texts[n].as_deref());
+            if let Ok(carried) = read(header, BODY, now(), HORIZON) {
+                prop_assert!(carried.progress.first_seen <= now());
+                prop_assert!(carried.evidence.len() <= Evidence::KEPT);
+            }
+            // One damaged header among sound ones reaches further.
+            for name in names {
+                let text = texts[0].as_deref().unwrap_or_default();
+                if let Ok(carried) = with(name, text) {
+                    prop_assert!(carried.progress.deadline <= saturating(now(), HORIZON.furthest));
+                }
+            }
+        }
     }
 }

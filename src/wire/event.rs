@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::attempt::{EstablishedBy, Evidence, Outcome, OutcomeKind};
 use crate::redemption::Redemption;
 use crate::verdict::Reason;
-use crate::wire::command::Rejected;
+use crate::wire::command::{Legible, Rejected};
 
 /// `content_type` of a published event.
 pub const CONTENT_TYPE: &str = "application/cloudevents+json";
@@ -207,7 +207,7 @@ pub fn tell(redemption: &Redemption, outcome: &Outcome, telling: Telling<'_>) ->
         attempts: telling.attempts,
         coupon: coupon.and_then(|coupon| raw(&coupon.entity)),
         problem,
-        evidence: telling.evidence.iter().map(Entry::from).collect(),
+        evidence: Evidence::last(telling.evidence).iter().map(Entry::from).collect(),
     };
     let id = id(&["command", code, number, kind.as_str()]);
     write(id, kind, data, telling)
@@ -232,15 +232,7 @@ pub fn tell_invalid(rejected: &Rejected, digest: &str, telling: Telling<'_>) -> 
 
 /// Tells of a wait-queue copy that came back damaged: what was asked before is not known.
 pub fn tell_damaged(redemption: &Redemption, damage: &str, digest: &str, telling: Telling<'_>) -> Event {
-    let legible = crate::wire::command::Legible {
-        openid: Some(redemption.openid.clone()),
-        coupon_code: Some(redemption.coupon_code.clone()),
-        brand_id: Some(redemption.brand_id.clone()),
-        product_coupon_id: Some(redemption.product_coupon_id.clone()),
-        stock_id: Some(redemption.stock_id.clone()),
-        appid: Some(redemption.appid.clone()),
-        out_request_no: Some(redemption.out_request_no.clone()),
-    };
+    let legible = Legible::from(redemption);
     tell_unread(
         &legible,
         OutcomeKind::Unresolved,
@@ -253,7 +245,7 @@ pub fn tell_damaged(redemption: &Redemption, damage: &str, digest: &str, telling
 }
 
 fn tell_unread(
-    legible: &crate::wire::command::Legible,
+    legible: &Legible,
     kind: OutcomeKind,
     reason: Reason,
     by: EstablishedBy,
@@ -284,7 +276,7 @@ fn tell_unread(
         attempts: telling.attempts,
         coupon: None,
         problem: Some(problem),
-        evidence: telling.evidence.iter().map(Entry::from).collect(),
+        evidence: Evidence::last(telling.evidence).iter().map(Entry::from).collect(),
     };
     write(id(&["bytes", digest, kind.as_str()]), kind, data, telling)
 }
@@ -316,4 +308,197 @@ fn id(parts: &[&str]) -> Uuid {
 
 fn raw(entity: &str) -> Option<Cow<'_, RawValue>> {
     serde_json::from_str::<&RawValue>(entity).ok().map(Cow::Borrowed)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::attempt::Objection;
+    use crate::coupon::{Coupon, CouponState, Trace, Usage};
+    use crate::wire::command::decode;
+
+    /// As the provider might send it: blanks, a number beyond 64 bits, an unknown field, a key given twice.
+    const ENTITY: &str = r#"{ "coupon_code":"C0001" , "coupon_state": "USED",
+        "surprise": {"amount": 1.0000000000000000000000000001, "big": 123456789012345678901234567890, "big": 1e3},
+        "display_info": {"name": "满100减20 \u6ee1"} }"#;
+
+    fn command() -> String {
+        r#"{"openid": "oUser", "coupon_code": "C0001", "brand_id": "120344", "product_coupon_id": "1000000013",
+        "stock_id": "1000000013001", "appid": "wx1", "use_time": "2026-03-05T12:30:45+08:00",
+        "out_request_no": "USE_0001", "associated_order_info": {"transaction_id": "42"}}"#
+            .to_owned()
+    }
+
+    fn redemption() -> Redemption {
+        decode(command().as_bytes()).unwrap()
+    }
+
+    fn coupon() -> Coupon {
+        Coupon {
+            code: "C0001".into(),
+            state: CouponState::Used,
+            usage: Usage::Once(Trace::default()),
+            entity: ENTITY.into(),
+        }
+    }
+
+    fn objection() -> Objection {
+        Objection {
+            http_status: 403,
+            code: Some("NOT_ENOUGH".into()),
+            sub_code: Some(268_578_776),
+            message: Some("用户商品券当前无法使用".into()),
+            request_id: Some("08E68E97CC06-268578776".into()),
+        }
+    }
+
+    fn attempts(count: usize) -> Vec<Evidence> {
+        let attempt = |n: usize| Evidence {
+            at: Timestamp::from_second(1_772_685_045 + i64::try_from(n).unwrap()).unwrap(),
+            question: "redeem".to_owned(),
+            host: "api.mch.weixin.qq.com".to_owned(),
+            status: (n.is_multiple_of(2)).then_some(403),
+            request_id: (n.is_multiple_of(2)).then(|| "08E68E97CC06-268578776".to_owned()),
+            serial: (n.is_multiple_of(2)).then(|| "PUB_KEY_ID_01".to_owned()),
+            verdict: if n.is_multiple_of(2) { "objected" } else { "unsure" }.to_owned(),
+        };
+        (0..count).map(attempt).collect()
+    }
+
+    fn telling(evidence: &[Evidence]) -> Telling<'_> {
+        Telling {
+            source: "redeemer",
+            at: "2026-03-05T04:30:47Z".parse().unwrap(),
+            traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+            attempts: 2,
+            evidence,
+        }
+    }
+
+    fn outcomes() -> [Outcome; 3] {
+        let (reason, by) = (Reason::Expired, EstablishedBy::Inquiry);
+        let entity = r#"{"coupon_code": "C0001", "coupon_state": "EXPIRED"}"#.into();
+        let expired = Coupon { state: CouponState::Expired, entity, ..coupon() };
+        [
+            Outcome::Redeemed { by: EstablishedBy::Answer, coupon: coupon() },
+            Outcome::Refused { reason, by, coupon: Some(expired), objection: Some(objection()) },
+            Outcome::Unresolved { reason: Reason::DeadlinePassed, coupon: None, objection: None },
+        ]
+    }
+
+    fn told(outcome: &Outcome) -> Event {
+        tell(&redemption(), outcome, telling(&attempts(2)))
+    }
+
+    fn invalid(text: &str) -> Event {
+        tell_invalid(&decode(text.as_bytes()).unwrap_err(), "d1", telling(&[]))
+    }
+
+    fn damaged() -> Event {
+        tell_damaged(&redemption(), "header x-redemption-tiers is missing", "d1", telling(&[]))
+    }
+
+    fn json(event: &Event) -> Value {
+        serde_json::from_slice(&event.body).unwrap()
+    }
+
+    #[test]
+    fn one_whole_event_of_each_outcome() {
+        let faulty = command().replace("\"120344\"", "null").replace("appid", "app_id");
+        let [redeemed, refused, unresolved] = outcomes().map(|outcome| told(&outcome));
+        for (name, event) in [
+            ("redeemed", redeemed),
+            ("refused", refused),
+            ("unresolved", unresolved),
+            ("invalid", invalid(&faulty)),
+            ("damaged", damaged()),
+        ] {
+            let told = serde_json::to_string_pretty(&json(&event)).unwrap();
+            insta::assert_snapshot!(name, format!("{}\n{told}", event.routing_key));
+        }
+    }
+
+    #[test]
+    fn an_id_is_the_same_for_the_same_result_and_another_for_another() {
+        let ids = outcomes().map(|outcome| told(&outcome).id);
+        assert_eq!(ids, outcomes().map(|outcome| told(&outcome).id));
+        // Subscribers have stored these: another value makes them see every result anew.
+        assert_eq!(ids[0].to_string(), "335e2c98-517d-5e1a-9cda-cbee66bf8788");
+        let other = |from: &str, to: &str| {
+            let redemption = decode(command().replace(from, to).as_bytes()).unwrap();
+            tell(&redemption, &outcomes()[0], telling(&[])).id
+        };
+        let mut all = ids.to_vec();
+        all.extend([other("USE_0001", "USE_0002"), other("C0001", "C0002")]);
+        all.extend([invalid("").id, damaged().id, tell_damaged(&redemption(), "", "d2", telling(&[])).id]);
+        let distinct: std::collections::BTreeSet<_> = all.iter().collect();
+        assert_eq!(distinct.len(), all.len(), "{all:?}");
+        // Neither time nor attempts, nor the reason, nor what it rests on, makes it another result.
+        let late = Telling { at: Timestamp::UNIX_EPOCH, attempts: 9, ..telling(&[]) };
+        assert_eq!(tell(&redemption(), &outcomes()[1], late).id, ids[1]);
+        let refused = Outcome::Refused {
+            reason: Reason::Deleted,
+            by: EstablishedBy::Answer,
+            coupon: None,
+            objection: None,
+        };
+        assert_eq!(told(&refused).id, ids[1]);
+        assert_eq!(other("120344", "120345"), ids[0]);
+    }
+
+    #[test]
+    fn an_id_is_not_made_by_joining_what_could_be_split_otherwise() {
+        let of = |code: &str, number: &str| {
+            let text = command().replace("C0001", code).replace("USE_0001", number);
+            tell(&decode(text.as_bytes()).unwrap(), &outcomes()[0], telling(&[])).id
+        };
+        assert_ne!(of("C0001A", "BCDEFG"), of("C0001", "ABCDEFG"));
+    }
+
+    #[test]
+    fn the_id_in_the_body_is_the_id_of_the_message() {
+        for event in outcomes().iter().map(told).chain([invalid("{}"), damaged()]) {
+            assert_eq!(json(&event)["id"], event.id.to_string());
+            assert_eq!(json(&event)["type"], format!("redemption.{}.v1", event.kind.as_str()));
+            assert_eq!(json(&event)["data"]["outcome"], event.kind.as_str());
+        }
+    }
+
+    #[test]
+    fn the_entity_is_passed_through_byte_for_byte() {
+        let body = String::from_utf8(told(&outcomes()[0]).body).unwrap();
+        assert!(body.contains(&format!("\"coupon\":{ENTITY},")), "{body}");
+        assert!(body.contains("\"coupon_state\":\"USED\""));
+    }
+
+    #[test]
+    fn a_state_that_is_not_known_is_told_as_it_was_spelt() {
+        let coupon = Coupon { state: CouponState::from_wire("FRO\"ZEN"), ..coupon() };
+        let event = told(&Outcome::Redeemed { by: EstablishedBy::Answer, coupon });
+        assert_eq!(json(&event)["data"]["coupon_state"], "FRO\"ZEN");
+    }
+
+    #[test]
+    fn the_routing_key_has_the_outcome_and_the_brand() {
+        let [redeemed, refused, unresolved] = outcomes().map(|outcome| told(&outcome).routing_key);
+        assert_eq!(redeemed, "redemption.redeemed.120344");
+        assert_eq!(refused, "redemption.refused.120344");
+        assert_eq!(unresolved, "redemption.unresolved.120344");
+        assert_eq!(damaged().routing_key, "redemption.unresolved.120344");
+        assert_eq!(invalid("{}").routing_key, "redemption.invalid.unknown");
+        let faulty = command().replace("wx1", "");
+        assert_eq!(invalid(&faulty).routing_key, "redemption.invalid.120344");
+        let dotted = command().replace("120344", "120344.#");
+        assert_eq!(invalid(&dotted).routing_key, "redemption.invalid.unknown");
+    }
+
+    #[test]
+    fn at_most_sixteen_attempts_are_told_and_they_are_the_last() {
+        let event = tell(&redemption(), &outcomes()[2], telling(&attempts(100)));
+        let told = json(&event)["data"]["evidence"].as_array().unwrap().clone();
+        assert_eq!(told.len(), Evidence::KEPT);
+        assert_eq!(told[15]["at"], "2026-03-05T04:32:24Z");
+    }
 }

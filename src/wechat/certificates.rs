@@ -1,0 +1,164 @@
+//! Downloads platform certificates: `GET /v3/certificates`, each sealed with AES-256-GCM under the APIv3 key.
+//!
+//! The first download cannot be verified by a key that is held, because it brings the keys. What it brings is
+//! trusted for its seal, which only the holder of the APIv3 key can make; the answer's signature must then fit one
+//! of the certificates that it brought, or one that was held before.
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::HeaderMap;
+use jiff::Timestamp;
+use serde::Deserialize;
+use zeroize::Zeroizing;
+
+use crate::verdict::{Authenticity, Flaw};
+use crate::wechat::keys::{KeyFault, PublicKeys, VerificationKey};
+use crate::wechat::verify::verify;
+
+/// Where they are.
+pub const TARGET: &str = "/v3/certificates";
+
+/// The APIv3 key: 32 bytes that the merchant chose on the platform.
+pub struct ApiV3Key(LessSafeKey);
+
+impl std::fmt::Debug for ApiV3Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ApiV3Key")
+    }
+}
+
+/// The APIv3 key is not 32 bytes long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the APIv3 key must be 32 characters long, as it was set on the merchant platform")]
+pub struct NotAnApiV3Key;
+
+impl ApiV3Key {
+    /// Takes the key as text; blanks around it are dropped.
+    ///
+    /// # Errors
+    /// [`NotAnApiV3Key`]
+    pub fn parse(text: &str) -> Result<Self, NotAnApiV3Key> {
+        let key = UnboundKey::new(&AES_256_GCM, text.trim().as_bytes()).map_err(|_| NotAnApiV3Key)?;
+        Ok(Self(LessSafeKey::new(key)))
+    }
+
+    /// Opens what was sealed with it. `ciphertext` is Base64 with the tag at its end.
+    pub fn open(&self, nonce: &str, associated: &str, ciphertext: &str) -> Option<Zeroizing<Vec<u8>>> {
+        let nonce = Nonce::try_assume_unique_for_key(nonce.as_bytes()).ok()?;
+        let mut sealed = Zeroizing::new(STANDARD.decode(ciphertext).ok()?);
+        let opened = self.0.open_in_place(nonce, Aad::from(associated.as_bytes()), &mut sealed).ok()?.len();
+        sealed.truncate(opened);
+        Some(sealed)
+    }
+}
+
+/// Why a download brought nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum NoCertificates {
+    /// No whole answer came.
+    #[error("no answer: {0}")]
+    NoAnswer(String),
+    /// The provider refused.
+    #[error("the payment API answered {status} {code}")]
+    Refused {
+        /// HTTP status.
+        status: u16,
+        /// `code` of the error body.
+        code: String,
+    },
+    /// The answer is not what it should be.
+    #[error("the answer is not a list of certificates")]
+    Unreadable,
+    /// A certificate does not open: most likely the APIv3 key is not the one set on the platform.
+    #[error("certificate {0} does not open; compare wechat.apiv3_key_file with the key set on the platform")]
+    Sealed(String),
+    /// A certificate is not sound.
+    #[error("{0}")]
+    Key(#[from] KeyFault),
+    /// A certificate has another serial than the answer says.
+    #[error("certificate {0} has another serial inside")]
+    OtherSerial(String),
+    /// The answer's signature fits none of them.
+    #[error("the answer's signature does not convince ({})", .0.map_or("unsigned", Flaw::as_str))]
+    NotBelieved(Option<Flaw>),
+}
+
+#[derive(Deserialize)]
+struct ListText {
+    data: Vec<EntryText>,
+}
+
+#[derive(Deserialize)]
+struct EntryText {
+    serial_no: String,
+    encrypt_certificate: SealedText,
+}
+
+#[derive(Deserialize)]
+struct SealedText {
+    nonce: String,
+    #[serde(default)]
+    associated_data: String,
+    ciphertext: String,
+}
+
+/// Reads a download. `held` are the keys held before it. Certificates outside their validity are left out.
+///
+/// # Errors
+/// [`NoCertificates`]
+pub fn read(
+    headers: &HeaderMap,
+    body: &[u8],
+    key: &ApiV3Key,
+    held: &PublicKeys,
+    now: Timestamp,
+) -> Result<PublicKeys, NoCertificates> {
+    let list: ListText = serde_json::from_slice(body).map_err(|_| NoCertificates::Unreadable)?;
+    let mut brought = PublicKeys::default();
+    for EntryText { serial_no, encrypt_certificate: sealed } in list.data {
+        let pem = key
+            .open(&sealed.nonce, &sealed.associated_data, &sealed.ciphertext)
+            .ok_or_else(|| NoCertificates::Sealed(serial_no.clone()))?;
+        let pem = std::str::from_utf8(&pem).map_err(|_| NoCertificates::Unreadable)?;
+        let what = format!("platform certificate {serial_no}");
+        match VerificationKey::from_certificate_pem(pem, &what, now) {
+            Ok((serial, key)) if serial.eq_ignore_ascii_case(&serial_no) => brought.insert(serial, key),
+            Ok(_) => return Err(NoCertificates::OtherSerial(serial_no)),
+            // The next one is announced before it is valid, the last one after.
+            Err(KeyFault::NotValidNow { .. }) => {}
+            Err(fault) => return Err(fault.into()),
+        }
+    }
+    let believed = [&brought, held].map(|keys| verify(headers, body, keys, now));
+    match believed {
+        [Authenticity::Verified, _] | [_, Authenticity::Verified] => Ok(brought),
+        [Authenticity::Unconvincing(flaw), _] => Err(NoCertificates::NotBelieved(Some(flaw))),
+        [Authenticity::Unsigned, _] => Err(NoCertificates::NotBelieved(None)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_published_vector_opens() {
+        let key = ApiV3Key::parse("a7cde1ZJB1kG2e7VfTs3jQzaWizur8Gb\n").unwrap();
+        let open = |nonce, associated, text| key.open(nonce, associated, text).map(|text| text.to_vec());
+        let sealed = "ulwSiIajGClcvcOYvOQ7+l+0PAbzzwI=";
+        assert_eq!(open("uluk4a9R25RW", "associatedData", sealed).unwrap(), b"message");
+        assert_eq!(open("uluk4a9R25RW", "other", sealed), None);
+        assert_eq!(open("uluk4a9R25RX", "associatedData", sealed), None);
+        assert_eq!(open("short", "associatedData", sealed), None);
+        assert_eq!(open("uluk4a9R25RW", "associatedData", "ulwSiIajGClcvcOYvOQ7+l+0PAbzzwM="), None);
+        assert_eq!(open("uluk4a9R25RW", "associatedData", "AAAA"), None);
+        assert_eq!(open("uluk4a9R25RW", "associatedData", "not base64!"), None);
+    }
+
+    #[test]
+    fn a_key_of_another_length_is_refused() {
+        assert!(ApiV3Key::parse("0123456789abcdef").is_err());
+        assert!(ApiV3Key::parse("").is_err());
+    }
+}

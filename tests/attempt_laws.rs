@@ -1,0 +1,1057 @@
+//! The state machine of one command, played through: scripted replies, one row of the design at a time, and then
+//! the laws, against a provider that keeps a ledger and breaks in every way that is known.
+
+#![allow(clippy::unwrap_used, reason = "a test may; the lint only spares the test functions themselves")]
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use proptest::prelude::*;
+use redeemer::attempt::{Belief, Limits, Outcome, Progress, Step};
+use redeemer::coupon::{Coupon, CouponState, Round, Trace, Usage};
+use redeemer::redemption::Redemption;
+use redeemer::verdict::{Answer, Authenticity, Flaw, Lost, NotSent, Question, Reply, judge};
+use redeemer::wechat::api::Prepared;
+use redeemer::wire::command;
+use redeemer::wire::copy::{self, Horizon};
+
+const OURS: &str = "USE_0001";
+const CODE: &str = "C0001";
+const HORIZON: Horizon =
+    Horizon { default: SignedDuration::from_hours(24), furthest: SignedDuration::from_hours(24 * 7) };
+
+fn redemption() -> Redemption {
+    let text = r#"{"openid": "oUser", "coupon_code": "C0001", "brand_id": "120344",
+        "product_coupon_id": "1000000013", "stock_id": "1000000013001", "appid": "wx1",
+        "use_time": "2026-03-05T12:30:45+08:00", "out_request_no": "USE_0001",
+        "associated_order_info": {"transaction_id": "4200000000123456789123456789"}}"#;
+    command::decode(text.as_bytes()).unwrap()
+}
+
+fn start() -> Timestamp {
+    "2026-03-05T04:30:45Z".parse().unwrap()
+}
+
+fn later(at: Timestamp, by: Duration) -> Timestamp {
+    at.saturating_add(by).unwrap()
+}
+
+// ---- replies, by the names that people use for them
+
+fn coupon(state: &str, used: Option<&str>, returned: Option<&str>) -> Coupon {
+    Coupon {
+        code: CODE.into(),
+        state: CouponState::from_wire(state),
+        usage: Usage::Once(Trace {
+            use_request_no: used.map(Into::into),
+            return_request_no: returned.map(Into::into),
+        }),
+        entity: "{}".into(),
+    }
+}
+
+fn answer(status: u16, authenticity: Authenticity) -> Answer {
+    Answer { status, authenticity, code: None, sub_code: None, coupon: None, message: None, request_id: None }
+}
+
+fn says(coupon: Coupon) -> Reply {
+    Reply::Answered(Answer { coupon: Some(coupon), ..answer(200, Authenticity::Verified) })
+}
+
+fn used_by_us() -> Reply {
+    says(coupon("USED", Some(OURS), None))
+}
+
+fn usable() -> Reply {
+    says(coupon("EFFECTIVE", None, None))
+}
+
+fn returned() -> Reply {
+    says(coupon("EFFECTIVE", None, Some("R1")))
+}
+
+fn in_state(state: &str) -> Reply {
+    says(coupon(state, None, None))
+}
+
+fn error(status: u16, code: &str, sub_code: Option<u64>, authenticity: Authenticity) -> Reply {
+    Reply::Answered(Answer { code: Some(code.into()), sub_code, ..answer(status, authenticity) })
+}
+
+fn signed(status: u16, code: &str) -> Reply {
+    error(status, code, None, Authenticity::Verified)
+}
+
+fn unsigned(status: u16, code: &str) -> Reply {
+    error(status, code, None, Authenticity::Unsigned)
+}
+
+fn cut() -> Reply {
+    Reply::Lost(Lost::Reset)
+}
+
+fn probe() -> Reply {
+    Reply::Answered(answer(200, Authenticity::Unconvincing(Flaw::Mismatch)))
+}
+
+fn unreachable() -> Reply {
+    Reply::NotSent(NotSent::Connect)
+}
+
+// ---- the driver: a script of replies in, the steps and the outcome out
+
+/// What is known of the command when the script begins.
+#[derive(Clone, Copy)]
+enum Start {
+    Fresh,
+    Redelivered,
+    Copy(Belief),
+    CopyRedelivered(Belief),
+}
+
+struct Run {
+    limits: Limits,
+    time_allowed: Duration,
+    redemption: Redemption,
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Self {
+            limits: Limits::default(),
+            time_allowed: Duration::from_secs(24 * 3600),
+            redemption: redemption(),
+        }
+    }
+}
+
+impl Run {
+    fn of(time_allowed: u64, attempts_max: u32) -> Self {
+        let limits = Limits { attempts_max, ..Limits::default() };
+        Self { limits, time_allowed: Duration::from_secs(time_allowed), ..Self::default() }
+    }
+
+    /// Plays the script to its end; every reply must be used up by the time of the outcome.
+    fn play(&self, from: Start, script: &[Reply]) -> (Vec<String>, Outcome) {
+        let Self { limits, time_allowed, redemption } = self;
+        let mut now = start();
+        let deadline = later(now, *time_allowed);
+        let copied = |belief| Progress::resumed(3, 1, belief, now, deadline, None);
+        let mut progress = match from {
+            Start::Fresh => Progress::new(now, deadline, false),
+            Start::Redelivered => Progress::new(now, deadline, true),
+            Start::Copy(belief) => copied(belief),
+            Start::CopyRedelivered(belief) => {
+                let mut progress = copied(belief);
+                progress.delivered_again();
+                progress
+            }
+        };
+        let mut replies = script.iter();
+        let mut told = Vec::new();
+        let mut step = progress.begin(limits, now);
+        loop {
+            step = match step {
+                Step::Ask { after, question } => {
+                    told.push(format!("{}s {}", after.as_secs_f64(), question.as_str()));
+                    now = later(now, after);
+                    let reply = replies.next().unwrap_or_else(|| panic!("the script is too short: {told:?}"));
+                    let verdict = judge(question, reply, redemption);
+                    progress.follow(question, reply.clone(), verdict, limits, now, 0.5)
+                }
+                Step::Defer { tier } => {
+                    told.push(format!("tier {}s", limits.tiers[tier].as_secs()));
+                    now = later(now, limits.tiers[tier]);
+                    progress = through_a_wait_queue(&progress, now);
+                    progress.begin(limits, now)
+                }
+                Step::Halt(fault) => {
+                    told.push(format!("halt {}", fault.as_str()));
+                    now = later(now, Duration::from_secs(60));
+                    progress.resume(limits, now)
+                }
+                Step::Finish(outcome) => {
+                    assert_eq!(replies.len(), 0, "the command ended before the script: {told:?}");
+                    return (told, outcome);
+                }
+            }
+        }
+    }
+
+    fn check(&self, from: Start, script: &[Reply], steps: &[&str], ending: &str) {
+        let (told, outcome) = self.play(from, script);
+        assert_eq!(
+            (told.iter().map(String::as_str).collect(), in_words(&outcome)),
+            (steps.to_vec(), ending.to_owned())
+        );
+    }
+}
+
+/// Written to headers and read back, as the broker would carry it.
+fn through_a_wait_queue(progress: &Progress, now: Timestamp) -> Progress {
+    let headers = copy::write(progress, &[], "00");
+    let header = |name| headers.iter().find(|(key, _)| *key == name).map(|(_, text)| text.as_str());
+    copy::read(header, "00", now, HORIZON).unwrap().progress
+}
+
+fn in_words(outcome: &Outcome) -> String {
+    let reason = outcome.reason().map(|reason| format!(" {}", reason.as_str())).unwrap_or_default();
+    format!("{}{reason} by {}", outcome.kind().as_str(), outcome.established_by().as_str())
+}
+
+fn check(script: &[Reply], steps: &[&str], ending: &str) {
+    Run::default().check(Start::Fresh, script, steps, ending);
+}
+
+// ---- replies to "redeem"
+
+#[test]
+fn a_verified_answer_that_names_us_ends_it() {
+    check(&[used_by_us()], &["0s redeem"], "redeemed by answer");
+    check(&[in_state("USED")], &["0s redeem"], "redeemed by answer");
+}
+
+#[test]
+fn a_verified_answer_that_contradicts_us_is_asked_about() {
+    let asked = ["0s redeem", "2s inquire"];
+    check(&[says(coupon("USED", Some("OTHER_1"), None)), used_by_us()], &asked, "redeemed by inquiry");
+    check(&[returned(), returned()], &asked, "refused returned_since by inquiry");
+    check(
+        &[usable(), says(coupon("USED", Some("OTHER_1"), None))],
+        &asked,
+        "refused used_by_another by inquiry",
+    );
+}
+
+#[test]
+fn what_was_not_accepted_is_asked_again() {
+    let again = ["0s redeem", "1s redeem"];
+    let locked = error(403, "NOT_ENOUGH", Some(272_756_746), Authenticity::Verified);
+    for reply in [
+        Reply::Answered(answer(202, Authenticity::Verified)),
+        signed(429, "RATELIMIT_EXCEEDED"),
+        unsigned(429, "FREQUENCY_LIMITED"),
+        unsigned(403, "RATE_LIMITED"),
+        locked,
+        unreachable(),
+    ] {
+        check(&[reply, used_by_us()], &again, "redeemed by answer");
+    }
+}
+
+#[test]
+fn what_may_have_taken_effect_is_asked_about_after_the_settling_time() {
+    let asked = ["0s redeem", "2s inquire"];
+    for reply in [
+        cut(),
+        Reply::Lost(Lost::Timeout),
+        Reply::Lost(Lost::TooLarge),
+        probe(),
+        Reply::Answered(answer(200, Authenticity::Unsigned)),
+        Reply::Answered(answer(202, Authenticity::Unconvincing(Flaw::UnknownSerial))),
+        Reply::Answered(answer(200, Authenticity::Unconvincing(Flaw::Stale))),
+        signed(500, "SYSTEM_ERROR"),
+        unsigned(502, ""),
+        unsigned(408, ""),
+    ] {
+        check(&[reply, used_by_us()], &asked, "redeemed by inquiry");
+    }
+}
+
+#[test]
+fn the_same_body_goes_out_again_only_after_two_settled_negatives() {
+    check(
+        &[cut(), usable(), usable(), used_by_us()],
+        &["0s redeem", "2s inquire", "2s inquire", "0s redeem"],
+        "redeemed by answer",
+    );
+}
+
+#[test]
+fn a_number_said_to_be_used_already_turns_out_to_be_ours() {
+    check(
+        &[cut(), usable(), usable(), signed(400, "INVALID_REQUEST"), used_by_us()],
+        &["0s redeem", "2s inquire", "2s inquire", "0s redeem", "0s inquire"],
+        "redeemed by inquiry",
+    );
+    check(
+        &[unsigned(400, "INVALID_REQUEST"), used_by_us()],
+        &["0s redeem", "2s inquire"],
+        "redeemed by inquiry",
+    );
+}
+
+#[test]
+fn a_signed_refusal_stands_once_the_coupon_was_seen() {
+    let asked = ["0s redeem", "0s inquire"];
+    check(&[signed(403, "NOT_ENOUGH"), usable()], &asked, "refused not_usable by inquiry");
+    check(&[signed(404, "NOT_FOUND"), usable()], &asked, "refused not_found by inquiry");
+    check(&[signed(400, "INVALID_REQUEST"), usable()], &asked, "refused rejected by inquiry");
+    check(&[signed(403, "NOT_ENOUGH"), in_state("EXPIRED")], &asked, "refused expired by inquiry");
+    check(
+        &[signed(403, "NOT_ENOUGH"), signed(404, "NOT_FOUND")],
+        &asked,
+        "refused no_such_coupon by inquiry",
+    );
+}
+
+#[test]
+fn an_unsigned_refusal_proves_nothing_until_it_is_repeated() {
+    let refusal = || unsigned(403, "NOT_ENOUGH");
+    check(&[refusal(), used_by_us()], &["0s redeem", "2s inquire"], "redeemed by inquiry");
+    check(
+        &[refusal(), usable(), used_by_us()],
+        &["0s redeem", "2s inquire", "1s redeem"],
+        "redeemed by answer",
+    );
+    check(
+        &[refusal(), usable(), refusal(), usable()],
+        &["0s redeem", "2s inquire", "1s redeem", "2s inquire"],
+        "refused not_usable by inquiry",
+    );
+}
+
+#[test]
+fn a_parameter_the_provider_calls_wrong_is_refused_at_once_where_it_is_signed() {
+    check(&[signed(400, "PARAM_ERROR")], &["0s redeem"], "refused invalid_parameter by answer");
+    check(&[unsigned(400, "PARAM_ERROR"), used_by_us()], &["0s redeem", "2s inquire"], "redeemed by inquiry");
+}
+
+#[test]
+fn a_missing_authorisation_is_refused_at_once_where_it_is_signed() {
+    check(&[signed(403, "NO_AUTH")], &["0s redeem"], "refused not_authorised by answer");
+    check(&[unsigned(403, "NO_AUTH"), used_by_us()], &["0s redeem", "2s inquire"], "redeemed by inquiry");
+    check(
+        &[unsigned(403, "NO_AUTH"), usable(), unsigned(403, "NO_AUTH"), usable()],
+        &["0s redeem", "2s inquire", "1s redeem", "2s inquire"],
+        "refused not_authorised by inquiry",
+    );
+}
+
+#[test]
+fn a_fault_of_our_own_halts_and_the_same_question_follows() {
+    check(
+        &[unsigned(401, "SIGN_ERROR"), used_by_us()],
+        &["0s redeem", "halt unauthenticated", "0s redeem"],
+        "redeemed by answer",
+    );
+    check(
+        &[cut(), unsigned(401, "SIGN_ERROR"), used_by_us()],
+        &["0s redeem", "2s inquire", "halt unauthenticated", "0s inquire"],
+        "redeemed by inquiry",
+    );
+}
+
+// ---- replies to "inquire"
+
+#[test]
+fn an_inquiry_settles_what_was_unsure() {
+    let asked = ["0s redeem", "2s inquire"];
+    let ends = |reply: Reply, ending: &str| check(&[cut(), reply], &asked, ending);
+    ends(used_by_us(), "redeemed by inquiry");
+    ends(says(coupon("USED", Some("OTHER_1"), None)), "refused used_by_another by inquiry");
+    ends(returned(), "refused returned_since by inquiry");
+    ends(in_state("CONFIRMING"), "refused not_confirmed by inquiry");
+    ends(in_state("PENDING"), "refused not_yet_valid by inquiry");
+    ends(in_state("EXPIRED"), "refused expired by inquiry");
+    ends(in_state("DELETED"), "refused deleted by inquiry");
+    ends(in_state("DEACTIVATED"), "refused deactivated by inquiry");
+    ends(signed(404, "NOT_FOUND"), "refused no_such_coupon by inquiry");
+}
+
+#[test]
+fn a_sequential_coupon_is_judged_by_the_round_that_was_meant() {
+    let rounds = |used: &[Option<&str>]| {
+        let round = |user: &Option<&str>| Round {
+            state: CouponState::from_wire(if user.is_some() { "USED" } else { "EFFECTIVE" }),
+            trace: Trace { use_request_no: user.map(Into::into), return_request_no: None },
+        };
+        let usage = Usage::Rounds(used.iter().map(round).collect());
+        says(Coupon { usage, ..coupon("EFFECTIVE", None, None) })
+    };
+    let check = |round: u32, script: &[Reply], steps: &[&str], ending: &str| {
+        let redemption = Redemption { sequential_coupon_index: Some(round), ..redemption() };
+        Run { redemption, ..Run::default() }.check(Start::Fresh, script, steps, ending);
+    };
+    let (ours, other) = (Some(OURS), Some("OTHER_1"));
+    let asked = ["0s redeem", "2s inquire"];
+    check(0, &[rounds(&[ours, None])], &["0s redeem"], "redeemed by answer");
+    check(1, &[rounds(&[other, ours, None])], &["0s redeem"], "redeemed by answer");
+    check(0, &[cut(), rounds(&[other, None])], &asked, "refused used_by_another by inquiry");
+    check(1, &[cut(), rounds(&[other, ours])], &asked, "redeemed by inquiry");
+    check(
+        1,
+        &[cut(), rounds(&[other, None]), rounds(&[other, None]), rounds(&[other, ours, None])],
+        &["0s redeem", "2s inquire", "2s inquire", "0s redeem"],
+        "redeemed by answer",
+    );
+}
+
+#[test]
+fn an_inquiry_that_is_not_answered_authentically_is_put_again() {
+    for reply in [
+        cut(),
+        unreachable(),
+        probe(),
+        signed(500, "SYSTEM_ERROR"),
+        signed(429, "RATELIMIT_EXCEEDED"),
+        unsigned(404, "NOT_FOUND"),
+        unsigned(403, "NO_AUTH"),
+        signed(403, "NO_AUTH"),
+        in_state("FROZEN"),
+        in_state("USED"),
+        Reply::Answered(answer(200, Authenticity::Unsigned)),
+        Reply::Answered(answer(200, Authenticity::Verified)),
+    ] {
+        check(
+            &[cut(), reply, used_by_us()],
+            &["0s redeem", "2s inquire", "1s inquire"],
+            "redeemed by inquiry",
+        );
+    }
+}
+
+#[test]
+fn a_return_between_two_attempts_ends_the_sending() {
+    check(
+        &[cut(), usable(), returned()],
+        &["0s redeem", "2s inquire", "2s inquire"],
+        "refused returned_since by inquiry",
+    );
+    check(
+        &[unsigned(403, "NOT_ENOUGH"), usable(), cut(), returned()],
+        &["0s redeem", "2s inquire", "1s redeem", "2s inquire"],
+        "refused returned_since by inquiry",
+    );
+}
+
+#[test]
+fn a_coupon_deleted_meanwhile_is_refused() {
+    check(
+        &[cut(), usable(), in_state("DELETED")],
+        &["0s redeem", "2s inquire", "2s inquire"],
+        "refused deleted by inquiry",
+    );
+}
+
+// ---- deliveries that are not the first
+
+#[test]
+fn a_redelivered_command_begins_with_an_early_look_at_which_only_success_counts() {
+    let run = Run::default();
+    run.check(Start::Redelivered, &[used_by_us()], &["0s inquire"], "redeemed by inquiry");
+    run.check(
+        Start::Redelivered,
+        &[returned(), returned()],
+        &["0s inquire", "2s inquire"],
+        "refused returned_since by inquiry",
+    );
+    run.check(
+        Start::Redelivered,
+        &[returned(), used_by_us()],
+        &["0s inquire", "2s inquire"],
+        "redeemed by inquiry",
+    );
+    run.check(
+        Start::Redelivered,
+        &[usable(), usable(), usable(), used_by_us()],
+        &["0s inquire", "2s inquire", "2s inquire", "0s redeem"],
+        "redeemed by answer",
+    );
+}
+
+#[test]
+fn a_copy_begins_with_what_it_was_left_with() {
+    let reason = redeemer::verdict::Reason::NotUsable;
+    let first = |from: Start, question: &str| {
+        let (steps, _) = Run::default().play(from, &[used_by_us()]);
+        assert_eq!(steps.len(), 1);
+        assert!(steps[0].ends_with(question), "{steps:?}");
+    };
+    first(Start::Copy(Belief::Clear), "redeem");
+    first(Start::Copy(Belief::Doubted(reason)), "redeem");
+    first(Start::Copy(Belief::Unsure { negatives: 0 }), "inquire");
+    first(Start::Copy(Belief::Objected { reason, stands: true }), "inquire");
+    first(Start::Copy(Belief::Objected { reason, stands: false }), "inquire");
+}
+
+#[test]
+fn a_copy_delivered_again_begins_with_an_inquiry() {
+    let reason = redeemer::verdict::Reason::NotUsable;
+    let first = |belief: Belief, step: &str| {
+        let (steps, _) = Run::default().play(Start::CopyRedelivered(belief), &[used_by_us()]);
+        assert_eq!(steps, [step], "{belief:?}");
+    };
+    first(Belief::Clear, "0s inquire");
+    first(Belief::Doubted(reason), "0s inquire");
+    first(Belief::Unsure { negatives: 0 }, "0s inquire");
+    // Where the lost delivery found the coupon usable it has sent the body once more.
+    first(Belief::Objected { reason, stands: false }, "0s inquire");
+    // A standing refusal is never followed by a redeem.
+    first(Belief::Objected { reason, stands: true }, "0s inquire");
+}
+
+// ---- waiting
+
+#[test]
+fn waits_grow_in_process_and_then_from_tier_to_tier() {
+    let busy = || signed(429, "RATELIMIT_EXCEEDED");
+    let script: Vec<_> = (0..4 * 7).map(|_| busy()).chain([used_by_us()]).collect();
+    let (steps, outcome) = Run::default().play(Start::Fresh, &script);
+    assert_eq!(in_words(&outcome), "redeemed by answer");
+    let in_process = ["0s redeem", "1s redeem", "2s redeem", "4s redeem"];
+    let tiers = ["tier 10s", "tier 60s", "tier 300s", "tier 1800s", "tier 7200s", "tier 7200s", "tier 7200s"];
+    let wanted = tiers.iter().flat_map(|tier| in_process.iter().chain([tier])).chain(["0s redeem"].iter());
+    assert_eq!(steps, wanted.copied().collect::<Vec<_>>());
+}
+
+#[test]
+fn no_tier_outlasts_the_deadline() {
+    let busy = || signed(429, "RATELIMIT_EXCEEDED");
+    // 30 s allowed: after 7 s in process and the tier of 10 s, 6 s more are too few for a tier.
+    let script: Vec<_> = (0..9).map(|_| busy()).chain([usable()]).collect();
+    let steps = [
+        "0s redeem",
+        "1s redeem",
+        "2s redeem",
+        "4s redeem",
+        "tier 10s",
+        "0s redeem",
+        "1s redeem",
+        "2s redeem",
+        "4s redeem",
+        "6s redeem",
+        "0s inquire",
+    ];
+    Run::of(30, 1_000).check(Start::Fresh, &script, &steps, "unresolved deadline_passed by deadline");
+}
+
+#[test]
+fn without_tiers_everything_waits_in_process() {
+    let run = Run { limits: Limits { tiers: vec![], ..Limits::default() }, ..Run::default() };
+    let script: Vec<_> = (0..6).map(|_| signed(429, "RATELIMIT_EXCEEDED")).chain([used_by_us()]).collect();
+    let waits = ["0s redeem", "1s redeem", "2s redeem", "4s redeem", "8s redeem", "16s redeem", "30s redeem"];
+    run.check(Start::Fresh, &script, &waits, "redeemed by answer");
+}
+
+// ---- the end of the time allowed
+
+#[test]
+fn at_the_deadline_one_last_inquiry_decides() {
+    let at_once = |script: &[Reply], ending: &str| {
+        Run::of(0, 1_000).check(Start::Fresh, script, &["0s inquire"], ending)
+    };
+    at_once(&[used_by_us()], "redeemed by inquiry");
+    at_once(&[in_state("EXPIRED")], "refused expired by inquiry");
+    at_once(&[usable()], "unresolved deadline_passed by deadline");
+    at_once(&[cut()], "unresolved deadline_passed by deadline");
+    at_once(&[signed(500, "SYSTEM_ERROR")], "unresolved deadline_passed by deadline");
+}
+
+#[test]
+fn a_settling_time_is_never_cut_short_by_the_deadline() {
+    // One second is left, and the inquiry that follows may decide: before its time it would prove nothing.
+    let run = Run::of(1, 1_000);
+    run.check(Start::Fresh, &[cut(), used_by_us()], &["0s redeem", "2s inquire"], "redeemed by inquiry");
+    run.check(
+        Start::Fresh,
+        &[cut(), returned()],
+        &["0s redeem", "2s inquire"],
+        "refused returned_since by inquiry",
+    );
+    run.check(
+        Start::Fresh,
+        &[signed(429, ""), cut(), usable()],
+        &["0s redeem", "1s redeem", "2s inquire"],
+        "unresolved deadline_passed by deadline",
+    );
+    // A refusal heard twice stands, but only once the second request has settled.
+    run.check(
+        Start::Copy(Belief::Doubted(redeemer::verdict::Reason::NotUsable)),
+        &[unsigned(403, "NOT_ENOUGH"), usable()],
+        &["0s redeem", "2s inquire"],
+        "refused not_usable by inquiry",
+    );
+}
+
+#[test]
+fn a_last_inquiry_that_met_a_fault_of_our_own_is_put_again() {
+    Run::of(0, 1_000).check(
+        Start::Fresh,
+        &[unsigned(401, "SIGN_ERROR"), used_by_us()],
+        &["0s inquire", "halt unauthenticated", "0s inquire"],
+        "redeemed by inquiry",
+    );
+}
+
+#[test]
+fn attempts_have_an_end() {
+    Run::of(86_400, 2).check(
+        Start::Fresh,
+        &[signed(429, ""), signed(429, ""), usable()],
+        &["0s redeem", "1s redeem", "0s inquire"],
+        "unresolved attempts_exhausted by deadline",
+    );
+    Run::of(86_400, 1).check(
+        Start::Fresh,
+        &[cut(), used_by_us()],
+        &["0s redeem", "2s inquire"],
+        "redeemed by inquiry",
+    );
+    Run::of(86_400, 3).check(
+        Start::Copy(Belief::Clear),
+        &[cut()],
+        &["0s inquire"],
+        "unresolved attempts_exhausted by deadline",
+    );
+}
+
+#[test]
+fn the_problem_carries_the_words_of_the_refusal() {
+    let (_, outcome) = Run::default().play(Start::Fresh, &[signed(403, "NOT_ENOUGH"), in_state("EXPIRED")]);
+    let objection = outcome.objection().unwrap();
+    assert_eq!((objection.http_status, objection.code.as_deref()), (403, Some("NOT_ENOUGH")));
+    assert_eq!(outcome.coupon().unwrap().state, CouponState::Expired);
+}
+
+#[test]
+fn a_belief_survives_the_words_it_travels_in() {
+    for reason in redeemer::verdict::Reason::ALL {
+        for belief in [
+            Belief::Clear,
+            Belief::Unsure { negatives: 0 },
+            Belief::Objected { reason, stands: true },
+            Belief::Objected { reason, stands: false },
+            Belief::Doubted(reason),
+        ] {
+            assert_eq!(Belief::from_words(&belief.to_words()), Some(belief));
+        }
+    }
+    assert_eq!(
+        Belief::from_words(&Belief::Unsure { negatives: 1 }.to_words()),
+        Some(Belief::Unsure { negatives: 0 })
+    );
+    for nonsense in ["", " ", "clear expired", "unsure expired", "objected", "doubted nothing", "Clear"] {
+        assert_eq!(Belief::from_words(nonsense), None, "{nonsense:?}");
+    }
+}
+
+#[test]
+fn a_body_never_changes() {
+    // Another spelling, another order of the fields, another process: the same bytes.
+    let nested = r#"{"coupon_code": "C0001", "openid": "oUser", "json": {
+        "associated_order_info": {"transaction_id": "4200000000123456789123456789"}, "out_request_no": "USE_0001",
+        "use_time": "2026-03-05T12:30:45+08:00", "appid": "wx1", "stock_id": "1000000013001",
+        "product_coupon_id": "1000000013", "brand_id": "120344"}}"#;
+    let prepared = Prepared::new(&redemption());
+    assert_eq!(prepared, Prepared::new(&command::decode(nested.as_bytes()).unwrap()));
+    assert_eq!(
+        std::str::from_utf8(prepared.body()).unwrap(),
+        concat!(
+            r#"{"product_coupon_id":"1000000013","stock_id":"1000000013001","appid":"wx1","#,
+            r#""use_time":"2026-03-05T12:30:45+08:00","#,
+            r#""associated_order_info":{"transaction_id":"4200000000123456789123456789"},"#,
+            r#""out_request_no":"USE_0001","brand_id":"120344"}"#,
+        )
+    );
+    // Frozen: a release that writes other bytes meets copies whose body was frozen by the one before.
+    assert_eq!(prepared.body_sha256(), "118d90f5667e0d909783b463a9bb0181308a0658719e22aa79d2a65580b15ceb");
+}
+
+// ---- the laws, against a provider that keeps a ledger
+
+const SETTLING: u64 = 2_000;
+
+/// What becomes of a request that carries a redemption.
+#[derive(Debug, Clone, Copy)]
+enum Effect {
+    Never,
+    AtOnce,
+    /// So many milliseconds after the caller was told what it was told: never more than the settling time.
+    Later(u64),
+}
+
+/// What the caller is told.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Told {
+    /// The provider's own, signed answer.
+    Truth,
+    /// One of the answers that promise "nothing happened", and keep it.
+    Unreachable,
+    Accepted,
+    TooFrequent,
+    Locked,
+    OurFault,
+    /// Everything below may hide an effect.
+    Cut,
+    ServerError,
+    Html502,
+    Probe,
+    UnknownSerial,
+    UnsignedSuccess,
+    Unsigned(u16),
+    UnsignedNoAuth,
+    /// The process dies before it hears; the broker delivers again.
+    Crash,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Call {
+    effect: Effect,
+    told: Told,
+    took: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Event {
+    Return,
+    Delete,
+    Expire,
+    Deactivate,
+    UseByAnother,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum State {
+    Effective,
+    Ours,
+    Another,
+    Gone(&'static str),
+}
+
+/// The provider: one coupon, and a ledger of what our number did to it.
+#[derive(Debug)]
+struct Provider {
+    state: State,
+    returned: bool,
+    effects: u32,
+    signs_refusals: bool,
+    under_way: Vec<Timestamp>,
+    events: Vec<(Timestamp, Event)>,
+}
+
+impl Provider {
+    fn advance(&mut self, to: Timestamp) {
+        loop {
+            let effect = self.under_way.iter().copied().filter(|at| *at <= to).min();
+            let event = self.events.iter().map(|(at, _)| *at).filter(|at| *at <= to).min();
+            match (effect, event) {
+                (Some(effect), event) if event.is_none_or(|event| effect <= event) => {
+                    let place = self.under_way.iter().position(|at| *at == effect).unwrap();
+                    self.under_way.remove(place);
+                    self.take_effect();
+                }
+                (_, Some(event)) => {
+                    let place = self.events.iter().position(|(at, _)| *at == event).unwrap();
+                    let (_, event) = self.events.remove(place);
+                    self.happen(event);
+                }
+                (_, None) => return,
+            }
+        }
+    }
+
+    fn take_effect(&mut self) {
+        if self.state == State::Effective {
+            self.state = State::Ours;
+            self.effects += 1;
+        }
+    }
+
+    fn happen(&mut self, event: Event) {
+        match (event, self.state) {
+            (Event::Return, State::Ours | State::Another) => {
+                self.state = State::Effective;
+                self.returned = true;
+            }
+            (Event::Delete, State::Effective) => self.state = State::Gone("DELETED"),
+            (Event::Expire, State::Effective) => self.state = State::Gone("EXPIRED"),
+            (Event::Deactivate, State::Effective) => self.state = State::Gone("DEACTIVATED"),
+            (Event::UseByAnother, State::Effective) => self.state = State::Another,
+            _ => {}
+        }
+    }
+
+    fn coupon(&self) -> Reply {
+        let returned = self.returned.then_some("R1");
+        says(match self.state {
+            State::Effective => coupon("EFFECTIVE", None, returned),
+            State::Ours => coupon("USED", Some(OURS), returned),
+            State::Another => coupon("USED", Some("OTHER_1"), returned),
+            State::Gone(state) => coupon(state, None, returned),
+        })
+    }
+
+    fn refusal(&self, sub_code: Option<u64>) -> Reply {
+        let authenticity = if self.signs_refusals { Authenticity::Verified } else { Authenticity::Unsigned };
+        error(403, "NOT_ENOUGH", sub_code, authenticity)
+    }
+
+    /// The provider's own answer, at this moment.
+    fn truth(&self, question: Question) -> Reply {
+        match (question, self.state) {
+            (Question::Inquire, _) | (_, State::Ours) => self.coupon(),
+            (Question::Redeem, State::Another) => self.refusal(Some(272_756_745)),
+            (Question::Redeem, _) => self.refusal(None),
+        }
+    }
+
+    /// One call, begun at `now`: what the caller is told of it, `None` where it does not live to hear it.
+    fn call(&mut self, question: Question, call: Call, now: Timestamp) -> Option<Reply> {
+        self.advance(now);
+        if question == Question::Redeem {
+            match call.effect {
+                Effect::Never => {}
+                Effect::AtOnce => self.take_effect(),
+                Effect::Later(after) => {
+                    self.under_way.push(later(now, Duration::from_millis(call.took + after)));
+                }
+            }
+        }
+        let reply = match call.told {
+            Told::Truth => self.truth(question),
+            Told::Unreachable => unreachable(),
+            Told::Accepted => Reply::Answered(answer(202, Authenticity::Verified)),
+            Told::TooFrequent => signed(429, "RATELIMIT_EXCEEDED"),
+            Told::Locked => error(403, "NOT_ENOUGH", Some(272_756_746), Authenticity::Verified),
+            Told::OurFault => unsigned(401, "SIGN_ERROR"),
+            Told::Cut => cut(),
+            Told::ServerError => signed(500, "SYSTEM_ERROR"),
+            Told::Html502 => unsigned(502, ""),
+            Told::Probe => probe(),
+            Told::UnknownSerial => {
+                Reply::Answered(answer(200, Authenticity::Unconvincing(Flaw::UnknownSerial)))
+            }
+            Told::UnsignedSuccess => Reply::Answered(answer(200, Authenticity::Unsigned)),
+            Told::Unsigned(status) => unsigned(status, "NOT_ENOUGH"),
+            Told::UnsignedNoAuth => unsigned(403, "NO_AUTH"),
+            Told::Crash => {
+                self.advance(later(now, Duration::from_millis(call.took)));
+                return None;
+            }
+        };
+        self.advance(later(now, Duration::from_millis(call.took)));
+        Some(reply)
+    }
+}
+
+/// One command from its first delivery to its outcome, with every law checked on the way.
+fn live(
+    mut provider: Provider,
+    calls: &[Call],
+    tail: Call,
+    allowed: Duration,
+    limits: &Limits,
+    chance: f64,
+) -> Result<(Outcome, Provider), TestCaseError> {
+    let redemption = redemption();
+    let mut now = start();
+    let deadline = later(now, allowed);
+    let settling = limits.settling;
+    let mut calls = calls.iter();
+    let mut progress = Progress::new(now, deadline, false);
+    let mut copied: Option<Vec<(&'static str, String)>> = None;
+    let (mut authentic, mut return_seen) = (false, false);
+    let (mut interruptions, mut late, mut steps) = (0u32, 0u32, 0u32);
+    let mut step = progress.begin(limits, now);
+    loop {
+        steps += 1;
+        prop_assert!(steps < 3 * limits.attempts_max + 200, "it does not come to an end");
+        step = match step {
+            Step::Ask { after, question } => {
+                now = later(now, after);
+                prop_assert!(after <= settling || now <= deadline, "a wait outlasts the deadline");
+                late += u32::from(now > deadline);
+                prop_assert!(late <= 1 + interruptions, "more than one last call");
+                prop_assert!(!(return_seen && question == Question::Redeem), "sent after a return was seen");
+                let call = *calls.next().unwrap_or(&tail);
+                let reply = provider.call(question, call, now);
+                now = later(now, Duration::from_millis(call.took));
+                match reply {
+                    Some(reply) => {
+                        let verdict = judge(question, &reply, &redemption);
+                        authentic |= matches!(&reply, Reply::Answered(answer) if answer.authenticity == Authenticity::Verified);
+                        if let Reply::Answered(Answer { coupon: Some(coupon), .. }) = &reply {
+                            let Usage::Once(trace) = &coupon.usage else { unreachable!() };
+                            return_seen |=
+                                coupon.state == CouponState::Effective && trace.return_request_no.is_some();
+                        }
+                        progress.follow(question, reply, verdict, limits, now, chance)
+                    }
+                    None => {
+                        interruptions += 1;
+                        progress = match &copied {
+                            None => Progress::new(start(), deadline, true),
+                            Some(headers) => {
+                                let mut progress = read_copy(headers, now);
+                                progress.delivered_again();
+                                progress
+                            }
+                        };
+                        progress.begin(limits, now)
+                    }
+                }
+            }
+            Step::Defer { tier } => {
+                now = later(now, limits.tiers[tier]);
+                prop_assert!(now <= deadline, "a tier outlasts the deadline");
+                let headers = copy::write(&progress, &[], "00");
+                progress = read_copy(&headers, now);
+                copied = Some(headers);
+                progress.begin(limits, now)
+            }
+            Step::Halt(_) => {
+                interruptions += 1;
+                now = later(now, Duration::from_secs(90));
+                progress.resume(limits, now)
+            }
+            Step::Finish(outcome) => {
+                prop_assert!(progress.attempts <= limits.attempts_max + 1 + interruptions);
+                prop_assert!(
+                    authentic || matches!(outcome, Outcome::Unresolved { .. }),
+                    "nothing authentic was heard"
+                );
+                // Whatever is still under way comes to pass before the books are compared.
+                provider.events.clear();
+                provider.advance(later(now, settling));
+                return Ok((outcome, provider));
+            }
+        };
+    }
+}
+
+fn read_copy(headers: &[(&'static str, String)], now: Timestamp) -> Progress {
+    let header = |name| headers.iter().find(|(key, _)| *key == name).map(|(_, text)| text.as_str());
+    copy::read(header, "00", now, HORIZON).unwrap().progress
+}
+
+fn hidden_effect() -> impl Strategy<Value = Effect> {
+    prop_oneof![Just(Effect::Never), Just(Effect::AtOnce), (0..=SETTLING).prop_map(Effect::Later)]
+}
+
+fn honest() -> impl Strategy<Value = (Effect, Told)> {
+    prop_oneof![
+        4 => Just((Effect::AtOnce, Told::Truth)),
+        1 => prop_oneof![
+            Just(Told::Unreachable), Just(Told::Accepted), Just(Told::TooFrequent), Just(Told::Locked),
+        ].prop_map(|told| (Effect::Never, told)),
+    ]
+}
+
+fn unsure() -> impl Strategy<Value = (Effect, Told)> {
+    let told = prop_oneof![
+        Just(Told::Cut),
+        Just(Told::ServerError),
+        Just(Told::Html502),
+        Just(Told::Probe),
+        Just(Told::UnknownSerial),
+        Just(Told::UnsignedSuccess),
+    ];
+    (hidden_effect(), told)
+}
+
+fn unsigned_refusal() -> impl Strategy<Value = (Effect, Told)> {
+    let told = prop_oneof![
+        Just(Told::Unsigned(403)),
+        Just(Told::Unsigned(404)),
+        Just(Told::Unsigned(400)),
+        Just(Told::UnsignedNoAuth),
+    ];
+    (hidden_effect(), told)
+}
+
+fn interruption() -> impl Strategy<Value = (Effect, Told)> {
+    prop_oneof![
+        Just((Effect::Never, Told::OurFault)),
+        hidden_effect().prop_map(|effect| (effect, Told::Crash)),
+    ]
+}
+
+fn timed(kind: impl Strategy<Value = (Effect, Told)>) -> impl Strategy<Value = Call> {
+    (kind, 0..=3_000u64).prop_map(|((effect, told), took)| Call { effect, told, took })
+}
+
+fn any_call() -> impl Strategy<Value = Call> {
+    timed(prop_oneof![3 => honest(), 3 => unsure(), 3 => unsigned_refusal(), 2 => interruption()])
+}
+
+fn lasting_call() -> impl Strategy<Value = Call> {
+    timed(prop_oneof![3 => honest(), 1 => unsure(), 1 => unsigned_refusal()])
+}
+
+fn state() -> impl Strategy<Value = State> {
+    prop_oneof![
+        8 => Just(State::Effective),
+        1 => Just(State::Another),
+        1 => prop_oneof![Just("CONFIRMING"), Just("PENDING"), Just("EXPIRED"), Just("DELETED")].prop_map(State::Gone),
+    ]
+}
+
+fn events() -> impl Strategy<Value = Vec<(Timestamp, Event)>> {
+    let event = prop_oneof![
+        4 => Just(Event::Return),
+        1 => Just(Event::Delete),
+        1 => Just(Event::Expire),
+        1 => Just(Event::Deactivate),
+        2 => Just(Event::UseByAnother),
+    ];
+    let at = prop_oneof![0..=20_000u64, 0..=600_000u64];
+    prop::collection::vec((at, event), 0..4).prop_map(|events| {
+        events.into_iter().map(|(at, event)| (later(start(), Duration::from_millis(at)), event)).collect()
+    })
+}
+
+prop_compose! {
+    fn provider()(state in state(), returned in prop::bool::weighted(0.3), signs_refusals: bool, events in events())
+        -> Provider
+    {
+        Provider { state, returned, effects: 0, signs_refusals, under_way: vec![], events }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 8_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_told_is_what_the_ledger_says(
+        provider in provider(),
+        calls in prop::collection::vec(any_call(), 0..14),
+        tail in lasting_call(),
+        allowed in prop_oneof![0..=20_000u64, 0..=10_800_000u64],
+        attempts_max in prop_oneof![1..=6u32, Just(1_000u32)],
+        chance in 0.0..=1.0,
+    ) {
+        let limits = Limits { attempts_max, ..Limits::default() };
+        let (outcome, provider) = live(provider, &calls, tail, Duration::from_millis(allowed), &limits, chance)?;
+        prop_assert!(provider.effects <= 1, "took effect {} times", provider.effects);
+        match outcome {
+            Outcome::Redeemed { .. } => prop_assert_eq!(provider.effects, 1, "told redeemed, but nothing happened"),
+            Outcome::Refused { reason, .. } => {
+                prop_assert!(provider.state != State::Ours, "told refused ({}), but it was used by us", reason.as_str());
+            }
+            Outcome::Unresolved { .. } => {}
+            Outcome::Invalid => prop_assert!(false, "a valid command became invalid"),
+        }
+    }
+
+    #[test]
+    fn a_usable_coupon_is_redeemed_once_the_faults_are_over(
+        mut calls in prop::collection::vec(timed(prop_oneof![honest(), unsure(), interruption()]), 0..20),
+        lie in prop::option::of((timed(unsigned_refusal()), 0..20usize)),
+        signs_refusals: bool,
+        chance in 0.0..=1.0,
+    ) {
+        let provider = Provider {
+            state: State::Effective, returned: false, effects: 0, signs_refusals, under_way: vec![], events: vec![],
+        };
+        // One unsigned refusal is not believed, wherever it comes.
+        if let Some((lie, place)) = lie {
+            calls.insert(place.min(calls.len()), lie);
+        }
+        let well = Call { effect: Effect::AtOnce, told: Told::Truth, took: 100 };
+        let day = Duration::from_secs(24 * 3600);
+        let (outcome, provider) = live(provider, &calls, well, day, &Limits::default(), chance)?;
+        prop_assert!(matches!(outcome, Outcome::Redeemed { .. }), "{}", in_words(&outcome));
+        prop_assert_eq!(provider.effects, 1);
+    }
+}

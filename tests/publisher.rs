@@ -1,0 +1,96 @@
+//! A confirm belongs to the message it was given for, also when many tasks publish at once on one channel.
+#![allow(clippy::unwrap_used)] // in the helpers too
+
+#[path = "support/bed.rs"]
+mod bed;
+#[path = "support/broker.rs"]
+mod broker;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bed::{Bed, command};
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueBindOptions, QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use redeemer::attempt::OutcomeKind;
+use redeemer::broker::Generation;
+use redeemer::wire::event::Event;
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+const TASKS: u128 = 8;
+const EACH: u128 = 3_000;
+
+/// Inside the client the confirm is registered and the frames are queued under different locks. Without a lock of
+/// our own around both, tasks get each other's confirms: results would be acknowledged that were refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_confirmed_is_there_and_what_is_refused_is_not() {
+    let bed = Bed::new().await;
+    bed.publish(&command("C1", "USE_0001")).await;
+    let settings = bed.config.broker_settings().unwrap();
+    let generation = Generation::build(&settings, 0).await.unwrap();
+    let mut deliveries = generation.consume(1).await.unwrap();
+    let delivery = Arc::new(deliveries.next().await.unwrap());
+
+    // A queue that refuses what does not fit, and a reader who is too slow for it.
+    let channel = bed.channel();
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-max-length".into(), AMQPValue::LongInt(200));
+    arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+    let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
+    let queue = channel.queue_declare("".into(), options, arguments).await.unwrap().name().clone();
+    let results = bed.config.broker.names.results.as_str();
+    let (options, arguments) = (QueueBindOptions::default(), FieldTable::default());
+    channel.queue_bind(queue.clone(), results.into(), "proof.*".into(), options, arguments).await.unwrap();
+    channel.basic_qos(1, BasicQosOptions::default()).await.unwrap();
+    let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+    let mut reader = channel.basic_consume(queue, "".into(), options, arguments).await.unwrap();
+
+    let mut publishing = JoinSet::new();
+    for task in 0..TASKS {
+        let (publisher, delivery) = (generation.publisher().clone(), delivery.clone());
+        publishing.spawn(async move {
+            let mut confirmed = BTreeSet::new();
+            for nth in 0..EACH {
+                let id = Uuid::from_u128(task * EACH + nth);
+                let routing_key = format!("proof.{task}");
+                let event = Event { id, routing_key, kind: OutcomeKind::Redeemed, body: b"{}".to_vec() };
+                if publisher.event(&event, &delivery).await.is_ok() {
+                    confirmed.insert(id.to_string());
+                }
+            }
+            confirmed
+        });
+    }
+    let read = tokio::spawn(async move {
+        let mut there = BTreeSet::new();
+        loop {
+            let delivery = bed::next(&mut reader, "a message").await;
+            let id = delivery.properties.message_id().as_ref().unwrap().to_string();
+            delivery.ack(BasicAckOptions::default()).await.unwrap();
+            if id == Uuid::max().to_string() {
+                return there;
+            }
+            there.insert(id);
+        }
+    });
+    let confirmed: BTreeSet<String> = publishing.join_all().await.into_iter().flatten().collect();
+    let last = Event {
+        id: Uuid::max(),
+        routing_key: "proof.last".to_owned(),
+        kind: OutcomeKind::Redeemed,
+        body: b"{}".to_vec(),
+    };
+    // Refused while the queue is full.
+    while generation.publisher().event(&last, &delivery).await.is_err() {}
+    let there = read.await.unwrap();
+    let all = usize::try_from(TASKS * EACH).unwrap();
+    assert!(confirmed.len() < all, "nothing was refused: the test proves nothing");
+    assert!(!confirmed.is_empty());
+    let lost: Vec<_> = confirmed.difference(&there).collect();
+    let denied: Vec<_> = there.difference(&confirmed).collect();
+    assert_eq!((lost.len(), denied.len()), (0, 0), "lost {lost:?}, denied {denied:?}");
+    generation.close().await;
+}

@@ -1,0 +1,459 @@
+//! The service against a real broker and the sandbox: what goes in, and what comes out.
+
+#![allow(clippy::unwrap_used)] // in the helpers too
+
+#[path = "support/bed.rs"]
+mod bed;
+#[path = "support/broker.rs"]
+mod broker;
+
+use std::time::Duration;
+
+use bed::{Bed, command, header, until};
+use broker::Broker;
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
+use redeemer::config::Span;
+use serde_json::{Value, json};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fresh_coupon_is_redeemed_and_told_with_its_state() {
+    let mut bed = Bed::new().await;
+    bed.issue("C1", json!({}));
+    let service = bed.start().await;
+    let properties =
+        BasicProperties::default().with_correlation_id("order-77".into()).with_reply_to("till-3".into());
+    bed.publish_bytes(command("C1", "USE_C1_0001").to_string().as_bytes(), properties).await;
+    let told = bed.told().await;
+    assert_eq!(told.gist(), "redeemed - USED");
+    assert_eq!(told.routing_key, "redemption.redeemed.120344");
+    assert_eq!(told.properties.correlation_id().as_ref().unwrap().as_str(), "order-77");
+    assert_eq!(told.event["specversion"], "1.0");
+    assert_eq!(told.event["type"], "redemption.redeemed.v1");
+    assert_eq!(told.event["subject"], "C1");
+    assert_eq!(told.data("/established_by"), "answer");
+    assert_eq!(told.data("/attempts"), 1);
+    assert_eq!(told.data("/coupon/single_usage_detail/use_request_no"), "USE_C1_0001");
+    assert_ne!(*told.data("/coupon/sandbox_unpublished_field"), Value::Null, "unknown fields pass through");
+    assert_eq!(told.data("/evidence/0/verdict"), "redeemed");
+    assert_eq!(told.data("/evidence/0/serial"), &json!(bed.sandbox.card().public_key_id));
+    assert_eq!(bed.uses(), [("C1".to_owned(), "USE_C1_0001".to_owned())]);
+    assert_eq!(service.metric(r#"redeemer_outcomes_total{outcome="redeemed",reason=""}"#).await, 1.0);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_is_told_with_the_coupons_state_from_an_inquiry() {
+    let mut bed = Bed::new().await;
+    let service = bed.start().await;
+    for (code, more, expected) in [
+        ("C1", json!({"state": "USED", "used_by": "OTHER_0001"}), "refused used_by_another USED"),
+        ("C2", json!({"state": "EXPIRED"}), "refused expired EXPIRED"),
+        ("C3", json!({"state": "DELETED"}), "refused deleted DELETED"),
+        ("C4", json!({"state": "DEACTIVATED"}), "refused deactivated DEACTIVATED"),
+        ("C5", json!({"state": "PENDING"}), "refused not_yet_valid PENDING"),
+        ("C6", json!({"state": "CONFIRMING"}), "refused not_confirmed CONFIRMING"),
+    ] {
+        bed.issue(code, more);
+        bed.publish(&command(code, "USE_0001")).await;
+        let told = bed.told().await;
+        assert_eq!(told.gist(), expected);
+        assert_eq!(told.data("/established_by"), "inquiry");
+        assert_eq!(told.data("/problem/http_status"), 403);
+    }
+    bed.publish(&command("C7", "USE_0001")).await;
+    assert_eq!(bed.told().await.gist(), "refused no_such_coupon -");
+    assert!(bed.uses().is_empty());
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_command_is_told_with_every_fault_and_parked_byte_for_byte() {
+    let mut bed = Bed::new().await;
+    bed.issue("C1", json!({}));
+    let service = bed.start().await;
+    let good = command("C1", "USE_0001").to_string();
+    let long = format!("{good}{}", " ".repeat(64 * 1024));
+    let hostile: Vec<(Vec<u8>, &[&str])> = vec![
+        (b"\xff\xfe".to_vec(), &[""]),
+        (b"".to_vec(), &[""]),
+        (long.into_bytes(), &[""]),
+        (b"[1,2]".to_vec(), &[""]),
+        (good.replace("\"120344\"", "120344").into_bytes(), &["/brand_id"]),
+        (good.replace("\"C1\"", "\"../C1\"").into_bytes(), &["/coupon_code"]),
+        (good.replace("\"C1\"", "\"C%2f1\"").into_bytes(), &["/coupon_code"]),
+        (good.replace("USE_0001", "USE_😀").into_bytes(), &["/out_request_no"]),
+        (good.replace("USE_0001", "USE\\u0000_0001").into_bytes(), &["/out_request_no"]),
+        (good.replace("\"1000000013001\"", "null").into_bytes(), &["/stock_id"]),
+        (good.replace("stock_id", "stok_id").into_bytes(), &["/stock_id", "/stok_id"]),
+        (
+            good.replace("{\"transaction_id\"", "{\"x\":{},\"transaction_id\"").into_bytes(),
+            &["/associated_order_info/x"],
+        ),
+        (
+            good.replace("associated_order_info", "remark").into_bytes(),
+            &["/associated_order_info", "/remark"],
+        ),
+    ];
+    for (bytes, pointers) in hostile {
+        bed.publish_bytes(&bytes, BasicProperties::default().with_message_id("m-1".into())).await;
+        let told = bed.told().await;
+        assert_eq!(told.gist(), "invalid invalid_command -", "{bytes:?}");
+        let faults = told.data("/problem/faults").as_array().unwrap();
+        let found: Vec<_> = faults.iter().map(|fault| fault["pointer"].as_str().unwrap()).collect();
+        assert_eq!(found, pointers, "{bytes:?}");
+        assert_eq!(told.properties.correlation_id().as_ref().unwrap().as_str(), "m-1");
+        let (kept, headers) = bed.parked().await;
+        assert_eq!(kept, bytes);
+        assert_eq!(header(&headers, "x-redemption-parked-reason"), "invalid_command");
+    }
+    bed.publish(&command("C1", "USE_0001")).await;
+    assert_eq!(bed.told().await.gist(), "redeemed - USED", "the next command is unharmed");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_that_cannot_be_read_is_a_fault_of_the_command() {
+    let mut bed = Bed::new().await;
+    let service = bed.start().await;
+    for value in [AMQPValue::LongString("tomorrow".into()), AMQPValue::Boolean(true)] {
+        let mut headers = FieldTable::default();
+        headers.insert("x-redemption-deadline".into(), value);
+        let bytes = command("C1", "USE_0001").to_string();
+        bed.publish_bytes(bytes.as_bytes(), BasicProperties::default().with_headers(headers)).await;
+        let told = bed.told().await;
+        assert_eq!(told.gist(), "invalid invalid_command -");
+        assert!(told.data("/problem/faults/0/problem").as_str().unwrap().contains("x-redemption-deadline"));
+        assert_eq!(told.data("/out_request_no"), "USE_0001");
+        assert_eq!(bed.parked().await.0, bytes.as_bytes());
+    }
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_command_twice_takes_effect_once_and_is_told_with_one_id() {
+    let mut bed = Bed::new().await;
+    bed.issue("C1", json!({}));
+    let service = bed.start().await;
+    bed.publish(&command("C1", "USE_0001")).await;
+    bed.publish(&command("C1", "USE_0001")).await;
+    let (first, second) = (bed.told().await, bed.told().await);
+    assert_eq!(first.gist(), "redeemed - USED");
+    assert_eq!(first.event["id"], second.event["id"]);
+    assert_eq!(bed.uses().len(), 1);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_lost_on_the_way_is_found_out_and_never_done_twice() {
+    let mut bed = Bed::new().await;
+    let service = bed.start().await;
+    for (code, fault, by, question) in [
+        ("F1", json!({"kind": "cut_after_effect"}), "inquiry", "use"),
+        ("F2", json!({"kind": "cut_before_effect"}), "answer", "use"),
+        ("F3", json!({"kind": "probe_signature"}), "inquiry", "use"),
+        ("F4", json!({"kind": "unknown_serial"}), "inquiry", "use"),
+        ("F5", json!({"kind": "stale_timestamp"}), "inquiry", "use"),
+        ("F6", json!({"kind": "no_signature"}), "inquiry", "use"),
+        ("F7", json!({"kind": "html_502"}), "answer", "use"),
+        ("F8", json!({"kind": "status", "status": 202}), "answer", "use"),
+        ("F9", json!({"kind": "status", "status": 429, "code": "RATELIMIT_EXCEEDED"}), "answer", "use"),
+        ("F10", json!({"kind": "unsigned_refusal"}), "answer", "use"),
+        ("F11", json!({"kind": "wrong_number"}), "inquiry", "use"),
+        ("F12", json!({"kind": "already_used_number"}), "inquiry", "use"),
+        ("F13", json!({"kind": "huge_body", "bytes": 10_000_000}), "inquiry", "use"),
+        ("F14", json!({"kind": "truncated_body"}), "inquiry", "use"),
+        ("F15", json!({"kind": "deep_json"}), "inquiry", "use"),
+        ("F16", json!({"kind": "gzip"}), "inquiry", "use"),
+    ] {
+        bed.issue(code, json!({}));
+        bed.faults(json!([{"coupon_code": code, "question": question, "times": 1, "fault": fault}]));
+        bed.publish(&command(code, &format!("USE_{code}_1"))).await;
+        let told = bed.told().await;
+        assert_eq!(told.gist(), "redeemed - USED", "{code} {fault}");
+        assert_eq!(told.data("/established_by"), by, "{code} {fault}: {:#}", told.event);
+        assert_eq!(bed.uses().iter().filter(|(used, _)| used == code).count(), 1, "{code}");
+    }
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_starts_before_its_broker_waits_for_it_and_one_that_loses_it_comes_back() {
+    let broker = tokio::task::spawn_blocking(Broker::start).await.unwrap();
+    let bed = Bed::on(&broker).await;
+    for nth in 0..20 {
+        bed.issue(&format!("C{nth}"), json!({}));
+        bed.publish(&command(&format!("C{nth}"), &format!("USE_{nth:04}"))).await;
+    }
+    let broker = off(broker, Broker::kill9).await;
+    let service = bed.start_unready().await;
+    until("the broker named", async || service.get("/readyz").await.1.starts_with("broker: ")).await;
+    assert_eq!(service.get("/livez").await.0, 200);
+
+    // The bed's own connection died with the broker, so the ledger and the broker's queues tell what happened.
+    let broker = off(broker, Broker::restart).await;
+    service.wait_ready().await;
+    until("every command redeemed", async || bed.uses().len() == 20).await;
+    service.wait_metric(r#"redeemer_outcomes_total{outcome="redeemed",reason=""}"#, 20.0).await;
+
+    let broker = off(broker, Broker::kill9).await;
+    service.wait_unready().await;
+    let broker = off(broker, Broker::restart).await;
+    service.wait_ready().await;
+    let bed = bed.reconnect(&broker).await;
+    assert_eq!(
+        bed.ready(&bed.config.broker.names.unrouted).await,
+        20,
+        "results that nobody had bound are kept"
+    );
+    bed.issue("C20", json!({}));
+    let mut bed = bed;
+    bed.publish(&command("C20", "USE_0020")).await;
+    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    assert_eq!(service.metric("redeemer_broker_generations_total").await, 2.0);
+    service.stop().await;
+    drop(bed);
+    off(broker, |_| ()).await;
+}
+
+async fn off(broker: Broker, what: impl FnOnce(&Broker) + Send + 'static) -> Broker {
+    tokio::task::spawn_blocking(move || {
+        what(&broker);
+        broker
+    })
+    .await
+    .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redelivered_command_begins_with_the_inquiry() {
+    let mut bed = Bed::new().await;
+    bed.issue("C1", json!({}));
+    bed.issue("C2", json!({"state": "USED", "used_by": "USE_0002"}));
+    for nth in 1..=2 {
+        bed.publish(&command(&format!("C{nth}"), &format!("USE_000{nth}"))).await;
+    }
+    // Somebody takes both and dies.
+    let mut dead = bed.consume_elsewhere(&bed.config.broker.names.commands).await;
+    for _ in 0..2 {
+        bed::next(&mut dead.1, "a command").await;
+    }
+    drop(dead);
+    until("both back in the queue", async || bed.ready(&bed.config.broker.names.commands).await == 2).await;
+
+    let service = bed.start().await;
+    for _ in 0..2 {
+        let told = bed.told().await;
+        assert_eq!(told.gist(), "redeemed - USED");
+        assert_eq!(told.data("/evidence/0/question"), "inquire");
+        let (by, attempts) = match told.data("/coupon_code").as_str() {
+            // An early look, and found usable twice, a settling time apart, before the redemption is sent.
+            Some("C1") => ("answer", 4),
+            _ => ("inquiry", 1),
+        };
+        assert_eq!((told.data("/established_by"), told.data("/attempts")), (&json!(by), &json!(attempts)));
+    }
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stopping_finishes_what_is_in_flight_and_hands_back_what_waits() {
+    let mut bed = Bed::new().await;
+    bed.config.work.concurrency = 4;
+    for nth in 0..40 {
+        bed.issue(&format!("C{nth}"), json!({}));
+        bed.publish(&command(&format!("C{nth}"), &format!("USE_{nth:04}"))).await;
+    }
+    bed.faults(json!([{"fault": {"kind": "slow", "ms": 100}}]));
+    let service = bed.start().await;
+    bed.told().await;
+    service.stop().await;
+    let commands = bed.config.broker.names.commands.clone();
+    let left = bed.ready(&commands).await;
+    assert!(left > 0, "it was stopped in the middle");
+    assert_eq!(left as usize + bed.uses().len(), 40, "nothing is both done and handed back");
+    let service = bed.start().await;
+    until("the rest done", async || bed.uses().len() == 40).await;
+    service.stop().await;
+    assert_eq!(bed.ready(&commands).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_with_other_arguments_is_told_by_the_argument() {
+    let mut bed = Bed::new().await;
+    bed.config.broker.delivery_limit = 7;
+    let service = bed.start_unready().await;
+    until("the reason in words", async || service.get("/readyz").await.1.contains("x-delivery-limit")).await;
+    bed.config.broker.names.commands = "no.such.queue".to_owned();
+    bed.config.broker.topology = "verify".to_owned();
+    let other = bed.start_unready().await;
+    until("what is missing in words", async || {
+        other.get("/readyz").await.1.contains("exchange no.such.queue")
+    })
+    .await;
+    service.stop().await;
+    other.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reply_to_is_a_further_routing_key_and_never_another_exchange() {
+    let mut bed = Bed::new().await;
+    bed.issue("C1", json!({}));
+    let mut till = bed.bind_results("till-3").await;
+    let service = bed.start().await;
+    let properties = BasicProperties::default().with_reply_to("till-3".into());
+    bed.publish_bytes(command("C1", "USE_0001").to_string().as_bytes(), properties).await;
+    let delivery = bed::next(&mut till, "the result by reply_to").await;
+    assert_eq!(delivery.exchange.as_str(), bed.config.broker.names.results);
+    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stays_unknown_goes_to_a_wait_queue_and_comes_back_the_same() {
+    let mut bed = Bed::new().await;
+    bed.config.retry.tiers = vec![Span(Duration::from_millis(500)), Span(Duration::from_secs(1))];
+    bed.config.retry.in_process_max = Span(Duration::from_millis(300));
+    bed.config.retry.settling = Span(Duration::from_millis(100));
+    bed.config.retry.initial = Span(Duration::from_millis(100));
+    bed.config.broker.topology = "create".to_owned();
+    bed.issue("C1", json!({}));
+    bed.faults(json!([{"coupon_code": "C1", "times": 6, "fault": {"kind": "html_502"}}]));
+    let service = bed.start().await;
+    bed.publish(&command("C1", "USE_0001")).await;
+    let told = bed.told().await;
+    assert_eq!(told.gist(), "redeemed - USED");
+    assert!(told.data("/attempts").as_u64() > Some(6), "{:#}", told.event);
+    assert!(service.metric(r#"redeemer_commands_settled_total{how="deferred"}"#).await >= 1.0);
+    let attempts = bed.ledger()["attempts"].as_array().unwrap().clone();
+    let uses = attempts.iter().filter(|attempt| attempt["question"] == "use");
+    let bodies: std::collections::BTreeSet<_> =
+        uses.map(|attempt| attempt["body_sha256"].to_string()).collect();
+    assert_eq!(bodies.len(), 1, "the body never changes");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_the_deadline_what_is_still_unknown_is_told_and_parked() {
+    let mut bed = Bed::new().await;
+    bed.issue("C1", json!({}));
+    bed.faults(json!([{"coupon_code": "C1", "fault": {"kind": "cut_before_effect"}}]));
+    let service = bed.start().await;
+    let soon = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(3);
+    let mut headers = FieldTable::default();
+    let soon = AMQPValue::LongString(soon.to_string().into());
+    headers.insert("x-redemption-deadline".into(), soon);
+    let bytes = command("C1", "USE_0001").to_string();
+    bed.publish_bytes(bytes.as_bytes(), BasicProperties::default().with_headers(headers)).await;
+    let told = bed.told().await;
+    assert_eq!(told.gist(), "unresolved deadline_passed -");
+    let evidence = told.data("/evidence").as_array().unwrap();
+    assert_eq!(evidence.last().unwrap()["question"], "inquire", "a last inquiry comes first");
+    let (kept, headers) = bed.parked().await;
+    assert_eq!(kept, bytes.as_bytes());
+    assert_eq!(header(&headers, "x-redemption-parked-reason"), "deadline_passed");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_key_stops_consumption_and_the_right_one_resumes_it_without_a_restart() {
+    let mut bed = Bed::new().await;
+    bed.config.wechat.reload_every = Span(Duration::from_millis(100));
+    let right = std::fs::read(bed.dir.join("merchant_key.pem")).unwrap();
+    let key = bed.dir.join("merchant_key.pem");
+    let wrong = std::process::Command::new("openssl")
+        .args(["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"])
+        .output()
+        .unwrap();
+    assert!(wrong.status.success());
+    std::fs::write(&key, &wrong.stdout).unwrap();
+    for nth in 0..50 {
+        bed.issue(&format!("C{nth}"), json!({}));
+        bed.publish(&command(&format!("C{nth}"), &format!("USE_{nth:04}"))).await;
+    }
+    let service = bed.start_unready().await;
+    until("the stop", async || service.get("/readyz").await.1.contains("rejects our signature")).await;
+    assert_eq!(service.metric(r#"redeemer_stopped{fault="unauthenticated"}"#).await, 1.0);
+    let calls = bed.ledger()["attempts"].as_array().unwrap().len();
+    assert!(calls <= 5, "{calls} calls before the stop");
+    std::fs::write(&key, right).unwrap();
+    for _ in 0..50 {
+        assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    }
+    assert_eq!(bed.uses().len(), 50);
+    service.wait_ready().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn platform_certificates_are_downloaded_and_verify_answers() {
+    let mut bed = Bed::new().await;
+    bed.config.wechat.public_keys.clear();
+    bed.config.wechat.apiv3_key_file = bed.dir.join("apiv3_key.txt").display().to_string();
+    bed.issue("C1", json!({}));
+    bed.faults(json!([{"question": "certificates", "times": 1, "fault": {"kind": "bad_signature"}}]));
+    bed.config.wechat.download_every = Span(Duration::from_secs(1));
+    bed.config.wechat.reload_every = Span(Duration::from_millis(200));
+    let service = bed.start_unready().await;
+    bed.publish(&command("C1", "USE_0001")).await;
+    let told = bed.told().await;
+    assert_eq!(told.gist(), "redeemed - USED");
+    assert_eq!(told.data("/evidence/0/serial"), &json!(bed.sandbox.card().platform_serial));
+    service.wait_ready().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_apiv3_key_takes_nothing_from_the_queue_and_says_why() {
+    let mut bed = Bed::new().await;
+    bed.config.wechat.public_keys.clear();
+    let file = bed.dir.join("apiv3_key.txt");
+    std::fs::write(&file, "0123456789abcdef0123456789abcdef").unwrap();
+    bed.config.wechat.apiv3_key_file = file.display().to_string();
+    let service = bed.start_unready().await;
+    bed.publish(&command("C1", "USE_0001")).await;
+    until("the reason", async || service.get("/readyz").await.1.starts_with("keys: ")).await;
+    assert_eq!(bed.ready(&bed.config.broker.names.commands).await, 1);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_names_each_fault_and_its_remedy() {
+    let bed = Bed::new().await;
+    let file = bed.dir.join("redeemer.toml");
+    let check = async |config: &redeemer::config::Config| {
+        std::fs::write(&file, toml::to_string(config).unwrap()).unwrap();
+        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_redeemer"))
+            .args(["check", "--json", "--config"])
+            .arg(&file)
+            .output()
+            .await
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(!text.contains("geheim") && !String::from_utf8_lossy(&output.stderr).contains("geheim"));
+        let findings: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let faults = findings.iter().filter(|finding| finding["gravity"] == "fault");
+        for fault in faults.clone() {
+            assert!(fault["remedy"].as_str().is_some_and(|remedy| !remedy.is_empty()), "{fault}");
+        }
+        let faults: Vec<_> = faults.map(|fault| fault["what"].as_str().unwrap().to_owned()).collect();
+        (output.status.code().unwrap(), faults)
+    };
+    let mut config = bed.config.clone();
+    assert_eq!(check(&config).await, (4, vec!["topology".to_owned()]), "the tiers are not made yet");
+    let service = bed.start().await;
+    assert_eq!(check(&config).await, (0, vec![]));
+    service.stop().await;
+
+    config.broker.uri = "amqp://user:geheim@127.0.0.1:1/%2f".to_owned();
+    assert_eq!(check(&config).await, (4, vec!["broker".to_owned()]));
+    let mut config = bed.config.clone();
+    config.broker.delivery_limit = 7;
+    config.wechat.merchant_serial = "0123456789ABCDEF".to_owned();
+    bed.sandbox.set_clock_offset(600);
+    let faults = ["clock", "payment API", "topology"].map(str::to_owned).to_vec();
+    assert_eq!(check(&config).await, (4, faults));
+    let key = bed.dir.join("merchant_key.pem");
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    assert_eq!(check(&config).await, (4, ["keys", "topology"].map(str::to_owned).to_vec()));
+}

@@ -1,0 +1,372 @@
+//! A test bed: the service in this process, a sandbox, and a real broker, with names of the test's own.
+#![allow(dead_code)] // each test binary uses its own part of it
+#![allow(clippy::unwrap_used)] // a test bed that cannot be made fails the test
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions,
+    QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer};
+use redeemer::broker::topology::{self, Object};
+use redeemer::config::{self, Config};
+use redeemer::sandbox::{NewCoupon, Sandbox, Settings};
+use redeemer::shutdown::{self, Trigger};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::broker::{Broker, shared};
+
+/// The longest wait for any one fact.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A sandbox, a broker, and the service when it is started.
+pub struct Bed {
+    pub sandbox: Sandbox,
+    pub config: Config,
+    pub dir: PathBuf,
+    wires: Wires,
+}
+
+/// The test's own connection.
+struct Wires {
+    uri: String,
+    channel: Channel,
+    _connection: Connection,
+    results: Consumer,
+    parked: Consumer,
+}
+
+/// A running service.
+pub struct Service {
+    pub admin: String,
+    trigger: Trigger,
+    task: JoinHandle<Result<(), redeemer::app::Refusal>>,
+}
+
+/// A result event with what came around it.
+#[derive(Debug)]
+pub struct Told {
+    pub event: Value,
+    pub routing_key: String,
+    pub properties: BasicProperties,
+}
+
+impl Told {
+    /// A field of `data`, by JSON pointer.
+    pub fn data(&self, pointer: &str) -> &Value {
+        self.event["data"].pointer(pointer).unwrap_or(&Value::Null)
+    }
+
+    /// Outcome, reason and coupon state in one line.
+    pub fn gist(&self) -> String {
+        let word = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+        let data = &self.event["data"];
+        format!(
+            "{} {} {}",
+            word(&data["outcome"]),
+            word(&data["problem"]["reason"]),
+            word(&data["coupon_state"])
+        )
+    }
+}
+
+impl Bed {
+    /// A bed on the broker that this test binary shares.
+    pub async fn new() -> Self {
+        let broker = tokio::task::spawn_blocking(shared).await.unwrap();
+        Self::on(broker).await
+    }
+
+    /// A bed on a broker of its own.
+    pub async fn on(broker: &Broker) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let nth = NEXT.fetch_add(1, Ordering::Relaxed);
+        let dir =
+            PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("bed-{}-{nth}", std::process::id()));
+        let sandbox = Sandbox::start(Settings { dir: dir.clone(), ..Settings::default() }).await.unwrap();
+        let mut config = config::parse("", "bed", std::iter::empty()).unwrap();
+        config.broker.uri = broker.uri().to_owned();
+        let name = |what: &str| format!("t{}.{nth}.{what}", std::process::id());
+        config.broker.names.commands = name("commands");
+        config.broker.names.retry = name("retry");
+        config.broker.names.results = name("results");
+        config.broker.names.unrouted = name("unrouted");
+        config.broker.names.parked = name("parked");
+        config.admin.listen = "127.0.0.1:0".to_owned();
+        let card = sandbox.card();
+        config.wechat.base_url = sandbox.base_url();
+        config.wechat.backup_base_url = String::new();
+        config.wechat.mchid = card.mchid.clone();
+        config.wechat.merchant_serial = card.merchant_serial.clone();
+        config.wechat.merchant_key_file = dir.join("merchant_key.pem").display().to_string();
+        let key = dir.join("wechatpay_public_key.pem");
+        config.wechat.public_keys.insert(card.public_key_id.clone(), key);
+
+        let wires = Wires::new(broker.uri(), &config).await;
+        Self { sandbox, config, dir, wires }
+    }
+
+    /// Connects anew after the broker was gone.
+    pub async fn reconnect(mut self, broker: &Broker) -> Self {
+        self.wires = Wires::new(broker.uri(), &self.config).await;
+        self
+    }
+
+    /// Starts the service and waits until it consumes.
+    pub async fn start(&self) -> Service {
+        let service = self.start_unready().await;
+        service.wait_ready().await;
+        service
+    }
+
+    /// Starts the service and does not wait.
+    pub async fn start_unready(&self) -> Service {
+        let (trigger, listener) = shutdown::channel();
+        let (told, admin) = tokio::sync::oneshot::channel();
+        let config = self.config.clone();
+        let _ = redeemer::telemetry::init(redeemer::telemetry::Format::Plain, "info,lapin=off");
+        let task = tokio::spawn(redeemer::app::run(config, None, listener, |address| {
+            let _ = told.send(address.to_string());
+        }));
+        let admin = match admin.await {
+            Ok(admin) => admin,
+            Err(_) => panic!("the service does not start: {:?}", task.await),
+        };
+        Service { admin, trigger, task }
+    }
+
+    /// Issues a coupon in the sandbox.
+    pub fn issue(&self, code: &str, more: Value) {
+        let mut coupon = json!({
+            "openid": OPENID, "coupon_code": code, "appid": "wx233544546545989", "brand_id": "120344",
+            "product_coupon_id": "1000000013", "stock_id": "1000000013001",
+        });
+        for (key, value) in more.as_object().unwrap() {
+            coupon[key] = value.clone();
+        }
+        let coupon: NewCoupon = serde_json::from_value(coupon).unwrap();
+        self.sandbox.issue(vec![coupon]).unwrap();
+    }
+
+    /// Sets the sandbox's fault script.
+    pub fn faults(&self, rules: Value) {
+        self.sandbox.set_faults(serde_json::from_value(json!({ "rules": rules })).unwrap()).unwrap();
+    }
+
+    /// Publishes a command and waits for the confirm.
+    pub async fn publish(&self, command: &Value) {
+        self.publish_bytes(command.to_string().as_bytes(), BasicProperties::default()).await;
+    }
+
+    /// Publishes bytes with properties and waits for the confirm.
+    pub async fn publish_bytes(&self, bytes: &[u8], properties: BasicProperties) {
+        let exchange = self.config.broker.names.commands.as_str();
+        let confirm = self
+            .wires
+            .channel
+            .basic_publish(
+                exchange.into(),
+                "use".into(),
+                BasicPublishOptions { mandatory: true, ..Default::default() },
+                bytes,
+                properties.with_delivery_mode(2),
+            )
+            .await
+            .unwrap()
+            .await
+            .unwrap();
+        assert!(confirm.is_ack(), "{confirm:?}");
+    }
+
+    /// The next result event.
+    pub async fn told(&mut self) -> Told {
+        let delivery = next(&mut self.wires.results, "a result event").await;
+        let event: Value = serde_json::from_slice(&delivery.data).unwrap();
+        let told = Told {
+            event,
+            routing_key: delivery.routing_key.to_string(),
+            properties: delivery.properties.clone(),
+        };
+        delivery.ack(BasicAckOptions::default()).await.unwrap();
+        assert_eq!(told.properties.message_id().as_ref().unwrap().as_str(), told.event["id"]);
+        told
+    }
+
+    /// The next parked command: its bytes and headers.
+    pub async fn parked(&mut self) -> (Vec<u8>, FieldTable) {
+        let delivery = next(&mut self.wires.parked, "a parked command").await;
+        delivery.ack(BasicAckOptions::default()).await.unwrap();
+        (delivery.data.clone(), delivery.properties.headers().clone().unwrap_or_default())
+    }
+
+    /// The next command in the wait queue of this tier, which must then not come back.
+    pub async fn in_tier(&self, wait: &str) -> Consumer {
+        consume(&self.wires.channel, &format!("{}.{wait}", self.config.broker.names.retry)).await
+    }
+
+    /// How many messages are ready in a queue.
+    pub async fn ready(&self, queue: &str) -> u32 {
+        let options = QueueDeclareOptions { passive: true, ..Default::default() };
+        self.wires
+            .channel
+            .queue_declare(queue.into(), options, FieldTable::default())
+            .await
+            .unwrap()
+            .message_count()
+    }
+
+    /// The effects in the sandbox's ledger: coupon code and request number of every use.
+    pub fn uses(&self) -> Vec<(String, String)> {
+        let effects = serde_json::to_value(self.sandbox.effects()).unwrap();
+        let effects = effects.as_array().unwrap().iter().filter(|effect| effect["kind"] == "used");
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        effects.map(|effect| (text(&effect["coupon_code"]), text(&effect["out_request_no"]))).collect()
+    }
+
+    /// The whole ledger as JSON.
+    pub fn ledger(&self) -> Value {
+        serde_json::to_value(self.sandbox.ledger()).unwrap()
+    }
+
+    /// Binds a queue to the results under a routing key and consumes it.
+    pub async fn bind_results(&self, routing_key: &str) -> Consumer {
+        bind(&self.wires.channel, &self.config.broker.names.results, routing_key).await
+    }
+
+    /// Consumes a queue on a connection of its own, which dies with the value.
+    pub async fn consume_elsewhere(&self, queue: &str) -> (Connection, Consumer) {
+        let connection = Connection::connect(&self.wires.uri, ConnectionProperties::default()).await.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        let consumer = consume(&channel, queue).await;
+        (connection, consumer)
+    }
+
+    /// The channel of the test's own connection.
+    pub fn channel(&self) -> &Channel {
+        &self.wires.channel
+    }
+}
+
+impl Wires {
+    /// Subscribers come first in these tests; that results wait for late ones is a test of its own.
+    async fn new(uri: &str, config: &Config) -> Self {
+        let connection = Connection::connect(uri, ConnectionProperties::default()).await.unwrap();
+        for object in config.topology().plan() {
+            // Tiers are left to the service, so that a test may set its own.
+            let tier = |name: &str| name.starts_with(&format!("{}.", config.broker.names.retry));
+            match &object {
+                Object::Queue { name, .. } | Object::Binding { queue: name, .. } if tier(name) => {}
+                object => topology::declare(&connection, object, false).await.unwrap(),
+            }
+        }
+        let channel = connection.create_channel().await.unwrap();
+        channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+        let results = bind(&channel, &config.broker.names.results, "redemption.#").await;
+        let parked = consume(&channel, &config.broker.names.parked).await;
+        Self { uri: uri.to_owned(), channel, _connection: connection, results, parked }
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+impl Service {
+    /// The body of a GET on the admin port, with its status.
+    pub async fn get(&self, path: &str) -> (u16, String) {
+        let response = reqwest::get(format!("http://{}{path}", self.admin)).await.unwrap();
+        (response.status().as_u16(), response.text().await.unwrap())
+    }
+
+    /// The value of a metric, labels included in the name.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let (_, text) = self.get("/metrics").await;
+        let line = text.lines().find(|line| line.starts_with(&format!("{name} ")));
+        let line = line.unwrap_or_else(|| panic!("no metric {name} in\n{text}"));
+        line.rsplit_once(' ').unwrap().1.parse().unwrap()
+    }
+
+    /// Waits until a metric has a value.
+    pub async fn wait_metric(&self, name: &str, value: f64) {
+        until(&format!("{name} = {value}"), async || self.metric(name).await == value).await;
+    }
+
+    /// Waits until the service says that it consumes.
+    pub async fn wait_ready(&self) {
+        until("readiness", async || self.get("/readyz").await.0 == 200).await;
+    }
+
+    /// Waits until the service says that it does not, and gives its reasons.
+    pub async fn wait_unready(&self) -> String {
+        until("unreadiness", async || self.get("/readyz").await.0 == 503).await;
+        self.get("/readyz").await.1
+    }
+
+    /// Stops the service as SIGTERM would, and checks that it holds nothing.
+    pub async fn stop(self) {
+        until("an even ledger", async || self.metric("redeemer_ledger_residue").await == 0.0).await;
+        self.trigger.stop();
+        timeout(PATIENCE, self.task).await.expect("it stops in time").unwrap().unwrap();
+    }
+}
+
+/// Waits for a fact, looking again and again.
+pub async fn until(what: &str, fact: impl AsyncFn() -> bool) {
+    let look = async {
+        while !fact().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, look).await.unwrap_or_else(|_| panic!("waited {PATIENCE:?} for {what}"));
+}
+
+pub const OPENID: &str = "oh-394z-6CGkNoJrsDLTTUKiAnp4";
+
+/// A good command for a coupon of [`Bed::issue`].
+pub fn command(code: &str, number: &str) -> Value {
+    json!({
+        "openid": OPENID, "coupon_code": code, "brand_id": "120344", "product_coupon_id": "1000000013",
+        "stock_id": "1000000013001", "appid": "wx233544546545989", "use_time": "2025-07-24T00:00:00+08:00",
+        "out_request_no": number, "associated_order_info": {"transaction_id": "4200000000123456789123456789"},
+    })
+}
+
+/// A header's text.
+pub fn header<'a>(headers: &'a FieldTable, name: &str) -> &'a str {
+    match headers.inner().get(name) {
+        Some(AMQPValue::LongString(text)) => std::str::from_utf8(text.as_bytes()).unwrap(),
+        other => panic!("header {name} is {other:?}"),
+    }
+}
+
+async fn bind(channel: &Channel, exchange: &str, routing_key: &str) -> Consumer {
+    let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
+    let queue = channel.queue_declare("".into(), options, FieldTable::default()).await.unwrap();
+    let name = queue.name().clone();
+    let (options, arguments) = (QueueBindOptions::default(), FieldTable::default());
+    channel.queue_bind(name.clone(), exchange.into(), routing_key.into(), options, arguments).await.unwrap();
+    consume(channel, name.as_str()).await
+}
+
+async fn consume(channel: &Channel, queue: &str) -> Consumer {
+    let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+    channel.basic_consume(queue.into(), "".into(), options, arguments).await.unwrap()
+}
+
+/// The next delivery of a consumer.
+pub async fn next(consumer: &mut Consumer, what: &str) -> lapin::message::Delivery {
+    timeout(PATIENCE, consumer.next())
+        .await
+        .unwrap_or_else(|_| panic!("waited {PATIENCE:?} for {what}"))
+        .expect("the consumer lives")
+        .unwrap()
+}

@@ -1,0 +1,649 @@
+//! What every reply means, enumerated whole, and written down in `docs/verdicts.md` for people to review.
+//!
+//! The page is compared with what the code does; `UPDATE=1 cargo test --test verdict_table` writes it anew.
+
+#![allow(clippy::unwrap_used, reason = "a test may; the lint only spares the test functions themselves")]
+
+use std::fmt::Write as _;
+
+use redeemer::coupon::{Coupon, Standing};
+use redeemer::redemption::Redemption;
+use redeemer::verdict::{
+    Answer, Authenticity, Declined, Doubt, Fault, Flaw, Lost, NotSent, Question, Reason, Reply, Verdict,
+    judge,
+};
+use redeemer::wechat::reply;
+use redeemer::wire::command;
+use serde_json::{Value, json};
+
+const OURS: &str = "USE_0001";
+const SINGLE: &str = include_str!("fixtures/coupon_single.json");
+const PROGRESSIVE: &str = include_str!("fixtures/coupon_progressive_bundle.json");
+const SEQUENTIAL: &str = include_str!("fixtures/coupon_sequential.json");
+
+const AUTHENTICITIES: [Authenticity; 6] = [
+    Authenticity::Verified,
+    Authenticity::Unsigned,
+    Authenticity::Unconvincing(Flaw::Malformed),
+    Authenticity::Unconvincing(Flaw::UnknownSerial),
+    Authenticity::Unconvincing(Flaw::Stale),
+    Authenticity::Unconvincing(Flaw::Mismatch),
+];
+
+/// Every code of the "use" page, of its neighbours and of the platform's common rules, and two strangers.
+const CODES: [&str; 25] = [
+    "PARAM_ERROR",
+    "INVALID_REQUEST",
+    "SIGN_ERROR",
+    "NOT_ENOUGH",
+    "NOT_FOUND",
+    "RATELIMIT_EXCEEDED",
+    "SYSTEM_ERROR",
+    "ALREADY_EXISTS",
+    "OUT_TRADE_NO_USED",
+    "NO_AUTH",
+    "NOAUTH",
+    "FREQUENCY_LIMITED",
+    "FREQUENCY_LIMIT_EXCEED",
+    "FREQUENCY_LIMIT",
+    "FREQENCY_LIMIT",
+    "RATE_LIMITED",
+    "RULE_LIMIT",
+    "RULELIMIT",
+    "REQUEST_BLOCKED",
+    "RESOURCE_NOT_EXISTS",
+    "SERVICE_UNAVAILABLE",
+    "ERROR",
+    "no_auth",
+    "",
+    "SOMETHING_NEW",
+];
+
+/// The documented numbers at the end of `Request-ID`, with what the provider's manual says of them.
+const SUB_CODES: [(u64, &str); 24] = [
+    (272_756_745, "already redeemed under another number"),
+    (272_756_746, "locked by a concurrent redemption"),
+    (268_578_927, "same number, other data"),
+    (268_578_367, "illegal state"),
+    (268_578_776, "expired"),
+    (272_756_790, "expired, no further operation"),
+    (272_755_715, "outside the absolute validity"),
+    (272_755_717, "outside the weekly or irregular period"),
+    (272_756_769, "deleted by the user"),
+    (268_578_851, "no such user coupon"),
+    (268_584_404, "illegal store"),
+    (268_435_461, "illegal parameter"),
+    (268_435_462, "parameter too long"),
+    (268_435_463, "parameter too short"),
+    (268_435_464, "parameter out of range"),
+    (268_578_101, "illegal parameters"),
+    (268_578_224, "illegal parameters, see detail"),
+    (268_578_526, "openid of another app"),
+    (268_578_704, "illegal appid"),
+    (268_578_608, "not there, or not created by us"),
+    (268_579_803, "no permission for this API"),
+    (270_924_289, "too frequent"),
+    (269_546_525, "signature failure"),
+    (0, "success"),
+];
+
+fn redemption(code: &str, round: Option<u32>) -> Redemption {
+    let mut command = json!({
+        "openid": "oUser", "coupon_code": code, "brand_id": "120344", "product_coupon_id": "1000000077",
+        "stock_id": "1000000077001", "appid": "wx1", "use_time": "2026-03-05T12:30:45+08:00",
+        "out_request_no": OURS, "associated_order_info": {"transaction_id": "4200002600202603051234567890"},
+    });
+    if let Some(round) = round {
+        command["sequential_coupon_index"] = json!(round);
+    }
+    command::decode(command.to_string().as_bytes()).unwrap()
+}
+
+fn answer(status: u16, authenticity: Authenticity) -> Answer {
+    Answer { status, authenticity, code: None, sub_code: None, coupon: None, message: None, request_id: None }
+}
+
+fn words(verdict: &Verdict) -> String {
+    match verdict {
+        Verdict::Redeemed => "**redeemed**".to_owned(),
+        Verdict::Refused(reason) => format!("**refused**: {}", reason.as_str()),
+        Verdict::Objected { reason, signed: true } => format!("objected: {}", reason.as_str()),
+        Verdict::Objected { reason, signed: false } => format!("objected, unsigned: {}", reason.as_str()),
+        Verdict::NotExecuted => "not executed".to_owned(),
+        Verdict::NotAccepted(Declined::Accepted) => "not accepted: noted only".to_owned(),
+        Verdict::NotAccepted(Declined::TooFrequent) => "not accepted: too frequent".to_owned(),
+        Verdict::NotAccepted(Declined::Locked) => "not accepted: locked".to_owned(),
+        Verdict::NotSent => "not sent".to_owned(),
+        Verdict::Unsure(Doubt::Lost) => "unsure: lost".to_owned(),
+        Verdict::Unsure(Doubt::ServerError) => "unsure: server error".to_owned(),
+        Verdict::Unsure(Doubt::NotBelieved) => "unsure: not believed".to_owned(),
+        Verdict::Unsure(Doubt::Contradicted) => "unsure: contradicted".to_owned(),
+        Verdict::Unsure(Doubt::Unexpected) => "unsure: unexpected".to_owned(),
+        Verdict::Stop(Fault::Unauthenticated) => "**stop**: unauthenticated".to_owned(),
+        Verdict::Stop(Fault::Unauthorised) => "**stop**: unauthorised".to_owned(),
+        Verdict::NotAuthorised => "not authorised".to_owned(),
+    }
+}
+
+// ---- the laws, over every status, code, number and signature
+
+/// Panics where a verdict on `answer` breaks a law that holds whatever the answer says.
+fn obey(question: Question, answer: &Answer, verdict: &Verdict, standing: Option<&Standing>) {
+    let verified = answer.authenticity == Authenticity::Verified;
+    let redeem = question == Question::Redeem;
+    let lawful = match verdict {
+        Verdict::Redeemed => {
+            verified
+                && answer.status == 200
+                && (standing == Some(&Standing::Ours) || redeem && standing == Some(&Standing::Unnamed))
+        }
+        Verdict::Refused(_) => verified && (!redeem || (400..500).contains(&answer.status)),
+        Verdict::Objected { signed, .. } => {
+            redeem && *signed == verified && (400..500).contains(&answer.status)
+        }
+        Verdict::NotExecuted => {
+            !redeem && verified && answer.status == 200 && standing == Some(&Standing::Usable)
+        }
+        Verdict::NotAccepted(Declined::Accepted) => verified && answer.status == 202,
+        Verdict::NotAccepted(_) => (400..500).contains(&answer.status),
+        Verdict::NotSent | Verdict::Unsure(Doubt::Lost) => false,
+        Verdict::Stop(fault) => *fault == Fault::Unauthenticated && answer.status == 401,
+        Verdict::NotAuthorised => redeem && answer.status == 403,
+        Verdict::Unsure(_) => true,
+    };
+    assert!(lawful, "{question:?} {answer:?} -> {verdict:?}");
+    let wanted = match answer.status {
+        401 => matches!(verdict, Verdict::Stop(_)),
+        429 => *verdict == Verdict::NotAccepted(Declined::TooFrequent),
+        200..=299 if !verified => *verdict == Verdict::Unsure(Doubt::NotBelieved),
+        500..=599 => *verdict == Verdict::Unsure(Doubt::ServerError),
+        100..=199 | 300..=399 => *verdict == Verdict::Unsure(Doubt::Unexpected),
+        _ => true,
+    };
+    assert!(wanted, "{question:?} {answer:?} -> {verdict:?}");
+}
+
+#[test]
+fn every_status_code_number_and_signature_keeps_the_laws() {
+    let redemption = redemption("C1", None);
+    let numbers: Vec<Option<u64>> = [None, Some(1), Some(u64::MAX)]
+        .into_iter()
+        .chain(SUB_CODES.map(|(number, _)| Some(number)))
+        .collect();
+    for question in Question::ALL {
+        for authenticity in AUTHENTICITIES {
+            for status in 100..=599 {
+                let mut reply = Reply::Answered(answer(status, authenticity));
+                for code in [None].into_iter().chain(CODES.map(Some)) {
+                    for number in &numbers {
+                        let Reply::Answered(answer) = &mut reply else { unreachable!() };
+                        answer.code = code.map(Into::into);
+                        answer.sub_code = *number;
+                        let verdict = judge(question, &reply, &redemption);
+                        let Reply::Answered(answer) = &reply else { unreachable!() };
+                        obey(question, answer, &verdict, None);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_coupon_keeps_the_laws_under_every_status_and_signature() {
+    for case in coupons() {
+        let redemption = redemption(case.code, case.round);
+        let coupon = case.coupon();
+        let standing = coupon.standing(
+            &redemption.coupon_code,
+            &redemption.out_request_no,
+            redemption.sequential_coupon_index,
+        );
+        for question in Question::ALL {
+            for authenticity in AUTHENTICITIES {
+                for status in 100..=599 {
+                    let answer = Answer { coupon: Some(coupon.clone()), ..answer(status, authenticity) };
+                    let reply = Reply::Answered(answer.clone());
+                    obey(question, &answer, &judge(question, &reply, &redemption), Some(&standing));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_message_is_never_judged_by() {
+    let redemption = redemption("C1", None);
+    for question in Question::ALL {
+        for authenticity in AUTHENTICITIES {
+            for status in 100..=599 {
+                let silent = answer(status, authenticity);
+                let message = Some("已使用过此单号核销券 NO_AUTH RATE_LIMITED PARAM_ERROR 200 OK".into());
+                let request_id = Some("08E6-272756746".into());
+                let loud = Answer { message, request_id, ..silent.clone() };
+                let verdict = |answer| judge(question, &Reply::Answered(answer), &redemption);
+                assert_eq!(verdict(silent), verdict(loud), "{question:?} {status} {authenticity:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_locked_or_too_frequent_is_so_under_every_refusing_status() {
+    let redemption = redemption("C1", None);
+    let check = |status: u16, code: Option<&str>, number: Option<u64>, declined: Declined| {
+        for authenticity in AUTHENTICITIES {
+            let answer =
+                Answer { code: code.map(Into::into), sub_code: number, ..answer(status, authenticity) };
+            let verdict = judge(Question::Redeem, &Reply::Answered(answer), &redemption);
+            assert_eq!(verdict, Verdict::NotAccepted(declined), "{status} {code:?} {number:?}");
+        }
+    };
+    for status in (400..=499).filter(|status| ![401, 429].contains(status)) {
+        check(status, None, Some(272_756_746), Declined::Locked);
+        check(status, Some("NOT_ENOUGH"), Some(272_756_746), Declined::Locked);
+        check(status, Some("RATE_LIMITED"), None, Declined::TooFrequent);
+        check(status, Some("FREQUENCY_LIMITED"), Some(0), Declined::TooFrequent);
+    }
+}
+
+// ---- coupons, from bodies as the provider sends them
+
+/// A coupon as it stands towards the redemption `USE_0001`.
+struct Case {
+    shape: &'static str,
+    detail: String,
+    code: &'static str,
+    round: Option<u32>,
+    body: Value,
+}
+
+impl Case {
+    fn coupon(&self) -> Coupon {
+        reply::coupon(self.body.to_string().as_bytes()).unwrap_or_else(|| panic!("not read: {}", self.body))
+    }
+}
+
+fn trace(used: Option<&str>, returned: Option<&str>) -> Value {
+    let mut trace = json!({});
+    if let Some(used) = used {
+        trace["use_request_no"] = json!(used);
+        trace["use_time"] = json!("2026-03-05T12:30:45+08:00");
+        trace["associated_order_info"] = json!({"transaction_id": "4200002600202603051234567890"});
+    }
+    if let Some(returned) = returned {
+        trace["return_request_no"] = json!(returned);
+        trace["return_time"] = json!("2026-03-06T08:00:00+08:00");
+    }
+    trace
+}
+
+fn in_words(trace: &Value) -> String {
+    let told = |name: &str| trace[name].as_str().map(|number| format!("{name} {number}"));
+    let told: Vec<_> = ["use_request_no", "return_request_no"].into_iter().filter_map(told).collect();
+    if told.is_empty() { "empty".to_owned() } else { told.join(", ") }
+}
+
+fn coupons() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let (ours, other) = (Some(OURS), Some("OTHER_01"));
+    for (shape, text, member, code) in [
+        ("single", SINGLE, "single_usage_detail", "Code_7f3a91c2"),
+        ("progressive bundle", PROGRESSIVE, "progressive_bundle_usage_detail", "BNDL0003"),
+    ] {
+        let mut add = |state: &str, trace: Value, another: Option<(&str, Value)>, detail: Option<&str>| {
+            let mut body: Value = serde_json::from_str(text).unwrap();
+            body["coupon_state"] = json!(state);
+            let detail = detail.map_or_else(|| in_words(&trace), str::to_owned);
+            body[member] = trace;
+            if let Some((name, value)) = another {
+                body[name] = value;
+            }
+            cases.push(Case { shape, detail, code, round: None, body });
+        };
+        add("USED", trace(ours, None), None, None);
+        add("USED", trace(ours, Some("R1")), None, None);
+        add("USED", trace(other, None), None, None);
+        add("USED", trace(other, Some("R1")), None, None);
+        add("USED", json!({}), None, None);
+        add("USED", json!({"use_request_no": ""}), None, Some("use_request_no given, but empty"));
+        add("EFFECTIVE", json!({}), None, None);
+        add("EFFECTIVE", Value::Null, None, Some("null"));
+        add("EFFECTIVE", trace(None, Some("R1")), None, None);
+        add("EFFECTIVE", trace(ours, Some("R1")), None, None);
+        add("EFFECTIVE", trace(ours, None), None, None);
+        for state in ["CONFIRMING", "PENDING", "EXPIRED", "DELETED", "DEACTIVATED"] {
+            add(state, json!({}), None, None);
+        }
+        add("EXPIRED", trace(None, Some("R1")), None, None);
+        add("EXPIRED", trace(ours, None), None, None);
+        add("FROZEN", json!({}), None, None);
+        // Blocks that do not apply may stand beside the one that does, empty.
+        let beside = if member == "single_usage_detail" {
+            "progressive_bundle_usage_detail"
+        } else {
+            "single_usage_detail"
+        };
+        add(
+            "USED",
+            trace(ours, None),
+            Some((beside, json!({}))),
+            Some("ours; the other block is there, empty"),
+        );
+        add(
+            "USED",
+            trace(ours, None),
+            Some(("sequential_usage_detail", json!({}))),
+            Some("ours; a sequential block is there, empty"),
+        );
+        add(
+            "USED",
+            trace(ours, None),
+            Some(("coupon_code", json!("C_ANOTHER"))),
+            Some("ours, but another coupon_code"),
+        );
+    }
+    for round in [Some(0), Some(1), None] {
+        let shape = match round {
+            Some(0) => "sequential, round 0",
+            Some(_) => "sequential, round 1",
+            None => "sequential, no round named",
+        };
+        let mut add = |state: &str, rounds: &[(&str, Value)]| {
+            let mut body: Value = serde_json::from_str(SEQUENTIAL).unwrap();
+            body["coupon_state"] = json!(state);
+            let list = rounds.iter().map(|(state, trace)| {
+                let mut item = trace.clone();
+                item["detail_state"] = json!(state);
+                item["valid_begin_time"] = json!("2026-01-01T00:00+08:00");
+                item["valid_end_time"] = json!("2026-01-30T23:59:59+08:00");
+                item
+            });
+            body["sequential_usage_detail"]["detail_item_list"] = list.collect();
+            let told = rounds.iter().map(|(state, trace)| match in_words(trace) {
+                told if told == "empty" => (*state).to_owned(),
+                told => format!("{state} {told}"),
+            });
+            let detail = format!("[{}]", told.collect::<Vec<_>>().join("; "));
+            cases.push(Case { shape, detail, code: "123446565767", round, body });
+        };
+        let none = || trace(None, None);
+        add("EFFECTIVE", &[("EFFECTIVE", none())]);
+        add("EFFECTIVE", &[("USED", trace(ours, None)), ("EFFECTIVE", none())]);
+        add("EFFECTIVE", &[("USED", trace(other, None)), ("EFFECTIVE", none())]);
+        add("EFFECTIVE", &[("USED", trace(other, None)), ("USED", trace(ours, None)), ("EFFECTIVE", none())]);
+        add("USED", &[("USED", trace(other, None)), ("USED", trace(ours, None))]);
+        add("USED", &[("USED", trace(other, None)), ("USED", trace(Some("OTHER_02"), None))]);
+        add("EFFECTIVE", &[("EFFECTIVE", trace(None, Some("R1")))]);
+        add("EFFECTIVE", &[("USED", trace(other, None)), ("EFFECTIVE", trace(None, Some("R1")))]);
+        add("EFFECTIVE", &[("USED", none()), ("EFFECTIVE", none())]);
+        add("EFFECTIVE", &[("USED", trace(other, None)), ("PENDING", none())]);
+        add("EXPIRED", &[("USED", trace(ours, None)), ("EXPIRED", none())]);
+        add("DELETED", &[("USED", trace(other, None)), ("EFFECTIVE", none())]);
+        add("EFFECTIVE", &[]);
+    }
+    cases
+}
+
+#[test]
+fn the_entity_is_kept_as_it_was_sent() {
+    for text in [SINGLE, PROGRESSIVE, SEQUENTIAL] {
+        let padded = format!("\n {}\n", text.trim());
+        assert_eq!(*reply::coupon(padded.as_bytes()).unwrap().entity, *text.trim());
+    }
+}
+
+#[test]
+fn what_is_not_a_coupon_is_not_read_as_one() {
+    for text in [
+        "",
+        "{}",
+        "null",
+        "[]",
+        "<html></html>",
+        "{\"coupon_code\": \"C1\"}",
+        "{\"coupon_state\": \"USED\"}",
+        r#"{"coupon_code": "C1", "coupon_state": 4}"#,
+        r#"{"coupon_code": "C1", "coupon_state": "USED""#,
+        r#"{"coupon_code": "C1", "coupon_state": "USED", "coupon_state": "EFFECTIVE"}"#,
+        r#"{"coupon_code": "C1", "coupon_state": "USED", "single_usage_detail": {"use_request_no": 7}}"#,
+    ] {
+        assert_eq!(reply::coupon(text.as_bytes()), None, "{text}");
+    }
+    assert_eq!(reply::coupon(b"\xff{}"), None);
+}
+
+#[test]
+fn error_bodies_are_read_as_far_as_they_go() {
+    let check = |body: &str, code: Option<&str>, message: Option<&str>| {
+        let error = reply::error(body.as_bytes());
+        assert_eq!((error.code.as_deref(), error.message.as_deref()), (code, message), "{body}");
+    };
+    check(
+        r#"{"code":"PARAM_ERROR","message":"参数错误","detail":{"value":null}}"#,
+        Some("PARAM_ERROR"),
+        Some("参数错误"),
+    );
+    let seen = r#"{"code":"SIGN_ERROR","detail":{"detail":{"issue":"sign not match"},"location":"authorization"},"message":"x"}"#;
+    check(seen, Some("SIGN_ERROR"), Some("x"));
+    check("<html>502</html>", None, None);
+    check("", None, None);
+    let long = format!(r#"{{"code":"{}","message":"{}"}}"#, "C".repeat(999), "参".repeat(999));
+    let error = reply::error(long.as_bytes());
+    assert_eq!(error.code.unwrap().len(), 64);
+    let message = error.message.unwrap();
+    assert!(message.len() <= reply::MESSAGE_BYTES_MAX && message.len() > reply::MESSAGE_BYTES_MAX - 3);
+}
+
+#[test]
+fn the_number_is_what_follows_the_last_dash() {
+    let check = |id: &str, number: Option<u64>| assert_eq!(reply::sub_code(id), number, "{id}");
+    check("08E68E97CC0610DF0618AC86BCA80120082880CF05-268578704", Some(268_578_704));
+    check("08E6-C405-0", Some(0));
+    check("08E6", None);
+    check("", None);
+    check("08E6-", None);
+    check("08E6-12x", None);
+    check("08E6-99999999999999999999", None);
+}
+
+// ---- the page
+
+struct Page(String);
+
+impl Page {
+    fn head(&mut self, title: &str, note: &str, columns: &[&str]) {
+        writeln!(self.0, "\n## {title}\n\n{note}\n\n| {} |", columns.join(" | ")).unwrap();
+        writeln!(self.0, "|{}", " --- |".repeat(columns.len())).unwrap();
+    }
+
+    fn row(&mut self, cells: &[String]) {
+        writeln!(self.0, "| {} |", cells.join(" | ")).unwrap();
+    }
+}
+
+fn verdicts(status: u16, code: Option<&str>, number: Option<u64>) -> [String; 4] {
+    let redemption = redemption("C1", None);
+    let verdict = |question, authenticity| {
+        let answer = Answer { code: code.map(Into::into), sub_code: number, ..answer(status, authenticity) };
+        words(&judge(question, &Reply::Answered(answer), &redemption))
+    };
+    let believed = |question| verdict(question, Authenticity::Verified);
+    let not_believed = |question| {
+        let unsigned = verdict(question, Authenticity::Unsigned);
+        for authenticity in &AUTHENTICITIES[2..] {
+            // One column suffices: a bad signature is worth as little as none.
+            assert_eq!(
+                verdict(question, *authenticity),
+                unsigned,
+                "{question:?} {status} {code:?} {number:?}"
+            );
+        }
+        unsigned
+    };
+    let (redeem, inquire) = (Question::Redeem, Question::Inquire);
+    [believed(redeem), not_believed(redeem), believed(inquire), not_believed(inquire)]
+}
+
+fn page() -> String {
+    let mut page = Page(PREFACE.to_owned());
+
+    page.head("No answer", "What the network did.", &["what happened", "redeem", "inquire"]);
+    for (what, reply) in [
+        (
+            "no connection was made (DNS, refused, timeout while connecting, TLS)",
+            Reply::NotSent(NotSent::Connect),
+        ),
+        ("no answer within the time allowed", Reply::Lost(Lost::Timeout)),
+        ("the connection ended before the whole answer", Reply::Lost(Lost::Reset)),
+        ("the answer was larger than is read", Reply::Lost(Lost::TooLarge)),
+    ] {
+        let verdict = |question| words(&judge(question, &reply, &redemption("C1", None)));
+        page.row(&[what.to_owned(), verdict(Question::Redeem), verdict(Question::Inquire)]);
+    }
+
+    page.head(
+        "By HTTP status alone",
+        "Every status from 100 to 599, without a code and without a coupon. Statuses that mean the same are one row.",
+        &["status", "redeem, signed", "redeem, not believed", "inquire, signed", "inquire, not believed"],
+    );
+    let mut from = 100;
+    for status in 100..=599 {
+        if status == 599 || verdicts(status + 1, None, None) != verdicts(status, None, None) {
+            let span = if from == status { format!("{status}") } else { format!("{from}–{status}") };
+            page.row(&[vec![span], verdicts(status, None, None).to_vec()].concat());
+            from = status + 1;
+        }
+    }
+
+    page.head(
+        "By HTTP status and code",
+        "The documented pairs of the \"use\" page, of its neighbours, and of the platform.",
+        &[
+            "status",
+            "code",
+            "redeem, signed",
+            "redeem, not believed",
+            "inquire, signed",
+            "inquire, not believed",
+        ],
+    );
+    for (status, code) in [
+        (400, "PARAM_ERROR"),
+        (400, "INVALID_REQUEST"),
+        (400, "ALREADY_EXISTS"),
+        (401, "SIGN_ERROR"),
+        (403, "NOT_ENOUGH"),
+        (403, "NO_AUTH"),
+        (403, "NOAUTH"),
+        (403, "RULE_LIMIT"),
+        (403, "RULELIMIT"),
+        (403, "REQUEST_BLOCKED"),
+        (403, "RATE_LIMITED"),
+        (403, "OUT_TRADE_NO_USED"),
+        (404, "NOT_FOUND"),
+        (404, "RESOURCE_NOT_EXISTS"),
+        (429, "RATELIMIT_EXCEEDED"),
+        (429, "FREQUENCY_LIMITED"),
+        (429, "FREQUENCY_LIMIT_EXCEED"),
+        (429, "FREQUENCY_LIMIT"),
+        (429, "FREQENCY_LIMIT"),
+        (500, "SYSTEM_ERROR"),
+        (502, "SERVICE_UNAVAILABLE"),
+        (503, "SERVICE_UNAVAILABLE"),
+    ] {
+        let cells = vec![format!("{status}"), format!("`{code}`")];
+        page.row(&[cells, verdicts(status, Some(code), None).to_vec()].concat());
+    }
+
+    page.head(
+        "By the number at the end of `Request-ID`",
+        "Under 403 `NOT_ENOUGH`; which status goes with which number is not published.",
+        &[
+            "number",
+            "the provider's words",
+            "redeem, signed",
+            "redeem, not believed",
+            "inquire, signed",
+            "inquire, not believed",
+        ],
+    );
+    for (number, meaning) in SUB_CODES {
+        let cells = vec![format!("{number}"), meaning.to_owned()];
+        page.row(&[cells, verdicts(403, Some("NOT_ENOUGH"), Some(number)).to_vec()].concat());
+    }
+
+    page.head(
+        "By the coupon in a verified 200",
+        &format!("Our number is `{OURS}`. `R1` is the number of a return."),
+        &["shape", "coupon_state", "usage detail", "stands as", "redeem", "inquire"],
+    );
+    for case in coupons() {
+        let redemption = redemption(case.code, case.round);
+        let coupon = case.coupon();
+        let standing = coupon.standing(
+            &redemption.coupon_code,
+            &redemption.out_request_no,
+            redemption.sequential_coupon_index,
+        );
+        let reply =
+            Reply::Answered(Answer { coupon: Some(coupon.clone()), ..answer(200, Authenticity::Verified) });
+        let verdict = |question| words(&judge(question, &reply, &redemption));
+        let standing = match standing {
+            Standing::Unusable(state) => format!("unusable ({state})"),
+            other => format!("{other:?}").to_lowercase(),
+        };
+        let state = coupon.state.to_string();
+        page.row(&[
+            case.shape.to_owned(),
+            state,
+            case.detail.clone(),
+            standing,
+            verdict(Question::Redeem),
+            verdict(Question::Inquire),
+        ]);
+    }
+
+    page.head("Reasons", "The closed list of `problem.reason` in events.", &["reason"]);
+    for reason in Reason::ALL {
+        page.row(&[format!("`{}`", reason.as_str())]);
+    }
+    page.0
+}
+
+const PREFACE: &str = "\
+# What a reply means
+
+<!-- Written by tests/verdict_table.rs from what the code does. UPDATE=1 cargo test --test verdict_table -->
+
+A reply is read by HTTP status first, by `code` second, by the number at the end of `Request-ID` third, and never
+by its message. \"Signed\" is an answer whose signature verified; \"not believed\" is one without a signature, or
+with a malformed, unknown, stale or wrong one: these five are always worth the same.
+
+| verdict | what follows |
+| --- | --- |
+| **redeemed** | the command ends: the coupon was used by us |
+| **refused** | the command ends: the coupon was not used by us and will not be |
+| objected | the coupon is looked at; a signed objection then stands, an unsigned one only when it is repeated |
+| not executed | the coupon is usable: the same body again where we were unsure, the end where an objection stands |
+| not accepted | the same question later |
+| not sent | the same question later, by the other host where the first is unwell |
+| unsure | the coupon is looked at after the settling time |
+| not authorised | refused where it is signed, else as an objection |
+| **stop** | our own fault: no further calls until it is mended |
+";
+
+#[test]
+fn the_page_says_what_the_code_does() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/verdicts.md");
+    let page = page();
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(path, &page).unwrap();
+    }
+    let kept = std::fs::read_to_string(path).unwrap_or_default();
+    let differing = page.lines().zip(kept.lines()).find(|(now, kept)| now != kept);
+    assert!(
+        page == kept,
+        "docs/verdicts.md is out of date (UPDATE=1 writes it anew); first difference: {differing:?}"
+    );
+}
