@@ -384,6 +384,12 @@ impl Config {
         wrong(retry.tiers.len() <= 32, "retry.tiers", "must be 32 at most");
         let waits = retry.tiers.iter().all(|tier| (50..=86_400_000).contains(&tier.0.as_millis()));
         wrong(waits, "retry.tiers", "must each be 50ms to 24h");
+        // How often an inquiry was negative does not travel through a wait queue: both must fit into one stay.
+        wrong(
+            retry.settling.0.saturating_mul(2) <= retry.in_process_max.0,
+            "retry.in_process_max",
+            "must be twice retry.settling or more",
+        );
         wrong(retry.attempts_max >= 1, "retry.attempts_max", "must be 1 or more");
         wrong(!retry.deadline.0.is_zero(), "retry.deadline", "must be longer than zero");
         wrong(
@@ -639,8 +645,8 @@ mod tests {
                 "work.concurrency",
             ]
         );
-        let ranges =
-            "[broker]\nprefetch = 0\ntopology = \"maybe\"\n[retry]\ntiers = [\"2s\", \"1s\"]\njitter = 3.0\n";
+        let ranges = "[broker]\nprefetch = 0\ntopology = \"maybe\"\n[retry]\ntiers = [\"2s\", \"1s\"]\njitter = 3.0\n\
+             settling = \"5s\"\n";
         assert_eq!(
             keys(read(ranges, &[])),
             [
@@ -648,6 +654,7 @@ mod tests {
                 "broker.topology",
                 "retry.initial, retry.multiplier, retry.jitter, retry.longest",
                 "retry.tiers",
+                "retry.in_process_max",
             ]
         );
     }
