@@ -109,6 +109,7 @@ pub async fn run(
         slots: config.work.concurrency,
         prefetch: config.broker.prefetch,
         drain: config.shutdown.deadline.0,
+        caller: format!("merchant {}, serial {}", config.wechat.mchid, config.wechat.merchant_serial),
     };
     service.supervise(&broker, shutdown).await;
     reload.abort();
@@ -126,6 +127,8 @@ struct Service {
     slots: usize,
     prefetch: u16,
     drain: Duration,
+    /// Merchant number and serial, for reasons in words.
+    caller: String,
 }
 
 /// A delivery with what it needs to be settled: all of one generation.
@@ -443,7 +446,7 @@ impl Service {
         };
         metrics.breaker(open, fault);
         if let Some(cause) = cause {
-            reasons.push(in_words(cause).to_owned());
+            reasons.push(in_words(cause, &self.caller, metrics.last_clock_skew()));
         }
         let consuming = consuming && health.blocked.is_none() && !open;
         metrics.consuming(consuming);
@@ -473,18 +476,31 @@ impl Service {
     }
 }
 
-fn in_words(cause: Cause) -> &'static str {
+/// `caller` is who signs, `skew` the provider's clock less ours in seconds.
+fn in_words(cause: Cause, caller: &str, skew: f64) -> String {
     match cause {
-        Cause::Starting => "starting: nothing has been answered yet",
-        Cause::Failing => "payment API: it is failing; calls are held back and tried one at a time",
-        Cause::Fault(Fault::Unauthenticated) => {
+        Cause::Starting => "starting: nothing has been answered yet".to_owned(),
+        Cause::Failing => {
+            "payment API: it is failing; calls are held back and tried one at a time".to_owned()
+        }
+        Cause::Fault(Fault::Unauthenticated) => format!(
             "payment API: it rejects our signature (401); look at the merchant key, its serial, the merchant number \
-             and the clock; consumption goes on by itself once it is mended"
-        }
-        Cause::Fault(Fault::Unauthorised) => {
-            "payment API: no brand has authorised us (NO_AUTH); look at the merchant platform; consumption goes on \
-             by itself once it is mended"
-        }
+             and the clock ({caller}{}); consumption goes on by itself once it is mended",
+            clock_in_words(skew)
+        ),
+        Cause::Fault(Fault::Unauthorised) => format!(
+            "payment API: no brand has authorised us (NO_AUTH); look at the merchant platform ({caller}); \
+             consumption goes on by itself once it is mended"
+        ),
+    }
+}
+
+/// The clock where it is worth a word: `Date` has whole seconds, and the way takes its time.
+fn clock_in_words(skew: f64) -> String {
+    match skew.round() {
+        behind if behind >= 3.0 => format!("; our clock is {behind} s behind the provider's"),
+        ahead if ahead <= -3.0 => format!("; our clock is {} s ahead of the provider's", -ahead),
+        _ => String::new(),
     }
 }
 
@@ -557,4 +573,18 @@ impl Reload {
 /// The merchant key from the environment, where it stands there.
 pub fn merchant_key_from_environment() -> Option<SecretString> {
     std::env::var(MERCHANT_KEY).ok().map(SecretString::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_names_the_clock_only_where_it_is_off() {
+        let stopped = Cause::Fault(Fault::Unauthenticated);
+        let words = |skew| in_words(stopped, "merchant 19, serial 77", skew);
+        assert!(words(600.4).contains("(merchant 19, serial 77; our clock is 600 s behind the provider's)"));
+        assert!(words(-61.0).contains("our clock is 61 s ahead of the provider's"));
+        assert!(!words(-1.2).contains("our clock is"));
+    }
 }
