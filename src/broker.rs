@@ -121,8 +121,6 @@ impl Generation {
             connect(&uri, "redeemer publish", &at, limit)
         )?;
         let health = watch::Sender::new(Health::default());
-        watch_events(&consuming, &health, false);
-        watch_events(&publishing, &health, true);
 
         let refused = |source| CannotConnect::Refused { at: at.clone(), source };
         let steps = async {
@@ -139,6 +137,9 @@ impl Generation {
             step: "looking at the topology",
             limit,
         })??;
+        // Only from here on: what the broker refuses while the topology is looked at ends no generation.
+        watch_events(&consuming, &health, false);
+        watch_events(&publishing, &health, true);
         let publisher = Publisher::new(confirms, settings.confirm_timeout, &settings.topology.names);
         timeout(limit, publisher.prove())
             .await

@@ -62,6 +62,11 @@ impl Delivery {
         self.properties.reply_to().as_ref().map(|key| key.as_str()).filter(|key| !key.is_empty())
     }
 
+    /// W3C trace context, where it is one by its length.
+    pub fn traceparent(&self) -> Option<&str> {
+        self.header("traceparent").filter(|text| text.len() <= 128)
+    }
+
     pub(super) fn headers(&self) -> Option<&FieldTable> {
         self.properties.headers().as_ref()
     }
