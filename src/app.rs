@@ -346,6 +346,11 @@ impl Service {
                 Appetite::One => 1,
             };
             *consumer = Some((appetite, generation.consume(prefetch).await?));
+            if has.is_none()
+                && let Some((consumers, _)) = generation.census().await
+            {
+                self.tools.pacer.join(consumers, Instant::now());
+            }
         }
         Ok(())
     }
