@@ -282,7 +282,12 @@ impl Service {
                     if counted_at.is_none_or(|at| at.elapsed() >= CENSUS) && consumer.is_some() {
                         counted_at = Some(Instant::now());
                         if let Some((consumers, _)) = generation.census().await {
+                            let before = self.tools.pacer.per_second();
                             self.tools.pacer.adjust(consumers, Instant::now());
+                            let per_second = self.tools.pacer.per_second();
+                            if per_second != before {
+                                info!(consumers, per_second, "this instance's pace changed");
+                            }
                         }
                     }
                 }

@@ -176,6 +176,7 @@ async fn two_instances_share_one_pace_from_the_moment_the_second_joins() {
     let loaded = (arrivals[2_999] - arrivals[0]) as f64 / 1e6;
     let average = 2_999.0 / loaded;
     let (sliding, whole) = busiest(&arrivals);
+    println!("calls by second: {:?}", bed.sandbox.calls_by_second().values());
     println!("{average:.1}/s over {loaded:.1} s; at most {sliding} in any second, {whole} in a whole one");
     assert!(sliding <= 102 && whole <= 102, "{sliding} in some second, {whole} in a whole one");
     assert!(average > 95.0, "{average} on average");
