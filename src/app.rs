@@ -306,7 +306,12 @@ impl Service {
                     if counted_at.is_none_or(|at| at.elapsed() >= CENSUS) && consumer.is_some() {
                         counted_at = Some(Instant::now());
                         if let Some((consumers, _)) = generation.census().await {
+                            let before = self.tools.pacer.per_second();
                             self.tools.pacer.adjust(consumers, Instant::now());
+                            let per_second = self.tools.pacer.per_second();
+                            if per_second != before {
+                                info!(consumers, per_second, "this instance's pace changed");
+                            }
                         }
                     }
                 }
@@ -370,6 +375,11 @@ impl Service {
                 Appetite::One => 1,
             };
             *consumer = Some((appetite, generation.consume(prefetch).await?));
+            if has.is_none()
+                && let Some((consumers, _)) = generation.census().await
+            {
+                self.tools.pacer.join(consumers, Instant::now());
+            }
         }
         Ok(())
     }
