@@ -1,6 +1,7 @@
 //! The service under load: through an outage, at its pace, and with much waiting. Each test has the machine to itself.
 
 #![allow(clippy::unwrap_used)] // in the helpers too
+#![allow(clippy::print_stdout)] // what was measured is worth a line
 
 #[path = "support/bed.rs"]
 mod bed;
