@@ -33,6 +33,11 @@ test-rabbitmq4: ## all tests again, against RabbitMQ 4 (needs root and the netwo
 	deploy/local/install python3-pika openssl curl; \
 	REDEEMER_TEST_BROKER_TREE=$$(realpath $(RABBITMQ4)) cargo test --locked --all-targets
 
+.PHONY: pace
+pace: ## measure the pace in real time; wants a quiet machine
+	deploy/local/install rabbitmq-server
+	cargo test --locked --release --features measure --test pace -- --nocapture --test-threads 1
+
 .PHONY: lint
 lint: ## format, clippy, documentation, dependencies, scripts
 	deploy/local/install shellcheck
