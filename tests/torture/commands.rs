@@ -36,7 +36,7 @@ pub enum Right {
 }
 
 /// What befalls commands in the sandbox by the beginning of their code.
-pub const STUBBORN: &str = "ST";
+const STUBBORN: &str = "ST";
 const HOPELESS: &str = "HL";
 const HOPELESS_DONE: &str = "HE";
 
@@ -57,8 +57,9 @@ enum Kind {
     HopelessDone,
 }
 
-/// `count` commands, and the coupons to issue for them.
-pub fn make(count: usize, dice: &mut Dice) -> (Vec<Command>, Vec<Value>) {
+/// `count` commands of every kind, then `stubborn` ones that must pass a wait queue, and the coupons to issue for
+/// them.
+pub fn make(count: usize, stubborn: usize, dice: &mut Dice) -> (Vec<Command>, Vec<Value>) {
     let (mut commands, mut coupons) = (Vec::with_capacity(count + 40), Vec::new());
     while commands.len() < count {
         let mut kinds = vec![Kind::Fresh; 16];
@@ -82,13 +83,20 @@ pub fn make(count: usize, dice: &mut Dice) -> (Vec<Command>, Vec<Value>) {
         dice.shuffle(&mut kinds);
         let from = commands.len();
         for kind in kinds {
-            add(kind, &mut commands, &mut coupons, dice);
+            add(kind, commands.len(), &mut commands, &mut coupons, dice);
         }
         // Repeats and rivals come close together or far apart within the batch.
         dice.shuffle(&mut commands[from..]);
     }
     commands.truncate(count);
     settle_rivals(&mut commands);
+    // The cut may have left the coupons of numbers that these would have: they go on from far away.
+    for nth in 0..stubborn {
+        let (mut last, mut coupon) = (Vec::new(), Vec::new());
+        add(Kind::Stubborn, 900_000 + nth, &mut last, &mut coupon, dice);
+        commands.append(&mut last);
+        coupons.append(&mut coupon);
+    }
     for (nth, command) in commands.iter_mut().enumerate() {
         command.id = format!("m-{nth:06}");
     }
@@ -106,8 +114,7 @@ fn settle_rivals(commands: &mut [Command]) {
     }
 }
 
-fn add(kind: Kind, commands: &mut Vec<Command>, coupons: &mut Vec<Value>, dice: &mut Dice) {
-    let nth = commands.len();
+fn add(kind: Kind, nth: usize, commands: &mut Vec<Command>, coupons: &mut Vec<Value>, dice: &mut Dice) {
     let prefix = match kind {
         Kind::Stubborn => STUBBORN,
         Kind::Hopeless => HOPELESS,
@@ -199,7 +206,7 @@ pub fn faults(share: f64, commands: usize) -> Value {
         json!({"coupon_prefix": HOPELESS, "fault": {"kind": "cut_before_effect"}}),
         json!({"coupon_prefix": HOPELESS_DONE, "question": "use", "fault": {"kind": "cut_after_effect"}}),
         json!({"coupon_prefix": HOPELESS_DONE, "fault": {"kind": "cut_before_effect"}}),
-        json!({"coupon_prefix": STUBBORN, "first_attempts": 3, "fault": {"kind": "html_502"}}),
+        stubbornness(),
         // Rare, because each one halves the pace or stops consumption.
         json!({"share": 0.02, "times": commands / 500 + 2, "fault": {"kind": "status", "status": 429}}),
         json!({"share": 0.02, "times": commands / 1000 + 1, "fault": {"kind": "status", "status": 401}}),
@@ -240,6 +247,11 @@ pub fn faults(share: f64, commands: usize) -> Value {
     let unsigned = json!({"kind": "unsigned_refusal"});
     rules.push(json!({"share": each, "question": "use", "first_attempts": 1, "fault": unsigned}));
     json!({"rules": rules})
+}
+
+/// What makes a command pass a wait queue.
+pub fn stubbornness() -> Value {
+    json!({"coupon_prefix": STUBBORN, "first_attempts": 3, "fault": {"kind": "html_502"}})
 }
 
 /// How many commands must pass on average until a kill point is reached: for choosing when it kills.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use redeemer::broker::topology::wait_name;
 use redeemer::config::{self, Config, Span};
 use redeemer::kill_point::KillPoint;
 use serde_json::{Value, json};
@@ -25,10 +26,10 @@ use crate::wires::{self, Told};
 const BACKLOG_SHARE: usize = 10;
 /// How many commands may lag behind the plan.
 const LAGGING: usize = 40;
-/// How many commands are kept back for the command queue that was deleted.
+/// How many commands are kept back for the command queue that was deleted, and as many for the wait queues.
 const KEPT_BACK: usize = 10;
 /// The longest wait for all work to end.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Everything that takes part.
 pub struct Rig {
@@ -79,7 +80,8 @@ impl Rig {
     /// Starts the broker, the sandbox, the proxies and the service.
     pub async fn set_up(size: Size, seed: u64) -> Self {
         let mut dice = Dice::new(seed);
-        let (commands, coupons) = commands::make(size.commands.max(3 * KEPT_BACK), &mut dice);
+        let (commands, coupons) =
+            commands::make(size.commands.saturating_sub(KEPT_BACK).max(3 * KEPT_BACK), KEPT_BACK, &mut dice);
         let acts = plan::make(size, &mut dice);
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("torture-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
@@ -136,7 +138,7 @@ impl Rig {
             self.allowance.subscribe(),
         );
         let publishing = tokio::spawn(publishing);
-        let last = self.commands.len() - KEPT_BACK;
+        let last = self.commands.len() - 2 * KEPT_BACK;
         let troubled = last - last / BACKLOG_SHARE;
         let acts = std::mem::take(&mut self.acts);
         let wanted: usize = acts.iter().map(plan::commands_for).sum();
@@ -164,7 +166,16 @@ impl Rig {
         );
 
         self.sandbox.tell(reqwest::Method::PUT, "faults", &json!({"rules": []})).await;
-        self.delete_the_command_queue().await;
+        let names = self.config.broker.names.clone();
+        self.delete_queues(&[&names.commands]).await;
+        self.allow(last + KEPT_BACK);
+        self.reach(last + KEPT_BACK).await;
+        let tiers = self.config.topology().tiers;
+        let tiers: Vec<_> =
+            tiers.into_iter().map(|tier| format!("{}.{}", names.retry, wait_name(tier))).collect();
+        let stubborn = json!({"rules": [commands::stubbornness()]});
+        self.sandbox.tell(reqwest::Method::PUT, "faults", &stubborn).await;
+        self.delete_queues(&tiers.iter().map(String::as_str).collect::<Vec<_>>()).await;
         self.allow(self.commands.len());
         timeout(PATIENCE, publishing).await.expect("everything is published in time").unwrap();
         self.reach(self.commands.len()).await;
@@ -434,12 +445,14 @@ impl Rig {
         }
     }
 
-    /// With nothing in it, nothing can be lost; consuming must begin again all the same.
-    async fn delete_the_command_queue(&mut self) {
+    /// With nothing in them, nothing can be lost. What was deleted must be made again, and work go on.
+    async fn delete_queues(&mut self, queues: &[&str]) {
         self.wait_empty().await;
-        let queue = self.config.broker.names.commands.clone();
-        self.ctl(&["delete_queue", &queue]).await;
-        *self.figures.troubles.entry("command queue deleted".to_owned()).or_default() += 1;
+        for queue in queues {
+            self.ctl(&["delete_queue", queue]).await;
+            let trouble = format!("queue deleted: {queue}");
+            *self.figures.troubles.entry(trouble).or_default() += 1;
+        }
     }
 
     /// What a person would do: publish anew what was parked for want of time.
