@@ -179,7 +179,7 @@ fn add(kind: Kind, nth: usize, commands: &mut Vec<Command>, coupons: &mut Vec<Va
             let text = flat(&code, &number).to_string();
             let body = match dice.below(4) {
                 0 => text.replace("stock_id", "stok_id").into_bytes(),
-                1 => text[..text.len() / 2].as_bytes().to_vec(),
+                1 => text.as_bytes()[..text.len() / 2].to_vec(),
                 2 => [b"\xff\xfe", text.as_bytes()].concat(),
                 _ => text.replace("\"120344\"", "120344").into_bytes(),
             };
