@@ -5,8 +5,6 @@
 //! at the nth time that a point is reached from then on. Without that variable, and in every other build, nothing
 //! happens here.
 
-use std::future::Future;
-
 use crate::metrics::Message;
 
 /// The environment variable that names the file with the order.
@@ -69,13 +67,14 @@ pub use armed::{during, reached};
 
 #[cfg(any(debug_assertions, feature = "kill-points"))]
 mod armed {
+    use std::future::Future;
     use std::path::PathBuf;
     use std::process::Command;
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU32, Ordering};
     use std::time::Duration;
 
-    use super::{Future, KillPoint, ORDER};
+    use crate::kill_point::{KillPoint, ORDER};
 
     /// Ends the process here, if that is ordered.
     pub fn reached(point: KillPoint) {
@@ -127,7 +126,9 @@ mod armed {
 
 #[cfg(not(any(debug_assertions, feature = "kill-points")))]
 mod armed {
-    use super::{Future, KillPoint};
+    use std::future::Future;
+
+    use crate::kill_point::KillPoint;
 
     /// Nothing, in this build.
     pub fn reached(_: KillPoint) {}
