@@ -22,6 +22,7 @@ use crate::broker::delivery::Delivery;
 use crate::broker::publisher::Publisher;
 use crate::broker::{Deliveries, Generation, Health};
 use crate::config::{Config, ConfigFault, ConfigFaults, MERCHANT_KEY};
+use crate::kill_point::{self, KillPoint};
 use crate::lanes::Lanes;
 use crate::metrics::{Metrics, Settling};
 use crate::pace::{Budget, Pacer};
@@ -445,6 +446,7 @@ impl Service {
             self.tools.metrics.settled(Settling::Released);
         }
         cut.send_replace(true);
+        kill_point::reached(KillPoint::Draining);
         let drain = self.drain;
         let finish = async {
             while let Some(done) = self.jobs.join_next().await {

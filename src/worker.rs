@@ -20,6 +20,7 @@ use crate::attempt::{Evidence, Limits, Outcome, Progress, Step};
 use crate::breaker::{Breaker, Sign};
 use crate::broker::delivery::Delivery;
 use crate::broker::publisher::{NotPublished, Published, Publisher};
+use crate::kill_point::{self, KillPoint};
 use crate::metrics::{Arrival, Message, Metrics, Settling};
 use crate::pace::{Budget, Pacer};
 use crate::redemption::Redemption;
@@ -109,6 +110,7 @@ pub async fn work(
     mut cut: Cut,
 ) -> (Settling, Option<String>) {
     let Taken { delivery, command, at } = taken;
+    kill_point::reached(KillPoint::Taken);
     let worked = match command {
         Err(rejected) => refuse(tools, publisher, delivery, &rejected, at).await,
         Ok(redemption) => {
@@ -132,10 +134,13 @@ pub async fn work(
         }
     };
     match worked {
-        Ok((settling, delivery, proof)) => match delivery.ack(proof).await {
-            Ok(()) => (settling, None),
-            Err(unsettled) => (Settling::Lost, Some(unsettled.to_string())),
-        },
+        Ok((settling, delivery, proof)) => {
+            kill_point::reached(KillPoint::Acking);
+            match delivery.ack(proof).await {
+                Ok(()) => (settling, None),
+                Err(unsettled) => (Settling::Lost, Some(unsettled.to_string())),
+            }
+        }
         Err(Interrupted::Cut(delivery)) => match delivery.release().await {
             Ok(()) => (Settling::Released, None),
             Err(unsettled) => (Settling::Lost, Some(unsettled.to_string())),
@@ -239,7 +244,10 @@ async fn publish(
     message: Message,
     publishing: impl Future<Output = Result<Published, NotPublished>>,
 ) -> Result<Published, Interrupted> {
-    let published = publishing.await;
+    let published = kill_point::during(KillPoint::Publishing(message), publishing).await;
+    if published.is_ok() {
+        kill_point::reached(KillPoint::Published(message));
+    }
     tools.metrics.published(message, published.is_ok());
     published.map_err(Interrupted::NotPublished)
 }
@@ -330,7 +338,9 @@ impl Job<'_> {
         let traceparent = self.delivery.traceparent();
         let (nonce, chance) = (rand::random(), rand::random());
         let asked_at = Instant::now();
-        let heard = tools.client.ask(question, &self.prepared, traceparent, now, nonce, chance).await;
+        let asking = tools.client.ask(question, &self.prepared, traceparent, now, nonce, chance);
+        let heard = kill_point::during(KillPoint::Sent, asking).await;
+        kill_point::reached(KillPoint::Answered);
         let verdict = self.judge(question, &heard, asked_at);
         pass.report(Sign::of(&verdict), Timestamp::now());
         self.troubled = matches!(verdict, Verdict::NotAccepted(_) | Verdict::NotSent | Verdict::Unsure(_));

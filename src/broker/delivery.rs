@@ -112,3 +112,16 @@ fn settled(sent: lapin::Result<bool>) -> Result<(), Unsettled> {
         Err(error) => Err(Unsettled(error.to_string())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_acknowledgement_that_was_sent_settles() {
+        assert_eq!(settled(Ok(true)), Ok(()));
+        settled(Ok(false)).unwrap_err();
+        settled(Err(lapin::ErrorKind::InvalidConnectionState(lapin::ConnectionState::Closed).into()))
+            .unwrap_err();
+    }
+}
