@@ -33,6 +33,23 @@ test-rabbitmq4: ## all tests again, against RabbitMQ 4 (needs root and the netwo
 	deploy/local/install python3-pika openssl curl; \
 	REDEEMER_TEST_BROKER_TREE=$$(realpath $(RABBITMQ4)) cargo test --locked --all-targets
 
+.PHONY: pace
+pace: ## measure the pace in real time; wants a quiet machine
+	deploy/local/install rabbitmq-server
+	cargo test --locked --release --features measure --test pace -- --nocapture --test-threads 1
+
+COMMANDS ?= 10000
+KILLS ?= 100
+BROKER_KILLS ?= 20
+SEED ?= 20261123
+
+.PHONY: torture
+torture: ## break everything, again and again, and count what is lost; writes docs/reliability.md (SEED=, COMMANDS=, KILLS=, BROKER_KILLS=)
+	deploy/local/install rabbitmq-server
+	TORTURE_SEED=$(SEED) TORTURE_COMMANDS=$(COMMANDS) TORTURE_KILLS=$(KILLS) TORTURE_BROKER_KILLS=$(BROKER_KILLS) \
+	TORTURE_REPORT=$(CURDIR)/docs/reliability.md \
+	cargo test --release --locked --features kill-points --test torture -- --nocapture
+
 .PHONY: lint
 lint: ## format, clippy, documentation, dependencies, scripts
 	deploy/local/install shellcheck

@@ -22,6 +22,7 @@ use crate::broker::delivery::Delivery;
 use crate::broker::publisher::Publisher;
 use crate::broker::{Deliveries, Generation, Health};
 use crate::config::{Config, ConfigFault, ConfigFaults, MERCHANT_KEY};
+use crate::kill_point::{self, KillPoint};
 use crate::lanes::Lanes;
 use crate::metrics::{Metrics, Settling};
 use crate::pace::{Budget, Pacer};
@@ -114,6 +115,8 @@ pub async fn run(
         slots: config.work.concurrency,
         prefetch: config.broker.prefetch,
         drain: config.shutdown.deadline.0,
+        caller: config.wechat.mchid.clone(),
+        serial: config.wechat.merchant_serial.clone(),
     };
     service.supervise(&broker, shutdown).await;
     keeper.abort();
@@ -132,6 +135,10 @@ struct Service {
     slots: usize,
     prefetch: u16,
     drain: Duration,
+    /// The merchant number, for reasons in words.
+    caller: String,
+    /// The serial as configured.
+    serial: String,
 }
 
 /// A delivery with what it needs to be settled: all of one generation.
@@ -300,7 +307,12 @@ impl Service {
                     if counted_at.is_none_or(|at| at.elapsed() >= CENSUS) && consumer.is_some() {
                         counted_at = Some(Instant::now());
                         if let Some((consumers, _)) = generation.census().await {
+                            let before = self.tools.pacer.per_second();
                             self.tools.pacer.adjust(consumers, Instant::now());
+                            let per_second = self.tools.pacer.per_second();
+                            if per_second != before {
+                                info!(consumers, per_second, "this instance's pace changed");
+                            }
                         }
                     }
                 }
@@ -364,6 +376,11 @@ impl Service {
                 Appetite::One => 1,
             };
             *consumer = Some((appetite, generation.consume(prefetch).await?));
+            if has.is_none()
+                && let Some((consumers, _)) = generation.census().await
+            {
+                self.tools.pacer.join(consumers, Instant::now());
+            }
         }
         Ok(())
     }
@@ -429,6 +446,7 @@ impl Service {
             self.tools.metrics.settled(Settling::Released);
         }
         cut.send_replace(true);
+        kill_point::reached(KillPoint::Draining);
         let drain = self.drain;
         let finish = async {
             while let Some(done) = self.jobs.join_next().await {
@@ -464,7 +482,9 @@ impl Service {
         };
         metrics.breaker(open, fault);
         if let Some(cause) = cause {
-            reasons.push(in_words(cause).to_owned());
+            let serial = self.merchant_serial();
+            let caller = format!("merchant {}, serial {serial}", self.caller);
+            reasons.push(in_words(cause, &caller, metrics.last_clock_skew()));
         }
         let consuming = consuming && health.blocked.is_none() && !open;
         metrics.consuming(consuming);
@@ -472,6 +492,12 @@ impl Service {
             reasons.push("broker: not consuming yet".to_owned());
         }
         self.tell(Some(generation.at()), consuming, reasons);
+    }
+
+    /// The serial that calls are signed under now.
+    fn merchant_serial(&self) -> String {
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
+        keys.merchant_serial.clone().unwrap_or_else(|| self.serial.clone())
     }
 
     fn tell(&self, broker: Option<&str>, consuming: bool, reasons: Vec<String>) {
@@ -494,18 +520,31 @@ impl Service {
     }
 }
 
-fn in_words(cause: Cause) -> &'static str {
+/// `caller` is who signs, `skew` the provider's clock less ours in seconds.
+fn in_words(cause: Cause, caller: &str, skew: f64) -> String {
     match cause {
-        Cause::Starting => "starting: nothing has been answered yet",
-        Cause::Failing => "payment API: it is failing; calls are held back and tried one at a time",
-        Cause::Fault(Fault::Unauthenticated) => {
+        Cause::Starting => "starting: nothing has been answered yet".to_owned(),
+        Cause::Failing => {
+            "payment API: it is failing; calls are held back and tried one at a time".to_owned()
+        }
+        Cause::Fault(Fault::Unauthenticated) => format!(
             "payment API: it rejects our signature (401); look at the merchant key, its serial, the merchant number \
-             and the clock; consumption goes on by itself once it is mended"
-        }
-        Cause::Fault(Fault::Unauthorised) => {
-            "payment API: no brand has authorised us (NO_AUTH); look at the merchant platform; consumption goes on \
-             by itself once it is mended"
-        }
+             and the clock ({caller}{}); consumption goes on by itself once it is mended",
+            clock_in_words(skew)
+        ),
+        Cause::Fault(Fault::Unauthorised) => format!(
+            "payment API: no brand has authorised us (NO_AUTH); look at the merchant platform ({caller}); \
+             consumption goes on by itself once it is mended"
+        ),
+    }
+}
+
+/// The clock where it is worth a word: `Date` has whole seconds, and the way takes its time.
+fn clock_in_words(skew: f64) -> String {
+    match skew.round() {
+        behind if behind >= 3.0 => format!("; our clock is {behind} s behind the provider's"),
+        ahead if ahead <= -3.0 => format!("; our clock is {} s ahead of the provider's", -ahead),
+        _ => String::new(),
     }
 }
 
@@ -537,14 +576,19 @@ impl Sources {
     fn load(&self, downloaded: PublicKeys) -> Result<Keyring, Vec<KeyFault>> {
         let from_environment = self.merchant_key.as_ref().map(|key| key.expose_secret());
         let mut keyring = Keyring::load(&self.files, from_environment, Timestamp::now())?;
+        for fault in &keyring.left_out {
+            warn!(%fault, "a platform certificate is left out");
+        }
         keyring.public.extend(downloaded);
         Ok(keyring)
     }
 
     /// Modification time and size of every key file.
     fn versions(&self) -> Vec<Option<(SystemTime, u64)>> {
-        let KeyFiles { merchant_key, public_keys, platform_certificates, downloads: _ } = &self.files;
-        let files = merchant_key.iter().chain(public_keys.values()).chain(platform_certificates);
+        let KeyFiles { merchant_key, merchant_certificate, public_keys, platform_certificates, downloads: _ } =
+            &self.files;
+        let merchant = merchant_key.iter().chain(merchant_certificate);
+        let files = merchant.chain(public_keys.values()).chain(platform_certificates);
         files
             .map(|path| {
                 let metadata = std::fs::metadata(path).ok()?;
@@ -619,4 +663,18 @@ impl KeyKeeper {
 /// The merchant key from the environment, where it stands there.
 pub fn merchant_key_from_environment() -> Option<SecretString> {
     std::env::var(MERCHANT_KEY).ok().map(SecretString::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_names_the_clock_only_where_it_is_off() {
+        let stopped = Cause::Fault(Fault::Unauthenticated);
+        let words = |skew| in_words(stopped, "merchant 19, serial 77", skew);
+        assert!(words(600.4).contains("(merchant 19, serial 77; our clock is 600 s behind the provider's)"));
+        assert!(words(-61.0).contains("our clock is 61 s ahead of the provider's"));
+        assert!(!words(-1.2).contains("our clock is"));
+    }
 }

@@ -408,6 +408,13 @@ impl Progress {
         self.tier(limits, now).or(shortest).map(|tier| Step::Defer { tier })
     }
 
+    /// The wait queue for a command that no brand's authorisation covered: the shortest, as long as it takes, and
+    /// without growing older. While it waits another command finds out whether only its brand is shut.
+    pub fn step_aside(&mut self, limits: &Limits) -> Option<Step> {
+        self.tiers_passed = self.tiers_passed.saturating_sub(1);
+        (!limits.tiers.is_empty()).then_some(Step::Defer { tier: 0 })
+    }
+
     /// What follows from the `verdict` on the `reply` to `question`. `chance` is between 0 and 1.
     pub fn follow(
         &mut self,
@@ -418,7 +425,10 @@ impl Progress {
         now: Timestamp,
         chance: f64,
     ) -> Step {
-        self.attempts = self.attempts.saturating_add(1);
+        // What met our own fault was no attempt on this coupon: a key that is wrong all night must not use them up.
+        if !matches!(verdict, Verdict::Stop(_)) {
+            self.attempts = self.attempts.saturating_add(1);
+        }
         let by = match question {
             Question::Redeem => EstablishedBy::Answer,
             Question::Inquire => EstablishedBy::Inquiry,
@@ -478,11 +488,13 @@ impl Progress {
     }
 
     fn refuse(&mut self, reason: Reason, by: EstablishedBy) -> Step {
+        // A 429 or 500 met on the way is no ground of a refusal that an inquiry established.
+        let grounds = by == EstablishedBy::Answer || matches!(self.belief, Belief::Objected { .. });
         Step::Finish(Outcome::Refused {
             reason,
             by,
             coupon: self.coupon.take(),
-            objection: self.objection.take(),
+            objection: self.objection.take().filter(|_| grounds),
         })
     }
 

@@ -5,6 +5,7 @@
 //! [`crate::app`] builds a new one, from the handshake to the consumer. One connection consumes and one publishes,
 //! because an alarm of the broker stops *every* write on a connection that publishes, acknowledgements included.
 
+pub mod client;
 pub mod delivery;
 pub mod parked;
 pub mod probe;
@@ -132,8 +133,6 @@ impl Generation {
             connect(&uri, "redeemer publish", &at, limit)
         )?;
         let health = watch::Sender::new(Health::default());
-        watch_events(&consuming, &health, false);
-        watch_events(&publishing, &health, true);
 
         let refused = |source| CannotConnect::Refused { at: at.clone(), source };
         let steps = async {
@@ -150,6 +149,9 @@ impl Generation {
             step: "looking at the topology",
             limit,
         })??;
+        // Only from here on: what the broker refuses while the topology is looked at ends no generation.
+        watch_events(&consuming, &health, false);
+        watch_events(&publishing, &health, true);
         let publisher = Publisher::new(confirms, settings.confirm_timeout, &settings.topology.names);
         timeout(limit, publisher.prove())
             .await
@@ -227,7 +229,7 @@ fn address(settings: &Settings, nth: usize) -> Result<(AMQPUri, String), CannotC
         settings.uris.get(nth % settings.uris.len().max(1)).ok_or(CannotConnect::Uri(": it is empty"))?;
     let mut uri: AMQPUri = uri.expose_secret().parse().map_err(|_| CannotConnect::Uri(""))?;
     uri.query.heartbeat = Some(u16::try_from(settings.heartbeat.as_secs()).unwrap_or(u16::MAX).max(1));
-    let at = format!("{}:{}/{}", uri.authority.host, uri.authority.port, uri.vhost);
+    let at = format!("{}:{}, virtual host {}", uri.authority.host, uri.authority.port, uri.vhost);
     Ok((uri, at))
 }
 

@@ -6,6 +6,7 @@ pub mod parked;
 pub mod publish;
 pub mod run;
 pub mod sandbox;
+pub mod told;
 pub mod topology;
 pub mod watch;
 

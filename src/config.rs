@@ -97,6 +97,7 @@ section! {
         mchid: String = String::new(),
         merchant_serial: String = String::new(),
         merchant_key_file: String = String::new(),
+        merchant_certificate_file: String = String::new(),
         verification_serial: String = String::new(),
         platform_certificates: Vec<PathBuf> = Vec::new(),
         apiv3_key_file: String = String::new(),
@@ -145,7 +146,7 @@ section! {
     /// `[log]`
     LogConfig {
         format: String = "plain".to_owned(),
-        filter: String = "info,lapin=warn".to_owned(),
+        filter: String = "info,lapin=off".to_owned(),
     }
 }
 section! {
@@ -390,6 +391,12 @@ impl Config {
         wrong(retry.tiers.len() <= 32, "retry.tiers", "must be 32 at most");
         let waits = retry.tiers.iter().all(|tier| (50..=86_400_000).contains(&tier.0.as_millis()));
         wrong(waits, "retry.tiers", "must each be 50ms to 24h");
+        // How often an inquiry was negative does not travel through a wait queue: both must fit into one stay.
+        wrong(
+            retry.settling.0.saturating_mul(2) <= retry.in_process_max.0,
+            "retry.in_process_max",
+            "must be twice retry.settling or more",
+        );
         wrong(retry.attempts_max >= 1, "retry.attempts_max", "must be 1 or more");
         wrong(!retry.deadline.0.is_zero(), "retry.deadline", "must be longer than zero");
         wrong(
@@ -449,10 +456,16 @@ impl Config {
         let file = &self.wechat.merchant_key_file;
         KeyFiles {
             merchant_key: (!file.is_empty()).then(|| PathBuf::from(file)),
+            merchant_certificate: self.merchant_certificate(),
             public_keys: self.wechat.public_keys.clone(),
             platform_certificates: self.wechat.platform_certificates.clone(),
             downloads: !self.wechat.apiv3_key_file.is_empty(),
         }
+    }
+
+    fn merchant_certificate(&self) -> Option<PathBuf> {
+        let file = &self.wechat.merchant_certificate_file;
+        (!file.is_empty()).then(|| PathBuf::from(file))
     }
 
     /// The APIv3 key, where one is configured.
@@ -477,8 +490,9 @@ impl Config {
         let wechat = &self.wechat;
         let mut faults = Vec::new();
         let digits = !wechat.mchid.is_empty() && wechat.mchid.bytes().all(|byte| byte.is_ascii_digit());
-        let hex = wechat.merchant_serial.len() >= 8
-            && wechat.merchant_serial.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let serial = &wechat.merchant_serial;
+        let hex = serial.len() >= 8 && serial.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let hex = hex || (serial.is_empty() && self.merchant_certificate().is_some());
         for (holds, key, problem) in [
             (digits, "wechat.mchid", "must be the service provider's merchant number, digits only"),
             (hex, "wechat.merchant_serial", "must be the serial of the merchant API certificate, in hex"),
@@ -660,8 +674,8 @@ mod tests {
                 "work.concurrency",
             ]
         );
-        let ranges =
-            "[broker]\nprefetch = 0\ntopology = \"maybe\"\n[retry]\ntiers = [\"2s\", \"1s\"]\njitter = 3.0\n";
+        let ranges = "[broker]\nprefetch = 0\ntopology = \"maybe\"\n[retry]\ntiers = [\"2s\", \"1s\"]\njitter = 3.0\n\
+             settling = \"5s\"\n";
         assert_eq!(
             keys(read(ranges, &[])),
             [
@@ -669,6 +683,7 @@ mod tests {
                 "broker.topology",
                 "retry.initial, retry.multiplier, retry.jitter, retry.longest",
                 "retry.tiers",
+                "retry.in_process_max",
             ]
         );
     }

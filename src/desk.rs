@@ -365,7 +365,7 @@ async fn publish(
     let telling = Telling {
         source: decision.source,
         at: now,
-        traceparent: delivery.header("traceparent").filter(|text| text.len() <= 128),
+        traceparent: delivery.traceparent(),
         attempts: parked.attempts().saturating_add(1),
         evidence: &evidence,
     };

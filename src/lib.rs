@@ -50,6 +50,7 @@ pub mod pace;
 pub mod breaker;
 pub mod lanes;
 pub mod shutdown;
+pub mod kill_point;
 pub mod worker;
 pub mod app;
 pub mod desk;

@@ -301,6 +301,11 @@ impl Metrics {
         self.clock_skew.set(seconds);
     }
 
+    /// The provider's clock less ours when it last answered, in seconds; 0 before.
+    pub fn last_clock_skew(&self) -> f64 {
+        self.clock_skew.get()
+    }
+
     /// A connection to the broker was built.
     pub fn connected(&self) {
         self.generation.inc();

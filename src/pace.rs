@@ -15,11 +15,19 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::verdict::Question;
 
-/// Part of the allowed rate that is used: timers are late by up to a millisecond and must be allowed to catch up
-/// without ever passing the limit in any one second.
-const USED_SHARE: f64 = 0.985;
-/// How much of a second's calls may be caught up at once.
-const CATCH_UP_SHARE: f64 = 0.01;
+/// Calls are counted over so much more than a second, for they do not arrive as evenly as they set out.
+const WINDOW_STRETCH: f64 = 1.014;
+/// A window has room for so many calls at least, or it is made longer than a second.
+const WINDOW_CALLS_MIN: f64 = 20.0;
+/// How much faster than allowed calls may follow each other to catch up, within what the window leaves. A machine
+/// with much else to do runs tens of milliseconds late, and what could not be caught up would be lost.
+const HASTE: f64 = 1.4;
+/// So much lateness of a timer is made up for at once.
+const CATCH_UP: Duration = Duration::from_millis(10);
+/// Cells of the limiter that make one call, so that fractions of a call can be caught up.
+const CELLS: NonZeroU32 = NonZeroU32::new(100).expect("100 is not 0");
+/// How long a newcomer waits until the others have counted it: they look once a second, and a bit.
+const JOINING: Duration = Duration::from_millis(1_500);
 /// Every so manieth call is an inquiry's, if one waits.
 const INQUIRY_TURN: u64 = 10;
 /// The pace never falls below this part of the allowed one.
@@ -50,6 +58,8 @@ struct Rate {
     instances: u32,
     factor: f64,
     slowed_at: Option<Instant>,
+    /// No calls before this time.
+    held_until: Option<Instant>,
     limiter: Arc<DefaultDirectRateLimiter>,
 }
 
@@ -59,17 +69,53 @@ impl Rate {
     }
 
     fn renew(&mut self) {
-        self.limiter = Arc::new(limiter(self.per_second()));
+        self.limiter = Arc::new(RateLimiter::direct(quota(self.per_second())));
     }
 }
 
-fn limiter(per_second: f64) -> DefaultDirectRateLimiter {
-    let period = Duration::from_secs_f64(1.0 / (per_second * USED_SHARE).clamp(0.001, 1e6));
-    // Two at least: with one, every millisecond by which a timer is late would be lost.
-    let burst = NonZeroU32::new((per_second * CATCH_UP_SHARE) as u32).unwrap_or(NonZeroU32::MIN);
-    let burst = burst.max(NonZeroU32::MIN.saturating_add(1));
-    let quota = Quota::with_period(period).unwrap_or(Quota::per_second(NonZeroU32::MIN));
-    RateLimiter::direct(quota.allow_burst(burst))
+/// How close calls may follow each other: the quota in cells, [`CELLS`] for each call.
+fn quota(per_second: f64) -> Quota {
+    let cells_per_second = (per_second * HASTE).clamp(0.001, 1e5) * f64::from(CELLS.get());
+    let catch_up = (CATCH_UP.as_secs_f64() * cells_per_second) as u32;
+    let cell = Duration::from_secs_f64(1.0 / cells_per_second);
+    // A period is only refused where it is zero, and the clamp above keeps it from that.
+    Quota::with_period(cell).unwrap_or(Quota::per_second(CELLS)).allow_burst(CELLS.saturating_add(catch_up))
+}
+
+/// How many calls may go within which time, wherever that time begins.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Window {
+    calls: usize,
+    time: Duration,
+}
+
+impl Window {
+    fn of(per_second: f64) -> Self {
+        let per_second = per_second.clamp(0.001, 1e5);
+        let seconds = (WINDOW_CALLS_MIN / per_second).max(1.0);
+        // Rounded down: together the instances must not exceed what one would be allowed. The small addition is for
+        // products such as 19.999999.
+        let calls = (per_second * seconds + 1e-6) as usize;
+        Self { calls: calls.max(1), time: Duration::from_secs_f64(seconds * WINDOW_STRETCH) }
+    }
+}
+
+/// When calls were last made. It outlasts changes of the pace.
+#[derive(Debug, Default)]
+struct Granted(VecDeque<Instant>);
+
+impl Granted {
+    /// The time before which the window is full.
+    fn full_until(&self, window: Window) -> Option<Instant> {
+        let first = self.0.len().checked_sub(window.calls)?;
+        self.0.get(first).map(|at| *at + window.time)
+    }
+
+    fn note(&mut self, at: Instant, window: Window) {
+        self.0.push_back(at);
+        let surplus = self.0.len().saturating_sub(window.calls);
+        self.0.drain(..surplus);
+    }
 }
 
 impl Pacer {
@@ -84,7 +130,8 @@ impl Pacer {
                 instances: 1,
                 factor: 1.0,
                 slowed_at: None,
-                limiter: Arc::new(limiter(allowed)),
+                held_until: None,
+                limiter: Arc::new(RateLimiter::direct(quota(allowed))),
             }),
         });
         tokio::spawn(dispense(Arc::downgrade(&shared)));
@@ -117,6 +164,13 @@ impl Pacer {
         rate.renew();
     }
 
+    /// This instance has begun to consume, with so many consumers in all. Where it is not alone the others must count
+    /// it before it makes calls, or together they would exceed the limit.
+    pub fn join(&self, instances: u32, now: Instant) {
+        self.adjust(instances, now);
+        lock(&self.0.rate).held_until = (instances > 1).then_some(now + JOINING);
+    }
+
     /// Lets quiet time restore the pace, and takes this instance's share of it.
     pub fn adjust(&self, instances: u32, now: Instant) {
         let mut rate = lock(&self.0.rate);
@@ -141,21 +195,39 @@ impl Pacer {
 /// Gives out turns, one by one, while anybody holds the pacer.
 async fn dispense(shared: std::sync::Weak<Shared>) {
     let clock = DefaultClock::default();
+    let mut granted = Granted::default();
     loop {
         let Some(held) = shared.upgrade() else { return };
-        let limiter = lock(&held.rate).limiter.clone();
+        let (limiter, window, held_until) = {
+            let rate = lock(&held.rate);
+            (rate.limiter.clone(), Window::of(rate.per_second()), rate.held_until)
+        };
         let idle = lock(&held.queues).is_empty();
         if idle {
             // Bounded, so that the clockwork ends soon after the last clone.
             let _ = tokio::time::timeout(Duration::from_secs(1), held.arrived.notified()).await;
             continue;
         }
-        match limiter.check() {
-            Ok(()) => lock(&held.queues).serve(),
-            Err(early) => {
+        let now = Instant::now();
+        if let Some(until) = held_until.max(granted.full_until(window)).filter(|until| *until > now) {
+            drop(held);
+            // Bounded, because the pace may rise meanwhile.
+            let pause = until.duration_since(now).min(Duration::from_millis(100));
+            tokio::time::sleep(pause).await;
+            continue;
+        }
+        match limiter.check_n(CELLS) {
+            Ok(Ok(())) => {
+                if lock(&held.queues).serve() {
+                    granted.note(now, window);
+                }
+            }
+            Ok(Err(early)) => {
                 drop(held);
                 tokio::time::sleep(early.wait_time_from(clock.now())).await;
             }
+            // The burst is never less than the cells of one call; a pause is all that could be done about it.
+            Err(_) => tokio::time::sleep(CATCH_UP).await,
         }
     }
 }
@@ -165,12 +237,12 @@ impl Queues {
         self.waiting.iter().all(VecDeque::is_empty)
     }
 
-    /// Gives one turn to whoever is next and still waits.
-    fn serve(&mut self) {
+    /// Gives one turn to whoever is next and still waits; false where nobody does.
+    fn serve(&mut self) -> bool {
         loop {
             let [redeem, inquire] = &self.waiting;
             let next = match (redeem.front(), inquire.front()) {
-                (None, None) => return,
+                (None, None) => return false,
                 (Some(_), None) => Question::Redeem,
                 (None, Some(_)) => Question::Inquire,
                 (Some(_), Some(_)) if self.turns.is_multiple_of(INQUIRY_TURN) => Question::Inquire,
@@ -181,7 +253,7 @@ impl Queues {
                 && turn.send(()).is_ok()
             {
                 self.turns += 1;
-                return;
+                return true;
             }
         }
     }
@@ -234,6 +306,8 @@ impl Budget {
 
 #[cfg(test)]
 mod tests {
+    use governor::clock::FakeRelativeClock;
+
     use super::*;
 
     #[test]
@@ -278,6 +352,72 @@ mod tests {
         queues.waiting[0].push_back((2, there));
         queues.serve();
         assert!(receiver.try_recv().is_ok());
+    }
+
+    /// Calls of one minute by a clockwork whose timers are late, by the milliseconds that chance gives.
+    fn minute(per_second: f64, late: impl Fn(u64) -> u64) -> Vec<u64> {
+        let clock = FakeRelativeClock::default();
+        let limiter = RateLimiter::direct_with_clock(quota(per_second), clock.clone());
+        let (window, mut granted) = (Window::of(per_second), Granted::default());
+        let (start, mut elapsed, mut calls, mut timers) = (Instant::now(), Duration::ZERO, Vec::new(), 0);
+        while elapsed < Duration::from_secs(60) {
+            let now = start + elapsed;
+            let wait = match granted.full_until(window).filter(|until| *until > now) {
+                Some(until) => until - now,
+                None => match limiter.check_n(CELLS).unwrap() {
+                    Ok(()) => {
+                        granted.note(now, window);
+                        calls.push(elapsed.as_micros() as u64);
+                        continue;
+                    }
+                    Err(early) => early.wait_time_from(clock.now()),
+                },
+            };
+            timers += 1;
+            let wait = wait + Duration::from_micros(late(timers));
+            clock.advance(wait);
+            elapsed += wait;
+        }
+        calls
+    }
+
+    #[test]
+    fn the_pace_is_held_over_a_minute_and_passed_in_no_second_however_late_timers_are() {
+        // Never late, always a millisecond, anything up to 9 ms, and now and then 50 ms.
+        let lateness: [fn(u64) -> u64; 4] = [
+            |_| 0,
+            |_| 1_000,
+            |nth| nth.wrapping_mul(6_364_136_223_846_793_005).wrapping_shr(33) % 9_000,
+            |nth| if nth.is_multiple_of(400) { 50_000 } else { 100 },
+        ];
+        for per_second in [20.0, 50.0, 100.0, 250.0, 500.0, 1_000.0] {
+            for (nth, late) in lateness.into_iter().enumerate() {
+                let calls = minute(per_second, late);
+                let average = calls.len() as f64 / 60.0;
+                let held = (per_second * 0.98..=per_second).contains(&average);
+                assert!(held, "{average} instead of {per_second}, lateness {nth}");
+                let busiest = calls
+                    .iter()
+                    .enumerate()
+                    .map(|(nth, at)| calls.partition_point(|other| *other < at + 1_000_000) - nth)
+                    .max()
+                    .unwrap();
+                assert!(busiest as f64 <= per_second, "{busiest} in a second, lateness {nth}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_newcomer_makes_no_call_before_the_others_have_counted_it() {
+        let pacer = Pacer::start(NonZeroU32::new(100).unwrap());
+        let turn = async || {
+            tokio::time::timeout(Duration::from_millis(500), pacer.turn(Question::Redeem)).await.is_ok()
+        };
+        pacer.join(1, Instant::now());
+        assert!(turn().await, "whoever is alone need not wait");
+        pacer.join(2, Instant::now());
+        assert_eq!(pacer.per_second(), 50.0);
+        assert!(!turn().await);
     }
 
     #[tokio::test]

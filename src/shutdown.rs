@@ -1,6 +1,6 @@
 //! Tells every part that it is time to stop: once, for good, without a global.
 
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 /// The one who says stop.
 #[derive(Debug)]
@@ -46,4 +46,25 @@ pub async fn signal() -> std::io::Result<&'static str> {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
     })
+}
+
+/// Waits for SIGTERM or SIGINT and, where `with_parent` is set, for the end of standard input: a program that starts
+/// this one and keeps its end of the pipe takes it along, however it ends itself.
+///
+/// # Errors
+/// Where the system does not let us listen for signals.
+pub async fn signal_or_parent(with_parent: bool) -> std::io::Result<&'static str> {
+    if !with_parent {
+        return signal().await;
+    }
+    let (sender, ended) = oneshot::channel();
+    // A thread, because a read of standard input cannot be called off.
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        let _ = sender.send(());
+    });
+    tokio::select! {
+        name = signal() => name,
+        _ = ended => Ok("the end of standard input"),
+    }
 }

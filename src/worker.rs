@@ -4,6 +4,7 @@
 //! acknowledgement run to their end. Nothing leaves this function without the delivery being settled or lost with
 //! its connection, and then the broker delivers it again.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use crate::attempt::{Evidence, Limits, Outcome, Progress, Step};
 use crate::breaker::{Breaker, Sign};
 use crate::broker::delivery::Delivery;
 use crate::broker::publisher::{NotPublished, Published, Publisher};
+use crate::kill_point::{self, KillPoint};
 use crate::metrics::{Arrival, Message, Metrics, Settling};
 use crate::pace::{Budget, Pacer};
 use crate::redemption::Redemption;
@@ -108,6 +110,7 @@ pub async fn work(
     mut cut: Cut,
 ) -> (Settling, Option<String>) {
     let Taken { delivery, command, at } = taken;
+    kill_point::reached(KillPoint::Taken);
     let worked = match command {
         Err(rejected) => refuse(tools, publisher, delivery, &rejected, at).await,
         Ok(redemption) => {
@@ -131,10 +134,13 @@ pub async fn work(
         }
     };
     match worked {
-        Ok((settling, delivery, proof)) => match delivery.ack(proof).await {
-            Ok(()) => (settling, None),
-            Err(unsettled) => (Settling::Lost, Some(unsettled.to_string())),
-        },
+        Ok((settling, delivery, proof)) => {
+            kill_point::reached(KillPoint::Acking);
+            match delivery.ack(proof).await {
+                Ok(()) => (settling, None),
+                Err(unsettled) => (Settling::Lost, Some(unsettled.to_string())),
+            }
+        }
         Err(Interrupted::Cut(delivery)) => match delivery.release().await {
             Ok(()) => (Settling::Released, None),
             Err(unsettled) => (Settling::Lost, Some(unsettled.to_string())),
@@ -162,6 +168,10 @@ fn progress(
 ) -> Result<Carried, Unstartable> {
     let again = delivery.redelivered();
     if copy::is_copy(|name| delivery.has_header(name)) {
+        // The one header of a copy that may be absent; all others are missed where they are no text.
+        if delivery.header(copy::OBJECTION).is_none() && delivery.has_header(copy::OBJECTION) {
+            return Err(Unstartable::Damage(Damage::Unreadable(copy::OBJECTION)));
+        }
         let header = |name| delivery.header(name);
         let mut carried =
             copy::read(header, prepared.body_sha256(), now, tools.horizon).map_err(Unstartable::Damage)?;
@@ -234,7 +244,10 @@ async fn publish(
     message: Message,
     publishing: impl Future<Output = Result<Published, NotPublished>>,
 ) -> Result<Published, Interrupted> {
-    let published = publishing.await;
+    let published = kill_point::during(KillPoint::Publishing(message), publishing).await;
+    if published.is_ok() {
+        kill_point::reached(KillPoint::Published(message));
+    }
     tools.metrics.published(message, published.is_ok());
     published.map_err(Interrupted::NotPublished)
 }
@@ -246,7 +259,7 @@ fn telling<'a>(
     attempts: u32,
     evidence: &'a [Evidence],
 ) -> Telling<'a> {
-    let traceparent = delivery.header("traceparent").filter(|text| text.len() <= 128);
+    let traceparent = delivery.traceparent();
     Telling { source: &tools.source, at, traceparent, attempts, evidence }
 }
 
@@ -284,6 +297,12 @@ impl Job<'_> {
                         Asked::Cut => return Err(Interrupted::Cut(Box::new(self.delivery))),
                     }
                 }
+                // Held here it would be asked for ever, and nobody would learn that another brand is open.
+                Step::Halt(verdict::Fault::Unauthorised)
+                    if let Some(put_away) = self.carried.progress.step_aside(limits) =>
+                {
+                    put_away
+                }
                 // The breaker is open now; the next question waits for it.
                 Step::Halt(_) => self.carried.progress.resume(limits, Timestamp::now()),
                 Step::Defer { tier } => return self.put_away(tier).await,
@@ -316,10 +335,13 @@ impl Job<'_> {
             let put_away = self.carried.progress.defer(&tools.limits, now);
             return Asked::Step(put_away.unwrap_or(Step::Ask { after: Duration::ZERO, question }));
         };
-        let traceparent = self.delivery.header("traceparent").filter(|text| text.len() <= 128);
+        let traceparent = self.delivery.traceparent();
         let (nonce, chance) = (rand::random(), rand::random());
-        let heard = tools.client.ask(question, &self.prepared, traceparent, now, nonce, chance).await;
-        let verdict = self.judge(question, &heard);
+        let asked_at = Instant::now();
+        let asking = tools.client.ask(question, &self.prepared, traceparent, now, nonce, chance);
+        let heard = kill_point::during(KillPoint::Sent, asking).await;
+        kill_point::reached(KillPoint::Answered);
+        let verdict = self.judge(question, &heard, asked_at);
         pass.report(Sign::of(&verdict), Timestamp::now());
         self.troubled = matches!(verdict, Verdict::NotAccepted(_) | Verdict::NotSent | Verdict::Unsure(_));
         self.note(question, &heard, &verdict, now);
@@ -329,16 +351,15 @@ impl Job<'_> {
         Asked::Step(step)
     }
 
-    fn judge(&self, question: Question, heard: &Heard) -> Verdict {
+    fn judge(&self, question: Question, heard: &Heard, asked_at: Instant) -> Verdict {
         let verdict = judge(question, &heard.reply, &self.redemption);
+        let (brands, brand) = (&self.tools.brands, self.redemption.brand_id.as_str());
         match verdict {
-            Verdict::NotAuthorised => {
-                // Our own fault, unless some brand has let us in lately.
-                let ours = !self.tools.brands.any_accepted(Instant::now());
-                if ours { Verdict::Stop(verdict::Fault::Unauthorised) } else { verdict }
-            }
+            // Our own fault, unless some other brand has let us in since.
+            Verdict::NotAuthorised if brands.shut(brand, Instant::now()) => verdict,
+            Verdict::NotAuthorised => Verdict::Stop(verdict::Fault::Unauthorised),
             Verdict::Redeemed | Verdict::NotExecuted | Verdict::Objected { signed: true, .. } => {
-                self.tools.brands.accepted(Instant::now());
+                brands.accepted(brand, asked_at);
                 verdict
             }
             _ => verdict,
@@ -473,19 +494,58 @@ fn log(
 
 /// How brands answered lately: whether a NO_AUTH is one brand's word or our own fault.
 #[derive(Debug, Default)]
-pub struct Brands(Mutex<Option<Instant>>);
+pub struct Brands(Mutex<Answers>);
+
+#[derive(Debug, Default)]
+struct Answers {
+    /// When the last question was put that some brand let in.
+    accepted: Option<Instant>,
+    /// Since when each brand has kept us out.
+    shut: HashMap<Box<str>, Instant>,
+}
 
 /// How long a brand's acceptance speaks for us.
 const LATELY: Duration = Duration::from_secs(600);
+/// Brands remembered as shut; with more, all are forgotten and learned anew.
+const SHUT_MAX: usize = 10_000;
 
 impl Brands {
-    /// Some brand's business was answered.
-    fn accepted(&self, now: Instant) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+    /// This brand's business was answered, on a question of that time.
+    fn accepted(&self, brand: &str, asked_at: Instant) {
+        let mut answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.shut.remove(brand);
+        answers.accepted = answers.accepted.max(Some(asked_at));
     }
 
-    fn any_accepted(&self, now: Instant) -> bool {
-        let last = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        last.is_some_and(|at| now.duration_since(at) < LATELY)
+    /// This brand keeps us out: whether that is its own word alone. It is only once another brand has let us in
+    /// after it first did; what was let in before may be as shut as this one by now.
+    fn shut(&self, brand: &str, now: Instant) -> bool {
+        let mut answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if answers.shut.len() >= SHUT_MAX {
+            answers.shut.clear();
+        }
+        let since = *answers.shut.entry(brand.into()).or_insert(now);
+        answers.accepted.is_some_and(|at| at > since && now.saturating_duration_since(at) < LATELY)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_brand_alone_is_shut_only_where_another_let_us_in_after_it_shut() {
+        let (brands, start) = (Brands::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert!(!brands.shut("a", at(0)), "nobody has let us in yet");
+        brands.accepted("b", at(1));
+        assert!(brands.shut("a", at(2)));
+        assert!(!brands.shut("b", at(3)), "b let us in before, and now no brand does");
+        assert!(brands.shut("a", at(4)));
+        brands.accepted("b", at(2));
+        assert!(!brands.shut("b", at(5)), "an answer to a question from before it shut");
+        brands.accepted("a", at(6));
+        assert!(brands.shut("b", at(7)));
+        assert!(!brands.shut("b", at(700)), "a word of long ago");
     }
 }

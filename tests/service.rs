@@ -440,7 +440,10 @@ async fn check_names_each_fault_and_its_remedy() {
         (output.status.code().unwrap(), faults)
     };
     let mut config = bed.config.clone();
+    config.broker.topology = "verify".to_owned();
     assert_eq!(check(&config).await, (4, vec!["topology".to_owned(); 5]), "the tiers are not made yet");
+    config.broker.topology = "create".to_owned();
+    assert_eq!(check(&config).await, (0, vec![]), "and the service will make them");
     let service = bed.start().await;
     assert_eq!(check(&config).await, (0, vec![]));
     service.stop().await;
@@ -456,4 +459,43 @@ async fn check_names_each_fault_and_its_remedy() {
     let key = bed.dir.join("merchant_key.pem");
     std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
     assert_eq!(check(&config).await, (4, ["keys", "topology"].map(str::to_owned).to_vec()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn key_and_certificate_are_exchanged_together_without_a_restart() {
+    let mut bed = Bed::new().await;
+    bed.config.wechat.reload_every = Span(Duration::from_millis(50));
+    bed.config.wechat.merchant_serial = String::new();
+    let (key, certificate) = (bed.dir.join("merchant_key.pem"), bed.dir.join("merchant_cert.pem"));
+    bed.config.wechat.merchant_certificate_file = certificate.display().to_string();
+    let service = bed.start().await;
+    bed.issue("C1", json!({}));
+    bed.publish(&command("C1", "USE_0001")).await;
+    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+
+    // The next pair, first registered at the provider and then put in place, one file after the other.
+    let (new_key, new_certificate) = (bed.dir.join("new_key.pem"), bed.dir.join("new_cert.pem"));
+    let made = std::process::Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=merchant", "-days", "30"])
+        .args(["-set_serial", "0x5A5A5A5A5A5A5A5A", "-keyout"])
+        .arg(&new_key)
+        .arg("-out")
+        .arg(&new_certificate)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    bed.sandbox.register_merchant(&std::fs::read_to_string(&new_certificate).unwrap()).unwrap();
+    std::fs::copy(&new_certificate, &certificate).unwrap();
+    std::fs::write(&key, std::fs::read(&new_key).unwrap()).unwrap();
+    bed.issue("C2", json!({}));
+    bed.publish(&command("C2", "USE_0002")).await;
+    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    service.wait_ready().await;
+    service.stop().await;
+
+    // A certificate that belongs to another key is named at the start.
+    bed.config.wechat.merchant_certificate_file = bed.dir.join("platform_cert.pem").display().to_string();
+    let (_trigger, listener) = redeemer::shutdown::channel();
+    let refused = redeemer::app::run(bed.config.clone(), None, listener, |_| ()).await.unwrap_err();
+    assert!(refused.to_string().contains("does not belong to the merchant key"), "{refused}");
 }

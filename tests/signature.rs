@@ -113,6 +113,7 @@ fn kind(fault: &KeyFault) -> &'static str {
         KeyFault::NotValidNow { .. } => "not valid now",
         KeyFault::NoVerificationKey => "no verification key",
         KeyFault::NoMerchantKey => "no merchant key",
+        KeyFault::NotAPair { .. } => "not a pair",
     }
 }
 
@@ -451,6 +452,7 @@ fn a_key_file_that_others_can_read_is_refused() {
                 merchant_key: Some(merchant.to_owned()),
                 public_keys: [(KEY_ID.to_owned(), keys.path("public.pem"))].into(),
                 platform_certificates: vec![],
+                merchant_certificate: None,
                 downloads: false,
             },
             None,
@@ -485,6 +487,7 @@ fn every_fault_of_the_keys_is_told_at_once() {
         merchant_key: Some(keys.path(key)),
         public_keys: public.iter().map(|(serial, name)| ((*serial).to_owned(), keys.path(name))).collect(),
         platform_certificates: certificates.iter().map(|name| keys.path(name)).collect(),
+        merchant_certificate: None,
         downloads: false,
     };
     let both = files("key.pem", &[(KEY_ID, "public.pem")], &["certificate.pem"]);
@@ -512,7 +515,12 @@ fn nothing_secret_is_shown() {
 
 fn client(base_url: &str, backup: Option<&str>) -> Result<Client, CannotStart> {
     let merchant = MerchantKey::from_pem(DOCUMENTATION_KEY, "the documentation").unwrap();
-    let keys = Arc::new(RwLock::new(Arc::new(Keyring { merchant, public: PublicKeys::default() })));
+    let keys = Arc::new(RwLock::new(Arc::new(Keyring {
+        merchant,
+        merchant_serial: None,
+        left_out: vec![],
+        public: PublicKeys::default(),
+    })));
     let settings = Settings {
         merchant: Merchant { mchid: "1".to_owned(), serial: "2".to_owned() },
         verification_serial: Some(KEY_ID.to_owned()),

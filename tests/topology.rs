@@ -193,7 +193,7 @@ async fn verify_names_every_difference_and_apply_makes_only_what_is_missing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn check_tells_the_version_what_differs_and_what_the_user_may_not_do() {
     let node = tokio::task::spawn_blocking(Broker::start).await.unwrap();
-    let place = Place::new(node.uri(), "check");
+    let mut place = Place::new(node.uri(), "check");
     let names = place.config.broker.names.clone();
     // Without keys the check always fails; only what it says of the broker is looked at.
     let details = |place: &Place, what: &str, gravity: &str| -> Vec<String> {
@@ -201,8 +201,12 @@ async fn check_tells_the_version_what_differs_and_what_the_user_may_not_do() {
         let meant = lines.iter().filter(|line| line["what"] == what && line["gravity"] == gravity);
         meant.map(|line| line["detail"].as_str().unwrap().to_owned()).collect()
     };
-    let missing = details(&place, "topology", "fault");
-    assert_eq!(missing.len(), 13, "{missing:#?}");
+    let missing = details(&place, "topology", "warning");
+    assert_eq!(missing.len(), 13, "the service will make them: {missing:#?}");
+    assert_eq!(details(&place, "topology", "fault"), Vec::<String>::new());
+    place.config.broker.topology = "verify".to_owned();
+    place.write();
+    assert_eq!(details(&place, "topology", "fault"), missing, "and nobody will");
     place.run(&["topology", "apply"], 0);
     assert_eq!(details(&place, "topology", "ok").len(), 1);
     assert_eq!(details(&place, "permissions", "ok").len(), 1);

@@ -101,6 +101,11 @@ impl Delivery {
         Some(Death { reason: std::str::from_utf8(reason.as_bytes()).ok()?, at })
     }
 
+    /// W3C trace context, where it is one by its length.
+    pub fn traceparent(&self) -> Option<&str> {
+        self.header("traceparent").filter(|text| text.len() <= 128)
+    }
+
     pub(super) fn headers(&self) -> Option<&FieldTable> {
         self.properties.headers().as_ref()
     }
@@ -176,5 +181,18 @@ fn shown(value: &AMQPValue) -> String {
         },
         AMQPValue::DecimalValue(_) | AMQPValue::ByteArray(_) => format!("{value:?}"),
         AMQPValue::Void => "nothing".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_acknowledgement_that_was_sent_settles() {
+        assert_eq!(settled(Ok(true)), Ok(()));
+        settled(Ok(false)).unwrap_err();
+        settled(Err(lapin::ErrorKind::InvalidConnectionState(lapin::ConnectionState::Closed).into()))
+            .unwrap_err();
     }
 }

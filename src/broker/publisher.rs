@@ -96,7 +96,7 @@ impl Publisher {
             keys.push(AMQPValue::LongString(reply_to.into()));
             headers.insert("CC".into(), AMQPValue::FieldArray(keys));
         }
-        if let Some(traceparent) = command.header("traceparent") {
+        if let Some(traceparent) = command.traceparent() {
             headers.insert("traceparent".into(), AMQPValue::LongString(traceparent.into()));
         }
         let properties = properties.with_headers(headers);

@@ -123,6 +123,10 @@ fn keys(config: &Config, findings: &mut Vec<Finding>) -> Option<Client> {
     };
     let bits = keyring.merchant.bits();
     findings.push(Finding::ok("keys", format!("merchant key: RSA, {bits} bits, signs and verifies")));
+    for fault in &keyring.left_out {
+        let remedy = "take it out of wechat.platform_certificates";
+        findings.push(Finding::warning("keys", fault.to_string(), remedy));
+    }
     let month = SignedDuration::from_hours(30 * 24);
     for (serial, key) in keyring.public.iter() {
         findings.push(match key.expires {
@@ -258,12 +262,13 @@ async fn broker(config: &Config, findings: &mut Vec<Finding>) {
             return;
         }
     };
+    let makes = settings.mode == Mode::Create;
     // Each object is looked at below, with every difference.
     settings.mode = Mode::Off;
     if let Some(version) = probe::version(&settings).await {
         findings.push(of_version(&version));
     }
-    let reached = topology(&settings, findings).await;
+    let reached = topology(&settings, makes, findings).await;
     if reached && !permissions(&settings, findings).await {
         // A connection would fail for the same reason, and say less.
         return;
@@ -324,14 +329,19 @@ fn of_version(version: &str) -> Finding {
     }
 }
 
-/// Tells whatever is missing or differs, argument by argument. False where the broker is not reached.
-async fn topology(settings: &Settings, findings: &mut Vec<Finding>) -> bool {
+/// Tells whatever is missing or differs, argument by argument; `makes` says that the service makes what is missing. False where the broker is not reached.
+async fn topology(settings: &Settings, makes: bool, findings: &mut Vec<Finding>) -> bool {
     const WHAT: &str = "topology";
     let Ok((_, found)) = survey(settings, false).await else { return false };
     let mut sound = true;
     for (object, standing) in found {
         match standing {
             Standing::There | Standing::Made | Standing::Unaskable => continue,
+            Standing::Missing if makes => findings.push(Finding::warning(
+                WHAT,
+                format!("{object} is missing"),
+                "nothing to do: redeemer run makes it; to make it now: redeemer topology apply",
+            )),
             Standing::Missing | Standing::NotMade(_) => {
                 findings.push(Finding::fault(WHAT, format!("{object} is missing"), "redeemer topology apply"))
             }

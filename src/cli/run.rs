@@ -15,6 +15,9 @@ pub struct Arguments {
     /// Write the admin port's address to this file once it is open; useful with port 0.
     #[arg(long, value_name = "FILE")]
     admin_address_file: Option<std::path::PathBuf>,
+    /// Stop when standard input ends, too: for a program that starts this one and may be killed.
+    #[arg(long)]
+    with_parent: bool,
 }
 
 /// Consumes until SIGTERM or SIGINT.
@@ -26,7 +29,7 @@ pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
         .map_err(|fault| Failure::Misconfigured(fault.to_string()))?;
     let (trigger, listener) = shutdown::channel();
     tokio::spawn(async move {
-        match shutdown::signal().await {
+        match shutdown::signal_or_parent(arguments.with_parent).await {
             Ok(name) => info!(signal = name, "asked to stop"),
             Err(error) => error!(%error, "cannot listen for signals"),
         }

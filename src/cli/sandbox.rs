@@ -32,6 +32,9 @@ pub struct Arguments {
     /// Coupons whose code begins with "auto" count as issued at first sight.
     #[arg(long)]
     auto_issue: bool,
+    /// Stop when standard input ends, too: for a program that starts this one and may be killed.
+    #[arg(long)]
+    with_parent: bool,
 }
 
 /// Serves until SIGTERM or SIGINT.
@@ -50,7 +53,7 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let sandbox = Sandbox::start(settings).await.context("the sandbox does not start")?;
     say(&format!("sandbox at {}, identity in {}", sandbox.base_url(), arguments.dir.display()))?;
-    shutdown::signal().await.context("cannot listen for signals")?;
+    shutdown::signal_or_parent(arguments.with_parent).await.context("cannot listen for signals")?;
     sandbox.shutdown().await;
     Ok(())
 }

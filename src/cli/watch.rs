@@ -1,17 +1,124 @@
-//! `redeemer watch`
+//! `redeemer watch`: result events as they come.
 
+use anyhow::{Context as _, anyhow};
 use clap::Args;
 
-use crate::cli::Failure;
+use crate::attempt::OutcomeKind;
+use crate::broker::client::Link;
+use crate::cli::told::{Told, harmless, on_one_line, outcome};
+use crate::cli::{Failure, complain, say};
+use crate::config::Config;
+use crate::shutdown;
 
 /// Arguments of `watch`.
 #[derive(Debug, Args)]
-pub struct Arguments {}
+pub struct Arguments {
+    /// Routing keys to show, redemption.OUTCOME.BRAND: `*` for one word, `#` for any number of them.
+    #[arg(default_value = "redemption.#", conflicts_with_all = ["outcome", "brand"])]
+    pattern: String,
+    /// Only this outcome: redeemed, refused, invalid or unresolved. Repeatable.
+    #[arg(long, value_parser = outcome)]
+    outcome: Vec<OutcomeKind>,
+    /// Only this brand. Repeatable.
+    #[arg(long, value_name = "BRAND_ID")]
+    brand: Vec<String>,
+    /// Whole events, one JSON object per line.
+    #[arg(long)]
+    json: bool,
+    /// End after so many events.
+    #[arg(long, value_name = "N")]
+    count: Option<u64>,
+}
 
-/// Not there yet.
+/// Events that the broker holds for a reader who is slower than they come. Older ones make room, so that a forgotten
+/// terminal does not fill the broker.
+const HELD_MAX: i32 = 100_000;
+
+/// Shows events until SIGINT, SIGTERM or the given number.
 ///
 /// # Errors
-/// Always.
-pub async fn run(_: Arguments, _: crate::config::Config) -> Result<(), Failure> {
-    Err(Failure::Unexpected("not there yet".to_owned()))
+/// [`Failure::Failed`] where the broker is not reached, or once it is lost.
+pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
+    let settings = config.broker_settings()?;
+    let link = Link::connect(&settings, "redeemer watch").await.context("no connection to the broker")?;
+    let exchange = &settings.topology.names.results;
+    let keys = arguments.keys();
+    let mut events =
+        link.subscribe(exchange, &keys, Some(HELD_MAX)).await.context("results cannot be read")?;
+    complain(&format!("watching {} on {exchange} at {}", keys.join(", "), link.at()));
+
+    let mut stop = Box::pin(shutdown::signal());
+    let mut shown = 0;
+    while arguments.count.is_none_or(|count| shown < count) {
+        let event = tokio::select! {
+            event = events.next() => event,
+            signal = &mut stop => {
+                signal.context("cannot listen for signals")?;
+                break;
+            }
+        };
+        let Some(event) = event else {
+            return Err(anyhow!("connection to the broker lost: {}", link.lost().await).into());
+        };
+        let line = match Told::read(&event.body) {
+            _ if arguments.json => on_one_line(&event.body),
+            Some(told) => told.to_string(),
+            None => {
+                harmless(&format!("not an event: {} bytes under {}", event.body.len(), event.routing_key))
+            }
+        };
+        match say(&line) {
+            // `| head` has seen enough.
+            Err(error) if is_broken_pipe(&error) => break,
+            result => result?,
+        }
+        shown += 1;
+    }
+    link.close().await;
+    Ok(())
+}
+
+impl Arguments {
+    /// Every outcome asked for with every brand asked for; `*` where none is.
+    fn keys(&self) -> Vec<String> {
+        if self.outcome.is_empty() && self.brand.is_empty() {
+            return vec![self.pattern.clone()];
+        }
+        let any = || vec!["*".to_owned()];
+        let outcomes: Vec<_> = self.outcome.iter().map(|kind| kind.as_str().to_owned()).collect();
+        let outcomes = if outcomes.is_empty() { any() } else { outcomes };
+        let brands = if self.brand.is_empty() { any() } else { self.brand.clone() };
+        let pairs = outcomes.iter().flat_map(|kind| brands.iter().map(move |brand| (kind, brand)));
+        pairs.map(|(kind, brand)| format!("redemption.{kind}.{brand}")).collect()
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<std::io::Error>();
+    cause.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_become_routing_keys() {
+        #[derive(Debug, clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            arguments: Arguments,
+        }
+        let keys = |line: &[&str]| {
+            let line = std::iter::once("watch").chain(line.iter().copied());
+            <Line as clap::Parser>::try_parse_from(line).unwrap().arguments.keys()
+        };
+        assert_eq!(keys(&[]), ["redemption.#"]);
+        assert_eq!(keys(&["redemption.*.7"]), ["redemption.*.7"]);
+        assert_eq!(keys(&["--brand", "7"]), ["redemption.*.7"]);
+        assert_eq!(
+            keys(&["--outcome", "refused", "--outcome", "invalid", "--brand", "7"]),
+            ["redemption.refused.7", "redemption.invalid.7"]
+        );
+    }
 }

@@ -581,10 +581,11 @@ async fn an_endless_body_goes_on_until_the_client_leaves() {
 #[tokio::test]
 async fn a_late_effect_happens_though_the_client_has_hung_up() {
     let bed = Bed::new().await;
-    bed.faulty(json!({ "kind": "slow", "ms": 200, "late_effect": true }));
+    bed.faulty(json!({ "kind": "slow", "ms": 1_000, "late_effect": true }));
     let mut stream = TcpStream::connect(bed.sandbox.addr()).await.unwrap();
     stream.write_all(&bed.written(redeem("number_1"))).await.unwrap();
-    until(|| bed.sandbox.summary().unanswered == 1).await;
+    // An attempt is entered on arrival, before its signature is looked at and its fault is chosen.
+    until(|| bed.sandbox.faults().applied == [1]).await;
     drop(stream);
     bed.sandbox.set_faults(Script::default()).unwrap();
     assert_eq!(bed.ask(inquire()).await.unwrap().json()["coupon_state"], "EFFECTIVE");

@@ -322,8 +322,10 @@ impl Client {
         now: Timestamp,
         nonce: u128,
     ) -> Result<reqwest::RequestBuilder, CannotSign> {
-        let signed =
-            sign(&keys.merchant, &self.settings.merchant, method.as_str(), target, &body, now, nonce)?;
+        let configured = &self.settings.merchant;
+        let serial = keys.merchant_serial.as_ref().unwrap_or(&configured.serial);
+        let merchant = Merchant { mchid: configured.mchid.clone(), serial: serial.clone() };
+        let signed = sign(&keys.merchant, &merchant, method.as_str(), target, &body, now, nonce)?;
         let base = match (host, &self.settings.backup_base_url) {
             (Host::Backup, Some(backup)) => backup,
             _ => &self.settings.base_url,

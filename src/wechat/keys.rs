@@ -22,6 +22,7 @@ use rsa::signature::{SignatureEncoding as _, Signer as _, Verifier as _};
 use rsa::traits::PublicKeyParts as _;
 use rsa::{PrivateKey, PublicKey};
 use sha2::Sha256;
+use x509_parser::certificate::X509Certificate;
 use zeroize::Zeroizing;
 
 /// The smallest modulus that is accepted, in bits.
@@ -80,6 +81,12 @@ pub enum KeyFault {
         from: Timestamp,
         /// End of validity.
         until: Timestamp,
+    },
+    /// The merchant key and the merchant API certificate are not a pair.
+    #[error("{} does not belong to the merchant key; put both in place together", certificate.display())]
+    NotAPair {
+        /// The certificate.
+        certificate: PathBuf,
     },
     /// Nothing to sign with.
     #[error(
@@ -203,10 +210,7 @@ impl VerificationKey {
         if now < from || until < now {
             return Err(KeyFault::NotValidNow { what: what.to_owned(), from, until });
         }
-        let serial = certificate.raw_serial();
-        let serial = serial.strip_prefix(&[0]).unwrap_or(serial);
-        let serial = serial.iter().map(|byte| format!("{byte:02X}")).collect();
-        Ok((serial, Self::new(&key, Some(until), what)?))
+        Ok((serial_of(&certificate), Self::new(&key, Some(until), what)?))
     }
 
     fn new(key: &PublicKey, expires: Option<Timestamp>, what: &str) -> Result<Self, KeyFault> {
@@ -278,6 +282,8 @@ impl PublicKeys {
 pub struct KeyFiles {
     /// The merchant's private key; none means that the environment holds it.
     pub merchant_key: Option<PathBuf>,
+    /// The merchant API certificate that belongs to it, where its serial is read from there.
+    pub merchant_certificate: Option<PathBuf>,
     /// The provider's public keys: serial (`PUB_KEY_ID_…`) and file.
     pub public_keys: BTreeMap<String, PathBuf>,
     /// Platform certificates; each brings its serial.
@@ -291,6 +297,10 @@ pub struct KeyFiles {
 pub struct Keyring {
     /// The key that signs.
     pub merchant: MerchantKey,
+    /// The serial of the merchant API certificate, where one is configured.
+    pub merchant_serial: Option<String>,
+    /// Platform certificates that are configured and left out, because they are not valid now.
+    pub left_out: Vec<KeyFault>,
     /// The keys that verify.
     pub public: PublicKeys,
 }
@@ -313,6 +323,7 @@ impl Keyring {
                 None
             }
         };
+        let mut left_out = Vec::new();
         let mut public = PublicKeys::default();
         for (serial, path) in &files.public_keys {
             let read = read_public(path)
@@ -325,9 +336,18 @@ impl Keyring {
             let read = read_public(path).and_then(|pem| {
                 VerificationKey::from_certificate_pem(&pem, &path.display().to_string(), now)
             });
-            if let Some((serial, key)) = keep(read) {
-                public.insert(serial, key);
+            match read {
+                // One that has run out must not keep others from being used.
+                Err(fault @ KeyFault::NotValidNow { .. }) => left_out.push(fault),
+                read => {
+                    if let Some((serial, key)) = keep(read) {
+                        public.insert(serial, key);
+                    }
+                }
             }
+        }
+        if public.is_empty() && !files.downloads {
+            faults.append(&mut left_out);
         }
         let none = files.public_keys.is_empty() && files.platform_certificates.is_empty();
         if none && !files.downloads {
@@ -340,8 +360,15 @@ impl Keyring {
             (None, Some(pem)) => MerchantKey::from_pem(pem, "the merchant key in the environment"),
             (None, None) => Err(KeyFault::NoMerchantKey),
         };
+        let merchant = merchant.and_then(|merchant| {
+            let certificate = files.merchant_certificate.as_ref();
+            let serial = certificate.map(|path| merchant_serial(path, &merchant)).transpose()?;
+            Ok((merchant, serial))
+        });
         match merchant {
-            Ok(merchant) if faults.is_empty() => Ok(Self { merchant, public }),
+            Ok((merchant, merchant_serial)) if faults.is_empty() => {
+                Ok(Self { merchant, merchant_serial, left_out, public })
+            }
             Ok(_) => Err(faults),
             Err(fault) => {
                 faults.push(fault);
@@ -349,6 +376,29 @@ impl Keyring {
             }
         }
     }
+}
+
+/// The serial of the merchant API certificate, which must belong to the key.
+fn merchant_serial(path: &Path, key: &MerchantKey) -> Result<String, KeyFault> {
+    let pem = read_public(path)?;
+    let not_one = || KeyFault::NotAKey {
+        what: path.display().to_string(),
+        wanted: "an X.509 certificate in PEM with an RSA key",
+    };
+    let (_, block) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).map_err(|_| not_one())?;
+    let certificate = block.parse_x509().map_err(|_| not_one())?;
+    let public = PublicKey::from_public_key_der(certificate.public_key().raw).map_err(|_| not_one())?;
+    if spki(&public).as_deref() != Some(key.public_der()) {
+        return Err(KeyFault::NotAPair { certificate: path.to_owned() });
+    }
+    Ok(serial_of(&certificate))
+}
+
+/// The serial of a certificate as the platform writes it: upper-case hex.
+fn serial_of(certificate: &X509Certificate<'_>) -> String {
+    let serial = certificate.raw_serial();
+    let serial = serial.strip_prefix(&[0]).unwrap_or(serial);
+    serial.iter().map(|byte| format!("{byte:02X}")).collect()
 }
 
 /// Reads a file that only its owner may read.

@@ -1,0 +1,140 @@
+//! Labelled places where the fault rig (`tests/torture.rs`) kills the process, as `kill -9` from outside would, but
+//! at a moment that no outsider can hit.
+//!
+//! A debug build, or one with the feature `kill-points`, obeys the file that [`ORDER`] names: `<point> <nth>` kills
+//! at the nth time that a point is reached from then on. Without that variable, and in every other build, nothing
+//! happens here.
+
+use crate::metrics::Message;
+
+/// The environment variable that names the file with the order.
+pub const ORDER: &str = "REDEEMER_KILL_ORDER";
+
+/// A place in the way of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KillPoint {
+    /// A delivery was taken, nothing done yet.
+    Taken,
+    /// A call to the payment API is on its way.
+    Sent,
+    /// The call was answered, nothing concluded yet.
+    Answered,
+    /// A message is on its way to the broker, its confirm has not come.
+    Publishing(Message),
+    /// A message is confirmed, what it continues is not acknowledged.
+    Published(Message),
+    /// Everything is confirmed, the acknowledgement not sent.
+    Acking,
+    /// Asked to stop, work still in flight.
+    Draining,
+}
+
+impl KillPoint {
+    /// Every point.
+    pub const ALL: [Self; 11] = [
+        Self::Taken,
+        Self::Sent,
+        Self::Answered,
+        Self::Publishing(Message::Event),
+        Self::Published(Message::Event),
+        Self::Publishing(Message::Copy),
+        Self::Published(Message::Copy),
+        Self::Publishing(Message::Parked),
+        Self::Published(Message::Parked),
+        Self::Acking,
+        Self::Draining,
+    ];
+
+    /// The word in orders.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Taken => "after-the-take",
+            Self::Sent => "after-the-send",
+            Self::Answered => "after-the-reply",
+            Self::Publishing(Message::Event) => "before-the-confirm",
+            Self::Published(Message::Event) => "after-the-confirm",
+            Self::Publishing(Message::Copy) => "during-a-tier-copy",
+            Self::Published(Message::Copy) => "after-a-tier-copy",
+            Self::Publishing(Message::Parked) => "during-the-parking",
+            Self::Published(Message::Parked) => "after-the-parking",
+            Self::Acking => "before-the-ack",
+            Self::Draining => "during-drain",
+        }
+    }
+}
+
+pub use armed::{during, reached};
+
+#[cfg(any(debug_assertions, feature = "kill-points"))]
+mod armed {
+    use std::future::Future;
+    use std::path::PathBuf;
+    use std::process::Command;
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::Duration;
+
+    use crate::kill_point::{KillPoint, ORDER};
+
+    /// Ends the process here, if that is ordered.
+    pub fn reached(point: KillPoint) {
+        static REACHED: AtomicU32 = AtomicU32::new(0);
+        let Some(nth) = order(point) else { return };
+        if REACHED.fetch_add(1, Ordering::SeqCst) + 1 < nth {
+            return;
+        }
+        tracing::warn!(point = point.as_str(), "killed, as ordered");
+        // A shell sends what no process can send itself without unsafe code; this task goes no further meanwhile.
+        let _ = Command::new("sh").args(["-c", "kill -9 $PPID"]).status();
+        loop {
+            std::thread::park();
+        }
+    }
+
+    /// Does the `work`, and ends the process in the middle of it, if that is ordered.
+    pub async fn during<T>(point: KillPoint, work: impl Future<Output = T>) -> T {
+        if order(point).is_none() {
+            return work.await;
+        }
+        tokio::pin!(work);
+        let under_way = async {
+            match point {
+                KillPoint::Sent => tokio::time::sleep(Duration::from_millis(4)).await,
+                // A broker confirms in less time than a timer can tell.
+                _ => tokio::task::yield_now().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            done = &mut work => done,
+            () = under_way => {
+                reached(point);
+                work.await
+            }
+        }
+    }
+
+    /// The how manieth time is deadly, where this point is.
+    fn order(point: KillPoint) -> Option<u32> {
+        static FILE: OnceLock<Option<PathBuf>> = OnceLock::new();
+        let file = FILE.get_or_init(|| std::env::var_os(ORDER).map(PathBuf::from)).as_ref()?;
+        let order = std::fs::read_to_string(file).ok()?;
+        let (word, nth) = order.trim().split_once(' ')?;
+        if word == point.as_str() { nth.parse().ok() } else { None }
+    }
+}
+
+#[cfg(not(any(debug_assertions, feature = "kill-points")))]
+mod armed {
+    use std::future::Future;
+
+    use crate::kill_point::KillPoint;
+
+    /// Nothing, in this build.
+    pub fn reached(_: KillPoint) {}
+
+    /// The `work`, in this build.
+    pub fn during<T>(_: KillPoint, work: impl Future<Output = T>) -> impl Future<Output = T> {
+        work
+    }
+}

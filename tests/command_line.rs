@@ -1,0 +1,232 @@
+//! `redeemer publish` and `redeemer watch` on a real broker, beside a running service.
+
+#[path = "support/broker.rs"]
+mod broker;
+#[path = "support/programs.rs"]
+mod programs;
+
+use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+
+use programs::{Programs, ended, err, out, redeemer, run, terminate, until};
+
+fn events(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).expect("one event per line")).collect()
+}
+
+/// Starts `watch`, and returns once it is bound.
+fn watch(mut command: Command) -> (Child, BufReader<std::process::ChildStderr>) {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("watch starts");
+    let mut complaints = BufReader::new(child.stderr.take().expect("it is piped"));
+    let mut first = String::new();
+    complaints.read_line(&mut first).expect("it says something");
+    assert!(first.contains("watching redemption."), "{first}");
+    (child, complaints)
+}
+
+fn rest(mut child: Child) -> (Option<i32>, String) {
+    let mut text = String::new();
+    let mut out = child.stdout.take().expect("it is piped");
+    out.read_to_string(&mut text).expect("the output is text");
+    (ended(&mut child).code(), text)
+}
+
+#[test]
+fn a_file_of_commands_is_published_and_waited_for() {
+    let programs = Programs::start(broker::shared().uri());
+    let (watching, _) = watch(programs.command(&["watch", "--json", "--count", "50"]));
+
+    let lines: Vec<_> = (0..50).map(|n| programs::command(&format!("{n:03}")).to_string()).collect();
+    // Empty lines, a carriage return and a missing last line feed are no reason to complain.
+    let file = programs.file("orders.jsonl", format!("\n{}", lines.join("\r\n\n")).as_bytes());
+    let output = run(programs.command(&["publish", "--wait", "--expect", "redeemed", "--lines"]).arg(&file));
+    assert_eq!(output.status.code(), Some(0), "{}", err(&output));
+
+    let told = events(&out(&output));
+    let numbers: BTreeSet<_> =
+        told.iter().map(|event| event["data"]["out_request_no"].as_str().unwrap_or_default()).collect();
+    assert_eq!((told.len(), numbers.len()), (50, 50));
+    assert!(told.iter().all(|event| event["data"]["coupon_state"] == "USED"));
+    let complaints = err(&output);
+    assert!(complaints.contains("50 published, 50 redeemed in "), "{complaints}");
+    assert!(!complaints.contains(['\r', '\u{1b}']), "no progress bar on a pipe: {complaints:?}");
+
+    let (code, watched) = rest(watching);
+    let ids = |events: &[Value]| events.iter().map(|event| event["id"].to_string()).collect::<BTreeSet<_>>();
+    assert_eq!((code, ids(&events(&watched))), (Some(0), ids(&told)));
+}
+
+#[test]
+fn a_line_that_is_no_command_is_named_and_the_service_judges_it() {
+    let programs = Programs::start(broker::shared().uri());
+    let good = [programs::command("one"), programs::command("two")].map(|command| command.to_string());
+    let text = [good[0].as_bytes(), b"{ \"openid\": ", b"[1]", b"\xff", good[1].as_bytes()].join(&b"\n"[..]);
+    let file = programs.file("orders.jsonl", &text);
+
+    let mut command = programs.command(&["publish", "--wait", "--expect", "redeemed", "--lines"]);
+    let output = run(command.arg(&file));
+    assert_eq!(output.status.code(), Some(4));
+    let complaints = err(&output);
+    for line in [
+        "line 2 is not JSON (column 11); published as it stands",
+        "line 3 is JSON, but not an object; published as it stands",
+        "line 4 is not JSON",
+        "5 published, 3 invalid, 2 redeemed in ",
+        "not redeemed: line ",
+        "line 2 invalid (invalid_command)",
+    ] {
+        assert!(complaints.contains(line), "no {line:?} in {complaints}");
+    }
+    assert_eq!(events(&out(&output)).len(), 5);
+}
+
+#[test]
+fn one_command_comes_from_an_argument_a_file_or_standard_input() {
+    let programs = Programs::start(broker::shared().uri());
+    let check = |mut command: Command, input: &str, number: &str| {
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", err(&output));
+        let told = events(&out(&output));
+        assert_eq!(told.len(), 1);
+        assert_eq!(told[0]["data"]["out_request_no"], number);
+    };
+    let text = |name: &str| programs::command(name).to_string();
+    check(programs.command(&["publish", "--wait", &text("arg")]), "", "number_arg");
+    check(programs.command(&["publish", "--wait", "-"]), &text("stdin"), "number_stdin");
+    check(programs.command(&["publish", "--wait", "--lines", "-"]), &text("lines"), "number_lines");
+    let file = programs.file("order.json", text("file").as_bytes());
+    let at = format!("@{}", file.display());
+    check(programs.command(&["publish", "--wait", &at, "--deadline", "10m"]), "", "number_file");
+    // The same results again, on a key of the caller's and under an id of the caller's.
+    let mine = ["publish", "--wait", "--reply-to", "my.key", "--correlation-id", "my-id", &text("arg")];
+    check(programs.command(&mine), "", "number_arg");
+}
+
+#[test]
+fn what_never_comes_is_told_when_the_time_is_over() {
+    let mut programs = Programs::start(broker::shared().uri());
+    programs.stop_service();
+    let command = programs::command("late").to_string();
+    let output = run(&mut programs.command(&["publish", "--wait", "--timeout", "300ms", &command]));
+    assert_eq!(output.status.code(), Some(4));
+    assert_eq!(out(&output), "");
+    assert!(err(&output).contains("1 without an event within 300ms: line 1"), "{}", err(&output));
+
+    // It is not lost: whoever watches when the service is back sees it.
+    let (watching, _) = watch(programs.command(&["watch", "--count", "1"]));
+    programs.start_service();
+    let (code, line) = rest(watching);
+    assert_eq!(code, Some(0));
+    assert!(line.contains("  redeemed    au…late   number_late  -  USED  1 call"), "{line}");
+}
+
+#[test]
+fn watch_shows_only_what_was_asked_for() {
+    let programs = Programs::start(broker::shared().uri());
+    let (refused, _) = watch(programs.command(&["watch", "--outcome", "refused", "--brand", "120344"]));
+    let (invalid, _) = watch(programs.command(&["watch", "redemption.invalid.*", "--count", "1"]));
+    let good = programs::command("good").to_string();
+    let unknown = good.replace("auto_good", "unknown_coupon");
+    let file = programs.file("orders.jsonl", [&good, "please", &unknown].join("\n").as_bytes());
+    let published = run(programs.command(&["publish", "--wait", "--lines"]).arg(file));
+    assert_eq!(published.status.code(), Some(0), "{}", err(&published));
+
+    let (code, text) = rest(invalid);
+    assert_eq!((code, text.lines().count()), (Some(0), 1), "{text}");
+    assert!(text.contains("  invalid     -         -  invalid_command  -  0 calls"), "{text}");
+    // It has no count, so it is told to stop once it has seen something.
+    let mut refused = refused;
+    let mut out = BufReader::new(refused.stdout.take().expect("it is piped"));
+    let mut line = String::new();
+    out.read_line(&mut line).expect("there is a line");
+    assert!(line.contains("  refused     un…upon   number_good  no_such_coupon  -  "), "{line}");
+    terminate(&refused);
+    assert_eq!(ended(&mut refused).code(), Some(0));
+    let mut more = String::new();
+    out.read_to_string(&mut more).expect("the output is text");
+    assert_eq!(more, "");
+}
+
+#[test]
+fn watch_says_when_the_connection_is_lost() {
+    let broker = broker::Broker::start();
+    let mut programs = Programs::start(broker.uri());
+    let (mut watching, mut complaints) = watch(programs.command(&["watch"]));
+    programs.stop_service();
+    broker.kill9();
+    let mut text = String::new();
+    complaints.read_to_string(&mut text).expect("the complaints are text");
+    assert!(text.contains("connection to the broker lost: "), "{text}");
+    assert_eq!(ended(&mut watching).code(), Some(1));
+}
+
+#[test]
+fn a_broker_that_cannot_be_reached_is_told_without_the_password() {
+    let command = programs::command("x").to_string();
+    for (uri, told) in [
+        ("amqp://redeemer:geheim@127.0.0.1:1/%2f", "127.0.0.1:1, virtual host /"),
+        ("amqp://redeemer:geheim@127.0.0.1:notaport/%2f", "broker.uri is not a broker URI"),
+        // The scheme forgotten: the parser would quote the whole text.
+        ("redeemer:geheim@127.0.0.1:5672/%2f", "broker.uri is not a broker URI"),
+        ("amqp:redeemer:geheim@127.0.0.1", "broker.uri is not a broker URI"),
+        ("", "broker.uri is not a broker URI"),
+    ] {
+        for arguments in [&["publish", &command][..], &["watch"]] {
+            let output = run(redeemer().env("REDEEMER_BROKER__URI", uri).args(arguments));
+            let complaints = err(&output);
+            assert_eq!(output.status.code(), Some(1), "{complaints}");
+            assert!(complaints.contains(told), "no {told:?} in {complaints}");
+            assert!(!complaints.contains("geheim"), "{complaints}");
+        }
+    }
+    let wrong = broker::shared().uri().replace("@127", "geheim@127");
+    let output = run(redeemer().env("REDEEMER_BROKER__URI", wrong).args(["publish", &command]));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(err(&output).contains("ACCESS_REFUSED"), "{}", err(&output));
+    assert!(!err(&output).contains("geheim"), "{}", err(&output));
+}
+
+#[test]
+fn every_kind_of_failure_has_its_exit_code() {
+    let uri = broker::shared().uri();
+    let check = |arguments: &[&str], code: i32, told: &str| {
+        let output = run(redeemer().env("REDEEMER_BROKER__URI", uri).args(arguments));
+        let complaints = err(&output);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {complaints}");
+        assert!(complaints.contains(told), "{arguments:?}: no {told:?} in {complaints}");
+        assert_eq!(out(&output), "", "{arguments:?}");
+    };
+    check(&["publish"], 2, "required");
+    check(&["publish", "{}", "--lines", "x"], 2, "cannot be used with");
+    check(&["publish", "{}", "--expect", "redeemed"], 2, "--wait");
+    check(&["publish", "{}", "--wait", "--expect", "done"], 2, "must be one of redeemed, refused");
+    check(&["publish", "{}", "--deadline", "tomorrow"], 2, "must be a time such as");
+    check(&["publish", "{}", "--correlation-id", &"x".repeat(256)], 2, "255 bytes at most");
+    check(&["publish", "--lines", "/nowhere/orders.jsonl"], 1, "/nowhere/orders.jsonl cannot be read");
+    check(&["publish", "--lines", "/"], 1, "/ is a directory");
+    check(&["publish", "@/nowhere"], 1, "/nowhere cannot be read");
+    check(&["--config", "/nowhere", "publish", "{}"], 3, "/nowhere: cannot be read");
+    check(&["watch", "redemption.#", "--brand", "7"], 2, "cannot be used with");
+    // Nobody has made these exchanges on this broker.
+    check(&["publish", "{}"], 1, "exchange redemption.commands is not there");
+    check(&["watch"], 1, "exchange redemption.results is not there");
+}
+
+#[test]
+fn a_file_without_lines_stops_it_and_says_how_far_it_came() {
+    let programs = Programs::start(broker::shared().uri());
+    let good = programs::command("first").to_string();
+    let file = programs.file("orders.jsonl", format!("{good}\n{}", " ".repeat(2 << 20)).as_bytes());
+    let output = run(programs.command(&["publish", "--lines"]).arg(file));
+    assert_eq!(output.status.code(), Some(1));
+    let complaints = err(&output);
+    assert!(complaints.contains("orders.jsonl line 2 is longer than 1048576 bytes"), "{complaints}");
+    assert!(complaints.contains("of 1 commands confirmed"), "{complaints}");
+    until("the first one was worked on", || programs.log().contains("number_first").then_some(()));
+}

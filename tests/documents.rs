@@ -1,0 +1,515 @@
+//! The documents for people, held against the program: links, examples, command lines, names.
+
+#![allow(clippy::unwrap_used, reason = "a test may; the lint only spares the test functions themselves")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::CommandFactory as _;
+use clap::error::ErrorKind;
+use redeemer::attempt::{EstablishedBy, Evidence, Outcome};
+use redeemer::broker::publisher::{PARKED_AT, PARKED_REASON};
+use redeemer::cli::Arguments;
+use redeemer::config::{self, Config};
+use redeemer::metrics::Metrics;
+use redeemer::redemption::Redemption;
+use redeemer::verdict::{Answer, Authenticity, Question, Reason, Reply, Verdict, judge};
+use redeemer::wechat::reply;
+use redeemer::wire::{command, copy, event};
+use serde_json::{Value, json};
+use toml::Table;
+
+/// A document, taken apart.
+struct Page {
+    path: PathBuf,
+    /// Everything that is not fenced.
+    prose: String,
+    fences: Vec<Fence>,
+}
+
+struct Fence {
+    language: String,
+    text: String,
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn pages() -> Vec<Page> {
+    let mut paths = Vec::new();
+    for folder in [root().to_owned(), root().join("docs")] {
+        let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        paths.extend(entries.filter(|path| path.extension().is_some_and(|ending| ending == "md")));
+    }
+    paths.sort();
+    assert!(paths.len() >= 9, "{paths:?}");
+    paths.into_iter().map(Page::read).collect()
+}
+
+fn page(name: &str) -> Page {
+    Page::read(root().join(name))
+}
+
+impl Page {
+    fn read(path: PathBuf) -> Self {
+        let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let (mut prose, mut fences, mut open) = (String::new(), Vec::new(), None::<Fence>);
+        for line in text.lines() {
+            match (line.trim_start().strip_prefix("```"), &mut open) {
+                (Some(language), None) => {
+                    open = Some(Fence { language: language.to_owned(), text: String::new() });
+                }
+                (Some(_), Some(_)) => fences.extend(open.take()),
+                (None, Some(fence)) => fence.text += &format!("{line}\n"),
+                (None, None) => prose += &format!("{line}\n"),
+            }
+        }
+        assert!(open.is_none(), "{}: a fence is not closed", path.display());
+        Self { path, prose, fences }
+    }
+
+    fn name(&self) -> String {
+        self.path.strip_prefix(root()).unwrap().display().to_string()
+    }
+
+    fn fenced(&self, language: &str) -> impl Iterator<Item = &str> {
+        let wanted = self.fences.iter().filter(move |fence| fence.language == language);
+        wanted.map(|fence| fence.text.as_str())
+    }
+
+    /// Prose and fences, in no order.
+    fn whole(&self) -> String {
+        self.fences.iter().fold(self.prose.clone(), |whole, fence| whole + &fence.text)
+    }
+
+    /// What stands in backticks.
+    fn quoted(&self) -> Vec<String> {
+        let pieces = self.prose.split('`').collect::<Vec<_>>();
+        assert!(pieces.len() % 2 == 1, "{}: a backtick has no partner", self.name());
+        pieces.into_iter().skip(1).step_by(2).map(|text| text.replace("\\|", "|")).collect()
+    }
+
+    /// Targets of `[text](target)`.
+    fn links(&self) -> Vec<String> {
+        let outside = self.prose.split('`').step_by(2).collect::<Vec<_>>().join("code");
+        let after = outside.split("](").skip(1);
+        after.map(|rest| rest.split_once(')').unwrap_or((rest, "")).0.to_owned()).collect()
+    }
+
+    /// Headings as the names that links use.
+    fn anchors(&self) -> BTreeSet<String> {
+        let headings = self.prose.lines().filter(|line| line.starts_with('#'));
+        let anchor = |line: &str| -> String {
+            let words = line.trim_start_matches('#').trim().to_lowercase();
+            let kept = words.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+            kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+        };
+        headings.map(anchor).collect()
+    }
+
+    /// First cells of the rows of every table whose head begins with `head`.
+    fn first_cells(&self, head: &str) -> Vec<String> {
+        let (mut cells, mut inside) = (Vec::new(), false);
+        for line in self.prose.lines() {
+            match line.strip_prefix('|') {
+                None => inside = false,
+                Some(row) if row.trim().starts_with(head) => inside = true,
+                Some(row) if inside && !row.trim().starts_with("---") => {
+                    cells.push(row.replace("\\|", "/").split('|').next().unwrap().trim().to_owned());
+                }
+                Some(_) => {}
+            }
+        }
+        assert!(!cells.is_empty(), "{}: no table with {head:?}", self.name());
+        cells
+    }
+}
+
+/// The words in backticks of one text.
+fn words(text: &str) -> Vec<String> {
+    text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+// ---- links
+
+#[test]
+fn every_link_leads_somewhere() {
+    for page in pages() {
+        for link in page.links() {
+            if link.starts_with("https://") {
+                continue;
+            }
+            let (file, heading) = link.split_once('#').unwrap_or((&link, ""));
+            let path = match file {
+                "" => page.path.clone(),
+                file => page.path.parent().unwrap().join(file),
+            };
+            assert!(path.is_file(), "{}: {link} leads nowhere", page.name());
+            if !heading.is_empty() {
+                let there = Page::read(path).anchors();
+                assert!(there.contains(heading), "{}: {link}: no such heading in {there:?}", page.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn headings_become_anchors_as_links_write_them() {
+    let prose = "# One number, one redemption\n## `Request-ID`: why?\n".to_owned();
+    let page = Page { path: PathBuf::new(), prose, fences: Vec::new() };
+    assert_eq!(Vec::from_iter(page.anchors()), ["one-number-one-redemption", "request-id-why"]);
+}
+
+// ---- commands and events
+
+fn is_event(value: &Value) -> bool {
+    value.get("specversion").is_some()
+}
+
+fn examples() -> Vec<(String, String, Value)> {
+    let mut examples = Vec::new();
+    for page in pages() {
+        for text in page.fenced("json") {
+            let value =
+                serde_json::from_str(text).unwrap_or_else(|error| panic!("{}: {error}\n{text}", page.name()));
+            examples.push((page.name(), text.to_owned(), value));
+        }
+    }
+    examples
+}
+
+fn decoded(text: &str) -> Redemption {
+    command::decode(text.as_bytes()).unwrap_or_else(|rejected| panic!("{:#?}\n{text}", rejected.faults))
+}
+
+#[test]
+fn every_command_shown_is_one() {
+    let commands = examples().into_iter().filter(|(_, _, value)| !is_event(value)).collect::<Vec<_>>();
+    assert!(commands.len() >= 3, "one in the README, one of each spelling in the contract");
+    for (_, text, _) in &commands {
+        decoded(text);
+    }
+    let nested = commands.iter().filter(|(.., value)| value.get("json").is_some()).count();
+    assert!(0 < nested && nested < commands.len(), "both spellings are shown");
+}
+
+/// The event of the README is made anew from the command above it and from what WeChat Pay is said to have answered.
+#[test]
+fn the_event_shown_is_the_one_that_the_command_shown_leads_to() {
+    let readme: Vec<_> = examples().into_iter().filter(|(page, ..)| page == "README.md").collect();
+    let (_, text, _) = readme.iter().find(|(.., value)| !is_event(value)).unwrap();
+    let (_, _, shown) = readme.iter().find(|(.., value)| is_event(value)).unwrap();
+    let redemption = decoded(text);
+    let data = &shown["data"];
+
+    let coupon = reply::coupon(data["coupon"].to_string().as_bytes()).unwrap();
+    let answer = Answer {
+        status: 200,
+        authenticity: Authenticity::Verified,
+        code: None,
+        sub_code: None,
+        coupon: Some(coupon.clone()),
+        message: None,
+        request_id: None,
+    };
+    let verdict = judge(Question::Redeem, &Reply::Answered(answer), &redemption);
+    assert_eq!(verdict, Verdict::Redeemed);
+
+    let entry = &data["evidence"][0];
+    let text = |field: &str| entry[field].as_str().unwrap().to_owned();
+    let evidence = Evidence {
+        at: text("at").parse().unwrap(),
+        question: Question::Redeem.as_str().to_owned(),
+        host: text("host"),
+        status: Some(200),
+        request_id: Some(text("request_id")),
+        serial: Some(text("serial")),
+        verdict: verdict.as_str().to_owned(),
+    };
+    let config = Config::default();
+    let telling = event::Telling {
+        source: &config.event.source,
+        at: shown["time"].as_str().unwrap().parse().unwrap(),
+        traceparent: None,
+        attempts: 1,
+        evidence: &[evidence],
+    };
+    let told = event::tell(&redemption, &Outcome::Redeemed { by: EstablishedBy::Answer, coupon }, telling);
+    assert_eq!(serde_json::from_slice::<Value>(&told.body).unwrap(), *shown);
+    let readme = page("README.md");
+    assert!(readme.quoted().contains(&told.routing_key), "the README names {}", told.routing_key);
+}
+
+fn fields(value: &Value) -> BTreeSet<String> {
+    value.as_object().unwrap().keys().cloned().collect()
+}
+
+/// The events that the unit tests of `wire::event` have written down.
+fn snapshot(name: &str) -> Value {
+    let file = format!("src/wire/snapshots/redeemer__wire__event__tests__{name}.snap");
+    let text = fs::read_to_string(root().join(file)).unwrap();
+    serde_json::from_str(&text[text.find("\n{").unwrap()..]).unwrap()
+}
+
+#[test]
+fn the_event_shown_has_the_fields_of_a_real_one() {
+    let real = snapshot("redeemed");
+    let events = examples().into_iter().filter(|(_, _, value)| is_event(value)).collect::<Vec<_>>();
+    assert!(!events.is_empty());
+    for (page, _, shown) in events {
+        let mut envelope = fields(&shown);
+        // The one field that depends on the command's headers.
+        envelope.insert("traceparent".to_owned());
+        assert_eq!(envelope, fields(&real), "{page}");
+        assert_eq!(fields(&shown["data"]), fields(&real["data"]), "{page}");
+        assert_eq!(fields(&shown["data"]["evidence"][0]), fields(&real["data"]["evidence"][0]), "{page}");
+    }
+}
+
+#[test]
+fn the_contract_lists_every_field_of_an_event() {
+    let contract = page("docs/contract.md");
+    let listed = |head: &str| -> BTreeSet<String> {
+        contract.first_cells(head).iter().flat_map(|cell| words(cell)).collect()
+    };
+    let (redeemed, invalid) = (snapshot("redeemed"), snapshot("invalid"));
+    // "field" heads the command's table, too.
+    assert!(listed("field |").is_superset(&fields(&redeemed)));
+    assert_eq!(listed("field of `data`"), fields(&redeemed["data"]));
+    assert_eq!(listed("field of `problem`"), fields(&invalid["data"]["problem"]));
+    assert_eq!(listed("field of an `evidence` entry"), fields(&redeemed["data"]["evidence"][0]));
+    let quoted = contract.quoted();
+    for field in fields(&invalid["data"]["problem"]["faults"][0]) {
+        assert!(quoted.contains(&field), "{field}");
+    }
+    for verdict in Verdict::WORDS {
+        assert!(quoted.iter().any(|word| word == verdict), "{verdict}");
+    }
+}
+
+#[test]
+fn the_contract_lists_every_field_of_a_command_and_none_beside() {
+    let contract = page("docs/contract.md");
+    let mut listed: BTreeSet<String> =
+        contract.first_cells("field | wanted").iter().flat_map(|cell| words(cell)).collect();
+    let order = |text: &str, from: usize| -> Vec<String> {
+        let head = "| field of `associated_order_info` |";
+        let rows = text.split(head).nth(1).unwrap().lines().skip(2).take_while(|line| line.starts_with('|'));
+        rows.flat_map(|row| words(row.split('|').nth(from).unwrap())).collect()
+    };
+    let mut whole = json!({
+        "openid": "o1", "coupon_code": "c1", "brand_id": "1", "product_coupon_id": "1", "stock_id": "1", "appid": "wx1",
+        "use_time": "2025-07-24T00:00:00Z", "out_request_no": "USE_0001", "store_id": "S1", "saved_amount": 1,
+        "sequential_coupon_index": 0,
+    });
+    for (place, from) in [("associated_order_info", 1), ("associated_pay_score_order_info", 2)] {
+        assert!(listed.remove(place), "{place}");
+        let numbers = order(&contract.prose, from);
+        let numbers: serde_json::Map<_, _> = numbers.into_iter().map(|field| (field, json!("1"))).collect();
+        assert_eq!(numbers.len(), 4, "{numbers:?}");
+        let mut command = whole.clone();
+        command[place] = Value::Object(numbers);
+        decoded(&command.to_string());
+    }
+    assert_eq!(fields(&whole), listed);
+    // Those that are called optional are.
+    whole["associated_order_info"] = json!({"transaction_id": "1"});
+    for row in contract.prose.lines().filter(|line| line.starts_with("| `") && line.contains(" | no | ")) {
+        whole.as_object_mut().unwrap().remove(&words(row)[0]).unwrap();
+    }
+    decoded(&whole.to_string());
+    for field in fields(&whole) {
+        let mut lacking = whole.clone();
+        lacking.as_object_mut().unwrap().remove(&field);
+        assert!(command::decode(lacking.to_string().as_bytes()).is_err(), "{field} is wanted");
+    }
+}
+
+#[test]
+fn headers_and_reasons_are_called_by_their_names() {
+    let operations = page("docs/operations.md");
+    let rows =
+        operations.first_cells("reason | what it is").iter().flat_map(|cell| words(cell)).collect::<Vec<_>>();
+    for reason in &rows {
+        assert!(Reason::from_word(reason).is_some(), "{reason}");
+    }
+    assert_eq!(rows.len(), 4, "{rows:?}");
+    let known = [copy::DEADLINE, PARKED_REASON, PARKED_AT, "x-redemption-"];
+    for page in pages() {
+        for name in page.quoted().iter().filter(|name| name.starts_with("x-redemption")) {
+            assert!(known.contains(&name.as_str()), "{}: {name}", page.name());
+        }
+    }
+}
+
+// ---- command lines
+
+/// Splits a line as a shell does, as far as the documents go: quotes, and no expansion.
+fn split(line: &str) -> Vec<String> {
+    let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
+    for c in line.chars() {
+        match (c, quote) {
+            ('\'' | '"', None) => {
+                quote = Some(c);
+                word.get_or_insert_default();
+            }
+            (c, Some(open)) if c == open => quote = None,
+            (' ', None) => words.extend(word.take()),
+            (c, _) => word.get_or_insert_default().push(c),
+        }
+    }
+    words.extend(word);
+    words
+}
+
+/// Whether the program would take this line. One that is only mentioned may lack arguments.
+fn check_line(page: &Page, line: &str, mentioned: bool) {
+    match Arguments::command().try_get_matches_from(split(line)).map_err(|error| error.kind()) {
+        Ok(_) | Err(ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {}
+        Err(ErrorKind::MissingRequiredArgument) if mentioned => {}
+        Err(kind) => panic!("{}: {line}: {kind:?}", page.name()),
+    }
+}
+
+#[test]
+fn every_command_line_is_one_that_the_program_takes() {
+    let mut seen = 0;
+    for page in pages() {
+        for line in page.fenced("sh").flat_map(str::lines).filter(|line| line.starts_with("redeemer ")) {
+            check_line(&page, line, false);
+            seen += 1;
+        }
+        for line in page.quoted().iter().filter(|text| text.starts_with("redeemer ")) {
+            check_line(&page, line, true);
+        }
+    }
+    assert!(seen >= 8, "{seen}");
+}
+
+#[test]
+fn every_make_target_is_there() {
+    let makefile = fs::read_to_string(root().join("Makefile")).unwrap();
+    for page in pages() {
+        let quoted = page.quoted();
+        let lines = page.fenced("sh").flat_map(str::lines).chain(quoted.iter().map(String::as_str));
+        for target in lines.filter_map(|line| line.strip_prefix("make ")) {
+            assert!(makefile.contains(&format!("\n{target}: ")), "{}: make {target}", page.name());
+        }
+    }
+}
+
+#[test]
+fn the_readme_has_every_subcommand_and_every_exit_code() {
+    let readme = page("README.md");
+    let rows: BTreeSet<_> = readme.first_cells("subcommand").iter().flat_map(|cell| words(cell)).collect();
+    let program = Arguments::command();
+    let known = program.get_subcommands().map(|command| format!("redeemer {}", command.get_name()));
+    assert_eq!(rows, known.collect());
+
+    let help = program.get_after_help().unwrap().to_string();
+    let codes = help.strip_prefix("Exit codes: ").unwrap().trim_end_matches('.').split("; ");
+    let codes: Vec<_> = codes.map(|code| code.split_once(' ').unwrap()).collect();
+    assert_eq!(readme.first_cells("exit code"), Vec::from_iter(codes.iter().map(|(code, _)| *code)));
+    for (code, meaning) in codes {
+        assert!(readme.prose.contains(&format!("| {code} | {meaning} |")), "{code} {meaning}");
+    }
+}
+
+// ---- configuration
+
+fn default_table() -> Table {
+    Table::try_from(Config::default()).unwrap()
+}
+
+#[test]
+fn every_configuration_shown_is_one() {
+    let mut seen = 0;
+    for page in pages() {
+        for text in page.fenced("toml") {
+            let config = config::parse(text, &page.name(), std::iter::empty())
+                .unwrap_or_else(|faults| panic!("{faults}"));
+            let faults = config.wechat_settings().err();
+            assert!(faults.is_none(), "{}: {faults:?}", page.name());
+            assert!(!config.wechat.merchant_key_file.is_empty() && !config.wechat.public_keys.is_empty());
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, 2);
+}
+
+#[test]
+fn every_key_named_is_one() {
+    let table = default_table();
+    let mut seen = BTreeSet::new();
+    for page in pages() {
+        for key in page.quoted() {
+            let Some((section, _)) = key.split_once('.') else { continue };
+            let is_key = key.bytes().all(|byte| byte.is_ascii_lowercase() || matches!(byte, b'.' | b'_'));
+            if !table.contains_key(section) || !is_key || key.ends_with(".rs") {
+                continue;
+            }
+            let found = key
+                .split('.')
+                .try_fold(&toml::Value::Table(table.clone()), |value, name| value.get(name))
+                .is_some();
+            assert!(found, "{}: {key}", page.name());
+            seen.insert(key);
+        }
+    }
+    assert!(seen.len() > 20, "{seen:?}");
+}
+
+#[test]
+fn every_environment_variable_named_is_one() {
+    let table = default_table();
+    let text: String = pages().into_iter().map(|page| page.whole()).collect();
+    let names = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    let names: BTreeSet<_> = names.filter_map(|name| name.strip_prefix(config::PREFIX)).collect();
+    assert!(names.len() >= 6, "{names:?}");
+    for name in names {
+        let known = ["CONFIG", "MERCHANT_KEY"].contains(&name);
+        let whole = toml::Value::Table(table.clone());
+        // Below public_keys stand serials.
+        let keys = name.split("__").map(str::to_lowercase).take_while(|key| !key.starts_with("pub_key_id"));
+        let found = keys.into_iter().try_fold(&whole, |value, key| value.get(key)).is_some();
+        assert!(known || found, "{name}");
+    }
+}
+
+// ---- metrics and readiness
+
+#[test]
+fn every_metric_named_is_one_and_operators_find_them_all() {
+    let rendered = Metrics::new().render();
+    let known: BTreeSet<_> = rendered
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
+        .filter(|name| name.starts_with("redeemer_"))
+        .collect();
+    for page in pages() {
+        for name in page.quoted().iter().filter(|name| name.starts_with("redeemer_")) {
+            assert!(known.contains(name.as_str()), "{}: {name}", page.name());
+        }
+    }
+    let rows: Vec<_> = page("docs/operations.md").first_cells("metric");
+    let listed: BTreeSet<_> = rows.iter().flat_map(|cell| words(cell)).collect();
+    assert_eq!(listed, known.iter().map(|name| (*name).to_owned()).collect());
+}
+
+#[test]
+fn every_reason_for_not_being_ready_is_said_by_the_program() {
+    let source = ["src/app.rs", "src/admin.rs", "src/broker.rs", "src/broker/topology.rs"]
+        .map(|file| fs::read_to_string(root().join(file)).unwrap())
+        .concat();
+    for reason in page("docs/operations.md").first_cells("reason begins").iter().flat_map(|cell| words(cell))
+    {
+        assert!(source.contains(&reason), "{reason}");
+    }
+}
+
+#[test]
+fn a_line_is_split_as_a_shell_does() {
+    assert_eq!(split("a 'b c' --d=\"e f\" ''"), ["a", "b c", "--d=e f", ""]);
+}

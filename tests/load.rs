@@ -1,0 +1,248 @@
+//! The service under load: through an outage, and with much waiting. Each test has the machine to itself.
+
+#![allow(clippy::unwrap_used)] // in the helpers too
+#![allow(clippy::print_stdout)] // what was measured is worth a line
+
+#[path = "support/bed.rs"]
+mod bed;
+#[path = "support/broker.rs"]
+mod broker;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bed::{Bed, PATIENCE, command, until};
+use redeemer::config::Span;
+use serde_json::{Value, json};
+use tokio::sync::Mutex;
+
+/// What is measured here must not be disturbed by its neighbours.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+fn span(millis: u64) -> Span {
+    Span(Duration::from_millis(millis))
+}
+
+/// One minute is one second here: ten minutes of outage are ten seconds, the tiers of 10s, 1m, 5m, 30m and 2h and the
+/// waits in process a sixtieth of themselves. The breaker keeps its own seconds, so it is slower than life.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_of_ten_minutes_at_one_to_sixty_loses_nothing_and_does_nothing_twice() {
+    const BEFORE: usize = 600;
+    const DURING: usize = 1_400;
+    const OUTAGE: Duration = Duration::from_secs(10);
+    let _alone = ALONE.lock().await;
+    let mut bed = Bed::new().await;
+    bed.config.retry.tiers = vec![span(167), span(1_000), span(5_000), span(30_000), span(120_000)];
+    bed.config.retry.initial = span(17);
+    bed.config.retry.longest = span(500);
+    bed.config.retry.settling = span(33);
+    bed.config.retry.in_process_max = span(133);
+    // Every coupon has two commands, one right after the other: who comes first uses it.
+    let commands: Vec<Value> = (0..(BEFORE + DURING) / 2)
+        .flat_map(|nth| {
+            let code = format!("C{nth}");
+            bed.issue(&code, json!({}));
+            [command(&code, &format!("FIRST_{nth:04}")), command(&code, &format!("SECOND_{nth:04}"))]
+        })
+        .collect();
+    let (before, during) = commands.split_at(BEFORE);
+    for command in before {
+        bed.publish(command).await;
+    }
+    let service = bed.start().await;
+    until("some done", async || bed.uses().len() >= 50).await;
+
+    bed.faults(json!([
+        {"question": "use", "share": 0.2, "fault": {"kind": "cut_after_effect"}},
+        {"share": 0.3, "fault": {"kind": "cut_before_effect"}},
+        {"fault": {"kind": "html_502"}},
+    ]));
+    let outage = Instant::now();
+    for (nth, command) in during.iter().enumerate() {
+        bed.publish(command).await;
+        let due = OUTAGE.mul_f64(nth as f64 / DURING as f64);
+        tokio::time::sleep(due.saturating_sub(outage.elapsed())).await;
+    }
+    let done_during = bed.uses().len();
+    assert!(done_during < BEFORE, "that was no outage: {done_during} effects");
+    bed.faults(json!([]));
+
+    // One distinct outcome each.
+    let mut outcomes: HashMap<String, (String, String)> = HashMap::new();
+    while outcomes.len() < commands.len() {
+        let told = bed.told().await;
+        let number = told.data("/out_request_no").as_str().unwrap().to_owned();
+        let outcome = (told.event["id"].as_str().unwrap().to_owned(), told.gist());
+        let before = outcomes.insert(number.clone(), outcome.clone());
+        assert!(before.is_none_or(|before| before == outcome), "two outcomes of {number}");
+    }
+    let took = outage.elapsed();
+    assert!(service.metric(r#"redeemer_commands_settled_total{how="deferred"}"#).await > 0.0);
+
+    // One effect each.
+    let mut used: BTreeMap<String, String> = BTreeMap::new();
+    for (code, number) in bed.uses() {
+        let twice = used.insert(code, number);
+        assert_eq!(twice, None, "a coupon was used twice");
+    }
+    assert_eq!(used.len(), commands.len() / 2);
+    for command in &commands {
+        let (code, number) = (command["coupon_code"].as_str().unwrap(), &command["out_request_no"]);
+        let expected = match used[code] == *number {
+            true => "redeemed - USED",
+            false => "refused used_by_another USED",
+        };
+        assert_eq!(outcomes[number.as_str().unwrap()].1, expected, "{command}");
+    }
+    lanes_were_kept(&bed, &used);
+    let wait_queues = &bed.config.broker.names.retry;
+    for tier in ["167ms", "1s", "5s", "30s", "2m"] {
+        assert_eq!(bed.ready(&format!("{wait_queues}.{tier}")).await, 0, "nothing is left in {tier}");
+    }
+    service.stop().await;
+    assert_eq!(bed.ready(&bed.config.broker.names.commands).await, 0);
+    assert_eq!(bed.ready(&bed.config.broker.names.parked).await, 0);
+    println!("all told {took:?} after the outage began");
+}
+
+/// Calls about one coupon never overlap and its bodies never change. How often the first command was asked first is
+/// told, not demanded: one that was put away leaves its lane.
+fn lanes_were_kept(bed: &Bed, used: &BTreeMap<String, String>) {
+    let ledger = bed.ledger();
+    let mut by_coupon: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
+    for attempt in ledger["attempts"].as_array().unwrap() {
+        by_coupon.entry(attempt["coupon_code"].as_str().unwrap()).or_default().push(attempt);
+    }
+    let mut in_order = 0;
+    for (code, attempts) in by_coupon {
+        for pair in attempts.windows(2) {
+            let ended = pair[0]["at_us"].as_u64().unwrap() + pair[0]["took_us"].as_u64().unwrap_or(0);
+            assert!(ended <= pair[1]["at_us"].as_u64().unwrap(), "two calls at once: {pair:#?}");
+        }
+        let uses: Vec<_> = attempts.iter().filter(|attempt| attempt["question"] == "use").collect();
+        let bodies: BTreeSet<_> = uses
+            .iter()
+            .map(|attempt| (attempt["out_request_no"].to_string(), attempt["body_sha256"].to_string()))
+            .collect();
+        let numbers: BTreeSet<_> = bodies.iter().map(|(number, _)| number).collect();
+        assert_eq!(bodies.len(), numbers.len(), "a body changed: {bodies:?}");
+        if attempts.iter().all(|attempt| attempt["fault"].is_null()) {
+            let first = uses[0]["out_request_no"].as_str().unwrap();
+            in_order += usize::from(first.starts_with("FIRST") && used[code] == first);
+        }
+    }
+    println!("{in_order} of {} coupons without a fault had their first command first", used.len());
+}
+
+/// The program itself, ended with the value.
+struct Program {
+    child: Child,
+    admin: String,
+}
+
+impl Program {
+    async fn start(bed: &Bed) -> Self {
+        let config = &bed.config;
+        let names = &config.broker.names;
+        let card = bed.sandbox.card();
+        let text = format!(
+            "[broker]\nuri = {:?}\n[broker.names]\ncommands = {:?}\nretry = {:?}\nresults = {:?}\nunrouted = {:?}\n\
+             parked = {:?}\n[wechat]\nbase_url = {:?}\nbackup_base_url = \"\"\nmchid = {:?}\nmerchant_serial = {:?}\n\
+             merchant_key_file = {:?}\n[wechat.public_keys]\n{} = {:?}\n[retry]\ninitial = \"10ms\"\n\
+             settling = \"5ms\"\nin_process_max = \"10ms\"\ntiers = [\"1h\"]\n[pace]\ncalls_per_second = 5000\n\
+             [admin]\nlisten = \"127.0.0.1:0\"\n[log]\nfilter = \"warn\"\n",
+            config.broker.uri,
+            names.commands,
+            names.retry,
+            names.results,
+            names.unrouted,
+            names.parked,
+            config.wechat.base_url,
+            card.mchid,
+            card.merchant_serial,
+            config.wechat.merchant_key_file,
+            card.public_key_id,
+            bed.dir.join("wechatpay_public_key.pem").display().to_string(),
+        );
+        let (file, address) = (bed.dir.join("config.toml"), bed.dir.join("admin.address"));
+        std::fs::write(&file, text).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_redeemer"))
+            .arg("--config")
+            .arg(&file)
+            .arg("run")
+            .arg("--admin-address-file")
+            .arg(&address)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut program = Self { child, admin: String::new() };
+        until("the admin port", async || address.exists()).await;
+        program.admin = std::fs::read_to_string(&address).unwrap();
+        program
+    }
+
+    async fn metric(&self, name: &str) -> f64 {
+        let text =
+            reqwest::get(format!("http://{}/metrics", self.admin)).await.unwrap().text().await.unwrap();
+        let line = text.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap();
+        line.rsplit_once(' ').unwrap().1.parse().unwrap()
+    }
+
+    /// Resident memory in KiB.
+    fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_commands_in_wait_queues_cost_no_memory() {
+    const WARM: usize = 2_000;
+    const WAITING: usize = 10_000;
+    let _alone = ALONE.lock().await;
+    let bed = Bed::new().await;
+    // Locked by a concurrent use, says the provider of every coupon, and costs the sandbox no signature.
+    let locked = json!({"kind": "status", "status": 403, "code": "RULE_LIMIT", "sub_code": 272_756_746, "signed": false});
+    bed.faults(json!([{"coupon_prefix": "C", "fault": locked}]));
+    let program = Program::start(&bed).await;
+    // The first call goes alone until one was answered well.
+    bed.issue("WELL", json!({}));
+    bed.publish(&command("WELL", "USE_WELL")).await;
+    let redeemed = r#"redeemer_outcomes_total{outcome="redeemed",reason=""}"#;
+    until("a first success", async || program.metric(redeemed).await == 1.0).await;
+    let put_away = async |count: usize| {
+        let deferred = async || program.metric(r#"redeemer_commands_settled_total{how="deferred"}"#).await;
+        let patience = Instant::now() + 2 * PATIENCE;
+        while deferred().await < count as f64 {
+            assert!(Instant::now() < patience, "{} of {count} put away", deferred().await);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        until("an empty hand", async || program.metric("redeemer_commands_in_flight").await == 0.0).await;
+    };
+    let publish = async |from: usize, to: usize| {
+        for nth in from..to {
+            bed.publish(&command(&format!("C{nth}"), &format!("USE_{nth:05}"))).await;
+        }
+    };
+    publish(0, WARM).await;
+    put_away(WARM).await;
+    let before = program.resident();
+    publish(WARM, WARM + WAITING).await;
+    put_away(WARM + WAITING).await;
+    let after = program.resident();
+    let waiting = bed.ready(&format!("{}.1h", bed.config.broker.names.retry)).await;
+    assert_eq!(waiting as usize, WARM + WAITING);
+    println!("resident: {before} KiB, and {after} KiB with {WAITING} more commands waiting");
+    // The messages alone, held in any form, would be twice as much.
+    assert!(after < before + 8_192, "{before} KiB before, {after} KiB after");
+}

@@ -1,0 +1,104 @@
+//! The pace, measured in real time: `make pace`. It takes a quiet machine, so it is no part of the tests; there a
+//! simulated clock holds the limiter to the same bounds (see `src/pace.rs`).
+
+#![allow(clippy::unwrap_used)] // in the helpers too
+#![allow(clippy::print_stdout)] // what was measured is worth a line
+
+#[path = "support/bed.rs"]
+mod bed;
+#[path = "support/broker.rs"]
+mod broker;
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::time::{Duration, Instant};
+
+use bed::{Bed, command, until};
+use redeemer::pace::Pacer;
+use redeemer::verdict::Question;
+use serde_json::json;
+use tokio::sync::{Mutex, mpsc};
+
+/// What is measured here must not be disturbed by its neighbours.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+/// The most arrivals in any second, whenever it begins, and in any whole second of the sandbox; all by the ledger.
+fn busiest(arrivals: &[u64]) -> (usize, usize) {
+    let sliding = arrivals
+        .iter()
+        .enumerate()
+        .map(|(nth, at)| arrivals.partition_point(|other| *other < at + 1_000_000) - nth);
+    let mut whole: BTreeMap<u64, usize> = BTreeMap::new();
+    for at in arrivals {
+        *whole.entry(at / 1_000_000).or_default() += 1;
+    }
+    (sliding.max().unwrap_or(0), whole.into_values().max().unwrap_or(0))
+}
+
+fn arrivals(bed: &Bed) -> Vec<u64> {
+    let ledger = bed.sandbox.ledger();
+    let mut arrivals: Vec<u64> = ledger.attempts.iter().map(|attempt| attempt.at_us).collect();
+    arrivals.sort_unstable();
+    arrivals
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_instances_share_one_pace_from_the_moment_the_second_joins() {
+    let _alone = ALONE.lock().await;
+    let mut bed = Bed::new().await;
+    bed.config.pace.calls_per_second = 100;
+    for nth in 0..3_200 {
+        bed.issue(&format!("C{nth}"), json!({}));
+        bed.publish(&command(&format!("C{nth}"), &format!("USE_{nth:04}"))).await;
+    }
+    let first = bed.start().await;
+    // Counted without copying the ledger, which would hold the sandbox up.
+    let calls = || bed.sandbox.calls_by_second().into_values().sum::<u64>();
+    until("the first at work", async || calls() >= 400).await;
+    let second = bed.start().await;
+    until("almost all done", async || calls() >= 3_000).await;
+    let arrivals = arrivals(&bed);
+    let loaded = (arrivals[2_999] - arrivals[0]) as f64 / 1e6;
+    let average = 2_999.0 / loaded;
+    let (sliding, whole) = busiest(&arrivals);
+    println!("calls by second: {:?}", bed.sandbox.calls_by_second().values());
+    println!("{average:.1}/s over {loaded:.1} s; at most {sliding} in any second, {whole} in a whole one");
+    assert!(sliding <= 102 && whole <= 102, "{sliding} in some second, {whole} in a whole one");
+    assert!(average > 95.0, "{average} on average");
+    for service in [&first, &second] {
+        let taken = service.metric(r#"redeemer_commands_taken_total{arrival="first"}"#).await;
+        assert!(taken > 1_000.0, "both work: {taken}");
+    }
+    second.stop().await;
+    first.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_limiter_holds_five_hundred_a_second_within_two_percent() {
+    let _alone = ALONE.lock().await;
+    let pacer = Pacer::start(NonZeroU32::new(500).unwrap());
+    let (turns, mut taken) = mpsc::unbounded_channel();
+    let start = Instant::now();
+    for nth in 0..50 {
+        let (pacer, turns) = (pacer.clone(), turns.clone());
+        let question = if nth % 5 == 0 { Question::Inquire } else { Question::Redeem };
+        tokio::spawn(async move {
+            while start.elapsed() < Duration::from_secs(20) {
+                pacer.turn(question).await;
+                let _ = turns.send(start.elapsed().as_micros() as u64);
+            }
+        });
+    }
+    drop(turns);
+    let mut times = Vec::new();
+    while let Some(at) = taken.recv().await {
+        times.push(at);
+    }
+    times.sort_unstable();
+    times.retain(|at| *at < 20_000_000);
+    let average = times.len() as f64 / 20.0;
+    let (sliding, whole) = busiest(&times);
+    println!("{average:.1}/s; at most {sliding} in any second, {whole} in a whole one");
+    assert!((490.0..=500.0).contains(&average), "{average} on average");
+    assert!(sliding <= 500 && whole <= 500, "{sliding} in some second, {whole} in a whole one");
+}

@@ -1,0 +1,265 @@
+//! What the rig publishes: commands whose right outcome is known beforehand, and the coupons they are about.
+
+use redeemer::kill_point::KillPoint;
+use serde_json::{Value, json};
+
+use crate::dice::Dice;
+
+/// One command.
+#[derive(Debug, Clone)]
+pub struct Command {
+    /// Its `message_id`, which events echo.
+    pub id: String,
+    /// The coupon.
+    pub code: String,
+    /// The request number.
+    pub number: String,
+    /// The message.
+    pub body: Vec<u8>,
+    /// How it must end.
+    pub right: Right,
+    /// Whether it may be told as unresolved first, because it gets little time and much trouble.
+    pub hopeless: bool,
+}
+
+/// How a command must end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Right {
+    /// Redeemed.
+    Redeemed,
+    /// Redeemed, or refused as used by the other command about the same coupon: one each.
+    Rival,
+    /// Refused for this reason.
+    Refused(&'static str),
+    /// Told as no command.
+    Invalid,
+}
+
+/// What befalls commands in the sandbox by the beginning of their code.
+const STUBBORN: &str = "ST";
+const HOPELESS: &str = "HL";
+const HOPELESS_DONE: &str = "HE";
+
+const OPENID: &str = "oh-394z-6CGkNoJrsDLTTUKiAnp4";
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Fresh,
+    Nested,
+    Repeated,
+    Rivals,
+    Used,
+    Gone(&'static str, &'static str),
+    Unknown,
+    Malformed,
+    Stubborn,
+    Hopeless,
+    HopelessDone,
+}
+
+/// `count` commands of every kind, then `stubborn` ones that must pass a wait queue, and the coupons to issue for
+/// them.
+pub fn make(count: usize, stubborn: usize, dice: &mut Dice) -> (Vec<Command>, Vec<Value>) {
+    let (mut commands, mut coupons) = (Vec::with_capacity(count + 40), Vec::new());
+    while commands.len() < count {
+        let mut kinds = vec![Kind::Fresh; 16];
+        kinds.extend([
+            Kind::Nested,
+            Kind::Nested,
+            Kind::Repeated,
+            Kind::Repeated,
+            Kind::Rivals,
+            Kind::Rivals,
+        ]);
+        kinds.extend([Kind::Used, Kind::Unknown, Kind::Stubborn, Kind::Stubborn]);
+        kinds.extend([Kind::Malformed, Kind::Malformed, Kind::Malformed]);
+        kinds.push(dice.pick(&[
+            Kind::Gone("EXPIRED", "expired"),
+            Kind::Gone("DEACTIVATED", "deactivated"),
+            Kind::Gone("DELETED", "deleted"),
+            Kind::Gone("PENDING", "not_yet_valid"),
+        ]));
+        kinds.push(dice.pick(&[Kind::Hopeless, Kind::HopelessDone]));
+        dice.shuffle(&mut kinds);
+        let from = commands.len();
+        for kind in kinds {
+            add(kind, commands.len(), &mut commands, &mut coupons, dice);
+        }
+        // Repeats and rivals come close together or far apart within the batch.
+        dice.shuffle(&mut commands[from..]);
+    }
+    commands.truncate(count);
+    settle_rivals(&mut commands);
+    // The cut may have left the coupons of numbers that these would have: they go on from far away.
+    for nth in 0..stubborn {
+        let (mut last, mut coupon) = (Vec::new(), Vec::new());
+        add(Kind::Stubborn, 900_000 + nth, &mut last, &mut coupon, dice);
+        commands.append(&mut last);
+        coupons.append(&mut coupon);
+    }
+    for (nth, command) in commands.iter_mut().enumerate() {
+        command.id = format!("m-{nth:06}");
+    }
+    (commands, coupons)
+}
+
+/// A rival whose other half was cut off at the end has none.
+fn settle_rivals(commands: &mut [Command]) {
+    for nth in 0..commands.len() {
+        let code = commands[nth].code.clone();
+        let alone = commands.iter().filter(|other| other.code == code).count() == 1;
+        if commands[nth].right == Right::Rival && alone {
+            commands[nth].right = Right::Redeemed;
+        }
+    }
+}
+
+fn add(kind: Kind, nth: usize, commands: &mut Vec<Command>, coupons: &mut Vec<Value>, dice: &mut Dice) {
+    let prefix = match kind {
+        Kind::Stubborn => STUBBORN,
+        Kind::Hopeless => HOPELESS,
+        Kind::HopelessDone => HOPELESS_DONE,
+        _ => "C",
+    };
+    let code = format!("{prefix}{nth:06}");
+    let number = format!("USE_{nth:06}");
+    let mut issue = |more: Value| {
+        let mut coupon = json!({
+            "openid": OPENID, "coupon_code": code, "appid": "wx233544546545989", "brand_id": "120344",
+            "product_coupon_id": "1000000013", "stock_id": "1000000013001",
+        });
+        for (key, value) in more.as_object().into_iter().flatten() {
+            coupon[key] = value.clone();
+        }
+        coupons.push(coupon);
+    };
+    let good = |number: &str| Command {
+        id: String::new(),
+        code: code.clone(),
+        number: number.to_owned(),
+        body: flat(&code, number).to_string().into_bytes(),
+        right: Right::Redeemed,
+        hopeless: false,
+    };
+    let command = good(&number);
+    match kind {
+        Kind::Fresh | Kind::Stubborn => {
+            issue(json!({}));
+            commands.push(command);
+        }
+        Kind::Nested => {
+            issue(json!({}));
+            let mut json = flat(&code, &number);
+            let inner = json.as_object_mut().unwrap();
+            let (openid, code) = (inner.remove("openid"), inner.remove("coupon_code"));
+            let nested = json!({"openid": openid, "coupon_code": code, "json": json});
+            commands.push(Command { body: nested.to_string().into_bytes(), ..command });
+        }
+        Kind::Repeated => {
+            issue(json!({}));
+            commands.push(command.clone());
+            commands.push(command);
+        }
+        Kind::Rivals => {
+            issue(json!({}));
+            commands.push(Command { right: Right::Rival, ..command });
+            commands.push(Command { right: Right::Rival, ..good(&format!("{number}_B")) });
+        }
+        Kind::Used => {
+            issue(json!({"state": "USED"}));
+            commands.push(Command { right: Right::Refused("used_by_another"), ..command });
+        }
+        Kind::Gone(state, reason) => {
+            issue(json!({"state": state}));
+            commands.push(Command { right: Right::Refused(reason), ..command });
+        }
+        Kind::Unknown => commands.push(Command { right: Right::Refused("no_such_coupon"), ..command }),
+        Kind::Malformed => {
+            issue(json!({}));
+            let text = flat(&code, &number).to_string();
+            let body = match dice.below(4) {
+                0 => text.replace("stock_id", "stok_id").into_bytes(),
+                1 => text.as_bytes()[..text.len() / 2].to_vec(),
+                2 => [b"\xff\xfe", text.as_bytes()].concat(),
+                _ => text.replace("\"120344\"", "120344").into_bytes(),
+            };
+            commands.push(Command { right: Right::Invalid, body, ..command });
+        }
+        Kind::Hopeless | Kind::HopelessDone => {
+            issue(json!({}));
+            commands.push(Command { hopeless: true, ..command });
+        }
+    }
+}
+
+fn flat(code: &str, number: &str) -> Value {
+    json!({
+        "openid": OPENID, "coupon_code": code, "brand_id": "120344", "product_coupon_id": "1000000013",
+        "stock_id": "1000000013001", "appid": "wx233544546545989", "use_time": "2025-07-24T00:00:00+08:00",
+        "out_request_no": number, "associated_order_info": {"transaction_id": "4200000000123456789123456789"},
+    })
+}
+
+/// The sandbox's fault script: `share` of all calls go wrong, by every fault that does not lie about the coupon.
+pub fn faults(share: f64, commands: usize) -> Value {
+    let mut rules = vec![
+        json!({"coupon_prefix": HOPELESS, "fault": {"kind": "cut_before_effect"}}),
+        json!({"coupon_prefix": HOPELESS_DONE, "question": "use", "fault": {"kind": "cut_after_effect"}}),
+        json!({"coupon_prefix": HOPELESS_DONE, "fault": {"kind": "cut_before_effect"}}),
+        stubbornness(),
+        // Rare, because each one halves the pace or stops consumption.
+        json!({"share": 0.02, "times": commands / 500 + 2, "fault": {"kind": "status", "status": 429}}),
+        json!({"share": 0.02, "times": commands / 1000 + 1, "fault": {"kind": "status", "status": 401}}),
+    ];
+    let any = [
+        json!({"kind": "slow", "ms": 300}),
+        json!({"kind": "slow", "ms": 1300}),
+        json!({"kind": "slow", "ms": 1200, "late_effect": true}),
+        json!({"kind": "cut_before_effect"}),
+        json!({"kind": "cut_after_effect"}),
+        json!({"kind": "cut_in_body"}),
+        json!({"kind": "status", "status": 500}),
+        json!({"kind": "status", "status": 503, "effect": true}),
+        json!({"kind": "status", "status": 202}),
+        json!({"kind": "html_502"}),
+        json!({"kind": "html_502", "effect": true}),
+        json!({"kind": "probe_signature"}),
+        json!({"kind": "unknown_serial"}),
+        json!({"kind": "bad_signature"}),
+        json!({"kind": "no_signature"}),
+        json!({"kind": "stale_timestamp"}),
+        json!({"kind": "skewed_clock", "seconds": -900}),
+        json!({"kind": "unsigned"}),
+        json!({"kind": "huge_body", "bytes": 400_000}),
+        json!({"kind": "endless_body"}),
+        json!({"kind": "deep_json"}),
+        json!({"kind": "gzip"}),
+        json!({"kind": "truncated_body"}),
+    ];
+    // Of an inquiry these would be lies under a good signature, which nobody can see through.
+    let of_a_use = [json!({"kind": "wrong_number"}), json!({"kind": "already_used_number"})];
+    let kinds = (any.len() + of_a_use.len() + 1) as f64;
+    // A spared call goes on to the next rule.
+    let each = 1.0 - (1.0 - share).powf(1.0 / kinds);
+    rules.extend(any.iter().map(|fault| json!({"share": each, "fault": fault})));
+    rules.extend(of_a_use.iter().map(|fault| json!({"share": each, "question": "use", "fault": fault})));
+    // A second one in a row would stand as a refusal.
+    let unsigned = json!({"kind": "unsigned_refusal"});
+    rules.push(json!({"share": each, "question": "use", "first_attempts": 1, "fault": unsigned}));
+    json!({"rules": rules})
+}
+
+/// What makes a command pass a wait queue.
+pub fn stubbornness() -> Value {
+    json!({"coupon_prefix": STUBBORN, "first_attempts": 3, "fault": {"kind": "html_502"}})
+}
+
+/// How many commands must pass on average until a kill point is reached: for choosing when it kills.
+pub fn is_rare(point: KillPoint) -> bool {
+    use redeemer::metrics::Message;
+    matches!(
+        point,
+        KillPoint::Publishing(Message::Copy | Message::Parked)
+            | KillPoint::Published(Message::Copy | Message::Parked)
+    )
+}

@@ -1,0 +1,242 @@
+//! Judges a run by what everybody else wrote down: the sandbox its ledger, the broker its queues, the rig its commands.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use crate::commands::{Command, Right};
+use crate::wires::Seen;
+
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// Commands without any event.
+    pub lost: usize,
+    /// Request numbers with more than one effect.
+    pub doubled: usize,
+    /// Commands whose outcome is wrong, or is not one.
+    pub wrong: usize,
+    /// Events, without what the broker handed to the rig twice.
+    pub events: usize,
+    /// Events that said what an earlier one had said.
+    pub repeats: usize,
+    /// Calls to the payment API.
+    pub calls: usize,
+    /// Calls that a fault hit.
+    pub faults: usize,
+    /// Redemptions in the ledger.
+    pub effects: usize,
+    /// Everything that is wrong, each with what is needed to look into it.
+    pub violations: Vec<String>,
+}
+
+/// Compares commands, events, the ledger and the parked messages.
+pub fn judge(commands: &[Command], seen: &[Seen], ledger: &Value, parked: &[(Vec<u8>, String)]) -> Findings {
+    let mut findings = Findings::default();
+    let ledger = Ledger::read(ledger);
+    let mut events: BTreeMap<&str, Vec<&Seen>> = BTreeMap::new();
+    for event in seen {
+        events.entry(&event.command).or_default().push(event);
+    }
+    let known: BTreeSet<&str> = commands.iter().map(|command| command.id.as_str()).collect();
+    for (stranger, told) in events.iter().filter(|(id, _)| !known.contains(*id)) {
+        findings.violations.push(format!("events of no command, correlation {stranger:?}: {told:#?}"));
+    }
+    count(seen, &ledger, &mut findings);
+
+    for command in commands {
+        let told = events.get(command.id.as_str()).map_or(&[][..], Vec::as_slice);
+        if told.is_empty() {
+            findings.lost += 1;
+        }
+        if let Err(why) = outcome(command, told, &ledger) {
+            findings.wrong += usize::from(!told.is_empty());
+            findings.violations.push(with_history(&why, command, told, &ledger));
+        }
+    }
+    effects(commands, seen, &ledger, &mut findings);
+    rivals(commands, &events, &mut findings);
+    aside(commands, parked, &mut findings);
+    findings
+}
+
+struct Ledger<'a> {
+    /// The uses by request number.
+    uses: BTreeMap<&'a str, Vec<&'a Value>>,
+    attempts: &'a [Value],
+    effects: &'a [Value],
+}
+
+impl<'a> Ledger<'a> {
+    fn read(page: &'a Value) -> Self {
+        let list = |name: &str| page[name].as_array().map_or(&[][..], Vec::as_slice);
+        let (attempts, effects) = (list("attempts"), list("effects"));
+        let mut uses: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
+        for effect in effects.iter().filter(|effect| effect["kind"] == "used") {
+            uses.entry(effect["out_request_no"].as_str().unwrap_or_default()).or_default().push(effect);
+        }
+        Self { uses, attempts, effects }
+    }
+
+    fn used(&self, number: &str) -> usize {
+        self.uses.get(number).map_or(0, Vec::len)
+    }
+}
+
+fn count(seen: &[Seen], ledger: &Ledger<'_>, findings: &mut Findings) {
+    let mut ids = BTreeSet::new();
+    for event in seen.iter().filter(|event| !event.again) {
+        findings.events += 1;
+        findings.repeats += usize::from(!ids.insert((&event.id, &event.command)));
+    }
+    findings.calls = ledger.attempts.len();
+    findings.faults = ledger.attempts.iter().filter(|attempt| !attempt["fault"].is_null()).count();
+    findings.effects = ledger.uses.values().map(Vec::len).sum();
+}
+
+/// One command has one outcome, and the right one.
+fn outcome(command: &Command, told: &[&Seen], ledger: &Ledger<'_>) -> Result<(), String> {
+    // A better outcome supersedes unresolved, and only that.
+    let settled: Vec<_> = told.iter().filter(|event| event.outcome != "unresolved").collect();
+    let first = settled.first().ok_or(if told.is_empty() { "no event" } else { "never resolved" })?;
+    let ids: BTreeSet<_> = settled.iter().map(|event| &event.id).collect();
+    if ids.len() != 1 {
+        return Err(format!("{} outcomes", ids.len()));
+    }
+    if settled.len() < told.len() && !command.hopeless {
+        return Err("unresolved, although there was time".to_owned());
+    }
+    let unresolved: BTreeSet<_> =
+        told.iter().filter(|event| event.outcome == "unresolved").map(|event| &event.id).collect();
+    if unresolved.len() > 1 {
+        return Err("unresolved under several ids".to_owned());
+    }
+    let names_it = settled.iter().all(|event| event.code == command.code && event.number == command.number);
+    let gist = (first.outcome.as_str(), first.reason.as_str());
+    let right = match command.right {
+        Right::Redeemed => gist == ("redeemed", ""),
+        Right::Rival => gist == ("redeemed", "") || gist == ("refused", "used_by_another"),
+        Right::Refused(reason) => gist == ("refused", reason),
+        Right::Invalid => gist == ("invalid", "invalid_command"),
+    };
+    if !right || !names_it && command.right != Right::Invalid {
+        return Err(format!("told as {gist:?} of {}/{}", first.code, first.number));
+    }
+    let effect = ledger.used(&command.number) > 0;
+    if effect != (first.outcome == "redeemed") {
+        return Err(format!(
+            "told as {} while the ledger {} an effect",
+            first.outcome,
+            if effect { "has" } else { "lacks" }
+        ));
+    }
+    Ok(())
+}
+
+/// A number has one effect at most, of our command, and always the same body.
+fn effects(commands: &[Command], seen: &[Seen], ledger: &Ledger<'_>, findings: &mut Findings) {
+    let ours: BTreeMap<&str, &str> =
+        commands.iter().map(|command| (command.number.as_str(), command.code.as_str())).collect();
+    for (number, uses) in &ledger.uses {
+        if uses.len() > 1 {
+            findings.doubled += 1;
+            findings.violations.push(format!("{} effects of {number}: {uses:#?}", uses.len()));
+        }
+        let code = uses[0]["coupon_code"].as_str().unwrap_or_default();
+        if ours.get(number) != Some(&code) {
+            findings.violations.push(format!("an effect that nobody asked for: {uses:#?}"));
+        }
+        if !seen
+            .iter()
+            .any(|event| event.outcome == "redeemed" && event.number == *number && event.code == code)
+        {
+            findings.violations.push(format!("an effect that nobody was told of: {uses:#?}"));
+        }
+    }
+    let mut bodies: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for attempt in ledger.attempts.iter().filter(|attempt| attempt["question"] == "use") {
+        let number = attempt["out_request_no"].as_str().unwrap_or_default();
+        bodies.entry(number).or_default().insert(attempt["body_sha256"].as_str().unwrap_or_default());
+    }
+    for (number, bodies) in bodies.iter().filter(|(_, bodies)| bodies.len() > 1) {
+        findings.violations.push(format!("{number} was sent with {} different bodies", bodies.len()));
+    }
+    let strangers = ledger.attempts.iter().filter(|attempt| attempt["authenticated"] == false).count();
+    if strangers > 0 {
+        findings.violations.push(format!("{strangers} calls with a wrong signature"));
+    }
+    if ledger.effects.iter().any(|effect| effect["kind"] != "used" && effect["kind"] != "expired") {
+        findings.violations.push("the ledger has effects other than uses".to_owned());
+    }
+}
+
+/// Of two commands about one coupon one wins.
+fn rivals(commands: &[Command], events: &BTreeMap<&str, Vec<&Seen>>, findings: &mut Findings) {
+    let mut winners: BTreeMap<&str, usize> = BTreeMap::new();
+    for command in commands.iter().filter(|command| command.right == Right::Rival) {
+        let told = events.get(command.id.as_str()).map_or(&[][..], Vec::as_slice);
+        let won = told.iter().any(|event| event.outcome == "redeemed");
+        *winners.entry(&command.code).or_default() += usize::from(won);
+    }
+    for (code, winners) in winners.iter().filter(|(_, winners)| **winners != 1) {
+        findings.wrong += 1;
+        findings.violations.push(format!("{winners} winners among the rivals for {code}"));
+    }
+}
+
+/// Parked is what is invalid or was unresolved, byte for byte, and nothing else.
+fn aside(commands: &[Command], parked: &[(Vec<u8>, String)], findings: &mut Findings) {
+    let mut wanted: BTreeMap<&[u8], (&Command, bool)> = BTreeMap::new();
+    for command in commands {
+        if command.right == Right::Invalid || command.hopeless {
+            wanted.insert(&command.body, (command, false));
+        }
+    }
+    for (body, reason) in parked {
+        match wanted.get_mut(body.as_slice()) {
+            Some((command, found)) => {
+                *found = true;
+                let right = if command.hopeless { "deadline_passed" } else { "invalid_command" };
+                if reason != right {
+                    findings.violations.push(format!("{} is parked as {reason:?}", command.id));
+                }
+            }
+            None => {
+                let text = String::from_utf8_lossy(body);
+                findings.violations.push(format!("parked as {reason:?}, and should not be: {text}"));
+            }
+        }
+    }
+    let missing = wanted.values().filter(|(command, found)| !found && command.right == Right::Invalid);
+    for (command, _) in missing {
+        findings.violations.push(format!("{} is invalid and not parked", command.id));
+    }
+}
+
+fn with_history(why: &str, command: &Command, told: &[&Seen], ledger: &Ledger<'_>) -> String {
+    let of_it = |entry: &&Value| entry["coupon_code"] == command.code.as_str();
+    let line = |entry: &Value| {
+        format!(
+            "    {} {} {} {} fault {} answered {} sub_code {}",
+            entry["at"],
+            entry["question"],
+            entry["kind"],
+            entry["out_request_no"],
+            entry["fault"],
+            entry["answered"],
+            entry["sub_code"]
+        )
+    };
+    let mut entries: Vec<_> = ledger.attempts.iter().chain(ledger.effects).filter(of_it).collect();
+    entries.sort_by_key(|entry| entry["sequence"].as_u64());
+    let events: Vec<_> = told.iter().map(|event| format!("    {event:?}")).collect();
+    let entries: Vec<_> = entries.into_iter().map(line).collect();
+    format!(
+        "{}: {why} (right: {:?})\n  command {}\n  events\n{}\n  ledger\n{}",
+        command.id,
+        command.right,
+        String::from_utf8_lossy(&command.body),
+        events.join("\n"),
+        entries.join("\n")
+    )
+}

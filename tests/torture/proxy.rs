@@ -1,0 +1,126 @@
+//! A TCP proxy that can be told to misbehave: cut, fall silent, be slow, refuse, or close half-way through what it
+//! was just passing on.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+/// How a proxy treats what passes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// As it should.
+    Good,
+    /// Accepts connections and bytes, and passes nothing on.
+    Silent,
+    /// Passes everything on so much later.
+    Slow(Duration),
+    /// Closes each new connection at once.
+    Refusing,
+}
+
+/// A running proxy. It ends with its runtime.
+pub struct Proxy {
+    /// Where it listens, on the loopback interface.
+    pub port: u16,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    to: SocketAddr,
+    manner: watch::Sender<Manner>,
+    /// Counts up at each cut.
+    cuts: watch::Sender<u64>,
+    /// How many of the next chunks are passed on by half, and then the connection closed.
+    halves: AtomicU32,
+}
+
+impl Proxy {
+    /// A proxy in front of a port of the loopback interface.
+    pub async fn start(to: u16) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let shared = Arc::new(Shared {
+            to: SocketAddr::from((Ipv4Addr::LOCALHOST, to)),
+            manner: watch::Sender::new(Manner::Good),
+            cuts: watch::Sender::new(0),
+            halves: AtomicU32::new(0),
+        });
+        tokio::spawn(accept(listener, shared.clone()));
+        Self { port, shared }
+    }
+
+    /// Behaves so from now on.
+    pub fn behave(&self, manner: Manner) {
+        self.shared.manner.send_replace(manner);
+    }
+
+    /// Closes every connection.
+    pub fn cut(&self) {
+        self.shared.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
+    /// Closes the next connections that something passes through, half-way through it.
+    pub fn halve(&self, connections: u32) {
+        self.shared.halves.store(connections, Ordering::SeqCst);
+    }
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    while let Ok((client, _)) = listener.accept().await {
+        if *shared.manner.borrow() == Manner::Refusing {
+            continue;
+        }
+        let shared = shared.clone();
+        let mut cuts = shared.cuts.subscribe();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = pass(client, &shared) => {}
+                _ = cuts.changed() => {}
+            }
+        });
+    }
+}
+
+async fn pass(client: TcpStream, shared: &Shared) {
+    shared.audible().await;
+    let Ok(server) = TcpStream::connect(shared.to).await else { return };
+    let _ = (client.set_nodelay(true), server.set_nodelay(true));
+    let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+    tokio::select! {
+        () = pump(from_client, to_server, shared) => {}
+        () = pump(from_server, to_client, shared) => {}
+    }
+}
+
+async fn pump(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, shared: &Shared) {
+    let mut chunk = vec![0; 16 * 1024];
+    loop {
+        let length = match from.read(&mut chunk).await {
+            Ok(0) | Err(_) => return,
+            Ok(length) => length,
+        };
+        shared.audible().await;
+        let manner = *shared.manner.borrow();
+        if let Manner::Slow(by) = manner {
+            tokio::time::sleep(by).await;
+        }
+        let halve =
+            shared.halves.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        let length = if halve.is_ok() { length / 2 } else { length };
+        if to.write_all(&chunk[..length]).await.is_err() || halve.is_ok() {
+            return;
+        }
+    }
+}
+
+impl Shared {
+    /// Waits while nothing may pass.
+    async fn audible(&self) {
+        let _ = self.manner.subscribe().wait_for(|manner| *manner != Manner::Silent).await;
+    }
+}

@@ -1,0 +1,71 @@
+//! Says what a run showed: lines for the terminal, and the page `docs/reliability.md`.
+
+use std::time::Duration;
+
+use crate::oracle::Findings;
+use crate::plan::Size;
+use crate::rig::Figures;
+
+/// What was measured, in words and numbers.
+pub fn lines(seed: u64, size: Size, figures: &Figures, findings: &Findings) -> Vec<(String, String)> {
+    let mut lines: Vec<(String, String)> = Vec::new();
+    let mut line = |name: &str, value: String| lines.push((name.to_owned(), value));
+    let kills: usize = figures.kills.values().sum();
+    let faults = 100.0 * findings.faults as f64 / findings.calls.max(1) as f64;
+    line("seed", seed.to_string());
+    line("broker", format!("RabbitMQ {}", figures.broker_version));
+    line("build", if cfg!(debug_assertions) { "debug" } else { "release" }.to_owned());
+    line("commands", size.commands.to_string());
+    line("instances of the service killed (`kill -9`)", kills.to_string());
+    for (point, times) in &figures.kills {
+        line(&format!("- {}", point.replace('-', " ")), times.to_string());
+    }
+    line("instances stopped in good order", figures.stops.to_string());
+    line("broker killed (`kill -9`) and restarted", figures.broker_kills.to_string());
+    for (trouble, times) in &figures.troubles {
+        line(trouble, times.to_string());
+    }
+    line("calls to the payment API", findings.calls.to_string());
+    line("calls that went wrong on purpose", format!("{} ({faults:.1} %)", findings.faults));
+    line("redemptions in the ledger", findings.effects.to_string());
+    line("**commands lost**", findings.lost.to_string());
+    line("**effects doubled**", findings.doubled.to_string());
+    line("**outcomes wrong**", findings.wrong.to_string());
+    line("events", findings.events.to_string());
+    line("events repeated, under the same id", findings.repeats.to_string());
+    line("unresolved, and superseded when asked again", figures.superseded.to_string());
+    line("broker takes connections again -> first command settled", spread(&figures.recoveries));
+    line("broker gone -> not ready", spread(&figures.unready));
+    let (backlog, drain) = figures.backlog;
+    line(
+        "backlog at the end of all trouble, and its drain",
+        format!("{backlog} commands, {}", seconds(drain)),
+    );
+    line("duration", seconds(figures.took));
+    lines
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f64())
+}
+
+fn spread(times: &[Duration]) -> String {
+    let mut sorted = times.to_vec();
+    sorted.sort();
+    match sorted.as_slice() {
+        [] => "not measured".to_owned(),
+        [only] => format!("{:.2} s", only.as_secs_f64()),
+        [.., most] => {
+            let median = sorted[(sorted.len() - 1) / 2];
+            format!("{:.2} s (median), {:.2} s (most)", median.as_secs_f64(), most.as_secs_f64())
+        }
+    }
+}
+
+/// The page.
+pub fn page(lines: &[(String, String)]) -> String {
+    let rows: String = lines.iter().map(|(name, value)| format!("| {name} | {value} |\n")).collect();
+    PAGE.replace("{figures}\n", &rows)
+}
+
+const PAGE: &str = include_str!("reliability.md");

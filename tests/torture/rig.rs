@@ -1,0 +1,584 @@
+//! Sets everything up, carries out the plan, waits for the end of all work, and gathers what the oracle needs.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use redeemer::broker::topology::wait_name;
+use redeemer::config::{self, Config, Span};
+use redeemer::kill_point::KillPoint;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+use tokio::time::{sleep, timeout};
+
+use crate::broker::Broker;
+use crate::commands::{self, Command};
+use crate::dice::Dice;
+use crate::oracle::{self, Findings};
+use crate::plan::{self, Act, INSTANCES, Place, Size, Trouble};
+use crate::proxy::{Manner, Proxy};
+use crate::service::{Sandbox, Service, was_killed};
+use crate::wires::{self, Told};
+
+/// The share of commands that comes at once when all trouble but the payment API's is over: one in so many.
+const BACKLOG_SHARE: usize = 10;
+/// How many commands may lag behind the plan.
+const LAGGING: usize = 40;
+/// How many commands are kept back for the command queue that was deleted, and as many for the wait queues.
+const KEPT_BACK: usize = 10;
+/// The longest wait for all work to end.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Everything that takes part.
+pub struct Rig {
+    dir: PathBuf,
+    broker: Arc<Broker>,
+    sandbox: Sandbox,
+    config: Config,
+    before_broker: Proxy,
+    before_provider: Proxy,
+    instances: [Service; INSTANCES],
+    commands: Vec<Command>,
+    acts: Vec<Act>,
+    told: Told,
+    allowance: watch::Sender<usize>,
+    series: Vec<Vec<String>>,
+    figures: Figures,
+    violations: Vec<String>,
+}
+
+/// What was measured.
+#[derive(Debug, Default)]
+pub struct Figures {
+    /// Kills by the kill point.
+    pub kills: BTreeMap<&'static str, usize>,
+    /// Stops of the service in good order.
+    pub stops: usize,
+    /// Kills of the broker.
+    pub broker_kills: usize,
+    /// Other troubles, by name.
+    pub troubles: BTreeMap<String, usize>,
+    /// From the broker taking connections again to the first settled command, after each end of the broker.
+    pub recoveries: Vec<Duration>,
+    /// From the broker's end to the service saying that it is not ready.
+    pub unready: Vec<Duration>,
+    /// Commands that were not settled when the trouble ended, and how long they took.
+    pub backlog: (usize, Duration),
+    /// Copies put into wait queues, as far as surviving processes know.
+    pub deferred: usize,
+    /// Outcomes that superseded `unresolved`.
+    pub superseded: usize,
+    /// The broker's version.
+    pub broker_version: String,
+    /// Everything, from the start of the broker.
+    pub took: Duration,
+}
+
+impl Rig {
+    /// Starts the broker, the sandbox, the proxies and the service.
+    pub async fn set_up(size: Size, seed: u64) -> Self {
+        let mut dice = Dice::new(seed);
+        let (commands, coupons) =
+            commands::make(size.commands.saturating_sub(KEPT_BACK).max(3 * KEPT_BACK), KEPT_BACK, &mut dice);
+        let acts = plan::make(size, &mut dice);
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("torture-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let sandbox_dir = dir.join("sandbox");
+        let (broker, sandbox) =
+            tokio::join!(spawn_blocking(Broker::start), Sandbox::start(&sandbox_dir, seed));
+        let broker = Arc::new(broker.unwrap());
+        for some in coupons.chunks(1_000) {
+            sandbox.tell(reqwest::Method::POST, "coupons", &json!(some)).await;
+        }
+        let script = commands::faults(size.faults_percent as f64 / 100.0, size.commands);
+        sandbox.tell(reqwest::Method::PUT, "faults", &script).await;
+
+        let port = broker.uri().rsplit_once(':').unwrap().1.split('/').next().unwrap().parse().unwrap();
+        let (before_broker, before_provider) = (Proxy::start(port).await, Proxy::start(sandbox.port()).await);
+        let through = broker.uri().replace(&format!(":{port}/"), &format!(":{}/", before_broker.port));
+        let config = configure(&sandbox_dir, &sandbox.card, through, before_provider.port);
+        std::fs::write(dir.join("redeemer.toml"), toml::to_string(&config).unwrap()).unwrap();
+        wires::establish(broker.uri(), &config).await;
+        let told = wires::read(broker.uri().to_owned());
+        let mut instances = [0, 1].map(|nth| Service::new(&format!("instance-{nth}"), &dir));
+        let mut series = Vec::new();
+        for instance in &mut instances {
+            instance.launch().await;
+            series.push(instance.series().await);
+        }
+        let allowance = watch::Sender::new(0);
+        let figures = Figures { broker_version: version(&broker).await, ..Figures::default() };
+        Self {
+            dir,
+            broker,
+            sandbox,
+            config,
+            before_broker,
+            before_provider,
+            instances,
+            commands,
+            acts,
+            told,
+            allowance,
+            series,
+            figures,
+            violations: Vec::new(),
+        }
+    }
+
+    /// Carries out the plan and judges the run.
+    pub async fn run(mut self, begun: Instant) -> (Figures, Findings) {
+        let exchange = self.config.broker.names.commands.clone();
+        let publishing = wires::publish(
+            self.broker.uri().to_owned(),
+            exchange,
+            self.commands.clone(),
+            self.allowance.subscribe(),
+        );
+        let publishing = tokio::spawn(publishing);
+        let last = self.commands.len() - 2 * KEPT_BACK;
+        let troubled = last - last / BACKLOG_SHARE;
+        let acts = std::mem::take(&mut self.acts);
+        let wanted: usize = acts.iter().map(plan::commands_for).sum();
+        let mut due = 0;
+        for (nth, act) in acts.iter().enumerate() {
+            // Commands come as the plan goes on, so that each act finds some to fall upon; those that take long are
+            // not waited for.
+            self.reach((due * troubled / wanted).saturating_sub(LAGGING)).await;
+            due += plan::commands_for(act);
+            self.allow(due * troubled / wanted);
+            let at = begun.elapsed().as_secs_f64();
+            println!("torture: {at:>6.1} s, {} told, act {nth} of {}: {act}", self.progress(), acts.len());
+            self.carry_out(*act).await;
+            self.look_after().await;
+        }
+        let since = Instant::now();
+        self.allow(last);
+        let backlog = last.saturating_sub(self.progress());
+        self.reach(last).await;
+        self.figures.backlog = (backlog, since.elapsed());
+        println!(
+            "torture: {:>6.1} s: trouble is over, {} told",
+            begun.elapsed().as_secs_f64(),
+            self.progress()
+        );
+
+        self.sandbox.tell(reqwest::Method::PUT, "faults", &json!({"rules": []})).await;
+        let names = self.config.broker.names.clone();
+        self.delete_queues(&[&names.commands]).await;
+        self.allow(last + KEPT_BACK);
+        self.reach(last + KEPT_BACK).await;
+        let tiers = self.config.topology().tiers;
+        let tiers: Vec<_> =
+            tiers.into_iter().map(|tier| format!("{}.{}", names.retry, wait_name(tier))).collect();
+        let stubborn = json!({"rules": [commands::stubbornness()]});
+        self.sandbox.tell(reqwest::Method::PUT, "faults", &stubborn).await;
+        self.delete_queues(&tiers.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        self.allow(self.commands.len());
+        timeout(PATIENCE, publishing).await.expect("everything is published in time").unwrap();
+        self.reach(self.commands.len()).await;
+        self.resolve_the_unresolved().await;
+        self.settle().await;
+        let parked =
+            wires::empty(self.broker.uri(), &self.config.broker.names.parked, "x-redemption-parked-reason")
+                .await;
+        self.stop_all().await;
+        let ledger = self.sandbox.ask("ledger").await;
+        let mut findings = oracle::judge(&self.commands, &self.told.all(), &ledger, &parked);
+        findings.violations.append(&mut self.violations);
+        let never = KillPoint::ALL.map(KillPoint::as_str).into_iter();
+        let never: Vec<_> = never.filter(|point| !self.figures.kills.contains_key(point)).collect();
+        if !never.is_empty() && cfg!(any(debug_assertions, feature = "kill-points")) {
+            findings.violations.push(format!("never killed {never:?}"));
+        }
+        self.figures.took = begun.elapsed();
+        if findings.violations.is_empty() {
+            let _ = std::fs::remove_dir_all(&self.dir);
+        } else {
+            println!("torture: logs are in {}", self.dir.display());
+        }
+        let Self { broker, figures, .. } = self;
+        spawn_blocking(move || drop(broker)).await.unwrap();
+        (figures, findings)
+    }
+
+    fn progress(&self) -> usize {
+        *self.told.progress().borrow()
+    }
+
+    /// Lets so many commands be published.
+    fn allow(&self, commands: usize) {
+        self.allowance.send_if_modified(|allowed| {
+            let more = *allowed < commands;
+            *allowed = commands.max(*allowed);
+            more
+        });
+    }
+
+    /// Waits until there are events for so many commands.
+    async fn reach(&mut self, commands: usize) {
+        let mut progress = self.told.progress();
+        if timeout(PATIENCE, progress.wait_for(|told| *told >= commands)).await.is_err() {
+            let told = self.progress();
+            self.violations.push(format!("{told} of {commands} commands told after {PATIENCE:?}"));
+        }
+    }
+
+    async fn carry_out(&mut self, act: Act) {
+        match act {
+            Act::Kill { point, nth } => self.kill_at(point, nth).await,
+            Act::KillAnywhere { instance, after_ms } => {
+                sleep(Duration::from_millis(after_ms)).await;
+                self.kill_anywhere(instance).await;
+            }
+            Act::Stop { instance } => {
+                self.stop(instance).await;
+                self.instances[instance].launch().await;
+            }
+            Act::KillBroker { with } => {
+                self.figures.broker_kills += 1;
+                self.end_broker(Broker::kill9, with).await;
+            }
+            Act::StopBroker => {
+                self.count(act);
+                self.end_broker(Broker::stop, None).await;
+            }
+            Act::Alarm => {
+                self.count(act);
+                self.ctl(&["set_vm_memory_high_watermark", "0.0001"]).await;
+                sleep(Duration::from_secs(3)).await;
+                self.ctl(&["set_vm_memory_high_watermark", "0.4"]).await;
+            }
+            Act::CloseConnections => {
+                self.count(act);
+                self.ctl(&["close_all_connections", "closed by the fault rig"]).await;
+            }
+            Act::Network { at, trouble } => {
+                self.count(act);
+                self.disturb(at, trouble).await;
+            }
+        }
+    }
+
+    fn count(&mut self, act: Act) {
+        *self.figures.troubles.entry(act.to_string()).or_default() += 1;
+    }
+
+    /// Orders every instance to die there, and takes the order back once one has.
+    async fn kill_at(&mut self, point: KillPoint, nth: usize) {
+        for instance in &self.instances {
+            instance.order(point, nth);
+        }
+        if point == KillPoint::Draining {
+            // One that is not connected yet has nothing to drain.
+            self.instances[0].wait_ready(true).await;
+            self.instances[0].ask_to_stop().await;
+        }
+        let since = Instant::now();
+        let mut dead = false;
+        while !dead && since.elapsed() < Duration::from_secs(20) {
+            sleep(Duration::from_millis(10)).await;
+            for instance in 0..INSTANCES {
+                dead |= self.bury(instance, point).await;
+            }
+        }
+        for instance in 0..INSTANCES {
+            self.instances[instance].withdraw();
+        }
+        // What had read its order before is still about to die.
+        sleep(Duration::from_millis(50)).await;
+        for instance in 0..INSTANCES {
+            dead |= self.bury(instance, point).await;
+        }
+        if !dead {
+            self.kill_anywhere(0).await;
+        }
+    }
+
+    /// Launches an instance anew if it was killed at this point.
+    async fn bury(&mut self, instance: usize, point: KillPoint) -> bool {
+        let Some(status) = self.instances[instance].ended_by_itself() else { return false };
+        if was_killed(status) {
+            *self.figures.kills.entry(point.as_str()).or_default() += 1;
+        } else {
+            let point = point.as_str();
+            self.violations.push(format!("instance {instance} should die {point} and ended by {status}"));
+        }
+        self.instances[instance].launch().await;
+        true
+    }
+
+    async fn kill_anywhere(&mut self, instance: usize) {
+        self.instances[instance].kill().await;
+        *self.figures.kills.entry("anywhere").or_default() += 1;
+        self.instances[instance].launch().await;
+    }
+
+    async fn stop(&mut self, instance: usize) {
+        self.gather(instance).await;
+        self.instances[instance].ask_to_stop().await;
+        self.figures.stops += 1;
+        match self.instances[instance].ended(Duration::from_secs(30)).await {
+            Some(status) if status.success() => {}
+            Some(status) => {
+                self.violations.push(format!("instance {instance} was asked to stop and ended by {status}"))
+            }
+            None => {
+                self.violations.push(format!("instance {instance} does not stop when asked"));
+                self.instances[instance].kill().await;
+            }
+        }
+    }
+
+    /// What its metrics know dies with a process.
+    async fn gather(&mut self, instance: usize) {
+        let deferred =
+            self.instances[instance].metric(r#"redeemer_commands_settled_total{how="deferred"}"#).await;
+        self.figures.deferred += deferred.unwrap_or_default() as usize;
+    }
+
+    async fn end_broker(&mut self, how: impl FnOnce(&Broker) + Send + 'static, with: Option<usize>) {
+        let broker = self.broker.clone();
+        // The script waits for the broker's own books first; only then the broker is gone.
+        spawn_blocking(move || how(&broker)).await.unwrap();
+        let [one, other] = &self.instances;
+        let unready = tokio::join!(one.wait_ready(false), other.wait_ready(false));
+        self.figures.unready.push(unready.0.max(unready.1));
+        if let Some(instance) = with {
+            self.kill_anywhere(instance).await;
+        }
+        let settled = [self.settled(0).await, self.settled(1).await];
+        let broker = self.broker.clone();
+        let starting = spawn_blocking(move || broker.restart());
+        self.takes_connections().await;
+        let since = Instant::now();
+        while since.elapsed() < Duration::from_secs(30) {
+            if self.settled(0).await > settled[0] || self.settled(1).await > settled[1] {
+                self.figures.recoveries.push(since.elapsed());
+                break;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        starting.await.unwrap();
+    }
+
+    /// Commands that an instance has acknowledged.
+    async fn settled(&self, instance: usize) -> f64 {
+        let each =
+            ["ended", "deferred"].map(|how| format!(r#"redeemer_commands_settled_total{{how="{how}"}}"#));
+        let mut sum = 0.0;
+        for name in each {
+            sum += self.instances[instance].metric(&name).await.unwrap_or_default();
+        }
+        sum
+    }
+
+    /// Waits until the broker answers the greeting.
+    async fn takes_connections(&self) {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let at = self.broker.uri().rsplit_once('@').unwrap().1.split('/').next().unwrap();
+        loop {
+            let greeting = async {
+                let mut stream = tokio::net::TcpStream::connect(at).await.ok()?;
+                stream.write_all(b"AMQP\0\0\x09\x01").await.ok()?;
+                (stream.read_u8().await.ok()? == 1).then_some(())
+            };
+            if let Ok(Some(())) = timeout(Duration::from_secs(2), greeting).await {
+                return;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn ctl(&self, arguments: &[&str]) -> String {
+        let broker = self.broker.clone();
+        let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        spawn_blocking(move || broker.ctl(&arguments.iter().map(String::as_str).collect::<Vec<_>>()))
+            .await
+            .unwrap()
+    }
+
+    async fn disturb(&self, at: Place, trouble: Trouble) {
+        let (proxy, silence) = match at {
+            // Longer than two heartbeats and a connect timeout.
+            Place::Broker => (&self.before_broker, Duration::from_secs(7)),
+            Place::Provider => (&self.before_provider, Duration::from_secs(3)),
+        };
+        match trouble {
+            Trouble::Cut => {
+                for _ in 0..3 {
+                    proxy.cut();
+                    sleep(Duration::from_millis(300)).await;
+                }
+            }
+            Trouble::Halve => {
+                proxy.halve(4);
+                sleep(Duration::from_secs(2)).await;
+                proxy.halve(0);
+            }
+            Trouble::Silence => {
+                proxy.behave(Manner::Silent);
+                sleep(silence).await;
+            }
+            Trouble::Slowness => {
+                proxy.behave(Manner::Slow(Duration::from_millis(150)));
+                sleep(Duration::from_secs(3)).await;
+            }
+            Trouble::Refusal => {
+                proxy.behave(Manner::Refusing);
+                proxy.cut();
+                sleep(Duration::from_secs(2)).await;
+            }
+        }
+        proxy.behave(Manner::Good);
+    }
+
+    /// No instance ends of its own accord.
+    async fn look_after(&mut self) {
+        for (nth, instance) in self.instances.iter_mut().enumerate() {
+            if let Some(status) = instance.ended_by_itself() {
+                self.violations.push(format!("instance {nth} ended by itself: {status}"));
+                instance.launch().await;
+            }
+        }
+    }
+
+    /// With nothing in them, nothing can be lost. What was deleted must be made again, and work go on.
+    async fn delete_queues(&mut self, queues: &[&str]) {
+        self.wait_empty().await;
+        for queue in queues {
+            self.ctl(&["delete_queue", queue]).await;
+            let trouble = format!("queue deleted: {queue}");
+            *self.figures.troubles.entry(trouble).or_default() += 1;
+        }
+    }
+
+    /// What a person would do: publish anew what was parked for want of time.
+    async fn resolve_the_unresolved(&mut self) {
+        let settled: Vec<String> = self
+            .told
+            .all()
+            .into_iter()
+            .filter(|event| event.outcome != "unresolved")
+            .map(|event| event.command)
+            .collect();
+        let mut again: Vec<Command> = self
+            .commands
+            .iter()
+            .filter(|command| command.hopeless && !settled.contains(&command.id))
+            .cloned()
+            .collect();
+        for command in &mut again {
+            command.hopeless = false;
+        }
+        self.figures.superseded = again.len();
+        let (uri, exchange) = (self.broker.uri().to_owned(), self.config.broker.names.commands.clone());
+        let all = watch::Sender::new(usize::MAX);
+        wires::publish(uri, exchange, again.clone(), all.subscribe()).await;
+        let since = Instant::now();
+        while since.elapsed() < PATIENCE {
+            let told = self.told.all();
+            let resolved = |command: &Command| {
+                told.iter().any(|event| event.command == command.id && event.outcome != "unresolved")
+            };
+            if again.iter().all(resolved) {
+                return;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Queues empty, nothing unacknowledged, nothing unrouted; nothing in flight, the ledger even, no new series.
+    async fn settle(&mut self) {
+        self.wait_empty().await;
+        for nth in 0..INSTANCES {
+            let instance = &self.instances[nth];
+            for (name, wanted) in [("redeemer_ledger_residue", 0.0), ("redeemer_commands_in_flight", 0.0)] {
+                let value = instance.metric(name).await;
+                if value != Some(wanted) {
+                    self.violations.push(format!("{}: {name} is {value:?}", instance.name()));
+                }
+            }
+            let series = instance.series().await;
+            if series != self.series[nth] {
+                let new: Vec<_> = series.iter().filter(|name| !self.series[nth].contains(name)).collect();
+                self.violations.push(format!("{}: new series {new:?}", instance.name()));
+            }
+            self.gather(nth).await;
+        }
+    }
+
+    async fn wait_empty(&mut self) {
+        let since = Instant::now();
+        loop {
+            let text = self
+                .ctl(&["-q", "list_queues", "name", "messages", "messages_ready", "messages_unacknowledged"])
+                .await;
+            let left: Vec<_> = text
+                .lines()
+                .filter(|line| {
+                    !line.starts_with("name") && !line.starts_with(&self.config.broker.names.parked)
+                })
+                .filter(|line| line.split_whitespace().skip(1).any(|count| count != "0"))
+                .map(str::to_owned)
+                .collect();
+            if left.is_empty() {
+                return;
+            }
+            if since.elapsed() > PATIENCE {
+                self.violations.push(format!("left in queues (name, all, ready, unacknowledged): {left:#?}"));
+                return;
+            }
+            sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    async fn stop_all(&mut self) {
+        for nth in 0..INSTANCES {
+            self.stop(nth).await;
+            let log = std::fs::read_to_string(self.instances[nth].log()).unwrap_or_default();
+            for line in log.lines().filter(|line| line.contains("defect") || line.contains("panicked")) {
+                self.violations.push(format!("instance {nth} logged: {line}"));
+            }
+        }
+        self.figures.stops -= INSTANCES;
+    }
+}
+
+fn configure(dir: &Path, card: &Value, broker: String, provider_port: u16) -> Config {
+    let text = |name: &str| card[name].as_str().unwrap().to_owned();
+    let ms = |ms| Span(Duration::from_millis(ms));
+    let mut config = config::parse("", "torture", std::iter::empty()).unwrap();
+    config.broker.uri = broker;
+    config.broker.connect_timeout = ms(2_000);
+    config.broker.confirm_timeout = ms(10_000);
+    config.broker.heartbeat = ms(2_000);
+    // Each kill counts against every command that is prefetched; a rig kills more often than anything in service.
+    config.broker.delivery_limit = 1_000;
+    config.broker.prefetch = 60;
+    config.work.concurrency = 30;
+    config.wechat.base_url = format!("http://127.0.0.1:{provider_port}");
+    config.wechat.backup_base_url = String::new();
+    config.wechat.mchid = text("mchid");
+    config.wechat.merchant_serial = text("merchant_serial");
+    config.wechat.merchant_key_file = dir.join("merchant_key.pem").display().to_string();
+    config.wechat.public_keys.insert(text("public_key_id"), dir.join("wechatpay_public_key.pem"));
+    config.wechat.connect_timeout = ms(500);
+    config.wechat.read_timeout = ms(1_000);
+    config.wechat.total_timeout = ms(1_000);
+    config.retry.initial = ms(50);
+    config.retry.in_process_max = ms(1_200);
+    config.retry.settling = ms(500);
+    config.retry.tiers = vec![ms(400), ms(1_000), ms(2_000)];
+    config.admin.listen = "127.0.0.1:0".to_owned();
+    config.log.filter = "info,lapin=off".to_owned();
+    config.shutdown.deadline = ms(10_000);
+    config
+}
+
+async fn version(broker: &Arc<Broker>) -> String {
+    let broker = broker.clone();
+    spawn_blocking(move || broker.ctl(&["-q", "version"]).trim().to_owned()).await.unwrap()
+}

@@ -1,0 +1,222 @@
+//! The program under test: `redeemer run` and `redeemer sandbox` as processes of their own.
+
+use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use redeemer::kill_point::{KillPoint, ORDER};
+use serde_json::Value;
+use tokio::process::{Child, Command};
+use tokio::time::{sleep, timeout};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_redeemer");
+const SIGKILL: i32 = 9;
+/// The longest wait for a process to come up.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One instance of the service, through all its lives.
+pub struct Service {
+    name: String,
+    dir: PathBuf,
+    child: Option<Child>,
+    admin: String,
+    client: reqwest::Client,
+}
+
+impl Service {
+    /// An instance that is not running yet. Its configuration is `redeemer.toml` in `dir`.
+    pub fn new(name: &str, dir: &Path) -> Self {
+        let client = reqwest::Client::builder().timeout(Duration::from_secs(2)).build().unwrap();
+        Self { name: name.to_owned(), dir: dir.to_owned(), child: None, admin: String::new(), client }
+    }
+
+    /// Starts it, and waits until its admin port is open.
+    pub async fn launch(&mut self) {
+        let (order, admin) = (self.file("order"), self.file("admin"));
+        let _ = (fs::remove_file(&order), fs::remove_file(&admin));
+        let log = File::options().append(true).create(true).open(self.log()).unwrap();
+        let child = Command::new(PROGRAM)
+            .args(["--config".as_ref(), self.dir.join("redeemer.toml").as_os_str(), "run".as_ref()])
+            .args(["--admin-address-file".as_ref(), admin.as_os_str()])
+            .env(ORDER, &order)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        self.child = Some(child);
+        let up = async {
+            loop {
+                if let Ok(address) = fs::read_to_string(&admin) {
+                    return address;
+                }
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        self.admin = timeout(PATIENCE, up).await.unwrap_or_else(|_| panic!("{} does not start", self.name));
+    }
+
+    /// Orders the running process to die at the nth time that it reaches this point.
+    pub fn order(&self, point: KillPoint, nth: usize) {
+        let (order, half) = (self.file("order"), self.file("order.part"));
+        fs::write(&half, format!("{} {nth}", point.as_str())).unwrap();
+        fs::rename(half, order).unwrap();
+    }
+
+    /// Takes the order back.
+    pub fn withdraw(&self) {
+        let _ = fs::remove_file(self.file("order"));
+    }
+
+    /// Waits until the process ends; nothing where it lives on.
+    pub async fn ended(&mut self, patience: Duration) -> Option<ExitStatus> {
+        let child = self.child.as_mut().unwrap();
+        let status = timeout(patience, child.wait()).await.ok()?.unwrap();
+        self.child = None;
+        Some(status)
+    }
+
+    /// Kills it now.
+    pub async fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill().await;
+        }
+    }
+
+    /// Asks it to stop (SIGTERM).
+    pub async fn ask_to_stop(&self) {
+        let pid = self.child.as_ref().and_then(Child::id).unwrap();
+        let asked = Command::new("sh").args(["-c", &format!("kill -TERM {pid}")]).status().await.unwrap();
+        assert!(asked.success(), "SIGTERM to {pid}");
+    }
+
+    /// How it ended, if it ended without having been told to.
+    pub fn ended_by_itself(&mut self) -> Option<ExitStatus> {
+        let status = self.child.as_mut()?.try_wait().unwrap()?;
+        self.child = None;
+        Some(status)
+    }
+
+    /// What the admin port answers, if it answers.
+    pub async fn get(&self, path: &str) -> Option<(u16, String)> {
+        let response = self.client.get(format!("http://{}{path}", self.admin)).send().await.ok()?;
+        Some((response.status().as_u16(), response.text().await.ok()?))
+    }
+
+    /// The sum of the series whose name begins so.
+    pub async fn metric(&self, name: &str) -> Option<f64> {
+        let (_, text) = self.get("/metrics").await?;
+        let values =
+            text.lines().filter(|line| line.starts_with(name)).filter_map(|line| line.rsplit_once(' '));
+        Some(values.filter_map(|(_, value)| value.parse::<f64>().ok()).sum())
+    }
+
+    /// The names of all series.
+    pub async fn series(&self) -> Vec<String> {
+        let (_, text) = self.get("/metrics").await.unwrap_or_default();
+        let lines = text.lines().filter(|line| line.starts_with("redeemer_"));
+        lines.filter_map(|line| line.rsplit_once(' ')).map(|(name, _)| name.to_owned()).collect()
+    }
+
+    /// Waits until it says that it is ready, or that it is not. Gives the time that this took.
+    pub async fn wait_ready(&self, ready: bool) -> Duration {
+        let since = Instant::now();
+        while since.elapsed() < PATIENCE {
+            if self.get("/readyz").await.is_some_and(|(status, _)| (status == 200) == ready) {
+                break;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        since.elapsed()
+    }
+
+    /// Its name in reports.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Everything that it ever logged.
+    pub fn log(&self) -> PathBuf {
+        self.file("log")
+    }
+
+    fn file(&self, kind: &str) -> PathBuf {
+        self.dir.join(format!("{}.{kind}", self.name))
+    }
+}
+
+/// Whether this is how a killed process ends.
+pub fn was_killed(status: ExitStatus) -> bool {
+    status.signal() == Some(SIGKILL)
+}
+
+/// A sandbox as a process.
+pub struct Sandbox {
+    /// What a client must know.
+    pub card: Value,
+    base_url: String,
+    client: reqwest::Client,
+    _child: Child,
+}
+
+impl Sandbox {
+    /// Starts one with its files in `dir`.
+    pub async fn start(dir: &Path, seed: u64) -> Self {
+        fs::create_dir_all(dir).unwrap();
+        let log = File::create(dir.join("sandbox.log")).unwrap();
+        let child = Command::new(PROGRAM)
+            .args([
+                "sandbox",
+                "--listen",
+                "127.0.0.1:0",
+                "--latency-ms",
+                "4",
+                "--seed",
+                &seed.to_string(),
+                "--dir",
+            ])
+            .arg(dir)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let client = reqwest::Client::new();
+        let up = async {
+            loop {
+                let card = fs::read(dir.join("identity.json")).ok();
+                if let Some(card) = card.and_then(|card| serde_json::from_slice::<Value>(&card).ok()) {
+                    let base_url = card["base_url"].as_str().unwrap().to_owned();
+                    if client.get(format!("{base_url}/_sandbox/health")).send().await.is_ok() {
+                        return (card, base_url);
+                    }
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let (card, base_url) = timeout(PATIENCE, up).await.expect("the sandbox starts");
+        Self { card, base_url, client, _child: child }
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.base_url.rsplit_once(':').unwrap().1.parse().unwrap()
+    }
+
+    /// Puts or posts to its control API.
+    pub async fn tell(&self, method: reqwest::Method, path: &str, body: &Value) {
+        let request = self.client.request(method, format!("{}/_sandbox/{path}", self.base_url));
+        let response = request.body(body.to_string()).send().await.unwrap();
+        assert!(response.status().is_success(), "{path}: {}", response.text().await.unwrap());
+    }
+
+    /// Gets from its control API.
+    pub async fn ask(&self, path: &str) -> Value {
+        let text = self.client.get(format!("{}/_sandbox/{path}", self.base_url)).send().await.unwrap();
+        serde_json::from_str(&text.text().await.unwrap()).unwrap()
+    }
+}

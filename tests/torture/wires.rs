@@ -1,0 +1,201 @@
+//! The rig's own connections: a publisher that goes on until each command is confirmed, and a reader that keeps every
+//! event. Both outlive the broker.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use jiff::{SignedDuration, Timestamp};
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, BasicQosOptions,
+    ConfirmSelectOptions, QueueBindOptions, QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
+use redeemer::config::Config;
+use redeemer::wire::copy::DEADLINE;
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+use crate::commands::Command;
+
+/// The queue that is bound to all results from the start.
+pub const RESULTS: &str = "torture.results";
+/// How long a hopeless command may be worked on.
+const HOPELESS: SignedDuration = SignedDuration::from_secs(4);
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// One event, as it arrived.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// The command that it answers.
+    pub command: String,
+    /// The event's id.
+    pub id: String,
+    /// Its outcome.
+    pub outcome: String,
+    /// Its reason, or nothing.
+    pub reason: String,
+    /// The coupon that it names.
+    pub code: String,
+    /// The request number that it names.
+    pub number: String,
+    /// Whether the broker had handed it to the rig before.
+    pub again: bool,
+}
+
+/// All events so far, and for how many commands there are some.
+#[derive(Clone)]
+pub struct Told {
+    seen: Arc<Mutex<Vec<Seen>>>,
+    commands: watch::Sender<usize>,
+}
+
+impl Told {
+    /// A copy of all events.
+    pub fn all(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    /// Follows for how many commands there are events.
+    pub fn progress(&self) -> watch::Receiver<usize> {
+        self.commands.subscribe()
+    }
+}
+
+/// Connects, whatever it takes.
+async fn connect(uri: &str) -> (Connection, Channel) {
+    loop {
+        let attempt = async {
+            let connection = Connection::connect(uri, ConnectionProperties::default()).await.ok()?;
+            let channel = connection.create_channel().await.ok()?;
+            Some((connection, channel))
+        };
+        if let Ok(Some(wires)) = timeout(Duration::from_secs(5), attempt).await {
+            return wires;
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Declares the service's topology and the rig's own queue.
+pub async fn establish(uri: &str, config: &Config) {
+    let (connection, channel) = connect(uri).await;
+    let topology = config.topology();
+    redeemer::broker::topology::establish(&connection, &topology, redeemer::broker::topology::Mode::Create)
+        .await
+        .unwrap();
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    let options = QueueDeclareOptions { durable: true, ..Default::default() };
+    channel.queue_declare(RESULTS.into(), options, arguments).await.unwrap();
+    let (exchange, all) = (topology.names.results.as_str(), "redemption.#");
+    let options = QueueBindOptions::default();
+    channel
+        .queue_bind(RESULTS.into(), exchange.into(), all.into(), options, FieldTable::default())
+        .await
+        .unwrap();
+}
+
+/// Reads events until the runtime ends.
+pub fn read(uri: String) -> Told {
+    let told = Told { seen: Arc::default(), commands: watch::Sender::new(0) };
+    let reading = told.clone();
+    tokio::spawn(async move {
+        let mut commands = BTreeSet::new();
+        loop {
+            let (_connection, channel) = connect(&uri).await;
+            // Whatever goes wrong here, the next connection begins anew.
+            let _ = read_on(&channel, &reading, &mut commands).await;
+        }
+    });
+    told
+}
+
+async fn read_on(channel: &Channel, told: &Told, commands: &mut BTreeSet<String>) -> lapin::Result<()> {
+    channel.basic_qos(200, BasicQosOptions::default()).await?;
+    let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+    let mut consumer = channel.basic_consume(RESULTS.into(), "".into(), options, arguments).await?;
+    while let Some(delivery) = consumer.next().await {
+        let delivery = delivery?;
+        let event: Value = serde_json::from_slice(&delivery.data).unwrap_or_default();
+        let text =
+            |pointer: &str| event.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let correlation = delivery.properties.correlation_id().as_ref();
+        let seen = Seen {
+            command: correlation.map(|id| id.to_string()).unwrap_or_default(),
+            id: text("/id"),
+            outcome: text("/data/outcome"),
+            reason: text("/data/problem/reason"),
+            code: text("/data/coupon_code"),
+            number: text("/data/out_request_no"),
+            again: delivery.redelivered,
+        };
+        commands.insert(seen.command.clone());
+        told.seen.lock().unwrap().push(seen);
+        told.commands.send_replace(commands.len());
+        delivery.ack(BasicAckOptions::default()).await?;
+    }
+    Ok(())
+}
+
+/// Publishes the commands in order, never beyond the allowance, each until it is confirmed.
+pub async fn publish(
+    uri: String,
+    exchange: String,
+    commands: Vec<Command>,
+    mut allowance: watch::Receiver<usize>,
+) {
+    let mut wires = None;
+    for (nth, command) in commands.iter().enumerate() {
+        if allowance.wait_for(|allowed| *allowed > nth).await.is_err() {
+            return;
+        }
+        loop {
+            let (connection, channel) = match wires.take() {
+                Some(wires) => wires,
+                None => connect(&uri).await,
+            };
+            if try_publish(&channel, &exchange, command).await {
+                wires = Some((connection, channel));
+                break;
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+async fn try_publish(channel: &Channel, exchange: &str, command: &Command) -> bool {
+    let mut properties =
+        BasicProperties::default().with_delivery_mode(2).with_message_id(command.id.as_str().into());
+    if command.hopeless {
+        let mut headers = FieldTable::default();
+        let deadline = (Timestamp::now() + HOPELESS).to_string();
+        headers.insert(DEADLINE.into(), AMQPValue::LongString(deadline.into()));
+        properties = properties.with_headers(headers);
+    }
+    let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+    let publishing = async {
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        channel.basic_publish(exchange.into(), "use".into(), options, &command.body, properties).await?.await
+    };
+    matches!(timeout(LIMIT, publishing).await, Ok(Ok(Confirmation::Ack(None))))
+}
+
+/// Takes everything out of a queue: bodies, and the header of this name.
+pub async fn empty(uri: &str, queue: &str, header: &str) -> Vec<(Vec<u8>, String)> {
+    let (_connection, channel) = connect(uri).await;
+    let mut found = Vec::new();
+    while let Some(got) = channel.basic_get(queue.into(), BasicGetOptions::default()).await.unwrap() {
+        let headers = got.delivery.properties.headers().clone().unwrap_or_default();
+        let word = match headers.inner().get(header) {
+            Some(AMQPValue::LongString(text)) => text.to_string(),
+            _ => String::new(),
+        };
+        found.push((got.delivery.data.clone(), word));
+        got.delivery.ack(BasicAckOptions::default()).await.unwrap();
+    }
+    found
+}

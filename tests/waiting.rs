@@ -1,0 +1,549 @@
+//! Waiting, lanes, hosts and stops: the service against a real broker and the sandbox where answers stay away, come
+//! late, or speak of a world that has changed meanwhile.
+
+#![allow(clippy::unwrap_used)] // in the helpers too
+
+#[path = "support/bed.rs"]
+mod bed;
+#[path = "support/broker.rs"]
+mod broker;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bed::{Bed, Told, command, header, until};
+use jiff::{SignedDuration, Timestamp};
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
+use redeemer::config::Span;
+use redeemer::sandbox::{Act, Tuning};
+use redeemer::wechat::api::Prepared;
+use redeemer::wire::{command as wire_command, copy};
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
+
+/// A bed whose waits are short: tenths of seconds where the defaults have seconds.
+async fn quick() -> Bed {
+    let mut bed = Bed::new().await;
+    let span = |millis| Span(Duration::from_millis(millis));
+    bed.config.retry.initial = span(50);
+    bed.config.retry.settling = span(200);
+    bed.config.retry.in_process_max = span(800);
+    bed.config.retry.tiers = vec![span(500), span(1_000), span(2_000)];
+    bed
+}
+
+fn act(deed: &str) -> Act {
+    serde_json::from_value(json!({ "do": deed })).unwrap()
+}
+
+/// The attempts of one coupon in the ledger.
+fn attempts(bed: &Bed, code: &str) -> Vec<Value> {
+    let mut attempts = bed.ledger()["attempts"].as_array().unwrap().clone();
+    attempts.retain(|attempt| attempt["coupon_code"] == code);
+    attempts
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap()
+}
+
+async fn in_order(bed: &mut Bed, count: usize) -> Vec<Told> {
+    let mut told = Vec::new();
+    for _ in 0..count {
+        told.push(bed.told().await);
+    }
+    told
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_coupon_is_asked_about_one_call_at_a_time_and_no_other_waits_for_it() {
+    let mut bed = quick().await;
+    bed.issue("SLOW", json!({}));
+    bed.faults(json!([{"coupon_code": "SLOW", "fault": {"kind": "slow", "ms": 400}}]));
+    for nth in 0..5 {
+        bed.publish(&command("SLOW", &format!("USE_SLOW_{nth}"))).await;
+    }
+    for nth in 0..40 {
+        bed.issue(&format!("C{nth}"), json!({}));
+        bed.publish(&command(&format!("C{nth}"), &format!("USE_{nth:04}"))).await;
+    }
+    let service = bed.start().await;
+    let told = in_order(&mut bed, 45).await;
+    let slow: Vec<_> = told.iter().filter(|told| told.data("/coupon_code") == "SLOW").collect();
+    let numbers: Vec<_> = slow.iter().map(|told| told.data("/out_request_no").as_str().unwrap()).collect();
+    assert_eq!(numbers, ["USE_SLOW_0", "USE_SLOW_1", "USE_SLOW_2", "USE_SLOW_3", "USE_SLOW_4"]);
+    assert_eq!(slow[0].gist(), "redeemed - USED");
+    assert!(slow[1..].iter().all(|told| told.gist() == "refused used_by_another USED"));
+    let third = told.iter().position(|told| told.data("/out_request_no") == "USE_SLOW_2").unwrap();
+    assert!(third >= 40, "others waited: the slow coupon's third command was told as number {third}");
+    alone(&attempts(&bed, "SLOW"));
+    service.stop().await;
+}
+
+/// No two of these calls were under way at the same time.
+fn alone(attempts: &[Value]) {
+    for pair in attempts.windows(2) {
+        let ended = number(&pair[0]["at_us"]) + pair[0]["took_us"].as_u64().unwrap_or(0);
+        assert!(ended <= number(&pair[1]["at_us"]), "two calls at once: {pair:#?}");
+    }
+}
+
+/// A network in front of the sandbox that can be cut.
+struct Line {
+    address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl Line {
+    async fn open(at: &str, to: SocketAddr) -> Self {
+        let listener = TcpListener::bind(at).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let task = tokio::spawn(async move {
+            let mut carried = JoinSet::new();
+            loop {
+                let (mut near, _) = listener.accept().await.unwrap();
+                carried.spawn(async move {
+                    let mut far = TcpStream::connect(to).await.unwrap();
+                    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                });
+            }
+        });
+        Self { address, task }
+    }
+
+    /// Every connection ends, and new ones are refused.
+    async fn cut(self) -> SocketAddr {
+        self.task.abort();
+        let _ = self.task.await;
+        self.address
+    }
+}
+
+/// Works so many fresh commands one after the other, and counts the hosts that gave the last word on each.
+async fn hosts_of(bed: &mut Bed, prefix: &str, count: usize, gist: &str) -> BTreeMap<String, usize> {
+    let mut hosts = BTreeMap::new();
+    for nth in 0..count {
+        let code = format!("{prefix}{nth}");
+        if gist.starts_with("redeemed") {
+            bed.issue(&code, json!({}));
+        }
+        bed.publish(&command(&code, &format!("USE_{code}"))).await;
+        let told = bed.told().await;
+        assert_eq!(told.gist(), gist, "{:#}", told.event);
+        let evidence = told.data("/evidence").as_array().unwrap();
+        let host = evidence.last().unwrap()["host"].as_str().unwrap().to_owned();
+        *hosts.entry(host).or_default() += 1;
+    }
+    hosts
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_backup_serves_while_the_network_to_the_primary_is_down_and_only_then() {
+    let mut bed = quick().await;
+    let line = Line::open("127.0.0.1:0", bed.sandbox.addr()).await;
+    let primary = line.address.to_string();
+    let backup = bed.sandbox.addr().to_string();
+    bed.config.wechat.base_url = format!("http://{primary}");
+    bed.config.wechat.backup_base_url = format!("http://{backup}");
+    let service = bed.start().await;
+    // A hundredth of the calls keeps the backup proven; a handful among these is as much as chance allows.
+    let on = |hosts: &BTreeMap<String, usize>, name: &str| hosts.get(name).copied().unwrap_or(0);
+    let hosts = hosts_of(&mut bed, "A", 20, "redeemed - USED").await;
+    assert!(on(&hosts, &primary) >= 16, "{hosts:?}");
+    let hosts = hosts_of(&mut bed, "X", 20, "refused no_such_coupon -").await;
+    assert!(on(&hosts, &primary) >= 16, "a business error switches nothing: {hosts:?}");
+    bed.faults(json!([{"question": "use", "first_attempts": 1, "fault": {"kind": "html_502"}}]));
+    let hosts = hosts_of(&mut bed, "G", 5, "redeemed - USED").await;
+    assert!(on(&hosts, &primary) >= 3, "a gateway's 502 came over the network, too: {hosts:?}");
+    bed.faults(json!([]));
+
+    let address = line.cut().await;
+    let hosts = hosts_of(&mut bed, "B", 20, "redeemed - USED").await;
+    assert_eq!(on(&hosts, &backup), 20, "{hosts:?}");
+
+    let line = Line::open(&address.to_string(), bed.sandbox.addr()).await;
+    let mut back = 0;
+    for round in 0..40 {
+        let hosts = hosts_of(&mut bed, &format!("D{round}_"), 20, "redeemed - USED").await;
+        back = on(&hosts, &primary);
+        if back >= 16 {
+            break;
+        }
+    }
+    assert!(back >= 16, "it never switched back");
+    let uses = bed.uses();
+    let codes: std::collections::BTreeSet<_> = uses.iter().map(|(code, _)| code).collect();
+    assert_eq!(codes.len(), uses.len(), "one effect each, whichever way it went");
+    service.stop().await;
+    line.cut().await;
+}
+
+/// The headers of a copy that was put away once, for this command.
+fn copy_headers(bytes: &[u8]) -> BTreeMap<&'static str, AMQPValue> {
+    let prepared = Prepared::new(&wire_command::decode(bytes).unwrap());
+    let now = Timestamp::now();
+    let text = |text: &str| AMQPValue::LongString(text.into());
+    BTreeMap::from([
+        (copy::ATTEMPTS, text("3")),
+        (copy::TIERS, text("1")),
+        (copy::FIRST_SEEN, text(&(now - SignedDuration::from_secs(60)).to_string())),
+        (copy::DEADLINE, text(&(now + SignedDuration::from_hours(1)).to_string())),
+        (copy::LAST_VERDICT, text("unsure")),
+        (copy::BODY_SHA256, text(prepared.body_sha256())),
+        (copy::EVIDENCE, text("[]")),
+    ])
+}
+
+async fn publish_copy(bed: &Bed, bytes: &[u8], headers: BTreeMap<&'static str, AMQPValue>) {
+    let mut table = FieldTable::default();
+    for (name, value) in headers {
+        table.insert(name.into(), value);
+    }
+    bed.publish_bytes(bytes, BasicProperties::default().with_headers(table)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_with_bad_headers_ends_with_a_reason_and_harms_nobody() {
+    let mut bed = quick().await;
+    let service = bed.start().await;
+    let text = |text: &str| Some(AMQPValue::LongString(text.into()));
+    let damaged = "unresolved damaged_copy -";
+    let redeemed = "redeemed - USED";
+    let past = "2001-01-01T00:00:00Z";
+    let cases: Vec<(&'static str, Option<AMQPValue>, &str)> = vec![
+        (copy::ATTEMPTS, None, damaged),
+        (copy::TIERS, None, damaged),
+        (copy::FIRST_SEEN, None, damaged),
+        (copy::DEADLINE, None, damaged),
+        (copy::LAST_VERDICT, None, damaged),
+        (copy::BODY_SHA256, None, damaged),
+        (copy::EVIDENCE, None, damaged),
+        (copy::ATTEMPTS, text("seven"), damaged),
+        (copy::ATTEMPTS, text("-1"), damaged),
+        (copy::ATTEMPTS, Some(AMQPValue::LongInt(3)), damaged),
+        (copy::ATTEMPTS, Some(AMQPValue::FieldTable(FieldTable::default())), damaged),
+        (copy::TIERS, text("99999999999999999999"), damaged),
+        (copy::FIRST_SEEN, text("yesterday"), damaged),
+        (copy::DEADLINE, text("tomorrow"), damaged),
+        (copy::DEADLINE, text("10000-01-01T00:00:00Z"), damaged),
+        (copy::DEADLINE, Some(AMQPValue::Timestamp(1_772_685_045)), damaged),
+        (copy::LAST_VERDICT, text("redeemed"), damaged),
+        (copy::LAST_VERDICT, text("objected because"), damaged),
+        (copy::BODY_SHA256, text(&"0".repeat(64)), damaged),
+        (copy::BODY_SHA256, text(""), damaged),
+        (copy::EVIDENCE, text("[{\"at\": 1}]"), damaged),
+        (copy::EVIDENCE, text(&"[".repeat(10_000)), damaged),
+        (copy::OBJECTION, text("{\"http_status\": 99999999}"), damaged),
+        (copy::OBJECTION, Some(AMQPValue::Boolean(true)), damaged),
+        // Nothing says that these are forged: they are believed as far as they can do no harm.
+        (copy::ATTEMPTS, text("1000000"), "unresolved attempts_exhausted EFFECTIVE"),
+        (copy::ATTEMPTS, text("4294967295"), "unresolved attempts_exhausted EFFECTIVE"),
+        (copy::DEADLINE, text(past), "unresolved deadline_passed EFFECTIVE"),
+        (copy::DEADLINE, text("9999-12-30T00:00:00Z"), redeemed),
+        (copy::FIRST_SEEN, text("9999-12-30T00:00:00Z"), redeemed),
+        // First seen before the furthest deadline that is ever kept to.
+        (copy::FIRST_SEEN, text(past), "unresolved deadline_passed EFFECTIVE"),
+        (copy::TIERS, text("4294967295"), redeemed),
+        (copy::LAST_VERDICT, text("clear"), redeemed),
+        (copy::LAST_VERDICT, text("objected expired"), "refused expired EFFECTIVE"),
+        (copy::LAST_VERDICT, text("objected-unsigned expired"), redeemed),
+    ];
+    let published = cases.len();
+    for (nth, (name, value, expected)) in cases.into_iter().enumerate() {
+        let code = format!("C{nth}");
+        bed.issue(&code, json!({}));
+        let bytes = command(&code, &format!("USE_{nth:04}")).to_string().into_bytes();
+        let mut headers = copy_headers(&bytes);
+        match &value {
+            Some(value) => headers.insert(name, value.clone()),
+            None => headers.remove(name),
+        };
+        publish_copy(&bed, &bytes, headers).await;
+        let told = bed.told().await;
+        let what = format!("{name}: {value:?}");
+        assert_eq!(told.gist(), expected, "{what}: {:#}", told.event);
+        assert_eq!(told.data("/coupon_code"), &json!(code), "{what}");
+        if expected.starts_with("unresolved") {
+            let (kept, headers) = bed.parked().await;
+            assert_eq!(kept, bytes, "{what}");
+            let reason = header(&headers, "x-redemption-parked-reason");
+            assert_eq!(reason, told.data("/problem/reason").as_str().unwrap(), "{what}");
+        }
+        let calls = attempts(&bed, &code);
+        let uses = calls.iter().filter(|call| call["question"] == "use").count();
+        assert_eq!(uses, usize::from(expected == redeemed), "{what}: {calls:#?}");
+        if expected == damaged {
+            assert!(calls.is_empty(), "{what}: nobody knows what was asked before, so nothing is asked now");
+            let problem = told.data("/problem/faults/0/problem").as_str().unwrap_or_default();
+            let changed = name == copy::BODY_SHA256 && problem.contains("body differs");
+            assert!(problem.contains(name) || changed, "{what}: {problem}");
+        }
+    }
+    bed.issue("GOOD", json!({}));
+    bed.publish(&command("GOOD", "USE_GOOD")).await;
+    assert_eq!(bed.told().await.gist(), redeemed, "the next command is unharmed");
+    // Every one was taken once and ended: none of them went round.
+    assert_eq!(service.metric(r#"redeemer_commands_taken_total{arrival="copy"}"#).await as usize, published);
+    let ended = r#"redeemer_commands_settled_total{how="ended"}"#;
+    service.wait_metric(ended, (published + 1) as f64).await;
+    assert_eq!(service.metric(r#"redeemer_commands_settled_total{how="deferred"}"#).await, 0.0);
+    service.stop().await;
+    assert_eq!(bed.ready(&bed.config.broker.names.commands).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_header_keeps_a_command_waiting_beyond_the_furthest_deadline() {
+    let bed = quick().await;
+    bed.issue("C1", json!({}));
+    bed.faults(json!([{"fault": {"kind": "html_502"}}]));
+    let service = bed.start_unready().await;
+    // The wait queues are made before it counts as connected.
+    service.wait_metric("redeemer_broker_connected", 1.0).await;
+    let mut tier = bed.in_tier("2s").await;
+    let bytes = command("C1", "USE_0001").to_string().into_bytes();
+    let mut headers = copy_headers(&bytes);
+    headers.insert(copy::TIERS, AMQPValue::LongString("7".into()));
+    headers.insert(copy::FIRST_SEEN, AMQPValue::LongString("9999-12-30T00:00:00Z".into()));
+    headers.insert(copy::DEADLINE, AMQPValue::LongString("9999-12-30T00:00:00Z".into()));
+    publish_copy(&bed, &bytes, headers).await;
+    let copied = bed::next(&mut tier, "the copy in the last tier").await;
+    let headers = copied.properties.headers().clone().unwrap();
+    let time = |name| header(&headers, name).parse::<Timestamp>().unwrap();
+    assert!(time(copy::FIRST_SEEN) <= Timestamp::now());
+    let furthest = Timestamp::now() + SignedDuration::try_from(bed.config.retry.deadline_max.0).unwrap();
+    assert!(time(copy::DEADLINE) <= furthest);
+    assert_eq!(header(&headers, copy::TIERS), "8");
+    assert_eq!(copied.data, bytes);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coupon_returned_between_two_attempts_is_refused_and_not_used_again() {
+    let mut bed = quick().await;
+    bed.config.retry.settling = Span(Duration::from_secs(1));
+    bed.config.retry.in_process_max = Span(Duration::from_secs(4));
+    let service = bed.start().await;
+    for (code, fault) in [("C1", "cut_after_effect"), ("C2", "probe_signature")] {
+        bed.issue(code, json!({}));
+        bed.faults(json!([{"coupon_code": code, "question": "use", "times": 1, "fault": {"kind": fault}}]));
+        bed.publish(&command(code, &format!("USE_{code}"))).await;
+        until("the effect", async || bed.uses().iter().any(|(used, _)| used == code)).await;
+        bed.sandbox.act(code, &act("return")).unwrap();
+        let told = bed.told().await;
+        assert_eq!(told.gist(), "refused returned_since EFFECTIVE", "{:#}", told.event);
+        assert_eq!(told.data("/established_by"), "inquiry");
+        let calls = attempts(&bed, code);
+        let asked: Vec<_> = calls.iter().map(|call| call["question"].as_str().unwrap()).collect();
+        assert_eq!(asked, ["use", "inquire"], "nothing is sent after a return was seen");
+    }
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coupon_that_ends_between_two_attempts_is_refused_by_its_state() {
+    let mut bed = quick().await;
+    bed.config.retry.settling = Span(Duration::from_secs(1));
+    bed.config.retry.in_process_max = Span(Duration::from_secs(4));
+    let service = bed.start().await;
+    for (code, deed, expected) in [
+        ("C1", "delete", "refused deleted DELETED"),
+        ("C2", "expire", "refused expired EXPIRED"),
+        ("C3", "deactivate", "refused deactivated DEACTIVATED"),
+        ("C4", "use", "refused used_by_another USED"),
+    ] {
+        bed.issue(code, json!({}));
+        let fault = json!({"kind": "cut_before_effect"});
+        bed.faults(json!([{"coupon_code": code, "question": "use", "times": 1, "fault": fault}]));
+        bed.publish(&command(code, &format!("USE_{code}"))).await;
+        until("the first attempt", async || attempts(&bed, code).len() == 1).await;
+        bed.sandbox.act(code, &act(deed)).unwrap();
+        let told = bed.told().await;
+        assert_eq!(told.gist(), expected, "{:#}", told.event);
+        let calls = attempts(&bed, code);
+        assert_eq!(calls.iter().filter(|call| call["question"] == "use").count(), 1, "{calls:#?}");
+    }
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rounds_of_a_sequential_coupon_and_a_coupon_of_a_bundle_are_redeemed_as_asked() {
+    let mut bed = quick().await;
+    let service = bed.start().await;
+    bed.issue("SEQ", json!({"usage_mode": "SEQUENTIAL", "rounds": 3}));
+    bed.issue("CUT", json!({"usage_mode": "SEQUENTIAL", "rounds": 2}));
+    bed.issue("B0", json!({"usage_mode": "PROGRESSIVE_BUNDLE", "bundle_id": "BUNDLE", "bundle_index": 0}));
+    bed.issue("B1", json!({"usage_mode": "PROGRESSIVE_BUNDLE", "bundle_id": "BUNDLE", "bundle_index": 1}));
+    let cut = |kind: &str| json!([{"question": "use", "first_attempts": 1, "fault": {"kind": kind}}]);
+    let round = |code: &str, number: &str, index: u32| {
+        let mut command = command(code, number);
+        command["sequential_coupon_index"] = json!(index);
+        command
+    };
+    for (faults, asked, expected, by) in [
+        (json!([]), round("SEQ", "USE_SEQ_0", 0), "redeemed -", "answer"),
+        (json!([]), round("SEQ", "USE_SEQ_0", 0), "redeemed -", "answer"),
+        (json!([]), round("SEQ", "USE_SEQ_1", 1), "redeemed -", "answer"),
+        (json!([]), round("SEQ", "USE_SEQ_X", 0), "refused used_by_another", "inquiry"),
+        (cut("cut_after_effect"), round("CUT", "USE_CUT_0", 0), "redeemed -", "inquiry"),
+        (cut("cut_before_effect"), round("CUT", "USE_CUT_1", 1), "redeemed -", "answer"),
+        (json!([]), command("B0", "USE_B0"), "redeemed -", "answer"),
+        (cut("cut_after_effect"), command("B1", "USE_B1"), "redeemed -", "inquiry"),
+    ] {
+        bed.faults(faults);
+        bed.publish(&asked).await;
+        let told = bed.told().await;
+        assert!(told.gist().starts_with(expected), "{asked}: {} {:#}", told.gist(), told.event);
+        assert_eq!(told.data("/established_by"), by, "{asked}: {:#}", told.event);
+    }
+    let mut uses = bed.uses();
+    uses.sort();
+    let expected = [
+        ("B0", "USE_B0"),
+        ("B1", "USE_B1"),
+        ("CUT", "USE_CUT_0"),
+        ("CUT", "USE_CUT_1"),
+        ("SEQ", "USE_SEQ_0"),
+        ("SEQ", "USE_SEQ_1"),
+    ];
+    assert_eq!(uses, expected.map(|(code, number)| (code.to_owned(), number.to_owned())));
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_later_better_outcome_supersedes_an_unresolved_one() {
+    let mut bed = quick().await;
+    let service = bed.start().await;
+    for (code, fault, keeps_headers) in [
+        ("C1", "cut_before_effect", false),
+        ("C2", "cut_after_effect", false),
+        ("C3", "cut_after_effect", true),
+    ] {
+        bed.issue(code, json!({}));
+        // Inquiries fail, too: nobody can find out in time.
+        bed.faults(json!([
+            {"coupon_code": code, "question": "use", "fault": {"kind": fault}},
+            {"coupon_code": code, "question": "inquire", "fault": {"kind": "no_signature"}},
+        ]));
+        let bytes = command(code, &format!("USE_{code}")).to_string().into_bytes();
+        let mut headers = FieldTable::default();
+        let soon = Timestamp::now() + SignedDuration::from_secs(2);
+        headers.insert(copy::DEADLINE.into(), AMQPValue::LongString(soon.to_string().into()));
+        bed.publish_bytes(&bytes, BasicProperties::default().with_headers(headers)).await;
+        let unresolved = bed.told().await;
+        assert_eq!(unresolved.gist(), "unresolved deadline_passed -");
+        let (kept, headers) = bed.parked().await;
+        assert_eq!(kept, bytes);
+
+        bed.faults(json!([]));
+        let properties = match keeps_headers {
+            true => BasicProperties::default().with_headers(headers),
+            false => BasicProperties::default(),
+        };
+        bed.publish_bytes(&kept, properties).await;
+        let redeemed = bed.told().await;
+        assert_eq!(redeemed.gist(), "redeemed - USED", "{code}: {:#}", redeemed.event);
+        assert_ne!(redeemed.event["id"], unresolved.event["id"]);
+        for same in ["/coupon_code", "/out_request_no"] {
+            assert_eq!(redeemed.data(same), unresolved.data(same));
+        }
+        assert_eq!(bed.uses().iter().filter(|(used, _)| used == code).count(), 1);
+    }
+    service.stop().await;
+}
+
+fn of_brand(code: &str, brand: &str, number: &str) -> Value {
+    let mut command = command(code, number);
+    command["brand_id"] = json!(brand);
+    command
+}
+
+fn unauthorised(bed: &Bed, brands: &[&str]) {
+    let brands = brands.iter().map(|brand| (*brand).to_owned()).collect();
+    bed.sandbox.tune(Tuning { unauthorised_brands: Some(brands), ..Tuning::default() });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_brand_that_has_not_authorised_us_is_refused_while_another_is_served() {
+    let mut bed = quick().await;
+    bed.config.retry.in_process_max = Span(Duration::from_secs(8));
+    unauthorised(&bed, &["666666"]);
+    // The stranger comes first, when no brand has let us in yet.
+    for nth in 0..5 {
+        let code = format!("B{nth}");
+        bed.issue(&code, json!({"brand_id": "666666"}));
+        bed.publish(&of_brand(&code, "666666", &format!("USE_{code}"))).await;
+    }
+    for nth in 0..20 {
+        bed.issue(&format!("C{nth}"), json!({}));
+        bed.publish(&command(&format!("C{nth}"), &format!("USE_{nth:04}"))).await;
+    }
+    let service = bed.start_unready().await;
+    for told in in_order(&mut bed, 25).await {
+        let expected = match told.data("/brand_id").as_str() {
+            Some("666666") => "refused not_authorised -",
+            _ => "redeemed - USED",
+        };
+        assert_eq!(told.gist(), expected, "{:#}", told.event);
+    }
+    service.wait_ready().await;
+    assert_eq!(bed.uses().len(), 20);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_no_brand_lets_us_in_consumption_stops_and_resumes_by_itself() {
+    let mut bed = quick().await;
+    let service = bed.start().await;
+    for (nth, brand) in ["120344", "666666"].into_iter().enumerate() {
+        bed.issue(&format!("A{nth}"), json!({"brand_id": brand}));
+        bed.publish(&of_brand(&format!("A{nth}"), brand, &format!("USE_A{nth}"))).await;
+        assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    }
+    unauthorised(&bed, &["*"]);
+    for nth in 0..30 {
+        let (code, brand) = (format!("C{nth}"), if nth % 2 == 0 { "120344" } else { "666666" });
+        bed.issue(&code, json!({"brand_id": brand}));
+        bed.publish(&of_brand(&code, brand, &format!("USE_{code}"))).await;
+    }
+    until("the stop", async || service.get("/readyz").await.1.contains("NO_AUTH")).await;
+    assert_eq!(service.metric(r#"redeemer_stopped{fault="unauthorised"}"#).await, 1.0);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(service.get("/readyz").await.1.contains("NO_AUTH"), "it stays stopped");
+    assert_eq!(bed.uses().len(), 2);
+    unauthorised(&bed, &[]);
+    for told in in_order(&mut bed, 30).await {
+        assert_eq!(told.gist(), "redeemed - USED", "no coupon is charged with it: {:#}", told.event);
+    }
+    service.wait_ready().await;
+    assert_eq!(bed.uses().len(), 32);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_clock_stops_consumption_and_the_reason_says_by_how_much() {
+    let mut bed = quick().await;
+    for nth in 0..20 {
+        bed.issue(&format!("C{nth}"), json!({}));
+        bed.publish(&command(&format!("C{nth}"), &format!("USE_{nth:04}"))).await;
+    }
+    bed.sandbox.set_clock_offset(600);
+    let service = bed.start_unready().await;
+    until("the stop", async || service.get("/readyz").await.1.contains("clock is")).await;
+    let reason = service.get("/readyz").await.1;
+    let seconds = |text: &str| text.split("clock is ").nth(1)?.split(' ').next()?.parse::<f64>().ok();
+    let behind = seconds(&reason).unwrap_or_else(|| panic!("{reason}"));
+    assert!((598.0..=602.0).contains(&behind), "{reason}");
+    assert!(reason.contains("s behind the provider's"), "{reason}");
+    let skew = service.metric("redeemer_clock_skew_seconds").await;
+    assert!((598.0..=602.0).contains(&skew), "{skew}");
+    assert!(bed.uses().is_empty());
+    bed.sandbox.set_clock_offset(0);
+    for told in in_order(&mut bed, 20).await {
+        assert_eq!(told.gist(), "redeemed - USED", "{:#}", told.event);
+    }
+    service.wait_ready().await;
+    service.stop().await;
+}
