@@ -62,9 +62,10 @@ impl Delivery {
         self.properties.reply_to().as_ref().map(|key| key.as_str()).filter(|key| !key.is_empty())
     }
 
-    /// W3C trace context, where it is one by its length.
+    /// W3C trace context, where it has that shape: it goes on into a header of HTTP.
     pub fn traceparent(&self) -> Option<&str> {
-        self.header("traceparent").filter(|text| text.len() <= 128)
+        let hex = |byte: u8| byte.is_ascii_hexdigit() || byte == b'-';
+        self.header("traceparent").filter(|text| text.len() == 55 && text.bytes().all(hex))
     }
 
     pub(super) fn headers(&self) -> Option<&FieldTable> {
