@@ -502,7 +502,7 @@ async fn key_and_certificate_are_exchanged_together_without_a_restart() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_result_that_a_full_queue_refuses_is_published_again_and_costs_no_delivery() {
-    let mut bed = Bed::new().await;
+    let bed = Bed::new().await;
     let mut arguments = FieldTable::default();
     arguments.insert("x-max-length".into(), AMQPValue::LongInt(1));
     arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
