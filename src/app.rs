@@ -4,7 +4,7 @@
 //! what was in hand is dropped, the broker delivers it again, and the next generation begins from the handshake.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::FutureExt as _;
@@ -60,6 +60,8 @@ impl From<ConfigFault> for Refusal {
 const TICK: Duration = Duration::from_millis(250);
 /// How long calls may be held back before what was prefetched is handed back.
 const GRACE: Duration = Duration::from_secs(10);
+/// How long a refused publish is news.
+const REFUSED_LATELY: Duration = Duration::from_secs(10);
 /// Time between two looks at the number of consumers.
 const CENSUS: Duration = Duration::from_secs(1);
 
@@ -83,6 +85,12 @@ pub async fn run(
         download_every: config.wechat.download_every.0,
     };
     let keyring = sources.load(PublicKeys::default()).map_err(Refusal::Keys)?;
+    let asked = config.wechat.verification_serial.as_str();
+    if !asked.is_empty() && keyring.public.get(asked).is_none() && !sources.files.downloads {
+        let problem =
+            "no key of this serial is held; answers signed with it could not be believed".to_owned();
+        return Err(ConfigFault { key: "wechat.verification_serial".to_owned(), problem }.into());
+    }
     let keys: SharedKeyring = Arc::new(RwLock::new(Arc::new(keyring)));
     let client = Arc::new(Client::new(config.wechat_settings()?, keys.clone())?);
 
@@ -105,6 +113,7 @@ pub async fn run(
         horizon: config.horizon(),
         source: config.event.source.clone(),
         brands: Brands::default(),
+        refused: Mutex::default(),
     });
     let mut service = Service {
         keys,
@@ -360,8 +369,7 @@ impl Service {
             return Ok(());
         }
         if let Some((appetite, deliveries)) = consumer.take() {
-            let left = deliveries.cancel(Duration::from_secs(5)).await;
-            hand_back(left).await;
+            hand_back(deliveries.cancel(Duration::from_secs(5)).await?).await;
             if appetite == Appetite::Full {
                 let waiting = self.lanes.clear();
                 for held in waiting {
@@ -439,7 +447,10 @@ impl Service {
         let reasons = vec!["stopping".to_owned()];
         self.tell(None, false, reasons);
         if let Some((_, deliveries)) = consumer {
-            hand_back(deliveries.cancel(Duration::from_secs(5)).await).await;
+            match deliveries.cancel(Duration::from_secs(5)).await {
+                Ok(left) => hand_back(left).await,
+                Err(why) => warn!(why, "the broker will deliver again what it had handed over"),
+            }
         }
         for held in self.lanes.clear() {
             let _ = held.taken.delivery.release().await;
@@ -449,8 +460,16 @@ impl Service {
         kill_point::reached(KillPoint::Draining);
         let drain = self.drain;
         let finish = async {
-            while let Some(done) = self.jobs.join_next().await {
-                self.finished(done, None);
+            let mut alive = interval(TICK);
+            loop {
+                tokio::select! {
+                    done = self.jobs.join_next() => match done {
+                        Some(done) => self.finished(done, None),
+                        None => return,
+                    },
+                    // The process is alive while it finishes, however long that takes.
+                    _ = alive.tick() => self.turned(),
+                }
             }
         };
         if timeout(drain, finish).await.is_err() {
@@ -471,8 +490,19 @@ impl Service {
         }
         let metrics = &self.tools.metrics;
         metrics.blocked(health.blocked.is_some());
+        let refused = self.tools.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((at, why)) = refused
+            && at.elapsed() < REFUSED_LATELY
+        {
+            reasons.push(format!(
+                "broker: results or copies are not accepted ({why}); they are published again"
+            ));
+        }
+        let idle = self.lanes.held() == 0;
         let (open, cause) = match state {
             State::Closed => (false, None),
+            // It consumes, and nothing waits for it: there is nothing to find out, and nothing late.
+            State::HalfOpen { cause: Cause::Failing, .. } if idle && consuming => (false, None),
             State::HalfOpen { cause: Cause::Starting, .. } => (false, None),
             State::HalfOpen { cause, .. } | State::Open { cause, .. } => (true, Some(cause)),
         };
@@ -623,8 +653,9 @@ impl KeyKeeper {
                     Ok(brought) => {
                         info!(certificates = brought.iter().count(), "platform certificates downloaded");
                         downloaded = brought;
-                        download_at = Instant::now() + self.sources.download_every;
-                        self.take_into_use(&downloaded, &mut seen);
+                        let taken = self.take_into_use(&downloaded, &mut seen);
+                        let pause = if taken { self.sources.download_every } else { DOWNLOAD_AGAIN };
+                        download_at = Instant::now() + pause;
                     }
                     Err(why) => {
                         warn!(%why, "platform certificates could not be downloaded; the ones held stay in use");

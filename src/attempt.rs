@@ -391,6 +391,11 @@ impl Progress {
     pub fn begin(&mut self, limits: &Limits, now: Timestamp) -> Step {
         // The delivery before this one may have sent the body a moment ago. If it took effect, that can be seen
         // at once; nothing else that is seen before the settling time counts.
+        let late = self.deadline.duration_since(now) <= SignedDuration::ZERO;
+        if late && self.may_have_executed() {
+            // The last inquiry must count, whatever it finds.
+            return self.settle(limits, now);
+        }
         self.early = self.may_have_executed();
         self.ask_after(Duration::ZERO, limits, now)
     }

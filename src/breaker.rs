@@ -113,15 +113,22 @@ impl Policy {
 
     /// Whether a call may be made now, and whether it is the one that goes alone.
     fn try_pass(&mut self, now: Timestamp) -> Option<Kind> {
-        if let State::Open { cause, until } = self.state
-            && until <= now
-        {
-            self.state = State::HalfOpen { cause, probing: false };
-        }
+        self.ripen(now);
         match &mut self.state {
             State::Closed => Some(Kind::Free),
             State::HalfOpen { probing, .. } => (!std::mem::replace(probing, true)).then_some(Kind::Probe),
             State::Open { .. } => None,
+        }
+    }
+
+    /// A pause that has passed makes it half-open. One that lies further ahead than any pause is long was begun by a
+    /// clock that has been set back since.
+    fn ripen(&mut self, now: Timestamp) {
+        if let State::Open { cause, until } = self.state
+            && (until <= now
+                || until.duration_since(now) > SignedDuration::from_secs(LONGEST_PAUSE.as_secs() as i64))
+        {
+            self.state = State::HalfOpen { cause, probing: false };
         }
     }
 
@@ -131,7 +138,9 @@ impl Policy {
             (State::HalfOpen { .. }, Sign::Failing | Sign::Neutral | Sign::Fault(_))
                 if kind == Kind::Free => {}
             (_, Sign::Fault(fault)) => self.open(Cause::Fault(fault), now),
-            (State::HalfOpen { .. }, Sign::Well) => {
+            // An answer that says nothing of us still says that the provider answers.
+            (State::HalfOpen { cause: Cause::Starting | Cause::Failing, .. }, Sign::Neutral)
+            | (State::HalfOpen { .. }, Sign::Well) => {
                 self.state = State::Closed;
                 self.results.clear();
                 self.pause = FIRST_PAUSE;
@@ -243,13 +252,7 @@ impl Breaker {
 
     /// Lets an open breaker become half-open when its time has come, without a call waiting for it.
     pub fn ripen(&self, now: Timestamp) {
-        self.change(|policy| {
-            if let State::Open { cause, until } = policy.state
-                && until <= now
-            {
-                policy.state = State::HalfOpen { cause, probing: false };
-            }
-        });
+        self.change(|policy| policy.ripen(now));
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Policy) -> T) -> T {
@@ -365,6 +368,25 @@ mod tests {
         assert!(policy.try_pass(at(0)).is_none(), "a latecomer's end makes no room");
         policy.abandon(Kind::Probe);
         assert!(policy.try_pass(at(0)).is_some());
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_does_not_keep_it_open() {
+        let mut policy = closed();
+        policy.note(Kind::Free, Sign::Fault(Fault::Unauthenticated), at(8 * 3_600_000));
+        assert!(policy.try_pass(at(0)).is_some());
+    }
+
+    #[test]
+    fn an_answer_that_says_nothing_of_us_still_ends_a_providers_outage_but_not_a_fault_of_ours() {
+        let mut policy = Policy::new();
+        policy.try_pass(at(0));
+        policy.note(Kind::Probe, Sign::Neutral, at(0));
+        assert_eq!(policy.state, State::Closed);
+        policy.note(Kind::Free, Sign::Fault(Fault::Unauthenticated), at(0));
+        policy.try_pass(at(1_000));
+        policy.note(Kind::Probe, Sign::Neutral, at(1_000));
+        assert!(matches!(policy.state, State::HalfOpen { probing: false, .. }));
     }
 
     #[test]

@@ -303,15 +303,21 @@ impl Deliveries {
     }
 
     /// Stops the consumer and gives back what it had already handed over but nobody has taken.
-    pub async fn cancel(mut self, limit: Duration) -> Vec<Delivery> {
+    ///
+    /// # Errors
+    /// Where the broker does not confirm in time. What it had handed over then stays unsettled, so the generation
+    /// must end.
+    pub async fn cancel(mut self, limit: Duration) -> Result<Vec<Delivery>, String> {
         let cancelled = self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default());
-        if timeout(limit, cancelled).await.is_err() {
-            return Vec::new();
+        match timeout(limit, cancelled).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(format!("the consumer could not be stopped: {error}")),
+            Err(_) => return Err(format!("the broker did not stop the consumer within {limit:?}")),
         }
         let mut left = Vec::new();
         while let Ok(Some(Ok(delivery))) = timeout(limit, self.consumer.next()).await {
             left.push(Delivery::new(delivery));
         }
-        left
+        Ok(left)
     }
 }

@@ -365,7 +365,12 @@ impl Config {
         let Self { broker, wechat, work, retry, pace, admin, log, .. } = self;
         wrong((1..=2_000).contains(&broker.prefetch), "broker.prefetch", "must be 1 to 2000");
         wrong((1..=2_000).contains(&work.concurrency), "work.concurrency", "must be 1 to 2000");
-        wrong(broker.heartbeat.0.as_secs() >= 1, "broker.heartbeat", "must be 1s or more");
+        wrong((1..=60).contains(&broker.heartbeat.0.as_secs()), "broker.heartbeat", "must be 1s to 60s");
+        let patient = broker.connect_timeout.0 <= Duration::from_secs(20);
+        wrong(patient, "broker.connect_timeout", "must be 20s at most");
+        // A delivery is held meanwhile, and the broker closes the channel after half an hour.
+        let held = retry.in_process_max.0 <= Duration::from_secs(600);
+        wrong(held, "retry.in_process_max", "must be 10m at most");
         wrong(mode(&broker.topology).is_some(), "broker.topology", "must be create, verify or off");
         wrong(broker.delivery_limit >= 1, "broker.delivery_limit", "must be 1 or more");
         for (key, span) in [

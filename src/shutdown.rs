@@ -24,9 +24,9 @@ impl Trigger {
 }
 
 impl Shutdown {
-    /// Whether it is time to stop.
+    /// Whether it is time to stop. A trigger that is dropped means stop.
     pub fn asked(&self) -> bool {
-        *self.0.borrow()
+        *self.0.borrow() || self.0.has_changed().is_err()
     }
 
     /// Waits until it is time to stop. A trigger that is dropped means stop.

@@ -5,7 +5,6 @@
 //! its connection, and then the broker delivers it again.
 
 use std::collections::HashMap;
-use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,9 +16,10 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, error, info, warn};
 
 use crate::attempt::{Evidence, Limits, Outcome, Progress, Step};
+use crate::backoff::Backoff;
 use crate::breaker::{Breaker, Sign};
 use crate::broker::delivery::Delivery;
-use crate::broker::publisher::{NotPublished, Published, Publisher};
+use crate::broker::publisher::{NotPublished, PARKED_REASON, Published, Publisher};
 use crate::kill_point::{self, KillPoint};
 use crate::metrics::{Arrival, Message, Metrics, Settling};
 use crate::pace::{Budget, Pacer};
@@ -51,6 +51,8 @@ pub struct Tools {
     pub source: String,
     /// How brands answered lately.
     pub brands: Brands,
+    /// When the broker last refused a message of ours, and how.
+    pub refused: Mutex<Option<(Instant, NotPublished)>>,
 }
 
 /// A delivery, read, on its way to be worked on.
@@ -112,18 +114,18 @@ pub async fn work(
     let Taken { delivery, command, at } = taken;
     kill_point::reached(KillPoint::Taken);
     let worked = match command {
-        Err(rejected) => refuse(tools, publisher, delivery, &rejected, at).await,
+        Err(rejected) => refuse(tools, publisher, delivery, &rejected, at, &cut).await,
         Ok(redemption) => {
             let prepared = Prepared::new(&redemption);
             match progress(tools, &delivery, &prepared, at) {
                 Err(Unstartable::Damage(damage)) => {
-                    set_damaged_aside(tools, publisher, delivery, &redemption, &damage, at).await
+                    set_damaged_aside(tools, publisher, delivery, &redemption, &damage, at, &cut).await
                 }
                 Err(Unstartable::Deadline) => {
                     let problem = format!("its header {} is not an RFC 3339 time", copy::DEADLINE);
                     let faults = vec![Fault { pointer: String::new(), problem }];
                     let rejected = Rejected { faults, legible: Legible::from(&redemption) };
-                    refuse(tools, publisher, delivery, &rejected, at).await
+                    refuse(tools, publisher, delivery, &rejected, at, &cut).await
                 }
                 Ok(carried) => {
                     let troubled = false;
@@ -166,6 +168,8 @@ fn progress(
     prepared: &Prepared,
     now: Timestamp,
 ) -> Result<Carried, Unstartable> {
+    // What was parked, by us or by the broker, comes back without the marks of a redelivery.
+    let parked_before = ["x-death", "x-first-death-reason", PARKED_REASON];
     let again = delivery.redelivered();
     if copy::is_copy(|name| delivery.has_header(name)) {
         // The one header of a copy that may be absent; all others are missed where they are no text.
@@ -185,6 +189,7 @@ fn progress(
         return Err(Unstartable::Deadline);
     }
     let deadline = copy::deadline(text, now, tools.horizon).map_err(|_| Unstartable::Deadline)?;
+    let again = again || parked_before.into_iter().any(|name| delivery.has_header(name));
     Ok(Carried { progress: Progress::new(now, deadline, again), evidence: Vec::new() })
 }
 
@@ -195,13 +200,14 @@ async fn refuse(
     delivery: Delivery,
     rejected: &Rejected,
     at: Timestamp,
+    cut: &Cut,
 ) -> Worked {
     let digest = hex(&Sha256::digest(delivery.body()));
     let event = event::tell_invalid(rejected, &digest, telling(tools, &delivery, at, 0, &[]));
     let faults = rejected.faults.iter().map(|fault| format!("{}: {}", fault.pointer, fault.problem));
     let faults = faults.collect::<Vec<_>>().join("; ");
     let number = rejected.legible.out_request_no.as_ref().map(|number| number.as_str());
-    let proof = tell_and_park(tools, publisher, &delivery, &event, Reason::InvalidCommand, at).await?;
+    let proof = tell_and_park(tools, publisher, &delivery, &event, Reason::InvalidCommand, at, cut).await?;
     tools.metrics.ended(&Outcome::Invalid, Duration::ZERO);
     warn!(out_request_no = number, faults, "invalid: not a command; parked");
     Ok((Settling::Ended, delivery, proof))
@@ -215,11 +221,12 @@ async fn set_damaged_aside(
     redemption: &Redemption,
     damage: &Damage,
     at: Timestamp,
+    cut: &Cut,
 ) -> Worked {
     let digest = hex(&Sha256::digest(delivery.body()));
     let told = telling(tools, &delivery, at, 0, &[]);
     let event = event::tell_damaged(redemption, &damage.to_string(), &digest, told);
-    let proof = tell_and_park(tools, publisher, &delivery, &event, Reason::DamagedCopy, at).await?;
+    let proof = tell_and_park(tools, publisher, &delivery, &event, Reason::DamagedCopy, at, cut).await?;
     let outcome = Outcome::Unresolved { reason: Reason::DamagedCopy, coupon: None, objection: None };
     tools.metrics.ended(&outcome, Duration::ZERO);
     error!(out_request_no = %redemption.out_request_no, %damage, "unresolved: damaged copy; parked");
@@ -233,23 +240,74 @@ async fn tell_and_park(
     event: &Event,
     reason: Reason,
     at: Timestamp,
+    cut: &Cut,
 ) -> Result<Published, Interrupted> {
-    let told = publish(tools, Message::Event, publisher.event(event, delivery)).await?;
-    let parked = publisher.park(delivery, reason.as_str(), at, Vec::new());
-    Ok(told.and(publish(tools, Message::Parked, parked).await?))
+    let told = publish(tools, publisher, delivery, cut, Outgoing::Event(event)).await?;
+    let parked = publish(tools, publisher, delivery, cut, Outgoing::Parked(reason, at, &[])).await?;
+    Ok(told.and(parked))
 }
 
+/// Publishes until it is proven. What the broker refuses (a subscriber's queue is full, a quorum queue has no leader)
+/// or returns (a binding is missing) is published again with growing pauses, here, in the slot: the slots fill up and
+/// consumption stops by itself. Ending the generation instead would count a failed delivery against every command in
+/// hand, until the broker parks them all.
 async fn publish(
     tools: &Tools,
-    message: Message,
-    publishing: impl Future<Output = Result<Published, NotPublished>>,
+    publisher: &Publisher,
+    delivery: &Delivery,
+    cut: &Cut,
+    outgoing: Outgoing<'_>,
 ) -> Result<Published, Interrupted> {
-    let published = kill_point::during(KillPoint::Publishing(message), publishing).await;
-    if published.is_ok() {
-        kill_point::reached(KillPoint::Published(message));
+    let message = outgoing.message();
+    let pauses = Backoff::default();
+    let mut nth = 0;
+    loop {
+        let publishing = async {
+            match outgoing {
+                Outgoing::Event(event) => publisher.event(event, delivery).await,
+                Outgoing::Copy(wait, headers) => publisher.copy(delivery, wait, headers.to_vec()).await,
+                Outgoing::Parked(reason, at, headers) => {
+                    publisher.park(delivery, reason.as_str(), at, headers.to_vec()).await
+                }
+            }
+        };
+        let published = kill_point::during(KillPoint::Publishing(message), publishing).await;
+        tools.metrics.published(message, published.is_ok());
+        match published {
+            Ok(proof) => {
+                kill_point::reached(KillPoint::Published(message));
+                return Ok(proof);
+            }
+            Err(why @ (NotPublished::Refused | NotPublished::Returned(_))) => {
+                *tools.refused.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Some((Instant::now(), why.clone()));
+                let pause = pauses.wait(nth, rand::random());
+                nth = (nth + 1).min(2);
+                if timeout(pause, cut.clone().wait_for(|now| *now)).await.is_ok() {
+                    return Err(Interrupted::NotPublished(why));
+                }
+            }
+            Err(why) => return Err(Interrupted::NotPublished(why)),
+        }
     }
-    tools.metrics.published(message, published.is_ok());
-    published.map_err(Interrupted::NotPublished)
+}
+
+/// What goes out about a delivery.
+#[derive(Clone, Copy)]
+enum Outgoing<'a> {
+    Event(&'a Event),
+    Copy(Duration, &'a [(&'static str, String)]),
+    Parked(Reason, Timestamp, &'a [(&'static str, String)]),
+}
+
+impl Outgoing<'_> {
+    fn message(self) -> Message {
+        match self {
+            Self::Event(_) => Message::Event,
+            Self::Copy(..) => Message::Copy,
+            Self::Parked(..) => Message::Parked,
+        }
+    }
 }
 
 fn telling<'a>(
@@ -305,8 +363,8 @@ impl Job<'_> {
                 }
                 // The breaker is open now; the next question waits for it.
                 Step::Halt(_) => self.carried.progress.resume(limits, Timestamp::now()),
-                Step::Defer { tier } => return self.put_away(tier).await,
-                Step::Finish(outcome) => return self.finish(outcome).await,
+                Step::Defer { tier } => return self.put_away(tier, cut).await,
+                Step::Finish(outcome) => return self.finish(outcome, cut).await,
             };
         }
     }
@@ -333,7 +391,8 @@ impl Job<'_> {
         let Ok(pass) = pass else {
             // Calls are held back for longer than a slot may be held.
             let put_away = self.carried.progress.defer(&tools.limits, now);
-            return Asked::Step(put_away.unwrap_or(Step::Ask { after: Duration::ZERO, question }));
+            let progress = &mut self.carried.progress;
+            return Asked::Step(put_away.unwrap_or_else(|| progress.resume(&tools.limits, now)));
         };
         let traceparent = self.delivery.traceparent();
         let (nonce, chance) = (rand::random(), rand::random());
@@ -386,7 +445,7 @@ impl Job<'_> {
         if let Verdict::Refused(Reason::InvalidParameter) = verdict {
             error!(
                 out_request_no = %self.redemption.out_request_no,
-                message = answer.and_then(|answer| answer.message.as_deref()),
+                request_id = answer.and_then(|answer| answer.request_id.as_deref()),
                 "defect: the provider calls a parameter wrong that our own check let pass"
             );
         }
@@ -413,15 +472,15 @@ impl Job<'_> {
         Evidence::keep_last(&mut self.carried.evidence);
     }
 
-    async fn put_away(self, tier: usize) -> Worked {
+    async fn put_away(self, tier: usize, cut: &Cut) -> Worked {
         let Carried { progress, evidence } = &self.carried;
         let Some(wait) = self.tools.limits.tiers.get(tier).copied() else {
             // A tier is always chosen from this very list.
             return Err(Interrupted::Cut(Box::new(self.delivery)));
         };
         let headers = copy::write(progress, evidence, self.prepared.body_sha256());
-        let copied = self.publisher.copy(&self.delivery, wait, headers);
-        let proof = publish(self.tools, Message::Copy, copied).await?;
+        let copy = Outgoing::Copy(wait, &headers);
+        let proof = publish(self.tools, self.publisher, &self.delivery, cut, copy).await?;
         info!(
             out_request_no = %self.redemption.out_request_no,
             coupon = %Short(self.redemption.coupon_code.as_str()),
@@ -433,17 +492,17 @@ impl Job<'_> {
         Ok((Settling::Deferred, self.delivery, proof))
     }
 
-    async fn finish(self, outcome: Outcome) -> Worked {
+    async fn finish(self, outcome: Outcome, cut: &Cut) -> Worked {
         let Self { tools, publisher, redemption, delivery, carried, .. } = self;
         let Carried { progress, evidence } = carried;
         let now = Timestamp::now();
         let told = telling(tools, &delivery, now, progress.attempts, &evidence);
         let event = event::tell(&redemption, &outcome, told);
-        let mut proof = publish(tools, Message::Event, publisher.event(&event, &delivery)).await?;
+        let mut proof = publish(tools, publisher, &delivery, cut, Outgoing::Event(&event)).await?;
         if let Outcome::Unresolved { reason, .. } = &outcome {
             let headers = copy::write(&progress, &evidence, self.prepared.body_sha256());
-            let parked = publisher.park(&delivery, reason.as_str(), now, headers);
-            proof = proof.and(publish(tools, Message::Parked, parked).await?);
+            let park = Outgoing::Parked(*reason, now, &headers);
+            proof = proof.and(publish(tools, publisher, &delivery, cut, park).await?);
         }
         let age = Timestamp::now().duration_since(progress.first_seen).max(SignedDuration::ZERO);
         tools.metrics.ended(&outcome, age.unsigned_abs());

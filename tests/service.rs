@@ -499,3 +499,66 @@ async fn key_and_certificate_are_exchanged_together_without_a_restart() {
     let refused = redeemer::app::run(bed.config.clone(), None, listener, |_| ()).await.unwrap_err();
     assert!(refused.to_string().contains("does not belong to the merchant key"), "{refused}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_that_a_full_queue_refuses_is_published_again_and_costs_no_delivery() {
+    let bed = Bed::new().await;
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-max-length".into(), AMQPValue::LongInt(1));
+    arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+    let options = lapin::options::QueueDeclareOptions { exclusive: true, ..Default::default() };
+    let full = bed.channel().queue_declare("".into(), options, arguments).await.unwrap().name().clone();
+    let (results, key) = (bed.config.broker.names.results.clone(), "redemption.#");
+    let options = lapin::options::QueueBindOptions::default();
+    let bound =
+        bed.channel().queue_bind(full.clone(), results.into(), key.into(), options, FieldTable::default());
+    bound.await.unwrap();
+    let service = bed.start().await;
+    for nth in 1..=4 {
+        bed.issue(&format!("C{nth}"), json!({}));
+        bed.publish(&command(&format!("C{nth}"), &format!("USE_000{nth}"))).await;
+    }
+    until("the refusal in words", async || service.get("/readyz").await.1.contains("not accepted")).await;
+    until("every effect", async || bed.uses().len() == 4).await;
+    assert_eq!(service.metric("redeemer_broker_generations_total").await, 1.0);
+
+    // The subscriber reads at last.
+    let options = lapin::options::BasicConsumeOptions { no_ack: true, ..Default::default() };
+    let mut reader =
+        bed.channel().basic_consume(full, "".into(), options, FieldTable::default()).await.unwrap();
+    let mut read = std::collections::BTreeSet::new();
+    while read.len() < 4 {
+        let delivery = bed::next(&mut reader, "a result").await;
+        read.insert(delivery.properties.message_id().as_ref().unwrap().to_string());
+    }
+    service.wait_metric(r#"redeemer_outcomes_total{outcome="redeemed",reason=""}"#, 4.0).await;
+    service.wait_ready().await;
+    assert_eq!(service.metric("redeemer_broker_generations_total").await, 1.0);
+    assert_eq!(bed.uses().len(), 4);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_sender_sets_beside_the_command_breaks_nothing() {
+    let mut bed = Bed::new().await;
+    let service = bed.start().await;
+    let mut headers = FieldTable::default();
+    headers.insert("traceparent".into(), AMQPValue::LongString("00-\n\u{1}".into()));
+    headers.insert("long".into(), AMQPValue::LongString("x".repeat(100_000).into()));
+    headers.insert("kept".into(), AMQPValue::LongString("yes".into()));
+    let user = bed.config.broker.uri.split("//").nth(1).unwrap().split(':').next().unwrap().to_owned();
+    let properties = BasicProperties::default()
+        .with_headers(headers)
+        .with_expiration("60000".into())
+        .with_user_id(user.as_str().into());
+    bed.issue("C1", json!({}));
+    bed.publish_bytes(command("C1", "USE_0001").to_string().as_bytes(), properties.clone()).await;
+    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    bed.publish_bytes(b"nonsense", properties).await;
+    assert_eq!(bed.told().await.gist(), "invalid invalid_command -");
+    let (kept, headers) = bed.parked().await;
+    assert_eq!((kept.as_slice(), header(&headers, "kept")), (b"nonsense".as_slice(), "yes"));
+    assert!(!headers.contains_key("long"), "what would not fit into a frame beside our own headers");
+    assert_eq!(service.metric("redeemer_broker_generations_total").await, 1.0);
+    service.stop().await;
+}

@@ -101,9 +101,10 @@ impl Delivery {
         Some(Death { reason: std::str::from_utf8(reason.as_bytes()).ok()?, at })
     }
 
-    /// W3C trace context, where it is one by its length.
+    /// W3C trace context, where it has that shape: it goes on into a header of HTTP.
     pub fn traceparent(&self) -> Option<&str> {
-        self.header("traceparent").filter(|text| text.len() <= 128)
+        let hex = |byte: u8| byte.is_ascii_hexdigit() || byte == b'-';
+        self.header("traceparent").filter(|text| text.len() == 55 && text.bytes().all(hex))
     }
 
     pub(super) fn headers(&self) -> Option<&FieldTable> {

@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use crate::broker::delivery::Delivery;
 use crate::broker::topology::wait_name;
 use crate::wire::audit::Audit;
+use crate::wire::copy;
 use crate::wire::event::{self, Event};
 
 /// Why a command is parked, as a header.
@@ -217,20 +218,83 @@ impl Publisher {
 
 const PERSISTENT: u8 = 2;
 
+/// Headers of its sender that a copy keeps, in bytes. One frame holds 128 KiB, and ours need room beside them.
+const SENDER_HEADERS_BYTES_MAX: usize = 32 * 1024;
+
 /// The properties of a command that goes on: everything its sender set, and our headers in place of older ones.
 fn carried_on(command: &Delivery, headers: Vec<(&'static str, String)>) -> AMQPProperties {
     let mut table = FieldTable::default();
+    // Our own headers are replaced as a whole; where there are none to put in their place, they stay as they came.
+    let replaced = headers.iter().any(|(name, _)| *name == copy::ATTEMPTS);
+    let mut room = SENDER_HEADERS_BYTES_MAX;
     for (name, value) in command.headers().into_iter().flat_map(|headers| headers.inner()) {
         let broker_made = name.as_str().starts_with("x-death")
             || name.as_str().starts_with("x-first-death")
             || name.as_str().starts_with("x-last-death")
             || matches!(name.as_str(), "x-delivery-count" | "CC" | "BCC");
-        if !broker_made && !name.as_str().starts_with("x-redemption-") {
-            table.insert(name.clone(), value.clone());
+        let ours = name.as_str().starts_with("x-redemption-");
+        if broker_made || (ours && replaced) {
+            continue;
+        }
+        match room.checked_sub(name.as_str().len() + size(value)) {
+            Some(left) => {
+                room = left;
+                table.insert(name.clone(), value.clone());
+            }
+            // All headers must fit into one frame, or the broker closes the connection.
+            None if ours => {
+                table.insert(name.clone(), AMQPValue::LongString("left out: too long".into()));
+            }
+            None => {}
         }
     }
     for (name, value) in headers {
         table.insert(name.into(), AMQPValue::LongString(value.into()));
     }
-    command.properties().clone().with_headers(table).with_delivery_mode(PERSISTENT)
+    carried_properties(command.properties()).with_headers(table).with_delivery_mode(PERSISTENT)
+}
+
+/// What a sender may set and a copy keeps. Not `user_id`, which only its owner may publish under; not `expiration`,
+/// which would end a copy early; not `priority`, which no queue here knows.
+fn carried_properties(of: &AMQPProperties) -> AMQPProperties {
+    let mut properties = AMQPProperties::default();
+    if let Some(text) = of.content_type() {
+        properties = properties.with_content_type(text.clone());
+    }
+    if let Some(text) = of.content_encoding() {
+        properties = properties.with_content_encoding(text.clone());
+    }
+    if let Some(text) = of.correlation_id() {
+        properties = properties.with_correlation_id(text.clone());
+    }
+    if let Some(text) = of.reply_to() {
+        properties = properties.with_reply_to(text.clone());
+    }
+    if let Some(text) = of.message_id() {
+        properties = properties.with_message_id(text.clone());
+    }
+    if let Some(at) = of.timestamp() {
+        properties = properties.with_timestamp(*at);
+    }
+    if let Some(text) = of.kind() {
+        properties = properties.with_type(text.clone());
+    }
+    if let Some(text) = of.app_id() {
+        properties = properties.with_app_id(text.clone());
+    }
+    properties
+}
+
+/// About how many bytes a header takes on the wire.
+fn size(value: &AMQPValue) -> usize {
+    match value {
+        AMQPValue::LongString(text) => text.as_bytes().len(),
+        AMQPValue::ShortString(text) => text.as_str().len(),
+        AMQPValue::ByteArray(bytes) => bytes.len(),
+        AMQPValue::FieldArray(values) => values.as_slice().iter().map(size).sum(),
+        AMQPValue::FieldTable(table) => {
+            table.inner().iter().map(|(name, value)| name.as_str().len() + size(value)).sum()
+        }
+        _ => 16,
+    }
 }

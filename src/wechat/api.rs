@@ -442,7 +442,8 @@ enum Unread {
 
 /// A connection that was never made carried nothing; every other failure may have carried the request.
 fn failed(error: reqwest::Error) -> (Reply, Signs, Option<String>) {
-    let reply = if error.is_connect() {
+    // What could not even be written into a request was not sent either.
+    let reply = if error.is_connect() || error.is_builder() {
         Reply::NotSent(NotSent::Connect)
     } else if error.is_timeout() {
         Reply::Lost(Lost::Timeout)
