@@ -368,7 +368,8 @@ fn split(line: &str) -> Vec<String> {
 fn check_line(page: &Page, line: &str, mentioned: bool) {
     match Arguments::command().try_get_matches_from(split(line)).map_err(|error| error.kind()) {
         Ok(_) | Err(ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {}
-        Err(ErrorKind::MissingRequiredArgument) if mentioned => {}
+        Err(ErrorKind::MissingRequiredArgument | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand)
+            if mentioned => {}
         Err(kind) => panic!("{}: {line}: {kind:?}", page.name()),
     }
 }
