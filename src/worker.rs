@@ -278,11 +278,15 @@ async fn publish(
                 kill_point::reached(KillPoint::Published(message));
                 return Ok(proof);
             }
+            // A queue that is gone is made again with the next generation.
+            Err(why @ NotPublished::Returned(_)) if nth >= RETURNED_MAX => {
+                return Err(Interrupted::NotPublished(why));
+            }
             Err(why @ (NotPublished::Refused | NotPublished::Returned(_))) => {
                 *tools.refused.lock().unwrap_or_else(PoisonError::into_inner) =
                     Some((Instant::now(), why.clone()));
                 let pause = pauses.wait(nth, rand::random());
-                nth = (nth + 1).min(2);
+                nth = (nth + 1).min(RETURNED_MAX);
                 if timeout(pause, cut.clone().wait_for(|now| *now)).await.is_ok() {
                     return Err(Interrupted::NotPublished(why));
                 }
@@ -291,6 +295,9 @@ async fn publish(
         }
     }
 }
+
+/// How often a returned message is published again before the generation ends.
+const RETURNED_MAX: u32 = 2;
 
 /// What goes out about a delivery.
 #[derive(Clone, Copy)]
