@@ -248,9 +248,9 @@ async fn tell_and_park(
 }
 
 /// Publishes until it is proven. What the broker refuses (a subscriber's queue is full, a quorum queue has no leader)
-/// or returns (a binding is missing) is published again with growing pauses, here, in the slot: the slots fill up and
+/// is published again with growing pauses, here, in the slot, for as long as it takes: the slots fill up and
 /// consumption stops by itself. Ending the generation instead would count a failed delivery against every command in
-/// hand, until the broker parks them all.
+/// hand, until the broker parks them all. What it returns (a queue or a binding is gone) is tried a few times more.
 async fn publish(
     tools: &Tools,
     publisher: &Publisher,
