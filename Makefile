@@ -33,6 +33,11 @@ test-rabbitmq4: ## all tests again, against RabbitMQ 4 (needs root and the netwo
 	deploy/local/install python3-pika openssl curl; \
 	REDEEMER_TEST_BROKER_TREE=$$(realpath $(RABBITMQ4)) cargo test --locked --all-targets
 
+.PHONY: test-cluster
+test-cluster: ## four instances on three nodes, of which some are lost
+	deploy/local/install rabbitmq-server
+	cargo test --locked --test cluster -- --nocapture
+
 .PHONY: pace
 pace: ## measure the pace in real time; wants a quiet machine
 	deploy/local/install rabbitmq-server
@@ -61,6 +66,7 @@ lint: ## format, clippy, documentation, dependencies, scripts
 	deploy/local/install shellcheck
 	cargo fmt --check
 	cargo clippy --locked --all-targets --all-features -- -D warnings
+	cargo clippy --locked --test cluster -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --all-features
 	deploy/local/deny
 	grep -rlE '^#!.*sh$$' deploy .ci | xargs shellcheck
