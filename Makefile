@@ -51,7 +51,7 @@ SEED ?= 20261123
 .PHONY: torture
 torture: ## break everything, again and again, and count what is lost; writes docs/reliability.md (SEED=, COMMANDS=, KILLS=, BROKER_KILLS=)
 	deploy/local/install rabbitmq-server
-	TORTURE_TORTURE_COMMANDS=$(COMMANDS) TORTURE_KILLS=$(KILLS) TORTURE_BROKER_KILLS=$(BROKER_KILLS) \
+	TORTURE_SEED=$(SEED) TORTURE_COMMANDS=$(COMMANDS) TORTURE_KILLS=$(KILLS) TORTURE_BROKER_KILLS=$(BROKER_KILLS) \
 	TORTURE_REPORT=$(CURDIR)/docs/reliability.md \
 	cargo test --release --locked --features kill-points --test torture -- --nocapture
 
