@@ -55,6 +55,15 @@ torture: ## break everything, again and again, and count what is lost; writes do
 	TORTURE_REPORT=$(CURDIR)/docs/reliability.md \
 	cargo test --release --locked --features kill-points --test torture -- --nocapture
 
+MINUTES ?= 20
+RATE ?= 500
+BACKLOG ?= 100000
+
+.PHONY: soak
+soak: ## a long time at full rate, and a long backlog: memory and open files stay (MINUTES=, RATE=, BACKLOG=)
+	deploy/local/install rabbitmq-server
+	MINUTES=$(MINUTES) RATE=$(RATE) BACKLOG=$(BACKLOG) cargo test --release --locked --test soak -- --nocapture --test-threads 1
+
 CASES ?= 1000000
 
 .PHONY: fuzz
@@ -66,7 +75,7 @@ lint: ## format, clippy, documentation, dependencies, scripts
 	deploy/local/install shellcheck
 	cargo fmt --check
 	cargo clippy --locked --all-targets --all-features -- -D warnings
-	cargo clippy --locked --test cluster -- -D warnings
+	cargo clippy --locked --test cluster --test soak -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --all-features
 	deploy/local/deny
 	grep -rlE '^#!.*sh$$' deploy .ci | xargs shellcheck
