@@ -155,7 +155,8 @@ impl Image {
             mount -t proc -o hidepid=invisible,subset=pid proc "$tree/proc"
             cd "$tree"
             exec chroot "$tree" setpriv --reuid="${user%:*}" --regid="${user#*:}" --clear-groups --no-new-privs \
-              --bounding-set=-all --inh-caps=-all -- env -i PATH=/usr/local/bin:/usr/bin:/bin "$@""#;
+              --bounding-set=-all --inh-caps=-all -- \
+              env --ignore-environment --chdir="$home" PATH=/usr/local/bin:/usr/bin:/bin "$@""#;
         let mut command = Command::new("unshare");
         command.args([
             "--mount",
@@ -169,7 +170,6 @@ impl Image {
         ]);
         command.args([ENTER, "bash"]).arg(&self.tree).arg(&self.volume);
         command.args([self.stage.one("USER"), self.stage.one("WORKDIR")]);
-        command.args(["--chdir", self.stage.one("WORKDIR")]);
         command.args(self.stage.environment().iter().map(|(key, value)| format!("{key}={value}")));
         command.args(environment.iter().map(|(key, value)| format!("{key}={value}"))).args(words);
         command.stdin(Stdio::null());
@@ -239,7 +239,8 @@ fn the_image_works_as_its_dockerfile_says() {
     let Some(image) = Image::build() else { return };
     let node = Broker::start();
     // All that the program wants of the system is there.
-    let libraries = out(&run(&mut image.container(&[], &["ldd", "/usr/local/bin/redeemer"])));
+    let libraries = run(&mut image.container(&[], &["ldd", "/usr/local/bin/redeemer"]));
+    let libraries = format!("{}{}", out(&libraries), err(&libraries));
     assert!(libraries.contains("libc.so.6 => /") && !libraries.contains("not found"), "{libraries}");
     let certificates = fs::read_to_string(image.tree.join("etc/ssl/certs/ca-certificates.crt")).unwrap();
     assert!(certificates.matches("BEGIN CERTIFICATE").count() > 50);
