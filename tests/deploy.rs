@@ -346,6 +346,54 @@ fn secrets_are_read_as_kubernetes_mounts_them_and_not_when_others_may() {
     assert_eq!(sandbox.stop(), Some(0));
 }
 
+/// A server that the machine's own certificates do not vouch for is believed once the image's file does.
+#[test]
+fn tls_trusts_the_certificates_in_the_image_and_no_others() {
+    let Some(image) = Image::build() else { return };
+    let at = format!("127.0.0.1:{}", free_port());
+    let sandbox = image.start(&[], &["sandbox", "--listen", &at, "--dir", "."], "sandbox.log");
+    let file = image.volume.join("redeemer.toml");
+    until("the sandbox has written its files", || file.exists().then_some(()));
+    let dir = unused_dir("tls");
+    let own = |name: &str| dir.join(name).display().to_string();
+    let (ca, ca_key, cert, key) = (own("ca.pem"), own("ca.key"), own("cert.pem"), own("cert.key"));
+    let certify = |more: &[&str]| {
+        let common = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=deploy"];
+        told("openssl", &[&common, more].concat()).unwrap_or_else(|output| panic!("{}", err(&output)));
+    };
+    certify(&["-keyout", &ca_key, "-out", &ca, "-addext", "keyUsage=critical,keyCertSign"]);
+    let names = ["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"];
+    certify(&[&["-keyout", &key, "-out", &cert, "-CA", &ca, "-CAkey", &ca_key], &names[..]].concat());
+    let port = free_port().to_string();
+    let mut server = Command::new("openssl");
+    server.args(["s_server", "-quiet", "-www", "-accept", &port, "-cert", &cert, "-key", &key]);
+    let child = server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let server = Container { child, log: dir.join("server.log") };
+    let base_url = format!("https://127.0.0.1:{port}");
+    let detail = || {
+        let environment = [
+            ("REDEEMER_CONFIG", "redeemer.toml"),
+            ("REDEEMER_WECHAT__BASE_URL", base_url.as_str()),
+            ("REDEEMER_BROKER__URI", "amqp://127.0.0.1:1/%2f"),
+        ];
+        let told = out(&run(&mut image.container(&environment, &["redeemer", "check", "--json"])));
+        let mut lines = told.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let about = lines.find(|line| line["what"] == "payment API");
+        about.unwrap_or_else(|| panic!("{told}"))["detail"].as_str().unwrap().to_owned()
+    };
+    let stranger = until("the server is asked", || {
+        Some(detail()).filter(|detail| !detail.contains("Connection refused"))
+    });
+    assert!(stranger.contains("UnknownIssuer"), "{stranger}");
+    let trusted = image.tree.join("etc/ssl/certs/ca-certificates.crt");
+    let all = fs::read_to_string(&trusted).unwrap() + &fs::read_to_string(&ca).unwrap();
+    fs::write(&trusted, all).unwrap();
+    assert!(detail().contains("answered 200"), "{}", detail());
+    drop(server);
+    assert_eq!(sandbox.stop(), Some(0));
+    fs::remove_dir_all(dir).unwrap();
+}
+
 /// The layer of the dependencies is built before the sources are there.
 #[test]
 fn cargo_takes_the_manifest_as_the_first_layer_leaves_it() {
