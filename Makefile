@@ -40,7 +40,7 @@ pace: ## measure the pace in real time; wants a quiet machine
 
 .PHONY: test-deploy
 test-deploy: ## judge and try what is in deploy/: image, manifests, definitions, unit (root for the image)
-	deploy/local/install rabbitmq-server python3-yaml systemd debootstrap ca-certificates openssl
+	deploy/local/install rabbitmq-server python3-yaml systemd debootstrap strace ca-certificates openssl
 	deploy/local/lint-deploy
 	cargo test --locked --test deploy -- --test-threads 2
 

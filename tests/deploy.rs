@@ -10,9 +10,9 @@ mod broker;
 #[path = "support/programs.rs"]
 mod programs;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -23,7 +23,7 @@ use redeemer::config::{self, Config};
 use serde_json::Value;
 
 use broker::Broker;
-use programs::{ended, err, out, redeemer, run, until, unused_dir};
+use programs::{Programs, ended, err, out, redeemer, run, until, unused_dir};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -105,6 +105,10 @@ impl Image {
     /// Nothing where no tree can be had; that has been said aloud then.
     fn build() -> Option<Self> {
         let base = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("trees").join("trixie");
+        if fs::metadata("/proc/self").map_or(1, |this| this.uid()) != 0 {
+            eprintln!("the image is NOT tried: a container of our own needs root");
+            return None;
+        }
         let made = told("deploy/local/tree", &[base.to_str().unwrap(), "trixie"]);
         if let Err(output) = made {
             assert_eq!(output.status.code(), Some(3), "{}", err(&output));
@@ -684,6 +688,90 @@ fn the_unit_starts_the_service_and_gives_it_time_to_stop() {
     taken(&words[1..]);
     let grace = setting("TimeoutStopSec").strip_suffix('s').unwrap().parse().unwrap();
     gives_time_to_stop(&Config::default(), Duration::from_secs(grace), "redeemer.service");
-    let user = setting("User");
-    assert!(text("deploy/systemd/redeemer.sysusers").starts_with(&format!("u {user} ")));
+    // Its user is one that systemd makes of the other file.
+    let dir = unused_dir("sysusers");
+    fs::create_dir(dir.join("etc")).unwrap();
+    let users = root().join("deploy/systemd/redeemer.sysusers");
+    let made = told("systemd-sysusers", &[&format!("--root={}", dir.display()), users.to_str().unwrap()]);
+    assert!(made.is_ok(), "{}", err(&made.unwrap_err()));
+    let users = fs::read_to_string(dir.join("etc/passwd")).unwrap();
+    assert!(users.lines().any(|line| line.starts_with(&format!("{}:", setting("User")))), "{users}");
+    fs::remove_dir_all(dir).unwrap();
+}
+
+/// The system calls of a set of systemd's, sets in it taken apart.
+fn system_calls(set: &str) -> BTreeSet<String> {
+    let listed =
+        told("systemd-analyze", &["syscall-filter", set]).unwrap_or_else(|output| panic!("{}", err(&output)));
+    let entries =
+        listed.lines().skip(1).map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let apart = |entry: &str| match entry.starts_with('@') {
+        true => system_calls(entry),
+        false => BTreeSet::from([entry.to_owned()]),
+    };
+    entries.flat_map(apart).collect()
+}
+
+/// Nothing here runs under systemd, so the service is watched instead, from its start through its work to its end.
+#[test]
+fn the_unit_forbids_nothing_that_the_service_does() {
+    let unit = text("deploy/systemd/redeemer.service");
+    let mut allowed = BTreeSet::new();
+    for filter in unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter=")) {
+        for set in filter.trim_start_matches('~').split(' ') {
+            match filter.starts_with('~') {
+                false => allowed.extend(system_calls(set)),
+                true => allowed.retain(|call| !system_calls(set).contains(call)),
+            }
+        }
+    }
+    assert!(allowed.contains("read") && !allowed.contains("mount") && !allowed.contains("setrlimit"));
+
+    let node = Broker::start();
+    let mut programs = Programs::start(node.uri());
+    programs.stop_service();
+    let dir = unused_dir("trace");
+    let (trace, address) = (dir.join("trace"), dir.join("admin.address"));
+    let service = programs.command(&["run", "--admin-address-file", address.to_str().unwrap()]);
+    let mut watched = Command::new("strace");
+    watched.args(["-f", "-qq", "-o"]).arg(&trace).arg(service.get_program()).args(service.get_args());
+    for (key, value) in service.get_envs() {
+        match value {
+            Some(value) => watched.env(key, value),
+            None => watched.env_remove(key),
+        };
+    }
+    let log = dir.join("service.log");
+    watched.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(&log).unwrap());
+    let service = Container { child: watched.spawn().unwrap(), log };
+    let command = programs::command("watched").to_string();
+    let told = run(&mut programs.command(&["publish", "--wait", "--expect", "redeemed", &command]));
+    assert!(told.status.success(), "{}", err(&told));
+    let admin = fs::read_to_string(&address).unwrap();
+    assert!(programs::get(&admin, "/metrics").unwrap().contains("process_start_time_seconds"));
+    assert_eq!(service.stop(), Some(0));
+
+    let trace = fs::read_to_string(trace).unwrap();
+    let mut seen = BTreeSet::new();
+    for line in trace.lines() {
+        let Some((_, rest)) = line.split_once(' ') else { continue };
+        let Some((call, arguments)) = rest.trim_start().split_once('(') else { continue };
+        if !call.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_') {
+            continue;
+        }
+        seen.insert(call.to_owned());
+        // MemoryDenyWriteExecute and RestrictAddressFamilies.
+        let executable = arguments.contains("PROT_EXEC");
+        assert!(!(executable && (call == "mprotect" || arguments.contains("PROT_WRITE"))), "{line}");
+        if call == "socket" {
+            let family = arguments.split(',').next().unwrap();
+            let families =
+                unit.lines().find_map(|line| line.strip_prefix("RestrictAddressFamilies=")).unwrap();
+            assert!(families.split(' ').any(|known| known == family), "{line}");
+        }
+    }
+    assert!(seen.len() > 30 && seen.contains("epoll_wait"), "{seen:?}");
+    let forbidden: Vec<_> = seen.difference(&allowed).collect();
+    assert!(forbidden.is_empty(), "{forbidden:?}");
+    fs::remove_dir_all(dir).unwrap();
 }
