@@ -52,9 +52,15 @@ SEED ?= 20261123
 .PHONY: torture
 torture: ## break everything, again and again, and count what is lost; writes docs/reliability.md (SEED=, COMMANDS=, KILLS=, BROKER_KILLS=)
 	deploy/local/install rabbitmq-server
-	TORTURE_SEED=$(SEED) TORTURE_COMMANDS=$(COMMANDS) TORTURE_KILLS=$(KILLS) TORTURE_BROKER_KILLS=$(BROKER_KILLS) \
+	TORTURE_TORTURE_COMMANDS=$(COMMANDS) TORTURE_KILLS=$(KILLS) TORTURE_BROKER_KILLS=$(BROKER_KILLS) \
 	TORTURE_REPORT=$(CURDIR)/docs/reliability.md \
 	cargo test --release --locked --features kill-points --test torture -- --nocapture
+
+CASES ?= 1000000
+
+.PHONY: fuzz
+fuzz: ## a million hostile cases for everything that reads what others wrote (CASES=, SEED= to repeat a run)
+	CASES=$(CASES) cargo test --release --locked --test fuzz -- --nocapture --test-threads 1
 
 .PHONY: lint
 lint: ## format, clippy, documentation, dependencies, scripts

@@ -125,6 +125,7 @@ pub async fn run(
         lanes: Lanes::default(),
         jobs: JoinSet::new(),
         restoring: None,
+        idle_since: None,
         slots: config.work.concurrency,
         prefetch: config.broker.prefetch,
         drain: config.shutdown.deadline.0,
@@ -147,6 +148,8 @@ struct Service {
     jobs: JoinSet<Done>,
     /// The last look for what is missing on the broker.
     restoring: Option<(Instant, JoinHandle<()>)>,
+    /// Since when nothing has been in hand.
+    idle_since: Option<Instant>,
     slots: usize,
     prefetch: u16,
     drain: Duration,
@@ -190,8 +193,8 @@ impl Service {
     async fn supervise(&mut self, settings: &Settings, mut shutdown: Shutdown) {
         self.await_keys(&mut shutdown).await;
         // Short, because every second down is a second late for somebody's money.
-        let pauses =
-            Backoff::new(Duration::from_millis(100), 1.6, 0.3, Duration::from_secs(1)).unwrap_or_default();
+        let pauses = Backoff::new(Duration::from_millis(100), 1.6, 0.3, Duration::from_millis(500))
+            .unwrap_or_default();
         let mut failures = 0;
         for number in 0.. {
             let built = tokio::select! {
@@ -202,7 +205,7 @@ impl Service {
             match built {
                 Err(error) => {
                     let why = error.to_string();
-                    if failures % 30 == 0 {
+                    if failures % 60 == 0 {
                         warn!(error = why, "no connection to the broker; trying on");
                     }
                     self.tell(None, false, vec![format!("broker: {why}")]);
@@ -516,7 +519,11 @@ impl Service {
     }
 
     /// Tells operators how things stand.
-    fn report(&self, generation: &Generation, consuming: bool, state: State, health: &Health) {
+    fn report(&mut self, generation: &Generation, consuming: bool, state: State, health: &Health) {
+        self.idle_since = match self.lanes.held() {
+            0 => self.idle_since.or_else(|| Some(Instant::now())),
+            _ => None,
+        };
         let mut reasons = Vec::new();
         if let Some(why) = &health.blocked {
             reasons.push(format!("broker: publishing is blocked ({why})"));
@@ -528,10 +535,10 @@ impl Service {
                 "broker: results or copies are not accepted ({why}); they are published again"
             ));
         }
-        let idle = self.lanes.held() == 0;
+        let idle = self.idle_since.is_some_and(|since| since.elapsed() > GRACE);
         let (open, cause) = match state {
             State::Closed => (false, None),
-            // It consumes, and nothing waits for it: there is nothing to find out, and nothing late.
+            // It consumes, and nothing has waited for it for a while: nothing to find out, and nothing late.
             State::HalfOpen { cause: Cause::Failing(_), .. } if idle && consuming => (false, None),
             State::HalfOpen { cause: Cause::Starting, .. } => (false, None),
             State::HalfOpen { cause, .. } | State::Open { cause, .. } => (true, Some(cause)),
