@@ -43,6 +43,12 @@ pace: ## measure the pace in real time; wants a quiet machine
 	deploy/local/install rabbitmq-server
 	cargo test --locked --release --features measure --test pace -- --nocapture --test-threads 1
 
+.PHONY: test-deploy
+test-deploy: ## judge and try what is in deploy/: image, manifests, definitions, unit (root for the image)
+	deploy/local/install rabbitmq-server python3-yaml systemd debootstrap strace ca-certificates openssl
+	deploy/local/lint-deploy
+	cargo test --locked --test deploy -- --test-threads 2
+
 COMMANDS ?= 10000
 KILLS ?= 100
 BROKER_KILLS ?= 20
