@@ -61,6 +61,8 @@ impl From<ConfigFault> for Refusal {
 const TICK: Duration = Duration::from_millis(250);
 /// How long calls may be held back before what was prefetched is handed back.
 const GRACE: Duration = Duration::from_secs(10);
+/// The longest wait for deliveries to be handed back.
+const HAND_BACK: Duration = Duration::from_secs(5);
 /// How long a refused or returned publish is news: longer than the pause before it is published again.
 const REFUSED_LATELY: Duration = Duration::from_secs(10);
 /// Time between two looks for what is missing on the broker.
@@ -387,11 +389,7 @@ impl Service {
         if let Some((appetite, deliveries)) = consumer.take() {
             hand_back(deliveries.cancel(Duration::from_secs(5)).await?).await;
             if appetite == Appetite::Full {
-                let waiting = self.lanes.clear();
-                for held in waiting {
-                    let _ = held.taken.delivery.release().await;
-                    self.tools.metrics.settled(Settling::Released);
-                }
+                self.release_waiting().await;
             }
         }
         if let Some(appetite) = wanted {
@@ -407,6 +405,15 @@ impl Service {
             }
         }
         Ok(())
+    }
+
+    /// Gives back what is held but not worked on.
+    async fn release_waiting(&mut self) {
+        let waiting = self.lanes.clear();
+        for _ in &waiting {
+            self.tools.metrics.settled(Settling::Released);
+        }
+        hand_back(waiting.into_iter().map(|held| held.taken.delivery)).await;
     }
 
     fn take(
@@ -468,10 +475,7 @@ impl Service {
                 Err(why) => warn!(why, "the broker will deliver again what it had handed over"),
             }
         }
-        for held in self.lanes.clear() {
-            let _ = held.taken.delivery.release().await;
-            self.tools.metrics.settled(Settling::Released);
-        }
+        self.release_waiting().await;
         cut.send_replace(true);
         kill_point::reached(KillPoint::Draining);
         let drain = self.drain;
@@ -649,11 +653,15 @@ async fn next(consumer: &mut Option<(Appetite, Deliveries)>) -> Option<Delivery>
     }
 }
 
-async fn hand_back(deliveries: Vec<Delivery>) {
-    for delivery in deliveries {
-        // Not taken yet, so not counted; a connection that is gone hands them back by itself.
-        let _ = delivery.release().await;
-    }
+/// Gives deliveries back to the queue. A connection that is gone does that by itself, and must not be waited for once
+/// for each of them.
+async fn hand_back(deliveries: impl IntoIterator<Item = Delivery>) {
+    let all = async {
+        for delivery in deliveries {
+            let _ = delivery.release().await;
+        }
+    };
+    let _ = timeout(HAND_BACK, all).await;
 }
 
 /// Where keys come from.

@@ -1,10 +1,14 @@
 //! A delivery: what the broker handed over, until it is settled. Settling consumes it.
 
+use std::future::Future;
+use std::time::Duration;
+
 use jiff::Timestamp;
 use lapin::Acker;
 use lapin::options::{BasicAckOptions, BasicNackOptions};
 use lapin::protocol::basic::AMQPProperties;
 use lapin::types::{AMQPValue, FieldTable};
+use tokio::time::timeout;
 
 use crate::broker::publisher::Published;
 
@@ -131,7 +135,7 @@ impl Delivery {
     /// # Errors
     /// [`Unsettled`] where the acknowledgement was not sent; the broker will deliver it again.
     pub async fn ack(self, _proof: Published) -> Result<(), Unsettled> {
-        settled(self.acker.ack(BasicAckOptions::default()).await)
+        settled(SENT_WITHIN, self.acker.ack(BasicAckOptions::default())).await
     }
 
     /// Gives it back to the queue, to be delivered again at once. For handing back only: it is no way to wait.
@@ -140,16 +144,24 @@ impl Delivery {
     /// [`Unsettled`] where the broker was not reached; it will deliver it again all the same.
     pub async fn release(self) -> Result<(), Unsettled> {
         let options = BasicNackOptions { requeue: true, multiple: false };
-        settled(self.acker.nack(options).await)
+        settled(SENT_WITHIN, self.acker.nack(options)).await
     }
 }
 
-/// `Ok(false)` means that nothing was sent, because the channel is gone.
-fn settled(sent: lapin::Result<bool>) -> Result<(), Unsettled> {
-    match sent {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(Unsettled("its channel is gone".to_owned())),
-        Err(error) => Err(Unsettled(error.to_string())),
+/// The longest wait for a few bytes to be handed to the connection.
+const SENT_WITHIN: Duration = Duration::from_secs(5);
+
+/// `Ok(false)` means that nothing was sent, because the channel is gone. Where the connection dies at the wrong moment
+/// the client never answers at all, and a worker that waited for it would hold its coupon's lane for ever.
+async fn settled(
+    limit: Duration,
+    sending: impl Future<Output = lapin::Result<bool>>,
+) -> Result<(), Unsettled> {
+    match timeout(limit, sending).await {
+        Ok(Ok(true)) => Ok(()),
+        Ok(Ok(false)) => Err(Unsettled("its channel is gone".to_owned())),
+        Ok(Err(error)) => Err(Unsettled(error.to_string())),
+        Err(_) => Err(Unsettled(format!("its connection took nothing for {limit:?}"))),
     }
 }
 
@@ -189,11 +201,12 @@ fn shown(value: &AMQPValue) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn only_an_acknowledgement_that_was_sent_settles() {
-        assert_eq!(settled(Ok(true)), Ok(()));
-        settled(Ok(false)).unwrap_err();
-        settled(Err(lapin::ErrorKind::InvalidConnectionState(lapin::ConnectionState::Closed).into()))
-            .unwrap_err();
+    #[tokio::test]
+    async fn only_an_acknowledgement_that_was_sent_settles() {
+        assert_eq!(settled(SENT_WITHIN, async { Ok(true) }).await, Ok(()));
+        settled(SENT_WITHIN, async { Ok(false) }).await.unwrap_err();
+        let closed = lapin::ErrorKind::InvalidConnectionState(lapin::ConnectionState::Closed);
+        settled(SENT_WITHIN, async { Err(closed.into()) }).await.unwrap_err();
+        settled(Duration::from_millis(1), std::future::pending()).await.unwrap_err();
     }
 }
