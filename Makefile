@@ -49,6 +49,12 @@ pace: ## measure the pace in real time; wants a quiet machine
 	deploy/local/install rabbitmq-server
 	cargo test --locked --release --features measure --test pace -- --nocapture --test-threads 1
 
+.PHONY: test-deploy
+test-deploy: ## judge and try what is in deploy/: image, manifests, definitions, unit (root for the image)
+	deploy/local/install rabbitmq-server python3-yaml systemd debootstrap strace ca-certificates openssl
+	deploy/local/lint-deploy
+	cargo test --locked --test deploy -- --test-threads 2
+
 COMMANDS ?= 10000
 KILLS ?= 100
 BROKER_KILLS ?= 20
@@ -61,6 +67,15 @@ torture: ## break everything, again and again, and count what is lost; writes do
 	TORTURE_REPORT=$(CURDIR)/docs/reliability.md \
 	cargo test --release --locked --features kill-points --test torture -- --nocapture
 
+MINUTES ?= 20
+RATE ?= 500
+BACKLOG ?= 100000
+
+.PHONY: soak
+soak: ## a long time at full rate, and a long backlog: memory and open files stay (MINUTES=, RATE=, BACKLOG=)
+	deploy/local/install rabbitmq-server
+	MINUTES=$(MINUTES) RATE=$(RATE) BACKLOG=$(BACKLOG) cargo test --release --locked --test soak -- --nocapture --test-threads 1
+
 CASES ?= 1000000
 
 .PHONY: fuzz
@@ -72,7 +87,7 @@ lint: ## format, clippy, documentation, dependencies, scripts
 	deploy/local/install shellcheck
 	cargo fmt --check
 	cargo clippy --locked --all-targets --all-features -- -D warnings
-	cargo clippy --locked --test cluster -- -D warnings
+	cargo clippy --locked --test cluster --test soak -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --all-features
 	deploy/local/deny
 	grep -rlE '^#!.*sh$$' deploy .ci | xargs shellcheck

@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod demo;
+pub mod healthcheck;
 pub mod parked;
 pub mod publish;
 pub mod run;
@@ -31,8 +32,8 @@ pub struct Arguments {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 it failed on the way; 2 the command line is wrong; \
-3 the configuration or a key is wrong; 4 something is not as it should be (check, demo, parked, \
-publish --wait, topology).";
+3 the configuration or a key is wrong; 4 something is not as it should be (check, demo, healthcheck, \
+parked, publish --wait, topology).";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -40,6 +41,8 @@ enum Command {
     Run(run::Arguments),
     /// Look at configuration, keys, clock, broker and payment API; each fault with its remedy.
     Check(check::Arguments),
+    /// Ask the running service whether it lives, or whether it is ready.
+    Healthcheck(healthcheck::Arguments),
     /// Publish commands: one, or a file with one per line.
     Publish(publish::Arguments),
     /// Show result events as they come.
@@ -117,6 +120,7 @@ async fn dispatch(Arguments { config, command }: Arguments) -> Result<(), Failur
     match command {
         Command::Run(arguments) => run::run(arguments, load()?).await,
         Command::Check(arguments) => check::run(arguments, load()?).await,
+        Command::Healthcheck(arguments) => healthcheck::run(arguments, load()?).await,
         Command::Publish(arguments) => publish::run(arguments, load()?).await,
         Command::Watch(arguments) => watch::run(arguments, load()?).await,
         Command::Topology(arguments) => topology::run(arguments, load()?).await,

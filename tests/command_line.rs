@@ -193,6 +193,28 @@ fn a_broker_that_cannot_be_reached_is_told_without_the_password() {
 }
 
 #[test]
+fn the_health_of_a_service_is_its_exit_code() {
+    let mut programs = Programs::start(broker::shared().uri());
+    let listen = programs.admin();
+    let check = |arguments: &[&str], code: i32, told: &str| {
+        let mut command = redeemer();
+        command.env("REDEEMER_ADMIN__LISTEN", &listen).arg("healthcheck");
+        let output = run(command.args(arguments));
+        let text = out(&output) + &err(&output);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}");
+        assert!(text.contains(told), "{arguments:?}: no {told:?} in {text}");
+    };
+    check(&[], 0, "ok");
+    check(&["--ready"], 0, "ok");
+    let sandbox = programs.base_url.strip_prefix("http://").unwrap().to_owned();
+    check(&["--at", &format!("{sandbox}/_sandbox/health")], 0, "identity");
+    check(&["--at", &format!("{sandbox}/_sandbox/nothing")], 4, "/_sandbox/nothing answered 404");
+    check(&["--at", &sandbox], 2, "lacks a path");
+    programs.stop_service();
+    check(&[], 1, "cannot ask ");
+}
+
+#[test]
 fn every_kind_of_failure_has_its_exit_code() {
     let uri = broker::shared().uri();
     let check = |arguments: &[&str], code: i32, told: &str| {

@@ -192,8 +192,17 @@ impl Program {
 
     /// Resident memory in KiB.
     fn resident(&self) -> u64 {
+        self.kib("VmRSS:")
+    }
+
+    /// The most that was ever resident, in KiB.
+    fn resident_max(&self) -> u64 {
+        self.kib("VmHWM:")
+    }
+
+    fn kib(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 }
@@ -245,4 +254,41 @@ async fn ten_thousand_commands_in_wait_queues_cost_no_memory() {
     println!("resident: {before} KiB, and {after} KiB with {WAITING} more commands waiting");
     // The messages alone, held in any form, would be twice as much.
     assert!(after < before + 8_192, "{before} KiB before, {after} KiB after");
+}
+
+/// Bodies of the longest that is read and of twice that, with a sound command among every ten.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_the_longest_bodies_costs_the_prefetched_ones_and_harms_no_neighbour() {
+    const FLOOD: usize = 2_000;
+    const LONGEST: usize = 64 * 1024;
+    let _alone = ALONE.lock().await;
+    let mut bed = Bed::new().await;
+    bed.leave_parked().await;
+    let program = Program::start(&bed).await;
+    bed.issue("WELL", json!({}));
+    bed.publish(&command("WELL", "USE_WELL")).await;
+    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    let before = program.resident();
+    let (longest, too_long) = ("[".repeat(LONGEST), "x".repeat(2 * LONGEST));
+    for nth in 0..FLOOD {
+        if nth % 10 == 0 {
+            bed.issue(&format!("C{nth}"), json!({}));
+            bed.publish(&command(&format!("C{nth}"), &format!("USE_{nth:05}"))).await;
+        } else {
+            let body = if nth % 2 == 0 { &longest } else { &too_long };
+            bed.publish_bytes(body.as_bytes(), lapin::BasicProperties::default()).await;
+        }
+    }
+    let mut gists: BTreeMap<String, usize> = BTreeMap::new();
+    for _ in 0..FLOOD {
+        *gists.entry(bed.told().await.gist()).or_default() += 1;
+    }
+    let expected = [("invalid invalid_command -", FLOOD * 9 / 10), ("redeemed - USED", FLOOD / 10)];
+    assert_eq!(gists, expected.map(|(gist, count)| (gist.to_owned(), count)).into());
+    assert_eq!(bed.uses().len(), 1 + FLOOD / 10);
+    let most = program.resident_max();
+    println!("resident: {before} KiB, and at most {most} KiB under the flood");
+    // Each is held as it came in, as it waits to be parked, and as it goes out.
+    let prefetched = u64::from(bed.config.broker.prefetch) * 2 * LONGEST as u64 / 1024;
+    assert!(most < before + 3 * prefetched, "{before} KiB before, at most {most} KiB");
 }

@@ -108,6 +108,17 @@ async fn the_plan_can_be_imported_and_then_everything_is_there() {
     tokio::task::spawn_blocking(move || drop(node)).await.unwrap();
 }
 
+#[test]
+fn the_definitions_that_are_shipped_are_the_plan() {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_redeemer"));
+    let plan = program.env_clear().args(["topology", "plan", "--definitions"]).output().unwrap();
+    assert!(plan.status.success(), "{plan:?}");
+    let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/rabbitmq/definitions.json");
+    let shipped = std::fs::read_to_string(shipped).unwrap();
+    let planned = String::from_utf8(plan.stdout).unwrap();
+    assert!(planned == shipped, "redeemer topology plan --definitions > deploy/rabbitmq/definitions.json");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn verify_names_every_difference_and_apply_makes_only_what_is_missing() {
     let uri = tokio::task::spawn_blocking(|| broker::shared().uri().to_owned()).await.unwrap();

@@ -1,14 +1,15 @@
 //! `redeemer sandbox`: a simulated payment API, to try things out without money.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
+use toml::{Table, Value};
 
 use crate::cli::{Failure, say};
-use crate::sandbox::{Sandbox, Settings};
+use crate::sandbox::{Card, Sandbox, Settings};
 use crate::shutdown;
 
 /// Arguments of `sandbox`.
@@ -17,7 +18,7 @@ pub struct Arguments {
     /// Where to listen; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:9480")]
     listen: SocketAddr,
-    /// Where its keys and identity.json are written.
+    /// Where its keys, identity.json and a configuration for the service are written.
     #[arg(long, default_value = "sandbox")]
     dir: PathBuf,
     /// All chance derives from it.
@@ -52,8 +53,30 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
         ..Settings::default()
     };
     let sandbox = Sandbox::start(settings).await.context("the sandbox does not start")?;
+    let file = arguments.dir.join("redeemer.toml");
+    let text = configuration(&arguments.dir, sandbox.card())?;
+    std::fs::write(&file, text).with_context(|| format!("{} cannot be written", file.display()))?;
     say(&format!("sandbox at {}, identity in {}", sandbox.base_url(), arguments.dir.display()))?;
     shutdown::signal_or_parent(arguments.with_parent).await.context("cannot listen for signals")?;
     sandbox.shutdown().await;
     Ok(())
+}
+
+/// What a service needs to work against this sandbox, as a configuration file.
+fn configuration(dir: &Path, card: &Card) -> anyhow::Result<String> {
+    let dir = dir.canonicalize().with_context(|| format!("{} cannot be found", dir.display()))?;
+    let file = |name: &str| dir.join(name).display().to_string();
+    let mut wechat = Table::new();
+    let texts = [
+        ("base_url", card.base_url.clone()),
+        ("backup_base_url", String::new()),
+        ("mchid", card.mchid.clone()),
+        ("merchant_serial", card.merchant_serial.clone()),
+        ("merchant_key_file", file("merchant_key.pem")),
+    ];
+    wechat.extend(texts.map(|(key, text)| (key.to_owned(), Value::String(text))));
+    let key = (card.public_key_id.clone(), Value::String(file("wechatpay_public_key.pem")));
+    wechat.insert("public_keys".to_owned(), Value::Table(Table::from_iter([key])));
+    let whole = Table::from_iter([("wechat".to_owned(), Value::Table(wechat))]);
+    Ok(format!("# Written at every start of the sandbox.\n{}", toml::to_string(&whole)?))
 }

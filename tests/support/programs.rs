@@ -96,6 +96,11 @@ impl Programs {
         }
     }
 
+    /// Where the service's admin port is.
+    pub fn admin(&self) -> String {
+        fs::read_to_string(self.dir.join("admin.address")).expect("the service has told its address")
+    }
+
     /// What the service has logged.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.join("service.log")).unwrap_or_default()

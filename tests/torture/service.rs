@@ -59,6 +59,11 @@ impl Service {
         self.admin = timeout(PATIENCE, up).await.unwrap_or_else(|_| panic!("{} does not start", self.name));
     }
 
+    /// The pid of the running process.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().and_then(Child::id).unwrap()
+    }
+
     /// Orders the running process to die at the nth time that it reaches this point.
     pub fn order(&self, point: KillPoint, nth: usize) {
         let (order, half) = (self.file("order"), self.file("order.part"));
@@ -88,7 +93,7 @@ impl Service {
 
     /// Asks it to stop (SIGTERM).
     pub async fn ask_to_stop(&self) {
-        let pid = self.child.as_ref().and_then(Child::id).unwrap();
+        let pid = self.pid();
         let asked = Command::new("sh").args(["-c", &format!("kill -TERM {pid}")]).status().await.unwrap();
         assert!(asked.success(), "SIGTERM to {pid}");
     }

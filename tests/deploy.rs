@@ -1,0 +1,777 @@
+//! What stands in deploy/, held against the program: the image's instructions run in a Debian tree, definitions
+//! imported into real nodes, manifests and the unit compared with the configuration. `make test-deploy`.
+//!
+//! Trees to chroot into come from deploy/local/tree. What cannot be had here is said aloud and left out.
+
+#![allow(clippy::unwrap_used, reason = "a test may; the lint only spares the test functions themselves")]
+
+#[path = "support/broker.rs"]
+mod broker;
+#[path = "support/programs.rs"]
+mod programs;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use clap::CommandFactory as _;
+use redeemer::cli::Arguments;
+use redeemer::config::{self, Config};
+use serde_json::Value;
+
+use broker::Broker;
+use programs::{Programs, ended, err, out, redeemer, run, until, unused_dir};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn text(name: &str) -> String {
+    fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// A tool of the repository or the system; its output where it succeeds.
+fn told(program: impl AsRef<std::ffi::OsStr>, arguments: &[&str]) -> Result<String, Output> {
+    let program = program.as_ref();
+    let output = Command::new(program).args(arguments).current_dir(root()).stdin(Stdio::null()).output();
+    let output = output.unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+    if output.status.success() { Ok(out(&output)) } else { Err(output) }
+}
+
+// ---- the image
+
+/// The instructions of one stage of a Dockerfile.
+#[derive(Debug, Default)]
+struct Stage {
+    instructions: Vec<(String, String)>,
+}
+
+/// The stages of a Dockerfile. Reads what ours is written with, and stops at anything else.
+fn stages(dockerfile: &str) -> Vec<Stage> {
+    let lines = dockerfile.lines().filter(|line| !line.trim_start().starts_with('#')).collect::<Vec<_>>();
+    let whole = lines.join("\n").replace("\\\n", " ");
+    let mut stages = Vec::new();
+    for line in whole.lines().filter(|line| !line.trim().is_empty()) {
+        let (word, rest) = line.split_once(' ').unwrap();
+        match word {
+            "ARG" => assert!(stages.is_empty(), "{line}"),
+            "FROM" => stages.push(Stage::default()),
+            "RUN" | "COPY" | "ENV" | "USER" | "WORKDIR" | "SHELL" | "LABEL" | "EXPOSE" | "HEALTHCHECK"
+            | "ENTRYPOINT" | "CMD" => stages
+                .last_mut()
+                .expect("a stage has begun")
+                .instructions
+                .push((word.to_owned(), rest.trim().to_owned())),
+            word => panic!("{word} is not known here"),
+        }
+    }
+    stages
+}
+
+impl Stage {
+    fn all(&self, word: &str) -> Vec<&str> {
+        let meant = self.instructions.iter().filter(|(is, _)| is == word);
+        meant.map(|(_, rest)| rest.as_str()).collect()
+    }
+
+    fn one(&self, word: &str) -> &str {
+        let [rest] = self.all(word)[..] else { panic!("not one {word}") };
+        rest
+    }
+
+    /// The words of an instruction in exec form.
+    fn words(&self, word: &str) -> Vec<String> {
+        let rest = self.one(word);
+        serde_json::from_str(&rest[rest.find('[').unwrap()..]).unwrap()
+    }
+
+    fn environment(&self) -> Vec<(String, String)> {
+        let pairs = self.all("ENV").into_iter().flat_map(str::split_whitespace);
+        pairs.map(|pair| pair.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned())).unwrap()).collect()
+    }
+}
+
+/// The image as a folder, made by the Dockerfile's own instructions, and how its containers run.
+struct Image {
+    tree: PathBuf,
+    volume: PathBuf,
+    stage: Stage,
+}
+
+impl Image {
+    /// Nothing where no tree can be had; that has been said aloud then.
+    fn build() -> Option<Self> {
+        let base = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("trees").join("trixie");
+        if fs::metadata("/proc/self").map_or(1, |this| this.uid()) != 0 {
+            eprintln!("the image is NOT tried: a container of our own needs root");
+            return None;
+        }
+        let made = told("deploy/local/tree", &[base.to_str().unwrap(), "trixie"]);
+        if let Err(output) = made {
+            assert_eq!(output.status.code(), Some(3), "{}", err(&output));
+            eprintln!("the image is NOT tried: {}", err(&output));
+            return None;
+        }
+        let dir = unused_dir("image");
+        let (tree, volume) = (dir.join("tree"), dir.join("volume"));
+        told("cp", &["-a", base.to_str().unwrap(), tree.to_str().unwrap()]).unwrap();
+        let stage = stages(&text("deploy/Dockerfile")).pop().unwrap();
+        for (word, rest) in &stage.instructions {
+            match word.as_str() {
+                "RUN" => {
+                    told("chroot", &[tree.to_str().unwrap(), "/bin/sh", "-c", rest])
+                        .unwrap_or_else(|output| panic!("RUN {rest}: {}", err(&output)));
+                }
+                "COPY" => {
+                    let words = rest.split_whitespace().collect::<Vec<_>>();
+                    let ["--from=build", from, to] = words[..] else { panic!("COPY {rest}") };
+                    // What the build stage would have: certificates of a Debian, and the program.
+                    let from = match from {
+                        "/src/target/release/redeemer" => env!("CARGO_BIN_EXE_redeemer"),
+                        "/etc/ssl/certs/ca-certificates.crt" => from,
+                        from => panic!("COPY {from}"),
+                    };
+                    let to = tree.join(to.trim_start_matches('/'));
+                    fs::create_dir_all(to.parent().unwrap()).unwrap();
+                    fs::copy(from, &to).unwrap();
+                }
+                _ => {}
+            }
+        }
+        fs::create_dir(&volume).unwrap();
+        chown(&volume, Some(65_532), Some(65_532)).unwrap();
+        Some(Self { tree, volume, stage })
+    }
+
+    /// A command in a container: own mounts and processes, a root that cannot be written, no privileges, nothing of
+    /// our environment. The network is this machine's.
+    fn container(&self, environment: &[(&str, &str)], words: &[&str]) -> Command {
+        const ENTER: &str = r#"
+            tree=$1 volume=$2 user=$3 home=$4; shift 4
+            mount --bind "$tree" "$tree"
+            mount --bind "$volume" "$tree$home"
+            mount --rbind /dev "$tree/dev"
+            mount -o remount,bind,ro "$tree"
+            # As systemd hides it from the unit: less of /proc than a container has.
+            mount -t proc -o hidepid=invisible,subset=pid proc "$tree/proc"
+            cd "$tree"
+            exec chroot "$tree" setpriv --reuid="${user%:*}" --regid="${user#*:}" --clear-groups --no-new-privs \
+              --bounding-set=-all --inh-caps=-all -- \
+              env --ignore-environment --chdir="$home" PATH=/usr/local/bin:/usr/bin:/bin "$@""#;
+        let mut command = Command::new("unshare");
+        command.args([
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--propagation",
+            "private",
+            "bash",
+            "-euc",
+        ]);
+        command.args([ENTER, "bash"]).arg(&self.tree).arg(&self.volume);
+        command.args([self.stage.one("USER"), self.stage.one("WORKDIR")]);
+        command.args(self.stage.environment().iter().map(|(key, value)| format!("{key}={value}")));
+        command.args(environment.iter().map(|(key, value)| format!("{key}={value}"))).args(words);
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// The program in a container, in the background.
+    fn start(&self, environment: &[(&str, &str)], arguments: &[&str], log: &str) -> Container {
+        let log = self.volume.with_file_name(log);
+        let entry = self.stage.words("ENTRYPOINT");
+        let words: Vec<_> = entry.iter().map(String::as_str).chain(arguments.iter().copied()).collect();
+        let mut command = self.container(environment, &words);
+        let file = fs::File::create(&log).unwrap();
+        let child = command.stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
+        Container { child, log }
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(self.tree.parent().unwrap());
+    }
+}
+
+/// A running container; killed when it is dropped.
+struct Container {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Container {
+    fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// The first process in it, as we see it.
+    fn pid(&self) -> String {
+        let id = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
+        children.trim().to_owned()
+    }
+
+    /// SIGTERM to its first process, as `docker stop` sends it.
+    fn stop(mut self) -> Option<i32> {
+        told("kill", &["-TERM", &self.pid()]).unwrap();
+        ended(&mut self.child).code()
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}:\n{}", self.log.display(), self.log());
+        }
+        // Its children die with it.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[test]
+fn the_image_works_as_its_dockerfile_says() {
+    let Some(image) = Image::build() else { return };
+    let node = Broker::start();
+    // All that the program wants of the system is there.
+    let libraries = run(&mut image.container(&[], &["ldd", "/usr/local/bin/redeemer"]));
+    let libraries = format!("{}{}", out(&libraries), err(&libraries));
+    assert!(libraries.contains("libc.so.6 => /") && !libraries.contains("not found"), "{libraries}");
+    let certificates = fs::read_to_string(image.tree.join("etc/ssl/certs/ca-certificates.crt")).unwrap();
+    assert!(certificates.matches("BEGIN CERTIFICATE").count() > 50);
+    // It is nobody in particular, and can write nothing but its volume.
+    let who = out(&run(&mut image.container(&[], &["sh", "-c", "id -u; id -G; id -un"])));
+    assert_eq!(who.lines().collect::<Vec<_>>(), ["65532", "65532", "redeemer"]);
+    for place in ["/x", "/tmp/x", "/etc/x"] {
+        let written = run(&mut image.container(&[], &["touch", place]));
+        assert!(err(&written).contains("Read-only file system"), "{place}: {}", err(&written));
+    }
+    assert!(run(&mut image.container(&[], &["touch", "here"])).status.success());
+
+    // What the compose file starts, in its words but for the ports.
+    let compose = documents(&root().join("deploy/compose.yaml")).remove(0);
+    let arguments = |service: &str, from: &str, to: &str| -> Vec<String> {
+        let words = compose["services"][service]["command"].as_array().unwrap().iter();
+        words.map(|word| word.as_str().unwrap().replace(from, to)).collect()
+    };
+    let port = free_port();
+    let at = format!("127.0.0.1:{port}");
+    let words = arguments("sandbox", "127.0.0.1:9480", &at);
+    let words = words.iter().map(String::as_str).collect::<Vec<_>>();
+    let sandbox = image.start(&[], &words, "sandbox.log");
+    let healthy = |environment: &[(&str, &str)], words: &[&str]| {
+        until(&format!("{words:?} finds health"), || {
+            run(&mut image.container(environment, words)).status.success().then_some(())
+        });
+    };
+    let probe = compose["services"]["sandbox"]["healthcheck"]["test"].as_array().unwrap().iter().skip(1);
+    let probe: Vec<_> = probe.map(|word| word.as_str().unwrap().replace("127.0.0.1:9480", &at)).collect();
+    healthy(&[], &probe.iter().map(String::as_str).collect::<Vec<_>>());
+
+    let listen = format!("0.0.0.0:{}", free_port());
+    let configured = compose["services"]["redeemer"]["environment"].as_object().unwrap();
+    let mut environment: BTreeMap<_, _> =
+        configured.iter().map(|(key, value)| (key.as_str(), value.as_str().unwrap())).collect();
+    environment.insert("REDEEMER_BROKER__URI", node.uri());
+    environment.insert("REDEEMER_ADMIN__LISTEN", &listen);
+    let environment: Vec<_> = environment.into_iter().collect();
+    let within = |words: &[&str]| {
+        let words = [&["redeemer"], words].concat();
+        run(&mut image.container(&environment, &words))
+    };
+
+    let dead = within(&["healthcheck"]);
+    assert_eq!(dead.status.code(), Some(1), "{}", err(&dead));
+    let made = within(&["topology", "apply"]);
+    assert!(made.status.success(), "{}", err(&made));
+    let command = image.stage.words("CMD");
+    let service =
+        image.start(&environment, &command.iter().map(String::as_str).collect::<Vec<_>>(), "service.log");
+    let check = image.stage.words("HEALTHCHECK");
+    healthy(&environment, &check.iter().map(String::as_str).collect::<Vec<_>>());
+    healthy(&environment, &["redeemer", "healthcheck", "--ready"]);
+    let words = arguments("publish", "", "");
+    let words: Vec<_> = words.iter().map(String::as_str).chain(["--expect", "redeemed"]).collect();
+    let published = within(&words);
+    assert!(published.status.success(), "{}", err(&published));
+    let event: Value = serde_json::from_str(&out(&published)).unwrap();
+    assert_eq!(event["data"]["coupon_state"], "USED");
+
+    // It lives where the broker is gone, and says that it is not ready.
+    node.kill9();
+    until("it is not ready", || (within(&["healthcheck", "--ready"]).status.code() == Some(4)).then_some(()));
+    assert!(within(&["healthcheck"]).status.success());
+    assert_eq!(service.stop(), Some(0));
+    assert_eq!(within(&["healthcheck"]).status.code(), Some(1));
+    assert_eq!(sandbox.stop(), Some(0));
+}
+
+#[test]
+fn secrets_are_read_as_kubernetes_mounts_them_and_not_when_others_may() {
+    let Some(image) = Image::build() else { return };
+    let at = format!("127.0.0.1:{}", free_port());
+    let sandbox = image.start(&[], &["sandbox", "--listen", &at, "--dir", "."], "sandbox.log");
+    let file = image.volume.join("redeemer.toml");
+    until("the sandbox has written its files", || file.exists().then_some(()));
+    let key = image.volume.join("merchant_key.pem");
+    let lent = image.volume.join("lent.pem");
+    fs::copy(key, &lent).unwrap();
+    let finding = |owner: u32, group: u32, mode: u32| {
+        chown(&lent, Some(owner), Some(group)).unwrap();
+        fs::set_permissions(&lent, fs::Permissions::from_mode(mode)).unwrap();
+        let environment = [
+            ("REDEEMER_CONFIG", "redeemer.toml"),
+            ("REDEEMER_WECHAT__MERCHANT_KEY_FILE", "lent.pem"),
+            ("REDEEMER_BROKER__URI", "amqp://127.0.0.1:1/%2f"),
+        ];
+        let told = out(&run(&mut image.container(&environment, &["redeemer", "check", "--json"])));
+        let lines = told.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let about = lines.filter(|line| line["what"] == "keys").collect::<Vec<_>>();
+        assert!(!about.is_empty(), "{told}");
+        let fault = about.iter().find(|line| line["gravity"] == "fault");
+        fault.map(|line| line["detail"].as_str().unwrap().to_owned()).unwrap_or_default()
+    };
+    assert_eq!(finding(0, 65_532, 0o440), "", "a secret volume with fsGroup");
+    assert_eq!(finding(0, 65_532, 0o640), "", "chown root:redeemer");
+    assert_eq!(finding(65_532, 65_532, 0o400), "");
+    for (owner, group, mode) in [(0, 65_532, 0o444), (0, 65_532, 0o460), (65_532, 65_532, 0o440)] {
+        let fault = finding(owner, group, mode);
+        assert!(fault.contains("can be read by others"), "{owner}:{group} {mode:o}: {fault:?}");
+    }
+    assert_eq!(sandbox.stop(), Some(0));
+}
+
+/// A server that the machine's own certificates do not vouch for is believed once the image's file does.
+#[test]
+fn tls_trusts_the_certificates_in_the_image_and_no_others() {
+    let Some(image) = Image::build() else { return };
+    let at = format!("127.0.0.1:{}", free_port());
+    let sandbox = image.start(&[], &["sandbox", "--listen", &at, "--dir", "."], "sandbox.log");
+    let file = image.volume.join("redeemer.toml");
+    until("the sandbox has written its files", || file.exists().then_some(()));
+    let dir = unused_dir("tls");
+    let own = |name: &str| dir.join(name).display().to_string();
+    let (ca, ca_key, cert, key) = (own("ca.pem"), own("ca.key"), own("cert.pem"), own("cert.key"));
+    let certify = |more: &[&str]| {
+        let common = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=deploy"];
+        told("openssl", &[&common, more].concat()).unwrap_or_else(|output| panic!("{}", err(&output)));
+    };
+    certify(&["-keyout", &ca_key, "-out", &ca, "-addext", "keyUsage=critical,keyCertSign"]);
+    let names = ["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"];
+    certify(&[&["-keyout", &key, "-out", &cert, "-CA", &ca, "-CAkey", &ca_key], &names[..]].concat());
+    let port = free_port().to_string();
+    let mut server = Command::new("openssl");
+    server.args(["s_server", "-quiet", "-www", "-accept", &port, "-cert", &cert, "-key", &key]);
+    let child = server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let server = Container { child, log: dir.join("server.log") };
+    let base_url = format!("https://127.0.0.1:{port}");
+    let detail = || {
+        let environment = [
+            ("REDEEMER_CONFIG", "redeemer.toml"),
+            ("REDEEMER_WECHAT__BASE_URL", base_url.as_str()),
+            ("REDEEMER_BROKER__URI", "amqp://127.0.0.1:1/%2f"),
+        ];
+        let told = out(&run(&mut image.container(&environment, &["redeemer", "check", "--json"])));
+        let mut lines = told.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let about = lines.find(|line| line["what"] == "payment API");
+        about.unwrap_or_else(|| panic!("{told}"))["detail"].as_str().unwrap().to_owned()
+    };
+    let stranger = until("the server is asked", || {
+        Some(detail()).filter(|detail| !detail.contains("Connection refused"))
+    });
+    assert!(stranger.contains("UnknownIssuer"), "{stranger}");
+    let trusted = image.tree.join("etc/ssl/certs/ca-certificates.crt");
+    let all = fs::read_to_string(&trusted).unwrap() + &fs::read_to_string(&ca).unwrap();
+    fs::write(&trusted, all).unwrap();
+    assert!(detail().contains("answered 200"), "{}", detail());
+    drop(server);
+    assert_eq!(sandbox.stop(), Some(0));
+    fs::remove_dir_all(dir).unwrap();
+}
+
+/// The layer of the dependencies is built before the sources are there.
+#[test]
+fn cargo_takes_the_manifest_as_the_first_layer_leaves_it() {
+    let stages = stages(&text("deploy/Dockerfile"));
+    let build = &stages[0];
+    let mut instructions = build.instructions.iter().skip_while(|(word, _)| word != "COPY");
+    assert_eq!(instructions.next().unwrap().1, "Cargo.toml Cargo.lock ./");
+    let dir = unused_dir("layer");
+    for name in ["Cargo.toml", "Cargo.lock"] {
+        fs::copy(root().join(name), dir.join(name)).unwrap();
+    }
+    let shell = build.words("SHELL");
+    let (word, layout) = instructions.next().unwrap();
+    assert_eq!(word, "RUN");
+    let laid = Command::new(&shell[0]).args(&shell[1..]).arg(layout).current_dir(&dir).output().unwrap();
+    assert!(laid.status.success(), "{}", err(&laid));
+    assert_eq!(instructions.next().unwrap().1, "cargo build --release --locked");
+    let cargo = ["metadata", "--format-version", "1", "--locked", "--offline", "--no-deps"];
+    let read = Command::new(env!("CARGO")).args(cargo).current_dir(&dir).output().unwrap();
+    assert!(read.status.success(), "{}", err(&read));
+    fs::remove_dir_all(dir).unwrap();
+    // The program is asked for what it was built with, and the image names the same.
+    let manifest = text("Cargo.toml");
+    let version = manifest.lines().find_map(|line| line.strip_prefix("rust-version = \"")).unwrap();
+    let wanted = format!("ARG RUST_IMAGE=rust:{}-slim-", version.trim_end_matches('"'));
+    assert!(text("deploy/Dockerfile").contains(&wanted), "{wanted}");
+}
+
+// ---- RabbitMQ
+
+fn program(uri: &str, arguments: &[&str]) -> Output {
+    run(redeemer().env("REDEEMER_BROKER__URI", uri).args(arguments))
+}
+
+#[test]
+fn the_definitions_can_be_imported_and_are_what_the_service_wants() {
+    let node = Broker::start();
+    let file = root().join("deploy/rabbitmq/definitions.json");
+    let copy = node.dir().join("definitions.json");
+    fs::copy(file, &copy).unwrap();
+    node.ctl(&["import_definitions", copy.to_str().unwrap()]);
+    let output = program(node.uri(), &["topology", "verify"]);
+    assert!(output.status.success(), "{}{}", out(&output), err(&output));
+}
+
+/// Three nodes of RabbitMQ 4, in the tree that deploy/local/rabbitmq4 makes.
+struct Cluster(PathBuf);
+
+impl Cluster {
+    fn script(&self, command: &str, member: &str, arguments: &[&str]) -> String {
+        broker::run(command, &self.0.join(member), arguments)
+            .unwrap_or_else(|complaint| panic!("{complaint}"))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let _ = broker::run("remove", &self.0, &[]);
+    }
+}
+
+#[test]
+fn three_nodes_with_the_files_for_a_cluster_hold_every_queue_three_times() {
+    let tree = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("rabbitmq4");
+    if let Err(output) = told("deploy/local/rabbitmq4", &[tree.to_str().unwrap()]) {
+        assert_eq!(output.status.code(), Some(3), "{}", err(&output));
+        eprintln!("the cluster is NOT tried: {}", err(&output));
+        return;
+    }
+    let conf = text("deploy/rabbitmq/cluster/rabbitmq.conf");
+    // The names of the nodes are this machine's.
+    let lines: Vec<_> = conf
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with('#') && !line.starts_with("cluster_formation."))
+        .collect();
+    assert!(lines.len() >= 6, "{lines:?}");
+    let cluster = Cluster(broker::unused_dir());
+    let parent = std::process::id().to_string();
+    let mut options = vec!["3", "--parent", &parent, "--root", tree.to_str().unwrap()];
+    options.extend(lines.iter().flat_map(|line| ["--config", line]));
+    cluster.script("cluster", "", &options);
+    for name in ["definitions.json", "cluster/policies.json"] {
+        let copy = cluster.0.join("1").join(Path::new(name).file_name().unwrap());
+        fs::copy(root().join("deploy/rabbitmq").join(name), &copy).unwrap();
+        cluster.script("ctl", "1", &["import_definitions", copy.to_str().unwrap()]);
+    }
+    let uri = cluster.script("uri", "1", &[]);
+    let output = program(uri.trim(), &["topology", "verify"]);
+    assert!(output.status.success(), "{}{}", out(&output), err(&output));
+    let wanted = Config::default().topology().tiers.len() + 3;
+    until("every queue has three members and the policy", || {
+        let list = ["-q", "list_queues", "--no-table-headers", "name", "policy", "members"];
+        let queues = cluster.script("ctl", "1", &list);
+        let good = queues.lines().filter(|line| {
+            line.contains("\tredemption-members\t") && line.matches("@localhost").count() == 3
+        });
+        (good.count() == wanted).then_some(())
+    });
+}
+
+// ---- manifests, compose file and unit, held against the configuration
+
+/// Every document of a YAML file. There is one reader of YAML here, Debian's for Python.
+fn documents(file: &Path) -> Vec<Value> {
+    const READ: &str =
+        "import json, sys, yaml; json.dump(list(yaml.safe_load_all(open(sys.argv[1]))), sys.stdout)";
+    let read = told("/usr/bin/python3", &["-c", READ, file.to_str().unwrap()]);
+    serde_json::from_str(&read.unwrap_or_else(|output| panic!("{}", err(&output)))).unwrap()
+}
+
+/// Whether the program takes these words.
+fn taken(words: &[&str]) {
+    let words = [&["redeemer"], words].concat();
+    if let Err(error) = Arguments::command().try_get_matches_from(words) {
+        panic!("{error}");
+    }
+}
+
+fn strings(value: &Value) -> Vec<&str> {
+    value.as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect()
+}
+
+/// Longer than the service takes to stop: ten seconds more than it gives its work.
+fn gives_time_to_stop(config: &Config, grace: Duration, what: &str) {
+    assert!(grace >= config.shutdown.deadline.0 + Duration::from_secs(10), "{what}: {grace:?}");
+}
+
+fn configured(text: &str, name: &str, environment: &[(String, String)]) -> Config {
+    config::parse(text, name, environment.iter().cloned()).unwrap_or_else(|faults| panic!("{faults}"))
+}
+
+#[test]
+fn the_overlays_are_hardened_and_keep_to_the_merchants_limit() {
+    if Command::new("kubectl").args(["kustomize", "--help"]).output().is_err() {
+        eprintln!("the overlays are NOT tried: no kubectl to put them together");
+        return;
+    }
+    let mut calls = 0;
+    let mut tried = 0;
+    for overlay in fs::read_dir(root().join("deploy/kubernetes/overlays")).unwrap() {
+        let overlay = overlay.unwrap().path();
+        let name = overlay.file_name().unwrap().to_str().unwrap().to_owned();
+        let whole = told("kubectl", &["kustomize", overlay.to_str().unwrap()]);
+        let dir = unused_dir("overlay");
+        let file = dir.join("whole.yaml");
+        fs::write(&file, whole.unwrap_or_else(|output| panic!("{name}: {}", err(&output)))).unwrap();
+        let resources = documents(&file);
+        fs::remove_dir_all(dir).unwrap();
+        let one = |kind: &str| {
+            let mut all = resources.iter().filter(|one| one["kind"] == kind);
+            let first = all.next().unwrap_or_else(|| panic!("{name}: no {kind}"));
+            assert!(all.next().is_none(), "{name}: more than one {kind}");
+            first
+        };
+        assert!(resources.iter().all(|one| one["kind"] != "Secret"), "{name}: secrets are only referred to");
+
+        // The configuration is one, and names files that are mounted.
+        let pod = &one("Deployment")["spec"]["template"]["spec"];
+        let container = &pod["containers"][0];
+        taken(&strings(&container["args"]));
+        let entry = |entry: &Value| {
+            let text = |key: &str| entry[key].as_str().unwrap().to_owned();
+            (text("name"), text("value"))
+        };
+        let environment: Vec<_> = container["env"].as_array().unwrap().iter().map(entry).collect();
+        let settings: Vec<_> =
+            environment.iter().filter(|(key, _)| key != "REDEEMER_CONFIG").cloned().collect();
+        let config =
+            configured(one("ConfigMap")["data"]["redeemer.toml"].as_str().unwrap(), &name, &settings);
+        assert!(config.wechat_settings().is_ok(), "{name}");
+        let mounts: Vec<_> = container["volumeMounts"].as_array().unwrap().iter().collect();
+        let (_, file) = environment.iter().find(|(key, _)| key == "REDEEMER_CONFIG").unwrap();
+        let keys = config.wechat.public_keys.values().map(|path| path.to_str().unwrap());
+        let files = [file.as_str(), &config.broker.uri_file, &config.wechat.merchant_key_file];
+        for file in files.into_iter().chain(keys) {
+            let (folder, _) = file.rsplit_once('/').unwrap();
+            let mount = mounts.iter().find(|mount| mount["mountPath"] == folder);
+            assert_eq!(mount.unwrap_or_else(|| panic!("{name}: {file} is not mounted"))["readOnly"], true);
+        }
+
+        // It is stopped gently, asked where it listens, and may do nothing beyond.
+        let grace = Duration::from_secs(pod["terminationGracePeriodSeconds"].as_u64().unwrap());
+        gives_time_to_stop(&config, grace, &name);
+        let dockerfile = stages(&text("deploy/Dockerfile")).pop().unwrap();
+        let listen = dockerfile.environment().into_iter().find(|(key, _)| key == "REDEEMER_ADMIN__LISTEN");
+        let port = listen.unwrap().1.rsplit_once(':').unwrap().1.parse::<u64>().unwrap();
+        assert_eq!(container["ports"][0]["containerPort"], port);
+        for (probe, path) in
+            [("startupProbe", "/livez"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")]
+        {
+            assert_eq!(container[probe]["httpGet"]["path"], path, "{name}: {probe}");
+        }
+        assert!(container["image"].as_str().unwrap().contains(":0"), "{name}: a version, not the newest");
+        let (of_pod, of_container) = (&pod["securityContext"], &container["securityContext"]);
+        let user = format!("{}:{}", of_pod["runAsUser"], of_pod["runAsGroup"]);
+        assert_eq!(user, dockerfile.one("USER"));
+        assert_eq!(of_pod["fsGroup"], of_pod["runAsGroup"], "{name}: secrets are lent to our own group");
+        assert_eq!(
+            (&of_pod["runAsNonRoot"], &of_container["readOnlyRootFilesystem"]),
+            (&true.into(), &true.into())
+        );
+        assert_eq!(of_container["allowPrivilegeEscalation"], false);
+        assert_eq!(of_container["capabilities"]["drop"][0], "ALL");
+        assert_eq!(of_pod["seccompProfile"]["type"], "RuntimeDefault");
+        assert_eq!(pod["automountServiceAccountToken"], false);
+        let namespace = &one("Namespace")["metadata"]["labels"];
+        assert_eq!(namespace["pod-security.kubernetes.io/enforce"], "restricted");
+
+        // Whoever selects, selects our pods.
+        let labels = one("Deployment")["spec"]["template"]["metadata"]["labels"].as_object().unwrap();
+        for (kind, selector) in [
+            ("Deployment", &one("Deployment")["spec"]["selector"]["matchLabels"]),
+            ("Service", &one("Service")["spec"]["selector"]),
+            ("PodDisruptionBudget", &one("PodDisruptionBudget")["spec"]["selector"]["matchLabels"]),
+            ("NetworkPolicy", &one("NetworkPolicy")["spec"]["podSelector"]["matchLabels"]),
+            ("ServiceMonitor", &one("ServiceMonitor")["spec"]["selector"]["matchLabels"]),
+        ] {
+            let selector = selector.as_object().unwrap();
+            assert!(!selector.is_empty(), "{name}: {kind} selects everything");
+            assert!(selector.iter().all(|(key, value)| labels.get(key) == Some(value)), "{name}: {kind}");
+        }
+
+        // Instances share the merchant's limit: with answers that take a second no more of them can be fed.
+        let scaled = &one("ScaledObject")["spec"];
+        let most = scaled["maxReplicaCount"].as_u64().unwrap();
+        let limit = u64::from(config.pace.calls_per_second);
+        assert!(most * config.work.concurrency as u64 <= limit, "{name}: {most} instances for {limit}/s");
+        assert!(scaled["minReplicaCount"].as_u64().unwrap() >= 1, "{name}: nobody would take a command");
+        assert_eq!(scaled["triggers"][0]["metadata"]["queueName"], config.broker.names.commands.as_str());
+        assert_eq!(one("Deployment")["spec"].get("replicas"), None, "{name}: KEDA sets them");
+        calls += limit;
+        tried += 1;
+    }
+    assert!(tried >= 2);
+    // One merchant number, one limit.
+    assert!(calls <= u64::from(Config::default().pace.calls_per_second), "{calls}");
+}
+
+#[test]
+fn the_compose_file_starts_what_there_is() {
+    let compose = documents(&root().join("deploy/compose.yaml")).remove(0);
+    let services = compose["services"].as_object().unwrap();
+    for name in ["rabbitmq", "sandbox", "redeemer", "prometheus", "grafana"] {
+        assert!(services.contains_key(name), "{name}");
+    }
+    for (name, service) in services {
+        for port in service["ports"].as_array().into_iter().flatten() {
+            assert!(port.as_str().unwrap().starts_with("127.0.0.1:"), "{name}: {port} is open to others");
+        }
+        let tag = service["image"].as_str().unwrap().rsplit_once(':').map(|(_, tag)| tag);
+        assert!(tag.is_some_and(|tag| tag != "latest"), "{name}");
+        for volume in service["volumes"].as_array().into_iter().flatten() {
+            let source = volume.as_str().unwrap().split_once(':').unwrap().0;
+            let Some(path) = source.strip_prefix("./") else { continue };
+            assert!(root().join("deploy").join(path).exists(), "{name}: deploy/{path} is not there");
+        }
+        if service["image"] != "redeemer:local" {
+            continue;
+        }
+        assert_eq!((&service["read_only"], &service["cap_drop"][0]), (&true.into(), &"ALL".into()), "{name}");
+        match service.get("command") {
+            Some(command) => taken(&strings(command)),
+            None => assert_eq!(name, "redeemer", "the image's own command"),
+        }
+        let environment = service["environment"].as_object().unwrap().iter();
+        let environment: Vec<_> = environment
+            .filter(|(key, _)| *key != "REDEEMER_CONFIG")
+            .map(|(key, value)| (key.clone(), value.as_str().unwrap().to_owned()))
+            .collect();
+        let config = configured("", name, &environment);
+        if let Some(grace) = service["stop_grace_period"].as_str() {
+            let grace = grace.strip_suffix('s').unwrap().parse().unwrap();
+            gives_time_to_stop(&config, Duration::from_secs(grace), name);
+        }
+    }
+    assert!(services["redeemer"]["stop_grace_period"].is_string());
+}
+
+#[test]
+fn the_unit_starts_the_service_and_gives_it_time_to_stop() {
+    let unit = text("deploy/systemd/redeemer.service");
+    let setting = |key: &str| {
+        let line = unit.lines().find_map(|line| line.strip_prefix(&format!("{key}=")));
+        line.unwrap_or_else(|| panic!("no {key}"))
+    };
+    let words: Vec<_> = setting("ExecStart").split(' ').collect();
+    assert_eq!(words[0], "/usr/local/bin/redeemer");
+    taken(&words[1..]);
+    let grace = setting("TimeoutStopSec").strip_suffix('s').unwrap().parse().unwrap();
+    gives_time_to_stop(&Config::default(), Duration::from_secs(grace), "redeemer.service");
+    // Its user is one that systemd makes of the other file.
+    let dir = unused_dir("sysusers");
+    fs::create_dir(dir.join("etc")).unwrap();
+    let users = root().join("deploy/systemd/redeemer.sysusers");
+    let made = told("systemd-sysusers", &[&format!("--root={}", dir.display()), users.to_str().unwrap()]);
+    assert!(made.is_ok(), "{}", err(&made.unwrap_err()));
+    let users = fs::read_to_string(dir.join("etc/passwd")).unwrap();
+    assert!(users.lines().any(|line| line.starts_with(&format!("{}:", setting("User")))), "{users}");
+    fs::remove_dir_all(dir).unwrap();
+}
+
+/// The system calls of a set of systemd's, sets in it taken apart.
+fn system_calls(set: &str) -> BTreeSet<String> {
+    let listed =
+        told("systemd-analyze", &["syscall-filter", set]).unwrap_or_else(|output| panic!("{}", err(&output)));
+    let entries =
+        listed.lines().skip(1).map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let apart = |entry: &str| match entry.starts_with('@') {
+        true => system_calls(entry),
+        false => BTreeSet::from([entry.to_owned()]),
+    };
+    entries.flat_map(apart).collect()
+}
+
+/// Nothing here runs under systemd, so the service is watched instead, from its start through its work to its end.
+#[test]
+fn the_unit_forbids_nothing_that_the_service_does() {
+    let unit = text("deploy/systemd/redeemer.service");
+    let mut allowed = BTreeSet::new();
+    for filter in unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter=")) {
+        for set in filter.trim_start_matches('~').split(' ') {
+            match filter.starts_with('~') {
+                false => allowed.extend(system_calls(set)),
+                true => allowed.retain(|call| !system_calls(set).contains(call)),
+            }
+        }
+    }
+    assert!(allowed.contains("read") && !allowed.contains("mount") && !allowed.contains("setrlimit"));
+
+    let node = Broker::start();
+    let mut programs = Programs::start(node.uri());
+    programs.stop_service();
+    let dir = unused_dir("trace");
+    let (trace, address) = (dir.join("trace"), dir.join("admin.address"));
+    let service = programs.command(&["run", "--admin-address-file", address.to_str().unwrap()]);
+    let mut watched = Command::new("strace");
+    watched.args(["-f", "-qq", "-o"]).arg(&trace).arg(service.get_program()).args(service.get_args());
+    for (key, value) in service.get_envs() {
+        match value {
+            Some(value) => watched.env(key, value),
+            None => watched.env_remove(key),
+        };
+    }
+    let log = dir.join("service.log");
+    watched.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(&log).unwrap());
+    let service = Container { child: watched.spawn().unwrap(), log };
+    let command = programs::command("watched").to_string();
+    let told = run(&mut programs.command(&["publish", "--wait", "--expect", "redeemed", &command]));
+    assert!(told.status.success(), "{}", err(&told));
+    let admin = fs::read_to_string(&address).unwrap();
+    assert!(programs::get(&admin, "/metrics").unwrap().contains("process_start_time_seconds"));
+    assert_eq!(service.stop(), Some(0));
+
+    let trace = fs::read_to_string(trace).unwrap();
+    let mut seen = BTreeSet::new();
+    for line in trace.lines() {
+        let Some((_, rest)) = line.split_once(' ') else { continue };
+        let Some((call, arguments)) = rest.trim_start().split_once('(') else { continue };
+        if !call.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_') {
+            continue;
+        }
+        seen.insert(call.to_owned());
+        // MemoryDenyWriteExecute and RestrictAddressFamilies.
+        let executable = arguments.contains("PROT_EXEC");
+        assert!(!(executable && (call == "mprotect" || arguments.contains("PROT_WRITE"))), "{line}");
+        if call == "socket" {
+            let family = arguments.split(',').next().unwrap();
+            let families =
+                unit.lines().find_map(|line| line.strip_prefix("RestrictAddressFamilies=")).unwrap();
+            assert!(families.split(' ').any(|known| known == family), "{line}");
+        }
+    }
+    assert!(seen.len() > 30 && seen.contains("epoll_wait"), "{seen:?}");
+    let forbidden: Vec<_> = seen.difference(&allowed).collect();
+    assert!(forbidden.is_empty(), "{forbidden:?}");
+    fs::remove_dir_all(dir).unwrap();
+}

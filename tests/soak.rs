@@ -1,0 +1,317 @@
+//! Endurance: the rate of a full limiter for a long time, with faults, and a backlog as after a long night.
+//!
+//! `make soak` runs both: `MINUTES` (20) at `RATE` (500) commands a second, and a backlog of `BACKLOG` (100,000). What is
+//! measured is the service's process: resident memory and open files, their slope by least squares.
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // a rig that cannot be set up fails, and it tells as it goes
+#![allow(dead_code)] // the fault rig's parts, of which this is a smaller user
+
+#[path = "support/broker.rs"]
+mod broker;
+#[path = "torture/service.rs"]
+mod service;
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use broker::Broker;
+use futures_util::StreamExt as _;
+use futures_util::future::join_all;
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
+    QueueBindOptions, QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+use redeemer::broker::topology::{Mode, establish};
+use redeemer::config::{self, Config};
+use serde_json::{Value, json};
+use service::{Sandbox, Service};
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+/// Both want the machine to themselves.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+const TICK: Duration = Duration::from_millis(100);
+const SAMPLE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(600);
+
+fn number(name: &str, default: usize) -> usize {
+    std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}: {text:?}")))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_time_at_full_rate() {
+    let _alone = ALONE.lock().await;
+    let (minutes, rate) = (number("MINUTES", 20), number("RATE", 500));
+    let mut ground = Ground::new("soak").await;
+    // One call in twenty goes wrong, in ways that leave work behind.
+    let faults = ["cut_before_effect", "cut_after_effect", "probe_signature", "html_502", "cut_in_body"];
+    let rules: Vec<Value> = faults.map(|kind| json!({"share": 0.01, "fault": {"kind": kind}})).into();
+    ground.sandbox.tell(reqwest::Method::PUT, "faults", &json!({"rules": rules})).await;
+    ground.instance.launch().await;
+    ground.instance.wait_ready(true).await;
+    let pid = ground.instance.pid();
+    let series = ground.instance.series().await.len();
+
+    let (begun, mut samples, mut sampled) = (Instant::now(), Vec::new(), Instant::now());
+    let mut tick = interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    let mut sent = 0;
+    while begun.elapsed() < Duration::from_secs(60 * minutes as u64) {
+        tick.tick().await;
+        let due = (begun.elapsed().as_secs_f64() * rate as f64) as usize;
+        ground.publish(sent, due).await;
+        sent = due;
+        if sampled.elapsed() >= SAMPLE {
+            sampled = Instant::now();
+            samples.push(Sample::take(pid, begun));
+        }
+    }
+    let told_meanwhile = *ground.told.borrow();
+    ground.reach(sent).await;
+    let drained = begun.elapsed();
+    // The first tenth is warming up: pools, buffers, the allocator.
+    let settled = &samples[samples.len() / 10..];
+    let hours = settled.last().unwrap().hours - settled[0].hours;
+    let (memory, files) = (slope(settled, |at| at.kib), slope(settled, |at| at.files));
+    let most = settled.iter().map(|at| at.kib).fold(0.0, f64::max);
+    println!(
+        "soak: {sent} commands in {:.1} min ({:.0}/s), {told_meanwhile} told meanwhile, all after {:.1} s more",
+        begun.elapsed().as_secs_f64() / 60.0,
+        sent as f64 / (60.0 * minutes as f64),
+        drained.as_secs_f64() - 60.0 * minutes as f64,
+    );
+    println!(
+        "soak: resident at most {:.1} MiB, {:+.2} MiB/h; open files {:.0}, {:+.2}/h, over {hours:.2} h",
+        most / 1024.0,
+        memory / 1024.0,
+        settled.last().unwrap().files,
+        files,
+    );
+    ground.judge(sent).await;
+    assert_eq!(ground.instance.series().await.len(), series, "the number of series grew");
+    // What a leak of 100 bytes for each command would be, and a tenth of it is still seen.
+    let grown = memory * hours * 1024.0 / sent as f64;
+    assert!(grown < 10.0, "{grown:.1} bytes more for each command");
+    assert!(files * hours < 8.0, "{:.1} files more", files * hours);
+    ground.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backlog_of_a_long_night() {
+    let _alone = ALONE.lock().await;
+    let backlog = number("BACKLOG", 100_000);
+    let mut ground = Ground::new("backlog").await;
+    for from in (0..backlog).step_by(1_000) {
+        ground.publish(from, (from + 1_000).min(backlog)).await;
+    }
+    ground.instance.launch().await;
+    let (begun, pid) = (Instant::now(), ground.instance.pid());
+    ground.instance.wait_ready(true).await;
+    let first = Sample::take(pid, begun);
+    ground.reach(backlog).await;
+    let (took, last) = (begun.elapsed(), Sample::take(pid, begun));
+    println!(
+        "backlog: {backlog} commands drained in {:.1} s ({:.0}/s); resident {:.1} MiB at the start, at most {:.1} MiB",
+        took.as_secs_f64(),
+        backlog as f64 / took.as_secs_f64(),
+        first.kib / 1024.0,
+        last.most_kib / 1024.0,
+    );
+    ground.judge(backlog).await;
+    // Prefetched commands and their replies, not the backlog: that would be twice as much for its bodies alone.
+    assert!(last.most_kib < first.kib + 40.0 * 1024.0, "{} KiB, {} KiB at most", first.kib, last.most_kib);
+    ground.end().await;
+}
+
+/// What the process takes at one time.
+struct Sample {
+    hours: f64,
+    kib: f64,
+    most_kib: f64,
+    files: f64,
+}
+
+impl Sample {
+    fn take(pid: u32, since: Instant) -> Self {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = |name: &str| {
+            let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse().unwrap()
+        };
+        let files = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() as f64;
+        let hours = since.elapsed().as_secs_f64() / 3_600.0;
+        Self { hours, kib: line("VmRSS:"), most_kib: line("VmHWM:"), files }
+    }
+}
+
+/// Least squares, per hour.
+fn slope(samples: &[Sample], of: impl Fn(&Sample) -> f64) -> f64 {
+    let count = samples.len() as f64;
+    let (x, y) = (
+        samples.iter().map(|at| at.hours).sum::<f64>() / count,
+        samples.iter().map(&of).sum::<f64>() / count,
+    );
+    let above = samples.iter().map(|at| (at.hours - x) * (of(at) - y)).sum::<f64>();
+    above / samples.iter().map(|at| (at.hours - x).powi(2)).sum::<f64>()
+}
+
+/// Broker, sandbox, one instance, a publisher and a subscriber.
+struct Ground {
+    dir: PathBuf,
+    config: Config,
+    sandbox: Sandbox,
+    instance: Service,
+    channel: Channel,
+    told: watch::Receiver<usize>,
+    outcomes: Arc<Mutex<BTreeMap<String, usize>>>,
+    _connection: Connection,
+    _broker: Broker,
+}
+
+impl Ground {
+    async fn new(name: &str) -> Self {
+        let broker = tokio::task::spawn_blocking(Broker::start).await.unwrap();
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
+        let sandbox = Sandbox::start(&dir.join("sandbox"), 1).await;
+        let config = configure(&dir.join("sandbox"), &sandbox, broker.uri());
+        std::fs::write(dir.join("redeemer.toml"), toml::to_string(&config).unwrap()).unwrap();
+        let connection = Connection::connect(broker.uri(), ConnectionProperties::default()).await.unwrap();
+        establish(&connection, &config.topology(), Mode::Create).await.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+        let outcomes = Arc::new(Mutex::new(BTreeMap::new()));
+        let told = subscribe(broker.uri(), &config.broker.names.results, outcomes.clone()).await;
+        let instance = Service::new(name, &dir);
+        Self {
+            dir,
+            config,
+            sandbox,
+            instance,
+            channel,
+            told,
+            outcomes,
+            _connection: connection,
+            _broker: broker,
+        }
+    }
+
+    /// Issues coupons and publishes a command for each, all confirmed at the end.
+    async fn publish(&self, from: usize, to: usize) {
+        if from == to {
+            return;
+        }
+        let coupon = |nth: usize| {
+            json!({
+                "openid": OPENID, "coupon_code": format!("C{nth:07}"), "appid": "wx233544546545989",
+                "brand_id": "120344", "product_coupon_id": "1000000013", "stock_id": "1000000013001",
+            })
+        };
+        let coupons: Vec<Value> = (from..to).map(coupon).collect();
+        self.sandbox.tell(reqwest::Method::POST, "coupons", &json!(coupons)).await;
+        let exchange = self.config.broker.names.commands.as_str();
+        let mut confirms = Vec::with_capacity(to - from);
+        for nth in from..to {
+            let mut command = coupon(nth);
+            command["use_time"] = json!("2025-07-24T00:00:00+08:00");
+            command["out_request_no"] = json!(format!("USE_{nth:07}"));
+            command["associated_order_info"] = json!({"transaction_id": "4200000000123456789123456789"});
+            let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+            let properties = BasicProperties::default().with_delivery_mode(2);
+            let body = command.to_string();
+            let publishing = self.channel.basic_publish(
+                exchange.into(),
+                "use".into(),
+                options,
+                body.as_bytes(),
+                properties,
+            );
+            confirms.push(publishing.await.unwrap());
+        }
+        for confirmed in join_all(confirms).await {
+            assert!(confirmed.unwrap().is_ack());
+        }
+    }
+
+    async fn reach(&mut self, commands: usize) {
+        let told = timeout(PATIENCE, self.told.wait_for(|told| *told >= commands)).await;
+        assert!(told.is_ok(), "not all of {commands} told after {PATIENCE:?}");
+    }
+
+    /// Each told once as redeemed, each used once.
+    async fn judge(&self, commands: usize) {
+        assert_eq!(*self.outcomes.lock().unwrap(), BTreeMap::from([("redeemed".to_owned(), commands)]));
+        let effects = self.sandbox.ask("effects").await;
+        let mut used = HashSet::new();
+        for effect in effects.as_array().unwrap().iter().filter(|effect| effect["kind"] == "used") {
+            assert!(used.insert(effect["coupon_code"].to_string()), "used twice: {effect}");
+        }
+        assert_eq!(used.len(), commands);
+    }
+
+    async fn end(mut self) {
+        self.instance.ask_to_stop().await;
+        assert!(self.instance.ended(PATIENCE).await.is_some_and(|status| status.success()));
+        std::fs::remove_dir_all(&self.dir).unwrap();
+    }
+}
+
+const OPENID: &str = "oh-394z-6CGkNoJrsDLTTUKiAnp4";
+
+/// Counts distinct events by outcome, for ever.
+async fn subscribe(
+    uri: &str,
+    exchange: &str,
+    outcomes: Arc<Mutex<BTreeMap<String, usize>>>,
+) -> watch::Receiver<usize> {
+    let connection = Connection::connect(uri, ConnectionProperties::default()).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    let options = QueueDeclareOptions { durable: true, ..Default::default() };
+    channel.queue_declare("soak.results".into(), options, arguments).await.unwrap();
+    let (options, arguments) = (QueueBindOptions::default(), FieldTable::default());
+    channel
+        .queue_bind("soak.results".into(), exchange.into(), "redemption.#".into(), options, arguments)
+        .await
+        .unwrap();
+    channel.basic_qos(1_000, BasicQosOptions::default()).await.unwrap();
+    let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+    let mut consumer =
+        channel.basic_consume("soak.results".into(), "".into(), options, arguments).await.unwrap();
+    let (progress, told) = watch::channel(0);
+    tokio::spawn(async move {
+        let _connection = connection;
+        let mut seen = HashSet::new();
+        while let Some(Ok(delivery)) = consumer.next().await {
+            let event: Value = serde_json::from_slice(&delivery.data).unwrap();
+            let id: uuid::Uuid = event["id"].as_str().unwrap().parse().unwrap();
+            if seen.insert(id) {
+                let outcome = event["data"]["outcome"].as_str().unwrap().to_owned();
+                *outcomes.lock().unwrap().entry(outcome).or_default() += 1;
+                progress.send_replace(seen.len());
+            }
+            delivery.ack(BasicAckOptions::default()).await.unwrap();
+        }
+    });
+    told
+}
+
+fn configure(keys: &Path, sandbox: &Sandbox, uri: &str) -> Config {
+    let text = |name: &str| sandbox.card[name].as_str().unwrap().to_owned();
+    let mut config = config::parse("", "soak", std::iter::empty()).unwrap();
+    config.broker.uri = uri.to_owned();
+    config.wechat.base_url = format!("http://127.0.0.1:{}", sandbox.port());
+    config.wechat.backup_base_url = String::new();
+    config.wechat.mchid = text("mchid");
+    config.wechat.merchant_serial = text("merchant_serial");
+    config.wechat.merchant_key_file = keys.join("merchant_key.pem").display().to_string();
+    config.wechat.public_keys.insert(text("public_key_id"), keys.join("wechatpay_public_key.pem"));
+    // Room for the inquiries that the faults call for.
+    config.pace.calls_per_second = 1_000;
+    config.admin.listen = "127.0.0.1:0".to_owned();
+    config.log.filter = "warn,lapin=off".to_owned();
+    config
+}
