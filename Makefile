@@ -38,6 +38,12 @@ test-cluster: ## four instances on three nodes, of which some are lost
 	deploy/local/install rabbitmq-server
 	cargo test --locked --test cluster -- --nocapture
 
+.PHONY: test-ops
+test-ops: ## the alerts against promtool: that the rules are sound, and a firing and a quiet case for each
+	deploy/local/install prometheus
+	promtool check rules deploy/prometheus/redeemer.rules.yml
+	promtool test rules deploy/prometheus/tests/*.yml
+
 .PHONY: pace
 pace: ## measure the pace in real time; wants a quiet machine
 	deploy/local/install rabbitmq-server

@@ -25,7 +25,7 @@ use crate::broker::{Deliveries, Generation, Health, Settings};
 use crate::config::{Config, ConfigFault, ConfigFaults, MERCHANT_KEY};
 use crate::kill_point::{self, KillPoint};
 use crate::lanes::Lanes;
-use crate::metrics::{Metrics, Settling};
+use crate::metrics::{HeldBack, Key, Metrics, Queue, Settling};
 use crate::pace::{Budget, Pacer};
 use crate::shutdown::Shutdown;
 use crate::verdict::Fault;
@@ -69,6 +69,8 @@ const REFUSED_LATELY: Duration = Duration::from_secs(10);
 const RESTORE_AGAIN: Duration = Duration::from_secs(1);
 /// Time between two looks at the number of consumers.
 const CENSUS: Duration = Duration::from_secs(1);
+/// Time between two looks at the depth of every queue.
+const WEIGHING: Duration = Duration::from_secs(5);
 
 /// Runs until `shutdown`, then finishes what is in flight within the configured deadline. `ready` is told the admin
 /// port's address.
@@ -99,11 +101,20 @@ pub async fn run(
     let keys: SharedKeyring = Arc::new(RwLock::new(Arc::new(keyring)));
     let client = Arc::new(Client::new(config.wechat_settings()?, keys.clone())?);
 
-    let metrics = Arc::new(Metrics::new());
+    let topology = config.topology();
+    let tiers: Vec<String> = topology.tiers.iter().map(|wait| topology::wait_name(*wait)).collect();
+    let metrics = Arc::new(Metrics::new(&tiers));
+    metrics.slots(config.work.concurrency);
     let breaker = Breaker::default();
     let status = watch::Sender::new(Status::starting(Timestamp::now()));
     let (address, admin) = admin::serve(config.admin_listen(), metrics.clone(), status.subscribe()).await?;
-    let keeper = KeyKeeper { sources, keys: keys.clone(), client: client.clone(), breaker: breaker.clone() };
+    let keeper = KeyKeeper {
+        sources,
+        keys: keys.clone(),
+        client: client.clone(),
+        breaker: breaker.clone(),
+        metrics: metrics.clone(),
+    };
     let keeper = tokio::spawn(keeper.run());
     info!(version = env!("CARGO_PKG_VERSION"), admin = %address, "starting");
     ready(address);
@@ -170,6 +181,7 @@ struct Held {
 }
 
 struct Done {
+    settling: Settling,
     lane: Option<Box<str>>,
     trouble: Option<String>,
     number: usize,
@@ -286,6 +298,7 @@ impl Service {
         let mut consumer: Option<(Appetite, Deliveries)> = None;
         let mut held_back_since: Option<Instant> = None;
         let mut counted_at: Option<Instant> = None;
+        let mut weighed_at: Option<Instant> = None;
         let mut report_due = true;
 
         let ended = loop {
@@ -331,9 +344,14 @@ impl Service {
                     report_due = true;
                     self.tools.breaker.ripen(Timestamp::now());
                     self.restore_topology(settings);
+                    if weighed_at.is_none_or(|at| at.elapsed() >= WEIGHING) {
+                        weighed_at = Some(Instant::now());
+                        self.weigh(generation, settings).await;
+                    }
                     if counted_at.is_none_or(|at| at.elapsed() >= CENSUS) && consumer.is_some() {
                         counted_at = Some(Instant::now());
                         if let Some((consumers, _)) = generation.census().await {
+                            self.tools.metrics.consumers(consumers);
                             let before = self.tools.pacer.per_second();
                             self.tools.pacer.adjust(consumers, Instant::now());
                             let per_second = self.tools.pacer.per_second();
@@ -353,6 +371,7 @@ impl Service {
                 for _ in self.lanes.clear() {
                     self.tools.metrics.settled(Settling::Lost);
                 }
+                self.count();
             }
             Ended::Shutdown => self.stop(consumer, &cut).await,
         }
@@ -413,6 +432,7 @@ impl Service {
         for _ in &waiting {
             self.tools.metrics.settled(Settling::Released);
         }
+        self.count();
         hand_back(waiting.into_iter().map(|held| held.taken.delivery)).await;
     }
 
@@ -428,6 +448,12 @@ impl Service {
         let lane = taken.lane().map(Box::<str>::from);
         let publisher = generation.publisher().clone();
         self.lanes.arrive(lane.as_deref(), Held { taken, publisher, cut: cut.clone(), number });
+        self.count();
+    }
+
+    /// Tells how many are held, beside what was taken and settled.
+    fn count(&self) {
+        self.tools.metrics.held(self.lanes.held(), self.lanes.working());
     }
 
     fn start_work(&mut self) {
@@ -435,6 +461,8 @@ impl Service {
             let tools = self.tools.clone();
             self.jobs.spawn(async move {
                 let Held { taken, publisher, cut, number } = held;
+                let waited = Timestamp::now().duration_since(taken.at);
+                tools.metrics.begun(waited.max(jiff::SignedDuration::ZERO).unsigned_abs());
                 // A panic is a defect, but it must not close the coupon's lane: the delivery is lost with its
                 // generation, and the broker delivers it again.
                 let worked = AssertUnwindSafe(work(&tools, &publisher, taken, cut)).catch_unwind().await;
@@ -442,8 +470,7 @@ impl Service {
                     error!("defect: a worker panicked");
                     (Settling::Lost, Some("a worker panicked".to_owned()))
                 });
-                tools.metrics.settled(settling);
-                Done { lane, trouble, number }
+                Done { settling, lane, trouble, number }
             });
         }
     }
@@ -455,8 +482,10 @@ impl Service {
         present: Option<(&Generation, usize)>,
     ) {
         // A worker catches its own panics and is only aborted when everything ends.
-        let Ok(Done { lane, trouble, number }) = done else { return };
+        let Ok(Done { settling, lane, trouble, number }) = done else { return };
         self.lanes.leave(lane);
+        self.tools.metrics.settled(settling);
+        self.count();
         if let (Some(why), Some((generation, present))) = (trouble, present)
             && number == present
         {
@@ -496,6 +525,24 @@ impl Service {
             warn!(left = self.jobs.len(), "the deadline passed; the broker will deliver the rest again");
             self.jobs.shutdown().await;
         }
+    }
+
+    /// Looks at the depth of every queue, beside everything else: a slow broker must not hold up the loop.
+    async fn weigh(&self, generation: &Generation, settings: &Settings) {
+        let Some(scales) = generation.scales().await else { return };
+        let (metrics, topology) = (self.tools.metrics.clone(), settings.topology.clone());
+        tokio::spawn(async move {
+            let names = &topology.names;
+            // Wait queues last: after one that is missing nothing can be counted.
+            metrics.depth(Queue::Commands, scales.messages(&names.commands).await);
+            metrics.depth(Queue::Parked, scales.messages(&names.parked).await);
+            metrics.depth(Queue::Unrouted, scales.messages(&names.unrouted).await);
+            for wait in &topology.tiers {
+                let messages = scales.messages(&topology.tier_queue(*wait)).await;
+                metrics.tier_depth(&topology::wait_name(*wait), messages);
+            }
+            scales.close().await;
+        });
     }
 
     fn refused_lately(&self) -> Option<NotPublished> {
@@ -547,11 +594,10 @@ impl Service {
             State::HalfOpen { cause: Cause::Starting, .. } => (false, None),
             State::HalfOpen { cause, .. } | State::Open { cause, .. } => (true, Some(cause)),
         };
-        let fault = match cause {
-            Some(Cause::Fault(fault)) => Some(fault),
-            _ => None,
-        };
-        metrics.breaker(open, fault);
+        metrics.breaker(cause.and_then(held_back));
+        metrics.pace(self.tools.pacer.per_second());
+        // Slots fill without a delivery being taken or settled.
+        self.count();
         if let Some(cause) = cause {
             let serial = self.merchant_serial();
             let caller = format!("merchant {}, serial {serial}", self.caller);
@@ -588,6 +634,16 @@ impl Service {
                 reasons,
             };
         });
+    }
+}
+
+fn held_back(cause: Cause) -> Option<HeldBack> {
+    match cause {
+        Cause::Starting => None,
+        Cause::Failing(Trouble::Silent) => Some(HeldBack::Silent),
+        Cause::Failing(Trouble::ServerError) => Some(HeldBack::ServerError),
+        Cause::Failing(Trouble::NotBelieved) => Some(HeldBack::NotBelieved),
+        Cause::Fault(fault) => Some(HeldBack::Fault(fault)),
     }
 }
 
@@ -709,10 +765,12 @@ struct KeyKeeper {
     keys: SharedKeyring,
     client: Arc<Client>,
     breaker: Breaker,
+    metrics: Arc<Metrics>,
 }
 
 impl KeyKeeper {
     async fn run(self) {
+        self.tell_expiry();
         let mut look = interval(self.sources.reload_every);
         let mut seen = self.sources.versions();
         let mut downloaded = PublicKeys::default();
@@ -743,6 +801,15 @@ impl KeyKeeper {
         }
     }
 
+    fn tell_expiry(&self) {
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
+        self.metrics.key_expiry(Key::Merchant, keys.merchant_expires.map(Timestamp::as_second));
+        // With a key that never ends there is always one to verify with.
+        let ends: Option<Vec<_>> = keys.public.iter().map(|(_, key)| key.expires).collect();
+        let last = ends.and_then(|ends| ends.into_iter().max());
+        self.metrics.key_expiry(Key::Verification, last.map(Timestamp::as_second));
+    }
+
     /// Exchanges the keyring as a whole. Files that cannot be used leave the old keys in use: half-written, most
     /// likely, and looked at again.
     fn take_into_use(&self, downloaded: &PublicKeys, seen: &mut Vec<Option<(SystemTime, u64)>>) -> bool {
@@ -751,6 +818,7 @@ impl KeyKeeper {
             Ok(keyring) => {
                 *seen = versions;
                 *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keyring);
+                self.tell_expiry();
                 true
             }
             Err(faults) => {

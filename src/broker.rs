@@ -213,6 +213,12 @@ impl Generation {
         timeout(self.limit, look).await.ok().flatten()
     }
 
+    /// What queues are counted with: a channel of its own, which ends at the first queue that is missing.
+    pub async fn scales(&self) -> Option<Scales> {
+        let channel = timeout(self.limit, self.consuming.create_channel()).await.ok()?.ok()?;
+        Some(Scales { channel, limit: self.limit })
+    }
+
     /// Closes both connections, within a bound: a close can hang while the broker raises an alarm.
     pub async fn close(self) {
         let both = async {
@@ -220,6 +226,26 @@ impl Generation {
             let _ = self.publishing.close(200, "done".into()).await;
         };
         let _ = timeout(Duration::from_secs(2), both).await;
+    }
+}
+
+/// Counts messages in queues.
+pub struct Scales {
+    channel: Channel,
+    limit: Duration,
+}
+
+impl Scales {
+    /// Messages that are ready in a queue; `None` where it cannot be said.
+    pub async fn messages(&self, queue: &str) -> Option<u32> {
+        let options = lapin::options::QueueDeclareOptions { passive: true, ..Default::default() };
+        let look = self.channel.queue_declare(queue.into(), options, FieldTable::default());
+        Some(timeout(self.limit, look).await.ok()?.ok()?.message_count())
+    }
+
+    /// Ends the counting.
+    pub async fn close(self) {
+        let _ = timeout(self.limit, self.channel.close(200, "done".into())).await;
     }
 }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use crate::attempt::{Outcome, OutcomeKind};
@@ -90,9 +90,123 @@ impl Message {
     }
 }
 
+/// Why a publish is not proven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unproven {
+    /// No confirm came in time.
+    TimedOut,
+    /// The broker refused it.
+    Refused,
+    /// The broker gave it back: no queue took it.
+    Returned,
+    /// The connection failed first.
+    Connection,
+}
+
+impl Unproven {
+    /// Every way.
+    pub const ALL: [Self; 4] = [Self::TimedOut, Self::Refused, Self::Returned, Self::Connection];
+
+    /// The word in labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::TimedOut => "timed_out",
+            Self::Refused => "refused",
+            Self::Returned => "returned",
+            Self::Connection => "connection",
+        }
+    }
+}
+
+/// Why calls are held back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeldBack {
+    /// The provider does not answer.
+    Silent,
+    /// The provider answers that it is in trouble.
+    ServerError,
+    /// Its answers cannot be verified.
+    NotBelieved,
+    /// A fault of our own.
+    Fault(Fault),
+}
+
+impl HeldBack {
+    /// Every cause.
+    pub const ALL: [Self; 5] = [
+        Self::Silent,
+        Self::ServerError,
+        Self::NotBelieved,
+        Self::Fault(Fault::Unauthenticated),
+        Self::Fault(Fault::Unauthorised),
+    ];
+
+    /// The word in labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Silent => "silent",
+            Self::ServerError => "server_error",
+            Self::NotBelieved => "not_believed",
+            Self::Fault(fault) => fault.as_str(),
+        }
+    }
+}
+
+/// A queue whose depth is told. Wait queues stand beside these as `retry.<wait>`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Queue {
+    /// Commands.
+    Commands,
+    /// Commands that a person must look at.
+    Parked,
+    /// Results that nobody has bound.
+    Unrouted,
+}
+
+impl Queue {
+    /// Every queue.
+    pub const ALL: [Self; 3] = [Self::Commands, Self::Parked, Self::Unrouted];
+
+    /// The word in labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Commands => "commands",
+            Self::Parked => "parked",
+            Self::Unrouted => "unrouted",
+        }
+    }
+}
+
+/// A key that can end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Key {
+    /// The merchant API certificate.
+    Merchant,
+    /// The platform certificate that lasts longest.
+    Verification,
+}
+
+impl Key {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Merchant, Self::Verification];
+
+    /// The word in labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Merchant => "merchant",
+            Self::Verification => "verification",
+        }
+    }
+}
+
+/// The label of a wait queue that is not among the configured ones: one of an earlier configuration.
+const OTHER_TIER: &str = "other";
+
 /// Everything that is counted.
 pub struct Metrics {
     registry: Registry,
+    /// The waits of the tiers as words, and [`OTHER_TIER`].
+    tiers: Vec<String>,
     taken: IntCounterVec,
     settled: IntCounterVec,
     in_flight: IntGauge,
@@ -101,7 +215,18 @@ pub struct Metrics {
     attempts: IntCounterVec,
     provider_seconds: HistogramVec,
     age_seconds: Histogram,
+    lane_seconds: Histogram,
+    limiter_seconds: Histogram,
+    slots: IntGauge,
+    slots_busy: IntGauge,
+    pace: Gauge,
+    consumers: IntGauge,
+    deferred: IntCounterVec,
+    tier_lateness: HistogramVec,
     publishes: IntCounterVec,
+    unproven: IntCounterVec,
+    depth: GaugeVec,
+    key_expiry: GaugeVec,
     flaws: IntCounterVec,
     generation: IntCounter,
     connected: IntGauge,
@@ -109,6 +234,7 @@ pub struct Metrics {
     consuming: IntGauge,
     stopped: IntGaugeVec,
     breaker_open: IntGauge,
+    held_back: IntGaugeVec,
     clock_skew: Gauge,
     past_deadline: IntCounter,
 }
@@ -117,16 +243,25 @@ pub struct Metrics {
 const AGE_BOUNDS: [f64; 14] =
     [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0, 600.0, 3_600.0, 86_400.0];
 const PROVIDER_BOUNDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+const WAIT_BOUNDS: [f64; 10] = [0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0];
+const LATENESS_BOUNDS: [f64; 8] = [1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1_800.0];
 
 impl Metrics {
-    /// Registers everything at zero.
+    /// Registers everything at zero. `tiers` are the waits of the wait queues as words.
     ///
     /// # Panics
     /// Never: names and labels are constants, and a test registers them.
-    pub fn new() -> Self {
+    pub fn new(tiers: &[String]) -> Self {
+        let tiers = tiers.iter().cloned().chain([OTHER_TIER.to_owned()]).collect();
         let registry = Registry::new();
         let counters = |name: &str, help: &str, labels: &[&str]| {
             register(&registry, IntCounterVec::new(Opts::new(name, help), labels))
+        };
+        let histogram = |name: &str, help: &str, bounds: &[f64]| {
+            register(&registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(bounds.to_vec())))
+        };
+        let gauges = |name: &str, help: &str, label: &str| {
+            register(&registry, GaugeVec::new(Opts::new(name, help), &[label]))
         };
         let gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help));
         let counter = |name: &str, help: &str| register(&registry, IntCounter::new(name, help));
@@ -177,6 +312,67 @@ impl Metrics {
                     .buckets(AGE_BOUNDS.to_vec()),
                 ),
             ),
+            lane_seconds: histogram(
+                "redeemer_lane_seconds",
+                "Time from taking a delivery until work on it begins: waiting for its lane and for a slot.",
+                &WAIT_BOUNDS,
+            ),
+            limiter_seconds: histogram(
+                "redeemer_limiter_seconds",
+                "Time that a call waited for its turn at the limiter.",
+                &WAIT_BOUNDS,
+            ),
+            slots: gauge("redeemer_slots", "Commands that are worked on at once at most."),
+            slots_busy: gauge("redeemer_slots_busy", "Commands that are worked on now."),
+            pace: register(
+                &registry,
+                Gauge::new(
+                    "redeemer_pace_calls_per_second",
+                    "Calls per second that this instance may make now.",
+                ),
+            ),
+            consumers: gauge(
+                "redeemer_consumers",
+                "Consumers on the command queue, all instances together, when last counted.",
+            ),
+            deferred: counters(
+                "redeemer_tier_deferred_total",
+                "Copies put into a wait queue, by its wait.",
+                &["tier"],
+            ),
+            tier_lateness: register(
+                &registry,
+                HistogramVec::new(
+                    HistogramOpts::new(
+                        "redeemer_tier_lateness_seconds",
+                        "Time from the end of a copy's wait until it was taken, by its wait queue; whole seconds.",
+                    )
+                    .buckets(LATENESS_BOUNDS.to_vec()),
+                    &["tier"],
+                ),
+            ),
+            unproven: counters(
+                "redeemer_publish_failures_total",
+                "Publishes that are not proven, by what and why. The message may be there all the same.",
+                &["message", "why"],
+            ),
+            depth: gauges(
+                "redeemer_queue_depth",
+                "Messages ready in a queue, when last counted; NaN where it could not be counted.",
+                "queue",
+            ),
+            key_expiry: gauges(
+                "redeemer_key_expiry_timestamp_seconds",
+                "When a key ends, in seconds since 1970; 0 where none is known to end.",
+                "key",
+            ),
+            held_back: register(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new("redeemer_breaker_cause", "1 for the cause for which calls are held back."),
+                    &["cause"],
+                ),
+            ),
             publishes: counters(
                 "redeemer_publishes_total",
                 "Messages published, by what and whether the broker confirmed.",
@@ -210,6 +406,7 @@ impl Metrics {
                 "redeemer_past_deadline_total",
                 "Commands whose deadline passed with the truth unknown.",
             ),
+            tiers,
             registry,
         };
         metrics.start_at_zero();
@@ -242,6 +439,27 @@ impl Metrics {
                 self.publishes.with_label_values(&[message.as_str(), confirmed]);
             }
         }
+        for message in Message::ALL {
+            for why in Unproven::ALL {
+                self.unproven.with_label_values(&[message.as_str(), why.as_str()]);
+            }
+        }
+        for tier in &self.tiers {
+            self.deferred.with_label_values(&[tier]);
+            self.tier_lateness.with_label_values(&[tier]);
+            if tier != OTHER_TIER {
+                self.depth.with_label_values(&[&format!("retry.{tier}")]);
+            }
+        }
+        for queue in Queue::ALL {
+            self.depth.with_label_values(&[queue.as_str()]);
+        }
+        for key in Key::ALL {
+            self.key_expiry.with_label_values(&[key.as_str()]);
+        }
+        for cause in HeldBack::ALL {
+            self.held_back.with_label_values(&[cause.as_str()]);
+        }
         for flaw in Flaw::ALL {
             self.flaws.with_label_values(&[flaw.as_str()]);
         }
@@ -259,14 +477,86 @@ impl Metrics {
 
     /// A delivery was taken.
     pub fn taken(&self, arrival: Arrival) {
-        self.in_flight.inc();
         self.taken.with_label_values(&[arrival.as_str()]).inc();
     }
 
     /// A delivery is no longer held.
     pub fn settled(&self, how: Settling) {
         self.settled.with_label_values(&[how.as_str()]).inc();
-        self.in_flight.dec();
+    }
+
+    /// How many deliveries are held, counted where they are held and not by what was taken and settled, and how many
+    /// of them are worked on. What was taken, not settled and is not held has leaked. To be told by the one task that
+    /// takes and settles, after each.
+    pub fn held(&self, held: usize, working: usize) {
+        let sum = |counters: &IntCounterVec, words: &[&str]| -> i64 {
+            let each = words.iter().map(|word| counters.with_label_values(&[*word]).get());
+            i64::try_from(each.sum::<u64>()).unwrap_or(i64::MAX)
+        };
+        let settled = sum(&self.settled, &Settling::ALL.map(Settling::as_str));
+        let taken = sum(&self.taken, &Arrival::ALL.map(Arrival::as_str));
+        let held = i64::try_from(held).unwrap_or(i64::MAX);
+        self.in_flight.set(held);
+        self.slots_busy.set(i64::try_from(working).unwrap_or(i64::MAX));
+        self.residue.set(taken - settled - held);
+    }
+
+    /// Work on a delivery begins, so long after it was taken.
+    pub fn begun(&self, waited: Duration) {
+        self.lane_seconds.observe(waited.as_secs_f64());
+    }
+
+    /// A call had its turn, after so long.
+    pub fn turned(&self, waited: Duration) {
+        self.limiter_seconds.observe(waited.as_secs_f64());
+    }
+
+    /// How many commands may be worked on at once.
+    pub fn slots(&self, slots: usize) {
+        self.slots.set(i64::try_from(slots).unwrap_or(i64::MAX));
+    }
+
+    /// Calls per second that may be made now.
+    pub fn pace(&self, per_second: f64) {
+        self.pace.set(per_second);
+    }
+
+    /// How many consumers the command queue has.
+    pub fn consumers(&self, consumers: u32) {
+        self.consumers.set(i64::from(consumers));
+    }
+
+    /// A copy is in the wait queue of this wait.
+    pub fn deferred(&self, tier: &str) {
+        self.deferred.with_label_values(&[self.tier(tier)]).inc();
+    }
+
+    /// A copy came back from the wait queue of this wait, so long after its wait was over.
+    pub fn came_back(&self, tier: &str, late: Duration) {
+        self.tier_lateness.with_label_values(&[self.tier(tier)]).observe(late.as_secs_f64());
+    }
+
+    fn tier<'a>(&'a self, word: &str) -> &'a str {
+        self.tiers.iter().find(|tier| *tier == word).map_or(OTHER_TIER, String::as_str)
+    }
+
+    /// Messages ready in a queue; `None` where they could not be counted.
+    pub fn depth(&self, queue: Queue, messages: Option<u32>) {
+        self.depth.with_label_values(&[queue.as_str()]).set(messages.map_or(f64::NAN, f64::from));
+    }
+
+    /// Messages in the wait queue of this wait; `None` where they could not be counted.
+    pub fn tier_depth(&self, tier: &str, messages: Option<u32>) {
+        let tier = self.tier(tier);
+        if tier != OTHER_TIER {
+            let depth = self.depth.with_label_values(&[&format!("retry.{tier}")]);
+            depth.set(messages.map_or(f64::NAN, f64::from));
+        }
+    }
+
+    /// When a key ends, in seconds since 1970; `None` where it does not.
+    pub fn key_expiry(&self, key: Key, at: Option<i64>) {
+        self.key_expiry.with_label_values(&[key.as_str()]).set(at.unwrap_or(0) as f64);
     }
 
     /// A command came to its end and its event is confirmed.
@@ -274,7 +564,7 @@ impl Metrics {
         let reason = outcome.reason().map_or("", Reason::as_str);
         self.outcomes.with_label_values(&[outcome.kind().as_str(), reason]).inc();
         self.age_seconds.observe(age.as_secs_f64());
-        if let Outcome::Unresolved { .. } = outcome {
+        if let Outcome::Unresolved { reason: Reason::DeadlinePassed, .. } = outcome {
             self.past_deadline.inc();
         }
     }
@@ -286,9 +576,12 @@ impl Metrics {
     }
 
     /// A message was published, or not proven to be.
-    pub fn published(&self, message: Message, confirmed: bool) {
-        let confirmed = if confirmed { "yes" } else { "no" };
+    pub fn published(&self, message: Message, proven: Result<(), Unproven>) {
+        let confirmed = if proven.is_ok() { "yes" } else { "no" };
         self.publishes.with_label_values(&[message.as_str(), confirmed]).inc();
+        if let Err(why) = proven {
+            self.unproven.with_label_values(&[message.as_str(), why.as_str()]).inc();
+        }
     }
 
     /// An answer's signature did not convince.
@@ -329,12 +622,15 @@ impl Metrics {
         self.consuming.set(i64::from(consuming));
     }
 
-    /// Whether calls are held back, and for which fault of our own.
-    pub fn breaker(&self, open: bool, fault: Option<Fault>) {
-        self.breaker_open.set(i64::from(open));
-        for each in Fault::ALL {
-            let stopped = open && fault == Some(each);
-            self.stopped.with_label_values(&[each.as_str()]).set(i64::from(stopped));
+    /// Why calls are held back; `None` where they are not.
+    pub fn breaker(&self, held_back: Option<HeldBack>) {
+        self.breaker_open.set(i64::from(held_back.is_some()));
+        for each in HeldBack::ALL {
+            let now = i64::from(held_back == Some(each));
+            self.held_back.with_label_values(&[each.as_str()]).set(now);
+            if let HeldBack::Fault(fault) = each {
+                self.stopped.with_label_values(&[fault.as_str()]).set(now);
+            }
         }
     }
 
@@ -345,20 +641,14 @@ impl Metrics {
 
     /// Everything in the text format of Prometheus.
     pub fn render(&self) -> String {
-        let sum = |counters: &IntCounterVec, words: &[&str]| -> i64 {
-            let each = words.iter().map(|word| counters.with_label_values(&[*word]).get());
-            i64::try_from(each.sum::<u64>()).unwrap_or(i64::MAX)
-        };
-        let settled = sum(&self.settled, &Settling::ALL.map(Settling::as_str));
-        let taken = sum(&self.taken, &Arrival::ALL.map(Arrival::as_str));
-        self.residue.set(taken - settled - self.in_flight.get());
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
     }
 }
 
 impl Default for Metrics {
+    /// With the wait queues of the default configuration.
     fn default() -> Self {
-        Self::new()
+        Self::new(&["10s", "1m", "5m", "30m", "2h"].map(str::to_owned))
     }
 }
 
@@ -381,31 +671,95 @@ fn register<C: Collector + Clone + 'static>(registry: &Registry, metric: prometh
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attempt::EstablishedBy;
+    use rand::rngs::StdRng;
+    use rand::{RngExt as _, SeedableRng as _};
+
+    fn series(metrics: &Metrics) -> Vec<String> {
+        let text = metrics.render();
+        let lines = text.lines().filter(|line| line.starts_with("redeemer_"));
+        lines.filter_map(|line| line.rsplit_once(' ')).map(|(name, _)| name.to_owned()).collect()
+    }
 
     #[test]
-    fn every_series_is_there_at_zero_and_none_is_added_by_use() {
-        let metrics = Metrics::new();
-        let series = |text: &str| {
-            text.lines()
-                .filter(|line| line.starts_with("redeemer_"))
-                .filter_map(|line| line.rsplit_once(' '))
-                .map(|(name, _)| name.to_owned())
-                .collect::<Vec<_>>()
-        };
-        let before = series(&metrics.render());
+    fn a_hundred_thousand_commands_add_no_series() {
+        let metrics = Metrics::default();
+        let before = series(&metrics);
         assert!(
             before.iter().any(|name| name.contains(r#"outcome="refused",reason="expired""#)),
             "{before:?}"
         );
-        metrics.taken(Arrival::First);
-        metrics.ended(&Outcome::Invalid, Duration::from_secs(1));
-        for question in Question::ALL {
-            metrics.attempted(question, &Verdict::NotSent, Duration::ZERO);
+        assert!(before.iter().any(|name| name.contains(r#"queue="retry.10s""#)), "{before:?}");
+        let seed: u64 = rand::random();
+        println!("seed {seed}");
+        let mut dice = StdRng::seed_from_u64(seed);
+        for _ in 0..100_000 {
+            command(&metrics, &mut dice);
         }
-        metrics.published(Message::Event, true);
-        metrics.breaker(true, Some(Fault::Unauthenticated));
-        metrics.settled(Settling::Ended);
-        assert_eq!(series(&metrics.render()), before);
+        assert_eq!(series(&metrics), before);
+    }
+
+    /// One command with everything about it chosen by chance, and hostile words wherever a word from outside comes in.
+    fn command(metrics: &Metrics, dice: &mut StdRng) {
+        fn any<T: Copy>(all: &[T], dice: &mut StdRng) -> T {
+            all[dice.random_range(0..all.len())]
+        }
+        let hostile: String = (0..dice.random_range(0..40)).map(|_| dice.random::<char>()).collect();
+        let tier =
+            if dice.random() { any(&["10s", "1m", "2h", "", "other", "10s\"}"], dice) } else { &hostile };
+        let time = Duration::from_millis(dice.random_range(0..100_000_000));
+        metrics.taken(any(&Arrival::ALL, dice));
+        metrics.came_back(tier, time);
+        metrics.begun(time);
+        metrics.turned(time);
+        let reason = any(&Reason::ALL, dice);
+        let verdicts = [
+            Verdict::Redeemed,
+            Verdict::Refused(reason),
+            Verdict::Objected { reason, signed: dice.random() },
+            Verdict::NotExecuted,
+            Verdict::NotSent,
+            Verdict::NotAuthorised,
+            Verdict::Stop(any(&Fault::ALL, dice)),
+        ];
+        metrics.attempted(any(&Question::ALL, dice), &verdicts[dice.random_range(0..verdicts.len())], time);
+        metrics.flawed(any(&Flaw::ALL, dice));
+        let proven = if dice.random() { Ok(()) } else { Err(any(&Unproven::ALL, dice)) };
+        metrics.published(any(&Message::ALL, dice), proven);
+        metrics.deferred(tier);
+        metrics.tier_depth(tier, dice.random::<bool>().then(|| dice.random()));
+        metrics.depth(any(&Queue::ALL, dice), dice.random::<bool>().then(|| dice.random()));
+        metrics.key_expiry(any(&Key::ALL, dice), dice.random::<bool>().then(|| dice.random()));
+        metrics.breaker(dice.random::<bool>().then(|| any(&HeldBack::ALL, dice)));
+        let outcome = if told_of(OutcomeKind::Invalid, reason) {
+            Outcome::Invalid
+        } else if told_of(OutcomeKind::Unresolved, reason) {
+            Outcome::Unresolved { reason, coupon: None, objection: None }
+        } else {
+            Outcome::Refused { reason, by: EstablishedBy::Inquiry, coupon: None, objection: None }
+        };
+        metrics.ended(&outcome, time);
+        metrics.settled(any(&Settling::ALL, dice));
+    }
+
+    #[test]
+    fn a_delivery_that_is_neither_settled_nor_held_shows() {
+        let metrics = Metrics::default();
+        metrics.taken(Arrival::First);
+        metrics.taken(Arrival::Copy);
+        metrics.held(2, 1);
         assert!(metrics.render().contains("redeemer_ledger_residue 0"));
+        metrics.settled(Settling::Ended);
+        metrics.held(0, 0);
+        assert!(metrics.render().contains("redeemer_ledger_residue 1"));
+    }
+
+    #[test]
+    fn only_a_deadline_that_passed_counts_as_one() {
+        let metrics = Metrics::default();
+        for reason in [Reason::AttemptsExhausted, Reason::DamagedCopy, Reason::DeadlinePassed] {
+            metrics.ended(&Outcome::Unresolved { reason, coupon: None, objection: None }, Duration::ZERO);
+        }
+        assert!(metrics.render().contains("redeemer_past_deadline_total 1"));
     }
 }

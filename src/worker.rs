@@ -20,6 +20,7 @@ use crate::backoff::Backoff;
 use crate::breaker::{Breaker, Sign};
 use crate::broker::delivery::Delivery;
 use crate::broker::publisher::{NotPublished, PARKED_REASON, Published, Publisher};
+use crate::broker::topology::wait_name;
 use crate::kill_point::{self, KillPoint};
 use crate::metrics::{Arrival, Message, Metrics, Settling};
 use crate::pace::{Budget, Pacer};
@@ -179,6 +180,10 @@ fn progress(
         let header = |name| delivery.header(name);
         let mut carried =
             copy::read(header, prepared.body_sha256(), now, tools.horizon).map_err(Unstartable::Damage)?;
+        if let Some((tier, at)) = delivery.waited() {
+            let late = now.duration_since(at).max(SignedDuration::ZERO);
+            tools.metrics.came_back(tier, late.unsigned_abs());
+        }
         if again {
             carried.progress.delivered_again();
         }
@@ -273,7 +278,7 @@ async fn publish(
             }
         };
         let published = kill_point::during(KillPoint::Publishing(message), publishing).await;
-        tools.metrics.published(message, published.is_ok());
+        tools.metrics.published(message, published.as_ref().map(|_| ()).map_err(NotPublished::kind));
         match published {
             Ok(proof) => {
                 kill_point::reached(KillPoint::Published(message));
@@ -377,7 +382,9 @@ impl Job<'_> {
             sleep(after).await;
             loop {
                 let pass = timeout(tools.limits.in_process_max, tools.breaker.pass(Timestamp::now)).await?;
+                let queued_at = Instant::now();
                 tools.pacer.turn(question).await;
+                tools.metrics.turned(queued_at.elapsed());
                 // Those who waited for their turn while it opened must not go all the same.
                 if pass.holds() {
                     return Ok::<_, Elapsed>(pass);
@@ -482,6 +489,7 @@ impl Job<'_> {
         let headers = copy::write(progress, evidence, self.prepared.body_sha256());
         let copy = Outgoing::Copy(wait, &headers);
         let proof = publish(self.tools, self.publisher, &self.delivery, cut, copy).await?;
+        self.tools.metrics.deferred(&wait_name(wait));
         info!(
             out_request_no = %self.redemption.out_request_no,
             coupon = %Short(self.redemption.coupon_code.as_str()),

@@ -490,8 +490,8 @@ fn every_environment_variable_named_is_one() {
 // ---- metrics and readiness
 
 #[test]
-fn every_metric_named_is_one_and_operators_find_them_all() {
-    let rendered = Metrics::new().render();
+fn every_metric_named_is_one() {
+    let rendered = Metrics::default().render();
     let known: BTreeSet<_> = rendered
         .lines()
         .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
@@ -502,9 +502,131 @@ fn every_metric_named_is_one_and_operators_find_them_all() {
             assert!(known.contains(name.as_str()), "{}: {name}", page.name());
         }
     }
-    let rows: Vec<_> = page("docs/operations.md").first_cells("metric");
-    let listed: BTreeSet<_> = rows.iter().flat_map(|cell| words(cell)).collect();
-    assert_eq!(listed, known.iter().map(|name| (*name).to_owned()).collect());
+}
+
+/// The alerts as the rules file spells them, one `- alert:` each.
+fn alerts() -> Vec<String> {
+    let rules = fs::read_to_string(root().join("deploy/prometheus/redeemer.rules.yml")).unwrap();
+    rules.lines().filter_map(|line| Some(line.trim().strip_prefix("- alert: ")?.to_owned())).collect()
+}
+
+#[test]
+fn every_alert_has_steps_a_section_of_the_runbook_and_a_firing_and_a_quiet_case() {
+    let rules = fs::read_to_string(root().join("deploy/prometheus/redeemer.rules.yml")).unwrap();
+    let runbook = fs::read_to_string(root().join("docs/runbook.md")).unwrap();
+    let sections: Vec<_> = runbook.lines().filter_map(|line| line.strip_prefix("## ")).collect();
+    assert_eq!(sections, alerts(), "sections of docs/runbook.md, in the order of the alerts");
+    for rule in rules.split("- alert: ").skip(1) {
+        let name = rule.lines().next().unwrap();
+        for wanted in ["severity: ", "summary: ", "description: ", "step_1: ", "step_2: ", "step_3: "] {
+            assert!(rule.contains(wanted), "{name}: {wanted}");
+        }
+        let link = format!("runbook_url: docs/runbook.md#{}\n", name.to_lowercase());
+        assert!(rule.contains(&link), "{name}: {link}");
+        let section = runbook.split(&format!("## {name}\n")).nth(1).unwrap().split("\n## ").next().unwrap();
+        let asked: Vec<_> = section.split("```sh\n").skip(1).collect();
+        assert_eq!(asked.len(), 3, "{name}: three steps");
+        assert!(section.contains("**Over when.**"), "{name}");
+        let cases = fs::read_to_string(root().join(format!("deploy/prometheus/tests/{name}.yml"))).unwrap();
+        let (firing, quiet) =
+            cases.split_once("- name: quiet").unwrap_or_else(|| panic!("{name}: no quiet case"));
+        let asked = format!("alertname: {name}\n");
+        assert!(firing.contains("- name: firing") && firing.contains(&asked), "{name}: no firing case");
+        assert!(firing.contains("exp_labels:"), "{name}: the firing case expects nothing");
+        assert!(quiet.contains("exp_alerts: []") && quiet.contains(&asked), "{name}: no quiet case");
+    }
+}
+
+#[test]
+fn rules_and_dashboards_name_only_metrics_that_are() {
+    let rendered = Metrics::default().render();
+    let known: BTreeSet<_> =
+        rendered.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    let folders = ["deploy/prometheus", "deploy/prometheus/tests", "deploy/grafana/dashboards"];
+    let entries = folders.iter().flat_map(|folder| fs::read_dir(root().join(folder)).unwrap());
+    let files: Vec<_> = entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_file()).collect();
+    assert!(files.len() >= 4 + alerts().len() / 2, "{files:?}");
+    for path in files {
+        let text = fs::read_to_string(&path).unwrap();
+        let names = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        for name in names.filter(|name| name.starts_with("redeemer_")) {
+            let base = ["_bucket", "_count", "_sum"].iter().find_map(|ending| name.strip_suffix(ending));
+            let is = known.contains(name) || base.is_some_and(|base| known.contains(base));
+            assert!(is, "{}: {name}", path.display());
+        }
+    }
+}
+
+#[test]
+fn dashboards_are_readable_and_keep_their_names() {
+    for name in ["overview", "provider", "broker"] {
+        let path = root().join(format!("deploy/grafana/dashboards/{name}.json"));
+        let dashboard: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+        assert_eq!(dashboard["uid"], format!("redeemer-{name}"));
+        let panels = dashboard["panels"].as_array().unwrap();
+        assert!(panels.len() >= 8, "{name}");
+        for panel in panels {
+            let told = ["/title", "/description", "/fieldConfig/defaults/unit", "/targets/0/expr"];
+            for pointer in told {
+                let text = panel.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+                assert!(!text.is_empty(), "{name}: {}: {pointer}", panel["title"]);
+            }
+        }
+    }
+}
+
+/// `UPDATE=1 cargo test --test documents` writes it anew.
+#[test]
+fn the_list_of_metrics_is_what_the_registry_holds() {
+    let (path, now) = (root().join("docs/metrics.md"), list_of_metrics(&Metrics::default().render()));
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(&path, &now).unwrap();
+    }
+    let written = fs::read_to_string(&path).unwrap();
+    assert_eq!(written, now, "run: UPDATE=1 cargo test --test documents");
+}
+
+/// The document from the text format: one section per metric, with the values of each label.
+fn list_of_metrics(rendered: &str) -> String {
+    let mut page = "# Metrics\n\nGenerated from the registry. Every series is there at zero from the start, and no id is \
+                    ever a label: a name or number\nfrom outside adds no series. The waits in `queue` and `tier` are those \
+                    of the default configuration. A process that\nruns on Linux also tells `process_*`: CPU time, memory, \
+                    open files, start time.\n"
+        .to_owned();
+    let lines: Vec<_> = rendered.lines().collect();
+    for (at, line) in lines.iter().enumerate() {
+        let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|line| line.split_once(' ')) else {
+            continue;
+        };
+        if !name.starts_with("redeemer_") {
+            continue;
+        }
+        let kind = lines[at + 1].rsplit(' ').next().unwrap();
+        page += &format!("\n## `{name}`\n\n{help} ({kind})\n");
+        let mut labels: Vec<(String, BTreeSet<String>)> = Vec::new();
+        let series = lines[at + 2..].iter().take_while(|line| !line.starts_with('#'));
+        for (label, value) in series
+            .filter_map(|line| line.split_once('{')?.1.rsplit_once('}'))
+            .flat_map(|(all, _)| all.split(',').filter_map(|pair| pair.split_once('=')).collect::<Vec<_>>())
+        {
+            let value = value.trim_matches('"').to_owned();
+            match labels.iter_mut().find(|(known, _)| known == label) {
+                _ if label == "le" || label == "version" => {}
+                Some((_, values)) => {
+                    values.insert(value);
+                }
+                None => labels.push((label.to_owned(), BTreeSet::from([value]))),
+            }
+        }
+        for (label, values) in labels {
+            let values = values.iter().map(|value| match value.as_str() {
+                "" => "empty".to_owned(),
+                value => format!("`{value}`"),
+            });
+            page += &format!("\n- `{label}`: {}\n", values.collect::<Vec<_>>().join(", "));
+        }
+    }
+    page
 }
 
 #[test]

@@ -518,6 +518,7 @@ fn client(base_url: &str, backup: Option<&str>) -> Result<Client, CannotStart> {
     let keys = Arc::new(RwLock::new(Arc::new(Keyring {
         merchant,
         merchant_serial: None,
+        merchant_expires: None,
         left_out: vec![],
         public: PublicKeys::default(),
     })));

@@ -105,6 +105,16 @@ impl Delivery {
         Some(Death { reason: std::str::from_utf8(reason.as_bytes()).ok()?, at })
     }
 
+    /// The wait of the wait queue that it came from last, as its word, and when that wait was over.
+    pub fn waited(&self) -> Option<(&str, Timestamp)> {
+        let Death { reason: "expired", at } = self.death()? else { return None };
+        let AMQPValue::FieldArray(deaths) = self.headers()?.inner().get("x-death")? else { return None };
+        let AMQPValue::FieldTable(last) = deaths.as_slice().first()? else { return None };
+        let AMQPValue::LongString(queue) = last.inner().get("queue")? else { return None };
+        let (_, tier) = std::str::from_utf8(queue.as_bytes()).ok()?.rsplit_once('.')?;
+        Some((tier, at?))
+    }
+
     /// W3C trace context, where it has that shape: it goes on into a header of HTTP.
     pub fn traceparent(&self) -> Option<&str> {
         let hex = |byte: u8| byte.is_ascii_hexdigit() || byte == b'-';

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use crate::broker::delivery::Delivery;
 use crate::broker::topology::wait_name;
+use crate::metrics::Unproven;
 use crate::wire::audit::Audit;
 use crate::wire::copy;
 use crate::wire::event::{self, Event};
@@ -48,6 +49,18 @@ pub enum NotPublished {
     /// The connection failed.
     #[error("the connection failed: {0}")]
     Connection(String),
+}
+
+impl NotPublished {
+    /// The kind of it, for metrics.
+    pub fn kind(&self) -> Unproven {
+        match self {
+            Self::TimedOut(_) => Unproven::TimedOut,
+            Self::Refused => Unproven::Refused,
+            Self::Returned(_) => Unproven::Returned,
+            Self::Connection(_) => Unproven::Connection,
+        }
+    }
 }
 
 /// Publishes on one channel of one generation.

@@ -299,6 +299,8 @@ pub struct Keyring {
     pub merchant: MerchantKey,
     /// The serial of the merchant API certificate, where one is configured.
     pub merchant_serial: Option<String>,
+    /// When that certificate ends, where one is configured.
+    pub merchant_expires: Option<Timestamp>,
     /// Platform certificates that are configured and left out, because they are not valid now.
     pub left_out: Vec<KeyFault>,
     /// The keys that verify.
@@ -362,12 +364,12 @@ impl Keyring {
         };
         let merchant = merchant.and_then(|merchant| {
             let certificate = files.merchant_certificate.as_ref();
-            let serial = certificate.map(|path| merchant_serial(path, &merchant)).transpose()?;
-            Ok((merchant, serial))
+            let read = certificate.map(|path| merchant_certificate(path, &merchant)).transpose()?;
+            Ok((merchant, read.unzip()))
         });
         match merchant {
-            Ok((merchant, merchant_serial)) if faults.is_empty() => {
-                Ok(Self { merchant, merchant_serial, left_out, public })
+            Ok((merchant, (merchant_serial, merchant_expires))) if faults.is_empty() => {
+                Ok(Self { merchant, merchant_serial, merchant_expires, left_out, public })
             }
             Ok(_) => Err(faults),
             Err(fault) => {
@@ -378,8 +380,8 @@ impl Keyring {
     }
 }
 
-/// The serial of the merchant API certificate, which must belong to the key.
-fn merchant_serial(path: &Path, key: &MerchantKey) -> Result<String, KeyFault> {
+/// The serial and the end of the merchant API certificate, which must belong to the key.
+fn merchant_certificate(path: &Path, key: &MerchantKey) -> Result<(String, Timestamp), KeyFault> {
     let pem = read_public(path)?;
     let not_one = || KeyFault::NotAKey {
         what: path.display().to_string(),
@@ -391,7 +393,9 @@ fn merchant_serial(path: &Path, key: &MerchantKey) -> Result<String, KeyFault> {
     if spki(&public).as_deref() != Some(key.public_der()) {
         return Err(KeyFault::NotAPair { certificate: path.to_owned() });
     }
-    Ok(serial_of(&certificate))
+    let until = certificate.validity().not_after.timestamp();
+    let until = Timestamp::from_second(until).map_err(|_| not_one())?;
+    Ok((serial_of(&certificate), until))
 }
 
 /// The serial of a certificate as the platform writes it: upper-case hex.
