@@ -33,6 +33,11 @@ test-rabbitmq4: ## all tests again, against RabbitMQ 4 (needs root and the netwo
 	deploy/local/install python3-pika openssl curl; \
 	REDEEMER_TEST_BROKER_TREE=$$(realpath $(RABBITMQ4)) cargo test --locked --all-targets
 
+.PHONY: test-cluster
+test-cluster: ## four instances on three nodes, of which some are lost
+	deploy/local/install rabbitmq-server
+	cargo test --locked --test cluster -- --nocapture
+
 .PHONY: pace
 pace: ## measure the pace in real time; wants a quiet machine
 	deploy/local/install rabbitmq-server
@@ -67,11 +72,18 @@ torture: ## break everything, again and again, and count what is lost; writes do
 	TORTURE_REPORT=$(CURDIR)/docs/reliability.md \
 	cargo test --release --locked --features kill-points --test torture -- --nocapture
 
+CASES ?= 1000000
+
+.PHONY: fuzz
+fuzz: ## a million hostile cases for everything that reads what others wrote (CASES=, SEED= to repeat a run)
+	CASES=$(CASES) cargo test --release --locked --test fuzz -- --nocapture --test-threads 1
+
 .PHONY: lint
 lint: ## format, clippy, documentation, dependencies, scripts
 	deploy/local/install shellcheck
 	cargo fmt --check
 	cargo clippy --locked --all-targets --all-features -- -D warnings
+	cargo clippy --locked --test cluster -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --all-features
 	deploy/local/deny
 	grep -rlE '^#!.*sh$$' deploy .ci | xargs shellcheck

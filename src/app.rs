@@ -11,16 +11,17 @@ use futures_util::FutureExt as _;
 use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::admin::{self, CannotListen, Status};
 use crate::backoff::Backoff;
-use crate::breaker::{Breaker, Cause, State};
+use crate::breaker::{Breaker, Cause, State, Trouble};
 use crate::broker::delivery::Delivery;
-use crate::broker::publisher::Publisher;
-use crate::broker::{Deliveries, Generation, Health};
+use crate::broker::publisher::{NotPublished, Publisher};
+use crate::broker::topology::{self, Mode, Standing};
+use crate::broker::{Deliveries, Generation, Health, Settings};
 use crate::config::{Config, ConfigFault, ConfigFaults, MERCHANT_KEY};
 use crate::kill_point::{self, KillPoint};
 use crate::lanes::Lanes;
@@ -60,8 +61,10 @@ impl From<ConfigFault> for Refusal {
 const TICK: Duration = Duration::from_millis(250);
 /// How long calls may be held back before what was prefetched is handed back.
 const GRACE: Duration = Duration::from_secs(10);
-/// How long a refused publish is news.
+/// How long a refused or returned publish is news: longer than the pause before it is published again.
 const REFUSED_LATELY: Duration = Duration::from_secs(10);
+/// Time between two looks for what is missing on the broker.
+const RESTORE_AGAIN: Duration = Duration::from_secs(1);
 /// Time between two looks at the number of consumers.
 const CENSUS: Duration = Duration::from_secs(1);
 
@@ -121,6 +124,8 @@ pub async fn run(
         status,
         lanes: Lanes::default(),
         jobs: JoinSet::new(),
+        restoring: None,
+        idle_since: None,
         slots: config.work.concurrency,
         prefetch: config.broker.prefetch,
         drain: config.shutdown.deadline.0,
@@ -141,6 +146,10 @@ struct Service {
     status: watch::Sender<Status>,
     lanes: Lanes<Held>,
     jobs: JoinSet<Done>,
+    /// The last look for what is missing on the broker.
+    restoring: Option<(Instant, JoinHandle<()>)>,
+    /// Since when nothing has been in hand.
+    idle_since: Option<Instant>,
     slots: usize,
     prefetch: u16,
     drain: Duration,
@@ -181,11 +190,11 @@ enum Appetite {
 
 impl Service {
     /// Builds generations for ever, with growing pauses while none can be built.
-    async fn supervise(&mut self, settings: &crate::broker::Settings, mut shutdown: Shutdown) {
+    async fn supervise(&mut self, settings: &Settings, mut shutdown: Shutdown) {
         self.await_keys(&mut shutdown).await;
         // Short, because every second down is a second late for somebody's money.
-        let pauses =
-            Backoff::new(Duration::from_millis(100), 1.6, 0.3, Duration::from_secs(1)).unwrap_or_default();
+        let pauses = Backoff::new(Duration::from_millis(100), 1.6, 0.3, Duration::from_millis(500))
+            .unwrap_or_default();
         let mut failures = 0;
         for number in 0.. {
             let built = tokio::select! {
@@ -196,7 +205,7 @@ impl Service {
             match built {
                 Err(error) => {
                     let why = error.to_string();
-                    if failures % 30 == 0 {
+                    if failures % 60 == 0 {
                         warn!(error = why, "no connection to the broker; trying on");
                     }
                     self.tell(None, false, vec![format!("broker: {why}")]);
@@ -207,7 +216,7 @@ impl Service {
                     info!(broker = generation.at(), "connected");
                     self.tools.metrics.connected();
                     let begun = Instant::now();
-                    let ended = self.serve(&generation, number, &mut shutdown).await;
+                    let ended = self.serve(settings, &generation, number, &mut shutdown).await;
                     self.tools.metrics.disconnected();
                     match ended {
                         Ended::Shutdown => {
@@ -260,7 +269,13 @@ impl Service {
     }
 
     /// Consumes on one generation until it is lost or it is time to stop.
-    async fn serve(&mut self, generation: &Generation, number: usize, shutdown: &mut Shutdown) -> Ended {
+    async fn serve(
+        &mut self,
+        settings: &Settings,
+        generation: &Generation,
+        number: usize,
+        shutdown: &mut Shutdown,
+    ) -> Ended {
         let (cut, cut_receiver) = watch::channel(false);
         let mut health = generation.health();
         let mut states = self.tools.breaker.states();
@@ -313,6 +328,7 @@ impl Service {
                 _ = tick.tick() => {
                     report_due = true;
                     self.tools.breaker.ripen(Timestamp::now());
+                    self.restore_topology(settings);
                     if counted_at.is_none_or(|at| at.elapsed() >= CENSUS) && consumer.is_some() {
                         counted_at = Some(Instant::now());
                         if let Some((consumers, _)) = generation.census().await {
@@ -478,31 +494,52 @@ impl Service {
         }
     }
 
+    fn refused_lately(&self) -> Option<NotPublished> {
+        let refused = self.tools.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        refused.and_then(|(at, why)| (at.elapsed() < REFUSED_LATELY).then_some(why))
+    }
+
+    /// A returned message shows that a queue or a binding is gone. It is made anew beside everything else, on a
+    /// connection of its own, because a refused declaration would end the one that is in use.
+    fn restore_topology(&mut self, settings: &Settings) {
+        let due = match &self.restoring {
+            Some((since, task)) => task.is_finished() && since.elapsed() >= RESTORE_AGAIN,
+            None => true,
+        };
+        if !due || settings.mode != Mode::Create {
+            return;
+        }
+        if let Some(NotPublished::Returned(_)) = self.refused_lately() {
+            self.restoring = Some((Instant::now(), tokio::spawn(restore(settings.clone()))));
+        }
+    }
+
     fn turned(&self) {
         self.status.send_modify(|status| status.turned = Timestamp::now());
     }
 
     /// Tells operators how things stand.
-    fn report(&self, generation: &Generation, consuming: bool, state: State, health: &Health) {
+    fn report(&mut self, generation: &Generation, consuming: bool, state: State, health: &Health) {
+        self.idle_since = match self.lanes.held() {
+            0 => self.idle_since.or_else(|| Some(Instant::now())),
+            _ => None,
+        };
         let mut reasons = Vec::new();
         if let Some(why) = &health.blocked {
             reasons.push(format!("broker: publishing is blocked ({why})"));
         }
         let metrics = &self.tools.metrics;
         metrics.blocked(health.blocked.is_some());
-        let refused = self.tools.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some((at, why)) = refused
-            && at.elapsed() < REFUSED_LATELY
-        {
+        if let Some(why) = self.refused_lately() {
             reasons.push(format!(
                 "broker: results or copies are not accepted ({why}); they are published again"
             ));
         }
-        let idle = self.lanes.held() == 0;
+        let idle = self.idle_since.is_some_and(|since| since.elapsed() > GRACE);
         let (open, cause) = match state {
             State::Closed => (false, None),
-            // It consumes, and nothing waits for it: there is nothing to find out, and nothing late.
-            State::HalfOpen { cause: Cause::Failing, .. } if idle && consuming => (false, None),
+            // It consumes, and nothing has waited for it for a while: nothing to find out, and nothing late.
+            State::HalfOpen { cause: Cause::Failing(_), .. } if idle && consuming => (false, None),
             State::HalfOpen { cause: Cause::Starting, .. } => (false, None),
             State::HalfOpen { cause, .. } | State::Open { cause, .. } => (true, Some(cause)),
         };
@@ -554,9 +591,18 @@ impl Service {
 fn in_words(cause: Cause, caller: &str, skew: f64) -> String {
     match cause {
         Cause::Starting => "starting: nothing has been answered yet".to_owned(),
-        Cause::Failing => {
-            "payment API: it is failing; calls are held back and tried one at a time".to_owned()
+        Cause::Failing(Trouble::Silent) => {
+            "payment API: it does not answer; calls are held back and tried one at a time".to_owned()
         }
+        Cause::Failing(Trouble::ServerError) => {
+            "payment API: it answers that it is in trouble (5xx); calls are held back and tried one at a time"
+                .to_owned()
+        }
+        Cause::Failing(Trouble::NotBelieved) => format!(
+            "payment API: its answers carry no signature that we can verify; look at wechat.public_keys and the \
+             platform certificates, then at the clock ({caller}{}); calls are held back and tried one at a time",
+            clock_in_words(skew)
+        ),
         Cause::Fault(Fault::Unauthenticated) => format!(
             "payment API: it rejects our signature (401); look at the merchant key, its serial, the merchant number \
              and the clock ({caller}{}); consumption goes on by itself once it is mended",
@@ -575,6 +621,24 @@ fn clock_in_words(skew: f64) -> String {
         behind if behind >= 3.0 => format!("; our clock is {behind} s behind the provider's"),
         ahead if ahead <= -3.0 => format!("; our clock is {} s ahead of the provider's", -ahead),
         _ => String::new(),
+    }
+}
+
+/// Makes what is missing on the broker, and says so.
+async fn restore(settings: Settings) {
+    match topology::survey(&settings, true).await {
+        Ok((_, objects)) => {
+            for (object, standing) in objects {
+                match standing {
+                    Standing::Made => debug!(%object, "made, where it was missing"),
+                    Standing::NotMade(why) => {
+                        warn!(%object, why, "missing on the broker, and cannot be made")
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Err(error) => warn!(%error, "a message was returned; what is missing could not be looked for"),
     }
 }
 

@@ -12,13 +12,24 @@ use tokio::sync::watch;
 
 use crate::verdict::{Doubt, Fault, Verdict};
 
+/// In what way the provider is failing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// No answer comes back.
+    Silent,
+    /// It answers that it is in trouble itself.
+    ServerError,
+    /// Its answers carry no signature that we can verify: a key of ours may be the wrong one.
+    NotBelieved,
+}
+
 /// What a call said about the provider and about us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sign {
     /// The provider answered, and can be held to it.
     Well,
-    /// No answer, or one of a server in trouble, or one that cannot be believed.
-    Failing,
+    /// It does not answer, or is in trouble, or cannot be believed.
+    Failing(Trouble),
     /// Says nothing either way.
     Neutral,
     /// Every call will fail until we are mended.
@@ -29,8 +40,9 @@ impl Sign {
     /// Reads the sign of a verdict.
     pub fn of(verdict: &Verdict) -> Self {
         match verdict {
-            Verdict::NotSent => Self::Failing,
-            Verdict::Unsure(Doubt::Lost | Doubt::ServerError | Doubt::NotBelieved) => Self::Failing,
+            Verdict::NotSent | Verdict::Unsure(Doubt::Lost) => Self::Failing(Trouble::Silent),
+            Verdict::Unsure(Doubt::ServerError) => Self::Failing(Trouble::ServerError),
+            Verdict::Unsure(Doubt::NotBelieved) => Self::Failing(Trouble::NotBelieved),
             Verdict::Unsure(Doubt::Contradicted | Doubt::Unexpected) | Verdict::NotAccepted(_) => {
                 Self::Neutral
             }
@@ -50,8 +62,8 @@ impl Sign {
 pub enum Cause {
     /// Nothing is known yet.
     Starting,
-    /// The provider is failing.
-    Failing,
+    /// The provider is failing; the call that opened it says how.
+    Failing(Trouble),
     /// A fault of our own.
     Fault(Fault),
 }
@@ -135,22 +147,25 @@ impl Policy {
     fn note(&mut self, kind: Kind, sign: Sign, now: Timestamp) {
         match (self.state, sign) {
             // A latecomer from before it opened: only its success is news.
-            (State::HalfOpen { .. }, Sign::Failing | Sign::Neutral | Sign::Fault(_))
+            (State::HalfOpen { .. }, Sign::Failing(_) | Sign::Neutral | Sign::Fault(_))
                 if kind == Kind::Free => {}
             (_, Sign::Fault(fault)) => self.open(Cause::Fault(fault), now),
             // An answer that says nothing of us still says that the provider answers.
-            (State::HalfOpen { cause: Cause::Starting | Cause::Failing, .. }, Sign::Neutral)
+            (State::HalfOpen { cause: Cause::Starting | Cause::Failing(_), .. }, Sign::Neutral)
             | (State::HalfOpen { .. }, Sign::Well) => {
                 self.state = State::Closed;
                 self.results.clear();
                 self.pause = FIRST_PAUSE;
             }
-            (State::HalfOpen { cause: Cause::Starting, .. }, Sign::Failing) => self.open(Cause::Failing, now),
-            (State::HalfOpen { cause, .. }, Sign::Failing) => self.open(cause, now),
+            // A fault of our own is only disproved by an answer that says so.
+            (State::HalfOpen { cause: cause @ Cause::Fault(_), .. }, Sign::Failing(_)) => {
+                self.open(cause, now)
+            }
+            (State::HalfOpen { .. }, Sign::Failing(trouble)) => self.open(Cause::Failing(trouble), now),
             (State::HalfOpen { cause, .. }, Sign::Neutral) => {
                 self.state = State::HalfOpen { cause, probing: false };
             }
-            (State::Closed, Sign::Well | Sign::Failing) => {
+            (State::Closed, Sign::Well | Sign::Failing(_)) => {
                 self.results.push_back((now, sign == Sign::Well));
                 while self.results.len() > WEIGHED
                     || self.results.front().is_some_and(|(at, _)| now.duration_since(*at) > RECENT)
@@ -158,9 +173,11 @@ impl Policy {
                     self.results.pop_front();
                 }
                 let failing = self.results.iter().filter(|(_, well)| !well).count();
-                if self.results.len() >= WEIGHED_MIN && failing * 100 >= self.results.len() * FAILING_PERCENT
+                if let Sign::Failing(trouble) = sign
+                    && self.results.len() >= WEIGHED_MIN
+                    && failing * 100 >= self.results.len() * FAILING_PERCENT
                 {
-                    self.open(Cause::Failing, now);
+                    self.open(Cause::Failing(trouble), now);
                 }
             }
             // Latecomers from before it opened say nothing new.
@@ -171,7 +188,7 @@ impl Policy {
     fn open(&mut self, cause: Cause, now: Timestamp) {
         // Calls that were under way when it opened must not lengthen the pause one by one.
         if let State::Open { cause: before, .. } = self.state
-            && (before == cause || matches!(before, Cause::Fault(_)))
+            && !(matches!(before, Cause::Failing(_)) && matches!(cause, Cause::Fault(_)))
         {
             return;
         }
@@ -301,6 +318,8 @@ impl Drop for Pass {
 mod tests {
     use super::*;
 
+    const SILENT: Sign = Sign::Failing(Trouble::Silent);
+
     fn at(millis: i64) -> Timestamp {
         Timestamp::from_millisecond(1_700_000_000_000 + millis).unwrap()
     }
@@ -348,14 +367,14 @@ mod tests {
     fn a_failing_provider_opens_it_and_a_few_failures_do_not() {
         let mut policy = closed();
         for nth in 0..9 {
-            policy.note(Kind::Free, Sign::Failing, at(nth));
+            policy.note(Kind::Free, SILENT, at(nth));
         }
         assert_eq!(policy.state, State::Closed);
-        policy.note(Kind::Free, Sign::Failing, at(9));
-        assert!(matches!(policy.state, State::Open { cause: Cause::Failing, .. }));
+        policy.note(Kind::Free, SILENT, at(9));
+        assert!(matches!(policy.state, State::Open { cause: Cause::Failing(Trouble::Silent), .. }));
         let mut policy = closed();
         for nth in 0..1_000 {
-            policy.note(Kind::Free, if nth % 5 == 0 { Sign::Failing } else { Sign::Well }, at(nth));
+            policy.note(Kind::Free, if nth % 5 == 0 { SILENT } else { Sign::Well }, at(nth));
         }
         assert_eq!(policy.state, State::Closed, "a fifth of failing calls is no outage");
     }
@@ -395,5 +414,16 @@ mod tests {
         policy.note(Kind::Free, Sign::Fault(Fault::Unauthenticated), at(0));
         policy.suspect();
         assert!(policy.try_pass(at(0)).is_some() && policy.try_pass(at(0)).is_none());
+    }
+
+    #[test]
+    fn it_says_in_what_way_the_provider_fails() {
+        let mut policy = Policy::new();
+        policy.try_pass(at(0));
+        policy.note(Kind::Probe, Sign::Failing(Trouble::NotBelieved), at(0));
+        assert!(matches!(policy.state, State::Open { cause: Cause::Failing(Trouble::NotBelieved), .. }));
+        policy.try_pass(at(1_000));
+        policy.note(Kind::Probe, Sign::Failing(Trouble::ServerError), at(1_000));
+        assert!(matches!(policy.state, State::Open { cause: Cause::Failing(Trouble::ServerError), .. }));
     }
 }

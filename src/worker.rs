@@ -51,7 +51,7 @@ pub struct Tools {
     pub source: String,
     /// How brands answered lately.
     pub brands: Brands,
-    /// When the broker last refused a message of ours, and how.
+    /// When the broker last refused or returned a message of ours, and how.
     pub refused: Mutex<Option<(Instant, NotPublished)>>,
 }
 
@@ -248,9 +248,10 @@ async fn tell_and_park(
 }
 
 /// Publishes until it is proven. What the broker refuses (a subscriber's queue is full, a quorum queue has no leader)
-/// is published again with growing pauses, here, in the slot, for as long as it takes: the slots fill up and
-/// consumption stops by itself. Ending the generation instead would count a failed delivery against every command in
-/// hand, until the broker parks them all. What it returns (a queue or a binding is gone) is tried a few times more.
+/// or returns (a queue or a binding is gone) is published again with growing pauses, here, in the slot, for as long as
+/// it takes: the slots fill up and consumption stops by itself, while [`crate::app`] makes anew what may be made.
+/// Ending the generation instead would count a failed delivery against every command in hand, until the broker parks
+/// them all.
 async fn publish(
     tools: &Tools,
     publisher: &Publisher,
@@ -278,15 +279,11 @@ async fn publish(
                 kill_point::reached(KillPoint::Published(message));
                 return Ok(proof);
             }
-            // A queue that is gone is made again with the next generation.
-            Err(why @ NotPublished::Returned(_)) if nth >= RETURNED_MAX => {
-                return Err(Interrupted::NotPublished(why));
-            }
             Err(why @ (NotPublished::Refused | NotPublished::Returned(_))) => {
                 *tools.refused.lock().unwrap_or_else(PoisonError::into_inner) =
                     Some((Instant::now(), why.clone()));
                 let pause = pauses.wait(nth, rand::random());
-                nth = (nth + 1).min(RETURNED_MAX);
+                nth = nth.saturating_add(1);
                 if timeout(pause, cut.clone().wait_for(|now| *now)).await.is_ok() {
                     return Err(Interrupted::NotPublished(why));
                 }
@@ -295,9 +292,6 @@ async fn publish(
         }
     }
 }
-
-/// How often a returned message is published again before the generation ends.
-const RETURNED_MAX: u32 = 2;
 
 /// What goes out about a delivery.
 #[derive(Clone, Copy)]

@@ -562,3 +562,40 @@ async fn what_a_sender_sets_beside_the_command_breaks_nothing() {
     assert_eq!(service.metric("redeemer_broker_generations_total").await, 1.0);
     service.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_is_gone_is_made_anew_and_costs_no_delivery() {
+    a_queue_is_gone("create").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_is_gone_and_may_not_be_made_is_waited_for() {
+    a_queue_is_gone("verify").await;
+}
+
+async fn a_queue_is_gone(topology: &str) {
+    let mut bed = Bed::new().await;
+    bed.config.broker.topology = "create".to_owned();
+    bed.start().await.stop().await;
+    bed.config.broker.topology = topology.to_owned();
+    bed.leave_parked().await;
+    let service = bed.start().await;
+    let parked = bed.config.broker.names.parked.clone();
+    let options = lapin::options::QueueDeleteOptions::default();
+    bed.channel().queue_delete(parked.as_str().into(), options).await.unwrap();
+    for _ in 0..4 {
+        bed.publish_bytes(b"no command", BasicProperties::default()).await;
+    }
+    until("the return in words", async || service.get("/readyz").await.1.contains("returned a message"))
+        .await;
+    if topology != "create" {
+        let settings = bed.config.broker_settings().unwrap();
+        redeemer::broker::topology::survey(&settings, true).await.unwrap();
+    }
+    service.wait_metric(r#"redeemer_outcomes_total{outcome="invalid",reason="invalid_command"}"#, 4.0).await;
+    service.wait_ready().await;
+    until("all of them parked", async || bed.ready(&parked).await == 4).await;
+    assert_eq!(service.metric("redeemer_broker_generations_total").await, 1.0);
+    assert_eq!(service.metric(r#"redeemer_commands_taken_total{arrival="redelivered"}"#).await, 0.0);
+    service.stop().await;
+}

@@ -26,8 +26,12 @@ pub struct ErrorBody {
 /// Reads a coupon; `None` where the body is not one.
 pub fn coupon(body: &[u8]) -> Option<Coupon> {
     let text = std::str::from_utf8(body).ok()?;
-    if nesting(body) > NESTING_MAX {
+    let Look { nesting, plain } = look(body);
+    if nesting > NESTING_MAX {
         return None;
+    }
+    if !plain {
+        serde_json::from_str::<serde_json::Value>(text).ok()?;
     }
     let entity: EntityText = serde_json::from_str(text).ok()?;
     // An object that does not apply may be there all the same, and empty.
@@ -72,24 +76,42 @@ pub fn sub_code(request_id: &str) -> Option<u64> {
     number.parse().ok()
 }
 
-/// How deep objects and arrays are nested, by their brackets outside of texts.
-fn nesting(json: &[u8]) -> usize {
-    let (mut depth, mut deepest) = (0usize, 0);
-    let (mut in_text, mut escaped) = (false, false);
+/// What a look at the bytes tells before they are parsed.
+struct Look {
+    /// How deep objects and arrays are nested, by their brackets outside of texts.
+    nesting: usize,
+    /// Whether nothing is in it that is skipped without a check where it stands in a member that is not read: half of
+    /// a surrogate pair, a number that no machine holds. The entity is passed on as it came, and a strict subscriber
+    /// could not read the event that holds one.
+    plain: bool,
+}
+
+/// Numbers with fewer digits are within the range of a double.
+const DIGITS_MAX: usize = 300;
+
+fn look(json: &[u8]) -> Look {
+    let (mut depth, mut nesting, mut plain) = (0usize, 0, true);
+    let (mut in_text, mut escaped, mut digits) = (false, false, 0);
     for byte in json {
         match (in_text, byte) {
-            (true, _) if escaped => escaped = false,
+            (true, byte) if escaped => {
+                plain &= *byte != b'u';
+                escaped = false;
+            }
             (true, b'\\') => escaped = true,
             (_, b'"') => in_text = !in_text,
             (false, b'{' | b'[') => {
                 depth += 1;
-                deepest = deepest.max(depth);
+                nesting = nesting.max(depth);
             }
             (false, b'}' | b']') => depth = depth.saturating_sub(1),
+            (false, b'e' | b'E') if digits > 0 => plain = false,
             _ => {}
         }
+        digits = if !in_text && byte.is_ascii_digit() { digits + 1 } else { 0 };
+        plain &= digits <= DIGITS_MAX;
     }
-    deepest
+    Look { nesting, plain }
 }
 
 fn cut(text: &str, bytes: usize) -> Box<str> {
@@ -148,7 +170,7 @@ mod tests {
 
     #[test]
     fn nesting_is_counted_outside_of_texts() {
-        let depth = |text: &str| nesting(text.as_bytes());
+        let depth = |text: &str| look(text.as_bytes()).nesting;
         assert_eq!([depth("{}"), depth(r#"{"a":[{}]}"#), depth(r#"{"a":"[[\"[["}"#)], [1, 3, 1]);
         let deep = format!(
             r#"{{"coupon_code":"C","coupon_state":"USED","x":{}{}}}"#,
@@ -157,6 +179,15 @@ mod tests {
         );
         assert!(coupon(deep.as_bytes()).is_some());
         assert!(coupon(deep.replace("[", "[[").replace("]", "]]").as_bytes()).is_none());
+    }
+
+    #[test]
+    fn what_a_strict_reader_could_not_read_is_no_coupon_even_where_nobody_looks() {
+        let with = |more: &str| {
+            coupon(format!(r#"{{"coupon_code":"C","coupon_state":"USED","x":{more}}}"#).as_bytes()).is_some()
+        };
+        assert!(with(r#""\u4e2d \ud83d\ude00""#) && with("1e9") && with("true") && with(&"1".repeat(300)));
+        assert!(!with(r#""\ud800""#) && !with("1.5e999") && !with("-1E999") && !with(&"1".repeat(400)));
     }
 
     #[test]

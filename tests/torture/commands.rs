@@ -250,8 +250,13 @@ pub fn faults(share: f64, commands: usize) -> Value {
 }
 
 /// What makes a command pass a wait queue.
-pub fn stubbornness() -> Value {
+fn stubbornness() -> Value {
     json!({"coupon_prefix": STUBBORN, "first_attempts": 3, "fault": {"kind": "html_502"}})
+}
+
+/// What makes a command pass every wait queue, and looks like no outage, which would be waited for.
+pub fn reluctance() -> Value {
+    json!({"coupon_prefix": STUBBORN, "first_attempts": 13, "fault": {"kind": "status", "status": 202}})
 }
 
 /// How many commands must pass on average until a kill point is reached: for choosing when it kills.

@@ -173,8 +173,8 @@ impl Rig {
         let tiers = self.config.topology().tiers;
         let tiers: Vec<_> =
             tiers.into_iter().map(|tier| format!("{}.{}", names.retry, wait_name(tier))).collect();
-        let stubborn = json!({"rules": [commands::stubbornness()]});
-        self.sandbox.tell(reqwest::Method::PUT, "faults", &stubborn).await;
+        let reluctant = json!({"rules": [commands::reluctance()]});
+        self.sandbox.tell(reqwest::Method::PUT, "faults", &reluctant).await;
         self.delete_queues(&tiers.iter().map(String::as_str).collect::<Vec<_>>()).await;
         self.allow(self.commands.len());
         timeout(PATIENCE, publishing).await.expect("everything is published in time").unwrap();

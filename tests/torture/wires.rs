@@ -65,9 +65,9 @@ impl Told {
     }
 }
 
-/// Connects, whatever it takes.
-async fn connect(uri: &str) -> (Connection, Channel) {
-    loop {
+/// Connects to one of the nodes, whatever it takes.
+async fn connect(uris: &str) -> (Connection, Channel) {
+    for uri in uris.split_whitespace().cycle() {
         let attempt = async {
             let connection = Connection::connect(uri, ConnectionProperties::default()).await.ok()?;
             let channel = connection.create_channel().await.ok()?;
@@ -78,6 +78,7 @@ async fn connect(uri: &str) -> (Connection, Channel) {
         }
         sleep(Duration::from_millis(100)).await;
     }
+    panic!("no URI");
 }
 
 /// Declares the service's topology and the rig's own queue.

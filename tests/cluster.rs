@@ -1,0 +1,258 @@
+//! Several instances on a cluster of three nodes, of which one after the other is lost while commands are in flight:
+//! the node that leads the command queue, with an instance at the same time, and then the node that took over.
+//!
+//! The same oracle as the fault rig's judges the end. `make test-cluster` runs it; with `REDEEMER_TEST_BROKER_TREE` on
+//! RabbitMQ 4. Whoever wants other commands sets `CLUSTER_SEED`.
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // a rig that cannot be set up fails, and it tells as it goes
+#![allow(dead_code)] // the fault rig's parts, of which this is a smaller user
+
+#[path = "support/broker.rs"]
+mod broker;
+#[path = "torture/commands.rs"]
+mod commands;
+#[path = "torture/dice.rs"]
+mod dice;
+#[path = "torture/oracle.rs"]
+mod oracle;
+#[path = "torture/service.rs"]
+mod service;
+#[path = "torture/wires.rs"]
+mod wires;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use redeemer::config::{self, Config, Span};
+use serde_json::{Value, json};
+use service::{Sandbox, Service};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use wires::Told;
+
+const NODES: usize = 3;
+const INSTANCES: usize = 4;
+const COMMANDS: usize = 1_200;
+/// How far publishing may run ahead of the results: so many are in flight when a node dies.
+const AHEAD: usize = 150;
+const PATIENCE: Duration = Duration::from_secs(90);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_when_nodes_and_instances_are() {
+    let seed = std::env::var("CLUSTER_SEED").map_or(20_261_123, |text| text.parse().unwrap());
+    let cluster = tokio::task::spawn_blocking(Cluster::start).await.unwrap();
+    let version = cluster.ctl(1, &["version"]);
+    println!("cluster: {NODES} nodes of RabbitMQ {}, {INSTANCES} instances, seed {seed}", version.trim());
+
+    let mut dice = dice::Dice::new(seed);
+    let (mut commands, coupons) = commands::make(COMMANDS, 0, &mut dice);
+    // What stays unresolved on purpose is the fault rig's matter.
+    commands.retain(|command| !command.hopeless);
+    let dir = cluster.dir.join("run");
+    let sandbox = Sandbox::start(&dir.join("sandbox"), seed).await;
+    for some in coupons.chunks(1_000) {
+        sandbox.tell(reqwest::Method::POST, "coupons", &json!(some)).await;
+    }
+    sandbox.tell(reqwest::Method::PUT, "faults", &commands::faults(0.05, COMMANDS)).await;
+
+    let config = configure(&dir.join("sandbox"), &sandbox, &cluster.uris);
+    std::fs::write(dir.join("redeemer.toml"), toml::to_string(&config).unwrap()).unwrap();
+    wires::establish(&cluster.uris, &config).await;
+    let told = wires::read(cluster.uris.clone());
+    let mut instances: Vec<Service> =
+        (0..INSTANCES).map(|nth| Service::new(&format!("instance-{nth}"), &dir)).collect();
+    for instance in &mut instances {
+        instance.launch().await;
+    }
+    let (allowance, allowed) = watch::channel(0);
+    let exchange = config.broker.names.commands.clone();
+    let publishing = tokio::spawn(wires::publish(cluster.uris.clone(), exchange, commands.clone(), allowed));
+    let keep_ahead = tokio::spawn(keep_ahead(told.clone(), allowance));
+
+    reach(&told, commands.len() / 4).await;
+    let leader = cluster.leader(&config.broker.names.commands);
+    instances[0].kill().await;
+    let first = lose(&cluster, leader, &told).await;
+    println!(
+        "cluster: node {leader}, which led the command queue, and an instance killed; first result after {first:.2?}"
+    );
+
+    reach(&told, commands.len() / 2).await;
+    tokio::task::block_in_place(|| cluster.script("start", leader, &[]));
+    instances[0].launch().await;
+    cluster.await_members(&config.broker.names.commands).await;
+    let second = cluster.leader(&config.broker.names.commands);
+    let after = lose(&cluster, second, &told).await;
+    println!(
+        "cluster: node {leader} is back, node {second}, which had taken over, killed; first result after {after:.2?}"
+    );
+
+    reach(&told, commands.len() * 3 / 4).await;
+    tokio::task::block_in_place(|| cluster.script("start", second, &[]));
+    reach(&told, commands.len()).await;
+    publishing.await.unwrap();
+    keep_ahead.await.unwrap();
+    for instance in &instances {
+        settle(instance).await;
+    }
+    let parked = wires::empty(&cluster.uris, &config.broker.names.parked, "x-redemption-parked-reason").await;
+    for instance in &mut instances {
+        instance.ask_to_stop().await;
+        assert!(instance.ended(PATIENCE).await.is_some_and(|status| status.success()), "{}", instance.name());
+    }
+    let findings = oracle::judge(&commands, &told.all(), &sandbox.ask("ledger").await, &parked);
+    println!(
+        "cluster: {} commands, {} effects, {} lost, {} doubled, {} wrong, {} events repeated",
+        commands.len(),
+        findings.effects,
+        findings.lost,
+        findings.doubled,
+        findings.wrong,
+        findings.repeats,
+    );
+    assert!(findings.effects > 0 && findings.events >= commands.len(), "{findings:?}");
+    assert!(findings.violations.is_empty(), "seed {seed}: {:#?}", findings.violations);
+}
+
+/// Kills a node and gives the time from its end to the next result.
+async fn lose(cluster: &Cluster, node: usize, told: &Told) -> Duration {
+    tokio::task::block_in_place(|| cluster.script("kill", node, &[]));
+    let since = Instant::now();
+    let mut progress = told.progress();
+    progress.borrow_and_update();
+    timeout(PATIENCE, progress.changed()).await.expect("results go on").unwrap();
+    since.elapsed()
+}
+
+async fn keep_ahead(told: Told, allowance: watch::Sender<usize>) {
+    let mut progress = told.progress();
+    // Ends with the publisher, who holds the other end.
+    while allowance.send(*progress.borrow_and_update() + AHEAD).is_ok() {
+        tokio::select! {
+            changed = progress.changed() => changed.unwrap(),
+            () = allowance.closed() => {}
+        }
+    }
+}
+
+async fn reach(told: &Told, commands: usize) {
+    let mut progress = told.progress();
+    if timeout(PATIENCE, progress.wait_for(|told| *told >= commands)).await.is_err() {
+        panic!("{} of {commands} commands told after {PATIENCE:?}", *progress.borrow());
+    }
+}
+
+/// Waits until an instance has nothing in hand.
+async fn settle(instance: &Service) {
+    let since = Instant::now();
+    while instance.metric("redeemer_commands_in_flight").await != Some(0.0) {
+        assert!(since.elapsed() < PATIENCE, "{} still holds commands", instance.name());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn configure(keys: &Path, sandbox: &Sandbox, uris: &str) -> Config {
+    let text = |name: &str| sandbox.card[name].as_str().unwrap().to_owned();
+    let ms = |ms| Span(Duration::from_millis(ms));
+    let mut config = config::parse("", "cluster", std::iter::empty()).unwrap();
+    config.broker.uri = uris.to_owned();
+    config.broker.connect_timeout = ms(2_000);
+    config.broker.heartbeat = ms(2_000);
+    config.broker.prefetch = 50;
+    config.work.concurrency = 25;
+    config.wechat.base_url = format!("http://127.0.0.1:{}", sandbox.port());
+    config.wechat.backup_base_url = String::new();
+    config.wechat.mchid = text("mchid");
+    config.wechat.merchant_serial = text("merchant_serial");
+    config.wechat.merchant_key_file = keys.join("merchant_key.pem").display().to_string();
+    config.wechat.public_keys.insert(text("public_key_id"), keys.join("wechatpay_public_key.pem"));
+    config.wechat.read_timeout = ms(1_000);
+    config.wechat.total_timeout = ms(1_000);
+    config.retry.initial = ms(50);
+    config.retry.in_process_max = ms(1_200);
+    config.retry.settling = ms(500);
+    config.retry.tiers = vec![ms(400), ms(1_000), ms(2_000)];
+    config.admin.listen = "127.0.0.1:0".to_owned();
+    config.log.filter = "info,lapin=off".to_owned();
+    config
+}
+
+/// Three nodes of `deploy/local/rabbitmq cluster`, counted from 1.
+struct Cluster {
+    dir: PathBuf,
+    /// One URI for each node.
+    uris: String,
+}
+
+impl Cluster {
+    fn start() -> Self {
+        let dir = broker::unused_dir();
+        let (nodes, parent) = (NODES.to_string(), std::process::id().to_string());
+        let tree = std::env::var("REDEEMER_TEST_BROKER_TREE").ok();
+        let mut options = vec![nodes.as_str(), "--parent", &parent];
+        options.extend(tree.iter().flat_map(|tree| ["--root", tree]));
+        let mut cluster = Self { dir, uris: String::new() };
+        let uris = broker::run("cluster", &cluster.dir, &options).unwrap();
+        cluster.uris = uris.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(cluster.uris.split(' ').count(), NODES, "{uris}");
+        std::fs::create_dir_all(cluster.dir.join("run")).unwrap();
+        cluster
+    }
+
+    fn script(&self, command: &str, node: usize, arguments: &[&str]) -> String {
+        broker::run(command, &self.dir.join(node.to_string()), arguments).unwrap()
+    }
+
+    fn ctl(&self, node: usize, arguments: &[&str]) -> String {
+        self.script("ctl", node, arguments)
+    }
+
+    /// The first node that answers, and what it says of the queue: who leads it, which members are online.
+    fn queue(&self, name: &str) -> Value {
+        let columns =
+            ["list_queues", "--quiet", "--formatter", "json", "name", "leader", "members", "online"];
+        let listed = (1..=NODES)
+            .find_map(|node| broker::run("ctl", &self.dir.join(node.to_string()), &columns).ok())
+            .expect("a node answers");
+        let queues: Value = serde_json::from_str(&listed).unwrap_or_else(|_| panic!("{listed}"));
+        let queues = queues.as_array().unwrap().clone();
+        queues
+            .into_iter()
+            .find(|queue| queue["name"] == name)
+            .unwrap_or_else(|| panic!("no {name} in {listed}"))
+    }
+
+    /// The node that leads a queue.
+    fn leader(&self, queue: &str) -> usize {
+        let queue = tokio::task::block_in_place(|| self.queue(queue));
+        let leader = queue["leader"].as_str().unwrap();
+        leader
+            .trim_start_matches('n')
+            .split('@')
+            .next()
+            .unwrap()
+            .parse()
+            .unwrap_or_else(|_| panic!("{queue}"))
+    }
+
+    /// Waits until every node holds the queue again: only then may the next one be lost.
+    async fn await_members(&self, queue: &str) {
+        let since = Instant::now();
+        loop {
+            let standing = tokio::task::block_in_place(|| self.queue(queue));
+            if standing["online"].as_array().is_some_and(|online| online.len() == NODES) {
+                return;
+            }
+            assert!(since.elapsed() < PATIENCE, "{standing}");
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let removed = broker::run("remove", &self.dir, &[]);
+        let _ = std::fs::remove_dir_all(&self.dir);
+        if let (Err(complaint), false) = (removed, std::thread::panicking()) {
+            panic!("{complaint}");
+        }
+    }
+}

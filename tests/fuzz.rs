@@ -1,0 +1,475 @@
+//! Hostile bytes for everything that reads what others wrote: commands, the headers of wait-queue copies, answers of
+//! the payment API, their signatures, downloaded certificates.
+//!
+//! Each campaign starts from sound messages and damages them, bytewise and by structure, because bytes at random are
+//! thrown out at the first look. Whatever comes: no panic, memory in proportion to the input, and nothing is believed
+//! that was not signed. `CASES` is the number of cases of each campaign (`make fuzz`: a million); `SEED` repeats a run.
+
+#![allow(clippy::unwrap_used, reason = "a test may; the lint only spares the test functions themselves")]
+#![allow(clippy::print_stdout, reason = "seeds and figures are for whoever reads the run")]
+
+#[path = "fuzz/campaign.rs"]
+mod campaign;
+#[path = "fuzz/damage.rs"]
+mod damage;
+
+use std::process::{Command, Stdio};
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use campaign::{Campaign, Input};
+use damage::{bytes, json, text};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use jiff::{SignedDuration, Timestamp};
+use rand::RngExt as _;
+use rand::rngs::StdRng;
+use redeemer::attempt::{Belief, Evidence, Limits, Objection, Progress, Step};
+use redeemer::redemption::Redemption;
+use redeemer::verdict::{Answer, Authenticity, Lost, Question, Reason, Reply, Verdict, judge};
+use redeemer::wechat::api::Prepared;
+use redeemer::wechat::certificates::{self, ApiV3Key};
+use redeemer::wechat::keys::{MerchantKey, PublicKeys, VerificationKey};
+use redeemer::wechat::reply;
+use redeemer::wechat::verify::{NONCE, SERIAL, SIGNATURE, TIMESTAMP, verify};
+use redeemer::wire::event::{Telling, tell_invalid};
+use redeemer::wire::{command, copy};
+use serde_json::{Value, json as value};
+
+const KEY: &str = include_str!("fixtures/documentation_test_key.pem");
+const KEY_ID: &str = "PUB_KEY_ID_0000000000000024101100397200000006";
+const NOW: &str = "2026-03-05T05:00:00Z";
+const HORIZON: copy::Horizon =
+    copy::Horizon { default: SignedDuration::from_hours(24), furthest: SignedDuration::from_hours(72) };
+
+fn now() -> Timestamp {
+    NOW.parse().unwrap()
+}
+
+fn flat() -> Value {
+    value!({
+        "openid": "oh-394z-6CGkNoJrsDLTTUKiAnp4", "coupon_code": "123446565767", "brand_id": "120344",
+        "product_coupon_id": "1000000013", "stock_id": "1000000013001", "appid": "wx233544546545989",
+        "use_time": "2025-07-24T00:00:00+08:00", "out_request_no": "34657_20250101_123456",
+        "associated_order_info": {
+            "transaction_id": "4200000000123456789123456789", "out_trade_no": "trade_no_20250724123456",
+            "mchid": "1234567890", "sub_mchid": "1234567890",
+        },
+        "store_id": "100000000", "saved_amount": 100, "sequential_coupon_index": 0,
+    })
+}
+
+fn nested() -> Value {
+    let mut inner = flat();
+    let members = inner.as_object_mut().unwrap();
+    let (openid, code) = (members.remove("openid").unwrap(), members.remove("coupon_code").unwrap());
+    value!({ "openid": openid, "coupon_code": code, "json": inner })
+}
+
+fn redemption() -> Redemption {
+    command::decode(flat().to_string().as_bytes()).unwrap()
+}
+
+fn coupon() -> Value {
+    value!({
+        "coupon_code": "123446565767", "coupon_state": "USED", "valid_begin_time": "2025-07-01T00:00:00+08:00",
+        "product_coupon_id": "1000000013", "stock_id": "1000000013001", "brand_id": "120344",
+        "single_usage_detail": { "use_request_no": "34657_20250101_123456", "use_time": "2025-07-24T00:00:00+08:00" },
+        "sequential_usage_detail": { "total_count": 2, "detail_item_list": [
+            { "detail_state": "USED", "use_request_no": "34657_20250101_123456" }, { "detail_state": "EFFECTIVE" },
+        ]},
+        "progressive_bundle_usage_detail": { "count": 1, "return_request_no": "R1" },
+    })
+}
+
+#[test]
+fn commands() {
+    let seeds = [flat(), nested()];
+    assert!(seeds.iter().all(|seed| command::decode(seed.to_string().as_bytes()).is_ok()), "both are sound");
+    let telling = Telling { source: "fuzz", at: now(), traceparent: None, attempts: 0, evidence: &[] };
+    let counted = Campaign::new("commands").run(
+        |dice| {
+            let seed = &seeds[dice.random_range(0..seeds.len())];
+            if dice.random_bool(0.5) { json(seed, dice) } else { bytes(seed.to_string().as_bytes(), dice) }
+        },
+        |input| match command::decode(input) {
+            Ok(redemption) => {
+                let (prepared, again) = (Prepared::new(&redemption), Prepared::new(&redemption));
+                assert_eq!(prepared.body(), again.body());
+                let body: Value = serde_json::from_slice(prepared.body()).unwrap();
+                assert_eq!(body["out_request_no"], redemption.out_request_no.as_str());
+                let safe = |text: &str| {
+                    text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+                };
+                assert!(safe(redemption.coupon_code.as_str()) && safe(redemption.openid.as_str()));
+                "accepted"
+            }
+            Err(rejected) => {
+                assert!(!rejected.faults.is_empty());
+                assert!(
+                    rejected
+                        .faults
+                        .iter()
+                        .all(|fault| fault.pointer.is_empty() || fault.pointer.starts_with('/'))
+                );
+                let event = tell_invalid(&rejected, "0af1", telling);
+                assert!(event.body.len() <= 64 * 1024 + 8 * input.len(), "{}", event.body.len());
+                "refused"
+            }
+        },
+    );
+    assert!(counted["accepted"] > 0 && counted["refused"] > 0, "{counted:?}");
+}
+
+/// The headers of a copy, as their reader sees them: texts that may be missing.
+type Headers = Vec<(&'static str, String)>;
+
+fn copies_headers() -> Vec<Headers> {
+    let evidence = Evidence {
+        at: now(),
+        question: "redeem".to_owned(),
+        host: "api.mch.weixin.qq.com".to_owned(),
+        status: Some(500),
+        request_id: Some("08F78BB8AF0610D302181020-268578704".to_owned()),
+        serial: Some(KEY_ID.to_owned()),
+        verdict: "unsure".to_owned(),
+    };
+    let objection = Objection {
+        http_status: 403,
+        code: Some("NOT_ENOUGH".into()),
+        sub_code: Some(268_578_704),
+        message: Some("用户商品券\n无法使用".into()),
+        request_id: None,
+    };
+    let (first_seen, deadline) = ("2026-03-05T04:30:45Z", "2026-03-06T04:30:45Z");
+    let beliefs = [
+        Belief::Clear,
+        Belief::Unsure { negatives: 1 },
+        Belief::Objected { reason: Reason::NotUsable, stands: true },
+        Belief::Doubted(Reason::Expired),
+    ];
+    let write = |belief| {
+        let (first_seen, deadline) = (first_seen.parse().unwrap(), deadline.parse().unwrap());
+        let progress = Progress::resumed(7, 2, belief, first_seen, deadline, Some(objection.clone()));
+        copy::write(&progress, &[evidence.clone(), evidence.clone()], "0af1")
+    };
+    beliefs.into_iter().map(write).collect()
+}
+
+/// A header that a forger would write: sound by itself.
+fn forged(dice: &mut StdRng) -> (&'static str, String) {
+    let any = |words: &[&str], dice: &mut StdRng| words[dice.random_range(0..words.len())].to_owned();
+    let times = [
+        "0001-01-01T00:00:00Z",
+        "1970-01-01T00:00:00Z",
+        "2026-03-05T04:59:59Z",
+        "2026-03-05T05:00:01Z",
+        "2026-03-06T04:30:45+08:00",
+        "9999-12-30T22:00:00Z",
+        "-009999-01-02T01:59:59Z",
+    ];
+    let beliefs = [
+        "clear",
+        "unsure",
+        "objected not_usable",
+        "objected not_usable stands",
+        "doubted expired",
+        "redeemed",
+    ];
+    match dice.random_range(0..5) {
+        0 => (copy::ATTEMPTS, any(&["0", "1", "999", "1000000", "4294967295"], dice)),
+        1 => (copy::TIERS, any(&["0", "1", "5", "4294967295"], dice)),
+        2 => (copy::FIRST_SEEN, any(&times, dice)),
+        3 => (copy::DEADLINE, any(&times, dice)),
+        _ => (copy::LAST_VERDICT, any(&beliefs, dice)),
+    }
+}
+
+/// Steps until the command leaves the slot. What travels on must not grow without bound.
+fn leaves_the_slot(mut progress: Progress) -> &'static str {
+    let limits = Limits::default();
+    let mut at = now();
+    let mut step = progress.begin(&limits, at);
+    for _ in 0..64 {
+        step = match step {
+            Step::Ask { after, question } => {
+                at = at.saturating_add(after).unwrap();
+                progress.follow(question, Reply::Lost(Lost::Timeout), judge_lost(question), &limits, at, 0.5)
+            }
+            Step::Defer { .. } => return "deferred",
+            Step::Finish(outcome) => {
+                assert!(
+                    !matches!(outcome.kind().as_str(), "redeemed" | "refused"),
+                    "nothing was ever answered"
+                );
+                return "finished";
+            }
+            Step::Halt(fault) => panic!("a lost answer is no fault of ours: {fault:?}"),
+        };
+    }
+    panic!("it is asked for ever");
+}
+
+fn judge_lost(question: Question) -> Verdict {
+    judge(question, &Reply::Lost(Lost::Timeout), &redemption())
+}
+
+#[test]
+fn copies() {
+    let seeds = copies_headers();
+    let counted = Campaign::new("headers of copies").run(
+        |dice| {
+            let mut headers = seeds[dice.random_range(0..seeds.len())].clone();
+            for _ in 0..dice.random_range(1..4) {
+                let nth = dice.random_range(0..headers.len());
+                match dice.random_range(0..8) {
+                    0 if headers.len() > 1 => drop(headers.remove(nth)),
+                    1 | 2 => headers[nth].1 = text(&headers[nth].1, dice),
+                    _ => {
+                        let (name, text) = forged(dice);
+                        headers.retain(|(key, _)| *key != name);
+                        headers.push((name, text));
+                    }
+                }
+            }
+            headers
+        },
+        |headers: &Headers| {
+            let header = |name| headers.iter().find(|(key, _)| *key == name).map(|(_, text)| text.as_str());
+            match copy::read(header, "0af1", now(), HORIZON) {
+                Err(damage) => {
+                    assert!(
+                        damage.to_string().contains("x-redemption-") || damage == copy::Damage::BodyChanged
+                    );
+                    "refused"
+                }
+                Ok(carried) => {
+                    let Progress { first_seen, deadline, .. } = carried.progress;
+                    assert!(
+                        first_seen <= now()
+                            && deadline <= first_seen.saturating_add(HORIZON.furthest).unwrap()
+                    );
+                    assert!(carried.evidence.len() <= 16);
+                    leaves_the_slot(carried.progress)
+                }
+            }
+        },
+    );
+    assert!(counted["refused"] > 0 && counted["deferred"] > 0 && counted["finished"] > 0, "{counted:?}");
+}
+
+#[test]
+fn replies() {
+    let redemption = redemption();
+    let error = value!({"code": "NOT_ENOUGH", "message": "用户商品券不可用", "detail": {"field": "x", "value": [1, 2]}});
+    let seeds = [coupon(), error];
+    assert!(reply::coupon(seeds[0].to_string().as_bytes()).is_some(), "damage begins with what is sound");
+    let counted = Campaign::new("replies").run(
+        |dice| {
+            let seed = &seeds[dice.random_range(0..seeds.len())];
+            if dice.random_bool(0.5) { json(seed, dice) } else { bytes(seed.to_string().as_bytes(), dice) }
+        },
+        |input| {
+            let (coupon, error) = (reply::coupon(input), reply::error(input));
+            assert!(error.message.as_ref().is_none_or(|message| message.len() <= reply::MESSAGE_BYTES_MAX));
+            let _ = reply::sub_code(&String::from_utf8_lossy(input));
+            if let Some(coupon) = &coupon {
+                serde_json::from_str::<Value>(&coupon.entity).unwrap();
+            }
+            let read = if coupon.is_some() { "a coupon" } else { "no coupon" };
+            for question in [Question::Redeem, Question::Inquire] {
+                for status in [200, 202, 403, 404, 500] {
+                    let reply::ErrorBody { code, message } = error.clone();
+                    let (coupon, request_id) = (coupon.clone(), None);
+                    let authenticity = Authenticity::Unsigned;
+                    let answer =
+                        Answer { status, authenticity, code, sub_code: None, coupon, message, request_id };
+                    let verdict = judge(question, &Reply::Answered(answer), &redemption);
+                    assert!(!matches!(verdict, Verdict::Redeemed), "an unsigned answer was believed");
+                }
+            }
+            read
+        },
+    );
+    assert!(counted["a coupon"] > 0 && counted["no coupon"] > 0, "{counted:?}");
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Signed {
+    headers: Vec<(&'static str, Vec<u8>)>,
+    body: Vec<u8>,
+}
+
+impl Signed {
+    fn new(key: &MerchantKey, serial: &str, body: &[u8]) -> Self {
+        let (timestamp, nonce) = (now().as_second().to_string(), "fzLZ5E8pHKkOP1VFIDu31DDUNqzKCtDA");
+        let mut message = format!("{timestamp}\n{nonce}\n").into_bytes();
+        message.extend_from_slice(body);
+        message.push(b'\n');
+        let signature = STANDARD.encode(key.sign(&message).unwrap());
+        let headers =
+            [(TIMESTAMP, timestamp.as_str()), (NONCE, nonce), (SIGNATURE, &signature), (SERIAL, serial)];
+        Self {
+            headers: headers.map(|(name, text)| (name, text.as_bytes().to_vec())).to_vec(),
+            body: body.to_vec(),
+        }
+    }
+
+    fn damaged(&self, dice: &mut StdRng) -> Self {
+        let mut damaged = self.clone();
+        match dice.random_range(0..8) {
+            0 => damaged.body = bytes(&damaged.body, dice),
+            1 => drop(damaged.headers.remove(dice.random_range(0..4))),
+            2 => {
+                let (one, other) = (dice.random_range(0..4), dice.random_range(0..4));
+                let moved = damaged.headers[one].1.clone();
+                damaged.headers[other].1 = moved;
+            }
+            3 => {
+                let (name, other) = (damaged.headers[dice.random_range(0..4)].0, dice.random_range(0..4));
+                damaged.headers.push((name, damaged.headers[other].1.clone()));
+            }
+            _ => {
+                let nth = dice.random_range(0..4);
+                damaged.headers[nth].1 = bytes(&damaged.headers[nth].1, dice);
+            }
+        }
+        damaged
+    }
+
+    fn map(&self) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, text) in &self.headers {
+            // What cannot stand in a header never arrives.
+            if let Ok(header) = HeaderValue::from_bytes(text) {
+                map.append(HeaderName::from_static(name), header);
+            }
+        }
+        map
+    }
+}
+
+impl Input for Signed {
+    fn bytes(&self) -> usize {
+        self.body.len() + self.headers.iter().map(|(_, text)| text.len()).sum::<usize>()
+    }
+
+    fn shown(&self) -> String {
+        let header = |(name, text): &(&str, Vec<u8>)| format!("{name}: {}\n", text.escape_ascii());
+        format!("{}\n{}", self.headers.iter().map(header).collect::<String>(), self.body.escape_ascii())
+    }
+}
+
+#[test]
+fn signatures() {
+    let key = MerchantKey::from_pem(KEY, "test").unwrap();
+    let mut keys = PublicKeys::default();
+    let public =
+        format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", folded(key.public_der()));
+    keys.insert(KEY_ID.to_owned(), VerificationKey::from_public_pem(&public, "test").unwrap());
+    let sound = Signed::new(&key, KEY_ID, coupon().to_string().as_bytes());
+    assert_eq!(verify(&sound.map(), &sound.body, &keys, now()), Authenticity::Verified);
+    let counted = Campaign::new("signatures").run(
+        |dice| sound.damaged(dice),
+        |damaged: &Signed| match verify(&damaged.map(), &damaged.body, &keys, now()) {
+            Authenticity::Verified => {
+                assert_eq!(damaged.body, sound.body, "another body was believed");
+                assert_eq!(damaged.map(), sound.map(), "other headers were believed");
+                "as it was"
+            }
+            Authenticity::Unsigned => "unsigned",
+            Authenticity::Unconvincing(_) => "unconvincing",
+        },
+    );
+    assert!(counted["unconvincing"] > 0, "{counted:?}");
+}
+
+fn folded(der: &[u8]) -> String {
+    let text = STANDARD.encode(der).into_bytes();
+    text.chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect::<Vec<_>>().join("\n")
+}
+
+const APIV3_KEY: &[u8; 32] = b"0123456789abcdef0123456789ABCDEF";
+const SEAL_NONCE: &[u8; 12] = b"61f9c719728a";
+
+fn sealed(pem: &[u8]) -> String {
+    let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, APIV3_KEY).unwrap());
+    let mut text = pem.to_vec();
+    let nonce = Nonce::assume_unique_for_key(*SEAL_NONCE);
+    key.seal_in_place_append_tag(nonce, Aad::from(b"certificate"), &mut text).unwrap();
+    STANDARD.encode(text)
+}
+
+fn list(serial: &str, pem: &[u8]) -> Value {
+    value!({ "data": [{
+        "serial_no": serial, "effective_time": "2026-01-01T00:00:00+08:00", "expire_time": "2031-01-01T00:00:00+08:00",
+        "encrypt_certificate": {
+            "algorithm": "AEAD_AES_256_GCM", "nonce": std::str::from_utf8(SEAL_NONCE).unwrap(),
+            "associated_data": "certificate", "ciphertext": sealed(pem),
+        },
+    }]})
+}
+
+/// A certificate of the test key, made by openssl.
+fn certificate(serial: &str) -> Vec<u8> {
+    let arguments =
+        ["req", "-x509", "-new", "-sha256", "-days", "3650", "-subj", "/CN=platform", "-set_serial"];
+    let made = Command::new("openssl")
+        .args(arguments)
+        .arg(format!("0x{serial}"))
+        .args(["-key", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/documentation_test_key.pem")])
+        .stdin(Stdio::null())
+        .output()
+        .expect("the openssl program is needed for this test");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    made.stdout
+}
+
+#[test]
+fn certificates() {
+    const SERIAL_NO: &str = "5157F09EFDC096DE15EBE81A47057A7232F1B8E1";
+    let pem = certificate(SERIAL_NO);
+    let (_, block) = x509_parser::pem::parse_x509_pem(&pem).unwrap();
+    let der = block.contents;
+    let key = MerchantKey::from_pem(KEY, "test").unwrap();
+    let apiv3_key = ApiV3Key::parse(std::str::from_utf8(APIV3_KEY).unwrap()).unwrap();
+    // Valid from the moment at which openssl made it.
+    let now = Timestamp::now();
+    let sound = list(SERIAL_NO, &pem);
+    let held = PublicKeys::default();
+    let counted = Campaign::new("certificates").run(
+        |dice| match dice.random_range(0..4) {
+            // Damage under the seal reaches the certificate parser; damage around it the list's.
+            0 => list(SERIAL_NO, &bytes(&pem, dice)).to_string().into_bytes(),
+            1 | 2 => {
+                let block = folded(&bytes(&der, dice));
+                let pem = format!("-----BEGIN CERTIFICATE-----\n{block}\n-----END CERTIFICATE-----\n");
+                list(SERIAL_NO, pem.as_bytes()).to_string().into_bytes()
+            }
+            _ => json(&sound, dice),
+        },
+        |body| match certificates::read(&HeaderMap::new(), body, &apiv3_key, &held, now) {
+            Ok(_) => panic!("an unsigned list was believed"),
+            Err(certificates::NoCertificates::NotBelieved(None)) => "readable, unsigned",
+            Err(_) => "unreadable",
+        },
+    );
+    assert!(counted["unreadable"] > 0 && counted["readable, unsigned"] > 0, "{counted:?}");
+    // The sound one, signed, is taken.
+    let body = sound.to_string().into_bytes();
+    let timely = Signed { headers: Vec::new(), body: body.clone() };
+    assert!(certificates::read(&timely.map(), &body, &apiv3_key, &held, now).is_err());
+    let mut message = format!("{}\nn\n", now.as_second()).into_bytes();
+    message.extend_from_slice(&body);
+    message.push(b'\n');
+    let signature = STANDARD.encode(key.sign(&message).unwrap());
+    let headers = [
+        (TIMESTAMP, now.as_second().to_string()),
+        (NONCE, "n".to_owned()),
+        (SIGNATURE, signature),
+        (SERIAL, SERIAL_NO.to_owned()),
+    ];
+    let headers = headers.map(|(name, text)| (name, text.into_bytes())).to_vec();
+    let signed = Signed { headers, body };
+    certificates::read(&signed.map(), &signed.body, &apiv3_key, &held, now).unwrap();
+}
