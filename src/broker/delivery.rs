@@ -1,7 +1,9 @@
 //! A delivery: what the broker handed over, until it is settled. Settling consumes it.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
-use lapin::Acker;
+use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicNackOptions};
 use lapin::protocol::basic::AMQPProperties;
 use lapin::types::{AMQPValue, FieldTable};
@@ -14,7 +16,9 @@ pub struct Delivery {
     body: Vec<u8>,
     properties: AMQPProperties,
     redelivered: bool,
-    acker: Acker,
+    /// What the broker calls it, on the channel that it came by and on no other.
+    tag: u64,
+    channel: Arc<Channel>,
 }
 
 /// Why the broker itself moved a message.
@@ -32,9 +36,10 @@ pub struct Death<'a> {
 pub struct Unsettled(String);
 
 impl Delivery {
-    pub(super) fn new(delivery: lapin::message::Delivery) -> Self {
-        let lapin::message::Delivery { data, properties, redelivered, acker, .. } = delivery;
-        Self { body: data, properties, redelivered, acker }
+    /// `channel` is the one that it came by.
+    pub(super) fn new(delivery: lapin::message::Delivery, channel: &Arc<Channel>) -> Self {
+        let lapin::message::Delivery { data, properties, redelivered, delivery_tag, .. } = delivery;
+        Self { body: data, properties, redelivered, tag: delivery_tag, channel: channel.clone() }
     }
 
     /// The message.
@@ -131,7 +136,8 @@ impl Delivery {
     /// # Errors
     /// [`Unsettled`] where the acknowledgement was not sent; the broker will deliver it again.
     pub async fn ack(self, _proof: Published) -> Result<(), Unsettled> {
-        settled(self.acker.ack(BasicAckOptions::default()).await)
+        // By the channel itself: the client's `Acker` would spawn a task for it, and ask another for that.
+        settled(self.channel.basic_ack(self.tag, BasicAckOptions::default()).await)
     }
 
     /// Gives it back to the queue, to be delivered again at once. For handing back only: it is no way to wait.
@@ -140,17 +146,14 @@ impl Delivery {
     /// [`Unsettled`] where the broker was not reached; it will deliver it again all the same.
     pub async fn release(self) -> Result<(), Unsettled> {
         let options = BasicNackOptions { requeue: true, multiple: false };
-        settled(self.acker.nack(options).await)
+        settled(self.channel.basic_nack(self.tag, options).await)
     }
 }
 
-/// `Ok(false)` means that nothing was sent, because the channel is gone.
-fn settled(sent: lapin::Result<bool>) -> Result<(), Unsettled> {
-    match sent {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(Unsettled("its channel is gone".to_owned())),
-        Err(error) => Err(Unsettled(error.to_string())),
-    }
+/// It is `Ok` once the frame was written; a channel that is gone, or goes first, is an error. The client's own
+/// recovery is off, so a channel that is gone never comes back with other meanings for its tags.
+fn settled(sent: lapin::Result<()>) -> Result<(), Unsettled> {
+    sent.map_err(|error| Unsettled(error.to_string()))
 }
 
 /// A header as it is shown: a text as it is, a table as `{name: value, …}`.
@@ -191,8 +194,7 @@ mod tests {
 
     #[test]
     fn only_an_acknowledgement_that_was_sent_settles() {
-        assert_eq!(settled(Ok(true)), Ok(()));
-        settled(Ok(false)).unwrap_err();
+        assert_eq!(settled(Ok(())), Ok(()));
         settled(Err(lapin::ErrorKind::InvalidConnectionState(lapin::ConnectionState::Closed).into()))
             .unwrap_err();
     }
