@@ -28,6 +28,9 @@ pub struct Settings {
 /// The name of the service itself.
 pub const SERVICE: &str = "redeemer";
 
+/// The build that is measured.
+const OWN: &str = env!("CARGO_BIN_EXE_redeemer");
+
 /// What does not limit.
 pub const UNLIMITED: u32 = 100_000;
 
@@ -36,6 +39,13 @@ impl Contender {
     pub async fn service(bed: &Bed, name: &str, settings: Settings) -> Result<Self> {
         let (names, told) = establish(bed, name, settings).await?;
         let process = service(bed, name)?;
+        Self::ready(bed, name, process, names, told).await
+    }
+
+    /// Another build of the service.
+    pub async fn build(bed: &Bed, name: &str, program: &Path, settings: Settings) -> Result<Self> {
+        let (names, told) = establish(bed, name, settings).await?;
+        let process = run(redeemer(bed, name, program), bed, name)?;
         Self::ready(bed, name, process, names, told).await
     }
 
@@ -92,20 +102,24 @@ impl Contender {
 async fn establish(bed: &Bed, name: &str, settings: Settings) -> Result<(Names, Told)> {
     configure(bed, name, settings)?;
     let log = bed.dir.join(format!("{name}.topology.log"));
-    let made = Process::start(redeemer(bed, name).args(["topology", "apply"]), &log)?.wait()?;
+    let made = Process::start(redeemer(bed, name, OWN.as_ref()).args(["topology", "apply"]), &log)?.wait()?;
     ensure!(made.success(), "the topology of {name} was not made: {}", std::fs::read_to_string(log)?);
     bed.listen(name).await
 }
 
 /// Starts one more instance of the service on the queues of `name`, which are there.
 pub fn service(bed: &Bed, name: &str) -> Result<Process> {
+    run(redeemer(bed, name, OWN.as_ref()), bed, name)
+}
+
+fn run(mut redeemer: Command, bed: &Bed, name: &str) -> Result<Process> {
     let log = bed.dir.join(format!("{name}.{}.log", uuid::Uuid::new_v4()));
-    Process::start(redeemer(bed, name).args(["run", "--with-parent"]).stdin(Stdio::piped()), &log)
+    Process::start(redeemer.args(["run", "--with-parent"]).stdin(Stdio::piped()), &log)
 }
 
 /// The command line with the configuration of `name`, and with none of the caller's.
-fn redeemer(bed: &Bed, name: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_redeemer"));
+fn redeemer(bed: &Bed, name: &str, program: &Path) -> Command {
+    let mut command = Command::new(program);
     command.arg("--config").arg(bed.dir.join(format!("{name}.toml"))).stdin(Stdio::null());
     for (variable, _) in std::env::vars_os() {
         if variable.to_string_lossy().starts_with("REDEEMER_") {

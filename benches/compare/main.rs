@@ -43,6 +43,8 @@ pub struct Plan {
     pub seconds: usize,
     /// `BENCH_ONLY`, all: names of contenders, divided by commas.
     pub only: Vec<String>,
+    /// `BENCH_BUILDS`, none: further builds of the service to compare, `name=path` divided by commas.
+    pub builds: Vec<(String, PathBuf)>,
     /// `BENCH_GROWTH`, 1: how far the curves go; 0 leaves them out, 2 goes on to a million commands.
     pub growth: usize,
     /// `BENCH_REPORT`, none: the folder that `performance.md` is written to.
@@ -58,6 +60,7 @@ impl Plan {
             only: env::var("BENCH_ONLY")
                 .map(|names| names.split(',').map(str::to_owned).collect())
                 .unwrap_or_default(),
+            builds: env::var("BENCH_BUILDS").map(|text| builds(&text)).unwrap_or_default(),
             growth: number("BENCH_GROWTH", 1)?,
             report: env::var_os("BENCH_REPORT").map(PathBuf::from),
         })
@@ -122,6 +125,11 @@ async fn guard() -> Result<()> {
     println!("CPU per command: {ratio:.2} times the floor; {GUARD_RATIO} is allowed");
     anyhow::ensure!(ratio <= GUARD_RATIO, "a command costs {ratio:.2} times the floor");
     Ok(())
+}
+
+fn builds(text: &str) -> Vec<(String, PathBuf)> {
+    let each = text.split(',').filter_map(|build| build.split_once('='));
+    each.map(|(name, path)| (name.to_owned(), PathBuf::from(path))).collect()
 }
 
 fn number<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(name: &str, default: T) -> Result<T> {

@@ -57,6 +57,10 @@ pub async fn run(plan: &Plan, bed: &Bed, floor: &Floor, peers: &Path) -> Result<
         let settings = Settings { in_flight: IN_FLIGHT, calls_per_second: UNLIMITED };
         contenders.push(Contender::service(bed, SERVICE, settings).await?);
     }
+    for (name, program) in &plan.builds {
+        let settings = Settings { in_flight: IN_FLIGHT, calls_per_second: UNLIMITED };
+        contenders.push(Contender::build(bed, name, program, settings).await?);
+    }
     for name in PEERS.into_iter().filter(|name| plan.has(name)) {
         if peers.join(name).join(".installed").exists() {
             contenders.push(Contender::peer(bed, name, peers, IN_FLIGHT).await?);
