@@ -55,6 +55,23 @@ test-deploy: ## judge and try what is in deploy/: image, manifests, definitions,
 	deploy/local/lint-deploy
 	cargo test --locked --test deploy -- --test-threads 2
 
+PEERS := $(or $(CARGO_TARGET_DIR),target)/peers
+
+.PHONY: bench
+bench: ## measure against what else one might run; writes docs/performance.md; wants a quiet machine for half an hour
+	deploy/local/install rabbitmq-server
+	benches/peers/prepare $(PEERS)
+	BENCH_REPORT=$(CURDIR)/docs cargo bench --locked --features measure --bench compare
+
+.PHONY: bench-parts
+bench-parts: ## measure each part of a command's way by itself
+	cargo bench --locked --features measure --bench parts
+
+.PHONY: bench-guard
+bench-guard: ## fail where a command costs too many times its cryptography
+	deploy/local/install rabbitmq-server
+	cargo bench --locked --features measure --bench compare -- guard
+
 COMMANDS ?= 10000
 KILLS ?= 100
 BROKER_KILLS ?= 20

@@ -12,6 +12,7 @@ pub mod probe;
 pub mod publisher;
 pub mod topology;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -111,7 +112,7 @@ pub struct Health {
 pub struct Generation {
     consuming: Connection,
     publishing: Connection,
-    channel: Channel,
+    channel: Arc<Channel>,
     queue: String,
     publisher: Publisher,
     health: watch::Sender<Health>,
@@ -139,7 +140,7 @@ impl Generation {
             establish(&publishing, &settings.topology, settings.mode)
                 .await
                 .map_err(|source| CannotConnect::Topology { at: at.clone(), source })?;
-            let channel = consuming.create_channel().await.map_err(refused)?;
+            let channel = Arc::new(consuming.create_channel().await.map_err(refused)?);
             let confirms = publishing.create_channel().await.map_err(refused)?;
             confirms.confirm_select(ConfirmSelectOptions::default()).await.map_err(refused)?;
             Ok((channel, confirms))
@@ -318,14 +319,15 @@ fn lose(health: &watch::Sender<Health>, why: &str) {
 /// The stream of deliveries of one consumer.
 pub struct Deliveries {
     consumer: lapin::Consumer,
-    channel: Channel,
+    channel: Arc<Channel>,
 }
 
 impl Deliveries {
     /// The next delivery. `None` is final: the queue was deleted, the broker cancelled the consumer, or the
     /// connection is gone. After it, nothing more may be asked.
     pub async fn next(&mut self) -> Option<Delivery> {
-        self.consumer.next().await?.ok().map(Delivery::new)
+        let delivery = self.consumer.next().await?.ok()?;
+        Some(Delivery::new(delivery, &self.channel))
     }
 
     /// Stops the consumer and gives back what it had already handed over but nobody has taken.
@@ -342,7 +344,7 @@ impl Deliveries {
         }
         let mut left = Vec::new();
         while let Ok(Some(Ok(delivery))) = timeout(limit, self.consumer.next()).await {
-            left.push(Delivery::new(delivery));
+            left.push(Delivery::new(delivery, &self.channel));
         }
         Ok(left)
     }

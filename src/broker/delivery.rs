@@ -1,10 +1,11 @@
 //! A delivery: what the broker handed over, until it is settled. Settling consumes it.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use lapin::Acker;
+use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicNackOptions};
 use lapin::protocol::basic::AMQPProperties;
 use lapin::types::{AMQPValue, FieldTable};
@@ -18,7 +19,9 @@ pub struct Delivery {
     body: Vec<u8>,
     properties: AMQPProperties,
     redelivered: bool,
-    acker: Acker,
+    /// What the broker calls it, on the channel that it came by and on no other.
+    tag: u64,
+    channel: Arc<Channel>,
 }
 
 /// Why the broker itself moved a message.
@@ -36,9 +39,10 @@ pub struct Death<'a> {
 pub struct Unsettled(String);
 
 impl Delivery {
-    pub(super) fn new(delivery: lapin::message::Delivery) -> Self {
-        let lapin::message::Delivery { data, properties, redelivered, acker, .. } = delivery;
-        Self { body: data, properties, redelivered, acker }
+    /// `channel` is the one that it came by.
+    pub(super) fn new(delivery: lapin::message::Delivery, channel: &Arc<Channel>) -> Self {
+        let lapin::message::Delivery { data, properties, redelivered, delivery_tag, .. } = delivery;
+        Self { body: data, properties, redelivered, tag: delivery_tag, channel: channel.clone() }
     }
 
     /// The message.
@@ -145,7 +149,8 @@ impl Delivery {
     /// # Errors
     /// [`Unsettled`] where the acknowledgement was not sent; the broker will deliver it again.
     pub async fn ack(self, _proof: Published) -> Result<(), Unsettled> {
-        settled(SENT_WITHIN, self.acker.ack(BasicAckOptions::default())).await
+        // By the channel itself: the client's `Acker` would spawn a task for it, and ask another for that.
+        settled(SENT_WITHIN, self.channel.basic_ack(self.tag, BasicAckOptions::default())).await
     }
 
     /// Gives it back to the queue, to be delivered again at once. For handing back only: it is no way to wait.
@@ -154,22 +159,19 @@ impl Delivery {
     /// [`Unsettled`] where the broker was not reached; it will deliver it again all the same.
     pub async fn release(self) -> Result<(), Unsettled> {
         let options = BasicNackOptions { requeue: true, multiple: false };
-        settled(SENT_WITHIN, self.acker.nack(options)).await
+        settled(SENT_WITHIN, self.channel.basic_nack(self.tag, options)).await
     }
 }
 
 /// The longest wait for a few bytes to be handed to the connection.
 const SENT_WITHIN: Duration = Duration::from_secs(5);
 
-/// `Ok(false)` means that nothing was sent, because the channel is gone. Where the connection dies at the wrong moment
-/// the client never answers at all, and a worker that waited for it would hold its coupon's lane for ever.
-async fn settled(
-    limit: Duration,
-    sending: impl Future<Output = lapin::Result<bool>>,
-) -> Result<(), Unsettled> {
+/// It is `Ok` once the frame was written; a channel that is gone, or goes first, is an error, and as the client's own
+/// recovery is off, it never comes back with other meanings for its tags. Where the connection dies at the wrong
+/// moment the client may never answer at all, and a worker that waited for it would hold its coupon's lane for ever.
+async fn settled(limit: Duration, sending: impl Future<Output = lapin::Result<()>>) -> Result<(), Unsettled> {
     match timeout(limit, sending).await {
-        Ok(Ok(true)) => Ok(()),
-        Ok(Ok(false)) => Err(Unsettled("its channel is gone".to_owned())),
+        Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(Unsettled(error.to_string())),
         Err(_) => Err(Unsettled(format!("its connection took nothing for {limit:?}"))),
     }
@@ -213,8 +215,7 @@ mod tests {
 
     #[tokio::test]
     async fn only_an_acknowledgement_that_was_sent_settles() {
-        assert_eq!(settled(SENT_WITHIN, async { Ok(true) }).await, Ok(()));
-        settled(SENT_WITHIN, async { Ok(false) }).await.unwrap_err();
+        assert_eq!(settled(SENT_WITHIN, async { Ok(()) }).await, Ok(()));
         let closed = lapin::ErrorKind::InvalidConnectionState(lapin::ConnectionState::Closed);
         settled(SENT_WITHIN, async { Err(closed.into()) }).await.unwrap_err();
         settled(Duration::from_millis(1), std::future::pending()).await.unwrap_err();

@@ -7,6 +7,7 @@
 //! connection.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lapin::options::{
@@ -54,7 +55,7 @@ pub enum CannotLook {
 /// One look at the parked queue.
 pub struct Look {
     connection: Connection,
-    channel: Channel,
+    channel: Arc<Channel>,
     queue: String,
     lock: Option<String>,
     at: String,
@@ -74,7 +75,7 @@ impl Look {
         let (queue, limit) = (settings.topology.names.parked.clone(), settings.connect_timeout);
         let bound = Bound { at: &at, limit };
         let lock = lock(&connection, &queue, bound).await?;
-        let channel = bound.wait(connection.create_channel()).await?;
+        let channel = Arc::new(bound.wait(connection.create_channel()).await?);
         let begun = Instant::now();
         Ok(Self { connection, channel, queue, lock, at, limit, begun, waiting: None, taken: 0 })
     }
@@ -117,7 +118,7 @@ impl Look {
         };
         self.waiting.get_or_insert(got.message_count + 1);
         self.taken += 1;
-        Ok(Some(Delivery::new(got.delivery)))
+        Ok(Some(Delivery::new(got.delivery, &self.channel)))
     }
 
     /// Puts back what was not settled and closes the connection, within a bound.

@@ -1,13 +1,15 @@
 //! Publishes, and proves it: a [`Published`] exists only for what the broker confirmed and did not return.
 
-use std::sync::Arc;
+use std::future::{Future as _, poll_fn};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use lapin::options::BasicPublishOptions;
 use lapin::protocol::basic::AMQPProperties;
 use lapin::types::{AMQPValue, FieldArray, FieldTable, ShortString};
 use lapin::{Channel, Confirmation};
-use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use crate::broker::delivery::Delivery;
@@ -68,9 +70,10 @@ impl NotPublished {
 pub struct Publisher(Arc<Inner>);
 
 struct Inner {
+    channel: Channel,
     /// The confirm is registered and the frames are queued under different locks inside the client: two tasks that
-    /// publish at once can get each other's confirms. Whoever publishes holds this lock until the frames are queued.
-    channel: Mutex<Channel>,
+    /// publish at once can get each other's confirms. Whoever publishes holds this lock for both.
+    order: Mutex<()>,
     confirm_timeout: Duration,
     commands: ShortString,
     results: ShortString,
@@ -81,7 +84,8 @@ struct Inner {
 impl Publisher {
     pub(super) fn new(channel: Channel, confirm_timeout: Duration, names: &super::topology::Names) -> Self {
         Self(Arc::new(Inner {
-            channel: Mutex::new(channel),
+            channel,
+            order: Mutex::default(),
             confirm_timeout,
             commands: names.commands.as_str().into(),
             results: names.results.as_str().into(),
@@ -208,11 +212,20 @@ impl Publisher {
         body: &[u8],
     ) -> Result<Published, NotPublished> {
         let confirmed = timeout(self.0.confirm_timeout, async {
-            let channel = self.0.channel.lock().await;
-            let confirm = channel
-                .basic_publish(exchange.clone(), routing_key.into(), options, body, properties)
-                .await?;
-            drop(channel);
+            let Inner { channel, order, .. } = &*self.0;
+            let publish =
+                channel.basic_publish(exchange.clone(), routing_key.into(), options, body, properties);
+            let mut publish = pin!(publish);
+            // The client does both in the first poll, before it waits for the frames to be written. Only that poll is
+            // under the lock: to hold it any longer would mean one write, and two changes of thread, per message.
+            let queued = poll_fn(|context| {
+                let _order = order.lock().unwrap_or_else(PoisonError::into_inner);
+                Poll::Ready(publish.as_mut().poll(context))
+            });
+            let confirm = match queued.await {
+                Poll::Ready(written) => written?,
+                Poll::Pending => publish.await?,
+            };
             confirm.await
         });
         match confirmed.await {

@@ -33,6 +33,9 @@ pub struct Arguments {
     /// Coupons whose code begins with "auto" count as issued at first sight.
     #[arg(long)]
     auto_issue: bool,
+    /// Sign and verify with the client's own library, five times as fast: for measuring, not for judging.
+    #[arg(long)]
+    fast_signatures: bool,
     /// Stop when standard input ends, too: for a program that starts this one and may be killed.
     #[arg(long)]
     with_parent: bool,
@@ -50,6 +53,7 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
         latency: Duration::from_millis(arguments.latency_ms),
         calls_per_second: arguments.calls_per_second,
         auto_issue: arguments.auto_issue,
+        fast_signatures: arguments.fast_signatures,
         ..Settings::default()
     };
     let sandbox = Sandbox::start(settings).await.context("the sandbox does not start")?;

@@ -31,6 +31,8 @@ use x509_cert::serial_number::SerialNumber;
 use x509_cert::spki::{SubjectPublicKeyInfo, SubjectPublicKeyInfoRef};
 use x509_cert::time::{Time, Validity};
 
+use super::fast::{FastSigner, FastVerifier};
+
 /// The merchant number of the one merchant that the sandbox knows.
 pub const MCHID: &str = "1900000109";
 
@@ -93,6 +95,14 @@ pub(super) struct Identity {
     pub platform_cert_pem: String,
     /// Seals `GET /v3/certificates`.
     pub apiv3_key: [u8; 32],
+    /// The two signing keys once more, where speed was asked for.
+    pub fast: Option<Fast>,
+}
+
+/// What signs in place of `wechatpay` and `platform`.
+pub(super) struct Fast {
+    pub wechatpay: Arc<FastSigner>,
+    pub platform: Arc<FastSigner>,
 }
 
 /// A merchant key as the provider knows it: the public half only.
@@ -100,6 +110,8 @@ pub(super) struct Identity {
 pub(super) struct Registered {
     pub serial: String,
     pub key: Arc<VerifyingKey<Sha256>>,
+    /// Verifies in place of `key`, where speed was asked for.
+    pub fast: Option<Arc<FastVerifier>>,
 }
 
 impl Identity {
@@ -110,6 +122,22 @@ impl Identity {
             make(dir, seed)?;
         }
         read(dir)
+    }
+
+    /// Signs and verifies by the faster library from now on.
+    pub fn hasten(&mut self, dir: &Path) -> Result<(), IdentityError> {
+        let signer = |name: &str| {
+            let path = dir.join(name);
+            let pem = fs::read_to_string(&path)
+                .map_err(|source| IdentityError::File { path: path.clone(), source })?;
+            let signer = FastSigner::from_pem(&pem).map_err(|why| IdentityError::Unreadable { path, why })?;
+            Ok::<_, IdentityError>(Arc::new(signer))
+        };
+        self.fast = Some(Fast {
+            wechatpay: signer("wechatpay_private_key.pem")?,
+            platform: signer("platform_private_key.pem")?,
+        });
+        self.merchant.hasten().map_err(|why| IdentityError::Make { what: "a fast key", why })
     }
 
     /// Writes `identity.json`, once the address is known.
@@ -132,10 +160,17 @@ impl Registered {
             return Ok(Registered {
                 serial: hex(tbs.serial_number().as_bytes()),
                 key: Arc::new(VerifyingKey::new(key)),
+                fast: None,
             });
         }
         let key = PublicKey::from_public_key_pem(pem.trim()).map_err(|error| error.to_string())?;
-        Ok(Registered { serial: serial.to_owned(), key: Arc::new(VerifyingKey::new(key)) })
+        Ok(Registered { serial: serial.to_owned(), key: Arc::new(VerifyingKey::new(key)), fast: None })
+    }
+
+    /// Verifies by the faster library from now on.
+    pub fn hasten(&mut self) -> Result<(), String> {
+        self.fast = Some(Arc::new(FastVerifier::of(&self.key)?));
+        Ok(())
     }
 }
 
@@ -312,6 +347,7 @@ fn read(dir: &Path) -> Result<Identity, IdentityError> {
         platform: signer("platform_private_key.pem")?,
         platform_cert_pem: text("platform_cert.pem")?,
         apiv3_key,
+        fast: None,
     })
 }
 

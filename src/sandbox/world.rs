@@ -110,7 +110,11 @@ impl World {
 
     pub fn register_merchant(&self, pem: &str) -> Result<(), String> {
         let mut merchant = self.merchant.write().unwrap_or_else(PoisonError::into_inner);
-        *merchant = Registered::from_pem(pem, &merchant.serial)?;
+        let mut registered = Registered::from_pem(pem, &merchant.serial)?;
+        if self.identity.fast.is_some() {
+            registered.hasten()?;
+        }
+        *merchant = registered;
         Ok(())
     }
 

@@ -1,0 +1,167 @@
+//! Who is compared: the service itself, the peers, and the bare hops that no service could do without.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Result, ensure};
+
+use crate::bed::{Bed, Names, Told};
+use crate::process::Process;
+
+/// A contender, running.
+pub struct Contender {
+    pub name: String,
+    pub process: Process,
+    pub names: Names,
+    pub told: Told,
+}
+
+/// How the service is run; all else is its default.
+#[derive(Clone, Copy)]
+pub struct Settings {
+    /// Prefetch and concurrency.
+    pub in_flight: usize,
+    /// Its limit.
+    pub calls_per_second: u32,
+}
+
+/// The name of the service itself.
+pub const SERVICE: &str = "redeemer";
+
+/// The build that is measured.
+const OWN: &str = env!("CARGO_BIN_EXE_redeemer");
+
+/// What does not limit.
+pub const UNLIMITED: u32 = 100_000;
+
+impl Contender {
+    /// The service itself, as released, with its own log and metrics.
+    pub async fn service(bed: &Bed, name: &str, settings: Settings) -> Result<Self> {
+        let (names, told) = establish(bed, name, settings).await?;
+        let process = service(bed, name)?;
+        Self::ready(bed, name, process, names, told).await
+    }
+
+    /// Another build of the service.
+    pub async fn build(bed: &Bed, name: &str, program: &Path, settings: Settings) -> Result<Self> {
+        let (names, told) = establish(bed, name, settings).await?;
+        let process = run(redeemer(bed, name, program), bed, name)?;
+        Self::ready(bed, name, process, names, told).await
+    }
+
+    /// A peer that `benches/peers/prepare` has made ready below `peers`.
+    pub async fn peer(bed: &Bed, name: &str, peers: &Path, in_flight: usize) -> Result<Self> {
+        Self::peer_as(bed, name, name, peers, in_flight).await
+    }
+
+    /// The same on queues of another name.
+    pub async fn peer_as(bed: &Bed, name: &str, peer: &str, peers: &Path, in_flight: usize) -> Result<Self> {
+        let settings = Settings { in_flight, calls_per_second: UNLIMITED };
+        let (names, told) = establish(bed, name, settings).await?;
+        let dir = peers.join(peer);
+        let mut command = match peer.split('-').next() {
+            Some("python") => {
+                let mut command = Command::new(dir.join("venv/bin/python"));
+                command.arg("main.py");
+                command
+            }
+            Some("java") => {
+                let mut command = Command::new("java");
+                command.args(["-cp", "classes:/usr/share/java/rabbitmq-client.jar:/usr/share/java/slf4j-api.jar:/usr/share/java/slf4j-nop.jar", "Peer"]);
+                command
+            }
+            _ => {
+                let mut command = Command::new("node");
+                command.arg("index.js");
+                command
+            }
+        };
+        environment(&mut command, bed, &names, in_flight).current_dir(dir);
+        let process = Process::start(&mut command, &bed.dir.join(format!("{name}.log")))?;
+        Self::ready(bed, name, process, names, told).await
+    }
+
+    /// This very program in its other role: see [`crate::hops`].
+    pub async fn bare_hops(bed: &Bed) -> Result<Self> {
+        let name = crate::hops::NAME;
+        let settings = Settings { in_flight: 100, calls_per_second: UNLIMITED };
+        let (names, told) = establish(bed, name, settings).await?;
+        let mut command = Command::new(std::env::current_exe()?);
+        environment(&mut command, bed, &names, 100).arg(name);
+        let process = Process::start(&mut command, &bed.dir.join(format!("{name}.log")))?;
+        Self::ready(bed, name, process, names, told).await
+    }
+
+    async fn ready(bed: &Bed, name: &str, mut process: Process, names: Names, told: Told) -> Result<Self> {
+        bed.consumers(&names, 1, &mut process).await?;
+        Ok(Self { name: name.to_owned(), process, names, told })
+    }
+}
+
+/// Makes exchanges and queues by the service's own command line, the same for every contender, and listens.
+async fn establish(bed: &Bed, name: &str, settings: Settings) -> Result<(Names, Told)> {
+    configure(bed, name, settings)?;
+    let log = bed.dir.join(format!("{name}.topology.log"));
+    let made = Process::start(redeemer(bed, name, OWN.as_ref()).args(["topology", "apply"]), &log)?.wait()?;
+    ensure!(made.success(), "the topology of {name} was not made: {}", std::fs::read_to_string(log)?);
+    bed.listen(name).await
+}
+
+/// Starts one more instance of the service on the queues of `name`, which are there.
+pub fn service(bed: &Bed, name: &str) -> Result<Process> {
+    run(redeemer(bed, name, OWN.as_ref()), bed, name)
+}
+
+fn run(mut redeemer: Command, bed: &Bed, name: &str) -> Result<Process> {
+    let log = bed.dir.join(format!("{name}.{}.log", uuid::Uuid::new_v4()));
+    Process::start(redeemer.args(["run", "--with-parent"]).stdin(Stdio::piped()), &log)
+}
+
+/// The command line with the configuration of `name`, and with none of the caller's.
+fn redeemer(bed: &Bed, name: &str, program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.arg("--config").arg(bed.dir.join(format!("{name}.toml"))).stdin(Stdio::null());
+    for (variable, _) in std::env::vars_os() {
+        if variable.to_string_lossy().starts_with("REDEEMER_") {
+            command.env_remove(variable);
+        }
+    }
+    command
+}
+
+fn configure(bed: &Bed, name: &str, settings: Settings) -> Result<()> {
+    let Settings { in_flight, calls_per_second } = settings;
+    let file = |name: &str| bed.file(name).display().to_string();
+    let text = format!(
+        "[broker]\nuri = {:?}\nprefetch = {in_flight}\n[broker.names]\ncommands = \"bench.{name}.commands\"\n\
+         retry = \"bench.{name}.retry\"\nresults = \"bench.{name}.results\"\nunrouted = \"bench.{name}.unrouted\"\n\
+         parked = \"bench.{name}.parked\"\n[wechat]\nbase_url = {:?}\nbackup_base_url = \"\"\nmchid = {:?}\n\
+         merchant_serial = {:?}\nmerchant_key_file = {:?}\n[wechat.public_keys]\n{} = {:?}\n\
+         [work]\nconcurrency = {in_flight}\n[pace]\ncalls_per_second = {calls_per_second}\n\
+         [admin]\nlisten = \"127.0.0.1:0\"\n",
+        bed.broker.uri(),
+        bed.base_url,
+        bed.identity("mchid"),
+        bed.identity("merchant_serial"),
+        file("merchant_key.pem"),
+        bed.identity("public_key_id"),
+        file("wechatpay_public_key.pem"),
+    );
+    std::fs::write(bed.dir.join(format!("{name}.toml")), text)?;
+    Ok(())
+}
+
+fn environment<'a>(command: &'a mut Command, bed: &Bed, names: &Names, in_flight: usize) -> &'a mut Command {
+    command
+        .env("PEER_URI", bed.broker.uri())
+        .env("PEER_COMMANDS", &names.commands)
+        .env("PEER_RESULTS", &names.results)
+        .env("PEER_IN_FLIGHT", in_flight.to_string())
+        .env("PEER_BASE_URL", &bed.base_url)
+        .env("PEER_MCHID", bed.identity("mchid"))
+        .env("PEER_SERIAL", bed.identity("merchant_serial"))
+        .env("PEER_KEY_FILE", bed.file("merchant_key.pem"))
+        .env("PEER_PUBLIC_KEY_ID", bed.identity("public_key_id"))
+        .env("PEER_PUBLIC_KEY_FILE", bed.file("wechatpay_public_key.pem"))
+        .stdin(Stdio::null())
+}

@@ -1,0 +1,168 @@
+//! What each part of a command's way costs by itself: `cargo bench --features measure --bench parts`.
+//!
+//! Everything here is the service's own code on real inputs; nothing waits and nothing is sent. How the whole does is
+//! told by `make bench`.
+
+#![allow(clippy::unwrap_used, reason = "whatever fails here is a defect of this file")]
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use http::{HeaderMap, HeaderValue};
+use jiff::Timestamp;
+use rand::SeedableRng as _;
+use redeemer::attempt::{EstablishedBy, Evidence, Outcome};
+use redeemer::redemption::Redemption;
+use redeemer::verdict::{Answer, Authenticity, Question, Reply, judge};
+use redeemer::wechat::api::Prepared;
+use redeemer::wechat::keys::{MerchantKey, PublicKeys, VerificationKey};
+use redeemer::wechat::reply;
+use redeemer::wechat::sign::{Merchant, sign};
+use redeemer::wechat::verify::{NONCE, SERIAL, SIGNATURE, TIMESTAMP, verify};
+use redeemer::wire::command::decode;
+use redeemer::wire::event::{Telling, tell};
+use rsa::pkcs8::{EncodePrivateKey as _, EncodePublicKey as _, LineEnding};
+use serde_json::json;
+
+const PUBLIC_KEY_ID: &str = "PUB_KEY_ID_0119000001092025010100000000000001";
+const NOW: i64 = 1_772_685_045;
+
+fn parts(criterion: &mut Criterion) {
+    let key = rsa::PrivateKey::new(&mut rand::rngs::StdRng::seed_from_u64(1), 2048).unwrap();
+    let key_pem = key.to_pkcs8_pem(LineEnding::LF).unwrap();
+    let merchant_key = MerchantKey::from_pem(&key_pem, "a key").unwrap();
+    let public_pem = key.to_public_key().to_public_key_pem(LineEnding::LF).unwrap();
+    let mut keys = PublicKeys::default();
+    keys.insert(PUBLIC_KEY_ID.to_owned(), VerificationKey::from_public_pem(&public_pem, "a key").unwrap());
+    let now = Timestamp::from_second(NOW).unwrap();
+
+    let command = command();
+    let redemption = decode(&command).unwrap();
+    let prepared = Prepared::new(&redemption);
+    let body = entity();
+    let headers = headers(&merchant_key, &body);
+    let answer = reply_of(&body);
+    let outcome = Outcome::Redeemed { by: EstablishedBy::Answer, coupon: reply::coupon(&body).unwrap() };
+    let evidence = [evidence(now)];
+
+    let mut group = criterion.benchmark_group("command");
+    group.throughput(Throughput::Bytes(command.len() as u64));
+    group.bench_function("decode", |bencher| bencher.iter(|| decode(black_box(&command))));
+    group.finish();
+    criterion.bench_function("prepare", |bencher| bencher.iter(|| Prepared::new(black_box(&redemption))));
+
+    let merchant =
+        Merchant { mchid: "1900000109".to_owned(), serial: "5157F09EFDC096DE15EBE81A47057A72".to_owned() };
+    criterion.bench_function("sign", |bencher| {
+        let target = "/v3/marketing/partner/product-coupon/users/oUser/coupons/C0001/use";
+        bencher.iter(|| sign(&merchant_key, &merchant, "POST", target, black_box(prepared.body()), now, 1));
+    });
+    assert_eq!(verify(&headers, &body, &keys, now), Authenticity::Verified);
+    criterion.bench_function("verify a 6 KB reply", |bencher| {
+        bencher.iter(|| verify(black_box(&headers), black_box(&body), &keys, now));
+    });
+
+    let mut group = criterion.benchmark_group("reply of 6 KB");
+    group.throughput(Throughput::Bytes(body.len() as u64));
+    group.bench_function("parse", |bencher| bencher.iter(|| reply::coupon(black_box(&body))));
+    group.bench_function("encode the event", |bencher| {
+        let telling =
+            Telling { source: "/redeemer", at: now, traceparent: None, attempts: 1, evidence: &evidence };
+        bencher.iter(|| tell(black_box(&redemption), black_box(&outcome), telling));
+    });
+    group.finish();
+    criterion.bench_function("verdict", |bencher| {
+        bencher.iter(|| judge(Question::Redeem, black_box(&answer), black_box(&redemption)));
+    });
+    redeemed(&answer, &redemption);
+}
+
+/// What is measured must be the good way.
+fn redeemed(answer: &Reply, redemption: &Redemption) {
+    assert_eq!(judge(Question::Redeem, answer, redemption), redeemer::verdict::Verdict::Redeemed);
+}
+
+fn command() -> Vec<u8> {
+    json!({
+        "openid": "oh-394z-6CGkNoJrsDLTTUKiAnp4", "coupon_code": "C0001", "brand_id": "120344",
+        "product_coupon_id": "1000000013", "stock_id": "1000000013001", "appid": "wx233544546545989",
+        "use_time": "2026-03-05T12:30:45+08:00", "out_request_no": "USE_0001", "saved_amount": 2000,
+        "associated_order_info": {
+            "transaction_id": "4200000000123456789123456789", "out_trade_no": "trade_0001", "mchid": "1900000109",
+        },
+    })
+    .to_string()
+    .into_bytes()
+}
+
+/// A coupon as the provider shows it, with texts that bring it to 6 KB.
+fn entity() -> Vec<u8> {
+    let picture =
+        "https://wxpaylogo.qpic.cn/wxpaylogo/PiajxSqBRaEIPAeia7ImvtsmBgADN5dCbCZlGmCLbgNMJ7lVhRrMPDaA/0";
+    let rule = json!({ "name": "满100减20", "image_url": picture, "usage_limit": { "max_count": 10, "days": [1, 2, 3] } });
+    let mut coupon = json!({
+        "coupon_code": "C0001", "coupon_state": "USED", "valid_begin_time": "2026-01-01T00:00:00+08:00",
+        "valid_end_time": "2026-12-31T23:59:59+08:00", "receive_time": "2026-02-01T10:00:00+08:00",
+        "send_request_no": "SEND_0001", "send_channel": "API", "brand_id": "120344",
+        "single_usage_detail": {
+            "use_request_no": "USE_0001", "use_time": "2026-03-05T12:30:45+08:00",
+            "associated_order_info": { "transaction_id": "4200000000123456789123456789" },
+        },
+        "product_coupon": { "product_coupon_id": "1000000013", "scope": "ALL", "type": "NORMAL", "rules": [] },
+    });
+    while coupon.to_string().len() < 6_000 {
+        if let Some(rules) = coupon["product_coupon"]["rules"].as_array_mut() {
+            rules.push(rule.clone());
+        }
+    }
+    coupon.to_string().into_bytes()
+}
+
+fn headers(key: &MerchantKey, body: &[u8]) -> HeaderMap {
+    let text = [format!("{NOW}\nNONCE\n").as_bytes(), body, b"\n"].concat();
+    let signature = STANDARD.encode(key.sign(&text).unwrap());
+    let pairs = [
+        (TIMESTAMP, NOW.to_string()),
+        (NONCE, "NONCE".to_owned()),
+        (SIGNATURE, signature),
+        (SERIAL, PUBLIC_KEY_ID.to_owned()),
+    ];
+    pairs
+        .into_iter()
+        .map(|(name, value)| (name.parse().unwrap(), HeaderValue::try_from(value).unwrap()))
+        .collect()
+}
+
+fn reply_of(body: &[u8]) -> Reply {
+    Reply::Answered(Answer {
+        status: 200,
+        authenticity: Authenticity::Verified,
+        code: None,
+        sub_code: Some(0),
+        coupon: reply::coupon(body),
+        message: None,
+        request_id: Some("08E68E97CC06-0".into()),
+    })
+}
+
+fn evidence(at: Timestamp) -> Evidence {
+    Evidence {
+        at,
+        question: "redeem".to_owned(),
+        host: "api.mch.weixin.qq.com".to_owned(),
+        status: Some(200),
+        request_id: Some("08E68E97CC06-0".to_owned()),
+        serial: Some(PUBLIC_KEY_ID.to_owned()),
+        verdict: "redeemed".to_owned(),
+    }
+}
+
+criterion_group! {
+    name = all;
+    config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+    targets = parts
+}
+criterion_main!(all);
