@@ -113,6 +113,15 @@ impl Bed {
         Self { sandbox, config, dir, wires }
     }
 
+    /// Lays the topology anew, for a configuration that was changed: what stood there, empty, is removed.
+    pub async fn relaid(mut self) -> Self {
+        let settings = self.config.broker_settings().unwrap();
+        let link = redeemer::broker::client::Link::connect(&settings, "test").await.unwrap();
+        link.delete(&self.config.topology()).await.unwrap();
+        self.wires = Wires::new(&self.wires.uri.clone(), &self.config).await;
+        self
+    }
+
     /// Connects anew after the broker was gone.
     pub async fn reconnect(mut self, broker: &Broker) -> Self {
         self.wires = Wires::new(broker.uri(), &self.config).await;

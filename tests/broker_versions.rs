@@ -1,0 +1,140 @@
+//! Where RabbitMQ 3.x and 4.x differ, or might: each of these tests names the version that it ran on, says what that
+//! version does, and shows that the service comes through. `make test-rabbitmq4` runs them on 4.x.
+
+#![allow(clippy::unwrap_used)] // in the helpers too
+#![allow(clippy::print_stdout)] // which version did what is worth a line
+
+#[path = "support/bed.rs"]
+mod bed;
+#[path = "support/broker.rs"]
+mod broker;
+
+use std::time::Instant;
+
+use bed::{Bed, command, next, until};
+use broker::{Broker, shared};
+use lapin::options::{
+    BasicAckOptions, BasicGetOptions, BasicNackOptions, QueueBindOptions, QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldArray, FieldTable};
+use lapin::{BasicProperties, Connection, ConnectionProperties};
+use serde_json::json;
+use tokio::task::spawn_blocking;
+
+fn version(broker: &Broker) -> String {
+    broker.ctl(&["version"]).trim().to_owned()
+}
+
+/// Both count a delivery that was given back and one whose connection died, and both park what exceeds the limit. 4.x
+/// has a limit of 20 where none is set, and drops what exceeds it where there is no dead-letter exchange: the service
+/// sets both.
+#[tokio::test(flavor = "multi_thread")]
+async fn over_the_delivery_limit_a_command_is_parked_with_the_brokers_reason() {
+    const LIMIT: u32 = 4;
+    let version = spawn_blocking(|| version(shared())).await.unwrap();
+    let mut bed = Bed::new().await;
+    bed.config.broker.delivery_limit = LIMIT;
+    let bed = bed.relaid().await;
+    bed.leave_parked().await;
+    let queue = bed.config.broker.names.commands.clone();
+    bed.publish(&command("C1", "USE_0001")).await;
+    let mut deliveries = 0;
+    let patience = Instant::now() + bed::PATIENCE;
+    while bed.ready(&bed.config.broker.names.parked).await == 0 {
+        assert!(
+            Instant::now() < patience && deliveries <= 2 * LIMIT,
+            "delivered {deliveries} times, not parked"
+        );
+        let connection =
+            Connection::connect(&bed.config.broker.uri, ConnectionProperties::default()).await.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        let got = channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await.unwrap();
+        if let Some(got) = got {
+            deliveries += 1;
+            if deliveries % 2 == 0 {
+                got.delivery.acker.nack(BasicNackOptions { requeue: true, multiple: false }).await.unwrap();
+            }
+        }
+        connection.close(200, "gone with what it held".into()).await.unwrap();
+    }
+    println!("RabbitMQ {version}: parked after {deliveries} deliveries, with a limit of {LIMIT}");
+    assert_eq!(deliveries, LIMIT + 1);
+    let (_connection, mut parked) = bed.consume_elsewhere(&bed.config.broker.names.parked).await;
+    let delivery = next(&mut parked, "the parked command").await;
+    let headers = delivery.properties.headers().clone().unwrap();
+    assert_eq!(bed::header(&headers, "x-first-death-reason"), "delivery_limit");
+    assert!(matches!(headers.inner().get("x-death"), Some(AMQPValue::FieldArray(_))), "{headers:?}");
+}
+
+/// A client's own `x-death` counts for 3.x itself and not for 4.x, but both pass it on. To the service it means "may have
+/// been tried before": it costs inquiries, and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forged_x_death_costs_inquiries_at_most() {
+    let version = spawn_blocking(|| version(shared())).await.unwrap();
+    let mut bed = Bed::new().await;
+    bed.issue("C1", json!({}));
+    let service = bed.start().await;
+    let mut death = FieldTable::default();
+    death.insert("reason".into(), AMQPValue::LongString("delivery_limit".into()));
+    death.insert("queue".into(), AMQPValue::LongString("elsewhere".into()));
+    death.insert("count".into(), AMQPValue::LongLongInt(1_000_000));
+    let mut deaths = FieldArray::default();
+    deaths.push(AMQPValue::FieldTable(death));
+    let mut headers = FieldTable::default();
+    headers.insert("x-death".into(), AMQPValue::FieldArray(deaths));
+    let properties = BasicProperties::default().with_headers(headers);
+    bed.publish_bytes(command("C1", "USE_0001").to_string().as_bytes(), properties).await;
+    let told = bed.told().await;
+    assert_eq!(told.gist(), "redeemed - USED");
+    let first = told.data("/evidence/0/question").as_str().unwrap().to_owned();
+    println!("RabbitMQ {version}: a forged x-death, and the first question is {first}");
+    assert_eq!(first, "inquire");
+    assert_eq!(bed.uses().len(), 1);
+    service.stop().await;
+}
+
+/// A command that is held longer than the broker's consumer timeout: up to 4.2 the broker closes the channel, later ones
+/// cancel the consumer. Either way the generation ends, the next one gets the command again, and nothing is done twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_that_the_broker_times_out_begins_anew() {
+    let broker = spawn_blocking(|| Broker::start_with(&["consumer_timeout = 2000"])).await.unwrap();
+    // It looks once a minute.
+    let eval = "application:set_env(rabbit, channel_tick_interval, 500).";
+    tokio::task::block_in_place(|| broker.ctl(&["eval", eval]));
+    let version = tokio::task::block_in_place(|| version(&broker));
+    let bed = Bed::on(&broker).await;
+    // Results are refused until somebody reads: that holds the command in its slot.
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-max-length".into(), AMQPValue::LongInt(1));
+    arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+    let (full, options) = ("full", QueueDeclareOptions { durable: true, ..Default::default() });
+    bed.channel().queue_declare(full.into(), options, arguments).await.unwrap();
+    let results = bed.config.broker.names.results.clone();
+    let (options, arguments) = (QueueBindOptions::default(), FieldTable::default());
+    bed.channel()
+        .queue_bind(full.into(), results.into(), "redemption.#".into(), options, arguments)
+        .await
+        .unwrap();
+    let service = bed.start().await;
+    for nth in 1..=3 {
+        bed.issue(&format!("C{nth}"), json!({}));
+        bed.publish(&command(&format!("C{nth}"), &format!("USE_000{nth}"))).await;
+    }
+    let generations = async || service.metric("redeemer_broker_generations_total").await;
+    until("a generation that the broker ended", async || generations().await >= 2.0).await;
+    println!("RabbitMQ {version}: held beyond the consumer timeout, and {} generations", generations().await);
+
+    // The subscriber reads at last. Our own channel was timed out as well, for what it had not acknowledged.
+    let (_connection, mut reader) = bed.consume_elsewhere(full).await;
+    let mut read = std::collections::BTreeSet::new();
+    while read.len() < 3 {
+        let delivery = next(&mut reader, "a result").await;
+        read.insert(delivery.properties.message_id().as_ref().unwrap().to_string());
+        delivery.ack(BasicAckOptions::default()).await.unwrap();
+    }
+    service.wait_ready().await;
+    until("an empty hand", async || service.metric("redeemer_commands_in_flight").await == 0.0).await;
+    assert_eq!(bed.uses().len(), 3);
+    service.stop().await;
+    tokio::task::block_in_place(|| drop(broker));
+}
