@@ -41,6 +41,7 @@ test-cluster: ## four instances on three nodes, of which some are lost
 .PHONY: test-ops
 test-ops: ## the alerts against promtool: that the rules are sound, and a firing and a quiet case for each
 	deploy/local/install prometheus
+	promtool check config deploy/prometheus/prometheus.yml
 	promtool check rules deploy/prometheus/redeemer.rules.yml
 	promtool test rules deploy/prometheus/tests/*.yml
 
