@@ -39,11 +39,12 @@ test-cluster: ## four instances on three nodes, of which some are lost
 	cargo test --locked --test cluster -- --nocapture
 
 .PHONY: test-ops
-test-ops: ## the alerts against promtool: that the rules are sound, and a firing and a quiet case for each
-	deploy/local/install prometheus
+test-ops: ## the alerts by promtool, a firing and a quiet case for each; the status page in a browser
+	deploy/local/install prometheus chromium rabbitmq-server
 	promtool check config deploy/prometheus/prometheus.yml
 	promtool check rules deploy/prometheus/redeemer.rules.yml
 	promtool test rules deploy/prometheus/tests/*.yml
+	cargo test --locked --test page
 
 .PHONY: pace
 pace: ## measure the pace in real time; wants a quiet machine
@@ -105,7 +106,7 @@ lint: ## format, clippy, documentation, dependencies, scripts
 	deploy/local/install shellcheck
 	cargo fmt --check
 	cargo clippy --locked --all-targets --all-features -- -D warnings
-	cargo clippy --locked --test cluster --test soak -- -D warnings
+	cargo clippy --locked --test cluster --test page --test soak -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --all-features
 	deploy/local/deny
 	grep -rlE '^#!.*sh$$' deploy .ci | xargs shellcheck
