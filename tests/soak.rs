@@ -1,7 +1,8 @@
 //! Endurance: the rate of a full limiter for a long time, with faults, and a backlog as after a long night.
 //!
 //! `make soak` runs both: `MINUTES` (20) at `RATE` (500) commands a second, and a backlog of `BACKLOG` (100,000). What is
-//! measured is the service's process: resident memory and open files, their slope by least squares.
+//! measured is the service's process: resident memory and open files, their slope by least squares. The sandbox signs fast
+//! here, or it would be what is measured.
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // a rig that cannot be set up fails, and it tells as it goes
 #![allow(dead_code)] // the fault rig's parts, of which this is a smaller user
 
@@ -175,7 +176,7 @@ impl Ground {
     async fn new(name: &str) -> Self {
         let broker = tokio::task::spawn_blocking(Broker::start).await.unwrap();
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
-        let sandbox = Sandbox::start(&dir.join("sandbox"), 1).await;
+        let sandbox = Sandbox::start_with(&dir.join("sandbox"), 1, &["--fast-signatures"]).await;
         let config = configure(&dir.join("sandbox"), &sandbox, broker.uri());
         std::fs::write(dir.join("redeemer.toml"), toml::to_string(&config).unwrap()).unwrap();
         let connection = Connection::connect(broker.uri(), ConnectionProperties::default()).await.unwrap();
