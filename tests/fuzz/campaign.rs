@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
+use crate::record;
 use peak_alloc::PeakAlloc;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
@@ -33,6 +34,11 @@ impl Campaign {
         let cases =
             number("CASES").map_or(20_000, |cases: u64| usize::try_from(cases).expect("a number of cases"));
         Self { name, cases, seed: number("SEED").unwrap_or_else(rand::random) }
+    }
+
+    /// One in a hundred of the cases, where each is slow.
+    pub fn a_hundredth(self) -> Self {
+        Self { cases: self.cases.div_ceil(100), ..self }
     }
 
     /// Makes an input from dice and checks what comes of it, again and again. The words of `check` are counted.
@@ -66,6 +72,12 @@ impl Campaign {
         }
         let (seconds, kib) = (since.elapsed().as_secs_f64(), most / 1024);
         println!("{name}: {cases} cases in {seconds:.1} s, at most {kib} KiB for one: {counted:?}");
+        let words: Vec<String> = counted.iter().map(|(word, count)| format!("{count} {word}")).collect();
+        let figures = format!(
+            "{cases} cases in {seconds:.1} s from seed {seed}: {}; at most {kib} KiB for one",
+            words.join(", ")
+        );
+        record::row(&format!("fuzz: {name}"), &figures);
         counted
     }
 }
