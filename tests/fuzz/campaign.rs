@@ -36,11 +36,6 @@ impl Campaign {
         Self { name, cases, seed: number("SEED").unwrap_or_else(rand::random) }
     }
 
-    /// One in a hundred of the cases, where each is slow.
-    pub fn a_hundredth(self) -> Self {
-        Self { cases: self.cases.div_ceil(100), ..self }
-    }
-
     /// Makes an input from dice and checks what comes of it, again and again. The words of `check` are counted.
     pub fn run<T: Input>(
         self,
