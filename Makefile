@@ -90,16 +90,19 @@ MINUTES ?= 20
 RATE ?= 500
 BACKLOG ?= 100000
 
+# The pages that tell what the long runs measured: the template, which outlives a torture, and what was made of it.
+RECORDS := $(CURDIR)/tests/torture/reliability.md:$(CURDIR)/docs/reliability.md
+
 .PHONY: soak
-soak: ## a long time at full rate, and a long backlog: memory and open files stay (MINUTES=, RATE=, BACKLOG=)
+soak: ## a long time at full rate, and a long backlog: memory and open files stay; told in docs/reliability.md (MINUTES=, RATE=, BACKLOG=)
 	deploy/local/install rabbitmq-server
-	MINUTES=$(MINUTES) RATE=$(RATE) BACKLOG=$(BACKLOG) cargo test --release --locked --test soak -- --nocapture --test-threads 1
+	RECORD=$(RECORDS) MINUTES=$(MINUTES) RATE=$(RATE) BACKLOG=$(BACKLOG) cargo test --release --locked --test soak -- --nocapture --test-threads 1
 
 CASES ?= 1000000
 
 .PHONY: fuzz
-fuzz: ## a million hostile cases for everything that reads what others wrote (CASES=, SEED= to repeat a run)
-	CASES=$(CASES) cargo test --release --locked --test fuzz -- --nocapture --test-threads 1
+fuzz: ## a million hostile cases for everything that reads what others wrote; told in docs/reliability.md (CASES=, SEED= to repeat a run)
+	RECORD=$(RECORDS) CASES=$(CASES) cargo test --release --locked --test fuzz -- --nocapture --test-threads 1
 
 .PHONY: lint
 lint: ## format, clippy, documentation, dependencies, scripts
