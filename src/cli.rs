@@ -7,6 +7,7 @@ pub mod parked;
 pub mod publish;
 pub mod run;
 pub mod sandbox;
+pub mod schema;
 pub mod told;
 pub mod topology;
 pub mod watch;
@@ -55,6 +56,8 @@ enum Command {
     Sandbox(sandbox::Arguments),
     /// Run the whole main job against a sandbox and compare every outcome with its ledger.
     Demo(demo::Arguments),
+    /// Print the contract for machines: JSON Schemas of command and events, an AsyncAPI document.
+    Schema(schema::Arguments),
 }
 
 /// Why a subcommand ends without success.
@@ -127,6 +130,7 @@ async fn dispatch(Arguments { config, command }: Arguments) -> Result<(), Failur
         Command::Parked(arguments) => parked::run(arguments, load()?).await,
         Command::Sandbox(arguments) => sandbox::run(arguments).await,
         Command::Demo(arguments) => demo::run(arguments).await,
+        Command::Schema(arguments) => schema::run(&arguments, &load()?),
     }
 }
 

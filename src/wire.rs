@@ -7,3 +7,4 @@ pub mod audit;
 pub mod command;
 pub mod copy;
 pub mod event;
+pub mod schema;

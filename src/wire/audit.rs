@@ -8,7 +8,9 @@ use uuid::Uuid;
 
 use crate::attempt::Evidence;
 use crate::wire::command::Legible;
+use crate::redemption::{Appid, BrandId, CouponCode, Openid, ProductCouponId, RequestNo, StockId};
 use crate::wire::event::Entry;
+use crate::wire::schema;
 
 /// The space of audit ids.
 const ID_SPACE: Uuid = Uuid::from_u128(0x7a4e_0d1c_93b8_4c56_8e02_b1f7_3d60_c9a4);
@@ -40,6 +42,9 @@ pub enum Deed {
 }
 
 impl Deed {
+    /// Every deed, for schemas.
+    pub const ALL: [Self; 4] = [Self::SentAgain, Self::ToldRedeemed, Self::ToldRefused, Self::Discarded];
+
     /// The word in the type and the routing key.
     pub fn word(self) -> &'static str {
         match self {
@@ -90,25 +95,30 @@ pub struct Account<'a> {
 
 /// The CloudEvent around an audit.
 #[derive(Debug, Serialize, JsonSchema)]
-#[schemars(title = "audit event of a parked command")]
+#[schemars(title = "audit event of a parked command", extend("$id" = "urn:redeemer:schema:v1:audit"))]
 pub struct CloudEvent<'a> {
     /// Always `1.0`.
+    #[schemars(extend("const" = "1.0"))]
     specversion: &'static str,
     /// Name-based UUID of the bytes, the time of parking and the effect: equal for repeats of one deed.
-    #[schemars(with = "String")]
+    #[schemars(schema_with = "schema::uuid")]
     id: Uuid,
     /// Who says so: the name of the service, a URI reference.
+    #[schemars(extend("format" = "uri-reference"), length(min = 1))]
     source: &'a str,
     /// `redemption.parked.replayed.v1` or `redemption.parked.discarded.v1`.
     #[serde(rename = "type")]
+    #[schemars(schema_with = "schema::audit_types")]
     kind: &'a str,
     /// The coupon code, where it could be read.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "CouponCode")]
     subject: Option<&'a str>,
     /// When it was done, RFC 3339.
-    #[schemars(with = "String")]
+    #[schemars(schema_with = "schema::time")]
     time: Timestamp,
     /// Always `application/json`.
+    #[schemars(extend("const" = "application/json"))]
     datacontenttype: &'static str,
     /// What was done.
     data: Data<'a>,
@@ -118,6 +128,7 @@ pub struct CloudEvent<'a> {
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Data<'a> {
     /// `sent_again`, `told_redeemed`, `told_refused` or `discarded`.
+    #[schemars(schema_with = "schema::effects")]
     effect: &'static str,
     /// Who did it, as they named themselves.
     operator: &'a str,
@@ -126,25 +137,33 @@ pub struct Data<'a> {
     /// Why the command was parked.
     parked_reason: &'a str,
     /// When it was parked, RFC 3339.
-    #[schemars(with = "Option<String>")]
+    #[schemars(with = "Option<String>", extend("format" = "date-time"))]
     parked_at: Option<Timestamp>,
     /// SHA-256 of the whole bytes, in hex.
+    #[schemars(regex(pattern = "^[0-9a-f]{64}$"))]
     body_sha256: &'a str,
     /// How many bytes.
     body_bytes: usize,
     /// The user, as the command named it.
+    #[schemars(with = "Option<Openid>")]
     openid: Option<&'a str>,
     /// The coupon, as the command named it.
+    #[schemars(with = "Option<CouponCode>")]
     coupon_code: Option<&'a str>,
     /// The brand, as the command named it.
+    #[schemars(with = "Option<BrandId>")]
     brand_id: Option<&'a str>,
     /// The product coupon, as the command named it.
+    #[schemars(with = "Option<ProductCouponId>")]
     product_coupon_id: Option<&'a str>,
     /// The stock, as the command named it.
+    #[schemars(with = "Option<StockId>")]
     stock_id: Option<&'a str>,
     /// The app, as the command named it.
+    #[schemars(with = "Option<Appid>")]
     appid: Option<&'a str>,
     /// The request number, as the command named it.
+    #[schemars(with = "Option<RequestNo>")]
     out_request_no: Option<&'a str>,
     /// The coupon's state, where the inquiry told it.
     coupon_state: Option<&'a str>,

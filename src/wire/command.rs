@@ -445,34 +445,17 @@ mod tests {
     use super::*;
 
     /// The vendor's published example, word for word, in the spelling of the PHP SDK.
-    const NESTED: &str = r#"{
-        "openid": "oh-394z-6CGkNoJrsDLTTUKiAnp4",
-        "coupon_code": "123446565767",
-        "json": {
-            "brand_id": "120344",
-            "product_coupon_id": "1000000013",
-            "stock_id": "1000000013001",
-            "appid": "wx233544546545989",
-            "use_time": "2025-07-24T00:00+08:00",
-            "associated_order_info": {
-                "transaction_id": "4200000000123456789123456789",
-                "out_trade_no": "trade_no_20250724123456",
-                "mchid": "1234567890",
-                "sub_mchid": "1234567890"
-            },
-            "out_request_no": "34657_20250101_123456",
-            "sequential_coupon_index": 0
-        }
-    }"#;
+    const NESTED: &str = include_str!("../../docs/contract/examples/command.nested.json");
 
-    const FLAT: &str = r#"{
-        "openid": "oh-394z-6CGkNoJrsDLTTUKiAnp4", "coupon_code": "123446565767", "brand_id": "120344",
-        "product_coupon_id": "1000000013", "stock_id": "1000000013001", "appid": "wx233544546545989",
-        "use_time": "2025-07-24T00:00:00+08:00", "out_request_no": "34657_20250101_123456",
-        "associated_order_info": {"transaction_id": "4200000000123456789123456789",
-            "out_trade_no": "trade_no_20250724123456", "mchid": "1234567890", "sub_mchid": "1234567890"},
-        "sequential_coupon_index": 0
-    }"#;
+    /// The same redemption, flat.
+    const FLAT: &str = include_str!("../../docs/contract/examples/command.flat.json");
+
+    const NUMBERS: &str = r#"{
+    "transaction_id": "4200000000123456789123456789",
+    "out_trade_no": "trade_no_20250724123456",
+    "mchid": "1234567890",
+    "sub_mchid": "1234567890"
+  }"#;
 
     fn faults(text: &str) -> Vec<(String, String)> {
         let rejected = decode(text.as_bytes()).expect_err(text);
@@ -576,11 +559,9 @@ mod tests {
             .replace("out_trade_no", "out_order_no");
         let redemption = decode(score.as_bytes()).unwrap();
         assert!(matches!(redemption.order, AssociatedOrder::PayScore(OrderNumbers::Both(..))));
-        let empty = r#"{"transaction_id": "4200000000123456789123456789",
-            "out_trade_no": "trade_no_20250724123456", "mchid": "1234567890", "sub_mchid": "1234567890"}"#;
-        assert_eq!(pointers(&altered(empty, "{}")), ["/associated_order_info"]);
+        assert_eq!(pointers(&altered(NUMBERS, "{}")), ["/associated_order_info"]);
         assert_eq!(
-            pointers(&altered(empty, r#"{"transaction_id": "1", "mchid": "1", "sub_mchid": "2"}"#)),
+            pointers(&altered(NUMBERS, r#"{"transaction_id": "1", "mchid": "1", "sub_mchid": "2"}"#)),
             ["/associated_order_info/mchid", "/associated_order_info/sub_mchid"]
         );
     }

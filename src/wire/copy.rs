@@ -4,7 +4,8 @@
 //! checked: a damaged copy is an ending, never a loop, and no header can prolong a command beyond the limits.
 
 use jiff::{SignedDuration, Timestamp};
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::attempt::{Belief, Evidence, Objection, Progress};
 use crate::wire::event::Entry;
@@ -165,11 +166,18 @@ fn json<T: Serialize>(value: &T) -> String {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ObjectionEntry {
+    #[serde(deserialize_with = "objecting")]
     http_status: u16,
     code: Option<Box<str>>,
     sub_code: Option<u64>,
     message: Option<Box<str>>,
     request_id: Option<Box<str>>,
+}
+
+/// A status of 400 or more, as every objection has.
+fn objecting<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
+    let status = u16::deserialize(deserializer)?;
+    if (400..=999).contains(&status) { Ok(status) } else { Err(D::Error::custom("no status of an objection")) }
 }
 
 impl From<&Objection> for ObjectionEntry {

@@ -8,14 +8,18 @@ use std::borrow::Cow;
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::attempt::{EstablishedBy, Evidence, Outcome, OutcomeKind};
-use crate::redemption::Redemption;
-use crate::verdict::Reason;
-use crate::wire::command::{Legible, Rejected};
+use crate::redemption::{
+    Appid, BrandId, CouponCode, Openid, ProductCouponId, Redemption, RequestNo, StockId,
+};
+use crate::verdict::{Question, Reason, Verdict};
+use crate::wire::command::{FAULTS_MAX, Legible, Rejected};
+use crate::wire::schema;
 
 /// `content_type` of a published event.
 pub const CONTENT_TYPE: &str = "application/cloudevents+json";
@@ -38,28 +42,38 @@ pub struct Event {
 
 /// The CloudEvent around an outcome.
 #[derive(Debug, Serialize, JsonSchema)]
-#[schemars(title = "redemption result event")]
+#[schemars(
+    title = "redemption result event",
+    extend("$id" = "urn:redeemer:schema:v1:event"),
+    extend("allOf" = schema::by_outcome())
+)]
 pub struct CloudEvent<'a> {
     /// Always `1.0`.
+    #[schemars(extend("const" = "1.0"))]
     specversion: &'static str,
     /// Name-based UUID of coupon code, request number and outcome: equal for repeats of one result.
-    #[schemars(with = "String")]
+    #[schemars(schema_with = "schema::uuid")]
     id: Uuid,
     /// Who says so: the name of the service, a URI reference.
+    #[schemars(extend("format" = "uri-reference"), length(min = 1))]
     source: &'a str,
     /// `redemption.<outcome>.v1`.
     #[serde(rename = "type")]
+    #[schemars(schema_with = "schema::event_types")]
     kind: String,
     /// The coupon code, where it could be read.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "CouponCode")]
     subject: Option<&'a str>,
     /// When the outcome was established, RFC 3339.
-    #[schemars(with = "String")]
+    #[schemars(schema_with = "schema::time")]
     time: Timestamp,
     /// Always `application/json`.
+    #[schemars(extend("const" = "application/json"))]
     datacontenttype: &'static str,
     /// W3C trace context of the command, continued.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String", regex(pattern = "^[0-9A-Fa-f-]{55}$"))]
     traceparent: Option<&'a str>,
     /// What happened.
     data: Data<'a>,
@@ -69,24 +83,33 @@ pub struct CloudEvent<'a> {
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Data<'a> {
     /// The user, as the command named it.
+    #[schemars(with = "Option<Openid>")]
     openid: Option<&'a str>,
     /// The coupon, as the command named it.
+    #[schemars(with = "Option<CouponCode>")]
     coupon_code: Option<&'a str>,
     /// The brand, as the command named it.
+    #[schemars(with = "Option<BrandId>")]
     brand_id: Option<&'a str>,
     /// The product coupon, as the command named it.
+    #[schemars(with = "Option<ProductCouponId>")]
     product_coupon_id: Option<&'a str>,
     /// The stock, as the command named it.
+    #[schemars(with = "Option<StockId>")]
     stock_id: Option<&'a str>,
     /// The app, as the command named it.
+    #[schemars(with = "Option<Appid>")]
     appid: Option<&'a str>,
     /// The request number, as the command named it.
+    #[schemars(with = "Option<RequestNo>")]
     out_request_no: Option<&'a str>,
     /// `redeemed`, `refused`, `invalid` or `unresolved`.
+    #[schemars(schema_with = "schema::outcomes")]
     outcome: &'static str,
     /// The coupon's state as WeChat Pay last authentically gave it; null where nothing authentic is known.
     coupon_state: Option<&'a str>,
     /// `answer`, `inquiry`, `validation` or `deadline`.
+    #[schemars(schema_with = "schema::grounds")]
     established_by: &'static str,
     /// Calls made for this command, through every wait queue.
     attempts: u32,
@@ -96,6 +119,7 @@ pub struct Data<'a> {
     /// Why the outcome is not `redeemed`; null where it is.
     problem: Option<Problem<'a>>,
     /// The last attempts, oldest first, at most 16.
+    #[schemars(length(max = Evidence::KEPT))]
     evidence: Vec<Entry>,
 }
 
@@ -103,8 +127,10 @@ pub struct Data<'a> {
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Problem<'a> {
     /// One of a closed list.
+    #[schemars(schema_with = "schema::reasons")]
     reason: &'static str,
     /// HTTP status of the provider's objection.
+    #[schemars(range(min = 400, max = 999))]
     http_status: Option<u16>,
     /// `code` of the provider's objection.
     code: Option<&'a str>,
@@ -115,6 +141,7 @@ pub struct Problem<'a> {
     /// The provider's `Request-ID`, for its support.
     request_id: Option<&'a str>,
     /// What is wrong with an invalid command; empty for other outcomes.
+    #[schemars(length(max = FAULTS_MAX))]
     faults: Vec<FaultEntry<'a>>,
 }
 
@@ -122,6 +149,7 @@ pub struct Problem<'a> {
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct FaultEntry<'a> {
     /// A JSON pointer into the command; empty for the command as a whole.
+    #[schemars(extend("format" = "json-pointer"))]
     pointer: &'a str,
     /// What is wrong and what is wanted.
     problem: &'a str,
@@ -132,20 +160,47 @@ pub struct FaultEntry<'a> {
 #[serde(deny_unknown_fields)]
 pub struct Entry {
     /// When the question was put, RFC 3339.
-    #[schemars(with = "String")]
+    #[schemars(schema_with = "schema::time")]
     at: Timestamp,
     /// `redeem` or `inquire`.
+    #[serde(deserialize_with = "question_word")]
+    #[schemars(schema_with = "schema::questions")]
     question: String,
     /// The host that was asked.
     host: String,
     /// HTTP status of the answer; null where none came.
+    #[serde(deserialize_with = "http_status")]
+    #[schemars(range(min = 100, max = 999))]
     status: Option<u16>,
     /// `Request-ID` of the answer.
     request_id: Option<String>,
     /// The serial of the key that verified the answer; null where none did.
     serial: Option<String>,
     /// What the reply was judged to mean.
+    #[serde(deserialize_with = "verdict_word")]
+    #[schemars(schema_with = "schema::verdicts")]
     verdict: String,
+}
+
+/// A copy's headers can be forged; what an event tells must still be of the closed lists.
+fn question_word<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    word(deserializer, &Question::ALL.map(Question::as_str))
+}
+
+fn verdict_word<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    word(deserializer, &Verdict::WORDS)
+}
+
+fn http_status<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
+    match Option::<u16>::deserialize(deserializer)? {
+        Some(status) if !(100..=999).contains(&status) => Err(D::Error::custom("no HTTP status")),
+        status => Ok(status),
+    }
+}
+
+fn word<'de, D: Deserializer<'de>>(deserializer: D, known: &[&str]) -> Result<String, D::Error> {
+    let word = String::deserialize(deserializer)?;
+    if known.contains(&word.as_str()) { Ok(word) } else { Err(D::Error::custom("a word of no list")) }
 }
 
 impl From<&Evidence> for Entry {
@@ -289,7 +344,7 @@ fn write(id: Uuid, kind: OutcomeKind, data: Data<'_>, telling: Telling<'_>) -> E
         specversion: "1.0",
         id,
         source: telling.source,
-        kind: format!("redemption.{word}.v1"),
+        kind: self::kind(kind),
         subject: data.coupon_code,
         time: telling.at,
         datacontenttype: "application/json",
@@ -299,6 +354,11 @@ fn write(id: Uuid, kind: OutcomeKind, data: Data<'_>, telling: Telling<'_>) -> E
     let body = serde_json::to_vec(&event)
         .expect("an event has string keys only and writes to memory, so it cannot fail");
     Event { id, routing_key, kind, body }
+}
+
+/// `type` of an event of this kind.
+pub(super) fn kind(kind: OutcomeKind) -> String {
+    format!("redemption.{}.v1", kind.as_str())
 }
 
 fn id(parts: &[&str]) -> Uuid {

@@ -10,25 +10,7 @@ use crate::sandbox::{About, Act, CouponState, Deed, Fault, NewCoupon, Rule, Usag
 use crate::verdict::Reason;
 
 /// The vendor's published example, word for word, in the spelling of the PHP SDK.
-pub const EXAMPLE: &str = r#"{
-  "openid": "oh-394z-6CGkNoJrsDLTTUKiAnp4",
-  "coupon_code": "123446565767",
-  "json": {
-    "brand_id": "120344",
-    "product_coupon_id": "1000000013",
-    "stock_id": "1000000013001",
-    "appid": "wx233544546545989",
-    "use_time": "2025-07-24T00:00+08:00",
-    "associated_order_info": {
-      "transaction_id": "4200000000123456789123456789",
-      "out_trade_no": "trade_no_20250724123456",
-      "mchid": "1234567890",
-      "sub_mchid": "1234567890"
-    },
-    "out_request_no": "34657_20250101_123456",
-    "sequential_coupon_index": 0
-  }
-}"#;
+pub const EXAMPLE: &str = include_str!("../../../docs/contract/examples/command.nested.json");
 
 const EXAMPLE_KIND: &str = "the vendor's example";
 

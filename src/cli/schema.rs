@@ -1,0 +1,84 @@
+//! `redeemer schema`: the contract for machines. JSON Schemas of command and events, made from the types that read and
+//! write them, and an AsyncAPI document around them, made from the topology that is set up. What stands in
+//! `docs/contract` is its output with the default configuration; a test keeps it so.
+
+pub mod asyncapi;
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+use serde_json::Value;
+
+use crate::cli::{Failure, say};
+use crate::config::Config;
+use crate::wire::schema::{self, Dialect};
+
+/// Arguments of `schema`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// What to print.
+    #[arg(value_enum, required_unless_present = "write", conflicts_with = "write")]
+    document: Option<Document>,
+    /// Write every document to a file of this folder instead.
+    #[arg(long, value_name = "FOLDER")]
+    write: Option<PathBuf>,
+}
+
+/// One document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Document {
+    /// JSON Schema of a command, in either spelling.
+    Command,
+    /// JSON Schema of a result event.
+    Event,
+    /// JSON Schema of an audit event.
+    Audit,
+    /// AsyncAPI 3 document of exchanges, queues, operations and messages, under the configured names.
+    Asyncapi,
+}
+
+impl Document {
+    /// The name of its file.
+    pub fn file(self) -> &'static str {
+        match self {
+            Self::Command => "command.schema.json",
+            Self::Event => "event.schema.json",
+            Self::Audit => "audit.schema.json",
+            Self::Asyncapi => "asyncapi.json",
+        }
+    }
+
+    /// Its text, which ends with a line feed.
+    ///
+    /// # Errors
+    /// None in practice: JSON values can be written.
+    pub fn text(self, config: &Config) -> anyhow::Result<String> {
+        let value: Value = match self {
+            Self::Command => schema::command(Dialect::Draft2020),
+            Self::Event => schema::event(Dialect::Draft2020),
+            Self::Audit => schema::audit(Dialect::Draft2020),
+            Self::Asyncapi => asyncapi::document(&config.topology())?,
+        };
+        Ok(serde_json::to_string_pretty(&value).context("no JSON")? + "\n")
+    }
+}
+
+/// Prints one document or writes them all.
+///
+/// # Errors
+/// Where the folder cannot be written to, or the reader of the output is gone.
+pub fn run(arguments: &Arguments, config: &Config) -> Result<(), Failure> {
+    if let Some(document) = arguments.document {
+        return Ok(say(document.text(config)?.trim_end())?);
+    }
+    let folder = arguments.write.clone().unwrap_or_default();
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    for document in Document::value_variants() {
+        let path = folder.join(document.file());
+        std::fs::write(&path, document.text(config)?)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        say(&path.display().to_string())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,375 @@
+//! The JSON Schemas of what travels: the command, the result event and the audit event.
+//!
+//! Events are described by the very types that write them. A command is read by hand, so that all its faults can be
+//! told together; [`Command`] is its twin, and a test holds decoder and schema against each other. What JSON Schema
+//! cannot say is listed there by name.
+
+use std::borrow::Cow;
+
+use schemars::generate::SchemaSettings;
+use schemars::transform::{RecursiveTransform, Transform as _};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde_json::{Value, json};
+
+use crate::attempt::{EstablishedBy, OutcomeKind};
+use crate::redemption::{
+    Appid, BrandId, CouponCode, Mchid, Openid, OrderNo, ProductCouponId, RequestNo, SavedAmount, StockId,
+    StoreId, UseTime,
+};
+use crate::verdict::{Question, Reason, Verdict};
+use crate::wire::{audit, event};
+
+/// The dialects that are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// Draft 2020-12, for files.
+    Draft2020,
+    /// Draft 7, which is what AsyncAPI embeds.
+    Draft07,
+}
+
+/// The schema of a command, in either spelling.
+pub fn command(dialect: Dialect) -> Value {
+    let mut schema = settings(dialect).into_generator().into_root_schema_for::<Command>();
+    RecursiveTransform(without_null).transform(&mut schema);
+    finished(schema, dialect)
+}
+
+/// The schema of a result event.
+pub fn event(dialect: Dialect) -> Value {
+    // What is written as null is never absent: hence the contract of writing.
+    let settings = settings(dialect).for_serialize();
+    finished(settings.into_generator().into_root_schema_for::<event::CloudEvent<'static>>(), dialect)
+}
+
+/// The schema of an audit event.
+pub fn audit(dialect: Dialect) -> Value {
+    let settings = settings(dialect).for_serialize();
+    finished(settings.into_generator().into_root_schema_for::<audit::CloudEvent<'static>>(), dialect)
+}
+
+fn settings(dialect: Dialect) -> SchemaSettings {
+    let settings = match dialect {
+        Dialect::Draft2020 => SchemaSettings::draft2020_12(),
+        Dialect::Draft07 => SchemaSettings::draft07(),
+    };
+    settings.with(|settings| settings.inline_subschemas = true)
+}
+
+fn finished(mut schema: Schema, dialect: Dialect) -> Value {
+    if dialect == Dialect::Draft07 {
+        // The older name of the same rule.
+        RecursiveTransform(|schema: &mut Schema| {
+            if let Some(rule) = schema.remove("dependentRequired") {
+                schema.insert("dependencies".to_owned(), rule);
+            }
+        })
+        .transform(&mut schema);
+    }
+    schema.to_value()
+}
+
+// ---- the command
+
+/// A redemption command: use this coupon of this user for this order. Flat, or with all but `openid` and `coupon_code`
+/// under `json`. Unknown fields are refused.
+#[derive(JsonSchema)]
+#[schemars(untagged, title = "redemption command", extend("$id" = "urn:redeemer:schema:v1:command"))]
+#[expect(dead_code, reason = "it describes what wire::command reads, and holds nothing")]
+enum Command {
+    /// Every field side by side.
+    Flat(Flat),
+    /// As the vendor's PHP SDK takes it.
+    Nested(Nested),
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "as above")]
+struct Nested {
+    /// The user, under `appid`.
+    openid: Openid,
+    /// The user's coupon.
+    coupon_code: CouponCode,
+    /// All the rest.
+    json: Body,
+}
+
+/// Writes down the fields of a body once, for both spellings: a flattened struct would lose its strictness.
+macro_rules! bodies {
+    ($($(#[$meta:meta])* struct $name:ident { $($before:tt)* })*) => {$(
+        $(#[$meta])*
+        #[derive(JsonSchema)]
+        #[schemars(deny_unknown_fields, extend("oneOf" = one_order()))]
+        #[expect(dead_code, reason = "as above")]
+        struct $name {
+            $($before)*
+            /// The brand whose coupon it is.
+            brand_id: BrandId,
+            /// The product coupon that the stock belongs to.
+            product_coupon_id: ProductCouponId,
+            /// The stock that the coupon was issued from.
+            stock_id: StockId,
+            /// The app under which `openid` is known.
+            appid: Appid,
+            /// When the coupon was used, RFC 3339. Without seconds `:00` is filled in.
+            use_time: UseTime,
+            /// The number of this redemption. The same number with the same content takes effect at most once.
+            out_request_no: RequestNo,
+            /// A WeChat Pay order.
+            associated_order_info: Option<PaymentOrder>,
+            /// A pay-score service order.
+            associated_pay_score_order_info: Option<PayScoreOrder>,
+            /// The store that redeems.
+            store_id: Option<StoreId>,
+            /// What the user saved, in fen.
+            saved_amount: Option<SavedAmount>,
+            /// The round of a legacy sequential coupon, counted from 0.
+            sequential_coupon_index: Option<Round>,
+        }
+    )*};
+}
+
+bodies! {
+    struct Flat {
+        /// The user, under `appid`.
+        openid: Openid,
+        /// The user's coupon.
+        coupon_code: CouponCode,
+    }
+    /// All but the user and the coupon.
+    struct Body {}
+}
+
+/// A WeChat Pay order: the provider's number, the merchant's, or both where both mean the same order.
+#[derive(JsonSchema)]
+#[schemars(
+    deny_unknown_fields,
+    extend("anyOf" = one_number("transaction_id", "out_trade_no")),
+    extend("dependentRequired" = merchant_with("out_trade_no"))
+)]
+#[expect(dead_code, reason = "as above")]
+struct PaymentOrder {
+    /// WeChat Pay's number.
+    transaction_id: Option<OrderNo>,
+    /// The merchant's number.
+    out_trade_no: Option<OrderNo>,
+    /// The merchant; goes with the merchant's number.
+    mchid: Option<Mchid>,
+    /// The sub-merchant; goes with the merchant's number.
+    sub_mchid: Option<Mchid>,
+}
+
+/// A pay-score service order: the provider's number, the merchant's, or both where both mean the same order.
+#[derive(JsonSchema)]
+#[schemars(
+    deny_unknown_fields,
+    extend("anyOf" = one_number("order_id", "out_order_no")),
+    extend("dependentRequired" = merchant_with("out_order_no"))
+)]
+#[expect(dead_code, reason = "as above")]
+struct PayScoreOrder {
+    /// WeChat Pay's number.
+    order_id: Option<OrderNo>,
+    /// The merchant's number.
+    out_order_no: Option<OrderNo>,
+    /// The merchant; goes with the merchant's number.
+    mchid: Option<Mchid>,
+    /// The sub-merchant; goes with the merchant's number.
+    sub_mchid: Option<Mchid>,
+}
+
+fn one_order() -> Value {
+    json!([{ "required": ["associated_order_info"] }, { "required": ["associated_pay_score_order_info"] }])
+}
+
+fn one_number(ours: &str, theirs: &str) -> Value {
+    json!([{ "required": [ours] }, { "required": [theirs] }])
+}
+
+fn merchant_with(number: &str) -> Value {
+    json!({ number: ["mchid"], "mchid": [number], "sub_mchid": [number] })
+}
+
+/// An optional field is left out; null is a fault.
+fn without_null(schema: &mut Schema) {
+    let null = json!({ "type": "null" });
+    if let Some(Value::Array(types)) = schema.get_mut("type") {
+        types.retain(|kind| kind != "null");
+        if let [only] = &types[..] {
+            let only = only.clone();
+            schema.insert("type".to_owned(), only);
+        }
+    }
+    if let Some(Value::Array(choices)) = schema.get("anyOf")
+        && let [Value::Object(choice), last] = &choices[..]
+        && *last == null
+    {
+        let choice = choice.clone();
+        schema.remove("anyOf");
+        for (key, value) in choice {
+            // The words beside the field are about the field; those of its type stand behind.
+            schema.ensure_object().entry(key).or_insert(value);
+        }
+    }
+}
+
+// ---- words
+
+macro_rules! texts {
+    ($($name:ident)*) => {$(
+        impl JsonSchema for $name {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                let ((min, max), alphabet) = ($name::LENGTH, $name::ALPHABET);
+                json_schema!({
+                    "type": "string", "minLength": min, "maxLength": max, "pattern": format!("^{alphabet}+$"),
+                })
+            }
+        }
+    )*};
+}
+
+texts! { Openid CouponCode BrandId ProductCouponId StockId Appid RequestNo StoreId Mchid OrderNo }
+
+impl JsonSchema for UseTime {
+    fn schema_name() -> Cow<'static, str> {
+        "UseTime".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        // The calendar is looked at by the decoder alone.
+        let date = "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])";
+        let time = "([01][0-9]|2[0-3]):[0-5][0-9](:([0-5][0-9]|60)(\\.[0-9]{1,9})?)?";
+        let zone = "(Z|[+-]([01][0-9]|2[0-5]):[0-5][0-9])";
+        json_schema!({ "type": "string", "pattern": format!("^{date}T{time}{zone}$") })
+    }
+}
+
+impl JsonSchema for SavedAmount {
+    fn schema_name() -> Cow<'static, str> {
+        "SavedAmount".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "integer", "minimum": 0, "maximum": SavedAmount::MAX })
+    }
+}
+
+/// The round of a legacy sequential coupon.
+struct Round;
+
+impl JsonSchema for Round {
+    fn schema_name() -> Cow<'static, str> {
+        "Round".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "integer", "minimum": 0, "maximum": 999 })
+    }
+}
+
+// ---- the closed words and shapes of events
+
+fn one_of<const N: usize>(words: [&'static str; N]) -> Schema {
+    json_schema!({ "type": "string", "enum": words.as_slice() })
+}
+
+/// `type` of a result event.
+pub(super) fn event_types(_: &mut SchemaGenerator) -> Schema {
+    let types = OutcomeKind::ALL.map(event::kind);
+    json_schema!({ "type": "string", "enum": types.as_slice() })
+}
+
+/// `data.outcome`.
+pub(super) fn outcomes(_: &mut SchemaGenerator) -> Schema {
+    one_of(OutcomeKind::ALL.map(OutcomeKind::as_str))
+}
+
+/// `data.established_by`.
+pub(super) fn grounds(_: &mut SchemaGenerator) -> Schema {
+    one_of(EstablishedBy::ALL.map(EstablishedBy::as_str))
+}
+
+/// `problem.reason`.
+pub(super) fn reasons(_: &mut SchemaGenerator) -> Schema {
+    one_of(Reason::ALL.map(Reason::as_str))
+}
+
+/// `question` of an attempt.
+pub(super) fn questions(_: &mut SchemaGenerator) -> Schema {
+    one_of(Question::ALL.map(Question::as_str))
+}
+
+/// `verdict` of an attempt.
+pub(super) fn verdicts(_: &mut SchemaGenerator) -> Schema {
+    one_of(Verdict::WORDS)
+}
+
+/// `type` of an audit event.
+pub(super) fn audit_types(_: &mut SchemaGenerator) -> Schema {
+    one_of(["redemption.parked.replayed.v1", "redemption.parked.discarded.v1"])
+}
+
+/// `data.effect` of an audit event.
+pub(super) fn effects(_: &mut SchemaGenerator) -> Schema {
+    one_of(audit::Deed::ALL.map(audit::Deed::effect))
+}
+
+/// An RFC 3339 time in UTC.
+pub(super) fn time(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "format": "date-time", "pattern": "Z$" })
+}
+
+/// A name-based UUID.
+pub(super) fn uuid(_: &mut SchemaGenerator) -> Schema {
+    let pattern = "^[0-9a-f]{8}-[0-9a-f]{4}-5[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$";
+    json_schema!({ "type": "string", "format": "uuid", "pattern": pattern })
+}
+
+/// What an outcome means for the other fields: one rule for each.
+pub(super) fn by_outcome() -> Value {
+    let text = json!({ "type": "string" });
+    let read = ["openid", "coupon_code", "brand_id", "product_coupon_id", "stock_id", "appid", "out_request_no"];
+    let rule = |kind: OutcomeKind| {
+        let by = |ways: &[EstablishedBy]| json!({ "enum": ways.iter().map(|by| by.as_str()).collect::<Vec<_>>() });
+        let mut data = json!({ "outcome": { "const": kind.as_str() } });
+        if kind != OutcomeKind::Invalid {
+            for field in read {
+                data[field] = text.clone();
+            }
+        }
+        match kind {
+            OutcomeKind::Redeemed => {
+                data["problem"] = json!({ "type": "null" });
+                data["coupon"] = json!({ "type": "object" });
+                data["coupon_state"] = text.clone();
+                data["established_by"] = by(&[EstablishedBy::Answer, EstablishedBy::Inquiry]);
+            }
+            OutcomeKind::Refused => {
+                data["problem"] = json!({ "type": "object" });
+                data["established_by"] = by(&[EstablishedBy::Answer, EstablishedBy::Inquiry]);
+            }
+            OutcomeKind::Invalid => {
+                let reason = json!({ "const": Reason::InvalidCommand.as_str() });
+                let properties = json!({ "reason": reason, "faults": { "minItems": 1 } });
+                data["problem"] = json!({ "type": "object", "properties": properties });
+                data["coupon"] = json!({ "type": "null" });
+                data["coupon_state"] = json!({ "type": "null" });
+                data["established_by"] = by(&[EstablishedBy::Validation]);
+            }
+            OutcomeKind::Unresolved => {
+                data["problem"] = json!({ "type": "object" });
+                data["established_by"] = by(&[EstablishedBy::Validation, EstablishedBy::Deadline]);
+            }
+        }
+        json!({
+            "if": { "properties": { "type": { "const": event::kind(kind) } } },
+            "then": { "properties": { "data": { "properties": data } } },
+        })
+    };
+    Value::Array(OutcomeKind::ALL.map(rule).to_vec())
+}
