@@ -39,13 +39,13 @@ pub fn command(dialect: Dialect) -> Value {
 pub fn event(dialect: Dialect) -> Value {
     // What is written as null is never absent: hence the contract of writing.
     let settings = settings(dialect).for_serialize();
-    finished(settings.into_generator().into_root_schema_for::<event::CloudEvent<'static>>(), dialect)
+    open(settings.into_generator().into_root_schema_for::<event::CloudEvent<'static>>(), dialect)
 }
 
 /// The schema of an audit event.
 pub fn audit(dialect: Dialect) -> Value {
     let settings = settings(dialect).for_serialize();
-    finished(settings.into_generator().into_root_schema_for::<audit::CloudEvent<'static>>(), dialect)
+    open(settings.into_generator().into_root_schema_for::<audit::CloudEvent<'static>>(), dialect)
 }
 
 fn settings(dialect: Dialect) -> SchemaSettings {
@@ -56,7 +56,26 @@ fn settings(dialect: Dialect) -> SchemaSettings {
     settings.with(|settings| settings.inline_subschemas = true)
 }
 
+/// An event may gain fields within `v1`, wherever it has an object: even an attempt, which is read strictly where it
+/// comes back in a header.
+fn open(mut schema: Schema, dialect: Dialect) -> Value {
+    RecursiveTransform(|schema: &mut Schema| {
+        if schema.get("additionalProperties") == Some(&Value::Bool(false)) {
+            schema.remove("additionalProperties");
+        }
+    })
+    .transform(&mut schema);
+    finished(schema, dialect)
+}
+
 fn finished(mut schema: Schema, dialect: Dialect) -> Value {
+    // No standard knows these; the bounds beside them say the same.
+    RecursiveTransform(|schema: &mut Schema| {
+        if schema.get("format").and_then(Value::as_str).is_some_and(|format| format.starts_with("uint")) {
+            schema.remove("format");
+        }
+    })
+    .transform(&mut schema);
     if dialect == Dialect::Draft07 {
         // The older name of the same rule.
         RecursiveTransform(|schema: &mut Schema| {

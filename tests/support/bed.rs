@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // a test bed that cannot be made fails the test
 
 use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -205,6 +206,7 @@ impl Bed {
         };
         delivery.ack(BasicAckOptions::default()).await.unwrap();
         assert_eq!(told.properties.message_id().as_ref().unwrap().as_str(), told.event["id"]);
+        keeps_the_contract(&told.event);
         told
     }
 
@@ -354,6 +356,17 @@ pub async fn until(what: &str, fact: impl AsyncFn() -> bool) {
         }
     };
     timeout(PATIENCE, look).await.unwrap_or_else(|_| panic!("waited {PATIENCE:?} for {what}"));
+}
+
+/// Panics where an event is not what its schema says.
+pub fn keeps_the_contract(event: &Value) {
+    static SCHEMA: LazyLock<jsonschema::Validator> = LazyLock::new(|| {
+        let schema = redeemer::wire::schema::event(redeemer::wire::schema::Dialect::Draft2020);
+        jsonschema::options().should_validate_formats(true).build(&schema).unwrap()
+    });
+    let faults: Vec<_> =
+        SCHEMA.iter_errors(event).map(|fault| format!("{}: {fault}", fault.instance_path())).collect();
+    assert!(faults.is_empty(), "{faults:#?}\n{event:#}");
 }
 
 pub const OPENID: &str = "oh-394z-6CGkNoJrsDLTTUKiAnp4";

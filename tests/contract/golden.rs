@@ -1,0 +1,196 @@
+//! The golden events, told anew from the golden commands by the code that tells real ones.
+
+use redeemer::attempt::{EstablishedBy, Evidence, Objection, Outcome};
+use redeemer::config::Config;
+use redeemer::redemption::Redemption;
+use redeemer::verdict::{Question, Reason};
+use redeemer::wechat::reply;
+use redeemer::wire::audit::{self, Account, Deed};
+use redeemer::wire::command::{self, Legible};
+use redeemer::wire::event::{self, Telling};
+
+pub const COMMANDS: [(&str, &str); 3] = [
+    ("command.nested.json", include_str!("../../docs/contract/examples/command.nested.json")),
+    ("command.flat.json", include_str!("../../docs/contract/examples/command.flat.json")),
+    ("command.pay-score.json", include_str!("../../docs/contract/examples/command.pay-score.json")),
+];
+pub const INVALID: &str = include_str!("../../docs/contract/examples/command.invalid.json");
+
+const USED: &str = r#"{
+  "coupon_code": "123446565767", "coupon_state": "USED",
+  "valid_begin_time": "2026-03-01T00:00:00+08:00", "valid_end_time": "2026-03-30T23:59:59+08:00",
+  "receive_time": "2026-03-01T09:10:11+08:00", "send_request_no": "SEND_20260301_000042", "send_channel": "API",
+  "brand_id": "120344",
+  "sequential_usage_detail": {
+    "total_count": 1, "used_count": 1,
+    "detail_item_list": [
+      { "detail_state": "USED", "use_request_no": "34657_20250101_123456", "use_time": "2025-07-24T00:00:00+08:00" }
+    ]
+  }
+}"#;
+const EXPIRED: &str = r#"{
+  "coupon_code": "123446565768", "coupon_state": "EXPIRED",
+  "valid_begin_time": "2026-02-01T00:00:00+08:00", "valid_end_time": "2026-02-28T23:59:59+08:00",
+  "brand_id": "120344"
+}"#;
+
+fn attempt(at: &str, question: Question, status: Option<u16>, verdict: &str) -> Evidence {
+    Evidence {
+        at: at.parse().unwrap(),
+        question: question.as_str().to_owned(),
+        host: "api.mch.weixin.qq.com".to_owned(),
+        status,
+        request_id: status.map(|status| match status {
+            200 => "08A5BAEAA90610C70318F9A8D45820B0D65C-0".to_owned(),
+            _ => "08A5BAEAA90610C70318F9A8D45820B0D65D-268578776".to_owned(),
+        }),
+        serial: status.map(|_| "PUB_KEY_ID_0116000000000000000000000000000001".to_owned()),
+        verdict: verdict.to_owned(),
+    }
+}
+
+/// Every golden event with the name of its file.
+pub fn events() -> Vec<(&'static str, String)> {
+    let config = Config::default();
+    let telling = |at: &str, attempts, evidence| Telling {
+        source: &config.event.source,
+        at: at.parse().unwrap(),
+        traceparent: None,
+        attempts,
+        evidence,
+    };
+    let read = |text: &str| -> Redemption { command::decode(text.as_bytes()).unwrap() };
+    let (vendors, pay_score) = (read(COMMANDS[0].1), read(COMMANDS[2].1));
+    let coupon = |text: &str| reply::coupon(text.as_bytes()).unwrap();
+
+    let redeemed = Outcome::Redeemed { by: EstablishedBy::Answer, coupon: coupon(USED) };
+    let refused = Outcome::Refused {
+        reason: Reason::Expired,
+        by: EstablishedBy::Inquiry,
+        coupon: Some(coupon(EXPIRED)),
+        objection: Some(Objection {
+            http_status: 403,
+            code: Some("RULE_LIMIT".into()),
+            sub_code: Some(268_578_776),
+            message: Some("用户商品券当前无法使用".into()),
+            request_id: Some("08A5BAEAA90610C70318F9A8D45820B0D65D-268578776".into()),
+        }),
+    };
+    let unresolved = Outcome::Unresolved { reason: Reason::DeadlinePassed, coupon: None, objection: None };
+    let rejected = command::decode(INVALID.as_bytes()).unwrap_err();
+    let digest = "0000000000000000000000000000000000000000000000000000000000000000";
+
+    let once = [attempt("2026-03-05T04:30:45.918427827Z", Question::Redeem, Some(200), "redeemed")];
+    let twice = [
+        attempt("2026-03-05T04:30:45.918427827Z", Question::Redeem, Some(403), "objected"),
+        attempt("2026-03-05T04:30:46.021178411Z", Question::Inquire, Some(200), "refused"),
+    ];
+    let lost = [
+        attempt("2026-03-05T04:30:45.918427827Z", Question::Redeem, None, "unsure"),
+        attempt("2026-03-06T04:30:44.018427827Z", Question::Inquire, None, "not_sent"),
+    ];
+    let told = "2026-03-05T04:30:45.923940153Z";
+    let account = |deed, because, inquiry| Account {
+        source: &config.event.source,
+        at: "2026-03-07T09:00:00Z".parse().unwrap(),
+        deed,
+        operator: "ops@example.com",
+        because,
+        reason: "unresolved",
+        parked_at: Some("2026-03-06T04:30:45Z".parse().unwrap()),
+        sha256: digest,
+        bytes: COMMANDS[2].1.len(),
+        legible: Box::leak(Box::new(Legible::from(&pay_score))),
+        inquiry,
+        coupon_state: inquiry.map(|_| "EFFECTIVE"),
+    };
+    let asked = attempt("2026-03-07T08:59:59.5Z", Question::Inquire, Some(200), "not_executed");
+    let text = |body: Vec<u8>| laid_out(&String::from_utf8(body).unwrap());
+    vec![
+        ("event.redeemed.json", text(event::tell(&vendors, &redeemed, telling(told, 1, &once)).body)),
+        (
+            "event.refused.json",
+            text(event::tell(&pay_score, &refused, telling("2026-03-05T04:30:46.127Z", 2, &twice)).body),
+        ),
+        ("event.invalid.json", text(event::tell_invalid(&rejected, digest, telling(told, 0, &[])).body)),
+        (
+            "event.unresolved.json",
+            text(event::tell(&pay_score, &unresolved, telling("2026-03-06T04:30:45Z", 2, &lost)).body),
+        ),
+        (
+            "event.damaged.json",
+            text(
+                event::tell_damaged(
+                    &pay_score,
+                    "header x-redemption-tiers is missing",
+                    digest,
+                    telling(told, 0, &[]),
+                )
+                .body,
+            ),
+        ),
+        (
+            "audit.replayed.json",
+            text(audit::tell(account(Deed::SentAgain, Some("the provider is back"), Some(&asked))).body),
+        ),
+        ("audit.discarded.json", text(audit::tell(account(Deed::Discarded, None, None)).body)),
+    ]
+}
+
+/// JSON with a line for every member, in the order in which it was written.
+fn laid_out(json: &str) -> String {
+    let (mut out, mut depth, mut quoted, mut escaped) = (String::new(), 0, false, false);
+    let line = |out: &mut String, depth: usize| {
+        out.push('\n');
+        out.push_str(&"  ".repeat(depth));
+    };
+    let mut rest = json.chars().peekable();
+    while let Some(c) = rest.next() {
+        if quoted {
+            out.push(c);
+            quoted = escaped || c != '"';
+            escaped = !escaped && c == '\\';
+            continue;
+        }
+        match c {
+            '{' | '[' => {
+                out.push(c);
+                while rest.next_if(|c| c.is_whitespace()).is_some() {}
+                if let Some(end) = rest.next_if(|c| matches!(c, '}' | ']')) {
+                    out.push(end);
+                } else {
+                    depth += 1;
+                    line(&mut out, depth);
+                }
+            }
+            '}' | ']' => {
+                depth -= 1;
+                line(&mut out, depth);
+                out.push(c);
+            }
+            ',' => {
+                out.push(c);
+                line(&mut out, depth);
+            }
+            ':' => out.push_str(": "),
+            '"' => {
+                quoted = true;
+                out.push(c);
+            }
+            c if c.is_whitespace() => {}
+            c => out.push(c),
+        }
+    }
+    out.push('\n');
+    out
+}
+
+#[test]
+fn laying_out_changes_nothing_but_blanks() {
+    let text = r#"{"a":[],"b":[1,{"c":"x, {\"y\": [\\"},{}],"d":null}"#;
+    let wide = laid_out(text);
+    let parse = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    assert_eq!(parse(&wide), parse(text));
+    assert_eq!(laid_out(&wide), wide);
+    assert!(wide.contains("  \"a\": [],\n") && wide.contains("\"x, {\\\"y\\\": [\\\\\""), "{wide}");
+}
