@@ -46,6 +46,13 @@ test-ops: ## the alerts by promtool, a firing and a quiet case for each; the sta
 	promtool test rules deploy/prometheus/tests/*.yml
 	cargo test --locked --test page
 
+.PHONY: test-contract
+test-contract: ## the contract for others: examples in five languages on a real broker, the AsyncAPI document by its parser
+	deploy/local/install rabbitmq-server python3-pika php-cli php-amqplib php-sqlite3 default-jdk-headless \
+	  librabbitmq-client-java golang-go golang-github-rabbitmq-amqp091-go-dev
+	deploy/local/node-packages
+	cargo test --locked --test examples -- --nocapture
+
 .PHONY: pace
 pace: ## measure the pace in real time; wants a quiet machine
 	deploy/local/install rabbitmq-server
@@ -109,7 +116,7 @@ lint: ## format, clippy, documentation, dependencies, scripts
 	deploy/local/install shellcheck
 	cargo fmt --check
 	cargo clippy --locked --all-targets --all-features -- -D warnings
-	cargo clippy --locked --test cluster --test page --test soak -- -D warnings
+	cargo clippy --locked --test cluster --test examples --test page --test soak -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --all-features
 	deploy/local/deny
 	grep -rlE '^#!.*sh$$' deploy .ci | xargs shellcheck

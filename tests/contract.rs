@@ -167,6 +167,47 @@ fn every_field_of_an_event_is_wanted_where_the_contract_says_so() {
     }
 }
 
+// ---- the AsyncAPI document
+
+/// The parser judges the document, but not its examples.
+#[test]
+fn every_example_of_the_asyncapi_document_keeps_its_schema() {
+    let document = parsed(&Document::Asyncapi.text(&Config::default()).unwrap());
+    let mut seen = 0;
+    for (name, message) in document["components"]["messages"].as_object().unwrap() {
+        let check = |part: &str, value: &Value| {
+            let schema = validator(&message[part]);
+            let faults: Vec<_> = schema.iter_errors(value).map(|fault| fault.to_string()).collect();
+            assert!(faults.is_empty(), "{name}: {part}: {faults:?}");
+        };
+        for example in message["examples"].as_array().unwrap() {
+            check("payload", &example["payload"]);
+            if example.get("headers").is_some() {
+                check("headers", &example["headers"]);
+            }
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, golden::COMMANDS.len() + golden::events().len());
+}
+
+#[test]
+fn the_asyncapi_document_follows_the_topology() {
+    let text = "[broker]\ndelivery_limit = 7\n[retry]\ntiers = [\"9s\"]\n[broker.names]\ncommands = \"c1\"\n\
+                retry = \"r1\"\nresults = \"e1\"\nunrouted = \"u1\"\nparked = \"p1\"\n";
+    let config = redeemer::config::parse(text, "test", std::iter::empty()).unwrap();
+    let document = parsed(&Document::Asyncapi.text(&config).unwrap());
+    let at = |pointer: &str| document.pointer(pointer).unwrap_or(&Value::Null).clone();
+    assert_eq!(at("/channels/commands/bindings/amqp/exchange/name"), "c1");
+    assert_eq!(at("/channels/results/bindings/amqp/exchange/name"), "e1");
+    assert_eq!(at("/channels/results/bindings/amqp/exchange/type"), "topic");
+    assert_eq!(at("/channels/parked/bindings/amqp/queue/name"), "p1");
+    assert_eq!(at("/channels/command_queue/x-queue-arguments/x-delivery-limit"), 7);
+    assert_eq!(at("/x-topology/waitQueues"), json!(["r1.9s"]));
+    assert_eq!(at("/x-topology/objects").as_array().unwrap().len(), config.topology().plan().len());
+    assert!(!document.to_string().contains("redemption.commands"), "a default name is left");
+}
+
 // ---- schema and decoder
 
 /// What the schema takes and the decoder refuses, where both have seen the same JSON value.

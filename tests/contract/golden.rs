@@ -8,6 +8,7 @@ use redeemer::wechat::reply;
 use redeemer::wire::audit::{self, Account, Deed};
 use redeemer::wire::command::{self, Legible};
 use redeemer::wire::event::{self, Telling};
+use sha2::{Digest as _, Sha256};
 
 pub const COMMANDS: [(&str, &str); 3] = [
     ("command.nested.json", include_str!("../../docs/contract/examples/command.nested.json")),
@@ -78,7 +79,10 @@ pub fn events() -> Vec<(&'static str, String)> {
     };
     let unresolved = Outcome::Unresolved { reason: Reason::DeadlinePassed, coupon: None, objection: None };
     let rejected = command::decode(INVALID.as_bytes()).unwrap_err();
-    let digest = "0000000000000000000000000000000000000000000000000000000000000000";
+    let digest = |text: &str| -> String {
+        Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+    };
+    let (invalid_digest, pay_score_digest) = (digest(INVALID), digest(COMMANDS[2].1));
 
     let once = [attempt("2026-03-05T04:30:45.918427827Z", Question::Redeem, Some(200), "redeemed")];
     let twice = [
@@ -98,7 +102,7 @@ pub fn events() -> Vec<(&'static str, String)> {
         because,
         reason: "unresolved",
         parked_at: Some("2026-03-06T04:30:45Z".parse().unwrap()),
-        sha256: digest,
+        sha256: &pay_score_digest,
         bytes: COMMANDS[2].1.len(),
         legible: Box::leak(Box::new(Legible::from(&pay_score))),
         inquiry,
@@ -112,7 +116,7 @@ pub fn events() -> Vec<(&'static str, String)> {
             "event.refused.json",
             text(event::tell(&pay_score, &refused, telling("2026-03-05T04:30:46.127Z", 2, &twice)).body),
         ),
-        ("event.invalid.json", text(event::tell_invalid(&rejected, digest, telling(told, 0, &[])).body)),
+        ("event.invalid.json", text(event::tell_invalid(&rejected, &invalid_digest, telling(told, 0, &[])).body)),
         (
             "event.unresolved.json",
             text(event::tell(&pay_score, &unresolved, telling("2026-03-06T04:30:45Z", 2, &lost)).body),
@@ -123,7 +127,7 @@ pub fn events() -> Vec<(&'static str, String)> {
                 event::tell_damaged(
                     &pay_score,
                     "header x-redemption-tiers is missing",
-                    digest,
+                    &pay_score_digest,
                     telling(told, 0, &[]),
                 )
                 .body,

@@ -34,6 +34,15 @@ impl Programs {
     pub fn start(uri: &str) -> Self {
         let dir = unused_dir("programs");
         let prefix = dir.file_name().expect("it has a name").to_string_lossy().into_owned();
+        Self::begin(uri, dir, prefix)
+    }
+
+    /// The same under the names that everybody has by default, for a broker of one's own.
+    pub fn start_by_default_names(uri: &str) -> Self {
+        Self::begin(uri, unused_dir("programs"), "redemption".to_owned())
+    }
+
+    fn begin(uri: &str, dir: PathBuf, prefix: String) -> Self {
         let sandbox = redeemer()
             .args(["sandbox", "--with-parent", "--auto-issue", "--listen", "127.0.0.1:0", "--dir"])
             .arg(dir.join("sandbox"))

@@ -1,0 +1,59 @@
+// Receives result events: go run subscribe.go   (apt install golang-github-rabbitmq-amqp091-go-dev, or go get …)
+// Each event is stored once, under its id, and only then acknowledged. AMQP_URI says where the broker is; the events are
+// kept in the folder results. A table with the id as primary key does the same: insert, and change the rest with it.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log"
+	"os"
+	"path/filepath"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+func must[T any](value T, err error) T {
+	if err != nil {
+		log.Fatal(err) // not acknowledged: it comes again when this program is started again
+	}
+	return value
+}
+
+// Whether the event is new. Written whole first: a file under an id is the mark and the event in one.
+func store(id string, body []byte) bool {
+	draft := must(os.Create(filepath.Join("results", fmt.Sprintf(".draft-%d", os.Getpid()))))
+	defer os.Remove(draft.Name())
+	must(draft.Write(body))
+	must(0, draft.Sync())
+	must(0, draft.Close())
+	err := os.Link(draft.Name(), filepath.Join("results", filepath.Base(id)+".json"))
+	if !errors.Is(err, fs.ErrExist) {
+		must(0, err)
+	}
+	return err == nil
+}
+
+func main() {
+	uri := os.Getenv("AMQP_URI")
+	if uri == "" {
+		uri = "amqp://guest:guest@127.0.0.1:5672/%2f"
+	}
+	must(0, os.MkdirAll("results", 0o755))
+	channel := must(must(amqp.Dial(uri)).Channel())
+	// A queue that outlives this program, so that nothing is missed while it is away.
+	kind := amqp.Table{"x-queue-type": "quorum"}
+	queue := must(channel.QueueDeclare("orders.go", true, false, false, false, kind))
+	must(0, channel.QueueBind(queue.Name, "redemption.#", "redemption.results", false, nil))
+	must(0, channel.Qos(50, 0, false))
+	events := must(channel.Consume(queue.Name, "", false, false, false, false, nil)) // acknowledged by hand
+	fmt.Println("waiting")
+	for event := range events {
+		word := map[bool]string{true: "new", false: "repeat"}[store(event.MessageId, event.Body)]
+		fmt.Println(word, event.Type, event.MessageId, event.CorrelationId)
+		// Last: an event that is not acknowledged comes again, and is then a repeat.
+		must(0, event.Ack(false))
+	}
+	log.Fatal("the connection or the queue is gone") // whoever starts this program starts it again
+}

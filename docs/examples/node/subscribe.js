@@ -1,0 +1,51 @@
+// Receives result events: node subscribe.js   (npm install amqplib)
+// Each event is stored once, under its id, and only then acknowledged. AMQP_URI says where the broker is; the events
+// are kept in the folder results. A table with the id as primary key does the same: insert, and change the rest with it.
+const fs = require("node:fs");
+const path = require("node:path");
+const amqp = require("amqplib");
+
+const URI = process.env.AMQP_URI ?? "amqp://guest:guest@127.0.0.1:5672/%2f";
+const FOLDER = "results";
+const QUEUE = "orders.node";
+
+// Whether the event is new. Written whole beside its place first: a file under an id is the mark and the event in one.
+function store(id, body) {
+  if (!/^[0-9a-f-]{36}$/.test(id)) throw new Error(`${id} is no event id`);
+  const draft = path.join(FOLDER, `.draft-${process.pid}`);
+  fs.writeFileSync(draft, body, { flush: true });
+  try {
+    fs.linkSync(draft, path.join(FOLDER, `${id}.json`));
+    return true;
+  } catch (error) {
+    if (error.code !== "EEXIST") throw error;
+    return false;
+  } finally {
+    fs.unlinkSync(draft);
+  }
+}
+
+async function main() {
+  fs.mkdirSync(FOLDER, { recursive: true });
+  const connection = await amqp.connect(URI);
+  connection.on("close", () => process.exit(1)); // whoever starts this program starts it again
+  const channel = await connection.createChannel();
+  // A queue that outlives this program, so that nothing is missed while it is away.
+  await channel.assertQueue(QUEUE, { durable: true, arguments: { "x-queue-type": "quorum" } });
+  await channel.bindQueue(QUEUE, "redemption.results", "redemption.#");
+  await channel.prefetch(50);
+  await channel.consume(QUEUE, (message) => {
+    if (message === null) process.exit(1); // the queue was deleted
+    const event = JSON.parse(message.content);
+    const word = store(event.id, message.content) ? "new" : "repeat";
+    console.log(word, event.type, event.id, message.properties.correlationId);
+    // Last: an event that is not acknowledged comes again, and is then a repeat.
+    channel.ack(message);
+  });
+  console.log("waiting");
+}
+
+main().catch((error) => {
+  console.error(error);
+  process.exit(1);
+});

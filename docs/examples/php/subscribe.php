@@ -1,0 +1,46 @@
+<?php
+// Receives result events: php subscribe.php   (apt or composer: php-amqplib; apt: php-sqlite3)
+// Each event is stored once, under its id, and only then acknowledged. AMQP_URI says where the broker is; the
+// events are kept in the SQLite file results.sqlite.
+require is_file(__DIR__ . '/vendor/autoload.php') ? __DIR__ . '/vendor/autoload.php' : 'PhpAmqpLib/autoload.php';
+
+use PhpAmqpLib\Connection\AMQPStreamConnection;
+use PhpAmqpLib\Message\AMQPMessage;
+use PhpAmqpLib\Wire\AMQPTable;
+
+const QUEUE = 'orders.php';
+
+$store = new PDO('sqlite:results.sqlite');
+$store->setAttribute(PDO::ATTR_ERRMODE, PDO::ERRMODE_EXCEPTION);
+$store->exec('CREATE TABLE IF NOT EXISTS results (id TEXT PRIMARY KEY, type TEXT NOT NULL, event TEXT NOT NULL)');
+$insert = $store->prepare('INSERT OR IGNORE INTO results VALUES (?, ?, ?)');
+
+$at = parse_url(getenv('AMQP_URI') ?: 'amqp://guest:guest@127.0.0.1:5672/%2f');
+[$user, $password, $vhost] = array_map('urldecode', [$at['user'], $at['pass'], substr($at['path'], 1)]);
+$connection = new AMQPStreamConnection($at['host'], $at['port'], $user, $password, $vhost);
+$channel = $connection->channel();
+
+// A queue that outlives this program, so that nothing is missed while it is away.
+$channel->queue_declare(QUEUE, false, true, false, false, false, new AMQPTable(['x-queue-type' => 'quorum']));
+$channel->queue_bind(QUEUE, 'redemption.results', 'redemption.#');
+$channel->basic_qos(0, 50, false);
+
+$take = function (AMQPMessage $message) use ($store, $insert) {
+    $event = json_decode($message->getBody(), false, 512, JSON_THROW_ON_ERROR);
+    // One transaction: the id is remembered together with what the event changes, or neither is.
+    $store->beginTransaction();
+    $insert->execute([$event->id, $event->type, $message->getBody()]);
+    $new = $insert->rowCount() === 1;
+    // if ($new): what else the event changes in this database goes here
+    $store->commit();
+    $order = $message->has('correlation_id') ? $message->get('correlation_id') : '';
+    echo $new ? 'new' : 'repeat', " {$event->type} {$event->id} $order\n";
+    // Last: an event that is not acknowledged comes again, and is then a repeat.
+    $message->ack();
+};
+$channel->basic_consume(QUEUE, '', false, false, false, false, $take); // acknowledged by hand
+echo "waiting\n";
+while ($channel->is_consuming()) {
+    $channel->wait();
+}
+exit(1); // the queue was deleted

@@ -1,0 +1,43 @@
+"""Receives result events: python3 subscribe.py   (apt install python3-pika, or pip install pika)
+
+Each event is stored once, under its id, and only then acknowledged. AMQP_URI says where the broker is; the
+events are kept in the SQLite file results.sqlite.
+"""
+
+import json
+import os
+import sqlite3
+
+import pika
+
+URI = os.environ.get("AMQP_URI", "amqp://guest:guest@127.0.0.1:5672/%2f")
+QUEUE = "orders.python"
+
+store = sqlite3.connect("results.sqlite")
+store.execute("CREATE TABLE IF NOT EXISTS results (id TEXT PRIMARY KEY, type TEXT NOT NULL, event TEXT NOT NULL)")
+
+
+def take(channel, method, properties, body):
+    event = json.loads(body)
+    # One transaction: the id is remembered together with what the event changes, or neither is.
+    with store:
+        row = (event["id"], event["type"], body.decode())
+        new = store.execute("INSERT OR IGNORE INTO results VALUES (?, ?, ?)", row).rowcount == 1
+        # if new: what else the event changes in this database goes here
+    print("new" if new else "repeat", event["type"], event["id"], properties.correlation_id, flush=True)
+    # Last: an event that is not acknowledged comes again, and is then a repeat.
+    channel.basic_ack(method.delivery_tag)
+
+
+def main():
+    channel = pika.BlockingConnection(pika.URLParameters(URI)).channel()
+    # A queue that outlives this program, so that nothing is missed while it is away.
+    channel.queue_declare(QUEUE, durable=True, arguments={"x-queue-type": "quorum"})
+    channel.queue_bind(QUEUE, "redemption.results", "redemption.#")
+    channel.basic_qos(prefetch_count=50)
+    channel.basic_consume(QUEUE, take)  # acknowledged by hand
+    print("waiting", flush=True)
+    channel.start_consuming()
+
+
+main()

@@ -1,0 +1,294 @@
+//! The examples for others, run as they stand: each language publishes the golden commands and receives their events,
+//! on a real broker, beside the real service and the sandbox, under the names that everybody has by default.
+//!
+//! `make test-contract` installs what they need. A runtime that is missing is a failure, not a pass.
+
+#![allow(clippy::unwrap_used, reason = "a test may; the lint only spares the test functions themselves")]
+
+#[path = "support/broker.rs"]
+mod broker;
+#[path = "support/programs.rs"]
+mod programs;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::Duration;
+
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Connection, ConnectionProperties, ExchangeKind};
+use serde_json::{Value, json};
+
+use broker::Broker;
+use programs::{Programs, post, run, unused_dir, until};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const LANGUAGES: [&str; 5] = ["python", "node", "php", "java", "go"];
+
+/// Whose outcome, and so whose id, the golden events tell.
+const GOLDEN: [(&str, &str); 3] = [
+    ("command.nested.json", "event.redeemed.json"),
+    ("command.pay-score.json", "event.refused.json"),
+    ("command.invalid.json", "event.invalid.json"),
+];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn golden(name: &str) -> PathBuf {
+    root().join("docs/contract/examples").join(name)
+}
+
+/// What `deploy/local/node-packages` has installed.
+fn node_packages() -> PathBuf {
+    let packages = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../tools/contract/node_modules");
+    assert!(packages.is_dir(), "run deploy/local/node-packages first, or make test-contract");
+    packages
+}
+
+/// The program of an example, ready to be started in `dir`.
+fn example(language: &str, name: &str, dir: &Path) -> Command {
+    let folder = root().join("docs/examples").join(language);
+    let mut command = match language {
+        // Debian's own: an interpreter found earlier on PATH does not have Debian's packages.
+        "python" => Command::new("/usr/bin/python3"),
+        "node" => Command::new("node"),
+        "php" => Command::new("php"),
+        "java" => Command::new("java"),
+        "go" => Command::new(built(&folder.join(format!("{name}.go")), dir)),
+        other => panic!("{other}"),
+    };
+    match language {
+        "python" => command.arg(folder.join(format!("{name}.py"))),
+        "node" => command.arg(folder.join(format!("{name}.js"))).env("NODE_PATH", node_packages()),
+        "php" => command.arg(folder.join(format!("{name}.php"))),
+        "java" => {
+            let class = name[..1].to_uppercase() + &name[1..];
+            let jars = ["amqp-client", "slf4j-api"].map(|jar| format!("/usr/share/java/{jar}.jar")).join(":");
+            command.args(["-cp", &jars]).arg(folder.join(format!("{class}.java")))
+        }
+        _ => &mut command,
+    };
+    command.current_dir(dir).stdin(Stdio::null());
+    command
+}
+
+/// Go's programs are built first: `go run` would not hand on a signal.
+fn built(source: &Path, dir: &Path) -> PathBuf {
+    let program = dir.join(source.file_stem().unwrap());
+    if !program.exists() {
+        let mut build = Command::new("go");
+        build.arg("build").arg("-o").arg(&program).arg(source);
+        // Debian's packages stand in a workspace of the older kind.
+        build.env("GO111MODULE", "off").env("GOPATH", "/usr/share/gocode").env("GOFLAGS", "");
+        build.env("GOCACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("../tools/go"));
+        let output = run(&mut build);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    program
+}
+
+/// A subscriber that runs, and its lines.
+struct Subscriber {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Subscriber {
+    fn start(language: &str, dir: &Path, uri: &str) -> Self {
+        let mut child =
+            example(language, "subscribe", dir).env("AMQP_URI", uri).stdout(Stdio::piped()).spawn().unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        let (sender, lines) = channel();
+        thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        let subscriber = Self { child, lines };
+        assert_eq!(subscriber.line(), "waiting", "{language}");
+        subscriber
+    }
+
+    fn line(&self) -> String {
+        self.lines.recv_timeout(PATIENCE).expect("the subscriber goes on")
+    }
+
+    fn lines(&self, count: usize) -> BTreeSet<String> {
+        let lines: Vec<_> = (0..count).map(|_| self.line()).collect();
+        let set: BTreeSet<_> = lines.iter().cloned().collect();
+        assert_eq!(set.len(), lines.len(), "{lines:?}");
+        set
+    }
+}
+
+impl Drop for Subscriber {
+    /// As hard as it can be: what it has not acknowledged comes again.
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn publish(language: &str, dir: &Path, uri: &str, files: &[&str]) -> Output {
+    run(example(language, "publish", dir).env("AMQP_URI", uri).args(files.iter().map(|name| golden(name))))
+}
+
+fn publish_well(language: &str, dir: &Path, uri: &str, files: &[&str]) {
+    let output = publish(language, dir, uri, files);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{language}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    let wanted: Vec<_> = files.iter().map(|name| format!("confirmed {}", golden(name).display())).collect();
+    assert_eq!(text.lines().collect::<Vec<_>>(), wanted, "{language}");
+}
+
+/// What a subscriber says of the event of a golden command.
+fn said(word: &str, command: &str, event: &str) -> String {
+    let event: Value = serde_json::from_slice(&fs::read(golden(event)).unwrap()).unwrap();
+    format!("{word} {} {} {command}", event["type"].as_str().unwrap(), event["id"].as_str().unwrap())
+}
+
+/// Virtual hosts in which a command cannot be taken: without any queue, and with one that is full.
+async fn hosts_that_take_nothing(broker: &Broker) -> [(&'static str, String); 2] {
+    let user = broker.uri().trim_start_matches("amqp://").split(':').next().unwrap();
+    let mut uris = ["no queue", "a full queue"].map(|what| (what, String::new()));
+    for (nth, (_, uri)) in uris.iter_mut().enumerate() {
+        let name = format!("takes_nothing_{nth}");
+        broker.ctl(&["add_vhost", &name]);
+        broker.ctl(&["set_permissions", "-p", &name, user, ".*", ".*", ".*"]);
+        *uri = broker.uri().replace("%2f", &name);
+        assert!(uri.ends_with(&name), "{uri}");
+        let connection = Connection::connect(uri, ConnectionProperties::default()).await.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        let (exchange, durable) = ("redemption.commands", true);
+        let options = ExchangeDeclareOptions { durable, ..Default::default() };
+        channel
+            .exchange_declare(exchange.into(), ExchangeKind::Topic, options, FieldTable::default())
+            .await
+            .unwrap();
+        if nth == 1 {
+            let mut full = FieldTable::default();
+            full.insert("x-max-length".into(), AMQPValue::LongLongInt(0));
+            full.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+            let options = QueueDeclareOptions { durable, ..Default::default() };
+            channel.queue_declare("full".into(), options, full).await.unwrap();
+            let (options, none) = (QueueBindOptions::default(), FieldTable::default());
+            channel.queue_bind("full".into(), exchange.into(), "#".into(), options, none).await.unwrap();
+        }
+        connection.close(200, "done".into()).await.unwrap();
+    }
+    uris
+}
+
+#[test]
+fn every_example_does_what_it_says() {
+    let broker = Broker::start();
+    let programs = Programs::start_by_default_names(broker.uri());
+    let coupon = |code: &str, product: &str, more: Value| {
+        let mut coupon = json!({
+            "openid": "oh-394z-6CGkNoJrsDLTTUKiAnp4", "coupon_code": code, "appid": "wx233544546545989",
+            "brand_id": "120344", "product_coupon_id": product, "stock_id": format!("{product}001"),
+        });
+        coupon.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        coupon
+    };
+    let coupons = json!([
+        coupon("123446565767", "1000000013", json!({"usage_mode": "SEQUENTIAL"})),
+        coupon("123446565768", "1000000014", json!({"state": "EXPIRED"})),
+    ]);
+    let sandbox = programs.base_url.trim_start_matches("http://");
+    let issued = post(sandbox, "/_sandbox/coupons", &coupons).unwrap();
+    assert!(issued.contains("\"issued\":2"), "{issued}");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let closed = runtime.block_on(hosts_that_take_nothing(&broker));
+
+    for language in LANGUAGES {
+        let dir = unused_dir(language);
+        let subscriber = Subscriber::start(language, &dir, broker.uri());
+        let commands = GOLDEN.map(|(command, _)| command);
+        publish_well(language, &dir, broker.uri(), &commands);
+        let new = GOLDEN.map(|(command, event)| said("new", command, event));
+        assert_eq!(subscriber.lines(3), BTreeSet::from(new), "{language}");
+
+        // The same command again is the same result.
+        let repeat = |command: &str| said("repeat", command, "event.redeemed.json");
+        publish_well(language, &dir, broker.uri(), &["command.nested.json"]);
+        assert_eq!(subscriber.line(), repeat("command.nested.json"), "{language}");
+        // Everything is acknowledged, so nothing of it comes again.
+        let queue = format!("orders.{language}");
+        until("everything is acknowledged", || {
+            let queues = broker.ctl(&["list_queues", "--quiet", "--no-table-headers", "name", "messages"]);
+            queues.lines().any(|line| line.split_whitespace().eq([queue.as_str(), "0"])).then_some(())
+        });
+
+        // Nothing is lost while the subscriber is away, and it remembers what it had.
+        drop(subscriber);
+        publish_well(language, &dir, broker.uri(), &["command.nested.json", "command.flat.json"]);
+        let subscriber = Subscriber::start(language, &dir, broker.uri());
+        let wanted = ["command.nested.json", "command.flat.json"].map(repeat);
+        assert_eq!(subscriber.lines(2), BTreeSet::from(wanted), "{language}");
+
+        // A command that the broker does not take is not called confirmed.
+        for (what, uri) in &closed {
+            let output = publish(language, &dir, uri, &["command.nested.json"]);
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            let complaints = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(1), "{language}, {what}: {text}{complaints}");
+            assert!(text.starts_with("NOT taken ") && !text.contains("confirmed"), "{language}, {what}: {text}");
+        }
+        drop(subscriber);
+        fs::remove_dir_all(dir).unwrap();
+        eprintln!("{language}: publisher and subscriber were run");
+    }
+}
+
+#[test]
+fn every_example_is_short_and_complete() {
+    for language in LANGUAGES {
+        let entries = fs::read_dir(root().join("docs/examples").join(language)).unwrap();
+        let paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(paths.len(), 2, "{paths:?}");
+        for path in paths {
+            let lines = fs::read_to_string(&path).unwrap().lines().count();
+            assert!(lines < 60, "{}: {lines} lines", path.display());
+        }
+    }
+    let folders = fs::read_dir(root().join("docs/examples")).unwrap();
+    let folders = folders.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).count();
+    assert_eq!(folders, LANGUAGES.len(), "a language is not run");
+}
+
+fn judged(document: &Value) -> Output {
+    let dir = unused_dir("asyncapi");
+    let file = dir.join("asyncapi.json");
+    fs::write(&file, document.to_string()).unwrap();
+    let script = root().join("tests/node/asyncapi.cjs");
+    let output = run(Command::new("node").arg(script).arg(&file).env("NODE_PATH", node_packages()));
+    fs::remove_dir_all(dir).unwrap();
+    output
+}
+
+#[test]
+fn the_asyncapi_document_is_taken_by_its_own_parser_and_a_broken_one_is_not() {
+    let document: Value =
+        serde_json::from_slice(&fs::read(root().join("docs/contract/asyncapi.json")).unwrap()).unwrap();
+    let output = judged(&document);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("AsyncAPI 3.0.0: 7 channels, 3 operations, 10 examples"), "{text}");
+    for (pointer, value) in [
+        ("/operations/tell/channel/$ref", json!("#/channels/none")),
+        ("/channels/results/bindings/amqp/exchange/type", json!("topics")),
+        ("/channels/results/address", json!("redemption.{outcome}.{brand}")),
+        ("/components/messages/result/payload/required", json!("everything")),
+    ] {
+        let mut broken = document.clone();
+        *broken.pointer_mut(pointer).unwrap() = value;
+        let output = judged(&broken);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(!output.status.success() && text.contains("error: /"), "{pointer}: {text}");
+    }
+}
