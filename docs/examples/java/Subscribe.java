@@ -37,6 +37,7 @@ public class Subscribe {
         channel.queueDeclare(QUEUE, true, false, false, Map.of("x-queue-type", "quorum"));
         channel.queueBind(QUEUE, "redemption.results", "redemption.#");
         channel.basicQos(50);
+        System.out.println("waiting");
         channel.basicConsume(QUEUE, false, (tag, message) -> {
             try {
                 var properties = message.getProperties();
@@ -50,6 +51,5 @@ public class Subscribe {
                 System.exit(1); // not acknowledged: it comes again when this program is started again
             }
         }, tag -> System.exit(1)); // the queue was deleted
-        System.out.println("waiting");
     }
 }

@@ -34,6 +34,7 @@ async function main() {
   await channel.assertQueue(QUEUE, { durable: true, arguments: { "x-queue-type": "quorum" } });
   await channel.bindQueue(QUEUE, "redemption.results", "redemption.#");
   await channel.prefetch(50);
+  console.log("waiting");
   await channel.consume(QUEUE, (message) => {
     if (message === null) process.exit(1); // the queue was deleted
     const event = JSON.parse(message.content);
@@ -42,7 +43,6 @@ async function main() {
     // Last: an event that is not acknowledged comes again, and is then a repeat.
     channel.ack(message);
   });
-  console.log("waiting");
 }
 
 main().catch((error) => {
