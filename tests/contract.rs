@@ -108,9 +108,8 @@ fn the_documents_show_the_golden_messages() {
         let fences = text.split("```json\n").skip(1).map(|rest| rest.split("```").next().unwrap());
         fences.map(parsed).collect::<Vec<_>>()
     };
-    let golden = |name: &str| {
-        parsed(&fs::read_to_string(root().join("docs/contract/examples").join(name)).unwrap())
-    };
+    let golden =
+        |name: &str| parsed(&fs::read_to_string(root().join("docs/contract/examples").join(name)).unwrap());
     assert_eq!(shown("README.md"), [golden("command.nested.json"), golden("event.redeemed.json")]);
     assert_eq!(shown("docs/contract.md"), [golden("command.flat.json"), golden("command.pay-score.json")]);
 }
@@ -218,7 +217,9 @@ fn beyond_the_schema(command: &Value, pointer: &str) -> bool {
         // The calendar: a shape is not a date.
         "use_time" => value.is_string(),
         // A whole number that is not spelt as one: 1.0, 1e3, -0.
-        "saved_amount" | "sequential_coupon_index" => value.as_f64().is_some_and(|x| x.fract() == 0.0) && value.is_f64(),
+        "saved_amount" | "sequential_coupon_index" => {
+            value.as_f64().is_some_and(|x| x.fract() == 0.0) && value.is_f64()
+        }
         _ => false,
     }
 }
@@ -303,8 +304,22 @@ fn values() -> impl Strategy<Value = Value> {
 fn times() -> impl Strategy<Value = String> {
     let day = (select(vec![0, 1, 1970, 2024, 2025, 9999]), 0..14, select(vec![0, 1, 28, 29, 30, 31, 32]));
     let minute = (select(vec![0, 12, 23, 24, 25]), select(vec![0, 59, 60]));
-    let second = select(vec!["", ":", ":00", ":59", ":60", ":61", ":5", ":00.", ":00.1", ":00.123456789", ":00.1234567890"]);
-    let zone = select(vec!["Z", "z", "+08:00", "-23:59", "+24:00", "+25:59", "-25:59", "+26:00", "+0800", "+08:60", "", " Z"]);
+    let second = select(vec![
+        "",
+        ":",
+        ":00",
+        ":59",
+        ":60",
+        ":61",
+        ":5",
+        ":00.",
+        ":00.1",
+        ":00.123456789",
+        ":00.1234567890",
+    ]);
+    let zone = select(vec![
+        "Z", "z", "+08:00", "-23:59", "+24:00", "+25:59", "-25:59", "+26:00", "+0800", "+08:60", "", " Z",
+    ]);
     (day, minute, second, zone).prop_map(|((year, month, day), (hour, minute), second, zone)| {
         format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}{second}{zone}")
     })
@@ -342,8 +357,10 @@ fn objects(value: &Value, path: &str, found: &mut Vec<String>) {
 fn change(command: &mut Value, change: &Change) {
     let mut places = Vec::new();
     objects(command, "", &mut places);
-    let (Change::Set(place, ..) | Change::Replace(place, ..) | Change::Remove(place, _) | Change::Rename(place, ..)) =
-        change;
+    let (Change::Set(place, ..)
+    | Change::Replace(place, ..)
+    | Change::Remove(place, _)
+    | Change::Rename(place, ..)) = change;
     let place = &places[place.index(places.len())];
     let object = command.pointer_mut(place).unwrap().as_object_mut().unwrap();
     let nth = |which: &Index| object.keys().nth(which.index(object.len().max(1))).cloned();
@@ -388,7 +405,10 @@ fn schema_and_decoder_agree_on_whatever_is_done_to_a_command() {
         })
         .unwrap();
     let (taken, refused) = (taken.get(), refused.get());
-    assert!(taken > 1_000 && refused > 1_000, "{taken} were taken, {refused} refused: one side is hardly tried");
+    assert!(
+        taken > 1_000 && refused > 1_000,
+        "{taken} were taken, {refused} refused: one side is hardly tried"
+    );
 }
 
 #[test]
@@ -411,7 +431,8 @@ fn schema_and_decoder_agree_on_times() {
 fn schema_and_decoder_agree_on_every_value_in_every_field() {
     let schemas = command_schemas();
     let lengths = [0, 1, 5, 6, 32, 33, 40, 41, 64, 65, 128, 129].map(|length| json!("7".repeat(length)));
-    let values = [Value::Null, json!(true), json!(-1), json!(0), json!(1.5), json!([]), json!({}), json!("é")];
+    let values =
+        [Value::Null, json!(true), json!(-1), json!(0), json!(1.5), json!([]), json!({}), json!("é")];
     for (_, text) in golden::COMMANDS {
         let whole = parsed(text);
         let mut places = Vec::new();

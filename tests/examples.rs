@@ -25,7 +25,7 @@ use lapin::{Connection, ConnectionProperties, ExchangeKind};
 use serde_json::{Value, json};
 
 use broker::Broker;
-use programs::{Programs, post, run, unused_dir, until};
+use programs::{Programs, post, run, until, unused_dir};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -140,7 +140,12 @@ fn publish(language: &str, dir: &Path, uri: &str, files: &[&str]) -> Output {
 fn publish_well(language: &str, dir: &Path, uri: &str, files: &[&str]) {
     let output = publish(language, dir, uri, files);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert_eq!(output.status.code(), Some(0), "{language}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{language}: {text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let wanted: Vec<_> = files.iter().map(|name| format!("confirmed {}", golden(name).display())).collect();
     assert_eq!(text.lines().collect::<Vec<_>>(), wanted, "{language}");
 }
@@ -237,7 +242,10 @@ fn every_example_does_what_it_says() {
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
             let complaints = String::from_utf8_lossy(&output.stderr).into_owned();
             assert_eq!(output.status.code(), Some(1), "{language}, {what}: {text}{complaints}");
-            assert!(text.starts_with("NOT taken ") && !text.contains("confirmed"), "{language}, {what}: {text}");
+            assert!(
+                text.starts_with("NOT taken ") && !text.contains("confirmed"),
+                "{language}, {what}: {text}"
+            );
         }
         drop(subscriber);
         fs::remove_dir_all(dir).unwrap();

@@ -49,16 +49,11 @@ fn now() -> Timestamp {
 }
 
 fn flat() -> Value {
-    value!({
-        "openid": "oh-394z-6CGkNoJrsDLTTUKiAnp4", "coupon_code": "123446565767", "brand_id": "120344",
-        "product_coupon_id": "1000000013", "stock_id": "1000000013001", "appid": "wx233544546545989",
-        "use_time": "2025-07-24T00:00:00+08:00", "out_request_no": "34657_20250101_123456",
-        "associated_order_info": {
-            "transaction_id": "4200000000123456789123456789", "out_trade_no": "trade_no_20250724123456",
-            "mchid": "1234567890", "sub_mchid": "1234567890",
-        },
-        "store_id": "100000000", "saved_amount": 100, "sequential_coupon_index": 0,
-    })
+    let mut command: Value =
+        serde_json::from_str(include_str!("../docs/contract/examples/command.flat.json")).unwrap();
+    command["store_id"] = value!("100000000");
+    command["saved_amount"] = value!(100);
+    command
 }
 
 fn nested() -> Value {

@@ -7,8 +7,8 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::attempt::Evidence;
-use crate::wire::command::Legible;
 use crate::redemption::{Appid, BrandId, CouponCode, Openid, ProductCouponId, RequestNo, StockId};
+use crate::wire::command::Legible;
 use crate::wire::event::Entry;
 use crate::wire::schema;
 

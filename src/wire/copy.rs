@@ -177,7 +177,11 @@ struct ObjectionEntry {
 /// A status of 400 or more, as every objection has.
 fn objecting<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
     let status = u16::deserialize(deserializer)?;
-    if (400..=999).contains(&status) { Ok(status) } else { Err(D::Error::custom("no status of an objection")) }
+    if (400..=999).contains(&status) {
+        Ok(status)
+    } else {
+        Err(D::Error::custom("no status of an objection"))
+    }
 }
 
 impl From<&Objection> for ObjectionEntry {

@@ -352,9 +352,11 @@ pub(super) fn uuid(_: &mut SchemaGenerator) -> Schema {
 /// What an outcome means for the other fields: one rule for each.
 pub(super) fn by_outcome() -> Value {
     let text = json!({ "type": "string" });
-    let read = ["openid", "coupon_code", "brand_id", "product_coupon_id", "stock_id", "appid", "out_request_no"];
+    let read =
+        ["openid", "coupon_code", "brand_id", "product_coupon_id", "stock_id", "appid", "out_request_no"];
     let rule = |kind: OutcomeKind| {
-        let by = |ways: &[EstablishedBy]| json!({ "enum": ways.iter().map(|by| by.as_str()).collect::<Vec<_>>() });
+        let by =
+            |ways: &[EstablishedBy]| json!({ "enum": ways.iter().map(|by| by.as_str()).collect::<Vec<_>>() });
         let mut data = json!({ "outcome": { "const": kind.as_str() } });
         if kind != OutcomeKind::Invalid {
             for field in read {

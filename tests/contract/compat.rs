@@ -167,9 +167,10 @@ impl Comparison {
 
 fn set(value: Option<&Value>) -> BTreeSet<String> {
     match value {
-        Some(Value::Array(values)) => {
-            values.iter().map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned)).collect()
-        }
+        Some(Value::Array(values)) => values
+            .iter()
+            .map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+            .collect(),
         Some(Value::String(word)) => BTreeSet::from([word.clone()]),
         _ => BTreeSet::new(),
     }

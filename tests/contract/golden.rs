@@ -79,9 +79,8 @@ pub fn events() -> Vec<(&'static str, String)> {
     };
     let unresolved = Outcome::Unresolved { reason: Reason::DeadlinePassed, coupon: None, objection: None };
     let rejected = command::decode(INVALID.as_bytes()).unwrap_err();
-    let digest = |text: &str| -> String {
-        Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
-    };
+    let digest =
+        |text: &str| -> String { Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect() };
     let (invalid_digest, pay_score_digest) = (digest(INVALID), digest(COMMANDS[2].1));
 
     let once = [attempt("2026-03-05T04:30:45.918427827Z", Question::Redeem, Some(200), "redeemed")];
@@ -116,7 +115,10 @@ pub fn events() -> Vec<(&'static str, String)> {
             "event.refused.json",
             text(event::tell(&pay_score, &refused, telling("2026-03-05T04:30:46.127Z", 2, &twice)).body),
         ),
-        ("event.invalid.json", text(event::tell_invalid(&rejected, &invalid_digest, telling(told, 0, &[])).body)),
+        (
+            "event.invalid.json",
+            text(event::tell_invalid(&rejected, &invalid_digest, telling(told, 0, &[])).body),
+        ),
         (
             "event.unresolved.json",
             text(event::tell(&pay_score, &unresolved, telling("2026-03-06T04:30:45Z", 2, &lost)).body),

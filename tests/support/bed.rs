@@ -371,13 +371,15 @@ pub fn keeps_the_contract(event: &Value) {
 
 pub const OPENID: &str = "oh-394z-6CGkNoJrsDLTTUKiAnp4";
 
-/// A good command for a coupon of [`Bed::issue`].
+/// A good command for a coupon of [`Bed::issue`]: the golden one, for a coupon that is used once.
 pub fn command(code: &str, number: &str) -> Value {
-    json!({
-        "openid": OPENID, "coupon_code": code, "brand_id": "120344", "product_coupon_id": "1000000013",
-        "stock_id": "1000000013001", "appid": "wx233544546545989", "use_time": "2025-07-24T00:00:00+08:00",
-        "out_request_no": number, "associated_order_info": {"transaction_id": "4200000000123456789123456789"},
-    })
+    let mut command: Value =
+        serde_json::from_str(include_str!("../../docs/contract/examples/command.flat.json")).unwrap();
+    command.as_object_mut().unwrap().remove("sequential_coupon_index");
+    command["coupon_code"] = json!(code);
+    command["out_request_no"] = json!(number);
+    command["associated_order_info"] = json!({"transaction_id": "4200000000123456789123456789"});
+    command
 }
 
 /// A header's text.

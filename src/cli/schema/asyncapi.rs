@@ -256,7 +256,9 @@ fn result_message() -> anyhow::Result<Value> {
             "correlation_id": format!("order-{order}"), "message_id": payload["id"], "type": payload["type"],
             "CC": [format!("orders.{order}")],
         });
-        Ok::<_, anyhow::Error>(json!({ "name": name, "summary": summary, "headers": headers, "payload": payload }))
+        Ok::<_, anyhow::Error>(
+            json!({ "name": name, "summary": summary, "headers": headers, "payload": payload }),
+        )
     };
     Ok(json!({
         "name": "result",
