@@ -540,7 +540,7 @@ mod tests {
 
     #[test]
     fn a_field_given_twice_is_a_fault() {
-        let text = altered("{\n", "{ \"out_request_no\": \"34657_20250101_999999\",\n");
+        let text = altered("\"appid\"", "\"out_request_no\": \"34657_20250101_999999\", \"appid\"");
         assert_eq!(faults(&text), [("/out_request_no".to_owned(), "is given twice".to_owned())]);
     }
 

@@ -269,6 +269,24 @@ mod tests {
     }
 
     #[test]
+    fn attempts_and_objections_that_the_service_never_writes_are_damage() {
+        let entries = json(&[Entry::from(&evidence(1)[0])]);
+        let objection = json(&ObjectionEntry::from(&objection()));
+        for (name, text, from, to) in [
+            (EVIDENCE, &entries, "\"redeem\"", "\"guess\""),
+            (EVIDENCE, &entries, "\"objected\"", "\"fine\""),
+            (EVIDENCE, &entries, "\"status\":403", "\"status\":99"),
+            (EVIDENCE, &entries, "\"status\":403", "\"status\":1000"),
+            (OBJECTION, &objection, "\"http_status\":403", "\"http_status\":200"),
+        ] {
+            assert!(text.contains(from), "{text}");
+            assert!(with(name, text).is_ok(), "{name}");
+            assert_eq!(with(name, &text.replace(from, to)), Err(Damage::Unreadable(name)), "{to}");
+        }
+        assert!(with(EVIDENCE, &entries.replace("\"status\":403", "\"status\":null")).is_ok());
+    }
+
+    #[test]
     fn what_is_written_is_read_back_one_wait_queue_further() {
         let reason = Reason::NotUsable;
         for belief in [
