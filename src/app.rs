@@ -28,6 +28,7 @@ use crate::lanes::Lanes;
 use crate::metrics::{HeldBack, Key, Metrics, Queue, Settling};
 use crate::pace::{Budget, Pacer};
 use crate::shutdown::Shutdown;
+use crate::telemetry::traces::Traces;
 use crate::verdict::Fault;
 use crate::wechat::api::{CannotStart, Client, SharedKeyring};
 use crate::wechat::certificates::ApiV3Key;
@@ -57,6 +58,8 @@ impl From<ConfigFault> for Refusal {
     }
 }
 
+/// The longest wait for a collector to take the last spans.
+const LAST_SPANS: Duration = Duration::from_secs(2);
 /// Time between two looks at everything that no event tells of.
 const TICK: Duration = Duration::from_millis(250);
 /// How long calls may be held back before what was prefetched is handed back.
@@ -100,6 +103,13 @@ pub async fn run(
     }
     let keys: SharedKeyring = Arc::new(RwLock::new(Arc::new(keyring)));
     let client = Arc::new(Client::new(config.wechat_settings()?, keys.clone())?);
+    let traces = match config.traces() {
+        None => Traces::off(),
+        Some(settings) => Traces::start(&settings).map_err(|fault| ConfigFault {
+            key: "telemetry.otlp_endpoint".to_owned(),
+            problem: fault.to_string(),
+        })?,
+    };
 
     let topology = config.topology();
     let tiers: Vec<String> = topology.tiers.iter().map(|wait| topology::wait_name(*wait)).collect();
@@ -129,6 +139,8 @@ pub async fn run(
         horizon: config.horizon(),
         source: config.event.source.clone(),
         brands: Brands::default(),
+        traces: traces.clone(),
+        queue: topology.names.commands.clone(),
         refused: Mutex::default(),
     });
     let mut service = Service {
@@ -148,6 +160,7 @@ pub async fn run(
     service.supervise(&broker, shutdown).await;
     keeper.abort();
     admin.abort();
+    traces.finish(LAST_SPANS).await;
     info!("stopped");
     Ok(())
 }

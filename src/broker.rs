@@ -7,9 +7,11 @@
 
 pub mod client;
 pub mod delivery;
+pub mod management;
 pub mod parked;
 pub mod probe;
 pub mod publisher;
+pub mod tls;
 pub mod topology;
 
 use std::sync::Arc;
@@ -17,8 +19,9 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions};
+use lapin::runtime::default_runtime;
 use lapin::types::FieldTable;
-use lapin::uri::AMQPUri;
+use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Channel, Connection, ConnectionProperties, Event};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::watch;
@@ -26,6 +29,7 @@ use tokio::time::timeout;
 
 use crate::broker::delivery::Delivery;
 use crate::broker::publisher::{NotPublished, Publisher};
+use crate::broker::tls::{BadFile, Tls};
 use crate::broker::topology::{Mode, Topology, TopologyFault, establish};
 
 /// How the broker is reached.
@@ -39,6 +43,8 @@ pub struct Settings {
     pub confirm_timeout: Duration,
     /// Heartbeat; a silent connection is dead after twice this time.
     pub heartbeat: Duration,
+    /// What is trusted and shown where a URI begins with `amqps://`.
+    pub tls: Tls,
     /// What must exist.
     pub topology: Topology,
     /// What to do about it.
@@ -79,6 +85,19 @@ pub enum CannotConnect {
         /// The client's words.
         source: lapin::Error,
     },
+    /// The handshake of TLS failed.
+    #[error("{at}: {advice} ({source})")]
+    Tls {
+        /// Host, port and virtual host.
+        at: String,
+        /// What it means, and which key mends it.
+        advice: &'static str,
+        /// The client's words.
+        source: lapin::Error,
+    },
+    /// A file that TLS needs cannot be used.
+    #[error("{0}")]
+    File(#[from] BadFile),
     /// The topology is not as it must be.
     #[error("{at}: {source}")]
     Topology {
@@ -130,8 +149,8 @@ impl Generation {
         let limit = settings.connect_timeout;
 
         let (consuming, publishing) = tokio::try_join!(
-            connect(&uri, "redeemer consume", &at, limit),
-            connect(&uri, "redeemer publish", &at, limit)
+            connect(&uri, "redeemer consume", &at, settings),
+            connect(&uri, "redeemer publish", &at, settings)
         )?;
         let health = watch::Sender::new(Health::default());
 
@@ -265,7 +284,7 @@ async fn connect_any(settings: &Settings, name: &str) -> Result<(Connection, Str
     let mut refusal = CannotConnect::Uri(": it is empty");
     for nth in 0..settings.uris.len() {
         let (uri, at) = address(settings, nth)?;
-        match connect(&uri, name, &at, settings.connect_timeout).await {
+        match connect(&uri, name, &at, settings).await {
             Ok(connection) => return Ok((connection, at)),
             Err(error) => refusal = error,
         }
@@ -273,11 +292,28 @@ async fn connect_any(settings: &Settings, name: &str) -> Result<(Connection, Str
     Err(refusal)
 }
 
-async fn connect(uri: &AMQPUri, name: &str, at: &str, limit: Duration) -> Result<Connection, CannotConnect> {
+async fn connect(
+    uri: &AMQPUri,
+    name: &str,
+    at: &str,
+    settings: &Settings,
+) -> Result<Connection, CannotConnect> {
+    let limit = settings.connect_timeout;
     let properties = ConnectionProperties::default().with_connection_name(name.into());
-    match timeout(limit, Connection::connect_uri(uri.clone(), properties)).await {
+    let (uri, secure) = (uri.clone(), uri.scheme == AMQPScheme::AMQPS);
+    // Files that are not needed need not be there.
+    let tls = if secure { settings.tls.read()? } else { Default::default() };
+    let connecting =
+        async { Connection::connect_uri_with_config(uri, properties, tls, default_runtime()?).await };
+    match timeout(limit, connecting).await {
         Ok(Ok(connection)) => Ok(connection),
-        Ok(Err(source)) => Err(CannotConnect::Refused { at: at.to_owned(), source }),
+        Ok(Err(source)) => {
+            let at = at.to_owned();
+            Err(match tls::advice(&source, settings.tls.identity.is_some()).filter(|_| secure) {
+                Some(advice) => CannotConnect::Tls { at, advice, source },
+                None => CannotConnect::Refused { at, source },
+            })
+        }
         Err(_) => Err(CannotConnect::TimedOut { at: at.to_owned(), step: "the handshake", limit }),
     }
 }
