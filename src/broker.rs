@@ -59,6 +59,14 @@ impl Settings {
     pub fn vhost(&self) -> Result<String, CannotConnect> {
         Ok(address(self, 0)?.0.vhost)
     }
+
+    /// The user, as the first URI names it.
+    ///
+    /// # Errors
+    /// [`CannotConnect::Uri`] where it is none.
+    pub fn user(&self) -> Result<String, CannotConnect> {
+        Ok(address(self, 0)?.0.authority.userinfo.username)
+    }
 }
 
 /// Why there is no connection.

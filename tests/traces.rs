@@ -270,9 +270,9 @@ async fn a_copy_is_linked_to_the_stay_that_put_it_away() {
     let sender = format!("00-{TRACE}-{SENDER}-01");
     bed.publish_bytes(command("C1", "USE_0001").to_string().as_bytes(), with_trace(&sender)).await;
     bed.publish(&command("C2", "USE_0002")).await;
-    let deferred = service_metric_sum(&service, "redeemer_deferred_total").await;
+    let deferred = service_metric_sum(&service, "redeemer_tier_deferred_total").await;
     until("two copies", async || {
-        service_metric_sum(&service, "redeemer_deferred_total").await >= deferred + 2.0
+        service_metric_sum(&service, "redeemer_tier_deferred_total").await >= deferred + 2.0
     })
     .await;
     bed.faults(json!([]));

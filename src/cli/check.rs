@@ -12,8 +12,8 @@ use serde::Serialize;
 
 use crate::app::merchant_key_from_environment;
 use crate::broker::management::{self, Alarm, Management, Queue, Unanswered, Unfit};
-use crate::broker::probe::{self, Held, Right};
-use crate::broker::topology::{Difference, Mode, Object, Standing, survey};
+use crate::broker::probe::{self, Held, Need, Right};
+use crate::broker::topology::{Difference, Mode, Names, Object, Standing, survey};
 use crate::broker::{CannotConnect, Generation, Settings};
 use crate::cli::{Failure, say};
 use crate::config::Config;
@@ -301,19 +301,19 @@ async fn broker(config: &Config, findings: &mut Vec<Finding>) {
             return;
         }
     };
-    let makes = settings.mode == Mode::Create;
+    let mode = settings.mode;
     // Each object is looked at below, with every difference.
     settings.mode = Mode::Off;
     let greeted = probe::version(&settings).await;
     if let Some(version) = &greeted {
         findings.push(of_version(version));
     }
-    let reached = topology(&settings, makes, findings).await;
+    let reached = topology(&settings, mode, findings).await;
     if reached {
         // Before anything that a broker in alarm would not answer.
         broker_settings(config, &settings, greeted.is_none(), findings).await;
     }
-    if reached && !permissions(&settings, findings).await {
+    if reached && !permissions(&settings, mode, findings).await {
         // A connection would fail for the same reason, and say less.
         return;
     }
@@ -379,15 +379,16 @@ fn of_version(version: &str) -> Finding {
     }
 }
 
-/// Tells whatever is missing or differs, argument by argument; `makes` says that the service makes what is missing. False where the broker is not reached.
-async fn topology(settings: &Settings, makes: bool, findings: &mut Vec<Finding>) -> bool {
+/// Tells whatever is missing or differs, argument by argument; `mode` is what the service does about it. False where
+/// the broker is not reached.
+async fn topology(settings: &Settings, mode: Mode, findings: &mut Vec<Finding>) -> bool {
     const WHAT: &str = "topology";
     let Ok((_, found)) = survey(settings, false).await else { return false };
     let mut sound = true;
     for (object, standing) in found {
         match standing {
             Standing::There | Standing::Made | Standing::Unaskable => continue,
-            Standing::Missing if makes => findings.push(Finding::warning(
+            Standing::Missing if mode == Mode::Create => findings.push(Finding::warning(
                 WHAT,
                 format!("{object} is missing"),
                 "nothing to do: redeemer run makes it; to make it now: redeemer topology apply",
@@ -400,6 +401,11 @@ async fn topology(settings: &Settings, makes: bool, findings: &mut Vec<Finding>)
                     let detail = format!("{object}: {argument} is {found}, must be {wanted}");
                     findings.push(Finding::fault(WHAT, detail, crate::cli::topology::REMEDY));
                 }
+            }
+            Standing::Unseen(words) if mode == Mode::Create && words.contains("ACCESS_REFUSED") => {
+                let detail =
+                    format!("the user may not declare {object}, as broker.topology = create wants: {words}");
+                findings.push(Finding::fault("permissions", detail, allowing(settings, mode)));
             }
             Standing::Unseen(words) => findings.push(Finding::warning(
                 WHAT,
@@ -416,46 +422,74 @@ async fn topology(settings: &Settings, makes: bool, findings: &mut Vec<Finding>)
 }
 
 /// Tells what the user may not do. False where anything that the service needs is among it.
-async fn permissions(settings: &Settings, findings: &mut Vec<Finding>) -> bool {
+async fn permissions(settings: &Settings, mode: Mode, findings: &mut Vec<Finding>) -> bool {
     const WHAT: &str = "permissions";
     let rights = match probe::rights(settings).await {
         Ok(rights) => rights,
         Err(fault) => {
-            findings.push(Finding::warning(WHAT, fault.to_string(), "run check again"));
+            findings.push(Finding::warning(WHAT, fault.to_string(), "redeemer check # once more"));
             return true;
         }
     };
     let (mut sound, mut lacking) = (true, false);
-    for (right, held) in rights {
-        let (what, pattern) = match right {
-            Right::Write(exchange) if exchange.is_empty() => ("publish to amq.default".to_owned(), "second"),
-            Right::Write(exchange) => (format!("publish to {exchange}"), "second"),
-            Right::Read(queue) => (format!("consume {queue}"), "third"),
+    for (right, need, held) in rights {
+        let what = match right {
+            Right::Write(exchange) if exchange.is_empty() => "publish to amq.default".to_owned(),
+            Right::Write(exchange) => format!("publish to {exchange}"),
+            Right::Read(queue) => format!("consume {queue}"),
         };
-        match held {
-            Held::Yes => continue,
-            Held::No(words) => {
+        findings.push(match (held, need) {
+            (Held::Yes, _) => continue,
+            (Held::No(words), Need::Service) => {
                 lacking = true;
-                findings.push(Finding::fault(
-                WHAT,
-                format!("the user may not {what}: {words}"),
-                format!(
-                    "rabbitmqctl set_permissions -p VHOST USER CONFIGURE WRITE READ, whose {pattern} pattern admits it"
-                ),
-            ));
+                let detail = format!("the user may not {what}: {words}");
+                Finding::fault(WHAT, detail, allowing(settings, mode))
             }
-            Held::Unclear(words) => findings.push(Finding::warning(
-                WHAT,
-                format!("whether the user may {what} could not be found out: {words}"),
-                "run check again",
-            )),
-        }
+            (Held::No(_), Need::Desk) => {
+                let detail =
+                    format!("the user may not {what}: the service does not need it, redeemer parked does");
+                Finding::warning(
+                    WHAT,
+                    detail,
+                    "run redeemer parked as a user who may; nothing to do for the service",
+                )
+            }
+            (Held::Unclear(words), _) => {
+                let detail = format!("whether the user may {what} could not be found out: {words}");
+                Finding::warning(WHAT, detail, "redeemer check # once more")
+            }
+        });
         sound = false;
     }
     if sound {
         findings.push(Finding::ok(WHAT, "the user may consume and publish whatever it takes"));
     }
     !lacking
+}
+
+/// The command that gives the service's user the rights that it needs, and no others.
+fn allowing(settings: &Settings, mode: Mode) -> String {
+    let (user, vhost) = (settings.user().unwrap_or_default(), settings.vhost().unwrap_or_default());
+    let [configure, write, read] = least_rights(&settings.topology.names, mode);
+    format!("rabbitmqctl set_permissions -p '{vhost}' '{user}' '{configure}' '{write}' '{read}'")
+}
+
+/// The patterns for configure, write and read.
+fn least_rights(names: &Names, mode: Mode) -> [String; 3] {
+    let literal = |name: &str| {
+        let plain = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-');
+        name.chars().flat_map(|c| (!plain(c)).then_some('\\').into_iter().chain([c])).collect::<String>()
+    };
+    let Names { commands, retry, results, unrouted, parked } = names;
+    let [commands, retry, results, unrouted, parked] =
+        [commands, retry, results, unrouted, parked].map(|name| literal(name));
+    if mode == Mode::Off {
+        let write = format!("^({results}|{retry}|{parked}|amq\\.default)$");
+        return ["^$".to_owned(), write, format!("^{commands}$")];
+    }
+    // To declare a queue that dead-letters takes the right to read it and to write where it dead-letters to.
+    let all = format!("{commands}|{retry}(\\..*)?|{results}|{unrouted}|{parked}");
+    [format!("^({all})$"), format!("^({all}|amq\\.default)$"), format!("^({all})$")]
 }
 
 /// The longest that a command is usually held without an acknowledgement.
@@ -596,4 +630,25 @@ fn unseen(config: &Config) -> Finding {
          list_bindings)"
     );
     Finding::ok(SETTINGS, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rights_name_what_there_is_and_nothing_else() {
+        let rights = |mode| least_rights(&Names::default(), mode);
+        let off = [
+            "^$",
+            r"^(redemption\.results|redemption\.retry|redemption\.parked|amq\.default)$",
+            r"^redemption\.commands$",
+        ];
+        assert_eq!(rights(Mode::Off), off);
+        let [configure, write, read] = rights(Mode::Create);
+        let all = r"redemption\.commands|redemption\.retry(\..*)?|redemption\.results|redemption\.unrouted|redemption\.parked";
+        assert_eq!([&configure, &read], [&format!("^({all})$"); 2]);
+        assert_eq!(write, format!(r"^({all}|amq\.default)$"));
+        assert_eq!(rights(Mode::Verify), rights(Mode::Create));
+    }
 }
