@@ -235,6 +235,8 @@ async fn check_tells_the_version_what_differs_and_what_the_user_may_not_do() {
     node.ctl(&["set_permissions", "poor", "^$", &write, ".*"]);
     let (_, address) = node.uri().split_once('@').unwrap();
     let mut poor = Place::new(&format!("amqp://poor:poor@{address}"), "check");
+    poor.config.broker.topology = "verify".to_owned();
+    poor.write();
     let lacking = details(&poor, "permissions", "fault");
     assert_eq!(lacking.len(), 3, "{lacking:#?}");
     let desk = details(&poor, "permissions", "warning");
