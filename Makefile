@@ -39,11 +39,12 @@ test-cluster: ## four instances on three nodes, of which some are lost
 	cargo test --locked --test cluster -- --nocapture
 
 .PHONY: test-ops
-test-ops: ## the alerts against promtool: that the rules are sound, and a firing and a quiet case for each
-	deploy/local/install prometheus
+test-ops: ## the alerts by promtool, a firing and a quiet case for each; the status page in a browser
+	deploy/local/install prometheus chromium rabbitmq-server
 	promtool check config deploy/prometheus/prometheus.yml
 	promtool check rules deploy/prometheus/redeemer.rules.yml
 	promtool test rules deploy/prometheus/tests/*.yml
+	cargo test --locked --test page
 
 .PHONY: pace
 pace: ## measure the pace in real time; wants a quiet machine
@@ -89,23 +90,26 @@ MINUTES ?= 20
 RATE ?= 500
 BACKLOG ?= 100000
 
+# The pages that tell what the long runs measured: the template, which outlives a torture, and what was made of it.
+RECORDS := $(CURDIR)/tests/torture/reliability.md:$(CURDIR)/docs/reliability.md
+
 .PHONY: soak
-soak: ## a long time at full rate, and a long backlog: memory and open files stay (MINUTES=, RATE=, BACKLOG=)
+soak: ## a long time at full rate, and a long backlog: memory and open files stay; told in docs/reliability.md (MINUTES=, RATE=, BACKLOG=)
 	deploy/local/install rabbitmq-server
-	MINUTES=$(MINUTES) RATE=$(RATE) BACKLOG=$(BACKLOG) cargo test --release --locked --test soak -- --nocapture --test-threads 1
+	RECORD=$(RECORDS) MINUTES=$(MINUTES) RATE=$(RATE) BACKLOG=$(BACKLOG) cargo test --release --locked --test soak -- --nocapture --test-threads 1
 
 CASES ?= 1000000
 
 .PHONY: fuzz
-fuzz: ## a million hostile cases for everything that reads what others wrote (CASES=, SEED= to repeat a run)
-	CASES=$(CASES) cargo test --release --locked --test fuzz -- --nocapture --test-threads 1
+fuzz: ## a million hostile cases for everything that reads what others wrote; told in docs/reliability.md (CASES=, SEED= to repeat a run)
+	RECORD=$(RECORDS) CASES=$(CASES) cargo test --release --locked --test fuzz -- --nocapture --test-threads 1
 
 .PHONY: lint
 lint: ## format, clippy, documentation, dependencies, scripts
 	deploy/local/install shellcheck
 	cargo fmt --check
 	cargo clippy --locked --all-targets --all-features -- -D warnings
-	cargo clippy --locked --test cluster --test soak -- -D warnings
+	cargo clippy --locked --test cluster --test page --test soak -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --all-features
 	deploy/local/deny
 	grep -rlE '^#!.*sh$$' deploy .ci | xargs shellcheck

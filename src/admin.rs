@@ -3,8 +3,11 @@
 //! Serves nothing secret and changes nothing. Every connection is bounded in time and size, so that a slow or a
 //! flooding client costs others nothing.
 
+mod history;
+mod page;
+
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -19,9 +22,10 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::timeout;
+use tokio::time::{interval, timeout};
 use tracing::warn;
 
+use crate::admin::history::History;
 use crate::metrics::Metrics;
 
 /// Connections served at once.
@@ -32,6 +36,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECTION_MAX: Duration = Duration::from_secs(60);
 /// How long the main loop may stand still before the process counts as dead.
 const STANDSTILL_MAX: SignedDuration = SignedDuration::from_secs(30);
+
+/// The reason while a consumer is being begun.
+pub const NOT_CONSUMING_YET: &str = "broker: not consuming yet";
 
 /// What is going on, in words.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -65,6 +72,7 @@ impl Status {
 struct Shown {
     metrics: Arc<Metrics>,
     status: watch::Receiver<Status>,
+    history: Arc<Mutex<History>>,
 }
 
 /// Why the port cannot be opened.
@@ -87,14 +95,45 @@ pub async fn serve(
     let refused = |source| CannotListen { address, source };
     let listener = TcpListener::bind(address).await.map_err(refused)?;
     let bound = listener.local_addr().map_err(refused)?;
+    let shown = Shown { metrics, status, history: Arc::default() };
     let router = Router::new()
         .route("/", get(page))
         .route("/metrics", get(render))
         .route("/livez", get(live))
         .route("/readyz", get(ready))
         .route("/status.json", get(status_json))
-        .with_state(Shown { metrics, status });
-    Ok((bound, tokio::spawn(accept(listener, router))))
+        .route("/runbook", get(runbook))
+        .with_state(shown.clone());
+    // Both end together, when the task is aborted.
+    let both = async move {
+        tokio::join!(accept(listener, router), remember(shown));
+    };
+    Ok((bound, tokio::spawn(both)))
+}
+
+/// Keeps the last minutes for the page.
+async fn remember(mut shown: Shown) {
+    let mut due = interval(history::EVERY);
+    let remembered = |shown: &Shown, sample: bool| {
+        let reasons = shown.status.borrow().reasons.clone();
+        let mut history = shown.history.lock().unwrap_or_else(PoisonError::into_inner);
+        history.problems(Timestamp::now(), &reasons);
+        if sample {
+            history.sample(shown.metrics.glance());
+        }
+    };
+    loop {
+        tokio::select! {
+            _ = due.tick() => remembered(&shown, true),
+            changed = shown.status.changed() => {
+                // Whoever tells the status has ended: there is nothing more to remember.
+                if changed.is_err() {
+                    return;
+                }
+                remembered(&shown, false);
+            }
+        }
+    }
 }
 
 async fn accept(listener: TcpListener, router: Router) {
@@ -151,17 +190,23 @@ async fn status_json(State(shown): State<Shown>) -> impl IntoResponse {
     axum::Json(shown.status.borrow().clone())
 }
 
-async fn page(State(shown): State<Shown>) -> Html<String> {
+async fn page(State(shown): State<Shown>) -> impl IntoResponse {
     let status = shown.status.borrow().clone();
-    let state = if status.ready() { "consuming".to_owned() } else { status.reasons.join("; ") };
-    let broker = status.broker.unwrap_or_else(|| "not connected".to_owned());
-    let text = |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-    Html(format!(
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\">\
-         <title>redeemer</title><h1>redeemer</h1><p>{}<p>broker: {}<p>in flight: {}\
-         <p><a href=/metrics>metrics</a> <a href=/readyz>readyz</a> <a href=/livez>livez</a>",
-        text(&state),
-        text(&broker),
-        status.in_flight
-    ))
+    let history = shown.history.lock().unwrap_or_else(PoisonError::into_inner);
+    let page = page::render(&status, &shown.metrics.glance(), &history, Timestamp::now());
+    document(page)
+}
+
+async fn runbook() -> impl IntoResponse {
+    document(page::runbook())
+}
+
+fn document(page: String) -> impl IntoResponse {
+    let headers = [
+        (header::CONTENT_SECURITY_POLICY, page::content_security_policy()),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
+        (header::REFERRER_POLICY, "no-referrer".to_owned()),
+        (header::CACHE_CONTROL, "no-store".to_owned()),
+    ];
+    (headers, Html(page))
 }

@@ -15,7 +15,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, error, info, warn};
 
-use crate::admin::{self, CannotListen, Status};
+use crate::admin::{self, CannotListen, NOT_CONSUMING_YET, Status};
 use crate::backoff::Backoff;
 use crate::breaker::{Breaker, Cause, State, Trouble};
 use crate::broker::delivery::Delivery;
@@ -619,7 +619,7 @@ impl Service {
         let consuming = consuming && health.blocked.is_none() && !open;
         metrics.consuming(consuming);
         if !consuming && reasons.is_empty() {
-            reasons.push("broker: not consuming yet".to_owned());
+            reasons.push(NOT_CONSUMING_YET.to_owned());
         }
         self.tell(Some(generation.at()), consuming, reasons);
     }

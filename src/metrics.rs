@@ -202,6 +202,35 @@ impl Key {
 /// The label of a wait queue that is not among the configured ones: one of an earlier configuration.
 const OTHER_TIER: &str = "other";
 
+/// What the status page shows of all this, at one moment.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Glance {
+    /// Commands that ended, in the order of [`OutcomeKind::ALL`].
+    pub outcomes: [u64; 4],
+    /// Calls to the payment API.
+    pub calls: u64,
+    /// What they took together, in seconds.
+    pub call_seconds: f64,
+    /// Deliveries held.
+    pub in_flight: i64,
+    /// Commands worked on.
+    pub busy: i64,
+    /// Commands that may be worked on at once.
+    pub slots: i64,
+    /// Calls per second that this instance may make.
+    pub pace: f64,
+    /// Consumers of the command queue.
+    pub consumers: i64,
+    /// Connections to the broker that were built.
+    pub generations: u64,
+    /// Whether calls are held back.
+    pub breaker_open: bool,
+    /// The provider's clock less ours, in seconds.
+    pub clock_skew: f64,
+    /// Messages ready, by queue; not a number where they could not be counted.
+    pub depths: Vec<(String, f64)>,
+}
+
 /// Everything that is counted.
 pub struct Metrics {
     registry: Registry,
@@ -631,6 +660,38 @@ impl Metrics {
             if let HeldBack::Fault(fault) = each {
                 self.stopped.with_label_values(&[fault.as_str()]).set(now);
             }
+        }
+    }
+
+    /// What the status page shows.
+    pub fn glance(&self) -> Glance {
+        let ended = |kind: OutcomeKind| {
+            let sum = |reason: &str| self.outcomes.with_label_values(&[kind.as_str(), reason]).get();
+            let told = Reason::ALL.into_iter().filter(|reason| told_of(kind, *reason));
+            match kind {
+                OutcomeKind::Redeemed => sum(""),
+                _ => told.map(|reason| sum(reason.as_str())).sum(),
+            }
+        };
+        let calls =
+            Question::ALL.map(|question| self.provider_seconds.with_label_values(&[question.as_str()]));
+        let depth = |queue: String| (self.depth.with_label_values(&[&queue]).get(), queue);
+        let tiers = self.tiers.iter().filter(|tier| *tier != OTHER_TIER).map(|tier| format!("retry.{tier}"));
+        let queues = [Queue::Commands].into_iter().map(|queue| queue.as_str().to_owned()).chain(tiers);
+        let rest = [Queue::Parked, Queue::Unrouted].map(|queue| queue.as_str().to_owned());
+        Glance {
+            outcomes: OutcomeKind::ALL.map(ended),
+            calls: calls.iter().map(Histogram::get_sample_count).sum(),
+            call_seconds: calls.iter().map(Histogram::get_sample_sum).sum(),
+            in_flight: self.in_flight.get(),
+            busy: self.slots_busy.get(),
+            slots: self.slots.get(),
+            pace: self.pace.get(),
+            consumers: self.consumers.get(),
+            generations: self.generation.get(),
+            breaker_open: self.breaker_open.get() != 0,
+            clock_skew: self.clock_skew.get(),
+            depths: queues.chain(rest).map(depth).map(|(messages, queue)| (queue, messages)).collect(),
         }
     }
 

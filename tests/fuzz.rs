@@ -12,6 +12,8 @@
 mod campaign;
 #[path = "fuzz/damage.rs"]
 mod damage;
+#[path = "support/record.rs"]
+mod record;
 
 use std::process::{Command, Stdio};
 
@@ -98,6 +100,10 @@ fn commands() {
                 assert_eq!(prepared.body(), again.body());
                 let body: Value = serde_json::from_slice(prepared.body()).unwrap();
                 assert_eq!(body["out_request_no"], redemption.out_request_no.as_str());
+                // What is sent is a command again, in the nested spelling, and means the same.
+                let (openid, code) = (redemption.openid.as_str(), redemption.coupon_code.as_str());
+                let sent = value!({ "openid": openid, "coupon_code": code, "json": body });
+                assert_eq!(command::decode(sent.to_string().as_bytes()).unwrap(), redemption);
                 let safe = |text: &str| {
                     text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
                 };
@@ -119,6 +125,45 @@ fn commands() {
         },
     );
     assert!(counted["accepted"] > 0 && counted["refused"] > 0, "{counted:?}");
+}
+
+/// Key files are the operator's own, so they are not hostile; they may be damaged. One that is read all the same is
+/// whole: its two readers agreed on it, or it is the public half of a pair.
+#[test]
+fn keys() {
+    let (private, public) = (KEY, MerchantKey::from_pem(KEY, "test").unwrap().public_der().to_vec());
+    let sound = MerchantKey::from_pem(KEY, "test").unwrap();
+    let signature = sound.sign(b"text").unwrap();
+    let block = private.lines().filter(|line| !line.starts_with('-')).collect::<String>();
+    let der = STANDARD.decode(block).unwrap();
+    let pem = |kind: &str, der: &[u8]| {
+        format!("-----BEGIN {kind}-----\n{}\n-----END {kind}-----\n", folded(der)).into_bytes()
+    };
+    assert!(MerchantKey::from_pem(std::str::from_utf8(&pem("PRIVATE KEY", &der)).unwrap(), "test").is_ok());
+    let counted = Campaign::new("keys").run(
+        |dice| match dice.random_range(0..4) {
+            0 => bytes(private.as_bytes(), dice),
+            1 => pem("PRIVATE KEY", &bytes(&der, dice)),
+            2 => pem("RSA PRIVATE KEY", &bytes(&der, dice)),
+            _ => pem("PUBLIC KEY", &bytes(&public, dice)),
+        },
+        |input| {
+            let text = String::from_utf8_lossy(input);
+            let (merchant, provider) =
+                (MerchantKey::from_pem(&text, "test"), VerificationKey::from_public_pem(&text, "test"));
+            if let Ok(key) = &merchant {
+                assert!(key.bits() >= 2048);
+                assert_eq!(key.sign(b"text").unwrap(), signature, "another key was made of it");
+                return "the key as it was";
+            }
+            match provider {
+                Ok(key) if key.verifies(b"text", &signature) => "the public key as it was",
+                Ok(_) => "another public key",
+                Err(_) => "no key",
+            }
+        },
+    );
+    assert!(counted["no key"] > 0, "{counted:?}");
 }
 
 /// The headers of a copy, as their reader sees them: texts that may be missing.

@@ -286,6 +286,8 @@ async fn a_flood_of_the_longest_bodies_costs_the_prefetched_ones_and_harms_no_ne
     let expected = [("invalid invalid_command -", FLOOD * 9 / 10), ("redeemed - USED", FLOOD / 10)];
     assert_eq!(gists, expected.map(|(gist, count)| (gist.to_owned(), count)).into());
     assert_eq!(bed.uses().len(), 1 + FLOOD / 10);
+    let parked = &bed.config.broker.names.parked;
+    until("all of them parked", async || bed.ready(parked).await as usize == FLOOD * 9 / 10).await;
     let most = program.resident_max();
     println!("resident: {before} KiB, and at most {most} KiB under the flood");
     // Each is held as it came in, as it waits to be parked, and as it goes out.

@@ -1,12 +1,15 @@
 //! Endurance: the rate of a full limiter for a long time, with faults, and a backlog as after a long night.
 //!
 //! `make soak` runs both: `MINUTES` (20) at `RATE` (500) commands a second, and a backlog of `BACKLOG` (100,000). What is
-//! measured is the service's process: resident memory and open files, their slope by least squares.
+//! measured is the service's process: resident memory and open files, their slope by least squares. The sandbox signs fast
+//! here, or it would be what is measured.
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // a rig that cannot be set up fails, and it tells as it goes
 #![allow(dead_code)] // the fault rig's parts, of which this is a smaller user
 
 #[path = "support/broker.rs"]
 mod broker;
+#[path = "support/record.rs"]
+mod record;
 #[path = "torture/service.rs"]
 mod service;
 
@@ -77,25 +80,24 @@ async fn a_long_time_at_full_rate() {
     let hours = settled.last().unwrap().hours - settled[0].hours;
     let (memory, files) = (slope(settled, |at| at.kib), slope(settled, |at| at.files));
     let most = settled.iter().map(|at| at.kib).fold(0.0, f64::max);
-    println!(
-        "soak: {sent} commands in {:.1} min ({:.0}/s), {told_meanwhile} told meanwhile, all after {:.1} s more",
-        begun.elapsed().as_secs_f64() / 60.0,
+    let figures = format!(
+        "{sent} commands in {minutes} min ({:.0}/s), one call in twenty gone wrong; the last told {:.1} s later; \
+         resident at most {:.1} MiB, {:+.2} MiB/h; open files {:.0}, {:+.2}/h",
         sent as f64 / (60.0 * minutes as f64),
         drained.as_secs_f64() - 60.0 * minutes as f64,
-    );
-    println!(
-        "soak: resident at most {:.1} MiB, {:+.2} MiB/h; open files {:.0}, {:+.2}/h, over {hours:.2} h",
         most / 1024.0,
         memory / 1024.0,
         settled.last().unwrap().files,
         files,
     );
+    println!("soak: {figures}; over {hours:.2} h, {told_meanwhile} told meanwhile");
     ground.judge(sent).await;
     assert_eq!(ground.instance.series().await.len(), series, "the number of series grew");
     // What a leak of 100 bytes for each command would be, and a tenth of it is still seen.
     let grown = memory * hours * 1024.0 / sent as f64;
     assert!(grown < 10.0, "{grown:.1} bytes more for each command");
     assert!(files * hours < 8.0, "{:.1} files more", files * hours);
+    record::row("soak", &figures);
     ground.end().await;
 }
 
@@ -113,16 +115,19 @@ async fn a_backlog_of_a_long_night() {
     let first = Sample::take(pid, begun);
     ground.reach(backlog).await;
     let (took, last) = (begun.elapsed(), Sample::take(pid, begun));
-    println!(
-        "backlog: {backlog} commands drained in {:.1} s ({:.0}/s); resident {:.1} MiB at the start, at most {:.1} MiB",
+    let figures = format!(
+        "{backlog} commands drained in {:.1} s ({:.0}/s), none lost, none twice; resident {:.1} MiB when ready, at \
+         most {:.1} MiB",
         took.as_secs_f64(),
         backlog as f64 / took.as_secs_f64(),
         first.kib / 1024.0,
         last.most_kib / 1024.0,
     );
+    println!("backlog: {figures}");
     ground.judge(backlog).await;
     // Prefetched commands and their replies, not the backlog: that would be twice as much for its bodies alone.
     assert!(last.most_kib < first.kib + 40.0 * 1024.0, "{} KiB, {} KiB at most", first.kib, last.most_kib);
+    record::row("backlog", &figures);
     ground.end().await;
 }
 
@@ -175,7 +180,7 @@ impl Ground {
     async fn new(name: &str) -> Self {
         let broker = tokio::task::spawn_blocking(Broker::start).await.unwrap();
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
-        let sandbox = Sandbox::start(&dir.join("sandbox"), 1).await;
+        let sandbox = Sandbox::start_with(&dir.join("sandbox"), 1, &["--fast-signatures"]).await;
         let config = configure(&dir.join("sandbox"), &sandbox, broker.uri());
         std::fs::write(dir.join("redeemer.toml"), toml::to_string(&config).unwrap()).unwrap();
         let connection = Connection::connect(broker.uri(), ConnectionProperties::default()).await.unwrap();

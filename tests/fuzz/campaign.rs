@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
+use crate::record;
 use peak_alloc::PeakAlloc;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
@@ -66,6 +67,12 @@ impl Campaign {
         }
         let (seconds, kib) = (since.elapsed().as_secs_f64(), most / 1024);
         println!("{name}: {cases} cases in {seconds:.1} s, at most {kib} KiB for one: {counted:?}");
+        let words: Vec<String> = counted.iter().map(|(word, count)| format!("{count} {word}")).collect();
+        let figures = format!(
+            "{cases} cases in {seconds:.1} s from seed {seed}: {}; at most {kib} KiB for one",
+            words.join(", ")
+        );
+        record::row(&format!("fuzz: {name}"), &figures);
         counted
     }
 }

@@ -303,6 +303,11 @@ impl Drop for Bed {
 }
 
 impl Service {
+    /// The URL of a path on the admin port.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.admin)
+    }
+
     /// The body of a GET on the admin port, with its status.
     pub async fn get(&self, path: &str) -> (u16, String) {
         let response = reqwest::get(format!("http://{}{path}", self.admin)).await.unwrap();

@@ -170,6 +170,11 @@ pub struct Sandbox {
 impl Sandbox {
     /// Starts one with its files in `dir`.
     pub async fn start(dir: &Path, seed: u64) -> Self {
+        Self::start_with(dir, seed, &[]).await
+    }
+
+    /// The same, with further arguments.
+    pub async fn start_with(dir: &Path, seed: u64, more: &[&str]) -> Self {
         fs::create_dir_all(dir).unwrap();
         let log = File::create(dir.join("sandbox.log")).unwrap();
         let child = Command::new(PROGRAM)
@@ -184,6 +189,7 @@ impl Sandbox {
                 "--dir",
             ])
             .arg(dir)
+            .args(more)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)

@@ -1,0 +1,127 @@
+//! The last minutes, for the status page: samples in a ring, and the last problems in words.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::admin::NOT_CONSUMING_YET;
+use crate::metrics::Glance;
+
+/// Time between two samples.
+pub const EVERY: Duration = Duration::from_secs(5);
+/// Samples kept: ten minutes of them.
+const SAMPLES_MAX: usize = 120;
+/// Problems kept.
+const PROBLEMS_MAX: usize = 8;
+
+/// What is remembered. Bounded, and gone with the process: whoever wants more asks Prometheus.
+#[derive(Debug, Default)]
+pub struct History {
+    samples: VecDeque<Glance>,
+    problems: VecDeque<(Timestamp, String)>,
+}
+
+/// What happened between two samples.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Interval {
+    /// Commands that ended, in the order of `OutcomeKind::ALL`.
+    pub outcomes: [u64; 4],
+    /// Calls to the payment API.
+    pub calls: u64,
+    /// The mean time of a call, in milliseconds; none without calls.
+    pub call_ms: Option<f64>,
+}
+
+impl History {
+    /// Takes a sample.
+    pub fn sample(&mut self, glance: Glance) {
+        self.samples.push_back(glance);
+        while self.samples.len() > SAMPLES_MAX {
+            self.samples.pop_front();
+        }
+    }
+
+    /// Remembers what stands in the way of work, where it is news.
+    pub fn problems(&mut self, at: Timestamp, reasons: &[String]) {
+        // The first moments of every start are no problem.
+        let passing = |reason: &&String| !reason.starts_with("starting:") && *reason != NOT_CONSUMING_YET;
+        for reason in reasons.iter().filter(passing) {
+            if !self.problems.iter().rev().take(reasons.len()).any(|(_, known)| known == reason) {
+                self.problems.push_back((at, reason.clone()));
+            }
+        }
+        while self.problems.len() > PROBLEMS_MAX {
+            self.problems.pop_front();
+        }
+    }
+
+    /// The last problems, the latest first.
+    pub fn last_problems(&self) -> impl Iterator<Item = &(Timestamp, String)> {
+        self.problems.iter().rev()
+    }
+
+    /// What happened between the samples, oldest first.
+    pub fn intervals(&self) -> Vec<Interval> {
+        let pairs = self.samples.iter().zip(self.samples.iter().skip(1));
+        pairs.map(|(before, after)| Interval::between(before, after)).collect()
+    }
+
+    /// What happened in the last minute, or since the start where that was later.
+    pub fn last_minute(&self) -> Interval {
+        let back = (60 / EVERY.as_secs()) as usize;
+        match (self.samples.iter().rev().nth(back).or(self.samples.front()), self.samples.back()) {
+            (Some(before), Some(after)) => Interval::between(before, after),
+            _ => Interval::default(),
+        }
+    }
+}
+
+impl Interval {
+    fn between(before: &Glance, after: &Glance) -> Self {
+        let mut outcomes = [0; 4];
+        for ((more, after), before) in outcomes.iter_mut().zip(after.outcomes).zip(before.outcomes) {
+            *more = after.saturating_sub(before);
+        }
+        let calls = after.calls.saturating_sub(before.calls);
+        let seconds = (after.call_seconds - before.call_seconds).max(0.0);
+        let call_ms = (calls > 0).then(|| seconds * 1_000.0 / calls as f64);
+        Self { outcomes, calls, call_ms }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn glance(redeemed: u64, calls: u64, call_seconds: f64) -> Glance {
+        Glance { outcomes: [redeemed, 0, 0, 0], calls, call_seconds, ..Glance::default() }
+    }
+
+    #[test]
+    fn intervals_are_differences_and_the_ring_is_bounded() {
+        let mut history = History::default();
+        for nth in 0..500 {
+            history.sample(glance(nth * 10, nth * 20, nth as f64));
+        }
+        let intervals = history.intervals();
+        assert_eq!(intervals.len(), SAMPLES_MAX - 1);
+        assert_eq!(intervals[0], Interval { outcomes: [10, 0, 0, 0], calls: 20, call_ms: Some(50.0) });
+        assert_eq!(history.last_minute().outcomes[0], 120);
+    }
+
+    #[test]
+    fn a_problem_is_remembered_once_while_it_lasts() {
+        let mut history = History::default();
+        let reasons = ["broker: gone".to_owned(), "payment API: silent".to_owned()];
+        for _ in 0..10 {
+            history.problems(Timestamp::UNIX_EPOCH, &reasons);
+        }
+        assert_eq!(history.last_problems().count(), 2);
+        for nth in 0..100 {
+            history.problems(Timestamp::UNIX_EPOCH, &[format!("problem {nth}")]);
+        }
+        assert_eq!(history.last_problems().count(), PROBLEMS_MAX);
+        assert_eq!(history.last_problems().next().unwrap().1, "problem 99");
+    }
+}

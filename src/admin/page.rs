@@ -1,0 +1,319 @@
+//! The status page: one text, made of what is known at a moment. It works without its script, which only fetches it
+//! anew every two seconds.
+
+use std::fmt::Write as _;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use jiff::Timestamp;
+use sha2::{Digest as _, Sha256};
+
+use crate::admin::Status;
+use crate::admin::history::{History, Interval};
+use crate::attempt::OutcomeKind;
+use crate::metrics::Glance;
+
+const STYLE: &str = include_str!("page.css");
+const SCRIPT: &str = include_str!("page.js");
+const RUNBOOK: &str = include_str!("../../docs/runbook.md");
+
+/// What the page may load and do: its own style and script, by their digests, and itself again.
+pub fn content_security_policy() -> String {
+    let digest = |text: &str| STANDARD.encode(Sha256::digest(text.as_bytes()));
+    format!(
+        "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; connect-src 'self'; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        digest(STYLE),
+        digest(SCRIPT)
+    )
+}
+
+/// In what mood the page greets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mood {
+    /// All is well.
+    Well,
+    /// Calls are held back; the backlog waits.
+    Paused,
+    /// Nothing can be taken or told.
+    Broken,
+}
+
+impl Mood {
+    fn of(status: &Status) -> Self {
+        match status.reasons.as_slice() {
+            [] => Self::Well,
+            reasons if reasons.iter().all(|reason| reason.starts_with("payment API:")) => Self::Paused,
+            _ => Self::Broken,
+        }
+    }
+
+    fn class(self) -> &'static str {
+        match self {
+            Self::Well => "well",
+            Self::Paused => "paused",
+            Self::Broken => "broken",
+        }
+    }
+}
+
+/// Renders the page.
+pub fn render(status: &Status, glance: &Glance, history: &History, now: Timestamp) -> String {
+    let mood = Mood::of(status);
+    let mut page = format!(
+        "<!doctype html><html lang=en><meta charset=utf-8>\
+         <meta name=viewport content=\"width=device-width, initial-scale=1\"><title>{} - redeemer</title>\
+         <style>{STYLE}</style><body class={}><main>",
+        match mood {
+            Mood::Well => "consuming",
+            Mood::Paused => "paused",
+            Mood::Broken => "not consuming",
+        },
+        mood.class()
+    );
+    headline(&mut page, mood, status, history);
+    let intervals = history.intervals();
+    let minute = history.last_minute();
+    page.push_str("<div class=cards>");
+    outcomes(&mut page, &minute, &intervals, glance);
+    provider(&mut page, &minute, &intervals, glance);
+    in_hand(&mut page, status, glance);
+    queues(&mut page, glance);
+    problems(&mut page, history, now);
+    page.push_str("</div>");
+    let _ = write!(
+        page,
+        "<footer><nav><a href=/metrics>metrics</a> <a href=/readyz>readyz</a> <a href=/livez>livez</a> \
+         <a href=/status.json>status.json</a> <a href=/runbook>runbook</a></nav>\
+         <p>redeemer {} &middot; {}</footer></main><script>{SCRIPT}</script></body></html>",
+        env!("CARGO_PKG_VERSION"),
+        now.strftime("%Y-%m-%d %H:%M:%S UTC")
+    );
+    page
+}
+
+fn headline(page: &mut String, mood: Mood, status: &Status, history: &History) {
+    let ended: u64 = history.last_minute().outcomes.iter().sum();
+    let words = match (mood, ended) {
+        (Mood::Well, 0) => "Consuming. No commands in the last minute.".to_owned(),
+        (Mood::Well, 1) => "Consuming. One command settled in the last minute.".to_owned(),
+        (Mood::Well, ended) => format!("Consuming. {} commands settled in the last minute.", grouped(ended)),
+        (Mood::Paused, _) => "Paused. The backlog waits in its queue.".to_owned(),
+        (Mood::Broken, _) => "Not consuming.".to_owned(),
+    };
+    let _ = write!(page, "<header role=status aria-live=polite><h1>{words}</h1>");
+    for reason in &status.reasons {
+        let _ = write!(page, "<p>{}{}", escaped(reason), runbook_link(reason));
+    }
+    page.push_str("</header>");
+}
+
+fn outcomes(page: &mut String, minute: &Interval, intervals: &[Interval], glance: &Glance) {
+    page.push_str("<section><h2>Outcomes</h2>");
+    let totals: Vec<f64> = intervals.iter().map(|each| each.outcomes.iter().sum::<u64>() as f64).collect();
+    chart(page, "commands settled, in steps of five seconds over ten minutes", &totals);
+    page.push_str("<table><tr><th>outcome<th>last minute<th>since start");
+    for (nth, kind) in OutcomeKind::ALL.into_iter().enumerate() {
+        let (lately, ever) = (minute.outcomes[nth], glance.outcomes[nth]);
+        let word = kind.as_str();
+        let class = if kind == OutcomeKind::Unresolved && ever > 0 { " class=unresolved" } else { "" };
+        let _ = write!(page, "<tr{class}><td>{word}<td>{}<td>{}", grouped(lately), grouped(ever));
+    }
+    page.push_str("</table></section>");
+}
+
+fn provider(page: &mut String, minute: &Interval, intervals: &[Interval], glance: &Glance) {
+    page.push_str("<section><h2>WeChat Pay</h2>");
+    let times: Vec<f64> = intervals.iter().map(|each| each.call_ms.unwrap_or_default()).collect();
+    chart(page, "mean time of a call, in steps of five seconds over ten minutes", &times);
+    let time = minute.call_ms.map_or_else(|| "no calls".to_owned(), |ms| format!("{ms:.0} ms"));
+    page.push_str("<dl>");
+    entry(page, "a call takes", &time);
+    entry(page, "calls in the last minute", &grouped(minute.calls));
+    entry(page, "pace of this instance", &format!("{:.0} calls/s", glance.pace));
+    let breaker = if glance.breaker_open { "open: calls are held back" } else { "closed" };
+    entry(page, "breaker", breaker);
+    if glance.clock_skew.abs() >= 3.0 {
+        entry(page, "its clock less ours", &format!("{:.0} s", glance.clock_skew));
+    }
+    page.push_str("</dl></section>");
+}
+
+fn in_hand(page: &mut String, status: &Status, glance: &Glance) {
+    page.push_str("<section><h2>In hand</h2>");
+    let share = glance.busy as f64 / (glance.slots.max(1)) as f64;
+    let _ = write!(
+        page,
+        "<svg class=bar viewBox=\"0 0 100 6\" preserveAspectRatio=none role=img aria-label=\"{} of {} slots busy\">\
+         <rect class=track width=100 height=6 /><rect width={:.1} height=6 /></svg><dl>",
+        glance.busy,
+        glance.slots,
+        100.0 * share.clamp(0.0, 1.0)
+    );
+    entry(page, "slots busy", &format!("{} of {}", glance.busy, glance.slots));
+    entry(page, "commands held", &glance.in_flight.to_string());
+    entry(page, "instances", &glance.consumers.to_string());
+    entry(page, "broker", status.broker.as_deref().unwrap_or("not connected"));
+    entry(page, "connections built", &glance.generations.to_string());
+    page.push_str("</dl></section>");
+}
+
+fn queues(page: &mut String, glance: &Glance) {
+    page.push_str("<section><h2>Queues</h2><table><tr><th>queue<th>messages");
+    for (queue, messages) in &glance.depths {
+        let shown =
+            if messages.is_nan() { "?".to_owned() } else { grouped(messages.max(0.0).round() as u64) };
+        let alarming = matches!(queue.as_str(), "parked" | "unrouted") && *messages > 0.0;
+        let class = if alarming { " class=unresolved" } else { "" };
+        let _ = write!(page, "<tr{class}><td>{}<td>{shown}", escaped(queue));
+    }
+    page.push_str("</table></section>");
+}
+
+fn problems(page: &mut String, history: &History, now: Timestamp) {
+    page.push_str("<section class=problems><h2>Last problems</h2>");
+    let mut any = false;
+    for (at, words) in history.last_problems() {
+        page.push_str(if any { "" } else { "<ol>" });
+        any = true;
+        let ago = now.duration_since(*at).as_secs().max(0);
+        let ago = match ago {
+            0..60 => format!("{ago} s ago"),
+            60..3_600 => format!("{} min ago", ago / 60),
+            _ => format!("{} h ago", ago / 3_600),
+        };
+        let _ =
+            write!(page, "<li><time datetime={at}>{ago}</time> {}{}", escaped(words), runbook_link(words));
+    }
+    page.push_str(if any { "</ol></section>" } else { "<p>None since the start.</section>" });
+}
+
+fn entry(page: &mut String, name: &str, value: &str) {
+    let _ = write!(page, "<dt>{name}<dd>{}", escaped(value));
+}
+
+/// Bars, the latest at the right; the tallest fills the height and is named.
+fn chart(page: &mut String, what: &str, values: &[f64]) {
+    const BARS: usize = 119;
+    let most = values.iter().copied().fold(0.0, f64::max);
+    let _ = write!(
+        page,
+        "<svg class=chart viewBox=\"0 0 {BARS} 30\" preserveAspectRatio=none role=img aria-label=\"{what}; at most {most:.0}\">"
+    );
+    let from = BARS.saturating_sub(values.len());
+    for (nth, value) in values.iter().enumerate().filter(|(_, value)| **value > 0.0) {
+        let height = (30.0 * value / most).max(0.6);
+        let _ = write!(page, "<rect x={} y={:.1} width=.8 height={height:.1} />", from + nth, 30.0 - height);
+    }
+    page.push_str("</svg>");
+}
+
+/// The section of the runbook for a reason that stands in the way.
+fn runbook_link(reason: &str) -> String {
+    let sections = [
+        ("payment API: it rejects our signature", "StoppedUnauthenticated"),
+        ("payment API: no brand has authorised", "StoppedUnauthorised"),
+        ("payment API: its answers carry no signature", "SignaturesDoNotVerify"),
+        ("payment API:", "BreakerOpen"),
+        ("broker: publishing is blocked", "BrokerBlocked"),
+        ("broker: results or copies are not accepted", "PublishesReturned"),
+        ("broker:", "BrokerDisconnected"),
+    ];
+    let section = sections.into_iter().find(|(begins, _)| reason.starts_with(begins));
+    section.map_or_else(String::new, |(_, section)| format!(" <a href=/runbook#{section}>what to do</a>"))
+}
+
+/// The runbook, with an anchor at each section.
+pub fn runbook() -> String {
+    let mut page = format!(
+        "<!doctype html><html lang=en><meta charset=utf-8>\
+         <meta name=viewport content=\"width=device-width, initial-scale=1\"><title>runbook - redeemer</title>\
+         <style>{STYLE}</style><body><main class=runbook>"
+    );
+    for line in RUNBOOK.lines() {
+        let _ = match line.strip_prefix("## ") {
+            Some(section) => write!(page, "<h2 id={section}>{section}</h2>"),
+            None => writeln!(page, "{}", escaped(line)),
+        };
+    }
+    page.push_str("</main></body></html>");
+    page
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+/// With a thin space between thousands.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut shown = String::new();
+    for (nth, digit) in digits.chars().enumerate() {
+        if nth > 0 && (digits.len() - nth).is_multiple_of(3) {
+            shown.push('\u{2009}');
+        }
+        shown.push(digit);
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(reasons: &[&str]) -> Status {
+        let reasons = reasons.iter().map(|reason| (*reason).to_owned()).collect();
+        Status { reasons, consuming: true, ..Status::starting(Timestamp::UNIX_EPOCH) }
+    }
+
+    fn page(reasons: &[&str]) -> String {
+        let mut history = History::default();
+        history.problems(Timestamp::UNIX_EPOCH, &status(reasons).reasons);
+        render(&status(reasons), &Glance::default(), &history, Timestamp::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn the_headline_says_how_it_stands_and_the_reasons_why() {
+        assert!(page(&[]).contains("<h1>Consuming. No commands in the last minute.</h1>"));
+        let paused = page(&["payment API: it rejects our signature (401); look at the merchant key"]);
+        assert!(paused.contains("<h1>Paused.") && paused.contains("look at the merchant key"));
+        assert!(paused.contains("/runbook#StoppedUnauthenticated"));
+        assert!(page(&["broker: gone", "payment API: silent"]).contains("<h1>Not consuming.</h1>"));
+    }
+
+    #[test]
+    fn hostile_words_stay_words() {
+        let page = page(&["broker: <script>alert(\"1\")</script>&"]);
+        assert!(!page.contains("<script>alert") && page.contains("&lt;script&gt;alert(&quot;1&quot;)"));
+    }
+
+    #[test]
+    fn nothing_is_loaded_from_elsewhere() {
+        let page = page(&[]);
+        assert!(!page.contains("http://") && !page.contains("https://") && !page.contains("src="));
+        assert!(content_security_policy().starts_with("default-src 'none'; style-src 'sha256-"));
+    }
+
+    #[test]
+    fn every_section_that_is_linked_is_in_the_runbook() {
+        let runbook = runbook();
+        for reason in [
+            "payment API: it rejects our signature",
+            "payment API: no brand has authorised",
+            "payment API: its answers carry no signature",
+            "payment API: it does not answer",
+            "broker: publishing is blocked",
+            "broker: results or copies are not accepted",
+            "broker: refused",
+        ] {
+            let link = runbook_link(reason);
+            let section = link.split('#').nth(1).unwrap().split('>').next().unwrap();
+            assert!(runbook.contains(&format!("<h2 id={section}>")), "{section}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_grouped() {
+        assert_eq!([grouped(0), grouped(999), grouped(1_234_567)], ["0", "999", "1\u{2009}234\u{2009}567"]);
+    }
+}

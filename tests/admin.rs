@@ -1,0 +1,113 @@
+//! The admin port before clients that mean harm, or are broken. It serves on, and it serves nothing secret.
+
+#![allow(clippy::unwrap_used)] // in the helpers too
+
+#[path = "support/bed.rs"]
+mod bed;
+#[path = "support/broker.rs"]
+mod broker;
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use bed::{Bed, Service, command};
+use serde_json::json;
+
+/// A slow head is waited for no longer than this, with something to spare.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn connect(service: &Service) -> TcpStream {
+    let url = service.url("");
+    let stream = TcpStream::connect(url.trim_start_matches("http://")).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// What comes back, to the end of the connection; a connection that is reset says nothing.
+fn answer(service: &Service, request: &[u8]) -> String {
+    let mut stream = connect(service);
+    let _ = stream.write_all(request);
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_admin_port_survives_slow_huge_malformed_and_parallel_requests() {
+    let bed = Bed::new().await;
+    let service = bed.start().await;
+    tokio::task::block_in_place(|| {
+        let malformed = answer(&service, b"\x16\x03\x01 no http at all\r\n\r\n");
+        assert!(malformed.is_empty() || malformed.starts_with("HTTP/1.1 400"), "{malformed}");
+        let huge =
+            [b"GET / HTTP/1.1\r\nhost: x\r\nx-huge: ".as_slice(), &[b'a'; 1024 * 1024], b"\r\n\r\n"].concat();
+        let huge = answer(&service, &huge);
+        assert!(huge.is_empty() || huge.starts_with("HTTP/1.1 431"), "{}", huge.lines().next().unwrap_or(""));
+        let posted = [
+            b"POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 8388608\r\n\r\n".as_slice(),
+            &[b'a'; 8 * 1024 * 1024],
+        ];
+        let posted = answer(&service, &posted.concat());
+        assert!(
+            posted.is_empty() || posted.starts_with("HTTP/1.1 405"),
+            "{}",
+            posted.lines().next().unwrap_or("")
+        );
+        let elsewhere =
+            answer(&service, b"GET /../etc/passwd HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        assert!(elsewhere.starts_with("HTTP/1.1 404"), "{elsewhere}");
+
+        // More connections than are served at once, each with half a request.
+        let slow: Vec<TcpStream> = (0..100)
+            .map(|_| {
+                let mut stream = connect(&service);
+                stream.write_all(b"GET / HTTP/1.1\r\nhost:").unwrap();
+                stream
+            })
+            .collect();
+        let since = Instant::now();
+        let ready = answer(&service, b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        assert!(ready.starts_with("HTTP/1.1 200"), "after {:?}: {ready}", since.elapsed());
+        drop(slow);
+    });
+    tokio::task::block_in_place(|| {
+        std::thread::scope(|scope| {
+            let ask = || answer(&service, b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+            let many: Vec<_> = (0..200).map(|_| scope.spawn(ask)).collect();
+            for page in many {
+                let page = page.join().unwrap();
+                assert!(page.starts_with("HTTP/1.1 200") && page.contains("Consuming"), "{page}");
+            }
+        });
+    });
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_that_it_serves_is_secret() {
+    let mut bed = Bed::new().await;
+    let service = bed.start().await;
+    bed.issue("C1_SECRET_CODE_OF_A_COUPON", json!({}));
+    bed.publish(&command("C1_SECRET_CODE_OF_A_COUPON", "USE_0001")).await;
+    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    let key = std::fs::read_to_string(&bed.config.wechat.merchant_key_file).unwrap();
+    let password = bed.config.broker.uri.split(['/', ':', '@']).nth(4).unwrap().to_owned();
+    let command = command("C1_SECRET_CODE_OF_A_COUPON", "USE_0001");
+    let secrets = [
+        key.lines().nth(1).unwrap(),
+        &password,
+        command["openid"].as_str().unwrap(),
+        "C1_SECRET_CODE_OF_A_COUPON",
+    ];
+    assert!(secrets.iter().all(|secret| secret.len() >= 16), "{secrets:?}");
+    for path in ["/", "/metrics", "/readyz", "/livez", "/status.json", "/runbook"] {
+        let (status, body) = service.get(path).await;
+        assert_eq!(status, 200, "{path}");
+        for secret in secrets {
+            assert!(!body.contains(secret), "{path} shows a secret");
+        }
+    }
+    service.stop().await;
+}
