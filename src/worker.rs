@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use tokio::time::error::Elapsed;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tracing::{debug, error, info, warn};
 
 use crate::attempt::{Evidence, Limits, Outcome, Progress, Step};
@@ -25,6 +25,7 @@ use crate::kill_point::{self, KillPoint};
 use crate::metrics::{Arrival, Message, Metrics, Settling};
 use crate::pace::{Budget, Pacer};
 use crate::redemption::Redemption;
+use crate::slots::Slot;
 use crate::telemetry::Short;
 use crate::verdict::{self, Authenticity, Declined, Question, Reason, Reply, Verdict, judge};
 use crate::wechat::api::{Client, Heard, Prepared, hex};
@@ -110,6 +111,7 @@ pub async fn work(
     tools: &Tools,
     publisher: &Publisher,
     taken: Taken,
+    slot: &mut Slot,
     mut cut: Cut,
 ) -> (Settling, Option<String>) {
     let Taken { delivery, command, at } = taken;
@@ -130,7 +132,7 @@ pub async fn work(
                 }
                 Ok(carried) => {
                     let troubled = false;
-                    let job = Job { tools, publisher, redemption, prepared, delivery, carried, troubled };
+                    let job = Job { tools, publisher, redemption, prepared, delivery, carried, troubled, slot };
                     job.run(&mut cut).await
                 }
             }
@@ -337,6 +339,7 @@ struct Job<'a> {
     carried: Carried,
     /// Whether the last call met trouble on the provider's side.
     troubled: bool,
+    slot: &'a mut Slot,
 }
 
 impl Job<'_> {
@@ -378,8 +381,9 @@ impl Job<'_> {
     /// Waits, asks, judges. The waiting can be cut short, the asking not.
     async fn ask(&mut self, after: Duration, question: Question, cut: &mut Cut) -> Asked {
         let tools = self.tools;
+        let slot = &mut *self.slot;
         let hold = async {
-            sleep(after).await;
+            slot.rest(after).await;
             loop {
                 let pass = timeout(tools.limits.in_process_max, tools.breaker.pass(Timestamp::now)).await?;
                 let queued_at = Instant::now();
