@@ -25,10 +25,10 @@ use crate::broker::{Deliveries, Generation, Health, Settings};
 use crate::config::{Config, ConfigFault, ConfigFaults, MERCHANT_KEY};
 use crate::kill_point::{self, KillPoint};
 use crate::lanes::Lanes;
-use crate::slots::Slots;
 use crate::metrics::{HeldBack, Key, Metrics, Queue, Settling};
 use crate::pace::{Budget, Pacer};
 use crate::shutdown::Shutdown;
+use crate::slots::Slots;
 use crate::verdict::Fault;
 use crate::wechat::api::{CannotStart, Client, SharedKeyring};
 use crate::wechat::certificates::ApiV3Key;
@@ -468,7 +468,8 @@ impl Service {
                 tools.metrics.begun(waited.max(jiff::SignedDuration::ZERO).unsigned_abs());
                 // A panic is a defect, but it must not close the coupon's lane: the delivery is lost with its
                 // generation, and the broker delivers it again.
-                let worked = AssertUnwindSafe(work(&tools, &publisher, taken, &mut slot, cut)).catch_unwind().await;
+                let worked =
+                    AssertUnwindSafe(work(&tools, &publisher, taken, &mut slot, cut)).catch_unwind().await;
                 let (settling, trouble) = worked.unwrap_or_else(|_| {
                     error!("defect: a worker panicked");
                     (Settling::Lost, Some("a worker panicked".to_owned()))

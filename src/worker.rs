@@ -132,7 +132,8 @@ pub async fn work(
                 }
                 Ok(carried) => {
                     let troubled = false;
-                    let job = Job { tools, publisher, redemption, prepared, delivery, carried, troubled, slot };
+                    let job =
+                        Job { tools, publisher, redemption, prepared, delivery, carried, troubled, slot };
                     job.run(&mut cut).await
                 }
             }

@@ -130,7 +130,9 @@ impl Bed {
         self.wires = loop {
             match Wires::try_new(broker.uri(), &self.config).await {
                 Ok(wires) => break wires,
-                Err(error) => assert!(Instant::now() < deadline, "no connection anew in {PATIENCE:?}: {error}"),
+                Err(error) => {
+                    assert!(Instant::now() < deadline, "no connection anew in {PATIENCE:?}: {error}")
+                }
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         };
