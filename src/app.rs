@@ -28,6 +28,7 @@ use crate::lanes::Lanes;
 use crate::metrics::{HeldBack, Key, Metrics, Queue, Settling};
 use crate::pace::{Budget, Pacer};
 use crate::shutdown::Shutdown;
+use crate::slots::Slots;
 use crate::telemetry::traces::Traces;
 use crate::verdict::Fault;
 use crate::wechat::api::{CannotStart, Client, SharedKeyring};
@@ -151,7 +152,7 @@ pub async fn run(
         jobs: JoinSet::new(),
         restoring: None,
         idle_since: None,
-        slots: config.work.concurrency,
+        slots: Slots::new(config.work.concurrency),
         prefetch: config.broker.prefetch,
         drain: config.shutdown.deadline.0,
         caller: config.wechat.mchid.clone(),
@@ -176,7 +177,7 @@ struct Service {
     restoring: Option<(Instant, JoinHandle<()>)>,
     /// Since when nothing has been in hand.
     idle_since: Option<Instant>,
-    slots: usize,
+    slots: Slots,
     prefetch: u16,
     drain: Duration,
     /// The merchant number, for reasons in words.
@@ -350,6 +351,7 @@ impl Service {
                 Some(done) = self.jobs.join_next() => {
                     self.finished(done, Some((generation, number)));
                 }
+                () = self.slots.given_up() => {}
                 _ = health.changed() => report_due = true,
                 _ = states.changed() => report_due = true,
                 () = shutdown.wait() => {}
@@ -466,11 +468,12 @@ impl Service {
 
     /// Tells how many are held, beside what was taken and settled.
     fn count(&self) {
-        self.tools.metrics.held(self.lanes.held(), self.lanes.working());
+        self.tools.metrics.held(self.lanes.held(), self.slots.busy());
     }
 
     fn start_work(&mut self) {
-        while let Some((lane, held)) = self.lanes.next(self.slots) {
+        while let Some(mut slot) = self.slots.take() {
+            let Some((lane, held)) = self.lanes.begin() else { return };
             let tools = self.tools.clone();
             self.jobs.spawn(async move {
                 let Held { taken, publisher, cut, number } = held;
@@ -478,7 +481,8 @@ impl Service {
                 tools.metrics.begun(waited.max(jiff::SignedDuration::ZERO).unsigned_abs());
                 // A panic is a defect, but it must not close the coupon's lane: the delivery is lost with its
                 // generation, and the broker delivers it again.
-                let worked = AssertUnwindSafe(work(&tools, &publisher, taken, cut)).catch_unwind().await;
+                let worked =
+                    AssertUnwindSafe(work(&tools, &publisher, taken, &mut slot, cut)).catch_unwind().await;
                 let (settling, trouble) = worked.unwrap_or_else(|_| {
                     error!("defect: a worker panicked");
                     (Settling::Lost, Some("a worker panicked".to_owned()))

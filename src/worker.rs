@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use tokio::time::error::Elapsed;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tracing::{debug, error, info, warn};
 
 use crate::attempt::{Evidence, Limits, Outcome, OutcomeKind, Progress, Step};
@@ -25,6 +25,7 @@ use crate::kill_point::{self, KillPoint};
 use crate::metrics::{Arrival, Message, Metrics, Settling};
 use crate::pace::{Budget, Pacer};
 use crate::redemption::Redemption;
+use crate::slots::Slot;
 use crate::telemetry::Short;
 use crate::telemetry::traces::{Came, Leg, Stay, Traces};
 use crate::verdict::{self, Authenticity, Declined, Question, Reason, Reply, Verdict, judge};
@@ -115,7 +116,8 @@ pub async fn work(
     tools: &Tools,
     publisher: &Publisher,
     taken: Taken,
-    mut cut: Cut,
+    slot: &mut Slot,
+    cut: Cut,
 ) -> (Settling, Option<String>) {
     let came = Came {
         traceparent: taken.delivery.traceparent(),
@@ -123,7 +125,7 @@ pub async fn work(
         arrival: taken.arrival().as_str(),
     };
     let mut stay = tools.traces.take(&tools.queue, came, taken.at);
-    let (settling, trouble) = settle(tools, publisher, taken, &mut stay, cut).await;
+    let (settling, trouble) = settle(tools, publisher, taken, &mut stay, slot, cut).await;
     stay.note("redemption.settling", settling.as_str());
     if let Some(trouble) = &trouble {
         stay.failed(trouble);
@@ -136,6 +138,7 @@ async fn settle(
     publisher: &Publisher,
     taken: Taken,
     stay: &mut Stay,
+    slot: &mut Slot,
     mut cut: Cut,
 ) -> (Settling, Option<String>) {
     let Taken { delivery, command, at } = taken;
@@ -159,8 +162,17 @@ async fn settle(
                 }
                 Ok(carried) => {
                     let troubled = false;
-                    let job =
-                        Job { tools, publisher, redemption, prepared, delivery, carried, troubled, stay };
+                    let job = Job {
+                        tools,
+                        publisher,
+                        redemption,
+                        prepared,
+                        delivery,
+                        carried,
+                        troubled,
+                        stay,
+                        slot,
+                    };
                     job.run(&mut cut).await
                 }
             }
@@ -411,6 +423,7 @@ struct Job<'a> {
     /// Whether the last call met trouble on the provider's side.
     troubled: bool,
     stay: &'a mut Stay,
+    slot: &'a mut Slot,
 }
 
 impl Job<'_> {
@@ -452,8 +465,9 @@ impl Job<'_> {
     /// Waits, asks, judges. The waiting can be cut short, the asking not.
     async fn ask(&mut self, after: Duration, question: Question, cut: &mut Cut) -> Asked {
         let tools = self.tools;
+        let slot = &mut *self.slot;
         let hold = async {
-            sleep(after).await;
+            slot.rest(after).await;
             loop {
                 let pass = timeout(tools.limits.in_process_max, tools.breaker.pass(Timestamp::now)).await?;
                 let queued_at = Instant::now();
