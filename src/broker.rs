@@ -170,7 +170,7 @@ impl Generation {
             let channel = Arc::new(consuming.create_channel().await.map_err(refused)?);
             let confirms = publishing.create_channel().await.map_err(refused)?;
             confirms.confirm_select(ConfirmSelectOptions::default()).await.map_err(refused)?;
-            Ok((channel, confirms))
+            Ok::<_, CannotConnect>((channel, confirms))
         };
         let (channel, confirms) = timeout(limit, steps).await.map_err(|_| CannotConnect::TimedOut {
             at: at.clone(),

@@ -219,16 +219,18 @@ async fn a_trace_goes_on_from_the_command_into_every_call_and_into_the_event() {
         ("redemption.brand_id", "120344"),
         ("redemption.arrival", "first"),
         ("redemption.outcome", "redeemed"),
-        ("redemption.attempts", "3"),
+        ("redemption.attempts", "4"),
         ("redemption.settling", "ended"),
     ] {
         assert_eq!(take.attributes.get(key).map(String::as_str), Some(value), "{key}: {take:#?}");
     }
-    // Asked, and no answer to believe; looked; asked again.
-    let (redeems, inquire, event) =
-        (received.named("redeem"), received.one("inquire"), received.one("event"));
-    assert_eq!(redeems.len(), 2);
-    let attempts = [redeems[0].clone(), inquire, redeems[1].clone()];
+    // Asked, and no answer to believe; looked twice; asked again.
+    let (redeems, inquiries, event) =
+        (received.named("redeem"), received.named("inquire"), received.one("event"));
+    assert_eq!((redeems.len(), inquiries.len()), (2, 2));
+    let attempts = [&redeems[0], &inquiries[0], &inquiries[1], &redeems[1]].map(Clone::clone);
+    assert_eq!(attempts.each_ref().map(|attempt| attempt.failed), [true, false, false, false]);
+    assert!(!take.failed);
     for attempt in attempts.iter().chain([&event]) {
         assert_eq!((&attempt.trace, &attempt.parent), (&take.trace, &take.id), "{attempt:#?}");
         assert!(take.began <= attempt.began && attempt.ended <= take.ended, "{attempt:#?} within {take:#?}");
@@ -237,8 +239,8 @@ async fn a_trace_goes_on_from_the_command_into_every_call_and_into_the_event() {
     assert_eq!(event.kind, SpanKind::Producer);
     let answered: Vec<_> =
         attempts.iter().map(|attempt| attempt.attributes["http.response.status_code"].as_str()).collect();
-    assert_eq!(answered, ["502", "200", "200"]);
-    assert!(attempts[2].attributes["redemption.request_id"].len() > 8);
+    assert_eq!(answered, ["502", "200", "200", "200"]);
+    assert!(attempts[3].attributes["redemption.request_id"].len() > 8);
 
     let context = |span: &Told| format!("00-{}-{}-01", span.trace, span.id);
     assert_eq!(*calls.lock().unwrap(), attempts.each_ref().map(context), "each call carries its own attempt");

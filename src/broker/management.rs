@@ -87,7 +87,7 @@ pub struct Alarm {
 
 /// One thing about a queue that is not as the service needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unfit {
+pub struct Mismatch {
     /// The policy key or the argument.
     pub key: String,
     /// What it is.
@@ -283,7 +283,7 @@ fn plain(text: &str) -> String {
 ///
 /// An argument and a policy are combined by the broker: of two numbers the smaller one counts, `overflow` is the
 /// policy's, where the rest is the argument's. So a policy matters only where it takes something away.
-pub fn unfit(object: &Object, queue: &Queue, held: Duration) -> Vec<Unfit> {
+pub fn unfit(object: &Object, queue: &Queue, held: Duration) -> Vec<Mismatch> {
     let Object::Queue { arguments, .. } = object else { return Vec::new() };
     let wanted = |key: &str| arguments.iter().find(|(name, _)| name.strip_prefix("x-") == Some(key));
     let mut unfit = Vec::new();
@@ -295,7 +295,7 @@ pub fn unfit(object: &Object, queue: &Queue, held: Duration) -> Vec<Unfit> {
             _ => false,
         };
         if !same {
-            unfit.push(Unfit {
+            unfit.push(Mismatch {
                 key: (*name).to_owned(),
                 found: shown(found),
                 wanted: wanted.to_string(),
@@ -310,7 +310,7 @@ pub fn unfit(object: &Object, queue: &Queue, held: Duration) -> Vec<Unfit> {
             && let Some(found) = queue.arguments.get(&format!("x-{key}"))
         {
             let (key, found) = (format!("x-{key}"), shown(Some(found)));
-            unfit.push(Unfit { key, found, wanted: "nothing".to_owned(), by_policy: false });
+            unfit.push(Mismatch { key, found, wanted: "nothing".to_owned(), by_policy: false });
         }
         let Some(found) = queue.effective_policy_definition.get(key) else { continue };
         let harmless = match bound {
@@ -321,7 +321,7 @@ pub fn unfit(object: &Object, queue: &Queue, held: Duration) -> Vec<Unfit> {
         };
         if !harmless {
             let wanted = bound.map_or_else(|| "nothing".to_owned(), |(_, bound)| format!("{bound} or more"));
-            unfit.push(Unfit { key: key.to_owned(), found: shown(Some(found)), wanted, by_policy: true });
+            unfit.push(Mismatch { key: key.to_owned(), found: shown(Some(found)), wanted, by_policy: true });
         }
     }
     if let (Some(found), Some((_, bound))) =
@@ -329,7 +329,7 @@ pub fn unfit(object: &Object, queue: &Queue, held: Duration) -> Vec<Unfit> {
         && !matches!((bound, found), (Argument::Text(bound), Value::String(found)) if bound == found)
     {
         let (key, found, wanted) = ("overflow".to_owned(), shown(Some(found)), bound.to_string());
-        unfit.push(Unfit { key, found, wanted, by_policy: true });
+        unfit.push(Mismatch { key, found, wanted, by_policy: true });
     }
     let wanted = format!("well over {} ms", held.as_millis());
     let short = |found: &Value| found.as_u64().is_some_and(|found| u128::from(found) <= held.as_millis());
@@ -348,7 +348,7 @@ pub fn unfit(object: &Object, queue: &Queue, held: Duration) -> Vec<Unfit> {
     for (found, key, by_policy) in timeouts {
         if let Some(found) = found.filter(|found| short(found)) {
             let (key, found) = (key.to_owned(), shown(Some(found)));
-            unfit.push(Unfit { key, found, wanted: wanted.clone(), by_policy });
+            unfit.push(Mismatch { key, found, wanted: wanted.clone(), by_policy });
         }
     }
     unfit

@@ -4,6 +4,7 @@
 //! the host of the URI. Both are done by rustls, which speaks TLS 1.2 and 1.3 and nothing older. There is no way to
 //! switch either off.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use lapin::ErrorKind;
@@ -79,7 +80,9 @@ fn certificates(key: &'static str, path: &Path) -> Result<String, BadFile> {
 /// we had a certificate to show.
 pub fn advice(error: &lapin::Error, shown: bool) -> Option<&'static str> {
     let ErrorKind::IOError(error) = error.kind() else { return None };
-    let error = error.get_ref()?.downcast_ref::<Error>()?;
+    let Some(error) = error.get_ref().and_then(|error| error.downcast_ref::<Error>()) else {
+        return ended_without_a_word(error.kind(), shown);
+    };
     Some(match error {
         Error::InvalidCertificate(fault) => match fault {
             CertificateError::UnknownIssuer | CertificateError::BadSignature => {
@@ -131,6 +134,23 @@ pub fn advice(error: &lapin::Error, shown: bool) -> Option<&'static str> {
     })
 }
 
+/// In TLS 1.3 our side of the handshake is over before the broker has looked at our certificate, and its alert may be
+/// lost in the reset that follows.
+fn ended_without_a_word(kind: io::ErrorKind, shown: bool) -> Option<&'static str> {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    let ended = matches!(kind, BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof);
+    ended.then_some(match shown {
+        false => {
+            "the broker ended the connection right after the TLS handshake; where that lasts it wants a client \
+             certificate: set broker.client_certificate_file and broker.client_key_file"
+        }
+        true => {
+            "the broker ended the connection right after the TLS handshake; where that lasts it does not accept our \
+             certificate: have broker.client_certificate_file signed by a CA that it trusts"
+        }
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,6 +176,9 @@ mod tests {
         check(Error::AlertReceived(AlertDescription::UnknownCA), true, "does not accept our certificate");
         let other = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
         assert_eq!(advice(&lapin::Error::from(other), false), None);
+        let ended = || lapin::Error::from(std::io::Error::from(std::io::ErrorKind::ConnectionReset));
+        assert!(advice(&ended(), false).unwrap().contains("set broker.client_certificate_file"));
+        assert!(advice(&ended(), true).unwrap().contains("signed by a CA that it trusts"));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use secrecy::ExposeSecret as _;
 use serde::Serialize;
 
 use crate::app::merchant_key_from_environment;
-use crate::broker::management::{self, Alarm, Management, Queue, Unanswered, Unfit};
+use crate::broker::management::{self, Alarm, Management, Mismatch, Queue, Unanswered};
 use crate::broker::probe::{self, Held, Need, Right};
 use crate::broker::topology::{Difference, Mode, Names, Object, Standing, survey};
 use crate::broker::{CannotConnect, Generation, Settings};
@@ -592,8 +592,8 @@ async fn look(
     Ok(())
 }
 
-fn misfit(name: &str, vhost: &str, queue: &Queue, unfit: &Unfit) -> Finding {
-    let Unfit { key, found, wanted, by_policy } = unfit;
+fn misfit(name: &str, vhost: &str, queue: &Queue, unfit: &Mismatch) -> Finding {
+    let Mismatch { key, found, wanted, by_policy } = unfit;
     if key == "consumer_timeout" {
         return Finding::fault(
             "consumer timeout",

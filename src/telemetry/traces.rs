@@ -116,7 +116,7 @@ impl Traces {
             let span = tracer
                 .span_builder("take")
                 .with_kind(SpanKind::Consumer)
-                .with_start_time(SystemTime::from(at))
+                .with_start_time(system_time(at))
                 .with_attributes(attributes)
                 .with_links(links.into_iter().collect())
                 .start_with_context(tracer, &parent);
@@ -240,6 +240,10 @@ impl Leg {
             span.set_status(Status::error(why.to_owned()));
         }
     }
+}
+
+fn system_time(at: Timestamp) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_micros(u64::try_from(at.as_microsecond()).unwrap_or_default())
 }
 
 fn within(context: SpanContext) -> Context {
