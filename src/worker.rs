@@ -143,8 +143,9 @@ async fn settle(
 ) -> (Settling, Option<String>) {
     let Taken { delivery, command, at } = taken;
     kill_point::reached(KillPoint::Taken);
+    let means = Means { tools, publisher, cut: &cut };
     let worked = match command {
-        Err(rejected) => refuse(tools, publisher, delivery, &rejected, stay, at, &cut).await,
+        Err(rejected) => refuse(means, delivery, &rejected, stay, at).await,
         Ok(redemption) => {
             stay.note("redemption.out_request_no", redemption.out_request_no.as_str().to_owned());
             stay.note("redemption.coupon", Short(redemption.coupon_code.as_str()).to_string());
@@ -152,13 +153,13 @@ async fn settle(
             let prepared = Prepared::new(&redemption);
             match progress(tools, &delivery, &prepared, at) {
                 Err(Unstartable::Damage(damage)) => {
-                    set_damaged_aside(tools, publisher, delivery, &redemption, &damage, stay, at, &cut).await
+                    set_damaged_aside(means, delivery, &redemption, &damage, stay, at).await
                 }
                 Err(Unstartable::Deadline) => {
                     let problem = format!("its header {} is not an RFC 3339 time", copy::DEADLINE);
                     let faults = vec![Fault { pointer: String::new(), problem }];
                     let rejected = Rejected { faults, legible: Legible::from(&redemption) };
-                    refuse(tools, publisher, delivery, &rejected, stay, at, &cut).await
+                    refuse(means, delivery, &rejected, stay, at).await
                 }
                 Ok(carried) => {
                     let troubled = false;
@@ -240,16 +241,23 @@ fn progress(
     Ok(Carried { progress: Progress::new(now, deadline, again), evidence: Vec::new() })
 }
 
+/// What something is published with.
+#[derive(Clone, Copy)]
+struct Means<'a> {
+    tools: &'a Tools,
+    publisher: &'a Publisher,
+    cut: &'a Cut,
+}
+
 /// Tells what is wrong with a command that is none, and parks its bytes.
 async fn refuse(
-    tools: &Tools,
-    publisher: &Publisher,
+    means: Means<'_>,
     delivery: Delivery,
     rejected: &Rejected,
     stay: &mut Stay,
     at: Timestamp,
-    cut: &Cut,
 ) -> Worked {
+    let Means { tools, .. } = means;
     let digest = hex(&Sha256::digest(delivery.body()));
     let leg = stay.publish(Message::Event.as_str());
     let event = event::tell_invalid(rejected, &digest, telling(tools, &leg, at, 0, &[]));
@@ -257,7 +265,7 @@ async fn refuse(
     let faults = faults.collect::<Vec<_>>().join("; ");
     let Legible { out_request_no, coupon_code, openid, brand_id, .. } = &rejected.legible;
     let parking = Parking { event: &event, reason: Reason::InvalidCommand, at };
-    let proof = tell_and_park(tools, publisher, &delivery, parking, stay, leg, cut).await?;
+    let proof = tell_and_park(means, &delivery, parking, stay, leg).await?;
     tools.metrics.ended(&Outcome::Invalid, Duration::ZERO);
     stay.note("redemption.outcome", OutcomeKind::Invalid.as_str());
     warn!(
@@ -284,21 +292,20 @@ struct Parking<'a> {
 
 /// A wait-queue copy whose headers make no sense: nobody knows what was asked before, so nothing is asked now.
 async fn set_damaged_aside(
-    tools: &Tools,
-    publisher: &Publisher,
+    means: Means<'_>,
     delivery: Delivery,
     redemption: &Redemption,
     damage: &Damage,
     stay: &mut Stay,
     at: Timestamp,
-    cut: &Cut,
 ) -> Worked {
+    let Means { tools, .. } = means;
     let digest = hex(&Sha256::digest(delivery.body()));
     let leg = stay.publish(Message::Event.as_str());
     let told = telling(tools, &leg, at, 0, &[]);
     let event = event::tell_damaged(redemption, &damage.to_string(), &digest, told);
     let parking = Parking { event: &event, reason: Reason::DamagedCopy, at };
-    let proof = tell_and_park(tools, publisher, &delivery, parking, stay, leg, cut).await?;
+    let proof = tell_and_park(means, &delivery, parking, stay, leg).await?;
     let outcome = Outcome::Unresolved { reason: Reason::DamagedCopy, coupon: None, objection: None };
     tools.metrics.ended(&outcome, Duration::ZERO);
     stay.note("redemption.outcome", outcome.kind().as_str());
@@ -317,17 +324,15 @@ async fn set_damaged_aside(
 }
 
 async fn tell_and_park(
-    tools: &Tools,
-    publisher: &Publisher,
+    means: Means<'_>,
     delivery: &Delivery,
     Parking { event, reason, at }: Parking<'_>,
     stay: &Stay,
     leg: Leg,
-    cut: &Cut,
 ) -> Result<Published, Interrupted> {
-    let told = publish(tools, publisher, delivery, cut, Outgoing::Event(event), leg).await?;
+    let told = publish(means, delivery, Outgoing::Event(event), leg).await?;
     let leg = stay.publish(Message::Parked.as_str());
-    let parked = publish(tools, publisher, delivery, cut, Outgoing::Parked(reason, at, &[]), leg).await?;
+    let parked = publish(means, delivery, Outgoing::Parked(reason, at, &[]), leg).await?;
     Ok(told.and(parked))
 }
 
@@ -337,10 +342,8 @@ async fn tell_and_park(
 /// Ending the generation instead would count a failed delivery against every command in hand, until the broker parks
 /// them all.
 async fn publish(
-    tools: &Tools,
-    publisher: &Publisher,
+    Means { tools, publisher, cut }: Means<'_>,
     delivery: &Delivery,
-    cut: &Cut,
     outgoing: Outgoing<'_>,
     mut leg: Leg,
 ) -> Result<Published, Interrupted> {
@@ -581,7 +584,8 @@ impl Job<'_> {
         trace(&mut headers, self.stay);
         let copy = Outgoing::Copy(wait, &headers);
         let leg = self.stay.publish(Message::Copy.as_str());
-        let proof = publish(self.tools, self.publisher, &self.delivery, cut, copy, leg).await?;
+        let means = Means { tools: self.tools, publisher: self.publisher, cut };
+        let proof = publish(means, &self.delivery, copy, leg).await?;
         self.tools.metrics.deferred(&wait_name(wait));
         info!(
             out_request_no = %self.redemption.out_request_no,
@@ -604,13 +608,14 @@ impl Job<'_> {
         let leg = stay.publish(Message::Event.as_str());
         let told = telling(tools, &leg, now, progress.attempts, &evidence);
         let event = event::tell(&redemption, &outcome, told);
-        let mut proof = publish(tools, publisher, &delivery, cut, Outgoing::Event(&event), leg).await?;
+        let means = Means { tools, publisher, cut };
+        let mut proof = publish(means, &delivery, Outgoing::Event(&event), leg).await?;
         if let Outcome::Unresolved { reason, .. } = &outcome {
             let mut headers = copy::write(&progress, &evidence, self.prepared.body_sha256());
             trace(&mut headers, stay);
             let park = Outgoing::Parked(*reason, now, &headers);
             let leg = stay.publish(Message::Parked.as_str());
-            proof = proof.and(publish(tools, publisher, &delivery, cut, park, leg).await?);
+            proof = proof.and(publish(means, &delivery, park, leg).await?);
         }
         let age = Timestamp::now().duration_since(progress.first_seen).max(SignedDuration::ZERO);
         tools.metrics.ended(&outcome, age.unsigned_abs());

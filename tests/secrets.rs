@@ -116,8 +116,10 @@ fn full_run(format: &str) {
     let output = run(&mut programs.command(&["publish", "--wait", "--deadline", "1s", &never]));
     assert!(out(&output).contains("unresolved"), "{}\n{}", out(&output), err(&output));
 
-    let shown: String =
-        ["/metrics", "/readyz", "/livez", "/"].iter().filter_map(|path| get(&admin, path)).collect();
+    let shown: String = ["/metrics", "/readyz", "/livez", "/", "/status.json"]
+        .iter()
+        .filter_map(|path| get(&admin, path))
+        .collect();
     programs::terminate(&service);
     assert_eq!(programs::ended(&mut service).code(), Some(0));
     let log = fs::read_to_string(&log).unwrap();
@@ -164,7 +166,7 @@ fn settled_lines(format: &str, log: &str) {
         ("openid", json!("oV…6789")),
         ("brand_id", json!("120344")),
         ("established_by", json!("answer")),
-        ("attempts", json!(3)),
+        ("attempts", json!(4)),
     ] {
         assert_eq!(html[key], wanted, "{key}: {html:#}");
     }
