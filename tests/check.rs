@@ -296,7 +296,7 @@ fn what_is_wrong_with_keys_and_clock_is_told_with_a_command() {
 
     let put = "PUT /_sandbox/clock HTTP/1.1\r\nhost: sandbox\r\nconnection: close\r\ncontent-type: application/json\r\n\
          content-length: 23\r\n\r\n{\"offset_seconds\":-900}";
-    let answer = programs::talk(programs.base_url.trim_start_matches("http://"), &put).unwrap();
+    let answer = programs::talk(programs.base_url.trim_start_matches("http://"), put).unwrap();
     assert!(answer.starts_with("HTTP/1.1 20"), "{answer}");
     only(&[], "this machine's clock differs", "timedatectl set-ntp true");
 }
