@@ -232,6 +232,12 @@ impl Bed {
         self.wires.channel.basic_cancel(tag, BasicCancelOptions::default()).await.unwrap();
     }
 
+    /// Reads no results from now on, and lets the queue go that took them; [`Bed::told`] must not be asked any more.
+    pub async fn leave_results(&self) {
+        let tag = self.wires.results.tag();
+        self.wires.channel.basic_cancel(tag, BasicCancelOptions::default()).await.unwrap();
+    }
+
     /// Writes the configuration to a file, for a program of its own.
     pub fn config_file(&self) -> PathBuf {
         let file = self.dir.join("config.toml");
