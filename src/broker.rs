@@ -19,10 +19,11 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions};
+use lapin::protocol::AMQPErrorKind;
 use lapin::runtime::default_runtime;
 use lapin::types::FieldTable;
 use lapin::uri::{AMQPScheme, AMQPUri};
-use lapin::{Channel, Connection, ConnectionProperties, Event};
+use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, Event};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -338,6 +339,9 @@ fn watch_events(connection: &Connection, health: &watch::Sender<Health>, publish
                 Event::ConnectionUnblocked if publishing => {
                     health.send_modify(|health| health.blocked = None);
                 }
+                // Queues are counted on channels of their own, and one that is missing ends only such a channel. What
+                // ends the consumer's channel ends its stream.
+                Event::Error(error) if !publishing && is_soft(&error) => {}
                 Event::Error(error) => {
                     lose(&health, &error.to_string());
                     return;
@@ -347,6 +351,12 @@ fn watch_events(connection: &Connection, health: &watch::Sender<Health>, publish
         }
         lose(&health, "the connection ended");
     });
+}
+
+/// Whether an error ended one channel and not the connection.
+fn is_soft(error: &lapin::Error) -> bool {
+    let ErrorKind::ProtocolError(error) = error.kind() else { return false };
+    matches!(error.kind(), AMQPErrorKind::Soft(_))
 }
 
 /// The first reason is the cause; later ones are its consequences.
