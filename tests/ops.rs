@@ -423,6 +423,10 @@ async fn broker_in_trouble(watch: &Watch) {
     for alert in ["BrokerBlocked", "BrokerReconnects", "BrokerDisconnected"] {
         watch.quiet(alert, &service).await;
     }
+    // The broker tells a connection of the alarm when it publishes: a result that is on its way when the alarm is raised.
+    bed.faults(json!([{"coupon_code": "C0", "question": "use", "fault": {"kind": "slow", "ms": 4_000}}]));
+    publish(&bed, "C", 1).await;
+    until("the call on its way", async || service.metric("redeemer_slots_busy").await == 1.0).await;
     ctl(&["set_vm_memory_high_watermark", "0.000001"]).await;
     watch.fires("BrokerBlocked", &service).await;
     ctl(&["set_vm_memory_high_watermark", "0.4"]).await;
