@@ -27,6 +27,10 @@ use crate::wire::copy::Horizon;
 /// Environment variables begin with this.
 pub const PREFIX: &str = "REDEEMER_";
 
+/// The shortest token for the parked desk, in characters. One that cannot be guessed needs no lock-out, which others
+/// could abuse.
+pub const TOKEN_CHARS_MIN: usize = 32;
+
 /// The environment variable that may hold the merchant's private key itself.
 pub const MERCHANT_KEY: &str = "REDEEMER_MERCHANT_KEY";
 
@@ -140,7 +144,10 @@ section! {
 }
 section! {
     /// `[admin]`
-    AdminConfig { listen: String = "127.0.0.1:9464".to_owned(), }
+    AdminConfig {
+        listen: String = "127.0.0.1:9464".to_owned(),
+        parked_token_file: String = String::new(),
+    }
 }
 section! {
     /// `[log]`
@@ -548,6 +555,23 @@ impl Config {
     pub fn admin_listen(&self) -> SocketAddr {
         // `check` has parsed it before.
         self.admin.listen.parse().unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9464)))
+    }
+
+    /// The token that opens the pages of the parked desk, where they are wanted.
+    ///
+    /// # Errors
+    /// Where the token's file cannot be read, is open to others, or holds no token that is long enough.
+    pub fn parked_token(&self) -> Result<Option<SecretString>, ConfigFault> {
+        let file = &self.admin.parked_token_file;
+        if file.is_empty() {
+            return Ok(None);
+        }
+        let fault = |problem| ConfigFault { key: "admin.parked_token_file".to_owned(), problem };
+        let token = read_secret(Path::new(file)).map_err(|error| fault(error.to_string()))?;
+        if token.trim().chars().count() < TOKEN_CHARS_MIN {
+            return Err(fault(format!("{file} must hold a token of {TOKEN_CHARS_MIN} characters or more")));
+        }
+        Ok(Some(SecretString::from(token.trim())))
     }
 
     /// How log lines are written.

@@ -51,9 +51,10 @@ pub mod breaker;
 pub mod lanes;
 pub mod shutdown;
 pub mod kill_point;
+pub mod desk;
+pub mod desk_page;
 pub mod worker;
 pub mod app;
-pub mod desk;
 
 // Tools.
 pub mod sandbox;

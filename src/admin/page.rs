@@ -58,7 +58,7 @@ impl Mood {
 }
 
 /// Renders the page.
-pub fn render(status: &Status, glance: &Glance, history: &History, now: Timestamp) -> String {
+pub fn render(status: &Status, glance: &Glance, history: &History, desk: bool, now: Timestamp) -> String {
     let mood = Mood::of(status);
     let mut page = format!(
         "<!doctype html><html lang=en><meta charset=utf-8>\
@@ -84,8 +84,9 @@ pub fn render(status: &Status, glance: &Glance, history: &History, now: Timestam
     let _ = write!(
         page,
         "<footer><nav><a href=/metrics>metrics</a> <a href=/readyz>readyz</a> <a href=/livez>livez</a> \
-         <a href=/status.json>status.json</a> <a href=/runbook>runbook</a></nav>\
+         <a href=/status.json>status.json</a> <a href=/runbook>runbook</a>{}</nav>\
          <p>redeemer {} &middot; {}</footer></main><script>{SCRIPT}</script></body></html>",
+        if desk { " <a href=/parked>parked desk</a>" } else { "" },
         env!("CARGO_PKG_VERSION"),
         now.strftime("%Y-%m-%d %H:%M:%S UTC")
     );
@@ -269,7 +270,7 @@ mod tests {
     fn page(reasons: &[&str]) -> String {
         let mut history = History::default();
         history.problems(Timestamp::UNIX_EPOCH, &status(reasons).reasons);
-        render(&status(reasons), &Glance::default(), &history, Timestamp::UNIX_EPOCH)
+        render(&status(reasons), &Glance::default(), &history, false, Timestamp::UNIX_EPOCH)
     }
 
     #[test]

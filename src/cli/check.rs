@@ -108,6 +108,10 @@ fn keys(config: &Config, findings: &mut Vec<Finding>) -> Option<Client> {
     if let Err(fault) = &apiv3 {
         findings.push(Finding::fault("keys", format!("{}: {}", fault.key, fault.problem), "mend the file"));
     }
+    if let Err(fault) = config.parked_token() {
+        let remedy = "mend the file, or leave the key empty: then there is no desk as a page";
+        findings.push(Finding::fault("keys", format!("{}: {}", fault.key, fault.problem), remedy));
+    }
     let keyring = match Keyring::load(&config.key_files(), from_environment, now) {
         Ok(keyring) => keyring,
         Err(faults) => {
