@@ -32,7 +32,7 @@ use crate::admin::history::History;
 use crate::metrics::Metrics;
 
 /// Connections held at once.
-const CONNECTIONS_MAX: usize = 64;
+const CONNECTIONS_MAX: usize = 256;
 /// The longest wait for the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest life of a connection.

@@ -29,6 +29,8 @@ use crate::lanes::Lanes;
 use crate::metrics::{HeldBack, Key, Metrics, Queue, Settling};
 use crate::pace::{Budget, Pacer};
 use crate::shutdown::Shutdown;
+use crate::slots::Slots;
+use crate::telemetry::traces::Traces;
 use crate::verdict::Fault;
 use crate::wechat::api::{CannotStart, Client, SharedKeyring};
 use crate::wechat::certificates::ApiV3Key;
@@ -58,6 +60,8 @@ impl From<ConfigFault> for Refusal {
     }
 }
 
+/// The longest wait for a collector to take the last spans.
+const LAST_SPANS: Duration = Duration::from_secs(2);
 /// Time between two looks at everything that no event tells of.
 const TICK: Duration = Duration::from_millis(250);
 /// How long calls may be held back before what was prefetched is handed back.
@@ -102,6 +106,13 @@ pub async fn run(
     }
     let keys: SharedKeyring = Arc::new(RwLock::new(Arc::new(keyring)));
     let client = Arc::new(Client::new(config.wechat_settings()?, keys.clone())?);
+    let traces = match config.traces() {
+        None => Traces::off(),
+        Some(settings) => Traces::start(&settings).map_err(|fault| ConfigFault {
+            key: "telemetry.otlp_endpoint".to_owned(),
+            problem: fault.to_string(),
+        })?,
+    };
 
     let topology = config.topology();
     let tiers: Vec<String> = topology.tiers.iter().map(|wait| topology::wait_name(*wait)).collect();
@@ -152,6 +163,8 @@ pub async fn run(
         horizon: config.horizon(),
         source: config.event.source.clone(),
         brands: Brands::default(),
+        traces: traces.clone(),
+        queue: topology.names.commands.clone(),
         refused: Mutex::default(),
     });
     let mut service = Service {
@@ -162,7 +175,7 @@ pub async fn run(
         jobs: JoinSet::new(),
         restoring: None,
         idle_since: None,
-        slots: config.work.concurrency,
+        slots: Slots::new(config.work.concurrency),
         prefetch: config.broker.prefetch,
         drain: config.shutdown.deadline.0,
         caller: config.wechat.mchid.clone(),
@@ -171,6 +184,7 @@ pub async fn run(
     service.supervise(&broker, shutdown).await;
     keeper.abort();
     admin.abort();
+    traces.finish(LAST_SPANS).await;
     info!("stopped");
     Ok(())
 }
@@ -186,7 +200,7 @@ struct Service {
     restoring: Option<(Instant, JoinHandle<()>)>,
     /// Since when nothing has been in hand.
     idle_since: Option<Instant>,
-    slots: usize,
+    slots: Slots,
     prefetch: u16,
     drain: Duration,
     /// The merchant number, for reasons in words.
@@ -360,6 +374,7 @@ impl Service {
                 Some(done) = self.jobs.join_next() => {
                     self.finished(done, Some((generation, number)));
                 }
+                () = self.slots.given_up() => {}
                 _ = health.changed() => report_due = true,
                 _ = states.changed() => report_due = true,
                 () = shutdown.wait() => {}
@@ -476,11 +491,12 @@ impl Service {
 
     /// Tells how many are held, beside what was taken and settled.
     fn count(&self) {
-        self.tools.metrics.held(self.lanes.held(), self.lanes.working());
+        self.tools.metrics.held(self.lanes.held(), self.slots.busy());
     }
 
     fn start_work(&mut self) {
-        while let Some((lane, held)) = self.lanes.next(self.slots) {
+        while let Some(mut slot) = self.slots.take() {
+            let Some((lane, held)) = self.lanes.begin() else { return };
             let tools = self.tools.clone();
             self.jobs.spawn(async move {
                 let Held { taken, publisher, cut, number } = held;
@@ -488,7 +504,8 @@ impl Service {
                 tools.metrics.begun(waited.max(jiff::SignedDuration::ZERO).unsigned_abs());
                 // A panic is a defect, but it must not close the coupon's lane: the delivery is lost with its
                 // generation, and the broker delivers it again.
-                let worked = AssertUnwindSafe(work(&tools, &publisher, taken, cut)).catch_unwind().await;
+                let worked =
+                    AssertUnwindSafe(work(&tools, &publisher, taken, &mut slot, cut)).catch_unwind().await;
                 let (settling, trouble) = worked.unwrap_or_else(|_| {
                     error!("defect: a worker panicked");
                     (Settling::Lost, Some("a worker panicked".to_owned()))

@@ -7,9 +7,11 @@
 
 pub mod client;
 pub mod delivery;
+pub mod management;
 pub mod parked;
 pub mod probe;
 pub mod publisher;
+pub mod tls;
 pub mod topology;
 
 use std::sync::Arc;
@@ -17,15 +19,18 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions};
+use lapin::protocol::AMQPErrorKind;
+use lapin::runtime::default_runtime;
 use lapin::types::FieldTable;
-use lapin::uri::AMQPUri;
-use lapin::{Channel, Connection, ConnectionProperties, Event};
+use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, Event};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::broker::delivery::Delivery;
 use crate::broker::publisher::{NotPublished, Publisher};
+use crate::broker::tls::{BadFile, Tls};
 use crate::broker::topology::{Mode, Topology, TopologyFault, establish};
 
 /// How the broker is reached.
@@ -39,6 +44,8 @@ pub struct Settings {
     pub confirm_timeout: Duration,
     /// Heartbeat; a silent connection is dead after twice this time.
     pub heartbeat: Duration,
+    /// What is trusted and shown where a URI begins with `amqps://`.
+    pub tls: Tls,
     /// What must exist.
     pub topology: Topology,
     /// What to do about it.
@@ -52,6 +59,14 @@ impl Settings {
     /// [`CannotConnect::Uri`] where it is none.
     pub fn vhost(&self) -> Result<String, CannotConnect> {
         Ok(address(self, 0)?.0.vhost)
+    }
+
+    /// The user, as the first URI names it.
+    ///
+    /// # Errors
+    /// [`CannotConnect::Uri`] where it is none.
+    pub fn user(&self) -> Result<String, CannotConnect> {
+        Ok(address(self, 0)?.0.authority.userinfo.username)
     }
 }
 
@@ -79,6 +94,19 @@ pub enum CannotConnect {
         /// The client's words.
         source: lapin::Error,
     },
+    /// The handshake of TLS failed.
+    #[error("{at}: {advice} ({source})")]
+    Tls {
+        /// Host, port and virtual host.
+        at: String,
+        /// What it means, and which key mends it.
+        advice: &'static str,
+        /// The client's words.
+        source: lapin::Error,
+    },
+    /// A file that TLS needs cannot be used.
+    #[error("{0}")]
+    File(#[from] BadFile),
     /// The topology is not as it must be.
     #[error("{at}: {source}")]
     Topology {
@@ -130,8 +158,8 @@ impl Generation {
         let limit = settings.connect_timeout;
 
         let (consuming, publishing) = tokio::try_join!(
-            connect(&uri, "redeemer consume", &at, limit),
-            connect(&uri, "redeemer publish", &at, limit)
+            connect(&uri, "redeemer consume", &at, settings),
+            connect(&uri, "redeemer publish", &at, settings)
         )?;
         let health = watch::Sender::new(Health::default());
 
@@ -143,7 +171,7 @@ impl Generation {
             let channel = Arc::new(consuming.create_channel().await.map_err(refused)?);
             let confirms = publishing.create_channel().await.map_err(refused)?;
             confirms.confirm_select(ConfirmSelectOptions::default()).await.map_err(refused)?;
-            Ok((channel, confirms))
+            Ok::<_, CannotConnect>((channel, confirms))
         };
         let (channel, confirms) = timeout(limit, steps).await.map_err(|_| CannotConnect::TimedOut {
             at: at.clone(),
@@ -265,7 +293,7 @@ async fn connect_any(settings: &Settings, name: &str) -> Result<(Connection, Str
     let mut refusal = CannotConnect::Uri(": it is empty");
     for nth in 0..settings.uris.len() {
         let (uri, at) = address(settings, nth)?;
-        match connect(&uri, name, &at, settings.connect_timeout).await {
+        match connect(&uri, name, &at, settings).await {
             Ok(connection) => return Ok((connection, at)),
             Err(error) => refusal = error,
         }
@@ -273,11 +301,28 @@ async fn connect_any(settings: &Settings, name: &str) -> Result<(Connection, Str
     Err(refusal)
 }
 
-async fn connect(uri: &AMQPUri, name: &str, at: &str, limit: Duration) -> Result<Connection, CannotConnect> {
+async fn connect(
+    uri: &AMQPUri,
+    name: &str,
+    at: &str,
+    settings: &Settings,
+) -> Result<Connection, CannotConnect> {
+    let limit = settings.connect_timeout;
     let properties = ConnectionProperties::default().with_connection_name(name.into());
-    match timeout(limit, Connection::connect_uri(uri.clone(), properties)).await {
+    let (uri, secure) = (uri.clone(), uri.scheme == AMQPScheme::AMQPS);
+    // Files that are not needed need not be there.
+    let tls = if secure { settings.tls.read()? } else { Default::default() };
+    let connecting =
+        async { Connection::connect_uri_with_config(uri, properties, tls, default_runtime()?).await };
+    match timeout(limit, connecting).await {
         Ok(Ok(connection)) => Ok(connection),
-        Ok(Err(source)) => Err(CannotConnect::Refused { at: at.to_owned(), source }),
+        Ok(Err(source)) => {
+            let at = at.to_owned();
+            Err(match tls::advice(&source, settings.tls.identity.is_some()).filter(|_| secure) {
+                Some(advice) => CannotConnect::Tls { at, advice, source },
+                None => CannotConnect::Refused { at, source },
+            })
+        }
         Err(_) => Err(CannotConnect::TimedOut { at: at.to_owned(), step: "the handshake", limit }),
     }
 }
@@ -294,6 +339,9 @@ fn watch_events(connection: &Connection, health: &watch::Sender<Health>, publish
                 Event::ConnectionUnblocked if publishing => {
                     health.send_modify(|health| health.blocked = None);
                 }
+                // Queues are counted on channels of their own, and one that is missing ends only such a channel. What
+                // ends the consumer's channel ends its stream.
+                Event::Error(error) if !publishing && is_soft(&error) => {}
                 Event::Error(error) => {
                     lose(&health, &error.to_string());
                     return;
@@ -303,6 +351,12 @@ fn watch_events(connection: &Connection, health: &watch::Sender<Health>, publish
         }
         lose(&health, "the connection ended");
     });
+}
+
+/// Whether an error ended one channel and not the connection.
+fn is_soft(error: &lapin::Error) -> bool {
+    let ErrorKind::ProtocolError(error) = error.kind() else { return false };
+    matches!(error.kind(), AMQPErrorKind::Soft(_))
 }
 
 /// The first reason is the cause; later ones are its consequences.

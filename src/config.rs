@@ -17,8 +17,9 @@ use toml::{Table, Value};
 
 use crate::attempt::Limits;
 use crate::backoff::Backoff;
+use crate::broker::tls::{BadFile, Tls};
 use crate::broker::topology::{Mode, Names, Topology};
-use crate::telemetry::Format;
+use crate::telemetry::{Format, traces};
 use crate::wechat::certificates::ApiV3Key;
 use crate::wechat::keys::{KeyFiles, read_secret};
 use crate::wechat::sign::Merchant;
@@ -50,6 +51,7 @@ pub struct Config {
     pub event: EventConfig,
     pub admin: AdminConfig,
     pub log: LogConfig,
+    pub telemetry: TelemetryConfig,
     pub shutdown: ShutdownConfig,
 }
 
@@ -80,6 +82,10 @@ section! {
         prefetch: u16 = 200,
         topology: String = "create".to_owned(),
         delivery_limit: u32 = 20,
+        ca_file: String = String::new(),
+        client_certificate_file: String = String::new(),
+        client_key_file: String = String::new(),
+        management_uri: String = String::new(),
         names: NamesConfig = NamesConfig::default(),
     }
 }
@@ -154,6 +160,16 @@ section! {
     LogConfig {
         format: String = "plain".to_owned(),
         filter: String = "info,lapin=off".to_owned(),
+    }
+}
+section! {
+    /// `[telemetry]`
+    TelemetryConfig {
+        otlp_endpoint: String = String::new(),
+        otlp_sample: f64 = 1.0,
+        otlp_timeout: Span = Span::seconds(5),
+        otlp_every: Span = Span::seconds(5),
+        otlp_queue: usize = 2_048,
     }
 }
 section! {
@@ -369,7 +385,7 @@ impl Config {
                 faults.push(ConfigFault { key: key.to_owned(), problem: problem.to_owned() });
             }
         };
-        let Self { broker, wechat, work, retry, pace, admin, log, .. } = self;
+        let Self { broker, wechat, work, retry, pace, admin, log, telemetry, .. } = self;
         wrong((1..=2_000).contains(&broker.prefetch), "broker.prefetch", "must be 1 to 2000");
         wrong((1..=2_000).contains(&work.concurrency), "work.concurrency", "must be 1 to 2000");
         wrong((1..=60).contains(&broker.heartbeat.0.as_secs()), "broker.heartbeat", "must be 1s to 60s");
@@ -387,6 +403,8 @@ impl Config {
             ("wechat.read_timeout", wechat.read_timeout),
             ("wechat.total_timeout", wechat.total_timeout),
             ("wechat.reload_every", wechat.reload_every),
+            ("telemetry.otlp_timeout", telemetry.otlp_timeout),
+            ("telemetry.otlp_every", telemetry.otlp_every),
         ] {
             let within = (Duration::from_millis(10)..=Duration::from_secs(600)).contains(&span.0);
             wrong(within, key, "must be 10ms to 10m");
@@ -426,6 +444,32 @@ impl Config {
             "must be an address such as 127.0.0.1:9464",
         );
         wrong(format(&log.format).is_some(), "log.format", "must be plain or json");
+        let both = broker.client_certificate_file.is_empty() == broker.client_key_file.is_empty();
+        wrong(both, "broker.client_certificate_file, broker.client_key_file", "must be set together");
+        let url = |text: &str| {
+            let url = reqwest::Url::parse(text).ok()?;
+            (matches!(url.scheme(), "http" | "https") && url.has_host()).then_some(url)
+        };
+        let (endpoint, management) = (telemetry.otlp_endpoint.as_str(), broker.management_uri.as_str());
+        let plain = url(endpoint).is_some_and(|url| {
+            url.query().is_none()
+                && url.fragment().is_none()
+                && url.password().is_none()
+                && url.username().is_empty()
+        });
+        wrong(
+            endpoint.is_empty() || plain,
+            "telemetry.otlp_endpoint",
+            "must be a base URL such as http://127.0.0.1:4318, without user and query",
+        );
+        wrong(
+            management.is_empty() || url(management).is_some(),
+            "broker.management_uri",
+            "must be a URL such as http://127.0.0.1:15672",
+        );
+        wrong((0.0..=1.0).contains(&telemetry.otlp_sample), "telemetry.otlp_sample", "must be 0 to 1");
+        let queue = (1..=100_000).contains(&telemetry.otlp_queue);
+        wrong(queue, "telemetry.otlp_queue", "must be 1 to 100000");
     }
 
     /// What makes a connection to the broker.
@@ -443,7 +487,16 @@ impl Config {
                 })?
                 .to_string(),
         };
+        let path = |text: &str| (!text.is_empty()).then(|| PathBuf::from(text));
+        let tls = Tls {
+            ca: path(&broker.ca_file),
+            identity: path(&broker.client_certificate_file).zip(path(&broker.client_key_file)),
+        };
+        if text.contains("amqps://") {
+            tls.read().map_err(|BadFile { key, problem }| ConfigFault { key: key.to_owned(), problem })?;
+        }
         Ok(crate::broker::Settings {
+            tls,
             uris: text.split_whitespace().map(SecretString::from).collect(),
             connect_timeout: broker.connect_timeout.0,
             confirm_timeout: broker.confirm_timeout.0,
@@ -572,6 +625,19 @@ impl Config {
             return Err(fault(format!("{file} must hold a token of {TOKEN_CHARS_MIN} characters or more")));
         }
         Ok(Some(SecretString::from(token.trim())))
+    }
+
+    /// Where spans go; `None` where nobody collects them.
+    pub fn traces(&self) -> Option<traces::Settings> {
+        let TelemetryConfig { otlp_endpoint, otlp_sample, otlp_timeout, otlp_every, otlp_queue } =
+            &self.telemetry;
+        (!otlp_endpoint.is_empty()).then(|| traces::Settings {
+            endpoint: otlp_endpoint.clone(),
+            sample: *otlp_sample,
+            timeout: otlp_timeout.0,
+            every: otlp_every.0,
+            queue: *otlp_queue,
+        })
     }
 
     /// How log lines are written.

@@ -369,5 +369,6 @@ async fn publish(
         attempts: parked.attempts().saturating_add(1),
         evidence: &evidence,
     };
-    Ok(Some(publisher.event(&event::tell(redemption, &outcome, telling), delivery).await?))
+    let event = event::tell(redemption, &outcome, telling);
+    Ok(Some(publisher.event(&event, delivery, delivery.traceparent()).await?))
 }

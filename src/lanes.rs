@@ -1,4 +1,4 @@
-//! Who works when: commands of one coupon one at a time, and no more at once than there are slots.
+//! Who works when: commands of one coupon one at a time.
 //!
 //! A plain value, owned by the one task that takes deliveries. A coupon that is busy never keeps another waiting.
 
@@ -9,13 +9,12 @@ use std::collections::{HashMap, VecDeque};
 pub struct Lanes<T> {
     busy: HashMap<Box<str>, VecDeque<T>>,
     ready: VecDeque<(Option<Box<str>>, T)>,
-    working: usize,
     held: usize,
 }
 
 impl<T> Default for Lanes<T> {
     fn default() -> Self {
-        Self { busy: HashMap::new(), ready: VecDeque::new(), working: 0, held: 0 }
+        Self { busy: HashMap::new(), ready: VecDeque::new(), held: 0 }
     }
 }
 
@@ -35,20 +34,13 @@ impl<T> Lanes<T> {
         }
     }
 
-    /// The next item to work on, while fewer than `slots` are being worked on. Its lane is told back at
-    /// [`Lanes::leave`].
-    pub fn next(&mut self, slots: usize) -> Option<(Option<Box<str>>, T)> {
-        if self.working >= slots {
-            return None;
-        }
-        let next = self.ready.pop_front()?;
-        self.working += 1;
-        Some(next)
+    /// The next item to work on. Its lane is told back at [`Lanes::leave`].
+    pub fn begin(&mut self) -> Option<(Option<Box<str>>, T)> {
+        self.ready.pop_front()
     }
 
     /// An item is done: the next of its lane may go.
     pub fn leave(&mut self, lane: Option<Box<str>>) {
-        self.working -= 1;
         self.held -= 1;
         let Some(lane) = lane else { return };
         match self.busy.get_mut(&lane).and_then(VecDeque::pop_front) {
@@ -80,11 +72,6 @@ impl<T> Lanes<T> {
     pub fn held(&self) -> usize {
         self.held
     }
-
-    /// How many items are being worked on.
-    pub fn working(&self) -> usize {
-        self.working
-    }
 }
 
 #[cfg(test)]
@@ -102,36 +89,27 @@ mod tests {
     #[test]
     fn one_coupon_is_served_in_order_and_another_does_not_wait_for_it() {
         let mut lanes = lanes(&[("a", 1), ("a", 2), ("b", 3)]);
-        let first = lanes.next(9).unwrap();
-        let second = lanes.next(9).unwrap();
+        let first = lanes.begin().unwrap();
+        let second = lanes.begin().unwrap();
         assert_eq!((first.1, second.1), (1, 3));
-        assert!(lanes.next(9).is_none());
+        assert!(lanes.begin().is_none());
         lanes.leave(first.0);
-        assert_eq!(lanes.next(9).unwrap().1, 2);
+        assert_eq!(lanes.begin().unwrap().1, 2);
         assert_eq!(lanes.held(), 2);
-    }
-
-    #[test]
-    fn slots_bound_the_work() {
-        let mut lanes = lanes(&[("a", 1), ("b", 2), ("c", 3)]);
-        let first = lanes.next(2).unwrap();
-        assert!(lanes.next(2).is_some() && lanes.next(2).is_none());
-        lanes.leave(first.0);
-        assert_eq!(lanes.next(2).unwrap().1, 3);
     }
 
     #[test]
     fn clearing_leaves_only_what_is_being_worked_on() {
         let mut lanes = lanes(&[("a", 1), ("a", 2), ("b", 3), ("b", 4)]);
         lanes.arrive(None, 5);
-        let (lane, _) = lanes.next(1).unwrap();
+        let (lane, _) = lanes.begin().unwrap();
         let mut cleared = lanes.clear();
         cleared.sort_unstable();
         assert_eq!(cleared, [2, 3, 4, 5]);
-        assert_eq!((lanes.held(), lanes.working()), (1, 1));
+        assert_eq!(lanes.held(), 1);
         lanes.leave(lane);
         assert_eq!((lanes.held(), lanes.busy.len()), (0, 0));
         lanes.arrive(Some("b"), 6);
-        assert_eq!(lanes.next(1).unwrap().1, 6);
+        assert_eq!(lanes.begin().unwrap().1, 6);
     }
 }

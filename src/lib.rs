@@ -49,6 +49,7 @@ pub mod config;
 pub mod pace;
 pub mod breaker;
 pub mod lanes;
+pub mod slots;
 pub mod shutdown;
 pub mod kill_point;
 pub mod desk;

@@ -378,7 +378,7 @@ impl Metrics {
                 &WAIT_BOUNDS,
             ),
             slots: gauge("redeemer_slots", "Commands that are worked on at once at most."),
-            slots_busy: gauge("redeemer_slots_busy", "Commands that are worked on now."),
+            slots_busy: gauge("redeemer_slots_busy", "Commands that are worked on now, without those that wait to be asked again."),
             pace: register(
                 &registry,
                 Gauge::new(

@@ -26,8 +26,10 @@ const HASTE: f64 = 1.4;
 const CATCH_UP: Duration = Duration::from_millis(10);
 /// Cells of the limiter that make one call, so that fractions of a call can be caught up.
 const CELLS: NonZeroU32 = NonZeroU32::new(100).expect("100 is not 0");
-/// How long a newcomer waits until the others have counted it: they look once a second, and a bit.
+/// How long it takes until the others have counted a newcomer: they look once a second, and a bit.
 const JOINING: Duration = Duration::from_millis(1_500);
+/// How much slower than its share an instance goes that is back after it lost the broker, for as long.
+const BACK_SLOWER: f64 = 10.0;
 /// Every so manieth call is an inquiry's, if one waits.
 const INQUIRY_TURN: u64 = 10;
 /// The pace never falls below this part of the allowed one.
@@ -58,9 +60,30 @@ struct Rate {
     instances: u32,
     factor: f64,
     slowed_at: Option<Instant>,
-    /// No calls before this time.
-    held_until: Option<Instant>,
+    joining: Option<Joining>,
+    /// Whether it consumed before.
+    known: bool,
     limiter: Arc<DefaultDirectRateLimiter>,
+}
+
+/// The others may not have counted this instance yet.
+#[derive(Debug, Clone, Copy)]
+struct Joining {
+    until: Instant,
+    /// A newcomer makes no call. One that is back is mostly back with all the others, after the broker was gone, and
+    /// in hand is what nobody else can settle: it makes a few.
+    apart: Option<Duration>,
+}
+
+impl Joining {
+    /// When the next call may be made, the last having been made at `last`.
+    fn next(self, last: Option<Instant>) -> Option<Instant> {
+        match (self.apart, last) {
+            (None, _) => Some(self.until),
+            (Some(apart), Some(last)) => Some(self.until.min(last + apart)),
+            (Some(_), None) => None,
+        }
+    }
 }
 
 impl Rate {
@@ -111,6 +134,10 @@ impl Granted {
         self.0.get(first).map(|at| *at + window.time)
     }
 
+    fn last(&self) -> Option<Instant> {
+        self.0.back().copied()
+    }
+
     fn note(&mut self, at: Instant, window: Window) {
         self.0.push_back(at);
         let surplus = self.0.len().saturating_sub(window.calls);
@@ -130,7 +157,8 @@ impl Pacer {
                 instances: 1,
                 factor: 1.0,
                 slowed_at: None,
-                held_until: None,
+                joining: None,
+                known: false,
                 limiter: Arc::new(RateLimiter::direct(quota(allowed))),
             }),
         });
@@ -164,11 +192,14 @@ impl Pacer {
         rate.renew();
     }
 
-    /// This instance has begun to consume, with so many consumers in all. Where it is not alone the others must count
-    /// it before it makes calls, or together they would exceed the limit.
+    /// This instance has begun to consume, for the first time or again, with so many consumers in all. Where it is not
+    /// alone the others must count it before it makes calls at its pace, or together they would exceed the limit.
     pub fn join(&self, instances: u32, now: Instant) {
         self.adjust(instances, now);
-        lock(&self.0.rate).held_until = (instances > 1).then_some(now + JOINING);
+        let mut rate = lock(&self.0.rate);
+        let apart = rate.known.then(|| Duration::from_secs_f64(BACK_SLOWER / rate.per_second()));
+        rate.joining = (instances > 1).then_some(Joining { until: now + JOINING, apart });
+        rate.known = true;
     }
 
     /// Lets quiet time restore the pace, and takes this instance's share of it.
@@ -198,9 +229,9 @@ async fn dispense(shared: std::sync::Weak<Shared>) {
     let mut granted = Granted::default();
     loop {
         let Some(held) = shared.upgrade() else { return };
-        let (limiter, window, held_until) = {
+        let (limiter, window, joining) = {
             let rate = lock(&held.rate);
-            (rate.limiter.clone(), Window::of(rate.per_second()), rate.held_until)
+            (rate.limiter.clone(), Window::of(rate.per_second()), rate.joining)
         };
         let idle = lock(&held.queues).is_empty();
         if idle {
@@ -209,7 +240,8 @@ async fn dispense(shared: std::sync::Weak<Shared>) {
             continue;
         }
         let now = Instant::now();
-        if let Some(until) = held_until.max(granted.full_until(window)).filter(|until| *until > now) {
+        let joined = joining.and_then(|joining| joining.next(granted.last()));
+        if let Some(until) = joined.max(granted.full_until(window)).filter(|until| *until > now) {
             drop(held);
             // Bounded, because the pace may rise meanwhile.
             let pause = until.duration_since(now).min(Duration::from_millis(100));
@@ -415,9 +447,29 @@ mod tests {
         };
         pacer.join(1, Instant::now());
         assert!(turn().await, "whoever is alone need not wait");
+        let pacer = Pacer::start(NonZeroU32::new(100).unwrap());
         pacer.join(2, Instant::now());
         assert_eq!(pacer.per_second(), 50.0);
+        let turn = async || {
+            tokio::time::timeout(Duration::from_millis(500), pacer.turn(Question::Redeem)).await.is_ok()
+        };
         assert!(!turn().await);
+    }
+
+    #[tokio::test]
+    async fn who_is_back_makes_a_few_calls_before_the_others_have_counted_it() {
+        let pacer = Pacer::start(NonZeroU32::new(100).unwrap());
+        pacer.join(1, Instant::now());
+        pacer.turn(Question::Redeem).await;
+        let back = Instant::now();
+        pacer.join(2, back);
+        let mut turns = Vec::new();
+        while turns.len() < 20 {
+            pacer.turn(Question::Redeem).await;
+            turns.push(back.elapsed());
+        }
+        let early = turns.iter().filter(|at| **at < JOINING).count();
+        assert!((1..=8).contains(&early), "five a second for 1.5 s: {turns:?}");
     }
 
     #[tokio::test]

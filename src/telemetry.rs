@@ -3,6 +3,8 @@
 //! One line per settled command, written where it is settled. Openid and coupon code are shortened; keys,
 //! signatures and passwords never get near.
 
+pub mod traces;
+
 use std::fmt;
 use std::io::IsTerminal as _;
 

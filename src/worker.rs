@@ -12,10 +12,10 @@ use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use tokio::time::error::Elapsed;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tracing::{debug, error, info, warn};
 
-use crate::attempt::{Evidence, Limits, Outcome, Progress, Step};
+use crate::attempt::{Evidence, Limits, Outcome, OutcomeKind, Progress, Step};
 use crate::backoff::Backoff;
 use crate::breaker::{Breaker, Sign};
 use crate::broker::delivery::Delivery;
@@ -25,7 +25,9 @@ use crate::kill_point::{self, KillPoint};
 use crate::metrics::{Arrival, Message, Metrics, Settling};
 use crate::pace::{Budget, Pacer};
 use crate::redemption::Redemption;
+use crate::slots::Slot;
 use crate::telemetry::Short;
+use crate::telemetry::traces::{Came, Leg, Stay, Traces};
 use crate::verdict::{self, Authenticity, Declined, Question, Reason, Reply, Verdict, judge};
 use crate::wechat::api::{Client, Heard, Prepared, hex};
 use crate::wire::command::{self, Fault, Legible, Rejected};
@@ -52,6 +54,10 @@ pub struct Tools {
     pub source: String,
     /// How brands answered lately.
     pub brands: Brands,
+    /// Makes spans.
+    pub traces: Traces,
+    /// The name of the queue that commands are taken from.
+    pub queue: String,
     /// When the broker last refused or returned a message of ours, and how.
     pub refused: Mutex<Option<(Instant, NotPublished)>>,
 }
@@ -110,27 +116,64 @@ pub async fn work(
     tools: &Tools,
     publisher: &Publisher,
     taken: Taken,
+    slot: &mut Slot,
+    cut: Cut,
+) -> (Settling, Option<String>) {
+    let came = Came {
+        traceparent: taken.delivery.traceparent(),
+        left_by: taken.delivery.left_by(),
+        arrival: taken.arrival().as_str(),
+    };
+    let mut stay = tools.traces.take(&tools.queue, came, taken.at);
+    let (settling, trouble) = settle(tools, publisher, taken, &mut stay, slot, cut).await;
+    stay.note("redemption.settling", settling.as_str());
+    if let Some(trouble) = &trouble {
+        stay.failed(trouble);
+    }
+    (settling, trouble)
+}
+
+async fn settle(
+    tools: &Tools,
+    publisher: &Publisher,
+    taken: Taken,
+    stay: &mut Stay,
+    slot: &mut Slot,
     mut cut: Cut,
 ) -> (Settling, Option<String>) {
     let Taken { delivery, command, at } = taken;
     kill_point::reached(KillPoint::Taken);
+    let means = Means { tools, publisher, cut: &cut };
     let worked = match command {
-        Err(rejected) => refuse(tools, publisher, delivery, &rejected, at, &cut).await,
+        Err(rejected) => refuse(means, delivery, &rejected, stay, at).await,
         Ok(redemption) => {
+            stay.note("redemption.out_request_no", redemption.out_request_no.as_str().to_owned());
+            stay.note("redemption.coupon", Short(redemption.coupon_code.as_str()).to_string());
+            stay.note("redemption.brand_id", redemption.brand_id.as_str().to_owned());
             let prepared = Prepared::new(&redemption);
             match progress(tools, &delivery, &prepared, at) {
                 Err(Unstartable::Damage(damage)) => {
-                    set_damaged_aside(tools, publisher, delivery, &redemption, &damage, at, &cut).await
+                    set_damaged_aside(means, delivery, &redemption, &damage, stay, at).await
                 }
                 Err(Unstartable::Deadline) => {
                     let problem = format!("its header {} is not an RFC 3339 time", copy::DEADLINE);
                     let faults = vec![Fault { pointer: String::new(), problem }];
                     let rejected = Rejected { faults, legible: Legible::from(&redemption) };
-                    refuse(tools, publisher, delivery, &rejected, at, &cut).await
+                    refuse(means, delivery, &rejected, stay, at).await
                 }
                 Ok(carried) => {
                     let troubled = false;
-                    let job = Job { tools, publisher, redemption, prepared, delivery, carried, troubled };
+                    let job = Job {
+                        tools,
+                        publisher,
+                        redemption,
+                        prepared,
+                        delivery,
+                        carried,
+                        troubled,
+                        stay,
+                        slot,
+                    };
                     job.run(&mut cut).await
                 }
             }
@@ -198,57 +241,98 @@ fn progress(
     Ok(Carried { progress: Progress::new(now, deadline, again), evidence: Vec::new() })
 }
 
+/// What something is published with.
+#[derive(Clone, Copy)]
+struct Means<'a> {
+    tools: &'a Tools,
+    publisher: &'a Publisher,
+    cut: &'a Cut,
+}
+
 /// Tells what is wrong with a command that is none, and parks its bytes.
 async fn refuse(
-    tools: &Tools,
-    publisher: &Publisher,
+    means: Means<'_>,
     delivery: Delivery,
     rejected: &Rejected,
+    stay: &mut Stay,
     at: Timestamp,
-    cut: &Cut,
 ) -> Worked {
+    let Means { tools, .. } = means;
     let digest = hex(&Sha256::digest(delivery.body()));
-    let event = event::tell_invalid(rejected, &digest, telling(tools, &delivery, at, 0, &[]));
+    let leg = stay.publish(Message::Event.as_str());
+    let event = event::tell_invalid(rejected, &digest, telling(tools, &leg, at, 0, &[]));
     let faults = rejected.faults.iter().map(|fault| format!("{}: {}", fault.pointer, fault.problem));
     let faults = faults.collect::<Vec<_>>().join("; ");
-    let number = rejected.legible.out_request_no.as_ref().map(|number| number.as_str());
-    let proof = tell_and_park(tools, publisher, &delivery, &event, Reason::InvalidCommand, at, cut).await?;
+    let Legible { out_request_no, coupon_code, openid, brand_id, .. } = &rejected.legible;
+    let parking = Parking { event: &event, reason: Reason::InvalidCommand, at };
+    let proof = tell_and_park(means, &delivery, parking, stay, leg).await?;
     tools.metrics.ended(&Outcome::Invalid, Duration::ZERO);
-    warn!(out_request_no = number, faults, "invalid: not a command; parked");
+    stay.note("redemption.outcome", OutcomeKind::Invalid.as_str());
+    warn!(
+        outcome = OutcomeKind::Invalid.as_str(),
+        reason = Reason::InvalidCommand.as_str(),
+        out_request_no = out_request_no.as_ref().map(|number| number.as_str()),
+        coupon = coupon_code.as_ref().map(|code| Short(code.as_str())).map(tracing::field::display),
+        openid = openid.as_ref().map(|openid| Short(openid.as_str())).map(tracing::field::display),
+        brand_id = brand_id.as_ref().map(|brand| brand.as_str()),
+        attempts = 0,
+        trace_id = stay.trace_id(),
+        faults,
+        "invalid: not a command; parked"
+    );
     Ok((Settling::Ended, delivery, proof))
+}
+
+/// What is told of a command that is set aside.
+struct Parking<'a> {
+    event: &'a Event,
+    reason: Reason,
+    at: Timestamp,
 }
 
 /// A wait-queue copy whose headers make no sense: nobody knows what was asked before, so nothing is asked now.
 async fn set_damaged_aside(
-    tools: &Tools,
-    publisher: &Publisher,
+    means: Means<'_>,
     delivery: Delivery,
     redemption: &Redemption,
     damage: &Damage,
+    stay: &mut Stay,
     at: Timestamp,
-    cut: &Cut,
 ) -> Worked {
+    let Means { tools, .. } = means;
     let digest = hex(&Sha256::digest(delivery.body()));
-    let told = telling(tools, &delivery, at, 0, &[]);
+    let leg = stay.publish(Message::Event.as_str());
+    let told = telling(tools, &leg, at, 0, &[]);
     let event = event::tell_damaged(redemption, &damage.to_string(), &digest, told);
-    let proof = tell_and_park(tools, publisher, &delivery, &event, Reason::DamagedCopy, at, cut).await?;
+    let parking = Parking { event: &event, reason: Reason::DamagedCopy, at };
+    let proof = tell_and_park(means, &delivery, parking, stay, leg).await?;
     let outcome = Outcome::Unresolved { reason: Reason::DamagedCopy, coupon: None, objection: None };
     tools.metrics.ended(&outcome, Duration::ZERO);
-    error!(out_request_no = %redemption.out_request_no, %damage, "unresolved: damaged copy; parked");
+    stay.note("redemption.outcome", outcome.kind().as_str());
+    error!(
+        outcome = outcome.kind().as_str(),
+        reason = Reason::DamagedCopy.as_str(),
+        out_request_no = %redemption.out_request_no,
+        coupon = %Short(redemption.coupon_code.as_str()),
+        openid = %Short(redemption.openid.as_str()),
+        brand_id = %redemption.brand_id,
+        trace_id = stay.trace_id(),
+        %damage,
+        "unresolved: damaged copy; parked"
+    );
     Ok((Settling::Ended, delivery, proof))
 }
 
 async fn tell_and_park(
-    tools: &Tools,
-    publisher: &Publisher,
+    means: Means<'_>,
     delivery: &Delivery,
-    event: &Event,
-    reason: Reason,
-    at: Timestamp,
-    cut: &Cut,
+    Parking { event, reason, at }: Parking<'_>,
+    stay: &Stay,
+    leg: Leg,
 ) -> Result<Published, Interrupted> {
-    let told = publish(tools, publisher, delivery, cut, Outgoing::Event(event)).await?;
-    let parked = publish(tools, publisher, delivery, cut, Outgoing::Parked(reason, at, &[])).await?;
+    let told = publish(means, delivery, Outgoing::Event(event), leg).await?;
+    let leg = stay.publish(Message::Parked.as_str());
+    let parked = publish(means, delivery, Outgoing::Parked(reason, at, &[]), leg).await?;
     Ok(told.and(parked))
 }
 
@@ -258,11 +342,10 @@ async fn tell_and_park(
 /// Ending the generation instead would count a failed delivery against every command in hand, until the broker parks
 /// them all.
 async fn publish(
-    tools: &Tools,
-    publisher: &Publisher,
+    Means { tools, publisher, cut }: Means<'_>,
     delivery: &Delivery,
-    cut: &Cut,
     outgoing: Outgoing<'_>,
+    mut leg: Leg,
 ) -> Result<Published, Interrupted> {
     let message = outgoing.message();
     let pauses = Backoff::default();
@@ -270,7 +353,7 @@ async fn publish(
     loop {
         let publishing = async {
             match outgoing {
-                Outgoing::Event(event) => publisher.event(event, delivery).await,
+                Outgoing::Event(event) => publisher.event(event, delivery, leg.traceparent()).await,
                 Outgoing::Copy(wait, headers) => publisher.copy(delivery, wait, headers.to_vec()).await,
                 Outgoing::Parked(reason, at, headers) => {
                     publisher.park(delivery, reason.as_str(), at, headers.to_vec()).await
@@ -289,11 +372,16 @@ async fn publish(
                     Some((Instant::now(), why.clone()));
                 let pause = pauses.wait(nth, rand::random());
                 nth = nth.saturating_add(1);
+                leg.note("redemption.publishes", i64::from(nth) + 1);
                 if timeout(pause, cut.clone().wait_for(|now| *now)).await.is_ok() {
+                    leg.failed(&why.to_string());
                     return Err(Interrupted::NotPublished(why));
                 }
             }
-            Err(why) => return Err(Interrupted::NotPublished(why)),
+            Err(why) => {
+                leg.failed(&why.to_string());
+                return Err(Interrupted::NotPublished(why));
+            }
         }
     }
 }
@@ -318,12 +406,12 @@ impl Outgoing<'_> {
 
 fn telling<'a>(
     tools: &'a Tools,
-    delivery: &'a Delivery,
+    leg: &'a Leg,
     at: Timestamp,
     attempts: u32,
     evidence: &'a [Evidence],
 ) -> Telling<'a> {
-    let traceparent = delivery.traceparent();
+    let traceparent = leg.traceparent();
     Telling { source: &tools.source, at, traceparent, attempts, evidence }
 }
 
@@ -337,6 +425,8 @@ struct Job<'a> {
     carried: Carried,
     /// Whether the last call met trouble on the provider's side.
     troubled: bool,
+    stay: &'a mut Stay,
+    slot: &'a mut Slot,
 }
 
 impl Job<'_> {
@@ -378,8 +468,9 @@ impl Job<'_> {
     /// Waits, asks, judges. The waiting can be cut short, the asking not.
     async fn ask(&mut self, after: Duration, question: Question, cut: &mut Cut) -> Asked {
         let tools = self.tools;
+        let slot = &mut *self.slot;
         let hold = async {
-            sleep(after).await;
+            slot.rest(after).await;
             loop {
                 let pass = timeout(tools.limits.in_process_max, tools.breaker.pass(Timestamp::now)).await?;
                 let queued_at = Instant::now();
@@ -402,15 +493,17 @@ impl Job<'_> {
             let progress = &mut self.carried.progress;
             return Asked::Step(put_away.unwrap_or_else(|| progress.resume(&tools.limits, now)));
         };
-        let traceparent = self.delivery.traceparent();
+        let mut leg = self.stay.ask(question.as_str());
         let (nonce, chance) = (rand::random(), rand::random());
         let asked_at = Instant::now();
-        let asking = tools.client.ask(question, &self.prepared, traceparent, now, nonce, chance);
+        let asking = tools.client.ask(question, &self.prepared, leg.traceparent(), now, nonce, chance);
         let heard = kill_point::during(KillPoint::Sent, asking).await;
         kill_point::reached(KillPoint::Answered);
         let verdict = self.judge(question, &heard, asked_at);
         pass.report(Sign::of(&verdict), Timestamp::now());
         self.troubled = matches!(verdict, Verdict::NotAccepted(_) | Verdict::NotSent | Verdict::Unsure(_));
+        tell(&mut leg, &heard, &verdict);
+        drop(leg);
         self.note(question, &heard, &verdict, now);
         let Carried { progress, .. } = &mut self.carried;
         let step =
@@ -474,6 +567,7 @@ impl Job<'_> {
             request_id = evidence.request_id,
             took_ms = heard.took.as_millis() as u64,
             trouble = heard.trouble,
+            trace_id = self.stay.trace_id(),
             "attempt"
         );
         self.carried.evidence.push(evidence);
@@ -486,36 +580,51 @@ impl Job<'_> {
             // A tier is always chosen from this very list.
             return Err(Interrupted::Cut(Box::new(self.delivery)));
         };
-        let headers = copy::write(progress, evidence, self.prepared.body_sha256());
+        let mut headers = copy::write(progress, evidence, self.prepared.body_sha256());
+        trace(&mut headers, self.stay);
         let copy = Outgoing::Copy(wait, &headers);
-        let proof = publish(self.tools, self.publisher, &self.delivery, cut, copy).await?;
+        let leg = self.stay.publish(Message::Copy.as_str());
+        let means = Means { tools: self.tools, publisher: self.publisher, cut };
+        let proof = publish(means, &self.delivery, copy, leg).await?;
         self.tools.metrics.deferred(&wait_name(wait));
         info!(
             out_request_no = %self.redemption.out_request_no,
             coupon = %Short(self.redemption.coupon_code.as_str()),
+            openid = %Short(self.redemption.openid.as_str()),
+            brand_id = %self.redemption.brand_id,
             attempts = progress.attempts,
             belief = progress.belief.to_words(),
             wait_s = wait.as_secs(),
+            trace_id = self.stay.trace_id(),
             "deferred: not settled yet, asked again later"
         );
         Ok((Settling::Deferred, self.delivery, proof))
     }
 
     async fn finish(self, outcome: Outcome, cut: &Cut) -> Worked {
-        let Self { tools, publisher, redemption, delivery, carried, .. } = self;
+        let Self { tools, publisher, redemption, delivery, carried, stay, .. } = self;
         let Carried { progress, evidence } = carried;
         let now = Timestamp::now();
-        let told = telling(tools, &delivery, now, progress.attempts, &evidence);
+        let leg = stay.publish(Message::Event.as_str());
+        let told = telling(tools, &leg, now, progress.attempts, &evidence);
         let event = event::tell(&redemption, &outcome, told);
-        let mut proof = publish(tools, publisher, &delivery, cut, Outgoing::Event(&event)).await?;
+        let means = Means { tools, publisher, cut };
+        let mut proof = publish(means, &delivery, Outgoing::Event(&event), leg).await?;
         if let Outcome::Unresolved { reason, .. } = &outcome {
-            let headers = copy::write(&progress, &evidence, self.prepared.body_sha256());
+            let mut headers = copy::write(&progress, &evidence, self.prepared.body_sha256());
+            trace(&mut headers, stay);
             let park = Outgoing::Parked(*reason, now, &headers);
-            proof = proof.and(publish(tools, publisher, &delivery, cut, park).await?);
+            let leg = stay.publish(Message::Parked.as_str());
+            proof = proof.and(publish(means, &delivery, park, leg).await?);
         }
         let age = Timestamp::now().duration_since(progress.first_seen).max(SignedDuration::ZERO);
         tools.metrics.ended(&outcome, age.unsigned_abs());
-        log(&redemption, &outcome, &progress, &evidence, age);
+        stay.note("redemption.outcome", outcome.kind().as_str());
+        if let Some(reason) = outcome.reason() {
+            stay.note("redemption.reason", reason.as_str());
+        }
+        stay.note("redemption.attempts", i64::from(progress.attempts));
+        log(&redemption, &outcome, &progress, &evidence, age, stay.trace_id());
         Ok((Settling::Ended, delivery, proof))
     }
 }
@@ -525,6 +634,31 @@ enum Asked {
     Cut,
 }
 
+/// Tells a collector of one attempt.
+fn tell(leg: &mut Leg, heard: &Heard, verdict: &Verdict) {
+    leg.note("server.address", heard.host_name.clone());
+    leg.note("redemption.verdict", verdict.as_str());
+    match &heard.reply {
+        Reply::Answered(answer) => {
+            leg.note("http.response.status_code", i64::from(answer.status));
+            if let Some(id) = &answer.request_id {
+                leg.note("redemption.request_id", id.to_string());
+            }
+        }
+        Reply::NotSent(_) | Reply::Lost(_) => {
+            leg.failed(heard.trouble.as_deref().unwrap_or("no whole answer"))
+        }
+    }
+}
+
+/// What a copy carries of the trace that it belongs to.
+fn trace(headers: &mut Vec<(&'static str, String)>, stay: &Stay) {
+    if let Some((command, here)) = stay.carried() {
+        headers.push(("traceparent", command));
+        headers.push((copy::TRACE, here));
+    }
+}
+
 /// The one line of a settled command.
 fn log(
     redemption: &Redemption,
@@ -532,12 +666,14 @@ fn log(
     progress: &Progress,
     evidence: &[Evidence],
     age: SignedDuration,
+    trace_id: Option<&str>,
 ) {
     let request_id = evidence.last().and_then(|last| last.request_id.as_deref());
     let state = outcome.coupon().map(|coupon| coupon.state.as_str());
     macro_rules! line {
         ($level:ident, $text:literal) => {
             $level!(
+                outcome = outcome.kind().as_str(),
                 out_request_no = %redemption.out_request_no,
                 coupon = %Short(redemption.coupon_code.as_str()),
                 openid = %Short(redemption.openid.as_str()),
@@ -548,6 +684,7 @@ fn log(
                 attempts = progress.attempts,
                 age_ms = age.as_millis() as u64,
                 request_id,
+                trace_id,
                 $text
             )
         };

@@ -60,7 +60,7 @@ async fn the_admin_port_survives_slow_huge_malformed_and_parallel_requests() {
         assert!(elsewhere.starts_with("HTTP/1.1 404"), "{elsewhere}");
 
         // More connections than are served at once, each with half a request.
-        let slow: Vec<TcpStream> = (0..100)
+        let slow: Vec<TcpStream> = (0..300)
             .map(|_| {
                 let mut stream = connect(&service);
                 stream.write_all(b"GET / HTTP/1.1\r\nhost:").unwrap();
@@ -119,7 +119,7 @@ async fn clients_that_ask_and_never_read_shut_nobody_out() {
     tokio::task::block_in_place(|| {
         // Each asks for so much that what it does not read fills every buffer on the way, and holds its connection.
         let greedy = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n".repeat(200);
-        let mut slow: Vec<TcpStream> = (0..150)
+        let mut slow: Vec<TcpStream> = (0..300)
             .map(|_| {
                 let mut stream = connect(&service);
                 stream.set_write_timeout(Some(Duration::from_millis(50))).unwrap();

@@ -249,7 +249,7 @@ async fn parked_commands_are_listed_chosen_and_shown_without_an_openid() {
     };
     check("", &["USE_C1", "USE_C2", "USE_C3"]).await;
     check("?reason=deadline_passed", &["USE_C1", "USE_C2"]).await;
-    check("?reason=deadline_passed&older_than=2d", &["USE_C1"]).await;
+    check("?reason=deadline_passed&older_than=48h", &["USE_C1"]).await;
     check("?newer_than=2h", &["USE_C3"]).await;
     check("?brand=99", &["USE_C2"]).await;
     check("?coupon=C3", &["USE_C3"]).await;

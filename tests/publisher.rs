@@ -57,7 +57,7 @@ async fn what_is_confirmed_is_there_and_what_is_refused_is_not() {
                 let id = Uuid::from_u128(task * EACH + nth);
                 let routing_key = format!("proof.{task}");
                 let event = Event { id, routing_key, kind: OutcomeKind::Redeemed, body: b"{}".to_vec() };
-                if publisher.event(&event, &delivery).await.is_ok() {
+                if publisher.event(&event, &delivery, None).await.is_ok() {
                     confirmed.insert(id.to_string());
                 }
             }
@@ -84,7 +84,7 @@ async fn what_is_confirmed_is_there_and_what_is_refused_is_not() {
         body: b"{}".to_vec(),
     };
     // Refused while the queue is full.
-    while generation.publisher().event(&last, &delivery).await.is_err() {}
+    while generation.publisher().event(&last, &delivery, None).await.is_err() {}
     let there = read.await.unwrap();
     let all = usize::try_from(TASKS * EACH).unwrap();
     assert!(confirmed.len() < all, "nothing was refused: the test proves nothing");

@@ -12,6 +12,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use tokio::time::timeout;
 
 use crate::broker::publisher::Published;
+use crate::wire::copy;
 
 /// A message taken from the command queue and not settled yet.
 #[derive(Debug)]
@@ -121,8 +122,17 @@ impl Delivery {
 
     /// W3C trace context, where it has that shape: it goes on into a header of HTTP.
     pub fn traceparent(&self) -> Option<&str> {
+        self.trace("traceparent")
+    }
+
+    /// The stay that put this copy away, in the same shape.
+    pub fn left_by(&self) -> Option<&str> {
+        self.trace(copy::TRACE)
+    }
+
+    fn trace(&self, name: &str) -> Option<&str> {
         let hex = |byte: u8| byte.is_ascii_hexdigit() || byte == b'-';
-        self.header("traceparent").filter(|text| text.len() == 55 && text.bytes().all(hex))
+        self.header(name).filter(|text| text.len() == 55 && text.bytes().all(hex))
     }
 
     pub(super) fn headers(&self) -> Option<&FieldTable> {

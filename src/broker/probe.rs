@@ -16,7 +16,16 @@ use tokio::time::timeout;
 
 use crate::broker::{CannotConnect, Settings, address, connect_any};
 
-/// A right that the service needs.
+/// Who needs a right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// The service.
+    Service,
+    /// Only `redeemer parked`, which may run as another user.
+    Desk,
+}
+
+/// A right that somebody needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Right {
     /// To publish to this exchange; the one without a name is `amq.default` in permissions.
@@ -36,23 +45,23 @@ pub enum Held {
     Unclear(String),
 }
 
-/// Tries every right that the service needs.
+/// Tries every right that the service or the desk needs, but for that to configure: the survey of the topology tells.
 ///
 /// # Errors
 /// [`CannotConnect`]
-pub async fn rights(settings: &Settings) -> Result<Vec<(Right, Held)>, CannotConnect> {
+pub async fn rights(settings: &Settings) -> Result<Vec<(Right, Need, Held)>, CannotConnect> {
     let (connection, at) = connect_any(settings, "redeemer check").await?;
     let (names, limit) = (&settings.topology.names, settings.connect_timeout);
     let mut rights = Vec::new();
-    for right in [
-        Right::Read(names.commands.clone()),
-        Right::Read(names.parked.clone()),
-        Right::Write(names.commands.clone()),
-        Right::Write(names.retry.clone()),
-        Right::Write(names.results.clone()),
-        Right::Write(names.parked.clone()),
+    for (need, right) in [
+        (Need::Service, Right::Read(names.commands.clone())),
+        (Need::Desk, Right::Read(names.parked.clone())),
+        (Need::Desk, Right::Write(names.commands.clone())),
+        (Need::Service, Right::Write(names.retry.clone())),
+        (Need::Service, Right::Write(names.results.clone())),
+        (Need::Service, Right::Write(names.parked.clone())),
         // Where every connection proves that confirms come.
-        Right::Write(String::new()),
+        (Need::Service, Right::Write(String::new())),
     ] {
         let tried = timeout(limit, attempt(&connection, &right)).await;
         let step = "looking at the permissions";
@@ -68,7 +77,7 @@ pub async fn rights(settings: &Settings) -> Result<Vec<(Right, Held)>, CannotCon
                 _ => Held::Unclear(error.to_string()),
             },
         };
-        rights.push((right, held));
+        rights.push((right, need, held));
     }
     let _ = timeout(limit, connection.close(200, "done".into())).await;
     Ok(rights)

@@ -95,10 +95,16 @@ impl Publisher {
     }
 
     /// Publishes the result of `command` to the reply exchange, and under its `reply_to` as a further routing key.
+    /// `traceparent` is the trace context that goes with it.
     ///
     /// # Errors
     /// [`NotPublished`]
-    pub async fn event(&self, event: &Event, command: &Delivery) -> Result<Published, NotPublished> {
+    pub async fn event(
+        &self,
+        event: &Event,
+        command: &Delivery,
+        traceparent: Option<&str>,
+    ) -> Result<Published, NotPublished> {
         let mut properties = AMQPProperties::default()
             .with_content_type(event::CONTENT_TYPE.into())
             .with_delivery_mode(PERSISTENT)
@@ -114,7 +120,7 @@ impl Publisher {
             keys.push(AMQPValue::LongString(reply_to.into()));
             headers.insert("CC".into(), AMQPValue::FieldArray(keys));
         }
-        if let Some(traceparent) = command.traceparent() {
+        if let Some(traceparent) = traceparent {
             headers.insert("traceparent".into(), AMQPValue::LongString(traceparent.into()));
         }
         let properties = properties.with_headers(headers);

@@ -3,6 +3,7 @@
 //! Changes nothing: the topology is verified, never made, and the one call to the payment API only reads.
 
 use std::sync::{Arc, RwLock};
+use std::time::Duration;
 
 use clap::Args;
 use jiff::{SignedDuration, Timestamp};
@@ -10,8 +11,9 @@ use secrecy::ExposeSecret as _;
 use serde::Serialize;
 
 use crate::app::merchant_key_from_environment;
-use crate::broker::probe::{self, Held, Right};
-use crate::broker::topology::{Difference, Mode, Standing, survey};
+use crate::broker::management::{self, Alarm, Management, Mismatch, Queue, Unanswered};
+use crate::broker::probe::{self, Held, Need, Right};
+use crate::broker::topology::{Difference, Mode, Names, Object, Standing, survey};
 use crate::broker::{CannotConnect, Generation, Settings};
 use crate::cli::{Failure, say};
 use crate::config::Config;
@@ -21,7 +23,7 @@ use crate::redemption::{
 };
 use crate::verdict::{Authenticity, Flaw, Question, Reply};
 use crate::wechat::api::{Client, Heard, Prepared};
-use crate::wechat::keys::Keyring;
+use crate::wechat::keys::{KeyFault, Keyring};
 use crate::wechat::verify::CLOCK_TOLERANCE_SECONDS;
 
 /// Arguments of `check`.
@@ -106,7 +108,8 @@ fn keys(config: &Config, findings: &mut Vec<Finding>) -> Option<Client> {
     let now = Timestamp::now();
     let apiv3 = config.apiv3_key();
     if let Err(fault) = &apiv3 {
-        findings.push(Finding::fault("keys", format!("{}: {}", fault.key, fault.problem), "mend the file"));
+        let remedy = format!("chmod 600 {0}; wc -c {0} # 32 characters", config.wechat.apiv3_key_file);
+        findings.push(Finding::fault("keys", format!("{}: {}", fault.key, fault.problem), remedy));
     }
     if let Err(fault) = config.parked_token() {
         let remedy = "mend the file, or leave the key empty: then there is no desk as a page";
@@ -116,22 +119,34 @@ fn keys(config: &Config, findings: &mut Vec<Finding>) -> Option<Client> {
         Ok(keyring) => keyring,
         Err(faults) => {
             for fault in faults {
-                findings.push(Finding::fault(
-                    "keys",
-                    fault.to_string(),
-                    "mend the file or the key that names it",
-                ));
+                findings.push(Finding::fault("keys", fault.to_string(), mended_by(&fault)));
             }
             return None;
         }
     };
     let bits = keyring.merchant.bits();
     findings.push(Finding::ok("keys", format!("merchant key: RSA, {bits} bits, signs and verifies")));
+    let month = SignedDuration::from_hours(30 * 24);
+    if let Some(until) = keyring.merchant_expires {
+        const NEXT: &str = "apply for the next merchant API certificate on the merchant platform, then put key and \
+                            certificate in place together";
+        findings.push(match until.duration_since(now) {
+            left if left.is_negative() => {
+                Finding::fault("keys", format!("the merchant API certificate ended at {until}"), NEXT)
+            }
+            left if left < month => {
+                Finding::warning("keys", format!("the merchant API certificate ends at {until}"), NEXT)
+            }
+            _ => Finding::ok(
+                "keys",
+                format!("the merchant API certificate belongs to the key, valid until {until}"),
+            ),
+        });
+    }
     for fault in &keyring.left_out {
         let remedy = "take it out of wechat.platform_certificates";
         findings.push(Finding::warning("keys", fault.to_string(), remedy));
     }
-    let month = SignedDuration::from_hours(30 * 24);
     for (serial, key) in keyring.public.iter() {
         findings.push(match key.expires {
             None => Finding::ok("keys", format!("public key {serial}")),
@@ -158,6 +173,30 @@ fn keys(config: &Config, findings: &mut Vec<Finding>) -> Option<Client> {
         Err(fault) => {
             findings.push(Finding::fault("configuration", fault.to_string(), "mend the key named"));
             None
+        }
+    }
+}
+
+/// The command that mends a key, or shows what is wrong with it.
+fn mended_by(fault: &KeyFault) -> String {
+    match fault {
+        KeyFault::Unreadable { path, .. } => format!("ls -l {}; id", path.display()),
+        KeyFault::Exposed { path, .. } => format!("chmod 600 {}", path.display()),
+        KeyFault::NotAKey { what, .. } => format!("head -n 1 {what}"),
+        KeyFault::TooShort { .. } => {
+            "openssl genrsa -out apiclient_key.pem 2048; have a certificate made for it on the merchant platform"
+                .to_owned()
+        }
+        KeyFault::Disagreement { what } => format!("openssl rsa -check -noout -in {what}"),
+        KeyFault::NotValidNow { what, .. } => format!("date; openssl x509 -noout -dates -in {what}"),
+        KeyFault::NotAPair { certificate } => {
+            format!("openssl x509 -noout -pubkey -in {} # against openssl pkey -pubout -in KEY", certificate.display())
+        }
+        KeyFault::NoMerchantKey => {
+            "export REDEEMER_WECHAT__MERCHANT_KEY_FILE=/etc/redeemer/apiclient_key.pem".to_owned()
+        }
+        KeyFault::NoVerificationKey => {
+            "export REDEEMER_WECHAT__PUBLIC_KEYS__PUB_KEY_ID_…=/etc/redeemer/wechatpay_public_key.pem".to_owned()
         }
     }
 }
@@ -262,18 +301,23 @@ async fn broker(config: &Config, findings: &mut Vec<Finding>) {
         Ok(settings) => settings,
         Err(fault) => {
             let detail = format!("{}: {}", fault.key, fault.problem);
-            findings.push(Finding::fault(WHAT, detail, "mend the file"));
+            findings.push(Finding::fault(WHAT, detail, format!("mend the file that {} names", fault.key)));
             return;
         }
     };
-    let makes = settings.mode == Mode::Create;
+    let mode = settings.mode;
     // Each object is looked at below, with every difference.
     settings.mode = Mode::Off;
-    if let Some(version) = probe::version(&settings).await {
-        findings.push(of_version(&version));
+    let greeted = probe::version(&settings).await;
+    if let Some(version) = &greeted {
+        findings.push(of_version(version));
     }
-    let reached = topology(&settings, makes, findings).await;
-    if reached && !permissions(&settings, findings).await {
+    let reached = topology(&settings, mode, findings).await;
+    if reached {
+        // Before anything that a broker in alarm would not answer.
+        broker_settings(config, &settings, greeted.is_none(), findings).await;
+    }
+    if reached && !permissions(&settings, mode, findings).await {
         // A connection would fail for the same reason, and say less.
         return;
     }
@@ -288,20 +332,26 @@ async fn broker(config: &Config, findings: &mut Vec<Finding>) {
                 findings.push(Finding::ok("queue", detail));
             }
             generation.close().await;
-            findings.push(unseen(config));
             return;
         }
         // What is missing has been told already.
         Err(CannotConnect::Topology { .. }) if reached => return,
+        Err(fault @ CannotConnect::Tls { advice, .. }) => {
+            findings.push(Finding::fault(WHAT, fault.to_string(), advice));
+            return;
+        }
         Err(fault) => {
             findings.push(Finding::fault(WHAT, fault.to_string(), ""));
             match fault {
                 CannotConnect::Uri(_) => "set broker.uri, broker.uri_file or REDEEMER_BROKER__URI",
+                CannotConnect::File(_) => "mend the file that the key names; a key: chmod 600",
                 CannotConnect::TimedOut { .. } => {
                     "look whether the address is a broker's, and reachable from here"
                 }
                 CannotConnect::NoConfirms { .. } => "rabbitmqctl status; free memory or disk on the broker",
-                CannotConnect::Refused { .. } | CannotConnect::Topology { .. } => {
+                CannotConnect::Refused { .. }
+                | CannotConnect::Topology { .. }
+                | CannotConnect::Tls { .. } => {
                     "look whether the broker runs, and at user, password and virtual host of the URI"
                 }
             }
@@ -333,15 +383,16 @@ fn of_version(version: &str) -> Finding {
     }
 }
 
-/// Tells whatever is missing or differs, argument by argument; `makes` says that the service makes what is missing. False where the broker is not reached.
-async fn topology(settings: &Settings, makes: bool, findings: &mut Vec<Finding>) -> bool {
+/// Tells whatever is missing or differs, argument by argument; `mode` is what the service does about it. False where
+/// the broker is not reached.
+async fn topology(settings: &Settings, mode: Mode, findings: &mut Vec<Finding>) -> bool {
     const WHAT: &str = "topology";
     let Ok((_, found)) = survey(settings, false).await else { return false };
     let mut sound = true;
     for (object, standing) in found {
         match standing {
             Standing::There | Standing::Made | Standing::Unaskable => continue,
-            Standing::Missing if makes => findings.push(Finding::warning(
+            Standing::Missing if mode == Mode::Create => findings.push(Finding::warning(
                 WHAT,
                 format!("{object} is missing"),
                 "nothing to do: redeemer run makes it; to make it now: redeemer topology apply",
@@ -354,6 +405,11 @@ async fn topology(settings: &Settings, makes: bool, findings: &mut Vec<Finding>)
                     let detail = format!("{object}: {argument} is {found}, must be {wanted}");
                     findings.push(Finding::fault(WHAT, detail, crate::cli::topology::REMEDY));
                 }
+            }
+            Standing::Unseen(words) if mode == Mode::Create && words.contains("ACCESS_REFUSED") => {
+                let detail =
+                    format!("the user may not declare {object}, as broker.topology = create wants: {words}");
+                findings.push(Finding::fault("permissions", detail, allowing(settings, mode)));
             }
             Standing::Unseen(words) => findings.push(Finding::warning(
                 WHAT,
@@ -370,40 +426,43 @@ async fn topology(settings: &Settings, makes: bool, findings: &mut Vec<Finding>)
 }
 
 /// Tells what the user may not do. False where anything that the service needs is among it.
-async fn permissions(settings: &Settings, findings: &mut Vec<Finding>) -> bool {
+async fn permissions(settings: &Settings, mode: Mode, findings: &mut Vec<Finding>) -> bool {
     const WHAT: &str = "permissions";
     let rights = match probe::rights(settings).await {
         Ok(rights) => rights,
         Err(fault) => {
-            findings.push(Finding::warning(WHAT, fault.to_string(), "run check again"));
+            findings.push(Finding::warning(WHAT, fault.to_string(), "redeemer check # once more"));
             return true;
         }
     };
     let (mut sound, mut lacking) = (true, false);
-    for (right, held) in rights {
-        let (what, pattern) = match right {
-            Right::Write(exchange) if exchange.is_empty() => ("publish to amq.default".to_owned(), "second"),
-            Right::Write(exchange) => (format!("publish to {exchange}"), "second"),
-            Right::Read(queue) => (format!("consume {queue}"), "third"),
+    for (right, need, held) in rights {
+        let what = match right {
+            Right::Write(exchange) if exchange.is_empty() => "publish to amq.default".to_owned(),
+            Right::Write(exchange) => format!("publish to {exchange}"),
+            Right::Read(queue) => format!("consume {queue}"),
         };
-        match held {
-            Held::Yes => continue,
-            Held::No(words) => {
+        findings.push(match (held, need) {
+            (Held::Yes, _) => continue,
+            (Held::No(words), Need::Service) => {
                 lacking = true;
-                findings.push(Finding::fault(
-                WHAT,
-                format!("the user may not {what}: {words}"),
-                format!(
-                    "rabbitmqctl set_permissions -p VHOST USER CONFIGURE WRITE READ, whose {pattern} pattern admits it"
-                ),
-            ));
+                let detail = format!("the user may not {what}: {words}");
+                Finding::fault(WHAT, detail, allowing(settings, mode))
             }
-            Held::Unclear(words) => findings.push(Finding::warning(
-                WHAT,
-                format!("whether the user may {what} could not be found out: {words}"),
-                "run check again",
-            )),
-        }
+            (Held::No(_), Need::Desk) => {
+                let detail =
+                    format!("the user may not {what}: the service does not need it, redeemer parked does");
+                Finding::warning(
+                    WHAT,
+                    detail,
+                    "run redeemer parked as a user who may; nothing to do for the service",
+                )
+            }
+            (Held::Unclear(words), _) => {
+                let detail = format!("whether the user may {what} could not be found out: {words}");
+                Finding::warning(WHAT, detail, "redeemer check # once more")
+            }
+        });
         sound = false;
     }
     if sound {
@@ -412,14 +471,188 @@ async fn permissions(settings: &Settings, findings: &mut Vec<Finding>) -> bool {
     !lacking
 }
 
-/// What no client is told: for the operator to compare.
+/// The command that gives the service's user the rights that it needs, and no others.
+fn allowing(settings: &Settings, mode: Mode) -> String {
+    let (user, vhost) = (settings.user().unwrap_or_default(), settings.vhost().unwrap_or_default());
+    let [configure, write, read] = least_rights(&settings.topology.names, mode);
+    format!("rabbitmqctl set_permissions -p '{vhost}' '{user}' '{configure}' '{write}' '{read}'")
+}
+
+/// The patterns for configure, write and read.
+fn least_rights(names: &Names, mode: Mode) -> [String; 3] {
+    let literal = |name: &str| {
+        let plain = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-');
+        name.chars().flat_map(|c| (!plain(c)).then_some('\\').into_iter().chain([c])).collect::<String>()
+    };
+    let Names { commands, retry, results, unrouted, parked } = names;
+    let [commands, retry, results, unrouted, parked] =
+        [commands, retry, results, unrouted, parked].map(|name| literal(name));
+    if mode == Mode::Off {
+        let write = format!("^({results}|{retry}|{parked}|amq\\.default)$");
+        return ["^$".to_owned(), write, format!("^{commands}$")];
+    }
+    // To declare a queue that dead-letters takes the right to read it and to write where it dead-letters to.
+    let all = format!("{commands}|{retry}(\\..*)?|{results}|{unrouted}|{parked}");
+    [format!("^({all})$"), format!("^({all}|amq\\.default)$"), format!("^({all})$")]
+}
+
+/// The longest that a command is usually held without an acknowledgement.
+fn held(config: &Config) -> Duration {
+    config.retry.in_process_max.0 + config.wechat.total_timeout.0 * 2 + config.retry.settling.0 * 3
+}
+
+const SETTINGS: &str = "broker settings";
+
+/// Policies, alarms, bindings, effective arguments and consumer timeouts: seen through the management API where it is
+/// configured, else said not to be seen.
+async fn broker_settings(
+    config: &Config,
+    settings: &Settings,
+    tell_version: bool,
+    findings: &mut Vec<Finding>,
+) {
+    let uri = config.broker.management_uri.as_str();
+    if uri.is_empty() {
+        findings.push(unseen(config));
+        return;
+    }
+    let before = findings.len();
+    let looked = match Management::new(uri, settings) {
+        Ok(management) => look(&management, config, settings, tell_version, findings).await,
+        Err(fault) => Err(fault),
+    };
+    if let Err(fault) = looked {
+        let remedy = match &fault {
+            Unanswered::Forbidden { user, .. } => format!("rabbitmqctl set_user_tags {user} management"),
+            Unanswered::Uri(_) | Unanswered::Settings(_) => "set broker.management_uri".to_owned(),
+            Unanswered::NoAnswer { .. } => {
+                "rabbitmq-plugins enable rabbitmq_management; or look at broker.management_uri".to_owned()
+            }
+        };
+        findings.push(Finding::fault(SETTINGS, fault.to_string(), remedy));
+        findings.push(unseen(config));
+    } else if !findings[before..].iter().any(|finding| finding.gravity == Gravity::Fault) {
+        let detail = "no alarm; every queue has its arguments, and no policy takes anything away";
+        findings.push(Finding::ok(SETTINGS, detail));
+    }
+}
+
+async fn look(
+    management: &Management,
+    config: &Config,
+    settings: &Settings,
+    tell_version: bool,
+    findings: &mut Vec<Finding>,
+) -> Result<(), Unanswered> {
+    if management.exposed() {
+        findings.push(Finding::warning(
+            SETTINGS,
+            "broker.management_uri is not encrypted: the password goes over the network as it is",
+            "use https:// in broker.management_uri",
+        ));
+    }
+    if let Some(version) = management.version().await?.filter(|_| tell_version) {
+        findings.push(of_version(&version));
+    }
+    for Alarm { node, resource } in management.alarms().await? {
+        let remedy = match resource.as_str() {
+            "memory" => format!("rabbitmq-diagnostics -n {node} memory_breakdown"),
+            _ => format!("rabbitmq-diagnostics -n {node} status # free disk space there"),
+        };
+        let detail = format!("{resource} alarm on {node}: nobody can publish until it is over");
+        findings.push(Finding::fault("alarm", detail, remedy));
+    }
+    let vhost = settings.vhost()?;
+    let (mut timeout_seen, held) = (false, held(config));
+    for object in settings.topology.plan() {
+        match &object {
+            Object::Exchange { .. } => {}
+            Object::Binding { exchange, queue, routing_key } => {
+                // What is not there has been told.
+                let there = management.queue(queue).await?.is_some();
+                if there && !management.is_bound(exchange, queue, routing_key).await? {
+                    let detail = format!("{object} is missing: what is published there goes nowhere");
+                    findings.push(Finding::fault("topology", detail, "redeemer topology apply"));
+                }
+            }
+            Object::Queue { name, .. } => {
+                let Some(queue) = management.queue(name).await? else { continue };
+                timeout_seen |= queue.consumer_details.iter().any(|one| one.consumer_timeout.is_some());
+                for unfit in management::unfit(&object, &queue, held) {
+                    findings.push(misfit(name, &vhost, &queue, &unfit));
+                }
+            }
+        }
+    }
+    if !timeout_seen {
+        findings.push(Finding::ok(
+            "consumer timeout",
+            format!(
+                "not visible from here: the broker's consumer_timeout must be well over {held:?}, the longest that a \
+                 command is usually held; look: rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).'"
+            ),
+        ));
+    }
+    Ok(())
+}
+
+fn misfit(name: &str, vhost: &str, queue: &Queue, unfit: &Mismatch) -> Finding {
+    let Mismatch { key, found, wanted, by_policy } = unfit;
+    if key == "consumer_timeout" {
+        return Finding::fault(
+            "consumer timeout",
+            format!("queue {name}: the broker takes a command back after {found} ms, must be {wanted}"),
+            "set consumer_timeout = 1800000 in rabbitmq.conf; at once: rabbitmqctl eval \
+             'application:set_env(rabbit, consumer_timeout, 1800000).'",
+        );
+    }
+    if !by_policy {
+        let detail = format!("queue {name}: {key} is {found}, must be {wanted}");
+        return Finding::fault("arguments", detail, crate::cli::topology::REMEDY);
+    }
+    let (policy, operator) = (queue.policy.as_deref(), queue.operator_policy.as_deref());
+    let named: Vec<_> = policy.into_iter().chain(operator).collect();
+    let clears = policy.map(|policy| format!("rabbitmqctl clear_policy -p {vhost} {policy}"));
+    let clears_operators =
+        operator.map(|policy| format!("rabbitmqctl clear_operator_policy -p {vhost} {policy}"));
+    let remedies: Vec<_> = clears.into_iter().chain(clears_operators).collect();
+    Finding::fault(
+        "policy",
+        format!("queue {name}: policy {} sets {key} to {found}, must be {wanted}", named.join(" with ")),
+        format!("{}; or let it leave out {key}", remedies.join("; ")),
+    )
+}
+
+/// What no client is told over AMQP: for the operator to compare.
 fn unseen(config: &Config) -> Finding {
-    let held =
-        config.retry.in_process_max.0 + config.wechat.total_timeout.0 * 2 + config.retry.settling.0 * 3;
+    let held = held(config);
     let detail = format!(
-        "not visible from here: a consumer_timeout of the broker must be well over {held:?}, the longest that a \
-         command is usually held (rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).'), and no policy \
-         may override a queue (rabbitmqctl list_queues name policy effective_policy_definition)"
+        "not visible from here without broker.management_uri: a consumer_timeout of the broker must be well over \
+         {held:?}, the longest that a command is usually held (rabbitmqctl eval 'application:get_env(rabbit, \
+         consumer_timeout).'); no policy may override a queue (rabbitmqctl list_queues name policy \
+         effective_policy_definition); no alarm (rabbitmq-diagnostics alarms); every binding (rabbitmqctl \
+         list_bindings)"
     );
-    Finding::ok("broker settings", detail)
+    Finding::ok(SETTINGS, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rights_name_what_there_is_and_nothing_else() {
+        let rights = |mode| least_rights(&Names::default(), mode);
+        let off = [
+            "^$",
+            r"^(redemption\.results|redemption\.retry|redemption\.parked|amq\.default)$",
+            r"^redemption\.commands$",
+        ];
+        assert_eq!(rights(Mode::Off), off);
+        let [configure, write, read] = rights(Mode::Create);
+        let all = r"redemption\.commands|redemption\.retry(\..*)?|redemption\.results|redemption\.unrouted|redemption\.parked";
+        assert_eq!([&configure, &read], [&format!("^({all})$"); 2]);
+        assert_eq!(write, format!(r"^({all}|amq\.default)$"));
+        assert_eq!(rights(Mode::Verify), rights(Mode::Create));
+    }
 }

@@ -426,7 +426,11 @@ pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, KeyFault> {
     read(file).map_err(unreadable)
 }
 
-fn read_public(path: &Path) -> Result<Zeroizing<String>, KeyFault> {
+/// Reads a file that anybody may read.
+///
+/// # Errors
+/// [`KeyFault::Unreadable`]
+pub fn read_public(path: &Path) -> Result<Zeroizing<String>, KeyFault> {
     File::open(path).and_then(read).map_err(|source| KeyFault::Unreadable { path: path.to_owned(), source })
 }
 

@@ -26,6 +26,10 @@ pub const EVIDENCE: &str = "x-redemption-evidence";
 /// The provider's last objection, as JSON.
 pub const OBJECTION: &str = "x-redemption-objection";
 
+/// The trace context of the stay that put a copy away, W3C `traceparent`: the next stay is linked to it. Nothing is
+/// believed because of it, and a copy without it is as good.
+pub const TRACE: &str = "x-redemption-trace";
+
 /// The headers that only a copy has.
 const COPY_ONLY: [&str; 7] = [ATTEMPTS, TIERS, FIRST_SEEN, LAST_VERDICT, BODY_SHA256, EVIDENCE, OBJECTION];
 

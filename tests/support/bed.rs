@@ -2,9 +2,10 @@
 #![allow(dead_code)] // each test binary uses its own part of it
 #![allow(clippy::unwrap_used)] // a test bed that cannot be made fails the test
 
+use std::error::Error;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use lapin::options::{
@@ -122,9 +123,19 @@ impl Bed {
         self
     }
 
-    /// Connects anew after the broker was gone.
+    /// Connects anew after the broker was gone. A broker that takes connections again may still be choosing leaders
+    /// for its quorum queues, and refuses consumers until then.
     pub async fn reconnect(mut self, broker: &Broker) -> Self {
-        self.wires = Wires::new(broker.uri(), &self.config).await;
+        let deadline = Instant::now() + PATIENCE;
+        self.wires = loop {
+            match Wires::try_new(broker.uri(), &self.config).await {
+                Ok(wires) => break wires,
+                Err(error) => {
+                    assert!(Instant::now() < deadline, "no connection anew in {PATIENCE:?}: {error}")
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
         self
     }
 
@@ -221,6 +232,12 @@ impl Bed {
         self.wires.channel.basic_cancel(tag, BasicCancelOptions::default()).await.unwrap();
     }
 
+    /// Reads no results from now on, and lets the queue go that took them; [`Bed::told`] must not be asked any more.
+    pub async fn leave_results(&self) {
+        let tag = self.wires.results.tag();
+        self.wires.channel.basic_cancel(tag, BasicCancelOptions::default()).await.unwrap();
+    }
+
     /// Writes the configuration to a file, for a program of its own.
     pub fn config_file(&self) -> PathBuf {
         let file = self.dir.join("config.toml");
@@ -230,10 +247,11 @@ impl Bed {
 
     /// The next command in the wait queue of this tier, which must then not come back.
     pub async fn in_tier(&self, wait: &str) -> Consumer {
-        consume(&self.wires.channel, &format!("{}.{wait}", self.config.broker.names.retry)).await
+        consume(&self.wires.channel, &format!("{}.{wait}", self.config.broker.names.retry)).await.unwrap()
     }
 
-    /// How many messages are ready in a queue.
+    /// How many messages are ready in a queue. A quorum queue that does not answer the broker within 250 ms, such as
+    /// just after a restart, is told as empty: wait for a count, do not take it by chance.
     pub async fn ready(&self, queue: &str) -> u32 {
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
         self.wires
@@ -259,14 +277,14 @@ impl Bed {
 
     /// Binds a queue to the results under a routing key and consumes it.
     pub async fn bind_results(&self, routing_key: &str) -> Consumer {
-        bind(&self.wires.channel, &self.config.broker.names.results, routing_key).await
+        bind(&self.wires.channel, &self.config.broker.names.results, routing_key).await.unwrap()
     }
 
     /// Consumes a queue on a connection of its own, which dies with the value.
     pub async fn consume_elsewhere(&self, queue: &str) -> (Connection, Consumer) {
         let connection = Connection::connect(&self.wires.uri, ConnectionProperties::default()).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
-        let consumer = consume(&channel, queue).await;
+        let consumer = consume(&channel, queue).await.unwrap();
         (connection, consumer)
     }
 
@@ -279,20 +297,24 @@ impl Bed {
 impl Wires {
     /// Subscribers come first in these tests; that results wait for late ones is a test of its own.
     async fn new(uri: &str, config: &Config) -> Self {
-        let connection = Connection::connect(uri, ConnectionProperties::default()).await.unwrap();
+        Self::try_new(uri, config).await.unwrap()
+    }
+
+    async fn try_new(uri: &str, config: &Config) -> Result<Self, Box<dyn Error + Send + Sync>> {
+        let connection = Connection::connect(uri, ConnectionProperties::default()).await?;
         for object in config.topology().plan() {
             // Tiers are left to the service, so that a test may set its own.
             let tier = |name: &str| name.starts_with(&format!("{}.", config.broker.names.retry));
             match &object {
                 Object::Queue { name, .. } | Object::Binding { queue: name, .. } if tier(name) => {}
-                object => topology::declare(&connection, object, false).await.unwrap(),
+                object => topology::declare(&connection, object, false).await?,
             }
         }
-        let channel = connection.create_channel().await.unwrap();
-        channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
-        let results = bind(&channel, &config.broker.names.results, "redemption.#").await;
-        let parked = consume(&channel, &config.broker.names.parked).await;
-        Self { uri: uri.to_owned(), channel, _connection: connection, results, parked }
+        let channel = connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        let results = bind(&channel, &config.broker.names.results, "redemption.#").await?;
+        let parked = consume(&channel, &config.broker.names.parked).await?;
+        Ok(Self { uri: uri.to_owned(), channel, _connection: connection, results, parked })
     }
 }
 
@@ -375,18 +397,18 @@ pub fn header<'a>(headers: &'a FieldTable, name: &str) -> &'a str {
     }
 }
 
-async fn bind(channel: &Channel, exchange: &str, routing_key: &str) -> Consumer {
+async fn bind(channel: &Channel, exchange: &str, routing_key: &str) -> lapin::Result<Consumer> {
     let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
-    let queue = channel.queue_declare("".into(), options, FieldTable::default()).await.unwrap();
+    let queue = channel.queue_declare("".into(), options, FieldTable::default()).await?;
     let name = queue.name().clone();
     let (options, arguments) = (QueueBindOptions::default(), FieldTable::default());
-    channel.queue_bind(name.clone(), exchange.into(), routing_key.into(), options, arguments).await.unwrap();
+    channel.queue_bind(name.clone(), exchange.into(), routing_key.into(), options, arguments).await?;
     consume(channel, name.as_str()).await
 }
 
-async fn consume(channel: &Channel, queue: &str) -> Consumer {
+async fn consume(channel: &Channel, queue: &str) -> lapin::Result<Consumer> {
     let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
-    channel.basic_consume(queue.into(), "".into(), options, arguments).await.unwrap()
+    channel.basic_consume(queue.into(), "".into(), options, arguments).await
 }
 
 /// The next delivery of a consumer.

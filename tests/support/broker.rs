@@ -40,12 +40,15 @@ impl Broker {
 
     /// The same with lines of `rabbitmq.conf`, such as `"heartbeat = 2"`; they win over the script's own.
     pub fn start_with(config_lines: &[&str]) -> Self {
+        Self::start_as(&config_lines.iter().flat_map(|line| ["--config", line]).collect::<Vec<_>>())
+    }
+
+    /// The same with options of the script, such as `["--plugin", "rabbitmq_management"]`.
+    pub fn start_as(more: &[&str]) -> Self {
         let dir = unused_dir();
         let parent = process::id().to_string();
         let mut options = vec!["--parent", &parent];
-        for line in config_lines {
-            options.extend(["--config", line]);
-        }
+        options.extend(more);
         let tree = env::var("REDEEMER_TEST_BROKER_TREE").ok();
         if let Some(tree) = &tree {
             options.extend(["--root", tree]);
@@ -59,6 +62,34 @@ impl Broker {
     /// `amqp://user:password@127.0.0.1:port/%2f`; the same after a restart.
     pub fn uri(&self) -> &str {
         &self.uri
+    }
+
+    /// User and password, and the port.
+    fn parts(&self) -> (&str, u16) {
+        let (user, rest) = self.uri.trim_start_matches("amqp://").split_once('@').expect("it has a user");
+        let port = rest.split([':', '/']).nth(1).and_then(|port| port.parse().ok());
+        (user, port.expect("it has a port"))
+    }
+
+    /// Where a node with `--plugin rabbitmq_management` takes questions, without a user.
+    pub fn management(&self) -> String {
+        format!("http://127.0.0.1:{}", self.parts().1 + 15)
+    }
+
+    /// The URI of a node with `--tls`, under one of the host's names.
+    pub fn amqps(&self, host: &str) -> String {
+        let (user, port) = self.parts();
+        format!("amqps://{user}@{host}:{}/%2f", port + 14)
+    }
+
+    /// The password of its user.
+    pub fn password(&self) -> &str {
+        self.parts().0.split_once(':').expect("it has a password").1
+    }
+
+    /// The URI for another user.
+    pub fn uri_of(&self, user: &str, password: &str) -> String {
+        format!("amqp://{user}:{password}@127.0.0.1:{}/%2f", self.parts().1)
     }
 
     /// Ends the node with `kill -9`; its data stay.

@@ -214,7 +214,8 @@ pub fn post(address: &str, path: &str, body: &Value) -> Option<String> {
     talk(address, &format!("{head}content-length: {}\r\n\r\n{body}", body.len()))
 }
 
-fn talk(address: &str, request: &str) -> Option<String> {
+/// The whole answer to a request; nothing where there is none.
+pub fn talk(address: &str, request: &str) -> Option<String> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
     stream.write_all(request.as_bytes()).ok()?;

@@ -1,0 +1,99 @@
+//! How many commands are worked on at once. A command that only waits gives its slot to another meanwhile: after the
+//! broker's return everything in hand is redelivered and may have to wait for a settling time, and what could be ended
+//! at once must not stand behind it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::sleep;
+
+/// The slots of one instance.
+#[derive(Debug, Clone)]
+pub struct Slots {
+    all: usize,
+    free: Arc<Semaphore>,
+    given_up: Arc<Notify>,
+}
+
+/// A slot, held until it is dropped.
+#[derive(Debug)]
+pub struct Slot {
+    slots: Slots,
+    /// Nothing while it rests.
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Slots {
+    /// So many.
+    pub fn new(all: usize) -> Self {
+        Self { all, free: Arc::new(Semaphore::new(all)), given_up: Arc::default() }
+    }
+
+    /// A free slot, unless all are busy or promised to somebody who comes back from a rest.
+    pub fn take(&self) -> Option<Slot> {
+        let permit = self.free.clone().try_acquire_owned().ok()?;
+        Some(Slot { slots: self.clone(), permit: Some(permit) })
+    }
+
+    /// Until somebody goes to rest.
+    pub async fn given_up(&self) {
+        self.given_up.notified().await;
+    }
+
+    /// How many are busy.
+    pub fn busy(&self) -> usize {
+        self.all - self.free.available_permits()
+    }
+}
+
+impl Slot {
+    /// Waits with the slot given to others, and then for a slot again. Dropped half-way it holds none.
+    pub async fn rest(&mut self, wait: Duration) {
+        if wait.is_zero() {
+            return;
+        }
+        if self.permit.take().is_some() {
+            self.slots.given_up.notify_one();
+        }
+        sleep(wait).await;
+        // The semaphore is never closed.
+        self.permit = self.slots.free.clone().acquire_owned().await.ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_rests_lets_another_work_and_goes_first_when_it_is_back() {
+        let slots = Slots::new(1);
+        let mut first = slots.take().unwrap();
+        assert!(slots.take().is_none());
+        let resting = tokio::spawn(async move {
+            first.rest(Duration::from_secs(2)).await;
+            first
+        });
+        slots.given_up().await;
+        let second = slots.take().unwrap();
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert!(!resting.is_finished(), "no slot is free yet");
+        drop(second);
+        assert!(slots.take().is_none(), "promised to the one that is back");
+        let first = resting.await.unwrap();
+        assert_eq!(slots.busy(), 1);
+        drop(first);
+        assert_eq!(slots.busy(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rest_that_is_cut_short_holds_nothing() {
+        let slots = Slots::new(1);
+        let mut slot = slots.take().unwrap();
+        let rest = tokio::time::timeout(Duration::from_secs(1), slot.rest(Duration::from_secs(2))).await;
+        assert!(rest.is_err());
+        assert_eq!(slots.busy(), 0);
+        assert!(slots.take().is_some());
+    }
+}

@@ -1,0 +1,302 @@
+//! What `redeemer check` sees of a broker through its management API, and what it says where it may not look.
+
+#![allow(clippy::unwrap_used)] // in the helpers too
+
+#[path = "support/broker.rs"]
+mod broker;
+#[path = "support/programs.rs"]
+mod programs;
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use broker::Broker;
+use programs::{Programs, err, out, run};
+use serde_json::Value;
+
+/// The findings of one check, and its exit code.
+struct Checked {
+    findings: Vec<Value>,
+    code: Option<i32>,
+}
+
+fn check(programs: &Programs, environment: &[(&str, &str)]) -> Checked {
+    let mut command = programs.command(&["check", "--json"]);
+    let output = run(command.envs(environment.iter().copied()));
+    let findings = out(&output).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let checked = Checked { findings, code: output.status.code() };
+    // Whatever is at fault comes with what to do about it, and so does every warning.
+    for finding in &checked.findings {
+        let remedy = finding["remedy"].as_str().unwrap_or_default();
+        assert_eq!(finding["gravity"] == "ok", remedy.is_empty(), "{finding}\n{}", err(&output));
+    }
+    checked
+}
+
+impl Checked {
+    /// Details and remedies of what is said about something, at this gravity.
+    fn of(&self, what: &str, gravity: &str) -> Vec<(String, String)> {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let meant = self.findings.iter().filter(|one| one["what"] == what && one["gravity"] == gravity);
+        meant.map(|one| (text(&one["detail"]), text(&one["remedy"]))).collect()
+    }
+
+    fn faults(&self) -> Vec<String> {
+        let faults = self.findings.iter().filter(|finding| finding["gravity"] == "fault");
+        faults.map(|finding| format!("{}: {}", finding["what"], finding["detail"])).collect()
+    }
+}
+
+/// What the management API knows of policies and consumers is up to five seconds old.
+fn eventually(
+    programs: &Programs,
+    environment: &[(&str, &str)],
+    what: &str,
+    holds: impl Fn(&Checked) -> bool,
+) -> Checked {
+    let patience = Instant::now() + Duration::from_secs(60);
+    loop {
+        let checked = check(programs, environment);
+        if holds(&checked) {
+            return checked;
+        }
+        assert!(Instant::now() < patience, "never: {what}\n{:#?}", checked.findings);
+        thread::sleep(Duration::from_millis(500));
+    }
+}
+
+fn newer(broker: &Broker) -> bool {
+    !broker.ctl(&["version"]).trim().starts_with("3.1")
+}
+
+#[test]
+fn policies_alarms_bindings_and_consumer_timeouts_are_seen_through_the_management_api() {
+    let broker = Broker::start_as(&["--plugin", "rabbitmq_management"]);
+    let mut programs = Programs::start(broker.uri());
+    let names = |what: &str| format!("{}.{what}", programs.prefix);
+    let (commands, parked, retry) = (names("commands"), names("parked"), names("retry"));
+
+    // Without the API it says what it could not see, and how to look.
+    let blind = check(&programs, &[]);
+    assert_eq!(blind.code, Some(0), "{:?}", blind.faults());
+    let told = &blind.of("broker settings", "ok")[0].0;
+    for command in ["rabbitmqctl list_queues name policy", "rabbitmq-diagnostics alarms", "consumer_timeout"]
+    {
+        assert!(told.contains(command), "{told}");
+    }
+
+    let management = broker.management();
+    let seeing = [("REDEEMER_BROKER__MANAGEMENT_URI", management.as_str())];
+    let fine = check(&programs, &seeing);
+    assert_eq!(fine.code, Some(0), "{:?}", fine.faults());
+    assert!(
+        fine.of("broker settings", "ok")[0].0.starts_with("no alarm; every queue"),
+        "{:?}",
+        fine.findings
+    );
+
+    // A policy that takes away, another that does not, and one by the operator.
+    broker.ctl(&[
+        "set_policy",
+        "tight",
+        &format!("^{}$", commands.replace('.', "\\.")),
+        r#"{"delivery-limit": 3, "max-length": 1000, "overflow": "drop-head", "queue-leader-locator": "balanced"}"#,
+        "--apply-to",
+        "queues",
+    ]);
+    broker.ctl(&[
+        "set_operator_policy",
+        "brief",
+        &format!("^{}", retry.replace('.', "\\.")),
+        r#"{"message-ttl": 1000}"#,
+        "--apply-to",
+        "queues",
+    ]);
+    let seen = eventually(&programs, &seeing, "four policies' worth of faults", |checked| {
+        checked.of("policy", "fault").len() == 8
+    });
+    assert_eq!(seen.code, Some(4));
+    let faults = seen.of("policy", "fault");
+    let about = |part: &str| {
+        faults
+            .iter()
+            .find(|(detail, _)| detail.contains(part))
+            .unwrap_or_else(|| panic!("{part}: {faults:#?}"))
+    };
+    let wanted = format!("queue {commands}: policy tight sets delivery-limit to 3, must be 20 or more");
+    assert_eq!(about("delivery-limit").0, wanted);
+    assert!(about("delivery-limit").1.starts_with("rabbitmqctl clear_policy -p / tight;"), "{faults:#?}");
+    assert!(about("max-length").0.ends_with("to 1000, must be nothing"), "{faults:#?}");
+    assert!(about("overflow").0.ends_with("to \"drop-head\", must be \"reject-publish\""), "{faults:#?}");
+    let brief = format!("queue {retry}.2h: policy brief sets message-ttl to 1000, must be 7200000 or more");
+    assert_eq!(about(".2h").0, brief);
+    assert!(about(".2h").1.starts_with("rabbitmqctl clear_operator_policy -p / brief;"), "{faults:#?}");
+    broker.ctl(&["clear_policy", "tight"]);
+    broker.ctl(&["clear_operator_policy", "brief"]);
+    eventually(&programs, &seeing, "no fault any more", |checked| checked.code == Some(0));
+
+    // A binding that is gone is something AMQP cannot ask for.
+    let unbind = format!(
+        "rabbit_binding:remove({{binding, {{resource, <<\"/\">>, exchange, <<\"{parked}\">>}}, <<>>, \
+         {{resource, <<\"/\">>, queue, <<\"{parked}\">>}}, []}}, <<\"test\">>)."
+    );
+    broker.ctl(&["eval", &unbind]);
+    let seen = eventually(&programs, &seeing, "the binding is missed", |checked| checked.code == Some(4));
+    let (detail, remedy) = &seen.of("topology", "fault")[0];
+    assert!(detail.starts_with(&format!("binding of {parked} to {parked} is missing")), "{detail}");
+    assert_eq!(remedy, "redeemer topology apply");
+    assert_eq!(run(&mut programs.command(&["topology", "apply"])).status.code(), Some(0));
+    eventually(&programs, &seeing, "bound again", |checked| checked.code == Some(0));
+
+    // A consumer timeout: newer brokers tell it of each consumer, older ones nobody.
+    if newer(&broker) {
+        broker.ctl(&["eval", "application:set_env(rabbit, consumer_timeout, 20000)."]);
+        programs.stop_service();
+        programs.start_service();
+        let seen = eventually(&programs, &seeing, "a short timeout", |checked| {
+            !checked.of("consumer timeout", "fault").is_empty()
+        });
+        let (detail, remedy) = &seen.of("consumer timeout", "fault")[0];
+        assert!(detail.contains("takes a command back after 20000 ms, must be well over"), "{detail}");
+        assert!(remedy.contains("consumer_timeout = 1800000"), "{remedy}");
+        broker.ctl(&["eval", "application:set_env(rabbit, consumer_timeout, 1800000)."]);
+        broker.ctl(&[
+            "set_policy",
+            "impatient",
+            "commands",
+            r#"{"consumer-timeout": 9000}"#,
+            "--apply-to",
+            "queues",
+        ]);
+        let seen = eventually(&programs, &seeing, "the policy's timeout", |checked| {
+            checked
+                .of("policy", "fault")
+                .iter()
+                .any(|(detail, _)| detail.contains("consumer-timeout to 9000"))
+        });
+        assert_eq!(seen.code, Some(4));
+        broker.ctl(&["clear_policy", "impatient"]);
+    } else {
+        let told = &check(&programs, &seeing).of("consumer timeout", "ok")[0].0;
+        assert!(told.contains("rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).'"), "{told}");
+    }
+
+    // An alarm is named with its node, though publishing itself only hangs.
+    broker.ctl(&["set_vm_memory_high_watermark", "0.000001"]);
+    let environment = [seeing[0], ("REDEEMER_BROKER__CONNECT_TIMEOUT", "1s")];
+    let seen =
+        eventually(&programs, &environment, "the alarm", |checked| !checked.of("alarm", "fault").is_empty());
+    let (detail, remedy) = &seen.of("alarm", "fault")[0];
+    assert!(detail.starts_with("memory alarm on redeemer@localhost"), "{detail}");
+    assert_eq!(remedy, "rabbitmq-diagnostics -n redeemer@localhost memory_breakdown");
+    broker.ctl(&["set_vm_memory_high_watermark", "0.9"]);
+    eventually(&programs, &seeing, "calm", |checked| checked.of("alarm", "fault").is_empty());
+}
+
+#[test]
+fn whoever_may_not_look_is_told_which_right_is_missing() {
+    let broker = Broker::start_as(&["--plugin", "rabbitmq_management"]);
+    let programs = Programs::start(broker.uri());
+    broker.ctl(&["add_user", "plain", "a%b/c@d"]);
+    broker.ctl(&["set_permissions", "plain", ".*", ".*", ".*"]);
+    let uri = broker.uri_of("plain", "a%25b%2Fc%40d");
+    let management = broker.management();
+    let environment =
+        [("REDEEMER_BROKER__URI", uri.as_str()), ("REDEEMER_BROKER__MANAGEMENT_URI", &management)];
+    let seen = check(&programs, &environment);
+    let (detail, remedy) = &seen.of("broker settings", "fault")[0];
+    assert!(detail.contains("does not let user plain in"), "{detail}");
+    assert_eq!(remedy, "rabbitmqctl set_user_tags plain management");
+    assert!(
+        seen.of("broker settings", "ok")[0].0.contains("not visible from here"),
+        "and what it could not see"
+    );
+    // The remedy is one.
+    broker.ctl(&["set_user_tags", "plain", "management"]);
+    let seen = check(&programs, &environment);
+    assert_eq!(seen.code, Some(0), "{:?}", seen.faults());
+
+    // A user for the API alone, in its URI.
+    broker.ctl(&["set_user_tags", "plain"]);
+    broker.ctl(&["add_user", "looker", "l/k"]);
+    broker.ctl(&["set_user_tags", "looker", "monitoring"]);
+    broker.ctl(&["set_permissions", "looker", "^$", "^$", "^$"]);
+    let looker = management.replace("http://", "http://looker:l%2Fk@");
+    let seen = check(&programs, &[environment[0], ("REDEEMER_BROKER__MANAGEMENT_URI", &looker)]);
+    assert_eq!(seen.code, Some(0), "{:?}", seen.faults());
+
+    // Nobody answers.
+    let seen = check(&programs, &[("REDEEMER_BROKER__MANAGEMENT_URI", "http://127.0.0.1:1")]);
+    let (detail, _) = &seen.of("broker settings", "fault")[0];
+    assert!(detail.starts_with("the management API at 127.0.0.1:1 does not answer"), "{detail}");
+}
+
+/// Each fault of a key or of the clock, with the command that mends it.
+#[test]
+fn what_is_wrong_with_keys_and_clock_is_told_with_a_command() {
+    let broker = broker::shared();
+    let programs = Programs::start(broker.uri());
+    let dir = programs.file("key.pem", b"").parent().unwrap().to_owned();
+    let sandbox = |name: &str| std::fs::read(dir.join("sandbox").join(name)).unwrap();
+    let only = |environment: &[(&str, &str)], part: &str, remedy: &str| {
+        let seen = check(&programs, environment);
+        assert_eq!(seen.code, Some(4));
+        let told: Vec<_> = seen.of("keys", "fault").into_iter().chain(seen.of("clock", "fault")).collect();
+        assert!(
+            told.iter().any(|(detail, mends)| detail.contains(part) && mends.contains(remedy)),
+            "{part:?} and {remedy:?} in {told:#?}"
+        );
+    };
+    let at = |path: &std::path::Path| path.display().to_string();
+
+    let open = programs.file("open.pem", &sandbox("merchant_key.pem"));
+    std::fs::set_permissions(&open, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    let key = "REDEEMER_WECHAT__MERCHANT_KEY_FILE";
+    only(&[(key, &at(&open))], "can be read by others", &format!("chmod 600 {}", at(&open)));
+    only(&[(key, "/nowhere/key.pem")], "cannot read", "ls -l /nowhere/key.pem");
+
+    // Another key's certificate; and the right one, which has a serial and an end.
+    let other = programs.file("other.key", b"");
+    let certificate = programs.file("other.pem", b"");
+    let made = std::process::Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-subj",
+            "/CN=other",
+            "-days",
+            "3",
+            "-keyout",
+        ])
+        .arg(&other)
+        .arg("-out")
+        .arg(&certificate)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let file = "REDEEMER_WECHAT__MERCHANT_CERTIFICATE_FILE";
+    only(&[(file, &at(&certificate))], "does not belong to the merchant key", "openssl x509 -noout -pubkey");
+    std::fs::set_permissions(&other, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let pair = [(file, at(&certificate)), (key, at(&other))];
+    let pair: Vec<_> = pair.iter().map(|(name, path)| (*name, path.as_str())).collect();
+    let seen = check(&programs, &pair);
+    let ends = seen.of("keys", "warning");
+    assert!(ends[0].0.starts_with("the merchant API certificate ends at"), "{ends:?}");
+    let calls = seen.of("payment API", "fault");
+    assert!(calls[0].0.contains("rejects our signature (401)"), "{calls:?}");
+
+    let rightly = [(file, dir.join("sandbox/merchant_cert.pem"))];
+    let rightly: Vec<_> = rightly.iter().map(|(name, path)| (*name, path.to_str().unwrap())).collect();
+    let seen = check(&programs, &rightly);
+    assert_eq!(seen.code, Some(0), "{:?}", seen.faults());
+    assert!(seen.of("keys", "ok").iter().any(|(told, _)| told.contains("belongs to the key, valid until")));
+
+    let put = "PUT /_sandbox/clock HTTP/1.1\r\nhost: sandbox\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         content-length: 23\r\n\r\n{\"offset_seconds\":-900}";
+    let answer = programs::talk(programs.base_url.trim_start_matches("http://"), put).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 20"), "{answer}");
+    only(&[], "this machine's clock differs", "timedatectl set-ntp true");
+}

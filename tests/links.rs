@@ -1,0 +1,316 @@
+//! The links: TLS to the broker and to the payment API, and the least that the broker's user must be allowed.
+
+#![allow(clippy::unwrap_used)] // in the helpers too
+
+#[path = "support/broker.rs"]
+mod broker;
+#[path = "support/programs.rs"]
+mod programs;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use broker::{Broker, unused_dir};
+use programs::{Programs, command, err, out, run};
+use serde_json::Value;
+
+/// A CA made for one test, and what it signed.
+struct Authority {
+    dir: PathBuf,
+}
+
+impl Authority {
+    fn new(dir: &Path) -> Self {
+        fs::create_dir_all(dir).unwrap();
+        let authority = Self { dir: dir.to_owned() };
+        openssl(
+            dir,
+            &["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test CA"],
+            &["-keyout", "ca.key", "-out", "ca.pem"],
+        );
+        authority
+    }
+
+    /// A certificate with its key, for these names.
+    fn sign(&self, name: &str, alternatives: &str, usage: &str) {
+        let (key, request, certificate) =
+            (format!("{name}.key"), format!("{name}.csr"), format!("{name}.pem"));
+        let subject = format!("/CN={name}");
+        openssl(
+            &self.dir,
+            &["req", "-newkey", "rsa:2048", "-nodes", "-subj", &subject],
+            &["-keyout", &key, "-out", &request],
+        );
+        let extensions =
+            format!("basicConstraints=CA:FALSE\nextendedKeyUsage={usage}\nsubjectAltName={alternatives}\n");
+        fs::write(self.dir.join("extensions"), extensions).unwrap();
+        openssl(
+            &self.dir,
+            &["x509", "-req", "-days", "2", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"],
+            &["-in", &request, "-out", &certificate, "-extfile", "extensions"],
+        );
+        fs::set_permissions(self.dir.join(&key), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.join(name).display().to_string()
+    }
+}
+
+fn openssl(dir: &Path, first: &[&str], rest: &[&str]) {
+    let made = Command::new("openssl").current_dir(dir).args(first).args(rest).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
+/// What check says is at fault with this environment: details and remedies.
+fn faults(programs: &Programs, environment: &[(&str, &str)]) -> Vec<String> {
+    let output = run(programs.command(&["check", "--json"]).envs(environment.iter().copied()));
+    let findings = out(&output);
+    let findings = findings.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let faults: Vec<_> = findings
+        .filter(|finding| finding["gravity"] == "fault")
+        .map(|finding| format!("{}: {}; remedy: {}", finding["what"], finding["detail"], finding["remedy"]))
+        .collect();
+    match (output.status.code(), faults.len()) {
+        (Some(0), 0) | (Some(4), 1..) => faults,
+        // A fault of the configuration itself is told before anything is looked at.
+        (Some(3), 0) => vec![err(&output)],
+        other => panic!("{other:?}: {faults:#?}\n{}", err(&output)),
+    }
+}
+
+#[test]
+fn amqps_checks_the_ca_the_host_name_and_shows_a_certificate() {
+    let dir = unused_dir();
+    let (ours, theirs) = (Authority::new(&dir.join("ours")), Authority::new(&dir.join("theirs")));
+    ours.sign("server", "DNS:localhost", "serverAuth");
+    ours.sign("client", "DNS:redeemer", "clientAuth");
+    theirs.sign("client", "DNS:redeemer", "clientAuth");
+    let broker = Broker::start_as(&["--tls", &ours.dir.display().to_string()]);
+    let mut programs = Programs::start(broker.uri());
+    programs.stop_service();
+
+    let uri = broker.amqps("localhost");
+    let (ca, certificate, key) = (ours.path("ca.pem"), ours.path("client.pem"), ours.path("client.key"));
+    let right = [
+        ("REDEEMER_BROKER__URI", uri.as_str()),
+        ("REDEEMER_BROKER__CA_FILE", &ca),
+        ("REDEEMER_BROKER__CLIENT_CERTIFICATE_FILE", &certificate),
+        ("REDEEMER_BROKER__CLIENT_KEY_FILE", &key),
+    ];
+    assert_eq!(faults(&programs, &right), Vec::<String>::new());
+    // The whole way: a command goes in and its result comes back over TLS.
+    let mut service = programs.command(&["run", "--with-parent"]);
+    let mut service = service.envs(right).stdin(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let text = command("tls").to_string();
+    let mut publishing = programs.command(&["publish", "--wait", "--expect", "redeemed", &text]);
+    let output = run(publishing.envs(right));
+    assert_eq!(output.status.code(), Some(0), "{}", err(&output));
+    programs::terminate(&service);
+    assert_eq!(programs::ended(&mut service).code(), Some(0));
+
+    // Each thing that is wrong is refused, and told with the key that mends it.
+    let (their_ca, their_certificate, their_key) =
+        (theirs.path("ca.pem"), theirs.path("client.pem"), theirs.path("client.key"));
+    let by_address = broker.amqps("127.0.0.1");
+    let plain = broker.uri().replace("amqp://", "amqps://");
+    for (changed, wanted) in [
+        (vec![("REDEEMER_BROKER__CA_FILE", "")], "set broker.ca_file to the CA"),
+        (vec![("REDEEMER_BROKER__CA_FILE", their_ca.as_str())], "set broker.ca_file to the CA"),
+        (vec![("REDEEMER_BROKER__URI", by_address.as_str())], "is for another host name"),
+        (
+            vec![("REDEEMER_BROKER__CLIENT_CERTIFICATE_FILE", ""), ("REDEEMER_BROKER__CLIENT_KEY_FILE", "")],
+            "set broker.client_certificate_file and broker.client_key_file",
+        ),
+        (
+            vec![
+                ("REDEEMER_BROKER__CLIENT_CERTIFICATE_FILE", their_certificate.as_str()),
+                ("REDEEMER_BROKER__CLIENT_KEY_FILE", their_key.as_str()),
+            ],
+            "have broker.client_certificate_file signed by a CA that it trusts",
+        ),
+        (
+            vec![("REDEEMER_BROKER__CLIENT_KEY_FILE", their_key.as_str())],
+            "our certificate and its key are not a pair",
+        ),
+        (vec![("REDEEMER_BROKER__CLIENT_KEY_FILE", "")], "must be set together"),
+        (
+            vec![("REDEEMER_BROKER__CA_FILE", "/nowhere/ca.pem")],
+            "broker.ca_file: cannot read /nowhere/ca.pem",
+        ),
+        (vec![("REDEEMER_BROKER__CA_FILE", key.as_str())], "is not a certificate in PEM"),
+        (vec![("REDEEMER_BROKER__URI", plain.as_str())], "is the port of broker.uri the one for amqps?"),
+    ] {
+        let environment: Vec<_> = right.into_iter().chain(changed.iter().copied()).collect();
+        let told = faults(&programs, &environment);
+        assert!(told.iter().any(|fault| fault.contains(wanted)), "{changed:?}: no {wanted:?} in {told:#?}");
+        assert!(!told.iter().any(|fault| fault.contains(broker.password())), "{told:#?}");
+    }
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
+    let told = faults(&programs, &right);
+    assert!(told[0].contains("broker.client_key_file") && told[0].contains("chmod 600"), "{told:#?}");
+    drop(broker);
+    let _ = fs::remove_dir_all(dir);
+}
+
+/// An `openssl s_server` that speaks one version of TLS; ended when it is dropped.
+struct Server(Child, u16);
+
+impl Server {
+    fn start(authority: &Authority, version: &str, ciphers: &str) -> Option<Self> {
+        let mut child = Command::new("openssl")
+            .current_dir(&authority.dir)
+            .args(["s_server", "-accept", "127.0.0.1:0", "-cert", "server.pem", "-key", "server.key", "-www"])
+            .args([version, "-cipher", ciphers])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        // It tells its port, or ends where this version is not built in.
+        let port = lines
+            .by_ref()
+            .map_while(Result::ok)
+            .find_map(|line| line.strip_prefix("ACCEPT ")?.rsplit_once(':')?.1.parse().ok());
+        std::thread::spawn(move || lines.for_each(drop));
+        let mut server = Self(child, 0);
+        server.1 = port?;
+        Some(server)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The payment API is called over TLS 1.2 or later. The client trusts the system's CAs alone, here a file of its own.
+#[test]
+fn the_payment_api_is_not_called_over_an_old_tls() {
+    let dir = unused_dir();
+    let ours = Authority::new(&dir);
+    ours.sign("server", "DNS:localhost", "serverAuth");
+    let programs = Programs::start(broker::shared().uri());
+    let ca = ours.path("ca.pem");
+    let told = |server: &Server| -> String {
+        let base_url = format!("https://localhost:{}", server.1);
+        let environment = [("REDEEMER_WECHAT__BASE_URL", base_url.as_str()), ("SSL_CERT_FILE", &ca)];
+        let told = faults(&programs, &environment);
+        told.into_iter().find(|fault| fault.starts_with("\"payment API\"")).unwrap_or_default()
+    };
+    // A server that speaks 1.2 is heard: what it says is no answer of the payment API, but TLS came about.
+    let heard = told(&Server::start(&ours, "-tls1_2", "DEFAULT").unwrap());
+    assert!(heard.contains("answered"), "{heard}");
+    let old = Server::start(&ours, "-tls1_1", "DEFAULT@SECLEVEL=0").expect("this openssl speaks TLS 1.1");
+    let mut client = Command::new("openssl");
+    client.args(["s_client", "-connect", &format!("localhost:{}", old.1), "-tls1_1", "-cipher"]);
+    let spoken = client.arg("DEFAULT@SECLEVEL=0").stdin(Stdio::null()).output().unwrap();
+    assert!(String::from_utf8_lossy(&spoken.stdout).contains("TLSv1.1"), "it speaks 1.1 with whoever does");
+    let refused = told(&old);
+    assert!(refused.contains("does not answer") && refused.contains("rotocol"), "{refused}");
+    drop(old);
+    let _ = fs::remove_dir_all(dir);
+}
+
+/// What `docs/operations.md` says that the service's user must be allowed, by `broker.topology`.
+fn documented(mode: &str) -> [String; 3] {
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md")).unwrap();
+    let (user, mode) = ("| service, `broker.topology` is ", format!("`{mode}`"));
+    let row = page.lines().find(|line| {
+        line.starts_with(user) && line.split('|').nth(1).is_some_and(|first| first.contains(&mode))
+    });
+    let row = row.unwrap_or_else(|| panic!("no row for {mode}")).replace("\\|", "\u{1}");
+    let cells: Vec<_> = row.split('|').skip(2).take(3).collect();
+    let pattern = |cell: &str| cell.trim().trim_matches('`').replace('\u{1}', "|");
+    [pattern(cells[0]), pattern(cells[1]), pattern(cells[2])]
+}
+
+#[test]
+fn the_least_permissions_suffice_and_one_less_is_told() {
+    let broker = Broker::start();
+    let mut programs = Programs::start(broker.uri());
+    programs.stop_service();
+    let prefix = programs.prefix.clone();
+    broker.ctl(&["add_user", "least", "geheim"]);
+    let uri = broker.uri_of("least", "geheim");
+    let allow = |patterns: &[&str; 3]| {
+        broker.ctl(&["set_permissions", "least", patterns[0], patterns[1], patterns[2]]);
+    };
+    for (nth, mode) in ["create", "verify", "off"].into_iter().enumerate() {
+        // The page speaks of the default names; ours begin with something else.
+        let documented = documented(mode).map(|pattern| pattern.replace("redemption", &prefix));
+        let [configure, write, read] = documented.each_ref().map(String::as_str);
+        let environment = [("REDEEMER_BROKER__URI", uri.as_str()), ("REDEEMER_BROKER__TOPOLOGY", mode)];
+        if mode == "create" {
+            // From nothing: it makes everything by itself.
+            for object in [
+                "commands",
+                "parked",
+                "unrouted",
+                "retry.10s",
+                "retry.1m",
+                "retry.5m",
+                "retry.30m",
+                "retry.2h",
+            ] {
+                broker.ctl(&["delete_queue", &format!("{prefix}.{object}")]);
+            }
+        }
+        allow(&[configure, write, read]);
+        let address = programs.file(&format!("{mode}.address"), b"");
+        fs::remove_file(&address).unwrap();
+        let mut service = programs.command(&["run", "--with-parent", "--admin-address-file"]);
+        service.arg(&address).envs(environment).stdin(Stdio::piped()).stderr(Stdio::null());
+        let mut service = service.spawn().unwrap();
+        let text = command(&format!("least_{nth}")).to_string();
+        programs::until("the service is ready", || {
+            let address = fs::read_to_string(&address).ok()?;
+            programs::get(&address, "/readyz").filter(|answer| answer.starts_with("HTTP/1.1 200"))
+        });
+        let output = run(&mut programs.command(&["publish", "--wait", "--expect", "redeemed", &text]));
+        assert_eq!(output.status.code(), Some(0), "{mode}: {}", err(&output));
+        // It sets aside what is no command: parking is among the rights.
+        let output = run(&mut programs.command(&["publish", "--wait", "{}"]));
+        assert_eq!(output.status.code(), Some(0), "{mode}: {}", err(&output));
+        programs::terminate(&service);
+        assert_eq!(programs::ended(&mut service).code(), Some(0));
+        assert_eq!(faults(&programs, &environment), Vec::<String>::new(), "{mode}");
+
+        // One right less, each in turn.
+        let without = |name: &str| write.replace(name, "nothing");
+        for (patterns, part) in [
+            ([configure, &without("amq\\.default"), read], "may not publish to amq.default"),
+            ([configure, "^amq\\.default$", read], "may not publish to"),
+            ([configure, write, "^$"], "may not consume"),
+        ] {
+            allow(&patterns);
+            let told = faults(&programs, &environment);
+            assert!(told.iter().any(|fault| fault.contains(part)), "{mode} {patterns:?}: {told:#?}");
+            // The remedy is a command, and it is one.
+            let remedy = told.iter().map(|fault| fault.split_once("remedy: ").unwrap().1.trim_matches('"'));
+            let remedy: BTreeSet<_> = remedy.map(|text| text.replace("\\\\", "\\")).collect();
+            assert_eq!(remedy.len(), 1, "{remedy:#?}");
+            let remedy = remedy.into_iter().next().unwrap();
+            let words: Vec<_> = remedy.split('\'').collect();
+            assert_eq!((words[0], words[3]), ("rabbitmqctl set_permissions -p ", "least"), "{remedy}");
+            allow(&[words[5], words[7], words[9]]);
+            assert_eq!(faults(&programs, &environment), Vec::<String>::new(), "{mode}: {remedy}");
+        }
+        if mode == "off" {
+            for name in ["results", "retry", "parked"] {
+                let write = without(name);
+                allow(&[configure, &write, read]);
+                let told = faults(&programs, &environment);
+                let wanted = format!("may not publish to {prefix}.{name}");
+                assert!(told.iter().any(|fault| fault.contains(&wanted)), "{write}: {told:#?}");
+            }
+        }
+    }
+}

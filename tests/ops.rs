@@ -1,0 +1,457 @@
+//! What operators look at, against a real Prometheus: every panel of the dashboards finds data while the service is
+//! under load, and every alert fires once its cause is caused.
+//!
+//! The services run with their sandboxes in this process, on private brokers, one for each kind of trouble; Prometheus
+//! tells them apart by their admin ports. It looks every second, and the rules it is given differ from those of
+//! `deploy/prometheus` in one thing: `for:` is nothing, so that what would take minutes takes seconds. That `for:`,
+//! too, is as it should be is shown by promtool and its cases. `make test-ops` runs all of this.
+
+#![allow(clippy::unwrap_used)] // in the helpers too
+
+#[path = "support/bed.rs"]
+mod bed;
+#[path = "support/broker.rs"]
+mod broker;
+#[path = "support/prometheus.rs"]
+mod prometheus;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bed::{Bed, Service, command, until};
+use broker::Broker;
+use futures_util::future::join_all;
+use jiff::{SignedDuration, Timestamp};
+use lapin::BasicProperties;
+use lapin::options::{BasicPublishOptions, QueueDeleteOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use redeemer::config::Span;
+use redeemer::sandbox::Tuning;
+use redeemer::wechat::api::Prepared;
+use redeemer::wire::{command as wire_command, copy};
+use serde_json::{Value, json};
+
+use prometheus::Prometheus;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn rules() -> String {
+    fs::read_to_string(root().join("deploy/prometheus/redeemer.rules.yml")).unwrap()
+}
+
+/// The rules without the time that a cause must last.
+fn hasty(rules: &str) -> String {
+    let hasty = |line: &str| match line.trim_start().starts_with("for: ") {
+        true => format!("{}for: 0s\n", " ".repeat(line.len() - line.trim_start().len())),
+        false => format!("{line}\n"),
+    };
+    rules.lines().map(hasty).collect()
+}
+
+// ---- promtool
+
+#[test]
+fn promtool_finds_the_rules_sound_and_their_cases_right() {
+    let folder = root().join("deploy/prometheus");
+    let mut cases: Vec<PathBuf> =
+        fs::read_dir(folder.join("tests")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    cases.sort();
+    assert!(!cases.is_empty());
+    let hasty_rules = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("hasty.rules.yml");
+    fs::write(&hasty_rules, hasty(&rules())).unwrap();
+    promtool(&["check", "config"], &[folder.join("prometheus.yml")]);
+    promtool(&["check", "rules"], &[folder.join("redeemer.rules.yml"), hasty_rules]);
+    promtool(&["test", "rules"], &cases);
+}
+
+fn promtool(arguments: &[&str], files: &[PathBuf]) {
+    let output = Command::new("promtool").args(arguments).args(files).output();
+    let output = output.expect("deploy/local/install prometheus");
+    let told = [output.stdout.as_slice(), &output.stderr].map(String::from_utf8_lossy).concat();
+    assert!(output.status.success(), "promtool {arguments:?}: {told}");
+}
+
+// ---- panels and alerts
+
+/// Everything that the troubles below share.
+struct Watch {
+    prometheus: Prometheus,
+    targets: Mutex<Vec<String>>,
+    seen: Mutex<BTreeSet<String>>,
+    began: Instant,
+}
+
+impl Watch {
+    /// Starts the service of a bed and waits until Prometheus has looked at it twice: what grows from here on is seen
+    /// to grow.
+    async fn over(&self, bed: &Bed) -> Service {
+        let service = bed.start_unready().await;
+        let targets = {
+            let mut targets = self.targets.lock().unwrap();
+            targets.push(service.admin.clone());
+            targets.clone()
+        };
+        self.prometheus.scrape(&targets.iter().map(String::as_str).collect::<Vec<_>>());
+        let looks =
+            format!("count_over_time(redeemer_build_info{{instance=\"{}\"}}[1m]) >= 2", service.admin);
+        until("two looks of Prometheus", async || self.prometheus.finds(&looks).await).await;
+        service
+    }
+
+    async fn is_firing(&self, alert: &str, labels: &str) -> bool {
+        let query = format!("ALERTS{{alertname=\"{alert}\",alertstate=\"firing\",{labels}}} == 1");
+        self.prometheus.finds(&query).await
+    }
+
+    /// That an alert does not fire for this service, or its cause would prove nothing.
+    async fn quiet(&self, alert: &str, service: &Service) {
+        let labels = format!("instance=\"{}\"", service.admin);
+        assert!(!self.is_firing(alert, &labels).await, "{alert} fires before its cause");
+    }
+
+    /// Waits until an alert fires for this service.
+    async fn fires(&self, alert: &str, service: &Service) {
+        self.fires_for(alert, &format!("instance=\"{}\"", service.admin)).await;
+    }
+
+    async fn fires_for(&self, alert: &str, labels: &str) {
+        let fact = async || self.is_firing(alert, labels).await;
+        until(&format!("{alert} to fire for {labels}"), fact).await;
+        println!("{:5.1} s  {alert} fires", self.began.elapsed().as_secs_f64());
+        self.seen.lock().unwrap().insert(alert.to_owned());
+    }
+
+    /// Waits until an alert no longer fires for this service.
+    async fn ends(&self, alert: &str, service: &Service) {
+        let labels = format!("instance=\"{}\"", service.admin);
+        until(&format!("{alert} to end"), async || !self.is_firing(alert, &labels).await).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn panels_find_data_under_load_and_alerts_fire_for_their_causes() {
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("prometheus-{}", std::process::id()));
+    let watch = Watch {
+        prometheus: Prometheus::start(&dir, &hasty(&rules())),
+        targets: Mutex::default(),
+        seen: Mutex::default(),
+        began: Instant::now(),
+    };
+    tokio::join!(
+        load(&watch),
+        wrong_key_and_late_copies(&watch),
+        payment_api(&watch),
+        deadline(&watch),
+        results(&watch),
+        brands(&watch),
+        broker_in_trouble(&watch),
+    );
+    // A delivery that leaks is a defect, and nothing that a test may cause from outside. promtool tries its alert.
+    let seen: BTreeSet<_> =
+        watch.seen.lock().unwrap().iter().cloned().chain(["LedgerResidue".to_owned()]).collect();
+    let rules = rules();
+    let all = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: "));
+    assert_eq!(seen, all.map(str::to_owned).collect(), "alerts seen to fire, and alerts in the rules");
+    println!("{}", watch.prometheus.log());
+}
+
+fn span(millis: u64) -> Span {
+    Span(Duration::from_millis(millis))
+}
+
+/// A bed whose waits are short: tenths of seconds where the defaults have seconds.
+fn quick(mut bed: Bed) -> Bed {
+    bed.config.retry.initial = span(50);
+    bed.config.retry.settling = span(200);
+    bed.config.retry.in_process_max = span(800);
+    bed.config.retry.tiers = vec![span(500), span(2_000)];
+    bed.config.wechat.reload_every = span(100);
+    bed
+}
+
+async fn publish(bed: &Bed, prefix: &str, count: usize) {
+    let publish = async |nth: usize| {
+        let code = format!("{prefix}{nth}");
+        bed.issue(&code, json!({}));
+        bed.publish(&command(&code, &format!("USE_{code}"))).await;
+    };
+    join_all((0..count).map(publish)).await;
+}
+
+/// Commands of every kind of end, and every panel. The merchant certificate of this service ends in ten days.
+async fn load(watch: &Watch) {
+    let mut bed = quick(Bed::new().await);
+    let certificate = bed.dir.join("soon.pem");
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-subj", "/CN=merchant", "-days", "10", "-set_serial"])
+        .arg(format!("0x{}", bed.sandbox.card().merchant_serial))
+        .arg("-key")
+        .arg(bed.dir.join("merchant_key.pem"))
+        .arg("-out")
+        .arg(&certificate)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    bed.config.wechat.merchant_serial = String::new();
+    bed.config.wechat.merchant_certificate_file = certificate.display().to_string();
+    // So often that one of them waits in a wait queue.
+    bed.faults(json!([{"coupon_prefix": "SLOW", "share": 0.9, "fault": {"kind": "cut_before_effect"}}]));
+    let service = watch.over(&bed).await;
+    watch.fires("KeyEndsSoon", &service).await;
+
+    let mut missing = panels();
+    assert!(missing.len() >= 24, "{missing:?}");
+    let deadline = Instant::now() + bed::PATIENCE;
+    for round in 0.. {
+        publish(&bed, &format!("GOOD_{round}_"), 4).await;
+        publish(&bed, &format!("SLOW_{round}_"), 1).await;
+        bed.publish(&command(&format!("ABSENT_{round}"), &format!("USE_ABSENT_{round}"))).await;
+        bed.publish(&json!({})).await;
+        let ended = r#"redeemer_outcomes_total{outcome="redeemed",reason=""}"#;
+        until("the load to be worked on", async || service.metric(ended).await >= f64::from(round * 4)).await;
+        let mut still = Vec::new();
+        for (panel, query) in missing {
+            if !watch.prometheus.finds(&query).await {
+                still.push((panel, query));
+            }
+        }
+        missing = still;
+        if missing.is_empty() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "no data for {missing:#?}");
+    }
+    println!("{:5.1} s  every panel has found data", watch.began.elapsed().as_secs_f64());
+    bed.faults(json!([]));
+    service.stop().await;
+}
+
+/// Dashboard and title of every panel, with each of its queries.
+fn panels() -> Vec<(String, String)> {
+    let mut panels = Vec::new();
+    for entry in fs::read_dir(root().join("deploy/grafana/dashboards")).unwrap() {
+        let dashboard: Value =
+            serde_json::from_str(&fs::read_to_string(entry.unwrap().path()).unwrap()).unwrap();
+        for panel in dashboard["panels"].as_array().unwrap() {
+            for target in panel["targets"].as_array().unwrap() {
+                let query = target["expr"].as_str().unwrap().replace("$__rate_interval", "1m");
+                panels.push((format!("{}: {}", dashboard["title"], panel["title"]), query));
+            }
+        }
+    }
+    panels
+}
+
+/// How many copies have waited too long; against the commands of all others together, more than one in seven.
+const LATE: usize = 800;
+
+/// A wrong merchant key, found after copies had waited for more than a minute and commands have piled up behind it.
+async fn wrong_key_and_late_copies(watch: &Watch) {
+    let bed = quick(Bed::new().await);
+    // This one makes the wait queues; it is gone before the copies come.
+    bed.start().await.stop().await;
+    for chunk in (0..LATE).collect::<Vec<_>>().chunks(100) {
+        join_all(chunk.iter().map(|nth| put_copy(&bed, *nth))).await;
+    }
+    let (commands, all) = (&bed.config.broker.names.commands, u32::try_from(LATE).unwrap());
+    until("the end of the copies' wait", async || bed.ready(commands).await == all).await;
+    let waited_from = Instant::now();
+
+    let key = bed.dir.join("merchant_key.pem");
+    let right = fs::read(&key).unwrap();
+    let wrong = Command::new("openssl")
+        .args(["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"])
+        .output()
+        .unwrap();
+    assert!(wrong.status.success());
+    // More than a minute late is what the alert asks for: nothing but the time itself can be waited for.
+    tokio::time::sleep_until((waited_from + Duration::from_secs(62)).into()).await;
+    fs::write(&key, &wrong.stdout).unwrap();
+    let service = watch.over(&bed).await;
+    watch.quiet("CommandsPileUp", &service).await;
+    watch.quiet("CopiesComeBackLate", &service).await;
+    watch.fires("StoppedUnauthenticated", &service).await;
+    watch.fires("NotConsuming", &service).await;
+    publish(&bed, "MORE", 600).await;
+    watch.fires("CommandsPileUp", &service).await;
+
+    fs::write(&key, right).unwrap();
+    watch.ends("StoppedUnauthenticated", &service).await;
+    watch.ends("NotConsuming", &service).await;
+    watch.fires("CopiesComeBackLate", &service).await;
+    // These two are about all instances together.
+    watch.fires_for("AgeObjectiveBurnsFast", "").await;
+    watch.fires_for("AgeObjectiveBurnsSlowly", "").await;
+    service.stop().await;
+}
+
+/// Puts a copy into a wait queue, as a service has that first saw the command ten minutes ago.
+async fn put_copy(bed: &Bed, nth: usize) {
+    let code = format!("LATE{nth}");
+    bed.issue(&code, json!({}));
+    let bytes = command(&code, &format!("USE_{code}")).to_string().into_bytes();
+    let prepared = Prepared::new(&wire_command::decode(&bytes).unwrap());
+    let now = Timestamp::now();
+    let mut headers = FieldTable::default();
+    for (name, text) in [
+        (copy::ATTEMPTS, "3"),
+        (copy::TIERS, "1"),
+        (copy::FIRST_SEEN, &(now - SignedDuration::from_mins(10)).to_string()),
+        (copy::DEADLINE, &(now + SignedDuration::from_hours(1)).to_string()),
+        (copy::LAST_VERDICT, "unsure"),
+        (copy::BODY_SHA256, prepared.body_sha256()),
+        (copy::EVIDENCE, "[]"),
+    ] {
+        headers.insert(name.into(), AMQPValue::LongString(text.into()));
+    }
+    let properties = BasicProperties::default().with_delivery_mode(2).with_headers(headers);
+    let (exchange, options) = (bed.config.broker.names.retry.as_str(), BasicPublishOptions::default());
+    let tier = "500ms".into();
+    let confirm =
+        bed.channel().basic_publish(exchange.into(), tier, options, &bytes, properties).await.unwrap();
+    assert!(confirm.await.unwrap().is_ack());
+}
+
+/// The payment API: its clock is off, it answers too often that we are too frequent, under an unknown key, and at last
+/// not at all.
+async fn payment_api(watch: &Watch) {
+    let bed = quick(Bed::new().await);
+    let service = watch.over(&bed).await;
+    publish(&bed, "FIRST", 1).await;
+    service.wait_metric(r#"redeemer_commands_settled_total{how="ended"}"#, 1.0).await;
+    for alert in ["ClockOff", "PaceHalved", "SignaturesDoNotVerify", "BreakerOpen"] {
+        watch.quiet(alert, &service).await;
+    }
+
+    bed.sandbox.set_clock_offset(60);
+    publish(&bed, "CLOCK", 1).await;
+    watch.fires("ClockOff", &service).await;
+    bed.sandbox.set_clock_offset(0);
+
+    bed.faults(json!([{"fault": {"kind": "status", "status": 429}}]));
+    publish(&bed, "FREQUENT", 10).await;
+    watch.fires("PaceHalved", &service).await;
+
+    bed.faults(json!([{"fault": {"kind": "unknown_serial"}}]));
+    publish(&bed, "UNKNOWN", 40).await;
+    watch.fires("SignaturesDoNotVerify", &service).await;
+
+    bed.faults(json!([{"fault": {"kind": "html_502"}}]));
+    publish(&bed, "BROKEN", 40).await;
+    let labels = format!("instance=\"{}\",cause=\"server_error\"", service.admin);
+    watch.fires_for("BreakerOpen", &labels).await;
+    bed.faults(json!([]));
+    watch.ends("BreakerOpen", &service).await;
+    service.stop().await;
+}
+
+/// A command whose deadline passes while its coupon's calls go nowhere.
+async fn deadline(watch: &Watch) {
+    let bed = quick(Bed::new().await);
+    bed.leave_parked().await;
+    bed.issue("C1", json!({}));
+    bed.faults(json!([{"coupon_code": "C1", "fault": {"kind": "cut_before_effect"}}]));
+    let service = watch.over(&bed).await;
+    watch.quiet("DeadlinePassed", &service).await;
+    watch.quiet("ParkedGrows", &service).await;
+    let soon = (Timestamp::now() + SignedDuration::from_secs(3)).to_string();
+    let mut headers = FieldTable::default();
+    headers.insert(copy::DEADLINE.into(), AMQPValue::LongString(soon.into()));
+    let properties = BasicProperties::default().with_headers(headers);
+    bed.publish_bytes(command("C1", "USE_C1").to_string().as_bytes(), properties).await;
+    watch.fires("DeadlinePassed", &service).await;
+    watch.fires("ParkedGrows", &service).await;
+    service.stop().await;
+}
+
+/// The queue of unrouted results is deleted while nobody reads results; then one comes.
+async fn results(watch: &Watch) {
+    let bed = quick(Bed::new().await);
+    let service = watch.over(&bed).await;
+    service.wait_ready().await;
+    for alert in ["QueueNotCounted", "PublishesReturned", "ResultsUnrouted"] {
+        watch.quiet(alert, &service).await;
+    }
+    bed.leave_results().await;
+    let unrouted = bed.config.broker.names.unrouted.as_str();
+    bed.channel().queue_delete(unrouted.into(), QueueDeleteOptions::default()).await.unwrap();
+    watch.fires("QueueNotCounted", &service).await;
+    publish(&bed, "C", 1).await;
+    watch.fires("PublishesReturned", &service).await;
+    // The service makes the queue anew; what nobody has bound lies there.
+    watch.fires("ResultsUnrouted", &service).await;
+    watch.ends("QueueNotCounted", &service).await;
+    service.stop().await;
+}
+
+/// Every brand has withdrawn its authorisation.
+async fn brands(watch: &Watch) {
+    let bed = quick(Bed::new().await);
+    let service = watch.over(&bed).await;
+    watch.quiet("StoppedUnauthorised", &service).await;
+    let all = Some(["*".to_owned()].into());
+    bed.sandbox.tune(Tuning { unauthorised_brands: all, ..Tuning::default() });
+    for nth in 0..30 {
+        let (code, brand) = (format!("C{nth}"), if nth % 2 == 0 { "120344" } else { "666666" });
+        bed.issue(&code, json!({"brand_id": brand}));
+        let mut command = command(&code, &format!("USE_{code}"));
+        command["brand_id"] = json!(brand);
+        bed.publish(&command).await;
+    }
+    watch.fires("StoppedUnauthorised", &service).await;
+    bed.sandbox.tune(Tuning { unauthorised_brands: Some([].into()), ..Tuning::default() });
+    watch.ends("StoppedUnauthorised", &service).await;
+    service.stop().await;
+}
+
+/// A broker of its own: short of memory, cutting every connection, and gone.
+async fn broker_in_trouble(watch: &Watch) {
+    let broker = Arc::new(tokio::task::spawn_blocking(Broker::start).await.unwrap());
+    let ctl = async |arguments: &'static [&'static str]| {
+        let broker = broker.clone();
+        tokio::task::spawn_blocking(move || broker.ctl(arguments)).await.unwrap()
+    };
+    let bed = quick(Bed::on(&broker).await);
+    let service = watch.over(&bed).await;
+    service.wait_ready().await;
+    for alert in ["BrokerBlocked", "BrokerReconnects", "BrokerDisconnected"] {
+        watch.quiet(alert, &service).await;
+    }
+    // The broker tells a connection of the alarm when it publishes: a result that is on its way when the alarm is raised.
+    bed.faults(json!([{"coupon_code": "C0", "question": "use", "fault": {"kind": "slow", "ms": 4_000}}]));
+    publish(&bed, "C", 1).await;
+    until("the call on its way", async || service.metric("redeemer_slots_busy").await == 1.0).await;
+    ctl(&["set_vm_memory_high_watermark", "0.000001"]).await;
+    watch.fires("BrokerBlocked", &service).await;
+    ctl(&["set_vm_memory_high_watermark", "0.4"]).await;
+    watch.ends("BrokerBlocked", &service).await;
+
+    // It tells of a connection that breaks again and again, not of one that broke.
+    for nth in 0..7 {
+        let built = service.metric("redeemer_broker_generations_total").await;
+        ctl(&["close_all_connections", "maintenance"]).await;
+        until("a new connection", async || {
+            service.metric("redeemer_broker_generations_total").await > built
+                && service.metric("redeemer_broker_connected").await == 1.0
+        })
+        .await;
+        if nth == 0 {
+            watch.quiet("BrokerReconnects", &service).await;
+        }
+    }
+    watch.fires("BrokerReconnects", &service).await;
+
+    let stopped = broker.clone();
+    tokio::task::spawn_blocking(move || stopped.stop()).await.unwrap();
+    watch.fires("BrokerDisconnected", &service).await;
+    watch.fires("NotConsuming", &service).await;
+    service.stop().await;
+    drop(bed);
+    tokio::task::spawn_blocking(move || drop(broker)).await.unwrap();
+}

@@ -1,0 +1,191 @@
+//! What a full run writes down: nothing that opens a door, and no user or coupon whole.
+
+#![allow(clippy::unwrap_used)] // in the helpers too
+
+#[path = "support/broker.rs"]
+mod broker;
+#[path = "support/programs.rs"]
+mod programs;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::process::Stdio;
+
+use programs::{Programs, err, get, out, run, until};
+use serde_json::{Value, json};
+
+const OPENID: &str = "oVeryPrivatePerson0123456789";
+const TOKEN: &str = "Bearer-Kollektor-4711-geheim";
+
+fn command(name: &str) -> Value {
+    let mut command = programs::command(name);
+    command["openid"] = json!(OPENID);
+    command["coupon_code"] = json!(code(name));
+    command
+}
+
+fn code(name: &str) -> String {
+    format!("auto_PRIVATE_COUPON_{name}_0123")
+}
+
+/// Every text that must stand nowhere, by what it is.
+fn forbidden(programs: &Programs, names: &[&str]) -> BTreeMap<String, String> {
+    let dir = programs.file("x", b"").parent().unwrap().join("sandbox");
+    let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap();
+    let mut forbidden = BTreeMap::new();
+    for (nth, line) in read("merchant_key.pem").lines().enumerate() {
+        forbidden.insert(format!("line {nth} of the merchant key"), line.to_owned());
+    }
+    forbidden.insert("the APIv3 key".to_owned(), read("apiv3_key.txt").trim().to_owned());
+    forbidden.insert("the broker's password".to_owned(), broker::shared().password().to_owned());
+    forbidden.insert("the collector's token".to_owned(), TOKEN.to_owned());
+    forbidden.insert("an openid".to_owned(), OPENID.to_owned());
+    for name in names {
+        forbidden.insert(format!("the coupon of {name}"), code(name));
+    }
+    forbidden
+}
+
+fn set_faults(programs: &Programs, rules: &Value) {
+    let body = json!({ "rules": rules }).to_string();
+    let length = body.len();
+    let request = format!(
+        "PUT /_sandbox/faults HTTP/1.1\r\nhost: sandbox\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         content-length: {length}\r\n\r\n{body}"
+    );
+    let answer = programs::talk(programs.base_url.trim_start_matches("http://"), &request).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 20"), "{answer}");
+}
+
+/// Runs the service with everything told that our own code tells, through every kind of ending, and gives the log and
+/// all that its port shows.
+fn full_run(format: &str) {
+    let mut programs = Programs::start(broker::shared().uri());
+    programs.stop_service();
+    let dir = programs.file("x", b"").parent().unwrap().to_owned();
+    let apiv3 = dir.join("sandbox/apiv3_key.txt").display().to_string();
+    let environment = [
+        ("REDEEMER_LOG__FORMAT", format),
+        ("REDEEMER_LOG__FILTER", "info,redeemer=trace,lapin=off"),
+        ("REDEEMER_WECHAT__APIV3_KEY_FILE", &apiv3),
+        ("REDEEMER_TELEMETRY__OTLP_ENDPOINT", "http://127.0.0.1:1"),
+        ("REDEEMER_TELEMETRY__OTLP_EVERY", "100ms"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", &format!("authorization={TOKEN}")),
+        ("REDEEMER_RETRY__INITIAL", "50ms"),
+        ("REDEEMER_RETRY__SETTLING", "100ms"),
+        ("REDEEMER_RETRY__IN_PROCESS_MAX", "500ms"),
+        ("REDEEMER_RETRY__TIERS", "[\"200ms\", \"400ms\"]"),
+    ];
+    let log = dir.join("full.log");
+    let address = dir.join("full.address");
+    let mut service = programs.command(&["run", "--with-parent", "--admin-address-file"]);
+    service.arg(&address).envs(environment).stdin(Stdio::piped()).stdout(Stdio::null());
+    let mut service = service.stderr(fs::File::create(&log).unwrap()).spawn().unwrap();
+    let admin = until("the service is ready", || {
+        let address = fs::read_to_string(&address).ok()?;
+        get(&address, "/readyz").filter(|answer| answer.starts_with("HTTP/1.1 200")).map(|_| address)
+    });
+
+    set_faults(
+        &programs,
+        &json!([
+            {"coupon_code": code("html"), "question": "use", "first_attempts": 1, "fault": {"kind": "html_502"}},
+            {"coupon_code": code("late"), "first_attempts": 4, "fault": {"kind": "cut_before_effect"}},
+            {"coupon_code": code("never"), "fault": {"kind": "no_signature"}},
+            {"coupon_code": code("probe"), "question": "use", "first_attempts": 1, "fault": {"kind": "probe_signature"}},
+            {"coupon_code": code("wrong"), "question": "use", "first_attempts": 1, "fault": {"kind": "wrong_number"}},
+        ]),
+    );
+    let mut again = command("used");
+    again["out_request_no"] = json!("number_another");
+    let mut unknown = command("unknown");
+    unknown["misspelt"] = json!(OPENID);
+    let mut long = command("long");
+    long["openid"] = json!(format!("{OPENID} {OPENID}"));
+    let mut wrong = command("typed");
+    wrong["brand_id"] = json!({ OPENID: code("typed") });
+    let names = ["used", "html", "late", "probe", "wrong", "never", "unknown", "long", "typed"];
+    let lines: Vec<_> = ["used", "html", "late", "probe", "wrong"].iter().map(|name| command(name)).collect();
+    let lines = lines.into_iter().chain([again, unknown, long, wrong]).map(|line| line.to_string());
+    let lines = lines.chain([format!("{{\"openid\": \"{OPENID}\", ")]).collect::<Vec<_>>().join("\n");
+    let file = programs.file("commands.jsonl", lines.as_bytes());
+    let output = run(programs.command(&["publish", "--wait", "--lines"]).arg(&file));
+    assert_eq!(output.status.code(), Some(0), "{}", err(&output));
+    assert_eq!(out(&output).lines().count(), 10);
+    let never = command("never").to_string();
+    let output = run(&mut programs.command(&["publish", "--wait", "--deadline", "1s", &never]));
+    assert!(out(&output).contains("unresolved"), "{}\n{}", out(&output), err(&output));
+
+    let shown: String = ["/metrics", "/readyz", "/livez", "/", "/status.json"]
+        .iter()
+        .filter_map(|path| get(&admin, path))
+        .collect();
+    programs::terminate(&service);
+    assert_eq!(programs::ended(&mut service).code(), Some(0));
+    let log = fs::read_to_string(&log).unwrap();
+    let checked = run(programs.command(&["check"]).envs(environment));
+    let told = format!("{}{}", out(&checked), err(&checked));
+    let mut whole = String::new();
+    for (text, place) in [(&log, "the log"), (&shown, "the admin port"), (&told, "check")] {
+        for (what, secret) in forbidden(&programs, &names) {
+            if let Some(line) = text.lines().find(|line| line.contains(&secret)) {
+                whole.push_str(&format!("{what} stands in {place}: {line}\n"));
+            }
+        }
+    }
+    assert!(whole.is_empty(), "{whole}");
+    assert!(log.contains("attempt"), "our own code told everything:\n{log}");
+    assert!(log.contains("the collector does not take spans"), "{log}");
+    settled_lines(format, &log);
+}
+
+/// One line per settled command, with what an operator searches by.
+fn settled_lines(format: &str, log: &str) {
+    if format == "plain" {
+        for wanted in [
+            "outcome=\"redeemed\" out_request_no=number_html coupon=au…0123 openid=oV…6789 brand_id=120344",
+            "outcome=\"refused\" out_request_no=number_another",
+            "outcome=\"unresolved\" out_request_no=number_never",
+            "deferred: not settled yet",
+        ] {
+            assert!(log.contains(wanted), "no {wanted:?} in\n{log}");
+        }
+        return;
+    }
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let settled: Vec<_> = lines.iter().filter(|line| line.get("outcome").is_some()).collect();
+    let of = |number: &str| {
+        let lines: Vec<_> = settled.iter().filter(|line| line["out_request_no"] == number).collect();
+        assert_eq!(lines.len(), 1, "{number}: {lines:#?}");
+        (*lines[0]).clone()
+    };
+    let html = of("number_html");
+    for (key, wanted) in [
+        ("outcome", json!("redeemed")),
+        ("coupon", json!("au…0123")),
+        ("openid", json!("oV…6789")),
+        ("brand_id", json!("120344")),
+        ("established_by", json!("answer")),
+        ("attempts", json!(4)),
+    ] {
+        assert_eq!(html[key], wanted, "{key}: {html:#}");
+    }
+    assert!(html["age_ms"].as_u64().is_some_and(|age| age > 0), "{html:#}");
+    assert!(html["request_id"].as_str().is_some_and(|id| id.len() > 8), "{html:#}");
+    assert_eq!(html["trace_id"].as_str().map(str::len), Some(32), "{html:#}");
+    assert_eq!(of("number_another")["reason"], "used_by_another");
+    let never = of("number_never");
+    assert_eq!((&never["outcome"], &never["level"]), (&json!("unresolved"), &json!("ERROR")));
+    let invalid = settled.iter().filter(|line| line["outcome"] == "invalid").count();
+    assert_eq!((settled.len(), invalid), (11, 4), "{settled:#?}");
+}
+
+#[test]
+fn a_plain_log_and_what_the_port_shows_hold_no_secret() {
+    full_run("plain");
+}
+
+#[test]
+fn a_json_log_has_one_line_per_settled_command_and_no_secret() {
+    full_run("json");
+}

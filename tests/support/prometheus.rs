@@ -1,0 +1,97 @@
+//! A real Prometheus for tests: the Debian package's program, on a free port, with a folder of its own.
+//!
+//! It ends when its value is dropped, and with the process that started it. The package's own service stays alone.
+#![allow(clippy::unwrap_used)] // a test bed that cannot be made fails the test
+
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+
+/// A running Prometheus.
+pub struct Prometheus {
+    address: String,
+    dir: PathBuf,
+    program: Child,
+    client: reqwest::Client,
+}
+
+impl Prometheus {
+    /// Starts it on these rules, looking every second, at nothing yet. To be called from a thread that stays.
+    pub fn start(dir: &Path, rules: &str) -> Self {
+        fs::create_dir_all(dir).unwrap();
+        fs::write(dir.join("rules.yml"), rules).unwrap();
+        fs::write(dir.join("targets.json"), "[]").unwrap();
+        let config = "global: { scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s }\n\
+                      rule_files: [rules.yml]\n\
+                      scrape_configs:\n\
+                      - job_name: redeemer\n  \
+                        file_sd_configs: [{ files: [targets.json], refresh_interval: 1s }]\n";
+        fs::write(dir.join("prometheus.yml"), config).unwrap();
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let log = File::create(dir.join("log")).unwrap();
+        // Killed, too, when the thread is gone that starts it: a test that is killed leaves nothing behind.
+        let program = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "prometheus", "--log.level=warn"])
+            .arg(format!("--web.listen-address={address}"))
+            .arg(format!("--config.file={}", dir.join("prometheus.yml").display()))
+            .arg(format!("--storage.tsdb.path={}", dir.join("data").display()))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .expect("deploy/local/install prometheus");
+        Self { address, dir: dir.to_owned(), program, client: reqwest::Client::new() }
+    }
+
+    /// Has it look at these admin ports and no others.
+    pub fn scrape(&self, targets: &[&str]) {
+        let next = self.dir.join("targets.new");
+        fs::write(&next, json!([{ "targets": targets }]).to_string()).unwrap();
+        fs::rename(next, self.dir.join("targets.json")).unwrap();
+    }
+
+    /// What a query finds: labels and value of each series. Nothing where it does not answer yet.
+    ///
+    /// # Panics
+    /// Where it refuses the query.
+    pub async fn find(&self, query: &str) -> Vec<(Value, f64)> {
+        let byte = |byte: u8| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => char::from(byte).to_string(),
+            other => format!("%{other:02X}"),
+        };
+        let url = format!(
+            "http://{}/api/v1/query?query={}",
+            self.address,
+            query.bytes().map(byte).collect::<String>()
+        );
+        let Ok(response) = self.client.get(url).send().await else { return Vec::new() };
+        let text = response.text().await.unwrap_or_default();
+        // Before it has started it answers in plain words.
+        let Ok(answer) = serde_json::from_str::<Value>(&text) else { return Vec::new() };
+        assert_eq!(answer["status"], "success", "{query}: {answer}");
+        let series = answer["data"]["result"].as_array().expect("a query finds series");
+        let value = |each: &Value| each["value"][1].as_str().unwrap().parse().unwrap();
+        series.iter().map(|each| (each["metric"].clone(), value(each))).collect()
+    }
+
+    /// Whether a query finds a number.
+    pub async fn finds(&self, query: &str) -> bool {
+        self.find(query).await.iter().any(|(_, value)| value.is_finite())
+    }
+
+    /// What it has complained of.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        let _ = self.program.kill();
+        let _ = self.program.wait();
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
