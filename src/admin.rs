@@ -41,7 +41,7 @@ const CONNECTION_MAX: Duration = Duration::from_secs(60);
 const STANDSTILL_MAX: SignedDuration = SignedDuration::from_secs(30);
 
 /// The reason while a consumer is being begun.
-pub const NOT_CONSUMING_YET: &str = "broker: not consuming yet";
+pub const NOT_CONSUMING_YET: &str = "starting: not consuming yet";
 
 /// What is going on, in words.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

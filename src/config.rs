@@ -17,6 +17,7 @@ use toml::{Table, Value};
 
 use crate::attempt::Limits;
 use crate::backoff::Backoff;
+use crate::broker::management::web_address;
 use crate::broker::tls::{BadFile, Tls};
 use crate::broker::topology::{Mode, Names, Topology};
 use crate::telemetry::{Format, traces};
@@ -446,12 +447,8 @@ impl Config {
         wrong(format(&log.format).is_some(), "log.format", "must be plain or json");
         let both = broker.client_certificate_file.is_empty() == broker.client_key_file.is_empty();
         wrong(both, "broker.client_certificate_file, broker.client_key_file", "must be set together");
-        let url = |text: &str| {
-            let url = reqwest::Url::parse(text).ok()?;
-            (matches!(url.scheme(), "http" | "https") && url.has_host()).then_some(url)
-        };
         let (endpoint, management) = (telemetry.otlp_endpoint.as_str(), broker.management_uri.as_str());
-        let plain = url(endpoint).is_some_and(|url| {
+        let plain = web_address(endpoint).is_some_and(|url| {
             url.query().is_none()
                 && url.fragment().is_none()
                 && url.password().is_none()
@@ -463,7 +460,7 @@ impl Config {
             "must be a base URL such as http://127.0.0.1:4318, without user and query",
         );
         wrong(
-            management.is_empty() || url(management).is_some(),
+            management.is_empty() || web_address(management).is_some(),
             "broker.management_uri",
             "must be a URL such as http://127.0.0.1:15672",
         );
