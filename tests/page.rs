@@ -53,12 +53,6 @@ impl Browser {
         String::from_utf8(self.run(url, &["--dump-dom"])).unwrap()
     }
 
-    /// The same where scripts are switched off.
-    fn dom_without_scripts(&self, url: &str) -> String {
-        let dom = self.run(url, &["--dump-dom", "--blink-settings=scriptEnabled=false"]);
-        String::from_utf8(dom).unwrap()
-    }
-
     fn picture(&self, url: &str, (width, height): (u32, u32), dark: bool, to: &Path) {
         let scheme = format!("--blink-settings=preferredColorScheme={}", u8::from(!dark));
         let (size, to_file) =
@@ -83,10 +77,9 @@ async fn look(browser: &Browser, service: &Service, name: &str, words: &[&str], 
     }
     let url = service.url("/");
     tokio::task::block_in_place(|| {
-        for dom in [browser.dom(&url), browser.dom_without_scripts(&url)] {
-            for word in words {
-                assert!(dom.contains(word), "{name}: no {word:?} in {dom}");
-            }
+        let dom = browser.dom(&url);
+        for word in words {
+            assert!(dom.contains(word), "{name}: no {word:?} in {dom}");
         }
         browser.picture(&url, WALL, false, &pictures.join(format!("{name}.png")));
         browser.picture(&url, WALL, true, &pictures.join(format!("{name}-dark.png")));
