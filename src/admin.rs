@@ -1,11 +1,13 @@
 //! The port for operators: metrics, liveness, readiness, and a page for people.
 //!
-//! Serves nothing secret and changes nothing. Every connection is bounded in time and size, so that a slow or a
+//! Serves nothing secret and changes nothing, but for the parked desk where that is opened. Every connection is bounded
+//! in time and size, and whoever comes anew takes the place of whoever has been there longest, so that a slow or a
 //! flooding client costs others nothing.
 
 mod history;
 mod page;
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -20,16 +22,17 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
-use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{interval, timeout};
 use tracing::warn;
 
 use crate::admin::history::History;
 use crate::metrics::Metrics;
 
-/// Connections served at once.
-const CONNECTIONS_MAX: usize = 64;
+/// Connections held at once.
+const CONNECTIONS_MAX: usize = 256;
 /// The longest wait for the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest life of a connection.
@@ -38,7 +41,7 @@ const CONNECTION_MAX: Duration = Duration::from_secs(60);
 const STANDSTILL_MAX: SignedDuration = SignedDuration::from_secs(30);
 
 /// The reason while a consumer is being begun.
-pub const NOT_CONSUMING_YET: &str = "broker: not consuming yet";
+pub const NOT_CONSUMING_YET: &str = "starting: not consuming yet";
 
 /// What is going on, in words.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -73,6 +76,8 @@ struct Shown {
     metrics: Arc<Metrics>,
     status: watch::Receiver<Status>,
     history: Arc<Mutex<History>>,
+    /// Whether the parked desk is open.
+    desk: bool,
 }
 
 /// Why the port cannot be opened.
@@ -83,7 +88,7 @@ pub struct CannotListen {
     source: std::io::Error,
 }
 
-/// Opens the port and serves until the task is aborted. Gives the address, for port 0.
+/// Opens the port and serves until the task is aborted. Gives the address, for port 0. `desk` is served below `/parked`.
 ///
 /// # Errors
 /// [`CannotListen`]
@@ -91,11 +96,12 @@ pub async fn serve(
     address: SocketAddr,
     metrics: Arc<Metrics>,
     status: watch::Receiver<Status>,
+    desk: Option<Router>,
 ) -> Result<(SocketAddr, tokio::task::JoinHandle<()>), CannotListen> {
     let refused = |source| CannotListen { address, source };
     let listener = TcpListener::bind(address).await.map_err(refused)?;
     let bound = listener.local_addr().map_err(refused)?;
-    let shown = Shown { metrics, status, history: Arc::default() };
+    let shown = Shown { metrics, status, history: Arc::default(), desk: desk.is_some() };
     let router = Router::new()
         .route("/", get(page))
         .route("/metrics", get(render))
@@ -103,7 +109,8 @@ pub async fn serve(
         .route("/readyz", get(ready))
         .route("/status.json", get(status_json))
         .route("/runbook", get(runbook))
-        .with_state(shown.clone());
+        .with_state(shown.clone())
+        .merge(desk.unwrap_or_default());
     // Both end together, when the task is aborted.
     let both = async move {
         tokio::join!(accept(listener, router), remember(shown));
@@ -137,31 +144,44 @@ async fn remember(mut shown: Shown) {
 }
 
 async fn accept(listener: TcpListener, router: Router) {
-    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    // Dropping it ends every connection.
+    let mut connections = JoinSet::new();
+    let mut oldest_first: VecDeque<AbortHandle> = VecDeque::new();
     loop {
-        // The semaphore is never closed.
-        let Ok(permit) = permits.clone().acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next() => {
+                oldest_first.retain(|connection| !connection.is_finished());
+                continue;
+            }
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                // A request is done in milliseconds. Whoever has been here longest of so many is slow, or idle.
+                if oldest_first.len() >= CONNECTIONS_MAX
+                    && let Some(oldest) = oldest_first.pop_front()
+                {
+                    oldest.abort();
+                }
+                oldest_first.push_back(connections.spawn(converse(stream, router.clone())));
+            }
             Err(error) => {
                 // Out of file descriptors, most likely: the pause lets some go.
                 warn!(%error, "admin port: a connection could not be accepted");
                 tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
             }
-        };
-        let service = TowerToHyperService::new(router.clone());
-        tokio::spawn(async move {
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT)
-                .max_buf_size(16 * 1024)
-                .serve_connection(TokioIo::new(stream), service);
-            // Whatever a client does wrong here is its own affair.
-            let _ = timeout(CONNECTION_MAX, connection).await;
-            drop(permit);
-        });
+        }
     }
+}
+
+/// Serves one connection to its end. Whatever a client does wrong here is its own affair.
+async fn converse(stream: TcpStream, router: Router) {
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(16 * 1024)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let _ = timeout(CONNECTION_MAX, connection).await;
 }
 
 async fn render(State(shown): State<Shown>) -> impl IntoResponse {
@@ -193,7 +213,7 @@ async fn status_json(State(shown): State<Shown>) -> impl IntoResponse {
 async fn page(State(shown): State<Shown>) -> impl IntoResponse {
     let status = shown.status.borrow().clone();
     let history = shown.history.lock().unwrap_or_else(PoisonError::into_inner);
-    let page = page::render(&status, &shown.metrics.glance(), &history, Timestamp::now());
+    let page = page::render(&status, &shown.metrics.glance(), &history, shown.desk, Timestamp::now());
     document(page)
 }
 

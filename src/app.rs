@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::FutureExt as _;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -23,6 +23,7 @@ use crate::broker::publisher::{NotPublished, Publisher};
 use crate::broker::topology::{self, Mode, Standing};
 use crate::broker::{Deliveries, Generation, Health, Settings};
 use crate::config::{Config, ConfigFault, ConfigFaults, MERCHANT_KEY};
+use crate::desk_page::{self, Door};
 use crate::kill_point::{self, KillPoint};
 use crate::lanes::Lanes;
 use crate::metrics::{HeldBack, Key, Metrics, Queue, Settling};
@@ -88,6 +89,7 @@ pub async fn run(
     ready: impl FnOnce(std::net::SocketAddr),
 ) -> Result<(), Refusal> {
     let broker = config.broker_settings()?;
+    let door = config.parked_token()?.map(|token| Door::new(token.expose_secret()));
     let sources = Sources {
         files: config.key_files(),
         merchant_key,
@@ -118,7 +120,28 @@ pub async fn run(
     metrics.slots(config.work.concurrency);
     let breaker = Breaker::default();
     let status = watch::Sender::new(Status::starting(Timestamp::now()));
-    let (address, admin) = admin::serve(config.admin_listen(), metrics.clone(), status.subscribe()).await?;
+    let pacer = Pacer::start(config.calls_per_second());
+    let exposed = !config.admin_listen().ip().is_loopback();
+    let desk = door.map(|door| {
+        if exposed {
+            warn!(
+                "the parked desk is open beyond this machine, and its token travels unencrypted: use a tunnel"
+            );
+        }
+        desk_page::routes(desk_page::Setup {
+            door,
+            broker: broker.clone(),
+            client: client.clone(),
+            pacer: pacer.clone(),
+            metrics: metrics.clone(),
+            source: config.event.source.clone(),
+            horizon: config.horizon(),
+            settling: SignedDuration::try_from(config.retry.settling.0).unwrap_or(SignedDuration::MAX),
+            exposed,
+        })
+    });
+    let (address, admin) =
+        admin::serve(config.admin_listen(), metrics.clone(), status.subscribe(), desk).await?;
     let keeper = KeyKeeper {
         sources,
         keys: keys.clone(),
@@ -133,7 +156,7 @@ pub async fn run(
     let tools = Arc::new(Tools {
         client,
         breaker,
-        pacer: Pacer::start(config.calls_per_second()),
+        pacer,
         budget: Budget::new(config.retry.budget_share),
         metrics,
         limits: config.limits(),

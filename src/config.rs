@@ -17,6 +17,7 @@ use toml::{Table, Value};
 
 use crate::attempt::Limits;
 use crate::backoff::Backoff;
+use crate::broker::management::web_address;
 use crate::broker::tls::{BadFile, Tls};
 use crate::broker::topology::{Mode, Names, Topology};
 use crate::telemetry::{Format, traces};
@@ -27,6 +28,10 @@ use crate::wire::copy::Horizon;
 
 /// Environment variables begin with this.
 pub const PREFIX: &str = "REDEEMER_";
+
+/// The shortest token for the parked desk, in characters. One that cannot be guessed needs no lock-out, which others
+/// could abuse.
+pub const TOKEN_CHARS_MIN: usize = 32;
 
 /// The environment variable that may hold the merchant's private key itself.
 pub const MERCHANT_KEY: &str = "REDEEMER_MERCHANT_KEY";
@@ -146,7 +151,10 @@ section! {
 }
 section! {
     /// `[admin]`
-    AdminConfig { listen: String = "127.0.0.1:9464".to_owned(), }
+    AdminConfig {
+        listen: String = "127.0.0.1:9464".to_owned(),
+        parked_token_file: String = String::new(),
+    }
 }
 section! {
     /// `[log]`
@@ -439,12 +447,8 @@ impl Config {
         wrong(format(&log.format).is_some(), "log.format", "must be plain or json");
         let both = broker.client_certificate_file.is_empty() == broker.client_key_file.is_empty();
         wrong(both, "broker.client_certificate_file, broker.client_key_file", "must be set together");
-        let url = |text: &str| {
-            let url = reqwest::Url::parse(text).ok()?;
-            (matches!(url.scheme(), "http" | "https") && url.has_host()).then_some(url)
-        };
         let (endpoint, management) = (telemetry.otlp_endpoint.as_str(), broker.management_uri.as_str());
-        let plain = url(endpoint).is_some_and(|url| {
+        let plain = web_address(endpoint).is_some_and(|url| {
             url.query().is_none()
                 && url.fragment().is_none()
                 && url.password().is_none()
@@ -456,7 +460,7 @@ impl Config {
             "must be a base URL such as http://127.0.0.1:4318, without user and query",
         );
         wrong(
-            management.is_empty() || url(management).is_some(),
+            management.is_empty() || web_address(management).is_some(),
             "broker.management_uri",
             "must be a URL such as http://127.0.0.1:15672",
         );
@@ -601,6 +605,23 @@ impl Config {
     pub fn admin_listen(&self) -> SocketAddr {
         // `check` has parsed it before.
         self.admin.listen.parse().unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9464)))
+    }
+
+    /// The token that opens the pages of the parked desk, where they are wanted.
+    ///
+    /// # Errors
+    /// Where the token's file cannot be read, is open to others, or holds no token that is long enough.
+    pub fn parked_token(&self) -> Result<Option<SecretString>, ConfigFault> {
+        let file = &self.admin.parked_token_file;
+        if file.is_empty() {
+            return Ok(None);
+        }
+        let fault = |problem| ConfigFault { key: "admin.parked_token_file".to_owned(), problem };
+        let token = read_secret(Path::new(file)).map_err(|error| fault(error.to_string()))?;
+        if token.trim().chars().count() < TOKEN_CHARS_MIN {
+            return Err(fault(format!("{file} must hold a token of {TOKEN_CHARS_MIN} characters or more")));
+        }
+        Ok(Some(SecretString::from(token.trim())))
     }
 
     /// Where spans go; `None` where nobody collects them.

@@ -52,9 +52,10 @@ pub mod lanes;
 pub mod slots;
 pub mod shutdown;
 pub mod kill_point;
+pub mod desk;
+pub mod desk_page;
 pub mod worker;
 pub mod app;
-pub mod desk;
 
 // Tools.
 pub mod sandbox;

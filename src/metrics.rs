@@ -199,6 +199,31 @@ impl Key {
     }
 }
 
+/// Why somebody was not let in at the parked desk's page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeskRefusal {
+    /// The token was another one.
+    WrongToken,
+    /// A form came without a session, or its session had ended.
+    NoSession,
+    /// A form was not made by a page of its session, or came from another site.
+    Forged,
+}
+
+impl DeskRefusal {
+    /// Every way.
+    pub const ALL: [Self; 3] = [Self::WrongToken, Self::NoSession, Self::Forged];
+
+    /// The word in labels and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::WrongToken => "wrong_token",
+            Self::NoSession => "no_session",
+            Self::Forged => "forged",
+        }
+    }
+}
+
 /// The label of a wait queue that is not among the configured ones: one of an earlier configuration.
 const OTHER_TIER: &str = "other";
 
@@ -266,6 +291,7 @@ pub struct Metrics {
     held_back: IntGaugeVec,
     clock_skew: Gauge,
     past_deadline: IntCounter,
+    desk_refusals: IntCounterVec,
 }
 
 /// Bounds of the age histogram, in seconds. 180 is where WeChat Pay stops telling the user.
@@ -435,6 +461,11 @@ impl Metrics {
                 "redeemer_past_deadline_total",
                 "Commands whose deadline passed with the truth unknown.",
             ),
+            desk_refusals: counters(
+                "redeemer_desk_refusals_total",
+                "Requests that were not let in at the page of the parked desk, by why.",
+                &["why"],
+            ),
             tiers,
             registry,
         };
@@ -488,6 +519,9 @@ impl Metrics {
         }
         for cause in HeldBack::ALL {
             self.held_back.with_label_values(&[cause.as_str()]);
+        }
+        for why in DeskRefusal::ALL {
+            self.desk_refusals.with_label_values(&[why.as_str()]);
         }
         for flaw in Flaw::ALL {
             self.flaws.with_label_values(&[flaw.as_str()]);
@@ -616,6 +650,11 @@ impl Metrics {
     /// An answer's signature did not convince.
     pub fn flawed(&self, flaw: Flaw) {
         self.flaws.with_label_values(&[flaw.as_str()]).inc();
+    }
+
+    /// Somebody was not let in at the page of the parked desk.
+    pub fn desk_refused(&self, why: DeskRefusal) {
+        self.desk_refusals.with_label_values(&[why.as_str()]).inc();
     }
 
     /// The provider's clock less ours.

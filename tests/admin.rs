@@ -60,7 +60,7 @@ async fn the_admin_port_survives_slow_huge_malformed_and_parallel_requests() {
         assert!(elsewhere.starts_with("HTTP/1.1 404"), "{elsewhere}");
 
         // More connections than are served at once, each with half a request.
-        let slow: Vec<TcpStream> = (0..100)
+        let slow: Vec<TcpStream> = (0..300)
             .map(|_| {
                 let mut stream = connect(&service);
                 stream.write_all(b"GET / HTTP/1.1\r\nhost:").unwrap();
@@ -109,5 +109,57 @@ async fn nothing_that_it_serves_is_secret() {
             assert!(!body.contains(secret), "{path} shows a secret");
         }
     }
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_ask_and_never_read_shut_nobody_out() {
+    let bed = Bed::new().await;
+    let service = bed.start().await;
+    tokio::task::block_in_place(|| {
+        // Each asks for so much that what it does not read fills every buffer on the way, and holds its connection.
+        let greedy = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n".repeat(200);
+        let mut slow: Vec<TcpStream> = (0..300)
+            .map(|_| {
+                let mut stream = connect(&service);
+                stream.set_write_timeout(Some(Duration::from_millis(50))).unwrap();
+                let _ = stream.write_all(&greedy);
+                stream
+            })
+            .collect();
+        let since = Instant::now();
+        let ready = answer(&service, b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
+        assert!(since.elapsed() < Duration::from_secs(3), "answered after {:?}", since.elapsed());
+        // The first had to make room, long before its own deadline.
+        let mut rest = Vec::new();
+        let _ = slow[0].read_to_end(&mut rest);
+        assert!(since.elapsed() < Duration::from_secs(10), "the oldest was held for {:?}", since.elapsed());
+    });
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_that_comes_drop_by_drop_ends_by_its_deadline() {
+    let bed = Bed::new().await;
+    let service = bed.start().await;
+    tokio::task::block_in_place(|| {
+        let (mut stream, since) = (connect(&service), Instant::now());
+        stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        // A byte now and then keeps any timeout between two bytes from passing.
+        let head = b"GET / HTTP/1.1\r\nhost: x\r\nx: ".iter().chain(std::iter::repeat(&b'a'));
+        for byte in head {
+            let ended = match stream.write_all(&[*byte]).and_then(|()| stream.read(&mut [0; 64])) {
+                Ok(read) => read == 0,
+                Err(error) => {
+                    !matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut)
+                }
+            };
+            if ended {
+                break;
+            }
+            assert!(since.elapsed() < PATIENCE, "it is still waited for");
+        }
+    });
     service.stop().await;
 }

@@ -25,8 +25,9 @@ struct Browser {
 
 impl Browser {
     fn run(&self, url: &str, more: &[&str]) -> Vec<u8> {
-        let mut child = Command::new("chromium");
+        let mut child = Command::new("timeout");
         child
+            .args(["--kill-after=5", "60", "chromium"])
             .args([
                 "--headless",
                 "--no-sandbox",
@@ -41,6 +42,7 @@ impl Browser {
             .arg(url)
             .stdin(Stdio::null())
             .stderr(Stdio::null());
+        // `timeout` ends it with all that it started; a browser that hangs must not hang the tests.
         let output = child.output().expect("chromium is needed: make test-ops installs it");
         assert!(output.status.success(), "{output:?}");
         output.stdout
@@ -82,6 +84,7 @@ async fn look(browser: &Browser, service: &Service, name: &str, words: &[&str], 
         browser.picture(&url, WALL, false, &pictures.join(format!("{name}.png")));
         browser.picture(&url, WALL, true, &pictures.join(format!("{name}-dark.png")));
         browser.picture(&url, PHONE, false, &pictures.join(format!("{name}-phone.png")));
+        browser.picture(&url, PHONE, true, &pictures.join(format!("{name}-phone-dark.png")));
     });
 }
 
@@ -96,7 +99,7 @@ async fn the_page_says_how_it_stands() {
         &browser,
         &service,
         "quiet",
-        &["Consuming. No commands in the last minute.", "None since the start."],
+        &["Consuming.", "No commands in the last minute.", "None since the start."],
         &pictures,
     )
     .await;
@@ -121,7 +124,7 @@ async fn the_page_says_how_it_stands() {
     bed.faults(json!([{"fault": {"kind": "status", "status": 401, "code": "SIGN_ERROR"}}]));
     bed.issue("CX", json!({}));
     bed.publish(&command("CX", "USE_00000X")).await;
-    let paused = ["Paused. The backlog waits", "rejects our signature", "/runbook#StoppedUnauthenticated"];
+    let paused = ["Paused for the payment API.", "rejects our signature", "/runbook#StoppedUnauthenticated"];
     look(&browser, &service, "paused", &paused, &pictures).await;
 
     tokio::task::block_in_place(|| broker.kill9());
@@ -129,7 +132,7 @@ async fn the_page_says_how_it_stands() {
         &browser,
         &service,
         "broken",
-        &["Not consuming.", "broker:", "/runbook#BrokerDisconnected"],
+        &["Not consuming: the broker.", "As last counted", "broker:", "/runbook#BrokerDisconnected"],
         &pictures,
     )
     .await;

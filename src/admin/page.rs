@@ -33,6 +33,8 @@ pub fn content_security_policy() -> String {
 enum Mood {
     /// All is well.
     Well,
+    /// Not there yet, and nothing is wrong so far.
+    Starting,
     /// Calls are held back; the backlog waits.
     Paused,
     /// Nothing can be taken or told.
@@ -43,6 +45,7 @@ impl Mood {
     fn of(status: &Status) -> Self {
         match status.reasons.as_slice() {
             [] => Self::Well,
+            reasons if reasons.iter().all(|reason| reason.starts_with("starting:")) => Self::Starting,
             reasons if reasons.iter().all(|reason| reason.starts_with("payment API:")) => Self::Paused,
             _ => Self::Broken,
         }
@@ -51,6 +54,7 @@ impl Mood {
     fn class(self) -> &'static str {
         match self {
             Self::Well => "well",
+            Self::Starting => "starting",
             Self::Paused => "paused",
             Self::Broken => "broken",
         }
@@ -58,7 +62,7 @@ impl Mood {
 }
 
 /// Renders the page.
-pub fn render(status: &Status, glance: &Glance, history: &History, now: Timestamp) -> String {
+pub fn render(status: &Status, glance: &Glance, history: &History, desk: bool, now: Timestamp) -> String {
     let mood = Mood::of(status);
     let mut page = format!(
         "<!doctype html><html lang=en><meta charset=utf-8>\
@@ -66,6 +70,7 @@ pub fn render(status: &Status, glance: &Glance, history: &History, now: Timestam
          <style>{STYLE}</style><body class={}><main>",
         match mood {
             Mood::Well => "consuming",
+            Mood::Starting => "starting",
             Mood::Paused => "paused",
             Mood::Broken => "not consuming",
         },
@@ -78,14 +83,15 @@ pub fn render(status: &Status, glance: &Glance, history: &History, now: Timestam
     outcomes(&mut page, &minute, &intervals, glance);
     provider(&mut page, &minute, &intervals, glance);
     in_hand(&mut page, status, glance);
-    queues(&mut page, glance);
+    queues(&mut page, status, glance);
     problems(&mut page, history, now);
     page.push_str("</div>");
     let _ = write!(
         page,
         "<footer><nav><a href=/metrics>metrics</a> <a href=/readyz>readyz</a> <a href=/livez>livez</a> \
-         <a href=/status.json>status.json</a> <a href=/runbook>runbook</a></nav>\
+         <a href=/status.json>status.json</a> <a href=/runbook>runbook</a>{}</nav>\
          <p>redeemer {} &middot; {}</footer></main><script>{SCRIPT}</script></body></html>",
+        if desk { " <a href=/parked>parked desk</a>" } else { "" },
         env!("CARGO_PKG_VERSION"),
         now.strftime("%Y-%m-%d %H:%M:%S UTC")
     );
@@ -94,14 +100,26 @@ pub fn render(status: &Status, glance: &Glance, history: &History, now: Timestam
 
 fn headline(page: &mut String, mood: Mood, status: &Status, history: &History) {
     let ended: u64 = history.last_minute().outcomes.iter().sum();
-    let words = match (mood, ended) {
-        (Mood::Well, 0) => "Consuming. No commands in the last minute.".to_owned(),
-        (Mood::Well, 1) => "Consuming. One command settled in the last minute.".to_owned(),
-        (Mood::Well, ended) => format!("Consuming. {} commands settled in the last minute.", grouped(ended)),
-        (Mood::Paused, _) => "Paused. The backlog waits in its queue.".to_owned(),
-        (Mood::Broken, _) => "Not consuming.".to_owned(),
+    let words = match mood {
+        Mood::Well => "Consuming.",
+        Mood::Starting => "Starting.",
+        Mood::Paused => "Paused for the payment API. The backlog waits in its queue.",
+        Mood::Broken => match status.reasons.first().map(String::as_str) {
+            Some(reason) if reason.starts_with("broker:") => "Not consuming: the broker.",
+            Some(reason) if reason.starts_with("keys:") => "Not consuming: the keys.",
+            Some("stopping") => "Stopping.",
+            _ => "Not consuming.",
+        },
     };
-    let _ = write!(page, "<header role=status aria-live=polite><h1>{words}</h1>");
+    // Read out when it changes, and only then: the script leaves alone what is as it was.
+    let _ = write!(page, "<header><h1 role=status>{words}</h1>");
+    if mood == Mood::Well {
+        let _ = match ended {
+            0 => write!(page, "<p>No commands in the last minute."),
+            1 => write!(page, "<p>One command settled in the last minute."),
+            ended => write!(page, "<p>{} commands settled in the last minute.", grouped(ended)),
+        };
+    }
     for reason in &status.reasons {
         let _ = write!(page, "<p>{}{}", escaped(reason), runbook_link(reason));
     }
@@ -131,7 +149,7 @@ fn provider(page: &mut String, minute: &Interval, intervals: &[Interval], glance
     entry(page, "a call takes", &time);
     entry(page, "calls in the last minute", &grouped(minute.calls));
     entry(page, "pace of this instance", &format!("{:.0} calls/s", glance.pace));
-    let breaker = if glance.breaker_open { "open: calls are held back" } else { "closed" };
+    let breaker = if glance.breaker_open { "open" } else { "closed" };
     entry(page, "breaker", breaker);
     if glance.clock_skew.abs() >= 3.0 {
         entry(page, "its clock less ours", &format!("{:.0} s", glance.clock_skew));
@@ -158,7 +176,7 @@ fn in_hand(page: &mut String, status: &Status, glance: &Glance) {
     page.push_str("</dl></section>");
 }
 
-fn queues(page: &mut String, glance: &Glance) {
+fn queues(page: &mut String, status: &Status, glance: &Glance) {
     page.push_str("<section><h2>Queues</h2><table><tr><th>queue<th>messages");
     for (queue, messages) in &glance.depths {
         let shown =
@@ -167,7 +185,11 @@ fn queues(page: &mut String, glance: &Glance) {
         let class = if alarming { " class=unresolved" } else { "" };
         let _ = write!(page, "<tr{class}><td>{}<td>{shown}", escaped(queue));
     }
-    page.push_str("</table></section>");
+    page.push_str("</table>");
+    if status.broker.is_none() {
+        page.push_str("<p class=note>As last counted: the broker is not connected.");
+    }
+    page.push_str("</section>");
 }
 
 fn problems(page: &mut String, history: &History, now: Timestamp) {
@@ -205,7 +227,16 @@ fn chart(page: &mut String, what: &str, values: &[f64]) {
         let height = (30.0 * value / most).max(0.6);
         let _ = write!(page, "<rect x={} y={:.1} width=.8 height={height:.1} />", from + nth, 30.0 - height);
     }
-    page.push_str("</svg>");
+    let _ = write!(
+        page,
+        "</svg><p class=scale><span>10 min ago</span><span>most: {}</span><span>now</span>",
+        scale(most)
+    );
+}
+
+/// The height of the tallest bar, as it is written below a chart.
+fn scale(most: f64) -> String {
+    if most > 0.0 && most < 10.0 { format!("{most:.1}") } else { grouped(most.round() as u64) }
 }
 
 /// The section of the runbook for a reason that stands in the way.
@@ -269,16 +300,32 @@ mod tests {
     fn page(reasons: &[&str]) -> String {
         let mut history = History::default();
         history.problems(Timestamp::UNIX_EPOCH, &status(reasons).reasons);
-        render(&status(reasons), &Glance::default(), &history, Timestamp::UNIX_EPOCH)
+        render(&status(reasons), &Glance::default(), &history, false, Timestamp::UNIX_EPOCH)
     }
 
     #[test]
     fn the_headline_says_how_it_stands_and_the_reasons_why() {
-        assert!(page(&[]).contains("<h1>Consuming. No commands in the last minute.</h1>"));
+        assert!(page(&[]).contains("<h1 role=status>Consuming.</h1><p>No commands in the last minute."));
         let paused = page(&["payment API: it rejects our signature (401); look at the merchant key"]);
-        assert!(paused.contains("<h1>Paused.") && paused.contains("look at the merchant key"));
+        assert!(paused.contains("<h1 role=status>Paused for") && paused.contains("look at the merchant key"));
         assert!(paused.contains("/runbook#StoppedUnauthenticated"));
-        assert!(page(&["broker: gone", "payment API: silent"]).contains("<h1>Not consuming.</h1>"));
+        assert!(
+            page(&["broker: gone", "payment API: silent"])
+                .contains("<h1 role=status>Not consuming: the broker.</h1>")
+        );
+    }
+
+    #[test]
+    fn a_start_is_no_trouble_and_old_numbers_say_so() {
+        let starting = page(&["starting: not connected to the broker yet"]);
+        assert!(
+            starting.contains("<h1 role=status>Starting.</h1>") && starting.contains("<body class=starting>")
+        );
+        assert!(starting.contains("As last counted"), "no broker is known");
+        assert_eq!(
+            ["0", "2.5", "1\u{2009}200"],
+            [scale(0.0), scale(2.5), scale(1_200.0)].each_ref().map(|text| text.as_str())
+        );
     }
 
     #[test]

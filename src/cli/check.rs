@@ -111,6 +111,10 @@ fn keys(config: &Config, findings: &mut Vec<Finding>) -> Option<Client> {
         let remedy = format!("chmod 600 {0}; wc -c {0} # 32 characters", config.wechat.apiv3_key_file);
         findings.push(Finding::fault("keys", format!("{}: {}", fault.key, fault.problem), remedy));
     }
+    if let Err(fault) = config.parked_token() {
+        let remedy = "mend the file, or leave the key empty: then there is no desk as a page";
+        findings.push(Finding::fault("keys", format!("{}: {}", fault.key, fault.problem), remedy));
+    }
     let keyring = match Keyring::load(&config.key_files(), from_environment, now) {
         Ok(keyring) => keyring,
         Err(faults) => {

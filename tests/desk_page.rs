@@ -1,0 +1,381 @@
+//! The pages of the parked desk, against a real broker, the service and the sandbox: who is let in, what is shown, and
+//! what is done only after it was shown.
+
+#![allow(clippy::unwrap_used)] // in the helpers too
+
+#[path = "support/bed.rs"]
+mod bed;
+#[path = "support/broker.rs"]
+mod broker;
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::time::{Duration, Instant};
+
+use bed::{Bed, OPENID, Service, command, until};
+use jiff::{SignedDuration, Timestamp};
+use lapin::options::{BasicAckOptions, BasicPublishOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Consumer};
+use redeemer::config::Span;
+use redeemer::wechat::api::hex;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+
+/// A bed whose parked commands stay, with the desk open.
+async fn bed() -> Bed {
+    let mut bed = Bed::new().await;
+    bed.config.retry.settling = Span(Duration::from_millis(100));
+    bed.config.retry.initial = Span(Duration::from_millis(50));
+    bed.config.admin.parked_token_file = token_file(&bed, TOKEN, 0o600);
+    bed.leave_parked().await;
+    bed
+}
+
+fn token_file(bed: &Bed, token: &str, mode: u32) -> String {
+    let file = bed.dir.join(format!("token-{mode:o}-{}", token.len()));
+    std::fs::write(&file, format!("{token}\n")).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+    file.display().to_string()
+}
+
+/// Sets bytes aside as the service does, and gives their id.
+async fn park(bed: &Bed, bytes: &[u8], reason: &str, ago: Duration) -> String {
+    let at = Timestamp::now() - SignedDuration::try_from(ago).unwrap();
+    let mut headers = FieldTable::default();
+    for (name, text) in
+        [("x-redemption-parked-reason", reason.to_owned()), ("x-redemption-parked-at", at.to_string())]
+    {
+        headers.insert(name.into(), AMQPValue::LongString(text.into()));
+    }
+    let properties = BasicProperties::default().with_headers(headers).with_delivery_mode(2);
+    let exchange = bed.config.broker.names.parked.as_str();
+    let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+    let confirm = bed.channel().basic_publish(exchange.into(), "".into(), options, bytes, properties);
+    assert!(confirm.await.unwrap().await.unwrap().is_ack());
+    hex(&Sha256::digest(bytes))
+}
+
+async fn park_command(bed: &Bed, code: &str) -> String {
+    let bytes = command(code, &format!("USE_{code}")).to_string();
+    park(bed, bytes.as_bytes(), "deadline_passed", Duration::from_secs(3_600)).await
+}
+
+/// A browser of few words: no redirects are followed, and cookies are set by hand.
+struct Browser {
+    http: reqwest::Client,
+    at: String,
+    cookie: String,
+    word: String,
+}
+
+struct Page {
+    status: u16,
+    location: String,
+    set_cookie: String,
+    text: String,
+}
+
+impl Browser {
+    fn new(service: &Service) -> Self {
+        let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+        let at = format!("http://{}", service.admin);
+        Self { http, at, cookie: String::new(), word: String::new() }
+    }
+
+    /// Opens the door.
+    async fn sit_down(service: &Service) -> Self {
+        let mut browser = Self::new(service);
+        let page = browser.post("/parked/login", &[("token", TOKEN), ("operator", "night shift")]).await;
+        assert_eq!((page.status, page.location.as_str()), (303, "/parked"), "{}", page.text);
+        for attribute in ["HttpOnly", "SameSite=Strict", "Path=/parked"] {
+            assert!(page.set_cookie.contains(attribute), "{}", page.set_cookie);
+        }
+        browser.cookie = page.set_cookie.split(';').next().unwrap().to_owned();
+        let list = browser.get("/parked").await;
+        browser.word = between(&list.text, "name=\"word\" value=\"", "\"").to_owned();
+        browser
+    }
+
+    async fn get(&self, path: &str) -> Page {
+        self.send(self.http.get(format!("{}{path}", self.at))).await
+    }
+
+    async fn post(&self, path: &str, fields: &[(&str, &str)]) -> Page {
+        self.post_with(path, fields, &[]).await
+    }
+
+    async fn post_with(&self, path: &str, fields: &[(&str, &str)], headers: &[(&str, &str)]) -> Page {
+        let mut body = form_urlencoded::Serializer::new(String::new());
+        body.append_pair("word", &self.word).extend_pairs(fields);
+        let mut request = self.http.post(format!("{}{path}", self.at)).body(body.finish());
+        request = request.header("content-type", "application/x-www-form-urlencoded");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        self.send(request).await
+    }
+
+    async fn send(&self, mut request: reqwest::RequestBuilder) -> Page {
+        if !self.cookie.is_empty() {
+            request = request.header("cookie", &self.cookie);
+        }
+        let answer = request.send().await.unwrap();
+        let header = |name: &str| {
+            answer.headers().get(name).map(|value| value.to_str().unwrap().to_owned()).unwrap_or_default()
+        };
+        let (location, set_cookie) = (header("location"), header("set-cookie"));
+        Page { status: answer.status().as_u16(), location, set_cookie, text: answer.text().await.unwrap() }
+    }
+}
+
+fn between<'a>(text: &'a str, before: &str, after: &str) -> &'a str {
+    let (_, rest) = text.split_once(before).unwrap_or_else(|| panic!("no {before} in\n{text}"));
+    rest.split_once(after).unwrap().0
+}
+
+fn asked(bed: &Bed, question: &str) -> usize {
+    let ledger = bed.ledger();
+    ledger["attempts"].as_array().unwrap().iter().filter(|attempt| attempt["question"] == question).count()
+}
+
+async fn audit(audits: &mut Consumer) -> Value {
+    let delivery = bed::next(audits, "an audit event").await;
+    delivery.ack(BasicAckOptions::default()).await.unwrap();
+    serde_json::from_slice(&delivery.data).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_token_there_is_no_desk_and_a_bad_one_is_a_fault_of_configuration() {
+    let mut bed = Bed::new().await;
+    let service = bed.start().await;
+    for path in ["/parked", "/parked/login", &format!("/parked/{}", "a".repeat(64))] {
+        assert_eq!(service.get(path).await.0, 404, "{path}");
+    }
+    assert!(!service.get("/").await.1.contains("/parked"));
+    service.stop().await;
+    for (token, mode) in [(TOKEN, 0o644), (&TOKEN[1..], 0o600), ("", 0o600)] {
+        bed.config.admin.parked_token_file = token_file(&bed, token, mode);
+        let fault = bed.config.parked_token().unwrap_err();
+        assert_eq!(fault.key, "admin.parked_token_file");
+        assert!(token.is_empty() || !fault.problem.contains(token), "{}", fault.problem);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_who_knows_the_token_is_let_in_and_everyone_else_is_counted() {
+    let bed = bed().await;
+    let id = park_command(&bed, "C1").await;
+    let service = bed.start().await;
+    let refused =
+        async |why: &str| service.metric(&format!("redeemer_desk_refusals_total{{why=\"{why}\"}}")).await;
+    let stranger = Browser::new(&service);
+
+    // A stranger sees the door and nothing else, wherever they knock.
+    for path in ["/parked", "/parked?reason=deadline_passed", &format!("/parked/{id}")] {
+        let page = stranger.get(path).await;
+        assert!(page.text.contains("name=\"token\"") && !page.text.contains("USE_C1"), "{path}");
+    }
+    for wrong in ["", "x", &TOKEN[1..], "0123456789abcdef0123456789abcdeg"] {
+        let since = Instant::now();
+        let page = stranger.post("/parked/login", &[("token", wrong), ("operator", "lin")]).await;
+        assert_eq!((page.status, page.set_cookie.as_str()), (403, ""), "{wrong}");
+        assert!(page.text.contains("That is not the token.") && !page.text.contains(TOKEN));
+        assert!(since.elapsed() >= Duration::from_secs(1), "a guess costs time");
+    }
+    assert_eq!(refused("wrong_token").await, 4.0);
+    assert_eq!(stranger.post("/parked/login", &[("token", TOKEN), ("operator", " ")]).await.status, 400);
+
+    // Without a session, with another's, or from another site, no form is taken.
+    let forms = ["ask", "replay", "discard"].map(|what| format!("/parked/{id}/{what}"));
+    let good = [("because", "b"), ("sure", "yes"), ("deed", "sent_again")];
+    for form in &forms {
+        assert_eq!(stranger.post(form, &good).await.status, 403);
+    }
+    assert_eq!(refused("no_session").await, 3.0);
+    let person = Browser::sit_down(&service).await;
+    let mut forger = Browser::new(&service);
+    forger.cookie.clone_from(&person.cookie);
+    for form in &forms {
+        assert_eq!(forger.post(form, &good).await.status, 403, "the cookie alone");
+        for (name, value) in
+            [("origin", "http://evil.example"), ("origin", "null"), ("sec-fetch-site", "cross-site")]
+        {
+            assert_eq!(person.post_with(form, &good, &[(name, value)]).await.status, 403, "{name}");
+        }
+    }
+    assert_eq!(refused("forged").await, 12.0);
+    let login = [("token", TOKEN), ("operator", "lin")];
+    let elsewhere = [("origin", "http://evil.example")];
+    assert_eq!(stranger.post_with("/parked/login", &login, &elsewhere).await.status, 403);
+    // A GET never does anything.
+    for form in &forms {
+        assert_eq!(person.get(form).await.status, 405);
+    }
+    let huge = "x".repeat(20_000);
+    assert_eq!(person.post(&forms[2], &[("because", &huge), ("sure", "yes")]).await.status, 413);
+
+    // Nothing of all that has touched the command, and whoever leaves is out.
+    assert_eq!(asked(&bed, "inquire") + asked(&bed, "redeem"), 0);
+    assert!(person.get("/parked").await.text.contains("USE_C1"));
+    assert_eq!(person.post("/parked/logout", &[]).await.status, 303);
+    assert!(!person.get("/parked").await.text.contains("USE_C1"));
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parked_commands_are_listed_chosen_and_shown_without_an_openid() {
+    let bed = bed().await;
+    let hour = Duration::from_secs(3_600);
+    let other_brand = command("C2", "USE_C2").to_string().replace("120344", "99");
+    park(&bed, command("C1", "USE_C1").to_string().as_bytes(), "deadline_passed", 50 * hour).await;
+    park(&bed, other_brand.as_bytes(), "deadline_passed", 3 * hour).await;
+    park(&bed, command("C3", "USE_C3").to_string().as_bytes(), "damaged_copy", hour).await;
+    let hostile = b"<script>alert(1)</script>\xff";
+    let strange = park(&bed, hostile, "<b>odd</b>", Duration::ZERO).await;
+    let service = bed.start().await;
+    let person = Browser::sit_down(&service).await;
+
+    let check = async |query: &str, wanted: &[&str]| {
+        let page = person.get(&format!("/parked{query}")).await;
+        assert_eq!(page.status, 200, "{query}: {}", page.text);
+        let there: Vec<_> = ["USE_C1", "USE_C2", "USE_C3"]
+            .into_iter()
+            .filter(|number| page.text.contains(&format!(">{number}<")))
+            .collect();
+        assert_eq!(there, wanted, "{query}");
+        assert!(!page.text.contains(OPENID), "{query}");
+    };
+    check("", &["USE_C1", "USE_C2", "USE_C3"]).await;
+    check("?reason=deadline_passed", &["USE_C1", "USE_C2"]).await;
+    check("?reason=deadline_passed&older_than=48h", &["USE_C1"]).await;
+    check("?newer_than=2h", &["USE_C3"]).await;
+    check("?brand=99", &["USE_C2"]).await;
+    check("?coupon=C3", &["USE_C3"]).await;
+    check("?number=USE_C9", &[]).await;
+    assert_eq!(person.get("/parked?older_than=soon").await.status, 400);
+
+    let id = hex(&Sha256::digest(other_brand.as_bytes()));
+    let page = person.get(&format!("/parked/{id}")).await;
+    assert!(page.text.contains("USE_C2") && page.text.contains("oh…Anp4"), "{}", page.text);
+    assert!(!page.text.contains(OPENID), "{}", page.text);
+    let page = person.get(&format!("/parked/{strange}")).await;
+    assert!(page.text.contains("&lt;script&gt;alert(1)&lt;/script&gt;\\xff"), "{}", page.text);
+    assert!(!page.text.contains("<script") && !page.text.contains("<b>odd"), "{}", page.text);
+    assert_eq!(person.get(&format!("/parked/{}", "0".repeat(64))).await.status, 404);
+    // Looking has changed nothing, and the status page leads here.
+    check("", &["USE_C1", "USE_C2", "USE_C3"]).await;
+    assert!(service.get("/").await.1.contains("href=/parked>"));
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_is_shown_first_and_then_done_and_audited() {
+    let mut bed = bed().await;
+    let mut audits = bed.bind_results("audit.#").await;
+    bed.issue("C1", json!({}));
+    let id = park_command(&bed, "C1").await;
+    let service = bed.start().await;
+    let person = Browser::sit_down(&service).await;
+    let at = |what: &str| format!("/parked/{id}/{what}");
+
+    // What was not shown is not done.
+    assert_eq!(person.post(&at("replay"), &[]).await.status, 400);
+    let promised_otherwise = person.post(&at("replay"), &[("deed", "told_redeemed")]).await;
+    assert!(promised_otherwise.text.contains("Nothing was done."), "{}", promised_otherwise.text);
+    assert_eq!((asked(&bed, "inquire"), asked(&bed, "redeem")), (1, 0));
+
+    let shown = person.post(&at("ask"), &[]).await;
+    assert_eq!(shown.status, 200, "{}", shown.text);
+    assert!(shown.text.contains("still usable (EFFECTIVE)"), "{}", shown.text);
+    assert!(shown.text.contains("Nothing has been done yet."), "{}", shown.text);
+    let deed = between(&shown.text, "name=\"deed\" value=\"", "\"");
+    assert_eq!((deed, asked(&bed, "redeem")), ("sent_again", 0));
+
+    let because = "provider outage <of 5 March>";
+    let done = person.post(&at("replay"), &[("deed", deed), ("because", because)]).await;
+    assert_eq!((done.status, done.location.as_str()), (303, "/parked?done=sent_again"), "{}", done.text);
+    assert!(person.get(&done.location).await.text.contains("Sent again."));
+    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    assert_eq!(bed.uses(), [("C1".to_owned(), "USE_C1".to_owned())]);
+    let event = audit(&mut audits).await;
+    assert_eq!(event["data"]["operator"], "night shift");
+    assert_eq!(event["data"]["effect"], "sent_again");
+    assert!(event["data"].to_string().contains(because), "{event}");
+    until("an empty parked queue", async || person.get("/parked").await.text.contains("Nothing is parked."))
+        .await;
+    // The same form once more, as by a reload: it is gone, and nothing happens twice.
+    let again = person.post(&at("replay"), &[("deed", deed), ("because", because)]).await;
+    assert_eq!(again.status, 404);
+    assert_eq!(bed.uses().len(), 1);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_taken_effect_is_told_and_what_is_refused_stays_unless_asked_for() {
+    let mut bed = bed().await;
+    let mut audits = bed.bind_results("audit.#").await;
+    bed.issue("C1", json!({"state": "USED", "used_by": "USE_C1"}));
+    bed.issue("C2", json!({"state": "EXPIRED"}));
+    let (used, expired) = (park_command(&bed, "C1").await, park_command(&bed, "C2").await);
+    let service = bed.start().await;
+    let person = Browser::sit_down(&service).await;
+
+    let shown = person.post(&format!("/parked/{used}/ask"), &[]).await;
+    assert!(shown.text.contains("used under this number (USED)"), "{}", shown.text);
+    let done = person.post(&format!("/parked/{used}/replay"), &[("deed", "told_redeemed")]).await;
+    assert_eq!(done.location, "/parked?done=told_redeemed", "{}", done.text);
+    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    assert_eq!(audit(&mut audits).await["data"]["effect"], "told_redeemed");
+
+    let shown = person.post(&format!("/parked/{expired}/ask"), &[]).await;
+    assert!(shown.text.contains("It stays parked: refused (expired)"), "{}", shown.text);
+    assert!(!shown.text.contains("name=\"deed\""));
+    let tell = ("tell_refused", "yes");
+    let shown = person.post(&format!("/parked/{expired}/ask"), &[tell]).await;
+    assert_eq!(between(&shown.text, "name=\"deed\" value=\"", "\""), "told_refused");
+    let done = person.post(&format!("/parked/{expired}/replay"), &[("deed", "told_refused"), tell]).await;
+    assert_eq!(done.location, "/parked?done=told_refused", "{}", done.text);
+    assert_eq!(bed.told().await.gist(), "refused expired EXPIRED");
+    assert_eq!(asked(&bed, "redeem"), 0);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_discard_needs_a_reason_and_leaves_an_audit_event() {
+    let bed = bed().await;
+    let mut audits = bed.bind_results("audit.#").await;
+    let id = park(&bed, b"not a command", "invalid_command", Duration::from_secs(60)).await;
+    let service = bed.start().await;
+    let person = Browser::sit_down(&service).await;
+    let discard = format!("/parked/{id}/discard");
+    for fields in [&[][..], &[("because", " ")], &[("because", "b")], &[("sure", "yes")]] {
+        assert_eq!(person.post(&discard, fields).await.status, 400, "{fields:?}");
+    }
+    // What is no command is not asked for.
+    assert_eq!(person.post(&format!("/parked/{id}/ask"), &[]).await.status, 409);
+    let done = person.post(&discard, &[("because", "publisher mended"), ("sure", "yes")]).await;
+    assert_eq!(done.location, "/parked?done=discarded", "{}", done.text);
+    let event = audit(&mut audits).await;
+    assert_eq!(
+        (&event["data"]["effect"], &event["data"]["operator"]),
+        (&json!("discarded"), &json!("night shift"))
+    );
+    assert!(person.get("/parked").await.text.contains("Nothing is parked."));
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_at_the_desk_wait_for_each_other() {
+    let bed = bed().await;
+    park_command(&bed, "C1").await;
+    let service = bed.start().await;
+    let person = Browser::sit_down(&service).await;
+    let looks = (0..6).map(|_| person.get("/parked"));
+    for page in futures_util::future::join_all(looks).await {
+        assert_eq!(page.status, 200, "{}", page.text);
+        assert!(page.text.contains("USE_C1"));
+    }
+    service.stop().await;
+}
