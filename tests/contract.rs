@@ -14,6 +14,7 @@ mod golden;
 use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use clap::ValueEnum as _;
 use jsonschema::Validator;
@@ -64,6 +65,30 @@ fn the_documents_checked_in_are_what_the_program_writes() {
     let there = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     for name in there {
         assert!(known.contains(&name), "{name} is no document of `redeemer schema`");
+    }
+}
+
+#[test]
+fn the_command_line_prints_one_document_or_writes_them_all() {
+    let redeemer = |arguments: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_redeemer"))
+            .env_remove("REDEEMER_CONFIG")
+            .args(arguments)
+            .output()
+            .unwrap()
+    };
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("schema-{}", std::process::id()));
+    let written = redeemer(&["schema", "--write", folder.to_str().unwrap()]);
+    assert_eq!(written.status.code(), Some(0), "{written:?}");
+    for document in Document::value_variants() {
+        let now = document.text(&Config::default()).unwrap();
+        assert_eq!(fs::read_to_string(folder.join(document.file())).unwrap(), now);
+        let word = document.to_possible_value().unwrap();
+        assert_eq!(redeemer(&["schema", word.get_name()]).stdout, now.as_bytes());
+    }
+    fs::remove_dir_all(folder).unwrap();
+    for wrong in [&["schema"][..], &["schema", "event", "--write", "x"], &["schema", "evnt"]] {
+        assert_eq!(redeemer(wrong).status.code(), Some(2), "{wrong:?}");
     }
 }
 
