@@ -143,7 +143,9 @@ fn asked(bed: &Bed, question: &str) -> usize {
 async fn audit(audits: &mut Consumer) -> Value {
     let delivery = bed::next(audits, "an audit event").await;
     delivery.ack(BasicAckOptions::default()).await.unwrap();
-    serde_json::from_slice(&delivery.data).unwrap()
+    let event = serde_json::from_slice(&delivery.data).unwrap();
+    bed::keeps_the_contract(&event);
+    event
 }
 
 #[tokio::test(flavor = "multi_thread")]

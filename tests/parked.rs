@@ -110,6 +110,7 @@ async fn audit(audits: &mut Consumer) -> (String, Value) {
     let event: Value = serde_json::from_slice(&delivery.data).unwrap();
     assert_eq!(delivery.properties.message_id().as_ref().unwrap().as_str(), event["id"]);
     assert_eq!(delivery.properties.kind().as_ref().unwrap().as_str(), event["type"]);
+    bed::keeps_the_contract(&event);
     (delivery.routing_key.to_string(), event)
 }
 
