@@ -118,6 +118,7 @@ pub async fn run(
     let tiers: Vec<String> = topology.tiers.iter().map(|wait| topology::wait_name(*wait)).collect();
     let metrics = Arc::new(Metrics::new(&tiers));
     metrics.slots(config.work.concurrency);
+    metrics.pace_limit(f64::from(config.pace.calls_per_second));
     let breaker = Breaker::default();
     let status = watch::Sender::new(Status::starting(Timestamp::now()));
     let pacer = Pacer::start(config.calls_per_second());

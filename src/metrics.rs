@@ -274,6 +274,7 @@ pub struct Metrics {
     slots: IntGauge,
     slots_busy: IntGauge,
     pace: Gauge,
+    pace_limit: Gauge,
     consumers: IntGauge,
     deferred: IntCounterVec,
     tier_lateness: HistogramVec,
@@ -384,6 +385,13 @@ impl Metrics {
                 Gauge::new(
                     "redeemer_pace_calls_per_second",
                     "Calls per second that this instance may make now.",
+                ),
+            ),
+            pace_limit: register(
+                &registry,
+                Gauge::new(
+                    "redeemer_pace_limit_calls_per_second",
+                    "Calls per second that the merchant may make, all instances together, as configured.",
                 ),
             ),
             consumers: gauge(
@@ -582,6 +590,11 @@ impl Metrics {
     /// Calls per second that may be made now.
     pub fn pace(&self, per_second: f64) {
         self.pace.set(per_second);
+    }
+
+    /// Calls per second that all instances together may make.
+    pub fn pace_limit(&self, per_second: f64) {
+        self.pace_limit.set(per_second);
     }
 
     /// How many consumers the command queue has.
