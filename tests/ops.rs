@@ -6,7 +6,7 @@
 //! `deploy/prometheus` in one thing: `for:` is nothing, so that what would take minutes takes seconds. That `for:`,
 //! too, is as it should be is shown by promtool and its cases. `make test-ops` runs all of this.
 
-#![allow(clippy::unwrap_used)] // in the helpers too
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // in the helpers too; and it tells as it goes
 
 #[path = "support/bed.rs"]
 mod bed;

@@ -64,7 +64,7 @@ impl Door {
     /// Begins a session.
     ///
     /// # Errors
-    /// [`Refused::WrongToken`]
+    /// `Refused::WrongToken`
     pub fn open(&self, token: &str, operator: &str, now: Instant, dice: Dice) -> Result<Session, Refused> {
         constant_time::verify_slices_are_equal(&sha256(token.trim()), &self.token)
             .map_err(|_| Refused::WrongToken)?;
@@ -81,7 +81,7 @@ impl Door {
     /// The session of this cookie.
     ///
     /// # Errors
-    /// [`Refused::NoSession`]
+    /// `Refused::NoSession`
     pub fn session(&self, key: Option<&str>, now: Instant) -> Result<Session, Refused> {
         let key = sha256(key.ok_or(Refused::NoSession)?);
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
@@ -102,7 +102,7 @@ impl Door {
     /// The session of this cookie, where the form was made by a page of it.
     ///
     /// # Errors
-    /// [`Refused::NoSession`], [`Refused::Forged`]
+    /// `Refused::NoSession`, `Refused::Forged`
     pub fn form(&self, key: Option<&str>, word: Option<&str>, now: Instant) -> Result<Session, Refused> {
         let session = self.session(key, now)?;
         let word = sha256(word.unwrap_or_default());
