@@ -138,7 +138,7 @@ async fn take(State(received): State<Received>, headers: HeaderMap, body: Bytes)
     StatusCode::OK
 }
 
-/// A bed whose service sends its spans to `endpoint`, with short waits.
+/// A bed whose service sends its spans to `endpoint`, with short waits, all of them in process.
 async fn traced(endpoint: &str) -> Bed {
     let mut bed = Bed::new().await;
     let span = |millis| Span(Duration::from_millis(millis));
@@ -147,8 +147,7 @@ async fn traced(endpoint: &str) -> Bed {
     bed.config.telemetry.otlp_timeout = span(1_000);
     bed.config.retry.initial = span(50);
     bed.config.retry.settling = span(200);
-    bed.config.retry.in_process_max = span(800);
-    bed.config.retry.tiers = vec![span(500), span(1_000)];
+    bed.config.retry.in_process_max = span(30_000);
     bed
 }
 
@@ -264,6 +263,9 @@ async fn a_trace_goes_on_from_the_command_into_every_call_and_into_the_event() {
 async fn a_copy_is_linked_to_the_stay_that_put_it_away() {
     let (endpoint, received, collecting) = collector().await;
     let mut bed = traced(&endpoint).await;
+    let span = |millis| Span(Duration::from_millis(millis));
+    bed.config.retry.in_process_max = span(800);
+    bed.config.retry.tiers = vec![span(500), span(1_000)];
     for code in ["C1", "C2"] {
         bed.issue(code, json!({}));
     }
