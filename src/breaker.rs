@@ -10,7 +10,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
 
-use crate::verdict::{Doubt, Fault, Verdict};
+use crate::verdict::{Doubt, Fault, Question, Verdict};
 
 /// In what way the provider is failing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +28,9 @@ pub enum Trouble {
 pub enum Sign {
     /// The provider answered, and can be held to it.
     Well,
+    /// It answered an inquiry so. Rights are granted interface by interface: this says nothing about the right to
+    /// redeem.
+    Seen,
     /// It does not answer, or is in trouble, or cannot be believed.
     Failing(Trouble),
     /// Says nothing either way.
@@ -37,8 +40,8 @@ pub enum Sign {
 }
 
 impl Sign {
-    /// Reads the sign of a verdict.
-    pub fn of(verdict: &Verdict) -> Self {
+    /// Reads the sign of a verdict on a question.
+    pub fn of(question: Question, verdict: &Verdict) -> Self {
         match verdict {
             Verdict::NotSent | Verdict::Unsure(Doubt::Lost) => Self::Failing(Trouble::Silent),
             Verdict::Unsure(Doubt::ServerError) => Self::Failing(Trouble::ServerError),
@@ -52,7 +55,10 @@ impl Sign {
             | Verdict::Refused(_)
             | Verdict::Objected { signed: true, .. }
             | Verdict::NotExecuted
-            | Verdict::NotAuthorised => Self::Well,
+            | Verdict::NotAuthorised => match question {
+                Question::Redeem => Self::Well,
+                Question::Inquire => Self::Seen,
+            },
         }
     }
 }
@@ -145,6 +151,14 @@ impl Policy {
     }
 
     fn note(&mut self, kind: Kind, sign: Sign, now: Timestamp) {
+        // Only a redemption shows that redeeming is allowed again. Whoever inquired goes on to its redemption next, and
+        // that goes alone, too.
+        let shut = Cause::Fault(Fault::Unauthorised);
+        let sign = match (self.state, sign) {
+            (State::HalfOpen { cause, .. }, Sign::Seen) if cause == shut => Sign::Neutral,
+            (_, Sign::Seen) => Sign::Well,
+            (_, sign) => sign,
+        };
         match (self.state, sign) {
             // A latecomer from before it opened: only its success is news.
             (State::HalfOpen { .. }, Sign::Failing(_) | Sign::Neutral | Sign::Fault(_))
@@ -180,8 +194,8 @@ impl Policy {
                     self.open(Cause::Failing(trouble), now);
                 }
             }
-            // Latecomers from before it opened say nothing new.
-            (State::Open { .. }, _) | (State::Closed, Sign::Neutral) => {}
+            // Latecomers from before it opened say nothing new. A sight has become one of the other signs above.
+            (State::Open { .. }, _) | (_, Sign::Seen) | (State::Closed, Sign::Neutral) => {}
         }
     }
 
@@ -406,6 +420,25 @@ mod tests {
         policy.try_pass(at(1_000));
         policy.note(Kind::Probe, Sign::Neutral, at(1_000));
         assert!(matches!(policy.state, State::HalfOpen { probing: false, .. }));
+    }
+
+    #[test]
+    fn an_inquiry_that_is_answered_does_not_show_that_redeeming_is_allowed_again() {
+        let mut policy = closed();
+        policy.note(Kind::Free, Sign::Fault(Fault::Unauthorised), at(0));
+        for nth in 0..3 {
+            assert!(policy.try_pass(at(1_000 + nth)).is_some(), "whoever inquired may go on");
+            assert!(policy.try_pass(at(1_000 + nth)).is_none());
+            policy.note(Kind::Probe, Sign::Seen, at(1_000 + nth));
+            assert!(matches!(policy.state, State::HalfOpen { probing: false, .. }));
+        }
+        policy.try_pass(at(2_000));
+        policy.note(Kind::Probe, Sign::Well, at(2_000));
+        assert_eq!(policy.state, State::Closed);
+        policy.note(Kind::Free, Sign::Fault(Fault::Unauthenticated), at(3_000));
+        policy.try_pass(at(4_000));
+        policy.note(Kind::Probe, Sign::Seen, at(4_000));
+        assert_eq!(policy.state, State::Closed, "a signature that is taken is taken everywhere");
     }
 
     #[test]

@@ -500,7 +500,7 @@ impl Job<'_> {
         let heard = kill_point::during(KillPoint::Sent, asking).await;
         kill_point::reached(KillPoint::Answered);
         let verdict = self.judge(question, &heard, asked_at);
-        pass.report(Sign::of(&verdict), Timestamp::now());
+        pass.report(Sign::of(question, &verdict), Timestamp::now());
         self.troubled = matches!(verdict, Verdict::NotAccepted(_) | Verdict::NotSent | Verdict::Unsure(_));
         tell(&mut leg, &heard, &verdict);
         drop(leg);
@@ -518,7 +518,8 @@ impl Job<'_> {
             // Our own fault, unless some other brand has let us in since.
             Verdict::NotAuthorised if brands.shut(brand, Instant::now()) => verdict,
             Verdict::NotAuthorised => Verdict::Stop(verdict::Fault::Unauthorised),
-            Verdict::Redeemed | Verdict::NotExecuted | Verdict::Objected { signed: true, .. } => {
+            // That a brand let us look says nothing about whether we may redeem: rights go interface by interface.
+            Verdict::Redeemed | Verdict::Objected { signed: true, .. } if question == Question::Redeem => {
                 brands.accepted(brand, asked_at);
                 verdict
             }
@@ -703,7 +704,7 @@ pub struct Brands(Mutex<Answers>);
 
 #[derive(Debug, Default)]
 struct Answers {
-    /// When the last question was put that some brand let in.
+    /// When the last redemption was sent that some brand let in.
     accepted: Option<Instant>,
     /// Since when each brand has kept us out.
     shut: HashMap<Box<str>, Instant>,
@@ -715,7 +716,7 @@ const LATELY: Duration = Duration::from_secs(600);
 const SHUT_MAX: usize = 10_000;
 
 impl Brands {
-    /// This brand's business was answered, on a question of that time.
+    /// This brand let a redemption in that was sent at that time.
     fn accepted(&self, brand: &str, asked_at: Instant) {
         let mut answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         answers.shut.remove(brand);

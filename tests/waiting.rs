@@ -522,6 +522,43 @@ async fn when_no_brand_lets_us_in_consumption_stops_and_resumes_by_itself() {
     service.stop().await;
 }
 
+/// The provider grants rights interface by interface: looking at a coupon may be allowed where using it is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn when_only_redeeming_is_not_allowed_an_inquiry_that_is_answered_charges_no_brand() {
+    let mut bed = quick().await;
+    let no_auth = json!({"kind": "status", "status": 403, "code": "NO_AUTH"});
+    bed.faults(json!([{"question": "use", "fault": no_auth}]));
+    for nth in 0..30 {
+        let (code, brand) = (format!("C{nth}"), if nth % 3 == 1 { "666666" } else { "120344" });
+        bed.issue(&code, json!({"brand_id": brand}));
+        let bytes = of_brand(&code, brand, &format!("USE_{code}")).to_string().into_bytes();
+        match nth % 3 {
+            // It begins with the inquiry, which is answered.
+            0 => publish_copy(&bed, &bytes, copy_headers(&bytes)).await,
+            _ => bed.publish_bytes(&bytes, BasicProperties::default()).await,
+        }
+    }
+    let service = bed.start_unready().await;
+    until("the stop", async || service.get("/readyz").await.1.contains("NO_AUTH")).await;
+    let asked = |question: &str| {
+        let attempts = bed.ledger()["attempts"].as_array().unwrap().clone();
+        attempts.iter().filter(|attempt| attempt["question"] == question).count()
+    };
+    // Inquiries are answered meanwhile, and redemptions go on being tried one by one.
+    until("inquiries", async || asked("inquire") >= 4).await;
+    let before = asked("use");
+    until("further redemptions", async || asked("use") >= before + 2).await;
+    assert!(service.get("/readyz").await.1.contains("NO_AUTH"), "it stays stopped");
+    assert_eq!(service.metric(r#"redeemer_stopped{fault="unauthorised"}"#).await, 1.0);
+    bed.faults(json!([]));
+    for told in in_order(&mut bed, 30).await {
+        assert_eq!(told.gist(), "redeemed - USED", "no coupon is charged with it: {:#}", told.event);
+    }
+    service.wait_ready().await;
+    assert_eq!(bed.uses().len(), 30);
+    service.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_clock_stops_consumption_and_the_reason_says_by_how_much() {
     let mut bed = quick().await;
