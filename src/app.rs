@@ -834,9 +834,8 @@ impl KeyKeeper {
                     }
                 }
             }
-            if self.sources.versions() != seen && self.take_into_use(&downloaded, &mut seen) {
-                info!("keys changed and taken into use; the next call goes alone");
-                self.breaker.suspect();
+            if self.sources.versions() != seen {
+                self.take_into_use(&downloaded, &mut seen);
             }
             look.tick().await;
         }
@@ -857,8 +856,18 @@ impl KeyKeeper {
         let versions = self.sources.versions();
         match self.sources.load(downloaded.clone()) {
             Ok(keyring) => {
+                // Before and after: a call that is let go in between must neither take the new key along with all
+                // others, nor speak for it with the old one.
+                let changed = versions != *seen;
+                if changed {
+                    self.breaker.suspect();
+                }
                 *seen = versions;
                 *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keyring);
+                if changed {
+                    self.breaker.suspect();
+                    info!("keys changed and taken into use; the next call goes alone");
+                }
                 self.tell_expiry();
                 true
             }

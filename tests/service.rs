@@ -357,14 +357,9 @@ async fn at_the_deadline_what_is_still_unknown_is_told_and_parked() {
 async fn a_wrong_key_stops_consumption_and_the_right_one_resumes_it_without_a_restart() {
     let mut bed = Bed::new().await;
     bed.config.wechat.reload_every = Span(Duration::from_millis(100));
-    let right = std::fs::read(bed.dir.join("merchant_key.pem")).unwrap();
     let key = bed.dir.join("merchant_key.pem");
-    let wrong = std::process::Command::new("openssl")
-        .args(["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"])
-        .output()
-        .unwrap();
-    assert!(wrong.status.success());
-    std::fs::write(&key, &wrong.stdout).unwrap();
+    let right = std::fs::read(&key).unwrap();
+    std::fs::write(&key, another_key()).unwrap();
     for nth in 0..50 {
         bed.issue(&format!("C{nth}"), json!({}));
         bed.publish(&command(&format!("C{nth}"), &format!("USE_{nth:04}"))).await;
@@ -379,6 +374,48 @@ async fn a_wrong_key_stops_consumption_and_the_right_one_resumes_it_without_a_re
         assert_eq!(bed.told().await.gist(), "redeemed - USED");
     }
     assert_eq!(bed.uses().len(), 50);
+    service.wait_ready().await;
+    service.stop().await;
+}
+
+/// A merchant key that the sandbox does not know.
+fn another_key() -> Vec<u8> {
+    let key = std::process::Command::new("openssl")
+        .args(["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"])
+        .output()
+        .unwrap();
+    assert!(key.status.success());
+    key.stdout
+}
+
+/// Calls that were signed with the right key are answered well after the wrong one is in use: they must not speak for
+/// it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_key_put_in_place_under_load_costs_five_calls_at_most() {
+    let mut bed = Bed::new().await;
+    bed.config.wechat.reload_every = Span(Duration::from_millis(50));
+    let tuning = redeemer::sandbox::Tuning { latency_ms: Some(300), ..Default::default() };
+    bed.sandbox.tune(tuning);
+    let key = bed.dir.join("merchant_key.pem");
+    let (right, wrong) = (std::fs::read(&key).unwrap(), another_key());
+    let all = 600;
+    for nth in 0..all {
+        bed.issue(&format!("C{nth}"), json!({}));
+        bed.publish(&command(&format!("C{nth}"), &format!("USE_{nth:04}"))).await;
+    }
+    let service = bed.start().await;
+    until("the load", async || bed.uses().len() >= 100).await;
+    std::fs::write(&key, wrong).unwrap();
+    until("the stop", async || service.get("/readyz").await.1.contains("rejects our signature")).await;
+    assert!(bed.uses().len() < all, "nothing was left to do with the wrong key");
+    std::fs::write(&key, right).unwrap();
+    for _ in 0..all {
+        assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    }
+    assert_eq!(bed.uses().len(), all);
+    let attempts = bed.ledger()["attempts"].as_array().unwrap().clone();
+    let rejected = attempts.iter().filter(|attempt| attempt["authenticated"] == false).count();
+    assert!((1..=5).contains(&rejected), "{rejected} calls with the wrong key");
     service.wait_ready().await;
     service.stop().await;
 }
