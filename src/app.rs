@@ -162,6 +162,7 @@ pub async fn run(
         metrics,
         limits: config.limits(),
         horizon: config.horizon(),
+        refused_max: config.event.refused_max.0,
         source: config.event.source.clone(),
         brands: Brands::default(),
         traces: traces.clone(),

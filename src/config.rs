@@ -147,7 +147,10 @@ section! {
 }
 section! {
     /// `[event]`
-    EventConfig { source: String = "/redeemer".to_owned(), }
+    EventConfig {
+        source: String = "/redeemer".to_owned(),
+        refused_max: Span = Span::seconds(300),
+    }
 }
 section! {
     /// `[admin]`
@@ -386,7 +389,7 @@ impl Config {
                 faults.push(ConfigFault { key: key.to_owned(), problem: problem.to_owned() });
             }
         };
-        let Self { broker, wechat, work, retry, pace, admin, log, telemetry, .. } = self;
+        let Self { broker, wechat, work, retry, pace, event, admin, log, telemetry, .. } = self;
         wrong((1..=2_000).contains(&broker.prefetch), "broker.prefetch", "must be 1 to 2000");
         wrong((1..=2_000).contains(&work.concurrency), "work.concurrency", "must be 1 to 2000");
         wrong((1..=60).contains(&broker.heartbeat.0.as_secs()), "broker.heartbeat", "must be 1s to 60s");
@@ -410,6 +413,9 @@ impl Config {
             let within = (Duration::from_millis(10)..=Duration::from_secs(600)).contains(&span.0);
             wrong(within, key, "must be 10ms to 10m");
         }
+        // As above: a delivery is held meanwhile.
+        let held = (Duration::from_millis(10)..=Duration::from_secs(900)).contains(&event.refused_max.0);
+        wrong(held, "event.refused_max", "must be 10ms to 15m");
         let twelve_hours = Duration::from_secs(12 * 3_600);
         let often = (Duration::from_secs(1)..=twelve_hours).contains(&wechat.download_every.0);
         wrong(often, "wechat.download_every", "must be 1s to 12h");

@@ -15,14 +15,14 @@ use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 use tracing::{debug, error, info, warn};
 
-use crate::attempt::{Evidence, Limits, Outcome, OutcomeKind, Progress, Step};
+use crate::attempt::{Belief, Evidence, Limits, Outcome, OutcomeKind, Progress, Step};
 use crate::backoff::Backoff;
 use crate::breaker::{Breaker, Sign};
 use crate::broker::delivery::Delivery;
 use crate::broker::publisher::{NotPublished, PARKED_REASON, Published, Publisher};
 use crate::broker::topology::wait_name;
 use crate::kill_point::{self, KillPoint};
-use crate::metrics::{Arrival, Message, Metrics, Settling};
+use crate::metrics::{Arrival, Aside, Message, Metrics, Settling};
 use crate::pace::{Budget, Pacer};
 use crate::redemption::Redemption;
 use crate::slots::Slot;
@@ -50,6 +50,8 @@ pub struct Tools {
     pub limits: Limits,
     /// How far deadlines may lie ahead.
     pub horizon: Horizon,
+    /// How long the event of a command is held that the broker refuses.
+    pub refused_max: Duration,
     /// `source` of events.
     pub source: String,
     /// How brands answered lately.
@@ -336,18 +338,31 @@ async fn tell_and_park(
     Ok(told.and(parked))
 }
 
-/// Publishes until it is proven. What the broker refuses (a subscriber's queue is full, a quorum queue has no leader)
-/// or returns (a queue or a binding is gone) is published again with growing pauses, here, in the slot, for as long as
-/// it takes: the slots fill up and consumption stops by itself, while [`crate::app`] makes anew what may be made.
-/// Ending the generation instead would count a failed delivery against every command in hand, until the broker parks
-/// them all.
+/// Publishes until it is proven.
 async fn publish(
+    means: Means<'_>,
+    delivery: &Delivery,
+    outgoing: Outgoing<'_>,
+    leg: Leg,
+) -> Result<Published, Interrupted> {
+    let refused = || Interrupted::NotPublished(NotPublished::Refused);
+    publish_within(means, delivery, outgoing, leg, Duration::MAX).await?.ok_or_else(refused)
+}
+
+/// Publishes until it is proven, or was refused for as long as it may be; then there is no proof. What the broker
+/// refuses (a subscriber's queue is full, a quorum queue has no leader) or returns (a queue or a binding is gone) is
+/// published again with growing pauses, here, in the slot: the slots fill up and consumption stops by itself, while
+/// [`crate::app`] makes anew what may be made. Ending the generation instead would count a failed delivery against
+/// every command in hand, until the broker parks them all.
+async fn publish_within(
     Means { tools, publisher, cut }: Means<'_>,
     delivery: &Delivery,
     outgoing: Outgoing<'_>,
     mut leg: Leg,
-) -> Result<Published, Interrupted> {
+    refused_max: Duration,
+) -> Result<Option<Published>, Interrupted> {
     let message = outgoing.message();
+    let mut refused_since = None;
     let pauses = Backoff::default();
     let mut nth = 0;
     loop {
@@ -365,7 +380,7 @@ async fn publish(
         match published {
             Ok(proof) => {
                 kill_point::reached(KillPoint::Published(message));
-                return Ok(proof);
+                return Ok(Some(proof));
             }
             Err(why @ (NotPublished::Refused | NotPublished::Returned(_))) => {
                 *tools.refused.lock().unwrap_or_else(PoisonError::into_inner) =
@@ -373,6 +388,17 @@ async fn publish(
                 let pause = pauses.wait(nth, rand::random());
                 nth = nth.saturating_add(1);
                 leg.note("redemption.publishes", i64::from(nth) + 1);
+                let refused_for = match why {
+                    NotPublished::Refused => refused_since.get_or_insert_with(Instant::now).elapsed(),
+                    _ => {
+                        refused_since = None;
+                        Duration::ZERO
+                    }
+                };
+                if refused_for >= refused_max {
+                    leg.failed(&why.to_string());
+                    return Ok(None);
+                }
                 if timeout(pause, cut.clone().wait_for(|now| *now)).await.is_ok() {
                     leg.failed(&why.to_string());
                     return Err(Interrupted::NotPublished(why));
@@ -459,7 +485,7 @@ impl Job<'_> {
                 }
                 // The breaker is open now; the next question waits for it.
                 Step::Halt(_) => self.carried.progress.resume(limits, Timestamp::now()),
-                Step::Defer { tier } => return self.put_away(tier, cut).await,
+                Step::Defer { tier } => return self.put_away(tier, Aside::Unsettled, cut).await,
                 Step::Finish(outcome) => return self.finish(outcome, cut).await,
             };
         }
@@ -575,7 +601,7 @@ impl Job<'_> {
         Evidence::keep_last(&mut self.carried.evidence);
     }
 
-    async fn put_away(self, tier: usize, cut: &Cut) -> Worked {
+    async fn put_away(self, tier: usize, why: Aside, cut: &Cut) -> Worked {
         let Carried { progress, evidence } = &self.carried;
         let Some(wait) = self.tools.limits.tiers.get(tier).copied() else {
             // A tier is always chosen from this very list.
@@ -587,7 +613,7 @@ impl Job<'_> {
         let leg = self.stay.publish(Message::Copy.as_str());
         let means = Means { tools: self.tools, publisher: self.publisher, cut };
         let proof = publish(means, &self.delivery, copy, leg).await?;
-        self.tools.metrics.deferred(&wait_name(wait));
+        self.tools.metrics.deferred(&wait_name(wait), why);
         info!(
             out_request_no = %self.redemption.out_request_no,
             coupon = %Short(self.redemption.coupon_code.as_str()),
@@ -595,6 +621,7 @@ impl Job<'_> {
             brand_id = %self.redemption.brand_id,
             attempts = progress.attempts,
             belief = progress.belief.to_words(),
+            why = why.as_str(),
             wait_s = wait.as_secs(),
             trace_id = self.stay.trace_id(),
             "deferred: not settled yet, asked again later"
@@ -603,16 +630,22 @@ impl Job<'_> {
     }
 
     async fn finish(self, outcome: Outcome, cut: &Cut) -> Worked {
-        let Self { tools, publisher, redemption, delivery, carried, stay, .. } = self;
-        let Carried { progress, evidence } = carried;
+        let means = Means { tools: self.tools, publisher: self.publisher, cut };
         let now = Timestamp::now();
-        let leg = stay.publish(Message::Event.as_str());
-        let told = telling(tools, &leg, now, progress.attempts, &evidence);
-        let event = event::tell(&redemption, &outcome, told);
-        let means = Means { tools, publisher, cut };
-        let mut proof = publish(means, &delivery, Outgoing::Event(&event), leg).await?;
+        let leg = self.stay.publish(Message::Event.as_str());
+        let Carried { progress, evidence } = &self.carried;
+        let told = telling(self.tools, &leg, now, progress.attempts, evidence);
+        let event = event::tell(&self.redemption, &outcome, told);
+        let refused_max = match self.tools.limits.tiers.is_empty() {
+            true => Duration::MAX,
+            false => self.tools.refused_max,
+        };
+        let told = publish_within(means, &self.delivery, Outgoing::Event(&event), leg, refused_max).await?;
+        let Some(mut proof) = told else { return self.put_away_untold(outcome, cut).await };
+        let Self { tools, redemption, delivery, carried, stay, prepared, .. } = self;
+        let Carried { progress, evidence } = carried;
         if let Outcome::Unresolved { reason, .. } = &outcome {
-            let mut headers = copy::write(&progress, &evidence, self.prepared.body_sha256());
+            let mut headers = copy::write(&progress, &evidence, prepared.body_sha256());
             trace(&mut headers, stay);
             let park = Outgoing::Parked(*reason, now, &headers);
             let leg = stay.publish(Message::Parked.as_str());
@@ -627,6 +660,23 @@ impl Job<'_> {
         stay.note("redemption.attempts", i64::from(progress.attempts));
         log(&redemption, &outcome, &progress, &evidence, age, stay.trace_id());
         Ok((Settling::Ended, delivery, proof))
+    }
+
+    /// The broker refused the event for as long as a delivery is held for it: a longer stay would end with a channel
+    /// that the broker closes, and one of these after the other with a command that the broker parks, untold. A copy
+    /// asks again what became of the coupon when it is back, and tells that.
+    async fn put_away_untold(mut self, outcome: Outcome, cut: &Cut) -> Worked {
+        let progress = &mut self.carried.progress;
+        progress.belief = match &outcome {
+            // Other queues may have taken the event: a refusal stands, whatever the provider would say by then. Where
+            // the brand keeps us out it cannot be asked about, only tried.
+            Outcome::Refused { reason: Reason::NotAuthorised, .. } => Belief::Clear,
+            Outcome::Refused { reason, .. } => Belief::Objected { reason: *reason, stands: true },
+            _ => Belief::Unsure { negatives: 0 },
+        };
+        progress.objection = outcome.objection().cloned();
+        progress.step_aside(&self.tools.limits);
+        self.put_away(0, Aside::Untold, cut).await
     }
 }
 

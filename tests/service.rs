@@ -539,16 +539,7 @@ async fn key_and_certificate_are_exchanged_together_without_a_restart() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_result_that_a_full_queue_refuses_is_published_again_and_costs_no_delivery() {
     let bed = Bed::new().await;
-    let mut arguments = FieldTable::default();
-    arguments.insert("x-max-length".into(), AMQPValue::LongInt(1));
-    arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
-    let options = lapin::options::QueueDeclareOptions { exclusive: true, ..Default::default() };
-    let full = bed.channel().queue_declare("".into(), options, arguments).await.unwrap().name().clone();
-    let (results, key) = (bed.config.broker.names.results.clone(), "redemption.#");
-    let options = lapin::options::QueueBindOptions::default();
-    let bound =
-        bed.channel().queue_bind(full.clone(), results.into(), key.into(), options, FieldTable::default());
-    bound.await.unwrap();
+    let full = full_queue(&bed).await;
     let service = bed.start().await;
     for nth in 1..=4 {
         bed.issue(&format!("C{nth}"), json!({}));
@@ -572,6 +563,64 @@ async fn a_result_that_a_full_queue_refuses_is_published_again_and_costs_no_deli
     assert_eq!(service.metric("redeemer_broker_generations_total").await, 1.0);
     assert_eq!(bed.uses().len(), 4);
     service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_that_is_refused_for_very_long_is_put_away_and_told_once_there_is_room() {
+    let mut bed = Bed::new().await;
+    let span = |millis| Span(Duration::from_millis(millis));
+    bed.config.event.refused_max = span(200);
+    bed.config.retry.settling = span(100);
+    bed.config.retry.tiers = vec![span(500), span(3_600_000)];
+    bed.leave_results().await;
+    let full = full_queue(&bed).await;
+    let service = bed.start().await;
+    for nth in 1..=3 {
+        // The third does not exist, and is refused.
+        if nth < 3 {
+            bed.issue(&format!("C{nth}"), json!({}));
+        }
+        bed.publish(&command(&format!("C{nth}"), &format!("USE_000{nth}"))).await;
+    }
+    let untold = r#"redeemer_put_away_total{why="untold"}"#;
+    until("copies put away again and again", async || service.metric(untold).await >= 6.0).await;
+    assert_eq!(bed.uses().len(), 2);
+
+    let options = lapin::options::BasicConsumeOptions { no_ack: true, ..Default::default() };
+    let mut reader =
+        bed.channel().basic_consume(full, "".into(), options, FieldTable::default()).await.unwrap();
+    let mut read = std::collections::BTreeMap::new();
+    while read.len() < 3 {
+        let delivery = bed::next(&mut reader, "a result").await;
+        let event: serde_json::Value = serde_json::from_slice(&delivery.data).unwrap();
+        bed::keeps_the_contract(&event);
+        let outcome = event["data"]["outcome"].as_str().unwrap().to_owned();
+        read.insert(event["data"]["coupon_code"].as_str().unwrap().to_owned(), outcome);
+    }
+    let read: Vec<_> = read.iter().map(|(code, outcome)| (code.as_str(), outcome.as_str())).collect();
+    assert_eq!(read, [("C1", "redeemed"), ("C2", "redeemed"), ("C3", "refused")]);
+    service.wait_metric(r#"redeemer_commands_settled_total{how="ended"}"#, 3.0).await;
+    service.wait_ready().await;
+    let attempts = bed.ledger()["attempts"].as_array().unwrap().clone();
+    let uses = attempts.iter().filter(|attempt| attempt["question"] == "use").count();
+    assert_eq!((uses, bed.uses().len()), (3, 2), "what was put away inquires, and sends nothing again");
+    assert_eq!(service.metric("redeemer_broker_generations_total").await, 1.0);
+    service.stop().await;
+}
+
+/// A queue for every result that has room for one and refuses what comes on top.
+async fn full_queue(bed: &Bed) -> lapin::types::ShortString {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-max-length".into(), AMQPValue::LongInt(1));
+    arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+    let options = lapin::options::QueueDeclareOptions { exclusive: true, ..Default::default() };
+    let full = bed.channel().queue_declare("".into(), options, arguments).await.unwrap().name().clone();
+    let (results, key) = (bed.config.broker.names.results.clone(), "redemption.#");
+    let options = lapin::options::QueueBindOptions::default();
+    let bound =
+        bed.channel().queue_bind(full.clone(), results.into(), key.into(), options, FieldTable::default());
+    bound.await.unwrap();
+    full
 }
 
 #[tokio::test(flavor = "multi_thread")]
