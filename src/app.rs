@@ -29,7 +29,7 @@ use crate::lanes::Lanes;
 use crate::metrics::{HeldBack, Key, Metrics, Queue, Settling};
 use crate::pace::{Budget, Pacer};
 use crate::shutdown::Shutdown;
-use crate::slots::Slots;
+use crate::slots::{Slot, Slots};
 use crate::telemetry::traces::Traces;
 use crate::verdict::Fault;
 use crate::wechat::api::{CannotStart, Client, SharedKeyring};
@@ -173,7 +173,7 @@ pub async fn run(
         keys,
         tools,
         status,
-        lanes: Lanes::default(),
+        lanes: Lanes::new(config.work.lane_max),
         jobs: JoinSet::new(),
         restoring: None,
         idle_since: None,
@@ -483,11 +483,20 @@ impl Service {
         cut: &watch::Receiver<bool>,
         number: usize,
     ) {
-        let taken = Taken::new(delivery, Timestamp::now());
+        let mut taken = Taken::new(delivery, Timestamp::now());
         self.tools.metrics.taken(taken.arrival());
         let lane = taken.lane().map(Box::<str>::from);
-        let publisher = generation.publisher().clone();
-        self.lanes.arrive(lane.as_deref(), Held { taken, publisher, cut: cut.clone(), number });
+        // One coupon must not take up all that may be held, or other coupons would wait for it all the same.
+        taken.crowded = !self.tools.limits.tiers.is_empty()
+            && lane.as_deref().is_some_and(|lane| self.lanes.is_full(lane));
+        let crowded = taken.crowded;
+        let held = Held { taken, publisher: generation.publisher().clone(), cut: cut.clone(), number };
+        if crowded {
+            self.lanes.pass_by();
+            self.begin(self.slots.none(), None, held);
+        } else {
+            self.lanes.arrive(lane.as_deref(), held);
+        }
         self.count();
     }
 
@@ -497,24 +506,28 @@ impl Service {
     }
 
     fn start_work(&mut self) {
-        while let Some(mut slot) = self.slots.take() {
+        while let Some(slot) = self.slots.take() {
             let Some((lane, held)) = self.lanes.begin() else { return };
-            let tools = self.tools.clone();
-            self.jobs.spawn(async move {
-                let Held { taken, publisher, cut, number } = held;
-                let waited = Timestamp::now().duration_since(taken.at);
-                tools.metrics.begun(waited.max(jiff::SignedDuration::ZERO).unsigned_abs());
-                // A panic is a defect, but it must not close the coupon's lane: the delivery is lost with its
-                // generation, and the broker delivers it again.
-                let worked =
-                    AssertUnwindSafe(work(&tools, &publisher, taken, &mut slot, cut)).catch_unwind().await;
-                let (settling, trouble) = worked.unwrap_or_else(|_| {
-                    error!("defect: a worker panicked");
-                    (Settling::Lost, Some("a worker panicked".to_owned()))
-                });
-                Done { settling, lane, trouble, number }
-            });
+            self.begin(slot, lane, held);
         }
+    }
+
+    fn begin(&mut self, mut slot: Slot, lane: Option<Box<str>>, held: Held) {
+        let tools = self.tools.clone();
+        self.jobs.spawn(async move {
+            let Held { taken, publisher, cut, number } = held;
+            let waited = Timestamp::now().duration_since(taken.at);
+            tools.metrics.begun(waited.max(jiff::SignedDuration::ZERO).unsigned_abs());
+            // A panic is a defect, but it must not close the coupon's lane: the delivery is lost with its generation,
+            // and the broker delivers it again.
+            let worked =
+                AssertUnwindSafe(work(&tools, &publisher, taken, &mut slot, cut)).catch_unwind().await;
+            let (settling, trouble) = worked.unwrap_or_else(|_| {
+                error!("defect: a worker panicked");
+                (Settling::Lost, Some("a worker panicked".to_owned()))
+            });
+            Done { settling, lane, trouble, number }
+        });
     }
 
     /// A worker ended. Trouble with the broker ends the generation that it belonged to, if that is the present one.

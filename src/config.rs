@@ -123,7 +123,10 @@ section! {
 }
 section! {
     /// `[work]`
-    WorkConfig { concurrency: usize = 100, }
+    WorkConfig {
+        concurrency: usize = 100,
+        lane_max: usize = 16,
+    }
 }
 section! {
     /// `[retry]`
@@ -392,6 +395,7 @@ impl Config {
         let Self { broker, wechat, work, retry, pace, event, admin, log, telemetry, .. } = self;
         wrong((1..=2_000).contains(&broker.prefetch), "broker.prefetch", "must be 1 to 2000");
         wrong((1..=2_000).contains(&work.concurrency), "work.concurrency", "must be 1 to 2000");
+        wrong((1..=2_000).contains(&work.lane_max), "work.lane_max", "must be 1 to 2000");
         wrong((1..=60).contains(&broker.heartbeat.0.as_secs()), "broker.heartbeat", "must be 1s to 60s");
         let patient = broker.connect_timeout.0 <= Duration::from_secs(20);
         wrong(patient, "broker.connect_timeout", "must be 20s at most");

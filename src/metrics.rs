@@ -72,17 +72,20 @@ pub enum Aside {
     Unsettled,
     /// The broker refused its event for too long.
     Untold,
+    /// Too many commands of its coupon are held already.
+    Crowded,
 }
 
 impl Aside {
     /// Every way.
-    pub const ALL: [Self; 2] = [Self::Unsettled, Self::Untold];
+    pub const ALL: [Self; 3] = [Self::Unsettled, Self::Untold, Self::Crowded];
 
     /// The word in labels and logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Unsettled => "unsettled",
             Self::Untold => "untold",
+            Self::Crowded => "crowded",
         }
     }
 }

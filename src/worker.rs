@@ -73,13 +73,15 @@ pub struct Taken {
     pub command: Result<Redemption, Box<Rejected>>,
     /// When it was taken.
     pub at: Timestamp,
+    /// Whether too many commands of its coupon are held already. Then it is put away at once.
+    pub crowded: bool,
 }
 
 impl Taken {
     /// Reads a delivery.
     pub fn new(delivery: Delivery, at: Timestamp) -> Self {
         let command = command::decode(delivery.body());
-        Self { delivery, command, at }
+        Self { delivery, command, at, crowded: false }
     }
 
     /// The coupon whose commands go one at a time.
@@ -143,7 +145,7 @@ async fn settle(
     slot: &mut Slot,
     mut cut: Cut,
 ) -> (Settling, Option<String>) {
-    let Taken { delivery, command, at } = taken;
+    let Taken { delivery, command, at, crowded } = taken;
     kill_point::reached(KillPoint::Taken);
     let means = Means { tools, publisher, cut: &cut };
     let worked = match command {
@@ -165,7 +167,7 @@ async fn settle(
                 }
                 Ok(carried) => {
                     let troubled = false;
-                    let job = Job {
+                    let mut job = Job {
                         tools,
                         publisher,
                         redemption,
@@ -176,7 +178,10 @@ async fn settle(
                         stay,
                         slot,
                     };
-                    job.run(&mut cut).await
+                    match crowded && job.carried.progress.step_aside(&tools.limits).is_some() {
+                        true => job.put_away(0, Aside::Crowded, &cut).await,
+                        false => job.run(&mut cut).await,
+                    }
                 }
             }
         }

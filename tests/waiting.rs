@@ -83,6 +83,36 @@ async fn one_coupon_is_asked_about_one_call_at_a_time_and_no_other_waits_for_it(
     service.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_coupon_with_more_commands_than_can_be_held_keeps_no_other_waiting() {
+    let mut bed = quick().await;
+    bed.config.broker.prefetch = 50;
+    bed.issue("SLOW", json!({}));
+    bed.faults(json!([{"coupon_code": "SLOW", "fault": {"kind": "slow", "ms": 20}}]));
+    for nth in 0..300 {
+        bed.publish(&command("SLOW", &format!("USE_SLOW_{nth:03}"))).await;
+    }
+    for nth in 0..40 {
+        bed.issue(&format!("C{nth}"), json!({}));
+        bed.publish(&command(&format!("C{nth}"), &format!("USE_{nth:04}"))).await;
+    }
+    let service = bed.start().await;
+    let told = in_order(&mut bed, 340).await;
+    let last = told.iter().rposition(|told| told.data("/coupon_code") != "SLOW").unwrap();
+    assert!(last < 140, "others waited: the last of them was told as number {last}");
+    let slow: BTreeMap<_, _> = told
+        .iter()
+        .filter(|told| told.data("/coupon_code") == "SLOW")
+        .map(|told| (told.data("/out_request_no").to_string(), told.gist()))
+        .collect();
+    assert_eq!(slow.len(), 300, "every one ended");
+    assert_eq!(slow.values().filter(|gist| **gist == "redeemed - USED").count(), 1);
+    assert!(service.metric(r#"redeemer_put_away_total{why="crowded"}"#).await >= 200.0);
+    assert_eq!(bed.uses().len(), 41);
+    alone(&attempts(&bed, "SLOW"));
+    service.stop().await;
+}
+
 /// No two of these calls were under way at the same time.
 fn alone(attempts: &[Value]) {
     for pair in attempts.windows(2) {
