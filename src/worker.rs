@@ -30,6 +30,7 @@ use crate::telemetry::Short;
 use crate::telemetry::traces::{Came, Leg, Stay, Traces};
 use crate::verdict::{self, Authenticity, Declined, Question, Reason, Reply, Verdict, judge};
 use crate::wechat::api::{Client, Heard, Prepared, hex};
+use crate::wechat::hosts::Host;
 use crate::wire::command::{self, Fault, Legible, Rejected};
 use crate::wire::copy::{self, Carried, Damage, Horizon};
 use crate::wire::event::{self, Event, Telling};
@@ -166,7 +167,7 @@ async fn settle(
                     refuse(means, delivery, &rejected, stay, at).await
                 }
                 Ok(carried) => {
-                    let troubled = false;
+                    let (troubled, failed_at) = (false, None);
                     let mut job = Job {
                         tools,
                         publisher,
@@ -175,6 +176,7 @@ async fn settle(
                         delivery,
                         carried,
                         troubled,
+                        failed_at,
                         stay,
                         slot,
                     };
@@ -456,6 +458,8 @@ struct Job<'a> {
     carried: Carried,
     /// Whether the last call met trouble on the provider's side.
     troubled: bool,
+    /// Where the network failed the last call.
+    failed_at: Option<Host>,
     stay: &'a mut Stay,
     slot: &'a mut Slot,
 }
@@ -527,11 +531,15 @@ impl Job<'_> {
         let mut leg = self.stay.ask(question.as_str());
         let (nonce, chance) = (rand::random(), rand::random());
         let asked_at = Instant::now();
-        let asking = tools.client.ask(question, &self.prepared, leg.traceparent(), now, nonce, chance);
+        let (client, failed_at) = (&tools.client, self.failed_at.take());
+        let traceparent = leg.traceparent();
+        let asking =
+            client.ask_elsewhere(failed_at, question, &self.prepared, traceparent, now, nonce, chance);
         let heard = kill_point::during(KillPoint::Sent, asking).await;
         kill_point::reached(KillPoint::Answered);
         let verdict = self.judge(question, &heard, asked_at);
         pass.report(Sign::of(question, &verdict), Timestamp::now());
+        self.failed_at = heard.failed_at();
         self.troubled = matches!(verdict, Verdict::NotAccepted(_) | Verdict::NotSent | Verdict::Unsure(_));
         tell(&mut leg, &heard, &verdict);
         drop(leg);

@@ -211,6 +211,37 @@ async fn the_backup_serves_while_the_network_to_the_primary_is_down_and_only_the
     line.cut().await;
 }
 
+/// The provider asks for it: on a failure of the network the same request once more, on the other domain.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_network_loses_is_asked_again_on_the_other_domain_however_well_the_first_one_is() {
+    let mut bed = quick().await;
+    let line = Line::open("127.0.0.1:0", bed.sandbox.addr()).await;
+    let hosts = [line.address.to_string(), bed.sandbox.addr().to_string()];
+    [bed.config.wechat.base_url, bed.config.wechat.backup_base_url] =
+        hosts.each_ref().map(|host| format!("http://{host}"));
+    let service = bed.start().await;
+    hosts_of(&mut bed, "A", 20, "redeemed - USED").await;
+    for (nth, fault) in
+        ["cut_before_effect", "cut_after_effect", "cut_in_body"].iter().cycle().take(9).enumerate()
+    {
+        let code = format!("L{nth}");
+        bed.faults(json!([
+            {"coupon_code": code, "question": "use", "times": 1, "fault": {"kind": fault}},
+        ]));
+        bed.issue(&code, json!({}));
+        bed.publish(&command(&code, &format!("USE_{code}"))).await;
+        let told = bed.told().await;
+        assert_eq!(told.gist(), "redeemed - USED", "{:#}", told.event);
+        let evidence = told.data("/evidence").as_array().unwrap();
+        let [first, second] = [0, 1].map(|nth| evidence[nth]["host"].as_str().unwrap());
+        assert_ne!(first, second, "{:#}", told.event);
+        // The record of the first one stays good: most calls are carried.
+        hosts_of(&mut bed, &format!("G{nth}_"), 10, "redeemed - USED").await;
+    }
+    service.stop().await;
+    line.cut().await;
+}
+
 /// The headers of a copy that was put away once, for this command.
 fn copy_headers(bytes: &[u8]) -> BTreeMap<&'static str, AMQPValue> {
     let prepared = Prepared::new(&wire_command::decode(bytes).unwrap());
