@@ -136,8 +136,8 @@ impl<'a> From<&'a Redemption> for BodyText<'a> {
     }
 }
 
-fn numbers<'a>(
-    order: &'a OrderNumbers,
+fn numbers<'a, N: AsRef<str>>(
+    order: &'a OrderNumbers<N>,
     provider: &'static str,
     merchant: &'static str,
 ) -> BTreeMap<&'static str, &'a str> {
@@ -146,7 +146,7 @@ fn numbers<'a>(
         texts.insert(provider, number.as_str());
     }
     if let Some(order) = order.merchant() {
-        texts.insert(merchant, order.number.as_str());
+        texts.insert(merchant, order.number.as_ref());
         texts.insert("mchid", order.mchid.as_str());
         if let Some(sub_mchid) = &order.sub_mchid {
             texts.insert("sub_mchid", sub_mchid.as_str());
