@@ -468,7 +468,6 @@ impl Job<'_> {
     async fn run(mut self, cut: &mut Cut) -> Worked {
         let limits = &self.tools.limits;
         let mut step = self.carried.progress.begin(limits, Timestamp::now());
-        self.tools.budget.earn();
         loop {
             step = match step {
                 Step::Ask { after, question } => {
@@ -528,6 +527,11 @@ impl Job<'_> {
             let progress = &mut self.carried.progress;
             return Asked::Step(put_away.unwrap_or_else(|| progress.resume(&tools.limits, now)));
         };
+        // Once for a command: what comes back from a wait queue, or from whoever held it before, earned already. It would
+        // make of an outage ever more retries.
+        if self.carried.evidence.is_empty() && !self.delivery.redelivered() {
+            tools.budget.earn();
+        }
         let mut leg = self.stay.ask(question.as_str());
         let (nonce, chance) = (rand::random(), rand::random());
         let asked_at = Instant::now();
