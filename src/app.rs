@@ -35,7 +35,7 @@ use crate::verdict::Fault;
 use crate::wechat::api::{CannotStart, Client, SharedKeyring};
 use crate::wechat::certificates::ApiV3Key;
 use crate::wechat::keys::{KeyFault, KeyFiles, Keyring, PublicKeys};
-use crate::worker::{Brands, Taken, Tools, work};
+use crate::worker::{Brands, StoppedBy, Taken, Tools, work};
 
 /// Why the service does not start. All of it is for the operator to mend; a broker that is down is not among it.
 #[derive(Debug, thiserror::Error)]
@@ -168,6 +168,7 @@ pub async fn run(
         traces: traces.clone(),
         queue: topology.names.commands.clone(),
         refused: Mutex::default(),
+        stopped_by: Mutex::default(),
     });
     let mut service = Service {
         keys,
@@ -656,7 +657,8 @@ impl Service {
         if let Some(cause) = cause {
             let serial = self.merchant_serial();
             let caller = format!("merchant {}, serial {serial}", self.caller);
-            reasons.push(in_words(cause, &caller, metrics.last_clock_skew()));
+            let stopped_by = self.tools.stopped_by.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            reasons.push(in_words(cause, &caller, &stopped_by, metrics.last_clock_skew()));
         }
         let consuming = consuming && health.blocked.is_none() && !open;
         metrics.consuming(consuming);
@@ -702,8 +704,13 @@ fn held_back(cause: Cause) -> Option<HeldBack> {
     }
 }
 
-/// `caller` is who signs, `skew` the provider's clock less ours in seconds.
-fn in_words(cause: Cause, caller: &str, skew: f64) -> String {
+/// `caller` is who signs, `stopped_by` what an answer said that stopped us, `skew` the provider's clock less ours in
+/// seconds by its last answer of all.
+fn in_words(cause: Cause, caller: &str, stopped_by: &StoppedBy, skew: f64) -> String {
+    let said = match stopped_by.said.as_str() {
+        "" => String::new(),
+        said => format!("; it says: {said}"),
+    };
     match cause {
         Cause::Starting => "starting: nothing has been answered yet".to_owned(),
         Cause::Failing(Trouble::Silent) => {
@@ -720,11 +727,11 @@ fn in_words(cause: Cause, caller: &str, skew: f64) -> String {
         ),
         Cause::Fault(Fault::Unauthenticated) => format!(
             "payment API: it rejects our signature (401); look at the merchant key, its serial, the merchant number \
-             and the clock ({caller}{}); consumption goes on by itself once it is mended",
-            clock_in_words(skew)
+             and the clock ({caller}{}{said}); consumption goes on by itself once it is mended",
+            clock_in_words(stopped_by.clock_skew.unwrap_or(0.0))
         ),
         Cause::Fault(Fault::Unauthorised) => format!(
-            "payment API: no brand has authorised us (NO_AUTH); look at the merchant platform ({caller}); \
+            "payment API: no brand has authorised us (NO_AUTH); look at the merchant platform ({caller}{said}); \
              consumption goes on by itself once it is mended"
         ),
     }
@@ -907,9 +914,14 @@ mod tests {
     #[test]
     fn the_reason_names_the_clock_only_where_it_is_off() {
         let stopped = Cause::Fault(Fault::Unauthenticated);
-        let words = |skew| in_words(stopped, "merchant 19, serial 77", skew);
-        assert!(words(600.4).contains("(merchant 19, serial 77; our clock is 600 s behind the provider's)"));
-        assert!(words(-61.0).contains("our clock is 61 s ahead of the provider's"));
-        assert!(!words(-1.2).contains("our clock is"));
+        let words = |skew, said: &str| {
+            let stopped_by = StoppedBy { said: said.to_owned(), clock_skew: Some(skew) };
+            // Later answers to other questions say nothing about what stopped us.
+            in_words(stopped, "merchant 19, serial 77", &stopped_by, 5_000.0)
+        };
+        let late = "(merchant 19, serial 77; our clock is 600 s behind the provider's; it says: SIGN_ERROR)";
+        assert!(words(600.4, "SIGN_ERROR").contains(late));
+        assert!(words(-61.0, "").contains("our clock is 61 s ahead of the provider's)"));
+        assert!(!words(-1.2, "").contains("our clock is"));
     }
 }

@@ -63,6 +63,34 @@ pub struct Tools {
     pub queue: String,
     /// When the broker last refused or returned a message of ours, and how.
     pub refused: Mutex<Option<(Instant, NotPublished)>>,
+    /// The answer that last stopped us for a fault of our own.
+    pub stopped_by: Mutex<StoppedBy>,
+}
+
+/// What an answer said that stopped us, for reasons in words.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct StoppedBy {
+    /// `code` and `message`, as far as there were any; no control characters, [`SAID_BYTES_MAX`] at most.
+    pub said: String,
+    /// The provider's clock less ours, in seconds, by this very answer.
+    pub clock_skew: Option<f64>,
+}
+
+/// The most of the provider's own words in a reason, in bytes.
+const SAID_BYTES_MAX: usize = 200;
+
+impl StoppedBy {
+    fn new(heard: &Heard) -> Self {
+        let answer = match &heard.reply {
+            Reply::Answered(answer) => Some(answer),
+            Reply::NotSent(_) | Reply::Lost(_) => None,
+        };
+        let words = answer.map(|answer| [answer.code.as_deref(), answer.message.as_deref()]);
+        let words: Vec<_> = words.into_iter().flatten().flatten().collect();
+        let mut said: String = words.join(": ").chars().filter(|letter| !letter.is_control()).collect();
+        said.truncate(said.floor_char_boundary(SAID_BYTES_MAX));
+        Self { said, clock_skew: heard.clock_skew.map(|skew| skew.as_secs_f64()) }
+    }
 }
 
 /// A delivery, read, on its way to be worked on.
@@ -542,6 +570,10 @@ impl Job<'_> {
         let heard = kill_point::during(KillPoint::Sent, asking).await;
         kill_point::reached(KillPoint::Answered);
         let verdict = self.judge(question, &heard, asked_at);
+        if let Verdict::Stop(_) = verdict {
+            let stopped_by = StoppedBy::new(&heard);
+            *tools.stopped_by.lock().unwrap_or_else(PoisonError::into_inner) = stopped_by;
+        }
         pass.report(Sign::of(question, &verdict), Timestamp::now());
         self.failed_at = heard.failed_at();
         self.troubled = matches!(verdict, Verdict::NotAccepted(_) | Verdict::NotSent | Verdict::Unsure(_));
@@ -805,6 +837,37 @@ impl Brands {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::verdict::Answer;
+
+    #[test]
+    fn what_stopped_us_is_told_in_few_words_that_break_no_line() {
+        let answer = |code: Option<&str>, message: Option<&str>| Answer {
+            status: 401,
+            authenticity: Authenticity::Unsigned,
+            code: code.map(Into::into),
+            sub_code: None,
+            coupon: None,
+            message: message.map(Into::into),
+            request_id: None,
+        };
+        let said = |reply| {
+            let (host, host_name) = (Host::Primary, String::new());
+            let clock_skew = Some(SignedDuration::from_secs(-3));
+            let (serial, took, trouble) = (None, Duration::ZERO, None);
+            let heard = Heard { reply, host, host_name, serial, clock_skew, took, trouble };
+            let StoppedBy { said, clock_skew } = StoppedBy::new(&heard);
+            assert_eq!(clock_skew, Some(-3.0));
+            said
+        };
+        let check = |code: Option<&str>, message: Option<&str>, expected: &str| {
+            assert_eq!(said(Reply::Answered(answer(code, message))), expected);
+        };
+        check(Some("SIGN_ERROR"), Some("错误的签名\n\u{1b}[0m"), "SIGN_ERROR: 错误的签名[0m");
+        check(None, Some("no"), "no");
+        check(Some("SIGN_ERROR"), None, "SIGN_ERROR");
+        check(None, None, "");
+        check(None, Some(&"签".repeat(500)), &"签".repeat(66));
+    }
 
     #[test]
     fn a_brand_alone_is_shut_only_where_another_let_us_in_after_it_shut() {

@@ -366,6 +366,8 @@ async fn a_wrong_key_stops_consumption_and_the_right_one_resumes_it_without_a_re
     }
     let service = bed.start_unready().await;
     until("the stop", async || service.get("/readyz").await.1.contains("rejects our signature")).await;
+    let reason = service.get("/readyz").await.1;
+    assert!(reason.contains("it says: SIGN_ERROR: 错误的签名，验签失败"), "{reason}");
     assert_eq!(service.metric(r#"redeemer_stopped{fault="unauthenticated"}"#).await, 1.0);
     let calls = bed.ledger()["attempts"].as_array().unwrap().len();
     assert!(calls <= 5, "{calls} calls before the stop");

@@ -635,6 +635,7 @@ async fn a_wrong_clock_stops_consumption_and_the_reason_says_by_how_much() {
     let behind = seconds(&reason).unwrap_or_else(|| panic!("{reason}"));
     assert!((598.0..=602.0).contains(&behind), "{reason}");
     assert!(reason.contains("s behind the provider's"), "{reason}");
+    assert!(reason.contains("it says: SIGN_ERROR: timestamp"), "{reason}");
     let skew = service.metric("redeemer_clock_skew_seconds").await;
     assert!((598.0..=602.0).contains(&skew), "{skew}");
     assert!(bed.uses().is_empty());
