@@ -4,6 +4,7 @@
 //! what was in hand is dropped, the broker delivers it again, and the next generation begins from the handshake.
 
 use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -94,6 +95,7 @@ pub async fn run(
         files: config.key_files(),
         merchant_key,
         apiv3_key: config.apiv3_key()?,
+        apiv3_key_file: config.apiv3_key_file(),
         reload_every: config.wechat.reload_every.0,
         download_every: config.wechat.download_every.0,
     };
@@ -787,6 +789,7 @@ struct Sources {
     files: KeyFiles,
     merchant_key: Option<SecretString>,
     apiv3_key: Option<ApiV3Key>,
+    apiv3_key_file: Option<PathBuf>,
     reload_every: Duration,
     download_every: Duration,
 }
@@ -804,18 +807,25 @@ impl Sources {
     }
 
     /// Modification time and size of every key file.
-    fn versions(&self) -> Vec<Option<(SystemTime, u64)>> {
+    fn versions(&self) -> Vec<Option<Version>> {
         let KeyFiles { merchant_key, merchant_certificate, public_keys, platform_certificates, downloads: _ } =
             &self.files;
         let merchant = merchant_key.iter().chain(merchant_certificate);
-        let files = merchant.chain(public_keys.values()).chain(platform_certificates);
-        files
-            .map(|path| {
-                let metadata = std::fs::metadata(path).ok()?;
-                Some((metadata.modified().ok()?, metadata.len()))
-            })
-            .collect()
+        merchant.chain(public_keys.values()).chain(platform_certificates).map(|path| version(path)).collect()
     }
+
+    /// The same of the file of the APIv3 key.
+    fn apiv3_version(&self) -> Option<Version> {
+        self.apiv3_key_file.as_deref().and_then(version)
+    }
+}
+
+/// When a file was changed last, and its size in bytes.
+type Version = (SystemTime, u64);
+
+fn version(path: &Path) -> Option<Version> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.modified().ok()?, metadata.len()))
 }
 
 /// The pause after a download that brought nothing.
@@ -831,10 +841,11 @@ struct KeyKeeper {
 }
 
 impl KeyKeeper {
-    async fn run(self) {
+    async fn run(mut self) {
         self.tell_expiry();
         let mut look = interval(self.sources.reload_every);
         let mut seen = self.sources.versions();
+        let mut apiv3_seen = self.sources.apiv3_version();
         let mut downloaded = PublicKeys::default();
         let mut download_at = Instant::now();
         loop {
@@ -858,7 +869,32 @@ impl KeyKeeper {
             if self.sources.versions() != seen {
                 self.take_into_use(&downloaded, &mut seen);
             }
+            let version = self.sources.apiv3_version();
+            if version != apiv3_seen && self.reread_apiv3_key() {
+                apiv3_seen = version;
+                download_at = Instant::now();
+                // The next turn downloads with it at once.
+                continue;
+            }
             look.tick().await;
+        }
+    }
+
+    /// Reads the APIv3 key anew. A file that cannot be used leaves the old one in use.
+    fn reread_apiv3_key(&mut self) -> bool {
+        let Some(file) = &self.sources.apiv3_key_file else { return false };
+        match ApiV3Key::read(file) {
+            Ok(key) => {
+                info!(
+                    "the APIv3 key changed and is taken into use; platform certificates are downloaded with it"
+                );
+                self.sources.apiv3_key = Some(key);
+                true
+            }
+            Err(fault) => {
+                warn!(fault, "a changed APIv3 key is not taken into use");
+                false
+            }
         }
     }
 
@@ -873,7 +909,7 @@ impl KeyKeeper {
 
     /// Exchanges the keyring as a whole. Files that cannot be used leave the old keys in use: half-written, most
     /// likely, and looked at again.
-    fn take_into_use(&self, downloaded: &PublicKeys, seen: &mut Vec<Option<(SystemTime, u64)>>) -> bool {
+    fn take_into_use(&self, downloaded: &PublicKeys, seen: &mut Vec<Option<Version>>) -> bool {
         let versions = self.sources.versions();
         match self.sources.load(downloaded.clone()) {
             Ok(keyring) => {

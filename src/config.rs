@@ -545,13 +545,14 @@ impl Config {
     /// # Errors
     /// Where its file cannot be read, is open to others, or holds no such key.
     pub fn apiv3_key(&self) -> Result<Option<ApiV3Key>, ConfigFault> {
+        let key = self.apiv3_key_file().map(|file| ApiV3Key::read(&file)).transpose();
+        key.map_err(|problem| ConfigFault { key: "wechat.apiv3_key_file".to_owned(), problem })
+    }
+
+    /// Where the APIv3 key is, where one is configured.
+    pub fn apiv3_key_file(&self) -> Option<PathBuf> {
         let file = &self.wechat.apiv3_key_file;
-        if file.is_empty() {
-            return Ok(None);
-        }
-        let fault = |problem| ConfigFault { key: "wechat.apiv3_key_file".to_owned(), problem };
-        let text = read_secret(Path::new(file)).map_err(|error| fault(error.to_string()))?;
-        ApiV3Key::parse(&text).map(Some).map_err(|error| fault(error.to_string()))
+        (!file.is_empty()).then(|| PathBuf::from(file))
     }
 
     /// How the payment API is reached.

@@ -441,10 +441,12 @@ async fn platform_certificates_are_downloaded_and_verify_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_apiv3_key_takes_nothing_from_the_queue_and_says_why() {
+async fn a_wrong_apiv3_key_takes_nothing_from_the_queue_and_the_right_one_is_used_without_a_restart() {
     let mut bed = Bed::new().await;
+    bed.config.wechat.reload_every = Span(Duration::from_millis(50));
     bed.config.wechat.public_keys.clear();
     let file = bed.dir.join("apiv3_key.txt");
+    let right = std::fs::read(&file).unwrap();
     std::fs::write(&file, "0123456789abcdef0123456789abcdef").unwrap();
     bed.config.wechat.apiv3_key_file = file.display().to_string();
     let service = bed.start_unready().await;
@@ -452,6 +454,10 @@ async fn a_wrong_apiv3_key_takes_nothing_from_the_queue_and_says_why() {
     until("the reason", async || service.get("/readyz").await.1.starts_with("keys: ")).await;
     let commands = &bed.config.broker.names.commands;
     until("the command left where it was", async || bed.ready(commands).await == 1).await;
+    bed.issue("C1", json!({}));
+    std::fs::write(&file, right).unwrap();
+    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    service.wait_ready().await;
     service.stop().await;
 }
 
