@@ -4,6 +4,7 @@
 //! what was in hand is dropped, the broker delivers it again, and the next generation begins from the handshake.
 
 use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -29,13 +30,13 @@ use crate::lanes::Lanes;
 use crate::metrics::{HeldBack, Key, Metrics, Queue, Settling};
 use crate::pace::{Budget, Pacer};
 use crate::shutdown::Shutdown;
-use crate::slots::Slots;
+use crate::slots::{Slot, Slots};
 use crate::telemetry::traces::Traces;
 use crate::verdict::Fault;
 use crate::wechat::api::{CannotStart, Client, SharedKeyring};
 use crate::wechat::certificates::ApiV3Key;
 use crate::wechat::keys::{KeyFault, KeyFiles, Keyring, PublicKeys};
-use crate::worker::{Brands, Taken, Tools, work};
+use crate::worker::{Brands, StoppedBy, Taken, Tools, work};
 
 /// Why the service does not start. All of it is for the operator to mend; a broker that is down is not among it.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +95,7 @@ pub async fn run(
         files: config.key_files(),
         merchant_key,
         apiv3_key: config.apiv3_key()?,
+        apiv3_key_file: config.apiv3_key_file(),
         reload_every: config.wechat.reload_every.0,
         download_every: config.wechat.download_every.0,
     };
@@ -162,17 +164,19 @@ pub async fn run(
         metrics,
         limits: config.limits(),
         horizon: config.horizon(),
+        refused_max: config.event.refused_max.0,
         source: config.event.source.clone(),
         brands: Brands::default(),
         traces: traces.clone(),
         queue: topology.names.commands.clone(),
         refused: Mutex::default(),
+        stopped_by: Mutex::default(),
     });
     let mut service = Service {
         keys,
         tools,
         status,
-        lanes: Lanes::default(),
+        lanes: Lanes::new(config.work.lane_max),
         jobs: JoinSet::new(),
         restoring: None,
         idle_since: None,
@@ -482,11 +486,20 @@ impl Service {
         cut: &watch::Receiver<bool>,
         number: usize,
     ) {
-        let taken = Taken::new(delivery, Timestamp::now());
+        let mut taken = Taken::new(delivery, Timestamp::now());
         self.tools.metrics.taken(taken.arrival());
         let lane = taken.lane().map(Box::<str>::from);
-        let publisher = generation.publisher().clone();
-        self.lanes.arrive(lane.as_deref(), Held { taken, publisher, cut: cut.clone(), number });
+        // One coupon must not take up all that may be held, or other coupons would wait for it all the same.
+        taken.crowded = !self.tools.limits.tiers.is_empty()
+            && lane.as_deref().is_some_and(|lane| self.lanes.is_full(lane));
+        let crowded = taken.crowded;
+        let held = Held { taken, publisher: generation.publisher().clone(), cut: cut.clone(), number };
+        if crowded {
+            self.lanes.pass_by();
+            self.begin(self.slots.none(), None, held);
+        } else {
+            self.lanes.arrive(lane.as_deref(), held);
+        }
         self.count();
     }
 
@@ -496,24 +509,28 @@ impl Service {
     }
 
     fn start_work(&mut self) {
-        while let Some(mut slot) = self.slots.take() {
+        while let Some(slot) = self.slots.take() {
             let Some((lane, held)) = self.lanes.begin() else { return };
-            let tools = self.tools.clone();
-            self.jobs.spawn(async move {
-                let Held { taken, publisher, cut, number } = held;
-                let waited = Timestamp::now().duration_since(taken.at);
-                tools.metrics.begun(waited.max(jiff::SignedDuration::ZERO).unsigned_abs());
-                // A panic is a defect, but it must not close the coupon's lane: the delivery is lost with its
-                // generation, and the broker delivers it again.
-                let worked =
-                    AssertUnwindSafe(work(&tools, &publisher, taken, &mut slot, cut)).catch_unwind().await;
-                let (settling, trouble) = worked.unwrap_or_else(|_| {
-                    error!("defect: a worker panicked");
-                    (Settling::Lost, Some("a worker panicked".to_owned()))
-                });
-                Done { settling, lane, trouble, number }
-            });
+            self.begin(slot, lane, held);
         }
+    }
+
+    fn begin(&mut self, mut slot: Slot, lane: Option<Box<str>>, held: Held) {
+        let tools = self.tools.clone();
+        self.jobs.spawn(async move {
+            let Held { taken, publisher, cut, number } = held;
+            let waited = Timestamp::now().duration_since(taken.at);
+            tools.metrics.begun(waited.max(jiff::SignedDuration::ZERO).unsigned_abs());
+            // A panic is a defect, but it must not close the coupon's lane: the delivery is lost with its generation,
+            // and the broker delivers it again.
+            let worked =
+                AssertUnwindSafe(work(&tools, &publisher, taken, &mut slot, cut)).catch_unwind().await;
+            let (settling, trouble) = worked.unwrap_or_else(|_| {
+                error!("defect: a worker panicked");
+                (Settling::Lost, Some("a worker panicked".to_owned()))
+            });
+            Done { settling, lane, trouble, number }
+        });
     }
 
     /// A worker ended. Trouble with the broker ends the generation that it belonged to, if that is the present one.
@@ -642,7 +659,8 @@ impl Service {
         if let Some(cause) = cause {
             let serial = self.merchant_serial();
             let caller = format!("merchant {}, serial {serial}", self.caller);
-            reasons.push(in_words(cause, &caller, metrics.last_clock_skew()));
+            let stopped_by = self.tools.stopped_by.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            reasons.push(in_words(cause, &caller, &stopped_by, metrics.last_clock_skew()));
         }
         let consuming = consuming && health.blocked.is_none() && !open;
         metrics.consuming(consuming);
@@ -688,8 +706,13 @@ fn held_back(cause: Cause) -> Option<HeldBack> {
     }
 }
 
-/// `caller` is who signs, `skew` the provider's clock less ours in seconds.
-fn in_words(cause: Cause, caller: &str, skew: f64) -> String {
+/// `caller` is who signs, `stopped_by` what an answer said that stopped us, `skew` the provider's clock less ours in
+/// seconds by its last answer of all.
+fn in_words(cause: Cause, caller: &str, stopped_by: &StoppedBy, skew: f64) -> String {
+    let said = match stopped_by.said.as_str() {
+        "" => String::new(),
+        said => format!("; it says: {said}"),
+    };
     match cause {
         Cause::Starting => "starting: nothing has been answered yet".to_owned(),
         Cause::Failing(Trouble::Silent) => {
@@ -706,11 +729,11 @@ fn in_words(cause: Cause, caller: &str, skew: f64) -> String {
         ),
         Cause::Fault(Fault::Unauthenticated) => format!(
             "payment API: it rejects our signature (401); look at the merchant key, its serial, the merchant number \
-             and the clock ({caller}{}); consumption goes on by itself once it is mended",
-            clock_in_words(skew)
+             and the clock ({caller}{}{said}); consumption goes on by itself once it is mended",
+            clock_in_words(stopped_by.clock_skew.unwrap_or(0.0))
         ),
         Cause::Fault(Fault::Unauthorised) => format!(
-            "payment API: no brand has authorised us (NO_AUTH); look at the merchant platform ({caller}); \
+            "payment API: no brand has authorised us (NO_AUTH); look at the merchant platform ({caller}{said}); \
              consumption goes on by itself once it is mended"
         ),
     }
@@ -766,6 +789,7 @@ struct Sources {
     files: KeyFiles,
     merchant_key: Option<SecretString>,
     apiv3_key: Option<ApiV3Key>,
+    apiv3_key_file: Option<PathBuf>,
     reload_every: Duration,
     download_every: Duration,
 }
@@ -783,18 +807,25 @@ impl Sources {
     }
 
     /// Modification time and size of every key file.
-    fn versions(&self) -> Vec<Option<(SystemTime, u64)>> {
+    fn versions(&self) -> Vec<Option<Version>> {
         let KeyFiles { merchant_key, merchant_certificate, public_keys, platform_certificates, downloads: _ } =
             &self.files;
         let merchant = merchant_key.iter().chain(merchant_certificate);
-        let files = merchant.chain(public_keys.values()).chain(platform_certificates);
-        files
-            .map(|path| {
-                let metadata = std::fs::metadata(path).ok()?;
-                Some((metadata.modified().ok()?, metadata.len()))
-            })
-            .collect()
+        merchant.chain(public_keys.values()).chain(platform_certificates).map(|path| version(path)).collect()
     }
+
+    /// The same of the file of the APIv3 key.
+    fn apiv3_version(&self) -> Option<Version> {
+        self.apiv3_key_file.as_deref().and_then(version)
+    }
+}
+
+/// When a file was changed last, and its size in bytes.
+type Version = (SystemTime, u64);
+
+fn version(path: &Path) -> Option<Version> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.modified().ok()?, metadata.len()))
 }
 
 /// The pause after a download that brought nothing.
@@ -810,10 +841,11 @@ struct KeyKeeper {
 }
 
 impl KeyKeeper {
-    async fn run(self) {
+    async fn run(mut self) {
         self.tell_expiry();
         let mut look = interval(self.sources.reload_every);
         let mut seen = self.sources.versions();
+        let mut apiv3_seen = self.sources.apiv3_version();
         let mut downloaded = PublicKeys::default();
         let mut download_at = Instant::now();
         loop {
@@ -834,11 +866,35 @@ impl KeyKeeper {
                     }
                 }
             }
-            if self.sources.versions() != seen && self.take_into_use(&downloaded, &mut seen) {
-                info!("keys changed and taken into use; the next call goes alone");
-                self.breaker.suspect();
+            if self.sources.versions() != seen {
+                self.take_into_use(&downloaded, &mut seen);
+            }
+            let version = self.sources.apiv3_version();
+            if version != apiv3_seen && self.reread_apiv3_key() {
+                apiv3_seen = version;
+                download_at = Instant::now();
+                // The next turn downloads with it at once.
+                continue;
             }
             look.tick().await;
+        }
+    }
+
+    /// Reads the APIv3 key anew. A file that cannot be used leaves the old one in use.
+    fn reread_apiv3_key(&mut self) -> bool {
+        let Some(file) = &self.sources.apiv3_key_file else { return false };
+        match ApiV3Key::read(file) {
+            Ok(key) => {
+                info!(
+                    "the APIv3 key changed and is taken into use; platform certificates are downloaded with it"
+                );
+                self.sources.apiv3_key = Some(key);
+                true
+            }
+            Err(fault) => {
+                warn!(fault, "a changed APIv3 key is not taken into use");
+                false
+            }
         }
     }
 
@@ -853,12 +909,22 @@ impl KeyKeeper {
 
     /// Exchanges the keyring as a whole. Files that cannot be used leave the old keys in use: half-written, most
     /// likely, and looked at again.
-    fn take_into_use(&self, downloaded: &PublicKeys, seen: &mut Vec<Option<(SystemTime, u64)>>) -> bool {
+    fn take_into_use(&self, downloaded: &PublicKeys, seen: &mut Vec<Option<Version>>) -> bool {
         let versions = self.sources.versions();
         match self.sources.load(downloaded.clone()) {
             Ok(keyring) => {
+                // Before and after: a call that is let go in between must neither take the new key along with all
+                // others, nor speak for it with the old one.
+                let changed = versions != *seen;
+                if changed {
+                    self.breaker.suspect();
+                }
                 *seen = versions;
                 *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keyring);
+                if changed {
+                    self.breaker.suspect();
+                    info!("keys changed and taken into use; the next call goes alone");
+                }
                 self.tell_expiry();
                 true
             }
@@ -884,9 +950,14 @@ mod tests {
     #[test]
     fn the_reason_names_the_clock_only_where_it_is_off() {
         let stopped = Cause::Fault(Fault::Unauthenticated);
-        let words = |skew| in_words(stopped, "merchant 19, serial 77", skew);
-        assert!(words(600.4).contains("(merchant 19, serial 77; our clock is 600 s behind the provider's)"));
-        assert!(words(-61.0).contains("our clock is 61 s ahead of the provider's"));
-        assert!(!words(-1.2).contains("our clock is"));
+        let words = |skew, said: &str| {
+            let stopped_by = StoppedBy { said: said.to_owned(), clock_skew: Some(skew) };
+            // Later answers to other questions say nothing about what stopped us.
+            in_words(stopped, "merchant 19, serial 77", &stopped_by, 5_000.0)
+        };
+        let late = "(merchant 19, serial 77; our clock is 600 s behind the provider's; it says: SIGN_ERROR)";
+        assert!(words(600.4, "SIGN_ERROR").contains(late));
+        assert!(words(-61.0, "").contains("our clock is 61 s ahead of the provider's)"));
+        assert!(!words(-1.2, "").contains("our clock is"));
     }
 }

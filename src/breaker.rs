@@ -10,7 +10,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
 
-use crate::verdict::{Doubt, Fault, Verdict};
+use crate::verdict::{Doubt, Fault, Question, Verdict};
 
 /// In what way the provider is failing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +28,9 @@ pub enum Trouble {
 pub enum Sign {
     /// The provider answered, and can be held to it.
     Well,
+    /// It answered an inquiry so. Rights are granted interface by interface: this says nothing about the right to
+    /// redeem.
+    Seen,
     /// It does not answer, or is in trouble, or cannot be believed.
     Failing(Trouble),
     /// Says nothing either way.
@@ -37,8 +40,8 @@ pub enum Sign {
 }
 
 impl Sign {
-    /// Reads the sign of a verdict.
-    pub fn of(verdict: &Verdict) -> Self {
+    /// Reads the sign of a verdict on a question.
+    pub fn of(question: Question, verdict: &Verdict) -> Self {
         match verdict {
             Verdict::NotSent | Verdict::Unsure(Doubt::Lost) => Self::Failing(Trouble::Silent),
             Verdict::Unsure(Doubt::ServerError) => Self::Failing(Trouble::ServerError),
@@ -52,7 +55,10 @@ impl Sign {
             | Verdict::Refused(_)
             | Verdict::Objected { signed: true, .. }
             | Verdict::NotExecuted
-            | Verdict::NotAuthorised => Self::Well,
+            | Verdict::NotAuthorised => match question {
+                Question::Redeem => Self::Well,
+                Question::Inquire => Self::Seen,
+            },
         }
     }
 }
@@ -109,10 +115,15 @@ enum Kind {
     Probe,
 }
 
+/// How a call came to be allowed, and in which epoch.
+type Grant = (Kind, u64);
+
 /// The state machine.
 #[derive(Debug)]
 struct Policy {
     state: State,
+    /// Counted at every opening and every suspicion. What a call brings that was let go before says how things were.
+    epoch: u64,
     results: VecDeque<(Timestamp, bool)>,
     pause: Duration,
 }
@@ -120,7 +131,7 @@ struct Policy {
 impl Policy {
     fn new() -> Self {
         let state = State::HalfOpen { cause: Cause::Starting, probing: false };
-        Self { state, results: VecDeque::new(), pause: FIRST_PAUSE }
+        Self { state, epoch: 0, results: VecDeque::new(), pause: FIRST_PAUSE }
     }
 
     /// Whether a call may be made now, and whether it is the one that goes alone.
@@ -144,11 +155,29 @@ impl Policy {
         }
     }
 
+    /// What a call brought that was let go in `epoch`. A latecomer's success was had with a key that may have been
+    /// exchanged since, and its failure is of an outage that may be over; only that we are at fault is worse than what
+    /// an open breaker knows.
+    fn hear(&mut self, (kind, epoch): Grant, sign: Sign, now: Timestamp) {
+        if epoch == self.epoch {
+            self.note(kind, sign, now);
+        } else if let (State::Open { .. }, Sign::Fault(fault)) = (self.state, sign) {
+            self.open(Cause::Fault(fault), now);
+        }
+    }
+
     fn note(&mut self, kind: Kind, sign: Sign, now: Timestamp) {
+        // Only a redemption shows that redeeming is allowed again. Whoever inquired goes on to its redemption next, and
+        // that goes alone, too.
+        let shut = Cause::Fault(Fault::Unauthorised);
+        let sign = match (self.state, sign) {
+            (State::HalfOpen { cause, .. }, Sign::Seen) if cause == shut => Sign::Neutral,
+            (_, Sign::Seen) => Sign::Well,
+            (_, sign) => sign,
+        };
         match (self.state, sign) {
-            // A latecomer from before it opened: only its success is news.
-            (State::HalfOpen { .. }, Sign::Failing(_) | Sign::Neutral | Sign::Fault(_))
-                if kind == Kind::Free => {}
+            // Only the call that goes alone decides.
+            (State::HalfOpen { .. }, _) if kind == Kind::Free => {}
             (_, Sign::Fault(fault)) => self.open(Cause::Fault(fault), now),
             // An answer that says nothing of us still says that the provider answers.
             (State::HalfOpen { cause: Cause::Starting | Cause::Failing(_), .. }, Sign::Neutral)
@@ -180,8 +209,8 @@ impl Policy {
                     self.open(Cause::Failing(trouble), now);
                 }
             }
-            // Latecomers from before it opened say nothing new.
-            (State::Open { .. }, _) | (State::Closed, Sign::Neutral) => {}
+            // Latecomers from before it opened say nothing new. A sight has become one of the other signs above.
+            (State::Open { .. }, _) | (_, Sign::Seen) | (State::Closed, Sign::Neutral) => {}
         }
     }
 
@@ -193,26 +222,34 @@ impl Policy {
             return;
         }
         let until = now.saturating_add(self.pause).unwrap_or(Timestamp::MAX);
+        self.epoch += 1;
         self.state = State::Open { cause, until };
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
     }
 
     /// A call ended without a result.
-    fn abandon(&mut self, kind: Kind) {
+    fn abandon(&mut self, (kind, epoch): Grant) {
         if let State::HalfOpen { probing, .. } = &mut self.state
             && kind == Kind::Probe
+            && epoch == self.epoch
         {
             *probing = false;
         }
     }
 
-    /// Something changed for the better or the worse (a key was exchanged): try with one call now.
+    /// Whether a call that was let go, and has not been made yet, may still be made.
+    fn holds(&self, (kind, epoch): Grant) -> bool {
+        epoch == self.epoch && (kind == Kind::Probe || self.state == State::Closed)
+    }
+
+    /// Something changed for the better or the worse (a key was exchanged): try with one call now. One that goes alone
+    /// already went with the old key.
     fn suspect(&mut self) {
         let cause = match self.state {
             State::Closed => Cause::Starting,
-            State::HalfOpen { .. } => return,
-            State::Open { cause, .. } => cause,
+            State::HalfOpen { cause, .. } | State::Open { cause, .. } => cause,
         };
+        self.epoch += 1;
         self.pause = FIRST_PAUSE;
         self.state = State::HalfOpen { cause, probing: false };
     }
@@ -250,8 +287,9 @@ impl Breaker {
         let mut states = self.states();
         loop {
             states.borrow_and_update();
-            if let Some(kind) = self.change(|policy| policy.try_pass(now())) {
-                return Pass { breaker: Some(self.clone()), kind };
+            let granted = self.change(|policy| Some((policy.try_pass(now())?, policy.epoch)));
+            if let Some(grant) = granted {
+                return Pass { breaker: Some(self.clone()), grant };
             }
             let pause = match self.state() {
                 State::Open { until, .. } => until.duration_since(now()).unsigned_abs(),
@@ -288,20 +326,20 @@ impl Breaker {
 /// The right to make one call.
 pub struct Pass {
     breaker: Option<Breaker>,
-    kind: Kind,
+    grant: Grant,
 }
 
 impl Pass {
-    /// Whether it still holds: the breaker may have opened while its owner waited for something else.
+    /// Whether it still holds: the breaker may have opened, or a key been exchanged, while its owner waited for
+    /// something else.
     pub fn holds(&self) -> bool {
-        let closed = |breaker: &Breaker| breaker.state() == State::Closed;
-        self.kind == Kind::Probe || self.breaker.as_ref().is_some_and(closed)
+        self.breaker.as_ref().is_some_and(|breaker| breaker.change(|policy| policy.holds(self.grant)))
     }
 
     /// Reports what the call said.
     pub fn report(mut self, sign: Sign, now: Timestamp) {
         if let Some(breaker) = self.breaker.take() {
-            breaker.change(|policy| policy.note(self.kind, sign, now));
+            breaker.change(|policy| policy.hear(self.grant, sign, now));
         }
     }
 }
@@ -309,7 +347,7 @@ impl Pass {
 impl Drop for Pass {
     fn drop(&mut self) {
         if let Some(breaker) = self.breaker.take() {
-            breaker.change(|policy| policy.abandon(self.kind));
+            breaker.change(|policy| policy.abandon(self.grant));
         }
     }
 }
@@ -383,9 +421,9 @@ mod tests {
     fn an_abandoned_probe_makes_room_for_another() {
         let mut policy = Policy::new();
         assert!(policy.try_pass(at(0)).is_some());
-        policy.abandon(Kind::Free);
+        policy.abandon((Kind::Free, 0));
         assert!(policy.try_pass(at(0)).is_none(), "a latecomer's end makes no room");
-        policy.abandon(Kind::Probe);
+        policy.abandon((Kind::Probe, 0));
         assert!(policy.try_pass(at(0)).is_some());
     }
 
@@ -409,11 +447,72 @@ mod tests {
     }
 
     #[test]
+    fn an_inquiry_that_is_answered_does_not_show_that_redeeming_is_allowed_again() {
+        let mut policy = closed();
+        policy.note(Kind::Free, Sign::Fault(Fault::Unauthorised), at(0));
+        for nth in 0..3 {
+            assert!(policy.try_pass(at(1_000 + nth)).is_some(), "whoever inquired may go on");
+            assert!(policy.try_pass(at(1_000 + nth)).is_none());
+            policy.note(Kind::Probe, Sign::Seen, at(1_000 + nth));
+            assert!(matches!(policy.state, State::HalfOpen { probing: false, .. }));
+        }
+        policy.try_pass(at(2_000));
+        policy.note(Kind::Probe, Sign::Well, at(2_000));
+        assert_eq!(policy.state, State::Closed);
+        policy.note(Kind::Free, Sign::Fault(Fault::Unauthenticated), at(3_000));
+        policy.try_pass(at(4_000));
+        policy.note(Kind::Probe, Sign::Seen, at(4_000));
+        assert_eq!(policy.state, State::Closed, "a signature that is taken is taken everywhere");
+    }
+
+    #[test]
     fn a_new_key_is_tried_with_one_call_at_once() {
         let mut policy = closed();
         policy.note(Kind::Free, Sign::Fault(Fault::Unauthenticated), at(0));
         policy.suspect();
         assert!(policy.try_pass(at(0)).is_some() && policy.try_pass(at(0)).is_none());
+    }
+
+    #[test]
+    fn what_was_signed_with_the_old_key_says_nothing_of_the_new_one() {
+        let mut policy = closed();
+        let old = (Kind::Free, policy.epoch);
+        policy.suspect();
+        assert!(!policy.holds(old), "whoever waits for a turn asks anew");
+        policy.hear(old, Sign::Well, at(1));
+        let (first, epoch) = (policy.try_pass(at(2)).unwrap(), policy.epoch);
+        assert!(policy.try_pass(at(2)).is_none(), "the first call with the new key goes alone");
+        // A second exchange while that one is under way.
+        policy.suspect();
+        policy.hear((first, epoch), Sign::Well, at(3));
+        assert!(matches!(policy.state, State::HalfOpen { probing: false, .. }));
+        let probe = (policy.try_pass(at(4)).unwrap(), policy.epoch);
+        policy.abandon((first, epoch));
+        assert!(policy.try_pass(at(4)).is_none(), "the end of another one makes no room");
+        assert!(policy.holds(probe));
+        policy.hear(probe, Sign::Well, at(5));
+        assert_eq!(policy.state, State::Closed);
+        policy.hear(old, Sign::Fault(Fault::Unauthenticated), at(6));
+        assert_eq!(policy.state, State::Closed, "a key that is no longer in use was rejected");
+    }
+
+    #[test]
+    fn an_outage_that_is_over_is_not_begun_anew_by_calls_from_before_it() {
+        let mut policy = closed();
+        let old = (Kind::Free, policy.epoch);
+        for nth in 0..WEIGHED_MIN as i64 {
+            policy.hear(old, SILENT, at(nth));
+        }
+        assert!(matches!(policy.state, State::Open { cause: Cause::Failing(_), .. }));
+        policy.hear(old, Sign::Well, at(500));
+        policy.hear(old, Sign::Fault(Fault::Unauthenticated), at(501));
+        assert!(matches!(policy.state, State::Open { cause: Cause::Fault(_), .. }), "this is worse");
+        let probe = (policy.try_pass(at(9_000)).unwrap(), policy.epoch);
+        policy.hear(probe, Sign::Well, at(9_001));
+        for nth in 0..100 {
+            policy.hear(old, SILENT, at(9_002 + nth));
+        }
+        assert_eq!(policy.state, State::Closed);
     }
 
     #[test]

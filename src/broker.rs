@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions};
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::protocol::AMQPErrorKind;
 use lapin::runtime::default_runtime;
 use lapin::types::FieldTable;
@@ -169,11 +169,11 @@ impl Generation {
                 .await
                 .map_err(|source| CannotConnect::Topology { at: at.clone(), source })?;
             let channel = Arc::new(consuming.create_channel().await.map_err(refused)?);
-            let confirms = publishing.create_channel().await.map_err(refused)?;
-            confirms.confirm_select(ConfirmSelectOptions::default()).await.map_err(refused)?;
-            Ok::<_, CannotConnect>((channel, confirms))
+            let names = &settings.topology.names;
+            let publisher = Publisher::open(&publishing, settings.confirm_timeout, names).await;
+            Ok::<_, CannotConnect>((channel, publisher.map_err(refused)?))
         };
-        let (channel, confirms) = timeout(limit, steps).await.map_err(|_| CannotConnect::TimedOut {
+        let (channel, publisher) = timeout(limit, steps).await.map_err(|_| CannotConnect::TimedOut {
             at: at.clone(),
             step: "looking at the topology",
             limit,
@@ -181,7 +181,6 @@ impl Generation {
         // Only from here on: what the broker refuses while the topology is looked at ends no generation.
         watch_events(&consuming, &health, false);
         watch_events(&publishing, &health, true);
-        let publisher = Publisher::new(confirms, settings.confirm_timeout, &settings.topology.names);
         timeout(limit, publisher.prove())
             .await
             .unwrap_or(Err(NotPublished::TimedOut(limit)))

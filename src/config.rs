@@ -123,7 +123,10 @@ section! {
 }
 section! {
     /// `[work]`
-    WorkConfig { concurrency: usize = 100, }
+    WorkConfig {
+        concurrency: usize = 100,
+        lane_max: usize = 16,
+    }
 }
 section! {
     /// `[retry]`
@@ -147,7 +150,10 @@ section! {
 }
 section! {
     /// `[event]`
-    EventConfig { source: String = "/redeemer".to_owned(), }
+    EventConfig {
+        source: String = "/redeemer".to_owned(),
+        refused_max: Span = Span::seconds(300),
+    }
 }
 section! {
     /// `[admin]`
@@ -386,9 +392,10 @@ impl Config {
                 faults.push(ConfigFault { key: key.to_owned(), problem: problem.to_owned() });
             }
         };
-        let Self { broker, wechat, work, retry, pace, admin, log, telemetry, .. } = self;
+        let Self { broker, wechat, work, retry, pace, event, admin, log, telemetry, .. } = self;
         wrong((1..=2_000).contains(&broker.prefetch), "broker.prefetch", "must be 1 to 2000");
         wrong((1..=2_000).contains(&work.concurrency), "work.concurrency", "must be 1 to 2000");
+        wrong((1..=2_000).contains(&work.lane_max), "work.lane_max", "must be 1 to 2000");
         wrong((1..=60).contains(&broker.heartbeat.0.as_secs()), "broker.heartbeat", "must be 1s to 60s");
         let patient = broker.connect_timeout.0 <= Duration::from_secs(20);
         wrong(patient, "broker.connect_timeout", "must be 20s at most");
@@ -410,6 +417,9 @@ impl Config {
             let within = (Duration::from_millis(10)..=Duration::from_secs(600)).contains(&span.0);
             wrong(within, key, "must be 10ms to 10m");
         }
+        // As above: a delivery is held meanwhile.
+        let held = (Duration::from_millis(10)..=Duration::from_secs(900)).contains(&event.refused_max.0);
+        wrong(held, "event.refused_max", "must be 10ms to 15m");
         let twelve_hours = Duration::from_secs(12 * 3_600);
         let often = (Duration::from_secs(1)..=twelve_hours).contains(&wechat.download_every.0);
         wrong(often, "wechat.download_every", "must be 1s to 12h");
@@ -535,13 +545,14 @@ impl Config {
     /// # Errors
     /// Where its file cannot be read, is open to others, or holds no such key.
     pub fn apiv3_key(&self) -> Result<Option<ApiV3Key>, ConfigFault> {
+        let key = self.apiv3_key_file().map(|file| ApiV3Key::read(&file)).transpose();
+        key.map_err(|problem| ConfigFault { key: "wechat.apiv3_key_file".to_owned(), problem })
+    }
+
+    /// Where the APIv3 key is, where one is configured.
+    pub fn apiv3_key_file(&self) -> Option<PathBuf> {
         let file = &self.wechat.apiv3_key_file;
-        if file.is_empty() {
-            return Ok(None);
-        }
-        let fault = |problem| ConfigFault { key: "wechat.apiv3_key_file".to_owned(), problem };
-        let text = read_secret(Path::new(file)).map_err(|error| fault(error.to_string()))?;
-        ApiV3Key::parse(&text).map(Some).map_err(|error| fault(error.to_string()))
+        (!file.is_empty()).then(|| PathBuf::from(file))
     }
 
     /// How the payment API is reached.

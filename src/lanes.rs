@@ -1,6 +1,7 @@
 //! Who works when: commands of one coupon one at a time.
 //!
-//! A plain value, owned by the one task that takes deliveries. A coupon that is busy never keeps another waiting.
+//! A plain value, owned by the one task that takes deliveries. A coupon that is busy never keeps another waiting: its
+//! lane has an end, and what comes on top is not held in it, or it would take up all that may be held at once.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -10,15 +11,22 @@ pub struct Lanes<T> {
     busy: HashMap<Box<str>, VecDeque<T>>,
     ready: VecDeque<(Option<Box<str>>, T)>,
     held: usize,
-}
-
-impl<T> Default for Lanes<T> {
-    fn default() -> Self {
-        Self { busy: HashMap::new(), ready: VecDeque::new(), held: 0 }
-    }
+    /// The most items of one lane.
+    longest: usize,
 }
 
 impl<T> Lanes<T> {
+    /// Lanes that hold so many items each at most.
+    pub fn new(longest: usize) -> Self {
+        Self { busy: HashMap::new(), ready: VecDeque::new(), held: 0, longest }
+    }
+
+    /// Whether one more item of this lane is too many.
+    pub fn is_full(&self, lane: &str) -> bool {
+        // Beside those that wait behind it there is the first, ready or worked on.
+        self.busy.get(lane).is_some_and(|waiting| waiting.len() + 1 >= self.longest)
+    }
+
     /// Lets an item in. `lane` is the coupon; what has none waits for nobody.
     pub fn arrive(&mut self, lane: Option<&str>, item: T) {
         self.held += 1;
@@ -32,6 +40,11 @@ impl<T> Lanes<T> {
                 }
             },
         }
+    }
+
+    /// Counts an item that waits in no lane and is done with at once: it is held until [`Lanes::leave`] as well.
+    pub fn pass_by(&mut self) {
+        self.held += 1;
     }
 
     /// The next item to work on. Its lane is told back at [`Lanes::leave`].
@@ -79,7 +92,7 @@ mod tests {
     use super::*;
 
     fn lanes(items: &[(&str, u32)]) -> Lanes<u32> {
-        let mut lanes = Lanes::default();
+        let mut lanes = Lanes::new(3);
         for (lane, item) in items {
             lanes.arrive(Some(lane), *item);
         }
@@ -95,6 +108,22 @@ mod tests {
         assert!(lanes.begin().is_none());
         lanes.leave(first.0);
         assert_eq!(lanes.begin().unwrap().1, 2);
+        assert_eq!(lanes.held(), 2);
+    }
+
+    #[test]
+    fn a_lane_is_full_at_its_end_and_has_room_again_once_one_has_left() {
+        let mut lanes = lanes(&[("a", 1), ("a", 2)]);
+        assert!(!lanes.is_full("a"));
+        lanes.arrive(Some("a"), 3);
+        assert!(lanes.is_full("a") && !lanes.is_full("b"));
+        let (lane, _) = lanes.begin().unwrap();
+        assert!(lanes.is_full("a"), "what is worked on counts");
+        lanes.leave(lane);
+        assert!(!lanes.is_full("a"));
+        lanes.pass_by();
+        assert_eq!(lanes.held(), 3);
+        lanes.leave(None);
         assert_eq!(lanes.held(), 2);
     }
 

@@ -65,6 +65,31 @@ impl Settling {
     }
 }
 
+/// Why a copy was put into a wait queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Aside {
+    /// It is not settled yet, and asked again later.
+    Unsettled,
+    /// The broker refused its event for too long.
+    Untold,
+    /// Too many commands of its coupon are held already.
+    Crowded,
+}
+
+impl Aside {
+    /// Every way.
+    pub const ALL: [Self; 3] = [Self::Unsettled, Self::Untold, Self::Crowded];
+
+    /// The word in labels and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unsettled => "unsettled",
+            Self::Untold => "untold",
+            Self::Crowded => "crowded",
+        }
+    }
+}
+
 /// What was published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Message {
@@ -277,6 +302,7 @@ pub struct Metrics {
     pace_limit: Gauge,
     consumers: IntGauge,
     deferred: IntCounterVec,
+    put_away: IntCounterVec,
     tier_lateness: HistogramVec,
     publishes: IntCounterVec,
     unproven: IntCounterVec,
@@ -403,6 +429,11 @@ impl Metrics {
                 "Copies put into a wait queue, by its wait.",
                 &["tier"],
             ),
+            put_away: counters(
+                "redeemer_put_away_total",
+                "Copies put into a wait queue, by why.",
+                &["why"],
+            ),
             tier_lateness: register(
                 &registry,
                 HistogramVec::new(
@@ -519,6 +550,9 @@ impl Metrics {
                 self.depth.with_label_values(&[&format!("retry.{tier}")]);
             }
         }
+        for why in Aside::ALL {
+            self.put_away.with_label_values(&[why.as_str()]);
+        }
         for queue in Queue::ALL {
             self.depth.with_label_values(&[queue.as_str()]);
         }
@@ -603,7 +637,8 @@ impl Metrics {
     }
 
     /// A copy is in the wait queue of this wait.
-    pub fn deferred(&self, tier: &str) {
+    pub fn deferred(&self, tier: &str, why: Aside) {
+        self.put_away.with_label_values(&[why.as_str()]).inc();
         self.deferred.with_label_values(&[self.tier(tier)]).inc();
     }
 

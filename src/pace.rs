@@ -319,7 +319,7 @@ impl Budget {
         Self { share, tokens: Mutex::new(BUDGET_MAX) }
     }
 
-    /// A first attempt was made.
+    /// The first attempt of a command is made.
     pub fn earn(&self) {
         let mut tokens = lock(&self.tokens);
         *tokens = (*tokens + self.share).min(BUDGET_MAX);

@@ -41,32 +41,33 @@ pub enum AssociatedOrder {
     /// `associated_order_info`: a WeChat Pay order.
     Payment(OrderNumbers),
     /// `associated_pay_score_order_info`: a pay-score service order.
-    PayScore(OrderNumbers),
+    PayScore(OrderNumbers<ServiceOrderNo>),
 }
 
-/// The numbers of an order: the provider's, the merchant's, or both where both mean the same order.
+/// The numbers of an order: the provider's, the merchant's, or both where both mean the same order. `N` is the merchant's
+/// number, whose rule depends on the kind of order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum OrderNumbers {
+pub enum OrderNumbers<N = OrderNo> {
     /// `transaction_id`, or `order_id` of a pay-score order.
     Provider(OrderNo),
     /// `out_trade_no`, or `out_order_no` of a pay-score order.
-    Merchant(MerchantOrder),
+    Merchant(MerchantOrder<N>),
     /// Both numbers of one order.
-    Both(OrderNo, MerchantOrder),
+    Both(OrderNo, MerchantOrder<N>),
 }
 
 /// A merchant's own order number and the merchant that it is unique for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MerchantOrder {
+pub struct MerchantOrder<N = OrderNo> {
     /// The merchant's order number.
-    pub number: OrderNo,
+    pub number: N,
     /// The merchant: the service provider's number where the order was placed in partner mode.
     pub mchid: Mchid,
     /// The sub-merchant, for an order placed in partner mode.
     pub sub_mchid: Option<Mchid>,
 }
 
-impl OrderNumbers {
+impl<N> OrderNumbers<N> {
     /// The provider's number, where it is known.
     pub fn provider(&self) -> Option<&OrderNo> {
         match self {
@@ -76,7 +77,7 @@ impl OrderNumbers {
     }
 
     /// The merchant's order, where it is known.
-    pub fn merchant(&self) -> Option<&MerchantOrder> {
+    pub fn merchant(&self) -> Option<&MerchantOrder<N>> {
         match self {
             Self::Merchant(order) | Self::Both(_, order) => Some(order),
             Self::Provider(_) => None,
@@ -118,6 +119,12 @@ macro_rules! texts {
             }
         }
 
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(&self.0)
@@ -147,6 +154,8 @@ texts! {
     Mchid: 1..=32 of DIGITS;
     /// An order number, the provider's or the merchant's.
     OrderNo: 1..=64 of ORDER;
+    /// A merchant's number of a pay-score service order: at most 32 characters.
+    ServiceOrderNo: 1..=32 of SERVICE_ORDER;
 }
 
 struct Alphabet {
@@ -164,6 +173,11 @@ const ORDER: Alphabet = Alphabet {
     class: "[0-9A-Za-z_|*-]",
     words: "digits, letters, '_', '-', '|' and '*'",
     has: |byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'|' | b'*'),
+};
+const SERVICE_ORDER: Alphabet = Alphabet {
+    class: "[0-9A-Za-z_|-]",
+    words: "digits, letters, '_', '-' and '|'",
+    has: |byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'|'),
 };
 const DIGITS: Alphabet = Alphabet { class: "[0-9]", words: "digits", has: |byte| byte.is_ascii_digit() };
 
@@ -272,6 +286,9 @@ mod tests {
         assert!(Mchid::parse("1900000109").is_ok());
         assert!(Mchid::parse("19a").is_err());
         assert!(OrderNo::parse("a|b*c-d_e").is_ok());
+        assert!(ServiceOrderNo::parse("a|b-c_d").is_ok());
+        assert!(ServiceOrderNo::parse("a*b").is_err());
+        assert!(ServiceOrderNo::parse(&"x".repeat(33)).is_err());
         for hostile in ["", "..", "../x", "a%2fb", "a/b", "a b", "a\u{1F600}", "a\0", "a\n", "a?b", "中"] {
             assert!(CouponCode::parse(hostile).is_err(), "{hostile:?}");
             assert!(Openid::parse(hostile).is_err(), "{hostile:?}");

@@ -20,7 +20,7 @@ pub struct Slots {
 #[derive(Debug)]
 pub struct Slot {
     slots: Slots,
-    /// Nothing while it rests.
+    /// Nothing while it rests, or where there never was one.
     permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -34,6 +34,11 @@ impl Slots {
     pub fn take(&self) -> Option<Slot> {
         let permit = self.free.clone().try_acquire_owned().ok()?;
         Some(Slot { slots: self.clone(), permit: Some(permit) })
+    }
+
+    /// No slot: for what is only put away, which is not worth one.
+    pub fn none(&self) -> Slot {
+        Slot { slots: self.clone(), permit: None }
     }
 
     /// Until somebody goes to rest.

@@ -15,14 +15,14 @@ use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 use tracing::{debug, error, info, warn};
 
-use crate::attempt::{Evidence, Limits, Outcome, OutcomeKind, Progress, Step};
+use crate::attempt::{Belief, Evidence, Limits, Outcome, OutcomeKind, Progress, Step};
 use crate::backoff::Backoff;
 use crate::breaker::{Breaker, Sign};
 use crate::broker::delivery::Delivery;
 use crate::broker::publisher::{NotPublished, PARKED_REASON, Published, Publisher};
 use crate::broker::topology::wait_name;
 use crate::kill_point::{self, KillPoint};
-use crate::metrics::{Arrival, Message, Metrics, Settling};
+use crate::metrics::{Arrival, Aside, Message, Metrics, Settling};
 use crate::pace::{Budget, Pacer};
 use crate::redemption::Redemption;
 use crate::slots::Slot;
@@ -30,6 +30,7 @@ use crate::telemetry::Short;
 use crate::telemetry::traces::{Came, Leg, Stay, Traces};
 use crate::verdict::{self, Authenticity, Declined, Question, Reason, Reply, Verdict, judge};
 use crate::wechat::api::{Client, Heard, Prepared, hex};
+use crate::wechat::hosts::Host;
 use crate::wire::command::{self, Fault, Legible, Rejected};
 use crate::wire::copy::{self, Carried, Damage, Horizon};
 use crate::wire::event::{self, Event, Telling};
@@ -50,6 +51,8 @@ pub struct Tools {
     pub limits: Limits,
     /// How far deadlines may lie ahead.
     pub horizon: Horizon,
+    /// How long the event of a command is held that the broker refuses.
+    pub refused_max: Duration,
     /// `source` of events.
     pub source: String,
     /// How brands answered lately.
@@ -60,6 +63,34 @@ pub struct Tools {
     pub queue: String,
     /// When the broker last refused or returned a message of ours, and how.
     pub refused: Mutex<Option<(Instant, NotPublished)>>,
+    /// The answer that last stopped us for a fault of our own.
+    pub stopped_by: Mutex<StoppedBy>,
+}
+
+/// What an answer said that stopped us, for reasons in words.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct StoppedBy {
+    /// `code` and `message`, as far as there were any; no control characters, [`SAID_BYTES_MAX`] at most.
+    pub said: String,
+    /// The provider's clock less ours, in seconds, by this very answer.
+    pub clock_skew: Option<f64>,
+}
+
+/// The most of the provider's own words in a reason, in bytes.
+const SAID_BYTES_MAX: usize = 200;
+
+impl StoppedBy {
+    fn new(heard: &Heard) -> Self {
+        let answer = match &heard.reply {
+            Reply::Answered(answer) => Some(answer),
+            Reply::NotSent(_) | Reply::Lost(_) => None,
+        };
+        let words = answer.map(|answer| [answer.code.as_deref(), answer.message.as_deref()]);
+        let words: Vec<_> = words.into_iter().flatten().flatten().collect();
+        let mut said: String = words.join(": ").chars().filter(|letter| !letter.is_control()).collect();
+        said.truncate(said.floor_char_boundary(SAID_BYTES_MAX));
+        Self { said, clock_skew: heard.clock_skew.map(|skew| skew.as_secs_f64()) }
+    }
 }
 
 /// A delivery, read, on its way to be worked on.
@@ -71,13 +102,15 @@ pub struct Taken {
     pub command: Result<Redemption, Box<Rejected>>,
     /// When it was taken.
     pub at: Timestamp,
+    /// Whether too many commands of its coupon are held already. Then it is put away at once.
+    pub crowded: bool,
 }
 
 impl Taken {
     /// Reads a delivery.
     pub fn new(delivery: Delivery, at: Timestamp) -> Self {
         let command = command::decode(delivery.body());
-        Self { delivery, command, at }
+        Self { delivery, command, at, crowded: false }
     }
 
     /// The coupon whose commands go one at a time.
@@ -141,7 +174,7 @@ async fn settle(
     slot: &mut Slot,
     mut cut: Cut,
 ) -> (Settling, Option<String>) {
-    let Taken { delivery, command, at } = taken;
+    let Taken { delivery, command, at, crowded } = taken;
     kill_point::reached(KillPoint::Taken);
     let means = Means { tools, publisher, cut: &cut };
     let worked = match command {
@@ -162,8 +195,8 @@ async fn settle(
                     refuse(means, delivery, &rejected, stay, at).await
                 }
                 Ok(carried) => {
-                    let troubled = false;
-                    let job = Job {
+                    let (troubled, failed_at) = (false, None);
+                    let mut job = Job {
                         tools,
                         publisher,
                         redemption,
@@ -171,10 +204,14 @@ async fn settle(
                         delivery,
                         carried,
                         troubled,
+                        failed_at,
                         stay,
                         slot,
                     };
-                    job.run(&mut cut).await
+                    match crowded && job.carried.progress.step_aside(&tools.limits).is_some() {
+                        true => job.put_away(0, Aside::Crowded, &cut).await,
+                        false => job.run(&mut cut).await,
+                    }
                 }
             }
         }
@@ -336,18 +373,31 @@ async fn tell_and_park(
     Ok(told.and(parked))
 }
 
-/// Publishes until it is proven. What the broker refuses (a subscriber's queue is full, a quorum queue has no leader)
-/// or returns (a queue or a binding is gone) is published again with growing pauses, here, in the slot, for as long as
-/// it takes: the slots fill up and consumption stops by itself, while [`crate::app`] makes anew what may be made.
-/// Ending the generation instead would count a failed delivery against every command in hand, until the broker parks
-/// them all.
+/// Publishes until it is proven.
 async fn publish(
+    means: Means<'_>,
+    delivery: &Delivery,
+    outgoing: Outgoing<'_>,
+    leg: Leg,
+) -> Result<Published, Interrupted> {
+    let refused = || Interrupted::NotPublished(NotPublished::Refused);
+    publish_within(means, delivery, outgoing, leg, Duration::MAX).await?.ok_or_else(refused)
+}
+
+/// Publishes until it is proven, or was refused for as long as it may be; then there is no proof. What the broker
+/// refuses (a subscriber's queue is full, a quorum queue has no leader) or returns (a queue or a binding is gone) is
+/// published again with growing pauses, here, in the slot: the slots fill up and consumption stops by itself, while
+/// [`crate::app`] makes anew what may be made. Ending the generation instead would count a failed delivery against
+/// every command in hand, until the broker parks them all.
+async fn publish_within(
     Means { tools, publisher, cut }: Means<'_>,
     delivery: &Delivery,
     outgoing: Outgoing<'_>,
     mut leg: Leg,
-) -> Result<Published, Interrupted> {
+    refused_max: Duration,
+) -> Result<Option<Published>, Interrupted> {
     let message = outgoing.message();
+    let mut refused_since = None;
     let pauses = Backoff::default();
     let mut nth = 0;
     loop {
@@ -365,7 +415,7 @@ async fn publish(
         match published {
             Ok(proof) => {
                 kill_point::reached(KillPoint::Published(message));
-                return Ok(proof);
+                return Ok(Some(proof));
             }
             Err(why @ (NotPublished::Refused | NotPublished::Returned(_))) => {
                 *tools.refused.lock().unwrap_or_else(PoisonError::into_inner) =
@@ -373,6 +423,17 @@ async fn publish(
                 let pause = pauses.wait(nth, rand::random());
                 nth = nth.saturating_add(1);
                 leg.note("redemption.publishes", i64::from(nth) + 1);
+                let refused_for = match why {
+                    NotPublished::Refused => refused_since.get_or_insert_with(Instant::now).elapsed(),
+                    _ => {
+                        refused_since = None;
+                        Duration::ZERO
+                    }
+                };
+                if refused_for >= refused_max {
+                    leg.failed(&why.to_string());
+                    return Ok(None);
+                }
                 if timeout(pause, cut.clone().wait_for(|now| *now)).await.is_ok() {
                     leg.failed(&why.to_string());
                     return Err(Interrupted::NotPublished(why));
@@ -425,6 +486,8 @@ struct Job<'a> {
     carried: Carried,
     /// Whether the last call met trouble on the provider's side.
     troubled: bool,
+    /// Where the network failed the last call.
+    failed_at: Option<Host>,
     stay: &'a mut Stay,
     slot: &'a mut Slot,
 }
@@ -433,7 +496,6 @@ impl Job<'_> {
     async fn run(mut self, cut: &mut Cut) -> Worked {
         let limits = &self.tools.limits;
         let mut step = self.carried.progress.begin(limits, Timestamp::now());
-        self.tools.budget.earn();
         loop {
             step = match step {
                 Step::Ask { after, question } => {
@@ -459,7 +521,7 @@ impl Job<'_> {
                 }
                 // The breaker is open now; the next question waits for it.
                 Step::Halt(_) => self.carried.progress.resume(limits, Timestamp::now()),
-                Step::Defer { tier } => return self.put_away(tier, cut).await,
+                Step::Defer { tier } => return self.put_away(tier, Aside::Unsettled, cut).await,
                 Step::Finish(outcome) => return self.finish(outcome, cut).await,
             };
         }
@@ -493,14 +555,27 @@ impl Job<'_> {
             let progress = &mut self.carried.progress;
             return Asked::Step(put_away.unwrap_or_else(|| progress.resume(&tools.limits, now)));
         };
+        // Once for a command: what comes back from a wait queue, or from whoever held it before, earned already. It would
+        // make of an outage ever more retries.
+        if self.carried.evidence.is_empty() && !self.delivery.redelivered() {
+            tools.budget.earn();
+        }
         let mut leg = self.stay.ask(question.as_str());
         let (nonce, chance) = (rand::random(), rand::random());
         let asked_at = Instant::now();
-        let asking = tools.client.ask(question, &self.prepared, leg.traceparent(), now, nonce, chance);
+        let (client, failed_at) = (&tools.client, self.failed_at.take());
+        let traceparent = leg.traceparent();
+        let asking =
+            client.ask_elsewhere(failed_at, question, &self.prepared, traceparent, now, nonce, chance);
         let heard = kill_point::during(KillPoint::Sent, asking).await;
         kill_point::reached(KillPoint::Answered);
         let verdict = self.judge(question, &heard, asked_at);
-        pass.report(Sign::of(&verdict), Timestamp::now());
+        if let Verdict::Stop(_) = verdict {
+            let stopped_by = StoppedBy::new(&heard);
+            *tools.stopped_by.lock().unwrap_or_else(PoisonError::into_inner) = stopped_by;
+        }
+        pass.report(Sign::of(question, &verdict), Timestamp::now());
+        self.failed_at = heard.failed_at();
         self.troubled = matches!(verdict, Verdict::NotAccepted(_) | Verdict::NotSent | Verdict::Unsure(_));
         tell(&mut leg, &heard, &verdict);
         drop(leg);
@@ -518,7 +593,8 @@ impl Job<'_> {
             // Our own fault, unless some other brand has let us in since.
             Verdict::NotAuthorised if brands.shut(brand, Instant::now()) => verdict,
             Verdict::NotAuthorised => Verdict::Stop(verdict::Fault::Unauthorised),
-            Verdict::Redeemed | Verdict::NotExecuted | Verdict::Objected { signed: true, .. } => {
+            // That a brand let us look says nothing about whether we may redeem: rights go interface by interface.
+            Verdict::Redeemed | Verdict::Objected { signed: true, .. } if question == Question::Redeem => {
                 brands.accepted(brand, asked_at);
                 verdict
             }
@@ -574,7 +650,7 @@ impl Job<'_> {
         Evidence::keep_last(&mut self.carried.evidence);
     }
 
-    async fn put_away(self, tier: usize, cut: &Cut) -> Worked {
+    async fn put_away(self, tier: usize, why: Aside, cut: &Cut) -> Worked {
         let Carried { progress, evidence } = &self.carried;
         let Some(wait) = self.tools.limits.tiers.get(tier).copied() else {
             // A tier is always chosen from this very list.
@@ -586,7 +662,7 @@ impl Job<'_> {
         let leg = self.stay.publish(Message::Copy.as_str());
         let means = Means { tools: self.tools, publisher: self.publisher, cut };
         let proof = publish(means, &self.delivery, copy, leg).await?;
-        self.tools.metrics.deferred(&wait_name(wait));
+        self.tools.metrics.deferred(&wait_name(wait), why);
         info!(
             out_request_no = %self.redemption.out_request_no,
             coupon = %Short(self.redemption.coupon_code.as_str()),
@@ -594,6 +670,7 @@ impl Job<'_> {
             brand_id = %self.redemption.brand_id,
             attempts = progress.attempts,
             belief = progress.belief.to_words(),
+            why = why.as_str(),
             wait_s = wait.as_secs(),
             trace_id = self.stay.trace_id(),
             "deferred: not settled yet, asked again later"
@@ -602,16 +679,22 @@ impl Job<'_> {
     }
 
     async fn finish(self, outcome: Outcome, cut: &Cut) -> Worked {
-        let Self { tools, publisher, redemption, delivery, carried, stay, .. } = self;
-        let Carried { progress, evidence } = carried;
+        let means = Means { tools: self.tools, publisher: self.publisher, cut };
         let now = Timestamp::now();
-        let leg = stay.publish(Message::Event.as_str());
-        let told = telling(tools, &leg, now, progress.attempts, &evidence);
-        let event = event::tell(&redemption, &outcome, told);
-        let means = Means { tools, publisher, cut };
-        let mut proof = publish(means, &delivery, Outgoing::Event(&event), leg).await?;
+        let leg = self.stay.publish(Message::Event.as_str());
+        let Carried { progress, evidence } = &self.carried;
+        let told = telling(self.tools, &leg, now, progress.attempts, evidence);
+        let event = event::tell(&self.redemption, &outcome, told);
+        let refused_max = match self.tools.limits.tiers.is_empty() {
+            true => Duration::MAX,
+            false => self.tools.refused_max,
+        };
+        let told = publish_within(means, &self.delivery, Outgoing::Event(&event), leg, refused_max).await?;
+        let Some(mut proof) = told else { return self.put_away_untold(outcome, cut).await };
+        let Self { tools, redemption, delivery, carried, stay, prepared, .. } = self;
+        let Carried { progress, evidence } = carried;
         if let Outcome::Unresolved { reason, .. } = &outcome {
-            let mut headers = copy::write(&progress, &evidence, self.prepared.body_sha256());
+            let mut headers = copy::write(&progress, &evidence, prepared.body_sha256());
             trace(&mut headers, stay);
             let park = Outgoing::Parked(*reason, now, &headers);
             let leg = stay.publish(Message::Parked.as_str());
@@ -626,6 +709,23 @@ impl Job<'_> {
         stay.note("redemption.attempts", i64::from(progress.attempts));
         log(&redemption, &outcome, &progress, &evidence, age, stay.trace_id());
         Ok((Settling::Ended, delivery, proof))
+    }
+
+    /// The broker refused the event for as long as a delivery is held for it: a longer stay would end with a channel
+    /// that the broker closes, and one of these after the other with a command that the broker parks, untold. A copy
+    /// asks again what became of the coupon when it is back, and tells that.
+    async fn put_away_untold(mut self, outcome: Outcome, cut: &Cut) -> Worked {
+        let progress = &mut self.carried.progress;
+        progress.belief = match &outcome {
+            // Other queues may have taken the event: a refusal stands, whatever the provider would say by then. Where
+            // the brand keeps us out it cannot be asked about, only tried.
+            Outcome::Refused { reason: Reason::NotAuthorised, .. } => Belief::Clear,
+            Outcome::Refused { reason, .. } => Belief::Objected { reason: *reason, stands: true },
+            _ => Belief::Unsure { negatives: 0 },
+        };
+        progress.objection = outcome.objection().cloned();
+        progress.step_aside(&self.tools.limits);
+        self.put_away(0, Aside::Untold, cut).await
     }
 }
 
@@ -706,7 +806,7 @@ pub struct Brands(Mutex<Answers>);
 
 #[derive(Debug, Default)]
 struct Answers {
-    /// When the last question was put that some brand let in.
+    /// When the last redemption was sent that some brand let in.
     accepted: Option<Instant>,
     /// Since when each brand has kept us out.
     shut: HashMap<Box<str>, Instant>,
@@ -718,7 +818,7 @@ const LATELY: Duration = Duration::from_secs(600);
 const SHUT_MAX: usize = 10_000;
 
 impl Brands {
-    /// This brand's business was answered, on a question of that time.
+    /// This brand let a redemption in that was sent at that time.
     fn accepted(&self, brand: &str, asked_at: Instant) {
         let mut answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         answers.shut.remove(brand);
@@ -740,6 +840,37 @@ impl Brands {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::verdict::Answer;
+
+    #[test]
+    fn what_stopped_us_is_told_in_few_words_that_break_no_line() {
+        let answer = |code: Option<&str>, message: Option<&str>| Answer {
+            status: 401,
+            authenticity: Authenticity::Unsigned,
+            code: code.map(Into::into),
+            sub_code: None,
+            coupon: None,
+            message: message.map(Into::into),
+            request_id: None,
+        };
+        let said = |reply| {
+            let (host, host_name) = (Host::Primary, String::new());
+            let clock_skew = Some(SignedDuration::from_secs(-3));
+            let (serial, took, trouble) = (None, Duration::ZERO, None);
+            let heard = Heard { reply, host, host_name, serial, clock_skew, took, trouble };
+            let StoppedBy { said, clock_skew } = StoppedBy::new(&heard);
+            assert_eq!(clock_skew, Some(-3.0));
+            said
+        };
+        let check = |code: Option<&str>, message: Option<&str>, expected: &str| {
+            assert_eq!(said(Reply::Answered(answer(code, message))), expected);
+        };
+        check(Some("SIGN_ERROR"), Some("错误的签名\n\u{1b}[0m"), "SIGN_ERROR: 错误的签名[0m");
+        check(None, Some("no"), "no");
+        check(Some("SIGN_ERROR"), None, "SIGN_ERROR");
+        check(None, None, "");
+        check(None, Some(&"签".repeat(500)), &"签".repeat(66));
+    }
 
     #[test]
     fn a_brand_alone_is_shut_only_where_another_let_us_in_after_it_shut() {

@@ -8,6 +8,7 @@ mod broker;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bed::{Bed, command};
 use lapin::options::{
@@ -92,5 +93,55 @@ async fn what_is_confirmed_is_there_and_what_is_refused_is_not() {
     let lost: Vec<_> = confirmed.difference(&there).collect();
     let denied: Vec<_> = there.difference(&confirmed).collect();
     assert_eq!((lost.len(), denied.len()), (0, 0), "lost {lost:?}, denied {denied:?}");
+    generation.close().await;
+}
+
+/// With several publishes waiting for their confirms the client can attach a return to another one. A copy that no
+/// queue took would then look safe, and the command that it stands for be acknowledged away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_no_queue_takes_is_never_proven_however_much_goes_beside_it() {
+    let bed = Bed::new().await;
+    bed.publish(&command("C1", "USE_0001")).await;
+    let settings = bed.config.broker_settings().unwrap();
+    let generation = Generation::build(&settings, 0).await.unwrap();
+    let mut deliveries = generation.consume(1).await.unwrap();
+    let delivery = Arc::new(deliveries.next().await.unwrap());
+
+    let mut publishing = JoinSet::new();
+    for task in 0..TASKS {
+        let (publisher, delivery) = (generation.publisher().clone(), delivery.clone());
+        publishing.spawn(async move {
+            let mut events = 0;
+            for nth in 0..EACH / 4 {
+                let id = Uuid::from_u128(task * EACH + nth);
+                let routing_key = format!("redemption.redeemed.{task}");
+                let event = Event { id, routing_key, kind: OutcomeKind::Redeemed, body: b"{}".to_vec() };
+                events += usize::from(publisher.event(&event, &delivery, None).await.is_ok());
+            }
+            (events, 0)
+        });
+        let (publisher, delivery) = (generation.publisher().clone(), delivery.clone());
+        publishing.spawn(async move {
+            let mut copies = 0;
+            for nth in 0..EACH / 8 {
+                // No tier waits so long, and no queue is bound for it.
+                let unheard_of = Duration::from_secs(77);
+                let copied = publisher.copy(&delivery, unheard_of, Vec::new()).await;
+                copies += usize::from(copied.is_ok());
+                if nth % 8 == 0 {
+                    let wait = Duration::from_secs(7_200);
+                    publisher.copy(&delivery, wait, Vec::new()).await.unwrap();
+                }
+            }
+            (0, copies)
+        });
+    }
+    let (events, copies) = publishing
+        .join_all()
+        .await
+        .into_iter()
+        .fold((0, 0), |(events, copies), (event, copy)| (events + event, copies + copy));
+    assert_eq!(copies, 0, "copies that nobody has");
+    assert_eq!(events, usize::try_from(TASKS * (EACH / 4)).unwrap());
     generation.close().await;
 }

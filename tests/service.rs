@@ -357,20 +357,17 @@ async fn at_the_deadline_what_is_still_unknown_is_told_and_parked() {
 async fn a_wrong_key_stops_consumption_and_the_right_one_resumes_it_without_a_restart() {
     let mut bed = Bed::new().await;
     bed.config.wechat.reload_every = Span(Duration::from_millis(100));
-    let right = std::fs::read(bed.dir.join("merchant_key.pem")).unwrap();
     let key = bed.dir.join("merchant_key.pem");
-    let wrong = std::process::Command::new("openssl")
-        .args(["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"])
-        .output()
-        .unwrap();
-    assert!(wrong.status.success());
-    std::fs::write(&key, &wrong.stdout).unwrap();
+    let right = std::fs::read(&key).unwrap();
+    std::fs::write(&key, another_key()).unwrap();
     for nth in 0..50 {
         bed.issue(&format!("C{nth}"), json!({}));
         bed.publish(&command(&format!("C{nth}"), &format!("USE_{nth:04}"))).await;
     }
     let service = bed.start_unready().await;
     until("the stop", async || service.get("/readyz").await.1.contains("rejects our signature")).await;
+    let reason = service.get("/readyz").await.1;
+    assert!(reason.contains("it says: SIGN_ERROR: 错误的签名，验签失败"), "{reason}");
     assert_eq!(service.metric(r#"redeemer_stopped{fault="unauthenticated"}"#).await, 1.0);
     let calls = bed.ledger()["attempts"].as_array().unwrap().len();
     assert!(calls <= 5, "{calls} calls before the stop");
@@ -379,6 +376,48 @@ async fn a_wrong_key_stops_consumption_and_the_right_one_resumes_it_without_a_re
         assert_eq!(bed.told().await.gist(), "redeemed - USED");
     }
     assert_eq!(bed.uses().len(), 50);
+    service.wait_ready().await;
+    service.stop().await;
+}
+
+/// A merchant key that the sandbox does not know.
+fn another_key() -> Vec<u8> {
+    let key = std::process::Command::new("openssl")
+        .args(["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"])
+        .output()
+        .unwrap();
+    assert!(key.status.success());
+    key.stdout
+}
+
+/// Calls that were signed with the right key are answered well after the wrong one is in use: they must not speak for
+/// it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_key_put_in_place_under_load_costs_five_calls_at_most() {
+    let mut bed = Bed::new().await;
+    bed.config.wechat.reload_every = Span(Duration::from_millis(50));
+    let tuning = redeemer::sandbox::Tuning { latency_ms: Some(300), ..Default::default() };
+    bed.sandbox.tune(tuning);
+    let key = bed.dir.join("merchant_key.pem");
+    let (right, wrong) = (std::fs::read(&key).unwrap(), another_key());
+    let all = 600;
+    for nth in 0..all {
+        bed.issue(&format!("C{nth}"), json!({}));
+        bed.publish(&command(&format!("C{nth}"), &format!("USE_{nth:04}"))).await;
+    }
+    let service = bed.start().await;
+    until("the load", async || bed.uses().len() >= 100).await;
+    std::fs::write(&key, wrong).unwrap();
+    until("the stop", async || service.get("/readyz").await.1.contains("rejects our signature")).await;
+    assert!(bed.uses().len() < all, "nothing was left to do with the wrong key");
+    std::fs::write(&key, right).unwrap();
+    for _ in 0..all {
+        assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    }
+    assert_eq!(bed.uses().len(), all);
+    let attempts = bed.ledger()["attempts"].as_array().unwrap().clone();
+    let rejected = attempts.iter().filter(|attempt| attempt["authenticated"] == false).count();
+    assert!((1..=5).contains(&rejected), "{rejected} calls with the wrong key");
     service.wait_ready().await;
     service.stop().await;
 }
@@ -402,10 +441,12 @@ async fn platform_certificates_are_downloaded_and_verify_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_apiv3_key_takes_nothing_from_the_queue_and_says_why() {
+async fn a_wrong_apiv3_key_takes_nothing_from_the_queue_and_the_right_one_is_used_without_a_restart() {
     let mut bed = Bed::new().await;
+    bed.config.wechat.reload_every = Span(Duration::from_millis(50));
     bed.config.wechat.public_keys.clear();
     let file = bed.dir.join("apiv3_key.txt");
+    let right = std::fs::read(&file).unwrap();
     std::fs::write(&file, "0123456789abcdef0123456789abcdef").unwrap();
     bed.config.wechat.apiv3_key_file = file.display().to_string();
     let service = bed.start_unready().await;
@@ -413,6 +454,10 @@ async fn a_wrong_apiv3_key_takes_nothing_from_the_queue_and_says_why() {
     until("the reason", async || service.get("/readyz").await.1.starts_with("keys: ")).await;
     let commands = &bed.config.broker.names.commands;
     until("the command left where it was", async || bed.ready(commands).await == 1).await;
+    bed.issue("C1", json!({}));
+    std::fs::write(&file, right).unwrap();
+    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    service.wait_ready().await;
     service.stop().await;
 }
 
@@ -502,16 +547,7 @@ async fn key_and_certificate_are_exchanged_together_without_a_restart() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_result_that_a_full_queue_refuses_is_published_again_and_costs_no_delivery() {
     let bed = Bed::new().await;
-    let mut arguments = FieldTable::default();
-    arguments.insert("x-max-length".into(), AMQPValue::LongInt(1));
-    arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
-    let options = lapin::options::QueueDeclareOptions { exclusive: true, ..Default::default() };
-    let full = bed.channel().queue_declare("".into(), options, arguments).await.unwrap().name().clone();
-    let (results, key) = (bed.config.broker.names.results.clone(), "redemption.#");
-    let options = lapin::options::QueueBindOptions::default();
-    let bound =
-        bed.channel().queue_bind(full.clone(), results.into(), key.into(), options, FieldTable::default());
-    bound.await.unwrap();
+    let full = full_queue(&bed).await;
     let service = bed.start().await;
     for nth in 1..=4 {
         bed.issue(&format!("C{nth}"), json!({}));
@@ -535,6 +571,64 @@ async fn a_result_that_a_full_queue_refuses_is_published_again_and_costs_no_deli
     assert_eq!(service.metric("redeemer_broker_generations_total").await, 1.0);
     assert_eq!(bed.uses().len(), 4);
     service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_that_is_refused_for_very_long_is_put_away_and_told_once_there_is_room() {
+    let mut bed = Bed::new().await;
+    let span = |millis| Span(Duration::from_millis(millis));
+    bed.config.event.refused_max = span(200);
+    bed.config.retry.settling = span(100);
+    bed.config.retry.tiers = vec![span(500), span(3_600_000)];
+    bed.leave_results().await;
+    let full = full_queue(&bed).await;
+    let service = bed.start().await;
+    for nth in 1..=3 {
+        // The third does not exist, and is refused.
+        if nth < 3 {
+            bed.issue(&format!("C{nth}"), json!({}));
+        }
+        bed.publish(&command(&format!("C{nth}"), &format!("USE_000{nth}"))).await;
+    }
+    let untold = r#"redeemer_put_away_total{why="untold"}"#;
+    until("copies put away again and again", async || service.metric(untold).await >= 6.0).await;
+    assert_eq!(bed.uses().len(), 2);
+
+    let options = lapin::options::BasicConsumeOptions { no_ack: true, ..Default::default() };
+    let mut reader =
+        bed.channel().basic_consume(full, "".into(), options, FieldTable::default()).await.unwrap();
+    let mut read = std::collections::BTreeMap::new();
+    while read.len() < 3 {
+        let delivery = bed::next(&mut reader, "a result").await;
+        let event: serde_json::Value = serde_json::from_slice(&delivery.data).unwrap();
+        bed::keeps_the_contract(&event);
+        let outcome = event["data"]["outcome"].as_str().unwrap().to_owned();
+        read.insert(event["data"]["coupon_code"].as_str().unwrap().to_owned(), outcome);
+    }
+    let read: Vec<_> = read.iter().map(|(code, outcome)| (code.as_str(), outcome.as_str())).collect();
+    assert_eq!(read, [("C1", "redeemed"), ("C2", "redeemed"), ("C3", "refused")]);
+    service.wait_metric(r#"redeemer_commands_settled_total{how="ended"}"#, 3.0).await;
+    service.wait_ready().await;
+    let attempts = bed.ledger()["attempts"].as_array().unwrap().clone();
+    let uses = attempts.iter().filter(|attempt| attempt["question"] == "use").count();
+    assert_eq!((uses, bed.uses().len()), (3, 2), "what was put away inquires, and sends nothing again");
+    assert_eq!(service.metric("redeemer_broker_generations_total").await, 1.0);
+    service.stop().await;
+}
+
+/// A queue for every result that has room for one and refuses what comes on top.
+async fn full_queue(bed: &Bed) -> lapin::types::ShortString {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-max-length".into(), AMQPValue::LongInt(1));
+    arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+    let options = lapin::options::QueueDeclareOptions { exclusive: true, ..Default::default() };
+    let full = bed.channel().queue_declare("".into(), options, arguments).await.unwrap().name().clone();
+    let (results, key) = (bed.config.broker.names.results.clone(), "redemption.#");
+    let options = lapin::options::QueueBindOptions::default();
+    let bound =
+        bed.channel().queue_bind(full.clone(), results.into(), key.into(), options, FieldTable::default());
+    bound.await.unwrap();
+    full
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -83,6 +83,36 @@ async fn one_coupon_is_asked_about_one_call_at_a_time_and_no_other_waits_for_it(
     service.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_coupon_with_more_commands_than_can_be_held_keeps_no_other_waiting() {
+    let mut bed = quick().await;
+    bed.config.broker.prefetch = 50;
+    bed.issue("SLOW", json!({}));
+    bed.faults(json!([{"coupon_code": "SLOW", "fault": {"kind": "slow", "ms": 20}}]));
+    for nth in 0..300 {
+        bed.publish(&command("SLOW", &format!("USE_SLOW_{nth:03}"))).await;
+    }
+    for nth in 0..40 {
+        bed.issue(&format!("C{nth}"), json!({}));
+        bed.publish(&command(&format!("C{nth}"), &format!("USE_{nth:04}"))).await;
+    }
+    let service = bed.start().await;
+    let told = in_order(&mut bed, 340).await;
+    let last = told.iter().rposition(|told| told.data("/coupon_code") != "SLOW").unwrap();
+    assert!(last < 140, "others waited: the last of them was told as number {last}");
+    let slow: BTreeMap<_, _> = told
+        .iter()
+        .filter(|told| told.data("/coupon_code") == "SLOW")
+        .map(|told| (told.data("/out_request_no").to_string(), told.gist()))
+        .collect();
+    assert_eq!(slow.len(), 300, "every one ended");
+    assert_eq!(slow.values().filter(|gist| **gist == "redeemed - USED").count(), 1);
+    assert!(service.metric(r#"redeemer_put_away_total{why="crowded"}"#).await >= 200.0);
+    assert_eq!(bed.uses().len(), 41);
+    alone(&attempts(&bed, "SLOW"));
+    service.stop().await;
+}
+
 /// No two of these calls were under way at the same time.
 fn alone(attempts: &[Value]) {
     for pair in attempts.windows(2) {
@@ -177,6 +207,37 @@ async fn the_backup_serves_while_the_network_to_the_primary_is_down_and_only_the
     let uses = bed.uses();
     let codes: std::collections::BTreeSet<_> = uses.iter().map(|(code, _)| code).collect();
     assert_eq!(codes.len(), uses.len(), "one effect each, whichever way it went");
+    service.stop().await;
+    line.cut().await;
+}
+
+/// The provider asks for it: on a failure of the network the same request once more, on the other domain.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_network_loses_is_asked_again_on_the_other_domain_however_well_the_first_one_is() {
+    let mut bed = quick().await;
+    let line = Line::open("127.0.0.1:0", bed.sandbox.addr()).await;
+    let hosts = [line.address.to_string(), bed.sandbox.addr().to_string()];
+    [bed.config.wechat.base_url, bed.config.wechat.backup_base_url] =
+        hosts.each_ref().map(|host| format!("http://{host}"));
+    let service = bed.start().await;
+    hosts_of(&mut bed, "A", 20, "redeemed - USED").await;
+    for (nth, fault) in
+        ["cut_before_effect", "cut_after_effect", "cut_in_body"].iter().cycle().take(9).enumerate()
+    {
+        let code = format!("L{nth}");
+        bed.faults(json!([
+            {"coupon_code": code, "question": "use", "times": 1, "fault": {"kind": fault}},
+        ]));
+        bed.issue(&code, json!({}));
+        bed.publish(&command(&code, &format!("USE_{code}"))).await;
+        let told = bed.told().await;
+        assert_eq!(told.gist(), "redeemed - USED", "{:#}", told.event);
+        let evidence = told.data("/evidence").as_array().unwrap();
+        let [first, second] = [0, 1].map(|nth| evidence[nth]["host"].as_str().unwrap());
+        assert_ne!(first, second, "{:#}", told.event);
+        // The record of the first one stays good: most calls are carried.
+        hosts_of(&mut bed, &format!("G{nth}_"), 10, "redeemed - USED").await;
+    }
     service.stop().await;
     line.cut().await;
 }
@@ -522,6 +583,43 @@ async fn when_no_brand_lets_us_in_consumption_stops_and_resumes_by_itself() {
     service.stop().await;
 }
 
+/// The provider grants rights interface by interface: looking at a coupon may be allowed where using it is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn when_only_redeeming_is_not_allowed_an_inquiry_that_is_answered_charges_no_brand() {
+    let mut bed = quick().await;
+    let no_auth = json!({"kind": "status", "status": 403, "code": "NO_AUTH"});
+    bed.faults(json!([{"question": "use", "fault": no_auth}]));
+    for nth in 0..30 {
+        let (code, brand) = (format!("C{nth}"), if nth % 3 == 1 { "666666" } else { "120344" });
+        bed.issue(&code, json!({"brand_id": brand}));
+        let bytes = of_brand(&code, brand, &format!("USE_{code}")).to_string().into_bytes();
+        match nth % 3 {
+            // It begins with the inquiry, which is answered.
+            0 => publish_copy(&bed, &bytes, copy_headers(&bytes)).await,
+            _ => bed.publish_bytes(&bytes, BasicProperties::default()).await,
+        }
+    }
+    let service = bed.start_unready().await;
+    until("the stop", async || service.get("/readyz").await.1.contains("NO_AUTH")).await;
+    let asked = |question: &str| {
+        let attempts = bed.ledger()["attempts"].as_array().unwrap().clone();
+        attempts.iter().filter(|attempt| attempt["question"] == question).count()
+    };
+    // Inquiries are answered meanwhile, and redemptions go on being tried one by one.
+    until("inquiries", async || asked("inquire") >= 4).await;
+    let before = asked("use");
+    until("further redemptions", async || asked("use") >= before + 2).await;
+    assert!(service.get("/readyz").await.1.contains("NO_AUTH"), "it stays stopped");
+    assert_eq!(service.metric(r#"redeemer_stopped{fault="unauthorised"}"#).await, 1.0);
+    bed.faults(json!([]));
+    for told in in_order(&mut bed, 30).await {
+        assert_eq!(told.gist(), "redeemed - USED", "no coupon is charged with it: {:#}", told.event);
+    }
+    service.wait_ready().await;
+    assert_eq!(bed.uses().len(), 30);
+    service.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_clock_stops_consumption_and_the_reason_says_by_how_much() {
     let mut bed = quick().await;
@@ -537,6 +635,7 @@ async fn a_wrong_clock_stops_consumption_and_the_reason_says_by_how_much() {
     let behind = seconds(&reason).unwrap_or_else(|| panic!("{reason}"));
     assert!((598.0..=602.0).contains(&behind), "{reason}");
     assert!(reason.contains("s behind the provider's"), "{reason}");
+    assert!(reason.contains("it says: SIGN_ERROR: timestamp"), "{reason}");
     let skew = service.metric("redeemer_clock_skew_seconds").await;
     assert!((598.0..=602.0).contains(&skew), "{skew}");
     assert!(bed.uses().is_empty());

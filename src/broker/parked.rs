@@ -10,9 +10,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lapin::options::{
-    BasicGetOptions, BasicNackOptions, ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions,
-};
+use lapin::options::{BasicGetOptions, BasicNackOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection};
 use tokio::time::{sleep, timeout};
@@ -187,16 +185,13 @@ impl Writing {
                     declare(&connection, &object, true).await?;
                 }
             }
-            let channel = connection.create_channel().await?;
-            channel.confirm_select(ConfirmSelectOptions::default()).await?;
-            Ok::<_, TopologyFault>(channel)
+            Ok::<_, TopologyFault>(Publisher::open(&connection, settings.confirm_timeout, names).await?)
         };
         let late = || CannotConnect::TimedOut { at: at.clone(), step: "looking at the topology", limit };
-        let channel = timeout(limit, steps)
+        let publisher = timeout(limit, steps)
             .await
             .map_err(|_| late())?
             .map_err(|source| CannotConnect::Topology { at: at.clone(), source })?;
-        let publisher = Publisher::new(channel, settings.confirm_timeout, names);
         timeout(limit, publisher.prove())
             .await
             .map_err(|_| late())?

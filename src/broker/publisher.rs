@@ -1,19 +1,23 @@
 //! Publishes, and proves it: a [`Published`] exists only for what the broker confirmed and did not return.
+//!
+//! Events go side by side on one channel. While several wait for their confirms the client can attach a return to the
+//! wrong one, and what was returned then looks confirmed; an event that no queue takes is still caught by the alternate
+//! exchange. A copy or a parked command has no such net: these go one at a time, on a channel of their own.
 
-use std::future::{Future as _, poll_fn};
+use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
-use lapin::options::BasicPublishOptions;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::protocol::basic::AMQPProperties;
 use lapin::types::{AMQPValue, FieldArray, FieldTable, ShortString};
-use lapin::{Channel, Confirmation};
+use lapin::{Channel, Confirmation, Connection, PublisherConfirm};
 use tokio::time::timeout;
 
 use crate::broker::delivery::Delivery;
-use crate::broker::topology::wait_name;
+use crate::broker::topology::{Names, wait_name};
 use crate::metrics::Unproven;
 use crate::wire::audit::Audit;
 use crate::wire::copy;
@@ -65,12 +69,16 @@ impl NotPublished {
     }
 }
 
-/// Publishes on one channel of one generation.
+/// Publishes on two channels of one connection.
 #[derive(Clone)]
 pub struct Publisher(Arc<Inner>);
 
 struct Inner {
+    /// Where messages go side by side.
     channel: Channel,
+    /// Where one goes at a time, from the publish to its confirm. Nothing once a confirm was not waited for: the next
+    /// one could get what was meant for it.
+    alone: tokio::sync::Mutex<Option<Channel>>,
     /// The confirm is registered and the frames are queued under different locks inside the client: two tasks that
     /// publish at once can get each other's confirms. Whoever publishes holds this lock for both.
     order: Mutex<()>,
@@ -82,16 +90,27 @@ struct Inner {
 }
 
 impl Publisher {
-    pub(super) fn new(channel: Channel, confirm_timeout: Duration, names: &super::topology::Names) -> Self {
-        Self(Arc::new(Inner {
+    /// Opens both channels.
+    pub(super) async fn open(
+        connection: &Connection,
+        confirm_timeout: Duration,
+        names: &Names,
+    ) -> lapin::Result<Self> {
+        let channel = connection.create_channel().await?;
+        let alone = connection.create_channel().await?;
+        for channel in [&channel, &alone] {
+            channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        }
+        Ok(Self(Arc::new(Inner {
             channel,
+            alone: tokio::sync::Mutex::new(Some(alone)),
             order: Mutex::default(),
             confirm_timeout,
             commands: names.commands.as_str().into(),
             results: names.results.as_str().into(),
             retry: names.retry.as_str().into(),
             parked: names.parked.as_str().into(),
-        }))
+        })))
     }
 
     /// Publishes the result of `command` to the reply exchange, and under its `reply_to` as a further routing key.
@@ -138,7 +157,7 @@ impl Publisher {
         headers: Vec<(&'static str, String)>,
     ) -> Result<Published, NotPublished> {
         let properties = carried_on(command, headers);
-        self.publish(&self.0.retry, &wait_name(wait), properties, command.body()).await
+        self.publish_alone(&self.0.retry, &wait_name(wait), properties, command.body()).await
     }
 
     /// Sets `command` aside for a person, bytes and properties as they came.
@@ -155,7 +174,7 @@ impl Publisher {
         headers.push((PARKED_REASON, reason.to_owned()));
         headers.push((PARKED_AT, at.to_string()));
         let properties = carried_on(command, headers);
-        self.publish(&self.0.parked, reason, properties, command.body()).await
+        self.publish_alone(&self.0.parked, reason, properties, command.body()).await
     }
 
     /// Sends a parked `command` to the command exchange again, with `headers` in place of all that it carried of ours.
@@ -168,7 +187,7 @@ impl Publisher {
         headers: Vec<(&'static str, String)>,
     ) -> Result<Published, NotPublished> {
         let properties = carried_on(command, headers);
-        self.publish(&self.0.commands, "redemption.replay", properties, command.body()).await
+        self.publish_alone(&self.0.commands, "redemption.replay", properties, command.body()).await
     }
 
     /// Publishes what a person did with a parked `command` to the reply exchange.
@@ -188,14 +207,21 @@ impl Publisher {
         self.publish(&self.0.results, &audit.routing_key, properties, &audit.body).await
     }
 
-    /// Publishes nothing to nobody: proves that confirms come. While the broker raises an alarm they do not.
+    /// Publishes nothing to nobody: proves that confirms come, on both channels. While the broker raises an alarm they
+    /// do not.
     ///
     /// # Errors
     /// [`NotPublished`]
     pub async fn prove(&self) -> Result<Published, NotPublished> {
-        let options = BasicPublishOptions::default();
-        let nobody = "redemption.nobody";
-        self.publish_with(&"".into(), nobody, options, AMQPProperties::default(), b"").await
+        let nothing = || Message {
+            exchange: "".into(),
+            routing_key: "redemption.nobody".into(),
+            options: BasicPublishOptions::default(),
+            properties: AMQPProperties::default(),
+            body: b"",
+        };
+        let side_by_side = self.within(self.side_by_side(nothing())).await?;
+        Ok(side_by_side.and(self.within(self.alone(nothing())).await?))
     }
 
     async fn publish(
@@ -205,47 +231,98 @@ impl Publisher {
         properties: AMQPProperties,
         body: &[u8],
     ) -> Result<Published, NotPublished> {
-        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
-        self.publish_with(exchange, routing_key, options, properties, body).await
+        let message = Message::mandatory(exchange, routing_key, properties, body);
+        self.within(self.side_by_side(message)).await
     }
 
-    async fn publish_with(
+    async fn publish_alone(
         &self,
         exchange: &ShortString,
         routing_key: &str,
-        options: BasicPublishOptions,
         properties: AMQPProperties,
         body: &[u8],
     ) -> Result<Published, NotPublished> {
-        let confirmed = timeout(self.0.confirm_timeout, async {
-            let Inner { channel, order, .. } = &*self.0;
-            let publish =
-                channel.basic_publish(exchange.clone(), routing_key.into(), options, body, properties);
-            let mut publish = pin!(publish);
-            // The client does both in the first poll, before it waits for the frames to be written. Only that poll is
-            // under the lock: to hold it any longer would mean one write, and two changes of thread, per message.
-            let queued = poll_fn(|context| {
-                let _order = order.lock().unwrap_or_else(PoisonError::into_inner);
-                Poll::Ready(publish.as_mut().poll(context))
-            });
-            let confirm = match queued.await {
-                Poll::Ready(written) => written?,
-                Poll::Pending => publish.await?,
-            };
-            confirm.await
-        });
-        match confirmed.await {
-            Err(_) => Err(NotPublished::TimedOut(self.0.confirm_timeout)),
-            Ok(Err(error)) => Err(NotPublished::Connection(error.to_string())),
-            // Under load a return can be attached to a neighbour's confirm. Either way a message of ours was not
-            // routed, and to doubt the wrong one costs a repeat, not a loss.
-            Ok(Ok(Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)))) => {
-                Err(NotPublished::Returned(returned.reply_text.to_string()))
-            }
-            Ok(Ok(Confirmation::Ack(None))) => Ok(Published(())),
-            Ok(Ok(Confirmation::Nack(None) | Confirmation::NotRequested)) => Err(NotPublished::Refused),
-        }
+        let message = Message::mandatory(exchange, routing_key, properties, body);
+        self.within(self.alone(message)).await
     }
+
+    /// Bounds a publish from its first wait to its confirm.
+    async fn within(
+        &self,
+        publishing: impl Future<Output = Result<Published, NotPublished>>,
+    ) -> Result<Published, NotPublished> {
+        let limit = self.0.confirm_timeout;
+        timeout(limit, publishing).await.unwrap_or(Err(NotPublished::TimedOut(limit)))
+    }
+
+    async fn side_by_side(&self, message: Message<'_>) -> Result<Published, NotPublished> {
+        let Inner { channel, order, .. } = &*self.0;
+        let mut publish = pin!(message.publish(channel));
+        // The client does both in the first poll, before it waits for the frames to be written. Only that poll is
+        // under the lock: to hold it any longer would mean one write, and two changes of thread, per message.
+        let queued = poll_fn(|context| {
+            let _order = order.lock().unwrap_or_else(PoisonError::into_inner);
+            Poll::Ready(publish.as_mut().poll(context))
+        });
+        let written = match queued.await {
+            Poll::Ready(written) => written,
+            Poll::Pending => publish.await,
+        };
+        proven(written.map_err(lost)?.await.map_err(lost)?)
+    }
+
+    async fn alone(&self, message: Message<'_>) -> Result<Published, NotPublished> {
+        let mut place = self.0.alone.lock().await;
+        // Taken out, so that whoever is cut short here, before its confirm, leaves nothing behind.
+        let channel = place.take().ok_or_else(|| {
+            NotPublished::Connection("the confirm of an earlier message was not waited for".to_owned())
+        })?;
+        let confirmation = message.publish(&channel).await.map_err(lost)?.await.map_err(lost)?;
+        *place = Some(channel);
+        proven(confirmation)
+    }
+}
+
+/// A message as it goes out.
+struct Message<'a> {
+    exchange: ShortString,
+    routing_key: ShortString,
+    options: BasicPublishOptions,
+    properties: AMQPProperties,
+    body: &'a [u8],
+}
+
+impl<'a> Message<'a> {
+    fn mandatory(
+        exchange: &ShortString,
+        routing_key: &str,
+        properties: AMQPProperties,
+        body: &'a [u8],
+    ) -> Self {
+        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+        Self { exchange: exchange.clone(), routing_key: routing_key.into(), options, properties, body }
+    }
+
+    async fn publish(self, channel: &Channel) -> lapin::Result<PublisherConfirm> {
+        let Self { exchange, routing_key, options, properties, body } = self;
+        channel.basic_publish(exchange, routing_key, options, body, properties).await
+    }
+}
+
+fn proven(confirmation: Confirmation) -> Result<Published, NotPublished> {
+    match confirmation {
+        // Side by side a return can be attached to a neighbour's confirm. Either way a message of ours was not routed,
+        // and to doubt the wrong one costs a repeat, not a loss.
+        Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => {
+            Err(NotPublished::Returned(returned.reply_text.to_string()))
+        }
+        Confirmation::Ack(None) => Ok(Published(())),
+        Confirmation::Nack(None) | Confirmation::NotRequested => Err(NotPublished::Refused),
+    }
+}
+
+fn lost(error: lapin::Error) -> NotPublished {
+    NotPublished::Connection(error.to_string())
 }
 
 const PERSISTENT: u8 = 2;

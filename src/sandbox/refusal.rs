@@ -89,7 +89,13 @@ impl Refusal {
                 "url": target,
             },
         });
-        let refusal = Refusal::new(401, "SIGN_ERROR", sub_code::SIGNATURE, "错误的签名，验签失败");
+        let message = match field {
+            "mchid" => "商户号不存在",
+            "serial_no" => "商户证书序列号有误",
+            "timestamp" => "timestamp与发起请求的时间不得超过5分钟",
+            _ => "错误的签名，验签失败",
+        };
+        let refusal = Refusal::new(401, "SIGN_ERROR", sub_code::SIGNATURE, message);
         Refusal { detail: Some(detail), ..refusal }
     }
 

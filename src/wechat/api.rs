@@ -136,8 +136,8 @@ impl<'a> From<&'a Redemption> for BodyText<'a> {
     }
 }
 
-fn numbers<'a>(
-    order: &'a OrderNumbers,
+fn numbers<'a, N: AsRef<str>>(
+    order: &'a OrderNumbers<N>,
     provider: &'static str,
     merchant: &'static str,
 ) -> BTreeMap<&'static str, &'a str> {
@@ -146,7 +146,7 @@ fn numbers<'a>(
         texts.insert(provider, number.as_str());
     }
     if let Some(order) = order.merchant() {
-        texts.insert(merchant, order.number.as_str());
+        texts.insert(merchant, order.number.as_ref());
         texts.insert("mchid", order.mchid.as_str());
         if let Some(sub_mchid) = &order.sub_mchid {
             texts.insert("sub_mchid", sub_mchid.as_str());
@@ -213,6 +213,13 @@ pub struct Client {
     keys: SharedKeyring,
 }
 
+impl Heard {
+    /// The domain where the network failed, if it did.
+    pub fn failed_at(&self) -> Option<Host> {
+        (!carried(&self.reply)).then_some(self.host)
+    }
+}
+
 impl Client {
     /// Makes a client. Nothing is sent yet.
     ///
@@ -262,7 +269,22 @@ impl Client {
         nonce: u128,
         chance: f64,
     ) -> Heard {
-        let host = self.choose(now, chance);
+        self.ask_elsewhere(None, question, prepared, traceparent, now, nonce, chance).await
+    }
+
+    /// Puts a question, at the other domain where the network has just failed the same command at `failed`.
+    #[allow(clippy::too_many_arguments, reason = "those of `ask`, and one more")]
+    pub async fn ask_elsewhere(
+        &self,
+        failed: Option<Host>,
+        question: Question,
+        prepared: &Prepared,
+        traceparent: Option<&str>,
+        now: Timestamp,
+        nonce: u128,
+        chance: f64,
+    ) -> Heard {
+        let host = self.choose(now, chance, failed);
         let started = Instant::now();
         let keys = self.keys();
         let (method, target, body) = match question {
@@ -278,11 +300,12 @@ impl Client {
         };
         let (reply, signs, trouble) = match sent {
             Ok(response) => self.read(response, &keys, now, started).await,
-            Err(error) => failed(error),
+            Err(error) => lost(error),
         };
-        let carried = matches!(reply, Reply::Answered(_));
+        // When it ended: what was lost after fifteen seconds is news of now, not of then.
+        let heard_at = now.saturating_add(started.elapsed()).unwrap_or(now);
         let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        hosts.note(host, carried, now);
+        hosts.note(host, carried(&reply), heard_at);
         drop(hosts);
         self.heard(reply, host, started, signs, trouble)
     }
@@ -300,11 +323,11 @@ impl Client {
         Heard { reply, host, host_name, serial, clock_skew, took: started.elapsed(), trouble }
     }
 
-    fn choose(&self, now: Timestamp, chance: f64) -> Host {
+    fn choose(&self, now: Timestamp, chance: f64, failed: Option<Host>) -> Host {
         if self.settings.backup_base_url.is_none() {
             return Host::Primary;
         }
-        self.hosts.lock().unwrap_or_else(PoisonError::into_inner).choose(now, chance)
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner).choose(now, chance, failed)
     }
 
     fn keys(&self) -> Arc<Keyring> {
@@ -360,7 +383,7 @@ impl Client {
         let body = match self.body(response).await {
             Ok(body) => body,
             Err(Unread::TooLarge) => return (Reply::Lost(Lost::TooLarge), Signs::default(), None),
-            Err(Unread::Network(error)) => return failed(error),
+            Err(Unread::Network(error)) => return lost(error),
         };
         let heard_at = now.saturating_add(started.elapsed()).unwrap_or(now);
         let authenticity = verify(&headers, &body, &keys.public, heard_at);
@@ -407,7 +430,7 @@ impl Client {
     ) -> Result<PublicKeys, NoCertificates> {
         let started = Instant::now();
         let keys = self.keys();
-        let host = self.choose(now, 1.0);
+        let host = self.choose(now, 1.0, None);
         let no_answer = |why: String| NoCertificates::NoAnswer(why);
         let (target, body) = (certificates::TARGET, Bytes::new());
         let request = self
@@ -441,8 +464,13 @@ enum Unread {
     Network(reqwest::Error),
 }
 
+/// Whether the network did its part. An answer that is too large to be read came all the same.
+fn carried(reply: &Reply) -> bool {
+    matches!(reply, Reply::Answered(_) | Reply::Lost(Lost::TooLarge))
+}
+
 /// A connection that was never made carried nothing; every other failure may have carried the request.
-fn failed(error: reqwest::Error) -> (Reply, Signs, Option<String>) {
+fn lost(error: reqwest::Error) -> (Reply, Signs, Option<String>) {
     // What could not even be written into a request was not sent either.
     let reply = if error.is_connect() || error.is_builder() {
         Reply::NotSent(NotSent::Connect)

@@ -4,6 +4,8 @@
 //! trusted for its seal, which only the holder of the APIv3 key can make; the answer's signature must then fit one
 //! of the certificates that it brought, or one that was held before.
 
+use std::path::Path;
+
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -13,7 +15,7 @@ use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use crate::verdict::{Authenticity, Flaw};
-use crate::wechat::keys::{KeyFault, PublicKeys, VerificationKey};
+use crate::wechat::keys::{KeyFault, PublicKeys, VerificationKey, read_secret};
 use crate::wechat::verify::verify;
 
 /// Where they are.
@@ -41,6 +43,15 @@ impl ApiV3Key {
     pub fn parse(text: &str) -> Result<Self, NotAnApiV3Key> {
         let key = UnboundKey::new(&AES_256_GCM, text.trim().as_bytes()).map_err(|_| NotAnApiV3Key)?;
         Ok(Self(LessSafeKey::new(key)))
+    }
+
+    /// Reads the key from a file that only its owner may read.
+    ///
+    /// # Errors
+    /// In words, where the file cannot be read, is open to others, or holds no such key.
+    pub fn read(file: &Path) -> Result<Self, String> {
+        let text = read_secret(file).map_err(|fault| fault.to_string())?;
+        Self::parse(&text).map_err(|fault| fault.to_string())
     }
 
     /// Opens what was sealed with it. `ciphertext` is Base64 with the tag at its end.

@@ -1,7 +1,8 @@
 //! Which of the provider's two domains a call goes to.
 //!
 //! The primary domain, until the network (never the business) fails there; then the backup, with a small share of
-//! calls left on the primary to see it recover, and in quiet times a small share on the backup to keep it proven.
+//! calls left on the primary to see it recover, and in quiet times a small share on the backup to keep it proven. A
+//! question that the network lost is put once more on the other domain first, whatever the record says.
 //! The provider asks for this in its page on cross-city disaster recovery. Pure: time and chance are arguments.
 
 use std::collections::VecDeque;
@@ -60,8 +61,12 @@ pub struct Hosts {
 struct Record(VecDeque<(Timestamp, bool)>);
 
 impl Hosts {
-    /// Chooses the host of the next call. `chance` is between 0 and 1.
-    pub fn choose(&self, now: Timestamp, chance: f64) -> Host {
+    /// Chooses the host of the next call. `chance` is between 0 and 1; `failed` is where the network has just failed the
+    /// same command.
+    pub fn choose(&self, now: Timestamp, chance: f64, failed: Option<Host>) -> Host {
+        if let Some(failed) = failed {
+            return failed.other();
+        }
         let (preferred, share_of_other) = match (self.primary.well(now), self.backup.well(now)) {
             (true, true) => (Host::Primary, BACKUP_SHARE),
             (true, false) => (Host::Primary, 0.0),
@@ -71,7 +76,7 @@ impl Hosts {
         if chance < share_of_other { preferred.other() } else { preferred }
     }
 
-    /// Notes whether the network carried a call. A business error is a success of the network.
+    /// Notes whether the network carried a call that ended `now`. A business error is a success of the network.
     pub fn note(&mut self, host: Host, carried: bool, now: Timestamp) {
         let record = match host {
             Host::Primary => &mut self.primary,
@@ -112,8 +117,8 @@ mod tests {
     #[test]
     fn the_primary_serves_while_it_is_well_and_the_backup_stays_proven() {
         let hosts = Hosts::default();
-        assert_eq!(hosts.choose(at(0), 0.5), Host::Primary);
-        assert_eq!(hosts.choose(at(0), 0.005), Host::Backup);
+        assert_eq!(hosts.choose(at(0), 0.5, None), Host::Primary);
+        assert_eq!(hosts.choose(at(0), 0.005, None), Host::Backup);
     }
 
     #[test]
@@ -122,21 +127,21 @@ mod tests {
         for second in 0..20 {
             hosts.note(Host::Primary, false, at(second));
         }
-        assert_eq!(hosts.choose(at(20), 0.5), Host::Backup);
-        assert_eq!(hosts.choose(at(20), 0.01), Host::Primary, "a share tries the primary");
+        assert_eq!(hosts.choose(at(20), 0.5, None), Host::Backup);
+        assert_eq!(hosts.choose(at(20), 0.01, None), Host::Primary, "a share tries the primary");
         // Quiet alone does not prove it well: the window still remembers.
-        assert_eq!(hosts.choose(at(60), 0.5), Host::Backup);
+        assert_eq!(hosts.choose(at(60), 0.5, None), Host::Backup);
         for second in 61..66 {
             hosts.note(Host::Primary, true, at(second));
         }
-        assert_eq!(hosts.choose(at(66), 0.5), Host::Primary);
+        assert_eq!(hosts.choose(at(66), 0.5, None), Host::Primary);
     }
 
     #[test]
     fn a_failing_backup_is_left_alone_while_the_primary_is_well() {
         let mut hosts = Hosts::default();
         hosts.note(Host::Backup, false, at(0));
-        assert_eq!(hosts.choose(at(1), 0.0), Host::Primary);
+        assert_eq!(hosts.choose(at(1), 0.0, None), Host::Primary);
     }
 
     #[test]
@@ -144,8 +149,19 @@ mod tests {
         let mut hosts = Hosts::default();
         hosts.note(Host::Primary, false, at(0));
         hosts.note(Host::Backup, false, at(0));
-        assert_eq!(hosts.choose(at(1), 0.4), Host::Backup);
-        assert_eq!(hosts.choose(at(1), 0.6), Host::Primary);
+        assert_eq!(hosts.choose(at(1), 0.4, None), Host::Backup);
+        assert_eq!(hosts.choose(at(1), 0.6, None), Host::Primary);
+    }
+
+    #[test]
+    fn what_one_host_lost_is_asked_at_the_other_whatever_the_record_says() {
+        let mut hosts = Hosts::default();
+        for second in 0..50 {
+            hosts.note(Host::Primary, true, at(second));
+            hosts.note(Host::Backup, false, at(second));
+        }
+        assert_eq!(hosts.choose(at(50), 0.5, Some(Host::Primary)), Host::Backup);
+        assert_eq!(hosts.choose(at(50), 0.5, Some(Host::Backup)), Host::Primary);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::redemption::{
     Appid, AssociatedOrder, BrandId, CouponCode, Mchid, MerchantOrder, Openid, OrderNo, OrderNumbers,
-    ProductCouponId, Redemption, RequestNo, SavedAmount, StockId, StoreId, Unfit, UseTime,
+    ProductCouponId, Redemption, RequestNo, SavedAmount, ServiceOrderNo, StockId, StoreId, Unfit, UseTime,
 };
 
 /// The longest command, in bytes.
@@ -199,16 +199,23 @@ fn order(body: &mut Fields, faults: &mut Faults) -> Option<AssociatedOrder> {
     }
     let payment = body
         .object(PAYMENT, faults)
-        .and_then(|order| numbers(order, "transaction_id", "out_trade_no", faults));
-    let pay_score =
-        body.object(PAY_SCORE, faults).and_then(|order| numbers(order, "order_id", "out_order_no", faults));
+        .and_then(|order| numbers(order, "transaction_id", "out_trade_no", OrderNo::parse, faults));
+    let pay_score = body
+        .object(PAY_SCORE, faults)
+        .and_then(|order| numbers(order, "order_id", "out_order_no", ServiceOrderNo::parse, faults));
     payment.map(AssociatedOrder::Payment).or(pay_score.map(AssociatedOrder::PayScore))
 }
 
-fn numbers(mut order: Fields, ours: &str, theirs: &str, faults: &mut Faults) -> Option<OrderNumbers> {
+fn numbers<N>(
+    mut order: Fields,
+    ours: &str,
+    theirs: &str,
+    parse: fn(&str) -> Result<N, Unfit>,
+    faults: &mut Faults,
+) -> Option<OrderNumbers<N>> {
     let before = faults.0.len();
     let provider = order.optional_text(ours, OrderNo::parse, faults);
-    let merchant = order.optional_text(theirs, OrderNo::parse, faults);
+    let merchant = order.optional_text(theirs, parse, faults);
     let mchid = order.optional_text("mchid", Mchid::parse, faults);
     let sub_mchid = order.optional_text("sub_mchid", Mchid::parse, faults);
     let pointer = |field| order.pointer(field);

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 
 use crate::attempt::{EstablishedBy, OutcomeKind};
 use crate::redemption::{
-    Appid, BrandId, CouponCode, Mchid, Openid, OrderNo, ProductCouponId, RequestNo, SavedAmount, StockId,
-    StoreId, UseTime,
+    Appid, BrandId, CouponCode, Mchid, Openid, OrderNo, ProductCouponId, RequestNo, SavedAmount,
+    ServiceOrderNo, StockId, StoreId, UseTime,
 };
 use crate::verdict::{Question, Reason, Verdict};
 use crate::wire::{audit, event};
@@ -191,7 +191,7 @@ struct PayScoreOrder {
     /// WeChat Pay's number.
     order_id: Option<OrderNo>,
     /// The merchant's number.
-    out_order_no: Option<OrderNo>,
+    out_order_no: Option<ServiceOrderNo>,
     /// The merchant; goes with the merchant's number.
     mchid: Option<Mchid>,
     /// The sub-merchant; goes with the merchant's number.
@@ -252,7 +252,7 @@ macro_rules! texts {
     )*};
 }
 
-texts! { Openid CouponCode BrandId ProductCouponId StockId Appid RequestNo StoreId Mchid OrderNo }
+texts! { Openid CouponCode BrandId ProductCouponId StockId Appid RequestNo StoreId Mchid OrderNo ServiceOrderNo }
 
 impl JsonSchema for UseTime {
     fn schema_name() -> Cow<'static, str> {
