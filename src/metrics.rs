@@ -874,7 +874,7 @@ mod tests {
         metrics.flawed(any(&Flaw::ALL, dice));
         let proven = if dice.random() { Ok(()) } else { Err(any(&Unproven::ALL, dice)) };
         metrics.published(any(&Message::ALL, dice), proven);
-        metrics.deferred(tier);
+        metrics.deferred(tier, any(&Aside::ALL, dice));
         metrics.tier_depth(tier, dice.random::<bool>().then(|| dice.random()));
         metrics.depth(any(&Queue::ALL, dice), dice.random::<bool>().then(|| dice.random()));
         metrics.key_expiry(any(&Key::ALL, dice), dice.random::<bool>().then(|| dice.random()));

@@ -109,14 +109,14 @@ async fn a_copy_that_no_queue_takes_is_never_proven_however_much_goes_beside_it(
 
     let mut publishing = JoinSet::new();
     for task in 0..TASKS {
-        let (publisher, delivery) = (generation.publisher().clone(), delivery.clone());
+        let (publisher, command) = (generation.publisher().clone(), delivery.clone());
         publishing.spawn(async move {
             let mut events = 0;
             for nth in 0..EACH / 4 {
                 let id = Uuid::from_u128(task * EACH + nth);
                 let routing_key = format!("redemption.redeemed.{task}");
                 let event = Event { id, routing_key, kind: OutcomeKind::Redeemed, body: b"{}".to_vec() };
-                events += usize::from(publisher.event(&event, &delivery, None).await.is_ok());
+                events += usize::from(publisher.event(&event, &command, None).await.is_ok());
             }
             (events, 0)
         });
