@@ -29,6 +29,8 @@ func main() {
 	defer connection.Close()
 	channel := must(connection.Channel())
 	must(0, channel.Confirm(false))
+	// From a channel: as a deferred confirmation one that comes at once gets lost in older versions of the client.
+	confirms := channel.NotifyPublish(make(chan amqp.Confirmation, 1))
 	// What no queue takes comes back, and does so before its confirm.
 	returned := channel.NotifyReturn(make(chan amqp.Return, 1))
 	failed := false
@@ -40,10 +42,9 @@ func main() {
 			Body:          must(os.ReadFile(file)),
 		}
 		// Mandatory: it comes back instead of vanishing.
-		confirm := must(channel.PublishWithDeferredConfirmWithContext(
-			context.Background(), "redemption.commands", "redemption.use", true, false, command))
+		must(0, channel.PublishWithContext(context.Background(), "redemption.commands", "redemption.use", true, false, command))
 		// A connection that dies meanwhile counts as a refusal: nobody knows then.
-		taken := confirm.Wait()
+		taken := (<-confirms).Ack
 		if len(returned) > 0 {
 			<-returned
 			taken = false
