@@ -644,6 +644,9 @@ fn tell(leg: &mut Leg, heard: &Heard, verdict: &Verdict) {
             if let Some(id) = &answer.request_id {
                 leg.note("redemption.request_id", id.to_string());
             }
+            if answer.status >= 400 {
+                leg.failed(&format!("status {}", answer.status));
+            }
         }
         Reply::NotSent(_) | Reply::Lost(_) => {
             leg.failed(heard.trouble.as_deref().unwrap_or("no whole answer"))

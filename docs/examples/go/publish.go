@@ -9,6 +9,7 @@ import (
 	"log"
 	"os"
 	"path/filepath"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 )
@@ -26,14 +27,13 @@ func main() {
 		uri = "amqp://guest:guest@127.0.0.1:5672/%2f"
 	}
 	connection := must(amqp.Dial(uri))
-	defer connection.Close()
 	channel := must(connection.Channel())
 	must(0, channel.Confirm(false))
-	// From a channel: as a deferred confirmation one that comes at once gets lost in older versions of the client.
-	confirms := channel.NotifyPublish(make(chan amqp.Confirmation, 1))
 	// What no queue takes comes back, and does so before its confirm.
 	returned := channel.NotifyReturn(make(chan amqp.Return, 1))
-	failed := false
+	// By a listener: before 1.6 a deferred confirm that is faster than its own registration is waited for for ever.
+	confirms := channel.NotifyPublish(make(chan amqp.Confirmation, 1))
+	code := 0
 	for _, file := range os.Args[1:] {
 		command := amqp.Publishing{
 			ContentType:   "application/json",
@@ -41,19 +41,19 @@ func main() {
 			CorrelationId: filepath.Base(file), // comes back with the event: an order number, say
 			Body:          must(os.ReadFile(file)),
 		}
+		late := time.AfterFunc(30*time.Second, func() { log.Fatal("no confirm, nobody knows: publish again ", file) })
 		// Mandatory: it comes back instead of vanishing.
 		must(0, channel.PublishWithContext(context.Background(), "redemption.commands", "redemption.use", true, false, command))
 		// A connection that dies meanwhile counts as a refusal: nobody knows then.
 		taken := (<-confirms).Ack
+		late.Stop()
 		if len(returned) > 0 {
 			<-returned
 			taken = false
 		}
 		// A command that was not taken may always be published again, as it is.
 		fmt.Println(map[bool]string{true: "confirmed", false: "NOT taken"}[taken], file)
-		failed = failed || !taken
+		code |= map[bool]int{false: 1}[taken]
 	}
-	if failed {
-		os.Exit(1)
-	}
+	os.Exit(code)
 }
