@@ -109,7 +109,7 @@ fuzz: ## a million hostile cases for everything that reads what others wrote; to
 	RECORD=$(RECORDS) CASES=$(CASES) cargo test --release --locked --test fuzz -- --nocapture --test-threads 1
 
 .PHONY: lint
-lint: ## format, clippy, documentation, dependencies, scripts
+lint: ## format, clippy, documentation, dependencies, scripts; links, snippets and translations of the documents
 	deploy/local/install shellcheck
 	cargo fmt --check
 	cargo clippy --locked --all-targets --all-features -- -D warnings
@@ -117,6 +117,7 @@ lint: ## format, clippy, documentation, dependencies, scripts
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --all-features
 	deploy/local/deny
 	grep -rlE '^#!.*sh$$' deploy .ci | xargs shellcheck
+	cargo test --locked --test documents --test translations
 
 .PHONY: clean
 clean: ## remove everything that was built

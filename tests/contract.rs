@@ -1,8 +1,8 @@
 //! The contract for machines: what stands in `docs/contract` is what the program would write, schema and decoder agree,
 //! the golden messages are real ones, and nothing breaks those who were built for `v1`.
 //!
-//! `UPDATE=1 cargo test --test contract` writes `docs/contract` anew. The baseline in `tests/contract/v1` is what was
-//! released: it is replaced by hand, with a release.
+//! `UPDATE=1 cargo test --test contract` writes `docs/contract` anew. The baseline in `tests/contract/v1` is what
+//! others may have built for: it is replaced by hand, with a release.
 
 #![allow(clippy::unwrap_used, reason = "a test may; the lint only spares the test functions themselves")]
 

@@ -398,32 +398,158 @@ fn tls_trusts_the_certificates_in_the_image_and_no_others() {
     fs::remove_dir_all(dir).unwrap();
 }
 
-/// The layer of the dependencies is built before the sources are there.
+/// What the ignore file lets into the build. Reads what ours is written with, and stops at anything else.
+struct Context {
+    kept: Vec<String>,
+}
+
+impl Context {
+    fn read() -> Self {
+        let text = text("deploy/Dockerfile.dockerignore");
+        let mut patterns = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+        assert_eq!(patterns.next(), Some("*"), "everything is left out first");
+        let kept = patterns.map(|pattern| {
+            let kept = pattern.strip_prefix('!').unwrap_or_else(|| panic!("{pattern} is not known here"));
+            assert!(!kept.contains(['*', '?', '[', '!', '\\']) && root().join(kept).exists(), "{pattern}");
+            kept.to_owned()
+        });
+        Self { kept: kept.collect() }
+    }
+
+    fn has(&self, path: &str) -> bool {
+        self.kept.iter().any(|kept| Path::new(path).starts_with(kept))
+    }
+
+    /// `COPY . .`
+    fn copy_to(&self, dir: &Path) {
+        for kept in &self.kept {
+            let to = dir.join(kept);
+            let parent = to.parent().unwrap();
+            fs::create_dir_all(parent).unwrap();
+            told("cp", &["-RT", kept, to.to_str().unwrap()])
+                .unwrap_or_else(|output| panic!("{}", err(&output)));
+        }
+    }
+}
+
+/// Every file below a folder of the repository, by its path in it.
+fn files_below(folder: &str) -> Vec<String> {
+    let (mut files, mut folders) = (Vec::new(), vec![folder.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(root().join(&folder)).unwrap() {
+            let entry = entry.unwrap();
+            let path = format!("{folder}/{}", entry.file_name().to_str().unwrap());
+            if entry.file_type().unwrap().is_dir() { folders.push(path) } else { files.push(path) }
+        }
+    }
+    files
+}
+
 #[test]
-fn cargo_takes_the_manifest_as_the_first_layer_leaves_it() {
+fn whatever_the_sources_include_gets_into_the_build() {
+    let context = Context::read();
+    let mut seen = 0;
+    for source in files_below("src") {
+        assert!(context.has(&source), "{source}");
+        if !source.ends_with(".rs") {
+            continue;
+        }
+        let code = text(&source);
+        for rest in ["include_str!(", "include_bytes!("].iter().flat_map(|word| code.split(word).skip(1)) {
+            // A literal, or the first one of a concat!: then the folder.
+            let target = rest.split('"').nth(1).unwrap();
+            let whole = root().join(&source).parent().unwrap().join(target).canonicalize();
+            let whole = whole.unwrap_or_else(|error| panic!("{source}: {target}: {error}"));
+            let path = whole.strip_prefix(root()).unwrap().to_str().unwrap();
+            assert!(context.has(path), "{source} includes {path}, which the ignore file leaves out");
+            seen += 1;
+        }
+    }
+    assert!(seen >= 8, "{seen}");
+}
+
+/// The build's steps but for the compiler: the layer of the dependencies, which comes before the sources, and the
+/// sources over it.
+#[test]
+fn cargo_takes_the_manifest_before_and_after_the_sources_are_there() {
     let stages = stages(&text("deploy/Dockerfile"));
     let build = &stages[0];
-    let mut instructions = build.instructions.iter().skip_while(|(word, _)| word != "COPY");
-    assert_eq!(instructions.next().unwrap().1, "Cargo.toml Cargo.lock ./");
     let dir = unused_dir("layer");
-    for name in ["Cargo.toml", "Cargo.lock"] {
-        fs::copy(root().join(name), dir.join(name)).unwrap();
-    }
+    let targets = || -> BTreeSet<String> {
+        let cargo = ["metadata", "--format-version", "1", "--locked", "--offline", "--no-deps"];
+        let read = Command::new(env!("CARGO")).args(cargo).current_dir(&dir).output().unwrap();
+        assert!(read.status.success(), "{}", err(&read));
+        let metadata: Value = serde_json::from_slice(&read.stdout).unwrap();
+        let targets = metadata["packages"][0]["targets"].as_array().unwrap().iter();
+        let bare = fs::canonicalize(&dir).unwrap();
+        targets
+            .map(|target| {
+                let path = Path::new(target["src_path"].as_str().unwrap());
+                path.strip_prefix(&bare).unwrap().display().to_string()
+            })
+            .collect()
+    };
     let shell = build.words("SHELL");
-    let (word, layout) = instructions.next().unwrap();
-    assert_eq!(word, "RUN");
-    let laid = Command::new(&shell[0]).args(&shell[1..]).arg(layout).current_dir(&dir).output().unwrap();
-    assert!(laid.status.success(), "{}", err(&laid));
-    assert_eq!(instructions.next().unwrap().1, "cargo build --release --locked");
-    let cargo = ["metadata", "--format-version", "1", "--locked", "--offline", "--no-deps"];
-    let read = Command::new(env!("CARGO")).args(cargo).current_dir(&dir).output().unwrap();
-    assert!(read.status.success(), "{}", err(&read));
+    let (mut layers, mut built) = (Vec::new(), 0);
+    let work = build.instructions.iter().skip_while(|(word, _)| word != "COPY");
+    for (word, rest) in work {
+        match (word.as_str(), rest.as_str()) {
+            ("COPY", ". .") => Context::read().copy_to(&dir),
+            ("COPY", files) => {
+                for name in files.strip_suffix(" ./").unwrap().split(' ') {
+                    assert!(Context::read().has(name), "{name}");
+                    fs::copy(root().join(name), dir.join(name)).unwrap();
+                }
+            }
+            ("RUN", steps) => {
+                // What stands before the compiler is run; in its place cargo says what it would build.
+                let before = steps.split("cargo build --release --locked").next().unwrap();
+                let before = before.trim_end().trim_end_matches("&&");
+                let run = Command::new(&shell[0]).args(&shell[1..]).arg(before).current_dir(&dir).output();
+                let run = run.unwrap();
+                assert!(run.status.success(), "RUN {before}: {}", err(&run));
+                if before.len() < steps.len() {
+                    layers.push(targets());
+                    built += 1;
+                }
+            }
+            (word, rest) => panic!("{word} {rest} is not known here"),
+        }
+    }
+    assert_eq!(built, 2, "dependencies, then the program");
+    assert_eq!(layers[0], layers[1], "the sources bring no target and take none away");
+    assert!(layers[1].contains("src/main.rs") && layers[1].contains("src/lib.rs"), "{layers:?}");
+    let main = fs::read_to_string(dir.join("src/main.rs")).unwrap();
+    assert_eq!(main, text("src/main.rs"), "the empty file was replaced");
     fs::remove_dir_all(dir).unwrap();
     // The program is asked for what it was built with, and the image names the same.
     let manifest = text("Cargo.toml");
     let version = manifest.lines().find_map(|line| line.strip_prefix("rust-version = \"")).unwrap();
     let wanted = format!("ARG RUST_IMAGE=rust:{}-slim-", version.trim_end_matches('"'));
     assert!(text("deploy/Dockerfile").contains(&wanted), "{wanted}");
+}
+
+/// The real thing, where an engine is at hand.
+#[test]
+fn an_engine_builds_the_image() {
+    match Command::new("docker").arg("info").stdin(Stdio::null()).output() {
+        Ok(info) if info.status.success() => {}
+        Ok(info) => {
+            eprintln!("the image is NOT built by docker: {}", err(&info).trim());
+            return;
+        }
+        Err(error) => {
+            eprintln!("the image is NOT built by docker: {error}");
+            return;
+        }
+    }
+    let tag = format!("redeemer:test-{}", std::process::id());
+    let built = told("docker", &["build", "--file", "deploy/Dockerfile", "--tag", &tag, "."]);
+    built.unwrap_or_else(|output| panic!("{}", err(&output)));
+    let version = told("docker", &["run", "--rm", "--read-only", "--network", "none", &tag, "--version"]);
+    let removed = told("docker", &["image", "rm", &tag]);
+    assert_eq!(version.map_err(|output| err(&output)), Ok(out(&run(redeemer().arg("--version")))));
+    assert!(removed.is_ok(), "{}", err(&removed.unwrap_err()));
 }
 
 // ---- RabbitMQ
@@ -578,6 +704,11 @@ fn the_overlays_are_hardened_and_keep_to_the_merchants_limit() {
             assert_eq!(mount.unwrap_or_else(|| panic!("{name}: {file} is not mounted"))["readOnly"], true);
         }
 
+        // Spread over nodes that take it, each revision by itself: the old one's pods must not keep the new one's out.
+        let spread = &pod["topologySpreadConstraints"][0];
+        assert_eq!(spread["nodeTaintsPolicy"], "Honor", "{name}");
+        assert_eq!(spread["matchLabelKeys"], serde_json::json!(["pod-template-hash"]), "{name}");
+
         // It is stopped gently, asked where it listens, and may do nothing beyond.
         let grace = Duration::from_secs(pod["terminationGracePeriodSeconds"].as_u64().unwrap());
         gives_time_to_stop(&config, grace, &name);
@@ -674,6 +805,11 @@ fn the_compose_file_starts_what_there_is() {
         }
     }
     assert!(services["redeemer"]["stop_grace_period"].is_string());
+    // The command is a golden one, but for a coupon that the sandbox issues.
+    let published = strings(&services["publish"]["command"]).pop().unwrap();
+    let mut golden: Value = serde_json::from_str(&text("docs/contract/examples/command.flat.json")).unwrap();
+    golden["coupon_code"] = "auto_1".into();
+    assert_eq!(serde_json::from_str::<Value>(published).unwrap(), golden);
 }
 
 #[test]

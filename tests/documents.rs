@@ -353,8 +353,11 @@ fn headers_and_reasons_are_called_by_their_names() {
 
 // ---- command lines
 
-/// Splits a line as a shell does, as far as the documents go: quotes, and no expansion.
+/// Splits a line as a shell does, as far as the documents go: quotes, and no expansion. Where its output goes, and
+/// that it runs in the background, are left out.
 fn split(line: &str) -> Vec<String> {
+    let line = line.strip_suffix(" &").unwrap_or(line);
+    let line = [" > ", " 2> "].iter().find_map(|to| line.split_once(to)).map_or(line, |(line, _)| line);
     let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
     for c in line.chars() {
         match (c, quote) {
@@ -664,4 +667,6 @@ fn every_reason_for_not_being_ready_is_said_by_the_program() {
 #[test]
 fn a_line_is_split_as_a_shell_does() {
     assert_eq!(split("a 'b c' --d=\"e f\" ''"), ["a", "b c", "--d=e f", ""]);
+    assert_eq!(split("a b > c.log &"), ["a", "b"]);
+    assert_eq!(split("a b 2> c.log &"), ["a", "b"]);
 }

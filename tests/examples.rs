@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may; the lint only spares the test functions themselves")]
 
+#[path = "support/authority.rs"]
+mod authority;
 #[path = "support/broker.rs"]
 mod broker;
 #[path = "support/programs.rs"]
@@ -17,13 +19,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Connection, ConnectionProperties, ExchangeKind};
 use serde_json::{Value, json};
 
+use authority::Authority;
 use broker::Broker;
 use programs::{Programs, post, run, until, unused_dir};
 
@@ -133,8 +136,22 @@ impl Drop for Subscriber {
     }
 }
 
+/// Runs a publisher to its end. One that goes on for too long is ended, and so has failed.
+fn ended(publisher: &mut Command) -> Output {
+    let mut child = publisher.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let give_up_at = Instant::now() + PATIENCE;
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() > give_up_at {
+            child.kill().unwrap();
+            break;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    child.wait_with_output().unwrap()
+}
+
 fn publish(language: &str, dir: &Path, uri: &str, files: &[&str]) -> Output {
-    run(example(language, "publish", dir).env("AMQP_URI", uri).args(files.iter().map(|name| golden(name))))
+    ended(example(language, "publish", dir).env("AMQP_URI", uri).args(files.iter().map(|name| golden(name))))
 }
 
 fn publish_well(language: &str, dir: &Path, uri: &str, files: &[&str]) {
@@ -251,6 +268,42 @@ fn every_example_does_what_it_says() {
         fs::remove_dir_all(dir).unwrap();
         eprintln!("{language}: publisher and subscriber were run");
     }
+}
+
+/// Over TLS a publisher takes a broker whose certificate is of a CA that it trusts, and names the host; no other.
+#[test]
+fn every_publisher_believes_only_the_right_broker_over_tls() {
+    let dir = unused_dir("tls");
+    let ours = Authority::new(&dir.join("authority"));
+    ours.sign("server", "DNS:localhost", "serverAuth");
+    let (folder, ca, store) = (ours.dir.display().to_string(), ours.path("ca.pem"), ours.path("trust.p12"));
+    let asks_nobody = "ssl_options.fail_if_no_peer_cert = false";
+    let broker = Broker::start_as(&["--tls", &folder, "--config", asks_nobody]);
+    let _programs = Programs::start_by_default_names(broker.uri());
+    let mut keytool = Command::new("keytool");
+    keytool.args(["-importcert", "-noprompt", "-alias", "ca", "-file", &ca, "-keystore", &store]);
+    let made = run(keytool.args(["-storetype", "PKCS12", "-storepass", "changeit"]));
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stdout));
+    let java = format!("-Djavax.net.ssl.trustStore={store} -Djavax.net.ssl.trustStorePassword=changeit");
+    for language in LANGUAGES {
+        for (host, trusts, taken) in
+            [("localhost", true, true), ("localhost", false, false), ("127.0.0.1", true, false)]
+        {
+            let mut publisher = example(language, "publish", &dir);
+            publisher.arg(golden("command.nested.json")).env("AMQP_URI", broker.amqps(host));
+            if trusts {
+                // Python, PHP and Go; Node; Java.
+                publisher.env("SSL_CERT_FILE", &ca).env("NODE_EXTRA_CA_CERTS", &ca);
+                publisher.env("JAVA_TOOL_OPTIONS", &java);
+            }
+            let output = ended(&mut publisher);
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            let complaints = String::from_utf8_lossy(&output.stderr).into_owned();
+            let what = format!("{language} at {host}, trusting: {trusts}: {text}{complaints}");
+            assert_eq!((output.status.success(), text.contains("confirmed")), (taken, taken), "{what}");
+        }
+    }
+    fs::remove_dir_all(dir).unwrap();
 }
 
 #[test]

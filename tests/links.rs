@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)] // in the helpers too
 
+#[path = "support/authority.rs"]
+mod authority;
 #[path = "support/broker.rs"]
 mod broker;
 #[path = "support/programs.rs"]
@@ -11,60 +13,16 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use authority::Authority;
 use broker::{Broker, unused_dir};
+use futures_util::StreamExt as _;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Channel, Connection, ConnectionProperties, ErrorKind};
 use programs::{Programs, command, err, out, run};
 use serde_json::Value;
-
-/// A CA made for one test, and what it signed.
-struct Authority {
-    dir: PathBuf,
-}
-
-impl Authority {
-    fn new(dir: &Path) -> Self {
-        fs::create_dir_all(dir).unwrap();
-        let authority = Self { dir: dir.to_owned() };
-        openssl(
-            dir,
-            &["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test CA"],
-            &["-keyout", "ca.key", "-out", "ca.pem"],
-        );
-        authority
-    }
-
-    /// A certificate with its key, for these names.
-    fn sign(&self, name: &str, alternatives: &str, usage: &str) {
-        let (key, request, certificate) =
-            (format!("{name}.key"), format!("{name}.csr"), format!("{name}.pem"));
-        let subject = format!("/CN={name}");
-        openssl(
-            &self.dir,
-            &["req", "-newkey", "rsa:2048", "-nodes", "-subj", &subject],
-            &["-keyout", &key, "-out", &request],
-        );
-        let extensions =
-            format!("basicConstraints=CA:FALSE\nextendedKeyUsage={usage}\nsubjectAltName={alternatives}\n");
-        fs::write(self.dir.join("extensions"), extensions).unwrap();
-        openssl(
-            &self.dir,
-            &["x509", "-req", "-days", "2", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"],
-            &["-in", &request, "-out", &certificate, "-extfile", "extensions"],
-        );
-        fs::set_permissions(self.dir.join(&key), fs::Permissions::from_mode(0o600)).unwrap();
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.dir.join(name).display().to_string()
-    }
-}
-
-fn openssl(dir: &Path, first: &[&str], rest: &[&str]) {
-    let made = Command::new("openssl").current_dir(dir).args(first).args(rest).output().unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-}
 
 /// What check says is at fault with this environment: details and remedies.
 fn faults(programs: &Programs, environment: &[(&str, &str)]) -> Vec<String> {
@@ -219,14 +177,14 @@ fn the_payment_api_is_not_called_over_an_old_tls() {
     let _ = fs::remove_dir_all(dir);
 }
 
-/// What `docs/operations.md` says that the service's user must be allowed, by `broker.topology`.
-fn documented(mode: &str) -> [String; 3] {
+/// What `docs/operations.md` says that a user must be allowed: whose row begins so, with this word in its first cell.
+fn documented(user: &str, word: &str) -> [String; 3] {
     let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md")).unwrap();
-    let (user, mode) = ("| service, `broker.topology` is ", format!("`{mode}`"));
+    let user = format!("| {user}");
     let row = page.lines().find(|line| {
-        line.starts_with(user) && line.split('|').nth(1).is_some_and(|first| first.contains(&mode))
+        line.starts_with(&user) && line.split('|').nth(1).is_some_and(|first| first.contains(word))
     });
-    let row = row.unwrap_or_else(|| panic!("no row for {mode}")).replace("\\|", "\u{1}");
+    let row = row.unwrap_or_else(|| panic!("no row for {user}, {word}")).replace("\\|", "\u{1}");
     let cells: Vec<_> = row.split('|').skip(2).take(3).collect();
     let pattern = |cell: &str| cell.trim().trim_matches('`').replace('\u{1}', "|");
     [pattern(cells[0]), pattern(cells[1]), pattern(cells[2])]
@@ -245,7 +203,8 @@ fn the_least_permissions_suffice_and_one_less_is_told() {
     };
     for (nth, mode) in ["create", "verify", "off"].into_iter().enumerate() {
         // The page speaks of the default names; ours begin with something else.
-        let documented = documented(mode).map(|pattern| pattern.replace("redemption", &prefix));
+        let documented = documented("service, `broker.topology` is ", &format!("`{mode}`"));
+        let documented = documented.map(|pattern| pattern.replace("redemption", &prefix));
         let [configure, write, read] = documented.each_ref().map(String::as_str);
         let environment = [("REDEEMER_BROKER__URI", uri.as_str()), ("REDEEMER_BROKER__TOPOLOGY", mode)];
         if mode == "create" {
@@ -285,11 +244,18 @@ fn the_least_permissions_suffice_and_one_less_is_told() {
 
         // One right less, each in turn.
         let without = |name: &str| write.replace(name, "nothing");
-        for (patterns, part) in [
-            ([configure, &without("amq\\.default"), read], "may not publish to amq.default"),
+        let no_default = without("amq\\.default");
+        let mut less = vec![
+            ([configure, &no_default, read], "may not publish to amq.default"),
             ([configure, "^amq\\.default$", read], "may not publish to"),
             ([configure, write, "^$"], "may not consume"),
-        ] {
+        ];
+        // Where it makes nothing it has no right to: there is none to take away.
+        match mode {
+            "create" => less.push((["^$", write, read], "may not declare")),
+            _ => assert_eq!(configure, "^$"),
+        }
+        for (patterns, part) in less {
             allow(&patterns);
             let told = faults(&programs, &environment);
             assert!(told.iter().any(|fault| fault.contains(part)), "{mode} {patterns:?}: {told:#?}");
@@ -300,10 +266,11 @@ fn the_least_permissions_suffice_and_one_less_is_told() {
             let remedy = remedy.into_iter().next().unwrap();
             let words: Vec<_> = remedy.split('\'').collect();
             assert_eq!((words[0], words[3]), ("rabbitmqctl set_permissions -p ", "least"), "{remedy}");
+            assert_eq!([words[5], words[7], words[9]], [configure, write, read], "check and page agree");
             allow(&[words[5], words[7], words[9]]);
             assert_eq!(faults(&programs, &environment), Vec::<String>::new(), "{mode}: {remedy}");
         }
-        if mode == "off" {
+        if mode != "create" {
             for name in ["results", "retry", "parked"] {
                 let write = without(name);
                 allow(&[configure, &write, read]);
@@ -313,4 +280,89 @@ fn the_least_permissions_suffice_and_one_less_is_told() {
             }
         }
     }
+}
+
+/// A subscriber with a queue of its own below `till.`, from nothing to its first delivery.
+async fn subscribe(channel: &Channel) -> lapin::Result<lapin::Consumer> {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(1_000_000));
+    let (queue, options) = ("till.results", QueueDeclareOptions { durable: true, ..Default::default() });
+    channel.queue_declare(queue.into(), options, arguments).await?;
+    let (results, all, none) = ("redemption.results", "redemption.#", FieldTable::default());
+    channel.queue_bind(queue.into(), results.into(), all.into(), QueueBindOptions::default(), none).await?;
+    let none = FieldTable::default();
+    channel.basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), none).await
+}
+
+async fn look(channel: &Channel, passive: bool) -> lapin::Result<lapin::Queue> {
+    let options = QueueDeclareOptions { durable: true, passive, ..Default::default() };
+    channel.queue_declare("redemption.commands".into(), options, FieldTable::default()).await
+}
+
+async fn channel(uri: &str) -> Channel {
+    let connection = Connection::connect(uri, ConnectionProperties::default()).await.unwrap();
+    connection.create_channel().await.unwrap()
+}
+
+#[track_caller]
+fn assert_forbidden<T>(tried: lapin::Result<T>, what: &str) {
+    let error = tried.err().unwrap_or_else(|| panic!("{what}: allowed"));
+    assert!(
+        matches!(error.kind(), ErrorKind::ProtocolError(fault) if fault.get_id() == 403),
+        "{what}: {error}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn order_services_subscribers_and_the_scaler_get_by_with_what_the_page_says() {
+    let broker = Broker::start();
+    // The page speaks of the names that everybody has by default.
+    let programs = Programs::start_by_default_names(broker.uri());
+    let uri = |user: &str| broker.uri_of(user, "geheim");
+    let allow = |user: &str, patterns: [&str; 3]| {
+        broker.ctl(&["set_permissions", user, patterns[0], patterns[1], patterns[2]]);
+    };
+    for user in ["order", "till", "scaler"] {
+        broker.ctl(&["add_user", user, "geheim"]);
+    }
+    let publish = |name: &str| {
+        let text = command(name).to_string();
+        run(programs.command(&["publish", &text]).env("REDEEMER_BROKER__URI", uri("order")))
+    };
+
+    let row = documented("subscriber", "`till.`");
+    let [configure, write, read] = row.each_ref().map(String::as_str);
+    allow("till", [configure, write, read]);
+    let till = channel(&uri("till")).await;
+    let mut events = subscribe(&till).await.unwrap();
+
+    let row = documented("order service", "order service");
+    allow("order", row.each_ref().map(String::as_str));
+    let output = publish("by_right");
+    assert_eq!(output.status.code(), Some(0), "{}", err(&output));
+    let event = events.next().await.unwrap().unwrap();
+    assert_eq!(event.routing_key.as_str(), "redemption.redeemed.120344");
+    event.ack(BasicAckOptions::default()).await.unwrap();
+
+    allow("order", ["^$", "^$", "^$"]);
+    let output = publish("by_no_right");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(err(&output).contains("ACCESS_REFUSED"), "{}", err(&output));
+    for less in [
+        ["^$", write, read],
+        [configure, "^$", read],
+        [configure, write, "^till\\."],
+        [configure, write, "^redemption\\.results$"],
+    ] {
+        allow("till", less);
+        let till = channel(&uri("till")).await;
+        assert_forbidden(subscribe(&till).await, &format!("{less:?}"));
+    }
+
+    let row = documented("KEDA's scaler", "KEDA");
+    allow("scaler", row.each_ref().map(String::as_str));
+    let scaler = channel(&uri("scaler")).await;
+    assert_eq!(look(&scaler, true).await.unwrap().message_count(), 0);
+    assert_forbidden(look(&scaler, false).await, "the scaler makes nothing");
 }

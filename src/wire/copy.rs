@@ -1,6 +1,6 @@
 //! The headers that carry a command's progress through a wait queue, and back.
 //!
-//! Anyone who may publish to the command queue can forge them, so nothing here is trusted further than it can be
+//! A copy is known by them alone, so anyone who may publish commands can forge them: nothing here is trusted further than it can be
 //! checked: a damaged copy is an ending, never a loop, and no header can prolong a command beyond the limits.
 
 use jiff::{SignedDuration, Timestamp};

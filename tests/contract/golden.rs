@@ -99,7 +99,7 @@ pub fn events() -> Vec<(&'static str, String)> {
         deed,
         operator: "ops@example.com",
         because,
-        reason: "unresolved",
+        reason: Reason::DeadlinePassed.as_str(),
         parked_at: Some("2026-03-06T04:30:45Z".parse().unwrap()),
         sha256: &pay_score_digest,
         bytes: COMMANDS[2].1.len(),

@@ -4,6 +4,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Set;
 import java.util.concurrent.ConcurrentHashMap;
+import javax.net.ssl.*;
 
 /**
  * Publishes commands: java -cp amqp-client.jar:slf4j-api.jar Publish.java COMMAND.json …
@@ -13,7 +14,15 @@ import java.util.concurrent.ConcurrentHashMap;
 public class Publish {
     public static void main(String[] files) throws Exception {
         var factory = new ConnectionFactory();
-        factory.setUri(System.getenv().getOrDefault("AMQP_URI", "amqp://guest:guest@127.0.0.1:5672/%2f"));
+        var uri = System.getenv().getOrDefault("AMQP_URI", "amqp://guest:guest@127.0.0.1:5672/%2f");
+        factory.setUri(uri);
+        if (uri.startsWith("amqps:")) {
+            // By itself the client would trust any certificate, for any host.
+            factory.useSslProtocol(SSLContext.getDefault());
+            var strict = SSLContext.getDefault().getDefaultSSLParameters();
+            strict.setEndpointIdentificationAlgorithm("HTTPS");
+            factory.setSocketConfigurator(socket -> ((SSLSocket) socket).setSSLParameters(strict));
+        }
         var failed = false;
         try (var connection = factory.newConnection(); var channel = connection.createChannel()) {
             channel.confirmSelect();

@@ -1,14 +1,11 @@
 import com.rabbitmq.client.ConnectionFactory;
 import java.nio.file.*;
-import java.util.Map;
-import java.util.UUID;
+import java.util.*;
+import javax.net.ssl.*;
 
-/**
- * Receives result events: java -cp amqp-client.jar:slf4j-api.jar Subscribe.java
- * (apt install librabbitmq-client-java, or com.rabbitmq:amqp-client from Maven)
- * Each event is stored once, under its id, and only then acknowledged. AMQP_URI says where the broker is; the events
- * are kept in the folder results. A table with the id as primary key does the same: insert, and change the rest with it.
- */
+// Receives result events: java -cp amqp-client.jar:slf4j-api.jar Subscribe.java   (apt: librabbitmq-client-java)
+// Each event is stored once, under its id, and only then acknowledged. AMQP_URI says where the broker is; the events
+// are kept in the folder results. A table with the id as primary key does the same: insert, and change the rest with it.
 public class Subscribe {
     static final String QUEUE = "orders.java";
     static final Path FOLDER = Path.of("results");
@@ -18,23 +15,31 @@ public class Subscribe {
         var draft = FOLDER.resolve(".draft-" + ProcessHandle.current().pid());
         Files.write(draft, body, StandardOpenOption.CREATE, StandardOpenOption.WRITE,
             StandardOpenOption.TRUNCATE_EXISTING, StandardOpenOption.SYNC);
+        var isNew = true;
         try {
             Files.createLink(FOLDER.resolve(id + ".json"), draft);
-            return true;
         } catch (FileAlreadyExistsException repeat) {
-            return false;
-        } finally {
-            Files.delete(draft);
+            isNew = false;
         }
+        Files.delete(draft);
+        try (var folder = java.nio.channels.FileChannel.open(FOLDER)) { folder.force(true); } // or a power cut takes it
+        return isNew;
     }
 
     public static void main(String[] arguments) throws Exception {
         Files.createDirectories(FOLDER);
         var factory = new ConnectionFactory();
-        factory.setUri(System.getenv().getOrDefault("AMQP_URI", "amqp://guest:guest@127.0.0.1:5672/%2f"));
+        var uri = System.getenv().getOrDefault("AMQP_URI", "amqp://guest:guest@127.0.0.1:5672/%2f");
+        factory.setUri(uri);
+        if (uri.startsWith("amqps:")) { // by itself the client would trust any certificate, for any host
+            factory.useSslProtocol(SSLContext.getDefault());
+            var strict = SSLContext.getDefault().getDefaultSSLParameters();
+            strict.setEndpointIdentificationAlgorithm("HTTPS");
+            factory.setSocketConfigurator(socket -> ((SSLSocket) socket).setSSLParameters(strict));
+        }
         var channel = factory.newConnection().createChannel();
-        // A queue that outlives this program, so that nothing is missed while it is away.
-        channel.queueDeclare(QUEUE, true, false, false, Map.of("x-queue-type", "quorum"));
+        // It outlives this program, so nothing is missed; RabbitMQ 4 would drop what came back 20 times.
+        channel.queueDeclare(QUEUE, true, false, false, Map.of("x-queue-type", "quorum", "x-delivery-limit", 1_000_000));
         channel.queueBind(QUEUE, "redemption.results", "redemption.#");
         channel.basicQos(50);
         System.out.println("waiting");
@@ -44,8 +49,7 @@ public class Subscribe {
                 var id = UUID.fromString(properties.getMessageId()); // the event's own id
                 var word = store(id, message.getBody()) ? "new" : "repeat";
                 System.out.println(word + " " + properties.getType() + " " + id + " " + properties.getCorrelationId());
-                // Last: an event that is not acknowledged comes again, and is then a repeat.
-                channel.basicAck(message.getEnvelope().getDeliveryTag(), false);
+                channel.basicAck(message.getEnvelope().getDeliveryTag(), false); // last: else it comes again, a repeat
             } catch (Exception trouble) {
                 trouble.printStackTrace();
                 System.exit(1); // not acknowledged: it comes again when this program is started again

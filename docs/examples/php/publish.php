@@ -3,12 +3,16 @@
 // Ends with 0 only when the broker has confirmed every one of them. AMQP_URI says where it is.
 require is_file(__DIR__ . '/vendor/autoload.php') ? __DIR__ . '/vendor/autoload.php' : 'PhpAmqpLib/autoload.php';
 
+use PhpAmqpLib\Connection\AMQPSSLConnection;
 use PhpAmqpLib\Connection\AMQPStreamConnection;
 use PhpAmqpLib\Message\AMQPMessage;
 
 $at = parse_url(getenv('AMQP_URI') ?: 'amqp://guest:guest@127.0.0.1:5672/%2f');
 [$user, $password, $vhost] = array_map('urldecode', [$at['user'], $at['pass'], substr($at['path'], 1)]);
-$connection = new AMQPStreamConnection($at['host'], $at['port'], $user, $password, $vhost);
+$tls = ['verify_peer' => true, 'verify_peer_name' => true]; // by a CA that this machine trusts, for that host
+$connection = $at['scheme'] === 'amqps'
+    ? new AMQPSSLConnection($at['host'], $at['port'] ?? 5671, $user, $password, $vhost, $tls)
+    : new AMQPStreamConnection($at['host'], $at['port'] ?? 5672, $user, $password, $vhost);
 $channel = $connection->channel();
 $channel->confirm_select();
 

@@ -4,6 +4,7 @@
 // events are kept in the SQLite file results.sqlite.
 require is_file(__DIR__ . '/vendor/autoload.php') ? __DIR__ . '/vendor/autoload.php' : 'PhpAmqpLib/autoload.php';
 
+use PhpAmqpLib\Connection\AMQPSSLConnection;
 use PhpAmqpLib\Connection\AMQPStreamConnection;
 use PhpAmqpLib\Message\AMQPMessage;
 use PhpAmqpLib\Wire\AMQPTable;
@@ -17,11 +18,15 @@ $insert = $store->prepare('INSERT OR IGNORE INTO results VALUES (?, ?, ?)');
 
 $at = parse_url(getenv('AMQP_URI') ?: 'amqp://guest:guest@127.0.0.1:5672/%2f');
 [$user, $password, $vhost] = array_map('urldecode', [$at['user'], $at['pass'], substr($at['path'], 1)]);
-$connection = new AMQPStreamConnection($at['host'], $at['port'], $user, $password, $vhost);
+$tls = ['verify_peer' => true, 'verify_peer_name' => true]; // by a CA that this machine trusts, for that host
+$connection = $at['scheme'] === 'amqps'
+    ? new AMQPSSLConnection($at['host'], $at['port'] ?? 5671, $user, $password, $vhost, $tls)
+    : new AMQPStreamConnection($at['host'], $at['port'] ?? 5672, $user, $password, $vhost);
 $channel = $connection->channel();
 
-// A queue that outlives this program, so that nothing is missed while it is away.
-$channel->queue_declare(QUEUE, false, true, false, false, false, new AMQPTable(['x-queue-type' => 'quorum']));
+// It outlives this program, so nothing is missed; RabbitMQ 4 would drop what came back 20 times.
+$kind = new AMQPTable(['x-queue-type' => 'quorum', 'x-delivery-limit' => 1_000_000]);
+$channel->queue_declare(QUEUE, false, true, false, false, false, $kind);
 $channel->queue_bind(QUEUE, 'redemption.results', 'redemption.#');
 $channel->basic_qos(0, 50, false);
 
