@@ -1,8 +1,8 @@
 import com.rabbitmq.client.AMQP.BasicProperties;
-import com.rabbitmq.client.ConnectionFactory;
+import com.rabbitmq.client.*;
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.util.Set;
+import java.util.*;
 import java.util.concurrent.ConcurrentHashMap;
 import javax.net.ssl.*;
 
@@ -24,7 +24,9 @@ public class Publish {
             factory.setSocketConfigurator(socket -> ((SSLSocket) socket).setSSLParameters(strict));
         }
         var failed = false;
-        try (var connection = factory.newConnection(); var channel = connection.createChannel()) {
+        // By its name, which older clients resolve first: then a certificate would have to name the address.
+        var broker = List.of(new Address(factory.getHost(), factory.getPort()));
+        try (var connection = factory.newConnection(() -> broker); var channel = connection.createChannel()) {
             channel.confirmSelect();
             // What no queue takes comes back, and does so before its confirm.
             Set<String> returned = ConcurrentHashMap.newKeySet();

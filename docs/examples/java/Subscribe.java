@@ -1,4 +1,4 @@
-import com.rabbitmq.client.ConnectionFactory;
+import com.rabbitmq.client.*;
 import java.nio.file.*;
 import java.util.*;
 import javax.net.ssl.*;
@@ -37,7 +37,7 @@ public class Subscribe {
             strict.setEndpointIdentificationAlgorithm("HTTPS");
             factory.setSocketConfigurator(socket -> ((SSLSocket) socket).setSSLParameters(strict));
         }
-        var channel = factory.newConnection().createChannel();
+        var channel = factory.newConnection(() -> List.of(new Address(factory.getHost(), factory.getPort()))).createChannel();
         // It outlives this program, so nothing is missed; RabbitMQ 4 would drop what came back 20 times.
         channel.queueDeclare(QUEUE, true, false, false, Map.of("x-queue-type", "quorum", "x-delivery-limit", 1_000_000));
         channel.queueBind(QUEUE, "redemption.results", "redemption.#");
