@@ -68,7 +68,7 @@ impl Contender {
             }
             Some("java") => {
                 let mut command = Command::new("java");
-                command.args(["-cp", "classes:/usr/share/java/rabbitmq-client.jar:/usr/share/java/slf4j-api.jar:/usr/share/java/slf4j-nop.jar", "Peer"]);
+                command.args(["-cp", "classes:/usr/share/java/amqp-client.jar:/usr/share/java/slf4j-api.jar:/usr/share/java/slf4j-nop.jar", "Peer"]);
                 command
             }
             _ => {
