@@ -27,12 +27,13 @@ pub struct Process {
 /// Processor time of a process, in user and kernel mode, of all threads that live or lived.
 ///
 /// The scheduler knows it of each living thread to the nanosecond, and nobody but `stat`, in ticks, tells of those that
-/// have ended. So the last that was seen of each thread is kept, and where `stat` tells of more, that counts.
+/// have ended. So the last that was seen of each thread is kept; and what `stat` tells beyond all that was seen belongs
+/// to threads that ended unseen, now and for ever.
 pub struct Meter {
     pid: u32,
     threads: RefCell<HashMap<u32, Duration>>,
-    /// Of those whose number another thread has taken over.
-    replaced: Cell<Duration>,
+    /// Of threads that ended unseen, or whose number another one has taken over.
+    ended: Cell<Duration>,
 }
 
 /// Processor time of the whole machine, in ticks.
@@ -125,13 +126,16 @@ impl Drop for Process {
 
 impl Meter {
     pub fn of(pid: u32) -> Self {
-        Self { pid, threads: RefCell::default(), replaced: Cell::default() }
+        Self { pid, threads: RefCell::default(), ended: Cell::default() }
     }
 
     /// Processor time so far.
     pub fn cpu(&self) -> Result<Duration> {
         // Where the kernel keeps no such statistics, the sum is nothing and ticks are all there is.
-        Ok(self.threads()?.max(self.ticks()?))
+        let seen = self.threads()?;
+        let missed = self.ticks()?.saturating_sub(seen + self.ended.get());
+        self.ended.set(self.ended.get() + missed);
+        Ok(seen + self.ended.get())
     }
 
     fn threads(&self) -> Result<Duration> {
@@ -144,9 +148,9 @@ impl Meter {
             let nanos = text.split_whitespace().next().context("schedstat is empty")?;
             let time = Duration::from_nanos(nanos.parse()?);
             let replaced = threads.insert(thread.parse()?, time).filter(|before| *before > time);
-            self.replaced.set(self.replaced.get() + replaced.unwrap_or_default());
+            self.ended.set(self.ended.get() + replaced.unwrap_or_default());
         }
-        Ok(threads.values().sum::<Duration>() + self.replaced.get())
+        Ok(threads.values().sum())
     }
 
     fn ticks(&self) -> Result<Duration> {
