@@ -133,7 +133,7 @@ pub(super) fn distort(truth: Option<Draft>, fault: Option<&Fault>) -> Draft {
         Some(Fault::AlreadyUsedNumber {}) if truth.is_success() => Draft::refusal(&Refusal::number_already_used()),
         Some(Fault::WrongNumber {}) => Draft { body: with_wrong_number(&truth.body), ..truth },
         Some(Fault::HugeBody { bytes }) => truth.with_member("sandbox_padding", &padding(*bytes)),
-        Some(Fault::LeanBody {}) => Draft { body: without_product(&truth.body), ..truth },
+        Some(Fault::LeanBody {}) => Draft { body: without_product_and_stock(&truth.body), ..truth },
         Some(Fault::DeepJson { depth }) => {
             truth.with_member("sandbox_depth", &format!("{}{}", "[".repeat(*depth), "]".repeat(*depth)))
         }
@@ -294,9 +294,10 @@ fn padding(bytes: usize) -> String {
     format!("[{items}\"{filler}\"]")
 }
 
-fn without_product(body: &Bytes) -> Bytes {
+fn without_product_and_stock(body: &Bytes) -> Bytes {
     let Ok(Value::Object(mut members)) = serde_json::from_slice(body) else { return body.clone() };
     members.remove("product_coupon");
+    members.remove("stock");
     Value::Object(members).to_string().into()
 }
 

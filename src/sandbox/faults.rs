@@ -135,7 +135,7 @@ pub enum Fault {
         /// How many more bytes.
         bytes: usize,
     },
-    /// The true answer without `product_coupon`, rightly signed: about half as long.
+    /// The true answer without `product_coupon` and `stock`, rightly signed: about half as long.
     LeanBody {},
     /// The effect happens, and the body of the answer never ends.
     EndlessBody {},
