@@ -63,18 +63,25 @@ test-deploy: ## judge and try what is in deploy/: image, manifests, definitions,
 
 PEERS := $(or $(CARGO_TARGET_DIR),target)/peers
 
+# How far the curves go: 0 leaves them out, 2 goes on to a backlog of a million, the last quarter of an hour.
+BENCH_GROWTH ?= 2
+# 1 measures a release build from nothing; 1 has perf tell where the time goes, where there is a perf.
+BENCH_BUILD ?= 1
+BENCH_PROFILE ?= $(if $(shell command -v perf),1,0)
+
 .PHONY: bench
-bench: ## measure against what else one might run; writes docs/performance.md; wants a quiet machine for half an hour
+bench: bench-parts ## measure against what else one might run; writes docs/performance.md; wants a quiet machine for 50 minutes (BENCH_GROWTH=1: 35; BENCH_ROUNDS=, BENCH_ALLOW_MISSING=1)
 	deploy/local/install rabbitmq-server
 	benches/peers/prepare $(PEERS)
-	BENCH_REPORT=$(CURDIR)/docs cargo bench --locked --features measure --bench compare
+	BENCH_GROWTH=$(BENCH_GROWTH) BENCH_BUILD=$(BENCH_BUILD) BENCH_PROFILE=$(BENCH_PROFILE) BENCH_REPORT=$(CURDIR)/docs \
+	cargo bench --locked --features measure --bench compare
 
 .PHONY: bench-parts
 bench-parts: ## measure each part of a command's way by itself
 	cargo bench --locked --features measure --bench parts
 
 .PHONY: bench-guard
-bench-guard: ## fail where a command costs too many times its cryptography
+bench-guard: ## fail where a command costs too many times its cryptography (BENCH_GUARD_RATIO=)
 	deploy/local/install rabbitmq-server
 	cargo bench --locked --features measure --bench compare -- guard
 
@@ -116,7 +123,7 @@ lint: ## format, clippy, documentation, dependencies, scripts; links, snippets a
 	cargo clippy --locked --test cluster --test examples --test ops --test page --test soak --test deploy -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --all-features
 	deploy/local/deny
-	grep -rlE '^#!.*sh$$' deploy .ci | xargs shellcheck
+	grep -rlE '^#!.*sh$$' deploy .ci benches | xargs shellcheck
 	cargo test --locked --test documents --test translations
 
 .PHONY: clean

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
@@ -22,7 +23,7 @@ use redeemer::wire::command::decode;
 use serde_json::{Value, json};
 
 use crate::broker::Broker;
-use crate::process::Process;
+use crate::process::{Machine, Meter, Process};
 
 /// The longest wait for one more event.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -33,7 +34,9 @@ pub struct Bed {
     pub broker: Broker,
     pub identity: Value,
     pub base_url: String,
-    sandbox: Option<Process>,
+    sandbox: Process,
+    broker_meter: Meter,
+    own_meter: Meter,
     publishing: Channel,
     consuming: Channel,
     http: reqwest::Client,
@@ -46,6 +49,24 @@ pub struct Names {
     pub commands: String,
     pub results: String,
     told: String,
+}
+
+/// How long the provider's replies are.
+#[derive(Clone, Copy)]
+pub enum Replies {
+    /// As short as the sandbox makes them.
+    Lean,
+    /// With so many bytes more than usual.
+    Padded(usize),
+}
+
+/// Processor time so far of all that a round uses beside the contender.
+#[derive(Clone, Copy)]
+pub struct Spent {
+    pub broker: Duration,
+    pub sandbox: Duration,
+    pub harness: Duration,
+    pub machine: Machine,
 }
 
 /// Where a contender's events arrive.
@@ -82,6 +103,8 @@ impl Bed {
         })
         .await?;
         let base_url = identity["base_url"].as_str().context("no base_url")?.to_owned();
+        let pid = fs::read_to_string(broker.dir().join("node.pid"))?;
+        let pid = pid.split_whitespace().next().context("the broker has no pid")?.parse()?;
         let connect = || Connection::connect(broker.uri(), ConnectionProperties::default());
         let connections = [connect().await?, connect().await?];
         let publishing = connections[0].create_channel().await?;
@@ -92,7 +115,9 @@ impl Bed {
             broker,
             identity,
             base_url,
-            sandbox: Some(sandbox),
+            sandbox,
+            broker_meter: Meter::of(pid),
+            own_meter: Meter::of(std::process::id()),
             publishing,
             consuming,
             http: reqwest::Client::builder().no_proxy().build()?,
@@ -109,12 +134,25 @@ impl Bed {
         self.dir.join("sandbox").join(name)
     }
 
+    /// Processor time so far.
+    pub fn spent(&self) -> Result<Spent> {
+        Ok(Spent {
+            broker: self.broker_meter.cpu()?,
+            sandbox: self.sandbox.cpu()?,
+            harness: self.own_meter.cpu()?,
+            machine: Machine::now()?,
+        })
+    }
+
     /// Sets the provider's latency; forgets its attempts, so that it does not grow from round to round.
-    pub async fn provider(&self, latency: Duration, reply_padding: usize) -> Result<()> {
+    pub async fn provider(&self, latency: Duration, replies: Replies) -> Result<()> {
         let millis = u64::try_from(latency.as_millis())?;
-        let faults = match reply_padding {
-            0 => json!({ "rules": [] }),
-            bytes => json!({ "rules": [{ "fault": { "kind": "huge_body", "bytes": bytes } }] }),
+        let faults = match replies {
+            Replies::Lean => json!({ "rules": [{ "fault": { "kind": "lean_body" } }] }),
+            Replies::Padded(0) => json!({ "rules": [] }),
+            Replies::Padded(bytes) => {
+                json!({ "rules": [{ "fault": { "kind": "huge_body", "bytes": bytes } }] })
+            }
         };
         for (path, body) in [("settings", json!({ "latency_ms": millis })), ("faults", faults)] {
             let url = format!("{}/_sandbox/{path}", self.base_url);
@@ -189,7 +227,8 @@ impl Bed {
         Ok(())
     }
 
-    /// Publishes commands at an even pace; gives the time each was sent.
+    /// Publishes commands at an even pace; gives the time each was due, so that whatever held the publishing up counts
+    /// as well.
     pub async fn publish_paced(
         &self,
         names: &Names,
@@ -197,13 +236,14 @@ impl Bed {
         per_second: f64,
     ) -> Result<Arrivals> {
         let start = Instant::now();
-        let mut sent = HashMap::with_capacity(codes.len());
+        let mut due = HashMap::with_capacity(codes.len());
         for (nth, code) in codes.iter().enumerate() {
-            tokio::time::sleep_until((start + Duration::from_secs_f64(nth as f64 / per_second)).into()).await;
-            sent.insert(code.clone(), Instant::now());
+            let at = start + Duration::from_secs_f64(nth as f64 / per_second);
+            tokio::time::sleep_until(at.into()).await;
+            due.insert(code.clone(), at);
             drop(self.send(names, code).await?);
         }
-        Ok(sent)
+        Ok(due)
     }
 
     async fn send(
@@ -222,8 +262,8 @@ impl Bed {
     }
 
     /// Ends the sandbox and the broker.
-    pub fn end(mut self) -> Result<()> {
-        self.sandbox.take().map_or(Ok(()), Process::end)
+    pub fn end(self) -> Result<()> {
+        self.sandbox.end()
     }
 }
 
@@ -258,10 +298,12 @@ fn subject(event: &[u8]) -> Option<&str> {
     rest.trim_start().strip_prefix('"')?.split('"').next()
 }
 
-/// The coupons of one round, all unlike those of any other.
-pub fn codes(contender: &str, round: &str, count: usize) -> Vec<Box<str>> {
+/// Coupons that nobody has redeemed in this run: the provider answers a repeat from memory.
+pub fn codes(contender: &str, count: usize) -> Vec<Box<str>> {
+    static CALLS: AtomicU64 = AtomicU64::new(0);
     let initials: String = contender.split(['-', ' ']).filter_map(|word| word.chars().next()).collect();
-    (0..count).map(|nth| format!("auto_{initials}{round}_{nth:07}").into()).collect()
+    let call = CALLS.fetch_add(1, Ordering::Relaxed);
+    (0..count).map(|nth| format!("auto_{initials}{call}_{nth:07}").into()).collect()
 }
 
 /// A command as an order service would send it.
@@ -297,6 +339,6 @@ pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> R
         if Instant::now() > give_up_at {
             bail!("not within {PATIENCE:?}: {what}");
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

@@ -31,8 +31,8 @@ pub const SERVICE: &str = "redeemer";
 /// The build that is measured.
 const OWN: &str = env!("CARGO_BIN_EXE_redeemer");
 
-/// What does not limit.
-pub const UNLIMITED: u32 = 100_000;
+/// What does not limit: several times what one machine gets done.
+pub const UNLIMITED: u32 = 10_000;
 
 impl Contender {
     /// The service itself, as released, with its own log and metrics.
@@ -56,6 +56,7 @@ impl Contender {
 
     /// The same on queues of another name.
     pub async fn peer_as(bed: &Bed, name: &str, peer: &str, peers: &Path, in_flight: usize) -> Result<Self> {
+        ensure!(is_ready(peers, peer), "{}", why_absent(peers, peer));
         let settings = Settings { in_flight, calls_per_second: UNLIMITED };
         let (names, told) = establish(bed, name, settings).await?;
         let dir = peers.join(peer);
@@ -67,7 +68,7 @@ impl Contender {
             }
             Some("java") => {
                 let mut command = Command::new("java");
-                command.args(["-cp", "classes:/usr/share/java/rabbitmq-client.jar:/usr/share/java/slf4j-api.jar:/usr/share/java/slf4j-nop.jar", "Peer"]);
+                command.args(["-cp", "classes:/usr/share/java/amqp-client.jar:/usr/share/java/slf4j-api.jar:/usr/share/java/slf4j-nop.jar", "Peer"]);
                 command
             }
             _ => {
@@ -96,6 +97,19 @@ impl Contender {
         bed.consumers(&names, 1, &mut process).await?;
         Ok(Self { name: name.to_owned(), process, names, told })
     }
+}
+
+/// Whether `benches/peers/prepare` has made it ready.
+pub fn is_ready(peers: &Path, peer: &str) -> bool {
+    peers.join(peer).join(".installed").exists()
+}
+
+/// What `benches/peers/prepare` said when it left it out.
+fn why_absent(peers: &Path, peer: &str) -> String {
+    std::fs::read_to_string(peers.join(peer).join(".missing")).map_or_else(
+        |_| "benches/peers/prepare did not make it ready".to_owned(),
+        |why| why.trim().to_owned(),
+    )
 }
 
 /// Makes exchanges and queues by the service's own command line, the same for every contender, and listens.

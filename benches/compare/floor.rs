@@ -28,6 +28,13 @@ impl Measured {
     pub fn sum(self) -> f64 {
         self.sign_us + self.verify_us
     }
+
+    pub fn mean(self, other: Self) -> Self {
+        Self {
+            sign_us: f64::midpoint(self.sign_us, other.sign_us),
+            verify_us: f64::midpoint(self.verify_us, other.verify_us),
+        }
+    }
 }
 
 impl Floor {

@@ -1,19 +1,23 @@
-//! What grows with what: work in flight, backlog, size of replies, instances.
+//! What grows with what: work in flight, size of replies, instances, backlog.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use futures_util::future::join_all;
 
 use crate::Plan;
-use crate::bed::{Bed, codes};
-use crate::contenders::{Contender, SERVICE, Settings, UNLIMITED, service};
+use crate::bed::{Bed, Replies, codes};
+use crate::contenders::{Contender, SERVICE, Settings, UNLIMITED, is_ready, service};
 use crate::process::Process;
-use crate::rounds::{PADDING, full_speed, per_command};
+use crate::rounds::{PEERS, REPLIES, SETTLING, full_speed, per_command};
 use crate::statistics::median;
 
 /// The provider's latency while the work in flight grows.
 const SLOW: Duration = Duration::from_secs(2);
+/// Commands of a place on a curve, at the least.
+const COMMANDS_MIN: usize = 1_000;
 const REPEATS: usize = 3;
 
 /// One place of a curve.
@@ -28,60 +32,102 @@ pub struct Point {
     pub peak_mb: f64,
 }
 
-/// All curves.
+/// All curves; what could not be measured is a point of NaN, and a gap.
+#[derive(Default)]
 pub struct Growth {
     /// Commands in flight, the provider taking two seconds for each; one curve per contender.
     pub in_flight: Vec<(String, Vec<Point>)>,
-    pub backlog: Vec<Point>,
     /// Bytes of a reply.
     pub replies: Vec<Point>,
     pub instances: Vec<Point>,
+    pub backlog: Vec<Point>,
     /// Commands per second of a backlog at the default limit of 500 calls per second.
-    pub paced: f64,
+    pub paced: Option<f64>,
+    /// What was not measured, and why.
+    pub gaps: Vec<(String, String)>,
 }
 
-pub async fn run(plan: &Plan, bed: &Bed, peers: &Path) -> Result<Growth> {
-    let mut contenders = vec![SERVICE];
-    contenders.extend(
-        crate::rounds::PEERS
-            .into_iter()
-            .filter(|name| plan.has(name) && peers.join(name).join(".installed").exists()),
-    );
-    let mut in_flight = Vec::new();
-    for name in contenders {
-        let mut points = Vec::new();
-        for slots in [10, 100, 500, 2_000] {
-            let point = slow(bed, name, peers, slots).await.with_context(|| format!("{slots} in flight"))?;
-            tell(&format!("{name}, in flight"), &point);
-            points.push(point);
+impl Growth {
+    /// The point, or a gap in its place.
+    fn point(&mut self, curve: &str, at: &str, measured: Result<Point>) -> Point {
+        match measured {
+            Ok(point) => {
+                let Point { at, cpu_us, per_second, peak_mb } = &point;
+                println!(
+                    "growth: {curve} {at}: {cpu_us:.0} µs per command, {per_second:.0}/s, {peak_mb:.0} MB"
+                );
+                point
+            }
+            Err(error) => {
+                self.gap(format!("{curve} {at}"), &error);
+                Point { at: at.to_owned(), cpu_us: f64::NAN, per_second: f64::NAN, peak_mb: f64::NAN }
+            }
         }
-        in_flight.push((name.to_owned(), points));
     }
-    let mut backlog = Vec::new();
+
+    fn gap(&mut self, what: String, error: &anyhow::Error) {
+        eprintln!("bench: NOT measured: {what}: {error:#}");
+        self.gaps.push((what, format!("{error:#}")));
+    }
+}
+
+/// Measures curve after curve, the longest last; `save` sees what there is after each.
+pub async fn run(
+    plan: &Plan,
+    bed: &Bed,
+    peers: &Path,
+    mut save: impl FnMut(&Growth) -> Result<()>,
+) -> Result<Growth> {
+    let mut growth = Growth::default();
+    // Peers that are not there were told of by the rounds.
+    let peers_here = PEERS.into_iter().filter(|name| plan.has(name) && is_ready(peers, name));
+    let names: Vec<&str> = [SERVICE].into_iter().chain(peers_here).collect();
+    let mut curves: Vec<(String, Vec<Point>)> =
+        names.iter().map(|name| ((*name).to_owned(), Vec::new())).collect();
+    for slots in [10, 100, 500, 2_000] {
+        let points = if slots == 10 {
+            together_slow(bed, &names, peers, slots).await
+        } else {
+            let mut points = Vec::new();
+            for name in &names {
+                points.push(slow(bed, name, peers, slots).await);
+            }
+            points
+        };
+        for ((name, curve), point) in curves.iter_mut().zip(points) {
+            curve.push(growth.point(&format!("{name}, in flight"), &slots.to_string(), point));
+        }
+    }
+    growth.in_flight = curves;
+    save(&growth)?;
+
+    let padded = [0, 4_300, 12_300, 28_300, 60_300].map(Replies::Padded);
+    for replies in [Replies::Lean].into_iter().chain(padded) {
+        let point = replied(bed, replies).await;
+        let point = growth.point("bytes of a reply", "?", point);
+        growth.replies.push(point);
+    }
+    for count in 1..=4 {
+        let point = together(bed, count).await;
+        let point = growth.point("instances", &count.to_string(), point);
+        growth.instances.push(point);
+    }
+    match drained(bed, 10_000, 500).await {
+        Ok((_, steady)) => growth.paced = Some(steady),
+        Err(error) => growth.gap("a backlog at 500 calls per second".to_owned(), &error),
+    }
+    println!("growth: a backlog at 500 calls per second: {:.1}/s", growth.paced.unwrap_or(f64::NAN));
+    save(&growth)?;
+
     let sizes = [1_000, 10_000, 100_000, 1_000_000];
     for commands in sizes.into_iter().take(if plan.growth > 1 { 4 } else { 3 }) {
-        backlog
-            .push(drained(bed, commands, UNLIMITED).await.with_context(|| format!("backlog of {commands}"))?);
-        tell("backlog", &backlog[backlog.len() - 1]);
+        let repeats = if commands > 10_000 { 1 } else { REPEATS };
+        let point = drained_often(bed, commands, repeats).await;
+        let point = growth.point("backlog", &commands.to_string(), point);
+        growth.backlog.push(point);
+        save(&growth)?;
     }
-    let mut replies = Vec::new();
-    for padding in [0, 4_000, 12_000, 28_000, 60_000] {
-        replies.push(replied(bed, padding).await.with_context(|| format!("replies padded by {padding}"))?);
-        tell("bytes of a reply", &replies[replies.len() - 1]);
-    }
-    let mut instances = Vec::new();
-    for count in 1..=4 {
-        instances.push(together(bed, count).await.with_context(|| format!("{count} instances"))?);
-        tell("instances", &instances[instances.len() - 1]);
-    }
-    let paced = drained(bed, 10_000, 500).await?.per_second;
-    println!("growth: a backlog at 500 calls per second: {paced:.1}/s");
-    Ok(Growth { in_flight, backlog, replies, instances, paced })
-}
-
-fn tell(curve: &str, point: &Point) {
-    let Point { at, cpu_us, per_second, peak_mb } = point;
-    println!("growth: {curve} {at}: {cpu_us:.0} µs per command, {per_second:.0}/s, {peak_mb:.0} MB");
+    Ok(growth)
 }
 
 async fn started(bed: &Bed, name: &str, in_flight: usize, calls_per_second: u32) -> Result<Contender> {
@@ -89,78 +135,124 @@ async fn started(bed: &Bed, name: &str, in_flight: usize, calls_per_second: u32)
 }
 
 /// Many in flight at a slow provider. Each is a fresh process, because its peak of memory is what counts.
-async fn slow(bed: &Bed, contender: &str, peers: &Path, slots: usize) -> Result<Point> {
-    bed.provider(Duration::ZERO, PADDING).await?;
+async fn slow(bed: &Bed, name: &str, peers: &Path, slots: usize) -> Result<Point> {
+    let contender = warmed(bed, name, peers, slots).await?;
+    bed.provider(SLOW, REPLIES).await?;
+    flown(bed, contender, slots).await
+}
+
+/// The same of all at once, where each leaves the machine idle: a thousand commands, ten at a time, take minutes.
+async fn together_slow(bed: &Bed, names: &[&str], peers: &Path, slots: usize) -> Vec<Result<Point>> {
+    let mut contenders = Vec::new();
+    for name in names {
+        contenders.push(warmed(bed, name, peers, slots).await);
+    }
+    if let Err(error) = bed.provider(SLOW, REPLIES).await {
+        return names.iter().map(|_| Err(anyhow::anyhow!("{error:#}"))).collect();
+    }
+    let flights = contenders.into_iter().map(|contender| async move { flown(bed, contender?, slots).await });
+    join_all(flights).await
+}
+
+async fn warmed(bed: &Bed, contender: &str, peers: &Path, slots: usize) -> Result<Contender> {
+    bed.provider(Duration::ZERO, REPLIES).await?;
     let name = format!("{contender}-flight{slots}");
     let mut contender = match contender {
         SERVICE => started(bed, &name, slots, UNLIMITED).await?,
         peer => Contender::peer_as(bed, &name, peer, peers, slots).await?,
     };
-    full_speed(bed, &mut contender, "w", 500).await?;
-    bed.provider(SLOW, PADDING).await?;
-    let (cpu_us, per_second) = full_speed(bed, &mut contender, "f", (slots * 4).max(50)).await?;
+    full_speed(bed, &mut contender, 500).await.context("while it warmed up")?;
+    Ok(contender)
+}
+
+async fn flown(bed: &Bed, mut contender: Contender, slots: usize) -> Result<Point> {
+    let full = full_speed(bed, &mut contender, (slots * 4).max(COMMANDS_MIN)).await?;
     let peak_mb = contender.process.peak_mb()?;
     contender.process.end()?;
-    Ok(Point { at: slots.to_string(), cpu_us, per_second, peak_mb })
+    Ok(Point { at: slots.to_string(), cpu_us: full.cpu_us, per_second: full.per_second, peak_mb })
 }
 
-/// A backlog that was there before the service.
-async fn drained(bed: &Bed, commands: usize, calls_per_second: u32) -> Result<Point> {
+async fn drained_often(bed: &Bed, commands: usize, repeats: usize) -> Result<Point> {
+    let mut points = Vec::new();
+    for _ in 0..repeats {
+        points.push(drained(bed, commands, UNLIMITED).await?.0);
+    }
+    let each = |value: fn(&Point) -> f64| points.iter().map(value).collect::<Vec<_>>();
+    Ok(Point {
+        at: commands.to_string(),
+        cpu_us: median(&each(|point| point.cpu_us)),
+        per_second: median(&each(|point| point.per_second)),
+        peak_mb: each(|point| point.peak_mb).into_iter().fold(0.0, f64::max),
+    })
+}
+
+/// A backlog that was there before the service, from the moment its consumer is there to the last event; and the rate
+/// once it has begun, in commands per second.
+async fn drained(bed: &Bed, commands: usize, calls_per_second: u32) -> Result<(Point, f64)> {
+    /// Until then connections are opened, and a limiter may let a few more through.
     const BEGUN: usize = 500;
-    bed.provider(Duration::ZERO, PADDING).await?;
-    let name = format!("backlog{commands}-{calls_per_second}");
-    let warm = started(bed, &name, 100, calls_per_second).await?;
-    let Contender { name, process, names, mut told } = warm;
+    static RUNS: AtomicU64 = AtomicU64::new(0);
+    bed.provider(Duration::ZERO, REPLIES).await?;
+    let name = format!("backlog{commands}-{}", RUNS.fetch_add(1, Ordering::Relaxed));
+    let Contender { process, names, mut told, .. } = started(bed, &name, 100, calls_per_second).await?;
+    // What a start costs by itself is not the backlog's.
+    tokio::time::sleep(SETTLING).await;
+    let start_up = process.cpu()?;
     process.end()?;
-    bed.publish(&names, &codes(&name, "b", commands)).await?;
-    let process = service(bed, &name)?;
-    told.collect(BEGUN).await?;
-    let (start, before) = (Instant::now(), process.cpu()?);
-    let rest = commands - BEGUN;
-    let arrivals = told.collect(rest).await?;
-    let last = arrivals.values().max().copied().unwrap_or(start);
-    let cpu = process.cpu()? - before;
+    bed.publish(&names, &codes(&name, commands)).await?;
+    let mut process = service(bed, &name)?;
+    bed.consumers(&names, 1, &mut process).await?;
+    let start = Instant::now();
+    let mut arrivals: Vec<Instant> = told.collect(commands).await?.into_values().collect();
+    arrivals.sort_unstable();
+    tokio::time::sleep(SETTLING).await;
+    let cpu = process.cpu()?.saturating_sub(start_up);
     let peak_mb = process.peak_mb()?;
     process.end()?;
-    let per_second = rest as f64 / (last - start).as_secs_f64();
-    Ok(Point { at: commands.to_string(), cpu_us: per_command(cpu, rest), per_second, peak_mb })
+    let (Some(begun), Some(last)) = (arrivals.get(BEGUN - 1), arrivals.last()) else {
+        anyhow::bail!("a backlog of {commands} is too short");
+    };
+    let per_second = commands as f64 / (*last - start).as_secs_f64();
+    let steady = (commands - BEGUN) as f64 / (*last - *begun).as_secs_f64();
+    Ok((Point { at: commands.to_string(), cpu_us: per_command(cpu, commands), per_second, peak_mb }, steady))
 }
 
-async fn replied(bed: &Bed, padding: usize) -> Result<Point> {
-    bed.provider(Duration::ZERO, padding).await?;
-    let mut contender = started(bed, &format!("replies{padding}"), 100, UNLIMITED).await?;
+async fn replied(bed: &Bed, replies: Replies) -> Result<Point> {
+    bed.provider(Duration::ZERO, replies).await?;
     let bytes = bed.reply_bytes().await?;
-    full_speed(bed, &mut contender, "w", 500).await?;
+    let mut contender = started(bed, &format!("replies{bytes}"), 100, UNLIMITED).await?;
+    full_speed(bed, &mut contender, 500).await?;
     let (mut cpu_us, mut per_second) = (Vec::new(), Vec::new());
-    for round in 0..REPEATS {
-        let (cpu, rate) = full_speed(bed, &mut contender, &format!("r{round}"), 2_000).await?;
-        cpu_us.push(cpu);
-        per_second.push(rate);
+    for _ in 0..REPEATS {
+        let full = full_speed(bed, &mut contender, 2_000).await?;
+        cpu_us.push(full.cpu_us);
+        per_second.push(full.per_second);
     }
     let peak_mb = contender.process.peak_mb()?;
     contender.process.end()?;
-    let at = format!("{:.0} KB", bytes as f64 / 1e3);
+    let at = format!("{:.1} KB", bytes as f64 / 1e3);
     Ok(Point { at, cpu_us: median(&cpu_us), per_second: median(&per_second), peak_mb })
 }
 
 /// Several instances on one queue.
 async fn together(bed: &Bed, count: usize) -> Result<Point> {
-    bed.provider(Duration::ZERO, PADDING).await?;
+    bed.provider(Duration::ZERO, REPLIES).await?;
     let name = format!("instances{count}");
     let mut first = started(bed, &name, 100, UNLIMITED).await?;
-    full_speed(bed, &mut first, "w", 500).await?;
+    full_speed(bed, &mut first, 500).await?;
     let mut others = Vec::new();
     for _ in 1..count {
         others.push(service(bed, &name)?);
     }
     bed.consumers(&first.names, u32::try_from(count)?, &mut first.process).await?;
     // Everybody warms up together: a newcomer makes its first call alone, once the others have counted it.
-    let warm = codes(&name, "v", 2_000 * count);
+    let warm = codes(&name, 2_000 * count);
     bed.publish(&first.names, &warm).await?;
     first.told.collect(warm.len()).await?;
+    tokio::time::sleep(SETTLING).await;
 
     let commands = 6_000;
-    let codes = codes(&name, "i", commands);
+    let codes = codes(&name, commands);
     let Contender { process, names, mut told, .. } = first;
     let mut processes = vec![process];
     processes.extend(others);
@@ -170,6 +262,7 @@ async fn together(bed: &Bed, count: usize) -> Result<Point> {
     processes.iter().try_for_each(|process| process.hold(false))?;
     let arrivals = told.collect(commands).await?;
     let last = arrivals.values().max().copied().unwrap_or(start);
+    tokio::time::sleep(SETTLING).await;
     let after = cpu_of(&processes)?;
     let peak_mb = processes.iter().map(Process::peak_mb).sum::<Result<f64>>()?;
     processes.into_iter().try_for_each(Process::end)?;

@@ -4,20 +4,45 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::Result;
 use jiff::Timestamp;
 
 use crate::bed::Bed;
-use crate::contenders::SERVICE;
+use crate::contenders::{SERVICE, is_ready};
 use crate::curves::{Line, draw};
 use crate::growth::{Growth, Point};
-use crate::rounds::{Compared, IN_FLIGHT, LATENCY, PACE, Results};
-use crate::statistics::{median, range};
-use crate::{Plan, hops};
+use crate::rounds::{Compared, Full, IN_FLIGHT, LATENCY, PACE, PEERS, Results};
+use crate::statistics::{median, quantile, range};
+use crate::{Plan, hops, parts};
 
 /// What was changed for speed, and what each change gave: written by people, beside this file.
 const CHANGES: &str = include_str!("changes.md");
+
+/// What the run found out, beside its curves.
+pub struct Findings {
+    pub compared: Compared,
+    /// A release build from nothing, or why there is none.
+    pub build: Option<Result<Duration, String>>,
+    /// The functions that take the most processor time.
+    pub profile: Option<Result<String, String>>,
+}
+
+/// What was not measured, and why.
+pub fn gaps(findings: &Findings, growth: Option<&Growth>) -> Vec<(String, String)> {
+    let contenders = findings.compared.contenders.iter();
+    let mut gaps: Vec<(String, String)> =
+        contenders.filter_map(|each| Some((each.name.clone(), each.gap.clone()?))).collect();
+    if let Some(Err(why)) = &findings.build {
+        gaps.push(("a clean release build".to_owned(), why.clone()));
+    }
+    if let Some(Err(why)) = &findings.profile {
+        gaps.push(("the profile".to_owned(), why.clone()));
+    }
+    gaps.extend(growth.into_iter().flat_map(|growth| growth.gaps.iter().cloned()));
+    gaps
+}
 
 /// The comparison in Markdown.
 pub fn table(compared: &Compared) -> String {
@@ -26,18 +51,22 @@ pub fn table(compared: &Compared) -> String {
                     200/s | peak MB |\n|---|---|---|---|---|---|---|---|---|\n"
             .to_owned();
     for each in &compared.contenders {
-        let [p50, p99, p999] = &each.latency_ms;
+        if each.full.is_empty() {
+            let _ = writeln!(text, "| {} | not measured |{}", each.name, " - |".repeat(7));
+            continue;
+        }
+        let p999 = quantile(&each.added_ms, 0.999);
         let _ = writeln!(
             text,
             "| {} | {} | {} | {} | {} | {} | {} | {} | {:.0} |",
             each.name,
-            spread(&each.cpu_us, 0),
-            spread(&each.ratios, 2),
-            spread(&each.per_second, 0),
-            spread(p50, 1),
-            spread(p99, 1),
-            spread(p999, 1),
-            spread(&each.paced_cpu_us, 0),
+            spread(&each.full(|full| full.cpu_us), 0),
+            spread(&each.full(Full::ratio), 2),
+            spread(&each.full(|full| full.per_second), 0),
+            spread(&each.paced(|paced| paced.p50_ms), 1),
+            spread(&each.paced(|paced| paced.p99_ms), 1),
+            if p999.is_finite() { format!("**{p999:.1}**") } else { "-".to_owned() },
+            spread(&each.paced(|paced| paced.cpu_us), 0),
             each.peak_mb,
         );
     }
@@ -52,6 +81,48 @@ pub fn table(compared: &Compared) -> String {
     text
 }
 
+/// What broker, provider and strangers used beside each contender.
+fn beside(compared: &Compared) -> String {
+    let mut text =
+        "| contender | broker, CPU µs per command | sandbox, the same | others, % of the machine | load \
+                    before |\n|---|---|---|---|---|\n"
+            .to_owned();
+    for each in compared.contenders.iter().filter(|each| !each.full.is_empty()) {
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {} | {} |",
+            each.name,
+            spread(&each.full(|full| full.broker_us), 0),
+            spread(&each.full(|full| full.sandbox_us), 0),
+            spread(&each.full(|full| full.others * 100.0), 0),
+            spread(&each.full(|full| full.load), 1),
+        );
+    }
+    text
+}
+
+/// Every round at full speed.
+fn round_by_round(compared: &Compared) -> String {
+    let mut text =
+        "| round | contender | CPU µs | floor µs | × floor | commands/s | broker µs | sandbox µs | others % \
+                    | load |\n|---|---|---|---|---|---|---|---|---|---|\n"
+            .to_owned();
+    let all = compared.contenders.iter().flat_map(|each| each.full.iter().map(|full| (&each.name, full)));
+    let mut all: Vec<_> = all.collect();
+    all.sort_by_key(|(_, full)| full.round);
+    for (name, full) in all {
+        let Full { round, cpu_us, floor_us, per_second, broker_us, sandbox_us, others, load } = full;
+        let _ = writeln!(
+            text,
+            "| {round} | {name} | {cpu_us:.0} | {floor_us:.0} | {:.2} | {per_second:.0} | {broker_us:.0} | \
+             {sandbox_us:.0} | {:.0} | {load:.1} |",
+            full.ratio(),
+            others * 100.0,
+        );
+    }
+    text
+}
+
 /// The median, with the smallest and largest round in brackets.
 fn spread(samples: &[f64], digits: usize) -> String {
     if samples.is_empty() {
@@ -62,90 +133,81 @@ fn spread(samples: &[f64], digits: usize) -> String {
 }
 
 /// What was aimed at, and whether it was reached.
-fn targets(compared: &Compared, growth: Option<&Growth>) -> String {
+fn targets(findings: &Findings, growth: Option<&Growth>) -> String {
+    let compared = &findings.compared;
     let mut text = "| target | measured | reached |\n|---|---|---|\n".to_owned();
-    let mut row = |target: &str, measured: String, reached: bool| {
-        let reached = if reached { "yes" } else { "**no**" };
+    // A number that is none was not measured; a comparison with it would read as a failure.
+    let mut row = |target: &str, value: f64, measured: String, reached: bool| {
+        let (measured, reached) = match (value.is_finite(), reached) {
+            (false, _) => ("not measured".to_owned(), "-"),
+            (true, true) => (measured, "yes"),
+            (true, false) => (measured, "**no**"),
+        };
         let _ = writeln!(text, "| {target} | {measured} | {reached} |");
     };
-    let of = |name: &str| compared.contenders.iter().find(|each| each.name == name);
-    let Some(service) = of(SERVICE) else { return String::new() };
-    let peers: Vec<&Results> =
-        compared.contenders.iter().filter(|each| each.name != SERVICE && each.name != hops::NAME).collect();
-    let (cpu, rate) = (median(&service.cpu_us), median(&service.per_second));
-    let ratio = median(&service.ratios);
-    row("CPU per command at most 1.5 times the floor", format!("{ratio:.2}"), ratio <= 1.5);
+    let nobody = Results::new("nobody");
+    let of = |name: &str| compared.contenders.iter().find(|each| each.name == name).unwrap_or(&nobody);
+    let cpu_of = |name: &str| median(&of(name).full(|full| full.cpu_us));
+    let rate_of = |name: &str| median(&of(name).full(|full| full.per_second));
+    let p50_of = |name: &str| median(&of(name).paced(|paced| paced.p50_ms));
+    let p99_of = |name: &str| median(&of(name).paced(|paced| paced.p99_ms));
+    let (cpu, rate) = (cpu_of(SERVICE), rate_of(SERVICE));
+    let ratio = median(&of(SERVICE).full(Full::ratio));
+    row("CPU per command at most 1.5 times the floor", ratio, format!("{ratio:.2}"), ratio <= 1.5);
     for (peer, share, words) in [
         ("node-tuned", 0.75, "three quarters"),
         ("node-usual", 0.5, "half"),
         ("python-usual", 1.0 / 6.0, "a sixth"),
     ] {
-        if let Some(peer) = of(peer) {
-            let part = cpu / median(&peer.cpu_us);
-            row(&format!("CPU below {words} of {}", peer.name), format!("{part:.2}"), part < share);
-        }
+        let part = cpu / cpu_of(peer);
+        row(&format!("CPU below {words} of {peer}"), part, format!("{part:.2}"), part < share);
     }
-    for peer in &peers {
-        let wanted = if peer.name == "node-tuned" { 1.2 } else { 1.0 };
-        let times = rate / median(&peer.per_second);
-        row(
-            &format!("commands/s at least {wanted} times {}", peer.name),
-            format!("{times:.2}"),
-            times >= wanted,
-        );
+    for peer in PEERS {
+        let wanted = if peer == "node-tuned" { 1.2 } else { 1.0 };
+        let times = rate / rate_of(peer);
+        let target = format!("commands/s at least {wanted} times {peer}");
+        row(&target, times, format!("{times:.2}"), times >= wanted);
     }
-    if let Some(hops) = of(hops::NAME) {
-        let [p50, p99, _] =
-            [0, 1, 2].map(|nth| (median(&service.latency_ms[nth]), median(&hops.latency_ms[nth])));
-        let more = p50.0 - p50.1;
-        row("added p50 within 1 ms of the bare hops", format!("{more:+.2} ms"), more <= 1.0);
-        let times = p99.0 / p99.1;
-        row("added p99 within 1.5 times the bare hops", format!("{times:.2}"), times <= 1.5);
+    let more = p50_of(SERVICE) - p50_of(hops::NAME);
+    row("added p50 within 1 ms of the bare hops", more, format!("{more:+.2} ms"), more <= 1.0);
+    let times = p99_of(SERVICE) / p99_of(hops::NAME);
+    row("added p99 within 1.5 times the bare hops", times, format!("{times:.2}"), times <= 1.5);
+    for (words, ours, theirs) in
+        [("p50", p50_of(SERVICE), PEERS.map(p50_of)), ("p99", p99_of(SERVICE), PEERS.map(p99_of))]
+    {
+        // Of the peers that were measured; the missing ones are named as gaps.
+        let best = theirs.into_iter().fold(f64::NAN, f64::min);
+        let target = format!("added {words} below every peer");
+        row(&target, ours - best, format!("{ours:.1} and {best:.1} ms"), ours < best);
     }
-    for (nth, words) in [(0, "p50"), (1, "p99")] {
-        let ours = median(&service.latency_ms[nth]);
-        let best = peers.iter().map(|peer| median(&peer.latency_ms[nth])).fold(f64::INFINITY, f64::min);
-        if best.is_finite() && ours.is_finite() {
-            row(
-                &format!("added {words} below every peer"),
-                format!("{ours:.1} and {best:.1} ms"),
-                ours < best,
-            );
-        }
-    }
-    if let Some(growth) = growth {
-        let peak = |points: &[Point], at: &str| {
-            points.iter().find(|point| point.at == at).map_or(f64::NAN, |point| point.peak_mb)
+    for (at, limit) in [("100", 25.0), ("500", 40.0), ("2000", 120.0)] {
+        // At 100 in flight there is a second process that has run for long: the larger of both counts.
+        let peak = |name: &str| {
+            let long_run = if at == "100" { of(name).peak_mb } else { f64::NAN };
+            let curves = growth.into_iter().flat_map(|growth| &growth.in_flight);
+            let points = curves.filter(|(curve, _)| curve == name).flat_map(|(_, points)| points);
+            points.filter(|point| point.at == at).map(|point| point.peak_mb).fold(long_run, f64::max)
         };
-        for (at, limit) in [("100", 25.0), ("500", 40.0), ("2000", 120.0)] {
-            let each = |name: &str, points: &[Point]| (name == SERVICE, peak(points, at));
-            let all: Vec<_> = growth.in_flight.iter().map(|(name, points)| each(name, points)).collect();
-            let ours = all.iter().find(|(own, _)| *own).map_or(f64::NAN, |(_, mb)| *mb);
-            let least = all.iter().filter(|(own, _)| !own).map(|(_, mb)| *mb).fold(f64::INFINITY, f64::min);
-            row(
-                &format!("peak memory under {limit:.0} MB at {at} in flight"),
-                format!("{ours:.1} MB"),
-                ours < limit,
-            );
-            if least.is_finite() {
-                row(
-                    &format!("peak memory below half of the smallest peer at {at} in flight"),
-                    format!("{:.2}", ours / least),
-                    ours < least / 2.0,
-                );
-            }
-        }
-        let off = (growth.paced / 500.0 - 1.0).abs() * 100.0;
-        row(
-            "a backlog drained at the limit of 500/s to within 2 %",
-            format!("{:.1}/s", growth.paced),
-            off <= 2.0,
-        );
+        let ours = peak(SERVICE);
+        let target = format!("peak memory under {limit:.0} MB at {at} in flight");
+        row(&target, ours, format!("{ours:.1} MB"), ours < limit);
+        let share = ours / PEERS.into_iter().map(peak).fold(f64::NAN, f64::min);
+        let target = format!("peak memory below half of the smallest peer at {at} in flight");
+        row(&target, share, format!("{share:.2}"), share < 0.5);
     }
-    if let Ok(metadata) = fs::metadata(env!("CARGO_BIN_EXE_redeemer")) {
-        let mb = metadata.len() as f64 / 1e6;
-        row("release binary under 20 MB", format!("{mb:.1} MB"), mb < 20.0);
-    }
+    let paced = growth.and_then(|growth| growth.paced).unwrap_or(f64::NAN);
+    let off = (paced / 500.0 - 1.0).abs() * 100.0;
+    row("a backlog drained at the limit of 500/s to within 2 %", off, format!("{paced:.1}/s"), off <= 2.0);
+    let bytes =
+        fs::metadata(env!("CARGO_BIN_EXE_redeemer")).map_or(f64::NAN, |metadata| metadata.len() as f64);
+    let mb = bytes / 1e6;
+    row("release binary under 20 MB", mb, format!("{mb:.1} MB"), mb < 20.0);
+    let seconds = match &findings.build {
+        Some(Ok(took)) => took.as_secs_f64(),
+        _ => f64::NAN,
+    };
+    let target = "a clean release build under 4 minutes on two cores";
+    row(target, seconds, format!("{seconds:.0} s"), seconds < 240.0);
     text
 }
 
@@ -155,15 +217,17 @@ pub fn write(
     plan: &Plan,
     bed: &Bed,
     peers: &Path,
-    compared: &Compared,
+    findings: &Findings,
     growth: Option<&Growth>,
 ) -> Result<()> {
+    let compared = &findings.compared;
     let mut text = format!(
-        "# Performance\n\nMade by `make bench` on {}. All contenders are up all the time and take turns; each number \
-         is the median over {} rounds of {} commands (at full speed) or {} s at {PACE:.0} commands/s (latency, with a \
-         provider that takes {} ms), with the smallest and largest round in brackets. One private broker and one \
-         sandbox serve all; they, the harness and the contender share the machine's processors, so the processor time \
-         of the contender's own process is the honest measure and commands/s the second.\n\n",
+        "# Performance\n\nMade by `make bench` on {}. All contenders are up all the time and take turns, another one \
+         first in each round; each number is the median over {} rounds of {} commands (at full speed) or {} s at \
+         {PACE:.0} commands/s (latency, with a provider that takes {} ms), with the smallest and largest round in \
+         brackets; p99.9 is that of all rounds together. One private broker and one sandbox serve all; they, the \
+         harness and the contender share the machine's processors, so the processor time of the contender's own \
+         process is the honest measure and commands/s the second.\n\n",
         Timestamp::now().strftime("%F"),
         plan.rounds,
         plan.commands,
@@ -174,26 +238,55 @@ pub fn write(
     let _ = write!(
         text,
         "\n## Against what else one might run\n\n{}\nCPU is user and kernel time of all threads. The ratio is to the \
-         floor measured right before the same round. Added latency runs from the moment a command is sent to the \
-         moment its event is there, less the provider's {} ms; `{}` does nothing but take, call, publish and \
-         acknowledge. Everybody has {IN_FLIGHT} commands in flight, quorum queues, confirms, manual acknowledgements, \
-         and verifies replies; the service also keeps its log, metrics, pace, breaker and lanes. The peers are in \
-         [benches/peers](../benches/peers/README.md).\n\n## Targets\n\n{}",
+         mean of the floor right before and right after the same round. Added latency runs from the moment a command \
+         is due to the moment its event is there, less the provider's {} ms; `{}` does nothing but take, call, publish \
+         and acknowledge. Everybody has {IN_FLIGHT} commands in flight, quorum queues, confirms, manual \
+         acknowledgements, and verifies replies; the service also keeps its log, metrics, pace, breaker and lanes. The \
+         peers are in [benches/peers](../benches/peers/README.md).\n\nWhat the others used meanwhile, at full \
+         speed:\n\n{}\n## Targets\n\n{}",
         table(compared),
         LATENCY.as_millis(),
         hops::NAME,
-        targets(compared, growth),
+        beside(compared),
+        targets(findings, growth),
     );
+    let gaps = gaps(findings, growth);
+    if !gaps.is_empty() {
+        text += "\n## Not measured\n\n";
+    }
+    for (what, why) in gaps {
+        let _ = writeln!(text, "- {what}: {}", why.replace('\n', " "));
+    }
+    if let Some(Ok(profile)) = &findings.profile {
+        let _ = write!(
+            text,
+            "\n## Where the time goes\n\nThe functions of the service that take the most of its processor time at full \
+             speed, by `perf`; what aws-lc names `bn_` or `rsaz` is the signature.\n\n```text\n{profile}```\n"
+        );
+    }
+    let parts = parts::read();
+    if !parts.is_empty() {
+        text += "\n## Each part by itself\n\nBy `make bench-parts`, on one processor; in brackets the bounds within \
+                 which it lies with 95 % confidence.\n\n| part | µs |\n|---|---|\n";
+    }
+    for (name, [value, low, high]) in parts.into_iter().map(|(name, nanos)| (name, nanos.map(|ns| ns / 1e3)))
+    {
+        let _ = writeln!(text, "| {name} | **{value:.2}** ({low:.2}-{high:.2}) |");
+    }
     if let Some(growth) = growth {
         let curves = folder.join("performance");
         fs::create_dir_all(&curves)?;
-        text += "\n## Growth\n\n";
+        text += "\n## Growth\n\nIn flight: at 10 everybody runs at the same time, at more one after the other. `python-usual` has at most 100 calls at the provider, because its library \
+                 leaves httpx's limit of connections as it is; its further commands wait.\n\n";
         for (name, title, svg) in draw_all(growth) {
             fs::write(curves.join(format!("{name}.svg")), svg)?;
             let _ = writeln!(text, "![{title}](performance/{name}.svg)\n");
         }
+    } else {
+        text += "\n";
     }
     let _ = write!(text, "## What made it so\n\n{CHANGES}");
+    let _ = write!(text, "\n## Round by round\n\nAt full speed.\n\n{}", round_by_round(compared));
     fs::write(folder.join("performance.md"), text)?;
     Ok(())
 }
@@ -215,22 +308,23 @@ fn draw_all(growth: &Growth) -> Vec<(&'static str, &'static str, String)> {
         let lines: Vec<_> = growth.in_flight.iter().map(|(name, points)| line(name, points, value)).collect();
         draw(title, "commands in flight, the provider taking 2 s", &flights, &lines)
     };
-    let mut drawn = Vec::new();
-    let mut add = |name, title, svg| drawn.push((name, title, svg));
     let title = "Peak memory by work in flight, MB";
-    add("in-flight-memory", title, each(title, peak));
+    let mut drawn = vec![("in-flight-memory", title, each(title, peak))];
     let title = "CPU per command by work in flight, µs";
-    add("in-flight-cpu", title, each(title, cpu));
-    let title = "CPU per command by backlog, µs";
-    add("backlog-cpu", title, one(title, "commands waiting at the start", &growth.backlog, cpu));
-    let title = "Commands per second by backlog";
-    add("backlog-rate", title, one(title, "commands waiting at the start", &growth.backlog, rate));
-    let title = "CPU per command by size of the reply, µs";
-    add("reply-cpu", title, one(title, "reply", &growth.replies, cpu));
-    let title = "CPU per command by instances on one queue, µs";
-    add("instances-cpu", title, one(title, "instances", &growth.instances, cpu));
-    let title = "Commands per second by instances on one queue";
-    add("instances-rate", title, one(title, "instances", &growth.instances, rate));
+    drawn.push(("in-flight-cpu", title, each(title, cpu)));
+    let mut add = |name, title, axis, points: &[Point], value: fn(&Point) -> f64| {
+        // While the curves are still being measured, those to come have no point.
+        if !points.is_empty() {
+            drawn.push((name, title, one(title, axis, points, value)));
+        }
+    };
+    add("reply-cpu", "CPU per command by size of the reply, µs", "reply", &growth.replies, cpu);
+    let axis = "instances";
+    add("instances-cpu", "CPU per command by instances on one queue, µs", axis, &growth.instances, cpu);
+    add("instances-rate", "Commands per second by instances on one queue", axis, &growth.instances, rate);
+    let axis = "commands waiting at the start";
+    add("backlog-cpu", "CPU per command by backlog, µs", axis, &growth.backlog, cpu);
+    add("backlog-rate", "Commands per second by backlog", axis, &growth.backlog, rate);
     drawn
 }
 
@@ -252,14 +346,16 @@ fn machine(bed: &Bed, peers: &Path) -> String {
         ("memory", memory),
         ("kernel", kernel.trim().to_owned()),
         ("RabbitMQ", bed.broker.ctl(&["version"]).trim().to_owned()),
+        ("Erlang", bed.broker.ctl(&["eval", "erlang:system_info(otp_release)."]).trim().replace('"', "")),
         ("rustc", version_of("rustc", &["--version"])),
     ];
+    let python = peers.join("python-tuned/venv/bin/python").display().to_string();
     for (peer, name, program, argument) in [
-        ("node-tuned", "Node", "node", "--version"),
-        ("python-tuned", "Python", "python3", "--version"),
-        ("java-tuned", "Java", "java", "-version"),
+        ("node-usual", "Node", "node", "--version"),
+        ("python-tuned", "Python", python.as_str(), "--version"),
+        ("java-plain", "Java", "java", "-version"),
     ] {
-        if peers.join(peer).join(".installed").exists() {
+        if is_ready(peers, peer) {
             rows.push((name, version_of(program, &[argument])));
         }
     }

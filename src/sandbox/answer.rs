@@ -132,7 +132,8 @@ pub(super) fn distort(truth: Option<Draft>, fault: Option<&Fault>) -> Draft {
         Some(Fault::Unsigned {}) => Draft { signed: truth.signed && truth.is_success(), ..truth },
         Some(Fault::AlreadyUsedNumber {}) if truth.is_success() => Draft::refusal(&Refusal::number_already_used()),
         Some(Fault::WrongNumber {}) => Draft { body: with_wrong_number(&truth.body), ..truth },
-        Some(Fault::HugeBody { bytes }) => truth.with_member("sandbox_padding", &format!("\"{}\"", "x".repeat(*bytes))),
+        Some(Fault::HugeBody { bytes }) => truth.with_member("sandbox_padding", &padding(*bytes)),
+        Some(Fault::LeanBody {}) => Draft { body: without_product_and_stock(&truth.body), ..truth },
         Some(Fault::DeepJson { depth }) => {
             truth.with_member("sandbox_depth", &format!("{}{}", "[".repeat(*depth), "]".repeat(*depth)))
         }
@@ -283,6 +284,23 @@ fn status_draft(
     }
 }
 
+/// A list of so many bytes, brackets included, of small objects: what pads a reply costs its reader what real members
+/// would.
+fn padding(bytes: usize) -> String {
+    const ITEM: &str = r#"{"name":"满100减20","available":true,"days":[1,2,3],"limit":10},"#;
+    const REST: usize = "[\"\"]".len();
+    let items = ITEM.repeat(bytes.saturating_sub(REST) / ITEM.len());
+    let filler = "x".repeat(bytes.saturating_sub(REST + items.len()));
+    format!("[{items}\"{filler}\"]")
+}
+
+fn without_product_and_stock(body: &Bytes) -> Bytes {
+    let Ok(Value::Object(mut members)) = serde_json::from_slice(body) else { return body.clone() };
+    members.remove("product_coupon");
+    members.remove("stock");
+    Value::Object(members).to_string().into()
+}
+
 fn with_wrong_number(body: &[u8]) -> Bytes {
     fn replace(value: &mut Value) {
         match value {
@@ -374,6 +392,15 @@ mod tests {
         let draft = |body: &'static str| Draft { body: body.into(), ..Draft::success(&Value::Null) };
         assert_eq!(draft("{\"a\":1}").with_member("b", "[]").body, "{\"b\":[],\"a\":1}");
         assert_eq!(draft("{}").with_member("b", "[]").body, "{\"b\":[]}");
+    }
+
+    #[test]
+    fn padding_is_json_of_the_size_asked_for() {
+        for bytes in [4, 5, 80, 81, 1_300, 60_000] {
+            let padding = padding(bytes);
+            assert_eq!(padding.len(), bytes);
+            serde_json::from_str::<Vec<Value>>(&padding).unwrap();
+        }
     }
 
     #[test]

@@ -130,11 +130,13 @@ pub enum Fault {
     UnsignedRefusal {},
     /// The true answer; a refusal comes without its signature.
     Unsigned {},
-    /// The true answer with a member of so many bytes, rightly signed.
+    /// The true answer with a member of so many bytes, rightly signed: a list of small objects.
     HugeBody {
         /// How many more bytes.
         bytes: usize,
     },
+    /// The true answer without `product_coupon` and `stock`, rightly signed: about half as long.
+    LeanBody {},
     /// The effect happens, and the body of the answer never ends.
     EndlessBody {},
     /// The true answer with a member of so many arrays within each other, rightly signed.
@@ -224,6 +226,7 @@ impl Fault {
             Fault::UnsignedRefusal {} => "unsigned_refusal",
             Fault::Unsigned {} => "unsigned",
             Fault::HugeBody { .. } => "huge_body",
+            Fault::LeanBody {} => "lean_body",
             Fault::EndlessBody {} => "endless_body",
             Fault::DeepJson { .. } => "deep_json",
             Fault::Gzip {} => "gzip",
@@ -372,6 +375,7 @@ mod tests {
             r#"{"kind":"unsigned_refusal"}"#,
             r#"{"kind":"unsigned"}"#,
             r#"{"kind":"huge_body","bytes":5}"#,
+            r#"{"kind":"lean_body"}"#,
             r#"{"kind":"endless_body"}"#,
             r#"{"kind":"deep_json"}"#,
             r#"{"kind":"gzip"}"#,

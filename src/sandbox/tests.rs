@@ -473,7 +473,7 @@ async fn distorted_answers_are_distorted_in_one_way_only() {
     let authentic = |bed: &Bed, reply: &Reply| bed.is_authentic(reply);
     // Fault; status; whether the signature is right; whether the effect happens; what else is to be seen.
     type See = fn(&Bed, &Reply) -> bool;
-    let cases: [(Value, u16, bool, usize, See); 23] = [
+    let cases: [(Value, u16, bool, usize, See); 24] = [
         (json!({"kind": "slow", "ms": 1}), 200, true, 1, |_, _| true),
         (json!({"kind": "probe_signature"}), 200, false, 1, |_, reply| {
             reply.header("wechatpay-signature").len() == 19 + 344
@@ -494,6 +494,7 @@ async fn distorted_answers_are_distorted_in_one_way_only() {
         (json!({"kind": "huge_body", "bytes": 3_000_000}), 200, true, 1, |_, reply| {
             reply.body.len() > 3_000_000
         }),
+        (json!({"kind": "lean_body"}), 200, true, 1, |_, reply| reply.json().get("product_coupon").is_none()),
         (json!({"kind": "deep_json"}), 200, true, 1, |_, reply| reply.body.len() > 200_000),
         (json!({"kind": "gzip"}), 200, false, 1, |_, reply| reply.header("content-encoding") == "gzip"),
         (json!({"kind": "truncated_body"}), 200, false, 1, |_, reply| {

@@ -24,12 +24,15 @@ import java.util.UUID;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.ConcurrentSkipListMap;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 
 /**
- * The job with the RabbitMQ client, java.net.http and java.security, and nothing else. Java brings no JSON, so the few
- * fields that are needed are cut out of flat texts; a real service would pay for a parser as well.
+ * The job with the RabbitMQ client, java.net.http and java.security, and nothing else: signatures by the provider that
+ * Java brings. It brings no JSON, so the few fields that are needed are cut out of flat texts; a real service would pay
+ * for a parser as well.
  */
 public final class Peer {
     private static final Map<String, String> ENV = System.getenv();
@@ -38,7 +41,10 @@ public final class Peer {
 
     private final PrivateKey privateKey;
     private final PublicKey publicKey;
-    private final HttpClient http = HttpClient.newBuilder().version(HttpClient.Version.HTTP_1_1).build();
+    // As many threads as processors: what they do is signing, verifying and writing, and nothing waits on them.
+    private final ExecutorService pool = Executors.newFixedThreadPool(Runtime.getRuntime().availableProcessors());
+    private final HttpClient http =
+        HttpClient.newBuilder().version(HttpClient.Version.HTTP_1_1).executor(pool).build();
     private final Channel results;
     private final Channel commands;
     private final ConcurrentSkipListMap<Long, CompletableFuture<Void>> unconfirmed = new ConcurrentSkipListMap<>();
@@ -96,8 +102,8 @@ public final class Peer {
         commands.basicConsume(ENV.get("PEER_COMMANDS"), false, new DefaultConsumer(commands) {
             @Override
             public void handleDelivery(String tag, Envelope envelope, AMQP.BasicProperties properties, byte[] body) {
-                // Signing is the dear part: it runs on the common pool, not on the connection's thread.
-                CompletableFuture.supplyAsync(() -> redeem(new String(body, StandardCharsets.UTF_8)))
+                // Signing is the dear part: it does not run on the connection's thread.
+                CompletableFuture.supplyAsync(() -> redeem(new String(body, StandardCharsets.UTF_8)), pool)
                     .thenCompose(done -> done)
                     .whenComplete((done, error) -> settle(envelope.getDeliveryTag(), error));
             }

@@ -1,0 +1,58 @@
+//! A release build, apart from every other.
+
+use std::env;
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+
+/// The folder that it is built in, removed with its value.
+pub struct Build(PathBuf);
+
+impl Build {
+    pub fn new(folder: PathBuf) -> Result<Self> {
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder)?;
+        Ok(Self(folder))
+    }
+
+    /// How long it takes from nothing, on two processors, with every dependency's source already here.
+    pub fn clean(&self) -> Result<Duration> {
+        println!("bench: building a release from nothing");
+        let start = Instant::now();
+        self.cargo(&["build", "--release", "--jobs", "2"])?;
+        let took = start.elapsed();
+        println!("bench: a release build took {} s", took.as_secs());
+        Ok(took)
+    }
+
+    /// The same program with the names of its functions in it.
+    pub fn with_names(&self) -> Result<PathBuf> {
+        // For this package alone, so that its dependencies are not built again.
+        let names = "profile.release.package.redeemer.strip=\"none\"";
+        self.cargo(&["build", "--release", "--config", names])?;
+        Ok(self.0.join("release/redeemer"))
+    }
+
+    fn cargo(&self, arguments: &[&str]) -> Result<()> {
+        let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let output = Command::new(cargo)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .env("CARGO_TARGET_DIR", &self.0)
+            .args(arguments)
+            .args(["--locked", "--offline", "--quiet"])
+            .stdin(Stdio::null())
+            .output()
+            .context("cargo cannot be started")?;
+        ensure!(output.status.success(), "cargo failed: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+}
+
+impl Drop for Build {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
