@@ -2,8 +2,9 @@
 //!
 //! Pure: no clock, no dice, no IO. `now` and chance are arguments, a [`Step`] is what to do, and only
 //! [`crate::worker`] does it. The laws, tested in `tests/attempt_laws.rs`: what is unsure never ends as refused
-//! or redeemed without an authentic answer; nothing is sent once a return was seen; every wait but a settling
-//! time ends before the deadline; every command comes to an end.
+//! or redeemed without an authentic answer; nothing is sent once a return was seen, nor by a copy that has not
+//! looked at the coupon first; what may be our own use is refused on two settled inquiries only; every wait but a
+//! settling time ends before the deadline; every command comes to an end.
 
 use std::time::Duration;
 
@@ -40,7 +41,8 @@ impl Default for Limits {
     }
 }
 
-/// How many negative inquiries, each after a settling time, prove that nothing was executed.
+/// How many negative inquiries, each after a settling time, prove that nothing was executed where something may
+/// have been.
 const NEGATIVES_WANTED: u8 = 2;
 
 /// What is believed of a command between two questions.
@@ -48,11 +50,8 @@ const NEGATIVES_WANTED: u8 = 2;
 pub enum Belief {
     /// No redeem of ours can have taken effect.
     Clear,
-    /// A redeem may have taken effect; so many inquiries in a row have said that it has not.
-    Unsure {
-        /// Inquiries in a row that found the coupon usable.
-        negatives: u8,
-    },
+    /// A redeem may have taken effect.
+    Unsure,
     /// The provider objected; its word counts once the coupon has been seen.
     Objected {
         /// What it objected to.
@@ -65,26 +64,28 @@ pub enum Belief {
 }
 
 impl Belief {
-    /// The words that carry a belief through a wait queue.
+    /// The words that carry a belief through a wait queue. Whether anything was ever unsure needs no word: of a
+    /// copy that is always assumed.
     pub fn to_words(self) -> String {
         match self {
             Self::Clear => "clear".to_owned(),
-            Self::Unsure { .. } => "unsure".to_owned(),
+            Self::Unsure => "unsure".to_owned(),
             Self::Objected { reason, stands: true } => format!("objected {}", reason.as_str()),
             Self::Objected { reason, stands: false } => format!("objected-unsigned {}", reason.as_str()),
             Self::Doubted(reason) => format!("doubted {}", reason.as_str()),
         }
     }
 
-    /// Reads the words back. A count of negatives does not travel: a new process asks afresh.
+    /// Reads the words back. No other reasons are taken than the provider can object for.
     pub fn from_words(words: &str) -> Option<Self> {
+        let objection = |word| Reason::OBJECTIONS.into_iter().find(|reason| reason.as_str() == word);
         let (kind, reason) = match words.split_once(' ') {
-            Some((kind, reason)) => (kind, Some(Reason::from_word(reason)?)),
+            Some((kind, reason)) => (kind, Some(objection(reason)?)),
             None => (words, None),
         };
         match (kind, reason) {
             ("clear", None) => Some(Self::Clear),
-            ("unsure", None) => Some(Self::Unsure { negatives: 0 }),
+            ("unsure", None) => Some(Self::Unsure),
             ("objected", Some(reason)) => Some(Self::Objected { reason, stands: true }),
             ("objected-unsigned", Some(reason)) => Some(Self::Objected { reason, stands: false }),
             ("doubted", Some(reason)) => Some(Self::Doubted(reason)),
@@ -92,10 +93,18 @@ impl Belief {
         }
     }
 
+    /// What the provider objected to, where the belief rests on an objection.
+    pub fn objection(self) -> Option<Reason> {
+        match self {
+            Self::Objected { reason, .. } | Self::Doubted(reason) => Some(reason),
+            Self::Clear | Self::Unsure => None,
+        }
+    }
+
     fn question(self) -> Question {
         match self {
             Self::Clear | Self::Doubted(_) => Question::Redeem,
-            Self::Unsure { .. } | Self::Objected { .. } => Question::Inquire,
+            Self::Unsure | Self::Objected { .. } => Question::Inquire,
         }
     }
 }
@@ -341,20 +350,29 @@ pub struct Progress {
     waited: Duration,
     /// Failures in a row of this kind, in this delivery.
     failures: u32,
+    /// Inquiries in a row, each after a settling time, that found no use of ours.
+    negatives: u8,
+    /// Whether a use of ours may have taken effect unseen at some time: an answer proved nothing, or another
+    /// delivery of this command exists or existed.
+    ever_unsure: bool,
     /// Whether the question in hand is the last one.
     last: bool,
     /// Whether the inquiry in hand comes before the settling time: only a success counts.
     early: bool,
+    /// Whether the coupon is still to be looked at before anything is sent.
+    look: bool,
 }
 
 impl Progress {
     /// A command seen for the first time. One that the broker delivers again may have been sent before a crash.
     pub fn new(first_seen: Timestamp, deadline: Timestamp, redelivered: bool) -> Self {
-        let belief = if redelivered { Belief::Unsure { negatives: 0 } } else { Belief::Clear };
-        Self::resumed(0, 0, belief, first_seen, deadline, None)
+        let belief = if redelivered { Belief::Unsure } else { Belief::Clear };
+        let resumed = Self::resumed(0, 0, belief, first_seen, deadline, None);
+        Self { ever_unsure: redelivered, ..resumed }
     }
 
-    /// A command that comes back from a wait queue with what its headers say.
+    /// A command that comes back from a wait queue with what its headers say. The delivery that it was copied from
+    /// may live on (a crash before its acknowledgement, a copy dead-lettered twice), redeem, and see a return.
     pub fn resumed(
         attempts: u32,
         tiers_passed: u32,
@@ -373,8 +391,11 @@ impl Progress {
             coupon: None,
             waited: Duration::ZERO,
             failures: 0,
+            negatives: 0,
+            ever_unsure: true,
             last: false,
             early: false,
+            look: false,
         }
     }
 
@@ -383,20 +404,23 @@ impl Progress {
         // An unsigned objection may have been doubted since, and the body sent once more.
         if matches!(self.belief, Belief::Clear | Belief::Doubted(_) | Belief::Objected { stands: false, .. })
         {
-            self.belief = Belief::Unsure { negatives: 0 };
+            self.belief = Belief::Unsure;
         }
     }
 
     /// The first step of a delivery.
     pub fn begin(&mut self, limits: &Limits, now: Timestamp) -> Step {
-        // The delivery before this one may have sent the body a moment ago. If it took effect, that can be seen
-        // at once; nothing else that is seen before the settling time counts.
+        self.negatives = 0;
+        let inquires = self.belief.question() == Question::Inquire;
         let late = self.deadline.duration_since(now) <= SignedDuration::ZERO;
-        if late && self.may_have_executed() {
+        if self.ever_unsure && inquires && (late || self.attempts >= limits.attempts_max) {
             // The last inquiry must count, whatever it finds.
             return self.settle(limits, now);
         }
-        self.early = self.may_have_executed();
+        // Another delivery may have sent the body a moment ago. If it took effect, that can be seen at once. Nothing
+        // else that is seen before the settling time counts, and nothing is sent before something was seen.
+        self.early = self.ever_unsure && inquires;
+        self.look = self.ever_unsure && !inquires;
         self.ask_after(Duration::ZERO, limits, now)
     }
 
@@ -447,6 +471,8 @@ impl Progress {
         {
             self.objection = Some(Objection::of(answer));
         }
+        let no_authorisation =
+            answer.as_ref().filter(|_| verdict == Verdict::NotAuthorised).map(Objection::of);
         let signed = answer.as_ref().is_some_and(|answer| answer.authenticity == Authenticity::Verified);
         let coupon = answer.and_then(|answer| answer.coupon);
         if let Some(coupon) = &coupon {
@@ -461,20 +487,31 @@ impl Progress {
             (Verdict::Redeemed, Some(coupon)) => Step::Finish(Outcome::Redeemed { by, coupon }),
             // A success is only ever judged from a described coupon; without one there is nothing to tell.
             (Verdict::Redeemed, None) => self.unsure(limits, now),
-            (Verdict::Refused(reason), _) if by == EstablishedBy::Inquiry => self.refuse(reason, by),
-            (Verdict::Refused(reason), _) if self.may_have_executed() => {
-                self.object(reason, true, limits, now)
+            // Somebody else's use and a return are seen, not missed: once is enough.
+            (Verdict::Refused(reason @ (Reason::UsedByAnother | Reason::ReturnedSince)), _)
+                if by == EstablishedBy::Inquiry =>
+            {
+                self.refuse(reason, by)
             }
+            (Verdict::Refused(reason), _) if by == EstablishedBy::Inquiry => {
+                self.negative(Some(reason), limits, now)
+            }
+            (Verdict::Refused(reason), _) if self.ever_unsure => self.object(reason, true, limits, now),
             (Verdict::Refused(reason), _) => self.refuse(reason, by),
             (Verdict::NotAuthorised, _) if by == EstablishedBy::Answer => {
-                if self.may_have_executed() || !signed {
+                if self.ever_unsure || !signed {
                     self.object(Reason::NotAuthorised, signed, limits, now)
                 } else {
                     self.refuse(Reason::NotAuthorised, by)
                 }
             }
+            // Nobody lets us look, and no use of ours is known of.
+            (Verdict::NotAuthorised, _) if signed && self.belief == Belief::Clear => {
+                self.objection = no_authorisation;
+                self.refuse(Reason::NotAuthorised, by)
+            }
             (Verdict::Objected { reason, signed }, _) => self.object(reason, signed, limits, now),
-            (Verdict::NotExecuted, _) => self.not_executed(limits, now, chance),
+            (Verdict::NotExecuted, _) => self.negative(None, limits, now),
             (Verdict::Stop(fault), _) => {
                 self.failures = 0;
                 // A last inquiry that met our own fault has asked nothing: it is put again.
@@ -488,13 +525,11 @@ impl Progress {
         }
     }
 
-    fn may_have_executed(&self) -> bool {
-        matches!(self.belief, Belief::Unsure { .. })
-    }
-
     fn refuse(&mut self, reason: Reason, by: EstablishedBy) -> Step {
         // A 429 or 500 met on the way is no ground of a refusal that an inquiry established.
-        let grounds = by == EstablishedBy::Answer || matches!(self.belief, Belief::Objected { .. });
+        let grounds = by == EstablishedBy::Answer
+            || reason == Reason::NotAuthorised
+            || matches!(self.belief, Belief::Objected { .. });
         Step::Finish(Outcome::Refused {
             reason,
             by,
@@ -504,36 +539,62 @@ impl Progress {
     }
 
     fn unsure(&mut self, limits: &Limits, now: Timestamp) -> Step {
-        self.belief = Belief::Unsure { negatives: 0 };
-        self.failures = 0;
+        self.believe(Belief::Unsure);
+        self.ever_unsure = true;
         self.settle(limits, now)
     }
 
     fn object(&mut self, reason: Reason, signed: bool, limits: &Limits, now: Timestamp) -> Step {
         let second = matches!(self.belief, Belief::Doubted(_));
-        self.belief = Belief::Objected { reason, stands: signed || second };
-        self.failures = 0;
-        if signed { self.ask_after(Duration::ZERO, limits, now) } else { self.settle(limits, now) }
+        self.believe(Belief::Objected { reason, stands: signed || second });
+        self.ever_unsure |= !signed || reason.may_be_our_own_use();
+        if self.ever_unsure { self.settle(limits, now) } else { self.ask_after(Duration::ZERO, limits, now) }
     }
 
-    fn not_executed(&mut self, limits: &Limits, now: Timestamp, chance: f64) -> Step {
-        match self.belief {
-            Belief::Unsure { negatives } if negatives + 1 < NEGATIVES_WANTED => {
-                self.belief = Belief::Unsure { negatives: negatives + 1 };
+    fn believe(&mut self, belief: Belief) {
+        self.belief = belief;
+        self.negatives = 0;
+        self.failures = 0;
+    }
+
+    /// An inquiry found no use of ours: the coupon is usable, or `gone` says why it is not.
+    fn negative(&mut self, gone: Option<Reason>, limits: &Limits, now: Timestamp) -> Step {
+        self.negatives += 1;
+        let counts = match self.belief {
+            // What is seen stands: no use of ours is known of that could be missed.
+            Belief::Clear | Belief::Doubted(_) => true,
+            Belief::Objected { .. } if !self.ever_unsure => true,
+            Belief::Unsure | Belief::Objected { .. } => self.negatives >= NEGATIVES_WANTED,
+        };
+        if !counts {
+            // Even after the last inquiry, where a second one like it would be an end.
+            let would_end = gone.is_some() || matches!(self.belief, Belief::Objected { stands: true, .. });
+            return if self.last && would_end {
+                Step::Ask { after: limits.settling, question: Question::Inquire }
+            } else {
                 self.settle(limits, now)
+            };
+        }
+        match (gone, self.belief) {
+            (Some(reason), _) => self.refuse(reason, EstablishedBy::Inquiry),
+            (None, Belief::Objected { reason, stands: true }) => {
+                // Whatever else was meant: a coupon that is usable is used by nobody.
+                let reason = if reason == Reason::UsedByAnother { Reason::Rejected } else { reason };
+                self.refuse(reason, EstablishedBy::Inquiry)
             }
-            Belief::Unsure { .. } => {
-                self.belief = Belief::Clear;
-                self.failures = 0;
+            (None, Belief::Objected { reason, stands: false }) => {
+                self.believe(Belief::Doubted(reason));
                 self.ask_after(Duration::ZERO, limits, now)
             }
-            Belief::Objected { reason, stands: true } => self.refuse(reason, EstablishedBy::Inquiry),
-            Belief::Objected { reason, stands: false } => {
-                self.belief = Belief::Doubted(reason);
-                self.again(limits, now, chance)
+            (None, Belief::Unsure) => {
+                self.believe(Belief::Clear);
+                self.ask_after(Duration::ZERO, limits, now)
             }
-            // Only a last inquiry is put while nothing is doubted.
-            Belief::Clear | Belief::Doubted(_) => self.conclude_unknown(limits, now),
+            (None, belief @ (Belief::Clear | Belief::Doubted(_))) => {
+                self.believe(belief);
+                self.look = false;
+                self.ask_after(Duration::ZERO, limits, now)
+            }
         }
     }
 
@@ -573,7 +634,8 @@ impl Progress {
             return Step::Defer { tier };
         }
         self.waited = waited;
-        Step::Ask { after: wait, question: self.belief.question() }
+        let question = if self.look { Question::Inquire } else { self.belief.question() };
+        Step::Ask { after: wait, question }
     }
 
     /// The wait queue that comes next: one further each time, but none that would outlast the deadline.
@@ -600,7 +662,8 @@ impl Progress {
         Step::Finish(Outcome::Unresolved {
             reason,
             coupon: self.coupon.take(),
-            objection: self.objection.take(),
+            // The parked command carries it, too, beside the belief that rests on it.
+            objection: self.objection.clone(),
         })
     }
 }

@@ -270,6 +270,30 @@ impl Reason {
         Self::DamagedCopy,
     ];
 
+    /// The reasons that the provider can object for, and the only ones that a copy may carry.
+    pub const OBJECTIONS: [Self; 14] = [
+        Self::UsedByAnother,
+        Self::Expired,
+        Self::Deleted,
+        Self::OutsidePeriod,
+        Self::NotUsable,
+        Self::NoSuchCoupon,
+        Self::NotFound,
+        Self::NumberConflict,
+        Self::StoreNotAllowed,
+        Self::OpenidMismatch,
+        Self::AppidNotBound,
+        Self::NotAuthorised,
+        Self::InvalidParameter,
+        Self::Rejected,
+    ];
+
+    /// Whether an objection for this reason may be an earlier use of ours, told back as "this number was already
+    /// used": under which status, code and number that comes is not published.
+    pub fn may_be_our_own_use(self) -> bool {
+        matches!(self, Self::UsedByAnother | Self::NumberConflict | Self::InvalidParameter | Self::Rejected)
+    }
+
     /// The word in events, logs and labels.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -367,14 +391,24 @@ fn judge_objection(answer: &Answer) -> Verdict {
     if let Some(declined) = declined(code, answer.sub_code) {
         return Verdict::NotAccepted(declined);
     }
+    let reason = objection(answer.status, code, answer.sub_code);
     match (answer.status, code) {
         // The request may still be under way behind a gateway that lost patience.
         (408, _) => Verdict::Unsure(Doubt::Unexpected),
-        (403, Some("NO_AUTH" | "NOAUTH")) => Verdict::NotAuthorised,
-        (403, _) if answer.sub_code == Some(268_579_803) => Verdict::NotAuthorised,
-        (400, Some("PARAM_ERROR")) if signed => Verdict::Refused(Reason::InvalidParameter),
-        (status, code) => Verdict::Objected { reason: objection(status, code, answer.sub_code), signed },
+        _ if lacks_authorisation(answer) => Verdict::NotAuthorised,
+        // Unless its number says that it is the request number that displeases.
+        (400, Some("PARAM_ERROR"))
+            if signed && !matches!(reason, Reason::UsedByAnother | Reason::NumberConflict) =>
+        {
+            Verdict::Refused(Reason::InvalidParameter)
+        }
+        _ => Verdict::Objected { reason, signed },
     }
+}
+
+fn lacks_authorisation(answer: &Answer) -> bool {
+    let named = matches!(answer.code.as_deref(), Some("NO_AUTH" | "NOAUTH"));
+    answer.status == 403 && (named || answer.sub_code == Some(268_579_803))
 }
 
 /// Names under which products of the provider say "too frequent" or "locked" with a 4xx other than 429.
@@ -435,13 +469,16 @@ fn judge_inquiry(answer: &Answer, redemption: &Redemption) -> Verdict {
             Standing::Unnamed | Standing::Unclear => Verdict::Unsure(Doubt::Contradicted),
         },
         (202, Authenticity::Verified) => Verdict::NotAccepted(Declined::Accepted),
-        (404, Authenticity::Verified) => Verdict::Refused(Reason::NoSuchCoupon),
         (200..=299, Authenticity::Unsigned | Authenticity::Unconvincing(_)) => {
             Verdict::Unsure(Doubt::NotBelieved)
         }
         (500..=599, _) => Verdict::Unsure(Doubt::ServerError),
         (400..=499, _) => match declined(answer.code.as_deref(), answer.sub_code) {
             Some(declined) => Verdict::NotAccepted(declined),
+            None if lacks_authorisation(answer) => Verdict::NotAuthorised,
+            None if answer.status == 404 && answer.authenticity == Authenticity::Verified => {
+                Verdict::Refused(Reason::NoSuchCoupon)
+            }
             None => Verdict::Unsure(Doubt::Unexpected),
         },
         _ => Verdict::Unsure(Doubt::Unexpected),

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
-use redeemer::attempt::{Belief, Limits, Outcome, Progress, Step};
+use redeemer::attempt::{Belief, Limits, Objection, Outcome, Progress, Step};
 use redeemer::coupon::{Coupon, CouponState, Round, Trace, Usage};
 use redeemer::redemption::Redemption;
-use redeemer::verdict::{Answer, Authenticity, Flaw, Lost, NotSent, Question, Reply, judge};
+use redeemer::verdict::{Answer, Authenticity, Flaw, Lost, NotSent, Question, Reason, Reply, Verdict, judge};
 use redeemer::wechat::api::Prepared;
 use redeemer::wire::command;
 use redeemer::wire::copy::{self, Horizon};
@@ -86,6 +86,16 @@ fn unsigned(status: u16, code: &str) -> Reply {
     error(status, code, None, Authenticity::Unsigned)
 }
 
+fn used_by_another() -> Reply {
+    says(coupon("USED", Some("OTHER_1"), None))
+}
+
+/// What a copy carries where the provider has objected.
+fn objection() -> Objection {
+    let code = Some("NOT_ENOUGH".into());
+    Objection { http_status: 403, code, sub_code: None, message: None, request_id: None }
+}
+
 fn cut() -> Reply {
     Reply::Lost(Lost::Reset)
 }
@@ -136,7 +146,7 @@ impl Run {
         let Self { limits, time_allowed, redemption } = self;
         let mut now = start();
         let deadline = later(now, *time_allowed);
-        let copied = |belief| Progress::resumed(3, 1, belief, now, deadline, None);
+        let copied = |belief| Progress::resumed(3, 1, belief, now, deadline, Some(objection()));
         let mut progress = match from {
             Start::Fresh => Progress::new(now, deadline, false),
             Start::Redelivered => Progress::new(now, deadline, true),
@@ -214,13 +224,9 @@ fn a_verified_answer_that_names_us_ends_it() {
 #[test]
 fn a_verified_answer_that_contradicts_us_is_asked_about() {
     let asked = ["0s redeem", "2s inquire"];
-    check(&[says(coupon("USED", Some("OTHER_1"), None)), used_by_us()], &asked, "redeemed by inquiry");
+    check(&[used_by_another(), used_by_us()], &asked, "redeemed by inquiry");
     check(&[returned(), returned()], &asked, "refused returned_since by inquiry");
-    check(
-        &[usable(), says(coupon("USED", Some("OTHER_1"), None))],
-        &asked,
-        "refused used_by_another by inquiry",
-    );
+    check(&[usable(), used_by_another()], &asked, "refused used_by_another by inquiry");
 }
 
 #[test]
@@ -267,18 +273,45 @@ fn the_same_body_goes_out_again_only_after_two_settled_negatives() {
     );
 }
 
+/// The ways in which "this number was already used" may be told: none is published.
+fn already_used() -> [Reply; 6] {
+    [
+        signed(400, "INVALID_REQUEST"),
+        signed(400, "ALREADY_EXISTS"),
+        signed(403, "OUT_TRADE_NO_USED"),
+        error(400, "INVALID_REQUEST", Some(268_578_101), Authenticity::Verified),
+        error(400, "PARAM_ERROR", Some(268_578_927), Authenticity::Verified),
+        error(403, "NOT_ENOUGH", Some(272_756_745), Authenticity::Verified),
+    ]
+}
+
 #[test]
 fn a_number_said_to_be_used_already_turns_out_to_be_ours() {
-    check(
-        &[cut(), usable(), usable(), signed(400, "INVALID_REQUEST"), used_by_us()],
-        &["0s redeem", "2s inquire", "2s inquire", "0s redeem", "0s inquire"],
-        "redeemed by inquiry",
-    );
-    check(
-        &[unsigned(400, "INVALID_REQUEST"), used_by_us()],
-        &["0s redeem", "2s inquire"],
-        "redeemed by inquiry",
-    );
+    let twice = ["0s redeem", "2s inquire", "2s inquire", "0s redeem", "2s inquire"];
+    let slow = ["0s redeem", "2s inquire", "2s inquire"];
+    for told in already_used() {
+        check(&[cut(), usable(), usable(), told.clone(), used_by_us()], &twice, "redeemed by inquiry");
+        check(&[told.clone(), used_by_us()], &slow[..2], "redeemed by inquiry");
+        check(&[told, usable(), used_by_us()], &slow, "redeemed by inquiry");
+    }
+    check(&[unsigned(400, "INVALID_REQUEST"), used_by_us()], &slow[..2], "redeemed by inquiry");
+}
+
+#[test]
+fn a_number_said_to_be_used_already_is_refused_on_two_settled_inquiries() {
+    let slow = ["0s redeem", "2s inquire", "2s inquire"];
+    for told in already_used() {
+        let (steps, outcome) = Run::default().play(Start::Fresh, &[told.clone(), usable(), usable()]);
+        assert_eq!(steps, slow);
+        let reason = outcome.reason().unwrap();
+        assert!(
+            [Reason::Rejected, Reason::NumberConflict, Reason::InvalidParameter].contains(&reason),
+            "a usable coupon is used by nobody: {reason:?}"
+        );
+        assert!(outcome.objection().is_some());
+        check(&[told.clone(), used_by_another()], &slow[..2], "refused used_by_another by inquiry");
+        check(&[told, in_state("DELETED"), in_state("DELETED")], &slow, "refused deleted by inquiry");
+    }
 }
 
 #[test]
@@ -286,7 +319,6 @@ fn a_signed_refusal_stands_once_the_coupon_was_seen() {
     let asked = ["0s redeem", "0s inquire"];
     check(&[signed(403, "NOT_ENOUGH"), usable()], &asked, "refused not_usable by inquiry");
     check(&[signed(404, "NOT_FOUND"), usable()], &asked, "refused not_found by inquiry");
-    check(&[signed(400, "INVALID_REQUEST"), usable()], &asked, "refused rejected by inquiry");
     check(&[signed(403, "NOT_ENOUGH"), in_state("EXPIRED")], &asked, "refused expired by inquiry");
     check(
         &[signed(403, "NOT_ENOUGH"), signed(404, "NOT_FOUND")],
@@ -296,17 +328,42 @@ fn a_signed_refusal_stands_once_the_coupon_was_seen() {
 }
 
 #[test]
-fn an_unsigned_refusal_proves_nothing_until_it_is_repeated() {
-    let refusal = || unsigned(403, "NOT_ENOUGH");
-    check(&[refusal(), used_by_us()], &["0s redeem", "2s inquire"], "redeemed by inquiry");
+fn a_signed_refusal_after_a_doubt_stands_on_two_settled_inquiries() {
+    let refusal = || signed(403, "NOT_ENOUGH");
+    let steps = ["0s redeem", "2s inquire", "2s inquire", "0s redeem", "2s inquire", "2s inquire"];
     check(
-        &[refusal(), usable(), used_by_us()],
-        &["0s redeem", "2s inquire", "1s redeem"],
-        "redeemed by answer",
+        &[cut(), usable(), usable(), refusal(), usable(), usable()],
+        &steps,
+        "refused not_usable by inquiry",
     );
     check(
-        &[refusal(), usable(), refusal(), usable()],
-        &["0s redeem", "2s inquire", "1s redeem", "2s inquire"],
+        &[cut(), usable(), usable(), signed(400, "PARAM_ERROR"), usable(), usable()],
+        &steps,
+        "refused invalid_parameter by inquiry",
+    );
+    check(
+        &[unsigned(403, ""), usable(), usable(), refusal(), usable(), used_by_us()],
+        &steps,
+        "redeemed by inquiry",
+    );
+    // Of a copy it is always assumed: another delivery of the command may have sent the body.
+    let copied = ["0s inquire", "0s redeem", "2s inquire", "2s inquire"];
+    for (last, ending) in [(usable(), "refused not_usable by inquiry"), (used_by_us(), "redeemed by inquiry")]
+    {
+        let script = [usable(), refusal(), usable(), last];
+        Run::default().check(Start::Copy(Belief::Clear), &script, &copied, ending);
+    }
+}
+
+#[test]
+fn an_unsigned_refusal_proves_nothing_until_it_is_repeated() {
+    let refusal = || unsigned(403, "NOT_ENOUGH");
+    let steps = ["0s redeem", "2s inquire", "2s inquire", "0s redeem", "2s inquire", "2s inquire"];
+    check(&[refusal(), used_by_us()], &steps[..2], "redeemed by inquiry");
+    check(&[refusal(), usable(), usable(), used_by_us()], &steps[..4], "redeemed by answer");
+    check(
+        &[refusal(), usable(), usable(), refusal(), usable(), usable()],
+        &steps,
         "refused not_usable by inquiry",
     );
 }
@@ -322,9 +379,26 @@ fn a_missing_authorisation_is_refused_at_once_where_it_is_signed() {
     check(&[signed(403, "NO_AUTH")], &["0s redeem"], "refused not_authorised by answer");
     check(&[unsigned(403, "NO_AUTH"), used_by_us()], &["0s redeem", "2s inquire"], "redeemed by inquiry");
     check(
-        &[unsigned(403, "NO_AUTH"), usable(), unsigned(403, "NO_AUTH"), usable()],
-        &["0s redeem", "2s inquire", "1s redeem", "2s inquire"],
+        &[unsigned(403, "NO_AUTH"), usable(), usable(), unsigned(403, "NO_AUTH"), usable(), usable()],
+        &["0s redeem", "2s inquire", "2s inquire", "0s redeem", "2s inquire", "2s inquire"],
         "refused not_authorised by inquiry",
+    );
+    // A copy may not look without it either.
+    let run = Run::default();
+    run.check(
+        Start::Copy(Belief::Clear),
+        &[signed(403, "NO_AUTH")],
+        &["0s inquire"],
+        "refused not_authorised by inquiry",
+    );
+    let again = ["0s inquire", "1s inquire"];
+    let unsigned = [unsigned(403, "NO_AUTH"), used_by_us()];
+    run.check(Start::Copy(Belief::Clear), &unsigned, &again, "redeemed by inquiry");
+    run.check(
+        Start::Copy(Belief::Unsure),
+        &[signed(403, "NO_AUTH"), signed(403, "NO_AUTH"), used_by_us()],
+        &["0s inquire", "2s inquire", "1s inquire"],
+        "redeemed by inquiry",
     );
 }
 
@@ -349,14 +423,30 @@ fn an_inquiry_settles_what_was_unsure() {
     let asked = ["0s redeem", "2s inquire"];
     let ends = |reply: Reply, ending: &str| check(&[cut(), reply], &asked, ending);
     ends(used_by_us(), "redeemed by inquiry");
-    ends(says(coupon("USED", Some("OTHER_1"), None)), "refused used_by_another by inquiry");
+    ends(used_by_another(), "refused used_by_another by inquiry");
     ends(returned(), "refused returned_since by inquiry");
+}
+
+#[test]
+fn a_state_that_ends_what_was_unsure_is_seen_twice() {
+    let asked = ["0s redeem", "2s inquire", "2s inquire"];
+    let ends = |reply: Reply, ending: &str| {
+        check(&[cut(), reply.clone(), reply.clone()], &asked, ending);
+        check(&[cut(), usable(), reply.clone()], &asked, ending);
+        check(&[cut(), reply.clone(), used_by_us()], &asked, "redeemed by inquiry");
+        check(&[cut(), reply, used_by_another()], &asked, "refused used_by_another by inquiry");
+    };
     ends(in_state("CONFIRMING"), "refused not_confirmed by inquiry");
     ends(in_state("PENDING"), "refused not_yet_valid by inquiry");
     ends(in_state("EXPIRED"), "refused expired by inquiry");
     ends(in_state("DELETED"), "refused deleted by inquiry");
     ends(in_state("DEACTIVATED"), "refused deactivated by inquiry");
     ends(signed(404, "NOT_FOUND"), "refused no_such_coupon by inquiry");
+    check(
+        &[cut(), in_state("PENDING"), usable(), used_by_us()],
+        &["0s redeem", "2s inquire", "2s inquire", "0s redeem"],
+        "redeemed by answer",
+    );
 }
 
 #[test]
@@ -398,6 +488,7 @@ fn an_inquiry_that_is_not_answered_authentically_is_put_again() {
         unsigned(404, "NOT_FOUND"),
         unsigned(403, "NO_AUTH"),
         signed(403, "NO_AUTH"),
+        error(404, "NOT_FOUND", Some(272_756_746), Authenticity::Verified),
         in_state("FROZEN"),
         in_state("USED"),
         Reply::Answered(answer(200, Authenticity::Unsigned)),
@@ -419,8 +510,8 @@ fn a_return_between_two_attempts_ends_the_sending() {
         "refused returned_since by inquiry",
     );
     check(
-        &[unsigned(403, "NOT_ENOUGH"), usable(), cut(), returned()],
-        &["0s redeem", "2s inquire", "1s redeem", "2s inquire"],
+        &[unsigned(403, "NOT_ENOUGH"), usable(), usable(), cut(), returned()],
+        &["0s redeem", "2s inquire", "2s inquire", "0s redeem", "2s inquire"],
         "refused returned_since by inquiry",
     );
 }
@@ -461,30 +552,81 @@ fn a_redelivered_command_begins_with_an_early_look_at_which_only_success_counts(
 }
 
 #[test]
-fn a_copy_begins_with_what_it_was_left_with() {
-    let reason = redeemer::verdict::Reason::NotUsable;
-    let first = |from: Start, question: &str| {
-        let (steps, _) = Run::default().play(from, &[used_by_us()]);
-        assert_eq!(steps.len(), 1);
-        assert!(steps[0].ends_with(question), "{steps:?}");
-    };
-    first(Start::Copy(Belief::Clear), "redeem");
-    first(Start::Copy(Belief::Doubted(reason)), "redeem");
-    first(Start::Copy(Belief::Unsure { negatives: 0 }), "inquire");
-    first(Start::Copy(Belief::Objected { reason, stands: true }), "inquire");
-    first(Start::Copy(Belief::Objected { reason, stands: false }), "inquire");
+fn every_copy_begins_with_a_look() {
+    let reason = Reason::NotUsable;
+    for belief in [
+        Belief::Clear,
+        Belief::Unsure,
+        Belief::Objected { reason, stands: true },
+        Belief::Objected { reason, stands: false },
+        Belief::Doubted(reason),
+    ] {
+        Run::default().check(Start::Copy(belief), &[used_by_us()], &["0s inquire"], "redeemed by inquiry");
+    }
+}
+
+#[test]
+fn what_a_copy_with_nothing_unsure_sees_stands_at_once() {
+    for belief in [Belief::Clear, Belief::Doubted(Reason::NotUsable)] {
+        let ends = |reply: Reply, ending: &str| {
+            Run::default().check(Start::Copy(belief), &[reply], &["0s inquire"], ending);
+        };
+        // The delivery that it was copied from may have lived on, redeemed, and seen a return.
+        ends(returned(), "refused returned_since by inquiry");
+        ends(used_by_another(), "refused used_by_another by inquiry");
+        ends(in_state("EXPIRED"), "refused expired by inquiry");
+        ends(in_state("PENDING"), "refused not_yet_valid by inquiry");
+        ends(signed(404, "NOT_FOUND"), "refused no_such_coupon by inquiry");
+    }
+}
+
+#[test]
+fn a_copy_sends_the_body_only_once_the_coupon_was_seen_usable() {
+    for belief in [Belief::Clear, Belief::Doubted(Reason::NotUsable)] {
+        let run = Run::default();
+        let sent = [usable(), used_by_us()];
+        run.check(Start::Copy(belief), &sent, &["0s inquire", "0s redeem"], "redeemed by answer");
+        for reply in [
+            cut(),
+            unreachable(),
+            probe(),
+            signed(500, "SYSTEM_ERROR"),
+            signed(429, "RATELIMIT_EXCEEDED"),
+            unsigned(404, "NOT_FOUND"),
+            in_state("FROZEN"),
+        ] {
+            let script = [reply.clone(), reply, usable(), used_by_us()];
+            let steps = ["0s inquire", "1s inquire", "2s inquire", "0s redeem"];
+            run.check(Start::Copy(belief), &script, &steps, "redeemed by answer");
+        }
+        run.check(
+            Start::Copy(belief),
+            &[usable(), unsigned(401, "SIGN_ERROR"), returned()],
+            &["0s inquire", "0s redeem", "halt unauthenticated", "0s inquire"],
+            "refused returned_since by inquiry",
+        );
+    }
+}
+
+#[test]
+fn a_copy_with_an_objection_is_refused_on_two_settled_inquiries() {
+    let steps = ["0s inquire", "2s inquire", "2s inquire"];
+    let belief = Belief::Objected { reason: Reason::Expired, stands: true };
+    let run = Run::default();
+    run.check(Start::Copy(belief), &[usable(), usable(), usable()], &steps, "refused expired by inquiry");
+    run.check(Start::Copy(belief), &[usable(), usable(), used_by_us()], &steps, "redeemed by inquiry");
 }
 
 #[test]
 fn a_copy_delivered_again_begins_with_an_inquiry() {
-    let reason = redeemer::verdict::Reason::NotUsable;
+    let reason = Reason::NotUsable;
     let first = |belief: Belief, step: &str| {
         let (steps, _) = Run::default().play(Start::CopyRedelivered(belief), &[used_by_us()]);
         assert_eq!(steps, [step], "{belief:?}");
     };
     first(Belief::Clear, "0s inquire");
     first(Belief::Doubted(reason), "0s inquire");
-    first(Belief::Unsure { negatives: 0 }, "0s inquire");
+    first(Belief::Unsure, "0s inquire");
     // Where the lost delivery found the coupon usable it has sent the body once more.
     first(Belief::Objected { reason, stands: false }, "0s inquire");
     // A standing refusal is never followed by a redeem.
@@ -496,13 +638,19 @@ fn a_copy_delivered_again_begins_with_an_inquiry() {
 #[test]
 fn waits_grow_in_process_and_then_from_tier_to_tier() {
     let busy = || signed(429, "RATELIMIT_EXCEEDED");
-    let script: Vec<_> = (0..4 * 7).map(|_| busy()).chain([used_by_us()]).collect();
+    let script: Vec<_> = (0..4 * 7).map(|_| busy()).chain([usable(), used_by_us()]).collect();
     let (steps, outcome) = Run::default().play(Start::Fresh, &script);
     assert_eq!(in_words(&outcome), "redeemed by answer");
-    let in_process = ["0s redeem", "1s redeem", "2s redeem", "4s redeem"];
+    let in_process =
+        |question: &'static str| ["0s", "1s", "2s", "4s"].map(|wait| format!("{wait} {question}"));
     let tiers = ["tier 10s", "tier 60s", "tier 300s", "tier 1800s", "tier 7200s", "tier 7200s", "tier 7200s"];
-    let wanted = tiers.iter().flat_map(|tier| in_process.iter().chain([tier])).chain(["0s redeem"].iter());
-    assert_eq!(steps, wanted.copied().collect::<Vec<_>>());
+    let mut wanted = Vec::new();
+    for (nth, tier) in tiers.into_iter().enumerate() {
+        wanted.extend(in_process(if nth == 0 { "redeem" } else { "inquire" }));
+        wanted.push(tier.to_owned());
+    }
+    wanted.extend(["0s inquire", "0s redeem"].map(str::to_owned));
+    assert_eq!(steps, wanted);
 }
 
 #[test]
@@ -516,11 +664,11 @@ fn no_tier_outlasts_the_deadline() {
         "2s redeem",
         "4s redeem",
         "tier 10s",
-        "0s redeem",
-        "1s redeem",
-        "2s redeem",
-        "4s redeem",
-        "6s redeem",
+        "0s inquire",
+        "1s inquire",
+        "2s inquire",
+        "4s inquire",
+        "6s inquire",
         "0s inquire",
     ];
     Run::of(30, 1_000).check(Start::Fresh, &script, &steps, "unresolved deadline_passed by deadline");
@@ -565,12 +713,82 @@ fn a_settling_time_is_never_cut_short_by_the_deadline() {
         &["0s redeem", "1s redeem", "2s inquire"],
         "unresolved deadline_passed by deadline",
     );
-    // A refusal heard twice stands, but only once the second request has settled.
+    // A refusal heard twice stands, but only once the second request has settled, and was seen twice.
     run.check(
-        Start::Copy(Belief::Doubted(redeemer::verdict::Reason::NotUsable)),
-        &[unsigned(403, "NOT_ENOUGH"), usable()],
-        &["0s redeem", "2s inquire"],
+        Start::Copy(Belief::Doubted(Reason::NotUsable)),
+        &[usable(), unsigned(403, "NOT_ENOUGH"), usable(), usable()],
+        &["0s inquire", "0s redeem", "2s inquire", "2s inquire"],
         "refused not_usable by inquiry",
+    );
+}
+
+#[test]
+fn a_last_inquiry_that_would_end_as_refused_is_put_twice_where_something_was_unsure() {
+    let run = Run::of(1, 1_000);
+    let asked = ["0s redeem", "2s inquire", "2s inquire"];
+    let gone = || in_state("EXPIRED");
+    let unknown = "unresolved deadline_passed by deadline";
+    let check = |script: &[Reply], ending: &str| {
+        run.check(Start::Fresh, script, &asked[..script.len()], ending);
+    };
+    check(&[cut(), gone(), gone()], "refused expired by inquiry");
+    check(&[cut(), gone(), used_by_us()], "redeemed by inquiry");
+    check(&[cut(), gone(), returned()], "refused returned_since by inquiry");
+    check(&[cut(), gone(), usable()], unknown);
+    check(&[cut(), gone(), cut()], unknown);
+    check(&[cut(), usable()], unknown);
+    check(&[signed(400, "ALREADY_EXISTS"), usable(), usable()], "refused rejected by inquiry");
+    check(&[signed(400, "ALREADY_EXISTS"), usable(), cut()], unknown);
+    check(&[unsigned(403, "NOT_ENOUGH"), usable()], unknown);
+    check(&[unsigned(403, "NOT_ENOUGH"), gone(), gone()], "refused expired by inquiry");
+}
+
+#[test]
+fn a_copy_that_is_late_or_exhausted_is_looked_at_once_settled() {
+    for (run, unknown) in [
+        (Run::of(0, 1_000), "unresolved deadline_passed by deadline"),
+        (Run::of(86_400, 3), "unresolved attempts_exhausted by deadline"),
+    ] {
+        let asked = ["2s inquire", "2s inquire"];
+        let check = |belief: Belief, script: &[Reply], ending: &str| {
+            run.check(Start::Copy(belief), script, &asked[..script.len()], ending);
+        };
+        let stands = Belief::Objected { reason: Reason::NotUsable, stands: true };
+        for belief in [Belief::Unsure, stands] {
+            check(belief, &[used_by_us()], "redeemed by inquiry");
+            check(belief, &[used_by_another()], "refused used_by_another by inquiry");
+            check(belief, &[returned()], "refused returned_since by inquiry");
+            check(belief, &[in_state("DELETED"), in_state("DELETED")], "refused deleted by inquiry");
+            check(belief, &[in_state("DELETED"), cut()], unknown);
+        }
+        check(Belief::Unsure, &[usable()], unknown);
+        check(stands, &[usable(), usable()], "refused not_usable by inquiry");
+        // Nothing was unsure: one look at once, and whatever it shows stands.
+        run.check(
+            Start::Copy(Belief::Clear),
+            &[in_state("EXPIRED")],
+            &["0s inquire"],
+            "refused expired by inquiry",
+        );
+        run.check(Start::Copy(Belief::Clear), &[usable()], &["0s inquire"], unknown);
+    }
+}
+
+#[test]
+fn a_parked_command_keeps_the_objection_that_its_belief_rests_on() {
+    let run = Run::of(1, 1_000);
+    let deadline = later(start(), run.time_allowed);
+    let mut progress = Progress::new(start(), deadline, false);
+    progress.begin(&run.limits, start());
+    let mut now = start();
+    for (question, reply) in [(Question::Redeem, signed(400, "ALREADY_EXISTS")), (Question::Inquire, cut())] {
+        let verdict = judge(question, &reply, &run.redemption);
+        progress.follow(question, reply, verdict, &run.limits, now, 0.5);
+        now = later(now, Duration::from_secs(2));
+    }
+    assert_eq!(
+        through_a_wait_queue(&progress, now).objection.unwrap().code.as_deref(),
+        Some("ALREADY_EXISTS")
     );
 }
 
@@ -616,10 +834,10 @@ fn the_problem_carries_the_words_of_the_refusal() {
 
 #[test]
 fn a_belief_survives_the_words_it_travels_in() {
-    for reason in redeemer::verdict::Reason::ALL {
+    for reason in Reason::OBJECTIONS {
         for belief in [
             Belief::Clear,
-            Belief::Unsure { negatives: 0 },
+            Belief::Unsure,
             Belief::Objected { reason, stands: true },
             Belief::Objected { reason, stands: false },
             Belief::Doubted(reason),
@@ -627,10 +845,6 @@ fn a_belief_survives_the_words_it_travels_in() {
             assert_eq!(Belief::from_words(&belief.to_words()), Some(belief));
         }
     }
-    assert_eq!(
-        Belief::from_words(&Belief::Unsure { negatives: 1 }.to_words()),
-        Some(Belief::Unsure { negatives: 0 })
-    );
     for nonsense in ["", " ", "clear expired", "unsure expired", "objected", "doubted nothing", "Clear"] {
         assert_eq!(Belief::from_words(nonsense), None, "{nonsense:?}");
     }
@@ -691,6 +905,8 @@ enum Told {
     UnsignedSuccess,
     Unsigned(u16),
     UnsignedNoAuth,
+    /// "This number was already used", in one of the ways of [`already_used`].
+    AlreadyUsed(usize),
     /// The process dies before it hears; the broker delivers again.
     Crash,
 }
@@ -825,6 +1041,10 @@ impl Provider {
             Told::UnsignedSuccess => Reply::Answered(answer(200, Authenticity::Unsigned)),
             Told::Unsigned(status) => unsigned(status, "NOT_ENOUGH"),
             Told::UnsignedNoAuth => unsigned(403, "NO_AUTH"),
+            Told::AlreadyUsed(way) => match question {
+                Question::Redeem => already_used()[way].clone(),
+                Question::Inquire => self.coupon(),
+            },
             Told::Crash => {
                 self.advance(later(now, Duration::from_millis(call.took)));
                 return None;
@@ -835,11 +1055,31 @@ impl Provider {
     }
 }
 
+/// What became of the delivery that a copy was made from, if it lived on: a crash came before its acknowledgement.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Original {
+    Ended,
+    Redeemed,
+    RedeemedAndReturned,
+}
+
+/// What the laws remember of one stay, from a delivery to the next.
+#[derive(Debug, Default)]
+struct Seen {
+    /// An authentic inquiry found the coupon usable and never returned.
+    usable: bool,
+    /// When the last redeem ended that promised nothing.
+    sent: Option<Timestamp>,
+    /// Negative inquiries since, each after the settling time.
+    negatives: u32,
+}
+
 /// One command from its first delivery to its outcome, with every law checked on the way.
 fn live(
     mut provider: Provider,
     calls: &[Call],
     tail: Call,
+    original: Original,
     allowed: Duration,
     limits: &Limits,
     chance: f64,
@@ -852,6 +1092,7 @@ fn live(
     let mut progress = Progress::new(now, deadline, false);
     let mut copied: Option<Vec<(&'static str, String)>> = None;
     let (mut authentic, mut return_seen) = (false, false);
+    let (mut doubted, mut seen) = (false, Seen::default());
     let (mut interruptions, mut late, mut steps) = (0u32, 0u32, 0u32);
     let mut step = progress.begin(limits, now);
     loop {
@@ -862,9 +1103,14 @@ fn live(
                 now = later(now, after);
                 prop_assert!(after <= settling || now <= deadline, "a wait outlasts the deadline");
                 late += u32::from(now > deadline);
-                prop_assert!(late <= 1 + interruptions, "more than one last call");
+                prop_assert!(late <= 2 * (1 + interruptions), "more than a last call and its repetition");
+                prop_assert!(
+                    question == Question::Inquire || copied.is_none() || seen.usable,
+                    "a copy redeems without a look"
+                );
                 prop_assert!(!(return_seen && question == Question::Redeem), "sent after a return was seen");
                 let call = *calls.next().unwrap_or(&tail);
+                let asked = now;
                 let reply = provider.call(question, call, now);
                 now = later(now, Duration::from_millis(call.took));
                 match reply {
@@ -876,10 +1122,34 @@ fn live(
                             return_seen |=
                                 coupon.state == CouponState::Effective && trace.return_request_no.is_some();
                         }
+                        let settled = seen.sent.is_none_or(|at| asked >= later(at, settling));
+                        match &verdict {
+                            Verdict::NotExecuted => {
+                                seen.usable = true;
+                                seen.negatives += u32::from(settled);
+                            }
+                            Verdict::Refused(_) if question == Question::Inquire => {
+                                seen.negatives += u32::from(settled);
+                            }
+                            Verdict::NotAccepted(_) | Verdict::NotSent | Verdict::Stop(_) => {}
+                            _ if question == Question::Inquire => {}
+                            verdict => {
+                                (seen.sent, seen.negatives) = (Some(now), 0);
+                                doubted |= match verdict {
+                                    Verdict::Objected { reason, signed } => {
+                                        !signed || reason.may_be_our_own_use()
+                                    }
+                                    Verdict::Refused(_) => false,
+                                    _ => true,
+                                };
+                            }
+                        }
                         progress.follow(question, reply, verdict, limits, now, chance)
                     }
                     None => {
                         interruptions += 1;
+                        doubted = true;
+                        seen = Seen { sent: Some(now), ..Seen::default() };
                         progress = match &copied {
                             None => Progress::new(start(), deadline, true),
                             Some(headers) => {
@@ -895,9 +1165,20 @@ fn live(
             Step::Defer { tier } => {
                 now = later(now, limits.tiers[tier]);
                 prop_assert!(now <= deadline, "a tier outlasts the deadline");
+                provider.advance(now);
+                // It looks first as well, and would not use what was used or returned.
+                let untouched = provider.effects == 0 && !provider.returned;
+                if copied.is_none() && untouched && original != Original::Ended {
+                    provider.take_effect();
+                    if original == Original::RedeemedAndReturned {
+                        provider.happen(Event::Return);
+                    }
+                }
                 let headers = copy::write(&progress, &[], "00");
                 progress = read_copy(&headers, now);
                 copied = Some(headers);
+                doubted = true;
+                seen.usable = false;
                 progress.begin(limits, now)
             }
             Step::Halt(_) => {
@@ -906,7 +1187,14 @@ fn live(
                 progress.resume(limits, now)
             }
             Step::Finish(outcome) => {
-                prop_assert!(progress.attempts <= limits.attempts_max + 1 + interruptions);
+                prop_assert!(progress.attempts <= limits.attempts_max + 2 * (1 + interruptions));
+                if let Outcome::Refused { reason, .. } = &outcome
+                    && ![Reason::UsedByAnother, Reason::ReturnedSince].contains(reason)
+                    && seen.sent.is_some()
+                    && doubted
+                {
+                    prop_assert!(seen.negatives >= 2, "refused ({}) on one inquiry", reason.as_str());
+                }
                 prop_assert!(
                     authentic || matches!(outcome, Outcome::Unresolved { .. }),
                     "nothing authentic was heard"
@@ -950,6 +1238,18 @@ fn unsure() -> impl Strategy<Value = (Effect, Told)> {
     (hidden_effect(), told)
 }
 
+fn already_used_number() -> impl Strategy<Value = (Effect, Told)> {
+    (hidden_effect(), (0..already_used().len()).prop_map(Told::AlreadyUsed))
+}
+
+fn original() -> impl Strategy<Value = Original> {
+    prop_oneof![
+        2 => Just(Original::Ended),
+        1 => Just(Original::Redeemed),
+        1 => Just(Original::RedeemedAndReturned),
+    ]
+}
+
 fn unsigned_refusal() -> impl Strategy<Value = (Effect, Told)> {
     let told = prop_oneof![
         Just(Told::Unsigned(403)),
@@ -972,7 +1272,13 @@ fn timed(kind: impl Strategy<Value = (Effect, Told)>) -> impl Strategy<Value = C
 }
 
 fn any_call() -> impl Strategy<Value = Call> {
-    timed(prop_oneof![3 => honest(), 3 => unsure(), 3 => unsigned_refusal(), 2 => interruption()])
+    timed(prop_oneof![
+        3 => honest(),
+        3 => unsure(),
+        3 => unsigned_refusal(),
+        2 => interruption(),
+        1 => already_used_number(),
+    ])
 }
 
 fn lasting_call() -> impl Strategy<Value = Call> {
@@ -1017,12 +1323,13 @@ proptest! {
         provider in provider(),
         calls in prop::collection::vec(any_call(), 0..14),
         tail in lasting_call(),
+        original in original(),
         allowed in prop_oneof![0..=20_000u64, 0..=10_800_000u64],
         attempts_max in prop_oneof![1..=6u32, Just(1_000u32)],
         chance in 0.0..=1.0,
     ) {
         let limits = Limits { attempts_max, ..Limits::default() };
-        let (outcome, provider) = live(provider, &calls, tail, Duration::from_millis(allowed), &limits, chance)?;
+        let (outcome, provider) = live(provider, &calls, tail, original, Duration::from_millis(allowed), &limits, chance)?;
         prop_assert!(provider.effects <= 1, "took effect {} times", provider.effects);
         match outcome {
             Outcome::Redeemed { .. } => prop_assert_eq!(provider.effects, 1, "told redeemed, but nothing happened"),
@@ -1050,7 +1357,7 @@ proptest! {
         }
         let well = Call { effect: Effect::AtOnce, told: Told::Truth, took: 100 };
         let day = Duration::from_secs(24 * 3600);
-        let (outcome, provider) = live(provider, &calls, well, day, &Limits::default(), chance)?;
+        let (outcome, provider) = live(provider, &calls, well, Original::Ended, day, &Limits::default(), chance)?;
         prop_assert!(matches!(outcome, Outcome::Redeemed { .. }), "{}", in_words(&outcome));
         prop_assert_eq!(provider.effects, 1);
     }

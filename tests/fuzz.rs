@@ -184,7 +184,7 @@ fn copies_headers() -> Vec<Headers> {
     let (first_seen, deadline) = ("2026-03-05T04:30:45Z", "2026-03-06T04:30:45Z");
     let beliefs = [
         Belief::Clear,
-        Belief::Unsure { negatives: 1 },
+        Belief::Unsure,
         Belief::Objected { reason: Reason::NotUsable, stands: true },
         Belief::Doubted(Reason::Expired),
     ];

@@ -107,6 +107,9 @@ fn words(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Redeemed => "**redeemed**".to_owned(),
         Verdict::Refused(reason) => format!("**refused**: {}", reason.as_str()),
+        Verdict::Objected { reason, signed: true } if reason.may_be_our_own_use() => {
+            format!("objected, doubtful: {}", reason.as_str())
+        }
         Verdict::Objected { reason, signed: true } => format!("objected: {}", reason.as_str()),
         Verdict::Objected { reason, signed: false } => format!("objected, unsigned: {}", reason.as_str()),
         Verdict::NotExecuted => "not executed".to_owned(),
@@ -138,8 +141,11 @@ fn obey(question: Question, answer: &Answer, verdict: &Verdict, standing: Option
                 && (standing == Some(&Standing::Ours) || redeem && standing == Some(&Standing::Unnamed))
         }
         Verdict::Refused(_) => verified && (!redeem || (400..500).contains(&answer.status)),
-        Verdict::Objected { signed, .. } => {
-            redeem && *signed == verified && (400..500).contains(&answer.status)
+        Verdict::Objected { reason, signed } => {
+            redeem
+                && *signed == verified
+                && (400..500).contains(&answer.status)
+                && Reason::OBJECTIONS.contains(reason)
         }
         Verdict::NotExecuted => {
             !redeem && verified && answer.status == 200 && standing == Some(&Standing::Usable)
@@ -148,7 +154,7 @@ fn obey(question: Question, answer: &Answer, verdict: &Verdict, standing: Option
         Verdict::NotAccepted(_) => (400..500).contains(&answer.status),
         Verdict::NotSent | Verdict::Unsure(Doubt::Lost) => false,
         Verdict::Stop(fault) => *fault == Fault::Unauthenticated && answer.status == 401,
-        Verdict::NotAuthorised => redeem && answer.status == 403,
+        Verdict::NotAuthorised => answer.status == 403,
         Verdict::Unsure(_) => true,
     };
     assert!(lawful, "{question:?} {answer:?} -> {verdict:?}");
@@ -163,30 +169,62 @@ fn obey(question: Question, answer: &Answer, verdict: &Verdict, standing: Option
     assert!(wanted, "{question:?} {answer:?} -> {verdict:?}");
 }
 
-#[test]
-fn every_status_code_number_and_signature_keeps_the_laws() {
-    let redemption = redemption("C1", None);
-    let numbers: Vec<Option<u64>> = [None, Some(1), Some(u64::MAX)]
-        .into_iter()
-        .chain(SUB_CODES.map(|(number, _)| Some(number)))
-        .collect();
-    for question in Question::ALL {
-        for authenticity in AUTHENTICITIES {
-            for status in 100..=599 {
-                let mut reply = Reply::Answered(answer(status, authenticity));
-                for code in [None].into_iter().chain(CODES.map(Some)) {
-                    for number in &numbers {
-                        let Reply::Answered(answer) = &mut reply else { unreachable!() };
-                        answer.code = code.map(Into::into);
-                        answer.sub_code = *number;
-                        let verdict = judge(question, &reply, &redemption);
-                        let Reply::Answered(answer) = &reply else { unreachable!() };
-                        obey(question, answer, &verdict, None);
-                    }
-                }
+/// No code, every documented one, and strangers.
+fn codes() -> Vec<Option<&'static str>> {
+    [None].into_iter().chain(CODES.map(Some)).collect()
+}
+
+/// No number, two strangers, and every documented one.
+fn numbers() -> Vec<Option<u64>> {
+    let documented = SUB_CODES.map(|(number, _)| Some(number));
+    [None, Some(1), Some(u64::MAX)].into_iter().chain(documented).collect()
+}
+
+/// The verdicts on a redemption and on an inquiry, each signed and not believed.
+type Verdicts = [Verdict; 4];
+
+/// The verdicts under one status: for each of [`codes`], on each of [`numbers`]. Every law is kept on the way.
+fn under(status: u16, redemption: &Redemption) -> Vec<Vec<Verdicts>> {
+    let mut reply = Reply::Answered(answer(status, Authenticity::Verified));
+    let mut verdict = |question, authenticity, code: Option<&str>, number| {
+        let Reply::Answered(answer) = &mut reply else { unreachable!() };
+        answer.authenticity = authenticity;
+        if answer.code.as_deref() != code {
+            answer.code = code.map(Into::into);
+        }
+        answer.sub_code = number;
+        let verdict = judge(question, &reply, redemption);
+        let Reply::Answered(answer) = &reply else { unreachable!() };
+        obey(question, answer, &verdict, None);
+        verdict
+    };
+    let mut verdicts = |code, number| {
+        let [redeem, inquire] = Question::ALL.map(|question| {
+            let [verified, unsigned, unconvincing @ ..] =
+                AUTHENTICITIES.map(|authenticity| verdict(question, authenticity, code, number));
+            // One column suffices: a bad signature is worth as little as none.
+            for as_little in unconvincing {
+                assert_eq!(as_little, unsigned, "{question:?} {status} {code:?} {number:?}");
             }
+            [verified, unsigned]
+        });
+        let ([redeem, redeem_unsigned], [inquire, inquire_unsigned]) = (redeem, inquire);
+        [redeem, redeem_unsigned, inquire, inquire_unsigned]
+    };
+    let numbers = numbers();
+    codes().into_iter().map(|code| numbers.iter().map(|number| verdicts(code, *number)).collect()).collect()
+}
+
+/// Puts together what is worth the same, in the order in which it first comes.
+fn fold<K: Copy, V: PartialEq>(all: impl IntoIterator<Item = (K, V)>) -> Vec<(Vec<K>, V)> {
+    let mut groups: Vec<(Vec<K>, V)> = Vec::new();
+    for (key, value) in all {
+        match groups.iter_mut().find(|(_, known)| *known == value) {
+            Some((keys, _)) => keys.push(key),
+            None => groups.push((vec![key], value)),
         }
     }
+    groups
 }
 
 #[test]
@@ -462,27 +500,23 @@ impl Page {
     }
 }
 
-fn verdicts(status: u16, code: Option<&str>, number: Option<u64>) -> [String; 4] {
-    let redemption = redemption("C1", None);
-    let verdict = |question, authenticity| {
-        let answer = Answer { code: code.map(Into::into), sub_code: number, ..answer(status, authenticity) };
-        words(&judge(question, &Reply::Answered(answer), &redemption))
-    };
-    let believed = |question| verdict(question, Authenticity::Verified);
-    let not_believed = |question| {
-        let unsigned = verdict(question, Authenticity::Unsigned);
-        for authenticity in &AUTHENTICITIES[2..] {
-            // One column suffices: a bad signature is worth as little as none.
-            assert_eq!(
-                verdict(question, *authenticity),
-                unsigned,
-                "{question:?} {status} {code:?} {number:?}"
-            );
-        }
-        unsigned
-    };
-    let (redeem, inquire) = (Question::Redeem, Question::Inquire);
-    [believed(redeem), not_believed(redeem), believed(inquire), not_believed(inquire)]
+/// Statuses as a person writes them: `400, 402–407`.
+fn spans(statuses: &[u16]) -> String {
+    let runs = statuses.chunk_by(|one, next| one + 1 == *next);
+    let told = runs.map(|run| match (run[0], run[run.len() - 1]) {
+        (first, last) if first == last => format!("{first}"),
+        (first, last) => format!("{first}–{last}"),
+    });
+    told.collect::<Vec<_>>().join(", ")
+}
+
+/// The codes or numbers of a group; those that belong with "none" are all that are not named elsewhere.
+fn named<T: Copy + PartialEq>(group: &[Option<T>], groups: usize, spell: impl Fn(T) -> String) -> String {
+    match (group.contains(&None), groups) {
+        (true, 1) => "any".to_owned(),
+        (true, _) => "any other, or none".to_owned(),
+        (false, _) => group.iter().copied().flatten().map(spell).collect::<Vec<_>>().join(", "),
+    }
 }
 
 fn page() -> String {
@@ -507,70 +541,56 @@ fn page() -> String {
         "Every status from 100 to 599, without a code and without a coupon. Statuses that mean the same are one row.",
         &["status", "redeem, signed", "redeem, not believed", "inquire, signed", "inquire, not believed"],
     );
-    let mut from = 100;
-    for status in 100..=599 {
-        if status == 599 || verdicts(status + 1, None, None) != verdicts(status, None, None) {
-            let span = if from == status { format!("{status}") } else { format!("{from}–{status}") };
-            page.row(&[vec![span], verdicts(status, None, None).to_vec()].concat());
-            from = status + 1;
-        }
+    let redemption = redemption("C1", None);
+    let statuses = fold((100..=599).map(|status| (status, under(status, &redemption))));
+    let alone = (100..=599).map(|status| {
+        let (_, verdicts) = statuses.iter().find(|(group, _)| group.contains(&status)).unwrap();
+        (status, verdicts[0][0].clone())
+    });
+    for (group, verdicts) in fold(alone) {
+        page.row(&[vec![spans(&group)], verdicts.map(|verdict| words(&verdict)).to_vec()].concat());
     }
 
     page.head(
-        "By HTTP status and code",
-        "The documented pairs of the \"use\" page, of its neighbours, and of the platform.",
+        "Codes and numbers",
+        &format!(
+            "The codes of the \"use\" page, of its neighbours, and of the platform, with three strangers: {}.\n\n\
+             The numbers at the end of `Request-ID`; under which status and code each comes is not published.",
+            CODES.map(|code| format!("`{code}`")).join(", ").replace("``", "an empty one"),
+        ),
+        &["number", "the provider's words"],
+    );
+    for (number, meaning) in SUB_CODES {
+        page.row(&[format!("{number}"), meaning.to_owned()]);
+    }
+
+    page.head(
+        "By HTTP status, code and number",
+        "Every status from 100 to 599 with every code and every number above, none, and strangers. What means the same\n\
+         is one row.",
         &[
             "status",
             "code",
-            "redeem, signed",
-            "redeem, not believed",
-            "inquire, signed",
-            "inquire, not believed",
-        ],
-    );
-    for (status, code) in [
-        (400, "PARAM_ERROR"),
-        (400, "INVALID_REQUEST"),
-        (400, "ALREADY_EXISTS"),
-        (401, "SIGN_ERROR"),
-        (403, "NOT_ENOUGH"),
-        (403, "NO_AUTH"),
-        (403, "NOAUTH"),
-        (403, "RULE_LIMIT"),
-        (403, "RULELIMIT"),
-        (403, "REQUEST_BLOCKED"),
-        (403, "RATE_LIMITED"),
-        (403, "OUT_TRADE_NO_USED"),
-        (404, "NOT_FOUND"),
-        (404, "RESOURCE_NOT_EXISTS"),
-        (429, "RATELIMIT_EXCEEDED"),
-        (429, "FREQUENCY_LIMITED"),
-        (429, "FREQUENCY_LIMIT_EXCEED"),
-        (429, "FREQUENCY_LIMIT"),
-        (429, "FREQENCY_LIMIT"),
-        (500, "SYSTEM_ERROR"),
-        (502, "SERVICE_UNAVAILABLE"),
-        (503, "SERVICE_UNAVAILABLE"),
-    ] {
-        let cells = vec![format!("{status}"), format!("`{code}`")];
-        page.row(&[cells, verdicts(status, Some(code), None).to_vec()].concat());
-    }
-
-    page.head(
-        "By the number at the end of `Request-ID`",
-        "Under 403 `NOT_ENOUGH`; which status goes with which number is not published.",
-        &[
             "number",
-            "the provider's words",
             "redeem, signed",
             "redeem, not believed",
             "inquire, signed",
             "inquire, not believed",
         ],
     );
-    for (number, meaning) in SUB_CODES {
-        let cells = vec![format!("{number}"), meaning.to_owned()];
-        page.row(&[cells, verdicts(403, Some("NOT_ENOUGH"), Some(number)).to_vec()].concat());
+    for (statuses, verdicts) in &statuses {
+        let by_code = fold(codes().into_iter().zip(verdicts));
+        for (codes, verdicts) in &by_code {
+            let by_number = fold(numbers().into_iter().zip(*verdicts));
+            for (numbers, verdicts) in &by_number {
+                let place = vec![
+                    spans(statuses),
+                    named(codes, by_code.len(), |code| format!("`{code}`")),
+                    named(numbers, by_number.len(), |number| format!("{number}")),
+                ];
+                page.row(&[place, verdicts.each_ref().map(words).to_vec()].concat());
+            }
+        }
     }
 
     page.head(
@@ -578,30 +598,26 @@ fn page() -> String {
         &format!("Our number is `{OURS}`. `R1` is the number of a return."),
         &["shape", "coupon_state", "usage detail", "stands as", "redeem", "inquire"],
     );
-    for case in coupons() {
-        let redemption = redemption(case.code, case.round);
+    let cells = |case: Case| {
+        let redemption = self::redemption(case.code, case.round);
         let coupon = case.coupon();
         let standing = coupon.standing(
             &redemption.coupon_code,
             &redemption.out_request_no,
             redemption.sequential_coupon_index,
         );
-        let reply =
-            Reply::Answered(Answer { coupon: Some(coupon.clone()), ..answer(200, Authenticity::Verified) });
+        let state = coupon.state.to_string();
+        let reply = Reply::Answered(Answer { coupon: Some(coupon), ..answer(200, Authenticity::Verified) });
         let verdict = |question| words(&judge(question, &reply, &redemption));
         let standing = match standing {
             Standing::Unusable(state) => format!("unusable ({state})"),
             other => format!("{other:?}").to_lowercase(),
         };
-        let state = coupon.state.to_string();
-        page.row(&[
-            case.shape.to_owned(),
-            state,
-            case.detail.clone(),
-            standing,
-            verdict(Question::Redeem),
-            verdict(Question::Inquire),
-        ]);
+        let cells = [state, case.detail, standing, verdict(Question::Redeem), verdict(Question::Inquire)];
+        (case.shape, cells)
+    };
+    for (shapes, cells) in fold(coupons().into_iter().map(cells)) {
+        page.row(&[vec![shapes.join("; ")], cells.to_vec()].concat());
     }
 
     page.head("Reasons", "The closed list of `problem.reason` in events.", &["reason"]);
@@ -620,16 +636,21 @@ A reply is read by HTTP status first, by `code` second, by the number at the end
 by its message. \"Signed\" is an answer whose signature verified; \"not believed\" is one without a signature, or
 with a malformed, unknown, stale or wrong one: these five are always worth the same.
 
+A command that the broker delivers again, and every copy from a wait queue, counts as one that was unsure before, and
+begins with an inquiry, whatever it was left with.
+
 | verdict | what follows |
 | --- | --- |
 | **redeemed** | the command ends: the coupon was used by us |
-| **refused** | the command ends: the coupon was not used by us and will not be |
-| objected | the coupon is looked at; a signed objection then stands, an unsigned one only when it is repeated |
-| not executed | the coupon is usable: the same body again where we were unsure, the end where an objection stands |
+| **refused** | the command ends: the coupon was not used by us and will not be. Where a use of ours may be under way, a state that an inquiry found is seen twice, each time after the settling time; another's use and a return are seen once |
+| objected | the coupon is looked at, and the objection stands; where anything of this command was ever unsure, as the next row |
+| objected, doubtful | it may be an earlier use of ours, told back. The coupon is looked at twice, each time after the settling time; then the objection stands |
+| objected, unsigned | it proves nothing. The coupon is looked at in the same way; where it is usable, the same body is sent once more, and only a second objection stands |
+| not executed | the coupon is usable. The same body, where nothing was unsure; the same body after a second look, where we were unsure; the end, where an objection stands |
 | not accepted | the same question later |
 | not sent | the same question later, by the other host where the first is unwell |
 | unsure | the coupon is looked at after the settling time |
-| not authorised | refused where it is signed, else as an objection |
+| not authorised | refused where it is signed and nothing was ever unsure, else as an objection or later again; **stop** where no other brand was served lately |
 | **stop** | our own fault: no further calls until it is mended |
 ";
 

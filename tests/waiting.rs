@@ -255,6 +255,7 @@ fn copy_headers(bytes: &[u8]) -> BTreeMap<&'static str, AMQPValue> {
         (copy::LAST_VERDICT, text("unsure")),
         (copy::BODY_SHA256, text(prepared.body_sha256())),
         (copy::EVIDENCE, text("[]")),
+        (copy::OBJECTION, text(r#"{"http_status": 403, "code": "NOT_ENOUGH"}"#)),
     ])
 }
 
@@ -293,12 +294,15 @@ async fn a_copy_with_bad_headers_ends_with_a_reason_and_harms_nobody() {
         (copy::DEADLINE, Some(AMQPValue::Timestamp(1_772_685_045)), damaged),
         (copy::LAST_VERDICT, text("redeemed"), damaged),
         (copy::LAST_VERDICT, text("objected because"), damaged),
+        (copy::LAST_VERDICT, text("objected deadline_passed"), damaged),
+        (copy::LAST_VERDICT, text("doubted returned_since"), damaged),
         (copy::BODY_SHA256, text(&"0".repeat(64)), damaged),
         (copy::BODY_SHA256, text(""), damaged),
         (copy::EVIDENCE, text("[{\"at\": 1}]"), damaged),
         (copy::EVIDENCE, text(&"[".repeat(10_000)), damaged),
         (copy::OBJECTION, text("{\"http_status\": 99999999}"), damaged),
         (copy::OBJECTION, Some(AMQPValue::Boolean(true)), damaged),
+        (copy::OBJECTION, None, redeemed),
         // Nothing says that these are forged: they are believed as far as they can do no harm.
         (copy::ATTEMPTS, text("1000000"), "unresolved attempts_exhausted EFFECTIVE"),
         (copy::ATTEMPTS, text("4294967295"), "unresolved attempts_exhausted EFFECTIVE"),

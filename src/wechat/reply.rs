@@ -34,8 +34,9 @@ pub fn coupon(body: &[u8]) -> Option<Coupon> {
         serde_json::from_str::<serde_json::Value>(text).ok()?;
     }
     let entity: EntityText = serde_json::from_str(text).ok()?;
-    // An object that does not apply may be there all the same, and empty.
-    let rounds = entity.sequential_usage_detail.map(|sequential| sequential.detail_item_list);
+    // An object that does not apply may be there all the same, and empty; so may its list, or be null.
+    let rounds =
+        entity.sequential_usage_detail.map(|sequential| sequential.detail_item_list.unwrap_or_default());
     let once = [entity.single_usage_detail, entity.progressive_bundle_usage_detail];
     let usage = match rounds {
         Some(rounds) if !rounds.is_empty() || once.iter().all(Option::is_none) => {
@@ -139,8 +140,7 @@ struct TraceText {
 
 #[derive(Deserialize)]
 struct SequentialText {
-    #[serde(default)]
-    detail_item_list: Vec<RoundText>,
+    detail_item_list: Option<Vec<RoundText>>,
 }
 
 #[derive(Deserialize)]
@@ -188,6 +188,25 @@ mod tests {
         };
         assert!(with(r#""\u4e2d \ud83d\ude00""#) && with("1e9") && with("true") && with(&"1".repeat(300)));
         assert!(!with(r#""\ud800""#) && !with("1.5e999") && !with("-1E999") && !with(&"1".repeat(400)));
+    }
+
+    #[test]
+    fn what_is_null_is_not_there() {
+        let usage = |more: &str| {
+            let body = format!(r#"{{"coupon_code":"C","coupon_state":"USED",{more}}}"#);
+            coupon(body.as_bytes()).unwrap().usage
+        };
+        let once = |use_request_no: Option<&str>| {
+            Usage::Once(Trace { use_request_no: use_request_no.map(Into::into), return_request_no: None })
+        };
+        let ours = r#""single_usage_detail":{"use_request_no":"U","return_request_no":null}"#;
+        let list = r#""sequential_usage_detail":{"detail_item_list":null}"#;
+        assert_eq!(usage(&format!("{ours},{list}")), once(Some("U")));
+        assert_eq!(usage(&format!(r#"{ours},"sequential_usage_detail":null"#)), once(Some("U")));
+        assert_eq!(usage(r#""single_usage_detail":{"use_request_no":null}"#), once(None));
+        assert_eq!(usage(r#""single_usage_detail":null"#), once(None));
+        assert_eq!(usage(list), Usage::Rounds(vec![]));
+        assert_eq!(error(br#"{"code":null,"message":null}"#), ErrorBody::default());
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub const LAST_VERDICT: &str = "x-redemption-last-verdict";
 pub const BODY_SHA256: &str = "x-redemption-body-sha256";
 /// The last attempts, as JSON.
 pub const EVIDENCE: &str = "x-redemption-evidence";
-/// The provider's last objection, as JSON.
+/// The provider's last objection, as JSON. Never missing where the belief rests on one.
 pub const OBJECTION: &str = "x-redemption-objection";
 
 /// The trace context of the stay that put a copy away, W3C `traceparent`: the next stay is linked to it. Nothing is
@@ -138,6 +138,7 @@ pub fn read<'a>(
     let mut evidence: Vec<Evidence> = entries.into_iter().map(Evidence::from).collect();
     Evidence::keep_last(&mut evidence);
     let objection = match header(OBJECTION) {
+        None if belief.objection().is_some() => return Err(Damage::Missing(OBJECTION)),
         None => None,
         Some(_) => Some(
             serde_json::from_str::<ObjectionEntry>(wanted(OBJECTION)?)
@@ -295,13 +296,18 @@ mod tests {
         let reason = Reason::NotUsable;
         for belief in [
             Belief::Clear,
-            Belief::Unsure { negatives: 0 },
+            Belief::Unsure,
             Belief::Objected { reason, stands: true },
             Belief::Objected { reason, stands: false },
             Belief::Doubted(reason),
         ] {
             for objection in [None, Some(objection())] {
                 let mut put_away = progress(belief, objection);
+                if put_away.objection.is_none() && belief.objection().is_some() {
+                    let headers = write(&put_away, &[], BODY);
+                    assert_eq!(read_back(&headers), Err(Damage::Missing(OBJECTION)), "{belief:?}");
+                    continue;
+                }
                 let carried = read_back(&write(&put_away, &evidence(2), BODY)).unwrap();
                 put_away.tiers_passed = 3;
                 assert_eq!(carried.progress, put_away);
@@ -312,10 +318,24 @@ mod tests {
 
     #[test]
     fn a_header_that_is_missing_is_named() {
-        for name in [ATTEMPTS, TIERS, FIRST_SEEN, DEADLINE, LAST_VERDICT, BODY_SHA256, EVIDENCE] {
+        for name in COPY_ONLY.into_iter().chain([DEADLINE]) {
             assert_eq!(without(name), Err(Damage::Missing(name)));
         }
-        assert_eq!(without(OBJECTION).unwrap().progress.objection, None);
+    }
+
+    #[test]
+    fn a_copy_carries_no_other_objection_than_the_provider_can_make() {
+        for reason in Reason::ALL {
+            for kind in ["objected", "objected-unsigned", "doubted"] {
+                let belief = with(LAST_VERDICT, &format!("{kind} {}", reason.as_str()));
+                assert_eq!(
+                    belief.is_ok(),
+                    Reason::OBJECTIONS.contains(&reason),
+                    "{kind} {}",
+                    reason.as_str()
+                );
+            }
+        }
     }
 
     #[test]
