@@ -717,11 +717,14 @@ impl Job<'_> {
     async fn put_away_untold(mut self, outcome: Outcome, cut: &Cut) -> Worked {
         let progress = &mut self.carried.progress;
         progress.belief = match &outcome {
-            // Other queues may have taken the event: a refusal stands, whatever the provider would say by then. Where
-            // the brand keeps us out it cannot be asked about, only tried.
+            // Where the brand keeps us out it cannot be asked about, only tried.
             Outcome::Refused { reason: Reason::NotAuthorised, .. } => Belief::Clear,
-            Outcome::Refused { reason, .. } => Belief::Objected { reason: *reason, stands: true },
-            _ => Belief::Unsure { negatives: 0 },
+            // Other queues may have taken the event: the provider's objection stands, whatever it would say by then.
+            Outcome::Refused { reason, objection: Some(_), .. } if Reason::OBJECTIONS.contains(reason) => {
+                Belief::Objected { reason: *reason, stands: true }
+            }
+            // What an inquiry found is found again.
+            _ => Belief::Unsure,
         };
         progress.objection = outcome.objection().cloned();
         progress.step_aside(&self.tools.limits);
