@@ -18,6 +18,8 @@ pub struct Findings {
     pub wrong: usize,
     /// Events, without what the broker handed to the rig twice.
     pub events: usize,
+    /// Pairs of a command and an event's id.
+    pub distinct: usize,
     /// Events that said what an earlier one had said.
     pub repeats: usize,
     /// Calls to the payment API.
@@ -85,10 +87,13 @@ impl<'a> Ledger<'a> {
 
 fn count(seen: &[Seen], ledger: &Ledger<'_>, findings: &mut Findings) {
     let mut ids = BTreeSet::new();
-    for event in seen.iter().filter(|event| !event.again) {
-        findings.events += 1;
-        findings.repeats += usize::from(!ids.insert((&event.id, &event.command)));
+    for event in seen {
+        // One that the broker marks as delivered again need not have come here before.
+        let new = ids.insert((&event.id, &event.command));
+        findings.events += usize::from(new || !event.again);
+        findings.repeats += usize::from(!new && !event.again);
     }
+    findings.distinct = ids.len();
     findings.calls = ledger.attempts.len();
     findings.faults = ledger.attempts.iter().filter(|attempt| !attempt["fault"].is_null()).count();
     findings.effects = ledger.uses.values().map(Vec::len).sum();

@@ -28,7 +28,7 @@ const BACKLOG_SHARE: usize = 10;
 const LAGGING: usize = 40;
 /// How many commands are kept back for the command queue that was deleted, and as many for the wait queues.
 const KEPT_BACK: usize = 10;
-/// The longest wait for all work to end.
+/// The longest wait for anything to go on.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Everything that takes part.
@@ -217,12 +217,17 @@ impl Rig {
         });
     }
 
-    /// Waits until there are events for so many commands.
+    /// Waits until there are events for so many commands, for as long as there are more and more of them.
     async fn reach(&mut self, commands: usize) {
         let mut progress = self.told.progress();
-        if timeout(PATIENCE, progress.wait_for(|told| *told >= commands)).await.is_err() {
-            let told = self.progress();
-            self.violations.push(format!("{told} of {commands} commands told after {PATIENCE:?}"));
+        let mut told = *progress.borrow_and_update();
+        while told < commands {
+            if timeout(PATIENCE, progress.wait_for(|now| *now > told)).await.is_err() {
+                let why = format!("{told} of {commands} commands told, and none for {PATIENCE:?}");
+                self.violations.push(why);
+                return;
+            }
+            told = self.progress();
         }
     }
 
@@ -268,7 +273,7 @@ impl Rig {
 
     /// Orders every instance to die there, and takes the order back once one has.
     async fn kill_at(&mut self, point: KillPoint, nth: usize) {
-        for instance in &self.instances {
+        for instance in &mut self.instances {
             instance.order(point, nth);
         }
         if point == KillPoint::Draining {
@@ -285,12 +290,19 @@ impl Rig {
             }
         }
         for instance in 0..INSTANCES {
-            self.instances[instance].withdraw();
-        }
-        // What had read its order before is still about to die.
-        sleep(Duration::from_millis(50)).await;
-        for instance in 0..INSTANCES {
-            dead |= self.bury(instance, point).await;
+            if self.instances[instance].withdraw() {
+                continue;
+            }
+            // It has taken its order, and is about to die.
+            let since = Instant::now();
+            while !self.bury(instance, point).await {
+                if since.elapsed() > PATIENCE {
+                    self.violations.push(format!("instance {instance} took its order and lives"));
+                    break;
+                }
+                sleep(Duration::from_millis(10)).await;
+            }
+            dead = true;
         }
         if !dead {
             self.kill_anywhere(0).await;
@@ -496,7 +508,13 @@ impl Rig {
         for nth in 0..INSTANCES {
             let instance = &self.instances[nth];
             for (name, wanted) in [("redeemer_ledger_residue", 0.0), ("redeemer_commands_in_flight", 0.0)] {
-                let value = instance.metric(name).await;
+                let since = Instant::now();
+                // The last acknowledgement leaves the queue a moment before it is counted.
+                let mut value = instance.metric(name).await;
+                while value != Some(wanted) && since.elapsed() < PATIENCE {
+                    sleep(Duration::from_millis(50)).await;
+                    value = instance.metric(name).await;
+                }
                 if value != Some(wanted) {
                     self.violations.push(format!("{}: {name} is {value:?}", instance.name()));
                 }
