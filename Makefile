@@ -22,7 +22,7 @@ demo: ## see it work: a private broker, a simulated payment API, a few redemptio
 .PHONY: test
 test: ## all tests, against a private broker
 	deploy/local/install rabbitmq-server python3-pika openssl curl
-	cargo test --locked --all-targets
+	cargo test --locked --no-fail-fast --all-targets
 	cargo test --locked --doc
 
 .PHONY: test-rabbitmq4
@@ -31,7 +31,7 @@ test-rabbitmq4: ## all tests again, against RabbitMQ 4 (needs root and the netwo
 	if [[ $$code -eq 3 ]]; then echo 'RabbitMQ 4 NOT tried: see above'; exit 0; fi; \
 	[[ $$code -eq 0 ]] || exit $$code; \
 	deploy/local/install python3-pika openssl curl; \
-	REDEEMER_TEST_BROKER_TREE=$$(realpath $(RABBITMQ4)) cargo test --locked --all-targets
+	REDEEMER_TEST_BROKER_TREE=$$(realpath $(RABBITMQ4)) cargo test --locked --no-fail-fast --all-targets
 
 .PHONY: test-cluster
 test-cluster: ## four instances on three nodes, of which some are lost
@@ -106,7 +106,7 @@ CASES ?= 1000000
 
 .PHONY: fuzz
 fuzz: ## a million hostile cases for everything that reads what others wrote; told in docs/reliability.md (CASES=, SEED= to repeat a run)
-	RECORD=$(RECORDS) CASES=$(CASES) cargo test --release --locked --test fuzz -- --nocapture --test-threads 1
+	RECORD=$(RECORDS) CASES=$(CASES) SEED=$(if $(filter command environment,$(firstword $(origin SEED))),$(SEED),random) cargo test --release --locked --test fuzz -- --nocapture --test-threads 1
 
 .PHONY: lint
 lint: ## format, clippy, documentation, dependencies, scripts
