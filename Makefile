@@ -22,7 +22,7 @@ demo: ## see it work: a private broker, a simulated payment API, a few redemptio
 .PHONY: test
 test: ## all tests, against a private broker
 	deploy/local/install rabbitmq-server python3-pika openssl curl
-	cargo test --locked --all-targets
+	cargo test --locked --no-fail-fast --all-targets
 	cargo test --locked --doc
 
 .PHONY: test-rabbitmq4
@@ -31,12 +31,12 @@ test-rabbitmq4: ## all tests again, against RabbitMQ 4 (needs root and the netwo
 	if [[ $$code -eq 3 ]]; then echo 'RabbitMQ 4 NOT tried: see above'; exit 0; fi; \
 	[[ $$code -eq 0 ]] || exit $$code; \
 	deploy/local/install python3-pika openssl curl; \
-	REDEEMER_TEST_BROKER_TREE=$$(realpath $(RABBITMQ4)) cargo test --locked --all-targets
+	REDEEMER_TEST_BROKER_TREE=$$(realpath $(RABBITMQ4)) cargo test --locked --no-fail-fast --all-targets
 
 .PHONY: test-cluster
 test-cluster: ## four instances on three nodes, of which some are lost
 	deploy/local/install rabbitmq-server
-	cargo test --locked --test cluster -- --nocapture
+	RECORD=$(RECORDS) cargo test --locked --test cluster -- --nocapture
 
 .PHONY: test-ops
 test-ops: ## against a real Prometheus and a real browser: panels find data, each alert's cause makes it fire, the status page
@@ -95,7 +95,22 @@ torture: ## break everything, again and again, and count what is lost; writes do
 	deploy/local/install rabbitmq-server
 	TORTURE_SEED=$(SEED) TORTURE_COMMANDS=$(COMMANDS) TORTURE_KILLS=$(KILLS) TORTURE_BROKER_KILLS=$(BROKER_KILLS) \
 	TORTURE_REPORT=$(CURDIR)/docs/reliability.md \
-	cargo test --release --locked --features kill-points --test torture -- --nocapture
+	cargo test --release --locked --features kill-points --test torture --test kill_points -- --nocapture
+
+.PHONY: torture-versions
+torture-versions: ## the short torture and the tests of what differs, on RabbitMQ 3.10 and on 4.0, each named in the output
+	deploy/local/install rabbitmq-server
+	cargo test --locked --no-fail-fast --test torture --test broker_versions -- --nocapture
+	@code=0; deploy/local/rabbitmq4 $(RABBITMQ4) || code=$$?; \
+	if [[ $$code -eq 3 ]]; then echo 'RabbitMQ 4 NOT tried: see above'; exit 0; fi; \
+	[[ $$code -eq 0 ]] || exit $$code; \
+	REDEEMER_TEST_BROKER_TREE=$$(realpath $(RABBITMQ4)) \
+	cargo test --locked --no-fail-fast --test torture --test broker_versions -- --nocapture
+
+.PHONY: mutations
+mutations: ## break the program in ways that must be noticed, and see that they are
+	deploy/local/install rabbitmq-server openssl
+	tests/mutations/run
 
 MINUTES ?= 20
 RATE ?= 500
@@ -113,7 +128,7 @@ CASES ?= 1000000
 
 .PHONY: fuzz
 fuzz: ## a million hostile cases for everything that reads what others wrote; told in docs/reliability.md (CASES=, SEED= to repeat a run)
-	RECORD=$(RECORDS) CASES=$(CASES) cargo test --release --locked --test fuzz -- --nocapture --test-threads 1
+	RECORD=$(RECORDS) CASES=$(CASES) SEED=$(if $(filter command environment,$(firstword $(origin SEED))),$(SEED),random) cargo test --release --locked --test fuzz -- --nocapture --test-threads 1
 
 .PHONY: lint
 lint: ## format, clippy, documentation, dependencies, scripts; links, snippets and translations of the documents
@@ -123,7 +138,7 @@ lint: ## format, clippy, documentation, dependencies, scripts; links, snippets a
 	cargo clippy --locked --test cluster --test examples --test ops --test page --test soak --test deploy -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --all-features
 	deploy/local/deny
-	grep -rlE '^#!.*sh$$' deploy .ci benches | xargs shellcheck
+	grep -rlE '^#!.*sh$$' deploy .ci benches tests/mutations | xargs shellcheck
 	cargo test --locked --test documents --test translations
 
 .PHONY: clean

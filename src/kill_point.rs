@@ -1,9 +1,12 @@
 //! Labelled places where the fault rig (`tests/torture.rs`) kills the process, as `kill -9` from outside would, but
 //! at a moment that no outsider can hit.
 //!
-//! A debug build, or one with the feature `kill-points`, obeys the file that [`ORDER`] names: `<point> <nth>` kills
-//! at the nth time that a point is reached from then on. Without that variable, and in every other build, nothing
-//! happens here.
+//! A debug build, or one with the feature `kill-points`, obeys the file that [`ORDER`] names: `<point> <nth> <order>`
+//! kills at the nth time that a point is reached from then on; the last word tells one order from the next. Who is
+//! about to die renames the file to `….taken`: an order that could be removed binds nobody any more, and of one that
+//! was taken the end can be waited for. Without that variable, and in every other build, nothing happens here.
+
+use std::path::{Path, PathBuf};
 
 use crate::metrics::Message;
 
@@ -63,24 +66,29 @@ impl KillPoint {
     }
 }
 
+/// What the file with the order is called once a process is about to die by it.
+pub fn taken(order: &Path) -> PathBuf {
+    let mut name = order.as_os_str().to_owned();
+    name.push(".taken");
+    name.into()
+}
+
 pub use armed::{during, reached};
 
 #[cfg(any(debug_assertions, feature = "kill-points"))]
 mod armed {
     use std::future::Future;
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
     use std::process::Command;
-    use std::sync::OnceLock;
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::{Mutex, OnceLock, PoisonError};
     use std::time::Duration;
 
-    use crate::kill_point::{KillPoint, ORDER};
+    use crate::kill_point::{KillPoint, ORDER, taken};
 
     /// Ends the process here, if that is ordered.
     pub fn reached(point: KillPoint) {
-        static REACHED: AtomicU32 = AtomicU32::new(0);
-        let Some(nth) = order(point) else { return };
-        if REACHED.fetch_add(1, Ordering::SeqCst) + 1 < nth {
+        let Some(order) = order(point) else { return };
+        if !order.is_due() || std::fs::rename(order.file, taken(order.file)).is_err() {
             return;
         }
         tracing::warn!(point = point.as_str(), "killed, as ordered");
@@ -114,13 +122,38 @@ mod armed {
         }
     }
 
-    /// The how manieth time is deadly, where this point is.
-    fn order(point: KillPoint) -> Option<u32> {
+    /// An order to die at the point that was reached.
+    struct Order {
+        file: &'static Path,
+        text: String,
+        /// The how manieth time is deadly.
+        nth: u32,
+    }
+
+    impl Order {
+        /// Counts how often this order's point was reached, from 1 for each order, and tells when it is time.
+        fn is_due(&self) -> bool {
+            static REACHED: Mutex<(String, u32)> = Mutex::new((String::new(), 0));
+            let mut reached = REACHED.lock().unwrap_or_else(PoisonError::into_inner);
+            if reached.0 != self.text {
+                *reached = (self.text.clone(), 0);
+            }
+            reached.1 = reached.1.saturating_add(1);
+            reached.1 >= self.nth
+        }
+    }
+
+    /// The order that stands, where this point is its point.
+    fn order(point: KillPoint) -> Option<Order> {
         static FILE: OnceLock<Option<PathBuf>> = OnceLock::new();
         let file = FILE.get_or_init(|| std::env::var_os(ORDER).map(PathBuf::from)).as_ref()?;
-        let order = std::fs::read_to_string(file).ok()?;
-        let (word, nth) = order.trim().split_once(' ')?;
-        if word == point.as_str() { nth.parse().ok() } else { None }
+        let text = std::fs::read_to_string(file).ok()?;
+        let mut words = text.split_whitespace();
+        if words.next()? != point.as_str() {
+            return None;
+        }
+        let nth = words.next()?.parse().ok()?;
+        Some(Order { file, text, nth })
     }
 }
 

@@ -7,6 +7,8 @@
 
 #[path = "support/broker.rs"]
 mod broker;
+#[path = "support/ports.rs"]
+mod ports;
 #[path = "support/programs.rs"]
 mod programs;
 
@@ -234,10 +236,6 @@ impl Drop for Container {
     }
 }
 
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 #[test]
 fn the_image_works_as_its_dockerfile_says() {
     let Some(image) = Image::build() else { return };
@@ -263,7 +261,7 @@ fn the_image_works_as_its_dockerfile_says() {
         let words = compose["services"][service]["command"].as_array().unwrap().iter();
         words.map(|word| word.as_str().unwrap().replace(from, to)).collect()
     };
-    let port = free_port();
+    let port = ports::unused();
     let at = format!("127.0.0.1:{port}");
     let words = arguments("sandbox", "127.0.0.1:9480", &at);
     let words = words.iter().map(String::as_str).collect::<Vec<_>>();
@@ -277,7 +275,7 @@ fn the_image_works_as_its_dockerfile_says() {
     let probe: Vec<_> = probe.map(|word| word.as_str().unwrap().replace("127.0.0.1:9480", &at)).collect();
     healthy(&[], &probe.iter().map(String::as_str).collect::<Vec<_>>());
 
-    let listen = format!("0.0.0.0:{}", free_port());
+    let listen = format!("0.0.0.0:{}", ports::unused());
     let configured = compose["services"]["redeemer"]["environment"].as_object().unwrap();
     let mut environment: BTreeMap<_, _> =
         configured.iter().map(|(key, value)| (key.as_str(), value.as_str().unwrap())).collect();
@@ -318,7 +316,7 @@ fn the_image_works_as_its_dockerfile_says() {
 #[test]
 fn secrets_are_read_as_kubernetes_mounts_them_and_not_when_others_may() {
     let Some(image) = Image::build() else { return };
-    let at = format!("127.0.0.1:{}", free_port());
+    let at = format!("127.0.0.1:{}", ports::unused());
     let sandbox = image.start(&[], &["sandbox", "--listen", &at, "--dir", "."], "sandbox.log");
     let file = image.volume.join("redeemer.toml");
     until("the sandbox has written its files", || file.exists().then_some(()));
@@ -354,7 +352,7 @@ fn secrets_are_read_as_kubernetes_mounts_them_and_not_when_others_may() {
 #[test]
 fn tls_trusts_the_certificates_in_the_image_and_no_others() {
     let Some(image) = Image::build() else { return };
-    let at = format!("127.0.0.1:{}", free_port());
+    let at = format!("127.0.0.1:{}", ports::unused());
     let sandbox = image.start(&[], &["sandbox", "--listen", &at, "--dir", "."], "sandbox.log");
     let file = image.volume.join("redeemer.toml");
     until("the sandbox has written its files", || file.exists().then_some(()));
@@ -368,7 +366,7 @@ fn tls_trusts_the_certificates_in_the_image_and_no_others() {
     certify(&["-keyout", &ca_key, "-out", &ca, "-addext", "keyUsage=critical,keyCertSign"]);
     let names = ["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"];
     certify(&[&["-keyout", &key, "-out", &cert, "-CA", &ca, "-CAkey", &ca_key], &names[..]].concat());
-    let port = free_port().to_string();
+    let port = ports::unused().to_string();
     let mut server = Command::new("openssl");
     server.args(["s_server", "-quiet", "-www", "-accept", &port, "-cert", &cert, "-key", &key]);
     let child = server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();

@@ -38,6 +38,8 @@ async fn an_outage_of_ten_minutes_at_one_to_sixty_loses_nothing_and_does_nothing
     bed.config.retry.longest = span(500);
     bed.config.retry.settling = span(33);
     bed.config.retry.in_process_max = span(133);
+    // The last wait queue alone takes two minutes.
+    bed.patience = Duration::from_secs(180);
     // Every coupon has two commands, one right after the other: who comes first uses it.
     let commands: Vec<Value> = (0..(BEFORE + DURING) / 2)
         .flat_map(|nth| {
@@ -59,14 +61,22 @@ async fn an_outage_of_ten_minutes_at_one_to_sixty_loses_nothing_and_does_nothing
         {"fault": {"kind": "html_502"}},
     ]));
     let outage = Instant::now();
-    for (nth, command) in during.iter().enumerate() {
-        bed.publish(command).await;
-        let due = OUTAGE.mul_f64(nth as f64 / DURING as f64);
-        tokio::time::sleep(due.saturating_sub(outage.elapsed())).await;
-    }
-    let done_during = bed.uses().len();
+    let publishing = async {
+        for (nth, command) in during.iter().enumerate() {
+            bed.publish(command).await;
+            let due = OUTAGE.mul_f64(nth as f64 / DURING as f64);
+            tokio::time::sleep(due.saturating_sub(outage.elapsed())).await;
+        }
+    };
+    // Its length is that of the clock, however long publishing takes.
+    let lasting = async {
+        tokio::time::sleep(OUTAGE).await;
+        let done_during = bed.uses().len();
+        bed.faults(json!([]));
+        done_during
+    };
+    let ((), done_during) = tokio::join!(publishing, lasting);
     assert!(done_during < BEFORE, "that was no outage: {done_during} effects");
-    bed.faults(json!([]));
 
     // One distinct outcome each.
     let mut outcomes: HashMap<String, (String, String)> = HashMap::new();
@@ -170,10 +180,10 @@ impl Program {
         let child = Command::new(env!("CARGO_BIN_EXE_redeemer"))
             .arg("--config")
             .arg(&file)
-            .arg("run")
-            .arg("--admin-address-file")
+            .args(["run", "--with-parent", "--admin-address-file"])
             .arg(&address)
-            .stdin(Stdio::null())
+            // Open as long as the value lives: the program ends with us at the latest.
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
             .unwrap();

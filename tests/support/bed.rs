@@ -33,6 +33,8 @@ pub struct Bed {
     pub sandbox: Sandbox,
     pub config: Config,
     pub dir: PathBuf,
+    /// The longest wait for a result event or a parked command.
+    pub patience: Duration,
     wires: Wires,
 }
 
@@ -112,7 +114,7 @@ impl Bed {
         config.wechat.public_keys.insert(card.public_key_id.clone(), key);
 
         let wires = Wires::new(broker.uri(), &config).await;
-        Self { sandbox, config, dir, wires }
+        Self { sandbox, config, dir, patience: PATIENCE, wires }
     }
 
     /// Lays the topology anew, for a configuration that was changed: what stood there, empty, is removed.
@@ -208,7 +210,7 @@ impl Bed {
 
     /// The next result event.
     pub async fn told(&mut self) -> Told {
-        let delivery = next(&mut self.wires.results, "a result event").await;
+        let delivery = next_within(self.patience, &mut self.wires.results, "a result event").await;
         let event: Value = serde_json::from_slice(&delivery.data).unwrap();
         let told = Told {
             event,
@@ -223,7 +225,7 @@ impl Bed {
 
     /// The next parked command: its bytes and headers.
     pub async fn parked(&mut self) -> (Vec<u8>, FieldTable) {
-        let delivery = next(&mut self.wires.parked, "a parked command").await;
+        let delivery = next_within(self.patience, &mut self.wires.parked, "a parked command").await;
         delivery.ack(BasicAckOptions::default()).await.unwrap();
         (delivery.data.clone(), delivery.properties.headers().clone().unwrap_or_default())
     }
@@ -432,9 +434,13 @@ async fn consume(channel: &Channel, queue: &str) -> lapin::Result<Consumer> {
 
 /// The next delivery of a consumer.
 pub async fn next(consumer: &mut Consumer, what: &str) -> lapin::message::Delivery {
-    timeout(PATIENCE, consumer.next())
+    next_within(PATIENCE, consumer, what).await
+}
+
+async fn next_within(patience: Duration, consumer: &mut Consumer, what: &str) -> lapin::message::Delivery {
+    timeout(patience, consumer.next())
         .await
-        .unwrap_or_else(|_| panic!("waited {PATIENCE:?} for {what}"))
+        .unwrap_or_else(|_| panic!("waited {patience:?} for {what}"))
         .expect("the consumer lives")
         .unwrap()
 }

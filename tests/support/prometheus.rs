@@ -4,11 +4,19 @@
 #![allow(clippy::unwrap_used)] // a test bed that cannot be made fails the test
 
 use std::fs::{self, File};
-use std::net::TcpListener;
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+
+#[path = "ports.rs"]
+mod ports;
+
+/// The longest wait until it listens.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running Prometheus.
 pub struct Prometheus {
@@ -30,10 +38,31 @@ impl Prometheus {
                       - job_name: redeemer\n  \
                         file_sd_configs: [{ files: [targets.json], refresh_interval: 1s }]\n";
         fs::write(dir.join("prometheus.yml"), config).unwrap();
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        // Another program may take the port before it does; then it ends at once, and gets another one.
+        for _ in 0..8 {
+            let address = format!("127.0.0.1:{}", ports::unused());
+            let mut program = Self::launch(dir, &address);
+            let since = Instant::now();
+            while TcpStream::connect(&address).is_err() && program.try_wait().unwrap().is_none() {
+                assert!(since.elapsed() < PATIENCE, "Prometheus does not listen after {PATIENCE:?}");
+                thread::sleep(Duration::from_millis(20));
+            }
+            let complaint = fs::read_to_string(dir.join("log")).unwrap_or_default();
+            match program.try_wait().unwrap() {
+                None => {
+                    return Self { address, dir: dir.to_owned(), program, client: reqwest::Client::new() };
+                }
+                Some(_) if complaint.contains("address already in use") => {}
+                Some(status) => panic!("Prometheus ended by {status}: {complaint}"),
+            }
+        }
+        panic!("eight ports were taken, one after the other");
+    }
+
+    fn launch(dir: &Path, address: &str) -> Child {
         let log = File::create(dir.join("log")).unwrap();
         // Killed, too, when the thread is gone that starts it: a test that is killed leaves nothing behind.
-        let program = Command::new("setpriv")
+        Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "prometheus", "--log.level=warn"])
             .arg(format!("--web.listen-address={address}"))
             .arg(format!("--config.file={}", dir.join("prometheus.yml").display()))
@@ -42,8 +71,7 @@ impl Prometheus {
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()
-            .expect("deploy/local/install prometheus");
-        Self { address, dir: dir.to_owned(), program, client: reqwest::Client::new() }
+            .expect("deploy/local/install prometheus")
     }
 
     /// Has it look at these admin ports and no others.

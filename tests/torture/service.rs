@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use redeemer::kill_point::{KillPoint, ORDER};
+use redeemer::kill_point::{KillPoint, ORDER, taken};
 use serde_json::Value;
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::{sleep, timeout};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_redeemer");
@@ -21,6 +21,9 @@ pub struct Service {
     name: String,
     dir: PathBuf,
     child: Option<Child>,
+    /// Open for as long as we live: the process ends with it.
+    leash: Option<ChildStdin>,
+    orders: u32,
     admin: String,
     client: reqwest::Client,
 }
@@ -29,24 +32,44 @@ impl Service {
     /// An instance that is not running yet. Its configuration is `redeemer.toml` in `dir`.
     pub fn new(name: &str, dir: &Path) -> Self {
         let client = reqwest::Client::builder().timeout(Duration::from_secs(2)).build().unwrap();
-        Self { name: name.to_owned(), dir: dir.to_owned(), child: None, admin: String::new(), client }
+        let (name, dir) = (name.to_owned(), dir.to_owned());
+        Self { name, dir, child: None, leash: None, orders: 0, admin: String::new(), client }
     }
 
     /// Starts it, and waits until its admin port is open.
     pub async fn launch(&mut self) {
+        self.forget_orders();
+        self.spawn().await;
+    }
+
+    /// The same, ordered beforehand to die at the first time that it reaches this point.
+    #[allow(dead_code)] // for `tests/kill_points.rs`
+    pub async fn launch_to_die(&mut self, point: KillPoint) {
+        self.forget_orders();
+        self.order(point, 1);
+        self.spawn().await;
+    }
+
+    fn forget_orders(&self) {
+        let order = self.file("order");
+        let _ = (fs::remove_file(&order), fs::remove_file(taken(&order)));
+    }
+
+    async fn spawn(&mut self) {
         let (order, admin) = (self.file("order"), self.file("admin"));
-        let _ = (fs::remove_file(&order), fs::remove_file(&admin));
+        let _ = fs::remove_file(&admin);
         let log = File::options().append(true).create(true).open(self.log()).unwrap();
-        let child = Command::new(PROGRAM)
+        let mut child = Command::new(PROGRAM)
             .args(["--config".as_ref(), self.dir.join("redeemer.toml").as_os_str(), "run".as_ref()])
-            .args(["--admin-address-file".as_ref(), admin.as_os_str()])
+            .args(["--with-parent".as_ref(), "--admin-address-file".as_ref(), admin.as_os_str()])
             .env(ORDER, &order)
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .kill_on_drop(true)
             .spawn()
             .unwrap();
+        self.leash = child.stdin.take();
         self.child = Some(child);
         let up = async {
             loop {
@@ -65,15 +88,18 @@ impl Service {
     }
 
     /// Orders the running process to die at the nth time that it reaches this point.
-    pub fn order(&self, point: KillPoint, nth: usize) {
+    pub fn order(&mut self, point: KillPoint, nth: usize) {
+        self.orders += 1;
         let (order, half) = (self.file("order"), self.file("order.part"));
-        fs::write(&half, format!("{} {nth}", point.as_str())).unwrap();
+        fs::write(&half, format!("{} {nth} {}", point.as_str(), self.orders)).unwrap();
         fs::rename(half, order).unwrap();
     }
 
-    /// Takes the order back.
-    pub fn withdraw(&self) {
-        let _ = fs::remove_file(self.file("order"));
+    /// Takes the order back. False where the process is about to die by it.
+    pub fn withdraw(&self) -> bool {
+        let order = self.file("order");
+        let _ = fs::remove_file(&order);
+        !taken(&order).exists()
     }
 
     /// Waits until the process ends; nothing where it lives on.
@@ -111,12 +137,12 @@ impl Service {
         Some((response.status().as_u16(), response.text().await.ok()?))
     }
 
-    /// The sum of the series whose name begins so.
+    /// The sum of the series whose name begins so; nothing where there is no answer, or no such series.
     pub async fn metric(&self, name: &str) -> Option<f64> {
         let (_, text) = self.get("/metrics").await?;
-        let values =
-            text.lines().filter(|line| line.starts_with(name)).filter_map(|line| line.rsplit_once(' '));
-        Some(values.filter_map(|(_, value)| value.parse::<f64>().ok()).sum())
+        let lines = text.lines().filter(|line| line.starts_with(name));
+        let values = lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
+        values.reduce(|sum, value| sum + value)
     }
 
     /// The names of all series.
@@ -126,16 +152,16 @@ impl Service {
         lines.filter_map(|line| line.rsplit_once(' ')).map(|(name, _)| name.to_owned()).collect()
     }
 
-    /// Waits until it says that it is ready, or that it is not. Gives the time that this took.
-    pub async fn wait_ready(&self, ready: bool) -> Duration {
+    /// Waits until it says that it is ready, or that it is not. Gives the time of this answer, if it ever came.
+    pub async fn wait_ready(&self, ready: bool) -> Option<Instant> {
         let since = Instant::now();
         while since.elapsed() < PATIENCE {
             if self.get("/readyz").await.is_some_and(|(status, _)| (status == 200) == ready) {
-                break;
+                return Some(Instant::now());
             }
             sleep(Duration::from_millis(20)).await;
         }
-        since.elapsed()
+        None
     }
 
     /// Its name in reports.
@@ -165,6 +191,7 @@ pub struct Sandbox {
     base_url: String,
     client: reqwest::Client,
     _child: Child,
+    _leash: Option<ChildStdin>,
 }
 
 impl Sandbox {
@@ -177,9 +204,10 @@ impl Sandbox {
     pub async fn start_with(dir: &Path, seed: u64, more: &[&str]) -> Self {
         fs::create_dir_all(dir).unwrap();
         let log = File::create(dir.join("sandbox.log")).unwrap();
-        let child = Command::new(PROGRAM)
+        let mut child = Command::new(PROGRAM)
             .args([
                 "sandbox",
+                "--with-parent",
                 "--listen",
                 "127.0.0.1:0",
                 "--latency-ms",
@@ -190,12 +218,13 @@ impl Sandbox {
             ])
             .arg(dir)
             .args(more)
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .kill_on_drop(true)
             .spawn()
             .unwrap();
+        let leash = child.stdin.take();
         let client = reqwest::Client::new();
         let up = async {
             loop {
@@ -210,7 +239,7 @@ impl Sandbox {
             }
         };
         let (card, base_url) = timeout(PATIENCE, up).await.expect("the sandbox starts");
-        Self { card, base_url, client, _child: child }
+        Self { card, base_url, client, _child: child, _leash: leash }
     }
 
     /// Its port.
