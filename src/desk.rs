@@ -349,7 +349,7 @@ async fn publish(
             // It counts as sent before, so the service asks for itself first.
             let progress = Progress::new(now, deadline, true);
             let headers = copy::write(&progress, &evidence, Prepared::new(redemption).body_sha256());
-            return Ok(Some(publisher.replay(delivery, headers).await?));
+            return Ok(Some(publisher.replay(delivery, headers, now).await?));
         }
         (Deed::ToldRedeemed, Prospect::Redeemed(coupon)) => {
             Outcome::Redeemed { by: EstablishedBy::Inquiry, coupon: coupon.clone() }

@@ -266,7 +266,7 @@ async fn refuse(
     let Legible { out_request_no, coupon_code, openid, brand_id, .. } = &rejected.legible;
     let parking = Parking { event: &event, reason: Reason::InvalidCommand, at };
     let proof = tell_and_park(means, &delivery, parking, stay, leg).await?;
-    tools.metrics.ended(&Outcome::Invalid, Duration::ZERO);
+    tools.metrics.ended(&Outcome::Invalid, None);
     stay.note("redemption.outcome", OutcomeKind::Invalid.as_str());
     warn!(
         outcome = OutcomeKind::Invalid.as_str(),
@@ -307,7 +307,7 @@ async fn set_damaged_aside(
     let parking = Parking { event: &event, reason: Reason::DamagedCopy, at };
     let proof = tell_and_park(means, &delivery, parking, stay, leg).await?;
     let outcome = Outcome::Unresolved { reason: Reason::DamagedCopy, coupon: None, objection: None };
-    tools.metrics.ended(&outcome, Duration::ZERO);
+    tools.metrics.ended(&outcome, None);
     stay.note("redemption.outcome", outcome.kind().as_str());
     error!(
         outcome = outcome.kind().as_str(),
@@ -617,8 +617,10 @@ impl Job<'_> {
             let leg = stay.publish(Message::Parked.as_str());
             proof = proof.and(publish(means, &delivery, park, leg).await?);
         }
-        let age = Timestamp::now().duration_since(progress.first_seen).max(SignedDuration::ZERO);
-        tools.metrics.ended(&outcome, age.unsigned_abs());
+        // The time in the command queue counts, where its sender has told when that began.
+        let since = delivery.sent_by().map_or(progress.first_seen, |sent| sent.min(progress.first_seen));
+        let age = Timestamp::now().duration_since(since).max(SignedDuration::ZERO);
+        tools.metrics.ended(&outcome, Some(age.unsigned_abs()));
         stay.note("redemption.outcome", outcome.kind().as_str());
         if let Some(reason) = outcome.reason() {
             stay.note("redemption.reason", reason.as_str());
