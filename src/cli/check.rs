@@ -492,7 +492,7 @@ fn least_rights(names: &Names, mode: Mode) -> [String; 3] {
         return ["^$".to_owned(), write, format!("^{commands}$")];
     }
     // To declare a queue that dead-letters takes the right to read it and to write where it dead-letters to.
-    let all = format!("{commands}|{retry}(\\..*)?|{results}|{unrouted}|{parked}");
+    let all = format!("{commands}|{retry}(\\..*)?|{results}|{unrouted}|{parked}(\\.audit)?");
     [format!("^({all})$"), format!("^({all}|amq\\.default)$"), format!("^({all})$")]
 }
 
@@ -650,7 +650,7 @@ mod tests {
         ];
         assert_eq!(rights(Mode::Off), off);
         let [configure, write, read] = rights(Mode::Create);
-        let all = r"redemption\.commands|redemption\.retry(\..*)?|redemption\.results|redemption\.unrouted|redemption\.parked";
+        let all = r"redemption\.commands|redemption\.retry(\..*)?|redemption\.results|redemption\.unrouted|redemption\.parked(\.audit)?";
         assert_eq!([&configure, &read], [&format!("^({all})$"); 2]);
         assert_eq!(write, format!(r"^({all}|amq\.default)$"));
         assert_eq!(rights(Mode::Verify), rights(Mode::Create));
