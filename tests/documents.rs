@@ -526,7 +526,10 @@ fn every_alert_has_steps_a_section_of_the_runbook_and_a_firing_and_a_quiet_case(
         for wanted in ["severity: ", "summary: ", "description: ", "step_1: ", "step_2: ", "step_3: "] {
             assert!(rule.contains(wanted), "{name}: {wanted}");
         }
-        let link = format!("runbook_url: docs/runbook.md#{}\n", name.to_lowercase());
+        let link = format!(
+            "runbook_url: '{{{{ $externalLabels.runbooks }}}}docs/runbook.md#{}'\n",
+            name.to_lowercase()
+        );
         assert!(rule.contains(&link), "{name}: {link}");
         let section = runbook.split(&format!("## {name}\n")).nth(1).unwrap().split("\n## ").next().unwrap();
         let asked: Vec<_> = section.split("```sh\n").skip(1).collect();
