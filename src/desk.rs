@@ -13,6 +13,7 @@ use crate::broker::delivery::{Delivery, Unsettled};
 use crate::broker::publisher::{NotPublished, PARKED_AT, PARKED_REASON, Published, Publisher};
 use crate::coupon::Coupon;
 use crate::redemption::Redemption;
+use crate::telemetry::Masked;
 use crate::verdict::{self, Answer, Question, Reason, Reply, Verdict, judge};
 use crate::wechat::api::{Client, Prepared, hex};
 use crate::wire::audit::{self, Account, Deed};
@@ -86,7 +87,8 @@ impl Parked {
     /// Why not, in words.
     pub fn replayable(&self) -> Result<&Redemption, String> {
         let redemption = self.command.as_ref().map_err(|rejected| {
-            let faults = rejected.faults.iter().map(|fault| format!("{} {}", fault.pointer, fault.problem));
+            let faults = rejected.faults.iter();
+            let faults = faults.map(|fault| format!("{} {}", Masked(&fault.pointer), fault.problem));
             format!("it is not a command: {}", faults.collect::<Vec<_>>().join("; "))
         })?;
         if self.reason == Reason::InvalidCommand.as_str() {

@@ -26,8 +26,8 @@ use crate::metrics::{Arrival, Message, Metrics, Settling};
 use crate::pace::{Budget, Pacer};
 use crate::redemption::Redemption;
 use crate::slots::Slot;
-use crate::telemetry::Short;
 use crate::telemetry::traces::{Came, Leg, Stay, Traces};
+use crate::telemetry::{Masked, Short};
 use crate::verdict::{self, Authenticity, Declined, Question, Reason, Reply, Verdict, judge};
 use crate::wechat::api::{Client, Heard, Prepared, hex};
 use crate::wire::command::{self, Fault, Legible, Rejected};
@@ -261,7 +261,7 @@ async fn refuse(
     let digest = hex(&Sha256::digest(delivery.body()));
     let leg = stay.publish(Message::Event.as_str());
     let event = event::tell_invalid(rejected, &digest, telling(tools, &leg, at, 0, &[]));
-    let faults = rejected.faults.iter().map(|fault| format!("{}: {}", fault.pointer, fault.problem));
+    let faults = rejected.faults.iter().map(|fault| format!("{}: {}", Masked(&fault.pointer), fault.problem));
     let faults = faults.collect::<Vec<_>>().join("; ");
     let Legible { out_request_no, coupon_code, openid, brand_id, .. } = &rejected.legible;
     let parking = Parking { event: &event, reason: Reason::InvalidCommand, at };
