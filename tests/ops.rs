@@ -420,14 +420,17 @@ async fn broker_in_trouble(watch: &Watch) {
         let broker = broker.clone();
         tokio::task::spawn_blocking(move || broker.ctl(arguments)).await.unwrap()
     };
-    let bed = quick(Bed::on(&broker).await);
+    let mut bed = quick(Bed::on(&broker).await);
+    // The alarm below is raised while a call is on its way, however long a busy machine takes for that.
+    bed.config.wechat.read_timeout = span(40_000);
+    bed.config.wechat.total_timeout = span(40_000);
     let service = watch.over(&bed).await;
     service.wait_ready().await;
     for alert in ["BrokerBlocked", "BrokerReconnects", "BrokerDisconnected"] {
         watch.quiet(alert, &service).await;
     }
     // The broker tells a connection of the alarm when it publishes: a result that is on its way when the alarm is raised.
-    bed.faults(json!([{"coupon_code": "C0", "question": "use", "fault": {"kind": "slow", "ms": 4_000}}]));
+    bed.faults(json!([{"coupon_code": "C0", "question": "use", "fault": {"kind": "slow", "ms": 15_000}}]));
     publish(&bed, "C", 1).await;
     until("the call on its way", async || service.metric("redeemer_slots_busy").await == 1.0).await;
     ctl(&["set_vm_memory_high_watermark", "0.000001"]).await;
