@@ -21,7 +21,7 @@ demo: ## see it work: a private broker, a simulated payment API, a few redemptio
 
 .PHONY: test
 test: ## all tests, against a private broker
-	deploy/local/install rabbitmq-server python3-pika openssl curl
+	deploy/local/install rabbitmq-server python3-pika openssl curl prometheus
 	cargo test --locked --no-fail-fast --all-targets
 	cargo test --locked --doc
 
@@ -30,7 +30,7 @@ test-rabbitmq4: ## all tests again, against RabbitMQ 4 (needs root and the netwo
 	@code=0; deploy/local/rabbitmq4 $(RABBITMQ4) || code=$$?; \
 	if [[ $$code -eq 3 ]]; then echo 'RabbitMQ 4 NOT tried: see above'; exit 0; fi; \
 	[[ $$code -eq 0 ]] || exit $$code; \
-	deploy/local/install python3-pika openssl curl; \
+	deploy/local/install python3-pika openssl curl prometheus; \
 	REDEEMER_TEST_BROKER_TREE=$$(realpath $(RABBITMQ4)) cargo test --locked --no-fail-fast --all-targets
 
 .PHONY: test-cluster
@@ -42,6 +42,11 @@ test-cluster: ## four instances on three nodes, of which some are lost
 test-ops: ## against a real Prometheus and a real browser: panels find data, each alert's cause makes it fire, the status page
 	deploy/local/install prometheus chromium rabbitmq-server openssl
 	cargo test --locked --test ops --test page -- --nocapture
+
+.PHONY: screenshots
+screenshots: ## take the pictures of the status page in docs/screenshots anew
+	deploy/local/install chromium rabbitmq-server openssl
+	SCREENSHOTS=$(CURDIR)/docs/screenshots cargo test --locked --test page -- --nocapture
 
 .PHONY: test-contract
 test-contract: ## the contract for others: examples in five languages on a real broker, the AsyncAPI document by its parser

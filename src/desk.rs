@@ -13,6 +13,7 @@ use crate::broker::delivery::{Delivery, Unsettled};
 use crate::broker::publisher::{NotPublished, PARKED_AT, PARKED_REASON, Published, Publisher};
 use crate::coupon::Coupon;
 use crate::redemption::Redemption;
+use crate::telemetry::Masked;
 use crate::verdict::{self, Answer, Question, Reason, Reply, Verdict, judge};
 use crate::wechat::api::{Client, Prepared, hex};
 use crate::wire::audit::{self, Account, Deed};
@@ -86,7 +87,8 @@ impl Parked {
     /// Why not, in words.
     pub fn replayable(&self) -> Result<&Redemption, String> {
         let redemption = self.command.as_ref().map_err(|rejected| {
-            let faults = rejected.faults.iter().map(|fault| format!("{} {}", fault.pointer, fault.problem));
+            let faults = rejected.faults.iter();
+            let faults = faults.map(|fault| format!("{} {}", Masked(&fault.pointer), fault.problem));
             format!("it is not a command: {}", faults.collect::<Vec<_>>().join("; "))
         })?;
         if self.reason == Reason::InvalidCommand.as_str() {
@@ -349,7 +351,7 @@ async fn publish(
             // It counts as sent before, so the service asks for itself first.
             let progress = Progress::new(now, deadline, true);
             let headers = copy::write(&progress, &evidence, Prepared::new(redemption).body_sha256());
-            return Ok(Some(publisher.replay(delivery, headers).await?));
+            return Ok(Some(publisher.replay(delivery, headers, now).await?));
         }
         (Deed::ToldRedeemed, Prospect::Redeemed(coupon)) => {
             Outcome::Redeemed { by: EstablishedBy::Inquiry, coupon: coupon.clone() }

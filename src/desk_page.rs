@@ -36,9 +36,11 @@ use crate::wechat::api::Client;
 use crate::wire::audit::Deed;
 use crate::wire::copy::Horizon;
 
-/// Messages looked at in one request, and the time for it; the command line has no such bounds.
+/// Messages looked at for a list, and the time for it; the command line has no such bounds.
 const LOOK_MAX: usize = 2_000;
 const LOOK_TIME_MAX: Duration = Duration::from_secs(10);
+/// The time for finding one command, however far behind it stands.
+const FIND_TIME_MAX: Duration = Duration::from_secs(25);
 /// Rows of the list.
 const ROWS_MAX: usize = 200;
 /// The longest wait for somebody else at this desk, or for a call's turn.
@@ -228,48 +230,51 @@ impl Desk {
         }
     }
 
-    /// Sees parked commands one by one, all of them where the bounds allow it: what a partial look took comes behind
-    /// the rest. Gives how many it saw.
-    async fn look_through(&self, look: &mut Look, mut see: impl FnMut(Parked)) -> Result<usize, Unable> {
-        let mut looked = 0;
-        while looked < LOOK_MAX && look.age() < LOOK_TIME_MAX {
-            let Some(delivery) = look.next().await.map_err(unreachable)? else { break };
-            see(Parked::read(delivery));
-            looked += 1;
-        }
-        Ok(looked)
-    }
-
     async fn list(&self, filter: &Filter) -> Result<Found, Unable> {
         let _turn = self.turn().await?;
         let mut look = Look::begin(&self.setup.broker).await.map_err(unreachable)?;
         let (mut found, now) = (Found::default(), Timestamp::now());
-        let looked = self.look_through(&mut look, |parked| {
-            if filter.admits(&parked, now) {
-                found.rows.push(Row::of(&parked, now));
+        let looked = async {
+            while found.looked < LOOK_MAX && look.age() < LOOK_TIME_MAX {
+                let Some(delivery) = look.next().await.map_err(unreachable)? else { break };
+                let parked = Parked::read(delivery);
+                found.looked += 1;
+                if filter.admits(&parked, now) {
+                    found.rows.push(Row::of(&parked, now));
+                }
             }
-        });
+            Ok::<_, Unable>(())
+        };
         let looked = looked.await;
         found.waiting = look.waiting();
         look.end().await;
-        found.looked = looked?;
+        looked?;
         found.meant = found.rows.len();
         found.rows.sort_by_key(|row| row.at);
         found.rows.truncate(ROWS_MAX);
         Ok(found)
     }
 
-    /// Takes one command out, for as long as the look lasts.
+    /// Takes one command out, for as long as the look lasts. Once it is found it looks on to the end where that is not
+    /// far: what a partial look took comes behind the rest.
     async fn find(&self, look: &mut Look, id: &str) -> Result<Parked, Unable> {
-        let mut found = None;
-        self.look_through(look, |parked| {
+        let (mut found, mut looked) = (None, 0);
+        let mut ended = false;
+        while look.age() < FIND_TIME_MAX && (found.is_none() || looked < LOOK_MAX) {
+            let Some(delivery) = look.next().await.map_err(unreachable)? else {
+                ended = true;
+                break;
+            };
+            looked += 1;
+            let parked = Parked::read(delivery);
             if found.is_none() && parked.sha256 == id {
                 found = Some(parked);
             }
-        })
-        .await?;
-        let gone =
-            "It is not parked any more, or stands too far behind for this page: see redeemer parked list.";
+        }
+        let gone = match ended {
+            true => "It is not parked any more.",
+            false => "It was not found in the time that this page has: see redeemer parked show.",
+        };
         found.ok_or_else(|| Unable::new(StatusCode::NOT_FOUND, gone))
     }
 

@@ -59,9 +59,52 @@ impl fmt::Display for Short<'_> {
     }
 }
 
+/// Bytes from outside as they may be seen: each run of [`TOKEN_MIN`] letters, digits, `_` and `-` or more is shortened,
+/// for it may be somebody's openid. Names of fields stay as they are.
+#[derive(Debug, Clone, Copy)]
+pub struct Masked<'a>(pub &'a str);
+
+/// The shortest token that may be an openid.
+const TOKEN_MIN: usize = 20;
+/// Names of a command's fields that are as long as one.
+const LONG_NAMES: [&str; 3] =
+    ["associated_order_info", "associated_pay_score_order_info", "sequential_coupon_index"];
+
+impl fmt::Display for Masked<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let in_token = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+        let mut rest = self.0;
+        while !rest.is_empty() {
+            let token = &rest[..rest.find(|c| !in_token(c)).unwrap_or(rest.len())];
+            match token.len() >= TOKEN_MIN && !LONG_NAMES.contains(&token) {
+                true => write!(f, "{}", Short(token))?,
+                false => f.write_str(token)?,
+            }
+            rest = &rest[token.len()..];
+            let between = &rest[..rest.find(in_token).unwrap_or(rest.len())];
+            f.write_str(between)?;
+            rest = &rest[between.len()..];
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_may_be_an_openid_is_shortened_wherever_it_stands() {
+        let masked = |text| Masked(text).to_string();
+        assert_eq!(masked("{\"openid\": \"oh-394z-6CGkNoJrsDLTTUKiAnp4\", "), "{\"openid\": \"oh…Anp4\", ");
+        assert_eq!(masked("/json/oh-394z-6CGkNoJrsDLTTUKiAnp4"), "/json/oh…Anp4");
+        assert_eq!(
+            masked("/associated_pay_score_order_info/mchid"),
+            "/associated_pay_score_order_info/mchid"
+        );
+        assert_eq!(masked("中文oh-394z-6CGkNoJrsDLTTUKiAnp4中文 12"), "中文oh…Anp4中文 12");
+        assert_eq!([masked(""), masked("签"), masked("short-one_2")], ["", "签", "short-one_2"]);
+    }
 
     #[test]
     fn identifiers_are_shortened_whatever_they_are() {

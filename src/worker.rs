@@ -26,8 +26,8 @@ use crate::metrics::{Arrival, Aside, Message, Metrics, Settling};
 use crate::pace::{Budget, Pacer};
 use crate::redemption::Redemption;
 use crate::slots::Slot;
-use crate::telemetry::Short;
 use crate::telemetry::traces::{Came, Leg, Stay, Traces};
+use crate::telemetry::{Masked, Short};
 use crate::verdict::{self, Authenticity, Declined, Question, Reason, Reply, Verdict, judge};
 use crate::wechat::api::{Client, Heard, Prepared, hex};
 use crate::wechat::hosts::Host;
@@ -298,12 +298,12 @@ async fn refuse(
     let digest = hex(&Sha256::digest(delivery.body()));
     let leg = stay.publish(Message::Event.as_str());
     let event = event::tell_invalid(rejected, &digest, telling(tools, &leg, at, 0, &[]));
-    let faults = rejected.faults.iter().map(|fault| format!("{}: {}", fault.pointer, fault.problem));
+    let faults = rejected.faults.iter().map(|fault| format!("{}: {}", Masked(&fault.pointer), fault.problem));
     let faults = faults.collect::<Vec<_>>().join("; ");
     let Legible { out_request_no, coupon_code, openid, brand_id, .. } = &rejected.legible;
     let parking = Parking { event: &event, reason: Reason::InvalidCommand, at };
     let proof = tell_and_park(means, &delivery, parking, stay, leg).await?;
-    tools.metrics.ended(&Outcome::Invalid, Duration::ZERO);
+    tools.metrics.ended(&Outcome::Invalid, None);
     stay.note("redemption.outcome", OutcomeKind::Invalid.as_str());
     warn!(
         outcome = OutcomeKind::Invalid.as_str(),
@@ -344,7 +344,7 @@ async fn set_damaged_aside(
     let parking = Parking { event: &event, reason: Reason::DamagedCopy, at };
     let proof = tell_and_park(means, &delivery, parking, stay, leg).await?;
     let outcome = Outcome::Unresolved { reason: Reason::DamagedCopy, coupon: None, objection: None };
-    tools.metrics.ended(&outcome, Duration::ZERO);
+    tools.metrics.ended(&outcome, None);
     stay.note("redemption.outcome", outcome.kind().as_str());
     error!(
         outcome = outcome.kind().as_str(),
@@ -700,8 +700,10 @@ impl Job<'_> {
             let leg = stay.publish(Message::Parked.as_str());
             proof = proof.and(publish(means, &delivery, park, leg).await?);
         }
-        let age = Timestamp::now().duration_since(progress.first_seen).max(SignedDuration::ZERO);
-        tools.metrics.ended(&outcome, age.unsigned_abs());
+        // The time in the command queue counts, where its sender has told when that began.
+        let since = delivery.sent_by().map_or(progress.first_seen, |sent| sent.min(progress.first_seen));
+        let age = Timestamp::now().duration_since(since).max(SignedDuration::ZERO);
+        tools.metrics.ended(&outcome, Some(age.unsigned_abs()));
         stay.note("redemption.outcome", outcome.kind().as_str());
         if let Some(reason) = outcome.reason() {
             stay.note("redemption.reason", reason.as_str());

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use broker::Broker;
 use programs::{Programs, err, out, run};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// The findings of one check, and its exit code.
 struct Checked {
@@ -79,7 +79,7 @@ fn policies_alarms_bindings_and_consumer_timeouts_are_seen_through_the_managemen
     // Without the API it says what it could not see, and how to look.
     let blind = check(&programs, &[]);
     assert_eq!(blind.code, Some(0), "{:?}", blind.faults());
-    let told = &blind.of("broker settings", "ok")[0].0;
+    let told = &blind.of("broker settings", "warning")[0].1;
     for command in ["rabbitmqctl list_queues name policy", "rabbitmq-diagnostics alarms", "consumer_timeout"]
     {
         assert!(told.contains(command), "{told}");
@@ -177,7 +177,7 @@ fn policies_alarms_bindings_and_consumer_timeouts_are_seen_through_the_managemen
         assert_eq!(seen.code, Some(4));
         broker.ctl(&["clear_policy", "impatient"]);
     } else {
-        let told = &check(&programs, &seeing).of("consumer timeout", "ok")[0].0;
+        let told = &check(&programs, &seeing).of("consumer timeout", "warning")[0].1;
         assert!(told.contains("rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).'"), "{told}");
     }
 
@@ -208,7 +208,7 @@ fn whoever_may_not_look_is_told_which_right_is_missing() {
     assert!(detail.contains("does not let user plain in"), "{detail}");
     assert_eq!(remedy, "rabbitmqctl set_user_tags plain management");
     assert!(
-        seen.of("broker settings", "ok")[0].0.contains("not visible from here"),
+        seen.of("broker settings", "warning")[0].0.contains("not visible from here"),
         "and what it could not see"
     );
     // The remedy is one.
@@ -294,9 +294,74 @@ fn what_is_wrong_with_keys_and_clock_is_told_with_a_command() {
     assert_eq!(seen.code, Some(0), "{:?}", seen.faults());
     assert!(seen.of("keys", "ok").iter().any(|(told, _)| told.contains("belongs to the key, valid until")));
 
-    let put = "PUT /_sandbox/clock HTTP/1.1\r\nhost: sandbox\r\nconnection: close\r\ncontent-type: application/json\r\n\
-         content-length: 23\r\n\r\n{\"offset_seconds\":-900}";
-    let answer = programs::talk(programs.base_url.trim_start_matches("http://"), put).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 20"), "{answer}");
+    // What nobody warns of, what the alert wakes somebody for, and what ends every call.
+    put(&programs, "clock", &json!({"offset_seconds": 20}));
+    assert_eq!(check(&programs, &[]).of("clock", "ok").len(), 1);
+    put(&programs, "clock", &json!({"offset_seconds": 60}));
+    let off = check(&programs, &[]);
+    assert_eq!(off.code, Some(0), "{:?}", off.faults());
+    assert!(off.of("clock", "warning")[0].1.contains("timedatectl set-ntp true"), "{:?}", off.findings);
+    put(&programs, "clock", &json!({"offset_seconds": -900}));
     only(&[], "this machine's clock differs", "timedatectl set-ntp true");
+}
+
+/// Sets something at the sandbox.
+fn put(programs: &Programs, what: &str, body: &Value) {
+    let body = body.to_string();
+    let request = format!(
+        "PUT /_sandbox/{what} HTTP/1.1\r\nhost: sandbox\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let answer = programs::talk(programs.base_url.trim_start_matches("http://"), &request).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 20"), "{answer}");
+}
+
+#[test]
+fn a_signed_answer_is_no_proof_that_all_is_well() {
+    let broker = broker::shared();
+    let programs = Programs::start(broker.uri());
+    let check_status = |status: u16, code: &str, gravity: &str, part: &str| {
+        let fault = json!({"kind": "status", "status": status, "code": code, "signed": true});
+        put(&programs, "faults", &json!({"rules": [{ "fault": fault }]}));
+        let seen = check(&programs, &[]);
+        let told = seen.of("payment API", gravity);
+        assert!(told.len() == 1 && told[0].0.contains(part), "{status} {code}: {:#?}", seen.findings);
+        assert_eq!(seen.code, Some(if gravity == "fault" { 4 } else { 0 }));
+    };
+    check_status(429, "FREQUENCY_LIMITED", "warning", "it did not take the call now");
+    check_status(500, "SYSTEM_ERROR", "fault", "it is in trouble");
+    check_status(403, "NO_AUTH", "warning", "not authorised");
+    check_status(404, "NOT_FOUND", "ok", "answered 404");
+}
+
+#[test]
+fn where_only_downloaded_certificates_verify_they_are_downloaded_first() {
+    let broker = broker::shared();
+    let programs = Programs::start(broker.uri());
+    let dir = programs.file("x", b"").parent().unwrap().to_owned();
+    let config = std::fs::read_to_string(dir.join("config.toml")).unwrap();
+    let keys = config.split_once("[wechat.public_keys]").expect("it holds public keys").0;
+    let apiv3 = dir.join("sandbox/apiv3_key.txt");
+    let only_downloads = programs.file("downloads.toml", keys.as_bytes());
+    let look = |key: &std::path::Path| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_redeemer"));
+        command.arg("--config").arg(&only_downloads).args(["check", "--json"]);
+        command.env("REDEEMER_WECHAT__APIV3_KEY_FILE", key);
+        let output = run(&mut command);
+        let findings = out(&output).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        Checked { findings, code: output.status.code() }
+    };
+    let fine = look(&apiv3);
+    assert_eq!(fine.code, Some(0), "{:?}", fine.faults());
+    assert!(
+        fine.of("keys", "ok").iter().any(|(told, _)| told.ends_with(", downloaded")),
+        "{:?}",
+        fine.findings
+    );
+    let other = programs.file("other_apiv3.txt", b"0123456789abcdef0123456789abcdef");
+    std::fs::set_permissions(&other, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let wrong = look(&other);
+    let told = wrong.of("keys", "fault");
+    assert!(told.iter().any(|(detail, _)| detail.contains("could not be downloaded")), "{told:?}");
 }

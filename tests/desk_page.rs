@@ -219,7 +219,7 @@ async fn only_who_knows_the_token_is_let_in_and_everyone_else_is_counted() {
     assert_eq!(person.post(&forms[2], &[("because", &huge), ("sure", "yes")]).await.status, 413);
 
     // Nothing of all that has touched the command, and whoever leaves is out.
-    assert_eq!(asked(&bed, "inquire") + asked(&bed, "redeem"), 0);
+    assert_eq!(asked(&bed, "inquire") + asked(&bed, "use"), 0);
     assert!(person.get("/parked").await.text.contains("USE_C1"));
     assert_eq!(person.post("/parked/logout", &[]).await.status, 303);
     assert!(!person.get("/parked").await.text.contains("USE_C1"));
@@ -236,6 +236,15 @@ async fn parked_commands_are_listed_chosen_and_shown_without_an_openid() {
     park(&bed, command("C3", "USE_C3").to_string().as_bytes(), "damaged_copy", hour).await;
     let hostile = b"<script>alert(1)</script>\xff";
     let strange = park(&bed, hostile, "<b>odd</b>", Duration::ZERO).await;
+    // An openid in bytes that are no command, as the name of a field, and spelt with an escape.
+    let cut = format!("{{\"openid\": \"{OPENID}\", ");
+    let mut named = command("C4", "USE_C4");
+    named[OPENID] = json!(1);
+    let escaped = command("C5", "USE_C5").to_string().replace(OPENID, &format!("\\u006f{}", &OPENID[1..]));
+    let mut discreet = Vec::new();
+    for bytes in [cut, named.to_string(), escaped] {
+        discreet.push(park(&bed, bytes.as_bytes(), "invalid_command", Duration::ZERO).await);
+    }
     let service = bed.start().await;
     let person = Browser::sit_down(&service).await;
 
@@ -265,6 +274,11 @@ async fn parked_commands_are_listed_chosen_and_shown_without_an_openid() {
     let page = person.get(&format!("/parked/{strange}")).await;
     assert!(page.text.contains("&lt;script&gt;alert(1)&lt;/script&gt;\\xff"), "{}", page.text);
     assert!(!page.text.contains("<script") && !page.text.contains("<b>odd"), "{}", page.text);
+    for id in discreet {
+        let page = person.get(&format!("/parked/{id}")).await;
+        assert!(page.status == 200 && page.text.contains("Anp4"), "{}", page.text);
+        assert!(!page.text.contains(&OPENID[1..]), "{}", page.text);
+    }
     assert_eq!(person.get(&format!("/parked/{}", "0".repeat(64))).await.status, 404);
     // Looking has changed nothing, and the status page leads here.
     check("", &["USE_C1", "USE_C2", "USE_C3"]).await;
@@ -286,14 +300,14 @@ async fn a_replay_is_shown_first_and_then_done_and_audited() {
     assert_eq!(person.post(&at("replay"), &[]).await.status, 400);
     let promised_otherwise = person.post(&at("replay"), &[("deed", "told_redeemed")]).await;
     assert!(promised_otherwise.text.contains("Nothing was done."), "{}", promised_otherwise.text);
-    assert_eq!((asked(&bed, "inquire"), asked(&bed, "redeem")), (1, 0));
+    assert_eq!((asked(&bed, "inquire"), asked(&bed, "use")), (1, 0));
 
     let shown = person.post(&at("ask"), &[]).await;
     assert_eq!(shown.status, 200, "{}", shown.text);
     assert!(shown.text.contains("still usable (EFFECTIVE)"), "{}", shown.text);
     assert!(shown.text.contains("Nothing has been done yet."), "{}", shown.text);
     let deed = between(&shown.text, "name=\"deed\" value=\"", "\"");
-    assert_eq!((deed, asked(&bed, "redeem")), ("sent_again", 0));
+    assert_eq!((deed, asked(&bed, "use")), ("sent_again", 0));
 
     let because = "provider outage <of 5 March>";
     let done = person.post(&at("replay"), &[("deed", deed), ("because", because)]).await;
@@ -301,6 +315,7 @@ async fn a_replay_is_shown_first_and_then_done_and_audited() {
     assert!(person.get(&done.location).await.text.contains("Sent again."));
     assert_eq!(bed.told().await.gist(), "redeemed - USED");
     assert_eq!(bed.uses(), [("C1".to_owned(), "USE_C1".to_owned())]);
+    assert_eq!(asked(&bed, "use"), 1);
     let event = audit(&mut audits).await;
     assert_eq!(event["data"]["operator"], "night shift");
     assert_eq!(event["data"]["effect"], "sent_again");
@@ -340,7 +355,7 @@ async fn what_has_taken_effect_is_told_and_what_is_refused_stays_unless_asked_fo
     let done = person.post(&format!("/parked/{expired}/replay"), &[("deed", "told_refused"), tell]).await;
     assert_eq!(done.location, "/parked?done=told_refused", "{}", done.text);
     assert_eq!(bed.told().await.gist(), "refused expired EXPIRED");
-    assert_eq!(asked(&bed, "redeem"), 0);
+    assert_eq!(asked(&bed, "use"), 0);
     service.stop().await;
 }
 
@@ -365,6 +380,31 @@ async fn a_discard_needs_a_reason_and_leaves_an_audit_event() {
         (&json!("discarded"), &json!("night shift"))
     );
     assert!(person.get("/parked").await.text.contains("Nothing is parked."));
+    service.stop().await;
+}
+
+/// More than a list looks at.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_very_many_the_first_are_listed_and_each_is_found() {
+    let bed = bed().await;
+    let all: Vec<_> = (0..2_100).map(|nth| format!("not a command, number {nth}")).collect();
+    let mut ids = Vec::new();
+    for some in all.chunks(100) {
+        let parking =
+            some.iter().map(|bytes| park(&bed, bytes.as_bytes(), "invalid_command", Duration::ZERO));
+        ids.extend(futures_util::future::join_all(parking).await);
+    }
+    let service = bed.start().await;
+    let person = Browser::sit_down(&service).await;
+    // What a partial look took stands behind the rest by now, so each of them was at some time beyond the bound.
+    for id in [&ids[2_099], &ids[0], &ids[1_000]] {
+        let page = person.get(&format!("/parked/{id}")).await;
+        assert_eq!(page.status, 200, "{}", page.text);
+    }
+    let list = person.get("/parked").await.text;
+    assert!(list.contains("2,100 parked. Only the first 2,000 were looked at"), "{list}");
+    let none = person.get("/parked?coupon=ABSENT").await.text;
+    assert!(none.contains("None of 2,100 parked commands is meant. Only the first 2,000"), "{none}");
     service.stop().await;
 }
 

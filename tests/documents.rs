@@ -529,7 +529,10 @@ fn every_alert_has_steps_a_section_of_the_runbook_and_a_firing_and_a_quiet_case(
         for wanted in ["severity: ", "summary: ", "description: ", "step_1: ", "step_2: ", "step_3: "] {
             assert!(rule.contains(wanted), "{name}: {wanted}");
         }
-        let link = format!("runbook_url: docs/runbook.md#{}\n", name.to_lowercase());
+        let link = format!(
+            "runbook_url: '{{{{ $externalLabels.runbooks }}}}docs/runbook.md#{}'\n",
+            name.to_lowercase()
+        );
         assert!(rule.contains(&link), "{name}: {link}");
         let section = runbook.split(&format!("## {name}\n")).nth(1).unwrap().split("\n## ").next().unwrap();
         let asked: Vec<_> = section.split("```sh\n").skip(1).collect();
@@ -612,10 +615,10 @@ fn the_list_of_metrics_is_what_the_registry_holds() {
 
 /// The document from the text format: one section per metric, with the values of each label.
 fn list_of_metrics(rendered: &str) -> String {
-    let mut page = "# Metrics\n\nGenerated from the registry. Every series is there at zero from the start, and no id is \
-                    ever a label: a name or number\nfrom outside adds no series. The waits in `queue` and `tier` are those \
-                    of the default configuration. A process that\nruns on Linux also tells `process_*`: CPU time, memory, \
-                    open files, start time.\n"
+    let mut page = "# Metrics\n\nGenerated from the registry. Every series is there from the start, at zero (depths of \
+                    queues: NaN until first\ncounted), and no id is ever a label: a name or number from outside adds \
+                    no series. The waits in `queue` and `tier`\nare those of the default configuration. A process \
+                    that runs on Linux also tells `process_*`: CPU time, memory, open\nfiles, start time.\n"
         .to_owned();
     let lines: Vec<_> = rendered.lines().collect();
     for (at, line) in lines.iter().enumerate() {

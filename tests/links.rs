@@ -212,6 +212,7 @@ fn the_least_permissions_suffice_and_one_less_is_told() {
             for object in [
                 "commands",
                 "parked",
+                "parked.audit",
                 "unrouted",
                 "retry.10s",
                 "retry.1m",

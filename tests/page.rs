@@ -1,4 +1,6 @@
-//! The status page in a real browser: quiet, busy, paused and broken; on a wall and on a phone; light and dark. `make test-ops` runs it. With `SCREENSHOTS=DIR` it leaves its pictures there.
+//! The status page in a real browser: quiet, busy, paused and broken; on a wall and on a phone; light and dark; whole,
+//! from top to bottom; and its script at work. `make test-ops` runs it. With `SCREENSHOTS=DIR` it leaves there the
+//! pictures that the documents show.
 
 #![allow(clippy::unwrap_used)] // in the helpers too
 
@@ -7,16 +9,30 @@ mod bed;
 #[path = "support/broker.rs"]
 mod broker;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use axum::Router;
+use axum::extract::RawQuery;
+use axum::response::Html;
+use axum::routing::get;
 use bed::{Bed, PATIENCE, Service, command};
 use broker::Broker;
 use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 
-const WALL: (u32, u32) = (1280, 900);
-const PHONE: (u32, u32) = (500, 1400);
+/// Widths in pixels of the page.
+const WALL: u32 = 1280;
+const PHONE: u32 = 390;
+/// The narrowest window that Chromium opens; what is narrower is shown larger in it.
+const WINDOW_MIN: u32 = 500;
+/// The pictures of the documents.
+const SHOWN: [&str; 6] = ["quiet", "busy", "paused", "broken", "busy-phone", "paused-dark"];
 
 /// Chromium, without a window, with a profile of its own.
 struct Browser {
@@ -48,44 +64,125 @@ impl Browser {
         output.stdout
     }
 
-    /// The page as it stands in the browser, its script at work.
+    /// The page as it stands in the browser.
     fn dom(&self, url: &str) -> String {
         String::from_utf8(self.run(url, &["--dump-dom"])).unwrap()
     }
 
-    fn picture(&self, url: &str, (width, height): (u32, u32), dark: bool, to: &Path) {
+    /// The page as it stands after its script has been at work for seven seconds, of the browser's own time.
+    fn later(&self, url: &str) -> String {
+        String::from_utf8(self.run(url, &["--virtual-time-budget=7000", "--dump-dom"])).unwrap()
+    }
+
+    /// A picture of the whole page at this width, and that nothing of it is cut off at the side.
+    fn picture(&self, still: &Still, width: u32, dark: bool, to: &Path) {
+        let frame = still.frame(width, 2_000);
+        let dom = self.dom(&frame);
+        let told = |name: &str| -> u32 {
+            let (_, rest) =
+                dom.split_once(&format!("{name}=\"")).unwrap_or_else(|| panic!("no {name} in {dom}"));
+            rest.split('"').next().unwrap().parse().unwrap()
+        };
+        assert!(told("data-wide") <= width, "{}: {} px wide", to.display(), told("data-wide"));
+        let height = told("data-high");
+        let window = width.max(WINDOW_MIN);
         let scheme = format!("--blink-settings=preferredColorScheme={}", u8::from(!dark));
-        let (size, to_file) =
-            (format!("--window-size={width},{height}"), format!("--screenshot={}", to.display()));
-        self.run(url, &[&size, &scheme, &to_file]);
+        let size = format!("--window-size={window},{}", (height * window).div_ceil(width));
+        let to_file = format!("--screenshot={}", to.display());
+        self.run(&still.frame(width, height), &[&size, &scheme, &to_file]);
         let png = std::fs::read(to).unwrap();
         assert!(png.starts_with(b"\x89PNG") && png.len() > 5_000, "{}: {} bytes", to.display(), png.len());
     }
 }
 
+/// A server that shows pages as the service has sent them: each of them once, one after the other, and the last one
+/// from then on.
+struct Still {
+    address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl Still {
+    async fn of(pages: Vec<String>) -> Self {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let page = move || {
+            let nth = asked.fetch_add(1, Ordering::Relaxed);
+            let page = pages[nth.min(pages.len() - 1)].clone();
+            async move { Html(page) }
+        };
+        let router = Router::new().route("/", get(page)).route("/frame", get(frame));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let task = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self { address, task }
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}/", self.address)
+    }
+
+    /// The page in a frame of this size, which tells how wide and high the page is.
+    fn frame(&self, width: u32, height: u32) -> String {
+        format!("{}frame?{width}x{height}", self.url())
+    }
+}
+
+impl Drop for Still {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn frame(RawQuery(size): RawQuery) -> Html<String> {
+    let size = size.unwrap();
+    let (width, height) = size.split_once('x').unwrap();
+    let scale = f64::from(width.parse::<u32>().unwrap().max(WINDOW_MIN)) / width.parse::<f64>().unwrap();
+    Html(format!(
+        "<!doctype html><style>html{{overflow:hidden}}body{{margin:0}}iframe{{border:0;width:{width}px;height:{height}px;\
+         transform:scale({scale});transform-origin:0 0}}</style><iframe src=/ scrolling=no></iframe><script>\
+         document.querySelector('iframe').onload=event=>{{const page=event.target.contentDocument;\
+         document.body.dataset.wide=page.documentElement.scrollWidth;\
+         document.body.dataset.high=Math.ceil(page.body.getBoundingClientRect().height)}}</script>"
+    ))
+}
+
 /// Waits for words on the page as the service sends it, which is all that a browser without scripts has, then looks
-/// whether a browser shows them, too, and takes pictures.
-async fn look(browser: &Browser, service: &Service, name: &str, words: &[&str], pictures: &Path) {
+/// whether a browser shows them, too, and takes pictures. Gives the page.
+async fn look(browser: &Browser, service: &Service, name: &str, words: &[&str], pictures: &Path) -> String {
     let since = Instant::now();
-    loop {
+    let page = loop {
         let (_, page) = service.get("/").await;
         if words.iter().all(|word| page.contains(word)) {
-            break;
+            break page;
         }
         assert!(since.elapsed() < PATIENCE, "{name}: not {words:?} in {page}");
         tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    };
     let url = service.url("/");
+    let still = Still::of(vec![page.clone()]).await;
     tokio::task::block_in_place(|| {
         let dom = browser.dom(&url);
         for word in words {
             assert!(dom.contains(word), "{name}: no {word:?} in {dom}");
         }
-        browser.picture(&url, WALL, false, &pictures.join(format!("{name}.png")));
-        browser.picture(&url, WALL, true, &pictures.join(format!("{name}-dark.png")));
-        browser.picture(&url, PHONE, false, &pictures.join(format!("{name}-phone.png")));
-        browser.picture(&url, PHONE, true, &pictures.join(format!("{name}-phone-dark.png")));
+        for (kind, width, dark) in
+            [("", WALL, false), ("-dark", WALL, true), ("-phone", PHONE, false), ("-phone-dark", PHONE, true)]
+        {
+            let name = format!("{name}{kind}");
+            let shown = SHOWN.contains(&name.as_str());
+            let dir = if shown { pictures } else { browser.dir.parent().unwrap() };
+            browser.picture(&still, width, dark, &dir.join(format!("{name}.png")));
+        }
     });
+    page
+}
+
+/// That the script brings the page up to date by itself: the browser loads it once, and it shows what came after that.
+async fn the_script_is_at_work(browser: &Browser, quiet: &str, busy: &str) {
+    let still = Still::of(vec![quiet.to_owned(), busy.to_owned()]).await;
+    let dom = tokio::task::block_in_place(|| browser.later(&still.url()));
+    assert!(dom.contains("commands settled in the last minute"), "{dom}");
+    assert!(!dom.contains("No commands in the last minute."), "{dom}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -95,7 +192,7 @@ async fn the_page_says_how_it_stands() {
     let browser = Browser { dir: bed.dir.join("chromium") };
     let pictures = std::env::var("SCREENSHOTS").map_or_else(|_| bed.dir.clone(), PathBuf::from);
     let service = bed.start().await;
-    look(
+    let quiet = look(
         &browser,
         &service,
         "quiet",
@@ -118,8 +215,9 @@ async fn the_page_says_how_it_stands() {
             bed.told().await;
         }
     }
-    look(&browser, &service, "busy", &["commands settled in the last minute", "<td>redeemed"], &pictures)
-        .await;
+    let words = ["commands settled in the last minute", "<td>redeemed"];
+    let busy = look(&browser, &service, "busy", &words, &pictures).await;
+    the_script_is_at_work(&browser, &quiet, &busy).await;
 
     bed.faults(json!([{"fault": {"kind": "status", "status": 401, "code": "SIGN_ERROR"}}]));
     bed.issue("CX", json!({}));

@@ -433,6 +433,23 @@ async fn what_is_held_for_long_is_put_back_and_nothing_is_asked_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn with_a_limit_a_dry_run_shows_the_very_commands_that_are_meant_by_yes() {
+    let bed = bed().await;
+    for nth in 0..7 {
+        park_command(&bed, &format!("C{nth}"), "deadline_passed").await;
+    }
+    let discard = ["discard", "--all", "--because", "not needed", "--json", "--limit", "2"];
+    let ids = async |more: &[&str]| -> Vec<Value> {
+        let lines = lines(&bed, &[&discard[..], more].concat(), 0).await;
+        lines.iter().map(|line| line["id"].clone()).collect()
+    };
+    let shown = ids(&[]).await;
+    assert_eq!((shown.len(), &shown), (2, &ids(&[]).await), "looking changes nothing");
+    assert_eq!(shown, ids(&["--yes"]).await);
+    assert_eq!(depth(&bed, &bed.config.broker.names.parked).await, 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_discard_wants_a_reason_and_leaves_its_audit_event() {
     let bed = bed().await;
     let mut audits = bed.bind_results("audit.#").await;

@@ -100,6 +100,8 @@ fn full_run(format: &str) {
     again["out_request_no"] = json!("number_another");
     let mut unknown = command("unknown");
     unknown["misspelt"] = json!(OPENID);
+    // Where nobody looks for one: as the name of a field.
+    unknown[OPENID] = json!("");
     let mut long = command("long");
     long["openid"] = json!(format!("{OPENID} {OPENID}"));
     let mut wrong = command("typed");

@@ -213,7 +213,7 @@ async fn check_tells_the_version_what_differs_and_what_the_user_may_not_do() {
         meant.map(|line| line["detail"].as_str().unwrap().to_owned()).collect()
     };
     let missing = details(&place, "topology", "warning");
-    assert_eq!(missing.len(), 13, "the service will make them: {missing:#?}");
+    assert_eq!(missing.len(), 14, "the service will make them: {missing:#?}");
     assert_eq!(details(&place, "topology", "fault"), Vec::<String>::new());
     place.config.broker.topology = "verify".to_owned();
     place.write();
@@ -251,7 +251,7 @@ async fn check_tells_the_version_what_differs_and_what_the_user_may_not_do() {
         );
     }
     let unseen = details(&poor, "topology", "warning");
-    assert_eq!(unseen.len(), 13, "{unseen:#?}");
+    assert_eq!(unseen.len(), 14, "{unseen:#?}");
     node.ctl(&["set_permissions", "poor", ".*", ".*", "^$"]);
     let lacking = details(&poor, "permissions", "fault");
     assert_eq!(lacking.len(), 1, "{lacking:#?}");

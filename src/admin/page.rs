@@ -28,6 +28,9 @@ pub fn content_security_policy() -> String {
     )
 }
 
+/// How the reason begins that results and copies do not get through.
+const NOT_ACCEPTED: &str = "broker: results or copies are not accepted";
+
 /// In what mood the page greets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mood {
@@ -35,6 +38,8 @@ enum Mood {
     Well,
     /// Not there yet, and nothing is wrong so far.
     Starting,
+    /// It consumes, and something stands in its way.
+    Troubled,
     /// Calls are held back; the backlog waits.
     Paused,
     /// Nothing can be taken or told.
@@ -46,6 +51,7 @@ impl Mood {
         match status.reasons.as_slice() {
             [] => Self::Well,
             reasons if reasons.iter().all(|reason| reason.starts_with("starting:")) => Self::Starting,
+            _ if status.consuming => Self::Troubled,
             reasons if reasons.iter().all(|reason| reason.starts_with("payment API:")) => Self::Paused,
             _ => Self::Broken,
         }
@@ -55,6 +61,7 @@ impl Mood {
         match self {
             Self::Well => "well",
             Self::Starting => "starting",
+            Self::Troubled => "troubled",
             Self::Paused => "paused",
             Self::Broken => "broken",
         }
@@ -71,6 +78,7 @@ pub fn render(status: &Status, glance: &Glance, history: &History, desk: bool, n
         match mood {
             Mood::Well => "consuming",
             Mood::Starting => "starting",
+            Mood::Troubled => "consuming, in trouble",
             Mood::Paused => "paused",
             Mood::Broken => "not consuming",
         },
@@ -103,6 +111,10 @@ fn headline(page: &mut String, mood: Mood, status: &Status, history: &History) {
     let words = match mood {
         Mood::Well => "Consuming.",
         Mood::Starting => "Starting.",
+        Mood::Troubled if status.reasons.iter().any(|reason| reason.starts_with(NOT_ACCEPTED)) => {
+            "Consuming, but the broker does not take our messages."
+        }
+        Mood::Troubled => "Consuming, but not all is well.",
         Mood::Paused => "Paused for the payment API. The backlog waits in its queue.",
         Mood::Broken => match status.reasons.first().map(String::as_str) {
             Some(reason) if reason.starts_with("broker:") => "Not consuming: the broker.",
@@ -247,8 +259,9 @@ fn runbook_link(reason: &str) -> String {
         ("payment API: its answers carry no signature", "SignaturesDoNotVerify"),
         ("payment API:", "BreakerOpen"),
         ("broker: publishing is blocked", "BrokerBlocked"),
-        ("broker: results or copies are not accepted", "PublishesReturned"),
+        (NOT_ACCEPTED, "PublishesReturned"),
         ("broker:", "BrokerDisconnected"),
+        ("keys:", "NotConsuming"),
     ];
     let section = sections.into_iter().find(|(begins, _)| reason.starts_with(begins));
     section.map_or_else(String::new, |(_, section)| format!(" <a href=/runbook#{section}>what to do</a>"))
@@ -294,7 +307,7 @@ mod tests {
 
     fn status(reasons: &[&str]) -> Status {
         let reasons = reasons.iter().map(|reason| (*reason).to_owned()).collect();
-        Status { reasons, consuming: true, ..Status::starting(Timestamp::UNIX_EPOCH) }
+        Status { reasons, ..Status::starting(Timestamp::UNIX_EPOCH) }
     }
 
     fn page(reasons: &[&str]) -> String {
@@ -313,6 +326,16 @@ mod tests {
             page(&["broker: gone", "payment API: silent"])
                 .contains("<h1 role=status>Not consuming: the broker.</h1>")
         );
+    }
+
+    #[test]
+    fn trouble_while_it_consumes_is_not_told_as_a_standstill() {
+        let refused =
+            status(&["broker: results or copies are not accepted (refused); they are published again"]);
+        let consuming = Status { consuming: true, ..refused };
+        let page = render(&consuming, &Glance::default(), &History::default(), false, Timestamp::UNIX_EPOCH);
+        assert!(page.contains("<h1 role=status>Consuming, but the broker does not take our messages.</h1>"));
+        assert!(page.contains("<body class=troubled>") && page.contains("/runbook#PublishesReturned"));
     }
 
     #[test]
@@ -352,6 +375,7 @@ mod tests {
             "broker: publishing is blocked",
             "broker: results or copies are not accepted",
             "broker: refused",
+            "keys: no key to verify answers with yet",
         ] {
             let link = runbook_link(reason);
             let section = link.split('#').nth(1).unwrap().split('>').next().unwrap();

@@ -73,6 +73,8 @@ pub struct Outgoing<'a> {
     pub reply_to: Option<&'a str>,
     /// The header `x-redemption-deadline`.
     pub deadline: Option<jiff::Timestamp>,
+    /// `timestamp`: from when its age counts.
+    pub sent: Option<jiff::Timestamp>,
 }
 
 /// An event as it arrived.
@@ -274,12 +276,15 @@ impl CommandPublisher {
         &mut self,
         command: Outgoing<'_>,
     ) -> Result<impl Future<Output = Result<(), NotPublished>> + use<>, NotPublished> {
-        let Outgoing { body, routing_key, message_id, correlation_id, reply_to, deadline } = command;
+        let Outgoing { body, routing_key, message_id, correlation_id, reply_to, deadline, sent } = command;
         let mut properties = AMQPProperties::default()
             .with_content_type("application/json".into())
             .with_delivery_mode(PERSISTENT)
             .with_message_id(message_id.into())
             .with_correlation_id(correlation_id.into());
+        if let Some(at) = sent.and_then(|at| u64::try_from(at.as_second()).ok()) {
+            properties = properties.with_timestamp(at);
+        }
         if let Some(key) = reply_to {
             properties = properties.with_reply_to(key.into());
         }

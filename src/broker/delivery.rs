@@ -76,6 +76,13 @@ impl Delivery {
         own.or(self.properties.message_id().as_ref()).map(|id| id.as_str())
     }
 
+    /// The end of the second in which it was sent, by its `timestamp`: that has whole seconds, and an age must not be
+    /// told as longer than it is.
+    pub fn sent_by(&self) -> Option<Timestamp> {
+        let seconds = i64::try_from((*self.properties.timestamp())?).ok()?;
+        Timestamp::from_second(seconds.checked_add(1)?).ok()
+    }
+
     /// `reply_to`, where it is one.
     pub fn reply_to(&self) -> Option<&str> {
         self.properties.reply_to().as_ref().map(|key| key.as_str()).filter(|key| !key.is_empty())

@@ -177,7 +177,8 @@ impl Publisher {
         self.publish_alone(&self.0.parked, reason, properties, command.body()).await
     }
 
-    /// Sends a parked `command` to the command exchange again, with `headers` in place of all that it carried of ours.
+    /// Sends a parked `command` to the command exchange again, with `headers` in place of all that it carried of ours,
+    /// and `at` for when it was sent: its age must not count the days that it was parked.
     ///
     /// # Errors
     /// [`NotPublished`]
@@ -185,8 +186,10 @@ impl Publisher {
         &self,
         command: &Delivery,
         headers: Vec<(&'static str, String)>,
+        at: jiff::Timestamp,
     ) -> Result<Published, NotPublished> {
-        let properties = carried_on(command, headers);
+        let at = u64::try_from(at.as_second()).unwrap_or_default();
+        let properties = carried_on(command, headers).with_timestamp(at);
         self.publish_alone(&self.0.commands, "redemption.replay", properties, command.body()).await
     }
 

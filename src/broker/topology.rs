@@ -26,7 +26,8 @@ pub struct Names {
     pub results: String,
     /// Fanout exchange and quorum queue of results that nobody has bound.
     pub unrouted: String,
-    /// Fanout exchange and quorum queue of commands that a person must look at.
+    /// Fanout exchange and quorum queue of commands that a person must look at; the queue of what people did with them
+    /// is called `<parked>.audit`.
     pub parked: String,
 }
 
@@ -166,6 +167,11 @@ impl Topology {
         format!("{}.{}", self.names.retry, wait_name(wait))
     }
 
+    /// The queue of audit events: what people did with parked commands.
+    pub fn audit_queue(&self) -> String {
+        format!("{}.audit", self.names.parked)
+    }
+
     /// Every object, in an order in which it can be made.
     pub fn plan(&self) -> Vec<Object> {
         let Names { commands, retry, results, unrouted, parked } = &self.names;
@@ -198,6 +204,9 @@ impl Topology {
                 kind: Kind::Topic,
                 arguments: vec![("alternate-exchange", text(unrouted))],
             },
+            // Or what a person did would lie among the results that nobody has bound.
+            kept(&self.audit_queue()),
+            binding(results, &self.audit_queue(), "audit.#"),
             exchange(commands, Kind::Topic),
             Object::Queue {
                 name: commands.clone(),

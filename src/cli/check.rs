@@ -2,7 +2,7 @@
 //!
 //! Changes nothing: the topology is verified, never made, and the one call to the payment API only reads.
 
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use clap::Args;
@@ -21,8 +21,8 @@ use crate::redemption::{
     Appid, AssociatedOrder, BrandId, CouponCode, Openid, OrderNo, OrderNumbers, ProductCouponId, Redemption,
     RequestNo, StockId, Unfit, UseTime,
 };
-use crate::verdict::{Authenticity, Flaw, Question, Reply};
-use crate::wechat::api::{Client, Heard, Prepared};
+use crate::verdict::{Authenticity, Flaw, Question, Reply, Verdict, judge};
+use crate::wechat::api::{Client, Heard, Prepared, SharedKeyring};
 use crate::wechat::keys::{KeyFault, Keyring};
 use crate::wechat::verify::CLOCK_TOLERANCE_SECONDS;
 
@@ -73,9 +73,9 @@ impl Finding {
 /// [`Failure::Unexpected`] where anything is at fault.
 pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
     let mut findings = vec![Finding::ok("configuration", "every key is known and in its range")];
-    let client = keys(&config, &mut findings);
-    if let Some(client) = client {
-        payment_api(&client, &mut findings).await;
+    if let Some((client, keyring)) = keys(&config, &mut findings) {
+        download(&config, &client, &keyring, &mut findings).await;
+        payment_api(&config, &client, &mut findings).await;
     }
     broker(&config, &mut findings).await;
 
@@ -102,7 +102,7 @@ pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
     }
 }
 
-fn keys(config: &Config, findings: &mut Vec<Finding>) -> Option<Client> {
+fn keys(config: &Config, findings: &mut Vec<Finding>) -> Option<(Client, SharedKeyring)> {
     let from_environment = merchant_key_from_environment();
     let from_environment = from_environment.as_ref().map(|key| key.expose_secret());
     let now = Timestamp::now();
@@ -112,7 +112,8 @@ fn keys(config: &Config, findings: &mut Vec<Finding>) -> Option<Client> {
         findings.push(Finding::fault("keys", format!("{}: {}", fault.key, fault.problem), remedy));
     }
     if let Err(fault) = config.parked_token() {
-        let remedy = "mend the file, or leave the key empty: then there is no desk as a page";
+        let file = &config.admin.parked_token_file;
+        let remedy = format!("(umask 077; openssl rand -hex 32 > {file}); chmod 600 {file}");
         findings.push(Finding::fault("keys", format!("{}: {}", fault.key, fault.problem), remedy));
     }
     let keyring = match Keyring::load(&config.key_files(), from_environment, now) {
@@ -128,14 +129,17 @@ fn keys(config: &Config, findings: &mut Vec<Finding>) -> Option<Client> {
     findings.push(Finding::ok("keys", format!("merchant key: RSA, {bits} bits, signs and verifies")));
     let month = SignedDuration::from_hours(30 * 24);
     if let Some(until) = keyring.merchant_expires {
-        const NEXT: &str = "apply for the next merchant API certificate on the merchant platform, then put key and \
-                            certificate in place together";
+        let next = format!(
+            "openssl x509 -noout -serial -dates -in {} # then apply for the next one on the merchant platform, and put \
+             key and certificate in place together",
+            config.wechat.merchant_certificate_file
+        );
         findings.push(match until.duration_since(now) {
             left if left.is_negative() => {
-                Finding::fault("keys", format!("the merchant API certificate ended at {until}"), NEXT)
+                Finding::fault("keys", format!("the merchant API certificate ended at {until}"), next)
             }
             left if left < month => {
-                Finding::warning("keys", format!("the merchant API certificate ends at {until}"), NEXT)
+                Finding::warning("keys", format!("the merchant API certificate ends at {until}"), next)
             }
             _ => Finding::ok(
                 "keys",
@@ -163,17 +167,55 @@ fn keys(config: &Config, findings: &mut Vec<Finding>) -> Option<Client> {
         Err(faults) => {
             for fault in faults.0 {
                 let detail = format!("{}: {}", fault.key, fault.problem);
-                findings.push(Finding::fault("configuration", detail, format!("set {}", fault.key)));
+                findings.push(Finding::fault("configuration", detail, setting(&fault.key)));
             }
             return None;
         }
     };
-    match Client::new(settings, Arc::new(RwLock::new(Arc::new(keyring)))) {
-        Ok(client) => Some(client),
+    let keyring: SharedKeyring = Arc::new(RwLock::new(Arc::new(keyring)));
+    match Client::new(settings, keyring.clone()) {
+        Ok(client) => Some((client, keyring)),
         Err(fault) => {
             findings.push(Finding::fault("configuration", fault.to_string(), "mend the key named"));
             None
         }
+    }
+}
+
+/// The command that sets a key of the configuration.
+fn setting(key: &str) -> String {
+    format!("export REDEEMER_{}=…", key.to_uppercase().replace('.', "__"))
+}
+
+/// Where nothing but downloaded platform certificates verifies answers, downloads them as the service does: without
+/// them every answer would look like a fault.
+async fn download(config: &Config, client: &Client, keyring: &SharedKeyring, findings: &mut Vec<Finding>) {
+    const WHAT: &str = "keys";
+    let without_keys = keyring.read().unwrap_or_else(PoisonError::into_inner).public.is_empty();
+    // A key that cannot be read has been told.
+    let (true, Ok(Some(key))) = (without_keys, config.apiv3_key()) else { return };
+    let now = Timestamp::now();
+    match client.certificates(&key, now, rand::random()).await {
+        Ok(brought) => {
+            for (serial, _) in brought.iter() {
+                findings.push(Finding::ok(WHAT, format!("platform certificate {serial}, downloaded")));
+            }
+            let merchant_key = merchant_key_from_environment();
+            let merchant_key = merchant_key.as_ref().map(|key| key.expose_secret());
+            // It was read a moment ago; where it no longer can be, the call below says what is missing.
+            if let Ok(mut with) = Keyring::load(&config.key_files(), merchant_key, now) {
+                with.public.extend(brought);
+                *keyring.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(with);
+            }
+        }
+        Err(fault) => findings.push(Finding::fault(
+            WHAT,
+            format!("platform certificates could not be downloaded: {fault}"),
+            format!(
+                "wc -c {} # 32 characters, as set on the merchant platform",
+                config.wechat.apiv3_key_file
+            ),
+        )),
     }
 }
 
@@ -202,25 +244,30 @@ fn mended_by(fault: &KeyFault) -> String {
 }
 
 /// Asks for a coupon that nobody has: any authentic answer proves both signatures, ours and theirs.
-async fn payment_api(client: &Client, findings: &mut Vec<Finding>) {
+async fn payment_api(config: &Config, client: &Client, findings: &mut Vec<Finding>) {
     let Ok(nobody) = nobody() else { return };
     let prepared = Prepared::new(&nobody);
     let now = Timestamp::now();
     let heard = client.ask(Question::Inquire, &prepared, None, now, rand::random(), 1.0).await;
-    findings.push(clock(&heard));
-    findings.push(call(&heard));
+    let verdict = judge(Question::Inquire, &heard.reply, &nobody);
+    findings.push(clock(config, &heard));
+    findings.push(call(config, &heard, &verdict));
 }
 
-fn clock(heard: &Heard) -> Finding {
+/// From here on the alert `ClockOff` wakes somebody.
+const CLOCK_OFF_SECONDS: i64 = 30;
+
+fn clock(config: &Config, heard: &Heard) -> Finding {
+    const SET: &str = "timedatectl set-ntp true; timedatectl status";
+    let off = |skew| format!("this machine's clock differs from the payment API's by {:#}", round(skew));
     match heard.clock_skew {
-        None => {
-            Finding::warning("clock", "the payment API did not tell its time", "see the payment API below")
+        None => Finding::warning("clock", "the payment API did not tell its time", reaching(config)),
+        Some(skew) if skew.abs() >= SignedDuration::from_secs(CLOCK_TOLERANCE_SECONDS) => {
+            Finding::fault("clock", off(skew), SET)
         }
-        Some(skew) if skew.abs() > SignedDuration::from_secs(CLOCK_TOLERANCE_SECONDS / 2) => Finding::fault(
-            "clock",
-            format!("this machine's clock differs from the payment API's by {:#}", round(skew)),
-            "set the clock: timedatectl set-ntp true",
-        ),
+        Some(skew) if skew.abs() >= SignedDuration::from_secs(CLOCK_OFF_SECONDS) => {
+            Finding::warning("clock", off(skew), SET)
+        }
         Some(skew) => Finding::ok("clock", format!("{:#} from the payment API's", round(skew))),
     }
 }
@@ -229,13 +276,18 @@ fn round(skew: SignedDuration) -> SignedDuration {
     SignedDuration::from_secs(skew.as_secs())
 }
 
-fn call(heard: &Heard) -> Finding {
+/// The command that shows whether the payment API is reached: any status is an answer.
+fn reaching(config: &Config) -> String {
+    format!("curl -sSI {}/v3/certificates", config.wechat.base_url)
+}
+
+fn call(config: &Config, heard: &Heard, verdict: &Verdict) -> Finding {
     const WHAT: &str = "payment API";
     let host = &heard.host_name;
     let answer = match &heard.reply {
         Reply::NotSent(_) | Reply::Lost(_) => {
             let why = heard.trouble.as_deref().unwrap_or("no whole answer");
-            let remedy = "look at wechat.base_url, DNS, the firewall and the proxy";
+            let remedy = format!("{} # then name resolution, the firewall and the proxy", reaching(config));
             return Finding::fault(WHAT, format!("{host} does not answer: {why}"), remedy);
         }
         Reply::Answered(answer) => answer,
@@ -245,34 +297,60 @@ fn call(heard: &Heard) -> Finding {
         (401, _) => Finding::fault(
             WHAT,
             format!("{host} rejects our signature (401)"),
-            "compare wechat.mchid, wechat.merchant_serial and the merchant key with the merchant platform; look at \
-             the clock above",
+            format!(
+                "timedatectl status; openssl pkey -pubout -in {} # against the certificate, wechat.merchant_serial and \
+                 wechat.mchid on the merchant platform",
+                config.wechat.merchant_key_file
+            ),
         ),
         (_, Authenticity::Verified) => {
             let serial = heard.serial.as_deref().unwrap_or_default();
-            Finding::ok(WHAT, format!("{host} answered {status}, signed by {serial}"))
+            let signed = format!("{host} answered {status}, signed by {serial}");
+            match (status, verdict) {
+                (500.., _) => Finding::fault(
+                    WHAT,
+                    format!("{signed}: it is in trouble"),
+                    "redeemer check # again, until it is well; nothing of ours has to be changed",
+                ),
+                (_, Verdict::NotAccepted(_)) => Finding::warning(
+                    WHAT,
+                    format!("{signed}: it did not take the call now"),
+                    "redeemer check # again in a minute; if it stays, lower pace.calls_per_second",
+                ),
+                (403, _) => Finding::warning(
+                    WHAT,
+                    format!("{signed}: not authorised, for the brand 0 that check asks about"),
+                    "redeemer parked show --inquire # shows it for a brand of yours; see the merchant platform",
+                ),
+                _ => Finding::ok(WHAT, signed),
+            }
         }
         (_, Authenticity::Unconvincing(Flaw::UnknownSerial)) => Finding::fault(
             WHAT,
             format!("{host} signs with a key that is not held"),
-            "set wechat.verification_serial to the serial of a key that is held, or add the key to \
-             wechat.public_keys",
+            format!(
+                "{} # the serial of a key that is held; or add the key to wechat.public_keys",
+                setting("wechat.verification_serial")
+            ),
         ),
         (_, Authenticity::Unconvincing(flaw)) => Finding::fault(
             WHAT,
             format!("{host} answered {status}, and its signature does not verify ({})", flaw.as_str()),
-            "run check again (a probe of the provider looks the same); if it stays, compare wechat.public_keys with \
-             the merchant platform",
+            "redeemer check # again, for a probe of the provider looks the same; if it stays, compare \
+             wechat.public_keys with the merchant platform",
         ),
         (400..=499, Authenticity::Unsigned) => Finding::warning(
             WHAT,
             format!("{host} accepts our signature, and answered {status} unsigned"),
-            "nothing to do; the first redemption proves the other direction",
+            "redeemer watch # nothing to mend: the first redemption proves the other direction",
         ),
         (_, Authenticity::Unsigned) => Finding::fault(
             WHAT,
             format!("{host} answered {status} unsigned"),
-            "look whether wechat.base_url leads to the payment API and no proxy strips headers",
+            format!(
+                "{} # does it lead to the payment API, and does no proxy strip headers?",
+                reaching(config)
+            ),
         ),
     }
 }
@@ -343,16 +421,16 @@ async fn broker(config: &Config, findings: &mut Vec<Finding>) {
         Err(fault) => {
             findings.push(Finding::fault(WHAT, fault.to_string(), ""));
             match fault {
-                CannotConnect::Uri(_) => "set broker.uri, broker.uri_file or REDEEMER_BROKER__URI",
-                CannotConnect::File(_) => "mend the file that the key names; a key: chmod 600",
+                CannotConnect::Uri(_) => "export REDEEMER_BROKER__URI=amqp://USER:PASSWORD@HOST:5672/%2f",
+                CannotConnect::File(_) => "ls -l on the file that the key names; a key: chmod 600",
                 CannotConnect::TimedOut { .. } => {
-                    "look whether the address is a broker's, and reachable from here"
+                    "rabbitmq-diagnostics listeners # is the address among them, and reachable from here?"
                 }
                 CannotConnect::NoConfirms { .. } => "rabbitmqctl status; free memory or disk on the broker",
                 CannotConnect::Refused { .. }
                 | CannotConnect::Topology { .. }
                 | CannotConnect::Tls { .. } => {
-                    "look whether the broker runs, and at user, password and virtual host of the URI"
+                    "rabbitmqctl status; rabbitmqctl list_permissions # and user, password and virtual host of the URI"
                 }
             }
         }
@@ -493,7 +571,7 @@ fn least_rights(names: &Names, mode: Mode) -> [String; 3] {
         return ["^$".to_owned(), write, format!("^{commands}$")];
     }
     // To declare a queue that dead-letters takes the right to read it and to write where it dead-letters to.
-    let all = format!("{commands}|{retry}(\\..*)?|{results}|{unrouted}|{parked}");
+    let all = format!("{commands}|{retry}(\\..*)?|{results}|{unrouted}|{parked}(\\.audit)?");
     [format!("^({all})$"), format!("^({all}|amq\\.default)$"), format!("^({all})$")]
 }
 
@@ -503,6 +581,8 @@ fn held(config: &Config) -> Duration {
 }
 
 const SETTINGS: &str = "broker settings";
+/// The command that shows it.
+const CONSUMER_TIMEOUT: &str = "rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).'";
 
 /// Policies, alarms, bindings, effective arguments and consumer timeouts: seen through the management API where it is
 /// configured, else said not to be seen.
@@ -525,7 +605,7 @@ async fn broker_settings(
     if let Err(fault) = looked {
         let remedy = match &fault {
             Unanswered::Forbidden { user, .. } => format!("rabbitmqctl set_user_tags {user} management"),
-            Unanswered::Uri(_) | Unanswered::Settings(_) => "set broker.management_uri".to_owned(),
+            Unanswered::Uri(_) | Unanswered::Settings(_) => setting("broker.management_uri"),
             Unanswered::NoAnswer { .. } => {
                 "rabbitmq-plugins enable rabbitmq_management; or look at broker.management_uri".to_owned()
             }
@@ -586,12 +666,13 @@ async fn look(
         }
     }
     if !timeout_seen {
-        findings.push(Finding::ok(
+        findings.push(Finding::warning(
             "consumer timeout",
             format!(
                 "not visible from here: the broker's consumer_timeout must be well over {held:?}, the longest that a \
-                 command is usually held; look: rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).'"
+                 command is usually held"
             ),
+            CONSUMER_TIMEOUT,
         ));
     }
     Ok(())
@@ -629,12 +710,14 @@ fn unseen(config: &Config) -> Finding {
     let held = held(config);
     let detail = format!(
         "not visible from here without broker.management_uri: a consumer_timeout of the broker must be well over \
-         {held:?}, the longest that a command is usually held (rabbitmqctl eval 'application:get_env(rabbit, \
-         consumer_timeout).'); no policy may override a queue (rabbitmqctl list_queues name policy \
-         effective_policy_definition); no alarm (rabbitmq-diagnostics alarms); every binding (rabbitmqctl \
-         list_bindings)"
+         {held:?}, the longest that a command is usually held; no policy may override a queue; no alarm; every binding"
     );
-    Finding::ok(SETTINGS, detail)
+    let remedy = format!(
+        "{}; or: {CONSUMER_TIMEOUT}; rabbitmqctl list_queues name policy effective_policy_definition; \
+         rabbitmq-diagnostics alarms; rabbitmqctl list_bindings",
+        setting("broker.management_uri")
+    );
+    Finding::warning(SETTINGS, detail, remedy)
 }
 
 #[cfg(test)]
@@ -652,7 +735,7 @@ mod tests {
         assert_eq!(rights(Mode::Off), off);
         assert_eq!(rights(Mode::Verify), off);
         let [configure, write, read] = rights(Mode::Create);
-        let all = r"redemption\.commands|redemption\.retry(\..*)?|redemption\.results|redemption\.unrouted|redemption\.parked";
+        let all = r"redemption\.commands|redemption\.retry(\..*)?|redemption\.results|redemption\.unrouted|redemption\.parked(\.audit)?";
         assert_eq!([&configure, &read], [&format!("^({all})$"); 2]);
         assert_eq!(write, format!(r"^({all}|amq\.default)$"));
     }

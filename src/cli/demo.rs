@@ -474,6 +474,7 @@ impl<'a> Wave<'a> {
                         routing_key: "redemption.use",
                         message_id: &id,
                         correlation_id: &id,
+                        sent: Some(jiff::Timestamp::now()),
                         ..Outgoing::default()
                     };
                     self.awaited.insert(id.clone(), (nth, Instant::now()));

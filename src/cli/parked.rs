@@ -491,8 +491,10 @@ impl<'a> Desk<'a> {
             if !self.filter.admits(&parked, Timestamp::now()) || before.contains(&key) {
                 continue;
             }
+            // To the end all the same: what a partial look took comes behind the rest, and the next one, with --yes,
+            // would mean others than a dry run has shown.
             if self.deciding.limit.is_some_and(|limit| tally.did + tally.left >= limit) {
-                return Ok(false);
+                continue;
             }
             let mut line = summary(&parked, Timestamp::now());
             let inquiry = match (asking.as_mut(), parked.replayable()) {

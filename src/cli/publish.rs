@@ -125,6 +125,7 @@ pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
                         correlation_id: &correlation_id,
                         reply_to: reply_to.as_deref(),
                         deadline: arguments.deadline,
+                        sent: Some(Timestamp::now()),
                     };
                     let confirm = publisher.publish(command).await;
                     confirms.push(confirm.map_err(|error| tally.broken_off(error.into()))?);

@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use super::door::Session;
 use crate::attempt::Evidence;
 use crate::desk::{Inquiry, Parked, Prospect};
-use crate::telemetry::Short;
+use crate::telemetry::{Masked, Short};
 use crate::wire::audit::Deed;
 use crate::wire::command::Legible;
 use crate::wire::copy;
@@ -153,27 +153,30 @@ pub fn list(session: &Session, typed: &Typed, found: Result<&Found, &str>, done:
                 0 => "Nothing is parked.".to_owned(),
                 waiting => format!("None of {} is meant.", count(u64::from(waiting), "parked command")),
             };
-            let _ = write!(inner, "<p class=\"soft\">{none}</p>");
+            let _ = write!(inner, "<p class=\"soft\">{none}{}</p>", not_all(found));
         }
         Ok(found) => inner += &table(found),
     }
     document("Parked desk", Some(session), &inner)
 }
 
+/// Says so where a list does not tell of all that are parked.
+fn not_all(found: &Found) -> String {
+    if found.looked as u64 >= u64::from(found.waiting) {
+        return String::new();
+    }
+    let looked = number(found.looked as u64);
+    format!(" Only the first {looked} were looked at; redeemer parked list sees all.")
+}
+
 fn table(found: &Found) -> String {
-    let mut summary = format!(
-        "{} shown, of {} that are meant and {} parked.",
+    let summary = format!(
+        "{} shown, of {} that are meant and {} parked.{}",
         number(found.rows.len() as u64),
         number(found.meant as u64),
-        number(u64::from(found.waiting))
+        number(u64::from(found.waiting)),
+        not_all(found)
     );
-    if (found.looked as u64) < u64::from(found.waiting) {
-        let _ = write!(
-            summary,
-            " Only the first {} were looked at; redeemer parked list sees all.",
-            number(found.looked as u64)
-        );
-    }
     let mut table = format!(
         "<div class=\"card scroll\"><table><caption>{summary}</caption><thead><tr>\
          <th scope=\"col\">Parked</th><th scope=\"col\">Age</th><th scope=\"col\">Reason</th><th \
@@ -219,6 +222,10 @@ pub fn show(
         Some(openid) => words.replace(openid.as_str(), &Short(openid.as_str()).to_string()),
         None => words.to_owned(),
     };
+    // Where one stands in bytes that are no command nobody can tell, nor where it is spelt with escapes.
+    let plain = |shown: &str| {
+        parked.command.is_ok() && openid.as_ref().is_some_and(|openid| shown.contains(openid.as_str()))
+    };
     let mut inner = refused.map_or_else(String::new, |words| told(words, "bad"));
     if let Some(asked) = asked {
         inner += &answer(session, parked, asked);
@@ -251,7 +258,12 @@ pub fn show(
     if !parked.faults().is_empty() {
         inner += "<section><h2>What is wrong with it</h2><ul class=\"plainlist\">";
         for fault in parked.faults() {
-            let _ = write!(inner, "<li><code>{}</code> {}</li>", text(&fault.pointer), text(&fault.problem));
+            let _ = write!(
+                inner,
+                "<li><code>{}</code> {}</li>",
+                text(&Masked(&fault.pointer).to_string()),
+                text(&fault.problem)
+            );
         }
         inner += "</ul></section>";
     }
@@ -276,7 +288,7 @@ pub fn show(
         inner,
         "</ul></section><section><h2>Its {}</h2><pre>{}</pre></section>",
         count(body.len() as u64, "byte"),
-        text(&discreet(&shown))
+        text(&if plain(&shown) { discreet(&shown) } else { Masked(&shown).to_string() })
     );
     document("A parked command", Some(session), &inner)
 }

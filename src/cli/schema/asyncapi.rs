@@ -85,6 +85,7 @@ pub fn document(topology: &Topology) -> anyhow::Result<Value> {
         },
         "command_queue": of_queue(&plan, &names.commands, "command", "The queue that every instance consumes.")?,
         "unrouted": of_queue(&plan, &names.unrouted, "result", "Results that no queue was bound for.")?,
+        "audit_queue": of_queue(&plan, &topology.audit_queue(), "audit", "Audit events, kept until they are read.")?,
         "parked": of_queue(&plan, &names.parked, "command",
             "What a person must look at: bytes that are no command too, hence not always of this schema.")?,
     });
@@ -240,6 +241,8 @@ fn command_message() -> anyhow::Result<Value> {
                 "reply_to": text("AMQP property; a further routing key of the event on the results exchange."),
                 (copy::DEADLINE): { "type": "string", "format": "date-time",
                     "description": "Until when the truth is sought." },
+                "timestamp": { "type": "integer",
+                    "description": "AMQP property; when it was sent, in seconds since 1970: its age counts from then." },
                 "traceparent": traceparent(),
             },
         },
