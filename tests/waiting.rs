@@ -222,7 +222,7 @@ async fn the_backup_serves_while_the_network_to_the_primary_is_down_and_only_the
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_network_loses_is_asked_again_on_the_other_domain_however_well_the_first_one_is() {
     let mut bed = quick().await;
-    let line = Line::open("127.0.0.1:0", bed.sandbox.addr()).await;
+    let line = Line::open(bed.sandbox.addr()).await;
     let hosts = [line.address.to_string(), bed.sandbox.addr().to_string()];
     [bed.config.wechat.base_url, bed.config.wechat.backup_base_url] =
         hosts.each_ref().map(|host| format!("http://{host}"));
