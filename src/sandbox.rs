@@ -144,6 +144,7 @@ impl Sandbox {
             calls_per_second: Some(settings.calls_per_second),
             auto_issue: Some(settings.auto_issue),
             unauthorised_brands: Some(settings.unauthorised_brands),
+            returned_before_reuse: None,
         };
         let world = Arc::new(World::new(identity, settings.seed, settings.idle_timeout, tuning));
         let provider = world.clone();

@@ -165,6 +165,8 @@ async fn what_is_lost_on_the_way_is_found_out_and_never_done_twice() {
         ("F14", json!({"kind": "truncated_body"}), "inquiry", "use"),
         ("F15", json!({"kind": "deep_json"}), "inquiry", "use"),
         ("F16", json!({"kind": "gzip"}), "inquiry", "use"),
+        ("F17", json!({"kind": "forged_success"}), "answer", "use"),
+        ("F18", json!({"kind": "forged_success", "signed": true}), "answer", "use"),
     ] {
         bed.issue(code, json!({}));
         bed.faults(json!([{"coupon_code": code, "question": question, "times": 1, "fault": fault}]));

@@ -128,7 +128,7 @@ pub(super) fn distort(truth: Option<Draft>, fault: Option<&Fault>) -> Draft {
             signed: false,
         },
         Some(Fault::UnsignedRefusal {}) => Draft { signed: false, ..refused() },
-        Some(Fault::NoSignature {}) => Draft { signed: false, ..truth },
+        Some(Fault::NoSignature {} | Fault::ForgedSuccess { signed: false }) => Draft { signed: false, ..truth },
         Some(Fault::Unsigned {}) => Draft { signed: truth.signed && truth.is_success(), ..truth },
         Some(Fault::AlreadyUsedNumber {}) if truth.is_success() => Draft::refusal(&Refusal::number_already_used()),
         Some(Fault::WrongNumber {}) => Draft { body: with_wrong_number(&truth.body), ..truth },
@@ -177,7 +177,9 @@ pub(super) async fn write(
         let timestamp = shifted(now, stale).as_second().to_string();
         let nonce = hex(&unique[8..24]);
         let text = match fault {
-            Some(Fault::BadSignature {}) => reply_text(&timestamp, &nonce, b"something else"),
+            Some(Fault::BadSignature {} | Fault::ForgedSuccess { .. }) => {
+                reply_text(&timestamp, &nonce, b"something else")
+            }
             _ => reply_text(&timestamp, &nonce, &draft.body),
         };
         // The faster library takes no longer than handing the work to another thread and back is worth.

@@ -143,6 +143,7 @@ async fn act(world: &Arc<World>, call: &Call, fault: Option<&Fault>) -> Draft {
         wait(ms).await;
     }
     let truth = match fault {
+        Some(Fault::ForgedSuccess { .. }) => Some(forged_success(world, call)),
         Some(fault) if fault.prevents_effect() => None,
         _ => Some(perform(world, call).unwrap_or_else(|refusal| Draft::refusal(&refusal))),
     };
@@ -150,6 +151,17 @@ async fn act(world: &Arc<World>, call: &Call, fault: Option<&Fault>) -> Draft {
         wait(ms).await;
     }
     answer::distort(truth, fault)
+}
+
+/// The coupon as it would look, had the request done what it asks for.
+fn forged_success(world: &World, call: &Call) -> Draft {
+    let code = call.route.coupon_code.as_deref().unwrap_or_default();
+    let number = number_in(&call.body).or_else(|| world.state().ledger.last_number_of(code));
+    Draft::success(&json!({
+        "coupon_code": code,
+        "coupon_state": "USED",
+        "single_usage_detail": { "use_request_no": number },
+    }))
 }
 
 /// Authenticity, form and pace, in this order.
@@ -246,7 +258,10 @@ fn perform(world: &World, call: &Call) -> Result<Draft, Refusal> {
     match call.route.question {
         Question::Use => {
             let asked = request::Use::read(body)?;
-            about_coupon(world, call, &asked.place, |state, code, _| {
+            about_coupon(world, call, &asked.place, |state, code, now| {
+                if state.is_returned_before_reuse(code) {
+                    state.coupons.forget(code, &asked.out_request_no, now)?;
+                }
                 state.coupons.redeem(code, &asked, call.digest)
             })
         }

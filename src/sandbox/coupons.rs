@@ -477,6 +477,22 @@ impl Coupons {
         Ok(())
     }
 
+    /// Returns what a number did, and frees the number as well: the next use under it has an effect again.
+    pub fn forget(&mut self, code: &str, number: &str, now: Timestamp) -> Result<(), Refusal> {
+        let coupon = self.known(code)?;
+        let key = (coupon.brand_id.clone(), Arc::<str>::from(number));
+        let Some(consumed) = self.consumed.get(&key).filter(|consumed| *consumed.coupon_code == *code) else {
+            return Ok(());
+        };
+        let round = consumed.round;
+        if coupon.rounds[round].used.as_ref().is_some_and(|used| *used.number == *number) {
+            let returning = made_up("SANDBOX_RETURN", &format!("{code}_{}", now.as_microsecond()));
+            self.give_back(code, Some(round), &returning, None, now)?;
+            self.consumed.remove(&key);
+        }
+        Ok(())
+    }
+
     /// Confirms a sent coupon, which then waits for its time or is usable.
     pub fn confirm(
         &mut self,
@@ -881,6 +897,19 @@ mod tests {
         assert_eq!(redeem(&mut coupons, "C1", "number_1", None, "body"), Err(sub_code::PARAMETERS));
         assert_eq!(redeem(&mut coupons, "C1", "number_2", None, "body"), Ok(()));
         assert!(coupons.get("C1").unwrap().rounds[0].returned.is_some(), "a later use keeps the trace");
+    }
+
+    #[test]
+    fn a_number_that_was_forgotten_has_a_second_effect() {
+        let mut coupons = with(|_| {});
+        coupons.forget("C1", "number_1", now()).unwrap();
+        redeem(&mut coupons, "C1", "number_1", None, "body").unwrap();
+        coupons.forget("C1", "number_2", now()).unwrap();
+        assert_eq!(redeem(&mut coupons, "C1", "number_1", None, "body"), Ok(()));
+        assert_eq!(uses(&mut coupons), 1);
+        coupons.forget("C1", "number_1", now()).unwrap();
+        assert_eq!(redeem(&mut coupons, "C1", "number_1", None, "body"), Ok(()));
+        assert_eq!(uses(&mut coupons), 1, "one more than before");
     }
 
     #[test]

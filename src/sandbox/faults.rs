@@ -128,6 +128,13 @@ pub enum Fault {
     },
     /// An unsigned 403 `NOT_ENOUGH` whatever the truth is; no effect.
     UnsignedRefusal {},
+    /// A 200 that shows the coupon as used under the request's number, whatever the truth is; no effect. Who asks without
+    /// a number is shown the last one that was asked with. Not the provider's word: it bears no signature.
+    ForgedSuccess {
+        /// Whether it bears one all the same, under the provider's serial and of something else.
+        #[serde(default)]
+        signed: bool,
+    },
     /// The true answer; a refusal comes without its signature.
     Unsigned {},
     /// The true answer with a member of so many bytes, rightly signed.
@@ -222,6 +229,7 @@ impl Fault {
             Fault::StaleTimestamp {} => "stale_timestamp",
             Fault::SkewedClock { .. } => "skewed_clock",
             Fault::UnsignedRefusal {} => "unsigned_refusal",
+            Fault::ForgedSuccess { .. } => "forged_success",
             Fault::Unsigned {} => "unsigned",
             Fault::HugeBody { .. } => "huge_body",
             Fault::EndlessBody {} => "endless_body",
@@ -239,6 +247,7 @@ impl Fault {
             self,
             Fault::CutBeforeEffect {}
                 | Fault::UnsignedRefusal {}
+                | Fault::ForgedSuccess { .. }
                 | Fault::Status { effect: false, .. }
                 | Fault::Html502 { effect: false }
         )
@@ -370,6 +379,7 @@ mod tests {
             r#"{"kind":"stale_timestamp"}"#,
             r#"{"kind":"skewed_clock","seconds":-400}"#,
             r#"{"kind":"unsigned_refusal"}"#,
+            r#"{"kind":"forged_success","signed":true}"#,
             r#"{"kind":"unsigned"}"#,
             r#"{"kind":"huge_body","bytes":5}"#,
             r#"{"kind":"endless_body"}"#,

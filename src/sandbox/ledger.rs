@@ -267,6 +267,14 @@ impl Ledger {
         self.attempts.get_mut(index)
     }
 
+    /// The number of the last attempt on a coupon that had one.
+    pub fn last_number_of(&self, coupon_code: &str) -> Option<Arc<str>> {
+        let mut latest = self.attempts.iter().rev();
+        latest.find_map(|attempt| {
+            attempt.out_request_no.clone().filter(|_| attempt.coupon_code.as_deref() == Some(coupon_code))
+        })
+    }
+
     pub fn record(&mut self, moment: Moment, change: Change) {
         let sequence = self.next();
         self.effects.push(Effect {

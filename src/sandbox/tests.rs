@@ -432,7 +432,10 @@ async fn brands_can_lose_their_authorisation_and_codes_can_be_issued_at_first_si
     let (_, settings) = bed.control("PUT", "settings", r#"{"unauthorised_brands": ["b1"]}"#).await;
     assert_eq!(
         settings,
-        json!({"latency_ms": 0, "calls_per_second": 0, "auto_issue": true, "unauthorised_brands": ["b1"]})
+        json!({
+            "latency_ms": 0, "calls_per_second": 0, "auto_issue": true, "unauthorised_brands": ["b1"],
+            "returned_before_reuse": "",
+        })
     );
     let refused = bed.redeem().await;
     assert_eq!(

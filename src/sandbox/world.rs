@@ -32,6 +32,11 @@ pub struct Tuning {
     /// Brands that are answered by 403 `NO_AUTH`; `*` is every brand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unauthorised_brands: Option<BTreeSet<String>>,
+    /// Coupons whose code begins so are returned by the user just before a use under a number that has already used
+    /// them, and the number is free again: what is sent once more without having asked has a second effect. Harsher than
+    /// the provider, who remembers its numbers; it makes such a fault visible. Empty is no coupon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub returned_before_reuse: Option<String>,
 }
 
 pub(super) struct World {
@@ -53,6 +58,7 @@ pub(super) struct State {
     pub calls_per_second: u32,
     pub auto_issue: bool,
     pub unauthorised_brands: BTreeSet<String>,
+    pub returned_before_reuse: String,
     /// By merchant: the second and its calls.
     taken: HashMap<String, (u64, u32)>,
 }
@@ -69,6 +75,7 @@ impl World {
             calls_per_second: 0,
             auto_issue: false,
             unauthorised_brands: BTreeSet::new(),
+            returned_before_reuse: String::new(),
             taken: HashMap::new(),
         };
         state.tune(tuning);
@@ -178,6 +185,10 @@ impl State {
         self.unauthorised_brands.contains(brand) || self.unauthorised_brands.contains("*")
     }
 
+    pub fn is_returned_before_reuse(&self, code: &str) -> bool {
+        !self.returned_before_reuse.is_empty() && code.starts_with(&self.returned_before_reuse)
+    }
+
     fn tune(&mut self, tuning: Tuning) {
         if let Some(ms) = tuning.latency_ms {
             self.latency = Duration::from_millis(ms);
@@ -191,6 +202,9 @@ impl State {
         if let Some(brands) = tuning.unauthorised_brands {
             self.unauthorised_brands = brands;
         }
+        if let Some(prefix) = tuning.returned_before_reuse {
+            self.returned_before_reuse = prefix;
+        }
     }
 
     pub fn tuning(&self) -> Tuning {
@@ -199,6 +213,7 @@ impl State {
             calls_per_second: Some(self.calls_per_second),
             auto_issue: Some(self.auto_issue),
             unauthorised_brands: Some(self.unauthorised_brands.clone()),
+            returned_before_reuse: Some(self.returned_before_reuse.clone()),
         }
     }
 }
