@@ -39,6 +39,8 @@ static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 const TICK: Duration = Duration::from_millis(100);
 const SAMPLE: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(600);
+/// How many seconds' worth of commands may be on their way at full rate.
+const LAG_SECONDS_MAX: usize = 20;
 
 fn number(name: &str, default: usize) -> usize {
     std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}: {text:?}")))
@@ -91,6 +93,9 @@ async fn a_long_time_at_full_rate() {
         files,
     );
     println!("soak: {figures}; over {hours:.2} h, {told_meanwhile} told meanwhile");
+    // What went wrong waits ten seconds in the first wait queue, and little else does.
+    let behind = sent.saturating_sub(told_meanwhile);
+    assert!(behind < rate * LAG_SECONDS_MAX, "{behind} of {sent} not told yet at the end");
     ground.judge(sent).await;
     assert_eq!(ground.instance.series().await.len(), series, "the number of series grew");
     // What a leak of 100 bytes for each command would be, and a tenth of it is still seen.

@@ -1,5 +1,7 @@
 //! What the rig publishes: commands whose right outcome is known beforehand, and the coupons they are about.
 
+use std::collections::BTreeSet;
+
 use redeemer::kill_point::KillPoint;
 use serde_json::{Value, json};
 
@@ -33,6 +35,20 @@ pub enum Right {
     Refused(&'static str),
     /// Told as no command.
     Invalid,
+}
+
+impl Right {
+    /// The coupon's state in an event of this outcome.
+    pub fn state(self) -> &'static str {
+        match self {
+            Self::Redeemed | Self::Rival | Self::Refused("used_by_another") => "USED",
+            Self::Refused("expired") => "EXPIRED",
+            Self::Refused("deactivated") => "DEACTIVATED",
+            Self::Refused("deleted") => "DELETED",
+            Self::Refused("not_yet_valid") => "PENDING",
+            Self::Refused(_) | Self::Invalid => "",
+        }
+    }
 }
 
 /// What befalls commands in the sandbox by the beginning of their code.
@@ -227,6 +243,8 @@ pub fn faults(share: f64, commands: usize) -> Value {
         json!({"kind": "unknown_serial"}),
         json!({"kind": "bad_signature"}),
         json!({"kind": "no_signature"}),
+        json!({"kind": "forged_success"}),
+        json!({"kind": "forged_success", "signed": true}),
         json!({"kind": "stale_timestamp"}),
         json!({"kind": "skewed_clock", "seconds": -900}),
         json!({"kind": "unsigned"}),
@@ -247,6 +265,12 @@ pub fn faults(share: f64, commands: usize) -> Value {
     let unsigned = json!({"kind": "unsigned_refusal"});
     rules.push(json!({"share": each, "question": "use", "first_attempts": 1, "fault": unsigned}));
     json!({"rules": rules})
+}
+
+/// The names of the faults in a script.
+pub fn kinds(script: &Value) -> BTreeSet<String> {
+    let rules = script["rules"].as_array().into_iter().flatten();
+    rules.filter_map(|rule| rule["fault"]["kind"].as_str()).map(str::to_owned).collect()
 }
 
 /// What makes a command pass a wait queue.

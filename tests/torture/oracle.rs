@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::commands::{Command, Right};
@@ -24,16 +25,25 @@ pub struct Findings {
     pub repeats: usize,
     /// Calls to the payment API.
     pub calls: usize,
-    /// Calls that a fault hit.
-    pub faults: usize,
+    /// Calls that a fault hit, by the fault.
+    pub faults: BTreeMap<String, usize>,
+    /// Uses that were sent again without having asked what the last one did.
+    pub unasked: usize,
     /// Redemptions in the ledger.
     pub effects: usize,
     /// Everything that is wrong, each with what is needed to look into it.
     pub violations: Vec<String>,
 }
 
-/// Compares commands, events, the ledger and the parked messages.
-pub fn judge(commands: &[Command], seen: &[Seen], ledger: &Value, parked: &[(Vec<u8>, String)]) -> Findings {
+/// Compares commands, events, the ledger and the parked messages. In the `muddles` calls may have arrived in another
+/// order than they were sent.
+pub fn judge(
+    commands: &[Command],
+    seen: &[Seen],
+    ledger: &Value,
+    parked: &[(Vec<u8>, String)],
+    muddles: &[(Timestamp, Timestamp)],
+) -> Findings {
     let mut findings = Findings::default();
     let ledger = Ledger::read(ledger);
     let mut events: BTreeMap<&str, Vec<&Seen>> = BTreeMap::new();
@@ -57,8 +67,10 @@ pub fn judge(commands: &[Command], seen: &[Seen], ledger: &Value, parked: &[(Vec
         }
     }
     effects(commands, seen, &ledger, &mut findings);
+    inquiries(commands, &ledger, muddles, &mut findings);
     rivals(commands, &events, &mut findings);
-    aside(commands, parked, &mut findings);
+    twins(commands, &events, &mut findings);
+    aside(commands, &events, parked, &mut findings);
     findings
 }
 
@@ -95,7 +107,9 @@ fn count(seen: &[Seen], ledger: &Ledger<'_>, findings: &mut Findings) {
     }
     findings.distinct = ids.len();
     findings.calls = ledger.attempts.len();
-    findings.faults = ledger.attempts.iter().filter(|attempt| !attempt["fault"].is_null()).count();
+    for fault in ledger.attempts.iter().filter_map(|attempt| attempt["fault"].as_str()) {
+        *findings.faults.entry(fault.to_owned()).or_default() += 1;
+    }
     findings.effects = ledger.uses.values().map(Vec::len).sum();
 }
 
@@ -126,6 +140,10 @@ fn outcome(command: &Command, told: &[&Seen], ledger: &Ledger<'_>) -> Result<(),
     };
     if !right || !names_it && command.right != Right::Invalid {
         return Err(format!("told as {gist:?} of {}/{}", first.code, first.number));
+    }
+    let states: BTreeSet<_> = settled.iter().map(|event| event.state.as_str()).collect();
+    if states != BTreeSet::from([command.right.state()]) {
+        return Err(format!("told with the states {states:?}"));
     }
     let effect = ledger.used(&command.number) > 0;
     if effect != (first.outcome == "redeemed") {
@@ -175,6 +193,70 @@ fn effects(commands: &[Command], seen: &[Seen], ledger: &Ledger<'_>, findings: &
     }
 }
 
+/// Between two uses of one number somebody asked what the first one did, but where that was told not to have been
+/// accepted: then a copy may say so, too. Numbers that were published more than once are left out.
+fn inquiries(
+    commands: &[Command],
+    ledger: &Ledger<'_>,
+    muddles: &[(Timestamp, Timestamp)],
+    findings: &mut Findings,
+) {
+    let mut published: BTreeMap<&str, usize> = BTreeMap::new();
+    for command in commands {
+        // The unresolved are published anew.
+        *published.entry(&command.number).or_default() += 1 + usize::from(command.hopeless);
+    }
+    let mut by_coupon: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
+    for attempt in ledger.attempts {
+        by_coupon.entry(attempt["coupon_code"].as_str().unwrap_or_default()).or_default().push(attempt);
+    }
+    let muddled = |attempt: &Value| {
+        let at = attempt["at"].as_str().and_then(|at| at.parse::<Timestamp>().ok());
+        at.is_none_or(|at| muddles.iter().any(|(from, to)| (*from..=*to).contains(&at)))
+    };
+    for attempts in by_coupon.values() {
+        // The numbers of uses that nobody has asked about since, and of those that were not accepted.
+        let (mut open, mut declined) = (BTreeMap::new(), BTreeSet::new());
+        for attempt in attempts {
+            if attempt["question"] != "use" {
+                open.clear();
+                continue;
+            }
+            let number = attempt["out_request_no"].as_str().unwrap_or_default();
+            let before = open.insert(number, *attempt);
+            let once = published.get(number) == Some(&1) && !declined.contains(number);
+            if is_declined(attempt) {
+                declined.insert(number);
+            }
+            if let Some(before) = before.filter(|before| once && !muddled(before)) {
+                findings.unasked += 1;
+                findings.violations.push(format!("used again without an inquiry: {before:#} {attempt:#}"));
+            }
+        }
+    }
+}
+
+/// Whether a use was answered by "not now".
+fn is_declined(attempt: &Value) -> bool {
+    let locked = attempt["sub_code"] == 272_756_746;
+    locked || [202, 401, 429].iter().any(|status| attempt["answered"] == *status)
+}
+
+/// The same command, published twice, is told under one id.
+fn twins(commands: &[Command], events: &BTreeMap<&str, Vec<&Seen>>, findings: &mut Findings) {
+    let mut ids: BTreeMap<(&str, &str), BTreeSet<&str>> = BTreeMap::new();
+    for command in commands.iter().filter(|command| command.right != Right::Invalid) {
+        let told = events.get(command.id.as_str()).map_or(&[][..], Vec::as_slice);
+        let settled =
+            told.iter().filter(|event| event.outcome != "unresolved").map(|event| event.id.as_str());
+        ids.entry((&command.code, &command.number)).or_default().extend(settled);
+    }
+    for ((code, number), ids) in ids.iter().filter(|(_, ids)| ids.len() > 1) {
+        findings.wrong += 1;
+        findings.violations.push(format!("{code}/{number} is told under several ids: {ids:?}"));
+    }
+}
+
 /// Of two commands about one coupon one wins.
 fn rivals(commands: &[Command], events: &BTreeMap<&str, Vec<&Seen>>, findings: &mut Findings) {
     let mut winners: BTreeMap<&str, usize> = BTreeMap::new();
@@ -190,7 +272,12 @@ fn rivals(commands: &[Command], events: &BTreeMap<&str, Vec<&Seen>>, findings: &
 }
 
 /// Parked is what is invalid or was unresolved, byte for byte, and nothing else.
-fn aside(commands: &[Command], parked: &[(Vec<u8>, String)], findings: &mut Findings) {
+fn aside(
+    commands: &[Command],
+    events: &BTreeMap<&str, Vec<&Seen>>,
+    parked: &[(Vec<u8>, String)],
+    findings: &mut Findings,
+) {
     let mut wanted: BTreeMap<&[u8], (&Command, bool)> = BTreeMap::new();
     for command in commands {
         if command.right == Right::Invalid || command.hopeless {
@@ -212,9 +299,14 @@ fn aside(commands: &[Command], parked: &[(Vec<u8>, String)], findings: &mut Find
             }
         }
     }
-    let missing = wanted.values().filter(|(command, found)| !found && command.right == Right::Invalid);
-    for (command, _) in missing {
-        findings.violations.push(format!("{} is invalid and not parked", command.id));
+    let unresolved = |command: &Command| {
+        let told = events.get(command.id.as_str()).map_or(&[][..], Vec::as_slice);
+        told.iter().any(|event| event.outcome == "unresolved")
+    };
+    for (command, _) in wanted.values().filter(|(_, found)| !found) {
+        if command.right == Right::Invalid || unresolved(command) {
+            findings.violations.push(format!("{} is invalid or unresolved, and not parked", command.id));
+        }
     }
 }
 

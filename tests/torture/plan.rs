@@ -23,6 +23,13 @@ pub struct Size {
     pub faults_percent: usize,
 }
 
+impl Size {
+    /// Whether so much happens that every kind of fault must have come, and every kill.
+    pub fn is_long(self) -> bool {
+        self.commands >= 5_000
+    }
+}
+
 /// A piece of trouble.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Act {

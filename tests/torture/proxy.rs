@@ -2,9 +2,9 @@
 //! was just passing on.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -35,6 +35,8 @@ struct Shared {
     manner: watch::Sender<Manner>,
     /// Counts up at each cut.
     cuts: watch::Sender<u64>,
+    /// When the far end first closed a connection, since it was last asked to watch.
+    broke_at: Mutex<Option<Instant>>,
     /// How many of the next chunks are passed on by half, and then the connection closed.
     halves: AtomicU32,
 }
@@ -48,6 +50,7 @@ impl Proxy {
             to: SocketAddr::from((Ipv4Addr::LOCALHOST, to)),
             manner: watch::Sender::new(Manner::Good),
             cuts: watch::Sender::new(0),
+            broke_at: Mutex::new(None),
             halves: AtomicU32::new(0),
         });
         tokio::spawn(accept(listener, shared.clone()));
@@ -62,6 +65,16 @@ impl Proxy {
     /// Closes every connection.
     pub fn cut(&self) {
         self.shared.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
+    /// Watches from now on for the far end to close a connection.
+    pub fn watch(&self) {
+        *self.shared.broke_at.lock().unwrap() = None;
+    }
+
+    /// When that first happened.
+    pub fn broke_at(&self) -> Option<Instant> {
+        *self.shared.broke_at.lock().unwrap()
     }
 
     /// Closes the next connections that something passes through, half-way through it.
@@ -93,7 +106,9 @@ async fn pass(client: TcpStream, shared: &Shared) {
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
     tokio::select! {
         () = pump(from_client, to_server, shared) => {}
-        () = pump(from_server, to_client, shared) => {}
+        () = pump(from_server, to_client, shared) => {
+            shared.broke_at.lock().unwrap().get_or_insert_with(Instant::now);
+        }
     }
 }
 

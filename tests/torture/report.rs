@@ -11,7 +11,8 @@ pub fn lines(seed: u64, size: Size, figures: &Figures, findings: &Findings) -> V
     let mut lines: Vec<(String, String)> = Vec::new();
     let mut line = |name: &str, value: String| lines.push((name.to_owned(), value));
     let kills: usize = figures.kills.values().sum();
-    let faults = 100.0 * findings.faults as f64 / findings.calls.max(1) as f64;
+    let faulty: usize = findings.faults.values().sum();
+    let faults = 100.0 * faulty as f64 / findings.calls.max(1) as f64;
     line("seed", seed.to_string());
     line("broker", format!("RabbitMQ {}", figures.broker_version));
     line("build", if cfg!(debug_assertions) { "debug" } else { "release" }.to_owned());
@@ -26,12 +27,16 @@ pub fn lines(seed: u64, size: Size, figures: &Figures, findings: &Findings) -> V
         line(trouble, times.to_string());
     }
     line("calls to the payment API", findings.calls.to_string());
-    line("calls that went wrong on purpose", format!("{} ({faults:.1} %)", findings.faults));
+    line(
+        "calls that went wrong on purpose",
+        format!("{faulty} ({faults:.1} %), of {} kinds", findings.faults.len()),
+    );
     line("redemptions in the ledger", findings.effects.to_string());
     line("**commands lost**", findings.lost.to_string());
     line("**effects doubled**", findings.doubled.to_string());
     line("**outcomes wrong**", findings.wrong.to_string());
-    line("events", findings.events.to_string());
+    line("**uses sent again without an inquiry**", findings.unasked.to_string());
+    line("events", format!("{}, {} of them distinct", findings.events, findings.distinct));
     line("events repeated, under the same id", findings.repeats.to_string());
     line("unresolved, and superseded when asked again", figures.superseded.to_string());
     line("broker takes connections again -> first command settled", spread(&figures.recoveries));

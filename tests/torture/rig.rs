@@ -1,10 +1,11 @@
 //! Sets everything up, carries out the plan, waits for the end of all work, and gathers what the oracle needs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jiff::{SignedDuration, Timestamp};
 use redeemer::broker::topology::wait_name;
 use redeemer::config::{self, Config, Span};
 use redeemer::kill_point::KillPoint;
@@ -31,6 +32,12 @@ const KEPT_BACK: usize = 10;
 /// The longest wait for anything to go on.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The median time from the broker taking connections to the first settled command, and from its end to readiness
+/// being denied. What is not optimised shares the machine with whatever else is being tested.
+const LIMIT: Duration = Duration::from_secs(if cfg!(debug_assertions) { 5 } else { 2 });
+/// How long after being let go a call may still be on its way.
+const STRAGGLING: SignedDuration = SignedDuration::from_secs(2);
+
 /// Everything that takes part.
 pub struct Rig {
     dir: PathBuf,
@@ -46,6 +53,11 @@ pub struct Rig {
     allowance: watch::Sender<usize>,
     series: Vec<Vec<String>>,
     figures: Figures,
+    size: Size,
+    /// The faults that calls may meet, by name.
+    kinds: BTreeSet<String>,
+    /// When calls to the payment API were held up, and then let go all at once.
+    muddles: Vec<(Timestamp, Timestamp)>,
     violations: Vec<String>,
 }
 
@@ -94,6 +106,7 @@ impl Rig {
         }
         let script = commands::faults(size.faults_percent as f64 / 100.0, size.commands);
         sandbox.tell(reqwest::Method::PUT, "faults", &script).await;
+        let kinds = commands::kinds(&script);
 
         let port = broker.uri().rsplit_once(':').unwrap().1.split('/').next().unwrap().parse().unwrap();
         let (before_broker, before_provider) = (Proxy::start(port).await, Proxy::start(sandbox.port()).await);
@@ -124,6 +137,9 @@ impl Rig {
             allowance,
             series,
             figures,
+            size,
+            kinds,
+            muddles: Vec::new(),
             violations: Vec::new(),
         }
     }
@@ -179,15 +195,18 @@ impl Rig {
         self.allow(self.commands.len());
         timeout(PATIENCE, publishing).await.expect("everything is published in time").unwrap();
         self.reach(self.commands.len()).await;
-        self.resolve_the_unresolved().await;
+        self.wait_empty().await;
+        let mut parked = self.parked().await;
+        self.resolve_the_unresolved(&parked).await;
         self.settle().await;
-        let parked =
-            wires::empty(self.broker.uri(), &self.config.broker.names.parked, "x-redemption-parked-reason")
-                .await;
+        parked.extend(self.parked().await);
         self.stop_all().await;
+        self.find_nothing_left().await;
         let ledger = self.sandbox.ask("ledger").await;
-        let mut findings = oracle::judge(&self.commands, &self.told.all(), &ledger, &parked);
+        let mut findings = oracle::judge(&self.commands, &self.told.all(), &ledger, &parked, &self.muddles);
         findings.violations.append(&mut self.violations);
+        let shortfalls = self.shortfalls(&findings);
+        findings.violations.extend(shortfalls);
         let never = KillPoint::ALL.map(KillPoint::as_str).into_iter();
         let never: Vec<_> = never.filter(|point| !self.figures.kills.contains_key(point)).collect();
         if !never.is_empty() && cfg!(any(debug_assertions, feature = "kill-points")) {
@@ -202,6 +221,56 @@ impl Rig {
         let Self { broker, figures, .. } = self;
         spawn_blocking(move || drop(broker)).await.unwrap();
         (figures, findings)
+    }
+
+    /// Everything in the parked queue, taken out of it.
+    async fn parked(&self) -> Vec<(Vec<u8>, String)> {
+        wires::empty(self.broker.uri(), &self.config.broker.names.parked, "x-redemption-parked-reason").await
+    }
+
+    /// With every instance stopped, whatever they held is back in its queue: there must be nothing.
+    async fn find_nothing_left(&mut self) {
+        let names = &self.config.broker.names;
+        let mut queues = vec![names.commands.clone(), names.unrouted.clone()];
+        let tiers = self.config.topology().tiers.into_iter();
+        queues.extend(tiers.map(|tier| format!("{}.{}", names.retry, wait_name(tier))));
+        for queue in queues {
+            for (body, _) in wires::empty(self.broker.uri(), &queue, "").await {
+                let text = String::from_utf8_lossy(&body);
+                self.violations.push(format!("left in {queue} after every instance had stopped: {text}"));
+            }
+        }
+    }
+
+    /// What the run should have shown and did not: trouble that never came, limits that were not kept.
+    fn shortfalls(&self, findings: &oracle::Findings) -> Vec<String> {
+        let mut shortfalls = Vec::new();
+        let mut check = |holds: bool, what: String| shortfalls.extend((!holds).then_some(what));
+        let faulty: usize = findings.faults.values().sum();
+        let percent = self.size.faults_percent;
+        let calls = findings.calls;
+        check(faulty * 100 >= calls * percent, format!("{faulty} faults in {calls} calls, not {percent} %"));
+        let ends = self.figures.unready.len();
+        for (what, times) in [
+            ("from the broker's return to the first settled command", &self.figures.recoveries),
+            ("from the broker's end to not ready", &self.figures.unready),
+        ] {
+            let mut sorted = times.clone();
+            sorted.sort();
+            let median = sorted.get(sorted.len().saturating_sub(1) / 2).copied();
+            check(median.is_some(), format!("nobody measured the time {what}"));
+            check(median.is_none_or(|median| median <= LIMIT), format!("{median:?} {what}, not {LIMIT:?}"));
+        }
+        if self.size.is_long() {
+            let (kills, wanted) = (self.figures.kills.values().sum::<usize>(), self.size.kills);
+            check(kills >= wanted, format!("{kills} kills, not {wanted}"));
+            let never: Vec<_> =
+                self.kinds.iter().filter(|kind| !findings.faults.contains_key(*kind)).collect();
+            check(never.is_empty(), format!("faults that never came: {never:?}"));
+            let wanted = self.size.broker_kills;
+            check(ends >= wanted, format!("{ends} ends of the broker, not {wanted}"));
+        }
+        shortfalls
     }
 
     fn progress(&self) -> usize {
@@ -352,12 +421,20 @@ impl Rig {
     }
 
     async fn end_broker(&mut self, how: impl FnOnce(&Broker) + Send + 'static, with: Option<usize>) {
-        let broker = self.broker.clone();
-        // The script waits for the broker's own books first; only then the broker is gone.
-        spawn_blocking(move || how(&broker)).await.unwrap();
         let [one, other] = &self.instances;
-        let unready = tokio::join!(one.wait_ready(false), other.wait_ready(false));
-        self.figures.unready.push(unready.0.max(unready.1));
+        // Who is not ready yet cannot say that it is no longer.
+        tokio::join!(one.wait_ready(true), other.wait_ready(true));
+        self.before_broker.watch();
+        let broker = self.broker.clone();
+        let ending = spawn_blocking(move || how(&broker));
+        let (ended, one, other) = tokio::join!(ending, one.wait_ready(false), other.wait_ready(false));
+        ended.unwrap();
+        match (one, other, self.before_broker.broke_at()) {
+            (Some(one), Some(other), Some(broke)) => {
+                self.figures.unready.push(one.max(other).saturating_duration_since(broke));
+            }
+            missing => self.violations.push(format!("the end of the broker was not noticed: {missing:?}")),
+        }
         if let Some(instance) = with {
             self.kill_anywhere(instance).await;
         }
@@ -366,25 +443,32 @@ impl Rig {
         let starting = spawn_blocking(move || broker.restart());
         self.takes_connections().await;
         let since = Instant::now();
-        while since.elapsed() < Duration::from_secs(30) {
-            if self.settled(0).await > settled[0] || self.settled(1).await > settled[1] {
-                self.figures.recoveries.push(since.elapsed());
-                break;
+        let mut recovered = false;
+        while !recovered && since.elapsed() < PATIENCE {
+            for (instance, before) in settled.into_iter().enumerate() {
+                let more = self.settled(instance).await.zip(before);
+                recovered |= more.is_some_and(|(now, before)| now > before);
             }
-            sleep(Duration::from_millis(20)).await;
+            if recovered {
+                self.figures.recoveries.push(since.elapsed());
+            } else {
+                sleep(Duration::from_millis(20)).await;
+            }
+        }
+        if !recovered {
+            self.violations.push(format!("nothing settled within {PATIENCE:?} of the broker's return"));
         }
         starting.await.unwrap();
     }
 
-    /// Commands that an instance has acknowledged.
-    async fn settled(&self, instance: usize) -> f64 {
-        let each =
-            ["ended", "deferred"].map(|how| format!(r#"redeemer_commands_settled_total{{how="{how}"}}"#));
+    /// Commands that an instance has acknowledged, if it answers.
+    async fn settled(&self, instance: usize) -> Option<f64> {
         let mut sum = 0.0;
-        for name in each {
-            sum += self.instances[instance].metric(&name).await.unwrap_or_default();
+        for how in ["ended", "deferred"] {
+            let name = format!(r#"redeemer_commands_settled_total{{how="{how}"}}"#);
+            sum += self.instances[instance].metric(&name).await?;
         }
-        sum
+        Some(sum)
     }
 
     /// Waits until the broker answers the greeting.
@@ -412,7 +496,15 @@ impl Rig {
             .unwrap()
     }
 
-    async fn disturb(&self, at: Place, trouble: Trouble) {
+    async fn disturb(&mut self, at: Place, trouble: Trouble) {
+        let from = Timestamp::now();
+        self.misbehave(at, trouble).await;
+        if at == Place::Provider {
+            self.muddles.push((from, Timestamp::now() + STRAGGLING));
+        }
+    }
+
+    async fn misbehave(&self, at: Place, trouble: Trouble) {
         let (proxy, silence) = match at {
             // Longer than two heartbeats and a connect timeout.
             Place::Broker => (&self.before_broker, Duration::from_secs(7)),
@@ -467,8 +559,8 @@ impl Rig {
         }
     }
 
-    /// What a person would do: publish anew what was parked for want of time.
-    async fn resolve_the_unresolved(&mut self) {
+    /// What a person would do: publish anew what was parked for want of time, as it was parked.
+    async fn resolve_the_unresolved(&mut self, parked: &[(Vec<u8>, String)]) {
         let settled: Vec<String> = self
             .told
             .all()
@@ -484,7 +576,12 @@ impl Rig {
             .collect();
         for command in &mut again {
             command.hopeless = false;
+            match parked.iter().find(|(body, reason)| *body == command.body && reason == "deadline_passed") {
+                Some((body, _)) => command.body.clone_from(body),
+                None => self.violations.push(format!("{} is unresolved and not parked", command.id)),
+            }
         }
+        again.retain(|command| parked.iter().any(|(body, _)| *body == command.body));
         self.figures.superseded = again.len();
         let (uri, exchange) = (self.broker.uri().to_owned(), self.config.broker.names.commands.clone());
         let all = watch::Sender::new(usize::MAX);
@@ -500,6 +597,7 @@ impl Rig {
             }
             sleep(Duration::from_millis(50)).await;
         }
+        self.violations.push(format!("not all of the unresolved were resolved within {PATIENCE:?}"));
     }
 
     /// Queues empty, nothing unacknowledged, nothing unrouted; nothing in flight, the ledger even, no new series.

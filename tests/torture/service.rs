@@ -38,8 +38,26 @@ impl Service {
 
     /// Starts it, and waits until its admin port is open.
     pub async fn launch(&mut self) {
+        self.forget_orders();
+        self.spawn().await;
+    }
+
+    /// The same, ordered beforehand to die at the first time that it reaches this point.
+    #[allow(dead_code)] // for `tests/kill_points.rs`
+    pub async fn launch_to_die(&mut self, point: KillPoint) {
+        self.forget_orders();
+        self.order(point, 1);
+        self.spawn().await;
+    }
+
+    fn forget_orders(&self) {
+        let order = self.file("order");
+        let _ = (fs::remove_file(&order), fs::remove_file(taken(&order)));
+    }
+
+    async fn spawn(&mut self) {
         let (order, admin) = (self.file("order"), self.file("admin"));
-        let _ = (fs::remove_file(&order), fs::remove_file(taken(&order)), fs::remove_file(&admin));
+        let _ = fs::remove_file(&admin);
         let log = File::options().append(true).create(true).open(self.log()).unwrap();
         let mut child = Command::new(PROGRAM)
             .args(["--config".as_ref(), self.dir.join("redeemer.toml").as_os_str(), "run".as_ref()])
@@ -119,12 +137,12 @@ impl Service {
         Some((response.status().as_u16(), response.text().await.ok()?))
     }
 
-    /// The sum of the series whose name begins so.
+    /// The sum of the series whose name begins so; nothing where there is no answer, or no such series.
     pub async fn metric(&self, name: &str) -> Option<f64> {
         let (_, text) = self.get("/metrics").await?;
-        let values =
-            text.lines().filter(|line| line.starts_with(name)).filter_map(|line| line.rsplit_once(' '));
-        Some(values.filter_map(|(_, value)| value.parse::<f64>().ok()).sum())
+        let lines = text.lines().filter(|line| line.starts_with(name));
+        let values = lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
+        values.reduce(|sum, value| sum + value)
     }
 
     /// The names of all series.
@@ -134,16 +152,16 @@ impl Service {
         lines.filter_map(|line| line.rsplit_once(' ')).map(|(name, _)| name.to_owned()).collect()
     }
 
-    /// Waits until it says that it is ready, or that it is not. Gives the time that this took.
-    pub async fn wait_ready(&self, ready: bool) -> Duration {
+    /// Waits until it says that it is ready, or that it is not. Gives the time of this answer, if it ever came.
+    pub async fn wait_ready(&self, ready: bool) -> Option<Instant> {
         let since = Instant::now();
         while since.elapsed() < PATIENCE {
             if self.get("/readyz").await.is_some_and(|(status, _)| (status == 200) == ready) {
-                break;
+                return Some(Instant::now());
             }
             sleep(Duration::from_millis(20)).await;
         }
-        since.elapsed()
+        None
     }
 
     /// Its name in reports.

@@ -38,6 +38,8 @@ pub struct Seen {
     pub outcome: String,
     /// Its reason, or nothing.
     pub reason: String,
+    /// The coupon's state that it tells, or nothing.
+    pub state: String,
     /// The coupon that it names.
     pub code: String,
     /// The request number that it names.
@@ -130,6 +132,7 @@ async fn read_on(channel: &Channel, told: &Told, commands: &mut BTreeSet<String>
             id: text("/id"),
             outcome: text("/data/outcome"),
             reason: text("/data/problem/reason"),
+            state: text("/data/coupon_state"),
             code: text("/data/coupon_code"),
             number: text("/data/out_request_no"),
             again: delivery.redelivered,
