@@ -1,0 +1,284 @@
+//! Every kill point, for a command that comes for the first time, for one that is delivered again, and for a copy that
+//! comes back from a wait queue: the service is killed there, launched anew, and must end the command as if nothing had
+//! happened, with one effect at the payment API.
+//!
+//! The simulator is harsher here than the payment API: just before a use under a number that has already taken effect
+//! the user returns the coupon, and the number is free again. So a use that is sent once more, without having asked what
+//! the last one did, is a second effect in the ledger.
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // a rig that cannot be set up fails, and it tells as it goes
+#![allow(dead_code)] // the fault rig's parts, of which this is a smaller user
+#![cfg(any(debug_assertions, feature = "kill-points"))]
+
+#[path = "support/broker.rs"]
+mod broker;
+#[path = "torture/commands.rs"]
+mod commands;
+#[path = "torture/dice.rs"]
+mod dice;
+#[path = "torture/service.rs"]
+mod service;
+#[path = "torture/wires.rs"]
+mod wires;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use broker::Broker;
+use jiff::{SignedDuration, Timestamp};
+use lapin::options::{BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+use redeemer::config::{self, Config, Span};
+use redeemer::kill_point::KillPoint;
+use redeemer::metrics::Message;
+use redeemer::wechat::api::Prepared;
+use redeemer::wire::{command, copy};
+use serde_json::{Value, json};
+use service::{Sandbox, Service, was_killed};
+use tokio::task::spawn_blocking;
+use wires::{Seen, Told};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const OPENID: &str = "oh-394z-6CGkNoJrsDLTTUKiAnp4";
+
+/// How a command comes to the service that is killed over it.
+#[derive(Debug, Clone, Copy)]
+enum Arrival {
+    First,
+    Redelivered,
+    Copy,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_anywhere_a_command_ends_once_and_takes_effect_once_however_it_came() {
+    let mut ground = Ground::new().await;
+    for point in KillPoint::ALL {
+        for arrival in [Arrival::First, Arrival::Redelivered, Arrival::Copy] {
+            ground.check(point, arrival).await;
+        }
+    }
+    ground.end().await;
+}
+
+struct Ground {
+    dir: PathBuf,
+    config: Config,
+    sandbox: Sandbox,
+    service: Service,
+    told: Told,
+    channel: Channel,
+    cases: usize,
+    _connection: Connection,
+    broker: Broker,
+}
+
+impl Ground {
+    async fn new() -> Self {
+        let broker = spawn_blocking(Broker::start).await.unwrap();
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("kill-points-{}", std::process::id()));
+        let sandbox = Sandbox::start(&dir.join("sandbox"), 1).await;
+        sandbox.tell(reqwest::Method::PUT, "settings", &json!({"returned_before_reuse": "C"})).await;
+        let config = configure(&dir.join("sandbox"), &sandbox, broker.uri());
+        std::fs::write(dir.join("redeemer.toml"), toml::to_string(&config).unwrap()).unwrap();
+        wires::establish(broker.uri(), &config).await;
+        let told = wires::read(broker.uri().to_owned());
+        let connection = Connection::connect(broker.uri(), ConnectionProperties::default()).await.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+        let service = Service::new("instance", &dir);
+        let cases = 0;
+        Self { dir, config, sandbox, service, told, channel, cases, _connection: connection, broker }
+    }
+
+    async fn check(&mut self, point: KillPoint, arrival: Arrival) {
+        let nth = self.cases;
+        self.cases += 1;
+        let (code, number, id) = (format!("C{nth}"), format!("USE_{nth:04}"), format!("m-{nth}"));
+        let what = format!("killed {} over a command that comes {arrival:?}", point.as_str());
+        let coupon = json!([{
+            "openid": OPENID, "coupon_code": code, "appid": "wx1", "brand_id": "120344",
+            "product_coupon_id": "1000000013", "stock_id": "1000000013001",
+        }]);
+        self.sandbox.tell(reqwest::Method::POST, "coupons", &coupon).await;
+        let parked =
+            matches!(point, KillPoint::Publishing(Message::Parked) | KillPoint::Published(Message::Parked));
+        self.faults(match point {
+            KillPoint::Publishing(Message::Copy) | KillPoint::Published(Message::Copy) => {
+                Some(json!({"kind": "html_502"}))
+            }
+            _ if parked => Some(json!({"kind": "cut_before_effect"})),
+            KillPoint::Draining => Some(json!({"kind": "slow", "ms": 800})),
+            _ => None,
+        })
+        .await;
+        let body = json!({
+            "openid": OPENID, "coupon_code": code, "brand_id": "120344", "product_coupon_id": "1000000013",
+            "stock_id": "1000000013001", "appid": "wx1", "use_time": "2026-03-05T12:30:45+08:00",
+            "out_request_no": number, "associated_order_info": {"transaction_id": "4200000000123456789123456789"},
+        });
+        self.publish(&id, body.to_string().as_bytes(), arrival, parked).await;
+        if matches!(arrival, Arrival::Redelivered) {
+            self.hand_back().await;
+        }
+
+        self.service.launch_to_die(point).await;
+        if point == KillPoint::Draining {
+            let since = Instant::now();
+            while self.of(&code, "attempts").await.is_empty() {
+                assert!(since.elapsed() < PATIENCE, "{what}: never asked");
+            }
+            self.service.ask_to_stop().await;
+        }
+        let status = self.service.ended(PATIENCE).await;
+        assert!(status.is_some_and(was_killed), "{what}: {status:?}, see {}", self.dir.display());
+
+        if !parked {
+            self.faults(None).await;
+        }
+        self.service.launch().await;
+        let since = Instant::now();
+        while self.events(&id).is_empty()
+            || self.service.metric("redeemer_commands_in_flight").await != Some(0.0)
+        {
+            assert!(since.elapsed() < PATIENCE, "{what}: {:?}", self.events(&id));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let settled = self.settle(&code).await;
+        self.service.kill().await;
+        let gists: Vec<_> = self.events(&id).into_iter().map(|event| (event.id, event.outcome)).collect();
+        println!("{what}: {settled}, told {} times", gists.len());
+        let outcome = if parked { "unresolved" } else { "redeemed" };
+        assert!(gists.iter().all(|gist| *gist == gists[0] && gist.1 == outcome), "{what}: {gists:?}");
+        let effects = self.of(&code, "effects").await;
+        let kinds: Vec<_> = effects.iter().map(|effect| effect["kind"].as_str().unwrap()).collect();
+        let attempts = self.of(&code, "attempts").await;
+        assert_eq!(kinds, if parked { vec![] } else { vec!["used"] }, "{what}: {attempts:#?}");
+        let reasons =
+            wires::empty(self.broker.uri(), &self.config.broker.names.parked, "x-redemption-parked-reason");
+        let reasons: Vec<_> = reasons.await.into_iter().map(|(_, reason)| reason).collect();
+        assert!(reasons.iter().all(|reason| reason == "deadline_passed"), "{what}: {reasons:?}");
+        assert_eq!(reasons.is_empty(), !parked, "{what}: {reasons:?}");
+    }
+
+    /// Waits until no queue of the service holds anything; then nothing more can happen.
+    async fn settle(&self, code: &str) -> String {
+        let names = &self.config.broker.names;
+        let since = Instant::now();
+        loop {
+            let listed = spawn_blocking({
+                let dir = self.broker.dir().to_owned();
+                move || broker::run("ctl", &dir, &["-q", "list_queues", "name", "messages"]).unwrap()
+            });
+            let listed = listed.await.unwrap();
+            let left: Vec<_> = listed
+                .lines()
+                .filter(|line| {
+                    !line.starts_with("name") && !line.starts_with(&names.parked) && !line.ends_with("\t0")
+                })
+                .collect();
+            if left.is_empty() {
+                return format!("{} calls", self.of(code, "attempts").await.len());
+            }
+            assert!(since.elapsed() < PATIENCE, "left in queues: {left:?}");
+        }
+    }
+
+    async fn publish(&self, id: &str, body: &[u8], arrival: Arrival, hopeless: bool) {
+        let text = |text: &str| AMQPValue::LongString(text.into());
+        let now = Timestamp::now();
+        let mut headers = FieldTable::default();
+        if hopeless {
+            headers.insert(copy::DEADLINE.into(), text(&(now + SignedDuration::from_secs(3)).to_string()));
+        }
+        if matches!(arrival, Arrival::Copy) {
+            let prepared = Prepared::new(&command::decode(body).unwrap());
+            let deadline =
+                if hopeless { SignedDuration::from_secs(3) } else { SignedDuration::from_hours(1) };
+            for (name, value) in [
+                (copy::ATTEMPTS, "3".to_owned()),
+                (copy::TIERS, "1".to_owned()),
+                (copy::FIRST_SEEN, (now - SignedDuration::from_secs(60)).to_string()),
+                (copy::DEADLINE, (now + deadline).to_string()),
+                // Put away because the payment API had not accepted it: the one copy that begins with a use.
+                (copy::LAST_VERDICT, "clear".to_owned()),
+                (copy::BODY_SHA256, prepared.body_sha256().to_owned()),
+                (copy::EVIDENCE, "[]".to_owned()),
+            ] {
+                headers.insert(name.into(), text(&value));
+            }
+        }
+        let properties =
+            BasicProperties::default().with_delivery_mode(2).with_message_id(id.into()).with_headers(headers);
+        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+        let exchange = self.config.broker.names.commands.as_str();
+        let publishing = self.channel.basic_publish(exchange.into(), "use".into(), options, body, properties);
+        assert!(publishing.await.unwrap().await.unwrap().is_ack());
+    }
+
+    /// Somebody takes the command and dies.
+    async fn hand_back(&self) {
+        let queue = self.config.broker.names.commands.as_str();
+        let since = Instant::now();
+        loop {
+            let connection =
+                Connection::connect(self.broker.uri(), ConnectionProperties::default()).await.unwrap();
+            let channel = connection.create_channel().await.unwrap();
+            let got = channel.basic_get(queue.into(), BasicGetOptions::default()).await.unwrap();
+            let redelivered = got.as_ref().is_some_and(|got| got.delivery.redelivered);
+            connection.close(200, "gone with what it held".into()).await.unwrap();
+            if redelivered {
+                return;
+            }
+            assert!(since.elapsed() < PATIENCE, "the command is not handed back");
+        }
+    }
+
+    async fn faults(&self, fault: Option<Value>) {
+        let rules: Vec<Value> = fault.into_iter().map(|fault| json!({"fault": fault})).collect();
+        self.sandbox.tell(reqwest::Method::PUT, "faults", &json!({"rules": rules})).await;
+    }
+
+    /// What the ledger has of a coupon.
+    async fn of(&self, code: &str, list: &str) -> Vec<Value> {
+        let mut entries = self.sandbox.ask("ledger").await[list].as_array().unwrap().clone();
+        entries.retain(|entry| entry["coupon_code"] == code);
+        entries
+    }
+
+    fn events(&self, id: &str) -> Vec<Seen> {
+        self.told.all().into_iter().filter(|event| event.command == id).collect()
+    }
+
+    async fn end(mut self) {
+        self.service.launch().await;
+        self.service.wait_ready(true).await.unwrap();
+        for name in ["redeemer_ledger_residue", "redeemer_commands_in_flight"] {
+            assert_eq!(self.service.metric(name).await, Some(0.0), "{name}");
+        }
+        self.service.ask_to_stop().await;
+        assert!(self.service.ended(PATIENCE).await.is_some_and(|status| status.success()));
+        std::fs::remove_dir_all(&self.dir).unwrap();
+        let broker = self.broker;
+        spawn_blocking(move || drop(broker)).await.unwrap();
+    }
+}
+
+fn configure(keys: &Path, sandbox: &Sandbox, uri: &str) -> Config {
+    let text = |name: &str| sandbox.card[name].as_str().unwrap().to_owned();
+    let ms = |ms| Span(Duration::from_millis(ms));
+    let mut config = config::parse("", "kill points", std::iter::empty()).unwrap();
+    config.broker.uri = uri.to_owned();
+    config.wechat.base_url = format!("http://127.0.0.1:{}", sandbox.port());
+    config.wechat.backup_base_url = String::new();
+    config.wechat.mchid = text("mchid");
+    config.wechat.merchant_serial = text("merchant_serial");
+    config.wechat.merchant_key_file = keys.join("merchant_key.pem").display().to_string();
+    config.wechat.public_keys.insert(text("public_key_id"), keys.join("wechatpay_public_key.pem"));
+    config.retry.initial = ms(50);
+    config.retry.settling = ms(200);
+    config.retry.in_process_max = ms(600);
+    config.retry.tiers = vec![ms(400), ms(1_000)];
+    config.admin.listen = "127.0.0.1:0".to_owned();
+    config.log.filter = "info,lapin=off".to_owned();
+    config
+}
