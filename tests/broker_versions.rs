@@ -9,20 +9,115 @@ mod bed;
 #[path = "support/broker.rs"]
 mod broker;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bed::{Bed, command, next, until};
 use broker::{Broker, shared};
 use lapin::options::{
-    BasicAckOptions, BasicGetOptions, BasicNackOptions, QueueBindOptions, QueueDeclareOptions,
+    BasicAckOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions, BasicRejectOptions,
+    QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::{AMQPValue, FieldArray, FieldTable};
-use lapin::{BasicProperties, Connection, ConnectionProperties};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use serde_json::json;
 use tokio::task::spawn_blocking;
 
 fn version(broker: &Broker) -> String {
     broker.ctl(&["version"]).trim().to_owned()
+}
+
+/// Major and minor number.
+fn numbers(version: &str) -> (u32, u32) {
+    let mut numbers = version.split('.').map(|part| part.parse().unwrap());
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
+
+/// A quorum queue of the test's own.
+async fn declare(channel: &Channel, what: &str, more: &[(&str, AMQPValue)]) -> String {
+    let name = format!("t{}.{what}", std::process::id());
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    for (argument, value) in more {
+        arguments.insert((*argument).into(), value.clone());
+    }
+    let options = QueueDeclareOptions { durable: true, ..Default::default() };
+    channel.queue_declare(name.as_str().into(), options, arguments).await.unwrap();
+    name
+}
+
+async fn put(channel: &Channel, queue: &str, properties: BasicProperties) {
+    let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+    let publishing =
+        channel.basic_publish("".into(), queue.into(), options, b"x", properties.with_delivery_mode(2));
+    assert!(publishing.await.unwrap().await.unwrap().is_ack());
+}
+
+/// 4.x gives a quorum queue without a limit one of 20, and drops what exceeds it; 3.x gives none. That is why the
+/// service sets a limit, and a dead-letter exchange with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_without_a_limit_has_one_of_twenty_on_4_and_none_on_3() {
+    const TRIES: u32 = 30;
+    /// How long a message that was given back may be on its way.
+    const GONE: Duration = Duration::from_secs(5);
+    let version = spawn_blocking(|| version(shared())).await.unwrap();
+    let bed = Bed::new().await;
+    let queue = declare(bed.channel(), "without-a-limit", &[]).await;
+    put(bed.channel(), &queue, BasicProperties::default()).await;
+    let (mut deliveries, mut last) = (0, Instant::now());
+    while deliveries < TRIES && last.elapsed() < GONE {
+        let got = bed.channel().basic_get(queue.as_str().into(), BasicGetOptions::default()).await.unwrap();
+        if let Some(got) = got {
+            (deliveries, last) = (deliveries + 1, Instant::now());
+            got.delivery.acker.reject(BasicRejectOptions { requeue: true }).await.unwrap();
+        }
+    }
+    println!("RabbitMQ {version}: without a limit delivered {deliveries} times, of {TRIES} tries");
+    assert_eq!(deliveries, if numbers(&version).0 >= 4 { 21 } else { TRIES });
+    bed.channel().queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+}
+
+/// What a client wrote into `x-death` is taken for the broker's own word by 3.x when it dead-letters the message, and
+/// ignored by 4.x. That is why the service counts its attempts in headers of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forged_x_death_is_continued_by_3_and_ignored_by_4() {
+    let version = spawn_blocking(|| version(shared())).await.unwrap();
+    let bed = Bed::new().await;
+    let dead = declare(bed.channel(), "dead", &[]).await;
+    let short = declare(
+        bed.channel(),
+        "short",
+        &[
+            ("x-message-ttl", AMQPValue::LongInt(100)),
+            ("x-dead-letter-exchange", AMQPValue::LongString("".into())),
+            ("x-dead-letter-routing-key", AMQPValue::LongString(dead.as_str().into())),
+        ],
+    )
+    .await;
+    let text = |text: &str| AMQPValue::LongString(text.into());
+    let mut death = FieldTable::default();
+    death.insert("reason".into(), text("rejected"));
+    death.insert("queue".into(), text("elsewhere"));
+    death.insert("exchange".into(), text(""));
+    death.insert("count".into(), AMQPValue::LongLongInt(1_000_000));
+    death.insert("time".into(), AMQPValue::Timestamp(1_700_000_000));
+    let mut keys = FieldArray::default();
+    keys.push(text("elsewhere"));
+    death.insert("routing-keys".into(), AMQPValue::FieldArray(keys));
+    let mut deaths = FieldArray::default();
+    deaths.push(AMQPValue::FieldTable(death));
+    let mut headers = FieldTable::default();
+    headers.insert("x-death".into(), AMQPValue::FieldArray(deaths));
+    put(bed.channel(), &short, BasicProperties::default().with_headers(headers)).await;
+    let (_connection, mut reader) = bed.consume_elsewhere(&dead).await;
+    let delivery = next(&mut reader, "the dead-lettered message").await;
+    delivery.ack(BasicAckOptions::default()).await.unwrap();
+    let headers = delivery.properties.headers().clone().unwrap();
+    let Some(AMQPValue::FieldArray(deaths)) = headers.inner().get("x-death") else { panic!("{headers:?}") };
+    println!("RabbitMQ {version}: dead-lettered with {} deaths, one of them forged", deaths.as_slice().len());
+    assert_eq!(deaths.as_slice().len(), if numbers(&version).0 >= 4 { 1 } else { 2 }, "{deaths:?}");
+    for queue in [short, dead] {
+        bed.channel().queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    }
 }
 
 /// Both count a delivery that was given back and one whose connection died, and both park what exceeds the limit. 4.x
@@ -123,6 +218,11 @@ async fn a_consumer_that_the_broker_times_out_begins_anew() {
     let generations = async || service.metric("redeemer_broker_generations_total").await;
     until("a generation that the broker ended", async || generations().await >= 2.0).await;
     println!("RabbitMQ {version}: held beyond the consumer timeout, and {} generations", generations().await);
+
+    // Our own channel held results for as long. Up to 4.2 it is closed for that; later it stays, without its consumer.
+    let closed = numbers(&version) < (4, 3);
+    until("our own channel timed out", async || bed.channel().status().connected() != closed).await;
+    println!("RabbitMQ {version}: the channel of a consumer that is timed out is closed: {closed}");
 
     // The subscriber reads at last. Our own channel was timed out as well, for what it had not acknowledged.
     let (_connection, mut reader) = bed.consume_elsewhere(full).await;
