@@ -36,7 +36,7 @@ test-rabbitmq4: ## all tests again, against RabbitMQ 4 (needs root and the netwo
 .PHONY: test-cluster
 test-cluster: ## four instances on three nodes, of which some are lost
 	deploy/local/install rabbitmq-server
-	cargo test --locked --test cluster -- --nocapture
+	RECORD=$(RECORDS) cargo test --locked --test cluster -- --nocapture
 
 .PHONY: test-ops
 test-ops: ## against a real Prometheus and a real browser: panels find data, each alert's cause makes it fire, the status page
@@ -88,7 +88,22 @@ torture: ## break everything, again and again, and count what is lost; writes do
 	deploy/local/install rabbitmq-server
 	TORTURE_SEED=$(SEED) TORTURE_COMMANDS=$(COMMANDS) TORTURE_KILLS=$(KILLS) TORTURE_BROKER_KILLS=$(BROKER_KILLS) \
 	TORTURE_REPORT=$(CURDIR)/docs/reliability.md \
-	cargo test --release --locked --features kill-points --test torture -- --nocapture
+	cargo test --release --locked --features kill-points --test torture --test kill_points -- --nocapture
+
+.PHONY: torture-versions
+torture-versions: ## the short torture and the tests of what differs, on RabbitMQ 3.10 and on 4.0, each named in the output
+	deploy/local/install rabbitmq-server
+	cargo test --locked --no-fail-fast --test torture --test broker_versions -- --nocapture
+	@code=0; deploy/local/rabbitmq4 $(RABBITMQ4) || code=$$?; \
+	if [[ $$code -eq 3 ]]; then echo 'RabbitMQ 4 NOT tried: see above'; exit 0; fi; \
+	[[ $$code -eq 0 ]] || exit $$code; \
+	REDEEMER_TEST_BROKER_TREE=$$(realpath $(RABBITMQ4)) \
+	cargo test --locked --no-fail-fast --test torture --test broker_versions -- --nocapture
+
+.PHONY: mutations
+mutations: ## break the program in ways that must be noticed, and see that they are
+	deploy/local/install rabbitmq-server openssl
+	tests/mutations/run
 
 MINUTES ?= 20
 RATE ?= 500
@@ -116,7 +131,7 @@ lint: ## format, clippy, documentation, dependencies, scripts
 	cargo clippy --locked --test cluster --test examples --test ops --test page --test soak --test deploy -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --all-features
 	deploy/local/deny
-	grep -rlE '^#!.*sh$$' deploy .ci | xargs shellcheck
+	grep -rlE '^#!.*sh$$' deploy .ci tests/mutations | xargs shellcheck
 
 .PHONY: clean
 clean: ## remove everything that was built
