@@ -179,7 +179,7 @@ async fn an_age_counts_from_when_the_command_was_sent_where_that_is_told_and_can
     let mut bed = Bed::new().await;
     let now = u64::try_from(Timestamp::now().as_second()).unwrap();
     // Ten minutes in the queue; sent tomorrow, which nobody believes; and not told.
-    let sent = [Some(now - 600), Some(now + 86_400), None];
+    let sent = [Some(now - 700), Some(now + 86_400), None];
     for (nth, at) in sent.into_iter().enumerate() {
         bed.issue(&format!("C{nth}"), json!({}));
         let properties =
@@ -187,7 +187,7 @@ async fn an_age_counts_from_when_the_command_was_sent_where_that_is_told_and_can
         let bytes = bed::command(&format!("C{nth}"), &format!("USE_000{nth}")).to_string();
         bed.publish_bytes(bytes.as_bytes(), properties).await;
     }
-    bed.publish_bytes(b"no command", BasicProperties::default().with_timestamp(now - 600)).await;
+    bed.publish_bytes(b"no command", BasicProperties::default().with_timestamp(now - 700)).await;
     let service = bed.start().await;
     for _ in 0..4 {
         bed.told().await;
