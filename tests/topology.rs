@@ -181,8 +181,8 @@ async fn verify_names_every_difference_and_apply_makes_only_what_is_missing() {
     let before = place.lines(&["topology", "verify", "--json"], 4);
     check(&before);
     let missing = |lines: &[Value]| lines.iter().filter(|line| line["standing"] == "missing").count();
-    assert_eq!(missing(&before), 10, "four exchanges, the unrouted queue and five tiers: {before:#?}");
-    assert_eq!(missing(&place.lines(&["topology", "verify", "--json"], 4)), 10, "verify makes nothing");
+    assert_eq!(missing(&before), 11, "four exchanges, two queues and five tiers: {before:#?}");
+    assert_eq!(missing(&place.lines(&["topology", "verify", "--json"], 4)), 11, "verify makes nothing");
     let text = place.run(&["topology", "verify"], 4);
     let line = format!("DIFFERS  queue {}: x-delivery-limit is 5, must be 20", names.commands);
     assert!(text.lines().any(|one| one == line), "{text}");
@@ -192,7 +192,7 @@ async fn verify_names_every_difference_and_apply_makes_only_what_is_missing() {
     check(&applied);
     assert_eq!(
         applied.iter().filter(|line| line["standing"] == "made" && line["object"] != "binding").count(),
-        10
+        11
     );
     let after = place.lines(&["topology", "verify", "--json"], 4);
     check(&after);
