@@ -358,7 +358,12 @@ impl Service {
                 _ => held_back_since.or_else(|| Some(Instant::now())),
             };
             match self.feed(generation, &mut consumer, state, &now, held_back_since).await {
-                Ok(()) => {}
+                Ok(left) => {
+                    for delivery in left {
+                        self.take(delivery, generation, &cut_receiver, number);
+                    }
+                    self.start_work();
+                }
                 Err(why) => break Ended::Lost(why),
             }
             if std::mem::take(&mut report_due) {
@@ -421,7 +426,9 @@ impl Service {
         ended
     }
 
-    /// Begins, exchanges or ends the consumer, as the breaker allows.
+    /// Begins, exchanges or ends the consumer, as the breaker allows. What came to a consumer of one, and was not looked
+    /// at, is left to be taken all the same: given back it would come again as redelivered, and nobody could tell any
+    /// more that it was never sent.
     async fn feed(
         &mut self,
         generation: &Generation,
@@ -429,7 +436,7 @@ impl Service {
         state: State,
         health: &Health,
         held_back_since: Option<Instant>,
-    ) -> Result<(), String> {
+    ) -> Result<Vec<Delivery>, String> {
         let has = consumer.as_ref().map(|(appetite, _)| *appetite);
         let wanted = match state {
             State::Closed => Some(Appetite::Full),
@@ -446,11 +453,13 @@ impl Service {
             (wanted, _) => wanted,
         };
         if wanted == has {
-            return Ok(());
+            return Ok(Vec::new());
         }
+        let mut left = Vec::new();
         if let Some((appetite, deliveries)) = consumer.take() {
-            hand_back(deliveries.cancel(Duration::from_secs(5)).await?).await;
+            left = deliveries.cancel(Duration::from_secs(5)).await?;
             if appetite == Appetite::Full {
+                hand_back(left.drain(..)).await;
                 self.release_waiting().await;
             }
         }
@@ -466,7 +475,7 @@ impl Service {
                 self.tools.pacer.join(consumers, Instant::now());
             }
         }
-        Ok(())
+        Ok(left)
     }
 
     /// Gives back what is held but not worked on.

@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A connection lives no longer than a minute; one that had to make room is gone well before.
 const BEFORE_ITS_DEADLINE: Duration = Duration::from_secs(40);
 /// How much a greedy client asks for at once.
-const GREED: usize = 200;
+const GREED: usize = 1_000;
 
 fn connect(service: &Service) -> TcpStream {
     let url = service.url("");
