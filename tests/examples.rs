@@ -339,7 +339,7 @@ fn the_asyncapi_document_is_taken_by_its_own_parser_and_a_broken_one_is_not() {
     let output = judged(&document);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(text.contains("AsyncAPI 3.0.0: 7 channels, 3 operations, 10 examples"), "{text}");
+    assert!(text.contains("AsyncAPI 3.0.0: 8 channels, 3 operations, 10 examples"), "{text}");
     for (pointer, value) in [
         ("/operations/tell/channel/$ref", json!("#/channels/none")),
         ("/channels/results/bindings/amqp/exchange/type", json!("topics")),
