@@ -59,7 +59,7 @@ impl fmt::Display for Short<'_> {
     }
 }
 
-/// Bytes from outside as they may be seen: each run of [`TOKEN_MIN`] letters, digits, `_` and `-` or more is shortened,
+/// Bytes from outside as they may be seen: each run of 20 letters, digits, `_` and `-` or more is shortened,
 /// for it may be somebody's openid. Names of fields stay as they are.
 #[derive(Debug, Clone, Copy)]
 pub struct Masked<'a>(pub &'a str);

@@ -70,7 +70,7 @@ pub struct Tools {
 /// What an answer said that stopped us, for reasons in words.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StoppedBy {
-    /// `code` and `message`, as far as there were any; no control characters, [`SAID_BYTES_MAX`] at most.
+    /// `code` and `message`, as far as there were any; no control characters, 200 bytes at most.
     pub said: String,
     /// The provider's clock less ours, in seconds, by this very answer.
     pub clock_skew: Option<f64>,
