@@ -36,9 +36,11 @@ const INSTANCES: usize = 4;
 const COMMANDS: usize = 1_200;
 /// How far publishing may run ahead of the results: so many are in flight when a node dies.
 const AHEAD: usize = 150;
-/// The broker tries a dead-lettered copy again only after three minutes where the queue that it goes to was without a
-/// leader when its turn came.
-const PATIENCE: Duration = Duration::from_secs(270);
+/// What is set beside `rabbitmq.conf` on a cluster.
+const ADVANCED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/rabbitmq/cluster/advanced.config");
+/// Where the command queue was without a leader when a copy's wait was over, the broker sends that copy on again after the
+/// time that is set there, or up to twice as long.
+const PATIENCE: Duration = Duration::from_secs(150);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_when_nodes_and_instances_are() {
@@ -72,7 +74,7 @@ async fn nothing_is_lost_when_nodes_and_instances_are() {
     let publishing = tokio::spawn(wires::publish(cluster.uris.clone(), exchange, commands.clone(), allowed));
     let keep_ahead = tokio::spawn(keep_ahead(told.clone(), allowance));
 
-    reach(&told, commands.len() / 4).await;
+    reach(&told, commands.len() / 4, &cluster, &instances).await;
     let leader = cluster.leader(&config.broker.names.commands);
     instances[0].kill().await;
     let first = lose(&cluster, leader, &told).await;
@@ -80,7 +82,7 @@ async fn nothing_is_lost_when_nodes_and_instances_are() {
         "cluster: node {leader}, which led the command queue, and an instance killed; first result after {first:.2?}"
     );
 
-    reach(&told, commands.len() / 2).await;
+    reach(&told, commands.len() / 2, &cluster, &instances).await;
     tokio::task::block_in_place(|| cluster.script("start", leader, &[]));
     instances[0].launch().await;
     cluster.await_members(&config.broker.names.commands).await;
@@ -90,9 +92,9 @@ async fn nothing_is_lost_when_nodes_and_instances_are() {
         "cluster: node {leader} is back, node {second}, which had taken over, killed; first result after {after:.2?}"
     );
 
-    reach(&told, commands.len() * 3 / 4).await;
+    reach(&told, commands.len() * 3 / 4, &cluster, &instances).await;
     tokio::task::block_in_place(|| cluster.script("start", second, &[]));
-    reach(&told, commands.len()).await;
+    reach(&told, commands.len(), &cluster, &instances).await;
     publishing.await.unwrap();
     keep_ahead.await.unwrap();
     for instance in &instances {
@@ -150,11 +152,21 @@ async fn keep_ahead(told: Told, allowance: watch::Sender<usize>) {
     }
 }
 
-async fn reach(told: &Told, commands: usize) {
+/// Waits for so many commands with results. Where they do not come, tells where the rest is.
+async fn reach(told: &Told, commands: usize, cluster: &Cluster, instances: &[Service]) {
     let mut progress = told.progress();
-    if timeout(PATIENCE, progress.wait_for(|told| *told >= commands)).await.is_err() {
-        panic!("{} of {commands} commands told after {PATIENCE:?}", *progress.borrow());
+    if timeout(PATIENCE, progress.wait_for(|told| *told >= commands)).await.is_ok() {
+        return;
     }
+    let told = *progress.borrow();
+    for queue in cluster.queues() {
+        println!("cluster: {queue}");
+    }
+    for instance in instances {
+        let held = instance.metric("redeemer_commands_in_flight").await;
+        println!("cluster: {} holds {held:?}; its log: {}", instance.name(), instance.log().display());
+    }
+    panic!("{told} of {commands} commands told after {PATIENCE:?}");
 }
 
 /// Waits until an instance has nothing in hand.
@@ -204,7 +216,7 @@ impl Cluster {
         let dir = broker::unused_dir();
         let (nodes, parent) = (NODES.to_string(), std::process::id().to_string());
         let tree = std::env::var("REDEEMER_TEST_BROKER_TREE").ok();
-        let mut options = vec![nodes.as_str(), "--parent", &parent];
+        let mut options = vec![nodes.as_str(), "--parent", &parent, "--advanced", ADVANCED];
         options.extend(tree.iter().flat_map(|tree| ["--root", tree]));
         let mut cluster = Self { dir, uris: String::new() };
         let uris = broker::run("cluster", &cluster.dir, &options).unwrap();
@@ -222,19 +234,33 @@ impl Cluster {
         self.script("ctl", node, arguments)
     }
 
-    /// The first node that answers, and what it says of the queue: who leads it, which members are online.
-    fn queue(&self, name: &str) -> Value {
-        let columns =
-            ["list_queues", "--quiet", "--formatter", "json", "name", "leader", "members", "online"];
+    /// What the first node that answers says of each queue: what is in it, who leads it, which members are online.
+    fn queues(&self) -> Vec<Value> {
+        let columns = [
+            "list_queues",
+            "--quiet",
+            "--formatter",
+            "json",
+            "name",
+            "messages_ready",
+            "messages_unacknowledged",
+            "consumers",
+            "leader",
+            "members",
+            "online",
+        ];
         let listed = (1..=NODES)
             .find_map(|node| broker::run("ctl", &self.dir.join(node.to_string()), &columns).ok())
             .expect("a node answers");
         let queues: Value = serde_json::from_str(&listed).unwrap_or_else(|_| panic!("{listed}"));
-        let queues = queues.as_array().unwrap().clone();
-        queues
-            .into_iter()
-            .find(|queue| queue["name"] == name)
-            .unwrap_or_else(|| panic!("no {name} in {listed}"))
+        queues.as_array().unwrap().clone()
+    }
+
+    /// The same of one queue.
+    fn queue(&self, name: &str) -> Value {
+        let queues = self.queues();
+        let found = queues.iter().find(|queue| queue["name"] == name);
+        found.unwrap_or_else(|| panic!("no {name} in {queues:?}")).clone()
     }
 
     /// The node that leads a queue.

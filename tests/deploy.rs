@@ -600,9 +600,16 @@ fn three_nodes_with_the_files_for_a_cluster_hold_every_queue_three_times() {
     assert!(lines.len() >= 6, "{lines:?}");
     let cluster = Cluster(broker::unused_dir());
     let parent = std::process::id().to_string();
+    let advanced = root().join("deploy/rabbitmq/cluster/advanced.config");
     let mut options = vec!["3", "--parent", &parent, "--root", tree.to_str().unwrap()];
+    options.extend(["--advanced", advanced.to_str().unwrap()]);
     options.extend(lines.iter().flat_map(|line| ["--config", line]));
     cluster.script("cluster", "", &options);
+    let in_force = "application:get_env(rabbit, dead_letter_worker_publisher_confirm_timeout).";
+    for member in ["1", "2", "3"] {
+        let told = cluster.script("ctl", member, &["-q", "eval", in_force]);
+        assert_eq!(told.trim(), "{ok,30000}", "node {member}");
+    }
     for name in ["definitions.json", "cluster/policies.json"] {
         let copy = cluster.0.join("1").join(Path::new(name).file_name().unwrap());
         fs::copy(root().join("deploy/rabbitmq").join(name), &copy).unwrap();

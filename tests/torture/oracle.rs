@@ -194,7 +194,9 @@ fn effects(commands: &[Command], seen: &[Seen], ledger: &Ledger<'_>, findings: &
 }
 
 /// Between two uses of one number somebody asked what the first one did, but where that was told not to have been
-/// accepted: then a copy may say so, too. Numbers that were published more than once are left out.
+/// accepted: then a copy may say so, too. And where the second came while the first was under way: the broker gives a
+/// command to another instance before the first one learns that its connection is gone, and for a moment both have it in
+/// hand. Numbers that were published more than once are left out.
 fn inquiries(
     commands: &[Command],
     ledger: &Ledger<'_>,
@@ -228,12 +230,20 @@ fn inquiries(
             if is_declined(attempt) {
                 declined.insert(number);
             }
-            if let Some(before) = before.filter(|before| once && !muddled(before)) {
+            let unasked = |before: &&Value| once && !muddled(before) && !is_under_way(before, attempt);
+            if let Some(before) = before.filter(unasked) {
                 findings.unasked += 1;
                 findings.violations.push(format!("used again without an inquiry: {before:#} {attempt:#}"));
             }
         }
     }
+}
+
+/// Whether the first had not been answered when the second came.
+fn is_under_way(first: &Value, second: &Value) -> bool {
+    let us = |attempt: &Value, name: &str| attempt[name].as_u64();
+    let answered_at = us(first, "at_us").zip(us(first, "took_us")).map(|(at, took)| at + took);
+    answered_at.zip(us(second, "at_us")).is_some_and(|(answered, came)| came < answered)
 }
 
 /// Whether a use was answered by "not now".
