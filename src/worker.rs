@@ -545,8 +545,10 @@ impl Job<'_> {
             }
         };
         let pass = tokio::select! {
-            pass = hold => pass,
+            // First, and not by chance: the connection may be gone, and the command in other hands.
+            biased;
             _ = cut.wait_for(|now| *now) => return Asked::Cut,
+            pass = hold => pass,
         };
         let now = Timestamp::now();
         let Ok(pass) = pass else {

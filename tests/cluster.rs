@@ -95,7 +95,7 @@ async fn nothing_is_lost_when_nodes_and_instances_are() {
     reach(&told, commands.len() * 3 / 4, &cluster, &instances).await;
     tokio::task::block_in_place(|| cluster.script("start", second, &[]));
     reach(&told, commands.len(), &cluster, &instances).await;
-    publishing.await.unwrap();
+    let twice = publishing.await.unwrap();
     keep_ahead.await.unwrap();
     for instance in &instances {
         settle(instance).await;
@@ -105,7 +105,7 @@ async fn nothing_is_lost_when_nodes_and_instances_are() {
         instance.ask_to_stop().await;
         assert!(instance.ended(PATIENCE).await.is_some_and(|status| status.success()), "{}", instance.name());
     }
-    let findings = oracle::judge(&commands, &told.all(), &sandbox.ask("ledger").await, &parked, &[]);
+    let findings = oracle::judge(&commands, &told.all(), &sandbox.ask("ledger").await, &parked, &twice, &[]);
     println!(
         "cluster: {} commands, {} effects, {} lost, {} doubled, {} wrong, {} events repeated",
         commands.len(),

@@ -35,13 +35,14 @@ pub struct Findings {
     pub violations: Vec<String>,
 }
 
-/// Compares commands, events, the ledger and the parked messages. In the `muddles` calls may have arrived in another
-/// order than they were sent.
+/// Compares commands, events, the ledger and the parked messages. Of the numbers in `twice` the broker may have held two
+/// commands. In the `muddles` calls may have arrived in another order than they were sent.
 pub fn judge(
     commands: &[Command],
     seen: &[Seen],
     ledger: &Value,
     parked: &[(Vec<u8>, String)],
+    twice: &BTreeSet<String>,
     muddles: &[(Timestamp, Timestamp)],
 ) -> Findings {
     let mut findings = Findings::default();
@@ -67,7 +68,7 @@ pub fn judge(
         }
     }
     effects(commands, seen, &ledger, &mut findings);
-    inquiries(commands, &ledger, muddles, &mut findings);
+    inquiries(commands, &ledger, twice, muddles, &mut findings);
     rivals(commands, &events, &mut findings);
     twins(commands, &events, &mut findings);
     aside(commands, &events, parked, &mut findings);
@@ -200,13 +201,15 @@ fn effects(commands: &[Command], seen: &[Seen], ledger: &Ledger<'_>, findings: &
 fn inquiries(
     commands: &[Command],
     ledger: &Ledger<'_>,
+    twice: &BTreeSet<String>,
     muddles: &[(Timestamp, Timestamp)],
     findings: &mut Findings,
 ) {
     let mut published: BTreeMap<&str, usize> = BTreeMap::new();
     for command in commands {
         // The unresolved are published anew.
-        *published.entry(&command.number).or_default() += 1 + usize::from(command.hopeless);
+        *published.entry(&command.number).or_default() +=
+            1 + usize::from(command.hopeless || twice.contains(&command.number));
     }
     let mut by_coupon: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
     for attempt in ledger.attempts {

@@ -193,7 +193,7 @@ impl Rig {
         self.sandbox.tell(reqwest::Method::PUT, "faults", &reluctant).await;
         self.delete_queues(&tiers.iter().map(String::as_str).collect::<Vec<_>>()).await;
         self.allow(self.commands.len());
-        timeout(PATIENCE, publishing).await.expect("everything is published in time").unwrap();
+        let twice = timeout(PATIENCE, publishing).await.expect("everything is published in time").unwrap();
         self.reach(self.commands.len()).await;
         self.wait_empty().await;
         let mut parked = self.parked().await;
@@ -203,7 +203,8 @@ impl Rig {
         self.stop_all().await;
         self.find_nothing_left().await;
         let ledger = self.sandbox.ask("ledger").await;
-        let mut findings = oracle::judge(&self.commands, &self.told.all(), &ledger, &parked, &self.muddles);
+        let mut findings =
+            oracle::judge(&self.commands, &self.told.all(), &ledger, &parked, &twice, &self.muddles);
         findings.violations.append(&mut self.violations);
         let shortfalls = self.shortfalls(&findings);
         findings.violations.extend(shortfalls);

@@ -145,17 +145,18 @@ async fn read_on(channel: &Channel, told: &Told, commands: &mut BTreeSet<String>
     Ok(())
 }
 
-/// Publishes the commands in order, never beyond the allowance, each until it is confirmed.
+/// Publishes the commands in order, never beyond the allowance, each until it is confirmed. Gives the request numbers of
+/// those that it published more than once: the broker may hold them twice, each time as new.
 pub async fn publish(
     uri: String,
     exchange: String,
     commands: Vec<Command>,
     mut allowance: watch::Receiver<usize>,
-) {
-    let mut wires = None;
+) -> BTreeSet<String> {
+    let (mut wires, mut twice) = (None, BTreeSet::new());
     for (nth, command) in commands.iter().enumerate() {
         if allowance.wait_for(|allowed| *allowed > nth).await.is_err() {
-            return;
+            break;
         }
         loop {
             let (connection, channel) = match wires.take() {
@@ -166,9 +167,11 @@ pub async fn publish(
                 wires = Some((connection, channel));
                 break;
             }
+            twice.insert(command.number.clone());
             sleep(Duration::from_millis(100)).await;
         }
     }
+    twice
 }
 
 async fn try_publish(channel: &Channel, exchange: &str, command: &Command) -> bool {
