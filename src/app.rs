@@ -383,6 +383,10 @@ impl Service {
                 },
                 Some(done) = self.jobs.join_next() => {
                     self.finished(done, Some((generation, number)));
+                    // Acknowledgements go out together, so workers end together.
+                    while let Some(done) = self.jobs.try_join_next() {
+                        self.finished(done, Some((generation, number)));
+                    }
                 }
                 () = self.slots.given_up() => {}
                 _ = health.changed() => report_due = true,
@@ -532,8 +536,9 @@ impl Service {
             tools.metrics.begun(waited.max(jiff::SignedDuration::ZERO).unsigned_abs());
             // A panic is a defect, but it must not close the coupon's lane: the delivery is lost with its generation,
             // and the broker delivers it again.
-            let worked =
-                AssertUnwindSafe(work(&tools, &publisher, taken, &mut slot, cut)).catch_unwind().await;
+            // In a box: a task is moved several times while it is begun and ended, and all this work with it.
+            let work = Box::pin(work(&tools, &publisher, taken, &mut slot, cut));
+            let worked = AssertUnwindSafe(work).catch_unwind().await;
             let (settling, trouble) = worked.unwrap_or_else(|_| {
                 error!("defect: a worker panicked");
                 (Settling::Lost, Some("a worker panicked".to_owned()))

@@ -28,7 +28,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::broker::delivery::Delivery;
+use crate::broker::delivery::{Delivery, Inlet};
 use crate::broker::publisher::{NotPublished, Publisher};
 use crate::broker::tls::{BadFile, Tls};
 use crate::broker::topology::{Mode, Topology, TopologyFault, establish};
@@ -140,7 +140,7 @@ pub struct Health {
 pub struct Generation {
     consuming: Connection,
     publishing: Connection,
-    channel: Arc<Channel>,
+    inlet: Arc<Inlet>,
     queue: String,
     publisher: Publisher,
     health: watch::Sender<Health>,
@@ -168,12 +168,12 @@ impl Generation {
             establish(&publishing, &settings.topology, settings.mode)
                 .await
                 .map_err(|source| CannotConnect::Topology { at: at.clone(), source })?;
-            let channel = Arc::new(consuming.create_channel().await.map_err(refused)?);
+            let inlet = Inlet::new(consuming.create_channel().await.map_err(refused)?);
             let names = &settings.topology.names;
             let publisher = Publisher::open(&publishing, settings.confirm_timeout, names).await;
-            Ok::<_, CannotConnect>((channel, publisher.map_err(refused)?))
+            Ok::<_, CannotConnect>((inlet, publisher.map_err(refused)?))
         };
-        let (channel, publisher) = timeout(limit, steps).await.map_err(|_| CannotConnect::TimedOut {
+        let (inlet, publisher) = timeout(limit, steps).await.map_err(|_| CannotConnect::TimedOut {
             at: at.clone(),
             step: "looking at the topology",
             limit,
@@ -186,7 +186,7 @@ impl Generation {
             .unwrap_or(Err(NotPublished::TimedOut(limit)))
             .map_err(|source| CannotConnect::NoConfirms { at: at.clone(), source })?;
         let queue = settings.topology.names.commands.clone();
-        Ok(Self { consuming, publishing, channel, queue, publisher, health, at, limit })
+        Ok(Self { consuming, publishing, inlet, queue, publisher, health, at, limit })
     }
 
     /// Host, port and virtual host.
@@ -215,12 +215,13 @@ impl Generation {
     /// Whatever stops it ends the generation, and is told in words.
     pub async fn consume(&self, prefetch: u16) -> Result<Deliveries, String> {
         let steps = async {
-            self.channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
+            let channel = self.inlet.channel();
+            channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
             let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
-            self.channel.basic_consume(self.queue.as_str().into(), "".into(), options, arguments).await
+            channel.basic_consume(self.queue.as_str().into(), "".into(), options, arguments).await
         };
         match timeout(self.limit, steps).await {
-            Ok(Ok(consumer)) => Ok(Deliveries { consumer, channel: self.channel.clone() }),
+            Ok(Ok(consumer)) => Ok(Deliveries { consumer, inlet: self.inlet.clone() }),
             Ok(Err(error)) => Err(format!("cannot consume {}: {error}", self.queue)),
             Err(_) => Err(format!("the broker did not begin to deliver within {:?}", self.limit)),
         }
@@ -372,7 +373,7 @@ fn lose(health: &watch::Sender<Health>, why: &str) {
 /// The stream of deliveries of one consumer.
 pub struct Deliveries {
     consumer: lapin::Consumer,
-    channel: Arc<Channel>,
+    inlet: Arc<Inlet>,
 }
 
 impl Deliveries {
@@ -380,7 +381,7 @@ impl Deliveries {
     /// connection is gone. After it, nothing more may be asked.
     pub async fn next(&mut self) -> Option<Delivery> {
         let delivery = self.consumer.next().await?.ok()?;
-        Some(Delivery::new(delivery, &self.channel))
+        Some(Delivery::new(delivery, &self.inlet))
     }
 
     /// Stops the consumer and gives back what it had already handed over but nobody has taken.
@@ -389,7 +390,7 @@ impl Deliveries {
     /// Where the broker does not confirm in time. What it had handed over then stays unsettled, so the generation
     /// must end.
     pub async fn cancel(mut self, limit: Duration) -> Result<Vec<Delivery>, String> {
-        let cancelled = self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default());
+        let cancelled = self.inlet.channel().basic_cancel(self.consumer.tag(), BasicCancelOptions::default());
         match timeout(limit, cancelled).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(format!("the consumer could not be stopped: {error}")),
@@ -397,7 +398,7 @@ impl Deliveries {
         }
         let mut left = Vec::new();
         while let Ok(Some(Ok(delivery))) = timeout(limit, self.consumer.next()).await {
-            left.push(Delivery::new(delivery, &self.channel));
+            left.push(Delivery::new(delivery, &self.inlet));
         }
         Ok(left)
     }

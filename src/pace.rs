@@ -63,7 +63,8 @@ struct Rate {
     joining: Option<Joining>,
     /// Whether it consumed before.
     known: bool,
-    limiter: Arc<DefaultDirectRateLimiter>,
+    limiter: DefaultDirectRateLimiter,
+    granted: Granted,
 }
 
 /// The others may not have counted this instance yet.
@@ -92,7 +93,32 @@ impl Rate {
     }
 
     fn renew(&mut self) {
-        self.limiter = Arc::new(RateLimiter::direct(quota(self.per_second())));
+        self.limiter = RateLimiter::direct(quota(self.per_second()));
+    }
+
+    /// Lets one call go, if it may: `serve` tells whether anybody took the turn.
+    ///
+    /// # Errors
+    /// How long to wait before the next look.
+    fn grant(&mut self, now: Instant, serve: impl FnOnce() -> bool) -> Result<(), Duration> {
+        let window = Window::of(self.per_second());
+        let joined = self.joining.and_then(|joining| joining.next(self.granted.last()));
+        let full = self.granted.full_until(window);
+        if let Some(until) = joined.max(full).filter(|until| *until > now) {
+            // Bounded, because the pace may rise meanwhile.
+            return Err(until.duration_since(now).min(Duration::from_millis(100)));
+        }
+        match self.limiter.check_n(CELLS) {
+            Ok(Ok(())) => {
+                if serve() {
+                    self.granted.note(now, window);
+                }
+                Ok(())
+            }
+            Ok(Err(early)) => Err(early.wait_time_from(DefaultClock::default().now())),
+            // The burst is never less than the cells of one call; a pause is all that could be done about it.
+            Err(_) => Err(CATCH_UP),
+        }
     }
 }
 
@@ -159,7 +185,8 @@ impl Pacer {
                 slowed_at: None,
                 joining: None,
                 known: false,
-                limiter: Arc::new(RateLimiter::direct(quota(allowed))),
+                limiter: RateLimiter::direct(quota(allowed)),
+                granted: Granted::default(),
             }),
         });
         tokio::spawn(dispense(Arc::downgrade(&shared)));
@@ -171,6 +198,11 @@ impl Pacer {
         let (sender, receiver) = oneshot::channel();
         {
             let mut queues = lock(&self.0.queues);
+            // Where nobody waits and the pace allows it, it goes without a change of tasks.
+            if queues.is_empty() && lock(&self.0.rate).grant(Instant::now(), || true).is_ok() {
+                queues.turns += 1;
+                return;
+            }
             queues.arrivals += 1;
             let arrival = queues.arrivals;
             queues.waiting[place(question)].push_back((arrival, sender));
@@ -223,43 +255,27 @@ impl Pacer {
     }
 }
 
-/// Gives out turns, one by one, while anybody holds the pacer.
+/// Gives out turns, one by one, to those that could not go at once, while anybody holds the pacer.
 async fn dispense(shared: std::sync::Weak<Shared>) {
-    let clock = DefaultClock::default();
-    let mut granted = Granted::default();
     loop {
         let Some(held) = shared.upgrade() else { return };
-        let (limiter, window, joining) = {
-            let rate = lock(&held.rate);
-            (rate.limiter.clone(), Window::of(rate.per_second()), rate.joining)
+        let next = {
+            let mut queues = lock(&held.queues);
+            match queues.is_empty() {
+                true => None,
+                false => Some(lock(&held.rate).grant(Instant::now(), || queues.serve())),
+            }
         };
-        let idle = lock(&held.queues).is_empty();
-        if idle {
+        match next {
             // Bounded, so that the clockwork ends soon after the last clone.
-            let _ = tokio::time::timeout(Duration::from_secs(1), held.arrived.notified()).await;
-            continue;
-        }
-        let now = Instant::now();
-        let joined = joining.and_then(|joining| joining.next(granted.last()));
-        if let Some(until) = joined.max(granted.full_until(window)).filter(|until| *until > now) {
-            drop(held);
-            // Bounded, because the pace may rise meanwhile.
-            let pause = until.duration_since(now).min(Duration::from_millis(100));
-            tokio::time::sleep(pause).await;
-            continue;
-        }
-        match limiter.check_n(CELLS) {
-            Ok(Ok(())) => {
-                if lock(&held.queues).serve() {
-                    granted.note(now, window);
-                }
+            None => {
+                let _ = tokio::time::timeout(Duration::from_secs(1), held.arrived.notified()).await;
             }
-            Ok(Err(early)) => {
+            Some(Ok(())) => {}
+            Some(Err(pause)) => {
                 drop(held);
-                tokio::time::sleep(early.wait_time_from(clock.now())).await;
+                tokio::time::sleep(pause).await;
             }
-            // The burst is never less than the cells of one call; a pause is all that could be done about it.
-            Err(_) => tokio::time::sleep(CATCH_UP).await,
         }
     }
 }

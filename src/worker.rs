@@ -178,7 +178,8 @@ async fn settle(
     kill_point::reached(KillPoint::Taken);
     let means = Means { tools, publisher, cut: &cut };
     let worked = match command {
-        Err(rejected) => refuse(means, delivery, &rejected, stay, at).await,
+        // What is rare stands in boxes of its own, or every command would take as much memory as the rarest.
+        Err(rejected) => Box::pin(refuse(means, delivery, &rejected, stay, at)).await,
         Ok(redemption) => {
             stay.note("redemption.out_request_no", redemption.out_request_no.as_str().to_owned());
             stay.note("redemption.coupon", Short(redemption.coupon_code.as_str()).to_string());
@@ -186,13 +187,13 @@ async fn settle(
             let prepared = Prepared::new(&redemption);
             match progress(tools, &delivery, &prepared, at) {
                 Err(Unstartable::Damage(damage)) => {
-                    set_damaged_aside(means, delivery, &redemption, &damage, stay, at).await
+                    Box::pin(set_damaged_aside(means, delivery, &redemption, &damage, stay, at)).await
                 }
                 Err(Unstartable::Deadline) => {
                     let problem = format!("its header {} is not an RFC 3339 time", copy::DEADLINE);
                     let faults = vec![Fault { pointer: String::new(), problem }];
                     let rejected = Rejected { faults, legible: Legible::from(&redemption) };
-                    refuse(means, delivery, &rejected, stay, at).await
+                    Box::pin(refuse(means, delivery, &rejected, stay, at)).await
                 }
                 Ok(carried) => {
                     let (troubled, failed_at) = (false, None);
@@ -209,7 +210,7 @@ async fn settle(
                         slot,
                     };
                     match crowded && job.carried.progress.step_aside(&tools.limits).is_some() {
-                        true => job.put_away(0, Aside::Crowded, &cut).await,
+                        true => Box::pin(job.put_away(0, Aside::Crowded, &cut)).await,
                         false => job.run(&mut cut).await,
                     }
                 }
@@ -404,9 +405,11 @@ async fn publish_within(
         let publishing = async {
             match outgoing {
                 Outgoing::Event(event) => publisher.event(event, delivery, leg.traceparent()).await,
-                Outgoing::Copy(wait, headers) => publisher.copy(delivery, wait, headers.to_vec()).await,
+                Outgoing::Copy(wait, headers) => {
+                    Box::pin(publisher.copy(delivery, wait, headers.to_vec())).await
+                }
                 Outgoing::Parked(reason, at, headers) => {
-                    publisher.park(delivery, reason.as_str(), at, headers.to_vec()).await
+                    Box::pin(publisher.park(delivery, reason.as_str(), at, headers.to_vec())).await
                 }
             }
         };
@@ -521,7 +524,7 @@ impl Job<'_> {
                 }
                 // The breaker is open now; the next question waits for it.
                 Step::Halt(_) => self.carried.progress.resume(limits, Timestamp::now()),
-                Step::Defer { tier } => return self.put_away(tier, Aside::Unsettled, cut).await,
+                Step::Defer { tier } => return Box::pin(self.put_away(tier, Aside::Unsettled, cut)).await,
                 Step::Finish(outcome) => return self.finish(outcome, cut).await,
             };
         }
@@ -692,7 +695,7 @@ impl Job<'_> {
             false => self.tools.refused_max,
         };
         let told = publish_within(means, &self.delivery, Outgoing::Event(&event), leg, refused_max).await?;
-        let Some(mut proof) = told else { return self.put_away_untold(outcome, cut).await };
+        let Some(mut proof) = told else { return Box::pin(self.put_away_untold(outcome, cut)).await };
         let Self { tools, redemption, delivery, carried, stay, prepared, .. } = self;
         let Carried { progress, evidence } = carried;
         if let Outcome::Unresolved { reason, .. } = &outcome {
@@ -700,7 +703,7 @@ impl Job<'_> {
             trace(&mut headers, stay);
             let park = Outgoing::Parked(*reason, now, &headers);
             let leg = stay.publish(Message::Parked.as_str());
-            proof = proof.and(publish(means, &delivery, park, leg).await?);
+            proof = proof.and(Box::pin(publish(means, &delivery, park, leg)).await?);
         }
         // The time in the command queue counts, where its sender has told when that began.
         let since = delivery.sent_by().map_or(progress.first_seen, |sent| sent.min(progress.first_seen));

@@ -1,15 +1,20 @@
 //! A delivery: what the broker handed over, until it is settled. Settling consumes it.
+//!
+//! Acknowledgements that become due within two milliseconds of the one before go out together: each that goes by itself
+//! wakes the client's own thread and is a write of its own, which costs more than all else about it.
 
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use jiff::Timestamp;
 use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicNackOptions};
 use lapin::protocol::basic::AMQPProperties;
 use lapin::types::{AMQPValue, FieldTable};
-use tokio::time::timeout;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{sleep, timeout};
 
 use crate::broker::publisher::Published;
 use crate::wire::copy;
@@ -22,7 +27,22 @@ pub struct Delivery {
     redelivered: bool,
     /// What the broker calls it, on the channel that it came by and on no other.
     tag: u64,
-    channel: Arc<Channel>,
+    inlet: Arc<Inlet>,
+}
+
+/// A channel that deliveries come by, and that they are settled on.
+#[derive(Debug)]
+pub(super) struct Inlet {
+    channel: Channel,
+    /// No longer than what is unsettled, and that is bounded by the prefetch.
+    due: mpsc::UnboundedSender<Due>,
+}
+
+/// An acknowledgement to be sent.
+#[derive(Debug)]
+struct Due {
+    tag: u64,
+    sent: oneshot::Sender<Result<(), Unsettled>>,
 }
 
 /// Why the broker itself moved a message.
@@ -40,10 +60,10 @@ pub struct Death<'a> {
 pub struct Unsettled(String);
 
 impl Delivery {
-    /// `channel` is the one that it came by.
-    pub(super) fn new(delivery: lapin::message::Delivery, channel: &Arc<Channel>) -> Self {
+    /// `inlet` is the one that it came by.
+    pub(super) fn new(delivery: lapin::message::Delivery, inlet: &Arc<Inlet>) -> Self {
         let lapin::message::Delivery { data, properties, redelivered, delivery_tag, .. } = delivery;
-        Self { body: data, properties, redelivered, tag: delivery_tag, channel: channel.clone() }
+        Self { body: data, properties, redelivered, tag: delivery_tag, inlet: inlet.clone() }
     }
 
     /// The message.
@@ -166,8 +186,10 @@ impl Delivery {
     /// # Errors
     /// [`Unsettled`] where the acknowledgement was not sent; the broker will deliver it again.
     pub async fn ack(self, _proof: Published) -> Result<(), Unsettled> {
-        // By the channel itself: the client's `Acker` would spawn a task for it, and ask another for that.
-        settled(SENT_WITHIN, self.channel.basic_ack(self.tag, BasicAckOptions::default())).await
+        let (sent, told) = oneshot::channel();
+        // Where nobody is left to send it, nobody tells either.
+        let _ = self.inlet.due.send(Due { tag: self.tag, sent });
+        told.await.unwrap_or_else(|_| Err(Unsettled("its channel is gone".to_owned())))
     }
 
     /// Gives it back to the queue, to be delivered again at once. For handing back only: it is no way to wait.
@@ -176,7 +198,40 @@ impl Delivery {
     /// [`Unsettled`] where the broker was not reached; it will deliver it again all the same.
     pub async fn release(self) -> Result<(), Unsettled> {
         let options = BasicNackOptions { requeue: true, multiple: false };
-        settled(SENT_WITHIN, self.channel.basic_nack(self.tag, options)).await
+        settled(SENT_WITHIN, self.inlet.channel.basic_nack(self.tag, options)).await
+    }
+}
+
+/// How long after acknowledgements were sent the next ones are collected.
+const TOGETHER: Duration = Duration::from_millis(2);
+
+impl Inlet {
+    /// Begins to send what is due on `channel`, until the last delivery of it is gone.
+    pub(super) fn new(channel: Channel) -> Arc<Self> {
+        let (due, next) = mpsc::unbounded_channel();
+        tokio::spawn(acknowledge(channel.clone(), next));
+        Arc::new(Self { channel, due })
+    }
+
+    /// The channel.
+    pub(super) fn channel(&self) -> &Channel {
+        &self.channel
+    }
+}
+
+/// Sends each acknowledgement by itself and never one for several tags: those of other deliveries below it may not be
+/// proven yet. The frames of those that are due together are written together.
+async fn acknowledge(channel: Channel, mut next: mpsc::UnboundedReceiver<Due>) {
+    let mut due = Vec::new();
+    while next.recv_many(&mut due, usize::MAX).await > 0 {
+        join_all(due.drain(..).map(async |Due { tag, sent }| {
+            // By the channel itself: the client's `Acker` would spawn a task for it, and ask another for that.
+            let acknowledging = channel.basic_ack(tag, BasicAckOptions::default());
+            // A worker that was cut short does not listen any more.
+            let _ = sent.send(settled(SENT_WITHIN, acknowledging).await);
+        }))
+        .await;
+        sleep(TOGETHER).await;
     }
 }
 

@@ -10,12 +10,12 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use lapin::Connection;
 use lapin::options::{BasicGetOptions, BasicNackOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::FieldTable;
-use lapin::{Channel, Connection};
 use tokio::time::{sleep, timeout};
 
-use crate::broker::delivery::Delivery;
+use crate::broker::delivery::{Delivery, Inlet};
 use crate::broker::publisher::Publisher;
 use crate::broker::topology::{Object, TopologyFault, declare};
 use crate::broker::{CannotConnect, Settings, connect_any};
@@ -53,7 +53,7 @@ pub enum CannotLook {
 /// One look at the parked queue.
 pub struct Look {
     connection: Connection,
-    channel: Arc<Channel>,
+    inlet: Arc<Inlet>,
     queue: String,
     lock: Option<String>,
     at: String,
@@ -73,9 +73,9 @@ impl Look {
         let (queue, limit) = (settings.topology.names.parked.clone(), settings.connect_timeout);
         let bound = Bound { at: &at, limit };
         let lock = lock(&connection, &queue, bound).await?;
-        let channel = Arc::new(bound.wait(connection.create_channel()).await?);
+        let inlet = Inlet::new(bound.wait(connection.create_channel()).await?);
         let begun = Instant::now();
-        Ok(Self { connection, channel, queue, lock, at, limit, begun, waiting: None, taken: 0 })
+        Ok(Self { connection, inlet, queue, lock, at, limit, begun, waiting: None, taken: 0 })
     }
 
     /// Host, port and virtual host.
@@ -103,7 +103,8 @@ impl Look {
             return Ok(None);
         }
         let bound = Bound { at: &self.at, limit: self.limit };
-        let got = bound.wait(self.channel.basic_get(self.queue.as_str().into(), BasicGetOptions::default()));
+        let channel = self.inlet.channel();
+        let got = bound.wait(channel.basic_get(self.queue.as_str().into(), BasicGetOptions::default()));
         let got = match got.await {
             Err(CannotLook::Lost { source, .. }) if code(&source) == Some(404) => {
                 return Err(CannotLook::NoQueue(self.queue.clone()));
@@ -116,7 +117,7 @@ impl Look {
         };
         self.waiting.get_or_insert(got.message_count + 1);
         self.taken += 1;
-        Ok(Some(Delivery::new(got.delivery, &self.channel)))
+        Ok(Some(Delivery::new(got.delivery, &self.inlet)))
     }
 
     /// Puts back what was not settled and closes the connection, within a bound.
@@ -125,9 +126,9 @@ impl Look {
             // Tag 0 with `multiple` is everything; the connection's end would do the same a moment later.
             let options = BasicNackOptions { requeue: true, multiple: true };
             if self.taken > 0 {
-                let _ = self.channel.basic_nack(0, options).await;
+                let _ = self.inlet.channel().basic_nack(0, options).await;
             }
-            let _ = self.channel.close(200, "done".into()).await;
+            let _ = self.inlet.channel().close(200, "done".into()).await;
             if let (Some(lock), Ok(channel)) = (&self.lock, self.connection.create_channel().await) {
                 let _ = channel.queue_delete(lock.as_str().into(), QueueDeleteOptions::default()).await;
             }

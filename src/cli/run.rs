@@ -1,5 +1,6 @@
 //! `redeemer run`: the service.
 
+use anyhow::Context as _;
 use clap::Args;
 use tracing::{error, info};
 
@@ -43,12 +44,13 @@ pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
             error!(%error, file = %file.display(), "cannot write the admin port's address");
         }
     };
-    app::run(config, merchant_key_from_environment(), listener, ready).await.map_err(
-        |refusal| match refusal {
-            Refusal::Admin(fault) => Failure::Failed(fault.into()),
-            refusal => Failure::Misconfigured(refusal.to_string()),
-        },
-    )
+    // A task beside those that it begins: from the thread that waits here, each step of the main loop would be a change
+    // of thread.
+    let service = tokio::spawn(app::run(config, merchant_key_from_environment(), listener, ready));
+    service.await.context("the main loop broke")?.map_err(|refusal| match refusal {
+        Refusal::Admin(fault) => Failure::Failed(fault.into()),
+        refusal => Failure::Misconfigured(refusal.to_string()),
+    })
 }
 
 /// Whoever waits for the file must never see half of it.

@@ -91,28 +91,42 @@ struct Look {
 const DIGITS_MAX: usize = 300;
 
 fn look(json: &[u8]) -> Look {
-    let (mut depth, mut nesting, mut plain) = (0usize, 0, true);
-    let (mut in_text, mut escaped, mut digits) = (false, false, 0);
-    for byte in json {
-        match (in_text, byte) {
-            (true, byte) if escaped => {
-                plain &= *byte != b'u';
-                escaped = false;
-            }
-            (true, b'\\') => escaped = true,
-            (_, b'"') => in_text = !in_text,
-            (false, b'{' | b'[') => {
+    let (mut depth, mut nesting, mut plain, mut digits) = (0usize, 0, true, 0);
+    let mut rest = json;
+    while let [byte, after @ ..] = rest {
+        rest = after;
+        match byte {
+            b'"' => plain &= skip_text(&mut rest),
+            b'{' | b'[' => {
                 depth += 1;
                 nesting = nesting.max(depth);
             }
-            (false, b'}' | b']') => depth = depth.saturating_sub(1),
-            (false, b'e' | b'E') if digits > 0 => plain = false,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            b'e' | b'E' if digits > 0 => plain = false,
             _ => {}
         }
-        digits = if !in_text && byte.is_ascii_digit() { digits + 1 } else { 0 };
+        digits = if byte.is_ascii_digit() { digits + 1 } else { 0 };
         plain &= digits <= DIGITS_MAX;
     }
     Look { nesting, plain }
+}
+
+/// Skips the rest of a text, its closing mark included: most of an entity, so nothing else is asked of a byte here.
+/// Tells whether nothing in it is escaped by number.
+fn skip_text(rest: &mut &[u8]) -> bool {
+    let mut plain = true;
+    while let Some(at) = rest.iter().position(|byte| matches!(byte, b'"' | b'\\')) {
+        let (mark, after) = (rest[at], &rest[at + 1..]);
+        if mark == b'"' {
+            *rest = after;
+            return plain;
+        }
+        // Whatever is escaped is no mark.
+        plain &= after.first() != Some(&b'u');
+        *rest = after.get(1..).unwrap_or_default();
+    }
+    *rest = &[];
+    plain
 }
 
 fn cut(text: &str, bytes: usize) -> Box<str> {
