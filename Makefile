@@ -39,9 +39,9 @@ test-cluster: ## four instances on three nodes, of which some are lost
 	RECORD=$(RECORDS) cargo test --locked --test cluster -- --nocapture
 
 .PHONY: test-ops
-test-ops: ## against a real Prometheus and a real browser: panels find data, each alert's cause makes it fire, the status page
-	deploy/local/install prometheus chromium rabbitmq-server openssl
-	cargo test --locked --test ops --test page -- --nocapture
+test-ops: ## against a real Prometheus, PostgreSQL and browser: panels find data, each alert's cause makes it fire, the status page
+	deploy/local/install prometheus postgresql python3-pika python3-psycopg2 chromium rabbitmq-server openssl
+	cargo test --locked --test ops --test brands --test page -- --nocapture
 
 .PHONY: screenshots
 screenshots: ## take the pictures of the status page in docs/screenshots anew
@@ -140,7 +140,7 @@ lint: ## format, clippy, documentation, dependencies, scripts; links, snippets a
 	deploy/local/install shellcheck
 	cargo fmt --check
 	cargo clippy --locked --all-targets --all-features -- -D warnings
-	cargo clippy --locked --test cluster --test examples --test ops --test page --test soak --test deploy -- -D warnings
+	cargo clippy --locked --test brands --test cluster --test examples --test ops --test page --test soak --test deploy -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --all-features
 	deploy/local/deny
 	grep -rlE '^#!.*sh$$' deploy .ci benches tests/mutations | xargs shellcheck

@@ -776,8 +776,14 @@ fn the_overlays_are_hardened_and_keep_to_the_merchants_limit() {
 fn the_compose_file_starts_what_there_is() {
     let compose = documents(&root().join("deploy/compose.yaml")).remove(0);
     let services = compose["services"].as_object().unwrap();
-    for name in ["rabbitmq", "sandbox", "redeemer", "prometheus", "grafana"] {
+    for name in ["rabbitmq", "sandbox", "redeemer", "prometheus", "grafana", "postgres", "brands"] {
         assert!(services.contains_key(name), "{name}");
+        let optional = ["postgres", "brands"].contains(&name);
+        assert_eq!(
+            services[name]["profiles"][0] == "brands",
+            optional,
+            "{name}: who wants no brands gets none"
+        );
     }
     for (name, service) in services {
         for port in service["ports"].as_array().into_iter().flatten() {
@@ -789,6 +795,11 @@ fn the_compose_file_starts_what_there_is() {
             let source = volume.as_str().unwrap().split_once(':').unwrap().0;
             let Some(path) = source.strip_prefix("./") else { continue };
             assert!(root().join("deploy").join(path).exists(), "{name}: deploy/{path} is not there");
+        }
+        if let Some(context) = service["build"]["context"].as_str() {
+            let file = service["build"]["dockerfile"].as_str().unwrap_or("Dockerfile");
+            let file = root().join("deploy").join(context).join(file);
+            assert!(file.is_file(), "{name}: {} is not there", file.display());
         }
         if service["image"] != "redeemer:local" {
             continue;

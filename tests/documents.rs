@@ -586,15 +586,17 @@ fn rules_and_dashboards_name_only_metrics_that_are() {
 
 #[test]
 fn dashboards_are_readable_and_keep_their_names() {
-    for name in ["overview", "provider", "broker"] {
+    for (name, query) in
+        [("overview", "expr"), ("provider", "expr"), ("broker", "expr"), ("brands", "rawSql")]
+    {
         let path = root().join(format!("deploy/grafana/dashboards/{name}.json"));
         let dashboard: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
         assert_eq!(dashboard["uid"], format!("redeemer-{name}"));
         let panels = dashboard["panels"].as_array().unwrap();
         assert!(panels.len() >= 8, "{name}");
         for panel in panels {
-            let told = ["/title", "/description", "/fieldConfig/defaults/unit", "/targets/0/expr"];
-            for pointer in told {
+            let query = format!("/targets/0/{query}");
+            for pointer in ["/title", "/description", "/fieldConfig/defaults/unit", &query] {
                 let text = panel.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
                 assert!(!text.is_empty(), "{name}: {}: {pointer}", panel["title"]);
             }

@@ -1,0 +1,48 @@
+-- Result events, a row each, and the view that the dashboard "outcomes by brand" asks.
+-- events-to-postgres applies this whenever it connects; it may be applied again at any time.
+
+CREATE TABLE IF NOT EXISTS events (
+  -- The same for every repeat of one result, so a repeat finds its row taken.
+  id uuid PRIMARY KEY,
+  time timestamptz NOT NULL,
+  outcome text NOT NULL CHECK (outcome IN ('redeemed', 'refused', 'invalid', 'unresolved')),
+  -- What an invalid command did not say is null.
+  brand_id text,
+  coupon_code text,
+  out_request_no text,
+  attempts integer NOT NULL,
+  -- The oldest call that the event remembers, of at most 16.
+  first_asked timestamptz,
+  -- Why the outcome is not redeemed.
+  reason text,
+  http_status integer,
+  code text,
+  message text
+);
+CREATE INDEX IF NOT EXISTS events_by_time ON events (time);
+CREATE INDEX IF NOT EXISTS events_unresolved ON events (time) WHERE outcome = 'unresolved';
+CREATE INDEX IF NOT EXISTS events_by_command ON events (coupon_code, out_request_no);
+
+-- One row for each command: redeemed if that was ever told of it, else refused, else the last unresolved. An invalid
+-- command has no identity: each of its events stands for itself. Looked up, not written, so the order in which events
+-- came makes no difference, nor how many programs write. Coupon codes stay in the table.
+CREATE OR REPLACE VIEW outcomes AS
+SELECT id, time, outcome, coalesce(brand_id, 'unknown') AS brand_id, out_request_no, attempts, first_asked, reason,
+  http_status, code, message
+FROM events AS one
+WHERE outcome IN ('redeemed', 'invalid') OR NOT EXISTS (
+  SELECT FROM events AS other
+  WHERE other.coupon_code = one.coupon_code AND other.out_request_no = one.out_request_no
+    AND other.outcome <> 'invalid'
+    AND (other.outcome = 'redeemed', other.outcome = 'refused', other.time, other.id)
+      > (one.outcome = 'redeemed', one.outcome = 'refused', one.time, one.id)
+);
+
+-- Whoever may look at a dashboard may put any query to its data source: Grafana's role sees the view and nothing else.
+DO $$
+BEGIN
+  IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'grafana') THEN
+    GRANT SELECT ON outcomes TO grafana;
+  END IF;
+END
+$$;
