@@ -348,7 +348,7 @@ fn carried_on(command: &Delivery, headers: Vec<(&'static str, String)>) -> AMQPP
         if broker_made || (ours && replaced) {
             continue;
         }
-        match room.checked_sub(name.as_str().len() + size(value)) {
+        match room.checked_sub(entry_size(name, value)) {
             Some(left) => {
                 room = left;
                 table.insert(name.clone(), value.clone());
@@ -397,15 +397,20 @@ fn carried_properties(of: &AMQPProperties) -> AMQPProperties {
     properties
 }
 
-/// About how many bytes a header takes on the wire.
+/// How many bytes a header takes on the wire at most: thousands of tiny ones are mostly what stands around them.
+fn entry_size(name: &ShortString, value: &AMQPValue) -> usize {
+    1 + name.as_str().len() + size(value)
+}
+
+/// The same of a value: its type, the longest of lengths, and what it holds.
 fn size(value: &AMQPValue) -> usize {
-    match value {
+    5 + match value {
         AMQPValue::LongString(text) => text.as_bytes().len(),
         AMQPValue::ShortString(text) => text.as_str().len(),
         AMQPValue::ByteArray(bytes) => bytes.len(),
         AMQPValue::FieldArray(values) => values.as_slice().iter().map(size).sum(),
         AMQPValue::FieldTable(table) => {
-            table.inner().iter().map(|(name, value)| name.as_str().len() + size(value)).sum()
+            table.inner().iter().map(|(name, value)| entry_size(name, value)).sum()
         }
         _ => 16,
     }
