@@ -278,12 +278,18 @@ impl Scales {
     }
 }
 
+/// The longest frame, in bytes: what RabbitMQ allows unless it is told otherwise. Named before the handshake, because
+/// the client then reserves its room for frames (64 of them for each connection) where it would otherwise fill it with
+/// zeros, and it takes up memory only as it is used.
+const FRAME_BYTES_MAX: u32 = 128 * 1024;
+
 /// The URI of a node and what may be shown of it: host, port and virtual host. `nth` chooses among several nodes.
 fn address(settings: &Settings, nth: usize) -> Result<(AMQPUri, String), CannotConnect> {
     let uri =
         settings.uris.get(nth % settings.uris.len().max(1)).ok_or(CannotConnect::Uri(": it is empty"))?;
     let mut uri: AMQPUri = uri.expose_secret().parse().map_err(|_| CannotConnect::Uri(""))?;
     uri.query.heartbeat = Some(u16::try_from(settings.heartbeat.as_secs()).unwrap_or(u16::MAX).max(1));
+    uri.query.frame_max.get_or_insert(FRAME_BYTES_MAX);
     let at = format!("{}:{}, virtual host {}", uri.authority.host, uri.authority.port, uri.vhost);
     Ok((uri, at))
 }
