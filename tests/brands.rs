@@ -62,6 +62,8 @@ impl Sink {
             .env("AMQP_URI", uri)
             .env("EXCHANGE", &bed.config.broker.names.results)
             .envs(postgres.environment(OWNER))
+            // As where the database's own encoding is not UTF-8.
+            .env("PGCLIENTENCODING", "SQL_ASCII")
             .stdin(Stdio::null())
             .stderr(File::options().create(true).append(true).open(&log).unwrap())
             .spawn()
@@ -175,6 +177,30 @@ async fn put(bed: &Bed, queue: &str, bytes: &[u8]) {
     assert!(confirm.is_ack() && confirm.take_message().is_none(), "nothing takes it: {queue}");
 }
 
+/// An event that only a hand can make: its coupon code is longer than an index takes, and cannot be compressed.
+fn too_long_for_an_index() -> Vec<u8> {
+    let mut event: Value =
+        serde_json::from_str(include_str!("../docs/contract/examples/event.refused.json")).unwrap();
+    event["id"] = json!("6fd2a5d2-0000-4000-8000-000000000000");
+    // Digits of a sequence that does not repeat itself.
+    let mut state = 1u64;
+    let digit = |_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        char::from(b'!' + (state >> 58) as u8)
+    };
+    event["data"]["coupon_code"] = json!((0..8_000).map(digit).collect::<String>());
+    event.to_string().into_bytes()
+}
+
+#[test]
+fn a_uri_that_cannot_be_read_is_not_shown() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/grafana/events-to-postgres");
+    let output = Command::new(script).env("AMQP_URI", "amqp://brands:pa#ss@localhost").output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains("AMQP_URI") && !said.contains("pa#") && !said.contains("'pa'"), "{said}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn panels_by_brand_agree_with_what_was_sent() {
     let node = Broker::start();
@@ -241,11 +267,14 @@ async fn panels_by_brand_agree_with_what_was_sent() {
     let lock = postgres.lock("events");
     sent.load(&bed, 2, MUCH, [20, 3, 2, 1]).await;
     put(&bed, "brands.events", b"{\"id\": 1}").await;
+    put(&bed, "brands.events", &too_long_for_an_index()).await;
     let mut odd: Value =
         serde_json::from_str(include_str!("../docs/contract/examples/event.refused.json")).unwrap();
     odd["time"] = json!(Timestamp::now().to_string());
     odd["data"]["brand_id"] = json!(SOME);
-    odd["data"]["problem"]["message"] = json!("a NUL: ODD");
+    odd["data"]["openid"] = json!(OPENID);
+    let code = odd["data"]["coupon_code"].as_str().unwrap().to_owned();
+    odd["data"]["problem"]["message"] = json!(format!("{OPENID} has no {code}, and a NUL: ODD"));
     let reason = odd["data"]["problem"]["reason"].as_str().unwrap().to_owned();
     let odd_number = odd["data"]["out_request_no"].as_str().unwrap().to_owned();
     put(&bed, "brands.events", odd.to_string().replace("ODD", r"\u0000\ud800").as_bytes()).await;
@@ -269,9 +298,11 @@ async fn panels_by_brand_agree_with_what_was_sent() {
     until("the end of what it had begun", async || postgres.count(&format!("SELECT count(*) {others}")) == 0)
         .await;
     assert_eq!(postgres.count("SELECT count(*) FROM events"), stored);
+    // More than it deletes at once.
     postgres.tell(
         "INSERT INTO events (id, time, outcome, brand_id, attempts) \
-         VALUES (gen_random_uuid(), now() - interval '401 days', 'redeemed', 'of old', 1)",
+         SELECT gen_random_uuid(), now() - interval '401 days', 'redeemed', 'of old', 1 \
+         FROM generate_series(1, 25000)",
     );
     drop(sink);
     let mut sink = Sink::start(&bed, &uri, &postgres);
@@ -281,6 +312,8 @@ async fn panels_by_brand_agree_with_what_was_sent() {
     hear(&mut bed, &sent, &mut heard).await;
     let last = "SELECT count(*) FROM events WHERE out_request_no = 'USE_GOOD_666666_3_0'";
     until("the last row", async || postgres.count(last) == 1).await;
+    let old = "SELECT count(*) FROM events WHERE brand_id = 'of old'";
+    until("the end of what is old", async || postgres.count(old) == 0).await;
     let ids: BTreeSet<_> = heard.iter().map(|told| told.event["id"].as_str().unwrap()).collect();
     assert_eq!(ids.len(), heard.len() - 2, "two are repeats");
     assert_eq!(
@@ -291,6 +324,7 @@ async fn panels_by_brand_agree_with_what_was_sent() {
     assert_eq!(postgres.count("SELECT count(*) FROM outcomes"), sent.counted.len() + 1);
     let (_connection, mut unreadable) = bed.consume_elsewhere("brands.unreadable").await;
     assert_eq!(next(&mut unreadable, "what is no event").await.data, b"{\"id\": 1}");
+    assert_eq!(next(&mut unreadable, "what no index takes").await.data, too_long_for_an_index());
     let reason = match reason.as_str() {
         "no_such_coupon" => "no_such_coupon",
         "expired" => "expired",
@@ -507,7 +541,7 @@ fn judge(postgres: &Postgres, sent: &Sent, heard: &[Told]) {
                     assert!(number(row, "status") >= 400.0 && !word(row, "message").is_empty(), "{row}");
                     assert!(!word(row, "code").is_empty(), "{row}");
                 }
-                assert!(rows.iter().any(|row| row["message"] == "a NUL: ?"), "{rows:?}");
+                assert!(rows.iter().any(|row| row["message"] == "… has no …, and a NUL: ?"), "{rows:?}");
             }
             other => panic!("{other:?} is judged by nobody"),
         }
@@ -517,6 +551,9 @@ fn judge(postgres: &Postgres, sent: &Sent, heard: &[Told]) {
     // Who looks at dashboards sees no more than they show, and no user is in the table at all.
     let complaint = postgres.try_ask(READER, "SELECT coupon_code FROM events").unwrap_err();
     assert!(complaint.contains("permission denied"), "{complaint}");
+    // An id is made of the code and of what the view tells: a short code could be guessed.
+    let complaint = postgres.try_ask(READER, "SELECT id FROM outcomes").unwrap_err();
+    assert!(complaint.contains("does not exist"), "{complaint}");
     let users = format!("SELECT count(*) FROM events WHERE events::text LIKE '%{OPENID}%'");
     assert_eq!(postgres.count(&users), 0);
     assert_eq!(postgres.count("SELECT count(*) FROM events WHERE events::text LIKE '%GOOD_120344_1_0%'"), 1);

@@ -1,10 +1,10 @@
 -- Result events, a row each, and the view that the dashboard "outcomes by brand" asks.
--- events-to-postgres applies this whenever it connects; it may be applied again at any time.
+-- events-to-postgres applies this when it starts; it may be applied again at any time.
 
 CREATE TABLE IF NOT EXISTS events (
   -- The same for every repeat of one result, so a repeat finds its row taken.
   id uuid PRIMARY KEY,
-  time timestamptz NOT NULL,
+  time timestamptz NOT NULL CHECK (isfinite(time)),
   outcome text NOT NULL CHECK (outcome IN ('redeemed', 'refused', 'invalid', 'unresolved')),
   -- What an invalid command did not say is null.
   brand_id text,
@@ -23,11 +23,11 @@ CREATE INDEX IF NOT EXISTS events_by_time ON events (time);
 CREATE INDEX IF NOT EXISTS events_unresolved ON events (time) WHERE outcome = 'unresolved';
 CREATE INDEX IF NOT EXISTS events_by_command ON events (coupon_code, out_request_no);
 
--- One row for each command: redeemed if that was ever told of it, else refused, else the last unresolved. An invalid
--- command has no identity: each of its events stands for itself. Looked up, not written, so the order in which events
--- came makes no difference, nor how many programs write. Coupon codes stay in the table.
+-- One row for each command: redeemed if that was ever told of it, else refused, else unresolved. An invalid command has
+-- no identity: its event stands for itself. Looked up, not written, so the order in which events came makes no
+-- difference, nor how many programs write. Coupon codes stay in the table, and so do ids, which are made of them.
 CREATE OR REPLACE VIEW outcomes AS
-SELECT id, time, outcome, coalesce(brand_id, 'unknown') AS brand_id, out_request_no, attempts, first_asked, reason,
+SELECT time, outcome, coalesce(nullif(brand_id, ''), 'unknown') AS brand_id, out_request_no, attempts, first_asked, reason,
   http_status, code, message
 FROM events AS one
 WHERE outcome IN ('redeemed', 'invalid') OR NOT EXISTS (
