@@ -267,6 +267,10 @@ async fn wrong_key_and_late_copies(watch: &Watch) {
     }
     watch.fires("StoppedUnauthenticated", &service).await;
     watch.fires("NotConsuming", &service).await;
+    // The alert looks at every fifth second: it must have seen the queue as it was to see it grow.
+    let depth = format!("redeemer_queue_depth{{queue=\"commands\",instance=\"{}\"}}", service.admin);
+    let seen = format!("count_over_time(({depth} >= 0)[10m:5s]) > 0");
+    until("a look at the queue", async || watch.prometheus.finds(&seen).await).await;
     publish(&bed, "MORE", 600).await;
     watch.fires("CommandsPileUp", &service).await;
 
