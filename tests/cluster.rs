@@ -69,30 +69,37 @@ async fn nothing_is_lost_when_nodes_and_instances_are() {
     for instance in &mut instances {
         instance.launch().await;
     }
+    // Commands wait for their turn here, however long a node takes to come back: some must be in flight when one dies.
+    let (turn, turns) = watch::channel(0);
     let (allowance, allowed) = watch::channel(0);
     let exchange = config.broker.names.commands.clone();
     let publishing = tokio::spawn(wires::publish(cluster.uris.clone(), exchange, commands.clone(), allowed));
-    let keep_ahead = tokio::spawn(keep_ahead(told.clone(), allowance));
+    let keep_ahead = tokio::spawn(keep_ahead(told.clone(), turns, allowance));
+    let share = |parts: usize| commands.len() * parts / 5;
 
-    reach(&told, commands.len() / 4, &cluster, &instances).await;
+    turn.send_replace(share(1));
+    reach(&told, share(1), &cluster, &instances).await;
     let leader = cluster.leader(&config.broker.names.commands);
+    turn.send_replace(share(2));
+    reach(&told, share(1) + 1, &cluster, &instances).await;
     instances[0].kill().await;
-    let first = lose(&cluster, leader, &told).await;
+    let first = lose(&cluster, leader, &told, &turn, share(3)).await;
     println!(
         "cluster: node {leader}, which led the command queue, and an instance killed; first result after {first:.2?}"
     );
 
-    reach(&told, commands.len() / 2, &cluster, &instances).await;
+    reach(&told, share(3), &cluster, &instances).await;
     tokio::task::block_in_place(|| cluster.script("start", leader, &[]));
     instances[0].launch().await;
     cluster.await_members(&config.broker.names.commands).await;
     let second = cluster.leader(&config.broker.names.commands);
-    let after = lose(&cluster, second, &told).await;
+    turn.send_replace(share(4));
+    reach(&told, share(3) + 1, &cluster, &instances).await;
+    let after = lose(&cluster, second, &told, &turn, commands.len()).await;
     println!(
         "cluster: node {leader} is back, node {second}, which had taken over, killed; first result after {after:.2?}"
     );
 
-    reach(&told, commands.len() * 3 / 4, &cluster, &instances).await;
     tokio::task::block_in_place(|| cluster.script("start", second, &[]));
     reach(&told, commands.len(), &cluster, &instances).await;
     let twice = publishing.await.unwrap();
@@ -131,22 +138,32 @@ async fn nothing_is_lost_when_nodes_and_instances_are() {
     record::row(&format!("cluster, RabbitMQ {}", version.trim()), &figures);
 }
 
-/// Kills a node and gives the time from its end to the next result.
-async fn lose(cluster: &Cluster, node: usize, told: &Told) -> Duration {
+/// Kills a node while commands are in flight, lets more of them come, up to `turn_after`, and gives the time from the
+/// node's end to the next result.
+async fn lose(
+    cluster: &Cluster,
+    node: usize,
+    told: &Told,
+    turn: &watch::Sender<usize>,
+    turn_after: usize,
+) -> Duration {
     tokio::task::block_in_place(|| cluster.script("kill", node, &[]));
     let since = Instant::now();
     let mut progress = told.progress();
     progress.borrow_and_update();
+    turn.send_replace(turn_after);
     timeout(PATIENCE, progress.changed()).await.expect("results go on").unwrap();
     since.elapsed()
 }
 
-async fn keep_ahead(told: Told, allowance: watch::Sender<usize>) {
+/// Lets the publisher run so far ahead of the results, and never beyond its turn.
+async fn keep_ahead(told: Told, mut turns: watch::Receiver<usize>, allowance: watch::Sender<usize>) {
     let mut progress = told.progress();
     // Ends with the publisher, who holds the other end.
-    while allowance.send(*progress.borrow_and_update() + AHEAD).is_ok() {
+    while allowance.send((*progress.borrow_and_update() + AHEAD).min(*turns.borrow_and_update())).is_ok() {
         tokio::select! {
             changed = progress.changed() => changed.unwrap(),
+            Ok(()) = turns.changed() => {}
             () = allowance.closed() => {}
         }
     }
