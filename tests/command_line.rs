@@ -233,6 +233,7 @@ fn every_kind_of_failure_has_its_exit_code() {
     check(&["publish", "--lines", "/nowhere/orders.jsonl"], 1, "/nowhere/orders.jsonl cannot be read");
     check(&["publish", "--lines", "/"], 1, "/ is a directory");
     check(&["publish", "@/nowhere"], 1, "/nowhere cannot be read");
+    check(&["publish", "Cargo.toml"], 1, "Cargo.toml is a file: say @Cargo.toml");
     check(&["--config", "/nowhere", "publish", "{}"], 3, "/nowhere: cannot be read");
     check(&["watch", "redemption.#", "--brand", "7"], 2, "cannot be used with");
     // Nobody has made these exchanges on this broker.

@@ -191,6 +191,11 @@ impl Source {
             "-" => whole(Path::new("-"))?,
             text => match text.strip_prefix('@') {
                 Some(path) => whole(Path::new(path))?,
+                // A mark was forgotten: the name itself would be published, and parked.
+                None if Path::new(text).is_file() => bail!(
+                    "{text} is a file: say @{text} where it holds one command, --lines {text} where it holds one \
+                     per line"
+                ),
                 None => text.as_bytes().to_vec(),
             },
         };
