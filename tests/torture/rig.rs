@@ -294,11 +294,24 @@ impl Rig {
         while told < commands {
             if timeout(PATIENCE, progress.wait_for(|now| *now > told)).await.is_err() {
                 let why = format!("{told} of {commands} commands told, and none for {PATIENCE:?}");
-                self.violations.push(why);
+                let state = self.state().await;
+                self.violations.push(format!("{why}; {state}"));
                 return;
             }
             told = self.progress();
         }
+    }
+
+    /// Where work is stuck: what each queue holds, who reads it, and what each instance says of itself.
+    async fn state(&self) -> String {
+        let columns = ["messages_ready", "messages_unacknowledged", "consumers"];
+        let queues = self.ctl(&[&["-q", "list_queues", "name"], &columns[..]].concat()).await;
+        let mut said = Vec::new();
+        for instance in &self.instances {
+            let in_flight = instance.metric("redeemer_commands_in_flight").await;
+            said.push((instance.name(), instance.get("/readyz").await, in_flight));
+        }
+        format!("(name, {}) {:?}; {said:?}", columns.join(", "), queues.lines().skip(1).collect::<Vec<_>>())
     }
 
     async fn carry_out(&mut self, act: Act) {
