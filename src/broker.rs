@@ -156,10 +156,12 @@ impl Generation {
     pub async fn build(settings: &Settings, nth: usize) -> Result<Self, CannotConnect> {
         let (uri, at) = address(settings, nth)?;
         let limit = settings.connect_timeout;
+        let mut publishing = uri.clone();
+        publishing.query.frame_max = publishing.query.frame_max.min(Some(PUBLISHED_FRAME_BYTES_MAX));
 
         let (consuming, publishing) = tokio::try_join!(
             connect(&uri, "redeemer consume", &at, settings),
-            connect(&uri, "redeemer publish", &at, settings)
+            connect(&publishing, "redeemer publish", &at, settings)
         )?;
         let health = watch::Sender::new(Health::default());
 
@@ -282,6 +284,10 @@ impl Scales {
 /// the client then reserves its room for frames (64 of them for each connection) where it would otherwise fill it with
 /// zeros, and it takes up memory only as it is used.
 const FRAME_BYTES_MAX: u32 = 128 * 1024;
+
+/// The same where we publish: half the room. A command may come with headers that fill the longest frame, but what goes on
+/// of them is bounded, see [`publisher`], and bodies are cut into frames.
+const PUBLISHED_FRAME_BYTES_MAX: u32 = 64 * 1024;
 
 /// The URI of a node and what may be shown of it: host, port and virtual host. `nth` chooses among several nodes.
 fn address(settings: &Settings, nth: usize) -> Result<(AMQPUri, String), CannotConnect> {

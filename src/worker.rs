@@ -402,9 +402,12 @@ async fn publish_within(
     let pauses = Backoff::default();
     let mut nth = 0;
     loop {
+        // In boxes: the client's part is large, short, and would otherwise be kept free for it while a command waits.
         let publishing = async {
             match outgoing {
-                Outgoing::Event(event) => publisher.event(event, delivery, leg.traceparent()).await,
+                Outgoing::Event(event) => {
+                    Box::pin(publisher.event(event, delivery, leg.traceparent())).await
+                }
                 Outgoing::Copy(wait, headers) => {
                     Box::pin(publisher.copy(delivery, wait, headers.to_vec())).await
                 }
@@ -525,7 +528,7 @@ impl Job<'_> {
                 // The breaker is open now; the next question waits for it.
                 Step::Halt(_) => self.carried.progress.resume(limits, Timestamp::now()),
                 Step::Defer { tier } => return Box::pin(self.put_away(tier, Aside::Unsettled, cut)).await,
-                Step::Finish(outcome) => return self.finish(outcome, cut).await,
+                Step::Finish(outcome) => return Box::pin(self.finish(outcome, cut)).await,
             };
         }
     }

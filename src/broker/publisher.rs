@@ -330,7 +330,8 @@ fn lost(error: lapin::Error) -> NotPublished {
 
 const PERSISTENT: u8 = 2;
 
-/// Headers of its sender that a copy keeps, in bytes. One frame holds 128 KiB, and ours need room beside them.
+/// Headers of its sender that a copy keeps, in bytes. One frame of ours holds 64 KiB, and our own headers
+/// need room beside them.
 const SENDER_HEADERS_BYTES_MAX: usize = 32 * 1024;
 
 /// The properties of a command that goes on: everything its sender set, and our headers in place of older ones.

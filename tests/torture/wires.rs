@@ -26,6 +26,10 @@ pub const RESULTS: &str = "torture.results";
 /// How long a hopeless command may be worked on.
 const HOPELESS: SignedDuration = SignedDuration::from_secs(4);
 const LIMIT: Duration = Duration::from_secs(20);
+/// Where a connection dies at the wrong moment the client may neither end a stream nor answer for an acknowledgement: after
+/// so long the reader begins anew, or it would take its own silence for the service's.
+const QUIET: Duration = Duration::from_secs(10);
+const ACKED_WITHIN: Duration = Duration::from_secs(5);
 
 /// One event, as it arrived.
 #[derive(Debug, Clone)]
@@ -109,9 +113,10 @@ pub fn read(uri: String) -> Told {
     tokio::spawn(async move {
         let mut commands = BTreeSet::new();
         loop {
-            let (_connection, channel) = connect(&uri).await;
+            let (connection, channel) = connect(&uri).await;
             // Whatever goes wrong here, the next connection begins anew.
             let _ = read_on(&channel, &reading, &mut commands).await;
+            let _ = timeout(ACKED_WITHIN, connection.close(200, "anew".into())).await;
         }
     });
     told
@@ -121,7 +126,7 @@ async fn read_on(channel: &Channel, told: &Told, commands: &mut BTreeSet<String>
     channel.basic_qos(200, BasicQosOptions::default()).await?;
     let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
     let mut consumer = channel.basic_consume(RESULTS.into(), "".into(), options, arguments).await?;
-    while let Some(delivery) = consumer.next().await {
+    while let Ok(Some(delivery)) = timeout(QUIET, consumer.next()).await {
         let delivery = delivery?;
         let event: Value = serde_json::from_slice(&delivery.data).unwrap_or_default();
         let text =
@@ -140,7 +145,9 @@ async fn read_on(channel: &Channel, told: &Told, commands: &mut BTreeSet<String>
         commands.insert(seen.command.clone());
         told.seen.lock().unwrap().push(seen);
         told.commands.send_replace(commands.len());
-        delivery.ack(BasicAckOptions::default()).await?;
+        if timeout(ACKED_WITHIN, delivery.ack(BasicAckOptions::default())).await.is_err() {
+            break;
+        }
     }
     Ok(())
 }
