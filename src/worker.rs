@@ -405,9 +405,7 @@ async fn publish_within(
         // In boxes: the client's part is large, short, and would otherwise be kept free for it while a command waits.
         let publishing = async {
             match outgoing {
-                Outgoing::Event(event) => {
-                    Box::pin(publisher.event(event, delivery, leg.traceparent())).await
-                }
+                Outgoing::Event(event) => Box::pin(publisher.event(event, delivery, leg.traceparent())).await,
                 Outgoing::Copy(wait, headers) => {
                     Box::pin(publisher.copy(delivery, wait, headers.to_vec())).await
                 }
