@@ -659,6 +659,12 @@ async fn what_a_sender_sets_beside_the_command_breaks_nothing() {
     let (kept, headers) = bed.parked().await;
     assert_eq!((kept.as_slice(), header(&headers, "kept")), (b"nonsense".as_slice(), "yes"));
     assert!(!headers.contains_key("long"), "what would not fit into a frame beside our own headers");
+    let (mut headers, much) = (FieldTable::default(), "x".repeat(32_000));
+    headers.insert("much".into(), AMQPValue::LongString(much.as_str().into()));
+    bed.publish_bytes(b"nonsense", BasicProperties::default().with_headers(headers)).await;
+    assert_eq!(bed.told().await.gist(), "invalid invalid_command -");
+    let (_, headers) = bed.parked().await;
+    assert_eq!(header(&headers, "much"), much, "the most that is kept goes out in one frame");
     assert_eq!(service.metric("redeemer_broker_generations_total").await, begun);
     service.stop().await;
 }

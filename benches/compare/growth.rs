@@ -121,7 +121,7 @@ pub async fn run(
         let repeats = if commands > 10_000 { 1 } else { REPEATS };
         let point = drained_often(bed, commands, repeats).await;
         let point = growth.point("backlog", &commands.to_string(), point);
-        if commands == LIMITED {
+        if commands == LIMITED && point.per_second.is_finite() {
             let limit = limit_below(point.per_second);
             match drained(bed, LIMITED, limit).await {
                 Ok((_, steady)) => {

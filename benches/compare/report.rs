@@ -251,6 +251,8 @@ pub fn write(
         beside(compared),
         targets(findings, growth),
     );
+    text += "\nWhy what is missed is missed: [performance/why.md](performance/why.md), written after the run whose date it \
+             names.\n";
     let gaps = gaps(findings, growth);
     if !gaps.is_empty() {
         text += "\n## Not measured\n\n";

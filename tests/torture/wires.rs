@@ -26,8 +26,8 @@ pub const RESULTS: &str = "torture.results";
 /// How long a hopeless command may be worked on.
 const HOPELESS: SignedDuration = SignedDuration::from_secs(4);
 const LIMIT: Duration = Duration::from_secs(20);
-/// Where a connection dies at the wrong moment the client may neither end a stream nor answer for an acknowledgement: after
-/// so long the reader begins anew, or it would take its own silence for the service's.
+/// Where a connection dies at the wrong moment the client may never answer: after so long the reader begins anew, or it
+/// would take its own silence for the service's.
 const QUIET: Duration = Duration::from_secs(10);
 const ACKED_WITHIN: Duration = Duration::from_secs(5);
 
@@ -123,9 +123,13 @@ pub fn read(uri: String) -> Told {
 }
 
 async fn read_on(channel: &Channel, told: &Told, commands: &mut BTreeSet<String>) -> lapin::Result<()> {
-    channel.basic_qos(200, BasicQosOptions::default()).await?;
-    let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
-    let mut consumer = channel.basic_consume(RESULTS.into(), "".into(), options, arguments).await?;
+    let beginning = async {
+        channel.basic_qos(200, BasicQosOptions::default()).await?;
+        let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+        channel.basic_consume(RESULTS.into(), "".into(), options, arguments).await
+    };
+    let Ok(begun) = timeout(QUIET, beginning).await else { return Ok(()) };
+    let mut consumer = begun?;
     while let Ok(Some(delivery)) = timeout(QUIET, consumer.next()).await {
         let delivery = delivery?;
         let event: Value = serde_json::from_slice(&delivery.data).unwrap_or_default();
@@ -145,9 +149,8 @@ async fn read_on(channel: &Channel, told: &Told, commands: &mut BTreeSet<String>
         commands.insert(seen.command.clone());
         told.seen.lock().unwrap().push(seen);
         told.commands.send_replace(commands.len());
-        if timeout(ACKED_WITHIN, delivery.ack(BasicAckOptions::default())).await.is_err() {
-            break;
-        }
+        let Ok(acked) = timeout(ACKED_WITHIN, delivery.ack(BasicAckOptions::default())).await else { break };
+        acked?;
     }
     Ok(())
 }
