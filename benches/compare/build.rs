@@ -11,6 +11,13 @@ use anyhow::{Context as _, Result, ensure};
 /// The folder that it is built in, removed with its value.
 pub struct Build(PathBuf);
 
+/// A release, as its users build it: the harness's own build of the program has the features that its tests ask for.
+pub struct Built {
+    pub took: Duration,
+    /// Of the program.
+    pub bytes: u64,
+}
+
 impl Build {
     pub fn new(folder: PathBuf) -> Result<Self> {
         let _ = fs::remove_dir_all(&folder);
@@ -19,13 +26,13 @@ impl Build {
     }
 
     /// How long it takes from nothing, on two processors, with every dependency's source already here.
-    pub fn clean(&self) -> Result<Duration> {
+    pub fn clean(&self) -> Result<Built> {
         println!("bench: building a release from nothing");
         let start = Instant::now();
         self.cargo(&["build", "--release", "--jobs", "2"])?;
         let took = start.elapsed();
         println!("bench: a release build took {} s", took.as_secs());
-        Ok(took)
+        Ok(Built { took, bytes: fs::metadata(self.program())?.len() })
     }
 
     /// The same program with the names of its functions in it.
@@ -33,7 +40,11 @@ impl Build {
         // For this package alone, so that its dependencies are not built again.
         let names = "profile.release.package.redeemer.strip=\"none\"";
         self.cargo(&["build", "--release", "--config", names])?;
-        Ok(self.0.join("release/redeemer"))
+        Ok(self.program())
+    }
+
+    fn program(&self) -> PathBuf {
+        self.0.join("release/redeemer")
     }
 
     fn cargo(&self, arguments: &[&str]) -> Result<()> {
