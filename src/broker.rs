@@ -115,6 +115,19 @@ pub enum CannotConnect {
         /// What differs.
         source: TopologyFault,
     },
+    /// Longer frames are needed than the broker, or the URI, allows.
+    #[error(
+        "{at} takes frames of {bytes} bytes at most, and the headers of a copy may need {least}; set frame_max in \
+         rabbitmq.conf, and in broker.uri if it names one, to that or more"
+    )]
+    Frames {
+        /// Host, port and virtual host.
+        at: String,
+        /// What was agreed on.
+        bytes: u32,
+        /// What is needed.
+        least: u32,
+    },
     /// Publishing is not possible now: most likely an alarm of the broker.
     #[error(
         "{at} does not confirm a publish ({source}); look for a memory or disk alarm: rabbitmqctl status"
@@ -163,6 +176,10 @@ impl Generation {
             connect(&uri, "redeemer consume", &at, settings),
             connect(&publishing, "redeemer publish", &at, settings)
         )?;
+        let bytes = publishing.configuration().frame_max();
+        if (1..PUBLISHED_FRAME_BYTES_MAX).contains(&bytes) {
+            return Err(CannotConnect::Frames { at, bytes, least: PUBLISHED_FRAME_BYTES_MAX });
+        }
         let health = watch::Sender::new(Health::default());
 
         let refused = |source| CannotConnect::Refused { at: at.clone(), source };
@@ -286,8 +303,8 @@ impl Scales {
 const FRAME_BYTES_MAX: u32 = 128 * 1024;
 
 /// The same where we publish: half the room. A command may come with headers that fill the longest frame, but what goes on
-/// of them is bounded, see [`publisher`], and bodies are cut into frames.
-const PUBLISHED_FRAME_BYTES_MAX: u32 = 64 * 1024;
+/// of them is bounded, see [`publisher`], and bodies are cut into frames. A broker that takes less is not published to.
+pub(crate) const PUBLISHED_FRAME_BYTES_MAX: u32 = 64 * 1024;
 
 /// The URI of a node and what may be shown of it: host, port and virtual host. `nth` chooses among several nodes.
 fn address(settings: &Settings, nth: usize) -> Result<(AMQPUri, String), CannotConnect> {

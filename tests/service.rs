@@ -665,7 +665,27 @@ async fn what_a_sender_sets_beside_the_command_breaks_nothing() {
     assert_eq!(bed.told().await.gist(), "invalid invalid_command -");
     let (_, headers) = bed.parked().await;
     assert_eq!(header(&headers, "much"), much, "the most that is kept goes out in one frame");
+    let mut headers = FieldTable::default();
+    for nth in 0..2_050 {
+        headers.insert(format!("x-redemption-{nth:04}").as_str().into(), AMQPValue::Void);
+    }
+    bed.publish_bytes(b"nonsense", BasicProperties::default().with_headers(headers)).await;
+    assert_eq!(bed.told().await.gist(), "invalid invalid_command -");
+    let (kept, _) = bed.parked().await;
+    assert_eq!(kept, b"nonsense", "what a mark of each of these would make too long goes out all the same");
     assert_eq!(service.metric("redeemer_broker_generations_total").await, begun);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn frames_that_a_copy_may_not_fit_into_are_refused_in_words() {
+    let mut bed = Bed::new().await;
+    bed.config.broker.uri = format!("{}?frame_max=8192", bed.config.broker.uri);
+    let service = bed.start_unready().await;
+    until("the refusal in words", async || {
+        service.get("/readyz").await.1.contains("takes frames of 8192 bytes at most")
+    })
+    .await;
     service.stop().await;
 }
 

@@ -16,6 +16,7 @@ use lapin::types::{AMQPValue, FieldArray, FieldTable, ShortString};
 use lapin::{Channel, Confirmation, Connection, PublisherConfirm};
 use tokio::time::timeout;
 
+use crate::broker::PUBLISHED_FRAME_BYTES_MAX;
 use crate::broker::delivery::Delivery;
 use crate::broker::topology::{Names, wait_name};
 use crate::metrics::Unproven;
@@ -330,41 +331,58 @@ fn lost(error: lapin::Error) -> NotPublished {
 
 const PERSISTENT: u8 = 2;
 
-/// Headers of its sender that a copy keeps, in bytes. One frame of ours holds 64 KiB, and our own headers
-/// need room beside them.
+/// All headers of a message must fit into one frame, or the broker closes the connection: what one of ours holds, less
+/// what stands beside them in it (properties of 255 bytes at most each).
+const HEADERS_BYTES_MAX: usize = PUBLISHED_FRAME_BYTES_MAX as usize - 3 * 1024;
+/// Of these, what a copy keeps of its sender's, at most. Ours come first: some 20 KB where nobody has forged them, and 47
+/// where somebody has, see [`copy::read`].
 const SENDER_HEADERS_BYTES_MAX: usize = 32 * 1024;
 
 /// The properties of a command that goes on: everything its sender set, and our headers in place of older ones.
 fn carried_on(command: &Delivery, headers: Vec<(&'static str, String)>) -> AMQPProperties {
+    let sent = command.headers().into_iter().flat_map(|headers| headers.inner());
+    let table = carried_headers(sent, headers);
+    carried_properties(command.properties()).with_headers(table).with_delivery_mode(PERSISTENT)
+}
+
+fn carried_headers<'a>(
+    sent: impl Iterator<Item = (&'a ShortString, &'a AMQPValue)>,
+    headers: Vec<(&'static str, String)>,
+) -> FieldTable {
     let mut table = FieldTable::default();
     // Our own headers are replaced as a whole; where there are none to put in their place, they stay as they came.
     let replaced = headers.iter().any(|(name, _)| *name == copy::ATTEMPTS);
-    let mut room = SENDER_HEADERS_BYTES_MAX;
-    for (name, value) in command.headers().into_iter().flat_map(|headers| headers.inner()) {
+    let mut taken = 0;
+    for (name, value) in headers {
+        let (name, value) = (ShortString::from(name), AMQPValue::LongString(value.into()));
+        taken += entry_size(&name, &value);
+        table.insert(name, value);
+    }
+    let mut room = SENDER_HEADERS_BYTES_MAX.min(HEADERS_BYTES_MAX.saturating_sub(taken));
+    let is_ours = |name: &ShortString| name.as_str().starts_with("x-redemption-");
+    let (ours, others): (Vec<_>, Vec<_>) = sent.partition(|(name, _)| is_ours(name));
+    for (name, value) in ours.into_iter().chain(others) {
         let broker_made = name.as_str().starts_with("x-death")
             || name.as_str().starts_with("x-first-death")
             || name.as_str().starts_with("x-last-death")
             || matches!(name.as_str(), "x-delivery-count" | "CC" | "BCC");
-        let ours = name.as_str().starts_with("x-redemption-");
-        if broker_made || (ours && replaced) {
+        if broker_made || (is_ours(name) && replaced) || table.contains_key(name.as_str()) {
             continue;
         }
-        match room.checked_sub(entry_size(name, value)) {
-            Some(left) => {
-                room = left;
-                table.insert(name.clone(), value.clone());
-            }
-            // All headers must fit into one frame, or the broker closes the connection.
-            None if ours => {
-                table.insert(name.clone(), AMQPValue::LongString("left out: too long".into()));
-            }
-            None => {}
+        let left_out = AMQPValue::LongString("left out: too long".into());
+        let fits = |value: &AMQPValue| room.checked_sub(entry_size(name, value));
+        let kept = match fits(value) {
+            Some(left) => Some((left, value.clone())),
+            // That one of ours was there must still be seen.
+            None if is_ours(name) => fits(&left_out).map(|left| (left, left_out)),
+            None => None,
+        };
+        if let Some((left, value)) = kept {
+            room = left;
+            table.insert(name.clone(), value);
         }
     }
-    for (name, value) in headers {
-        table.insert(name.into(), AMQPValue::LongString(value.into()));
-    }
-    carried_properties(command.properties()).with_headers(table).with_delivery_mode(PERSISTENT)
+    table
 }
 
 /// What a sender may set and a copy keeps. Not `user_id`, which only its owner may publish under; not `expiration`,
@@ -414,5 +432,53 @@ fn size(value: &AMQPValue) -> usize {
             table.inner().iter().map(|(name, value)| entry_size(name, value)).sum()
         }
         _ => 16,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(bytes: usize) -> AMQPValue {
+        AMQPValue::LongString("x".repeat(bytes).into())
+    }
+
+    fn carried(sent: &[(String, AMQPValue)], ours: &[(&'static str, usize)]) -> (FieldTable, usize) {
+        let sent: Vec<_> =
+            sent.iter().map(|(name, value)| (ShortString::from(name.as_str()), value.clone())).collect();
+        let ours = ours.iter().map(|(name, bytes)| (*name, "y".repeat(*bytes))).collect();
+        let table = carried_headers(sent.iter().map(|(name, value)| (name, value)), ours);
+        let size = table.inner().iter().map(|(name, value)| entry_size(name, value)).sum();
+        (table, size)
+    }
+
+    #[test]
+    fn whatever_a_sender_sets_all_headers_fit_into_one_frame() {
+        let voids: Vec<_> =
+            (0..3_000).map(|nth| (format!("x-redemption-{nth:04}"), AMQPValue::Void)).collect();
+        let (table, size) = carried(&voids, &[]);
+        assert!(size <= SENDER_HEADERS_BYTES_MAX && table.inner().len() > 500, "{size}");
+
+        let forged = [(copy::ATTEMPTS, 1), (copy::EVIDENCE, 28_000), (copy::OBJECTION, 16_384)];
+        let sent =
+            [("a".to_owned(), text(32_700)), ("b".to_owned(), text(10_000)), ("c".to_owned(), text(9))];
+        let (table, size) = carried(&sent, &forged);
+        assert!(size <= HEADERS_BYTES_MAX, "{size}");
+        let kept = ["a", "b", "c", copy::EVIDENCE, copy::OBJECTION].map(|name| table.contains_key(name));
+        assert_eq!(kept, [false, true, true, true, true]);
+    }
+
+    #[test]
+    fn what_is_ours_is_kept_before_what_is_not_and_seen_where_it_is_too_long() {
+        let sent = [
+            ("a".to_owned(), text(32_000)),
+            (copy::ATTEMPTS.to_owned(), text(40_000)),
+            (copy::EVIDENCE.to_owned(), text(2_000)),
+        ];
+        let (table, size) = carried(&sent, &[]);
+        assert!(size <= SENDER_HEADERS_BYTES_MAX, "{size}");
+        assert!(!table.contains_key("a") && table.contains_key(copy::EVIDENCE));
+        let AMQPValue::LongString(mark) = &table.inner()[copy::ATTEMPTS] else { panic!("no mark") };
+        assert_eq!(mark.as_bytes(), b"left out: too long");
     }
 }

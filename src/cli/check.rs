@@ -426,6 +426,9 @@ async fn broker(config: &Config, findings: &mut Vec<Finding>) {
                 CannotConnect::TimedOut { .. } => {
                     "rabbitmq-diagnostics listeners # is the address among them, and reachable from here?"
                 }
+                CannotConnect::Frames { .. } => {
+                    "echo 'frame_max = 131072' >> /etc/rabbitmq/rabbitmq.conf # there, then a restart; no less in broker.uri"
+                }
                 CannotConnect::NoConfirms { .. } => "rabbitmqctl status; free memory or disk on the broker",
                 CannotConnect::Refused { .. }
                 | CannotConnect::Topology { .. }
