@@ -26,6 +26,9 @@ use crate::wechat::verify::{SERIAL, verify};
 /// The provider closes connections that were idle for 8 s; a pool that keeps them longer finds them dead.
 const POOL_IDLE: Duration = Duration::from_secs(7);
 
+/// The most room that is made for a body before any of it has come, in bytes: several times a usual one.
+const ROOM_AT_ONCE_MAX: usize = 64 * 1024;
+
 /// How the payment API is reached.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
@@ -375,12 +378,12 @@ impl Client {
 
     async fn read(
         &self,
-        response: Response,
+        mut response: Response,
         keys: &Keyring,
         now: Timestamp,
         started: Instant,
     ) -> (Reply, Signs, Option<String>) {
-        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let (status, headers) = (response.status().as_u16(), std::mem::take(response.headers_mut()));
         let body = match self.body(response).await {
             Ok(body) => body,
             Err(Unread::TooLarge) => return (Reply::Lost(Lost::TooLarge), Signs::default(), None),
@@ -409,7 +412,10 @@ impl Client {
 
     /// Reads a body to its end, or to its bound.
     async fn body(&self, mut response: Response) -> Result<Vec<u8>, Unread> {
-        let mut body = Vec::new();
+        let told =
+            response.content_length().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or_default();
+        // What an answer says of its length may be a lie.
+        let mut body = Vec::with_capacity(told.min(ROOM_AT_ONCE_MAX));
         while let Some(chunk) = response.chunk().await.map_err(Unread::Network)? {
             if body.len() + chunk.len() > self.settings.reply_bytes_max {
                 return Err(Unread::TooLarge);

@@ -48,11 +48,8 @@ pub enum CannotSign {
 
 /// The text that is signed.
 pub fn canonical(method: &str, target: &str, timestamp: i64, nonce: &str, body: &[u8]) -> Vec<u8> {
-    let mut text = format!("{method}\n{target}\n{timestamp}\n{nonce}\n").into_bytes();
-    text.reserve_exact(body.len() + 1);
-    text.extend_from_slice(body);
-    text.push(b'\n');
-    text
+    let head = format!("{method}\n{target}\n{timestamp}\n{nonce}\n");
+    [head.as_bytes(), body, b"\n"].concat()
 }
 
 /// Signs one request. `nonce` is the chance that makes it unlike any other.

@@ -27,6 +27,9 @@ pub const CONTENT_TYPE: &str = "application/cloudevents+json";
 /// The space of event ids. Changing it makes every subscriber see every event anew.
 const ID_SPACE: Uuid = Uuid::from_u128(0x6f1c_83f1_52a5_4d38_9a5e_0c5c_56b1_7d11);
 
+/// What an event of one attempt takes beside the coupon's entity, in bytes, and some more.
+const ROOM_AROUND: usize = 1536;
+
 /// An event, ready to be published.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
@@ -351,7 +354,10 @@ fn write(id: Uuid, kind: OutcomeKind, data: Data<'_>, telling: Telling<'_>) -> E
         traceparent: telling.traceparent,
         data,
     };
-    let body = serde_json::to_vec(&event)
+    // Room for the entity and what stands around it, or the text would be moved again and again while it grows.
+    let entity = event.data.coupon.as_ref().map_or(0, |coupon| coupon.get().len());
+    let mut body = Vec::with_capacity(entity + ROOM_AROUND);
+    serde_json::to_writer(&mut body, &event)
         .expect("an event has string keys only and writes to memory, so it cannot fail");
     Event { id, routing_key, kind, body }
 }
