@@ -1,18 +1,24 @@
 //! What each part of a command's way costs by itself: `cargo bench --features measure --bench parts`.
 //!
 //! Everything here is the service's own code on real inputs; nothing waits and nothing is sent. How the whole does is
-//! told by `make bench`.
+//! told by `make bench`. Instructions are counted beside the time where the machine has a counter for them: most virtual
+//! ones have none.
 
 #![allow(clippy::unwrap_used, reason = "whatever fails here is a defect of this file")]
+#![allow(clippy::print_stdout, reason = "a benchmark talks to people")]
 
+use std::fs;
 use std::hint::black_box;
+use std::path::Path;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, criterion_group, criterion_main};
 use http::{HeaderMap, HeaderValue};
 use jiff::Timestamp;
+use perf_event::events::Hardware;
+use perf_event::{Builder, Counter};
 use rand::SeedableRng as _;
 use redeemer::attempt::{EstablishedBy, Evidence, Outcome};
 use redeemer::redemption::Redemption;
@@ -25,7 +31,7 @@ use redeemer::wechat::verify::{NONCE, SERIAL, SIGNATURE, TIMESTAMP, verify};
 use redeemer::wire::command::decode;
 use redeemer::wire::event::{Telling, tell};
 use rsa::pkcs8::{EncodePrivateKey as _, EncodePublicKey as _, LineEnding};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 const PUBLIC_KEY_ID: &str = "PUB_KEY_ID_0119000001092025010100000000000001";
 const NOW: i64 = 1_772_685_045;
@@ -48,36 +54,80 @@ fn parts(criterion: &mut Criterion) {
     let outcome = Outcome::Redeemed { by: EstablishedBy::Answer, coupon: reply::coupon(&body).unwrap() };
     let evidence = [evidence(now)];
 
-    let mut group = criterion.benchmark_group("command");
-    group.throughput(Throughput::Bytes(command.len() as u64));
-    group.bench_function("decode", |bencher| bencher.iter(|| decode(black_box(&command))));
-    group.finish();
-    criterion.bench_function("prepare", |bencher| bencher.iter(|| Prepared::new(black_box(&redemption))));
+    let mut parts = Parts::new(criterion);
+    parts.measure("command/decode", || decode(black_box(&command)));
+    parts.measure("prepare", || Prepared::new(black_box(&redemption)));
 
     let merchant =
         Merchant { mchid: "1900000109".to_owned(), serial: "5157F09EFDC096DE15EBE81A47057A72".to_owned() };
-    criterion.bench_function("sign", |bencher| {
-        let target = "/v3/marketing/partner/product-coupon/users/oUser/coupons/C0001/use";
-        bencher.iter(|| sign(&merchant_key, &merchant, "POST", target, black_box(prepared.body()), now, 1));
+    let target = "/v3/marketing/partner/product-coupon/users/oUser/coupons/C0001/use";
+    parts.measure("sign", || {
+        sign(&merchant_key, &merchant, "POST", target, black_box(prepared.body()), now, 1)
     });
     assert_eq!(verify(&headers, &body, &keys, now), Authenticity::Verified);
-    criterion.bench_function("verify a 6 KB reply", |bencher| {
-        bencher.iter(|| verify(black_box(&headers), black_box(&body), &keys, now));
-    });
+    parts.measure("verify a 6 KB reply", || verify(black_box(&headers), black_box(&body), &keys, now));
 
-    let mut group = criterion.benchmark_group("reply of 6 KB");
-    group.throughput(Throughput::Bytes(body.len() as u64));
-    group.bench_function("parse", |bencher| bencher.iter(|| reply::coupon(black_box(&body))));
-    group.bench_function("encode the event", |bencher| {
-        let telling =
-            Telling { source: "/redeemer", at: now, traceparent: None, attempts: 1, evidence: &evidence };
-        bencher.iter(|| tell(black_box(&redemption), black_box(&outcome), telling));
-    });
-    group.finish();
-    criterion.bench_function("verdict", |bencher| {
-        bencher.iter(|| judge(Question::Redeem, black_box(&answer), black_box(&redemption)));
+    parts.measure("reply of 6 KB/parse", || reply::coupon(black_box(&body)));
+    let telling =
+        Telling { source: "/redeemer", at: now, traceparent: None, attempts: 1, evidence: &evidence };
+    parts.measure("reply of 6 KB/encode the event", || {
+        tell(black_box(&redemption), black_box(&outcome), telling)
     });
     redeemed(&answer, &redemption);
+    parts.measure("verdict", || judge(Question::Redeem, black_box(&answer), black_box(&redemption)));
+    parts.write();
+}
+
+/// Runs of a part of which the instructions are counted.
+const COUNTED: u32 = 200;
+
+/// Measures one part after the other.
+struct Parts<'a> {
+    criterion: &'a mut Criterion,
+    counter: Option<Counter>,
+    /// Of one run, by name.
+    instructions: Map<String, Value>,
+}
+
+impl<'a> Parts<'a> {
+    fn new(criterion: &'a mut Criterion) -> Self {
+        let counter = Builder::new(Hardware::INSTRUCTIONS).build();
+        if let Err(why) = &counter {
+            println!("instructions are not counted: no counter is given to us here ({why})");
+        }
+        Self { criterion, counter: counter.ok(), instructions: Map::new() }
+    }
+
+    fn measure<T>(&mut self, name: &str, mut part: impl FnMut() -> T) {
+        match name.split_once('/') {
+            Some((group, name)) => {
+                let mut group = self.criterion.benchmark_group(group);
+                group.bench_function(name, |bencher| bencher.iter(&mut part));
+                group.finish();
+            }
+            None => {
+                self.criterion.bench_function(name, |bencher| bencher.iter(&mut part));
+            }
+        }
+        if let Some(counter) = &mut self.counter {
+            counter.reset().unwrap();
+            counter.enable().unwrap();
+            for _ in 0..COUNTED {
+                black_box(part());
+            }
+            counter.disable().unwrap();
+            let each = counter.read().unwrap() / u64::from(COUNTED);
+            println!("{name}: {each} instructions");
+            self.instructions.insert(name.to_owned(), each.into());
+        }
+    }
+
+    /// Beside what criterion leaves, for the report of `make bench`; empty where nothing was counted.
+    fn write(self) {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../criterion");
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("instructions.json"), Value::Object(self.instructions).to_string()).unwrap();
+    }
 }
 
 /// What is measured must be the good way.

@@ -5,12 +5,25 @@ use std::path::Path;
 
 use serde_json::Value;
 
-/// The parts by name, each with the nanoseconds of one run and the bounds of its confidence interval.
-pub fn read() -> Vec<(String, [f64; 3])> {
+/// One part.
+pub struct Part {
+    pub name: String,
+    /// Of one run, with the bounds of its confidence interval.
+    pub nanos: [f64; 3],
+    /// Of one run, where the machine counts them.
+    pub instructions: Option<u64>,
+}
+
+/// The parts by name.
+pub fn read() -> Vec<Part> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../criterion");
     let mut parts = Vec::new();
-    collect(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("../criterion"), &mut parts);
+    collect(&folder, &mut parts);
     parts.sort_by(|one, other| one.0.cmp(&other.0));
-    parts
+    let counted = fs::read_to_string(folder.join("instructions.json")).ok();
+    let counted: Value = counted.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+    let part = |(name, nanos): (String, _)| Part { instructions: counted[&name].as_u64(), name, nanos };
+    parts.into_iter().map(part).collect()
 }
 
 fn collect(folder: &Path, parts: &mut Vec<(String, [f64; 3])>) {

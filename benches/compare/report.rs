@@ -13,9 +13,10 @@ use crate::build::Built;
 use crate::contenders::{SERVICE, is_ready};
 use crate::curves::{Line, draw};
 use crate::growth::{Growth, Point};
+use crate::parts::{self, Part};
 use crate::rounds::{Compared, Full, IN_FLIGHT, LATENCY, PACE, PEERS, Results};
 use crate::statistics::{median, quantile, range};
-use crate::{Plan, hops, parts};
+use crate::{Plan, hops};
 
 /// What was changed for speed, and what each change gave: written by people, beside this file.
 const CHANGES: &str = include_str!("changes.md");
@@ -267,11 +268,16 @@ pub fn write(
     let parts = parts::read();
     if !parts.is_empty() {
         text += "\n## Each part by itself\n\nBy `make bench-parts`, on one processor; in brackets the bounds within \
-                 which it lies with 95 % confidence.\n\n| part | µs |\n|---|---|\n";
+                 which it lies with 95 % confidence.";
+        if parts.iter().all(|part| part.instructions.is_none()) {
+            text += " Instructions were not counted: no counter is given to us here.";
+        }
+        text += "\n\n| part | µs | instructions |\n|---|---|---|\n";
     }
-    for (name, [value, low, high]) in parts.into_iter().map(|(name, nanos)| (name, nanos.map(|ns| ns / 1e3)))
-    {
-        let _ = writeln!(text, "| {name} | **{value:.2}** ({low:.2}-{high:.2}) |");
+    for Part { name, nanos, instructions } in parts {
+        let [value, low, high] = nanos.map(|ns| ns / 1e3);
+        let instructions = instructions.map_or_else(|| "-".to_owned(), |count| count.to_string());
+        let _ = writeln!(text, "| {name} | **{value:.2}** ({low:.2}-{high:.2}) | {instructions} |");
     }
     if let Some(growth) = growth {
         let curves = folder.join("performance");

@@ -415,7 +415,7 @@ impl Client {
         let told =
             response.content_length().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or_default();
         // What an answer says of its length may be a lie.
-        let mut body = Vec::with_capacity(told.min(ROOM_AT_ONCE_MAX));
+        let mut body = Vec::with_capacity(told.min(ROOM_AT_ONCE_MAX).min(self.settings.reply_bytes_max));
         while let Some(chunk) = response.chunk().await.map_err(Unread::Network)? {
             if body.len() + chunk.len() > self.settings.reply_bytes_max {
                 return Err(Unread::TooLarge);
