@@ -207,7 +207,7 @@ async fn hosts_that_take_nothing(broker: &Broker) -> [(&'static str, String); 2]
 
 #[test]
 fn every_example_does_what_it_says() {
-    let broker = Broker::start();
+    let broker = Broker::start_counting();
     let programs = Programs::start_by_default_names(broker.uri());
     let coupon = |code: &str, product: &str, more: Value| {
         let mut coupon = json!({

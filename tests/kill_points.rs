@@ -74,7 +74,7 @@ struct Ground {
 
 impl Ground {
     async fn new() -> Self {
-        let broker = spawn_blocking(Broker::start).await.unwrap();
+        let broker = spawn_blocking(Broker::start_counting).await.unwrap();
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("kill-points-{}", std::process::id()));
         let sandbox = Sandbox::start(&dir.join("sandbox"), 1).await;
         sandbox.tell(reqwest::Method::PUT, "settings", &json!({"returned_before_reuse": "C"})).await;
@@ -143,44 +143,22 @@ impl Ground {
             assert!(since.elapsed() < PATIENCE, "{what}: {:?}", self.events(&id));
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let settled = self.settle(&code).await;
+        let emptied = wires::wait_empty(&self.broker, &self.config.broker.names.parked, PATIENCE).await;
+        assert_eq!(emptied, Ok(()), "{what}: left in queues");
         self.service.kill().await;
         let gists: Vec<_> = self.events(&id).into_iter().map(|event| (event.id, event.outcome)).collect();
-        println!("{what}: {settled}, told {} times", gists.len());
+        let attempts = self.of(&code, "attempts").await;
+        println!("{what}: {} calls, told {} times", attempts.len(), gists.len());
         let outcome = if parked { "unresolved" } else { "redeemed" };
         assert!(gists.iter().all(|gist| *gist == gists[0] && gist.1 == outcome), "{what}: {gists:?}");
         let effects = self.of(&code, "effects").await;
         let kinds: Vec<_> = effects.iter().map(|effect| effect["kind"].as_str().unwrap()).collect();
-        let attempts = self.of(&code, "attempts").await;
         assert_eq!(kinds, if parked { vec![] } else { vec!["used"] }, "{what}: {attempts:#?}");
         let reasons =
             wires::empty(self.broker.uri(), &self.config.broker.names.parked, "x-redemption-parked-reason");
         let reasons: Vec<_> = reasons.await.into_iter().map(|(_, reason)| reason).collect();
         assert!(reasons.iter().all(|reason| reason == "deadline_passed"), "{what}: {reasons:?}");
         assert_eq!(reasons.is_empty(), !parked, "{what}: {reasons:?}");
-    }
-
-    /// Waits until no queue of the service holds anything; then nothing more can happen.
-    async fn settle(&self, code: &str) -> String {
-        let names = &self.config.broker.names;
-        let since = Instant::now();
-        loop {
-            let listed = spawn_blocking({
-                let dir = self.broker.dir().to_owned();
-                move || broker::run("ctl", &dir, &["-q", "list_queues", "name", "messages"]).unwrap()
-            });
-            let listed = listed.await.unwrap();
-            let left: Vec<_> = listed
-                .lines()
-                .filter(|line| {
-                    !line.starts_with("name") && !line.starts_with(&names.parked) && !line.ends_with("\t0")
-                })
-                .collect();
-            if left.is_empty() {
-                return format!("{} calls", self.of(code, "attempts").await.len());
-            }
-            assert!(since.elapsed() < PATIENCE, "left in queues: {left:?}");
-        }
     }
 
     async fn publish(&self, id: &str, body: &[u8], arrival: Arrival, hopeless: bool) {

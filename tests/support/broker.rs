@@ -14,6 +14,7 @@ use std::process::{self, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
+use std::time::Duration;
 
 /// The one broker of this test binary, for tests that neither kill it nor care who else uses it. Names of queues and
 /// exchanges must be the test's own.
@@ -24,6 +25,9 @@ pub fn shared() -> &'static Broker {
         Err(_) => Broker::start(),
     })
 }
+
+/// How old a count may be that `list_queues` gives of a queue on a node of [`Broker::start_counting`]: twice its tick.
+pub const COUNTED_WITHIN: Duration = Duration::from_millis(400);
 
 /// A running broker, or one that was ended on purpose and may be restarted on the same data and ports.
 pub struct Broker {
@@ -41,6 +45,11 @@ impl Broker {
     /// The same with lines of `rabbitmq.conf`, such as `"heartbeat = 2"`; they win over the script's own.
     pub fn start_with(config_lines: &[&str]) -> Self {
         Self::start_as(&config_lines.iter().flat_map(|line| ["--config", line]).collect::<Vec<_>>())
+    }
+
+    /// The same, with counts that can be believed: what `list_queues` tells is no older than [`COUNTED_WITHIN`].
+    pub fn start_counting() -> Self {
+        Self::start_as(&["--advanced", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/counting.config")])
     }
 
     /// The same with options of the script, such as `["--plugin", "rabbitmq_management"]`.

@@ -99,7 +99,7 @@ impl Rig {
         std::fs::create_dir_all(&dir).unwrap();
         let sandbox_dir = dir.join("sandbox");
         let (broker, sandbox) =
-            tokio::join!(spawn_blocking(Broker::start), Sandbox::start(&sandbox_dir, seed));
+            tokio::join!(spawn_blocking(Broker::start_counting), Sandbox::start(&sandbox_dir, seed));
         let broker = Arc::new(broker.unwrap());
         for some in coupons.chunks(1_000) {
             sandbox.tell(reqwest::Method::POST, "coupons", &json!(some)).await;
@@ -644,27 +644,9 @@ impl Rig {
     }
 
     async fn wait_empty(&mut self) {
-        let since = Instant::now();
-        loop {
-            let text = self
-                .ctl(&["-q", "list_queues", "name", "messages", "messages_ready", "messages_unacknowledged"])
-                .await;
-            let left: Vec<_> = text
-                .lines()
-                .filter(|line| {
-                    !line.starts_with("name") && !line.starts_with(&self.config.broker.names.parked)
-                })
-                .filter(|line| line.split_whitespace().skip(1).any(|count| count != "0"))
-                .map(str::to_owned)
-                .collect();
-            if left.is_empty() {
-                return;
-            }
-            if since.elapsed() > PATIENCE {
-                self.violations.push(format!("left in queues (name, all, ready, unacknowledged): {left:#?}"));
-                return;
-            }
-            sleep(Duration::from_millis(200)).await;
+        let parked = &self.config.broker.names.parked;
+        if let Err(left) = wires::wait_empty(&self.broker, parked, PATIENCE).await {
+            self.violations.push(format!("left in queues (name, all, ready, unacknowledged): {left:#?}"));
         }
     }
 

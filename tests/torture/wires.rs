@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use jiff::{SignedDuration, Timestamp};
@@ -17,8 +17,10 @@ use redeemer::config::Config;
 use redeemer::wire::copy::DEADLINE;
 use serde_json::Value;
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
+use crate::broker::{self, Broker, COUNTED_WITHIN};
 use crate::commands::Command;
 
 /// The queue that is bound to all results from the start.
@@ -199,6 +201,34 @@ async fn try_publish(channel: &Channel, exchange: &str, command: &Command) -> bo
         channel.basic_publish(exchange.into(), "use".into(), options, &command.body, properties).await?.await
     };
     matches!(timeout(LIMIT, publishing).await, Ok(Ok(Confirmation::Ack(None))))
+}
+
+/// Waits until every queue but the parked one is empty and nothing is unacknowledged: then nothing more can happen. What
+/// a list tells is of no one moment, and a copy may be on its way from one queue to the next: it takes two empty lists,
+/// further apart than a count may be old. The node is one of [`Broker::start_counting`].
+pub async fn wait_empty(broker: &Broker, parked: &str, patience: Duration) -> Result<(), Vec<String>> {
+    let since = Instant::now();
+    let mut empty_since = None;
+    loop {
+        let (dir, asked) = (broker.dir().to_owned(), Instant::now());
+        let columns = ["-q", "list_queues", "name", "messages", "messages_ready", "messages_unacknowledged"];
+        let listed = spawn_blocking(move || broker::run("ctl", &dir, &columns)).await.unwrap().unwrap();
+        let left: Vec<_> = listed
+            .lines()
+            .filter(|line| !line.starts_with("name") && !line.starts_with(parked))
+            .filter(|line| line.split_whitespace().skip(1).any(|count| count != "0"))
+            .map(str::to_owned)
+            .collect();
+        if !left.is_empty() {
+            empty_since = None;
+        } else if asked.duration_since(*empty_since.get_or_insert_with(Instant::now)) > COUNTED_WITHIN {
+            return Ok(());
+        }
+        if since.elapsed() > patience {
+            return Err(left);
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// Takes everything out of a queue: bodies, and the header of this name.
