@@ -22,7 +22,7 @@ use crate::breaker::{Breaker, Cause, State, Trouble};
 use crate::broker::delivery::Delivery;
 use crate::broker::publisher::{NotPublished, Publisher};
 use crate::broker::topology::{self, Mode, Standing};
-use crate::broker::{Deliveries, Generation, Health, Settings};
+use crate::broker::{CannotConnect, Deliveries, Generation, Health, Settings};
 use crate::config::{Config, ConfigFault, ConfigFaults, MERCHANT_KEY};
 use crate::desk_page::{self, Door};
 use crate::kill_point::{self, KillPoint};
@@ -182,6 +182,7 @@ pub async fn run(
         idle_since: None,
         slots: Slots::new(config.work.concurrency),
         prefetch: config.broker.prefetch,
+        wary: None,
         drain: config.shutdown.deadline.0,
         caller: config.wechat.mchid.clone(),
         serial: config.wechat.merchant_serial.clone(),
@@ -207,6 +208,8 @@ struct Service {
     idle_since: Option<Instant>,
     slots: Slots,
     prefetch: u16,
+    /// Set while one of the messages that come cannot be read.
+    wary: Option<Wary>,
     drain: Duration,
     /// The merchant number, for reasons in words.
     caller: String,
@@ -235,11 +238,34 @@ enum Ended {
     Shutdown,
 }
 
+/// The client ends its connection over a message that it cannot read, and the broker counts one more delivery for all that
+/// were held beside it. So they are taken one at a time at first, and twice as many whenever so many were settled: in the
+/// end nothing but that message is delivered in vain, until the broker parks it.
+struct Wary {
+    at_once: u16,
+    settled: u16,
+}
+
+impl Wary {
+    const FIRST: Self = Self { at_once: 1, settled: 0 };
+
+    /// One more was settled; `None` once as many as `prefetch` may be taken again.
+    fn settled(mut self, prefetch: u16) -> Option<Self> {
+        self.settled += 1;
+        if self.settled >= self.at_once {
+            self = Self { at_once: self.at_once.saturating_mul(2), settled: 0 };
+        }
+        (self.at_once < prefetch).then_some(self)
+    }
+}
+
 /// How much is taken from the queue at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Appetite {
     /// As many as are prefetched.
     Full,
+    /// So few, because one that comes cannot be read.
+    Wary(u16),
     /// One, to find out whether calls work.
     One,
 }
@@ -258,6 +284,13 @@ impl Service {
                 () = shutdown.wait() => break,
             };
             self.turned();
+            let built = match built {
+                Ok(generation) => self.proven(generation, &mut shutdown).await,
+                Err(error) => Err(error),
+            };
+            if shutdown.asked() {
+                break;
+            }
             match built {
                 Err(error) => {
                     let why = error.to_string();
@@ -282,10 +315,14 @@ impl Service {
                         Ended::Lost(why) => {
                             warn!(why, "connection to the broker lost; connecting anew");
                             self.tell(None, false, vec![format!("broker: {why}")]);
+                            let illegible = generation.met_the_illegible();
                             tokio::spawn(generation.close());
+                            if illegible {
+                                self.beware(&why);
+                            }
                             // A generation that held for a while was no failure; one that broke at once was.
-                            failures =
-                                if begun.elapsed() > Duration::from_secs(5) { 0 } else { failures + 1 };
+                            let held = illegible || begun.elapsed() > Duration::from_secs(5);
+                            failures = if held { 0 } else { failures + 1 };
                             self.await_jobs(pauses.wait(failures, rand::random()), &mut shutdown).await;
                         }
                     }
@@ -294,6 +331,41 @@ impl Service {
             if shutdown.asked() {
                 break;
             }
+        }
+    }
+
+    /// Something in the queue ends every connection that it is delivered on.
+    fn beware(&mut self, why: &str) {
+        if self.wary.is_none() {
+            error!(
+                why,
+                "a message that cannot be read, most likely a property or a header's name that is not UTF-8; few \
+                 commands are taken at once until the broker has parked it, without an event: see \
+                 docs/operations.md#illegible-message"
+            );
+        }
+        self.wary = Some(Wary::FIRST);
+    }
+
+    /// Proves that confirms come, for as long as an alarm of the broker takes.
+    async fn proven(
+        &mut self,
+        mut generation: Generation,
+        shutdown: &mut Shutdown,
+    ) -> Result<Generation, CannotConnect> {
+        loop {
+            let proved = tokio::select! {
+                proved = generation.prove() => proved,
+                () = shutdown.wait() => return Ok(generation),
+            };
+            self.turned();
+            let Err(error) = proved else { return Ok(generation) };
+            if !generation.is_blocked() {
+                tokio::spawn(generation.close());
+                return Err(error);
+            }
+            self.tell(None, false, vec![format!("broker: {error}")]);
+            self.await_jobs(Duration::ZERO, shutdown).await;
         }
     }
 
@@ -364,7 +436,11 @@ impl Service {
                     }
                     self.start_work();
                 }
-                Err(why) => break Ended::Lost(why),
+                Err(why) => {
+                    // What ended the connection is the reason, not what could not be asked of it any more.
+                    let known = health.borrow().lost.clone();
+                    break Ended::Lost(known.unwrap_or(why));
+                }
             }
             if std::mem::take(&mut report_due) {
                 self.report(generation, consumer.is_some(), state, &now);
@@ -379,7 +455,7 @@ impl Service {
             tokio::select! {
                 delivery = next(&mut consumer), if takes && consumer.is_some() => match delivery {
                     Some(delivery) => self.take(delivery, generation, &cut_receiver, number),
-                    None => break Ended::Lost("the broker ended the consumer".to_owned()),
+                    None => break Ended::Lost(generation.ended().await),
                 },
                 Some(done) = self.jobs.join_next() => {
                     self.finished(done, Some((generation, number)));
@@ -443,7 +519,9 @@ impl Service {
     ) -> Result<Vec<Delivery>, String> {
         let has = consumer.as_ref().map(|(appetite, _)| *appetite);
         let wanted = match state {
-            State::Closed => Some(Appetite::Full),
+            State::Closed => {
+                Some(self.wary.as_ref().map_or(Appetite::Full, |wary| Appetite::Wary(wary.at_once)))
+            }
             // With one in hand there is enough to find out.
             State::HalfOpen { .. } if has.is_none() && self.lanes.held() == 0 => Some(Appetite::One),
             State::HalfOpen { .. } => has,
@@ -452,7 +530,7 @@ impl Service {
         };
         let tired = held_back_since.is_some_and(|since| since.elapsed() > GRACE);
         let wanted = match (wanted, has) {
-            (Some(Appetite::Full), Some(Appetite::Full)) if tired && state != State::Closed => None,
+            (Some(Appetite::Full | Appetite::Wary(_)), Some(_)) if tired && state != State::Closed => None,
             (Some(_), None) if health.blocked.is_some() => None,
             (wanted, _) => wanted,
         };
@@ -462,14 +540,15 @@ impl Service {
         let mut left = Vec::new();
         if let Some((appetite, deliveries)) = consumer.take() {
             left = deliveries.cancel(Duration::from_secs(5)).await?;
-            if appetite == Appetite::Full {
-                hand_back(left.drain(..)).await;
-                self.release_waiting().await;
+            if appetite != Appetite::One && wanted.is_none() {
+                hand_back(left.drain(..)).await?;
+                self.release_waiting().await?;
             }
         }
         if let Some(appetite) = wanted {
             let prefetch = match appetite {
                 Appetite::Full => self.prefetch,
+                Appetite::Wary(few) => few,
                 Appetite::One => 1,
             };
             *consumer = Some((appetite, generation.consume(prefetch).await?));
@@ -483,13 +562,17 @@ impl Service {
     }
 
     /// Gives back what is held but not worked on.
-    async fn release_waiting(&mut self) {
+    async fn release_waiting(&mut self) -> Result<(), String> {
         let waiting = self.lanes.clear();
-        for _ in &waiting {
-            self.tools.metrics.settled(Settling::Released);
+        let held = waiting.len();
+        let given = hand_back(waiting.into_iter().map(|held| held.taken.delivery)).await;
+        // What could not be given back comes again all the same, when the generation has ended.
+        let settling = if given.is_ok() { Settling::Released } else { Settling::Lost };
+        for _ in 0..held {
+            self.tools.metrics.settled(settling);
         }
         self.count();
-        hand_back(waiting.into_iter().map(|held| held.taken.delivery)).await;
+        given
     }
 
     fn take(
@@ -558,6 +641,9 @@ impl Service {
         self.lanes.leave(lane);
         self.tools.metrics.settled(settling);
         self.count();
+        if settling != Settling::Lost {
+            self.wary = self.wary.take().and_then(|wary| wary.settled(self.prefetch));
+        }
         if let (Some(why), Some((generation, present))) = (trouble, present)
             && number == present
         {
@@ -570,13 +656,17 @@ impl Service {
         info!(in_flight = self.lanes.held(), "stopping: finishing what is in flight");
         let reasons = vec!["stopping".to_owned()];
         self.tell(None, false, reasons);
-        if let Some((_, deliveries)) = consumer {
-            match deliveries.cancel(Duration::from_secs(5)).await {
-                Ok(left) => hand_back(left).await,
-                Err(why) => warn!(why, "the broker will deliver again what it had handed over"),
-            }
+        let left = match consumer {
+            Some((_, deliveries)) => deliveries.cancel(Duration::from_secs(5)).await,
+            None => Ok(Vec::new()),
+        };
+        let given = match left {
+            Ok(left) => hand_back(left).await,
+            Err(why) => Err(why),
+        };
+        for why in [given, self.release_waiting().await].into_iter().filter_map(Result::err) {
+            warn!(why, "the broker will deliver again what it had handed over");
         }
-        self.release_waiting().await;
         cut.send_replace(true);
         kill_point::reached(KillPoint::Draining);
         let drain = self.drain;
@@ -789,13 +879,17 @@ async fn next(consumer: &mut Option<(Appetite, Deliveries)>) -> Option<Delivery>
 
 /// Gives deliveries back to the queue. A connection that is gone does that by itself, and must not be waited for once
 /// for each of them.
-async fn hand_back(deliveries: impl IntoIterator<Item = Delivery>) {
+///
+/// # Errors
+/// In words, where the broker was not reached: what it still takes for ours comes again when the generation has ended.
+async fn hand_back(deliveries: impl IntoIterator<Item = Delivery>) -> Result<(), String> {
     let all = async {
         for delivery in deliveries {
-            let _ = delivery.release().await;
+            delivery.release().await.map_err(|unsettled| unsettled.to_string())?;
         }
+        Ok(())
     };
-    let _ = timeout(HAND_BACK, all).await;
+    timeout(HAND_BACK, all).await.unwrap_or_else(|_| Err(format!("it took nothing back for {HAND_BACK:?}")))
 }
 
 /// Where keys come from.

@@ -7,6 +7,7 @@
 
 pub mod client;
 pub mod delivery;
+mod line;
 pub mod management;
 pub mod parked;
 pub mod probe;
@@ -14,6 +15,8 @@ pub mod publisher;
 pub mod tls;
 pub mod topology;
 
+use std::future::Future;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,15 +26,16 @@ use lapin::protocol::AMQPErrorKind;
 use lapin::runtime::default_runtime;
 use lapin::types::FieldTable;
 use lapin::uri::{AMQPScheme, AMQPUri};
-use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, Event};
+use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, ErrorKind, Event};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::broker::delivery::{Delivery, Inlet};
+use crate::broker::line::{Line, Socket};
 use crate::broker::publisher::{NotPublished, Publisher};
 use crate::broker::tls::{BadFile, Tls};
-use crate::broker::topology::{Mode, Topology, TopologyFault, establish};
+use crate::broker::topology::{Mode, Names, Topology, TopologyFault, establish};
 
 /// How the broker is reached.
 #[derive(Debug, Clone)]
@@ -147,22 +151,39 @@ pub struct Health {
     pub blocked: Option<String>,
     /// Why the generation has ended.
     pub lost: Option<String>,
+    /// It ended because the client could not read what the broker delivered.
+    pub illegible: bool,
+}
+
+/// A connection, and the line that its socket ends with.
+struct Wire {
+    connection: Connection,
+    _line: Line,
+}
+
+impl Deref for Wire {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.connection
+    }
 }
 
 /// A pair of connections with everything on them.
 pub struct Generation {
-    consuming: Connection,
-    publishing: Connection,
+    consuming: Wire,
+    publishing: Wire,
     inlet: Arc<Inlet>,
-    queue: String,
     publisher: Publisher,
     health: watch::Sender<Health>,
     at: String,
     limit: Duration,
+    confirm_timeout: Duration,
+    names: Names,
 }
 
 impl Generation {
-    /// Connects, establishes the topology and proves that confirms come. `nth` chooses among several nodes.
+    /// Connects and establishes the topology; [`Generation::prove`] comes next. `nth` chooses among several nodes.
     ///
     /// # Errors
     /// [`CannotConnect`] says which step failed and where.
@@ -200,12 +221,42 @@ impl Generation {
         // Only from here on: what the broker refuses while the topology is looked at ends no generation.
         watch_events(&consuming, &health, false);
         watch_events(&publishing, &health, true);
-        timeout(limit, publisher.prove())
-            .await
-            .unwrap_or(Err(NotPublished::TimedOut(limit)))
-            .map_err(|source| CannotConnect::NoConfirms { at: at.clone(), source })?;
-        let queue = settings.topology.names.commands.clone();
-        Ok(Self { consuming, publishing, inlet, queue, publisher, health, at, limit })
+        let (confirm_timeout, names) = (settings.confirm_timeout, settings.topology.names.clone());
+        Ok(Self { consuming, publishing, inlet, publisher, health, at, limit, confirm_timeout, names })
+    }
+
+    /// Proves that confirms come. While the broker raises an alarm they do not, and [`Generation::is_blocked`] tells: then
+    /// this is to be called again, on the same connections. The broker looks at one that it has blocked only when the
+    /// alarm is over, so each one that was given up meanwhile would stay with it.
+    ///
+    /// # Errors
+    /// [`CannotConnect::NoConfirms`]
+    pub async fn prove(&mut self) -> Result<(), CannotConnect> {
+        let (limit, blocked) = (self.limit, self.is_blocked());
+        let mut health = self.health();
+        let proving = async {
+            if blocked {
+                // What was not confirmed in time has used up its channels.
+                let _ = health.wait_for(|now| now.blocked.is_none() || now.lost.is_some()).await;
+                self.publisher = Publisher::open(&self.publishing, self.confirm_timeout, &self.names)
+                    .await
+                    .map_err(|error| NotPublished::Connection(error.to_string()))?;
+            }
+            self.publisher.prove().await
+        };
+        let proved = timeout(limit, proving).await.unwrap_or(Err(NotPublished::TimedOut(limit)));
+        proved.map(drop).map_err(|source| CannotConnect::NoConfirms { at: self.at.clone(), source })
+    }
+
+    /// Whether the broker lets us publish nothing now, and the connections live.
+    pub fn is_blocked(&self) -> bool {
+        let health = self.health.borrow();
+        health.blocked.is_some() && health.lost.is_none()
+    }
+
+    /// Whether it ended because the client could not read what the broker delivered.
+    pub fn met_the_illegible(&self) -> bool {
+        self.health.borrow().illegible
     }
 
     /// Host, port and virtual host.
@@ -228,6 +279,29 @@ impl Generation {
         lose(&self.health, why);
     }
 
+    /// Waits within the bound, and no longer than the connections live: the client does not always answer what was asked of
+    /// one that has just ended.
+    async fn bounded<T>(&self, asked: impl Future<Output = T>) -> Result<T, String> {
+        tokio::select! {
+            answer = timeout(self.limit, asked) => answer.map_err(|_| format!("no answer within {:?}", self.limit)),
+            why = self.lost() => Err(why),
+        }
+    }
+
+    /// Why it has ended, once it has.
+    async fn lost(&self) -> String {
+        let mut health = self.health();
+        let lost = health.wait_for(|now| now.lost.is_some()).await;
+        // The sender lives in `self`, so there is a reason.
+        lost.ok().and_then(|now| now.lost.clone()).unwrap_or_default()
+    }
+
+    /// Why the consumer has ended: with its connection, whose reason comes a moment later, or by itself.
+    pub async fn ended(&self) -> String {
+        let why = timeout(REASON_WITHIN, self.lost()).await;
+        why.unwrap_or_else(|_| "the broker ended the consumer".to_owned())
+    }
+
     /// Begins to consume commands, at most `prefetch` of them unsettled.
     ///
     /// # Errors
@@ -237,12 +311,12 @@ impl Generation {
             let channel = self.inlet.channel();
             channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
             let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
-            channel.basic_consume(self.queue.as_str().into(), "".into(), options, arguments).await
+            channel.basic_consume(self.names.commands.as_str().into(), "".into(), options, arguments).await
         };
-        match timeout(self.limit, steps).await {
+        match self.bounded(steps).await {
             Ok(Ok(consumer)) => Ok(Deliveries { consumer, inlet: self.inlet.clone() }),
-            Ok(Err(error)) => Err(format!("cannot consume {}: {error}", self.queue)),
-            Err(_) => Err(format!("the broker did not begin to deliver within {:?}", self.limit)),
+            Ok(Err(error)) => Err(format!("cannot consume {}: {error}", self.names.commands)),
+            Err(why) => Err(format!("cannot consume {}: {why}", self.names.commands)),
         }
     }
 
@@ -252,18 +326,18 @@ impl Generation {
             let channel = self.consuming.create_channel().await.ok()?;
             let options = lapin::options::QueueDeclareOptions { passive: true, ..Default::default() };
             let queue = channel
-                .queue_declare(self.queue.as_str().into(), options, FieldTable::default())
+                .queue_declare(self.names.commands.as_str().into(), options, FieldTable::default())
                 .await
                 .ok()?;
             let _ = channel.close(200, "done".into()).await;
             Some((queue.consumer_count(), queue.message_count()))
         };
-        timeout(self.limit, look).await.ok().flatten()
+        self.bounded(look).await.ok().flatten()
     }
 
     /// What queues are counted with: a channel of its own, which ends at the first queue that is missing.
     pub async fn scales(&self) -> Option<Scales> {
-        let channel = timeout(self.limit, self.consuming.create_channel()).await.ok()?.ok()?;
+        let channel = self.bounded(self.consuming.create_channel()).await.ok()?.ok()?;
         Some(Scales { channel, limit: self.limit })
     }
 
@@ -297,6 +371,9 @@ impl Scales {
     }
 }
 
+/// How long after a consumer its connection may be known to have ended.
+const REASON_WITHIN: Duration = Duration::from_millis(500);
+
 /// The longest frame, in bytes: what RabbitMQ allows unless it is told otherwise. Named before the handshake, because
 /// the client then reserves its room for frames (64 of them for each connection) where it would otherwise fill it with
 /// zeros, and it takes up memory only as it is used.
@@ -318,7 +395,7 @@ fn address(settings: &Settings, nth: usize) -> Result<(AMQPUri, String), CannotC
 }
 
 /// One connection to the first of the configured nodes that answers. `name` is what the broker shows of us.
-async fn connect_any(settings: &Settings, name: &str) -> Result<(Connection, String), CannotConnect> {
+async fn connect_any(settings: &Settings, name: &str) -> Result<(Wire, String), CannotConnect> {
     let mut refusal = CannotConnect::Uri(": it is empty");
     for nth in 0..settings.uris.len() {
         let (uri, at) = address(settings, nth)?;
@@ -330,21 +407,36 @@ async fn connect_any(settings: &Settings, name: &str) -> Result<(Connection, Str
     Err(refusal)
 }
 
-async fn connect(
-    uri: &AMQPUri,
-    name: &str,
-    at: &str,
-    settings: &Settings,
-) -> Result<Connection, CannotConnect> {
+async fn connect(uri: &AMQPUri, name: &str, at: &str, settings: &Settings) -> Result<Wire, CannotConnect> {
     let limit = settings.connect_timeout;
     let properties = ConnectionProperties::default().with_connection_name(name.into());
     let (uri, secure) = (uri.clone(), uri.scheme == AMQPScheme::AMQPS);
     // Files that are not needed need not be there.
     let tls = if secure { settings.tls.read()? } else { Default::default() };
-    let connecting =
-        async { Connection::connect_uri_with_config(uri, properties, tls, default_runtime()?).await };
+    let socket = Socket::default();
+    let line = socket.line();
+    let connecting = async {
+        // What the client's own `connect` does, but for the hold on the socket.
+        let dial = Connection::connector(
+            uri,
+            default_runtime()?,
+            async move |uri, runtime| {
+                let addresses = runtime.to_socket_addrs((uri.authority.host.clone(), uri.authority.port));
+                let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
+                if let AsyncTcpStream::Plain(plain) = &stream {
+                    socket.hold(plain.get_ref())?;
+                }
+                match uri.scheme {
+                    AMQPScheme::AMQP => Ok(stream),
+                    AMQPScheme::AMQPS => Ok(stream.into_tls(&uri.authority.host, tls.as_ref()).await?),
+                }
+            },
+            properties,
+        );
+        dial.await
+    };
     match timeout(limit, connecting).await {
-        Ok(Ok(connection)) => Ok(connection),
+        Ok(Ok(connection)) => Ok(Wire { connection, _line: line }),
         Ok(Err(source)) => {
             let at = at.to_owned();
             Err(match tls::advice(&source, settings.tls.identity.is_some()).filter(|_| secure) {
@@ -372,6 +464,9 @@ fn watch_events(connection: &Connection, health: &watch::Sender<Health>, publish
                 // ends the consumer's channel ends its stream.
                 Event::Error(error) if !publishing && is_soft(&error) => {}
                 Event::Error(error) => {
+                    if matches!(error.kind(), ErrorKind::ParsingError(_)) && !publishing {
+                        health.send_modify(|health| health.illegible = health.lost.is_none());
+                    }
                     lose(&health, &error.to_string());
                     return;
                 }

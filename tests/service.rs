@@ -7,14 +7,19 @@ mod bed;
 #[path = "support/broker.rs"]
 mod broker;
 
+use std::collections::BTreeSet;
+use std::process::Stdio;
 use std::time::Duration;
 
 use bed::{Bed, command, header, until};
 use broker::Broker;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
+use redeemer::broker::parked::{CannotLook, Look};
+use redeemer::broker::{CannotConnect, Generation};
 use redeemer::config::Span;
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fresh_coupon_is_redeemed_and_told_with_its_state() {
@@ -725,4 +730,131 @@ async fn a_queue_is_gone(topology: &str) {
     assert_eq!(service.metric("redeemer_broker_generations_total").await, begun);
     assert_eq!(service.metric(r#"redeemer_commands_taken_total{arrival="redelivered"}"#).await, 0.0);
     service.stop().await;
+}
+
+/// Debian's own: an interpreter found earlier on PATH does not have Debian's packages.
+const PYTHON: &str = "/usr/bin/python3";
+
+/// Publishes from a program that writes a property in GBK where `garbled` says so.
+async fn publish_from_python(bed: &Bed, published: Vec<(Value, bool)>) {
+    let published: Vec<_> = published
+        .into_iter()
+        .map(|(command, garbled)| json!({"command": command.to_string(), "garbled": garbled}))
+        .collect();
+    let (uri, commands) = (&bed.config.broker.uri, &bed.config.broker.names.commands);
+    let asked = json!({"uri": uri, "commands": commands, "published": published}).to_string();
+    let mut python = tokio::process::Command::new(PYTHON)
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/python/garbled_order_service.py"))
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    python.stdin.take().unwrap().write_all(asked.as_bytes()).await.unwrap();
+    let output = python.wait_with_output().await.unwrap();
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "`make test` installs python3-pika: {complaint}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_cannot_be_read_takes_none_of_its_neighbours_along() {
+    let mut bed = Bed::new().await;
+    bed.leave_parked().await;
+    // A command that comes again is looked at, and waited for, before it is sent.
+    bed.config.retry.settling = Span(Duration::from_millis(100));
+    // None of them is settled in the moment that a connection lives.
+    bed.faults(json!([{"fault": {"kind": "slow", "ms": 150}}]));
+    let mut published: Vec<_> = (0..16)
+        .map(|nth| {
+            bed.issue(&format!("C{nth}"), json!({}));
+            (command(&format!("C{nth}"), &format!("USE_{nth:04}")), false)
+        })
+        .collect();
+    published.insert(8, (command("C99", "USE_0099"), true));
+    publish_from_python(&bed, published).await;
+    let service = bed.start_unready().await;
+    let mut told = BTreeSet::new();
+    while told.len() < 16 {
+        let event = bed.told().await;
+        assert_eq!(event.gist(), "redeemed - USED");
+        told.insert(event.event["subject"].as_str().unwrap().to_owned());
+    }
+    let parked = bed.config.broker.names.parked.clone();
+    until("the illegible one is parked", async || bed.ready(&parked).await == 1).await;
+    service.wait_ready().await;
+    // Afterwards there is nothing to be wary of.
+    bed.faults(json!([]));
+    bed.issue("C100", json!({}));
+    bed.publish(&command("C100", "USE_0100")).await;
+    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    assert_eq!(bed.uses().len(), 17, "and the illegible one was not executed");
+    let mut look = Look::begin(&bed.config.broker_settings().unwrap()).await.unwrap();
+    let fault = look.next().await.unwrap_err();
+    assert!(matches!(fault, CannotLook::Illegible { nth: 1, .. }), "{fault}");
+    service.stop().await;
+}
+
+/// Threads and open files of this process.
+fn held() -> (usize, usize) {
+    let count = |what: &str| std::fs::read_dir(format!("/proc/self/{what}")).unwrap().count();
+    (count("task"), count("fd"))
+}
+
+#[test]
+fn connections_that_came_to_nothing_leave_nothing_behind() {
+    // By itself in a process of its own: what other tests hold must not be counted.
+    const ALONE: &str = "REDEEMER_TEST_ALONE";
+    if std::env::var_os(ALONE).is_none() {
+        let alone = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "connections_that_came_to_nothing_leave_nothing_behind", "--nocapture"])
+            .env(ALONE, "yes")
+            .output()
+            .unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(alone.status.success(), "{}{}", text(&alone.stdout), text(&alone.stderr));
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let broker = tokio::task::spawn_blocking(Broker::start).await.unwrap();
+        let mut bed = Bed::on(&broker).await;
+        bed.config.broker.connect_timeout = Span(Duration::from_millis(200));
+
+        // A peer that accepts and says nothing.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut settings = bed.config.broker_settings().unwrap();
+        let uri = format!("amqp://guest:guest@{}/%2f", silent.local_addr().unwrap());
+        settings.uris = vec![uri.into()];
+        let attempt = async || {
+            let Err(fault) = Generation::build(&settings, 0).await else { panic!("it said something") };
+            assert!(matches!(fault, CannotConnect::TimedOut { .. }), "{fault}");
+        };
+        // The first one makes what stays once and for all.
+        attempt().await;
+        let before = held();
+        for _ in 0..5 {
+            attempt().await;
+        }
+        until("no thread or socket of five attempts is left", async || held() <= before).await;
+
+        // A broker in alarm: one attempt takes as long as the alarm.
+        bed.config.broker.connect_timeout = Span(Duration::from_secs(1));
+        let alarm = |limit: &'static str| broker.ctl(&["set_vm_memory_high_watermark", limit]);
+        tokio::task::block_in_place(|| alarm("0.0001"));
+        let service = bed.start_unready().await;
+        let names =
+            || tokio::task::block_in_place(|| broker.ctl(&["-q", "list_connections", "client_properties"]));
+        let ours = || names().matches("redeemer publish").count();
+        until("the alarm is told", async || service.get("/readyz").await.1.contains("alarm")).await;
+        // More than two attempts' time, by the service's own count of its turns.
+        let turns = std::time::Instant::now();
+        until("it has tried again", async || turns.elapsed() > Duration::from_secs(4)).await;
+        assert_eq!(ours(), 1, "{}", names());
+        assert_eq!(service.get("/livez").await.0, 200);
+        tokio::task::block_in_place(|| alarm("0.6"));
+        service.wait_ready().await;
+        bed.issue("C1", json!({}));
+        bed.publish(&command("C1", "USE_0001")).await;
+        assert_eq!(bed.told().await.gist(), "redeemed - USED");
+        service.stop().await;
+    });
 }

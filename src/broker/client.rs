@@ -15,19 +15,19 @@ use lapin::options::{
 };
 use lapin::protocol::basic::AMQPProperties;
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, Confirmation, Connection, ExchangeKind};
+use lapin::{Channel, Confirmation, ExchangeKind};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::broker::publisher::NotPublished;
 use crate::broker::topology::{Object, Topology};
-use crate::broker::{CannotConnect, Health, Settings, connect_any, watch_events};
+use crate::broker::{CannotConnect, Health, Settings, Wire, connect_any, watch_events};
 use crate::wire::copy::DEADLINE;
 
 /// One connection.
 pub struct Link {
-    connection: Connection,
+    connection: Wire,
     health: watch::Sender<Health>,
     at: String,
     limit: Duration,

@@ -10,15 +10,16 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lapin::Connection;
 use lapin::options::{BasicGetOptions, BasicNackOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::FieldTable;
+use lapin::{Connection, ErrorKind};
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::broker::delivery::{Delivery, Inlet};
 use crate::broker::publisher::Publisher;
 use crate::broker::topology::{Object, TopologyFault, declare};
-use crate::broker::{CannotConnect, Settings, connect_any};
+use crate::broker::{CannotConnect, Health, Settings, Wire, connect_any, watch_events};
 
 /// Why the parked queue cannot be looked at.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +30,18 @@ pub enum CannotLook {
     /// Someone else looks.
     #[error("someone else is looking at {0}; what they hold cannot be seen. Try again when they are done")]
     Busy(String),
+    /// The client cannot read a message, and its connection ended over it.
+    #[error(
+        "message {nth} in {queue} cannot be read: most likely a property or a header's name is not UTF-8. Take it out \
+         with another client, such as the page of RabbitMQ's management (Queues, {queue}, Get messages); see \
+         docs/operations.md#illegible-message"
+    )]
+    Illegible {
+        /// The parked queue.
+        queue: String,
+        /// Counted from 1 at the queue's head.
+        nth: u32,
+    },
     /// There is no such queue.
     #[error("queue {0} is not there: look at broker.names, or run redeemer topology apply")]
     NoQueue(String),
@@ -52,7 +65,8 @@ pub enum CannotLook {
 
 /// One look at the parked queue.
 pub struct Look {
-    connection: Connection,
+    connection: Wire,
+    health: watch::Sender<Health>,
     inlet: Arc<Inlet>,
     queue: String,
     lock: Option<String>,
@@ -75,7 +89,9 @@ impl Look {
         let lock = lock(&connection, &queue, bound).await?;
         let inlet = Inlet::new(bound.wait(connection.create_channel()).await?);
         let begun = Instant::now();
-        Ok(Self { connection, inlet, queue, lock, at, limit, begun, waiting: None, taken: 0 })
+        let health = watch::Sender::new(Health::default());
+        watch_events(&connection, &health, false);
+        Ok(Self { connection, health, inlet, queue, lock, at, limit, begun, waiting: None, taken: 0 })
     }
 
     /// Host, port and virtual host.
@@ -105,9 +121,25 @@ impl Look {
         let bound = Bound { at: &self.at, limit: self.limit };
         let channel = self.inlet.channel();
         let got = bound.wait(channel.basic_get(self.queue.as_str().into(), BasicGetOptions::default()));
-        let got = match got.await {
+        let mut health = self.health.subscribe();
+        // The client does not always answer for a connection that has ended over the answer.
+        let illegible = async {
+            let met = health.wait_for(|now| now.illegible).await.is_ok();
+            if !met {
+                std::future::pending::<()>().await;
+            }
+        };
+        let illegible_one = || CannotLook::Illegible { queue: self.queue.clone(), nth: self.taken + 1 };
+        let got = tokio::select! {
+            got = got => got,
+            () = illegible => return Err(illegible_one()),
+        };
+        let got = match got {
             Err(CannotLook::Lost { source, .. }) if code(&source) == Some(404) => {
                 return Err(CannotLook::NoQueue(self.queue.clone()));
+            }
+            Err(CannotLook::Lost { source, .. }) if matches!(source.kind(), ErrorKind::ParsingError(_)) => {
+                return Err(illegible_one());
             }
             got => got?,
         };
@@ -165,7 +197,7 @@ async fn lock(connection: &Connection, queue: &str, bound: Bound<'_>) -> Result<
 
 /// A connection that publishes what a person decided.
 pub struct Writing {
-    connection: Connection,
+    connection: Wire,
     publisher: Publisher,
 }
 
@@ -230,7 +262,7 @@ impl Bound<'_> {
 
 fn code(error: &lapin::Error) -> Option<u16> {
     match error.kind() {
-        lapin::ErrorKind::ProtocolError(fault) => Some(fault.get_id()),
+        ErrorKind::ProtocolError(fault) => Some(fault.get_id()),
         _ => None,
     }
 }

@@ -399,7 +399,7 @@ async fn broker(config: &Config, findings: &mut Vec<Finding>) {
         // A connection would fail for the same reason, and say less.
         return;
     }
-    let remedy = match Generation::build(&settings, 0).await {
+    let remedy = match proven(&settings).await {
         Ok(generation) => {
             findings.push(Finding::ok(
                 WHAT,
@@ -441,6 +441,13 @@ async fn broker(config: &Config, findings: &mut Vec<Finding>) {
     if let Some(last) = findings.last_mut() {
         last.remedy = Some(remedy.to_owned());
     }
+}
+
+/// Connects as the service does, and proves that confirms come.
+async fn proven(settings: &Settings) -> Result<Generation, CannotConnect> {
+    let mut generation = Generation::build(settings, 0).await?;
+    generation.prove().await?;
+    Ok(generation)
 }
 
 /// The first version whose quorum queues dead-letter at least once.
