@@ -344,7 +344,8 @@ pub struct Progress {
     pub deadline: Timestamp,
     /// The provider's last words about a refusal.
     pub objection: Option<Objection>,
-    /// The coupon as an authentic reply last described it. Does not travel.
+    /// The coupon of this command as an authentic reply last described it, `None` where one has said since that there is
+    /// no such coupon. Does not travel.
     pub coupon: Option<Coupon>,
     /// Waited in process so far, in this delivery.
     waited: Duration,
@@ -474,9 +475,12 @@ impl Progress {
         let no_authorisation =
             answer.as_ref().filter(|_| verdict == Verdict::NotAuthorised).map(Objection::of);
         let signed = answer.as_ref().is_some_and(|answer| answer.authenticity == Authenticity::Verified);
-        let coupon = answer.and_then(|answer| answer.coupon);
-        if let Some(coupon) = &coupon {
-            self.coupon = Some(coupon.clone());
+        let coupon = answer.and_then(|answer| answer.into_coupon(&verdict));
+        if coupon.is_some() {
+            self.coupon.clone_from(&coupon);
+        } else if verdict.denies_the_coupon() {
+            // What was seen of it before is no longer so.
+            self.coupon = None;
         }
 
         let early = std::mem::take(&mut self.early);

@@ -46,9 +46,8 @@ impl Sign {
             Verdict::NotSent | Verdict::Unsure(Doubt::Lost) => Self::Failing(Trouble::Silent),
             Verdict::Unsure(Doubt::ServerError) => Self::Failing(Trouble::ServerError),
             Verdict::Unsure(Doubt::NotBelieved) => Self::Failing(Trouble::NotBelieved),
-            Verdict::Unsure(Doubt::Contradicted | Doubt::Unexpected) | Verdict::NotAccepted(_) => {
-                Self::Neutral
-            }
+            Verdict::Unsure(Doubt::Contradicted | Doubt::AnotherCoupon | Doubt::Unexpected)
+            | Verdict::NotAccepted(_) => Self::Neutral,
             Verdict::Objected { signed: false, .. } => Self::Neutral,
             Verdict::Stop(fault) => Self::Fault(*fault),
             Verdict::Redeemed

@@ -122,6 +122,8 @@ pub enum Standing {
     Unusable(CouponState),
     /// It was used, and the reply does not say under which number.
     Unnamed,
+    /// It is another coupon: whatever the reply says of it, it says nothing of the one meant.
+    AnotherCoupon,
     /// The reply does not say enough, or contradicts itself.
     Unclear,
 }
@@ -131,7 +133,7 @@ impl Coupon {
     /// coupon is a legacy sequential one.
     pub fn standing(&self, code: &CouponCode, number: &RequestNo, index: Option<u32>) -> Standing {
         if *self.code != *code.as_str() {
-            return Standing::Unclear;
+            return Standing::AnotherCoupon;
         }
         match &self.usage {
             Usage::Once(trace) => stand(&self.state, trace, number),
@@ -234,7 +236,7 @@ mod tests {
     fn another_coupon_says_nothing_about_ours() {
         let reply = coupon("USED", Usage::Once(trace(Some(OURS), None)));
         let other = CouponCode::parse("C2").unwrap();
-        assert_eq!(reply.standing(&other, &number(), None), Standing::Unclear);
+        assert_eq!(reply.standing(&other, &number(), None), Standing::AnotherCoupon);
     }
 
     #[test]

@@ -147,7 +147,7 @@ pub struct Inquiry {
     pub prospect: Prospect,
     /// The inquiry itself.
     pub evidence: Evidence,
-    /// The coupon, where an authentic answer described it.
+    /// The coupon of the command, where an authentic answer described it.
     pub coupon: Option<Coupon>,
     /// What the network said, where it failed.
     pub trouble: Option<String>,
@@ -212,7 +212,7 @@ pub async fn inquire(
         verdict: verdict.as_str().to_owned(),
     };
     let objection = answer.as_ref().filter(|answer| answer.status >= 400).map(objection);
-    let coupon = answer.and_then(|answer| answer.coupon);
+    let coupon = answer.and_then(|answer| answer.into_coupon(&verdict));
     let prospect = match (verdict, &coupon) {
         (Verdict::Redeemed, Some(coupon)) => Prospect::Redeemed(coupon.clone()),
         (Verdict::NotExecuted, _) => Prospect::Usable,

@@ -79,6 +79,15 @@ pub struct Answer {
     pub request_id: Option<Box<str>>,
 }
 
+impl Answer {
+    /// The coupon that was asked about, as this answer describes it: `None` where it is not to be believed, or where by
+    /// its `verdict` it speaks of another coupon.
+    pub fn into_coupon(self, verdict: &Verdict) -> Option<Coupon> {
+        let believed = self.authenticity == Authenticity::Verified;
+        self.coupon.filter(|_| believed && *verdict != Verdict::Unsure(Doubt::AnotherCoupon))
+    }
+}
+
 /// Whether an answer was signed by the provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Authenticity {
@@ -166,8 +175,10 @@ pub enum Doubt {
     ServerError,
     /// A success that is not believed, for want of a signature that verifies.
     NotBelieved,
-    /// A verified success that speaks of another number, another coupon or a returned one.
+    /// A verified success that speaks of another number, or of a coupon that was returned.
     Contradicted,
+    /// A verified success that speaks of another coupon.
+    AnotherCoupon,
     /// A status or a body outside the contract.
     Unexpected,
 }
@@ -342,6 +353,12 @@ impl Verdict {
         "not_authorised",
     ];
 
+    /// Whether the provider said, signed, that there is no such coupon.
+    pub fn denies_the_coupon(&self) -> bool {
+        let reason = Reason::NoSuchCoupon;
+        *self == Self::Refused(reason) || *self == Self::Objected { reason, signed: true }
+    }
+
     /// The word in evidence, logs and labels.
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -374,6 +391,7 @@ fn judge_redeem(answer: &Answer, redemption: &Redemption) -> Verdict {
         200 => match standing(answer, redemption) {
             // USED without a number contradicts nothing: the number is shown "where present".
             Standing::Ours | Standing::Unnamed => Verdict::Redeemed,
+            Standing::AnotherCoupon => Verdict::Unsure(Doubt::AnotherCoupon),
             _ => Verdict::Unsure(Doubt::Contradicted),
         },
         202 => Verdict::NotAccepted(Declined::Accepted),
@@ -466,6 +484,7 @@ fn judge_inquiry(answer: &Answer, redemption: &Redemption) -> Verdict {
             Standing::Usable => Verdict::NotExecuted,
             Standing::Returned => Verdict::Refused(Reason::ReturnedSince),
             Standing::Unusable(state) => unusable(&state),
+            Standing::AnotherCoupon => Verdict::Unsure(Doubt::AnotherCoupon),
             Standing::Unnamed | Standing::Unclear => Verdict::Unsure(Doubt::Contradicted),
         },
         (202, Authenticity::Verified) => Verdict::NotAccepted(Declined::Accepted),

@@ -86,6 +86,11 @@ fn unsigned(status: u16, code: &str) -> Reply {
     error(status, code, None, Authenticity::Unsigned)
 }
 
+/// A signed answer about a coupon that was not asked about, used under our number.
+fn about_another_coupon() -> Reply {
+    says(Coupon { code: "C0002".into(), ..coupon("USED", Some(OURS), None) })
+}
+
 fn used_by_another() -> Reply {
     says(coupon("USED", Some("OTHER_1"), None))
 }
@@ -259,6 +264,7 @@ fn what_may_have_taken_effect_is_asked_about_after_the_settling_time() {
         signed(500, "SYSTEM_ERROR"),
         unsigned(502, ""),
         unsigned(408, ""),
+        about_another_coupon(),
     ] {
         check(&[reply, used_by_us()], &asked, "redeemed by inquiry");
     }
@@ -491,6 +497,7 @@ fn an_inquiry_that_is_not_answered_authentically_is_put_again() {
         error(404, "NOT_FOUND", Some(272_756_746), Authenticity::Verified),
         in_state("FROZEN"),
         in_state("USED"),
+        about_another_coupon(),
         Reply::Answered(answer(200, Authenticity::Unsigned)),
         Reply::Answered(answer(200, Authenticity::Verified)),
     ] {
@@ -833,6 +840,61 @@ fn the_problem_carries_the_words_of_the_refusal() {
 }
 
 #[test]
+fn only_the_coupon_asked_about_is_told_and_only_where_the_answer_is_believed() {
+    let unconvincing = |authenticity| {
+        let coupon = Some(coupon("USED", Some(OURS), None));
+        Reply::Answered(Answer { coupon, ..answer(200, authenticity) })
+    };
+    // Three attempts: a redeem, the inquiry after it, and the last one.
+    let told = |script: &[Reply]| {
+        let (_, outcome) = Run::of(86_400, 2).play(Start::Fresh, script);
+        assert_eq!(in_words(&outcome), "unresolved attempts_exhausted by deadline");
+        outcome.coupon().map(|coupon| (coupon.code.to_string(), coupon.state.to_string()))
+    };
+    let ours = |state: &str| Some((CODE.to_owned(), state.to_owned()));
+    for reply in [
+        about_another_coupon(),
+        unconvincing(Authenticity::Unsigned),
+        unconvincing(Authenticity::Unconvincing(Flaw::Mismatch)),
+    ] {
+        assert_eq!(told(&[signed(429, ""), reply.clone(), reply.clone()]), None);
+        assert_eq!(told(&[signed(429, ""), in_state("FROZEN"), reply]), ours("FROZEN"));
+    }
+    assert_eq!(told(&[signed(429, ""), cut(), in_state("USED")]), ours("USED"));
+    // A refusal in words alone does not take up what was said of another coupon either.
+    let (_, outcome) =
+        Run::default().play(Start::Copy(Belief::Clear), &[about_another_coupon(), signed(403, "NO_AUTH")]);
+    assert_eq!(in_words(&outcome), "refused not_authorised by inquiry");
+    assert_eq!(outcome.coupon(), None);
+}
+
+#[test]
+fn a_coupon_that_is_said_not_to_be_there_is_told_no_more() {
+    let gone = || signed(404, "NOT_FOUND");
+    let told = |run: &Run, script: &[Reply], ending: &str| {
+        let (_, outcome) = run.play(Start::Fresh, script);
+        assert_eq!(in_words(&outcome), ending);
+        outcome.coupon().map(|coupon| coupon.state.clone())
+    };
+    let day = Run::default();
+    assert_eq!(told(&day, &[cut(), usable(), gone()], "refused no_such_coupon by inquiry"), None);
+    assert_eq!(
+        told(&day, &[cut(), gone(), in_state("DELETED")], "refused deleted by inquiry"),
+        Some(CouponState::Deleted)
+    );
+    let short = Run::of(86_400, 2);
+    let unknown = "unresolved attempts_exhausted by deadline";
+    assert_eq!(told(&short, &[usable(), gone(), cut()], unknown), None);
+    // Without a signature nobody has said it.
+    let unsigned = unsigned(404, "NOT_FOUND");
+    assert_eq!(told(&short, &[usable(), unsigned, cut()], unknown), Some(CouponState::Effective));
+    // Said in answer to a redeem it is as true, until the coupon is seen again.
+    let objection = error(403, "", Some(268_578_851), Authenticity::Verified);
+    let script = [cut(), usable(), usable(), objection, cut()];
+    assert_eq!(told(&Run::of(86_400, 4), &script, unknown), None);
+}
+
+#[test]
 fn a_belief_survives_the_words_it_travels_in() {
     for reason in Reason::OBJECTIONS {
         for belief in [
@@ -903,6 +965,7 @@ enum Told {
     Probe,
     UnknownSerial,
     UnsignedSuccess,
+    AnotherCoupon,
     Unsigned(u16),
     UnsignedNoAuth,
     /// "This number was already used", in one of the ways of [`already_used`].
@@ -1039,6 +1102,7 @@ impl Provider {
                 Reply::Answered(answer(200, Authenticity::Unconvincing(Flaw::UnknownSerial)))
             }
             Told::UnsignedSuccess => Reply::Answered(answer(200, Authenticity::Unsigned)),
+            Told::AnotherCoupon => about_another_coupon(),
             Told::Unsigned(status) => unsigned(status, "NOT_ENOUGH"),
             Told::UnsignedNoAuth => unsigned(403, "NO_AUTH"),
             Told::AlreadyUsed(way) => match question {
@@ -1092,6 +1156,7 @@ fn live(
     let mut progress = Progress::new(now, deadline, false);
     let mut copied: Option<Vec<(&'static str, String)>> = None;
     let (mut authentic, mut return_seen) = (false, false);
+    let mut described: Option<Coupon> = None;
     let (mut doubted, mut seen) = (false, Seen::default());
     let (mut interruptions, mut late, mut steps) = (0u32, 0u32, 0u32);
     let mut step = progress.begin(limits, now);
@@ -1116,8 +1181,12 @@ fn live(
                 match reply {
                     Some(reply) => {
                         let verdict = judge(question, &reply, &redemption);
-                        authentic |= matches!(&reply, Reply::Answered(answer) if answer.authenticity == Authenticity::Verified);
-                        if let Reply::Answered(Answer { coupon: Some(coupon), .. }) = &reply {
+                        authentic |= call.told != Told::AnotherCoupon
+                            && matches!(&reply, Reply::Answered(answer) if answer.authenticity == Authenticity::Verified);
+                        if let Reply::Answered(Answer { coupon: Some(coupon), .. }) = &reply
+                            && *coupon.code == *CODE
+                        {
+                            described = Some(coupon.clone());
                             let Usage::Once(trace) = &coupon.usage else { unreachable!() };
                             return_seen |=
                                 coupon.state == CouponState::Effective && trace.return_request_no.is_some();
@@ -1149,6 +1218,7 @@ fn live(
                     None => {
                         interruptions += 1;
                         doubted = true;
+                        described = None;
                         seen = Seen { sent: Some(now), ..Seen::default() };
                         progress = match &copied {
                             None => Progress::new(start(), deadline, true),
@@ -1178,6 +1248,7 @@ fn live(
                 progress = read_copy(&headers, now);
                 copied = Some(headers);
                 doubted = true;
+                described = None;
                 seen.usable = false;
                 progress.begin(limits, now)
             }
@@ -1188,6 +1259,11 @@ fn live(
             }
             Step::Finish(outcome) => {
                 prop_assert!(progress.attempts <= limits.attempts_max + 2 * (1 + interruptions));
+                prop_assert_eq!(
+                    outcome.coupon(),
+                    described.as_ref(),
+                    "not what was last told of this coupon"
+                );
                 if let Outcome::Refused { reason, .. } = &outcome
                     && ![Reason::UsedByAnother, Reason::ReturnedSince].contains(reason)
                     && seen.sent.is_some()
@@ -1234,6 +1310,7 @@ fn unsure() -> impl Strategy<Value = (Effect, Told)> {
         Just(Told::Probe),
         Just(Told::UnknownSerial),
         Just(Told::UnsignedSuccess),
+        Just(Told::AnotherCoupon),
     ];
     (hidden_effect(), told)
 }

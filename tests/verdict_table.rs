@@ -121,6 +121,7 @@ fn words(verdict: &Verdict) -> String {
         Verdict::Unsure(Doubt::ServerError) => "unsure: server error".to_owned(),
         Verdict::Unsure(Doubt::NotBelieved) => "unsure: not believed".to_owned(),
         Verdict::Unsure(Doubt::Contradicted) => "unsure: contradicted".to_owned(),
+        Verdict::Unsure(Doubt::AnotherCoupon) => "unsure: another coupon".to_owned(),
         Verdict::Unsure(Doubt::Unexpected) => "unsure: unexpected".to_owned(),
         Verdict::Stop(Fault::Unauthenticated) => "**stop**: unauthenticated".to_owned(),
         Verdict::Stop(Fault::Unauthorised) => "**stop**: unauthorised".to_owned(),
@@ -611,6 +612,7 @@ fn page() -> String {
         let verdict = |question| words(&judge(question, &reply, &redemption));
         let standing = match standing {
             Standing::Unusable(state) => format!("unusable ({state})"),
+            Standing::AnotherCoupon => "another coupon".to_owned(),
             other => format!("{other:?}").to_lowercase(),
         };
         let cells = [state, case.detail, standing, verdict(Question::Redeem), verdict(Question::Inquire)];

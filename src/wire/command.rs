@@ -113,12 +113,14 @@ fn read(members: Vec<(String, Node)>) -> Result<Redemption, Box<Rejected>> {
     let mut faults = Faults::default();
     let mut outer = Fields::new("", members, &mut faults);
     // The nested spelling moves everything but the two path parameters one level down.
+    let nested = outer.has("json");
     let mut inner = outer.object("json", &mut faults);
-    let body = inner.as_mut();
 
     let openid = outer.text("openid", Openid::parse, &mut faults);
     let coupon_code = outer.text("coupon_code", CouponCode::parse, &mut faults);
-    let body = body.unwrap_or(&mut outer);
+    // Where `json` is no object nobody knows which spelling was meant: what stands beside it is read, nothing is missed.
+    outer.partial = nested && inner.is_none();
+    let body = inner.as_mut().unwrap_or(&mut outer);
     let brand_id = body.text("brand_id", BrandId::parse, &mut faults);
     let product_coupon_id = body.text("product_coupon_id", ProductCouponId::parse, &mut faults);
     let stock_id = body.text("stock_id", StockId::parse, &mut faults);
@@ -192,7 +194,7 @@ const PAY_SCORE: &str = "associated_pay_score_order_info";
 
 fn order(body: &mut Fields, faults: &mut Faults) -> Option<AssociatedOrder> {
     let (payment, pay_score) = (body.has(PAYMENT), body.has(PAY_SCORE));
-    if payment == pay_score {
+    if payment == pay_score && (payment || !body.partial) {
         let found = if payment { "both are" } else { "neither is" };
         let problem = format!("exactly one of {PAYMENT} and {PAY_SCORE} is wanted; {found} given");
         faults.add(body.pointer(if payment { PAY_SCORE } else { PAYMENT }), problem);
@@ -213,26 +215,25 @@ fn numbers<N>(
     parse: fn(&str) -> Result<N, Unfit>,
     faults: &mut Faults,
 ) -> Option<OrderNumbers<N>> {
-    let before = faults.0.len();
+    // Rules across fields go by what is given, whatever its value: a fault of one field must not hide another's.
+    let [ours_given, theirs_given, mchid_given, sub_mchid_given] =
+        [ours, theirs, "mchid", "sub_mchid"].map(|field| order.has(field));
     let provider = order.optional_text(ours, OrderNo::parse, faults);
     let merchant = order.optional_text(theirs, parse, faults);
     let mchid = order.optional_text("mchid", Mchid::parse, faults);
     let sub_mchid = order.optional_text("sub_mchid", Mchid::parse, faults);
     let pointer = |field| order.pointer(field);
-    if faults.0.len() == before {
-        if provider.is_none() && merchant.is_none() {
-            let problem = format!("at least one of {ours} and {theirs} is wanted");
-            faults.add(order.path.clone(), problem);
-        }
-        if merchant.is_some() && mchid.is_none() {
-            faults.add(pointer("mchid"), format!("is wanted where {theirs} is given"));
-        }
-        if merchant.is_none() && mchid.is_some() {
-            faults.add(pointer("mchid"), format!("goes with {theirs}, which is not given"));
-        }
-        if merchant.is_none() && sub_mchid.is_some() {
-            faults.add(pointer("sub_mchid"), format!("goes with {theirs}, which is not given"));
-        }
+    if !ours_given && !theirs_given {
+        faults.add(order.path.clone(), format!("at least one of {ours} and {theirs} is wanted"));
+    }
+    if theirs_given && !mchid_given {
+        faults.add(pointer("mchid"), format!("is wanted where {theirs} is given"));
+    }
+    if !theirs_given && mchid_given {
+        faults.add(pointer("mchid"), format!("goes with {theirs}, which is not given"));
+    }
+    if !theirs_given && sub_mchid_given {
+        faults.add(pointer("sub_mchid"), format!("goes with {theirs}, which is not given"));
     }
     order.finish(faults);
     let merchant = merchant.zip(mchid).map(|(number, mchid)| MerchantOrder { number, mchid, sub_mchid });
@@ -266,11 +267,13 @@ impl Faults {
 struct Fields {
     path: String,
     members: BTreeMap<String, Node>,
+    /// Whether more may be meant to stand elsewhere, so that nothing is called missing here.
+    partial: bool,
 }
 
 impl Fields {
     fn new(path: &str, members: Vec<(String, Node)>, faults: &mut Faults) -> Self {
-        let mut fields = Self { path: path.to_owned(), members: BTreeMap::new() };
+        let mut fields = Self { path: path.to_owned(), members: BTreeMap::new(), partial: false };
         for (name, node) in members {
             match fields.members.entry(name) {
                 Entry::Vacant(vacant) => {
@@ -313,7 +316,7 @@ impl Fields {
         parse: impl Fn(&str) -> Result<T, Unfit>,
         faults: &mut Faults,
     ) -> Option<T> {
-        if !self.has(name) {
+        if !self.has(name) && !self.partial {
             faults.add(self.pointer(name), "is missing");
         }
         self.optional_text(name, parse, faults)
@@ -546,6 +549,26 @@ mod tests {
     }
 
     #[test]
+    fn a_json_that_is_no_object_is_the_one_fault_of_what_may_be_in_it() {
+        for json in ["null", "5", "\"{}\"", "[]", "true"] {
+            let told = |beside: &str| pointers(&format!(r#"{{"json": {json}, {beside}}}"#));
+            let path = r#""openid": "oUser", "coupon_code": "C1""#;
+            assert_eq!(told(path), ["/json"]);
+            assert_eq!(told(r#""openid": 5"#), ["/json", "/openid", "/coupon_code"]);
+            assert_eq!(told(&format!(r#"{path}, "stok_id": "1""#)), ["/json", "/stok_id"]);
+            // What stands beside it is no less wrong for that, and is never called missing or unknown.
+            assert_eq!(told(&format!(r#"{path}, "brand_id": "120344""#)), ["/json"]);
+            assert_eq!(told(&format!(r#"{path}, "brand_id": "no!""#)), ["/json", "/brand_id"]);
+            let order = r#""associated_order_info": {"out_trade_no": "T1"}"#;
+            assert_eq!(told(&format!("{path}, {order}")), ["/json", "/associated_order_info/mchid"]);
+        }
+        let flat = altered("\"openid\"", "\"json\": null, \"openid\"");
+        let rejected = decode(flat.as_bytes()).unwrap_err();
+        assert_eq!(rejected.faults.len(), 1, "{:?}", rejected.faults);
+        assert_eq!(rejected.legible, Legible::from(&decode(FLAT.as_bytes()).unwrap()));
+    }
+
+    #[test]
     fn a_field_given_twice_is_a_fault() {
         let text = altered("\"appid\"", "\"out_request_no\": \"34657_20250101_999999\", \"appid\"");
         assert_eq!(faults(&text), [("/out_request_no".to_owned(), "is given twice".to_owned())]);
@@ -571,6 +594,26 @@ mod tests {
             pointers(&altered(NUMBERS, r#"{"transaction_id": "1", "mchid": "1", "sub_mchid": "2"}"#)),
             ["/associated_order_info/mchid", "/associated_order_info/sub_mchid"]
         );
+    }
+
+    #[test]
+    fn a_fault_in_an_order_hides_no_other_and_makes_none() {
+        let check = |order: &str, wanted: &[&str]| {
+            let told = pointers(&altered(NUMBERS, order));
+            let wanted: Vec<_> =
+                wanted.iter().map(|field| format!("/associated_order_info{field}")).collect();
+            assert_eq!(told, wanted, "{order}");
+        };
+        check(r#"{"out_trade_no": "T1", "sub_mchid": 5}"#, &["/sub_mchid", "/mchid"]);
+        check(r#"{"transaction_id": 5, "out_trade_no": "T1"}"#, &["/transaction_id", "/mchid"]);
+        check(r#"{"transaction_id": "1", "mchid": "x"}"#, &["/mchid", "/mchid"]);
+        check(r#"{"mchid": null, "sub_mchid": "1"}"#, &["/mchid", "", "/mchid", "/sub_mchid"]);
+        check(r#"{"mchid": "1", "mchid": "2"}"#, &["/mchid", "", "/mchid"]);
+        // What is given is given, whatever is wrong with it.
+        check(r#"{"transaction_id": ""}"#, &["/transaction_id"]);
+        check(r#"{"out_trade_no": 5, "mchid": "1", "sub_mchid": "2"}"#, &["/out_trade_no"]);
+        check(r#"{"out_trade_no": "T1", "mchid": 5}"#, &["/mchid"]);
+        check(r#"{"out_trade_no": "a b"}"#, &["/out_trade_no", "/mchid"]);
     }
 
     #[test]
