@@ -8,6 +8,9 @@ use serde_json::Value;
 use crate::commands::{Command, Right};
 use crate::wires::Seen;
 
+/// How long the service waits for an answer, as every rig configures it (`wechat.total_timeout`), in microseconds.
+const WAITED_FOR_US: u64 = 1_000_000;
+
 /// What was found.
 #[derive(Debug, Default)]
 pub struct Findings {
@@ -194,8 +197,8 @@ fn effects(commands: &[Command], seen: &[Seen], ledger: &Ledger<'_>, findings: &
     }
 }
 
-/// Between two uses of one number somebody asked what the first one did, but where that was told not to have been
-/// accepted: then a copy may say so, too. And where the second came while the first was under way: the broker gives a
+/// Between two uses of one number somebody asked what the first one did and was told, but where that one was answered by
+/// "not now": then a copy may say so, too. And where the second came while the first was under way: the broker gives a
 /// command to another instance before the first one learns that its connection is gone, and for a moment both have it in
 /// hand. Numbers that were published more than once are left out.
 fn inquiries(
@@ -220,26 +223,35 @@ fn inquiries(
         at.is_none_or(|at| muddles.iter().any(|(from, to)| (*from..=*to).contains(&at)))
     };
     for attempts in by_coupon.values() {
-        // The numbers of uses that nobody has asked about since, and of those that were not accepted.
-        let (mut open, mut declined) = (BTreeMap::new(), BTreeSet::new());
+        // The last use of each number that nobody has been told about since.
+        let mut open: BTreeMap<&str, &Value> = BTreeMap::new();
         for attempt in attempts {
             if attempt["question"] != "use" {
-                open.clear();
+                if is_told(attempt) {
+                    open.clear();
+                }
                 continue;
             }
             let number = attempt["out_request_no"].as_str().unwrap_or_default();
             let before = open.insert(number, *attempt);
-            let once = published.get(number) == Some(&1) && !declined.contains(number);
-            if is_declined(attempt) {
-                declined.insert(number);
-            }
-            let unasked = |before: &&Value| once && !muddled(before) && !is_under_way(before, attempt);
+            let once = published.get(number) == Some(&1);
+            let unasked = |before: &&Value| {
+                once && !is_declined(before) && !muddled(before) && !is_under_way(before, attempt)
+            };
             if let Some(before) = before.filter(unasked) {
                 findings.unasked += 1;
                 findings.violations.push(format!("used again without an inquiry: {before:#} {attempt:#}"));
             }
         }
     }
+}
+
+/// Whether an inquiry was answered by the coupon, in time, whole, and under a good signature. Of the faults only these
+/// leave it so: a short delay, and signatures missing from refusals alone.
+fn is_told(inquiry: &Value) -> bool {
+    let harmless = matches!(inquiry["fault"].as_str(), None | Some("slow" | "unsigned"));
+    let in_time = inquiry["took_us"].as_u64().is_some_and(|took| took < WAITED_FOR_US);
+    inquiry["question"] == "inquire" && inquiry["answered"] == 200 && harmless && in_time
 }
 
 /// Whether the first had not been answered when the second came.
@@ -349,4 +361,121 @@ fn with_history(why: &str, command: &Command, told: &[&Seen], ledger: &Ledger<'_
         events.join("\n"),
         entries.join("\n")
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const USE: &str = "use";
+    const INQUIRE: &str = "inquire";
+
+    fn command() -> Command {
+        let (id, code, number) = ("m-1".to_owned(), "C1".to_owned(), "USE_1".to_owned());
+        Command { id, code, number, body: Vec::new(), right: Right::Redeemed, hopeless: false }
+    }
+
+    /// How many uses were sent again unasked, of these calls: question, fault, what was answered. They come two seconds
+    /// after one another.
+    fn unasked(calls: &[(&str, Option<&str>, Value)]) -> usize {
+        let attempts: Vec<Value> = (0_u64..)
+            .zip(calls)
+            .map(|(nth, (question, fault, answered))| {
+                json!({
+                    "sequence": nth + 1, "at": "2026-01-01T00:00:00Z", "at_us": nth * 2_000_000, "took_us": 5_000,
+                    "question": question, "fault": fault, "answered": answered, "coupon_code": "C1",
+                    "out_request_no": (*question == USE).then_some("USE_1"),
+                })
+            })
+            .collect();
+        judged(&attempts)
+    }
+
+    fn judged(attempts: &[Value]) -> usize {
+        let (page, mut findings) = (json!({"attempts": attempts, "effects": []}), Findings::default());
+        inquiries(&[command()], &Ledger::read(&page), &BTreeSet::new(), &[], &mut findings);
+        assert_eq!(findings.unasked, findings.violations.len());
+        findings.unasked
+    }
+
+    #[test]
+    fn only_an_inquiry_that_was_answered_well_allows_another_use() {
+        let cut = || (USE, Some("cut_after_effect"), json!("cut"));
+        let check = |inquiry: Option<&str>, answered: Value, wanted| {
+            let calls = [cut(), (INQUIRE, inquiry, answered), cut()];
+            assert_eq!(unasked(&calls), wanted, "{calls:?}");
+        };
+        assert_eq!(unasked(&[cut()]), 0);
+        assert_eq!(unasked(&[cut(), cut()]), 1);
+        check(None, json!(200), 0);
+        check(Some("slow"), json!(200), 0);
+        check(Some("unsigned"), json!(200), 0);
+        check(None, json!(404), 1);
+        check(None, json!(429), 1);
+        check(None, Value::Null, 1);
+        check(Some("cut_before_effect"), json!("cut"), 1);
+        check(Some("cut_after_effect"), json!("cut"), 1);
+        check(Some("html_502"), json!(502), 1);
+        for status in [202, 401, 429, 500, 503] {
+            check(Some("status"), json!(status), 1);
+        }
+        for nothing_said in [
+            "bad_signature",
+            "cut_in_body",
+            "deep_json",
+            "endless_body",
+            "forged_success",
+            "gzip",
+            "huge_body",
+            "no_signature",
+            "probe_signature",
+            "skewed_clock",
+            "stale_timestamp",
+            "truncated_body",
+            "unknown_serial",
+        ] {
+            check(Some(nothing_said), json!(200), 1);
+        }
+    }
+
+    #[test]
+    fn an_inquiry_that_was_answered_too_late_told_nobody() {
+        let call = |question, at_us: u64, took_us: u64, fault| {
+            json!({
+                "at": "2026-01-01T00:00:00Z", "at_us": at_us, "took_us": took_us, "question": question,
+                "fault": fault, "answered": 200, "coupon_code": "C1", "out_request_no": "USE_1",
+            })
+        };
+        let with = |took_us| {
+            let inquiry = call(INQUIRE, 2_000_000, took_us, Some("slow"));
+            judged(&[call(USE, 0, 9, Some("no_signature")), inquiry, call(USE, 9_000_000, 9, None)])
+        };
+        assert_eq!((with(300_000), with(1_300_000)), (0, 1));
+    }
+
+    #[test]
+    fn a_use_that_was_declined_may_be_sent_again_and_no_other() {
+        let declined = |status: u16| (USE, Some("status"), json!(status));
+        for status in [202, 401, 429] {
+            assert_eq!(unasked(&[declined(status), declined(status), (USE, None, json!(200))]), 0);
+        }
+        assert_eq!(unasked(&[declined(500), (USE, None, json!(200))]), 1);
+        // That it was declined once says nothing about the next one.
+        let cut = || (USE, Some("cut_after_effect"), json!("cut"));
+        assert_eq!(unasked(&[declined(202), cut(), cut()]), 1);
+        assert_eq!(unasked(&[declined(202), cut(), declined(202), cut()]), 1);
+    }
+
+    #[test]
+    fn a_use_while_the_last_one_was_under_way_is_another_instances() {
+        let used = |at_us: u64| {
+            json!({
+                "at": "2026-01-01T00:00:00Z", "at_us": at_us, "took_us": 1_000, "question": USE,
+                "answered": 200, "coupon_code": "C1", "out_request_no": "USE_1",
+            })
+        };
+        assert_eq!((judged(&[used(0), used(999)]), judged(&[used(0), used(1_001)])), (0, 1));
+    }
 }
