@@ -32,6 +32,8 @@ pub struct Findings {
     pub faults: BTreeMap<String, usize>,
     /// Uses that were sent again without having asked what the last one did.
     pub unasked: usize,
+    /// Commands that were told as unresolved, and then as something else.
+    pub superseded: usize,
     /// Redemptions in the ledger.
     pub effects: usize,
     /// Everything that is wrong, each with what is needed to look into it.
@@ -65,6 +67,7 @@ pub fn judge(
         if told.is_empty() {
             findings.lost += 1;
         }
+        findings.superseded += usize::from(is_superseded(told));
         if let Err(why) = outcome(command, told, &ledger) {
             findings.wrong += usize::from(!told.is_empty());
             findings.violations.push(with_history(&why, command, told, &ledger));
@@ -129,6 +132,9 @@ fn outcome(command: &Command, told: &[&Seen], ledger: &Ledger<'_>) -> Result<(),
     if settled.len() < told.len() && !command.hopeless {
         return Err("unresolved, although there was time".to_owned());
     }
+    if is_taken_back(told) {
+        return Err("unresolved after an outcome".to_owned());
+    }
     let unresolved: BTreeSet<_> =
         told.iter().filter(|event| event.outcome == "unresolved").map(|event| &event.id).collect();
     if unresolved.len() > 1 {
@@ -158,6 +164,21 @@ fn outcome(command: &Command, told: &[&Seen], ledger: &Ledger<'_>) -> Result<(),
         ));
     }
     Ok(())
+}
+
+/// Whether a command was told as unresolved for the first time after it had been told as something else. What the broker
+/// hands over again may come late.
+fn is_taken_back(told: &[&Seen]) -> bool {
+    let is_settled = |event: &&&Seen| event.outcome != "unresolved";
+    let unresolved_before = told.iter().take_while(|event| !is_settled(event)).count() > 0;
+    let mut after = told.iter().skip_while(|event| !is_settled(event));
+    !unresolved_before && after.any(|event| event.outcome == "unresolved" && !event.again)
+}
+
+/// Whether a command was told as unresolved first, and then as something else.
+fn is_superseded(told: &[&Seen]) -> bool {
+    let mut later = told.iter().skip_while(|event| event.outcome != "unresolved");
+    later.any(|event| event.outcome != "unresolved")
 }
 
 /// A number has one effect at most, of our command, and always the same body.
@@ -477,5 +498,40 @@ mod tests {
             })
         };
         assert_eq!((judged(&[used(0), used(999)]), judged(&[used(0), used(1_001)])), (0, 1));
+    }
+
+    #[test]
+    fn only_what_is_unresolved_is_superseded() {
+        let check = |story: &[(&str, bool)], taken_back: bool, superseded: bool| {
+            let told: Vec<Seen> = story
+                .iter()
+                .map(|(outcome, again)| Seen {
+                    command: "m-1".to_owned(),
+                    id: format!("id of {outcome}"),
+                    outcome: (*outcome).to_owned(),
+                    reason: String::new(),
+                    state: "USED".to_owned(),
+                    code: "C1".to_owned(),
+                    number: "USE_1".to_owned(),
+                    again: *again,
+                })
+                .collect();
+            let told: Vec<&Seen> = told.iter().collect();
+            assert_eq!((is_taken_back(&told), is_superseded(&told)), (taken_back, superseded), "{story:?}");
+            let page = json!({"effects": [{"kind": "used", "out_request_no": "USE_1"}]});
+            let hopeless = Command { hopeless: true, ..command() };
+            assert_eq!(outcome(&hopeless, &told, &Ledger::read(&page)).is_err(), taken_back, "{story:?}");
+        };
+        let (redeemed, unresolved) = (("redeemed", false), ("unresolved", false));
+        check(&[redeemed], false, false);
+        check(&[redeemed, redeemed], false, false);
+        check(&[unresolved, redeemed], false, true);
+        check(&[unresolved, unresolved, redeemed], false, true);
+        check(&[redeemed, unresolved], true, false);
+        check(&[redeemed, unresolved, redeemed], true, true);
+        // A subscriber drops what it has seen.
+        check(&[unresolved, redeemed, unresolved], false, true);
+        // Nobody knows how long that was on its way.
+        check(&[redeemed, ("unresolved", true)], false, false);
     }
 }

@@ -268,6 +268,7 @@ impl Rig {
             let never: Vec<_> =
                 self.kinds.iter().filter(|kind| !findings.faults.contains_key(*kind)).collect();
             check(never.is_empty(), format!("faults that never came: {never:?}"));
+            check(findings.superseded > 0, "no command was unresolved and superseded".to_owned());
             let wanted = self.size.broker_kills;
             check(ends >= wanted, format!("{ends} ends of the broker, not {wanted}"));
         }
