@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::commands::{Command, Right};
+use crate::commands::{Command, Right, is_singled_out};
 use crate::wires::Seen;
 
 /// How long the service waits for an answer, as every rig configures it (`wechat.total_timeout`), in microseconds.
@@ -28,8 +28,10 @@ pub struct Findings {
     pub repeats: usize,
     /// Calls to the payment API.
     pub calls: usize,
-    /// Calls that a fault hit, by the fault.
-    pub faults: BTreeMap<String, usize>,
+    /// Calls that a fault hit.
+    pub faulty: usize,
+    /// Of the coupons that no fault is made for: calls that a fault hit, and all.
+    pub at_random: (usize, usize),
     /// Uses that were sent again without having asked what the last one did.
     pub unasked: usize,
     /// Commands that were told as unresolved, and then as something else.
@@ -114,8 +116,13 @@ fn count(seen: &[Seen], ledger: &Ledger<'_>, findings: &mut Findings) {
     }
     findings.distinct = ids.len();
     findings.calls = ledger.attempts.len();
-    for fault in ledger.attempts.iter().filter_map(|attempt| attempt["fault"].as_str()) {
-        *findings.faults.entry(fault.to_owned()).or_default() += 1;
+    for attempt in ledger.attempts {
+        let is_faulty = usize::from(attempt["fault"].is_string());
+        findings.faulty += is_faulty;
+        if !is_singled_out(attempt["coupon_code"].as_str().unwrap_or_default()) {
+            findings.at_random.0 += is_faulty;
+            findings.at_random.1 += 1;
+        }
     }
     findings.effects = ledger.uses.values().map(Vec::len).sum();
 }
