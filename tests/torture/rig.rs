@@ -35,6 +35,15 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// The median time from the broker taking connections to the first settled command, and from its end to readiness
 /// being denied. What is not optimised shares the machine with whatever else is being tested.
 const LIMIT: Duration = Duration::from_secs(if cfg!(debug_assertions) { 5 } else { 2 });
+/// When a broker that says nothing must have been noticed: a connection is dead after twice the heartbeat, and who looks
+/// may be slow.
+const NOTICED_WITHIN: Duration = Duration::from_secs(12);
+/// How long trouble is kept up for something to fall upon.
+const OCCASION: Duration = Duration::from_secs(20);
+/// What tells that the broker is connected, how often it was, and that it takes no messages.
+const CONNECTED: &str = "redeemer_broker_connected";
+const GENERATIONS: &str = "redeemer_broker_generations_total";
+const BLOCKED: &str = "redeemer_broker_blocked";
 /// How long after being let go a call may still be on its way.
 const STRAGGLING: SignedDuration = SignedDuration::from_secs(2);
 
@@ -344,17 +353,65 @@ impl Rig {
             Act::Alarm => {
                 self.count(act);
                 self.ctl(&["set_vm_memory_high_watermark", "0.0001"]).await;
-                sleep(Duration::from_secs(3)).await;
+                let since = Instant::now();
+                // Told is who publishes meanwhile.
+                let [one, other] = &self.instances;
+                let told = tokio::select! {
+                    told = one.wait_metric(BLOCKED, |blocked| blocked == 1.0, OCCASION) => told,
+                    told = other.wait_metric(BLOCKED, |blocked| blocked == 1.0, OCCASION) => told,
+                };
+                sleep(Duration::from_secs(3).saturating_sub(since.elapsed())).await;
                 self.ctl(&["set_vm_memory_high_watermark", "0.4"]).await;
+                if told.is_none() {
+                    self.violations.push("no instance was told of the memory alarm".to_owned());
+                }
             }
             Act::CloseConnections => {
                 self.count(act);
+                let built = self.generations().await;
                 self.ctl(&["close_all_connections", "closed by the fault rig"]).await;
+                self.expect_new_connections(&act, built, INSTANCES).await;
             }
             Act::Network { at, trouble } => {
                 self.count(act);
-                self.disturb(at, trouble).await;
+                self.disturb(act, at, trouble).await;
             }
+        }
+    }
+
+    /// How often each instance has connected to the broker, once both are connected.
+    async fn generations(&self) -> [f64; INSTANCES] {
+        let [one, other] = &self.instances;
+        tokio::join!(one.wait_ready(true), other.wait_ready(true));
+        let (one, other) = tokio::join!(
+            one.wait_metric(GENERATIONS, |_| true, PATIENCE),
+            other.wait_metric(GENERATIONS, |_| true, PATIENCE)
+        );
+        // Who does not even tell cannot be seen to connect anew.
+        [one, other].map(|built| built.unwrap_or(f64::INFINITY))
+    }
+
+    /// So many instances at least connect to the broker anew, and both are ready again.
+    async fn expect_new_connections(&mut self, act: &Act, built: [f64; INSTANCES], wanted: usize) {
+        let since = Instant::now();
+        loop {
+            let mut anew = 0;
+            for (instance, before) in self.instances.iter().zip(built) {
+                anew += usize::from(instance.metric(GENERATIONS).await.is_some_and(|now| now > before));
+            }
+            if anew >= wanted {
+                break;
+            }
+            if since.elapsed() > PATIENCE {
+                self.violations.push(format!("{act}: {anew} instances connected anew, not {wanted}"));
+                break;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        let [one, other] = &self.instances;
+        let ready = tokio::join!(one.wait_ready(true), other.wait_ready(true));
+        if !matches!(ready, (Some(_), Some(_))) {
+            self.violations.push(format!("{act}: not all are ready again: {}", self.state().await));
         }
     }
 
@@ -518,20 +575,36 @@ impl Rig {
             .unwrap()
     }
 
-    async fn disturb(&mut self, at: Place, trouble: Trouble) {
+    async fn disturb(&mut self, act: Act, at: Place, trouble: Trouble) {
         let from = Timestamp::now();
-        self.misbehave(at, trouble).await;
-        if at == Place::Provider {
-            self.muddles.push((from, Timestamp::now() + STRAGGLING));
+        let before_it = match at {
+            Place::Broker => Some(self.generations().await),
+            Place::Provider => None,
+        };
+        if !self.misbehave(at, trouble).await {
+            self.violations.push(format!("{act}: met by nobody"));
+        }
+        match (before_it, trouble) {
+            (None, _) => self.muddles.push((from, Timestamp::now() + STRAGGLING)),
+            (Some(_), Trouble::Slowness) => {}
+            // Each instance has two connections.
+            (Some(built), Trouble::Halve) => self.expect_new_connections(&act, built, 1).await,
+            (Some(built), Trouble::Cut | Trouble::Silence | Trouble::Refusal) => {
+                self.expect_new_connections(&act, built, INSTANCES).await;
+            }
         }
     }
 
-    async fn misbehave(&self, at: Place, trouble: Trouble) {
-        let (proxy, silence) = match at {
-            // Longer than two heartbeats and a connect timeout.
-            Place::Broker => (&self.before_broker, Duration::from_secs(7)),
-            Place::Provider => (&self.before_provider, Duration::from_secs(3)),
+    /// Whether anybody met it.
+    async fn misbehave(&mut self, at: Place, trouble: Trouble) -> bool {
+        let proxy = match at {
+            Place::Broker => &self.before_broker,
+            Place::Provider => &self.before_provider,
         };
+        let met = || if trouble == Trouble::Cut { proxy.cut_off() } else { proxy.ill_treated() };
+        let before = met();
+        let since = Instant::now();
+        let mut unnoticed = Vec::new();
         match trouble {
             Trouble::Cut => {
                 for _ in 0..3 {
@@ -542,11 +615,19 @@ impl Rig {
             Trouble::Halve => {
                 proxy.halve(4);
                 sleep(Duration::from_secs(2)).await;
-                proxy.halve(0);
             }
             Trouble::Silence => {
                 proxy.behave(Manner::Silent);
-                sleep(silence).await;
+                if at == Place::Broker {
+                    let [one, other] = &self.instances;
+                    let noticed = tokio::join!(is_cut_off(one), is_cut_off(other));
+                    unnoticed.extend((!noticed.0).then(|| one.name().to_owned()));
+                    unnoticed.extend((!noticed.1).then(|| other.name().to_owned()));
+                    // Time for who has noticed to try anew, and to be met by silence again.
+                    sleep(Duration::from_secs(7).saturating_sub(since.elapsed())).await;
+                } else {
+                    sleep(Duration::from_secs(3)).await;
+                }
             }
             Trouble::Slowness => {
                 proxy.behave(Manner::Slow(Duration::from_millis(150)));
@@ -558,7 +639,19 @@ impl Rig {
                 sleep(Duration::from_secs(2)).await;
             }
         }
+        while met() == before && since.elapsed() < OCCASION {
+            if trouble == Trouble::Cut {
+                proxy.cut();
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        proxy.halve(0);
         proxy.behave(Manner::Good);
+        let is_met = met() > before;
+        for instance in unnoticed {
+            self.violations.push(format!("{instance} did not notice that the broker was silent"));
+        }
+        is_met
     }
 
     /// No instance ends of its own accord.
@@ -665,6 +758,12 @@ impl Rig {
         }
         self.figures.stops -= INSTANCES;
     }
+}
+
+/// Whether an instance says in time that the broker is gone, and that it is not ready.
+async fn is_cut_off(instance: &Service) -> bool {
+    let gone = instance.wait_metric(CONNECTED, |connected| connected == 0.0, NOTICED_WITHIN).await;
+    gone.is_some() && instance.get("/readyz").await.is_some_and(|(status, _)| status == 503)
 }
 
 fn configure(dir: &Path, card: &Value, broker: String, provider_port: u16) -> Config {

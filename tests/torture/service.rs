@@ -164,6 +164,23 @@ impl Service {
         None
     }
 
+    /// Waits until a metric is so; nothing where it does not come to that in time.
+    pub async fn wait_metric(
+        &self,
+        name: &str,
+        is_so: impl Fn(f64) -> bool,
+        patience: Duration,
+    ) -> Option<f64> {
+        let since = Instant::now();
+        loop {
+            match self.metric(name).await {
+                Some(value) if is_so(value) => return Some(value),
+                _ if since.elapsed() > patience => return None,
+                _ => sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+
     /// Its name in reports.
     pub fn name(&self) -> &str {
         &self.name
