@@ -42,11 +42,11 @@ impl Service {
         self.spawn().await;
     }
 
-    /// The same, ordered beforehand to die at the first time that it reaches this point.
+    /// The same, ordered beforehand to die at the nth time that it reaches this point.
     #[allow(dead_code)] // for `tests/kill_points.rs`
-    pub async fn launch_to_die(&mut self, point: KillPoint) {
+    pub async fn launch_to_die(&mut self, point: KillPoint, nth: usize) {
         self.forget_orders();
-        self.order(point, 1);
+        self.order(point, nth);
         self.spawn().await;
     }
 
