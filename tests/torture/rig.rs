@@ -40,9 +40,9 @@ const LIMITS: &[(usize, Duration)] = if cfg!(debug_assertions) {
 } else {
     &[(50, Duration::from_secs(2)), (90, Duration::from_secs(2)), (100, Duration::from_secs(5))]
 };
-/// When a broker that says nothing must have been noticed: a connection is dead after twice the heartbeat, and who looks
-/// may be slow.
-const NOTICED_WITHIN: Duration = Duration::from_secs(12);
+/// When a broker that says nothing must have been noticed: a connection is dead after twice the heartbeat, and a busy
+/// machine may be slow. Before a confirm is waited for in vain, which would end the connection, too.
+const NOTICED_WITHIN: Duration = Duration::from_secs(8);
 /// When some instance must have been told of an alarm: a command that is in hand is told of or put away by then.
 const ALARM_TOLD_WITHIN: Duration = Duration::from_secs(8);
 /// How long trouble is kept up for something to fall upon.
@@ -648,6 +648,7 @@ impl Rig {
                 if at == Place::Broker {
                     let [one, other] = &self.instances;
                     let noticed = tokio::join!(is_cut_off(one), is_cut_off(other));
+                    println!("torture: silence noticed after {:.1?}: {noticed:?}", since.elapsed());
                     unnoticed.extend((!noticed.0).then(|| one.name().to_owned()));
                     unnoticed.extend((!noticed.1).then(|| other.name().to_owned()));
                     // Time for who has noticed to try anew, and to be met by silence again.
