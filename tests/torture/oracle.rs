@@ -268,7 +268,10 @@ fn inquiries(
             };
             if let Some(before) = before.filter(unasked) {
                 findings.unasked += 1;
-                findings.violations.push(format!("used again without an inquiry: {before:#} {attempt:#}"));
+                let way: Vec<_> = attempts.iter().map(|attempt| told_of(attempt)).collect();
+                let places = [before, attempt].map(|attempt| attempt["sequence"].to_string()).join(" and ");
+                let why = format!("{number} was used again without an inquiry, {places}");
+                findings.violations.push(format!("{why}; all calls:\n{}", way.join("\n")));
             }
         }
     }
@@ -363,24 +366,28 @@ fn aside(
     }
 }
 
+/// A call or an effect in a line.
+fn told_of(entry: &Value) -> String {
+    format!(
+        "    {} {} {} {} {} fault {} answered {} after {} us sub_code {}",
+        entry["sequence"],
+        entry["at"],
+        entry["question"],
+        entry["kind"],
+        entry["out_request_no"],
+        entry["fault"],
+        entry["answered"],
+        entry["took_us"],
+        entry["sub_code"]
+    )
+}
+
 fn with_history(why: &str, command: &Command, told: &[&Seen], ledger: &Ledger<'_>) -> String {
     let of_it = |entry: &&Value| entry["coupon_code"] == command.code.as_str();
-    let line = |entry: &Value| {
-        format!(
-            "    {} {} {} {} fault {} answered {} sub_code {}",
-            entry["at"],
-            entry["question"],
-            entry["kind"],
-            entry["out_request_no"],
-            entry["fault"],
-            entry["answered"],
-            entry["sub_code"]
-        )
-    };
     let mut entries: Vec<_> = ledger.attempts.iter().chain(ledger.effects).filter(of_it).collect();
     entries.sort_by_key(|entry| entry["sequence"].as_u64());
     let events: Vec<_> = told.iter().map(|event| format!("    {event:?}")).collect();
-    let entries: Vec<_> = entries.into_iter().map(line).collect();
+    let entries: Vec<_> = entries.into_iter().map(told_of).collect();
     format!(
         "{}: {why} (right: {:?})\n  command {}\n  events\n{}\n  ledger\n{}",
         command.id,
