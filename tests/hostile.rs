@@ -43,7 +43,7 @@ const REPLY_BYTES_MAX: usize = 256 * 1024;
 /// Between two pieces of what comes drop by drop.
 const DRIP: Duration = Duration::from_millis(50);
 /// What a busy machine may add to a deadline.
-const SLACK: Duration = Duration::from_secs(20);
+const SLACK: Duration = Duration::from_secs(3);
 /// What one call may hold at once: the answer while its buffer grows, the HTTP library's own buffer of 400 KiB while
 /// that one grows, and the headers read from it.
 const BYTES_MAX: usize = 8 * REPLY_BYTES_MAX;

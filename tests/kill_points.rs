@@ -1,6 +1,8 @@
 //! Every kill point, for a command that comes for the first time, for one that is delivered again, and for a copy that
 //! comes back from a wait queue: the service is killed there, launched anew, and must end the command as if nothing had
-//! happened, with one effect at the payment API.
+//! happened, with one effect at the payment API. What was on its way or done at death is read from the ledger: what is
+//! delivered again and what comes back from a wait queue begins with inquiries, and is killed over these and over the use
+//! that follows.
 //!
 //! The simulator is harsher here than the payment API: just before a use under a number that has already taken effect
 //! the user returns the coupon, and the number is free again. So a use that is sent once more, without having asked what
@@ -42,11 +44,61 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const OPENID: &str = "oh-394z-6CGkNoJrsDLTTUKiAnp4";
 
 /// How a command comes to the service that is killed over it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Arrival {
     First,
     Redelivered,
     Copy,
+}
+
+/// How far the calls about it had come by then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Nothing was asked.
+    Unasked,
+    /// There were inquiries, and no use.
+    Inquired,
+    /// The use was sent.
+    Used,
+}
+
+impl Stage {
+    /// What these calls about one coupon have come to.
+    fn of(attempts: &[Value]) -> Self {
+        if attempts.iter().any(|attempt| attempt["question"] == "use") {
+            Self::Used
+        } else if attempts.is_empty() {
+            Self::Unasked
+        } else {
+            Self::Inquired
+        }
+    }
+}
+
+impl Arrival {
+    /// The how manieth call is the use. What is delivered again is looked at at once, and twice more after a settling
+    /// time; a copy that was put away because the payment API had not accepted it is looked at once.
+    fn nth_of_use(self) -> usize {
+        match self {
+            Self::First => 1,
+            Self::Redelivered => 4,
+            Self::Copy => 2,
+        }
+    }
+}
+
+/// The stages that a command which comes so can have reached at a point.
+fn stages(point: KillPoint, arrival: Arrival) -> &'static [Stage] {
+    match (point, arrival) {
+        (KillPoint::Taken, _) => &[Stage::Unasked],
+        // It takes a use to be told as redeemed.
+        (
+            KillPoint::Publishing(Message::Event) | KillPoint::Published(Message::Event) | KillPoint::Acking,
+            _,
+        )
+        | (_, Arrival::First) => &[Stage::Used],
+        (_, Arrival::Redelivered | Arrival::Copy) => &[Stage::Inquired, Stage::Used],
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -54,7 +106,13 @@ async fn killed_anywhere_a_command_ends_once_and_takes_effect_once_however_it_ca
     let mut ground = Ground::new().await;
     for point in KillPoint::ALL {
         for arrival in [Arrival::First, Arrival::Redelivered, Arrival::Copy] {
-            ground.check(point, arrival).await;
+            for stage in stages(point, arrival) {
+                let mut times = 1;
+                while !ground.check(point, arrival, *stage).await {
+                    times += 1;
+                    assert!(times <= 5, "{point:?}, {arrival:?}, {stage:?}: no call is on its way at death");
+                }
+            }
         }
     }
     ground.end().await;
@@ -90,11 +148,12 @@ impl Ground {
         Self { dir, config, sandbox, service, told, channel, cases, _connection: connection, broker }
     }
 
-    async fn check(&mut self, point: KillPoint, arrival: Arrival) {
+    /// False where the process died so soon that the call had not left it: all is well, and nothing is shown.
+    async fn check(&mut self, point: KillPoint, arrival: Arrival, stage: Stage) -> bool {
         let nth = self.cases;
         self.cases += 1;
         let (code, number, id) = (format!("C{nth}"), format!("USE_{nth:04}"), format!("m-{nth}"));
-        let what = format!("killed {} over a command that comes {arrival:?}", point.as_str());
+        let what = format!("killed {} over a command that comes {arrival:?}, {stage:?}", point.as_str());
         let coupon = json!([{
             "openid": OPENID, "coupon_code": code, "appid": "wx1", "brand_id": "120344",
             "product_coupon_id": "1000000013", "stock_id": "1000000013001",
@@ -102,15 +161,19 @@ impl Ground {
         self.sandbox.tell(reqwest::Method::POST, "coupons", &coupon).await;
         let parked =
             matches!(point, KillPoint::Publishing(Message::Parked) | KillPoint::Published(Message::Parked));
-        self.faults(match point {
+        let fault = match point {
             KillPoint::Publishing(Message::Copy) | KillPoint::Published(Message::Copy) => {
                 Some(json!({"kind": "html_502"}))
             }
             _ if parked => Some(json!({"kind": "cut_before_effect"})),
+            // Long enough to die over it.
+            KillPoint::Sent => Some(json!({"kind": "slow", "ms": 100})),
             KillPoint::Draining => Some(json!({"kind": "slow", "ms": 800})),
             _ => None,
-        })
-        .await;
+        };
+        // Where no inquiry is answered, no use is ever sent but by what comes for the first time.
+        let question = if stage == Stage::Used && arrival != Arrival::First { "use" } else { "any" };
+        self.faults(fault, question).await;
         let body = json!({
             "openid": OPENID, "coupon_code": code, "brand_id": "120344", "product_coupon_id": "1000000013",
             "stock_id": "1000000013001", "appid": "wx1", "use_time": "2026-03-05T12:30:45+08:00",
@@ -121,19 +184,37 @@ impl Ground {
             self.hand_back().await;
         }
 
-        self.service.launch_to_die(point).await;
+        let nth = match (point, stage) {
+            (KillPoint::Sent | KillPoint::Answered, Stage::Used) => arrival.nth_of_use(),
+            _ => 1,
+        };
+        self.service.launch_to_die(point, nth).await;
         if point == KillPoint::Draining {
             let since = Instant::now();
-            while self.of(&code, "attempts").await.is_empty() {
-                assert!(since.elapsed() < PATIENCE, "{what}: never asked");
+            while Stage::of(&self.of(&code, "attempts").await) != stage {
+                assert!(since.elapsed() < PATIENCE, "{what}: never asked so");
             }
             self.service.ask_to_stop().await;
         }
         let status = self.service.ended(PATIENCE).await;
         assert!(status.is_some_and(was_killed), "{what}: {status:?}, see {}", self.dir.display());
+        let mut at_death = self.of(&code, "attempts").await;
+        let since = Instant::now();
+        // What left it just before may arrive later.
+        while point == KillPoint::Sent && at_death.len() < nth && since.elapsed() < Duration::from_millis(500)
+        {
+            at_death = self.of(&code, "attempts").await;
+        }
+        let too_soon = point == KillPoint::Sent && at_death.len() + 1 == nth;
+        if !too_soon {
+            assert_eq!(Stage::of(&at_death), stage, "{what}: {at_death:#?}");
+        }
+        if matches!(point, KillPoint::Sent | KillPoint::Answered) && !too_soon {
+            assert_eq!(at_death.len(), nth, "{what}: {at_death:#?}");
+        }
 
         if !parked {
-            self.faults(None).await;
+            self.faults(None, "any").await;
         }
         self.service.launch().await;
         let since = Instant::now();
@@ -148,7 +229,8 @@ impl Ground {
         self.service.kill().await;
         let gists: Vec<_> = self.events(&id).into_iter().map(|event| (event.id, event.outcome)).collect();
         let attempts = self.of(&code, "attempts").await;
-        println!("{what}: {} calls, told {} times", attempts.len(), gists.len());
+        let when = if too_soon { " (before the call was on its way)" } else { "" };
+        println!("{what}{when}: {} calls, told {} times", attempts.len(), gists.len());
         let outcome = if parked { "unresolved" } else { "redeemed" };
         assert!(gists.iter().all(|gist| *gist == gists[0] && gist.1 == outcome), "{what}: {gists:?}");
         let effects = self.of(&code, "effects").await;
@@ -159,6 +241,7 @@ impl Ground {
         let reasons: Vec<_> = reasons.await.into_iter().map(|(_, reason)| reason).collect();
         assert!(reasons.iter().all(|reason| reason == "deadline_passed"), "{what}: {reasons:?}");
         assert_eq!(reasons.is_empty(), !parked, "{what}: {reasons:?}");
+        !too_soon
     }
 
     async fn publish(&self, id: &str, body: &[u8], arrival: Arrival, hopeless: bool) {
@@ -177,7 +260,7 @@ impl Ground {
                 (copy::TIERS, "1".to_owned()),
                 (copy::FIRST_SEEN, (now - SignedDuration::from_secs(60)).to_string()),
                 (copy::DEADLINE, (now + deadline).to_string()),
-                // Put away because the payment API had not accepted it: the one copy that begins with a use.
+                // Put away because the payment API had not accepted it: the copy that sends its use the soonest.
                 (copy::LAST_VERDICT, "clear".to_owned()),
                 (copy::BODY_SHA256, prepared.body_sha256().to_owned()),
                 (copy::EVIDENCE, "[]".to_owned()),
@@ -211,8 +294,9 @@ impl Ground {
         }
     }
 
-    async fn faults(&self, fault: Option<Value>) {
-        let rules: Vec<Value> = fault.into_iter().map(|fault| json!({"fault": fault})).collect();
+    async fn faults(&self, fault: Option<Value>, question: &str) {
+        let rules: Vec<Value> =
+            fault.into_iter().map(|fault| json!({"fault": fault, "question": question})).collect();
         self.sandbox.tell(reqwest::Method::PUT, "faults", &json!({"rules": rules})).await;
     }
 

@@ -216,7 +216,7 @@ fn flat(code: &str, number: &str) -> Value {
     })
 }
 
-/// The sandbox's fault script: `share` of all calls go wrong, by every fault that does not lie about the coupon.
+/// The sandbox's fault script: `share` of all calls, and more, go wrong, by every fault that does not lie about the coupon.
 pub fn faults(share: f64, commands: usize) -> Value {
     let mut rules = vec![
         json!({"coupon_prefix": HOPELESS, "fault": {"kind": "cut_before_effect"}}),
@@ -256,9 +256,8 @@ pub fn faults(share: f64, commands: usize) -> Value {
     ];
     // Of an inquiry these would be lies under a good signature, which nobody can see through.
     let of_a_use = [json!({"kind": "wrong_number"}), json!({"kind": "already_used_number"})];
-    let kinds = (any.len() + of_a_use.len() + 1) as f64;
-    // A spared call goes on to the next rule.
-    let each = 1.0 - (1.0 - share).powf(1.0 / kinds);
+    // A spared call goes on to the next rule. So many are for every call; the rest makes uses go wrong more often.
+    let each = 1.0 - (1.0 - share).powf(1.0 / any.len() as f64);
     rules.extend(any.iter().map(|fault| json!({"share": each, "fault": fault})));
     rules.extend(of_a_use.iter().map(|fault| json!({"share": each, "question": "use", "fault": fault})));
     // A second one in a row would stand as a refusal.
@@ -267,10 +266,32 @@ pub fn faults(share: f64, commands: usize) -> Value {
     json!({"rules": rules})
 }
 
-/// The names of the faults in a script.
-pub fn kinds(script: &Value) -> BTreeSet<String> {
+/// What became of one rule of a fault script.
+#[derive(Debug)]
+pub struct Hit {
+    /// The rule.
+    pub rule: Value,
+    /// How often it was applied.
+    pub times: u64,
+}
+
+/// What became of the rules of a script, as the sandbox tells it.
+pub fn hits(script: &Value) -> Vec<Hit> {
     let rules = script["rules"].as_array().into_iter().flatten();
-    rules.filter_map(|rule| rule["fault"]["kind"].as_str()).map(str::to_owned).collect()
+    let times = script["applied"].as_array().into_iter().flatten().filter_map(Value::as_u64);
+    rules.cloned().zip(times).map(|(rule, times)| Hit { rule, times }).collect()
+}
+
+/// How many kinds of faults came. Two are of one kind where nothing tells them apart: neither status nor code, nor whether
+/// the effect happens, nor whether they are signed, nor how late or how large they are.
+pub fn kinds(hits: &[Hit]) -> usize {
+    let came = hits.iter().filter(|hit| hit.times > 0);
+    came.map(|hit| hit.rule["fault"].to_string()).collect::<BTreeSet<_>>().len()
+}
+
+/// Whether the script makes calls about this coupon fail whatever the dice say.
+pub fn is_singled_out(code: &str) -> bool {
+    [STUBBORN, HOPELESS, HOPELESS_DONE].iter().any(|prefix| code.starts_with(prefix))
 }
 
 /// What makes a command pass a wait queue.

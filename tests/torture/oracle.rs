@@ -5,8 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::commands::{Command, Right};
+use crate::commands::{Command, Right, is_singled_out};
 use crate::wires::Seen;
+
+/// How long the service waits for an answer, as every rig configures it (`wechat.total_timeout`), in microseconds.
+const WAITED_FOR_US: u64 = 1_000_000;
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -25,10 +28,14 @@ pub struct Findings {
     pub repeats: usize,
     /// Calls to the payment API.
     pub calls: usize,
-    /// Calls that a fault hit, by the fault.
-    pub faults: BTreeMap<String, usize>,
+    /// Calls that a fault hit.
+    pub faulty: usize,
+    /// Of the coupons that no fault is made for: calls that a fault hit, and all.
+    pub at_random: (usize, usize),
     /// Uses that were sent again without having asked what the last one did.
     pub unasked: usize,
+    /// Commands that were told as unresolved, and then as something else.
+    pub superseded: usize,
     /// Redemptions in the ledger.
     pub effects: usize,
     /// Everything that is wrong, each with what is needed to look into it.
@@ -62,6 +69,7 @@ pub fn judge(
         if told.is_empty() {
             findings.lost += 1;
         }
+        findings.superseded += usize::from(is_superseded(told));
         if let Err(why) = outcome(command, told, &ledger) {
             findings.wrong += usize::from(!told.is_empty());
             findings.violations.push(with_history(&why, command, told, &ledger));
@@ -108,8 +116,13 @@ fn count(seen: &[Seen], ledger: &Ledger<'_>, findings: &mut Findings) {
     }
     findings.distinct = ids.len();
     findings.calls = ledger.attempts.len();
-    for fault in ledger.attempts.iter().filter_map(|attempt| attempt["fault"].as_str()) {
-        *findings.faults.entry(fault.to_owned()).or_default() += 1;
+    for attempt in ledger.attempts {
+        let is_faulty = usize::from(attempt["fault"].is_string());
+        findings.faulty += is_faulty;
+        if !is_singled_out(attempt["coupon_code"].as_str().unwrap_or_default()) {
+            findings.at_random.0 += is_faulty;
+            findings.at_random.1 += 1;
+        }
     }
     findings.effects = ledger.uses.values().map(Vec::len).sum();
 }
@@ -125,6 +138,9 @@ fn outcome(command: &Command, told: &[&Seen], ledger: &Ledger<'_>) -> Result<(),
     }
     if settled.len() < told.len() && !command.hopeless {
         return Err("unresolved, although there was time".to_owned());
+    }
+    if is_taken_back(told) {
+        return Err("unresolved after an outcome".to_owned());
     }
     let unresolved: BTreeSet<_> =
         told.iter().filter(|event| event.outcome == "unresolved").map(|event| &event.id).collect();
@@ -155,6 +171,21 @@ fn outcome(command: &Command, told: &[&Seen], ledger: &Ledger<'_>) -> Result<(),
         ));
     }
     Ok(())
+}
+
+/// Whether a command was told as unresolved for the first time after it had been told as something else. What the broker
+/// hands over again may come late.
+fn is_taken_back(told: &[&Seen]) -> bool {
+    let is_settled = |event: &&&Seen| event.outcome != "unresolved";
+    let unresolved_before = told.iter().take_while(|event| !is_settled(event)).count() > 0;
+    let mut after = told.iter().skip_while(|event| !is_settled(event));
+    !unresolved_before && after.any(|event| event.outcome == "unresolved" && !event.again)
+}
+
+/// Whether a command was told as unresolved first, and then as something else.
+fn is_superseded(told: &[&Seen]) -> bool {
+    let mut later = told.iter().skip_while(|event| event.outcome != "unresolved");
+    later.any(|event| event.outcome != "unresolved")
 }
 
 /// A number has one effect at most, of our command, and always the same body.
@@ -194,8 +225,8 @@ fn effects(commands: &[Command], seen: &[Seen], ledger: &Ledger<'_>, findings: &
     }
 }
 
-/// Between two uses of one number somebody asked what the first one did, but where that was told not to have been
-/// accepted: then a copy may say so, too. And where the second came while the first was under way: the broker gives a
+/// Between two uses of one number somebody asked what the first one did and was told, but where that one was answered by
+/// "not now": then a copy may say so, too. And where the second came while the first was under way: the broker gives a
 /// command to another instance before the first one learns that its connection is gone, and for a moment both have it in
 /// hand. Numbers that were published more than once are left out.
 fn inquiries(
@@ -220,26 +251,38 @@ fn inquiries(
         at.is_none_or(|at| muddles.iter().any(|(from, to)| (*from..=*to).contains(&at)))
     };
     for attempts in by_coupon.values() {
-        // The numbers of uses that nobody has asked about since, and of those that were not accepted.
-        let (mut open, mut declined) = (BTreeMap::new(), BTreeSet::new());
+        // The last use of each number that nobody has been told about since.
+        let mut open: BTreeMap<&str, &Value> = BTreeMap::new();
         for attempt in attempts {
             if attempt["question"] != "use" {
-                open.clear();
+                if is_told(attempt) {
+                    open.clear();
+                }
                 continue;
             }
             let number = attempt["out_request_no"].as_str().unwrap_or_default();
             let before = open.insert(number, *attempt);
-            let once = published.get(number) == Some(&1) && !declined.contains(number);
-            if is_declined(attempt) {
-                declined.insert(number);
-            }
-            let unasked = |before: &&Value| once && !muddled(before) && !is_under_way(before, attempt);
+            let once = published.get(number) == Some(&1);
+            let unasked = |before: &&Value| {
+                once && !is_declined(before) && !muddled(before) && !is_under_way(before, attempt)
+            };
             if let Some(before) = before.filter(unasked) {
                 findings.unasked += 1;
-                findings.violations.push(format!("used again without an inquiry: {before:#} {attempt:#}"));
+                let way: Vec<_> = attempts.iter().map(|attempt| told_of(attempt)).collect();
+                let places = [before, attempt].map(|attempt| attempt["sequence"].to_string()).join(" and ");
+                let why = format!("{number} was used again without an inquiry, {places}");
+                findings.violations.push(format!("{why}; all calls:\n{}", way.join("\n")));
             }
         }
     }
+}
+
+/// Whether an inquiry was answered by the coupon, in time, whole, and under a good signature. Of the faults only these
+/// leave it so: a short delay, and signatures missing from refusals alone.
+fn is_told(inquiry: &Value) -> bool {
+    let harmless = matches!(inquiry["fault"].as_str(), None | Some("slow" | "unsigned"));
+    let in_time = inquiry["took_us"].as_u64().is_some_and(|took| took < WAITED_FOR_US);
+    inquiry["question"] == "inquire" && inquiry["answered"] == 200 && harmless && in_time
 }
 
 /// Whether the first had not been answered when the second came.
@@ -323,24 +366,28 @@ fn aside(
     }
 }
 
+/// A call or an effect in a line.
+fn told_of(entry: &Value) -> String {
+    format!(
+        "    {} {} {} {} {} fault {} answered {} after {} us sub_code {}",
+        entry["sequence"],
+        entry["at"],
+        entry["question"],
+        entry["kind"],
+        entry["out_request_no"],
+        entry["fault"],
+        entry["answered"],
+        entry["took_us"],
+        entry["sub_code"]
+    )
+}
+
 fn with_history(why: &str, command: &Command, told: &[&Seen], ledger: &Ledger<'_>) -> String {
     let of_it = |entry: &&Value| entry["coupon_code"] == command.code.as_str();
-    let line = |entry: &Value| {
-        format!(
-            "    {} {} {} {} fault {} answered {} sub_code {}",
-            entry["at"],
-            entry["question"],
-            entry["kind"],
-            entry["out_request_no"],
-            entry["fault"],
-            entry["answered"],
-            entry["sub_code"]
-        )
-    };
     let mut entries: Vec<_> = ledger.attempts.iter().chain(ledger.effects).filter(of_it).collect();
     entries.sort_by_key(|entry| entry["sequence"].as_u64());
     let events: Vec<_> = told.iter().map(|event| format!("    {event:?}")).collect();
-    let entries: Vec<_> = entries.into_iter().map(line).collect();
+    let entries: Vec<_> = entries.into_iter().map(told_of).collect();
     format!(
         "{}: {why} (right: {:?})\n  command {}\n  events\n{}\n  ledger\n{}",
         command.id,
@@ -349,4 +396,156 @@ fn with_history(why: &str, command: &Command, told: &[&Seen], ledger: &Ledger<'_
         events.join("\n"),
         entries.join("\n")
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const USE: &str = "use";
+    const INQUIRE: &str = "inquire";
+
+    fn command() -> Command {
+        let (id, code, number) = ("m-1".to_owned(), "C1".to_owned(), "USE_1".to_owned());
+        Command { id, code, number, body: Vec::new(), right: Right::Redeemed, hopeless: false }
+    }
+
+    /// How many uses were sent again unasked, of these calls: question, fault, what was answered. They come two seconds
+    /// after one another.
+    fn unasked(calls: &[(&str, Option<&str>, Value)]) -> usize {
+        let attempts: Vec<Value> = (0_u64..)
+            .zip(calls)
+            .map(|(nth, (question, fault, answered))| {
+                json!({
+                    "sequence": nth + 1, "at": "2026-01-01T00:00:00Z", "at_us": nth * 2_000_000, "took_us": 5_000,
+                    "question": question, "fault": fault, "answered": answered, "coupon_code": "C1",
+                    "out_request_no": (*question == USE).then_some("USE_1"),
+                })
+            })
+            .collect();
+        judged(&attempts)
+    }
+
+    fn judged(attempts: &[Value]) -> usize {
+        let (page, mut findings) = (json!({"attempts": attempts, "effects": []}), Findings::default());
+        inquiries(&[command()], &Ledger::read(&page), &BTreeSet::new(), &[], &mut findings);
+        assert_eq!(findings.unasked, findings.violations.len());
+        findings.unasked
+    }
+
+    #[test]
+    fn only_an_inquiry_that_was_answered_well_allows_another_use() {
+        let cut = || (USE, Some("cut_after_effect"), json!("cut"));
+        let check = |inquiry: Option<&str>, answered: Value, wanted| {
+            let calls = [cut(), (INQUIRE, inquiry, answered), cut()];
+            assert_eq!(unasked(&calls), wanted, "{calls:?}");
+        };
+        assert_eq!(unasked(&[cut()]), 0);
+        assert_eq!(unasked(&[cut(), cut()]), 1);
+        check(None, json!(200), 0);
+        check(Some("slow"), json!(200), 0);
+        check(Some("unsigned"), json!(200), 0);
+        check(None, json!(404), 1);
+        check(None, json!(429), 1);
+        check(None, Value::Null, 1);
+        check(Some("cut_before_effect"), json!("cut"), 1);
+        check(Some("cut_after_effect"), json!("cut"), 1);
+        check(Some("html_502"), json!(502), 1);
+        for status in [202, 401, 429, 500, 503] {
+            check(Some("status"), json!(status), 1);
+        }
+        for nothing_said in [
+            "bad_signature",
+            "cut_in_body",
+            "deep_json",
+            "endless_body",
+            "forged_success",
+            "gzip",
+            "huge_body",
+            "no_signature",
+            "probe_signature",
+            "skewed_clock",
+            "stale_timestamp",
+            "truncated_body",
+            "unknown_serial",
+        ] {
+            check(Some(nothing_said), json!(200), 1);
+        }
+    }
+
+    #[test]
+    fn an_inquiry_that_was_answered_too_late_told_nobody() {
+        let call = |question, at_us: u64, took_us: u64, fault| {
+            json!({
+                "at": "2026-01-01T00:00:00Z", "at_us": at_us, "took_us": took_us, "question": question,
+                "fault": fault, "answered": 200, "coupon_code": "C1", "out_request_no": "USE_1",
+            })
+        };
+        let with = |took_us| {
+            let inquiry = call(INQUIRE, 2_000_000, took_us, Some("slow"));
+            judged(&[call(USE, 0, 9, Some("no_signature")), inquiry, call(USE, 9_000_000, 9, None)])
+        };
+        assert_eq!((with(300_000), with(1_300_000)), (0, 1));
+    }
+
+    #[test]
+    fn a_use_that_was_declined_may_be_sent_again_and_no_other() {
+        let declined = |status: u16| (USE, Some("status"), json!(status));
+        for status in [202, 401, 429] {
+            assert_eq!(unasked(&[declined(status), declined(status), (USE, None, json!(200))]), 0);
+        }
+        assert_eq!(unasked(&[declined(500), (USE, None, json!(200))]), 1);
+        // That it was declined once says nothing about the next one.
+        let cut = || (USE, Some("cut_after_effect"), json!("cut"));
+        assert_eq!(unasked(&[declined(202), cut(), cut()]), 1);
+        assert_eq!(unasked(&[declined(202), cut(), declined(202), cut()]), 1);
+    }
+
+    #[test]
+    fn a_use_while_the_last_one_was_under_way_is_another_instances() {
+        let used = |at_us: u64| {
+            json!({
+                "at": "2026-01-01T00:00:00Z", "at_us": at_us, "took_us": 1_000, "question": USE,
+                "answered": 200, "coupon_code": "C1", "out_request_no": "USE_1",
+            })
+        };
+        assert_eq!((judged(&[used(0), used(999)]), judged(&[used(0), used(1_001)])), (0, 1));
+    }
+
+    #[test]
+    fn only_what_is_unresolved_is_superseded() {
+        let check = |story: &[(&str, bool)], taken_back: bool, superseded: bool| {
+            let told: Vec<Seen> = story
+                .iter()
+                .map(|(outcome, again)| Seen {
+                    command: "m-1".to_owned(),
+                    id: format!("id of {outcome}"),
+                    outcome: (*outcome).to_owned(),
+                    reason: String::new(),
+                    state: "USED".to_owned(),
+                    code: "C1".to_owned(),
+                    number: "USE_1".to_owned(),
+                    again: *again,
+                })
+                .collect();
+            let told: Vec<&Seen> = told.iter().collect();
+            assert_eq!((is_taken_back(&told), is_superseded(&told)), (taken_back, superseded), "{story:?}");
+            let page = json!({"effects": [{"kind": "used", "out_request_no": "USE_1"}]});
+            let hopeless = Command { hopeless: true, ..command() };
+            assert_eq!(outcome(&hopeless, &told, &Ledger::read(&page)).is_err(), taken_back, "{story:?}");
+        };
+        let (redeemed, unresolved) = (("redeemed", false), ("unresolved", false));
+        check(&[redeemed], false, false);
+        check(&[redeemed, redeemed], false, false);
+        check(&[unresolved, redeemed], false, true);
+        check(&[unresolved, unresolved, redeemed], false, true);
+        check(&[redeemed, unresolved], true, false);
+        check(&[redeemed, unresolved, redeemed], true, true);
+        // A subscriber drops what it has seen.
+        check(&[unresolved, redeemed, unresolved], false, true);
+        // Nobody knows how long that was on its way.
+        check(&[redeemed, ("unresolved", true)], false, false);
+    }
 }

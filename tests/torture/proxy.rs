@@ -2,7 +2,7 @@
 //! was just passing on.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -39,6 +39,10 @@ struct Shared {
     broke_at: Mutex<Option<Instant>>,
     /// How many of the next chunks are passed on by half, and then the connection closed.
     halves: AtomicU32,
+    /// Connections that were closed by a cut.
+    cut_off: AtomicU64,
+    /// Connections that were refused, and pieces that were halved, held up or passed on late.
+    ill_treated: AtomicU64,
 }
 
 impl Proxy {
@@ -52,6 +56,8 @@ impl Proxy {
             cuts: watch::Sender::new(0),
             broke_at: Mutex::new(None),
             halves: AtomicU32::new(0),
+            cut_off: AtomicU64::new(0),
+            ill_treated: AtomicU64::new(0),
         });
         tokio::spawn(accept(listener, shared.clone()));
         Self { port, shared }
@@ -65,6 +71,16 @@ impl Proxy {
     /// Closes every connection.
     pub fn cut(&self) {
         self.shared.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
+    /// How many connections were closed by a cut so far.
+    pub fn cut_off(&self) -> u64 {
+        self.shared.cut_off.load(Ordering::SeqCst)
+    }
+
+    /// How often it has misbehaved so far in any other way.
+    pub fn ill_treated(&self) -> u64 {
+        self.shared.ill_treated.load(Ordering::SeqCst)
     }
 
     /// Watches from now on for the far end to close a connection.
@@ -86,6 +102,7 @@ impl Proxy {
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     while let Ok((client, _)) = listener.accept().await {
         if *shared.manner.borrow() == Manner::Refusing {
+            shared.misbehaved();
             continue;
         }
         let shared = shared.clone();
@@ -93,7 +110,9 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         tokio::spawn(async move {
             tokio::select! {
                 () = pass(client, &shared) => {}
-                _ = cuts.changed() => {}
+                _ = cuts.changed() => {
+                    shared.cut_off.fetch_add(1, Ordering::SeqCst);
+                }
             }
         });
     }
@@ -122,11 +141,15 @@ async fn pump(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin,
         shared.audible().await;
         let manner = *shared.manner.borrow();
         if let Manner::Slow(by) = manner {
+            shared.misbehaved();
             tokio::time::sleep(by).await;
         }
         let halve =
             shared.halves.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
         let length = if halve.is_ok() { length / 2 } else { length };
+        if halve.is_ok() {
+            shared.misbehaved();
+        }
         if to.write_all(&chunk[..length]).await.is_err() || halve.is_ok() {
             return;
         }
@@ -136,6 +159,13 @@ async fn pump(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin,
 impl Shared {
     /// Waits while nothing may pass.
     async fn audible(&self) {
+        if *self.manner.borrow() == Manner::Silent {
+            self.misbehaved();
+        }
         let _ = self.manner.subscribe().wait_for(|manner| *manner != Manner::Silent).await;
+    }
+
+    fn misbehaved(&self) {
+        self.ill_treated.fetch_add(1, Ordering::SeqCst);
     }
 }

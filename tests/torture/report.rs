@@ -11,8 +11,7 @@ pub fn lines(seed: u64, size: Size, figures: &Figures, findings: &Findings) -> V
     let mut lines: Vec<(String, String)> = Vec::new();
     let mut line = |name: &str, value: String| lines.push((name.to_owned(), value));
     let kills: usize = figures.kills.values().sum();
-    let faulty: usize = findings.faults.values().sum();
-    let faults = 100.0 * faulty as f64 / findings.calls.max(1) as f64;
+    let percent = |faulty: usize, of: usize| 100.0 * faulty as f64 / of.max(1) as f64;
     line("seed", seed.to_string());
     line("broker", format!("RabbitMQ {}", figures.broker_version));
     line("build", if cfg!(debug_assertions) { "debug" } else { "release" }.to_owned());
@@ -29,7 +28,17 @@ pub fn lines(seed: u64, size: Size, figures: &Figures, findings: &Findings) -> V
     line("calls to the payment API", findings.calls.to_string());
     line(
         "calls that went wrong on purpose",
-        format!("{faulty} ({faults:.1} %), of {} kinds", findings.faults.len()),
+        format!(
+            "{} ({:.1} %), of {} kinds",
+            findings.faulty,
+            percent(findings.faulty, findings.calls),
+            figures.kinds
+        ),
+    );
+    let (faulty, calls) = findings.at_random;
+    line(
+        "- at random, of the calls about coupons that no fault is made for",
+        format!("{faulty} of {calls} ({:.1} %)", percent(faulty, calls)),
     );
     line("redemptions in the ledger", findings.effects.to_string());
     line("**commands lost**", findings.lost.to_string());
@@ -61,10 +70,16 @@ fn spread(times: &[Duration]) -> String {
         [] => "not measured".to_owned(),
         [only] => format!("{:.2} s", only.as_secs_f64()),
         [.., most] => {
-            let median = sorted[(sorted.len() - 1) / 2];
-            format!("{:.2} s (median), {:.2} s (most)", median.as_secs_f64(), most.as_secs_f64())
+            let seconds = |percent| sorted[up_to(percent, sorted.len())].as_secs_f64();
+            let most = most.as_secs_f64();
+            format!("{:.2} s (median), {:.2} s (nine in ten), {most:.2} s (most)", seconds(50), seconds(90))
         }
     }
+}
+
+/// Of so many sorted times, the place of the one that so many in a hundred do not exceed.
+pub fn up_to(percent: usize, times: usize) -> usize {
+    (times * percent).div_ceil(100).saturating_sub(1)
 }
 
 /// The page.

@@ -42,11 +42,11 @@ impl Service {
         self.spawn().await;
     }
 
-    /// The same, ordered beforehand to die at the first time that it reaches this point.
+    /// The same, ordered beforehand to die at the nth time that it reaches this point.
     #[allow(dead_code)] // for `tests/kill_points.rs`
-    pub async fn launch_to_die(&mut self, point: KillPoint) {
+    pub async fn launch_to_die(&mut self, point: KillPoint, nth: usize) {
         self.forget_orders();
-        self.order(point, 1);
+        self.order(point, nth);
         self.spawn().await;
     }
 
@@ -162,6 +162,23 @@ impl Service {
             sleep(Duration::from_millis(20)).await;
         }
         None
+    }
+
+    /// Waits until a metric is so; nothing where it does not come to that in time.
+    pub async fn wait_metric(
+        &self,
+        name: &str,
+        is_so: impl Fn(f64) -> bool,
+        patience: Duration,
+    ) -> Option<f64> {
+        let since = Instant::now();
+        loop {
+            match self.metric(name).await {
+                Some(value) if is_so(value) => return Some(value),
+                _ if since.elapsed() > patience => return None,
+                _ => sleep(Duration::from_millis(20)).await,
+            }
+        }
     }
 
     /// Its name in reports.
