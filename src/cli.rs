@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
-use crate::config::{self, Config};
+use crate::config;
 
 /// Redeems WeChat Pay product coupons on command of a message queue, and tells what became of each.
 #[derive(Debug, Parser)]
@@ -119,10 +119,10 @@ pub fn main(arguments: Arguments) -> ExitCode {
 }
 
 async fn dispatch(Arguments { config, command }: Arguments) -> Result<(), Failure> {
-    let load = || -> Result<Config, Failure> { Ok(config::load(config.as_deref(), std::env::vars())?) };
+    let load = || config::load(config.as_deref(), std::env::vars());
     match command {
         Command::Run(arguments) => run::run(arguments, load()?).await,
-        Command::Check(arguments) => check::run(arguments, load()?).await,
+        Command::Check(arguments) => check::run(arguments, config.as_deref(), load()).await,
         Command::Healthcheck(arguments) => healthcheck::run(arguments, load()?).await,
         Command::Publish(arguments) => publish::run(arguments, load()?).await,
         Command::Watch(arguments) => watch::run(arguments, load()?).await,

@@ -12,6 +12,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use bed::{Bed, Service, command};
+use redeemer::config::Config;
 use serde_json::json;
 
 /// A slow head is waited for no longer than this, with something to spare.
@@ -87,6 +88,12 @@ async fn the_admin_port_survives_slow_huge_malformed_and_parallel_requests() {
         });
     });
     service.stop().await;
+}
+
+#[test]
+fn it_is_open_to_this_machine_alone_unless_it_is_told_otherwise() {
+    let listen: std::net::SocketAddr = Config::default().admin.listen.parse().unwrap();
+    assert!(listen.ip().is_loopback(), "{listen}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

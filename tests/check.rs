@@ -1,4 +1,5 @@
-//! What `redeemer check` sees of a broker through its management API, and what it says where it may not look.
+//! What `redeemer check` finds at fault, in the configuration, the keys and the broker, and that each remedy that it
+//! names is a command.
 
 #![allow(clippy::unwrap_used)] // in the helpers too
 
@@ -7,11 +8,12 @@ mod broker;
 #[path = "support/programs.rs"]
 mod programs;
 
+use std::process::Output;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use broker::Broker;
-use programs::{Programs, err, out, run};
+use programs::{Programs, err, out, redeemer, run, unused_dir};
 use serde_json::{Value, json};
 
 /// The findings of one check, and its exit code.
@@ -22,16 +24,40 @@ struct Checked {
 
 fn check(programs: &Programs, environment: &[(&str, &str)]) -> Checked {
     let mut command = programs.command(&["check", "--json"]);
-    let output = run(command.envs(environment.iter().copied()));
-    let findings = out(&output).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    read(&run(command.envs(environment.iter().copied())))
+}
+
+/// What it has found, each fault and warning with its remedy.
+fn read(output: &Output) -> Checked {
+    let findings = out(output).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let checked = Checked { findings, code: output.status.code() };
-    // Whatever is at fault comes with what to do about it, and so does every warning.
-    for finding in &checked.findings {
-        let remedy = finding["remedy"].as_str().unwrap_or_default();
-        assert_eq!(finding["gravity"] == "ok", remedy.is_empty(), "{finding}\n{}", err(&output));
-    }
+    assert!(!checked.findings.is_empty(), "{}", err(output));
+    checked.has_remedies();
     checked
 }
+
+/// What remedies begin with.
+const COMMANDS: [&str; 19] = [
+    "${EDITOR:-vi}",
+    "chmod",
+    "curl",
+    "date",
+    "echo",
+    "env",
+    "export",
+    "head",
+    "id",
+    "ls",
+    "openssl",
+    "rabbitmq-diagnostics",
+    "rabbitmq-plugins",
+    "rabbitmqctl",
+    "redeemer",
+    "timedatectl",
+    "umask",
+    "unset",
+    "wc",
+];
 
 impl Checked {
     /// Details and remedies of what is said about something, at this gravity.
@@ -39,6 +65,21 @@ impl Checked {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let meant = self.findings.iter().filter(|one| one["what"] == what && one["gravity"] == gravity);
         meant.map(|one| (text(&one["detail"]), text(&one["remedy"]))).collect()
+    }
+
+    /// Whatever is at fault comes with what to do about it, and so does every warning: with commands, one after the
+    /// other, and words only behind a `#`; behind the first command, too, where a connection fails.
+    fn has_remedies(&self) {
+        for finding in &self.findings {
+            let remedy = finding["remedy"].as_str().unwrap_or_default();
+            assert_eq!(finding["gravity"] == "ok", remedy.is_empty(), "{finding}");
+            let commands = remedy.split_once(" # ").map_or(remedy, |(commands, _)| commands);
+            let strict = if finding["what"] == "broker" { 1 } else { usize::MAX };
+            for command in commands.split("; ").filter(|_| !remedy.is_empty()).take(strict) {
+                let program = command.trim_start_matches('(').split(' ').next().unwrap();
+                assert!(COMMANDS.contains(&program), "{program:?} is no command: {finding}");
+            }
+        }
     }
 
     fn faults(&self) -> Vec<String> {
@@ -125,12 +166,12 @@ fn policies_alarms_bindings_and_consumer_timeouts_are_seen_through_the_managemen
     };
     let wanted = format!("queue {commands}: policy tight sets delivery-limit to 3, must be 20 or more");
     assert_eq!(about("delivery-limit").0, wanted);
-    assert!(about("delivery-limit").1.starts_with("rabbitmqctl clear_policy -p / tight;"), "{faults:#?}");
+    assert!(about("delivery-limit").1.starts_with("rabbitmqctl clear_policy -p / tight #"), "{faults:#?}");
     assert!(about("max-length").0.ends_with("to 1000, must be nothing"), "{faults:#?}");
     assert!(about("overflow").0.ends_with("to \"drop-head\", must be \"reject-publish\""), "{faults:#?}");
     let brief = format!("queue {retry}.2h: policy brief sets message-ttl to 1000, must be 7200000 or more");
     assert_eq!(about(".2h").0, brief);
-    assert!(about(".2h").1.starts_with("rabbitmqctl clear_operator_policy -p / brief;"), "{faults:#?}");
+    assert!(about(".2h").1.starts_with("rabbitmqctl clear_operator_policy -p / brief #"), "{faults:#?}");
     broker.ctl(&["clear_policy", "tight"]);
     broker.ctl(&["clear_operator_policy", "brief"]);
     eventually(&programs, &seeing, "no fault any more", |checked| checked.code == Some(0));
@@ -229,6 +270,88 @@ fn whoever_may_not_look_is_told_which_right_is_missing() {
     let seen = check(&programs, &[("REDEEMER_BROKER__MANAGEMENT_URI", "http://127.0.0.1:1")]);
     let (detail, _) = &seen.of("broker settings", "fault")[0];
     assert!(detail.starts_with("the management API at 127.0.0.1:1 does not answer"), "{detail}");
+}
+
+/// Each fault of the configuration is a finding, with the command that mends it there where it was made.
+#[test]
+fn what_is_wrong_with_the_configuration_is_told_like_any_other_fault() {
+    let dir = unused_dir("check");
+    let file = dir.join("redeemer.toml");
+    let at = file.display().to_string();
+    let look = |text: &str, environment: &[(&str, &str)]| {
+        std::fs::write(&file, text).unwrap();
+        let mut command = redeemer();
+        let output =
+            run(command.args(["check", "--json", "--config", &at]).envs(environment.iter().copied()));
+        let seen = read(&output);
+        assert_eq!(seen.code, Some(3), "{:#?}", seen.findings);
+        assert!(
+            seen.findings.iter().all(|finding| finding["what"] == "configuration"),
+            "{:#?}",
+            seen.findings
+        );
+        seen.of("configuration", "fault")
+    };
+    let text = "surprise = 1\n[broker]\nprefetch = \"many\"\n[broker.names]\ncomands = \"x\"\n";
+    let elsewhere = [("REDEEMER_WORK__CONCURRENCY", "-1"), ("REDEEMER_SHUTDOWN__DRIAN", "1s")];
+    let pair = |detail: &str, remedy: String| (detail.to_owned(), remedy);
+    let mut told = look(text, &elsewhere);
+    told.sort();
+    let unknown = "is not a key; see config.toml for all of them";
+    let mends = |key: &str, how: &str| format!("${{EDITOR:-vi}} {at} # {key}: {how}");
+    let number = "must be a whole number, not a text in quotes";
+    assert_eq!(
+        told,
+        [
+            pair(&format!("broker.names.comands: {unknown}"), mends("broker.names.comands", unknown)),
+            pair(&format!("broker.prefetch: {number}"), mends("broker.prefetch", number)),
+            pair(
+                &format!("shutdown.drian: {unknown}"),
+                format!("unset REDEEMER_SHUTDOWN__DRIAN # {unknown}"),
+            ),
+            pair(&format!("surprise: {unknown}"), mends("surprise", unknown)),
+            pair(
+                "work.concurrency: must not be negative",
+                "export REDEEMER_WORK__CONCURRENCY=… # must not be negative".to_owned(),
+            ),
+        ]
+    );
+    // Ranges; a whole text that cannot be read; a file that is not there.
+    let told = look("[broker]\nprefetch = 0\n", &[]);
+    assert_eq!(
+        told,
+        [pair("broker.prefetch: must be 1 to 2000", mends("broker.prefetch", "must be 1 to 2000"))]
+    );
+    let told = look("[broker]\nuri = \"amqp://u:geheim@h\n", &[]);
+    assert!(told[0].0.contains("is not TOML at line 2") && !told[0].0.contains("geheim"), "{told:?}");
+    assert_eq!((told.len(), &told[0].1), (1, &format!("ls -l {at}; ${{EDITOR:-vi}} {at}")));
+    let missing = dir.join("missing.toml").display().to_string();
+    let absent = read(&run(redeemer().args(["check", "--json", "--config", &missing])));
+    assert_eq!(absent.code, Some(3));
+    let told = absent.of("configuration", "fault");
+    assert!(told.len() == 1 && told[0].0.starts_with(&format!("{missing}: cannot be read")), "{told:?}");
+
+    // Without a file; and people are told like machines.
+    let bare = |name: &str, value: &str| {
+        let seen = read(&run(redeemer().args(["check", "--json"]).env(name, value)));
+        assert_eq!((seen.code, seen.findings.len()), (Some(3), 1), "{:#?}", seen.findings);
+        seen.of("configuration", "fault").remove(0).1
+    };
+    let together = "export REDEEMER_BROKER__CLIENT_CERTIFICATE_FILE=…; export REDEEMER_BROKER__CLIENT_KEY_FILE=… # must be \
+                    set together";
+    assert_eq!(bare("REDEEMER_BROKER__CLIENT_KEY_FILE", "key.pem"), together);
+    let patience = "export REDEEMER_RETRY__IN_PROCESS_MAX=… # must be twice retry.settling or more";
+    assert_eq!(bare("REDEEMER_RETRY__SETTLING", "5m"), patience);
+    assert_eq!(bare("REDEEMER_BROKER__DELIVERY_LIMIT", "99999999999"), "env | grep -o '^REDEEMER_[^=]*'");
+    let plain = run(redeemer().arg("check").env("REDEEMER_BROKER__PREFETCH", "0"));
+    assert_eq!(plain.status.code(), Some(3));
+    assert_eq!(
+        out(&plain),
+        "FAULT   configuration: broker.prefetch: must be 1 to 2000\n        \
+         remedy: export REDEEMER_BROKER__PREFETCH=… # must be 1 to 2000\n"
+    );
+    assert_eq!(err(&plain), "redeemer: check: 1 fault\n");
+    std::fs::remove_dir_all(dir).unwrap();
 }
 
 /// Each fault of a key or of the clock, with the command that mends it.
@@ -349,8 +472,7 @@ fn where_only_downloaded_certificates_verify_they_are_downloaded_first() {
         command.arg("--config").arg(&only_downloads).args(["check", "--json"]);
         command.env("REDEEMER_WECHAT__APIV3_KEY_FILE", key);
         let output = run(&mut command);
-        let findings = out(&output).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        Checked { findings, code: output.status.code() }
+        read(&output)
     };
     let fine = look(&apiv3);
     assert_eq!(fine.code, Some(0), "{:?}", fine.faults());

@@ -383,6 +383,25 @@ async fn a_discard_needs_a_reason_and_leaves_an_audit_event() {
     service.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_impatient_person_does_not_ask_faster_than_the_desk() {
+    let bed = bed().await;
+    bed.issue("C1", json!({}));
+    let id = park_command(&bed, "C1").await;
+    let service = bed.start().await;
+    let person = Browser::sit_down(&service).await;
+    for _ in 0..7 {
+        assert_eq!(person.post(&format!("/parked/{id}/ask"), &[]).await.status, 200);
+    }
+    // The first may have been long on its way. The second left after it had come, and five more each after 200 ms.
+    let ledger = bed.ledger();
+    let inquiries =
+        ledger["attempts"].as_array().unwrap().iter().filter(|each| each["question"] == "inquire");
+    let at: Vec<_> = inquiries.map(|each| each["at_us"].as_u64().unwrap()).collect();
+    assert!(at.len() == 7 && at[6] - at[0] >= 1_000_000, "{at:?}");
+    service.stop().await;
+}
+
 /// More than a list looks at.
 #[tokio::test(flavor = "multi_thread")]
 async fn of_very_many_the_first_are_listed_and_each_is_found() {

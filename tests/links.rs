@@ -34,9 +34,8 @@ fn faults(programs: &Programs, environment: &[(&str, &str)]) -> Vec<String> {
         .map(|finding| format!("{}: {}; remedy: {}", finding["what"], finding["detail"], finding["remedy"]))
         .collect();
     match (output.status.code(), faults.len()) {
-        (Some(0), 0) | (Some(4), 1..) => faults,
-        // A fault of the configuration itself is told before anything is looked at.
-        (Some(3), 0) => vec![err(&output)],
+        // With 3 where the configuration itself is at fault, so that nothing else is looked at.
+        (Some(0), 0) | (Some(3 | 4), 1..) => faults,
         other => panic!("{other:?}: {faults:#?}\n{}", err(&output)),
     }
 }

@@ -18,7 +18,8 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::RawQuery;
-use axum::response::Html;
+use axum::http::header::CONTENT_SECURITY_POLICY;
+use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use bed::{Bed, PATIENCE, Service, command};
 use broker::Broker;
@@ -31,6 +32,8 @@ const WALL: u32 = 1280;
 const PHONE: u32 = 390;
 /// The narrowest window that Chromium opens; what is narrower is shown larger in it.
 const WINDOW_MIN: u32 = 500;
+/// What the style lays the page on, in light.
+const GROUND: &str = "rgb(246, 247, 249)";
 /// The pictures of the documents.
 const SHOWN: [&str; 6] = ["quiet", "busy", "paused", "broken", "busy-phone", "paused-dark"];
 
@@ -84,6 +87,7 @@ impl Browser {
             rest.split('"').next().unwrap().parse().unwrap()
         };
         assert!(told("data-wide") <= width, "{}: {} px wide", to.display(), told("data-wide"));
+        assert!(dom.contains(&format!("data-ground=\"{GROUND}\"")), "its style is not applied: {dom}");
         let height = told("data-high");
         let window = width.max(WINDOW_MIN);
         let scheme = format!("--blink-settings=preferredColorScheme={}", u8::from(!dark));
@@ -95,6 +99,35 @@ impl Browser {
     }
 }
 
+/// A page as the service has sent it.
+#[derive(Clone)]
+struct Sent {
+    text: String,
+    /// What the service lets a browser load and run: its `Content-Security-Policy`.
+    policy: String,
+}
+
+impl Sent {
+    async fn by(service: &Service) -> Self {
+        let answer = reqwest::get(service.url("/")).await.unwrap();
+        let policy = answer.headers()[CONTENT_SECURITY_POLICY].to_str().unwrap().to_owned();
+        Self { text: answer.text().await.unwrap(), policy }
+    }
+
+    /// The same for a frame of ours, and for nothing else: the service allows none.
+    fn framed(mut self) -> Self {
+        assert!(self.policy.contains("frame-ancestors 'none'"), "{}", self.policy);
+        self.policy = self.policy.replace("frame-ancestors 'none'", "frame-ancestors 'self'");
+        self
+    }
+}
+
+impl IntoResponse for Sent {
+    fn into_response(self) -> Response {
+        ([(CONTENT_SECURITY_POLICY, self.policy)], Html(self.text)).into_response()
+    }
+}
+
 /// A server that shows pages as the service has sent them: each of them once, one after the other, and the last one
 /// from then on.
 struct Still {
@@ -103,12 +136,12 @@ struct Still {
 }
 
 impl Still {
-    async fn of(pages: Vec<String>) -> Self {
+    async fn of(pages: Vec<Sent>) -> Self {
         let asked = Arc::new(AtomicUsize::new(0));
         let page = move || {
             let nth = asked.fetch_add(1, Ordering::Relaxed);
             let page = pages[nth.min(pages.len() - 1)].clone();
-            async move { Html(page) }
+            async move { page }
         };
         let router = Router::new().route("/", get(page)).route("/frame", get(frame));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -142,24 +175,25 @@ async fn frame(RawQuery(size): RawQuery) -> Html<String> {
          transform:scale({scale});transform-origin:0 0}}</style><iframe src=/ scrolling=no></iframe><script>\
          document.querySelector('iframe').onload=event=>{{const page=event.target.contentDocument;\
          document.body.dataset.wide=page.documentElement.scrollWidth;\
+         document.body.dataset.ground=event.target.contentWindow.getComputedStyle(page.body).backgroundColor;\
          document.body.dataset.high=Math.ceil(page.body.getBoundingClientRect().height)}}</script>"
     ))
 }
 
 /// Waits for words on the page as the service sends it, which is all that a browser without scripts has, then looks
 /// whether a browser shows them, too, and takes pictures. Gives the page.
-async fn look(browser: &Browser, service: &Service, name: &str, words: &[&str], pictures: &Path) -> String {
+async fn look(browser: &Browser, service: &Service, name: &str, words: &[&str], pictures: &Path) -> Sent {
     let since = Instant::now();
     let page = loop {
-        let (_, page) = service.get("/").await;
-        if words.iter().all(|word| page.contains(word)) {
+        let page = Sent::by(service).await;
+        if words.iter().all(|word| page.text.contains(word)) {
             break page;
         }
-        assert!(since.elapsed() < PATIENCE, "{name}: not {words:?} in {page}");
+        assert!(since.elapsed() < PATIENCE, "{name}: not {words:?} in {}", page.text);
         tokio::time::sleep(Duration::from_millis(50)).await;
     };
     let url = service.url("/");
-    let still = Still::of(vec![page.clone()]).await;
+    let still = Still::of(vec![page.clone().framed()]).await;
     tokio::task::block_in_place(|| {
         let dom = browser.dom(&url);
         for word in words {
@@ -177,9 +211,10 @@ async fn look(browser: &Browser, service: &Service, name: &str, words: &[&str], 
     page
 }
 
-/// That the script brings the page up to date by itself: the browser loads it once, and it shows what came after that.
-async fn the_script_is_at_work(browser: &Browser, quiet: &str, busy: &str) {
-    let still = Still::of(vec![quiet.to_owned(), busy.to_owned()]).await;
+/// That the script brings the page up to date by itself, under the service's own policy: the browser loads it once, and
+/// it shows what came after that.
+async fn the_script_is_at_work(browser: &Browser, quiet: &Sent, busy: &Sent) {
+    let still = Still::of(vec![quiet.clone(), busy.clone()]).await;
     let dom = tokio::task::block_in_place(|| browser.later(&still.url()));
     assert!(dom.contains("commands settled in the last minute"), "{dom}");
     assert!(!dom.contains("No commands in the last minute."), "{dom}");

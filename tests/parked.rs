@@ -432,6 +432,28 @@ async fn what_is_held_for_long_is_put_back_and_nothing_is_asked_twice() {
     assert_eq!(few.len(), 2);
 }
 
+/// How long after the first inquiry the last one came to the sandbox.
+fn spread(bed: &Bed) -> Duration {
+    let ledger = bed.ledger();
+    let inquiries =
+        ledger["attempts"].as_array().unwrap().iter().filter(|each| each["question"] == "inquire");
+    let at: Vec<_> = inquiries.map(|each| each["at_us"].as_u64().unwrap()).collect();
+    Duration::from_micros(at.iter().max().unwrap() - at.iter().min().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_commands_a_second_are_sent_again_than_was_said() {
+    let bed = bed().await;
+    for nth in 0..6 {
+        bed.issue(&format!("C{nth}"), json!({}));
+        park_command(&bed, &format!("C{nth}"), "deadline_passed").await;
+    }
+    let said = lines(&bed, &["replay", "--yes", "--json", "--per-second", "4"], 0).await;
+    assert!(said.len() == 6 && said.iter().all(|line| line["did"] == "sent_again"), "{said:#?}");
+    // The first may have been long on its way. The second left after it had come, and four more each after a wait.
+    assert!(spread(&bed) >= Duration::from_secs(1), "{:?}", spread(&bed));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn with_a_limit_a_dry_run_shows_the_very_commands_that_are_meant_by_yes() {
     let bed = bed().await;

@@ -9,6 +9,7 @@ mod programs;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Stdio;
 
 use programs::{Programs, err, get, out, run, until};
@@ -16,6 +17,9 @@ use serde_json::{Value, json};
 
 const OPENID: &str = "oVeryPrivatePerson0123456789";
 const TOKEN: &str = "Bearer-Kollektor-4711-geheim";
+const DESK_TOKEN: &str = "9d1f-desk-geheim-4712-0123456789ab";
+/// What somebody typed who meant the token.
+const NEARLY: &str = "9d1f-desk-geheim-4712-0123456789";
 
 fn command(name: &str) -> Value {
     let mut command = programs::command(name);
@@ -46,6 +50,22 @@ fn forbidden(programs: &Programs, names: &[&str]) -> BTreeMap<String, String> {
     forbidden
 }
 
+/// Sits down at the desk, as somebody who mistypes the token at first. Gives the session's cookie.
+fn sit_down(admin: &str) -> String {
+    let login = |token: &str| {
+        let form = format!("token={token}&operator=lin");
+        let head = format!("POST /parked/login HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n");
+        let kind = "content-type: application/x-www-form-urlencoded";
+        let request = format!("{head}{kind}\r\ncontent-length: {}\r\n\r\n{form}", form.len());
+        programs::talk(admin, &request).unwrap()
+    };
+    let refused = login(NEARLY);
+    assert!(refused.starts_with("HTTP/1.1 403") && !refused.contains(NEARLY), "{refused}");
+    let answer = login(DESK_TOKEN);
+    let cookie = answer.lines().find_map(|line| line.strip_prefix("set-cookie: ")).expect("a session");
+    cookie.split(';').next().unwrap().to_owned()
+}
+
 fn set_faults(programs: &Programs, rules: &Value) {
     let body = json!({ "rules": rules }).to_string();
     let length = body.len();
@@ -64,10 +84,14 @@ fn full_run(format: &str) {
     programs.stop_service();
     let dir = programs.file("x", b"").parent().unwrap().to_owned();
     let apiv3 = dir.join("sandbox/apiv3_key.txt").display().to_string();
+    let desk_token = programs.file("desk_token", DESK_TOKEN.as_bytes());
+    fs::set_permissions(&desk_token, fs::Permissions::from_mode(0o600)).unwrap();
+    let desk_token = desk_token.display().to_string();
     let environment = [
         ("REDEEMER_LOG__FORMAT", format),
         ("REDEEMER_LOG__FILTER", "info,redeemer=trace,lapin=off"),
         ("REDEEMER_WECHAT__APIV3_KEY_FILE", &apiv3),
+        ("REDEEMER_ADMIN__PARKED_TOKEN_FILE", &desk_token),
         ("REDEEMER_TELEMETRY__OTLP_ENDPOINT", "http://127.0.0.1:1"),
         ("REDEEMER_TELEMETRY__OTLP_EVERY", "100ms"),
         ("OTEL_EXPORTER_OTLP_HEADERS", &format!("authorization={TOKEN}")),
@@ -118,19 +142,31 @@ fn full_run(format: &str) {
     let output = run(&mut programs.command(&["publish", "--wait", "--deadline", "1s", &never]));
     assert!(out(&output).contains("unresolved"), "{}\n{}", out(&output), err(&output));
 
-    let shown: String = ["/metrics", "/readyz", "/livez", "/", "/status.json"]
+    let mut shown: String = ["/metrics", "/readyz", "/livez", "/", "/status.json", "/runbook", "/parked"]
         .iter()
         .filter_map(|path| get(&admin, path))
         .collect();
+    assert!(shown.contains("name=\"token\""), "the desk is open, and its door is shut");
+    let cookie = sit_down(&admin);
+    let inside =
+        format!("GET /parked HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\ncookie: {cookie}\r\n\r\n");
+    let inside = programs::talk(&admin, &inside).unwrap();
+    assert!(inside.contains("number_never"), "somebody sits at the desk:\n{inside}");
+    shown.push_str(&inside);
     programs::terminate(&service);
     assert_eq!(programs::ended(&mut service).code(), Some(0));
     let log = fs::read_to_string(&log).unwrap();
     let checked = run(programs.command(&["check"]).envs(environment));
     let told = format!("{}{}", out(&checked), err(&checked));
+    let mut forbidden = forbidden(&programs, &names);
+    let (_, session) = cookie.split_once('=').unwrap();
+    for (what, secret) in [("token", DESK_TOKEN), ("token, mistyped", NEARLY), ("session", session)] {
+        forbidden.insert(format!("the desk's {what}"), secret.to_owned());
+    }
     let mut whole = String::new();
     for (text, place) in [(&log, "the log"), (&shown, "the admin port"), (&told, "check")] {
-        for (what, secret) in forbidden(&programs, &names) {
-            if let Some(line) = text.lines().find(|line| line.contains(&secret)) {
+        for (what, secret) in &forbidden {
+            if let Some(line) = text.lines().find(|line| line.contains(secret.as_str())) {
                 whole.push_str(&format!("{what} stands in {place}: {line}\n"));
             }
         }

@@ -20,7 +20,9 @@ use lapin::BasicProperties;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use redeemer::attempt::{EstablishedBy, Outcome};
-use redeemer::metrics::{Arrival, HeldBack, Key, Message, Metrics, Queue, Settling, Unproven};
+use redeemer::metrics::{
+    Arrival, Aside, DeskRefusal, HeldBack, Key, Message, Metrics, Queue, Settling, Unproven,
+};
 use redeemer::redemption::Redemption;
 use redeemer::verdict::{Answer, Authenticity, Flaw, Lost, NotSent, Question, Reason, Reply, Verdict, judge};
 use redeemer::wechat::reply;
@@ -162,6 +164,7 @@ fn around(metrics: &Metrics, dice: &mut StdRng) {
     let tier = if dice.random() { any(&["10s", "1m", "2h", "", "other", "10s\"}"], dice) } else { &hostile };
     let time = any_time(dice);
     metrics.taken(any(&Arrival::ALL, dice));
+    metrics.deferred(tier, any(&Aside::ALL, dice));
     metrics.came_back(tier, time);
     metrics.begun(time);
     metrics.turned(time);
@@ -172,6 +175,7 @@ fn around(metrics: &Metrics, dice: &mut StdRng) {
     metrics.key_expiry(any(&Key::ALL, dice), dice.random::<bool>().then(|| dice.random()));
     metrics.breaker(dice.random::<bool>().then(|| any(&HeldBack::ALL, dice)));
     metrics.settled(any(&Settling::ALL, dice));
+    metrics.desk_refused(any(&DeskRefusal::ALL, dice));
 }
 
 #[tokio::test(flavor = "multi_thread")]

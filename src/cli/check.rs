@@ -2,6 +2,7 @@
 //!
 //! Changes nothing: the topology is verified, never made, and the one call to the payment API only reads.
 
+use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -16,13 +17,13 @@ use crate::broker::probe::{self, Held, Need, Right};
 use crate::broker::topology::{Difference, Mode, Names, Object, Standing, survey};
 use crate::broker::{CannotConnect, Generation, Settings};
 use crate::cli::{Failure, say};
-use crate::config::Config;
+use crate::config::{Config, ConfigFault, ConfigFaults, MERCHANT_KEY, PREFIX};
 use crate::redemption::{
     Appid, AssociatedOrder, BrandId, CouponCode, Openid, OrderNo, OrderNumbers, ProductCouponId, Redemption,
     RequestNo, StockId, Unfit, UseTime,
 };
 use crate::verdict::{Authenticity, Flaw, Question, Reply, Verdict, judge};
-use crate::wechat::api::{Client, Heard, Prepared, SharedKeyring};
+use crate::wechat::api::{CannotStart, Client, Heard, Prepared, SharedKeyring};
 use crate::wechat::keys::{KeyFault, Keyring};
 use crate::wechat::verify::CLOCK_TOLERANCE_SECONDS;
 
@@ -67,17 +68,33 @@ impl Finding {
     }
 }
 
-/// Looks at everything and tells.
+/// Looks at everything and tells. `read` is what became of the configuration, and `file` is where it was read.
 ///
 /// # Errors
-/// [`Failure::Unexpected`] where anything is at fault.
-pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
-    let mut findings = vec![Finding::ok("configuration", "every key is known and in its range")];
-    if let Some((client, keyring)) = keys(&config, &mut findings) {
-        download(&config, &client, &keyring, &mut findings).await;
-        payment_api(&config, &client, &mut findings).await;
-    }
-    broker(&config, &mut findings).await;
+/// [`Failure::Misconfigured`] where the configuration is at fault, so that there is nothing else to look at;
+/// [`Failure::Unexpected`] where anything else is.
+pub async fn run(
+    arguments: Arguments,
+    file: Option<&Path>,
+    read: Result<Config, ConfigFaults>,
+) -> Result<(), Failure> {
+    let origin = Origin::of(file);
+    let mut findings = Vec::new();
+    let failure = match read {
+        Ok(config) => {
+            findings.push(Finding::ok("configuration", "every key is known and in its range"));
+            if let Some((client, keyring)) = keys(&config, &origin, &mut findings) {
+                download(&config, &client, &keyring, &mut findings).await;
+                payment_api(&config, &client, &mut findings).await;
+            }
+            broker(&config, &mut findings).await;
+            Failure::Unexpected
+        }
+        Err(faults) => {
+            findings.extend(faults.0.iter().map(|fault| misconfigured(fault, &origin)));
+            Failure::Misconfigured
+        }
+    };
 
     for finding in &findings {
         if arguments.json {
@@ -97,12 +114,69 @@ pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
     }
     match findings.iter().filter(|finding| finding.gravity == Gravity::Fault).count() {
         0 => Ok(()),
-        1 => Err(Failure::Unexpected("check: 1 fault".to_owned())),
-        faults => Err(Failure::Unexpected(format!("check: {faults} faults"))),
+        1 => Err(failure("check: 1 fault".to_owned())),
+        faults => Err(failure(format!("check: {faults} faults"))),
     }
 }
 
-fn keys(config: &Config, findings: &mut Vec<Finding>) -> Option<(Client, SharedKeyring)> {
+fn misconfigured(fault: &ConfigFault, origin: &Origin) -> Finding {
+    let ConfigFault { key, problem } = fault;
+    // Where the text as a whole is at fault, the file's name stands for the key; without a file, nothing does.
+    let (detail, remedy) = match origin.file {
+        Some(file) if file.to_str() == Some(key) => {
+            (format!("{key}: {problem}"), format!("ls -l {key}; ${{EDITOR:-vi}} {key}"))
+        }
+        None if key.is_empty() => (problem.clone(), format!("env | grep -o '^{PREFIX}[^=]*'")),
+        _ => (format!("{key}: {problem}"), origin.mending(key, problem)),
+    };
+    Finding::fault("configuration", detail, remedy)
+}
+
+/// Where the configuration comes from, which decides how a key is mended.
+struct Origin<'a> {
+    file: Option<&'a Path>,
+    /// The variables of the environment that set keys.
+    variables: Vec<String>,
+}
+
+impl<'a> Origin<'a> {
+    fn of(file: Option<&'a Path>) -> Self {
+        let names = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
+        let variables = names.filter(|name| name.starts_with(PREFIX) && name.contains("__")).collect();
+        Self { file, variables }
+    }
+
+    /// The command that mends a key, or several with commas between them, there where it is set.
+    fn mending(&self, key: &str, how: &str) -> String {
+        let keys: Vec<_> = key.split(", ").collect();
+        let names: Vec<_> = keys.iter().map(|key| variable(key)).collect();
+        let sets = |set: &&String| {
+            let set = set.to_uppercase();
+            names.iter().any(|name| {
+                set.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with("__"))
+            })
+        };
+        let set: Vec<_> = self.variables.iter().filter(sets).cloned().collect();
+        let how = how.replace('\n', " ");
+        match (set.is_empty(), self.file) {
+            (true, Some(file)) => format!("${{EDITOR:-vi}} {} # {key}: {how}", file.display()),
+            (false, _) if !keys.iter().all(|key| is_known(key)) => format!("unset {} # {how}", set.join(" ")),
+            _ => format!("{} # {how}", exports(&names)),
+        }
+    }
+}
+
+fn exports(names: &[String]) -> String {
+    let each: Vec<_> = names.iter().map(|name| format!("export {name}=…")).collect();
+    each.join("; ")
+}
+
+fn is_known(key: &str) -> bool {
+    toml::Value::try_from(Config::default())
+        .is_ok_and(|model| key.split('.').try_fold(&model, |section, name| section.get(name)).is_some())
+}
+
+fn keys(config: &Config, origin: &Origin, findings: &mut Vec<Finding>) -> Option<(Client, SharedKeyring)> {
     let from_environment = merchant_key_from_environment();
     let from_environment = from_environment.as_ref().map(|key| key.expose_secret());
     let now = Timestamp::now();
@@ -148,7 +222,7 @@ fn keys(config: &Config, findings: &mut Vec<Finding>) -> Option<(Client, SharedK
         });
     }
     for fault in &keyring.left_out {
-        let remedy = "take it out of wechat.platform_certificates";
+        let remedy = origin.mending("wechat.platform_certificates", "take it out");
         findings.push(Finding::warning("keys", fault.to_string(), remedy));
     }
     for (serial, key) in keyring.public.iter() {
@@ -157,7 +231,10 @@ fn keys(config: &Config, findings: &mut Vec<Finding>) -> Option<(Client, SharedK
             Some(until) if until.duration_since(now) < month => Finding::warning(
                 "keys",
                 format!("platform certificate {serial} expires at {until}"),
-                "download the next one from the merchant platform and add it to wechat.platform_certificates",
+                origin.mending(
+                    "wechat.platform_certificates",
+                    "add the next one, which the merchant platform has for download",
+                ),
             ),
             Some(until) => Finding::ok("keys", format!("platform certificate {serial}, valid until {until}")),
         });
@@ -176,7 +253,18 @@ fn keys(config: &Config, findings: &mut Vec<Finding>) -> Option<(Client, SharedK
     match Client::new(settings, keyring.clone()) {
         Ok(client) => Some((client, keyring)),
         Err(fault) => {
-            findings.push(Finding::fault("configuration", fault.to_string(), "mend the key named"));
+            let remedy = match &fault {
+                CannotStart::BaseUrl { key, .. } | CannotStart::Unencrypted { key, .. } => {
+                    origin.mending(key, "such as https://api.mch.weixin.qq.com")
+                }
+                CannotStart::Header(name) => {
+                    origin.mending(&format!("wechat.{name}"), "letters, digits and underscores")
+                }
+                CannotStart::Http(_) => {
+                    "openssl version -d # are the system's certificates there?".to_owned()
+                }
+            };
+            findings.push(Finding::fault("configuration", fault.to_string(), remedy));
             None
         }
     }
@@ -184,7 +272,12 @@ fn keys(config: &Config, findings: &mut Vec<Finding>) -> Option<(Client, SharedK
 
 /// The command that sets a key of the configuration.
 fn setting(key: &str) -> String {
-    format!("export REDEEMER_{}=…", key.to_uppercase().replace('.', "__"))
+    format!("export {}=…", variable(key))
+}
+
+/// The variable of the environment that sets a key.
+fn variable(key: &str) -> String {
+    format!("{PREFIX}{}", key.to_uppercase().replace('.', "__"))
 }
 
 /// Where nothing but downloaded platform certificates verifies answers, downloads them as the service does: without
@@ -224,12 +317,12 @@ fn mended_by(fault: &KeyFault) -> String {
     match fault {
         KeyFault::Unreadable { path, .. } => format!("ls -l {}; id", path.display()),
         KeyFault::Exposed { path, .. } => format!("chmod 600 {}", path.display()),
-        KeyFault::NotAKey { what, .. } => format!("head -n 1 {what}"),
+        KeyFault::NotAKey { what, .. } => format!("head -n 1 {}", standing_in(what)),
         KeyFault::TooShort { .. } => {
-            "openssl genrsa -out apiclient_key.pem 2048; have a certificate made for it on the merchant platform"
+            "openssl genrsa -out apiclient_key.pem 2048 # then have a certificate made for it on the merchant platform"
                 .to_owned()
         }
-        KeyFault::Disagreement { what } => format!("openssl rsa -check -noout -in {what}"),
+        KeyFault::Disagreement { what } => format!("openssl rsa -check -noout {}", standing_in(what)),
         KeyFault::NotValidNow { what, .. } => format!("date; openssl x509 -noout -dates -in {what}"),
         KeyFault::NotAPair { certificate } => {
             format!("openssl x509 -noout -pubkey -in {} # against openssl pkey -pubout -in KEY", certificate.display())
@@ -241,6 +334,11 @@ fn mended_by(fault: &KeyFault) -> String {
             "export REDEEMER_WECHAT__PUBLIC_KEYS__PUB_KEY_ID_…=/etc/redeemer/wechatpay_public_key.pem".to_owned()
         }
     }
+}
+
+/// How a shell gives a key to a command: from its file, or from the environment where it came from there.
+fn standing_in(what: &str) -> String {
+    if Path::new(what).is_file() { format!("< {what}") } else { format!("<<< \"${MERCHANT_KEY}\"") }
 }
 
 /// Asks for a coupon that nobody has: any authentic answer proves both signatures, ours and theirs.
@@ -379,7 +477,7 @@ async fn broker(config: &Config, findings: &mut Vec<Finding>) {
         Ok(settings) => settings,
         Err(fault) => {
             let detail = format!("{}: {}", fault.key, fault.problem);
-            findings.push(Finding::fault(WHAT, detail, format!("mend the file that {} names", fault.key)));
+            findings.push(Finding::fault(WHAT, detail, shown_file(config, &fault.key)));
             return;
         }
     };
@@ -450,8 +548,26 @@ async fn proven(settings: &Settings) -> Result<Generation, CannotConnect> {
     Ok(generation)
 }
 
+/// The command that shows the file that a key names; a secret one is closed to others, and not shown.
+fn shown_file(config: &Config, key: &str) -> String {
+    let broker = &config.broker;
+    match key {
+        "broker.uri_file" => format!("chmod 600 {0}; ls -l {0}; id", broker.uri_file),
+        "broker.client_key_file" => {
+            format!("chmod 600 {0}; ls -l {0}; head -n 1 {0}", broker.client_key_file)
+        }
+        "broker.client_certificate_file" => {
+            format!("ls -l {0}; head -n 1 {0}", broker.client_certificate_file)
+        }
+        "broker.ca_file" => format!("ls -l {0}; head -n 1 {0}", broker.ca_file),
+        key => setting(key),
+    }
+}
+
 /// The first version whose quorum queues dead-letter at least once.
 const OLDEST: (u32, u32) = (3, 10);
+const UPGRADE: &str =
+    "rabbitmqctl version # RabbitMQ 3.10 or later is needed: https://www.rabbitmq.com/docs/upgrade";
 
 fn of_version(version: &str) -> Finding {
     const WHAT: &str = "broker version";
@@ -460,14 +576,10 @@ fn of_version(version: &str) -> Finding {
         (Some(major), Some(minor)) if (major, minor) < OLDEST => Finding::fault(
             WHAT,
             format!("{version} cannot dead-letter at least once: commands could be lost on the way"),
-            "upgrade RabbitMQ to 3.10 or later",
+            UPGRADE,
         ),
         (Some(_), Some(_)) => Finding::ok(WHAT, version),
-        _ => Finding::warning(
-            WHAT,
-            format!("{version} is no version of RabbitMQ"),
-            "use RabbitMQ 3.10 or later",
-        ),
+        _ => Finding::warning(WHAT, format!("{version} is no version of RabbitMQ"), UPGRADE),
     }
 }
 
@@ -476,6 +588,7 @@ fn of_version(version: &str) -> Finding {
 async fn topology(settings: &Settings, mode: Mode, findings: &mut Vec<Finding>) -> bool {
     const WHAT: &str = "topology";
     let Ok((_, found)) = survey(settings, false).await else { return false };
+    let vhost = settings.vhost().unwrap_or_default();
     let mut sound = true;
     for (object, standing) in found {
         match standing {
@@ -483,7 +596,7 @@ async fn topology(settings: &Settings, mode: Mode, findings: &mut Vec<Finding>) 
             Standing::Missing if mode == Mode::Create => findings.push(Finding::warning(
                 WHAT,
                 format!("{object} is missing"),
-                "nothing to do: redeemer run makes it; to make it now: redeemer topology apply",
+                "redeemer topology apply # or nothing: redeemer run makes it",
             )),
             Standing::Missing | Standing::NotMade(_) => {
                 findings.push(Finding::fault(WHAT, format!("{object} is missing"), "redeemer topology apply"))
@@ -491,7 +604,7 @@ async fn topology(settings: &Settings, mode: Mode, findings: &mut Vec<Finding>) 
             Standing::Differs(differences) => {
                 for Difference { argument, wanted, found } in differences {
                     let detail = format!("{object}: {argument} is {found}, must be {wanted}");
-                    findings.push(Finding::fault(WHAT, detail, crate::cli::topology::REMEDY));
+                    findings.push(Finding::fault(WHAT, detail, making_anew(&object, &vhost)));
                 }
             }
             Standing::Unseen(words) if mode == Mode::Create && words.contains("ACCESS_REFUSED") => {
@@ -502,7 +615,7 @@ async fn topology(settings: &Settings, mode: Mode, findings: &mut Vec<Finding>) 
             Standing::Unseen(words) => findings.push(Finding::warning(
                 WHAT,
                 format!("{object} is there; its arguments cannot be compared: {words}"),
-                "run redeemer topology verify as a user who may configure it",
+                "redeemer topology verify # as a user who may configure it",
             )),
         }
         sound = false;
@@ -511,6 +624,23 @@ async fn topology(settings: &Settings, mode: Mode, findings: &mut Vec<Finding>) 
         findings.push(Finding::ok(WHAT, "every exchange and queue is there with its arguments"));
     }
     true
+}
+
+/// What can be done about an object that differs: the broker changes no argument of one that exists. What deletes is
+/// left for the operator to run, once nothing can be lost.
+fn making_anew(object: &Object, vhost: &str) -> String {
+    let (look, delete) = match object {
+        Object::Queue { name, .. } => (
+            format!("rabbitmqctl list_queues -p '{vhost}' name messages"),
+            format!("when {name} is empty: rabbitmqctl delete_queue -p '{vhost}' '{name}'"),
+        ),
+        Object::Exchange { name, .. } => (
+            format!("rabbitmqctl list_exchanges -p '{vhost}' name type arguments"),
+            format!("delete exchange {name} on the management page"),
+        ),
+        Object::Binding { .. } => return "redeemer topology apply".to_owned(),
+    };
+    format!("{look} # stop the service; {delete}; redeemer topology apply; or configure what it has")
 }
 
 /// Tells what the user may not do. False where anything that the service needs is among it.
@@ -543,7 +673,7 @@ async fn permissions(settings: &Settings, mode: Mode, findings: &mut Vec<Finding
                 Finding::warning(
                     WHAT,
                     detail,
-                    "run redeemer parked as a user who may; nothing to do for the service",
+                    "redeemer parked list # as a user who may; nothing to do for the service",
                 )
             }
             (Held::Unclear(words), _) => {
@@ -617,7 +747,7 @@ async fn broker_settings(
             Unanswered::Forbidden { user, .. } => format!("rabbitmqctl set_user_tags {user} management"),
             Unanswered::Uri(_) | Unanswered::Settings(_) => setting("broker.management_uri"),
             Unanswered::NoAnswer { .. } => {
-                "rabbitmq-plugins enable rabbitmq_management; or look at broker.management_uri".to_owned()
+                "rabbitmq-plugins enable rabbitmq_management # or mend broker.management_uri".to_owned()
             }
         };
         findings.push(Finding::fault(SETTINGS, fault.to_string(), remedy));
@@ -639,7 +769,7 @@ async fn look(
         findings.push(Finding::warning(
             SETTINGS,
             "broker.management_uri is not encrypted: the password goes over the network as it is",
-            "use https:// in broker.management_uri",
+            format!("{} # https:// instead of http://", setting("broker.management_uri")),
         ));
     }
     if let Some(version) = management.version().await?.filter(|_| tell_version) {
@@ -670,7 +800,7 @@ async fn look(
                 let Some(queue) = management.queue(name).await? else { continue };
                 timeout_seen |= queue.consumer_details.iter().any(|one| one.consumer_timeout.is_some());
                 for unfit in management::unfit(&object, &queue, held) {
-                    findings.push(misfit(name, &vhost, &queue, &unfit));
+                    findings.push(misfit(&object, name, &vhost, &queue, &unfit));
                 }
             }
         }
@@ -688,19 +818,19 @@ async fn look(
     Ok(())
 }
 
-fn misfit(name: &str, vhost: &str, queue: &Queue, unfit: &Mismatch) -> Finding {
+fn misfit(object: &Object, name: &str, vhost: &str, queue: &Queue, unfit: &Mismatch) -> Finding {
     let Mismatch { key, found, wanted, by_policy } = unfit;
     if key == "consumer_timeout" {
         return Finding::fault(
             "consumer timeout",
             format!("queue {name}: the broker takes a command back after {found} ms, must be {wanted}"),
-            "set consumer_timeout = 1800000 in rabbitmq.conf; at once: rabbitmqctl eval \
-             'application:set_env(rabbit, consumer_timeout, 1800000).'",
+            "rabbitmqctl eval 'application:set_env(rabbit, consumer_timeout, 1800000).' # and for its next start: \
+             consumer_timeout = 1800000 in rabbitmq.conf",
         );
     }
     if !by_policy {
         let detail = format!("queue {name}: {key} is {found}, must be {wanted}");
-        return Finding::fault("arguments", detail, crate::cli::topology::REMEDY);
+        return Finding::fault("arguments", detail, making_anew(object, vhost));
     }
     let (policy, operator) = (queue.policy.as_deref(), queue.operator_policy.as_deref());
     let named: Vec<_> = policy.into_iter().chain(operator).collect();
@@ -711,7 +841,7 @@ fn misfit(name: &str, vhost: &str, queue: &Queue, unfit: &Mismatch) -> Finding {
     Finding::fault(
         "policy",
         format!("queue {name}: policy {} sets {key} to {found}, must be {wanted}", named.join(" with ")),
-        format!("{}; or let it leave out {key}", remedies.join("; ")),
+        format!("{} # or let it leave out {key}", remedies.join("; ")),
     )
 }
 
@@ -723,8 +853,8 @@ fn unseen(config: &Config) -> Finding {
          {held:?}, the longest that a command is usually held; no policy may override a queue; no alarm; every binding"
     );
     let remedy = format!(
-        "{}; or: {CONSUMER_TIMEOUT}; rabbitmqctl list_queues name policy effective_policy_definition; \
-         rabbitmq-diagnostics alarms; rabbitmqctl list_bindings",
+        "{CONSUMER_TIMEOUT}; rabbitmqctl list_queues name policy effective_policy_definition; \
+         rabbitmq-diagnostics alarms; rabbitmqctl list_bindings # or: {}",
         setting("broker.management_uri")
     );
     Finding::warning(SETTINGS, detail, remedy)

@@ -43,7 +43,7 @@ enum Command {
 }
 
 /// What can be done about an object that differs: the broker changes no argument of one that exists.
-pub(super) const REMEDY: &str = "stop the service, let the queue run empty, delete the object (rabbitmqctl delete_queue \
+const REMEDY: &str = "stop the service, let the queue run empty, delete the object (rabbitmqctl delete_queue \
                       NAME), then redeemer topology apply; or configure what it has";
 
 /// Shows, makes or compares.
