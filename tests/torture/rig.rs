@@ -790,8 +790,15 @@ impl Rig {
 
 /// Whether an instance says in time that the broker is gone, and that it is not ready.
 async fn is_cut_off(instance: &Service) -> bool {
-    let gone = instance.wait_metric(CONNECTED, |connected| connected == 0.0, NOTICED_WITHIN).await;
-    gone.is_some() && instance.get("/readyz").await.is_some_and(|(status, _)| status == 503)
+    let since = Instant::now();
+    while since.elapsed() < NOTICED_WITHIN {
+        let is_gone = instance.metric(CONNECTED).await == Some(0.0);
+        if is_gone && instance.get("/readyz").await.is_some_and(|(status, _)| status == 503) {
+            return true;
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    false
 }
 
 fn configure(dir: &Path, card: &Value, broker: String, provider_port: u16) -> Config {
