@@ -430,6 +430,12 @@ impl Progress {
         self.begin(limits, now)
     }
 
+    /// Whether another delivery of this command exists or existed, or a use of ours may have taken effect unseen: then a
+    /// use goes out only where the coupon has just been looked at.
+    pub fn may_be_in_other_hands(&self) -> bool {
+        self.ever_unsure
+    }
+
     /// The wait queue for a command that may not wait in process: the shared retry budget is spent, or calls are
     /// halted. Where no wait queue ends before the deadline it is the shortest, for a slot is worth more than that
     /// delay; `None` where there is no wait queue at all.
@@ -594,8 +600,9 @@ impl Progress {
                 self.believe(Belief::Clear);
                 self.ask_after(Duration::ZERO, limits, now)
             }
-            (None, belief @ (Belief::Clear | Belief::Doubted(_))) => {
-                self.believe(belief);
+            // A look between two uses that were declined is no success: the waits go on growing.
+            (None, Belief::Clear | Belief::Doubted(_)) => {
+                self.negatives = 0;
                 self.look = false;
                 self.ask_after(Duration::ZERO, limits, now)
             }
@@ -605,6 +612,8 @@ impl Progress {
     fn again(&mut self, limits: &Limits, now: Timestamp, chance: f64) -> Step {
         let wait = limits.backoff.wait(self.failures, chance);
         self.failures = self.failures.saturating_add(1);
+        // What was seen before the wait may be so no more.
+        self.look = self.ever_unsure && self.belief.question() == Question::Redeem;
         self.ask_after(wait, limits, now)
     }
 

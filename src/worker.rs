@@ -537,14 +537,17 @@ impl Job<'_> {
         let slot = &mut *self.slot;
         let hold = async {
             slot.rest(after).await;
+            let mut held_back = Duration::ZERO;
             loop {
+                let asked_at = Instant::now();
                 let pass = timeout(tools.limits.in_process_max, tools.breaker.pass(Timestamp::now)).await?;
+                held_back += asked_at.elapsed();
                 let queued_at = Instant::now();
                 tools.pacer.turn(question).await;
                 tools.metrics.turned(queued_at.elapsed());
                 // Those who waited for their turn while it opened must not go all the same.
                 if pass.holds() {
-                    return Ok::<_, Elapsed>(pass);
+                    return Ok::<_, Elapsed>((pass, held_back));
                 }
             }
         };
@@ -555,12 +558,18 @@ impl Job<'_> {
             pass = hold => pass,
         };
         let now = Timestamp::now();
-        let Ok(pass) = pass else {
+        let Ok((pass, held_back)) = pass else {
             // Calls are held back for longer than a slot may be held.
             let put_away = self.carried.progress.defer(&tools.limits, now);
             let progress = &mut self.carried.progress;
             return Asked::Step(put_away.unwrap_or_else(|| progress.resume(&tools.limits, now)));
         };
+        if question == Question::Redeem
+            && held_back > LOOK_HOLDS
+            && self.carried.progress.may_be_in_other_hands()
+        {
+            return Asked::Step(self.carried.progress.resume(&tools.limits, now));
+        }
         // Once for a command: what comes back from a wait queue, or from whoever held it before, earned already. It would
         // make of an outage ever more retries.
         if self.carried.evidence.is_empty() && !self.delivery.redelivered() {
@@ -825,6 +834,9 @@ struct Answers {
 
 /// How long a brand's acceptance speaks for us.
 const LATELY: Duration = Duration::from_secs(600);
+/// How long calls may be held back between the look at a coupon and the use that it permits: whoever else holds the
+/// command may send one meanwhile.
+const LOOK_HOLDS: Duration = Duration::from_millis(50);
 /// Brands remembered as shut; with more, all are forgotten and learned anew.
 const SHUT_MAX: usize = 10_000;
 

@@ -362,6 +362,24 @@ fn a_signed_refusal_after_a_doubt_stands_on_two_settled_inquiries() {
 }
 
 #[test]
+fn what_may_be_in_other_hands_is_looked_at_again_after_every_wait_before_it_is_sent() {
+    let declined = || signed(429, "");
+    let script = [usable(), declined(), usable(), declined(), used_by_us()];
+    let steps = ["0s inquire", "0s redeem", "1s inquire", "0s redeem", "2s inquire"];
+    Run::default().check(Start::Copy(Belief::Clear), &script, &steps, "redeemed by inquiry");
+    // A look that comes to nothing permits nothing.
+    let script = [usable(), declined(), cut(), usable(), used_by_us()];
+    let steps = ["0s inquire", "0s redeem", "1s inquire", "2s inquire", "0s redeem"];
+    Run::default().check(Start::Copy(Belief::Clear), &script, &steps, "redeemed by answer");
+    // Who alone has ever held it need not look.
+    check(
+        &[declined(), declined(), used_by_us()],
+        &["0s redeem", "1s redeem", "2s redeem"],
+        "redeemed by answer",
+    );
+}
+
+#[test]
 fn an_unsigned_refusal_proves_nothing_until_it_is_repeated() {
     let refusal = || unsigned(403, "NOT_ENOUGH");
     let steps = ["0s redeem", "2s inquire", "2s inquire", "0s redeem", "2s inquire", "2s inquire"];
