@@ -34,6 +34,8 @@ const PHONE: u32 = 390;
 const WINDOW_MIN: u32 = 500;
 /// What the style lays the page on, in light.
 const GROUND: &str = "rgb(246, 247, 249)";
+/// Commands in hand when it is busy.
+const IN_HAND: usize = 12;
 /// The pictures of the documents.
 const SHOWN: [&str; 6] = ["quiet", "busy", "paused", "broken", "busy-phone", "paused-dark"];
 
@@ -250,11 +252,25 @@ async fn the_page_says_how_it_stands() {
             bed.told().await;
         }
     }
-    let words = ["commands settled in the last minute", "<td>redeemed"];
+    // And for as long as the pictures take, work in hand.
+    bed.faults(json!([{"fault": {"kind": "slow", "ms": 4_000}}]));
+    for nth in 0..IN_HAND {
+        bed.issue(&format!("S{nth}"), json!({}));
+        bed.publish(&command(&format!("S{nth}"), &format!("USE_S{nth:04}"))).await;
+    }
+    let in_hand = format!("<dd>{IN_HAND} of ");
+    let words = ["commands settled in the last minute", "<td>redeemed", "commands in each 5 s: ", &in_hand];
     let busy = look(&browser, &service, "busy", &words, &pictures).await;
+    bed.faults(json!([]));
+    for _ in 0..IN_HAND {
+        assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    }
     the_script_is_at_work(&browser, &quiet, &busy).await;
 
-    bed.faults(json!([{"fault": {"kind": "status", "status": 401, "code": "SIGN_ERROR"}}]));
+    // The provider's own words are Chinese, for which a browser may have no letters.
+    let refusal =
+        json!({"kind": "status", "status": 401, "code": "SIGN_ERROR", "message": "wrong signature"});
+    bed.faults(json!([{ "fault": refusal }]));
     bed.issue("CX", json!({}));
     bed.publish(&command("CX", "USE_00000X")).await;
     let paused = ["Paused for the payment API.", "rejects our signature", "/runbook#StoppedUnauthenticated"];

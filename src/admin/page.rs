@@ -140,8 +140,9 @@ fn headline(page: &mut String, mood: Mood, status: &Status, history: &History) {
 
 fn outcomes(page: &mut String, minute: &Interval, intervals: &[Interval], glance: &Glance) {
     page.push_str("<section><h2>Outcomes</h2>");
-    let totals: Vec<f64> = intervals.iter().map(|each| each.outcomes.iter().sum::<u64>() as f64).collect();
-    chart(page, "commands settled, in steps of five seconds over ten minutes", &totals);
+    let settled: Vec<_> = intervals.iter().map(split).collect();
+    let what = "commands in each 5 s: <i>redeemed</i> <i class=rest>other</i>";
+    chart(page, what, "commands", &settled);
     page.push_str("<table><tr><th>outcome<th>last minute<th>since start");
     for (nth, kind) in OutcomeKind::ALL.into_iter().enumerate() {
         let (lately, ever) = (minute.outcomes[nth], glance.outcomes[nth]);
@@ -154,8 +155,8 @@ fn outcomes(page: &mut String, minute: &Interval, intervals: &[Interval], glance
 
 fn provider(page: &mut String, minute: &Interval, intervals: &[Interval], glance: &Glance) {
     page.push_str("<section><h2>WeChat Pay</h2>");
-    let times: Vec<f64> = intervals.iter().map(|each| each.call_ms.unwrap_or_default()).collect();
-    chart(page, "mean time of a call, in steps of five seconds over ten minutes", &times);
+    let times: Vec<_> = intervals.iter().map(|each| [each.call_ms.unwrap_or_default(), 0.0]).collect();
+    chart(page, "mean time of a call in each 5 s", "ms", &times);
     let time = minute.call_ms.map_or_else(|| "no calls".to_owned(), |ms| format!("{ms:.0} ms"));
     page.push_str("<dl>");
     entry(page, "a call takes", &time);
@@ -226,29 +227,48 @@ fn entry(page: &mut String, name: &str, value: &str) {
     let _ = write!(page, "<dt>{name}<dd>{}", escaped(value));
 }
 
-/// Bars, the latest at the right; the tallest fills the height and is named.
-fn chart(page: &mut String, what: &str, values: &[f64]) {
+/// Commands that were redeemed, and those that ended otherwise.
+fn split(interval: &Interval) -> [f64; 2] {
+    let mut split = [0.0; 2];
+    for (kind, commands) in OutcomeKind::ALL.into_iter().zip(interval.outcomes) {
+        split[usize::from(kind != OutcomeKind::Redeemed)] += commands as f64;
+    }
+    split
+}
+
+/// Bars of two parts, the first below the second, the latest bar at the right; the tallest fills the height and is
+/// named. `what` is HTML, and stands above them.
+fn chart(page: &mut String, what: &str, unit: &str, bars: &[[f64; 2]]) {
     const BARS: usize = 119;
-    let most = values.iter().copied().fold(0.0, f64::max);
+    let most = bars.iter().map(|[first, second]| first + second).fold(0.0, f64::max);
     let _ = write!(
         page,
-        "<svg class=chart viewBox=\"0 0 {BARS} 30\" preserveAspectRatio=none role=img aria-label=\"{what}; at most {most:.0}\">"
+        "<figure><figcaption>{what}</figcaption>\
+         <svg class=chart viewBox=\"0 0 {BARS} 30\" preserveAspectRatio=none role=img aria-label=\"at most {} {unit}\">",
+        scale(most)
     );
-    let from = BARS.saturating_sub(values.len());
-    for (nth, value) in values.iter().enumerate().filter(|(_, value)| **value > 0.0) {
-        let height = (30.0 * value / most).max(0.6);
-        let _ = write!(page, "<rect x={} y={:.1} width=.8 height={height:.1} />", from + nth, 30.0 - height);
+    let from = BARS.saturating_sub(bars.len());
+    for (nth, [first, second]) in bars.iter().enumerate().filter(|(_, [first, second])| first + second > 0.0)
+    {
+        let high = (30.0 * (first + second) / most).max(0.6);
+        let low = high * first / (first + second);
+        for (class, height, top) in [("", low, low), (" class=rest", high - low, high)] {
+            if height > 0.0 {
+                let (x, y) = (from + nth, 30.0 - top);
+                let _ = write!(page, "<rect{class} x={x} y={y:.1} width=.8 height={height:.1} />");
+            }
+        }
     }
     let _ = write!(
         page,
-        "</svg><p class=scale><span>10 min ago</span><span>most: {}</span><span>now</span>",
+        "</svg><p class=scale><span>10 min ago</span><span>most: {} {unit}</span><span>now</span></figure>",
         scale(most)
     );
 }
 
 /// The height of the tallest bar, as it is written below a chart.
 fn scale(most: f64) -> String {
-    if most > 0.0 && most < 10.0 { format!("{most:.1}") } else { grouped(most.round() as u64) }
+    if most < 10.0 && most.fract() > 0.0 { format!("{most:.1}") } else { grouped(most.round() as u64) }
 }
 
 /// The section of the runbook for a reason that stands in the way.
@@ -349,6 +369,26 @@ mod tests {
             ["0", "2.5", "1\u{2009}200"],
             [scale(0.0), scale(2.5), scale(1_200.0)].each_ref().map(|text| text.as_str())
         );
+    }
+
+    #[test]
+    fn a_chart_says_what_it_shows_in_which_unit_and_sets_apart_what_was_not_redeemed() {
+        let mut history = History::default();
+        for (outcomes, calls) in [([0, 0, 0, 0], 0), ([3, 2, 0, 1], 3), ([3, 2, 4, 1], 3)] {
+            let call_seconds = 0.2 * calls as f64;
+            history.sample(Glance { outcomes, calls, call_seconds, ..Glance::default() });
+        }
+        let page = render(&status(&[]), &Glance::default(), &history, false, Timestamp::UNIX_EPOCH);
+        for words in ["commands in each 5 s: <i>redeemed</i> <i class=rest>other</i>", "mean time of a call"]
+        {
+            assert!(page.contains(words), "{words}: {page}");
+        }
+        for most in ["most: 6 commands", "most: 200 ms"] {
+            assert!(page.contains(most), "{most}: {page}");
+        }
+        let bars = "<rect x=117 y=15.0 width=.8 height=15.0 /><rect class=rest x=117 y=0.0 width=.8 height=15.0 />\
+                    <rect class=rest x=118 y=10.0 width=.8 height=20.0 />";
+        assert!(page.contains(bars), "{page}");
     }
 
     #[test]
