@@ -73,6 +73,8 @@ const HAND_BACK: Duration = Duration::from_secs(5);
 const REFUSED_LATELY: Duration = Duration::from_secs(10);
 /// Time between two looks for what is missing on the broker.
 const RESTORE_AGAIN: Duration = Duration::from_secs(1);
+/// Time between two changes of channels while the broker refuses what is published.
+const RENEW_AGAIN: Duration = Duration::from_secs(2);
 /// Time between two looks at the number of consumers.
 const CENSUS: Duration = Duration::from_secs(1);
 /// Time between two looks at the depth of every queue.
@@ -413,6 +415,7 @@ impl Service {
         let mut held_back_since: Option<Instant> = None;
         let mut counted_at: Option<Instant> = None;
         let mut weighed_at: Option<Instant> = None;
+        let mut renewed_at: Option<Instant> = None;
         let mut report_due = true;
 
         let ended = loop {
@@ -472,6 +475,13 @@ impl Service {
                     report_due = true;
                     self.tools.breaker.ripen(Timestamp::now());
                     self.restore_topology(settings);
+                    if self.refused_lately() == Some(NotPublished::Refused)
+                        && now.blocked.is_none()
+                        && renewed_at.is_none_or(|at| at.elapsed() >= RENEW_AGAIN)
+                    {
+                        renewed_at = Some(Instant::now());
+                        generation.renew_channels().await;
+                    }
                     if weighed_at.is_none_or(|at| at.elapsed() >= WEIGHING) {
                         weighed_at = Some(Instant::now());
                         self.weigh(generation, settings).await;

@@ -30,6 +30,7 @@ use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, ErrorKind
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::watch;
 use tokio::time::timeout;
+use tracing::debug;
 
 use crate::broker::delivery::{Delivery, Inlet};
 use crate::broker::line::{Line, Socket};
@@ -267,6 +268,13 @@ impl Generation {
     /// The publisher of this generation.
     pub fn publisher(&self) -> &Publisher {
         &self.publisher
+    }
+
+    /// Publishes by other channels from now on: see [`Publisher::renew`]. Where that fails, it goes on as before.
+    pub async fn renew_channels(&self) {
+        if !matches!(self.bounded(self.publisher.renew(&self.publishing)).await, Ok(Ok(()))) {
+            debug!("no other channels to publish by");
+        }
     }
 
     /// Follows the health of this generation.

@@ -76,7 +76,7 @@ pub struct Publisher(Arc<Inner>);
 
 struct Inner {
     /// Where messages go side by side.
-    channel: Channel,
+    channel: Mutex<Channel>,
     /// Where one goes at a time, from the publish to its confirm. Nothing once a confirm was not waited for: the next
     /// one could get what was meant for it.
     alone: tokio::sync::Mutex<Option<Channel>>,
@@ -97,13 +97,10 @@ impl Publisher {
         confirm_timeout: Duration,
         names: &Names,
     ) -> lapin::Result<Self> {
-        let channel = connection.create_channel().await?;
-        let alone = connection.create_channel().await?;
-        for channel in [&channel, &alone] {
-            channel.confirm_select(ConfirmSelectOptions::default()).await?;
-        }
+        let channel = confirming(connection).await?;
+        let alone = confirming(connection).await?;
         Ok(Self(Arc::new(Inner {
-            channel,
+            channel: Mutex::new(channel),
             alone: tokio::sync::Mutex::new(Some(alone)),
             order: Mutex::default(),
             confirm_timeout,
@@ -112,6 +109,19 @@ impl Publisher {
             retry: names.retry.as_str().into(),
             parked: names.parked.as_str().into(),
         })))
+    }
+
+    /// Takes other channels for what is published from now on. Where the leader of a quorum queue is lost at the wrong
+    /// moment, the broker goes on refusing whatever comes by a channel that it had open then, long after there is another
+    /// leader (seen for minutes on a cluster of RabbitMQ 3.10.8). What waits for its confirm keeps its channel.
+    pub(super) async fn renew(&self, connection: &Connection) -> lapin::Result<()> {
+        let channel = confirming(connection).await?;
+        *self.0.channel.lock().unwrap_or_else(PoisonError::into_inner) = channel;
+        // Whoever publishes there now comes again, and finds the new one then.
+        if let Ok(mut place) = self.0.alone.try_lock() {
+            *place = Some(confirming(connection).await?);
+        }
+        Ok(())
     }
 
     /// Publishes the result of `command` to the reply exchange, and under its `reply_to` as a further routing key.
@@ -261,7 +271,8 @@ impl Publisher {
 
     async fn side_by_side(&self, message: Message<'_>) -> Result<Published, NotPublished> {
         let Inner { channel, order, .. } = &*self.0;
-        let mut publish = pin!(message.publish(channel));
+        let channel = channel.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut publish = pin!(message.publish(&channel));
         // The client does both in the first poll, before it waits for the frames to be written. Only that poll is
         // under the lock: to hold it any longer would mean one write, and two changes of thread, per message.
         let queued = poll_fn(|context| {
@@ -311,6 +322,13 @@ impl<'a> Message<'a> {
         let Self { exchange, routing_key, options, properties, body } = self;
         channel.basic_publish(exchange, routing_key, options, body, properties).await
     }
+}
+
+/// A channel on which the broker confirms.
+async fn confirming(connection: &Connection) -> lapin::Result<Channel> {
+    let channel = connection.create_channel().await?;
+    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    Ok(channel)
 }
 
 fn proven(confirmation: Confirmation) -> Result<Published, NotPublished> {
