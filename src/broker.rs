@@ -270,7 +270,8 @@ impl Generation {
         &self.publisher
     }
 
-    /// Publishes by other channels from now on: see [`Publisher::renew`]. Where that fails, it goes on as before.
+    /// Publishes by other channels from now on: the broker may go on refusing what comes by these. Where that fails, it
+    /// goes on as before.
     pub async fn renew_channels(&self) {
         if !matches!(self.bounded(self.publisher.renew(&self.publishing)).await, Ok(Ok(()))) {
             debug!("no other channels to publish by");
