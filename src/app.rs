@@ -352,7 +352,7 @@ impl Service {
     /// Proves that confirms come, for as long as an alarm of the broker takes.
     async fn proven(
         &mut self,
-        mut generation: Generation,
+        generation: Generation,
         shutdown: &mut Shutdown,
     ) -> Result<Generation, CannotConnect> {
         loop {

@@ -36,7 +36,7 @@ use crate::broker::delivery::{Delivery, Inlet};
 use crate::broker::line::{Line, Socket};
 use crate::broker::publisher::{NotPublished, Publisher};
 use crate::broker::tls::{BadFile, Tls};
-use crate::broker::topology::{Mode, Names, Topology, TopologyFault, establish};
+use crate::broker::topology::{Mode, Topology, TopologyFault, establish};
 
 /// How the broker is reached.
 #[derive(Debug, Clone)]
@@ -175,12 +175,11 @@ pub struct Generation {
     consuming: Wire,
     publishing: Wire,
     inlet: Arc<Inlet>,
+    queue: String,
     publisher: Publisher,
     health: watch::Sender<Health>,
     at: String,
     limit: Duration,
-    confirm_timeout: Duration,
-    names: Names,
 }
 
 impl Generation {
@@ -222,8 +221,8 @@ impl Generation {
         // Only from here on: what the broker refuses while the topology is looked at ends no generation.
         watch_events(&consuming, &health, false);
         watch_events(&publishing, &health, true);
-        let (confirm_timeout, names) = (settings.confirm_timeout, settings.topology.names.clone());
-        Ok(Self { consuming, publishing, inlet, publisher, health, at, limit, confirm_timeout, names })
+        let queue = settings.topology.names.commands.clone();
+        Ok(Self { consuming, publishing, inlet, queue, publisher, health, at, limit })
     }
 
     /// Proves that confirms come. While the broker raises an alarm they do not, and [`Generation::is_blocked`] tells: then
@@ -232,16 +231,15 @@ impl Generation {
     ///
     /// # Errors
     /// [`CannotConnect::NoConfirms`]
-    pub async fn prove(&mut self) -> Result<(), CannotConnect> {
+    pub async fn prove(&self) -> Result<(), CannotConnect> {
         let (limit, blocked) = (self.limit, self.is_blocked());
         let mut health = self.health();
         let proving = async {
             if blocked {
                 // What was not confirmed in time has used up its channels.
                 let _ = health.wait_for(|now| now.blocked.is_none() || now.lost.is_some()).await;
-                self.publisher = Publisher::open(&self.publishing, self.confirm_timeout, &self.names)
-                    .await
-                    .map_err(|error| NotPublished::Connection(error.to_string()))?;
+                let renewed = self.publisher.renew(&self.publishing).await;
+                renewed.map_err(|error| NotPublished::Connection(error.to_string()))?;
             }
             self.publisher.prove().await
         };
@@ -293,21 +291,13 @@ impl Generation {
     async fn bounded<T>(&self, asked: impl Future<Output = T>) -> Result<T, String> {
         tokio::select! {
             answer = timeout(self.limit, asked) => answer.map_err(|_| format!("no answer within {:?}", self.limit)),
-            why = self.lost() => Err(why),
+            why = lost(&self.health) => Err(why),
         }
-    }
-
-    /// Why it has ended, once it has.
-    async fn lost(&self) -> String {
-        let mut health = self.health();
-        let lost = health.wait_for(|now| now.lost.is_some()).await;
-        // The sender lives in `self`, so there is a reason.
-        lost.ok().and_then(|now| now.lost.clone()).unwrap_or_default()
     }
 
     /// Why the consumer has ended: with its connection, whose reason comes a moment later, or by itself.
     pub async fn ended(&self) -> String {
-        let why = timeout(REASON_WITHIN, self.lost()).await;
+        let why = timeout(REASON_WITHIN, lost(&self.health)).await;
         why.unwrap_or_else(|_| "the broker ended the consumer".to_owned())
     }
 
@@ -320,12 +310,12 @@ impl Generation {
             let channel = self.inlet.channel();
             channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
             let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
-            channel.basic_consume(self.names.commands.as_str().into(), "".into(), options, arguments).await
+            channel.basic_consume(self.queue.as_str().into(), "".into(), options, arguments).await
         };
         match self.bounded(steps).await {
             Ok(Ok(consumer)) => Ok(Deliveries { consumer, inlet: self.inlet.clone() }),
-            Ok(Err(error)) => Err(format!("cannot consume {}: {error}", self.names.commands)),
-            Err(why) => Err(format!("cannot consume {}: {why}", self.names.commands)),
+            Ok(Err(error)) => Err(format!("cannot consume {}: {error}", self.queue)),
+            Err(why) => Err(format!("cannot consume {}: {why}", self.queue)),
         }
     }
 
@@ -335,7 +325,7 @@ impl Generation {
             let channel = self.consuming.create_channel().await.ok()?;
             let options = lapin::options::QueueDeclareOptions { passive: true, ..Default::default() };
             let queue = channel
-                .queue_declare(self.names.commands.as_str().into(), options, FieldTable::default())
+                .queue_declare(self.queue.as_str().into(), options, FieldTable::default())
                 .await
                 .ok()?;
             let _ = channel.close(200, "done".into()).await;
@@ -490,6 +480,14 @@ fn watch_events(connection: &Connection, health: &watch::Sender<Health>, publish
 fn is_soft(error: &lapin::Error) -> bool {
     let ErrorKind::ProtocolError(error) = error.kind() else { return false };
     matches!(error.kind(), AMQPErrorKind::Soft(_))
+}
+
+/// Why a connection has ended, once it has.
+async fn lost(health: &watch::Sender<Health>) -> String {
+    let mut health = health.subscribe();
+    let lost = health.wait_for(|now| now.lost.is_some()).await;
+    // Whoever waits holds the sender, so there is a reason.
+    lost.ok().and_then(|now| now.lost.clone()).unwrap_or_default()
 }
 
 /// The first reason is the cause; later ones are its consequences.

@@ -22,7 +22,7 @@ use tokio::time::timeout;
 
 use crate::broker::publisher::NotPublished;
 use crate::broker::topology::{Object, Topology};
-use crate::broker::{CannotConnect, Health, Settings, Wire, connect_any, watch_events};
+use crate::broker::{CannotConnect, Health, Settings, Wire, connect_any, lost, watch_events};
 use crate::wire::copy::DEADLINE;
 
 /// One connection.
@@ -108,10 +108,7 @@ impl Link {
 
     /// Why the connection is gone, once it is.
     pub async fn lost(&self) -> String {
-        let mut health = self.health.subscribe();
-        let lost = health.wait_for(|health| health.lost.is_some()).await;
-        // The sender lives in `self`, so there is a reason.
-        lost.ok().and_then(|health| health.lost.clone()).unwrap_or_default()
+        lost(&self.health).await
     }
 
     /// Opens a channel that publishes to `exchange` with confirms.

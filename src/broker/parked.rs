@@ -123,16 +123,12 @@ impl Look {
         let got = bound.wait(channel.basic_get(self.queue.as_str().into(), BasicGetOptions::default()));
         let mut health = self.health.subscribe();
         // The client does not always answer for a connection that has ended over the answer.
-        let illegible = async {
-            let met = health.wait_for(|now| now.illegible).await.is_ok();
-            if !met {
-                std::future::pending::<()>().await;
-            }
-        };
+        let illegible = async { health.wait_for(|now| now.illegible).await.is_ok() };
         let illegible_one = || CannotLook::Illegible { queue: self.queue.clone(), nth: self.taken + 1 };
         let got = tokio::select! {
             got = got => got,
-            () = illegible => return Err(illegible_one()),
+            // The sender lives in `self`, so it has come to that.
+            _ = illegible => return Err(illegible_one()),
         };
         let got = match got {
             Err(CannotLook::Lost { source, .. }) if code(&source) == Some(404) => {

@@ -543,7 +543,7 @@ async fn broker(config: &Config, findings: &mut Vec<Finding>) {
 
 /// Connects as the service does, and proves that confirms come.
 async fn proven(settings: &Settings) -> Result<Generation, CannotConnect> {
-    let mut generation = Generation::build(settings, 0).await?;
+    let generation = Generation::build(settings, 0).await?;
     generation.prove().await?;
     Ok(generation)
 }
