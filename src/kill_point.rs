@@ -1,10 +1,11 @@
 //! Labelled places where the fault rig (`tests/torture.rs`) kills the process, as `kill -9` from outside would, but
-//! at a moment that no outsider can hit.
+//! at a moment that no outsider can hit; and one where it has a delivery forgotten, as only a defect would.
 //!
 //! A debug build, or one with the feature `kill-points`, obeys the file that [`ORDER`] names: `<point> <nth> <order>`
 //! kills at the nth time that a point is reached from then on; the last word tells one order from the next. Who is
 //! about to die renames the file to `….taken`: an order that could be removed binds nobody any more, and of one that
-//! was taken the end can be waited for. Without that variable, and in every other build, nothing happens here.
+//! was taken the end can be waited for. The order to forget is [`FORGET`], and obeyed in the same manner. Without that
+//! variable, and in every other build, nothing happens here.
 
 use std::path::{Path, PathBuf};
 
@@ -12,6 +13,9 @@ use crate::metrics::Message;
 
 /// The environment variable that names the file with the order.
 pub const ORDER: &str = "REDEEMER_KILL_ORDER";
+
+/// In place of a point: the nth delivery that is taken from then on is neither worked on nor settled.
+pub const FORGET: &str = "forget-the-delivery";
 
 /// A place in the way of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +77,7 @@ pub fn taken(order: &Path) -> PathBuf {
     name.into()
 }
 
-pub use armed::{during, reached};
+pub use armed::{during, forgets, reached};
 
 #[cfg(any(debug_assertions, feature = "kill-points"))]
 mod armed {
@@ -83,12 +87,11 @@ mod armed {
     use std::sync::{Mutex, OnceLock, PoisonError};
     use std::time::Duration;
 
-    use crate::kill_point::{KillPoint, ORDER, taken};
+    use crate::kill_point::{FORGET, KillPoint, ORDER, taken};
 
     /// Ends the process here, if that is ordered.
     pub fn reached(point: KillPoint) {
-        let Some(order) = order(point) else { return };
-        if !order.is_due() || std::fs::rename(order.file, taken(order.file)).is_err() {
+        if !order(point.as_str()).is_some_and(|order| order.is_taken()) {
             return;
         }
         tracing::warn!(point = point.as_str(), "killed, as ordered");
@@ -99,9 +102,14 @@ mod armed {
         }
     }
 
+    /// Whether the delivery that was just taken is to be forgotten.
+    pub fn forgets() -> bool {
+        order(FORGET).is_some_and(|order| order.is_taken())
+    }
+
     /// Does the `work`, and ends the process in the middle of it, if that is ordered.
     pub async fn during<T>(point: KillPoint, work: impl Future<Output = T>) -> T {
-        if order(point).is_none() {
+        if order(point.as_str()).is_none() {
             return work.await;
         }
         tokio::pin!(work);
@@ -122,15 +130,20 @@ mod armed {
         }
     }
 
-    /// An order to die at the point that was reached.
+    /// The order for what was reached.
     struct Order {
         file: &'static Path,
         text: String,
-        /// The how manieth time is deadly.
+        /// The how manieth time it is to be obeyed.
         nth: u32,
     }
 
     impl Order {
+        /// Whether it is time, and the order still stands: it is taken then, and never to be obeyed again.
+        fn is_taken(&self) -> bool {
+            self.is_due() && std::fs::rename(self.file, taken(self.file)).is_ok()
+        }
+
         /// Counts how often this order's point was reached, from 1 for each order, and tells when it is time.
         fn is_due(&self) -> bool {
             static REACHED: Mutex<(String, u32)> = Mutex::new((String::new(), 0));
@@ -143,13 +156,13 @@ mod armed {
         }
     }
 
-    /// The order that stands, where this point is its point.
-    fn order(point: KillPoint) -> Option<Order> {
+    /// The order that stands, where this is its first word.
+    fn order(word: &str) -> Option<Order> {
         static FILE: OnceLock<Option<PathBuf>> = OnceLock::new();
         let file = FILE.get_or_init(|| std::env::var_os(ORDER).map(PathBuf::from)).as_ref()?;
         let text = std::fs::read_to_string(file).ok()?;
         let mut words = text.split_whitespace();
-        if words.next()? != point.as_str() {
+        if words.next()? != word {
             return None;
         }
         let nth = words.next()?.parse().ok()?;
@@ -165,6 +178,11 @@ mod armed {
 
     /// Nothing, in this build.
     pub fn reached(_: KillPoint) {}
+
+    /// Never, in this build.
+    pub fn forgets() -> bool {
+        false
+    }
 
     /// The `work`, in this build.
     pub fn during<T>(_: KillPoint, work: impl Future<Output = T>) -> impl Future<Output = T> {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use redeemer::kill_point::{KillPoint, ORDER, taken};
+use redeemer::kill_point::{FORGET, KillPoint, ORDER, taken};
 use serde_json::Value;
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::{sleep, timeout};
@@ -89,9 +89,19 @@ impl Service {
 
     /// Orders the running process to die at the nth time that it reaches this point.
     pub fn order(&mut self, point: KillPoint, nth: usize) {
+        self.write_order(point.as_str(), nth);
+    }
+
+    /// Orders the running process to forget the next delivery that it takes.
+    #[allow(dead_code)] // for `tests/ops.rs`
+    pub fn order_to_forget(&mut self) {
+        self.write_order(FORGET, 1);
+    }
+
+    fn write_order(&mut self, word: &str, nth: usize) {
         self.orders += 1;
         let (order, half) = (self.file("order"), self.file("order.part"));
-        fs::write(&half, format!("{} {nth} {}", point.as_str(), self.orders)).unwrap();
+        fs::write(&half, format!("{word} {nth} {}", self.orders)).unwrap();
         fs::rename(half, order).unwrap();
     }
 
@@ -129,6 +139,12 @@ impl Service {
         let status = self.child.as_mut()?.try_wait().unwrap()?;
         self.child = None;
         Some(status)
+    }
+
+    /// The address of its admin port.
+    #[allow(dead_code)] // for `tests/ops.rs`
+    pub fn admin(&self) -> &str {
+        &self.admin
     }
 
     /// What the admin port answers, if it answers.
