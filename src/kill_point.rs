@@ -70,7 +70,7 @@ impl KillPoint {
     }
 }
 
-/// What the file with the order is called once a process is about to die by it.
+/// What the file with the order is called once a process obeys it.
 pub fn taken(order: &Path) -> PathBuf {
     let mut name = order.as_os_str().to_owned();
     name.push(".taken");
@@ -91,7 +91,7 @@ mod armed {
 
     /// Ends the process here, if that is ordered.
     pub fn reached(point: KillPoint) {
-        if !order(point.as_str()).is_some_and(|order| order.is_taken()) {
+        if !is_ordered_now(point.as_str()) {
             return;
         }
         tracing::warn!(point = point.as_str(), "killed, as ordered");
@@ -104,7 +104,7 @@ mod armed {
 
     /// Whether the delivery that was just taken is to be forgotten.
     pub fn forgets() -> bool {
-        order(FORGET).is_some_and(|order| order.is_taken())
+        is_ordered_now(FORGET)
     }
 
     /// Does the `work`, and ends the process in the middle of it, if that is ordered.
@@ -139,11 +139,6 @@ mod armed {
     }
 
     impl Order {
-        /// Whether it is time, and the order still stands: it is taken then, and never to be obeyed again.
-        fn is_taken(&self) -> bool {
-            self.is_due() && std::fs::rename(self.file, taken(self.file)).is_ok()
-        }
-
         /// Counts how often this order's point was reached, from 1 for each order, and tells when it is time.
         fn is_due(&self) -> bool {
             static REACHED: Mutex<(String, u32)> = Mutex::new((String::new(), 0));
@@ -154,6 +149,12 @@ mod armed {
             reached.1 = reached.1.saturating_add(1);
             reached.1 >= self.nth
         }
+    }
+
+    /// Whether an order of this first word is to be obeyed now. It is taken then, and never obeyed again.
+    fn is_ordered_now(word: &str) -> bool {
+        order(word)
+            .is_some_and(|order| order.is_due() && std::fs::rename(order.file, taken(order.file)).is_ok())
     }
 
     /// The order that stands, where this is its first word.

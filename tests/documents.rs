@@ -518,12 +518,13 @@ fn alerts() -> Vec<String> {
 }
 
 #[test]
-fn every_alert_has_steps_a_section_of_the_runbook_and_a_firing_and_a_quiet_case() {
+fn every_alert_has_steps_a_section_of_the_runbook_and_its_cases() {
     let rules = fs::read_to_string(root().join("deploy/prometheus/redeemer.rules.yml")).unwrap();
     let runbook = fs::read_to_string(root().join("docs/runbook.md")).unwrap();
     let (runbook, _) = runbook.split_once("\n# ").unwrap();
     let sections: Vec<_> = runbook.lines().filter_map(|line| line.strip_prefix("## ")).collect();
     assert_eq!(sections, alerts(), "sections of docs/runbook.md, in the order of the alerts");
+    let lasting = fs::read_to_string(root().join("deploy/prometheus/tests/for.yml")).unwrap();
     for rule in rules.split("- alert: ").skip(1) {
         let name = rule.lines().next().unwrap();
         for wanted in ["severity: ", "summary: ", "description: ", "step_1: ", "step_2: ", "step_3: "] {
@@ -545,6 +546,8 @@ fn every_alert_has_steps_a_section_of_the_runbook_and_a_firing_and_a_quiet_case(
         assert!(firing.contains("- name: firing") && firing.contains(&asked), "{name}: no firing case");
         assert!(firing.contains("exp_labels:"), "{name}: the firing case expects nothing");
         assert!(quiet.contains("exp_alerts: []") && quiet.contains(&asked), "{name}: no quiet case");
+        let case = format!("\n  - name: '{name}'\n");
+        assert!(lasting.contains(&case), "{name}: no case for how long its cause must last");
     }
 }
 
