@@ -1,10 +1,11 @@
 //! What operators look at, against a real Prometheus: every panel of the dashboards finds data while the service is
 //! under load, and every alert fires once its cause is caused.
 //!
-//! The services run with their sandboxes in this process, on private brokers, one for each kind of trouble; Prometheus
-//! tells them apart by their admin ports. It looks every second, and the rules it is given differ from those of
-//! `deploy/prometheus` in one thing: `for:` is nothing, so that what would take minutes takes seconds. That `for:`,
-//! too, is as it should be is shown by promtool and its cases (tests/rules.rs). `make test-ops` runs all of this.
+//! The services run with their sandboxes in this process, but for the one that leaks, on private brokers, one for each
+//! kind of trouble; Prometheus tells them apart by their admin ports. It looks every second, and the rules it is given
+//! differ from those of `deploy/prometheus` in one thing: `for:` is nothing, so that what would take minutes takes
+//! seconds. That `for:`, too, is as it should be is shown by promtool and its cases (tests/rules.rs). `make test-ops`
+//! runs all of this.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // in the helpers too; and it tells as it goes
 
@@ -439,6 +440,9 @@ async fn leak(watch: &Watch) {
     publish(&bed, "KEPT", 1).await;
     assert_eq!(bed.told().await.gist(), "redeemed - USED");
     let labels = format!("instance=\"{}\"", service.admin());
+    // Prometheus has looked since, and has seen nothing amiss.
+    let ended = format!("redeemer_commands_settled_total{{how=\"ended\",{labels}}} == 1");
+    until("a look at the ended command", async || watch.prometheus.finds(&ended).await).await;
     watch.quiet_for("LedgerResidue", &labels).await;
 
     service.order_to_forget();

@@ -109,7 +109,8 @@ pub struct Data<'a> {
     /// `redeemed`, `refused`, `invalid` or `unresolved`.
     #[schemars(schema_with = "schema::outcomes")]
     outcome: &'static str,
-    /// The coupon's state as WeChat Pay last authentically gave it; null where nothing authentic is known.
+    /// The coupon's state as WeChat Pay last authentically gave it; null where nothing authentic is known, or where it
+    /// last said, as authentically, that there is no such coupon.
     coupon_state: Option<&'a str>,
     /// `answer`, `inquiry`, `validation` or `deadline`.
     #[schemars(schema_with = "schema::grounds")]
