@@ -218,17 +218,18 @@ async fn a_trace_goes_on_from_the_command_into_every_call_and_into_the_event() {
         ("redemption.brand_id", "120344"),
         ("redemption.arrival", "first"),
         ("redemption.outcome", "redeemed"),
-        ("redemption.attempts", "4"),
         ("redemption.settling", "ended"),
     ] {
         assert_eq!(take.attributes.get(key).map(String::as_str), Some(value), "{key}: {take:#?}");
     }
-    // Asked, and no answer to believe; looked twice; asked again.
+    // Asked, and no answer to believe; looked twice, and once more where the machine holds the use up; asked again.
     let (redeems, inquiries, event) =
         (received.named("redeem"), received.named("inquire"), received.one("event"));
-    assert_eq!((redeems.len(), inquiries.len()), (2, 2));
-    let attempts = [&redeems[0], &inquiries[0], &inquiries[1], &redeems[1]].map(Clone::clone);
-    assert_eq!(attempts.each_ref().map(|attempt| attempt.failed), [true, false, false, false]);
+    assert!(redeems.len() == 2 && (2..=3).contains(&inquiries.len()), "{redeems:#?}, {inquiries:#?}");
+    let attempts = [&redeems[..1], &inquiries, &redeems[1..]].concat();
+    assert_eq!(take.attributes["redemption.attempts"], attempts.len().to_string());
+    let (first, further) = attempts.split_first().unwrap();
+    assert!(first.failed && further.iter().all(|attempt| !attempt.failed), "{attempts:#?}");
     assert!(!take.failed);
     for attempt in attempts.iter().chain([&event]) {
         assert_eq!((&attempt.trace, &attempt.parent), (&take.trace, &take.id), "{attempt:#?}");
@@ -238,11 +239,15 @@ async fn a_trace_goes_on_from_the_command_into_every_call_and_into_the_event() {
     assert_eq!(event.kind, SpanKind::Producer);
     let answered: Vec<_> =
         attempts.iter().map(|attempt| attempt.attributes["http.response.status_code"].as_str()).collect();
-    assert_eq!(answered, ["502", "200", "200", "200"]);
-    assert!(attempts[3].attributes["redemption.request_id"].len() > 8);
+    assert_eq!(answered, [vec!["502"], vec!["200"; further.len()]].concat());
+    assert!(redeems[1].attributes["redemption.request_id"].len() > 8);
 
     let context = |span: &Told| format!("00-{}-{}-01", span.trace, span.id);
-    assert_eq!(*calls.lock().unwrap(), attempts.each_ref().map(context), "each call carries its own attempt");
+    assert_eq!(
+        *calls.lock().unwrap(),
+        attempts.iter().map(context).collect::<Vec<_>>(),
+        "each call carries its own attempt"
+    );
     assert_eq!(told.event["traceparent"], context(&event));
     assert_eq!(header(told.properties.headers().as_ref().unwrap(), "traceparent"), context(&event));
     let resources = received.resources.lock().unwrap().clone();

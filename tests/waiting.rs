@@ -41,13 +41,6 @@ fn act(deed: &str) -> Act {
     serde_json::from_value(json!({ "do": deed })).unwrap()
 }
 
-/// The attempts of one coupon in the ledger.
-fn attempts(bed: &Bed, code: &str) -> Vec<Value> {
-    let mut attempts = bed.ledger()["attempts"].as_array().unwrap().clone();
-    attempts.retain(|attempt| attempt["coupon_code"] == code);
-    attempts
-}
-
 fn number(value: &Value) -> u64 {
     value.as_u64().unwrap()
 }
@@ -82,7 +75,7 @@ async fn one_coupon_is_asked_about_one_call_at_a_time_and_no_other_waits_for_it(
     assert!(slow[1..].iter().all(|told| told.gist() == "refused used_by_another USED"));
     let third = told.iter().position(|told| told.data("/out_request_no") == "USE_SLOW_2").unwrap();
     assert!(third >= 40, "others waited: the slow coupon's third command was told as number {third}");
-    alone(&attempts(&bed, "SLOW"));
+    alone(&bed.attempts("SLOW"));
     service.stop().await;
 }
 
@@ -112,7 +105,7 @@ async fn a_slow_coupon_with_more_commands_than_can_be_held_keeps_no_other_waitin
     assert_eq!(slow.values().filter(|gist| **gist == "redeemed - USED").count(), 1);
     assert!(service.metric(r#"redeemer_put_away_total{why="crowded"}"#).await >= 200.0);
     assert_eq!(bed.uses().len(), 41);
-    alone(&attempts(&bed, "SLOW"));
+    alone(&bed.attempts("SLOW"));
     service.stop().await;
 }
 
@@ -344,7 +337,7 @@ async fn a_copy_with_bad_headers_ends_with_a_reason_and_harms_nobody() {
             let reason = header(&headers, "x-redemption-parked-reason");
             assert_eq!(reason, told.data("/problem/reason").as_str().unwrap(), "{what}");
         }
-        let calls = attempts(&bed, &code);
+        let calls = bed.attempts(&code);
         let uses = calls.iter().filter(|call| call["question"] == "use").count();
         assert_eq!(uses, usize::from(expected == redeemed), "{what}: {calls:#?}");
         if expected == damaged {
@@ -410,7 +403,7 @@ async fn a_coupon_returned_between_two_attempts_is_refused_and_not_used_again() 
         let told = bed.told().await;
         assert_eq!(told.gist(), "refused returned_since EFFECTIVE", "{:#}", told.event);
         assert_eq!(told.data("/established_by"), "inquiry");
-        let calls = attempts(&bed, code);
+        let calls = bed.attempts(code);
         let asked: Vec<_> = calls.iter().map(|call| call["question"].as_str().unwrap()).collect();
         assert_eq!(asked[0], "use");
         assert!(asked[1..].iter().all(|question| *question == "inquire"), "nothing is sent again: {asked:?}");
@@ -437,12 +430,12 @@ async fn a_coupon_that_ends_between_two_attempts_is_refused_by_its_state() {
         ]));
         bed.publish(&command(code, &format!("USE_{code}"))).await;
         let answered = |attempt: &Value| attempt["question"] == "use" && !attempt["answered"].is_null();
-        until("the first attempt", async || attempts(&bed, code).iter().any(answered)).await;
+        until("the first attempt", async || bed.attempts(code).iter().any(answered)).await;
         bed.sandbox.act(code, &act(deed)).unwrap();
         bed.faults(json!([]));
         let told = bed.told().await;
         assert_eq!(told.gist(), expected, "{:#}", told.event);
-        let calls = attempts(&bed, code);
+        let calls = bed.attempts(code);
         assert_eq!(calls.iter().filter(|call| call["question"] == "use").count(), 1, "{calls:#?}");
     }
     service.stop().await;

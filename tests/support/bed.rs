@@ -274,6 +274,13 @@ impl Bed {
         effects.map(|effect| (text(&effect["coupon_code"]), text(&effect["out_request_no"]))).collect()
     }
 
+    /// The calls about one coupon in the sandbox's ledger, in order.
+    pub fn attempts(&self, code: &str) -> Vec<Value> {
+        let mut attempts = self.ledger()["attempts"].as_array().unwrap().clone();
+        attempts.retain(|attempt| attempt["coupon_code"] == code);
+        attempts
+    }
+
     /// The whole ledger as JSON.
     pub fn ledger(&self) -> Value {
         serde_json::to_value(self.sandbox.ledger()).unwrap()

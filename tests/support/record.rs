@@ -5,14 +5,15 @@ use std::fs;
 /// The end of the table that the rows stand in.
 const END: &str = "<!-- end of the long runs -->";
 
-/// Puts a row into the table of long runs, in place of the one with this name. `RECORD` lists the pages, with `:`
-/// between them; without it nothing is written.
+/// Puts a row into the table of long runs, in place of the one with this name, and says the day, in UTC. `RECORD` lists
+/// the pages, with `:` between them; without it nothing is written.
 pub fn row(name: &str, figures: &str) {
     let Ok(pages) = std::env::var("RECORD") else { return };
+    let figures = format!("on {}: {figures}", jiff::Timestamp::now().strftime("%F"));
     for page in pages.split(':') {
         let text = fs::read_to_string(page).unwrap_or_else(|error| panic!("{page}: {error}"));
         assert!(text.contains(END), "{page} has no table of long runs");
-        fs::write(page, with_row(&text, name, figures)).unwrap_or_else(|error| panic!("{page}: {error}"));
+        fs::write(page, with_row(&text, name, &figures)).unwrap_or_else(|error| panic!("{page}: {error}"));
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use crate::oracle::Findings;
 use crate::plan::Size;
 use crate::rig::Figures;
@@ -12,6 +14,7 @@ pub fn lines(seed: u64, size: Size, figures: &Figures, findings: &Findings) -> V
     let mut line = |name: &str, value: String| lines.push((name.to_owned(), value));
     let kills: usize = figures.kills.values().sum();
     let percent = |faulty: usize, of: usize| 100.0 * faulty as f64 / of.max(1) as f64;
+    line("day (UTC)", Timestamp::now().strftime("%F").to_string());
     line("seed", seed.to_string());
     line("broker", format!("RabbitMQ {}", figures.broker_version));
     line("build", if cfg!(debug_assertions) { "debug" } else { "release" }.to_owned());
