@@ -20,15 +20,18 @@ use crate::admin::{self, CannotListen, NOT_CONSUMING_YET, Status};
 use crate::backoff::Backoff;
 use crate::breaker::{Breaker, Cause, State, Trouble};
 use crate::broker::delivery::Delivery;
-use crate::broker::publisher::{NotPublished, Publisher};
+use crate::broker::publisher::{NotPublished, Publisher, Rejection};
 use crate::broker::topology::{self, Mode, Standing};
 use crate::broker::{CannotConnect, Deliveries, Generation, Health, Settings};
 use crate::config::{Config, ConfigFault, ConfigFaults, MERCHANT_KEY};
+use crate::dead_letters;
 use crate::desk_page::{self, Door};
 use crate::kill_point::{self, KillPoint};
 use crate::lanes::Lanes;
 use crate::metrics::{HeldBack, Key, Metrics, Queue, Settling};
 use crate::pace::{Budget, Pacer};
+use crate::prefetch_ramp::{PrefetchRamp, pause_after};
+use crate::publishing::{Cut, PublishFaults};
 use crate::shutdown::Shutdown;
 use crate::slots::{Slot, Slots};
 use crate::telemetry::traces::Traces;
@@ -69,8 +72,12 @@ const TICK: Duration = Duration::from_millis(250);
 const GRACE: Duration = Duration::from_secs(10);
 /// The longest wait for deliveries to be handed back.
 const HAND_BACK: Duration = Duration::from_secs(5);
-/// How long a refused or returned publish is news: longer than the pause before it is published again.
-const REFUSED_LATELY: Duration = Duration::from_secs(10);
+/// The first and the longest pause between two tries of a right or an exchange that is missing.
+const PROBE_AGAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
+/// AMQP's reply code for an exchange that does not exist.
+const NOT_FOUND: u16 = 404;
+/// Time between the beginnings of two sweeps of dead letters.
+const SWEEP_AGAIN: Duration = Duration::from_secs(10);
 /// Time between two looks for what is missing on the broker.
 const RESTORE_AGAIN: Duration = Duration::from_secs(1);
 /// Time between two changes of channels while the broker refuses what is published.
@@ -171,7 +178,7 @@ pub async fn run(
         brands: Brands::default(),
         traces: traces.clone(),
         queue: topology.names.commands.clone(),
-        refused: Mutex::default(),
+        publish_faults: PublishFaults::default(),
         stopped_by: Mutex::default(),
     });
     let mut service = Service {
@@ -184,7 +191,10 @@ pub async fn run(
         idle_since: None,
         slots: Slots::new(config.work.concurrency),
         prefetch: config.broker.prefetch,
-        wary: None,
+        ramp: PrefetchRamp::new(config.broker.prefetch),
+        taken_in_session: 0,
+        settled_in_session: 0,
+        sweeping: None,
         drain: config.shutdown.deadline.0,
         caller: config.wechat.mchid.clone(),
         serial: config.wechat.merchant_serial.clone(),
@@ -210,8 +220,12 @@ struct Service {
     idle_since: Option<Instant>,
     slots: Slots,
     prefetch: u16,
-    /// Set while one of the messages that come cannot be read.
-    wary: Option<Wary>,
+    ramp: PrefetchRamp,
+    taken_in_session: u64,
+    /// Of these, settled in whatever way but by being lost.
+    settled_in_session: u64,
+    /// When the last sweep of dead letters began.
+    sweeping: Option<(Instant, JoinHandle<()>)>,
     drain: Duration,
     /// The merchant number, for reasons in words.
     caller: String,
@@ -240,38 +254,6 @@ enum Ended {
     Shutdown,
 }
 
-/// The client ends its connection over a message that it cannot read, and the broker counts one more delivery for all that
-/// were held beside it. So they are taken one at a time at first, and twice as many whenever so many were settled: in the
-/// end nothing but that message is delivered in vain, until the broker parks it.
-struct Wary {
-    at_once: u16,
-    settled: u16,
-}
-
-impl Wary {
-    const FIRST: Self = Self { at_once: 1, settled: 0 };
-
-    /// One more was settled; `None` once as many as `prefetch` may be taken again.
-    fn settled(mut self, prefetch: u16) -> Option<Self> {
-        self.settled += 1;
-        if self.settled >= self.at_once {
-            self = Self { at_once: self.at_once.saturating_mul(2), settled: 0 };
-        }
-        (self.at_once < prefetch).then_some(self)
-    }
-}
-
-/// How much is taken from the queue at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Appetite {
-    /// As many as are prefetched.
-    Full,
-    /// So few, because one that comes cannot be read.
-    Wary(u16),
-    /// One, to find out whether calls work.
-    One,
-}
-
 impl Service {
     /// Builds generations for ever, with growing pauses while none can be built.
     async fn supervise(&mut self, settings: &Settings, mut shutdown: Shutdown) {
@@ -279,7 +261,7 @@ impl Service {
         // Short, because every second down is a second late for somebody's money.
         let pauses = Backoff::new(Duration::from_millis(100), 1.6, 0.3, Duration::from_millis(500))
             .unwrap_or_default();
-        let mut failures = 0;
+        let (mut failures, mut in_vain) = (0, 0);
         for number in 0.. {
             let built = tokio::select! {
                 built = Generation::build(settings, number) => built,
@@ -304,6 +286,7 @@ impl Service {
                     failures = failures.saturating_add(1);
                 }
                 Ok(generation) => {
+                    let generation = Arc::new(generation);
                     info!(broker = generation.at(), "connected");
                     self.tools.metrics.connected();
                     let begun = Instant::now();
@@ -318,14 +301,26 @@ impl Service {
                             warn!(why, "connection to the broker lost; connecting anew");
                             self.tell(None, false, vec![format!("broker: {why}")]);
                             let illegible = generation.met_the_illegible();
-                            tokio::spawn(generation.close());
+                            tokio::spawn(async move { generation.close().await });
                             if illegible {
                                 self.beware(&why);
                             }
                             // A generation that held for a while was no failure; one that broke at once was.
                             let held = illegible || begun.elapsed() > Duration::from_secs(5);
                             failures = if held { 0 } else { failures + 1 };
-                            self.await_jobs(pauses.wait(failures, rand::random()), &mut shutdown).await;
+                            in_vain = match (self.taken_in_session, self.settled_in_session) {
+                                (1.., 0) => in_vain + 1,
+                                _ => 0,
+                            };
+                            let pause = pauses.wait(failures, rand::random()).max(pause_after(in_vain));
+                            if in_vain > 3 {
+                                warn!(
+                                    sessions = in_vain,
+                                    pause_s = pause.as_secs(),
+                                    "sessions were lost without a settled command; waiting longer before the next one"
+                                );
+                            }
+                            self.await_jobs(pause, &mut shutdown).await;
                         }
                     }
                 }
@@ -338,36 +333,48 @@ impl Service {
 
     /// Something in the queue ends every connection that it is delivered on.
     fn beware(&mut self, why: &str) {
-        if self.wary.is_none() {
-            error!(
-                why,
-                "a message that cannot be read, most likely a property or a header's name that is not UTF-8; few \
-                 commands are taken at once until the broker has parked it, without an event: see \
-                 docs/operations.md#illegible-message"
-            );
-        }
-        self.wary = Some(Wary::FIRST);
+        error!(
+            why,
+            "a message that cannot be read, most likely a property or a header's name that is not UTF-8; few commands are \
+             taken at once until the broker has parked it: see docs/operations.md#illegible-message"
+        );
     }
 
-    /// Proves that confirms come, for as long as an alarm of the broker takes.
+    /// Confirms that what the service must publish is accepted, for as long as an alarm of the broker, a missing right or a
+    /// missing exchange lasts. Nothing is consumed before.
     async fn proven(
         &mut self,
         generation: Generation,
         shutdown: &mut Shutdown,
     ) -> Result<Generation, CannotConnect> {
+        let (first, longest) = PROBE_AGAIN;
+        let pauses = Backoff::new(first, 1.6, 0.3, longest).unwrap_or_default();
+        let mut nth = 0;
         loop {
+            let proving = async {
+                generation.prove().await?;
+                generation.probe_publish_rights().await
+            };
             let proved = tokio::select! {
-                proved = generation.prove() => proved,
+                proved = proving => proved,
                 () = shutdown.wait() => return Ok(generation),
             };
             self.turned();
             let Err(error) = proved else { return Ok(generation) };
-            if !generation.is_blocked() {
-                tokio::spawn(generation.close());
-                return Err(error);
+            let pause = match &error {
+                CannotConnect::MayNotPublish { .. } => pauses.wait(nth, rand::random()),
+                _ if generation.is_blocked() => Duration::ZERO,
+                _ => {
+                    tokio::spawn(async move { generation.close().await });
+                    return Err(error);
+                }
+            };
+            nth = nth.saturating_add(1);
+            self.tell(Some(generation.at()), false, vec![format!("broker: {error}")]);
+            self.await_jobs(pause, shutdown).await;
+            if shutdown.asked() {
+                return Ok(generation);
             }
-            self.tell(None, false, vec![format!("broker: {error}")]);
-            self.await_jobs(Duration::ZERO, shutdown).await;
         }
     }
 
@@ -402,7 +409,7 @@ impl Service {
     async fn serve(
         &mut self,
         settings: &Settings,
-        generation: &Generation,
+        generation: &Arc<Generation>,
         number: usize,
         shutdown: &mut Shutdown,
     ) -> Ended {
@@ -411,14 +418,16 @@ impl Service {
         let mut states = self.tools.breaker.states();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut consumer: Option<(Appetite, Deliveries)> = None;
+        let mut consumer: Option<Deliveries> = None;
         let mut held_back_since: Option<Instant> = None;
         let mut counted_at: Option<Instant> = None;
         let mut weighed_at: Option<Instant> = None;
         let mut renewed_at: Option<Instant> = None;
         let mut report_due = true;
+        (self.taken_in_session, self.settled_in_session) = (0, 0);
 
         let ended = loop {
+            self.ramp.record_through(self.slots.take_through());
             self.start_work();
             let now: Health = health.borrow_and_update().clone();
             if let Some(why) = now.lost {
@@ -475,7 +484,7 @@ impl Service {
                     report_due = true;
                     self.tools.breaker.ripen(Timestamp::now());
                     self.restore_topology(settings);
-                    if self.refused_lately() == Some(NotPublished::Refused)
+                    if self.tools.publish_faults.held().contains(&NotPublished::Refused)
                         && now.blocked.is_none()
                         && renewed_at.is_none_or(|at| at.elapsed() >= RENEW_AGAIN)
                     {
@@ -484,8 +493,9 @@ impl Service {
                     }
                     if weighed_at.is_none_or(|at| at.elapsed() >= WEIGHING) {
                         weighed_at = Some(Instant::now());
-                        self.weigh(generation, settings).await;
+                        self.weigh(generation, settings);
                     }
+                    self.sweep_dead_letters(settings, generation, &cut_receiver);
                     if counted_at.is_none_or(|at| at.elapsed() >= CENSUS) && consumer.is_some() {
                         counted_at = Some(Instant::now());
                         if let Some((consumers, _)) = generation.census().await {
@@ -504,6 +514,7 @@ impl Service {
 
         match &ended {
             Ended::Lost(_) => {
+                self.ramp.restart();
                 cut.send_replace(true);
                 // The broker delivers these again; nobody has worked on them.
                 for _ in self.lanes.clear() {
@@ -516,59 +527,53 @@ impl Service {
         ended
     }
 
-    /// Begins, exchanges or ends the consumer, as the breaker allows. What came to a consumer of one, and was not looked
-    /// at, is left to be taken all the same: given back it would come again as redelivered, and nobody could tell any
-    /// more that it was never sent.
+    /// Begins, widens or ends consumption, as the breaker and the prefetch ramp allow. What came to a consumer of one, and
+    /// was not looked at, is left to be taken all the same: given back it would come again as redelivered, and nobody could
+    /// tell any more that it was never sent.
     async fn feed(
         &mut self,
         generation: &Generation,
-        consumer: &mut Option<(Appetite, Deliveries)>,
+        consumer: &mut Option<Deliveries>,
         state: State,
         health: &Health,
         held_back_since: Option<Instant>,
     ) -> Result<Vec<Delivery>, String> {
-        let has = consumer.as_ref().map(|(appetite, _)| *appetite);
+        let has = consumer.as_ref().map(Deliveries::prefetch);
         let wanted = match state {
-            State::Closed => {
-                Some(self.wary.as_ref().map_or(Appetite::Full, |wary| Appetite::Wary(wary.at_once)))
-            }
+            State::Closed => Some(self.ramp.limit().unwrap_or(self.prefetch)),
             // With one in hand there is enough to find out.
-            State::HalfOpen { .. } if has.is_none() && self.lanes.held() == 0 => Some(Appetite::One),
-            State::HalfOpen { .. } => has,
-            State::Open { .. } if has == Some(Appetite::One) => None,
-            State::Open { .. } => has,
+            State::HalfOpen { .. } if has.is_none() && self.lanes.held() == 0 => Some(1),
+            State::HalfOpen { .. } | State::Open { .. } => has,
         };
         let tired = held_back_since.is_some_and(|since| since.elapsed() > GRACE);
         let wanted = match (wanted, has) {
-            (Some(Appetite::Full | Appetite::Wary(_)), Some(_)) if tired && state != State::Closed => None,
+            (Some(_), Some(2..)) if tired && state != State::Closed => None,
+            (Some(_), Some(1)) if matches!(state, State::Open { .. }) => None,
             (Some(_), None) if health.blocked.is_some() => None,
             (wanted, _) => wanted,
         };
-        if wanted == has {
-            return Ok(Vec::new());
-        }
-        let mut left = Vec::new();
-        if let Some((appetite, deliveries)) = consumer.take() {
-            left = deliveries.cancel(Duration::from_secs(5)).await?;
-            if appetite != Appetite::One && wanted.is_none() {
-                hand_back(left.drain(..)).await?;
-                self.release_waiting().await?;
+        match (wanted, has) {
+            (None, Some(_)) => {
+                if let Some(deliveries) = consumer.take() {
+                    let left = deliveries.cancel(Duration::from_secs(5)).await?;
+                    if has == Some(1) {
+                        return Ok(left);
+                    }
+                    hand_back(left).await?;
+                    self.release_waiting().await?;
+                }
             }
-        }
-        if let Some(appetite) = wanted {
-            let prefetch = match appetite {
-                Appetite::Full => self.prefetch,
-                Appetite::Wary(few) => few,
-                Appetite::One => 1,
-            };
-            *consumer = Some((appetite, generation.consume(prefetch).await?));
-            if has.is_none()
-                && let Some((consumers, _)) = generation.census().await
-            {
-                self.tools.pacer.join(consumers, Instant::now());
+            (Some(wanted), has) if has.is_none_or(|has| wanted > has) => {
+                *consumer = Some(generation.consume(consumer.take(), wanted).await?);
+                if has.is_none()
+                    && let Some((consumers, _)) = generation.census().await
+                {
+                    self.tools.pacer.join(consumers, Instant::now());
+                }
             }
+            _ => {}
         }
-        Ok(left)
+        Ok(Vec::new())
     }
 
     /// Gives back what is held but not worked on.
@@ -592,6 +597,7 @@ impl Service {
         cut: &watch::Receiver<bool>,
         number: usize,
     ) {
+        self.taken_in_session += 1;
         let mut taken = Taken::new(delivery, Timestamp::now());
         self.tools.metrics.taken(taken.arrival());
         if kill_point::forgets() {
@@ -627,6 +633,9 @@ impl Service {
 
     fn begin(&mut self, mut slot: Slot, lane: Option<Box<str>>, held: Held) {
         let tools = self.tools.clone();
+        if PrefetchRamp::trusts(held.taken.delivery.delivery_count()) {
+            slot.trust();
+        }
         self.jobs.spawn(async move {
             let Held { taken, publisher, cut, number } = held;
             let waited = Timestamp::now().duration_since(taken.at);
@@ -656,7 +665,8 @@ impl Service {
         self.tools.metrics.settled(settling);
         self.count();
         if settling != Settling::Lost {
-            self.wary = self.wary.take().and_then(|wary| wary.settled(self.prefetch));
+            self.settled_in_session += 1;
+            self.ramp.record_through(1);
         }
         if let (Some(why), Some((generation, present))) = (trouble, present)
             && number == present
@@ -666,12 +676,12 @@ impl Service {
     }
 
     /// Finishes what is in flight, hands back the rest.
-    async fn stop(&mut self, consumer: Option<(Appetite, Deliveries)>, cut: &watch::Sender<bool>) {
+    async fn stop(&mut self, consumer: Option<Deliveries>, cut: &watch::Sender<bool>) {
         info!(in_flight = self.lanes.held(), "stopping: finishing what is in flight");
         let reasons = vec!["stopping".to_owned()];
         self.tell(None, false, reasons);
         let left = match consumer {
-            Some((_, deliveries)) => deliveries.cancel(Duration::from_secs(5)).await,
+            Some(deliveries) => deliveries.cancel(Duration::from_secs(5)).await,
             None => Ok(Vec::new()),
         };
         let given = match left {
@@ -704,30 +714,41 @@ impl Service {
     }
 
     /// Looks at the depth of every queue, beside everything else: a slow broker must not hold up the loop.
-    async fn weigh(&self, generation: &Generation, settings: &Settings) {
-        let Some(scales) = generation.scales().await else { return };
-        let (metrics, topology) = (self.tools.metrics.clone(), settings.topology.clone());
+    fn weigh(&self, generation: &Arc<Generation>, settings: &Settings) {
+        let (metrics, topology, generation) =
+            (self.tools.metrics.clone(), settings.topology.clone(), generation.clone());
         tokio::spawn(async move {
             let names = &topology.names;
-            // Wait queues last: after one that is missing nothing can be counted.
-            metrics.depth(Queue::Commands, scales.messages(&names.commands).await);
-            metrics.depth(Queue::Parked, scales.messages(&names.parked).await);
-            metrics.depth(Queue::Unrouted, scales.messages(&names.unrouted).await);
+            // Wait queues last: after one that is missing nothing can be counted for a while.
+            metrics.depth(Queue::Commands, generation.messages(&names.commands).await);
+            metrics.depth(Queue::Dead, generation.messages(&names.dead).await);
+            metrics.depth(Queue::Parked, generation.messages(&names.parked).await);
+            metrics.depth(Queue::Unrouted, generation.messages(&names.unrouted).await);
             for wait in &topology.tiers {
-                let messages = scales.messages(&topology.tier_queue(*wait)).await;
+                let messages = generation.messages(&topology.tier_queue(*wait)).await;
                 metrics.tier_depth(&topology::wait_name(*wait), messages);
             }
-            scales.close().await;
         });
     }
 
-    fn refused_lately(&self) -> Option<NotPublished> {
-        let refused = self.tools.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        refused.and_then(|(at, why)| (at.elapsed() < REFUSED_LATELY).then_some(why))
+    /// Publishes the events of what the broker dead-lettered, beside everything else, when some were counted.
+    fn sweep_dead_letters(&mut self, settings: &Settings, generation: &Generation, cut: &Cut) {
+        if let Some((begun, sweep)) = &self.sweeping
+            && (!sweep.is_finished() || begun.elapsed() < SWEEP_AGAIN)
+        {
+            return;
+        }
+        if self.tools.metrics.dead_letters() == 0 {
+            return;
+        }
+        let (tools, settings) = (self.tools.clone(), settings.clone());
+        let (publisher, cut) = (generation.publisher().clone(), cut.clone());
+        let sweep = tokio::spawn(dead_letters::sweep(tools, settings, publisher, cut));
+        self.sweeping = Some((Instant::now(), sweep));
     }
 
-    /// A returned message shows that a queue or a binding is gone. It is made anew beside everything else, on a
-    /// connection of its own, because a refused declaration would end the one that is in use.
+    /// A queue, a binding or an exchange that publishes show to be gone is made again beside everything else, on a
+    /// connection of its own.
     fn restore_topology(&mut self, settings: &Settings) {
         let due = match &self.restoring {
             Some((since, task)) => task.is_finished() && since.elapsed() >= RESTORE_AGAIN,
@@ -736,7 +757,12 @@ impl Service {
         if !due || settings.mode != Mode::Create {
             return;
         }
-        if let Some(NotPublished::Returned(_)) = self.refused_lately() {
+        let gone = |why: &NotPublished| match why {
+            NotPublished::Returned(_) => true,
+            NotPublished::Rejected(Rejection { code, .. }) => *code == NOT_FOUND,
+            _ => false,
+        };
+        if self.tools.publish_faults.held().iter().any(gone) {
             self.restoring = Some((Instant::now(), tokio::spawn(restore(settings.clone()))));
         }
     }
@@ -757,9 +783,13 @@ impl Service {
         }
         let metrics = &self.tools.metrics;
         metrics.blocked(health.blocked.is_some());
-        if let Some(why) = self.refused_lately() {
+        for why in self.tools.publish_faults.held() {
+            let remedy = match &why {
+                NotPublished::Rejected(rejection) => format!("; {}", generation.remedy(rejection)),
+                _ => String::new(),
+            };
             reasons.push(format!(
-                "broker: results or copies are not accepted ({why}); they are published again"
+                "broker: results or copies are not accepted ({why}); they are published again{remedy}"
             ));
         }
         let idle = self.idle_since.is_some_and(|since| since.elapsed() > GRACE);
@@ -794,9 +824,26 @@ impl Service {
         keys.merchant_serial.clone().unwrap_or_else(|| self.serial.clone())
     }
 
+    /// What needs somebody's attention, and keeps nothing else from being worked on.
+    fn warnings(&self) -> Vec<String> {
+        let rejected = self.tools.publish_faults.rejected().into_iter().map(|rejection| {
+            format!("broker: an event is rejected, and its command delayed ({rejection}); others are published")
+        });
+        let waiting = match self.tools.metrics.dead_letters() {
+            0 => None,
+            count => Some(format!(
+                "broker: {count} commands were dead-lettered by the broker and have no event yet; they are swept"
+            )),
+        };
+        rejected.chain(waiting).collect()
+    }
+
     fn tell(&self, broker: Option<&str>, consuming: bool, reasons: Vec<String>) {
-        let in_flight = self.lanes.held();
+        let (in_flight, warnings) = (self.lanes.held(), self.warnings());
         self.status.send_modify(|status| {
+            if status.warnings != warnings && !warnings.is_empty() {
+                warn!(warnings = warnings.join("; "), "needs attention");
+            }
             if status.reasons != reasons {
                 match reasons.as_slice() {
                     [] => info!("ready"),
@@ -809,6 +856,7 @@ impl Service {
                 consuming,
                 in_flight,
                 reasons,
+                warnings,
             };
         });
     }
@@ -884,9 +932,9 @@ async fn restore(settings: Settings) {
     }
 }
 
-async fn next(consumer: &mut Option<(Appetite, Deliveries)>) -> Option<Delivery> {
+async fn next(consumer: &mut Option<Deliveries>) -> Option<Delivery> {
     match consumer {
-        Some((_, deliveries)) => deliveries.next().await,
+        Some(deliveries) => deliveries.next().await,
         None => std::future::pending().await,
     }
 }

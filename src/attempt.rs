@@ -362,7 +362,12 @@ pub struct Progress {
     early: bool,
     /// Whether the coupon is still to be looked at before anything is sent.
     look: bool,
+    /// Set where nothing may be sent any more but queries: the reason if they do not settle the matter.
+    only_query: Option<Reason>,
 }
+
+/// The most calls about a command that may only be asked about: an early look, and two that count.
+const ONLY_QUERIES: u32 = 3;
 
 impl Progress {
     /// A command seen for the first time. One that the broker delivers again may have been sent before a crash.
@@ -397,7 +402,17 @@ impl Progress {
             last: false,
             early: false,
             look: false,
+            only_query: None,
         }
+    }
+
+    /// From now on nothing but a few queries is sent, and nothing is put away: what they do not settle is unresolved for
+    /// `reason`. Gives the limits that go with it.
+    pub fn only_query(&mut self, reason: Reason, limits: &Limits) -> Limits {
+        self.only_query = Some(reason);
+        self.ever_unsure = true;
+        let attempts_max = self.attempts.saturating_add(ONLY_QUERIES);
+        Limits { tiers: Vec::new(), attempts_max, ..limits.clone() }
     }
 
     /// A copy that the broker delivers again: what was believed when it was put away may be outdated.
@@ -412,7 +427,7 @@ impl Progress {
     /// The first step of a delivery.
     pub fn begin(&mut self, limits: &Limits, now: Timestamp) -> Step {
         self.negatives = 0;
-        let inquires = self.belief.question() == Question::Inquire;
+        let inquires = self.question() == Question::Inquire;
         let late = self.deadline.duration_since(now) <= SignedDuration::ZERO;
         if self.ever_unsure && inquires && (late || self.attempts >= limits.attempts_max) {
             // The last inquiry must count, whatever it finds.
@@ -439,7 +454,10 @@ impl Progress {
     /// The wait queue for a command that may not wait in process: the shared retry budget is spent, or calls are
     /// halted. Where no wait queue ends before the deadline it is the shortest, for a slot is worth more than that
     /// delay; `None` where there is no wait queue at all.
-    pub fn defer(&self, limits: &Limits, now: Timestamp) -> Option<Step> {
+    pub fn defer(&mut self, limits: &Limits, now: Timestamp) -> Option<Step> {
+        if self.only_query.is_some() {
+            return Some(self.conclude_unknown(limits, now));
+        }
         let shortest = (!limits.tiers.is_empty()).then_some(0);
         self.tier(limits, now).or(shortest).map(|tier| Step::Defer { tier })
     }
@@ -524,6 +542,9 @@ impl Progress {
             (Verdict::NotExecuted, _) => self.negative(None, limits, now),
             (Verdict::Stop(fault), _) => {
                 self.failures = 0;
+                if self.only_query.is_some() {
+                    return self.conclude_unknown(limits, now);
+                }
                 // A last inquiry that met our own fault has asked nothing: it is put again.
                 self.last = false;
                 Step::Halt(fault)
@@ -586,6 +607,9 @@ impl Progress {
             };
         }
         match (gone, self.belief) {
+            (None, Belief::Clear | Belief::Unsure | Belief::Doubted(_)) if self.only_query.is_some() => {
+                self.conclude_unknown(limits, now)
+            }
             (Some(reason), _) => self.refuse(reason, EstablishedBy::Inquiry),
             (None, Belief::Objected { reason, stands: true }) => {
                 // Whatever else was meant: a coupon that is usable is used by nobody.
@@ -613,7 +637,7 @@ impl Progress {
         let wait = limits.backoff.wait(self.failures, chance);
         self.failures = self.failures.saturating_add(1);
         // What was seen before the wait may be so no more.
-        self.look = self.ever_unsure && self.belief.question() == Question::Redeem;
+        self.look = self.ever_unsure && self.question() == Question::Redeem;
         self.ask_after(wait, limits, now)
     }
 
@@ -647,8 +671,12 @@ impl Progress {
             return Step::Defer { tier };
         }
         self.waited = waited;
-        let question = if self.look { Question::Inquire } else { self.belief.question() };
+        let question = if self.look { Question::Inquire } else { self.question() };
         Step::Ask { after: wait, question }
+    }
+
+    fn question(&self) -> Question {
+        if self.only_query.is_some() { Question::Inquire } else { self.belief.question() }
     }
 
     /// The wait queue that comes next: one further each time, but none that would outlast the deadline.
@@ -667,7 +695,9 @@ impl Progress {
     /// The last inquiry has been put and did not settle the matter.
     fn conclude_unknown(&mut self, limits: &Limits, now: Timestamp) -> Step {
         let late = self.deadline.duration_since(now) <= SignedDuration::ZERO;
-        let reason = if !late && self.attempts >= limits.attempts_max {
+        let reason = if let Some(reason) = self.only_query {
+            reason
+        } else if !late && self.attempts >= limits.attempts_max {
             Reason::AttemptsExhausted
         } else {
             Reason::DeadlinePassed

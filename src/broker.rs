@@ -6,6 +6,7 @@
 //! because an alarm of the broker stops *every* write on a connection that publishes, acknowledgements included.
 
 pub mod client;
+pub mod dead_letters;
 pub mod delivery;
 mod line;
 pub mod management;
@@ -15,13 +16,14 @@ pub mod publisher;
 pub mod tls;
 pub mod topology;
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::ops::Deref;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
-use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::protocol::AMQPErrorKind;
 use lapin::runtime::default_runtime;
 use lapin::types::FieldTable;
@@ -30,13 +32,13 @@ use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, ErrorKind
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::watch;
 use tokio::time::timeout;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::broker::delivery::{Delivery, Inlet};
 use crate::broker::line::{Line, Socket};
-use crate::broker::publisher::{NotPublished, Publisher};
+use crate::broker::publisher::{NotPublished, Publisher, Rejection};
 use crate::broker::tls::{BadFile, Tls};
-use crate::broker::topology::{Mode, Topology, TopologyFault, establish};
+use crate::broker::topology::{Mode, Names, Topology, TopologyFault, establish};
 
 /// How the broker is reached.
 #[derive(Debug, Clone)]
@@ -112,6 +114,14 @@ pub enum CannotConnect {
     /// A file that TLS needs cannot be used.
     #[error("{0}")]
     File(#[from] BadFile),
+    /// The connection ended while it was prepared.
+    #[error("{at}: the connection ended: {why}")]
+    Lost {
+        /// Host, port and virtual host.
+        at: String,
+        /// The broker's words, or the client's.
+        why: String,
+    },
     /// The topology is not as it must be.
     #[error("{at}: {source}")]
     Topology {
@@ -132,6 +142,16 @@ pub enum CannotConnect {
         bytes: u32,
         /// What is needed.
         least: u32,
+    },
+    /// The user lacks a right to publish, or an exchange is missing.
+    #[error("{at}: {rejection}; {remedy}")]
+    MayNotPublish {
+        /// Host, port and virtual host.
+        at: String,
+        /// Which exchange, and the broker's words.
+        rejection: Rejection,
+        /// The command that helps.
+        remedy: String,
     },
     /// Publishing is not possible now: most likely an alarm of the broker.
     #[error(
@@ -154,6 +174,8 @@ pub struct Health {
     pub lost: Option<String>,
     /// It ended because the client could not read what the broker delivered.
     pub illegible: bool,
+    /// Why the broker closed the consumer's channel, in its own words.
+    pub consumer_channel: Option<String>,
 }
 
 /// A connection, and the line that its socket ends with.
@@ -171,15 +193,27 @@ impl Deref for Wire {
 }
 
 /// A pair of connections with everything on them.
+///
+/// It opens every channel before it consumes: a user's limit on channels ends a whole connection when it is exceeded, and
+/// nothing must be in hand then.
 pub struct Generation {
     consuming: Wire,
-    publishing: Wire,
+    publishing: Arc<Wire>,
     inlet: Arc<Inlet>,
-    queue: String,
+    /// Where queues are counted; the broker closes it over one that is missing.
+    auxiliary: tokio::sync::Mutex<Auxiliary>,
     publisher: Publisher,
     health: watch::Sender<Health>,
     at: String,
-    limit: Duration,
+    settings: Settings,
+}
+
+/// The channel that may fail without harm.
+struct Auxiliary {
+    channel: Channel,
+    opened: Instant,
+    /// What makes us count among the instances. It ends with the channel, and is begun again with the next consumer.
+    instance: Option<lapin::Consumer>,
 }
 
 impl Generation {
@@ -201,7 +235,10 @@ impl Generation {
         if (1..PUBLISHED_FRAME_BYTES_MAX).contains(&bytes) {
             return Err(CannotConnect::Frames { at, bytes, least: PUBLISHED_FRAME_BYTES_MAX });
         }
+        let publishing = Arc::new(publishing);
         let health = watch::Sender::new(Health::default());
+        watch_events(&consuming, &health, false);
+        watch_events(&publishing, &health, true);
 
         let refused = |source| CannotConnect::Refused { at: at.clone(), source };
         let steps = async {
@@ -209,20 +246,51 @@ impl Generation {
                 .await
                 .map_err(|source| CannotConnect::Topology { at: at.clone(), source })?;
             let inlet = Inlet::new(consuming.create_channel().await.map_err(refused)?);
-            let names = &settings.topology.names;
-            let publisher = Publisher::open(&publishing, settings.confirm_timeout, names).await;
-            Ok::<_, CannotConnect>((inlet, publisher.map_err(refused)?))
+            let channel = consuming.create_channel().await.map_err(refused)?;
+            let auxiliary = Auxiliary { channel, opened: Instant::now(), instance: None };
+            let (names, confirm_timeout) = (&settings.topology.names, settings.confirm_timeout);
+            let publisher = Publisher::open(&publishing, health.subscribe(), confirm_timeout, names).await;
+            Ok::<_, CannotConnect>((inlet, auxiliary, publisher.map_err(refused)?))
         };
-        let (inlet, publisher) = timeout(limit, steps).await.map_err(|_| CannotConnect::TimedOut {
+        let built = tokio::select! {
+            // The client does not always answer for a connection that ends while it is asked.
+            biased;
+            built = timeout(limit, steps) => built,
+            why = lost(&health) => return Err(CannotConnect::Lost { at, why }),
+        };
+        let (inlet, auxiliary, publisher) = built.map_err(|_| CannotConnect::TimedOut {
             at: at.clone(),
             step: "looking at the topology",
             limit,
         })??;
-        // Only from here on: what the broker refuses while the topology is looked at ends no generation.
-        watch_events(&consuming, &health, false);
-        watch_events(&publishing, &health, true);
-        let queue = settings.topology.names.commands.clone();
-        Ok(Self { consuming, publishing, inlet, queue, publisher, health, at, limit })
+        let (auxiliary, settings) = (tokio::sync::Mutex::new(auxiliary), settings.clone());
+        Ok(Self { consuming, publishing, inlet, auxiliary, publisher, health, at, settings })
+    }
+
+    /// Tries with probes that publish nothing whether events, delayed retries and parked commands may be published. A right
+    /// that was given back is felt by the next call.
+    ///
+    /// # Errors
+    /// [`CannotConnect::MayNotPublish`] for the first that is rejected; [`CannotConnect::Lost`].
+    pub async fn probe_publish_rights(&self) -> Result<(), CannotConnect> {
+        for right in probe::needed_to_publish(&self.settings.topology) {
+            let asked = self.bounded(probe::rejection(&self.publishing, &right)).await;
+            let lost = |why| CannotConnect::Lost { at: self.at.clone(), why };
+            match asked.map_err(lost)? {
+                Ok(None) => {}
+                Ok(Some(rejection)) => {
+                    let remedy = remedy(&rejection, &self.settings);
+                    return Err(CannotConnect::MayNotPublish { at: self.at.clone(), rejection, remedy });
+                }
+                Err(error) => return Err(lost(error.to_string())),
+            }
+        }
+        Ok(())
+    }
+
+    /// The command that helps against a rejection.
+    pub fn remedy(&self, rejection: &Rejection) -> String {
+        remedy(rejection, &self.settings)
     }
 
     /// Proves that confirms come. While the broker raises an alarm they do not, and [`Generation::is_blocked`] tells: then
@@ -232,7 +300,7 @@ impl Generation {
     /// # Errors
     /// [`CannotConnect::NoConfirms`]
     pub async fn prove(&self) -> Result<(), CannotConnect> {
-        let (limit, blocked) = (self.limit, self.is_blocked());
+        let (limit, blocked) = (self.settings.connect_timeout, self.is_blocked());
         let mut health = self.health();
         let proving = async {
             if blocked {
@@ -290,58 +358,103 @@ impl Generation {
     /// one that has just ended.
     async fn bounded<T>(&self, asked: impl Future<Output = T>) -> Result<T, String> {
         tokio::select! {
-            answer = timeout(self.limit, asked) => answer.map_err(|_| format!("no answer within {:?}", self.limit)),
+            answer = timeout(self.settings.connect_timeout, asked) => {
+                answer.map_err(|_| format!("no answer within {:?}", self.settings.connect_timeout))
+            }
             why = lost(&self.health) => Err(why),
         }
     }
 
-    /// Why the consumer has ended: with its connection, whose reason comes a moment later, or by itself.
+    /// Why the consumer has ended, in the broker's own words: with its connection or its channel, whose reason may come a
+    /// moment later, or by itself.
     pub async fn ended(&self) -> String {
-        let why = timeout(REASON_WITHIN, lost(&self.health)).await;
-        why.unwrap_or_else(|_| "the broker ended the consumer".to_owned())
-    }
-
-    /// Begins to consume commands, at most `prefetch` of them unsettled.
-    ///
-    /// # Errors
-    /// Whatever stops it ends the generation, and is told in words.
-    pub async fn consume(&self, prefetch: u16) -> Result<Deliveries, String> {
-        let steps = async {
-            let channel = self.inlet.channel();
-            channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
-            let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
-            channel.basic_consume(self.queue.as_str().into(), "".into(), options, arguments).await
-        };
-        match self.bounded(steps).await {
-            Ok(Ok(consumer)) => Ok(Deliveries { consumer, inlet: self.inlet.clone() }),
-            Ok(Err(error)) => Err(format!("cannot consume {}: {error}", self.queue)),
-            Err(why) => Err(format!("cannot consume {}: {why}", self.queue)),
+        let mut health = self.health();
+        let known = health.wait_for(|now| now.lost.is_some() || now.consumer_channel.is_some());
+        let known = timeout(REASON_WITHIN, known).await;
+        let known = known.ok().and_then(Result::ok).map(|now| (now.lost.clone(), now.consumer_channel.clone()));
+        match known {
+            Some((Some(lost), _)) => lost,
+            Some((None, Some(words))) => format!(
+                "the broker closed the consumer's channel: {words}; where a delivery timed out, a command was held for                  longer than the broker's consumer_timeout: look for results or retries that it does not accept"
+            ),
+            _ => format!(
+                "the broker canceled the consumer: queue {} was deleted, or a command was held for longer than the                  broker's consumer_timeout (RabbitMQ 4.3 and later)",
+                self.settings.topology.names.commands
+            ),
         }
     }
 
-    /// How many consumers the command queue has, and how many commands wait in it.
-    pub async fn census(&self) -> Option<(u32, u32)> {
-        let look = async {
-            let channel = self.consuming.create_channel().await.ok()?;
-            let options = lapin::options::QueueDeclareOptions { passive: true, ..Default::default() };
-            let queue = channel
-                .queue_declare(self.queue.as_str().into(), options, FieldTable::default())
-                .await
-                .ok()?;
-            let _ = channel.close(200, "done".into()).await;
-            Some((queue.consumer_count(), queue.message_count()))
+    /// Consumes commands, at most `prefetch` of them unsettled, on what consumes them already or anew.
+    ///
+    /// # Errors
+    /// Whatever stops it ends the generation, and is told in words.
+    pub async fn consume(&self, known: Option<Deliveries>, prefetch: u16) -> Result<Deliveries, String> {
+        let queue = self.settings.topology.names.commands.as_str();
+        let mut deliveries = match known {
+            Some(deliveries) => deliveries,
+            None => {
+                self.join_instances().await;
+                Deliveries::new(&self.inlet, queue)
+            }
         };
-        self.bounded(look).await.ok().flatten()
+        match self.bounded(deliveries.widen(prefetch)).await {
+            Ok(Ok(())) => Ok(deliveries),
+            Ok(Err(error)) => Err(format!("cannot consume {queue}: {error}")),
+            Err(why) => Err(format!("cannot consume {queue}: {why}")),
+        }
     }
 
-    /// What queues are counted with: a channel of its own, which ends at the first queue that is missing.
-    pub async fn scales(&self) -> Option<Scales> {
-        let channel = self.bounded(self.consuming.create_channel()).await.ok()?.ok()?;
-        Some(Scales { channel, limit: self.limit })
+    /// Counts among the instances from now on. Where the user may not, commands are consumed all the same: the broker
+    /// closes nothing but the auxiliary channel.
+    async fn join_instances(&self) {
+        let mut auxiliary = self.auxiliary.lock().await;
+        if auxiliary.instance.is_some() {
+            return;
+        }
+        let queue = self.settings.topology.names.instances.as_str();
+        let (options, arguments) = (BasicConsumeOptions { no_ack: true, ..Default::default() }, FieldTable::default());
+        let joined = auxiliary.channel.basic_consume(queue.into(), "".into(), options, arguments);
+        auxiliary.instance = self.bounded(joined).await.ok().and_then(Result::ok);
+        if auxiliary.instance.is_none() {
+            warn!(queue, "instances cannot be counted; consumers of the command queue are counted instead");
+        }
+    }
+
+    /// How many instances there are, and how many commands wait; `None` where it cannot be said.
+    pub async fn census(&self) -> Option<(u32, u32)> {
+        let Names { commands, instances, .. } = &self.settings.topology.names;
+        let joined = self.auxiliary.lock().await.instance.is_some();
+        let (consumers, messages) = self.count(commands).await?;
+        match joined {
+            true => Some((self.count(instances).await?.0, messages)),
+            false => Some((consumers, messages)),
+        }
+    }
+
+    /// Messages that are ready in a queue; `None` where it cannot be said.
+    pub async fn messages(&self, queue: &str) -> Option<u32> {
+        Some(self.count(queue).await?.1)
+    }
+
+    /// Consumers of a queue and messages in it. The broker closes the channel over a queue that is missing, or that we may
+    /// not see; another one is opened after a while, because a user's limit still counts the old one for a moment.
+    async fn count(&self, queue: &str) -> Option<(u32, u32)> {
+        let mut auxiliary = self.auxiliary.lock().await;
+        if !auxiliary.channel.status().connected() {
+            if auxiliary.opened.elapsed() < REOPEN_AFTER {
+                return None;
+            }
+            (auxiliary.opened, auxiliary.instance) = (Instant::now(), None);
+            auxiliary.channel = self.bounded(self.consuming.create_channel()).await.ok()?.ok()?;
+        }
+        let options = QueueDeclareOptions { passive: true, ..Default::default() };
+        let look = auxiliary.channel.queue_declare(queue.into(), options, FieldTable::default());
+        let queue = self.bounded(look).await.ok()?.ok()?;
+        Some((queue.consumer_count(), queue.message_count()))
     }
 
     /// Closes both connections, within a bound: a close can hang while the broker raises an alarm.
-    pub async fn close(self) {
+    pub async fn close(&self) {
         let both = async {
             let _ = self.consuming.close(200, "done".into()).await;
             let _ = self.publishing.close(200, "done".into()).await;
@@ -350,25 +463,24 @@ impl Generation {
     }
 }
 
-/// Counts messages in queues.
-pub struct Scales {
-    channel: Channel,
-    limit: Duration,
-}
-
-impl Scales {
-    /// Messages that are ready in a queue; `None` where it cannot be said.
-    pub async fn messages(&self, queue: &str) -> Option<u32> {
-        let options = lapin::options::QueueDeclareOptions { passive: true, ..Default::default() };
-        let look = self.channel.queue_declare(queue.into(), options, FieldTable::default());
-        Some(timeout(self.limit, look).await.ok()?.ok()?.message_count())
-    }
-
-    /// Ends the counting.
-    pub async fn close(self) {
-        let _ = timeout(self.limit, self.channel.close(200, "done".into())).await;
+/// What helps against a rejection: a right is granted, an exchange is made, a limit is raised.
+fn remedy(rejection: &Rejection, settings: &Settings) -> String {
+    match rejection.code {
+        403 => {
+            let vhost = settings.vhost().unwrap_or_default();
+            format!(
+                "look at rabbitmqctl list_topic_permissions -p '{vhost}'; grant what is missing: {}",
+                probe::granting(settings, settings.mode)
+            )
+        }
+        404 => "make it: redeemer topology apply".to_owned(),
+        406 => "look at max_message_size in rabbitmq.conf".to_owned(),
+        _ => "look at the broker's log".to_owned(),
     }
 }
+
+/// How long after it was opened a channel that the broker closed is replaced.
+const REOPEN_AFTER: Duration = Duration::from_secs(30);
 
 /// How long after a consumer its connection may be known to have ended.
 const REASON_WITHIN: Duration = Duration::from_millis(500);
@@ -459,9 +571,13 @@ fn watch_events(connection: &Connection, health: &watch::Sender<Health>, publish
                 Event::ConnectionUnblocked if publishing => {
                     health.send_modify(|health| health.blocked = None);
                 }
-                // Queues are counted on channels of their own, and one that is missing ends only such a channel. What
-                // ends the consumer's channel ends its stream.
-                Event::Error(error) if !publishing && is_soft(&error) => {}
+                // It ended one channel. Who publishes on that has the error as its answer; so has who counts queues. The
+                // consumer has none but the end of its stream: the one error that a delivery can bring about is kept.
+                Event::Error(error) if is_soft(&error) => {
+                    if !publishing && reply_code(&error) == Some(PRECONDITION_FAILED) {
+                        health.send_modify(|health| health.consumer_channel = Some(error.to_string()));
+                    }
+                }
                 Event::Error(error) => {
                     if matches!(error.kind(), ErrorKind::ParsingError(_)) && !publishing {
                         health.send_modify(|health| health.illegible = health.lost.is_none());
@@ -482,6 +598,15 @@ fn is_soft(error: &lapin::Error) -> bool {
     matches!(error.kind(), AMQPErrorKind::Soft(_))
 }
 
+/// The reply code of the broker, where it gave one.
+pub(crate) fn reply_code(error: &lapin::Error) -> Option<u16> {
+    let ErrorKind::ProtocolError(error) = error.kind() else { return None };
+    Some(error.get_id())
+}
+
+/// AMQP's reply code for a delivery that was held for too long.
+const PRECONDITION_FAILED: u16 = 406;
+
 /// Why a connection has ended, once it has.
 async fn lost(health: &watch::Sender<Health>) -> String {
     let mut health = health.subscribe();
@@ -489,6 +614,21 @@ async fn lost(health: &watch::Sender<Health>) -> String {
     // Whoever waits holds the sender, so there is a reason.
     lost.ok().and_then(|now| now.lost.clone()).unwrap_or_default()
 }
+
+/// Why the broker blocks the connection, once it has for a while. A connection that was lost blocks nothing.
+async fn blocked_for(mut health: watch::Receiver<Health>, grace: Duration) -> String {
+    loop {
+        let blocked = health.wait_for(|now| now.blocked.is_some()).await;
+        let reason = blocked.ok().and_then(|now| now.blocked.clone());
+        let Some(reason) = reason else { return std::future::pending().await };
+        if timeout(grace, health.wait_for(|now| now.blocked.is_none())).await.is_err() {
+            return reason;
+        }
+    }
+}
+
+/// How long a person waits in front of a broker that is blocked until that is told.
+const BLOCKED_IS_TOLD_AFTER: Duration = Duration::from_millis(700);
 
 /// The first reason is the cause; later ones are its consequences.
 fn lose(health: &watch::Sender<Health>, why: &str) {
@@ -501,35 +641,76 @@ fn lose(health: &watch::Sender<Health>, why: &str) {
     });
 }
 
-/// The stream of deliveries of one consumer.
+/// The deliveries of a command queue. What may be unsettled grows by further consumers: a broker does not change the
+/// prefetch of one, and one that is canceled while messages are on their way to it has them counted as delivered in vain.
 pub struct Deliveries {
-    consumer: lapin::Consumer,
+    consumers: Vec<lapin::Consumer>,
     inlet: Arc<Inlet>,
+    queue: String,
+    prefetch: u16,
 }
 
 impl Deliveries {
-    /// The next delivery. `None` is final: the queue was deleted, the broker cancelled the consumer, or the
-    /// connection is gone. After it, nothing more may be asked.
-    pub async fn next(&mut self) -> Option<Delivery> {
-        let delivery = self.consumer.next().await?.ok()?;
-        Some(Delivery::new(delivery, &self.inlet))
+    fn new(inlet: &Arc<Inlet>, queue: &str) -> Self {
+        Self { consumers: Vec::new(), inlet: inlet.clone(), queue: queue.to_owned(), prefetch: 0 }
     }
 
-    /// Stops the consumer and gives back what it had already handed over but nobody has taken.
+    /// How many may be unsettled at once.
+    pub fn prefetch(&self) -> u16 {
+        self.prefetch
+    }
+
+    /// Lets so many be unsettled at once, where that is more than before.
+    async fn widen(&mut self, prefetch: u16) -> lapin::Result<()> {
+        let more = prefetch.saturating_sub(self.prefetch);
+        if more == 0 {
+            return Ok(());
+        }
+        let channel = self.inlet.channel();
+        channel.basic_qos(more, BasicQosOptions::default()).await?;
+        let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+        let consumer = channel.basic_consume(self.queue.as_str().into(), "".into(), options, arguments).await?;
+        self.consumers.push(consumer);
+        self.prefetch = prefetch;
+        Ok(())
+    }
+
+    /// The next delivery. `None` is final: the queue was deleted, the broker cancelled a consumer, or the connection is
+    /// gone. After it, nothing more may be asked.
+    pub async fn next(&mut self) -> Option<Delivery> {
+        let delivery = poll_fn(|context| {
+            for consumer in &mut self.consumers {
+                if let Poll::Ready(next) = consumer.poll_next_unpin(context) {
+                    return Poll::Ready(next);
+                }
+            }
+            Poll::Pending
+        });
+        Some(Delivery::new(delivery.await?.ok()?, &self.inlet))
+    }
+
+    /// Stops the consumers and gives back what they had already handed over but nobody has taken.
     ///
     /// # Errors
     /// Where the broker does not confirm in time. What it had handed over then stays unsettled, so the generation
     /// must end.
     pub async fn cancel(mut self, limit: Duration) -> Result<Vec<Delivery>, String> {
-        let cancelled = self.inlet.channel().basic_cancel(self.consumer.tag(), BasicCancelOptions::default());
-        match timeout(limit, cancelled).await {
+        let cancelling = async {
+            for consumer in &self.consumers {
+                self.inlet.channel().basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
+            }
+            Ok::<_, lapin::Error>(())
+        };
+        match timeout(limit, cancelling).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(format!("the consumer could not be stopped: {error}")),
             Err(_) => return Err(format!("the broker did not stop the consumer within {limit:?}")),
         }
         let mut left = Vec::new();
-        while let Ok(Some(Ok(delivery))) = timeout(limit, self.consumer.next()).await {
-            left.push(Delivery::new(delivery, &self.inlet));
+        for consumer in &mut self.consumers {
+            while let Ok(Some(Ok(delivery))) = timeout(limit, consumer.next()).await {
+                left.push(Delivery::new(delivery, &self.inlet));
+            }
         }
         Ok(left)
     }

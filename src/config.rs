@@ -98,6 +98,8 @@ section! {
         results: String = Names::default().results,
         unrouted: String = Names::default().unrouted,
         parked: String = Names::default().parked,
+        dead: String = Names::default().dead,
+        instances: String = Names::default().instances,
     }
 }
 section! {
@@ -515,9 +517,10 @@ impl Config {
 
     /// What must exist on the broker.
     pub fn topology(&self) -> Topology {
-        let NamesConfig { commands, retry, results, unrouted, parked } = self.broker.names.clone();
+        let NamesConfig { commands, retry, results, unrouted, parked, dead, instances } =
+            self.broker.names.clone();
         Topology {
-            names: Names { commands, retry, results, unrouted, parked },
+            names: Names { commands, retry, results, unrouted, parked, dead, instances },
             tiers: self.retry.tiers.iter().map(|tier| tier.0).collect(),
             delivery_limit: self.broker.delivery_limit,
         }

@@ -31,6 +31,7 @@ pub mod redemption;
 
 // Policy: no clock, no dice, no IO, no serde.
 pub mod backoff;
+pub mod prefetch_ramp;
 pub mod verdict;
 pub mod attempt;
 
@@ -52,9 +53,11 @@ pub mod lanes;
 pub mod slots;
 pub mod shutdown;
 pub mod kill_point;
+pub mod publishing;
 pub mod desk;
 pub mod desk_page;
 pub mod worker;
+pub mod dead_letters;
 pub mod app;
 
 // Tools.

@@ -124,13 +124,16 @@ pub enum Unproven {
     Refused,
     /// The broker gave it back: no queue took it.
     Returned,
+    /// The broker closed the channel over it: a missing right or exchange, or it is too large.
+    Channel,
     /// The connection failed first.
     Connection,
 }
 
 impl Unproven {
     /// Every way.
-    pub const ALL: [Self; 4] = [Self::TimedOut, Self::Refused, Self::Returned, Self::Connection];
+    pub const ALL: [Self; 5] =
+        [Self::TimedOut, Self::Refused, Self::Returned, Self::Channel, Self::Connection];
 
     /// The word in labels.
     pub fn as_str(self) -> &'static str {
@@ -138,6 +141,7 @@ impl Unproven {
             Self::TimedOut => "timed_out",
             Self::Refused => "refused",
             Self::Returned => "returned",
+            Self::Channel => "channel",
             Self::Connection => "connection",
         }
     }
@@ -186,11 +190,13 @@ pub enum Queue {
     Parked,
     /// Results that nobody has bound.
     Unrouted,
+    /// Commands that the broker dead-lettered, and that have no event yet.
+    Dead,
 }
 
 impl Queue {
     /// Every queue.
-    pub const ALL: [Self; 3] = [Self::Commands, Self::Parked, Self::Unrouted];
+    pub const ALL: [Self; 4] = [Self::Commands, Self::Parked, Self::Unrouted, Self::Dead];
 
     /// The word in labels.
     pub fn as_str(self) -> &'static str {
@@ -198,6 +204,7 @@ impl Queue {
             Self::Commands => "commands",
             Self::Parked => "parked",
             Self::Unrouted => "unrouted",
+            Self::Dead => "dead",
         }
     }
 }
@@ -657,6 +664,12 @@ impl Metrics {
         self.depth.with_label_values(&[queue.as_str()]).set(messages.map_or(f64::NAN, f64::from));
     }
 
+    /// Commands that wait in the queue of dead letters, when last counted.
+    pub fn dead_letters(&self) -> u32 {
+        // NaN before it was counted, which is none.
+        self.depth.with_label_values(&[Queue::Dead.as_str()]).get() as u32
+    }
+
     /// Messages in the wait queue of this wait; `None` where they could not be counted.
     pub fn tier_depth(&self, tier: &str, messages: Option<u32>) {
         let tier = self.tier(tier);
@@ -769,7 +782,7 @@ impl Metrics {
         let depth = |queue: String| (self.depth.with_label_values(&[&queue]).get(), queue);
         let tiers = self.tiers.iter().filter(|tier| *tier != OTHER_TIER).map(|tier| format!("retry.{tier}"));
         let queues = [Queue::Commands].into_iter().map(|queue| queue.as_str().to_owned()).chain(tiers);
-        let rest = [Queue::Parked, Queue::Unrouted].map(|queue| queue.as_str().to_owned());
+        let rest = [Queue::Dead, Queue::Parked, Queue::Unrouted].map(|queue| queue.as_str().to_owned());
         Glance {
             outcomes: OutcomeKind::ALL.map(ended),
             calls: calls.iter().map(Histogram::get_sample_count).sum(),
@@ -808,7 +821,12 @@ impl Default for Metrics {
 fn told_of(kind: OutcomeKind, reason: Reason) -> bool {
     let ours = match reason {
         Reason::InvalidCommand => OutcomeKind::Invalid,
-        Reason::DeadlinePassed | Reason::AttemptsExhausted | Reason::DamagedCopy => OutcomeKind::Unresolved,
+        Reason::DeadlinePassed
+        | Reason::AttemptsExhausted
+        | Reason::DamagedCopy
+        | Reason::DeliveryLimit
+        | Reason::MessageExpired
+        | Reason::DeadLettered => OutcomeKind::Unresolved,
         _ => OutcomeKind::Refused,
     };
     kind == ours

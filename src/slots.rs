@@ -3,6 +3,7 @@
 //! at once must not stand behind it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -14,6 +15,8 @@ pub struct Slots {
     all: usize,
     free: Arc<Semaphore>,
     given_up: Arc<Notify>,
+    /// Commands that went to rest for the first time, and are trusted.
+    through: Arc<AtomicU16>,
 }
 
 /// A slot, held until it is dropped.
@@ -22,28 +25,35 @@ pub struct Slot {
     slots: Slots,
     /// Nothing while it rests, or where there never was one.
     permit: Option<OwnedSemaphorePermit>,
+    /// Whether its first rest shows that its command does no harm.
+    trusted: bool,
 }
 
 impl Slots {
     /// So many.
     pub fn new(all: usize) -> Self {
-        Self { all, free: Arc::new(Semaphore::new(all)), given_up: Arc::default() }
+        Self { all, free: Arc::new(Semaphore::new(all)), given_up: Arc::default(), through: Arc::default() }
     }
 
     /// A free slot, unless all are busy or promised to somebody who comes back from a rest.
     pub fn take(&self) -> Option<Slot> {
         let permit = self.free.clone().try_acquire_owned().ok()?;
-        Some(Slot { slots: self.clone(), permit: Some(permit) })
+        Some(Slot { slots: self.clone(), permit: Some(permit), trusted: false })
     }
 
     /// No slot: for what is only put away, which is not worth one.
     pub fn none(&self) -> Slot {
-        Slot { slots: self.clone(), permit: None }
+        Slot { slots: self.clone(), permit: None, trusted: false }
     }
 
     /// Until somebody goes to rest.
     pub async fn given_up(&self) {
         self.given_up.notified().await;
+    }
+
+    /// How many trusted commands went to rest since this was asked last.
+    pub fn take_through(&self) -> u16 {
+        self.through.swap(0, Ordering::Relaxed)
     }
 
     /// How many are busy.
@@ -53,10 +63,18 @@ impl Slots {
 }
 
 impl Slot {
+    /// Lets the first rest count: the command was called about, and waits for the next call.
+    pub fn trust(&mut self) {
+        self.trusted = true;
+    }
+
     /// Waits with the slot given to others, and then for a slot again. Dropped half-way it holds none.
     pub async fn rest(&mut self, wait: Duration) {
         if wait.is_zero() {
             return;
+        }
+        if std::mem::take(&mut self.trusted) {
+            self.slots.through.fetch_add(1, Ordering::Relaxed);
         }
         if self.permit.take().is_some() {
             self.slots.given_up.notify_one();

@@ -252,11 +252,17 @@ pub enum Reason {
     AttemptsExhausted,
     /// A wait-queue copy came back damaged: nobody knows what was asked before.
     DamagedCopy,
+    /// The broker delivered it as often as it may, and it was not settled.
+    DeliveryLimit,
+    /// It expired in the command queue, as its sender had asked for.
+    MessageExpired,
+    /// The broker dead-lettered it for another reason.
+    DeadLettered,
 }
 
 impl Reason {
     /// Every reason, for metrics, schemas and tables.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 25] = [
         Self::UsedByAnother,
         Self::ReturnedSince,
         Self::NotConfirmed,
@@ -279,6 +285,9 @@ impl Reason {
         Self::DeadlinePassed,
         Self::AttemptsExhausted,
         Self::DamagedCopy,
+        Self::DeliveryLimit,
+        Self::MessageExpired,
+        Self::DeadLettered,
     ];
 
     /// The reasons that the provider can object for, and the only ones that a copy may carry.
@@ -330,6 +339,9 @@ impl Reason {
             Self::DeadlinePassed => "deadline_passed",
             Self::AttemptsExhausted => "attempts_exhausted",
             Self::DamagedCopy => "damaged_copy",
+            Self::DeliveryLimit => "delivery_limit",
+            Self::MessageExpired => "message_expired",
+            Self::DeadLettered => "dead_lettered",
         }
     }
 

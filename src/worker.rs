@@ -10,20 +10,19 @@ use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest as _, Sha256};
-use tokio::sync::watch;
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 use tracing::{debug, error, info, warn};
 
 use crate::attempt::{Belief, Evidence, Limits, Outcome, OutcomeKind, Progress, Step};
-use crate::backoff::Backoff;
 use crate::breaker::{Breaker, Sign};
-use crate::broker::delivery::Delivery;
-use crate::broker::publisher::{NotPublished, PARKED_REASON, Published, Publisher};
+use crate::broker::delivery::{DELAYS_PASSED, Delivery};
+use crate::broker::publisher::{PARKED_REASON, Published, Publisher};
 use crate::broker::topology::wait_name;
 use crate::kill_point::{self, KillPoint};
 use crate::metrics::{Arrival, Aside, Message, Metrics, Settling};
 use crate::pace::{Budget, Pacer};
+use crate::publishing::{Cut, Interrupted, Outgoing, PublishContext, PublishFaults, publish, publish_within};
 use crate::redemption::Redemption;
 use crate::slots::Slot;
 use crate::telemetry::traces::{Came, Leg, Stay, Traces};
@@ -61,10 +60,18 @@ pub struct Tools {
     pub traces: Traces,
     /// The name of the queue that commands are taken from.
     pub queue: String,
-    /// When the broker last refused or returned a message of ours, and how.
-    pub refused: Mutex<Option<(Instant, NotPublished)>>,
+    /// What the broker does not take now.
+    pub publish_faults: PublishFaults,
     /// The answer that last stopped us for a fault of our own.
     pub stopped_by: Mutex<StoppedBy>,
+}
+
+impl Tools {
+    /// How long the event of one command is held that the broker does not take. Where nothing can be delayed, it is held
+    /// for as long as it takes.
+    fn event_held_max(&self, limits: &Limits) -> Duration {
+        if limits.tiers.is_empty() { Duration::MAX } else { self.refused_max }
+    }
 }
 
 /// What an answer said that stopped us, for reasons in words.
@@ -104,13 +111,25 @@ pub struct Taken {
     pub at: Timestamp,
     /// Whether too many commands of its coupon are held already. Then it is put away at once.
     pub crowded: bool,
+    /// Why the broker dead-lettered it, where it did: then it is only asked about.
+    pub dead_lettered: Option<Reason>,
 }
 
 impl Taken {
     /// Reads a delivery.
     pub fn new(delivery: Delivery, at: Timestamp) -> Self {
         let command = command::decode(delivery.body());
-        Self { delivery, command, at, crowded: false }
+        Self { delivery, command, at, crowded: false, dead_lettered: None }
+    }
+
+    /// Reads a delivery that the broker dead-lettered.
+    pub fn dead_letter(delivery: Delivery, at: Timestamp) -> Self {
+        let reason = match delivery.death().map(|death| death.reason) {
+            Some("delivery_limit") => Reason::DeliveryLimit,
+            Some("expired") => Reason::MessageExpired,
+            _ => Reason::DeadLettered,
+        };
+        Self { dead_lettered: Some(reason), ..Self::new(delivery, at) }
     }
 
     /// The coupon whose commands go one at a time.
@@ -128,20 +147,6 @@ impl Taken {
             Arrival::First
         }
     }
-}
-
-/// Tells a waiting worker to hand back what it holds. True once it is time.
-pub type Cut = watch::Receiver<bool>;
-
-/// Why a delivery was not settled as it should have been.
-#[derive(Debug, thiserror::Error)]
-enum Interrupted {
-    /// It was time to hand back.
-    #[error("cut short while waiting")]
-    Cut(Box<Delivery>),
-    /// A publish was not proven.
-    #[error("{0}")]
-    NotPublished(NotPublished),
 }
 
 /// Works one delivery to its settlement. An error text ends the generation that it belongs to.
@@ -174,7 +179,7 @@ async fn settle(
     slot: &mut Slot,
     mut cut: Cut,
 ) -> (Settling, Option<String>) {
-    let Taken { delivery, command, at, crowded } = taken;
+    let Taken { delivery, command, at, crowded, dead_lettered } = taken;
     kill_point::reached(KillPoint::Taken);
     let means = Means { tools, publisher, cut: &cut };
     let worked = match command {
@@ -195,10 +200,15 @@ async fn settle(
                     let rejected = Rejected { faults, legible: Legible::from(&redemption) };
                     Box::pin(refuse(means, delivery, &rejected, stay, at)).await
                 }
-                Ok(carried) => {
+                Ok(mut carried) => {
                     let (troubled, failed_at) = (false, None);
+                    let limits = match dead_lettered {
+                        None => &tools.limits,
+                        Some(reason) => &carried.progress.only_query(reason, &tools.limits),
+                    };
                     let mut job = Job {
                         tools,
+                        limits,
                         publisher,
                         redemption,
                         prepared,
@@ -209,7 +219,7 @@ async fn settle(
                         stay,
                         slot,
                     };
-                    match crowded && job.carried.progress.step_aside(&tools.limits).is_some() {
+                    match crowded && job.carried.progress.step_aside(job.limits).is_some() {
                         true => Box::pin(job.put_away(0, Aside::Crowded, &cut)).await,
                         false => job.run(&mut cut).await,
                     }
@@ -279,12 +289,19 @@ fn progress(
     Ok(Carried { progress: Progress::new(now, deadline, again), evidence: Vec::new() })
 }
 
-/// What something is published with.
+/// What something is published with, and what a worker shares.
 #[derive(Clone, Copy)]
 struct Means<'a> {
     tools: &'a Tools,
     publisher: &'a Publisher,
     cut: &'a Cut,
+}
+
+impl<'a> Means<'a> {
+    fn publishing(self) -> PublishContext<'a> {
+        let Self { tools, publisher, cut } = self;
+        PublishContext { publisher, metrics: &tools.metrics, faults: &tools.publish_faults, cut }
+    }
 }
 
 /// Tells what is wrong with a command that is none, and parks its bytes.
@@ -303,7 +320,9 @@ async fn refuse(
     let faults = faults.collect::<Vec<_>>().join("; ");
     let Legible { out_request_no, coupon_code, openid, brand_id, .. } = &rejected.legible;
     let parking = Parking { event: &event, reason: Reason::InvalidCommand, at };
-    let proof = tell_and_park(means, &delivery, parking, stay, leg).await?;
+    let Some(proof) = tell_and_park(means, &delivery, parking, stay, leg).await? else {
+        return delay_unreadable(means, delivery, stay).await;
+    };
     tools.metrics.ended(&Outcome::Invalid, None);
     stay.note("redemption.outcome", OutcomeKind::Invalid.as_str());
     warn!(
@@ -343,7 +362,9 @@ async fn set_damaged_aside(
     let told = telling(tools, &leg, at, 0, &[]);
     let event = event::tell_damaged(redemption, &damage.to_string(), &digest, told);
     let parking = Parking { event: &event, reason: Reason::DamagedCopy, at };
-    let proof = tell_and_park(means, &delivery, parking, stay, leg).await?;
+    let Some(proof) = tell_and_park(means, &delivery, parking, stay, leg).await? else {
+        return delay_unreadable(means, delivery, stay).await;
+    };
     let outcome = Outcome::Unresolved { reason: Reason::DamagedCopy, coupon: None, objection: None };
     tools.metrics.ended(&outcome, None);
     stay.note("redemption.outcome", outcome.kind().as_str());
@@ -367,106 +388,30 @@ async fn tell_and_park(
     Parking { event, reason, at }: Parking<'_>,
     stay: &Stay,
     leg: Leg,
-) -> Result<Published, Interrupted> {
-    let told = publish(means, delivery, Outgoing::Event(event), leg).await?;
-    let leg = stay.publish(Message::Parked.as_str());
-    let parked = publish(means, delivery, Outgoing::Parked(reason, at, &[]), leg).await?;
-    Ok(told.and(parked))
-}
-
-/// Publishes until it is proven.
-async fn publish(
-    means: Means<'_>,
-    delivery: &Delivery,
-    outgoing: Outgoing<'_>,
-    leg: Leg,
-) -> Result<Published, Interrupted> {
-    let refused = || Interrupted::NotPublished(NotPublished::Refused);
-    publish_within(means, delivery, outgoing, leg, Duration::MAX).await?.ok_or_else(refused)
-}
-
-/// Publishes until it is proven, or was refused for as long as it may be; then there is no proof. What the broker
-/// refuses (a subscriber's queue is full, a quorum queue has no leader) or returns (a queue or a binding is gone) is
-/// published again with growing pauses, here, in the slot: the slots fill up and consumption stops by itself, while
-/// [`crate::app`] makes anew what may be made. Ending the generation instead would count a failed delivery against
-/// every command in hand, until the broker parks them all.
-async fn publish_within(
-    Means { tools, publisher, cut }: Means<'_>,
-    delivery: &Delivery,
-    outgoing: Outgoing<'_>,
-    mut leg: Leg,
-    refused_max: Duration,
 ) -> Result<Option<Published>, Interrupted> {
-    let message = outgoing.message();
-    let mut refused_since = None;
-    let pauses = Backoff::default();
-    let mut nth = 0;
-    loop {
-        // In boxes: the client's part is large, short, and would otherwise be kept free for it while a command waits.
-        let publishing = async {
-            match outgoing {
-                Outgoing::Event(event) => Box::pin(publisher.event(event, delivery, leg.traceparent())).await,
-                Outgoing::Copy(wait, headers) => {
-                    Box::pin(publisher.copy(delivery, wait, headers.to_vec())).await
-                }
-                Outgoing::Parked(reason, at, headers) => {
-                    Box::pin(publisher.park(delivery, reason.as_str(), at, headers.to_vec())).await
-                }
-            }
-        };
-        let published = kill_point::during(KillPoint::Publishing(message), publishing).await;
-        tools.metrics.published(message, published.as_ref().map(|_| ()).map_err(NotPublished::kind));
-        match published {
-            Ok(proof) => {
-                kill_point::reached(KillPoint::Published(message));
-                return Ok(Some(proof));
-            }
-            Err(why @ (NotPublished::Refused | NotPublished::Returned(_))) => {
-                *tools.refused.lock().unwrap_or_else(PoisonError::into_inner) =
-                    Some((Instant::now(), why.clone()));
-                let pause = pauses.wait(nth, rand::random());
-                nth = nth.saturating_add(1);
-                leg.note("redemption.publishes", i64::from(nth) + 1);
-                let refused_for = match why {
-                    NotPublished::Refused => refused_since.get_or_insert_with(Instant::now).elapsed(),
-                    _ => {
-                        refused_since = None;
-                        Duration::ZERO
-                    }
-                };
-                if refused_for >= refused_max {
-                    leg.failed(&why.to_string());
-                    return Ok(None);
-                }
-                if timeout(pause, cut.clone().wait_for(|now| *now)).await.is_ok() {
-                    leg.failed(&why.to_string());
-                    return Err(Interrupted::NotPublished(why));
-                }
-            }
-            Err(why) => {
-                leg.failed(&why.to_string());
-                return Err(Interrupted::NotPublished(why));
-            }
-        }
-    }
+    let tools = means.tools;
+    let (context, held_max) = (means.publishing(), tools.event_held_max(&tools.limits));
+    let published = publish_within(context, delivery, Outgoing::Event(event), leg, held_max).await?;
+    let Some(published) = published else { return Ok(None) };
+    let leg = stay.publish(Message::Parked.as_str());
+    let parked = publish(context, delivery, Outgoing::Parked(reason, at, &[]), leg).await?;
+    Ok(Some(published.and(parked)))
 }
 
-/// What goes out about a delivery.
-#[derive(Clone, Copy)]
-enum Outgoing<'a> {
-    Event(&'a Event),
-    Copy(Duration, &'a [(&'static str, String)]),
-    Parked(Reason, Timestamp, &'a [(&'static str, String)]),
-}
-
-impl Outgoing<'_> {
-    fn message(self) -> Message {
-        match self {
-            Self::Event(_) => Message::Event,
-            Self::Copy(..) => Message::Copy,
-            Self::Parked(..) => Message::Parked,
-        }
-    }
+/// Delays a message that is no command, or whose headers make no sense, because the broker does not take its event: bytes
+/// and headers as they came, one delay queue further each time.
+async fn delay_unreadable(means: Means<'_>, delivery: Delivery, stay: &Stay) -> Worked {
+    let tiers = &means.tools.limits.tiers;
+    let passed = delivery.delays_passed();
+    let Some(wait) = tiers.get(passed.min(tiers.len().saturating_sub(1))).copied() else {
+        return Err(Interrupted::Cut(Box::new(delivery)));
+    };
+    let headers = [(DELAYS_PASSED, passed.saturating_add(1).to_string())];
+    let leg = stay.publish(Message::Copy.as_str());
+    let proof = publish(means.publishing(), &delivery, Outgoing::Copy(wait, &headers), leg).await?;
+    means.tools.metrics.deferred(&wait_name(wait), Aside::Untold);
+    warn!(wait_s = wait.as_secs(), trace_id = stay.trace_id(), "event not accepted; delivery delayed");
+    Ok((Settling::Deferred, delivery, proof))
 }
 
 fn telling<'a>(
@@ -483,6 +428,7 @@ fn telling<'a>(
 /// One valid command in hand.
 struct Job<'a> {
     tools: &'a Tools,
+    limits: &'a Limits,
     publisher: &'a Publisher,
     redemption: Redemption,
     prepared: Prepared,
@@ -498,7 +444,7 @@ struct Job<'a> {
 
 impl Job<'_> {
     async fn run(mut self, cut: &mut Cut) -> Worked {
-        let limits = &self.tools.limits;
+        let limits = self.limits;
         let mut step = self.carried.progress.begin(limits, Timestamp::now());
         loop {
             step = match step {
@@ -540,7 +486,7 @@ impl Job<'_> {
             let mut held_back = Duration::ZERO;
             loop {
                 let asked_at = Instant::now();
-                let pass = timeout(tools.limits.in_process_max, tools.breaker.pass(Timestamp::now)).await?;
+                let pass = timeout(self.limits.in_process_max, tools.breaker.pass(Timestamp::now)).await?;
                 held_back += asked_at.elapsed();
                 let queued_at = Instant::now();
                 tools.pacer.turn(question).await;
@@ -560,15 +506,15 @@ impl Job<'_> {
         let now = Timestamp::now();
         let Ok((pass, held_back)) = pass else {
             // Calls are held back for longer than a slot may be held.
-            let put_away = self.carried.progress.defer(&tools.limits, now);
+            let put_away = self.carried.progress.defer(self.limits, now);
             let progress = &mut self.carried.progress;
-            return Asked::Step(put_away.unwrap_or_else(|| progress.resume(&tools.limits, now)));
+            return Asked::Step(put_away.unwrap_or_else(|| progress.resume(self.limits, now)));
         };
         if question == Question::Redeem
             && held_back > LOOK_HOLDS
             && self.carried.progress.may_be_in_other_hands()
         {
-            return Asked::Step(self.carried.progress.resume(&tools.limits, now));
+            return Asked::Step(self.carried.progress.resume(self.limits, now));
         }
         // Once for a command: what comes back from a wait queue, or from whoever held it before, earned already. It would
         // make of an outage ever more retries.
@@ -597,7 +543,7 @@ impl Job<'_> {
         self.note(question, &heard, &verdict, now);
         let Carried { progress, .. } = &mut self.carried;
         let step =
-            progress.follow(question, heard.reply, verdict, &tools.limits, Timestamp::now(), rand::random());
+            progress.follow(question, heard.reply, verdict, self.limits, Timestamp::now(), rand::random());
         Asked::Step(step)
     }
 
@@ -667,7 +613,7 @@ impl Job<'_> {
 
     async fn put_away(self, tier: usize, why: Aside, cut: &Cut) -> Worked {
         let Carried { progress, evidence } = &self.carried;
-        let Some(wait) = self.tools.limits.tiers.get(tier).copied() else {
+        let Some(wait) = self.limits.tiers.get(tier).copied() else {
             // A tier is always chosen from this very list.
             return Err(Interrupted::Cut(Box::new(self.delivery)));
         };
@@ -676,7 +622,7 @@ impl Job<'_> {
         let copy = Outgoing::Copy(wait, &headers);
         let leg = self.stay.publish(Message::Copy.as_str());
         let means = Means { tools: self.tools, publisher: self.publisher, cut };
-        let proof = publish(means, &self.delivery, copy, leg).await?;
+        let proof = publish(means.publishing(), &self.delivery, copy, leg).await?;
         self.tools.metrics.deferred(&wait_name(wait), why);
         info!(
             out_request_no = %self.redemption.out_request_no,
@@ -700,11 +646,8 @@ impl Job<'_> {
         let Carried { progress, evidence } = &self.carried;
         let told = telling(self.tools, &leg, now, progress.attempts, evidence);
         let event = event::tell(&self.redemption, &outcome, told);
-        let refused_max = match self.tools.limits.tiers.is_empty() {
-            true => Duration::MAX,
-            false => self.tools.refused_max,
-        };
-        let told = publish_within(means, &self.delivery, Outgoing::Event(&event), leg, refused_max).await?;
+        let (context, held_max) = (means.publishing(), self.tools.event_held_max(self.limits));
+        let told = publish_within(context, &self.delivery, Outgoing::Event(&event), leg, held_max).await?;
         let Some(mut proof) = told else { return Box::pin(self.put_away_untold(outcome, cut)).await };
         let Self { tools, redemption, delivery, carried, stay, prepared, .. } = self;
         let Carried { progress, evidence } = carried;
@@ -713,7 +656,7 @@ impl Job<'_> {
             trace(&mut headers, stay);
             let park = Outgoing::Parked(*reason, now, &headers);
             let leg = stay.publish(Message::Parked.as_str());
-            proof = proof.and(Box::pin(publish(means, &delivery, park, leg)).await?);
+            proof = proof.and(Box::pin(publish(context, &delivery, park, leg)).await?);
         }
         // The time in the command queue counts, where its sender has told when that began.
         let since = delivery.sent_by().map_or(progress.first_seen, |sent| sent.min(progress.first_seen));
@@ -744,7 +687,7 @@ impl Job<'_> {
             _ => Belief::Unsure,
         };
         progress.objection = outcome.objection().cloned();
-        progress.step_aside(&self.tools.limits);
+        progress.step_aside(self.limits);
         self.put_away(0, Aside::Untold, cut).await
     }
 }

@@ -22,7 +22,9 @@ use tokio::time::timeout;
 
 use crate::broker::publisher::NotPublished;
 use crate::broker::topology::{Object, Topology};
-use crate::broker::{CannotConnect, Health, Settings, Wire, connect_any, lost, watch_events};
+use crate::broker::{
+    BLOCKED_IS_TOLD_AFTER, CannotConnect, Health, Settings, Wire, blocked_for, connect_any, lost, watch_events,
+};
 use crate::wire::copy::DEADLINE;
 
 /// One connection.
@@ -48,6 +50,9 @@ pub enum LinkFault {
     /// An exchange that the service makes is not there.
     #[error("exchange {0} is not there: look at broker.names, or start `redeemer run` once, which makes it")]
     NoExchange(String),
+    /// The broker blocks the connection.
+    #[error(transparent)]
+    Blocked(NotPublished),
     /// No answer in time.
     #[error("{what}: no answer within {limit:?}")]
     TimedOut {
@@ -124,7 +129,8 @@ impl Link {
                 Ok(channel)
             })
             .await?;
-        Ok(CommandPublisher { channel, exchange: exchange.to_owned(), limit: self.confirm_timeout })
+        let (exchange, limit) = (exchange.to_owned(), self.confirm_timeout);
+        Ok(CommandPublisher { channel, exchange, limit, health: self.health.subscribe() })
     }
 
     /// Binds a queue of our own to `exchange` under every one of `keys`, and reads from it. The queue goes with the
@@ -241,7 +247,13 @@ impl Link {
         what: String,
         steps: impl Future<Output = lapin::Result<T>>,
     ) -> Result<T, LinkFault> {
-        match timeout(self.limit, steps).await {
+        let done = tokio::select! {
+            done = timeout(self.limit, steps) => done,
+            reason = blocked_for(self.health.subscribe(), BLOCKED_IS_TOLD_AFTER) => {
+                return Err(LinkFault::Blocked(NotPublished::Blocked(reason)));
+            }
+        };
+        match done {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(source)) => Err(LinkFault::Refused { what, source }),
             Err(_) => Err(LinkFault::TimedOut { what, limit: self.limit }),
@@ -262,6 +274,7 @@ pub struct CommandPublisher {
     channel: Channel,
     exchange: String,
     limit: Duration,
+    health: watch::Receiver<Health>,
 }
 
 impl CommandPublisher {
@@ -293,13 +306,22 @@ impl CommandPublisher {
         let options = BasicPublishOptions { mandatory: true, ..Default::default() };
         let (exchange, key) = (self.exchange.as_str().into(), routing_key.into());
         let queued = self.channel.basic_publish(exchange, key, options, body, properties);
-        let limit = self.limit;
-        let confirm = timeout(limit, queued)
-            .await
+        let (limit, health) = (self.limit, self.health.clone());
+        let queued = tokio::select! {
+            queued = timeout(limit, queued) => queued,
+            reason = blocked_for(health.clone(), BLOCKED_IS_TOLD_AFTER) => return Err(NotPublished::Blocked(reason)),
+        };
+        let confirm = queued
             .map_err(|_| NotPublished::TimedOut(limit))?
             .map_err(|error| NotPublished::Connection(error.to_string()))?;
         Ok(async move {
-            match timeout(limit, confirm).await {
+            let confirmed = tokio::select! {
+                confirmed = timeout(limit, confirm) => confirmed,
+                reason = blocked_for(health.clone(), BLOCKED_IS_TOLD_AFTER) => {
+                    return Err(NotPublished::Blocked(reason));
+                }
+            };
+            match confirmed {
                 Err(_) => Err(NotPublished::TimedOut(limit)),
                 Ok(Err(error)) => Err(NotPublished::Connection(error.to_string())),
                 // A return can be attached to a neighbour's confirm: some command of ours was not routed.

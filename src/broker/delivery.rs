@@ -45,6 +45,9 @@ struct Due {
     sent: oneshot::Sender<Result<(), Unsettled>>,
 }
 
+/// How often a message that cannot be worked on was delayed, as a header.
+pub const DELAYS_PASSED: &str = "x-redemption-delays-passed";
+
 /// Why the broker itself moved a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Death<'a> {
@@ -88,6 +91,16 @@ impl Delivery {
             AMQPValue::ShortString(text) => Some(text.as_str()),
             _ => None,
         }
+    }
+
+    /// How often it was delayed because the broker did not take the event about it, by [`DELAYS_PASSED`].
+    pub fn delays_passed(&self) -> usize {
+        self.header(DELAYS_PASSED).and_then(|text| text.parse().ok()).unwrap_or(0)
+    }
+
+    /// How often the broker delivered it before in vain, as it counts.
+    pub fn delivery_count(&self) -> u64 {
+        self.number("x-delivery-count").and_then(|count| u64::try_from(count).ok()).unwrap_or(0)
     }
 
     /// `correlation_id`, or else `message_id`: what the sender knows the command by.

@@ -17,9 +17,11 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::broker::delivery::{Delivery, Inlet};
-use crate::broker::publisher::Publisher;
+use crate::broker::publisher::{NotPublished, Publisher};
 use crate::broker::topology::{Object, TopologyFault, declare};
-use crate::broker::{CannotConnect, Health, Settings, Wire, connect_any, watch_events};
+use crate::broker::{
+    BLOCKED_IS_TOLD_AFTER, CannotConnect, Health, Settings, Wire, blocked_for, connect_any, watch_events,
+};
 
 /// Why the parked queue cannot be looked at.
 #[derive(Debug, thiserror::Error)]
@@ -193,7 +195,7 @@ async fn lock(connection: &Connection, queue: &str, bound: Bound<'_>) -> Result<
 
 /// A connection that publishes what a person decided.
 pub struct Writing {
-    connection: Wire,
+    connection: Arc<Wire>,
     publisher: Publisher,
 }
 
@@ -204,6 +206,9 @@ impl Writing {
     /// [`CannotConnect`]
     pub async fn begin(settings: &Settings) -> Result<Self, CannotConnect> {
         let (connection, at) = connect_any(settings, "redeemer parked, publishing").await?;
+        let connection = Arc::new(connection);
+        let health = watch::Sender::new(Health::default());
+        watch_events(&connection, &health, true);
         let names = &settings.topology.names;
         let limit = settings.connect_timeout;
         let steps = async {
@@ -214,11 +219,20 @@ impl Writing {
                     declare(&connection, &object, true).await?;
                 }
             }
-            Ok::<_, TopologyFault>(Publisher::open(&connection, settings.confirm_timeout, names).await?)
+            let (health, confirm_timeout) = (health.subscribe(), settings.confirm_timeout);
+            let publisher = Publisher::open(&connection, health, confirm_timeout, names).await?;
+            Ok::<_, TopologyFault>(publisher.failing_while_blocked())
+        };
+        let blocked = |reason| {
+            let source = NotPublished::Blocked(reason);
+            CannotConnect::NoConfirms { at: at.clone(), source }
         };
         let late = || CannotConnect::TimedOut { at: at.clone(), step: "looking at the topology", limit };
-        let publisher = timeout(limit, steps)
-            .await
+        let opened = tokio::select! {
+            opened = timeout(limit, steps) => opened,
+            reason = blocked_for(health.subscribe(), BLOCKED_IS_TOLD_AFTER) => return Err(blocked(reason)),
+        };
+        let publisher = opened
             .map_err(|_| late())?
             .map_err(|source| CannotConnect::Topology { at: at.clone(), source })?;
         timeout(limit, publisher.prove())

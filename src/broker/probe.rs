@@ -1,4 +1,5 @@
-//! Questions for `redeemer check`: what the broker is, and what its user may do. None of them changes anything.
+//! What the broker is, and what its user may do: for `redeemer check`, and for a session before it consumes. Nothing here
+//! changes anything.
 //!
 //! The broker looks at a right before it looks at the rest of a request. So each right is tried with a request that
 //! it must refuse for another reason: a publish whose expiration is no number, a consumer whose priority is none.
@@ -6,6 +7,7 @@
 use std::time::Duration;
 
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions};
+use lapin::protocol::AMQPErrorKind;
 use lapin::protocol::basic::AMQPProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::uri::AMQPScheme;
@@ -14,6 +16,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::broker::publisher::{EVENT_PROBE_KEY, Rejection};
+use crate::broker::topology::{Mode, Names, Topology, wait_name};
 use crate::broker::{CannotConnect, Settings, address, connect_any};
 
 /// Who needs a right.
@@ -28,8 +32,13 @@ pub enum Need {
 /// A right that somebody needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Right {
-    /// To publish to this exchange; the one without a name is `amq.default` in permissions.
-    Write(String),
+    /// To publish to an exchange; the one without a name is `amq.default` in permissions.
+    Write {
+        /// The exchange.
+        exchange: String,
+        /// The routing key, which topic permissions look at.
+        routing_key: String,
+    },
     /// To consume from this queue.
     Read(String),
 }
@@ -45,6 +54,40 @@ pub enum Held {
     Unclear(String),
 }
 
+impl Right {
+    fn write(exchange: &str, routing_key: &str) -> Self {
+        Self::Write { exchange: exchange.to_owned(), routing_key: routing_key.to_owned() }
+    }
+}
+
+/// What a session must be able to publish before it takes a command: an event, a delayed retry, a parked command.
+pub(super) fn needed_to_publish(topology: &Topology) -> Vec<Right> {
+    let names = &topology.names;
+    let retry = topology.tiers.first().map(|wait| Right::write(&names.retry, &wait_name(*wait)));
+    let results = Right::write(&names.results, EVENT_PROBE_KEY);
+    [results].into_iter().chain(retry).chain([Right::write(&names.parked, "")]).collect()
+}
+
+/// Tries one right on a channel of its own. `None` where it is held.
+///
+/// # Errors
+/// The client's, where the broker did not answer the question.
+pub(super) async fn rejection(connection: &Connection, right: &Right) -> lapin::Result<Option<Rejection>> {
+    let Err(error) = attempt(connection, right).await else { return Ok(None) };
+    let (place, routing_key) = match right {
+        Right::Write { exchange, routing_key } => (exchange.clone(), routing_key.clone()),
+        Right::Read(queue) => (queue.clone(), String::new()),
+    };
+    match error.kind() {
+        // What the probe asks to be refused for.
+        ErrorKind::ProtocolError(fault) if fault.get_id() == 406 => Ok(None),
+        ErrorKind::ProtocolError(fault) if matches!(fault.kind(), AMQPErrorKind::Soft(_)) => {
+            Ok(Some(Rejection::new(place, routing_key, &error)))
+        }
+        _ => Err(error),
+    }
+}
+
 /// Tries every right that the service or the desk needs, but for that to configure: the survey of the topology tells.
 ///
 /// # Errors
@@ -56,12 +99,14 @@ pub async fn rights(settings: &Settings) -> Result<Vec<(Right, Need, Held)>, Can
     for (need, right) in [
         (Need::Service, Right::Read(names.commands.clone())),
         (Need::Desk, Right::Read(names.parked.clone())),
-        (Need::Desk, Right::Write(names.commands.clone())),
-        (Need::Service, Right::Write(names.retry.clone())),
-        (Need::Service, Right::Write(names.results.clone())),
-        (Need::Service, Right::Write(names.parked.clone())),
+        (Need::Desk, Right::write(&names.commands, "redeemer.check")),
+        (Need::Service, Right::Read(names.dead.clone())),
+        (Need::Service, Right::Read(names.instances.clone())),
+        (Need::Service, Right::write(&names.retry, "redeemer.check")),
+        (Need::Service, Right::write(&names.results, EVENT_PROBE_KEY)),
+        (Need::Service, Right::write(&names.parked, "")),
         // Where every connection proves that confirms come.
-        (Need::Service, Right::Write(String::new())),
+        (Need::Service, Right::write("", "redeemer.check")),
     ] {
         let tried = timeout(limit, attempt(&connection, &right)).await;
         let step = "looking at the permissions";
@@ -86,11 +131,11 @@ pub async fn rights(settings: &Settings) -> Result<Vec<(Right, Need, Held)>, Can
 async fn attempt(connection: &Connection, right: &Right) -> lapin::Result<()> {
     let channel = connection.create_channel().await?;
     match right {
-        Right::Write(exchange) => {
+        Right::Write { exchange, routing_key } => {
             channel.confirm_select(ConfirmSelectOptions::default()).await?;
             let properties = AMQPProperties::default().with_expiration("no number".into());
             let options = BasicPublishOptions::default();
-            let key = "redeemer.check".into();
+            let key = routing_key.as_str().into();
             channel.basic_publish(exchange.as_str().into(), key, options, b"", properties).await?.await?;
         }
         Right::Read(queue) => {
@@ -104,6 +149,32 @@ async fn attempt(connection: &Connection, right: &Right) -> lapin::Result<()> {
     }
     let _ = channel.close(200, "done".into()).await;
     Ok(())
+}
+
+/// The command that gives the service's user the rights that it needs, and no others.
+pub fn granting(settings: &Settings, mode: Mode) -> String {
+    let (user, vhost) = (settings.user().unwrap_or_default(), settings.vhost().unwrap_or_default());
+    let [configure, write, read] = least_rights(&settings.topology.names, mode);
+    format!("rabbitmqctl set_permissions -p '{vhost}' '{user}' '{configure}' '{write}' '{read}'")
+}
+
+/// The patterns for configure, write and read: those of docs/operations.md, "Broker permissions", for these names.
+fn least_rights(names: &Names, mode: Mode) -> [String; 3] {
+    let literal = |name: &str| {
+        let plain = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-');
+        name.chars().flat_map(|c| (!plain(c)).then_some('\\').into_iter().chain([c])).collect::<String>()
+    };
+    let Names { commands, retry, results, unrouted, parked, dead, instances } = names;
+    let [commands, retry, results, unrouted, parked, dead, instances] =
+        [commands, retry, results, unrouted, parked, dead, instances].map(|name| literal(name));
+    // To look whether a thing is there takes no right, so a service that makes nothing needs no more to verify.
+    if mode != Mode::Create {
+        let write = format!("^({results}|{retry}|{parked}|amq\\.default)$");
+        return ["^$".to_owned(), write, format!("^({commands}|{dead}|{instances})$")];
+    }
+    // To declare a queue that dead-letters takes the right to read it and to write where it dead-letters to.
+    let all = format!("{commands}|{retry}(\\..*)?|{results}|{unrouted}|{dead}|{instances}|{parked}(\\.audit)?");
+    [format!("^({all})$"), format!("^({all}|amq\\.default)$"), format!("^({all})$")]
 }
 
 /// The version that the broker tells in its greeting, before anyone has logged in. `None` where it does not, or over
@@ -157,6 +228,22 @@ fn text_of(table: &[u8], wanted: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_rights_name_what_there_is_and_nothing_else() {
+        let rights = |mode| least_rights(&Names::default(), mode);
+        let off = [
+            "^$",
+            r"^(redemption\.results|redemption\.retry|redemption\.parked|amq\.default)$",
+            r"^(redemption\.commands|redemption\.dead|redemption\.instances)$",
+        ];
+        assert_eq!(rights(Mode::Off), off);
+        assert_eq!(rights(Mode::Verify), off);
+        let [configure, write, read] = rights(Mode::Create);
+        let all = r"redemption\.commands|redemption\.retry(\..*)?|redemption\.results|redemption\.unrouted|redemption\.dead|redemption\.instances|redemption\.parked(\.audit)?";
+        assert_eq!([&configure, &read], [&format!("^({all})$"); 2]);
+        assert_eq!(write, format!(r"^({all}|amq\.default)$"));
+    }
 
     #[test]
     fn a_text_is_found_in_a_greeting_and_nothing_is_read_beyond_its_end() {

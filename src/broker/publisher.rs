@@ -3,22 +3,30 @@
 //! Events go side by side on one channel. While several wait for their confirms the client can attach a return to the
 //! wrong one, and what was returned then looks confirmed; an event that no queue takes is still caught by the alternate
 //! exchange. A copy or a parked command has no such net: these go one at a time, on a channel of their own.
+//!
+//! A channel's error (a missing right, a missing exchange, a message that is too large) ends that channel and nothing
+//! else. The broker closes it over one message and takes all others on it along, so each of these is published again
+//! alone, and only what is rejected alone is [`NotPublished::Rejected`].
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::protocol::basic::AMQPProperties;
 use lapin::types::{AMQPValue, FieldArray, FieldTable, ShortString};
-use lapin::{Channel, Confirmation, Connection, PublisherConfirm};
+use lapin::{Channel, Confirmation, Connection, ErrorKind, PublisherConfirm};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::broker::PUBLISHED_FRAME_BYTES_MAX;
 use crate::broker::delivery::Delivery;
+use crate::broker::probe::{self, Right};
 use crate::broker::topology::{Names, wait_name};
+use crate::broker::{
+    BLOCKED_IS_TOLD_AFTER, Health, PUBLISHED_FRAME_BYTES_MAX, Wire, blocked_for, is_soft,
+};
 use crate::metrics::Unproven;
 use crate::wire::audit::Audit;
 use crate::wire::copy;
@@ -53,37 +61,77 @@ pub enum NotPublished {
     /// No queue took it.
     #[error("the broker returned a message: {0}")]
     Returned(String),
+    /// The broker blocks what we publish, and nobody waits for that.
+    #[error(
+        "the broker blocks publishing ({0}): memory or disk is short; look at rabbitmqctl status, and try again when the \
+         alarm is over"
+    )]
+    Blocked(String),
+    /// The broker closed the channel over this very message, published alone.
+    #[error("{0}")]
+    Rejected(Rejection),
     /// The connection failed.
     #[error("the connection failed: {0}")]
     Connection(String),
+}
+
+/// Why the broker closed a channel.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the broker rejects what is published to exchange {exchange} under {routing_key}: {code} {text}")]
+pub struct Rejection {
+    /// Where it was published to.
+    pub exchange: String,
+    /// Under which key.
+    pub routing_key: String,
+    /// AMQP reply code: 403 a missing right, 404 a missing exchange, 406 a message that is too large; 0 where the client
+    /// does not say.
+    pub code: u16,
+    /// The broker's words.
+    pub text: String,
 }
 
 impl NotPublished {
     /// The kind of it, for metrics.
     pub fn kind(&self) -> Unproven {
         match self {
-            Self::TimedOut(_) => Unproven::TimedOut,
+            Self::TimedOut(_) | Self::Blocked(_) => Unproven::TimedOut,
             Self::Refused => Unproven::Refused,
             Self::Returned(_) => Unproven::Returned,
+            Self::Rejected(_) => Unproven::Channel,
             Self::Connection(_) => Unproven::Connection,
         }
     }
 }
+
+/// How long everything is published alone after the broker closed the shared channel: another message like the one that
+/// it closed it over would take its neighbors along again.
+const ISOLATION: Duration = Duration::from_secs(5);
+/// How long the answer of a probe holds: many publishes that are rejected at once ask for one.
+const PROBE_HOLDS: Duration = Duration::from_secs(1);
 
 /// Publishes on two channels of one connection.
 #[derive(Clone)]
 pub struct Publisher(Arc<Inner>);
 
 struct Inner {
+    /// Channels are opened on it as long as its owner lives.
+    connection: Weak<Wire>,
+    health: watch::Receiver<Health>,
     /// Where messages go side by side.
     channel: Mutex<Channel>,
-    /// Where one goes at a time, from the publish to its confirm. Nothing once a confirm was not waited for: the next
-    /// one could get what was meant for it.
+    /// Until when nothing goes side by side.
+    isolated_until: Mutex<Option<Instant>>,
+    /// Where one goes at a time, from the publish to its confirm. Nothing once a confirm was not waited for, because the
+    /// next one could get what was meant for it, and nothing after the broker closed it: then the next one opens another.
     alone: tokio::sync::Mutex<Option<Channel>>,
+    /// When results were probed last, and what the broker said.
+    results_probed: tokio::sync::Mutex<Option<(Instant, Result<(), Rejection>)>>,
     /// The confirm is registered and the frames are queued under different locks inside the client: two tasks that
     /// publish at once can get each other's confirms. Whoever publishes holds this lock for both.
     order: Mutex<()>,
     confirm_timeout: Duration,
+    /// Whether a publish waits for the end of an alarm, or fails soon: a person waits for it.
+    waits_while_blocked: bool,
     commands: ShortString,
     results: ShortString,
     retry: ShortString,
@@ -93,22 +141,37 @@ struct Inner {
 impl Publisher {
     /// Opens both channels.
     pub(super) async fn open(
-        connection: &Connection,
+        connection: &Arc<Wire>,
+        health: watch::Receiver<Health>,
         confirm_timeout: Duration,
         names: &Names,
     ) -> lapin::Result<Self> {
         let channel = confirming(connection).await?;
         let alone = confirming(connection).await?;
         Ok(Self(Arc::new(Inner {
+            connection: Arc::downgrade(connection),
+            health,
             channel: Mutex::new(channel),
+            isolated_until: Mutex::default(),
             alone: tokio::sync::Mutex::new(Some(alone)),
+            results_probed: tokio::sync::Mutex::default(),
             order: Mutex::default(),
             confirm_timeout,
+            waits_while_blocked: true,
             commands: names.commands.as_str().into(),
             results: names.results.as_str().into(),
             retry: names.retry.as_str().into(),
             parked: names.parked.as_str().into(),
         })))
+    }
+
+    /// The same publisher for somebody who waits in front of it: what is published while the broker blocks the connection
+    /// fails within a second.
+    pub(super) fn failing_while_blocked(mut self) -> Self {
+        if let Some(inner) = Arc::get_mut(&mut self.0) {
+            inner.waits_while_blocked = false;
+        }
+        self
     }
 
     /// Takes other channels for what is published from now on. Where the leader of a quorum queue is lost at the wrong
@@ -234,8 +297,33 @@ impl Publisher {
             properties: AMQPProperties::default(),
             body: b"",
         };
-        let side_by_side = self.within(self.side_by_side(nothing())).await?;
+        let side_by_side = self.within(async { Ok(self.side_by_side(nothing()).await?) }).await?;
         Ok(side_by_side.and(self.within(self.alone(nothing())).await?))
+    }
+
+    /// Whether events in general are taken, asked with a probe that publishes nothing. Many may ask at once.
+    ///
+    /// # Errors
+    /// [`Rejection`] where it is not this event alone that is rejected.
+    pub async fn results_accept_events(&self) -> Result<(), Rejection> {
+        let mut probed = self.0.results_probed.lock().await;
+        if let Some((at, answer)) = &*probed
+            && at.elapsed() < PROBE_HOLDS
+        {
+            return answer.clone();
+        }
+        let right = Right::Write { exchange: self.0.results.to_string(), routing_key: EVENT_PROBE_KEY.to_owned() };
+        let answer = match self.0.connection.upgrade() {
+            Some(connection) => {
+                let probing = probe::rejection(&connection, &right);
+                // What cannot be asked is no fault of all: the publish itself tells more.
+                timeout(self.0.confirm_timeout, probing).await.ok().and_then(Result::ok).flatten()
+            }
+            None => None,
+        };
+        let answer = answer.map_or(Ok(()), Err);
+        *probed = Some((Instant::now(), answer.clone()));
+        answer
     }
 
     async fn publish(
@@ -246,7 +334,19 @@ impl Publisher {
         body: &[u8],
     ) -> Result<Published, NotPublished> {
         let message = Message::mandatory(exchange, routing_key, properties, body);
-        self.within(self.side_by_side(message)).await
+        let publishing = async {
+            if !self.is_isolating() {
+                let again = message.clone();
+                match self.side_by_side(message).await {
+                    Err(SideBySide::Ended(_)) => self.isolate().await?,
+                    Err(SideBySide::NotPublished(why)) => return Err(why),
+                    Ok(published) => return Ok(published),
+                }
+                return self.alone(again).await;
+            }
+            self.alone(message).await
+        };
+        self.within(publishing).await
     }
 
     async fn publish_alone(
@@ -260,16 +360,41 @@ impl Publisher {
         self.within(self.alone(message)).await
     }
 
-    /// Bounds a publish from its first wait to its confirm.
+    /// Bounds a publish from its first wait to its confirm. While the broker blocks the connection nothing can be
+    /// confirmed, and that is told otherwise: such time does not count, or each alarm would cost a session.
     async fn within(
         &self,
         publishing: impl Future<Output = Result<Published, NotPublished>>,
     ) -> Result<Published, NotPublished> {
         let limit = self.0.confirm_timeout;
-        timeout(limit, publishing).await.unwrap_or(Err(NotPublished::TimedOut(limit)))
+        let mut health = self.0.health.clone();
+        let mut publishing = pin!(publishing);
+        if !self.0.waits_while_blocked {
+            return tokio::select! {
+                published = timeout(limit, publishing) => published.unwrap_or(Err(NotPublished::TimedOut(limit))),
+                reason = blocked_for(health.clone(), BLOCKED_IS_TOLD_AFTER) => Err(NotPublished::Blocked(reason)),
+            };
+        }
+        loop {
+            if let Ok(published) = timeout(limit, publishing.as_mut()).await {
+                return published;
+            }
+            if health.borrow_and_update().blocked.is_none() {
+                return Err(NotPublished::TimedOut(limit));
+            }
+            tokio::select! {
+                published = publishing.as_mut() => return published,
+                unblocked = health.wait_for(|now| now.blocked.is_none() || now.lost.is_some()) => {
+                    let lost = unblocked.map_or_else(|_| Some(String::new()), |now| now.lost.clone());
+                    if let Some(why) = lost {
+                        return Err(NotPublished::Connection(why));
+                    }
+                }
+            }
+        }
     }
 
-    async fn side_by_side(&self, message: Message<'_>) -> Result<Published, NotPublished> {
+    async fn side_by_side(&self, message: Message<'_>) -> Result<Published, SideBySide> {
         let Inner { channel, order, .. } = &*self.0;
         let channel = channel.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut publish = pin!(message.publish(&channel));
@@ -283,22 +408,104 @@ impl Publisher {
             Poll::Ready(written) => written,
             Poll::Pending => publish.await,
         };
-        proven(written.map_err(lost)?.await.map_err(lost)?)
+        let ended = |error| if self.ended_channel(&error) { SideBySide::Ended(error) } else { lost(error).into() };
+        Ok(proven(written.map_err(ended)?.await.map_err(ended)?)?)
     }
 
     async fn alone(&self, message: Message<'_>) -> Result<Published, NotPublished> {
         let mut place = self.0.alone.lock().await;
         // Taken out, so that whoever is cut short here, before its confirm, leaves nothing behind.
-        let channel = place.take().ok_or_else(|| {
-            NotPublished::Connection("the confirm of an earlier message was not waited for".to_owned())
-        })?;
-        let confirmation = message.publish(&channel).await.map_err(lost)?.await.map_err(lost)?;
+        let channel = match place.take() {
+            Some(channel) if channel.status().connected() => channel,
+            _ => self.open_channel().await?,
+        };
+        let (exchange, routing_key) = (message.exchange.to_string(), message.routing_key.to_string());
+        let ended = |error: lapin::Error| match self.ended_channel(&error) {
+            true => NotPublished::Rejected(Rejection::new(exchange.clone(), routing_key.clone(), &error)),
+            false => lost(error),
+        };
+        let confirmation = message.publish(&channel).await.map_err(ended)?.await.map_err(ended)?;
         *place = Some(channel);
         proven(confirmation)
     }
+
+    /// Whether an error ended a channel and left the connection alive.
+    fn ended_channel(&self, error: &lapin::Error) -> bool {
+        let of_channel = is_soft(error) || matches!(error.kind(), ErrorKind::InvalidChannelState(..));
+        of_channel && self.0.connection.upgrade().is_some_and(|connection| connection.status().connected())
+    }
+
+    fn is_isolating(&self) -> bool {
+        let until = *self.0.isolated_until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Publishes alone for a while, and gives others another channel to publish side by side on.
+    async fn isolate(&self) -> Result<(), NotPublished> {
+        let until = Instant::now() + ISOLATION;
+        *self.0.isolated_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
+        let ended = |channel: &Mutex<Channel>| {
+            !channel.lock().unwrap_or_else(PoisonError::into_inner).status().connected()
+        };
+        // Under the lock of those who publish alone: one of all whose channel has ended opens another.
+        let _alone = self.0.alone.lock().await;
+        if ended(&self.0.channel) {
+            let channel = self.open_channel().await?;
+            *self.0.channel.lock().unwrap_or_else(PoisonError::into_inner) = channel;
+        }
+        Ok(())
+    }
+
+    async fn open_channel(&self) -> Result<Channel, NotPublished> {
+        let connection = self.0.connection.upgrade();
+        let connection = connection.ok_or_else(|| NotPublished::Connection("its session has ended".to_owned()))?;
+        confirming(&connection).await.map_err(lost)
+    }
 }
 
+/// The routing key of probes: such as every event of a redeemed coupon has.
+pub(super) const EVENT_PROBE_KEY: &str = "redemption.redeemed.0";
+
+/// Why a message that went side by side with others is not proven.
+enum SideBySide {
+    /// The channel ended, over this message or over another one.
+    Ended(lapin::Error),
+    NotPublished(NotPublished),
+}
+
+impl From<NotPublished> for SideBySide {
+    fn from(why: NotPublished) -> Self {
+        Self::NotPublished(why)
+    }
+}
+
+impl From<SideBySide> for NotPublished {
+    fn from(why: SideBySide) -> Self {
+        match why {
+            SideBySide::Ended(error) => lost(error),
+            SideBySide::NotPublished(why) => why,
+        }
+    }
+}
+
+impl Rejection {
+    /// What the broker said when it closed the channel that a message went by.
+    pub(super) fn new(exchange: String, routing_key: String, error: &lapin::Error) -> Self {
+        let (code, text) = match error.kind() {
+            ErrorKind::ProtocolError(fault) => (fault.get_id(), fault.get_message().to_string()),
+            _ => (0, error.to_string()),
+        };
+        let mut text: String = text.chars().filter(|letter| !letter.is_control()).collect();
+        text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
+        Self { exchange, routing_key, code, text }
+    }
+}
+
+/// The most of the broker's own words that is kept, in bytes.
+const TEXT_BYTES_MAX: usize = 300;
+
 /// A message as it goes out.
+#[derive(Clone)]
 struct Message<'a> {
     exchange: ShortString,
     routing_key: ShortString,
@@ -404,7 +611,7 @@ fn carried_headers<'a>(
 }
 
 /// What a sender may set and a copy keeps. Not `user_id`, which only its owner may publish under; not `expiration`,
-/// which would end a copy early; not `priority`, which no queue here knows.
+/// which would end a copy early.
 fn carried_properties(of: &AMQPProperties) -> AMQPProperties {
     let mut properties = AMQPProperties::default();
     if let Some(text) = of.content_type() {
@@ -430,6 +637,9 @@ fn carried_properties(of: &AMQPProperties) -> AMQPProperties {
     }
     if let Some(text) = of.app_id() {
         properties = properties.with_app_id(text.clone());
+    }
+    if let Some(priority) = of.priority() {
+        properties = properties.with_priority(*priority);
     }
     properties
 }

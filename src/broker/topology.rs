@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Connection, ExchangeKind};
+use lapin::{Channel, Connection, ExchangeKind};
 use tokio::time::timeout;
 
 use crate::broker::{CannotConnect, Settings, connect_any};
@@ -29,6 +29,12 @@ pub struct Names {
     /// Fanout exchange and quorum queue of commands that a person must look at; the queue of what people did with them
     /// is called `<parked>.audit`.
     pub parked: String,
+    /// Fanout exchange and quorum queue of commands that the broker itself dead-lettered, until the service has published
+    /// their events.
+    pub dead: String,
+    /// Quorum queue without messages that each instance consumes while it consumes commands: its consumers are the
+    /// instances.
+    pub instances: String,
 }
 
 impl Default for Names {
@@ -39,6 +45,8 @@ impl Default for Names {
             results: "redemption.results".to_owned(),
             unrouted: "redemption.unrouted".to_owned(),
             parked: "redemption.parked".to_owned(),
+            dead: "redemption.dead".to_owned(),
+            instances: "redemption.instances".to_owned(),
         }
     }
 }
@@ -150,6 +158,10 @@ impl fmt::Display for Argument {
     }
 }
 
+/// Deliveries of one dead-lettered command that may fail before the broker parks it without an event: few, because such a
+/// command has failed many times before, and most likely cannot be read.
+const DEAD_DELIVERY_LIMIT: u32 = 5;
+
 /// The short name of a wait: `10s`, `1m`, `2h`.
 pub fn wait_name(wait: Duration) -> String {
     let millis = wait.as_millis();
@@ -174,7 +186,7 @@ impl Topology {
 
     /// Every object, in an order in which it can be made.
     pub fn plan(&self) -> Vec<Object> {
-        let Names { commands, retry, results, unrouted, parked } = &self.names;
+        let Names { commands, retry, results, unrouted, parked, dead, instances } = &self.names;
         let text = |text: &str| Argument::Text(text.to_owned());
         let exchange =
             |name: &str, kind| Object::Exchange { name: name.to_owned(), kind, arguments: Vec::new() };
@@ -199,6 +211,18 @@ impl Topology {
             exchange(unrouted, Kind::Fanout),
             kept(unrouted),
             binding(unrouted, unrouted, ""),
+            exchange(dead, Kind::Fanout),
+            Object::Queue {
+                name: dead.clone(),
+                arguments: vec![
+                    ("x-queue-type", text("quorum")),
+                    ("x-delivery-limit", Argument::Number(i64::from(DEAD_DELIVERY_LIMIT))),
+                    ("x-dead-letter-exchange", text(parked)),
+                    ("x-dead-letter-strategy", text("at-least-once")),
+                    ("x-overflow", text("reject-publish")),
+                ],
+            },
+            binding(dead, dead, ""),
             Object::Exchange {
                 name: results.clone(),
                 kind: Kind::Topic,
@@ -213,12 +237,13 @@ impl Topology {
                 arguments: vec![
                     ("x-queue-type", text("quorum")),
                     ("x-delivery-limit", Argument::Number(i64::from(self.delivery_limit))),
-                    ("x-dead-letter-exchange", text(parked)),
+                    ("x-dead-letter-exchange", text(dead)),
                     ("x-dead-letter-strategy", text("at-least-once")),
                     ("x-overflow", text("reject-publish")),
                 ],
             },
             binding(commands, commands, "#"),
+            kept(instances),
             exchange(retry, Kind::Direct),
         ];
         for wait in &self.tiers {
@@ -257,8 +282,7 @@ pub enum TopologyFault {
     Connection(#[from] lapin::Error),
 }
 
-/// Makes or verifies every object. Each is looked at on a channel of its own, because the broker closes the channel
-/// on the first difference.
+/// Makes or verifies every object, one after the other on one channel; the broker closes it on a difference.
 ///
 /// # Errors
 /// [`TopologyFault::Refused`] for the first object that is missing or differs.
@@ -268,39 +292,22 @@ pub async fn establish(
     mode: Mode,
 ) -> Result<(), TopologyFault> {
     let plan = topology.plan();
-    match mode {
-        Mode::Off => {}
-        Mode::Create => {
-            for object in &plan {
-                declare(connection, object, false).await?;
-            }
-        }
-        Mode::Verify => {
-            for object in &plan {
-                verify(connection, object).await?;
-            }
+    let mut declarer = Declarer::new(connection);
+    for object in &plan {
+        match mode {
+            Mode::Off => {}
+            Mode::Create => declarer.declare(object, false).await?,
+            Mode::Verify => declarer.verify(object).await?,
         }
     }
     // A copy is only safe in a queue that is known to exist: `mandatory` is a hint under load.
     for object in &plan {
         if let Object::Queue { .. } = object {
-            declare(connection, object, true).await?;
+            declarer.declare(object, true).await?;
         }
     }
+    declarer.close().await;
     Ok(())
-}
-
-async fn verify(connection: &Connection, object: &Object) -> Result<(), TopologyFault> {
-    if let Object::Binding { .. } = object {
-        // AMQP cannot ask for a binding without making it.
-        return Ok(());
-    }
-    declare(connection, object, true).await?;
-    match declare(connection, object, false).await {
-        // Without the right to configure, existence is all that can be seen.
-        Err(TopologyFault::Refused { broker, .. }) if broker.contains("ACCESS_REFUSED") => Ok(()),
-        result => result,
-    }
 }
 
 /// Makes one object, or with `passive` only looks whether it is there (a binding cannot be looked at).
@@ -317,13 +324,70 @@ async fn declare_as(
     passive: bool,
     form: &Form,
 ) -> Result<(), TopologyFault> {
-    let channel = connection.create_channel().await?;
-    let refused = |error: lapin::Error| match error.kind() {
-        lapin::ErrorKind::ProtocolError(fault) => {
-            TopologyFault::Refused { what: object.to_string(), broker: fault.to_string() }
+    let mut declarer = Declarer::new(connection);
+    declarer.declare_as(object, passive, form).await?;
+    declarer.close().await;
+    Ok(())
+}
+
+/// Declares one object after the other on one channel, and opens another where the broker closed it over a refusal. A
+/// user's limit on channels counts one that was closed a moment ago, so there is never more than one.
+struct Declarer<'a> {
+    connection: &'a Connection,
+    channel: Option<Channel>,
+}
+
+impl<'a> Declarer<'a> {
+    fn new(connection: &'a Connection) -> Self {
+        Self { connection, channel: None }
+    }
+
+    async fn verify(&mut self, object: &Object) -> Result<(), TopologyFault> {
+        if let Object::Binding { .. } = object {
+            // AMQP cannot ask for a binding without making it.
+            return Ok(());
         }
-        _ => TopologyFault::Connection(error),
-    };
+        self.declare(object, true).await?;
+        match self.declare(object, false).await {
+            // Without the right to configure, existence is all that can be seen.
+            Err(TopologyFault::Refused { broker, .. }) if broker.contains("ACCESS_REFUSED") => Ok(()),
+            result => result,
+        }
+    }
+
+    async fn declare(&mut self, object: &Object, passive: bool) -> Result<(), TopologyFault> {
+        self.declare_as(object, passive, &Form::of(object)).await
+    }
+
+    async fn declare_as(
+        &mut self,
+        object: &Object,
+        passive: bool,
+        form: &Form,
+    ) -> Result<(), TopologyFault> {
+        let channel = match self.channel.take() {
+            Some(channel) => channel,
+            None => self.connection.create_channel().await?,
+        };
+        declare_on(&channel, object, passive, form).await.map_err(|error| match error.kind() {
+            lapin::ErrorKind::ProtocolError(fault) => {
+                TopologyFault::Refused { what: object.to_string(), broker: fault.to_string() }
+            }
+            _ => TopologyFault::Connection(error),
+        })?;
+        self.channel = Some(channel);
+        Ok(())
+    }
+
+    /// The channel has done its work; whether its close is confirmed changes nothing.
+    async fn close(self) {
+        if let Some(channel) = self.channel {
+            let _ = channel.close(200, "done".into()).await;
+        }
+    }
+}
+
+async fn declare_on(channel: &Channel, object: &Object, passive: bool, form: &Form) -> lapin::Result<()> {
     let Form { kind, durable, auto_delete, internal, arguments } = form;
     let (durable, auto_delete, internal) = (*durable, *auto_delete, *internal);
     let arguments = if passive { FieldTable::default() } else { arguments.clone() };
@@ -331,14 +395,11 @@ async fn declare_as(
         Object::Exchange { name, .. } => {
             let options =
                 ExchangeDeclareOptions { durable, auto_delete, internal, passive, ..Default::default() };
-            channel
-                .exchange_declare(name.as_str().into(), kind.clone(), options, arguments)
-                .await
-                .map_err(refused)?;
+            channel.exchange_declare(name.as_str().into(), kind.clone(), options, arguments).await
         }
         Object::Queue { name, .. } => {
             let options = QueueDeclareOptions { durable, auto_delete, passive, ..Default::default() };
-            channel.queue_declare(name.as_str().into(), options, arguments).await.map_err(refused)?;
+            channel.queue_declare(name.as_str().into(), options, arguments).await.map(drop)
         }
         Object::Binding { exchange, queue, routing_key } => {
             channel
@@ -350,12 +411,8 @@ async fn declare_as(
                     FieldTable::default(),
                 )
                 .await
-                .map_err(refused)?;
         }
     }
-    // The channel has done its work; whether its close is confirmed changes nothing.
-    let _ = channel.close(200, "done".into()).await;
-    Ok(())
 }
 
 /// What a declaration says beside the name.
@@ -673,6 +730,6 @@ mod tests {
                 assert!(has("x-overflow", "reject-publish"), "{name}");
             }
         }
-        assert_eq!(dead_lettering, 3);
+        assert_eq!(dead_lettering, 4);
     }
 }

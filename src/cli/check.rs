@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::app::merchant_key_from_environment;
 use crate::broker::management::{self, Alarm, Management, Mismatch, Queue, Unanswered};
 use crate::broker::probe::{self, Held, Need, Right};
-use crate::broker::topology::{Difference, Mode, Names, Object, Standing, survey};
+use crate::broker::topology::{Difference, Mode, Object, Standing, survey};
 use crate::broker::{CannotConnect, Generation, Settings};
 use crate::cli::{Failure, say};
 use crate::config::{Config, ConfigFault, ConfigFaults, MERCHANT_KEY, PREFIX};
@@ -528,7 +528,9 @@ async fn broker(config: &Config, findings: &mut Vec<Finding>) {
                     "echo 'frame_max = 131072' >> /etc/rabbitmq/rabbitmq.conf # there, then a restart; no less in broker.uri"
                 }
                 CannotConnect::NoConfirms { .. } => "rabbitmqctl status; free memory or disk on the broker",
+                CannotConnect::MayNotPublish { .. } => "rabbitmqctl list_permissions; rabbitmqctl list_topic_permissions",
                 CannotConnect::Refused { .. }
+                | CannotConnect::Lost { .. }
                 | CannotConnect::Topology { .. }
                 | CannotConnect::Tls { .. } => {
                     "rabbitmqctl status; rabbitmqctl list_permissions # and user, password and virtual host of the URI"
@@ -610,7 +612,7 @@ async fn topology(settings: &Settings, mode: Mode, findings: &mut Vec<Finding>) 
             Standing::Unseen(words) if mode == Mode::Create && words.contains("ACCESS_REFUSED") => {
                 let detail =
                     format!("the user may not declare {object}, as broker.topology = create wants: {words}");
-                findings.push(Finding::fault("permissions", detail, allowing(settings, mode)));
+                findings.push(Finding::fault("permissions", detail, probe::granting(settings, mode)));
             }
             Standing::Unseen(words) => findings.push(Finding::warning(
                 WHAT,
@@ -656,8 +658,8 @@ async fn permissions(settings: &Settings, mode: Mode, findings: &mut Vec<Finding
     let (mut sound, mut lacking) = (true, false);
     for (right, need, held) in rights {
         let what = match right {
-            Right::Write(exchange) if exchange.is_empty() => "publish to amq.default".to_owned(),
-            Right::Write(exchange) => format!("publish to {exchange}"),
+            Right::Write { exchange, .. } if exchange.is_empty() => "publish to amq.default".to_owned(),
+            Right::Write { exchange, .. } => format!("publish to {exchange}"),
             Right::Read(queue) => format!("consume {queue}"),
         };
         findings.push(match (held, need) {
@@ -665,7 +667,7 @@ async fn permissions(settings: &Settings, mode: Mode, findings: &mut Vec<Finding
             (Held::No(words), Need::Service) => {
                 lacking = true;
                 let detail = format!("the user may not {what}: {words}");
-                Finding::fault(WHAT, detail, allowing(settings, mode))
+                Finding::fault(WHAT, detail, probe::granting(settings, mode))
             }
             (Held::No(_), Need::Desk) => {
                 let detail =
@@ -687,32 +689,6 @@ async fn permissions(settings: &Settings, mode: Mode, findings: &mut Vec<Finding
         findings.push(Finding::ok(WHAT, "the user may consume and publish whatever it takes"));
     }
     !lacking
-}
-
-/// The command that gives the service's user the rights that it needs, and no others.
-fn allowing(settings: &Settings, mode: Mode) -> String {
-    let (user, vhost) = (settings.user().unwrap_or_default(), settings.vhost().unwrap_or_default());
-    let [configure, write, read] = least_rights(&settings.topology.names, mode);
-    format!("rabbitmqctl set_permissions -p '{vhost}' '{user}' '{configure}' '{write}' '{read}'")
-}
-
-/// The patterns for configure, write and read: those of docs/operations.md, "Broker permissions", for these names.
-fn least_rights(names: &Names, mode: Mode) -> [String; 3] {
-    let literal = |name: &str| {
-        let plain = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-');
-        name.chars().flat_map(|c| (!plain(c)).then_some('\\').into_iter().chain([c])).collect::<String>()
-    };
-    let Names { commands, retry, results, unrouted, parked } = names;
-    let [commands, retry, results, unrouted, parked] =
-        [commands, retry, results, unrouted, parked].map(|name| literal(name));
-    // To look whether a thing is there takes no right, so a service that makes nothing needs no more to verify.
-    if mode != Mode::Create {
-        let write = format!("^({results}|{retry}|{parked}|amq\\.default)$");
-        return ["^$".to_owned(), write, format!("^{commands}$")];
-    }
-    // To declare a queue that dead-letters takes the right to read it and to write where it dead-letters to.
-    let all = format!("{commands}|{retry}(\\..*)?|{results}|{unrouted}|{parked}(\\.audit)?");
-    [format!("^({all})$"), format!("^({all}|amq\\.default)$"), format!("^({all})$")]
 }
 
 /// The longest that a command is usually held without an acknowledgement.
@@ -860,23 +836,3 @@ fn unseen(config: &Config) -> Finding {
     Finding::warning(SETTINGS, detail, remedy)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_rights_name_what_there_is_and_nothing_else() {
-        let rights = |mode| least_rights(&Names::default(), mode);
-        let off = [
-            "^$",
-            r"^(redemption\.results|redemption\.retry|redemption\.parked|amq\.default)$",
-            r"^redemption\.commands$",
-        ];
-        assert_eq!(rights(Mode::Off), off);
-        assert_eq!(rights(Mode::Verify), off);
-        let [configure, write, read] = rights(Mode::Create);
-        let all = r"redemption\.commands|redemption\.retry(\..*)?|redemption\.results|redemption\.unrouted|redemption\.parked(\.audit)?";
-        assert_eq!([&configure, &read], [&format!("^({all})$"); 2]);
-        assert_eq!(write, format!(r"^({all}|amq\.default)$"));
-    }
-}

@@ -103,6 +103,8 @@ impl Bed {
         config.broker.names.results = name("results");
         config.broker.names.unrouted = name("unrouted");
         config.broker.names.parked = name("parked");
+        config.broker.names.dead = name("dead");
+        config.broker.names.instances = name("instances");
         config.admin.listen = "127.0.0.1:0".to_owned();
         let card = sandbox.card();
         config.wechat.base_url = sandbox.base_url();

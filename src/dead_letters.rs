@@ -1,0 +1,51 @@
+//! Gives each command that the broker dead-lettered its event: what a query finds, or `unresolved`. Nothing is redeemed
+//! here: such a command has failed many times, or its sender let it expire.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tracing::{info, warn};
+
+use crate::broker::Settings;
+use crate::broker::dead_letters::DeadLetters;
+use crate::broker::publisher::Publisher;
+use crate::publishing::Cut;
+use crate::slots::Slots;
+use crate::worker::{Taken, Tools, work};
+
+/// Takes one after the other until there are none left, or until it is time to stop.
+pub async fn sweep(tools: Arc<Tools>, settings: Settings, publisher: Publisher, cut: Cut) {
+    match sweep_all(&tools, &settings, &publisher, &cut).await {
+        Ok(0) => {}
+        Ok(count) => info!(count, "dead-lettered commands have their events"),
+        Err(error) => warn!(
+            error,
+            "dead-lettered commands could not be swept; the broker parks what cannot be read, without an event"
+        ),
+    }
+}
+
+/// Gives how many have their event now; in words, why the broker was not reached or what it did not take.
+async fn sweep_all(
+    tools: &Tools,
+    settings: &Settings,
+    publisher: &Publisher,
+    cut: &Cut,
+) -> Result<usize, String> {
+    let mut letters = DeadLetters::open(settings).await.map_err(|error| error.to_string())?;
+    // A permit of its own: while commands are held because the broker does not take their events, there may be no other.
+    let permits = Slots::new(1);
+    let mut count = 0;
+    while !*cut.borrow() {
+        let next = letters.next().await.map_err(|error| error.to_string())?;
+        let (Some(delivery), Some(mut permit)) = (next, permits.take()) else { break };
+        let taken = Taken::dead_letter(delivery, Timestamp::now());
+        let (_, trouble) = work(tools, publisher, taken, &mut permit, cut.clone()).await;
+        if let Some(trouble) = trouble {
+            return Err(trouble);
+        }
+        count += 1;
+    }
+    letters.close().await;
+    Ok(count)
+}

@@ -1,0 +1,294 @@
+//! Standing faults of our own at the broker: a right, an exchange, a size, a limit. While one lasts nothing is parked,
+//! readiness names it, and once it is gone every command is redeemed and its event arrives.
+
+#![allow(clippy::unwrap_used)] // in the helpers too
+
+#[path = "support/bed.rs"]
+mod bed;
+#[path = "support/broker.rs"]
+mod broker;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bed::{Bed, Service, command, until};
+use broker::{Broker, shared};
+use lapin::BasicProperties;
+use lapin::options::{ExchangeDeclareOptions, ExchangeDeleteOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use serde_json::json;
+
+const PASSWORD: &str = "standing-faults";
+
+/// Commands that wait in the queue when the fault begins.
+const BACKLOG: usize = 1_000;
+
+async fn ctl(broker: &'static Broker, arguments: &[&str]) {
+    let arguments: Vec<String> = arguments.iter().map(|text| (*text).to_owned()).collect();
+    tokio::task::spawn_blocking(move || {
+        broker.ctl(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    })
+    .await
+    .unwrap();
+}
+
+/// A broker of this test's own, which lives as long as the process.
+async fn own_broker() -> &'static Broker {
+    tokio::task::spawn_blocking(|| &*Box::leak(Box::new(OwnBroker(Broker::start()))))
+        .await
+        .map(|own| &own.0)
+        .unwrap()
+}
+
+struct OwnBroker(Broker);
+
+/// A bed whose service logs in as a user of its own, with every right.
+async fn bed_as(broker: &'static Broker, user: &str) -> Bed {
+    let mut bed = Bed::on(broker).await;
+    ctl(broker, &["add_user", user, PASSWORD]).await;
+    ctl(broker, &["set_permissions", user, ".*", ".*", ".*"]).await;
+    bed.config.broker.uri = broker.uri_of(user, PASSWORD);
+    bed
+}
+
+async fn shared_bed_as(user: &str) -> (&'static Broker, Bed) {
+    let broker = tokio::task::spawn_blocking(shared).await.unwrap();
+    (broker, bed_as(broker, user).await)
+}
+
+/// Every name but that of one exchange, as a pattern for a permission.
+fn all_but(exchange: &str) -> String {
+    format!("^(?!{}$).*$", exchange.replace('.', r"\."))
+}
+
+async fn publish_backlog(bed: &Bed, count: usize) {
+    for nth in 0..count {
+        bed.issue(&format!("C{nth}"), json!({}));
+        bed.publish(&command(&format!("C{nth}"), &format!("USE_{nth:05}"))).await;
+    }
+}
+
+/// Waits until `count` different commands have their event, and each says `redeemed`.
+async fn all_redeemed(bed: &mut Bed, seen: &mut BTreeSet<String>, count: usize) {
+    while seen.len() < count {
+        let event = bed.told().await;
+        assert_eq!(event.gist(), "redeemed - USED");
+        seen.insert(event.data("/out_request_no").as_str().unwrap().to_owned());
+    }
+}
+
+const REDELIVERED: &str = r#"redeemer_commands_taken_total{arrival="redelivered"}"#;
+
+/// Nothing was parked, nothing took effect twice, and no command was delivered twice or session lost.
+async fn nothing_burned(bed: &Bed, service: &Service, sessions: f64) {
+    parked_nothing(bed).await;
+    assert_eq!(service.metric("redeemer_broker_generations_total").await, sessions);
+    assert_eq!(service.metric(REDELIVERED).await, 0.0);
+}
+
+async fn parked_nothing(bed: &Bed) {
+    bed.leave_parked().await;
+    assert_eq!(bed.ready(&bed.config.broker.names.parked).await, 0, "parked");
+    let uses = bed.uses();
+    let numbers: BTreeSet<_> = uses.iter().map(|(_, number)| number.clone()).collect();
+    assert_eq!(numbers.len(), uses.len(), "a number took effect twice");
+}
+
+/// Waits until a service holds a permit for each command in hand and makes no more calls: all of them are to be published.
+async fn at_rest(bed: &Bed, service: &Service) {
+    let calls = async || bed.ledger()["attempts"].as_array().unwrap().len();
+    until("consumption at rest", async || {
+        let before = calls().await;
+        let busy = service.metric("redeemer_slots_busy").await;
+        let rejected = service.metric(r#"redeemer_publish_failures_total{message="event",why="channel"}"#).await;
+        busy > 0.0
+            && busy == service.metric("redeemer_commands_in_flight").await.min(100.0)
+            && rejected >= busy
+            && before == calls().await
+    })
+    .await;
+}
+
+/// Makes the provider slow, so that there is work left when the cause begins, or quick again.
+fn provider_takes(bed: &Bed, latency_ms: u64) {
+    bed.sandbox.tune(redeemer::sandbox::Tuning { latency_ms: Some(latency_ms), ..Default::default() });
+}
+
+async fn sessions(service: &Service) -> f64 {
+    service.metric("redeemer_broker_generations_total").await
+}
+
+async fn results_right_taken_away(user: &str, instances: usize) {
+    let (broker, mut bed) = shared_bed_as(user).await;
+    let results = bed.config.broker.names.results.clone();
+    publish_backlog(&bed, BACKLOG).await;
+    provider_takes(&bed, 2_000);
+    let mut services = Vec::new();
+    for _ in 0..instances {
+        services.push(bed.start().await);
+    }
+    let mut seen = BTreeSet::new();
+    all_redeemed(&mut bed, &mut seen, 20).await;
+    ctl(broker, &["set_permissions", user, ".*", &all_but(&results), ".*"]).await;
+    // A channel remembers a right that it has used; the sessions that follow feel that it is gone.
+    ctl(broker, &["close_all_user_connections", user, "the right is gone"]).await;
+    for service in &services {
+        until("the missing right named", async || {
+            let (status, reason) = service.get("/readyz").await;
+            status == 503 && reason.contains(&results) && reason.contains("set_permissions")
+        })
+        .await;
+        service.wait_metric("redeemer_commands_in_flight", 0.0).await;
+        assert_eq!(service.metric("redeemer_broker_connected").await, 0.0, "not consuming");
+        assert_eq!(service.get("/livez").await.0, 200);
+    }
+    assert!(bed.uses().len() < BACKLOG, "nothing was left to do");
+    provider_takes(&bed, 0);
+    ctl(broker, &["set_permissions", user, ".*", ".*", ".*"]).await;
+    all_redeemed(&mut bed, &mut seen, BACKLOG).await;
+    for service in &services {
+        service.wait_ready().await;
+    }
+    parked_nothing(&bed).await;
+    for service in services {
+        let redelivered = service.metric(REDELIVERED).await;
+        assert!(redelivered <= f64::from(bed.config.broker.prefetch), "{redelivered}: more than once");
+        service.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn results_right_taken_away_parks_nothing() {
+    results_right_taken_away("sf-results", 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn results_right_taken_away_from_two_parks_nothing() {
+    results_right_taken_away("sf-results-two", 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn topic_right_missing_delays_one_command_alone() {
+    let user = "sf-topic";
+    let (broker, mut bed) = shared_bed_as(user).await;
+    bed.config.retry.tiers = vec![redeemer::config::Span(std::time::Duration::from_millis(500))];
+    let results = bed.config.broker.names.results.clone();
+    let service = bed.start().await;
+    let begun = sessions(&service).await;
+    let all_but_invalid = r"^(?!redemption\.invalid\.).*$";
+    ctl(broker, &["set_topic_permissions", user, &results, all_but_invalid, ".*"]).await;
+    for nth in 0..BACKLOG {
+        if nth == 30 {
+            bed.publish_bytes(b"{}", BasicProperties::default().with_message_id("bad".into())).await;
+        }
+        bed.issue(&format!("C{nth}"), json!({}));
+        bed.publish(&command(&format!("C{nth}"), &format!("USE_{nth:05}"))).await;
+    }
+    let mut seen = BTreeSet::new();
+    all_redeemed(&mut bed, &mut seen, BACKLOG).await;
+    until("the command delayed", async || {
+        service.metric(r#"redeemer_put_away_total{why="untold"}"#).await >= 1.0
+    })
+    .await;
+    let (status, warning) = service.get("/readyz").await;
+    assert_eq!(status, 200, "{warning}");
+    assert!(warning.contains("warning: ") && warning.contains("redemption.invalid."), "{warning}");
+
+    ctl(broker, &["clear_topic_permissions", user]).await;
+    assert_eq!(bed.told().await.gist(), "invalid invalid_command -");
+    assert_eq!(bed.parked().await.0, b"{}");
+    nothing_burned(&bed, &service, begun).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn results_exchange_deleted_parks_nothing() {
+    let mut bed = Bed::new().await;
+    bed.config.broker.topology = "off".to_owned();
+    bed.config.retry.tiers = Vec::new();
+    let results = bed.config.broker.names.results.clone();
+    publish_backlog(&bed, BACKLOG).await;
+    provider_takes(&bed, 500);
+    let service = bed.start().await;
+    let mut seen = BTreeSet::new();
+    all_redeemed(&mut bed, &mut seen, 20).await;
+    bed.channel().exchange_delete(results.as_str().into(), ExchangeDeleteOptions::default()).await.unwrap();
+    let reason = service.wait_unready().await;
+    assert!(reason.contains(&results), "{reason}");
+    at_rest(&bed, &service).await;
+    let begun = sessions(&service).await;
+    assert_eq!(service.get("/readyz").await.0, 503);
+    provider_takes(&bed, 0);
+
+    let arguments: FieldTable = BTreeMap::from([(
+        "alternate-exchange".into(),
+        AMQPValue::LongString(bed.config.broker.names.unrouted.as_str().into()),
+    )])
+    .into();
+    let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+    // The queue goes first in a broker that has no such exchange: what is published meanwhile lies with the unrouted.
+    bed.channel()
+        .exchange_declare(results.as_str().into(), lapin::ExchangeKind::Topic, options, arguments)
+        .await
+        .unwrap();
+    until("every effect", async || bed.uses().len() == BACKLOG).await;
+    service.wait_metric(r#"redeemer_outcomes_total{outcome="redeemed",reason=""}"#, BACKLOG as f64).await;
+    service.wait_ready().await;
+    nothing_burned(&bed, &service, begun).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn message_size_below_an_event_parks_nothing() {
+    let broker = own_broker().await;
+    let mut bed = Bed::on(broker).await;
+    bed.config.retry.tiers = vec![redeemer::config::Span(std::time::Duration::from_secs(1))];
+    publish_backlog(&bed, BACKLOG).await;
+    let limit = |bytes: u32| format!("application:set_env(rabbit, max_message_size, {bytes}).");
+    // Above a command, below an event. A channel asks for it when it is opened.
+    ctl(broker, &["eval", &limit(1_500)]).await;
+    let service = bed.start_unready().await;
+    let mut seen = BTreeSet::new();
+    until("events refused", async || {
+        service.metric(r#"redeemer_publish_failures_total{message="event",why="channel"}"#).await >= 20.0
+    })
+    .await;
+    let reason = service.wait_unready().await;
+    assert!(reason.contains("406"), "{reason}");
+    let begun = sessions(&service).await;
+    ctl(broker, &["eval", &limit(134_217_728)]).await;
+    all_redeemed(&mut bed, &mut seen, BACKLOG).await;
+    service.wait_ready().await;
+    nothing_burned(&bed, &service, begun).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn channel_limit_too_low_consumes_nothing() {
+    let user = "sf-channels";
+    let (broker, mut bed) = shared_bed_as(user).await;
+    publish_backlog(&bed, BACKLOG).await;
+    for limit in [2, 4] {
+        ctl(broker, &["set_user_limits", user, &format!(r#"{{"max-channels": {limit}}}"#)]).await;
+        let service = bed.start_unready().await;
+        until("a refusal of the broker", async || {
+            let (status, reason) = service.get("/readyz").await;
+            status == 503 && reason.contains("maximum allowed user limit")
+        })
+        .await;
+        let arrivals = ["first", "redelivered", "copy"];
+        for arrival in arrivals {
+            let taken = format!(r#"redeemer_commands_taken_total{{arrival="{arrival}"}}"#);
+            assert_eq!(service.metric(&taken).await, 0.0, "{arrival}");
+        }
+        service.stop().await;
+    }
+    let service = bed.start_unready().await;
+    service.wait_unready().await;
+    ctl(broker, &["clear_user_limits", user, "max-channels"]).await;
+    let mut seen = BTreeSet::new();
+    all_redeemed(&mut bed, &mut seen, BACKLOG).await;
+    service.wait_ready().await;
+    let begun = sessions(&service).await;
+    nothing_burned(&bed, &service, begun).await;
+    service.stop().await;
+}
