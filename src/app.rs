@@ -77,7 +77,7 @@ const PROBE_AGAIN: (Duration, Duration) = (Duration::from_millis(500), Duration:
 /// AMQP's reply code for an exchange that does not exist.
 const NOT_FOUND: u16 = 404;
 /// Time between the beginnings of two sweeps of dead letters.
-const SWEEP_AGAIN: Duration = Duration::from_secs(10);
+const SWEEP_AGAIN: Duration = Duration::from_secs(5);
 /// Time between two looks for what is missing on the broker.
 const RESTORE_AGAIN: Duration = Duration::from_secs(1);
 /// Time between two changes of channels while the broker refuses what is published.
@@ -563,15 +563,16 @@ impl Service {
                     self.release_waiting().await?;
                 }
             }
-            (Some(wanted), has) if has.is_none_or(|has| wanted > has) => {
-                *consumer = Some(generation.consume(consumer.take(), wanted).await?);
-                if has.is_none()
-                    && let Some((consumers, _)) = generation.census().await
-                {
-                    self.tools.pacer.join(consumers, Instant::now());
+            (Some(wanted), _) => match consumer {
+                Some(deliveries) => generation.widen(deliveries, wanted).await?,
+                None => {
+                    *consumer = Some(generation.consume(wanted).await?);
+                    if let Some((consumers, _)) = generation.census().await {
+                        self.tools.pacer.join(consumers, Instant::now());
+                    }
                 }
-            }
-            _ => {}
+            },
+            (None, None) => {}
         }
         Ok(Vec::new())
     }

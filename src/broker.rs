@@ -384,24 +384,26 @@ impl Generation {
         }
     }
 
-    /// Consumes commands, at most `prefetch` of them unsettled, on what consumes them already or anew.
+    /// Begins to consume commands, at most `prefetch` of them unsettled.
     ///
     /// # Errors
     /// Whatever stops it ends the generation, and is told in words.
-    pub async fn consume(&self, known: Option<Deliveries>, prefetch: u16) -> Result<Deliveries, String> {
+    pub async fn consume(&self, prefetch: u16) -> Result<Deliveries, String> {
+        self.join_instances().await;
+        let mut deliveries = Deliveries::new(&self.inlet, &self.settings.topology.names.commands);
+        self.widen(&mut deliveries, prefetch).await?;
+        Ok(deliveries)
+    }
+
+    /// Lets `prefetch` commands be unsettled at once, where that is more than before.
+    ///
+    /// # Errors
+    /// As for [`Generation::consume`].
+    pub async fn widen(&self, deliveries: &mut Deliveries, prefetch: u16) -> Result<(), String> {
         let queue = self.settings.topology.names.commands.as_str();
-        let mut deliveries = match known {
-            Some(deliveries) => deliveries,
-            None => {
-                self.join_instances().await;
-                Deliveries::new(&self.inlet, queue)
-            }
-        };
-        match self.bounded(deliveries.widen(prefetch)).await {
-            Ok(Ok(())) => Ok(deliveries),
-            Ok(Err(error)) => Err(format!("cannot consume {queue}: {error}")),
-            Err(why) => Err(format!("cannot consume {queue}: {why}")),
-        }
+        let widened = self.bounded(deliveries.widen(prefetch)).await;
+        let widened = widened.and_then(|widened| widened.map_err(|error| error.to_string()));
+        widened.map_err(|why| format!("cannot consume {queue}: {why}"))
     }
 
     /// Counts among the instances from now on. Where the user may not, commands are consumed all the same: the broker

@@ -120,11 +120,11 @@ async fn a_forged_x_death_is_continued_by_3_and_ignored_by_4() {
     }
 }
 
-/// Both count a delivery that was given back and one whose connection died, and both park what exceeds the limit. 4.x
+/// Both count a delivery that was given back and one whose connection died, and both dead-letter what exceeds the limit. 4.x
 /// has a limit of 20 where none is set, and drops what exceeds it where there is no dead-letter exchange: the service
 /// sets both.
 #[tokio::test(flavor = "multi_thread")]
-async fn over_the_delivery_limit_a_command_is_parked_with_the_brokers_reason() {
+async fn over_the_delivery_limit_a_command_is_dead_lettered() {
     const LIMIT: u32 = 4;
     let version = spawn_blocking(|| version(shared())).await.unwrap();
     let mut bed = Bed::new().await;
@@ -135,10 +135,10 @@ async fn over_the_delivery_limit_a_command_is_parked_with_the_brokers_reason() {
     bed.publish(&command("C1", "USE_0001")).await;
     let mut deliveries = 0;
     let patience = Instant::now() + bed::PATIENCE;
-    while bed.ready(&bed.config.broker.names.parked).await == 0 {
+    while bed.ready(&bed.config.broker.names.dead).await == 0 {
         assert!(
             Instant::now() < patience && deliveries <= 2 * LIMIT,
-            "delivered {deliveries} times, not parked"
+            "delivered {deliveries} times, not dead-lettered"
         );
         let connection =
             Connection::connect(&bed.config.broker.uri, ConnectionProperties::default()).await.unwrap();
@@ -152,10 +152,10 @@ async fn over_the_delivery_limit_a_command_is_parked_with_the_brokers_reason() {
         }
         connection.close(200, "gone with what it held".into()).await.unwrap();
     }
-    println!("RabbitMQ {version}: parked after {deliveries} deliveries, with a limit of {LIMIT}");
+    println!("RabbitMQ {version}: dead-lettered after {deliveries} deliveries, with a limit of {LIMIT}");
     assert_eq!(deliveries, LIMIT + 1);
-    let (_connection, mut parked) = bed.consume_elsewhere(&bed.config.broker.names.parked).await;
-    let delivery = next(&mut parked, "the parked command").await;
+    let (_connection, mut dead) = bed.consume_elsewhere(&bed.config.broker.names.dead).await;
+    let delivery = next(&mut dead, "the dead-lettered command").await;
     let headers = delivery.properties.headers().clone().unwrap();
     assert_eq!(bed::header(&headers, "x-first-death-reason"), "delivery_limit");
     assert!(matches!(headers.inner().get("x-death"), Some(AMQPValue::FieldArray(_))), "{headers:?}");

@@ -507,26 +507,33 @@ async fn a_discard_wants_a_reason_and_leaves_its_audit_event() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_broker_parked_itself_is_known_by_its_reason_and_can_be_sent_again() {
-    let bed = bed().await;
+async fn dead_letter_is_told_parked_with_its_reason_and_sent_again() {
+    let mut bed = bed().await;
+    bed.config.retry.settling = redeemer::config::Span(Duration::from_millis(100));
     bed.issue("C1", json!({}));
     bed.publish(&command("C1", "USE_C1")).await;
     let commands = bed.config.broker.names.commands.clone();
-    until("the broker parks it", async || {
+    until("the broker dead-letters it", async || {
         let got =
             bed.channel().basic_get(commands.as_str().into(), BasicGetOptions::default()).await.unwrap();
         if let Some(got) = got {
             got.delivery.reject(BasicRejectOptions { requeue: true }).await.unwrap();
         }
-        depth(&bed, &bed.config.broker.names.parked).await == 1
+        depth(&bed, &bed.config.broker.names.dead).await == 1
     })
     .await;
+    let service = bed.start().await;
+    assert_eq!(bed.told().await.gist(), "unresolved delivery_limit EFFECTIVE");
+    until("it is parked", async || depth(&bed, &bed.config.broker.names.parked).await == 1).await;
+    service.stop().await;
+    assert!(bed.uses().is_empty(), "a dead letter is only asked about");
     let listed =
         lines(&bed, &["list", "--json", "--reason", "delivery_limit", "--newer-than", "5m"], 0).await;
     assert_eq!(listed[0]["out_request_no"], "USE_C1", "{listed:#?}");
     let said = lines(&bed, &["replay", "--yes", "--json"], 0).await;
     assert_eq!(said[0]["did"], "sent_again");
     let service = bed.start().await;
-    until("redeemed", async || bed.uses().len() == 1).await;
+    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    assert_eq!(bed.uses().len(), 1);
     service.stop().await;
 }

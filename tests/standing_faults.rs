@@ -31,15 +31,10 @@ async fn ctl(broker: &'static Broker, arguments: &[&str]) {
     .unwrap();
 }
 
-/// A broker of this test's own, which lives as long as the process.
-async fn own_broker() -> &'static Broker {
-    tokio::task::spawn_blocking(|| &*Box::leak(Box::new(OwnBroker(Broker::start()))))
-        .await
-        .map(|own| &own.0)
-        .unwrap()
+/// A broker of this test's own. It ends with the process, which its script watches.
+async fn own_broker(config: &'static [&'static str]) -> &'static Broker {
+    tokio::task::spawn_blocking(|| &*Box::leak(Box::new(Broker::start_with(config)))).await.unwrap()
 }
-
-struct OwnBroker(Broker);
 
 /// A bed whose service logs in as a user of its own, with every right.
 async fn bed_as(broker: &'static Broker, user: &str) -> Bed {
@@ -239,7 +234,7 @@ async fn results_exchange_deleted_parks_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn message_size_below_an_event_parks_nothing() {
-    let broker = own_broker().await;
+    let broker = own_broker(&[]).await;
     let mut bed = Bed::on(broker).await;
     bed.config.retry.tiers = vec![redeemer::config::Span(std::time::Duration::from_secs(1))];
     publish_backlog(&bed, BACKLOG).await;
@@ -290,5 +285,70 @@ async fn channel_limit_too_low_consumes_nothing() {
     service.wait_ready().await;
     let begun = sessions(&service).await;
     nothing_burned(&bed, &service, begun).await;
+    service.stop().await;
+}
+
+/// What the broker takes out of the command queue itself has its event all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_end_in_the_event_of_what_a_query_finds() {
+    let mut bed = Bed::new().await;
+    bed.config.retry.settling = redeemer::config::Span(std::time::Duration::from_millis(100));
+    for (code, more) in [
+        ("C1", json!({"state": "USED", "used_by": "USE_C1_1"})),
+        ("C2", json!({"state": "USED", "used_by": "OTHER_1"})),
+        ("C3", json!({})),
+        ("C4", json!({"state": "EXPIRED"})),
+    ] {
+        bed.issue(code, more);
+        let expired = BasicProperties::default().with_expiration("0".into());
+        bed.publish_bytes(command(code, &format!("USE_{code}_1")).to_string().as_bytes(), expired).await;
+    }
+    let expired = BasicProperties::default().with_expiration("0".into());
+    bed.publish_bytes(b"no command", expired).await;
+    let dead = bed.config.broker.names.dead.clone();
+    until("five dead letters", async || bed.ready(&dead).await == 5).await;
+    let service = bed.start().await;
+    let mut gists = BTreeSet::new();
+    while gists.len() < 5 {
+        gists.insert(bed.told().await.gist());
+    }
+    let expected = [
+        "invalid invalid_command -",
+        "redeemed - USED",
+        "refused expired EXPIRED",
+        "refused used_by_another USED",
+        "unresolved message_expired EFFECTIVE",
+    ];
+    assert_eq!(gists.iter().map(String::as_str).collect::<Vec<_>>(), expected);
+    let mut reasons = BTreeSet::new();
+    for _ in 0..2 {
+        reasons.insert(bed::header(&bed.parked().await.1, "x-redemption-parked-reason").to_owned());
+    }
+    assert_eq!(reasons.into_iter().collect::<Vec<_>>(), ["invalid_command", "message_expired"]);
+    until("none left", async || bed.ready(&dead).await == 0).await;
+    assert!(bed.uses().is_empty(), "a dead letter is only asked about");
+    until("no warning", async || service.get("/readyz").await.1 == "ok\n").await;
+    service.stop().await;
+}
+
+/// A broker that ends its consumer over a command held for too long says so, and readiness passes it on.
+#[tokio::test(flavor = "multi_thread")]
+async fn broker_words_about_a_timed_out_delivery_are_kept() {
+    let broker = own_broker(&["consumer_timeout = 2000"]).await;
+    // It looks once a minute.
+    ctl(broker, &["eval", "application:set_env(rabbit, channel_tick_interval, 500)."]).await;
+    let bed = Bed::on(broker).await;
+    bed.issue("C1", json!({}));
+    let service = bed.start().await;
+    provider_takes(&bed, 8_000);
+    bed.publish(&command("C1", "USE_C1_1")).await;
+    until("a lost session", async || {
+        let status: serde_json::Value = serde_json::from_str(&service.get("/status.json").await.1).unwrap();
+        let reasons = status["reasons"].to_string();
+        reasons.contains("timed out") && reasons.contains("consumer_timeout")
+    })
+    .await;
+    provider_takes(&bed, 0);
+    until("its effect", async || bed.uses().len() == 1).await;
     service.stop().await;
 }
