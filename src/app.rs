@@ -427,7 +427,8 @@ impl Service {
         (self.taken_in_session, self.settled_in_session) = (0, 0);
 
         let ended = loop {
-            self.ramp.record_through(self.slots.take_through());
+            let through = self.slots.take_through();
+            self.ramp.record_through(through.saturating_add(self.tools.publish_faults.take_through()));
             self.start_work();
             let now: Health = health.borrow_and_update().clone();
             if let Some(why) = now.lost {
@@ -828,7 +829,9 @@ impl Service {
     /// What needs somebody's attention, and keeps nothing else from being worked on.
     fn warnings(&self) -> Vec<String> {
         let rejected = self.tools.publish_faults.rejected().into_iter().map(|rejection| {
-            format!("broker: an event is rejected, and its command delayed ({rejection}); others are published")
+            format!(
+                "broker: an event is rejected, and its command delayed ({rejection}); others are published"
+            )
         });
         let waiting = match self.tools.metrics.dead_letters() {
             0 => None,

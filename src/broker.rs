@@ -68,6 +68,16 @@ impl Settings {
         Ok(address(self, 0)?.0.vhost)
     }
 
+    /// Host and port of each node.
+    ///
+    /// # Errors
+    /// [`CannotConnect::Uri`] where one is none.
+    pub fn hosts(&self) -> Result<Vec<(String, u16)>, CannotConnect> {
+        let authority = |nth| Ok(address(self, nth)?.0.authority);
+        let authorities = (0..self.uris.len()).map(authority);
+        authorities.map(|each| each.map(|authority| (authority.host, authority.port))).collect()
+    }
+
     /// The user, as the first URI names it.
     ///
     /// # Errors
@@ -371,7 +381,8 @@ impl Generation {
         let mut health = self.health();
         let known = health.wait_for(|now| now.lost.is_some() || now.consumer_channel.is_some());
         let known = timeout(REASON_WITHIN, known).await;
-        let known = known.ok().and_then(Result::ok).map(|now| (now.lost.clone(), now.consumer_channel.clone()));
+        let known =
+            known.ok().and_then(Result::ok).map(|now| (now.lost.clone(), now.consumer_channel.clone()));
         match known {
             Some((Some(lost), _)) => lost,
             Some((None, Some(words))) => format!(
@@ -414,7 +425,8 @@ impl Generation {
             return;
         }
         let queue = self.settings.topology.names.instances.as_str();
-        let (options, arguments) = (BasicConsumeOptions { no_ack: true, ..Default::default() }, FieldTable::default());
+        let (options, arguments) =
+            (BasicConsumeOptions { no_ack: true, ..Default::default() }, FieldTable::default());
         let joined = auxiliary.channel.basic_consume(queue.into(), "".into(), options, arguments);
         auxiliary.instance = self.bounded(joined).await.ok().and_then(Result::ok);
         if auxiliary.instance.is_none() {
@@ -500,11 +512,31 @@ pub(crate) const PUBLISHED_FRAME_BYTES_MAX: u32 = 64 * 1024;
 fn address(settings: &Settings, nth: usize) -> Result<(AMQPUri, String), CannotConnect> {
     let uri =
         settings.uris.get(nth % settings.uris.len().max(1)).ok_or(CannotConnect::Uri(": it is empty"))?;
+    check_user_information(uri.expose_secret()).map_err(CannotConnect::Uri)?;
     let mut uri: AMQPUri = uri.expose_secret().parse().map_err(|_| CannotConnect::Uri(""))?;
     uri.query.heartbeat = Some(u16::try_from(settings.heartbeat.as_secs()).unwrap_or(u16::MAX).max(1));
     uri.query.frame_max.get_or_insert(FRAME_BYTES_MAX);
     let at = format!("{}:{}, virtual host {}", uri.authority.host, uri.authority.port, uri.vhost);
     Ok((uri, at))
+}
+
+/// Refuses a URI in which a character of the password would be read as the end of it: what follows would be shown as a host
+/// or a virtual host.
+///
+/// # Errors
+/// What is wrong, to stand behind the form of a URI. It quotes nothing of it.
+pub fn check_user_information(uri: &str) -> Result<(), &'static str> {
+    const ENCODE: &str = ": in user and password / ? # and @ must be percent-encoded, as %2F %3F %23 %40";
+    let (_, rest) = uri.split_once("://").ok_or("")?;
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    match authority.matches('@').count() {
+        1 if !path.contains('@') => Ok(()),
+        0 if !path.contains('@') => {
+            Err(": it names no user and password, or holds a / ? # or @ that is not \
+                                        percent-encoded, as %2F %3F %23 %40")
+        }
+        _ => Err(ENCODE),
+    }
 }
 
 /// One connection to the first of the configured nodes that answers. `name` is what the broker shows of us.
@@ -671,7 +703,8 @@ impl Deliveries {
         let channel = self.inlet.channel();
         channel.basic_qos(more, BasicQosOptions::default()).await?;
         let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
-        let consumer = channel.basic_consume(self.queue.as_str().into(), "".into(), options, arguments).await?;
+        let consumer =
+            channel.basic_consume(self.queue.as_str().into(), "".into(), options, arguments).await?;
         self.consumers.push(consumer);
         self.prefetch = prefetch;
         Ok(())
@@ -715,5 +748,37 @@ impl Deliveries {
             }
         }
         Ok(left)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uri_that_would_show_its_password_is_refused() {
+        for good in [
+            "amqp://guest:guest@127.0.0.1:5672/%2f",
+            "amqps://user:p%40ss%2Fw%23@host/vhost?heartbeat=5",
+            "amqp://user:secret@[::1]:5672/%2f",
+        ] {
+            assert_eq!(check_user_information(good), Ok(()), "{good}");
+        }
+        for bad in [
+            "amqp://user:12345/Topsecret9@host:5672/%2f",
+            "amqp://user:pa#ss@host:5672/%2f",
+            "amqp://user:pa?ss@host:5672/%2f",
+            "amqp://user:pa@ss@host:5672/%2f",
+            "amqp://user:secret@host:5672/a@b",
+            "amqp://host:5672/%2f",
+            "amqp://",
+            "user:secret@host",
+            "",
+        ] {
+            let fault = check_user_information(bad).unwrap_err();
+            for secret in ["Topsecret9", "12345", "pa#", "ss@", "secret"] {
+                assert!(!fault.contains(secret), "{bad}");
+            }
+        }
     }
 }

@@ -17,6 +17,7 @@ use toml::{Table, Value};
 
 use crate::attempt::Limits;
 use crate::backoff::Backoff;
+use crate::broker::check_user_information;
 use crate::broker::management::web_address;
 use crate::broker::tls::{BadFile, Tls};
 use crate::broker::topology::{Mode, Names, Topology};
@@ -496,6 +497,13 @@ impl Config {
                 })?
                 .to_string(),
         };
+        let key = if broker.uri_file.is_empty() { "broker.uri" } else { "broker.uri_file" };
+        for uri in text.split_whitespace() {
+            check_user_information(uri).map_err(|problem| ConfigFault {
+                key: key.to_owned(),
+                problem: format!("must be a URI such as amqp://user:password@host:5672/%2f{problem}"),
+            })?;
+        }
         let path = |text: &str| (!text.is_empty()).then(|| PathBuf::from(text));
         let tls = Tls {
             ca: path(&broker.ca_file),

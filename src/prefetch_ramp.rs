@@ -90,7 +90,10 @@ mod tests {
     #[test]
     fn twenty_sessions_in_vain_take_a_quarter_of_an_hour() {
         assert_eq!(pause_after(0), Duration::ZERO);
-        assert_eq!([1, 2, 7, 8, 200].map(pause_after), [500, 1_000, 32_000, 60_000, 60_000].map(Duration::from_millis));
+        assert_eq!(
+            [1, 2, 7, 8, 200].map(pause_after),
+            [500, 1_000, 32_000, 60_000, 60_000].map(Duration::from_millis)
+        );
         let all: Duration = (1..=20).map(pause_after).sum();
         assert!(all > Duration::from_secs(800) && all < Duration::from_secs(1_000), "{all:?}");
     }

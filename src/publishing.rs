@@ -9,7 +9,7 @@
 //! others go on.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,7 @@ use crate::broker::delivery::Delivery;
 use crate::broker::publisher::{NotPublished, Published, Publisher, Rejection};
 use crate::kill_point::{self, KillPoint};
 use crate::metrics::{Message, Metrics};
+use crate::prefetch_ramp::PrefetchRamp;
 use crate::telemetry::traces::Leg;
 use crate::verdict::Reason;
 use crate::wire::event::Event;
@@ -163,7 +164,12 @@ pub async fn publish_within(
         leg.note("redemption.publishes", i64::from(nth) + 1);
         match &mut held {
             Some(held) => held.change(&why),
-            None => held = Some(faults.hold(&why)),
+            None => {
+                if PrefetchRamp::trusts(delivery.delivery_count()) {
+                    faults.through.fetch_add(1, Ordering::Relaxed);
+                }
+                held = Some(faults.hold(&why));
+            }
         }
         if timeout(pause, cut.clone().wait_for(|now| *now)).await.is_ok() {
             leg.failed(&why.to_string());
@@ -178,6 +184,8 @@ pub struct PublishFaults {
     faults: Mutex<Faults>,
     /// Events rejected in a row, each alone.
     in_a_row: AtomicU32,
+    /// Trusted commands of which a publish began to be held: they harm no session, and others need not wait for them.
+    through: AtomicU16,
 }
 
 #[derive(Debug, Default)]
@@ -205,6 +213,11 @@ impl PublishFaults {
         let faults = self.lock();
         let lately = faults.rejected.values().filter(|(at, _)| at.elapsed() < REJECTED_LATELY);
         lately.map(|(_, rejection)| rejection.clone()).collect()
+    }
+
+    /// How many trusted commands began to be held since this was asked last.
+    pub fn take_through(&self) -> u16 {
+        self.through.swap(0, Ordering::Relaxed)
     }
 
     fn hold(&self, why: &NotPublished) -> Held<'_> {

@@ -118,7 +118,19 @@ pub struct Taken {
 impl Taken {
     /// Reads a delivery.
     pub fn new(delivery: Delivery, at: Timestamp) -> Self {
-        let command = command::decode(delivery.body());
+        let command =
+            command::decode(delivery.body()).map_err(|rejected| match delivery.content_encoding() {
+                None => rejected,
+                // What it says is not wrong, it cannot be read.
+                Some(encoding) => {
+                    let problem = format!(
+                        "its content_encoding is {:?}; send JSON in UTF-8, neither compressed nor encoded",
+                        encoding.chars().take(32).collect::<String>()
+                    );
+                    let faults = vec![Fault { pointer: String::new(), problem }];
+                    Box::new(Rejected { faults, legible: Legible::default() })
+                }
+            });
         Self { delivery, command, at, crowded: false, dead_lettered: None }
     }
 

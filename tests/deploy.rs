@@ -329,7 +329,7 @@ fn secrets_are_read_as_kubernetes_mounts_them_and_not_when_others_may() {
         let environment = [
             ("REDEEMER_CONFIG", "redeemer.toml"),
             ("REDEEMER_WECHAT__MERCHANT_KEY_FILE", "lent.pem"),
-            ("REDEEMER_BROKER__URI", "amqp://127.0.0.1:1/%2f"),
+            ("REDEEMER_BROKER__URI", "amqp://guest:guest@127.0.0.1:1/%2f"),
         ];
         let told = out(&run(&mut image.container(&environment, &["redeemer", "check", "--json"])));
         let lines = told.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
@@ -376,7 +376,7 @@ fn tls_trusts_the_certificates_in_the_image_and_no_others() {
         let environment = [
             ("REDEEMER_CONFIG", "redeemer.toml"),
             ("REDEEMER_WECHAT__BASE_URL", base_url.as_str()),
-            ("REDEEMER_BROKER__URI", "amqp://127.0.0.1:1/%2f"),
+            ("REDEEMER_BROKER__URI", "amqp://guest:guest@127.0.0.1:1/%2f"),
         ];
         let told = out(&run(&mut image.container(&environment, &["redeemer", "check", "--json"])));
         let mut lines = told.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());

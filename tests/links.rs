@@ -213,6 +213,8 @@ fn the_least_permissions_suffice_and_one_less_is_told() {
                 "parked",
                 "parked.audit",
                 "unrouted",
+                "dead",
+                "instances",
                 "retry.10s",
                 "retry.1m",
                 "retry.5m",

@@ -158,7 +158,7 @@ impl Program {
         let card = bed.sandbox.card();
         let text = format!(
             "[broker]\nuri = {:?}\n[broker.names]\ncommands = {:?}\nretry = {:?}\nresults = {:?}\nunrouted = {:?}\n\
-             parked = {:?}\n[wechat]\nbase_url = {:?}\nbackup_base_url = \"\"\nmchid = {:?}\nmerchant_serial = {:?}\n\
+             parked = {:?}\ndead = {:?}\ninstances = {:?}\n[wechat]\nbase_url = {:?}\nbackup_base_url = \"\"\nmchid = {:?}\nmerchant_serial = {:?}\n\
              merchant_key_file = {:?}\n[wechat.public_keys]\n{} = {:?}\n[retry]\ninitial = \"10ms\"\n\
              settling = \"5ms\"\nin_process_max = \"10ms\"\ntiers = [\"1h\"]\n[pace]\ncalls_per_second = 5000\n\
              [admin]\nlisten = \"127.0.0.1:0\"\n[log]\nfilter = \"warn\"\n",
@@ -168,6 +168,8 @@ impl Program {
             names.results,
             names.unrouted,
             names.parked,
+            names.dead,
+            names.instances,
             config.wechat.base_url,
             card.mchid,
             card.merchant_serial,

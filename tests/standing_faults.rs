@@ -94,7 +94,8 @@ async fn at_rest(bed: &Bed, service: &Service) {
     until("consumption at rest", async || {
         let before = calls().await;
         let busy = service.metric("redeemer_slots_busy").await;
-        let rejected = service.metric(r#"redeemer_publish_failures_total{message="event",why="channel"}"#).await;
+        let rejected =
+            service.metric(r#"redeemer_publish_failures_total{message="event",why="channel"}"#).await;
         busy > 0.0
             && busy == service.metric("redeemer_commands_in_flight").await.min(100.0)
             && rejected >= busy
@@ -351,4 +352,91 @@ async fn broker_words_about_a_timed_out_delivery_are_kept() {
     provider_takes(&bed, 0);
     until("its effect", async || bed.uses().len() == 1).await;
     service.stop().await;
+}
+
+/// A terminal that is closed stops the service in good order.
+#[tokio::test(flavor = "multi_thread")]
+async fn hangup_stops_the_service_in_good_order() {
+    let bed = Bed::new().await;
+    let address = bed.dir.join("admin.address");
+    let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_redeemer"))
+        .arg("--config")
+        .arg(bed.config_file())
+        .args(["run", "--admin-address-file"])
+        .arg(&address)
+        .kill_on_drop(true)
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    until("readiness", async || match std::fs::read_to_string(&address) {
+        Ok(admin) if !admin.trim().is_empty() => {
+            let ready = reqwest::get(format!("http://{}/readyz", admin.trim())).await;
+            ready.is_ok_and(|answer| answer.status() == 200)
+        }
+        _ => false,
+    })
+    .await;
+    let pid = rustix::process::Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    let ended = tokio::time::timeout(bed::PATIENCE, child.wait()).await.unwrap().unwrap();
+    assert_eq!(ended.code(), Some(0));
+}
+
+/// What a sender compressed is named by its encoding, not by what its bytes look like.
+#[tokio::test(flavor = "multi_thread")]
+async fn compressed_command_is_invalid_by_its_encoding() {
+    let mut bed = Bed::new().await;
+    let service = bed.start().await;
+    for (encoding, named) in
+        [("gzip", true), ("br", true), ("", false), ("UTF-8", false), ("identity", false)]
+    {
+        let properties = BasicProperties::default().with_content_encoding(encoding.into());
+        bed.publish_bytes(b"\x1f\x8b\x08\x00", properties).await;
+        let event = bed.told().await;
+        assert_eq!(event.gist(), "invalid invalid_command -");
+        let problem = event.data("/problem/faults/0/problem").as_str().unwrap().to_owned();
+        assert_eq!(problem.contains("content_encoding"), named, "{encoding}: {problem}");
+    }
+    service.stop().await;
+}
+
+/// Whoever publishes by hand is told of an alarm at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn blocked_broker_is_named_by_every_command_that_publishes() {
+    let broker = own_broker(&[]).await;
+    let bed = Bed::on(broker).await;
+    bed.leave_parked().await;
+    let parked = bed.config.broker.names.parked.clone();
+    let (options, properties) = (lapin::options::BasicPublishOptions::default(), BasicProperties::default());
+    let body = command("C1", "USE_C1_1").to_string();
+    bed.channel()
+        .basic_publish("".into(), parked.into(), options, body.as_bytes(), properties)
+        .await
+        .unwrap()
+        .await
+        .unwrap();
+    let commands = bed.dir.join("commands.jsonl");
+    std::fs::write(&commands, format!("{body}\n")).unwrap();
+    ctl(broker, &["set_vm_memory_high_watermark", "0.0001"]).await;
+    let (file, commands) = (bed.config_file(), commands.display().to_string());
+    for arguments in [
+        vec!["publish", "--lines", commands.as_str()],
+        vec!["parked", "replay", "--yes"],
+        vec!["parked", "discard", "--all", "--yes", "--because", "a test"],
+    ] {
+        let begun = std::time::Instant::now();
+        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_redeemer"))
+            .arg("--config")
+            .arg(&file)
+            .args(&arguments)
+            .env("USER", "tester")
+            .output();
+        let output = tokio::time::timeout(bed::PATIENCE, output).await.unwrap().unwrap();
+        let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_ne!(output.status.code(), Some(0), "{arguments:?}: {complaint}");
+        assert!(complaint.contains("blocks publishing"), "{arguments:?}: {complaint}");
+        // Far from the five seconds of a connection and the thirty of a confirm.
+        assert!(begun.elapsed() < std::time::Duration::from_secs(4), "{arguments:?}: {:?}", begun.elapsed());
+    }
+    ctl(broker, &["set_vm_memory_high_watermark", "0.4"]).await;
 }

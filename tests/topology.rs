@@ -35,6 +35,8 @@ impl Place {
             (&mut names.results, "results"),
             (&mut names.unrouted, "unrouted"),
             (&mut names.parked, "parked"),
+            (&mut names.dead, "dead"),
+            (&mut names.instances, "instances"),
         ] {
             *which = format!("{prefix}.{what}");
         }
@@ -164,7 +166,7 @@ async fn verify_names_every_difference_and_apply_makes_only_what_is_missing() {
         named
     };
     let commands = [
-        format!("x-dead-letter-exchange elsewhere {}", names.parked),
+        format!("x-dead-letter-exchange elsewhere {}", names.dead),
         "x-dead-letter-strategy none at-least-once".to_owned(),
         "x-delivery-limit 5 20".to_owned(),
         "x-max-length 9 none".to_owned(),
@@ -181,8 +183,8 @@ async fn verify_names_every_difference_and_apply_makes_only_what_is_missing() {
     let before = place.lines(&["topology", "verify", "--json"], 4);
     check(&before);
     let missing = |lines: &[Value]| lines.iter().filter(|line| line["standing"] == "missing").count();
-    assert_eq!(missing(&before), 11, "four exchanges, two queues and five tiers: {before:#?}");
-    assert_eq!(missing(&place.lines(&["topology", "verify", "--json"], 4)), 11, "verify makes nothing");
+    assert_eq!(missing(&before), 14, "five exchanges, four queues and five delay queues: {before:#?}");
+    assert_eq!(missing(&place.lines(&["topology", "verify", "--json"], 4)), 14, "verify makes nothing");
     let text = place.run(&["topology", "verify"], 4);
     let line = format!("DIFFERS  queue {}: x-delivery-limit is 5, must be 20", names.commands);
     assert!(text.lines().any(|one| one == line), "{text}");
@@ -192,7 +194,7 @@ async fn verify_names_every_difference_and_apply_makes_only_what_is_missing() {
     check(&applied);
     assert_eq!(
         applied.iter().filter(|line| line["standing"] == "made" && line["object"] != "binding").count(),
-        11
+        14
     );
     let after = place.lines(&["topology", "verify", "--json"], 4);
     check(&after);
@@ -213,7 +215,7 @@ async fn check_tells_the_version_what_differs_and_what_the_user_may_not_do() {
         meant.map(|line| line["detail"].as_str().unwrap().to_owned()).collect()
     };
     let missing = details(&place, "topology", "warning");
-    assert_eq!(missing.len(), 14, "the service will make them: {missing:#?}");
+    assert_eq!(missing.len(), 17, "the service will make them: {missing:#?}");
     assert_eq!(details(&place, "topology", "fault"), Vec::<String>::new());
     place.config.broker.topology = "verify".to_owned();
     place.write();
@@ -251,11 +253,13 @@ async fn check_tells_the_version_what_differs_and_what_the_user_may_not_do() {
         );
     }
     let unseen = details(&poor, "topology", "warning");
-    assert_eq!(unseen.len(), 14, "{unseen:#?}");
+    assert_eq!(unseen.len(), 17, "{unseen:#?}");
     node.ctl(&["set_permissions", "poor", ".*", ".*", "^$"]);
     let lacking = details(&poor, "permissions", "fault");
-    assert_eq!(lacking.len(), 1, "{lacking:#?}");
-    assert!(lacking[0].contains(&format!("may not consume {}:", names.commands)), "{lacking:#?}");
+    assert_eq!(lacking.len(), 3, "{lacking:#?}");
+    for name in [&names.commands, &names.dead, &names.instances] {
+        assert!(lacking.iter().any(|one| one.contains(&format!("may not consume {name}:"))), "{lacking:#?}");
+    }
 
     poor.config.broker.delivery_limit = 7;
     poor.write();

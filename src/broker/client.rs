@@ -23,7 +23,8 @@ use tokio::time::timeout;
 use crate::broker::publisher::NotPublished;
 use crate::broker::topology::{Object, Topology};
 use crate::broker::{
-    BLOCKED_IS_TOLD_AFTER, CannotConnect, Health, Settings, Wire, blocked_for, connect_any, lost, watch_events,
+    BLOCKED_IS_TOLD_AFTER, CannotConnect, Health, Settings, Wire, blocked_for, connect_any, lost,
+    watch_events,
 };
 use crate::wire::copy::DEADLINE;
 

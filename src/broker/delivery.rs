@@ -93,6 +93,13 @@ impl Delivery {
         }
     }
 
+    /// `content_encoding`, where it is another one than that of plain JSON.
+    pub fn content_encoding(&self) -> Option<&str> {
+        let encoding = self.properties.content_encoding().as_ref()?.as_str();
+        let plain = ["", "identity", "utf-8", "utf8"];
+        (!plain.contains(&encoding.to_ascii_lowercase().as_str())).then_some(encoding)
+    }
+
     /// How often it was delayed because the broker did not take the event about it, by [`DELAYS_PASSED`].
     pub fn delays_passed(&self) -> usize {
         self.header(DELAYS_PASSED).and_then(|text| text.parse().ok()).unwrap_or(0)

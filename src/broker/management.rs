@@ -250,7 +250,9 @@ impl Management {
 /// A URL that a service on the web may have.
 pub fn web_address(text: &str) -> Option<reqwest::Url> {
     let url = reqwest::Url::parse(text).ok()?;
-    (matches!(url.scheme(), "http" | "https") && url.has_host()).then_some(url)
+    // What stands behind an @ that nobody encoded would be shown as a path.
+    let plain = !url.path().contains('@') && url.query().is_none() && url.fragment().is_none();
+    (matches!(url.scheme(), "http" | "https") && url.has_host() && plain).then_some(url)
 }
 
 fn in_words(error: &dyn std::error::Error) -> String {
@@ -379,13 +381,14 @@ mod tests {
 
     fn commands() -> Object {
         let topology = Topology { names: Default::default(), tiers: Vec::new(), delivery_limit: 20 };
-        queues(&topology).pop().unwrap()
+        let is_it = |object: &Object| matches!(object, Object::Queue { name, .. } if *name == topology.names.commands);
+        queues(&topology).into_iter().find(is_it).unwrap()
     }
 
     fn queue(policy: Value) -> Queue {
         serde_json::from_value(json!({
             "arguments": {
-                "x-queue-type": "quorum", "x-delivery-limit": 20, "x-dead-letter-exchange": "redemption.parked",
+                "x-queue-type": "quorum", "x-delivery-limit": 20, "x-dead-letter-exchange": "redemption.dead",
                 "x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"
             },
             "policy": "p", "operator_policy": "", "effective_policy_definition": policy,

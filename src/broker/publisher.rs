@@ -24,9 +24,7 @@ use tokio::time::timeout;
 use crate::broker::delivery::Delivery;
 use crate::broker::probe::{self, Right};
 use crate::broker::topology::{Names, wait_name};
-use crate::broker::{
-    BLOCKED_IS_TOLD_AFTER, Health, PUBLISHED_FRAME_BYTES_MAX, Wire, blocked_for, is_soft,
-};
+use crate::broker::{BLOCKED_IS_TOLD_AFTER, Health, PUBLISHED_FRAME_BYTES_MAX, Wire, blocked_for, is_soft};
 use crate::metrics::Unproven;
 use crate::wire::audit::Audit;
 use crate::wire::copy;
@@ -312,7 +310,8 @@ impl Publisher {
         {
             return answer.clone();
         }
-        let right = Right::Write { exchange: self.0.results.to_string(), routing_key: EVENT_PROBE_KEY.to_owned() };
+        let right =
+            Right::Write { exchange: self.0.results.to_string(), routing_key: EVENT_PROBE_KEY.to_owned() };
         let answer = match self.0.connection.upgrade() {
             Some(connection) => {
                 let probing = probe::rejection(&connection, &right);
@@ -408,7 +407,8 @@ impl Publisher {
             Poll::Ready(written) => written,
             Poll::Pending => publish.await,
         };
-        let ended = |error| if self.ended_channel(&error) { SideBySide::Ended(error) } else { lost(error).into() };
+        let ended =
+            |error| if self.ended_channel(&error) { SideBySide::Ended(error) } else { lost(error).into() };
         Ok(proven(written.map_err(ended)?.await.map_err(ended)?)?)
     }
 
@@ -458,7 +458,8 @@ impl Publisher {
 
     async fn open_channel(&self) -> Result<Channel, NotPublished> {
         let connection = self.0.connection.upgrade();
-        let connection = connection.ok_or_else(|| NotPublished::Connection("its session has ended".to_owned()))?;
+        let connection =
+            connection.ok_or_else(|| NotPublished::Connection("its session has ended".to_owned()))?;
         confirming(&connection).await.map_err(lost)
     }
 }

@@ -359,12 +359,7 @@ impl<'a> Declarer<'a> {
         self.declare_as(object, passive, &Form::of(object)).await
     }
 
-    async fn declare_as(
-        &mut self,
-        object: &Object,
-        passive: bool,
-        form: &Form,
-    ) -> Result<(), TopologyFault> {
+    async fn declare_as(&mut self, object: &Object, passive: bool, form: &Form) -> Result<(), TopologyFault> {
         let channel = match self.channel.take() {
             Some(channel) => channel,
             None => self.connection.create_channel().await?,

@@ -482,6 +482,10 @@ async fn broker(config: &Config, findings: &mut Vec<Finding>) {
         }
     };
     let mode = settings.mode;
+    if let Some(finding) = unknown_host(&settings).await {
+        findings.push(finding);
+        return;
+    }
     // Each object is looked at below, with every difference.
     settings.mode = Mode::Off;
     let greeted = probe::version(&settings).await;
@@ -528,7 +532,9 @@ async fn broker(config: &Config, findings: &mut Vec<Finding>) {
                     "echo 'frame_max = 131072' >> /etc/rabbitmq/rabbitmq.conf # there, then a restart; no less in broker.uri"
                 }
                 CannotConnect::NoConfirms { .. } => "rabbitmqctl status; free memory or disk on the broker",
-                CannotConnect::MayNotPublish { .. } => "rabbitmqctl list_permissions; rabbitmqctl list_topic_permissions",
+                CannotConnect::MayNotPublish { .. } => {
+                    "rabbitmqctl list_permissions; rabbitmqctl list_topic_permissions"
+                }
                 CannotConnect::Refused { .. }
                 | CannotConnect::Lost { .. }
                 | CannotConnect::Topology { .. }
@@ -541,6 +547,27 @@ async fn broker(config: &Config, findings: &mut Vec<Finding>) {
     if let Some(last) = findings.last_mut() {
         last.remedy = Some(remedy.to_owned());
     }
+}
+
+/// The longest wait for a name server.
+const LOOKUP_MAX: Duration = Duration::from_secs(5);
+
+/// A node whose name nobody knows: permissions, which are looked at next, would have nothing to do with it.
+async fn unknown_host(settings: &Settings) -> Option<Finding> {
+    for (host, port) in settings.hosts().ok()? {
+        let looked = tokio::time::timeout(LOOKUP_MAX, tokio::net::lookup_host((host.as_str(), port))).await;
+        let problem = match looked {
+            Ok(Ok(_)) => continue,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no name server answered within {LOOKUP_MAX:?}"),
+        };
+        return Some(Finding::fault(
+            "broker",
+            format!("the host name {host} cannot be resolved: {problem}"),
+            format!("getent hosts '{host}'; cat /etc/resolv.conf # or correct the name in broker.uri"),
+        ));
+    }
+    None
 }
 
 /// Connects as the service does, and proves that confirms come.
@@ -729,7 +756,8 @@ async fn broker_settings(
         findings.push(Finding::fault(SETTINGS, fault.to_string(), remedy));
         findings.push(unseen(config));
     } else if !findings[before..].iter().any(|finding| finding.gravity == Gravity::Fault) {
-        let detail = "no alarm; every queue has its arguments, and no policy takes anything away";
+        let detail = "no alarm; every queue has its arguments, and no policy takes anything away (the broker's \
+                      listing may be some seconds old)";
         findings.push(Finding::ok(SETTINGS, detail));
     }
 }
@@ -817,7 +845,10 @@ fn misfit(object: &Object, name: &str, vhost: &str, queue: &Queue, unfit: &Misma
     Finding::fault(
         "policy",
         format!("queue {name}: policy {} sets {key} to {found}, must be {wanted}", named.join(" with ")),
-        format!("{} # or let it leave out {key}", remedies.join("; ")),
+        format!(
+            "{} # or let it leave out {key}; the broker lists a policy some seconds after it was set or cleared",
+            remedies.join("; ")
+        ),
     )
 }
 
@@ -835,4 +866,3 @@ fn unseen(config: &Config) -> Finding {
     );
     Finding::warning(SETTINGS, detail, remedy)
 }
-

@@ -344,7 +344,8 @@ fn names_of_its_own(arguments: &Arguments, dir: &Path) -> anyhow::Result<Config>
     let mut config = Config::default();
     config.broker.uri = String::new();
     config.broker.uri_file = uri_file.display().to_string();
-    let NamesConfig { commands, retry, results, unrouted, parked, dead, instances } = &mut config.broker.names;
+    let NamesConfig { commands, retry, results, unrouted, parked, dead, instances } =
+        &mut config.broker.names;
     for name in [commands, retry, results, unrouted, parked, dead, instances] {
         *name = name.replacen("redemption", &prefix, 1);
     }

@@ -63,7 +63,7 @@ impl Programs {
         let lines = format!(
             "[broker]\nuri = {uri:?}\n[broker.names]\ncommands = \"{prefix}.commands\"\n\
              retry = \"{prefix}.retry\"\nresults = \"{prefix}.results\"\nunrouted = \"{prefix}.unrouted\"\n\
-             parked = \"{prefix}.parked\"\n[wechat]\nbase_url = {base_url:?}\nbackup_base_url = \"\"\n\
+             parked = \"{prefix}.parked\"\ndead = \"{prefix}.dead\"\ninstances = \"{prefix}.instances\"\n[wechat]\nbase_url = {base_url:?}\nbackup_base_url = \"\"\n\
              mchid = {:?}\nmerchant_serial = {:?}\nmerchant_key_file = {:?}\n\
              [wechat.public_keys]\n{public_key_id} = {:?}\n[admin]\nlisten = \"127.0.0.1:0\"\n",
             text("mchid"),

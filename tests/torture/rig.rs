@@ -252,7 +252,7 @@ impl Rig {
     /// With every instance stopped, whatever they held is back in its queue: there must be nothing.
     async fn find_nothing_left(&mut self) {
         let names = &self.config.broker.names;
-        let mut queues = vec![names.commands.clone(), names.unrouted.clone()];
+        let mut queues = vec![names.commands.clone(), names.unrouted.clone(), names.dead.clone()];
         let tiers = self.config.topology().tiers.into_iter();
         queues.extend(tiers.map(|tier| format!("{}.{}", names.retry, wait_name(tier))));
         for queue in queues {
