@@ -222,7 +222,7 @@ pub struct Generation {
 struct Auxiliary {
     channel: Channel,
     opened: Instant,
-    /// What makes us count among the instances. It ends with the channel, and is begun again with the next consumer.
+    /// What makes us count among the instances. It ends with the channel.
     instance: Option<lapin::Consumer>,
 }
 
@@ -421,9 +421,12 @@ impl Generation {
     /// closes nothing but the auxiliary channel.
     async fn join_instances(&self) {
         let mut auxiliary = self.auxiliary.lock().await;
-        if auxiliary.instance.is_some() {
-            return;
+        if auxiliary.instance.is_none() {
+            self.join_on(&mut auxiliary).await;
         }
+    }
+
+    async fn join_on(&self, auxiliary: &mut Auxiliary) {
         let queue = self.settings.topology.names.instances.as_str();
         let (options, arguments) =
             (BasicConsumeOptions { no_ack: true, ..Default::default() }, FieldTable::default());
@@ -458,8 +461,11 @@ impl Generation {
             if auxiliary.opened.elapsed() < REOPEN_AFTER {
                 return None;
             }
-            (auxiliary.opened, auxiliary.instance) = (Instant::now(), None);
+            auxiliary.opened = Instant::now();
             auxiliary.channel = self.bounded(self.consuming.create_channel()).await.ok()?.ok()?;
+            if auxiliary.instance.take().is_some() {
+                self.join_on(&mut auxiliary).await;
+            }
         }
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
         let look = auxiliary.channel.queue_declare(queue.into(), options, FieldTable::default());
@@ -494,7 +500,7 @@ fn remedy(rejection: &Rejection, settings: &Settings) -> String {
 }
 
 /// How long after it was opened a channel that the broker closed is replaced.
-const REOPEN_AFTER: Duration = Duration::from_secs(30);
+const REOPEN_AFTER: Duration = Duration::from_secs(5);
 
 /// How long after a consumer its connection may be known to have ended.
 const REASON_WITHIN: Duration = Duration::from_millis(500);

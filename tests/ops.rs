@@ -31,7 +31,7 @@ use broker::Broker;
 use futures_util::future::join_all;
 use jiff::{SignedDuration, Timestamp};
 use lapin::BasicProperties;
-use lapin::options::{BasicPublishOptions, QueueDeleteOptions};
+use lapin::options::{BasicPublishOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use redeemer::config::Span;
 use redeemer::sandbox::Tuning;
@@ -390,9 +390,29 @@ async fn results(watch: &Watch) {
     let bed = quick(Bed::new().await);
     let service = watch.over(&bed).await;
     service.wait_ready().await;
-    for alert in ["QueueNotCounted", "PublishesReturned", "ResultsUnrouted"] {
+    for alert in ["QueueNotCounted", "PublishesReturned", "ResultsUnrouted", "DeadLettersWaiting"] {
         watch.quiet(alert, &service).await;
     }
+    // A subscriber's queue is full: one dead letter is held for its event, and others wait behind it.
+    let full = format!("{}.full", bed.config.broker.names.results);
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-max-length".into(), AMQPValue::LongInt(1));
+    arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+    let channel = bed.channel();
+    let durable = QueueDeclareOptions { durable: true, ..Default::default() };
+    channel.queue_declare(full.as_str().into(), durable, arguments).await.unwrap();
+    let results = bed.config.broker.names.results.as_str();
+    let (options, none) = (QueueBindOptions::default(), FieldTable::default());
+    channel.queue_bind(full.as_str().into(), results.into(), "redemption.#".into(), options, none).await.unwrap();
+    let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
+    channel.basic_publish("".into(), full.as_str().into(), options, b"", properties).await.unwrap().await.unwrap();
+    for nth in 0..3 {
+        let expired = BasicProperties::default().with_expiration("0".into());
+        bed.publish_bytes(command(&format!("D{nth}"), "USE_DEAD_1").to_string().as_bytes(), expired).await;
+    }
+    watch.fires("DeadLettersWaiting", &service).await;
+    channel.queue_delete(full.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    watch.ends("DeadLettersWaiting", &service).await;
     bed.leave_results().await;
     let unrouted = bed.config.broker.names.unrouted.as_str();
     bed.channel().queue_delete(unrouted.into(), QueueDeleteOptions::default()).await.unwrap();
