@@ -39,7 +39,7 @@ use crate::verdict::Fault;
 use crate::wechat::api::{CannotStart, Client, SharedKeyring};
 use crate::wechat::certificates::ApiV3Key;
 use crate::wechat::keys::{KeyFault, KeyFiles, Keyring, PublicKeys};
-use crate::worker::{Brands, StoppedBy, Taken, Tools, work};
+use crate::worker::{Brands, StoppedBy, Taken, Tools, put_back, work};
 
 /// Why the service does not start. All of it is for the operator to mend; a broker that is down is not among it.
 #[derive(Debug, thiserror::Error)]
@@ -523,7 +523,7 @@ impl Service {
                 }
                 self.count();
             }
-            Ended::Shutdown => self.stop(consumer, &cut).await,
+            Ended::Shutdown => self.stop(generation.publisher(), consumer, &cut).await,
         }
         ended
     }
@@ -560,8 +560,8 @@ impl Service {
                     if has == Some(1) {
                         return Ok(left);
                     }
-                    hand_back(left).await?;
-                    self.release_waiting().await?;
+                    hand_back(generation.publisher(), left).await?;
+                    self.release_waiting(generation.publisher()).await?;
                 }
             }
             (Some(wanted), _) => match consumer {
@@ -579,10 +579,10 @@ impl Service {
     }
 
     /// Gives back what is held but not worked on.
-    async fn release_waiting(&mut self) -> Result<(), String> {
+    async fn release_waiting(&mut self, publisher: &Publisher) -> Result<(), String> {
         let waiting = self.lanes.clear();
         let held = waiting.len();
-        let given = hand_back(waiting.into_iter().map(|held| held.taken.delivery)).await;
+        let given = hand_back(publisher, waiting.into_iter().map(|held| held.taken.delivery)).await;
         // What could not be given back comes again all the same, when the generation has ended.
         let settling = if given.is_ok() { Settling::Released } else { Settling::Lost };
         for _ in 0..held {
@@ -678,7 +678,7 @@ impl Service {
     }
 
     /// Finishes what is in flight, hands back the rest.
-    async fn stop(&mut self, consumer: Option<Deliveries>, cut: &watch::Sender<bool>) {
+    async fn stop(&mut self, publisher: &Publisher, consumer: Option<Deliveries>, cut: &watch::Sender<bool>) {
         info!(in_flight = self.lanes.held(), "stopping: finishing what is in flight");
         let reasons = vec!["stopping".to_owned()];
         self.tell(None, false, reasons);
@@ -687,10 +687,10 @@ impl Service {
             None => Ok(Vec::new()),
         };
         let given = match left {
-            Ok(left) => hand_back(left).await,
+            Ok(left) => hand_back(publisher, left).await,
             Err(why) => Err(why),
         };
-        for why in [given, self.release_waiting().await].into_iter().filter_map(Result::err) {
+        for why in [given, self.release_waiting(publisher).await].into_iter().filter_map(Result::err) {
             warn!(why, "the broker will deliver again what it had handed over");
         }
         cut.send_replace(true);
@@ -943,15 +943,17 @@ async fn next(consumer: &mut Option<Deliveries>) -> Option<Delivery> {
     }
 }
 
-/// Gives deliveries back to the queue. A connection that is gone does that by itself, and must not be waited for once
-/// for each of them.
+/// Hands deliveries back. A connection that is gone does that by itself, and must not be waited for once for each of them.
 ///
 /// # Errors
-/// In words, where the broker was not reached: what it still takes for ours comes again when the generation has ended.
-async fn hand_back(deliveries: impl IntoIterator<Item = Delivery>) -> Result<(), String> {
+/// In words, where the broker was not reached: what it still takes for ours comes again when the session has ended.
+async fn hand_back(
+    publisher: &Publisher,
+    deliveries: impl IntoIterator<Item = Delivery>,
+) -> Result<(), String> {
     let all = async {
         for delivery in deliveries {
-            delivery.release().await.map_err(|unsettled| unsettled.to_string())?;
+            put_back(publisher, delivery, Vec::new()).await?;
         }
         Ok(())
     };

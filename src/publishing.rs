@@ -35,9 +35,9 @@ pub type Cut = watch::Receiver<bool>;
 /// Why a delivery was not settled as it should have been.
 #[derive(Debug, thiserror::Error)]
 pub enum Interrupted {
-    /// It was time to hand back.
+    /// It was time to hand back, with the headers that carry its progress.
     #[error("cut short while waiting")]
-    Cut(Box<Delivery>),
+    Cut(Box<Delivery>, Vec<(&'static str, String)>),
     /// A publish was not proven.
     #[error("{0}")]
     NotPublished(NotPublished),

@@ -247,12 +247,32 @@ async fn settle(
                 Err(unsettled) => (Settling::Lost, Some(unsettled.to_string())),
             }
         }
-        Err(Interrupted::Cut(delivery)) => match delivery.release().await {
-            Ok(()) => (Settling::Released, None),
-            Err(unsettled) => (Settling::Lost, Some(unsettled.to_string())),
-        },
+        Err(Interrupted::Cut(delivery, headers)) => {
+            let handed_back = match dead_lettered {
+                // Never back among the commands.
+                Some(_) => delivery.release().await.map_err(|unsettled| unsettled.to_string()),
+                None => put_back(publisher, *delivery, headers).await,
+            };
+            match handed_back {
+                Ok(()) => (Settling::Released, None),
+                Err(why) => (Settling::Lost, Some(why)),
+            }
+        }
         Err(Interrupted::NotPublished(why)) => (Settling::Lost, Some(why.to_string())),
     }
+}
+
+/// Hands a delivery back without a count against it: a new message in the queue, confirmed, and then the acknowledgement.
+///
+/// # Errors
+/// In words, where the broker was not reached: it delivers again what it still takes for ours.
+pub async fn put_back(
+    publisher: &Publisher,
+    delivery: Delivery,
+    headers: Vec<(&'static str, String)>,
+) -> Result<(), String> {
+    let proof = publisher.requeue(&delivery, headers).await.map_err(|why| why.to_string())?;
+    delivery.ack(proof).await.map_err(|unsettled| unsettled.to_string())
 }
 
 type Worked = Result<(Settling, Delivery, Published), Interrupted>;
@@ -416,7 +436,7 @@ async fn delay_unreadable(means: Means<'_>, delivery: Delivery, stay: &Stay) -> 
     let tiers = &means.tools.limits.tiers;
     let passed = delivery.delays_passed();
     let Some(wait) = tiers.get(passed.min(tiers.len().saturating_sub(1))).copied() else {
-        return Err(Interrupted::Cut(Box::new(delivery)));
+        return Err(Interrupted::Cut(Box::new(delivery), Vec::new()));
     };
     let headers = [(DELAYS_PASSED, passed.saturating_add(1).to_string())];
     let leg = stay.publish(Message::Copy.as_str());
@@ -472,7 +492,10 @@ impl Job<'_> {
                     }
                     match self.ask(after, question, cut).await {
                         Asked::Step(step) => step,
-                        Asked::Cut => return Err(Interrupted::Cut(Box::new(self.delivery))),
+                        Asked::Cut => {
+                            let headers = self.carried_headers();
+                            return Err(Interrupted::Cut(Box::new(self.delivery), headers));
+                        }
                     }
                 }
                 // Held here it would be asked for ever, and nobody would learn that another brand is open.
@@ -623,12 +646,26 @@ impl Job<'_> {
         Evidence::keep_last(&mut self.carried.evidence);
     }
 
-    async fn put_away(self, tier: usize, why: Aside, cut: &Cut) -> Worked {
-        let Carried { progress, evidence } = &self.carried;
+    /// What a command that is handed back carries: nothing where nobody has called about it yet.
+    fn carried_headers(&mut self) -> Vec<(&'static str, String)> {
+        let Carried { progress, evidence } = &mut self.carried;
+        if evidence.is_empty() && progress.attempts == 0 {
+            return Vec::new();
+        }
+        // It has not waited in a delay queue.
+        progress.step_aside(self.limits);
+        let mut headers = copy::write(progress, evidence, self.prepared.body_sha256());
+        trace(&mut headers, self.stay);
+        headers
+    }
+
+    async fn put_away(mut self, tier: usize, why: Aside, cut: &Cut) -> Worked {
         let Some(wait) = self.limits.tiers.get(tier).copied() else {
             // A tier is always chosen from this very list.
-            return Err(Interrupted::Cut(Box::new(self.delivery)));
+            let headers = self.carried_headers();
+            return Err(Interrupted::Cut(Box::new(self.delivery), headers));
         };
+        let Carried { progress, evidence } = &self.carried;
         let mut headers = copy::write(progress, evidence, self.prepared.body_sha256());
         trace(&mut headers, self.stay);
         let copy = Outgoing::Copy(wait, &headers);

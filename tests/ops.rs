@@ -403,9 +403,17 @@ async fn results(watch: &Watch) {
     channel.queue_declare(full.as_str().into(), durable, arguments).await.unwrap();
     let results = bed.config.broker.names.results.as_str();
     let (options, none) = (QueueBindOptions::default(), FieldTable::default());
-    channel.queue_bind(full.as_str().into(), results.into(), "redemption.#".into(), options, none).await.unwrap();
+    channel
+        .queue_bind(full.as_str().into(), results.into(), "redemption.#".into(), options, none)
+        .await
+        .unwrap();
     let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
-    channel.basic_publish("".into(), full.as_str().into(), options, b"", properties).await.unwrap().await.unwrap();
+    channel
+        .basic_publish("".into(), full.as_str().into(), options, b"", properties)
+        .await
+        .unwrap()
+        .await
+        .unwrap();
     for nth in 0..3 {
         let expired = BasicProperties::default().with_expiration("0".into());
         bed.publish_bytes(command(&format!("D{nth}"), "USE_DEAD_1").to_string().as_bytes(), expired).await;

@@ -440,3 +440,33 @@ async fn blocked_broker_is_named_by_every_command_that_publishes() {
     }
     ctl(broker, &["set_vm_memory_high_watermark", "0.4"]).await;
 }
+
+/// Stopping in good order hands commands back; that is no delivery in vain, however often it happens.
+#[tokio::test(flavor = "multi_thread")]
+async fn restarts_in_good_order_dead_letter_nothing() {
+    const COMMANDS: usize = 150;
+    const RESTARTS: usize = 25;
+    let mut bed = Bed::new().await;
+    bed.config.work.concurrency = 4;
+    bed.config.retry.settling = redeemer::config::Span(std::time::Duration::from_millis(100));
+    publish_backlog(&bed, COMMANDS).await;
+    provider_takes(&bed, 2_000);
+    for _ in 0..RESTARTS {
+        let service = bed.start().await;
+        until("commands in hand", async || {
+            service.metric("redeemer_commands_in_flight").await > 0.0
+                && service.metric("redeemer_slots_busy").await > 0.0
+        })
+        .await;
+        service.stop().await;
+    }
+    assert!(bed.uses().len() < COMMANDS, "nothing was left to hand back");
+    provider_takes(&bed, 0);
+    let service = bed.start().await;
+    let mut seen = BTreeSet::new();
+    all_redeemed(&mut bed, &mut seen, COMMANDS).await;
+    assert_eq!(service.metric(r#"redeemer_queue_depth{queue="dead"}"#).await, 0.0);
+    parked_nothing(&bed).await;
+    assert_eq!(bed.uses().len(), COMMANDS);
+    service.stop().await;
+}

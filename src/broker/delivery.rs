@@ -45,6 +45,9 @@ struct Due {
     sent: oneshot::Sender<Result<(), Unsettled>>,
 }
 
+/// Marks a command that was put back into the queue as a new message and had been delivered before, as a header.
+pub const TRIED: &str = "x-redemption-tried";
+
 /// How often a message that cannot be worked on was delayed, as a header.
 pub const DELAYS_PASSED: &str = "x-redemption-delays-passed";
 
@@ -74,9 +77,14 @@ impl Delivery {
         &self.body
     }
 
-    /// Whether the broker delivered it before, to anyone: a redeem may have been sent by whoever held it.
+    /// Whether it was delivered before, to anyone: a redeem may have been sent by whoever held it.
     pub fn redelivered(&self) -> bool {
-        self.redelivered || self.number("x-delivery-count").is_some_and(|count| count > 0)
+        self.redelivered || self.delivery_count() > 0 || self.has_header(TRIED)
+    }
+
+    /// Whether it was delivered before, or moved by the broker, so that its use may have been sent.
+    pub fn may_have_been_tried(&self) -> bool {
+        self.redelivered() || ["x-death", "x-first-death-reason"].iter().any(|name| self.has_header(name))
     }
 
     /// Whether it has a header of this name, of whatever type.
@@ -212,7 +220,8 @@ impl Delivery {
         told.await.unwrap_or_else(|_| Err(Unsettled("its channel is gone".to_owned())))
     }
 
-    /// Gives it back to the queue, to be delivered again at once. For handing back only: it is no way to wait.
+    /// Gives it back to the queue, to be delivered again at once; before RabbitMQ 4.3 that counts as a delivery in vain. For
+    /// what cannot be put back otherwise.
     ///
     /// # Errors
     /// [`Unsettled`] where the broker was not reached; it will deliver it again all the same.

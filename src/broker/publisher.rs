@@ -21,7 +21,7 @@ use lapin::{Channel, Confirmation, Connection, ErrorKind, PublisherConfirm};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::broker::delivery::Delivery;
+use crate::broker::delivery::{Delivery, TRIED};
 use crate::broker::probe::{self, Right};
 use crate::broker::topology::{Names, wait_name};
 use crate::broker::{BLOCKED_IS_TOLD_AFTER, Health, PUBLISHED_FRAME_BYTES_MAX, Wire, blocked_for, is_soft};
@@ -230,6 +230,28 @@ impl Publisher {
     ) -> Result<Published, NotPublished> {
         let properties = carried_on(command, headers);
         self.publish_alone(&self.0.retry, &wait_name(wait), properties, command.body()).await
+    }
+
+    /// Puts `command` back into the command queue as a new message, with `headers` that carry its progress where it has
+    /// any. Given back as it is, it would count as delivered in vain.
+    ///
+    /// # Errors
+    /// [`NotPublished`]
+    pub async fn requeue(
+        &self,
+        command: &Delivery,
+        mut headers: Vec<(&'static str, String)>,
+    ) -> Result<Published, NotPublished> {
+        // A session that has ended has given it back already.
+        if let Some(why) = self.0.health.borrow().lost.clone() {
+            return Err(NotPublished::Connection(why));
+        }
+        if headers.is_empty() && command.may_have_been_tried() {
+            headers.push((TRIED, "1".to_owned()));
+        }
+        let properties = carried_on(command, headers);
+        self.publish_alone(&ShortString::default(), self.0.commands.as_str(), properties, command.body())
+            .await
     }
 
     /// Sets `command` aside for a person, bytes and properties as they came.

@@ -70,6 +70,41 @@ pub enum Act {
         /// How.
         trouble: Trouble,
     },
+    /// A fault of our own at the broker that stays until somebody removes it.
+    Standing(Standing),
+}
+
+/// What the service may not do, or does not find, for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Its right to publish results is taken away.
+    ResultsRight,
+    /// Its right to publish refusals is missing: a topic permission.
+    RefusedKeys,
+    /// The exchange of the delay queues is deleted.
+    RetryExchange,
+    /// No message as large as an event is taken.
+    MessageSize,
+    /// It may open fewer channels than it needs.
+    Channels,
+}
+
+impl Standing {
+    /// Every one.
+    pub const ALL: [Self; 5] =
+        [Self::ResultsRight, Self::RefusedKeys, Self::RetryExchange, Self::MessageSize, Self::Channels];
+}
+
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ResultsRight => "the right to publish results is missing",
+            Self::RefusedKeys => "the right to publish refusals is missing",
+            Self::RetryExchange => "the exchange of the delay queues is deleted",
+            Self::MessageSize => "no message as large as an event is taken",
+            Self::Channels => "too few channels are allowed",
+        })
+    }
 }
 
 /// Where a proxy stands.
@@ -110,6 +145,7 @@ impl fmt::Display for Act {
             Self::Alarm => f.write_str("memory alarm"),
             Self::CloseConnections => f.write_str("management closes all connections"),
             Self::Network { at, trouble } => write!(f, "network before the {at}: {trouble}"),
+            Self::Standing(fault) => fault.fmt(f),
         }
     }
 }
@@ -144,6 +180,7 @@ pub fn make(size: Size, dice: &mut Dice) -> Vec<Act> {
     let mut others: Vec<Act> = vec![Act::StopBroker, Act::Alarm, Act::CloseConnections];
     others.extend(troubles.map(|trouble| Act::Network { at: Place::Broker, trouble }));
     others.extend(troubles.map(|trouble| Act::Network { at: Place::Provider, trouble }));
+    others.extend(Standing::ALL.map(Act::Standing));
     dice.shuffle(&mut others);
     // A short run takes every second kind; which ones is the seed's choice.
     let wanted = (size.kills / 2).max(6);
@@ -168,7 +205,7 @@ pub fn commands_for(act: &Act) -> usize {
         Act::Kill { nth, .. } => 10 + 2 * nth,
         Act::KillAnywhere { .. } | Act::Stop { .. } => 15,
         Act::KillBroker { .. } | Act::StopBroker => 60,
-        Act::Alarm | Act::CloseConnections | Act::Network { .. } => 20,
+        Act::Alarm | Act::CloseConnections | Act::Network { .. } | Act::Standing(_) => 20,
     }
 }
 

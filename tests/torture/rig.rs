@@ -18,7 +18,7 @@ use crate::broker::Broker;
 use crate::commands::{self, Command, Hit};
 use crate::dice::Dice;
 use crate::oracle::{self, Findings};
-use crate::plan::{self, Act, INSTANCES, Place, Size, Trouble};
+use crate::plan::{self, Act, INSTANCES, Place, Size, Standing, Trouble};
 use crate::proxy::{Manner, Proxy};
 use crate::report;
 use crate::service::{Sandbox, Service, was_killed};
@@ -51,6 +51,10 @@ const OCCASION: Duration = Duration::from_secs(20);
 const CONNECTED: &str = "redeemer_broker_connected";
 const GENERATIONS: &str = "redeemer_broker_generations_total";
 const BLOCKED: &str = "redeemer_broker_blocked";
+/// Who the services are at the broker.
+const USER: &str = "torture";
+/// How long a standing fault lasts, once the instances feel it.
+const STANDING: Duration = Duration::from_secs(3);
 /// How long after being let go a call may still be on its way.
 const STRAGGLING: SignedDuration = SignedDuration::from_secs(2);
 
@@ -128,7 +132,16 @@ impl Rig {
 
         let port = broker.uri().rsplit_once(':').unwrap().1.split('/').next().unwrap().parse().unwrap();
         let (before_broker, before_provider) = (Proxy::start(port).await, Proxy::start(sandbox.port()).await);
-        let through = broker.uri().replace(&format!(":{port}/"), &format!(":{}/", before_broker.port));
+        // The services log in as a user of their own, whose rights can be taken away.
+        let setting_up = broker.clone();
+        spawn_blocking(move || {
+            setting_up.ctl(&["add_user", USER, USER]);
+            setting_up.ctl(&["set_permissions", USER, ".*", ".*", ".*"]);
+        })
+        .await
+        .unwrap();
+        let through = broker.uri_of(USER, USER);
+        let through = through.replace(&format!(":{port}/"), &format!(":{}/", before_broker.port));
         let config = configure(&sandbox_dir, &sandbox.card, through, before_provider.port);
         std::fs::write(dir.join("redeemer.toml"), toml::to_string(&config).unwrap()).unwrap();
         wires::establish(broker.uri(), &config).await;
@@ -387,6 +400,74 @@ impl Rig {
                 self.count(act);
                 self.disturb(act, at, trouble).await;
             }
+            Act::Standing(fault) => {
+                self.count(act);
+                self.stand(act, fault).await;
+            }
+        }
+    }
+
+    /// A fault at the broker begins, is felt by new sessions, lasts for a while and is removed. Where every event would meet
+    /// it, both instances must say so; afterwards both must be ready again.
+    async fn stand(&mut self, act: Act, fault: Standing) {
+        let names = self.config.broker.names.clone();
+        let results = format!("^(?!{}$).*$", names.results.replace('.', r"\."));
+        let size = |bytes: u32| format!("application:set_env(rabbit, max_message_size, {bytes}).");
+        let stops_all = match fault {
+            Standing::ResultsRight => {
+                self.ctl(&["set_permissions", USER, ".*", &results, ".*"]).await;
+                true
+            }
+            Standing::RefusedKeys => {
+                let keys = r"^(?!redemption\.refused\.).*$";
+                self.ctl(&["set_topic_permissions", USER, &names.results, keys, ".*"]).await;
+                false
+            }
+            Standing::RetryExchange => {
+                wires::delete_exchange(self.broker.uri(), &names.retry).await;
+                false
+            }
+            Standing::MessageSize => {
+                self.ctl(&["eval", &size(2_000)]).await;
+                false
+            }
+            Standing::Channels => {
+                self.ctl(&["set_user_limits", USER, r#"{"max-channels": 3}"#]).await;
+                true
+            }
+        };
+        let felt_by_new_sessions = fault != Standing::RetryExchange;
+        if felt_by_new_sessions {
+            self.ctl(&["close_all_user_connections", USER, "a fault begins"]).await;
+        }
+        let [one, other] = &self.instances;
+        if stops_all {
+            let unready = tokio::join!(one.wait_ready(false), other.wait_ready(false));
+            if !matches!(unready, (Some(_), Some(_))) {
+                self.violations.push(format!("{act}: not all said so: {}", self.state().await));
+            }
+        }
+        sleep(STANDING).await;
+        match fault {
+            Standing::ResultsRight => {
+                self.ctl(&["set_permissions", USER, ".*", ".*", ".*"]).await;
+            }
+            Standing::RefusedKeys => {
+                self.ctl(&["clear_topic_permissions", USER]).await;
+            }
+            // The service makes it again when it publishes there.
+            Standing::RetryExchange => {}
+            Standing::MessageSize => {
+                self.ctl(&["eval", &size(134_217_728)]).await;
+            }
+            Standing::Channels => {
+                self.ctl(&["clear_user_limits", USER, "max-channels"]).await;
+            }
+        }
+        let [one, other] = &self.instances;
+        let ready = tokio::join!(one.wait_ready(true), other.wait_ready(true));
+        if !matches!(ready, (Some(_), Some(_))) {
+            self.violations.push(format!("{act}: not all are ready again: {}", self.state().await));
         }
     }
 

@@ -9,7 +9,7 @@ use futures_util::StreamExt as _;
 use jiff::{SignedDuration, Timestamp};
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, BasicQosOptions,
-    ConfirmSelectOptions, QueueBindOptions, QueueDeclareOptions,
+    ConfirmSelectOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
@@ -106,6 +106,12 @@ pub async fn establish(uri: &str, config: &Config) {
         .queue_bind(RESULTS.into(), exchange.into(), all.into(), options, FieldTable::default())
         .await
         .unwrap();
+}
+
+/// Deletes an exchange, and with it what was bound to it.
+pub async fn delete_exchange(uri: &str, name: &str) {
+    let (_connection, channel) = connect(uri).await;
+    channel.exchange_delete(name.into(), ExchangeDeleteOptions::default()).await.unwrap();
 }
 
 /// Reads events until the runtime ends.
