@@ -57,13 +57,15 @@ pub struct Status {
     pub in_flight: usize,
     /// Everything that stands in the way of work, in words; empty when ready.
     pub reasons: Vec<String>,
+    /// What should be changed and does not stop work, in words.
+    pub warnings: Vec<String>,
 }
 
 impl Status {
     /// The state of a process that has just begun.
     pub fn starting(now: Timestamp) -> Self {
         let reasons = vec!["starting: not connected to the broker yet".to_owned()];
-        Self { turned: now, broker: None, consuming: false, in_flight: 0, reasons }
+        Self { turned: now, broker: None, consuming: false, in_flight: 0, reasons, warnings: Vec::new() }
     }
 
     fn ready(&self) -> bool {
@@ -200,7 +202,8 @@ async fn live(State(shown): State<Shown>) -> impl IntoResponse {
 async fn ready(State(shown): State<Shown>) -> impl IntoResponse {
     let status = shown.status.borrow().clone();
     if status.ready() {
-        (StatusCode::OK, "ok\n".to_owned())
+        let warnings = status.warnings.iter().map(|warning| format!("warning: {warning}\n"));
+        (StatusCode::OK, format!("ok\n{}", warnings.collect::<String>()))
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, status.reasons.join("\n") + "\n")
     }

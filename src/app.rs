@@ -20,6 +20,7 @@ use crate::admin::{self, CannotListen, NOT_CONSUMING_YET, Status};
 use crate::backoff::Backoff;
 use crate::breaker::{Breaker, Cause, State, Trouble};
 use crate::broker::delivery::Delivery;
+use crate::broker::probe::{self, MessageBound};
 use crate::broker::publisher::{NotPublished, Publisher};
 use crate::broker::topology::{self, Mode, Standing};
 use crate::broker::{CannotConnect, Deliveries, Generation, Health, Settings};
@@ -77,6 +78,8 @@ const RESTORE_AGAIN: Duration = Duration::from_secs(1);
 const RENEW_AGAIN: Duration = Duration::from_secs(2);
 /// Time between two looks at the number of consumers.
 const CENSUS: Duration = Duration::from_secs(1);
+/// Time between two looks at the size of messages, while the broker cannot be reached.
+const MESSAGE_SIZE_AGAIN: Duration = Duration::from_secs(30);
 /// Time between two looks at the depth of every queue.
 const WEIGHING: Duration = Duration::from_secs(5);
 
@@ -155,6 +158,7 @@ pub async fn run(
         metrics: metrics.clone(),
     };
     let keeper = tokio::spawn(keeper.run());
+    let sizes = tokio::spawn(warn_of_message_size(broker.clone(), status.clone()));
     info!(version = env!("CARGO_PKG_VERSION"), admin = %address, "starting");
     ready(address);
 
@@ -191,6 +195,7 @@ pub async fn run(
     };
     service.supervise(&broker, shutdown).await;
     keeper.abort();
+    sizes.abort();
     admin.abort();
     traces.finish(LAST_SPANS).await;
     info!("stopped");
@@ -809,8 +814,33 @@ impl Service {
                 consuming,
                 in_flight,
                 reasons,
+                warnings: std::mem::take(&mut status.warnings),
             };
         });
+    }
+}
+
+/// Warns, once for each process, where the broker takes messages that fill our memory: the client holds each of them
+/// whole before anybody can look at its length.
+async fn warn_of_message_size(settings: Settings, status: watch::Sender<Status>) {
+    loop {
+        match probe::message_bound(&settings).await {
+            Ok(MessageBound::Excessive) => {
+                let words = "broker: it takes messages of more than 1 MiB, which would fill our memory; set \
+                             max_message_size = 131072 in rabbitmq.conf";
+                warn!(
+                    "the broker does not bound the size of messages; set max_message_size in rabbitmq.conf"
+                );
+                status.send_modify(|status| status.warnings = vec![words.to_owned()]);
+                return;
+            }
+            Ok(MessageBound::TooSmall(why)) => {
+                error!(why, "the broker refuses messages of 128 KiB, which events may need");
+                return;
+            }
+            Ok(MessageBound::Sound | MessageBound::Unclear(_)) => return,
+            Err(_) => sleep(MESSAGE_SIZE_AGAIN).await,
+        }
     }
 }
 

@@ -17,12 +17,14 @@ use crate::telemetry::Masked;
 use crate::verdict::{self, Answer, Question, Reason, Reply, Verdict, judge};
 use crate::wechat::api::{Client, Prepared, hex};
 use crate::wire::audit::{self, Account, Deed};
-use crate::wire::command::{self, Fault, Legible, Rejected};
+use crate::wire::command::{self, COMMAND_BYTES_MAX, Fault, Legible, Rejected};
 use crate::wire::copy::{self, Horizon};
 use crate::wire::event::{self, Telling};
 
 /// The longest reason that is read, in characters.
 const REASON_MAX: usize = 64;
+/// Bytes of a message that are shown: as many as a command may have.
+const SHOWN_BYTES_MAX: usize = COMMAND_BYTES_MAX;
 
 /// A parked command, read.
 #[derive(Debug)]
@@ -59,6 +61,20 @@ impl Parked {
             Err(rejected) => rejected.legible.clone(),
         };
         Self { sha256: hex(&Sha256::digest(delivery.body())), reason, at, command, legible, delivery }
+    }
+
+    /// The beginning of its bytes, [`SHOWN_BYTES_MAX`] at most, and how many bytes are left out. A character that the
+    /// bound would cut is left out, too.
+    pub fn shown_body(&self) -> (&[u8], usize) {
+        let body = self.delivery.body();
+        let mut shown = &body[..body.len().min(SHOWN_BYTES_MAX)];
+        if shown.len() < body.len()
+            && let Err(error) = std::str::from_utf8(shown)
+            && error.error_len().is_none()
+        {
+            shown = &shown[..error.valid_up_to()];
+        }
+        (shown, body.len() - shown.len())
     }
 
     /// How long it has been parked.

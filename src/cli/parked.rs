@@ -319,13 +319,17 @@ async fn show(
 fn whole(parked: &Parked, inquiry: Option<&Inquiry>, now: Timestamp) -> Value {
     let mut whole = summary(parked, now);
     whole["headers"] = parked.delivery.shown().into_iter().collect();
-    match std::str::from_utf8(parked.delivery.body()) {
+    let (body, left_out) = parked.shown_body();
+    match std::str::from_utf8(body) {
         Ok(text) => whole["body"] = json!(text),
         Err(_) => {
             use base64::Engine as _;
-            let text = base64::engine::general_purpose::STANDARD.encode(parked.delivery.body());
+            let text = base64::engine::general_purpose::STANDARD.encode(body);
             whole["body_base64"] = json!(text);
         }
+    }
+    if left_out > 0 {
+        whole["body_bytes_left_out"] = json!(left_out);
     }
     let faults = parked.faults().iter();
     whole["faults"] =
@@ -372,10 +376,14 @@ fn told(parked: &Parked, inquiry: Option<&Inquiry>, now: Timestamp) -> String {
     if let Some(inquiry) = inquiry {
         lines.push(format!("now       {}: {}", says(inquiry), evidence_line(&inquiry.evidence)));
     }
-    let body = parked.delivery.body();
+    let (body, left_out) = parked.shown_body();
+    let bytes = parked.delivery.body().len();
     match std::str::from_utf8(body) {
-        Ok(text) => lines.push(format!("body      {} bytes: {text}", body.len())),
-        Err(_) => lines.push(format!("body      {} bytes: {}", body.len(), body.escape_ascii())),
+        Ok(text) => lines.push(format!("body      {bytes} bytes: {text}")),
+        Err(_) => lines.push(format!("body      {bytes} bytes: {}", body.escape_ascii())),
+    }
+    if left_out > 0 {
+        lines.push(format!("          {left_out} more bytes are not shown"));
     }
     lines.iter().map(|line| harmless(line)).collect::<Vec<_>>().join("\n") + "\n"
 }

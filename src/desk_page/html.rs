@@ -279,15 +279,19 @@ pub fn show(
     for (name, value) in parked.delivery.shown().into_iter().filter(|(name, _)| name != copy::EVIDENCE) {
         let _ = write!(inner, "<li><code>{}</code> {}</li>", text(&name), text(&discreet(&value)));
     }
-    let body = parked.delivery.body();
+    let (body, left_out) = parked.shown_body();
     let shown = match std::str::from_utf8(body) {
         Ok(body) => body.to_owned(),
         Err(_) => body.escape_ascii().to_string(),
     };
+    let more = match left_out {
+        0 => String::new(),
+        left_out => format!("<p class=\"soft\">{} more are not shown.</p>", count(left_out as u64, "byte")),
+    };
     let _ = write!(
         inner,
-        "</ul></section><section><h2>Its {}</h2><pre>{}</pre></section>",
-        count(body.len() as u64, "byte"),
+        "</ul></section><section><h2>Its {}</h2><pre>{}</pre>{more}</section>",
+        count(parked.delivery.body().len() as u64, "byte"),
         text(&if plain(&shown) { discreet(&shown) } else { Masked(&shown).to_string() })
     );
     document("A parked command", Some(session), &inner)
