@@ -30,6 +30,7 @@ use tracing::warn;
 
 use crate::admin::history::History;
 use crate::metrics::Metrics;
+use crate::telemetry::foreign::{VALUE_CHARS_MAX, visible_within};
 
 /// Connections held at once.
 const CONNECTIONS_MAX: usize = 256;
@@ -66,6 +67,14 @@ impl Status {
     pub fn starting(now: Timestamp) -> Self {
         let reasons = vec!["starting: not connected to the broker yet".to_owned()];
         Self { turned: now, broker: None, consuming: false, in_flight: 0, reasons, warnings: Vec::new() }
+    }
+
+    /// The words of others among it visible, as pages and probes show it.
+    fn visible(mut self) -> Self {
+        for words in self.broker.iter_mut().chain(&mut self.reasons).chain(&mut self.warnings) {
+            *words = visible_within(words, VALUE_CHARS_MAX);
+        }
+        self
     }
 
     fn ready(&self) -> bool {
@@ -124,7 +133,7 @@ pub async fn serve(
 async fn remember(mut shown: Shown) {
     let mut due = interval(history::EVERY);
     let remembered = |shown: &Shown, sample: bool| {
-        let reasons = shown.status.borrow().reasons.clone();
+        let reasons = shown.status.borrow().clone().visible().reasons;
         let mut history = shown.history.lock().unwrap_or_else(PoisonError::into_inner);
         history.problems(Timestamp::now(), &reasons);
         if sample {
@@ -200,7 +209,7 @@ async fn live(State(shown): State<Shown>) -> impl IntoResponse {
 }
 
 async fn ready(State(shown): State<Shown>) -> impl IntoResponse {
-    let status = shown.status.borrow().clone();
+    let status = shown.status.borrow().clone().visible();
     if status.ready() {
         let warnings = status.warnings.iter().map(|warning| format!("warning: {warning}\n"));
         (StatusCode::OK, format!("ok\n{}", warnings.collect::<String>()))
@@ -210,11 +219,11 @@ async fn ready(State(shown): State<Shown>) -> impl IntoResponse {
 }
 
 async fn status_json(State(shown): State<Shown>) -> impl IntoResponse {
-    axum::Json(shown.status.borrow().clone())
+    axum::Json(shown.status.borrow().clone().visible())
 }
 
 async fn page(State(shown): State<Shown>) -> impl IntoResponse {
-    let status = shown.status.borrow().clone();
+    let status = shown.status.borrow().clone().visible();
     let history = shown.history.lock().unwrap_or_else(PoisonError::into_inner);
     let page = page::render(&status, &shown.metrics.glance(), &history, shown.desk, Timestamp::now());
     document(page)

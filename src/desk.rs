@@ -12,8 +12,8 @@ use crate::attempt::{EstablishedBy, Evidence, Objection, Outcome, Progress};
 use crate::broker::delivery::{Delivery, Unsettled};
 use crate::broker::publisher::{NotPublished, PARKED_AT, PARKED_REASON, Published, Publisher};
 use crate::coupon::Coupon;
-use crate::redemption::Redemption;
-use crate::telemetry::Masked;
+use crate::redemption::{Openid, Redemption};
+use crate::telemetry::{Masked, Short};
 use crate::verdict::{self, Answer, Question, Reason, Reply, Verdict, judge};
 use crate::wechat::api::{Client, Prepared, hex};
 use crate::wire::audit::{self, Account, Deed};
@@ -75,6 +75,24 @@ impl Parked {
             shown = &shown[..error.valid_up_to()];
         }
         (shown, body.len() - shown.len())
+    }
+
+    /// A text of it with its user's openid shortened: over a shoulder that need not be read. Where its bytes are no
+    /// command, nobody can tell which word is one.
+    pub fn discreet(&self, text: &str) -> String {
+        match &self.legible.openid {
+            Some(openid) => text.replace(openid.as_str(), &Short(openid.as_str()).to_string()),
+            None => Masked(text).to_string(),
+        }
+    }
+
+    /// The same of its bytes, in which an openid may be spelt with escapes.
+    pub fn discreet_body(&self, text: &str) -> String {
+        let is_plain = |openid: &Openid| self.command.is_ok() && text.contains(openid.as_str());
+        match self.legible.openid.as_ref().is_some_and(is_plain) {
+            true => self.discreet(text),
+            false => Masked(text).to_string(),
+        }
     }
 
     /// How long it has been parked.

@@ -26,6 +26,7 @@ use crate::metrics::{Arrival, Aside, Message, Metrics, Settling};
 use crate::pace::{Budget, Pacer};
 use crate::redemption::Redemption;
 use crate::slots::Slot;
+use crate::telemetry::foreign::Foreign;
 use crate::telemetry::traces::{Came, Leg, Stay, Traces};
 use crate::telemetry::{Masked, Short};
 use crate::verdict::{self, Authenticity, Declined, Question, Reason, Reply, Verdict, judge};
@@ -70,7 +71,7 @@ pub struct Tools {
 /// What an answer said that stopped us, for reasons in words.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StoppedBy {
-    /// `code` and `message`, as far as there were any; no control characters, 200 bytes at most.
+    /// `code` and `message`, as far as there were any: visible, without an openid, 200 bytes at most.
     pub said: String,
     /// The provider's clock less ours, in seconds, by this very answer.
     pub clock_skew: Option<f64>,
@@ -87,7 +88,7 @@ impl StoppedBy {
         };
         let words = answer.map(|answer| [answer.code.as_deref(), answer.message.as_deref()]);
         let words: Vec<_> = words.into_iter().flatten().flatten().collect();
-        let mut said: String = words.join(": ").chars().filter(|letter| !letter.is_control()).collect();
+        let mut said = Foreign(&words.join(": ")).to_string();
         said.truncate(said.floor_char_boundary(SAID_BYTES_MAX));
         Self { said, clock_skew: heard.clock_skew.map(|skew| skew.as_secs_f64()) }
     }
@@ -888,7 +889,9 @@ mod tests {
         let check = |code: Option<&str>, message: Option<&str>, expected: &str| {
             assert_eq!(said(Reply::Answered(answer(code, message))), expected);
         };
-        check(Some("SIGN_ERROR"), Some("错误的签名\n\u{1b}[0m"), "SIGN_ERROR: 错误的签名[0m");
+        check(Some("SIGN_ERROR"), Some("错误的签名\n\u{1b}[0m"), r"SIGN_ERROR: 错误的签名\u000a\u001b[0m");
+        let with_openid = "openid=oh-394z-6CGkNoJrsDLTTUKiAnp4 is wrong";
+        check(Some("SIGN_ERROR"), Some(with_openid), "SIGN_ERROR: openid=oh…Anp4 is wrong");
         check(None, Some("no"), "no");
         check(Some("SIGN_ERROR"), None, "SIGN_ERROR");
         check(None, None, "");

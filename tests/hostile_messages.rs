@@ -15,12 +15,14 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
-use bed::{Bed, Service, command, until};
+use bed::{Bed, OPENID, Service, command, until};
 use broker::{Broker, shared};
 use raw_amqp::{Published, RawPublisher, nested};
+use redeemer::telemetry::foreign::is_hidden;
 use redeemer::wechat::api::hex;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 
 /// The longest wait for 21 deliveries.
@@ -30,7 +32,8 @@ const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 /// Publishes to an exchange with headers that no client writes.
 async fn publish_raw(bed: &Bed, exchange: &str, headers: Vec<u8>, body: Vec<u8>) -> Published {
     let (uri, exchange) = (bed.config.broker.uri.clone(), exchange.to_owned());
-    let publish = move || RawPublisher::connect(&uri).publish(&exchange, "use", &headers, &body);
+    let key = "redemption.redeemed.1";
+    let publish = move || RawPublisher::connect(&uri).publish(&exchange, key, &headers, &body);
     tokio::task::spawn_blocking(publish).await.unwrap()
 }
 
@@ -187,6 +190,97 @@ async fn broker_without_message_bound_is_warned_of() {
     service.stop().await;
     drop(bed);
     tokio::task::spawn_blocking(|| drop(broker)).await.unwrap();
+}
+
+/// What a terminal would obey, what turns a line around, what forges one, and an openid.
+fn hostile_words() -> String {
+    format!("\u{1b}[2J\n2026-01-01 forged\u{202e}\u{200b}\u{9b}{OPENID} ")
+}
+
+/// The text shows all that is in it, and no openid.
+fn assert_harmless(what: &str, text: &str) {
+    let hidden: Vec<_> = text.chars().filter(|c| *c != '\n' && is_hidden(*c)).collect();
+    assert!(hidden.is_empty(), "{what}: {hidden:?} in {text:?}");
+    assert!(!text.contains(OPENID), "{what}: {text}");
+    assert!(!text.lines().any(|line| line.starts_with("2026-01-01 forged")), "{what}: {text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusing_provider_cannot_forge_readiness_or_page() {
+    let bed = Bed::new().await;
+    bed.issue("R1", json!({}));
+    let message = hostile_words() + &"x ".repeat(400);
+    bed.faults(
+        json!([{"fault": {"kind": "status", "status": 401, "code": "SIGN_ERROR", "message": message}}]),
+    );
+    let service = bed.start().await;
+    bed.publish(&command("R1", "USE_R1")).await;
+    until("the words in readiness", async || service.get("/readyz").await.1.contains("SIGN_ERROR")).await;
+    for path in ["/readyz", "/status.json", "/"] {
+        let (_, text) = service.get(path).await;
+        assert!(text.contains("SIGN_ERROR"), "{path}: {text}");
+        assert_harmless(path, &text);
+    }
+    bed.faults(json!([]));
+    service.wait_ready().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_words_are_visible_wherever_they_are_shown() {
+    let bed = bed_with_console(tokio::task::spawn_blocking(shared).await.unwrap()).await;
+    let names = bed.config.broker.names.clone();
+    let service = bed.start().await;
+    let text = |name: &str, value: &str| {
+        let length = u32::try_from(value.len()).unwrap().to_be_bytes();
+        [&[u8::try_from(name.len()).unwrap()][..], name.as_bytes(), b"S", &length, value.as_bytes()].concat()
+    };
+    let words = hostile_words();
+    let headers = [text("x-redemption-parked-reason", &words), text("note", &words)].concat();
+    let sound = command("H1", "USE_H1").to_string().into_bytes();
+    // Line feeds stay in a body, and stand within its frame on the page.
+    let one_line = words.replace('\n', " ");
+    let garbled = format!("{{\"{one_line}\": \"{one_line}\"").into_bytes();
+    let mut ids = Vec::new();
+    for body in [sound, garbled] {
+        ids.push(hex(&Sha256::digest(&body)));
+        assert_eq!(publish_raw(&bed, &names.parked, headers.clone(), body).await, Published::Acked);
+    }
+    let cookie = log_in(&service).await;
+    let pages = ids.iter().map(|id| format!("/parked/{id}")).chain(["/parked".to_owned()]);
+    for path in pages {
+        let (status, page) = console(&service, &cookie, &path).await;
+        assert_eq!(status, 200, "{path}: {page}");
+        assert_harmless(&path, &page);
+    }
+    let discard = ["parked", "discard", "--all", "--because", "x"];
+    for arguments in [&["parked", "list"][..], &["parked", "show"], &discard] {
+        let output = run(&bed, arguments).await;
+        assert!(output.status.success(), "{output:?}");
+        for bytes in [output.stdout, output.stderr] {
+            assert_harmless(arguments[1], &String::from_utf8(bytes).unwrap());
+        }
+    }
+
+    // Events of whoever may publish to the exchange of results.
+    let mut watch = Command::new(env!("CARGO_BIN_EXE_redeemer"));
+    watch.arg("--config").arg(bed.config_file()).args(["watch", "--count", "2"]);
+    let mut watch = watch.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    let mut told = BufReader::new(watch.stderr.take().unwrap()).lines();
+    let first = told.next_line().await.unwrap().unwrap();
+    assert!(first.contains("watching"), "{first}");
+    let event = json!({"time": words, "data": {"outcome": words, "coupon_code": "C", "out_request_no": "1",
+        "coupon_state": "USED"}});
+    for body in [event.to_string(), words.clone()] {
+        let published = publish_raw(&bed, &names.results, Vec::new(), body.into_bytes()).await;
+        assert_eq!(published, Published::Acked);
+    }
+    let output = watch.wait_with_output().await.unwrap();
+    let lines = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(lines.lines().count(), 2, "{lines}");
+    let hidden: Vec<_> = lines.chars().filter(|c| *c != '\n' && is_hidden(*c)).collect();
+    assert!(hidden.is_empty(), "{hidden:?} in {lines:?}");
+    service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,7 +19,8 @@ use crate::broker::parked::{Look, Writing};
 use crate::cli::{Failure, complain, say};
 use crate::config::Config;
 use crate::desk::{self, Decision, Filter, Inquiry, Parked, Prospect};
-use crate::telemetry::Short;
+use crate::telemetry::foreign::{Foreign, Visible};
+use crate::telemetry::{Masked, Short};
 use crate::wechat::api::Client;
 use crate::wechat::keys::Keyring;
 use crate::wire::audit::Deed;
@@ -244,7 +245,7 @@ fn row(parked: &Parked, now: Timestamp) -> [String; 8] {
         parked.sha256.chars().take(12).collect(),
         parked.at.map_or_else(none, |at| format!("{:.0}", at)),
         parked.age(now).map_or_else(none, short_span),
-        harmless(&parked.reason),
+        Foreign(&parked.reason).to_string(),
         brand_id.as_ref().map_or_else(none, ToString::to_string),
         coupon_code.as_ref().map_or_else(none, |code| Short(code.as_str()).to_string()),
         out_request_no.as_ref().map_or_else(none, ToString::to_string),
@@ -360,15 +361,15 @@ fn told(parked: &Parked, inquiry: Option<&Inquiry>, now: Timestamp) -> String {
     let mut lines = vec![format!("id        {}", parked.sha256)];
     let age = parked.age(now).map_or_else(String::new, |age| format!(", {} ago", short_span(age)));
     let at = parked.at.map_or_else(|| "at an unknown time".to_owned(), |at| at.to_string());
-    lines.push(format!("parked    {at}{age}, because: {}", parked.reason));
+    lines.push(format!("parked    {at}{age}, because: {}", Foreign(&parked.reason)));
     for (name, value) in parked.delivery.shown() {
         // Evidence has its own lines below.
         if name != crate::wire::copy::EVIDENCE {
-            lines.push(format!("header    {name}: {value}"));
+            lines.push(format!("header    {name}: {}", parked.discreet(&value)));
         }
     }
     for fault in parked.faults() {
-        lines.push(format!("fault     {} {}", fault.pointer, fault.problem));
+        lines.push(format!("fault     {} {}", Masked(&fault.pointer), fault.problem));
     }
     for attempt in parked.evidence() {
         lines.push(format!("attempt   {}", evidence_line(&attempt)));
@@ -379,13 +380,16 @@ fn told(parked: &Parked, inquiry: Option<&Inquiry>, now: Timestamp) -> String {
     let (body, left_out) = parked.shown_body();
     let bytes = parked.delivery.body().len();
     match std::str::from_utf8(body) {
-        Ok(text) => lines.push(format!("body      {bytes} bytes: {text}")),
-        Err(_) => lines.push(format!("body      {bytes} bytes: {}", body.escape_ascii())),
+        Ok(text) => lines.push(format!("body      {bytes} bytes: {}", parked.discreet_body(text))),
+        Err(_) => {
+            let text = body.escape_ascii().to_string();
+            lines.push(format!("body      {bytes} bytes: {}", parked.discreet_body(&text)));
+        }
     }
     if left_out > 0 {
         lines.push(format!("          {left_out} more bytes are not shown"));
     }
-    lines.iter().map(|line| harmless(line)).collect::<Vec<_>>().join("\n") + "\n"
+    lines.iter().map(|line| Visible(line).to_string()).collect::<Vec<_>>().join("\n") + "\n"
 }
 
 fn evidence_line(evidence: &crate::attempt::Evidence) -> String {
@@ -590,7 +594,9 @@ impl<'a> Desk<'a> {
             Done::Would(deed) => format!("{asked}would be {}", deed.effect().replace('_', " ")),
             Done::Left(why) => format!("left parked: {why}"),
         };
-        say(&harmless(&format!("{id}  {}  {coupon}  {}  {what}", text("reason"), text("out_request_no"))))
+        let reason = text("reason");
+        let line = format!("{id}  {}  {coupon}  {}  {what}", Foreign(&reason), text("out_request_no"));
+        say(&Visible(&line).to_string())
     }
 
     fn conclude(&self, ended: Result<(), Failure>, tally: &Tally, replaying: bool) -> Result<(), Failure> {
@@ -663,11 +669,6 @@ fn short_span(span: SignedDuration) -> String {
         3_600..172_800 => format!("{}h", seconds / 3_600),
         _ => format!("{}d", seconds / 86_400),
     }
-}
-
-/// A text without what a terminal would obey.
-fn harmless(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 fn span(text: &str) -> Result<SignedDuration, String> {
