@@ -12,11 +12,11 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse};
 use axum::routing::get;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -90,6 +90,10 @@ struct Shown {
     /// Whether the parked desk is open.
     desk: bool,
 }
+
+/// Where a request comes from: the other end of its connection. What a proxy says beyond that is not asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub SocketAddr);
 
 /// Why the port cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -167,14 +171,14 @@ async fn accept(listener: TcpListener, router: Router) {
             }
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
                 // A request is done in milliseconds. Whoever has been here longest of so many is slow, or idle.
                 if oldest_first.len() >= CONNECTIONS_MAX
                     && let Some(oldest) = oldest_first.pop_front()
                 {
                     oldest.abort();
                 }
-                oldest_first.push_back(connections.spawn(converse(stream, router.clone())));
+                oldest_first.push_back(connections.spawn(converse(stream, peer, router.clone())));
             }
             Err(error) => {
                 // Out of file descriptors, most likely: the pause lets some go.
@@ -186,7 +190,8 @@ async fn accept(listener: TcpListener, router: Router) {
 }
 
 /// Serves one connection to its end. Whatever a client does wrong here is its own affair.
-async fn converse(stream: TcpStream, router: Router) {
+async fn converse(stream: TcpStream, peer: SocketAddr, router: Router) {
+    let router = router.layer(Extension(Peer(peer)));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)

@@ -132,6 +132,27 @@ impl Parked {
     }
 }
 
+/// Whether the signature of an answer counts as verified: only where it was verified here and now. What a header says of
+/// an earlier one can be written by whoever may publish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Witness {
+    /// An inquiry of this look.
+    Ourselves,
+    /// The headers of a message.
+    Header,
+}
+
+impl Witness {
+    /// What can be said of an answer's signature.
+    pub fn signature(self, evidence: &Evidence) -> &'static str {
+        match (self, &evidence.serial) {
+            (Self::Header, _) => "signature unproven, as the header says",
+            (Self::Ourselves, Some(_)) => "verified",
+            (Self::Ourselves, None) => "not verified",
+        }
+    }
+}
+
 /// Which parked commands are meant; every condition that is given must hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {

@@ -18,8 +18,8 @@ use crate::app::merchant_key_from_environment;
 use crate::broker::parked::{Look, Writing};
 use crate::cli::{Failure, complain, say};
 use crate::config::Config;
-use crate::desk::{self, Decision, Filter, Inquiry, Parked, Prospect};
-use crate::telemetry::foreign::{Foreign, Visible};
+use crate::desk::{self, Decision, Filter, Inquiry, Parked, Prospect, Witness};
+use crate::telemetry::foreign::{Foreign, Visible, is_hidden};
 use crate::telemetry::{Masked, Short};
 use crate::wechat::api::Client;
 use crate::wechat::keys::Keyring;
@@ -372,10 +372,14 @@ fn told(parked: &Parked, inquiry: Option<&Inquiry>, now: Timestamp) -> String {
         lines.push(format!("fault     {} {}", Masked(&fault.pointer), fault.problem));
     }
     for attempt in parked.evidence() {
-        lines.push(format!("attempt   {}", evidence_line(&attempt)));
+        lines.push(format!("attempt   {}", evidence_line(&attempt, Witness::Header)));
     }
     if let Some(inquiry) = inquiry {
-        lines.push(format!("now       {}: {}", says(inquiry), evidence_line(&inquiry.evidence)));
+        lines.push(format!(
+            "now       {}: {}",
+            says(inquiry),
+            evidence_line(&inquiry.evidence, Witness::Ourselves)
+        ));
     }
     let (body, left_out) = parked.shown_body();
     let bytes = parked.delivery.body().len();
@@ -392,10 +396,10 @@ fn told(parked: &Parked, inquiry: Option<&Inquiry>, now: Timestamp) -> String {
     lines.iter().map(|line| Visible(line).to_string()).collect::<Vec<_>>().join("\n") + "\n"
 }
 
-fn evidence_line(evidence: &crate::attempt::Evidence) -> String {
+fn evidence_line(evidence: &crate::attempt::Evidence, witness: Witness) -> String {
     let status = evidence.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
     let request_id = evidence.request_id.as_deref().unwrap_or("-");
-    let verified = if evidence.serial.is_some() { "verified" } else { "not verified" };
+    let verified = witness.signature(evidence);
     let crate::attempt::Evidence { at, question, host, verdict, .. } = evidence;
     format!("{at} {question} {host} {status} {verdict}, {verified}, request {request_id}")
 }
@@ -684,10 +688,9 @@ fn rate(text: &str) -> Result<f64, String> {
 }
 
 fn text(text: &str) -> Result<String, String> {
-    let fits = !text.trim().is_empty() && text.len() <= 1024;
-    if fits {
-        Ok(text.trim().to_owned())
-    } else {
-        Err("must not be empty, and 1024 bytes at most".to_owned())
+    let text = text.trim();
+    if text.is_empty() || text.len() > 1024 || text.chars().any(is_hidden) {
+        return Err("must not be empty, 1024 bytes at most, and without invisible characters".to_owned());
     }
+    Ok(text.to_owned())
 }

@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::door::Session;
 use crate::attempt::Evidence;
-use crate::desk::{Inquiry, Parked, Prospect};
+use crate::desk::{Inquiry, Parked, Prospect, Witness};
 use crate::telemetry::foreign::{Foreign, Visible, visible_lines};
 use crate::telemetry::{Masked, Short};
 use crate::wire::audit::Deed;
@@ -263,7 +263,7 @@ pub fn show(
     if !evidence.is_empty() {
         inner += "<section><h2>What was asked before</h2><ul class=\"plainlist\">";
         for attempt in &evidence {
-            let _ = write!(inner, "<li>{}</li>", text(&line(attempt)));
+            let _ = write!(inner, "<li>{}</li>", text(&line(attempt, Witness::Header)));
         }
         inner += "</ul></section>";
     }
@@ -321,7 +321,7 @@ fn answer(session: &Session, parked: &Parked, asked: &Asked<'_>) -> String {
     let mut card = format!(
         "<section class=\"answer\" aria-labelledby=\"says\"><h2 id=\"says\">{}</h2><p class=\"soft\">{}</p>",
         text(&says(inquiry)),
-        text(&line(&inquiry.evidence))
+        text(&line(&inquiry.evidence, Witness::Ourselves))
     );
     match advice {
         Err(why) => {
@@ -395,10 +395,10 @@ fn says(inquiry: &Inquiry) -> String {
     }
 }
 
-fn line(evidence: &Evidence) -> String {
+fn line(evidence: &Evidence, witness: Witness) -> String {
     let Evidence { at, question, host, verdict, .. } = evidence;
     let status = evidence.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
-    let verified = if evidence.serial.is_some() { "verified" } else { "not verified" };
+    let verified = witness.signature(evidence);
     let request_id = evidence.request_id.as_deref().unwrap_or("\u{2013}");
     format!("{at:.0}  {question} {host} {status} {verdict}, {verified}, request {request_id}")
 }
@@ -469,6 +469,21 @@ mod tests {
         assert!(!login(Some(hostile), true).contains("<script"));
         let session_less = said(None, hostile);
         assert!(session_less.contains("&lt;script&gt;") && !session_less.contains("<script"));
+    }
+
+    #[test]
+    fn forged_header_is_never_called_verified() {
+        let evidence = Evidence {
+            at: Timestamp::UNIX_EPOCH,
+            question: "redeem".to_owned(),
+            host: "api.mch.weixin.qq.com".to_owned(),
+            status: Some(200),
+            request_id: None,
+            serial: Some("PUB_KEY_ID_1".to_owned()),
+            verdict: "redeemed".to_owned(),
+        };
+        assert!(!line(&evidence, Witness::Header).contains("verified"));
+        assert!(line(&evidence, Witness::Ourselves).contains(" redeemed, verified,"));
     }
 
     #[test]
