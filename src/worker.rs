@@ -717,8 +717,8 @@ impl Job<'_> {
             proof = proof.and(Box::pin(publish(means, &delivery, park, leg)).await?);
         }
         // The time in the command queue counts, where its sender has told when that began.
-        let since = delivery.sent_by().map_or(progress.first_seen, |sent| sent.min(progress.first_seen));
-        let age = Timestamp::now().duration_since(since).max(SignedDuration::ZERO);
+        let (sent, now) = (delivery.sent_by(), Timestamp::now());
+        let age = now.duration_since(age_begins(sent, progress.first_seen, now, tools.horizon.furthest));
         tools.metrics.ended(&outcome, Some(age.unsigned_abs()));
         stay.note("redemption.outcome", outcome.kind().as_str());
         if let Some(reason) = outcome.reason() {
@@ -861,10 +861,44 @@ impl Brands {
     }
 }
 
+/// When the age of a command begins: when it was sent, as its sender says, or at first sight, as the headers of a copy say.
+/// Both can be forged: neither counts that lies ahead, or further back than a deadline can lie ahead.
+fn age_begins(
+    sent: Option<Timestamp>,
+    first_seen: Timestamp,
+    now: Timestamp,
+    furthest: SignedDuration,
+) -> Timestamp {
+    let is_plausible = |at: &Timestamp| {
+        let ago = now.duration_since(*at);
+        !ago.is_negative() && ago <= furthest
+    };
+    [sent, Some(first_seen)].into_iter().flatten().filter(is_plausible).min().unwrap_or(now)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::verdict::Answer;
+
+    #[test]
+    fn forged_time_of_sending_makes_no_age() {
+        let now: Timestamp = "2026-03-05T05:00:00Z".parse().unwrap();
+        let ago = |hours: i64| now.saturating_sub(SignedDuration::from_hours(hours)).unwrap();
+        let age = |sent: Option<Timestamp>, first_seen: Timestamp| {
+            now.duration_since(age_begins(sent, first_seen, now, SignedDuration::from_hours(72)))
+        };
+        let hours = SignedDuration::from_hours;
+        assert_eq!(age(Some(ago(3)), ago(2)), hours(3));
+        assert_eq!(age(Some(ago(1)), ago(2)), hours(2));
+        assert_eq!(age(None, ago(2)), hours(2));
+        let forged = [Timestamp::UNIX_EPOCH, Timestamp::MIN, Timestamp::MAX, ago(73), ago(-1)];
+        for at in forged {
+            assert_eq!(age(Some(at), ago(2)), hours(2), "{at}");
+            assert_eq!(age(Some(ago(1)), at), hours(1), "{at}");
+            assert_eq!(age(Some(at), at), hours(0), "{at}");
+        }
+    }
 
     #[test]
     fn what_stopped_us_is_told_in_few_words_that_break_no_line() {
