@@ -190,8 +190,14 @@ async fn settle(
                 Err(Unstartable::Damage(damage)) => {
                     Box::pin(set_damaged_aside(means, delivery, &redemption, &damage, stay, at)).await
                 }
-                Err(Unstartable::Deadline) => {
-                    let problem = format!("its header {} is not an RFC 3339 time", copy::DEADLINE);
+                Err(unstartable @ (Unstartable::Deadline | Unstartable::ReplyTo)) => {
+                    let problem = match unstartable {
+                        Unstartable::ReplyTo => format!(
+                            "its property reply_to is a key of the service itself; it must not begin with {}",
+                            event::RESERVED_KEYS.map(|word| format!("{word}.")).join(", ")
+                        ),
+                        _ => format!("its header {} is not an RFC 3339 time", copy::DEADLINE),
+                    };
                     let faults = vec![Fault { pointer: String::new(), problem }];
                     let rejected = Rejected { faults, legible: Legible::from(&redemption) };
                     Box::pin(refuse(means, delivery, &rejected, stay, at)).await
@@ -242,6 +248,8 @@ enum Unstartable {
     Damage(Damage),
     /// Its sender set a deadline that cannot be read.
     Deadline,
+    /// Its sender asks for the event under a key of the service itself.
+    ReplyTo,
 }
 
 /// Where this delivery stands: afresh, redelivered, or back from a wait queue.
@@ -270,6 +278,9 @@ fn progress(
             carried.progress.delivered_again();
         }
         return Ok(carried);
+    }
+    if delivery.names_reserved_reply_to() {
+        return Err(Unstartable::ReplyTo);
     }
     let text = delivery.header(copy::DEADLINE);
     if text.is_none() && delivery.has_header(copy::DEADLINE) {

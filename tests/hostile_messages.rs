@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use bed::{Bed, OPENID, Service, command, until};
 use broker::{Broker, shared};
+use lapin::BasicProperties;
 use raw_amqp::{Published, RawPublisher, nested};
 use redeemer::telemetry::foreign::is_hidden;
 use redeemer::wechat::api::hex;
@@ -280,6 +281,38 @@ async fn hostile_words_are_visible_wherever_they_are_shown() {
     assert_eq!(lines.lines().count(), 2, "{lines}");
     let hidden: Vec<_> = lines.chars().filter(|c| *c != '\n' && is_hidden(*c)).collect();
     assert!(hidden.is_empty(), "{hidden:?} in {lines:?}");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reserved_reply_to_is_a_fault_and_no_routing_key() {
+    let mut bed = Bed::new().await;
+    let mut redeemed = bed.bind_results("redemption.redeemed.120344").await;
+    let mut audits = bed.bind_results("audit.#").await;
+    let service = bed.start().await;
+    bed.issue("P1", json!({}));
+    for key in ["redemption.redeemed.120344", "audit.parked.replayed", "return.x", "redemption"] {
+        let properties = BasicProperties::default().with_reply_to(key.into());
+        bed.publish_bytes(command("P1", "USE_P1").to_string().as_bytes(), properties).await;
+        let told = bed.told().await;
+        assert_eq!(told.gist(), "invalid invalid_command -", "{key}");
+        let problem = told.data("/problem/faults/0/problem").as_str().unwrap();
+        assert!(problem.contains("reply_to"), "{problem}");
+        assert_eq!(bed.parked().await.0, command("P1", "USE_P1").to_string().into_bytes());
+    }
+    // Bytes that are no command go under no key of ours either.
+    let properties = BasicProperties::default().with_reply_to("audit.parked.discarded".into());
+    bed.publish_bytes(b"no command", properties).await;
+    assert_eq!(bed.told().await.gist(), "invalid invalid_command -");
+    assert!(bed.attempts("P1").is_empty(), "nothing was asked for");
+    // The first event in the queue of redeemed ones is one.
+    let properties = BasicProperties::default().with_reply_to("orders.redemption".into());
+    bed.publish_bytes(command("P1", "USE_P1").to_string().as_bytes(), properties).await;
+    let first = bed::next(&mut redeemed, "a redeemed event").await;
+    let event: Value = serde_json::from_slice(&first.data).unwrap();
+    assert_eq!(event["data"]["outcome"], "redeemed");
+    let audit = tokio::time::timeout(Duration::from_millis(1), bed::next(&mut audits, "nothing")).await;
+    assert!(audit.is_err(), "no event under a key of audits");
     service.stop().await;
 }
 
