@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod demo;
+pub mod files;
 pub mod healthcheck;
 pub mod parked;
 pub mod publish;

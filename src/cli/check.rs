@@ -734,7 +734,7 @@ fn least_rights(names: &Names, mode: Mode) -> [String; 3] {
         return ["^$".to_owned(), write, format!("^{commands}$")];
     }
     // To declare a queue that dead-letters takes the right to read it and to write where it dead-letters to.
-    let all = format!("{commands}|{retry}(\\..*)?|{results}|{unrouted}|{parked}(\\.audit)?");
+    let all = format!("{commands}|{retry}(\\..*)?|{results}|{unrouted}|{parked}(\\.(audit|look))?");
     [format!("^({all})$"), format!("^({all}|amq\\.default)$"), format!("^({all})$")]
 }
 
@@ -898,7 +898,7 @@ mod tests {
         assert_eq!(rights(Mode::Off), off);
         assert_eq!(rights(Mode::Verify), off);
         let [configure, write, read] = rights(Mode::Create);
-        let all = r"redemption\.commands|redemption\.retry(\..*)?|redemption\.results|redemption\.unrouted|redemption\.parked(\.audit)?";
+        let all = r"redemption\.commands|redemption\.retry(\..*)?|redemption\.results|redemption\.unrouted|redemption\.parked(\.(audit|look))?";
         assert_eq!([&configure, &read], [&format!("^({all})$"); 2]);
         assert_eq!(write, format!(r"^({all}|amq\.default)$"));
     }

@@ -253,9 +253,11 @@ impl PublicKeys {
         self.0.insert(serial, key);
     }
 
-    /// Adds all of these keys.
+    /// Adds those of these keys whose serials are not there yet: what an operator has configured stays.
     pub fn extend(&mut self, more: Self) {
-        self.0.extend(more.0);
+        for (serial, key) in more.0 {
+            self.0.entry(serial).or_insert(key);
+        }
     }
 
     /// Serials and keys, in order.
