@@ -5,6 +5,7 @@
 //! flooding client costs others nothing.
 
 mod history;
+mod host;
 mod page;
 
 use std::collections::VecDeque;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
+use axum::middleware::from_fn_with_state;
 use axum::response::{Html, IntoResponse};
 use axum::routing::get;
 use axum::{Extension, Router};
@@ -103,7 +105,8 @@ pub struct CannotListen {
     source: std::io::Error,
 }
 
-/// Opens the port and serves until the task is aborted. Gives the address, for port 0. `desk` is served below `/parked`.
+/// Opens the port and serves until the task is aborted. Gives the address, for port 0. `desk` is served below `/parked`. `hosts` are names that
+/// it answers under, beside addresses and names that nobody can register.
 ///
 /// # Errors
 /// [`CannotListen`]
@@ -112,6 +115,7 @@ pub async fn serve(
     metrics: Arc<Metrics>,
     status: watch::Receiver<Status>,
     desk: Option<Router>,
+    hosts: &[String],
 ) -> Result<(SocketAddr, tokio::task::JoinHandle<()>), CannotListen> {
     let refused = |source| CannotListen { address, source };
     let listener = TcpListener::bind(address).await.map_err(refused)?;
@@ -125,7 +129,8 @@ pub async fn serve(
         .route("/status.json", get(status_json))
         .route("/runbook", get(runbook))
         .with_state(shown.clone())
-        .merge(desk.unwrap_or_default());
+        .merge(desk.unwrap_or_default())
+        .layer(from_fn_with_state(Arc::from(hosts), host::check));
     // Both end together, when the task is aborted.
     let both = async move {
         tokio::join!(accept(listener, router), remember(shown));

@@ -149,7 +149,8 @@ pub async fn run(
         })
     });
     let (address, admin) =
-        admin::serve(config.admin_listen(), metrics.clone(), status.subscribe(), desk).await?;
+        admin::serve(config.admin_listen(), metrics.clone(), status.subscribe(), desk, &config.admin.hosts)
+            .await?;
     let keeper = KeyKeeper {
         sources,
         keys: keys.clone(),
