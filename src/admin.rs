@@ -5,6 +5,7 @@
 //! flooding client costs others nothing.
 
 mod history;
+mod host;
 mod page;
 
 use std::collections::VecDeque;
@@ -12,11 +13,12 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
+use axum::middleware::from_fn_with_state;
 use axum::response::{Html, IntoResponse};
 use axum::routing::get;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -30,6 +32,7 @@ use tracing::warn;
 
 use crate::admin::history::History;
 use crate::metrics::Metrics;
+use crate::telemetry::foreign::{VALUE_CHARS_MAX, visible_within};
 
 /// Connections held at once.
 const CONNECTIONS_MAX: usize = 256;
@@ -68,6 +71,14 @@ impl Status {
         Self { turned: now, broker: None, consuming: false, in_flight: 0, reasons, warnings: Vec::new() }
     }
 
+    /// The words of others among it visible, as pages and probes show it.
+    fn visible(mut self) -> Self {
+        for words in self.broker.iter_mut().chain(&mut self.reasons).chain(&mut self.warnings) {
+            *words = visible_within(words, VALUE_CHARS_MAX);
+        }
+        self
+    }
+
     fn ready(&self) -> bool {
         self.reasons.is_empty()
     }
@@ -82,6 +93,10 @@ struct Shown {
     desk: bool,
 }
 
+/// Where a request comes from: the other end of its connection. What a proxy says beyond that is not asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub SocketAddr);
+
 /// Why the port cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("admin.listen = {address} cannot be opened: {source}")]
@@ -90,7 +105,8 @@ pub struct CannotListen {
     source: std::io::Error,
 }
 
-/// Opens the port and serves until the task is aborted. Gives the address, for port 0. `desk` is served below `/parked`.
+/// Opens the port and serves until the task is aborted. Gives the address, for port 0. `desk` is served below `/parked`. `hosts` are names that
+/// it answers under, beside addresses and names that nobody can register.
 ///
 /// # Errors
 /// [`CannotListen`]
@@ -99,6 +115,7 @@ pub async fn serve(
     metrics: Arc<Metrics>,
     status: watch::Receiver<Status>,
     desk: Option<Router>,
+    hosts: &[String],
 ) -> Result<(SocketAddr, tokio::task::JoinHandle<()>), CannotListen> {
     let refused = |source| CannotListen { address, source };
     let listener = TcpListener::bind(address).await.map_err(refused)?;
@@ -112,7 +129,8 @@ pub async fn serve(
         .route("/status.json", get(status_json))
         .route("/runbook", get(runbook))
         .with_state(shown.clone())
-        .merge(desk.unwrap_or_default());
+        .merge(desk.unwrap_or_default())
+        .layer(from_fn_with_state(Arc::from(hosts), host::check));
     // Both end together, when the task is aborted.
     let both = async move {
         tokio::join!(accept(listener, router), remember(shown));
@@ -124,7 +142,7 @@ pub async fn serve(
 async fn remember(mut shown: Shown) {
     let mut due = interval(history::EVERY);
     let remembered = |shown: &Shown, sample: bool| {
-        let reasons = shown.status.borrow().reasons.clone();
+        let reasons = shown.status.borrow().clone().visible().reasons;
         let mut history = shown.history.lock().unwrap_or_else(PoisonError::into_inner);
         history.problems(Timestamp::now(), &reasons);
         if sample {
@@ -158,14 +176,14 @@ async fn accept(listener: TcpListener, router: Router) {
             }
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
                 // A request is done in milliseconds. Whoever has been here longest of so many is slow, or idle.
                 if oldest_first.len() >= CONNECTIONS_MAX
                     && let Some(oldest) = oldest_first.pop_front()
                 {
                     oldest.abort();
                 }
-                oldest_first.push_back(connections.spawn(converse(stream, router.clone())));
+                oldest_first.push_back(connections.spawn(converse(stream, peer, router.clone())));
             }
             Err(error) => {
                 // Out of file descriptors, most likely: the pause lets some go.
@@ -177,7 +195,8 @@ async fn accept(listener: TcpListener, router: Router) {
 }
 
 /// Serves one connection to its end. Whatever a client does wrong here is its own affair.
-async fn converse(stream: TcpStream, router: Router) {
+async fn converse(stream: TcpStream, peer: SocketAddr, router: Router) {
+    let router = router.layer(Extension(Peer(peer)));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -200,7 +219,7 @@ async fn live(State(shown): State<Shown>) -> impl IntoResponse {
 }
 
 async fn ready(State(shown): State<Shown>) -> impl IntoResponse {
-    let status = shown.status.borrow().clone();
+    let status = shown.status.borrow().clone().visible();
     let warnings: String = status.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
     if status.ready() {
         (StatusCode::OK, format!("ok\n{warnings}"))
@@ -210,11 +229,11 @@ async fn ready(State(shown): State<Shown>) -> impl IntoResponse {
 }
 
 async fn status_json(State(shown): State<Shown>) -> impl IntoResponse {
-    axum::Json(shown.status.borrow().clone())
+    axum::Json(shown.status.borrow().clone().visible())
 }
 
 async fn page(State(shown): State<Shown>) -> impl IntoResponse {
-    let status = shown.status.borrow().clone();
+    let status = shown.status.borrow().clone().visible();
     let history = shown.history.lock().unwrap_or_else(PoisonError::into_inner);
     let page = page::render(&status, &shown.metrics.glance(), &history, shown.desk, Timestamp::now());
     document(page)

@@ -5,7 +5,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::FutureExt as _;
@@ -20,6 +20,7 @@ use crate::admin::{self, CannotListen, NOT_CONSUMING_YET, Status};
 use crate::backoff::Backoff;
 use crate::breaker::{Breaker, Cause, State, Trouble};
 use crate::broker::delivery::Delivery;
+use crate::broker::probe::{self, MessageBound};
 use crate::broker::publisher::{NotPublished, Publisher, Rejection};
 use crate::broker::topology::{self, Mode, Standing};
 use crate::broker::{CannotConnect, Deliveries, Generation, Health, Settings};
@@ -84,6 +85,8 @@ const RESTORE_AGAIN: Duration = Duration::from_secs(1);
 const RENEW_AGAIN: Duration = Duration::from_secs(2);
 /// Time between two looks at the number of consumers.
 const CENSUS: Duration = Duration::from_secs(1);
+/// Time between two looks at the size of messages, while the broker cannot be reached.
+const MESSAGE_SIZE_AGAIN: Duration = Duration::from_secs(30);
 /// Time between two looks at the depth of every queue.
 const WEIGHING: Duration = Duration::from_secs(5);
 
@@ -153,7 +156,8 @@ pub async fn run(
         })
     });
     let (address, admin) =
-        admin::serve(config.admin_listen(), metrics.clone(), status.subscribe(), desk).await?;
+        admin::serve(config.admin_listen(), metrics.clone(), status.subscribe(), desk, &config.admin.hosts)
+            .await?;
     let keeper = KeyKeeper {
         sources,
         keys: keys.clone(),
@@ -162,6 +166,8 @@ pub async fn run(
         metrics: metrics.clone(),
     };
     let keeper = tokio::spawn(keeper.run());
+    let size_warning = Arc::new(OnceLock::new());
+    let sizes = tokio::spawn(warn_of_message_size(broker.clone(), size_warning.clone()));
     info!(version = env!("CARGO_PKG_VERSION"), admin = %address, "starting");
     ready(address);
 
@@ -195,12 +201,14 @@ pub async fn run(
         taken_in_session: 0,
         settled_in_session: 0,
         sweeping: None,
+        size_warning: size_warning.clone(),
         drain: config.shutdown.deadline.0,
         caller: config.wechat.mchid.clone(),
         serial: config.wechat.merchant_serial.clone(),
     };
     service.supervise(&broker, shutdown).await;
     keeper.abort();
+    sizes.abort();
     admin.abort();
     traces.finish(LAST_SPANS).await;
     info!("stopped");
@@ -226,6 +234,8 @@ struct Service {
     settled_in_session: u64,
     /// When the last sweep of dead letters began.
     sweeping: Option<(Instant, JoinHandle<()>)>,
+    /// That the broker takes messages which are too large, once that is known.
+    size_warning: Arc<OnceLock<&'static str>>,
     drain: Duration,
     /// The merchant number, for reasons in words.
     caller: String,
@@ -839,7 +849,8 @@ impl Service {
                 "broker: {count} commands were dead-lettered by the broker and have no event yet; they are swept"
             )),
         };
-        rejected.chain(waiting).collect()
+        let size = self.size_warning.get().map(|words| (*words).to_owned());
+        rejected.chain(waiting).chain(size).collect()
     }
 
     fn tell(&self, broker: Option<&str>, consuming: bool, reasons: Vec<String>) {
@@ -863,6 +874,31 @@ impl Service {
                 warnings,
             };
         });
+    }
+}
+
+/// Warns, once for each process, where the broker takes messages that fill our memory: the client holds each of them
+/// whole before anybody can look at its length.
+async fn warn_of_message_size(settings: Settings, warning: Arc<OnceLock<&'static str>>) {
+    loop {
+        match probe::message_bound(&settings).await {
+            Ok(MessageBound::Excessive) => {
+                let words = "broker: it takes messages of more than 1 MiB, which would fill our memory; set \
+                             max_message_size = 131072 in rabbitmq.conf";
+                warn!(
+                    "the broker does not bound the size of messages; set max_message_size in rabbitmq.conf"
+                );
+                // It is found out once.
+                let _ = warning.set(words);
+                return;
+            }
+            Ok(MessageBound::TooSmall(why)) => {
+                error!(why, "the broker refuses messages of 128 KiB, which events may need");
+                return;
+            }
+            Ok(MessageBound::Sound | MessageBound::Unclear(_)) => return,
+            Err(_) => sleep(MESSAGE_SIZE_AGAIN).await,
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod demo;
+pub mod files;
 pub mod healthcheck;
 pub mod parked;
 pub mod publish;
@@ -20,6 +21,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
 use crate::config;
+use crate::telemetry::foreign::visible_lines;
 
 /// Redeems WeChat Pay product coupons on command of a message queue, and tells what became of each.
 #[derive(Debug, Parser)]
@@ -136,13 +138,13 @@ async fn dispatch(Arguments { config, command }: Arguments) -> Result<(), Failur
 
 fn complain(text: &str) {
     // Where even standard error is gone, the exit code still tells.
-    let _ = writeln!(std::io::stderr(), "redeemer: {text}");
+    let _ = writeln!(std::io::stderr(), "redeemer: {}", visible_lines(text));
 }
 
-/// Writes one line to standard output.
+/// Writes lines to standard output, without characters that a terminal would obey or hide.
 ///
 /// # Errors
 /// Where the reader of the output is gone.
 pub fn say(line: &str) -> anyhow::Result<()> {
-    writeln!(std::io::stdout(), "{line}").context("cannot write to standard output")
+    writeln!(std::io::stdout(), "{}", visible_lines(line)).context("cannot write to standard output")
 }

@@ -163,6 +163,7 @@ section! {
     AdminConfig {
         listen: String = "127.0.0.1:9464".to_owned(),
         parked_token_file: String = String::new(),
+        hosts: Vec<String> = Vec::new(),
     }
 }
 section! {

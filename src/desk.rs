@@ -12,17 +12,19 @@ use crate::attempt::{EstablishedBy, Evidence, Objection, Outcome, Progress};
 use crate::broker::delivery::{Delivery, Unsettled};
 use crate::broker::publisher::{NotPublished, PARKED_AT, PARKED_REASON, Published, Publisher};
 use crate::coupon::Coupon;
-use crate::redemption::Redemption;
-use crate::telemetry::Masked;
+use crate::redemption::{Openid, Redemption};
+use crate::telemetry::{Masked, Short};
 use crate::verdict::{self, Answer, Question, Reason, Reply, Verdict, judge};
 use crate::wechat::api::{Client, Prepared, hex};
 use crate::wire::audit::{self, Account, Deed};
-use crate::wire::command::{self, Fault, Legible, Rejected};
+use crate::wire::command::{self, COMMAND_BYTES_MAX, Fault, Legible, Rejected};
 use crate::wire::copy::{self, Horizon};
 use crate::wire::event::{self, Telling};
 
 /// The longest reason that is read, in characters.
 const REASON_MAX: usize = 64;
+/// Bytes of a message that are shown: as many as a command may have.
+const SHOWN_BYTES_MAX: usize = COMMAND_BYTES_MAX;
 
 /// A parked command, read.
 #[derive(Debug)]
@@ -61,6 +63,38 @@ impl Parked {
         Self { sha256: hex(&Sha256::digest(delivery.body())), reason, at, command, legible, delivery }
     }
 
+    /// The beginning of its bytes, [`SHOWN_BYTES_MAX`] at most, and how many bytes are left out. A character that the
+    /// bound would cut is left out, too.
+    pub fn shown_body(&self) -> (&[u8], usize) {
+        let body = self.delivery.body();
+        let mut shown = &body[..body.len().min(SHOWN_BYTES_MAX)];
+        if shown.len() < body.len()
+            && let Err(error) = std::str::from_utf8(shown)
+            && error.error_len().is_none()
+        {
+            shown = &shown[..error.valid_up_to()];
+        }
+        (shown, body.len() - shown.len())
+    }
+
+    /// A text of it with its user's openid shortened: over a shoulder that need not be read. Where its bytes are no
+    /// command, nobody can tell which word is one.
+    pub fn discreet(&self, text: &str) -> String {
+        match &self.legible.openid {
+            Some(openid) => text.replace(openid.as_str(), &Short(openid.as_str()).to_string()),
+            None => Masked(text).to_string(),
+        }
+    }
+
+    /// The same of its bytes, in which an openid may be spelt with escapes.
+    pub fn discreet_body(&self, text: &str) -> String {
+        let is_plain = |openid: &Openid| self.command.is_ok() && text.contains(openid.as_str());
+        match self.legible.openid.as_ref().is_some_and(is_plain) {
+            true => self.discreet(text),
+            false => Masked(text).to_string(),
+        }
+    }
+
     /// How long it has been parked.
     pub fn age(&self, now: Timestamp) -> Option<SignedDuration> {
         self.at.map(|at| now.duration_since(at).max(SignedDuration::ZERO))
@@ -95,6 +129,27 @@ impl Parked {
             return Err("its sender was told that it is invalid, which is final".to_owned());
         }
         Ok(redemption)
+    }
+}
+
+/// Whether the signature of an answer counts as verified: only where it was verified here and now. What a header says of
+/// an earlier one can be written by whoever may publish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Witness {
+    /// An inquiry of this look.
+    Ourselves,
+    /// The headers of a message.
+    Header,
+}
+
+impl Witness {
+    /// What can be said of an answer's signature.
+    pub fn signature(self, evidence: &Evidence) -> &'static str {
+        match (self, &evidence.serial) {
+            (Self::Header, _) => "signature unproven, as the header says",
+            (Self::Ourselves, Some(_)) => "verified",
+            (Self::Ourselves, None) => "not verified",
+        }
     }
 }
 

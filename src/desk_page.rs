@@ -6,14 +6,18 @@
 
 mod door;
 mod html;
+mod refusal_log;
 
 use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, RawQuery, Request, State};
+use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, RawQuery, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse as _, Response};
@@ -26,11 +30,14 @@ use tracing::{info, warn};
 pub use self::door::Door;
 use self::door::{Refused, SESSION_SECONDS_MAX, Session};
 use self::html::{Asked, Found, Row};
+use self::refusal_log::RefusalLog;
+use crate::admin::Peer;
 use crate::broker::Settings;
 use crate::broker::parked::{Look, Writing};
 use crate::desk::{self, Decision, Filter, Inquiry, Parked, Prospect};
 use crate::metrics::{DeskRefusal, Metrics};
 use crate::pace::Pacer;
+use crate::telemetry::foreign::is_hidden;
 use crate::verdict::Question;
 use crate::wechat::api::Client;
 use crate::wire::audit::Deed;
@@ -83,6 +90,7 @@ struct Desk {
     setup: Setup,
     /// Whoever looks holds it, with the time from which the next inquiry may go.
     turn: Mutex<Instant>,
+    refusals: RefusalLog,
 }
 
 type Shared = State<Arc<Desk>>;
@@ -97,7 +105,11 @@ pub fn routes(setup: Setup) -> Router {
         .route("/parked/{id}/ask", post(ask))
         .route("/parked/{id}/replay", post(replay))
         .route("/parked/{id}/discard", post(discard))
-        .with_state(Arc::new(Desk { setup, turn: Mutex::new(Instant::now()) }))
+        .with_state(Arc::new(Desk {
+            setup,
+            turn: Mutex::new(Instant::now()),
+            refusals: RefusalLog::default(),
+        }))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(middleware::from_fn(bounded))
 }
@@ -118,6 +130,23 @@ async fn bounded(request: Request, next: Next) -> Response {
         }
     }
     answer
+}
+
+/// A request as the door looks at it: its headers, and where it comes from.
+struct Visitor {
+    headers: HeaderMap,
+    peer: IpAddr,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Visitor {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        let peer = parts.extensions.get::<Peer>();
+        // The admin port gives each connection its peer.
+        let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |Peer(address)| address.ip());
+        Ok(Self { headers: parts.headers.clone(), peer })
+    }
 }
 
 /// Why a request is not done; in words for the person.
@@ -150,7 +179,7 @@ impl Fields {
 
     /// A field that a person wrote for others to read: bounded, and one line.
     fn words(&self, name: &str) -> String {
-        let one_line = self.text(name).chars().map(|c| if c.is_control() { ' ' } else { c });
+        let one_line = self.text(name).chars().map(|c| if is_hidden(c) { ' ' } else { c });
         one_line.take(WORDS_MAX).collect::<String>().trim().to_owned()
     }
 
@@ -187,14 +216,16 @@ fn words_of(refused: Refused) -> &'static str {
 }
 
 impl Desk {
-    fn refuse(&self, refused: Refused) -> Response {
+    fn refuse(&self, refused: Refused, peer: IpAddr) -> Response {
         let why = match refused {
             Refused::WrongToken => DeskRefusal::WrongToken,
             Refused::NoSession => DeskRefusal::NoSession,
             Refused::Forged => DeskRefusal::Forged,
         };
         self.setup.metrics.desk_refused(why);
-        warn!(why = why.as_str(), "parked desk: refused");
+        if let Some(not_logged) = self.refusals.record(peer, Instant::now()) {
+            warn!(why = why.as_str(), %peer, not_logged, "parked desk: refused");
+        }
         let page = html::login(Some(words_of(refused)), self.setup.exposed);
         (StatusCode::FORBIDDEN, Html(page)).into_response()
     }
@@ -206,12 +237,13 @@ impl Desk {
     }
 
     /// The session of a form.
-    fn form(&self, headers: &HeaderMap, fields: &Fields) -> Result<Session, Box<Response>> {
+    fn form(&self, visitor: &Visitor, fields: &Fields) -> Result<Session, Box<Response>> {
+        let headers = &visitor.headers;
         let form = match from_elsewhere(headers) {
             true => Err(Refused::Forged),
             false => self.setup.door.form(cookie(headers), Some(fields.text("word")), Instant::now()),
         };
-        form.map_err(|refused| Box::new(self.refuse(refused)))
+        form.map_err(|refused| Box::new(self.refuse(refused, visitor.peer)))
     }
 
     async fn turn(&self) -> Result<MutexGuard<'_, Instant>, Unable> {
@@ -341,7 +373,8 @@ impl Desk {
             Unable::new(StatusCode::BAD_GATEWAY, words)
         })?;
         let effect = deed.effect();
-        info!(operator = session.operator, id, out_request_no = number, effect, "parked desk: done");
+        let (operator, name) = (session.operator.as_str(), session.name());
+        info!(operator, session = name, id, out_request_no = number, effect, "parked desk: done");
         Ok(Acted::Done(deed))
     }
 }
@@ -365,19 +398,23 @@ fn unreachable(why: impl std::fmt::Display) -> Unable {
     Unable::new(StatusCode::BAD_GATEWAY, format!("The parked queue cannot be reached: {why}"))
 }
 
-async fn login(State(desk): Shared, headers: HeaderMap, body: Bytes) -> Response {
+async fn login(State(desk): Shared, visitor: Visitor, body: Bytes) -> Response {
+    let Visitor { headers, peer } = visitor;
     if from_elsewhere(&headers) {
-        return desk.refuse(Refused::Forged);
+        return desk.refuse(Refused::Forged, peer);
     }
     let fields = Fields::read(&body);
-    let operator = fields.words("operator");
-    if operator.is_empty() {
-        let page = html::login(Some("Say who you are: the audit event names you."), desk.setup.exposed);
-        return (StatusCode::BAD_REQUEST, Html(page)).into_response();
-    }
-    match desk.setup.door.open(fields.text("token"), &operator, Instant::now(), rand::random()) {
+    let operator = match operator(fields.text("operator")) {
+        Ok(operator) => operator,
+        Err(why) => {
+            let page = html::login(Some(why), desk.setup.exposed);
+            return (StatusCode::BAD_REQUEST, Html(page)).into_response();
+        }
+    };
+    let now = Instant::now();
+    match desk.setup.door.open(fields.text("token"), operator, cookie(&headers), now, rand::random()) {
         Ok(session) => {
-            info!(operator, "parked desk: somebody sat down");
+            info!(operator, session = session.name(), %peer, "parked desk: logged in");
             let key = &session.key;
             let cookie = format!(
                 "{COOKIE}={key}; Path=/parked; HttpOnly; SameSite=Strict; Max-Age={SESSION_SECONDS_MAX}"
@@ -386,16 +423,29 @@ async fn login(State(desk): Shared, headers: HeaderMap, body: Bytes) -> Response
         }
         Err(refused) => {
             sleep(WRONG_TOKEN_PAUSE).await;
-            desk.refuse(refused)
+            desk.refuse(refused, peer)
         }
     }
 }
 
-async fn logout(State(desk): Shared, headers: HeaderMap, body: Bytes) -> Response {
-    match desk.form(&headers, &Fields::read(&body)) {
+/// The name of a person, as the audit event will carry it: one that another person can read and tell from others.
+fn operator(name: &str) -> Result<&str, &'static str> {
+    if name.is_empty() {
+        return Err("Say who you are: the audit event names you.");
+    }
+    if name.chars().any(is_hidden) || name.chars().count() > WORDS_MAX {
+        return Err("A name is 200 characters at most, and none of them is invisible.");
+    }
+    Ok(name)
+}
+
+async fn logout(State(desk): Shared, visitor: Visitor, body: Bytes) -> Response {
+    match desk.form(&visitor, &Fields::read(&body)) {
         Err(answer) => *answer,
         Ok(session) => {
             desk.setup.door.close(&session);
+            let (operator, peer) = (session.operator.as_str(), visitor.peer);
+            info!(operator, session = session.name(), %peer, "parked desk: logged out");
             let gone = format!("{COOKIE}=; Path=/parked; HttpOnly; SameSite=Strict; Max-Age=0");
             seen_other("/parked", Some(gone))
         }
@@ -472,16 +522,16 @@ async fn show(State(desk): Shared, headers: HeaderMap, Path(id): Path<String>) -
     }
 }
 
-async fn ask(State(desk): Shared, headers: HeaderMap, Path(id): Path<String>, body: Bytes) -> Response {
-    perform(desk, headers, id, body, |fields| {
+async fn ask(State(desk): Shared, visitor: Visitor, Path(id): Path<String>, body: Bytes) -> Response {
+    perform(desk, visitor, id, body, |fields| {
         let tell_refused = fields.is_yes("tell_refused");
         Ok(Act { promised: None, because: fields.words("because"), tell_refused, inquires: true })
     })
     .await
 }
 
-async fn replay(State(desk): Shared, headers: HeaderMap, Path(id): Path<String>, body: Bytes) -> Response {
-    perform(desk, headers, id, body, |fields| {
+async fn replay(State(desk): Shared, visitor: Visitor, Path(id): Path<String>, body: Bytes) -> Response {
+    perform(desk, visitor, id, body, |fields| {
         let deeds = [Deed::SentAgain, Deed::ToldRedeemed, Deed::ToldRefused];
         let promised = deeds.into_iter().find(|deed| deed.effect() == fields.text("deed"));
         let tell_refused = fields.is_yes("tell_refused");
@@ -493,8 +543,8 @@ async fn replay(State(desk): Shared, headers: HeaderMap, Path(id): Path<String>,
     .await
 }
 
-async fn discard(State(desk): Shared, headers: HeaderMap, Path(id): Path<String>, body: Bytes) -> Response {
-    perform(desk, headers, id, body, |fields| {
+async fn discard(State(desk): Shared, visitor: Visitor, Path(id): Path<String>, body: Bytes) -> Response {
+    perform(desk, visitor, id, body, |fields| {
         let (because, promised) = (fields.words("because"), Some(Deed::Discarded));
         if because.is_empty() || !fields.is_yes("sure") {
             return Err("Say why, and that it is not needed any more. Nothing was done.");
@@ -507,13 +557,13 @@ async fn discard(State(desk): Shared, headers: HeaderMap, Path(id): Path<String>
 /// Takes a form, and does what it says to its end, even where the browser does not wait for it.
 async fn perform(
     desk: Arc<Desk>,
-    headers: HeaderMap,
+    visitor: Visitor,
     id: String,
     body: Bytes,
     read: impl FnOnce(&Fields) -> Result<Act, &'static str>,
 ) -> Response {
     let fields = Fields::read(&body);
-    let session = match desk.form(&headers, &fields) {
+    let session = match desk.form(&visitor, &fields) {
         Ok(session) => session,
         Err(answer) => return *answer,
     };
@@ -572,6 +622,17 @@ mod tests {
         assert_eq!((two_hours.brand.as_deref(), two_hours.coupon), (Some("120344"), None));
         for wrong in ["soon", "-2h", "2"] {
             assert!(filter(&typed(wrong)).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn operator_name_must_be_readable() {
+        for name in ["lin", "林 晓", "O\u{2019}Neill", "night shift"] {
+            assert_eq!(operator(name), Ok(name));
+        }
+        let long = "x".repeat(WORDS_MAX + 1);
+        for name in ["", "\u{200b}", "lin\u{200b}", "\u{202e}nil", "lin\n", "lin\u{a0}", "\u{3164}", &long] {
+            assert!(operator(name).is_err(), "{name:?}");
         }
     }
 

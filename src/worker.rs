@@ -25,6 +25,7 @@ use crate::pace::{Budget, Pacer};
 use crate::publishing::{Cut, Interrupted, Outgoing, PublishContext, PublishFaults, publish, publish_within};
 use crate::redemption::Redemption;
 use crate::slots::Slot;
+use crate::telemetry::foreign::Foreign;
 use crate::telemetry::traces::{Came, Leg, Stay, Traces};
 use crate::telemetry::{Masked, Short};
 use crate::verdict::{self, Authenticity, Declined, Question, Reason, Reply, Verdict, judge};
@@ -77,7 +78,7 @@ impl Tools {
 /// What an answer said that stopped us, for reasons in words.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StoppedBy {
-    /// `code` and `message`, as far as there were any; no control characters, 200 bytes at most.
+    /// `code` and `message`, as far as there were any: visible, without an openid, 200 bytes at most.
     pub said: String,
     /// The provider's clock less ours, in seconds, by this very answer.
     pub clock_skew: Option<f64>,
@@ -94,7 +95,7 @@ impl StoppedBy {
         };
         let words = answer.map(|answer| [answer.code.as_deref(), answer.message.as_deref()]);
         let words: Vec<_> = words.into_iter().flatten().flatten().collect();
-        let mut said: String = words.join(": ").chars().filter(|letter| !letter.is_control()).collect();
+        let mut said = Foreign(&words.join(": ")).to_string();
         said.truncate(said.floor_char_boundary(SAID_BYTES_MAX));
         Self { said, clock_skew: heard.clock_skew.map(|skew| skew.as_secs_f64()) }
     }
@@ -206,8 +207,14 @@ async fn settle(
                 Err(Unstartable::Damage(damage)) => {
                     Box::pin(set_damaged_aside(means, delivery, &redemption, &damage, stay, at)).await
                 }
-                Err(Unstartable::Deadline) => {
-                    let problem = format!("its header {} is not an RFC 3339 time", copy::DEADLINE);
+                Err(unstartable @ (Unstartable::Deadline | Unstartable::ReplyTo)) => {
+                    let problem = match unstartable {
+                        Unstartable::ReplyTo => format!(
+                            "its property reply_to is a key of the service itself; it must not begin with {}",
+                            event::RESERVED_KEYS.map(|word| format!("{word}.")).join(", ")
+                        ),
+                        _ => format!("its header {} is not an RFC 3339 time", copy::DEADLINE),
+                    };
                     let faults = vec![Fault { pointer: String::new(), problem }];
                     let rejected = Rejected { faults, legible: Legible::from(&redemption) };
                     Box::pin(refuse(means, delivery, &rejected, stay, at)).await
@@ -283,6 +290,8 @@ enum Unstartable {
     Damage(Damage),
     /// Its sender set a deadline that cannot be read.
     Deadline,
+    /// Its sender asks for the event under a key of the service itself.
+    ReplyTo,
 }
 
 /// Where this delivery stands: afresh, redelivered, or back from a wait queue.
@@ -311,6 +320,9 @@ fn progress(
             carried.progress.delivered_again();
         }
         return Ok(carried);
+    }
+    if delivery.names_reserved_reply_to() {
+        return Err(Unstartable::ReplyTo);
     }
     let text = delivery.header(copy::DEADLINE);
     if text.is_none() && delivery.has_header(copy::DEADLINE) {
@@ -708,8 +720,8 @@ impl Job<'_> {
             proof = proof.and(Box::pin(publish(context, &delivery, park, leg)).await?);
         }
         // The time in the command queue counts, where its sender has told when that began.
-        let since = delivery.sent_by().map_or(progress.first_seen, |sent| sent.min(progress.first_seen));
-        let age = Timestamp::now().duration_since(since).max(SignedDuration::ZERO);
+        let (sent, now) = (delivery.sent_by(), Timestamp::now());
+        let age = now.duration_since(age_begins(sent, progress.first_seen, now, tools.horizon.furthest));
         tools.metrics.ended(&outcome, Some(age.unsigned_abs()));
         stay.note("redemption.outcome", outcome.kind().as_str());
         if let Some(reason) = outcome.reason() {
@@ -852,10 +864,44 @@ impl Brands {
     }
 }
 
+/// When the age of a command begins: when it was sent, as its sender says, or at first sight, as the headers of a copy say.
+/// Both can be forged: neither counts that lies ahead, or further back than a deadline can lie ahead.
+fn age_begins(
+    sent: Option<Timestamp>,
+    first_seen: Timestamp,
+    now: Timestamp,
+    furthest: SignedDuration,
+) -> Timestamp {
+    let is_plausible = |at: &Timestamp| {
+        let ago = now.duration_since(*at);
+        !ago.is_negative() && ago <= furthest
+    };
+    [sent, Some(first_seen)].into_iter().flatten().filter(is_plausible).min().unwrap_or(now)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::verdict::Answer;
+
+    #[test]
+    fn forged_time_of_sending_makes_no_age() {
+        let now: Timestamp = "2026-03-05T05:00:00Z".parse().unwrap();
+        let ago = |hours: i64| now.saturating_sub(SignedDuration::from_hours(hours)).unwrap();
+        let age = |sent: Option<Timestamp>, first_seen: Timestamp| {
+            now.duration_since(age_begins(sent, first_seen, now, SignedDuration::from_hours(72)))
+        };
+        let hours = SignedDuration::from_hours;
+        assert_eq!(age(Some(ago(3)), ago(2)), hours(3));
+        assert_eq!(age(Some(ago(1)), ago(2)), hours(2));
+        assert_eq!(age(None, ago(2)), hours(2));
+        let forged = [Timestamp::UNIX_EPOCH, Timestamp::MIN, Timestamp::MAX, ago(73), ago(-1)];
+        for at in forged {
+            assert_eq!(age(Some(at), ago(2)), hours(2), "{at}");
+            assert_eq!(age(Some(ago(1)), at), hours(1), "{at}");
+            assert_eq!(age(Some(at), at), hours(0), "{at}");
+        }
+    }
 
     #[test]
     fn what_stopped_us_is_told_in_few_words_that_break_no_line() {
@@ -880,7 +926,9 @@ mod tests {
         let check = |code: Option<&str>, message: Option<&str>, expected: &str| {
             assert_eq!(said(Reply::Answered(answer(code, message))), expected);
         };
-        check(Some("SIGN_ERROR"), Some("错误的签名\n\u{1b}[0m"), "SIGN_ERROR: 错误的签名[0m");
+        check(Some("SIGN_ERROR"), Some("错误的签名\n\u{1b}[0m"), r"SIGN_ERROR: 错误的签名\u000a\u001b[0m");
+        let with_openid = "openid=oh-394z-6CGkNoJrsDLTTUKiAnp4 is wrong";
+        check(Some("SIGN_ERROR"), Some(with_openid), "SIGN_ERROR: openid=oh…Anp4 is wrong");
         check(None, Some("no"), "no");
         check(Some("SIGN_ERROR"), None, "SIGN_ERROR");
         check(None, None, "");

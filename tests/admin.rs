@@ -177,3 +177,23 @@ async fn a_head_that_comes_drop_by_drop_ends_by_its_deadline() {
     });
     service.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn page_of_a_stranger_cannot_read_the_port_under_its_name() {
+    let mut bed = Bed::new().await;
+    bed.config.admin.hosts = vec!["redeemer.example.com".to_owned()];
+    let service = bed.start().await;
+    let status = async |host: &str, path: &str| {
+        let request = reqwest::Client::new().get(service.url(path)).header("host", host);
+        request.send().await.unwrap().status().as_u16()
+    };
+    for path in ["/", "/metrics", "/readyz", "/status.json", "/runbook", "/livez"] {
+        for strange in ["evil.example", "evil.example:9464", "127.0.0.1.nip.example"] {
+            assert_eq!(status(strange, path).await, 421, "{strange}{path}");
+        }
+        for ours in ["localhost:9464", "[::1]", "redeemer.example.com", "redeemer:9464", "10.0.0.7:9464"] {
+            assert_eq!(status(ours, path).await, 200, "{ours}{path}");
+        }
+    }
+    service.stop().await;
+}

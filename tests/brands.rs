@@ -55,6 +55,10 @@ struct Sink {
 
 impl Sink {
     fn start(bed: &Bed, uri: &str, postgres: &Postgres) -> Self {
+        Self::start_with(bed, uri, postgres, &[])
+    }
+
+    fn start_with(bed: &Bed, uri: &str, postgres: &Postgres, more: &[(&str, &str)]) -> Self {
         let log = bed.dir.join("events-to-postgres.log");
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/grafana/events-to-postgres");
         let program = Command::new("setpriv")
@@ -64,6 +68,7 @@ impl Sink {
             .envs(postgres.environment(OWNER))
             // As where the database's own encoding is not UTF-8.
             .env("PGCLIENTENCODING", "SQL_ASCII")
+            .envs(more.iter().copied())
             .stdin(Stdio::null())
             .stderr(File::options().create(true).append(true).open(&log).unwrap())
             .spawn()
@@ -199,6 +204,49 @@ fn a_uri_that_cannot_be_read_is_not_shown() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(said.contains("AMQP_URI") && !said.contains("pa#") && !said.contains("'pa'"), "{said}");
+}
+
+/// What a viewer of a dashboard may put to its data source.
+#[tokio::test(flavor = "multi_thread")]
+async fn reader_cannot_lift_its_bounds() {
+    let bed = Bed::new().await;
+    let postgres = Postgres::start("bounds");
+    postgres.tell(&text("reader.sql"));
+    let service = bed.start().await;
+    let sink = Sink::start_with(&bed, &bed.config.broker.uri, &postgres, &[("READER_SECONDS_MAX", "2")]);
+    sink.follows(1).await;
+    let ask = |sql: &str| postgres.try_ask(READER, sql);
+    assert_eq!(ask("SELECT count(*) FROM outcomes"), Ok("0".to_owned()));
+    let lift = "SET transaction_read_only = off; SET statement_timeout = 0; ";
+    for forbidden in [
+        "CREATE TEMPORARY TABLE t (x text)",
+        "CREATE TEMPORARY SEQUENCE s",
+        "SELECT 1 AS x INTO TEMPORARY t",
+        "CREATE TABLE t (x text)",
+        "CREATE SCHEMA s",
+        "SELECT lo_create(0)",
+        "SELECT lo_creat(-1)",
+        "SELECT lo_from_bytea(0, 'x')",
+        "SET temp_file_limit = -1",
+        "SELECT pg_sleep(1)",
+        "SELECT pg_advisory_lock(1)",
+        "SELECT * FROM events",
+        "SET ROLE redeemer",
+    ] {
+        let answer = ask(&format!("{lift}{forbidden}"));
+        assert!(
+            answer.as_ref().is_err_and(|why| why.contains("permission denied")),
+            "{forbidden}: {answer:?}"
+        );
+    }
+    assert_eq!(postgres.count("SELECT count(*) FROM pg_largeobject_metadata"), 0);
+
+    // The timeout it can lift; then the query is ended from outside.
+    let endless = format!("{lift}DO $$ BEGIN LOOP PERFORM 1; END LOOP; END $$");
+    let ended = ask(&endless).unwrap_err();
+    assert!(ended.contains("terminating connection"), "{ended}");
+    drop(sink);
+    service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

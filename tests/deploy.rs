@@ -493,6 +493,12 @@ fn cargo_takes_the_manifest_before_and_after_the_sources_are_there() {
     for (word, rest) in work {
         match (word.as_str(), rest.as_str()) {
             ("COPY", ". .") => Context::read().copy_to(&dir),
+            ("COPY", "vendor vendor") => {
+                assert!(Context::read().has("vendor"));
+                fs::create_dir_all(dir.join("vendor")).unwrap();
+                told("cp", &["-RT", "vendor", dir.join("vendor").to_str().unwrap()])
+                    .unwrap_or_else(|output| panic!("{}", err(&output)));
+            }
             ("COPY", files) => {
                 for name in files.strip_suffix(" ./").unwrap().split(' ') {
                     assert!(Context::read().has(name), "{name}");

@@ -298,6 +298,71 @@ fn copies() {
     assert!(counted["refused"] > 0 && counted["deferred"] > 0 && counted["finished"] > 0, "{counted:?}");
 }
 
+/// A header table in the encoding of AMQP 0-9-1, without its length: at most so many levels below it.
+fn header_table(levels: usize, dice: &mut StdRng) -> Vec<u8> {
+    let mut table = Vec::new();
+    for _ in 0..dice.random_range(0..4) {
+        table.extend([2, b'x', dice.random_range(b'a'..=b'z')]);
+        table.extend(header_value(levels, dice));
+    }
+    table
+}
+
+fn header_value(levels: usize, dice: &mut StdRng) -> Vec<u8> {
+    let long = |kind: u8, inner: &[u8]| {
+        [&[kind][..], &u32::try_from(inner.len()).unwrap().to_be_bytes(), inner].concat()
+    };
+    match dice.random_range(0..6) {
+        0 => vec![b'V'],
+        1 => vec![b't', 1],
+        2 => [&[b'l'][..], &dice.random::<[u8; 8]>()].concat(),
+        3 => long(b'S', &dice.random::<[u8; 12]>()),
+        4 if levels > 0 => long(b'F', &header_table(levels - 1, dice)),
+        5 if levels > 0 => long(b'A', &header_value(levels - 1, dice)),
+        _ => long(b'S', b"text"),
+    }
+}
+
+/// What stands in a table or an array of its own, so many times.
+fn wrapped(mut table: Vec<u8>, levels: usize, dice: &mut StdRng) -> Vec<u8> {
+    let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap().to_be_bytes();
+    for _ in 0..levels {
+        table = match dice.random_bool(0.5) {
+            true => [&[0, b'F'][..], &length(&table), &table].concat(),
+            false => {
+                let entry = [&[b'F'][..], &length(&table), &table].concat();
+                [&[0, b'A'][..], &length(&entry), &entry].concat()
+            }
+        };
+    }
+    table
+}
+
+/// Headers of a message as the broker's client reads them, on a thread with a stack of its own.
+#[test]
+fn message_headers() {
+    let counted = Campaign::new("message headers").run(
+        |dice| {
+            let table = header_table(6, dice);
+            let levels = if dice.random_bool(0.2) { dice.random_range(0..3_000) } else { 0 };
+            let table = wrapped(table, levels, dice);
+            if dice.random_bool(0.7) { bytes(&table, dice) } else { table }
+        },
+        |input| {
+            let framed = [&u32::try_from(input.len()).unwrap().to_be_bytes()[..], input].concat();
+            match amq_protocol_types::parsing::parse_field_table(&framed[..]) {
+                Ok((_, table)) => {
+                    // Whoever reads it goes down as far again.
+                    assert!(format!("{:?}", table.clone()).len() >= table.inner().len());
+                    "readable"
+                }
+                Err(_) => "unreadable",
+            }
+        },
+    );
+    assert!(counted["readable"] > 0 && counted["unreadable"] > 0, "{counted:?}");
+}
+
 #[test]
 fn replies() {
     let redemption = redemption();

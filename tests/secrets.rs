@@ -10,7 +10,8 @@ mod programs;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::Stdio;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Command, Stdio};
 
 use programs::{Programs, err, get, out, run, until};
 use serde_json::{Value, json};
@@ -247,4 +248,37 @@ fn a_plain_log_and_what_the_port_shows_hold_no_secret() {
 #[test]
 fn a_json_log_has_one_line_per_settled_command_and_no_secret() {
     full_run("json");
+}
+
+/// Kills a program by SIGABRT, which would have it dump its core, where the limit of its shell allows that.
+fn dumps_core(program: &str, arguments: &[&str], is_up: impl Fn() -> bool) -> bool {
+    let dir = programs::unused_dir("core");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -c unlimited && exec \"$0\" \"$@\"", program]).args(arguments);
+    let shell = shell.current_dir(&dir).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = shell.spawn().unwrap();
+    until("the program is up", || is_up().then_some(()));
+    let sent = Command::new("sh").args(["-c", "kill -ABRT \"$0\"", &child.id().to_string()]).status();
+    assert!(sent.unwrap().success());
+    let status = programs::ended(&mut child);
+    assert_eq!(status.signal(), Some(6), "{status}");
+    fs::remove_dir_all(dir).unwrap();
+    status.core_dumped()
+}
+
+#[test]
+fn aborted_program_leaves_no_core() {
+    let dir = programs::unused_dir("aborted");
+    let identity = dir.join("sandbox/identity.json");
+    let sandbox = dir.join("sandbox");
+    let arguments =
+        ["sandbox", "--with-parent", "--listen", "127.0.0.1:0", "--dir", sandbox.to_str().unwrap()];
+    let is_up = || fs::read_to_string(&identity).is_ok_and(|text| text.contains("http://"));
+    assert!(!dumps_core(env!("CARGO_BIN_EXE_redeemer"), &arguments, is_up));
+    let ready = dir.join("ready");
+    let script = format!("touch {} && exec sleep 60", ready.display());
+    if !dumps_core("sh", &["-c", &script], || ready.exists()) {
+        eprintln!("NOT shown: this machine writes no core of any program");
+    }
+    fs::remove_dir_all(dir).unwrap();
 }

@@ -719,3 +719,23 @@ async fn an_answer_that_is_cut_short_or_too_large_is_lost_and_no_connection_is_n
 /// Nearly 3 KiB, where 1 KiB is read.
 const TOO_LARGE: &str =
     concat!("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n", include_str!("fixtures/coupon_single.json"));
+
+#[test]
+fn downloaded_certificate_does_not_replace_a_configured_one() {
+    let public = MerchantKey::from_pem(include_str!("fixtures/documentation_test_key.pem"), "test").unwrap();
+    let lines = STANDARD.encode(public.public_der()).into_bytes();
+    let lines: Vec<_> = lines.chunks(64).map(|line| String::from_utf8_lossy(line).into_owned()).collect();
+    let pem = format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", lines.join("\n"));
+    let key = |expires| {
+        let mut key = VerificationKey::from_public_pem(&pem, "test").unwrap();
+        key.expires = expires;
+        key
+    };
+    let (mut held, mut downloaded) = (PublicKeys::default(), PublicKeys::default());
+    held.insert("A1".to_owned(), key(None));
+    downloaded.insert("A1".to_owned(), key(Some(Timestamp::MAX)));
+    downloaded.insert("B2".to_owned(), key(Some(Timestamp::MAX)));
+    held.extend(downloaded);
+    let expires = |serial| held.get(serial).map(|key| key.expires);
+    assert_eq!([expires("A1"), expires("B2")], [Some(None), Some(Some(Timestamp::MAX))]);
+}

@@ -135,6 +135,9 @@ fn headline(page: &mut String, mood: Mood, status: &Status, history: &History) {
     for reason in &status.reasons {
         let _ = write!(page, "<p>{}{}", escaped(reason), runbook_link(reason));
     }
+    for warning in &status.warnings {
+        let _ = write!(page, "<p>Warning: {}", escaped(warning));
+    }
     page.push_str("</header>");
 }
 

@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
 use crate::broker::publisher::Published;
-use crate::wire::copy;
+use crate::wire::{copy, event};
 
 /// A message taken from the command queue and not settled yet.
 #[derive(Debug)]
@@ -131,8 +131,18 @@ impl Delivery {
         Timestamp::from_second(seconds.checked_add(1)?).ok()
     }
 
-    /// `reply_to`, where it is one.
+    /// `reply_to`, where it is one. A key under which the service itself publishes is none: an event would lie in queues
+    /// that are bound to others.
     pub fn reply_to(&self) -> Option<&str> {
+        self.named_reply_to().filter(|key| !event::is_reserved_key(key))
+    }
+
+    /// Whether `reply_to` names a key under which the service itself publishes.
+    pub fn names_reserved_reply_to(&self) -> bool {
+        self.named_reply_to().is_some_and(event::is_reserved_key)
+    }
+
+    fn named_reply_to(&self) -> Option<&str> {
         self.properties.reply_to().as_ref().map(|key| key.as_str()).filter(|key| !key.is_empty())
     }
 

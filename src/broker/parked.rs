@@ -34,8 +34,8 @@ pub enum CannotLook {
     Busy(String),
     /// The client cannot read a message, and its connection ended over it.
     #[error(
-        "message {nth} in {queue} cannot be read: most likely a property or a header's name is not UTF-8. Take it out \
-         with another client, such as the page of RabbitMQ's management (Queues, {queue}, Get messages); see \
+        "message {nth} in {queue} cannot be read: most likely a property or a header's name is not UTF-8, or headers \
+         are nested more than 64 levels deep. Take it out with another client, such as the page of RabbitMQ's management (Queues, {queue}, Get messages); see \
          docs/operations.md#illegible-message"
     )]
     Illegible {

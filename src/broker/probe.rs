@@ -2,7 +2,8 @@
 //! changes anything.
 //!
 //! The broker looks at a right before it looks at the rest of a request. So each right is tried with a request that
-//! it must refuse for another reason: a publish whose expiration is no number, a consumer whose priority is none.
+//! it must refuse for another reason: a publish whose expiration is no number, a consumer whose priority is none. How
+//! large a message may be it tells nobody, so that is tried, too.
 
 use std::time::Duration;
 
@@ -174,8 +175,66 @@ fn least_rights(names: &Names, mode: Mode) -> [String; 3] {
     }
     // To declare a queue that dead-letters takes the right to read it and to write where it dead-letters to.
     let all =
-        format!("{commands}|{retry}(\\..*)?|{results}|{unrouted}|{dead}|{instances}|{parked}(\\.audit)?");
+        format!("{commands}|{retry}(\\..*)?|{results}|{unrouted}|{dead}|{instances}|{parked}(\\.(audit|look))?");
     [format!("^({all})$"), format!("^({all}|amq\\.default)$"), format!("^({all})$")]
+}
+
+/// What a broker must take: a command of 64 KiB, and an event with the coupon and the evidence of 16 attempts.
+pub const MESSAGE_BYTES_NEEDED: usize = 128 * 1024;
+/// What a broker should not take: every message is held whole, here and there, before anybody looks at its length.
+const MESSAGE_BYTES_EXCESSIVE: usize = 1024 * 1024 + 1;
+
+/// How the broker bounds the size of a message (`max_message_size`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MessageBound {
+    /// It takes what is needed and refuses more than 1 MiB.
+    Sound,
+    /// It takes more than 1 MiB.
+    Excessive,
+    /// It refuses what is needed: the broker's words.
+    TooSmall(String),
+    /// It cannot be said: the broker's words.
+    Unclear(String),
+}
+
+/// Finds out which messages the broker takes, by two that go to nobody.
+///
+/// # Errors
+/// [`CannotConnect`]
+pub async fn message_bound(settings: &Settings) -> Result<MessageBound, CannotConnect> {
+    let (connection, at) = connect_any(settings, "redeemer message size").await?;
+    let limit = settings.connect_timeout;
+    let both = async {
+        match publish_zeros(&connection, MESSAGE_BYTES_NEEDED).await {
+            Err(error) if refused_for_size(&error) => return MessageBound::TooSmall(error.to_string()),
+            Err(error) => return MessageBound::Unclear(error.to_string()),
+            Ok(()) => {}
+        }
+        match publish_zeros(&connection, MESSAGE_BYTES_EXCESSIVE).await {
+            Ok(()) => MessageBound::Excessive,
+            Err(error) if refused_for_size(&error) => MessageBound::Sound,
+            Err(error) => MessageBound::Unclear(error.to_string()),
+        }
+    };
+    let step = "looking at the size of messages";
+    let bound = timeout(limit, both).await.map_err(|_| CannotConnect::TimedOut { at, step, limit })?;
+    let _ = timeout(limit, connection.close(200, "done".into())).await;
+    Ok(bound)
+}
+
+/// The broker looks at the size before it looks where a message goes. This one is not persistent, and goes nowhere.
+async fn publish_zeros(connection: &Connection, bytes: usize) -> lapin::Result<()> {
+    let channel = connection.create_channel().await?;
+    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    let (options, properties) = (BasicPublishOptions::default(), AMQPProperties::default());
+    let body = vec![0; bytes];
+    channel.basic_publish("".into(), "redemption.nobody".into(), options, &body, properties).await?.await?;
+    let _ = channel.close(200, "done".into()).await;
+    Ok(())
+}
+
+fn refused_for_size(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(fault) if fault.get_id() == 406)
 }
 
 /// The version that the broker tells in its greeting, before anyone has logged in. `None` where it does not, or over
@@ -241,7 +300,7 @@ mod tests {
         assert_eq!(rights(Mode::Off), off);
         assert_eq!(rights(Mode::Verify), off);
         let [configure, write, read] = rights(Mode::Create);
-        let all = r"redemption\.commands|redemption\.retry(\..*)?|redemption\.results|redemption\.unrouted|redemption\.dead|redemption\.instances|redemption\.parked(\.audit)?";
+        let all = r"redemption\.commands|redemption\.retry(\..*)?|redemption\.results|redemption\.unrouted|redemption\.dead|redemption\.instances|redemption\.parked(\.(audit|look))?";
         assert_eq!([&configure, &read], [&format!("^({all})$"); 2]);
         assert_eq!(write, format!(r"^({all}|amq\.default)$"));
     }

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::app::merchant_key_from_environment;
 use crate::broker::management::{self, Alarm, Management, Mismatch, Queue, Unanswered};
-use crate::broker::probe::{self, Held, Need, Right};
+use crate::broker::probe::{self, Held, MessageBound, Need, Right};
 use crate::broker::topology::{Difference, Mode, Object, Standing, survey};
 use crate::broker::{CannotConnect, Generation, Settings};
 use crate::cli::{Failure, say};
@@ -511,6 +511,7 @@ async fn broker(config: &Config, findings: &mut Vec<Finding>) {
                 let detail = format!("{commands} commands wait, {consumers} consumers");
                 findings.push(Finding::ok("queue", detail));
             }
+            findings.extend(message_size(&settings).await);
             generation.close().await;
             return;
         }
@@ -568,6 +569,28 @@ async fn unknown_host(settings: &Settings) -> Option<Finding> {
         ));
     }
     None
+}
+
+/// Whether the broker bounds messages. What the user may not try, the permissions have told.
+async fn message_size(settings: &Settings) -> Option<Finding> {
+    const WHAT: &str = "message size";
+    let mending = format!(
+        "echo 'max_message_size = {}' >> /etc/rabbitmq/rabbitmq.conf # there, then a restart",
+        probe::MESSAGE_BYTES_NEEDED
+    );
+    Some(match probe::message_bound(settings).await {
+        Ok(MessageBound::Sound) => Finding::ok(WHAT, "the broker takes 128 KiB and refuses more than 1 MiB"),
+        Ok(MessageBound::Excessive) => Finding::warning(
+            WHAT,
+            "the broker takes messages of more than 1 MiB; a few large ones would fill this service's memory",
+            mending,
+        ),
+        Ok(MessageBound::TooSmall(words)) => {
+            Finding::fault(WHAT, format!("the broker refuses a message of 128 KiB: {words}"), mending)
+        }
+        Ok(MessageBound::Unclear(_)) => return None,
+        Err(fault) => Finding::warning(WHAT, fault.to_string(), "redeemer check # once more"),
+    })
 }
 
 /// Connects as the service does, and proves that confirms come.

@@ -28,6 +28,7 @@ use crate::broker::client::{Arrived, CommandPublisher, Link, LinkFault, Outgoing
 use crate::cli::demo::cases::{Case, Program};
 use crate::cli::demo::children::{Http, Running};
 use crate::cli::demo::report::{Effect, Got, Report, metric, short};
+use crate::cli::files::{PRIVATE, write_file};
 use crate::cli::publish::style;
 use crate::cli::told::Told;
 use crate::cli::{Failure, complain, say};
@@ -367,7 +368,8 @@ fn configure(config: &mut Config, dir: &Path, card: &Card) -> anyhow::Result<()>
     config.wechat.public_keys.insert(card.public_key_id.clone(), file("wechatpay_public_key.pem"));
     let text = toml::to_string(config).context("the configuration cannot be written")?;
     let path = dir.join("config.toml");
-    fs::write(&path, text).with_context(|| format!("{} cannot be written", path.display()))
+    write_file(&path, PRIVATE, text.as_bytes())
+        .with_context(|| format!("{} cannot be written", path.display()))
 }
 
 async fn start_service(dir: &Path, http: &Http) -> anyhow::Result<(Running, String)> {

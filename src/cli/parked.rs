@@ -18,8 +18,9 @@ use crate::app::merchant_key_from_environment;
 use crate::broker::parked::{Look, Writing};
 use crate::cli::{Failure, complain, say};
 use crate::config::Config;
-use crate::desk::{self, Decision, Filter, Inquiry, Parked, Prospect};
-use crate::telemetry::Short;
+use crate::desk::{self, Decision, Filter, Inquiry, Parked, Prospect, Witness};
+use crate::telemetry::foreign::{Foreign, Visible, is_hidden};
+use crate::telemetry::{Masked, Short};
 use crate::wechat::api::Client;
 use crate::wechat::keys::Keyring;
 use crate::wire::audit::Deed;
@@ -244,7 +245,7 @@ fn row(parked: &Parked, now: Timestamp) -> [String; 8] {
         parked.sha256.chars().take(12).collect(),
         parked.at.map_or_else(none, |at| format!("{:.0}", at)),
         parked.age(now).map_or_else(none, short_span),
-        harmless(&parked.reason),
+        Foreign(&parked.reason).to_string(),
         brand_id.as_ref().map_or_else(none, ToString::to_string),
         coupon_code.as_ref().map_or_else(none, |code| Short(code.as_str()).to_string()),
         out_request_no.as_ref().map_or_else(none, ToString::to_string),
@@ -319,13 +320,17 @@ async fn show(
 fn whole(parked: &Parked, inquiry: Option<&Inquiry>, now: Timestamp) -> Value {
     let mut whole = summary(parked, now);
     whole["headers"] = parked.delivery.shown().into_iter().collect();
-    match std::str::from_utf8(parked.delivery.body()) {
+    let (body, left_out) = parked.shown_body();
+    match std::str::from_utf8(body) {
         Ok(text) => whole["body"] = json!(text),
         Err(_) => {
             use base64::Engine as _;
-            let text = base64::engine::general_purpose::STANDARD.encode(parked.delivery.body());
+            let text = base64::engine::general_purpose::STANDARD.encode(body);
             whole["body_base64"] = json!(text);
         }
+    }
+    if left_out > 0 {
+        whole["body_bytes_left_out"] = json!(left_out);
     }
     let faults = parked.faults().iter();
     whole["faults"] =
@@ -356,34 +361,45 @@ fn told(parked: &Parked, inquiry: Option<&Inquiry>, now: Timestamp) -> String {
     let mut lines = vec![format!("id        {}", parked.sha256)];
     let age = parked.age(now).map_or_else(String::new, |age| format!(", {} ago", short_span(age)));
     let at = parked.at.map_or_else(|| "at an unknown time".to_owned(), |at| at.to_string());
-    lines.push(format!("parked    {at}{age}, because: {}", parked.reason));
+    lines.push(format!("parked    {at}{age}, because: {}", Foreign(&parked.reason)));
     for (name, value) in parked.delivery.shown() {
         // Evidence has its own lines below.
         if name != crate::wire::copy::EVIDENCE {
-            lines.push(format!("header    {name}: {value}"));
+            lines.push(format!("header    {name}: {}", parked.discreet(&value)));
         }
     }
     for fault in parked.faults() {
-        lines.push(format!("fault     {} {}", fault.pointer, fault.problem));
+        lines.push(format!("fault     {} {}", Masked(&fault.pointer), fault.problem));
     }
     for attempt in parked.evidence() {
-        lines.push(format!("attempt   {}", evidence_line(&attempt)));
+        lines.push(format!("attempt   {}", evidence_line(&attempt, Witness::Header)));
     }
     if let Some(inquiry) = inquiry {
-        lines.push(format!("now       {}: {}", says(inquiry), evidence_line(&inquiry.evidence)));
+        lines.push(format!(
+            "now       {}: {}",
+            says(inquiry),
+            evidence_line(&inquiry.evidence, Witness::Ourselves)
+        ));
     }
-    let body = parked.delivery.body();
+    let (body, left_out) = parked.shown_body();
+    let bytes = parked.delivery.body().len();
     match std::str::from_utf8(body) {
-        Ok(text) => lines.push(format!("body      {} bytes: {text}", body.len())),
-        Err(_) => lines.push(format!("body      {} bytes: {}", body.len(), body.escape_ascii())),
+        Ok(text) => lines.push(format!("body      {bytes} bytes: {}", parked.discreet_body(text))),
+        Err(_) => {
+            let text = body.escape_ascii().to_string();
+            lines.push(format!("body      {bytes} bytes: {}", parked.discreet_body(&text)));
+        }
     }
-    lines.iter().map(|line| harmless(line)).collect::<Vec<_>>().join("\n") + "\n"
+    if left_out > 0 {
+        lines.push(format!("          {left_out} more bytes are not shown"));
+    }
+    lines.iter().map(|line| Visible(line).to_string()).collect::<Vec<_>>().join("\n") + "\n"
 }
 
-fn evidence_line(evidence: &crate::attempt::Evidence) -> String {
+fn evidence_line(evidence: &crate::attempt::Evidence, witness: Witness) -> String {
     let status = evidence.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
     let request_id = evidence.request_id.as_deref().unwrap_or("-");
-    let verified = if evidence.serial.is_some() { "verified" } else { "not verified" };
+    let verified = witness.signature(evidence);
     let crate::attempt::Evidence { at, question, host, verdict, .. } = evidence;
     format!("{at} {question} {host} {status} {verdict}, {verified}, request {request_id}")
 }
@@ -582,7 +598,9 @@ impl<'a> Desk<'a> {
             Done::Would(deed) => format!("{asked}would be {}", deed.effect().replace('_', " ")),
             Done::Left(why) => format!("left parked: {why}"),
         };
-        say(&harmless(&format!("{id}  {}  {coupon}  {}  {what}", text("reason"), text("out_request_no"))))
+        let reason = text("reason");
+        let line = format!("{id}  {}  {coupon}  {}  {what}", Foreign(&reason), text("out_request_no"));
+        say(&Visible(&line).to_string())
     }
 
     fn conclude(&self, ended: Result<(), Failure>, tally: &Tally, replaying: bool) -> Result<(), Failure> {
@@ -657,11 +675,6 @@ fn short_span(span: SignedDuration) -> String {
     }
 }
 
-/// A text without what a terminal would obey.
-fn harmless(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
-}
-
 fn span(text: &str) -> Result<SignedDuration, String> {
     let span: Result<SignedDuration, _> = text.parse();
     span.ok()
@@ -675,10 +688,9 @@ fn rate(text: &str) -> Result<f64, String> {
 }
 
 fn text(text: &str) -> Result<String, String> {
-    let fits = !text.trim().is_empty() && text.len() <= 1024;
-    if fits {
-        Ok(text.trim().to_owned())
-    } else {
-        Err("must not be empty, and 1024 bytes at most".to_owned())
+    let text = text.trim();
+    if text.is_empty() || text.len() > 1024 || text.chars().any(is_hidden) {
+        return Err("must not be empty, 1024 bytes at most, and without invisible characters".to_owned());
     }
+    Ok(text.to_owned())
 }

@@ -6,6 +6,7 @@ use tracing::{error, info};
 
 use crate::app::{self, Refusal, merchant_key_from_environment};
 use crate::cli::Failure;
+use crate::cli::files::{PUBLIC, write_file};
 use crate::config::Config;
 use crate::shutdown;
 use crate::telemetry;
@@ -39,7 +40,7 @@ pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
     let file = arguments.admin_address_file;
     let ready = |address: std::net::SocketAddr| {
         if let Some(file) = file
-            && let Err(error) = write_whole(&file, &address.to_string())
+            && let Err(error) = write_file(&file, PUBLIC, address.to_string().as_bytes())
         {
             error!(%error, file = %file.display(), "cannot write the admin port's address");
         }
@@ -51,11 +52,4 @@ pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
         Refusal::Admin(fault) => Failure::Failed(fault.into()),
         refusal => Failure::Misconfigured(refusal.to_string()),
     })
-}
-
-/// Whoever waits for the file must never see half of it.
-fn write_whole(file: &std::path::Path, text: &str) -> std::io::Result<()> {
-    let half = file.with_extension("part");
-    std::fs::write(&half, text)?;
-    std::fs::rename(half, file)
 }

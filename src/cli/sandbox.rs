@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use clap::Args;
 use toml::{Table, Value};
 
+use crate::cli::files::{PUBLIC, write_file};
 use crate::cli::{Failure, say};
 use crate::sandbox::{Card, Sandbox, Settings};
 use crate::shutdown;
@@ -59,7 +60,8 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
     let sandbox = Sandbox::start(settings).await.context("the sandbox does not start")?;
     let file = arguments.dir.join("redeemer.toml");
     let text = configuration(&arguments.dir, sandbox.card())?;
-    std::fs::write(&file, text).with_context(|| format!("{} cannot be written", file.display()))?;
+    write_file(&file, PUBLIC, text.as_bytes())
+        .with_context(|| format!("{} cannot be written", file.display()))?;
     say(&format!("sandbox at {}, identity in {}", sandbox.base_url(), arguments.dir.display()))?;
     shutdown::signal_or_parent(arguments.with_parent).await.context("cannot listen for signals")?;
     sandbox.shutdown().await;

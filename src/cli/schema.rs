@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 
+use crate::cli::files::{PUBLIC, write_file};
 use crate::cli::{Failure, say};
 use crate::config::Config;
 use crate::wire::schema::{self, Dialect};
@@ -76,7 +77,7 @@ pub fn run(arguments: &Arguments, config: &Config) -> Result<(), Failure> {
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     for document in Document::value_variants() {
         let path = folder.join(document.file());
-        std::fs::write(&path, document.text(config)?)
+        write_file(&path, PUBLIC, document.text(config)?.as_bytes())
             .with_context(|| format!("cannot write {}", path.display()))?;
         say(&path.display().to_string())?;
     }

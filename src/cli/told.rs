@@ -6,6 +6,10 @@ use serde::Deserialize;
 
 use crate::attempt::OutcomeKind;
 use crate::telemetry::Short;
+use crate::telemetry::foreign::visible_within;
+
+/// The longest line that an event makes, in characters: no honest one is half as long.
+const LINE_CHARS_MAX: usize = 512;
 
 /// The parts of an event that are shown.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -71,13 +75,8 @@ impl fmt::Display for Told {
             self.reason().unwrap_or("-"),
             coupon_state.as_deref().unwrap_or("-"),
         );
-        f.write_str(&harmless(&line))
+        f.write_str(&visible_within(&line, LINE_CHARS_MAX))
     }
-}
-
-/// A text without what a terminal would obey.
-pub fn harmless(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// JSON on one line. A line feed in JSON is only ever white space: within a text it is escaped.
@@ -106,7 +105,7 @@ mod tests {
         let told = Told::read(body).unwrap();
         assert_eq!(
             told.to_string(),
-            "2026-03-05T04:30:45Z  refused     12…5767   no\u{fffd}[2J_1  expired  EXPIRED  2 calls"
+            "2026-03-05T04:30:45Z  refused     12…5767   no\\u001b[2J_1  expired  EXPIRED  2 calls"
         );
         assert!(!on_one_line(body).contains('\n'));
         assert_eq!(Told::read(&on_one_line(body).into_bytes()), Some(told));

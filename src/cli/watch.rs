@@ -5,10 +5,11 @@ use clap::Args;
 
 use crate::attempt::OutcomeKind;
 use crate::broker::client::Link;
-use crate::cli::told::{Told, harmless, on_one_line, outcome};
+use crate::cli::told::{Told, on_one_line, outcome};
 use crate::cli::{Failure, complain, say};
 use crate::config::Config;
 use crate::shutdown;
+use crate::telemetry::foreign::Foreign;
 
 /// Arguments of `watch`.
 #[derive(Debug, Args)]
@@ -64,7 +65,7 @@ pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
             _ if arguments.json => on_one_line(&event.body),
             Some(told) => told.to_string(),
             None => {
-                harmless(&format!("not an event: {} bytes under {}", event.body.len(), event.routing_key))
+                format!("not an event: {} bytes under {}", event.body.len(), Foreign(&event.routing_key))
             }
         };
         match say(&line) {

@@ -42,6 +42,13 @@ pub struct Session {
     seen: Instant,
 }
 
+impl Session {
+    /// What the log calls it: tells sessions apart and opens none.
+    pub fn name(&self) -> String {
+        crate::wechat::api::hex(&sha256(&self.key)[..4])
+    }
+}
+
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session").field("operator", &self.operator).finish_non_exhaustive()
@@ -61,16 +68,29 @@ impl Door {
         Self { token: sha256(token.trim()), sessions: Mutex::default() }
     }
 
-    /// Begins a session.
+    /// Begins a session. It takes the place of the one whose cookie the browser has, and of any under the same name.
     ///
     /// # Errors
     /// `Refused::WrongToken`
-    pub fn open(&self, token: &str, operator: &str, now: Instant, dice: Dice) -> Result<Session, Refused> {
+    pub fn open(
+        &self,
+        token: &str,
+        operator: &str,
+        cookie: Option<&str>,
+        now: Instant,
+        dice: Dice,
+    ) -> Result<Session, Refused> {
         constant_time::verify_slices_are_equal(&sha256(token.trim()), &self.token)
             .map_err(|_| Refused::WrongToken)?;
         let [key, form_word] = dice.map(|bytes| crate::wechat::api::hex(&bytes));
         let session = Session { key, form_word, operator: operator.to_owned(), begun: now, seen: now };
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let replaced = cookie.map(sha256);
+        sessions.retain(|other| {
+            let is_same =
+                |key: &[u8; 32]| constant_time::verify_slices_are_equal(&sha256(&other.key), key).is_ok();
+            other.operator != operator && !replaced.as_ref().is_some_and(is_same)
+        });
         if sessions.len() >= SESSIONS_MAX {
             sessions.pop_front();
         }
@@ -138,9 +158,9 @@ mod tests {
     #[test]
     fn only_the_token_opens() {
         let (door, now) = (Door::new(&format!("  {TOKEN}\n")), Instant::now());
-        assert!(door.open(TOKEN, "lin", now, dice(1)).is_ok());
+        assert!(door.open(TOKEN, "lin", None, now, dice(1)).is_ok());
         for wrong in ["", "a", &TOKEN[1..], &format!("{TOKEN}x"), &TOKEN.to_uppercase()] {
-            assert_eq!(door.open(wrong, "lin", now, dice(1)), Err(Refused::WrongToken), "{wrong}");
+            assert_eq!(door.open(wrong, "lin", None, now, dice(1)), Err(Refused::WrongToken), "{wrong}");
         }
     }
 
@@ -148,15 +168,15 @@ mod tests {
     fn a_session_ends_when_it_is_idle_old_or_closed() {
         let (door, start) = (Door::new(TOKEN), Instant::now());
         let at = |minutes: u64| start + Duration::from_secs(minutes * 60);
-        let session = door.open(TOKEN, "lin", start, dice(1)).unwrap();
+        let session = door.open(TOKEN, "lin", None, start, dice(1)).unwrap();
         let key = Some(session.key.as_str());
         for minute in (0..480).step_by(29) {
             assert_eq!(door.session(key, at(minute)).unwrap().operator, "lin");
         }
         assert_eq!(door.session(key, at(481)), Err(Refused::NoSession), "eight hours");
-        let session = door.open(TOKEN, "lin", start, dice(2)).unwrap();
+        let session = door.open(TOKEN, "lin", None, start, dice(2)).unwrap();
         assert_eq!(door.session(Some(&session.key), at(30)), Err(Refused::NoSession), "idle");
-        let session = door.open(TOKEN, "lin", start, dice(3)).unwrap();
+        let session = door.open(TOKEN, "lin", None, start, dice(3)).unwrap();
         door.close(&session);
         for key in [Some(session.key.as_str()), Some(""), None] {
             assert_eq!(door.session(key, start), Err(Refused::NoSession), "{key:?}");
@@ -166,8 +186,10 @@ mod tests {
     #[test]
     fn a_form_needs_the_word_of_its_own_session() {
         let (door, now) = (Door::new(TOKEN), Instant::now());
-        let (one, other) =
-            (door.open(TOKEN, "lin", now, dice(1)).unwrap(), door.open(TOKEN, "wu", now, dice(2)).unwrap());
+        let (one, other) = (
+            door.open(TOKEN, "lin", None, now, dice(1)).unwrap(),
+            door.open(TOKEN, "wu", None, now, dice(2)).unwrap(),
+        );
         let form = |word| door.form(Some(&one.key), word, now);
         assert_eq!(form(Some(&one.form_word)).unwrap().operator, "lin");
         for word in [Some(other.form_word.as_str()), Some(one.key.as_str()), Some(""), None] {
@@ -177,11 +199,27 @@ mod tests {
     }
 
     #[test]
+    fn new_login_ends_the_old_session() {
+        let (door, now) = (Door::new(TOKEN), Instant::now());
+        let open = |name, cookie, nth| door.open(TOKEN, name, cookie, now, dice(nth)).unwrap();
+        let is_open = |session: &Session| door.session(Some(&session.key), now).is_ok();
+        let lin = open("lin", None, 1);
+        let wu = open("wu", None, 2);
+        let again = open("lin", None, 3);
+        assert_eq!([&lin, &wu, &again].map(is_open), [false, true, true], "by name");
+        let other = open("zhou", Some(&again.key), 4);
+        assert_eq!([&wu, &again, &other].map(is_open), [true, false, true], "by cookie");
+        assert_eq!(door.open("wrong", "wu", Some(&wu.key), now, dice(5)), Err(Refused::WrongToken));
+        assert!(is_open(&wu), "who is refused ends nobody's session");
+        assert!(!wu.key.contains(&wu.name()) && wu.name() != other.name());
+    }
+
+    #[test]
     fn sessions_are_bounded_and_show_no_secret() {
         let (door, now) = (Door::new(TOKEN), Instant::now());
-        let first = door.open(TOKEN, "lin", now, dice(0)).unwrap();
+        let first = door.open(TOKEN, "lin", None, now, dice(0)).unwrap();
         for nth in 1..=SESSIONS_MAX {
-            door.open(TOKEN, "lin", now, dice(nth as u8)).unwrap();
+            door.open(TOKEN, &format!("lin {nth}"), None, now, dice(nth as u8)).unwrap();
         }
         assert_eq!(door.session(Some(&first.key), now), Err(Refused::NoSession));
         assert!(!format!("{first:?}").contains(&first.key));

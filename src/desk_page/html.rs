@@ -10,7 +10,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::door::Session;
 use crate::attempt::Evidence;
-use crate::desk::{Inquiry, Parked, Prospect};
+use crate::desk::{Inquiry, Parked, Prospect, Witness};
+use crate::telemetry::foreign::{Foreign, Visible, visible_lines};
 use crate::telemetry::{Masked, Short};
 use crate::wire::audit::Deed;
 use crate::wire::command::Legible;
@@ -52,7 +53,7 @@ impl Row {
             at: parked.at,
             cells: [
                 parked.age(now).map_or_else(none, span),
-                parked.reason.replace('_', " "),
+                Foreign(&parked.reason.replace('_', " ")).to_string(),
                 brand_id.as_ref().map_or_else(none, ToString::to_string),
                 coupon_code.as_ref().map_or_else(none, |code| Short(code.as_str()).to_string()),
                 out_request_no.as_ref().map_or_else(none, ToString::to_string),
@@ -217,15 +218,6 @@ pub fn show(
 ) -> String {
     let Legible { openid, coupon_code, brand_id, product_coupon_id, stock_id, appid, out_request_no } =
         &parked.legible;
-    // Whoever sits here may see it whole with the command line; over a shoulder it need not be read.
-    let discreet = |words: &str| match openid {
-        Some(openid) => words.replace(openid.as_str(), &Short(openid.as_str()).to_string()),
-        None => words.to_owned(),
-    };
-    // Where one stands in bytes that are no command nobody can tell, nor where it is spelt with escapes.
-    let plain = |shown: &str| {
-        parked.command.is_ok() && openid.as_ref().is_some_and(|openid| shown.contains(openid.as_str()))
-    };
     let mut inner = refused.map_or_else(String::new, |words| told(words, "bad"));
     if let Some(asked) = asked {
         inner += &answer(session, parked, asked);
@@ -234,7 +226,7 @@ pub fn show(
     let age = parked.age(now).map_or_else(String::new, |age| format!(", {} ago", span(age)));
     let mut facts = vec![
         ("Parked", format!("{at}{age}")),
-        ("Because", parked.reason.replace('_', " ")),
+        ("Because", Foreign(&parked.reason.replace('_', " ")).to_string()),
         ("Calls before", number(u64::from(parked.attempts()))),
     ];
     let fields = [
@@ -271,24 +263,28 @@ pub fn show(
     if !evidence.is_empty() {
         inner += "<section><h2>What was asked before</h2><ul class=\"plainlist\">";
         for attempt in &evidence {
-            let _ = write!(inner, "<li>{}</li>", text(&line(attempt)));
+            let _ = write!(inner, "<li>{}</li>", text(&line(attempt, Witness::Header)));
         }
         inner += "</ul></section>";
     }
     inner += "<section><h2>Its headers</h2><ul class=\"plainlist\">";
     for (name, value) in parked.delivery.shown().into_iter().filter(|(name, _)| name != copy::EVIDENCE) {
-        let _ = write!(inner, "<li><code>{}</code> {}</li>", text(&name), text(&discreet(&value)));
+        let _ = write!(inner, "<li><code>{}</code> {}</li>", text(&name), text(&parked.discreet(&value)));
     }
-    let body = parked.delivery.body();
+    let (body, left_out) = parked.shown_body();
     let shown = match std::str::from_utf8(body) {
         Ok(body) => body.to_owned(),
         Err(_) => body.escape_ascii().to_string(),
     };
+    let more = match left_out {
+        0 => String::new(),
+        left_out => format!("<p class=\"soft\">{} more are not shown.</p>", count(left_out as u64, "byte")),
+    };
     let _ = write!(
         inner,
-        "</ul></section><section><h2>Its {}</h2><pre>{}</pre></section>",
-        count(body.len() as u64, "byte"),
-        text(&if plain(&shown) { discreet(&shown) } else { Masked(&shown).to_string() })
+        "</ul></section><section><h2>Its {}</h2><pre>{}</pre>{more}</section>",
+        count(parked.delivery.body().len() as u64, "byte"),
+        preformatted(&parked.discreet_body(&shown))
     );
     document("A parked command", Some(session), &inner)
 }
@@ -325,7 +321,7 @@ fn answer(session: &Session, parked: &Parked, asked: &Asked<'_>) -> String {
     let mut card = format!(
         "<section class=\"answer\" aria-labelledby=\"says\"><h2 id=\"says\">{}</h2><p class=\"soft\">{}</p>",
         text(&says(inquiry)),
-        text(&line(&inquiry.evidence))
+        text(&line(&inquiry.evidence, Witness::Ourselves))
     );
     match advice {
         Err(why) => {
@@ -399,10 +395,10 @@ fn says(inquiry: &Inquiry) -> String {
     }
 }
 
-fn line(evidence: &Evidence) -> String {
+fn line(evidence: &Evidence, witness: Witness) -> String {
     let Evidence { at, question, host, verdict, .. } = evidence;
     let status = evidence.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
-    let verified = if evidence.serial.is_some() { "verified" } else { "not verified" };
+    let verified = witness.signature(evidence);
     let request_id = evidence.request_id.as_deref().unwrap_or("\u{2013}");
     format!("{at:.0}  {question} {host} {status} {verdict}, {verified}, request {request_id}")
 }
@@ -413,21 +409,21 @@ pub fn said(session: Option<&Session>, words: &str) -> String {
     document("Parked desk", session, &(told(words, "bad") + back))
 }
 
-/// A text as it stands in HTML, in an element or a quoted attribute; without what would turn the text around it.
+/// A text as it stands in HTML, in an element or a quoted attribute, on one line and with hidden characters written out.
 fn text(text: &str) -> String {
+    preformatted(&Visible(text).to_string())
+}
+
+/// The same with its line feeds.
+fn preformatted(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
-    for c in text.chars() {
+    for c in visible_lines(text).chars() {
         match c {
             '&' => safe += "&amp;",
             '<' => safe += "&lt;",
             '>' => safe += "&gt;",
             '"' => safe += "&quot;",
             '\'' => safe += "&#39;",
-            '\n' => safe.push(c),
-            '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
-                safe.push('\u{fffd}')
-            }
-            c if c.is_control() => safe.push('\u{fffd}'),
             c => safe.push(c),
         }
     }
@@ -469,10 +465,25 @@ mod tests {
     #[test]
     fn hostile_words_stay_words() {
         let hostile = "<script>\"'&\u{202e}\u{1b}[2J";
-        assert_eq!(text(hostile), "&lt;script&gt;&quot;&#39;&amp;\u{fffd}\u{fffd}[2J");
+        assert_eq!(text(hostile), "&lt;script&gt;&quot;&#39;&amp;\\u202e\\u001b[2J");
         assert!(!login(Some(hostile), true).contains("<script"));
         let session_less = said(None, hostile);
         assert!(session_less.contains("&lt;script&gt;") && !session_less.contains("<script"));
+    }
+
+    #[test]
+    fn forged_header_is_never_called_verified() {
+        let evidence = Evidence {
+            at: Timestamp::UNIX_EPOCH,
+            question: "redeem".to_owned(),
+            host: "api.mch.weixin.qq.com".to_owned(),
+            status: Some(200),
+            request_id: None,
+            serial: Some("PUB_KEY_ID_1".to_owned()),
+            verdict: "redeemed".to_owned(),
+        };
+        assert!(!line(&evidence, Witness::Header).contains("verified"));
+        assert!(line(&evidence, Witness::Ourselves).contains(" redeemed, verified,"));
     }
 
     #[test]

@@ -351,14 +351,14 @@ fn read(dir: &Path) -> Result<Identity, IdentityError> {
     })
 }
 
-/// Writes through a neighbour and a rename, so that a killed start leaves no half file.
+/// Writes through a neighbor and a rename, so that a killed start leaves no half file. The neighbor is one that was not
+/// there before: nobody can have put a link in its place, or opened it with rights of their own.
 fn write(dir: &Path, name: &str, mode: u32, text: &str) -> Result<(), IdentityError> {
     let path = dir.join(name);
-    let part = dir.join(format!("{name}.part"));
+    let part = dir.join(format!(".{name}.{:032x}.part", rand::random::<u128>()));
     let written = OpenOptions::new()
         .write(true)
-        .create(true)
-        .truncate(true)
+        .create_new(true)
         .mode(mode)
         .open(&part)
         .and_then(|mut file| file.write_all(text.as_bytes()))
@@ -371,6 +371,23 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
     use std::process::Command;
+
+    #[test]
+    fn key_is_written_past_links_and_open_files_of_others() {
+        let dir = fresh_dir("links");
+        fs::create_dir_all(&dir).unwrap();
+        let victim = dir.join("victim");
+        fs::write(&victim, "untouched").unwrap();
+        fs::set_permissions(&victim, fs::Permissions::from_mode(0o666)).unwrap();
+        for name in ["key.pem", "key.pem.part"] {
+            std::os::unix::fs::symlink(&victim, dir.join(name)).unwrap();
+        }
+        write(&dir, "key.pem", 0o600, "key").unwrap();
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "untouched");
+        let found = fs::symlink_metadata(dir.join("key.pem")).unwrap();
+        assert!(found.is_file() && found.permissions().mode() & 0o777 == 0o600, "{found:?}");
+        fs::remove_dir_all(dir).unwrap();
+    }
 
     fn fresh_dir(name: &str) -> PathBuf {
         let dir = std::env::temp_dir().join(format!("redeemer-identity-{}-{name}", std::process::id()));

@@ -18,7 +18,7 @@ use opentelemetry::trace::{
     Link, Span as _, SpanContext, SpanId, SpanKind, Status, TraceContextExt as _, TraceFlags, TraceId,
     TraceState, Tracer as _, TracerProvider as _,
 };
-use opentelemetry::{Context, KeyValue};
+use opentelemetry::{Context, KeyValue, Value};
 use opentelemetry_http::{Bytes, HttpClient, HttpError};
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
@@ -29,6 +29,8 @@ use tokio::runtime::Handle;
 use tokio::time::timeout;
 use tracing::{info, warn};
 use uuid::Uuid;
+
+use super::foreign::{FRAGMENT_CHARS_MAX, Foreign, visible_within};
 
 /// Where spans go.
 #[derive(Debug, Clone, PartialEq)]
@@ -176,14 +178,14 @@ impl Stay {
     /// What is worth knowing of the stay.
     pub fn note(&mut self, key: &'static str, value: impl Into<opentelemetry::Value>) {
         if let Some(live) = &mut self.live {
-            live.span.set_attribute(KeyValue::new(key, value));
+            live.span.set_attribute(KeyValue::new(key, visible(value.into())));
         }
     }
 
     /// The stay ends without success, in words that hold no secret.
     pub fn failed(&mut self, why: &str) {
         if let Some(live) = &mut self.live {
-            live.span.set_status(Status::error(why.to_owned()));
+            live.span.set_status(Status::error(Foreign(why).to_string()));
         }
     }
 
@@ -230,15 +232,23 @@ impl Leg {
     /// What is worth knowing of it.
     pub fn note(&mut self, key: &'static str, value: impl Into<opentelemetry::Value>) {
         if let Some(span) = &mut self.span {
-            span.set_attribute(KeyValue::new(key, value));
+            span.set_attribute(KeyValue::new(key, visible(value.into())));
         }
     }
 
     /// It did not succeed, in words that hold no secret.
     pub fn failed(&mut self, why: &str) {
         if let Some(span) = &mut self.span {
-            span.set_status(Status::error(why.to_owned()));
+            span.set_status(Status::error(Foreign(why).to_string()));
         }
+    }
+}
+
+/// A value that holds text, on one line and bounded.
+fn visible(value: Value) -> Value {
+    match value {
+        Value::String(text) => visible_within(text.as_str(), FRAGMENT_CHARS_MAX).into(),
+        value => value,
     }
 }
 

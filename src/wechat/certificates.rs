@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
+use crate::telemetry::foreign::Foreign;
 use crate::verdict::{Authenticity, Flaw};
 use crate::wechat::keys::{KeyFault, PublicKeys, VerificationKey, read_secret};
 use crate::wechat::verify::verify;
@@ -71,7 +72,7 @@ pub enum NoCertificates {
     #[error("no answer: {0}")]
     NoAnswer(String),
     /// The provider refused.
-    #[error("the payment API answered {status} {code}")]
+    #[error("the payment API answered {status} {}", Foreign(code))]
     Refused {
         /// HTTP status.
         status: u16,
@@ -82,13 +83,16 @@ pub enum NoCertificates {
     #[error("the answer is not a list of certificates")]
     Unreadable,
     /// A certificate does not open: most likely the APIv3 key is not the one set on the platform.
-    #[error("certificate {0} does not open; compare wechat.apiv3_key_file with the key set on the platform")]
+    #[error(
+        "certificate {} does not open; compare wechat.apiv3_key_file with the key set on the platform",
+        Foreign(.0)
+    )]
     Sealed(String),
     /// A certificate is not sound.
     #[error("{0}")]
     Key(#[from] KeyFault),
     /// A certificate has another serial than the answer says.
-    #[error("certificate {0} has another serial inside")]
+    #[error("certificate {} has another serial inside", Foreign(.0))]
     OtherSerial(String),
     /// The answer's signature fits none of them.
     #[error("the answer's signature does not convince ({})", .0.map_or("unsigned", Flaw::as_str))]
@@ -132,7 +136,7 @@ pub fn read(
             .open(&sealed.nonce, &sealed.associated_data, &sealed.ciphertext)
             .ok_or_else(|| NoCertificates::Sealed(serial_no.clone()))?;
         let pem = std::str::from_utf8(&pem).map_err(|_| NoCertificates::Unreadable)?;
-        let what = format!("platform certificate {serial_no}");
+        let what = format!("platform certificate {}", Foreign(&serial_no));
         match VerificationKey::from_certificate_pem(pem, &what, now) {
             Ok((serial, key)) if serial.eq_ignore_ascii_case(&serial_no) => brought.insert(serial, key),
             Ok(_) => return Err(NoCertificates::OtherSerial(serial_no)),
@@ -165,6 +169,24 @@ mod tests {
         assert_eq!(open("uluk4a9R25RW", "associatedData", "ulwSiIajGClcvcOYvOQ7+l+0PAbzzwM="), None);
         assert_eq!(open("uluk4a9R25RW", "associatedData", "AAAA"), None);
         assert_eq!(open("uluk4a9R25RW", "associatedData", "not base64!"), None);
+    }
+
+    #[test]
+    fn others_words_in_a_refused_download_are_visible_and_short() {
+        let hostile = format!("\u{1b}[2J\n\u{202e}oh-394z-6CGkNoJrsDLTTUKiAnp4{}", "x ".repeat(100_000));
+        let list = serde_json::json!({ "data": [{
+            "serial_no": hostile,
+            "encrypt_certificate": { "nonce": "n", "ciphertext": "AAAA" },
+        }] });
+        let key = ApiV3Key::parse("a7cde1ZJB1kG2e7VfTs3jQzaWizur8Gb").unwrap();
+        let (headers, held, now) = (HeaderMap::new(), PublicKeys::default(), Timestamp::UNIX_EPOCH);
+        let sealed = read(&headers, list.to_string().as_bytes(), &key, &held, now).unwrap_err();
+        assert!(matches!(&sealed, NoCertificates::Sealed(serial) if *serial == hostile));
+        let refused = NoCertificates::Refused { status: 403, code: hostile.clone() };
+        for shown in [sealed, refused, NoCertificates::OtherSerial(hostile)].map(|fault| fault.to_string()) {
+            assert!(!shown.chars().any(crate::telemetry::foreign::is_hidden), "{shown}");
+            assert!(shown.chars().count() < 512 && !shown.contains("oh-394z"), "{shown}");
+        }
     }
 
     #[test]

@@ -253,9 +253,11 @@ impl PublicKeys {
         self.0.insert(serial, key);
     }
 
-    /// Adds all of these keys.
+    /// Adds those of these keys whose serials are not there yet: what an operator has configured stays.
     pub fn extend(&mut self, more: Self) {
-        self.0.extend(more.0);
+        for (serial, key) in more.0 {
+            self.0.entry(serial).or_insert(key);
+        }
     }
 
     /// Serials and keys, in order.
@@ -417,8 +419,8 @@ pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, KeyFault> {
     let found = file.metadata().map_err(unreadable)?;
     let mode = found.mode() & 0o777;
     // A service that may not write its own secrets is what Kubernetes makes with fsGroup, and a careful administrator
-    // with chown root:redeemer. /proc/self tells our group; where it is not there, none is ours.
-    let ours = std::fs::metadata("/proc/self").map_or(0, |this| this.gid());
+    // with chown root:redeemer. Not by /proc/self: that is root's, because this process is not dumpable.
+    let ours = rustix::process::getegid().as_raw();
     let lent = found.uid() == 0 && ours != 0 && found.gid() == ours && mode & 0o037 == 0;
     if mode & 0o077 != 0 && !lent {
         return Err(KeyFault::Exposed { path: path.to_owned(), mode });

@@ -377,6 +377,14 @@ fn raw(entity: &str) -> Option<Cow<'_, RawValue>> {
     serde_json::from_str::<&RawValue>(entity).ok().map(Cow::Borrowed)
 }
 
+/// The first words of the routing keys under which the service itself publishes, now or later.
+pub const RESERVED_KEYS: [&str; 3] = ["audit", "redemption", "return"];
+
+/// Whether a routing key begins with one of [`RESERVED_KEYS`]. Keys are compared as the broker compares them: by case.
+pub fn is_reserved_key(key: &str) -> bool {
+    RESERVED_KEYS.contains(&key.split('.').next().unwrap_or_default())
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::Value;
@@ -469,6 +477,23 @@ mod tests {
 
     fn json(event: &Event) -> Value {
         serde_json::from_slice(&event.body).unwrap()
+    }
+
+    #[test]
+    fn keys_of_the_service_itself_are_reserved() {
+        for key in [
+            "redemption",
+            "redemption.redeemed.1",
+            "audit.parked.replayed",
+            "audit",
+            "return.",
+            "redemption.",
+        ] {
+            assert!(is_reserved_key(key), "{key}");
+        }
+        for key in ["", "till.7", "redemptions", "my.redemption.x", "Redemption.x", "#", "*.redeemed.1"] {
+            assert!(!is_reserved_key(key), "{key}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -35,7 +36,9 @@ impl Postgres {
     /// Makes a server with an empty database of this name. To be called from a thread that stays.
     pub fn start(database: &str) -> Self {
         // Not below the target folder: PostgreSQL refuses root, and whom it runs as may not get there.
-        let dir = env::temp_dir().join(format!("redeemer-postgres-{}", process::id()));
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let nth = COUNT.fetch_add(1, Ordering::Relaxed);
+        let dir = env::temp_dir().join(format!("redeemer-postgres-{}-{nth}", process::id()));
         let _ = fs::remove_dir_all(&dir);
         let mut install = Command::new("install");
         install.args(["-d", "-m", "700"]);

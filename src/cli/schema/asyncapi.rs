@@ -69,7 +69,8 @@ pub fn document(topology: &Topology) -> anyhow::Result<Value> {
             "address": "{reply_to}",
             "title": "Replies",
             "description": "The same events on the same exchange under a second routing key (header CC): what the \
-                            command names as reply_to. Bind a queue of your own to it before you publish.",
+                            command names as reply_to. Bind a queue of your own to it before you publish. It must not begin with \
+                            audit., redemption. or return.",
             "parameters": { "reply_to": { "description": "The reply_to of the command.",
                 "location": "$message.header#/reply_to" } },
             "messages": { "result": { "$ref": "#/components/messages/result" } },

@@ -1,0 +1,330 @@
+//! Messages that somebody wrote who may publish commands and means harm: too deep, too large, forged. The service lives,
+//! the commands around them are redeemed, and what is shown of them harms nobody who looks.
+
+#![allow(clippy::unwrap_used)] // in the helpers too
+
+#[path = "support/bed.rs"]
+mod bed;
+#[path = "support/broker.rs"]
+mod broker;
+#[path = "support/raw_amqp.rs"]
+mod raw_amqp;
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
+
+use bed::{Bed, OPENID, Service, command, until};
+use broker::{Broker, shared};
+use lapin::BasicProperties;
+use raw_amqp::{Published, RawPublisher, nested};
+use redeemer::telemetry::foreign::is_hidden;
+use redeemer::wechat::api::hex;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::Command;
+
+/// The longest wait for 21 deliveries.
+const PATIENCE: Duration = Duration::from_secs(300);
+const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+
+/// Publishes to an exchange with headers that no client writes.
+async fn publish_raw(bed: &Bed, exchange: &str, headers: Vec<u8>, body: Vec<u8>) -> Published {
+    let (uri, exchange) = (bed.config.broker.uri.clone(), exchange.to_owned());
+    let key = "redemption.redeemed.1";
+    let publish = move || RawPublisher::connect(&uri).publish(&exchange, key, &headers, &body);
+    tokio::task::spawn_blocking(publish).await.unwrap()
+}
+
+/// Only the message itself is parked, by the broker. Each of its 21 deliveries is a lost connection, after which the
+/// broker may take seconds to deliver it again.
+async fn only_the_deep_one_is_parked(prefix: &str, kind: u8, levels: usize) {
+    let mut bed = Bed::new().await;
+    bed.patience = PATIENCE;
+    bed.leave_parked().await;
+    let names = bed.config.broker.names.clone();
+    let codes: BTreeSet<String> = (0..60).map(|nth| format!("{prefix}{nth}")).collect();
+    for (nth, code) in codes.iter().enumerate() {
+        bed.issue(code, json!({}));
+        bed.publish(&command(code, &format!("USE_{code}"))).await;
+        if nth == 30 {
+            let body = command("NONE", "USE_NONE").to_string().into_bytes();
+            let published = publish_raw(&bed, &names.commands, nested(kind, levels), body).await;
+            assert_eq!(published, Published::Acked);
+        }
+    }
+    let service = bed.start_unready().await;
+    let mut redeemed = BTreeSet::new();
+    while redeemed.len() < codes.len() {
+        let told = bed.told().await;
+        assert_eq!(told.gist(), "redeemed - USED");
+        redeemed.insert(told.data("/coupon_code").as_str().unwrap().to_owned());
+    }
+    assert_eq!(redeemed, codes);
+    let since = Instant::now();
+    while bed.ready(&names.parked).await == 0 {
+        assert!(since.elapsed() < PATIENCE, "the deep one is not parked in {PATIENCE:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    service.wait_ready().await;
+    assert_eq!(bed.uses().len(), codes.len());
+    assert_eq!([bed.ready(&names.commands).await, bed.ready(&names.parked).await], [0, 1]);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deep_arrays_cost_neither_process_nor_neighbors() {
+    only_the_deep_one_is_parked("ARRAY", b'A', 1_500).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deep_tables_cost_neither_process_nor_neighbors() {
+    only_the_deep_one_is_parked("TABLE", b'F', 2_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deep_headers_in_the_parked_queue_end_no_program() {
+    let bed = bed_with_console(tokio::task::spawn_blocking(shared).await.unwrap()).await;
+    let parked = bed.config.broker.names.parked.clone();
+    let published = publish_raw(&bed, &parked, nested(b'A', 1_500), b"{}".to_vec()).await;
+    assert_eq!(published, Published::Acked);
+    for arguments in [&["list"][..], &["show"], &["discard", "--all", "--because", "x"]] {
+        let output = run(&bed, &[&["parked"], arguments].concat()).await;
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {output:?}");
+    }
+    let service = bed.start().await;
+    let cookie = log_in(&service).await;
+    assert_eq!(console(&service, &cookie, "/parked").await.0, 502);
+    until("it is still parked", async || bed.ready(&parked).await == 1).await;
+    service.stop().await;
+}
+
+/// A bed with the parked desk open, and the commands that are parked left there.
+async fn bed_with_console(broker: &Broker) -> Bed {
+    let mut bed = Bed::on(broker).await;
+    let token = bed.dir.join("token");
+    std::fs::write(&token, TOKEN).unwrap();
+    std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).unwrap();
+    bed.config.admin.parked_token_file = token.display().to_string();
+    bed.leave_parked().await;
+    bed
+}
+
+/// Logs in, and gives the session's cookie.
+async fn log_in(service: &Service) -> String {
+    let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+    let login = http.post(service.url("/parked/login")).body(format!("token={TOKEN}&operator=lin"));
+    let login = login.send().await.unwrap();
+    login.headers()["set-cookie"].to_str().unwrap().split(';').next().unwrap().to_owned()
+}
+
+async fn console(service: &Service, cookie: &str, path: &str) -> (u16, String) {
+    let page = reqwest::Client::new().get(service.url(path)).header("cookie", cookie).send().await.unwrap();
+    (page.status().as_u16(), page.text().await.unwrap())
+}
+
+/// A command line on the bed's configuration.
+async fn run(bed: &Bed, arguments: &[&str]) -> Output {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_redeemer"));
+    program.arg("--config").arg(bed.config_file()).args(arguments);
+    program.stdin(Stdio::null()).kill_on_drop(true).output().await.unwrap()
+}
+
+/// What `check` says of the size of messages.
+async fn checked_message_size(bed: &Bed) -> String {
+    let output = run(bed, &["check", "--json"]).await;
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let findings = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let mut sizes = findings.filter(|finding| finding["what"] == "message size");
+    let finding = sizes.next().unwrap_or_else(|| panic!("no finding in {lines}"));
+    finding["gravity"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn shipped_broker_files_bound_messages() {
+    for file in ["rabbitmq.conf", "cluster/rabbitmq.conf"] {
+        let file = format!("{}/deploy/rabbitmq/{file}", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert!(text.lines().any(|line| line == "max_message_size = 131072"), "{file}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shipped_broker_refuses_a_message_over_128_kib() {
+    let bed = Bed::new().await;
+    let commands = bed.config.broker.names.commands.clone();
+    let size = async |bytes: usize| publish_raw(&bed, &commands, Vec::new(), vec![b' '; bytes]).await;
+    assert_eq!(size(128 * 1024).await, Published::Acked);
+    assert_eq!(size(128 * 1024 + 1).await, Published::Closed(406));
+    let service = bed.start().await;
+    assert_eq!(checked_message_size(&bed).await, "ok");
+    assert_eq!(service.get("/readyz").await, (200, "ok\n".to_owned()));
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn broker_without_message_bound_is_warned_of() {
+    let start = || Broker::start_with(&["max_message_size = 134217728"]);
+    let broker = tokio::task::spawn_blocking(start).await.unwrap();
+    let bed = bed_with_console(&broker).await;
+    let service = bed.start().await;
+    assert_eq!(checked_message_size(&bed).await, "warning");
+    until("a warning in readiness", async || service.get("/readyz").await.1.contains("\nwarning: ")).await;
+    assert_eq!(service.get("/readyz").await.0, 200, "it consumes all the same");
+
+    // A body of megabytes is shown in part.
+    let body = "\u{202e}<&".repeat(500_000).into_bytes();
+    let id = hex(&Sha256::digest(&body));
+    let parked = bed.config.broker.names.parked.clone();
+    assert_eq!(publish_raw(&bed, &parked, Vec::new(), body).await, Published::Acked);
+    let cookie = log_in(&service).await;
+    let (status, page) = console(&service, &cookie, &format!("/parked/{id}")).await;
+    assert_eq!(status, 200, "{page}");
+    assert!(page.len() < 512 * 1024, "{} bytes", page.len());
+    for arguments in [&["parked", "show"][..], &["parked", "show", "--json"]] {
+        let output = run(&bed, arguments).await;
+        let bytes = output.stdout.len();
+        assert!(output.status.success() && bytes > 64 * 1024 && bytes < 512 * 1024, "{bytes} bytes");
+    }
+    service.stop().await;
+    drop(bed);
+    tokio::task::spawn_blocking(|| drop(broker)).await.unwrap();
+}
+
+/// What a terminal would obey, what turns a line around, what forges one, and an openid.
+fn hostile_words() -> String {
+    format!("\u{1b}[2J\n2026-01-01 forged\u{202e}\u{200b}\u{9b}{OPENID} ")
+}
+
+/// The text shows all that is in it, and no openid.
+fn assert_harmless(what: &str, text: &str) {
+    let hidden: Vec<_> = text.chars().filter(|c| *c != '\n' && is_hidden(*c)).collect();
+    assert!(hidden.is_empty(), "{what}: {hidden:?} in {text:?}");
+    assert!(!text.contains(OPENID), "{what}: {text}");
+    assert!(!text.lines().any(|line| line.starts_with("2026-01-01 forged")), "{what}: {text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusing_provider_cannot_forge_readiness_or_page() {
+    let bed = Bed::new().await;
+    bed.issue("R1", json!({}));
+    let message = hostile_words() + &"x ".repeat(400);
+    bed.faults(
+        json!([{"fault": {"kind": "status", "status": 401, "code": "SIGN_ERROR", "message": message}}]),
+    );
+    let service = bed.start().await;
+    bed.publish(&command("R1", "USE_R1")).await;
+    until("the words in readiness", async || service.get("/readyz").await.1.contains("SIGN_ERROR")).await;
+    for path in ["/readyz", "/status.json", "/"] {
+        let (_, text) = service.get(path).await;
+        assert!(text.contains("SIGN_ERROR"), "{path}: {text}");
+        assert_harmless(path, &text);
+    }
+    bed.faults(json!([]));
+    service.wait_ready().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_words_are_visible_wherever_they_are_shown() {
+    let bed = bed_with_console(tokio::task::spawn_blocking(shared).await.unwrap()).await;
+    let names = bed.config.broker.names.clone();
+    let service = bed.start().await;
+    let text = |name: &str, value: &str| {
+        let length = u32::try_from(value.len()).unwrap().to_be_bytes();
+        [&[u8::try_from(name.len()).unwrap()][..], name.as_bytes(), b"S", &length, value.as_bytes()].concat()
+    };
+    let words = hostile_words();
+    let headers = [text("x-redemption-parked-reason", &words), text("note", &words)].concat();
+    let sound = command("H1", "USE_H1").to_string().into_bytes();
+    // Line feeds stay in a body, and stand within its frame on the page.
+    let one_line = words.replace('\n', " ");
+    let garbled = format!("{{\"{one_line}\": \"{one_line}\"").into_bytes();
+    let mut ids = Vec::new();
+    for body in [sound, garbled] {
+        ids.push(hex(&Sha256::digest(&body)));
+        assert_eq!(publish_raw(&bed, &names.parked, headers.clone(), body).await, Published::Acked);
+    }
+    let cookie = log_in(&service).await;
+    let pages = ids.iter().map(|id| format!("/parked/{id}")).chain(["/parked".to_owned()]);
+    for path in pages {
+        let (status, page) = console(&service, &cookie, &path).await;
+        assert_eq!(status, 200, "{path}: {page}");
+        assert_harmless(&path, &page);
+    }
+    let discard = ["parked", "discard", "--all", "--because", "x"];
+    for arguments in [&["parked", "list"][..], &["parked", "show"], &discard] {
+        let output = run(&bed, arguments).await;
+        assert!(output.status.success(), "{output:?}");
+        for bytes in [output.stdout, output.stderr] {
+            assert_harmless(arguments[1], &String::from_utf8(bytes).unwrap());
+        }
+    }
+
+    // Events of whoever may publish to the exchange of results.
+    let mut watch = Command::new(env!("CARGO_BIN_EXE_redeemer"));
+    watch.arg("--config").arg(bed.config_file()).args(["watch", "--count", "2"]);
+    let mut watch = watch.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    let mut told = BufReader::new(watch.stderr.take().unwrap()).lines();
+    let first = told.next_line().await.unwrap().unwrap();
+    assert!(first.contains("watching"), "{first}");
+    let event = json!({"time": words, "data": {"outcome": words, "coupon_code": "C", "out_request_no": "1",
+        "coupon_state": "USED"}});
+    for body in [event.to_string(), words.clone()] {
+        let published = publish_raw(&bed, &names.results, Vec::new(), body.into_bytes()).await;
+        assert_eq!(published, Published::Acked);
+    }
+    let output = watch.wait_with_output().await.unwrap();
+    let lines = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(lines.lines().count(), 2, "{lines}");
+    let hidden: Vec<_> = lines.chars().filter(|c| *c != '\n' && is_hidden(*c)).collect();
+    assert!(hidden.is_empty(), "{hidden:?} in {lines:?}");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reserved_reply_to_is_a_fault_and_no_routing_key() {
+    let mut bed = Bed::new().await;
+    let mut redeemed = bed.bind_results("redemption.redeemed.120344").await;
+    let mut audits = bed.bind_results("audit.#").await;
+    let service = bed.start().await;
+    bed.issue("P1", json!({}));
+    for key in ["redemption.redeemed.120344", "audit.parked.replayed", "return.x", "redemption"] {
+        let properties = BasicProperties::default().with_reply_to(key.into());
+        bed.publish_bytes(command("P1", "USE_P1").to_string().as_bytes(), properties).await;
+        let told = bed.told().await;
+        assert_eq!(told.gist(), "invalid invalid_command -", "{key}");
+        let problem = told.data("/problem/faults/0/problem").as_str().unwrap();
+        assert!(problem.contains("reply_to"), "{problem}");
+        assert_eq!(bed.parked().await.0, command("P1", "USE_P1").to_string().into_bytes());
+    }
+    // Bytes that are no command go under no key of ours either.
+    let properties = BasicProperties::default().with_reply_to("audit.parked.discarded".into());
+    bed.publish_bytes(b"no command", properties).await;
+    assert_eq!(bed.told().await.gist(), "invalid invalid_command -");
+    assert!(bed.attempts("P1").is_empty(), "nothing was asked for");
+    // The first event in the queue of redeemed ones is one.
+    let properties = BasicProperties::default().with_reply_to("orders.redemption".into());
+    bed.publish_bytes(command("P1", "USE_P1").to_string().as_bytes(), properties).await;
+    let first = bed::next(&mut redeemed, "a redeemed event").await;
+    let event: Value = serde_json::from_slice(&first.data).unwrap();
+    assert_eq!(event["data"]["outcome"], "redeemed");
+    let audit = tokio::time::timeout(Duration::from_millis(1), bed::next(&mut audits, "nothing")).await;
+    assert!(audit.is_err(), "no event under a key of audits");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_within_the_depth_bound_are_read() {
+    let mut bed = Bed::new().await;
+    bed.issue("D1", json!({}));
+    let service = bed.start().await;
+    // The header table is the first level.
+    let body = command("D1", "USE_D1").to_string().into_bytes();
+    let commands = bed.config.broker.names.commands.clone();
+    assert_eq!(publish_raw(&bed, &commands, nested(b'F', 63), body).await, Published::Acked);
+    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    service.stop().await;
+}
