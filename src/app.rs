@@ -486,7 +486,8 @@ impl Service {
                         weighed_at = Some(Instant::now());
                         self.weigh(generation, settings).await;
                     }
-                    if counted_at.is_none_or(|at| at.elapsed() >= CENSUS) && consumer.is_some() {
+                    let count_due = counted_at.is_none_or(|at| at.elapsed() >= CENSUS);
+                    if (count_due || self.tools.pacer.is_joining()) && consumer.is_some() {
                         counted_at = Some(Instant::now());
                         if let Some((consumers, _)) = generation.census().await {
                             self.tools.metrics.consumers(consumers);

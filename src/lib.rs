@@ -33,6 +33,8 @@ pub mod redemption;
 pub mod backoff;
 pub mod verdict;
 pub mod attempt;
+pub mod adaptive_rate;
+pub mod rate_limit;
 
 // Texts on the wire.
 pub mod wire;

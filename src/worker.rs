@@ -28,7 +28,7 @@ use crate::redemption::Redemption;
 use crate::slots::Slot;
 use crate::telemetry::traces::{Came, Leg, Stay, Traces};
 use crate::telemetry::{Masked, Short};
-use crate::verdict::{self, Authenticity, Declined, Question, Reason, Reply, Verdict, judge};
+use crate::verdict::{self, Authenticity, Question, Reason, Reply, Verdict, judge};
 use crate::wechat::api::{Client, Heard, Prepared, hex};
 use crate::wechat::hosts::Host;
 use crate::wire::command::{self, Fault, Legible, Rejected};
@@ -590,6 +590,9 @@ impl Job<'_> {
             *tools.stopped_by.lock().unwrap_or_else(PoisonError::into_inner) = stopped_by;
         }
         pass.report(Sign::of(question, &verdict), Timestamp::now());
+        if let Reply::Answered(answer) = &heard.reply {
+            tools.pacer.record(asked_at, answer.status == 429);
+        }
         self.failed_at = heard.failed_at();
         self.troubled = matches!(verdict, Verdict::NotAccepted(_) | Verdict::NotSent | Verdict::Unsure(_));
         tell(&mut leg, &heard, &verdict);
@@ -630,9 +633,6 @@ impl Job<'_> {
         };
         if let Some(Authenticity::Unconvincing(flaw)) = answer.map(|answer| answer.authenticity) {
             tools.metrics.flawed(flaw);
-        }
-        if let Verdict::NotAccepted(Declined::TooFrequent) = verdict {
-            tools.pacer.slow_down(Instant::now());
         }
         if let Verdict::Refused(Reason::InvalidParameter) = verdict {
             error!(
