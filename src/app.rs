@@ -473,7 +473,7 @@ impl Service {
                 () = shutdown.wait() => {}
                 _ = tick.tick() => {
                     report_due = true;
-                    self.tools.breaker.ripen(Timestamp::now());
+                    self.tools.breaker.ripen();
                     self.restore_topology(settings);
                     if self.refused_lately() == Some(NotPublished::Refused)
                         && now.blocked.is_none()

@@ -35,6 +35,7 @@ pub mod verdict;
 pub mod attempt;
 pub mod adaptive_rate;
 pub mod rate_limit;
+pub mod circuit;
 
 // Texts on the wire.
 pub mod wire;

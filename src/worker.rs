@@ -540,7 +540,7 @@ impl Job<'_> {
             let mut held_back = Duration::ZERO;
             loop {
                 let asked_at = Instant::now();
-                let pass = timeout(tools.limits.in_process_max, tools.breaker.pass(Timestamp::now)).await?;
+                let pass = timeout(tools.limits.in_process_max, tools.breaker.pass()).await?;
                 held_back += asked_at.elapsed();
                 let queued_at = Instant::now();
                 tools.pacer.turn(question).await;
@@ -589,7 +589,7 @@ impl Job<'_> {
             let stopped_by = StoppedBy::new(&heard);
             *tools.stopped_by.lock().unwrap_or_else(PoisonError::into_inner) = stopped_by;
         }
-        pass.report(Sign::of(question, &verdict), Timestamp::now());
+        pass.report(question, Sign::of(question, &verdict));
         if let Reply::Answered(answer) = &heard.reply {
             tools.pacer.record(asked_at, answer.status == 429);
         }
