@@ -52,6 +52,17 @@ const LONG_REDUCED: Duration = Duration::from_secs(3);
 const BASELINE: Duration = Duration::from_secs(20);
 const BASELINE_MAX: Duration = Duration::from_secs(600);
 
+/// What a call brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Response {
+    /// When the call was made.
+    pub sent_at: Duration,
+    /// Whether the answer was a 429.
+    pub throttled: bool,
+    /// Whether its command was throttled before: that is most likely its coupon's trouble, or its user's.
+    pub again: bool,
+}
+
 /// The part of its share that an instance uses.
 #[derive(Debug)]
 pub struct AdaptiveRate {
@@ -193,11 +204,13 @@ impl AdaptiveRate {
         self.window.tally.share()
     }
 
-    /// A call that was sent at `sent_at` was answered, with a 429 if `throttled`; `share` is this instance's share of the
-    /// limit in calls per second, and `shared` whether there are others.
-    pub fn record(&mut self, sent_at: Duration, now: Duration, throttled: bool, share: f64, shared: bool) {
+    /// A call was answered; `share` is this instance's share of the limit in calls per second, and `shared` whether
+    /// there are others.
+    pub fn record(&mut self, response: Response, now: Duration, share: f64, shared: bool) {
         self.advance(now);
-        if sent_at < self.changed_at {
+        let Response { sent_at, throttled, again } = response;
+        // Retries come in waves: alone in a window they would say that everything is throttled.
+        if sent_at < self.changed_at || again && self.phase == Phase::Full {
             return;
         }
         let window = window(share * self.part(now));

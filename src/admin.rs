@@ -57,13 +57,34 @@ pub struct Status {
     pub in_flight: usize,
     /// Everything that stands in the way of work, in words; empty when ready.
     pub reasons: Vec<String>,
+    /// What an operator should know, though work goes on.
+    pub notices: Vec<Notice>,
+}
+
+/// Something that an operator should know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Notice {
+    /// What it is about.
+    pub kind: NoticeKind,
+    /// In words.
+    pub words: String,
+}
+
+/// What a notice is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NoticeKind {
+    /// Fewer calls are made than are configured, because the provider throttles.
+    RateReduced,
+    /// Responses carry no signature that can be verified.
+    NotBelieved,
 }
 
 impl Status {
     /// The state of a process that has just begun.
     pub fn starting(now: Timestamp) -> Self {
         let reasons = vec!["starting: not connected to the broker yet".to_owned()];
-        Self { turned: now, broker: None, consuming: false, in_flight: 0, reasons }
+        Self { turned: now, broker: None, consuming: false, in_flight: 0, reasons, notices: Vec::new() }
     }
 
     fn ready(&self) -> bool {

@@ -16,7 +16,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, error, info, warn};
 
-use crate::admin::{self, CannotListen, NOT_CONSUMING_YET, Status};
+use crate::admin::{self, CannotListen, NOT_CONSUMING_YET, Notice, Status};
 use crate::backoff::Backoff;
 use crate::breaker::{Breaker, Cause, State, Trouble};
 use crate::broker::delivery::Delivery;
@@ -27,8 +27,10 @@ use crate::config::{Config, ConfigFault, ConfigFaults, MERCHANT_KEY};
 use crate::desk_page::{self, Door};
 use crate::kill_point::{self, KillPoint};
 use crate::lanes::Lanes;
-use crate::metrics::{HeldBack, Key, Metrics, Queue, Settling};
+use crate::metrics::{Key, Metrics, Queue, Settling};
+use crate::notices::{self, Notices};
 use crate::pace::{Budget, Pacer};
+use crate::response_log::ResponseLog;
 use crate::shutdown::Shutdown;
 use crate::slots::{Slot, Slots};
 use crate::telemetry::traces::Traces;
@@ -173,6 +175,7 @@ pub async fn run(
         queue: topology.names.commands.clone(),
         refused: Mutex::default(),
         stopped_by: Mutex::default(),
+        responses: ResponseLog::default(),
     });
     let mut service = Service {
         keys,
@@ -188,6 +191,8 @@ pub async fn run(
         drain: config.shutdown.deadline.0,
         caller: config.wechat.mchid.clone(),
         serial: config.wechat.merchant_serial.clone(),
+        notices: Notices::default(),
+        shown: Vec::new(),
     };
     service.supervise(&broker, shutdown).await;
     keeper.abort();
@@ -217,6 +222,9 @@ struct Service {
     caller: String,
     /// The serial as configured.
     serial: String,
+    notices: Notices,
+    /// What the status page says beside the reasons.
+    shown: Vec<Notice>,
 }
 
 /// A delivery with what it needs to be settled: all of one generation.
@@ -771,8 +779,13 @@ impl Service {
             State::HalfOpen { cause: Cause::Starting, .. } => (false, None),
             State::HalfOpen { cause, .. } | State::Open { cause, .. } => (true, Some(cause)),
         };
-        metrics.breaker(cause.and_then(held_back));
-        metrics.pace(self.tools.pacer.per_second());
+        metrics.breaker(cause.and_then(notices::held_back));
+        let (part, throttled_share) = self.tools.pacer.reduced();
+        let per_second = self.tools.pacer.per_second();
+        metrics.pace(per_second);
+        metrics.rate_limit_used(part);
+        let standing = notices::Standing { per_second, part, throttled_share, cause };
+        self.shown = self.notices.look(standing, &self.tools.responses);
         // Slots fill without a delivery being taken or settled.
         self.count();
         if let Some(cause) = cause {
@@ -810,18 +823,9 @@ impl Service {
                 consuming,
                 in_flight,
                 reasons,
+                notices: self.shown.clone(),
             };
         });
-    }
-}
-
-fn held_back(cause: Cause) -> Option<HeldBack> {
-    match cause {
-        Cause::Starting => None,
-        Cause::Failing(Trouble::Silent) => Some(HeldBack::Silent),
-        Cause::Failing(Trouble::ServerError) => Some(HeldBack::ServerError),
-        Cause::Failing(Trouble::NotBelieved) => Some(HeldBack::NotBelieved),
-        Cause::Fault(fault) => Some(HeldBack::Fault(fault)),
     }
 }
 

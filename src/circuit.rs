@@ -63,6 +63,64 @@ impl Sign {
     }
 }
 
+/// What came of a call, for metrics and logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResponseClass {
+    /// An answer that the provider can be held to.
+    Believed,
+    /// 429, signed or not.
+    Throttled,
+    /// No whole answer.
+    NoResponse,
+    /// 5xx.
+    ServerError,
+    /// No signature that we can verify.
+    NotBelieved,
+    /// A fault of our own, which concerns every call.
+    Suspended,
+    /// An answer from which nothing follows about the provider.
+    Other,
+}
+
+impl ResponseClass {
+    /// Every class.
+    pub const ALL: [Self; 7] = [
+        Self::Believed,
+        Self::Throttled,
+        Self::NoResponse,
+        Self::ServerError,
+        Self::NotBelieved,
+        Self::Suspended,
+        Self::Other,
+    ];
+
+    /// By the HTTP status, if there was a whole answer, and by what the call said.
+    pub fn of(status: Option<u16>, sign: Sign) -> Self {
+        match (status, sign) {
+            (Some(429), _) => Self::Throttled,
+            (_, Sign::Well | Sign::Seen) => Self::Believed,
+            (_, Sign::Failing(Trouble::Silent)) => Self::NoResponse,
+            (_, Sign::Failing(Trouble::ServerError)) => Self::ServerError,
+            (_, Sign::Failing(Trouble::NotBelieved)) => Self::NotBelieved,
+            (_, Sign::Fault(_)) => Self::Suspended,
+            (_, Sign::Neutral) => Self::Other,
+        }
+    }
+
+    /// The word in labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Believed => "believed",
+            Self::Throttled => "throttled",
+            Self::NoResponse => "no_response",
+            Self::ServerError => "server_error",
+            Self::NotBelieved => "not_believed",
+            Self::Suspended => "suspended",
+            Self::Other => "other",
+        }
+    }
+}
+
 /// Why calls are held back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, oneshot};
 
+use crate::adaptive_rate::Response;
 use crate::rate_limit::RateLimit;
 use crate::verdict::Question;
 
@@ -78,10 +79,10 @@ impl Pacer {
         let _ = receiver.await;
     }
 
-    /// A call that was sent then was answered, with a 429 if `throttled`.
-    pub fn record(&self, sent_at: Instant, throttled: bool) {
+    /// A call that was sent then was answered, with a 429 if `throttled`; `again` if its command was throttled before.
+    pub fn record(&self, sent_at: Instant, throttled: bool, again: bool) {
         let (sent_at, now) = (self.0.time(sent_at), self.0.time(Instant::now()));
-        lock(&self.0.limit).record(sent_at, now, throttled);
+        lock(&self.0.limit).record(Response { sent_at, throttled, again }, now);
     }
 
     /// This instance has begun to consume, for the first time or again, with so many consumers in all. Where it is not

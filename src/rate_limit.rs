@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::adaptive_rate::AdaptiveRate;
+use crate::adaptive_rate::{AdaptiveRate, Response};
 
 /// Calls are counted over so much more than a second, for they do not arrive as evenly as they set out.
 const WINDOW_STRETCH: f64 = 1.014;
@@ -83,10 +83,10 @@ impl RateLimit {
         now < self.joining_until
     }
 
-    /// A call that was sent at `sent_at` was answered, with a 429 if `throttled`.
-    pub fn record(&mut self, sent_at: Duration, now: Duration, throttled: bool) {
+    /// A call was answered.
+    pub fn record(&mut self, response: Response, now: Duration) {
         let shared = self.instances() > 1;
-        self.adaptive.record(sent_at, now, throttled, self.share(), shared);
+        self.adaptive.record(response, now, self.share(), shared);
     }
 
     /// This instance has begun to consume, for the first time or again, with so many consumers in all.

@@ -21,10 +21,12 @@ use crate::breaker::{Breaker, Sign};
 use crate::broker::delivery::Delivery;
 use crate::broker::publisher::{NotPublished, PARKED_REASON, Published, Publisher};
 use crate::broker::topology::wait_name;
+use crate::circuit::ResponseClass;
 use crate::kill_point::{self, KillPoint};
 use crate::metrics::{Arrival, Aside, Message, Metrics, Settling};
 use crate::pace::{Budget, Pacer};
 use crate::redemption::Redemption;
+use crate::response_log::ResponseLog;
 use crate::slots::Slot;
 use crate::telemetry::traces::{Came, Leg, Stay, Traces};
 use crate::telemetry::{Masked, Short};
@@ -65,6 +67,8 @@ pub struct Tools {
     pub refused: Mutex<Option<(Instant, NotPublished)>>,
     /// The answer that last stopped us for a fault of our own.
     pub stopped_by: Mutex<StoppedBy>,
+    /// What came of calls lately, by class.
+    pub responses: ResponseLog,
 }
 
 /// What an answer said that stopped us, for reasons in words.
@@ -589,10 +593,9 @@ impl Job<'_> {
             let stopped_by = StoppedBy::new(&heard);
             *tools.stopped_by.lock().unwrap_or_else(PoisonError::into_inner) = stopped_by;
         }
-        pass.report(question, Sign::of(question, &verdict));
-        if let Reply::Answered(answer) = &heard.reply {
-            tools.pacer.record(asked_at, answer.status == 429);
-        }
+        let sign = Sign::of(question, &verdict);
+        pass.report(question, sign);
+        self.classify(&heard, sign, asked_at);
         self.failed_at = heard.failed_at();
         self.troubled = matches!(verdict, Verdict::NotAccepted(_) | Verdict::NotSent | Verdict::Unsure(_));
         tell(&mut leg, &heard, &verdict);
@@ -602,6 +605,21 @@ impl Job<'_> {
         let step =
             progress.follow(question, heard.reply, verdict, &tools.limits, Timestamp::now(), rand::random());
         Asked::Step(step)
+    }
+
+    /// Tells the rate limiter, the metrics and the log what came of a call.
+    fn classify(&self, heard: &Heard, sign: Sign, asked_at: Instant) {
+        let status = match &heard.reply {
+            Reply::Answered(answer) => Some(answer.status),
+            Reply::NotSent(_) | Reply::Lost(_) => None,
+        };
+        let class = ResponseClass::of(status, sign);
+        if status.is_some() {
+            let again = self.carried.evidence.iter().any(|evidence| evidence.status == Some(429));
+            self.tools.pacer.record(asked_at, class == ResponseClass::Throttled, again);
+        }
+        self.tools.metrics.responded(class);
+        self.tools.responses.record(class, heard, Instant::now());
     }
 
     fn judge(&self, question: Question, heard: &Heard, asked_at: Instant) -> Verdict {

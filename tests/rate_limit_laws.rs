@@ -10,6 +10,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
+use redeemer::adaptive_rate::Response;
 use redeemer::rate_limit::RateLimit;
 
 /// The configured limit, in calls per second.
@@ -82,7 +83,7 @@ impl World {
             && at <= now
         {
             self.under_way.pop();
-            self.limiters[which].record(sent_at, now, throttled);
+            self.limiters[which].record(Response { sent_at, throttled, again: false }, now);
         }
         let instances = self.limiters.len() as u32;
         // Nobody is always first.
@@ -143,8 +144,21 @@ proptest! {
             let many = world.provider.chance.random_range(1..4);
             for _ in 0..many {
                 for limiter in &mut world.limiters {
-                    limiter.record(world.now, world.now, true);
+                    limiter.record(Response { sent_at: world.now, throttled: true, again: false }, world.now);
                 }
+            }
+            prop_assert_eq!(world.rate(), LIMIT);
+        }
+    }
+
+    #[test]
+    fn a_wave_of_retries_never_moves_the_rate(seed: u64, wave in 20..400_usize) {
+        let mut world = World::new(1, 50.0, Provider::new(10_000.0, 0.0, seed));
+        for _ in 0..10 {
+            world.run(1);
+            for _ in 0..wave {
+                let response = Response { sent_at: world.now, throttled: true, again: true };
+                world.limiters[0].record(response, world.now);
             }
             prop_assert_eq!(world.rate(), LIMIT);
         }
