@@ -85,6 +85,11 @@ bench: bench-parts ## measure against what else one might run; writes docs/perfo
 bench-parts: ## measure each part of a command's way by itself
 	cargo bench --locked --features measure --bench parts
 
+.PHONY: bench-goodput
+bench-goodput: ## how fast commands with nothing wrong are settled while others are in trouble; wants a quiet machine for 15 minutes (GOODPUT_SECONDS=, GOODPUT_RATE=, GOODPUT_LIMIT=, GOODPUT_KINDS=)
+	deploy/local/install rabbitmq-server
+	cargo bench --locked --features measure --bench goodput
+
 .PHONY: bench-guard
 bench-guard: ## fail where a command costs too many times its cryptography (BENCH_GUARD_RATIO=)
 	deploy/local/install rabbitmq-server

@@ -16,7 +16,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, error, info, warn};
 
-use crate::admin::{self, CannotListen, NOT_CONSUMING_YET, Status};
+use crate::admin::{self, CannotListen, NOT_CONSUMING_YET, Notice, Status};
 use crate::backoff::Backoff;
 use crate::breaker::{Breaker, Cause, State, Trouble};
 use crate::broker::delivery::Delivery;
@@ -29,10 +29,12 @@ use crate::dead_letters;
 use crate::desk_page::{self, Door};
 use crate::kill_point::{self, KillPoint};
 use crate::lanes::Lanes;
-use crate::metrics::{HeldBack, Key, Metrics, Queue, Settling};
+use crate::metrics::{Key, Metrics, Queue, Settling};
+use crate::notices::{self, Notices};
 use crate::pace::{Budget, Pacer};
 use crate::prefetch_ramp::{PrefetchRamp, pause_after};
 use crate::publishing::{Cut, PublishFaults};
+use crate::response_log::ResponseLog;
 use crate::shutdown::Shutdown;
 use crate::slots::{Slot, Slots};
 use crate::telemetry::traces::Traces;
@@ -186,6 +188,7 @@ pub async fn run(
         queue: topology.names.commands.clone(),
         publish_faults: PublishFaults::default(),
         stopped_by: Mutex::default(),
+        responses: ResponseLog::default(),
     });
     let mut service = Service {
         keys,
@@ -205,6 +208,8 @@ pub async fn run(
         drain: config.shutdown.deadline.0,
         caller: config.wechat.mchid.clone(),
         serial: config.wechat.merchant_serial.clone(),
+        notices: Notices::default(),
+        shown: Vec::new(),
     };
     service.supervise(&broker, shutdown).await;
     keeper.abort();
@@ -241,6 +246,9 @@ struct Service {
     caller: String,
     /// The serial as configured.
     serial: String,
+    notices: Notices,
+    /// What the status page says beside the reasons.
+    shown: Vec<Notice>,
 }
 
 /// A delivery with what it needs to be settled: all of one generation.
@@ -493,7 +501,7 @@ impl Service {
                 () = shutdown.wait() => {}
                 _ = tick.tick() => {
                     report_due = true;
-                    self.tools.breaker.ripen(Timestamp::now());
+                    self.tools.breaker.ripen();
                     self.restore_topology(settings);
                     if self.tools.publish_faults.held().contains(&NotPublished::Refused)
                         && now.blocked.is_none()
@@ -507,7 +515,8 @@ impl Service {
                         self.weigh(generation, settings);
                     }
                     self.sweep_dead_letters(settings, generation, &cut_receiver);
-                    if counted_at.is_none_or(|at| at.elapsed() >= CENSUS) && consumer.is_some() {
+                    let count_due = counted_at.is_none_or(|at| at.elapsed() >= CENSUS);
+                    if (count_due || self.tools.pacer.is_joining()) && consumer.is_some() {
                         counted_at = Some(Instant::now());
                         if let Some((consumers, _)) = generation.census().await {
                             self.tools.metrics.consumers(consumers);
@@ -812,8 +821,13 @@ impl Service {
             State::HalfOpen { cause: Cause::Starting, .. } => (false, None),
             State::HalfOpen { cause, .. } | State::Open { cause, .. } => (true, Some(cause)),
         };
-        metrics.breaker(cause.and_then(held_back));
-        metrics.pace(self.tools.pacer.per_second());
+        metrics.breaker(cause.and_then(notices::held_back));
+        let (part, throttled_share) = self.tools.pacer.reduced();
+        let per_second = self.tools.pacer.per_second();
+        metrics.pace(per_second);
+        metrics.rate_limit_used(part);
+        let standing = notices::Standing { per_second, part, throttled_share, cause };
+        self.shown = self.notices.look(standing, &self.tools.responses);
         // Slots fill without a delivery being taken or settled.
         self.count();
         if let Some(cause) = cause {
@@ -872,6 +886,7 @@ impl Service {
                 in_flight,
                 reasons,
                 warnings,
+                notices: self.shown.clone(),
             };
         });
     }
@@ -899,16 +914,6 @@ async fn warn_of_message_size(settings: Settings, warning: Arc<OnceLock<&'static
             Ok(MessageBound::Sound | MessageBound::Unclear(_)) => return,
             Err(_) => sleep(MESSAGE_SIZE_AGAIN).await,
         }
-    }
-}
-
-fn held_back(cause: Cause) -> Option<HeldBack> {
-    match cause {
-        Cause::Starting => None,
-        Cause::Failing(Trouble::Silent) => Some(HeldBack::Silent),
-        Cause::Failing(Trouble::ServerError) => Some(HeldBack::ServerError),
-        Cause::Failing(Trouble::NotBelieved) => Some(HeldBack::NotBelieved),
-        Cause::Fault(fault) => Some(HeldBack::Fault(fault)),
     }
 }
 

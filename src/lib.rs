@@ -34,6 +34,10 @@ pub mod backoff;
 pub mod prefetch_ramp;
 pub mod verdict;
 pub mod attempt;
+pub mod adaptive_rate;
+pub mod rate_limit;
+pub mod circuit;
+pub mod lasting;
 
 // Texts on the wire.
 pub mod wire;
@@ -49,6 +53,8 @@ pub mod admin;
 pub mod config;
 pub mod pace;
 pub mod breaker;
+pub mod response_log;
+pub mod notices;
 pub mod lanes;
 pub mod slots;
 pub mod shutdown;

@@ -10,6 +10,7 @@ use prometheus::{
 };
 
 use crate::attempt::{Outcome, OutcomeKind};
+use crate::circuit::ResponseClass;
 use crate::verdict::{Fault, Flaw, Question, Reason, Verdict};
 
 /// How a command came to us.
@@ -307,6 +308,8 @@ pub struct Metrics {
     slots_busy: IntGauge,
     pace: Gauge,
     pace_limit: Gauge,
+    rate_limit_used: Gauge,
+    responses: IntCounterVec,
     consumers: IntGauge,
     deferred: IntCounterVec,
     put_away: IntCounterVec,
@@ -427,6 +430,18 @@ impl Metrics {
                     "redeemer_pace_limit_calls_per_second",
                     "Calls per second that the merchant may make, all instances together, as configured.",
                 ),
+            ),
+            rate_limit_used: register(
+                &registry,
+                Gauge::new(
+                    "redeemer_rate_limit_used_ratio",
+                    "Part of its share of the rate limit that this instance uses; below 1 while too many calls are answered with 429.",
+                ),
+            ),
+            responses: counters(
+                "redeemer_responses_total",
+                "Calls to the payment API, by the class of what came of them.",
+                &["class"],
             ),
             consumers: gauge(
                 "redeemer_consumers",
@@ -576,6 +591,10 @@ impl Metrics {
         for flaw in Flaw::ALL {
             self.flaws.with_label_values(&[flaw.as_str()]);
         }
+        for class in ResponseClass::ALL {
+            self.responses.with_label_values(&[class.as_str()]);
+        }
+        self.rate_limit_used.set(1.0);
         for fault in Fault::ALL {
             self.stopped.with_label_values(&[fault.as_str()]);
         }
@@ -637,6 +656,16 @@ impl Metrics {
     /// Calls per second that all instances together may make.
     pub fn pace_limit(&self, per_second: f64) {
         self.pace_limit.set(per_second);
+    }
+
+    /// The part of its share of the limit that this instance uses.
+    pub fn rate_limit_used(&self, part: f64) {
+        self.rate_limit_used.set(part);
+    }
+
+    /// What came of a call.
+    pub fn responded(&self, class: ResponseClass) {
+        self.responses.with_label_values(&[class.as_str()]).inc();
     }
 
     /// How many consumers the command queue has.

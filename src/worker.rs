@@ -19,16 +19,18 @@ use crate::breaker::{Breaker, Sign};
 use crate::broker::delivery::{DELAYS_PASSED, Delivery};
 use crate::broker::publisher::{PARKED_REASON, Published, Publisher};
 use crate::broker::topology::wait_name;
+use crate::circuit::ResponseClass;
 use crate::kill_point::{self, KillPoint};
 use crate::metrics::{Arrival, Aside, Message, Metrics, Settling};
 use crate::pace::{Budget, Pacer};
 use crate::publishing::{Cut, Interrupted, Outgoing, PublishContext, PublishFaults, publish, publish_within};
 use crate::redemption::Redemption;
+use crate::response_log::ResponseLog;
 use crate::slots::Slot;
 use crate::telemetry::foreign::Foreign;
 use crate::telemetry::traces::{Came, Leg, Stay, Traces};
 use crate::telemetry::{Masked, Short};
-use crate::verdict::{self, Authenticity, Declined, Question, Reason, Reply, Verdict, judge};
+use crate::verdict::{self, Authenticity, Question, Reason, Reply, Verdict, judge};
 use crate::wechat::api::{Client, Heard, Prepared, hex};
 use crate::wechat::hosts::Host;
 use crate::wire::command::{self, Fault, Legible, Rejected};
@@ -65,6 +67,8 @@ pub struct Tools {
     pub publish_faults: PublishFaults,
     /// The answer that last stopped us for a fault of our own.
     pub stopped_by: Mutex<StoppedBy>,
+    /// What came of calls lately, by class.
+    pub responses: ResponseLog,
 }
 
 impl Tools {
@@ -533,7 +537,7 @@ impl Job<'_> {
             let mut held_back = Duration::ZERO;
             loop {
                 let asked_at = Instant::now();
-                let pass = timeout(self.limits.in_process_max, tools.breaker.pass(Timestamp::now)).await?;
+                let pass = timeout(self.limits.in_process_max, tools.breaker.pass()).await?;
                 held_back += asked_at.elapsed();
                 let queued_at = Instant::now();
                 tools.pacer.turn(question).await;
@@ -582,7 +586,9 @@ impl Job<'_> {
             let stopped_by = StoppedBy::new(&heard);
             *tools.stopped_by.lock().unwrap_or_else(PoisonError::into_inner) = stopped_by;
         }
-        pass.report(Sign::of(question, &verdict), Timestamp::now());
+        let sign = Sign::of(question, &verdict);
+        pass.report(question, sign);
+        self.classify(&heard, sign, asked_at);
         self.failed_at = heard.failed_at();
         self.troubled = matches!(verdict, Verdict::NotAccepted(_) | Verdict::NotSent | Verdict::Unsure(_));
         tell(&mut leg, &heard, &verdict);
@@ -592,6 +598,21 @@ impl Job<'_> {
         let step =
             progress.follow(question, heard.reply, verdict, self.limits, Timestamp::now(), rand::random());
         Asked::Step(step)
+    }
+
+    /// Tells the rate limiter, the metrics and the log what came of a call.
+    fn classify(&self, heard: &Heard, sign: Sign, asked_at: Instant) {
+        let status = match &heard.reply {
+            Reply::Answered(answer) => Some(answer.status),
+            Reply::NotSent(_) | Reply::Lost(_) => None,
+        };
+        let class = ResponseClass::of(status, sign);
+        if status.is_some() {
+            let again = self.carried.evidence.iter().any(|evidence| evidence.status == Some(429));
+            self.tools.pacer.record(asked_at, class == ResponseClass::Throttled, again);
+        }
+        self.tools.metrics.responded(class);
+        self.tools.responses.record(class, heard, Instant::now());
     }
 
     fn judge(&self, question: Question, heard: &Heard, asked_at: Instant) -> Verdict {
@@ -623,9 +644,6 @@ impl Job<'_> {
         };
         if let Some(Authenticity::Unconvincing(flaw)) = answer.map(|answer| answer.authenticity) {
             tools.metrics.flawed(flaw);
-        }
-        if let Verdict::NotAccepted(Declined::TooFrequent) = verdict {
-            tools.pacer.slow_down(Instant::now());
         }
         if let Verdict::Refused(Reason::InvalidParameter) = verdict {
             error!(

@@ -299,7 +299,18 @@ fn names(crates: &'static [&'static str]) -> impl Fn(&File, &Mention) -> bool {
     move |_, mention| crates.contains(&mention.segments[0].as_str())
 }
 
-const WORDS_AND_POLICY: &[&str] = &["coupon", "redemption", "backoff", "prefetch_ramp", "verdict", "attempt"];
+const WORDS_AND_POLICY: &[&str] = &[
+    "coupon",
+    "redemption",
+    "backoff",
+    "prefetch_ramp",
+    "verdict",
+    "attempt",
+    "adaptive_rate",
+    "rate_limit",
+    "circuit",
+    "lasting",
+];
 
 #[test]
 fn serde_lives_at_the_edges() {

@@ -325,7 +325,7 @@ async fn payment_api(watch: &Watch) {
     let service = watch.over(&bed).await;
     publish(&bed, "FIRST", 1).await;
     service.wait_metric(r#"redeemer_commands_settled_total{how="ended"}"#, 1.0).await;
-    for alert in ["ClockOff", "PaceHalved", "SignaturesDoNotVerify", "BreakerOpen"] {
+    for alert in ["ClockOff", "PaceHalved", "SignaturesDoNotVerify", "ResponsesNotBelieved", "BreakerOpen"] {
         watch.quiet(alert, &service).await;
     }
 
@@ -335,12 +335,14 @@ async fn payment_api(watch: &Watch) {
     bed.sandbox.set_clock_offset(0);
 
     bed.faults(json!([{"fault": {"kind": "status", "status": 429}}]));
-    publish(&bed, "FREQUENT", 10).await;
+    // More than a third of a window, not one alone.
+    publish(&bed, "FREQUENT", 200).await;
     watch.fires("PaceHalved", &service).await;
 
     bed.faults(json!([{"fault": {"kind": "unknown_serial"}}]));
     publish(&bed, "UNKNOWN", 40).await;
     watch.fires("SignaturesDoNotVerify", &service).await;
+    watch.fires("ResponsesNotBelieved", &service).await;
     held_back(watch, &service, "not_believed").await;
     bed.faults(json!([]));
     watch.ends("BreakerOpen", &service).await;

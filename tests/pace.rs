@@ -11,6 +11,7 @@ mod broker;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bed::{Bed, command, until};
@@ -101,4 +102,113 @@ async fn the_limiter_holds_five_hundred_a_second_within_two_percent() {
     println!("{average:.1}/s; at most {sliding} in any second, {whole} in a whole one");
     assert!((490.0..=500.0).contains(&average), "{average} on average");
     assert!(sliding <= 500 && whole <= 500, "{sliding} in some second, {whole} in a whole one");
+}
+
+/// The program itself, on the configuration of a bed.
+struct Program(Child);
+
+impl Program {
+    fn start(bed: &Bed) -> Self {
+        let child = Command::new(env!("CARGO_BIN_EXE_redeemer"))
+            .arg("--config")
+            .arg(bed.config_file())
+            .args(["run", "--with-parent"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self(child)
+    }
+
+    /// Ended at once, or as an operator would.
+    fn end(mut self, signal: rustix::process::Signal) {
+        let id = rustix::process::Pid::from_child(&self.0);
+        rustix::process::kill_process(id, signal).unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A bed at 100 calls a second with so many commands that wait.
+async fn backlog(commands: usize) -> Bed {
+    let mut bed = Bed::new().await;
+    bed.config.pace.calls_per_second = 100;
+    for nth in 0..commands {
+        bed.issue(&format!("C{nth}"), json!({}));
+        bed.publish(&command(&format!("C{nth}"), &format!("USE_{nth:04}"))).await;
+    }
+    bed
+}
+
+fn within_limit(bed: &Bed, what: &str) {
+    let (sliding, whole) = busiest(&arrivals(bed));
+    println!("{what}: {:?}", bed.sandbox.calls_by_second().values());
+    println!("{what}: at most {sliding} in any second, {whole} in a whole one");
+    // Calls do not arrive as evenly as they set out.
+    assert!(sliding <= 102, "{sliding} in some second: {what}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn restarts_stay_within_the_limit_of_any_second() {
+    let _alone = ALONE.lock().await;
+    let bed = backlog(1_500).await;
+    let calls = || bed.sandbox.calls_by_second().into_values().sum::<u64>();
+    let mut program = Program::start(&bed);
+    for (nth, signal) in
+        [rustix::process::Signal::TERM, rustix::process::Signal::KILL].repeat(2).iter().enumerate()
+    {
+        let goal = calls() + 220;
+        until("at work", async || calls() >= goal).await;
+        println!("{nth}: {signal:?}");
+        program.end(*signal);
+        program = Program::start(&bed);
+    }
+    let goal = calls() + 220;
+    until("at work", async || calls() >= goal).await;
+    drop(program);
+    within_limit(&bed, "restarts");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn instances_that_join_and_leave_stay_within_the_limit() {
+    let _alone = ALONE.lock().await;
+    let bed = backlog(2_000).await;
+    let calls = || bed.sandbox.calls_by_second().into_values().sum::<u64>();
+    let first = Program::start(&bed);
+    until("the first at work", async || calls() >= 200).await;
+    let others = [Program::start(&bed), Program::start(&bed)];
+    until("all at work", async || calls() >= 700).await;
+    for other in others {
+        other.end(rustix::process::Signal::TERM);
+    }
+    until("alone again", async || calls() >= 1_500).await;
+    drop(first);
+    within_limit(&bed, "joining and leaving");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_of_the_broker_stays_within_the_limit() {
+    let _alone = ALONE.lock().await;
+    let broker = tokio::task::spawn_blocking(broker::Broker::start).await.unwrap();
+    let mut bed = Bed::on(&broker).await;
+    bed.config.pace.calls_per_second = 100;
+    for nth in 0..1_500 {
+        bed.issue(&format!("C{nth}"), json!({}));
+        bed.publish(&command(&format!("C{nth}"), &format!("USE_{nth:04}"))).await;
+    }
+    let calls = |bed: &Bed| bed.sandbox.calls_by_second().into_values().sum::<u64>();
+    let instances = [0; 3].map(|_| Program::start(&bed));
+    until("all at work", async || calls(&bed) >= 500).await;
+    tokio::task::block_in_place(|| broker.restart());
+    let bed = bed.reconnect(&broker).await;
+    let goal = calls(&bed) + 500;
+    until("at work again", async || calls(&bed) >= goal).await;
+    drop(instances);
+    within_limit(&bed, "a restart of the broker");
 }

@@ -8,8 +8,8 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
-use crate::admin::Status;
 use crate::admin::history::{History, Interval};
+use crate::admin::{NoticeKind, Status};
 use crate::attempt::OutcomeKind;
 use crate::metrics::Glance;
 
@@ -49,7 +49,8 @@ enum Mood {
 impl Mood {
     fn of(status: &Status) -> Self {
         match status.reasons.as_slice() {
-            [] => Self::Well,
+            [] if status.notices.is_empty() => Self::Well,
+            [] => Self::Troubled,
             reasons if reasons.iter().all(|reason| reason.starts_with("starting:")) => Self::Starting,
             _ if status.consuming => Self::Troubled,
             reasons if reasons.iter().all(|reason| reason.starts_with("payment API:")) => Self::Paused,
@@ -114,6 +115,12 @@ fn headline(page: &mut String, mood: Mood, status: &Status, history: &History) {
         Mood::Troubled if status.reasons.iter().any(|reason| reason.starts_with(NOT_ACCEPTED)) => {
             "Consuming, but the broker does not take our messages."
         }
+        Mood::Troubled if status.reasons.is_empty() => {
+            match status.notices.iter().any(|notice| notice.kind == NoticeKind::RateReduced) {
+                true => "Consuming at a reduced rate.",
+                false => "Consuming, but some answers cannot be believed.",
+            }
+        }
         Mood::Troubled => "Consuming, but not all is well.",
         Mood::Paused => "Paused for the payment API. The backlog waits in its queue.",
         Mood::Broken => match status.reasons.first().map(String::as_str) {
@@ -138,7 +145,18 @@ fn headline(page: &mut String, mood: Mood, status: &Status, history: &History) {
     for warning in &status.warnings {
         let _ = write!(page, "<p>Warning: {}", escaped(warning));
     }
+    for notice in &status.notices {
+        let section = notice_section(notice.kind);
+        let _ = write!(page, "<p>{} <a href=/runbook#{section}>what to do</a>", escaped(&notice.words));
+    }
     page.push_str("</header>");
+}
+
+fn notice_section(kind: NoticeKind) -> &'static str {
+    match kind {
+        NoticeKind::RateReduced => "PaceHalved",
+        NoticeKind::NotBelieved => "ResponsesNotBelieved",
+    }
 }
 
 fn outcomes(page: &mut String, minute: &Interval, intervals: &[Interval], glance: &Glance) {
@@ -327,6 +345,7 @@ fn grouped(number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admin::Notice;
 
     fn status(reasons: &[&str]) -> Status {
         let reasons = reasons.iter().map(|reason| (*reason).to_owned()).collect();
@@ -359,6 +378,21 @@ mod tests {
         let page = render(&consuming, &Glance::default(), &History::default(), false, Timestamp::UNIX_EPOCH);
         assert!(page.contains("<h1 role=status>Consuming, but the broker does not take our messages.</h1>"));
         assert!(page.contains("<body class=troubled>") && page.contains("/runbook#PublishesReturned"));
+    }
+
+    #[test]
+    fn the_headline_says_what_is_reduced_or_not_believed() {
+        for (kind, headline) in [
+            (NoticeKind::RateReduced, "Consuming at a reduced rate."),
+            (NoticeKind::NotBelieved, "Consuming, but some answers cannot be believed."),
+        ] {
+            let notices = vec![Notice { kind, words: "last: 429 <b>".to_owned() }];
+            let status = Status { consuming: true, notices, ..status(&[]) };
+            let page = render(&status, &Glance::default(), &History::default(), false, Timestamp::UNIX_EPOCH);
+            assert!(page.contains(&format!("<h1 role=status>{headline}</h1>")));
+            assert!(page.contains("<body class=troubled>") && page.contains("last: 429 &lt;b&gt;"));
+            assert!(runbook().contains(&format!("<h2 id={}>", notice_section(kind))));
+        }
     }
 
     #[test]

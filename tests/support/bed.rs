@@ -90,11 +90,16 @@ impl Bed {
 
     /// A bed on a broker of its own.
     pub async fn on(broker: &Broker) -> Self {
+        Self::with(broker, Settings::default()).await
+    }
+
+    /// A bed whose sandbox has settings of its own, but for its folder.
+    pub async fn with(broker: &Broker, settings: Settings) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let nth = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir =
             PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("bed-{}-{nth}", std::process::id()));
-        let sandbox = Sandbox::start(Settings { dir: dir.clone(), ..Settings::default() }).await.unwrap();
+        let sandbox = Sandbox::start(Settings { dir: dir.clone(), ..settings }).await.unwrap();
         let mut config = config::parse("", "bed", std::iter::empty()).unwrap();
         config.broker.uri = broker.uri().to_owned();
         let name = |what: &str| format!("t{}.{nth}.{what}", std::process::id());

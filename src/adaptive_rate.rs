@@ -1,0 +1,363 @@
+//! How much of its share of the limit an instance uses: all of it, or less while the share of 429 among its calls says
+//! that the limit itself is too high. Why this law and not another: docs/decisions/0011-cubic-on-accepted-calls.md.
+//!
+//! A 429 may mean the merchant, the interface, one user or one coupon, and does not say which. So a lowered rate is a
+//! trial: if the share of 429 falls, the limit was meant; if it stays, it has nothing to do with the rate, which is
+//! restored.
+//!
+//! Pure: `now` and `sent_at` are times since the limiter was made.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// Calls are weighed over so much time, or longer where the rate is low.
+const WINDOW: Duration = Duration::from_secs(1);
+/// The longest that calls are weighed over.
+const WINDOW_MAX: Duration = Duration::from_secs(10);
+/// Fewer calls in a window prove nothing.
+const CALLS_MIN: usize = 20;
+/// The share of 429 above which a limit that held until now is doubted at once. Below it 429s cost less than doubt:
+/// three in ten coupons that are throttled once or twice make a share of 31 %.
+const SHARE_AT_ONCE: f64 = 0.35;
+/// The share above which it is doubted when that has lasted for [`LONG_FULL`].
+const SHARE_AT_LENGTH: f64 = 0.2;
+/// The share above which a limit that is known to be lower is met again.
+const SHARE_REDUCED: f64 = 0.04;
+/// So many standard deviations above a share are no chance.
+const SIGMAS: f64 = 3.0;
+/// A trial that leaves the share of 429 where it was has so many calls that a difference of this would show.
+const DIFFERENCE: f64 = 0.06;
+/// Where a difference is so many standard deviations.
+const SIGMAS_DIFFERENCE: f64 = 3.0;
+/// A trial has told nothing about the limit before the rate is down to this part: other instances share the limit, and
+/// may not have lowered theirs.
+const TELLING: f64 = 0.6;
+/// A larger share of 429 always means the limit: nothing else throttles every other call.
+const BASELINE_SHARE_MAX: f64 = 0.45;
+/// The same two where others share the limit, and may not have lowered their rates yet.
+const DIFFERENCE_SHARED: f64 = 0.04;
+const BASELINE_SHARE_MAX_SHARED: f64 = 0.35;
+/// The part of the accepted calls that is made after a reduction.
+const A_LITTLE_UNDER: f64 = 0.93;
+/// The lowest part of its share that an instance goes down to.
+const LOWEST: f64 = 1.0 / 64.0;
+/// From nothing to everything, once the accepted rate is passed.
+const RECOVERY: f64 = 18.0;
+/// A trial without enough calls to judge it is over after so long.
+const TRIAL_MAX: Duration = Duration::from_secs(30);
+/// Smaller shares are weighed over so long, while the whole share is used and while it is not.
+const LONG_FULL: Duration = Duration::from_secs(60);
+const LONG_REDUCED: Duration = Duration::from_secs(3);
+/// For how long a share of 429 is known to have nothing to do with the rate: the first time, and at most.
+const BASELINE: Duration = Duration::from_secs(20);
+const BASELINE_MAX: Duration = Duration::from_secs(600);
+
+/// What a call brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Response {
+    /// When the call was made.
+    pub sent_at: Duration,
+    /// Whether the answer was a 429.
+    pub throttled: bool,
+    /// Whether its command was throttled before: that is most likely its coupon's trouble, or its user's.
+    pub again: bool,
+}
+
+/// The part of its share that an instance uses.
+#[derive(Debug)]
+pub struct AdaptiveRate {
+    phase: Phase,
+    /// Calls that were sent before say how things were.
+    changed_at: Duration,
+    window: Results,
+    /// Since when calls are tallied for longer than a window, and what they brought.
+    long: (Duration, Tally),
+    baseline: Baseline,
+}
+
+/// Where the rate comes from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Phase {
+    /// The whole share is used.
+    Full,
+    /// Lowered; whether that helps is being found out.
+    Trial { curve: Curve, before: Before },
+    /// It helped: the rate grows from there.
+    Growing(Growth),
+}
+
+/// CUBIC: up to what was accepted soon, slowly past it, then ever faster.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Curve {
+    from: f64,
+    accepted: f64,
+}
+
+/// What a trial that does not help goes back to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Before {
+    growth: Option<Growth>,
+    part: f64,
+    at: Duration,
+    /// The share of 429.
+    share: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Growth {
+    curve: Curve,
+    since: Duration,
+}
+
+impl Curve {
+    fn after(self, grown: Duration) -> f64 {
+        let steepness = RECOVERY.powi(-3);
+        let plateau = ((self.accepted - self.from).max(0.0) / steepness).cbrt();
+        steepness * (grown.as_secs_f64() - plateau).powi(3) + self.accepted
+    }
+}
+
+/// How many calls there were, and how many of them were throttled.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Tally {
+    calls: usize,
+    throttled: usize,
+}
+
+impl Tally {
+    fn share(self) -> f64 {
+        self.throttled as f64 / self.calls.max(1) as f64
+    }
+
+    /// Whether more of them were throttled than chance makes of this share.
+    fn exceeds(self, share: f64) -> bool {
+        let mean = self.calls as f64 * share;
+        self.throttled as f64 > mean + SIGMAS * (mean * (1.0 - share)).sqrt()
+    }
+
+    /// How far its share and an earlier one may be apart by chance.
+    fn chance(self, earlier: f64) -> f64 {
+        let share = (self.share() + earlier) / 2.0;
+        SIGMAS_DIFFERENCE * (2.0 * share * (1.0 - share) / self.calls.max(1) as f64).sqrt()
+    }
+}
+
+/// What calls brought lately, by the time of the response.
+#[derive(Debug, Default)]
+struct Results {
+    each: VecDeque<(Duration, bool)>,
+    tally: Tally,
+    since: Option<Duration>,
+}
+
+impl Results {
+    fn record(&mut self, now: Duration, throttled: bool, window: Duration) {
+        self.since.get_or_insert(now);
+        self.each.push_back((now, throttled));
+        self.tally.calls += 1;
+        self.tally.throttled += usize::from(throttled);
+        while let Some((_, throttled)) = self.each.pop_front_if(|(at, _)| *at + window < now) {
+            self.tally.calls -= 1;
+            self.tally.throttled -= usize::from(throttled);
+        }
+    }
+
+    /// The window, once it is full.
+    fn full(&self, now: Duration, window: Duration) -> Option<Tally> {
+        let spans = self.since.is_some_and(|since| now.saturating_sub(since) >= window);
+        (spans && self.tally.calls >= CALLS_MIN).then_some(self.tally)
+    }
+}
+
+/// The share of 429 that has nothing to do with the rate.
+#[derive(Debug)]
+struct Baseline {
+    share: f64,
+    until: Duration,
+    /// Doubled at every trial that did not help.
+    lasts: Duration,
+}
+
+impl AdaptiveRate {
+    /// Nothing is known: the whole share.
+    pub fn new() -> Self {
+        Self {
+            phase: Phase::Full,
+            changed_at: Duration::ZERO,
+            window: Results::default(),
+            long: (Duration::ZERO, Tally::default()),
+            baseline: Baseline { share: 0.0, until: Duration::ZERO, lasts: BASELINE },
+        }
+    }
+
+    /// The part of its share that the instance uses, above 0 and at most 1.
+    pub fn part(&self, now: Duration) -> f64 {
+        match self.phase {
+            Phase::Full => 1.0,
+            Phase::Trial { curve, .. } => curve.from,
+            Phase::Growing(growth) => growth.part(now),
+        }
+    }
+
+    /// The share of 429 among the calls weighed last.
+    pub fn throttled_share(&self) -> f64 {
+        self.window.tally.share()
+    }
+
+    /// A call was answered; `share` is this instance's share of the limit in calls per second, and `shared` whether
+    /// there are others.
+    pub fn record(&mut self, response: Response, now: Duration, share: f64, shared: bool) {
+        self.advance(now);
+        let Response { sent_at, throttled, again } = response;
+        // Retries come in waves: alone in a window they would say that everything is throttled.
+        if sent_at < self.changed_at || again && self.phase == Phase::Full {
+            return;
+        }
+        let window = window(share * self.part(now));
+        self.window.record(now, throttled, window);
+        self.long.1.calls += 1;
+        self.long.1.throttled += usize::from(throttled);
+        if let Some(tally) = self.window.full(now, window) {
+            self.weigh(tally, now, window, (share, shared));
+        }
+        self.renew_long(now);
+    }
+
+    fn renew_long(&mut self, now: Duration) {
+        let lasts = match self.phase {
+            Phase::Full => LONG_FULL,
+            Phase::Trial { .. } => Duration::MAX,
+            Phase::Growing(_) => LONG_REDUCED,
+        };
+        if now.saturating_sub(self.long.0) >= lasts {
+            self.long = (now, Tally::default());
+        }
+    }
+
+    /// Lets time pass: a rate that has grown back is no longer reduced, a trial that nothing tells of is over.
+    pub fn advance(&mut self, now: Duration) {
+        match self.phase {
+            Phase::Growing(growth) if growth.part(now) >= 1.0 => {
+                self.phase = Phase::Full;
+                self.long = (now, Tally::default());
+            }
+            Phase::Trial { curve, .. } if now.saturating_sub(self.changed_at) > TRIAL_MAX => {
+                self.change(Phase::Growing(Growth { curve, since: now }), now);
+            }
+            _ => {}
+        }
+    }
+
+    fn weigh(&mut self, tally: Tally, now: Duration, window: Duration, (share, shared): (f64, bool)) {
+        self.baseline.observe(tally, now);
+        let (since, long) = self.long;
+        let lasted = |lasts| now.saturating_sub(since) >= lasts;
+        let limit = self.baseline.share + SHARE_REDUCED;
+        let is_met = tally.exceeds(limit);
+        match self.phase {
+            Phase::Full => {
+                let at_once = tally.exceeds(SHARE_AT_ONCE.max(limit));
+                if at_once || lasted(LONG_FULL) && long.exceeds(SHARE_AT_LENGTH.max(limit)) {
+                    let before = self.before(None, tally, now);
+                    self.lower(tally, before, now, window, share);
+                }
+            }
+            Phase::Growing(growth) => {
+                if is_met || lasted(LONG_REDUCED) && long.exceeds(limit) {
+                    let before = self.before(Some(growth), tally, now);
+                    self.lower(tally, before, now, window, share);
+                }
+            }
+            Phase::Trial { curve, before } => {
+                let fell = |tally: Tally| {
+                    before.share - tally.share() > tally.chance(before.share) && !tally.exceeds(limit)
+                };
+                let (change, chance) = (long.share() - before.share, long.chance(before.share));
+                let (believed, difference) = match shared {
+                    true => (BASELINE_SHARE_MAX_SHARED, DIFFERENCE_SHARED),
+                    false => (BASELINE_SHARE_MAX, DIFFERENCE),
+                };
+                let tells = curve.from <= before.part * TELLING && long.share() <= believed;
+                if fell(tally) || fell(long) {
+                    self.baseline.lasts = BASELINE;
+                    self.change(Phase::Growing(Growth { curve, since: now }), now);
+                } else if change.abs() > chance {
+                    // It got worse, or it helped and was not enough.
+                    let here = Growth { curve, since: now };
+                    let before = if change < 0.0 { self.before(Some(here), long, now) } else { before };
+                    self.lower(tally, before, now, window, share);
+                } else if chance <= if tells { difference } else { before.share / 2.0 } {
+                    if tells {
+                        // It helped nothing.
+                        self.baseline.learn(long.share(), now);
+                        self.change(before.restored(now), now);
+                    } else {
+                        self.lower(tally, before, now, window, share);
+                    }
+                }
+            }
+        }
+    }
+
+    fn before(&self, growth: Option<Growth>, tally: Tally, now: Duration) -> Before {
+        Before { growth, part: self.part(now), at: now, share: tally.share() }
+    }
+
+    fn lower(&mut self, tally: Tally, before: Before, now: Duration, window: Duration, share: f64) {
+        let accepted = (tally.calls - tally.throttled) as f64 / window.as_secs_f64();
+        let accepted = (accepted / share.max(f64::MIN_POSITIVE)).min(self.part(now));
+        let from = (accepted * A_LITTLE_UNDER).max(LOWEST).min(self.part(now));
+        let curve = Curve { from, accepted: accepted.max(from) };
+        self.change(Phase::Trial { curve, before }, now);
+    }
+
+    fn change(&mut self, phase: Phase, now: Duration) {
+        self.phase = phase;
+        self.changed_at = now;
+        self.window = Results::default();
+        self.long = (now, Tally::default());
+    }
+}
+
+impl Default for AdaptiveRate {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Before {
+    /// As if the trial had not been.
+    fn restored(self, now: Duration) -> Phase {
+        self.growth.map_or(Phase::Full, |growth| {
+            Phase::Growing(Growth { since: growth.since + now.saturating_sub(self.at), ..growth })
+        })
+    }
+}
+
+impl Growth {
+    fn part(self, now: Duration) -> f64 {
+        self.curve.after(now.saturating_sub(self.since)).clamp(self.curve.from, 1.0)
+    }
+}
+
+impl Baseline {
+    /// What has nothing to do with the rate is at most what is seen.
+    fn observe(&mut self, tally: Tally, now: Duration) {
+        if now >= self.until {
+            self.share = 0.0;
+        }
+        self.share = self.share.min(tally.share() + tally.chance(self.share));
+    }
+
+    fn learn(&mut self, share: f64, now: Duration) {
+        self.share = share;
+        self.until = now + self.lasts;
+        self.lasts = (self.lasts * 2).min(BASELINE_MAX);
+    }
+}
+
+/// Long enough for [`CALLS_MIN`] calls at this rate.
+fn window(per_second: f64) -> Duration {
+    let seconds = 1.25 * CALLS_MIN as f64 / per_second.max(0.1);
+    Duration::from_secs_f64(seconds.clamp(WINDOW.as_secs_f64(), WINDOW_MAX.as_secs_f64()))
+}

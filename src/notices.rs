@@ -1,0 +1,205 @@
+//! Tells operators of trouble with calls that does not, or not only, stop consumption: a reduced rate, an open circuit,
+//! responses that cannot be believed. Each is one warning when it begins and one a minute while it lasts, and a line on
+//! the status page.
+
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use crate::admin::{Notice, NoticeKind};
+use crate::circuit::{Cause, ResponseClass, Trouble};
+use crate::lasting::{Lasting, News};
+use crate::metrics::HeldBack;
+use crate::response_log::{Counts, LastResponse, ResponseLog};
+
+/// So long after the last one that was not believed it is over.
+const LATELY: Duration = Duration::from_secs(60);
+
+/// How calls stand.
+#[derive(Debug, Clone, Copy)]
+pub struct Standing {
+    /// Calls per second that this instance makes at most now.
+    pub per_second: f64,
+    /// The part of its share that it uses.
+    pub part: f64,
+    /// The share of 429 among the calls weighed last.
+    pub throttled_share: f64,
+    /// Why calls are held back, if they are.
+    pub cause: Option<Cause>,
+}
+
+/// What lasts, and what was counted when the minute began.
+#[derive(Debug)]
+pub struct Notices {
+    origin: Instant,
+    reduced: Lasting,
+    open: Lasting,
+    not_believed: Lasting,
+    /// When the last whole minute began, and the one that runs.
+    minutes: [(Duration, Counts); 2],
+}
+
+impl Default for Notices {
+    fn default() -> Self {
+        let minute = (Duration::ZERO, Counts::default());
+        Self {
+            origin: Instant::now(),
+            reduced: Lasting::default(),
+            open: Lasting::default(),
+            not_believed: Lasting::default(),
+            minutes: [minute; 2],
+        }
+    }
+}
+
+impl Notices {
+    /// Looks how things stand, warns where that is due, and gives what the page says.
+    pub fn look(&mut self, standing: Standing, log: &ResponseLog) -> Vec<Notice> {
+        let now = self.origin.elapsed();
+        let counts = log.counts();
+        if now.saturating_sub(self.minutes[1].0) >= LATELY {
+            self.minutes = [self.minutes[1], (now, counts)];
+        }
+        let notices =
+            [self.look_at_rate(standing, log, now), self.look_at_belief(standing, log, counts, now)];
+        self.look_at_circuit(standing, log, now);
+        notices.into_iter().flatten().collect()
+    }
+
+    fn look_at_rate(&mut self, standing: Standing, log: &ResponseLog, now: Duration) -> Option<Notice> {
+        let Standing { per_second, part, throttled_share: share, .. } = standing;
+        let is_reduced = part < 1.0;
+        let last = log.last(ResponseClass::Throttled);
+        match self.reduced.news(is_reduced, now) {
+            Some(News::Lasts) => {
+                let last = Fields::of(last.as_ref());
+                warn!(
+                    throttled_share = percent(share),
+                    calls_per_second = per_second.round(),
+                    share_used = percent(part),
+                    status = last.status,
+                    code = last.code,
+                    message = last.message,
+                    request_id = last.request_id,
+                    "rate reduced: too many calls are answered with 429"
+                );
+            }
+            Some(News::Over) => info!(calls_per_second = per_second.round(), "rate restored"),
+            None => {}
+        }
+        is_reduced.then(|| Notice {
+            kind: NoticeKind::RateReduced,
+            words: format!(
+                "payment API: calls are answered with 429; this instance makes {:.0} calls a second, {} of its \
+                 share, and goes up as far as is accepted{}",
+                per_second,
+                percent(part),
+                last.map(|last| format!("; last: {}", last.in_words())).unwrap_or_default()
+            ),
+        })
+    }
+
+    fn look_at_belief(
+        &mut self,
+        standing: Standing,
+        log: &ResponseLog,
+        counts: Counts,
+        now: Duration,
+    ) -> Option<Notice> {
+        let last = log.last(ResponseClass::NotBelieved).filter(|last| last.at.elapsed() < LATELY);
+        let since = self.minutes[0].1;
+        let all: u64 = counts.iter().zip(since).map(|(now, before)| now - before).sum();
+        let which = ResponseClass::NotBelieved as usize;
+        let some = counts[which] - since[which];
+        match self.not_believed.news(last.is_some(), now) {
+            Some(News::Lasts) => {
+                let last = Fields::of(last.as_ref());
+                warn!(
+                    not_believed = some,
+                    share = percent(some as f64 / all.max(1) as f64),
+                    calls_per_second = standing.per_second.round(),
+                    status = last.status,
+                    code = last.code,
+                    message = last.message,
+                    request_id = last.request_id,
+                    "responses cannot be believed: they carry no signature that can be verified"
+                );
+            }
+            Some(News::Over) => info!("responses can be believed again"),
+            None => {}
+        }
+        last.map(|last| Notice {
+            kind: NoticeKind::NotBelieved,
+            words: format!(
+                "payment API: {some} of the last {all} responses carry no signature that can be verified, and \
+                 nothing is concluded from them; last: {}",
+                last.in_words()
+            ),
+        })
+    }
+
+    fn look_at_circuit(&mut self, standing: Standing, log: &ResponseLog, now: Duration) {
+        let cause = standing.cause.and_then(held_back);
+        match self.open.news(cause.is_some(), now) {
+            Some(News::Lasts) => {
+                let last = standing.cause.and_then(class).and_then(|class| log.last(class));
+                let last = Fields::of(last.as_ref());
+                warn!(
+                    cause = cause.map(HeldBack::as_str),
+                    status = last.status,
+                    code = last.code,
+                    message = last.message,
+                    request_id = last.request_id,
+                    "circuit open: calls are held back and tried one at a time"
+                );
+            }
+            Some(News::Over) => info!("circuit closed"),
+            None => {}
+        }
+    }
+}
+
+/// An answer as fields of a log line.
+#[derive(Default)]
+struct Fields<'a> {
+    status: Option<u16>,
+    code: Option<&'a str>,
+    message: Option<&'a str>,
+    request_id: Option<&'a str>,
+}
+
+impl<'a> Fields<'a> {
+    fn of(last: Option<&'a LastResponse>) -> Self {
+        last.map_or_else(Self::default, |last| Self {
+            status: last.status,
+            code: last.code.as_deref(),
+            message: last.message.as_deref(),
+            request_id: last.request_id.as_deref(),
+        })
+    }
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
+}
+
+/// The word of a cause in metrics and logs; none where nothing is known yet.
+pub fn held_back(cause: Cause) -> Option<HeldBack> {
+    match cause {
+        Cause::Starting => None,
+        Cause::Failing(Trouble::Silent) => Some(HeldBack::Silent),
+        Cause::Failing(Trouble::ServerError) => Some(HeldBack::ServerError),
+        Cause::Failing(Trouble::NotBelieved) => Some(HeldBack::NotBelieved),
+        Cause::Fault(fault) => Some(HeldBack::Fault(fault)),
+    }
+}
+
+fn class(cause: Cause) -> Option<ResponseClass> {
+    match cause {
+        Cause::Starting => None,
+        Cause::Failing(Trouble::Silent) => Some(ResponseClass::NoResponse),
+        Cause::Failing(Trouble::ServerError) => Some(ResponseClass::ServerError),
+        Cause::Failing(Trouble::NotBelieved) => Some(ResponseClass::NotBelieved),
+        Cause::Fault(_) => Some(ResponseClass::Suspended),
+    }
+}

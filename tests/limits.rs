@@ -1,0 +1,187 @@
+//! Rate limit and circuit breaker, end to end: commands in trouble do not slow the rest, something in the way opens the
+//! circuit, and both are told.
+
+#![allow(clippy::unwrap_used)] // in the helpers too
+
+#[path = "support/bed.rs"]
+mod bed;
+#[path = "support/broker.rs"]
+mod broker;
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use bed::{Bed, command, until};
+use serde_json::{Value, json};
+
+/// The program itself, on the configuration of a bed, with its log in a file.
+struct Program {
+    child: Child,
+    admin: String,
+    log: PathBuf,
+}
+
+impl Program {
+    async fn start(bed: &Bed) -> Self {
+        let (address, log) = (bed.dir.join("admin.address"), bed.dir.join("program.log"));
+        let child = Command::new(env!("CARGO_BIN_EXE_redeemer"))
+            .arg("--config")
+            .arg(bed.config_file())
+            .args(["run", "--with-parent", "--admin-address-file"])
+            .arg(&address)
+            .stdin(Stdio::piped())
+            .stdout(File::create(&log).unwrap())
+            .stderr(File::options().append(true).open(&log).unwrap())
+            .spawn()
+            .unwrap();
+        let mut program = Self { child, admin: String::new(), log };
+        until("the admin port", async || {
+            std::fs::read_to_string(&address).is_ok_and(|text| !text.is_empty())
+        })
+        .await;
+        program.admin = std::fs::read_to_string(&address).unwrap().trim().to_owned();
+        program
+    }
+
+    async fn get(&self, path: &str) -> String {
+        reqwest::get(format!("http://{}{path}", self.admin)).await.unwrap().text().await.unwrap()
+    }
+
+    async fn metric(&self, name: &str) -> f64 {
+        let text = self.get("/metrics").await;
+        let line = text.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap();
+        line.rsplit_once(' ').unwrap().1.parse().unwrap()
+    }
+
+    async fn notices(&self) -> Vec<String> {
+        let status: Value = serde_json::from_str(&self.get("/status.json").await).unwrap();
+        let notices = status["notices"].as_array().unwrap().iter();
+        notices.map(|notice| notice["kind"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// Lines of the log with these words.
+    fn logged(&self, words: &str) -> Vec<String> {
+        let log = std::fs::read_to_string(&self.log).unwrap();
+        log.lines().filter(|line| line.contains(words)).map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+async fn publish(bed: &Bed, prefix: &str, count: usize) {
+    for nth in 0..count {
+        let code = format!("{prefix}{nth}");
+        bed.issue(&code, json!({}));
+        bed.publish(&command(&code, &format!("USE_{code}"))).await;
+    }
+}
+
+async fn all_redeemed(bed: &mut Bed, count: usize) {
+    for _ in 0..count {
+        assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_that_are_throttled_never_lower_the_rate() {
+    let mut bed = Bed::new().await;
+    bed.faults(json!([{
+        "coupon_prefix": "T", "question": "use", "first_attempts": 2, "fault": {"kind": "status", "status": 429}
+    }]));
+    // One in eight.
+    for part in 0..10 {
+        publish(&bed, &format!("G{part}_"), 35).await;
+        publish(&bed, &format!("T{part}_"), 5).await;
+    }
+    let program = Program::start(&bed).await;
+    let throttled = r#"redeemer_responses_total{class="throttled"}"#;
+    until("all throttled twice", async || {
+        assert_eq!(program.metric("redeemer_rate_limit_used_ratio").await, 1.0);
+        program.metric(throttled).await == 100.0
+    })
+    .await;
+    all_redeemed(&mut bed, 400).await;
+    assert_eq!(program.metric("redeemer_rate_limit_used_ratio").await, 1.0);
+    assert_eq!(program.notices().await, Vec::<String>::new());
+    assert!(program.logged("rate reduced").is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_that_throttles_everything_is_told_once() {
+    let mut bed = Bed::new().await;
+    bed.faults(json!([{"fault": {"kind": "status", "status": 429, "code": "FREQUENCY_LIMIT_EXCEED"}}]));
+    publish(&bed, "C", 300).await;
+    let program = Program::start(&bed).await;
+    until("the rate reduced", async || program.metric("redeemer_rate_limit_used_ratio").await < 0.5).await;
+    until("it is told", async || !program.logged("rate reduced").is_empty()).await;
+    assert_eq!(program.notices().await, ["rate_reduced"]);
+    assert!(program.get("/").await.contains("Consuming at a reduced rate."));
+    bed.faults(json!([]));
+    all_redeemed(&mut bed, 300).await;
+    until("the rate restored", async || program.metric("redeemer_rate_limit_used_ratio").await == 1.0).await;
+    let told = program.logged("rate reduced");
+    assert_eq!(told.len(), 1, "{told:?}");
+    for field in ["throttled_share", "calls_per_second", "429", "FREQUENCY_LIMIT_EXCEED", "request_id"] {
+        assert!(told[0].contains(field), "{field}: {told:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_rejects_uses_opens_the_circuit() {
+    let mut bed = Bed::new().await;
+    publish(&bed, "WELL", 20).await;
+    let program = Program::start(&bed).await;
+    all_redeemed(&mut bed, 20).await;
+    // A page of its own for every POST; inquiries pass.
+    bed.faults(json!([{
+        "question": "use",
+        "fault": {"kind": "status", "status": 403, "code": "PROXY", "message": "no", "signed": false}
+    }]));
+    publish(&bed, "C", 300).await;
+    let open = r#"redeemer_breaker_cause{cause="not_believed"}"#;
+    until("the circuit open", async || program.metric(open).await == 1.0).await;
+    let calls = bed.ledger()["attempts"].as_array().unwrap().len();
+    assert!(reqwest::get(format!("http://{}/readyz", program.admin)).await.unwrap().status() == 503);
+    until("it is told", async || !program.logged("circuit open").is_empty()).await;
+    until("what is not believed is told", async || program.notices().await == ["not_believed"]).await;
+    bed.faults(json!([]));
+    all_redeemed(&mut bed, 300).await;
+    assert!(calls < 20 + 2 * 300, "{calls} calls before it opened");
+    for (words, fields) in [
+        ("circuit open", ["not_believed", "403", "PROXY"]),
+        ("responses cannot be believed", ["share", "403", "PROXY"]),
+    ] {
+        let told = program.logged(words);
+        assert_eq!(told.len(), 1, "{told:?}");
+        for field in fields {
+            assert!(told[0].contains(field), "{field}: {told:?}");
+        }
+    }
+    assert_eq!(program.metric(open).await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_5xx_after_a_start_holds_nothing_back() {
+    let mut bed = Bed::new().await;
+    bed.faults(json!([{"times": 1, "fault": {"kind": "html_502"}}]));
+    publish(&bed, "C", 50).await;
+    let program = Program::start(&bed).await;
+    all_redeemed(&mut bed, 50).await;
+    let arrivals: Vec<u64> = bed.ledger()["attempts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|attempt| attempt["at_us"].as_u64().unwrap())
+        .collect();
+    let (first, tenth) = (arrivals[0], arrivals[10]);
+    let held = Duration::from_micros(tenth - first);
+    assert!(held < Duration::from_millis(900), "{held:?} from the first call to the tenth");
+    assert!(program.logged("circuit open").is_empty());
+}
