@@ -174,8 +174,9 @@ fn least_rights(names: &Names, mode: Mode) -> [String; 3] {
         return ["^$".to_owned(), write, format!("^({commands}|{dead}|{instances})$")];
     }
     // To declare a queue that dead-letters takes the right to read it and to write where it dead-letters to.
-    let all =
-        format!("{commands}|{retry}(\\..*)?|{results}|{unrouted}|{dead}|{instances}|{parked}(\\.(audit|look))?");
+    let all = format!(
+        "{commands}|{retry}(\\..*)?|{results}|{unrouted}|{dead}|{instances}|{parked}(\\.(audit|look))?"
+    );
     [format!("^({all})$"), format!("^({all}|amq\\.default)$"), format!("^({all})$")]
 }
 
