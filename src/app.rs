@@ -347,8 +347,8 @@ impl Service {
         if self.wary.is_none() {
             error!(
                 why,
-                "a message that cannot be read, most likely a property or a header's name that is not UTF-8; few \
-                 commands are taken at once until the broker has parked it, without an event: see \
+                "a message that cannot be read, most likely a property or a header's name that is not UTF-8, or headers \
+                 nested too deep; few commands are taken at once until the broker has parked it, without an event: see \
                  docs/operations.md#illegible-message"
             );
         }
