@@ -77,6 +77,8 @@ const GRACE: Duration = Duration::from_secs(10);
 const HAND_BACK: Duration = Duration::from_secs(5);
 /// The first and the longest pause between two tries of a right or an exchange that is missing.
 const PROBE_AGAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
+/// A message that cannot be read is told again when sessions have held for so long.
+const ILLEGIBLE_AGAIN: Duration = Duration::from_secs(60);
 /// AMQP's reply code for an exchange that does not exist.
 const NOT_FOUND: u16 = 404;
 /// Time between the beginnings of two sweeps of dead letters.
@@ -204,6 +206,7 @@ pub async fn run(
         taken_in_session: 0,
         settled_in_session: 0,
         sweeping: None,
+        illegible_since: None,
         size_warning: size_warning.clone(),
         drain: config.shutdown.deadline.0,
         caller: config.wechat.mchid.clone(),
@@ -237,6 +240,8 @@ struct Service {
     taken_in_session: u64,
     /// Of these, settled in whatever way but by being lost.
     settled_in_session: u64,
+    /// When a message that cannot be read ended a session last.
+    illegible_since: Option<Instant>,
     /// When the last sweep of dead letters began.
     sweeping: Option<(Instant, JoinHandle<()>)>,
     /// That the broker takes messages which are too large, once that is known.
@@ -351,11 +356,15 @@ impl Service {
 
     /// Something in the queue ends every connection that it is delivered on.
     fn beware(&mut self, why: &str) {
-        error!(
-            why,
-            "a message that cannot be read, most likely a property or a header's name that is not UTF-8; few commands are \
-             taken at once until the broker has parked it: see docs/operations.md#illegible-message"
-        );
+        // It is delivered again and again until the broker gives it up: that is told once.
+        if self.illegible_since.replace(Instant::now()).is_none_or(|since| since.elapsed() > ILLEGIBLE_AGAIN) {
+            error!(
+                why,
+                "a message that cannot be read, most likely a property or a header's name that is not UTF-8, or headers \
+                 nested too deep; few commands are taken at once until the broker has parked it, without an event: see \
+                 docs/operations.md#illegible-message"
+            );
+        }
     }
 
     /// Confirms that what the service must publish is accepted, for as long as an alarm of the broker, a missing right or a

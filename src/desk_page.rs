@@ -280,7 +280,12 @@ impl Desk {
         let looked = looked.await;
         found.waiting = look.waiting();
         look.end().await;
-        looked?;
+        // What came before a message that cannot be read was seen all the same.
+        match looked {
+            Err(unable) if found.rows.is_empty() => return Err(unable),
+            Err(Unable(_, why)) => found.cut_short = Some(why),
+            Ok(()) => {}
+        }
         found.meant = found.rows.len();
         found.rows.sort_by_key(|row| row.at);
         found.rows.truncate(ROWS_MAX);

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until};
 
 use crate::app::merchant_key_from_environment;
-use crate::broker::parked::{Look, Writing};
+use crate::broker::parked::{CannotLook, Look, Writing};
 use crate::cli::{Failure, complain, say};
 use crate::config::Config;
 use crate::desk::{self, Decision, Filter, Inquiry, Parked, Prospect, Witness};
@@ -179,7 +179,7 @@ pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
 async fn list(config: &Config, filter: &Filter, limit: u64, as_lines: bool) -> Result<(), Failure> {
     let settings = config.broker_settings()?;
     let now = Timestamp::now();
-    let (mut found, waiting, at) = look_through(&settings, |parked| {
+    let Seen { mut found, waiting, at, ended } = look_through(&settings, |parked| {
         let line = || if as_lines { Line::Json(summary(&parked, now)) } else { Line::Row(row(&parked, now)) };
         filter.admits(&parked, now).then(line)
     })
@@ -201,7 +201,7 @@ async fn list(config: &Config, filter: &Filter, limit: u64, as_lines: bool) -> R
     }
     let more = if shown < meant { format!(" ({meant} are meant, see --limit)") } else { String::new() };
     complain(&format!("{shown} shown{more} of {waiting} parked at {at}"));
-    Ok(())
+    Ok(ended.context(CANNOT_LOOK)?)
 }
 
 const HEAD: [&str; 8] = ["ID", "PARKED", "AGE", "REASON", "BRAND", "COUPON", "NUMBER", "BYTES"];
@@ -211,16 +211,28 @@ enum Line {
     Row([String; 8]),
 }
 
-/// Sees every parked command once and gives what `choose` makes of it, oldest first, with how many there are and
-/// where. Always the whole queue: the broker puts the part that was taken behind the part that was not.
+const CANNOT_LOOK: &str = "the parked queue cannot be looked at";
+
+/// What a look has seen.
+struct Seen<T> {
+    /// What was chosen, with the time of parking, oldest first.
+    found: Vec<(Option<Timestamp>, T)>,
+    /// How many are parked.
+    waiting: u32,
+    /// Where.
+    at: String,
+    /// What ended the look before its end, such as a message that cannot be read: what came before it was seen.
+    ended: Result<(), CannotLook>,
+}
+
+/// Sees every parked command once and gives what `choose` makes of it. Always the whole queue: the broker puts the part that was taken behind the part that was not.
 async fn look_through<T>(
     settings: &crate::broker::Settings,
     choose: impl Fn(Parked) -> Option<T>,
-) -> anyhow::Result<(Vec<(Option<Timestamp>, T)>, u32, String)> {
-    const WHAT: &str = "the parked queue cannot be looked at";
-    let mut look = Look::begin(settings).await.context(WHAT)?;
+) -> anyhow::Result<Seen<T>> {
+    let mut look = Look::begin(settings).await.context(CANNOT_LOOK)?;
     let mut found = Vec::new();
-    let looked = loop {
+    let ended = loop {
         match look.next().await {
             Ok(Some(delivery)) => {
                 let parked = Parked::read(delivery);
@@ -233,9 +245,8 @@ async fn look_through<T>(
     };
     let (waiting, at) = (look.waiting(), look.at().to_owned());
     look.end().await;
-    looked.context(WHAT)?;
     found.sort_by_key(|(at, _)| *at);
-    Ok((found, waiting, at))
+    Ok(Seen { found, waiting, at, ended })
 }
 
 fn row(parked: &Parked, now: Timestamp) -> [String; 8] {
@@ -290,7 +301,7 @@ async fn show(
     let settings = config.broker_settings()?;
     let now = Timestamp::now();
     // Inquiries take their time; nobody else shall wait for them, so the look ends before.
-    let (mut found, waiting, at) =
+    let Seen { mut found, waiting, at, ended } =
         look_through(&settings, |parked| filter.admits(&parked, now).then_some(parked)).await?;
     let meant = found.len();
     found.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
@@ -314,7 +325,7 @@ async fn show(
     }
     let more = if shown < meant { format!(" ({meant} are meant, see --limit)") } else { String::new() };
     complain(&format!("{shown} shown{more} of {waiting} parked at {at}"));
-    Ok(())
+    Ok(ended.context(CANNOT_LOOK)?)
 }
 
 fn whole(parked: &Parked, inquiry: Option<&Inquiry>, now: Timestamp) -> Value {

@@ -73,6 +73,8 @@ pub struct Found {
     pub waiting: u32,
     /// How many were looked at.
     pub looked: usize,
+    /// What ended the look before its end.
+    pub cut_short: Option<String>,
 }
 
 /// The fields of the filter as they were typed, in this order: reason, older than, newer than, brand, coupon, number.
@@ -156,7 +158,10 @@ pub fn list(session: &Session, typed: &Typed, found: Result<&Found, &str>, done:
             };
             let _ = write!(inner, "<p class=\"soft\">{none}{}</p>", not_all(found));
         }
-        Ok(found) => inner += &table(found),
+        Ok(found) => {
+            inner += &found.cut_short.as_deref().map_or_else(String::new, |why| told(why, "bad"));
+            inner += &table(found);
+        }
     }
     document("Parked desk", Some(session), &inner)
 }

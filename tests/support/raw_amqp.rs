@@ -63,15 +63,11 @@ impl RawPublisher {
         for piece in body.chunks(self.frame_max - 8) {
             self.frame(BODY, 1, piece);
         }
-        loop {
-            let (kind, payload) = self.read();
-            match (kind, &payload[..4]) {
-                (METHOD, [0, 60, 0, 80]) => return Published::Acked,
-                (METHOD, [0, 20, 0, 40]) => {
-                    return Published::Closed(u16::from_be_bytes([payload[4], payload[5]]));
-                }
-                other => panic!("neither a confirm nor a close: {other:?}"),
-            }
+        let (kind, payload) = self.read();
+        match (kind, &payload[..4]) {
+            (METHOD, [0, 60, 0, 80]) => Published::Acked,
+            (METHOD, [0, 20, 0, 40]) => Published::Closed(u16::from_be_bytes([payload[4], payload[5]])),
+            other => panic!("neither a confirm nor a close: {other:?}"),
         }
     }
 
