@@ -36,9 +36,8 @@ use crate::broker::Settings;
 use crate::broker::parked::{Look, Writing};
 use crate::desk::{self, Decision, Filter, Inquiry, Parked, Prospect};
 use crate::metrics::{DeskRefusal, Metrics};
-use crate::pace::Pacer;
+use crate::pace::{Pacer, Rank};
 use crate::telemetry::foreign::is_hidden;
-use crate::verdict::Question;
 use crate::wechat::api::Client;
 use crate::wire::audit::Deed;
 use crate::wire::copy::Horizon;
@@ -323,7 +322,7 @@ impl Desk {
             let words = "The service's own calls leave no room for an inquiry now. Try again.";
             Unable::new(StatusCode::SERVICE_UNAVAILABLE, words)
         };
-        timeout(TURN_MAX, self.setup.pacer.turn(Question::Inquire)).await.map_err(late)?;
+        timeout(TURN_MAX, self.setup.pacer.turn(Rank::Inquiry)).await.map_err(late)?;
         let (nonce, chance) = (rand::random(), rand::random());
         Ok(desk::inquire(&self.setup.client, redemption, Timestamp::now(), nonce, chance).await)
     }

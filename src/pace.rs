@@ -1,7 +1,8 @@
 //! How fast calls are made: one limiter per merchant, this instance's share of it, and a budget for retries.
 //!
-//! The provider allows so many calls per second and merchant. Every tenth call is an inquiry's if one waits, so that
-//! finding out is never starved by trying; otherwise the longest waiting goes first. When a call may go is decided in
+//! The provider allows so many calls per second and merchant. First calls go first: commands in trouble need several,
+//! and must not keep waiting those that nothing is wrong with. Every tenth call is an inquiry's and every tenth another
+//! try's if one waits, so that none starves; otherwise the longest waiting goes first. When a call may go is decided in
 //! [`crate::rate_limit`]; here are the clock and those who wait.
 
 use std::collections::VecDeque;
@@ -13,10 +14,22 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::adaptive_rate::Response;
 use crate::rate_limit::RateLimit;
-use crate::verdict::Question;
 
-/// Every so manieth call is an inquiry's, if one waits.
+/// Every so manieth call is an inquiry's, and as often it is another try's, if one waits.
 const INQUIRY_TURN: u64 = 10;
+/// More calls than this that wait behind first ones are too many: they hold what first ones need.
+const CROWD: usize = 50;
+
+/// How a call waits for its turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rank {
+    /// The first call of a command.
+    First,
+    /// Another try to redeem.
+    Again,
+    /// An inquiry.
+    Inquiry,
+}
 
 /// The limiter. Cheap to clone; all clones share one pace.
 #[derive(Clone)]
@@ -42,7 +55,7 @@ impl Shared {
 
 #[derive(Default)]
 struct Queues {
-    waiting: [VecDeque<(u64, oneshot::Sender<()>)>; 2],
+    waiting: [VecDeque<(u64, oneshot::Sender<()>)>; 3],
     arrivals: u64,
     turns: u64,
 }
@@ -61,7 +74,7 @@ impl Pacer {
     }
 
     /// Waits for the turn of one call. Giving up the wait gives up the place.
-    pub async fn turn(&self, question: Question) {
+    pub async fn turn(&self, rank: Rank) {
         let (sender, receiver) = oneshot::channel();
         {
             let mut queues = lock(&self.0.queues);
@@ -72,11 +85,17 @@ impl Pacer {
             }
             queues.arrivals += 1;
             let arrival = queues.arrivals;
-            queues.waiting[place(question)].push_back((arrival, sender));
+            queues.waiting[rank as usize].push_back((arrival, sender));
         }
         self.0.arrived.notify_one();
         // The clockwork only ends with the last clone, and one is borrowed here.
         let _ = receiver.await;
+    }
+
+    /// Whether so many calls wait behind first ones that another one had better come again much later.
+    pub fn is_crowded(&self) -> bool {
+        let [first, again, inquiries] = &lock(&self.0.queues).waiting;
+        !first.is_empty() && again.len() + inquiries.len() > CROWD
     }
 
     /// A call that was sent then was answered, with a 429 if `throttled`; `again` if its command was throttled before.
@@ -142,32 +161,29 @@ impl Queues {
         self.waiting.iter().all(VecDeque::is_empty)
     }
 
+    /// Whose turn it is; `None` where nobody waits.
+    fn next(&self) -> Option<Rank> {
+        let first = |rank: Rank| self.waiting[rank as usize].front().map(|(arrival, _)| (*arrival, rank));
+        let reserved = match self.turns % INQUIRY_TURN {
+            0 => first(Rank::Inquiry),
+            nth if nth == INQUIRY_TURN / 2 => first(Rank::Again),
+            _ => None,
+        };
+        let later = || [Rank::Again, Rank::Inquiry].into_iter().filter_map(first).min_by_key(|(at, _)| *at);
+        reserved.or_else(|| first(Rank::First)).or_else(later).map(|(_, rank)| rank)
+    }
+
     /// Gives one turn to whoever is next and still waits; false where nobody does.
     fn serve(&mut self) -> bool {
         loop {
-            let [redeem, inquire] = &self.waiting;
-            let next = match (redeem.front(), inquire.front()) {
-                (None, None) => return false,
-                (Some(_), None) => Question::Redeem,
-                (None, Some(_)) => Question::Inquire,
-                (Some(_), Some(_)) if self.turns.is_multiple_of(INQUIRY_TURN) => Question::Inquire,
-                (Some((first, _)), Some((second, _))) if first < second => Question::Redeem,
-                (Some(_), Some(_)) => Question::Inquire,
-            };
-            if let Some((_, turn)) = self.waiting[place(next)].pop_front()
+            let Some(next) = self.next() else { return false };
+            if let Some((_, turn)) = self.waiting[next as usize].pop_front()
                 && turn.send(()).is_ok()
             {
                 self.turns += 1;
                 return true;
             }
         }
-    }
-}
-
-fn place(question: Question) -> usize {
-    match question {
-        Question::Redeem => 0,
-        Question::Inquire => 1,
     }
 }
 
@@ -224,26 +240,33 @@ mod tests {
         assert!((9..=10).contains(&spent), "{spent}");
     }
 
-    #[test]
-    fn every_tenth_turn_is_an_inquirys_and_the_rest_go_by_arrival() {
+    /// Of the first so many turns, how many each rank has, where all of them wait.
+    fn served(ranks: &[Rank], turns: usize) -> [usize; 3] {
         let mut queues = Queues::default();
         let mut receivers = Vec::new();
-        for arrival in 0..40 {
+        for (nth, rank) in ranks.iter().flat_map(|rank| std::iter::repeat_n(*rank, 100)).enumerate() {
             let (sender, receiver) = oneshot::channel();
-            let question = if arrival < 20 { Question::Redeem } else { Question::Inquire };
-            queues.waiting[place(question)].push_back((arrival, sender));
-            receivers.push((question, receiver));
+            queues.waiting[rank as usize].push_back((nth as u64, sender));
+            receivers.push((rank, receiver));
         }
         queues.turns = 1;
-        for _ in 0..20 {
+        for _ in 0..turns {
             queues.serve();
         }
-        let served = |wanted| {
-            let each = receivers.iter_mut().filter(|(question, _)| *question == wanted);
-            each.filter_map(|(_, receiver)| receiver.try_recv().ok()).count()
-        };
-        let mut served = served;
-        assert_eq!((served(Question::Redeem), served(Question::Inquire)), (18, 2));
+        let mut served = [0; 3];
+        for (rank, receiver) in &mut receivers {
+            served[*rank as usize] += usize::from(receiver.try_recv().is_ok());
+        }
+        served
+    }
+
+    #[test]
+    fn first_calls_go_first_and_none_starves() {
+        // However long the others wait already.
+        assert_eq!(served(&[Rank::Inquiry, Rank::Again, Rank::First], 50), [40, 5, 5]);
+        assert_eq!(served(&[Rank::First, Rank::Inquiry], 20), [18, 0, 2]);
+        assert_eq!(served(&[Rank::Again, Rank::Inquiry], 20), [0, 18, 2]);
+        assert_eq!(served(&[Rank::Inquiry, Rank::Again], 20), [0, 2, 18]);
     }
 
     #[test]

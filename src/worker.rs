@@ -22,7 +22,7 @@ use crate::broker::topology::wait_name;
 use crate::circuit::ResponseClass;
 use crate::kill_point::{self, KillPoint};
 use crate::metrics::{Arrival, Aside, Message, Metrics, Settling};
-use crate::pace::{Budget, Pacer};
+use crate::pace::{Budget, Pacer, Rank};
 use crate::publishing::{Cut, Interrupted, Outgoing, PublishContext, PublishFaults, publish, publish_within};
 use crate::redemption::Redemption;
 use crate::response_log::ResponseLog;
@@ -499,8 +499,9 @@ impl Job<'_> {
                 Step::Ask { after, question } => {
                     // Only trouble costs: what a redelivery or a refusal asks further is no retry.
                     let retry = std::mem::take(&mut self.troubled);
-                    if retry
-                        && !self.tools.budget.spend()
+                    // Nor may many in trouble hold the slots of those that nothing is wrong with.
+                    let crowded = !self.carried.evidence.is_empty() && self.tools.pacer.is_crowded();
+                    if (retry && !self.tools.budget.spend() || crowded)
                         && let Some(put_away) = self.carried.progress.defer(limits, Timestamp::now())
                     {
                         step = put_away;
@@ -531,6 +532,11 @@ impl Job<'_> {
     /// Waits, asks, judges. The waiting can be cut short, the asking not.
     async fn ask(&mut self, after: Duration, question: Question, cut: &mut Cut) -> Asked {
         let tools = self.tools;
+        let rank = match question {
+            Question::Inquire => Rank::Inquiry,
+            Question::Redeem if self.carried.evidence.is_empty() => Rank::First,
+            Question::Redeem => Rank::Again,
+        };
         let slot = &mut *self.slot;
         let hold = async {
             slot.rest(after).await;
@@ -540,7 +546,7 @@ impl Job<'_> {
                 let pass = timeout(self.limits.in_process_max, tools.breaker.pass()).await?;
                 held_back += asked_at.elapsed();
                 let queued_at = Instant::now();
-                tools.pacer.turn(question).await;
+                tools.pacer.turn(rank).await;
                 tools.metrics.turned(queued_at.elapsed());
                 // Those who waited for their turn while it opened must not go all the same.
                 if pass.holds() {

@@ -15,8 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bed::{Bed, command, until};
-use redeemer::pace::Pacer;
-use redeemer::verdict::Question;
+use redeemer::pace::{Pacer, Rank};
 use serde_json::json;
 use tokio::sync::{Mutex, mpsc};
 
@@ -82,10 +81,10 @@ async fn the_limiter_holds_five_hundred_a_second_within_two_percent() {
     let start = Instant::now();
     for nth in 0..50 {
         let (pacer, turns) = (pacer.clone(), turns.clone());
-        let question = if nth % 5 == 0 { Question::Inquire } else { Question::Redeem };
+        let rank = if nth % 5 == 0 { Rank::Inquiry } else { Rank::First };
         tokio::spawn(async move {
             while start.elapsed() < Duration::from_secs(20) {
-                pacer.turn(question).await;
+                pacer.turn(rank).await;
                 let _ = turns.send(start.elapsed().as_micros() as u64);
             }
         });
