@@ -52,15 +52,13 @@ pub enum Belief {
     Clear,
     /// A redeem may have taken effect.
     Unsure,
-    /// The provider objected; its word counts once the coupon has been seen.
+    /// The provider objected, signed; its word counts once the coupon has been seen.
     Objected {
         /// What it objected to.
         reason: Reason,
-        /// Whether the objection stands if the coupon turns out usable: it was signed, or is the second.
-        stands: bool,
+        /// Whether it may be an earlier use of ours, reported back as "already used".
+        doubtful: bool,
     },
-    /// An unsigned objection, and the coupon was seen usable: the same body is sent once more.
-    Doubted(Reason),
 }
 
 impl Belief {
@@ -70,9 +68,8 @@ impl Belief {
         match self {
             Self::Clear => "clear".to_owned(),
             Self::Unsure => "unsure".to_owned(),
-            Self::Objected { reason, stands: true } => format!("objected {}", reason.as_str()),
-            Self::Objected { reason, stands: false } => format!("objected-unsigned {}", reason.as_str()),
-            Self::Doubted(reason) => format!("doubted {}", reason.as_str()),
+            Self::Objected { reason, doubtful: false } => format!("objected {}", reason.as_str()),
+            Self::Objected { reason, doubtful: true } => format!("objected-doubtful {}", reason.as_str()),
         }
     }
 
@@ -86,9 +83,8 @@ impl Belief {
         match (kind, reason) {
             ("clear", None) => Some(Self::Clear),
             ("unsure", None) => Some(Self::Unsure),
-            ("objected", Some(reason)) => Some(Self::Objected { reason, stands: true }),
-            ("objected-unsigned", Some(reason)) => Some(Self::Objected { reason, stands: false }),
-            ("doubted", Some(reason)) => Some(Self::Doubted(reason)),
+            ("objected", Some(reason)) => Some(Self::Objected { reason, doubtful: false }),
+            ("objected-doubtful", Some(reason)) => Some(Self::Objected { reason, doubtful: true }),
             _ => None,
         }
     }
@@ -96,14 +92,14 @@ impl Belief {
     /// What the provider objected to, where the belief rests on an objection.
     pub fn objection(self) -> Option<Reason> {
         match self {
-            Self::Objected { reason, .. } | Self::Doubted(reason) => Some(reason),
+            Self::Objected { reason, .. } => Some(reason),
             Self::Clear | Self::Unsure => None,
         }
     }
 
     fn question(self) -> Question {
         match self {
-            Self::Clear | Self::Doubted(_) => Question::Redeem,
+            Self::Clear => Question::Redeem,
             Self::Unsure | Self::Objected { .. } => Question::Inquire,
         }
     }
@@ -402,9 +398,7 @@ impl Progress {
 
     /// A copy that the broker delivers again: what was believed when it was put away may be outdated.
     pub fn delivered_again(&mut self) {
-        // An unsigned objection may have been doubted since, and the body sent once more.
-        if matches!(self.belief, Belief::Clear | Belief::Doubted(_) | Belief::Objected { stands: false, .. })
-        {
+        if self.belief == Belief::Clear {
             self.belief = Belief::Unsure;
         }
     }
@@ -481,6 +475,7 @@ impl Progress {
         let no_authorisation =
             answer.as_ref().filter(|_| verdict == Verdict::NotAuthorised).map(Objection::of);
         let signed = answer.as_ref().is_some_and(|answer| answer.authenticity == Authenticity::Verified);
+        let confirms = answer.as_ref().is_some_and(|answer| self.confirms(answer));
         let coupon = answer.and_then(|answer| answer.into_coupon(&verdict));
         if coupon.is_some() {
             self.coupon.clone_from(&coupon);
@@ -504,35 +499,61 @@ impl Progress {
                 self.refuse(reason, by)
             }
             (Verdict::Refused(reason), _) if by == EstablishedBy::Inquiry => {
-                self.negative(Some(reason), limits, now)
+                // What the redeem was rejected for says more than that there is no such coupon.
+                let rejected = self.belief.objection().filter(|_| reason == Reason::NoSuchCoupon);
+                self.negative(Some(rejected.unwrap_or(reason)), limits, now)
             }
-            (Verdict::Refused(reason), _) if self.ever_unsure => self.object(reason, true, limits, now),
-            (Verdict::Refused(reason), _) => self.refuse(reason, by),
+            // Nobody refuses a redeem but by an objection.
+            (Verdict::Refused(reason), _) => self.object(reason, true, limits, now),
             (Verdict::NotAuthorised, _) if by == EstablishedBy::Answer => {
-                if self.ever_unsure || !signed {
-                    self.object(Reason::NotAuthorised, signed, limits, now)
+                if self.ever_unsure {
+                    self.object(Reason::NotAuthorised, false, limits, now)
                 } else {
                     self.refuse(Reason::NotAuthorised, by)
                 }
             }
             // Nobody lets us look, and no use of ours is known of.
-            (Verdict::NotAuthorised, _) if signed && self.belief == Belief::Clear => {
+            (Verdict::NotAuthorised, _) if self.belief == Belief::Clear => {
                 self.objection = no_authorisation;
                 self.refuse(Reason::NotAuthorised, by)
             }
-            (Verdict::Objected { reason, signed }, _) => self.object(reason, signed, limits, now),
+            (Verdict::Objected { reason, doubtful }, _) if by == EstablishedBy::Answer => {
+                self.object(reason, doubtful, limits, now)
+            }
+            (Verdict::Objected { .. }, _) if confirms => self.negative(self.belief.objection(), limits, now),
             (Verdict::NotExecuted, _) => self.negative(None, limits, now),
             (Verdict::Stop(fault), _) => {
+                if by == EstablishedBy::Answer && !signed {
+                    // Whoever answered need not be the provider.
+                    self.believe(Belief::Unsure);
+                    self.ever_unsure = true;
+                }
                 self.failures = 0;
                 // A last inquiry that met our own fault has asked nothing: it is put again.
                 self.last = false;
                 Step::Halt(fault)
             }
             (Verdict::Unsure(_), _) if question == Question::Redeem => self.unsure(limits, now),
-            (Verdict::NotAccepted(_) | Verdict::NotSent | Verdict::Unsure(_) | Verdict::NotAuthorised, _) => {
-                self.again(limits, now, chance)
-            }
+            (
+                Verdict::NotAccepted(_)
+                | Verdict::NotSent
+                | Verdict::Unsure(_)
+                | Verdict::NotAuthorised
+                | Verdict::Objected { .. },
+                _,
+            ) => self.again(limits, now, chance),
         }
+    }
+
+    /// Whether an answer to an inquiry rejects it as the redeem was rejected. The two share openid, appid, brand, product
+    /// coupon, stock and coupon code: what is wrong with one of these, both are told. The number tells the causes of
+    /// one code apart, so there has to be one; one that can only be told of a redeem confirms nothing.
+    fn confirms(&self, answer: &Answer) -> bool {
+        let Some(objection) = &self.objection else { return false };
+        let of_both =
+            !matches!(self.belief.objection(), Some(Reason::UsedByAnother | Reason::NumberConflict));
+        let same = objection.code == answer.code && objection.sub_code == answer.sub_code;
+        of_both && same && answer.sub_code.is_some_and(|number| number != 0)
     }
 
     fn refuse(&mut self, reason: Reason, by: EstablishedBy) -> Step {
@@ -554,10 +575,9 @@ impl Progress {
         self.settle(limits, now)
     }
 
-    fn object(&mut self, reason: Reason, signed: bool, limits: &Limits, now: Timestamp) -> Step {
-        let second = matches!(self.belief, Belief::Doubted(_));
-        self.believe(Belief::Objected { reason, stands: signed || second });
-        self.ever_unsure |= !signed || reason.may_be_our_own_use();
+    fn object(&mut self, reason: Reason, doubtful: bool, limits: &Limits, now: Timestamp) -> Step {
+        self.believe(Belief::Objected { reason, doubtful });
+        self.ever_unsure |= doubtful;
         if self.ever_unsure { self.settle(limits, now) } else { self.ask_after(Duration::ZERO, limits, now) }
     }
 
@@ -572,13 +592,13 @@ impl Progress {
         self.negatives += 1;
         let counts = match self.belief {
             // What is seen stands: no use of ours is known of that could be missed.
-            Belief::Clear | Belief::Doubted(_) => true,
+            Belief::Clear => true,
             Belief::Objected { .. } if !self.ever_unsure => true,
             Belief::Unsure | Belief::Objected { .. } => self.negatives >= NEGATIVES_WANTED,
         };
         if !counts {
             // Even after the last inquiry, where a second one like it would be an end.
-            let would_end = gone.is_some() || matches!(self.belief, Belief::Objected { stands: true, .. });
+            let would_end = gone.is_some() || matches!(self.belief, Belief::Objected { .. });
             return if self.last && would_end {
                 Step::Ask { after: limits.settling, question: Question::Inquire }
             } else {
@@ -587,21 +607,17 @@ impl Progress {
         }
         match (gone, self.belief) {
             (Some(reason), _) => self.refuse(reason, EstablishedBy::Inquiry),
-            (None, Belief::Objected { reason, stands: true }) => {
-                // Whatever else was meant: a coupon that is usable is used by nobody.
-                let reason = if reason == Reason::UsedByAnother { Reason::Rejected } else { reason };
+            (None, Belief::Objected { reason, .. }) => {
+                // Whatever else was meant: a coupon that is usable is there, and used by nobody.
+                let reason = if reason.denies_a_usable_coupon() { Reason::Rejected } else { reason };
                 self.refuse(reason, EstablishedBy::Inquiry)
-            }
-            (None, Belief::Objected { reason, stands: false }) => {
-                self.believe(Belief::Doubted(reason));
-                self.ask_after(Duration::ZERO, limits, now)
             }
             (None, Belief::Unsure) => {
                 self.believe(Belief::Clear);
                 self.ask_after(Duration::ZERO, limits, now)
             }
             // A look between two uses that were declined is no success: the waits go on growing.
-            (None, Belief::Clear | Belief::Doubted(_)) => {
+            (None, Belief::Clear) => {
                 self.negatives = 0;
                 self.look = false;
                 self.ask_after(Duration::ZERO, limits, now)

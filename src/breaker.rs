@@ -46,13 +46,19 @@ impl Sign {
             Verdict::NotSent | Verdict::Unsure(Doubt::Lost) => Self::Failing(Trouble::Silent),
             Verdict::Unsure(Doubt::ServerError) => Self::Failing(Trouble::ServerError),
             Verdict::Unsure(Doubt::NotBelieved) => Self::Failing(Trouble::NotBelieved),
-            Verdict::Unsure(Doubt::Contradicted | Doubt::AnotherCoupon | Doubt::Unexpected)
+            Verdict::Unsure(
+                Doubt::Accepted
+                | Doubt::TooFrequent
+                | Doubt::Contradicted
+                | Doubt::Unnamed
+                | Doubt::AnotherCoupon
+                | Doubt::Unexpected,
+            )
             | Verdict::NotAccepted(_) => Self::Neutral,
-            Verdict::Objected { signed: false, .. } => Self::Neutral,
             Verdict::Stop(fault) => Self::Fault(*fault),
             Verdict::Redeemed
             | Verdict::Refused(_)
-            | Verdict::Objected { signed: true, .. }
+            | Verdict::Objected { .. }
             | Verdict::NotExecuted
             | Verdict::NotAuthorised => match question {
                 Question::Redeem => Self::Well,

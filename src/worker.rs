@@ -28,7 +28,7 @@ use crate::redemption::Redemption;
 use crate::slots::Slot;
 use crate::telemetry::traces::{Came, Leg, Stay, Traces};
 use crate::telemetry::{Masked, Short};
-use crate::verdict::{self, Authenticity, Declined, Question, Reason, Reply, Verdict, judge};
+use crate::verdict::{self, Authenticity, Declined, Doubt, Question, Reason, Reply, Verdict, judge};
 use crate::wechat::api::{Client, Heard, Prepared, hex};
 use crate::wechat::hosts::Host;
 use crate::wire::command::{self, Fault, Legible, Rejected};
@@ -609,7 +609,7 @@ impl Job<'_> {
             Verdict::NotAuthorised if brands.shut(brand, Instant::now()) => verdict,
             Verdict::NotAuthorised => Verdict::Stop(verdict::Fault::Unauthorised),
             // That a brand let us look says nothing about whether we may redeem: rights go interface by interface.
-            Verdict::Redeemed | Verdict::Objected { signed: true, .. } if question == Question::Redeem => {
+            Verdict::Redeemed | Verdict::Objected { .. } if question == Question::Redeem => {
                 brands.accepted(brand, asked_at);
                 verdict
             }
@@ -631,10 +631,10 @@ impl Job<'_> {
         if let Some(Authenticity::Unconvincing(flaw)) = answer.map(|answer| answer.authenticity) {
             tools.metrics.flawed(flaw);
         }
-        if let Verdict::NotAccepted(Declined::TooFrequent) = verdict {
+        if let Verdict::NotAccepted(Declined::TooFrequent) | Verdict::Unsure(Doubt::TooFrequent) = verdict {
             tools.pacer.slow_down(Instant::now());
         }
-        if let Verdict::Refused(Reason::InvalidParameter) = verdict {
+        if let Verdict::Objected { reason: Reason::InvalidParameter, .. } = verdict {
             error!(
                 out_request_no = %self.redemption.out_request_no,
                 request_id = answer.and_then(|answer| answer.request_id.as_deref()),
@@ -738,7 +738,7 @@ impl Job<'_> {
             Outcome::Refused { reason: Reason::NotAuthorised, .. } => Belief::Clear,
             // Other queues may have taken the event: the provider's objection stands, whatever it would say by then.
             Outcome::Refused { reason, objection: Some(_), .. } if Reason::OBJECTIONS.contains(reason) => {
-                Belief::Objected { reason: *reason, stands: true }
+                Belief::Objected { reason: *reason, doubtful: false }
             }
             // What an inquiry found is found again.
             _ => Belief::Unsure,

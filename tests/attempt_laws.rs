@@ -86,6 +86,12 @@ fn unsigned(status: u16, code: &str) -> Reply {
     error(status, code, None, Authenticity::Unsigned)
 }
 
+/// The same answer under another status, as whoever carries it may write one.
+fn under(status: u16, reply: Reply) -> Reply {
+    let Reply::Answered(answer) = reply else { panic!("{reply:?}") };
+    Reply::Answered(Answer { status, ..answer })
+}
+
 /// A signed answer about a coupon that was not asked about, used under our number.
 fn about_another_coupon() -> Reply {
     says(Coupon { code: "C0002".into(), ..coupon("USED", Some(OURS), None) })
@@ -148,6 +154,18 @@ impl Run {
 
     /// Plays the script to its end; every reply must be used up by the time of the outcome.
     fn play(&self, from: Start, script: &[Reply]) -> (Vec<String>, Outcome) {
+        let (told, left, outcome) = self.perform(from, script);
+        assert_eq!(left, 0, "the command ended before the script: {told:?}");
+        (told.clone(), outcome.unwrap_or_else(|| panic!("the script is too short: {told:?}")))
+    }
+
+    /// How a fresh command ends within the script, if it does.
+    fn outcome(&self, script: &[Reply]) -> Option<Outcome> {
+        self.perform(Start::Fresh, script).2
+    }
+
+    /// Plays the script as far as it goes: the steps, the replies that are left, and the outcome where there is one.
+    fn perform(&self, from: Start, script: &[Reply]) -> (Vec<String>, usize, Option<Outcome>) {
         let Self { limits, time_allowed, redemption } = self;
         let mut now = start();
         let deadline = later(now, *time_allowed);
@@ -170,7 +188,7 @@ impl Run {
                 Step::Ask { after, question } => {
                     told.push(format!("{}s {}", after.as_secs_f64(), question.as_str()));
                     now = later(now, after);
-                    let reply = replies.next().unwrap_or_else(|| panic!("the script is too short: {told:?}"));
+                    let Some(reply) = replies.next() else { return (told, 0, None) };
                     let verdict = judge(question, reply, redemption);
                     progress.follow(question, reply.clone(), verdict, limits, now, 0.5)
                 }
@@ -185,10 +203,7 @@ impl Run {
                     now = later(now, Duration::from_secs(60));
                     progress.resume(limits, now)
                 }
-                Step::Finish(outcome) => {
-                    assert_eq!(replies.len(), 0, "the command ended before the script: {told:?}");
-                    return (told, outcome);
-                }
+                Step::Finish(outcome) => return (told, replies.len(), Some(outcome)),
             }
         }
     }
@@ -238,14 +253,7 @@ fn a_verified_answer_that_contradicts_us_is_asked_about() {
 fn what_was_not_accepted_is_asked_again() {
     let again = ["0s redeem", "1s redeem"];
     let locked = error(403, "NOT_ENOUGH", Some(272_756_746), Authenticity::Verified);
-    for reply in [
-        Reply::Answered(answer(202, Authenticity::Verified)),
-        signed(429, "RATELIMIT_EXCEEDED"),
-        unsigned(429, "FREQUENCY_LIMITED"),
-        unsigned(403, "RATE_LIMITED"),
-        locked,
-        unreachable(),
-    ] {
+    for reply in [signed(429, "RATELIMIT_EXCEEDED"), signed(403, "RATE_LIMITED"), locked, unreachable()] {
         check(&[reply, used_by_us()], &again, "redeemed by answer");
     }
 }
@@ -265,8 +273,57 @@ fn what_may_have_taken_effect_is_asked_about_after_the_settling_time() {
         unsigned(502, ""),
         unsigned(408, ""),
         about_another_coupon(),
+        Reply::Answered(answer(202, Authenticity::Verified)),
+        unsigned(429, "FREQUENCY_LIMITED"),
+        unsigned(403, "RATE_LIMITED"),
+        unsigned(403, "NO_AUTH"),
+        error(403, "NOT_ENOUGH", Some(272_756_746), Authenticity::Unsigned),
+        unsigned(400, "PARAM_ERROR"),
+        unsigned(404, "NOT_FOUND"),
+        // A body that does not belong under its status.
+        under(403, usable()),
+        under(404, used_by_us()),
+        under(429, usable()),
+        signed(403, "NOT_FOUND"),
+        signed(429, "NOT_ENOUGH"),
+        signed(404, "RATELIMIT_EXCEEDED"),
+        signed(200, "NOT_ENOUGH"),
+        error(403, "", Some(268_578_776), Authenticity::Verified),
     ] {
         check(&[reply, used_by_us()], &asked, "redeemed by inquiry");
+    }
+}
+
+#[test]
+fn a_401_without_a_signature_leaves_the_effect_unknown() {
+    let halted = ["0s redeem", "halt unauthenticated", "0s inquire"];
+    check(&[unsigned(401, "SIGN_ERROR"), used_by_us()], &halted, "redeemed by inquiry");
+    let sent_again =
+        ["0s redeem", "halt unauthenticated", "0s inquire", "2s inquire", "2s inquire", "0s redeem"];
+    let script = [unsigned(401, "SIGN_ERROR"), usable(), usable(), usable(), used_by_us()];
+    check(&script, &sent_again, "redeemed by answer");
+    // A signed one says that nobody worked on it.
+    let refused = ["0s redeem", "halt unauthenticated", "0s redeem"];
+    check(&[signed(401, "SIGN_ERROR"), used_by_us()], &refused, "redeemed by answer");
+}
+
+#[test]
+fn unsigned_rejections_never_end_a_command() {
+    for status in (400..=499).filter(|status| *status != 401) {
+        for code in ["NOT_ENOUGH", "NOT_FOUND", "NO_AUTH", "PARAM_ERROR", ""] {
+            let run = Run::of(60, 1_000);
+            let (mut script, mut ended) = (Vec::new(), None);
+            // As many as it takes, each followed by looks that find the coupon usable, until the deadline.
+            for _ in 0..40 {
+                script.extend([unsigned(status, code), usable(), usable()]);
+                if let Some(outcome) = run.outcome(&script) {
+                    ended = Some(outcome);
+                    break;
+                }
+            }
+            let ended = ended.unwrap_or_else(|| panic!("{status} {code}: it does not end"));
+            assert_eq!(in_words(&ended), "unresolved deadline_passed by deadline", "{status} {code}");
+        }
     }
 }
 
@@ -300,7 +357,6 @@ fn a_number_said_to_be_used_already_turns_out_to_be_ours() {
         check(&[told.clone(), used_by_us()], &slow[..2], "redeemed by inquiry");
         check(&[told, usable(), used_by_us()], &slow, "redeemed by inquiry");
     }
-    check(&[unsigned(400, "INVALID_REQUEST"), used_by_us()], &slow[..2], "redeemed by inquiry");
 }
 
 #[test]
@@ -324,13 +380,66 @@ fn a_number_said_to_be_used_already_is_refused_on_two_settled_inquiries() {
 fn a_signed_refusal_stands_once_the_coupon_was_seen() {
     let asked = ["0s redeem", "0s inquire"];
     check(&[signed(403, "NOT_ENOUGH"), usable()], &asked, "refused not_usable by inquiry");
-    check(&[signed(404, "NOT_FOUND"), usable()], &asked, "refused not_found by inquiry");
+    // A coupon that is seen is there, whatever was said.
+    check(&[signed(404, "NOT_FOUND"), usable()], &asked, "refused rejected by inquiry");
     check(&[signed(403, "NOT_ENOUGH"), in_state("EXPIRED")], &asked, "refused expired by inquiry");
-    check(
-        &[signed(403, "NOT_ENOUGH"), signed(404, "NOT_FOUND")],
-        &asked,
-        "refused no_such_coupon by inquiry",
-    );
+    // What the use was rejected for says more than that there is no such coupon.
+    for (rejection, ending) in [
+        (signed(403, "NOT_ENOUGH"), "refused not_usable by inquiry"),
+        (signed(404, "NOT_FOUND"), "refused not_found by inquiry"),
+        (
+            error(404, "NOT_FOUND", Some(268_578_851), Authenticity::Verified),
+            "refused no_such_coupon by inquiry",
+        ),
+    ] {
+        check(&[rejection, signed(404, "NOT_FOUND")], &asked, ending);
+    }
+}
+
+#[test]
+fn a_usable_coupon_is_never_told_beside_a_reason_that_denies_it() {
+    for number in [272_756_745, 268_578_776, 272_756_790, 272_756_769, 268_578_851, 268_578_608] {
+        for (status, code) in [(403, "NOT_ENOUGH"), (404, "NOT_FOUND"), (400, "INVALID_REQUEST")] {
+            let rejection = error(status, code, Some(number), Authenticity::Verified);
+            let ended = [1, 2].map(|looks| {
+                let script: Vec<_> =
+                    [rejection.clone()].into_iter().chain((0..looks).map(|_| usable())).collect();
+                Run::default().outcome(&script)
+            });
+            let outcome = ended.into_iter().flatten().next().unwrap();
+            assert_eq!(outcome.reason(), Some(Reason::Rejected), "{status} {code} {number}");
+            assert_eq!(outcome.coupon().unwrap().state, CouponState::Effective);
+        }
+    }
+}
+
+#[test]
+fn an_inquiry_rejected_like_the_redeem_confirms_the_rejection() {
+    let appid = |code: &str, number| error(400, code, number, Authenticity::Verified);
+    let same = || appid("INVALID_REQUEST", Some(268_578_704));
+    let slow = ["0s redeem", "2s inquire", "2s inquire"];
+    check(&[same(), same(), same()], &slow, "refused appid_not_bound by inquiry");
+    check(&[same(), same(), used_by_us()], &slow, "redeemed by inquiry");
+    let unlike = [
+        appid("PARAM_ERROR", Some(268_578_704)),
+        appid("INVALID_REQUEST", Some(268_578_526)),
+        appid("INVALID_REQUEST", None),
+        error(400, "INVALID_REQUEST", Some(268_578_704), Authenticity::Unsigned),
+    ];
+    for other in unlike {
+        let steps = ["0s redeem", "2s inquire", "1s inquire"];
+        check(&[same(), other, used_by_us()], &steps, "redeemed by inquiry");
+    }
+    // Without a number nobody knows which of its causes a code means; and a use told back is told of a use only.
+    for rejection in [
+        signed(400, "INVALID_REQUEST"),
+        appid("INVALID_REQUEST", Some(0)),
+        appid("INVALID_REQUEST", Some(272_756_745)),
+        appid("INVALID_REQUEST", Some(268_578_927)),
+    ] {
+        let script = [rejection.clone(), rejection, used_by_us()];
+        check(&script, &["0s redeem", "2s inquire", "1s inquire"], "redeemed by inquiry");
+    }
 }
 
 #[test]
@@ -363,7 +472,7 @@ fn a_signed_refusal_after_a_doubt_stands_on_two_settled_inquiries() {
 
 #[test]
 fn what_may_be_in_other_hands_is_looked_at_again_after_every_wait_before_it_is_sent() {
-    let declined = || signed(429, "");
+    let declined = || signed(429, "RATELIMIT_EXCEEDED");
     let script = [usable(), declined(), usable(), declined(), used_by_us()];
     let steps = ["0s inquire", "0s redeem", "1s inquire", "0s redeem", "2s inquire"];
     Run::default().check(Start::Copy(Belief::Clear), &script, &steps, "redeemed by inquiry");
@@ -380,33 +489,17 @@ fn what_may_be_in_other_hands_is_looked_at_again_after_every_wait_before_it_is_s
 }
 
 #[test]
-fn an_unsigned_refusal_proves_nothing_until_it_is_repeated() {
-    let refusal = || unsigned(403, "NOT_ENOUGH");
-    let steps = ["0s redeem", "2s inquire", "2s inquire", "0s redeem", "2s inquire", "2s inquire"];
-    check(&[refusal(), used_by_us()], &steps[..2], "redeemed by inquiry");
-    check(&[refusal(), usable(), usable(), used_by_us()], &steps[..4], "redeemed by answer");
-    check(
-        &[refusal(), usable(), usable(), refusal(), usable(), usable()],
-        &steps,
-        "refused not_usable by inquiry",
-    );
-}
-
-#[test]
-fn a_parameter_the_provider_calls_wrong_is_refused_at_once_where_it_is_signed() {
-    check(&[signed(400, "PARAM_ERROR")], &["0s redeem"], "refused invalid_parameter by answer");
-    check(&[unsigned(400, "PARAM_ERROR"), used_by_us()], &["0s redeem", "2s inquire"], "redeemed by inquiry");
+fn a_parameter_the_provider_calls_wrong_is_looked_at_first() {
+    let slow = ["0s redeem", "2s inquire", "2s inquire"];
+    let wrong = || signed(400, "PARAM_ERROR");
+    check(&[wrong(), used_by_us()], &slow[..2], "redeemed by inquiry");
+    check(&[wrong(), usable(), used_by_us()], &slow, "redeemed by inquiry");
+    check(&[wrong(), usable(), usable()], &slow, "refused invalid_parameter by inquiry");
 }
 
 #[test]
 fn a_missing_authorisation_is_refused_at_once_where_it_is_signed() {
     check(&[signed(403, "NO_AUTH")], &["0s redeem"], "refused not_authorised by answer");
-    check(&[unsigned(403, "NO_AUTH"), used_by_us()], &["0s redeem", "2s inquire"], "redeemed by inquiry");
-    check(
-        &[unsigned(403, "NO_AUTH"), usable(), usable(), unsigned(403, "NO_AUTH"), usable(), usable()],
-        &["0s redeem", "2s inquire", "2s inquire", "0s redeem", "2s inquire", "2s inquire"],
-        "refused not_authorised by inquiry",
-    );
     // A copy may not look without it either.
     let run = Run::default();
     run.check(
@@ -429,7 +522,7 @@ fn a_missing_authorisation_is_refused_at_once_where_it_is_signed() {
 #[test]
 fn a_fault_of_our_own_halts_and_the_same_question_follows() {
     check(
-        &[unsigned(401, "SIGN_ERROR"), used_by_us()],
+        &[signed(401, "SIGN_ERROR"), used_by_us()],
         &["0s redeem", "halt unauthenticated", "0s redeem"],
         "redeemed by answer",
     );
@@ -582,9 +675,8 @@ fn every_copy_begins_with_a_look() {
     for belief in [
         Belief::Clear,
         Belief::Unsure,
-        Belief::Objected { reason, stands: true },
-        Belief::Objected { reason, stands: false },
-        Belief::Doubted(reason),
+        Belief::Objected { reason, doubtful: true },
+        Belief::Objected { reason, doubtful: false },
     ] {
         Run::default().check(Start::Copy(belief), &[used_by_us()], &["0s inquire"], "redeemed by inquiry");
     }
@@ -592,7 +684,7 @@ fn every_copy_begins_with_a_look() {
 
 #[test]
 fn what_a_copy_with_nothing_unsure_sees_stands_at_once() {
-    for belief in [Belief::Clear, Belief::Doubted(Reason::NotUsable)] {
+    for belief in [Belief::Clear] {
         let ends = |reply: Reply, ending: &str| {
             Run::default().check(Start::Copy(belief), &[reply], &["0s inquire"], ending);
         };
@@ -607,7 +699,7 @@ fn what_a_copy_with_nothing_unsure_sees_stands_at_once() {
 
 #[test]
 fn a_copy_sends_the_body_only_once_the_coupon_was_seen_usable() {
-    for belief in [Belief::Clear, Belief::Doubted(Reason::NotUsable)] {
+    for belief in [Belief::Clear] {
         let run = Run::default();
         let sent = [usable(), used_by_us()];
         run.check(Start::Copy(belief), &sent, &["0s inquire", "0s redeem"], "redeemed by answer");
@@ -626,7 +718,7 @@ fn a_copy_sends_the_body_only_once_the_coupon_was_seen_usable() {
         }
         run.check(
             Start::Copy(belief),
-            &[usable(), unsigned(401, "SIGN_ERROR"), returned()],
+            &[usable(), signed(401, "SIGN_ERROR"), returned()],
             &["0s inquire", "0s redeem", "halt unauthenticated", "0s inquire"],
             "refused returned_since by inquiry",
         );
@@ -636,9 +728,9 @@ fn a_copy_sends_the_body_only_once_the_coupon_was_seen_usable() {
 #[test]
 fn a_copy_with_an_objection_is_refused_on_two_settled_inquiries() {
     let steps = ["0s inquire", "2s inquire", "2s inquire"];
-    let belief = Belief::Objected { reason: Reason::Expired, stands: true };
+    let belief = Belief::Objected { reason: Reason::NotUsable, doubtful: false };
     let run = Run::default();
-    run.check(Start::Copy(belief), &[usable(), usable(), usable()], &steps, "refused expired by inquiry");
+    run.check(Start::Copy(belief), &[usable(), usable(), usable()], &steps, "refused not_usable by inquiry");
     run.check(Start::Copy(belief), &[usable(), usable(), used_by_us()], &steps, "redeemed by inquiry");
 }
 
@@ -650,12 +742,10 @@ fn a_copy_delivered_again_begins_with_an_inquiry() {
         assert_eq!(steps, [step], "{belief:?}");
     };
     first(Belief::Clear, "0s inquire");
-    first(Belief::Doubted(reason), "0s inquire");
     first(Belief::Unsure, "0s inquire");
-    // Where the lost delivery found the coupon usable it has sent the body once more.
-    first(Belief::Objected { reason, stands: false }, "0s inquire");
-    // A standing refusal is never followed by a redeem.
-    first(Belief::Objected { reason, stands: true }, "0s inquire");
+    // A refusal is never followed by a redeem.
+    first(Belief::Objected { reason, doubtful: true }, "0s inquire");
+    first(Belief::Objected { reason, doubtful: false }, "0s inquire");
 }
 
 // ---- waiting
@@ -734,14 +824,14 @@ fn a_settling_time_is_never_cut_short_by_the_deadline() {
     );
     run.check(
         Start::Fresh,
-        &[signed(429, ""), cut(), usable()],
+        &[signed(429, "RATELIMIT_EXCEEDED"), cut(), usable()],
         &["0s redeem", "1s redeem", "2s inquire"],
         "unresolved deadline_passed by deadline",
     );
-    // A refusal heard twice stands, but only once the second request has settled, and was seen twice.
+    // So of a refusal to which an inquiry is owed.
     run.check(
-        Start::Copy(Belief::Doubted(Reason::NotUsable)),
-        &[usable(), unsigned(403, "NOT_ENOUGH"), usable(), usable()],
+        Start::Copy(Belief::Clear),
+        &[usable(), signed(403, "NOT_ENOUGH"), usable(), usable()],
         &["0s inquire", "0s redeem", "2s inquire", "2s inquire"],
         "refused not_usable by inquiry",
     );
@@ -778,7 +868,7 @@ fn a_copy_that_is_late_or_exhausted_is_looked_at_once_settled() {
         let check = |belief: Belief, script: &[Reply], ending: &str| {
             run.check(Start::Copy(belief), script, &asked[..script.len()], ending);
         };
-        let stands = Belief::Objected { reason: Reason::NotUsable, stands: true };
+        let stands = Belief::Objected { reason: Reason::NotUsable, doubtful: false };
         for belief in [Belief::Unsure, stands] {
             check(belief, &[used_by_us()], "redeemed by inquiry");
             check(belief, &[used_by_another()], "refused used_by_another by inquiry");
@@ -831,7 +921,7 @@ fn a_last_inquiry_that_met_a_fault_of_our_own_is_put_again() {
 fn attempts_have_an_end() {
     Run::of(86_400, 2).check(
         Start::Fresh,
-        &[signed(429, ""), signed(429, ""), usable()],
+        &[signed(429, "RATELIMIT_EXCEEDED"), signed(429, "RATELIMIT_EXCEEDED"), usable()],
         &["0s redeem", "1s redeem", "0s inquire"],
         "unresolved attempts_exhausted by deadline",
     );
@@ -875,10 +965,10 @@ fn only_the_coupon_asked_about_is_told_and_only_where_the_answer_is_believed() {
         unconvincing(Authenticity::Unsigned),
         unconvincing(Authenticity::Unconvincing(Flaw::Mismatch)),
     ] {
-        assert_eq!(told(&[signed(429, ""), reply.clone(), reply.clone()]), None);
-        assert_eq!(told(&[signed(429, ""), in_state("FROZEN"), reply]), ours("FROZEN"));
+        assert_eq!(told(&[signed(429, "RATELIMIT_EXCEEDED"), reply.clone(), reply.clone()]), None);
+        assert_eq!(told(&[signed(429, "RATELIMIT_EXCEEDED"), in_state("FROZEN"), reply]), ours("FROZEN"));
     }
-    assert_eq!(told(&[signed(429, ""), cut(), in_state("USED")]), ours("USED"));
+    assert_eq!(told(&[signed(429, "RATELIMIT_EXCEEDED"), cut(), in_state("USED")]), ours("USED"));
     // A refusal in words alone does not take up what was said of another coupon either.
     let (_, outcome) =
         Run::default().play(Start::Copy(Belief::Clear), &[about_another_coupon(), signed(403, "NO_AUTH")]);
@@ -907,7 +997,7 @@ fn a_coupon_that_is_said_not_to_be_there_is_told_no_more() {
     let unsigned = unsigned(404, "NOT_FOUND");
     assert_eq!(told(&short, &[usable(), unsigned, cut()], unknown), Some(CouponState::Effective));
     // Said in answer to a redeem it is as true, until the coupon is seen again.
-    let objection = error(403, "", Some(268_578_851), Authenticity::Verified);
+    let objection = error(403, "NOT_ENOUGH", Some(268_578_851), Authenticity::Verified);
     let script = [cut(), usable(), usable(), objection, cut()];
     assert_eq!(told(&Run::of(86_400, 4), &script, unknown), None);
 }
@@ -918,14 +1008,13 @@ fn a_belief_survives_the_words_it_travels_in() {
         for belief in [
             Belief::Clear,
             Belief::Unsure,
-            Belief::Objected { reason, stands: true },
-            Belief::Objected { reason, stands: false },
-            Belief::Doubted(reason),
+            Belief::Objected { reason, doubtful: true },
+            Belief::Objected { reason, doubtful: false },
         ] {
             assert_eq!(Belief::from_words(&belief.to_words()), Some(belief));
         }
     }
-    for nonsense in ["", " ", "clear expired", "unsure expired", "objected", "doubted nothing", "Clear"] {
+    for nonsense in ["", " ", "clear expired", "unsure expired", "objected", "objected nothing", "Clear"] {
         assert_eq!(Belief::from_words(nonsense), None, "{nonsense:?}");
     }
 }
@@ -972,11 +1061,15 @@ enum Told {
     Truth,
     /// One of the answers that promise "nothing happened", and keep it.
     Unreachable,
-    Accepted,
     TooFrequent,
     Locked,
     OurFault,
     /// Everything below may hide an effect.
+    Accepted,
+    UnsignedTooFrequent,
+    UnsignedOurFault,
+    /// A signed answer to something else, under a status that would end the command.
+    Misplaced(u16),
     Cut,
     ServerError,
     Html502,
@@ -1111,7 +1204,10 @@ impl Provider {
             Told::Accepted => Reply::Answered(answer(202, Authenticity::Verified)),
             Told::TooFrequent => signed(429, "RATELIMIT_EXCEEDED"),
             Told::Locked => error(403, "NOT_ENOUGH", Some(272_756_746), Authenticity::Verified),
-            Told::OurFault => unsigned(401, "SIGN_ERROR"),
+            Told::OurFault => signed(401, "SIGN_ERROR"),
+            Told::UnsignedTooFrequent => unsigned(429, "RATELIMIT_EXCEEDED"),
+            Told::UnsignedOurFault => unsigned(401, "SIGN_ERROR"),
+            Told::Misplaced(status) => under(status, usable()),
             Told::Cut => cut(),
             Told::ServerError => signed(500, "SYSTEM_ERROR"),
             Told::Html502 => unsigned(502, ""),
@@ -1199,10 +1295,11 @@ fn live(
                 match reply {
                     Some(reply) => {
                         let verdict = judge(question, &reply, &redemption);
-                        authentic |= call.told != Told::AnotherCoupon
+                        authentic |= !matches!(call.told, Told::AnotherCoupon | Told::Misplaced(_))
                             && matches!(&reply, Reply::Answered(answer) if answer.authenticity == Authenticity::Verified);
                         if let Reply::Answered(Answer { coupon: Some(coupon), .. }) = &reply
                             && *coupon.code == *CODE
+                            && !matches!(call.told, Told::Misplaced(_))
                         {
                             described = Some(coupon.clone());
                             let Usage::Once(trace) = &coupon.usage else { unreachable!() };
@@ -1218,15 +1315,13 @@ fn live(
                             Verdict::Refused(_) if question == Question::Inquire => {
                                 seen.negatives += u32::from(settled);
                             }
-                            Verdict::NotAccepted(_) | Verdict::NotSent | Verdict::Stop(_) => {}
+                            Verdict::NotAccepted(_) | Verdict::NotSent => {}
+                            Verdict::Stop(_) if call.told == Told::OurFault => {}
                             _ if question == Question::Inquire => {}
                             verdict => {
                                 (seen.sent, seen.negatives) = (Some(now), 0);
                                 doubted |= match verdict {
-                                    Verdict::Objected { reason, signed } => {
-                                        !signed || reason.may_be_our_own_use()
-                                    }
-                                    Verdict::Refused(_) => false,
+                                    Verdict::Objected { doubtful, .. } => *doubtful,
                                     _ => true,
                                 };
                             }
@@ -1315,7 +1410,7 @@ fn honest() -> impl Strategy<Value = (Effect, Told)> {
     prop_oneof![
         4 => Just((Effect::AtOnce, Told::Truth)),
         1 => prop_oneof![
-            Just(Told::Unreachable), Just(Told::Accepted), Just(Told::TooFrequent), Just(Told::Locked),
+            Just(Told::Unreachable), Just(Told::TooFrequent), Just(Told::Locked),
         ].prop_map(|told| (Effect::Never, told)),
     ]
 }
@@ -1329,6 +1424,9 @@ fn unsure() -> impl Strategy<Value = (Effect, Told)> {
         Just(Told::UnknownSerial),
         Just(Told::UnsignedSuccess),
         Just(Told::AnotherCoupon),
+        Just(Told::Accepted),
+        Just(Told::UnsignedTooFrequent),
+        prop_oneof![Just(403u16), Just(404), Just(429), Just(400)].prop_map(Told::Misplaced),
     ];
     (hidden_effect(), told)
 }
@@ -1358,6 +1456,7 @@ fn unsigned_refusal() -> impl Strategy<Value = (Effect, Told)> {
 fn interruption() -> impl Strategy<Value = (Effect, Told)> {
     prop_oneof![
         Just((Effect::Never, Told::OurFault)),
+        hidden_effect().prop_map(|effect| (effect, Told::UnsignedOurFault)),
         hidden_effect().prop_map(|effect| (effect, Told::Crash)),
     ]
 }

@@ -107,19 +107,18 @@ fn words(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Redeemed => "**redeemed**".to_owned(),
         Verdict::Refused(reason) => format!("**refused**: {}", reason.as_str()),
-        Verdict::Objected { reason, signed: true } if reason.may_be_our_own_use() => {
-            format!("objected, doubtful: {}", reason.as_str())
-        }
-        Verdict::Objected { reason, signed: true } => format!("objected: {}", reason.as_str()),
-        Verdict::Objected { reason, signed: false } => format!("objected, unsigned: {}", reason.as_str()),
+        Verdict::Objected { reason, doubtful: true } => format!("objected, doubtful: {}", reason.as_str()),
+        Verdict::Objected { reason, doubtful: false } => format!("objected: {}", reason.as_str()),
         Verdict::NotExecuted => "not executed".to_owned(),
-        Verdict::NotAccepted(Declined::Accepted) => "not accepted: noted only".to_owned(),
         Verdict::NotAccepted(Declined::TooFrequent) => "not accepted: too frequent".to_owned(),
         Verdict::NotAccepted(Declined::Locked) => "not accepted: locked".to_owned(),
         Verdict::NotSent => "not sent".to_owned(),
         Verdict::Unsure(Doubt::Lost) => "unsure: lost".to_owned(),
         Verdict::Unsure(Doubt::ServerError) => "unsure: server error".to_owned(),
         Verdict::Unsure(Doubt::NotBelieved) => "unsure: not believed".to_owned(),
+        Verdict::Unsure(Doubt::Accepted) => "unsure: noted only".to_owned(),
+        Verdict::Unsure(Doubt::TooFrequent) => "unsure: too frequent".to_owned(),
+        Verdict::Unsure(Doubt::Unnamed) => "unsure: used under no number".to_owned(),
         Verdict::Unsure(Doubt::Contradicted) => "unsure: contradicted".to_owned(),
         Verdict::Unsure(Doubt::AnotherCoupon) => "unsure: another coupon".to_owned(),
         Verdict::Unsure(Doubt::Unexpected) => "unsure: unexpected".to_owned(),
@@ -131,40 +130,71 @@ fn words(verdict: &Verdict) -> String {
 
 // ---- the laws, over every status, code, number and signature
 
+/// Under which statuses each documented code may stand. Others may stand under any 4xx.
+fn belongs(status: u16, code: &str) -> bool {
+    let documented: &[u16] = match code {
+        "" => &[],
+        "PARAM_ERROR" | "INVALID_REQUEST" => &[400],
+        "SIGN_ERROR" => &[401],
+        "NOT_ENOUGH" | "NO_AUTH" | "NOAUTH" | "RULE_LIMIT" | "RULELIMIT" | "REQUEST_BLOCKED" => &[403],
+        "NOT_FOUND" | "RESOURCE_NOT_EXISTS" => &[404],
+        "SYSTEM_ERROR" | "SERVICE_UNAVAILABLE" => &[500, 502, 503],
+        "RATELIMIT_EXCEEDED"
+        | "FREQUENCY_LIMITED"
+        | "FREQUENCY_LIMIT_EXCEED"
+        | "FREQUENCY_LIMIT"
+        | "FREQENCY_LIMIT"
+        | "RATE_LIMITED" => &[403, 429],
+        _ => return true,
+    };
+    documented.contains(&status)
+}
+
+/// Whether an answer is a signed error body whose code belongs under its status: the only thing that rejects.
+fn rejects(answer: &Answer) -> bool {
+    answer.authenticity == Authenticity::Verified
+        && answer.coupon.is_none()
+        && (400..500).contains(&answer.status)
+        && answer.status != 408
+        && answer.code.as_deref().is_some_and(|code| belongs(answer.status, code))
+}
+
 /// Panics where a verdict on `answer` breaks a law that holds whatever the answer says.
 fn obey(question: Question, answer: &Answer, verdict: &Verdict, standing: Option<&Standing>) {
     let verified = answer.authenticity == Authenticity::Verified;
     let redeem = question == Question::Redeem;
+    let (rejects, seen) = (rejects(answer), verified && answer.status == 200 && answer.coupon.is_some());
     let lawful = match verdict {
         Verdict::Redeemed => {
-            verified
-                && answer.status == 200
-                && (standing == Some(&Standing::Ours) || redeem && standing == Some(&Standing::Unnamed))
+            seen && (standing == Some(&Standing::Ours) || redeem && standing == Some(&Standing::Unnamed))
         }
-        Verdict::Refused(_) => verified && (!redeem || (400..500).contains(&answer.status)),
-        Verdict::Objected { reason, signed } => {
-            redeem
-                && *signed == verified
-                && (400..500).contains(&answer.status)
-                && Reason::OBJECTIONS.contains(reason)
+        Verdict::Refused(Reason::NoSuchCoupon) => !redeem && rejects && answer.status == 404,
+        Verdict::Refused(_) => !redeem && seen,
+        Verdict::Objected { reason, doubtful } => {
+            rejects && Reason::OBJECTIONS.contains(reason) && (*doubtful || !reason.may_be_our_own_use())
         }
-        Verdict::NotExecuted => {
-            !redeem && verified && answer.status == 200 && standing == Some(&Standing::Usable)
-        }
-        Verdict::NotAccepted(Declined::Accepted) => verified && answer.status == 202,
-        Verdict::NotAccepted(_) => (400..500).contains(&answer.status),
+        Verdict::NotExecuted => !redeem && seen && standing == Some(&Standing::Usable),
+        Verdict::NotAccepted(_) => rejects,
         Verdict::NotSent | Verdict::Unsure(Doubt::Lost) => false,
-        Verdict::Stop(fault) => *fault == Fault::Unauthenticated && answer.status == 401,
-        Verdict::NotAuthorised => answer.status == 403,
+        Verdict::Stop(fault) => {
+            *fault == Fault::Unauthenticated && answer.status == 401 && (rejects || !verified)
+        }
+        Verdict::NotAuthorised => rejects && answer.status == 403,
         Verdict::Unsure(_) => true,
     };
     assert!(lawful, "{question:?} {answer:?} -> {verdict:?}");
-    let wanted = match answer.status {
-        401 => matches!(verdict, Verdict::Stop(_)),
-        429 => *verdict == Verdict::NotAccepted(Declined::TooFrequent),
-        200..=299 if !verified => *verdict == Verdict::Unsure(Doubt::NotBelieved),
-        500..=599 => *verdict == Verdict::Unsure(Doubt::ServerError),
-        100..=199 | 300..=399 => *verdict == Verdict::Unsure(Doubt::Unexpected),
+    let wanted = match (answer.status, verified) {
+        (401, false) => *verdict == Verdict::Stop(Fault::Unauthenticated),
+        (429, false) => *verdict == Verdict::Unsure(Doubt::TooFrequent),
+        (200..=299, false) => *verdict == Verdict::Unsure(Doubt::NotBelieved),
+        (202, true) => *verdict == Verdict::Unsure(Doubt::Accepted),
+        (408, _) => *verdict == Verdict::Unsure(Doubt::Unexpected),
+        (400..=499, false) => *verdict == Verdict::Unsure(Doubt::NotBelieved),
+        (400..=499, true) if !rejects => *verdict == Verdict::Unsure(Doubt::Contradicted),
+        (401, true) => *verdict == Verdict::Stop(Fault::Unauthenticated),
+        (429, true) => *verdict == Verdict::NotAccepted(Declined::TooFrequent),
+        (500..=599, _) => *verdict == Verdict::Unsure(Doubt::ServerError),
+        (100..=199 | 300..=399, _) => *verdict == Verdict::Unsure(Doubt::Unexpected),
         _ => true,
     };
     assert!(wanted, "{question:?} {answer:?} -> {verdict:?}");
@@ -241,9 +271,12 @@ fn every_coupon_keeps_the_laws_under_every_status_and_signature() {
         for question in Question::ALL {
             for authenticity in AUTHENTICITIES {
                 for status in 100..=599 {
-                    let answer = Answer { coupon: Some(coupon.clone()), ..answer(status, authenticity) };
-                    let reply = Reply::Answered(answer.clone());
-                    obey(question, &answer, &judge(question, &reply, &redemption), Some(&standing));
+                    for code in [None, Some("NOT_ENOUGH"), Some("NOT_FOUND")] {
+                        let (code, coupon) = (code.map(Into::into), Some(coupon.clone()));
+                        let answer = Answer { code, coupon, ..answer(status, authenticity) };
+                        let reply = Reply::Answered(answer.clone());
+                        obey(question, &answer, &judge(question, &reply, &redemption), Some(&standing));
+                    }
                 }
             }
         }
@@ -268,21 +301,47 @@ fn a_message_is_never_judged_by() {
 }
 
 #[test]
-fn what_is_locked_or_too_frequent_is_so_under_every_refusing_status() {
+fn locked_and_too_frequent_count_only_where_the_code_belongs() {
     let redemption = redemption("C1", None);
-    let check = |status: u16, code: Option<&str>, number: Option<u64>, declined: Declined| {
+    let check = |status: u16, code: &str, number: Option<u64>, declined: Declined| {
         for authenticity in AUTHENTICITIES {
-            let answer =
-                Answer { code: code.map(Into::into), sub_code: number, ..answer(status, authenticity) };
-            let verdict = judge(Question::Redeem, &Reply::Answered(answer), &redemption);
-            assert_eq!(verdict, Verdict::NotAccepted(declined), "{status} {code:?} {number:?}");
+            let answer = Answer { code: Some(code.into()), sub_code: number, ..answer(status, authenticity) };
+            let verdict = judge(Question::Redeem, &Reply::Answered(answer.clone()), &redemption);
+            assert_eq!(verdict == Verdict::NotAccepted(declined), rejects(&answer), "{answer:?}");
         }
     };
     for status in (400..=499).filter(|status| ![401, 429].contains(status)) {
-        check(status, None, Some(272_756_746), Declined::Locked);
-        check(status, Some("NOT_ENOUGH"), Some(272_756_746), Declined::Locked);
-        check(status, Some("RATE_LIMITED"), None, Declined::TooFrequent);
-        check(status, Some("FREQUENCY_LIMITED"), Some(0), Declined::TooFrequent);
+        check(status, "NOT_ENOUGH", Some(272_756_746), Declined::Locked);
+        check(status, "SOMETHING_NEW", Some(272_756_746), Declined::Locked);
+        check(status, "RATE_LIMITED", None, Declined::TooFrequent);
+        check(status, "FREQUENCY_LIMITED", Some(0), Declined::TooFrequent);
+    }
+}
+
+#[test]
+fn request_id_never_makes_a_rejection_less_careful() {
+    let redemption = redemption("C1", None);
+    for status in 400..=499 {
+        for code in codes() {
+            let verdict = |sub_code| {
+                let code = code.map(Into::into);
+                let answer = Answer { code, sub_code, ..answer(status, Authenticity::Verified) };
+                judge(Question::Redeem, &Reply::Answered(answer), &redemption)
+            };
+            let plain = verdict(None);
+            for number in numbers() {
+                let refined = verdict(number);
+                let lawful = match (&plain, &refined) {
+                    (Verdict::Objected { doubtful, .. }, Verdict::Objected { doubtful: more, .. }) => {
+                        more >= doubtful
+                    }
+                    // Both say, signed, that the request was not worked on.
+                    (Verdict::Objected { .. }, Verdict::NotAccepted(_)) => true,
+                    (plain, refined) => plain == refined,
+                };
+                assert!(lawful, "{status} {code:?} {number:?}: {plain:?} -> {refined:?}");
+            }
+        }
     }
 }
 
@@ -636,7 +695,12 @@ const PREFACE: &str = "\
 
 A reply is read by HTTP status first, by `code` second, by the number at the end of `Request-ID` third, and never
 by its message. \"Signed\" is an answer whose signature verified; \"not believed\" is one without a signature, or
-with a malformed, unknown, stale or wrong one: these five are always worth the same.
+with a malformed, unknown, stale, wrong or repeated one: these are always worth the same.
+
+The signature covers the body alone, neither the status nor `Request-ID`. A rejection is therefore read from a signed
+error body only: a coupon under a 4xx, an error body under a 2xx, and a `code` that belongs under another status are
+contradictions, and leave the effect unknown. The number refines the reason of a rejection; it never makes the check
+that follows less careful. Unsigned 4xx conclude nothing, however many there are.
 
 A command that the broker delivers again, and every copy from a wait queue, counts as one that was unsure before, and
 begins with an inquiry, whatever it was left with.
@@ -645,15 +709,14 @@ begins with an inquiry, whatever it was left with.
 | --- | --- |
 | **redeemed** | the command ends: the coupon was used by us |
 | **refused** | the command ends: the coupon was not used by us and will not be. Where a use of ours may be under way, a state that an inquiry found is seen twice, each time after the settling time; another's use and a return are seen once |
-| objected | the coupon is looked at, and the objection stands; where anything of this command was ever unsure, as the next row |
+| objected | the coupon is looked at, and the objection stands; where anything of this command was ever unsure, as the next row. An inquiry that is rejected with the same code and the same number confirms it |
 | objected, doubtful | it may be an earlier use of ours, told back. The coupon is looked at twice, each time after the settling time; then the objection stands |
-| objected, unsigned | it proves nothing. The coupon is looked at in the same way; where it is usable, the same body is sent once more, and only a second objection stands |
 | not executed | the coupon is usable. The same body, where nothing was unsure; the same body after a second look, where we were unsure; the end, where an objection stands |
-| not accepted | the same question later |
+| not accepted | signed: the provider did not work on it. The same question later |
 | not sent | the same question later, by the other host where the first is unwell |
 | unsure | the coupon is looked at after the settling time |
-| not authorised | refused where it is signed and nothing was ever unsure, else as an objection or later again; **stop** where no other brand was served lately |
-| **stop** | our own fault: no further calls until it is mended |
+| not authorised | refused where nothing was ever unsure, else as an objection or later again; **stop** where no other brand was served lately |
+| **stop** | our own fault: no further calls until it is mended. Without a signature it leaves the effect unknown as well |
 ";
 
 #[test]

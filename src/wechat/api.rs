@@ -396,8 +396,9 @@ impl Client {
         let serial = text(SERIAL).filter(|_| verified).map(str::to_owned);
         let signs = Signs { serial, clock_skew: clock_skew(&headers, heard_at) };
         let request_id = text("request-id");
-        let error = if status >= 400 { reply::error(&body) } else { reply::ErrorBody::default() };
-        let coupon = (verified && status == 200).then(|| reply::coupon(&body)).flatten();
+        // Whichever of the two the body is: no signature covers the status, so it does not say.
+        let coupon = verified.then(|| reply::coupon(&body)).flatten();
+        let error = if coupon.is_none() { reply::error(&body) } else { reply::ErrorBody::default() };
         let answer = Answer {
             status,
             authenticity,

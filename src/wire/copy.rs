@@ -251,7 +251,7 @@ mod tests {
     }
 
     fn written() -> Vec<(&'static str, String)> {
-        let belief = Belief::Objected { reason: Reason::NotUsable, stands: false };
+        let belief = Belief::Objected { reason: Reason::NotUsable, doubtful: true };
         write(&progress(belief, Some(objection())), &evidence(2), BODY)
     }
 
@@ -297,9 +297,8 @@ mod tests {
         for belief in [
             Belief::Clear,
             Belief::Unsure,
-            Belief::Objected { reason, stands: true },
-            Belief::Objected { reason, stands: false },
-            Belief::Doubted(reason),
+            Belief::Objected { reason, doubtful: true },
+            Belief::Objected { reason, doubtful: false },
         ] {
             for objection in [None, Some(objection())] {
                 let mut put_away = progress(belief, objection);
@@ -326,7 +325,7 @@ mod tests {
     #[test]
     fn a_copy_carries_no_other_objection_than_the_provider_can_make() {
         for reason in Reason::ALL {
-            for kind in ["objected", "objected-unsigned", "doubted"] {
+            for kind in ["objected", "objected-doubtful"] {
                 let belief = with(LAST_VERDICT, &format!("{kind} {}", reason.as_str()));
                 assert_eq!(
                     belief.is_ok(),
@@ -351,7 +350,7 @@ mod tests {
         check(DEADLINE, &["", "tomorrow", "10000-01-01T00:00:00Z", "2026-03-05T00:00:00"]);
         check(
             LAST_VERDICT,
-            &["", "redeemed", "unsure 1", "objected", "objected nothing", "doubted  not_usable"],
+            &["", "redeemed", "unsure 1", "objected", "objected nothing", "objected  not_usable"],
         );
         check(EVIDENCE, &["", "{}", "[{}]", "[1]", "null", "[", r#"[{"at": "now"}]"#]);
         check(
@@ -460,7 +459,7 @@ mod tests {
             any::<String>(),
             "[0-9]{1,12}",
             "[0-9]{1,6}-[0-9]{1,3}-[0-9]{1,3}T[0-9:.]{1,12}(Z|[+-][0-9:]{1,6})",
-            "(clear|unsure|objected|objected-unsigned|doubted)( [a-z_]{0,20})?",
+            "(clear|unsure|objected|objected-doubtful)( [a-z_]{0,20})?",
             r#"[\[\]{}",:a-z0-9_]{0,60}"#,
         ]
     }
