@@ -6,7 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::redemption::{CouponCode, RequestNo};
+use crate::redemption::{CouponCode, Redemption, RequestNo};
 
 /// The state of a user's coupon, as WeChat Pay names it.
 ///
@@ -76,8 +76,21 @@ pub struct Coupon {
     pub state: CouponState,
     /// How it is used: once, or round by round.
     pub usage: Usage,
+    /// The brand, product coupon and stock that the reply names, each as often as it does.
+    pub ids: Vec<Id>,
     /// The entity exactly as it was sent, unknown fields included: one JSON object.
     pub entity: Arc<str>,
+}
+
+/// Something that a coupon belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Id {
+    /// `brand_id`.
+    Brand(Box<str>),
+    /// `product_coupon_id`.
+    ProductCoupon(Box<str>),
+    /// `stock_id`.
+    Stock(Box<str>),
 }
 
 /// The usage block of a coupon. Three shapes exist on the wire; two of them say the same thing.
@@ -129,6 +142,16 @@ pub enum Standing {
 }
 
 impl Coupon {
+    /// Whether the brand, the product coupon and the stock are those of the redemption, where the reply names them.
+    pub fn is_of(&self, redemption: &Redemption) -> bool {
+        let Redemption { brand_id, product_coupon_id, stock_id, .. } = redemption;
+        self.ids.iter().all(|id| match id {
+            Id::Brand(id) => **id == *brand_id.as_str(),
+            Id::ProductCoupon(id) => **id == *product_coupon_id.as_str(),
+            Id::Stock(id) => **id == *stock_id.as_str(),
+        })
+    }
+
     /// How this coupon stands towards the redemption `number` of `code`, which meant round `index` where the
     /// coupon is a legacy sequential one.
     pub fn standing(&self, code: &CouponCode, number: &RequestNo, index: Option<u32>) -> Standing {
@@ -195,7 +218,13 @@ mod tests {
     }
 
     fn coupon(state: &str, usage: Usage) -> Coupon {
-        Coupon { code: "C1".into(), state: CouponState::from_wire(state), usage, entity: "{}".into() }
+        Coupon {
+            code: "C1".into(),
+            state: CouponState::from_wire(state),
+            usage,
+            ids: vec![],
+            entity: "{}".into(),
+        }
     }
 
     fn trace(used: Option<&str>, returned: Option<&str>) -> Trace {

@@ -111,11 +111,14 @@ pub enum Flaw {
     Stale,
     /// The signature does not fit the content; the provider's probes look like this.
     Mismatch,
+    /// The answer to an earlier question: it was accepted before, or signed before this one was sent.
+    Replayed,
 }
 
 impl Flaw {
     /// Every flaw, for metrics and tables.
-    pub const ALL: [Self; 4] = [Self::Malformed, Self::UnknownSerial, Self::Stale, Self::Mismatch];
+    pub const ALL: [Self; 5] =
+        [Self::Malformed, Self::UnknownSerial, Self::Stale, Self::Mismatch, Self::Replayed];
 
     /// The word in logs and labels.
     pub fn as_str(self) -> &'static str {
@@ -124,6 +127,7 @@ impl Flaw {
             Self::UnknownSerial => "unknown_serial",
             Self::Stale => "stale",
             Self::Mismatch => "mismatch",
+            Self::Replayed => "replayed",
         }
     }
 }
@@ -559,7 +563,9 @@ fn unusable(state: &CouponState) -> Verdict {
 
 fn standing(answer: &Answer, redemption: &Redemption) -> Standing {
     let Redemption { coupon_code, out_request_no, sequential_coupon_index, .. } = redemption;
-    answer.coupon.as_ref().map_or(Standing::Unclear, |coupon| {
-        coupon.standing(coupon_code, out_request_no, *sequential_coupon_index)
-    })
+    match &answer.coupon {
+        None => Standing::Unclear,
+        Some(coupon) if !coupon.is_of(redemption) => Standing::AnotherCoupon,
+        Some(coupon) => coupon.standing(coupon_code, out_request_no, *sequential_coupon_index),
+    }
 }

@@ -46,6 +46,7 @@ fn coupon(state: &str, used: Option<&str>, returned: Option<&str>) -> Coupon {
             use_request_no: used.map(Into::into),
             return_request_no: returned.map(Into::into),
         }),
+        ids: vec![],
         entity: "{}".into(),
     }
 }

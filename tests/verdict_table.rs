@@ -21,13 +21,14 @@ const SINGLE: &str = include_str!("fixtures/coupon_single.json");
 const PROGRESSIVE: &str = include_str!("fixtures/coupon_progressive_bundle.json");
 const SEQUENTIAL: &str = include_str!("fixtures/coupon_sequential.json");
 
-const AUTHENTICITIES: [Authenticity; 6] = [
+const AUTHENTICITIES: [Authenticity; 7] = [
     Authenticity::Verified,
     Authenticity::Unsigned,
     Authenticity::Unconvincing(Flaw::Malformed),
     Authenticity::Unconvincing(Flaw::UnknownSerial),
     Authenticity::Unconvincing(Flaw::Stale),
     Authenticity::Unconvincing(Flaw::Mismatch),
+    Authenticity::Unconvincing(Flaw::Replayed),
 ];
 
 /// Every code of the "use" page, of its neighbours and of the platform's common rules, and two strangers.
@@ -263,11 +264,7 @@ fn every_coupon_keeps_the_laws_under_every_status_and_signature() {
     for case in coupons() {
         let redemption = redemption(case.code, case.round);
         let coupon = case.coupon();
-        let standing = coupon.standing(
-            &redemption.coupon_code,
-            &redemption.out_request_no,
-            redemption.sequential_coupon_index,
-        );
+        let standing = standing(&coupon, &redemption);
         for question in Question::ALL {
             for authenticity in AUTHENTICITIES {
                 for status in 100..=599 {
@@ -440,6 +437,20 @@ fn coupons() -> Vec<Case> {
             Some(("coupon_code", json!("C_ANOTHER"))),
             Some("ours, but another coupon_code"),
         );
+        let text: Value = serde_json::from_str(text).unwrap();
+        let of_another = |pointer: &str| {
+            let mut body = text.clone();
+            *body.pointer_mut(pointer).unwrap() = json!("4711");
+            body
+        };
+        let places = ["/brand_id", "/product_coupon/brand_id", "/product_coupon/product_coupon_id"];
+        for pointer in
+            places.into_iter().chain(["/stock/brand_id", "/stock/product_coupon_id", "/stock/stock_id"])
+        {
+            let (name, whole) = (pointer[1..].split('/').next().unwrap(), of_another(pointer));
+            let detail = format!("ours, but another {}", &pointer[1..]);
+            add("USED", trace(ours, None), Some((name, whole[name].clone())), Some(&detail));
+        }
     }
     for round in [Some(0), Some(1), None] {
         let shape = match round {
@@ -481,6 +492,14 @@ fn coupons() -> Vec<Case> {
         add("EFFECTIVE", &[]);
     }
     cases
+}
+
+fn standing(coupon: &Coupon, redemption: &Redemption) -> Standing {
+    let Redemption { coupon_code, out_request_no, sequential_coupon_index, .. } = redemption;
+    match coupon.is_of(redemption) {
+        true => coupon.standing(coupon_code, out_request_no, *sequential_coupon_index),
+        false => Standing::AnotherCoupon,
+    }
 }
 
 #[test]
@@ -661,11 +680,7 @@ fn page() -> String {
     let cells = |case: Case| {
         let redemption = self::redemption(case.code, case.round);
         let coupon = case.coupon();
-        let standing = coupon.standing(
-            &redemption.coupon_code,
-            &redemption.out_request_no,
-            redemption.sequential_coupon_index,
-        );
+        let standing = standing(&coupon, &redemption);
         let state = coupon.state.to_string();
         let reply = Reply::Answered(Answer { coupon: Some(coupon), ..answer(200, Authenticity::Verified) });
         let verdict = |question| words(&judge(question, &reply, &redemption));

@@ -5,7 +5,7 @@
 
 use serde::Deserialize;
 
-use crate::coupon::{Coupon, CouponState, Round, Trace, Usage};
+use crate::coupon::{Coupon, CouponState, Id, Round, Trace, Usage};
 
 /// The longest error message that is kept, in bytes: it travels in a header that must stay small.
 pub const MESSAGE_BYTES_MAX: usize = 1024;
@@ -37,6 +37,8 @@ pub fn coupon(body: &[u8]) -> Option<Coupon> {
     // An object that does not apply may be there all the same, and empty; so may its list, or be null.
     let rounds =
         entity.sequential_usage_detail.map(|sequential| sequential.detail_item_list.unwrap_or_default());
+    let ids = entity.product_coupon.into_iter().chain(entity.stock).flat_map(IdsText::ids);
+    let ids = entity.brand_id.map(Id::Brand).into_iter().chain(ids).collect();
     let once = [entity.single_usage_detail, entity.progressive_bundle_usage_detail];
     let usage = match rounds {
         Some(rounds) if !rounds.is_empty() || once.iter().all(Option::is_none) => {
@@ -51,6 +53,7 @@ pub fn coupon(body: &[u8]) -> Option<Coupon> {
         code: entity.coupon_code,
         state: CouponState::from_wire(&entity.coupon_state),
         usage,
+        ids,
         entity: text.trim().into(),
     })
 }
@@ -144,6 +147,25 @@ struct EntityText {
     single_usage_detail: Option<TraceText>,
     progressive_bundle_usage_detail: Option<TraceText>,
     sequential_usage_detail: Option<SequentialText>,
+    product_coupon: Option<IdsText>,
+    stock: Option<IdsText>,
+    brand_id: Option<Box<str>>,
+}
+
+/// What the product coupon and the stock say of what they belong to.
+#[derive(Deserialize)]
+struct IdsText {
+    brand_id: Option<Box<str>>,
+    product_coupon_id: Option<Box<str>>,
+    stock_id: Option<Box<str>>,
+}
+
+impl IdsText {
+    fn ids(self) -> impl Iterator<Item = Id> {
+        let Self { brand_id, product_coupon_id, stock_id } = self;
+        let product = product_coupon_id.map(Id::ProductCoupon);
+        [brand_id.map(Id::Brand), product, stock_id.map(Id::Stock)].into_iter().flatten()
+    }
 }
 
 #[derive(Deserialize)]

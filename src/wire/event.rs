@@ -407,6 +407,7 @@ mod tests {
             code: "C0001".into(),
             state: CouponState::Used,
             usage: Usage::Once(Trace::default()),
+            ids: vec![],
             entity: ENTITY.into(),
         }
     }
