@@ -33,6 +33,7 @@ pub mod redemption;
 pub mod backoff;
 pub mod verdict;
 pub mod attempt;
+pub mod brand_access;
 
 // Texts on the wire.
 pub mod wire;

@@ -8,7 +8,7 @@
 //! Pure: no clock, no dice, no IO. What follows from a verdict is decided in [`crate::attempt`].
 
 use crate::coupon::{Coupon, CouponState, Standing};
-use crate::redemption::Redemption;
+use crate::redemption::{CouponCode, Redemption, RequestNo};
 
 /// What is asked of the payment API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -167,6 +167,8 @@ pub enum Declined {
     TooFrequent,
     /// The coupon is locked by a concurrent use.
     Locked,
+    /// The brand has not authorised us for a use, and whether it alone has not is not known yet.
+    NotAuthorised,
 }
 
 /// Why a reply leaves us unsure.
@@ -387,6 +389,7 @@ impl Verdict {
             Self::Refused(_) => "refused",
             Self::Objected { .. } => "objected",
             Self::NotExecuted => "not_executed",
+            Self::NotAccepted(Declined::NotAuthorised) => "not_authorised",
             Self::NotAccepted(_) => "not_accepted",
             Self::NotSent => "not_sent",
             Self::Unsure(_) => "unsure",
@@ -410,7 +413,7 @@ fn judge_redeem(answer: &Answer, redemption: &Redemption) -> Verdict {
     let verified = answer.authenticity == Authenticity::Verified;
     match answer.status {
         200..=299 if !verified => Verdict::Unsure(Doubt::NotBelieved),
-        200 => match standing(answer, redemption) {
+        200 => match standing(answer, redemption, Coupon::standing_after_use) {
             // USED without a number contradicts nothing: the number is shown "where present".
             Standing::Ours | Standing::Unnamed => Verdict::Redeemed,
             Standing::AnotherCoupon => Verdict::Unsure(Doubt::AnotherCoupon),
@@ -425,7 +428,7 @@ fn judge_inquiry(answer: &Answer, redemption: &Redemption) -> Verdict {
     let verified = answer.authenticity == Authenticity::Verified;
     match answer.status {
         200..=299 if !verified => Verdict::Unsure(Doubt::NotBelieved),
-        200 => match standing(answer, redemption) {
+        200 => match standing(answer, redemption, Coupon::standing) {
             Standing::Ours => Verdict::Redeemed,
             Standing::Another => Verdict::Refused(Reason::UsedByAnother),
             Standing::Usable => Verdict::NotExecuted,
@@ -561,11 +564,15 @@ fn unusable(state: &CouponState) -> Verdict {
     }
 }
 
-fn standing(answer: &Answer, redemption: &Redemption) -> Standing {
+fn standing(
+    answer: &Answer,
+    redemption: &Redemption,
+    by: fn(&Coupon, &CouponCode, &RequestNo, Option<u32>) -> Standing,
+) -> Standing {
     let Redemption { coupon_code, out_request_no, sequential_coupon_index, .. } = redemption;
     match &answer.coupon {
         None => Standing::Unclear,
         Some(coupon) if !coupon.is_of(redemption) => Standing::AnotherCoupon,
-        Some(coupon) => coupon.standing(coupon_code, out_request_no, *sequential_coupon_index),
+        Some(coupon) => by(coupon, coupon_code, out_request_no, *sequential_coupon_index),
     }
 }

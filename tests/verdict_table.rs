@@ -7,7 +7,7 @@
 use std::fmt::Write as _;
 
 use redeemer::coupon::{Coupon, Standing};
-use redeemer::redemption::Redemption;
+use redeemer::redemption::{CouponCode, Redemption, RequestNo};
 use redeemer::verdict::{
     Answer, Authenticity, Declined, Doubt, Fault, Flaw, Lost, NotSent, Question, Reason, Reply, Verdict,
     judge,
@@ -112,6 +112,7 @@ fn words(verdict: &Verdict) -> String {
         Verdict::Objected { reason, doubtful: false } => format!("objected: {}", reason.as_str()),
         Verdict::NotExecuted => "not executed".to_owned(),
         Verdict::NotAccepted(Declined::TooFrequent) => "not accepted: too frequent".to_owned(),
+        Verdict::NotAccepted(Declined::NotAuthorised) => "not accepted: not authorised".to_owned(),
         Verdict::NotAccepted(Declined::Locked) => "not accepted: locked".to_owned(),
         Verdict::NotSent => "not sent".to_owned(),
         Verdict::Unsure(Doubt::Lost) => "unsure: lost".to_owned(),
@@ -264,8 +265,11 @@ fn every_coupon_keeps_the_laws_under_every_status_and_signature() {
     for case in coupons() {
         let redemption = redemption(case.code, case.round);
         let coupon = case.coupon();
-        let standing = standing(&coupon, &redemption);
         for question in Question::ALL {
+            let standing = match question {
+                Question::Redeem => standing(&coupon, &redemption, Coupon::standing_after_use),
+                Question::Inquire => standing(&coupon, &redemption, Coupon::standing),
+            };
             for authenticity in AUTHENTICITIES {
                 for status in 100..=599 {
                     for code in [None, Some("NOT_ENOUGH"), Some("NOT_FOUND")] {
@@ -412,6 +416,8 @@ fn coupons() -> Vec<Case> {
         }
         add("EXPIRED", trace(None, Some("R1")), None, None);
         add("EXPIRED", trace(ours, None), None, None);
+        add("EXPIRED", trace(ours, Some("R1")), None, None);
+        add("DELETED", trace(other, Some("R1")), None, None);
         add("FROZEN", json!({}), None, None);
         // Blocks that do not apply may stand beside the one that does, empty.
         let beside = if member == "single_usage_detail" {
@@ -486,6 +492,8 @@ fn coupons() -> Vec<Case> {
         add("EFFECTIVE", &[("EFFECTIVE", trace(None, Some("R1")))]);
         add("EFFECTIVE", &[("USED", trace(other, None)), ("EFFECTIVE", trace(None, Some("R1")))]);
         add("EFFECTIVE", &[("USED", none()), ("EFFECTIVE", none())]);
+        add("EFFECTIVE", &[("USED", trace(other, Some("R1"))), ("EFFECTIVE", none())]);
+        add("EFFECTIVE", &[("EFFECTIVE", trace(ours, Some("R1"))), ("EFFECTIVE", none())]);
         add("EFFECTIVE", &[("USED", trace(other, None)), ("PENDING", none())]);
         add("EXPIRED", &[("USED", trace(ours, None)), ("EXPIRED", none())]);
         add("DELETED", &[("USED", trace(other, None)), ("EFFECTIVE", none())]);
@@ -494,10 +502,14 @@ fn coupons() -> Vec<Case> {
     cases
 }
 
-fn standing(coupon: &Coupon, redemption: &Redemption) -> Standing {
+fn standing(
+    coupon: &Coupon,
+    redemption: &Redemption,
+    by: fn(&Coupon, &CouponCode, &RequestNo, Option<u32>) -> Standing,
+) -> Standing {
     let Redemption { coupon_code, out_request_no, sequential_coupon_index, .. } = redemption;
     match coupon.is_of(redemption) {
-        true => coupon.standing(coupon_code, out_request_no, *sequential_coupon_index),
+        true => by(coupon, coupon_code, out_request_no, *sequential_coupon_index),
         false => Standing::AnotherCoupon,
     }
 }
@@ -680,7 +692,7 @@ fn page() -> String {
     let cells = |case: Case| {
         let redemption = self::redemption(case.code, case.round);
         let coupon = case.coupon();
-        let standing = standing(&coupon, &redemption);
+        let standing = standing(&coupon, &redemption, Coupon::standing);
         let state = coupon.state.to_string();
         let reply = Reply::Answered(Answer { coupon: Some(coupon), ..answer(200, Authenticity::Verified) });
         let verdict = |question| words(&judge(question, &reply, &redemption));
