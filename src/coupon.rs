@@ -80,12 +80,12 @@ pub struct Coupon {
     pub usage: Usage,
     /// The brand, product coupon and stock that the reply names, each as often as it does.
     pub ids: Vec<Id>,
-    /// The entity exactly as it was sent, unknown fields included: one JSON object. [`NO_ENTITY`] where it is not passed
-    /// on.
+    /// The entity as it is passed on, one JSON object: exactly as it was sent, unknown fields included, where a strict
+    /// reader can read that. [`NO_ENTITY`] where only the state is known.
     pub entity: Arc<str>,
 }
 
-/// What stands for an entity that is not passed on, as JSON.
+/// What stands for an entity that is not known, as JSON.
 pub const NO_ENTITY: &str = "null";
 
 /// Something that a coupon belongs to.

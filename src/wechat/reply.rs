@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use crate::coupon::{Coupon, CouponState, Id, NO_ENTITY, Round, Trace, Usage};
+use crate::coupon::{Coupon, CouponState, Id, Round, Trace, Usage};
 use crate::redemption::UseTime;
 
 /// The longest error message that is kept, in bytes: it travels in a header that must stay small.
@@ -33,10 +33,14 @@ pub fn coupon(body: &[u8]) -> Option<Coupon> {
     let text = std::str::from_utf8(body).ok()?;
     let text = if plain { Cow::Borrowed(text) } else { with_whole_characters(text) };
     let text = &*text;
-    // What a strict subscriber could not read is not passed on, but it is signed, and says what became of the coupon.
-    let passed_on =
-        nesting <= NESTING_MAX && (plain || serde_json::from_str::<serde_json::Value>(text).is_ok());
     let entity: EntityText = serde_json::from_str(text).ok()?;
+    // What a strict subscriber could not read is signed all the same, and says what became of the coupon.
+    let readable =
+        nesting <= NESTING_MAX && (plain || serde_json::from_str::<serde_json::Value>(text).is_ok());
+    let passed_on = match readable {
+        true => text.trim().into(),
+        false => reduced(&entity).into(),
+    };
     // An object that does not apply may be there all the same, and empty; so may its list, or be null.
     let rounds =
         entity.sequential_usage_detail.map(|sequential| sequential.detail_item_list.unwrap_or_default());
@@ -57,7 +61,7 @@ pub fn coupon(body: &[u8]) -> Option<Coupon> {
         state: CouponState::from_wire(&entity.coupon_state),
         usage,
         ids,
-        entity: if passed_on { text.trim().into() } else { NO_ENTITY.into() },
+        entity: passed_on,
     })
 }
 
@@ -133,6 +137,11 @@ fn skip_text(rest: &mut &[u8]) -> bool {
     }
     *rest = &[];
     plain
+}
+
+/// What is passed on of an entity that is not passed on as it came.
+fn reduced(entity: &EntityText) -> String {
+    serde_json::json!({ "coupon_code": entity.coupon_code, "coupon_state": entity.coupon_state }).to_string()
 }
 
 /// Puts U+FFFD in place of each half of a surrogate pair that stands alone: no strict reader takes one, and nobody can
@@ -249,6 +258,8 @@ impl From<RoundText> for Round {
 mod tests {
     use super::*;
 
+    const REDUCED: &str = r#"{"coupon_code":"C","coupon_state":"USED"}"#;
+
     #[test]
     fn nesting_is_counted_outside_of_texts() {
         let depth = |text: &str| look(text.as_bytes()).nesting;
@@ -264,7 +275,7 @@ mod tests {
         for levels in [64, 1_000, 100_000] {
             let deeper = deep.replacen('[', &"[".repeat(levels), 1).replacen(']', &"]".repeat(levels), 1);
             let coupon = coupon(deeper.as_bytes()).unwrap();
-            assert_eq!((coupon.state, &*coupon.entity), (CouponState::Used, NO_ENTITY), "{levels}");
+            assert_eq!((coupon.state, &*coupon.entity), (CouponState::Used, REDUCED), "{levels}");
         }
     }
 
@@ -275,7 +286,7 @@ mod tests {
             let coupon = coupon(body.as_bytes()).unwrap_or_else(|| panic!("not read: {body}"));
             assert_eq!((&*coupon.code, coupon.state), ("C", CouponState::Used), "{body}");
             assert!(serde_json::from_str::<serde_json::Value>(&coupon.entity).is_ok(), "{}", coupon.entity);
-            (*coupon.entity != *NO_ENTITY).then(|| coupon.entity.replacen(more, "AS IT CAME", 1))
+            (*coupon.entity != *REDUCED).then(|| coupon.entity.replacen(more, "AS IT CAME", 1))
         };
         let as_it_came = Some(r#"{"coupon_code":"C","coupon_state":"USED","x":AS IT CAME}"#.to_owned());
         for more in [r#""\u4e2d \ud83d\ude00""#, r#""\\ud800""#, r#""\\\"\u0041""#, "1e9", "true"] {
