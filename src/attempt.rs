@@ -755,13 +755,21 @@ impl Progress {
 
     /// The next inquiry, once a redeem that may be under way has settled. The one wait that the deadline does not
     /// cut short: an inquiry before its end would prove nothing, and could end as a refusal all the same. What another
-    /// instance may have begun takes longer to end than a slot is held: it is waited for in the shortest wait queue.
+    /// instance may have begun takes longer to end than a slot is held: it is waited for in a wait queue, for no longer than
+    /// it takes where one is short enough.
     fn settle(&mut self, limits: &Limits, now: Timestamp) -> Step {
         let wait = self.unsettled_for(now).max(limits.settling);
         self.look = self.belief.question() == Question::Redeem;
-        let fits = |tier: &Duration| SignedDuration::try_from(*tier).is_ok_and(|tier| tier <= self.left(now));
-        if wait > limits.in_process_max && !self.last && limits.tiers.first().is_some_and(fits) {
-            return Step::Defer { tier: 0 };
+        if wait > limits.in_process_max && !self.last {
+            let within = |most: SignedDuration| {
+                let fits = |tier: &Duration| SignedDuration::try_from(*tier).is_ok_and(|tier| tier <= most);
+                limits.tiers.iter().rposition(fits)
+            };
+            let wait = SignedDuration::try_from(wait).unwrap_or(SignedDuration::MAX);
+            let shortest = within(self.left(now)).map(|_| 0);
+            if let Some(tier) = within(wait.min(self.left(now))).or(shortest) {
+                return Step::Defer { tier };
+            }
         }
         self.ask(wait, wait, limits, now)
     }

@@ -9,8 +9,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// How long a use that some brand let in shows that our own rights are in order.
-pub const LATELY: Duration = Duration::from_secs(60);
+/// How long a use that some brand let in shows that our own rights are in order, unless the same brand denies one since.
+pub const LATELY: Duration = Duration::from_secs(600);
 
 /// How long a brand must have been denied, with nobody let in, before the fault is taken for our own.
 pub const STANDING: Duration = Duration::from_secs(5);
@@ -18,7 +18,7 @@ pub const STANDING: Duration = Duration::from_secs(5);
 /// How long no further use of a brand is tried that was just denied, while nobody knows whose fault it is.
 pub const PAUSE: Duration = Duration::from_secs(5);
 
-/// Brands remembered as denied. With more, the one that was denied longest ago is forgotten.
+/// Brands remembered as denied, and as many that let us in. With more, the one heard of longest ago is forgotten.
 pub const BRANDS_MAX: usize = 10_000;
 
 /// What a denied use means.
@@ -35,8 +35,8 @@ pub enum Denial {
 /// Which brands let us use their coupons, as far as answers have said.
 #[derive(Debug, Default)]
 pub struct BrandAccess {
-    /// When the last use was sent that some brand let in.
-    let_in: Option<Instant>,
+    /// When the last use was sent that each brand let in, until it denies one.
+    let_in: HashMap<Box<str>, Instant>,
     denied: HashMap<Box<str>, Denied>,
 }
 
@@ -51,48 +51,61 @@ impl BrandAccess {
     /// A brand let in a use that was sent at `asked_at`. That it let us query says nothing about that.
     pub fn let_in(&mut self, brand: &str, asked_at: Instant) {
         self.denied.remove(brand);
-        self.let_in = self.let_in.max(Some(asked_at));
+        match self.let_in.get_mut(brand) {
+            Some(at) => *at = (*at).max(asked_at),
+            None => {
+                make_room(&mut self.let_in, |at| *at);
+                self.let_in.insert(brand.into(), asked_at);
+            }
+        }
     }
 
     /// A brand denied a use.
     pub fn deny(&mut self, brand: &str, now: Instant) -> Denial {
-        let since = self.denied.get(brand).map_or(now, |denied| denied.since);
-        self.make_room(brand);
-        self.denied.insert(brand.into(), Denied { since, last: now });
-        if self.is_alone(since, now) {
-            Denial::BrandAlone
-        } else if self.lately(now) || now.saturating_duration_since(since) < STANDING {
-            Denial::Unclear
-        } else {
-            Denial::Everywhere
+        self.let_in.remove(brand);
+        let since = match self.denied.get_mut(brand) {
+            Some(denied) => {
+                denied.last = now;
+                denied.since
+            }
+            None => {
+                make_room(&mut self.denied, |denied| denied.last);
+                self.denied.insert(brand.into(), Denied { since: now, last: now });
+                now
+            }
+        };
+        match self.last_let_in(now) {
+            Some(at) if at > since => Denial::BrandAlone,
+            Some(_) => Denial::Unclear,
+            None if now.saturating_duration_since(since) < STANDING => Denial::Unclear,
+            None => Denial::Everywhere,
         }
     }
 
     /// Whether a use of this brand is worth a call. One that was just denied is tried again after a pause, by one command
     /// in place of all; once it is known to be this brand's own word, each command needs its own answer.
     pub fn may_try(&self, brand: &str, now: Instant) -> bool {
-        self.denied.get(brand).is_none_or(|denied| {
-            self.is_alone(denied.since, now) || now.saturating_duration_since(denied.last) >= PAUSE
-        })
+        let Some(denied) = self.denied.get(brand) else { return true };
+        now.saturating_duration_since(denied.last) >= PAUSE
+            || self.last_let_in(now).is_some_and(|at| at > denied.since)
     }
 
-    /// Some brand let us in after this one had first denied us; what was let in before may be as shut as it by now.
-    fn is_alone(&self, since: Instant, now: Instant) -> bool {
-        self.lately(now) && self.let_in.is_some_and(|at| at > since)
+    /// When a brand was last let in that has denied nothing since. What was let in before another brand was first denied
+    /// may be as shut as it by now; what was let in after that is open while the other is shut.
+    fn last_let_in(&self, now: Instant) -> Option<Instant> {
+        let last = self.let_in.values().copied().max()?;
+        (now.saturating_duration_since(last) < LATELY).then_some(last)
     }
+}
 
-    fn lately(&self, now: Instant) -> bool {
-        self.let_in.is_some_and(|at| now.saturating_duration_since(at) < LATELY)
+/// Makes room for one more brand.
+fn make_room<T>(brands: &mut HashMap<Box<str>, T>, heard_of: impl Fn(&T) -> Instant) {
+    if brands.len() < BRANDS_MAX {
+        return;
     }
-
-    fn make_room(&mut self, brand: &str) {
-        if self.denied.len() < BRANDS_MAX || self.denied.contains_key(brand) {
-            return;
-        }
-        let oldest = self.denied.iter().min_by_key(|(_, denied)| denied.last).map(|(brand, _)| brand.clone());
-        if let Some(oldest) = oldest {
-            self.denied.remove(&oldest);
-        }
+    let oldest = brands.iter().min_by_key(|(_, brand)| heard_of(brand)).map(|(name, _)| name.clone());
+    if let Some(oldest) = oldest {
+        brands.remove(&oldest);
     }
 }
 
@@ -130,15 +143,19 @@ mod tests {
     }
 
     #[test]
-    fn no_brand_let_in_lately_is_our_own_fault_once_it_stands() {
+    fn no_brand_that_still_lets_us_in_is_our_own_fault_once_it_stands() {
         let (mut access, clock) = (BrandAccess::default(), clock());
         let at = |seconds: u64| clock.at(seconds * 1_000);
         assert_eq!(access.deny("a", at(0)), Denial::Unclear);
         assert_eq!(access.deny("a", at(4)), Denial::Unclear);
         assert_eq!(access.deny("a", at(5)), Denial::Everywhere);
         access.let_in("b", at(6));
-        assert_eq!(access.deny("a", at(65)), Denial::BrandAlone);
-        assert_eq!(access.deny("a", at(66)), Denial::Everywhere, "a word of long ago");
+        assert_eq!(access.deny("a", at(605)), Denial::BrandAlone);
+        assert_eq!(access.deny("a", at(606)), Denial::Everywhere, "a word of long ago");
+        access.let_in("b", at(607));
+        assert_eq!(access.deny("a", at(608)), Denial::BrandAlone);
+        assert_eq!(access.deny("b", at(609)), Denial::Unclear);
+        assert_eq!(access.deny("a", at(610)), Denial::Everywhere, "nobody lets us in any longer");
     }
 
     #[test]
@@ -161,8 +178,10 @@ mod tests {
         for nth in 0..BRANDS_MAX as u64 {
             access.deny("kept", clock.at(2 + nth));
             access.deny(&format!("brand {nth}"), clock.at(2 + nth));
+            access.let_in(&format!("open {nth}"), clock.at(2 + nth));
         }
-        assert_eq!(access.denied.len(), BRANDS_MAX);
+        access.let_in("one more", clock.at(0));
+        assert_eq!((access.denied.len(), access.let_in.len()), (BRANDS_MAX, BRANDS_MAX));
         assert!(access.denied.contains_key("kept") && !access.denied.contains_key("first"));
     }
 
@@ -173,22 +192,23 @@ mod tests {
             calls in prop::collection::vec((0..6u8, prop::bool::ANY, 0..4_000u64), 1..200),
         ) {
             let (mut access, clock) = (BrandAccess::default(), clock());
-            let (mut now, mut let_in, mut first) = (0, None, HashMap::new());
+            let (mut now, mut open, mut first) = (0, HashMap::new(), HashMap::new());
             for (brand, granted, pause) in calls {
                 now += pause;
                 let name = format!("brand {brand}");
                 if granted {
                     access.let_in(&name, clock.at(now));
-                    let_in = Some(now);
+                    open.insert(brand, now);
                     first.remove(&brand);
                     continue;
                 }
+                open.remove(&brand);
                 let since = *first.entry(brand).or_insert(now);
                 let denial = access.deny(&name, clock.at(now));
-                let lately = let_in.is_some_and(|at| now - at < LATELY.as_millis() as u64);
+                let lately = open.values().any(|at| now - at < LATELY.as_millis() as u64);
                 prop_assert!(!(lately && denial == Denial::Everywhere));
                 prop_assert!(!(since == now && denial == Denial::Everywhere));
-                prop_assert!(denial != Denial::BrandAlone || let_in.is_some_and(|at| at > since));
+                prop_assert!(denial != Denial::BrandAlone || open.values().any(|at| *at > since));
             }
         }
 

@@ -34,6 +34,7 @@ impl Question {
 
 /// What the wire said.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "nearly every reply is an answer")]
 pub enum Reply {
     /// Nothing reached the provider.
     NotSent(NotSent),

@@ -614,10 +614,13 @@ impl Job<'_> {
     }
 
     /// The way of a command whose brand has just denied us a use: aside, without a call, until one of its commands has
-    /// tried again.
+    /// tried again. Nor is it worth a look then whether the use may go out; a look for another end is.
     fn kept_out(&mut self, question: Question) -> Option<Step> {
+        let Progress { belief, deadline, .. } = self.carried.progress;
+        let for_a_use =
+            question == Question::Redeem || belief == Belief::Clear && Timestamp::now() < deadline;
         let brand = self.redemption.brand_id.as_str();
-        if question == Question::Inquire || self.tools.brands.may_try(brand, Instant::now()) {
+        if !for_a_use || self.tools.brands.may_try(brand, Instant::now()) {
             return None;
         }
         self.carried.progress.step_aside(&self.tools.limits)
@@ -774,6 +777,7 @@ impl Job<'_> {
     }
 }
 
+#[allow(clippy::large_enum_variant, reason = "nearly always a step, and it lives no longer than its match")]
 enum Asked {
     Step(Step),
     Cut,

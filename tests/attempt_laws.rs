@@ -863,45 +863,43 @@ fn every_copy_begins_with_a_look() {
 
 #[test]
 fn what_a_copy_with_nothing_unsure_sees_stands_at_once() {
-    for belief in [Belief::Clear] {
-        let ends = |reply: Reply, ending: &str| {
-            Run::default().check(Start::Copy(belief), &[reply], &["0s inquire"], ending);
-        };
-        // The delivery that it was copied from may have lived on, redeemed, and seen a return.
-        ends(returned(), "refused returned_since by inquiry");
-        ends(used_by_another(), "refused used_by_another by inquiry");
-        ends(in_state("EXPIRED"), "refused expired by inquiry");
-        ends(in_state("PENDING"), "refused not_yet_valid by inquiry");
-        ends(signed(404, "NOT_FOUND"), "refused no_such_coupon by inquiry");
-    }
+    let belief = Belief::Clear;
+    let ends = |reply: Reply, ending: &str| {
+        Run::default().check(Start::Copy(belief), &[reply], &["0s inquire"], ending);
+    };
+    // The delivery that it was copied from may have lived on, redeemed, and seen a return.
+    ends(returned(), "refused returned_since by inquiry");
+    ends(used_by_another(), "refused used_by_another by inquiry");
+    ends(in_state("EXPIRED"), "refused expired by inquiry");
+    ends(in_state("PENDING"), "refused not_yet_valid by inquiry");
+    ends(signed(404, "NOT_FOUND"), "refused no_such_coupon by inquiry");
 }
 
 #[test]
 fn a_copy_sends_the_body_only_once_the_coupon_was_seen_usable() {
-    for belief in [Belief::Clear] {
-        let run = Run::default();
-        let sent = [usable(), used_by_us()];
-        run.check(Start::Copy(belief), &sent, &["0s inquire", "0s redeem"], "redeemed by answer");
-        for reply in [
-            cut(),
-            unreachable(),
-            probe(),
-            signed(500, "SYSTEM_ERROR"),
-            signed(429, "RATELIMIT_EXCEEDED"),
-            unsigned(404, "NOT_FOUND"),
-            in_state("FROZEN"),
-        ] {
-            let script = [reply.clone(), reply, usable(), used_by_us()];
-            let steps = ["0s inquire", "1s inquire", "2s inquire", "0s redeem"];
-            run.check(Start::Copy(belief), &script, &steps, "redeemed by answer");
-        }
-        run.check(
-            Start::Copy(belief),
-            &[usable(), signed(401, "SIGN_ERROR"), returned()],
-            &["0s inquire", "0s redeem", "halt unauthenticated", "0s inquire"],
-            "refused returned_since by inquiry",
-        );
+    let belief = Belief::Clear;
+    let run = Run::default();
+    let sent = [usable(), used_by_us()];
+    run.check(Start::Copy(belief), &sent, &["0s inquire", "0s redeem"], "redeemed by answer");
+    for reply in [
+        cut(),
+        unreachable(),
+        probe(),
+        signed(500, "SYSTEM_ERROR"),
+        signed(429, "RATELIMIT_EXCEEDED"),
+        unsigned(404, "NOT_FOUND"),
+        in_state("FROZEN"),
+    ] {
+        let script = [reply.clone(), reply, usable(), used_by_us()];
+        let steps = ["0s inquire", "1s inquire", "2s inquire", "0s redeem"];
+        run.check(Start::Copy(belief), &script, &steps, "redeemed by answer");
     }
+    run.check(
+        Start::Copy(belief),
+        &[usable(), signed(401, "SIGN_ERROR"), returned()],
+        &["0s inquire", "0s redeem", "halt unauthenticated", "0s inquire"],
+        "refused returned_since by inquiry",
+    );
 }
 
 #[test]

@@ -732,17 +732,22 @@ that follows less careful. Unsigned 4xx conclude nothing, however many there are
 A command that the broker delivers again, and every copy from a wait queue, counts as one that was unsure before, and
 begins with an inquiry, whatever it was left with.
 
+\"Settled\" is a look a settling time after the end of the longest call that anybody may have begun: of our own call its
+end is known, of another instance's that it takes `wechat.total_timeout` at most.
+
 | verdict | what follows |
 | --- | --- |
 | **redeemed** | the command ends: the coupon was used by us |
-| **refused** | the command ends: the coupon was not used by us and will not be. Where a use of ours may be under way, a state that an inquiry found is seen twice, each time after the settling time; another's use and a return are seen once |
-| objected | the coupon is looked at, and the objection stands; where anything of this command was ever unsure, as the next row. An inquiry that is rejected with the same code and the same number confirms it |
-| objected, doubtful | it may be an earlier use of ours, told back. The coupon is looked at twice, each time after the settling time; then the objection stands |
-| not executed | the coupon is usable. The same body, where nothing was unsure; the same body after a second look, where we were unsure; the end, where an objection stands |
+| **refused** | the command ends: the coupon was not used by us and will not be. Where a use of ours may be under way, a state that an inquiry found is seen settled, twice in a row; another's use and a return are seen settled, once. A return that was long over when the command was first seen counts as none |
+| objected | the coupon is looked at, and the objection stands; where anything of this command was ever unsure, as the next row. An inquiry that is rejected with the same code and the same number confirms it. A coupon that is usable makes `rejected` of a reason that denies it, one that is not there keeps the reason |
+| objected, doubtful | it may be an earlier use of ours, told back. The coupon is looked at settled, twice in a row; then the objection stands |
+| not executed | the coupon is usable. The same body, where nothing was unsure; the same body after a second look in a row, both settled, where we were unsure; the end, where an objection stands |
 | not accepted | signed: the provider did not work on it. The same question later |
+| not accepted: not authorised | the brand denies the use, and nobody knows yet whether it alone does. The command waits in the shortest wait queue, and grows no older by it |
 | not sent | the same question later, by the other host where the first is unwell |
-| unsure | the coupon is looked at after the settling time |
-| not authorised | refused where nothing was ever unsure, else as an objection or later again; **stop** where no other brand was served lately |
+| unsure | the coupon is looked at once settled |
+| unsure: used under no number | looked at later; where the coupon is then usable, that use was returned |
+| not authorised | a use: as an objection, for another brand was let in since. A look: given up where nothing was unsure, and waited for until the deadline where something was |
 | **stop** | our own fault: no further calls until it is mended. Without a signature it leaves the effect unknown as well |
 ";
 
