@@ -436,7 +436,7 @@ impl Progress {
         let inquires = self.belief.question() == Question::Inquire;
         if self.ever_unsure && inquires && (self.late(now) || self.exhausted(limits)) {
             // The last inquiry must count, whatever it finds.
-            let wait = self.unsettled_for(now);
+            let wait = self.unsettled_for(limits, now);
             return self.ask(wait, wait, limits, now);
         }
         // Another delivery may have sent the body a moment ago. If it took effect, that can be seen at once. Nothing
@@ -600,7 +600,9 @@ impl Progress {
                 self.negative(Some(rejected.unwrap_or(reason)), early, limits, now)
             }
             (Verdict::Objected { .. }, _) if confirms => {
-                self.negative(self.belief.objection(), early, limits, now)
+                let rejected = self.belief.objection();
+                rejected.into_iter().for_each(|reason| self.forget_what_denies(reason));
+                self.negative(rejected, early, limits, now)
             }
             (Verdict::NotExecuted, _) => self.negative(None, early, limits, now),
             (
@@ -633,7 +635,10 @@ impl Progress {
                 self.look = false;
                 self.ask_after(Duration::ZERO, limits, now)
             }
-            Belief::Objected { reason, doubtful: false } => self.refuse(reason, EstablishedBy::Answer),
+            Belief::Objected { reason, doubtful: false } => {
+                self.forget_what_denies(reason);
+                self.refuse(reason, EstablishedBy::Answer)
+            }
             Belief::Objected { .. } | Belief::Unsure | Belief::Used => {
                 self.defer(limits, now).unwrap_or_else(|| self.again(limits, now, chance))
             }
@@ -649,6 +654,13 @@ impl Progress {
             !matches!(self.belief.objection(), Some(Reason::UsedByAnother | Reason::NumberConflict));
         let same = objection.code == answer.code && objection.sub_code == answer.sub_code;
         of_both && same && answer.sub_code.is_some_and(|number| number != 0)
+    }
+
+    /// A coupon that was seen before it was rejected for this reason may be so no more.
+    fn forget_what_denies(&mut self, reason: Reason) {
+        if reason.denies_a_usable_coupon() {
+            self.coupon = None;
+        }
     }
 
     fn refuse(&mut self, reason: Reason, by: EstablishedBy) -> Step {
@@ -686,9 +698,11 @@ impl Progress {
         self.negatives_from = self.negatives_from.max(Some(later(now, by)));
     }
 
-    fn unsettled_for(&self, now: Timestamp) -> Duration {
+    /// How long it takes until an inquiry counts. A clock that was set back makes it no longer than a call can take.
+    fn unsettled_for(&self, limits: &Limits, now: Timestamp) -> Duration {
         let left = self.negatives_from.map(|from| from.duration_since(now)).unwrap_or_default();
-        left.max(SignedDuration::ZERO).unsigned_abs()
+        let longest = limits.longest_call.saturating_add(limits.settling);
+        left.max(SignedDuration::ZERO).unsigned_abs().min(longest)
     }
 
     fn late(&self, now: Timestamp) -> bool {
@@ -724,7 +738,8 @@ impl Progress {
             // Even after the last inquiry, where a second one like it would be an end.
             let would_end = gone.is_some() || self.belief != Belief::Unsure;
             return if self.last && would_end {
-                self.put(limits.settling, Question::Inquire, now)
+                let wait = self.unsettled_for(limits, now).max(limits.settling);
+                self.put(wait, Question::Inquire, now)
             } else {
                 self.settle(limits, now)
             };
@@ -758,7 +773,7 @@ impl Progress {
     /// instance may have begun takes longer to end than a slot is held: it is waited for in a wait queue, for no longer than
     /// it takes where one is short enough.
     fn settle(&mut self, limits: &Limits, now: Timestamp) -> Step {
-        let wait = self.unsettled_for(now).max(limits.settling);
+        let wait = self.unsettled_for(limits, now).max(limits.settling);
         self.look = self.belief.question() == Question::Redeem;
         if wait > limits.in_process_max && !self.last {
             let within = |most: SignedDuration| {

@@ -15,6 +15,10 @@ pub const LATELY: Duration = Duration::from_secs(600);
 /// How long a brand must have been denied, with nobody let in, before the fault is taken for our own.
 pub const STANDING: Duration = Duration::from_secs(5);
 
+/// How long a brand must have been denied, while another that was let in before has denied nothing since, until it is
+/// taken for alone although that other has not been tried again.
+pub const SETTLED: Duration = Duration::from_secs(60);
+
 /// How long no further use of a brand is tried that was just denied, while nobody knows whose fault it is.
 pub const PAUSE: Duration = Duration::from_secs(5);
 
@@ -24,7 +28,7 @@ pub const BRANDS_MAX: usize = 10_000;
 /// What a denied use means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Denial {
-    /// This brand alone keeps us out: another was let in since it first did.
+    /// This brand alone keeps us out: another was let in since it first did, or not long before.
     BrandAlone,
     /// Nobody knows yet whose fault it is: its commands wait, and nobody else's.
     Unclear,
@@ -74,11 +78,12 @@ impl BrandAccess {
                 now
             }
         };
-        match self.last_let_in(now) {
-            Some(at) if at > since => Denial::BrandAlone,
-            Some(_) => Denial::Unclear,
-            None if now.saturating_duration_since(since) < STANDING => Denial::Unclear,
-            None => Denial::Everywhere,
+        if self.is_alone(since, now) {
+            Denial::BrandAlone
+        } else if self.last_let_in(now).is_some() || now.saturating_duration_since(since) < STANDING {
+            Denial::Unclear
+        } else {
+            Denial::Everywhere
         }
     }
 
@@ -86,8 +91,12 @@ impl BrandAccess {
     /// in place of all; once it is known to be this brand's own word, each command needs its own answer.
     pub fn may_try(&self, brand: &str, now: Instant) -> bool {
         let Some(denied) = self.denied.get(brand) else { return true };
-        now.saturating_duration_since(denied.last) >= PAUSE
-            || self.last_let_in(now).is_some_and(|at| at > denied.since)
+        now.saturating_duration_since(denied.last) >= PAUSE || self.is_alone(denied.since, now)
+    }
+
+    fn is_alone(&self, since: Instant, now: Instant) -> bool {
+        let settled = now.saturating_duration_since(since) >= SETTLED;
+        self.last_let_in(now).is_some_and(|at| at > since || settled)
     }
 
     /// When a brand was last let in that has denied nothing since. What was let in before another brand was first denied
@@ -154,8 +163,11 @@ mod tests {
         assert_eq!(access.deny("a", at(606)), Denial::Everywhere, "a word of long ago");
         access.let_in("b", at(607));
         assert_eq!(access.deny("a", at(608)), Denial::BrandAlone);
-        assert_eq!(access.deny("b", at(609)), Denial::Unclear);
-        assert_eq!(access.deny("a", at(610)), Denial::Everywhere, "nobody lets us in any longer");
+        assert_eq!(access.deny("c", at(608)), Denial::Unclear);
+        assert_eq!(access.deny("c", at(667)), Denial::Unclear, "nobody was tried since");
+        assert_eq!(access.deny("c", at(668)), Denial::BrandAlone, "and that for a minute");
+        assert_eq!(access.deny("b", at(669)), Denial::Unclear);
+        assert_eq!(access.deny("a", at(670)), Denial::Everywhere, "nobody lets us in any longer");
     }
 
     #[test]
@@ -208,7 +220,8 @@ mod tests {
                 let lately = open.values().any(|at| now - at < LATELY.as_millis() as u64);
                 prop_assert!(!(lately && denial == Denial::Everywhere));
                 prop_assert!(!(since == now && denial == Denial::Everywhere));
-                prop_assert!(denial != Denial::BrandAlone || open.values().any(|at| *at > since));
+                let settled = now - since >= SETTLED.as_millis() as u64;
+                prop_assert!(denial != Denial::BrandAlone || lately && (settled || open.values().any(|at| *at > since)));
             }
         }
 

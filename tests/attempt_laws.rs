@@ -430,6 +430,37 @@ fn a_usable_coupon_is_never_told_beside_a_reason_that_denies_it() {
 }
 
 #[test]
+fn a_coupon_seen_before_is_not_told_beside_a_later_rejection_that_denies_it() {
+    let gone = |code, number| error(403, code, Some(number), Authenticity::Verified);
+    // Usable when it was looked at, then rejected as deleted, and no further look is granted.
+    let script = [usable(), gone("NOT_ENOUGH", 272_756_769), denied()];
+    let (_, outcome) = Run::default().play(Start::Copy(Belief::Clear), &script);
+    assert_eq!(in_words(&outcome), "refused deleted by answer");
+    assert_eq!(outcome.coupon(), None);
+    let script = [
+        usable(),
+        gone("NOT_ENOUGH", 268_578_776),
+        gone("NOT_ENOUGH", 268_578_776),
+        gone("NOT_ENOUGH", 268_578_776),
+    ];
+    let (_, outcome) = Run::default().play(Start::Copy(Belief::Clear), &script);
+    assert_eq!(in_words(&outcome), "refused expired by inquiry");
+    assert_eq!(outcome.coupon(), None);
+}
+
+#[test]
+fn a_clock_that_is_set_back_makes_no_wait_longer() {
+    let limits = Limits { tiers: vec![], ..Limits::default() };
+    let (now, deadline) = (start(), later(start(), Duration::from_secs(864_000)));
+    let mut progress = Progress::new(now, deadline, true);
+    progress.begin(&limits, now);
+    let back = now.saturating_sub(SignedDuration::from_hours(5)).unwrap();
+    let verdict = judge(Question::Inquire, &usable(), &redemption());
+    let step = progress.follow(Question::Inquire, usable(), verdict, &limits, back, 0.5);
+    assert_eq!(step, Step::Ask { after: Duration::from_secs(17), question: Question::Inquire });
+}
+
+#[test]
 fn an_inquiry_rejected_like_the_redeem_confirms_the_rejection() {
     let appid = |code: &str, number| error(400, code, number, Authenticity::Verified);
     let same = || appid("INVALID_REQUEST", Some(268_578_704));

