@@ -357,7 +357,8 @@ impl Service {
     /// Something in the queue ends every connection that it is delivered on.
     fn beware(&mut self, why: &str) {
         // It is delivered again and again until the broker gives it up: that is told once.
-        if self.illegible_since.replace(Instant::now()).is_none_or(|since| since.elapsed() > ILLEGIBLE_AGAIN) {
+        if self.illegible_since.replace(Instant::now()).is_none_or(|since| since.elapsed() > ILLEGIBLE_AGAIN)
+        {
             error!(
                 why,
                 "a message that cannot be read, most likely a property or a header's name that is not UTF-8, or headers \

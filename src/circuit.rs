@@ -45,15 +45,20 @@ impl Sign {
         match verdict {
             Verdict::NotSent | Verdict::Unsure(Doubt::Lost) => Self::Failing(Trouble::Silent),
             Verdict::Unsure(Doubt::ServerError) => Self::Failing(Trouble::ServerError),
-            Verdict::Unsure(Doubt::NotBelieved) | Verdict::Objected { signed: false, .. } => {
-                Self::Failing(Trouble::NotBelieved)
-            }
-            Verdict::Unsure(Doubt::Contradicted | Doubt::AnotherCoupon | Doubt::Unexpected)
+            Verdict::Unsure(Doubt::NotBelieved) => Self::Failing(Trouble::NotBelieved),
+            Verdict::Unsure(
+                Doubt::Accepted
+                | Doubt::TooFrequent
+                | Doubt::Contradicted
+                | Doubt::Unnamed
+                | Doubt::AnotherCoupon
+                | Doubt::Unexpected,
+            )
             | Verdict::NotAccepted(_) => Self::Neutral,
             Verdict::Stop(fault) => Self::Fault(*fault),
             Verdict::Redeemed
             | Verdict::Refused(_)
-            | Verdict::Objected { signed: true, .. }
+            | Verdict::Objected { .. }
             | Verdict::NotExecuted
             | Verdict::NotAuthorised => match question {
                 Question::Redeem => Self::Well,
@@ -785,12 +790,12 @@ mod tests {
 
     #[test]
     fn an_unsigned_rejection_cannot_be_believed() {
+        let unsigned = Verdict::Unsure(Doubt::NotBelieved);
+        for question in [Redeem, Inquire] {
+            assert_eq!(Sign::of(question, &unsigned), Sign::Failing(Trouble::NotBelieved));
+        }
         for reason in crate::verdict::Reason::OBJECTIONS {
-            let unsigned = Verdict::Objected { reason, signed: false };
-            let signed = Verdict::Objected { reason, signed: true };
-            assert_eq!(Sign::of(Redeem, &unsigned), Sign::Failing(Trouble::NotBelieved));
-            assert_eq!(Sign::of(Inquire, &unsigned), Sign::Failing(Trouble::NotBelieved));
-            assert_eq!(Sign::of(Redeem, &signed), Sign::Well);
+            assert_eq!(Sign::of(Redeem, &Verdict::Objected { reason, doubtful: false }), Sign::Well);
         }
     }
 }

@@ -609,6 +609,7 @@ impl Config {
             backoff: self.retry.backoff().unwrap_or_default(),
             in_process_max: self.retry.in_process_max.0,
             settling: self.retry.settling.0,
+            longest_call: self.wechat.total_timeout.0,
             tiers: self.retry.tiers.iter().map(|tier| tier.0).collect(),
             attempts_max: self.retry.attempts_max,
         }

@@ -6,7 +6,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::redemption::{CouponCode, RequestNo};
+use jiff::{SignedDuration, Timestamp};
+
+use crate::redemption::{CouponCode, Redemption, RequestNo};
 
 /// The state of a user's coupon, as WeChat Pay names it.
 ///
@@ -76,8 +78,25 @@ pub struct Coupon {
     pub state: CouponState,
     /// How it is used: once, or round by round.
     pub usage: Usage,
-    /// The entity exactly as it was sent, unknown fields included: one JSON object.
+    /// The brand, product coupon and stock that the reply names, each as often as it does.
+    pub ids: Vec<Id>,
+    /// The entity as it is passed on, one JSON object: exactly as it was sent, unknown fields included, where a strict
+    /// reader can read that. [`NO_ENTITY`] where only the state is known.
     pub entity: Arc<str>,
+}
+
+/// What stands for an entity that is not known, as JSON.
+pub const NO_ENTITY: &str = "null";
+
+/// Something that a coupon belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Id {
+    /// `brand_id`.
+    Brand(Box<str>),
+    /// `product_coupon_id`.
+    ProductCoupon(Box<str>),
+    /// `stock_id`.
+    Stock(Box<str>),
 }
 
 /// The usage block of a coupon. Three shapes exist on the wire; two of them say the same thing.
@@ -96,6 +115,8 @@ pub struct Trace {
     pub use_request_no: Option<Box<str>>,
     /// The request number of the last return. It stays visible after a later use.
     pub return_request_no: Option<Box<str>>,
+    /// When that return was, where it can be read.
+    pub return_time: Option<Timestamp>,
 }
 
 /// One round of a legacy sequential coupon.
@@ -129,6 +150,63 @@ pub enum Standing {
 }
 
 impl Coupon {
+    /// A coupon of which no more than the state is known any longer.
+    pub fn in_state(state: CouponState) -> Self {
+        let usage = Usage::Once(Trace::default());
+        Self { code: "".into(), state, usage, ids: Vec::new(), entity: NO_ENTITY.into() }
+    }
+
+    /// Whether the brand, the product coupon and the stock are those of the redemption, where the reply names them.
+    pub fn is_of(&self, redemption: &Redemption) -> bool {
+        let Redemption { brand_id, product_coupon_id, stock_id, .. } = redemption;
+        self.ids.iter().all(|id| match id {
+            Id::Brand(id) => **id == *brand_id.as_str(),
+            Id::ProductCoupon(id) => **id == *product_coupon_id.as_str(),
+            Id::Stock(id) => **id == *stock_id.as_str(),
+        })
+    }
+
+    /// Whether every return that it shows was over before `from`, when the first use of `number` can have been sent. By
+    /// the provider's clock, so with room for how far clocks may differ; and never where the number itself is shown.
+    pub fn returned_before(&self, from: Timestamp, number: &RequestNo) -> bool {
+        let long_ago = |at: Timestamp| from.duration_since(at) > CLOCKS_DIFFER_MAX;
+        self.traces().iter().all(|trace| {
+            let returned = trace.return_request_no.is_some() || trace.return_time.is_some();
+            !trace.carries(number) && (!returned || trace.return_time.is_some_and(long_ago))
+        })
+    }
+
+    /// How this coupon stands after a use of `number` that was answered with it. A round that is used under no number
+    /// shows that use.
+    pub fn standing_after_use(&self, code: &CouponCode, number: &RequestNo, index: Option<u32>) -> Standing {
+        let standing = self.standing(code, number, index);
+        match (&self.usage, standing) {
+            (Usage::Rounds(rounds), Standing::Usable | Standing::Returned | Standing::Another)
+                if index.is_none()
+                    && !rounds.iter().any(|round| round.trace.carries(number))
+                    && rounds.iter().any(Round::is_used_under_no_number) =>
+            {
+                Standing::Unnamed
+            }
+            (Usage::Rounds(rounds), Standing::Returned) => {
+                // A return of another round says nothing about the one that was meant.
+                let meant = index.and_then(|index| rounds.get(index as usize));
+                match meant.is_some_and(Round::is_used_under_no_number) {
+                    true => Standing::Unnamed,
+                    false => Standing::Returned,
+                }
+            }
+            (_, standing) => standing,
+        }
+    }
+
+    fn traces(&self) -> Vec<&Trace> {
+        match &self.usage {
+            Usage::Once(trace) => vec![trace],
+            Usage::Rounds(rounds) => rounds.iter().map(|round| &round.trace).collect(),
+        }
+    }
+
     /// How this coupon stands towards the redemption `number` of `code`, which meant round `index` where the
     /// coupon is a legacy sequential one.
     pub fn standing(&self, code: &CouponCode, number: &RequestNo, index: Option<u32>) -> Standing {
@@ -145,7 +223,11 @@ impl Coupon {
         // Our number settles the matter wherever it stands: the provider may have counted the round itself.
         let carrier = rounds.iter().find(|round| round.trace.carries(number));
         if let Some(round) = carrier {
-            return stand(&round.state, &round.trace, number);
+            return match (&round.state, &round.trace.return_request_no) {
+                // Whatever has become of the round since.
+                (state, Some(_)) if *state != CouponState::Used => Standing::Returned,
+                _ => stand(&round.state, &round.trace, number),
+            };
         }
         // A coupon that is gone as a whole is gone for every round, whatever the rounds still say.
         if !matches!(self.state, CouponState::Effective | CouponState::Used) {
@@ -155,12 +237,25 @@ impl Coupon {
             Some(index) => rounds.get(index as usize),
             None => rounds.iter().find(|round| round.state != CouponState::Used).or_else(|| rounds.last()),
         };
-        match meant {
-            Some(round) => stand(&round.state, &round.trace, number),
+        match meant.map(|round| stand(&round.state, &round.trace, number)) {
+            // The provider may have counted the round itself: a return on any of them may have ended our use.
+            Some(Standing::Usable) if rounds.iter().any(|round| round.trace.return_request_no.is_some()) => {
+                Standing::Returned
+            }
+            Some(standing) => standing,
             None => Standing::Unclear,
         }
     }
 }
+
+impl Round {
+    fn is_used_under_no_number(&self) -> bool {
+        self.state == CouponState::Used && self.trace.use_request_no.is_none()
+    }
+}
+
+/// How far the provider's clock may be from ours: the five minutes that answers are believed for, and one more.
+const CLOCKS_DIFFER_MAX: SignedDuration = SignedDuration::from_secs(360);
 
 impl Trace {
     fn carries(&self, number: &RequestNo) -> bool {
@@ -177,10 +272,11 @@ fn stand(state: &CouponState, trace: &Trace, number: &RequestNo) -> Standing {
         // A number is shown "if and only if used": one on a usable coupon contradicts itself.
         (CouponState::Effective, Some(_), None) => Standing::Unclear,
         (CouponState::Effective, None, None) => Standing::Usable,
-        // Documented transitions never leave USED for these, so a number of ours here cannot be explained.
-        (_, Some(_), _) => Standing::Unclear,
-        (CouponState::Other(_), None, _) => Standing::Unclear,
-        (state, None, _) => Standing::Unusable(state.clone()),
+        (CouponState::Other(_), ..) => Standing::Unclear,
+        // Documented transitions leave USED by a return alone, and then may still show the use: without one, a number
+        // here cannot be explained.
+        (_, Some(_), None) => Standing::Unclear,
+        (state, ..) => Standing::Unusable(state.clone()),
     }
 }
 
@@ -195,11 +291,18 @@ mod tests {
     }
 
     fn coupon(state: &str, usage: Usage) -> Coupon {
-        Coupon { code: "C1".into(), state: CouponState::from_wire(state), usage, entity: "{}".into() }
+        Coupon {
+            code: "C1".into(),
+            state: CouponState::from_wire(state),
+            usage,
+            ids: vec![],
+            entity: "{}".into(),
+        }
     }
 
     fn trace(used: Option<&str>, returned: Option<&str>) -> Trace {
-        Trace { use_request_no: used.map(Into::into), return_request_no: returned.map(Into::into) }
+        let (use_request_no, return_request_no) = (used.map(Into::into), returned.map(Into::into));
+        Trace { use_request_no, return_request_no, return_time: None }
     }
 
     fn round(state: &str, used: Option<&str>) -> Round {
@@ -228,6 +331,9 @@ mod tests {
         for state in ["CONFIRMING", "PENDING", "EXPIRED", "DELETED", "DEACTIVATED"] {
             assert_eq!(standing(state, None, None), gone(state));
             assert_eq!(standing(state, Some(OURS), None), Standing::Unclear);
+            for past in [OURS, "OTHER_1"] {
+                assert_eq!(standing(state, Some(past), Some("R1")), gone(state), "a use that was returned");
+            }
         }
         assert_eq!(standing("FROZEN", None, None), Standing::Unclear);
     }
@@ -254,6 +360,79 @@ mod tests {
         assert_eq!(at(&fresh, Some(1)), Standing::Usable);
         assert_eq!(at(&fresh, None), Standing::Usable);
         assert_eq!(at(&[], None), Standing::Unclear);
+    }
+
+    fn returned(state: &str, used: Option<&str>) -> Round {
+        Round { state: CouponState::from_wire(state), trace: trace(used, Some("R1")) }
+    }
+
+    #[test]
+    fn a_return_on_any_round_may_have_ended_our_use() {
+        let at = |rounds: &[Round], index| {
+            coupon("EFFECTIVE", Usage::Rounds(rounds.to_vec())).standing(&code(), &number(), index)
+        };
+        let usable = || round("EFFECTIVE", None);
+        for shown in [
+            returned("USED", Some("OTHER_1")),
+            returned("USED", None),
+            returned("EFFECTIVE", None),
+            returned("EFFECTIVE", Some("OTHER_1")),
+            returned("USED", Some("OTHER_2")),
+        ] {
+            for index in [None, Some(1)] {
+                assert_eq!(at(&[shown.clone(), usable()], index), Standing::Returned, "{shown:?} {index:?}");
+            }
+            assert_eq!(at(&[usable(), shown.clone()], Some(0)), Standing::Returned, "{shown:?}");
+        }
+        for state in ["EFFECTIVE", "EXPIRED", "DELETED"] {
+            let ours = returned(state, Some(OURS));
+            for index in [None, Some(0), Some(1)] {
+                assert_eq!(at(&[ours.clone(), usable()], index), Standing::Returned, "{state} {index:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_return_of_before_the_first_use_of_ours_was_none_of_it() {
+        let from: Timestamp = "2026-03-05T12:00:00Z".parse().unwrap();
+        let at = |return_time: Option<&str>, used: Option<&str>| {
+            let return_time = return_time.map(|at| at.parse().unwrap());
+            let trace = Trace { return_time, ..trace(used, Some("R1")) };
+            let rounds = vec![round("USED", Some("OTHER_1")), Round { state: CouponState::Effective, trace }];
+            coupon("EFFECTIVE", Usage::Rounds(rounds)).returned_before(from, &number())
+        };
+        assert!(at(Some("2026-03-05T11:53:59Z"), None));
+        assert!(at(Some("2026-03-05T11:53:59Z"), Some("OTHER_1")));
+        assert!(
+            !at(Some("2026-03-05T11:53:59Z"), Some(OURS)),
+            "a number of ours is ours, whatever the clocks say"
+        );
+        assert!(!at(Some("2026-03-05T11:54:00Z"), None), "within what clocks may differ");
+        assert!(!at(Some("2026-03-05T12:30:00Z"), None));
+        assert!(!at(None, None), "nobody knows when");
+    }
+
+    #[test]
+    fn a_round_used_under_no_number_shows_the_use_it_answers() {
+        let after = |rounds: &[Round], index| {
+            let coupon = coupon("EFFECTIVE", Usage::Rounds(rounds.to_vec()));
+            coupon.standing_after_use(&code(), &number(), index)
+        };
+        let (unnamed, usable, other) =
+            (round("USED", None), round("EFFECTIVE", None), round("USED", Some("OTHER_1")));
+        assert_eq!(after(&[unnamed.clone(), usable.clone()], None), Standing::Unnamed);
+        assert_eq!(after(&[unnamed.clone(), usable.clone()], Some(0)), Standing::Unnamed);
+        assert_eq!(after(&[other.clone(), unnamed.clone()], None), Standing::Unnamed);
+        assert_eq!(after(&[returned("EFFECTIVE", None), unnamed.clone()], Some(1)), Standing::Unnamed);
+        assert_eq!(
+            after(&[unnamed.clone(), usable.clone()], Some(1)),
+            Standing::Usable,
+            "not the round meant"
+        );
+        assert_eq!(after(&[usable.clone(), usable.clone()], None), Standing::Usable);
+        assert_eq!(after(&[other.clone(), other.clone()], None), Standing::Another);
+        assert_eq!(after(&[unnamed, round("USED", Some(OURS))], None), Standing::Ours);
+        assert_eq!(after(&[returned("EFFECTIVE", None), usable], Some(1)), Standing::Returned);
     }
 
     #[test]

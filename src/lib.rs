@@ -38,6 +38,7 @@ pub mod adaptive_rate;
 pub mod rate_limit;
 pub mod circuit;
 pub mod lasting;
+pub mod brand_access;
 
 // Texts on the wire.
 pub mod wire;

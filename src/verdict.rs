@@ -1,13 +1,14 @@
 //! What a reply means: one total function from question and reply to a verdict.
 //!
 //! The order of reading is fixed: HTTP status first, `code` second, the number at the end of `Request-ID` third,
-//! never the message. Names for the same fault differ between the provider's products, so an unknown code falls
-//! back to what its status says. Success is only ever read from a reply whose signature verified.
+//! never the message. The provider's signature covers the body alone, neither the status line nor `Request-ID`: so
+//! success is only read from a signed coupon, a rejection only from a signed error body whose code fits the status,
+//! and the number refines the reason of a rejection, but never how carefully it is checked.
 //!
 //! Pure: no clock, no dice, no IO. What follows from a verdict is decided in [`crate::attempt`].
 
 use crate::coupon::{Coupon, CouponState, Standing};
-use crate::redemption::Redemption;
+use crate::redemption::{CouponCode, Redemption, RequestNo};
 
 /// What is asked of the payment API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -33,6 +34,7 @@ impl Question {
 
 /// What the wire said.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "nearly every reply is an answer")]
 pub enum Reply {
     /// Nothing reached the provider.
     NotSent(NotSent),
@@ -67,11 +69,11 @@ pub struct Answer {
     pub status: u16,
     /// Whether the provider can be held to it.
     pub authenticity: Authenticity,
-    /// `code` of the error body, where there is one.
+    /// `code` of the body, where it is an error body.
     pub code: Option<Box<str>>,
-    /// The number after the last `-` of `Request-ID`.
+    /// The number after the last `-` of `Request-ID`. No signature covers it.
     pub sub_code: Option<u64>,
-    /// The coupon, read only from a verified 200.
+    /// The coupon, where the body describes one and is verified, whatever the status says.
     pub coupon: Option<Coupon>,
     /// `message` of the error body, at most 1 KiB. Told on, never judged by.
     pub message: Option<Box<str>>,
@@ -83,7 +85,7 @@ impl Answer {
     /// The coupon that was asked about, as this answer describes it: `None` where it is not to be believed, or where by
     /// its `verdict` it speaks of another coupon.
     pub fn into_coupon(self, verdict: &Verdict) -> Option<Coupon> {
-        let believed = self.authenticity == Authenticity::Verified;
+        let believed = self.authenticity == Authenticity::Verified && self.status == 200;
         self.coupon.filter(|_| believed && *verdict != Verdict::Unsure(Doubt::AnotherCoupon))
     }
 }
@@ -110,11 +112,14 @@ pub enum Flaw {
     Stale,
     /// The signature does not fit the content; the provider's probes look like this.
     Mismatch,
+    /// The answer to an earlier question: it was accepted before, or signed before this one was sent.
+    Replayed,
 }
 
 impl Flaw {
     /// Every flaw, for metrics and tables.
-    pub const ALL: [Self; 4] = [Self::Malformed, Self::UnknownSerial, Self::Stale, Self::Mismatch];
+    pub const ALL: [Self; 5] =
+        [Self::Malformed, Self::UnknownSerial, Self::Stale, Self::Mismatch, Self::Replayed];
 
     /// The word in logs and labels.
     pub fn as_str(self) -> &'static str {
@@ -123,6 +128,7 @@ impl Flaw {
             Self::UnknownSerial => "unknown_serial",
             Self::Stale => "stale",
             Self::Mismatch => "mismatch",
+            Self::Replayed => "replayed",
         }
     }
 }
@@ -134,12 +140,12 @@ pub enum Verdict {
     Redeemed,
     /// It will not take effect, and the coupon's state has been seen or cannot matter.
     Refused(Reason),
-    /// The provider objected to the redemption. The coupon's state is still to be seen.
+    /// A signed error body rejects the operation. The coupon's state is still to be seen.
     Objected {
-        /// What it objected to.
+        /// What it rejects the operation for.
         reason: Reason,
-        /// Whether the objection was signed. An unsigned one proves nothing.
-        signed: bool,
+        /// Whether its code leaves open that it is an earlier use of ours, reported back as "already used".
+        doubtful: bool,
     },
     /// An inquiry found the coupon usable and never returned.
     NotExecuted,
@@ -151,19 +157,19 @@ pub enum Verdict {
     Unsure(Doubt),
     /// Not this coupon's fault: every further call would fail the same way.
     Stop(Fault),
-    /// This brand has not authorised us. Our own fault where it is so for every brand lately.
+    /// This brand has not authorised us for this operation. Our own fault where it is so for every brand lately.
     NotAuthorised,
 }
 
 /// Why the provider did not take a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Declined {
-    /// 202: taken note of, not worked on.
-    Accepted,
-    /// 429 or one of its namesakes.
+    /// A signed 429 or one of its namesakes.
     TooFrequent,
     /// The coupon is locked by a concurrent use.
     Locked,
+    /// The brand has not authorised us for a use, and whether it alone has not is not known yet.
+    NotAuthorised,
 }
 
 /// Why a reply leaves us unsure.
@@ -173,10 +179,17 @@ pub enum Doubt {
     Lost,
     /// 5xx: the provider itself does not know.
     ServerError,
-    /// A success that is not believed, for want of a signature that verifies.
+    /// A success or a rejection that is not believed, for want of a signature that verifies.
     NotBelieved,
-    /// A verified success that speaks of another number, or of a coupon that was returned.
+    /// 202: noted; nobody says whether it will be worked on.
+    Accepted,
+    /// 429 without a signature: whoever answered need not know what became of the request.
+    TooFrequent,
+    /// A verified answer that contradicts itself or us: it speaks of another number or of a coupon that was returned,
+    /// or its body does not belong under its status.
     Contradicted,
+    /// A verified answer shows a use, and does not say under which number.
+    Unnamed,
     /// A verified success that speaks of another coupon.
     AnotherCoupon,
     /// A status or a body outside the contract.
@@ -242,7 +255,7 @@ pub enum Reason {
     NotAuthorised,
     /// The provider calls a parameter wrong.
     InvalidParameter,
-    /// Any other objection.
+    /// Any other objection, or one that the coupon's own state contradicts.
     Rejected,
     /// The command could not be read or breaks a rule.
     InvalidCommand,
@@ -314,6 +327,14 @@ impl Reason {
         matches!(self, Self::UsedByAnother | Self::NumberConflict | Self::InvalidParameter | Self::Rejected)
     }
 
+    /// Whether a coupon that is usable contradicts this reason.
+    pub fn denies_a_usable_coupon(self) -> bool {
+        matches!(
+            self,
+            Self::UsedByAnother | Self::Expired | Self::Deleted | Self::NoSuchCoupon | Self::NotFound
+        )
+    }
+
     /// The word in events, logs and labels.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -368,7 +389,10 @@ impl Verdict {
     /// Whether the provider said, signed, that there is no such coupon.
     pub fn denies_the_coupon(&self) -> bool {
         let reason = Reason::NoSuchCoupon;
-        *self == Self::Refused(reason) || *self == Self::Objected { reason, signed: true }
+        match self {
+            Self::Refused(said) | Self::Objected { reason: said, .. } => *said == reason,
+            _ => false,
+        }
     }
 
     /// The word in evidence, logs and labels.
@@ -378,6 +402,7 @@ impl Verdict {
             Self::Refused(_) => "refused",
             Self::Objected { .. } => "objected",
             Self::NotExecuted => "not_executed",
+            Self::NotAccepted(Declined::NotAuthorised) => "not_authorised",
             Self::NotAccepted(_) => "not_accepted",
             Self::NotSent => "not_sent",
             Self::Unsure(_) => "unsure",
@@ -398,72 +423,131 @@ pub fn judge(question: Question, reply: &Reply, redemption: &Redemption) -> Verd
 }
 
 fn judge_redeem(answer: &Answer, redemption: &Redemption) -> Verdict {
+    let verified = answer.authenticity == Authenticity::Verified;
     match answer.status {
-        200..=299 if answer.authenticity != Authenticity::Verified => Verdict::Unsure(Doubt::NotBelieved),
-        200 => match standing(answer, redemption) {
+        200..=299 if !verified => Verdict::Unsure(Doubt::NotBelieved),
+        200 => match standing(answer, redemption, Coupon::standing_after_use) {
             // USED without a number contradicts nothing: the number is shown "where present".
             Standing::Ours | Standing::Unnamed => Verdict::Redeemed,
             Standing::AnotherCoupon => Verdict::Unsure(Doubt::AnotherCoupon),
             _ => Verdict::Unsure(Doubt::Contradicted),
         },
-        202 => Verdict::NotAccepted(Declined::Accepted),
-        401 => Verdict::Stop(Fault::Unauthenticated),
-        429 => Verdict::NotAccepted(Declined::TooFrequent),
-        400..=499 => judge_objection(answer),
-        500..=599 => Verdict::Unsure(Doubt::ServerError),
-        _ => Verdict::Unsure(Doubt::Unexpected),
+        400..=499 => judge_rejection(answer),
+        status => unknown(status),
     }
 }
 
-fn judge_objection(answer: &Answer) -> Verdict {
-    let signed = answer.authenticity == Authenticity::Verified;
-    let code = answer.code.as_deref();
-    if let Some(declined) = declined(code, answer.sub_code) {
-        return Verdict::NotAccepted(declined);
+fn judge_inquiry(answer: &Answer, redemption: &Redemption) -> Verdict {
+    let verified = answer.authenticity == Authenticity::Verified;
+    match answer.status {
+        200..=299 if !verified => Verdict::Unsure(Doubt::NotBelieved),
+        200 => match standing(answer, redemption, Coupon::standing) {
+            Standing::Ours => Verdict::Redeemed,
+            Standing::Another => Verdict::Refused(Reason::UsedByAnother),
+            Standing::Usable => Verdict::NotExecuted,
+            Standing::Returned => Verdict::Refused(Reason::ReturnedSince),
+            Standing::Unusable(state) => unusable(&state),
+            Standing::AnotherCoupon => Verdict::Unsure(Doubt::AnotherCoupon),
+            Standing::Unnamed => Verdict::Unsure(Doubt::Unnamed),
+            Standing::Unclear => Verdict::Unsure(Doubt::Contradicted),
+        },
+        400..=499 => match (judge_rejection(answer), answer.code.as_deref()) {
+            // Three causes are documented: no product coupon, no stock, no coupon. No coupon is what they have in common.
+            (Verdict::Objected { .. }, Some(code)) if is_absence(answer.status, code) => {
+                Verdict::Refused(Reason::NoSuchCoupon)
+            }
+            (verdict, _) => verdict,
+        },
+        status => unknown(status),
     }
-    let reason = objection(answer.status, code, answer.sub_code);
-    match (answer.status, code) {
+}
+
+/// Statuses that say neither yes nor no.
+fn unknown(status: u16) -> Verdict {
+    Verdict::Unsure(match status {
+        202 => Doubt::Accepted,
+        500..=599 => Doubt::ServerError,
+        _ => Doubt::Unexpected,
+    })
+}
+
+/// Reads a 4xx. Without a signature it proves nothing, however often it comes; a signed body that is no error body, or
+/// whose code belongs under another status, is the answer to something else.
+fn judge_rejection(answer: &Answer) -> Verdict {
+    let (status, verified) = (answer.status, answer.authenticity == Authenticity::Verified);
+    let code = match (status, verified, answer.code.as_deref(), &answer.coupon) {
         // The request may still be under way behind a gateway that lost patience.
-        (408, _) => Verdict::Unsure(Doubt::Unexpected),
-        _ if lacks_authorisation(answer) => Verdict::NotAuthorised,
-        // Unless its number says that it is the request number that displeases.
-        (400, Some("PARAM_ERROR"))
-            if signed && !matches!(reason, Reason::UsedByAnother | Reason::NumberConflict) =>
-        {
-            Verdict::Refused(Reason::InvalidParameter)
-        }
-        _ => Verdict::Objected { reason, signed },
+        (408, ..) => return Verdict::Unsure(Doubt::Unexpected),
+        (401, false, ..) => return Verdict::Stop(Fault::Unauthenticated),
+        (429, false, ..) => return Verdict::Unsure(Doubt::TooFrequent),
+        (_, false, ..) => return Verdict::Unsure(Doubt::NotBelieved),
+        (_, true, Some(code), None) if fits(status, code) => code,
+        (_, true, ..) => return Verdict::Unsure(Doubt::Contradicted),
+    };
+    match (status, code) {
+        (401, _) => Verdict::Stop(Fault::Unauthenticated),
+        (429, _) => Verdict::NotAccepted(Declined::TooFrequent),
+        (403, "NO_AUTH" | "NOAUTH") => Verdict::NotAuthorised,
+        _ if is_rate_limit(code) => Verdict::NotAccepted(Declined::TooFrequent),
+        _ => match answer.sub_code {
+            Some(272_756_746) => Verdict::NotAccepted(Declined::Locked),
+            Some(270_924_289) => Verdict::NotAccepted(Declined::TooFrequent),
+            number => {
+                let named = reason(status, code);
+                let reason = number.and_then(refine).unwrap_or(named);
+                // Whoever can change the number must not be able to make us less careful.
+                let doubtful = named.may_be_our_own_use() || reason.may_be_our_own_use();
+                Verdict::Objected { reason, doubtful }
+            }
+        },
     }
 }
 
-fn lacks_authorisation(answer: &Answer) -> bool {
-    let named = matches!(answer.code.as_deref(), Some("NO_AUTH" | "NOAUTH"));
-    answer.status == 403 && (named || answer.sub_code == Some(268_579_803))
-}
-
-/// Names under which products of the provider say "too frequent" or "locked" with a 4xx other than 429.
-fn declined(code: Option<&str>, sub_code: Option<u64>) -> Option<Declined> {
-    match (code, sub_code) {
-        (_, Some(272_756_746)) => Some(Declined::Locked),
-        (_, Some(270_924_289)) => Some(Declined::TooFrequent),
-        (
-            Some(
-                "RATE_LIMITED"
-                | "RATELIMIT_EXCEEDED"
-                | "FREQUENCY_LIMITED"
-                | "FREQUENCY_LIMIT_EXCEED"
-                | "FREQUENCY_LIMIT"
-                | "FREQENCY_LIMIT",
-            ),
-            _,
-        ) => Some(Declined::TooFrequent),
-        _ => None,
+/// Whether a code may stand under a status. Codes that are not documented may stand under any 4xx: the provider adds
+/// some at any time, and what follows from one is checked as carefully as can be.
+fn fits(status: u16, code: &str) -> bool {
+    match code {
+        "" => false,
+        "PARAM_ERROR" | "INVALID_REQUEST" => status == 400,
+        "SIGN_ERROR" => status == 401,
+        "NOT_ENOUGH" | "NO_AUTH" | "NOAUTH" | "RULE_LIMIT" | "RULELIMIT" | "REQUEST_BLOCKED" => status == 403,
+        "NOT_FOUND" | "RESOURCE_NOT_EXISTS" => status == 404,
+        "SYSTEM_ERROR" | "SERVICE_UNAVAILABLE" => (500..=599).contains(&status),
+        code if is_rate_limit(code) => [403, 429].contains(&status),
+        _ => true,
     }
 }
 
-/// The reason of an objection: status and code first, refined by the sub-code where one is known.
-fn objection(status: u16, code: Option<&str>, sub_code: Option<u64>) -> Reason {
-    let refined = sub_code.and_then(|number| match number {
+/// The names under which products of the provider say "too frequent".
+fn is_rate_limit(code: &str) -> bool {
+    matches!(
+        code,
+        "RATE_LIMITED"
+            | "RATELIMIT_EXCEEDED"
+            | "FREQUENCY_LIMITED"
+            | "FREQUENCY_LIMIT_EXCEED"
+            | "FREQUENCY_LIMIT"
+            | "FREQENCY_LIMIT"
+    )
+}
+
+fn is_absence(status: u16, code: &str) -> bool {
+    status == 404 && matches!(code, "NOT_FOUND" | "RESOURCE_NOT_EXISTS")
+}
+
+/// The reason of a rejection, by what is signed.
+fn reason(status: u16, code: &str) -> Reason {
+    match (status, code) {
+        _ if is_absence(status, code) => Reason::NotFound,
+        (403, "NOT_ENOUGH") => Reason::NotUsable,
+        (400, "PARAM_ERROR") => Reason::InvalidParameter,
+        _ => Reason::Rejected,
+    }
+}
+
+/// The reason of a rejection more exactly, by the number at the end of `Request-ID`.
+fn refine(number: u64) -> Option<Reason> {
+    match number {
         272_756_745 => Some(Reason::UsedByAnother),
         268_578_927 => Some(Reason::NumberConflict),
         268_578_367 => Some(Reason::NotUsable),
@@ -477,42 +561,6 @@ fn objection(status: u16, code: Option<&str>, sub_code: Option<u64>) -> Reason {
         268_578_704 => Some(Reason::AppidNotBound),
         268_578_608 => Some(Reason::NotFound),
         _ => None,
-    });
-    refined.unwrap_or(match (status, code) {
-        (404, _) => Reason::NotFound,
-        (403, Some("NOT_ENOUGH")) => Reason::NotUsable,
-        (400, Some("PARAM_ERROR")) => Reason::InvalidParameter,
-        _ => Reason::Rejected,
-    })
-}
-
-fn judge_inquiry(answer: &Answer, redemption: &Redemption) -> Verdict {
-    match (answer.status, answer.authenticity) {
-        (401, _) => Verdict::Stop(Fault::Unauthenticated),
-        (429, _) => Verdict::NotAccepted(Declined::TooFrequent),
-        (200, Authenticity::Verified) => match standing(answer, redemption) {
-            Standing::Ours => Verdict::Redeemed,
-            Standing::Another => Verdict::Refused(Reason::UsedByAnother),
-            Standing::Usable => Verdict::NotExecuted,
-            Standing::Returned => Verdict::Refused(Reason::ReturnedSince),
-            Standing::Unusable(state) => unusable(&state),
-            Standing::AnotherCoupon => Verdict::Unsure(Doubt::AnotherCoupon),
-            Standing::Unnamed | Standing::Unclear => Verdict::Unsure(Doubt::Contradicted),
-        },
-        (202, Authenticity::Verified) => Verdict::NotAccepted(Declined::Accepted),
-        (200..=299, Authenticity::Unsigned | Authenticity::Unconvincing(_)) => {
-            Verdict::Unsure(Doubt::NotBelieved)
-        }
-        (500..=599, _) => Verdict::Unsure(Doubt::ServerError),
-        (400..=499, _) => match declined(answer.code.as_deref(), answer.sub_code) {
-            Some(declined) => Verdict::NotAccepted(declined),
-            None if lacks_authorisation(answer) => Verdict::NotAuthorised,
-            None if answer.status == 404 && answer.authenticity == Authenticity::Verified => {
-                Verdict::Refused(Reason::NoSuchCoupon)
-            }
-            None => Verdict::Unsure(Doubt::Unexpected),
-        },
-        _ => Verdict::Unsure(Doubt::Unexpected),
     }
 }
 
@@ -529,9 +577,15 @@ fn unusable(state: &CouponState) -> Verdict {
     }
 }
 
-fn standing(answer: &Answer, redemption: &Redemption) -> Standing {
+fn standing(
+    answer: &Answer,
+    redemption: &Redemption,
+    by: fn(&Coupon, &CouponCode, &RequestNo, Option<u32>) -> Standing,
+) -> Standing {
     let Redemption { coupon_code, out_request_no, sequential_coupon_index, .. } = redemption;
-    answer.coupon.as_ref().map_or(Standing::Unclear, |coupon| {
-        coupon.standing(coupon_code, out_request_no, *sequential_coupon_index)
-    })
+    match &answer.coupon {
+        None => Standing::Unclear,
+        Some(coupon) if !coupon.is_of(redemption) => Standing::AnotherCoupon,
+        Some(coupon) => by(coupon, coupon_code, out_request_no, *sequential_coupon_index),
+    }
 }

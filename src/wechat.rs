@@ -8,6 +8,7 @@ pub mod api;
 pub mod certificates;
 pub mod hosts;
 pub mod keys;
+pub mod replay;
 pub mod reply;
 pub mod sign;
 pub mod verify;

@@ -4,8 +4,7 @@
 //! acknowledgement run to their end. Nothing leaves this function without the delivery being settled or lost with
 //! its connection, and then the broker delivers it again.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
@@ -15,6 +14,7 @@ use tokio::time::timeout;
 use tracing::{debug, error, info, warn};
 
 use crate::attempt::{Belief, Evidence, Limits, Outcome, OutcomeKind, Progress, Step};
+use crate::brand_access::{BrandAccess, Denial};
 use crate::breaker::{Breaker, Sign};
 use crate::broker::delivery::{DELAYS_PASSED, Delivery};
 use crate::broker::publisher::{PARKED_REASON, Published, Publisher};
@@ -30,7 +30,7 @@ use crate::slots::Slot;
 use crate::telemetry::foreign::Foreign;
 use crate::telemetry::traces::{Came, Leg, Stay, Traces};
 use crate::telemetry::{Masked, Short};
-use crate::verdict::{self, Authenticity, Question, Reason, Reply, Verdict, judge};
+use crate::verdict::{self, Authenticity, Declined, Question, Reason, Reply, Verdict};
 use crate::wechat::api::{Client, Heard, Prepared, hex};
 use crate::wechat::hosts::Host;
 use crate::wire::command::{self, Fault, Legible, Rejected};
@@ -227,7 +227,13 @@ async fn settle(
                     let (troubled, failed_at) = (false, None);
                     let limits = match dead_lettered {
                         None => &tools.limits,
-                        Some(reason) => &carried.progress.only_query(reason, &tools.limits),
+                        Some(reason) => {
+                            // The broker tells whole seconds.
+                            let ended = delivery.death().and_then(|death| death.at);
+                            let ended =
+                                ended.and_then(|at| at.checked_add(SignedDuration::from_secs(1)).ok());
+                            &carried.progress.only_query(reason, ended, &tools.limits)
+                        }
                     };
                     let mut job = Job {
                         tools,
@@ -309,9 +315,10 @@ fn progress(
     let parked_before = ["x-death", "x-first-death-reason", PARKED_REASON];
     let again = delivery.redelivered();
     if copy::is_copy(|name| delivery.has_header(name)) {
-        // The one header of a copy that may be absent; all others are missed where they are no text.
-        if delivery.header(copy::OBJECTION).is_none() && delivery.has_header(copy::OBJECTION) {
-            return Err(Unstartable::Damage(Damage::Unreadable(copy::OBJECTION)));
+        // Those that may be absent; all others are missed where they are no text.
+        let no_text = |name: &&str| delivery.header(name).is_none() && delivery.has_header(name);
+        if let Some(name) = copy::OPTIONAL.into_iter().find(no_text) {
+            return Err(Unstartable::Damage(Damage::Unreadable(name)));
         }
         let header = |name| delivery.header(name);
         let mut carried =
@@ -537,13 +544,20 @@ impl Job<'_> {
             Question::Redeem if self.carried.evidence.is_empty() => Rank::First,
             Question::Redeem => Rank::Again,
         };
+        if let Some(aside) = self.kept_out(question) {
+            return Asked::Step(aside);
+        }
+        // Past its deadline a command has waited long enough: it takes the call that can be made now, or none.
+        let late_at = self.carried.progress.deadline.saturating_add(self.limits.settling);
+        let late = Timestamp::now() >= late_at.unwrap_or(Timestamp::MAX);
+        let patience = if late { LATE_PATIENCE } else { self.limits.in_process_max };
         let slot = &mut *self.slot;
         let hold = async {
             slot.rest(after).await;
             let mut held_back = Duration::ZERO;
             loop {
                 let asked_at = Instant::now();
-                let pass = timeout(self.limits.in_process_max, tools.breaker.pass()).await?;
+                let pass = timeout(patience, tools.breaker.pass()).await?;
                 held_back += asked_at.elapsed();
                 let queued_at = Instant::now();
                 tools.pacer.turn(rank).await;
@@ -563,10 +577,14 @@ impl Job<'_> {
         let now = Timestamp::now();
         let Ok((pass, held_back)) = pass else {
             // Calls are held back for longer than a slot may be held.
-            let put_away = self.carried.progress.defer(self.limits, now);
             let progress = &mut self.carried.progress;
-            return Asked::Step(put_away.unwrap_or_else(|| progress.resume(self.limits, now)));
+            let step = progress.give_up(self.limits, now).or_else(|| progress.defer(self.limits, now));
+            return Asked::Step(step.unwrap_or_else(|| progress.resume(self.limits, now)));
         };
+        // Its brand may have denied another command meanwhile.
+        if let Some(aside) = self.kept_out(question) {
+            return Asked::Step(aside);
+        }
         if question == Question::Redeem
             && held_back > LOOK_HOLDS
             && self.carried.progress.may_be_in_other_hands()
@@ -621,16 +639,35 @@ impl Job<'_> {
         self.tools.responses.record(class, heard, Instant::now());
     }
 
+    /// The way of a command whose brand has just denied us a use: aside, without a call, until one of its commands has
+    /// tried again. Nor is it worth a look then whether the use may go out; a look for another end is.
+    fn kept_out(&mut self, question: Question) -> Option<Step> {
+        let Progress { belief, deadline, .. } = self.carried.progress;
+        let for_a_use =
+            question == Question::Redeem || belief == Belief::Clear && Timestamp::now() < deadline;
+        let brand = self.redemption.brand_id.as_str();
+        if !for_a_use || self.tools.brands.may_try(brand, Instant::now()) {
+            return None;
+        }
+        self.carried.progress.step_aside(self.limits)
+    }
+
     fn judge(&self, question: Question, heard: &Heard, asked_at: Instant) -> Verdict {
-        let verdict = judge(question, &heard.reply, &self.redemption);
+        let verdict = self.carried.progress.judge(question, &heard.reply, &self.redemption);
         let (brands, brand) = (&self.tools.brands, self.redemption.brand_id.as_str());
+        // That a brand lets us look, or does not, says nothing about whether we may redeem: rights go interface by
+        // interface.
+        if question == Question::Inquire {
+            return verdict;
+        }
         match verdict {
-            // Our own fault, unless some other brand has let us in since.
-            Verdict::NotAuthorised if brands.shut(brand, Instant::now()) => verdict,
-            Verdict::NotAuthorised => Verdict::Stop(verdict::Fault::Unauthorised),
-            // That a brand let us look says nothing about whether we may redeem: rights go interface by interface.
-            Verdict::Redeemed | Verdict::Objected { signed: true, .. } if question == Question::Redeem => {
-                brands.accepted(brand, asked_at);
+            Verdict::NotAuthorised => match brands.deny(brand, Instant::now()) {
+                Denial::BrandAlone => verdict,
+                Denial::Unclear => Verdict::NotAccepted(Declined::NotAuthorised),
+                Denial::Everywhere => Verdict::Stop(verdict::Fault::Unauthorised),
+            },
+            Verdict::Redeemed | Verdict::Objected { .. } => {
+                brands.let_in(brand, asked_at);
                 verdict
             }
             _ => verdict,
@@ -651,7 +688,7 @@ impl Job<'_> {
         if let Some(Authenticity::Unconvincing(flaw)) = answer.map(|answer| answer.authenticity) {
             tools.metrics.flawed(flaw);
         }
-        if let Verdict::Refused(Reason::InvalidParameter) = verdict {
+        if let Verdict::Objected { reason: Reason::InvalidParameter, .. } = verdict {
             error!(
                 out_request_no = %self.redemption.out_request_no,
                 request_id = answer.and_then(|answer| answer.request_id.as_deref()),
@@ -762,21 +799,19 @@ impl Job<'_> {
     async fn put_away_untold(mut self, outcome: Outcome, cut: &Cut) -> Worked {
         let progress = &mut self.carried.progress;
         progress.belief = match &outcome {
-            // Where the brand keeps us out it cannot be asked about, only tried.
-            Outcome::Refused { reason: Reason::NotAuthorised, .. } => Belief::Clear,
             // Other queues may have taken the event: the provider's objection stands, whatever it would say by then.
             Outcome::Refused { reason, objection: Some(_), .. } if Reason::OBJECTIONS.contains(reason) => {
-                Belief::Objected { reason: *reason, stands: true }
+                Belief::Objected { reason: *reason, doubtful: false }
             }
             // What an inquiry found is found again.
             _ => Belief::Unsure,
         };
         progress.objection = outcome.objection().cloned();
-        progress.step_aside(self.limits);
         self.put_away(0, Aside::Untold, cut).await
     }
 }
 
+#[allow(clippy::large_enum_variant, reason = "nearly always a step, and it lives no longer than its match")]
 enum Asked {
     Step(Step),
     Cut,
@@ -848,43 +883,31 @@ fn log(
     }
 }
 
-/// How brands answered lately: whether a NO_AUTH is one brand's word or our own fault.
+/// How brands answered lately, for all workers: whether a NO_AUTH is one brand's word or our own fault.
 #[derive(Debug, Default)]
-pub struct Brands(Mutex<Answers>);
+pub struct Brands(Mutex<BrandAccess>);
 
-#[derive(Debug, Default)]
-struct Answers {
-    /// When the last redemption was sent that some brand let in.
-    accepted: Option<Instant>,
-    /// Since when each brand has kept us out.
-    shut: HashMap<Box<str>, Instant>,
-}
-
-/// How long a brand's acceptance speaks for us.
-const LATELY: Duration = Duration::from_secs(600);
 /// How long calls may be held back between the look at a coupon and the use that it permits: whoever else holds the
 /// command may send one meanwhile.
 const LOOK_HOLDS: Duration = Duration::from_millis(50);
-/// Brands remembered as shut; with more, all are forgotten and learned anew.
-const SHUT_MAX: usize = 10_000;
+/// How long a command that is past its deadline waits until a call may be made.
+const LATE_PATIENCE: Duration = Duration::from_millis(50);
 
 impl Brands {
-    /// This brand let a redemption in that was sent at that time.
-    fn accepted(&self, brand: &str, asked_at: Instant) {
-        let mut answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        answers.shut.remove(brand);
-        answers.accepted = answers.accepted.max(Some(asked_at));
+    fn access(&self) -> MutexGuard<'_, BrandAccess> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// This brand keeps us out: whether that is its own word alone. It is only once another brand has let us in
-    /// after it first did; what was let in before may be as shut as this one by now.
-    fn shut(&self, brand: &str, now: Instant) -> bool {
-        let mut answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if answers.shut.len() >= SHUT_MAX {
-            answers.shut.clear();
-        }
-        let since = *answers.shut.entry(brand.into()).or_insert(now);
-        answers.accepted.is_some_and(|at| at > since && now.saturating_duration_since(at) < LATELY)
+    fn let_in(&self, brand: &str, asked_at: Instant) {
+        self.access().let_in(brand, asked_at);
+    }
+
+    fn deny(&self, brand: &str, now: Instant) -> Denial {
+        self.access().deny(brand, now)
+    }
+
+    fn may_try(&self, brand: &str, now: Instant) -> bool {
+        self.access().may_try(brand, now)
     }
 }
 
@@ -957,21 +980,5 @@ mod tests {
         check(Some("SIGN_ERROR"), None, "SIGN_ERROR");
         check(None, None, "");
         check(None, Some(&"签".repeat(500)), &"签".repeat(66));
-    }
-
-    #[test]
-    fn a_brand_alone_is_shut_only_where_another_let_us_in_after_it_shut() {
-        let (brands, start) = (Brands::default(), Instant::now());
-        let at = |seconds| start + Duration::from_secs(seconds);
-        assert!(!brands.shut("a", at(0)), "nobody has let us in yet");
-        brands.accepted("b", at(1));
-        assert!(brands.shut("a", at(2)));
-        assert!(!brands.shut("b", at(3)), "b let us in before, and now no brand does");
-        assert!(brands.shut("a", at(4)));
-        brands.accepted("b", at(2));
-        assert!(!brands.shut("b", at(5)), "an answer to a question from before it shut");
-        brands.accepted("a", at(6));
-        assert!(brands.shut("b", at(7)));
-        assert!(!brands.shut("b", at(700)), "a word of long ago");
     }
 }

@@ -185,8 +185,8 @@ fn copies_headers() -> Vec<Headers> {
     let beliefs = [
         Belief::Clear,
         Belief::Unsure,
-        Belief::Objected { reason: Reason::NotUsable, stands: true },
-        Belief::Doubted(Reason::Expired),
+        Belief::Objected { reason: Reason::NotUsable, doubtful: true },
+        Belief::Objected { reason: Reason::Expired, doubtful: false },
     ];
     let write = |belief| {
         let (first_seen, deadline) = (first_seen.parse().unwrap(), deadline.parse().unwrap());

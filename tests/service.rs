@@ -168,7 +168,7 @@ async fn what_is_lost_on_the_way_is_found_out_and_never_done_twice() {
         ("F12", json!({"kind": "already_used_number"}), "inquiry", "use"),
         ("F13", json!({"kind": "huge_body", "bytes": 10_000_000}), "inquiry", "use"),
         ("F14", json!({"kind": "truncated_body"}), "inquiry", "use"),
-        ("F15", json!({"kind": "deep_json"}), "inquiry", "use"),
+        ("F15", json!({"kind": "deep_json"}), "answer", "use"),
         ("F16", json!({"kind": "gzip"}), "inquiry", "use"),
         ("F17", json!({"kind": "forged_success"}), "answer", "use"),
         ("F18", json!({"kind": "forged_success", "signed": true}), "answer", "use"),

@@ -16,7 +16,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::Timestamp;
-use redeemer::verdict::{Authenticity, Flaw, Lost, NotSent, Question, Reply};
+use redeemer::redemption::Redemption;
+use redeemer::verdict::{Answer, Authenticity, Doubt, Flaw, Lost, NotSent, Question, Reply, Verdict, judge};
 use redeemer::wechat::api::{CannotStart, Client, Prepared, Settings};
 use redeemer::wechat::keys::{KeyFault, KeyFiles, Keyring, MerchantKey, PublicKeys, VerificationKey};
 use redeemer::wechat::sign::{Merchant, canonical, sign};
@@ -514,13 +515,17 @@ fn nothing_secret_is_shown() {
 // ---- where the questions go
 
 fn client(base_url: &str, backup: Option<&str>) -> Result<Client, CannotStart> {
+    client_with(PublicKeys::default(), base_url, backup)
+}
+
+fn client_with(public: PublicKeys, base_url: &str, backup: Option<&str>) -> Result<Client, CannotStart> {
     let merchant = MerchantKey::from_pem(DOCUMENTATION_KEY, "the documentation").unwrap();
     let keys = Arc::new(RwLock::new(Arc::new(Keyring {
         merchant,
         merchant_serial: None,
         merchant_expires: None,
         left_out: vec![],
-        public: PublicKeys::default(),
+        public,
     })));
     let settings = Settings {
         merchant: Merchant { mchid: "1".to_owned(), serial: "2".to_owned() },
@@ -530,7 +535,7 @@ fn client(base_url: &str, backup: Option<&str>) -> Result<Client, CannotStart> {
         connect_timeout: Duration::from_secs(1),
         read_timeout: Duration::from_secs(1),
         total_timeout: Duration::from_secs(1),
-        reply_bytes_max: 1024,
+        reply_bytes_max: 2048,
     };
     Client::new(settings, keys)
 }
@@ -590,9 +595,15 @@ fn a_base_url_is_a_host_and_nothing_else() {
 
 /// Answers one request with these bytes; gives what was asked.
 fn answer_once(answer: &'static str) -> (String, std::thread::JoinHandle<String>) {
+    let (url, asked) = answer_each(vec![answer.to_owned()]);
+    (url, std::thread::spawn(move || asked.join().unwrap().remove(0)))
+}
+
+/// Answers as many requests with these bytes, each on a connection of its own; gives what was asked.
+fn answer_each(answers: Vec<String>) -> (String, std::thread::JoinHandle<Vec<String>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let asked = std::thread::spawn(move || {
+    let answer = move |answer: &String| {
         let (mut stream, _) = listener.accept().unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let mut asked = Vec::new();
@@ -609,8 +620,115 @@ fn answer_once(answer: &'static str) -> (String, std::thread::JoinHandle<String>
             }
             assert_ne!(read, 0, "the request ended too early: {text}");
         }
-    });
-    (url, asked)
+    };
+    (url, std::thread::spawn(move || answers.iter().map(answer).collect()))
+}
+
+/// A whole answer, signed by these keys at a time.
+fn signed_answer(
+    keys: &Keys,
+    status: u16,
+    request_id: &str,
+    nonce: &str,
+    signed_at: i64,
+    body: &str,
+) -> String {
+    let message = format!("{signed_at}\n{nonce}\n{body}\n");
+    let signature = STANDARD.encode(keys.sign(message.as_bytes()));
+    format!(
+        "HTTP/1.1 {status} Whatever\r\nconnection: close\r\ncontent-length: {}\r\nrequest-id: {request_id}\r\n\
+         {TIMESTAMP}: {signed_at}\r\n{NONCE}: {nonce}\r\n{SERIAL}: {KEY_ID}\r\n{SIGNATURE}: {signature}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+/// What is made of these answers, one after the other, by one client.
+async fn heard_by_one_client(keys: &Keys, question: Question, answers: Vec<String>) -> Vec<Answer> {
+    let mut ring = PublicKeys::default();
+    ring.insert(KEY_ID.to_owned(), keys.verification_key());
+    let count = answers.len();
+    let (url, asked) = answer_each(answers);
+    let client = client_with(ring, &url, None).unwrap();
+    let mut heard = Vec::new();
+    for _ in 0..count {
+        let reply = client.ask(question, &prepared(), None, now(), 7, 0.5).await.reply;
+        let Reply::Answered(answer) = reply else { panic!("{reply:?}") };
+        heard.push(answer);
+    }
+    asked.join().unwrap();
+    heard
+}
+
+const USED: &str = r#"{"coupon_code":"C0001","coupon_state":"USED",
+    "single_usage_detail":{"use_request_no":"USE_0001"},"brand_id":"120344"}"#;
+const REPLAYED: Authenticity = Authenticity::Unconvincing(Flaw::Replayed);
+
+#[tokio::test]
+async fn an_answer_given_twice_is_believed_once() {
+    let keys = Keys::new();
+    keys.pair();
+    for question in [Question::Redeem, Question::Inquire] {
+        let answer = |nonce| signed_answer(&keys, 200, "08-0", nonce, NOW, USED);
+        let script = vec![answer("A"), answer("A"), answer("B"), answer("A"), answer("B")];
+        let heard = heard_by_one_client(&keys, question, script).await;
+        let believed: Vec<_> = heard.iter().map(|answer| answer.authenticity).collect();
+        let verified = Authenticity::Verified;
+        assert_eq!(believed, [verified, REPLAYED, verified, REPLAYED, REPLAYED], "{question:?}");
+        for answer in heard.into_iter().filter(|answer| answer.authenticity != verified) {
+            assert_eq!(answer.coupon, None);
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_signed_before_its_question_is_not_believed() {
+    let keys = Keys::new();
+    keys.pair();
+    // Whatever the provider's clock says: it is its own answers that are compared.
+    for skew in [-200, -30, 0, 30, 200] {
+        let answer = |nonce, age: i64| signed_answer(&keys, 200, "08-0", nonce, NOW + skew - age, USED);
+        let script = vec![answer("A", 0), answer("B", 60), answer("C", 13), answer("D", 1), answer("E", 90)];
+        let heard = heard_by_one_client(&keys, Question::Inquire, script).await;
+        let believed: Vec<_> = heard.iter().map(|answer| answer.authenticity).collect();
+        let verified = Authenticity::Verified;
+        assert_eq!(believed, [verified, REPLAYED, REPLAYED, verified, REPLAYED], "{skew}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_under_a_status_that_is_not_its_own_concludes_nothing() {
+    let keys = Keys::new();
+    keys.pair();
+    let redemption = redemption();
+    const USABLE: &str = r#"{"coupon_code":"C0001","coupon_state":"EFFECTIVE"}"#;
+    const GONE: &str = r#"{"code":"NOT_FOUND","message":"x"}"#;
+    const NOT_ENOUGH: &str = r#"{"code":"NOT_ENOUGH","message":"x"}"#;
+    let cases = [
+        (404, "08-0", USED),
+        (403, "08-268579803", USED),
+        (403, "08-268578776", USABLE),
+        (404, "08-268578851", USABLE),
+        (403, "08-272756746", USABLE),
+        (429, "08-0", USABLE),
+        (200, "08-268578776", NOT_ENOUGH),
+        (200, "08-0", GONE),
+        (403, "08-268578851", GONE),
+        (404, "08-268578851", NOT_ENOUGH),
+        (403, "08-268578776", "{}"),
+        (404, "08-268578851", ""),
+    ];
+    for question in Question::ALL {
+        let answers = cases.iter().enumerate().map(|(nth, (status, request_id, body))| {
+            signed_answer(&keys, *status, request_id, &nth.to_string(), NOW, body)
+        });
+        for (answer, case) in
+            heard_by_one_client(&keys, question, answers.collect()).await.into_iter().zip(cases)
+        {
+            assert_eq!(answer.authenticity, Authenticity::Verified, "{case:?}");
+            let verdict = judge(question, &Reply::Answered(answer), &redemption);
+            assert_eq!(verdict, Verdict::Unsure(Doubt::Contradicted), "{question:?} {case:?}");
+        }
+    }
 }
 
 fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
@@ -619,11 +737,15 @@ fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
 }
 
 fn prepared() -> Prepared {
+    Prepared::new(&redemption())
+}
+
+fn redemption() -> Redemption {
     let command = r#"{"openid": "oUser", "coupon_code": "C0001", "brand_id": "120344",
         "product_coupon_id": "1000000013", "stock_id": "1000000013001", "appid": "wx1",
         "use_time": "2026-03-05T12:30:45+08:00", "out_request_no": "USE_0001",
         "associated_order_info": {"transaction_id": "4200000000123456789123456789"}}"#;
-    Prepared::new(&command::decode(command.as_bytes()).unwrap())
+    command::decode(command.as_bytes()).unwrap()
 }
 
 #[tokio::test]
@@ -716,7 +838,7 @@ async fn an_answer_that_is_cut_short_or_too_large_is_lost_and_no_connection_is_n
     assert_eq!(heard.reply, Reply::NotSent(NotSent::Connect));
 }
 
-/// Nearly 3 KiB, where 1 KiB is read.
+/// Nearly 3 KiB, where 2 KiB are read.
 const TOO_LARGE: &str =
     concat!("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n", include_str!("fixtures/coupon_single.json"));
 

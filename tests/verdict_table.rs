@@ -7,7 +7,7 @@
 use std::fmt::Write as _;
 
 use redeemer::coupon::{Coupon, Standing};
-use redeemer::redemption::Redemption;
+use redeemer::redemption::{CouponCode, Redemption, RequestNo};
 use redeemer::verdict::{
     Answer, Authenticity, Declined, Doubt, Fault, Flaw, Lost, NotSent, Question, Reason, Reply, Verdict,
     judge,
@@ -21,13 +21,14 @@ const SINGLE: &str = include_str!("fixtures/coupon_single.json");
 const PROGRESSIVE: &str = include_str!("fixtures/coupon_progressive_bundle.json");
 const SEQUENTIAL: &str = include_str!("fixtures/coupon_sequential.json");
 
-const AUTHENTICITIES: [Authenticity; 6] = [
+const AUTHENTICITIES: [Authenticity; 7] = [
     Authenticity::Verified,
     Authenticity::Unsigned,
     Authenticity::Unconvincing(Flaw::Malformed),
     Authenticity::Unconvincing(Flaw::UnknownSerial),
     Authenticity::Unconvincing(Flaw::Stale),
     Authenticity::Unconvincing(Flaw::Mismatch),
+    Authenticity::Unconvincing(Flaw::Replayed),
 ];
 
 /// Every code of the "use" page, of its neighbours and of the platform's common rules, and two strangers.
@@ -107,19 +108,19 @@ fn words(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Redeemed => "**redeemed**".to_owned(),
         Verdict::Refused(reason) => format!("**refused**: {}", reason.as_str()),
-        Verdict::Objected { reason, signed: true } if reason.may_be_our_own_use() => {
-            format!("objected, doubtful: {}", reason.as_str())
-        }
-        Verdict::Objected { reason, signed: true } => format!("objected: {}", reason.as_str()),
-        Verdict::Objected { reason, signed: false } => format!("objected, unsigned: {}", reason.as_str()),
+        Verdict::Objected { reason, doubtful: true } => format!("objected, doubtful: {}", reason.as_str()),
+        Verdict::Objected { reason, doubtful: false } => format!("objected: {}", reason.as_str()),
         Verdict::NotExecuted => "not executed".to_owned(),
-        Verdict::NotAccepted(Declined::Accepted) => "not accepted: noted only".to_owned(),
         Verdict::NotAccepted(Declined::TooFrequent) => "not accepted: too frequent".to_owned(),
+        Verdict::NotAccepted(Declined::NotAuthorised) => "not accepted: not authorised".to_owned(),
         Verdict::NotAccepted(Declined::Locked) => "not accepted: locked".to_owned(),
         Verdict::NotSent => "not sent".to_owned(),
         Verdict::Unsure(Doubt::Lost) => "unsure: lost".to_owned(),
         Verdict::Unsure(Doubt::ServerError) => "unsure: server error".to_owned(),
         Verdict::Unsure(Doubt::NotBelieved) => "unsure: not believed".to_owned(),
+        Verdict::Unsure(Doubt::Accepted) => "unsure: noted only".to_owned(),
+        Verdict::Unsure(Doubt::TooFrequent) => "unsure: too frequent".to_owned(),
+        Verdict::Unsure(Doubt::Unnamed) => "unsure: used under no number".to_owned(),
         Verdict::Unsure(Doubt::Contradicted) => "unsure: contradicted".to_owned(),
         Verdict::Unsure(Doubt::AnotherCoupon) => "unsure: another coupon".to_owned(),
         Verdict::Unsure(Doubt::Unexpected) => "unsure: unexpected".to_owned(),
@@ -131,40 +132,71 @@ fn words(verdict: &Verdict) -> String {
 
 // ---- the laws, over every status, code, number and signature
 
+/// Under which statuses each documented code may stand. Others may stand under any 4xx.
+fn belongs(status: u16, code: &str) -> bool {
+    let documented: &[u16] = match code {
+        "" => &[],
+        "PARAM_ERROR" | "INVALID_REQUEST" => &[400],
+        "SIGN_ERROR" => &[401],
+        "NOT_ENOUGH" | "NO_AUTH" | "NOAUTH" | "RULE_LIMIT" | "RULELIMIT" | "REQUEST_BLOCKED" => &[403],
+        "NOT_FOUND" | "RESOURCE_NOT_EXISTS" => &[404],
+        "SYSTEM_ERROR" | "SERVICE_UNAVAILABLE" => &[500, 502, 503],
+        "RATELIMIT_EXCEEDED"
+        | "FREQUENCY_LIMITED"
+        | "FREQUENCY_LIMIT_EXCEED"
+        | "FREQUENCY_LIMIT"
+        | "FREQENCY_LIMIT"
+        | "RATE_LIMITED" => &[403, 429],
+        _ => return true,
+    };
+    documented.contains(&status)
+}
+
+/// Whether an answer is a signed error body whose code belongs under its status: the only thing that rejects.
+fn rejects(answer: &Answer) -> bool {
+    answer.authenticity == Authenticity::Verified
+        && answer.coupon.is_none()
+        && (400..500).contains(&answer.status)
+        && answer.status != 408
+        && answer.code.as_deref().is_some_and(|code| belongs(answer.status, code))
+}
+
 /// Panics where a verdict on `answer` breaks a law that holds whatever the answer says.
 fn obey(question: Question, answer: &Answer, verdict: &Verdict, standing: Option<&Standing>) {
     let verified = answer.authenticity == Authenticity::Verified;
     let redeem = question == Question::Redeem;
+    let (rejects, seen) = (rejects(answer), verified && answer.status == 200 && answer.coupon.is_some());
     let lawful = match verdict {
         Verdict::Redeemed => {
-            verified
-                && answer.status == 200
-                && (standing == Some(&Standing::Ours) || redeem && standing == Some(&Standing::Unnamed))
+            seen && (standing == Some(&Standing::Ours) || redeem && standing == Some(&Standing::Unnamed))
         }
-        Verdict::Refused(_) => verified && (!redeem || (400..500).contains(&answer.status)),
-        Verdict::Objected { reason, signed } => {
-            redeem
-                && *signed == verified
-                && (400..500).contains(&answer.status)
-                && Reason::OBJECTIONS.contains(reason)
+        Verdict::Refused(Reason::NoSuchCoupon) => !redeem && rejects && answer.status == 404,
+        Verdict::Refused(_) => !redeem && seen,
+        Verdict::Objected { reason, doubtful } => {
+            rejects && Reason::OBJECTIONS.contains(reason) && (*doubtful || !reason.may_be_our_own_use())
         }
-        Verdict::NotExecuted => {
-            !redeem && verified && answer.status == 200 && standing == Some(&Standing::Usable)
-        }
-        Verdict::NotAccepted(Declined::Accepted) => verified && answer.status == 202,
-        Verdict::NotAccepted(_) => (400..500).contains(&answer.status),
+        Verdict::NotExecuted => !redeem && seen && standing == Some(&Standing::Usable),
+        Verdict::NotAccepted(_) => rejects,
         Verdict::NotSent | Verdict::Unsure(Doubt::Lost) => false,
-        Verdict::Stop(fault) => *fault == Fault::Unauthenticated && answer.status == 401,
-        Verdict::NotAuthorised => answer.status == 403,
+        Verdict::Stop(fault) => {
+            *fault == Fault::Unauthenticated && answer.status == 401 && (rejects || !verified)
+        }
+        Verdict::NotAuthorised => rejects && answer.status == 403,
         Verdict::Unsure(_) => true,
     };
     assert!(lawful, "{question:?} {answer:?} -> {verdict:?}");
-    let wanted = match answer.status {
-        401 => matches!(verdict, Verdict::Stop(_)),
-        429 => *verdict == Verdict::NotAccepted(Declined::TooFrequent),
-        200..=299 if !verified => *verdict == Verdict::Unsure(Doubt::NotBelieved),
-        500..=599 => *verdict == Verdict::Unsure(Doubt::ServerError),
-        100..=199 | 300..=399 => *verdict == Verdict::Unsure(Doubt::Unexpected),
+    let wanted = match (answer.status, verified) {
+        (401, false) => *verdict == Verdict::Stop(Fault::Unauthenticated),
+        (429, false) => *verdict == Verdict::Unsure(Doubt::TooFrequent),
+        (200..=299, false) => *verdict == Verdict::Unsure(Doubt::NotBelieved),
+        (202, true) => *verdict == Verdict::Unsure(Doubt::Accepted),
+        (408, _) => *verdict == Verdict::Unsure(Doubt::Unexpected),
+        (400..=499, false) => *verdict == Verdict::Unsure(Doubt::NotBelieved),
+        (400..=499, true) if !rejects => *verdict == Verdict::Unsure(Doubt::Contradicted),
+        (401, true) => *verdict == Verdict::Stop(Fault::Unauthenticated),
+        (429, true) => *verdict == Verdict::NotAccepted(Declined::TooFrequent),
+        (500..=599, _) => *verdict == Verdict::Unsure(Doubt::ServerError),
+        (100..=199 | 300..=399, _) => *verdict == Verdict::Unsure(Doubt::Unexpected),
         _ => true,
     };
     assert!(wanted, "{question:?} {answer:?} -> {verdict:?}");
@@ -233,17 +265,19 @@ fn every_coupon_keeps_the_laws_under_every_status_and_signature() {
     for case in coupons() {
         let redemption = redemption(case.code, case.round);
         let coupon = case.coupon();
-        let standing = coupon.standing(
-            &redemption.coupon_code,
-            &redemption.out_request_no,
-            redemption.sequential_coupon_index,
-        );
         for question in Question::ALL {
+            let standing = match question {
+                Question::Redeem => standing(&coupon, &redemption, Coupon::standing_after_use),
+                Question::Inquire => standing(&coupon, &redemption, Coupon::standing),
+            };
             for authenticity in AUTHENTICITIES {
                 for status in 100..=599 {
-                    let answer = Answer { coupon: Some(coupon.clone()), ..answer(status, authenticity) };
-                    let reply = Reply::Answered(answer.clone());
-                    obey(question, &answer, &judge(question, &reply, &redemption), Some(&standing));
+                    for code in [None, Some("NOT_ENOUGH"), Some("NOT_FOUND")] {
+                        let (code, coupon) = (code.map(Into::into), Some(coupon.clone()));
+                        let answer = Answer { code, coupon, ..answer(status, authenticity) };
+                        let reply = Reply::Answered(answer.clone());
+                        obey(question, &answer, &judge(question, &reply, &redemption), Some(&standing));
+                    }
                 }
             }
         }
@@ -268,21 +302,47 @@ fn a_message_is_never_judged_by() {
 }
 
 #[test]
-fn what_is_locked_or_too_frequent_is_so_under_every_refusing_status() {
+fn locked_and_too_frequent_count_only_where_the_code_belongs() {
     let redemption = redemption("C1", None);
-    let check = |status: u16, code: Option<&str>, number: Option<u64>, declined: Declined| {
+    let check = |status: u16, code: &str, number: Option<u64>, declined: Declined| {
         for authenticity in AUTHENTICITIES {
-            let answer =
-                Answer { code: code.map(Into::into), sub_code: number, ..answer(status, authenticity) };
-            let verdict = judge(Question::Redeem, &Reply::Answered(answer), &redemption);
-            assert_eq!(verdict, Verdict::NotAccepted(declined), "{status} {code:?} {number:?}");
+            let answer = Answer { code: Some(code.into()), sub_code: number, ..answer(status, authenticity) };
+            let verdict = judge(Question::Redeem, &Reply::Answered(answer.clone()), &redemption);
+            assert_eq!(verdict == Verdict::NotAccepted(declined), rejects(&answer), "{answer:?}");
         }
     };
     for status in (400..=499).filter(|status| ![401, 429].contains(status)) {
-        check(status, None, Some(272_756_746), Declined::Locked);
-        check(status, Some("NOT_ENOUGH"), Some(272_756_746), Declined::Locked);
-        check(status, Some("RATE_LIMITED"), None, Declined::TooFrequent);
-        check(status, Some("FREQUENCY_LIMITED"), Some(0), Declined::TooFrequent);
+        check(status, "NOT_ENOUGH", Some(272_756_746), Declined::Locked);
+        check(status, "SOMETHING_NEW", Some(272_756_746), Declined::Locked);
+        check(status, "RATE_LIMITED", None, Declined::TooFrequent);
+        check(status, "FREQUENCY_LIMITED", Some(0), Declined::TooFrequent);
+    }
+}
+
+#[test]
+fn request_id_never_makes_a_rejection_less_careful() {
+    let redemption = redemption("C1", None);
+    for status in 400..=499 {
+        for code in codes() {
+            let verdict = |sub_code| {
+                let code = code.map(Into::into);
+                let answer = Answer { code, sub_code, ..answer(status, Authenticity::Verified) };
+                judge(Question::Redeem, &Reply::Answered(answer), &redemption)
+            };
+            let plain = verdict(None);
+            for number in numbers() {
+                let refined = verdict(number);
+                let lawful = match (&plain, &refined) {
+                    (Verdict::Objected { doubtful, .. }, Verdict::Objected { doubtful: more, .. }) => {
+                        more >= doubtful
+                    }
+                    // Both say, signed, that the request was not worked on.
+                    (Verdict::Objected { .. }, Verdict::NotAccepted(_)) => true,
+                    (plain, refined) => plain == refined,
+                };
+                assert!(lawful, "{status} {code:?} {number:?}: {plain:?} -> {refined:?}");
+            }
+        }
     }
 }
 
@@ -356,6 +416,8 @@ fn coupons() -> Vec<Case> {
         }
         add("EXPIRED", trace(None, Some("R1")), None, None);
         add("EXPIRED", trace(ours, None), None, None);
+        add("EXPIRED", trace(ours, Some("R1")), None, None);
+        add("DELETED", trace(other, Some("R1")), None, None);
         add("FROZEN", json!({}), None, None);
         // Blocks that do not apply may stand beside the one that does, empty.
         let beside = if member == "single_usage_detail" {
@@ -381,6 +443,20 @@ fn coupons() -> Vec<Case> {
             Some(("coupon_code", json!("C_ANOTHER"))),
             Some("ours, but another coupon_code"),
         );
+        let text: Value = serde_json::from_str(text).unwrap();
+        let of_another = |pointer: &str| {
+            let mut body = text.clone();
+            *body.pointer_mut(pointer).unwrap() = json!("4711");
+            body
+        };
+        let places = ["/brand_id", "/product_coupon/brand_id", "/product_coupon/product_coupon_id"];
+        for pointer in
+            places.into_iter().chain(["/stock/brand_id", "/stock/product_coupon_id", "/stock/stock_id"])
+        {
+            let (name, whole) = (pointer[1..].split('/').next().unwrap(), of_another(pointer));
+            let detail = format!("ours, but another {}", &pointer[1..]);
+            add("USED", trace(ours, None), Some((name, whole[name].clone())), Some(&detail));
+        }
     }
     for round in [Some(0), Some(1), None] {
         let shape = match round {
@@ -416,12 +492,26 @@ fn coupons() -> Vec<Case> {
         add("EFFECTIVE", &[("EFFECTIVE", trace(None, Some("R1")))]);
         add("EFFECTIVE", &[("USED", trace(other, None)), ("EFFECTIVE", trace(None, Some("R1")))]);
         add("EFFECTIVE", &[("USED", none()), ("EFFECTIVE", none())]);
+        add("EFFECTIVE", &[("USED", trace(other, Some("R1"))), ("EFFECTIVE", none())]);
+        add("EFFECTIVE", &[("EFFECTIVE", trace(ours, Some("R1"))), ("EFFECTIVE", none())]);
         add("EFFECTIVE", &[("USED", trace(other, None)), ("PENDING", none())]);
         add("EXPIRED", &[("USED", trace(ours, None)), ("EXPIRED", none())]);
         add("DELETED", &[("USED", trace(other, None)), ("EFFECTIVE", none())]);
         add("EFFECTIVE", &[]);
     }
     cases
+}
+
+fn standing(
+    coupon: &Coupon,
+    redemption: &Redemption,
+    by: fn(&Coupon, &CouponCode, &RequestNo, Option<u32>) -> Standing,
+) -> Standing {
+    let Redemption { coupon_code, out_request_no, sequential_coupon_index, .. } = redemption;
+    match coupon.is_of(redemption) {
+        true => by(coupon, coupon_code, out_request_no, *sequential_coupon_index),
+        false => Standing::AnotherCoupon,
+    }
 }
 
 #[test]
@@ -602,11 +692,7 @@ fn page() -> String {
     let cells = |case: Case| {
         let redemption = self::redemption(case.code, case.round);
         let coupon = case.coupon();
-        let standing = coupon.standing(
-            &redemption.coupon_code,
-            &redemption.out_request_no,
-            redemption.sequential_coupon_index,
-        );
+        let standing = standing(&coupon, &redemption, Coupon::standing);
         let state = coupon.state.to_string();
         let reply = Reply::Answered(Answer { coupon: Some(coupon), ..answer(200, Authenticity::Verified) });
         let verdict = |question| words(&judge(question, &reply, &redemption));
@@ -636,24 +722,33 @@ const PREFACE: &str = "\
 
 A reply is read by HTTP status first, by `code` second, by the number at the end of `Request-ID` third, and never
 by its message. \"Signed\" is an answer whose signature verified; \"not believed\" is one without a signature, or
-with a malformed, unknown, stale or wrong one: these five are always worth the same.
+with a malformed, unknown, stale, wrong or repeated one: these are always worth the same.
+
+The signature covers the body alone, neither the status nor `Request-ID`. A rejection is therefore read from a signed
+error body only: a coupon under a 4xx, an error body under a 2xx, and a `code` that belongs under another status are
+contradictions, and leave the effect unknown. The number refines the reason of a rejection; it never makes the check
+that follows less careful. Unsigned 4xx conclude nothing, however many there are.
 
 A command that the broker delivers again, and every copy from a wait queue, counts as one that was unsure before, and
 begins with an inquiry, whatever it was left with.
 
+\"Settled\" is a look a settling time after the end of the longest call that anybody may have begun: of our own call its
+end is known, of another instance's that it takes `wechat.total_timeout` at most.
+
 | verdict | what follows |
 | --- | --- |
 | **redeemed** | the command ends: the coupon was used by us |
-| **refused** | the command ends: the coupon was not used by us and will not be. Where a use of ours may be under way, a state that an inquiry found is seen twice, each time after the settling time; another's use and a return are seen once |
-| objected | the coupon is looked at, and the objection stands; where anything of this command was ever unsure, as the next row |
-| objected, doubtful | it may be an earlier use of ours, told back. The coupon is looked at twice, each time after the settling time; then the objection stands |
-| objected, unsigned | it proves nothing. The coupon is looked at in the same way; where it is usable, the same body is sent once more, and only a second objection stands |
-| not executed | the coupon is usable. The same body, where nothing was unsure; the same body after a second look, where we were unsure; the end, where an objection stands |
-| not accepted | the same question later |
+| **refused** | the command ends: the coupon was not used by us and will not be. Where a use of ours may be under way, a state that an inquiry found is seen settled, twice in a row; another's use and a return are seen settled, once. A return that was long over when the command was first seen counts as none |
+| objected | the coupon is looked at, and the objection stands; where anything of this command was ever unsure, as the next row. An inquiry that is rejected with the same code and the same number confirms it. A coupon that is usable makes `rejected` of a reason that denies it, one that is not there keeps the reason |
+| objected, doubtful | it may be an earlier use of ours, told back. The coupon is looked at settled, twice in a row; then the objection stands |
+| not executed | the coupon is usable. The same body, where nothing was unsure; the same body after a second look in a row, both settled, where we were unsure; the end, where an objection stands |
+| not accepted | signed: the provider did not work on it. The same question later |
+| not accepted: not authorised | the brand denies the use, and nobody knows yet whether it alone does. The command waits in the shortest wait queue, and grows no older by it |
 | not sent | the same question later, by the other host where the first is unwell |
-| unsure | the coupon is looked at after the settling time |
-| not authorised | refused where it is signed and nothing was ever unsure, else as an objection or later again; **stop** where no other brand was served lately |
-| **stop** | our own fault: no further calls until it is mended |
+| unsure | the coupon is looked at once settled |
+| unsure: used under no number | looked at later; where the coupon is then usable, that use was returned |
+| not authorised | a use: as an objection, for another brand was let in since. A look: given up where nothing was unsure, and waited for until the deadline where something was |
+| **stop** | our own fault: no further calls until it is mended. Without a signature it leaves the effect unknown as well |
 ";
 
 #[test]

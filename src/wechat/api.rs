@@ -15,13 +15,14 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::redemption::{AssociatedOrder, OrderNumbers, Redemption};
-use crate::verdict::{Answer, Authenticity, Lost, NotSent, Question, Reply};
+use crate::verdict::{Answer, Authenticity, Flaw, Lost, NotSent, Question, Reply};
 use crate::wechat::certificates::{self, ApiV3Key, NoCertificates};
 use crate::wechat::hosts::{Host, Hosts};
 use crate::wechat::keys::{Keyring, PublicKeys};
+use crate::wechat::replay::ReplayGuard;
 use crate::wechat::reply;
 use crate::wechat::sign::{CannotSign, Merchant, sign};
-use crate::wechat::verify::{SERIAL, verify};
+use crate::wechat::verify::{SERIAL, marks, verify};
 
 /// The provider closes connections that were idle for 8 s; a pool that keeps them longer finds them dead.
 const POOL_IDLE: Duration = Duration::from_secs(7);
@@ -215,6 +216,9 @@ pub struct Client {
     names: [String; 2],
     hosts: Mutex<Hosts>,
     keys: SharedKeyring,
+    /// When the client was made: where the clock of the guard begins.
+    made: Instant,
+    replays: Mutex<ReplayGuard>,
 }
 
 impl Heard {
@@ -259,7 +263,8 @@ impl Client {
             backup_base_url: settings.backup_base_url.map(|url| url.trim_end_matches('/').to_owned()),
             ..settings
         };
-        Ok(Self { http, settings, names: [primary, backup], hosts: Mutex::default(), keys })
+        let (hosts, replays) = (Mutex::default(), Mutex::default());
+        Ok(Self { http, settings, names: [primary, backup], hosts, keys, made: Instant::now(), replays })
     }
 
     /// Puts a question. `now` is the time of asking, `nonce` and `chance` are the dice. The answer to a question
@@ -390,14 +395,18 @@ impl Client {
             Err(Unread::Network(error)) => return lost(error),
         };
         let heard_at = now.saturating_add(started.elapsed()).unwrap_or(now);
-        let authenticity = verify(&headers, &body, &keys.public, heard_at);
+        let authenticity = match verify(&headers, &body, &keys.public, heard_at) {
+            Authenticity::Verified => self.admit(&headers, started),
+            doubtful => doubtful,
+        };
         let verified = authenticity == Authenticity::Verified;
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let serial = text(SERIAL).filter(|_| verified).map(str::to_owned);
         let signs = Signs { serial, clock_skew: clock_skew(&headers, heard_at) };
         let request_id = text("request-id");
-        let error = if status >= 400 { reply::error(&body) } else { reply::ErrorBody::default() };
-        let coupon = (verified && status == 200).then(|| reply::coupon(&body)).flatten();
+        // Whichever of the two the body is: no signature covers the status, so it does not say.
+        let coupon = verified.then(|| reply::coupon(&body)).flatten();
+        let error = if coupon.is_none() { reply::error(&body) } else { reply::ErrorBody::default() };
         let answer = Answer {
             status,
             authenticity,
@@ -408,6 +417,16 @@ impl Client {
             request_id: request_id.map(|id| id.get(..128).unwrap_or(id).into()),
         };
         (Reply::Answered(answer), signs, None)
+    }
+
+    /// Whether a verified answer answers the question that was sent at `started`, as far as anybody can tell.
+    fn admit(&self, headers: &HeaderMap, started: Instant) -> Authenticity {
+        let (sent, heard) = (started.saturating_duration_since(self.made), self.made.elapsed());
+        let mut replays = self.replays.lock().unwrap_or_else(PoisonError::into_inner);
+        match marks(headers).ok_or(Flaw::Malformed).and_then(|marks| replays.admit(marks, sent, heard)) {
+            Ok(()) => Authenticity::Verified,
+            Err(flaw) => Authenticity::Unconvincing(flaw),
+        }
     }
 
     /// Reads a body to its end, or to its bound.

@@ -3,9 +3,13 @@
 //! Only what judgement needs is read, and everything else is let through: the provider may add fields and values
 //! at any time, and three shapes of the usage block are on the wire.
 
+use std::borrow::Cow;
+
+use jiff::Timestamp;
 use serde::Deserialize;
 
-use crate::coupon::{Coupon, CouponState, Round, Trace, Usage};
+use crate::coupon::{Coupon, CouponState, Id, Round, Trace, Usage};
+use crate::redemption::UseTime;
 
 /// The longest error message that is kept, in bytes: it travels in a header that must stay small.
 pub const MESSAGE_BYTES_MAX: usize = 1024;
@@ -25,18 +29,23 @@ pub struct ErrorBody {
 
 /// Reads a coupon; `None` where the body is not one.
 pub fn coupon(body: &[u8]) -> Option<Coupon> {
-    let text = std::str::from_utf8(body).ok()?;
     let Look { nesting, plain } = look(body);
-    if nesting > NESTING_MAX {
-        return None;
-    }
-    if !plain {
-        serde_json::from_str::<serde_json::Value>(text).ok()?;
-    }
+    let text = std::str::from_utf8(body).ok()?;
+    let text = if plain { Cow::Borrowed(text) } else { with_whole_characters(text) };
+    let text = &*text;
     let entity: EntityText = serde_json::from_str(text).ok()?;
+    // What a strict subscriber could not read is signed all the same, and says what became of the coupon.
+    let readable =
+        nesting <= NESTING_MAX && (plain || serde_json::from_str::<serde_json::Value>(text).is_ok());
+    let passed_on = match readable {
+        true => text.trim().into(),
+        false => reduced(&entity).into(),
+    };
     // An object that does not apply may be there all the same, and empty; so may its list, or be null.
     let rounds =
         entity.sequential_usage_detail.map(|sequential| sequential.detail_item_list.unwrap_or_default());
+    let ids = entity.product_coupon.into_iter().chain(entity.stock).flat_map(IdsText::ids);
+    let ids = entity.brand_id.map(Id::Brand).into_iter().chain(ids).collect();
     let once = [entity.single_usage_detail, entity.progressive_bundle_usage_detail];
     let usage = match rounds {
         Some(rounds) if !rounds.is_empty() || once.iter().all(Option::is_none) => {
@@ -51,7 +60,8 @@ pub fn coupon(body: &[u8]) -> Option<Coupon> {
         code: entity.coupon_code,
         state: CouponState::from_wire(&entity.coupon_state),
         usage,
-        entity: text.trim().into(),
+        ids,
+        entity: passed_on,
     })
 }
 
@@ -129,6 +139,43 @@ fn skip_text(rest: &mut &[u8]) -> bool {
     plain
 }
 
+/// What is passed on of an entity that is not passed on as it came.
+fn reduced(entity: &EntityText) -> String {
+    serde_json::json!({ "coupon_code": entity.coupon_code, "coupon_state": entity.coupon_state }).to_string()
+}
+
+/// Puts U+FFFD in place of each half of a surrogate pair that stands alone: no strict reader takes one, and nobody can
+/// say which character it was.
+fn with_whole_characters(json: &str) -> Cow<'_, str> {
+    const REPLACEMENT: &str = "\\ufffd";
+    let unit = |at: usize| {
+        let digits = json.get(at..at + 6)?.strip_prefix("\\u")?;
+        u32::from_str_radix(digits, 16).ok()
+    };
+    let (mut repaired, mut kept, mut at) = (String::new(), 0, 0);
+    // Whatever is escaped stands in a text, and is two bytes long or six.
+    while let Some(found) = json.get(at..).and_then(|rest| rest.find('\\')) {
+        at += found;
+        match (unit(at), unit(at + 6)) {
+            (Some(0xd800..=0xdbff), Some(0xdc00..=0xdfff)) => at += 12,
+            (Some(0xd800..=0xdfff), _) => {
+                repaired.push_str(&json[kept..at]);
+                repaired.push_str(REPLACEMENT);
+                at += 6;
+                kept = at;
+            }
+            (Some(_), _) => at += 6,
+            // The next byte may begin a longer character, where it is no JSON anyway.
+            (None, _) => at += 1 + json[at + 1..].chars().next().map_or(1, char::len_utf8),
+        }
+    }
+    if kept == 0 {
+        return Cow::Borrowed(json);
+    }
+    repaired.push_str(&json[kept..]);
+    Cow::Owned(repaired)
+}
+
 fn cut(text: &str, bytes: usize) -> Box<str> {
     let mut end = text.len().min(bytes);
     while !text.is_char_boundary(end) {
@@ -144,12 +191,32 @@ struct EntityText {
     single_usage_detail: Option<TraceText>,
     progressive_bundle_usage_detail: Option<TraceText>,
     sequential_usage_detail: Option<SequentialText>,
+    product_coupon: Option<IdsText>,
+    stock: Option<IdsText>,
+    brand_id: Option<Box<str>>,
+}
+
+/// What the product coupon and the stock say of what they belong to.
+#[derive(Deserialize)]
+struct IdsText {
+    brand_id: Option<Box<str>>,
+    product_coupon_id: Option<Box<str>>,
+    stock_id: Option<Box<str>>,
+}
+
+impl IdsText {
+    fn ids(self) -> impl Iterator<Item = Id> {
+        let Self { brand_id, product_coupon_id, stock_id } = self;
+        let product = product_coupon_id.map(Id::ProductCoupon);
+        [brand_id.map(Id::Brand), product, stock_id.map(Id::Stock)].into_iter().flatten()
+    }
 }
 
 #[derive(Deserialize)]
 struct TraceText {
     use_request_no: Option<Box<str>>,
     return_request_no: Option<Box<str>>,
+    return_time: Option<Box<str>>,
 }
 
 #[derive(Deserialize)]
@@ -168,8 +235,17 @@ impl From<TraceText> for Trace {
     fn from(text: TraceText) -> Self {
         // An empty text stands for "none" in the provider's own samples of other products.
         let told = |text: Option<Box<str>>| text.filter(|text| !text.is_empty());
-        Self { use_request_no: told(text.use_request_no), return_request_no: told(text.return_request_no) }
+        Self {
+            use_request_no: told(text.use_request_no),
+            return_request_no: told(text.return_request_no),
+            return_time: text.return_time.as_deref().and_then(time),
+        }
     }
+}
+
+/// A time as the provider writes one: its samples leave out the seconds here and there.
+fn time(text: &str) -> Option<Timestamp> {
+    UseTime::parse(text).ok()?.as_str().parse().ok()
 }
 
 impl From<RoundText> for Round {
@@ -182,6 +258,8 @@ impl From<RoundText> for Round {
 mod tests {
     use super::*;
 
+    const REDUCED: &str = r#"{"coupon_code":"C","coupon_state":"USED"}"#;
+
     #[test]
     fn nesting_is_counted_outside_of_texts() {
         let depth = |text: &str| look(text.as_bytes()).nesting;
@@ -191,17 +269,74 @@ mod tests {
             "[".repeat(63),
             "]".repeat(63)
         );
-        assert!(coupon(deep.as_bytes()).is_some());
-        assert!(coupon(deep.replace("[", "[[").replace("]", "]]").as_bytes()).is_none());
+        let passed_on = |text: &str| *coupon(text.as_bytes()).unwrap().entity == *text;
+        assert!(passed_on(&deep));
+        // What is deeper is not passed on, and read all the same.
+        for levels in [64, 1_000, 100_000] {
+            let deeper = deep.replacen('[', &"[".repeat(levels), 1).replacen(']', &"]".repeat(levels), 1);
+            let coupon = coupon(deeper.as_bytes()).unwrap();
+            assert_eq!((coupon.state, &*coupon.entity), (CouponState::Used, REDUCED), "{levels}");
+        }
     }
 
     #[test]
-    fn what_a_strict_reader_could_not_read_is_no_coupon_even_where_nobody_looks() {
+    fn a_signed_body_is_read_whatever_its_texts_and_numbers_hold() {
         let with = |more: &str| {
-            coupon(format!(r#"{{"coupon_code":"C","coupon_state":"USED","x":{more}}}"#).as_bytes()).is_some()
+            let body = format!(r#"{{"coupon_code":"C","coupon_state":"USED","x":{more}}}"#);
+            let coupon = coupon(body.as_bytes()).unwrap_or_else(|| panic!("not read: {body}"));
+            assert_eq!((&*coupon.code, coupon.state), ("C", CouponState::Used), "{body}");
+            assert!(serde_json::from_str::<serde_json::Value>(&coupon.entity).is_ok(), "{}", coupon.entity);
+            (*coupon.entity != *REDUCED).then(|| coupon.entity.replacen(more, "AS IT CAME", 1))
         };
-        assert!(with(r#""\u4e2d \ud83d\ude00""#) && with("1e9") && with("true") && with(&"1".repeat(300)));
-        assert!(!with(r#""\ud800""#) && !with("1.5e999") && !with("-1E999") && !with(&"1".repeat(400)));
+        let as_it_came = Some(r#"{"coupon_code":"C","coupon_state":"USED","x":AS IT CAME}"#.to_owned());
+        for more in [r#""\u4e2d \ud83d\ude00""#, r#""\\ud800""#, r#""\\\"\u0041""#, "1e9", "true"] {
+            assert_eq!(with(more), as_it_came, "{more}");
+        }
+        assert_eq!(with(&"1".repeat(300)), as_it_came);
+        let repaired =
+            |text: &str| Some(format!(r#"{{"coupon_code":"C","coupon_state":"USED","x":{text}}}"#));
+        for (more, told) in [
+            (r#""\ud800""#, r#""\ufffd""#),
+            (r#""a\uDFFFb""#, r#""a\ufffdb""#),
+            (r#""\ud800\u0041""#, r#""\ufffd\u0041""#),
+            (r#""\ud800\ud83d\ude00""#, r#""\ufffd\ud83d\ude00""#),
+            (r#""\ude00\ud83d""#, r#""\ufffd\ufffd""#),
+            (r#"{"\ud800": 1}"#, r#"{"\ufffd": 1}"#),
+        ] {
+            assert_eq!(with(more), repaired(told), "{more}");
+        }
+        for no_machine_holds in ["1.5e999", "-1E999"] {
+            assert_eq!(with(no_machine_holds), None, "{no_machine_holds}");
+        }
+        assert_eq!(with(&"1".repeat(400)), None);
+    }
+
+    #[test]
+    fn half_a_pair_in_a_member_that_is_read_hides_no_other() {
+        let body = br#"{"coupon_code":"C","coupon_state":"USED","single_usage_detail":{"use_request_no":"U",
+            "return_request_no":"\ud800"}}"#;
+        let usage = coupon(body).unwrap().usage;
+        let Usage::Once(trace) = usage else { panic!("{usage:?}") };
+        assert_eq!(
+            (trace.use_request_no.as_deref(), trace.return_request_no.as_deref()),
+            (Some("U"), Some("\u{fffd}"))
+        );
+    }
+
+    #[test]
+    fn the_time_of_a_return_is_read_with_seconds_or_without() {
+        let time = |text: &str| {
+            let body = format!(
+                r#"{{"coupon_code":"C","coupon_state":"EFFECTIVE","single_usage_detail":{{"return_request_no":"R1",
+                "return_time":"{text}"}}}}"#
+            );
+            let usage = coupon(body.as_bytes()).unwrap().usage;
+            let Usage::Once(trace) = usage else { panic!("{usage:?}") };
+            trace.return_time.map(|at| at.to_string())
+        };
+        assert_eq!(time("2026-03-06T08:00+08:00").as_deref(), Some("2026-03-06T00:00:00Z"));
+        assert_eq!(time("2026-03-06T08:00:01.5+08:00").as_deref(), Some("2026-03-06T00:00:01.5Z"));
+        assert_eq!(time("yesterday"), None);
     }
 
     #[test]
@@ -211,7 +346,7 @@ mod tests {
             coupon(body.as_bytes()).unwrap().usage
         };
         let once = |use_request_no: Option<&str>| {
-            Usage::Once(Trace { use_request_no: use_request_no.map(Into::into), return_request_no: None })
+            Usage::Once(Trace { use_request_no: use_request_no.map(Into::into), ..Trace::default() })
         };
         let ours = r#""single_usage_detail":{"use_request_no":"U","return_request_no":null}"#;
         let list = r#""sequential_usage_detail":{"detail_item_list":null}"#;

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 
 use crate::verdict::{Authenticity, Flaw};
 use crate::wechat::keys::{PublicKeys, VerificationKey};
+use crate::wechat::replay::Marks;
 
 /// How far an answer's timestamp may be from our clock, in seconds.
 pub const CLOCK_TOLERANCE_SECONDS: i64 = 300;
@@ -55,6 +56,12 @@ fn check(headers: &HeaderMap, body: &[u8], keys: &PublicKeys, now: Timestamp) ->
     // The header's own text goes into the message: formatting the number again could differ from what was signed.
     let message = [timestamp.as_bytes(), b"\n", nonce.as_bytes(), b"\n", body, b"\n"].concat();
     key.verifies(&message, &signature).then_some(()).ok_or(Flaw::Mismatch)
+}
+
+/// What tells this answer from others, where it carries a signature.
+pub fn marks(headers: &HeaderMap) -> Option<Marks<'_>> {
+    let (nonce, signature) = (one(headers, NONCE)?, one(headers, SIGNATURE)?);
+    Some(Marks { signed_at: one(headers, TIMESTAMP)?.parse().ok()?, nonce, signature })
 }
 
 /// The text of a header that is given exactly once.

@@ -8,6 +8,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::attempt::{Belief, Evidence, Objection, Progress};
+use crate::coupon::{Coupon, CouponState};
 use crate::wire::event::Entry;
 
 /// Questions put so far.
@@ -27,12 +28,39 @@ pub const EVIDENCE: &str = "x-redemption-evidence";
 /// The provider's last objection, as JSON. Never missing where the belief rests on one.
 pub const OBJECTION: &str = "x-redemption-objection";
 
+/// How many of the attempts met a fault of our own or a brand that keeps us out. Missing where none did.
+pub const SUSPENDED: &str = "x-redemption-suspended";
+/// From when an inquiry counts as negative, RFC 3339. Missing where that is not known.
+pub const NEGATIVES_FROM: &str = "x-redemption-negatives-from";
+/// Before when nobody can have sent the command, RFC 3339. Missing where that is not known.
+pub const UNSENT_BEFORE: &str = "x-redemption-unsent-before";
+/// The coupon's state as it was last told, signed. Missing where none was.
+pub const COUPON_STATE: &str = "x-redemption-coupon-state";
+
 /// The trace context of the stay that put a copy away, W3C `traceparent`: the next stay is linked to it. Nothing is
 /// believed because of it, and a copy without it is as good.
 pub const TRACE: &str = "x-redemption-trace";
 
 /// The headers that only a copy has.
-const COPY_ONLY: [&str; 7] = [ATTEMPTS, TIERS, FIRST_SEEN, LAST_VERDICT, BODY_SHA256, EVIDENCE, OBJECTION];
+const COPY_ONLY: [&str; 11] = [
+    ATTEMPTS,
+    TIERS,
+    FIRST_SEEN,
+    LAST_VERDICT,
+    BODY_SHA256,
+    EVIDENCE,
+    OBJECTION,
+    SUSPENDED,
+    NEGATIVES_FROM,
+    UNSENT_BEFORE,
+    COUPON_STATE,
+];
+
+/// Of these, the ones that may be missing. One that is there and no text is damage all the same.
+pub const OPTIONAL: [&str; 5] = [OBJECTION, SUSPENDED, NEGATIVES_FROM, UNSENT_BEFORE, COUPON_STATE];
+
+/// The longest word for a state that is carried, in bytes.
+const STATE_BYTES_MAX: usize = 64;
 
 /// The longest text read from one header, in bytes.
 const HEADER_BYTES_MAX: usize = 16 * 1024;
@@ -74,7 +102,7 @@ pub fn write(progress: &Progress, evidence: &[Evidence], body_sha256: &str) -> V
     let entries: Vec<Entry> = Evidence::last(evidence).iter().map(Entry::from).collect();
     let mut headers = vec![
         (ATTEMPTS, progress.attempts.to_string()),
-        (TIERS, progress.tiers_passed.saturating_add(1).to_string()),
+        (TIERS, progress.tiers_passed.to_string()),
         (FIRST_SEEN, progress.first_seen.to_string()),
         (DEADLINE, progress.deadline.to_string()),
         (LAST_VERDICT, progress.belief.to_words()),
@@ -83,6 +111,19 @@ pub fn write(progress: &Progress, evidence: &[Evidence], body_sha256: &str) -> V
     ];
     if let Some(objection) = &progress.objection {
         headers.push((OBJECTION, json(&ObjectionEntry::from(objection))));
+    }
+    if progress.suspended > 0 {
+        headers.push((SUSPENDED, progress.suspended.to_string()));
+    }
+    if let Some(from) = progress.negatives_from {
+        headers.push((NEGATIVES_FROM, from.to_string()));
+    }
+    if let Some(before) = progress.unsent_before {
+        headers.push((UNSENT_BEFORE, before.to_string()));
+    }
+    let state = progress.coupon.as_ref().map(|coupon| coupon.state.as_str());
+    if let Some(state) = state.filter(|state| (1..=STATE_BYTES_MAX).contains(&state.len())) {
+        headers.push((COUPON_STATE, state.to_owned()));
     }
     headers
 }
@@ -146,7 +187,18 @@ pub fn read<'a>(
                 .into(),
         ),
     };
-    let progress = Progress::resumed(attempts, tiers_passed, belief, first_seen, deadline, objection);
+    let suspended = if header(SUSPENDED).is_some() { count(SUSPENDED)?.min(attempts) } else { 0 };
+    let time_if_any = |name| if header(name).is_some() { time(name).map(Some) } else { Ok(None) };
+    let negatives_from = time_if_any(NEGATIVES_FROM)?;
+    let unsent_before = time_if_any(UNSENT_BEFORE)?;
+    let state = header(COUPON_STATE);
+    if state.is_some_and(|state| !(1..=STATE_BYTES_MAX).contains(&state.len())) {
+        return Err(Damage::Unreadable(COUPON_STATE));
+    }
+    let coupon = state.map(|state| Coupon::in_state(CouponState::from_wire(state)));
+    let mut progress = Progress::resumed(attempts, tiers_passed, belief, first_seen, deadline, objection);
+    (progress.suspended, progress.coupon) = (suspended, coupon);
+    (progress.negatives_from, progress.unsent_before) = (negatives_from, unsent_before);
     Ok(Carried { progress, evidence })
 }
 
@@ -251,7 +303,7 @@ mod tests {
     }
 
     fn written() -> Vec<(&'static str, String)> {
-        let belief = Belief::Objected { reason: Reason::NotUsable, stands: false };
+        let belief = Belief::Objected { reason: Reason::NotUsable, doubtful: true };
         write(&progress(belief, Some(objection())), &evidence(2), BODY)
     }
 
@@ -292,24 +344,23 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back_one_wait_queue_further() {
+    fn what_is_written_is_read_back() {
         let reason = Reason::NotUsable;
         for belief in [
             Belief::Clear,
             Belief::Unsure,
-            Belief::Objected { reason, stands: true },
-            Belief::Objected { reason, stands: false },
-            Belief::Doubted(reason),
+            Belief::Used,
+            Belief::Objected { reason, doubtful: true },
+            Belief::Objected { reason, doubtful: false },
         ] {
             for objection in [None, Some(objection())] {
-                let mut put_away = progress(belief, objection);
+                let put_away = progress(belief, objection);
                 if put_away.objection.is_none() && belief.objection().is_some() {
                     let headers = write(&put_away, &[], BODY);
                     assert_eq!(read_back(&headers), Err(Damage::Missing(OBJECTION)), "{belief:?}");
                     continue;
                 }
                 let carried = read_back(&write(&put_away, &evidence(2), BODY)).unwrap();
-                put_away.tiers_passed = 3;
                 assert_eq!(carried.progress, put_away);
                 assert_eq!(carried.evidence, evidence(2));
             }
@@ -318,15 +369,37 @@ mod tests {
 
     #[test]
     fn a_header_that_is_missing_is_named() {
-        for name in COPY_ONLY.into_iter().chain([DEADLINE]) {
+        let known = COPY_ONLY.into_iter().chain([DEADLINE]);
+        // An objection may be missing where nothing rests on one; here something does.
+        for name in known.filter(|name| *name == OBJECTION || !OPTIONAL.contains(name)) {
             assert_eq!(without(name), Err(Damage::Missing(name)));
         }
     }
 
     #[test]
+    fn what_may_be_missing_is_read_back_where_it_is_there() {
+        let mut put_away = progress(Belief::Unsure, None);
+        put_away.suspended = 3;
+        put_away.negatives_from = Some(at("2026-03-05T05:00:17Z"));
+        put_away.unsent_before = Some(at("2026-03-05T04:30:45Z"));
+        put_away.coupon = Some(Coupon::in_state(CouponState::from_wire("FROZEN")));
+        let headers = write(&put_away, &[], BODY);
+        assert_eq!(read_back(&headers).unwrap().progress, put_away);
+        for name in OPTIONAL {
+            let headers: Vec<_> = headers.iter().filter(|(key, _)| *key != name).cloned().collect();
+            assert!(read_back(&headers).is_ok(), "{name}");
+        }
+        // What is too long for a state, as a reply may hold one, is left out.
+        put_away.coupon = Some(Coupon::in_state(CouponState::from_wire(&"X".repeat(STATE_BYTES_MAX + 1))));
+        assert_eq!(read_back(&write(&put_away, &[], BODY)).unwrap().progress.coupon, None);
+        put_away.coupon = Some(Coupon::in_state(CouponState::from_wire("")));
+        assert_eq!(read_back(&write(&put_away, &[], BODY)).unwrap().progress.coupon, None);
+    }
+
+    #[test]
     fn a_copy_carries_no_other_objection_than_the_provider_can_make() {
         for reason in Reason::ALL {
-            for kind in ["objected", "objected-unsigned", "doubted"] {
+            for kind in ["objected", "objected-doubtful"] {
                 let belief = with(LAST_VERDICT, &format!("{kind} {}", reason.as_str()));
                 assert_eq!(
                     belief.is_ok(),
@@ -347,11 +420,15 @@ mod tests {
         };
         check(ATTEMPTS, &["", "-1", "seven", "4294967296", "7.0", " 7"]);
         check(TIERS, &["", "-1", "x", "4294967296"]);
+        check(SUSPENDED, &["", "-1", "many"]);
+        check(NEGATIVES_FROM, &["", "soon"]);
+        check(UNSENT_BEFORE, &["", "yesterday"]);
+        check(COUPON_STATE, &[""]);
         check(FIRST_SEEN, &["", "yesterday", "2026-03-05", "1772685045", "2026-13-05T00:00:00Z"]);
         check(DEADLINE, &["", "tomorrow", "10000-01-01T00:00:00Z", "2026-03-05T00:00:00"]);
         check(
             LAST_VERDICT,
-            &["", "redeemed", "unsure 1", "objected", "objected nothing", "doubted  not_usable"],
+            &["", "redeemed", "unsure 1", "objected", "objected nothing", "objected  not_usable"],
         );
         check(EVIDENCE, &["", "{}", "[{}]", "[1]", "null", "[", r#"[{"at": "now"}]"#]);
         check(
@@ -363,7 +440,7 @@ mod tests {
     #[test]
     fn a_huge_header_is_not_read() {
         let huge = "1".repeat(HEADER_BYTES_MAX + 1);
-        for name in [ATTEMPTS, TIERS, FIRST_SEEN, DEADLINE, LAST_VERDICT, BODY_SHA256, EVIDENCE, OBJECTION] {
+        for name in COPY_ONLY.into_iter().chain([DEADLINE]) {
             assert_eq!(with(name, &huge), Err(Damage::Unreadable(name)));
         }
     }
@@ -409,12 +486,10 @@ mod tests {
     fn a_million_attempts_are_believed_and_end_the_command() {
         let carried = with(ATTEMPTS, "1000000").unwrap();
         assert_eq!(carried.progress.attempts, 1_000_000);
-        let mut headers = write(&carried.progress, &[], BODY);
-        headers.retain(|(name, _)| *name != TIERS);
-        headers.push((TIERS, u32::MAX.to_string()));
-        let carried = read_back(&headers).unwrap().progress;
-        let again = write(&carried, &[], BODY);
-        assert!(again.contains(&(TIERS, u32::MAX.to_string())), "the count stops, it does not wrap");
+        let mut carried = with(TIERS, &u32::MAX.to_string()).unwrap().progress;
+        let step = carried.defer(&crate::attempt::Limits::default(), now());
+        assert!(step.is_some());
+        assert_eq!(carried.tiers_passed, u32::MAX, "the count stops, it does not wrap");
     }
 
     #[test]
@@ -460,22 +535,22 @@ mod tests {
             any::<String>(),
             "[0-9]{1,12}",
             "[0-9]{1,6}-[0-9]{1,3}-[0-9]{1,3}T[0-9:.]{1,12}(Z|[+-][0-9:]{1,6})",
-            "(clear|unsure|objected|objected-unsigned|doubted)( [a-z_]{0,20})?",
+            "(clear|unsure|used|objected|objected-doubtful)( [a-z_]{0,20})?",
             r#"[\[\]{}",:a-z0-9_]{0,60}"#,
         ]
     }
 
     proptest! {
         #[test]
-        fn whatever_the_headers_say_they_are_read_or_named(texts in prop::collection::vec(prop::option::of(text()), 8)) {
-            let names = [ATTEMPTS, TIERS, FIRST_SEEN, DEADLINE, LAST_VERDICT, BODY_SHA256, EVIDENCE, OBJECTION];
+        fn whatever_the_headers_say_they_are_read_or_named(texts in prop::collection::vec(prop::option::of(text()), 12)) {
+            let names: Vec<_> = COPY_ONLY.into_iter().chain([DEADLINE]).collect();
             let header = |name| names.iter().position(|known| *known == name).and_then(|n| texts[n].as_deref());
             if let Ok(carried) = read(header, BODY, now(), HORIZON) {
                 prop_assert!(carried.progress.first_seen <= now());
                 prop_assert!(carried.evidence.len() <= Evidence::KEPT);
             }
             // One damaged header among sound ones reaches further.
-            for name in names {
+            for name in names.iter().copied() {
                 let text = texts[0].as_deref().unwrap_or_default();
                 if let Ok(carried) = with(name, text) {
                     prop_assert!(carried.progress.deadline <= saturating(now(), HORIZON.furthest));

@@ -1,8 +1,8 @@
 //! Writes the result event: a CloudEvent 1.0 in structured mode (`application/cloudevents+json`).
 //!
 //! AMQP 0-9-1 has no official CloudEvents binding, so the whole event is the body. Its `id` is a name-based UUID of
-//! the coupon code, the request number and the outcome: the same command with the same outcome always makes the
-//! same id, and a subscriber drops what it has seen.
+//! the brand, the openid, the coupon code, the request number and the outcome: the same command with the same outcome
+//! always makes the same id, that of another brand or user never, and a subscriber drops what it has seen.
 
 use std::borrow::Cow;
 
@@ -54,7 +54,7 @@ pub struct CloudEvent<'a> {
     /// Always `1.0`.
     #[schemars(extend("const" = "1.0"))]
     specversion: &'static str,
-    /// Name-based UUID of coupon code, request number and outcome: equal for repeats of one result.
+    /// Name-based UUID of brand, openid, coupon code, request number and outcome: equal for repeats of one result.
     #[schemars(schema_with = "schema::uuid")]
     id: Uuid,
     /// Who says so: the name of the service, a URI reference.
@@ -117,7 +117,9 @@ pub struct Data<'a> {
     established_by: &'static str,
     /// Calls made for this command, through every wait queue.
     attempts: u32,
-    /// The coupon exactly as WeChat Pay sent it, signature verified; fields may appear at any time.
+    /// The coupon exactly as WeChat Pay sent it, signature verified; fields may appear at any time. Half a surrogate pair in
+    /// it is replaced by U+FFFD; what no strict reader could read is reduced to code and state. Null where only its state is
+    /// known.
     #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
     coupon: Option<Cow<'a, RawValue>>,
     /// Why the outcome is not `redeemed`; null where it is.
@@ -268,12 +270,16 @@ pub fn tell(redemption: &Redemption, outcome: &Outcome, telling: Telling<'_>) ->
         problem,
         evidence: Evidence::last(telling.evidence).iter().map(Entry::from).collect(),
     };
-    let id = id(&["command", code, number, kind.as_str()]);
+    let openid = redemption.openid.as_str();
+    let id = id(
+        [Some("command"), Some(redemption.brand_id.as_str()), Some(openid), Some(code), Some(number)],
+        kind,
+    );
     write(id, kind, data, telling)
 }
 
-/// Tells of bytes that are not a command. `digest` is the SHA-256 of the bytes in hex: it stands for the identity
-/// that cannot be read.
+/// Tells of bytes that are not a command. `digest` is the SHA-256 of the bytes in hex: with what can be read of the
+/// command it makes the identity.
 pub fn tell_invalid(rejected: &Rejected, digest: &str, telling: Telling<'_>) -> Event {
     let legible = &rejected.legible;
     let faults =
@@ -337,7 +343,8 @@ fn tell_unread(
         problem: Some(problem),
         evidence: Evidence::last(telling.evidence).iter().map(Entry::from).collect(),
     };
-    write(id(&["bytes", digest, kind.as_str()]), kind, data, telling)
+    let id = id([Some(digest), data.brand_id, data.openid, data.coupon_code, data.out_request_no], kind);
+    write(id, kind, data, telling)
 }
 
 fn write(id: Uuid, kind: OutcomeKind, data: Data<'_>, telling: Telling<'_>) -> Event {
@@ -368,9 +375,18 @@ pub(super) fn kind(kind: OutcomeKind) -> String {
     format!("redemption.{}.v1", kind.as_str())
 }
 
-fn id(parts: &[&str]) -> Uuid {
-    // A line feed stands in no part, so different parts never make the same name.
-    Uuid::new_v5(&ID_SPACE, parts.join("\n").as_bytes())
+/// The id of what was made of a command: what kind of identity it has, brand, openid, coupon code and request number,
+/// each with its length before it. So different parts never make the same name, whatever stands in them; what cannot be
+/// read is another part than an empty one.
+fn id(parts: [Option<&str>; 5], kind: OutcomeKind) -> Uuid {
+    let mut name = String::with_capacity(256);
+    for part in parts.into_iter().chain([Some(kind.as_str())]) {
+        match part {
+            Some(part) => name.extend([part.len().to_string().as_str(), ":", part, ","]),
+            None => name.push_str("-,"),
+        }
+    }
+    Uuid::new_v5(&ID_SPACE, name.as_bytes())
 }
 
 fn raw(entity: &str) -> Option<Cow<'_, RawValue>> {
@@ -415,6 +431,7 @@ mod tests {
             code: "C0001".into(),
             state: CouponState::Used,
             usage: Usage::Once(Trace::default()),
+            ids: vec![],
             entity: ENTITY.into(),
         }
     }
@@ -517,13 +534,14 @@ mod tests {
         let ids = outcomes().map(|outcome| told(&outcome).id);
         assert_eq!(ids, outcomes().map(|outcome| told(&outcome).id));
         // Subscribers have stored these: another value makes them see every result anew.
-        assert_eq!(ids[0].to_string(), "335e2c98-517d-5e1a-9cda-cbee66bf8788");
+        assert_eq!(ids[0].to_string(), "26a03841-bca9-552e-9792-392ad8b27135");
         let other = |from: &str, to: &str| {
             let redemption = decode(command().replace(from, to).as_bytes()).unwrap();
             tell(&redemption, &outcomes()[0], telling(&[])).id
         };
         let mut all = ids.to_vec();
         all.extend([other("USE_0001", "USE_0002"), other("C0001", "C0002")]);
+        all.extend([other("120344", "120345"), other("oUser", "oAnother")]);
         all.extend([invalid("").id, damaged().id, tell_damaged(&redemption(), "", "d2", telling(&[])).id]);
         let distinct: std::collections::BTreeSet<_> = all.iter().collect();
         assert_eq!(distinct.len(), all.len(), "{all:?}");
@@ -537,16 +555,60 @@ mod tests {
             objection: None,
         };
         assert_eq!(told(&refused).id, ids[1]);
-        assert_eq!(other("120344", "120345"), ids[0]);
+        // Nor what the product coupon, the stock, the app or the order is.
+        for (from, to) in [
+            ("1000000013\"", "1000000014\""),
+            ("1000000013001", "1000000013002"),
+            ("wx1", "wx2"),
+            ("42", "43"),
+        ] {
+            assert_eq!(other(from, to), ids[0], "{to}");
+        }
+    }
+
+    #[test]
+    fn invalid_commands_of_others_have_other_ids() {
+        let of = |from: &str, to: &str, digest: &str| {
+            let text = command().replace("appid", "app_id").replace(from, to);
+            tell_invalid(&decode(text.as_bytes()).unwrap_err(), digest, telling(&[])).id
+        };
+        let same = of("", "", "d1");
+        assert_eq!(same, of("wx1", "wx2", "d1"), "the digest is taken for the bytes");
+        let others = [
+            of("120344", "120345", "d1"),
+            of("oUser", "oAnother", "d1"),
+            of("C0001", "C0002", "d1"),
+            of("USE_0001", "USE_0002", "d1"),
+            of("\"120344\"", "null", "d1"),
+            of("", "", "d2"),
+        ];
+        let distinct: std::collections::BTreeSet<_> = others.iter().chain([&same]).collect();
+        assert_eq!(distinct.len(), others.len() + 1);
     }
 
     #[test]
     fn an_id_is_not_made_by_joining_what_could_be_split_otherwise() {
-        let of = |code: &str, number: &str| {
-            let text = command().replace("C0001", code).replace("USE_0001", number);
+        let of = |brand: &str, openid: &str, code: &str, number: &str| {
+            let text = command().replace("120344", brand).replace("oUser", openid);
+            let text = text.replace("C0001", code).replace("USE_0001", number);
             tell(&decode(text.as_bytes()).unwrap(), &outcomes()[0], telling(&[])).id
         };
-        assert_ne!(of("C0001A", "BCDEFG"), of("C0001", "ABCDEFG"));
+        assert_ne!(of("B", "oU", "C0001A", "BCDEFG"), of("B", "oU", "C0001", "ABCDEFG"));
+        assert_ne!(of("B", "oUC", "0001", "ABCDEFG"), of("B", "oU", "C0001", "ABCDEFG"));
+        assert_ne!(of("Bo", "U", "C0001", "ABCDEFG"), of("B", "oU", "C0001", "ABCDEFG"));
+        assert_ne!(of("oU", "B", "C0001", "ABCDEFG"), of("B", "oU", "C0001", "ABCDEFG"));
+    }
+
+    proptest::proptest! {
+        /// Whatever stands in them, and whether or not they can be read: other parts, another id.
+        #[test]
+        fn no_two_identities_make_one_id(
+            one in proptest::array::uniform5(proptest::option::of("[0-9:,a-]{0,4}")),
+            other in proptest::array::uniform5(proptest::option::of("[0-9:,a-]{0,4}")),
+        ) {
+            let of = |parts: &[Option<String>; 5]| id(parts.each_ref().map(Option::as_deref), OutcomeKind::Redeemed);
+            proptest::prop_assert_eq!(one == other, of(&one) == of(&other));
+        }
     }
 
     #[test]

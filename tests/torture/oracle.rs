@@ -278,9 +278,9 @@ fn inquiries(
 }
 
 /// Whether an inquiry was answered by the coupon, in time, whole, and under a good signature. Of the faults only these
-/// leave it so: a short delay, and signatures missing from refusals alone.
+/// leave it so: a short delay, signatures missing from refusals alone, and depth that nobody has to look into.
 fn is_told(inquiry: &Value) -> bool {
-    let harmless = matches!(inquiry["fault"].as_str(), None | Some("slow" | "unsigned"));
+    let harmless = matches!(inquiry["fault"].as_str(), None | Some("slow" | "unsigned" | "deep_json"));
     let in_time = inquiry["took_us"].as_u64().is_some_and(|took| took < WAITED_FOR_US);
     inquiry["question"] == "inquire" && inquiry["answered"] == 200 && harmless && in_time
 }
@@ -292,10 +292,9 @@ fn is_under_way(first: &Value, second: &Value) -> bool {
     answered_at.zip(us(second, "at_us")).is_some_and(|(answered, came)| came < answered)
 }
 
-/// Whether a use was answered by "not now".
+/// Whether a use was answered by "not now". A 202 promises nothing, and neither does a 401, which is not signed.
 fn is_declined(attempt: &Value) -> bool {
-    let locked = attempt["sub_code"] == 272_756_746;
-    locked || [202, 401, 429].iter().any(|status| attempt["answered"] == *status)
+    attempt["sub_code"] == 272_756_746 || attempt["answered"] == 429
 }
 
 /// The same command, published twice, is told under one id.
@@ -447,6 +446,7 @@ mod tests {
         check(None, json!(200), 0);
         check(Some("slow"), json!(200), 0);
         check(Some("unsigned"), json!(200), 0);
+        check(Some("deep_json"), json!(200), 0);
         check(None, json!(404), 1);
         check(None, json!(429), 1);
         check(None, Value::Null, 1);
@@ -459,7 +459,6 @@ mod tests {
         for nothing_said in [
             "bad_signature",
             "cut_in_body",
-            "deep_json",
             "endless_body",
             "forged_success",
             "gzip",
@@ -493,14 +492,14 @@ mod tests {
     #[test]
     fn a_use_that_was_declined_may_be_sent_again_and_no_other() {
         let declined = |status: u16| (USE, Some("status"), json!(status));
-        for status in [202, 401, 429] {
-            assert_eq!(unasked(&[declined(status), declined(status), (USE, None, json!(200))]), 0);
+        assert_eq!(unasked(&[declined(429), declined(429), (USE, None, json!(200))]), 0);
+        for status in [202, 401, 500] {
+            assert_eq!(unasked(&[declined(status), (USE, None, json!(200))]), 1, "{status}");
         }
-        assert_eq!(unasked(&[declined(500), (USE, None, json!(200))]), 1);
         // That it was declined once says nothing about the next one.
         let cut = || (USE, Some("cut_after_effect"), json!("cut"));
-        assert_eq!(unasked(&[declined(202), cut(), cut()]), 1);
-        assert_eq!(unasked(&[declined(202), cut(), declined(202), cut()]), 1);
+        assert_eq!(unasked(&[declined(429), cut(), cut()]), 1);
+        assert_eq!(unasked(&[declined(429), cut(), declined(429), cut()]), 1);
     }
 
     #[test]
