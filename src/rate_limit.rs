@@ -27,6 +27,9 @@ pub const JOINING: Duration = Duration::from_millis(1_500);
 /// A smaller number of consumers is believed after so long: who lost the broker is mostly back before, and whoever made
 /// calls until now has made its last one more than a second ago.
 const LEAVING: Duration = Duration::from_secs(5);
+/// Just after a start who is gone is most likely this instance's own predecessor, whose last call was made before.
+const JUST_STARTED: Duration = Duration::from_secs(10);
+const LEAVING_JUST_STARTED: Duration = Duration::from_millis(1_100);
 /// The longest wait before another look, because the rate may rise meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -116,7 +119,8 @@ impl RateLimit {
             }
         }
         self.counts.push_back((now, count));
-        while self.counts.pop_front_if(|(at, _)| *at + LEAVING < now).is_some() {}
+        let leaving = if now < JUST_STARTED { LEAVING_JUST_STARTED } else { LEAVING };
+        while self.counts.pop_front_if(|(at, _)| *at + leaving < now).is_some() {}
     }
 
     /// Lets one call go, if it may: `serve` tells whether anybody took the turn.
@@ -286,6 +290,18 @@ mod tests {
         assert!(!limit.is_joining(SECOND * 2 / 5));
         let calls = calls(&mut limit, SECOND * 2 / 5, SECOND * 11 / 5, |_| 0);
         assert!(calls.len() >= 95, "{}", calls.len());
+    }
+
+    #[test]
+    fn a_dying_consumer_that_is_counted_late_halves_the_rate_for_a_second() {
+        let mut limit = RateLimit::new(100.0);
+        limit.join(1, SECOND / 10);
+        calls(&mut limit, SECOND, SECOND * 2, |_| 0);
+        limit.adjust(2, SECOND * 2);
+        assert_eq!(limit.per_second(SECOND * 2), 50.0);
+        limit.adjust(1, SECOND * 3);
+        limit.adjust(1, SECOND * 4);
+        assert_eq!(limit.per_second(SECOND * 4), 100.0);
     }
 
     #[test]
