@@ -79,6 +79,9 @@ const HAND_BACK: Duration = Duration::from_secs(5);
 const PROBE_AGAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
 /// A message that cannot be read is told again when sessions have held for so long.
 const ILLEGIBLE_AGAIN: Duration = Duration::from_secs(60);
+/// How long after it ended a session such a message may come again, and how many others are taken beside it until then.
+const ILLEGIBLE_RETURNS: Duration = Duration::from_secs(10);
+const ILLEGIBLE_NEIGHBORS_MAX: u16 = 8;
 /// AMQP's reply code for an exchange that does not exist.
 const NOT_FOUND: u16 = 404;
 /// Time between the beginnings of two sweeps of dead letters.
@@ -570,7 +573,7 @@ impl Service {
     ) -> Result<Vec<Delivery>, String> {
         let has = consumer.as_ref().map(Deliveries::prefetch);
         let wanted = match state {
-            State::Closed => Some(self.ramp.limit().unwrap_or(self.prefetch)),
+            State::Closed => Some(self.ramp.limit().unwrap_or(self.prefetch).min(self.illegible_cap())),
             // With one in hand there is enough to find out.
             State::HalfOpen { .. } if has.is_none() && self.lanes.held() == 0 => Some(1),
             State::HalfOpen { .. } | State::Open { .. } => has,
@@ -605,6 +608,15 @@ impl Service {
             (None, None) => {}
         }
         Ok(Vec::new())
+    }
+
+    /// How many may be taken while a message that cannot be read may come again: a broker that counts a session's end at
+    /// once may give back what the session held some seconds later.
+    fn illegible_cap(&self) -> u16 {
+        match self.illegible_since {
+            Some(since) if since.elapsed() < ILLEGIBLE_RETURNS => ILLEGIBLE_NEIGHBORS_MAX,
+            _ => u16::MAX,
+        }
     }
 
     /// Gives back what is held but not worked on.

@@ -386,10 +386,12 @@ impl Generation {
         match known {
             Some((Some(lost), _)) => lost,
             Some((None, Some(words))) => format!(
-                "the broker closed the consumer's channel: {words}; where a delivery timed out, a command was held for                  longer than the broker's consumer_timeout: look for results or retries that it does not accept"
+                "the broker closed the consumer's channel: {words}; where a delivery timed out, a command was held \
+                 for longer than the broker's consumer_timeout: look for results or retries that it does not accept"
             ),
             _ => format!(
-                "the broker canceled the consumer: queue {} was deleted, or a command was held for longer than the                  broker's consumer_timeout (RabbitMQ 4.3 and later)",
+                "the broker canceled the consumer: queue {} was deleted, or a command was held for longer than \
+                 the broker's consumer_timeout (RabbitMQ 4.3 and later)",
                 self.settings.topology.names.commands
             ),
         }
@@ -518,7 +520,7 @@ pub(crate) const PUBLISHED_FRAME_BYTES_MAX: u32 = 64 * 1024;
 fn address(settings: &Settings, nth: usize) -> Result<(AMQPUri, String), CannotConnect> {
     let uri =
         settings.uris.get(nth % settings.uris.len().max(1)).ok_or(CannotConnect::Uri(": it is empty"))?;
-    check_user_information(uri.expose_secret()).map_err(CannotConnect::Uri)?;
+    check_uri(uri.expose_secret()).map_err(CannotConnect::Uri)?;
     let mut uri: AMQPUri = uri.expose_secret().parse().map_err(|_| CannotConnect::Uri(""))?;
     uri.query.heartbeat = Some(u16::try_from(settings.heartbeat.as_secs()).unwrap_or(u16::MAX).max(1));
     uri.query.frame_max.get_or_insert(FRAME_BYTES_MAX);
@@ -531,7 +533,13 @@ fn address(settings: &Settings, nth: usize) -> Result<(AMQPUri, String), CannotC
 ///
 /// # Errors
 /// What is wrong, to stand behind the form of a URI. It quotes nothing of it.
-pub fn check_user_information(uri: &str) -> Result<(), &'static str> {
+pub fn check_uri(uri: &str) -> Result<(), &'static str> {
+    check_user_information(uri)?;
+    uri.parse::<AMQPUri>().map(drop).map_err(|_| "")
+}
+
+/// The same of user and password alone.
+fn check_user_information(uri: &str) -> Result<(), &'static str> {
     const ENCODE: &str = ": in user and password / ? # and @ must be percent-encoded, as %2F %3F %23 %40";
     let (_, rest) = uri.split_once("://").ok_or("")?;
     let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));

@@ -17,7 +17,7 @@ use toml::{Table, Value};
 
 use crate::attempt::Limits;
 use crate::backoff::Backoff;
-use crate::broker::check_user_information;
+use crate::broker::check_uri;
 use crate::broker::management::web_address;
 use crate::broker::tls::{BadFile, Tls};
 use crate::broker::topology::{Mode, Names, Topology};
@@ -499,8 +499,12 @@ impl Config {
                 .to_string(),
         };
         let key = if broker.uri_file.is_empty() { "broker.uri" } else { "broker.uri_file" };
+        if text.trim().is_empty() {
+            let problem = "must be a URI such as amqp://user:password@host:5672/%2f: it is empty".to_owned();
+            return Err(ConfigFault { key: key.to_owned(), problem });
+        }
         for uri in text.split_whitespace() {
-            check_user_information(uri).map_err(|problem| ConfigFault {
+            check_uri(uri).map_err(|problem| ConfigFault {
                 key: key.to_owned(),
                 problem: format!("must be a URI such as amqp://user:password@host:5672/%2f{problem}"),
             })?;

@@ -10,7 +10,38 @@ fn main() -> ExitCode {
     if let Err(error) = forbid_core_dumps() {
         eprintln!("redeemer: core dumps cannot be turned off: {error}");
     }
+    if let Err(problem) = allow_open_files() {
+        eprintln!("redeemer: {problem}");
+        return ExitCode::from(3);
+    }
     redeemer::cli::main(redeemer::cli::Arguments::parse())
+}
+
+/// Fewer descriptors than this are not enough for a broker, the payment API and the admin port; a library of the broker's
+/// client then panics once, and for ever after.
+const OPEN_FILES_MIN: u64 = 64;
+/// As many as the unit allows.
+const OPEN_FILES_WANTED: u64 = 65_536;
+
+/// Raises the soft limit on open files towards the hard one, as servers do.
+///
+/// # Errors
+/// In words, where the hard limit is too low.
+fn allow_open_files() -> Result<(), String> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if maximum.is_some_and(|most| most < OPEN_FILES_MIN) {
+        return Err(format!(
+            "{} files may be open at once, and {OPEN_FILES_MIN} are needed at least: raise the limit (ulimit -Hn, \
+             LimitNOFILE= in the unit)",
+            maximum.unwrap_or_default()
+        ));
+    }
+    let wanted = maximum.unwrap_or(OPEN_FILES_WANTED).min(OPEN_FILES_WANTED);
+    // A unit may forbid the call; then what there is has to do.
+    if current.is_some_and(|now| now < wanted) {
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum });
+    }
+    Ok(())
 }
 
 /// A core file would hold the merchant key and the broker's password. A limit of zero does not keep the kernel from

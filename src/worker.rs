@@ -509,6 +509,7 @@ impl Job<'_> {
                     // Nor may many in trouble hold the slots of those that nothing is wrong with.
                     let crowded = !self.carried.evidence.is_empty() && self.tools.pacer.is_crowded();
                     if (retry && !self.tools.budget.spend() || crowded)
+                        && !limits.tiers.is_empty()
                         && let Some(put_away) = self.carried.progress.defer(limits, Timestamp::now())
                     {
                         step = put_away;

@@ -251,6 +251,73 @@ fn check(script: &[Reply], steps: &[&str], ending: &str) {
 
 // ---- replies to "redeem"
 
+/// What the broker dead-lettered is asked about a few times, whatever is heard, and never sent.
+#[test]
+fn dead_letters_are_only_queried_and_end_after_three_calls() {
+    let replies: [fn() -> Reply; 12] = [
+        used_by_us,
+        usable,
+        returned,
+        used_by_another,
+        cut,
+        probe,
+        unreachable,
+        denied,
+        about_another_coupon,
+        || in_state("EXPIRED"),
+        || signed(401, "SIGN_ERROR"),
+        || signed(429, "RATELIMIT_EXCEEDED"),
+    ];
+    let beliefs = [
+        Belief::Clear,
+        Belief::Unsure,
+        Belief::Used,
+        Belief::Objected { reason: Reason::NotUsable, doubtful: false },
+        Belief::Objected { reason: Reason::NumberConflict, doubtful: true },
+    ];
+    // Every three replies in every order, from every belief that a retry message may carry, long over or just ended.
+    for (script, belief) in (0..replies.len().pow(3)).flat_map(|nth| beliefs.map(|belief| (nth, belief))) {
+        for ended in [None, Some(start()), Some(later(start(), Duration::from_secs(3_600)))] {
+            let mut now = later(start(), Duration::from_secs(3_600));
+            let objection = belief.objection().map(|_| objection());
+            let mut progress =
+                Progress::resumed(4, 1, belief, start(), later(start(), HOUR * 24), objection);
+            let limits = progress.only_query(Reason::DeliveryLimit, ended, &Limits::default());
+            let mut step = progress.begin(&limits, now);
+            let mut calls = 0;
+            let outcome = loop {
+                match step {
+                    Step::Finish(outcome) => break outcome,
+                    Step::Ask { after, question } => {
+                        assert_eq!(question, Question::Inquire, "{script} {belief:?} {ended:?}");
+                        now = later(now, after);
+                        let nth = script / replies.len().pow(calls % 3) % replies.len();
+                        let reply = replies[nth]();
+                        calls += 1;
+                        let verdict = progress.judge(question, &reply, &redemption());
+                        step = progress.follow(question, reply, verdict, &limits, now, 0.5);
+                    }
+                    Step::Halt(_) | Step::Defer { .. } => panic!("{script} {belief:?} {ended:?}: {step:?}"),
+                }
+                assert!(calls <= 5, "{script} {belief:?} {ended:?}: no end");
+            };
+            match &outcome {
+                Outcome::Unresolved { reason, .. } => assert_eq!(*reason, Reason::DeliveryLimit),
+                Outcome::Redeemed { .. } => assert!(heard(script, &replies, calls, 0), "{script}"),
+                Outcome::Refused { .. } => {}
+                Outcome::Invalid => panic!("{script} {belief:?}"),
+            }
+        }
+    }
+}
+
+/// Whether one of the replies that were heard is the one of this number.
+fn heard(script: usize, replies: &[fn() -> Reply], calls: u32, wanted: usize) -> bool {
+    (0..calls).any(|call| script / replies.len().pow(call % 3) % replies.len() == wanted)
+}
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
 #[test]
 fn a_verified_answer_that_names_us_ends_it() {
     check(&[used_by_us()], &["0s redeem"], "redeemed by answer");

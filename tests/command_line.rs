@@ -169,18 +169,22 @@ fn watch_says_when_the_connection_is_lost() {
 #[test]
 fn a_broker_that_cannot_be_reached_is_told_without_the_password() {
     let command = programs::command("x").to_string();
-    for (uri, told) in [
-        ("amqp://redeemer:geheim@127.0.0.1:1/%2f", "127.0.0.1:1, virtual host /"),
-        ("amqp://redeemer:geheim@127.0.0.1:notaport/%2f", "broker.uri is not a broker URI"),
+    for (uri, code, told) in [
+        ("amqp://redeemer:geheim@127.0.0.1:1/%2f", 1, "127.0.0.1:1, virtual host /"),
+        ("amqp://redeemer:geheim@127.0.0.1:notaport/%2f", 3, "broker.uri"),
         // The scheme forgotten: the parser would quote the whole text.
-        ("redeemer:geheim@127.0.0.1:5672/%2f", "broker.uri is not a broker URI"),
-        ("amqp:redeemer:geheim@127.0.0.1", "broker.uri is not a broker URI"),
-        ("", "broker.uri is not a broker URI"),
+        ("redeemer:geheim@127.0.0.1:5672/%2f", 3, "broker.uri"),
+        ("amqp:redeemer:geheim@127.0.0.1", 3, "broker.uri"),
+        // A character of the password that ends it for the parser.
+        ("amqp://redeemer:1234/geheim@127.0.0.1:1/%2f", 3, "broker.uri"),
+        ("amqp://redeemer:12#geheim@127.0.0.1:1/%2f", 3, "broker.uri"),
+        ("amqp://127.0.0.1:1/geheim", 3, "broker.uri"),
+        ("", 3, "broker.uri"),
     ] {
         for arguments in [&["publish", &command][..], &["watch"]] {
             let output = run(redeemer().env("REDEEMER_BROKER__URI", uri).args(arguments));
             let complaints = err(&output);
-            assert_eq!(output.status.code(), Some(1), "{complaints}");
+            assert_eq!(output.status.code(), Some(code), "{complaints}");
             assert!(complaints.contains(told), "no {told:?} in {complaints}");
             assert!(!complaints.contains("geheim"), "{complaints}");
         }
@@ -190,6 +194,17 @@ fn a_broker_that_cannot_be_reached_is_told_without_the_password() {
     assert_eq!(output.status.code(), Some(1));
     assert!(err(&output).contains("ACCESS_REFUSED"), "{}", err(&output));
     assert!(!err(&output).contains("geheim"), "{}", err(&output));
+}
+
+#[test]
+fn too_few_open_files_are_refused_before_anything_is_done() {
+    for arguments in ["check", "run", "watch"] {
+        let limited = format!("ulimit -n 14 && exec \"$0\" {arguments}");
+        let output = Command::new("sh").args(["-c", &limited, env!("CARGO_BIN_EXE_redeemer")]).output().unwrap();
+        assert_eq!(output.status.code(), Some(3), "{arguments}: {}", err(&output));
+        assert!(err(&output).contains("LimitNOFILE"), "{arguments}: {}", err(&output));
+        assert!(!err(&output).contains("panicked"), "{arguments}: {}", err(&output));
+    }
 }
 
 #[test]
