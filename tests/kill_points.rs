@@ -338,7 +338,9 @@ fn configure(keys: &Path, sandbox: &Sandbox, uri: &str) -> Config {
     config.wechat.public_keys.insert(text("public_key_id"), keys.join("wechatpay_public_key.pem"));
     config.retry.initial = ms(50);
     config.retry.settling = ms(200);
-    config.retry.in_process_max = ms(600);
+    // Long enough to wait here for the longest call that whoever held a command before may have begun.
+    config.wechat.total_timeout = ms(1_000);
+    config.retry.in_process_max = ms(2_000);
     config.retry.tiers = vec![ms(400), ms(1_000)];
     config.admin.listen = "127.0.0.1:0".to_owned();
     config.log.filter = "info,lapin=off".to_owned();
