@@ -63,7 +63,7 @@ impl Parked {
         Self { sha256: hex(&Sha256::digest(delivery.body())), reason, at, command, legible, delivery }
     }
 
-    /// The beginning of its bytes, [`SHOWN_BYTES_MAX`] at most, and how many bytes are left out. A character that the
+    /// The beginning of its bytes, 64 KiB at most, and how many bytes are left out. A character that the
     /// bound would cut is left out, too.
     pub fn shown_body(&self) -> (&[u8], usize) {
         let body = self.delivery.body();
