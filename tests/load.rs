@@ -232,8 +232,8 @@ async fn ten_thousand_commands_in_wait_queues_cost_no_memory() {
     const WAITING: usize = 10_000;
     let _alone = ALONE.lock().await;
     let bed = Bed::new().await;
-    // Locked by a concurrent use, says the provider of every coupon, and costs the sandbox no signature.
-    let locked = json!({"kind": "status", "status": 403, "code": "RULE_LIMIT", "sub_code": 272_756_746, "signed": false});
+    // Locked by a concurrent use, says the provider of every coupon, and signs it: unsigned it would not be believed.
+    let locked = json!({"kind": "status", "status": 403, "code": "NOT_ENOUGH", "sub_code": 272_756_746, "signed": true});
     bed.faults(json!([{"coupon_prefix": "C", "fault": locked}]));
     let program = Program::start(&bed).await;
     // The first call goes alone until one was answered well.

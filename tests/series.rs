@@ -134,6 +134,13 @@ fn answer(redemption: &Redemption, dice: &mut StdRng) -> Answer {
 fn coupon(redemption: &Redemption, dice: &mut StdRng) -> Option<redeemer::coupon::Coupon> {
     let mut coupon: Value = serde_json::from_str(COUPON).unwrap();
     coupon["coupon_code"] = json!(redemption.coupon_code.as_str());
+    for place in ["/brand_id", "/product_coupon/brand_id", "/stock/brand_id"] {
+        *coupon.pointer_mut(place).unwrap() = json!(redemption.brand_id.as_str());
+    }
+    for place in ["/product_coupon/product_coupon_id", "/stock/product_coupon_id"] {
+        *coupon.pointer_mut(place).unwrap() = json!(redemption.product_coupon_id.as_str());
+    }
+    coupon["stock"]["stock_id"] = json!(redemption.stock_id.as_str());
     let states = ["USED", "EFFECTIVE", "EXPIRED", "DELETED", "CONFIRMING", "PENDING", "SOMETHING_NEW"];
     coupon["coupon_state"] = json!(any(&states, dice));
     let number = any(&[redemption.out_request_no.as_str(), "SOMEBODY_ELSE"], dice);
