@@ -689,13 +689,6 @@ impl Job<'_> {
         if let Some(Authenticity::Unconvincing(flaw)) = answer.map(|answer| answer.authenticity) {
             tools.metrics.flawed(flaw);
         }
-        if let Verdict::Objected { reason: Reason::InvalidParameter, .. } = verdict {
-            error!(
-                out_request_no = %self.redemption.out_request_no,
-                request_id = answer.and_then(|answer| answer.request_id.as_deref()),
-                "defect: the provider calls a parameter wrong that our own check let pass"
-            );
-        }
         let evidence = Evidence {
             at,
             question: question.as_str().to_owned(),
@@ -791,6 +784,14 @@ impl Job<'_> {
         }
         stay.note("redemption.attempts", i64::from(progress.attempts));
         log(&redemption, &outcome, &progress, &evidence, age, stay.trace_id());
+        // A rejection for it may also be an earlier use of ours under another body; an outcome is not.
+        if let Outcome::Refused { reason: Reason::InvalidParameter, objection, .. } = &outcome {
+            error!(
+                out_request_no = %redemption.out_request_no,
+                request_id = objection.as_ref().and_then(|words| words.request_id.as_deref()),
+                "defect: the provider calls a parameter wrong that our own check let pass"
+            );
+        }
         Ok((Settling::Ended, delivery, proof))
     }
 
