@@ -159,7 +159,7 @@ pub enum CannotConnect {
         /// Host, port and virtual host.
         at: String,
         /// Which exchange, and the broker's words.
-        rejection: Rejection,
+        rejection: Box<Rejection>,
         /// The command that helps.
         remedy: String,
     },
@@ -290,7 +290,8 @@ impl Generation {
                 Ok(None) => {}
                 Ok(Some(rejection)) => {
                     let remedy = remedy(&rejection, &self.settings);
-                    return Err(CannotConnect::MayNotPublish { at: self.at.clone(), rejection, remedy });
+                    let (at, rejection) = (self.at.clone(), Box::new(rejection));
+                    return Err(CannotConnect::MayNotPublish { at, rejection, remedy });
                 }
                 Err(error) => return Err(lost(error.to_string())),
             }
@@ -622,9 +623,13 @@ fn watch_events(connection: &Connection, health: &watch::Sender<Health>, publish
                 // It ended one channel. Who publishes on that has the error as its answer; so has who counts queues. The
                 // consumer has none but the end of its stream: the one error that a delivery can bring about is kept.
                 Event::Error(error) if is_soft(&error) => {
-                    if !publishing && reply_code(&error) == Some(PRECONDITION_FAILED) {
-                        health.send_modify(|health| health.consumer_channel = Some(error.to_string()));
-                    }
+                    let of_delivery = !publishing && reply_code(&error) == Some(PRECONDITION_FAILED);
+                    health.send_if_modified(|health| {
+                        if of_delivery {
+                            health.consumer_channel = Some(error.to_string());
+                        }
+                        of_delivery
+                    });
                 }
                 Event::Error(error) => {
                     if matches!(error.kind(), ErrorKind::ParsingError(_)) && !publishing {
