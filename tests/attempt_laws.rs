@@ -280,8 +280,7 @@ fn dead_letters_are_only_queried_and_end_after_three_calls() {
         for ended in [None, Some(start()), Some(later(start(), Duration::from_secs(3_600)))] {
             let mut now = later(start(), Duration::from_secs(3_600));
             let objection = belief.objection().map(|_| objection());
-            let mut progress =
-                Progress::resumed(4, 1, belief, start(), later(start(), HOUR * 24), objection);
+            let mut progress = Progress::resumed(4, 1, belief, start(), later(start(), HOUR * 24), objection);
             let limits = progress.only_query(Reason::DeliveryLimit, ended, &Limits::default());
             let mut step = progress.begin(&limits, now);
             let mut calls = 0;

@@ -200,7 +200,8 @@ fn a_broker_that_cannot_be_reached_is_told_without_the_password() {
 fn too_few_open_files_are_refused_before_anything_is_done() {
     for arguments in ["check", "run", "watch"] {
         let limited = format!("ulimit -n 14 && exec \"$0\" {arguments}");
-        let output = Command::new("sh").args(["-c", &limited, env!("CARGO_BIN_EXE_redeemer")]).output().unwrap();
+        let output =
+            Command::new("sh").args(["-c", &limited, env!("CARGO_BIN_EXE_redeemer")]).output().unwrap();
         assert_eq!(output.status.code(), Some(3), "{arguments}: {}", err(&output));
         assert!(err(&output).contains("LimitNOFILE"), "{arguments}: {}", err(&output));
         assert!(!err(&output).contains("panicked"), "{arguments}: {}", err(&output));
