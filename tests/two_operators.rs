@@ -20,6 +20,7 @@ use lapin::BasicProperties;
 use lapin::options::{BasicGetOptions, BasicNackOptions, BasicPublishOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use proxy::{Manner, Proxy};
+use redeemer::broker::parked::{CannotLook, Look};
 use redeemer::config::Span;
 use serde_json::{Value, json};
 use tokio::process::Command;
@@ -195,5 +196,50 @@ async fn refusal_without_a_second_answer_stays_parked() {
     ]));
     let output = program(&bed, TELL).output().await.unwrap();
     assert!(lines(&output, 4)[0]["left"].is_string());
+    assert_eq!(depth(&bed, &bed.config.broker.names.parked).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn publisher_of_a_lost_look_publishes_nothing() {
+    let bed = bed(json!({})).await;
+    let settings = bed.config.broker_settings().unwrap();
+    let mut look = Look::begin(&settings).await.unwrap();
+    assert!(matches!(look.verified_publisher().await, Err(CannotLook::ReadOnly)));
+    look.open_publisher(&settings).await.unwrap();
+    let held = look.next().await.unwrap().unwrap();
+    let publisher = look.verified_publisher().await.unwrap();
+    // The connection ends after the broker was asked: no check beforehand could know.
+    tokio::task::block_in_place(|| close_look(&bed));
+    assert!(publisher.replay(&held, Vec::new(), Timestamp::now()).await.is_err());
+    assert!(look.verify().await.is_err());
+    look.end().await;
+    let names = &bed.config.broker.names;
+    assert_eq!((depth(&bed, &names.commands).await, depth(&bed, &names.parked).await), (0, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn look_without_its_lock_publishes_nothing() {
+    let bed = bed(json!({})).await;
+    let settings = bed.config.broker_settings().unwrap();
+    let mut look = Look::begin(&settings).await.unwrap();
+    look.open_publisher(&settings).await.unwrap();
+    look.next().await.unwrap().unwrap();
+    look.verify().await.unwrap();
+    // The connection stays; only the queue that is the lock is deleted, as a policy of somebody else may do.
+    let pattern = format!("^{}\\.look$", bed.config.broker.names.parked.replace('.', "\\."));
+    let policy = ["set_policy", &pattern, &pattern, r#"{"expires":1}"#, "--apply-to", "queues"];
+    tokio::task::block_in_place(|| broker::shared().ctl(&policy));
+    let lock = format!("{}.look", bed.config.broker.names.parked);
+    let refused = tokio::time::timeout(bed::PATIENCE, async {
+        loop {
+            if let Err(refused) = look.verified_publisher().await {
+                return refused;
+            }
+        }
+    });
+    let refused = refused.await.unwrap();
+    assert!(matches!(&refused, CannotLook::LockLost(name) if *name == lock), "{refused}");
+    look.end().await;
+    tokio::task::block_in_place(|| broker::shared().ctl(&["clear_policy", &pattern]));
     assert_eq!(depth(&bed, &bed.config.broker.names.parked).await, 1);
 }
