@@ -84,12 +84,7 @@ async fn depth(bed: &Bed, queue: &str) -> u32 {
 
 /// Has the broker close the connection that holds the lock of the parked queue.
 fn close_look(bed: &Bed) {
-    let broker = broker::shared();
-    let lock = format!("{}.look", bed.config.broker.names.parked);
-    let queues = broker.ctl(&["list_queues", "--quiet", "name", "owner_pid"]);
-    let owner = queues.lines().find_map(|line| line.split_once('\t').filter(|(name, _)| *name == lock));
-    let (_, owner) = owner.unwrap_or_else(|| panic!("{lock} is not among {queues}"));
-    broker.ctl(&["close_connection", owner.trim(), "by a test"]);
+    broker::shared().close_owner(&format!("{}.look", bed.config.broker.names.parked));
 }
 
 /// A first operator replays and loses the look while the call is under way; a second operator does `second` meanwhile.
