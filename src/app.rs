@@ -159,6 +159,8 @@ pub async fn run(
             source: config.event.source.clone(),
             horizon: config.horizon(),
             settling: SignedDuration::try_from(config.retry.settling.0).unwrap_or(SignedDuration::MAX),
+            longest_call: SignedDuration::try_from(config.wechat.total_timeout.0)
+                .unwrap_or(SignedDuration::MAX),
             exposed,
         })
     });

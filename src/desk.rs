@@ -4,12 +4,18 @@
 //! of its own: a parked command may have taken effect. What was told `invalid` stays so, for an outcome is final and
 //! only `unresolved` may be superseded. A parked command is acknowledged only after what became of it, and the audit
 //! event, are confirmed; a crash between leaves it parked, and doing it again takes no second effect.
+//!
+//! One operator at a time: what a look found is published on the connection of that look, after the broker has confirmed
+//! that it still holds its lock. A refusal is published on two negative queries in a row, as the service requires.
+
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest as _, Sha256};
 
 use crate::attempt::{EstablishedBy, Evidence, Objection, Outcome, Progress};
 use crate::broker::delivery::{Delivery, Unsettled};
+use crate::broker::parked::{CannotLook, Look};
 use crate::broker::publisher::{NotPublished, PARKED_AT, PARKED_REASON, Published, Publisher};
 use crate::coupon::Coupon;
 use crate::redemption::{Openid, Redemption};
@@ -206,6 +212,25 @@ pub struct Inquiry {
     pub coupon: Option<Coupon>,
     /// What the network said, where it failed.
     pub trouble: Option<String>,
+    /// The inquiry before it in the same look, where a refusal had to be confirmed.
+    pub earlier: Option<Box<Inquiry>>,
+}
+
+impl Inquiry {
+    /// This inquiry as the one that follows `earlier`.
+    pub fn following(self, earlier: Self) -> Self {
+        Self { earlier: Some(Box::new(earlier)), ..self }
+    }
+
+    /// Whether it confirms a refusal that an inquiry found so long before, or earlier.
+    fn confirms_refusal(&self, spacing: SignedDuration) -> bool {
+        let refused = |inquiry: &Self| matches!(inquiry.prospect, Prospect::Refused { .. });
+        self.earlier.as_ref().is_some_and(|earlier| {
+            refused(self)
+                && refused(earlier)
+                && self.evidence.at.duration_since(earlier.evidence.at) >= spacing
+        })
+    }
 }
 
 /// What can be said of a parked command.
@@ -275,7 +300,7 @@ pub async fn inquire(
         (Verdict::Stop(fault), _) => Prospect::Stop(fault),
         _ => Prospect::Unknown,
     };
-    Inquiry { prospect, evidence, coupon, trouble: heard.trouble }
+    Inquiry { prospect, evidence, coupon, trouble: heard.trouble, earlier: None }
 }
 
 fn objection(answer: &Answer) -> Objection {
@@ -296,8 +321,39 @@ pub struct Decision<'a> {
     pub horizon: Horizon,
     /// How long after a redeem an inquiry may count as "not executed".
     pub settling: SignedDuration,
+    /// The longest that a call of the service may take.
+    pub longest_call: SignedDuration,
     /// Whether a refusal that an inquiry has found is told, and the command taken off the queue.
     pub tell_refused: bool,
+}
+
+impl Decision<'_> {
+    /// From how long after a call was begun a negative inquiry counts, whoever began it.
+    fn over_after(&self) -> SignedDuration {
+        self.longest_call.saturating_add(self.settling)
+    }
+
+    /// How far apart the two inquiries of a refusal are: where nobody knows when a command was parked, a call that was
+    /// begun before the first must be over before the second.
+    fn spacing(&self, parked: &Parked) -> SignedDuration {
+        if parked.at.is_some() { self.settling } else { self.over_after() }
+    }
+
+    fn is_under_way(&self, parked: &Parked, now: Timestamp) -> bool {
+        parked.age(now).is_some_and(|age| age < self.over_after())
+    }
+}
+
+/// How long to wait before an inquiry that must confirm what `inquiry` found; `None` where that decides by itself.
+pub fn confirm_after(
+    parked: &Parked,
+    inquiry: &Inquiry,
+    decision: &Decision<'_>,
+    now: Timestamp,
+) -> Option<Duration> {
+    let refused = matches!(inquiry.prospect, Prospect::Refused { .. });
+    let required = refused && decision.tell_refused && !decision.is_under_way(parked, now);
+    required.then(|| decision.spacing(parked).unsigned_abs())
 }
 
 /// What replaying a command would do, given what an inquiry said.
@@ -316,8 +372,11 @@ pub fn advise(
         Prospect::Refused { reason, .. } if !decision.tell_refused => {
             Err(format!("refused ({}); it would be refused again", reason.as_str()))
         }
-        Prospect::Refused { .. } if parked.age(now).is_some_and(|age| age < decision.settling) => {
+        Prospect::Refused { .. } if decision.is_under_way(parked, now) => {
             Err("refused, but it was parked a moment ago and may still be under way".to_owned())
+        }
+        Prospect::Refused { .. } if !inquiry.confirms_refusal(decision.spacing(parked)) => {
+            Err("refused, but by one inquiry only".to_owned())
         }
         Prospect::Refused { .. } => Ok(Deed::ToldRefused),
         Prospect::Unknown | Prospect::Stop(_) => {
@@ -332,7 +391,8 @@ pub fn advise(
     }
 }
 
-/// Why a deed was not finished. The command is still parked; it may have been done all the same, and can be done again.
+/// Why a deed was not finished. The command is still parked, unless the broker's answer to the acknowledgement alone was
+/// lost; it may have been done all the same, and can be done again.
 #[derive(Debug, thiserror::Error)]
 pub enum Unfinished {
     /// It was not published.
@@ -341,17 +401,21 @@ pub enum Unfinished {
     /// It was published, and could not be taken off the queue.
     #[error(transparent)]
     Unsettled(#[from] Unsettled),
+    /// The look does not hold the command any more, or the broker did not say that it does.
+    #[error(transparent)]
+    LookLost(#[from] CannotLook),
     /// The deed rests on an inquiry that does not say so.
     #[error("the inquiry does not bear it out")]
     Unfounded,
 }
 
-/// Does it: publishes what it takes, then the audit event, each confirmed, and takes the command off the queue.
+/// Does it, as long as `look` holds the command: publishes what it takes, then the audit event, each confirmed, and takes
+/// the command off the queue.
 ///
 /// # Errors
-/// [`Unfinished`]; the command is still parked then.
+/// [`Unfinished`]
 pub async fn carry_out(
-    publisher: &Publisher,
+    look: &Look,
     parked: Parked,
     deed: Deed,
     inquiry: Option<&Inquiry>,
@@ -359,6 +423,7 @@ pub async fn carry_out(
     now: Timestamp,
 ) -> Result<(), Unfinished> {
     let coupon = inquiry.and_then(|inquiry| inquiry.coupon.as_ref());
+    let publisher = look.verified_publisher().await?;
     let done = publish(publisher, &parked, deed, inquiry, decision, now).await?;
     let account = Account {
         source: decision.source,
@@ -379,7 +444,9 @@ pub async fn carry_out(
         Some(done) => done.and(told),
         None => told,
     };
-    Ok(parked.delivery.ack(proof).await?)
+    parked.delivery.ack(proof).await?;
+    // The broker works in order: once it answers this, it has the acknowledgement.
+    Ok(look.verify().await?)
 }
 
 /// What the deed itself publishes; nothing for a discard.
@@ -399,7 +466,10 @@ async fn publish(
         return Err(Unfinished::Unfounded);
     };
     let mut evidence = parked.evidence();
-    evidence.push(inquiry.evidence.clone());
+    let earlier = inquiry.earlier.as_ref().map(|earlier| earlier.evidence.clone());
+    let made: Vec<_> = earlier.into_iter().chain([inquiry.evidence.clone()]).collect();
+    let attempts = parked.attempts().saturating_add(made.len() as u32);
+    evidence.extend(made);
     let outcome = match (deed, &inquiry.prospect) {
         (Deed::SentAgain, Prospect::Usable) => {
             let deadline = now.saturating_add(decision.horizon.default).unwrap_or(Timestamp::MAX);
@@ -423,7 +493,7 @@ async fn publish(
         source: decision.source,
         at: now,
         traceparent: delivery.traceparent(),
-        attempts: parked.attempts().saturating_add(1),
+        attempts,
         evidence: &evidence,
     };
     let event = event::tell(redemption, &outcome, telling);

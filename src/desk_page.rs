@@ -33,7 +33,7 @@ use self::html::{Asked, Found, Row};
 use self::refusal_log::RefusalLog;
 use crate::admin::Peer;
 use crate::broker::Settings;
-use crate::broker::parked::{Look, Writing};
+use crate::broker::parked::{Look, check_publishing};
 use crate::desk::{self, Decision, Filter, Inquiry, Parked, Prospect};
 use crate::metrics::{DeskRefusal, Metrics};
 use crate::pace::{Pacer, Rank};
@@ -81,6 +81,8 @@ pub struct Setup {
     pub horizon: Horizon,
     /// How long after a redeem an inquiry may count as "not executed".
     pub settling: SignedDuration,
+    /// The longest that a call of the service may take.
+    pub longest_call: SignedDuration,
     /// Whether the port is open beyond this machine.
     pub exposed: bool,
 }
@@ -257,6 +259,7 @@ impl Desk {
             because: (!because.is_empty()).then_some(because),
             horizon: self.setup.horizon,
             settling: self.setup.settling,
+            longest_call: self.setup.longest_call,
             tell_refused,
         }
     }
@@ -314,7 +317,24 @@ impl Desk {
         found.ok_or_else(|| Unable::new(StatusCode::NOT_FOUND, gone))
     }
 
-    async fn inquire(&self, parked: &Parked, next: &mut Instant) -> Result<Inquiry, Unable> {
+    /// Asks what is true now, and a second time where a refusal is to be told.
+    async fn inquire(
+        &self,
+        parked: &Parked,
+        decision: &Decision<'_>,
+        next: &mut Instant,
+    ) -> Result<Inquiry, Unable> {
+        let first = self.inquire_once(parked, next).await?;
+        match desk::confirm_after(parked, &first, decision, Timestamp::now()) {
+            None => Ok(first),
+            Some(wait) => {
+                sleep(wait).await;
+                Ok(self.inquire_once(parked, next).await?.following(first))
+            }
+        }
+    }
+
+    async fn inquire_once(&self, parked: &Parked, next: &mut Instant) -> Result<Inquiry, Unable> {
         let redemption = parked.replayable().map_err(|why| Unable::new(StatusCode::CONFLICT, why))?;
         sleep_until((*next).into()).await;
         *next = Instant::now() + INQUIRY_EVERY;
@@ -347,7 +367,8 @@ impl Desk {
         let parked = self.find(look, id).await?;
         let Act { promised, because, tell_refused, inquires } = act;
         let decision = self.decision(&session.operator, &because, tell_refused);
-        let inquiry = if inquires { Some(self.inquire(&parked, next_inquiry).await?) } else { None };
+        let inquiry =
+            if inquires { Some(self.inquire(&parked, &decision, next_inquiry).await?) } else { None };
         let now = Timestamp::now();
         let advice = match &inquiry {
             Some(inquiry) => desk::advise(&parked, inquiry, &decision, now),
@@ -369,11 +390,12 @@ impl Desk {
             }
         };
         let number = parked.legible.out_request_no.as_ref().map(ToString::to_string);
-        let writing = Writing::begin(&self.setup.broker).await.map_err(unreachable)?;
-        let done = desk::carry_out(writing.publisher(), parked, deed, inquiry.as_ref(), &decision, now).await;
-        writing.end().await;
+        check_publishing(&self.setup.broker).await.map_err(unreachable)?;
+        look.open_publisher(&self.setup.broker).await.map_err(unreachable)?;
+        let done = desk::carry_out(look, parked, deed, inquiry.as_ref(), &decision, now).await;
         done.map_err(|why| {
-            let words = format!("It was not finished and is still parked: {why}. Doing it again is safe.");
+            let words =
+                format!("It was not finished and may still be parked: {why}. Doing it again is safe.");
             Unable::new(StatusCode::BAD_GATEWAY, words)
         })?;
         let effect = deed.effect();

@@ -7,6 +7,9 @@
 mod bed;
 #[path = "support/broker.rs"]
 mod broker;
+#[path = "torture/proxy.rs"]
+#[allow(dead_code)] // the torture test uses all of it
+mod proxy;
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
@@ -16,6 +19,7 @@ use jiff::{SignedDuration, Timestamp};
 use lapin::options::{BasicAckOptions, BasicPublishOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Consumer};
+use proxy::{Manner, Proxy};
 use redeemer::config::Span;
 use redeemer::wechat::api::hex;
 use serde_json::{Value, json};
@@ -438,5 +442,49 @@ async fn two_at_the_desk_wait_for_each_other() {
         assert_eq!(page.status, 200, "{}", page.text);
         assert!(page.text.contains("USE_C1"));
     }
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn page_whose_look_is_lost_does_not_send_again() {
+    let mut bed = bed().await;
+    let mut audits = bed.bind_results("audit.#").await;
+    bed.issue("C1", json!({}));
+    let id = park_command(&bed, "C1").await;
+    let direct = bed.config.wechat.base_url.clone();
+    let port = direct.trim_end_matches('/').rsplit(':').next().unwrap().parse().unwrap();
+    let held = Proxy::start(port).await;
+    bed.config.wechat.base_url = format!("http://127.0.0.1:{}", held.port);
+    bed.config.wechat.read_timeout = Span(Duration::from_secs(60));
+    bed.config.wechat.total_timeout = Span(Duration::from_secs(60));
+    let service = bed.start().await;
+    let person = Browser::sit_down(&service).await;
+    held.behave(Manner::Silent);
+    let before = held.ill_treated();
+    let form = [("deed", "sent_again")];
+    let path = format!("/parked/{id}/replay");
+    let first = person.post(&path, &form);
+    let second = async {
+        until("the call is under way", async || held.ill_treated() > before).await;
+        let lock = format!("{}.look", bed.config.broker.names.parked);
+        tokio::task::block_in_place(|| broker::shared().close_owner(&lock));
+        let mut program = tokio::process::Command::new(env!("CARGO_BIN_EXE_redeemer"));
+        program.arg("--config").arg(bed.config_file()).args(["parked", "discard", "--all", "--yes"]);
+        let discarded = program.args(["--because", "refunded", "--operator", "lin"]).output().await.unwrap();
+        assert_eq!(discarded.status.code(), Some(0), "{discarded:?}");
+        held.behave(Manner::Good);
+    };
+    let (page, ()) = tokio::join!(first, second);
+    assert_eq!(page.status, 502, "{}", page.text);
+    assert_eq!(audit(&mut audits).await["data"]["effect"], "discarded");
+    assert_eq!(person.get(&format!("/parked/{id}")).await.status, 404);
+    // The next audit event is that of another command: nothing was published in between.
+    let other = park_command(&bed, "C2").await;
+    let sure = [("because", "a test"), ("sure", "yes")];
+    let done = person.post(&format!("/parked/{other}/discard"), &sure).await;
+    assert_eq!(done.status, 303, "{}", done.text);
+    let next = audit(&mut audits).await;
+    assert_eq!((&next["data"]["effect"], &next["subject"]), (&json!("discarded"), &json!("C2")));
+    assert!(bed.uses().is_empty());
     service.stop().await;
 }

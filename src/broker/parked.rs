@@ -5,6 +5,9 @@
 //! everything leaves the order as it was; what a partial one took comes behind the rest.
 //! Two looks at once would each see half, so a look holds an exclusive queue beside it, which ends with its
 //! connection.
+//!
+//! What a person decides is published on the connection of the look: the broker accepts it only as long as the look
+//! holds its lock and its messages. A look that is lost publishes nothing.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -47,6 +50,22 @@ pub enum CannotLook {
     /// There is no such queue.
     #[error("queue {0} is not there: look at broker.names, or run redeemer topology apply")]
     NoQueue(String),
+    /// The lock is not ours any more: somebody deleted its queue.
+    #[error("the lock {0} is gone: somebody deleted that queue. Nothing more is done; try again")]
+    LockLost(String),
+    /// The look was opened to read only.
+    #[error("this look was opened without a publisher")]
+    ReadOnly,
+    /// The broker blocks the connection, which has published.
+    #[error(
+        "{at} blocks publishing ({reason}): look at rabbitmqctl status, and try again when the alarm is over"
+    )]
+    Blocked {
+        /// Host, port and virtual host.
+        at: String,
+        /// The broker's words.
+        reason: String,
+    },
     /// The connection is gone; whatever was held is back in the queue.
     #[error("{at}: {source}")]
     Lost {
@@ -67,8 +86,11 @@ pub enum CannotLook {
 
 /// One look at the parked queue.
 pub struct Look {
-    connection: Wire,
+    connection: Arc<Wire>,
     health: watch::Sender<Health>,
+    /// What the broker says of the connection as one that publishes.
+    publishing: watch::Sender<Health>,
+    publisher: Option<Publisher>,
     inlet: Arc<Inlet>,
     queue: String,
     lock: Option<String>,
@@ -93,7 +115,72 @@ impl Look {
         let begun = Instant::now();
         let health = watch::Sender::new(Health::default());
         watch_events(&connection, &health, false);
-        Ok(Self { connection, health, inlet, queue, lock, at, limit, begun, waiting: None, taken: 0 })
+        Ok(Self {
+            connection: Arc::new(connection),
+            health,
+            publishing: watch::Sender::default(),
+            publisher: None,
+            inlet,
+            queue,
+            lock,
+            at,
+            limit,
+            begun,
+            waiting: None,
+            taken: 0,
+        })
+    }
+
+    /// Opens the publisher of what a person decides, on the connection of this look.
+    ///
+    /// # Errors
+    /// [`CannotLook`]
+    pub async fn open_publisher(&mut self, settings: &Settings) -> Result<(), CannotLook> {
+        watch_events(&self.connection, &self.publishing, true);
+        let (health, names) = (self.publishing.subscribe(), &settings.topology.names);
+        let opening = Publisher::open(&self.connection, health, settings.confirm_timeout, names);
+        self.publisher = Some(self.answered(opening).await?.failing_while_blocked());
+        Ok(())
+    }
+
+    /// The publisher, once [`Look::verify`] has succeeded.
+    ///
+    /// # Errors
+    /// [`CannotLook`]
+    pub async fn verified_publisher(&self) -> Result<&Publisher, CannotLook> {
+        let publisher = self.publisher.as_ref().ok_or(CannotLook::ReadOnly)?;
+        self.verify().await?;
+        Ok(publisher)
+    }
+
+    /// Has the broker confirm that the lock is still ours. The question goes on the channel that holds the messages, so
+    /// an answer also proves that these are still held, and that acknowledgements sent before have reached the broker.
+    ///
+    /// # Errors
+    /// [`CannotLook`]
+    pub async fn verify(&self) -> Result<(), CannotLook> {
+        // Without a lock its own queue serves: the channel is proven all the same.
+        let name = self.lock.as_deref().unwrap_or(&self.queue);
+        let options = QueueDeclareOptions { passive: true, ..Default::default() };
+        let channel = self.inlet.channel();
+        match self.answered(channel.queue_declare(name.into(), options, FieldTable::default())).await {
+            Ok(_) => Ok(()),
+            Err(CannotLook::Lost { source, .. }) if matches!(code(&source), Some(404 | 405)) => {
+                Err(CannotLook::LockLost(name.to_owned()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// An answer within the limit; none while the broker blocks the connection.
+    async fn answered<T>(&self, asked: impl Future<Output = lapin::Result<T>>) -> Result<T, CannotLook> {
+        let bound = Bound { at: &self.at, limit: self.limit };
+        tokio::select! {
+            answer = bound.wait(asked) => answer,
+            reason = blocked_for(self.publishing.subscribe(), BLOCKED_IS_TOLD_AFTER) => {
+                Err(CannotLook::Blocked { at: self.at.clone(), reason })
+            }
+        }
     }
 
     /// Host, port and virtual host.
@@ -120,9 +207,8 @@ impl Look {
         if self.waiting.is_some_and(|waiting| self.taken >= waiting) {
             return Ok(None);
         }
-        let bound = Bound { at: &self.at, limit: self.limit };
         let channel = self.inlet.channel();
-        let got = bound.wait(channel.basic_get(self.queue.as_str().into(), BasicGetOptions::default()));
+        let got = self.answered(channel.basic_get(self.queue.as_str().into(), BasicGetOptions::default()));
         let mut health = self.health.subscribe();
         // The client does not always answer for a connection that has ended over the answer.
         let illegible = async { health.wait_for(|now| now.illegible).await.is_ok() };
@@ -193,64 +279,56 @@ async fn lock(connection: &Connection, queue: &str, bound: Bound<'_>) -> Result<
     }
 }
 
-/// A connection that publishes what a person decided.
-pub struct Writing {
-    connection: Arc<Wire>,
-    publisher: Publisher,
+/// Looks, on a connection of its own, that the command queue and the results exchange are there, and proves that confirms
+/// come. A look whose connection the broker blocks would keep its lock until the alarm is over, so this comes first.
+///
+/// # Errors
+/// [`CannotConnect`]
+pub async fn check_publishing(settings: &Settings) -> Result<(), CannotConnect> {
+    let (connection, at) = connect_any(settings, "redeemer parked, checking").await?;
+    let connection = Arc::new(connection);
+    let health = watch::Sender::new(Health::default());
+    watch_events(&connection, &health, true);
+    let checked = tokio::select! {
+        checked = check_on(&connection, &at, health.subscribe(), settings) => checked,
+        reason = blocked_for(health.subscribe(), BLOCKED_IS_TOLD_AFTER) => {
+            let source = NotPublished::Blocked(reason);
+            Err(CannotConnect::NoConfirms { at, source })
+        }
+    };
+    // A close can hang while the broker raises an alarm.
+    let _ = timeout(Duration::from_secs(2), connection.close(200, "done".into())).await;
+    checked
 }
 
-impl Writing {
-    /// Connects, looks that the command queue and the results exchange are there, and proves that confirms come.
-    ///
-    /// # Errors
-    /// [`CannotConnect`]
-    pub async fn begin(settings: &Settings) -> Result<Self, CannotConnect> {
-        let (connection, at) = connect_any(settings, "redeemer parked, publishing").await?;
-        let connection = Arc::new(connection);
-        let health = watch::Sender::new(Health::default());
-        watch_events(&connection, &health, true);
-        let names = &settings.topology.names;
-        let limit = settings.connect_timeout;
-        let steps = async {
-            for object in settings.topology.plan() {
-                if let Object::Exchange { name, .. } | Object::Queue { name, .. } = &object
-                    && [&names.commands, &names.results].contains(&name)
-                {
-                    declare(&connection, &object, true).await?;
-                }
+async fn check_on(
+    connection: &Arc<Wire>,
+    at: &str,
+    health: watch::Receiver<Health>,
+    settings: &Settings,
+) -> Result<(), CannotConnect> {
+    let (names, limit) = (&settings.topology.names, settings.connect_timeout);
+    let steps = async {
+        for object in settings.topology.plan() {
+            if let Object::Exchange { name, .. } | Object::Queue { name, .. } = &object
+                && [&names.commands, &names.results].contains(&name)
+            {
+                declare(connection, &object, true).await?;
             }
-            let (health, confirm_timeout) = (health.subscribe(), settings.confirm_timeout);
-            let publisher = Publisher::open(&connection, health, confirm_timeout, names).await?;
-            Ok::<_, TopologyFault>(publisher.failing_while_blocked())
-        };
-        let blocked = |reason| {
-            let source = NotPublished::Blocked(reason);
-            CannotConnect::NoConfirms { at: at.clone(), source }
-        };
-        let late = || CannotConnect::TimedOut { at: at.clone(), step: "looking at the topology", limit };
-        let opened = tokio::select! {
-            opened = timeout(limit, steps) => opened,
-            reason = blocked_for(health.subscribe(), BLOCKED_IS_TOLD_AFTER) => return Err(blocked(reason)),
-        };
-        let publisher = opened
-            .map_err(|_| late())?
-            .map_err(|source| CannotConnect::Topology { at: at.clone(), source })?;
-        timeout(limit, publisher.prove())
-            .await
-            .map_err(|_| late())?
-            .map_err(|source| CannotConnect::NoConfirms { at: at.clone(), source })?;
-        Ok(Self { connection, publisher })
-    }
-
-    /// The publisher.
-    pub fn publisher(&self) -> &Publisher {
-        &self.publisher
-    }
-
-    /// Closes the connection, within a bound: a close can hang while the broker raises an alarm.
-    pub async fn end(self) {
-        let _ = timeout(Duration::from_secs(2), self.connection.close(200, "done".into())).await;
-    }
+        }
+        let publisher = Publisher::open(connection, health, settings.confirm_timeout, names).await?;
+        Ok::<_, TopologyFault>(publisher.failing_while_blocked())
+    };
+    let late = |_| CannotConnect::TimedOut { at: at.to_owned(), step: "looking at the topology", limit };
+    let publisher = timeout(limit, steps)
+        .await
+        .map_err(late)?
+        .map_err(|source| CannotConnect::Topology { at: at.to_owned(), source })?;
+    timeout(limit, publisher.prove())
+        .await
+        .map_err(late)?
+        .map_err(|source| CannotConnect::NoConfirms { at: at.to_owned(), source })?;
+    Ok(())
 }
 
 #[derive(Clone, Copy)]

@@ -12,13 +12,14 @@ use clap::{Args, Subcommand};
 use jiff::{SignedDuration, Timestamp};
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::app::merchant_key_from_environment;
-use crate::broker::parked::{CannotLook, Look, Writing};
+use crate::broker::parked::{CannotLook, Look, check_publishing};
 use crate::cli::{Failure, complain, say};
 use crate::config::Config;
 use crate::desk::{self, Decision, Filter, Inquiry, Parked, Prospect, Witness};
+use crate::redemption::Redemption;
 use crate::telemetry::foreign::{Foreign, Visible, is_hidden};
 use crate::telemetry::{Masked, Short};
 use crate::wechat::api::Client;
@@ -73,7 +74,7 @@ enum Command {
         /// Why, for the audit event.
         #[arg(long, value_name = "TEXT", value_parser = text)]
         because: Option<String>,
-        /// Where an inquiry finds that it is refused for good: tell so, and take the command off the queue.
+        /// Where two inquiries in a row find that it is refused for good: tell so, and take the command off the queue.
         #[arg(long)]
         tell_refused: bool,
         /// Commands per second, at most.
@@ -311,9 +312,7 @@ async fn show(
         let inquiry = match (&client, parked.command.as_ref()) {
             (Some(client), Ok(redemption)) => {
                 pace.turn().await;
-                Some(
-                    desk::inquire(client, redemption, Timestamp::now(), rand::random(), rand::random()).await,
-                )
+                Some(inquire(client, redemption).await)
             }
             _ => None,
         };
@@ -460,13 +459,14 @@ impl<'a> Desk<'a> {
                 "say who you are: --operator NAME, or USER in the environment"
             )));
         }
-        let settling = SignedDuration::try_from(config.retry.settling.0).unwrap_or(SignedDuration::MAX);
+        let signed = |span: Duration| SignedDuration::try_from(span).unwrap_or(SignedDuration::MAX);
         let decision = Decision {
             source: &config.event.source,
             operator: deciding.operator.as_deref().unwrap_or_default(),
             because,
             horizon: config.horizon(),
-            settling,
+            settling: signed(config.retry.settling.0),
+            longest_call: signed(config.wechat.total_timeout.0),
             tell_refused,
         };
         Ok(Self { settings: config.broker_settings()?, filter, deciding, decision })
@@ -477,17 +477,16 @@ impl<'a> Desk<'a> {
         let mut tally = Tally::default();
         // What was left parked on purpose; it comes by again once everything held was put back.
         let mut left: HashSet<(String, Option<Timestamp>)> = HashSet::new();
-        let writing = match self.deciding.yes {
-            true => Some(Writing::begin(&self.settings).await.context("nothing can be published")?),
-            false => None,
-        };
+        if self.deciding.yes {
+            check_publishing(&self.settings).await.context("nothing can be published")?;
+        }
         let ended = loop {
             let look = Look::begin(&self.settings).await;
             let mut look = match look {
                 Ok(look) => look,
                 Err(error) => break Err(Failure::Failed(anyhow!(error))),
             };
-            let once = self.once(&mut look, writing.as_ref(), &mut asking, &mut left, &mut tally).await;
+            let once = self.once(&mut look, &mut asking, &mut left, &mut tally).await;
             look.end().await;
             match once {
                 Ok(true) => {}
@@ -495,9 +494,6 @@ impl<'a> Desk<'a> {
                 Err(failure) => break Err(failure),
             }
         };
-        if let Some(writing) = writing {
-            writing.end().await;
-        }
         self.conclude(ended, &tally, asking.is_some())
     }
 
@@ -505,11 +501,13 @@ impl<'a> Desk<'a> {
     async fn once(
         &self,
         look: &mut Look,
-        writing: Option<&Writing>,
         asking: &mut Option<(&Client, Pace)>,
         left: &mut HashSet<(String, Option<Timestamp>)>,
         tally: &mut Tally,
     ) -> Result<bool, Failure> {
+        if self.deciding.yes {
+            look.open_publisher(&self.settings).await.map_err(|error| anyhow!(error))?;
+        }
         let before = left.clone();
         let hold = self.deciding.hold.unsigned_abs();
         while let Some(delivery) = look.next().await.map_err(|error| anyhow!(error))? {
@@ -526,13 +524,11 @@ impl<'a> Desk<'a> {
             let mut line = summary(&parked, Timestamp::now());
             let inquiry = match (asking.as_mut(), parked.replayable()) {
                 (Some((client, pace)), Ok(redemption)) => {
-                    pace.turn().await;
-                    let (nonce, chance) = (rand::random(), rand::random());
-                    Some(desk::inquire(client, redemption, Timestamp::now(), nonce, chance).await)
+                    Some(self.inquire(client, pace, &parked, redemption).await)
                 }
                 _ => None,
             };
-            let done = self.settle(parked, inquiry.as_ref(), asking.is_some(), writing).await?;
+            let done = self.settle(look, parked, inquiry.as_ref(), asking.is_some()).await?;
             match &done {
                 // What would be done is still there after the look, and is not asked for a second time.
                 Done::Would(_) => {
@@ -559,12 +555,32 @@ impl<'a> Desk<'a> {
         Ok(false)
     }
 
+    /// Asks what is true now, and a second time where a refusal is to be told.
+    async fn inquire(
+        &self,
+        client: &Client,
+        pace: &mut Pace,
+        parked: &Parked,
+        redemption: &Redemption,
+    ) -> Inquiry {
+        pace.turn().await;
+        let first = inquire(client, redemption).await;
+        match desk::confirm_after(parked, &first, &self.decision, Timestamp::now()) {
+            None => first,
+            Some(wait) => {
+                sleep(wait).await;
+                pace.turn().await;
+                inquire(client, redemption).await.following(first)
+            }
+        }
+    }
+
     async fn settle(
         &self,
+        look: &Look,
         parked: Parked,
         inquiry: Option<&Inquiry>,
         replaying: bool,
-        writing: Option<&Writing>,
     ) -> Result<Done, Failure> {
         let now = Timestamp::now();
         let advice = match (replaying, inquiry) {
@@ -572,14 +588,14 @@ impl<'a> Desk<'a> {
             (true, Some(inquiry)) => desk::advise(&parked, inquiry, &self.decision, now),
             (true, None) => Err(parked.replayable().err().unwrap_or_default()),
         };
-        match (advice, writing) {
+        match (advice, self.deciding.yes) {
             (Err(why), _) => Ok(Done::Left(why)),
-            (Ok(deed), None) => Ok(Done::Would(deed)),
-            (Ok(deed), Some(writing)) => {
+            (Ok(deed), false) => Ok(Done::Would(deed)),
+            (Ok(deed), true) => {
                 let id = parked.sha256.clone();
-                desk::carry_out(writing.publisher(), parked, deed, inquiry, &self.decision, now)
-                    .await
-                    .with_context(|| format!("{id} was not finished and is still parked; run it again"))?;
+                desk::carry_out(look, parked, deed, inquiry, &self.decision, now).await.with_context(
+                    || format!("{id} was not finished and may still be parked; run it again"),
+                )?;
                 Ok(Done::Did(deed))
             }
         }
@@ -630,6 +646,10 @@ impl<'a> Desk<'a> {
             left => Err(Failure::Unexpected(format!("{word}: {left} stay parked"))),
         }
     }
+}
+
+async fn inquire(client: &Client, redemption: &Redemption) -> Inquiry {
+    desk::inquire(client, redemption, Timestamp::now(), rand::random(), rand::random()).await
 }
 
 /// Spaces calls.

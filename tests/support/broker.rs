@@ -122,6 +122,14 @@ impl Broker {
         self.script("ctl", arguments)
     }
 
+    /// Closes the connection that an exclusive queue belongs to.
+    pub fn close_owner(&self, queue: &str) {
+        let queues = self.ctl(&["list_queues", "--quiet", "name", "owner_pid"]);
+        let owner = queues.lines().find_map(|line| line.split_once('\t').filter(|(name, _)| *name == queue));
+        let (_, owner) = owner.unwrap_or_else(|| panic!("{queue} is not among {queues}"));
+        self.ctl(&["close_connection", owner.trim(), "by a test"]);
+    }
+
     /// The node's own folder.
     pub fn dir(&self) -> &Path {
         self.node.as_deref().expect("the broker of REDEEMER_TEST_BROKER is not ours to end or command")
