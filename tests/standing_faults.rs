@@ -117,13 +117,15 @@ async fn results_right_taken_away(user: &str, instances: usize) {
     let (broker, mut bed) = shared_bed_as(user).await;
     let results = bed.config.broker.names.results.clone();
     publish_backlog(&bed, BACKLOG).await;
-    provider_takes(&bed, 2_000);
+    provider_takes(&bed, 200);
     let mut services = Vec::new();
     for _ in 0..instances {
         services.push(bed.start().await);
     }
     let mut seen = BTreeSet::new();
     all_redeemed(&mut bed, &mut seen, 20).await;
+    // So slow from now on that a busy machine has time to take the right away.
+    provider_takes(&bed, 5_000);
     ctl(broker, &["set_permissions", user, ".*", &all_but(&results), ".*"]).await;
     // A channel remembers a right that it has used; the sessions that follow feel that it is gone.
     ctl(broker, &["close_all_user_connections", user, "the right is gone"]).await;
