@@ -395,6 +395,11 @@ impl Service {
             self.turned();
             let Err(error) = proved else { return Ok(generation) };
             let pause = match &error {
+                // What is missing is made with the next session.
+                CannotConnect::MayNotPublish { rejection, .. } if rejection.code == NOT_FOUND => {
+                    tokio::spawn(async move { generation.close().await });
+                    return Err(error);
+                }
                 CannotConnect::MayNotPublish { .. } => pauses.wait(nth, rand::random()),
                 _ if generation.is_blocked() => Duration::ZERO,
                 _ => {
@@ -529,7 +534,9 @@ impl Service {
                         weighed_at = Some(Instant::now());
                         self.weigh(generation, settings);
                     }
-                    self.sweep_dead_letters(settings, generation, &cut_receiver);
+                    if !matches!(state, State::Open { .. }) {
+                        self.sweep_dead_letters(settings, generation, &cut_receiver);
+                    }
                     let count_due = counted_at.is_none_or(|at| at.elapsed() >= CENSUS);
                     if (count_due || self.tools.pacer.is_joining()) && consumer.is_some() {
                         counted_at = Some(Instant::now());
@@ -739,17 +746,21 @@ impl Service {
         cut.send_replace(true);
         kill_point::reached(KillPoint::Draining);
         let drain = self.drain;
+        let sweeping = self.sweeping.take();
         let finish = async {
             let mut alive = interval(TICK);
             loop {
                 tokio::select! {
                     done = self.jobs.join_next() => match done {
                         Some(done) => self.finished(done, None),
-                        None => return,
+                        None => break,
                     },
                     // The process is alive while it finishes, however long that takes.
                     _ = alive.tick() => self.turned(),
                 }
+            }
+            if let Some((_, sweep)) = sweeping {
+                let _ = sweep.await;
             }
         };
         if timeout(drain, finish).await.is_err() {

@@ -439,6 +439,17 @@ impl Progress {
         Limits { tiers: Vec::new(), attempts_max, ..limits.clone() }
     }
 
+    /// Another delivery of this command may exist: nothing is sent before the coupon was looked at.
+    pub fn look_first(&mut self) {
+        self.ever_unsure = true;
+        self.unsent_before = None;
+    }
+
+    /// Whether it is only asked about.
+    pub fn only_asks(&self) -> bool {
+        self.only_query.is_some()
+    }
+
     /// A copy that the broker delivers again: what was believed when it was put away may be outdated.
     pub fn delivered_again(&mut self) {
         if self.belief == Belief::Clear {
@@ -482,9 +493,6 @@ impl Progress {
     /// halted. Where no wait queue ends before the deadline it is the shortest, for a slot is worth more than that
     /// delay; `None` where there is no wait queue at all.
     pub fn defer(&mut self, limits: &Limits, now: Timestamp) -> Option<Step> {
-        if self.only_query.is_some() {
-            return Some(self.conclude_unknown(limits, now));
-        }
         let shortest = (!limits.tiers.is_empty()).then_some(0);
         self.tier(limits, now).or(shortest).map(|tier| self.put_away(tier, limits, now))
     }
@@ -645,10 +653,7 @@ impl Progress {
     fn halt(&mut self, fault: Fault, limits: &Limits, now: Timestamp) -> Step {
         self.failures = 0;
         self.negatives = 0;
-        if self.last || self.only_query.is_some() {
-            return self.conclude_unknown(limits, now);
-        }
-        Step::Halt(fault)
+        if self.last { self.conclude_unknown(limits, now) } else { Step::Halt(fault) }
     }
 
     /// The brand does not let us look. Where no use of ours can have taken effect, none is missed by sending the body

@@ -19,6 +19,7 @@ pub mod topology;
 use std::future::{Future, poll_fn};
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -213,6 +214,8 @@ pub struct Generation {
     /// Where queues are counted; the broker closes it over one that is missing.
     auxiliary: tokio::sync::Mutex<Auxiliary>,
     publisher: Publisher,
+    /// How many consumers of the command queue are our own.
+    consumers: AtomicU32,
     health: watch::Sender<Health>,
     at: String,
     settings: Settings,
@@ -222,8 +225,8 @@ pub struct Generation {
 struct Auxiliary {
     channel: Channel,
     opened: Instant,
-    /// What makes us count among the instances. It ends with the channel.
-    instance: Option<lapin::Consumer>,
+    /// What makes us count among the instances, on a channel of its own: a queue that is missing must not end it.
+    instance: Option<(Channel, lapin::Consumer)>,
 }
 
 impl Generation {
@@ -274,7 +277,8 @@ impl Generation {
             limit,
         })??;
         let (auxiliary, settings) = (tokio::sync::Mutex::new(auxiliary), settings.clone());
-        Ok(Self { consuming, publishing, inlet, auxiliary, publisher, health, at, settings })
+        let consumers = AtomicU32::new(0);
+        Ok(Self { consuming, publishing, inlet, auxiliary, publisher, consumers, health, at, settings })
     }
 
     /// Tries with probes that publish nothing whether events, delayed retries and parked commands may be published. A right
@@ -417,6 +421,8 @@ impl Generation {
         let queue = self.settings.topology.names.commands.as_str();
         let widened = self.bounded(deliveries.widen(prefetch)).await;
         let widened = widened.and_then(|widened| widened.map_err(|error| error.to_string()));
+        let own = u32::try_from(deliveries.consumers.len()).unwrap_or(u32::MAX);
+        self.consumers.store(own, Ordering::Relaxed);
         widened.map_err(|why| format!("cannot consume {queue}: {why}"))
     }
 
@@ -424,19 +430,24 @@ impl Generation {
     /// closes nothing but the auxiliary channel.
     async fn join_instances(&self) {
         let mut auxiliary = self.auxiliary.lock().await;
-        if auxiliary.instance.is_none() {
-            self.join_on(&mut auxiliary).await;
+        if auxiliary.instance.is_some() {
+            return;
         }
-    }
-
-    async fn join_on(&self, auxiliary: &mut Auxiliary) {
         let queue = self.settings.topology.names.instances.as_str();
-        let (options, arguments) =
-            (BasicConsumeOptions { no_ack: true, ..Default::default() }, FieldTable::default());
-        let joined = auxiliary.channel.basic_consume(queue.into(), "".into(), options, arguments);
-        auxiliary.instance = self.bounded(joined).await.ok().and_then(Result::ok);
+        let joining = async {
+            let channel = self.consuming.create_channel().await?;
+            let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
+            let joined =
+                channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await?;
+            Ok::<_, lapin::Error>((channel, joined))
+        };
+        auxiliary.instance = self.bounded(joining).await.ok().and_then(Result::ok);
         if auxiliary.instance.is_none() {
-            warn!(queue, "instances cannot be counted; consumers of the command queue are counted instead");
+            warn!(
+                queue,
+                remedy = probe::granting(&self.settings, self.settings.mode),
+                "instances cannot be counted; consumers of the command queue are counted instead"
+            );
         }
     }
 
@@ -447,7 +458,8 @@ impl Generation {
         let (consumers, messages) = self.count(commands).await?;
         match joined {
             true => Some((self.count(instances).await?.0, messages)),
-            false => Some((consumers, messages)),
+            // Each instance has as many as its prefetch was widened, all of them about alike.
+            false => Some((consumers.div_ceil(self.consumers.load(Ordering::Relaxed).max(1)), messages)),
         }
     }
 
@@ -466,9 +478,6 @@ impl Generation {
             }
             auxiliary.opened = Instant::now();
             auxiliary.channel = self.bounded(self.consuming.create_channel()).await.ok()?.ok()?;
-            if auxiliary.instance.take().is_some() {
-                self.join_on(&mut auxiliary).await;
-            }
         }
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
         let look = auxiliary.channel.queue_declare(queue.into(), options, FieldTable::default());

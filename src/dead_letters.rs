@@ -9,6 +9,7 @@ use tracing::{info, warn};
 use crate::broker::Settings;
 use crate::broker::dead_letters::DeadLetters;
 use crate::broker::publisher::Publisher;
+use crate::metrics::Settling;
 use crate::publishing::Cut;
 use crate::slots::Slots;
 use crate::worker::{Taken, Tools, work};
@@ -36,15 +37,19 @@ async fn sweep_all(
     // A permit of its own: while commands are held because the broker does not take their events, there may be no other.
     let permits = Slots::new(1);
     let mut count = 0;
-    while !*cut.borrow() {
+    // Each once: what cannot be told now goes behind the others.
+    for _ in 0..tools.metrics.dead_letters() {
+        if *cut.borrow() {
+            break;
+        }
         let next = letters.next().await.map_err(|error| error.to_string())?;
         let (Some(delivery), Some(mut permit)) = (next, permits.take()) else { break };
         let taken = Taken::dead_letter(delivery, Timestamp::now());
-        let (_, trouble) = work(tools, publisher, taken, &mut permit, cut.clone()).await;
+        let (settling, trouble) = work(tools, publisher, taken, &mut permit, cut.clone()).await;
         if let Some(trouble) = trouble {
             return Err(trouble);
         }
-        count += 1;
+        count += usize::from(settling != Settling::Released);
     }
     letters.close().await;
     Ok(count)

@@ -173,7 +173,11 @@ pub async fn publish_within(
         }
         if timeout(pause, cut.clone().wait_for(|now| *now)).await.is_ok() {
             leg.failed(&why.to_string());
-            return Err(Interrupted::NotPublished(why));
+            // Delayed it costs no delivery; what was lost with its session comes again by itself.
+            return match held_max == Duration::MAX || publisher.is_lost() {
+                true => Err(Interrupted::NotPublished(why)),
+                false => Ok(None),
+            };
         }
     }
 }

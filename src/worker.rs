@@ -16,7 +16,7 @@ use tracing::{debug, error, info, warn};
 use crate::attempt::{Belief, Evidence, Limits, Outcome, OutcomeKind, Progress, Step};
 use crate::brand_access::{BrandAccess, Denial};
 use crate::breaker::{Breaker, Sign};
-use crate::broker::delivery::{DELAYS_PASSED, Delivery};
+use crate::broker::delivery::{DEAD_AT, DEAD_REASON, DELAYS_PASSED, Delivery, HANDED_BACK};
 use crate::broker::publisher::{PARKED_REASON, Published, Publisher};
 use crate::broker::topology::wait_name;
 use crate::circuit::ResponseClass;
@@ -141,7 +141,7 @@ impl Taken {
 
     /// Reads a delivery that the broker dead-lettered.
     pub fn dead_letter(delivery: Delivery, at: Timestamp) -> Self {
-        let reason = match delivery.death().map(|death| death.reason) {
+        let reason = match delivery.last_death().map(|death| death.reason) {
             Some("delivery_limit") => Reason::DeliveryLimit,
             Some("expired") => Reason::MessageExpired,
             _ => Reason::DeadLettered,
@@ -198,7 +198,7 @@ async fn settle(
 ) -> (Settling, Option<String>) {
     let Taken { delivery, command, at, crowded, dead_lettered } = taken;
     kill_point::reached(KillPoint::Taken);
-    let means = Means { tools, publisher, cut: &cut };
+    let means = Means { tools, publisher, cut: &cut, dead_letter: dead_lettered.is_some() };
     let worked = match command {
         // What is rare stands in boxes of its own, or every command would take as much memory as the rarest.
         Err(rejected) => Box::pin(refuse(means, delivery, &rejected, stay, at)).await,
@@ -229,7 +229,7 @@ async fn settle(
                         None => &tools.limits,
                         Some(reason) => {
                             // The broker tells whole seconds.
-                            let ended = delivery.death().and_then(|death| death.at);
+                            let ended = delivery.last_death().and_then(|death| death.at);
                             let ended =
                                 ended.and_then(|at| at.checked_add(SignedDuration::from_secs(1)).ok());
                             &carried.progress.only_query(reason, ended, &tools.limits)
@@ -267,7 +267,7 @@ async fn settle(
         Err(Interrupted::Cut(delivery, headers)) => {
             let handed_back = match dead_lettered {
                 // Never back among the commands.
-                Some(_) => delivery.release().await.map_err(|unsettled| unsettled.to_string()),
+                Some(_) => put_back_dead(publisher, *delivery).await,
                 None => put_back(publisher, *delivery, headers).await,
             };
             match handed_back {
@@ -289,6 +289,17 @@ pub async fn put_back(
     headers: Vec<(&'static str, String)>,
 ) -> Result<(), String> {
     let proof = publisher.requeue(&delivery, headers).await.map_err(|why| why.to_string())?;
+    delivery.ack(proof).await.map_err(|unsettled| unsettled.to_string())
+}
+
+/// Puts a dead letter back without a count against it.
+async fn put_back_dead(publisher: &Publisher, delivery: Delivery) -> Result<(), String> {
+    let mut headers = Vec::new();
+    if let Some(death) = delivery.last_death() {
+        headers.push((DEAD_REASON, death.reason.to_owned()));
+        headers.extend(death.at.map(|at| (DEAD_AT, at.to_string())));
+    }
+    let proof = publisher.requeue_dead(&delivery, headers).await.map_err(|why| why.to_string())?;
     delivery.ack(proof).await.map_err(|unsettled| unsettled.to_string())
 }
 
@@ -341,7 +352,11 @@ fn progress(
     }
     let deadline = copy::deadline(text, now, tools.horizon).map_err(|_| Unstartable::Deadline)?;
     let again = again || parked_before.into_iter().any(|name| delivery.has_header(name));
-    Ok(Carried { progress: Progress::new(now, deadline, again), evidence: Vec::new() })
+    let mut progress = Progress::new(now, deadline, again);
+    if delivery.has_header(HANDED_BACK) {
+        progress.look_first();
+    }
+    Ok(Carried { progress, evidence: Vec::new() })
 }
 
 /// What something is published with, and what a worker shares.
@@ -350,11 +365,13 @@ struct Means<'a> {
     tools: &'a Tools,
     publisher: &'a Publisher,
     cut: &'a Cut,
+    /// Whether it is about a dead letter, which never goes among the commands again.
+    dead_letter: bool,
 }
 
 impl<'a> Means<'a> {
     fn publishing(self) -> PublishContext<'a> {
-        let Self { tools, publisher, cut } = self;
+        let Self { tools, publisher, cut, dead_letter: _ } = self;
         PublishContext { publisher, metrics: &tools.metrics, faults: &tools.publish_faults, cut }
     }
 }
@@ -458,6 +475,9 @@ async fn tell_and_park(
 async fn delay_unreadable(means: Means<'_>, delivery: Delivery, stay: &Stay) -> Worked {
     let tiers = &means.tools.limits.tiers;
     let passed = delivery.delays_passed();
+    if means.dead_letter {
+        return Err(Interrupted::Cut(Box::new(delivery), Vec::new()));
+    }
     let Some(wait) = tiers.get(passed.min(tiers.len().saturating_sub(1))).copied() else {
         return Err(Interrupted::Cut(Box::new(delivery), Vec::new()));
     };
@@ -529,6 +549,10 @@ impl Job<'_> {
                 {
                     put_away
                 }
+                // A dead letter goes back to the others: nothing that we are at fault for is charged to it.
+                Step::Halt(_) if self.carried.progress.only_asks() => {
+                    return Err(Interrupted::Cut(Box::new(self.delivery), Vec::new()));
+                }
                 // The breaker is open now; the next question waits for it.
                 Step::Halt(_) => self.carried.progress.resume(limits, Timestamp::now()),
                 Step::Defer { tier } => return Box::pin(self.put_away(tier, Aside::Unsettled, cut)).await,
@@ -579,7 +603,11 @@ impl Job<'_> {
         let Ok((pass, held_back)) = pass else {
             // Calls are held back for longer than a slot may be held.
             let progress = &mut self.carried.progress;
-            let step = progress.give_up(self.limits, now).or_else(|| progress.defer(self.limits, now));
+            let step = progress.give_up(self.limits, now);
+            if step.is_none() && progress.only_asks() {
+                return Asked::Cut;
+            }
+            let step = step.or_else(|| progress.defer(self.limits, now));
             return Asked::Step(step.unwrap_or_else(|| progress.resume(self.limits, now)));
         };
         // Its brand may have denied another command meanwhile.
@@ -737,7 +765,7 @@ impl Job<'_> {
         trace(&mut headers, self.stay);
         let copy = Outgoing::Copy(wait, &headers);
         let leg = self.stay.publish(Message::Copy.as_str());
-        let means = Means { tools: self.tools, publisher: self.publisher, cut };
+        let means = Means { tools: self.tools, publisher: self.publisher, cut, dead_letter: false };
         let proof = publish(means.publishing(), &self.delivery, copy, leg).await?;
         self.tools.metrics.deferred(&wait_name(wait), why);
         info!(
@@ -756,14 +784,20 @@ impl Job<'_> {
     }
 
     async fn finish(self, outcome: Outcome, cut: &Cut) -> Worked {
-        let means = Means { tools: self.tools, publisher: self.publisher, cut };
+        let means = Means { tools: self.tools, publisher: self.publisher, cut, dead_letter: false };
         let now = Timestamp::now();
         let leg = self.stay.publish(Message::Event.as_str());
         let Carried { progress, evidence } = &self.carried;
         let told = telling(self.tools, &leg, now, progress.attempts, evidence);
         let event = event::tell(&self.redemption, &outcome, told);
-        let (context, held_max) = (means.publishing(), self.tools.event_held_max(self.limits));
+        let only_asks = progress.only_asks();
+        let held_max =
+            if only_asks { self.tools.refused_max } else { self.tools.event_held_max(self.limits) };
+        let context = means.publishing();
         let told = publish_within(context, &self.delivery, Outgoing::Event(&event), leg, held_max).await?;
+        if told.is_none() && only_asks {
+            return Err(Interrupted::Cut(Box::new(self.delivery), Vec::new()));
+        }
         let Some(mut proof) = told else { return Box::pin(self.put_away_untold(outcome, cut)).await };
         let Self { tools, redemption, delivery, carried, stay, prepared, .. } = self;
         let Carried { progress, evidence } = carried;

@@ -251,6 +251,25 @@ fn check(script: &[Reply], steps: &[&str], ending: &str) {
 
 // ---- replies to "redeem"
 
+/// What was handed back exists twice where whoever handed it back died before the acknowledgement.
+#[test]
+fn handed_back_command_looks_before_it_sends() {
+    let limits = Limits::default();
+    let mut progress = Progress::new(start(), later(start(), HOUR * 24), false);
+    progress.look_first();
+    let look = Step::Ask { after: Duration::ZERO, question: Question::Inquire };
+    assert_eq!(progress.begin(&limits, start()), look);
+    let verdict = progress.judge(Question::Inquire, &usable(), &redemption());
+    let next = progress.follow(Question::Inquire, usable(), verdict, &limits, start(), 0.5);
+    assert_eq!(next, Step::Ask { after: Duration::ZERO, question: Question::Redeem });
+    let mut progress = Progress::new(start(), later(start(), HOUR * 24), false);
+    progress.look_first();
+    progress.begin(&limits, start());
+    let verdict = progress.judge(Question::Inquire, &returned(), &redemption());
+    let next = progress.follow(Question::Inquire, returned(), verdict, &limits, start(), 0.5);
+    assert!(matches!(next, Step::Finish(Outcome::Refused { reason: Reason::ReturnedSince, .. })), "{next:?}");
+}
+
 /// What the broker dead-lettered is asked about a few times, whatever is heard, and never sent.
 #[test]
 fn dead_letters_are_only_queried_and_end_after_three_calls() {
@@ -277,7 +296,7 @@ fn dead_letters_are_only_queried_and_end_after_three_calls() {
     ];
     // Every three replies in every order, from every belief that a retry message may carry, long over or just ended.
     for (script, belief) in (0..replies.len().pow(3)).flat_map(|nth| beliefs.map(|belief| (nth, belief))) {
-        for ended in [None, Some(start()), Some(later(start(), Duration::from_secs(3_600)))] {
+        'each: for ended in [None, Some(start()), Some(later(start(), Duration::from_secs(3_600)))] {
             let mut now = later(start(), Duration::from_secs(3_600));
             let objection = belief.objection().map(|_| objection());
             let mut progress = Progress::resumed(4, 1, belief, start(), later(start(), HOUR * 24), objection);
@@ -296,7 +315,9 @@ fn dead_letters_are_only_queried_and_end_after_three_calls() {
                         let verdict = progress.judge(question, &reply, &redemption());
                         step = progress.follow(question, reply, verdict, &limits, now, 0.5);
                     }
-                    Step::Halt(_) | Step::Defer { .. } => panic!("{script} {belief:?} {ended:?}: {step:?}"),
+                    // It goes back to the others, and is asked about when the fault is gone.
+                    Step::Halt(_) => continue 'each,
+                    Step::Defer { .. } => panic!("{script} {belief:?} {ended:?}: {step:?}"),
                 }
                 assert!(calls <= 5, "{script} {belief:?} {ended:?}: no end");
             };

@@ -472,3 +472,54 @@ async fn restarts_in_good_order_dead_letter_nothing() {
     assert_eq!(bed.uses().len(), COMMANDS);
     service.stop().await;
 }
+
+async fn dead_letter(bed: &Bed, code: &str) {
+    let expired = BasicProperties::default().with_expiration("0".into());
+    bed.publish_bytes(command(code, &format!("USE_{code}_1")).to_string().as_bytes(), expired).await;
+}
+
+/// A dead letter that is in hand when the service stops goes back without a count, and has its event at last.
+#[tokio::test(flavor = "multi_thread")]
+async fn stops_in_good_order_park_no_dead_letter_untold() {
+    let mut bed = Bed::new().await;
+    bed.config.wechat.total_timeout = redeemer::config::Span(std::time::Duration::from_secs(2));
+    bed.issue("C1", json!({}));
+    dead_letter(&bed, "C1").await;
+    let dead = bed.config.broker.names.dead.clone();
+    until("a dead letter", async || bed.ready(&dead).await == 1).await;
+    for _ in 0..5 {
+        let service = bed.start().await;
+        let calls = bed.attempts("C1").len();
+        until("a look at it", async || bed.attempts("C1").len() > calls).await;
+        service.stop().await;
+    }
+    let service = bed.start().await;
+    assert_eq!(bed.told().await.gist(), "unresolved message_expired EFFECTIVE");
+    assert_eq!(bed::header(&bed.parked().await.1, "x-redemption-parked-reason"), "message_expired");
+    service.stop().await;
+}
+
+/// A dead letter whose event is rejected holds up no other and keeps the service ready.
+#[tokio::test(flavor = "multi_thread")]
+async fn rejected_dead_letter_holds_up_no_other() {
+    let user = "sf-dead";
+    let (broker, mut bed) = shared_bed_as(user).await;
+    bed.config.wechat.total_timeout = redeemer::config::Span(std::time::Duration::from_secs(2));
+    bed.config.retry.settling = redeemer::config::Span(std::time::Duration::from_millis(100));
+    let results = bed.config.broker.names.results.clone();
+    ctl(broker, &["set_topic_permissions", user, &results, r"^(?!redemption\.refused\.).*$", ".*"]).await;
+    bed.issue("C1", json!({"state": "EXPIRED"}));
+    bed.issue("C2", json!({"state": "USED", "used_by": "USE_C2_1"}));
+    for code in ["C1", "C2"] {
+        dead_letter(&bed, code).await;
+    }
+    let dead = bed.config.broker.names.dead.clone();
+    until("two dead letters", async || bed.ready(&dead).await == 2).await;
+    let service = bed.start().await;
+    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    assert_eq!(service.get("/readyz").await.0, 200);
+    ctl(broker, &["clear_topic_permissions", user]).await;
+    assert_eq!(bed.told().await.gist(), "refused expired EXPIRED");
+    parked_nothing(&bed).await;
+    service.stop().await;
+}

@@ -48,8 +48,16 @@ struct Due {
 /// Marks a command that was put back into the queue as a new message and had been delivered before, as a header.
 pub const TRIED: &str = "x-redemption-tried";
 
+/// Marks a command that was put back into the queue as a new message, as a header: another one of it may exist.
+pub const HANDED_BACK: &str = "x-redemption-handed-back";
+
 /// How often a message that cannot be worked on was delayed, as a header.
 pub const DELAYS_PASSED: &str = "x-redemption-delays-passed";
+
+/// Why and when (RFC 3339) the broker dead-lettered a command that was put back among the dead letters, as headers.
+pub const DEAD_REASON: &str = "x-redemption-dead-reason";
+/// See [`DEAD_REASON`].
+pub const DEAD_AT: &str = "x-redemption-dead-at";
 
 /// Why the broker itself moved a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,6 +181,14 @@ impl Delivery {
             _ => None,
         };
         Some(Death { reason: std::str::from_utf8(reason.as_bytes()).ok()?, at })
+    }
+
+    /// The same of a dead letter, which may have been put back.
+    pub fn last_death(&self) -> Option<Death<'_>> {
+        let put_back = self
+            .header(DEAD_REASON)
+            .map(|reason| Death { reason, at: self.header(DEAD_AT).and_then(|at| at.parse().ok()) });
+        self.death().or(put_back)
     }
 
     /// The wait of the wait queue that it came from last, as its word, and when that wait was over.

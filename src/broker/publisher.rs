@@ -21,7 +21,7 @@ use lapin::{Channel, Confirmation, Connection, ErrorKind, PublisherConfirm};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::broker::delivery::{Delivery, TRIED};
+use crate::broker::delivery::{Delivery, HANDED_BACK, TRIED};
 use crate::broker::probe::{self, Right};
 use crate::broker::topology::{Names, wait_name};
 use crate::broker::{BLOCKED_IS_TOLD_AFTER, Health, PUBLISHED_FRAME_BYTES_MAX, Wire, blocked_for, is_soft};
@@ -134,6 +134,7 @@ struct Inner {
     results: ShortString,
     retry: ShortString,
     parked: ShortString,
+    dead: ShortString,
 }
 
 impl Publisher {
@@ -160,6 +161,7 @@ impl Publisher {
             results: names.results.as_str().into(),
             retry: names.retry.as_str().into(),
             parked: names.parked.as_str().into(),
+            dead: names.dead.as_str().into(),
         })))
     }
 
@@ -246,12 +248,38 @@ impl Publisher {
         if let Some(why) = self.0.health.borrow().lost.clone() {
             return Err(NotPublished::Connection(why));
         }
-        if headers.is_empty() && command.may_have_been_tried() {
-            headers.push((TRIED, "1".to_owned()));
+        if headers.is_empty() {
+            // Should we die before the acknowledgement, two of it exist: this one looks before it sends.
+            headers.push((HANDED_BACK, "1".to_owned()));
+            if command.may_have_been_tried() {
+                headers.push((TRIED, "1".to_owned()));
+            }
         }
-        let properties = carried_on(command, headers);
+        let mut properties = carried_on(command, headers);
+        // It has not waited anywhere: what its sender bounded stays bounded.
+        if let Some(expiration) = command.properties().expiration() {
+            properties = properties.with_expiration(expiration.clone());
+        }
         self.publish_alone(&ShortString::default(), self.0.commands.as_str(), properties, command.body())
             .await
+    }
+
+    /// Whether its session has ended.
+    pub fn is_lost(&self) -> bool {
+        self.0.health.borrow().lost.is_some()
+    }
+
+    /// Puts a dead letter back behind the others as a new message, with why and when it was dead-lettered.
+    ///
+    /// # Errors
+    /// [`NotPublished`]
+    pub async fn requeue_dead(
+        &self,
+        command: &Delivery,
+        headers: Vec<(&'static str, String)>,
+    ) -> Result<Published, NotPublished> {
+        let properties = carried_on(command, headers);
+        self.publish_alone(&ShortString::default(), self.0.dead.as_str(), properties, command.body()).await
     }
 
     /// Sets `command` aside for a person, bytes and properties as they came.
