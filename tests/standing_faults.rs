@@ -241,8 +241,12 @@ async fn message_size_below_an_event_parks_nothing() {
     let mut bed = Bed::on(broker).await;
     bed.config.retry.tiers = vec![redeemer::config::Span(std::time::Duration::from_secs(1))];
     publish_backlog(&bed, BACKLOG).await;
-    let limit = |bytes: u32| format!("application:set_env(rabbit, max_message_size, {bytes}).");
-    // Above a command, below an event. A channel asks for it when it is opened.
+    let limit = |bytes: u32| {
+        format!(
+            "application:set_env(rabbit, max_message_size, {bytes}), persistent_term:put(max_message_size, {bytes})."
+        )
+    };
+    // Above a command, below an event. A channel asks for it when it is opened: of the one place in 3.x, of the other in 4.x.
     ctl(broker, &["eval", &limit(1_500)]).await;
     let service = bed.start_unready().await;
     let mut seen = BTreeSet::new();

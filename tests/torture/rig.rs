@@ -412,7 +412,13 @@ impl Rig {
     async fn stand(&mut self, act: Act, fault: Standing) {
         let names = self.config.broker.names.clone();
         let results = format!("^(?!{}$).*$", names.results.replace('.', r"\."));
-        let size = |bytes: u32| format!("application:set_env(rabbit, max_message_size, {bytes}).");
+        let size = |bytes: u32| {
+            // Channels ask for it of the one place in 3.x, of the other in 4.x.
+            format!(
+                "application:set_env(rabbit, max_message_size, {bytes}), \
+                 persistent_term:put(max_message_size, {bytes})."
+            )
+        };
         let stops_all = match fault {
             Standing::ResultsRight => {
                 self.ctl(&["set_permissions", USER, ".*", &results, ".*"]).await;
