@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use lapin::Channel;
-use lapin::options::{BasicAckOptions, BasicNackOptions};
+use lapin::options::BasicAckOptions;
 use lapin::protocol::basic::AMQPProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use tokio::sync::{mpsc, oneshot};
@@ -244,16 +244,6 @@ impl Delivery {
         // Where nobody is left to send it, nobody tells either.
         let _ = self.inlet.due.send(Due { tag: self.tag, sent });
         told.await.unwrap_or_else(|_| Err(Unsettled("its channel is gone".to_owned())))
-    }
-
-    /// Gives it back to the queue, to be delivered again at once; before RabbitMQ 4.3 that counts as a delivery in vain. For
-    /// what cannot be put back otherwise.
-    ///
-    /// # Errors
-    /// [`Unsettled`] where the broker was not reached; it will deliver it again all the same.
-    pub async fn release(self) -> Result<(), Unsettled> {
-        let options = BasicNackOptions { requeue: true, multiple: false };
-        settled(SENT_WITHIN, self.inlet.channel.basic_nack(self.tag, options)).await
     }
 }
 

@@ -23,7 +23,8 @@ use crate::broker::delivery::{Delivery, Inlet};
 use crate::broker::publisher::{NotPublished, Publisher};
 use crate::broker::topology::{Object, TopologyFault, declare};
 use crate::broker::{
-    BLOCKED_IS_TOLD_AFTER, CannotConnect, Health, Settings, Wire, blocked_for, connect_any, watch_events,
+    BLOCKED_IS_TOLD_AFTER, CannotConnect, Health, Settings, Wire, blocked_for, connect_any, reply_code,
+    watch_events,
 };
 
 /// Why the parked queue cannot be looked at.
@@ -165,7 +166,7 @@ impl Look {
         let channel = self.inlet.channel();
         match self.answered(channel.queue_declare(name.into(), options, FieldTable::default())).await {
             Ok(_) => Ok(()),
-            Err(CannotLook::Lost { source, .. }) if matches!(code(&source), Some(404 | 405)) => {
+            Err(CannotLook::Lost { source, .. }) if matches!(reply_code(&source), Some(404 | 405)) => {
                 Err(CannotLook::LockLost(name.to_owned()))
             }
             Err(error) => Err(error),
@@ -219,7 +220,7 @@ impl Look {
             _ = illegible => return Err(illegible_one()),
         };
         let got = match got {
-            Err(CannotLook::Lost { source, .. }) if code(&source) == Some(404) => {
+            Err(CannotLook::Lost { source, .. }) if reply_code(&source) == Some(404) => {
                 return Err(CannotLook::NoQueue(self.queue.clone()));
             }
             Err(CannotLook::Lost { source, .. }) if matches!(source.kind(), ErrorKind::ParsingError(_)) => {
@@ -266,9 +267,9 @@ async fn lock(connection: &Connection, queue: &str, bound: Bound<'_>) -> Result<
                 let _ = channel.close(200, "done".into()).await;
                 return Ok(Some(name));
             }
-            Err(CannotLook::Lost { source, .. }) if code(&source) == Some(403) => return Ok(None),
+            Err(CannotLook::Lost { source, .. }) if reply_code(&source) == Some(403) => return Ok(None),
             // Whoever ended a moment ago may still hold it.
-            Err(CannotLook::Lost { source, .. }) if code(&source) == Some(405) => {
+            Err(CannotLook::Lost { source, .. }) if reply_code(&source) == Some(405) => {
                 if since.elapsed() >= bound.limit {
                     return Err(CannotLook::Busy(queue.to_owned()));
                 }
@@ -345,12 +346,5 @@ impl Bound<'_> {
             Ok(Err(source)) => Err(CannotLook::Lost { at, source }),
             Err(_) => Err(CannotLook::TimedOut { at, limit }),
         }
-    }
-}
-
-fn code(error: &lapin::Error) -> Option<u16> {
-    match error.kind() {
-        ErrorKind::ProtocolError(fault) => Some(fault.get_id()),
-        _ => None,
     }
 }
