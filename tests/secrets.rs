@@ -106,6 +106,9 @@ fn full_run(format: &str) {
         ("REDEEMER_TELEMETRY__OTLP_ENDPOINT", "http://127.0.0.1:1"),
         ("REDEEMER_TELEMETRY__OTLP_EVERY", "100ms"),
         ("OTEL_EXPORTER_OTLP_HEADERS", &format!("authorization={TOKEN}")),
+        // A command that waited in a queue is sent again only once the longest call that anybody may have begun is over.
+        ("REDEEMER_WECHAT__READ_TIMEOUT", "1500ms"),
+        ("REDEEMER_WECHAT__TOTAL_TIMEOUT", "2s"),
         ("REDEEMER_RETRY__INITIAL", "50ms"),
         ("REDEEMER_RETRY__SETTLING", "100ms"),
         ("REDEEMER_RETRY__IN_PROCESS_MAX", "500ms"),
