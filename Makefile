@@ -7,6 +7,9 @@ SHELL := bash
 # Each target runs cargo, which is parallel already.
 .NOTPARALLEL:
 
+# Most tests wait, for a broker or for a delay: more of them than there are cores run side by side.
+TESTS_AT_ONCE := RUST_TEST_THREADS=$(or $(RUST_TEST_THREADS),4)
+
 RABBITMQ4 := $(or $(CARGO_TARGET_DIR),target)/rabbitmq4
 
 .PHONY: help
@@ -22,7 +25,7 @@ demo: ## see it work: a private broker, a simulated payment API, a few redemptio
 .PHONY: test
 test: ## all tests, against a private broker
 	deploy/local/install rabbitmq-server python3-pika openssl curl prometheus
-	cargo test --locked --no-fail-fast --all-targets
+	$(TESTS_AT_ONCE) cargo test --locked --no-fail-fast --all-targets
 	cargo test --locked --doc
 
 .PHONY: test-rabbitmq4
@@ -31,7 +34,7 @@ test-rabbitmq4: ## all tests again, against RabbitMQ 4 (needs root and the netwo
 	if [[ $$code -eq 3 ]]; then echo 'RabbitMQ 4 NOT tried: see above'; exit 0; fi; \
 	[[ $$code -eq 0 ]] || exit $$code; \
 	deploy/local/install python3-pika openssl curl prometheus; \
-	REDEEMER_TEST_BROKER_TREE=$$(realpath $(RABBITMQ4)) cargo test --locked --no-fail-fast --all-targets
+	$(TESTS_AT_ONCE) REDEEMER_TEST_BROKER_TREE=$$(realpath $(RABBITMQ4)) cargo test --locked --no-fail-fast --all-targets
 
 .PHONY: test-cluster
 test-cluster: ## four instances on three nodes, of which some are lost
@@ -110,12 +113,14 @@ torture: ## break everything, again and again, and count what is lost; writes do
 .PHONY: torture-versions
 torture-versions: ## the short torture and the tests of what differs, on RabbitMQ 3.10 and on 4.0, each named in the output
 	deploy/local/install rabbitmq-server
-	cargo test --locked --no-fail-fast --test torture --test broker_versions -- --nocapture
+	cargo test --locked --no-fail-fast --test torture -- --nocapture
+	cargo test --locked --test it broker_versions -- --nocapture
 	@code=0; deploy/local/rabbitmq4 $(RABBITMQ4) || code=$$?; \
 	if [[ $$code -eq 3 ]]; then echo 'RabbitMQ 4 NOT tried: see above'; exit 0; fi; \
 	[[ $$code -eq 0 ]] || exit $$code; \
-	REDEEMER_TEST_BROKER_TREE=$$(realpath $(RABBITMQ4)) \
-	cargo test --locked --no-fail-fast --test torture --test broker_versions -- --nocapture
+	export REDEEMER_TEST_BROKER_TREE=$$(realpath $(RABBITMQ4)); \
+	cargo test --locked --no-fail-fast --test torture -- --nocapture; \
+	cargo test --locked --test it broker_versions -- --nocapture
 
 .PHONY: mutations
 mutations: ## break the program in ways that must be noticed, and see that they are

@@ -1,18 +1,12 @@
 //! The service against a real broker and the sandbox: what goes in, and what comes out.
 
-#![allow(clippy::unwrap_used)] // in the helpers too
-
-#[path = "support/bed.rs"]
-mod bed;
-#[path = "support/broker.rs"]
-mod broker;
-
 use std::collections::BTreeSet;
 use std::process::Stdio;
 use std::time::Duration;
 
-use bed::{Bed, command, header, until};
-use broker::Broker;
+use crate::bed;
+use crate::bed::{Bed, command, header, until};
+use crate::broker::Broker;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use redeemer::broker::parked::{CannotLook, Look};
@@ -817,7 +811,11 @@ fn connections_that_came_to_nothing_leave_nothing_behind() {
     const ALONE: &str = "REDEEMER_TEST_ALONE";
     if std::env::var_os(ALONE).is_none() {
         let alone = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "connections_that_came_to_nothing_leave_nothing_behind", "--nocapture"])
+            .args([
+                "--exact",
+                "service::connections_that_came_to_nothing_leave_nothing_behind",
+                "--nocapture",
+            ])
             .env(ALONE, "yes")
             .output()
             .unwrap();

@@ -1,25 +1,17 @@
 //! Two operators at the parked queue: a look that is lost publishes nothing, and a refusal is published on the evidence
 //! that the service itself requires. The look is ended by the broker while the call of its replay is under way.
 
-#![allow(clippy::unwrap_used)] // in the helpers too
-
-#[path = "support/bed.rs"]
-mod bed;
-#[path = "support/broker.rs"]
-mod broker;
-#[path = "torture/proxy.rs"]
-#[allow(dead_code)] // the torture test uses all of it
-mod proxy;
-
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
-use bed::{Bed, command, until};
+use crate::bed;
+use crate::bed::{Bed, command, until};
+use crate::broker;
+use crate::proxy::{Manner, Proxy};
 use jiff::{SignedDuration, Timestamp};
 use lapin::BasicProperties;
 use lapin::options::{BasicGetOptions, BasicNackOptions, BasicPublishOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use proxy::{Manner, Proxy};
 use redeemer::broker::parked::{CannotLook, Look};
 use redeemer::config::Span;
 use serde_json::{Value, json};

@@ -1,16 +1,10 @@
 //! `redeemer topology`, and what `redeemer check` says of a broker, against a real one.
 
-#![allow(clippy::unwrap_used)] // in the helpers too
-
-#[path = "support/bed.rs"]
-mod bed;
-#[path = "support/broker.rs"]
-mod broker;
-
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use broker::Broker;
+use crate::broker;
+use crate::broker::Broker;
 use lapin::options::{BasicGetOptions, BasicPublishOptions, ExchangeDeclareOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind};

@@ -1,19 +1,12 @@
 //! Rate limit and circuit breaker, end to end: commands in trouble do not slow the rest, something in the way opens the
 //! circuit, and both are told.
 
-#![allow(clippy::unwrap_used)] // in the helpers too
-
-#[path = "support/bed.rs"]
-mod bed;
-#[path = "support/broker.rs"]
-mod broker;
-
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use bed::{Bed, command, until};
+use crate::bed::{Bed, command, until};
 use serde_json::{Value, json};
 
 /// The program itself, on the configuration of a bed, with its log in a file.

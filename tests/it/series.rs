@@ -3,18 +3,12 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // in the helpers too; and it tells its seed
 
-#[path = "support/bed.rs"]
-mod bed;
-#[path = "support/broker.rs"]
-mod broker;
-#[path = "fuzz/damage.rs"]
-#[allow(dead_code)] // it damages other things, too
-mod damage;
-
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use bed::Bed;
+use crate::bed;
+use crate::bed::Bed;
+use crate::damage;
 use jiff::Timestamp;
 use lapin::BasicProperties;
 use rand::rngs::StdRng;
@@ -29,7 +23,7 @@ use redeemer::wechat::reply;
 use redeemer::wire::command;
 use serde_json::{Value, json};
 
-const COUPON: &str = include_str!("fixtures/coupon_single.json");
+const COUPON: &str = include_str!("../fixtures/coupon_single.json");
 
 fn series(metrics: &Metrics) -> Vec<String> {
     let text = metrics.render();

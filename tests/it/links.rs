@@ -1,27 +1,20 @@
 //! The links: TLS to the broker and to the payment API, and the least that the broker's user must be allowed.
 
-#![allow(clippy::unwrap_used)] // in the helpers too
-
-#[path = "support/authority.rs"]
-mod authority;
-#[path = "support/broker.rs"]
-mod broker;
-#[path = "support/programs.rs"]
-mod programs;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Child, Command, Stdio};
 
-use authority::Authority;
-use broker::{Broker, unused_dir};
+use crate::authority::Authority;
+use crate::broker;
+use crate::broker::{Broker, unused_dir};
+use crate::programs;
+use crate::programs::{Programs, command, err, out, run};
 use futures_util::StreamExt as _;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ConnectionProperties, ErrorKind};
-use programs::{Programs, command, err, out, run};
 use serde_json::Value;
 
 /// What check says is at fault with this environment: details and remedies.

@@ -1,19 +1,14 @@
 //! What a full run writes down: nothing that opens a door, and no user or coupon whole.
 
-#![allow(clippy::unwrap_used)] // in the helpers too
-
-#[path = "support/broker.rs"]
-mod broker;
-#[path = "support/programs.rs"]
-mod programs;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, Stdio};
 
-use programs::{Programs, err, get, out, run, until};
+use crate::broker;
+use crate::programs;
+use crate::programs::{Programs, err, get, out, run, until};
 use serde_json::{Value, json};
 
 const OPENID: &str = "oVeryPrivatePerson0123456789";

@@ -1,19 +1,14 @@
 //! What `redeemer check` finds at fault, in the configuration, the keys and the broker, and that each remedy that it
 //! names is a command.
 
-#![allow(clippy::unwrap_used)] // in the helpers too
-
-#[path = "support/broker.rs"]
-mod broker;
-#[path = "support/programs.rs"]
-mod programs;
-
 use std::process::Output;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use broker::Broker;
-use programs::{Programs, err, out, redeemer, run, unused_dir};
+use crate::broker;
+use crate::broker::Broker;
+use crate::programs;
+use crate::programs::{Programs, err, out, redeemer, run, unused_dir};
 use serde_json::{Value, json};
 
 /// The findings of one check, and its exit code.

@@ -1,17 +1,14 @@
 //! `redeemer demo`, as a newcomer runs it.
 
-#[path = "support/broker.rs"]
-mod broker;
-#[path = "support/programs.rs"]
-mod programs;
-
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use crate::broker;
+use crate::programs;
 use serde_json::json;
 
-use programs::{ended, err, out, post, redeemer, run, terminate, until, unused_dir};
+use crate::programs::{ended, err, out, post, redeemer, run, terminate, until, unused_dir};
 
 fn demo(dir: &Path, prefix: &str, commands: &str) -> Command {
     let mut demo = redeemer();

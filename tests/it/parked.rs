@@ -1,16 +1,10 @@
 //! The parked desk as a program of its own, against a real broker, the service and the sandbox.
 
-#![allow(clippy::unwrap_used)] // in the helpers too
-
-#[path = "support/bed.rs"]
-mod bed;
-#[path = "support/broker.rs"]
-mod broker;
-
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
-use bed::{Bed, command, until};
+use crate::bed;
+use crate::bed::{Bed, command, until};
 use jiff::{SignedDuration, Timestamp};
 use lapin::options::{BasicAckOptions, BasicGetOptions, BasicPublishOptions, BasicRejectOptions};
 use lapin::types::{AMQPValue, FieldTable};

@@ -1,16 +1,11 @@
 //! A confirm belongs to the message it was given for, also when many tasks publish at once on one channel.
-#![allow(clippy::unwrap_used)] // in the helpers too
-
-#[path = "support/bed.rs"]
-mod bed;
-#[path = "support/broker.rs"]
-mod broker;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bed::{Bed, command};
+use crate::bed;
+use crate::bed::{Bed, command};
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueBindOptions, QueueDeclareOptions,
 };

@@ -1,18 +1,13 @@
 //! Where RabbitMQ 3.x and 4.x differ, or might: each of these tests names the version that it ran on, says what that
 //! version does, and shows that the service comes through. `make test-rabbitmq4` runs them on 4.x.
 
-#![allow(clippy::unwrap_used)] // in the helpers too
 #![allow(clippy::print_stdout)] // which version did what is worth a line
-
-#[path = "support/bed.rs"]
-mod bed;
-#[path = "support/broker.rs"]
-mod broker;
 
 use std::time::{Duration, Instant};
 
-use bed::{Bed, command, next, until};
-use broker::{Broker, shared};
+use crate::bed;
+use crate::bed::{Bed, command, next, until};
+use crate::broker::{Broker, shared};
 use lapin::options::{
     BasicAckOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions, BasicRejectOptions,
     QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,

@@ -1,20 +1,13 @@
 //! Waiting, lanes, hosts and stops: the service against a real broker and the sandbox where answers stay away, come
 //! late, or speak of a world that has changed meanwhile.
 
-#![allow(clippy::unwrap_used)] // in the helpers too
-
-#[path = "support/bed.rs"]
-mod bed;
-#[path = "support/broker.rs"]
-mod broker;
-#[path = "support/ports.rs"]
-mod ports;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use bed::{Bed, Told, command, header, until};
+use crate::bed;
+use crate::bed::{Bed, Told, command, header, until};
+use crate::ports;
 use jiff::{SignedDuration, Timestamp};
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};

@@ -3,21 +3,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may; the lint only spares the test functions themselves")]
 
-#[path = "support/broker.rs"]
-mod broker;
-#[path = "support/programs.rs"]
-mod programs;
-
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use crate::broker;
 use rstest::rstest;
 use serde_json::Value;
 
-use programs::{ended, unused_dir};
+use crate::programs::{ended, unused_dir};
 
 /// What stands here for the program that a reader installs.
 const INSTALL: &str = "cargo install --locked --path .";

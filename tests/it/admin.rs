@@ -1,17 +1,10 @@
 //! The admin port before clients that mean harm, or are broken. It serves on, and it serves nothing secret.
 
-#![allow(clippy::unwrap_used)] // in the helpers too
-
-#[path = "support/bed.rs"]
-mod bed;
-#[path = "support/broker.rs"]
-mod broker;
-
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use bed::{Bed, Service, command};
+use crate::bed::{Bed, Service, command};
 use redeemer::config::Config;
 use serde_json::json;
 

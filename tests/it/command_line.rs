@@ -1,17 +1,14 @@
 //! `redeemer publish` and `redeemer watch` on a real broker, beside a running service.
 
-#[path = "support/broker.rs"]
-mod broker;
-#[path = "support/programs.rs"]
-mod programs;
-
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::process::{Child, Command, Stdio};
 
+use crate::broker;
+use crate::programs;
 use serde_json::Value;
 
-use programs::{Programs, ended, err, out, redeemer, run, terminate, until};
+use crate::programs::{Programs, ended, err, out, redeemer, run, terminate, until};
 
 fn events(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).expect("one event per line")).collect()

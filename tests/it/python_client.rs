@@ -1,16 +1,13 @@
 //! A program in another language, with the usual AMQP library, gets an answer to a command.
 
-#[path = "support/broker.rs"]
-mod broker;
-#[path = "support/programs.rs"]
-mod programs;
-
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
+use crate::broker;
+use crate::programs;
 use serde_json::{Value, json};
 
-use programs::Programs;
+use crate::programs::Programs;
 
 /// Debian's own: an interpreter found earlier on PATH does not have Debian's packages.
 const PYTHON: &str = "/usr/bin/python3";

@@ -1,23 +1,17 @@
 //! Traces: the service under a sandbox and a real broker, and a collector that reads what a real one would.
 
-#![allow(clippy::unwrap_used)] // in the helpers too
-
-#[path = "support/bed.rs"]
-mod bed;
-#[path = "support/broker.rs"]
-mod broker;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::bed;
+use crate::bed::{Bed, Service, command, header, until};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
-use bed::{Bed, Service, command, header, until};
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;

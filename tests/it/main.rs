@@ -1,0 +1,41 @@
+//! Everything that needs a broker and neither ends it nor measures it: one program, one node, whose parts run side by
+//! side. Names of queues, exchanges and users are each test's own.
+
+#![allow(clippy::unwrap_used)] // in the helpers too
+
+#[path = "../support/authority.rs"]
+mod authority;
+#[path = "../support/bed.rs"]
+mod bed;
+#[path = "../support/broker.rs"]
+mod broker;
+#[path = "../fuzz/damage.rs"]
+#[allow(dead_code)] // the fuzzers use all of it
+mod damage;
+#[path = "../support/ports.rs"]
+mod ports;
+#[path = "../support/programs.rs"]
+mod programs;
+#[path = "../torture/proxy.rs"]
+#[allow(dead_code)] // the fault rig uses all of it
+mod proxy;
+
+mod admin;
+mod broker_versions;
+mod check;
+mod command_line;
+mod demo;
+mod desk_page;
+mod limits;
+mod links;
+mod parked;
+mod publisher;
+mod python_client;
+mod readme;
+mod secrets;
+mod series;
+mod service;
+mod topology;
+mod traces;
+mod two_operators;
+mod waiting;
