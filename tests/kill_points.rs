@@ -35,6 +35,7 @@ use redeemer::kill_point::KillPoint;
 use redeemer::metrics::Message;
 use redeemer::wechat::api::Prepared;
 use redeemer::wire::{command, copy};
+use rstest::rstest;
 use serde_json::{Value, json};
 use service::{Sandbox, Service, was_killed};
 use tokio::task::spawn_blocking;
@@ -101,17 +102,20 @@ fn stages(point: KillPoint, arrival: Arrival) -> &'static [Stage] {
     }
 }
 
+/// Each arrival on a broker of its own, so that they run side by side.
+#[rstest]
+#[case::first_delivery(Arrival::First)]
+#[case::redelivery(Arrival::Redelivered)]
+#[case::retry_message(Arrival::Copy)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn killed_anywhere_a_command_ends_once_and_takes_effect_once_however_it_came() {
-    let mut ground = Ground::new().await;
+async fn killed_anywhere_a_command_ends_once_and_takes_effect_once(#[case] arrival: Arrival) {
+    let mut ground = Ground::new(arrival).await;
     for point in KillPoint::ALL {
-        for arrival in [Arrival::First, Arrival::Redelivered, Arrival::Copy] {
-            for stage in stages(point, arrival) {
-                let mut times = 1;
-                while !ground.check(point, arrival, *stage).await {
-                    times += 1;
-                    assert!(times <= 5, "{point:?}, {arrival:?}, {stage:?}: no call is on its way at death");
-                }
+        for stage in stages(point, arrival) {
+            let mut times = 1;
+            while !ground.check(point, arrival, *stage).await {
+                times += 1;
+                assert!(times <= 5, "{point:?}, {arrival:?}, {stage:?}: no call is on its way at death");
             }
         }
     }
@@ -131,9 +135,10 @@ struct Ground {
 }
 
 impl Ground {
-    async fn new() -> Self {
+    async fn new(arrival: Arrival) -> Self {
         let broker = spawn_blocking(Broker::start_counting).await.unwrap();
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("kill-points-{}", std::process::id()));
+        let name = format!("kill-points-{arrival:?}-{}", std::process::id());
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         let sandbox = Sandbox::start(&dir.join("sandbox"), 1).await;
         sandbox.tell(reqwest::Method::PUT, "settings", &json!({"returned_before_reuse": "C"})).await;
         let config = configure(&dir.join("sandbox"), &sandbox, broker.uri());
