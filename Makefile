@@ -93,6 +93,11 @@ bench-goodput: ## how fast commands with nothing wrong are settled while others 
 	deploy/local/install rabbitmq-server
 	cargo bench --locked --features measure --bench goodput
 
+.PHONY: bench-recovery
+bench-recovery: ## how fast the full rate is back after a stricter provider, an outage and a restart of the broker; wants a quiet machine for 6 minutes (RECOVERY_OUTAGE=)
+	deploy/local/install rabbitmq-server
+	cargo bench --locked --features measure --bench recovery
+
 .PHONY: bench-guard
 bench-guard: ## fail where a command costs too many times its cryptography (BENCH_GUARD_RATIO=)
 	deploy/local/install rabbitmq-server

@@ -12,10 +12,10 @@
 mod bed;
 #[path = "../tests/support/broker.rs"]
 mod broker;
+mod program;
 
 use std::collections::HashMap;
 use std::env;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bed::{Bed, command};
@@ -23,6 +23,7 @@ use broker::Broker;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use lapin::options::BasicAckOptions;
+use program::Program;
 use redeemer::sandbox::Settings;
 use serde_json::{Value, json};
 use tokio::time::{sleep_until, timeout};
@@ -70,36 +71,6 @@ fn kinds() -> Vec<(&'static str, Value)> {
     all.into_iter().filter(|(name, _)| wanted.as_ref().is_none_or(|wanted| wanted.contains(name))).collect()
 }
 
-struct Program(Child);
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-async fn start(bed: &Bed) -> Program {
-    let address = bed.dir.join("admin.address");
-    let child = Command::new(env!("CARGO_BIN_EXE_redeemer"))
-        .arg("--config")
-        .arg(bed.config_file())
-        .args(["run", "--with-parent", "--admin-address-file"])
-        .arg(&address)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let program = Program(child);
-    bed::until("readiness", async || {
-        let Ok(at) = std::fs::read_to_string(&address) else { return false };
-        reqwest::get(format!("http://{}/readyz", at.trim())).await.is_ok_and(|answer| answer.status() == 200)
-    })
-    .await;
-    program
-}
-
 async fn measure(broker: &Broker, load: &Load, fault: Option<&Value>, percent: usize) -> Measured {
     let settings =
         Settings { fast_signatures: true, latency: Duration::from_millis(20), ..Settings::default() };
@@ -125,7 +96,7 @@ async fn measure(broker: &Broker, load: &Load, fault: Option<&Value>, percent: u
             {"coupon_prefix": "TWICE", "question": "use", "first_attempts": 2, "fault": fault},
         ]));
     }
-    let _program = start(&bed).await;
+    let _program = Program::start(&bed, 0).await;
     // The first second of a process is its own.
     tokio::time::sleep(Duration::from_secs(2)).await;
 

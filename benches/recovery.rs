@@ -1,0 +1,219 @@
+//! How fast the full rate is back: after a limit at the provider that is lower than the configured one was raised, after
+//! an outage of the provider, and after a restart of the broker. `make bench-recovery`.
+//!
+//! All by the sandbox's ledger: arrivals at the provider, by its own clock, over sliding seconds.
+
+#![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on ends")]
+#![allow(clippy::print_stdout, reason = "what was measured is worth a line")]
+#![allow(missing_docs, reason = "a program")]
+
+#[path = "../tests/support/bed.rs"]
+mod bed;
+#[path = "../tests/support/broker.rs"]
+mod broker;
+mod program;
+
+use std::env;
+use std::time::{Duration, Instant};
+
+use bed::{Bed, command};
+use broker::Broker;
+use futures_util::StreamExt as _;
+use futures_util::stream;
+use program::Program;
+use redeemer::sandbox::{Answered, Attempt, Settings, Tuning};
+use serde_json::json;
+use tokio::time::sleep;
+
+/// Calls a second that are configured.
+const CONFIGURED: u32 = 500;
+/// Calls a second that the provider takes while it is stricter.
+const STRICT: u32 = 100;
+const SECOND: u64 = 1_000_000;
+
+/// A bed with a backlog of so many usable coupons, whose results and parked commands stay where they are.
+async fn backlog(broker: &Broker, commands: usize) -> Bed {
+    let settings =
+        Settings { fast_signatures: true, latency: Duration::from_millis(20), ..Settings::default() };
+    let mut bed = Bed::with(broker, settings).await;
+    bed.config.pace.calls_per_second = CONFIGURED;
+    bed.config.log.filter = "warn".to_owned();
+    bed.leave_results().await;
+    bed.leave_parked().await;
+    let queued = &bed;
+    stream::iter(0..commands)
+        .for_each_concurrent(200, |nth| async move {
+            let code = format!("C{nth}");
+            queued.issue(&code, json!({}));
+            queued.publish(&command(&code, &format!("USE_{nth:06}"))).await;
+        })
+        .await;
+    bed
+}
+
+/// The ledger's calls, by arrival.
+struct Calls(Vec<Attempt>);
+
+impl Calls {
+    fn of(bed: &Bed) -> Self {
+        let mut attempts = bed.sandbox.ledger().attempts;
+        attempts.sort_unstable_by_key(|attempt| attempt.at_us);
+        Self(attempts)
+    }
+
+    /// Calls in a span of time that match.
+    fn count(&self, from: u64, to: u64, matches: impl Fn(&Attempt) -> bool) -> usize {
+        self.0.iter().filter(|call| (from..to).contains(&call.at_us) && matches(call)).count()
+    }
+
+    /// How long after `from` a second begins with at least so many accepted calls, to a tenth of a second.
+    fn reaches(&self, from: u64, calls: usize, until: u64) -> Option<Duration> {
+        let starts = (from..until.saturating_sub(SECOND)).step_by(100_000);
+        let at = starts.into_iter().find(|at| self.count(*at, at + SECOND, accepted) >= calls)?;
+        Some(Duration::from_micros(at - from))
+    }
+
+    /// The first accepted call from then on.
+    fn first_accepted(&self, from: u64) -> Option<Duration> {
+        let call = self.0.iter().find(|call| call.at_us >= from && accepted(call))?;
+        Some(Duration::from_micros(call.at_us - from))
+    }
+
+    /// The most calls in any second, whenever it begins, from then on.
+    fn busiest(&self, from: u64) -> usize {
+        let arrivals: Vec<_> = self.0.iter().map(|call| call.at_us).filter(|at| *at >= from).collect();
+        let each = arrivals.iter().enumerate();
+        each.map(|(nth, at)| arrivals.partition_point(|other| *other < at + SECOND) - nth).max().unwrap_or(0)
+    }
+}
+
+fn accepted(call: &Attempt) -> bool {
+    call.answered == Some(Answered::Status(200))
+}
+
+fn throttled(call: &Attempt) -> bool {
+    call.answered == Some(Answered::Status(429))
+}
+
+/// What the ledger's clock shows.
+fn now_us(start: Instant) -> u64 {
+    start.elapsed().as_micros() as u64
+}
+
+fn seconds(span: Option<Duration>) -> String {
+    span.map_or_else(|| "never".to_owned(), |span| format!("{:.1} s", span.as_secs_f64()))
+}
+
+/// A provider that takes fewer calls than are configured, and then as many.
+async fn strict_provider(broker: &Broker, instances: usize) {
+    let bed = backlog(broker, 20_000).await;
+    bed.sandbox.tune(Tuning { calls_per_second: Some(STRICT), ..Tuning::default() });
+    let mut programs = Vec::new();
+    for nth in 0..instances {
+        programs.push(Program::start(&bed, nth).await);
+    }
+    let offset = clock_offset(&bed).await;
+    let begin = offset.now();
+    sleep(Duration::from_secs(40)).await;
+    let raised = offset.now();
+    bed.sandbox.tune(Tuning { calls_per_second: Some(CONFIGURED), ..Tuning::default() });
+    sleep(Duration::from_secs(31)).await;
+    let calls = Calls::of(&bed);
+    let end = offset.now();
+    drop(programs);
+    let (from, to) = (begin + 10 * SECOND, raised);
+    let span = (to - from) as f64 / SECOND as f64;
+    let taken = calls.count(from, to, accepted) as f64 / span;
+    let all = calls.count(from, to, |_| true);
+    let share = 100.0 * calls.count(from, to, throttled) as f64 / all as f64;
+    let back = calls.reaches(raised, 475, end);
+    println!(
+        "| limit of {STRICT}/s, then {CONFIGURED}/s; instances: {instances} | {taken:.1}/s accepted from 10 s on, \
+         429: {share:.1} % of calls | 475/s after {} | {} in the busiest second after it was raised |",
+        seconds(back),
+        calls.busiest(raised),
+    );
+}
+
+/// A provider that answers nothing but 500 for a while.
+async fn outage(broker: &Broker, lasting: Duration) {
+    let bed = backlog(broker, 12_000).await;
+    let program = Program::start(&bed, 0).await;
+    let offset = clock_offset(&bed).await;
+    sleep(Duration::from_secs(5)).await;
+    bed.faults(json!([{"fault": {"kind": "status", "status": 500}}]));
+    sleep(lasting).await;
+    let back = offset.now();
+    bed.faults(json!([]));
+    sleep(Duration::from_secs(12)).await;
+    let (calls, end) = (Calls::of(&bed), offset.now());
+    drop(program);
+    println!(
+        "| 500 for {} s | first redemption {} after its end | 475/s after {} | {} in the busiest second |",
+        lasting.as_secs(),
+        seconds(calls.first_accepted(back)),
+        seconds(calls.reaches(back, 475, end)),
+        calls.busiest(back),
+    );
+}
+
+/// A broker that is killed and started again under a backlog.
+async fn broker_restart() {
+    let broker = tokio::task::spawn_blocking(Broker::start).await.unwrap();
+    let bed = backlog(&broker, 10_000).await;
+    let program = Program::start(&bed, 0).await;
+    let offset = clock_offset(&bed).await;
+    sleep(Duration::from_secs(5)).await;
+    tokio::task::block_in_place(|| broker.restart());
+    let back = offset.now();
+    sleep(Duration::from_secs(8)).await;
+    let (calls, end) = (Calls::of(&bed), offset.now());
+    drop(program);
+    println!(
+        "| the broker killed and started | first redemption {} after it takes connections | 475/s after {} | {} in the \
+         busiest second |",
+        seconds(calls.first_accepted(back)),
+        seconds(calls.reaches(back, 475, end)),
+        calls.busiest(0),
+    );
+}
+
+/// The ledger's clock, read off this process's.
+struct Offset {
+    start: Instant,
+    at_us: u64,
+}
+
+impl Offset {
+    fn now(&self) -> u64 {
+        self.at_us + now_us(self.start)
+    }
+}
+
+/// Sets the two clocks against each other by a call's arrival, which both tell.
+async fn clock_offset(bed: &Bed) -> Offset {
+    loop {
+        let seen = bed.sandbox.ledger().attempts.last().map(|call| (call.at_us, call.at));
+        if let Some((at_us, at)) = seen {
+            let ago = jiff::Timestamp::now().duration_since(at).unsigned_abs();
+            return Offset { start: Instant::now(), at_us: at_us + ago.as_micros() as u64 };
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::main]
+async fn main() {
+    let outage_seconds: u64 = env::var("RECOVERY_OUTAGE").map_or(60, |text| text.parse().unwrap());
+    let broker = tokio::task::spawn_blocking(Broker::start).await.unwrap();
+    println!("{CONFIGURED} calls a second configured, 20 ms a call, a backlog throughout\n");
+    println!("| what happens | while it lasts, or first | full rate | never above |");
+    println!("| --- | --- | --- | --- |");
+    for instances in [1, 2] {
+        strict_provider(&broker, instances).await;
+    }
+    outage(&broker, Duration::from_secs(outage_seconds)).await;
+    for _ in 0..3 {
+        broker_restart().await;
+    }
+}
