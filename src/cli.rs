@@ -34,9 +34,9 @@ pub struct Arguments {
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done; 1 it failed on the way; 2 the command line is wrong; \
-3 the configuration or a key is wrong; 4 something is not as it should be (check, demo, healthcheck, \
-parked, publish --wait, topology).";
+const EXIT_CODES: &str = "Exit codes: 0 success; 1 the operation failed; 2 invalid command line; \
+3 invalid configuration or key; 4 a check failed, or a result is not the expected one (check, demo, healthcheck, parked, \
+publish --wait, topology).";
 
 #[derive(Debug, Subcommand)]
 enum Command {
