@@ -1,6 +1,6 @@
 //! The port for operators: metrics, liveness, readiness, and a page for people.
 //!
-//! Serves nothing secret and changes nothing, but for the parked desk where that is opened. Every connection is bounded
+//! Serves nothing secret and changes nothing, except through the operator console, if it is enabled. Every connection is bounded
 //! in time and size, and whoever comes anew takes the place of whoever has been there longest, so that a slow or a
 //! flooding client costs others nothing.
 
@@ -120,8 +120,8 @@ struct Shown {
     metrics: Arc<Metrics>,
     status: watch::Receiver<Status>,
     history: Arc<Mutex<History>>,
-    /// Whether the parked desk is open.
-    desk: bool,
+    /// Whether the operator console is enabled.
+    console: bool,
 }
 
 /// Where a request comes from: the other end of its connection. What a proxy says beyond that is not asked.
@@ -136,7 +136,7 @@ pub struct CannotListen {
     source: std::io::Error,
 }
 
-/// Opens the port and serves until the task is aborted. Gives the address, for port 0. `desk` is served below `/parked`. `hosts` are names that
+/// Opens the port and serves until the task is aborted. Gives the address, for port 0. `console` is served below `/parked`. `hosts` are names that
 /// it answers under, beside addresses and names that nobody can register.
 ///
 /// # Errors
@@ -145,13 +145,13 @@ pub async fn serve(
     address: SocketAddr,
     metrics: Arc<Metrics>,
     status: watch::Receiver<Status>,
-    desk: Option<Router>,
+    console: Option<Router>,
     hosts: &[String],
 ) -> Result<(SocketAddr, tokio::task::JoinHandle<()>), CannotListen> {
     let refused = |source| CannotListen { address, source };
     let listener = TcpListener::bind(address).await.map_err(refused)?;
     let bound = listener.local_addr().map_err(refused)?;
-    let shown = Shown { metrics, status, history: Arc::default(), desk: desk.is_some() };
+    let shown = Shown { metrics, status, history: Arc::default(), console: console.is_some() };
     let router = Router::new()
         .route("/", get(page))
         .route("/metrics", get(render))
@@ -160,7 +160,7 @@ pub async fn serve(
         .route("/status.json", get(status_json))
         .route("/runbook", get(runbook))
         .with_state(shown.clone())
-        .merge(desk.unwrap_or_default())
+        .merge(console.unwrap_or_default())
         .layer(from_fn_with_state(Arc::from(hosts), host::check));
     // Both end together, when the task is aborted.
     let both = async move {
@@ -266,7 +266,7 @@ async fn status_json(State(shown): State<Shown>) -> impl IntoResponse {
 async fn page(State(shown): State<Shown>) -> impl IntoResponse {
     let status = shown.status.borrow().clone().visible();
     let history = shown.history.lock().unwrap_or_else(PoisonError::into_inner);
-    let page = page::render(&status, &shown.metrics.glance(), &history, shown.desk, Timestamp::now());
+    let page = page::render(&status, &shown.metrics.glance(), &history, shown.console, Timestamp::now());
     document(page)
 }
 

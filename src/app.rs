@@ -25,8 +25,8 @@ use crate::broker::publisher::{NotPublished, Publisher, Rejection};
 use crate::broker::topology::{self, Mode, Standing};
 use crate::broker::{CannotConnect, Deliveries, Generation, Health, Settings};
 use crate::config::{Config, ConfigFault, ConfigFaults, MERCHANT_KEY};
+use crate::console::{self, Auth};
 use crate::dead_letters;
-use crate::desk_page::{self, Door};
 use crate::kill_point::{self, KillPoint};
 use crate::lanes::Lanes;
 use crate::metrics::{Key, Metrics, Queue, Settling};
@@ -109,7 +109,7 @@ pub async fn run(
     ready: impl FnOnce(std::net::SocketAddr),
 ) -> Result<(), Refusal> {
     let broker = config.broker_settings()?;
-    let door = config.parked_token()?.map(|token| Door::new(token.expose_secret()));
+    let auth = config.parked_token()?.map(|token| Auth::new(token.expose_secret()));
     let sources = Sources {
         files: config.key_files(),
         merchant_key,
@@ -144,14 +144,14 @@ pub async fn run(
     let status = watch::Sender::new(Status::starting(Timestamp::now()));
     let pacer = Pacer::start(config.calls_per_second());
     let exposed = !config.admin_listen().ip().is_loopback();
-    let desk = door.map(|door| {
+    let console = auth.map(|auth| {
         if exposed {
             warn!(
-                "the parked desk is open beyond this machine, and its token travels unencrypted: use a tunnel"
+                "the parked console is open beyond this machine, and its token travels unencrypted: use a tunnel"
             );
         }
-        desk_page::routes(desk_page::Setup {
-            door,
+        console::routes(console::Setup {
+            auth,
             broker: broker.clone(),
             client: client.clone(),
             pacer: pacer.clone(),
@@ -164,9 +164,14 @@ pub async fn run(
             exposed,
         })
     });
-    let (address, admin) =
-        admin::serve(config.admin_listen(), metrics.clone(), status.subscribe(), desk, &config.admin.hosts)
-            .await?;
+    let (address, admin) = admin::serve(
+        config.admin_listen(),
+        metrics.clone(),
+        status.subscribe(),
+        console,
+        &config.admin.hosts,
+    )
+    .await?;
     let keeper = KeyKeeper {
         sources,
         keys: keys.clone(),

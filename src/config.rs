@@ -30,7 +30,7 @@ use crate::wire::copy::Horizon;
 /// Environment variables begin with this.
 pub const PREFIX: &str = "REDEEMER_";
 
-/// The shortest token for the parked desk, in characters. One that cannot be guessed needs no lock-out, which others
+/// The shortest token of the operator console, in characters. One that cannot be guessed needs no lock-out, which others
 /// could abuse.
 pub const TOKEN_CHARS_MIN: usize = 32;
 
@@ -162,7 +162,7 @@ section! {
     /// `[admin]`
     AdminConfig {
         listen: String = "127.0.0.1:9464".to_owned(),
-        parked_token_file: String = String::new(),
+        console_token_file: String = String::new(),
         hosts: Vec<String> = Vec::new(),
     }
 }
@@ -635,16 +635,16 @@ impl Config {
         self.admin.listen.parse().unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9464)))
     }
 
-    /// The token that opens the pages of the parked desk, where they are wanted.
+    /// The token of the operator console; nothing if the console is disabled.
     ///
     /// # Errors
     /// Where the token's file cannot be read, is open to others, or holds no token that is long enough.
     pub fn parked_token(&self) -> Result<Option<SecretString>, ConfigFault> {
-        let file = &self.admin.parked_token_file;
+        let file = &self.admin.console_token_file;
         if file.is_empty() {
             return Ok(None);
         }
-        let fault = |problem| ConfigFault { key: "admin.parked_token_file".to_owned(), problem };
+        let fault = |problem| ConfigFault { key: "admin.console_token_file".to_owned(), problem };
         let token = read_secret(Path::new(file)).map_err(|error| fault(error.to_string()))?;
         if token.trim().chars().count() < TOKEN_CHARS_MIN {
             return Err(fault(format!("{file} must hold a token of {TOKEN_CHARS_MIN} characters or more")));

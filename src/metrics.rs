@@ -232,9 +232,9 @@ impl Key {
     }
 }
 
-/// Why somebody was not let in at the parked desk's page.
+/// Why the operator console denied a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeskRefusal {
+pub enum ConsoleDenial {
     /// The token was another one.
     WrongToken,
     /// A form came without a session, or its session had ended.
@@ -243,7 +243,7 @@ pub enum DeskRefusal {
     Forged,
 }
 
-impl DeskRefusal {
+impl ConsoleDenial {
     /// Every way.
     pub const ALL: [Self; 3] = [Self::WrongToken, Self::NoSession, Self::Forged];
 
@@ -328,7 +328,7 @@ pub struct Metrics {
     held_back: IntGaugeVec,
     clock_skew: Gauge,
     past_deadline: IntCounter,
-    desk_refusals: IntCounterVec,
+    console_denials: IntCounterVec,
 }
 
 /// Bounds of the age histogram, in seconds. 180 is where WeChat Pay stops telling the user.
@@ -523,9 +523,9 @@ impl Metrics {
                 "redeemer_past_deadline_total",
                 "Commands whose deadline passed with the truth unknown.",
             ),
-            desk_refusals: counters(
-                "redeemer_desk_refusals_total",
-                "Requests that were not let in at the page of the parked desk, by why.",
+            console_denials: counters(
+                "redeemer_console_denied_total",
+                "Requests that the operator console denied, by reason.",
                 &["why"],
             ),
             tiers,
@@ -585,8 +585,8 @@ impl Metrics {
         for cause in HeldBack::ALL {
             self.held_back.with_label_values(&[cause.as_str()]);
         }
-        for why in DeskRefusal::ALL {
-            self.desk_refusals.with_label_values(&[why.as_str()]);
+        for why in ConsoleDenial::ALL {
+            self.console_denials.with_label_values(&[why.as_str()]);
         }
         for flaw in Flaw::ALL {
             self.flaws.with_label_values(&[flaw.as_str()]);
@@ -746,9 +746,9 @@ impl Metrics {
         self.flaws.with_label_values(&[flaw.as_str()]).inc();
     }
 
-    /// Somebody was not let in at the page of the parked desk.
-    pub fn desk_refused(&self, why: DeskRefusal) {
-        self.desk_refusals.with_label_values(&[why.as_str()]).inc();
+    /// Counts a request that the operator console denied.
+    pub fn record_console_denied(&self, why: ConsoleDenial) {
+        self.console_denials.with_label_values(&[why.as_str()]).inc();
     }
 
     /// The provider's clock less ours.

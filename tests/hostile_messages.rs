@@ -110,13 +110,13 @@ async fn deep_headers_in_the_parked_queue_end_no_program() {
     service.stop().await;
 }
 
-/// A bed with the parked desk open, and the commands that are parked left there.
+/// A bed with the operator console enabled, and the commands that are parked left there.
 async fn bed_with_console(broker: &Broker) -> Bed {
     let mut bed = Bed::on(broker).await;
     let token = bed.dir.join("token");
     std::fs::write(&token, TOKEN).unwrap();
     std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).unwrap();
-    bed.config.admin.parked_token_file = token.display().to_string();
+    bed.config.admin.console_token_file = token.display().to_string();
     bed.leave_parked().await;
     bed
 }

@@ -70,7 +70,7 @@ impl Mood {
 }
 
 /// Renders the page.
-pub fn render(status: &Status, glance: &Glance, history: &History, desk: bool, now: Timestamp) -> String {
+pub fn render(status: &Status, glance: &Glance, history: &History, console: bool, now: Timestamp) -> String {
     let mood = Mood::of(status);
     let mut page = format!(
         "<!doctype html><html lang=en><meta charset=utf-8>\
@@ -100,7 +100,7 @@ pub fn render(status: &Status, glance: &Glance, history: &History, desk: bool, n
         "<footer><nav><a href=/metrics>metrics</a> <a href=/readyz>readyz</a> <a href=/livez>livez</a> \
          <a href=/status.json>status.json</a> <a href=/runbook>runbook</a>{}</nav>\
          <p>redeemer {} &middot; {}</footer></main><script>{SCRIPT}</script></body></html>",
-        if desk { " <a href=/parked>parked desk</a>" } else { "" },
+        if console { " <a href=/parked>parked commands</a>" } else { "" },
         env!("CARGO_PKG_VERSION"),
         now.strftime("%Y-%m-%d %H:%M:%S UTC")
     );

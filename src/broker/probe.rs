@@ -27,7 +27,7 @@ pub enum Need {
     /// The service.
     Service,
     /// Only `redeemer parked`, which may run as another user.
-    Desk,
+    Console,
 }
 
 /// A right that somebody needs.
@@ -89,7 +89,7 @@ pub(super) async fn rejection(connection: &Connection, right: &Right) -> lapin::
     }
 }
 
-/// Tries every right that the service or the desk needs, but for that to configure: the survey of the topology tells.
+/// Tries every right that the service or the operator console needs, but for that to configure: the survey of the topology tells.
 ///
 /// # Errors
 /// [`CannotConnect`]
@@ -99,8 +99,8 @@ pub async fn rights(settings: &Settings) -> Result<Vec<(Right, Need, Held)>, Can
     let mut rights = Vec::new();
     for (need, right) in [
         (Need::Service, Right::Read(names.commands.clone())),
-        (Need::Desk, Right::Read(names.parked.clone())),
-        (Need::Desk, Right::write(&names.commands, "redeemer.check")),
+        (Need::Console, Right::Read(names.parked.clone())),
+        (Need::Console, Right::write(&names.commands, "redeemer.check")),
         (Need::Service, Right::Read(names.dead.clone())),
         (Need::Service, Right::Read(names.instances.clone())),
         (Need::Service, Right::write(&names.retry, "redeemer.check")),

@@ -186,7 +186,7 @@ fn keys(config: &Config, origin: &Origin, findings: &mut Vec<Finding>) -> Option
         findings.push(Finding::fault("keys", format!("{}: {}", fault.key, fault.problem), remedy));
     }
     if let Err(fault) = config.parked_token() {
-        let file = &config.admin.parked_token_file;
+        let file = &config.admin.console_token_file;
         let remedy = format!("(umask 077; openssl rand -hex 32 > {file}); chmod 600 {file}");
         findings.push(Finding::fault("keys", format!("{}: {}", fault.key, fault.problem), remedy));
     }
@@ -719,7 +719,7 @@ async fn permissions(settings: &Settings, mode: Mode, findings: &mut Vec<Finding
                 let detail = format!("the user may not {what}: {words}");
                 Finding::fault(WHAT, detail, probe::granting(settings, mode))
             }
-            (Held::No(_), Need::Desk) => {
+            (Held::No(_), Need::Console) => {
                 let detail =
                     format!("the user may not {what}: the service does not need it, redeemer parked does");
                 Finding::warning(

@@ -18,7 +18,7 @@ use crate::app::merchant_key_from_environment;
 use crate::broker::parked::{CannotLook, Look, check_publishing};
 use crate::cli::{Failure, complain, say};
 use crate::config::Config;
-use crate::desk::{self, Decision, Filter, Inquiry, Parked, Prospect, Witness};
+use crate::parked::{self, CouponQuery, CouponStatus, Decision, Filter, Parked, SignatureWitness};
 use crate::redemption::Redemption;
 use crate::telemetry::foreign::{Foreign, Visible, is_hidden};
 use crate::telemetry::{Masked, Short};
@@ -163,8 +163,8 @@ pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
         }
         Command::Replay { which, deciding, because, tell_refused, per_second } => {
             let client = client(&config).await?;
-            let desk = Desk::new(&config, which.into(), &deciding, because.as_deref(), tell_refused)?;
-            desk.work(Some((&client, Pace::new(per_second)))).await
+            let run = OperatorRun::new(&config, which.into(), &deciding, because.as_deref(), tell_refused)?;
+            run.work(Some((&client, Pace::new(per_second)))).await
         }
         Command::Discard { which, deciding, because, all } => {
             let filter = Filter::from(which);
@@ -172,7 +172,7 @@ pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
                 let why = "discard: give a filter, or --all where every parked command is meant";
                 return Err(Failure::Failed(anyhow!(why)));
             }
-            Desk::new(&config, filter, &deciding, Some(&because), false)?.work(None).await
+            OperatorRun::new(&config, filter, &deciding, Some(&because), false)?.work(None).await
         }
     }
 }
@@ -327,7 +327,7 @@ async fn show(
     Ok(ended.context(CANNOT_LOOK)?)
 }
 
-fn whole(parked: &Parked, inquiry: Option<&Inquiry>, now: Timestamp) -> Value {
+fn whole(parked: &Parked, inquiry: Option<&CouponQuery>, now: Timestamp) -> Value {
     let mut whole = summary(parked, now);
     whole["headers"] = parked.delivery.shown().into_iter().collect();
     let (body, left_out) = parked.shown_body();
@@ -352,14 +352,14 @@ fn whole(parked: &Parked, inquiry: Option<&Inquiry>, now: Timestamp) -> Value {
     whole
 }
 
-fn inquired(inquiry: &Inquiry) -> Value {
-    let reason = match &inquiry.prospect {
-        Prospect::Refused { reason, .. } => Some(reason.as_str()),
-        Prospect::Stop(fault) => Some(fault.as_str()),
+fn inquired(inquiry: &CouponQuery) -> Value {
+    let reason = match &inquiry.status {
+        CouponStatus::Refused { reason, .. } => Some(reason.as_str()),
+        CouponStatus::Stop(fault) => Some(fault.as_str()),
         _ => None,
     };
     json!({
-        "says": inquiry.prospect.as_str(),
+        "says": inquiry.status.as_str(),
         "reason": reason,
         "coupon_state": inquiry.coupon.as_ref().map(|coupon| coupon.state.as_str()),
         "evidence": Entry::from(&inquiry.evidence),
@@ -367,7 +367,7 @@ fn inquired(inquiry: &Inquiry) -> Value {
     })
 }
 
-fn told(parked: &Parked, inquiry: Option<&Inquiry>, now: Timestamp) -> String {
+fn told(parked: &Parked, inquiry: Option<&CouponQuery>, now: Timestamp) -> String {
     let mut lines = vec![format!("id        {}", parked.sha256)];
     let age = parked.age(now).map_or_else(String::new, |age| format!(", {} ago", short_span(age)));
     let at = parked.at.map_or_else(|| "at an unknown time".to_owned(), |at| at.to_string());
@@ -382,13 +382,13 @@ fn told(parked: &Parked, inquiry: Option<&Inquiry>, now: Timestamp) -> String {
         lines.push(format!("fault     {} {}", Masked(&fault.pointer), fault.problem));
     }
     for attempt in parked.evidence() {
-        lines.push(format!("attempt   {}", evidence_line(&attempt, Witness::Header)));
+        lines.push(format!("attempt   {}", evidence_line(&attempt, SignatureWitness::Header)));
     }
     if let Some(inquiry) = inquiry {
         lines.push(format!(
             "now       {}: {}",
             says(inquiry),
-            evidence_line(&inquiry.evidence, Witness::Ourselves)
+            evidence_line(&inquiry.evidence, SignatureWitness::Ourselves)
         ));
     }
     let (body, left_out) = parked.shown_body();
@@ -406,7 +406,7 @@ fn told(parked: &Parked, inquiry: Option<&Inquiry>, now: Timestamp) -> String {
     lines.iter().map(|line| Visible(line).to_string()).collect::<Vec<_>>().join("\n") + "\n"
 }
 
-fn evidence_line(evidence: &crate::attempt::Evidence, witness: Witness) -> String {
+fn evidence_line(evidence: &crate::attempt::Evidence, witness: SignatureWitness) -> String {
     let status = evidence.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
     let request_id = evidence.request_id.as_deref().unwrap_or("-");
     let verified = witness.signature(evidence);
@@ -414,19 +414,19 @@ fn evidence_line(evidence: &crate::attempt::Evidence, witness: Witness) -> Strin
     format!("{at} {question} {host} {status} {verdict}, {verified}, request {request_id}")
 }
 
-fn says(inquiry: &Inquiry) -> String {
+fn says(inquiry: &CouponQuery) -> String {
     let state = inquiry.coupon.as_ref().map_or("state unknown", |coupon| coupon.state.as_str());
-    match &inquiry.prospect {
-        Prospect::Redeemed(_) => format!("redeemed under this number ({state})"),
-        Prospect::Usable => format!("usable ({state})"),
-        Prospect::Refused { reason, .. } => format!("refused: {} ({state})", reason.as_str()),
-        Prospect::Unknown => "unknown".to_owned(),
-        Prospect::Stop(fault) => format!("every call fails: {}", fault.as_str()),
+    match &inquiry.status {
+        CouponStatus::Redeemed(_) => format!("redeemed under this number ({state})"),
+        CouponStatus::Usable => format!("usable ({state})"),
+        CouponStatus::Refused { reason, .. } => format!("refused: {} ({state})", reason.as_str()),
+        CouponStatus::Unknown => "unknown".to_owned(),
+        CouponStatus::Stop(fault) => format!("every call fails: {}", fault.as_str()),
     }
 }
 
-/// A person at the desk: what is meant, and what was decided.
-struct Desk<'a> {
+/// One run of an operator: the commands that are meant, and the decision.
+struct OperatorRun<'a> {
     settings: crate::broker::Settings,
     filter: Filter,
     deciding: &'a Deciding,
@@ -446,7 +446,7 @@ struct Tally {
     left: u64,
 }
 
-impl<'a> Desk<'a> {
+impl<'a> OperatorRun<'a> {
     fn new(
         config: &'a Config,
         filter: Filter,
@@ -542,7 +542,7 @@ impl<'a> Desk<'a> {
                 }
             }
             self.report(&mut line, inquiry.as_ref(), &done)?;
-            if let Some(Inquiry { prospect: Prospect::Stop(fault), .. }) = &inquiry {
+            if let Some(CouponQuery { status: CouponStatus::Stop(fault), .. }) = &inquiry {
                 let fault = fault.as_str();
                 return Err(
                     anyhow!("every call fails ({fault}): run redeemer check; nothing more is tried").into()
@@ -562,10 +562,10 @@ impl<'a> Desk<'a> {
         pace: &mut Pace,
         parked: &Parked,
         redemption: &Redemption,
-    ) -> Inquiry {
+    ) -> CouponQuery {
         pace.turn().await;
         let first = inquire(client, redemption).await;
-        match desk::confirm_after(parked, &first, &self.decision, Timestamp::now()) {
+        match parked::confirm_after(parked, &first, &self.decision, Timestamp::now()) {
             None => first,
             Some(wait) => {
                 sleep(wait).await;
@@ -579,13 +579,13 @@ impl<'a> Desk<'a> {
         &self,
         look: &Look,
         parked: Parked,
-        inquiry: Option<&Inquiry>,
+        inquiry: Option<&CouponQuery>,
         replaying: bool,
     ) -> Result<Done, Failure> {
         let now = Timestamp::now();
         let advice = match (replaying, inquiry) {
             (false, _) => Ok(Deed::Discarded),
-            (true, Some(inquiry)) => desk::advise(&parked, inquiry, &self.decision, now),
+            (true, Some(inquiry)) => parked::advise(&parked, inquiry, &self.decision, now),
             (true, None) => Err(parked.replayable().err().unwrap_or_default()),
         };
         match (advice, self.deciding.yes) {
@@ -593,7 +593,7 @@ impl<'a> Desk<'a> {
             (Ok(deed), false) => Ok(Done::Would(deed)),
             (Ok(deed), true) => {
                 let id = parked.sha256.clone();
-                desk::carry_out(look, parked, deed, inquiry, &self.decision, now).await.with_context(
+                parked::carry_out(look, parked, deed, inquiry, &self.decision, now).await.with_context(
                     || format!("{id} was not finished and may still be parked; run it again"),
                 )?;
                 Ok(Done::Did(deed))
@@ -601,7 +601,7 @@ impl<'a> Desk<'a> {
         }
     }
 
-    fn report(&self, line: &mut Value, inquiry: Option<&Inquiry>, done: &Done) -> anyhow::Result<()> {
+    fn report(&self, line: &mut Value, inquiry: Option<&CouponQuery>, done: &Done) -> anyhow::Result<()> {
         if self.deciding.json {
             if let Some(inquiry) = inquiry {
                 line["inquiry"] = inquired(inquiry);
@@ -648,8 +648,8 @@ impl<'a> Desk<'a> {
     }
 }
 
-async fn inquire(client: &Client, redemption: &Redemption) -> Inquiry {
-    desk::inquire(client, redemption, Timestamp::now(), rand::random(), rand::random()).await
+async fn inquire(client: &Client, redemption: &Redemption) -> CouponQuery {
+    parked::inquire(client, redemption, Timestamp::now(), rand::random(), rand::random()).await
 }
 
 /// Spaces calls.

@@ -25,7 +25,7 @@ mod broker_versions;
 mod check;
 mod command_line;
 mod demo;
-mod desk_page;
+mod console;
 mod limits;
 mod links;
 mod parked;

@@ -1,4 +1,4 @@
-//! The parked desk as a program of its own, against a real broker, the service and the sandbox.
+//! `redeemer parked`, against a real broker, the service and the sandbox.
 
 use std::process::{Output, Stdio};
 use std::time::Duration;

@@ -13,9 +13,9 @@ use serde_json::{Value, json};
 
 const OPENID: &str = "oVeryPrivatePerson0123456789";
 const TOKEN: &str = "Bearer-Kollektor-4711-geheim";
-const DESK_TOKEN: &str = "9d1f-desk-geheim-4712-0123456789ab";
+const CONSOLE_TOKEN: &str = "9d1f-console-geheim-4712-0123456789ab";
 /// What somebody typed who meant the token.
-const NEARLY: &str = "9d1f-desk-geheim-4712-0123456789";
+const NEARLY: &str = "9d1f-console-geheim-4712-0123456789";
 
 fn command(name: &str) -> Value {
     let mut command = programs::command(name);
@@ -46,8 +46,8 @@ fn forbidden(programs: &Programs, names: &[&str]) -> BTreeMap<String, String> {
     forbidden
 }
 
-/// Sits down at the desk, as somebody who mistypes the token at first. Gives the session's cookie.
-fn sit_down(admin: &str) -> String {
+/// Logs in at the console with a mistyped token first. Gives the session's cookie.
+fn log_in(admin: &str) -> String {
     let login = |token: &str| {
         let form = format!("token={token}&operator=lin");
         let head = format!("POST /parked/login HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n");
@@ -57,7 +57,7 @@ fn sit_down(admin: &str) -> String {
     };
     let refused = login(NEARLY);
     assert!(refused.starts_with("HTTP/1.1 403") && !refused.contains(NEARLY), "{refused}");
-    let answer = login(DESK_TOKEN);
+    let answer = login(CONSOLE_TOKEN);
     let cookie = answer.lines().find_map(|line| line.strip_prefix("set-cookie: ")).expect("a session");
     cookie.split(';').next().unwrap().to_owned()
 }
@@ -90,14 +90,14 @@ fn full_run(format: &str) {
     programs.stop_service();
     let dir = programs.file("x", b"").parent().unwrap().to_owned();
     let apiv3 = dir.join("sandbox/apiv3_key.txt").display().to_string();
-    let desk_token = programs.file("desk_token", DESK_TOKEN.as_bytes());
-    fs::set_permissions(&desk_token, fs::Permissions::from_mode(0o600)).unwrap();
-    let desk_token = desk_token.display().to_string();
+    let console_token = programs.file("console_token", CONSOLE_TOKEN.as_bytes());
+    fs::set_permissions(&console_token, fs::Permissions::from_mode(0o600)).unwrap();
+    let console_token = console_token.display().to_string();
     let environment = [
         ("REDEEMER_LOG__FORMAT", format),
         ("REDEEMER_LOG__FILTER", "info,redeemer=trace,lapin=off"),
         ("REDEEMER_WECHAT__APIV3_KEY_FILE", &apiv3),
-        ("REDEEMER_ADMIN__PARKED_TOKEN_FILE", &desk_token),
+        ("REDEEMER_ADMIN__CONSOLE_TOKEN_FILE", &console_token),
         ("REDEEMER_TELEMETRY__OTLP_ENDPOINT", "http://127.0.0.1:1"),
         ("REDEEMER_TELEMETRY__OTLP_EVERY", "100ms"),
         ("OTEL_EXPORTER_OTLP_HEADERS", &format!("authorization={TOKEN}")),
@@ -155,12 +155,12 @@ fn full_run(format: &str) {
         .iter()
         .filter_map(|path| get(&admin, path))
         .collect();
-    assert!(shown.contains("name=\"token\""), "the desk is open, and its door is shut");
-    let cookie = sit_down(&admin);
+    assert!(shown.contains("name=\"token\""), "the console is enabled and asks for the token");
+    let cookie = log_in(&admin);
     let inside =
         format!("GET /parked HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\ncookie: {cookie}\r\n\r\n");
     // It is parked once its event has gone out.
-    let inside = until("the command at the desk", || {
+    let inside = until("the command at the console", || {
         programs::talk(&admin, &inside).filter(|page| page.contains("number_never"))
     });
     shown.push_str(&inside);
@@ -172,8 +172,8 @@ fn full_run(format: &str) {
     let told = format!("{}{}", out(&checked), err(&checked));
     let mut forbidden = forbidden(&programs, &names);
     let (_, session) = cookie.split_once('=').unwrap();
-    for (what, secret) in [("token", DESK_TOKEN), ("token, mistyped", NEARLY), ("session", session)] {
-        forbidden.insert(format!("the desk's {what}"), secret.to_owned());
+    for (what, secret) in [("token", CONSOLE_TOKEN), ("token, mistyped", NEARLY), ("session", session)] {
+        forbidden.insert(format!("the console's {what}"), secret.to_owned());
     }
     let mut whole = String::new();
     for (text, place) in [(&log, "the log"), (&shown, "the admin port"), (&told, "check")] {

@@ -15,7 +15,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use redeemer::attempt::{EstablishedBy, Outcome};
 use redeemer::metrics::{
-    Arrival, Aside, DeskRefusal, HeldBack, Key, Message, Metrics, Queue, Settling, Unproven,
+    Arrival, Aside, ConsoleDenial, HeldBack, Key, Message, Metrics, Queue, Settling, Unproven,
 };
 use redeemer::redemption::Redemption;
 use redeemer::verdict::{Answer, Authenticity, Flaw, Lost, NotSent, Question, Reason, Reply, Verdict, judge};
@@ -176,7 +176,7 @@ fn around(metrics: &Metrics, dice: &mut StdRng) {
     metrics.key_expiry(any(&Key::ALL, dice), dice.random::<bool>().then(|| dice.random()));
     metrics.breaker(dice.random::<bool>().then(|| any(&HeldBack::ALL, dice)));
     metrics.settled(any(&Settling::ALL, dice));
-    metrics.desk_refused(any(&DeskRefusal::ALL, dice));
+    metrics.record_console_denied(any(&ConsoleDenial::ALL, dice));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -235,10 +235,10 @@ async fn check_tells_the_version_what_differs_and_what_the_user_may_not_do() {
     poor.write();
     let lacking = details(&poor, "permissions", "fault");
     assert_eq!(lacking.len(), 3, "{lacking:#?}");
-    let desk = details(&poor, "permissions", "warning");
+    let console = details(&poor, "permissions", "warning");
     assert!(
-        desk.len() == 1 && desk[0].contains(&format!("may not publish to {}:", names.commands)),
-        "{desk:#?}"
+        console.len() == 1 && console[0].contains(&format!("may not publish to {}:", names.commands)),
+        "{console:#?}"
     );
     for name in [&names.retry, &names.parked, &"amq.default".to_owned()] {
         assert!(

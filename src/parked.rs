@@ -1,9 +1,9 @@
-//! The parked desk: what a person can find out about a parked command, and what they can do with it.
+//! What an operator can find out about a parked command, and do with it. Used by the command line and the console.
 //!
-//! Nothing is sent again before an inquiry has said what is true now, and what is sent again begins with an inquiry
-//! of its own: a parked command may have taken effect. What was told `invalid` stays so, for an outcome is final and
-//! only `unresolved` may be superseded. A parked command is acknowledged only after what became of it, and the audit
-//! event, are confirmed; a crash between leaves it parked, and doing it again takes no second effect.
+//! A command is sent again only after a query, and the service begins with a query of its own: a parked command may have
+//! taken effect. An `invalid` one stays invalid, because outcomes are final and only `unresolved` may be superseded. A parked
+//! command is acked only after the event and the audit event are confirmed; after a crash in between it is still parked,
+//! and the action can be repeated without a second effect.
 //!
 //! One operator at a time: what a look found is published on the connection of that look, after the broker has confirmed
 //! that it still holds its lock. A refusal is published on two negative queries in a row, as the service requires.
@@ -141,14 +141,14 @@ impl Parked {
 /// Whether the signature of an answer counts as verified: only where it was verified here and now. What a header says of
 /// an earlier one can be written by whoever may publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Witness {
+pub enum SignatureWitness {
     /// An inquiry of this look.
     Ourselves,
     /// The headers of a message.
     Header,
 }
 
-impl Witness {
+impl SignatureWitness {
     /// What can be said of an answer's signature.
     pub fn signature(self, evidence: &Evidence) -> &'static str {
         match (self, &evidence.serial) {
@@ -203,9 +203,9 @@ impl Filter {
 
 /// What an inquiry says of a parked command now.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Inquiry {
+pub struct CouponQuery {
     /// What follows from it.
-    pub prospect: Prospect,
+    pub status: CouponStatus,
     /// The inquiry itself.
     pub evidence: Evidence,
     /// The coupon of the command, where an authentic answer described it.
@@ -213,10 +213,10 @@ pub struct Inquiry {
     /// What the network said, where it failed.
     pub trouble: Option<String>,
     /// The inquiry before it in the same look, where a refusal had to be confirmed.
-    pub earlier: Option<Box<Inquiry>>,
+    pub earlier: Option<Box<CouponQuery>>,
 }
 
-impl Inquiry {
+impl CouponQuery {
     /// This inquiry as the one that follows `earlier`.
     pub fn following(self, earlier: Self) -> Self {
         Self { earlier: Some(Box::new(earlier)), ..self }
@@ -224,7 +224,7 @@ impl Inquiry {
 
     /// Whether it confirms a refusal that an inquiry found so long before, or earlier.
     fn confirms_refusal(&self, spacing: SignedDuration) -> bool {
-        let refused = |inquiry: &Self| matches!(inquiry.prospect, Prospect::Refused { .. });
+        let refused = |inquiry: &Self| matches!(inquiry.status, CouponStatus::Refused { .. });
         self.earlier.as_ref().is_some_and(|earlier| {
             refused(self)
                 && refused(earlier)
@@ -235,7 +235,7 @@ impl Inquiry {
 
 /// What can be said of a parked command.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Prospect {
+pub enum CouponStatus {
     /// The coupon is used, under its number: it has taken effect.
     Redeemed(Coupon),
     /// The coupon can be used.
@@ -253,7 +253,7 @@ pub enum Prospect {
     Stop(verdict::Fault),
 }
 
-impl Prospect {
+impl CouponStatus {
     /// The word in output.
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -274,7 +274,7 @@ pub async fn inquire(
     now: Timestamp,
     nonce: u128,
     chance: f64,
-) -> Inquiry {
+) -> CouponQuery {
     let question = Question::Inquire;
     let heard = client.ask(question, &Prepared::new(redemption), None, now, nonce, chance).await;
     let verdict = judge(question, &heard.reply, redemption);
@@ -293,14 +293,14 @@ pub async fn inquire(
     };
     let objection = answer.as_ref().filter(|answer| answer.status >= 400).map(objection);
     let coupon = answer.and_then(|answer| answer.into_coupon(&verdict));
-    let prospect = match (verdict, &coupon) {
-        (Verdict::Redeemed, Some(coupon)) => Prospect::Redeemed(coupon.clone()),
-        (Verdict::NotExecuted, _) => Prospect::Usable,
-        (Verdict::Refused(reason), _) => Prospect::Refused { reason, objection },
-        (Verdict::Stop(fault), _) => Prospect::Stop(fault),
-        _ => Prospect::Unknown,
+    let status = match (verdict, &coupon) {
+        (Verdict::Redeemed, Some(coupon)) => CouponStatus::Redeemed(coupon.clone()),
+        (Verdict::NotExecuted, _) => CouponStatus::Usable,
+        (Verdict::Refused(reason), _) => CouponStatus::Refused { reason, objection },
+        (Verdict::Stop(fault), _) => CouponStatus::Stop(fault),
+        _ => CouponStatus::Unknown,
     };
-    Inquiry { prospect, evidence, coupon, trouble: heard.trouble, earlier: None }
+    CouponQuery { status, evidence, coupon, trouble: heard.trouble, earlier: None }
 }
 
 fn objection(answer: &Answer) -> Objection {
@@ -347,11 +347,11 @@ impl Decision<'_> {
 /// How long to wait before an inquiry that must confirm what `inquiry` found; `None` where that decides by itself.
 pub fn confirm_after(
     parked: &Parked,
-    inquiry: &Inquiry,
+    inquiry: &CouponQuery,
     decision: &Decision<'_>,
     now: Timestamp,
 ) -> Option<Duration> {
-    let refused = matches!(inquiry.prospect, Prospect::Refused { .. });
+    let refused = matches!(inquiry.status, CouponStatus::Refused { .. });
     let required = refused && decision.tell_refused && !decision.is_under_way(parked, now);
     required.then(|| decision.spacing(parked).unsigned_abs())
 }
@@ -362,24 +362,24 @@ pub fn confirm_after(
 /// Why it stays parked, in words.
 pub fn advise(
     parked: &Parked,
-    inquiry: &Inquiry,
+    inquiry: &CouponQuery,
     decision: &Decision<'_>,
     now: Timestamp,
 ) -> Result<Deed, String> {
-    match &inquiry.prospect {
-        Prospect::Redeemed(_) => Ok(Deed::ToldRedeemed),
-        Prospect::Usable => Ok(Deed::SentAgain),
-        Prospect::Refused { reason, .. } if !decision.tell_refused => {
+    match &inquiry.status {
+        CouponStatus::Redeemed(_) => Ok(Deed::ToldRedeemed),
+        CouponStatus::Usable => Ok(Deed::SentAgain),
+        CouponStatus::Refused { reason, .. } if !decision.tell_refused => {
             Err(format!("refused ({}); it would be refused again", reason.as_str()))
         }
-        Prospect::Refused { .. } if decision.is_under_way(parked, now) => {
+        CouponStatus::Refused { .. } if decision.is_under_way(parked, now) => {
             Err("refused, but it was parked a moment ago and may still be under way".to_owned())
         }
-        Prospect::Refused { .. } if !inquiry.confirms_refusal(decision.spacing(parked)) => {
+        CouponStatus::Refused { .. } if !inquiry.confirms_refusal(decision.spacing(parked)) => {
             Err("refused, but by one inquiry only".to_owned())
         }
-        Prospect::Refused { .. } => Ok(Deed::ToldRefused),
-        Prospect::Unknown | Prospect::Stop(_) => {
+        CouponStatus::Refused { .. } => Ok(Deed::ToldRefused),
+        CouponStatus::Unknown | CouponStatus::Stop(_) => {
             let Evidence { host, status, verdict, .. } = &inquiry.evidence;
             let why = match (status, &inquiry.trouble) {
                 (Some(status), _) => format!("{host} answered {status}: {verdict}"),
@@ -418,7 +418,7 @@ pub async fn carry_out(
     look: &Look,
     parked: Parked,
     deed: Deed,
-    inquiry: Option<&Inquiry>,
+    inquiry: Option<&CouponQuery>,
     decision: &Decision<'_>,
     now: Timestamp,
 ) -> Result<(), Unfinished> {
@@ -454,7 +454,7 @@ async fn publish(
     publisher: &Publisher,
     parked: &Parked,
     deed: Deed,
-    inquiry: Option<&Inquiry>,
+    inquiry: Option<&CouponQuery>,
     decision: &Decision<'_>,
     now: Timestamp,
 ) -> Result<Option<Published>, Unfinished> {
@@ -470,18 +470,18 @@ async fn publish(
     let made: Vec<_> = earlier.into_iter().chain([inquiry.evidence.clone()]).collect();
     let attempts = parked.attempts().saturating_add(made.len() as u32);
     evidence.extend(made);
-    let outcome = match (deed, &inquiry.prospect) {
-        (Deed::SentAgain, Prospect::Usable) => {
+    let outcome = match (deed, &inquiry.status) {
+        (Deed::SentAgain, CouponStatus::Usable) => {
             let deadline = now.saturating_add(decision.horizon.default).unwrap_or(Timestamp::MAX);
             // It counts as sent before, so the service asks for itself first.
             let progress = Progress::new(now, deadline, true);
             let headers = copy::write(&progress, &evidence, Prepared::new(redemption).body_sha256());
             return Ok(Some(publisher.replay(delivery, headers, now).await?));
         }
-        (Deed::ToldRedeemed, Prospect::Redeemed(coupon)) => {
+        (Deed::ToldRedeemed, CouponStatus::Redeemed(coupon)) => {
             Outcome::Redeemed { by: EstablishedBy::Inquiry, coupon: coupon.clone() }
         }
-        (Deed::ToldRefused, Prospect::Refused { reason, objection }) => Outcome::Refused {
+        (Deed::ToldRefused, CouponStatus::Refused { reason, objection }) => Outcome::Refused {
             reason: *reason,
             by: EstablishedBy::Inquiry,
             coupon: inquiry.coupon.clone(),

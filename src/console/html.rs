@@ -1,4 +1,4 @@
-//! The pages of the desk, drawn from plain values. No script: every step is a form.
+//! The pages of the operator console, rendered from plain values. No script: every step is a form.
 
 use std::fmt::Write as _;
 use std::sync::LazyLock;
@@ -8,9 +8,9 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest as _, Sha256};
 
-use super::door::Session;
+use super::auth::Session;
 use crate::attempt::Evidence;
-use crate::desk::{Inquiry, Parked, Prospect, Witness};
+use crate::parked::{CouponQuery, CouponStatus, Parked, SignatureWitness};
 use crate::telemetry::foreign::{Foreign, Visible, visible_lines};
 use crate::telemetry::{Masked, Short};
 use crate::wire::audit::Deed;
@@ -86,7 +86,7 @@ pub const FILTER_FIELDS: [&str; 6] = ["reason", "older_than", "newer_than", "bra
 fn document(title: &str, session: Option<&Session>, inner: &str) -> String {
     let who = session.map_or_else(String::new, |session| {
         format!(
-            "<form method=post action=/parked/logout>{}{} <button class=plain>leave</button></form>",
+            "<form method=post action=/parked/logout>{}{} <button class=plain>Log out</button></form>",
             hidden(session),
             text(&session.operator)
         )
@@ -95,27 +95,27 @@ fn document(title: &str, session: Option<&Session>, inner: &str) -> String {
     format!(
         "<!doctype html><html lang=en><head><meta charset=utf-8>\
          <meta name=viewport content=\"width=device-width, initial-scale=1\"><title>{title} - redeemer</title>\
-         <style>{STYLE}</style></head><body class=desk><main><div class=top><nav><a href=/>status</a> \
-         <a href=/parked>parked desk</a> <a href=/runbook#ParkedGrows>runbook</a></nav>{who}</div><h1>{title}</h1>\
+         <style>{STYLE}</style></head><body class=console><main><div class=top><nav><a href=/>status</a> \
+         <a href=/parked>parked commands</a> <a href=/runbook#ParkedGrows>runbook</a></nav>{who}</div><h1>{title}</h1>\
          {inner}</main></body></html>"
     )
 }
 
 fn hidden(session: &Session) -> String {
-    format!("<input type=\"hidden\" name=\"word\" value=\"{}\">", text(&session.form_word))
+    format!("<input type=\"hidden\" name=\"csrf_token\" value=\"{}\">", text(&session.csrf_token))
 }
 
 fn told(words: &str, class: &str) -> String {
     format!("<p class=\"told {class}\" role=\"status\">{}</p>", text(words))
 }
 
-/// The door. `told` says why it is still shut; `exposed` that others on the network may listen.
+/// The login page. `refused` is why access was denied; `exposed` that the port is open beyond this machine.
 pub fn login(refused: Option<&str>, exposed: bool) -> String {
     let mut inner = refused.map_or_else(String::new, |words| told(words, "bad"));
     if exposed {
         inner += &told(
-            "This port is open beyond this machine and does not encrypt: whoever listens on the way reads the token. Use \
-             a tunnel, such as ssh -L or kubectl port-forward.",
+            "This port is open beyond this machine and does not encrypt: the token can be read on the network. Use a \
+             tunnel, such as ssh -L or kubectl port-forward.",
             "warn",
         );
     }
@@ -123,8 +123,8 @@ pub fn login(refused: Option<&str>, exposed: bool) -> String {
               <label>Your name, for the audit event<input name=\"operator\" required maxlength=\"100\" \
               autocomplete=\"username\"></label>\
               <label>Token<input name=\"token\" type=\"password\" required maxlength=\"1024\" \
-              autocomplete=\"current-password\"></label><button class=\"button\">Sit down</button></form>";
-    document("Parked desk", None, &inner)
+              autocomplete=\"current-password\"></label><button class=\"button\">Log in</button></form>";
+    document("Operator console", None, &inner)
 }
 
 /// The list with its filter.
@@ -163,7 +163,7 @@ pub fn list(session: &Session, typed: &Typed, found: Result<&Found, &str>, done:
             inner += &table(found);
         }
     }
-    document("Parked desk", Some(session), &inner)
+    document("Operator console", Some(session), &inner)
 }
 
 /// Says so where a list does not tell of all that are parked.
@@ -204,7 +204,7 @@ fn table(found: &Found) -> String {
 #[derive(Debug)]
 pub struct Asked<'a> {
     /// The answer.
-    pub inquiry: &'a Inquiry,
+    pub inquiry: &'a CouponQuery,
     /// What replaying would do, or why it stays parked.
     pub advice: Result<Deed, String>,
     /// Why it is done, as typed.
@@ -268,7 +268,7 @@ pub fn show(
     if !evidence.is_empty() {
         inner += "<section><h2>What was asked before</h2><ul class=\"plainlist\">";
         for attempt in &evidence {
-            let _ = write!(inner, "<li>{}</li>", text(&line(attempt, Witness::Header)));
+            let _ = write!(inner, "<li>{}</li>", text(&line(attempt, SignatureWitness::Header)));
         }
         inner += "</ul></section>";
     }
@@ -326,7 +326,7 @@ fn answer(session: &Session, parked: &Parked, asked: &Asked<'_>) -> String {
     let mut card = format!(
         "<section class=\"answer\" aria-labelledby=\"says\"><h2 id=\"says\">{}</h2><p class=\"soft\">{}</p>",
         text(&says(inquiry)),
-        text(&line(&inquiry.evidence, Witness::Ourselves))
+        text(&line(&inquiry.evidence, SignatureWitness::Ourselves))
     );
     match advice {
         Err(why) => {
@@ -387,20 +387,20 @@ pub fn done(deed: Deed) -> &'static str {
     }
 }
 
-fn says(inquiry: &Inquiry) -> String {
+fn says(inquiry: &CouponQuery) -> String {
     let state = inquiry.coupon.as_ref().map_or("state unknown", |coupon| coupon.state.as_str());
-    match &inquiry.prospect {
-        Prospect::Redeemed(_) => format!("WeChat Pay says: used under this number ({state})"),
-        Prospect::Usable => format!("WeChat Pay says: still usable ({state})"),
-        Prospect::Refused { reason, .. } => {
+    match &inquiry.status {
+        CouponStatus::Redeemed(_) => format!("WeChat Pay says: used under this number ({state})"),
+        CouponStatus::Usable => format!("WeChat Pay says: still usable ({state})"),
+        CouponStatus::Refused { reason, .. } => {
             format!("WeChat Pay says: refused, {} ({state})", reason.as_str().replace('_', " "))
         }
-        Prospect::Unknown => "Nothing could be found out".to_owned(),
-        Prospect::Stop(fault) => format!("Every call fails: {}", fault.as_str()),
+        CouponStatus::Unknown => "Nothing could be found out".to_owned(),
+        CouponStatus::Stop(fault) => format!("Every call fails: {}", fault.as_str()),
     }
 }
 
-fn line(evidence: &Evidence, witness: Witness) -> String {
+fn line(evidence: &Evidence, witness: SignatureWitness) -> String {
     let Evidence { at, question, host, verdict, .. } = evidence;
     let status = evidence.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
     let verified = witness.signature(evidence);
@@ -410,8 +410,8 @@ fn line(evidence: &Evidence, witness: Witness) -> String {
 
 /// A page that says only this.
 pub fn said(session: Option<&Session>, words: &str) -> String {
-    let back = "<p><a href=\"/parked\">Back to the desk</a></p>";
-    document("Parked desk", session, &(told(words, "bad") + back))
+    let back = "<p><a href=\"/parked\">Back to the list</a></p>";
+    document("Operator console", session, &(told(words, "bad") + back))
 }
 
 /// A text as it stands in HTML, in an element or a quoted attribute, on one line and with hidden characters written out.
@@ -487,8 +487,8 @@ mod tests {
             serial: Some("PUB_KEY_ID_1".to_owned()),
             verdict: "redeemed".to_owned(),
         };
-        assert!(!line(&evidence, Witness::Header).contains("verified"));
-        assert!(line(&evidence, Witness::Ourselves).contains(" redeemed, verified,"));
+        assert!(!line(&evidence, SignatureWitness::Header).contains("verified"));
+        assert!(line(&evidence, SignatureWitness::Ourselves).contains(" redeemed, verified,"));
     }
 
     #[test]

@@ -1,10 +1,11 @@
-//! The parked desk as pages behind a token, off unless `admin.parked_token_file` is set. What it does it does by
-//! [`crate::desk`], as the command line does: an inquiry first, shown before anything is done, one command at a time.
+//! The operator console: pages about parked commands behind a token, off unless `admin.console_token_file` is set. Its
+//! actions are those of [`crate::parked`], as for the command line: the coupon is queried and the result shown before
+//! anything is done, for one command at a time.
 //!
-//! Nothing changes by a GET. A form is taken only with a session's cookie (`SameSite=Strict`), with the word of that
-//! session in it, and not from another site.
+//! A GET changes nothing. A form is accepted only with a session's cookie (`SameSite=Strict`), with that session's CSRF
+//! token, and from this origin.
 
-mod door;
+mod auth;
 mod html;
 mod refusal_log;
 
@@ -27,16 +28,16 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::{sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
-pub use self::door::Door;
-use self::door::{Refused, SESSION_SECONDS_MAX, Session};
+pub use self::auth::Auth;
+use self::auth::{Refused, SESSION_SECONDS_MAX, Session};
 use self::html::{Asked, Found, Row};
 use self::refusal_log::RefusalLog;
 use crate::admin::Peer;
 use crate::broker::Settings;
 use crate::broker::parked::{Look, check_publishing};
-use crate::desk::{self, Decision, Filter, Inquiry, Parked, Prospect};
-use crate::metrics::{DeskRefusal, Metrics};
+use crate::metrics::{ConsoleDenial, Metrics};
 use crate::pace::{Pacer, Rank};
+use crate::parked::{self, CouponQuery, CouponStatus, Decision, Filter, Parked};
 use crate::telemetry::foreign::is_hidden;
 use crate::wechat::api::Client;
 use crate::wire::audit::Deed;
@@ -49,11 +50,11 @@ const LOOK_TIME_MAX: Duration = Duration::from_secs(10);
 const FIND_TIME_MAX: Duration = Duration::from_secs(25);
 /// Rows of the list.
 const ROWS_MAX: usize = 200;
-/// The longest wait for somebody else at this desk, or for a call's turn.
+/// The longest wait for another operator's request, or for the rate limit.
 const TURN_MAX: Duration = Duration::from_secs(10);
-/// Time between two inquiries of this desk.
+/// Time between two queries of the console.
 const INQUIRY_EVERY: Duration = Duration::from_millis(200);
-/// How long a wrong token waits for its answer.
+/// Delay of the response to a wrong token.
 const WRONG_TOKEN_PAUSE: Duration = Duration::from_secs(1);
 /// The longest reason or name that is taken, in characters.
 const WORDS_MAX: usize = 200;
@@ -61,12 +62,12 @@ const WORDS_MAX: usize = 200;
 const BODY_BYTES_MAX: usize = 16 * 1024;
 /// The longest work on one request: it waits for broker and payment API, and ends before its connection does.
 const REQUEST_MAX: Duration = Duration::from_secs(50);
-const COOKIE: &str = "redeemer_desk";
+const COOKIE: &str = "redeemer_console";
 
-/// What the desk works with.
+/// What the console needs.
 pub struct Setup {
-    /// Who may sit at it.
-    pub door: Door,
+    /// Token and sessions.
+    pub auth: Auth,
     /// The broker with the parked queue.
     pub broker: Settings,
     /// The payment API.
@@ -87,14 +88,14 @@ pub struct Setup {
     pub exposed: bool,
 }
 
-struct Desk {
+struct Console {
     setup: Setup,
-    /// Whoever looks holds it, with the time from which the next inquiry may go.
-    turn: Mutex<Instant>,
+    /// Held by the request that looks at the queue, with the time from which the next query may be sent.
+    look_lock: Mutex<Instant>,
     refusals: RefusalLog,
 }
 
-type Shared = State<Arc<Desk>>;
+type Shared = State<Arc<Console>>;
 
 /// The pages, below `/parked`.
 pub fn routes(setup: Setup) -> Router {
@@ -106,9 +107,9 @@ pub fn routes(setup: Setup) -> Router {
         .route("/parked/{id}/ask", post(ask))
         .route("/parked/{id}/replay", post(replay))
         .route("/parked/{id}/discard", post(discard))
-        .with_state(Arc::new(Desk {
+        .with_state(Arc::new(Console {
             setup,
-            turn: Mutex::new(Instant::now()),
+            look_lock: Mutex::new(Instant::now()),
             refusals: RefusalLog::default(),
         }))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
@@ -133,7 +134,7 @@ async fn bounded(request: Request, next: Next) -> Response {
     answer
 }
 
-/// A request as the door looks at it: its headers, and where it comes from.
+/// What authentication needs of a request: its headers and its peer.
 struct Visitor {
     headers: HeaderMap,
     peer: IpAddr,
@@ -150,7 +151,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Visitor {
     }
 }
 
-/// Why a request is not done; in words for the person.
+/// Why a request was not done, with the text for the operator.
 #[derive(Debug)]
 struct Unable(StatusCode, String);
 
@@ -212,28 +213,28 @@ fn words_of(refused: Refused) -> &'static str {
     match refused {
         Refused::WrongToken => "That is not the token.",
         Refused::NoSession => "Your session has ended. Nothing was done.",
-        Refused::Forged => "That form was not made by a page of this desk. Nothing was done.",
+        Refused::Forged => "That form is not from this console. Nothing was done.",
     }
 }
 
-impl Desk {
+impl Console {
     fn refuse(&self, refused: Refused, peer: IpAddr) -> Response {
         let why = match refused {
-            Refused::WrongToken => DeskRefusal::WrongToken,
-            Refused::NoSession => DeskRefusal::NoSession,
-            Refused::Forged => DeskRefusal::Forged,
+            Refused::WrongToken => ConsoleDenial::WrongToken,
+            Refused::NoSession => ConsoleDenial::NoSession,
+            Refused::Forged => ConsoleDenial::Forged,
         };
-        self.setup.metrics.desk_refused(why);
+        self.setup.metrics.record_console_denied(why);
         if let Some(not_logged) = self.refusals.record(peer, Instant::now()) {
-            warn!(why = why.as_str(), %peer, not_logged, "parked desk: refused");
+            warn!(why = why.as_str(), %peer, not_logged, "operator console: access denied");
         }
         let page = html::login(Some(words_of(refused)), self.setup.exposed);
         (StatusCode::FORBIDDEN, Html(page)).into_response()
     }
 
-    /// The session of a GET, or the door.
-    fn guest(&self, headers: &HeaderMap) -> Result<Session, Box<Response>> {
-        let session = self.setup.door.session(cookie(headers), Instant::now());
+    /// The session of a GET, or the login page.
+    fn session(&self, headers: &HeaderMap) -> Result<Session, Box<Response>> {
+        let session = self.setup.auth.session(cookie(headers), Instant::now());
         session.map_err(|_| Box::new(Html(html::login(None, self.setup.exposed)).into_response()))
     }
 
@@ -242,14 +243,17 @@ impl Desk {
         let headers = &visitor.headers;
         let form = match from_elsewhere(headers) {
             true => Err(Refused::Forged),
-            false => self.setup.door.form(cookie(headers), Some(fields.text("word")), Instant::now()),
+            false => {
+                self.setup.auth.verify_form(cookie(headers), Some(fields.text("csrf_token")), Instant::now())
+            }
         };
         form.map_err(|refused| Box::new(self.refuse(refused, visitor.peer)))
     }
 
-    async fn turn(&self) -> Result<MutexGuard<'_, Instant>, Unable> {
-        let busy = |_| Unable::new(StatusCode::CONFLICT, "Somebody else is busy at this desk. Try again.");
-        timeout(TURN_MAX, self.turn.lock()).await.map_err(busy)
+    async fn lock_look(&self) -> Result<MutexGuard<'_, Instant>, Unable> {
+        let busy =
+            |_| Unable::new(StatusCode::CONFLICT, "Another operator's request is in progress. Try again.");
+        timeout(TURN_MAX, self.look_lock.lock()).await.map_err(busy)
     }
 
     fn decision<'a>(&'a self, operator: &'a str, because: &'a str, tell_refused: bool) -> Decision<'a> {
@@ -265,7 +269,7 @@ impl Desk {
     }
 
     async fn list(&self, filter: &Filter) -> Result<Found, Unable> {
-        let _turn = self.turn().await?;
+        let _lock = self.lock_look().await?;
         let mut look = Look::begin(&self.setup.broker).await.map_err(unreachable)?;
         let (mut found, now) = (Found::default(), Timestamp::now());
         let looked = async {
@@ -312,7 +316,7 @@ impl Desk {
         }
         let gone = match ended {
             true => "It is not parked any more.",
-            false => "It was not found in the time that this page has: see redeemer parked show.",
+            false => "It was not found within the time limit of this page: use redeemer parked show.",
         };
         found.ok_or_else(|| Unable::new(StatusCode::NOT_FOUND, gone))
     }
@@ -323,9 +327,9 @@ impl Desk {
         parked: &Parked,
         decision: &Decision<'_>,
         next: &mut Instant,
-    ) -> Result<Inquiry, Unable> {
+    ) -> Result<CouponQuery, Unable> {
         let first = self.inquire_once(parked, next).await?;
-        match desk::confirm_after(parked, &first, decision, Timestamp::now()) {
+        match parked::confirm_after(parked, &first, decision, Timestamp::now()) {
             None => Ok(first),
             Some(wait) => {
                 sleep(wait).await;
@@ -334,22 +338,22 @@ impl Desk {
         }
     }
 
-    async fn inquire_once(&self, parked: &Parked, next: &mut Instant) -> Result<Inquiry, Unable> {
+    async fn inquire_once(&self, parked: &Parked, next: &mut Instant) -> Result<CouponQuery, Unable> {
         let redemption = parked.replayable().map_err(|why| Unable::new(StatusCode::CONFLICT, why))?;
         sleep_until((*next).into()).await;
         *next = Instant::now() + INQUIRY_EVERY;
         let late = |_| {
-            let words = "The service's own calls leave no room for an inquiry now. Try again.";
+            let words = "The rate limit leaves no room for a query now. Try again.";
             Unable::new(StatusCode::SERVICE_UNAVAILABLE, words)
         };
         timeout(TURN_MAX, self.setup.pacer.turn(Rank::Inquiry)).await.map_err(late)?;
         let (nonce, chance) = (rand::random(), rand::random());
-        Ok(desk::inquire(&self.setup.client, redemption, Timestamp::now(), nonce, chance).await)
+        Ok(parked::inquire(&self.setup.client, redemption, Timestamp::now(), nonce, chance).await)
     }
 
     /// Does what was decided with one command. `promised` is what the person was shown; anything else is not done.
     async fn act(&self, id: &str, session: &Session, act: Act) -> Result<Acted, Unable> {
-        let mut next_inquiry = self.turn().await?;
+        let mut next_inquiry = self.lock_look().await?;
         let mut look = Look::begin(&self.setup.broker).await.map_err(unreachable)?;
         let acted = self.act_on(&mut look, id, session, act, &mut next_inquiry).await;
         look.end().await;
@@ -371,7 +375,7 @@ impl Desk {
             if inquires { Some(self.inquire(&parked, &decision, next_inquiry).await?) } else { None };
         let now = Timestamp::now();
         let advice = match &inquiry {
-            Some(inquiry) => desk::advise(&parked, inquiry, &decision, now),
+            Some(inquiry) => parked::advise(&parked, inquiry, &decision, now),
             None => Ok(Deed::Discarded),
         };
         let deed = match (&advice, promised) {
@@ -380,10 +384,11 @@ impl Desk {
                 let Some(inquiry) = &inquiry else {
                     return Err(Unable::new(StatusCode::BAD_REQUEST, "Nothing was decided."));
                 };
-                let changed =
-                    promised.is_some().then_some("The answer is another one than before. Nothing was done.");
-                if let Prospect::Stop(_) = inquiry.prospect {
-                    info!(operator = session.operator, "parked desk: every call fails");
+                let changed = promised
+                    .is_some()
+                    .then_some("The response differs from the one that was shown. Nothing was done.");
+                if let CouponStatus::Stop(_) = inquiry.status {
+                    info!(operator = session.operator, "operator console: calls are suspended");
                 }
                 let asked = Asked { inquiry, advice, because, tell_refused };
                 return Ok(Acted::Shown(html::show(session, &parked, Some(&asked), changed, now)));
@@ -392,15 +397,22 @@ impl Desk {
         let number = parked.legible.out_request_no.as_ref().map(ToString::to_string);
         check_publishing(&self.setup.broker).await.map_err(unreachable)?;
         look.open_publisher(&self.setup.broker).await.map_err(unreachable)?;
-        let done = desk::carry_out(look, parked, deed, inquiry.as_ref(), &decision, now).await;
+        let done = parked::carry_out(look, parked, deed, inquiry.as_ref(), &decision, now).await;
         done.map_err(|why| {
             let words =
-                format!("It was not finished and may still be parked: {why}. Doing it again is safe.");
+                format!("It did not complete and may still be parked: {why}. It is safe to try again.");
             Unable::new(StatusCode::BAD_GATEWAY, words)
         })?;
         let effect = deed.effect();
         let (operator, name) = (session.operator.as_str(), session.name());
-        info!(operator, session = name, id, out_request_no = number, effect, "parked desk: done");
+        info!(
+            operator,
+            session = name,
+            id,
+            out_request_no = number,
+            effect,
+            "operator console: action completed"
+        );
         Ok(Acted::Done(deed))
     }
 }
@@ -424,23 +436,23 @@ fn unreachable(why: impl std::fmt::Display) -> Unable {
     Unable::new(StatusCode::BAD_GATEWAY, format!("The parked queue cannot be reached: {why}"))
 }
 
-async fn login(State(desk): Shared, visitor: Visitor, body: Bytes) -> Response {
+async fn login(State(console): Shared, visitor: Visitor, body: Bytes) -> Response {
     let Visitor { headers, peer } = visitor;
     if from_elsewhere(&headers) {
-        return desk.refuse(Refused::Forged, peer);
+        return console.refuse(Refused::Forged, peer);
     }
     let fields = Fields::read(&body);
     let operator = match operator(fields.text("operator")) {
         Ok(operator) => operator,
         Err(why) => {
-            let page = html::login(Some(why), desk.setup.exposed);
+            let page = html::login(Some(why), console.setup.exposed);
             return (StatusCode::BAD_REQUEST, Html(page)).into_response();
         }
     };
     let now = Instant::now();
-    match desk.setup.door.open(fields.text("token"), operator, cookie(&headers), now, rand::random()) {
+    match console.setup.auth.log_in(fields.text("token"), operator, cookie(&headers), now, rand::random()) {
         Ok(session) => {
-            info!(operator, session = session.name(), %peer, "parked desk: logged in");
+            info!(operator, session = session.name(), %peer, "operator console: logged in");
             let key = &session.key;
             let cookie = format!(
                 "{COOKIE}={key}; Path=/parked; HttpOnly; SameSite=Strict; Max-Age={SESSION_SECONDS_MAX}"
@@ -449,7 +461,7 @@ async fn login(State(desk): Shared, visitor: Visitor, body: Bytes) -> Response {
         }
         Err(refused) => {
             sleep(WRONG_TOKEN_PAUSE).await;
-            desk.refuse(refused, peer)
+            console.refuse(refused, peer)
         }
     }
 }
@@ -457,21 +469,21 @@ async fn login(State(desk): Shared, visitor: Visitor, body: Bytes) -> Response {
 /// The name of a person, as the audit event will carry it: one that another person can read and tell from others.
 fn operator(name: &str) -> Result<&str, &'static str> {
     if name.is_empty() {
-        return Err("Say who you are: the audit event names you.");
+        return Err("Enter your name: the audit event contains it.");
     }
     if name.chars().any(is_hidden) || name.chars().count() > WORDS_MAX {
-        return Err("A name is 200 characters at most, and none of them is invisible.");
+        return Err("A name has at most 200 characters and no invisible ones.");
     }
     Ok(name)
 }
 
-async fn logout(State(desk): Shared, visitor: Visitor, body: Bytes) -> Response {
-    match desk.form(&visitor, &Fields::read(&body)) {
+async fn logout(State(console): Shared, visitor: Visitor, body: Bytes) -> Response {
+    match console.form(&visitor, &Fields::read(&body)) {
         Err(answer) => *answer,
         Ok(session) => {
-            desk.setup.door.close(&session);
+            console.setup.auth.log_out(&session);
             let (operator, peer) = (session.operator.as_str(), visitor.peer);
-            info!(operator, session = session.name(), %peer, "parked desk: logged out");
+            info!(operator, session = session.name(), %peer, "operator console: logged out");
             let gone = format!("{COOKIE}=; Path=/parked; HttpOnly; SameSite=Strict; Max-Age=0");
             seen_other("/parked", Some(gone))
         }
@@ -487,10 +499,10 @@ fn seen_other(to: &str, cookie: Option<String>) -> Response {
     answer
 }
 
-async fn list(State(desk): Shared, headers: HeaderMap, RawQuery(query): RawQuery) -> Response {
-    let session = match desk.guest(&headers) {
+async fn list(State(console): Shared, headers: HeaderMap, RawQuery(query): RawQuery) -> Response {
+    let session = match console.session(&headers) {
         Ok(session) => session,
-        Err(door) => return *door,
+        Err(page) => return *page,
     };
     let fields = Fields::read(query.as_deref().unwrap_or_default().as_bytes());
     let typed = html::FILTER_FIELDS.map(|name| fields.words(name));
@@ -498,7 +510,7 @@ async fn list(State(desk): Shared, headers: HeaderMap, RawQuery(query): RawQuery
     let done = deeds.into_iter().find(|deed| deed.effect() == fields.text("done")).map(html::done);
     let found = match filter(&typed) {
         Err(why) => Err(Unable::new(StatusCode::BAD_REQUEST, why)),
-        Ok(filter) => desk.list(&filter).await,
+        Ok(filter) => console.list(&filter).await,
     };
     match found {
         Ok(found) => Html(html::list(&session, &typed, Ok(&found), done)).into_response(),
@@ -530,15 +542,15 @@ fn filter(typed: &html::Typed) -> Result<Filter, String> {
     })
 }
 
-async fn show(State(desk): Shared, headers: HeaderMap, Path(id): Path<String>) -> Response {
-    let session = match desk.guest(&headers) {
+async fn show(State(console): Shared, headers: HeaderMap, Path(id): Path<String>) -> Response {
+    let session = match console.session(&headers) {
         Ok(session) => session,
-        Err(door) => return *door,
+        Err(page) => return *page,
     };
     let shown = async {
-        let _turn = desk.turn().await?;
-        let mut look = Look::begin(&desk.setup.broker).await.map_err(unreachable)?;
-        let found = desk.find(&mut look, &id).await;
+        let _lock = console.lock_look().await?;
+        let mut look = Look::begin(&console.setup.broker).await.map_err(unreachable)?;
+        let found = console.find(&mut look, &id).await;
         look.end().await;
         Ok(html::show(&session, &found?, None, None, Timestamp::now()))
     };
@@ -548,32 +560,32 @@ async fn show(State(desk): Shared, headers: HeaderMap, Path(id): Path<String>) -
     }
 }
 
-async fn ask(State(desk): Shared, visitor: Visitor, Path(id): Path<String>, body: Bytes) -> Response {
-    perform(desk, visitor, id, body, |fields| {
+async fn ask(State(console): Shared, visitor: Visitor, Path(id): Path<String>, body: Bytes) -> Response {
+    perform(console, visitor, id, body, |fields| {
         let tell_refused = fields.is_yes("tell_refused");
         Ok(Act { promised: None, because: fields.words("because"), tell_refused, inquires: true })
     })
     .await
 }
 
-async fn replay(State(desk): Shared, visitor: Visitor, Path(id): Path<String>, body: Bytes) -> Response {
-    perform(desk, visitor, id, body, |fields| {
+async fn replay(State(console): Shared, visitor: Visitor, Path(id): Path<String>, body: Bytes) -> Response {
+    perform(console, visitor, id, body, |fields| {
         let deeds = [Deed::SentAgain, Deed::ToldRedeemed, Deed::ToldRefused];
         let promised = deeds.into_iter().find(|deed| deed.effect() == fields.text("deed"));
         let tell_refused = fields.is_yes("tell_refused");
         match promised {
-            None => Err("Ask first: what would be done is shown before anything is."),
+            None => Err("Query first: the page shows what would be done."),
             promised => Ok(Act { promised, because: fields.words("because"), tell_refused, inquires: true }),
         }
     })
     .await
 }
 
-async fn discard(State(desk): Shared, visitor: Visitor, Path(id): Path<String>, body: Bytes) -> Response {
-    perform(desk, visitor, id, body, |fields| {
+async fn discard(State(console): Shared, visitor: Visitor, Path(id): Path<String>, body: Bytes) -> Response {
+    perform(console, visitor, id, body, |fields| {
         let (because, promised) = (fields.words("because"), Some(Deed::Discarded));
         if because.is_empty() || !fields.is_yes("sure") {
-            return Err("Say why, and that it is not needed any more. Nothing was done.");
+            return Err("Give a reason and confirm that it is not needed any more. Nothing was done.");
         }
         Ok(Act { promised, because, tell_refused: false, inquires: false })
     })
@@ -582,14 +594,14 @@ async fn discard(State(desk): Shared, visitor: Visitor, Path(id): Path<String>, 
 
 /// Takes a form, and does what it says to its end, even where the browser does not wait for it.
 async fn perform(
-    desk: Arc<Desk>,
+    console: Arc<Console>,
     visitor: Visitor,
     id: String,
     body: Bytes,
     read: impl FnOnce(&Fields) -> Result<Act, &'static str>,
 ) -> Response {
     let fields = Fields::read(&body);
-    let session = match desk.form(&visitor, &fields) {
+    let session = match console.form(&visitor, &fields) {
         Ok(session) => session,
         Err(answer) => return *answer,
     };
@@ -597,14 +609,14 @@ async fn perform(
         Ok(act) => act,
         Err(why) => return Unable::new(StatusCode::BAD_REQUEST, why).page(&session),
     };
-    let (at_desk, person) = (desk.clone(), session.clone());
-    let acting = tokio::spawn(async move { at_desk.act(&id, &person, act).await });
+    let (acting_console, person) = (console.clone(), session.clone());
+    let acting = tokio::spawn(async move { acting_console.act(&id, &person, act).await });
     match acting.await {
         Ok(Ok(Acted::Shown(page))) => Html(page).into_response(),
         Ok(Ok(Acted::Done(deed))) => seen_other(&format!("/parked?done={}", deed.effect()), None),
         Ok(Err(unable)) => unable.page(&session),
         Err(_) => {
-            let words = "It was cut short; look whether it is still parked. Doing it again is safe.";
+            let words = "It was interrupted; check if it is still parked. It is safe to try again.";
             Unable::new(StatusCode::INTERNAL_SERVER_ERROR, words).page(&session)
         }
     }
@@ -635,9 +647,9 @@ mod tests {
 
     #[test]
     fn the_cookie_is_found_among_others() {
-        let cookies = headers(&[("cookie", "a=1; redeemer_desk=abc; redeemer_desk2=x")]);
+        let cookies = headers(&[("cookie", "a=1; redeemer_console=abc; redeemer_console2=x")]);
         assert_eq!(cookie(&cookies), Some("abc"));
-        assert_eq!(cookie(&headers(&[("cookie", "xredeemer_desk=abc")])), None);
+        assert_eq!(cookie(&headers(&[("cookie", "xredeemer_console=abc")])), None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The pages of the parked desk, against a real broker, the service and the sandbox: who is let in, what is shown, and
+//! The pages of the parked console, against a real broker, the service and the sandbox: who is let in, what is shown, and
 //! what is done only after it was shown.
 
 use std::os::unix::fs::PermissionsExt as _;
@@ -19,12 +19,12 @@ use sha2::{Digest as _, Sha256};
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
-/// A bed whose parked commands stay, with the desk open.
+/// A bed whose parked commands stay, with the console open.
 async fn bed() -> Bed {
     let mut bed = Bed::new().await;
     bed.config.retry.settling = Span(Duration::from_millis(100));
     bed.config.retry.initial = Span(Duration::from_millis(50));
-    bed.config.admin.parked_token_file = token_file(&bed, TOKEN, 0o600);
+    bed.config.admin.console_token_file = token_file(&bed, TOKEN, 0o600);
     bed.leave_parked().await;
     bed
 }
@@ -81,7 +81,7 @@ impl Browser {
     }
 
     /// Opens the door.
-    async fn sit_down(service: &Service) -> Self {
+    async fn log_in(service: &Service) -> Self {
         let mut browser = Self::new(service);
         let page = browser.post("/parked/login", &[("token", TOKEN), ("operator", "night shift")]).await;
         assert_eq!((page.status, page.location.as_str()), (303, "/parked"), "{}", page.text);
@@ -90,7 +90,7 @@ impl Browser {
         }
         browser.cookie = page.set_cookie.split(';').next().unwrap().to_owned();
         let list = browser.get("/parked").await;
-        browser.word = between(&list.text, "name=\"word\" value=\"", "\"").to_owned();
+        browser.word = between(&list.text, "name=\"csrf_token\" value=\"", "\"").to_owned();
         browser
     }
 
@@ -104,7 +104,7 @@ impl Browser {
 
     async fn post_with(&self, path: &str, fields: &[(&str, &str)], headers: &[(&str, &str)]) -> Page {
         let mut body = form_urlencoded::Serializer::new(String::new());
-        body.append_pair("word", &self.word).extend_pairs(fields);
+        body.append_pair("csrf_token", &self.word).extend_pairs(fields);
         let mut request = self.http.post(format!("{}{path}", self.at)).body(body.finish());
         request = request.header("content-type", "application/x-www-form-urlencoded");
         for (name, value) in headers {
@@ -145,7 +145,7 @@ async fn audit(audits: &mut Consumer) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_token_there_is_no_desk_and_a_bad_one_is_a_fault_of_configuration() {
+async fn console_is_off_without_a_token_and_a_bad_one_is_refused() {
     let mut bed = Bed::new().await;
     let service = bed.start().await;
     for path in ["/parked", "/parked/login", &format!("/parked/{}", "a".repeat(64))] {
@@ -154,9 +154,9 @@ async fn without_a_token_there_is_no_desk_and_a_bad_one_is_a_fault_of_configurat
     assert!(!service.get("/").await.1.contains("/parked"));
     service.stop().await;
     for (token, mode) in [(TOKEN, 0o644), (&TOKEN[1..], 0o600), ("", 0o600)] {
-        bed.config.admin.parked_token_file = token_file(&bed, token, mode);
+        bed.config.admin.console_token_file = token_file(&bed, token, mode);
         let fault = bed.config.parked_token().unwrap_err();
-        assert_eq!(fault.key, "admin.parked_token_file");
+        assert_eq!(fault.key, "admin.console_token_file");
         assert!(token.is_empty() || !fault.problem.contains(token), "{}", fault.problem);
     }
 }
@@ -167,7 +167,7 @@ async fn only_who_knows_the_token_is_let_in_and_everyone_else_is_counted() {
     let id = park_command(&bed, "C1").await;
     let service = bed.start().await;
     let refused =
-        async |why: &str| service.metric(&format!("redeemer_desk_refusals_total{{why=\"{why}\"}}")).await;
+        async |why: &str| service.metric(&format!("redeemer_console_denied_total{{why=\"{why}\"}}")).await;
     let stranger = Browser::new(&service);
 
     // A stranger sees the door and nothing else, wherever they knock.
@@ -192,7 +192,7 @@ async fn only_who_knows_the_token_is_let_in_and_everyone_else_is_counted() {
         assert_eq!(stranger.post(form, &good).await.status, 403);
     }
     assert_eq!(refused("no_session").await, 3.0);
-    let person = Browser::sit_down(&service).await;
+    let person = Browser::log_in(&service).await;
     let mut forger = Browser::new(&service);
     forger.cookie.clone_from(&person.cookie);
     for form in &forms {
@@ -242,7 +242,7 @@ async fn parked_commands_are_listed_chosen_and_shown_without_an_openid() {
         discreet.push(park(&bed, bytes.as_bytes(), "invalid_command", Duration::ZERO).await);
     }
     let service = bed.start().await;
-    let person = Browser::sit_down(&service).await;
+    let person = Browser::log_in(&service).await;
 
     let check = async |query: &str, wanted: &[&str]| {
         let page = person.get(&format!("/parked{query}")).await;
@@ -289,7 +289,7 @@ async fn a_replay_is_shown_first_and_then_done_and_audited() {
     bed.issue("C1", json!({}));
     let id = park_command(&bed, "C1").await;
     let service = bed.start().await;
-    let person = Browser::sit_down(&service).await;
+    let person = Browser::log_in(&service).await;
     let at = |what: &str| format!("/parked/{id}/{what}");
 
     // What was not shown is not done.
@@ -333,7 +333,7 @@ async fn what_has_taken_effect_is_told_and_what_is_refused_stays_unless_asked_fo
     bed.issue("C2", json!({"state": "EXPIRED"}));
     let (used, expired) = (park_command(&bed, "C1").await, park_command(&bed, "C2").await);
     let service = bed.start().await;
-    let person = Browser::sit_down(&service).await;
+    let person = Browser::log_in(&service).await;
 
     let shown = person.post(&format!("/parked/{used}/ask"), &[]).await;
     assert!(shown.text.contains("used under this number (USED)"), "{}", shown.text);
@@ -361,7 +361,7 @@ async fn a_discard_needs_a_reason_and_leaves_an_audit_event() {
     let mut audits = bed.bind_results("audit.#").await;
     let id = park(&bed, b"not a command", "invalid_command", Duration::from_secs(60)).await;
     let service = bed.start().await;
-    let person = Browser::sit_down(&service).await;
+    let person = Browser::log_in(&service).await;
     let discard = format!("/parked/{id}/discard");
     for fields in [&[][..], &[("because", " ")], &[("because", "b")], &[("sure", "yes")]] {
         assert_eq!(person.post(&discard, fields).await.status, 400, "{fields:?}");
@@ -380,12 +380,12 @@ async fn a_discard_needs_a_reason_and_leaves_an_audit_event() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_impatient_person_does_not_ask_faster_than_the_desk() {
+async fn impatient_operator_does_not_query_faster_than_the_console() {
     let bed = bed().await;
     bed.issue("C1", json!({}));
     let id = park_command(&bed, "C1").await;
     let service = bed.start().await;
-    let person = Browser::sit_down(&service).await;
+    let person = Browser::log_in(&service).await;
     for _ in 0..7 {
         assert_eq!(person.post(&format!("/parked/{id}/ask"), &[]).await.status, 200);
     }
@@ -417,7 +417,7 @@ async fn of_very_many_the_first_are_listed_and_each_is_found() {
         ids.extend(futures_util::future::join_all(parking).await);
     }
     let service = bed.start().await;
-    let person = Browser::sit_down(&service).await;
+    let person = Browser::log_in(&service).await;
     // What a partial look took stands behind the rest by now, so each of them was at some time beyond the bound.
     for id in [&ids[2_099], &ids[0], &ids[1_000]] {
         let page = person.get(&format!("/parked/{id}")).await;
@@ -434,11 +434,11 @@ async fn of_very_many_the_first_are_listed_and_each_is_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_at_the_desk_wait_for_each_other() {
+async fn two_operators_wait_for_each_other() {
     let bed = bed().await;
     park_command(&bed, "C1").await;
     let service = bed.start().await;
-    let person = Browser::sit_down(&service).await;
+    let person = Browser::log_in(&service).await;
     let looks = (0..6).map(|_| person.get("/parked"));
     for page in futures_util::future::join_all(looks).await {
         assert_eq!(page.status, 200, "{}", page.text);
@@ -460,7 +460,7 @@ async fn page_whose_look_is_lost_does_not_send_again() {
     bed.config.wechat.read_timeout = Span(Duration::from_secs(60));
     bed.config.wechat.total_timeout = Span(Duration::from_secs(60));
     let service = bed.start().await;
-    let person = Browser::sit_down(&service).await;
+    let person = Browser::log_in(&service).await;
     held.behave(Manner::Silent);
     let before = held.ill_treated();
     let form = [("deed", "sent_again")];

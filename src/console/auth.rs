@@ -1,5 +1,5 @@
-//! Who may sit at the desk: a token opens it, a session keeps it open, and every form carries a word that only its
-//! own page knew. Comparisons take the same time however much of a guess is right.
+//! Authentication of the operator console: the token starts a session, a cookie continues it, and every form carries the
+//! session's CSRF token. Comparisons take constant time.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -15,35 +15,35 @@ const IDLE_MAX: Duration = Duration::from_secs(30 * 60);
 /// The longest session, in seconds: also what the browser is told.
 pub const SESSION_SECONDS_MAX: u64 = 8 * 3_600;
 
-/// Secret chance for one session: who it is, and what its forms carry.
-pub type Dice = [[u8; 32]; 2];
+/// Random bytes for one session: its key and its CSRF token.
+pub type SessionRandom = [[u8; 32]; 2];
 
-/// Why somebody is not let in.
+/// Why access is denied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refused {
-    /// The token is another one.
+    /// The token is wrong.
     WrongToken,
-    /// Nobody knows this session, or it has ended.
+    /// The session is unknown or has ended.
     NoSession,
-    /// The form was not made by a page of this session.
+    /// The form does not carry the session's CSRF token, or comes from another site.
     Forged,
 }
 
-/// One person at the desk.
+/// One operator's session.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Session {
-    /// What the browser keeps: the value of the cookie.
+    /// The value of the cookie.
     pub key: String,
-    /// What every form must carry.
-    pub form_word: String,
-    /// The name that the person gave, for the audit event.
+    /// The CSRF token that every form must carry.
+    pub csrf_token: String,
+    /// The name that the operator entered, for the audit event.
     pub operator: String,
     begun: Instant,
     seen: Instant,
 }
 
 impl Session {
-    /// What the log calls it: tells sessions apart and opens none.
+    /// The session's name in the log: distinguishes sessions and cannot be used to log in.
     pub fn name(&self) -> String {
         crate::wechat::api::hex(&sha256(&self.key)[..4])
     }
@@ -55,35 +55,35 @@ impl fmt::Debug for Session {
     }
 }
 
-/// Lets people in.
-pub struct Door {
+/// The token and the sessions.
+pub struct Auth {
     /// Only the digest stays in memory. All digests are equally long, so a comparison does not tell the length either.
     token: [u8; 32],
     sessions: Mutex<VecDeque<Session>>,
 }
 
-impl Door {
-    /// A door with this token, which the configuration has found long enough.
+impl Auth {
+    /// With this token, whose length the configuration has checked.
     pub fn new(token: &str) -> Self {
         Self { token: sha256(token.trim()), sessions: Mutex::default() }
     }
 
-    /// Begins a session. It takes the place of the one whose cookie the browser has, and of any under the same name.
+    /// Starts a session. It replaces the one whose cookie the browser has, and any with the same operator name.
     ///
     /// # Errors
     /// `Refused::WrongToken`
-    pub fn open(
+    pub fn log_in(
         &self,
         token: &str,
         operator: &str,
         cookie: Option<&str>,
         now: Instant,
-        dice: Dice,
+        random: SessionRandom,
     ) -> Result<Session, Refused> {
         constant_time::verify_slices_are_equal(&sha256(token.trim()), &self.token)
             .map_err(|_| Refused::WrongToken)?;
-        let [key, form_word] = dice.map(|bytes| crate::wechat::api::hex(&bytes));
-        let session = Session { key, form_word, operator: operator.to_owned(), begun: now, seen: now };
+        let [key, csrf_token] = random.map(|bytes| crate::wechat::api::hex(&bytes));
+        let session = Session { key, csrf_token, operator: operator.to_owned(), begun: now, seen: now };
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         let replaced = cookie.map(sha256);
         sessions.retain(|other| {
@@ -123,17 +123,22 @@ impl Door {
     ///
     /// # Errors
     /// `Refused::NoSession`, `Refused::Forged`
-    pub fn form(&self, key: Option<&str>, word: Option<&str>, now: Instant) -> Result<Session, Refused> {
+    pub fn verify_form(
+        &self,
+        key: Option<&str>,
+        word: Option<&str>,
+        now: Instant,
+    ) -> Result<Session, Refused> {
         let session = self.session(key, now)?;
         let word = sha256(word.unwrap_or_default());
-        match constant_time::verify_slices_are_equal(&sha256(&session.form_word), &word) {
+        match constant_time::verify_slices_are_equal(&sha256(&session.csrf_token), &word) {
             Ok(()) => Ok(session),
             Err(_) => Err(Refused::Forged),
         }
     }
 
     /// Ends a session.
-    pub fn close(&self, session: &Session) {
+    pub fn log_out(&self, session: &Session) {
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         sessions.retain(|other| other.key != session.key);
     }
@@ -151,77 +156,77 @@ mod tests {
 
     const TOKEN: &str = "a-token-of-thirty-two-characters";
 
-    fn dice(nth: u8) -> Dice {
+    fn random(nth: u8) -> SessionRandom {
         [[nth; 32], [nth.wrapping_add(128); 32]]
     }
 
     #[test]
     fn only_the_token_opens() {
-        let (door, now) = (Door::new(&format!("  {TOKEN}\n")), Instant::now());
-        assert!(door.open(TOKEN, "lin", None, now, dice(1)).is_ok());
+        let (auth, now) = (Auth::new(&format!("  {TOKEN}\n")), Instant::now());
+        assert!(auth.log_in(TOKEN, "lin", None, now, random(1)).is_ok());
         for wrong in ["", "a", &TOKEN[1..], &format!("{TOKEN}x"), &TOKEN.to_uppercase()] {
-            assert_eq!(door.open(wrong, "lin", None, now, dice(1)), Err(Refused::WrongToken), "{wrong}");
+            assert_eq!(auth.log_in(wrong, "lin", None, now, random(1)), Err(Refused::WrongToken), "{wrong}");
         }
     }
 
     #[test]
     fn a_session_ends_when_it_is_idle_old_or_closed() {
-        let (door, start) = (Door::new(TOKEN), Instant::now());
+        let (auth, start) = (Auth::new(TOKEN), Instant::now());
         let at = |minutes: u64| start + Duration::from_secs(minutes * 60);
-        let session = door.open(TOKEN, "lin", None, start, dice(1)).unwrap();
+        let session = auth.log_in(TOKEN, "lin", None, start, random(1)).unwrap();
         let key = Some(session.key.as_str());
         for minute in (0..480).step_by(29) {
-            assert_eq!(door.session(key, at(minute)).unwrap().operator, "lin");
+            assert_eq!(auth.session(key, at(minute)).unwrap().operator, "lin");
         }
-        assert_eq!(door.session(key, at(481)), Err(Refused::NoSession), "eight hours");
-        let session = door.open(TOKEN, "lin", None, start, dice(2)).unwrap();
-        assert_eq!(door.session(Some(&session.key), at(30)), Err(Refused::NoSession), "idle");
-        let session = door.open(TOKEN, "lin", None, start, dice(3)).unwrap();
-        door.close(&session);
+        assert_eq!(auth.session(key, at(481)), Err(Refused::NoSession), "eight hours");
+        let session = auth.log_in(TOKEN, "lin", None, start, random(2)).unwrap();
+        assert_eq!(auth.session(Some(&session.key), at(30)), Err(Refused::NoSession), "idle");
+        let session = auth.log_in(TOKEN, "lin", None, start, random(3)).unwrap();
+        auth.log_out(&session);
         for key in [Some(session.key.as_str()), Some(""), None] {
-            assert_eq!(door.session(key, start), Err(Refused::NoSession), "{key:?}");
+            assert_eq!(auth.session(key, start), Err(Refused::NoSession), "{key:?}");
         }
     }
 
     #[test]
     fn a_form_needs_the_word_of_its_own_session() {
-        let (door, now) = (Door::new(TOKEN), Instant::now());
+        let (auth, now) = (Auth::new(TOKEN), Instant::now());
         let (one, other) = (
-            door.open(TOKEN, "lin", None, now, dice(1)).unwrap(),
-            door.open(TOKEN, "wu", None, now, dice(2)).unwrap(),
+            auth.log_in(TOKEN, "lin", None, now, random(1)).unwrap(),
+            auth.log_in(TOKEN, "wu", None, now, random(2)).unwrap(),
         );
-        let form = |word| door.form(Some(&one.key), word, now);
-        assert_eq!(form(Some(&one.form_word)).unwrap().operator, "lin");
-        for word in [Some(other.form_word.as_str()), Some(one.key.as_str()), Some(""), None] {
+        let form = |word| auth.verify_form(Some(&one.key), word, now);
+        assert_eq!(form(Some(&one.csrf_token)).unwrap().operator, "lin");
+        for word in [Some(other.csrf_token.as_str()), Some(one.key.as_str()), Some(""), None] {
             assert_eq!(form(word), Err(Refused::Forged), "{word:?}");
         }
-        assert_eq!(door.form(None, Some(&one.form_word), now), Err(Refused::NoSession));
+        assert_eq!(auth.verify_form(None, Some(&one.csrf_token), now), Err(Refused::NoSession));
     }
 
     #[test]
     fn new_login_ends_the_old_session() {
-        let (door, now) = (Door::new(TOKEN), Instant::now());
-        let open = |name, cookie, nth| door.open(TOKEN, name, cookie, now, dice(nth)).unwrap();
-        let is_open = |session: &Session| door.session(Some(&session.key), now).is_ok();
+        let (auth, now) = (Auth::new(TOKEN), Instant::now());
+        let open = |name, cookie, nth| auth.log_in(TOKEN, name, cookie, now, random(nth)).unwrap();
+        let is_open = |session: &Session| auth.session(Some(&session.key), now).is_ok();
         let lin = open("lin", None, 1);
         let wu = open("wu", None, 2);
         let again = open("lin", None, 3);
         assert_eq!([&lin, &wu, &again].map(is_open), [false, true, true], "by name");
         let other = open("zhou", Some(&again.key), 4);
         assert_eq!([&wu, &again, &other].map(is_open), [true, false, true], "by cookie");
-        assert_eq!(door.open("wrong", "wu", Some(&wu.key), now, dice(5)), Err(Refused::WrongToken));
+        assert_eq!(auth.log_in("wrong", "wu", Some(&wu.key), now, random(5)), Err(Refused::WrongToken));
         assert!(is_open(&wu), "who is refused ends nobody's session");
         assert!(!wu.key.contains(&wu.name()) && wu.name() != other.name());
     }
 
     #[test]
     fn sessions_are_bounded_and_show_no_secret() {
-        let (door, now) = (Door::new(TOKEN), Instant::now());
-        let first = door.open(TOKEN, "lin", None, now, dice(0)).unwrap();
+        let (auth, now) = (Auth::new(TOKEN), Instant::now());
+        let first = auth.log_in(TOKEN, "lin", None, now, random(0)).unwrap();
         for nth in 1..=SESSIONS_MAX {
-            door.open(TOKEN, &format!("lin {nth}"), None, now, dice(nth as u8)).unwrap();
+            auth.log_in(TOKEN, &format!("lin {nth}"), None, now, random(nth as u8)).unwrap();
         }
-        assert_eq!(door.session(Some(&first.key), now), Err(Refused::NoSession));
+        assert_eq!(auth.session(Some(&first.key), now), Err(Refused::NoSession));
         assert!(!format!("{first:?}").contains(&first.key));
     }
 }
