@@ -109,7 +109,7 @@ pub async fn run(
     ready: impl FnOnce(std::net::SocketAddr),
 ) -> Result<(), Refusal> {
     let broker = config.broker_settings()?;
-    let auth = config.parked_token()?.map(|token| Auth::new(token.expose_secret()));
+    let auth = config.console_token()?.map(|token| Auth::new(token.expose_secret()));
     let sources = Sources {
         files: config.key_files(),
         merchant_key,

@@ -639,7 +639,7 @@ impl Config {
     ///
     /// # Errors
     /// Where the token's file cannot be read, is open to others, or holds no token that is long enough.
-    pub fn parked_token(&self) -> Result<Option<SecretString>, ConfigFault> {
+    pub fn console_token(&self) -> Result<Option<SecretString>, ConfigFault> {
         let file = &self.admin.console_token_file;
         if file.is_empty() {
             return Ok(None);

@@ -185,7 +185,7 @@ fn keys(config: &Config, origin: &Origin, findings: &mut Vec<Finding>) -> Option
         let remedy = format!("chmod 600 {0}; wc -c {0} # 32 characters", config.wechat.apiv3_key_file);
         findings.push(Finding::fault("keys", format!("{}: {}", fault.key, fault.problem), remedy));
     }
-    if let Err(fault) = config.parked_token() {
+    if let Err(fault) = config.console_token() {
         let file = &config.admin.console_token_file;
         let remedy = format!("(umask 077; openssl rand -hex 32 > {file}); chmod 600 {file}");
         findings.push(Finding::fault("keys", format!("{}: {}", fault.key, fault.problem), remedy));

@@ -155,7 +155,7 @@ async fn console_is_off_without_a_token_and_a_bad_one_is_refused() {
     service.stop().await;
     for (token, mode) in [(TOKEN, 0o644), (&TOKEN[1..], 0o600), ("", 0o600)] {
         bed.config.admin.console_token_file = token_file(&bed, token, mode);
-        let fault = bed.config.parked_token().unwrap_err();
+        let fault = bed.config.console_token().unwrap_err();
         assert_eq!(fault.key, "admin.console_token_file");
         assert!(token.is_empty() || !fault.problem.contains(token), "{}", fault.problem);
     }
