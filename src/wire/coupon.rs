@@ -276,6 +276,26 @@ impl Member {
         self.path.rsplit('.').next().unwrap_or(self.path)
     }
 
+    /// A name for the type of an object or of a list's elements, for those who generate types: as many of the last names
+    /// of its path as tell it from all others.
+    fn type_name(&self) -> String {
+        let names: Vec<_> = self.path.split('.').rev().collect();
+        let is_of_same_end = |count: usize, other: &Self| {
+            matches!(other.kind, Kind::Object | Kind::Objects)
+                && other.path.split('.').rev().take(count).eq(names.iter().take(count).copied())
+        };
+        let count = (1..names.len())
+            .find(|count| MEMBERS.iter().filter(|other| is_of_same_end(*count, other)).count() == 1)
+            .unwrap_or(names.len());
+        names
+            .iter()
+            .take(count)
+            .rev()
+            .flat_map(|name| name.trim_end_matches("[]").split('_'))
+            .map(capitalized)
+            .collect()
+    }
+
     /// What a schema says of it: meaning, unit, when, words.
     fn description(&self) -> String {
         let mut text = self.english.to_owned();
@@ -298,6 +318,13 @@ impl Member {
         let mut schema = self.kind.schema();
         schema.insert("description".to_owned(), json!(self.description()));
         schema.insert("$comment".to_owned(), json!(self.chinese));
+        match (self.kind, schema.get_mut("items")) {
+            (Kind::Object, _) => drop(schema.insert("title".to_owned(), json!(self.type_name()))),
+            (Kind::Objects, Some(Value::Object(items))) => {
+                items.insert("title".to_owned(), json!(self.type_name()));
+            }
+            _ => {}
+        }
         let words: Vec<_> = self.words.iter().map(|word| word.word).collect();
         match (self.kind, schema.get_mut("items")) {
             _ if words.is_empty() => {}
@@ -310,9 +337,16 @@ impl Member {
     }
 }
 
+fn capitalized(word: &str) -> String {
+    let mut rest = word.chars();
+    let first = rest.next();
+    first.into_iter().flat_map(char::to_uppercase).chain(rest).collect()
+}
+
 /// The schema of the entity, or null: every documented member, and room for all others.
 pub(super) fn schema(_: &mut SchemaGenerator) -> Schema {
     let mut root = json!({
+        "title": "Coupon",
         "type": ["object", "null"],
         // All that is left of an entity that is not passed on whole.
         "required": ["coupon_code", "coupon_state"],

@@ -76,6 +76,29 @@ fn both_schemas_describe_every_member() {
     }
 }
 
+/// Who generates types takes their names from here.
+#[test]
+fn each_object_has_a_title_of_its_own() {
+    fn titles(schema: &Value, found: &mut Vec<String>) {
+        if schema["type"] != "array" && schema.get("properties").is_some() {
+            found.push(schema["title"].as_str().unwrap().to_owned());
+        }
+        for member in schema["properties"].as_object().into_iter().flat_map(|members| members.values()) {
+            titles(member, found);
+            titles(&member["items"], found);
+        }
+    }
+    let mut found = Vec::new();
+    titles(&coupon_schema(Dialect::Draft2020), &mut found);
+    let objects = MEMBERS.iter().filter(|member| matches!(member.kind, Kind::Object | Kind::Objects)).count();
+    assert_eq!(found.len(), objects + 1);
+    let distinct: std::collections::BTreeSet<_> = found.iter().collect();
+    assert_eq!(distinct.len(), found.len(), "{found:?}");
+    for name in ["Coupon", "Stock", "SingleUsageDetail", "SingleUsageRuleCouponAvailablePeriod"] {
+        assert!(distinct.contains(&name.to_owned()), "{name}: {found:?}");
+    }
+}
+
 /// A member at a path, in as little of an entity as it needs.
 fn entity_with(path: &str, value: Value) -> Value {
     let mut value = value;
