@@ -52,10 +52,11 @@ screenshots: ## take the pictures of the status page in docs/screenshots anew
 	SCREENSHOTS=$(CURDIR)/docs/screenshots cargo test --locked --test page -- --nocapture
 
 .PHONY: test-contract
-test-contract: ## the contract for others: examples in five languages on a real broker, the AsyncAPI document by its parser
+test-contract: ## the contract for others: examples in five languages on a real broker, types generated in four, schemas by another validator
 	deploy/local/install rabbitmq-server python3-pika php-cli php-amqplib php-sqlite3 default-jdk-headless \
-	  librabbitmq-client-java golang-go golang-github-rabbitmq-amqp091-go-dev
+	  librabbitmq-client-java libjackson2-databind-java golang-go golang-github-rabbitmq-amqp091-go-dev
 	deploy/local/node-packages
+	deploy/local/python-packages
 	cargo test --locked --test examples -- --nocapture
 
 .PHONY: pace

@@ -32,7 +32,9 @@ mod faults;
 mod identity;
 mod ledger;
 mod listener;
+mod look;
 mod refusal;
+mod registry;
 mod request;
 mod signature;
 mod world;
@@ -41,6 +43,7 @@ pub use coupons::{Act, Bundle, Coupon, CouponState, Deed, Mark, NewCoupon, Round
 pub use faults::{About, Fault, Rule, Script};
 pub use identity::{Card, IdentityError, MCHID};
 pub use ledger::{Answered, Attempt, BodyDigest, BusiestSecond, Effect, EffectKind, Page, Question, Summary};
+pub use registry::{App, Store};
 pub use world::Tuning;
 
 use identity::Identity;
@@ -145,6 +148,7 @@ impl Sandbox {
             auto_issue: Some(settings.auto_issue),
             unauthorised_brands: Some(settings.unauthorised_brands),
             returned_before_reuse: None,
+            vary_looks: None,
         };
         let world = Arc::new(World::new(identity, settings.seed, settings.idle_timeout, tuning));
         let provider = world.clone();
@@ -193,6 +197,22 @@ impl Sandbox {
     /// There is no such coupon, or its state does not allow it.
     pub fn act(&self, coupon_code: &str, act: &Act) -> Result<Coupon, Refused> {
         self.world.act(coupon_code, act).map_err(Refused)
+    }
+
+    /// Replaces the stores of all brands.
+    ///
+    /// # Errors
+    /// A store is there twice.
+    pub fn set_stores(&self, stores: impl IntoIterator<Item = Store>) -> Result<(), Refused> {
+        self.world.set_stores(stores.into_iter().collect()).map_err(Refused)
+    }
+
+    /// Replaces the apps and their users.
+    ///
+    /// # Errors
+    /// An app is there twice, or a user belongs to two of them.
+    pub fn set_apps(&self, apps: impl IntoIterator<Item = App>) -> Result<(), Refused> {
+        self.world.set_apps(apps.into_iter().collect()).map_err(Refused)
     }
 
     /// Replaces the fault script and its counts.

@@ -6,5 +6,6 @@
 pub mod audit;
 pub mod command;
 pub mod copy;
+pub mod coupon;
 pub mod event;
 pub mod schema;

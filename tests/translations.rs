@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-const PAGES: [(&str, &str); 3] = [
+const PAGES: [(&str, &str); 4] = [
     ("README.md", "README.zh-CN.md"),
     ("docs/contract.md", "docs/zh-CN/contract.md"),
+    ("docs/coupon.md", "docs/zh-CN/coupon.md"),
     ("docs/operations.md", "docs/zh-CN/operations.md"),
 ];
 

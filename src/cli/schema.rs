@@ -3,6 +3,7 @@
 //! `docs/contract` is its output with the default configuration; a test keeps it so.
 
 pub mod asyncapi;
+mod coupon_page;
 
 use std::path::PathBuf;
 
@@ -10,6 +11,7 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 
+use self::coupon_page::Language;
 use crate::cli::files::{PUBLIC, write_file};
 use crate::cli::{Failure, say};
 use crate::config::Config;
@@ -37,6 +39,11 @@ pub enum Document {
     Audit,
     /// AsyncAPI 3 document of exchanges, queues, operations and messages, under the configured names.
     Asyncapi,
+    /// A page for people: what a result event holds of a coupon.
+    Coupon,
+    /// The same page in Chinese.
+    #[value(name = "coupon-zh-CN")]
+    CouponChinese,
 }
 
 impl Document {
@@ -47,6 +54,8 @@ impl Document {
             Self::Event => "event.schema.json",
             Self::Audit => "audit.schema.json",
             Self::Asyncapi => "asyncapi.json",
+            Self::Coupon => "coupon.md",
+            Self::CouponChinese => "coupon.zh-CN.md",
         }
     }
 
@@ -60,6 +69,8 @@ impl Document {
             Self::Event => schema::event(Dialect::Draft2020),
             Self::Audit => schema::audit(Dialect::Draft2020),
             Self::Asyncapi => asyncapi::document(&config.topology())?,
+            Self::Coupon => return Ok(coupon_page::page(Language::English)),
+            Self::CouponChinese => return Ok(coupon_page::page(Language::Chinese)),
         };
         Ok(serde_json::to_string_pretty(&value).context("no JSON")? + "\n")
     }

@@ -78,10 +78,14 @@ impl Draft {
     }
 
     /// Puts a member, given as JSON text, before all others. Text, because a value cannot be nested deeply enough.
-    fn with_member(mut self, name: &str, value: &str) -> Draft {
+    fn with_member(self, name: &str, value: &str) -> Draft {
+        self.with_members(&format!("\"{name}\":{value}"))
+    }
+
+    fn with_members(mut self, members: &str) -> Draft {
         if let Some(rest) = self.body.strip_prefix(b"{") {
             let comma = if rest == b"}" { "" } else { "," };
-            self.body = [format!("{{\"{name}\":{value}{comma}").as_bytes(), rest].concat().into();
+            self.body = [format!("{{{members}{comma}").as_bytes(), rest].concat().into();
         }
         self
     }
@@ -133,12 +137,36 @@ pub(super) fn distort(truth: Option<Draft>, fault: Option<&Fault>) -> Draft {
         Some(Fault::AlreadyUsedNumber {}) if truth.is_success() => Draft::refusal(&Refusal::number_already_used()),
         Some(Fault::WrongNumber {}) => Draft { body: with_wrong_number(&truth.body), ..truth },
         Some(Fault::HugeBody { bytes }) => truth.with_member("sandbox_padding", &padding(*bytes)),
+        Some(Fault::RawMembers { members }) => truth.with_members(members),
+        Some(Fault::PatchedBody { patch }) => Draft { body: patched(&truth.body, patch), ..truth },
         Some(Fault::LeanBody {}) => Draft { body: without_product_and_stock(&truth.body), ..truth },
         Some(Fault::DeepJson { depth }) => {
             truth.with_member("sandbox_depth", &format!("{}{}", "[".repeat(*depth), "]".repeat(*depth)))
         }
         _ => truth,
     }
+}
+
+/// A body with a patch merged into it; one that is not JSON stays as it is.
+fn patched(body: &Bytes, patch: &Value) -> Bytes {
+    fn merge(into: &mut Value, patch: &Value) {
+        let Value::Object(patch) = patch else {
+            *into = patch.clone();
+            return;
+        };
+        if !into.is_object() {
+            *into = json!({});
+        }
+        for (name, patch) in patch {
+            match patch {
+                Value::Null => into.as_object_mut().map_or((), |members| drop(members.remove(name))),
+                patch => merge(&mut into[name], patch),
+            }
+        }
+    }
+    let Ok(mut value) = serde_json::from_slice(body) else { return body.clone() };
+    merge(&mut value, patch);
+    value.to_string().into()
 }
 
 /// Signs a draft and makes a response of it. Here belong the faults of signatures, headers and transport.

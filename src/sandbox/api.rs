@@ -114,7 +114,7 @@ async fn conduct(world: Arc<World>, call: Call) -> End {
         Err(refusal) => Draft::refusal(&refusal),
     };
     let cut = matches!(fault, Some(Fault::CutBeforeEffect {} | Fault::CutAfterEffect {}));
-    let sub_code = draft.sub_code;
+    let (sub_code, answer_sha256) = (draft.sub_code, BodyDigest::of(&draft.body));
     let end = if cut {
         End::Cut
     } else {
@@ -127,6 +127,7 @@ async fn conduct(world: Arc<World>, call: Call) -> End {
         attempt.took_us = Some(now_us.saturating_sub(arrived_us));
         attempt.authenticated = authenticated;
         attempt.fault = fault.as_ref().map(Fault::name);
+        attempt.answer_sha256 = Some(answer_sha256);
         (attempt.answered, attempt.sub_code) = match &end {
             End::Answer(response) => (Some(Answered::Status(response.status().as_u16())), sub_code),
             End::Cut => (Some(Answered::Cut), None),
@@ -139,7 +140,10 @@ async fn conduct(world: Arc<World>, call: Call) -> End {
 /// Lets the effect happen when and if the fault allows it, and drafts the answer that the fault wants.
 async fn act(world: &Arc<World>, call: &Call, fault: Option<&Fault>) -> Draft {
     let wait = |ms: &u64| tokio::time::sleep(Duration::from_millis(*ms));
+    let mut locked = false;
     if let Some(Fault::Slow { ms, late_effect: true }) = fault {
+        // A use that takes so long holds its coupon meanwhile.
+        locked = lock(world, call);
         wait(ms).await;
     }
     let truth = match fault {
@@ -147,10 +151,30 @@ async fn act(world: &Arc<World>, call: &Call, fault: Option<&Fault>) -> Draft {
         Some(fault) if fault.prevents_effect() => None,
         _ => Some(perform(world, call).unwrap_or_else(|refusal| Draft::refusal(&refusal))),
     };
+    if let (true, Some(code)) = (locked, &call.route.coupon_code) {
+        world.state().coupons.unlock(code);
+    }
     if let Some(Fault::Slow { ms, late_effect: false }) = fault {
         wait(ms).await;
     }
     answer::distort(truth, fault)
+}
+
+/// Whether this call is a use that now holds its coupon.
+fn lock(world: &World, call: &Call) -> bool {
+    let (Question::Use, Some(code), Some(openid)) =
+        (call.route.question, &call.route.coupon_code, &call.route.openid)
+    else {
+        return false;
+    };
+    let Ok(asked) = request::Use::read(&call.body) else { return false };
+    world.with_coupons(|state, now| {
+        let free = state
+            .coupons
+            .find(openid, code, &asked.place, now)
+            .is_ok_and(|coupon| coupon.locked_by.is_none());
+        free && state.coupons.lock(code, &asked.out_request_no).is_ok()
+    })
 }
 
 /// The coupon as it would look, had the request done what it asks for.

@@ -16,6 +16,7 @@ use serde_json::json;
 
 use super::coupons::{Act, NewCoupon};
 use super::faults::Script;
+use super::registry::{App, Store};
 use super::world::{Tuning, World};
 
 /// The body of `PUT /_sandbox/clock`.
@@ -30,6 +31,8 @@ pub(super) fn router(world: Arc<World>) -> Router {
         .route("/_sandbox/health", get(health))
         .route("/_sandbox/coupons", post(issue))
         .route("/_sandbox/coupons/{code}/act", post(act))
+        .route("/_sandbox/stores", get(read_stores).put(replace_stores))
+        .route("/_sandbox/apps", get(read_apps).put(replace_apps))
         .route("/_sandbox/faults", get(read_faults).put(replace_faults))
         .route("/_sandbox/clock", get(read_clock).put(set_clock))
         .route("/_sandbox/settings", get(read_settings).put(tune))
@@ -58,6 +61,30 @@ async fn issue(State(world): State<Arc<World>>, body: Bytes) -> Response {
 
 async fn act(State(world): State<Arc<World>>, Path(code): Path<String>, body: Bytes) -> Response {
     done(read::<Act>(&body).and_then(|act| world.act(&code, &act)))
+}
+
+async fn read_stores(State(world): State<Arc<World>>) -> Response {
+    shown(&world.state().coupons.registry.stores())
+}
+
+async fn replace_stores(State(world): State<Arc<World>>, body: Bytes) -> Response {
+    done(
+        read::<Vec<Store>>(&body)
+            .and_then(|stores| world.set_stores(stores))
+            .map(|()| world.state().coupons.registry.stores()),
+    )
+}
+
+async fn read_apps(State(world): State<Arc<World>>) -> Response {
+    shown(&world.state().coupons.registry.apps())
+}
+
+async fn replace_apps(State(world): State<Arc<World>>, body: Bytes) -> Response {
+    done(
+        read::<Vec<App>>(&body)
+            .and_then(|apps| world.set_apps(apps))
+            .map(|()| world.state().coupons.registry.apps()),
+    )
 }
 
 async fn read_faults(State(world): State<Arc<World>>) -> Response {

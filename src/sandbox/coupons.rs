@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::clock::shifted;
 use super::ledger::{BodyDigest, EffectKind};
+use super::look;
 use super::refusal::{Refusal, sub_code};
+use super::registry::Registry;
 use super::request::{self, Order, Place};
 
 const DAY: i64 = 24 * 3600;
@@ -89,6 +91,17 @@ pub struct NewCoupon {
     /// How long it stays valid, in seconds of the sandbox clock from now; 30 days where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub valid_seconds: Option<i64>,
+    /// The only stores that may redeem it; every store where empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stores: Vec<String>,
+    /// Which of the documented members and words its product coupon and its stock show: a number from 0 on. Each list of
+    /// words has its next word under the next number. Where absent, one plain look, or one by the seed where the
+    /// settings say `vary_looks`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub look: Option<u32>,
+    /// Whether a use that was returned is still shown, beside the return. The provider's documents say both.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shows_returned_use: bool,
 }
 
 /// Something done to a coupon from outside: the body of `POST /_sandbox/coupons/{code}/act`.
@@ -122,6 +135,10 @@ pub enum Deed {
     Confirm,
     /// Someone else uses it.
     Use,
+    /// Someone else begins to use it, and does not end: other numbers are refused until it is unlocked.
+    Lock,
+    /// That use came to nothing.
+    Unlock,
 }
 
 /// A coupon as the sandbox keeps it.
@@ -162,6 +179,17 @@ pub struct Coupon {
     /// What the sender attached.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attach: Option<String>,
+    /// The number of a use that has begun and not ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub locked_by: Option<Arc<str>>,
+    /// The only stores that may redeem it; every store where empty.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stores: Vec<String>,
+    /// Which look its product coupon and its stock have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub look: Option<u32>,
+    /// Whether a use that was returned is still shown.
+    pub shows_returned_use: bool,
 }
 
 /// One use that a coupon allows.
@@ -181,6 +209,9 @@ pub struct Round {
     /// The latest return, which a later use does not take away.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub returned: Option<Mark>,
+    /// The use that the latest return ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub returned_use: Option<Usage>,
     /// When the user deleted it.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "maybe_as_text")]
     pub deleted: Option<Timestamp>,
@@ -242,6 +273,9 @@ pub(super) struct Coupons {
     sends: HashMap<(String, String, String), (BodyDigest, Arc<str>)>,
     bundles: HashMap<Arc<str>, Vec<Arc<str>>>,
     changes: Vec<Change>,
+    pub registry: Registry,
+    /// By which seed coupons get their looks; none where all have the plain one.
+    pub looks_seed: Option<u64>,
 }
 
 /// The redemption that a number stands for. No body: a use from outside, which no request can repeat.
@@ -375,6 +409,8 @@ impl Coupons {
             Deed::Deactivate => {
                 self.deactivate(code, &number, "by the sandbox", None, now).map_err(refused)?
             }
+            Deed::Lock => self.lock(code, &number).map_err(refused)?,
+            Deed::Unlock => self.unlock(code),
             Deed::Delete => self.end(code, act.round, CouponState::Deleted, now)?,
             Deed::Expire => self.end(code, act.round, CouponState::Expired, now)?,
         }
@@ -395,9 +431,7 @@ impl Coupons {
         if *coupon.brand_id != *place.brand_id {
             return Err(Refusal::absent(sub_code::NO_SUCH_OBJECT, "品牌下不存在该商品券"));
         }
-        if *coupon.appid != *place.appid {
-            return Err(Refusal::rule(sub_code::APPID, "AppID非法"));
-        }
+        self.registry.check_user(openid, &place.appid, &coupon.appid)?;
         if *coupon.openid != *openid {
             return Err(Refusal::absent(sub_code::NO_SUCH_COUPON, "券不存在，请检查openid"));
         }
@@ -420,6 +454,9 @@ impl Coupons {
             saved_amount: asked.saved_amount,
         };
         let coupon = self.known(code)?;
+        if let Some(store_id) = &asked.store_id {
+            self.registry.check_store(store_id, &coupon.brand_id, &coupon.stores)?;
+        }
         let round = match asked.round {
             None => None,
             Some(_) if coupon.usage_mode != UsageMode::Sequential => {
@@ -470,7 +507,7 @@ impl Coupons {
         let coupon = self.known_mut(code)?;
         let round = &mut coupon.rounds[index];
         round.state = if now < round.valid_end { CouponState::Effective } else { CouponState::Expired };
-        round.used = None;
+        round.returned_use = round.used.take();
         round.returned = Some(Mark { number: number.into(), at: now });
         coupon.settle();
         self.changed(EffectKind::Returned, code, index, Some(number.into()), body);
@@ -580,6 +617,26 @@ impl Coupons {
         Ok(code)
     }
 
+    /// Begins a use of this number: until it ends, uses of other numbers are refused.
+    pub fn lock(&mut self, code: &str, number: &str) -> Result<(), Refusal> {
+        let coupon = self.known_mut(code)?;
+        if let Some(refusal) = coupon.state.refusal() {
+            return Err(refusal);
+        }
+        if coupon.locked_by.as_deref().is_some_and(|holder| holder != number) {
+            return Err(Refusal::locked());
+        }
+        coupon.locked_by = Some(number.into());
+        Ok(())
+    }
+
+    /// Ends a use that was begun.
+    pub fn unlock(&mut self, code: &str) {
+        if let Some(coupon) = self.by_code.get_mut(code) {
+            coupon.locked_by = None;
+        }
+    }
+
     /// The whole rule of idempotence is here.
     fn redeem_round(
         &mut self,
@@ -601,6 +658,9 @@ impl Coupons {
                 (true, false) => Err(Refusal::rule(sub_code::BODY_DIFFERS, "相同单号但请求数据不一致")),
                 (false, _) => Err(Refusal::number_already_used()),
             };
+        }
+        if coupon.locked_by.as_ref().is_some_and(|holder| *holder != usage.number) {
+            return Err(Refusal::locked());
         }
         let index = coupon.round_to_use(asked);
         if let Some(refusal) = coupon.rounds[index].state.refusal() {
@@ -709,6 +769,7 @@ impl Coupons {
                 valid_end: end,
                 used: used.clone().filter(|_| index == 0),
                 returned: None,
+                returned_use: None,
                 deleted: (new.state == CouponState::Deleted).then_some(now),
             });
         let mut coupon = Coupon {
@@ -723,10 +784,16 @@ impl Coupons {
             rounds: rounds.collect(),
             bundle: None,
             sent: Mark { number: made_up("SANDBOX_SEND", &code).into(), at: shifted(now, -DAY) },
-            confirmed: None,
+            // Whatever is past the first state was confirmed.
+            confirmed: (new.state != CouponState::Confirming)
+                .then(|| Mark { number: made_up("SANDBOX_CONFIRM", &code).into(), at: shifted(now, -DAY) }),
             deactivated: None,
             deactivate_reason: None,
             attach: Some("campaign=sandbox".to_owned()),
+            locked_by: None,
+            stores: new.stores,
+            look: new.look.or_else(|| self.looks_seed.map(|seed| look::by_seed(seed, &code))),
+            shows_returned_use: new.shows_returned_use,
         };
         coupon.settle();
         if new.state == CouponState::Deactivated {
@@ -849,6 +916,7 @@ mod tests {
             use_time: "2026-03-05T12:30:45+08:00".to_owned(),
             order: Order { name: "associated_order_info", value: json!({"transaction_id": "1"}) },
             saved_amount: None,
+            store_id: None,
             round,
         };
         coupons.find("o1", code, &place(), now()).map_err(|refusal| refusal.sub_code)?;

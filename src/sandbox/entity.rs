@@ -1,12 +1,13 @@
 //! The coupon as replies show it: every object of the published shapes, with members by usage mode.
 //!
-//! What decides nothing (names, pictures, rules) is filled in with fixed values of realistic size. One member is in no
-//! published revision: clients must pass it through.
+//! What decides nothing (names, pictures, rules) is filled in by `look`. One member is in no published revision: clients
+//! must pass it through.
 
 use serde_json::{Map, Value, json};
 
 use super::clock::{china_time, china_time_without_seconds};
 use super::coupons::{Coupon, CouponState, Round, UsageMode};
+use super::look;
 
 /// The member that no published revision has.
 pub(super) const UNPUBLISHED: &str = "sandbox_unpublished_field";
@@ -22,14 +23,13 @@ pub(super) fn entity(coupon: &Coupon, used_in_bundle: usize) -> Value {
         "valid_end_time": china_time(first.valid_end),
         "receive_time": china_time(coupon.sent.at),
         "send_request_no": coupon.sent.number,
-        "send_channel": "API",
-        "product_coupon": product_coupon(coupon),
-        "stock": stock(coupon),
+        "product_coupon": look::product_coupon(coupon),
+        "stock": look::stock(coupon),
         "brand_id": coupon.brand_id,
         UNPUBLISHED: { "revision": 7, "labels": ["later", "以后"], "nested": { "empty": {} } },
     });
-    if let Some(attach) = &coupon.attach {
-        entity["attach"] = json!(attach);
+    if let Value::Object(members) = &mut entity {
+        look::add_channel(members, coupon);
     }
     if let Some(mark) = &coupon.confirmed {
         entity["confirm_request_no"] = json!(mark.number);
@@ -41,9 +41,9 @@ pub(super) fn entity(coupon: &Coupon, used_in_bundle: usize) -> Value {
         entity["deactivate_reason"] = json!(coupon.deactivate_reason);
     }
     match coupon.usage_mode {
-        UsageMode::Single => entity["single_usage_detail"] = usage_detail(first),
+        UsageMode::Single => entity["single_usage_detail"] = usage_detail(coupon, first),
         UsageMode::ProgressiveBundle => {
-            entity["progressive_bundle_usage_detail"] = usage_detail(first);
+            entity["progressive_bundle_usage_detail"] = usage_detail(coupon, first);
             if let Some(bundle) = &coupon.bundle {
                 entity["user_product_coupon_bundle_info"] = json!({
                     "user_coupon_bundle_id": bundle.id,
@@ -58,10 +58,12 @@ pub(super) fn entity(coupon: &Coupon, used_in_bundle: usize) -> Value {
     entity
 }
 
-/// An empty object where the coupon was neither used nor returned.
-fn usage_detail(round: &Round) -> Value {
+/// An empty object where the coupon was neither used nor returned. Of a use that was returned the provider's documents
+/// say both that it is shown and that it is not.
+fn usage_detail(coupon: &Coupon, round: &Round) -> Value {
     let mut detail = Map::new();
-    if let Some(used) = &round.used {
+    let past = round.returned_use.as_ref().filter(|_| coupon.shows_returned_use);
+    if let Some(used) = round.used.as_ref().or(past) {
         detail.insert("use_request_no".to_owned(), json!(used.number));
         detail.insert("use_time".to_owned(), json!(used.use_time));
         if let Some((name, order)) = &used.order {
@@ -80,7 +82,7 @@ fn usage_detail(round: &Round) -> Value {
 
 fn sequential_detail(coupon: &Coupon) -> Value {
     let item = |round: &Round| {
-        let mut item = usage_detail(round);
+        let mut item = usage_detail(coupon, round);
         // The list of `detail_state` has no CONFIRMING.
         let state = if round.state == CouponState::Confirming { CouponState::Pending } else { round.state };
         item["detail_state"] = json!(state);
@@ -104,119 +106,6 @@ fn begin_time(mode: UsageMode, round: &Round) -> String {
         UsageMode::Sequential => china_time_without_seconds(round.valid_begin),
         UsageMode::Single | UsageMode::ProgressiveBundle => china_time(round.valid_begin),
     }
-}
-
-fn product_coupon(coupon: &Coupon) -> Value {
-    let mut product = json!({
-        "product_coupon_id": coupon.product_coupon_id,
-        "scope": "ALL",
-        "type": "NORMAL",
-        "usage_mode": coupon.usage_mode,
-        "display_info": {
-            "name": "满100减20",
-            "image_url": "https://wxpaylogo.qpic.cn/wxpaylogo/PiajxSqBRaEIPAeia7ImvtsmBgADN5dCbCZlGmCLbgNMJ7lVhRrMPDaA/0",
-            "background_url": "https://wxpaylogo.qpic.cn/wxpaylogo/PiajxSqBRaEIPAeia7ImvtsmBgADN5dCbCZlGmCLbgNMJ7lVhRrMPDaB/0",
-            "detail_image_url_list": [
-                "https://wxpaylogo.qpic.cn/wxpaylogo/PiajxSqBRaEIPAeia7ImvtsmBgADN5dCbCZlGmCLbgNMJ7lVhRrMPDaC/0",
-                "https://wxpaylogo.qpic.cn/wxpaylogo/PiajxSqBRaEIPAeia7ImvtsmBgADN5dCbCZlGmCLbgNMJ7lVhRrMPDaD/0",
-            ],
-            "original_price": 0,
-            "combo_package_list": [{
-                "name": "双人套餐",
-                "pick_count": 1,
-                "choice_list": [
-                    { "name": "美式咖啡", "price": 2800, "count": 1, "image_url": "https://wxpaylogo.qpic.cn/wxpaylogo/E/0" },
-                    { "name": "拿铁咖啡", "price": 3200, "count": 1, "image_url": "https://wxpaylogo.qpic.cn/wxpaylogo/F/0" },
-                ],
-            }],
-        },
-        "out_product_no": "SKU_0077",
-        "state": "EFFECTIVE",
-        "brand_id": coupon.brand_id,
-    });
-    match (coupon.usage_mode, &coupon.bundle) {
-        (UsageMode::Single, _) => {
-            product["single_usage_info"] =
-                json!({ "normal_coupon": { "threshold": 10000, "discount_amount": 2000 } });
-        }
-        (UsageMode::ProgressiveBundle, bundle) => {
-            let count = bundle.as_ref().map_or(1, |bundle| bundle.total);
-            product["progressive_bundle_usage_info"] = json!({ "count": count, "interval_days": 1 });
-        }
-        (UsageMode::Sequential, _) => {
-            let count = coupon.rounds.len();
-            product["sequential_usage_info"] =
-                json!({ "type": "INCREMENTAL", "count": count, "available_days": 30, "interval_days": 0 });
-        }
-    }
-    product
-}
-
-fn stock(coupon: &Coupon) -> Value {
-    let first = &coupon.rounds[0];
-    let period = json!({
-        "available_begin_time": china_time(first.valid_begin),
-        "available_end_time": china_time(first.valid_end),
-        "available_days": 30,
-        // Two kinds of begin_time: seconds of the day here, RFC 3339 below.
-        "weekly_available_period": {
-            "day_list": ["MONDAY", "TUESDAY", "WEDNESDAY", "THURSDAY", "FRIDAY", "SATURDAY", "SUNDAY"],
-            "day_period_list": [{ "begin_time": 0, "end_time": 86399 }],
-        },
-        "irregular_available_period_list": [
-            { "begin_time": china_time(first.valid_begin), "end_time": china_time(first.valid_end) },
-        ],
-    });
-    let mut stock = json!({
-        "product_coupon_id": coupon.product_coupon_id,
-        "stock_id": coupon.stock_id,
-        "remark": "三月活动",
-        "coupon_code_mode": "API_ASSIGN",
-        "stock_send_rule": { "max_count": 100000, "max_count_per_day": 5000, "max_count_per_user": 1 },
-        "usage_rule_display_info": {
-            "coupon_usage_method_list": ["OFFLINE", "MINI_PROGRAM"],
-            "mini_program_appid": coupon.appid,
-            "mini_program_path": "/pages/use",
-            "usage_description": "到店消费时向店员出示券码，单笔订单满100元立减20元。".repeat(12),
-            "coupon_available_store_info": {
-                "description": "所有门店可用，可使用小程序查看门店列表",
-                "mini_program_appid": coupon.appid,
-                "mini_program_path": "/pages/stores",
-            },
-        },
-        "coupon_display_info": {
-            "code_display_mode": "QRCODE",
-            "background_color": "Color020",
-            "entrance_mini_program": {
-                "appid": coupon.appid,
-                "path": "/pages/index",
-                "entrance_wording": "欢迎选购",
-                "guidance_wording": "获取更多优惠",
-            },
-            "entrance_official_account": { "appid": coupon.appid },
-        },
-        "notify_config": { "notify_appid": coupon.appid },
-        "store_scope": "NONE",
-        "sent_count_info": { "total_count": 42, "today_count": 3 },
-        "state": "SENDING",
-        "brand_id": coupon.brand_id,
-    });
-    match (coupon.usage_mode, &coupon.bundle) {
-        (UsageMode::Single, _) => stock["single_usage_rule"] = json!({ "coupon_available_period": period }),
-        (UsageMode::ProgressiveBundle, bundle) => {
-            stock["progressive_bundle_usage_rule"] = json!({ "coupon_available_period": period, "normal_coupon": { "threshold": 10000, "discount_amount": 2000 } });
-            if let Some(bundle) = bundle {
-                stock["stock_bundle_info"] = json!({ "stock_bundle_id": format!("1{}", coupon.stock_id), "stock_bundle_index": bundle.index });
-            }
-        }
-        (UsageMode::Sequential, _) => {
-            let prices: Vec<_> = (1..=coupon.rounds.len())
-                .map(|turn| json!({ "threshold": 10000, "discount_amount": turn * 100 }))
-                .collect();
-            stock["sequential_usage_rule"] = json!({ "coupon_available_period": period, "normal_coupon_list": prices, "special_first": true });
-        }
-    }
-    stock
 }
 
 #[cfg(test)]
@@ -243,6 +132,51 @@ mod tests {
 
     fn shown(mode: UsageMode, state: CouponState) -> Value {
         entity(issued(mode, state).get("C1").unwrap(), 2)
+    }
+
+    #[test]
+    fn looks_by_seed_are_the_same_for_the_same_code_and_many() {
+        let looks: Vec<u32> = (0..100).map(|n| look::by_seed(7, &format!("C{n}"))).collect();
+        assert_eq!(looks, (0..100).map(|n| look::by_seed(7, &format!("C{n}"))).collect::<Vec<_>>());
+        let distinct: std::collections::BTreeSet<_> = looks.iter().collect();
+        assert!(distinct.len() > 90, "{}", distinct.len());
+        assert_ne!(looks[0], look::by_seed(8, "C0"));
+    }
+
+    #[test]
+    fn no_look_shows_what_cannot_be_together() {
+        for number in 0..2520 {
+            for mode in [UsageMode::Single, UsageMode::ProgressiveBundle, UsageMode::Sequential] {
+                let coupons = issued(mode, CouponState::Effective);
+                let mut coupon = coupons.get("C1").unwrap().clone();
+                coupon.look = Some(number);
+                let (product, stock) = (look::product_coupon(&coupon), look::stock(&coupon));
+                let rule = ["single_usage_rule", "progressive_bundle_usage_rule", "sequential_usage_rule"]
+                    .iter()
+                    .filter_map(|name| stock.get(name))
+                    .collect::<Vec<_>>();
+                assert_eq!(rule.len(), 1, "{number}");
+                let period = &rule[0]["coupon_available_period"];
+                let limits = ["available_days", "weekly_available_period"];
+                if period.get("irregular_available_period_list").is_some()
+                    || period.get("available_seconds").is_some()
+                {
+                    assert!(limits.iter().all(|name| period.get(name).is_none()), "{number}: {period}");
+                }
+                let combos = product["display_info"].get("combo_package_list").is_some();
+                assert_eq!(combos, product["scope"] == "SINGLE", "{number}");
+                assert!(product["type"] != "EXCHANGE" || product["scope"] == "SINGLE", "{number}");
+                let uploaded = stock.get("coupon_code_count_info").is_some();
+                assert_eq!(uploaded, stock["coupon_code_mode"] == "UPLOAD", "{number}");
+                if mode == UsageMode::ProgressiveBundle {
+                    assert_ne!(stock["coupon_code_mode"], "API_ASSIGN", "{number}");
+                }
+                for object in [&product, &stock] {
+                    let withdrawn = object.get("deactivate_time").is_some();
+                    assert_eq!(withdrawn, object["state"] == "DEACTIVATED", "{number}");
+                }
+            }
+        }
     }
 
     #[test]
@@ -280,5 +214,9 @@ mod tests {
             *detail,
             json!({ "return_request_no": "return_1", "return_time": "2026-03-05T13:00:00+08:00" })
         );
+        let shown = Coupon { shows_returned_use: true, ..coupon };
+        let detail = &entity(&shown, 0)["single_usage_detail"];
+        assert_eq!(detail["use_request_no"], "SANDBOX_OTHER_ORDER_C1");
+        assert_eq!(detail["return_request_no"], "return_1");
     }
 }

@@ -144,6 +144,17 @@ pub enum Fault {
     },
     /// The true answer without `product_coupon` and `stock`, rightly signed: about half as long.
     LeanBody {},
+    /// The true answer with these members put before all others, rightly signed: text, so that a name can be there twice,
+    /// and a value can be what no parser makes of it.
+    RawMembers {
+        /// `"name": value`, one or more, joined by commas.
+        members: String,
+    },
+    /// The true answer with this merged into it, member by member, rightly signed; null takes a member away (RFC 7396).
+    PatchedBody {
+        /// What is merged.
+        patch: serde_json::Value,
+    },
     /// The effect happens, and the body of the answer never ends.
     EndlessBody {},
     /// The true answer with a member of so many arrays within each other, rightly signed.
@@ -235,6 +246,8 @@ impl Fault {
             Fault::Unsigned {} => "unsigned",
             Fault::HugeBody { .. } => "huge_body",
             Fault::LeanBody {} => "lean_body",
+            Fault::RawMembers { .. } => "raw_members",
+            Fault::PatchedBody { .. } => "patched_body",
             Fault::EndlessBody {} => "endless_body",
             Fault::DeepJson { .. } => "deep_json",
             Fault::Gzip {} => "gzip",
@@ -386,6 +399,8 @@ mod tests {
             r#"{"kind":"unsigned"}"#,
             r#"{"kind":"huge_body","bytes":5}"#,
             r#"{"kind":"lean_body"}"#,
+            r#"{"kind":"raw_members","members":"\"a\":1"}"#,
+            r#"{"kind":"patched_body","patch":{"stock":{"state":1}}}"#,
             r#"{"kind":"endless_body"}"#,
             r#"{"kind":"deep_json"}"#,
             r#"{"kind":"gzip"}"#,

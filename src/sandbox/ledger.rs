@@ -91,6 +91,8 @@ pub struct Attempt {
     pub answered: Option<Answered>,
     /// The number that ended the `Request-ID` of the answer.
     pub sub_code: Option<u64>,
+    /// Of the body that was signed; nothing while it is being worked on.
+    pub answer_sha256: Option<BodyDigest>,
 }
 
 /// How a call was answered.
@@ -257,6 +259,7 @@ impl Ledger {
             fault: None,
             answered: None,
             sub_code: None,
+            answer_sha256: None,
         });
         sequence
     }

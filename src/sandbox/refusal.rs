@@ -18,6 +18,9 @@ pub(super) struct Refusal {
 /// The numbers of the vendor's troubleshooting manual.
 pub(super) mod sub_code {
     pub const USED_BY_ANOTHER: u64 = 272_756_745;
+    pub const LOCKED: u64 = 272_756_746;
+    pub const STORE: u64 = 268_584_404;
+    pub const OPENID: u64 = 268_578_526;
     pub const BODY_DIFFERS: u64 = 268_578_927;
     pub const STATE_ILLEGAL: u64 = 268_578_367;
     pub const EXPIRED: u64 = 268_578_776;
@@ -55,6 +58,11 @@ impl Refusal {
 
     pub fn unusable(sub_code: u64, message: &str) -> Refusal {
         Refusal::new(403, "NOT_ENOUGH", sub_code, message)
+    }
+
+    /// Another use of the coupon has begun and not ended.
+    pub fn locked() -> Refusal {
+        Refusal::unusable(sub_code::LOCKED, "用户商品券当前无法使用：券正被其他请求核销，请稍后重试")
     }
 
     pub fn absent(sub_code: u64, message: &str) -> Refusal {

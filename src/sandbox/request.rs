@@ -25,6 +25,7 @@ pub(super) struct Use {
     pub use_time: String,
     pub order: Order,
     pub saved_amount: Option<u64>,
+    pub store_id: Option<String>,
     /// `sequential_coupon_index`: only coupons of the legacy mode have rounds to choose from.
     pub round: Option<u64>,
 }
@@ -64,9 +65,9 @@ impl Use {
             use_time: fields.time("use_time")?,
             order: Order::take(&mut fields)?,
             saved_amount: fields.whole("saved_amount")?,
+            store_id: fields.maybe_text("store_id", 1, 64, any)?,
             round: fields.whole("sequential_coupon_index")?,
         };
-        fields.maybe_text("store_id", 1, 64, any)?;
         fields.end()?;
         Ok(asked)
     }
@@ -133,7 +134,7 @@ impl Place {
             product_coupon_id: fields.text("product_coupon_id", 1, 40, any)?,
             stock_id: fields.text("stock_id", 1, 40, any)?,
             appid: fields.text("appid", 1, 32, any)?,
-            brand_id: fields.text("brand_id", 1, 32, any)?,
+            brand_id: fields.text("brand_id", 1, 40, any)?,
         })
     }
 }
@@ -143,9 +144,9 @@ impl Order {
         const PAID: &str = "associated_order_info";
         const SCORED: &str = "associated_pay_score_order_info";
         match (fields.object(PAID)?, fields.object(SCORED)?) {
-            (Some(order), None) => Order::check(PAID, order, "transaction_id", "out_trade_no", any),
+            (Some(order), None) => Order::check(PAID, order, "transaction_id", ("out_trade_no", 64), any),
             (None, Some(order)) => {
-                Order::check(SCORED, order, "order_id", "out_order_no", is_order_character)
+                Order::check(SCORED, order, "order_id", ("out_order_no", 32), is_order_character)
             }
             (Some(_), Some(_)) => Err(fields.fault(
                 SCORED,
@@ -163,12 +164,12 @@ impl Order {
         name: &'static str,
         mut fields: Fields,
         theirs: &str,
-        ours: &str,
+        (ours, ours_max): (&str, usize),
         allowed: fn(char) -> bool,
     ) -> Result<Order, Refusal> {
         let value = Value::Object(fields.members.clone());
         let theirs_given = fields.maybe_text(theirs, 1, 64, any)?.is_some();
-        let ours_given = fields.maybe_text(ours, 1, 32, allowed)?.is_some();
+        let ours_given = fields.maybe_text(ours, 1, ours_max, allowed)?.is_some();
         let mchid_given = fields.maybe_text("mchid", 1, 32, any)?.is_some();
         // A merchant that is paid directly has no sub-merchant: the rules call the field "empty" then.
         fields.maybe_text("sub_mchid", 0, 32, any)?;
@@ -443,6 +444,32 @@ mod tests {
             body["associated_pay_score_order_info"] = json!({"out_order_no": "a|b", "mchid": "1"});
         });
         assert_eq!(scored.unwrap().order.name, "associated_pay_score_order_info");
+    }
+
+    #[test]
+    fn every_field_is_taken_at_its_longest() {
+        for (pointer, length) in [
+            ("/product_coupon_id", 40),
+            ("/stock_id", 40),
+            ("/appid", 32),
+            ("/brand_id", 40),
+            ("/out_request_no", 40),
+            ("/store_id", 64),
+            ("/associated_order_info/transaction_id", 64),
+            ("/associated_order_info/out_trade_no", 64),
+            ("/associated_order_info/mchid", 32),
+            ("/associated_order_info/sub_mchid", 32),
+        ] {
+            let set = |body: &mut Value, length: usize| {
+                body["associated_order_info"]["mchid"] = json!("1");
+                let (parent, name) = pointer.rsplit_once('/').unwrap();
+                body.pointer_mut(parent).unwrap()[name] = json!("7".repeat(length));
+            };
+            read(|body| set(body, length)).unwrap();
+            refused(pointer, sub_code::TOO_LONG, |body| set(body, length + 1));
+        }
+        read(|body| body["saved_amount"] = json!(10_000_000_000_u64)).unwrap();
+        read(|body| body["sequential_coupon_index"] = json!(999)).unwrap();
     }
 
     #[test]

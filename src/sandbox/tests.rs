@@ -434,7 +434,7 @@ async fn brands_can_lose_their_authorisation_and_codes_can_be_issued_at_first_si
         settings,
         json!({
             "latency_ms": 0, "calls_per_second": 0, "auto_issue": true, "unauthorised_brands": ["b1"],
-            "returned_before_reuse": "",
+            "returned_before_reuse": "", "vary_looks": false,
         })
     );
     let refused = bed.redeem().await;
@@ -660,6 +660,59 @@ async fn everything_can_be_arranged_and_read_by_http() {
         (&summary["attempts"], &summary["effects"], &summary["busiest_second"]["calls"]),
         (&json!(0), &json!(1), &json!(1))
     );
+}
+
+#[tokio::test]
+async fn stores_and_apps_are_arranged_and_read_by_http() {
+    let bed = Bed::new().await;
+    let stores = json!([{ "store_id": "S1", "brand_id": "b1", "open": true }]);
+    assert_eq!(bed.control("PUT", "stores", &stores.to_string()).await, (200, stores.clone()));
+    assert_eq!(bed.control("GET", "stores", "").await, (200, stores.clone()));
+    let twice = json!([stores[0], stores[0]]);
+    assert_eq!(bed.control("PUT", "stores", &twice.to_string()).await.0, 400);
+    let apps = json!([{ "appid": "wx1", "openids": ["oOther1", "oOther2"] }]);
+    assert_eq!(bed.control("PUT", "apps", &apps.to_string()).await, (200, apps.clone()));
+    assert_eq!(bed.control("GET", "apps", "").await, (200, apps));
+    assert_eq!(bed.control("PUT", "apps", r#"[{"appid": "wx1", "name": "x"}]"#).await.0, 400);
+
+    let in_store = |id: &str| {
+        let mut asked = redeem("number_1");
+        let mut body: Value = serde_json::from_str(&asked.body).unwrap();
+        body["store_id"] = json!(id);
+        asked.body = body.to_string();
+        asked
+    };
+    let reply = bed.ask(in_store("S2")).await.unwrap();
+    assert_eq!((reply.status, reply.sub_code()), (400, 268_584_404));
+    assert_eq!(bed.ask(in_store("S1")).await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn a_use_that_takes_long_locks_its_coupon_against_other_numbers() {
+    let bed = Bed::new().await;
+    bed.faulty(json!({ "kind": "slow", "ms": 1_000_000, "late_effect": true }));
+    let mut stream = TcpStream::connect(bed.sandbox.addr()).await.unwrap();
+    stream.write_all(&bed.written(redeem("number_1"))).await.unwrap();
+    // The lock itself is the fact that is waited for.
+    let locked = async || bed.control("GET", "ledger", "").await.1["coupons"][0]["locked_by"] == "number_1";
+    let waited = async {
+        while !locked().await {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), waited).await.unwrap();
+    bed.sandbox.set_faults(Script::default()).unwrap();
+    let reply = bed.ask(redeem("number_2")).await.unwrap();
+    assert_eq!((reply.status, reply.sub_code()), (403, 272_756_746));
+    assert_eq!(bed.ask(redeem("number_1")).await.unwrap().status, 200, "the same number goes on");
+
+    bed.sandbox.issue([coupon("C2")]).unwrap();
+    let act = |deed| Act { deed, number: Some("number_3".to_owned()), round: None };
+    bed.sandbox.act("C2", &act(Deed::Lock)).unwrap();
+    bed.sandbox.act("C2", &Act { number: Some("number_4".to_owned()), ..act(Deed::Lock) }).unwrap_err();
+    bed.sandbox.act("C2", &Act { number: Some("number_4".to_owned()), ..act(Deed::Use) }).unwrap_err();
+    bed.sandbox.act("C2", &act(Deed::Unlock)).unwrap();
+    bed.sandbox.act("C2", &Act { number: Some("number_4".to_owned()), ..act(Deed::Use) }).unwrap();
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ use super::coupons::{Act, Coupon, Coupons, NewCoupon};
 use super::faults::{Faults, Script};
 use super::identity::{Identity, Registered};
 use super::ledger::{Effect, Ledger, Moment, Page, Summary};
+use super::registry::{App, Store};
 
 /// What can be changed while the sandbox runs: the body of `PUT /_sandbox/settings`. What is absent stays as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +38,10 @@ pub struct Tuning {
     /// the provider, who remembers its numbers; it makes such a fault visible. Empty is no coupon.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub returned_before_reuse: Option<String>,
+    /// Whether coupons that are issued from now on get the look of their product coupon and stock by the seed, so that all
+    /// documented members and words are shown by many coupons.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vary_looks: Option<bool>,
 }
 
 pub(super) struct World {
@@ -59,6 +64,7 @@ pub(super) struct State {
     pub auto_issue: bool,
     pub unauthorised_brands: BTreeSet<String>,
     pub returned_before_reuse: String,
+    seed: u64,
     /// By merchant: the second and its calls.
     taken: HashMap<String, (u64, u32)>,
 }
@@ -76,6 +82,7 @@ impl World {
             auto_issue: false,
             unauthorised_brands: BTreeSet::new(),
             returned_before_reuse: String::new(),
+            seed,
             taken: HashMap::new(),
         };
         state.tune(tuning);
@@ -131,6 +138,14 @@ impl World {
 
     pub fn act(&self, code: &str, act: &Act) -> Result<Coupon, String> {
         self.with_coupons(|state, now| state.coupons.act(code, act, now))
+    }
+
+    pub fn set_stores(&self, stores: Vec<Store>) -> Result<(), String> {
+        self.state().coupons.registry.replace_stores(stores)
+    }
+
+    pub fn set_apps(&self, apps: Vec<App>) -> Result<(), String> {
+        self.state().coupons.registry.replace_apps(apps)
     }
 
     pub fn set_faults(&self, script: Script) -> Result<(), String> {
@@ -205,6 +220,9 @@ impl State {
         if let Some(prefix) = tuning.returned_before_reuse {
             self.returned_before_reuse = prefix;
         }
+        if let Some(vary) = tuning.vary_looks {
+            self.coupons.looks_seed = vary.then_some(self.seed);
+        }
     }
 
     pub fn tuning(&self) -> Tuning {
@@ -214,6 +232,7 @@ impl State {
             auto_issue: Some(self.auto_issue),
             unauthorised_brands: Some(self.unauthorised_brands.clone()),
             returned_before_reuse: Some(self.returned_before_reuse.clone()),
+            vary_looks: Some(self.coupons.looks_seed.is_some()),
         }
     }
 }

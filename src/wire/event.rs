@@ -10,22 +10,31 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::json;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::attempt::{EstablishedBy, Evidence, Outcome, OutcomeKind};
+use crate::coupon::Coupon;
 use crate::redemption::{
     Appid, BrandId, CouponCode, Openid, ProductCouponId, Redemption, RequestNo, StockId,
 };
 use crate::verdict::{Question, Reason, Verdict};
 use crate::wire::command::{FAULTS_MAX, Legible, Rejected};
-use crate::wire::schema;
+use crate::wire::{coupon, schema};
 
 /// `content_type` of a published event.
 pub const CONTENT_TYPE: &str = "application/cloudevents+json";
 
 /// The space of event ids. Changing it makes every subscriber see every event anew.
 const ID_SPACE: Uuid = Uuid::from_u128(0x6f1c_83f1_52a5_4d38_9a5e_0c5c_56b1_7d11);
+
+/// The largest entity that an event holds whole, in bytes. Brokers bound a message (the shipped ones to 128 KiB), and an
+/// event that none of them takes would never be published; a quarter of that is left for what stands around it.
+pub const ENTITY_BYTES_MAX: usize = 96 * 1024;
+
+/// `coupon_reduced` of an entity beyond [`ENTITY_BYTES_MAX`].
+const REDUCED_FOR_SIZE: &str = "size";
 
 /// What an event of one attempt takes beside the coupon's entity, in bytes, and some more.
 const ROOM_AROUND: usize = 1536;
@@ -118,10 +127,14 @@ pub struct Data<'a> {
     /// Calls made for this command, through every wait queue.
     attempts: u32,
     /// The coupon exactly as WeChat Pay sent it, signature verified; fields may appear at any time. Half a surrogate pair in
-    /// it is replaced by U+FFFD; what no strict reader could read is reduced to code and state. Null where only its state is
-    /// known.
-    #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
+    /// it is replaced by U+FFFD; what no strict reader could read, or what is too large, is reduced to code and state. Null
+    /// where only its state is known.
+    #[schemars(schema_with = "coupon::schema")]
     coupon: Option<Cow<'a, RawValue>>,
+    /// Why `coupon` holds no more than `coupon_code` and `coupon_state`: `size`, if WeChat Pay sent more than 98,304 bytes.
+    /// Else null.
+    #[schemars(extend("examples" = [REDUCED_FOR_SIZE]))]
+    coupon_reduced: Option<&'static str>,
     /// Why the outcome is not `redeemed`; null where it is.
     problem: Option<Problem<'a>>,
     /// The last attempts, oldest first, at most 16.
@@ -241,6 +254,7 @@ pub struct Telling<'a> {
 /// Tells the `outcome` of a valid command.
 pub fn tell(redemption: &Redemption, outcome: &Outcome, telling: Telling<'_>) -> Event {
     let coupon = outcome.coupon();
+    let (entity, coupon_reduced) = coupon.map_or((None, None), embed);
     let objection = outcome.objection();
     let problem = outcome.reason().map(|reason| Problem {
         reason: reason.as_str(),
@@ -263,10 +277,11 @@ pub fn tell(redemption: &Redemption, outcome: &Outcome, telling: Telling<'_>) ->
         appid: Some(redemption.appid.as_str()),
         out_request_no: Some(number),
         outcome: kind.as_str(),
-        coupon_state: coupon.map(|coupon| coupon.state.as_str()),
+        coupon_state: coupon.and_then(state_word),
         established_by: outcome.established_by().as_str(),
         attempts: telling.attempts,
-        coupon: coupon.and_then(|coupon| raw(&coupon.entity)),
+        coupon: entity,
+        coupon_reduced,
         problem,
         evidence: Evidence::last(telling.evidence).iter().map(Entry::from).collect(),
     };
@@ -340,6 +355,7 @@ fn tell_unread(
         established_by: by.as_str(),
         attempts: telling.attempts,
         coupon: None,
+        coupon_reduced: None,
         problem: Some(problem),
         evidence: Evidence::last(telling.evidence).iter().map(Entry::from).collect(),
     };
@@ -387,6 +403,22 @@ fn id(parts: [Option<&str>; 5], kind: OutcomeKind) -> Uuid {
         }
     }
     Uuid::new_v5(&ID_SPACE, name.as_bytes())
+}
+
+/// The entity as an event holds it, and why it is reduced if it is.
+fn embed(coupon: &Coupon) -> (Option<Cow<'_, RawValue>>, Option<&'static str>) {
+    if coupon.entity.len() <= ENTITY_BYTES_MAX {
+        return (raw(&coupon.entity), None);
+    }
+    let rest = json!({ "coupon_code": coupon.code, "coupon_state": coupon.state.as_str() }).to_string();
+    let rest = (rest.len() <= ENTITY_BYTES_MAX).then(|| RawValue::from_string(rest).ok()).flatten();
+    (rest.map(Cow::Owned), Some(REDUCED_FOR_SIZE))
+}
+
+/// The state as an event names it: an unknown word that is longer than any word is left out.
+fn state_word(coupon: &Coupon) -> Option<&str> {
+    const BYTES_MAX: usize = 1024;
+    Some(coupon.state.as_str()).filter(|word| word.len() <= BYTES_MAX)
 }
 
 fn raw(entity: &str) -> Option<Cow<'_, RawValue>> {
@@ -492,7 +524,7 @@ mod tests {
         tell_damaged(&redemption(), "header x-redemption-tiers is missing", "d1", telling(&[]))
     }
 
-    fn json(event: &Event) -> Value {
+    fn parsed(event: &Event) -> Value {
         serde_json::from_slice(&event.body).unwrap()
     }
 
@@ -524,7 +556,7 @@ mod tests {
             ("invalid", invalid(&faulty)),
             ("damaged", damaged()),
         ] {
-            let told = serde_json::to_string_pretty(&json(&event)).unwrap();
+            let told = serde_json::to_string_pretty(&parsed(&event)).unwrap();
             insta::assert_snapshot!(name, format!("{}\n{told}", event.routing_key));
         }
     }
@@ -614,9 +646,9 @@ mod tests {
     #[test]
     fn the_id_in_the_body_is_the_id_of_the_message() {
         for event in outcomes().iter().map(told).chain([invalid("{}"), damaged()]) {
-            assert_eq!(json(&event)["id"], event.id.to_string());
-            assert_eq!(json(&event)["type"], format!("redemption.{}.v1", event.kind.as_str()));
-            assert_eq!(json(&event)["data"]["outcome"], event.kind.as_str());
+            assert_eq!(parsed(&event)["id"], event.id.to_string());
+            assert_eq!(parsed(&event)["type"], format!("redemption.{}.v1", event.kind.as_str()));
+            assert_eq!(parsed(&event)["data"]["outcome"], event.kind.as_str());
         }
     }
 
@@ -628,10 +660,52 @@ mod tests {
     }
 
     #[test]
+    fn an_entity_is_whole_up_to_its_bound_and_reduced_beyond() {
+        let sized = |bytes: usize| {
+            let around = r#"{"coupon_code":"C0001","coupon_state":"USED","pad":""}"#;
+            format!("{}{}\"}}", &around[..around.len() - 2], "x".repeat(bytes - around.len()))
+        };
+        for (bytes, whole) in
+            [(200, true), (ENTITY_BYTES_MAX, true), (ENTITY_BYTES_MAX + 1, false), (256 * 1024, false)]
+        {
+            let entity = sized(bytes);
+            assert_eq!(entity.len(), bytes);
+            let coupon = Coupon { entity: entity.as_str().into(), ..coupon() };
+            let outcome = Outcome::Redeemed { by: EstablishedBy::Answer, coupon };
+            let event = tell(&redemption(), &outcome, telling(&attempts(100)));
+            assert!(event.body.len() < 128 * 1024, "{} bytes", event.body.len());
+            let data = &parsed(&event)["data"];
+            let rest = json!({ "coupon_code": "C0001", "coupon_state": "USED" });
+            let told: Value = if whole { serde_json::from_str(&entity).unwrap() } else { rest };
+            assert_eq!(data["coupon"], told, "{bytes}");
+            assert_eq!(data["coupon_reduced"], if whole { Value::Null } else { json!("size") }, "{bytes}");
+            assert_eq!(data["coupon_state"], "USED");
+        }
+    }
+
+    #[test]
+    fn words_beyond_all_bounds_are_left_out() {
+        let long = "X".repeat(128 * 1024);
+        let entity = json!({ "coupon_code": "C0001", "coupon_state": long }).to_string();
+        let state = CouponState::from_wire(&long);
+        let coupon = Coupon { state, entity: entity.as_str().into(), ..coupon() };
+        let outcome = Outcome::Unresolved {
+            reason: Reason::DeadlinePassed,
+            coupon: Some(coupon),
+            objection: Some(objection()),
+        };
+        let event = told(&outcome);
+        let data = &parsed(&event)["data"];
+        assert_eq!((&data["coupon"], &data["coupon_state"]), (&Value::Null, &Value::Null));
+        assert_eq!(data["coupon_reduced"], "size");
+        assert!(event.body.len() < 4096, "{}", event.body.len());
+    }
+
+    #[test]
     fn a_state_that_is_not_known_is_told_as_it_was_spelt() {
         let coupon = Coupon { state: CouponState::from_wire("FRO\"ZEN"), ..coupon() };
         let event = told(&Outcome::Redeemed { by: EstablishedBy::Answer, coupon });
-        assert_eq!(json(&event)["data"]["coupon_state"], "FRO\"ZEN");
+        assert_eq!(parsed(&event)["data"]["coupon_state"], "FRO\"ZEN");
     }
 
     #[test]
@@ -651,7 +725,7 @@ mod tests {
     #[test]
     fn at_most_sixteen_attempts_are_told_and_they_are_the_last() {
         let event = tell(&redemption(), &outcomes()[2], telling(&attempts(100)));
-        let told = json(&event)["data"]["evidence"].as_array().unwrap().clone();
+        let told = parsed(&event)["data"]["evidence"].as_array().unwrap().clone();
         assert_eq!(told.len(), Evidence::KEPT);
         assert_eq!(told[15]["at"], "2026-03-05T04:32:24Z");
     }

@@ -1,5 +1,7 @@
 //! The golden events, told anew from the golden commands by the code that tells real ones.
 
+use std::collections::BTreeSet;
+
 use redeemer::attempt::{EstablishedBy, Evidence, Objection, Outcome};
 use redeemer::config::Config;
 use redeemer::redemption::Redemption;
@@ -8,6 +10,7 @@ use redeemer::wechat::reply;
 use redeemer::wire::audit::{self, Account, Deed};
 use redeemer::wire::command::{self, Legible};
 use redeemer::wire::event::{self, Telling};
+use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 pub const COMMANDS: [(&str, &str); 3] = [
@@ -29,11 +32,10 @@ const USED: &str = r#"{
     ]
   }
 }"#;
-const EXPIRED: &str = r#"{
-  "coupon_code": "123446565768", "coupon_state": "EXPIRED",
-  "valid_begin_time": "2026-02-01T00:00:00+08:00", "valid_end_time": "2026-02-28T23:59:59+08:00",
-  "brand_id": "120344"
-}"#;
+const SINGLE: &str = include_str!("coupons/single.json");
+const BUNDLE: &str = include_str!("coupons/bundle.json");
+const SEQUENTIAL: &str = include_str!("coupons/sequential.json");
+const EXPIRED: &str = include_str!("coupons/expired.json");
 
 fn attempt(at: &str, question: Question, status: Option<u16>, verdict: &str) -> Evidence {
     Evidence {
@@ -48,6 +50,37 @@ fn attempt(at: &str, question: Question, status: Option<u16>, verdict: &str) -> 
         serial: status.map(|_| "PUB_KEY_ID_0116000000000000000000000000000001".to_owned()),
         verdict: verdict.to_owned(),
     }
+}
+
+/// The use of one coupon: code, product coupon, request number and time; and the order.
+fn used((code, product, number, time): (&str, &str, &str, &str), order: Value) -> Redemption {
+    let mut command = json!({
+        "openid": "oh-394z-6CGkNoJrsDLTTUKiAnp4", "coupon_code": code, "brand_id": "120344",
+        "product_coupon_id": product, "stock_id": format!("{product}001"), "appid": "wx233544546545989",
+        "use_time": time, "out_request_no": number,
+    });
+    command.as_object_mut().unwrap().extend(order.as_object().unwrap().clone());
+    command::decode(command.to_string().as_bytes()).unwrap()
+}
+
+/// The paths of all members of a JSON value, lists marked by `[]`, each once.
+pub fn members_of(value: &Value) -> BTreeSet<String> {
+    fn walk(value: &Value, path: &str, found: &mut BTreeSet<String>) {
+        match value {
+            Value::Object(members) => {
+                for (name, member) in members {
+                    let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                    found.insert(path.clone());
+                    walk(member, &path, found);
+                }
+            }
+            Value::Array(items) => items.iter().for_each(|item| walk(item, &format!("{path}[]"), found)),
+            _ => {}
+        }
+    }
+    let mut found = BTreeSet::new();
+    walk(value, "", &mut found);
+    found
 }
 
 /// Every golden event with the name of its file.
@@ -77,6 +110,17 @@ pub fn events() -> Vec<(&'static str, String)> {
             request_id: Some("08A5BAEAA90610C70318F9A8D45820B0D65D-268578776".into()),
         }),
     };
+    // Each a command of the same order service, for a coupon of another kind.
+    let single = used(
+        ("2603010000000042", "1000000015", "34657_20260305_000042", "2026-03-05T12:30:45+08:00"),
+        json!({ "associated_order_info": { "transaction_id": "4200000000123456789123456789" } }),
+    );
+    let bundle = used(
+        ("2603010000000043", "1000000016", "34657_20260306_000043", "2026-03-06T18:00:00+08:00"),
+        json!({ "associated_pay_score_order_info":
+            { "out_order_no": "order_no_20260306180000", "mchid": "1234567890" } }),
+    );
+    let whole = |text: &str| Outcome::Redeemed { by: EstablishedBy::Answer, coupon: coupon(text) };
     let unresolved = Outcome::Unresolved { reason: Reason::DeadlinePassed, coupon: None, objection: None };
     let rejected = command::decode(INVALID.as_bytes()).unwrap_err();
     let digest =
@@ -84,6 +128,8 @@ pub fn events() -> Vec<(&'static str, String)> {
     let (invalid_digest, pay_score_digest) = (digest(INVALID), digest(COMMANDS[2].1));
 
     let once = [attempt("2026-03-05T04:30:45.918427827Z", Question::Redeem, Some(200), "redeemed")];
+    let evening = "2026-03-06T10:00:01.204Z";
+    let later = [attempt("2026-03-06T10:00:01.104Z", Question::Redeem, Some(200), "redeemed")];
     let twice = [
         attempt("2026-03-05T04:30:45.918427827Z", Question::Redeem, Some(403), "objected"),
         attempt("2026-03-05T04:30:46.021178411Z", Question::Inquire, Some(200), "refused"),
@@ -114,6 +160,18 @@ pub fn events() -> Vec<(&'static str, String)> {
         (
             "event.refused.json",
             text(event::tell(&pay_score, &refused, telling("2026-03-05T04:30:46.127Z", 2, &twice)).body),
+        ),
+        (
+            "event.redeemed.single.json",
+            text(event::tell(&single, &whole(SINGLE), telling(told, 1, &once)).body),
+        ),
+        (
+            "event.redeemed.bundle.json",
+            text(event::tell(&bundle, &whole(BUNDLE), telling(evening, 1, &later)).body),
+        ),
+        (
+            "event.redeemed.sequential.json",
+            text(event::tell(&vendors, &whole(SEQUENTIAL), telling(told, 1, &once)).body),
         ),
         (
             "event.invalid.json",

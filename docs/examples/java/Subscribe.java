@@ -1,9 +1,11 @@
+import com.fasterxml.jackson.databind.*;
 import com.rabbitmq.client.*;
 import java.nio.file.*;
 import java.util.*;
 import javax.net.ssl.*;
 
-// Receives result events: java -cp amqp-client.jar:slf4j-api.jar Subscribe.java   (apt: librabbitmq-client-java)
+// Receives result events: java -cp amqp-client.jar:slf4j-api.jar:jackson-databind.jar:jackson-core.jar:jackson-annotations.jar
+// Subscribe.java   (apt: librabbitmq-client-java libjackson2-databind-java)
 // Each event is stored once, under its id, and only then acknowledged. AMQP_URI says where the broker is; the events
 // are kept in the folder results. A table with the id as primary key does the same: insert, and change the rest with it.
 public class Subscribe {
@@ -24,6 +26,16 @@ public class Subscribe {
         Files.delete(draft);
         try (var folder = java.nio.channels.FileChannel.open(FOLDER)) { folder.force(true); } // or a power cut takes it
         return isNew;
+    }
+
+    /** How many uses are left, and until when. Any member may be missing: see docs/coupon.md. */
+    static String left(byte[] body) throws Exception {
+        var coupon = new ObjectMapper().readTree(body).path("data").path("coupon");
+        var bundle = coupon.path("user_product_coupon_bundle_info");
+        var counted = bundle.isObject() ? bundle : coupon.path("sequential_usage_detail");
+        var usable = coupon.path("coupon_state").asText().equals("EFFECTIVE") ? 1 : 0;
+        var uses = counted.isObject() ? counted.path("total_count").asLong() - counted.path("used_count").asLong() : usable;
+        return "left " + uses + " until " + coupon.path("valid_end_time").asText("-");
     }
 
     public static void main(String[] arguments) throws Exception {
@@ -48,7 +60,8 @@ public class Subscribe {
                 var properties = message.getProperties();
                 var id = UUID.fromString(properties.getMessageId()); // the event's own id
                 var word = store(id, message.getBody()) ? "new" : "repeat";
-                System.out.println(word + " " + properties.getType() + " " + id + " " + properties.getCorrelationId());
+                var order = properties.getType() + " " + id + " " + properties.getCorrelationId();
+                System.out.println(word + " " + order + " " + left(message.getBody()));
                 channel.basicAck(message.getEnvelope().getDeliveryTag(), false); // last: else it comes again, a repeat
             } catch (Exception trouble) {
                 trouble.printStackTrace();

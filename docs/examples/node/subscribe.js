@@ -28,6 +28,13 @@ function store(id, body) {
   }
 }
 
+// How many uses are left, and until when. Any member may be missing: see docs/coupon.md.
+function left(coupon) {
+  const counted = coupon?.user_product_coupon_bundle_info ?? coupon?.sequential_usage_detail;
+  const uses = counted ? counted.total_count - counted.used_count : Number(coupon?.coupon_state === "EFFECTIVE");
+  return `left ${Number.isInteger(uses) ? uses : "-"} until ${coupon?.valid_end_time ?? "-"}`;
+}
+
 async function main() {
   fs.mkdirSync(FOLDER, { recursive: true });
   const connection = await amqp.connect(URI);
@@ -43,7 +50,7 @@ async function main() {
     if (message === null) process.exit(1); // the queue was deleted
     const event = JSON.parse(message.content);
     const word = store(event.id, message.content) ? "new" : "repeat";
-    console.log(word, event.type, event.id, message.properties.correlationId);
+    console.log(word, event.type, event.id, message.properties.correlationId, left(event.data.coupon));
     // Last: an event that is not acknowledged comes again, and is then a repeat.
     channel.ack(message);
   });

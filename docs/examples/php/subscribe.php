@@ -30,7 +30,16 @@ $channel->queue_declare(QUEUE, false, true, false, false, false, $kind);
 $channel->queue_bind(QUEUE, 'redemption.results', 'redemption.#');
 $channel->basic_qos(0, 50, false);
 
-$take = function (AMQPMessage $message) use ($store, $insert) {
+// How many uses are left, and until when. Any member may be missing: see docs/coupon.md.
+$left = function (?object $coupon): string {
+    $counted = $coupon->user_product_coupon_bundle_info ?? $coupon->sequential_usage_detail ?? null;
+    [$total, $used] = [$counted->total_count ?? null, $counted->used_count ?? null];
+    $usable = (int) (($coupon->coupon_state ?? null) === 'EFFECTIVE');
+    $uses = $counted === null ? $usable : (is_int($total) && is_int($used) ? $total - $used : '-');
+    return "left $uses until " . ($coupon->valid_end_time ?? '-');
+};
+
+$take = function (AMQPMessage $message) use ($store, $insert, $left) {
     $event = json_decode($message->getBody(), false, 512, JSON_THROW_ON_ERROR);
     // One transaction: the id is remembered together with what the event changes, or neither is.
     $store->beginTransaction();
@@ -39,7 +48,7 @@ $take = function (AMQPMessage $message) use ($store, $insert) {
     // if ($new): what else the event changes in this database goes here
     $store->commit();
     $order = $message->has('correlation_id') ? $message->get('correlation_id') : '';
-    echo $new ? 'new' : 'repeat', " {$event->type} {$event->id} $order\n";
+    echo $new ? 'new' : 'repeat', " {$event->type} {$event->id} $order {$left($event->data->coupon)}\n";
     // Last: an event that is not acknowledged comes again, and is then a repeat.
     $message->ack();
 };

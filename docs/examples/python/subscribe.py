@@ -17,6 +17,16 @@ store = sqlite3.connect("results.sqlite")
 store.execute("CREATE TABLE IF NOT EXISTS results (id TEXT PRIMARY KEY, type TEXT NOT NULL, event TEXT NOT NULL)")
 
 
+def left(coupon):
+    """How many uses are left, and until when. Any member may be missing, and of any type: see docs/coupon.md."""
+    counted = coupon.get("user_product_coupon_bundle_info") or coupon.get("sequential_usage_detail")
+    try:
+        uses = counted["total_count"] - counted["used_count"] if counted else int(coupon["coupon_state"] == "EFFECTIVE")
+    except (KeyError, TypeError):
+        uses = "-"
+    return f"left {uses} until {coupon.get('valid_end_time', '-')}"
+
+
 def take(channel, method, properties, body):
     event = json.loads(body)
     # One transaction: the id is remembered together with what the event changes, or neither is.
@@ -24,7 +34,9 @@ def take(channel, method, properties, body):
         row = (event["id"], event["type"], body.decode())
         new = store.execute("INSERT OR IGNORE INTO results VALUES (?, ?, ?)", row).rowcount == 1
         # if new: what else the event changes in this database goes here
-    print("new" if new else "repeat", event["type"], event["id"], properties.correlation_id, flush=True)
+    word = "new" if new else "repeat"
+    coupon = left(event["data"]["coupon"] or {"coupon_state": None})
+    print(word, event["type"], event["id"], properties.correlation_id, coupon, flush=True)
     # Last: an event that is not acknowledged comes again, and is then a repeat.
     channel.basic_ack(method.delivery_tag)
 

@@ -24,8 +24,16 @@ const COMMANDS: [(&str, &str, &str); 3] = [
     ("flat", "the same redemption, every field side by side", golden!("command.flat.json")),
     ("pay-score", "for a pay-score order, with every optional field", golden!("command.pay-score.json")),
 ];
-const EVENTS: [(&str, &str, &str, &str); 5] = [
+const EVENTS: [(&str, &str, &str, &str); 8] = [
     ("redeemed", "the coupon was used by this command", "34657", golden!("event.redeemed.json")),
+    ("single", "a coupon that is used once", "34660", golden!("event.redeemed.single.json")),
+    ("bundle", "a coupon of a bundle", "34661", golden!("event.redeemed.bundle.json")),
+    (
+        "sequential",
+        "the first, with all that a coupon holds",
+        "34657",
+        golden!("event.redeemed.sequential.json"),
+    ),
     ("refused", "it was not, and will not be", "34658", golden!("event.refused.json")),
     ("invalid", "what arrived is no command", "34659", golden!("event.invalid.json")),
     ("unresolved", "nobody could find out in time", "34658", golden!("event.unresolved.json")),

@@ -1,0 +1,343 @@
+//! What a subscriber gets of a coupon: every member and every word of the table is shown by the sandbox, and the service
+//! passes it on byte for byte. What the provider may send beside it is passed on, or leads to a look, and never to a
+//! wrong outcome.
+
+#![allow(clippy::unwrap_used, reason = "a test may; the lint only spares the test functions themselves")]
+
+#[path = "support/bed.rs"]
+mod bed;
+#[path = "support/broker.rs"]
+mod broker;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bed::{Bed, PATIENCE, command};
+use futures_util::StreamExt as _;
+use lapin::Consumer;
+use lapin::options::BasicAckOptions;
+use redeemer::sandbox::{Act, App, BodyDigest, Deed, Store};
+use redeemer::wire::coupon::MEMBERS;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+/// The sandbox's looks go through each list of words; after so many, every list and what goes with it was shown.
+const LOOKS: usize = 20;
+
+/// What no revision documents: the sandbox's own members, to see them passed on.
+const OURS: &str = "sandbox_";
+
+/// An event with its coupon as bytes.
+struct Passed {
+    bytes: usize,
+    event: Value,
+    coupon: String,
+}
+
+async fn next(results: &mut Consumer) -> Passed {
+    #[derive(Deserialize)]
+    struct Event<'a> {
+        #[serde(borrow)]
+        data: Data<'a>,
+    }
+    #[derive(Deserialize)]
+    struct Data<'a> {
+        #[serde(borrow)]
+        coupon: &'a RawValue,
+    }
+    let delivery = timeout(PATIENCE, results.next()).await.expect("a result event").unwrap().unwrap();
+    delivery.ack(BasicAckOptions::default()).await.unwrap();
+    let raw: Event<'_> = serde_json::from_slice(&delivery.data).unwrap();
+    let coupon = raw.data.coupon.get().to_owned();
+    Passed { bytes: delivery.data.len(), event: serde_json::from_slice(&delivery.data).unwrap(), coupon }
+}
+
+impl Passed {
+    fn data(&self, field: &str) -> &Value {
+        &self.event["data"][field]
+    }
+
+    fn code(&self) -> &str {
+        self.data("coupon_code").as_str().unwrap()
+    }
+
+    /// Whether the coupon is, byte for byte, a body that the sandbox signed for this coupon.
+    fn is_as_sent(&self, ledger: &Value) -> bool {
+        let digest = BodyDigest::of(self.coupon.as_bytes()).to_string();
+        let attempts = ledger["attempts"].as_array().unwrap();
+        let mut own = attempts.iter().filter(|attempt| attempt["coupon_code"] == self.code());
+        own.any(|attempt| attempt["answer_sha256"] == digest && attempt["answered"] == 200)
+    }
+}
+
+/// All values at a path of the table.
+fn values_at<'a>(value: &'a Value, path: &str) -> Vec<&'a Value> {
+    path.split('.').fold(vec![value], |values, step| {
+        let (name, list) = step.strip_suffix("[]").map_or((step, false), |name| (name, true));
+        let found = values.into_iter().filter_map(|value| value.get(name));
+        found
+            .flat_map(|value| if list { value.as_array().unwrap().iter().collect() } else { vec![value] })
+            .collect()
+    })
+}
+
+/// The paths of all members.
+fn paths(value: &Value, path: &str, found: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(members) => {
+            for (name, member) in members.iter().filter(|(name, _)| !name.starts_with(OURS)) {
+                let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                found.insert(path.clone());
+                paths(member, &path, found);
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| paths(item, &format!("{path}[]"), found)),
+        _ => {}
+    }
+}
+
+const MODES: [(&str, &str); 3] = [("S", "SINGLE"), ("B", "PROGRESSIVE_BUNDLE"), ("Q", "SEQUENTIAL")];
+
+/// A command for a coupon of this mode; every second one is for a pay-score order, where the mode knows them.
+fn use_of(code: &str, mode: &str, nth: usize) -> Value {
+    let mut command = command(code, &format!("USE_{code}"));
+    if mode != "SEQUENTIAL" {
+        command["saved_amount"] = json!(2000);
+    }
+    if mode != "SEQUENTIAL" && nth % 2 == 1 {
+        command.as_object_mut().unwrap().remove("associated_order_info");
+        command["associated_pay_score_order_info"] = json!({ "order_id": "15646546545165651651", "out_order_no": "A|1", "mchid": "1", "sub_mchid": "2" });
+    } else {
+        command["associated_order_info"] =
+            json!({ "transaction_id": "42", "out_trade_no": "T1", "mchid": "1", "sub_mchid": "2" });
+    }
+    command
+}
+
+fn act(bed: &Bed, code: &str, deed: Deed) {
+    bed.sandbox.act(code, &Act { deed, number: None, round: None }).unwrap();
+}
+
+/// Issues coupons in every look and in every state, and gives a command for each and the outcome that it must have.
+fn arranged(bed: &Bed) -> BTreeMap<String, (Value, &'static str)> {
+    let mut commands = BTreeMap::new();
+    for (letter, mode) in MODES {
+        for look in 0..LOOKS {
+            let code = format!("{letter}_look_{look}");
+            bed.issue(&code, json!({ "usage_mode": mode, "look": look }));
+            commands.insert(code.clone(), (use_of(&code, mode, look), "redeemed"));
+        }
+        for state in ["CONFIRMING", "PENDING", "USED", "EXPIRED", "DELETED", "DEACTIVATED"] {
+            let code = format!("{letter}_{state}");
+            bed.issue(&code, json!({ "usage_mode": mode, "state": state }));
+            let outcome = if (mode, state) == ("SEQUENTIAL", "USED") { "redeemed" } else { "refused" };
+            commands.insert(code.clone(), (use_of(&code, mode, 0), outcome));
+        }
+        let code = format!("{letter}_returned");
+        bed.issue(&code, json!({ "usage_mode": mode, "state": "USED" }));
+        act(bed, &code, Deed::Return);
+        commands.insert(code.clone(), (use_of(&code, mode, 0), "redeemed"));
+    }
+    bed.issue("S_store", json!({ "stores": ["S1"] }));
+    let mut command = use_of("S_store", "SINGLE", 0);
+    command["store_id"] = json!("S1");
+    commands.insert("S_store".to_owned(), (command, "redeemed"));
+    commands
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_member_and_word_is_shown_and_passed_on_unchanged() {
+    let bed = Bed::new().await;
+    let mut results = bed.bind_results("redemption.#").await;
+    let commands = arranged(&bed);
+    let service = bed.start().await;
+    for (command, _) in commands.values() {
+        bed.publish(command).await;
+    }
+    let mut passed = BTreeMap::new();
+    while passed.len() < commands.len() {
+        let event = next(&mut results).await;
+        bed::keeps_the_contract(&event.event);
+        passed.insert(event.code().to_owned(), event);
+    }
+    let (ledger, mut seen) = (bed.ledger(), BTreeSet::new());
+    for (code, event) in &passed {
+        assert_eq!(*event.data("outcome"), commands[code].1, "{code}: {}", event.event);
+        assert!(event.is_as_sent(&ledger), "{code}: {}", event.coupon);
+        paths(event.data("coupon"), "", &mut seen);
+    }
+    let known: BTreeSet<String> = MEMBERS.iter().map(|member| member.path.to_owned()).collect();
+    assert_eq!(known.difference(&seen).collect::<Vec<_>>(), Vec::<&String>::new(), "never shown");
+    assert_eq!(seen.difference(&known).collect::<Vec<_>>(), Vec::<&String>::new(), "not in the table");
+    for member in MEMBERS.iter().filter(|member| !member.words.is_empty()) {
+        let shown: BTreeSet<&str> = passed
+            .values()
+            .flat_map(|event| values_at(event.data("coupon"), member.path))
+            .flat_map(|value| value.as_array().map_or_else(|| vec![value], |items| items.iter().collect()))
+            .filter_map(Value::as_str)
+            .collect();
+        let known: BTreeSet<&str> = member.words.iter().map(|word| word.word).collect();
+        assert_eq!(shown, known, "{}", member.path);
+    }
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_shapes_of_a_returned_coupon_are_told() {
+    let bed = Bed::new().await;
+    let mut results = bed.bind_results("redemption.#").await;
+    for (code, shows) in [("R_hides", false), ("R_shows", true)] {
+        bed.issue(code, json!({ "state": "USED", "shows_returned_use": shows }));
+        act(&bed, code, Deed::Return);
+        act(&bed, code, Deed::Expire);
+    }
+    let service = bed.start().await;
+    for code in ["R_hides", "R_shows"] {
+        bed.publish(&use_of(code, "SINGLE", 0)).await;
+        let event = next(&mut results).await;
+        assert_eq!(*event.data("outcome"), "refused", "{code}");
+        assert_eq!(*event.data("coupon_state"), "EXPIRED", "{code}");
+        let usage = &event.data("coupon")["single_usage_detail"];
+        assert!(usage["return_request_no"].is_string(), "{usage}");
+        assert_eq!(usage["use_request_no"].is_string(), code == "R_shows", "{usage}");
+    }
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rejections_follow_from_stores_users_and_locks() {
+    let mut bed = Bed::new().await;
+    let brand = "120344".to_owned();
+    let store = |id: &str, open| Store { store_id: id.to_owned(), brand_id: brand.clone(), open };
+    bed.sandbox.set_stores([store("S1", true), store("S2", false)]).unwrap();
+    let app =
+        |appid: &str, openid: &str| App { appid: appid.to_owned(), openids: [openid.to_owned()].into() };
+    bed.sandbox.set_apps([app("wx233544546545989", bed::OPENID), app("wx2", "oOther")]).unwrap();
+    for code in ["C_open", "C_closed", "C_unknown", "C_openid", "C_locked"] {
+        bed.issue(code, json!({}));
+    }
+    let number = |number: &str| Some(number.to_owned());
+    let lock = Act { deed: Deed::Lock, number: number("SOMEBODY_1"), round: None };
+    bed.sandbox.act("C_locked", &lock).unwrap();
+    let service = bed.start().await;
+    for (code, store, expected) in [
+        ("C_open", "S1", "redeemed - USED"),
+        ("C_closed", "S2", "refused store_not_allowed EFFECTIVE"),
+        ("C_unknown", "S9", "refused store_not_allowed EFFECTIVE"),
+    ] {
+        let mut command = use_of(code, "SINGLE", 0);
+        command["store_id"] = json!(store);
+        bed.publish(&command).await;
+        assert_eq!(bed.told().await.gist(), expected, "{code}");
+    }
+    let mut command = use_of("C_openid", "SINGLE", 0);
+    command["openid"] = json!("oOther");
+    bed.publish(&command).await;
+    assert_eq!(bed.told().await.gist(), "refused openid_mismatch -");
+
+    bed.publish(&use_of("C_locked", "SINGLE", 0)).await;
+    bed::until("an attempt on the locked coupon", async || {
+        bed.attempts("C_locked").iter().any(|attempt| attempt["sub_code"] == 272_756_746)
+    })
+    .await;
+    bed.sandbox.act("C_locked", &Act { deed: Deed::Unlock, ..lock }).unwrap();
+    assert_eq!(bed.told().await.gist(), "redeemed - USED", "a lock refuses nothing for good");
+    service.stop().await;
+}
+
+/// What becomes of an entity.
+#[derive(Debug, PartialEq)]
+enum Becomes {
+    /// It is passed on as it came.
+    Whole,
+    /// Its code and state are passed on, and this is why.
+    Reduced(Option<&'static str>),
+    /// It says nothing that can be believed; a query that is answered as usual does.
+    Unknown,
+}
+
+/// What the provider may send, signed, in place of a usual answer to the use.
+fn odd_answers() -> Vec<(&'static str, Value, Becomes)> {
+    let raw = |members: &str| json!({ "kind": "raw_members", "members": members });
+    let patched = |patch: Value| json!({ "kind": "patched_body", "patch": patch });
+    let huge = |bytes: usize| json!({ "kind": "huge_body", "bytes": bytes });
+    let nested = |depth: usize| format!("\"sandbox_depth\":{}{}", "[".repeat(depth), "]".repeat(depth));
+    let mistyped = json!({
+        "valid_end_time": 7, "receive_time": [], "attach": { "a": 1 }, "send_channel": ["API"],
+        "product_coupon": { "scope": 1, "display_info": "none", "single_usage_info": [1] },
+        "stock": { "stock_send_rule": "many", "single_usage_rule": 3, "state": false },
+    });
+    vec![
+        ("size_80k", huge(80 * 1024), Becomes::Whole),
+        ("size_100k", huge(100 * 1024), Becomes::Reduced(Some("size"))),
+        ("size_250k", huge(250 * 1024), Becomes::Reduced(Some("size"))),
+        ("size_256k", huge(256 * 1024), Becomes::Unknown),
+        ("types_unread", patched(mistyped), Becomes::Whole),
+        ("type_state", patched(json!({ "coupon_state": 3 })), Becomes::Unknown),
+        ("type_code", patched(json!({ "coupon_code": ["C1"] })), Becomes::Unknown),
+        ("type_usage", patched(json!({ "single_usage_detail": "used" })), Becomes::Unknown),
+        ("type_number", patched(json!({ "single_usage_detail": { "use_request_no": 7 } })), Becomes::Unknown),
+        ("type_stock", patched(json!({ "stock": { "stock_id": 7 } })), Becomes::Unknown),
+        ("twice_unread", raw(r#""attach":"a","attach":{"b":[]}"#), Becomes::Whole),
+        ("twice_state", raw(r#""coupon_state":"EXPIRED""#), Becomes::Unknown),
+        ("twice_code", raw(r#""coupon_code":"C_other""#), Becomes::Unknown),
+        ("twice_usage", raw(r#""single_usage_detail":{"use_request_no":"OTHER_1"}"#), Becomes::Unknown),
+        ("deep_60", raw(&nested(60)), Becomes::Whole),
+        ("deep_100", raw(&nested(100)), Becomes::Reduced(None)),
+        ("deep_9999", raw(&nested(9_999)), Becomes::Reduced(None)),
+        (
+            "beyond_double",
+            raw(r#""a":9007199254740993,"b":18446744073709551616,"c":1e15,"d":-0.0"#),
+            Becomes::Whole,
+        ),
+        ("beyond_all", raw(r#""a":1e999"#), Becomes::Reduced(None)),
+        ("new_words", patched(json!({ "send_channel": "NEW", "stock": { "state": "NEW" } })), Becomes::Whole),
+        ("nulls", raw(r#""coupon_tag_info":null,"confirm_no":null"#), Becomes::Whole),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn odd_entities_are_passed_on_or_unknown_and_never_believed_wrongly() {
+    let bed = Bed::new().await;
+    let mut results = bed.bind_results("redemption.#").await;
+    let answers = odd_answers();
+    let rules: Vec<_> = answers
+        .iter()
+        .map(|(code, fault, _)| json!({ "coupon_code": code, "question": "use", "times": 1, "fault": fault }))
+        .collect();
+    bed.faults(json!(rules));
+    let service = bed.start().await;
+    for (code, _, _) in &answers {
+        bed.issue(code, json!({}));
+        bed.publish(&use_of(code, "SINGLE", 0)).await;
+    }
+    let mut passed = BTreeMap::new();
+    while passed.len() < answers.len() {
+        let event = next(&mut results).await;
+        passed.insert(event.code().to_owned(), event);
+    }
+    let ledger = bed.ledger();
+    for (code, _, expected) in &answers {
+        let event = &passed[*code];
+        assert_eq!(*event.data("outcome"), "redeemed", "{code}: {}", event.data("evidence"));
+        assert_eq!(*event.data("coupon_state"), "USED", "{code}");
+        assert!(event.bytes < 128 * 1024, "{code}: {} bytes", event.bytes);
+        let rest = json!({ "coupon_code": code, "coupon_state": "USED" });
+        let by_use = *event.data("established_by") == "answer";
+        let became = match (event.is_as_sent(&ledger), *event.data("coupon") == rest) {
+            (true, _) if by_use => Becomes::Whole,
+            (true, _) => Becomes::Unknown,
+            (false, true) => Becomes::Reduced(event.data("coupon_reduced").as_str().map(|_| "size")),
+            (false, false) => panic!("{code}: neither: {}", event.coupon),
+        };
+        assert_eq!(became, *expected, "{code}: {}", event.data("evidence"));
+        assert_eq!(
+            event.data("coupon_reduced").is_null(),
+            *expected != Becomes::Reduced(Some("size")),
+            "{code}"
+        );
+    }
+    assert_eq!(bed.uses().len(), answers.len(), "each has one effect");
+    service.stop().await;
+}
