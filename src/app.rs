@@ -5,7 +5,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::FutureExt as _;
@@ -24,7 +24,7 @@ use crate::broker::probe::{self, MessageBound};
 use crate::broker::publisher::{NotPublished, Publisher, Rejection};
 use crate::broker::topology::{self, Mode, Standing};
 use crate::broker::{CannotConnect, Deliveries, Generation, Health, Settings};
-use crate::config::{Config, ConfigFault, ConfigFaults, MERCHANT_KEY};
+use crate::config::{Config, ConfigFault, MERCHANT_KEY};
 use crate::dead_letters;
 use crate::desk_page::{self, Door};
 use crate::kill_point::{self, KillPoint};
@@ -37,9 +37,10 @@ use crate::publishing::{Cut, PublishFaults};
 use crate::response_log::ResponseLog;
 use crate::shutdown::Shutdown;
 use crate::slots::{Slot, Slots};
+use crate::startup::{StartFault, Startup};
 use crate::telemetry::traces::Traces;
 use crate::verdict::Fault;
-use crate::wechat::api::{CannotStart, Client, SharedKeyring};
+use crate::wechat::api::{Client, SharedKeyring};
 use crate::wechat::certificates::ApiV3Key;
 use crate::wechat::keys::{KeyFault, KeyFiles, Keyring, PublicKeys};
 use crate::worker::{Brands, StoppedBy, Taken, Tools, put_back, work};
@@ -47,15 +48,9 @@ use crate::worker::{Brands, StoppedBy, Taken, Tools, put_back, work};
 /// Why the service does not start. All of it is for the operator to mend; a broker that is down is not among it.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
-    /// The configuration is wrong.
-    #[error("{0}")]
-    Config(#[from] ConfigFaults),
-    /// A key is wrong.
-    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
-    Keys(Vec<KeyFault>),
-    /// The payment API's client could not be made.
-    #[error("{0}")]
-    Client(#[from] CannotStart),
+    /// The configuration, a key or a file is wrong.
+    #[error("the service cannot start:{}", .0.iter().map(|fault| format!("\n  {fault}")).collect::<String>())]
+    Start(Vec<StartFault>),
     /// The admin port could not be opened.
     #[error("{0}")]
     Admin(#[from] CannotListen),
@@ -63,7 +58,7 @@ pub enum Refusal {
 
 impl From<ConfigFault> for Refusal {
     fn from(fault: ConfigFault) -> Self {
-        Self::Config(ConfigFaults(vec![fault]))
+        Self::Start(vec![StartFault::Config(fault)])
     }
 }
 
@@ -108,31 +103,25 @@ pub async fn run(
     shutdown: Shutdown,
     ready: impl FnOnce(std::net::SocketAddr),
 ) -> Result<(), Refusal> {
-    let broker = config.broker_settings()?;
-    let door = config.parked_token()?.map(|token| Door::new(token.expose_secret()));
+    let Startup { broker, console_token, apiv3_key, keys, client } =
+        Startup::read(&config, merchant_key.as_ref()).map_err(Refusal::Start)?;
+    let door = console_token.map(|token| Door::new(token.expose_secret()));
+    let client = Arc::new(client);
     let sources = Sources {
         files: config.key_files(),
         merchant_key,
-        apiv3_key: config.apiv3_key()?,
+        apiv3_key,
         apiv3_key_file: config.apiv3_key_file(),
         reload_every: config.wechat.reload_every.0,
         download_every: config.wechat.download_every.0,
     };
-    let keyring = sources.load(PublicKeys::default()).map_err(Refusal::Keys)?;
-    let asked = config.wechat.verification_serial.as_str();
-    if !asked.is_empty() && keyring.public.get(asked).is_none() && !sources.files.downloads {
-        let problem =
-            "no key of this serial is held; answers signed with it could not be believed".to_owned();
-        return Err(ConfigFault { key: "wechat.verification_serial".to_owned(), problem }.into());
+    for fault in &keys.read().unwrap_or_else(PoisonError::into_inner).left_out {
+        warn!(%fault, "a platform certificate is left out");
     }
-    let keys: SharedKeyring = Arc::new(RwLock::new(Arc::new(keyring)));
-    let client = Arc::new(Client::new(config.wechat_settings()?, keys.clone())?);
     let traces = match config.traces() {
         None => Traces::off(),
-        Some(settings) => Traces::start(&settings).map_err(|fault| ConfigFault {
-            key: "telemetry.otlp_endpoint".to_owned(),
-            problem: fault.to_string(),
-        })?,
+        Some(settings) => Traces::start(&settings)
+            .map_err(|fault| ConfigFault::new("telemetry.otlp_endpoint", fault.to_string()))?,
     };
 
     let topology = config.topology();
@@ -1144,7 +1133,7 @@ impl KeyKeeper {
                 true
             }
             Err(fault) => {
-                warn!(fault, "a changed APIv3 key is not taken into use");
+                warn!(%fault, "a changed APIv3 key is not taken into use");
                 false
             }
         }

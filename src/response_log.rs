@@ -123,7 +123,8 @@ mod tests {
         };
         let (reply, host, host_name) = (Reply::Answered(answer), Host::Primary, String::new());
         let (serial, clock_skew, took, trouble) = (None, None, Duration::ZERO, None);
-        let heard = Heard { reply, host, host_name, serial, clock_skew, took, trouble };
+        let (detail, unbelieved) = (None, None);
+        let heard = Heard { reply, host, host_name, serial, clock_skew, took, trouble, detail, unbelieved };
         log.record(ResponseClass::NotBelieved, &heard, Instant::now());
         let last = log.last(ResponseClass::NotBelieved).unwrap();
         assert_eq!(last.status, Some(403));

@@ -1001,7 +1001,9 @@ mod tests {
             let (host, host_name) = (Host::Primary, String::new());
             let clock_skew = Some(SignedDuration::from_secs(-3));
             let (serial, took, trouble) = (None, Duration::ZERO, None);
-            let heard = Heard { reply, host, host_name, serial, clock_skew, took, trouble };
+            let (detail, unbelieved) = (None, None);
+            let heard =
+                Heard { reply, host, host_name, serial, clock_skew, took, trouble, detail, unbelieved };
             let StoppedBy { said, clock_skew } = StoppedBy::new(&heard);
             assert_eq!(clock_skew, Some(-3.0));
             said

@@ -109,6 +109,8 @@ fn kind(fault: &KeyFault) -> &'static str {
         KeyFault::Unreadable { .. } => "unreadable",
         KeyFault::Exposed { .. } => "exposed",
         KeyFault::NotAKey { .. } => "not a key",
+        KeyFault::NotText { .. } => "not text",
+        KeyFault::OwnKey { .. } => "our own",
         KeyFault::TooShort { .. } => "too short",
         KeyFault::Disagreement { .. } => "disagreement",
         KeyFault::NotValidNow { .. } => "not valid now",
