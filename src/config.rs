@@ -573,6 +573,19 @@ impl Config {
         );
     }
 
+    /// The files with secrets that are read at start only, by their keys.
+    pub fn secret_files(&self) -> Vec<(&'static str, PathBuf)> {
+        let Self { broker, wechat, admin, .. } = self;
+        let files = [
+            ("broker.uri_file", &broker.uri_file),
+            ("broker.client_key_file", &broker.client_key_file),
+            ("wechat.apiv3_key_file", &wechat.apiv3_key_file),
+            ("admin.parked_token_file", &admin.parked_token_file),
+        ];
+        let named = files.into_iter().filter(|(_, file)| !file.is_empty());
+        named.map(|(key, file)| (key, PathBuf::from(file))).collect()
+    }
+
     /// Every value that names a file, by its key.
     pub fn file_names(&self) -> Vec<(String, &str)> {
         let Self { broker, wechat, admin, .. } = self;

@@ -39,6 +39,7 @@ pub mod rate_limit;
 pub mod circuit;
 pub mod lasting;
 pub mod brand_access;
+pub mod common_rejection;
 pub mod file_name;
 
 // Texts on the wire.

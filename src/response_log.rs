@@ -33,12 +33,17 @@ impl LastResponse {
             Reply::Answered(answer) => Some(answer),
             Reply::NotSent(_) | Reply::Lost(_) => None,
         };
-        let message = answer.and_then(|answer| answer.message.as_deref()).or(heard.trouble.as_deref());
+        let seen = heard.unbelieved.as_ref().map(|seen| seen.in_words());
+        let said = answer.and_then(|answer| answer.message.clone()).map(String::from);
+        let message = match (said, seen) {
+            (Some(said), Some(seen)) => Some(format!("{seen}; {said}")),
+            (said, seen) => said.or(seen).or_else(|| heard.trouble.clone()),
+        };
         Self {
             at,
             status: answer.map(|answer| answer.status),
             code: answer.and_then(|answer| answer.code.as_deref()).map(|code| bounded(code, WORD_BYTES_MAX)),
-            message: message.map(|message| bounded(message, MESSAGE_BYTES_MAX)),
+            message: message.map(|message| bounded(&message, MESSAGE_BYTES_MAX)),
             request_id: answer
                 .and_then(|answer| answer.request_id.as_deref())
                 .map(|id| bounded(id, WORD_BYTES_MAX)),

@@ -170,6 +170,8 @@ pub enum Declined {
     Locked,
     /// The brand has not authorised us for a use, and whether it alone has not is not known yet.
     NotAuthorised,
+    /// Rejected, signed, for no cause that is named: whether for the command's sake is not known yet.
+    CauseUnclear,
 }
 
 /// Why a reply leaves us unsure.
@@ -203,17 +205,20 @@ pub enum Fault {
     Unauthenticated,
     /// Every brand tried lately answered that we are not authorised.
     Unauthorised,
+    /// What stands in the head of every call is rejected, such as the id of a key.
+    Rejected,
 }
 
 impl Fault {
     /// Every fault, for metrics and tables.
-    pub const ALL: [Self; 2] = [Self::Unauthenticated, Self::Unauthorised];
+    pub const ALL: [Self; 3] = [Self::Unauthenticated, Self::Unauthorised, Self::Rejected];
 
     /// The word in logs and labels.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Unauthenticated => "unauthenticated",
             Self::Unauthorised => "unauthorised",
+            Self::Rejected => "rejected",
         }
     }
 }

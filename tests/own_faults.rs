@@ -465,3 +465,361 @@ fn copy_folder(from: &Path, to: &Path) -> std::io::Result<()> {
     }
     fs::remove_dir_all(from)
 }
+
+// ---- what answers in the provider's place
+
+/// Answers every connection with these bytes, until the test ends. Gives its address.
+fn answering(response: &str) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let response = response.to_owned();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let mut head = Vec::new();
+            let mut byte = [0];
+            while !head.ends_with(b"\r\n\r\n")
+                && std::io::Read::read(&mut stream, &mut byte).is_ok_and(|read| read > 0)
+            {
+                head.push(byte[0]);
+            }
+            let _ = std::io::Write::write_all(&mut stream, response.as_bytes());
+        }
+    });
+    address
+}
+
+fn response(head: &str, body: &str) -> String {
+    format!("HTTP/1.1 {head}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+}
+
+/// The findings about something: id, gravity, detail and remedy.
+fn findings(bench: &Bench, environment: &[(&str, &str)], what: &str) -> (Vec<[String; 4]>, Option<i32>) {
+    let output = run(&mut bench.command(&["check", "--json"], environment));
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let lines = out(&output);
+    let findings = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let about = findings.filter(|one| one["what"] == what);
+    let told = about.map(|one| ["id", "gravity", "detail", "remedy"].map(|name| text(&one[name])));
+    (told.collect(), output.status.code())
+}
+
+const PROXY: &str = "server: squid/5.7\r\ncontent-type: text/html";
+
+#[test]
+fn answer_of_something_else_is_a_fault_of_check_on_either_host() {
+    let bench = Bench::new();
+    let html = "<html><head><title>Access denied</title></head><body>by policy</body></html>";
+    let id = "request-id: 08E68E97CC0610DF-268578851";
+    for (head, body, shown) in [
+        (format!("403 Forbidden\r\n{PROXY}"), html, "Server squid/5.7"),
+        (format!("200 OK\r\n{PROXY}"), html, "<html><head><title>Access denied"),
+        (format!("502 Bad Gateway\r\n{PROXY}"), html, "502"),
+        (format!("401 Unauthorized\r\n{PROXY}"), html, "squid"),
+        (format!("407 Proxy Authentication Required\r\n{PROXY}"), html, "407"),
+        ("403 Forbidden".to_owned(), "", "an empty body"),
+        ("302 Found\r\nlocation: http://portal.example/login".to_owned(), "", "302"),
+        (
+            "404 Not Found\r\ncontent-type: application/json".to_owned(),
+            r#"{"code":"NOT_FOUND","message":"no"}"#,
+            "NOT_FOUND",
+        ),
+        (format!("404 Not Found\r\n{id}"), r#"{"error":"no route"}"#, "no route"),
+        (format!("200 OK\r\n{id}"), r#"{"coupon_code":"x","coupon_state":"USED"}"#, "coupon_code"),
+        (format!("400 Bad Request\r\n{id}"), r#"{"code":"PARAM_ERROR","message":"no"}"#, "PARAM_ERROR: no"),
+        ("403 Forbidden\r\nserver: \u{202e}x".to_owned(), "\u{1b}[2Joh-394z-6CGkNoJrsDLTTUKiAnp4", "oh…Anp4"),
+    ] {
+        let address = answering(&response(&head, body));
+        let url = format!("http://{address}");
+        let (told, code) = findings(
+            &bench,
+            &[("REDEEMER_WECHAT__BASE_URL", &url), ("REDEEMER_WECHAT__BACKUP_BASE_URL", &url)],
+            "payment API",
+        );
+        assert_eq!((told.len(), code), (2, Some(4)), "{head}: {told:#?}");
+        for [finding, gravity, detail, remedy] in &told {
+            assert_eq!(
+                (finding.as_str(), gravity.as_str()),
+                ("payment_api_other_answers", "fault"),
+                "{head}: {detail}"
+            );
+            assert!(detail.contains(shown) && !detail.contains(['\u{1b}', '\u{202e}']), "{head}: {detail}");
+            assert!(!detail.contains("oh-394z") && remedy.starts_with("curl -sSI "), "{detail}: {remedy}");
+        }
+    }
+    // The provider's own error without its signature proves nothing, and is its word all the same.
+    let own = answering(&response(
+        &format!("404 Not Found\r\n{id}"),
+        r#"{"code":"NOT_FOUND","message":"券不存在"}"#,
+    ));
+    let (told, _) =
+        findings(&bench, &[("REDEEMER_WECHAT__BASE_URL", &format!("http://{own}"))], "payment API");
+    assert_eq!(
+        (told.len(), told[0][0].as_str(), told[0][1].as_str()),
+        (1, "payment_api_unsigned", "warning")
+    );
+    // A 401 says why.
+    let denied = r#"{"code":"SIGN_ERROR","message":"商户证书序列号有误","detail":{"field":"serial_no","location":"authorization","detail":{"issue":"not found"},"sign_information":{"url":"/oh-394z-6CGkNoJrsDLTTUKiAnp4"}}}"#;
+    let denied = answering(&response(&format!("401 Unauthorized\r\n{id}"), denied));
+    let (told, _) =
+        findings(&bench, &[("REDEEMER_WECHAT__BASE_URL", &format!("http://{denied}"))], "payment API");
+    assert_eq!(told[0][0], "payment_api_unauthenticated");
+    let expected =
+        "SIGN_ERROR: 商户证书序列号有误 (field serial_no, location authorization, issue not found)";
+    assert!(told[0][2].contains(expected) && !told[0][2].contains("oh"), "{told:#?}");
+    // An answer that claims a serial which nobody holds.
+    let signed = format!(
+        "404 Not Found\r\n{id}\r\nwechatpay-serial: PUB_KEY_ID_99\r\nwechatpay-timestamp: 1\r\nwechatpay-nonce: n\r\n\
+         wechatpay-signature: AAAA"
+    );
+    let stranger = answering(&response(&signed, r#"{"code":"NOT_FOUND"}"#));
+    let (told, _) =
+        findings(&bench, &[("REDEEMER_WECHAT__BASE_URL", &format!("http://{stranger}"))], "payment API");
+    assert_eq!(told[0][0], "payment_api_serial_not_held");
+    assert!(told[0][2].contains("PUB_KEY_ID_99"), "{told:#?}");
+    // More than is read.
+    let long = answering(&response("200 OK", &"x".repeat(5_000)));
+    let url = format!("http://{long}");
+    let environment =
+        [("REDEEMER_WECHAT__BASE_URL", url.as_str()), ("REDEEMER_WECHAT__REPLY_BYTES_MAX", "1024")];
+    let (told, _) = findings(&bench, &environment, "payment API");
+    assert!(told[0][2].contains("wechat.reply_bytes_max = 1024"), "{told:#?}");
+}
+
+#[test]
+fn download_that_brings_nothing_is_told_by_its_cause() {
+    let bench = Bench::new();
+    let key = bench.write("apiv3.txt", "0123456789abcdef0123456789abcdef\n");
+    let id = "request-id: 08E68E97CC0610DF-268578851";
+    let json = |code: &str, message: &str| format!(r#"{{"code":"{code}","message":"{message}"}}"#);
+    let advice = "无可用的平台证书，请在商户平台-API安全申请使用微信支付公钥";
+    for (head, body, finding, shown, remedy) in [
+        (format!("404 Not Found\r\n{id}"), json("RESOURCE_NOT_EXISTS", advice), "download_not_offered", advice, "PUBLIC_KEYS"),
+        (format!("403 Forbidden\r\n{id}"), json("NO_AUTH", "no"), "download_not_offered", "NO_AUTH", "PUBLIC_KEYS"),
+        (format!("401 Unauthorized\r\n{id}"), json("SIGN_ERROR", "错误的签名"), "download_unauthenticated", "错误的签名", "wechat.mchid"),
+        (format!("429 Too Many\r\n{id}"), json("FREQUENCY_LIMITED", "slow"), "download_refused", "slow", "redeemer check"),
+        (format!("503 Unavailable\r\n{id}"), json("SYSTEM_ERROR", "later"), "download_refused", "later", "redeemer check"),
+        (format!("403 Forbidden\r\n{PROXY}"), "<html>".to_owned(), "download_other_answers", "403", "curl"),
+        (format!("200 OK\r\n{PROXY}"), "<html>".to_owned(), "download_other_answers", "not a list", "curl"),
+        (
+            format!("200 OK\r\n{id}"),
+            r#"{"data":[{"serial_no":"AB","encrypt_certificate":{"nonce":"123456789012","ciphertext":"AAAA"}}]}"#.to_owned(),
+            "download_apiv3_key",
+            "does not open",
+            "wc -c",
+        ),
+    ] {
+        let url = format!("http://{}", answering(&response(&head, &body)));
+        let environment = [
+            ("REDEEMER_WECHAT__BASE_URL", url.as_str()),
+            ("REDEEMER_WECHAT__APIV3_KEY_FILE", key.as_str()),
+            (PUBLIC_KEY, "(unset)"),
+        ];
+        let (told, code) = findings(&bench, &environment, "keys");
+        let faults: Vec<_> = told.iter().filter(|[_, gravity, ..]| gravity == "fault").collect();
+        assert_eq!((faults.len(), code), (1, Some(4)), "{head}: {told:#?}");
+        assert_eq!(faults[0][0], finding, "{head}");
+        assert!(faults[0][2].contains(shown) && faults[0][3].contains(remedy), "{head}: {faults:#?}");
+    }
+    let environment = [("REDEEMER_WECHAT__APIV3_KEY_FILE", key.as_str()), (PUBLIC_KEY, "(unset)")];
+    let (told, _) = findings(&bench, &environment, "keys");
+    assert!(told.iter().any(|[id, ..]| id == "download_unreachable"), "{told:#?}");
+    for wrong in ["0123456789abcdef", "", "0123456789abcdef0123456789abcdef0"] {
+        let key = bench.write("short.txt", wrong);
+        bench.refused(&[("REDEEMER_WECHAT__APIV3_KEY_FILE", &key)], "apiv3_key_length");
+    }
+}
+
+// ---- secrets
+
+/// Whatever is configured where nothing secret is expected: every key of the shipped file, as the environment sets it.
+fn all_variables() -> Vec<String> {
+    fn leaves(table: &toml::Table, path: &str, into: &mut Vec<String>) {
+        for (name, value) in table {
+            match value {
+                toml::Value::Table(inner) => leaves(inner, &format!("{path}{name}__"), into),
+                _ => into.push(format!("REDEEMER_{path}{name}").to_uppercase()),
+            }
+        }
+    }
+    let mut variables = Vec::new();
+    leaves(&include_str!("../config.toml").parse().unwrap(), "", &mut variables);
+    variables.extend([PUBLIC_KEY.to_owned(), KEY_ITSELF.to_owned(), "REDEEMER_CONFIG".to_owned()]);
+    variables.push("REDEEMER_SURPRISE__KEY".to_owned());
+    variables
+}
+
+/// Every subcommand, as far as it can go where nothing answers.
+const SUBCOMMANDS: [&[&str]; 14] = [
+    &["check"],
+    &["check", "--json"],
+    &["run"],
+    &["publish", "{}"],
+    &["watch"],
+    &["topology", "plan"],
+    &["topology", "verify"],
+    &["topology", "apply"],
+    &["parked", "list"],
+    &["parked", "show"],
+    &["parked", "replay"],
+    &["parked", "discard", "--because", "x", "--all"],
+    &["healthcheck"],
+    &["schema", "command"],
+];
+
+/// The names of exchanges and queues, the source of events and what the shell shows anyway are no secrets: they are
+/// written where everybody sees them.
+fn is_shown_by_purpose(variable: &str) -> bool {
+    variable.starts_with("REDEEMER_BROKER__NAMES__") || variable == "REDEEMER_EVENT__SOURCE"
+}
+
+#[test]
+fn no_output_holds_a_secret_that_was_put_in_a_wrong_place() {
+    let bench = Bench::new();
+    let pem = bench.text("key.pem");
+    let body: String = pem.lines().filter(|line| !line.starts_with("---")).collect();
+    let words =
+        ["geheim-4711-kennwort", &body[100..140], &body[1_000..1_040], "0f1e2d3c4b5a69788796a5b4c3d2e1f0"];
+    let secrets = [
+        ("the key", pem.clone()),
+        ("the key on one line", pem.replace('\n', "\\n")),
+        ("its Base64", body.clone()),
+        ("a broker URI", "amqps://redeemer:geheim-4711-kennwort@rabbit.example.com:5671/%2f".to_owned()),
+        ("a URI without its scheme", "redeemer:geheim-4711-kennwort@rabbit.example.com".to_owned()),
+        ("a password", "geheim-4711-kennwort".to_owned()),
+        ("an APIv3 key", "0f1e2d3c4b5a69788796a5b4c3d2e1f0".to_owned()),
+    ];
+    let mut jobs = Vec::new();
+    for variable in all_variables() {
+        let names_a_file =
+            variable.ends_with("_FILE") || variable.ends_with("CERTIFICATES") || variable == PUBLIC_KEY;
+        for (what, secret) in &secrets {
+            for (nth, subcommand) in SUBCOMMANDS.iter().enumerate() {
+                // Every subcommand reads the same configuration: whatever is no file name goes through two of them.
+                if names_a_file || variable == "REDEEMER_CONFIG" || nth == 1 || nth == 2 {
+                    jobs.push((variable.clone(), *what, secret.clone(), *subcommand));
+                }
+            }
+        }
+    }
+    let jobs = std::sync::Mutex::new(jobs.into_iter());
+    let next = || jobs.lock().unwrap().next();
+    let look = || {
+        let mut found = Vec::new();
+        while let Some((variable, what, secret, subcommand)) = next() {
+            let value = match variable.ends_with("CERTIFICATES") {
+                true => format!("[{secret:?}]"),
+                false => secret,
+            };
+            // What is a filter for the log, a list of hosts or a time is no fault: then nothing ends the service.
+            let mut command = Command::new("timeout");
+            let inner = bench.command(subcommand, &[(&variable, &value)]);
+            command.args(["-s", "TERM", "-k", "20", "3"]).arg(inner.get_program()).args(inner.get_args());
+            command
+                .current_dir(&bench.dir)
+                .envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+            let output = run(command.stdin(Stdio::null()));
+            let text = format!("{}{}", out(&output), err(&output));
+            if let Some(word) =
+                words.iter().find(|word| text.contains(**word)).filter(|_| !is_shown_by_purpose(&variable))
+            {
+                found.push(format!("{what} as {variable} in {subcommand:?}: {word}"));
+            }
+            assert!(!text.contains("panicked"), "{variable} {subcommand:?}: {text}");
+        }
+        found
+    };
+    let found: Vec<String> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..4).map(|_| scope.spawn(look)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
+    });
+    assert!(found.is_empty(), "{found:#?}");
+}
+
+// ---- manners
+
+/// Runs a line of the shell with the program as `$0`.
+fn shell(bench: &Bench, line: &str, environment: &[(&str, &str)]) -> std::process::Output {
+    let inner = bench.command(&[], environment);
+    let mut command = Command::new("bash");
+    command.args(["-c", line, env!("CARGO_BIN_EXE_redeemer")]).current_dir(&bench.dir);
+    command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?)))).stdin(Stdio::null());
+    run(&mut command)
+}
+
+#[test]
+fn no_subcommand_panics_whatever_is_missing() {
+    let bench = Bench::new();
+    // What is missing, and the exit code of each subcommand in the order of the list; `run` is left to itself for a second.
+    let down: [i32; 14] = [4, 4, 0, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 0];
+    let no_file: [i32; 14] = [3; 14];
+    let cases: [(&str, &[(&str, &str)], [i32; 14]); 4] = [
+        ("the broker", &[], down),
+        ("a name server's answer", &[("REDEEMER_BROKER__URI", "amqp://u:p@no-such-host.invalid/%2f")], down),
+        ("the configuration file", &[("REDEEMER_CONFIG", "/nowhere/redeemer.toml")], no_file),
+        ("a configuration that is text", &[("REDEEMER_CONFIG", "/etc")], no_file),
+    ];
+    for (what, environment, codes) in cases {
+        for (subcommand, code) in SUBCOMMANDS.iter().zip(codes) {
+            let quoted = subcommand.iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" ");
+            let line = match subcommand[0] {
+                "run" => {
+                    "timeout -s TERM 1 \"$0\" run; code=$?; [ $code = 124 ] && exit 0; exit $code".to_owned()
+                }
+                _ => format!("\"$0\" {quoted}"),
+            };
+            let output = shell(&bench, &line, environment);
+            let text = format!("{}{}", out(&output), err(&output));
+            assert_eq!(output.status.code(), Some(code), "{subcommand:?} without {what}: {text}");
+            assert!(!text.contains("panic"), "{subcommand:?} without {what}: {text}");
+            assert!(!text.is_empty(), "{subcommand:?} without {what} says something");
+        }
+    }
+}
+
+#[test]
+fn closed_output_ends_every_subcommand_without_a_word() {
+    let bench = Bench::new();
+    for subcommand in SUBCOMMANDS {
+        let quoted = subcommand.iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" ");
+        // Nobody ever reads: the first line meets a pipe that is closed.
+        let line =
+            format!("exec 3> >(true); wait $!; timeout -s TERM 2 \"$0\" {quoted} >&3; echo \"$?\" >code");
+        let output = shell(&bench, &line, &[]);
+        let text = err(&output);
+        let code: i32 = fs::read_to_string(bench.path("code")).unwrap().trim().parse().unwrap();
+        assert!(!text.contains("panic") && !text.contains("standard output"), "{subcommand:?}: {text}");
+        match subcommand[0] {
+            "check" | "schema" => assert_eq!((code, text.as_str()), (1, ""), "{subcommand:?}"),
+            "topology" if subcommand[1] == "plan" => assert_eq!((code, text.as_str()), (1, "")),
+            _ => assert!([0, 1, 3, 124].contains(&code), "{subcommand:?}: {code}"),
+        }
+        // Nor does standard error, or both.
+        for closed in ["2>&3", ">&3 2>&3"] {
+            let line = format!(
+                "exec 3> >(true); wait $!; timeout -s TERM 2 \"$0\" {quoted} {closed}; echo \"$?\" >code"
+            );
+            shell(&bench, &line, &[]);
+            let code: i32 = fs::read_to_string(bench.path("code")).unwrap().trim().parse().unwrap();
+            assert!([0, 1, 3, 4, 124].contains(&code), "{subcommand:?} {closed}: {code}");
+        }
+    }
+}
+
+#[test]
+fn few_descriptors_and_foreign_bytes_end_no_subcommand_in_a_panic() {
+    let bench = Bench::new();
+    for limit in [4, 8, 14, 63, 64, 65, 70, 80] {
+        for subcommand in ["check", "watch", "topology verify", "parked list"] {
+            let line = format!("ulimit -n {limit}; exec timeout 20 \"$0\" {subcommand}");
+            let output = shell(&bench, &line, &[]);
+            let text = format!("{}{}", out(&output), err(&output));
+            assert!(matches!(output.status.code(), Some(1 | 3 | 4 | 127)), "{limit} {subcommand}: {text}");
+            assert!(!text.contains("panic"), "{limit} {subcommand}: {text}");
+        }
+    }
+    // A variable that is no text, beside ours.
+    let line = "export FOREIGN=$'\\xff\\xfe' REDEEMER_WORK__CONCURRENCY=$'\\xff'; exec \"$0\" check";
+    let output = shell(&bench, line, &[]);
+    assert_eq!(output.status.code(), Some(4), "{}", err(&output));
+}

@@ -114,6 +114,7 @@ fn words(verdict: &Verdict) -> String {
         Verdict::NotAccepted(Declined::TooFrequent) => "not accepted: too frequent".to_owned(),
         Verdict::NotAccepted(Declined::NotAuthorised) => "not accepted: not authorised".to_owned(),
         Verdict::NotAccepted(Declined::Locked) => "not accepted: locked".to_owned(),
+        Verdict::NotAccepted(Declined::CauseUnclear) => "not accepted: cause unclear".to_owned(),
         Verdict::NotSent => "not sent".to_owned(),
         Verdict::Unsure(Doubt::Lost) => "unsure: lost".to_owned(),
         Verdict::Unsure(Doubt::ServerError) => "unsure: server error".to_owned(),
@@ -126,6 +127,7 @@ fn words(verdict: &Verdict) -> String {
         Verdict::Unsure(Doubt::Unexpected) => "unsure: unexpected".to_owned(),
         Verdict::Stop(Fault::Unauthenticated) => "**stop**: unauthenticated".to_owned(),
         Verdict::Stop(Fault::Unauthorised) => "**stop**: unauthorised".to_owned(),
+        Verdict::Stop(Fault::Rejected) => "**stop**: rejected".to_owned(),
         Verdict::NotAuthorised => "not authorised".to_owned(),
     }
 }

@@ -26,7 +26,7 @@ use zeroize::Zeroizing;
 
 use crate::file_name::Shown;
 use crate::wechat::pem::{self, Expected, Found};
-use crate::wechat::secret_file::{self, Exposure};
+use crate::wechat::secret_file::{self, Exposure, NotOpened};
 
 /// The smallest modulus that is accepted, in bits.
 pub const MODULUS_BITS_MIN: u32 = 2048;
@@ -500,7 +500,11 @@ pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, KeyFault> {
 /// # Errors
 /// [`KeyFault::Exposed`] where others may read it, [`KeyFault::Unreadable`] where we may not.
 pub fn read_key(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyFault> {
-    let file = secret_file::open(path)?;
+    let file = secret_file::open(path).map_err(|refused| match refused {
+        NotOpened::Unreadable(source) => KeyFault::Unreadable { path: path.to_owned(), source },
+        NotOpened::Folder => KeyFault::NotText { path: path.to_owned(), found: Found::Folder },
+        NotOpened::Exposed(exposure) => KeyFault::Exposed { path: path.to_owned(), exposure },
+    })?;
     read(file, path)
 }
 

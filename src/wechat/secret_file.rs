@@ -10,8 +10,6 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use crate::file_name::Shown;
-use crate::wechat::keys::KeyFault;
-use crate::wechat::pem::Found;
 
 /// The group of the unit that is shipped.
 const SERVICE_GROUP: &str = "redeemer";
@@ -110,28 +108,34 @@ impl Exposure {
     }
 }
 
+/// Why a file with a secret is not read.
+#[derive(Debug)]
+pub enum NotOpened {
+    /// We may not, or it is not there.
+    Unreadable(std::io::Error),
+    /// It is a folder.
+    Folder,
+    /// Others may read it.
+    Exposed(Exposure),
+}
+
 /// Opens a file with a secret, where nobody else may read it.
 ///
 /// # Errors
-/// [`KeyFault::Exposed`] where others may, [`KeyFault::Unreadable`] where we may not.
-pub fn open(path: &Path) -> Result<File, KeyFault> {
-    let unreadable = |source| KeyFault::Unreadable { path: path.to_owned(), source };
-    let file = File::open(path).map_err(unreadable)?;
+/// [`NotOpened`]
+pub fn open(path: &Path) -> Result<File, NotOpened> {
+    let file = File::open(path).map_err(NotOpened::Unreadable)?;
     // The mode of the opened file, not of the path: nobody can exchange it in between.
-    let found = file.metadata().map_err(unreadable)?;
+    let found = file.metadata().map_err(NotOpened::Unreadable)?;
     if found.is_dir() {
         // The mode of a folder says nothing of a secret, and closing it to others would do harm.
-        return Err(KeyFault::NotText { path: path.to_owned(), found: Found::Folder });
+        return Err(NotOpened::Folder);
     }
     let (permissions, reader) = (Permissions::of(&found), Reader::current());
     if permissions.admit(&reader) {
         return Ok(file);
     }
-    let has_service_group = group_exists(SERVICE_GROUP);
-    Err(KeyFault::Exposed {
-        path: path.to_owned(),
-        exposure: Exposure { permissions, reader, has_service_group },
-    })
+    Err(NotOpened::Exposed(Exposure { permissions, reader, has_service_group: group_exists(SERVICE_GROUP) }))
 }
 
 fn group_exists(name: &str) -> bool {
