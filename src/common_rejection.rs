@@ -42,7 +42,7 @@ pub struct Rejection {
 pub enum Cause {
     /// The command's.
     Command,
-    /// Not known yet: the command waits.
+    /// Not known yet: the coupon is looked at, which shows whether calls are accepted at all, and the command sent again.
     Unclear,
     /// Ours: every command is rejected so.
     Common,

@@ -170,8 +170,6 @@ pub enum Declined {
     Locked,
     /// The brand has not authorised us for a use, and whether it alone has not is not known yet.
     NotAuthorised,
-    /// Rejected, signed, for no cause that is named: whether for the command's sake is not known yet.
-    CauseUnclear,
 }
 
 /// Why a reply leaves us unsure.

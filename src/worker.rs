@@ -31,7 +31,7 @@ use crate::slots::Slot;
 use crate::telemetry::foreign::Foreign;
 use crate::telemetry::traces::{Came, Leg, Stay, Traces};
 use crate::telemetry::{Masked, Short};
-use crate::verdict::{self, Authenticity, Declined, Question, Reason, Reply, Verdict};
+use crate::verdict::{self, Authenticity, Declined, Doubt, Question, Reason, Reply, Verdict};
 use crate::wechat::api::{Client, Heard, Prepared, hex};
 use crate::wechat::hosts::Host;
 use crate::wire::command::{self, Fault, Legible, Rejected};
@@ -722,7 +722,8 @@ impl Job<'_> {
             (Some(Unexplained::By(rejection)), Question::Redeem) => {
                 match rejections.reject(rejection, &self.redemption, now) {
                     common_rejection::Cause::Command => verdict,
-                    common_rejection::Cause::Unclear => Verdict::NotAccepted(Declined::CauseUnclear),
+                    // A look at the coupon shows whether calls are accepted at all, and lets the body go out again.
+                    common_rejection::Cause::Unclear => Verdict::Unsure(Doubt::Unexpected),
                     common_rejection::Cause::Common => Verdict::Stop(verdict::Fault::Rejected),
                 }
             }

@@ -114,7 +114,6 @@ fn words(verdict: &Verdict) -> String {
         Verdict::NotAccepted(Declined::TooFrequent) => "not accepted: too frequent".to_owned(),
         Verdict::NotAccepted(Declined::NotAuthorised) => "not accepted: not authorised".to_owned(),
         Verdict::NotAccepted(Declined::Locked) => "not accepted: locked".to_owned(),
-        Verdict::NotAccepted(Declined::CauseUnclear) => "not accepted: cause unclear".to_owned(),
         Verdict::NotSent => "not sent".to_owned(),
         Verdict::Unsure(Doubt::Lost) => "unsure: lost".to_owned(),
         Verdict::Unsure(Doubt::ServerError) => "unsure: server error".to_owned(),

@@ -63,8 +63,8 @@ pub enum KeyFault {
         /// What there is.
         found: Found,
     },
-    /// A file of text holds something else.
-    #[error("{} {}; text in UTF-8 is expected", Shown(path), found.in_words())]
+    /// A file holds something else than text, or is none.
+    #[error("{} {}; a file with text in UTF-8 is expected", Shown(path), found.in_words())]
     NotText {
         /// The file.
         path: PathBuf,
@@ -445,6 +445,25 @@ impl Keyring {
                 Err(faults)
             }
         }
+    }
+}
+
+/// That others may read a file is beside the point where it holds no private key: shutting them out would not help.
+fn what_it_is_instead(path: &Path, fault: KeyFault) -> KeyFault {
+    let harmless = [
+        Found::Certificate,
+        Found::CertificateRequest,
+        Found::PublicKey,
+        Found::DerCertificate,
+        Found::Empty,
+    ];
+    let found = match &fault {
+        KeyFault::Exposed { .. } => read_public(path).ok().and_then(|bytes| pem::private_key(&bytes).err()),
+        _ => None,
+    };
+    match found.filter(|found| harmless.contains(found)) {
+        Some(found) => KeyFault::NotAKey { what: shown(path), expected: Expected::PrivateKey, found },
+        None => fault,
     }
 }
 
