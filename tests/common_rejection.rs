@@ -1,4 +1,5 @@
-//! A signed rejection that meets every command alike is our own fault: the service against a real broker and the sandbox.
+//! Faults of our own in a running service, against a real broker and the sandbox: what meets every command alike is charged
+//! to none, and readiness tells what the operator needs.
 
 #![allow(clippy::unwrap_used)] // in the helpers too
 
@@ -135,6 +136,73 @@ async fn reason_of_the_number_is_kept_under_any_code() {
                 told.event
             );
         }
+    }
+    service.stop().await;
+}
+
+/// What cannot be believed is told by what there is to see of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn serial_that_is_not_held_and_missing_signatures_are_told_and_counted() {
+    let mut bed = quick().await;
+    bed.faults(json!([{ "fault": {"kind": "unknown_serial"} }]));
+    let service = bed.start().await;
+    for nth in 0..3 {
+        bed.publish(&unrelated(&bed, nth)).await;
+    }
+    let not_held = "serial 7E57000000000000000000000000000000000000";
+    until("the serial", async || service.get("/readyz").await.1.contains(not_held)).await;
+    until("the serial on the page", async || service.get("/").await.1.contains(not_held)).await;
+    bed.faults(json!([{ "fault": {"kind": "no_signature"} }]));
+    let unsigned = r#"redeemer_signature_failures_total{flaw="unsigned"}"#;
+    until("an answer without a signature", async || service.metric(unsigned).await >= 1.0).await;
+    bed.faults(json!([]));
+    for _ in 0..3 {
+        assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    }
+    service.stop().await;
+}
+
+/// A file that cannot be used any more is a warning at once, not a failure at the next start.
+#[tokio::test(flavor = "multi_thread")]
+async fn key_file_that_breaks_while_it_runs_is_a_warning_until_it_is_mended() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mut bed = quick().await;
+    bed.config.wechat.reload_every = Span(Duration::from_millis(100));
+    let secret = bed.dir.join("broker.uri");
+    std::fs::write(&secret, &bed.config.broker.uri).unwrap();
+    let mode = |path: &std::path::Path, mode: u32| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode(&secret, 0o600);
+    bed.config.broker.uri_file = secret.display().to_string();
+    let service = bed.start().await;
+    let failing = "redeemer_key_files_failing";
+    assert_eq!(service.metric(failing).await, 0.0);
+    let key = bed.dir.join("merchant_key.pem");
+    let (public, content) = (bed.dir.join("wechatpay_public_key.pem"), std::fs::read(&key).unwrap());
+    let verifying = std::fs::read(&public).unwrap();
+    let breaks: [(&str, &dyn Fn()); 6] = [
+        ("key_damaged", &|| std::fs::write(&key, "damaged").unwrap()),
+        ("key_exposed", &|| mode(&key, 0o644)),
+        ("key_gone", &|| std::fs::remove_file(&key).unwrap()),
+        ("public_key_empty", &|| std::fs::write(&public, "").unwrap()),
+        ("uri_exposed", &|| mode(&secret, 0o604)),
+        ("uri_gone", &|| std::fs::remove_file(&secret).unwrap()),
+    ];
+    for (nth, (what, break_it)) in breaks.into_iter().enumerate() {
+        break_it();
+        until(what, async || service.metric(failing).await == 1.0).await;
+        until(what, async || service.get("/readyz").await.1.contains("keys: ")).await;
+        assert_eq!(service.get("/readyz").await.0, 200, "{what} is a warning");
+        // The keys that are held stay in use.
+        bed.publish(&unrelated(&bed, nth)).await;
+        assert_eq!(bed.told().await.gist(), "redeemed - USED", "{what}");
+        std::fs::write(&key, &content).unwrap();
+        std::fs::write(&public, &verifying).unwrap();
+        std::fs::write(&secret, &bed.config.broker.uri).unwrap();
+        mode(&key, 0o600);
+        mode(&secret, 0o600);
+        until("it is mended", async || service.metric(failing).await == 0.0).await;
     }
     service.stop().await;
 }

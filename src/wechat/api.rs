@@ -218,10 +218,21 @@ impl Unbelieved {
         }
     }
 
+    /// The serial, whole where it has the shape of one: it is what the operator looks for. Anything else is shortened like
+    /// all that others wrote.
+    pub fn shown_serial(&self) -> Option<String> {
+        let serial = self.serial.as_deref()?;
+        let is_word = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'_');
+        let is_hex = serial.len() <= 40 && serial.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let has_shape =
+            is_hex || serial.len() <= 64 && serial.strip_prefix("PUB_KEY_ID_").is_some_and(is_word);
+        Some(if has_shape { serial.to_owned() } else { Foreign(serial).to_string() })
+    }
+
     /// In words, for people.
     pub fn in_words(&self) -> String {
         let mut words = Vec::new();
-        words.extend(self.serial.as_ref().map(|serial| format!("serial {}", Foreign(serial))));
+        words.extend(self.shown_serial().map(|serial| format!("serial {serial}")));
         words.extend(self.server.as_ref().map(|server| format!("Server {}", Foreign(server))));
         words.extend(self.content_type.as_ref().map(|kind| Foreign(kind).to_string()));
         words.push(match self.first_words.as_str() {

@@ -203,6 +203,9 @@ impl MerchantKey {
     }
 }
 
+/// A certificate's serial and key, or what is wrong with it.
+type ReadCertificate = Result<(String, VerificationKey), KeyFault>;
+
 /// One of the provider's keys.
 #[derive(Clone)]
 pub struct VerificationKey {
@@ -254,7 +257,7 @@ impl VerificationKey {
         pem: impl AsRef<[u8]>,
         what: &str,
         now: Timestamp,
-    ) -> Result<Vec<Result<(String, Self), KeyFault>>, KeyFault> {
+    ) -> Result<Vec<ReadCertificate>, KeyFault> {
         let ders = certificates(pem.as_ref(), what)?;
         Ok(ders.iter().map(|der| Self::from_certificate_der(der, what, now)).collect())
     }
@@ -422,7 +425,9 @@ impl Keyring {
             faults.push(KeyFault::NoVerificationKey);
         }
         let merchant = match (&files.merchant_key, from_environment) {
-            (Some(path), _) => read_key(path).and_then(|pem| MerchantKey::from_pem(&*pem, &shown(path))),
+            (Some(path), _) => read_key(path)
+                .map_err(|fault| what_it_is_instead(path, fault))
+                .and_then(|pem| MerchantKey::from_pem(&*pem, &shown(path))),
             (None, Some(pem)) => MerchantKey::from_pem(pem, IN_ENVIRONMENT),
             (None, None) => Err(KeyFault::NoMerchantKey),
         };

@@ -357,7 +357,7 @@ fn kind_of_der(der: &[u8]) -> Option<Kind> {
 /// The content of the outermost sequence.
 fn content(der: &[u8]) -> Option<&[u8]> {
     let (tag, length) = (der.first()?, usize::from(*der.get(1)?));
-    let length_bytes = if length < 0x80 { 0 } else { length - 0x80 };
+    let length_bytes = length.saturating_sub(0x80);
     (*tag == 0x30 && length_bytes <= 4).then(|| der.get(2 + length_bytes..)).flatten()
 }
 

@@ -195,10 +195,10 @@ impl At<'_> {
             )
             .with_id(format!("payment_api_signature_{}", flaw.as_str()));
         }
-        let serial = heard.unbelieved.as_ref().and_then(|seen| seen.serial.as_deref()).unwrap_or("none");
+        let serial = heard.unbelieved.as_ref().and_then(|seen| seen.shown_serial()).unwrap_or_default();
         Finding::fault(
             WHAT,
-            format!("{host} signs with a key that is not held: {}", Foreign(serial)),
+            format!("{host} signs with a key that is not held: {serial}"),
             format!(
                 "{} # the serial of a key that is held; or add the key of this serial to wechat.public_keys",
                 setting("wechat.verification_serial")
