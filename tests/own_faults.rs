@@ -285,6 +285,10 @@ fn key_material_that_cannot_be_read_is_named_for_what_it_is() {
     key("bundle.p12", "key_is_pkcs12", false);
     key("merchant_certificate.pem", "key_is_certificate", false);
     key("merchant_public.pem", "key_is_public_key", false);
+    // That others may read it is beside the point.
+    fs::set_permissions(bench.path("merchant_certificate.pem"), fs::Permissions::from_mode(0o644)).unwrap();
+    let open = bench.at("merchant_certificate.pem");
+    bench.refused(&[(MERCHANT_KEY, &open)], "key_is_certificate");
     key("request.pem", "key_is_certificate_request", false);
     key("ec.pem", "key_is_other_algorithm", false);
     key("ec_sec1.pem", "key_is_other_algorithm", false);
@@ -420,6 +424,31 @@ fn secret_that_root_lends_to_the_service_is_fine_for_all_who_need_it() {
         std::os::unix::fs::chown(&key, Some(uid), Some(gid)).unwrap();
         fs::set_permissions(&key, fs::Permissions::from_mode(mode)).unwrap();
     };
+    // Every subcommand of the runbook reads such a file; that nobody answers is another matter.
+    let uri = bench.write("broker.uri", "amqp://u:p@127.0.0.1:1/%2f\n");
+    std::os::unix::fs::chown(&uri, Some(0), Some(GROUP)).unwrap();
+    fs::set_permissions(&uri, fs::Permissions::from_mode(0o640)).unwrap();
+    fs::copy(env!("CARGO_BIN_EXE_redeemer"), bench.path("redeemer")).unwrap();
+    for (user, code) in [(root, 1), (service, 1), (operator, 1), (stranger, 3)] {
+        for subcommand in
+            SUBCOMMANDS.iter().filter(|words| ["publish", "watch", "parked", "topology"].contains(&words[0]))
+        {
+            if subcommand == &["topology", "plan"] || subcommand == &["parked", "replay"] {
+                continue; // they read no URI, or the merchant key before it
+            }
+            let inner = bench.command(subcommand, &[("REDEEMER_BROKER__URI_FILE", &uri)]);
+            let mut command = Command::new("setpriv");
+            command
+                .args(user)
+                .arg(bench.path("redeemer"))
+                .args(inner.get_args())
+                .env_clear()
+                .current_dir("/");
+            command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+            let output = run(&mut command);
+            assert_eq!(output.status.code(), Some(code), "{user:?} {subcommand:?}: {}", err(&output));
+        }
+    }
     let fine = |user: &[&str]| assert_eq!(check_as(&bench, user).0, [] as [&str; 0], "{user:?}");
     let told = |user: &[&str], id: &str| {
         let (ids, remedy) = check_as(&bench, user);
@@ -527,7 +556,7 @@ fn answer_of_something_else_is_a_fault_of_check_on_either_host() {
         (format!("404 Not Found\r\n{id}"), r#"{"error":"no route"}"#, "no route"),
         (format!("200 OK\r\n{id}"), r#"{"coupon_code":"x","coupon_state":"USED"}"#, "coupon_code"),
         (format!("400 Bad Request\r\n{id}"), r#"{"code":"PARAM_ERROR","message":"no"}"#, "PARAM_ERROR: no"),
-        ("403 Forbidden\r\nserver: \u{202e}x".to_owned(), "\u{1b}[2Joh-394z-6CGkNoJrsDLTTUKiAnp4", "oh…Anp4"),
+        ("403 Forbidden\r\nserver: \u{202e}x".to_owned(), "\u{1b}[2Joh-394z-6CGkNoJrsDLTTUKiAnp4", "…Anp4"),
     ] {
         let address = answering(&response(&head, body));
         let url = format!("http://{address}");
