@@ -3,9 +3,10 @@
 //! The main loop owns the lanes and takes deliveries; workers run beside it. A lost connection is an ordinary state:
 //! what was in hand is dropped, the broker delivers it again, and the next generation begins from the handshake.
 
+use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::FutureExt as _;
@@ -24,7 +25,8 @@ use crate::broker::probe::{self, MessageBound};
 use crate::broker::publisher::{NotPublished, Publisher, Rejection};
 use crate::broker::topology::{self, Mode, Standing};
 use crate::broker::{CannotConnect, Deliveries, Generation, Health, Settings};
-use crate::config::{Config, ConfigFault, ConfigFaults, MERCHANT_KEY};
+use crate::circuit::ResponseClass;
+use crate::config::{Config, ConfigFault, MERCHANT_KEY};
 use crate::console::{self, Auth};
 use crate::dead_letters;
 use crate::kill_point::{self, KillPoint};
@@ -37,25 +39,20 @@ use crate::publishing::{Cut, PublishFaults};
 use crate::response_log::ResponseLog;
 use crate::shutdown::Shutdown;
 use crate::slots::{Slot, Slots};
+use crate::startup::{StartFault, Startup};
 use crate::telemetry::traces::Traces;
 use crate::verdict::Fault;
-use crate::wechat::api::{CannotStart, Client, SharedKeyring};
+use crate::wechat::api::{Client, SharedKeyring};
 use crate::wechat::certificates::ApiV3Key;
-use crate::wechat::keys::{KeyFault, KeyFiles, Keyring, PublicKeys};
+use crate::wechat::keys::{KeyFault, KeyFiles, Keyring, PublicKeys, read_key};
 use crate::worker::{Brands, StoppedBy, Taken, Tools, put_back, work};
 
 /// Why the service does not start. All of it is for the operator to mend; a broker that is down is not among it.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
-    /// The configuration is wrong.
-    #[error("{0}")]
-    Config(#[from] ConfigFaults),
-    /// A key is wrong.
-    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
-    Keys(Vec<KeyFault>),
-    /// The payment API's client could not be made.
-    #[error("{0}")]
-    Client(#[from] CannotStart),
+    /// The configuration, a key or a file is wrong.
+    #[error("the service cannot start:{}", .0.iter().map(|fault| format!("\n  {fault}")).collect::<String>())]
+    Start(Vec<StartFault>),
     /// The admin port could not be opened.
     #[error("{0}")]
     Admin(#[from] CannotListen),
@@ -63,7 +60,7 @@ pub enum Refusal {
 
 impl From<ConfigFault> for Refusal {
     fn from(fault: ConfigFault) -> Self {
-        Self::Config(ConfigFaults(vec![fault]))
+        Self::Start(vec![StartFault::Config(fault)])
     }
 }
 
@@ -108,31 +105,25 @@ pub async fn run(
     shutdown: Shutdown,
     ready: impl FnOnce(std::net::SocketAddr),
 ) -> Result<(), Refusal> {
-    let broker = config.broker_settings()?;
-    let auth = config.console_token()?.map(|token| Auth::new(token.expose_secret()));
+    let Startup { broker, console_token, apiv3_key, keys, client } =
+        Startup::read(&config, merchant_key.as_ref()).map_err(Refusal::Start)?;
+    let auth = console_token.map(|token| Auth::new(token.expose_secret()));
+    let client = Arc::new(client);
     let sources = Sources {
         files: config.key_files(),
         merchant_key,
-        apiv3_key: config.apiv3_key()?,
+        apiv3_key,
         apiv3_key_file: config.apiv3_key_file(),
         reload_every: config.wechat.reload_every.0,
         download_every: config.wechat.download_every.0,
     };
-    let keyring = sources.load(PublicKeys::default()).map_err(Refusal::Keys)?;
-    let asked = config.wechat.verification_serial.as_str();
-    if !asked.is_empty() && keyring.public.get(asked).is_none() && !sources.files.downloads {
-        let problem =
-            "no key of this serial is held; answers signed with it could not be believed".to_owned();
-        return Err(ConfigFault { key: "wechat.verification_serial".to_owned(), problem }.into());
+    for fault in &keys.read().unwrap_or_else(PoisonError::into_inner).left_out {
+        warn!(%fault, "a platform certificate is left out");
     }
-    let keys: SharedKeyring = Arc::new(RwLock::new(Arc::new(keyring)));
-    let client = Arc::new(Client::new(config.wechat_settings()?, keys.clone())?);
     let traces = match config.traces() {
         None => Traces::off(),
-        Some(settings) => Traces::start(&settings).map_err(|fault| ConfigFault {
-            key: "telemetry.otlp_endpoint".to_owned(),
-            problem: fault.to_string(),
-        })?,
+        Some(settings) => Traces::start(&settings)
+            .map_err(|fault| ConfigFault::new("telemetry.otlp_endpoint", fault.to_string()))?,
     };
 
     let topology = config.topology();
@@ -172,12 +163,15 @@ pub async fn run(
         &config.admin.hosts,
     )
     .await?;
+    let key_trouble = KeyTrouble::default();
     let keeper = KeyKeeper {
         sources,
         keys: keys.clone(),
         client: client.clone(),
         breaker: breaker.clone(),
         metrics: metrics.clone(),
+        trouble: key_trouble.clone(),
+        secrets: config.secret_files(),
     };
     let keeper = tokio::spawn(keeper.run());
     let size_warning = Arc::new(OnceLock::new());
@@ -201,6 +195,7 @@ pub async fn run(
         publish_faults: PublishFaults::default(),
         stopped_by: Mutex::default(),
         responses: ResponseLog::default(),
+        rejections: Mutex::default(),
     });
     let mut service = Service {
         keys,
@@ -218,6 +213,7 @@ pub async fn run(
         sweeping: None,
         illegible_since: None,
         size_warning: size_warning.clone(),
+        key_trouble,
         drain: config.shutdown.deadline.0,
         caller: config.wechat.mchid.clone(),
         serial: config.wechat.merchant_serial.clone(),
@@ -256,6 +252,8 @@ struct Service {
     sweeping: Option<(Instant, JoinHandle<()>)>,
     /// That the broker takes messages which are too large, once that is known.
     size_warning: Arc<OnceLock<&'static str>>,
+    /// What is wrong with key files now.
+    key_trouble: KeyTrouble,
     drain: Duration,
     /// The merchant number, for reasons in words.
     caller: String,
@@ -874,7 +872,9 @@ impl Service {
             let serial = self.merchant_serial();
             let caller = format!("merchant {}, serial {serial}", self.caller);
             let stopped_by = self.tools.stopped_by.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            reasons.push(in_words(cause, &caller, &stopped_by, metrics.last_clock_skew()));
+            let last = self.tools.responses.last(ResponseClass::NotBelieved).map(|last| last.in_words());
+            let skew = metrics.last_clock_skew();
+            reasons.push(in_words(cause, &caller, &stopped_by, skew, &last.unwrap_or_default()));
         }
         let consuming = consuming && health.blocked.is_none() && !open;
         metrics.consuming(consuming);
@@ -904,7 +904,9 @@ impl Service {
             )),
         };
         let size = self.size_warning.get().map(|words| (*words).to_owned());
-        rejected.chain(waiting).chain(size).collect()
+        let keys = self.key_trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let keys = keys.into_iter().map(|why| format!("keys: {why}; the ones held stay in use"));
+        rejected.chain(waiting).chain(size).chain(keys).collect()
     }
 
     fn tell(&self, broker: Option<&str>, consuming: bool, reasons: Vec<String>) {
@@ -958,8 +960,12 @@ async fn warn_of_message_size(settings: Settings, warning: Arc<OnceLock<&'static
 }
 
 /// `caller` is who signs, `stopped_by` what an answer said that stopped us, `skew` the provider's clock less ours in
-/// seconds by its last answer of all.
-fn in_words(cause: Cause, caller: &str, stopped_by: &StoppedBy, skew: f64) -> String {
+/// seconds by its last answer of all, `not_believed` the last answer that could not be believed.
+fn in_words(cause: Cause, caller: &str, stopped_by: &StoppedBy, skew: f64, not_believed: &str) -> String {
+    let not_believed = match not_believed {
+        "" => String::new(),
+        last => format!("; last: {last}"),
+    };
     let said = match stopped_by.said.as_str() {
         "" => String::new(),
         said => format!("; it says: {said}"),
@@ -975,13 +981,18 @@ fn in_words(cause: Cause, caller: &str, stopped_by: &StoppedBy, skew: f64) -> St
         }
         Cause::Failing(Trouble::NotBelieved) => format!(
             "payment API: its answers carry no signature that we can verify; look at wechat.public_keys and the \
-             platform certificates, then at the clock ({caller}{}); calls are held back and tried one at a time",
+             platform certificates, then at the clock ({caller}{}{not_believed}); calls are held back and tried one at a \
+             time",
             clock_in_words(skew)
         ),
         Cause::Fault(Fault::Unauthenticated) => format!(
             "payment API: it rejects our signature (401); look at the merchant key, its serial, the merchant number \
              and the clock ({caller}{}{said}); consumption goes on by itself once it is mended",
             clock_in_words(stopped_by.clock_skew.unwrap_or(0.0))
+        ),
+        Cause::Fault(Fault::Rejected) => format!(
+            "payment API: it rejects every call alike; look at wechat.verification_serial, the names of \
+             wechat.public_keys and the merchant number ({caller}{said}); consumption goes on by itself once it is mended"
         ),
         Cause::Fault(Fault::Unauthorised) => format!(
             "payment API: no brand has authorised us (NO_AUTH); look at the merchant platform ({caller}{said}); \
@@ -1077,13 +1088,18 @@ impl Sources {
     }
 }
 
-/// When a file was changed last, and its size in bytes.
-type Version = (SystemTime, u64);
+/// When a file was changed last, its size in bytes, and when its owner or its mode were changed last, in nanoseconds.
+type Version = (SystemTime, u64, i128);
 
 fn version(path: &Path) -> Option<Version> {
+    use std::os::unix::fs::MetadataExt as _;
     let metadata = std::fs::metadata(path).ok()?;
-    Some((metadata.modified().ok()?, metadata.len()))
+    let changed = i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec());
+    Some((metadata.modified().ok()?, metadata.len(), changed))
 }
+
+/// What is wrong with key files that were right at the start, for whoever looks at readiness.
+type KeyTrouble = Arc<Mutex<BTreeSet<String>>>;
 
 /// The pause after a download that brought nothing.
 const DOWNLOAD_AGAIN: Duration = Duration::from_secs(30);
@@ -1095,9 +1111,27 @@ struct KeyKeeper {
     client: Arc<Client>,
     breaker: Breaker,
     metrics: Arc<Metrics>,
+    trouble: KeyTrouble,
+    /// Secrets that are read at the next start only.
+    secrets: Vec<(&'static str, PathBuf)>,
 }
 
 impl KeyKeeper {
+    /// Looks whether the next start could read what this one did, and tells what is wrong now.
+    fn look_at_files(&self, reloads: &[String]) {
+        let unreadable = self.secrets.iter().filter_map(|(key, path)| {
+            let fault = read_key(path).err()?;
+            Some(format!("{key}: {fault}"))
+        });
+        let now: BTreeSet<String> = reloads.iter().cloned().chain(unreadable).collect();
+        let mut told = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        for fault in now.difference(&told) {
+            warn!(fault, "a key file cannot be used any more; the next start would fail");
+        }
+        self.metrics.key_files_failing(now.len());
+        *told = now;
+    }
+
     async fn run(mut self) {
         self.tell_expiry();
         let mut look = interval(self.sources.reload_every);
@@ -1105,6 +1139,7 @@ impl KeyKeeper {
         let mut apiv3_seen = self.sources.apiv3_version();
         let mut downloaded = PublicKeys::default();
         let mut download_at = Instant::now();
+        let mut reloads = Vec::new();
         loop {
             if let Some(key) = &self.sources.apiv3_key
                 && download_at <= Instant::now()
@@ -1113,7 +1148,8 @@ impl KeyKeeper {
                     Ok(brought) => {
                         info!(certificates = brought.iter().count(), "platform certificates downloaded");
                         downloaded = brought;
-                        let taken = self.take_into_use(&downloaded, &mut seen);
+                        reloads = self.take_into_use(&downloaded, &mut seen);
+                        let taken = reloads.is_empty();
                         let pause = if taken { self.sources.download_every } else { DOWNLOAD_AGAIN };
                         download_at = Instant::now() + pause;
                     }
@@ -1124,8 +1160,11 @@ impl KeyKeeper {
                 }
             }
             if self.sources.versions() != seen {
-                self.take_into_use(&downloaded, &mut seen);
+                reloads = self.take_into_use(&downloaded, &mut seen);
+            } else {
+                reloads.clear();
             }
+            self.look_at_files(&reloads);
             let version = self.sources.apiv3_version();
             if version != apiv3_seen && self.reread_apiv3_key() {
                 apiv3_seen = version;
@@ -1149,7 +1188,7 @@ impl KeyKeeper {
                 true
             }
             Err(fault) => {
-                warn!(fault, "a changed APIv3 key is not taken into use");
+                warn!(%fault, "a changed APIv3 key is not taken into use");
                 false
             }
         }
@@ -1166,7 +1205,7 @@ impl KeyKeeper {
 
     /// Exchanges the keyring as a whole. Files that cannot be used leave the old keys in use: half-written, most
     /// likely, and looked at again.
-    fn take_into_use(&self, downloaded: &PublicKeys, seen: &mut Vec<Option<Version>>) -> bool {
+    fn take_into_use(&self, downloaded: &PublicKeys, seen: &mut Vec<Option<Version>>) -> Vec<String> {
         let versions = self.sources.versions();
         match self.sources.load(downloaded.clone()) {
             Ok(keyring) => {
@@ -1183,14 +1222,9 @@ impl KeyKeeper {
                     info!("keys changed and taken into use; the next call goes alone");
                 }
                 self.tell_expiry();
-                true
+                Vec::new()
             }
-            Err(faults) => {
-                for fault in faults {
-                    warn!(%fault, "changed keys are not taken into use");
-                }
-                false
-            }
+            Err(faults) => faults.iter().map(ToString::to_string).collect(),
         }
     }
 }
@@ -1210,7 +1244,7 @@ mod tests {
         let words = |skew, said: &str| {
             let stopped_by = StoppedBy { said: said.to_owned(), clock_skew: Some(skew) };
             // Later answers to other questions say nothing about what stopped us.
-            in_words(stopped, "merchant 19, serial 77", &stopped_by, 5_000.0)
+            in_words(stopped, "merchant 19, serial 77", &stopped_by, 5_000.0, "")
         };
         let late = "(merchant 19, serial 77; our clock is 600 s behind the provider's; it says: SIGN_ERROR)";
         assert!(words(600.4, "SIGN_ERROR").contains(late));

@@ -34,9 +34,9 @@ pub struct Arguments {
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 success; 1 the operation failed; 2 invalid command line; \
-3 invalid configuration or key; 4 a check failed, or a result is not the expected one (check, demo, healthcheck, parked, \
-publish --wait, topology).";
+const EXIT_CODES: &str = "Exit codes: 0 success; 1 the operation failed, or, without a message, the reader of the output \
+is gone; 2 invalid command line; 3 invalid configuration or key; 4 a check failed, or a result is not the expected one \
+(check, demo, healthcheck, parked, publish --wait, topology).";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -77,6 +77,10 @@ pub enum Failure {
 }
 
 impl Failure {
+    fn is_output_closed(&self) -> bool {
+        matches!(self, Self::Failed(error) if error.chain().any(<dyn std::error::Error>::is::<OutputClosed>))
+    }
+
     /// The exit code.
     pub fn code(&self) -> u8 {
         match self {
@@ -101,6 +105,7 @@ impl From<config::ConfigFault> for Failure {
 
 /// Runs the program.
 pub fn main(arguments: Arguments) -> ExitCode {
+    tell_panics_in_one_line();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -113,6 +118,8 @@ pub fn main(arguments: Arguments) -> ExitCode {
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     match ended {
         Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads no further, as `head` does, wants no words either.
+        Err(failure) if failure.is_output_closed() => ExitCode::from(failure.code()),
         Err(failure) => {
             complain(&failure.to_string());
             ExitCode::from(failure.code())
@@ -120,8 +127,13 @@ pub fn main(arguments: Arguments) -> ExitCode {
     }
 }
 
+/// The reader of standard output is gone.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("the reader of standard output is gone")]
+struct OutputClosed;
+
 async fn dispatch(Arguments { config, command }: Arguments) -> Result<(), Failure> {
-    let load = || config::load(config.as_deref(), std::env::vars());
+    let load = || config::load(config.as_deref(), environment());
     match command {
         Command::Run(arguments) => run::run(arguments, load()?).await,
         Command::Check(arguments) => check::run(arguments, config.as_deref(), load()).await,
@@ -146,5 +158,30 @@ fn complain(text: &str) {
 /// # Errors
 /// Where the reader of the output is gone.
 pub fn say(line: &str) -> anyhow::Result<()> {
-    writeln!(std::io::stdout(), "{}", visible_lines(line)).context("cannot write to standard output")
+    match writeln!(std::io::stdout(), "{}", visible_lines(line)) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(OutputClosed.into()),
+        written => written.context("cannot write to standard output"),
+    }
+}
+
+/// Has a panic told in one line that names its place, never its message: that may hold what the program works on. A
+/// library of the broker's client has threads of its own, which panic where nothing is left to work with; what that
+/// means is told where the connection failed.
+fn tell_panics_in_one_line() {
+    std::panic::set_hook(Box::new(|panic| {
+        let Some(place) = panic.location() else { return };
+        let (file, line) = (place.file(), place.line());
+        match file.starts_with("src/") {
+            true => complain(&format!("defect: panic at {file}:{line}; please report it")),
+            false => tracing::warn!(file, line, "a thread of a library ended by a panic"),
+        }
+    }));
+}
+
+/// The variables of the environment that are text. Those that are none set nothing here.
+fn environment() -> impl Iterator<Item = (String, String)> {
+    let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    };
+    std::env::vars_os().filter_map(text)
 }

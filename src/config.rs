@@ -21,9 +21,12 @@ use crate::broker::check_uri;
 use crate::broker::management::web_address;
 use crate::broker::tls::{BadFile, Tls};
 use crate::broker::topology::{Mode, Names, Topology};
+use crate::file_name;
+use crate::telemetry::foreign::is_hidden;
 use crate::telemetry::{Format, traces};
-use crate::wechat::certificates::ApiV3Key;
-use crate::wechat::keys::{KeyFiles, read_secret};
+use crate::wechat::certificates::{ApiV3Key, NoApiV3Key};
+use crate::wechat::key_remedy::Remedy;
+use crate::wechat::keys::{KeyFault, KeyFiles, read_secret};
 use crate::wechat::sign::Merchant;
 use crate::wire::copy::Horizon;
 
@@ -235,6 +238,39 @@ pub struct ConfigFault {
     pub key: String,
     /// What is wrong and what is wanted. Never quotes a secret.
     pub problem: String,
+    /// The id of the finding, stable for machines.
+    pub id: String,
+    /// What mends the file that the key names, where that is at fault.
+    pub remedy: Option<Remedy>,
+}
+
+impl ConfigFault {
+    /// A value that is not as it must be.
+    pub fn new(key: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self { key: key.into(), problem: problem.into(), id: "config_value".to_owned(), remedy: None }
+    }
+
+    /// The same under the id of a kind of its own.
+    #[must_use]
+    pub fn with_id(mut self, id: &str) -> Self {
+        id.clone_into(&mut self.id);
+        self
+    }
+
+    /// A file that a key names and that cannot be used.
+    fn of_file(key: &str, fault: &KeyFault) -> Self {
+        let remedy = Some(fault.remedy(MERCHANT_KEY));
+        Self { key: key.to_owned(), problem: fault.to_string(), id: fault.id(), remedy }
+    }
+}
+
+impl From<BadFile> for ConfigFault {
+    fn from(BadFile { key, problem, fault }: BadFile) -> Self {
+        match fault {
+            Some(fault) => Self::of_file(key, &fault),
+            None => Self::new(key, problem),
+        }
+    }
 }
 
 /// Everything that is wrong with the configuration.
@@ -244,7 +280,7 @@ pub struct ConfigFaults(pub Vec<ConfigFault>);
 impl fmt::Display for ConfigFaults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the configuration has faults:")?;
-        for ConfigFault { key, problem } in &self.0 {
+        for ConfigFault { key, problem, .. } in &self.0 {
             write!(f, "\n  {key}: {problem}")?;
         }
         Ok(())
@@ -264,11 +300,13 @@ pub fn load(
     let text = match file {
         None => String::new(),
         Some(path) => std::fs::read_to_string(path).map_err(|error| {
-            let key = path.display().to_string();
-            ConfigFaults(vec![ConfigFault { key, problem: format!("cannot be read: {error}") }])
+            let key = file_name::Shown(path).to_string();
+            ConfigFaults(vec![
+                ConfigFault::new(key, format!("cannot be read: {error}")).with_id("config_unreadable"),
+            ])
         })?,
     };
-    let name = file.map_or_else(String::new, |path| path.display().to_string());
+    let name = file.map_or_else(String::new, |path| file_name::Shown(path).to_string());
     parse(&text, &name, environment)
 }
 
@@ -285,7 +323,7 @@ pub fn parse(
         // The general message quotes the line, which may hold a password.
         let line = error.span().map_or(0, |span| text[..span.start].lines().count().max(1));
         let problem = format!("is not TOML at line {line}: {}", error.message());
-        ConfigFaults(vec![ConfigFault { key: name.to_owned(), problem }])
+        ConfigFaults(vec![ConfigFault::new(name, problem).with_id("config_syntax")])
     })?;
     let mut faults = Vec::new();
     let model = Table::try_from(Config::default()).unwrap_or_default();
@@ -300,9 +338,9 @@ pub fn parse(
     if !faults.is_empty() {
         return Err(ConfigFaults(faults));
     }
-    let config: Config = table.try_into().map_err(|error: toml::de::Error| {
-        ConfigFaults(vec![ConfigFault { key: name.to_owned(), problem: error.message().to_owned() }])
-    })?;
+    let config: Config = table
+        .try_into()
+        .map_err(|error: toml::de::Error| ConfigFaults(vec![ConfigFault::new(name, error.message())]))?;
     config.check(&mut faults);
     if faults.is_empty() { Ok(config) } else { Err(ConfigFaults(faults)) }
 }
@@ -334,9 +372,12 @@ fn override_by(table: &mut Table, model: &Table, place: &str, text: String) {
 fn compare(table: &Table, model: &Table, path: &str, faults: &mut Vec<ConfigFault>) {
     for (name, value) in table {
         let key = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-        let mut fault = |problem: String| faults.push(ConfigFault { key: key.clone(), problem });
+        let mut fault = |problem: String| faults.push(ConfigFault::new(key.clone(), problem));
         match (model.get(name), value) {
-            (None, _) => fault("is not a key; see config.toml for all of them".to_owned()),
+            (None, _) => {
+                let problem = "is not a key; see config.toml for all of them";
+                faults.push(ConfigFault::new(shown_name(&key), problem).with_id("config_unknown_key"));
+            }
             (Some(Value::Table(_)), Value::Table(files)) if key == "wechat.public_keys" => {
                 for (serial, file) in files.iter().filter(|(_, file)| !file.is_str()) {
                     fault(format!("{serial} must be a file name in quotes, not {}", file.type_str()));
@@ -371,6 +412,15 @@ fn compare(table: &Table, model: &Table, path: &str, faults: &mut Vec<ConfigFaul
     }
 }
 
+/// The name of a key as it may be shown: what stands there may be a secret that was put on the wrong side.
+fn shown_name(key: &str) -> String {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '_' | '-' | '.');
+    match key.len() <= 64 && key.chars().all(plain) {
+        true => key.to_owned(),
+        false => "(a name that is not shown)".to_owned(),
+    }
+}
+
 /// Whether the model's text is a time: no other default looks like one.
 fn is_span(model: &Value) -> bool {
     model.as_str().is_some_and(|text| Span::parse(text).is_some())
@@ -393,7 +443,7 @@ impl Config {
     fn check(&self, faults: &mut Vec<ConfigFault>) {
         let mut wrong = |holds: bool, key: &str, problem: &str| {
             if !holds {
-                faults.push(ConfigFault { key: key.to_owned(), problem: problem.to_owned() });
+                faults.push(ConfigFault::new(key, problem));
             }
         };
         let Self { broker, wechat, work, retry, pace, event, admin, log, telemetry, .. } = self;
@@ -459,6 +509,8 @@ impl Config {
             "must be an address such as 127.0.0.1:9464",
         );
         wrong(format(&log.format).is_some(), "log.format", "must be plain or json");
+        let filter = crate::telemetry::check_filter(&log.filter);
+        wrong(filter.is_ok(), "log.filter", "must be a filter such as info or redeemer=debug");
         let both = broker.client_certificate_file.is_empty() == broker.client_key_file.is_empty();
         wrong(both, "broker.client_certificate_file, broker.client_key_file", "must be set together");
         let (endpoint, management) = (telemetry.otlp_endpoint.as_str(), broker.management_uri.as_str());
@@ -481,6 +533,86 @@ impl Config {
         wrong((0.0..=1.0).contains(&telemetry.otlp_sample), "telemetry.otlp_sample", "must be 0 to 1");
         let queue = (1..=100_000).contains(&telemetry.otlp_queue);
         wrong(queue, "telemetry.otlp_queue", "must be 1 to 100000");
+        for (key, name) in broker.names.all() {
+            let fits = (1..=255).contains(&name.len()) && !name.contains("://") && !name.contains("-----");
+            let fits = fits && !name.chars().any(is_hidden);
+            wrong(fits, key, "must be a name of 1 to 255 bytes on one line");
+        }
+        self.check_identity(&mut wrong);
+        for (key, value) in self.file_names() {
+            if let Err(why) = file_name::check(value) {
+                let problem = format!("expects a file name, and {}; {}", why.as_str(), belongs(&key));
+                faults.push(ConfigFault::new(key, problem).with_id("config_not_a_file_name"));
+            }
+        }
+    }
+
+    /// Numbers and serials as people copy them: with a prefix lost, a blank too many, or marks that nobody sees.
+    fn check_identity(&self, wrong: &mut impl FnMut(bool, &str, &str)) {
+        let wechat = &self.wechat;
+        for (key, text) in [
+            ("wechat.mchid", &wechat.mchid),
+            ("wechat.merchant_serial", &wechat.merchant_serial),
+            ("wechat.verification_serial", &wechat.verification_serial),
+        ] {
+            let hidden = text.chars().any(|letter| letter.is_whitespace() || is_hidden(letter));
+            wrong(!hidden, key, "holds a blank or an invisible character; type it anew");
+        }
+        for id in wechat.public_keys.keys() {
+            if let Err(problem) = check_public_key_id(id) {
+                wrong(false, "wechat.public_keys", problem);
+            }
+        }
+        let serial = wechat.verification_serial.as_str();
+        let told = serial.chars().any(|letter| letter.is_whitespace() || is_hidden(letter));
+        let known = told || serial.is_empty() || is_serial(serial) || check_public_key_id(serial).is_ok();
+        wrong(
+            known,
+            "wechat.verification_serial",
+            "must be a PUB_KEY_ID_… or the serial of a certificate, in hex",
+        );
+    }
+
+    /// The files with secrets that are read at start only, by their keys.
+    pub fn secret_files(&self) -> Vec<(&'static str, PathBuf)> {
+        let Self { broker, wechat, admin, .. } = self;
+        let files = [
+            ("broker.uri_file", &broker.uri_file),
+            ("broker.client_key_file", &broker.client_key_file),
+            ("wechat.apiv3_key_file", &wechat.apiv3_key_file),
+            ("admin.console_token_file", &admin.console_token_file),
+        ];
+        let named = files.into_iter().filter(|(_, file)| !file.is_empty());
+        named.map(|(key, file)| (key, PathBuf::from(file))).collect()
+    }
+
+    /// Every value that names a file, by its key.
+    pub fn file_names(&self) -> Vec<(String, &str)> {
+        let Self { broker, wechat, admin, .. } = self;
+        let single = [
+            ("broker.uri_file", &broker.uri_file),
+            ("broker.ca_file", &broker.ca_file),
+            ("broker.client_certificate_file", &broker.client_certificate_file),
+            ("broker.client_key_file", &broker.client_key_file),
+            ("wechat.merchant_key_file", &wechat.merchant_key_file),
+            ("wechat.merchant_certificate_file", &wechat.merchant_certificate_file),
+            ("wechat.apiv3_key_file", &wechat.apiv3_key_file),
+            ("admin.console_token_file", &admin.console_token_file),
+        ];
+        let single = single.into_iter().filter(|(_, value)| !value.is_empty());
+        let single = single.map(|(key, value)| (key.to_owned(), value.as_str()));
+        let certificates = wechat.platform_certificates.iter();
+        let certificates =
+            certificates.filter_map(|path| Some(("wechat.platform_certificates".to_owned(), path.to_str()?)));
+        let public = wechat.public_keys.iter().filter_map(|(id, path)| {
+            let key = if check_public_key_id(id).is_ok() {
+                format!("wechat.public_keys.{id}")
+            } else {
+                "wechat.public_keys".to_owned()
+            };
+            Some((key, path.to_str()?))
+        });
+        single.chain(certificates).chain(public).collect()
     }
 
     /// What makes a connection to the broker.
@@ -492,21 +624,18 @@ impl Config {
         let text = match broker.uri_file.as_str() {
             "" => broker.uri.clone(),
             file => read_secret(Path::new(file))
-                .map_err(|fault| ConfigFault {
-                    key: "broker.uri_file".to_owned(),
-                    problem: fault.to_string(),
-                })?
+                .map_err(|fault| ConfigFault::of_file("broker.uri_file", &fault))?
                 .to_string(),
         };
         let key = if broker.uri_file.is_empty() { "broker.uri" } else { "broker.uri_file" };
         if text.trim().is_empty() {
             let problem = "must be a URI such as amqp://user:password@host:5672/%2f: it is empty".to_owned();
-            return Err(ConfigFault { key: key.to_owned(), problem });
+            return Err(ConfigFault::new(key, problem));
         }
         for uri in text.split_whitespace() {
-            check_uri(uri).map_err(|problem| ConfigFault {
-                key: key.to_owned(),
-                problem: format!("must be a URI such as amqp://user:password@host:5672/%2f{problem}"),
+            check_uri(uri).map_err(|problem| {
+                let problem = format!("must be a URI such as amqp://user:password@host:5672/%2f{problem}");
+                ConfigFault::new(key, problem)
             })?;
         }
         let path = |text: &str| (!text.is_empty()).then(|| PathBuf::from(text));
@@ -515,7 +644,7 @@ impl Config {
             identity: path(&broker.client_certificate_file).zip(path(&broker.client_key_file)),
         };
         if text.contains("amqps://") {
-            tls.read().map_err(|BadFile { key, problem }| ConfigFault { key: key.to_owned(), problem })?;
+            tls.read().map_err(ConfigFault::from)?;
         }
         Ok(crate::broker::Settings {
             tls,
@@ -562,7 +691,12 @@ impl Config {
     /// Where its file cannot be read, is open to others, or holds no such key.
     pub fn apiv3_key(&self) -> Result<Option<ApiV3Key>, ConfigFault> {
         let key = self.apiv3_key_file().map(|file| ApiV3Key::read(&file)).transpose();
-        key.map_err(|problem| ConfigFault { key: "wechat.apiv3_key_file".to_owned(), problem })
+        key.map_err(|fault| match fault {
+            NoApiV3Key::File(fault) => ConfigFault::of_file("wechat.apiv3_key_file", &fault),
+            NoApiV3Key::Length(fault) => {
+                ConfigFault::new("wechat.apiv3_key_file", fault.to_string()).with_id("apiv3_key_length")
+            }
+        })
     }
 
     /// Where the APIv3 key is, where one is configured.
@@ -578,16 +712,21 @@ impl Config {
     pub fn wechat_settings(&self) -> Result<crate::wechat::api::Settings, ConfigFaults> {
         let wechat = &self.wechat;
         let mut faults = Vec::new();
-        let digits = !wechat.mchid.is_empty() && wechat.mchid.bytes().all(|byte| byte.is_ascii_digit());
+        let digits =
+            (1..=32).contains(&wechat.mchid.len()) && wechat.mchid.bytes().all(|byte| byte.is_ascii_digit());
         let serial = &wechat.merchant_serial;
-        let hex = serial.len() >= 8 && serial.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let hex = is_serial(serial) && serial.len() == 40;
         let hex = hex || (serial.is_empty() && self.merchant_certificate().is_some());
         for (holds, key, problem) in [
             (digits, "wechat.mchid", "must be the service provider's merchant number, digits only"),
-            (hex, "wechat.merchant_serial", "must be the serial of the merchant API certificate, in hex"),
+            (
+                hex,
+                "wechat.merchant_serial",
+                "must be the serial of the merchant API certificate: 40 digits in hex",
+            ),
         ] {
             if !holds {
-                faults.push(ConfigFault { key: key.to_owned(), problem: problem.to_owned() });
+                faults.push(ConfigFault::new(key, problem));
             }
         }
         if !faults.is_empty() {
@@ -644,10 +783,11 @@ impl Config {
         if file.is_empty() {
             return Ok(None);
         }
-        let fault = |problem| ConfigFault { key: "admin.console_token_file".to_owned(), problem };
-        let token = read_secret(Path::new(file)).map_err(|error| fault(error.to_string()))?;
+        const KEY: &str = "admin.console_token_file";
+        let token = read_secret(Path::new(file)).map_err(|fault| ConfigFault::of_file(KEY, &fault))?;
         if token.trim().chars().count() < TOKEN_CHARS_MIN {
-            return Err(fault(format!("{file} must hold a token of {TOKEN_CHARS_MIN} characters or more")));
+            let problem = format!("{file} must hold a token of {TOKEN_CHARS_MIN} characters or more");
+            return Err(ConfigFault::new(KEY, problem).with_id("token_too_short"));
         }
         Ok(Some(SecretString::from(token.trim())))
     }
@@ -669,6 +809,60 @@ impl Config {
     pub fn log_format(&self) -> Format {
         format(&self.log.format).unwrap_or(Format::Plain)
     }
+}
+
+impl NamesConfig {
+    fn all(&self) -> [(&'static str, &str); 7] {
+        [
+            ("broker.names.commands", &self.commands),
+            ("broker.names.retry", &self.retry),
+            ("broker.names.results", &self.results),
+            ("broker.names.unrouted", &self.unrouted),
+            ("broker.names.parked", &self.parked),
+            ("broker.names.dead", &self.dead),
+            ("broker.names.instances", &self.instances),
+        ]
+    }
+}
+
+/// Where the secret itself goes, if that is what was meant.
+fn belongs(key: &str) -> String {
+    match key {
+        "wechat.merchant_key_file" => format!("the key itself goes into {MERCHANT_KEY}"),
+        "broker.uri_file" => format!("the URI itself goes into {PREFIX}BROKER__URI"),
+        _ => "put the content into a file, and name that".to_owned(),
+    }
+}
+
+/// How the ids of WeChat Pay's public keys begin.
+const PUBLIC_KEY_ID: &str = "PUB_KEY_ID_";
+
+/// Whether a name is that of a public key: `PUB_KEY_ID_`, then letters, digits and underscores.
+///
+/// # Errors
+/// What is wrong with it, without the name.
+fn check_public_key_id(id: &str) -> Result<(), &'static str> {
+    let is_word = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    match id.strip_prefix(PUBLIC_KEY_ID) {
+        Some("") => Err("must have names such as PUB_KEY_ID_0116…: one of them ends after the prefix"),
+        Some(rest) if rest.len() <= 64 && is_word(rest) => Ok(()),
+        Some(_) => {
+            Err("must have names of letters, digits and underscores: one of them holds a blank or another \
+                        character, perhaps an invisible one")
+        }
+        None if is_serial(id) && id.bytes().any(|byte| byte.is_ascii_alphabetic()) => Err(
+            "one of its names is the serial of a certificate: that file goes into wechat.platform_certificates",
+        ),
+        None => Err(
+            "must have names such as PUB_KEY_ID_0116…, as the merchant platform shows them: one of them lacks \
+                     the prefix",
+        ),
+    }
+}
+
+/// Whether a text is a serial in hex: of a merchant API certificate it has 40 digits.
+fn is_serial(text: &str) -> bool {
+    (1..=40).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 impl RetryConfig {

@@ -39,6 +39,8 @@ pub mod rate_limit;
 pub mod circuit;
 pub mod lasting;
 pub mod brand_access;
+pub mod common_rejection;
+pub mod file_name;
 
 // Texts on the wire.
 pub mod wire;
@@ -52,6 +54,7 @@ pub mod admin;
 
 // Runtime.
 pub mod config;
+pub mod startup;
 pub mod pace;
 pub mod breaker;
 pub mod response_log;

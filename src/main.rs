@@ -1,6 +1,6 @@
 //! The program: parse, match, return.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -8,13 +8,18 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpabl
 
 fn main() -> ExitCode {
     if let Err(error) = forbid_core_dumps() {
-        eprintln!("redeemer: core dumps cannot be turned off: {error}");
+        complain(&format!("core dumps cannot be turned off: {error}"));
     }
     if let Err(problem) = allow_open_files() {
-        eprintln!("redeemer: {problem}");
+        complain(&problem);
         return ExitCode::from(3);
     }
     redeemer::cli::main(redeemer::cli::Arguments::parse())
+}
+
+/// Where standard error is gone, there is nobody to tell.
+fn complain(text: &str) {
+    let _ = writeln!(io::stderr(), "redeemer: {text}");
 }
 
 /// Fewer descriptors than this are not enough for a broker, the payment API and the admin port; a library of the broker's

@@ -148,6 +148,9 @@ impl Unproven {
     }
 }
 
+/// The label of an answer without a signature, beside those of [`Flaw`].
+const UNSIGNED: &str = "unsigned";
+
 /// Why calls are held back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeldBack {
@@ -163,12 +166,13 @@ pub enum HeldBack {
 
 impl HeldBack {
     /// Every cause.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Silent,
         Self::ServerError,
         Self::NotBelieved,
         Self::Fault(Fault::Unauthenticated),
         Self::Fault(Fault::Unauthorised),
+        Self::Fault(Fault::Rejected),
     ];
 
     /// The word in labels.
@@ -318,6 +322,7 @@ pub struct Metrics {
     unproven: IntCounterVec,
     depth: GaugeVec,
     key_expiry: GaugeVec,
+    key_files_failing: IntGauge,
     flaws: IntCounterVec,
     generation: IntCounter,
     connected: IntGauge,
@@ -483,6 +488,13 @@ impl Metrics {
                 "When a key ends, in seconds since 1970; 0 where none is known to end.",
                 "key",
             ),
+            key_files_failing: register(
+                &registry,
+                IntGauge::with_opts(Opts::new(
+                    "redeemer_key_files_failing",
+                    "Key files and secrets that cannot be used any more; the keys that are held stay in use.",
+                )),
+            ),
             held_back: register(
                 &registry,
                 IntGaugeVec::new(
@@ -497,7 +509,7 @@ impl Metrics {
             ),
             flaws: counters(
                 "redeemer_signature_failures_total",
-                "Answers whose signature did not convince, by what was wrong.",
+                "Answers whose signature did not convince, by what was wrong; unsigned: there was none.",
                 &["flaw"],
             ),
             generation: counter("redeemer_broker_generations_total", "Broker connections built since start."),
@@ -588,8 +600,8 @@ impl Metrics {
         for why in ConsoleDenial::ALL {
             self.console_denials.with_label_values(&[why.as_str()]);
         }
-        for flaw in Flaw::ALL {
-            self.flaws.with_label_values(&[flaw.as_str()]);
+        for flaw in Flaw::ALL.map(Flaw::as_str).into_iter().chain([UNSIGNED]) {
+            self.flaws.with_label_values(&[flaw]);
         }
         for class in ResponseClass::ALL {
             self.responses.with_label_values(&[class.as_str()]);
@@ -744,6 +756,16 @@ impl Metrics {
     /// An answer's signature did not convince.
     pub fn flawed(&self, flaw: Flaw) {
         self.flaws.with_label_values(&[flaw.as_str()]).inc();
+    }
+
+    /// An answer carried no signature at all.
+    pub fn unsigned(&self) {
+        self.flaws.with_label_values(&[UNSIGNED]).inc();
+    }
+
+    /// So many key files and secrets cannot be read any more, or hold what cannot be used.
+    pub fn key_files_failing(&self, count: usize) {
+        self.key_files_failing.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// Counts a request that the operator console denied.

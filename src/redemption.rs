@@ -170,9 +170,9 @@ const WORD: Alphabet = Alphabet {
     has: |byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'),
 };
 const ORDER: Alphabet = Alphabet {
-    class: "[0-9A-Za-z_|*-]",
-    words: "digits, letters, '_', '-', '|' and '*'",
-    has: |byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'|' | b'*'),
+    class: "[0-9A-Za-z_|*@-]",
+    words: "digits, letters, '_', '-', '|', '*' and '@'",
+    has: |byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'|' | b'*' | b'@'),
 };
 const SERVICE_ORDER: Alphabet = Alphabet {
     class: "[0-9A-Za-z_|-]",
@@ -236,7 +236,10 @@ fn complete_seconds(text: &str) -> Option<String> {
                 && fraction.bytes().all(|byte| byte.is_ascii_digit())
         }
     };
-    let zone_fits = zone == "Z" || shaped(zone, "+dd:dd") || shaped(zone, "-dd:dd");
+    // A leap second and an offset of a day are more than the general parser should let through.
+    let second_fits = second_fits && !seconds.starts_with(":60");
+    let offset = shaped(zone, "+dd:dd") || shaped(zone, "-dd:dd");
+    let zone_fits = zone == "Z" || offset && zone[1..] <= *"23:59" && zone[4..] <= *"59";
     (second_fits && zone_fits).then(|| format!("{minutes}{seconds}{zone}"))
 }
 
@@ -285,7 +288,8 @@ mod tests {
         assert!(RequestNo::parse(&"x".repeat(41)).is_err());
         assert!(Mchid::parse("1900000109").is_ok());
         assert!(Mchid::parse("19a").is_err());
-        assert!(OrderNo::parse("a|b*c-d_e").is_ok());
+        assert!(OrderNo::parse("a|b*c-d_e@f").is_ok());
+        assert!(ServiceOrderNo::parse("a@b").is_err());
         assert!(ServiceOrderNo::parse("a|b-c_d").is_ok());
         assert!(ServiceOrderNo::parse("a*b").is_err());
         assert!(ServiceOrderNo::parse(&"x".repeat(33)).is_err());
@@ -300,6 +304,7 @@ mod tests {
         let check = |text: &str, sent: &str| assert_eq!(UseTime::parse(text).unwrap().as_str(), sent);
         check("2025-07-24T00:00+08:00", "2025-07-24T00:00:00+08:00");
         check("2025-07-24T00:00Z", "2025-07-24T00:00:00Z");
+        check("2025-07-24T00:00:59+23:59", "2025-07-24T00:00:59+23:59");
         check("2025-07-24T01:02:03+08:00", "2025-07-24T01:02:03+08:00");
         check("2025-07-24T01:02:03.120-03:30", "2025-07-24T01:02:03.120-03:30");
     }
@@ -322,6 +327,14 @@ mod tests {
             "２０２５-07-24T00:00Z",
             "2025-07-24T00:00:0+08:00",
             "2025-07-24T00:00:00.1234567890Z",
+            "2025-07-24T00:00:60Z",
+            "2025-07-24T23:59:60+08:00",
+            "2025-07-24T00:00:60.5Z",
+            "2025-07-24T00:00:00+24:00",
+            "2025-07-24T00:00:00-24:00",
+            "2025-07-24T00:00:00+25:59",
+            "2025-07-24T00:00:00+08:60",
+            "2025-07-24T00:00:00-99:99",
         ] {
             assert!(UseTime::parse(text).is_err(), "{text:?}");
         }

@@ -33,12 +33,17 @@ impl LastResponse {
             Reply::Answered(answer) => Some(answer),
             Reply::NotSent(_) | Reply::Lost(_) => None,
         };
-        let message = answer.and_then(|answer| answer.message.as_deref()).or(heard.trouble.as_deref());
+        let seen = heard.unbelieved.as_ref().map(|seen| seen.in_words());
+        let said = answer.and_then(|answer| answer.message.clone()).map(String::from);
+        let message = match (said, seen) {
+            (Some(said), Some(seen)) => Some(format!("{seen}; {said}")),
+            (said, seen) => said.or(seen).or_else(|| heard.trouble.clone()),
+        };
         Self {
             at,
             status: answer.map(|answer| answer.status),
             code: answer.and_then(|answer| answer.code.as_deref()).map(|code| bounded(code, WORD_BYTES_MAX)),
-            message: message.map(|message| bounded(message, MESSAGE_BYTES_MAX)),
+            message: message.map(|message| bounded(&message, MESSAGE_BYTES_MAX)),
             request_id: answer
                 .and_then(|answer| answer.request_id.as_deref())
                 .map(|id| bounded(id, WORD_BYTES_MAX)),
@@ -123,7 +128,8 @@ mod tests {
         };
         let (reply, host, host_name) = (Reply::Answered(answer), Host::Primary, String::new());
         let (serial, clock_skew, took, trouble) = (None, None, Duration::ZERO, None);
-        let heard = Heard { reply, host, host_name, serial, clock_skew, took, trouble };
+        let (detail, unbelieved) = (None, None);
+        let heard = Heard { reply, host, host_name, serial, clock_skew, took, trouble, detail, unbelieved };
         log.record(ResponseClass::NotBelieved, &heard, Instant::now());
         let last = log.last(ResponseClass::NotBelieved).unwrap();
         assert_eq!(last.status, Some(403));

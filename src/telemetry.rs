@@ -33,6 +33,14 @@ pub enum Format {
 #[error("log.filter is not a filter such as info or redeemer=debug: {0}")]
 pub struct BadFilter(String);
 
+/// Whether a text is a filter.
+///
+/// # Errors
+/// [`BadFilter`]
+pub fn check_filter(filter: &str) -> Result<(), BadFilter> {
+    EnvFilter::try_new(filter).map(drop).map_err(|error| BadFilter(error.to_string()))
+}
+
 /// Begins to write the log to standard error.
 ///
 /// # Errors
@@ -41,7 +49,8 @@ pub fn init(format: Format, filter: &str) -> Result<(), BadFilter> {
     let filter = EnvFilter::try_new(filter).map_err(|error| BadFilter(error.to_string()))?;
     // Colours are for terminals: in a file or a journal they are noise.
     let colours = std::io::stderr().is_terminal();
-    let layer = tracing_subscriber::fmt::layer().with_ansi(colours);
+    // It would be told on standard error, which is what failed.
+    let layer = tracing_subscriber::fmt::layer().with_ansi(colours).log_internal_errors(false);
     let registry = tracing_subscriber::registry().with(filter);
     // A log that is there already (a test's) stays.
     let _ = match format {

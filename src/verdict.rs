@@ -203,17 +203,20 @@ pub enum Fault {
     Unauthenticated,
     /// Every brand tried lately answered that we are not authorised.
     Unauthorised,
+    /// What stands in the head of every call is rejected, such as the id of a key.
+    Rejected,
 }
 
 impl Fault {
     /// Every fault, for metrics and tables.
-    pub const ALL: [Self; 2] = [Self::Unauthenticated, Self::Unauthorised];
+    pub const ALL: [Self; 3] = [Self::Unauthenticated, Self::Unauthorised, Self::Rejected];
 
     /// The word in logs and labels.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Unauthenticated => "unauthenticated",
             Self::Unauthorised => "unauthorised",
+            Self::Rejected => "rejected",
         }
     }
 }

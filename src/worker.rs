@@ -20,6 +20,7 @@ use crate::broker::delivery::{DEAD_AT, DEAD_REASON, DELAYS_PASSED, Delivery, HAN
 use crate::broker::publisher::{PARKED_REASON, Published, Publisher};
 use crate::broker::topology::wait_name;
 use crate::circuit::ResponseClass;
+use crate::common_rejection::{self, CommonRejection, Rejection};
 use crate::kill_point::{self, KillPoint};
 use crate::metrics::{Arrival, Aside, Message, Metrics, Settling};
 use crate::pace::{Budget, Pacer, Rank};
@@ -30,7 +31,7 @@ use crate::slots::Slot;
 use crate::telemetry::foreign::Foreign;
 use crate::telemetry::traces::{Came, Leg, Stay, Traces};
 use crate::telemetry::{Masked, Short};
-use crate::verdict::{self, Authenticity, Declined, Question, Reason, Reply, Verdict};
+use crate::verdict::{self, Authenticity, Declined, Doubt, Question, Reason, Reply, Verdict};
 use crate::wechat::api::{Client, Heard, Prepared, hex};
 use crate::wechat::hosts::Host;
 use crate::wire::command::{self, Fault, Legible, Rejected};
@@ -69,6 +70,8 @@ pub struct Tools {
     pub stopped_by: Mutex<StoppedBy>,
     /// What came of calls lately, by class.
     pub responses: ResponseLog,
+    /// Rejections of late that name no cause.
+    pub rejections: Mutex<CommonRejection>,
 }
 
 impl Tools {
@@ -544,7 +547,7 @@ impl Job<'_> {
                     }
                 }
                 // Held here it would be asked for ever, and nobody would learn that another brand is open.
-                Step::Halt(verdict::Fault::Unauthorised)
+                Step::Halt(verdict::Fault::Unauthorised | verdict::Fault::Rejected)
                     if let Some(put_away) = self.carried.progress.step_aside(limits) =>
                 {
                     put_away
@@ -686,6 +689,7 @@ impl Job<'_> {
         let (brands, brand) = (&self.tools.brands, self.redemption.brand_id.as_str());
         // That a brand lets us look, or does not, says nothing about whether we may redeem: rights go interface by
         // interface.
+        let verdict = self.judge_cause(question, heard, verdict, asked_at);
         if question == Question::Inquire {
             return verdict;
         }
@@ -703,6 +707,38 @@ impl Job<'_> {
         }
     }
 
+    /// A signed rejection that may be about what stands in the head of every call is not charged to the command.
+    fn judge_cause(&self, question: Question, heard: &Heard, verdict: Verdict, asked_at: Instant) -> Verdict {
+        let mut rejections = self.tools.rejections.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        match (unexplained(heard, &verdict), question) {
+            (Some(Unexplained::Headers), _) => Verdict::Stop(verdict::Fault::Rejected),
+            (Some(Unexplained::By(rejection)), Question::Inquire) => {
+                match rejections.is_common(&rejection, now) {
+                    true => Verdict::Stop(verdict::Fault::Rejected),
+                    false => verdict,
+                }
+            }
+            (Some(Unexplained::By(rejection)), Question::Redeem) => {
+                match rejections.reject(rejection, &self.redemption, now) {
+                    common_rejection::Cause::Command => verdict,
+                    // A look at the coupon shows whether calls are accepted at all, and lets the body go out again.
+                    common_rejection::Cause::Unclear => Verdict::Unsure(Doubt::Unexpected),
+                    common_rejection::Cause::Common => Verdict::Stop(verdict::Fault::Rejected),
+                }
+            }
+            (None, _) => {
+                if matches!(
+                    verdict,
+                    Verdict::Redeemed | Verdict::Refused(_) | Verdict::NotExecuted | Verdict::Objected { .. }
+                ) {
+                    rejections.accept(asked_at);
+                }
+                verdict
+            }
+        }
+    }
+
     /// Counts and remembers one attempt.
     fn note(&mut self, question: Question, heard: &Heard, verdict: &Verdict, at: Timestamp) {
         let tools = self.tools;
@@ -714,8 +750,10 @@ impl Job<'_> {
             Reply::Answered(answer) => Some(answer),
             Reply::NotSent(_) | Reply::Lost(_) => None,
         };
-        if let Some(Authenticity::Unconvincing(flaw)) = answer.map(|answer| answer.authenticity) {
-            tools.metrics.flawed(flaw);
+        match answer.map(|answer| answer.authenticity) {
+            Some(Authenticity::Unconvincing(flaw)) => tools.metrics.flawed(flaw),
+            Some(Authenticity::Unsigned) => tools.metrics.unsigned(),
+            Some(Authenticity::Verified) | None => {}
         }
         let evidence = Evidence {
             at,
@@ -734,6 +772,7 @@ impl Job<'_> {
             request_id = evidence.request_id,
             took_ms = heard.took.as_millis() as u64,
             trouble = heard.trouble,
+            unbelieved = heard.unbelieved.as_ref().map(|seen| seen.in_words()),
             trace_id = self.stay.trace_id(),
             "attempt"
         );
@@ -845,6 +884,31 @@ impl Job<'_> {
         progress.objection = outcome.objection().cloned();
         self.put_away(0, Aside::Untold, cut).await
     }
+}
+
+/// A signed rejection that no part of the command explains.
+enum Unexplained {
+    /// The provider names a header.
+    Headers,
+    /// It names nothing.
+    By(Rejection),
+}
+
+/// Whether a rejection may be about every call. One that names a field, or whose number gives a reason of its own, is the
+/// command's.
+fn unexplained(heard: &Heard, verdict: &Verdict) -> Option<Unexplained> {
+    let (Reply::Answered(answer), Verdict::Objected { reason, .. }) = (&heard.reply, verdict) else {
+        return None;
+    };
+    if heard.detail.as_ref().is_some_and(|detail| detail.is_about_our_headers()) {
+        return Some(Unexplained::Headers);
+    }
+    let names_a_field = heard.detail.as_ref().is_some_and(|detail| detail.names_a_field());
+    let says_nothing = matches!(reason, Reason::InvalidParameter | Reason::Rejected);
+    (says_nothing && !names_a_field).then(|| {
+        let code = answer.code.clone().unwrap_or_default();
+        Unexplained::By(Rejection { status: answer.status, code, sub_code: answer.sub_code })
+    })
 }
 
 #[allow(clippy::large_enum_variant, reason = "nearly always a step, and it lives no longer than its match")]
@@ -1001,7 +1065,9 @@ mod tests {
             let (host, host_name) = (Host::Primary, String::new());
             let clock_skew = Some(SignedDuration::from_secs(-3));
             let (serial, took, trouble) = (None, Duration::ZERO, None);
-            let heard = Heard { reply, host, host_name, serial, clock_skew, took, trouble };
+            let (detail, unbelieved) = (None, None);
+            let heard =
+                Heard { reply, host, host_name, serial, clock_skew, took, trouble, detail, unbelieved };
             let StoppedBy { said, clock_skew } = StoppedBy::new(&heard);
             assert_eq!(clock_skew, Some(-3.0));
             said

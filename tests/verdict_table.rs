@@ -126,6 +126,7 @@ fn words(verdict: &Verdict) -> String {
         Verdict::Unsure(Doubt::Unexpected) => "unsure: unexpected".to_owned(),
         Verdict::Stop(Fault::Unauthenticated) => "**stop**: unauthenticated".to_owned(),
         Verdict::Stop(Fault::Unauthorised) => "**stop**: unauthorised".to_owned(),
+        Verdict::Stop(Fault::Rejected) => "**stop**: rejected".to_owned(),
         Verdict::NotAuthorised => "not authorised".to_owned(),
     }
 }
@@ -554,7 +555,16 @@ fn error_bodies_are_read_as_far_as_they_go() {
         Some("参数错误"),
     );
     let seen = r#"{"code":"SIGN_ERROR","detail":{"detail":{"issue":"sign not match"},"location":"authorization"},"message":"x"}"#;
-    check(seen, Some("SIGN_ERROR"), Some("x"));
+    check(seen, Some("SIGN_ERROR"), Some("x (location authorization, issue sign not match)"));
+    let documented = r#"{"code":"PARAM_ERROR","message":"参数错误","detail":{"field":"/associated_order_info/mchid","value":
+        "oh-394z-6CGkNoJrsDLTTUKiAnp4","issue":"wrong","location":"body"}}"#;
+    let told = "参数错误 (field /associated_order_info/mchid, location body, issue wrong)";
+    check(documented, Some("PARAM_ERROR"), Some(told));
+    // Nothing of a detail that is shaped otherwise.
+    for detail in ["7", "[]", "\"x\"", r#"{"field":7,"issue":[],"location":{}}"#] {
+        let body = format!(r#"{{"code":"PARAM_ERROR","message":"x","detail":{detail}}}"#);
+        check(&body, Some("PARAM_ERROR"), Some("x"));
+    }
     check("<html>502</html>", None, None);
     check("", None, None);
     let long = format!(r#"{{"code":"{}","message":"{}"}}"#, "C".repeat(999), "参".repeat(999));
@@ -562,6 +572,43 @@ fn error_bodies_are_read_as_far_as_they_go() {
     assert_eq!(error.code.unwrap().len(), 64);
     let message = error.message.unwrap();
     assert!(message.len() <= reply::MESSAGE_BYTES_MAX && message.len() > reply::MESSAGE_BYTES_MAX - 3);
+}
+
+/// What the provider names tells whose fault a rejection is.
+#[test]
+fn detail_is_about_our_headers_or_names_a_field() {
+    let check = |field: &str, location: &str, ours: bool, theirs: bool| {
+        let body = serde_json::json!({"code": "PARAM_ERROR", "detail": {"field": field, "location": location, "issue": "x"}});
+        let detail = reply::error(body.to_string().as_bytes()).detail.unwrap();
+        assert_eq!(
+            (detail.is_about_our_headers(), detail.names_a_field()),
+            (ours, theirs),
+            "{field} {location}"
+        );
+    };
+    for field in [
+        "Wechatpay-Serial",
+        "wechatpay-serial",
+        "/Wechatpay-Serial",
+        "Authorization",
+        "User-Agent",
+        "Accept",
+        "Content-Type",
+    ] {
+        check(field, "", true, false);
+        check(field, "header", true, false);
+    }
+    check("serial_no", "authorization", true, false);
+    check("mchid", "authorization", true, false);
+    check("", "header", true, false);
+    for field in
+        ["/appid", "/associated_order_info/mchid", "/out_request_no", "openid", "coupon_code", "brand_id"]
+    {
+        check(field, "body", false, true);
+        check(field, "url", false, true);
+        check(field, "", false, true);
+    }
+    check("", "body", false, false);
 }
 
 #[test]

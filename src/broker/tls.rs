@@ -11,7 +11,9 @@ use lapin::ErrorKind;
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use rustls::{AlertDescription, CertificateError, Error};
 
-use crate::wechat::keys::{KeyFault, read_public, read_secret};
+use crate::file_name::Shown;
+use crate::wechat::keys::{KeyFault, read_key, read_public};
+use crate::wechat::pem::{self, Expected, Found};
 
 /// Where the certificates are. They are read for each connection, so that exchanged ones are taken into use.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -30,6 +32,14 @@ pub struct BadFile {
     pub key: &'static str,
     /// What is wrong.
     pub problem: String,
+    /// The same, where it is a fault that has a remedy of its own.
+    pub fault: Option<KeyFault>,
+}
+
+impl BadFile {
+    fn new(key: &'static str, fault: KeyFault) -> Self {
+        Self { key, problem: fault.to_string(), fault: Some(fault) }
+    }
 }
 
 /// The config keys, as faults name them.
@@ -48,12 +58,9 @@ impl Tls {
             None => None,
             Some((certificate, key)) => {
                 let pem = certificates(CERTIFICATE, certificate)?.into_bytes();
-                let unfit = |fault: KeyFault| BadFile { key: KEY, problem: fault.to_string() };
-                let key_pem = read_secret(key).map_err(unfit)?;
-                if !key_pem.contains("PRIVATE KEY-----") {
-                    let problem = format!("{} is not a private key in PEM", key.display());
-                    return Err(BadFile { key: KEY, problem });
-                }
+                let bytes = read_key(key).map_err(|fault| BadFile::new(KEY, fault))?;
+                let key_pem = pem::any_private_key(&bytes)
+                    .map_err(|found| BadFile::new(KEY, not_a_key(key, Expected::PrivateKey, found)))?;
                 // The client's own type: its memory is not wiped.
                 Some(OwnedIdentity::PKCS8 { pem, key: key_pem.as_bytes().to_vec() })
             }
@@ -62,18 +69,15 @@ impl Tls {
     }
 }
 
+/// Every certificate of a file, in the plain form that the client reads.
 fn certificates(key: &'static str, path: &Path) -> Result<String, BadFile> {
-    let text = read_public(path).map_err(|fault| BadFile { key, problem: fault.to_string() })?;
-    // What is no certificate would be left out without a word.
-    let whole = x509_parser::pem::Pem::iter_from_buffer(text.as_bytes())
-        .map(|block| block.is_ok_and(|block| block.label == "CERTIFICATE" && block.parse_x509().is_ok()))
-        .collect::<Vec<_>>();
-    if whole.is_empty() || whole.contains(&false) {
-        let problem =
-            format!("{} is not a certificate in PEM, or holds something else beside", path.display());
-        return Err(BadFile { key, problem });
-    }
-    Ok(text.to_string())
+    let bytes = read_public(path).map_err(|fault| BadFile::new(key, fault))?;
+    pem::certificates_in_plain_pem(&bytes)
+        .map_err(|found| BadFile::new(key, not_a_key(path, Expected::Certificate, found)))
+}
+
+fn not_a_key(path: &Path, expected: Expected, found: Found) -> KeyFault {
+    KeyFault::NotAKey { what: Shown(path).to_string(), expected, found }
 }
 
 /// What a refused handshake means, and which key mends it; `None` where it was no matter of TLS. `shown` says whether
@@ -187,7 +191,7 @@ mod tests {
         assert!(tls.read().unwrap_err().to_string().starts_with("broker.ca_file: cannot read"));
         let key = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/documentation_test_key.pem");
         let tls = Tls { ca: Some(PathBuf::from(key)), identity: None };
-        assert!(tls.read().unwrap_err().to_string().contains("is not a certificate in PEM"));
+        assert!(tls.read().unwrap_err().to_string().contains("holds a private key; an X.509 certificate"));
         assert_eq!(Tls::default().read().unwrap(), OwnedTLSConfig::default());
     }
 }

@@ -1,9 +1,12 @@
 //! `redeemer check`: looks at everything that can be wrong before it is; each fault with its remedy.
 //!
-//! Changes nothing: the topology is verified, never made, and the one call to the payment API only reads.
+//! Changes nothing: the topology is verified, never made, and the calls to the payment API only read.
+
+mod payment_api;
+mod remedies;
 
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use clap::Args;
@@ -16,16 +19,14 @@ use crate::broker::management::{self, Alarm, Management, Mismatch, Queue, Unansw
 use crate::broker::probe::{self, Held, MessageBound, Need, Right};
 use crate::broker::topology::{Difference, Mode, Object, Standing, survey};
 use crate::broker::{CannotConnect, Generation, Settings};
+use crate::cli::check::remedies::{Origin, setting};
 use crate::cli::{Failure, say};
 use crate::config::{Config, ConfigFault, ConfigFaults, MERCHANT_KEY, PREFIX};
-use crate::redemption::{
-    Appid, AssociatedOrder, BrandId, CouponCode, Openid, OrderNo, OrderNumbers, ProductCouponId, Redemption,
-    RequestNo, StockId, Unfit, UseTime,
-};
-use crate::verdict::{Authenticity, Flaw, Question, Reply, Verdict, judge};
-use crate::wechat::api::{CannotStart, Client, Heard, Prepared, SharedKeyring};
-use crate::wechat::keys::{KeyFault, Keyring};
-use crate::wechat::verify::CLOCK_TOLERANCE_SECONDS;
+use crate::file_name::Shown;
+use crate::startup::{Looked, StartFault};
+use crate::wechat::api::{CannotStart, Client, SharedKeyring};
+use crate::wechat::certificates::ApiV3Key;
+use crate::wechat::keys::Keyring;
 
 /// Arguments of `check`.
 #[derive(Debug, Args)]
@@ -47,6 +48,8 @@ enum Gravity {
 /// One thing that was looked at.
 #[derive(Debug, Serialize)]
 struct Finding {
+    /// Stable for machines.
+    id: String,
     what: &'static str,
     gravity: Gravity,
     detail: String,
@@ -55,16 +58,25 @@ struct Finding {
 }
 
 impl Finding {
+    fn new(what: &'static str, gravity: Gravity, detail: String, remedy: Option<String>) -> Self {
+        Self { id: what.replace(' ', "_"), what, gravity, detail, remedy }
+    }
+
     fn ok(what: &'static str, detail: impl Into<String>) -> Self {
-        Self { what, gravity: Gravity::Ok, detail: detail.into(), remedy: None }
+        Self::new(what, Gravity::Ok, detail.into(), None)
     }
 
     fn warning(what: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { what, gravity: Gravity::Warning, detail: detail.into(), remedy: Some(remedy.into()) }
+        Self::new(what, Gravity::Warning, detail.into(), Some(remedy.into()))
     }
 
     fn fault(what: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { what, gravity: Gravity::Fault, detail: detail.into(), remedy: Some(remedy.into()) }
+        Self::new(what, Gravity::Fault, detail.into(), Some(remedy.into()))
+    }
+
+    fn with_id(mut self, id: impl Into<String>) -> Self {
+        self.id = id.into();
+        self
     }
 }
 
@@ -83,11 +95,16 @@ pub async fn run(
     let failure = match read {
         Ok(config) => {
             findings.push(Finding::ok("configuration", "every key is known and in its range"));
-            if let Some((client, keyring)) = keys(&config, &origin, &mut findings) {
-                download(&config, &client, &keyring, &mut findings).await;
-                payment_api(&config, &client, &mut findings).await;
+            let merchant_key = merchant_key_from_environment();
+            let looked = Looked::at(&config, merchant_key.as_ref());
+            keys(&config, &origin, &looked, &mut findings);
+            if let (Some(client), Some(keyring)) = (&looked.client, &looked.keys) {
+                download(&config, &origin, (client, keyring), looked.apiv3_key.as_ref(), &mut findings).await;
+                payment_api::look(&config, &origin, client, &mut findings).await;
             }
-            broker(&config, &mut findings).await;
+            if let Some(settings) = looked.broker {
+                broker(&config, settings, &mut findings).await;
+            }
             Failure::Unexpected
         }
         Err(faults) => {
@@ -120,110 +137,88 @@ pub async fn run(
 }
 
 fn misconfigured(fault: &ConfigFault, origin: &Origin) -> Finding {
-    let ConfigFault { key, problem } = fault;
+    let ConfigFault { key, problem, id, remedy } = fault;
     // Where the text as a whole is at fault, the file's name stands for the key; without a file, nothing does.
-    let (detail, remedy) = match origin.file {
-        Some(file) if file.to_str() == Some(key) => {
+    let file = origin.file.map(|file| Shown(file).to_string());
+    let (detail, mending) = match (file, remedy) {
+        (_, Some(remedy)) => (format!("{key}: {problem}"), origin.remedy(remedy, key)),
+        (Some(file), None) if file == *key => {
             (format!("{key}: {problem}"), format!("ls -l {key}; ${{EDITOR:-vi}} {key}"))
         }
-        None if key.is_empty() => (problem.clone(), format!("env | grep -o '^{PREFIX}[^=]*'")),
+        (None, None) if key.is_empty() => (problem.clone(), format!("env | grep -o '^{PREFIX}[^=]*'")),
         _ => (format!("{key}: {problem}"), origin.mending(key, problem)),
     };
-    Finding::fault("configuration", detail, remedy)
+    Finding::fault("configuration", detail, mending).with_id(id.clone())
 }
 
-/// Where the configuration comes from, which decides how a key is mended.
-struct Origin<'a> {
-    file: Option<&'a Path>,
-    /// The variables of the environment that set keys.
-    variables: Vec<String>,
-}
-
-impl<'a> Origin<'a> {
-    fn of(file: Option<&'a Path>) -> Self {
-        let names = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
-        let variables = names.filter(|name| name.starts_with(PREFIX) && name.contains("__")).collect();
-        Self { file, variables }
-    }
-
-    /// The command that mends a key, or several with commas between them, there where it is set.
-    fn mending(&self, key: &str, how: &str) -> String {
-        let keys: Vec<_> = key.split(", ").collect();
-        let names: Vec<_> = keys.iter().map(|key| variable(key)).collect();
-        let sets = |set: &&String| {
-            let set = set.to_uppercase();
-            names.iter().any(|name| {
-                set.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with("__"))
-            })
-        };
-        let set: Vec<_> = self.variables.iter().filter(sets).cloned().collect();
-        let how = how.replace('\n', " ");
-        match (set.is_empty(), self.file) {
-            (true, Some(file)) => format!("${{EDITOR:-vi}} {} # {key}: {how}", file.display()),
-            (false, _) if !keys.iter().all(|key| is_known(key)) => format!("unset {} # {how}", set.join(" ")),
-            _ => format!("{} # {how}", exports(&names)),
+/// What keeps the service from starting, with what mends it.
+fn start_fault(fault: &StartFault, config: &Config, origin: &Origin) -> Finding {
+    match fault {
+        StartFault::Config(fault) => {
+            let what = match fault.key.as_str() {
+                key if key.starts_with("broker.") => "broker",
+                "wechat.mchid" | "wechat.merchant_serial" => "configuration",
+                _ => "keys",
+            };
+            let finding = misconfigured(fault, origin);
+            let mending = match (fault.id.as_str(), fault.key.as_str()) {
+                ("apiv3_key_length", _) => {
+                    Some(format!("wc -c {} # 32 characters", config.wechat.apiv3_key_file))
+                }
+                ("token_too_short", _) => {
+                    let file = &config.admin.console_token_file;
+                    Some(format!("openssl rand -hex 32 > {file} # its owner and its mode stay"))
+                }
+                ("serial_not_held", _) => {
+                    Some(origin.mending(&fault.key, "leave it out: a key that is held is asked for"))
+                }
+                _ => None,
+            };
+            Finding { what, remedy: mending.or(finding.remedy), ..finding }
+        }
+        StartFault::Key(fault) => {
+            let words = fault.to_string();
+            let names = |value: &str| !value.is_empty() && words.contains(value);
+            let key = config.file_names().into_iter().find(|(_, value)| names(value)).map(|(key, _)| key);
+            let (key, detail) = match key {
+                Some(key) => (key.clone(), format!("{key}: {words}")),
+                None => ("wechat.merchant_key_file".to_owned(), words),
+            };
+            Finding::fault("keys", detail, origin.remedy(&fault.remedy(MERCHANT_KEY), &key))
+                .with_id(fault.id())
+        }
+        StartFault::Client(fault) => {
+            let remedy = match fault {
+                CannotStart::BaseUrl { key } | CannotStart::Unencrypted { key } => {
+                    origin.mending(key, "such as https://api.mch.weixin.qq.com")
+                }
+                CannotStart::Header(name) => {
+                    origin.mending(&format!("wechat.{name}"), "letters, digits and underscores")
+                }
+                CannotStart::Http(_) => {
+                    "openssl version -d # are the system's certificates there?".to_owned()
+                }
+            };
+            Finding::fault("configuration", fault.to_string(), remedy)
         }
     }
 }
 
-fn exports(names: &[String]) -> String {
-    let each: Vec<_> = names.iter().map(|name| format!("export {name}=…")).collect();
-    each.join("; ")
-}
-
-fn is_known(key: &str) -> bool {
-    toml::Value::try_from(Config::default())
-        .is_ok_and(|model| key.split('.').try_fold(&model, |section, name| section.get(name)).is_some())
-}
-
-fn keys(config: &Config, origin: &Origin, findings: &mut Vec<Finding>) -> Option<(Client, SharedKeyring)> {
-    let from_environment = merchant_key_from_environment();
-    let from_environment = from_environment.as_ref().map(|key| key.expose_secret());
+/// What keeps the service from starting, and how the keys stand that could be read.
+fn keys(config: &Config, origin: &Origin, looked: &Looked, findings: &mut Vec<Finding>) {
+    findings.extend(looked.faults.iter().map(|fault| start_fault(fault, config, origin)));
+    let Some(keyring) = &looked.keys else { return };
+    let keyring = keyring.read().unwrap_or_else(PoisonError::into_inner).clone();
     let now = Timestamp::now();
-    let apiv3 = config.apiv3_key();
-    if let Err(fault) = &apiv3 {
-        let remedy = format!("chmod 600 {0}; wc -c {0} # 32 characters", config.wechat.apiv3_key_file);
-        findings.push(Finding::fault("keys", format!("{}: {}", fault.key, fault.problem), remedy));
-    }
-    if let Err(fault) = config.console_token() {
-        let file = &config.admin.console_token_file;
-        let remedy = format!("(umask 077; openssl rand -hex 32 > {file}); chmod 600 {file}");
-        findings.push(Finding::fault("keys", format!("{}: {}", fault.key, fault.problem), remedy));
-    }
-    let keyring = match Keyring::load(&config.key_files(), from_environment, now) {
-        Ok(keyring) => keyring,
-        Err(faults) => {
-            for fault in faults {
-                findings.push(Finding::fault("keys", fault.to_string(), mended_by(&fault)));
-            }
-            return None;
-        }
-    };
     let bits = keyring.merchant.bits();
     findings.push(Finding::ok("keys", format!("merchant key: RSA, {bits} bits, signs and verifies")));
     let month = SignedDuration::from_hours(30 * 24);
     if let Some(until) = keyring.merchant_expires {
-        let next = format!(
-            "openssl x509 -noout -serial -dates -in {} # then apply for the next one on the merchant platform, and put \
-             key and certificate in place together",
-            config.wechat.merchant_certificate_file
-        );
-        findings.push(match until.duration_since(now) {
-            left if left.is_negative() => {
-                Finding::fault("keys", format!("the merchant API certificate ended at {until}"), next)
-            }
-            left if left < month => {
-                Finding::warning("keys", format!("the merchant API certificate ends at {until}"), next)
-            }
-            _ => Finding::ok(
-                "keys",
-                format!("the merchant API certificate belongs to the key, valid until {until}"),
-            ),
-        });
+        findings.push(merchant_certificate(config, until, now, month));
     }
     for fault in &keyring.left_out {
         let remedy = origin.mending("wechat.platform_certificates", "take it out");
-        findings.push(Finding::warning("keys", fault.to_string(), remedy));
+        findings.push(Finding::warning("keys", fault.to_string(), remedy).with_id(fault.id()));
     }
     for (serial, key) in keyring.public.iter() {
         findings.push(match key.expires {
@@ -235,60 +230,50 @@ fn keys(config: &Config, origin: &Origin, findings: &mut Vec<Finding>) -> Option
                     "wechat.platform_certificates",
                     "add the next one, which the merchant platform has for download",
                 ),
-            ),
+            )
+            .with_id("certificate_expires_soon"),
             Some(until) => Finding::ok("keys", format!("platform certificate {serial}, valid until {until}")),
         });
     }
-    let settings = match config.wechat_settings() {
-        Ok(settings) => settings,
-        Err(faults) => {
-            for fault in faults.0 {
-                let detail = format!("{}: {}", fault.key, fault.problem);
-                findings.push(Finding::fault("configuration", detail, setting(&fault.key)));
-            }
-            return None;
+}
+
+fn merchant_certificate(config: &Config, until: Timestamp, now: Timestamp, month: SignedDuration) -> Finding {
+    let next = format!(
+        "openssl x509 -noout -serial -dates -in {} # then apply for the next one on the merchant platform, and put key \
+         and certificate in place together",
+        config.wechat.merchant_certificate_file
+    );
+    match until.duration_since(now) {
+        left if left.is_negative() => {
+            Finding::fault("keys", format!("the merchant API certificate ended at {until}"), next)
+                .with_id("certificate_not_valid_now")
         }
-    };
-    let keyring: SharedKeyring = Arc::new(RwLock::new(Arc::new(keyring)));
-    match Client::new(settings, keyring.clone()) {
-        Ok(client) => Some((client, keyring)),
-        Err(fault) => {
-            let remedy = match &fault {
-                CannotStart::BaseUrl { key, .. } | CannotStart::Unencrypted { key, .. } => {
-                    origin.mending(key, "such as https://api.mch.weixin.qq.com")
-                }
-                CannotStart::Header(name) => {
-                    origin.mending(&format!("wechat.{name}"), "letters, digits and underscores")
-                }
-                CannotStart::Http(_) => {
-                    "openssl version -d # are the system's certificates there?".to_owned()
-                }
-            };
-            findings.push(Finding::fault("configuration", fault.to_string(), remedy));
-            None
+        left if left < month => {
+            Finding::warning("keys", format!("the merchant API certificate ends at {until}"), next)
+                .with_id("certificate_expires_soon")
         }
+        _ => Finding::ok(
+            "keys",
+            format!("the merchant API certificate belongs to the key, valid until {until}"),
+        ),
     }
-}
-
-/// The command that sets a key of the configuration.
-fn setting(key: &str) -> String {
-    format!("export {}=…", variable(key))
-}
-
-/// The variable of the environment that sets a key.
-fn variable(key: &str) -> String {
-    format!("{PREFIX}{}", key.to_uppercase().replace('.', "__"))
 }
 
 /// Where nothing but downloaded platform certificates verifies answers, downloads them as the service does: without
 /// them every answer would look like a fault.
-async fn download(config: &Config, client: &Client, keyring: &SharedKeyring, findings: &mut Vec<Finding>) {
+async fn download(
+    config: &Config,
+    origin: &Origin<'_>,
+    (client, keyring): (&Client, &SharedKeyring),
+    key: Option<&ApiV3Key>,
+    findings: &mut Vec<Finding>,
+) {
     const WHAT: &str = "keys";
     let without_keys = keyring.read().unwrap_or_else(PoisonError::into_inner).public.is_empty();
     // A key that cannot be read has been told.
-    let (true, Ok(Some(key))) = (without_keys, config.apiv3_key()) else { return };
+    let (true, Some(key)) = (without_keys, key) else { return };
     let now = Timestamp::now();
-    match client.certificates(&key, now, rand::random()).await {
+    match client.certificates(key, now, rand::random()).await {
         Ok(brought) => {
             for (serial, _) in brought.iter() {
                 findings.push(Finding::ok(WHAT, format!("platform certificate {serial}, downloaded")));
@@ -301,186 +286,16 @@ async fn download(config: &Config, client: &Client, keyring: &SharedKeyring, fin
                 *keyring.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(with);
             }
         }
-        Err(fault) => findings.push(Finding::fault(
-            WHAT,
-            format!("platform certificates could not be downloaded: {fault}"),
-            format!(
-                "wc -c {} # 32 characters, as set on the merchant platform",
-                config.wechat.apiv3_key_file
-            ),
-        )),
-    }
-}
-
-/// The command that mends a key, or shows what is wrong with it.
-fn mended_by(fault: &KeyFault) -> String {
-    match fault {
-        KeyFault::Unreadable { path, .. } => format!("ls -l {}; id", path.display()),
-        KeyFault::Exposed { path, .. } => format!("chmod 600 {}", path.display()),
-        KeyFault::NotAKey { what, .. } => format!("head -n 1 {}", standing_in(what)),
-        KeyFault::TooShort { .. } => {
-            "openssl genrsa -out apiclient_key.pem 2048 # then have a certificate made for it on the merchant platform"
-                .to_owned()
-        }
-        KeyFault::Disagreement { what } => format!("openssl rsa -check -noout {}", standing_in(what)),
-        KeyFault::NotValidNow { what, .. } => format!("date; openssl x509 -noout -dates -in {what}"),
-        KeyFault::NotAPair { certificate } => {
-            format!("openssl x509 -noout -pubkey -in {} # against openssl pkey -pubout -in KEY", certificate.display())
-        }
-        KeyFault::NoMerchantKey => {
-            "export REDEEMER_WECHAT__MERCHANT_KEY_FILE=/etc/redeemer/apiclient_key.pem".to_owned()
-        }
-        KeyFault::NoVerificationKey => {
-            "export REDEEMER_WECHAT__PUBLIC_KEYS__PUB_KEY_ID_…=/etc/redeemer/wechatpay_public_key.pem".to_owned()
-        }
-    }
-}
-
-/// How a shell gives a key to a command: from its file, or from the environment where it came from there.
-fn standing_in(what: &str) -> String {
-    if Path::new(what).is_file() { format!("< {what}") } else { format!("<<< \"${MERCHANT_KEY}\"") }
-}
-
-/// Asks for a coupon that nobody has: any authentic answer proves both signatures, ours and theirs.
-async fn payment_api(config: &Config, client: &Client, findings: &mut Vec<Finding>) {
-    let Ok(nobody) = nobody() else { return };
-    let prepared = Prepared::new(&nobody);
-    let now = Timestamp::now();
-    let heard = client.ask(Question::Inquire, &prepared, None, now, rand::random(), 1.0).await;
-    let verdict = judge(Question::Inquire, &heard.reply, &nobody);
-    findings.push(clock(config, &heard));
-    findings.push(call(config, &heard, &verdict));
-}
-
-/// From here on the alert `ClockOff` wakes somebody.
-const CLOCK_OFF_SECONDS: i64 = 30;
-
-fn clock(config: &Config, heard: &Heard) -> Finding {
-    const SET: &str = "timedatectl set-ntp true; timedatectl status";
-    let off = |skew| format!("this machine's clock differs from the payment API's by {:#}", round(skew));
-    match heard.clock_skew {
-        None => Finding::warning("clock", "the payment API did not tell its time", reaching(config)),
-        Some(skew) if skew.abs() >= SignedDuration::from_secs(CLOCK_TOLERANCE_SECONDS) => {
-            Finding::fault("clock", off(skew), SET)
-        }
-        Some(skew) if skew.abs() >= SignedDuration::from_secs(CLOCK_OFF_SECONDS) => {
-            Finding::warning("clock", off(skew), SET)
-        }
-        Some(skew) => Finding::ok("clock", format!("{:#} from the payment API's", round(skew))),
-    }
-}
-
-fn round(skew: SignedDuration) -> SignedDuration {
-    SignedDuration::from_secs(skew.as_secs())
-}
-
-/// The command that shows whether the payment API is reached: any status is an answer.
-fn reaching(config: &Config) -> String {
-    format!("curl -sSI {}/v3/certificates", config.wechat.base_url)
-}
-
-fn call(config: &Config, heard: &Heard, verdict: &Verdict) -> Finding {
-    const WHAT: &str = "payment API";
-    let host = &heard.host_name;
-    let answer = match &heard.reply {
-        Reply::NotSent(_) | Reply::Lost(_) => {
-            let why = heard.trouble.as_deref().unwrap_or("no whole answer");
-            let remedy = format!("{} # then name resolution, the firewall and the proxy", reaching(config));
-            return Finding::fault(WHAT, format!("{host} does not answer: {why}"), remedy);
-        }
-        Reply::Answered(answer) => answer,
-    };
-    let status = answer.status;
-    match (status, answer.authenticity) {
-        (401, _) => Finding::fault(
-            WHAT,
-            format!("{host} rejects our signature (401)"),
-            format!(
-                "timedatectl status; openssl pkey -pubout -in {} # against the certificate, wechat.merchant_serial and \
-                 wechat.mchid on the merchant platform",
-                config.wechat.merchant_key_file
-            ),
-        ),
-        (_, Authenticity::Verified) => {
-            let serial = heard.serial.as_deref().unwrap_or_default();
-            let signed = format!("{host} answered {status}, signed by {serial}");
-            match (status, verdict) {
-                (500.., _) => Finding::fault(
-                    WHAT,
-                    format!("{signed}: it is in trouble"),
-                    "redeemer check # again, until it is well; nothing of ours has to be changed",
-                ),
-                (_, Verdict::NotAccepted(_)) => Finding::warning(
-                    WHAT,
-                    format!("{signed}: it did not take the call now"),
-                    "redeemer check # again in a minute; if it stays, lower pace.calls_per_second",
-                ),
-                (403, _) => Finding::warning(
-                    WHAT,
-                    format!("{signed}: not authorised, for the brand 0 that check asks about"),
-                    "redeemer parked show --inquire # shows it for a brand of yours; see the merchant platform",
-                ),
-                _ => Finding::ok(WHAT, signed),
-            }
-        }
-        (_, Authenticity::Unconvincing(Flaw::UnknownSerial)) => Finding::fault(
-            WHAT,
-            format!("{host} signs with a key that is not held"),
-            format!(
-                "{} # the serial of a key that is held; or add the key to wechat.public_keys",
-                setting("wechat.verification_serial")
-            ),
-        ),
-        (_, Authenticity::Unconvincing(flaw)) => Finding::fault(
-            WHAT,
-            format!("{host} answered {status}, and its signature does not verify ({})", flaw.as_str()),
-            "redeemer check # again, for a probe of the provider looks the same; if it stays, compare \
-             wechat.public_keys with the merchant platform",
-        ),
-        (400..=499, Authenticity::Unsigned) => Finding::warning(
-            WHAT,
-            format!("{host} accepts our signature, and answered {status} unsigned"),
-            "redeemer watch # nothing to mend: the first redemption proves the other direction",
-        ),
-        (_, Authenticity::Unsigned) => Finding::fault(
-            WHAT,
-            format!("{host} answered {status} unsigned"),
-            format!(
-                "{} # does it lead to the payment API, and does no proxy strip headers?",
-                reaching(config)
-            ),
-        ),
-    }
-}
-
-/// A redemption that is never sent: it only names a coupon to ask for.
-fn nobody() -> Result<Redemption, Unfit> {
-    Ok(Redemption {
-        openid: Openid::parse("oRedeemerCheckNobody00000000")?,
-        coupon_code: CouponCode::parse("redeemer-check")?,
-        brand_id: BrandId::parse("0")?,
-        product_coupon_id: ProductCouponId::parse("0")?,
-        stock_id: StockId::parse("0")?,
-        appid: Appid::parse("wx0000000000000000")?,
-        use_time: UseTime::parse("2025-01-01T00:00:00+08:00")?,
-        out_request_no: RequestNo::parse("redeemer-check")?,
-        order: AssociatedOrder::Payment(OrderNumbers::Provider(OrderNo::parse("0")?)),
-        store_id: None,
-        saved_amount: None,
-        sequential_coupon_index: None,
-    })
-}
-
-async fn broker(config: &Config, findings: &mut Vec<Finding>) {
-    const WHAT: &str = "broker";
-    let mut settings = match config.broker_settings() {
-        Ok(settings) => settings,
         Err(fault) => {
-            let detail = format!("{}: {}", fault.key, fault.problem);
-            findings.push(Finding::fault(WHAT, detail, shown_file(config, &fault.key)));
-            return;
+            let detail = format!("platform certificates could not be downloaded: {fault}");
+            let (id, remedy) = payment_api::download_remedy(&fault, config, origin);
+            findings.push(Finding::fault(WHAT, detail, remedy).with_id(id));
         }
-    };
+    }
+}
+
+async fn broker(config: &Config, mut settings: Settings, findings: &mut Vec<Finding>) {
+    const WHAT: &str = "broker";
     let mode = settings.mode;
     if let Some(finding) = unknown_host(&settings).await {
         findings.push(finding);
@@ -600,22 +415,6 @@ async fn proven(settings: &Settings) -> Result<Generation, CannotConnect> {
     Ok(generation)
 }
 
-/// The command that shows the file that a key names; a secret one is closed to others, and not shown.
-fn shown_file(config: &Config, key: &str) -> String {
-    let broker = &config.broker;
-    match key {
-        "broker.uri_file" => format!("chmod 600 {0}; ls -l {0}; id", broker.uri_file),
-        "broker.client_key_file" => {
-            format!("chmod 600 {0}; ls -l {0}; head -n 1 {0}", broker.client_key_file)
-        }
-        "broker.client_certificate_file" => {
-            format!("ls -l {0}; head -n 1 {0}", broker.client_certificate_file)
-        }
-        "broker.ca_file" => format!("ls -l {0}; head -n 1 {0}", broker.ca_file),
-        key => setting(key),
-    }
-}
-
 /// The first version whose quorum queues dead-letter at least once.
 const OLDEST: (u32, u32) = (3, 10);
 const UPGRADE: &str =
@@ -641,18 +440,12 @@ async fn topology(settings: &Settings, mode: Mode, findings: &mut Vec<Finding>) 
     const WHAT: &str = "topology";
     let Ok((_, found)) = survey(settings, false).await else { return false };
     let vhost = settings.vhost().unwrap_or_default();
-    let mut sound = true;
+    let (mut sound, all) = (true, found.len());
+    let mut missing = Vec::new();
     for (object, standing) in found {
         match standing {
             Standing::There | Standing::Made | Standing::Unaskable => continue,
-            Standing::Missing if mode == Mode::Create => findings.push(Finding::warning(
-                WHAT,
-                format!("{object} is missing"),
-                "redeemer topology apply # or nothing: redeemer run makes it",
-            )),
-            Standing::Missing | Standing::NotMade(_) => {
-                findings.push(Finding::fault(WHAT, format!("{object} is missing"), "redeemer topology apply"))
-            }
+            Standing::Missing | Standing::NotMade(_) => missing.push(object.to_string()),
             Standing::Differs(differences) => {
                 for Difference { argument, wanted, found } in differences {
                     let detail = format!("{object}: {argument} is {found}, must be {wanted}");
@@ -672,10 +465,31 @@ async fn topology(settings: &Settings, mode: Mode, findings: &mut Vec<Finding>) 
         }
         sound = false;
     }
+    if !missing.is_empty() {
+        findings.push(missing_objects(&missing, all, mode));
+    }
     if sound {
         findings.push(Finding::ok(WHAT, "every exchange and queue is there with its arguments"));
     }
     true
+}
+
+/// One finding however many are missing: they have one cause and one remedy.
+fn missing_objects(missing: &[String], all: usize, mode: Mode) -> Finding {
+    const WHAT: &str = "topology";
+    const NAMED_MAX: usize = 3;
+    let mut detail = format!("{} of {all} objects are missing: ", missing.len());
+    detail.push_str(&missing.iter().take(NAMED_MAX).map(String::as_str).collect::<Vec<_>>().join(", "));
+    if missing.len() > NAMED_MAX {
+        detail.push_str(&format!(" and {} more", missing.len() - NAMED_MAX));
+    }
+    let finding = match mode {
+        Mode::Create => {
+            Finding::warning(WHAT, detail, "redeemer topology apply # or nothing: redeemer run makes them")
+        }
+        Mode::Verify | Mode::Off => Finding::fault(WHAT, detail, "redeemer topology apply"),
+    };
+    finding.with_id("topology_missing")
 }
 
 /// What can be done about an object that differs: the broker changes no argument of one that exists. What deletes is

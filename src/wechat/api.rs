@@ -15,12 +15,13 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::redemption::{AssociatedOrder, OrderNumbers, Redemption};
+use crate::telemetry::foreign::Foreign;
 use crate::verdict::{Answer, Authenticity, Flaw, Lost, NotSent, Question, Reply};
 use crate::wechat::certificates::{self, ApiV3Key, NoCertificates};
 use crate::wechat::hosts::{Host, Hosts};
 use crate::wechat::keys::{Keyring, PublicKeys};
 use crate::wechat::replay::ReplayGuard;
-use crate::wechat::reply;
+use crate::wechat::reply::{self, Detail};
 use crate::wechat::sign::{CannotSign, Merchant, sign};
 use crate::wechat::verify::{SERIAL, marks, verify};
 
@@ -177,26 +178,85 @@ pub struct Heard {
     pub took: Duration,
     /// What the network said, where it failed.
     pub trouble: Option<String>,
+    /// What an error body names as its cause.
+    pub detail: Option<Detail>,
+    /// What else there was to see of an answer that cannot be believed.
+    pub unbelieved: Option<Box<Unbelieved>>,
+}
+
+/// An answer that cannot be believed, for people: it tells what answers in the provider's place.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unbelieved {
+    /// The serial that it claims to be signed under.
+    pub serial: Option<String>,
+    /// Its `Server` header.
+    pub server: Option<String>,
+    /// Its `Content-Type`.
+    pub content_type: Option<String>,
+    /// The begin of its body, as text.
+    pub first_words: String,
+}
+
+/// So much of a body that cannot be believed is kept, in characters.
+const FIRST_WORDS_CHARS: usize = 80;
+/// The same of one of its headers.
+const HEADER_CHARS: usize = 100;
+
+impl Unbelieved {
+    fn read(headers: &HeaderMap, body: &[u8]) -> Self {
+        let text = |name: &str| {
+            let value = headers.get(name)?;
+            Some(String::from_utf8_lossy(value.as_bytes()).chars().take(HEADER_CHARS).collect::<String>())
+        };
+        let start = String::from_utf8_lossy(&body[..body.len().min(4 * FIRST_WORDS_CHARS)]).into_owned();
+        let words = start.split_whitespace().collect::<Vec<_>>().join(" ");
+        Self {
+            serial: text(SERIAL),
+            server: text("server"),
+            content_type: text("content-type"),
+            first_words: words.chars().take(FIRST_WORDS_CHARS).collect(),
+        }
+    }
+
+    /// The serial, whole where it has the shape of one: it is what the operator looks for. Anything else is shortened like
+    /// all that others wrote.
+    pub fn shown_serial(&self) -> Option<String> {
+        let serial = self.serial.as_deref()?;
+        let is_word = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'_');
+        let is_hex = serial.len() <= 40 && serial.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let has_shape =
+            is_hex || serial.len() <= 64 && serial.strip_prefix("PUB_KEY_ID_").is_some_and(is_word);
+        Some(if has_shape { serial.to_owned() } else { Foreign(serial).to_string() })
+    }
+
+    /// In words, for people.
+    pub fn in_words(&self) -> String {
+        let mut words = Vec::new();
+        words.extend(self.shown_serial().map(|serial| format!("serial {serial}")));
+        words.extend(self.server.as_ref().map(|server| format!("Server {}", Foreign(server))));
+        words.extend(self.content_type.as_ref().map(|kind| Foreign(kind).to_string()));
+        words.push(match self.first_words.as_str() {
+            "" => "an empty body".to_owned(),
+            words => format!("it begins: {}", Foreign(words)),
+        });
+        words.join(", ")
+    }
 }
 
 /// Why the client could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum CannotStart {
     /// A base URL is not one.
-    #[error("{key} = {url:?} is not a base URL such as https://api.mch.weixin.qq.com")]
+    #[error("{key} is not a base URL such as https://api.mch.weixin.qq.com")]
     BaseUrl {
-        /// The config key.
+        /// The config key. Its value may be a secret that was put there.
         key: &'static str,
-        /// Its value.
-        url: String,
     },
     /// Unencrypted beyond this machine.
-    #[error("{key} = {url:?} is not encrypted; http:// is accepted for loopback only")]
+    #[error("{key} is not encrypted; http:// is accepted for loopback only")]
     Unencrypted {
         /// The config key.
         key: &'static str,
-        /// Its value.
-        url: String,
     },
     /// A value that no header may carry.
     #[error("wechat.{0} has characters that no header may carry")]
@@ -304,10 +364,11 @@ impl Client {
             Ok(request) => request.send().await,
             Err(error) => {
                 let reply = Reply::NotSent(NotSent::Connect);
-                return self.heard(reply, host, started, Signs::default(), Some(error.to_string()));
+                let signs = Signs { trouble: Some(error.to_string()), ..Signs::default() };
+                return self.heard(reply, host, started, signs);
             }
         };
-        let (reply, signs, trouble) = match sent {
+        let (reply, signs) = match sent {
             Ok(response) => self.read(response, &keys, now, started).await,
             Err(error) => lost(error),
         };
@@ -316,20 +377,14 @@ impl Client {
         let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         hosts.note(host, carried(&reply), heard_at);
         drop(hosts);
-        self.heard(reply, host, started, signs, trouble)
+        self.heard(reply, host, started, signs)
     }
 
-    fn heard(
-        &self,
-        reply: Reply,
-        host: Host,
-        started: Instant,
-        signs: Signs,
-        trouble: Option<String>,
-    ) -> Heard {
+    fn heard(&self, reply: Reply, host: Host, started: Instant, signs: Signs) -> Heard {
         let host_name = self.names[host as usize].clone();
-        let Signs { serial, clock_skew } = signs;
-        Heard { reply, host, host_name, serial, clock_skew, took: started.elapsed(), trouble }
+        let Signs { serial, clock_skew, trouble, detail, unbelieved } = signs;
+        let took = started.elapsed();
+        Heard { reply, host, host_name, serial, clock_skew, took, trouble, detail, unbelieved }
     }
 
     fn choose(&self, now: Timestamp, chance: f64, failed: Option<Host>) -> Host {
@@ -387,11 +442,16 @@ impl Client {
         keys: &Keyring,
         now: Timestamp,
         started: Instant,
-    ) -> (Reply, Signs, Option<String>) {
+    ) -> (Reply, Signs) {
         let (status, headers) = (response.status().as_u16(), std::mem::take(response.headers_mut()));
         let body = match self.body(response).await {
             Ok(body) => body,
-            Err(Unread::TooLarge) => return (Reply::Lost(Lost::TooLarge), Signs::default(), None),
+            Err(Unread::TooLarge) => {
+                let bytes = self.settings.reply_bytes_max;
+                let trouble = format!("status {status}: longer than wechat.reply_bytes_max = {bytes} bytes");
+                let signs = Signs { trouble: Some(trouble), ..Signs::default() };
+                return (Reply::Lost(Lost::TooLarge), signs);
+            }
             Err(Unread::Network(error)) => return lost(error),
         };
         let heard_at = now.saturating_add(started.elapsed()).unwrap_or(now);
@@ -402,11 +462,13 @@ impl Client {
         let verified = authenticity == Authenticity::Verified;
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let serial = text(SERIAL).filter(|_| verified).map(str::to_owned);
-        let signs = Signs { serial, clock_skew: clock_skew(&headers, heard_at) };
         let request_id = text("request-id");
         // Whichever of the two the body is: no signature covers the status, so it does not say.
         let coupon = verified.then(|| reply::coupon(&body)).flatten();
         let error = if coupon.is_none() { reply::error(&body) } else { reply::ErrorBody::default() };
+        let unbelieved = (!verified).then(|| Box::new(Unbelieved::read(&headers, &body)));
+        let clock_skew = clock_skew(&headers, heard_at);
+        let signs = Signs { serial, clock_skew, trouble: None, detail: error.detail, unbelieved };
         let answer = Answer {
             status,
             authenticity,
@@ -416,7 +478,7 @@ impl Client {
             message: error.message,
             request_id: request_id.map(|id| id.get(..128).unwrap_or(id).into()),
         };
-        (Reply::Answered(answer), signs, None)
+        (Reply::Answered(answer), signs)
     }
 
     /// Whether a verified answer answers the question that was sent at `started`, as far as anybody can tell.
@@ -469,19 +531,24 @@ impl Client {
             Unread::Network(error) => no_answer(in_words(error)),
         })?;
         if status != 200 {
-            let code = reply::error(&body).code.unwrap_or_default().into();
-            return Err(NoCertificates::Refused { status, code });
+            let reply::ErrorBody { code, message, .. } = reply::error(&body);
+            let [code, message] = [code, message].map(|text| text.unwrap_or_default().into());
+            let has_request_id = headers.contains_key("request-id");
+            return Err(NoCertificates::Refused { status, code, message, has_request_id });
         }
         let heard_at = now.saturating_add(started.elapsed()).unwrap_or(now);
         certificates::read(&headers, &body, key, &keys.public, heard_at)
     }
 }
 
-/// What an answer's headers say beside the answer.
+/// What there is to tell beside the answer.
 #[derive(Debug, Default)]
 struct Signs {
     serial: Option<String>,
     clock_skew: Option<SignedDuration>,
+    trouble: Option<String>,
+    detail: Option<Detail>,
+    unbelieved: Option<Box<Unbelieved>>,
 }
 
 /// Why a body was not read to its end.
@@ -496,7 +563,7 @@ fn carried(reply: &Reply) -> bool {
 }
 
 /// A connection that was never made carried nothing; every other failure may have carried the request.
-fn lost(error: reqwest::Error) -> (Reply, Signs, Option<String>) {
+fn lost(error: reqwest::Error) -> (Reply, Signs) {
     // What could not even be written into a request was not sent either.
     let reply = if error.is_connect() || error.is_builder() {
         Reply::NotSent(NotSent::Connect)
@@ -505,7 +572,7 @@ fn lost(error: reqwest::Error) -> (Reply, Signs, Option<String>) {
     } else {
         Reply::Lost(Lost::Reset)
     };
-    (reply, Signs::default(), Some(in_words(error)))
+    (reply, Signs { trouble: Some(in_words(error)), ..Signs::default() })
 }
 
 /// An error with its causes, without the URL: that holds openid and coupon code.
@@ -529,7 +596,7 @@ fn clock_skew(headers: &HeaderMap, now: Timestamp) -> Option<SignedDuration> {
 
 /// Checks a base URL; gives its host for evidence.
 fn base_url(key: &'static str, url: &str) -> Result<String, CannotStart> {
-    let not_one = || CannotStart::BaseUrl { key, url: url.to_owned() };
+    let not_one = || CannotStart::BaseUrl { key };
     let parsed = reqwest::Url::parse(url).map_err(|_| not_one())?;
     let host = parsed.host_str().ok_or_else(not_one)?;
     // The parser forgives blanks and back slashes, but the text as it was written is what targets are put behind.
@@ -551,7 +618,7 @@ fn base_url(key: &'static str, url: &str) -> Result<String, CannotStart> {
     match parsed.scheme() {
         "https" if plain => Ok(name),
         "http" if plain && loopback => Ok(name),
-        "http" if plain => Err(CannotStart::Unencrypted { key, url: url.to_owned() }),
+        "http" if plain => Err(CannotStart::Unencrypted { key }),
         _ => Err(not_one()),
     }
 }

@@ -36,6 +36,17 @@ impl std::fmt::Debug for ApiV3Key {
 #[error("the APIv3 key must be 32 characters long, as it was set on the merchant platform")]
 pub struct NotAnApiV3Key;
 
+/// Why there is no APIv3 key.
+#[derive(Debug, thiserror::Error)]
+pub enum NoApiV3Key {
+    /// Its file cannot be used.
+    #[error("{0}")]
+    File(#[from] KeyFault),
+    /// It is not 32 bytes long.
+    #[error("{0}")]
+    Length(#[from] NotAnApiV3Key),
+}
+
 impl ApiV3Key {
     /// Takes the key as text; blanks around it are dropped.
     ///
@@ -49,10 +60,9 @@ impl ApiV3Key {
     /// Reads the key from a file that only its owner may read.
     ///
     /// # Errors
-    /// In words, where the file cannot be read, is open to others, or holds no such key.
-    pub fn read(file: &Path) -> Result<Self, String> {
-        let text = read_secret(file).map_err(|fault| fault.to_string())?;
-        Self::parse(&text).map_err(|fault| fault.to_string())
+    /// [`NoApiV3Key`] where the file cannot be read, is open to others, or holds no such key.
+    pub fn read(file: &Path) -> Result<Self, NoApiV3Key> {
+        Ok(Self::parse(&read_secret(file)?)?)
     }
 
     /// Opens what was sealed with it. `ciphertext` is Base64 with the tag at its end.
@@ -72,12 +82,16 @@ pub enum NoCertificates {
     #[error("no answer: {0}")]
     NoAnswer(String),
     /// The provider refused.
-    #[error("the payment API answered {status} {}", Foreign(code))]
+    #[error("the payment API answered {status} {} {}", Foreign(code), Foreign(message))]
     Refused {
         /// HTTP status.
         status: u16,
         /// `code` of the error body.
         code: String,
+        /// `message` of the error body.
+        message: String,
+        /// Whether it bears a `Request-ID`, as every answer of the provider does.
+        has_request_id: bool,
     },
     /// The answer is not what it should be.
     #[error("the answer is not a list of certificates")]
@@ -182,10 +196,15 @@ mod tests {
         let (headers, held, now) = (HeaderMap::new(), PublicKeys::default(), Timestamp::UNIX_EPOCH);
         let sealed = read(&headers, list.to_string().as_bytes(), &key, &held, now).unwrap_err();
         assert!(matches!(&sealed, NoCertificates::Sealed(serial) if *serial == hostile));
-        let refused = NoCertificates::Refused { status: 403, code: hostile.clone() };
+        let refused = NoCertificates::Refused {
+            status: 403,
+            code: hostile.clone(),
+            message: hostile.clone(),
+            has_request_id: true,
+        };
         for shown in [sealed, refused, NoCertificates::OtherSerial(hostile)].map(|fault| fault.to_string()) {
             assert!(!shown.chars().any(crate::telemetry::foreign::is_hidden), "{shown}");
-            assert!(shown.chars().count() < 512 && !shown.contains("oh-394z"), "{shown}");
+            assert!(shown.chars().count() < 700 && !shown.contains("oh-394z"), "{shown}");
         }
     }
 

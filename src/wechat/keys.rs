@@ -15,15 +15,18 @@ use aws_lc_rs::signature::{
     KeyPair as _, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_SHA256, RsaKeyPair,
 };
 use jiff::Timestamp;
-use rsa::pkcs1::DecodeRsaPrivateKey as _;
 use rsa::pkcs1v15::{Signature, SigningKey, VerifyingKey};
-use rsa::pkcs8::{DecodePrivateKey as _, DecodePublicKey as _, EncodePrivateKey as _, EncodePublicKey as _};
+use rsa::pkcs8::{DecodePublicKey as _, EncodePrivateKey as _, EncodePublicKey as _};
 use rsa::signature::{SignatureEncoding as _, Signer as _, Verifier as _};
 use rsa::traits::PublicKeyParts as _;
 use rsa::{PrivateKey, PublicKey};
 use sha2::Sha256;
 use x509_parser::certificate::X509Certificate;
 use zeroize::Zeroizing;
+
+use crate::file_name::Shown;
+use crate::wechat::pem::{self, Expected, Found};
+use crate::wechat::secret_file::{self, Exposure, NotOpened};
 
 /// The smallest modulus that is accepted, in bits.
 pub const MODULUS_BITS_MIN: u32 = 2048;
@@ -35,28 +38,47 @@ const FILE_BYTES_MAX: u64 = 64 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFault {
     /// The file could not be read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}: {source}", Shown(path))]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
     },
-    /// Others than the owner may read the private key.
-    #[error("{} can be read by others (mode {mode:03o}); run: chmod 600 {}", path.display(), path.display())]
+    /// Others than those who must may read the secret.
+    #[error("{} {exposure}; run: {}", Shown(path), exposure.remedy(path))]
     Exposed {
         /// The file.
         path: PathBuf,
-        /// Its mode.
-        mode: u32,
+        /// Who may read it.
+        exposure: Exposure,
     },
-    /// The content is no key of the wanted kind.
-    #[error("{what} is not {wanted}")]
+    /// There is something else than a key of the expected kind.
+    #[error("{what} {}; {} is expected", found.in_words(), expected.in_words())]
     NotAKey {
         /// Where it came from.
         what: String,
         /// What was expected.
-        wanted: &'static str,
+        expected: Expected,
+        /// What there is.
+        found: Found,
+    },
+    /// A file holds something else than text, or is none.
+    #[error("{} {}; a file with text in UTF-8 is expected", Shown(path), found.in_words())]
+    NotText {
+        /// The file.
+        path: PathBuf,
+        /// What there is.
+        found: Found,
+    },
+    /// The merchant's own key stands where WeChat Pay's is expected.
+    #[error(
+        "{what} is your own, made of the merchant key; WeChat Pay's is expected, which the merchant platform has for \
+         download"
+    )]
+    OwnKey {
+        /// Where it came from.
+        what: String,
     },
     /// The key is too short to be safe.
     #[error("{what} has {bits} bits; at least {MODULUS_BITS_MIN} are needed")]
@@ -83,7 +105,7 @@ pub enum KeyFault {
         until: Timestamp,
     },
     /// The merchant key and the merchant API certificate are not a pair.
-    #[error("{} does not belong to the merchant key; put both in place together", certificate.display())]
+    #[error("{} does not belong to the merchant key; put both in place together", Shown(certificate))]
     NotAPair {
         /// The certificate.
         certificate: PathBuf,
@@ -100,6 +122,24 @@ pub enum KeyFault {
     NoVerificationKey,
 }
 
+impl KeyFault {
+    /// The id of the finding, stable for machines.
+    pub fn id(&self) -> String {
+        match self {
+            Self::Unreadable { .. } => "key_unreadable".to_owned(),
+            Self::Exposed { .. } => "key_exposed".to_owned(),
+            Self::NotAKey { found, .. } | Self::NotText { found, .. } => format!("key_is_{}", found.as_str()),
+            Self::OwnKey { .. } => "key_is_our_own".to_owned(),
+            Self::TooShort { .. } => "key_too_short".to_owned(),
+            Self::Disagreement { .. } => "key_disagreement".to_owned(),
+            Self::NotValidNow { .. } => "certificate_not_valid_now".to_owned(),
+            Self::NotAPair { .. } => "certificate_of_another_key".to_owned(),
+            Self::NoMerchantKey => "merchant_key_missing".to_owned(),
+            Self::NoVerificationKey => "verification_key_missing".to_owned(),
+        }
+    }
+}
+
 /// The merchant's signing key.
 pub struct MerchantKey {
     pair: RsaKeyPair,
@@ -114,27 +154,22 @@ impl fmt::Debug for MerchantKey {
 }
 
 impl MerchantKey {
-    /// Reads a PKCS#8 or PKCS#1 PEM. `what` names its origin in errors.
+    /// Reads a PKCS#8 or PKCS#1 PEM, as [`pem`] reads it. `what` names its origin in errors.
     ///
     /// # Errors
     /// [`KeyFault`] for anything but a sound RSA private key of 2048 bits or more.
-    pub fn from_pem(pem: &str, what: &str) -> Result<Self, KeyFault> {
-        let not_a_key = || KeyFault::NotAKey {
-            what: what.to_owned(),
-            wanted: "an RSA private key in PEM (PKCS#8 or PKCS#1)",
-        };
+    pub fn from_pem(pem: impl AsRef<[u8]>, what: &str) -> Result<Self, KeyFault> {
+        let not_a_key =
+            |found| KeyFault::NotAKey { what: what.to_owned(), expected: Expected::PrivateKey, found };
         let disagreement = || KeyFault::Disagreement { what: what.to_owned() };
-        let pem = pem.trim();
-        let key = PrivateKey::from_pkcs8_pem(pem)
-            .or_else(|_| PrivateKey::from_pkcs1_pem(pem))
-            .map_err(|_| not_a_key())?;
+        let key = pem::private_key(pem.as_ref()).map_err(not_a_key)?;
         let bits = bits(&key.to_public_key());
         if bits < MODULUS_BITS_MIN {
             return Err(KeyFault::TooShort { what: what.to_owned(), bits });
         }
-        let der = key.to_pkcs8_der().map_err(|_| not_a_key())?;
+        let der = key.to_pkcs8_der().map_err(|_| disagreement())?;
         let pair = RsaKeyPair::from_pkcs8(der.as_bytes()).map_err(|_| disagreement())?;
-        let read = Self { pair, public_der: spki(&key.to_public_key()).ok_or_else(not_a_key)?, bits };
+        let read = Self { pair, public_der: spki(&key.to_public_key()).ok_or_else(disagreement)?, bits };
         read.cross_check(key).then_some(read).ok_or_else(disagreement)
     }
 
@@ -168,10 +203,15 @@ impl MerchantKey {
     }
 }
 
+/// A certificate's serial and key, or what is wrong with it.
+type ReadCertificate = Result<(String, VerificationKey), KeyFault>;
+
 /// One of the provider's keys.
 #[derive(Clone)]
 pub struct VerificationKey {
     key: ParsedPublicKey,
+    /// As SubjectPublicKeyInfo in DER.
+    public_der: Vec<u8>,
     /// When it ends to be valid; a bare public key never does.
     pub expires: Option<Timestamp>,
 }
@@ -183,28 +223,54 @@ impl fmt::Debug for VerificationKey {
 }
 
 impl VerificationKey {
-    /// Reads a public key in PEM (SubjectPublicKeyInfo).
+    /// Reads a public key in PEM, as [`pem`] reads it.
     ///
     /// # Errors
     /// [`KeyFault`] for anything but an RSA public key of 2048 bits or more.
-    pub fn from_public_pem(pem: &str, what: &str) -> Result<Self, KeyFault> {
-        let key = PublicKey::from_public_key_pem(pem.trim())
-            .map_err(|_| KeyFault::NotAKey { what: what.to_owned(), wanted: "an RSA public key in PEM" })?;
+    pub fn from_public_pem(pem: impl AsRef<[u8]>, what: &str) -> Result<Self, KeyFault> {
+        let key = pem::public_key(pem.as_ref()).map_err(|found| KeyFault::NotAKey {
+            what: what.to_owned(),
+            expected: Expected::PublicKey,
+            found,
+        })?;
         Self::new(&key, None, what)
     }
 
-    /// Reads a certificate in PEM; gives its serial, upper-case hex, beside the key.
+    /// Reads one certificate in PEM; gives its serial, upper-case hex, beside the key.
     ///
     /// # Errors
     /// [`KeyFault`] for anything but a certificate with an RSA key of 2048 bits or more that is valid now.
-    pub fn from_certificate_pem(pem: &str, what: &str, now: Timestamp) -> Result<(String, Self), KeyFault> {
-        let wanted = "an X.509 certificate in PEM with an RSA key";
-        let not_a_key = || KeyFault::NotAKey { what: what.to_owned(), wanted };
-        let (_, block) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).map_err(|_| not_a_key())?;
-        let certificate = block.parse_x509().map_err(|_| not_a_key())?;
-        let key = PublicKey::from_public_key_der(certificate.public_key().raw).map_err(|_| not_a_key())?;
+    pub fn from_certificate_pem(
+        pem: impl AsRef<[u8]>,
+        what: &str,
+        now: Timestamp,
+    ) -> Result<(String, Self), KeyFault> {
+        let first = certificates(pem.as_ref(), what)?.into_iter().next();
+        Self::from_certificate_der(&first.unwrap_or_default(), what, now)
+    }
+
+    /// Reads every certificate of a text, each by itself: what is wrong with one does not hide the others.
+    ///
+    /// # Errors
+    /// [`KeyFault`] where there is no certificate at all.
+    pub fn from_certificates_pem(
+        pem: impl AsRef<[u8]>,
+        what: &str,
+        now: Timestamp,
+    ) -> Result<Vec<ReadCertificate>, KeyFault> {
+        let ders = certificates(pem.as_ref(), what)?;
+        Ok(ders.iter().map(|der| Self::from_certificate_der(der, what, now)).collect())
+    }
+
+    fn from_certificate_der(der: &[u8], what: &str, now: Timestamp) -> Result<(String, Self), KeyFault> {
+        let not_a_key =
+            |found| KeyFault::NotAKey { what: what.to_owned(), expected: Expected::Certificate, found };
+        let (_, certificate) =
+            x509_parser::parse_x509_certificate(der).map_err(|_| not_a_key(Found::Damaged))?;
+        let key = PublicKey::from_public_key_der(certificate.public_key().raw)
+            .map_err(|_| not_a_key(Found::OtherAlgorithm))?;
         let validity = certificate.validity();
-        let second = |time: i64| Timestamp::from_second(time).map_err(|_| not_a_key());
+        let second = |time: i64| Timestamp::from_second(time).map_err(|_| not_a_key(Found::Damaged));
         let from = second(validity.not_before.timestamp())?;
         let until = second(validity.not_after.timestamp())?;
         if now < from || until < now {
@@ -220,8 +286,8 @@ impl VerificationKey {
         }
         let disagreement = || KeyFault::Disagreement { what: what.to_owned() };
         let der = spki(key).ok_or_else(disagreement)?;
-        let key = ParsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, der).map_err(|_| disagreement())?;
-        Ok(Self { key, expires })
+        let parsed = ParsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, &der).map_err(|_| disagreement())?;
+        Ok(Self { key: parsed, public_der: der, expires })
     }
 
     /// Whether `signature` is this key's signature of `message`.
@@ -294,6 +360,16 @@ pub struct KeyFiles {
     pub downloads: bool,
 }
 
+impl KeyFiles {
+    /// Where the key of a serial comes from, for faults.
+    fn origin(&self, serial: &str) -> String {
+        match self.public_keys.get(serial) {
+            Some(path) => shown(path),
+            None => format!("certificate {serial} of wechat.platform_certificates"),
+        }
+    }
+}
+
 /// All keys of one moment.
 #[derive(Debug)]
 pub struct Keyring {
@@ -319,34 +395,25 @@ impl Keyring {
         from_environment: Option<&str>,
         now: Timestamp,
     ) -> Result<Self, Vec<KeyFault>> {
-        let mut faults = Vec::new();
-        let mut keep = |result: Result<(String, VerificationKey), KeyFault>| match result {
-            Ok(found) => Some(found),
-            Err(fault) => {
-                faults.push(fault);
-                None
-            }
-        };
-        let mut left_out = Vec::new();
+        let (mut faults, mut left_out) = (Vec::new(), Vec::new());
         let mut public = PublicKeys::default();
         for (serial, path) in &files.public_keys {
-            let read = read_public(path)
-                .and_then(|pem| VerificationKey::from_public_pem(&pem, &path.display().to_string()));
-            if let Some((serial, key)) = keep(read.map(|key| (serial.clone(), key))) {
-                public.insert(serial, key);
+            let read =
+                read_public(path).and_then(|pem| VerificationKey::from_public_pem(&*pem, &shown(path)));
+            match read {
+                Ok(key) => public.insert(serial.clone(), key),
+                Err(fault) => faults.push(fault),
             }
         }
         for path in &files.platform_certificates {
-            let read = read_public(path).and_then(|pem| {
-                VerificationKey::from_certificate_pem(&pem, &path.display().to_string(), now)
-            });
-            match read {
-                // One that has run out must not keep others from being used.
-                Err(fault @ KeyFault::NotValidNow { .. }) => left_out.push(fault),
-                read => {
-                    if let Some((serial, key)) = keep(read) {
-                        public.insert(serial, key);
-                    }
+            let read = read_public(path)
+                .and_then(|pem| VerificationKey::from_certificates_pem(&*pem, &shown(path), now));
+            for read in read.unwrap_or_else(|fault| vec![Err(fault)]) {
+                match read {
+                    Ok((serial, key)) => public.insert(serial, key),
+                    // One that has run out must not keep others from being used.
+                    Err(fault @ KeyFault::NotValidNow { .. }) => left_out.push(fault),
+                    Err(fault) => faults.push(fault),
                 }
             }
         }
@@ -358,10 +425,10 @@ impl Keyring {
             faults.push(KeyFault::NoVerificationKey);
         }
         let merchant = match (&files.merchant_key, from_environment) {
-            (Some(path), _) => {
-                read_secret(path).and_then(|pem| MerchantKey::from_pem(&pem, &path.display().to_string()))
-            }
-            (None, Some(pem)) => MerchantKey::from_pem(pem, "the merchant key in the environment"),
+            (Some(path), _) => read_key(path)
+                .map_err(|fault| what_it_is_instead(path, fault))
+                .and_then(|pem| MerchantKey::from_pem(&*pem, &shown(path))),
+            (None, Some(pem)) => MerchantKey::from_pem(pem, IN_ENVIRONMENT),
             (None, None) => Err(KeyFault::NoMerchantKey),
         };
         let merchant = merchant.and_then(|merchant| {
@@ -369,6 +436,10 @@ impl Keyring {
             let read = certificate.map(|path| merchant_certificate(path, &merchant)).transpose()?;
             Ok((merchant, read.unzip()))
         });
+        if let Ok((merchant, _)) = &merchant {
+            let own = public.iter().filter(|(_, key)| key.public_der == merchant.public_der);
+            faults.extend(own.map(|(serial, _)| KeyFault::OwnKey { what: files.origin(serial) }));
+        }
         match merchant {
             Ok((merchant, (merchant_serial, merchant_expires))) if faults.is_empty() => {
                 Ok(Self { merchant, merchant_serial, merchant_expires, left_out, public })
@@ -382,22 +453,53 @@ impl Keyring {
     }
 }
 
-/// The serial and the end of the merchant API certificate, which must belong to the key.
-fn merchant_certificate(path: &Path, key: &MerchantKey) -> Result<(String, Timestamp), KeyFault> {
-    let pem = read_public(path)?;
-    let not_one = || KeyFault::NotAKey {
-        what: path.display().to_string(),
-        wanted: "an X.509 certificate in PEM with an RSA key",
+/// That others may read a file is beside the point where it holds no private key: shutting them out would not help.
+fn what_it_is_instead(path: &Path, fault: KeyFault) -> KeyFault {
+    let harmless = [
+        Found::Certificate,
+        Found::CertificateRequest,
+        Found::PublicKey,
+        Found::DerCertificate,
+        Found::Empty,
+    ];
+    let found = match &fault {
+        KeyFault::Exposed { .. } => read_public(path).ok().and_then(|bytes| pem::private_key(&bytes).err()),
+        _ => None,
     };
-    let (_, block) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).map_err(|_| not_one())?;
-    let certificate = block.parse_x509().map_err(|_| not_one())?;
-    let public = PublicKey::from_public_key_der(certificate.public_key().raw).map_err(|_| not_one())?;
-    if spki(&public).as_deref() != Some(key.public_der()) {
-        return Err(KeyFault::NotAPair { certificate: path.to_owned() });
+    match found.filter(|found| harmless.contains(found)) {
+        Some(found) => KeyFault::NotAKey { what: shown(path), expected: Expected::PrivateKey, found },
+        None => fault,
     }
-    let until = certificate.validity().not_after.timestamp();
-    let until = Timestamp::from_second(until).map_err(|_| not_one())?;
-    Ok((serial_of(&certificate), until))
+}
+
+/// What names the merchant key where it stands in the environment itself.
+pub const IN_ENVIRONMENT: &str = "the merchant key in the environment";
+
+fn shown(path: &Path) -> String {
+    Shown(path).to_string()
+}
+
+fn certificates(pem: &[u8], what: &str) -> Result<Vec<Zeroizing<Vec<u8>>>, KeyFault> {
+    let expected = Expected::Certificate;
+    pem::certificates(pem).map_err(|found| KeyFault::NotAKey { what: what.to_owned(), expected, found })
+}
+
+/// The serial and the end of the merchant API certificate, which must belong to the key. The others of a chain are
+/// passed over.
+fn merchant_certificate(path: &Path, key: &MerchantKey) -> Result<(String, Timestamp), KeyFault> {
+    let what = shown(path);
+    let damaged =
+        || KeyFault::NotAKey { what: what.clone(), expected: Expected::Certificate, found: Found::Damaged };
+    for der in certificates(&read_public(path)?, &what)? {
+        let (_, certificate) = x509_parser::parse_x509_certificate(&der).map_err(|_| damaged())?;
+        let public = PublicKey::from_public_key_der(certificate.public_key().raw).ok();
+        if public.as_ref().and_then(spki).as_deref() == Some(key.public_der()) {
+            let until = certificate.validity().not_after.timestamp();
+            let until = Timestamp::from_second(until).map_err(|_| damaged())?;
+            return Ok((serial_of(&certificate), until));
+        }
+    }
+    Err(KeyFault::NotAPair { certificate: path.to_owned() })
 }
 
 /// The serial of a certificate as the platform writes it: upper-case hex.
@@ -407,37 +509,44 @@ fn serial_of(certificate: &X509Certificate<'_>) -> String {
     serial.iter().map(|byte| format!("{byte:02X}")).collect()
 }
 
-/// Reads a file that only its owner may read; where root owns it, our own group may read it, too.
+/// Reads a secret that is text, as [`secret_file::open`] admits it: without a byte order mark.
 ///
 /// # Errors
-/// [`KeyFault::Exposed`] where others may, [`KeyFault::Unreadable`] where we may not.
+/// [`KeyFault`] where others may read it, where we may not, and where it is no text.
 pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, KeyFault> {
-    use std::os::unix::fs::MetadataExt as _;
-    let unreadable = |source| KeyFault::Unreadable { path: path.to_owned(), source };
-    let file = File::open(path).map_err(unreadable)?;
-    // The mode of the opened file, not of the path: nobody can exchange it in between.
-    let found = file.metadata().map_err(unreadable)?;
-    let mode = found.mode() & 0o777;
-    // A service that may not write its own secrets is what Kubernetes makes with fsGroup, and a careful administrator
-    // with chown root:redeemer. Not by /proc/self: that is root's, because this process is not dumpable.
-    let ours = rustix::process::getegid().as_raw();
-    let lent = found.uid() == 0 && ours != 0 && found.gid() == ours && mode & 0o037 == 0;
-    if mode & 0o077 != 0 && !lent {
-        return Err(KeyFault::Exposed { path: path.to_owned(), mode });
-    }
-    read(file).map_err(unreadable)
+    let bytes = read_key(path)?;
+    let text = pem::text(&bytes).map_err(|found| KeyFault::NotText { path: path.to_owned(), found })?;
+    Ok(Zeroizing::new(text.to_owned()))
+}
+
+/// Reads a secret of any form, as [`secret_file::open`] admits it.
+///
+/// # Errors
+/// [`KeyFault::Exposed`] where others may read it, [`KeyFault::Unreadable`] where we may not.
+pub fn read_key(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyFault> {
+    let file = secret_file::open(path).map_err(|refused| match refused {
+        NotOpened::Unreadable(source) => KeyFault::Unreadable { path: path.to_owned(), source },
+        NotOpened::Folder => KeyFault::NotText { path: path.to_owned(), found: Found::Folder },
+        NotOpened::Exposed(exposure) => KeyFault::Exposed { path: path.to_owned(), exposure },
+    })?;
+    read(file, path)
 }
 
 /// Reads a file that anybody may read.
 ///
 /// # Errors
 /// [`KeyFault::Unreadable`]
-pub fn read_public(path: &Path) -> Result<Zeroizing<String>, KeyFault> {
-    File::open(path).and_then(read).map_err(|source| KeyFault::Unreadable { path: path.to_owned(), source })
+pub fn read_public(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyFault> {
+    let file = File::open(path).map_err(|source| KeyFault::Unreadable { path: path.to_owned(), source })?;
+    read(file, path)
 }
 
-fn read(file: File) -> std::io::Result<Zeroizing<String>> {
-    let mut text = Zeroizing::new(String::new());
-    file.take(FILE_BYTES_MAX).read_to_string(&mut text)?;
-    Ok(text)
+fn read(file: File, path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyFault> {
+    let unreadable = |source| KeyFault::Unreadable { path: path.to_owned(), source };
+    if file.metadata().map_err(unreadable)?.is_dir() {
+        return Err(KeyFault::NotText { path: path.to_owned(), found: Found::Folder });
+    }
+    let mut bytes = Zeroizing::new(Vec::new());
+    file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(unreadable)?;
+    Ok(bytes)
 }

@@ -23,8 +23,59 @@ const NESTING_MAX: usize = 64;
 pub struct ErrorBody {
     /// The error code.
     pub code: Option<Box<str>>,
-    /// The message for people, cut to [`MESSAGE_BYTES_MAX`].
+    /// The message for people with what its `detail` adds, cut to [`MESSAGE_BYTES_MAX`].
     pub message: Option<Box<str>>,
+    /// What it is about, where it says so.
+    pub detail: Option<Detail>,
+}
+
+/// `detail` of an error body: what the provider names as the cause. Its `value` is left out, for it may be a person's.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Detail {
+    /// A JSON pointer into the body, or the name of a parameter or a header.
+    pub field: Box<str>,
+    /// `body`, `url`, `query`; seen in the wild: `authorization`, `header`.
+    pub location: Box<str>,
+    /// What is wrong with it.
+    pub issue: Box<str>,
+}
+
+/// The longest text of a detail, in bytes.
+const DETAIL_BYTES_MAX: usize = 200;
+
+impl Detail {
+    fn read(detail: &serde_json::Value) -> Option<Self> {
+        let text = |value: &serde_json::Value| cut(value.as_str().unwrap_or_default(), DETAIL_BYTES_MAX);
+        let [field, location, mut issue] = ["field", "location", "issue"].map(|name| text(&detail[name]));
+        if issue.is_empty() {
+            // wechatpay-axios-plugin issue 58.
+            issue = text(&detail["detail"]["issue"]);
+        }
+        let told = [&field, &location, &issue].iter().any(|text| !text.is_empty());
+        told.then_some(Self { field, location, issue })
+    }
+
+    /// Whether it is about what stands in the head of each of our requests: no command has a part in that.
+    pub fn is_about_our_headers(&self) -> bool {
+        const HEADERS: [&str; 5] =
+            ["authorization", "accept", "accept-language", "user-agent", "content-type"];
+        let location = self.location.to_ascii_lowercase();
+        let field = self.field.trim_matches('/').to_ascii_lowercase();
+        matches!(&*location, "header" | "headers" | "authorization")
+            || HEADERS.contains(&&*field)
+            || field.starts_with("wechatpay-")
+    }
+
+    /// Whether it names a part of the command.
+    pub fn names_a_field(&self) -> bool {
+        !self.field.is_empty() && !self.is_about_our_headers()
+    }
+
+    fn in_words(&self) -> String {
+        let parts = [("field", &self.field), ("location", &self.location), ("issue", &self.issue)];
+        let told = parts.into_iter().filter(|(_, text)| !text.is_empty());
+        told.map(|(name, text)| format!("{name} {text}")).collect::<Vec<_>>().join(", ")
+    }
 }
 
 /// Reads a coupon; `None` where the body is not one.
@@ -71,12 +122,23 @@ pub fn error(body: &[u8]) -> ErrorBody {
     struct ErrorText {
         code: Option<Box<str>>,
         message: Option<String>,
+        #[serde(default)]
+        detail: serde_json::Value,
     }
     match serde_json::from_slice::<ErrorText>(body) {
-        Ok(error) => ErrorBody {
-            code: error.code.map(|code| cut(&code, 64)),
-            message: error.message.map(|message| cut(&message, MESSAGE_BYTES_MAX)),
-        },
+        Ok(error) => {
+            let detail = Detail::read(&error.detail);
+            let words = detail.as_ref().map(Detail::in_words).filter(|words| !words.is_empty());
+            let message = match (error.message, words) {
+                (Some(message), Some(words)) => Some(format!("{message} ({words})")),
+                (message, words) => message.or(words),
+            };
+            ErrorBody {
+                code: error.code.map(|code| cut(&code, 64)),
+                message: message.map(|message| cut(&message, MESSAGE_BYTES_MAX)),
+                detail,
+            }
+        }
         Err(_) => ErrorBody::default(),
     }
 }

@@ -90,6 +90,12 @@ pub fn decode(bytes: &[u8]) -> Result<Redemption, Box<Rejected>> {
         let length = bytes.len();
         return Err(whole(format!("has {length} bytes; at most {COMMAND_BYTES_MAX} are read")));
     }
+    if bytes.starts_with("\u{feff}".as_bytes()) {
+        return Err(whole("begins with a byte order mark (EF BB BF); send JSON without one".to_owned()));
+    }
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return Err(whole("begins with the byte order mark of UTF-16; send JSON in UTF-8".to_owned()));
+    }
     let text = std::str::from_utf8(bytes)
         .map_err(|error| whole(format!("is not UTF-8 from byte {} on", error.valid_up_to())))?;
     let node = serde_json::from_str::<Node>(text).map_err(|error| {
@@ -372,6 +378,8 @@ enum Node {
     Null,
     Bool,
     Natural(u64),
+    /// Whole, and written with a decimal point or an exponent.
+    WholeFloat,
     OtherNumber,
     Text(String),
     List,
@@ -384,6 +392,7 @@ impl Node {
             Self::Null => "null",
             Self::Bool => "a boolean",
             Self::Natural(_) => "a number",
+            Self::WholeFloat => "a number written with a decimal point or an exponent",
             Self::OtherNumber => "a negative or broken number",
             Self::Text(_) => "a string",
             Self::List => "an array",
@@ -423,8 +432,8 @@ impl<'de> Visitor<'de> for NodeVisitor {
         Ok(Node::OtherNumber)
     }
 
-    fn visit_f64<E>(self, _: f64) -> Result<Node, E> {
-        Ok(Node::OtherNumber)
+    fn visit_f64<E>(self, number: f64) -> Result<Node, E> {
+        Ok(if number >= 0.0 && number.fract() == 0.0 { Node::WholeFloat } else { Node::OtherNumber })
     }
 
     fn visit_str<E>(self, text: &str) -> Result<Node, E> {
@@ -504,7 +513,13 @@ mod tests {
         for text in ["", "nonsense", "[]", "null", "42", "\"x\"", "{", "{\"a\":}", "{} {}", "\u{0}"] {
             assert_eq!(pointers(text), [""], "{text:?}");
         }
-        assert_eq!(decode(b"\xff\xfe{}").unwrap_err().faults[0].problem, "is not UTF-8 from byte 0 on");
+        assert_eq!(decode(b"\xff{}").unwrap_err().faults[0].problem, "is not UTF-8 from byte 0 on");
+        for (mark, named) in
+            [(&b"\xef\xbb\xbf"[..], "(EF BB BF)"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16")]
+        {
+            let faults = decode(&[mark, FLAT.as_bytes()].concat()).unwrap_err().faults;
+            assert!(faults.len() == 1 && faults[0].problem.contains(named), "{faults:?}");
+        }
         let long = vec![b' '; COMMAND_BYTES_MAX + 1];
         assert!(decode(&long).unwrap_err().faults[0].problem.contains("65537 bytes"));
         let deep = "[".repeat(50_000);

@@ -262,8 +262,8 @@ impl JsonSchema for UseTime {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         // The calendar is looked at by the decoder alone.
         let date = "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])";
-        let time = "([01][0-9]|2[0-3]):[0-5][0-9](:([0-5][0-9]|60)(\\.[0-9]{1,9})?)?";
-        let zone = "(Z|[+-]([01][0-9]|2[0-5]):[0-5][0-9])";
+        let time = "([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\\.[0-9]{1,9})?)?";
+        let zone = "(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])";
         json_schema!({ "type": "string", "pattern": format!("^{date}T{time}{zone}$") })
     }
 }

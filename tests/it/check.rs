@@ -32,15 +32,17 @@ fn read(output: &Output) -> Checked {
 }
 
 /// What remedies begin with.
-const COMMANDS: [&str; 19] = [
+const COMMANDS: [&str; 21] = [
     "${EDITOR:-vi}",
     "chmod",
+    "chown",
     "curl",
     "date",
     "echo",
     "env",
     "export",
-    "head",
+    "grep",
+    "iconv",
     "id",
     "ls",
     "openssl",
@@ -267,6 +269,34 @@ fn whoever_may_not_look_is_told_which_right_is_missing() {
     assert!(detail.starts_with("the management API at 127.0.0.1:1 does not answer"), "{detail}");
 }
 
+/// A topology that nobody has made is one fact with one remedy, however many objects it has.
+#[test]
+fn missing_topology_is_one_finding_with_one_remedy() {
+    let broker = broker::shared();
+    let programs = Programs::start(broker.uri());
+    let names = ["commands", "retry", "results", "unrouted", "parked", "dead", "instances"];
+    let names = names.map(|name| {
+        (
+            format!("REDEEMER_BROKER__NAMES__{}", name.to_uppercase()),
+            format!("{}.fresh.{name}", programs.prefix),
+        )
+    });
+    for (mode, gravity, code) in [("create", "warning", 0), ("verify", "fault", 4)] {
+        let mut environment: Vec<_> =
+            names.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        environment.push(("REDEEMER_BROKER__TOPOLOGY", mode));
+        let seen = check(&programs, &environment);
+        assert_eq!(seen.code, Some(code), "{:#?}", seen.findings);
+        let told = seen.of("topology", gravity);
+        assert!(told.len() == 1 && told[0].1.starts_with("redeemer topology apply"), "{:#?}", seen.findings);
+        let ids: Vec<_> =
+            seen.findings.iter().filter(|one| one["gravity"] != "ok").map(|one| &one["id"]).collect();
+        let missing = ids.iter().filter(|id| **id == "topology_missing").count();
+        assert_eq!(missing, 1, "{ids:?}");
+        assert!(ids.len() <= 3, "one cause, few findings: {:#?}", seen.findings);
+    }
+}
+
 /// Each fault of the configuration is a finding, with the command that mends it there where it was made.
 #[test]
 fn what_is_wrong_with_the_configuration_is_told_like_any_other_fault() {
@@ -451,6 +481,12 @@ fn a_signed_answer_is_no_proof_that_all_is_well() {
     check_status(500, "SYSTEM_ERROR", "fault", "it is in trouble");
     check_status(403, "NO_AUTH", "warning", "not authorised");
     check_status(404, "NOT_FOUND", "ok", "answered 404");
+    // What would meet every command alike.
+    check_status(400, "PARAM_ERROR", "fault", "PARAM_ERROR");
+    check_status(400, "INVALID_REQUEST", "fault", "INVALID_REQUEST");
+    check_status(403, "REQUEST_BLOCKED", "fault", "REQUEST_BLOCKED");
+    check_status(405, "METHOD_NOT_ALLOWED", "fault", "unexpected");
+    check_status(415, "UNSUPPORTED", "fault", "unexpected");
 }
 
 #[test]

@@ -1,0 +1,303 @@
+//! The calls of `check` to the payment API: both hosts are asked for a coupon that nobody has.
+//!
+//! Any authentic answer that says so proves both signatures, ours and theirs. Everything else is a finding: an answer
+//! without a signature is nobody's word, and a rejection for another reason meets every command alike.
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::remedies::{Origin, setting};
+use super::{Finding, Gravity};
+use crate::config::{Config, MERCHANT_KEY};
+use crate::redemption::{
+    Appid, AssociatedOrder, BrandId, CouponCode, Openid, OrderNo, OrderNumbers, ProductCouponId, Redemption,
+    RequestNo, StockId, Unfit, UseTime,
+};
+use crate::telemetry::foreign::Foreign;
+use crate::verdict::{Answer, Authenticity, Flaw, Question, Reply, Verdict, judge};
+use crate::wechat::api::{Client, Heard, Prepared, Unbelieved};
+use crate::wechat::certificates::NoCertificates;
+use crate::wechat::hosts::Host;
+use crate::wechat::verify::CLOCK_TOLERANCE_SECONDS;
+
+const WHAT: &str = "payment API";
+
+/// Asks each host.
+pub(super) async fn look(config: &Config, origin: &Origin<'_>, client: &Client, findings: &mut Vec<Finding>) {
+    let Ok(nobody) = nobody() else { return };
+    let prepared = Prepared::new(&nobody);
+    let backup = (!config.wechat.backup_base_url.is_empty()).then_some((Host::Primary, true));
+    // The host that is asked is the other one than the one that is said to have failed.
+    for (failed, is_backup) in [Some((Host::Backup, false)), backup].into_iter().flatten() {
+        let now = Timestamp::now();
+        let question = Question::Inquire;
+        let heard =
+            client.ask_elsewhere(Some(failed), question, &prepared, None, now, rand::random(), 1.0).await;
+        let verdict = judge(question, &heard.reply, &nobody);
+        let at = At { config, origin, is_backup };
+        if !is_backup {
+            findings.push(at.clock(&heard));
+        }
+        findings.push(at.call(&heard, &verdict));
+    }
+}
+
+/// From here on the alert `ClockOff` wakes somebody.
+const CLOCK_OFF_SECONDS: i64 = 30;
+
+fn round(skew: SignedDuration) -> SignedDuration {
+    SignedDuration::from_secs(skew.as_secs())
+}
+
+/// What the provider said, as far as it said anything.
+fn said(answer: &Answer) -> String {
+    let words: Vec<_> = [&answer.code, &answer.message].into_iter().flatten().map(|text| &**text).collect();
+    let words = Foreign(&words.join(": ")).to_string();
+    let id = answer.request_id.as_deref().map(|id| format!(" (request {})", Foreign(id))).unwrap_or_default();
+    match words.as_str() {
+        "" => id,
+        words => format!(" {words}{id}"),
+    }
+}
+
+/// One of the hosts, and what its findings need.
+struct At<'a> {
+    config: &'a Config,
+    origin: &'a Origin<'a>,
+    is_backup: bool,
+}
+
+impl At<'_> {
+    fn clock(&self, heard: &Heard) -> Finding {
+        const SET: &str = "timedatectl set-ntp true; timedatectl status";
+        let off = |skew| format!("this machine's clock differs from the payment API's by {:#}", round(skew));
+        match heard.clock_skew {
+            None => Finding::warning("clock", "the payment API did not tell its time", self.reaching())
+                .with_id("clock_unknown"),
+            Some(skew) if skew.abs() >= SignedDuration::from_secs(CLOCK_TOLERANCE_SECONDS) => {
+                Finding::fault("clock", off(skew), SET).with_id("clock_skewed")
+            }
+            Some(skew) if skew.abs() >= SignedDuration::from_secs(CLOCK_OFF_SECONDS) => {
+                Finding::warning("clock", off(skew), SET).with_id("clock_skewed")
+            }
+            Some(skew) => Finding::ok("clock", format!("{:#} from the payment API's", round(skew))),
+        }
+    }
+
+    /// The command that shows whether the payment API is reached: any status is an answer.
+    fn reaching(&self) -> String {
+        let wechat = &self.config.wechat;
+        let url = if self.is_backup { &wechat.backup_base_url } else { &wechat.base_url };
+        format!("curl -sSI {}/v3/certificates", url.trim_end_matches('/'))
+    }
+
+    fn call(&self, heard: &Heard, verdict: &Verdict) -> Finding {
+        let answer = match &heard.reply {
+            Reply::NotSent(_) | Reply::Lost(_) => return self.not_answered(heard),
+            Reply::Answered(answer) => answer,
+        };
+        match (answer.status, answer.authenticity) {
+            (401, _) => self.unauthenticated(heard, answer),
+            (_, Authenticity::Verified) => self.verified(heard, answer, verdict),
+            (_, Authenticity::Unconvincing(flaw)) => self.unconvincing(heard, answer, flaw),
+            (_, Authenticity::Unsigned) => self.unsigned(heard, answer),
+        }
+    }
+
+    fn not_answered(&self, heard: &Heard) -> Finding {
+        let why = heard.trouble.as_deref().unwrap_or("no whole answer");
+        let detail = format!("{} does not answer: {why}", heard.host_name);
+        let remedy = format!("{} # then name resolution, the firewall and the proxy", self.reaching());
+        let gravity = if self.is_backup { Gravity::Warning } else { Gravity::Fault };
+        Finding::new(WHAT, gravity, detail, Some(remedy)).with_id("payment_api_unreachable")
+    }
+
+    fn unauthenticated(&self, heard: &Heard, answer: &Answer) -> Finding {
+        let host = &heard.host_name;
+        if answer.code.is_none() && answer.authenticity != Authenticity::Verified {
+            // The provider says why.
+            return self.instead(heard, answer);
+        }
+        let file = self.config.wechat.merchant_key_file.as_str();
+        let key = match file {
+            "" => format!("<<< \"${MERCHANT_KEY}\""),
+            file => format!("-in {file}"),
+        };
+        Finding::fault(
+            WHAT,
+            format!("{host} rejects our signature (401):{}", said(answer)),
+            format!(
+                "timedatectl status; openssl pkey -pubout {key} # against the certificate, wechat.merchant_serial and \
+                 wechat.mchid on the merchant platform"
+            ),
+        )
+        .with_id("payment_api_unauthenticated")
+    }
+
+    fn verified(&self, heard: &Heard, answer: &Answer, verdict: &Verdict) -> Finding {
+        let (host, status) = (&heard.host_name, answer.status);
+        let serial = heard.serial.as_deref().unwrap_or_default();
+        let signed = format!("{host} answered {status}{}, signed by {serial}", said(answer));
+        match (status, verdict) {
+            (500.., _) => Finding::fault(
+                WHAT,
+                format!("{signed}: it is in trouble"),
+                "redeemer check # again, until it is well; nothing of ours has to be changed",
+            )
+            .with_id("payment_api_server_error"),
+            (_, Verdict::NotAccepted(_)) => Finding::warning(
+                WHAT,
+                format!("{signed}: it did not take the call now"),
+                "redeemer check # again in a minute; if it stays, lower pace.calls_per_second",
+            )
+            .with_id("payment_api_throttled"),
+            (403, Verdict::NotAuthorised) => Finding::warning(
+                WHAT,
+                format!("{signed}: not authorised, for the brand 0 that check asks about"),
+                "redeemer parked show --inquire # shows it for a brand of yours; see the merchant platform",
+            )
+            .with_id("payment_api_not_authorized"),
+            // What is not there is what was asked for.
+            (200 | 404, _) => Finding::ok(WHAT, signed),
+            _ if heard.detail.as_ref().is_some_and(|detail| detail.is_about_our_headers()) => Finding::fault(
+                WHAT,
+                format!("{signed}: it rejects what stands in the head of every call"),
+                self.origin.mending(
+                    "wechat.verification_serial",
+                    "the id of a key that the merchant platform shows; and the names of wechat.public_keys likewise",
+                ),
+            )
+            .with_id("payment_api_rejects_headers"),
+            // The coupon that is asked for is made up: that openid, appid or ids are wrong is what should be said.
+            (400, _) if heard.detail.as_ref().is_some_and(|detail| detail.names_a_field()) => {
+                Finding::ok(WHAT, format!("{signed}: what check asks about is made up"))
+            }
+            _ => Finding::fault(
+                WHAT,
+                format!("{signed}: unexpected, and perhaps so for every command"),
+                self.origin.mending(
+                    "wechat.mchid",
+                    "compare wechat.mchid, wechat.verification_serial and the names of wechat.public_keys with the \
+                     merchant platform",
+                ),
+            )
+            .with_id("payment_api_rejects_call"),
+        }
+    }
+
+    fn unconvincing(&self, heard: &Heard, answer: &Answer, flaw: Flaw) -> Finding {
+        let (host, status) = (&heard.host_name, answer.status);
+        if flaw != Flaw::UnknownSerial {
+            return Finding::fault(
+                WHAT,
+                format!("{host} answered {status}, and its signature does not verify ({})", flaw.as_str()),
+                "redeemer check # again, for a probe of the provider looks the same; if it stays, compare \
+                 wechat.public_keys with the merchant platform",
+            )
+            .with_id(format!("payment_api_signature_{}", flaw.as_str()));
+        }
+        let serial = heard.unbelieved.as_ref().and_then(|seen| seen.shown_serial()).unwrap_or_default();
+        Finding::fault(
+            WHAT,
+            format!("{host} signs with a key that is not held: {serial}"),
+            format!(
+                "{} # the serial of a key that is held; or add the key of this serial to wechat.public_keys",
+                setting("wechat.verification_serial")
+            ),
+        )
+        .with_id("payment_api_serial_not_held")
+    }
+
+    /// Nobody's word. The provider leaves out the signature of some errors, but never `code` and `Request-ID`.
+    fn unsigned(&self, heard: &Heard, answer: &Answer) -> Finding {
+        let (host, status) = (&heard.host_name, answer.status);
+        match (answer.code.is_some(), answer.request_id.is_some()) {
+            (true, true) if matches!(status, 403 | 404 | 429) => Finding::warning(
+                WHAT,
+                format!("{host} answered {status}{} unsigned: nothing is proved by it", said(answer)),
+                "redeemer check # again; if it stays, no error of the provider can conclude a command before its \
+                 coupon is seen",
+            )
+            .with_id("payment_api_unsigned"),
+            _ => self.instead(heard, answer),
+        }
+    }
+
+    fn instead(&self, heard: &Heard, answer: &Answer) -> Finding {
+        let (host, status) = (&heard.host_name, answer.status);
+        let seen = heard.unbelieved.as_deref().map(Unbelieved::in_words).unwrap_or_default();
+        Finding::fault(
+            WHAT,
+            format!("{host} answered {status}{} unsigned: not WeChat Pay's own answer ({seen})", said(answer)),
+            format!(
+                "{} # a proxy, a firewall or a captive portal answers in its place, or strips headers; or the base \
+                 URL leads elsewhere",
+                self.reaching()
+            ),
+        )
+        .with_id("payment_api_other_answers")
+    }
+}
+
+/// Id and remedy of a download that brought nothing, by its cause.
+pub(super) fn download_remedy(
+    fault: &NoCertificates,
+    config: &Config,
+    origin: &Origin<'_>,
+) -> (&'static str, String) {
+    let reaching = format!("curl -sSI {}/v3/certificates", config.wechat.base_url.trim_end_matches('/'));
+    match fault {
+        NoCertificates::NoAnswer(_) => {
+            ("download_unreachable", format!("{reaching} # then name resolution, the firewall and the proxy"))
+        }
+        NoCertificates::Refused { has_request_id: false, .. } | NoCertificates::Unreadable => (
+            "download_other_answers",
+            format!("{reaching} # does a proxy answer in its place, or does the base URL lead elsewhere?"),
+        ),
+        NoCertificates::Refused { status: 401, .. } => (
+            "download_unauthenticated",
+            "timedatectl status # then wechat.mchid, wechat.merchant_serial and the merchant key, which must belong \
+             together"
+                .to_owned(),
+        ),
+        NoCertificates::Refused { status: 404 | 403, .. } => (
+            "download_not_offered",
+            origin.mending(
+                "wechat.public_keys",
+                "this merchant has no platform certificates: name the public key that the merchant platform has for \
+                 download, under its id, and leave wechat.apiv3_key_file out",
+            ),
+        ),
+        NoCertificates::Refused { .. } => {
+            ("download_refused", "redeemer check # again in a minute; the answer says why".to_owned())
+        }
+        NoCertificates::Sealed(_) => (
+            "download_apiv3_key",
+            format!(
+                "wc -c {} # 32 characters, the same as set on the merchant platform: API security, APIv3 key",
+                config.wechat.apiv3_key_file
+            ),
+        ),
+        NoCertificates::Key(_) | NoCertificates::OtherSerial(_) | NoCertificates::NotBelieved(_) => (
+            "download_not_believed",
+            format!("date; {reaching} # the clock, and whether something else answers in its place"),
+        ),
+    }
+}
+
+/// A redemption that is never sent: it only names a coupon to ask for.
+fn nobody() -> Result<Redemption, Unfit> {
+    Ok(Redemption {
+        openid: Openid::parse("oRedeemerCheckNobody00000000")?,
+        coupon_code: CouponCode::parse("redeemer-check")?,
+        brand_id: BrandId::parse("0")?,
+        product_coupon_id: ProductCouponId::parse("0")?,
+        stock_id: StockId::parse("0")?,
+        appid: Appid::parse("wx0000000000000000")?,
+        use_time: UseTime::parse("2025-01-01T00:00:00+08:00")?,
+        out_request_no: RequestNo::parse("redeemer-check")?,
+        order: AssociatedOrder::Payment(OrderNumbers::Provider(OrderNo::parse("0")?)),
+        store_id: None,
+        saved_amount: None,
+        sequential_coupon_index: None,
+    })
+}

@@ -1,0 +1,146 @@
+//! What to do about key material that cannot be used: one command each, which shows no secret and does no harm.
+
+use crate::file_name::{self, Shown};
+use crate::wechat::keys::{IN_ENVIRONMENT, KeyFault};
+use crate::wechat::pem::{Expected, Found};
+
+/// What mends a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Remedy {
+    /// A command, complete.
+    Command(String),
+    /// A command that makes a file, which is to be named instead.
+    Convert {
+        /// Makes the file, with the owner and the mode of the one that it is made of.
+        command: String,
+        /// The new file.
+        file: String,
+    },
+    /// Another value where this one is configured.
+    SetKey(String),
+}
+
+/// The file with the merchant's private key in the archive that the merchant platform gives out.
+const PRIVATE_KEY_FILE: &str = "apiclient_key.pem";
+
+impl KeyFault {
+    /// The remedy. `variable` is the variable of the environment that may hold the merchant key itself.
+    pub fn remedy(&self, variable: &str) -> Remedy {
+        use Remedy::{Command, SetKey};
+        match self {
+            Self::Unreadable { path, .. } => match path.to_str().map(file_name::check) {
+                Some(Ok(())) => Command(format!("ls -l {}; id", Shown(path))),
+                _ => SetKey("the name of a file".to_owned()),
+            },
+            Self::Exposed { path, exposure } => Command(exposure.remedy(path)),
+            Self::NotText { path, found: Found::Folder } => {
+                let path = Shown(path);
+                SetKey(format!("{path} is a folder: name a file in it; ls {path}"))
+            }
+            Self::NotText { path, found: Found::Utf16 } => recoded(&Shown(path).to_string()),
+            Self::NotText { path, .. } => Command(format!("ls -l {}", Shown(path))),
+            Self::NotAKey { what, expected, found } => mend(what, *expected, *found, variable),
+            Self::OwnKey { .. } => SetKey(
+                "WeChat Pay's public key (pub_key.pem) or platform certificate, from the merchant platform: account \
+                 center, API security"
+                    .to_owned(),
+            ),
+            Self::TooShort { .. } => Command(
+                "openssl genrsa -out apiclient_key.pem 2048 # then have a certificate made for it on the merchant platform"
+                    .to_owned(),
+            ),
+            Self::Disagreement { what } => {
+                Command(format!("openssl rsa -check -noout {}", given_to_a_command(what, variable)))
+            }
+            Self::NotValidNow { what, .. } => Command(format!("date; openssl x509 -noout -dates -in {what}")),
+            Self::NotAPair { certificate } => Command(format!(
+                "openssl x509 -noout -pubkey -in {} # against: openssl pkey -pubout -in KEY",
+                Shown(certificate)
+            )),
+            Self::NoMerchantKey => {
+                Command("export REDEEMER_WECHAT__MERCHANT_KEY_FILE=/etc/redeemer/apiclient_key.pem".to_owned())
+            }
+            Self::NoVerificationKey => Command(
+                "export REDEEMER_WECHAT__PUBLIC_KEYS__PUB_KEY_ID_…=/etc/redeemer/wechatpay_public_key.pem".to_owned(),
+            ),
+        }
+    }
+}
+
+/// How a shell gives a key to a command: from its file, or from the environment where it came from there.
+pub fn given_to_a_command(what: &str, variable: &str) -> String {
+    if what == IN_ENVIRONMENT { format!("<<< \"${variable}\"") } else { format!("-in {what}") }
+}
+
+fn mend(what: &str, expected: Expected, found: Found, variable: &str) -> Remedy {
+    let from = given_to_a_command(what, variable);
+    let inform =
+        |program: &str, options: &str| made(what, &format!("openssl {program} {from} {options}"), "");
+    match (found, expected) {
+        (Found::Folder, _) => Remedy::SetKey(format!("{what} is a folder: name a file in it; ls {what}")),
+        (Found::EncryptedKey, _) => {
+            made(what, &format!("openssl pkey {from}"), " # it asks for the passphrase")
+        }
+        (Found::Pkcs12, Expected::PrivateKey) => made(
+            what,
+            &format!("openssl pkcs12 {from} -nocerts -nodes"),
+            " # the password is the merchant number; OpenSSL 3 needs -legacy for a bundle of the merchant platform",
+        ),
+        (Found::Pkcs12, _) => made(
+            what,
+            &format!("openssl pkcs12 {from} -nokeys -clcerts"),
+            " # the password is the merchant number; OpenSSL 3 needs -legacy for a bundle of the merchant platform",
+        ),
+        (Found::DerPrivateKey, Expected::PrivateKey) => inform("pkey", "-inform DER"),
+        (Found::DerPublicKey, Expected::PublicKey) => inform("pkey", "-pubin -inform DER"),
+        (Found::DerCertificate, Expected::Certificate) => inform("x509", "-inform DER"),
+        (Found::Utf16, _) => recoded(what),
+        (Found::Certificate, Expected::PublicKey) => Remedy::SetKey(
+            "a certificate goes into wechat.platform_certificates, a public key (pub_key.pem) here"
+                .to_owned(),
+        ),
+        (Found::PublicKey, Expected::Certificate) => {
+            Remedy::SetKey("a public key goes into wechat.public_keys, under its id".to_owned())
+        }
+        (_, Expected::PrivateKey) if what == IN_ENVIRONMENT => {
+            Remedy::Command(format!("export {variable}=\"$(cat {PRIVATE_KEY_FILE})\""))
+        }
+        (
+            Found::Certificate
+            | Found::PublicKey
+            | Found::CertificateRequest
+            | Found::DerCertificate
+            | Found::DerPublicKey,
+            Expected::PrivateKey,
+        ) => {
+            Remedy::SetKey(format!("the private key, {PRIVATE_KEY_FILE} of the merchant platform's archive"))
+        }
+        // How many PEM blocks there are shows none of what is in them.
+        (Found::Empty, _) => Remedy::Command(format!("ls -l {what}")),
+        _ => Remedy::Command(format!("grep -c -e '-----BEGIN' {what}; ls -l {what}")),
+    }
+}
+
+/// A file made of another one, for the same readers. `remark` follows the command.
+fn made(what: &str, command: &str, remark: &str) -> Remedy {
+    if what == IN_ENVIRONMENT {
+        return Remedy::Convert {
+            command: format!("(umask 077; {command} -out {PRIVATE_KEY_FILE}){remark}"),
+            file: format!("./{PRIVATE_KEY_FILE}"),
+        };
+    }
+    let file = format!("{what}.pem");
+    let command = format!(
+        "(umask 077; {command} -out {file}; chown --reference={what} {file}; chmod --reference={what} {file}){remark}"
+    );
+    Remedy::Convert { command, file }
+}
+
+fn recoded(what: &str) -> Remedy {
+    let file = format!("{what}.pem");
+    let command = format!(
+        "(umask 077; iconv -f UTF-16 -t UTF-8 {what} > {file}; chown --reference={what} {file}; chmod \
+         --reference={what} {file})"
+    );
+    Remedy::Convert { command, file }
+}

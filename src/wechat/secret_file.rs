@@ -1,0 +1,207 @@
+//! Who may read a file with a secret: its owner, or those to whom root lends it through their group.
+//!
+//! A service that may not write its own secrets is what a careful administrator makes with `install -m 640 -g redeemer`,
+//! and Kubernetes with `fsGroup`. The same file must be good for root, too, who runs `redeemer check` beside the service,
+//! and for an operator who has the group among the supplementary ones. No remedy takes the service's right to read away.
+
+use std::fmt;
+use std::fs::{File, Metadata};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use crate::file_name::Shown;
+
+/// The group of the unit that is shipped.
+const SERVICE_GROUP: &str = "redeemer";
+
+/// Who we are, as far as files go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reader {
+    /// The effective user.
+    pub uid: u32,
+    /// The effective group.
+    pub gid: u32,
+    /// The supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+impl Reader {
+    /// This process.
+    pub fn current() -> Self {
+        use rustix::process::{getegid, geteuid, getgroups};
+        // Not by /proc/self: that is root's, because this process is not dumpable.
+        let groups = getgroups().unwrap_or_default().into_iter().map(rustix::process::Gid::as_raw).collect();
+        Self { uid: geteuid().as_raw(), gid: getegid().as_raw(), groups }
+    }
+
+    fn is_in(&self, group: u32) -> bool {
+        self.gid == group || self.groups.contains(&group)
+    }
+}
+
+/// Owner, group and mode of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Permissions {
+    /// The owner's user id.
+    pub uid: u32,
+    /// The group's id.
+    pub gid: u32,
+    /// The lowest nine bits of the mode.
+    pub mode: u32,
+}
+
+impl Permissions {
+    fn of(found: &Metadata) -> Self {
+        Self { uid: found.uid(), gid: found.gid(), mode: found.mode() & 0o777 }
+    }
+
+    /// Whether a secret may have these permissions, as `reader` finds it.
+    pub fn admit(self, reader: &Reader) -> bool {
+        let Self { uid, gid, mode } = self;
+        // Lent by root to one group, which may do no more than read. Root itself may be of any group.
+        let lent = uid == 0 && mode & 0o037 == 0 && (reader.uid == 0 || gid != 0 && reader.is_in(gid));
+        mode & 0o077 == 0 || lent
+    }
+}
+
+/// Why a file is not admitted: who may read it beside those who must.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exposure {
+    /// Of the file.
+    pub permissions: Permissions,
+    /// Who found it.
+    pub reader: Reader,
+    /// Whether there is a group of the service's usual name.
+    pub has_service_group: bool,
+}
+
+impl fmt::Display for Exposure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Permissions { uid, gid, mode } = self.permissions;
+        write!(f, "can be read by others (mode {mode:03o}, owner {uid}, group {gid})")
+    }
+}
+
+impl Exposure {
+    /// The command that shuts others out and leaves the service the right to read.
+    pub fn remedy(&self, path: &Path) -> String {
+        let Self { permissions: Permissions { uid, gid, .. }, reader, has_service_group } = self;
+        let path = Shown(path);
+        match (reader.uid, *uid) {
+            // Root lends it to a group already: the group stays.
+            (0, 0) if *gid != 0 => format!("chmod 640 {path}"),
+            (0, _) if *has_service_group => {
+                format!(
+                    "chown root:{SERVICE_GROUP} {path}; chmod 640 {path} # {SERVICE_GROUP}: the service's group"
+                )
+            }
+            // Nobody but its owner is known.
+            (0, _) => format!("chmod 600 {path} # its owner must be the user of the service"),
+            (reader, owner) if reader == owner => format!("chmod 600 {path}"),
+            _ => {
+                let group = reader.gid;
+                format!(
+                    "sudo chown root:{group} {path}; sudo chmod 640 {path} # {group}: the group of this process"
+                )
+            }
+        }
+    }
+}
+
+/// Why a file with a secret is not read.
+#[derive(Debug)]
+pub enum NotOpened {
+    /// We may not, or it is not there.
+    Unreadable(std::io::Error),
+    /// It is a folder.
+    Folder,
+    /// Others may read it.
+    Exposed(Exposure),
+}
+
+/// Opens a file with a secret, where nobody else may read it.
+///
+/// # Errors
+/// [`NotOpened`]
+pub fn open(path: &Path) -> Result<File, NotOpened> {
+    let file = File::open(path).map_err(NotOpened::Unreadable)?;
+    // The mode of the opened file, not of the path: nobody can exchange it in between.
+    let found = file.metadata().map_err(NotOpened::Unreadable)?;
+    if found.is_dir() {
+        // The mode of a folder says nothing of a secret, and closing it to others would do harm.
+        return Err(NotOpened::Folder);
+    }
+    let (permissions, reader) = (Permissions::of(&found), Reader::current());
+    if permissions.admit(&reader) {
+        return Ok(file);
+    }
+    Err(NotOpened::Exposed(Exposure { permissions, reader, has_service_group: group_exists(SERVICE_GROUP) }))
+}
+
+fn group_exists(name: &str) -> bool {
+    let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
+    groups.lines().any(|line| line.split(':').next() == Some(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SERVICE: u32 = 990;
+    const OPERATOR: u32 = 1_000;
+
+    fn reader(uid: u32, gid: u32, groups: &[u32]) -> Reader {
+        Reader { uid, gid, groups: groups.to_vec() }
+    }
+
+    #[test]
+    fn secret_is_admitted_for_whom_it_is_meant() {
+        let root = reader(0, 0, &[0]);
+        let service = reader(SERVICE, SERVICE, &[]);
+        let operator = reader(OPERATOR, OPERATOR, &[27, SERVICE]);
+        let stranger = reader(OPERATOR, OPERATOR, &[27]);
+        let check = |uid, gid, mode, admitted: [bool; 4]| {
+            let permissions = Permissions { uid, gid, mode };
+            let found = [&root, &service, &operator, &stranger].map(|reader| permissions.admit(reader));
+            assert_eq!(found, admitted, "{permissions:?}");
+        };
+        // As the unit's comment installs it.
+        check(0, SERVICE, 0o640, [true, true, true, false]);
+        check(0, SERVICE, 0o440, [true, true, true, false]);
+        check(SERVICE, SERVICE, 0o600, [true; 4]);
+        check(0, 0, 0o600, [true; 4]);
+        check(0, 0, 0o640, [true, false, false, false]);
+        for mode in [0o644, 0o660, 0o650, 0o641, 0o642, 0o604] {
+            check(0, SERVICE, mode, [false; 4]);
+            check(SERVICE, SERVICE, mode, [false; 4]);
+        }
+        // Whoever owns it can give it to others again.
+        check(OPERATOR, SERVICE, 0o640, [false; 4]);
+    }
+
+    #[test]
+    fn remedy_leaves_the_service_the_right_to_read() {
+        let path = Path::new("/etc/redeemer/key.pem");
+        let check = |reader: Reader, uid, gid, has_service_group, commands: &str| {
+            let permissions = Permissions { uid, gid, mode: 0o644 };
+            let remedy = Exposure { permissions, reader, has_service_group }.remedy(path);
+            assert_eq!(remedy.split(" # ").next().unwrap(), commands);
+        };
+        let root = || reader(0, 0, &[]);
+        let lend = "chown root:redeemer /etc/redeemer/key.pem; chmod 640 /etc/redeemer/key.pem";
+        check(root(), 0, SERVICE, true, "chmod 640 /etc/redeemer/key.pem");
+        check(root(), 0, SERVICE, false, "chmod 640 /etc/redeemer/key.pem");
+        check(root(), 0, 0, true, lend);
+        check(root(), OPERATOR, OPERATOR, true, lend);
+        check(root(), SERVICE, SERVICE, true, lend);
+        check(root(), SERVICE, SERVICE, false, "chmod 600 /etc/redeemer/key.pem");
+        check(reader(SERVICE, SERVICE, &[]), SERVICE, SERVICE, true, "chmod 600 /etc/redeemer/key.pem");
+        check(
+            reader(SERVICE, SERVICE, &[]),
+            0,
+            0,
+            true,
+            "sudo chown root:990 /etc/redeemer/key.pem; sudo chmod 640 /etc/redeemer/key.pem",
+        );
+    }
+}

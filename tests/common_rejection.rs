@@ -1,0 +1,208 @@
+//! Faults of our own in a running service, against a real broker and the sandbox: what meets every command alike is charged
+//! to none, and readiness tells what the operator needs.
+
+#![allow(clippy::unwrap_used)] // in the helpers too
+
+#[path = "support/bed.rs"]
+mod bed;
+#[path = "support/broker.rs"]
+mod broker;
+
+use std::time::Duration;
+
+use bed::{Bed, command, until};
+use redeemer::config::Span;
+use serde_json::{Value, json};
+
+async fn quick() -> Bed {
+    let mut bed = Bed::new().await;
+    bed.config.retry.initial = Span(Duration::from_millis(50));
+    bed.config.retry.settling = Span(Duration::from_millis(100));
+    bed.config.retry.in_process_max = Span(Duration::from_millis(1_000));
+    bed.config.retry.tiers = [200, 400].map(|millis| Span(Duration::from_millis(millis))).to_vec();
+    bed.config.wechat.read_timeout = Span(Duration::from_millis(1_500));
+    bed.config.wechat.total_timeout = Span(Duration::from_secs(2));
+    bed
+}
+
+/// A command that shares nothing with those of other numbers, and its coupon.
+fn unrelated(bed: &Bed, nth: usize) -> Value {
+    let code = format!("C{nth}");
+    let mut redemption = command(&code, &format!("USE_{nth:04}"));
+    let own = json!({
+        "openid": format!("oUser_{nth}"), "brand_id": format!("{}", 700_000 + nth),
+        "product_coupon_id": format!("10000001{nth:02}"), "stock_id": format!("10000001{nth:02}001"),
+        "appid": format!("wx23354454654{nth:04}"),
+    });
+    bed.issue(&code, own.clone());
+    for (name, value) in own.as_object().unwrap() {
+        redemption[name] = value.clone();
+    }
+    redemption
+}
+
+fn rejected(code: &str, sub_code: u64) -> Value {
+    json!({"kind": "status", "status": 400, "code": code, "sub_code": sub_code, "signed": true,
+        "message": "Wechatpay-Serial 有误"})
+}
+
+const SUSPENDED: &str = r#"redeemer_stopped{fault="rejected"}"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rejection_of_every_command_suspends_and_charges_none() {
+    let mut bed = quick().await;
+    bed.faults(json!([{ "fault": rejected("PARAM_ERROR", 268_435_461) }]));
+    let service = bed.start().await;
+    for nth in 0..6 {
+        bed.publish(&unrelated(&bed, nth)).await;
+    }
+    until("the suspension", async || service.get("/readyz").await.1.contains("rejects every call alike"))
+        .await;
+    let (status, words) = service.get("/readyz").await;
+    assert_eq!(status, 503);
+    assert!(words.contains("PARAM_ERROR: Wechatpay-Serial 有误"), "{words}");
+    assert_eq!(service.metric(SUSPENDED).await, 1.0);
+    assert_eq!(bed.uses().len(), 0);
+    bed.faults(json!([]));
+    for _ in 0..6 {
+        let told = bed.told().await;
+        assert_eq!(told.gist(), "redeemed - USED", "no coupon is charged with it: {:#}", told.event);
+    }
+    service.wait_ready().await;
+    assert_eq!(service.metric(SUSPENDED).await, 0.0);
+    service.stop().await;
+}
+
+/// However many bad commands one publisher sends, they end as refused, and nobody else waits for them.
+#[tokio::test(flavor = "multi_thread")]
+async fn flood_of_rejected_commands_of_one_publisher_suspends_nothing() {
+    let mut bed = quick().await;
+    bed.faults(json!([
+        { "coupon_prefix": "bad", "question": "use", "fault": rejected("INVALID_REQUEST", 268_578_101) }
+    ]));
+    let service = bed.start().await;
+    for nth in 0..60 {
+        let code = format!("bad{nth}");
+        bed.issue(&code, json!({}));
+        bed.publish(&command(&code, &format!("USE_BAD_{nth:04}"))).await;
+        if nth % 10 == 5 {
+            bed.publish(&unrelated(&bed, nth)).await;
+        }
+    }
+    let mut ends = std::collections::BTreeMap::<String, usize>::new();
+    for _ in 0..66 {
+        *ends.entry(bed.told().await.gist()).or_default() += 1;
+        assert_eq!(service.metric(SUSPENDED).await, 0.0);
+    }
+    let expected = [("redeemed - USED", 6), ("refused invalid_parameter EFFECTIVE", 60)];
+    assert_eq!(ends, expected.map(|(end, count)| (end.to_owned(), count)).into());
+    service.stop().await;
+}
+
+/// The number at the end of `Request-ID` says more than the code, whatever the code is; a state's reason is held against
+/// the coupon.
+#[tokio::test(flavor = "multi_thread")]
+async fn reason_of_the_number_is_kept_under_any_code() {
+    let mut bed = quick().await;
+    let service = bed.start().await;
+    let numbers = [
+        (268_578_704, "appid_not_bound"),
+        (268_578_526, "openid_mismatch"),
+        (268_584_404, "store_not_allowed"),
+        (272_755_715, "outside_period"),
+        (268_578_367, "not_usable"),
+        (268_578_927, "number_conflict"),
+        // The coupon is usable: it is neither expired, deleted, absent nor used.
+        (268_578_776, "rejected"),
+        (272_756_769, "rejected"),
+        (268_578_851, "rejected"),
+        (272_756_745, "rejected"),
+        (268_435_461, "invalid_parameter"),
+        (268_578_224, "invalid_parameter"),
+    ];
+    for (nth, (number, reason)) in numbers.into_iter().enumerate() {
+        for code in ["PARAM_ERROR", "INVALID_REQUEST"] {
+            let coupon = format!("C{nth}{code}");
+            bed.faults(
+                json!([{ "coupon_code": coupon, "question": "use", "fault": rejected(code, number) }]),
+            );
+            bed.issue(&coupon, json!({}));
+            bed.publish(&command(&coupon, &format!("USE_{nth:04}_{code}"))).await;
+            let told = bed.told().await;
+            assert_eq!(
+                told.gist(),
+                format!("refused {reason} EFFECTIVE"),
+                "{number} {code}: {:#}",
+                told.event
+            );
+        }
+    }
+    service.stop().await;
+}
+
+/// What cannot be believed is told by what there is to see of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn serial_that_is_not_held_and_missing_signatures_are_told_and_counted() {
+    let mut bed = quick().await;
+    bed.faults(json!([{ "fault": {"kind": "unknown_serial"} }]));
+    let service = bed.start().await;
+    for nth in 0..3 {
+        bed.publish(&unrelated(&bed, nth)).await;
+    }
+    let not_held = "serial 7E57000000000000000000000000000000000000";
+    until("the serial", async || service.get("/readyz").await.1.contains(not_held)).await;
+    until("the serial on the page", async || service.get("/").await.1.contains(not_held)).await;
+    bed.faults(json!([{ "fault": {"kind": "no_signature"} }]));
+    let unsigned = r#"redeemer_signature_failures_total{flaw="unsigned"}"#;
+    until("an answer without a signature", async || service.metric(unsigned).await >= 1.0).await;
+    bed.faults(json!([]));
+    for _ in 0..3 {
+        assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    }
+    service.stop().await;
+}
+
+/// A file that cannot be used any more is a warning at once, not a failure at the next start.
+#[tokio::test(flavor = "multi_thread")]
+async fn key_file_that_breaks_while_it_runs_is_a_warning_until_it_is_mended() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mut bed = quick().await;
+    bed.config.wechat.reload_every = Span(Duration::from_millis(100));
+    let secret = bed.dir.join("broker.uri");
+    std::fs::write(&secret, &bed.config.broker.uri).unwrap();
+    let mode = |path: &std::path::Path, mode: u32| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode(&secret, 0o600);
+    bed.config.broker.uri_file = secret.display().to_string();
+    let service = bed.start().await;
+    let failing = "redeemer_key_files_failing";
+    assert_eq!(service.metric(failing).await, 0.0);
+    let key = bed.dir.join("merchant_key.pem");
+    let (public, content) = (bed.dir.join("wechatpay_public_key.pem"), std::fs::read(&key).unwrap());
+    let verifying = std::fs::read(&public).unwrap();
+    let breaks: [(&str, &dyn Fn()); 6] = [
+        ("key_damaged", &|| std::fs::write(&key, "damaged").unwrap()),
+        ("key_exposed", &|| mode(&key, 0o644)),
+        ("key_gone", &|| std::fs::remove_file(&key).unwrap()),
+        ("public_key_empty", &|| std::fs::write(&public, "").unwrap()),
+        ("uri_exposed", &|| mode(&secret, 0o604)),
+        ("uri_gone", &|| std::fs::remove_file(&secret).unwrap()),
+    ];
+    for (nth, (what, break_it)) in breaks.into_iter().enumerate() {
+        break_it();
+        until(what, async || service.metric(failing).await == 1.0).await;
+        until(what, async || service.get("/readyz").await.1.contains("keys: ")).await;
+        assert_eq!(service.get("/readyz").await.0, 200, "{what} is a warning");
+        // The keys that are held stay in use.
+        bed.publish(&unrelated(&bed, nth)).await;
+        assert_eq!(bed.told().await.gist(), "redeemed - USED", "{what}");
+        std::fs::write(&key, &content).unwrap();
+        std::fs::write(&public, &verifying).unwrap();
+        std::fs::write(&secret, &bed.config.broker.uri).unwrap();
+        mode(&key, 0o600);
+        mode(&secret, 0o600);
+        until("it is mended", async || service.metric(failing).await == 0.0).await;
+    }
+    service.stop().await;
+}

@@ -1,0 +1,854 @@
+//! Faults of our own, as an integrator makes them on the first day: key material in every form that tools and editors
+//! leave behind, serials as people copy them, files that the wrong people may read. `check` names each of them, `run`
+//! refuses to start for the same ones, and what `check` says helps.
+
+#![allow(clippy::unwrap_used)] // in the helpers too
+
+#[path = "support/programs.rs"]
+mod programs;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use programs::{err, out, redeemer, run, unused_dir};
+use serde_json::Value;
+
+const MERCHANT_KEY: &str = "REDEEMER_WECHAT__MERCHANT_KEY_FILE";
+const KEY_ITSELF: &str = "REDEEMER_MERCHANT_KEY";
+const PUBLIC_KEY: &str = "REDEEMER_WECHAT__PUBLIC_KEYS__PUB_KEY_ID_01";
+const CERTIFICATES: &str = "REDEEMER_WECHAT__PLATFORM_CERTIFICATES";
+const OWN_CERTIFICATE: &str = "REDEEMER_WECHAT__MERCHANT_CERTIFICATE_FILE";
+const OWN_SERIAL: &str = "REDEEMER_WECHAT__MERCHANT_SERIAL";
+const SERIAL: &str = "5157F09EFDC096DE15EBE81A47057A7232F1B8E1";
+
+/// Key material made by openssl, and a configuration of it alone: nothing answers where broker and payment API are.
+struct Bench {
+    dir: PathBuf,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let bench = Self { dir: unused_dir("own-faults") };
+        for (key, name) in [("key.pem", "merchant"), ("wechat.pem", "wechat")] {
+            bench.openssl(&format!("genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out {key}"));
+            bench.openssl(&format!("pkey -in {key} -pubout -out {name}_public.pem"));
+            let serial = format!("0x{SERIAL}");
+            bench.openssl(&format!(
+                "req -x509 -new -key {key} -sha256 -days 90 -subj /CN={name} -set_serial {serial} -out {name}_certificate.pem"
+            ));
+        }
+        bench.close("key.pem");
+        bench
+    }
+
+    fn openssl(&self, arguments: &str) {
+        let mut command = Command::new("openssl");
+        let ran =
+            command.args(arguments.split(' ')).current_dir(&self.dir).stdin(Stdio::null()).output().unwrap();
+        assert!(ran.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&ran.stderr));
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    fn at(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    fn text(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap()
+    }
+
+    /// Writes a file that nobody else may read.
+    fn write(&self, name: &str, content: impl AsRef<[u8]>) -> String {
+        fs::write(self.path(name), content).unwrap();
+        self.close(name);
+        self.at(name)
+    }
+
+    fn close(&self, name: &str) {
+        fs::set_permissions(self.path(name), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+
+    fn command(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Command {
+        let mut command = redeemer();
+        command.args(arguments).current_dir(&self.dir).envs([
+            ("REDEEMER_BROKER__URI", "amqp://u:p@127.0.0.1:1/%2f"),
+            ("REDEEMER_WECHAT__BASE_URL", "http://127.0.0.1:1"),
+            ("REDEEMER_WECHAT__BACKUP_BASE_URL", ""),
+            ("REDEEMER_WECHAT__MCHID", "1900000109"),
+            ("REDEEMER_ADMIN__LISTEN", "127.0.0.1:0"),
+            (OWN_SERIAL, SERIAL),
+        ]);
+        command.env(MERCHANT_KEY, self.path("key.pem")).env(PUBLIC_KEY, self.path("wechat_public.pem"));
+        for (name, value) in environment {
+            match *value {
+                "(unset)" => command.env_remove(name),
+                value => command.env(name, value),
+            };
+        }
+        command
+    }
+
+    /// The faults of keys and configuration: id, detail and remedy; and the exit code.
+    fn check(&self, environment: &[(&str, &str)]) -> (Vec<[String; 3]>, Option<i32>) {
+        let output = run(&mut self.command(&["check", "--json"], environment));
+        let findings: Vec<Value> =
+            out(&output).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let is_meant = |finding: &&Value| {
+            finding["gravity"] == "fault"
+                && matches!(finding["what"].as_str(), Some("keys" | "configuration"))
+        };
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let faults = findings.iter().filter(is_meant);
+        let faults = faults.map(|one| ["id", "detail", "remedy"].map(|name| text(&one[name]))).collect();
+        (faults, output.status.code())
+    }
+
+    /// `check` has this one fault, and `run` refuses to start.
+    fn refused(&self, environment: &[(&str, &str)], id: &str) -> [String; 3] {
+        let (mut faults, code) = self.check(environment);
+        let ids: Vec<_> = faults.iter().map(|[id, ..]| id.as_str()).collect();
+        assert_eq!(ids, [id], "{faults:#?}");
+        assert!(matches!(code, Some(3 | 4)), "{code:?}");
+        let started = run(&mut self.command(&["run"], environment));
+        assert_eq!(started.status.code(), Some(3), "{id}: {}", err(&started));
+        faults.remove(0)
+    }
+
+    fn accepted(&self, environment: &[(&str, &str)], what: &str) {
+        let (faults, _) = self.check(environment);
+        assert!(faults.is_empty(), "{what}: {faults:#?}");
+    }
+
+    /// Types a remedy as it is printed, and gives the variables that it sets.
+    fn type_in(&self, remedy: &str) -> Vec<(String, String)> {
+        let script = format!("set -e\n{remedy}\nenv -0");
+        let mut shell = Command::new("bash");
+        let shell = shell.args(["-c", &script]).current_dir(&self.dir).stdin(Stdio::null());
+        let ran = shell.output().unwrap();
+        assert!(ran.status.success(), "{remedy}: {}", String::from_utf8_lossy(&ran.stderr));
+        let printed = String::from_utf8_lossy(&ran.stdout).into_owned();
+        let variables = printed.split('\0').filter_map(|line| line.trim_start().split_once('='));
+        let ours = variables.filter(|(name, _)| name.starts_with("REDEEMER_"));
+        ours.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// The same block in every form that is read, by name.
+fn forms(pem: &str) -> Vec<(&'static str, String)> {
+    let mut lines = pem.trim().lines();
+    let (begin, end) = (lines.next().unwrap(), lines.next_back().unwrap());
+    let body: String = lines.collect();
+    let of_width = |width: usize| {
+        let lines = body.as_bytes().chunks(width).map(|line| String::from_utf8_lossy(line).into_owned());
+        format!("{begin}\n{}\n{end}\n", lines.collect::<Vec<_>>().join("\n"))
+    };
+    vec![
+        ("a byte order mark", format!("\u{feff}{pem}")),
+        ("CRLF", pem.replace('\n', "\r\n")),
+        ("CR alone", pem.replace('\n', "\r")),
+        ("one line", format!("{begin}{body}{end}")),
+        ("one line with blanks", pem.trim().replace('\n', " ")),
+        ("short lines", of_width(48)),
+        ("long lines", of_width(76)),
+        ("trailing blanks", pem.replace('\n', " \t\n")),
+        ("blank lines", pem.replace('\n', "\n\n")),
+        ("indented", pem.replace('\n', "\n    ")),
+        (
+            "text around",
+            format!("Bag Attributes\n    friendlyName: x\nKey Attributes: <No Attributes>\n{pem}the end\n"),
+        ),
+        ("line feeds spelled out", pem.replace('\n', "\\n")),
+        ("line feeds spelled out, in quotes", format!("\"{}\"", pem.replace('\n', "\\r\\n"))),
+        ("zero-width spaces", pem.replace('\n', "\u{200b}\n")),
+        ("Base64 alone", body),
+    ]
+}
+
+#[test]
+fn key_material_is_read_in_every_form() {
+    let bench = Bench::new();
+    bench.openssl("rsa -in key.pem -traditional -out pkcs1.pem");
+    bench.openssl("rsa -in wechat.pem -RSAPublicKey_out -out pkcs1_public.pem");
+    assert!(
+        bench.text("pkcs1.pem").contains("BEGIN RSA") && bench.text("pkcs1_public.pem").contains("BEGIN RSA")
+    );
+    for name in ["key.pem", "pkcs1.pem"] {
+        for (form, text) in forms(&bench.text(name)) {
+            let file = bench.write("form.pem", &text);
+            bench.accepted(&[(MERCHANT_KEY, &file)], &format!("{name}: {form}"));
+            bench.accepted(
+                &[(MERCHANT_KEY, ""), (KEY_ITSELF, &text)],
+                &format!("{name} in the environment: {form}"),
+            );
+        }
+    }
+    for name in ["wechat_public.pem", "pkcs1_public.pem"] {
+        for (form, text) in forms(&bench.text(name)) {
+            bench.accepted(&[(PUBLIC_KEY, &bench.write("form.pem", text))], &format!("{name}: {form}"));
+        }
+    }
+    for (form, text) in forms(&bench.text("wechat_certificate.pem")) {
+        let list = format!("[{:?}]", bench.write("form.pem", text));
+        bench.accepted(&[(PUBLIC_KEY, "(unset)"), (CERTIFICATES, &list)], form);
+    }
+    // The label of one form above the content of the other.
+    let swapped = bench.text("pkcs1.pem").replace("RSA PRIVATE", "PRIVATE");
+    bench.accepted(&[(MERCHANT_KEY, &bench.write("form.pem", swapped))], "PKCS#1 below the label of PKCS#8");
+    let swapped = bench.text("key.pem").replace("PRIVATE KEY", "RSA PRIVATE KEY");
+    bench.accepted(&[(MERCHANT_KEY, &bench.write("form.pem", swapped))], "PKCS#8 below the label of PKCS#1");
+    // A bundle: the certificate before the key.
+    let both = bench.text("merchant_certificate.pem") + &bench.text("key.pem");
+    bench.accepted(&[(MERCHANT_KEY, &bench.write("form.pem", both))], "certificate and key");
+}
+
+#[test]
+fn every_certificate_of_a_file_is_read() {
+    let bench = Bench::new();
+    let mut all = String::new();
+    for nth in 1..=3 {
+        let files =
+            format!("-key wechat.pem -sha256 -days 90 -subj /CN=wechat -set_serial 0xAB{nth} -out one.pem");
+        bench.openssl(&format!("req -x509 -new {files}"));
+        all += &bench.text("one.pem");
+    }
+    let list = format!("[{:?}]", bench.write("all.pem", all));
+    let output = run(&mut bench.command(&["check"], &[(CERTIFICATES, &list), (PUBLIC_KEY, "(unset)")]));
+    for serial in ["0AB1", "0AB2", "0AB3"] {
+        assert!(out(&output).contains(&format!("platform certificate {serial}, valid")), "{}", out(&output));
+    }
+}
+
+/// What is no key of the expected kind, in the place of each kind: its id, and whether its remedy, typed as printed, helps.
+#[test]
+fn key_material_that_cannot_be_read_is_named_for_what_it_is() {
+    let bench = Bench::new();
+    bench.openssl("pkcs8 -topk8 -in key.pem -passout pass:geheim -out encrypted.pem");
+    bench.openssl("rsa -in key.pem -traditional -aes128 -passout pass:geheim -out encrypted_pkcs1.pem");
+    bench.openssl(
+        "pkcs12 -export -inkey key.pem -in merchant_certificate.pem -passout pass:geheim -out bundle.p12",
+    );
+    bench.openssl("pkey -in key.pem -outform DER -out key.der");
+    bench.openssl("pkcs8 -topk8 -in key.pem -passout pass:geheim -outform DER -out encrypted.der");
+    bench.openssl("pkey -pubin -in wechat_public.pem -outform DER -out public.der");
+    bench.openssl("x509 -in wechat_certificate.pem -outform DER -out certificate.der");
+    bench.openssl("genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out ec.pem");
+    bench.openssl("ec -in ec.pem -out ec_sec1.pem");
+    bench.openssl("req -new -key key.pem -subj /CN=x -out request.pem");
+    let utf16 = |text: &str| -> Vec<u8> {
+        [0xff, 0xfe].into_iter().chain(text.encode_utf16().flat_map(u16::to_le_bytes)).collect()
+    };
+    bench.write("utf16.pem", utf16(&bench.text("key.pem")));
+    bench.write("utf16_public.pem", utf16(&bench.text("wechat_public.pem")));
+    bench.write("cut.pem", &bench.text("key.pem")[..600]);
+    bench.write("torn.pem", bench.text("key.pem").replacen('M', "*", 1));
+    bench.write("empty.pem", "");
+    bench.write("blank.pem", " \r\n\t\n\u{feff}");
+    bench.write("words.pem", "see the wiki\n");
+    bench.write("noise.pem", [0xfe, 0xed, 0xfe, 0xed, 0, 1, 2, 0x80]);
+    fs::create_dir(bench.path("folder.pem")).unwrap();
+
+    let key = |name: &str, id: &str, helps: bool| {
+        if !name.starts_with("folder") {
+            bench.close(name);
+        }
+        let at = bench.at(name);
+        let [_, detail, remedy] = bench.refused(&[(MERCHANT_KEY, &at)], id);
+        assert!(
+            detail.contains("wechat.merchant_key_file") && !remedy.contains("chmod 600"),
+            "{detail}: {remedy}"
+        );
+        assert!(!remedy.contains("head "), "{remedy}");
+        if helps {
+            let set = bench.type_in(&remedy);
+            let set: Vec<_> = set.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+            bench.accepted(&set, &format!("{name}: {remedy}"));
+            let mode = fs::metadata(set[0].1).unwrap().permissions().mode() & 0o777;
+            assert_eq!(mode, 0o600, "{remedy}");
+        }
+    };
+    key("key.der", "key_is_der", true);
+    key("utf16.pem", "key_is_utf16", true);
+    key("encrypted.pem", "key_is_encrypted", false);
+    key("encrypted_pkcs1.pem", "key_is_encrypted", false);
+    key("encrypted.der", "key_is_encrypted", false);
+    key("bundle.p12", "key_is_pkcs12", false);
+    key("merchant_certificate.pem", "key_is_certificate", false);
+    key("merchant_public.pem", "key_is_public_key", false);
+    // That others may read it is beside the point.
+    fs::set_permissions(bench.path("merchant_certificate.pem"), fs::Permissions::from_mode(0o644)).unwrap();
+    let open = bench.at("merchant_certificate.pem");
+    bench.refused(&[(MERCHANT_KEY, &open)], "key_is_certificate");
+    key("request.pem", "key_is_certificate_request", false);
+    key("ec.pem", "key_is_other_algorithm", false);
+    key("ec_sec1.pem", "key_is_other_algorithm", false);
+    key("cut.pem", "key_is_damaged", false);
+    key("torn.pem", "key_is_damaged", false);
+    key("empty.pem", "key_is_empty", false);
+    key("blank.pem", "key_is_empty", false);
+    key("words.pem", "key_is_other_text", false);
+    key("noise.pem", "key_is_binary", false);
+    key("folder.pem", "key_is_folder", false);
+
+    let public = |name: &str, id: &str, helps: bool| {
+        let at = bench.at(name);
+        let [_, _, remedy] = bench.refused(&[(PUBLIC_KEY, &at)], id);
+        if helps {
+            let set = bench.type_in(&remedy);
+            let set: Vec<_> = set.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+            bench.accepted(&set, &format!("{name}: {remedy}"));
+        }
+    };
+    public("public.der", "key_is_der", true);
+    public("utf16_public.pem", "key_is_utf16", true);
+    public("wechat_certificate.pem", "key_is_certificate", false);
+    public("wechat.pem", "key_is_private_key", false);
+    public("empty.pem", "key_is_empty", false);
+    public("folder.pem", "key_is_folder", false);
+    public("merchant_public.pem", "key_is_our_own", false);
+
+    let certificate = |name: &str, id: &str| {
+        let list = format!("[{:?}]", bench.at(name));
+        bench.refused(&[(CERTIFICATES, &list)], id);
+    };
+    certificate("certificate.der", "key_is_der");
+    certificate("wechat_public.pem", "key_is_public_key");
+    certificate("key.pem", "key_is_private_key");
+    certificate("bundle.p12", "key_is_pkcs12");
+    certificate("words.pem", "key_is_other_text");
+    certificate("merchant_certificate.pem", "key_is_our_own");
+    // The key in the environment has no file to convert.
+    let cut = bench.text("cut.pem");
+    let [_, _, remedy] = bench.refused(&[(MERCHANT_KEY, ""), (KEY_ITSELF, &cut)], "key_is_damaged");
+    assert!(remedy.starts_with("export REDEEMER_MERCHANT_KEY=\"$(cat "), "{remedy}");
+}
+
+#[test]
+fn serials_and_ids_are_told_as_people_copy_them() {
+    let bench = Bench::new();
+    let certificate = bench.at("merchant_certificate.pem");
+    let other = bench.at("wechat_certificate.pem");
+    let pub_key = bench.at("wechat_public.pem");
+    for serial in ["", "5157F09E", &SERIAL[..39], &format!("{SERIAL}0"), &SERIAL.replace('5', "S"), "x"] {
+        bench.refused(&[(OWN_SERIAL, serial)], "config_value");
+    }
+    for serial in [
+        format!(" {SERIAL}"),
+        format!("{SERIAL}\u{200b}"),
+        SERIAL.replace("57", "57 "),
+        format!("{SERIAL}\n"),
+    ] {
+        bench.refused(&[(OWN_SERIAL, &serial)], "config_value");
+    }
+    bench.accepted(&[(OWN_SERIAL, &SERIAL.to_lowercase()), (OWN_CERTIFICATE, &certificate)], "small letters");
+    bench.accepted(&[(OWN_SERIAL, ""), (OWN_CERTIFICATE, &certificate)], "its certificate alone");
+    let another = SERIAL.replace('5', "6");
+    bench
+        .refused(&[(OWN_SERIAL, &another), (OWN_CERTIFICATE, &certificate)], "serial_of_another_certificate");
+    bench.refused(&[(OWN_CERTIFICATE, &other)], "certificate_of_another_key");
+    for id in [
+        "0116000001",
+        "KEY_ID_01",
+        "PUB_KEY_ID_",
+        "PUB_KEY_ID_01 ",
+        "PUB_KEY_ID_0\u{200b}1",
+        "PUB_KEY_ID_0-1",
+        SERIAL,
+    ] {
+        let name = format!("REDEEMER_WECHAT__PUBLIC_KEYS__{id}");
+        bench.refused(&[(&name, &pub_key)], "config_value");
+    }
+    let asked = "REDEEMER_WECHAT__VERIFICATION_SERIAL";
+    bench.accepted(&[(asked, "PUB_KEY_ID_01")], "a key that is held");
+    for serial in ["PUB_KEY_ID_02", SERIAL, "ABCDEF"] {
+        bench.refused(&[(asked, serial)], "serial_not_held");
+    }
+    for serial in ["01", "PUB_KEY_ID_01 ", "PUB_KEY_ID_0\u{feff}1", "pub_key_id_01", "PUB_KEY_ID"] {
+        bench.refused(&[(asked, serial)], if serial == "01" { "serial_not_held" } else { "config_value" });
+    }
+}
+
+/// `key.pem` as root lends it to the group of the service, read as this user and these groups.
+fn check_as(bench: &Bench, user: &[&str]) -> (Vec<String>, String) {
+    let program = bench.path("redeemer");
+    if !program.exists() {
+        fs::copy(env!("CARGO_BIN_EXE_redeemer"), &program).unwrap();
+    }
+    let inner = bench.command(&["check", "--json"], &[]);
+    let mut command = Command::new("setpriv");
+    command.args(user).arg(&program).args(inner.get_args());
+    command
+        .env_clear()
+        .current_dir("/")
+        .envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = run(&mut command);
+    let findings = out(&output);
+    assert!(!findings.is_empty(), "{}", err(&output));
+    let findings: Vec<Value> = findings.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let keys: Vec<_> =
+        findings.iter().filter(|one| one["what"] == "keys" && one["gravity"] == "fault").collect();
+    let remedy = keys.first().map(|one| one["remedy"].as_str().unwrap().to_owned()).unwrap_or_default();
+    (keys.iter().map(|one| one["id"].as_str().unwrap().to_owned()).collect(), remedy)
+}
+
+/// As the unit's comment installs it, and as people do; for root, the service, and an operator with its group.
+#[test]
+fn secret_that_root_lends_to_the_service_is_fine_for_all_who_need_it() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("NOT shown: only root can give a file to another user");
+        return;
+    }
+    const GROUP: u32 = 64_990;
+    let mut bench = Bench::new();
+    // Where others than root can go.
+    let open = std::env::temp_dir().join(format!("redeemer-lent-{}", std::process::id()));
+    fs::rename(&bench.dir, &open).or_else(|_| copy_folder(&bench.dir, &open)).unwrap();
+    bench.dir = open;
+    fs::set_permissions(&bench.dir, fs::Permissions::from_mode(0o755)).unwrap();
+    let root: &[&str] = &["--reuid=0"];
+    let service: &[&str] = &["--reuid=64990", "--regid=64990", "--clear-groups"];
+    let operator: &[&str] = &["--reuid=64991", "--regid=64991", "--groups=64990"];
+    let stranger: &[&str] = &["--reuid=64992", "--regid=64992", "--clear-groups"];
+    let key = bench.path("key.pem");
+    let give = |uid: u32, gid: u32, mode: u32| {
+        std::os::unix::fs::chown(&key, Some(uid), Some(gid)).unwrap();
+        fs::set_permissions(&key, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    // Every subcommand of the runbook reads such a file; that nobody answers is another matter.
+    let uri = bench.write("broker.uri", "amqp://u:p@127.0.0.1:1/%2f\n");
+    std::os::unix::fs::chown(&uri, Some(0), Some(GROUP)).unwrap();
+    fs::set_permissions(&uri, fs::Permissions::from_mode(0o640)).unwrap();
+    fs::copy(env!("CARGO_BIN_EXE_redeemer"), bench.path("redeemer")).unwrap();
+    for (user, code) in [(root, 1), (service, 1), (operator, 1), (stranger, 3)] {
+        for subcommand in
+            SUBCOMMANDS.iter().filter(|words| ["publish", "watch", "parked", "topology"].contains(&words[0]))
+        {
+            if subcommand == &["topology", "plan"] || subcommand == &["parked", "replay"] {
+                continue; // they read no URI, or the merchant key before it
+            }
+            let inner = bench.command(subcommand, &[("REDEEMER_BROKER__URI_FILE", &uri)]);
+            let mut command = Command::new("setpriv");
+            command
+                .args(user)
+                .arg(bench.path("redeemer"))
+                .args(inner.get_args())
+                .env_clear()
+                .current_dir("/");
+            command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+            let output = run(&mut command);
+            assert_eq!(output.status.code(), Some(code), "{user:?} {subcommand:?}: {}", err(&output));
+        }
+    }
+    let fine = |user: &[&str]| assert_eq!(check_as(&bench, user).0, [] as [&str; 0], "{user:?}");
+    let told = |user: &[&str], id: &str| {
+        let (ids, remedy) = check_as(&bench, user);
+        assert_eq!(ids, [id], "{user:?}: {remedy}");
+        remedy
+    };
+    for mode in [0o640, 0o440] {
+        give(0, GROUP, mode);
+        [root, service, operator].into_iter().for_each(fine);
+        told(stranger, "key_unreadable");
+    }
+    give(GROUP, GROUP, 0o600);
+    [root, service].into_iter().for_each(fine);
+    told(operator, "key_unreadable");
+    // Whatever is wrong, the remedy, typed by root, leaves the service the right to read, and the operator's check agrees.
+    for (uid, gid, mode) in [
+        (0, GROUP, 0o644),
+        (0, GROUP, 0o660),
+        (0, GROUP, 0o646),
+        (GROUP, GROUP, 0o640),
+        (GROUP, GROUP, 0o644),
+    ] {
+        give(uid, gid, mode);
+        let remedy = told(root, "key_exposed");
+        if remedy.contains("root:redeemer") {
+            // This machine has such a group, and the service here is of another one.
+            continue;
+        }
+        bench.type_in(&remedy);
+        fine(root);
+        fine(service);
+    }
+    give(GROUP, GROUP, 0o644);
+    bench.type_in(&told(service, "key_exposed"));
+    fine(service);
+}
+
+fn copy_folder(from: &Path, to: &Path) -> std::io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        fs::copy(entry.path(), to.join(entry.file_name()))?;
+    }
+    fs::remove_dir_all(from)
+}
+
+// ---- what answers in the provider's place
+
+/// Answers every connection with these bytes, until the test ends. Gives its address.
+fn answering(response: &str) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let response = response.to_owned();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let mut head = Vec::new();
+            let mut byte = [0];
+            while !head.ends_with(b"\r\n\r\n")
+                && std::io::Read::read(&mut stream, &mut byte).is_ok_and(|read| read > 0)
+            {
+                head.push(byte[0]);
+            }
+            let _ = std::io::Write::write_all(&mut stream, response.as_bytes());
+        }
+    });
+    address
+}
+
+fn response(head: &str, body: &str) -> String {
+    format!("HTTP/1.1 {head}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+}
+
+/// The findings about something: id, gravity, detail and remedy.
+fn findings(bench: &Bench, environment: &[(&str, &str)], what: &str) -> (Vec<[String; 4]>, Option<i32>) {
+    let output = run(&mut bench.command(&["check", "--json"], environment));
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let lines = out(&output);
+    let findings = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let about = findings.filter(|one| one["what"] == what);
+    let told = about.map(|one| ["id", "gravity", "detail", "remedy"].map(|name| text(&one[name])));
+    (told.collect(), output.status.code())
+}
+
+const PROXY: &str = "server: squid/5.7\r\ncontent-type: text/html";
+
+#[test]
+fn answer_of_something_else_is_a_fault_of_check_on_either_host() {
+    let bench = Bench::new();
+    let html = "<html><head><title>Access denied</title></head><body>by policy</body></html>";
+    let id = "request-id: 08E68E97CC0610DF-268578851";
+    for (head, body, shown) in [
+        (format!("403 Forbidden\r\n{PROXY}"), html, "Server squid/5.7"),
+        (format!("200 OK\r\n{PROXY}"), html, "<html><head><title>Access denied"),
+        (format!("502 Bad Gateway\r\n{PROXY}"), html, "502"),
+        (format!("401 Unauthorized\r\n{PROXY}"), html, "squid"),
+        (format!("407 Proxy Authentication Required\r\n{PROXY}"), html, "407"),
+        ("403 Forbidden".to_owned(), "", "an empty body"),
+        ("302 Found\r\nlocation: http://portal.example/login".to_owned(), "", "302"),
+        (
+            "404 Not Found\r\ncontent-type: application/json".to_owned(),
+            r#"{"code":"NOT_FOUND","message":"no"}"#,
+            "NOT_FOUND",
+        ),
+        (format!("404 Not Found\r\n{id}"), r#"{"error":"no route"}"#, "no route"),
+        (format!("200 OK\r\n{id}"), r#"{"coupon_code":"x","coupon_state":"USED"}"#, "coupon_code"),
+        (format!("400 Bad Request\r\n{id}"), r#"{"code":"PARAM_ERROR","message":"no"}"#, "PARAM_ERROR: no"),
+        ("403 Forbidden\r\nserver: \u{202e}x".to_owned(), "\u{1b}[2Joh-394z-6CGkNoJrsDLTTUKiAnp4", "…Anp4"),
+    ] {
+        let address = answering(&response(&head, body));
+        let url = format!("http://{address}");
+        let (told, code) = findings(
+            &bench,
+            &[("REDEEMER_WECHAT__BASE_URL", &url), ("REDEEMER_WECHAT__BACKUP_BASE_URL", &url)],
+            "payment API",
+        );
+        assert_eq!((told.len(), code), (2, Some(4)), "{head}: {told:#?}");
+        for [finding, gravity, detail, remedy] in &told {
+            assert_eq!(
+                (finding.as_str(), gravity.as_str()),
+                ("payment_api_other_answers", "fault"),
+                "{head}: {detail}"
+            );
+            assert!(detail.contains(shown) && !detail.contains(['\u{1b}', '\u{202e}']), "{head}: {detail}");
+            assert!(!detail.contains("oh-394z") && remedy.starts_with("curl -sSI "), "{detail}: {remedy}");
+        }
+    }
+    // The provider's own error without its signature proves nothing, and is its word all the same.
+    let own = answering(&response(
+        &format!("404 Not Found\r\n{id}"),
+        r#"{"code":"NOT_FOUND","message":"券不存在"}"#,
+    ));
+    let (told, _) =
+        findings(&bench, &[("REDEEMER_WECHAT__BASE_URL", &format!("http://{own}"))], "payment API");
+    assert_eq!(
+        (told.len(), told[0][0].as_str(), told[0][1].as_str()),
+        (1, "payment_api_unsigned", "warning")
+    );
+    // A 401 says why.
+    let denied = r#"{"code":"SIGN_ERROR","message":"商户证书序列号有误","detail":{"field":"serial_no","location":"authorization","detail":{"issue":"not found"},"sign_information":{"url":"/oh-394z-6CGkNoJrsDLTTUKiAnp4"}}}"#;
+    let denied = answering(&response(&format!("401 Unauthorized\r\n{id}"), denied));
+    let (told, _) =
+        findings(&bench, &[("REDEEMER_WECHAT__BASE_URL", &format!("http://{denied}"))], "payment API");
+    assert_eq!(told[0][0], "payment_api_unauthenticated");
+    let expected =
+        "SIGN_ERROR: 商户证书序列号有误 (field serial_no, location authorization, issue not found)";
+    assert!(told[0][2].contains(expected) && !told[0][2].contains("oh"), "{told:#?}");
+    // An answer that claims a serial which nobody holds.
+    let signed = format!(
+        "404 Not Found\r\n{id}\r\nwechatpay-serial: PUB_KEY_ID_99\r\nwechatpay-timestamp: 1\r\nwechatpay-nonce: n\r\n\
+         wechatpay-signature: AAAA"
+    );
+    let stranger = answering(&response(&signed, r#"{"code":"NOT_FOUND"}"#));
+    let (told, _) =
+        findings(&bench, &[("REDEEMER_WECHAT__BASE_URL", &format!("http://{stranger}"))], "payment API");
+    assert_eq!(told[0][0], "payment_api_serial_not_held");
+    assert!(told[0][2].contains("PUB_KEY_ID_99"), "{told:#?}");
+    // More than is read.
+    let long = answering(&response("200 OK", &"x".repeat(5_000)));
+    let url = format!("http://{long}");
+    let environment =
+        [("REDEEMER_WECHAT__BASE_URL", url.as_str()), ("REDEEMER_WECHAT__REPLY_BYTES_MAX", "1024")];
+    let (told, _) = findings(&bench, &environment, "payment API");
+    assert!(told[0][2].contains("wechat.reply_bytes_max = 1024"), "{told:#?}");
+}
+
+#[test]
+fn download_that_brings_nothing_is_told_by_its_cause() {
+    let bench = Bench::new();
+    let key = bench.write("apiv3.txt", "0123456789abcdef0123456789abcdef\n");
+    let id = "request-id: 08E68E97CC0610DF-268578851";
+    let json = |code: &str, message: &str| format!(r#"{{"code":"{code}","message":"{message}"}}"#);
+    let advice = "无可用的平台证书，请在商户平台-API安全申请使用微信支付公钥";
+    for (head, body, finding, shown, remedy) in [
+        (format!("404 Not Found\r\n{id}"), json("RESOURCE_NOT_EXISTS", advice), "download_not_offered", advice, "PUBLIC_KEYS"),
+        (format!("403 Forbidden\r\n{id}"), json("NO_AUTH", "no"), "download_not_offered", "NO_AUTH", "PUBLIC_KEYS"),
+        (format!("401 Unauthorized\r\n{id}"), json("SIGN_ERROR", "错误的签名"), "download_unauthenticated", "错误的签名", "wechat.mchid"),
+        (format!("429 Too Many\r\n{id}"), json("FREQUENCY_LIMITED", "slow"), "download_refused", "slow", "redeemer check"),
+        (format!("503 Unavailable\r\n{id}"), json("SYSTEM_ERROR", "later"), "download_refused", "later", "redeemer check"),
+        (format!("403 Forbidden\r\n{PROXY}"), "<html>".to_owned(), "download_other_answers", "403", "curl"),
+        (format!("200 OK\r\n{PROXY}"), "<html>".to_owned(), "download_other_answers", "not a list", "curl"),
+        (
+            format!("200 OK\r\n{id}"),
+            r#"{"data":[{"serial_no":"AB","encrypt_certificate":{"nonce":"123456789012","ciphertext":"AAAA"}}]}"#.to_owned(),
+            "download_apiv3_key",
+            "does not open",
+            "wc -c",
+        ),
+    ] {
+        let url = format!("http://{}", answering(&response(&head, &body)));
+        let environment = [
+            ("REDEEMER_WECHAT__BASE_URL", url.as_str()),
+            ("REDEEMER_WECHAT__APIV3_KEY_FILE", key.as_str()),
+            (PUBLIC_KEY, "(unset)"),
+        ];
+        let (told, code) = findings(&bench, &environment, "keys");
+        let faults: Vec<_> = told.iter().filter(|[_, gravity, ..]| gravity == "fault").collect();
+        assert_eq!((faults.len(), code), (1, Some(4)), "{head}: {told:#?}");
+        assert_eq!(faults[0][0], finding, "{head}");
+        assert!(faults[0][2].contains(shown) && faults[0][3].contains(remedy), "{head}: {faults:#?}");
+    }
+    let environment = [("REDEEMER_WECHAT__APIV3_KEY_FILE", key.as_str()), (PUBLIC_KEY, "(unset)")];
+    let (told, _) = findings(&bench, &environment, "keys");
+    assert!(told.iter().any(|[id, ..]| id == "download_unreachable"), "{told:#?}");
+    for wrong in ["0123456789abcdef", "", "0123456789abcdef0123456789abcdef0"] {
+        let key = bench.write("short.txt", wrong);
+        bench.refused(&[("REDEEMER_WECHAT__APIV3_KEY_FILE", &key)], "apiv3_key_length");
+    }
+}
+
+// ---- secrets
+
+/// Whatever is configured where nothing secret is expected: every key of the shipped file, as the environment sets it.
+fn all_variables() -> Vec<String> {
+    fn leaves(table: &toml::Table, path: &str, into: &mut Vec<String>) {
+        for (name, value) in table {
+            match value {
+                toml::Value::Table(inner) => leaves(inner, &format!("{path}{name}__"), into),
+                _ => into.push(format!("REDEEMER_{path}{name}").to_uppercase()),
+            }
+        }
+    }
+    let mut variables = Vec::new();
+    leaves(&include_str!("../config.toml").parse().unwrap(), "", &mut variables);
+    variables.extend([PUBLIC_KEY.to_owned(), KEY_ITSELF.to_owned(), "REDEEMER_CONFIG".to_owned()]);
+    variables.push("REDEEMER_SURPRISE__KEY".to_owned());
+    variables
+}
+
+/// Every subcommand, as far as it can go where nothing answers.
+const SUBCOMMANDS: [&[&str]; 14] = [
+    &["check"],
+    &["check", "--json"],
+    &["run"],
+    &["publish", "{}"],
+    &["watch"],
+    &["topology", "plan"],
+    &["topology", "verify"],
+    &["topology", "apply"],
+    &["parked", "list"],
+    &["parked", "show"],
+    &["parked", "replay"],
+    &["parked", "discard", "--because", "x", "--all"],
+    &["healthcheck"],
+    &["schema", "command"],
+];
+
+/// The names of exchanges and queues, the source of events and what the shell shows anyway are no secrets: they are
+/// written where everybody sees them.
+fn is_shown_by_purpose(variable: &str) -> bool {
+    variable.starts_with("REDEEMER_BROKER__NAMES__") || variable == "REDEEMER_EVENT__SOURCE"
+}
+
+#[test]
+fn no_output_holds_a_secret_that_was_put_in_a_wrong_place() {
+    let bench = Bench::new();
+    let pem = bench.text("key.pem");
+    let body: String = pem.lines().filter(|line| !line.starts_with("---")).collect();
+    let words =
+        ["geheim-4711-kennwort", &body[100..140], &body[1_000..1_040], "0f1e2d3c4b5a69788796a5b4c3d2e1f0"];
+    let secrets = [
+        ("the key", pem.clone()),
+        ("the key on one line", pem.replace('\n', "\\n")),
+        ("its Base64", body.clone()),
+        ("a broker URI", "amqps://redeemer:geheim-4711-kennwort@rabbit.example.com:5671/%2f".to_owned()),
+        ("a URI without its scheme", "redeemer:geheim-4711-kennwort@rabbit.example.com".to_owned()),
+        ("a password", "geheim-4711-kennwort".to_owned()),
+        ("an APIv3 key", "0f1e2d3c4b5a69788796a5b4c3d2e1f0".to_owned()),
+    ];
+    let mut jobs = Vec::new();
+    for variable in all_variables() {
+        let names_a_file =
+            variable.ends_with("_FILE") || variable.ends_with("CERTIFICATES") || variable == PUBLIC_KEY;
+        for (what, secret) in &secrets {
+            for (nth, subcommand) in SUBCOMMANDS.iter().enumerate() {
+                // Every subcommand reads the same configuration: whatever is no file name goes through two of them.
+                if names_a_file || variable == "REDEEMER_CONFIG" || nth == 1 || nth == 2 {
+                    jobs.push((variable.clone(), *what, secret.clone(), *subcommand));
+                }
+            }
+        }
+    }
+    let jobs = std::sync::Mutex::new(jobs.into_iter());
+    let next = || jobs.lock().unwrap().next();
+    let look = || {
+        let mut found = Vec::new();
+        while let Some((variable, what, secret, subcommand)) = next() {
+            let value = match variable.ends_with("CERTIFICATES") {
+                true => format!("[{secret:?}]"),
+                false => secret,
+            };
+            // What is a filter for the log, a list of hosts or a time is no fault: then nothing ends the service.
+            let mut command = Command::new("timeout");
+            let inner = bench.command(subcommand, &[(&variable, &value)]);
+            command.args(["-s", "TERM", "-k", "20", "3"]).arg(inner.get_program()).args(inner.get_args());
+            command
+                .current_dir(&bench.dir)
+                .envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+            let output = run(command.stdin(Stdio::null()));
+            let text = format!("{}{}", out(&output), err(&output));
+            if let Some(word) =
+                words.iter().find(|word| text.contains(**word)).filter(|_| !is_shown_by_purpose(&variable))
+            {
+                found.push(format!("{what} as {variable} in {subcommand:?}: {word}"));
+            }
+            assert!(!text.contains("panicked"), "{variable} {subcommand:?}: {text}");
+        }
+        found
+    };
+    let found: Vec<String> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..4).map(|_| scope.spawn(look)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
+    });
+    assert!(found.is_empty(), "{found:#?}");
+}
+
+// ---- manners
+
+/// Runs a line of the shell with the program as `$0`.
+fn shell(bench: &Bench, line: &str, environment: &[(&str, &str)]) -> std::process::Output {
+    let inner = bench.command(&[], environment);
+    let mut command = Command::new("bash");
+    command.args(["-c", line, env!("CARGO_BIN_EXE_redeemer")]).current_dir(&bench.dir);
+    command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?)))).stdin(Stdio::null());
+    run(&mut command)
+}
+
+#[test]
+fn no_subcommand_panics_whatever_is_missing() {
+    let bench = Bench::new();
+    // What is missing, and the exit code of each subcommand in the order of the list; `run` is left to itself for a second.
+    let down: [i32; 14] = [4, 4, 0, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 0];
+    let no_file: [i32; 14] = [3; 14];
+    let cases: [(&str, &[(&str, &str)], [i32; 14]); 4] = [
+        ("the broker", &[], down),
+        ("a name server's answer", &[("REDEEMER_BROKER__URI", "amqp://u:p@no-such-host.invalid/%2f")], down),
+        ("the configuration file", &[("REDEEMER_CONFIG", "/nowhere/redeemer.toml")], no_file),
+        ("a configuration that is text", &[("REDEEMER_CONFIG", "/etc")], no_file),
+    ];
+    for (what, environment, codes) in cases {
+        for (subcommand, code) in SUBCOMMANDS.iter().zip(codes) {
+            let quoted = subcommand.iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" ");
+            let line = match subcommand[0] {
+                "run" => {
+                    "timeout -s TERM 1 \"$0\" run; code=$?; [ $code = 124 ] && exit 0; exit $code".to_owned()
+                }
+                _ => format!("\"$0\" {quoted}"),
+            };
+            let output = shell(&bench, &line, environment);
+            let text = format!("{}{}", out(&output), err(&output));
+            assert_eq!(output.status.code(), Some(code), "{subcommand:?} without {what}: {text}");
+            assert!(!text.contains("panic"), "{subcommand:?} without {what}: {text}");
+            assert!(!text.is_empty(), "{subcommand:?} without {what} says something");
+        }
+    }
+}
+
+#[test]
+fn closed_output_ends_every_subcommand_without_a_word() {
+    let bench = Bench::new();
+    for subcommand in SUBCOMMANDS {
+        let quoted = subcommand.iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" ");
+        // Nobody ever reads: the first line meets a pipe that is closed.
+        let line =
+            format!("exec 3> >(true); wait $!; timeout -s TERM 2 \"$0\" {quoted} >&3; echo \"$?\" >code");
+        let output = shell(&bench, &line, &[]);
+        let text = err(&output);
+        let code: i32 = fs::read_to_string(bench.path("code")).unwrap().trim().parse().unwrap();
+        assert!(!text.contains("panic") && !text.contains("standard output"), "{subcommand:?}: {text}");
+        match subcommand[0] {
+            "check" | "schema" => assert_eq!((code, text.as_str()), (1, ""), "{subcommand:?}"),
+            "topology" if subcommand[1] == "plan" => assert_eq!((code, text.as_str()), (1, "")),
+            _ => assert!([0, 1, 3, 124].contains(&code), "{subcommand:?}: {code}"),
+        }
+        // Nor does standard error, or both.
+        for closed in ["2>&3", ">&3 2>&3"] {
+            let line = format!(
+                "exec 3> >(true); wait $!; timeout -s TERM 2 \"$0\" {quoted} {closed}; echo \"$?\" >code"
+            );
+            shell(&bench, &line, &[]);
+            let code: i32 = fs::read_to_string(bench.path("code")).unwrap().trim().parse().unwrap();
+            assert!([0, 1, 3, 4, 124].contains(&code), "{subcommand:?} {closed}: {code}");
+        }
+    }
+}
+
+#[test]
+fn few_descriptors_and_foreign_bytes_end_no_subcommand_in_a_panic() {
+    let bench = Bench::new();
+    for limit in [4, 8, 14, 63, 64, 65, 70, 80] {
+        for subcommand in ["check", "watch", "topology verify", "parked list"] {
+            let line = format!("ulimit -n {limit}; exec timeout 20 \"$0\" {subcommand}");
+            let output = shell(&bench, &line, &[]);
+            let text = format!("{}{}", out(&output), err(&output));
+            assert!(matches!(output.status.code(), Some(1 | 3 | 4 | 127)), "{limit} {subcommand}: {text}");
+            assert!(!text.contains("panic"), "{limit} {subcommand}: {text}");
+        }
+    }
+    // A variable that is no text, beside ours.
+    let line = "export FOREIGN=$'\\xff\\xfe' REDEEMER_WORK__CONCURRENCY=$'\\xff'; exec \"$0\" check";
+    let output = shell(&bench, line, &[]);
+    assert_eq!(output.status.code(), Some(4), "{}", err(&output));
+}
