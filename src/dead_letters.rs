@@ -6,23 +6,42 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use tracing::{info, warn};
 
+use crate::breaker::State;
 use crate::broker::Settings;
 use crate::broker::dead_letters::DeadLetters;
+use crate::broker::probe;
 use crate::broker::publisher::Publisher;
 use crate::metrics::Settling;
 use crate::publishing::Cut;
 use crate::slots::Slots;
-use crate::worker::{Taken, Tools, work};
+use crate::worker::{Taken, Tools, is_to_wait, put_back_dead, work};
+
+/// What a sweep came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Swept {
+    /// So many have their event now. None: what is left waits for something.
+    Some(usize),
+    /// It broke off, for this reason, with what helps where that is known.
+    Failed(String),
+}
 
 /// Takes one after the other until there are none left, or until it is time to stop.
-pub async fn sweep(tools: Arc<Tools>, settings: Settings, publisher: Publisher, cut: Cut) {
-    match sweep_all(&tools, &settings, &publisher, &cut).await {
-        Ok(0) => {}
-        Ok(count) => info!(count, "dead-lettered commands have their events"),
-        Err(error) => warn!(
-            error,
-            "dead-lettered commands could not be swept; the broker parks what cannot be read, without an event"
-        ),
+pub async fn sweep(tools: Arc<Tools>, settings: Settings, publisher: Publisher, cut: Cut) -> Swept {
+    let swept = sweep_all(&tools, &settings, &publisher, &cut).await;
+    tools.metrics.dead_letter_in_hand(false);
+    match swept {
+        Ok(0) => Swept::Some(0),
+        Ok(count) => {
+            info!(count, "dead-lettered commands have their events");
+            Swept::Some(count)
+        }
+        Err(error) => {
+            warn!(
+                error,
+                "dead-lettered commands could not be swept; the broker parks what cannot be read, without an event"
+            );
+            Swept::Failed(error)
+        }
     }
 }
 
@@ -42,9 +61,20 @@ async fn sweep_all(
         if *cut.borrow() {
             break;
         }
-        let next = letters.next().await.map_err(|error| error.to_string())?;
+        let next = letters.next().await.map_err(|error| match error.is_refused() {
+            true => format!("{error}; grant what is missing: {}", probe::granting(settings, settings.mode)),
+            false => error.to_string(),
+        })?;
         let (Some(delivery), Some(mut permit)) = (next, permits.take()) else { break };
-        let taken = Taken::dead_letter(delivery, Timestamp::now());
+        tools.metrics.dead_letter_in_hand(true);
+        let now = Timestamp::now();
+        if is_to_wait(&delivery, now) {
+            put_back_dead(publisher, delivery, Vec::new()).await?;
+            continue;
+        }
+        let mut taken = Taken::dead_letter(delivery, now);
+        // While calls are held back those past their deadline still end, and none of the others may keep them waiting.
+        taken.hurried = tools.breaker.state() != State::Closed;
         let (settling, trouble) = work(tools, publisher, taken, &mut permit, cut.clone()).await;
         if let Some(trouble) = trouble {
             return Err(trouble);

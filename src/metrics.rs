@@ -1,6 +1,7 @@
 //! What is counted. Every series exists from the start, at zero or, a depth, as not counted yet; every label is a word
 //! of an enum, no id is ever a label: the number of series does not grow, whatever arrives.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use prometheus::core::Collector;
@@ -317,6 +318,7 @@ pub struct Metrics {
     publishes: IntCounterVec,
     unproven: IntCounterVec,
     depth: GaugeVec,
+    dead_in_hand: AtomicBool,
     key_expiry: GaugeVec,
     flaws: IntCounterVec,
     generation: IntCounter,
@@ -478,6 +480,7 @@ impl Metrics {
                 "Messages ready in a queue, when last counted; NaN before, and where it could not be counted.",
                 "queue",
             ),
+            dead_in_hand: AtomicBool::new(false),
             key_expiry: gauges(
                 "redeemer_key_expiry_timestamp_seconds",
                 "When a key ends, in seconds since 1970; 0 where none is known to end.",
@@ -688,9 +691,17 @@ impl Metrics {
         self.tiers.iter().find(|tier| *tier == word).map_or(OTHER_TIER, String::as_str)
     }
 
-    /// Messages ready in a queue; `None` where they could not be counted.
+    /// Messages ready in a queue; `None` where they could not be counted. The dead letter that is in hand counts with
+    /// those that wait.
     pub fn depth(&self, queue: Queue, messages: Option<u32>) {
+        let in_hand = u32::from(queue == Queue::Dead && self.dead_in_hand.load(Ordering::Relaxed));
+        let messages = messages.map(|messages| messages.saturating_add(in_hand));
         self.depth.with_label_values(&[queue.as_str()]).set(messages.map_or(f64::NAN, f64::from));
+    }
+
+    /// Whether a dead letter is in hand: it has no event yet.
+    pub fn dead_letter_in_hand(&self, is_in_hand: bool) {
+        self.dead_in_hand.store(is_in_hand, Ordering::Relaxed);
     }
 
     /// Commands that wait in the queue of dead letters, when last counted.

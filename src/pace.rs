@@ -92,6 +92,15 @@ impl Pacer {
         let _ = receiver.await;
     }
 
+    /// The same for a call that is worth no long wait: false where it is not its turn within `patience`, and at once where
+    /// a crowd of its rank waits already. So of a flood only a crowd waits, and the rest goes on without a call.
+    pub async fn turn_within(&self, rank: Rank, patience: Duration) -> bool {
+        if lock(&self.0.queues).waiting[rank as usize].len() >= CROWD {
+            return false;
+        }
+        tokio::time::timeout(patience, self.turn(rank)).await.is_ok()
+    }
+
     /// Whether so many calls wait behind first ones that another one had better come again much later.
     pub fn is_crowded(&self) -> bool {
         let [first, again, inquiries] = &lock(&self.0.queues).waiting;
@@ -267,6 +276,20 @@ mod tests {
         assert_eq!(served(&[Rank::First, Rank::Inquiry], 20), [18, 0, 2]);
         assert_eq!(served(&[Rank::Again, Rank::Inquiry], 20), [0, 18, 2]);
         assert_eq!(served(&[Rank::Inquiry, Rank::Again], 20), [0, 2, 18]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn crowd_waits_and_the_rest_of_a_flood_goes_without() {
+        let pacer = Pacer::start(NonZeroU32::new(1).unwrap());
+        let patience = Duration::from_millis(10);
+        // Time stands still for the limit, so nobody but the first can have a turn.
+        let flood = (0..10 * CROWD).map(|_| pacer.turn_within(Rank::Inquiry, patience));
+        let begun = tokio::time::Instant::now();
+        let turns = futures_util::future::join_all(flood).await;
+        assert!(turns.iter().filter(|had| **had).count() <= 1);
+        assert_eq!(begun.elapsed().as_millis(), 10, "one patience for all, not one after another");
+        let waiting = lock(&pacer.0.queues).waiting[Rank::Inquiry as usize].len();
+        assert!(waiting <= CROWD, "{waiting}");
     }
 
     #[test]
