@@ -883,6 +883,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn dead_letter_in_hand_counts_with_those_that_wait() {
+        let metrics = Metrics::default();
+        metrics.dead_letter_in_hand(true);
+        for (queue, counted) in [(Queue::Dead, 1), (Queue::Parked, 0)] {
+            metrics.depth(queue, Some(0));
+            assert_eq!(metrics.depth.with_label_values(&[queue.as_str()]).get(), f64::from(counted));
+        }
+        assert_eq!(metrics.dead_letters(), 1);
+        metrics.dead_letter_in_hand(false);
+        metrics.depth(Queue::Dead, Some(0));
+        assert_eq!(metrics.dead_letters(), 0);
+        metrics.depth(Queue::Dead, None);
+        assert_eq!(metrics.dead_letters(), 0, "nobody knows, and nothing is swept");
+    }
+
+    #[test]
     fn a_delivery_that_is_neither_settled_nor_held_shows() {
         let metrics = Metrics::default();
         metrics.taken(Arrival::First);

@@ -956,11 +956,15 @@ const DEAD_PAUSES: (Duration, Duration) = (Duration::from_secs(10), Duration::fr
 
 /// What a dead letter carries whose event was not taken: that is tried again after a pause, and each try takes a query.
 fn dead_again(delivery: &Delivery) -> Vec<(&'static str, String)> {
+    let tries = delivery.dead_tries();
+    let at = Timestamp::now().saturating_add(dead_pause(tries)).unwrap_or(Timestamp::MAX);
+    vec![(DEAD_TRIES, tries.saturating_add(1).to_string()), (DEAD_AGAIN, at.to_string())]
+}
+
+/// Doubled with each try before.
+fn dead_pause(tries: u32) -> Duration {
     let (first, longest) = DEAD_PAUSES;
-    let tries = delivery.dead_tries().min(16);
-    let pause = first.saturating_mul(1 << tries).min(longest);
-    let at = Timestamp::now().saturating_add(pause).unwrap_or(Timestamp::MAX);
-    vec![(DEAD_TRIES, (tries + 1).to_string()), (DEAD_AGAIN, at.to_string())]
+    first.saturating_mul(1 << tries.min(16)).min(longest)
 }
 
 /// Whether the event of a dead letter is to be tried later. A time that lies further ahead than we ever set it is forged.
@@ -1083,6 +1087,12 @@ mod tests {
             assert_eq!(age(Some(ago(1)), at), hours(1), "{at}");
             assert_eq!(age(Some(at), at), hours(0), "{at}");
         }
+    }
+
+    #[test]
+    fn pauses_of_a_dead_letter_double_up_to_ten_minutes() {
+        let pauses = [0, 1, 2, 5, 6, 7, u32::MAX].map(|tries| dead_pause(tries).as_secs());
+        assert_eq!(pauses, [10, 20, 40, 320, 600, 600, 600]);
     }
 
     #[test]
