@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,8 @@ struct Shared {
     queues: Mutex<Queues>,
     arrived: Notify,
     limit: Mutex<RateLimit>,
+    /// How many wait in [`Pacer::turn_within`].
+    hurried: AtomicUsize,
     /// When the time of [`RateLimit`] began.
     origin: Instant,
 }
@@ -67,6 +70,7 @@ impl Pacer {
             queues: Mutex::default(),
             arrived: Notify::new(),
             limit: Mutex::new(RateLimit::new(f64::from(calls_per_second.get()))),
+            hurried: AtomicUsize::new(0),
             origin: Instant::now(),
         });
         tokio::spawn(dispense(Arc::downgrade(&shared)));
@@ -93,12 +97,10 @@ impl Pacer {
     }
 
     /// The same for a call that is worth no long wait: false where it is not its turn within `patience`, and at once where
-    /// a crowd of its rank waits already. So of a flood only a crowd waits, and the rest goes on without a call.
+    /// a crowd waits so already. Of a flood only a crowd waits, and the rest goes on without a call.
     pub async fn turn_within(&self, rank: Rank, patience: Duration) -> bool {
-        if lock(&self.0.queues).waiting[rank as usize].len() >= CROWD {
-            return false;
-        }
-        tokio::time::timeout(patience, self.turn(rank)).await.is_ok()
+        let waiting = Hurried::join(&self.0.hurried);
+        waiting.before < CROWD && tokio::time::timeout(patience, self.turn(rank)).await.is_ok()
     }
 
     /// Whether so many calls wait behind first ones that another one had better come again much later.
@@ -137,6 +139,24 @@ impl Pacer {
     /// The part of its share that this instance uses, and the share of 429 that it met lately.
     pub fn reduced(&self) -> (f64, f64) {
         lock(&self.0.limit).reduced(self.0.time(Instant::now()))
+    }
+}
+
+/// One of those who wait in [`Pacer::turn_within`], until it is dropped.
+struct Hurried<'a> {
+    all: &'a AtomicUsize,
+    before: usize,
+}
+
+impl<'a> Hurried<'a> {
+    fn join(all: &'a AtomicUsize) -> Self {
+        Self { all, before: all.fetch_add(1, Ordering::Relaxed) }
+    }
+}
+
+impl Drop for Hurried<'_> {
+    fn drop(&mut self) {
+        self.all.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
