@@ -330,10 +330,14 @@ impl Sweeps {
 
     fn end(&mut self, swept: Swept) {
         let (first, longest) = SWEEP_AGAIN;
-        self.in_vain = if matches!(swept, Swept::Some(1..)) { 0 } else { self.in_vain.saturating_add(1) };
+        self.in_vain = match swept {
+            // What cannot be read ends each sweep, until the broker parks it; others wait behind it.
+            Swept::Some(1..) | Swept::Failed(_) => 0,
+            Swept::Some(0) | Swept::Forbidden(_) => self.in_vain.saturating_add(1),
+        };
         self.failure = match swept {
             Swept::Some(_) => None,
-            Swept::Failed(why) => Some(why),
+            Swept::Failed(why) | Swept::Forbidden(why) => Some(why),
         };
         let pause = first.saturating_mul(1 << self.in_vain.saturating_sub(1).min(8)).min(longest);
         self.not_before = Some(Instant::now() + pause);
@@ -721,10 +725,8 @@ impl Service {
         if count == 0 || self.sifted.waiting.is_empty() {
             return;
         }
-        for held in self.sifted.waiting.drain(..count.min(self.sifted.waiting.len())) {
-            let lane = held.taken.lane().map(Box::<str>::from);
-            self.lanes.arrive(lane.as_deref(), held);
-        }
+        let used: Vec<Held> = self.sifted.waiting.drain(..count.min(self.sifted.waiting.len())).collect();
+        used.into_iter().for_each(|held| self.admit(held));
         if self.sifted.waiting.is_empty() {
             self.sifted.clear();
         }
@@ -734,10 +736,10 @@ impl Service {
     fn end_late_sifted(&mut self) {
         let now = Timestamp::now();
         let is_late = |held: &mut Held| held.taken.deadline().is_some_and(|deadline| deadline <= now);
-        for mut held in self.sifted.waiting.extract_if(.., is_late) {
+        let late: Vec<Held> = self.sifted.waiting.extract_if(.., is_late).collect();
+        for mut held in late {
             held.taken.hurried = true;
-            let lane = held.taken.lane().map(Box::<str>::from);
-            self.lanes.arrive(lane.as_deref(), held);
+            self.admit(held);
         }
     }
 
@@ -793,24 +795,31 @@ impl Service {
             self.count();
             return;
         }
-        let lane = taken.lane().map(Box::<str>::from);
-        // One coupon must not take up all that may be held, or other coupons would wait for it all the same.
-        taken.crowded = !self.tools.limits.tiers.is_empty()
-            && lane.as_deref().is_some_and(|lane| self.lanes.is_full(lane));
-        let crowded = taken.crowded;
         let trusted = PrefetchRamp::trusts(taken.delivery.delivery_count());
         let held = Held { taken, publisher: generation.publisher().clone(), cut: cut.clone(), number };
         if sifts {
             // It was read, and did no harm.
             self.ramp.record_through(u16::from(trusted));
             self.sifted.push(held);
-        } else if crowded {
+        } else {
+            self.admit(held);
+        }
+        self.count();
+    }
+
+    /// Lets a delivery in to be worked on.
+    fn admit(&mut self, mut held: Held) {
+        let lane = held.taken.lane().map(Box::<str>::from);
+        // One coupon must not take up all that may be held, or other coupons would wait for it all the same.
+        let crowded = !self.tools.limits.tiers.is_empty()
+            && lane.as_deref().is_some_and(|lane| self.lanes.is_full(lane));
+        held.taken.crowded = crowded;
+        if crowded {
             self.lanes.pass_by();
             self.begin(self.slots.none(), None, held);
         } else {
             self.lanes.arrive(lane.as_deref(), held);
         }
-        self.count();
     }
 
     /// Tells how many are held, beside what was taken and settled.

@@ -543,13 +543,13 @@ async fn rejected_dead_letter_is_queried_after_growing_pauses() {
     bed.issue("C1", json!({"state": "EXPIRED"}));
     dead_letter(&bed, "C1").await;
     let service = bed.start().await;
-    // Each try takes two queries, a query delay apart.
-    let times =
-        || -> Vec<u64> { bed.attempts("C1").iter().map(|call| call["at_us"].as_u64().unwrap()).collect() };
-    until("a second try", async || times().len() >= 3).await;
-    let times = times();
-    assert!(times[1] - times[0] < 5_000_000, "{times:?}");
-    assert!(times[2] - times[1] >= 9_000_000, "{times:?}");
+    // The calls of one try follow each other within the longest call and the query delay.
+    let pauses = || -> Vec<u64> {
+        let times: Vec<_> = bed.attempts("C1").iter().map(|call| call["at_us"].as_u64().unwrap()).collect();
+        times.windows(2).map(|pair| pair[1] - pair[0]).filter(|pause| *pause > 4_000_000).collect()
+    };
+    until("a second try", async || !pauses().is_empty()).await;
+    assert!(pauses()[0] >= 8_000_000, "{:?}", pauses());
     ctl(broker, &["clear_topic_permissions", user]).await;
     assert_eq!(bed.told().await.gist(), "refused expired EXPIRED");
     service.stop().await;
@@ -608,9 +608,12 @@ async fn stop_costs_a_held_publish_no_delivery_without_delays() {
     bed.publish(&wrong).await;
     for _ in 0..2 {
         let service = bed.start().await;
-        until("both are held", async || {
-            service.metric(r#"redeemer_publish_failures_total{message="event",why="channel"}"#).await >= 2.0
-                && service.metric("redeemer_commands_in_flight").await == 2.0
+        // Both, or the one alone that takes no call to find out how the provider is.
+        until("what is taken is held", async || {
+            let rejected =
+                service.metric(r#"redeemer_publish_failures_total{message="event",why="channel"}"#).await;
+            let held = service.metric("redeemer_commands_in_flight").await;
+            held > 0.0 && rejected >= held
         })
         .await;
         assert_eq!(service.metric(REDELIVERED).await, 0.0);
