@@ -144,6 +144,7 @@ RECORDS := $(CURDIR)/tests/torture/reliability.md:$(CURDIR)/docs/reliability.md
 soak: ## a long time at full rate, and a long backlog: memory and open files stay; told in docs/reliability.md (MINUTES=, RATE=, BACKLOG=)
 	deploy/local/install rabbitmq-server
 	RECORD=$(RECORDS) MINUTES=$(MINUTES) RATE=$(RATE) BACKLOG=$(BACKLOG) cargo test --release --locked --test soak -- --nocapture --test-threads 1
+	FILTER_SECONDS=60 cargo test --release --locked --test limits egress_filter -- --nocapture
 
 CASES ?= 1000000
 

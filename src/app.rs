@@ -28,7 +28,7 @@ use crate::broker::{CannotConnect, Deliveries, Generation, Health, Settings};
 use crate::circuit::ResponseClass;
 use crate::config::{Config, ConfigFault, MERCHANT_KEY};
 use crate::console::{self, Auth};
-use crate::dead_letters;
+use crate::dead_letters::{self, Swept};
 use crate::kill_point::{self, KillPoint};
 use crate::lanes::Lanes;
 use crate::metrics::{Key, Metrics, Queue, Settling};
@@ -70,6 +70,11 @@ const LAST_SPANS: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_millis(250);
 /// How long calls may be held back before what was prefetched is handed back.
 const GRACE: Duration = Duration::from_secs(10);
+/// How long what can only wait is kept in hand while calls are held back, where it fills the hands: behind it there may be
+/// commands whose time is over. A command that was handed back costs a look more, so it is no shorter.
+const SIFT_ON: Duration = Duration::from_secs(15);
+/// The same where it does not fill them: the broker takes away what is held for half an hour.
+const SIFT_ON_LATEST: Duration = Duration::from_secs(300);
 /// The longest wait for deliveries to be handed back.
 const HAND_BACK: Duration = Duration::from_secs(5);
 /// The first and the longest pause between two tries of a right or an exchange that is missing.
@@ -81,8 +86,9 @@ const ILLEGIBLE_RETURNS: Duration = Duration::from_secs(10);
 const ILLEGIBLE_NEIGHBORS_MAX: u16 = 8;
 /// AMQP's reply code for an exchange that does not exist.
 const NOT_FOUND: u16 = 404;
-/// Time between the beginnings of two sweeps of dead letters.
-const SWEEP_AGAIN: Duration = Duration::from_secs(5);
+/// The first and the longest pause between two sweeps of dead letters that brought none its event. The longest leaves room
+/// within a minute: what is past its deadline has its event by then.
+const SWEEP_AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(40));
 /// Time between two looks for what is missing on the broker.
 const RESTORE_AGAIN: Duration = Duration::from_secs(1);
 /// Time between two changes of channels while the broker refuses what is published.
@@ -202,6 +208,8 @@ pub async fn run(
         tools,
         status,
         lanes: Lanes::new(config.work.lane_max),
+        sifting: false,
+        sifted: Sifted::default(),
         jobs: JoinSet::new(),
         restoring: None,
         idle_since: None,
@@ -210,7 +218,7 @@ pub async fn run(
         ramp: PrefetchRamp::new(config.broker.prefetch),
         taken_in_session: 0,
         settled_in_session: 0,
-        sweeping: None,
+        sweeps: Sweeps::default(),
         illegible_since: None,
         size_warning: size_warning.clone(),
         key_trouble,
@@ -235,6 +243,9 @@ struct Service {
     tools: Arc<Tools>,
     status: watch::Sender<Status>,
     lanes: Lanes<Held>,
+    /// Whether it consumes although calls are held back, for what ends without one.
+    sifting: bool,
+    sifted: Sifted,
     jobs: JoinSet<Done>,
     /// The last look for what is missing on the broker.
     restoring: Option<(Instant, JoinHandle<()>)>,
@@ -248,8 +259,7 @@ struct Service {
     settled_in_session: u64,
     /// When a message that cannot be read ended a session last.
     illegible_since: Option<Instant>,
-    /// When the last sweep of dead letters began.
-    sweeping: Option<(Instant, JoinHandle<()>)>,
+    sweeps: Sweeps,
     /// That the broker takes messages which are too large, once that is known.
     size_warning: Arc<OnceLock<&'static str>>,
     /// What is wrong with key files now.
@@ -270,6 +280,71 @@ struct Held {
     publisher: Publisher,
     cut: watch::Receiver<bool>,
     number: usize,
+}
+
+/// What was taken while calls are held back, and can only wait for the end of that.
+#[derive(Default)]
+struct Sifted {
+    waiting: Vec<Held>,
+    /// When the first of these was taken.
+    since: Option<Instant>,
+}
+
+impl Sifted {
+    fn push(&mut self, held: Held) {
+        self.since.get_or_insert_with(Instant::now);
+        self.waiting.push(held);
+    }
+
+    fn clear(&mut self) -> Vec<Held> {
+        self.since = None;
+        std::mem::take(&mut self.waiting)
+    }
+
+    /// Whether these have been in hand for long enough; `full` if there is room for nothing else.
+    fn is_due(&self, full: bool) -> bool {
+        let held_max = if full { SIFT_ON } else { SIFT_ON_LATEST };
+        self.since.is_some_and(|since| since.elapsed() >= held_max)
+    }
+}
+
+/// Sweeps of dead letters.
+#[derive(Default)]
+struct Sweeps {
+    /// The one that is under way.
+    running: Option<JoinHandle<Swept>>,
+    /// How many in a row brought none its event.
+    in_vain: u32,
+    not_before: Option<Instant>,
+    /// Why the last one broke off.
+    failure: Option<String>,
+}
+
+impl Sweeps {
+    /// Reads what a sweep came to once it has ended. Whether another one may begin.
+    fn is_due(&mut self) -> bool {
+        if let Some(sweep) = &mut self.running {
+            let Some(swept) = sweep.now_or_never() else { return false };
+            self.running = None;
+            self.end(swept.unwrap_or_else(|_| Swept::Failed("a sweep was broken off".to_owned())));
+        }
+        self.not_before.is_none_or(|at| at <= Instant::now())
+    }
+
+    fn end(&mut self, swept: Swept) {
+        let (first, longest) = SWEEP_AGAIN;
+        self.in_vain = match swept {
+            // What cannot be read ends each sweep, until the broker parks it; others wait behind it.
+            Swept::Some(1..) | Swept::Failed(_) => 0,
+            Swept::Some(0) | Swept::Forbidden(_) => self.in_vain.saturating_add(1),
+        };
+        self.failure = match swept {
+            Swept::Some(_) => None,
+            Swept::Failed(why) | Swept::Forbidden(why) => Some(why),
+        };
+        let pause = first.saturating_mul(1 << self.in_vain.saturating_sub(1).min(8)).min(longest);
+        self.not_before = Some(Instant::now() + pause);
+    }
 }
 
 struct Done {
@@ -483,6 +558,7 @@ impl Service {
                 State::Closed if now.blocked.is_none() => None,
                 _ => held_back_since.or_else(|| Some(Instant::now())),
             };
+            self.use_sifted(state);
             match self.feed(generation, &mut consumer, state, &now, held_back_since).await {
                 Ok(left) => {
                     for delivery in left {
@@ -503,8 +579,8 @@ impl Service {
             let takes = now.blocked.is_none()
                 && match state {
                     State::Closed => true,
-                    State::HalfOpen { .. } => self.lanes.held() == 0,
-                    State::Open { .. } => false,
+                    State::HalfOpen { .. } => self.sifting || self.held() == 0,
+                    State::Open { .. } => self.sifting,
                 };
             tokio::select! {
                 delivery = next(&mut consumer), if takes && consumer.is_some() => match delivery {
@@ -537,8 +613,14 @@ impl Service {
                         weighed_at = Some(Instant::now());
                         self.weigh(generation, settings);
                     }
-                    if !matches!(state, State::Open { .. }) {
-                        self.sweep_dead_letters(settings, generation, &cut_receiver);
+                    self.sweep_dead_letters(settings, generation, &cut_receiver);
+                    self.end_late_sifted();
+                    let full = consumer.as_ref().is_some_and(|has| self.held() >= usize::from(has.prefetch()));
+                    if now.blocked.is_none()
+                        && self.sifted.is_due(full)
+                        && let Err(why) = self.release_waiting(generation.publisher()).await
+                    {
+                        break Ended::Lost(why);
                     }
                     let count_due = counted_at.is_none_or(|at| at.elapsed() >= CENSUS);
                     if (count_due || self.tools.pacer.is_joining()) && consumer.is_some() {
@@ -561,8 +643,9 @@ impl Service {
             Ended::Lost(_) => {
                 self.ramp.restart();
                 cut.send_replace(true);
+                self.sifting = false;
                 // The broker delivers these again; nobody has worked on them.
-                for _ in self.lanes.clear() {
+                for _ in self.clear_waiting() {
                     self.tools.metrics.settled(Settling::Lost);
                 }
                 self.count();
@@ -585,13 +668,18 @@ impl Service {
     ) -> Result<Vec<Delivery>, String> {
         let has = consumer.as_ref().map(Deliveries::prefetch);
         let wanted = match state {
-            State::Closed => Some(self.ramp.limit().unwrap_or(self.prefetch).min(self.illegible_cap())),
+            State::Closed => Some(self.full_prefetch()),
             // With one in hand there is enough to find out.
-            State::HalfOpen { .. } if has.is_none() && self.lanes.held() == 0 => Some(1),
+            State::HalfOpen { .. } if has.is_none() && self.held() == 0 => Some(1),
             State::HalfOpen { .. } | State::Open { .. } => has,
         };
         let tired = held_back_since.is_some_and(|since| since.elapsed() > GRACE);
+        let failing = !matches!(state, State::Closed | State::HalfOpen { cause: Cause::Starting, .. });
+        // What was prefetched goes back once; what is taken from then on is sifted.
+        self.sifting = failing && (self.sifting || tired && has.is_none_or(|has| has == 1));
         let wanted = match (wanted, has) {
+            _ if self.sifting && health.blocked.is_none() => Some(self.full_prefetch()),
+            _ if self.sifting => has,
             (Some(_), Some(2..)) if tired && state != State::Closed => None,
             (Some(_), Some(1)) if matches!(state, State::Open { .. }) => None,
             (Some(_), None) if health.blocked.is_some() => None,
@@ -622,6 +710,54 @@ impl Service {
         Ok(Vec::new())
     }
 
+    /// As many as may be unsettled at once where calls are made.
+    fn full_prefetch(&self) -> u16 {
+        // What is sifted was read and did no harm: the ramp is about the others.
+        let sifted = u16::try_from(self.sifted.waiting.len()).unwrap_or(u16::MAX);
+        let ramp = self.ramp.limit().map_or(self.prefetch, |limit| limit.saturating_add(sifted));
+        ramp.min(self.prefetch).min(self.illegible_cap())
+    }
+
+    /// What waits for calls to be made again, where they are, or one of it, to find out.
+    fn use_sifted(&mut self, state: State) {
+        let count = match state {
+            State::Closed => usize::MAX,
+            State::HalfOpen { probing: false, .. } if self.lanes.held() == 0 => 1,
+            State::HalfOpen { .. } | State::Open { .. } => 0,
+        };
+        if count == 0 || self.sifted.waiting.is_empty() {
+            return;
+        }
+        let used: Vec<Held> = self.sifted.waiting.drain(..count.min(self.sifted.waiting.len())).collect();
+        used.into_iter().for_each(|held| self.admit(held));
+        if self.sifted.waiting.is_empty() {
+            self.sifted.clear();
+        }
+    }
+
+    /// What waits for calls to be made again does not wait past its deadline.
+    fn end_late_sifted(&mut self) {
+        let now = Timestamp::now();
+        let is_late = |held: &mut Held| held.taken.deadline().is_some_and(|deadline| deadline <= now);
+        let late: Vec<Held> = self.sifted.waiting.extract_if(.., is_late).collect();
+        for mut held in late {
+            held.taken.hurried = true;
+            self.admit(held);
+        }
+    }
+
+    /// How many are in hand, worked on or not.
+    fn held(&self) -> usize {
+        self.lanes.held() + self.sifted.waiting.len()
+    }
+
+    /// Takes out everything that nobody works on yet.
+    fn clear_waiting(&mut self) -> Vec<Held> {
+        let mut waiting = self.lanes.clear();
+        waiting.extend(self.sifted.clear());
+        waiting
+    }
+
     /// How many may be taken while a message that cannot be read may come again: a broker that counts a session's end at
     /// once may give back what the session held some seconds later.
     fn illegible_cap(&self) -> u16 {
@@ -633,7 +769,7 @@ impl Service {
 
     /// Gives back what is held but not worked on.
     async fn release_waiting(&mut self, publisher: &Publisher) -> Result<(), String> {
-        let waiting = self.lanes.clear();
+        let waiting = self.clear_waiting();
         let held = waiting.len();
         let given = hand_back(publisher, waiting.into_iter().map(|held| held.taken.delivery)).await;
         // What could not be given back comes again all the same, when the generation has ended.
@@ -654,29 +790,44 @@ impl Service {
     ) {
         self.taken_in_session += 1;
         let mut taken = Taken::new(delivery, Timestamp::now());
+        let may_wait = taken.may_wait_for_calls(!self.tools.limits.tiers.is_empty());
+        taken.hurried = self.sifting && !may_wait;
+        let sifts = self.sifting && may_wait;
         self.tools.metrics.taken(taken.arrival());
         if kill_point::forgets() {
             self.count();
             return;
         }
-        let lane = taken.lane().map(Box::<str>::from);
-        // One coupon must not take up all that may be held, or other coupons would wait for it all the same.
-        taken.crowded = !self.tools.limits.tiers.is_empty()
-            && lane.as_deref().is_some_and(|lane| self.lanes.is_full(lane));
-        let crowded = taken.crowded;
+        let trusted = PrefetchRamp::trusts(taken.delivery.delivery_count());
         let held = Held { taken, publisher: generation.publisher().clone(), cut: cut.clone(), number };
+        if sifts {
+            // It was read, and did no harm.
+            self.ramp.record_through(u16::from(trusted));
+            self.sifted.push(held);
+        } else {
+            self.admit(held);
+        }
+        self.count();
+    }
+
+    /// Lets a delivery in to be worked on.
+    fn admit(&mut self, mut held: Held) {
+        let lane = held.taken.lane().map(Box::<str>::from);
+        // One coupon must not take up all that may be held, or other coupons would wait for it all the same.
+        let crowded = !self.tools.limits.tiers.is_empty()
+            && lane.as_deref().is_some_and(|lane| self.lanes.is_full(lane));
+        held.taken.crowded = crowded;
         if crowded {
             self.lanes.pass_by();
             self.begin(self.slots.none(), None, held);
         } else {
             self.lanes.arrive(lane.as_deref(), held);
         }
-        self.count();
     }
 
     /// Tells how many are held, beside what was taken and settled.
     fn count(&self) {
-        self.tools.metrics.held(self.lanes.held(), self.slots.busy());
+        self.tools.metrics.held(self.held(), self.slots.busy());
     }
 
     fn start_work(&mut self) {
@@ -732,7 +883,7 @@ impl Service {
 
     /// Finishes what is in flight, hands back the rest.
     async fn stop(&mut self, publisher: &Publisher, consumer: Option<Deliveries>, cut: &watch::Sender<bool>) {
-        info!(in_flight = self.lanes.held(), "stopping: finishing what is in flight");
+        info!(in_flight = self.held(), "stopping: finishing what is in flight");
         let reasons = vec!["stopping".to_owned()];
         self.tell(None, false, reasons);
         let left = match consumer {
@@ -749,7 +900,7 @@ impl Service {
         cut.send_replace(true);
         kill_point::reached(KillPoint::Draining);
         let drain = self.drain;
-        let sweeping = self.sweeping.take();
+        let sweeping = self.sweeps.running.take();
         let finish = async {
             let mut alive = interval(TICK);
             loop {
@@ -762,7 +913,7 @@ impl Service {
                     _ = alive.tick() => self.turned(),
                 }
             }
-            if let Some((_, sweep)) = sweeping {
+            if let Some(sweep) = sweeping {
                 let _ = sweep.await;
             }
         };
@@ -792,18 +943,16 @@ impl Service {
 
     /// Publishes the events of what the broker dead-lettered, beside everything else, when some were counted.
     fn sweep_dead_letters(&mut self, settings: &Settings, generation: &Generation, cut: &Cut) {
-        if let Some((begun, sweep)) = &self.sweeping
-            && (!sweep.is_finished() || begun.elapsed() < SWEEP_AGAIN)
-        {
+        if !self.sweeps.is_due() {
             return;
         }
         if self.tools.metrics.dead_letters() == 0 {
+            self.sweeps.failure = None;
             return;
         }
         let (tools, settings) = (self.tools.clone(), settings.clone());
         let (publisher, cut) = (generation.publisher().clone(), cut.clone());
-        let sweep = tokio::spawn(dead_letters::sweep(tools, settings, publisher, cut));
-        self.sweeping = Some((Instant::now(), sweep));
+        self.sweeps.running = Some(tokio::spawn(dead_letters::sweep(tools, settings, publisher, cut)));
     }
 
     /// A queue, a binding or an exchange that publishes show to be gone is made again beside everything else, on a
@@ -832,7 +981,7 @@ impl Service {
 
     /// Tells operators how things stand.
     fn report(&mut self, generation: &Generation, consuming: bool, state: State, health: &Health) {
-        self.idle_since = match self.lanes.held() {
+        self.idle_since = match self.held() {
             0 => self.idle_since.or_else(|| Some(Instant::now())),
             _ => None,
         };
@@ -903,14 +1052,18 @@ impl Service {
                 "broker: {count} commands were dead-lettered by the broker and have no event yet; they are swept"
             )),
         };
+        let unswept =
+            self.sweeps.failure.as_ref().map(|why| {
+                format!("broker: dead-lettered commands cannot be swept ({why}); it is tried again")
+            });
         let size = self.size_warning.get().map(|words| (*words).to_owned());
         let keys = self.key_trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let keys = keys.into_iter().map(|why| format!("keys: {why}; the ones held stay in use"));
-        rejected.chain(waiting).chain(size).chain(keys).collect()
+        rejected.chain(waiting).chain(unswept).chain(size).chain(keys).collect()
     }
 
     fn tell(&self, broker: Option<&str>, consuming: bool, reasons: Vec<String>) {
-        let (in_flight, warnings) = (self.lanes.held(), self.warnings());
+        let (in_flight, warnings) = (self.held(), self.warnings());
         self.status.send_modify(|status| {
             if status.warnings != warnings && !warnings.is_empty() {
                 warn!(warnings = warnings.join("; "), "needs attention");

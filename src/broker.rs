@@ -654,6 +654,16 @@ fn watch_events(connection: &Connection, health: &watch::Sender<Health>, publish
     });
 }
 
+impl CannotConnect {
+    /// Whether a right is missing.
+    pub fn is_refused(&self) -> bool {
+        matches!(self, Self::Refused { source, .. } if reply_code(source) == Some(ACCESS_REFUSED))
+    }
+}
+
+/// AMQP's reply code for a right that is missing.
+const ACCESS_REFUSED: u16 = 403;
+
 /// Whether an error ended one channel and not the connection.
 fn is_soft(error: &lapin::Error) -> bool {
     let ErrorKind::ProtocolError(error) = error.kind() else { return false };

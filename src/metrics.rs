@@ -1,6 +1,7 @@
 //! What is counted. Every series exists from the start, at zero or, a depth, as not counted yet; every label is a word
 //! of an enum, no id is ever a label: the number of series does not grow, whatever arrives.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use prometheus::core::Collector;
@@ -321,6 +322,7 @@ pub struct Metrics {
     publishes: IntCounterVec,
     unproven: IntCounterVec,
     depth: GaugeVec,
+    dead_in_hand: AtomicBool,
     key_expiry: GaugeVec,
     key_files_failing: IntGauge,
     flaws: IntCounterVec,
@@ -483,6 +485,7 @@ impl Metrics {
                 "Messages ready in a queue, when last counted; NaN before, and where it could not be counted.",
                 "queue",
             ),
+            dead_in_hand: AtomicBool::new(false),
             key_expiry: gauges(
                 "redeemer_key_expiry_timestamp_seconds",
                 "When a key ends, in seconds since 1970; 0 where none is known to end.",
@@ -700,9 +703,17 @@ impl Metrics {
         self.tiers.iter().find(|tier| *tier == word).map_or(OTHER_TIER, String::as_str)
     }
 
-    /// Messages ready in a queue; `None` where they could not be counted.
+    /// Messages ready in a queue; `None` where they could not be counted. The dead letter that is in hand counts with
+    /// those that wait.
     pub fn depth(&self, queue: Queue, messages: Option<u32>) {
+        let in_hand = u32::from(queue == Queue::Dead && self.dead_in_hand.load(Ordering::Relaxed));
+        let messages = messages.map(|messages| messages.saturating_add(in_hand));
         self.depth.with_label_values(&[queue.as_str()]).set(messages.map_or(f64::NAN, f64::from));
+    }
+
+    /// Whether a dead letter is in hand: it has no event yet.
+    pub fn dead_letter_in_hand(&self, is_in_hand: bool) {
+        self.dead_in_hand.store(is_in_hand, Ordering::Relaxed);
     }
 
     /// Commands that wait in the queue of dead letters, when last counted.
@@ -892,6 +903,22 @@ fn register<C: Collector + Clone + 'static>(registry: &Registry, metric: prometh
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dead_letter_in_hand_counts_with_those_that_wait() {
+        let metrics = Metrics::default();
+        metrics.dead_letter_in_hand(true);
+        for (queue, counted) in [(Queue::Dead, 1), (Queue::Parked, 0)] {
+            metrics.depth(queue, Some(0));
+            assert_eq!(metrics.depth.with_label_values(&[queue.as_str()]).get(), f64::from(counted));
+        }
+        assert_eq!(metrics.dead_letters(), 1);
+        metrics.dead_letter_in_hand(false);
+        metrics.depth(Queue::Dead, Some(0));
+        assert_eq!(metrics.dead_letters(), 0);
+        metrics.depth(Queue::Dead, None);
+        assert_eq!(metrics.dead_letters(), 0, "nobody knows, and nothing is swept");
+    }
 
     #[test]
     fn a_delivery_that_is_neither_settled_nor_held_shows() {

@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,8 @@ struct Shared {
     queues: Mutex<Queues>,
     arrived: Notify,
     limit: Mutex<RateLimit>,
+    /// How many wait in [`Pacer::turn_within`].
+    hurried: AtomicUsize,
     /// When the time of [`RateLimit`] began.
     origin: Instant,
 }
@@ -67,6 +70,7 @@ impl Pacer {
             queues: Mutex::default(),
             arrived: Notify::new(),
             limit: Mutex::new(RateLimit::new(f64::from(calls_per_second.get()))),
+            hurried: AtomicUsize::new(0),
             origin: Instant::now(),
         });
         tokio::spawn(dispense(Arc::downgrade(&shared)));
@@ -90,6 +94,13 @@ impl Pacer {
         self.0.arrived.notify_one();
         // The clockwork only ends with the last clone, and one is borrowed here.
         let _ = receiver.await;
+    }
+
+    /// The same for a call that is worth no long wait: false where it is not its turn within `patience`, and at once where
+    /// a crowd waits so already. Of a flood only a crowd waits, and the rest goes on without a call.
+    pub async fn turn_within(&self, rank: Rank, patience: Duration) -> bool {
+        let waiting = Hurried::join(&self.0.hurried);
+        waiting.before < CROWD && tokio::time::timeout(patience, self.turn(rank)).await.is_ok()
     }
 
     /// Whether so many calls wait behind first ones that another one had better come again much later.
@@ -128,6 +139,24 @@ impl Pacer {
     /// The part of its share that this instance uses, and the share of 429 that it met lately.
     pub fn reduced(&self) -> (f64, f64) {
         lock(&self.0.limit).reduced(self.0.time(Instant::now()))
+    }
+}
+
+/// One of those who wait in [`Pacer::turn_within`], until it is dropped.
+struct Hurried<'a> {
+    all: &'a AtomicUsize,
+    before: usize,
+}
+
+impl<'a> Hurried<'a> {
+    fn join(all: &'a AtomicUsize) -> Self {
+        Self { all, before: all.fetch_add(1, Ordering::Relaxed) }
+    }
+}
+
+impl Drop for Hurried<'_> {
+    fn drop(&mut self) {
+        self.all.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -267,6 +296,20 @@ mod tests {
         assert_eq!(served(&[Rank::First, Rank::Inquiry], 20), [18, 0, 2]);
         assert_eq!(served(&[Rank::Again, Rank::Inquiry], 20), [0, 18, 2]);
         assert_eq!(served(&[Rank::Inquiry, Rank::Again], 20), [0, 2, 18]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn crowd_waits_and_the_rest_of_a_flood_goes_without() {
+        let pacer = Pacer::start(NonZeroU32::new(1).unwrap());
+        let patience = Duration::from_millis(10);
+        // Time stands still for the limit, so nobody but the first can have a turn.
+        let flood = (0..10 * CROWD).map(|_| pacer.turn_within(Rank::Inquiry, patience));
+        let begun = tokio::time::Instant::now();
+        let turns = futures_util::future::join_all(flood).await;
+        assert!(turns.iter().filter(|had| **had).count() <= 1);
+        assert_eq!(begun.elapsed().as_millis(), 10, "one patience for all, not one after another");
+        let waiting = lock(&pacer.0.queues).waiting[Rank::Inquiry as usize].len();
+        assert!(waiting <= CROWD, "{waiting}");
     }
 
     #[test]

@@ -21,7 +21,7 @@ use tracing::warn;
 use crate::attempt::OutcomeKind;
 use crate::backoff::Backoff;
 use crate::broker::delivery::Delivery;
-use crate::broker::publisher::{NotPublished, Published, Publisher, Rejection};
+use crate::broker::publisher::{EventsAccepted, NotPublished, Published, Publisher, Rejection};
 use crate::kill_point::{self, KillPoint};
 use crate::metrics::{Message, Metrics};
 use crate::prefetch_ramp::PrefetchRamp;
@@ -38,9 +38,22 @@ pub enum Interrupted {
     /// It was time to hand back, with the headers that carry its progress.
     #[error("cut short while waiting")]
     Cut(Box<Delivery>, Vec<(&'static str, String)>),
+    /// It was time to hand back while a publish was held: whoever has the delivery makes [`Interrupted::Cut`] of it.
+    #[error("cut short while the broker did not take a message")]
+    Held,
     /// A publish was not proven.
     #[error("{0}")]
     NotPublished(NotPublished),
+}
+
+impl Interrupted {
+    /// With the delivery that it happened to, and the headers that carry its progress.
+    pub fn of(self, delivery: Delivery, headers: Vec<(&'static str, String)>) -> Self {
+        match self {
+            Self::Held => Self::Cut(Box::new(delivery), headers),
+            other => other,
+        }
+    }
 }
 
 /// What something is published with.
@@ -93,12 +106,13 @@ pub async fn publish(
     outgoing: Outgoing<'_>,
     leg: Leg,
 ) -> Result<Published, Interrupted> {
-    let refused = || Interrupted::NotPublished(NotPublished::Refused);
-    publish_within(context, delivery, outgoing, leg, Duration::MAX).await?.ok_or_else(refused)
+    // Held without end it is not given up before it is time to hand back.
+    publish_within(context, delivery, outgoing, leg, Duration::MAX).await?.ok_or(Interrupted::Held)
 }
 
 /// Publishes until it is proven. Gives no proof where the broker has not taken it for `held_max`, or rejects this very
-/// event: then the command is to be delayed. With [`Duration::MAX`] nothing may be delayed.
+/// event, or it is time to hand back: then the command is to be delayed. With [`Duration::MAX`] nothing may be delayed, and
+/// it is to be handed back.
 ///
 /// # Errors
 /// [`Interrupted`]
@@ -147,8 +161,10 @@ pub async fn publish_within(
         let mut delays = held_for >= held_max;
         if let (NotPublished::Rejected(rejection), Outgoing::Event(event)) = (&why, outgoing) {
             match Box::pin(publisher.results_accept_events()).await {
-                Err(of_all) => why = NotPublished::Rejected(of_all),
-                Ok(()) => {
+                EventsAccepted::No(of_all) => why = NotPublished::Rejected(of_all),
+                // The publish itself tells more.
+                EventsAccepted::Unknown => {}
+                EventsAccepted::Yes => {
                     let in_a_row = faults.record_rejected(event.kind, rejection);
                     delays |= held_max != Duration::MAX
                         && (in_a_row <= REJECTED_IN_A_ROW_MAX || held_for >= REJECTED_HELD_MAX);
@@ -173,8 +189,8 @@ pub async fn publish_within(
         }
         if timeout(pause, cut.clone().wait_for(|now| *now)).await.is_ok() {
             leg.failed(&why.to_string());
-            // Delayed it costs no delivery; what was lost with its session comes again by itself.
-            return match held_max == Duration::MAX || publisher.is_lost() {
+            // Delayed or handed back it costs no delivery; what was lost with its session comes again by itself.
+            return match publisher.is_lost() {
                 true => Err(Interrupted::NotPublished(why)),
                 false => Ok(None),
             };

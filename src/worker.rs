@@ -9,14 +9,15 @@ use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest as _, Sha256};
-use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 use tracing::{debug, error, info, warn};
 
 use crate::attempt::{Belief, Evidence, Limits, Outcome, OutcomeKind, Progress, Step};
 use crate::brand_access::{BrandAccess, Denial};
 use crate::breaker::{Breaker, Sign};
-use crate::broker::delivery::{DEAD_AT, DEAD_REASON, DELAYS_PASSED, Delivery, HANDED_BACK};
+use crate::broker::delivery::{
+    DEAD_AGAIN, DEAD_AT, DEAD_REASON, DEAD_TRIES, DELAYS_PASSED, Delivery, HANDED_BACK,
+};
 use crate::broker::publisher::{PARKED_REASON, Published, Publisher};
 use crate::broker::topology::wait_name;
 use crate::circuit::ResponseClass;
@@ -119,6 +120,8 @@ pub struct Taken {
     pub at: Timestamp,
     /// Whether too many commands of its coupon are held already. Then it is put away at once.
     pub crowded: bool,
+    /// Whether calls are held back for long: then it takes the call that can be made now, or none, and is delayed.
+    pub hurried: bool,
     /// Why the broker dead-lettered it, where it did: then it is only asked about.
     pub dead_lettered: Option<Reason>,
 }
@@ -139,7 +142,7 @@ impl Taken {
                     Box::new(Rejected { faults, legible: Legible::default() })
                 }
             });
-        Self { delivery, command, at, crowded: false, dead_lettered: None }
+        Self { delivery, command, at, crowded: false, hurried: false, dead_lettered: None }
     }
 
     /// Reads a delivery that the broker dead-lettered.
@@ -155,6 +158,23 @@ impl Taken {
     /// The coupon whose commands go one at a time.
     pub fn lane(&self) -> Option<&str> {
         self.command.as_ref().ok().map(|redemption| redemption.coupon_code.as_str())
+    }
+
+    /// When its sender wants an end, where that is said and can be read.
+    pub fn deadline(&self) -> Option<Timestamp> {
+        self.delivery.header(copy::DEADLINE)?.parse().ok()
+    }
+
+    /// Whether nothing but a call can be due for it: it is a command, and its deadline is far, or not set before somebody
+    /// works on it. With delay queues (`delays`) what has a deadline waits there for it.
+    pub fn may_wait_for_calls(&self, delays: bool) -> bool {
+        if self.command.is_err() {
+            return false;
+        }
+        if delays {
+            return self.arrival() != Arrival::Copy && !self.delivery.has_header(copy::DEADLINE);
+        }
+        self.deadline().is_none_or(|deadline| Timestamp::now() < deadline)
     }
 
     /// How it came.
@@ -199,7 +219,7 @@ async fn settle(
     slot: &mut Slot,
     mut cut: Cut,
 ) -> (Settling, Option<String>) {
-    let Taken { delivery, command, at, crowded, dead_lettered } = taken;
+    let Taken { delivery, command, at, crowded, hurried, dead_lettered } = taken;
     kill_point::reached(KillPoint::Taken);
     let means = Means { tools, publisher, cut: &cut, dead_letter: dead_lettered.is_some() };
     let worked = match command {
@@ -248,6 +268,7 @@ async fn settle(
                         carried,
                         troubled,
                         failed_at,
+                        hurried,
                         stay,
                         slot,
                     };
@@ -270,7 +291,7 @@ async fn settle(
         Err(Interrupted::Cut(delivery, headers)) => {
             let handed_back = match dead_lettered {
                 // Never back among the commands.
-                Some(_) => put_back_dead(publisher, *delivery).await,
+                Some(_) => put_back_dead(publisher, *delivery, headers).await,
                 None => put_back(publisher, *delivery, headers).await,
             };
             match handed_back {
@@ -278,7 +299,9 @@ async fn settle(
                 Err(why) => (Settling::Lost, Some(why)),
             }
         }
-        Err(Interrupted::NotPublished(why)) => (Settling::Lost, Some(why.to_string())),
+        Err(why @ (Interrupted::Held | Interrupted::NotPublished(_))) => {
+            (Settling::Lost, Some(why.to_string()))
+        }
     }
 }
 
@@ -295,9 +318,17 @@ pub async fn put_back(
     delivery.ack(proof).await.map_err(|unsettled| unsettled.to_string())
 }
 
-/// Puts a dead letter back without a count against it.
-async fn put_back_dead(publisher: &Publisher, delivery: Delivery) -> Result<(), String> {
-    let mut headers = Vec::new();
+/// Puts a dead letter back without a count against it, `headers` beside what tells why it is one.
+///
+/// # Errors
+/// In words, where the broker was not reached: it delivers again what it still takes for ours.
+pub async fn put_back_dead(
+    publisher: &Publisher,
+    delivery: Delivery,
+    mut headers: Vec<(&'static str, String)>,
+) -> Result<(), String> {
+    // Of a command's progress nothing is carried: it is asked about, and no more.
+    headers.retain(|(name, _)| [DEAD_TRIES, DEAD_AGAIN].contains(name));
     if let Some(death) = delivery.last_death() {
         headers.push((DEAD_REASON, death.reason.to_owned()));
         headers.extend(death.at.map(|at| (DEAD_AT, at.to_string())));
@@ -395,8 +426,10 @@ async fn refuse(
     let faults = faults.collect::<Vec<_>>().join("; ");
     let Legible { out_request_no, coupon_code, openid, brand_id, .. } = &rejected.legible;
     let parking = Parking { event: &event, reason: Reason::InvalidCommand, at };
-    let Some(proof) = tell_and_park(means, &delivery, parking, stay, leg).await? else {
-        return delay_unreadable(means, delivery, stay).await;
+    let proof = match tell_and_park(means, &delivery, parking, stay, leg).await {
+        Ok(Some(proof)) => proof,
+        Ok(None) => return delay_unreadable(means, delivery, stay).await,
+        Err(why) => return Err(why.of(delivery, Vec::new())),
     };
     tools.metrics.ended(&Outcome::Invalid, None);
     stay.note("redemption.outcome", OutcomeKind::Invalid.as_str());
@@ -437,8 +470,10 @@ async fn set_damaged_aside(
     let told = telling(tools, &leg, at, 0, &[]);
     let event = event::tell_damaged(redemption, &damage.to_string(), &digest, told);
     let parking = Parking { event: &event, reason: Reason::DamagedCopy, at };
-    let Some(proof) = tell_and_park(means, &delivery, parking, stay, leg).await? else {
-        return delay_unreadable(means, delivery, stay).await;
+    let proof = match tell_and_park(means, &delivery, parking, stay, leg).await {
+        Ok(Some(proof)) => proof,
+        Ok(None) => return delay_unreadable(means, delivery, stay).await,
+        Err(why) => return Err(why.of(delivery, Vec::new())),
     };
     let outcome = Outcome::Unresolved { reason: Reason::DamagedCopy, coupon: None, objection: None };
     tools.metrics.ended(&outcome, None);
@@ -479,14 +514,19 @@ async fn delay_unreadable(means: Means<'_>, delivery: Delivery, stay: &Stay) -> 
     let tiers = &means.tools.limits.tiers;
     let passed = delivery.delays_passed();
     if means.dead_letter {
-        return Err(Interrupted::Cut(Box::new(delivery), Vec::new()));
+        let headers = if *means.cut.borrow() { Vec::new() } else { dead_again(&delivery) };
+        return Err(Interrupted::Cut(Box::new(delivery), headers));
     }
     let Some(wait) = tiers.get(passed.min(tiers.len().saturating_sub(1))).copied() else {
         return Err(Interrupted::Cut(Box::new(delivery), Vec::new()));
     };
     let headers = [(DELAYS_PASSED, passed.saturating_add(1).to_string())];
     let leg = stay.publish(Message::Copy.as_str());
-    let proof = publish(means.publishing(), &delivery, Outgoing::Copy(wait, &headers), leg).await?;
+    let published = publish(means.publishing(), &delivery, Outgoing::Copy(wait, &headers), leg).await;
+    let proof = match published {
+        Ok(proof) => proof,
+        Err(why) => return Err(why.of(delivery, Vec::new())),
+    };
     means.tools.metrics.deferred(&wait_name(wait), Aside::Untold);
     warn!(wait_s = wait.as_secs(), trace_id = stay.trace_id(), "event not accepted; delivery delayed");
     Ok((Settling::Deferred, delivery, proof))
@@ -516,9 +556,14 @@ struct Job<'a> {
     troubled: bool,
     /// Where the network failed the last call.
     failed_at: Option<Host>,
+    /// Whether it takes the call that can be made now, or none.
+    hurried: bool,
     stay: &'a mut Stay,
     slot: &'a mut Slot,
 }
+
+/// No call can be made in time.
+struct NoCall;
 
 impl Job<'_> {
     async fn run(mut self, cut: &mut Cut) -> Worked {
@@ -575,24 +620,47 @@ impl Job<'_> {
         if let Some(aside) = self.kept_out(question) {
             return Asked::Step(aside);
         }
-        // Past its deadline a command has waited long enough: it takes the call that can be made now, or none.
-        let late_at = self.carried.progress.deadline.saturating_add(self.limits.settling);
-        let late = Timestamp::now() >= late_at.unwrap_or(Timestamp::MAX);
-        let patience = if late { LATE_PATIENCE } else { self.limits.in_process_max };
+        let progress = &mut self.carried.progress;
+        if self.hurried
+            && !after.is_zero()
+            && let Some(end) = progress.give_up(self.limits, Timestamp::now())
+        {
+            // What it would wait for is a query that cannot be made.
+            return Asked::Step(end);
+        }
+        let late_at = progress.deadline.saturating_add(self.limits.settling).unwrap_or(Timestamp::MAX);
+        let (hurried, in_process_max) = (self.hurried, self.limits.in_process_max);
         let slot = &mut *self.slot;
         let hold = async {
             slot.rest(after).await;
             let mut held_back = Duration::ZERO;
             loop {
+                // Past its deadline a command has waited long enough: it takes the call that can be made now, or none.
+                let left = late_at.duration_since(Timestamp::now());
+                let late = left <= SignedDuration::ZERO;
+                let patience = match late {
+                    _ if hurried => Duration::ZERO,
+                    true => LATE_PATIENCE,
+                    false => in_process_max,
+                };
                 let asked_at = Instant::now();
-                let pass = timeout(patience, tools.breaker.pass()).await?;
+                let pass = timeout(patience, tools.breaker.pass()).await.map_err(|_| NoCall)?;
                 held_back += asked_at.elapsed();
                 let queued_at = Instant::now();
-                tools.pacer.turn(rank).await;
+                let its_turn = match late {
+                    true => tools.pacer.turn_within(rank, LATE_TURN).await,
+                    false => {
+                        let patience = left.unsigned_abs().saturating_add(LATE_TURN);
+                        timeout(patience, tools.pacer.turn(rank)).await.is_ok()
+                    }
+                };
+                if !its_turn {
+                    return Err(NoCall);
+                }
                 tools.metrics.turned(queued_at.elapsed());
                 // Those who waited for their turn while it opened must not go all the same.
                 if pass.holds() {
-                    return Ok::<_, Elapsed>((pass, held_back));
+                    return Ok((pass, held_back));
                 }
             }
         };
@@ -805,7 +873,13 @@ impl Job<'_> {
         let copy = Outgoing::Copy(wait, &headers);
         let leg = self.stay.publish(Message::Copy.as_str());
         let means = Means { tools: self.tools, publisher: self.publisher, cut, dead_letter: false };
-        let proof = publish(means.publishing(), &self.delivery, copy, leg).await?;
+        let proof = match publish(means.publishing(), &self.delivery, copy, leg).await {
+            Ok(proof) => proof,
+            Err(why) => {
+                let headers = headers.clone();
+                return Err(why.of(self.delivery, headers));
+            }
+        };
         self.tools.metrics.deferred(&wait_name(wait), why);
         info!(
             out_request_no = %self.redemption.out_request_no,
@@ -835,7 +909,8 @@ impl Job<'_> {
         let context = means.publishing();
         let told = publish_within(context, &self.delivery, Outgoing::Event(&event), leg, held_max).await?;
         if told.is_none() && only_asks {
-            return Err(Interrupted::Cut(Box::new(self.delivery), Vec::new()));
+            let headers = if *cut.borrow() { Vec::new() } else { dead_again(&self.delivery) };
+            return Err(Interrupted::Cut(Box::new(self.delivery), headers));
         }
         let Some(mut proof) = told else { return Box::pin(self.put_away_untold(outcome, cut)).await };
         let Self { tools, redemption, delivery, carried, stay, prepared, .. } = self;
@@ -845,7 +920,10 @@ impl Job<'_> {
             trace(&mut headers, stay);
             let park = Outgoing::Parked(*reason, now, &headers);
             let leg = stay.publish(Message::Parked.as_str());
-            proof = proof.and(Box::pin(publish(context, &delivery, park, leg)).await?);
+            proof = match Box::pin(publish(context, &delivery, park, leg)).await {
+                Ok(parked) => proof.and(parked),
+                Err(why) => return Err(why.of(delivery, headers)),
+            };
         }
         // The time in the command queue counts, where its sender has told when that began.
         let (sent, now) = (delivery.sent_by(), Timestamp::now());
@@ -937,6 +1015,28 @@ fn tell(leg: &mut Leg, heard: &Heard, verdict: &Verdict) {
     }
 }
 
+/// The first and the longest pause between two tries of the event of a dead letter that the broker does not take.
+const DEAD_PAUSES: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
+
+/// What a dead letter carries whose event was not taken: that is tried again after a pause, and each try takes a query.
+fn dead_again(delivery: &Delivery) -> Vec<(&'static str, String)> {
+    let tries = delivery.dead_tries();
+    let at = Timestamp::now().saturating_add(dead_pause(tries)).unwrap_or(Timestamp::MAX);
+    vec![(DEAD_TRIES, tries.saturating_add(1).to_string()), (DEAD_AGAIN, at.to_string())]
+}
+
+/// Doubled with each try before.
+fn dead_pause(tries: u32) -> Duration {
+    let (first, longest) = DEAD_PAUSES;
+    first.saturating_mul(1 << tries.min(16)).min(longest)
+}
+
+/// Whether the event of a dead letter is to be tried later. A time that lies further ahead than we ever set it is forged.
+pub fn is_to_wait(delivery: &Delivery, now: Timestamp) -> bool {
+    let latest = now.saturating_add(DEAD_PAUSES.1).unwrap_or(Timestamp::MAX);
+    delivery.dead_again().is_some_and(|at| now < at && at <= latest)
+}
+
 /// What a copy carries of the trace that it belongs to.
 fn trace(headers: &mut Vec<(&'static str, String)>, stay: &Stay) {
     if let Some((command, here)) = stay.carried() {
@@ -990,8 +1090,11 @@ pub struct Brands(Mutex<BrandAccess>);
 /// How long calls may be held back between the look at a coupon and the use that it permits: whoever else holds the
 /// command may send one meanwhile.
 const LOOK_HOLDS: Duration = Duration::from_millis(50);
-/// How long a command that is past its deadline waits until a call may be made.
+/// How long a command that is past its deadline waits for the circuit to let a call pass.
 const LATE_PATIENCE: Duration = Duration::from_millis(50);
+/// How long such a command then waits for its turn in the rate. With two calls of 15 s, what may be under way before the
+/// first of them, and the query delay between them, its event is out within a minute of the deadline.
+const LATE_TURN: Duration = Duration::from_secs(3);
 
 impl Brands {
     fn access(&self) -> MutexGuard<'_, BrandAccess> {
@@ -1048,6 +1151,12 @@ mod tests {
             assert_eq!(age(Some(ago(1)), at), hours(1), "{at}");
             assert_eq!(age(Some(at), at), hours(0), "{at}");
         }
+    }
+
+    #[test]
+    fn pauses_of_a_dead_letter_double_up_to_ten_minutes() {
+        let pauses = [0, 1, 2, 5, 6, 7, u32::MAX].map(|tries| dead_pause(tries).as_secs());
+        assert_eq!(pauses, [10, 20, 40, 320, 600, 600, 600]);
     }
 
     #[test]

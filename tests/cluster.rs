@@ -108,7 +108,7 @@ async fn nothing_is_lost_when_nodes_and_instances_are() {
 
     tokio::task::block_in_place(|| cluster.script("start", second, &[]));
     reach(&told, commands.len(), &cluster, &instances).await;
-    let twice = publishing.await.unwrap();
+    let twice = publishing.await.unwrap().twice;
     keep_ahead.await.unwrap();
     for instance in &instances {
         settle(instance).await;

@@ -13,7 +13,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use bed::{Bed, Service, command, until};
 use broker::{Broker, shared};
 use lapin::BasicProperties;
-use lapin::options::{ExchangeDeclareOptions, ExchangeDeleteOptions};
+use lapin::options::{
+    BasicPublishOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions,
+    QueueDeclareOptions, QueueDeleteOptions,
+};
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::json;
 
@@ -526,4 +529,168 @@ async fn rejected_dead_letter_holds_up_no_other() {
     assert_eq!(bed.told().await.gist(), "refused expired EXPIRED");
     parked_nothing(&bed).await;
     service.stop().await;
+}
+
+/// A dead letter whose event stays rejected is asked about after growing pauses, not at each sweep.
+#[tokio::test(flavor = "multi_thread")]
+async fn rejected_dead_letter_is_queried_after_growing_pauses() {
+    let user = "sf-dead-pauses";
+    let (broker, mut bed) = shared_bed_as(user).await;
+    bed.config.wechat.total_timeout = span(2_000);
+    bed.config.retry.settling = span(100);
+    let results = bed.config.broker.names.results.clone();
+    ctl(broker, &["set_topic_permissions", user, &results, r"^(?!redemption\.refused\.).*$", ".*"]).await;
+    bed.issue("C1", json!({"state": "EXPIRED"}));
+    dead_letter(&bed, "C1").await;
+    let service = bed.start().await;
+    // The calls of one try follow each other within the longest call and the query delay.
+    let pauses = || -> Vec<u64> {
+        let times: Vec<_> = bed.attempts("C1").iter().map(|call| call["at_us"].as_u64().unwrap()).collect();
+        times.windows(2).map(|pair| pair[1] - pair[0]).filter(|pause| *pause > 4_000_000).collect()
+    };
+    until("a second try", async || !pauses().is_empty()).await;
+    assert!(pauses()[0] >= 8_000_000, "{:?}", pauses());
+    ctl(broker, &["clear_topic_permissions", user]).await;
+    assert_eq!(bed.told().await.gist(), "refused expired EXPIRED");
+    service.stop().await;
+}
+
+/// Without the right to read dead letters the service works, says what is missing, and sweeps once it is granted.
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_that_may_not_be_read_are_told_with_the_remedy() {
+    let user = "sf-dead-read";
+    let (broker, mut bed) = shared_bed_as(user).await;
+    bed.config.wechat.total_timeout = span(2_000);
+    bed.config.retry.settling = span(100);
+    let dead = bed.config.broker.names.dead.clone();
+    // Who makes the topology needs the right for that already.
+    bed.start().await.stop().await;
+    bed.config.broker.topology = "verify".to_owned();
+    ctl(broker, &["set_permissions", user, ".*", ".*", &all_but(&dead)]).await;
+    bed.issue("C1", json!({}));
+    bed.issue("C2", json!({}));
+    dead_letter(&bed, "C1").await;
+    until("a dead letter", async || bed.ready(&dead).await == 1).await;
+    let service = bed.start().await;
+    until("the missing right told", async || {
+        let (_, status) = service.get("/status.json").await;
+        status.contains("set_permissions") && status.contains(&dead) && status.contains("403")
+    })
+    .await;
+    bed.publish(&command("C2", "USE_C2_1")).await;
+    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    assert_eq!(service.get("/readyz").await.0, 200);
+    ctl(broker, &["set_permissions", user, ".*", ".*", ".*"]).await;
+    assert_eq!(bed.told().await.gist(), "unresolved message_expired EFFECTIVE");
+    until("nothing told any more", async || !service.get("/status.json").await.1.contains("set_permissions"))
+        .await;
+    service.stop().await;
+}
+
+/// Without delay queues an event that is not taken is held. A stop hands its command back without a count.
+#[tokio::test(flavor = "multi_thread")]
+async fn stop_costs_a_held_publish_no_delivery_without_delays() {
+    let user = "sf-no-delays";
+    let (broker, mut bed) = shared_bed_as(user).await;
+    bed.config.retry.tiers = Vec::new();
+    bed.leave_parked().await;
+    let results = bed.config.broker.names.results.clone();
+    ctl(
+        broker,
+        &["set_topic_permissions", user, &results, r"^(?!redemption\.(redeemed|invalid)\.1).*$", ".*"],
+    )
+    .await;
+    // Probes go under the key of a brand that does not exist, so that the events alone are rejected.
+    bed.issue("C1", json!({}));
+    bed.publish(&command("C1", "USE_C1_1")).await;
+    let mut wrong = command("C2", "USE_C2_1");
+    wrong["coupon_code"] = json!(7);
+    bed.publish(&wrong).await;
+    for _ in 0..2 {
+        let service = bed.start().await;
+        // Both, or the one alone that takes no call to find out how the provider is.
+        until("what is taken is held", async || {
+            let rejected =
+                service.metric(r#"redeemer_publish_failures_total{message="event",why="channel"}"#).await;
+            let held = service.metric("redeemer_commands_in_flight").await;
+            held > 0.0 && rejected >= held
+        })
+        .await;
+        assert_eq!(service.metric(REDELIVERED).await, 0.0);
+        service.stop().await;
+        assert_eq!(bed.ready(&bed.config.broker.names.commands).await, 2);
+    }
+    ctl(broker, &["clear_topic_permissions", user]).await;
+    let service = bed.start().await;
+    let gists = BTreeSet::from([bed.told().await.gist(), bed.told().await.gist()]);
+    assert_eq!(
+        gists.iter().map(String::as_str).collect::<Vec<_>>(),
+        ["invalid invalid_command -", "redeemed - USED"]
+    );
+    assert_eq!(service.metric(REDELIVERED).await, 0.0);
+    assert_eq!(bed.uses().len(), 1);
+    service.stop().await;
+}
+
+/// A subscriber whose queue refuses what is published under one key holds up the commands of that key alone, however many
+/// they are.
+#[tokio::test(flavor = "multi_thread")]
+async fn subscriber_that_refuses_one_key_delays_its_commands_alone() {
+    const REFUSED: usize = 40;
+    const GOOD: usize = 80;
+    let mut bed = Bed::new().await;
+    bed.config.work.concurrency = 10;
+    bed.config.event.refused_max = span(500);
+    bed.config.retry.settling = span(100);
+    bed.config.retry.tiers = vec![span(1_000), span(3_000)];
+    bed.leave_parked().await;
+    let (full, results) = (format!("full-{}", std::process::id()), bed.config.broker.names.results.clone());
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-max-length".into(), AMQPValue::LongInt(1));
+    arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+    let channel = bed.channel().clone();
+    let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
+    channel.queue_declare(full.as_str().into(), options, arguments).await.unwrap();
+    let filler = channel.basic_publish(
+        "".into(),
+        full.as_str().into(),
+        BasicPublishOptions::default(),
+        b"full",
+        BasicProperties::default(),
+    );
+    assert!(filler.await.unwrap().await.unwrap().is_ack());
+    let (key, binding) = ("redemption.refused.#", QueueBindOptions::default());
+    channel
+        .queue_bind(full.as_str().into(), results.as_str().into(), key.into(), binding, FieldTable::default())
+        .await
+        .unwrap();
+    for nth in 0..REFUSED {
+        bed.issue(&format!("E{nth}"), json!({"state": "EXPIRED"}));
+        bed.publish(&command(&format!("E{nth}"), &format!("USE_E{nth:04}"))).await;
+    }
+    publish_backlog(&bed, GOOD).await;
+    let service = bed.start().await;
+    let (mut redeemed, mut refused) = (BTreeSet::new(), BTreeSet::new());
+    let mut take = |told: &bed::Told| {
+        let number = told.data("/out_request_no").as_str().unwrap().to_owned();
+        match told.gist().as_str() {
+            "redeemed - USED" => redeemed.insert(number),
+            // Those who do take it may have it several times, under one id.
+            "refused expired EXPIRED" => refused.insert(number),
+            other => panic!("{other}"),
+        };
+        (redeemed.len(), refused.len())
+    };
+    while take(&bed.told().await).0 < GOOD {}
+    assert_eq!(service.metric(r#"redeemer_commands_settled_total{how="ended"}"#).await, GOOD as f64);
+    assert_eq!(service.get("/livez").await.0, 200);
+    channel.queue_delete(full.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    while take(&bed.told().await).1 < REFUSED {}
+    service.wait_metric(r#"redeemer_commands_settled_total{how="ended"}"#, (GOOD + REFUSED) as f64).await;
+    parked_nothing(&bed).await;
+    service.stop().await;
+}
+
+fn span(millis: u64) -> redeemer::config::Span {
+    redeemer::config::Span(std::time::Duration::from_millis(millis))
 }

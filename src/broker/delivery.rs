@@ -59,6 +59,11 @@ pub const DEAD_REASON: &str = "x-redemption-dead-reason";
 /// See [`DEAD_REASON`].
 pub const DEAD_AT: &str = "x-redemption-dead-at";
 
+/// How often in a row the event of a dead letter was not taken, and when that is to be tried next (RFC 3339), as headers.
+pub const DEAD_TRIES: &str = "x-redemption-dead-tries";
+/// See [`DEAD_TRIES`].
+pub const DEAD_AGAIN: &str = "x-redemption-dead-again";
+
 /// Why the broker itself moved a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Death<'a> {
@@ -189,6 +194,16 @@ impl Delivery {
             .header(DEAD_REASON)
             .map(|reason| Death { reason, at: self.header(DEAD_AT).and_then(|at| at.parse().ok()) });
         self.death().or(put_back)
+    }
+
+    /// How often in a row its event was not taken, as a dead letter.
+    pub fn dead_tries(&self) -> u32 {
+        self.header(DEAD_TRIES).and_then(|text| text.parse().ok()).unwrap_or(0)
+    }
+
+    /// When its event is to be tried next, as a dead letter.
+    pub fn dead_again(&self) -> Option<Timestamp> {
+        self.header(DEAD_AGAIN)?.parse().ok()
     }
 
     /// The wait of the wait queue that it came from last, as its word, and when that wait was over.

@@ -2,7 +2,7 @@
 //!
 //! Events go side by side on one channel. While several wait for their confirms the client can attach a return to the
 //! wrong one, and what was returned then looks confirmed; an event that no queue takes is still caught by the alternate
-//! exchange. A copy or a parked command has no such net: these go one at a time, on a channel of their own.
+//! exchange. A copy or a parked command has no such net: these go one at a time on each of a few channels of their own.
 //!
 //! A channel's error (a missing right, a missing exchange, a message that is too large) ends that channel and nothing
 //! else. The broker closes it over one message and takes all others on it along, so each of these is published again
@@ -10,6 +10,7 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -88,6 +89,17 @@ pub struct Rejection {
     pub text: String,
 }
 
+/// Whether the broker takes events in general.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EventsAccepted {
+    /// It does: what it rejects, it rejects for its own sake.
+    Yes,
+    /// It does not.
+    No(Rejection),
+    /// It could not be asked.
+    Unknown,
+}
+
 impl NotPublished {
     /// The kind of it, for metrics.
     pub fn kind(&self) -> Unproven {
@@ -101,6 +113,9 @@ impl NotPublished {
     }
 }
 
+/// How many channels there are at most for what is published alone. A flood of commands that end without a call, or are
+/// delayed, is as fast as these: each waits for the disks of the quorum.
+const ALONE: usize = 4;
 /// How long everything is published alone after the broker closed the shared channel: another message like the one that
 /// it closed it over would take its neighbors along again.
 const ISOLATION: Duration = Duration::from_secs(5);
@@ -117,13 +132,18 @@ struct Inner {
     health: watch::Receiver<Health>,
     /// Where messages go side by side.
     channel: Mutex<Channel>,
+    /// Held by who takes another channel in place of one that has ended.
+    isolating: tokio::sync::Mutex<()>,
     /// Until when nothing goes side by side.
     isolated_until: Mutex<Option<Instant>>,
-    /// Where one goes at a time, from the publish to its confirm. Nothing once a confirm was not waited for, because the
-    /// next one could get what was meant for it, and nothing after the broker closed it: then the next one opens another.
-    alone: tokio::sync::Mutex<Option<Channel>>,
+    /// Where one goes at a time on each, from the publish to its confirm. Nothing before one was needed there, and once a
+    /// confirm was not waited for, because the next one could get what was meant for it, and nothing after the broker closed
+    /// it: then the next one opens another.
+    alone: [tokio::sync::Mutex<Option<Channel>>; ALONE],
+    /// Counts those who found none of these free.
+    queued: AtomicUsize,
     /// When results were probed last, and what the broker said.
-    results_probed: tokio::sync::Mutex<Option<(Instant, Result<(), Rejection>)>>,
+    results_probed: tokio::sync::Mutex<Option<(Instant, EventsAccepted)>>,
     /// The confirm is registered and the frames are queued under different locks inside the client: two tasks that
     /// publish at once can get each other's confirms. Whoever publishes holds this lock for both.
     order: Mutex<()>,
@@ -151,8 +171,10 @@ impl Publisher {
             connection: Arc::downgrade(connection),
             health,
             channel: Mutex::new(channel),
+            isolating: tokio::sync::Mutex::default(),
             isolated_until: Mutex::default(),
-            alone: tokio::sync::Mutex::new(Some(alone)),
+            alone: [Some(alone), None, None, None].map(tokio::sync::Mutex::new),
+            queued: AtomicUsize::new(0),
             results_probed: tokio::sync::Mutex::default(),
             order: Mutex::default(),
             confirm_timeout,
@@ -181,8 +203,12 @@ impl Publisher {
         let channel = confirming(connection).await?;
         *self.0.channel.lock().unwrap_or_else(PoisonError::into_inner) = channel;
         // Whoever publishes there now comes again, and finds the new one then.
-        if let Ok(mut place) = self.0.alone.try_lock() {
-            *place = Some(confirming(connection).await?);
+        for place in &self.0.alone {
+            if let Ok(mut place) = place.try_lock()
+                && place.is_some()
+            {
+                *place = Some(confirming(connection).await?);
+            }
         }
         Ok(())
     }
@@ -350,10 +376,7 @@ impl Publisher {
     }
 
     /// Whether events in general are taken, asked with a probe that publishes nothing. Many may ask at once.
-    ///
-    /// # Errors
-    /// [`Rejection`] where it is not this event alone that is rejected.
-    pub async fn results_accept_events(&self) -> Result<(), Rejection> {
+    pub async fn results_accept_events(&self) -> EventsAccepted {
         let mut probed = self.0.results_probed.lock().await;
         if let Some((at, answer)) = &*probed
             && at.elapsed() < PROBE_HOLDS
@@ -365,12 +388,15 @@ impl Publisher {
         let answer = match self.0.connection.upgrade() {
             Some(connection) => {
                 let probing = probe::rejection(&connection, &right);
-                // What cannot be asked is no fault of all: the publish itself tells more.
-                timeout(self.0.confirm_timeout, probing).await.ok().and_then(Result::ok).flatten()
+                timeout(self.0.confirm_timeout, probing).await
             }
-            None => None,
+            None => return EventsAccepted::Unknown,
         };
-        let answer = answer.map_or(Ok(()), Err);
+        let answer = match answer {
+            Ok(Ok(None)) => EventsAccepted::Yes,
+            Ok(Ok(Some(of_all))) => EventsAccepted::No(of_all),
+            Ok(Err(_)) | Err(_) => EventsAccepted::Unknown,
+        };
         *probed = Some((Instant::now(), answer.clone()));
         answer
     }
@@ -463,7 +489,7 @@ impl Publisher {
     }
 
     async fn alone(&self, message: Message<'_>) -> Result<Published, NotPublished> {
-        let mut place = self.0.alone.lock().await;
+        let mut place = self.place().await;
         // Taken out, so that whoever is cut short here, before its confirm, leaves nothing behind.
         let channel = match place.take() {
             Some(channel) if channel.status().connected() => channel,
@@ -477,6 +503,16 @@ impl Publisher {
         let confirmation = message.publish(&channel).await.map_err(ended)?.await.map_err(ended)?;
         *place = Some(channel);
         proven(confirmation)
+    }
+
+    /// A channel to publish alone on, or room for one: the first that is free, so that others are opened only as they are
+    /// needed.
+    async fn place(&self) -> tokio::sync::MutexGuard<'_, Option<Channel>> {
+        if let Some(free) = self.0.alone.iter().find_map(|place| place.try_lock().ok()) {
+            return free;
+        }
+        let nth = self.0.queued.fetch_add(1, Ordering::Relaxed) % ALONE;
+        self.0.alone[nth].lock().await
     }
 
     /// Whether an error ended a channel and left the connection alive.
@@ -497,8 +533,8 @@ impl Publisher {
         let ended = |channel: &Mutex<Channel>| {
             !channel.lock().unwrap_or_else(PoisonError::into_inner).status().connected()
         };
-        // Under the lock of those who publish alone: one of all whose channel has ended opens another.
-        let _alone = self.0.alone.lock().await;
+        // One of all whose channel has ended opens another.
+        let _alone = self.0.isolating.lock().await;
         if ended(&self.0.channel) {
             let channel = self.open_channel().await?;
             *self.0.channel.lock().unwrap_or_else(PoisonError::into_inner) = channel;

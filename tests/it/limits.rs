@@ -4,9 +4,10 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::bed::{Bed, command, until};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 /// The program itself, on the configuration of a bed, with its log in a file.
@@ -177,4 +178,48 @@ async fn a_first_5xx_after_a_start_holds_nothing_back() {
     let held = Duration::from_micros(tenth - first);
     assert!(held < Duration::from_millis(900), "{held:?} from the first call to the tenth");
     assert!(program.logged("circuit open").is_empty());
+}
+
+/// Something in the way answers every POST in the provider's place; queries pass. Not one command has an outcome meanwhile,
+/// readiness says why, and all are redeemed afterwards. `make soak` leaves it there for a minute: `FILTER_SECONDS=60`.
+#[tokio::test(flavor = "multi_thread")]
+async fn egress_filter_ends_no_command_and_loses_none() {
+    const COMMANDS: usize = 500;
+    let seconds = std::env::var("FILTER_SECONDS").map_or(12, |text| text.parse().unwrap());
+    let mut bed = Bed::new().await;
+    bed.leave_parked().await;
+    publish(&bed, "C", COMMANDS).await;
+    bed.faults(json!([{
+        "question": "use",
+        "fault": {"kind": "status", "status": 403, "code": "FILTERED", "message": "no", "signed": false}
+    }]));
+    let begun = Instant::now();
+    let program = Program::start(&bed).await;
+    until("the circuit open", async || {
+        program.metric(r#"redeemer_breaker_cause{cause="not_believed"}"#).await == 1.0
+    })
+    .await;
+    let ended = r#"redeemer_commands_settled_total{how="ended"}"#;
+    while begun.elapsed() < Duration::from_secs(seconds) {
+        assert_eq!(program.metric(ended).await, 0.0, "a command ended behind the filter");
+        let ready = reqwest::get(format!("http://{}/readyz", program.admin)).await.unwrap();
+        assert_eq!(ready.status(), 503);
+        assert!(ready.text().await.unwrap().starts_with("payment API:"));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert!(bed.uses().is_empty());
+    let lifted = Timestamp::now();
+    bed.faults(json!([]));
+    for _ in 0..COMMANDS {
+        let told = bed.told().await;
+        assert_eq!(told.gist(), "redeemed - USED");
+        assert!(told.event["time"].as_str().unwrap().parse::<Timestamp>().unwrap() >= lifted);
+    }
+    assert_eq!(bed.uses().len(), COMMANDS);
+    until("readiness", async || {
+        reqwest::get(format!("http://{}/readyz", program.admin)).await.unwrap().status() == 200
+    })
+    .await;
+    let parked = &bed.config.broker.names.parked;
+    assert_eq!(bed.ready(parked).await, 0);
 }

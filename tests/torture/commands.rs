@@ -35,6 +35,9 @@ pub enum Right {
     Refused(&'static str),
     /// Told as no command.
     Invalid,
+    /// Used once at most, and then returned by the user: redeemed where that was told before, refused otherwise, as
+    /// returned or as used by the order that used it next.
+    Returned,
 }
 
 impl Right {
@@ -46,7 +49,7 @@ impl Right {
             Self::Refused("deactivated") => "DEACTIVATED",
             Self::Refused("deleted") => "DELETED",
             Self::Refused("not_yet_valid") => "PENDING",
-            Self::Refused(_) | Self::Invalid => "",
+            Self::Refused(_) | Self::Invalid | Self::Returned => "",
         }
     }
 }
@@ -55,6 +58,9 @@ impl Right {
 const STUBBORN: &str = "ST";
 const HOPELESS: &str = "HL";
 const HOPELESS_DONE: &str = "HE";
+const UNGRANTED: &str = "NQ";
+/// Coupons that the user returns once they are used.
+pub const RETURNED: &str = "RT";
 
 const OPENID: &str = "oh-394z-6CGkNoJrsDLTTUKiAnp4";
 
@@ -69,6 +75,8 @@ enum Kind {
     Unknown,
     Malformed,
     Stubborn,
+    Ungranted,
+    Returned,
     Hopeless,
     HopelessDone,
 }
@@ -96,6 +104,7 @@ pub fn make(count: usize, stubborn: usize, dice: &mut Dice) -> (Vec<Command>, Ve
             Kind::Gone("PENDING", "not_yet_valid"),
         ]));
         kinds.push(dice.pick(&[Kind::Hopeless, Kind::HopelessDone]));
+        kinds.push(Kind::Ungranted);
         dice.shuffle(&mut kinds);
         let from = commands.len();
         for kind in kinds {
@@ -119,6 +128,22 @@ pub fn make(count: usize, stubborn: usize, dice: &mut Dice) -> (Vec<Command>, Ve
     (commands, coupons)
 }
 
+/// Puts `count` commands among the first `within` whose coupons the user returns once they are used, and gives the coupons.
+#[allow(dead_code)] // for the torture alone
+pub fn add_returned(commands: &mut Vec<Command>, count: usize, within: usize, dice: &mut Dice) -> Vec<Value> {
+    let mut coupons = Vec::new();
+    for nth in 0..count {
+        let mut one = Vec::new();
+        add(Kind::Returned, 800_000 + nth, &mut one, &mut coupons, dice);
+        let place = dice.below(within);
+        commands.splice(place..place, one);
+    }
+    for (nth, command) in commands.iter_mut().enumerate() {
+        command.id = format!("m-{nth:06}");
+    }
+    coupons
+}
+
 /// A rival whose other half was cut off at the end has none.
 fn settle_rivals(commands: &mut [Command]) {
     for nth in 0..commands.len() {
@@ -135,6 +160,8 @@ fn add(kind: Kind, nth: usize, commands: &mut Vec<Command>, coupons: &mut Vec<Va
         Kind::Stubborn => STUBBORN,
         Kind::Hopeless => HOPELESS,
         Kind::HopelessDone => HOPELESS_DONE,
+        Kind::Ungranted => UNGRANTED,
+        Kind::Returned => RETURNED,
         _ => "C",
     };
     let code = format!("{prefix}{nth:06}");
@@ -159,9 +186,13 @@ fn add(kind: Kind, nth: usize, commands: &mut Vec<Command>, coupons: &mut Vec<Va
     };
     let command = good(&number);
     match kind {
-        Kind::Fresh | Kind::Stubborn => {
+        Kind::Fresh | Kind::Stubborn | Kind::Ungranted => {
             issue(json!({}));
             commands.push(command);
+        }
+        Kind::Returned => {
+            issue(json!({}));
+            commands.push(Command { right: Right::Returned, ..command });
         }
         Kind::Nested => {
             issue(json!({}));
@@ -223,9 +254,23 @@ pub fn faults(share: f64, commands: usize) -> Value {
         json!({"coupon_prefix": HOPELESS_DONE, "question": "use", "fault": {"kind": "cut_after_effect"}}),
         json!({"coupon_prefix": HOPELESS_DONE, "fault": {"kind": "cut_before_effect"}}),
         stubbornness(),
+        // Looks are not granted for a while, and one is needed.
+        json!({"coupon_prefix": UNGRANTED, "question": "use", "first_attempts": 1,
+            "fault": {"kind": "cut_after_effect"}}),
+        json!({"coupon_prefix": UNGRANTED, "question": "inquire", "first_attempts": 2,
+            "fault": {"kind": "status", "status": 403, "code": "NO_AUTH"}}),
+        // Nothing is seen of the use before the user has returned the coupon.
+        json!({"coupon_prefix": RETURNED, "question": "use", "first_attempts": 1,
+            "fault": {"kind": "cut_after_effect"}}),
+        json!({"coupon_prefix": RETURNED, "question": "inquire", "first_attempts": 4,
+            "fault": {"kind": "cut_before_effect"}}),
         // Rare, because each one halves the pace or stops consumption.
         json!({"share": 0.02, "times": commands / 500 + 2, "fault": {"kind": "status", "status": 429}}),
         json!({"share": 0.02, "times": commands / 1000 + 1, "fault": {"kind": "status", "status": 401}}),
+        json!({"share": 0.02, "times": commands / 500 + 2, "question": "use", "fault":
+            {"kind": "status", "status": 429, "signed": false, "effect": true, "sub_code": UNSIGNED_429}}),
+        json!({"share": 0.02, "times": commands / 1000 + 1, "question": "use", "fault":
+            {"kind": "status", "status": 401, "effect": true}}),
     ];
     let any = [
         json!({"kind": "slow", "ms": 300}),
@@ -237,6 +282,7 @@ pub fn faults(share: f64, commands: usize) -> Value {
         json!({"kind": "status", "status": 500}),
         json!({"kind": "status", "status": 503, "effect": true}),
         json!({"kind": "status", "status": 202}),
+        json!({"kind": "status", "status": 202, "effect": true}),
         json!({"kind": "html_502"}),
         json!({"kind": "html_502", "effect": true}),
         json!({"kind": "probe_signature"}),
@@ -266,6 +312,9 @@ pub fn faults(share: f64, commands: usize) -> Value {
     json!({"rules": rules})
 }
 
+/// Marks a 429 without a signature in the ledger: it declines nothing.
+pub const UNSIGNED_429: u64 = 429_000_001;
+
 /// What became of one rule of a fault script.
 #[derive(Debug)]
 pub struct Hit {
@@ -291,7 +340,7 @@ pub fn kinds(hits: &[Hit]) -> usize {
 
 /// Whether the script makes calls about this coupon fail whatever the dice say.
 pub fn is_singled_out(code: &str) -> bool {
-    [STUBBORN, HOPELESS, HOPELESS_DONE].iter().any(|prefix| code.starts_with(prefix))
+    [STUBBORN, HOPELESS, HOPELESS_DONE, UNGRANTED, RETURNED].iter().any(|prefix| code.starts_with(prefix))
 }
 
 /// What makes a command pass a wait queue.

@@ -17,6 +17,7 @@ mod oracle;
 mod plan;
 mod proxy;
 mod report;
+mod returns;
 mod rig;
 mod service;
 mod wires;

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
-use crate::commands::{Command, Right, is_singled_out};
+use crate::commands::{Command, RETURNED, Right, UNSIGNED_429, is_singled_out};
 use crate::wires::Seen;
 
 /// How long the service waits for an answer, as every rig configures it (`wechat.total_timeout`), in microseconds.
@@ -20,6 +20,10 @@ pub struct Findings {
     pub doubled: usize,
     /// Commands whose outcome is wrong, or is not one.
     pub wrong: usize,
+    /// Commands with two outcomes, of which neither is `unresolved`.
+    pub contradictory: usize,
+    /// Commands that had no event within a minute of their deadline.
+    pub late: usize,
     /// Events, without what the broker handed to the rig twice.
     pub events: usize,
     /// Pairs of a command and an event's id.
@@ -70,17 +74,40 @@ pub fn judge(
             findings.lost += 1;
         }
         findings.superseded += usize::from(is_superseded(told));
+        let outcomes = told.iter().filter(|event| event.outcome != "unresolved");
+        let outcomes: BTreeSet<_> = outcomes.map(|event| (&event.outcome, &event.reason)).collect();
+        findings.contradictory += usize::from(outcomes.len() > 1);
         if let Err(why) = outcome(command, told, &ledger) {
             findings.wrong += usize::from(!told.is_empty());
             findings.violations.push(with_history(&why, command, told, &ledger));
         }
     }
-    effects(commands, seen, &ledger, &mut findings);
+    effects(commands, seen, &ledger, twice, &mut findings);
     inquiries(commands, &ledger, twice, muddles, &mut findings);
     rivals(commands, &events, &mut findings);
     twins(commands, &events, &mut findings);
     aside(commands, &events, parked, &mut findings);
     findings
+}
+
+/// How long after its deadline a command has its event at the latest.
+const TOLD_WITHIN: SignedDuration = SignedDuration::from_secs(60);
+
+/// Each command with a deadline has an event within a minute of it, by the time in the event.
+#[allow(dead_code)] // for the torture alone
+pub fn judge_deadlines(seen: &[Seen], deadlines: &BTreeMap<String, Timestamp>, findings: &mut Findings) {
+    for (command, deadline) in deadlines {
+        let first =
+            seen.iter().filter(|event| event.command == *command).filter_map(|event| event.time).min();
+        let late = first.map(|at| at.duration_since(*deadline));
+        if late.is_none_or(|late| late > TOLD_WITHIN) {
+            findings.late += 1;
+            let (at, deadline) = (first.map(|at| at.to_string()), deadline.to_string());
+            findings
+                .violations
+                .push(format!("{command} has its first event at {at:?}, its deadline was {deadline}"));
+        }
+    }
 }
 
 struct Ledger<'a> {
@@ -154,16 +181,28 @@ fn outcome(command: &Command, told: &[&Seen], ledger: &Ledger<'_>) -> Result<(),
         Right::Rival => gist == ("redeemed", "") || gist == ("refused", "used_by_another"),
         Right::Refused(reason) => gist == ("refused", reason),
         Right::Invalid => gist == ("invalid", "invalid_command"),
+        Right::Returned => {
+            gist == ("redeemed", "")
+                || gist == ("refused", "returned_since")
+                || gist == ("refused", "used_by_another")
+        }
     };
     if !right || !names_it && command.right != Right::Invalid {
         return Err(format!("told as {gist:?} of {}/{}", first.code, first.number));
     }
     let states: BTreeSet<_> = settled.iter().map(|event| event.state.as_str()).collect();
-    if states != BTreeSet::from([command.right.state()]) {
+    let state = match (command.right, gist.1) {
+        (Right::Returned, "returned_since") => "EFFECTIVE",
+        (Right::Returned, _) => "USED",
+        (right, _) => right.state(),
+    };
+    if states != BTreeSet::from([state]) {
         return Err(format!("told with the states {states:?}"));
     }
     let effect = ledger.used(&command.number) > 0;
-    if effect != (first.outcome == "redeemed") {
+    // What was returned was used.
+    let expected = first.outcome == "redeemed" || command.right == Right::Returned;
+    if effect != expected {
         return Err(format!(
             "told as {} while the ledger {} an effect",
             first.outcome,
@@ -189,15 +228,31 @@ fn is_superseded(told: &[&Seen]) -> bool {
 }
 
 /// A number has one effect at most, of our command, and always the same body.
-fn effects(commands: &[Command], seen: &[Seen], ledger: &Ledger<'_>, findings: &mut Findings) {
+fn effects(
+    commands: &[Command],
+    seen: &[Seen],
+    ledger: &Ledger<'_>,
+    twice: &BTreeSet<String>,
+    findings: &mut Findings,
+) {
     let ours: BTreeMap<&str, &str> =
         commands.iter().map(|command| (command.number.as_str(), command.code.as_str())).collect();
     for (number, uses) in &ledger.uses {
-        if uses.len() > 1 {
-            findings.doubled += 1;
-            findings.violations.push(format!("{} effects of {number}: {uses:#?}", uses.len()));
-        }
         let code = uses[0]["coupon_code"].as_str().unwrap_or_default();
+        let is_returned = code.starts_with(RETURNED);
+        // Of a returned coupon the simulator makes as many uses as are sent: of two commands with one number, too.
+        if uses.len() > 1 && !(is_returned && twice.contains(*number)) {
+            findings.doubled += 1;
+            let attempts = ledger.attempts.iter().filter(|attempt| attempt["coupon_code"] == code);
+            let way: Vec<_> = attempts.map(told_of).collect();
+            let effects = uses.len();
+            findings
+                .violations
+                .push(format!("{effects} effects of {number}: {uses:#?}; all calls:\n{}", way.join("\n")));
+        }
+        if is_returned {
+            continue;
+        }
         if ours.get(number) != Some(&code) {
             findings.violations.push(format!("an effect that nobody asked for: {uses:#?}"));
         }
@@ -220,7 +275,12 @@ fn effects(commands: &[Command], seen: &[Seen], ledger: &Ledger<'_>, findings: &
     if strangers > 0 {
         findings.violations.push(format!("{strangers} calls with a wrong signature"));
     }
-    if ledger.effects.iter().any(|effect| effect["kind"] != "used" && effect["kind"] != "expired") {
+    let is_returned = |effect: &&Value| {
+        effect["kind"] == "returned"
+            && effect["coupon_code"].as_str().is_some_and(|code| code.starts_with(RETURNED))
+    };
+    let others = ledger.effects.iter().filter(|effect| !is_returned(effect));
+    if others.into_iter().any(|effect| effect["kind"] != "used" && effect["kind"] != "expired") {
         findings.violations.push("the ledger has effects other than uses".to_owned());
     }
 }
@@ -294,7 +354,7 @@ fn is_under_way(first: &Value, second: &Value) -> bool {
 
 /// Whether a use was answered by "not now". A 202 promises nothing, and neither does a 401, which is not signed.
 fn is_declined(attempt: &Value) -> bool {
-    attempt["sub_code"] == 272_756_746 || attempt["answered"] == 429
+    attempt["sub_code"] == 272_756_746 || attempt["answered"] == 429 && attempt["sub_code"] != UNSIGNED_429
 }
 
 /// The same command, published twice, is told under one id.
@@ -496,6 +556,13 @@ mod tests {
         for status in [202, 401, 500] {
             assert_eq!(unasked(&[declined(status), (USE, None, json!(200))]), 1, "{status}");
         }
+        let unsigned = json!({
+            "at": "2026-01-01T00:00:00Z", "at_us": 0, "took_us": 9, "question": USE, "fault": "status",
+            "answered": 429, "sub_code": UNSIGNED_429, "coupon_code": "C1", "out_request_no": "USE_1",
+        });
+        let mut again = unsigned.clone();
+        again["at_us"] = json!(2_000_000);
+        assert_eq!(judged(&[unsigned, again]), 1, "nobody need have been the provider");
         // That it was declined once says nothing about the next one.
         let cut = || (USE, Some("cut_after_effect"), json!("cut"));
         assert_eq!(unasked(&[declined(429), cut(), cut()]), 1);
@@ -526,6 +593,7 @@ mod tests {
                     state: "USED".to_owned(),
                     code: "C1".to_owned(),
                     number: "USE_1".to_owned(),
+                    time: None,
                     again: *again,
                 })
                 .collect();

@@ -52,6 +52,11 @@ pub enum Act {
         /// Which instance.
         instance: usize,
     },
+    /// Stops an instance in good order again and again, with commands in its hands.
+    Restarts {
+        /// Which instance.
+        instance: usize,
+    },
     /// Kills the broker, and perhaps an instance while it is down.
     KillBroker {
         /// The instance killed as well.
@@ -123,6 +128,8 @@ pub enum Trouble {
     Cut,
     /// Closes connections half-way through what passes.
     Halve,
+    /// Closes connections just before an acknowledgement: what it acknowledges is done, and comes again.
+    AtAck,
     /// Accepts, and stays silent.
     Silence,
     /// Passes everything on late.
@@ -139,6 +146,7 @@ impl fmt::Display for Act {
                 write!(f, "kill instance {instance} after {after_ms} ms")
             }
             Self::Stop { instance } => write!(f, "stop instance {instance}"),
+            Self::Restarts { instance } => write!(f, "restart instance {instance} several times"),
             Self::KillBroker { with: None } => f.write_str("kill the broker"),
             Self::KillBroker { with: Some(instance) } => write!(f, "kill the broker and instance {instance}"),
             Self::StopBroker => f.write_str("stop the broker"),
@@ -164,6 +172,7 @@ impl fmt::Display for Trouble {
         f.write_str(match self {
             Self::Cut => "every connection cut",
             Self::Halve => "cut half-way through what passes",
+            Self::AtAck => "cut before an acknowledgement",
             Self::Silence => "accepts and stays silent",
             Self::Slowness => "150 ms slower",
             Self::Refusal => "refuses connections",
@@ -180,6 +189,8 @@ pub fn make(size: Size, dice: &mut Dice) -> Vec<Act> {
     let mut others: Vec<Act> = vec![Act::StopBroker, Act::Alarm, Act::CloseConnections];
     others.extend(troubles.map(|trouble| Act::Network { at: Place::Broker, trouble }));
     others.extend(troubles.map(|trouble| Act::Network { at: Place::Provider, trouble }));
+    others.push(Act::Network { at: Place::Broker, trouble: Trouble::AtAck });
+    others.push(Act::Restarts { instance: dice.below(INSTANCES) });
     others.extend(Standing::ALL.map(Act::Standing));
     dice.shuffle(&mut others);
     // A short run takes every second kind; which ones is the seed's choice.
@@ -205,6 +216,7 @@ pub fn commands_for(act: &Act) -> usize {
         Act::Kill { nth, .. } => 10 + 2 * nth,
         Act::KillAnywhere { .. } | Act::Stop { .. } => 15,
         Act::KillBroker { .. } | Act::StopBroker => 60,
+        Act::Restarts { .. } => 40,
         Act::Alarm | Act::CloseConnections | Act::Network { .. } | Act::Standing(_) => 20,
     }
 }

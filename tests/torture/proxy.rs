@@ -39,6 +39,8 @@ struct Shared {
     broke_at: Mutex<Option<Instant>>,
     /// How many of the next chunks are passed on by half, and then the connection closed.
     halves: AtomicU32,
+    /// How many of the next acknowledgements from the client are not passed on, and their connections closed.
+    acks: AtomicU32,
     /// Connections that were closed by a cut.
     cut_off: AtomicU64,
     /// Connections that were refused, and pieces that were halved, held up or passed on late.
@@ -56,6 +58,7 @@ impl Proxy {
             cuts: watch::Sender::new(0),
             broke_at: Mutex::new(None),
             halves: AtomicU32::new(0),
+            acks: AtomicU32::new(0),
             cut_off: AtomicU64::new(0),
             ill_treated: AtomicU64::new(0),
         });
@@ -93,10 +96,23 @@ impl Proxy {
         *self.shared.broke_at.lock().unwrap()
     }
 
+    /// Closes the next connections by which the client acknowledges something, just before that.
+    pub fn cut_at_acks(&self, connections: u32) {
+        self.shared.acks.store(connections, Ordering::SeqCst);
+    }
+
     /// Closes the next connections that something passes through, half-way through it.
     pub fn halve(&self, connections: u32) {
         self.shared.halves.store(connections, Ordering::SeqCst);
     }
+}
+
+/// AMQP's `basic.ack` with the length of its frame and its class: from the third byte of the frame on.
+const ACK: [u8; 8] = [0, 0, 0, 13, 0, 60, 0, 80];
+
+/// Where the first frame begins that acknowledges something.
+fn find_ack(bytes: &[u8]) -> Option<usize> {
+    bytes.windows(ACK.len()).position(|window| window == ACK).map(|at| at.saturating_sub(3))
 }
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
@@ -124,14 +140,19 @@ async fn pass(client: TcpStream, shared: &Shared) {
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
     tokio::select! {
-        () = pump(from_client, to_server, shared) => {}
-        () = pump(from_server, to_client, shared) => {
+        () = pump(from_client, to_server, shared, true) => {}
+        () = pump(from_server, to_client, shared, false) => {
             shared.broke_at.lock().unwrap().get_or_insert_with(Instant::now);
         }
     }
 }
 
-async fn pump(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, shared: &Shared) {
+async fn pump(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    shared: &Shared,
+    by_client: bool,
+) {
     let mut chunk = vec![0; 16 * 1024];
     loop {
         let length = match from.read(&mut chunk).await {
@@ -143,6 +164,17 @@ async fn pump(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin,
         if let Manner::Slow(by) = manner {
             shared.misbehaved();
             tokio::time::sleep(by).await;
+        }
+        if by_client
+            && let Some(at) = find_ack(&chunk[..length])
+            && shared
+                .acks
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1))
+                .is_ok()
+        {
+            shared.misbehaved();
+            let _ = to.write_all(&chunk[..at]).await;
+            return;
         }
         let halve =
             shared.halves.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));

@@ -47,10 +47,14 @@ pub fn lines(seed: u64, size: Size, figures: &Figures, findings: &Findings) -> V
     line("**commands lost**", findings.lost.to_string());
     line("**effects doubled**", findings.doubled.to_string());
     line("**outcomes wrong**", findings.wrong.to_string());
+    line("**outcomes contradictory**", findings.contradictory.to_string());
+    line("**deadlines not kept**", findings.late.to_string());
     line("**uses sent again without an inquiry**", findings.unasked.to_string());
     line("events", format!("{}, {} of them distinct", findings.events, findings.distinct));
     line("events repeated, under the same id", findings.repeats.to_string());
     line("unresolved, and superseded when asked again", figures.superseded.to_string());
+    line("- by two operators at once, in so many runs of `parked replay`", figures.operators.to_string());
+    line("used, and returned by the user before anybody saw it", figures.returned.to_string());
     line("broker takes connections again -> first command settled", spread(&figures.recoveries));
     line("broker gone -> not ready", spread(&figures.unready));
     let (backlog, drain) = figures.backlog;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
@@ -21,6 +22,7 @@ use crate::oracle::{self, Findings};
 use crate::plan::{self, Act, INSTANCES, Place, Size, Standing, Trouble};
 use crate::proxy::{Manner, Proxy};
 use crate::report;
+use crate::returns;
 use crate::service::{Sandbox, Service, was_killed};
 use crate::wires::{self, Told};
 
@@ -53,6 +55,8 @@ const GENERATIONS: &str = "redeemer_broker_generations_total";
 const BLOCKED: &str = "redeemer_broker_blocked";
 /// Who the services are at the broker.
 const USER: &str = "torture";
+/// How often in a row an instance is restarted in good order.
+const RESTARTS: usize = 4;
 /// How long a standing fault lasts, once the instances feel it.
 const STANDING: Duration = Duration::from_secs(3);
 /// How long after being let go a call may still be on its way.
@@ -62,7 +66,7 @@ const STRAGGLING: SignedDuration = SignedDuration::from_secs(2);
 pub struct Rig {
     dir: PathBuf,
     broker: Arc<Broker>,
-    sandbox: Sandbox,
+    sandbox: Arc<Sandbox>,
     config: Config,
     before_broker: Proxy,
     before_provider: Proxy,
@@ -104,6 +108,10 @@ pub struct Figures {
     pub deferred: usize,
     /// Outcomes that superseded `unresolved`.
     pub superseded: usize,
+    /// Runs of `parked replay`, two at once.
+    pub operators: usize,
+    /// Coupons that the user returned.
+    pub returned: usize,
     /// The broker's version.
     pub broker_version: String,
     /// Everything, from the start of the broker.
@@ -114,15 +122,20 @@ impl Rig {
     /// Starts the broker, the sandbox, the proxies and the service.
     pub async fn set_up(size: Size, seed: u64) -> Self {
         let mut dice = Dice::new(seed);
-        let (commands, coupons) =
+        let (mut commands, mut coupons) =
             commands::make(size.commands.saturating_sub(KEPT_BACK).max(3 * KEPT_BACK), KEPT_BACK, &mut dice);
+        let within = commands.len() - 2 * KEPT_BACK;
+        coupons.extend(commands::add_returned(&mut commands, size.commands / 60 + 2, within, &mut dice));
         let acts = plan::make(size, &mut dice);
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("torture-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let sandbox_dir = dir.join("sandbox");
         let (broker, sandbox) =
             tokio::join!(spawn_blocking(Broker::start_counting), Sandbox::start(&sandbox_dir, seed));
-        let broker = Arc::new(broker.unwrap());
+        let (broker, sandbox) = (Arc::new(broker.unwrap()), Arc::new(sandbox));
+        // A use sent once more without a look has a second effect.
+        let harsh = json!({"returned_before_reuse": commands::RETURNED});
+        sandbox.tell(reqwest::Method::PUT, "settings", &harsh).await;
         for some in coupons.chunks(1_000) {
             sandbox.tell(reqwest::Method::POST, "coupons", &json!(some)).await;
         }
@@ -185,6 +198,8 @@ impl Rig {
             self.allowance.subscribe(),
         );
         let publishing = tokio::spawn(publishing);
+        let returned = Arc::new(AtomicUsize::new(0));
+        let returning = tokio::spawn(returns::go_on(self.sandbox.clone(), returned.clone()));
         let last = self.commands.len() - 2 * KEPT_BACK;
         let troubled = last - last / BACKLOG_SHARE;
         let acts = std::mem::take(&mut self.acts);
@@ -226,7 +241,8 @@ impl Rig {
         self.sandbox.tell(reqwest::Method::PUT, "faults", &reluctant).await;
         self.delete_queues(&tiers.iter().map(String::as_str).collect::<Vec<_>>()).await;
         self.allow(self.commands.len());
-        let twice = timeout(PATIENCE, publishing).await.expect("everything is published in time").unwrap();
+        let publication =
+            timeout(PATIENCE, publishing).await.expect("everything is published in time").unwrap();
         self.reach(self.commands.len()).await;
         self.wait_empty().await;
         let mut parked = self.parked().await;
@@ -236,8 +252,13 @@ impl Rig {
         self.stop_all().await;
         self.find_nothing_left().await;
         let ledger = self.sandbox.ask("ledger").await;
-        let mut findings =
-            oracle::judge(&self.commands, &self.told.all(), &ledger, &parked, &twice, &self.muddles);
+        let (seen, twice) = (self.told.all(), &publication.twice);
+        let mut findings = oracle::judge(&self.commands, &seen, &ledger, &parked, twice, &self.muddles);
+        oracle::judge_deadlines(&seen, &publication.deadlines, &mut findings);
+        self.figures.returned = returned.load(Ordering::SeqCst);
+        if returning.is_finished() {
+            self.violations.push("the user who returns coupons met an error".to_owned());
+        }
         findings.violations.append(&mut self.violations);
         let shortfalls = self.shortfalls(&findings);
         findings.violations.extend(shortfalls);
@@ -366,6 +387,16 @@ impl Rig {
             Act::Stop { instance } => {
                 self.stop(instance).await;
                 self.instances[instance].launch().await;
+            }
+            Act::Restarts { instance } => {
+                self.count(act);
+                for _ in 0..RESTARTS {
+                    let last = self.commands.len() - 2 * KEPT_BACK;
+                    self.allow(last.min(self.progress() + LAGGING));
+                    self.instances[instance].wait_ready(true).await;
+                    self.stop(instance).await;
+                    self.instances[instance].launch().await;
+                }
             }
             Act::KillBroker { with } => {
                 self.figures.broker_kills += 1;
@@ -702,7 +733,9 @@ impl Rig {
             (None, _) => self.muddles.push((from, Timestamp::now() + STRAGGLING)),
             (Some(_), Trouble::Slowness) => {}
             // Each instance has two connections.
-            (Some(built), Trouble::Halve) => self.expect_new_connections(&act, built, 1).await,
+            (Some(built), Trouble::Halve | Trouble::AtAck) => {
+                self.expect_new_connections(&act, built, 1).await
+            }
             (Some(built), Trouble::Cut | Trouble::Silence | Trouble::Refusal) => {
                 self.expect_new_connections(&act, built, INSTANCES).await;
             }
@@ -728,6 +761,10 @@ impl Rig {
             }
             Trouble::Halve => {
                 proxy.halve(4);
+                sleep(Duration::from_secs(2)).await;
+            }
+            Trouble::AtAck => {
+                proxy.cut_at_acks(4);
                 sleep(Duration::from_secs(2)).await;
             }
             Trouble::Silence => {
@@ -761,6 +798,7 @@ impl Rig {
             sleep(Duration::from_millis(50)).await;
         }
         proxy.halve(0);
+        proxy.cut_at_acks(0);
         proxy.behave(Manner::Good);
         let is_met = met() > before;
         for instance in unnoticed {
@@ -789,7 +827,7 @@ impl Rig {
         }
     }
 
-    /// What a person would do: publish anew what was parked for want of time, as it was parked.
+    /// What people would do: replay what was parked for want of time, as it was parked, two of them at once.
     async fn resolve_the_unresolved(&mut self, parked: &[(Vec<u8>, String)]) {
         let settled: Vec<String> = self
             .told
@@ -813,9 +851,8 @@ impl Rig {
         }
         again.retain(|command| parked.iter().any(|(body, _)| *body == command.body));
         self.figures.superseded = again.len();
-        let (uri, exchange) = (self.broker.uri().to_owned(), self.config.broker.names.commands.clone());
-        let all = watch::Sender::new(usize::MAX);
-        wires::publish(uri, exchange, again.clone(), all.subscribe()).await;
+        wires::park(self.broker.uri(), &self.config.broker.names.parked, &again).await;
+        self.replay_by_two(again.len()).await;
         let since = Instant::now();
         while since.elapsed() < PATIENCE {
             let told = self.told.all();
@@ -828,6 +865,34 @@ impl Rig {
             sleep(Duration::from_millis(50)).await;
         }
         self.violations.push(format!("not all of the unresolved were resolved within {PATIENCE:?}"));
+    }
+
+    /// Two operators replay everything that is parked, until nothing is left. Between them they do one thing about each.
+    async fn replay_by_two(&mut self, parked: usize) {
+        let (since, mut done) = (Instant::now(), 0);
+        while done < parked && since.elapsed() < PATIENCE {
+            let (one, other) = tokio::join!(self.replay("day-shift"), self.replay("night-shift"));
+            self.figures.operators += 2;
+            done += one + other;
+        }
+        if done != parked {
+            self.violations.push(format!("operators did {done} things about {parked} parked commands"));
+        }
+    }
+
+    /// How many commands one operator did something about.
+    async fn replay(&self, operator: &str) -> usize {
+        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_redeemer"))
+            .arg("--config")
+            .arg(self.dir.join("redeemer.toml"))
+            .args(["parked", "replay", "--yes", "--json", "--operator", operator])
+            .stdin(std::process::Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let output = timeout(PATIENCE, output).await.expect("an operator's program ends in time").unwrap();
+        let lines = String::from_utf8_lossy(&output.stdout).into_owned();
+        let lines = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.filter(|line| line["did"].is_string()).count()
     }
 
     /// Queues empty, nothing unacknowledged, nothing unrouted; nothing in flight, the ledger even, no new series.

@@ -1,7 +1,7 @@
 //! The rig's own connections: a publisher that goes on until each command is confirmed, and a reader that keeps every
 //! event. Both outlive the broker.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
+use redeemer::broker::publisher::{PARKED_AT, PARKED_REASON};
 use redeemer::config::Config;
 use redeemer::wire::copy::DEADLINE;
 use serde_json::Value;
@@ -50,6 +51,8 @@ pub struct Seen {
     pub code: String,
     /// The request number that it names.
     pub number: String,
+    /// When it was made.
+    pub time: Option<Timestamp>,
     /// Whether the broker had handed it to the rig before.
     pub again: bool,
 }
@@ -152,6 +155,7 @@ async fn read_on(channel: &Channel, told: &Told, commands: &mut BTreeSet<String>
             state: text("/data/coupon_state"),
             code: text("/data/coupon_code"),
             number: text("/data/out_request_no"),
+            time: text("/time").parse().ok(),
             again: delivery.redelivered,
         };
         commands.insert(seen.command.clone());
@@ -163,15 +167,24 @@ async fn read_on(channel: &Channel, told: &Told, commands: &mut BTreeSet<String>
     Ok(())
 }
 
-/// Publishes the commands in order, never beyond the allowance, each until it is confirmed. Gives the request numbers of
-/// those that it published more than once: the broker may hold them twice, each time as new.
+/// What was published.
+#[derive(Debug, Default)]
+pub struct Publication {
+    /// Request numbers of commands that were published more than once: the broker may hold them twice, each time as new.
+    pub twice: BTreeSet<String>,
+    /// The last deadline of each command that has one, by its id.
+    #[allow(dead_code)] // for the torture alone
+    pub deadlines: BTreeMap<String, Timestamp>,
+}
+
+/// Publishes the commands in order, never beyond the allowance, each until it is confirmed.
 pub async fn publish(
     uri: String,
     exchange: String,
     commands: Vec<Command>,
     mut allowance: watch::Receiver<usize>,
-) -> BTreeSet<String> {
-    let (mut wires, mut twice) = (None, BTreeSet::new());
+) -> Publication {
+    let (mut wires, mut done) = (None, Publication::default());
     for (nth, command) in commands.iter().enumerate() {
         if allowance.wait_for(|allowed| *allowed > nth).await.is_err() {
             break;
@@ -181,24 +194,55 @@ pub async fn publish(
                 Some(wires) => wires,
                 None => connect(&uri).await,
             };
-            if try_publish(&channel, &exchange, command).await {
+            let deadline = command.hopeless.then(|| Timestamp::now() + HOPELESS);
+            if let Some(deadline) = deadline {
+                done.deadlines.insert(command.id.clone(), deadline);
+            }
+            if try_publish(&channel, &exchange, command, deadline).await {
                 wires = Some((connection, channel));
                 break;
             }
-            twice.insert(command.number.clone());
+            done.twice.insert(command.number.clone());
             sleep(Duration::from_millis(100)).await;
         }
     }
-    twice
+    done
 }
 
-async fn try_publish(channel: &Channel, exchange: &str, command: &Command) -> bool {
+/// Parks commands, as the service does those past their deadline.
+#[allow(dead_code)] // for the torture alone
+pub async fn park(uri: &str, exchange: &str, commands: &[Command]) {
+    let (_connection, channel) = connect(uri).await;
+    channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+    for command in commands {
+        let mut headers = FieldTable::default();
+        for (name, text) in
+            [(PARKED_REASON, "deadline_passed".to_owned()), (PARKED_AT, Timestamp::now().to_string())]
+        {
+            headers.insert(name.into(), AMQPValue::LongString(text.into()));
+        }
+        let id = command.id.as_str().into();
+        let properties =
+            BasicProperties::default().with_delivery_mode(2).with_message_id(id).with_headers(headers);
+        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+        let publishing =
+            channel.basic_publish(exchange.into(), "".into(), options, &command.body, properties);
+        let confirmation = publishing.await.unwrap().await.unwrap();
+        assert!(matches!(confirmation, Confirmation::Ack(None)), "{confirmation:?}");
+    }
+}
+
+async fn try_publish(
+    channel: &Channel,
+    exchange: &str,
+    command: &Command,
+    deadline: Option<Timestamp>,
+) -> bool {
     let mut properties =
         BasicProperties::default().with_delivery_mode(2).with_message_id(command.id.as_str().into());
-    if command.hopeless {
+    if let Some(deadline) = deadline {
         let mut headers = FieldTable::default();
-        let deadline = (Timestamp::now() + HOPELESS).to_string();
-        headers.insert(DEADLINE.into(), AMQPValue::LongString(deadline.into()));
+        headers.insert(DEADLINE.into(), AMQPValue::LongString(deadline.to_string().into()));
         properties = properties.with_headers(headers);
     }
     let options = BasicPublishOptions { mandatory: true, ..Default::default() };
