@@ -13,7 +13,7 @@ use crate::redemption::{CouponCode, Redemption, RequestNo};
 /// The state of a user's coupon, as WeChat Pay names it.
 ///
 /// The provider may add states at any time; an unknown one is carried through as it was spelt.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum CouponState {
     /// Issued; the partner must confirm it before it can be used.
     Confirming,
@@ -70,7 +70,7 @@ impl fmt::Display for CouponState {
 }
 
 /// A coupon as an authentic reply described it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Coupon {
     /// The code, as the reply spells it.
     pub code: Box<str>,
@@ -89,7 +89,7 @@ pub struct Coupon {
 pub const NO_ENTITY: &str = "null";
 
 /// Something that a coupon belongs to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Id {
     /// `brand_id`.
     Brand(Box<str>),
@@ -100,7 +100,7 @@ pub enum Id {
 }
 
 /// The usage block of a coupon. Three shapes exist on the wire; two of them say the same thing.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Usage {
     /// `single_usage_detail` or `progressive_bundle_usage_detail`: this code is used once.
     Once(Trace),
@@ -109,7 +109,7 @@ pub enum Usage {
 }
 
 /// What earlier redemptions and returns left on a coupon or on one of its rounds.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Trace {
     /// The request number that used it. Shown only while it is used.
     pub use_request_no: Option<Box<str>>,
@@ -120,7 +120,7 @@ pub struct Trace {
 }
 
 /// One round of a legacy sequential coupon.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Round {
     /// `detail_state` of the round.
     pub state: CouponState,

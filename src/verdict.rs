@@ -33,7 +33,7 @@ impl Question {
 }
 
 /// What the wire said.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[allow(clippy::large_enum_variant, reason = "nearly every reply is an answer")]
 pub enum Reply {
     /// Nothing reached the provider.
@@ -63,7 +63,7 @@ pub enum Lost {
 }
 
 /// An answer as far as judgement needs it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Answer {
     /// HTTP status.
     pub status: u16,

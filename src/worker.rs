@@ -833,16 +833,7 @@ impl Job<'_> {
     /// that the broker closes, and one of these after the other with a command that the broker parks, untold. A copy
     /// asks again what became of the coupon when it is back, and tells that.
     async fn put_away_untold(mut self, outcome: Outcome, cut: &Cut) -> Worked {
-        let progress = &mut self.carried.progress;
-        progress.belief = match &outcome {
-            // Other queues may have taken the event: the provider's objection stands, whatever it would say by then.
-            Outcome::Refused { reason, objection: Some(_), .. } if Reason::OBJECTIONS.contains(reason) => {
-                Belief::Objected { reason: *reason, doubtful: false }
-            }
-            // What an inquiry found is found again.
-            _ => Belief::Unsure,
-        };
-        progress.objection = outcome.objection().cloned();
+        self.carried.progress.forget_outcome(&outcome);
         self.put_away(0, Aside::Untold, cut).await
     }
 }
