@@ -181,13 +181,6 @@ impl Coupon {
     pub fn standing_after_use(&self, code: &CouponCode, number: &RequestNo, index: Option<u32>) -> Standing {
         let standing = self.standing(code, number, index);
         match (&self.usage, standing) {
-            (Usage::Rounds(rounds), Standing::Usable | Standing::Returned | Standing::Another)
-                if index.is_none()
-                    && !rounds.iter().any(|round| round.trace.carries(number))
-                    && rounds.iter().any(Round::is_used_under_no_number) =>
-            {
-                Standing::Unnamed
-            }
             (Usage::Rounds(rounds), Standing::Returned) => {
                 // A return of another round says nothing about the one that was meant.
                 let meant = index.and_then(|index| rounds.get(index as usize));
@@ -232,6 +225,10 @@ impl Coupon {
         // A coupon that is gone as a whole is gone for every round, whatever the rounds still say.
         if !matches!(self.state, CouponState::Effective | CouponState::Used) {
             return stand(&self.state, &Trace::default(), number);
+        }
+        // Which round it was is the provider's to count: one that is used under no number may be ours.
+        if index.is_none() && rounds.iter().any(Round::is_used_under_no_number) {
+            return Standing::Unnamed;
         }
         let meant = match index {
             Some(index) => rounds.get(index as usize),
@@ -379,9 +376,11 @@ mod tests {
             returned("EFFECTIVE", Some("OTHER_1")),
             returned("USED", Some("OTHER_2")),
         ] {
-            for index in [None, Some(1)] {
-                assert_eq!(at(&[shown.clone(), usable()], index), Standing::Returned, "{shown:?} {index:?}");
-            }
+            // Under no number it may be ours, and used again after somebody's return.
+            let unnamed = shown.is_used_under_no_number();
+            let by_count = if unnamed { Standing::Unnamed } else { Standing::Returned };
+            assert_eq!(at(&[shown.clone(), usable()], None), by_count, "{shown:?}");
+            assert_eq!(at(&[shown.clone(), usable()], Some(1)), Standing::Returned, "{shown:?}");
             assert_eq!(at(&[usable(), shown.clone()], Some(0)), Standing::Returned, "{shown:?}");
         }
         for state in ["EFFECTIVE", "EXPIRED", "DELETED"] {
@@ -433,6 +432,24 @@ mod tests {
         assert_eq!(after(&[other.clone(), other.clone()], None), Standing::Another);
         assert_eq!(after(&[unnamed, round("USED", Some(OURS))], None), Standing::Ours);
         assert_eq!(after(&[returned("EFFECTIVE", None), usable], Some(1)), Standing::Returned);
+    }
+
+    #[test]
+    fn round_used_under_no_number_may_be_ours_if_none_was_named() {
+        let at = |rounds: &[Round], index| {
+            coupon("EFFECTIVE", Usage::Rounds(rounds.to_vec())).standing(&code(), &number(), index)
+        };
+        let (unnamed, usable) = (round("USED", None), round("EFFECTIVE", None));
+        for rounds in [
+            [unnamed.clone(), usable.clone()],
+            [usable.clone(), unnamed.clone()],
+            [returned("EFFECTIVE", None), unnamed.clone()],
+            [round("USED", Some("OTHER_1")), unnamed.clone()],
+        ] {
+            assert_eq!(at(&rounds, None), Standing::Unnamed, "{rounds:?}");
+        }
+        assert_eq!(at(&[unnamed.clone(), usable], Some(1)), Standing::Usable);
+        assert_eq!(at(&[unnamed, round("USED", Some(OURS))], None), Standing::Ours);
     }
 
     #[test]
