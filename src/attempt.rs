@@ -483,10 +483,10 @@ impl Progress {
         self.begin(limits, now)
     }
 
-    /// Whether another delivery of this command exists or existed, or a use of ours may have taken effect unseen: then a
-    /// use goes out only where the coupon has just been looked at.
-    pub fn may_be_in_other_hands(&self) -> bool {
-        self.ever_unsure
+    /// Whether a use must not go out as it was decided on, but [`Progress::resume`] comes first: its deadline has passed,
+    /// or it was `held_back` since the coupon was looked at, and another delivery may have changed what was seen.
+    pub fn is_overtaken(&self, held_back: bool, now: Timestamp) -> bool {
+        self.late(now) || held_back && self.ever_unsure
     }
 
     /// The wait queue for a command that may not wait in process: the shared retry budget is spent, or calls are

@@ -614,10 +614,7 @@ impl Job<'_> {
         if let Some(aside) = self.kept_out(question) {
             return Asked::Step(aside);
         }
-        if question == Question::Redeem
-            && held_back > LOOK_HOLDS
-            && self.carried.progress.may_be_in_other_hands()
-        {
+        if question == Question::Redeem && self.carried.progress.is_overtaken(held_back > LOOK_HOLDS, now) {
             return Asked::Step(self.carried.progress.resume(self.limits, now));
         }
         // Once for a command: what comes back from a wait queue, or from whoever held it before, earned already. It would

@@ -270,6 +270,27 @@ fn handed_back_command_looks_before_it_sends() {
     assert!(matches!(next, Step::Finish(Outcome::Refused { reason: Reason::ReturnedSince, .. })), "{next:?}");
 }
 
+/// Found by tests/model: a use that had to wait for its turn went out after the deadline.
+#[test]
+fn use_whose_deadline_passed_meanwhile_becomes_the_last_query() {
+    let (limits, deadline) = (Limits::default(), later(start(), Duration::from_secs(5)));
+    let mut progress = Progress::new(start(), deadline, false);
+    assert_eq!(
+        progress.begin(&limits, start()),
+        Step::Ask { after: Duration::ZERO, question: Question::Redeem }
+    );
+    let before = later(start(), Duration::from_millis(4_999));
+    assert!(!progress.is_overtaken(false, before) && !progress.is_overtaken(true, before));
+    for held_back in [false, true] {
+        assert!(progress.is_overtaken(held_back, deadline));
+    }
+    let last = progress.resume(&limits, deadline);
+    assert_eq!(last, Step::Ask { after: Duration::ZERO, question: Question::Inquire });
+    let mut copied = Progress::resumed(1, 1, Belief::Clear, start(), deadline, None);
+    copied.begin(&limits, start());
+    assert!(copied.is_overtaken(true, start()) && !copied.is_overtaken(false, start()));
+}
+
 /// What the broker dead-lettered is asked about a few times, whatever is heard, and never sent.
 #[test]
 fn dead_letters_are_only_queried_and_end_after_three_calls() {
