@@ -775,6 +775,10 @@ impl Progress {
             self.look = false;
             return self.ask_after(Duration::ZERO, limits, now);
         }
+        if early && self.belief == Belief::Clear && !self.last {
+            // The use that made it so may have been another delivery's, and be returned: no use without a look again.
+            self.believe(Belief::Unsure);
+        }
         self.negatives += u8::from(!early);
         let wanted = match self.belief {
             // What is seen stands: no use of ours is known of that could be missed.
