@@ -176,23 +176,6 @@ impl Coupon {
         })
     }
 
-    /// How this coupon stands after a use of `number` that was answered with it. A round that is used under no number
-    /// shows that use.
-    pub fn standing_after_use(&self, code: &CouponCode, number: &RequestNo, index: Option<u32>) -> Standing {
-        let standing = self.standing(code, number, index);
-        match (&self.usage, standing) {
-            (Usage::Rounds(rounds), Standing::Returned) => {
-                // A return of another round says nothing about the one that was meant.
-                let meant = index.and_then(|index| rounds.get(index as usize));
-                match meant.is_some_and(Round::is_used_under_no_number) {
-                    true => Standing::Unnamed,
-                    false => Standing::Returned,
-                }
-            }
-            (_, standing) => standing,
-        }
-    }
-
     fn traces(&self) -> Vec<&Trace> {
         match &self.usage {
             Usage::Once(trace) => vec![trace],
@@ -222,13 +205,17 @@ impl Coupon {
                 _ => stand(&round.state, &round.trace, number),
             };
         }
+        // Which round it was is the provider's to count: one that is used under no number may be ours.
+        let may_be_ours = match index {
+            Some(index) => rounds.get(index as usize).is_some_and(Round::is_used_under_no_number),
+            None => rounds.iter().any(Round::is_used_under_no_number),
+        };
+        if may_be_ours {
+            return Standing::Unnamed;
+        }
         // A coupon that is gone as a whole is gone for every round, whatever the rounds still say.
         if !matches!(self.state, CouponState::Effective | CouponState::Used) {
             return stand(&self.state, &Trace::default(), number);
-        }
-        // Which round it was is the provider's to count: one that is used under no number may be ours.
-        if index.is_none() && rounds.iter().any(Round::is_used_under_no_number) {
-            return Standing::Unnamed;
         }
         let meant = match index {
             Some(index) => rounds.get(index as usize),
@@ -412,44 +399,30 @@ mod tests {
     }
 
     #[test]
-    fn a_round_used_under_no_number_shows_the_use_it_answers() {
-        let after = |rounds: &[Round], index| {
-            let coupon = coupon("EFFECTIVE", Usage::Rounds(rounds.to_vec()));
-            coupon.standing_after_use(&code(), &number(), index)
+    fn round_used_under_no_number_may_be_ours() {
+        let at = |state: &str, rounds: &[Round], index| {
+            coupon(state, Usage::Rounds(rounds.to_vec())).standing(&code(), &number(), index)
         };
         let (unnamed, usable, other) =
             (round("USED", None), round("EFFECTIVE", None), round("USED", Some("OTHER_1")));
-        assert_eq!(after(&[unnamed.clone(), usable.clone()], None), Standing::Unnamed);
-        assert_eq!(after(&[unnamed.clone(), usable.clone()], Some(0)), Standing::Unnamed);
-        assert_eq!(after(&[other.clone(), unnamed.clone()], None), Standing::Unnamed);
-        assert_eq!(after(&[returned("EFFECTIVE", None), unnamed.clone()], Some(1)), Standing::Unnamed);
-        assert_eq!(
-            after(&[unnamed.clone(), usable.clone()], Some(1)),
-            Standing::Usable,
-            "not the round meant"
-        );
-        assert_eq!(after(&[usable.clone(), usable.clone()], None), Standing::Usable);
-        assert_eq!(after(&[other.clone(), other.clone()], None), Standing::Another);
-        assert_eq!(after(&[unnamed, round("USED", Some(OURS))], None), Standing::Ours);
-        assert_eq!(after(&[returned("EFFECTIVE", None), usable], Some(1)), Standing::Returned);
-    }
-
-    #[test]
-    fn round_used_under_no_number_may_be_ours_if_none_was_named() {
-        let at = |rounds: &[Round], index| {
-            coupon("EFFECTIVE", Usage::Rounds(rounds.to_vec())).standing(&code(), &number(), index)
-        };
-        let (unnamed, usable) = (round("USED", None), round("EFFECTIVE", None));
-        for rounds in [
-            [unnamed.clone(), usable.clone()],
-            [usable.clone(), unnamed.clone()],
-            [returned("EFFECTIVE", None), unnamed.clone()],
-            [round("USED", Some("OTHER_1")), unnamed.clone()],
-        ] {
-            assert_eq!(at(&rounds, None), Standing::Unnamed, "{rounds:?}");
+        // Whatever has become of the coupon and of its other rounds.
+        for state in ["EFFECTIVE", "USED", "EXPIRED", "DELETED"] {
+            for beside in [usable.clone(), other.clone(), returned("EFFECTIVE", None)] {
+                for rounds in [[unnamed.clone(), beside.clone()], [beside.clone(), unnamed.clone()]] {
+                    assert_eq!(at(state, &rounds, None), Standing::Unnamed, "{state} {rounds:?}");
+                }
+                assert_eq!(at(state, &[unnamed.clone(), beside], Some(0)), Standing::Unnamed, "{state}");
+            }
+            assert_eq!(at(state, &[unnamed.clone(), round("USED", Some(OURS))], None), Standing::Ours);
         }
-        assert_eq!(at(&[unnamed.clone(), usable], Some(1)), Standing::Usable);
-        assert_eq!(at(&[unnamed, round("USED", Some(OURS))], None), Standing::Ours);
+        assert_eq!(
+            at("EFFECTIVE", &[unnamed, usable.clone()], Some(1)),
+            Standing::Usable,
+            "not the one meant"
+        );
+        assert_eq!(at("EFFECTIVE", &[usable.clone(), usable.clone()], None), Standing::Usable);
+        assert_eq!(at("USED", &[other.clone(), other], None), Standing::Another);
+        assert_eq!(at("EFFECTIVE", &[returned("EFFECTIVE", None), usable], Some(1)), Standing::Returned);
     }
 
     #[test]

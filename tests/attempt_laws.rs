@@ -291,6 +291,36 @@ fn use_whose_deadline_passed_meanwhile_becomes_the_last_query() {
     assert!(copied.is_overtaken(true, start()) && !copied.is_overtaken(false, start()));
 }
 
+/// Found by tests/model: the use of a lost answer stood on a round that shows no number, looks found the next round
+/// usable, or another round returned, or the whole coupon gone.
+#[test]
+fn round_used_under_no_number_lets_no_use_out_and_no_refusal() {
+    let round = |state: &str, returned: Option<&str>| Round {
+        state: CouponState::from_wire(state),
+        trace: Trace { return_request_no: returned.map(Into::into), ..Trace::default() },
+    };
+    let shown = |whole: &str, beside: Round, first: bool| {
+        let unnamed = round("USED", None);
+        let rounds = if first { vec![unnamed, beside] } else { vec![beside, unnamed] };
+        let state = CouponState::from_wire(whole);
+        says(Coupon { state, usage: Usage::Rounds(rounds), ..coupon("EFFECTIVE", None, None) })
+    };
+    for (whole, beside) in [
+        ("EFFECTIVE", round("EFFECTIVE", None)),
+        ("EFFECTIVE", round("EFFECTIVE", Some("R1"))),
+        ("DELETED", round("EFFECTIVE", None)),
+        ("EXPIRED", round("EXPIRED", None)),
+    ] {
+        for first in [true, false] {
+            let look = shown(whole, beside.clone(), first);
+            let script: Vec<_> = [cut()].into_iter().chain(std::iter::repeat_n(look, 8)).collect();
+            let (told, _, outcome) = Run::default().perform(Start::Fresh, &script);
+            let uses = told.iter().filter(|step| step.ends_with("redeem")).count();
+            assert_eq!((uses, &outcome), (1, &None), "{whole} {told:?}");
+        }
+    }
+}
+
 /// Found by tests/model: a retry message that came twice saw the coupon deleted after a return, too early to count; then
 /// the right to look was withdrawn, and it sent the use.
 #[test]
