@@ -117,6 +117,13 @@ torture-versions: ## the short torture and the tests of what differs, on RabbitM
 	REDEEMER_TEST_BROKER_TREE=$$(realpath $(RABBITMQ4)) \
 	cargo test --locked --no-fail-fast --test torture --test broker_versions -- --nocapture
 
+# How much more of the main trouble each small world has than in `make test`.
+MODEL_MORE ?= 1
+
+.PHONY: model
+model: ## every order of events in wider worlds than those of `make test`; told in docs/reliability.md (MODEL_MORE=)
+	RECORD=$(RECORDS) MODEL_MORE=$(MODEL_MORE) cargo test --profile model --locked --test model -- --nocapture
+
 .PHONY: mutations
 mutations: ## break the program in ways that must be noticed, and see that they are
 	deploy/local/install rabbitmq-server openssl
