@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may; the lint only spares the test functions themselves")]
 #![allow(clippy::print_stdout, reason = "figures and paths, for whoever runs it")]
 
+mod lanes;
 mod provider;
 #[path = "../support/record.rs"]
 mod record;

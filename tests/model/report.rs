@@ -429,7 +429,7 @@ const PAGES: [(&str, fn(&[Found]) -> String); 3] = [
 const BEGIN: &str = "<!-- begin of what tests/model writes -->\n";
 const END: &str = "<!-- end of what tests/model writes -->\n";
 
-/// Holds the pages against what was found. With `REGENERATE` set it writes them.
+/// Holds the pages against what was found. With `UPDATE` set it writes them.
 pub fn check_pages(found: &[Found]) {
     for (page, write) in PAGES {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(page);
@@ -437,10 +437,10 @@ pub fn check_pages(found: &[Found]) {
         let (before, rest) = text.split_once(BEGIN).unwrap_or_else(|| panic!("{page} has no {BEGIN}"));
         let (_, after) = rest.split_once(END).unwrap_or_else(|| panic!("{page} has no {END}"));
         let expected = format!("{before}{BEGIN}\n{}\n{END}{after}", write(found));
-        if std::env::var_os("REGENERATE").is_some() {
+        if std::env::var_os("UPDATE").is_some() {
             fs::write(&path, expected).unwrap_or_else(|error| panic!("{page}: {error}"));
         } else {
-            assert!(text == expected, "{page} is not current: run REGENERATE=1 cargo test --test model");
+            assert!(text == expected, "{page} is not current: run UPDATE=1 cargo test --test model");
         }
     }
 }

@@ -47,10 +47,7 @@ pub struct Figures {
 /// A state as the search met it.
 pub struct Met<'a, S> {
     pub node: u32,
-    pub depth: usize,
     pub state: &'a S,
-    /// Whether nothing follows.
-    pub at_rest: bool,
 }
 
 /// A hash is spread already.
@@ -97,7 +94,7 @@ pub fn search<M: Model>(
         let mut further = Vec::new();
         for (node, state) in level {
             let actions = model.actions(&state);
-            visit(&Met { node, depth: figures.depth, state: &state, at_rest: actions.is_empty() });
+            visit(&Met { node, state: &state });
             if nodes.len() >= states_max {
                 figures.whole = false;
                 continue;
