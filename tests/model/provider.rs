@@ -60,6 +60,8 @@ pub struct Ways {
     pub signs_rejections: bool,
     /// Whether a used coupon shows under which number.
     pub shows_numbers: bool,
+    /// Whether a returned one still does, as the provider's own sample has it against its own table.
+    pub keeps_numbers: bool,
 }
 
 /// The coupon as the provider has it.
@@ -138,8 +140,14 @@ impl Card {
             (None, Some(gone)) => gone.state(),
             (None, None) => CouponState::Effective,
         };
+        let user = |slot: &Slot| match (slot.used, slot.returned) {
+            (Some(user), _) => Some(user),
+            (None, Some(Return::Ours)) if ways.keeps_numbers => Some(User::Ours),
+            (None, Some(Return::LongBefore | Return::Others)) if ways.keeps_numbers => Some(User::Other),
+            (None, _) => None,
+        };
         let trace = |slot: &Slot| Trace {
-            use_request_no: slot.used.filter(|_| ways.shows_numbers).map(|user| number(user).into()),
+            use_request_no: user(slot).filter(|_| ways.shows_numbers).map(|user| number(user).into()),
             return_request_no: slot.returned.map(|_| "R1".into()),
             return_time: slot.returned.filter(|at| *at == Return::LongBefore).map(|_| long_before()),
         };

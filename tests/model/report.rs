@@ -282,7 +282,7 @@ fn reply_word(reply: &Reply) -> String {
 
 fn coupon_word(coupon: &Coupon) -> String {
     let one = |state: &CouponState, trace: &redeemer::coupon::Trace| {
-        let user = match trace.use_request_no.as_deref() {
+        let user = match trace.use_request_no.as_deref().filter(|_| *state == CouponState::Used) {
             Some(number) if number == OURS => " by us",
             Some(_) => " by another",
             None => "",

@@ -5,7 +5,13 @@ use crate::state::Budget;
 use crate::world::World;
 
 /// A single coupon at a provider that uses a number once more after a return: of what is documented, the harshest.
-const HARSH: Ways = Ways { rounds: 1, forgets_returned: true, signs_rejections: true, shows_numbers: true };
+const HARSH: Ways = Ways {
+    rounds: 1,
+    forgets_returned: true,
+    signs_rejections: true,
+    shows_numbers: true,
+    keeps_numbers: false,
+};
 /// One that keeps every number, and does not sign its rejections.
 const UNSIGNED: Ways = Ways { forgets_returned: false, signs_rejections: false, ..HARSH };
 /// One that does not tell who used a coupon.
@@ -44,7 +50,18 @@ pub fn all(more: u8) -> Vec<World> {
         world("unsigned rejections", UNSIGNED, Budget { faults: 2, changes: 1 + more, ..NONE })
             .with_cards(&CARDS),
         world("no request numbers", UNNUMBERED, Budget { faults: 2, changes: 1 + more, ..NONE }),
+        world(
+            "request numbers kept after a return",
+            Ways { keeps_numbers: true, ..HARSH },
+            Budget { faults: 2, changes: 2 + more, ..NONE },
+        )
+        .with_cards(&CARDS),
         world("sequential coupon", ROUNDS, Budget { faults: 2, changes: 2 + more, ..NONE }),
+        world(
+            "sequential coupon, numbers kept, a crash",
+            Ways { keeps_numbers: true, ..ROUNDS },
+            Budget { crashes: 1, faults: 1 + more, changes: 1, ..NONE },
+        ),
         world(
             "sequential coupon, no request numbers",
             Ways { rounds: 2, ..UNNUMBERED },
