@@ -370,6 +370,12 @@ pub fn joint(found: &[Found]) -> Vec<(Exception, Vec<Cause>)> {
     joint
 }
 
+/// Exceptions, each with one cause, that were found here and not there.
+pub fn beyond(found: &[Found], known: &[Found]) -> Vec<(Exception, Cause)> {
+    let known = by_cause(known);
+    by_cause(found).into_keys().filter(|key| !known.contains_key(key)).collect()
+}
+
 fn exceptions(found: &[Found]) -> String {
     let shortest = by_cause(found);
     let mut text = "| exception | takes | shortest path |\n|---|---|---|\n".to_owned();
@@ -420,8 +426,11 @@ pub fn row(found: &[Found], more: u8) -> String {
     )
 }
 
+/// Writes what stands between the marks of a page.
+type Writer = fn(&[Found]) -> String;
+
 /// The pages, and what stands between the marks of each.
-const PAGES: [(&str, fn(&[Found]) -> String); 3] = [
+const PAGES: [(&str, Writer); 3] = [
     ("docs/guarantees.md", exceptions),
     ("docs/reliability.md", figures),
     ("tests/torture/reliability.md", figures),

@@ -68,7 +68,8 @@ pub fn all(more: u8) -> Vec<World> {
             Budget { faults: 2, changes: 1 + more, ..NONE },
         ),
         world("crashes", HARSH, Budget { crashes: 2, faults: 1 + more, changes: 1, ..NONE }),
-        world("a crash and bad answers", HARSH, Budget { crashes: 1, faults: 2, changes: more, ..NONE }),
+        world("a crash and bad answers", HARSH, Budget { crashes: 1, faults: 2, changes: 1, ..NONE })
+            .with_instances(2),
         world("a crash, any coupon", UNSIGNED, Budget { crashes: 1, faults: 1, changes: 1 + more, ..NONE })
             .with_cards(&CARDS),
         world("retry messages twice", HARSH, Budget { duplicates: 2, faults: 1 + more, changes: 2, ..NONE })
@@ -89,6 +90,13 @@ pub fn all(more: u8) -> Vec<World> {
             .with_deadline(1),
         world("few attempts", HARSH, Budget { crashes: 1, faults: 2, changes: 1 + more, ..NONE })
             .with_attempts_max(2),
+        world(
+            "few attempts, retry messages twice",
+            HARSH,
+            Budget { duplicates: 1, faults: 2, changes: more, ..NONE },
+        )
+        .with_attempts_max(2)
+        .with_instances(2),
         world("no delay queues", HARSH, Budget { crashes: 1, faults: 2, changes: more, ..NONE })
             .without_delays(),
         world(
