@@ -128,6 +128,13 @@ torture-versions: ## the short torture and the tests of what differs, on RabbitM
 	cargo test --locked --no-fail-fast --test torture -- --nocapture; \
 	cargo test --locked --test it broker_versions -- --nocapture
 
+# How much more of the main trouble each small world has than in `make test`.
+MODEL_MORE ?= 1
+
+.PHONY: model
+model: ## every order of events in wider worlds than those of `make test`; told in docs/reliability.md (MODEL_MORE=)
+	RECORD=$(RECORDS) MODEL_MORE=$(MODEL_MORE) cargo test --profile model --locked --test model -- --nocapture
+
 .PHONY: mutations
 mutations: ## break the program in ways that must be noticed, and see that they are
 	deploy/local/install rabbitmq-server openssl

@@ -51,7 +51,7 @@ impl Default for Limits {
 const NEGATIVES_WANTED: u8 = 2;
 
 /// What is believed of a command between two questions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Belief {
     /// No redeem of ours can have taken effect.
     Clear,
@@ -136,7 +136,7 @@ pub enum Step {
 }
 
 /// How a command ended.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// The coupon was used, under our number.
     Redeemed {
@@ -273,7 +273,7 @@ impl EstablishedBy {
 }
 
 /// The provider's own words about a refusal.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Objection {
     /// HTTP status.
     pub http_status: u16,
@@ -335,7 +335,7 @@ impl Evidence {
 }
 
 /// How far a command has come. It travels through wait queues as headers.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Progress {
     /// Questions put so far, through every tier: as many as the evidence shows, or more.
     pub attempts: u32,
@@ -483,10 +483,10 @@ impl Progress {
         self.begin(limits, now)
     }
 
-    /// Whether another delivery of this command exists or existed, or a use of ours may have taken effect unseen: then a
-    /// use goes out only where the coupon has just been looked at.
-    pub fn may_be_in_other_hands(&self) -> bool {
-        self.ever_unsure
+    /// Whether a use must not go out as it was decided on, but [`Progress::resume`] comes first: its deadline has passed,
+    /// or it was `held_back` since the coupon was looked at, and another delivery may have changed what was seen.
+    pub fn is_overtaken(&self, held_back: bool, now: Timestamp) -> bool {
+        self.late(now) || held_back && self.ever_unsure
     }
 
     /// The wait queue for a command that may not wait in process: the shared retry budget is spent, or calls are
@@ -501,6 +501,20 @@ impl Progress {
     /// authorisation covered it, another command finds out meanwhile whether only its brand is shut.
     pub fn step_aside(&mut self, limits: &Limits) -> Option<Step> {
         (!limits.tiers.is_empty()).then_some(Step::Defer { tier: 0 })
+    }
+
+    /// What is believed of a command that waits because the broker does not take its event. Afterward the coupon is
+    /// looked at again, and that is told.
+    pub fn forget_outcome(&mut self, outcome: &Outcome) {
+        self.belief = match outcome {
+            // Other queues may have taken the event: the provider's objection stands, whatever it would say by then.
+            Outcome::Refused { reason, objection: Some(_), .. } if Reason::OBJECTIONS.contains(reason) => {
+                Belief::Objected { reason: *reason, doubtful: false }
+            }
+            // What an inquiry found is found again.
+            _ => Belief::Unsure,
+        };
+        self.objection = outcome.objection().cloned();
     }
 
     /// The end of a command whose deadline has passed while no call can be made.
@@ -760,6 +774,10 @@ impl Progress {
             self.negatives = 0;
             self.look = false;
             return self.ask_after(Duration::ZERO, limits, now);
+        }
+        if early && self.belief == Belief::Clear && !self.last {
+            // The use that made it so may have been another delivery's, and be returned: no use without a look again.
+            self.believe(Belief::Unsure);
         }
         self.negatives += u8::from(!early);
         let wanted = match self.belief {

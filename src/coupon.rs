@@ -13,7 +13,7 @@ use crate::redemption::{CouponCode, Redemption, RequestNo};
 /// The state of a user's coupon, as WeChat Pay names it.
 ///
 /// The provider may add states at any time; an unknown one is carried through as it was spelt.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum CouponState {
     /// Issued; the partner must confirm it before it can be used.
     Confirming,
@@ -70,7 +70,7 @@ impl fmt::Display for CouponState {
 }
 
 /// A coupon as an authentic reply described it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Coupon {
     /// The code, as the reply spells it.
     pub code: Box<str>,
@@ -89,7 +89,7 @@ pub struct Coupon {
 pub const NO_ENTITY: &str = "null";
 
 /// Something that a coupon belongs to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Id {
     /// `brand_id`.
     Brand(Box<str>),
@@ -100,7 +100,7 @@ pub enum Id {
 }
 
 /// The usage block of a coupon. Three shapes exist on the wire; two of them say the same thing.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Usage {
     /// `single_usage_detail` or `progressive_bundle_usage_detail`: this code is used once.
     Once(Trace),
@@ -109,7 +109,7 @@ pub enum Usage {
 }
 
 /// What earlier redemptions and returns left on a coupon or on one of its rounds.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Trace {
     /// The request number that used it. Shown only while it is used.
     pub use_request_no: Option<Box<str>>,
@@ -120,7 +120,7 @@ pub struct Trace {
 }
 
 /// One round of a legacy sequential coupon.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Round {
     /// `detail_state` of the round.
     pub state: CouponState,
@@ -176,30 +176,6 @@ impl Coupon {
         })
     }
 
-    /// How this coupon stands after a use of `number` that was answered with it. A round that is used under no number
-    /// shows that use.
-    pub fn standing_after_use(&self, code: &CouponCode, number: &RequestNo, index: Option<u32>) -> Standing {
-        let standing = self.standing(code, number, index);
-        match (&self.usage, standing) {
-            (Usage::Rounds(rounds), Standing::Usable | Standing::Returned | Standing::Another)
-                if index.is_none()
-                    && !rounds.iter().any(|round| round.trace.carries(number))
-                    && rounds.iter().any(Round::is_used_under_no_number) =>
-            {
-                Standing::Unnamed
-            }
-            (Usage::Rounds(rounds), Standing::Returned) => {
-                // A return of another round says nothing about the one that was meant.
-                let meant = index.and_then(|index| rounds.get(index as usize));
-                match meant.is_some_and(Round::is_used_under_no_number) {
-                    true => Standing::Unnamed,
-                    false => Standing::Returned,
-                }
-            }
-            (_, standing) => standing,
-        }
-    }
-
     fn traces(&self) -> Vec<&Trace> {
         match &self.usage {
             Usage::Once(trace) => vec![trace],
@@ -228,6 +204,14 @@ impl Coupon {
                 (state, Some(_)) if *state != CouponState::Used => Standing::Returned,
                 _ => stand(&round.state, &round.trace, number),
             };
+        }
+        // Which round it was is the provider's to count: one that is used under no number may be ours.
+        let may_be_ours = match index {
+            Some(index) => rounds.get(index as usize).is_some_and(Round::is_used_under_no_number),
+            None => rounds.iter().any(Round::is_used_under_no_number),
+        };
+        if may_be_ours {
+            return Standing::Unnamed;
         }
         // A coupon that is gone as a whole is gone for every round, whatever the rounds still say.
         if !matches!(self.state, CouponState::Effective | CouponState::Used) {
@@ -379,9 +363,11 @@ mod tests {
             returned("EFFECTIVE", Some("OTHER_1")),
             returned("USED", Some("OTHER_2")),
         ] {
-            for index in [None, Some(1)] {
-                assert_eq!(at(&[shown.clone(), usable()], index), Standing::Returned, "{shown:?} {index:?}");
-            }
+            // Under no number it may be ours, and used again after somebody's return.
+            let unnamed = shown.is_used_under_no_number();
+            let by_count = if unnamed { Standing::Unnamed } else { Standing::Returned };
+            assert_eq!(at(&[shown.clone(), usable()], None), by_count, "{shown:?}");
+            assert_eq!(at(&[shown.clone(), usable()], Some(1)), Standing::Returned, "{shown:?}");
             assert_eq!(at(&[usable(), shown.clone()], Some(0)), Standing::Returned, "{shown:?}");
         }
         for state in ["EFFECTIVE", "EXPIRED", "DELETED"] {
@@ -413,26 +399,30 @@ mod tests {
     }
 
     #[test]
-    fn a_round_used_under_no_number_shows_the_use_it_answers() {
-        let after = |rounds: &[Round], index| {
-            let coupon = coupon("EFFECTIVE", Usage::Rounds(rounds.to_vec()));
-            coupon.standing_after_use(&code(), &number(), index)
+    fn round_used_under_no_number_may_be_ours() {
+        let at = |state: &str, rounds: &[Round], index| {
+            coupon(state, Usage::Rounds(rounds.to_vec())).standing(&code(), &number(), index)
         };
         let (unnamed, usable, other) =
             (round("USED", None), round("EFFECTIVE", None), round("USED", Some("OTHER_1")));
-        assert_eq!(after(&[unnamed.clone(), usable.clone()], None), Standing::Unnamed);
-        assert_eq!(after(&[unnamed.clone(), usable.clone()], Some(0)), Standing::Unnamed);
-        assert_eq!(after(&[other.clone(), unnamed.clone()], None), Standing::Unnamed);
-        assert_eq!(after(&[returned("EFFECTIVE", None), unnamed.clone()], Some(1)), Standing::Unnamed);
+        // Whatever has become of the coupon and of its other rounds.
+        for state in ["EFFECTIVE", "USED", "EXPIRED", "DELETED"] {
+            for beside in [usable.clone(), other.clone(), returned("EFFECTIVE", None)] {
+                for rounds in [[unnamed.clone(), beside.clone()], [beside.clone(), unnamed.clone()]] {
+                    assert_eq!(at(state, &rounds, None), Standing::Unnamed, "{state} {rounds:?}");
+                }
+                assert_eq!(at(state, &[unnamed.clone(), beside], Some(0)), Standing::Unnamed, "{state}");
+            }
+            assert_eq!(at(state, &[unnamed.clone(), round("USED", Some(OURS))], None), Standing::Ours);
+        }
         assert_eq!(
-            after(&[unnamed.clone(), usable.clone()], Some(1)),
+            at("EFFECTIVE", &[unnamed, usable.clone()], Some(1)),
             Standing::Usable,
-            "not the round meant"
+            "not the one meant"
         );
-        assert_eq!(after(&[usable.clone(), usable.clone()], None), Standing::Usable);
-        assert_eq!(after(&[other.clone(), other.clone()], None), Standing::Another);
-        assert_eq!(after(&[unnamed, round("USED", Some(OURS))], None), Standing::Ours);
-        assert_eq!(after(&[returned("EFFECTIVE", None), usable], Some(1)), Standing::Returned);
+        assert_eq!(at("EFFECTIVE", &[usable.clone(), usable.clone()], None), Standing::Usable);
+        assert_eq!(at("USED", &[other.clone(), other], None), Standing::Another);
+        assert_eq!(at("EFFECTIVE", &[returned("EFFECTIVE", None), usable], Some(1)), Standing::Returned);
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! Pure: no clock, no dice, no IO. What follows from a verdict is decided in [`crate::attempt`].
 
 use crate::coupon::{Coupon, CouponState, Standing};
-use crate::redemption::{CouponCode, Redemption, RequestNo};
+use crate::redemption::Redemption;
 
 /// What is asked of the payment API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -33,7 +33,7 @@ impl Question {
 }
 
 /// What the wire said.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[allow(clippy::large_enum_variant, reason = "nearly every reply is an answer")]
 pub enum Reply {
     /// Nothing reached the provider.
@@ -63,7 +63,7 @@ pub enum Lost {
 }
 
 /// An answer as far as judgement needs it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Answer {
     /// HTTP status.
     pub status: u16,
@@ -429,7 +429,7 @@ fn judge_redeem(answer: &Answer, redemption: &Redemption) -> Verdict {
     let verified = answer.authenticity == Authenticity::Verified;
     match answer.status {
         200..=299 if !verified => Verdict::Unsure(Doubt::NotBelieved),
-        200 => match standing(answer, redemption, Coupon::standing_after_use) {
+        200 => match standing(answer, redemption) {
             // USED without a number contradicts nothing: the number is shown "where present".
             Standing::Ours | Standing::Unnamed => Verdict::Redeemed,
             Standing::AnotherCoupon => Verdict::Unsure(Doubt::AnotherCoupon),
@@ -444,7 +444,7 @@ fn judge_inquiry(answer: &Answer, redemption: &Redemption) -> Verdict {
     let verified = answer.authenticity == Authenticity::Verified;
     match answer.status {
         200..=299 if !verified => Verdict::Unsure(Doubt::NotBelieved),
-        200 => match standing(answer, redemption, Coupon::standing) {
+        200 => match standing(answer, redemption) {
             Standing::Ours => Verdict::Redeemed,
             Standing::Another => Verdict::Refused(Reason::UsedByAnother),
             Standing::Usable => Verdict::NotExecuted,
@@ -580,15 +580,11 @@ fn unusable(state: &CouponState) -> Verdict {
     }
 }
 
-fn standing(
-    answer: &Answer,
-    redemption: &Redemption,
-    by: fn(&Coupon, &CouponCode, &RequestNo, Option<u32>) -> Standing,
-) -> Standing {
+fn standing(answer: &Answer, redemption: &Redemption) -> Standing {
     let Redemption { coupon_code, out_request_no, sequential_coupon_index, .. } = redemption;
     match &answer.coupon {
         None => Standing::Unclear,
         Some(coupon) if !coupon.is_of(redemption) => Standing::AnotherCoupon,
-        Some(coupon) => by(coupon, coupon_code, out_request_no, *sequential_coupon_index),
+        Some(coupon) => coupon.standing(coupon_code, out_request_no, *sequential_coupon_index),
     }
 }

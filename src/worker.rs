@@ -685,10 +685,7 @@ impl Job<'_> {
         if let Some(aside) = self.kept_out(question) {
             return Asked::Step(aside);
         }
-        if question == Question::Redeem
-            && held_back > LOOK_HOLDS
-            && self.carried.progress.may_be_in_other_hands()
-        {
+        if question == Question::Redeem && self.carried.progress.is_overtaken(held_back > LOOK_HOLDS, now) {
             return Asked::Step(self.carried.progress.resume(self.limits, now));
         }
         // Once for a command: what comes back from a wait queue, or from whoever held it before, earned already. It would
@@ -950,16 +947,7 @@ impl Job<'_> {
     /// that the broker closes, and one of these after the other with a command that the broker parks, untold. A copy
     /// asks again what became of the coupon when it is back, and tells that.
     async fn put_away_untold(mut self, outcome: Outcome, cut: &Cut) -> Worked {
-        let progress = &mut self.carried.progress;
-        progress.belief = match &outcome {
-            // Other queues may have taken the event: the provider's objection stands, whatever it would say by then.
-            Outcome::Refused { reason, objection: Some(_), .. } if Reason::OBJECTIONS.contains(reason) => {
-                Belief::Objected { reason: *reason, doubtful: false }
-            }
-            // What an inquiry found is found again.
-            _ => Belief::Unsure,
-        };
-        progress.objection = outcome.objection().cloned();
+        self.carried.progress.forget_outcome(&outcome);
         self.put_away(0, Aside::Untold, cut).await
     }
 }

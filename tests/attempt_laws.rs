@@ -270,6 +270,70 @@ fn handed_back_command_looks_before_it_sends() {
     assert!(matches!(next, Step::Finish(Outcome::Refused { reason: Reason::ReturnedSince, .. })), "{next:?}");
 }
 
+/// Found by tests/model: a use that had to wait for its turn went out after the deadline.
+#[test]
+fn use_whose_deadline_passed_meanwhile_becomes_the_last_query() {
+    let (limits, deadline) = (Limits::default(), later(start(), Duration::from_secs(5)));
+    let mut progress = Progress::new(start(), deadline, false);
+    assert_eq!(
+        progress.begin(&limits, start()),
+        Step::Ask { after: Duration::ZERO, question: Question::Redeem }
+    );
+    let before = later(start(), Duration::from_millis(4_999));
+    assert!(!progress.is_overtaken(false, before) && !progress.is_overtaken(true, before));
+    for held_back in [false, true] {
+        assert!(progress.is_overtaken(held_back, deadline));
+    }
+    let last = progress.resume(&limits, deadline);
+    assert_eq!(last, Step::Ask { after: Duration::ZERO, question: Question::Inquire });
+    let mut copied = Progress::resumed(1, 1, Belief::Clear, start(), deadline, None);
+    copied.begin(&limits, start());
+    assert!(copied.is_overtaken(true, start()) && !copied.is_overtaken(false, start()));
+}
+
+/// Found by tests/model: the use of a lost answer stood on a round that shows no number, looks found the next round
+/// usable, or another round returned, or the whole coupon gone.
+#[test]
+fn round_used_under_no_number_lets_no_use_out_and_no_refusal() {
+    let round = |state: &str, returned: Option<&str>| Round {
+        state: CouponState::from_wire(state),
+        trace: Trace { return_request_no: returned.map(Into::into), ..Trace::default() },
+    };
+    let shown = |whole: &str, beside: Round, first: bool| {
+        let unnamed = round("USED", None);
+        let rounds = if first { vec![unnamed, beside] } else { vec![beside, unnamed] };
+        let state = CouponState::from_wire(whole);
+        says(Coupon { state, usage: Usage::Rounds(rounds), ..coupon("EFFECTIVE", None, None) })
+    };
+    for (whole, beside) in [
+        ("EFFECTIVE", round("EFFECTIVE", None)),
+        ("EFFECTIVE", round("EFFECTIVE", Some("R1"))),
+        ("DELETED", round("EFFECTIVE", None)),
+        ("EXPIRED", round("EXPIRED", None)),
+    ] {
+        for first in [true, false] {
+            let look = shown(whole, beside.clone(), first);
+            let script: Vec<_> = [cut()].into_iter().chain(std::iter::repeat_n(look, 8)).collect();
+            let (told, _, outcome) = Run::default().perform(Start::Fresh, &script);
+            let uses = told.iter().filter(|step| step.ends_with("redeem")).count();
+            assert_eq!((uses, &outcome), (1, &None), "{whole} {told:?}");
+        }
+    }
+}
+
+/// Found by tests/model: a retry message that came twice saw the coupon deleted after a return, too early to count; then
+/// the right to look was withdrawn, and it sent the use.
+#[test]
+fn early_look_at_a_coupon_that_is_gone_lets_no_use_out() {
+    for state in ["EXPIRED", "DELETED", "DEACTIVATED"] {
+        let gone = || says(coupon(state, None, Some("R1")));
+        let script = [gone(), denied(), denied(), denied()];
+        let (told, _, outcome) = Run::default().perform(Start::CopyOfNow(Belief::Clear), &script);
+        assert!(told.iter().all(|step| !step.ends_with("redeem")), "{state} {told:?}");
+        assert_eq!(outcome, None, "{state}");
+    }
+}
+
 /// What the broker dead-lettered is asked about a few times, whatever is heard, and never sent.
 #[test]
 fn dead_letters_are_only_queried_and_end_after_three_calls() {
@@ -883,8 +947,8 @@ fn a_copy_put_away_a_moment_ago_sees_no_end_before_every_call_has_ended() {
     // Where nothing was unsure the body goes out on a look at once, as ever.
     let script = [usable(), used_by_us()];
     run.check(Start::CopyOfNow(Belief::Clear), &script, &["0s inquire", "0s redeem"], "redeemed by answer");
-    let script = [in_state("EXPIRED"), in_state("EXPIRED"), in_state("EXPIRED")];
-    let steps = ["0s inquire", "tier 10s", "0s inquire", "7s inquire"];
+    let script = [in_state("EXPIRED"), in_state("EXPIRED"), in_state("EXPIRED"), in_state("EXPIRED")];
+    let steps = ["0s inquire", "tier 10s", "0s inquire", "7s inquire", "2s inquire"];
     run.check(Start::CopyOfNow(Belief::Clear), &script, &steps, "refused expired by inquiry");
 }
 

@@ -7,7 +7,7 @@
 use std::fmt::Write as _;
 
 use redeemer::coupon::{Coupon, Standing};
-use redeemer::redemption::{CouponCode, Redemption, RequestNo};
+use redeemer::redemption::Redemption;
 use redeemer::verdict::{
     Answer, Authenticity, Declined, Doubt, Fault, Flaw, Lost, NotSent, Question, Reason, Reply, Verdict,
     judge,
@@ -267,10 +267,7 @@ fn every_coupon_keeps_the_laws_under_every_status_and_signature() {
         let redemption = redemption(case.code, case.round);
         let coupon = case.coupon();
         for question in Question::ALL {
-            let standing = match question {
-                Question::Redeem => standing(&coupon, &redemption, Coupon::standing_after_use),
-                Question::Inquire => standing(&coupon, &redemption, Coupon::standing),
-            };
+            let standing = standing(&coupon, &redemption);
             for authenticity in AUTHENTICITIES {
                 for status in 100..=599 {
                     for code in [None, Some("NOT_ENOUGH"), Some("NOT_FOUND")] {
@@ -503,14 +500,10 @@ fn coupons() -> Vec<Case> {
     cases
 }
 
-fn standing(
-    coupon: &Coupon,
-    redemption: &Redemption,
-    by: fn(&Coupon, &CouponCode, &RequestNo, Option<u32>) -> Standing,
-) -> Standing {
+fn standing(coupon: &Coupon, redemption: &Redemption) -> Standing {
     let Redemption { coupon_code, out_request_no, sequential_coupon_index, .. } = redemption;
     match coupon.is_of(redemption) {
-        true => by(coupon, coupon_code, out_request_no, *sequential_coupon_index),
+        true => coupon.standing(coupon_code, out_request_no, *sequential_coupon_index),
         false => Standing::AnotherCoupon,
     }
 }
@@ -739,7 +732,7 @@ fn page() -> String {
     let cells = |case: Case| {
         let redemption = self::redemption(case.code, case.round);
         let coupon = case.coupon();
-        let standing = standing(&coupon, &redemption, Coupon::standing);
+        let standing = standing(&coupon, &redemption);
         let state = coupon.state.to_string();
         let reply = Reply::Answered(Answer { coupon: Some(coupon), ..answer(200, Authenticity::Verified) });
         let verdict = |question| words(&judge(question, &reply, &redemption));

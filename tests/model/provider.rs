@@ -1,0 +1,211 @@
+//! The provider: one coupon, and what uses, returns and its owner do to it.
+//!
+//! The answers are of the types that the service reads answers into; their signatures are taken as judged already.
+
+use jiff::{SignedDuration, Timestamp};
+use redeemer::coupon::{Coupon, CouponState, Round, Trace, Usage};
+use redeemer::verdict::{Answer, Authenticity, Lost, NotSent, Reply};
+
+pub const OURS: &str = "USE_0001";
+pub const CODE: &str = "C0001";
+
+/// Under whose number it is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum User {
+    Ours,
+    Other,
+}
+
+/// The last return of a round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Return {
+    /// An hour before the command was published.
+    LongBefore,
+    Ours,
+    Others,
+}
+
+/// What becomes of a coupon as a whole beside its uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Gone {
+    Pending,
+    Expired,
+    Deleted,
+}
+
+impl Gone {
+    fn state(self) -> CouponState {
+        match self {
+            Self::Pending => CouponState::Pending,
+            Self::Expired => CouponState::Expired,
+            Self::Deleted => CouponState::Deleted,
+        }
+    }
+}
+
+/// One use that the coupon is good for: one of a single or bundle coupon, several rounds of a legacy sequential one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Slot {
+    pub used: Option<User>,
+    pub returned: Option<Return>,
+}
+
+/// How the coupon and its provider are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Ways {
+    pub rounds: usize,
+    /// Whether a number that was returned can be used once more. Documented is neither.
+    pub forgets_returned: bool,
+    /// Whether rejections of the business are signed.
+    pub signs_rejections: bool,
+    /// Whether a used coupon shows under which number.
+    pub shows_numbers: bool,
+    /// Whether a returned one still does, as the provider's own sample has it against its own table.
+    pub keeps_numbers: bool,
+}
+
+/// The coupon as the provider has it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Card {
+    pub slots: Vec<Slot>,
+    pub gone: Option<Gone>,
+    /// How often our number took effect.
+    pub effects: u8,
+    /// Whether the provider rejects whatever names this coupon: a wrong openid, say.
+    pub rejected: bool,
+}
+
+impl Card {
+    pub fn new(ways: Ways) -> Self {
+        Self { slots: vec![Slot::default(); ways.rounds], gone: None, effects: 0, rejected: false }
+    }
+
+    /// Whether our use stands.
+    pub fn is_ours(&self) -> bool {
+        self.slots.iter().any(|slot| slot.used == Some(User::Ours))
+    }
+
+    fn free(&self) -> Option<usize> {
+        let usable = self.gone.is_none() && !self.rejected;
+        self.slots.iter().position(|slot| slot.used.is_none()).filter(|_| usable)
+    }
+
+    /// Whether a use of our number would take effect now.
+    pub fn would_take_effect(&self, ways: Ways) -> bool {
+        !self.is_ours() && self.free().is_some() && (self.effects == 0 || ways.forgets_returned)
+    }
+
+    /// A use under our number arrives.
+    pub fn take_effect(&mut self, ways: Ways) {
+        if self.would_take_effect(ways)
+            && let Some(free) = self.free()
+        {
+            self.slots[free].used = Some(User::Ours);
+            self.effects += 1;
+        }
+    }
+
+    /// The provider's own, signed answer to a use of ours, once it was worked on.
+    pub fn answer_use(&self, ways: Ways) -> Reply {
+        if self.is_ours() {
+            return self.describe(ways);
+        }
+        if self.rejected {
+            return rejection(400, "PARAM_ERROR", Some(268_578_526), ways);
+        }
+        if self.effects > 0 {
+            return rejection(400, "PARAM_ERROR", Some(268_578_927), ways);
+        }
+        match self.slots.iter().all(|slot| slot.used.is_some()) {
+            true => rejection(403, "NOT_ENOUGH", Some(272_756_745), ways),
+            false => rejection(403, "NOT_ENOUGH", None, ways),
+        }
+    }
+
+    /// The provider's own, signed answer to a query.
+    pub fn answer_query(&self, ways: Ways) -> Reply {
+        match self.rejected {
+            true => rejection(400, "PARAM_ERROR", Some(268_578_526), ways),
+            false => self.describe(ways),
+        }
+    }
+
+    fn describe(&self, ways: Ways) -> Reply {
+        let number = |user| match user {
+            User::Ours => OURS,
+            User::Other => "OTHER_1",
+        };
+        let state = |used: Option<User>| match (used, self.gone) {
+            (Some(_), _) => CouponState::Used,
+            (None, Some(gone)) => gone.state(),
+            (None, None) => CouponState::Effective,
+        };
+        let user = |slot: &Slot| match (slot.used, slot.returned) {
+            (Some(user), _) => Some(user),
+            (None, Some(Return::Ours)) if ways.keeps_numbers => Some(User::Ours),
+            (None, Some(Return::LongBefore | Return::Others)) if ways.keeps_numbers => Some(User::Other),
+            (None, _) => None,
+        };
+        let trace = |slot: &Slot| Trace {
+            use_request_no: user(slot).filter(|_| ways.shows_numbers).map(|user| number(user).into()),
+            return_request_no: slot.returned.map(|_| "R1".into()),
+            return_time: slot.returned.filter(|at| *at == Return::LongBefore).map(|_| long_before()),
+        };
+        let every = self.slots.iter().all(|slot| slot.used.is_some());
+        let usage = match &self.slots[..] {
+            [slot] => Usage::Once(trace(slot)),
+            slots => {
+                let round = |slot: &Slot| Round { state: state(slot.used), trace: trace(slot) };
+                Usage::Rounds(slots.iter().map(round).collect())
+            }
+        };
+        let whole = state(every.then_some(User::Ours));
+        let coupon = Coupon { code: CODE.into(), state: whole, usage, ids: vec![], entity: "{}".into() };
+        Reply::Answered(Answer { coupon: Some(coupon), ..answer(200, Authenticity::Verified) })
+    }
+
+    /// A coupon that looks used by us, under no signature.
+    pub fn forge_success(&self, ways: Ways) -> Reply {
+        let mut used = Self::new(Ways { rounds: 1, ..ways });
+        used.slots[0].used = Some(User::Ours);
+        match used.describe(Ways { shows_numbers: true, ..ways }) {
+            Reply::Answered(answer) => {
+                Reply::Answered(Answer { authenticity: Authenticity::Unsigned, ..answer })
+            }
+            other => other,
+        }
+    }
+}
+
+fn long_before() -> Timestamp {
+    start().saturating_sub(SignedDuration::from_hours(1)).unwrap_or(Timestamp::MIN)
+}
+
+/// When the first command is published.
+pub fn start() -> Timestamp {
+    Timestamp::from_second(1_772_685_045).unwrap_or(Timestamp::MIN)
+}
+
+fn answer(status: u16, authenticity: Authenticity) -> Answer {
+    Answer { status, authenticity, code: None, sub_code: None, coupon: None, message: None, request_id: None }
+}
+
+fn rejection(status: u16, code: &str, sub_code: Option<u64>, ways: Ways) -> Reply {
+    let authenticity = if ways.signs_rejections { Authenticity::Verified } else { Authenticity::Unsigned };
+    error(status, code, sub_code, authenticity)
+}
+
+/// An error body.
+pub fn error(status: u16, code: &str, sub_code: Option<u64>, authenticity: Authenticity) -> Reply {
+    Reply::Answered(Answer { code: Some(code.into()), sub_code, ..answer(status, authenticity) })
+}
+
+/// No answer, though it may have arrived.
+pub fn lost() -> Reply {
+    Reply::Lost(Lost::Timeout)
+}
+
+/// Nothing arrived.
+pub fn not_sent() -> Reply {
+    Reply::NotSent(NotSent::Connect)
+}
