@@ -1,16 +1,9 @@
 //! Faults of our own in a running service, against a real broker and the sandbox: what meets every command alike is charged
 //! to none, and readiness tells what the operator needs.
 
-#![allow(clippy::unwrap_used)] // in the helpers too
-
-#[path = "support/bed.rs"]
-mod bed;
-#[path = "support/broker.rs"]
-mod broker;
-
 use std::time::Duration;
 
-use bed::{Bed, command, until};
+use crate::bed::{Bed, command, until};
 use redeemer::config::Span;
 use serde_json::{Value, json};
 

@@ -2,17 +2,12 @@
 //! leave behind, serials as people copy them, files that the wrong people may read. `check` names each of them, `run`
 //! refuses to start for the same ones, and what `check` says helps.
 
-#![allow(clippy::unwrap_used)] // in the helpers too
-
-#[path = "support/programs.rs"]
-mod programs;
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use programs::{err, out, redeemer, run, unused_dir};
+use crate::programs::{err, out, redeemer, run, unused_dir};
 use serde_json::Value;
 
 const MERCHANT_KEY: &str = "REDEEMER_WECHAT__MERCHANT_KEY_FILE";
@@ -672,7 +667,7 @@ fn all_variables() -> Vec<String> {
         }
     }
     let mut variables = Vec::new();
-    leaves(&include_str!("../config.toml").parse().unwrap(), "", &mut variables);
+    leaves(&include_str!("../../config.toml").parse().unwrap(), "", &mut variables);
     variables.extend([PUBLIC_KEY.to_owned(), KEY_ITSELF.to_owned(), "REDEEMER_CONFIG".to_owned()]);
     variables.push("REDEEMER_SURPRISE__KEY".to_owned());
     variables

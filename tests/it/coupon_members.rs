@@ -4,14 +4,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may; the lint only spares the test functions themselves")]
 
-#[path = "support/bed.rs"]
-mod bed;
-#[path = "support/broker.rs"]
-mod broker;
-
 use std::collections::{BTreeMap, BTreeSet};
 
-use bed::{Bed, PATIENCE, command};
+use crate::bed;
+use crate::bed::{Bed, PATIENCE, command};
 use futures_util::StreamExt as _;
 use lapin::Consumer;
 use lapin::options::BasicAckOptions;

@@ -1,17 +1,10 @@
 //! A command past its deadline has its event within a minute of it, whatever keeps calls from being made: a rate limit that
 //! a flood of such commands exhausts, an open circuit, a suspension.
 
-#![allow(clippy::unwrap_used)] // in the helpers too
-
-#[path = "support/bed.rs"]
-mod bed;
-#[path = "support/broker.rs"]
-mod broker;
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use bed::{Bed, Service, command, until};
+use crate::bed::{Bed, Service, command, until};
 use jiff::{SignedDuration, Timestamp};
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
