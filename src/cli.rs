@@ -173,7 +173,8 @@ fn tell_panics_in_one_line() {
         let (file, line) = (place.file(), place.line());
         match file.starts_with("src/") {
             true => complain(&format!("defect: panic at {file}:{line}; please report it")),
-            false => tracing::warn!(file, line, "a thread of a library ended by a panic"),
+            // As when the runtime ends before a connection that is still being made.
+            false => tracing::debug!(file, line, "a thread of a library ended by a panic"),
         }
     }));
 }

@@ -33,8 +33,13 @@ pub enum StartFault {
     #[error("{}: {}", .0.key, .0.problem)]
     Config(ConfigFault),
     /// A key or a certificate.
-    #[error("{0}")]
-    Key(KeyFault),
+    #[error("{}{fault}", .key.as_ref().map(|key| format!("{key}: ")).unwrap_or_default())]
+    Key {
+        /// The config key that names it, if one does.
+        key: Option<String>,
+        /// What is wrong.
+        fault: KeyFault,
+    },
     /// The payment API's client could not be made.
     #[error("{0}")]
     Client(CannotStart),
@@ -91,7 +96,9 @@ impl Looked {
                 Some(Arc::new(RwLock::new(Arc::new(keyring))))
             }
             Err(found) => {
-                faults.extend(found.into_iter().map(StartFault::Key));
+                faults.extend(
+                    found.into_iter().map(|fault| StartFault::Key { key: named_by(config, &fault), fault }),
+                );
                 None
             }
         };
@@ -100,6 +107,13 @@ impl Looked {
         });
         Self { broker, keys, client, apiv3_key, console_token, faults }
     }
+}
+
+/// The config key that names the file which a fault speaks of.
+fn named_by(config: &Config, fault: &KeyFault) -> Option<String> {
+    let words = fault.to_string();
+    let files = config.file_names().into_iter();
+    files.filter(|(_, file)| words.contains(file)).max_by_key(|(_, file)| file.len()).map(|(key, _)| key)
 }
 
 /// Serials that fit none of the keys.

@@ -176,16 +176,10 @@ fn start_fault(fault: &StartFault, config: &Config, origin: &Origin) -> Finding 
             };
             Finding { what, remedy: mending.or(finding.remedy), ..finding }
         }
-        StartFault::Key(fault) => {
-            let words = fault.to_string();
-            let names = |value: &str| !value.is_empty() && words.contains(value);
-            let key = config.file_names().into_iter().find(|(_, value)| names(value)).map(|(key, _)| key);
-            let (key, detail) = match key {
-                Some(key) => (key.clone(), format!("{key}: {words}")),
-                None => ("wechat.merchant_key_file".to_owned(), words),
-            };
-            Finding::fault("keys", detail, origin.remedy(&fault.remedy(MERCHANT_KEY), &key))
-                .with_id(fault.id())
+        StartFault::Key { key, fault: wrong } => {
+            let mended = key.as_deref().unwrap_or("wechat.merchant_key_file");
+            let remedy = origin.remedy(&wrong.remedy(MERCHANT_KEY), mended);
+            Finding::fault("keys", fault.to_string(), remedy).with_id(wrong.id())
         }
         StartFault::Client(fault) => {
             let remedy = match fault {

@@ -158,7 +158,7 @@ impl MerchantKey {
     ///
     /// # Errors
     /// [`KeyFault`] for anything but a sound RSA private key of 2048 bits or more.
-    pub fn from_pem(pem: impl AsRef<[u8]>, what: &str) -> Result<Self, KeyFault> {
+    pub fn from_pem(pem: &(impl AsRef<[u8]> + ?Sized), what: &str) -> Result<Self, KeyFault> {
         let not_a_key =
             |found| KeyFault::NotAKey { what: what.to_owned(), expected: Expected::PrivateKey, found };
         let disagreement = || KeyFault::Disagreement { what: what.to_owned() };
@@ -227,7 +227,7 @@ impl VerificationKey {
     ///
     /// # Errors
     /// [`KeyFault`] for anything but an RSA public key of 2048 bits or more.
-    pub fn from_public_pem(pem: impl AsRef<[u8]>, what: &str) -> Result<Self, KeyFault> {
+    pub fn from_public_pem(pem: &(impl AsRef<[u8]> + ?Sized), what: &str) -> Result<Self, KeyFault> {
         let key = pem::public_key(pem.as_ref()).map_err(|found| KeyFault::NotAKey {
             what: what.to_owned(),
             expected: Expected::PublicKey,
@@ -241,7 +241,7 @@ impl VerificationKey {
     /// # Errors
     /// [`KeyFault`] for anything but a certificate with an RSA key of 2048 bits or more that is valid now.
     pub fn from_certificate_pem(
-        pem: impl AsRef<[u8]>,
+        pem: &(impl AsRef<[u8]> + ?Sized),
         what: &str,
         now: Timestamp,
     ) -> Result<(String, Self), KeyFault> {
@@ -254,7 +254,7 @@ impl VerificationKey {
     /// # Errors
     /// [`KeyFault`] where there is no certificate at all.
     pub fn from_certificates_pem(
-        pem: impl AsRef<[u8]>,
+        pem: &(impl AsRef<[u8]> + ?Sized),
         what: &str,
         now: Timestamp,
     ) -> Result<Vec<ReadCertificate>, KeyFault> {

@@ -194,6 +194,30 @@ fn a_broker_that_cannot_be_reached_is_told_without_the_password() {
 }
 
 #[test]
+fn wrong_password_is_told_by_every_subcommand() {
+    let wrong = broker::shared().uri().replace("@127", "geheim@127");
+    for (arguments, code) in [
+        (&["check"][..], 4),
+        (&["check", "--json"], 4),
+        (&["publish", "{}"], 1),
+        (&["publish", "--wait", "{}"], 1),
+        (&["watch"], 1),
+        (&["topology", "plan"], 0),
+        (&["topology", "verify"], 1),
+        (&["topology", "apply"], 1),
+        (&["parked", "list"], 1),
+        (&["parked", "show"], 1),
+        (&["parked", "discard", "--because", "x", "--all"], 1),
+    ] {
+        let output = run(redeemer().env("REDEEMER_BROKER__URI", &wrong).args(arguments));
+        let text = out(&output) + &err(&output);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}");
+        assert!(!text.contains("panic") && !text.contains("geheim"), "{arguments:?}: {text}");
+        assert!(code == 0 || text.contains("ACCESS_REFUSED"), "{arguments:?}: {text}");
+    }
+}
+
+#[test]
 fn too_few_open_files_are_refused_before_anything_is_done() {
     for arguments in ["check", "run", "watch"] {
         let limited = format!("ulimit -n 14 && exec \"$0\" {arguments}");

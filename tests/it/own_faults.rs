@@ -777,7 +777,8 @@ fn no_subcommand_panics_whatever_is_missing() {
     // What is missing, and the exit code of each subcommand in the order of the list; `run` is left to itself for a second.
     let down: [i32; 14] = [4, 4, 0, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 0];
     let no_file: [i32; 14] = [3; 14];
-    let cases: [(&str, &[(&str, &str)], [i32; 14]); 4] = [
+    type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], [i32; SUBCOMMANDS.len()]);
+    let cases: [Case<'_>; 4] = [
         ("the broker", &[], down),
         ("a name server's answer", &[("REDEEMER_BROKER__URI", "amqp://u:p@no-such-host.invalid/%2f")], down),
         ("the configuration file", &[("REDEEMER_CONFIG", "/nowhere/redeemer.toml")], no_file),
