@@ -246,6 +246,39 @@ async fn rejections_follow_from_stores_users_and_locks() {
     service.stop().await;
 }
 
+/// What the contract takes, the sandbox takes: the service checks nothing by guess, and nor does its judge.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_field_at_its_longest_is_redeemed() {
+    let mut bed = Bed::new().await;
+    let of = |letter: &str, length: usize| letter.repeat(length);
+    let (openid, code, brand) = (of("o", 128), of("C", 40), of("1", 40));
+    let (product, stock, appid) = (of("2", 40), of("3", 40), of("w", 32));
+    let coupon = json!({
+        "openid": openid, "brand_id": brand, "product_coupon_id": product, "stock_id": stock, "appid": appid,
+    });
+    bed.issue(&code, coupon.clone());
+    let mut command = json!({
+        "coupon_code": code, "use_time": "2026-03-05T12:30:45.123456789+08:00", "out_request_no": of("N", 40),
+        "store_id": of("S", 64), "saved_amount": 10_000_000_000_u64,
+        "associated_order_info": {
+            "transaction_id": format!("|*{}", of("4", 62)), "out_trade_no": format!("|*{}", of("5", 62)),
+            "mchid": of("6", 32), "sub_mchid": of("7", 32),
+        },
+    });
+    command.as_object_mut().unwrap().extend(coupon.as_object().unwrap().clone());
+    let schema = redeemer::wire::schema::command(redeemer::wire::schema::Dialect::Draft2020);
+    assert!(jsonschema::validator_for(&schema).unwrap().is_valid(&command));
+    let service = bed.start().await;
+    bed.publish(&command).await;
+    let told = bed.told().await;
+    assert_eq!(told.gist(), "redeemed - USED", "{}", told.event);
+    assert_eq!(
+        told.data("/coupon/single_usage_detail/associated_order_info"),
+        &command["associated_order_info"]
+    );
+    service.stop().await;
+}
+
 /// What becomes of an entity.
 #[derive(Debug, PartialEq)]
 enum Becomes {
