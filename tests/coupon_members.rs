@@ -22,7 +22,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-/// The sandbox's looks go through each list of words; after so many, every list and what goes with it was shown.
+/// The sandbox's looks go through each list of words: this many show every list and what goes with it.
 const LOOKS: usize = 20;
 
 /// What no revision documents: the sandbox's own members, to see them passed on.
@@ -99,7 +99,7 @@ fn paths(value: &Value, path: &str, found: &mut BTreeSet<String>) {
 
 const MODES: [(&str, &str); 3] = [("S", "SINGLE"), ("B", "PROGRESSIVE_BUNDLE"), ("Q", "SEQUENTIAL")];
 
-/// A command for a coupon of this mode; every second one is for a pay-score order, where the mode knows them.
+/// A command for a coupon of this mode; every second one is for a pay-score order, if the mode knows them.
 fn use_of(code: &str, mode: &str, nth: usize) -> Value {
     let mut command = command(code, &format!("USE_{code}"));
     if mode != "SEQUENTIAL" {

@@ -79,11 +79,11 @@ pub struct NewCoupon {
     /// How long it stays valid, in seconds of the sandbox clock from now; 30 days where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub valid_seconds: Option<i64>,
-    /// The only stores that may redeem it; every store where empty.
+    /// The only stores that may redeem it; every store if empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stores: Vec<String>,
     /// Which of the documented members and words its product coupon and its stock show: a number from 0 on. Each list of
-    /// words has its next word under the next number. Where absent, one plain look, or one by the seed where the
+    /// words has its next word under the next number. If absent, one plain look, or one by the seed if the
     /// settings say `vary_looks`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub look: Option<u32>,
@@ -170,7 +170,7 @@ pub struct Coupon {
     /// The number of a use that has begun and not ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub locked_by: Option<Arc<str>>,
-    /// The only stores that may redeem it; every store where empty.
+    /// The only stores that may redeem it; every store if empty.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stores: Vec<String>,
     /// Which look its product coupon and its stock have.

@@ -41,7 +41,7 @@ pub(super) struct Coupons {
     bundles: HashMap<Arc<str>, Vec<Arc<str>>>,
     changes: Vec<Change>,
     pub registry: Registry,
-    /// By which seed coupons get their looks; none where all have the plain one.
+    /// By which seed coupons get their looks; none if all have the plain one.
     pub looks_seed: Option<u64>,
 }
 
