@@ -25,6 +25,7 @@ mod answer;
 mod api;
 mod clock;
 mod control;
+mod coupon;
 mod coupons;
 mod entity;
 mod fast;
@@ -39,7 +40,7 @@ mod request;
 mod signature;
 mod world;
 
-pub use coupons::{Act, Bundle, Coupon, CouponState, Deed, Mark, NewCoupon, Round, Usage, UsageMode};
+pub use coupon::{Act, Bundle, Coupon, CouponState, Deed, Mark, NewCoupon, Round, Usage, UsageMode};
 pub use faults::{About, Fault, Rule, Script};
 pub use identity::{Card, IdentityError, MCHID};
 pub use ledger::{Answered, Attempt, BodyDigest, BusiestSecond, Effect, EffectKind, Page, Question, Summary};

@@ -13,7 +13,7 @@ use http::{HeaderMap, Method, Request, StatusCode, header};
 use serde_json::{Value, json};
 
 use super::answer::{self, Draft, Signer};
-use super::coupons::{Coupon, NewCoupon};
+use super::coupon::{Coupon, NewCoupon};
 use super::entity::entity;
 use super::faults::Fault;
 use super::ledger::{Answered, Arrival, BodyDigest, Question, shortened};

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::coupons::{Act, NewCoupon};
+use super::coupon::{Act, NewCoupon};
 use super::faults::Script;
 use super::registry::{App, Store};
 use super::world::{Tuning, World};

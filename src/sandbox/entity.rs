@@ -6,7 +6,7 @@
 use serde_json::{Map, Value, json};
 
 use super::clock::{china_time, china_time_without_seconds};
-use super::coupons::{Coupon, CouponState, Round, UsageMode};
+use super::coupon::{Coupon, CouponState, Round, UsageMode};
 use super::look;
 
 /// The member that no published revision has.
@@ -110,7 +110,8 @@ fn begin_time(mode: UsageMode, round: &Round) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::coupons::{Act, Coupons, Deed, NewCoupon};
+    use super::super::coupon::{Act, Deed, NewCoupon};
+    use super::super::coupons::Coupons;
     use super::*;
 
     fn issued(mode: UsageMode, state: CouponState) -> Coupons {

@@ -9,7 +9,8 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
-use super::coupons::{Change, Coupon, as_text};
+use super::coupon::{Coupon, as_text};
+use super::coupons::Change;
 
 /// What a call asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]

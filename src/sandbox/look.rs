@@ -7,9 +7,9 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::clock::china_time;
-use super::coupons::{Coupon, UsageMode};
+use super::coupon::{Coupon, UsageMode};
 
-/// There are so many looks before they repeat: the lists below have 2 to 10 entries.
+/// How many looks there are before they repeat: the lists below have 2 to 10 entries.
 const LOOKS: u32 = 2520;
 
 const SIDE_BY_SIDE: &str =

@@ -17,8 +17,8 @@ pub struct Store {
     pub store_id: String,
     /// The brand that it belongs to.
     pub brand_id: String,
-    /// Whether it is in business; true where absent.
-    #[serde(default = "yes")]
+    /// Whether it is in business; true if absent.
+    #[serde(default = "is_open_by_default")]
     pub open: bool,
 }
 
@@ -110,7 +110,7 @@ impl Registry {
     }
 }
 
-fn yes() -> bool {
+fn is_open_by_default() -> bool {
     true
 }
 

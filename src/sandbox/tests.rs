@@ -688,6 +688,16 @@ async fn stores_and_apps_are_arranged_and_read_by_http() {
 }
 
 #[tokio::test]
+async fn looks_are_the_seeds_once_the_settings_say_so() {
+    let bed = Bed::new().await;
+    assert_eq!(bed.control("PUT", "settings", r#"{"vary_looks": true}"#).await.1["vary_looks"], true);
+    bed.sandbox.issue([coupon("C2"), NewCoupon { look: Some(3), ..coupon("C3") }]).unwrap();
+    let (_, ledger) = bed.control("GET", "ledger", "").await;
+    let looks: Vec<_> = (0..3).map(|n| ledger["coupons"][n]["look"].clone()).collect();
+    assert_eq!(looks, [Value::Null, json!(look::by_seed(1, "C2")), json!(3)]);
+}
+
+#[tokio::test]
 async fn a_use_that_takes_long_locks_its_coupon_against_other_numbers() {
     let bed = Bed::new().await;
     bed.faulty(json!({ "kind": "slow", "ms": 1_000_000, "late_effect": true }));

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use super::clock::Clock;
-use super::coupons::{Act, Coupon, Coupons, NewCoupon};
+use super::coupon::{Act, Coupon, NewCoupon};
+use super::coupons::Coupons;
 use super::faults::{Faults, Script};
 use super::identity::{Identity, Registered};
 use super::ledger::{Effect, Ledger, Moment, Page, Summary};

@@ -159,7 +159,7 @@ impl Kind {
         }
     }
 
-    /// Its unit; none where the type says all.
+    /// Its unit; none if the type says all.
     pub fn unit(self) -> Option<(&'static str, &'static str)> {
         Some(match self {
             Self::Url | Self::Urls => ("a URL", "URL"),

@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-/// The sandbox's looks go through each list of words; after so many, every list and what goes with it was shown.
+/// The sandbox's looks go through each list of words: this many show every list and what goes with it.
 const LOOKS: usize = 20;
 
 /// What no revision documents: the sandbox's own members, to see them passed on.
@@ -95,7 +95,7 @@ fn paths(value: &Value, path: &str, found: &mut BTreeSet<String>) {
 
 const MODES: [(&str, &str); 3] = [("S", "SINGLE"), ("B", "PROGRESSIVE_BUNDLE"), ("Q", "SEQUENTIAL")];
 
-/// A command for a coupon of this mode; every second one is for a pay-score order, where the mode knows them.
+/// A command for a coupon of this mode; every second one is for a pay-score order, if the mode knows them.
 fn use_of(code: &str, mode: &str, nth: usize) -> Value {
     let mut command = command(code, &format!("USE_{code}"));
     if mode != "SEQUENTIAL" {
@@ -239,6 +239,39 @@ async fn rejections_follow_from_stores_users_and_locks() {
     .await;
     bed.sandbox.act("C_locked", &Act { deed: Deed::Unlock, ..lock }).unwrap();
     assert_eq!(bed.told().await.gist(), "redeemed - USED", "a lock refuses nothing for good");
+    service.stop().await;
+}
+
+/// What the contract takes, the sandbox takes: the service checks nothing by guess, and nor does its judge.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_field_at_its_longest_is_redeemed() {
+    let mut bed = Bed::new().await;
+    let of = |letter: &str, length: usize| letter.repeat(length);
+    let (openid, code, brand) = (of("o", 128), of("C", 40), of("1", 40));
+    let (product, stock, appid) = (of("2", 40), of("3", 40), of("w", 32));
+    let coupon = json!({
+        "openid": openid, "brand_id": brand, "product_coupon_id": product, "stock_id": stock, "appid": appid,
+    });
+    bed.issue(&code, coupon.clone());
+    let mut command = json!({
+        "coupon_code": code, "use_time": "2026-03-05T12:30:45.123456789+08:00", "out_request_no": of("N", 40),
+        "store_id": of("S", 64), "saved_amount": 10_000_000_000_u64,
+        "associated_order_info": {
+            "transaction_id": format!("|*{}", of("4", 62)), "out_trade_no": format!("|*{}", of("5", 62)),
+            "mchid": of("6", 32), "sub_mchid": of("7", 32),
+        },
+    });
+    command.as_object_mut().unwrap().extend(coupon.as_object().unwrap().clone());
+    let schema = redeemer::wire::schema::command(redeemer::wire::schema::Dialect::Draft2020);
+    assert!(jsonschema::validator_for(&schema).unwrap().is_valid(&command));
+    let service = bed.start().await;
+    bed.publish(&command).await;
+    let told = bed.told().await;
+    assert_eq!(told.gist(), "redeemed - USED", "{}", told.event);
+    assert_eq!(
+        told.data("/coupon/single_usage_detail/associated_order_info"),
+        &command["associated_order_info"]
+    );
     service.stop().await;
 }
 
