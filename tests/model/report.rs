@@ -420,7 +420,7 @@ pub fn row(found: &[Found], more: u8) -> String {
     let exceptions = by_cause(found).len();
     format!(
         "{} worlds, {more} more of the main trouble in each than in `make test`: {states} states, {transitions} transitions, \
-         the longest path {longest} steps, {took} s of one processor; every promise held but for {exceptions} listed \
+         the longest path {longest} steps, {took} s in all; every promise held but for {exceptions} listed \
          exceptions",
         found.len()
     )

@@ -153,6 +153,8 @@ pub enum Violation {
     BodyChanged,
     UnknownDelay,
     DelayBeyondDeadline,
+    /// A delay queue before the one that comes next.
+    DelayTooShort,
     EventIdChanged,
     CorruptRetryMessage,
     UsedByDeadLetter,

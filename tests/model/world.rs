@@ -532,16 +532,32 @@ impl World {
             }
         }
         let limits = self.limits_of(hand);
-        let (believed, word) = (belief(&hand.progress), verdict.as_str());
+        let (believed, word, delays) = (belief(&hand.progress), verdict.as_str(), hand.progress.tiers_passed);
         hand.troubled = matches!(verdict, Verdict::NotAccepted(_) | Verdict::NotSent | Verdict::Unsure(_));
         let step = hand.progress.follow(question, reply, verdict, &limits, Self::at(state.now), 0.5);
         self.covered.borrow_mut().insert([question.as_str(), believed, word, step_word(&step)]);
+        self.check_delay(state, hand, delays, &step);
         // A last query and its repetition, for each stay.
         let stays = 1 + u32::from(self.budget.interruptions() - state.left.interruptions());
         if hand.progress.attempts - hand.progress.suspended > limits.attempts_max + 2 * stays {
             Self::violate(state, Violation::TooManyAttempts);
         }
         self.follow(state, hand, step);
+    }
+
+    /// Delays grow from queue to queue, as far as the deadline lets them.
+    fn check_delay(&self, state: &mut State, hand: &Hand, passed: u32, step: &Step) {
+        // Others concern calls that may be under way, or are nobody's fault, and count as none.
+        if let Step::Defer { tier } = step
+            && hand.progress.tiers_passed > passed
+        {
+            let next = (passed as usize).min(self.limits.tiers.len() - 1);
+            let over = |tier: usize| Self::at(state.now + Self::seconds(self.limits.tiers[tier]));
+            let fits = (0..=next).rev().find(|tier| over(*tier) <= hand.progress.deadline);
+            if *tier < fits.unwrap_or(0) {
+                Self::violate(state, Violation::DelayTooShort);
+            }
+        }
     }
 
     fn shows_our_return(card: &Card) -> bool {
@@ -800,7 +816,9 @@ impl World {
             }
             Action::Postpone(_) => {
                 state.left.holds -= 1;
+                let passed = hand.progress.tiers_passed;
                 let step = hand.progress.defer(&limits, now).unwrap();
+                self.check_delay(state, &hand, passed, &step);
                 self.follow(state, &mut hand, step);
             }
             Action::Publish(_) => self.publish(state, &mut hand),
