@@ -1,7 +1,7 @@
 //! A command past its deadline has its event within a minute of it, whatever keeps calls from being made: a rate limit that
 //! a flood of such commands exhausts, an open circuit, a suspension.
 
-#![allow(clippy::unwrap_used)] // in the helpers too
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // in the helpers too, and it tells what it counted
 
 #[path = "support/bed.rs"]
 mod bed;
