@@ -1,6 +1,8 @@
 //! A command past its deadline has its event within a minute of it, whatever keeps calls from being made: a rate limit that
 //! a flood of such commands exhausts, an open circuit, a suspension.
 
+#![allow(clippy::print_stdout)] // it tells what it counted
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

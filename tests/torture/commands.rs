@@ -348,9 +348,10 @@ fn stubbornness() -> Value {
     json!({"coupon_prefix": STUBBORN, "first_attempts": 3, "fault": {"kind": "html_502"}})
 }
 
-/// What makes a command pass every wait queue, and looks like no outage, which would be waited for.
+/// What makes a command pass every wait queue, and looks like no outage, which would be waited for. Each use that was
+/// accepted is looked for twice before the next one, so a few are enough.
 pub fn reluctance() -> Value {
-    json!({"coupon_prefix": STUBBORN, "first_attempts": 13, "fault": {"kind": "status", "status": 202}})
+    json!({"coupon_prefix": STUBBORN, "first_attempts": 5, "fault": {"kind": "status", "status": 202}})
 }
 
 /// How many commands must pass on average until a kill point is reached: for choosing when it kills.
