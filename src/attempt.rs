@@ -697,7 +697,8 @@ impl Progress {
     /// coupon, stock and coupon code: what is wrong with one of these, both are told. The number tells the causes of
     /// one code apart, so there has to be one; one that can only be told of a redeem confirms nothing.
     fn confirms(&self, answer: &Answer) -> bool {
-        let Some(objection) = &self.objection else { return false };
+        // Its words are also kept of an answer that was not believed, and such a one confirms nothing.
+        let (Some(objection), Some(_)) = (&self.objection, self.belief.objection()) else { return false };
         let of_both =
             !matches!(self.belief.objection(), Some(Reason::UsedByAnother | Reason::NumberConflict));
         let same = objection.code == answer.code && objection.sub_code == answer.sub_code;

@@ -45,10 +45,10 @@ impl Sign {
         match verdict {
             Verdict::NotSent | Verdict::Unsure(Doubt::Lost) => Self::Failing(Trouble::Silent),
             Verdict::Unsure(Doubt::ServerError) => Self::Failing(Trouble::ServerError),
-            Verdict::Unsure(Doubt::NotBelieved) => Self::Failing(Trouble::NotBelieved),
+            // An unsigned 429 need not be the provider's.
+            Verdict::Unsure(Doubt::NotBelieved | Doubt::TooFrequent) => Self::Failing(Trouble::NotBelieved),
             Verdict::Unsure(
                 Doubt::Accepted
-                | Doubt::TooFrequent
                 | Doubt::Contradicted
                 | Doubt::Unnamed
                 | Doubt::AnotherCoupon

@@ -330,6 +330,19 @@ impl Reason {
         matches!(self, Self::UsedByAnother | Self::NumberConflict | Self::InvalidParameter | Self::Rejected)
     }
 
+    /// Whether an objection for this reason is about the coupon itself, so that our right to use it was looked at.
+    pub fn is_about_the_coupon(self) -> bool {
+        matches!(
+            self,
+            Self::UsedByAnother
+                | Self::Expired
+                | Self::Deleted
+                | Self::OutsidePeriod
+                | Self::NotUsable
+                | Self::StoreNotAllowed
+        )
+    }
+
     /// Whether a coupon that is usable contradicts this reason.
     pub fn denies_a_usable_coupon(self) -> bool {
         matches!(
@@ -436,7 +449,7 @@ fn judge_redeem(answer: &Answer, redemption: &Redemption) -> Verdict {
             _ => Verdict::Unsure(Doubt::Contradicted),
         },
         400..=499 => judge_rejection(answer),
-        status => unknown(status),
+        status => unknown(status, verified),
     }
 }
 
@@ -461,15 +474,17 @@ fn judge_inquiry(answer: &Answer, redemption: &Redemption) -> Verdict {
             }
             (verdict, _) => verdict,
         },
-        status => unknown(status),
+        status => unknown(status, verified),
     }
 }
 
-/// Statuses that say neither yes nor no.
-fn unknown(status: u16) -> Verdict {
+/// Statuses that say neither yes nor no. One that no API of the provider answers with, unsigned, is the word of something
+/// in its place.
+fn unknown(status: u16, verified: bool) -> Verdict {
     Verdict::Unsure(match status {
         202 => Doubt::Accepted,
         500..=599 => Doubt::ServerError,
+        _ if !verified => Doubt::NotBelieved,
         _ => Doubt::Unexpected,
     })
 }
@@ -480,7 +495,7 @@ fn judge_rejection(answer: &Answer) -> Verdict {
     let (status, verified) = (answer.status, answer.authenticity == Authenticity::Verified);
     let code = match (status, verified, answer.code.as_deref(), &answer.coupon) {
         // The request may still be under way behind a gateway that lost patience.
-        (408, ..) => return Verdict::Unsure(Doubt::Unexpected),
+        (408, true, ..) => return Verdict::Unsure(Doubt::Unexpected),
         (401, false, ..) => return Verdict::Stop(Fault::Unauthenticated),
         (429, false, ..) => return Verdict::Unsure(Doubt::TooFrequent),
         (_, false, ..) => return Verdict::Unsure(Doubt::NotBelieved),
@@ -489,12 +504,17 @@ fn judge_rejection(answer: &Answer) -> Verdict {
     };
     match (status, code) {
         (401, _) => Verdict::Stop(Fault::Unauthenticated),
-        (429, _) => Verdict::NotAccepted(Declined::TooFrequent),
+        // A status that no signature covers must not make a code that says something else "not accepted".
+        (429, code) if !is_rate_limit(code) => Verdict::Unsure(Doubt::TooFrequent),
         (403, "NO_AUTH" | "NOAUTH") => Verdict::NotAuthorised,
         _ if is_rate_limit(code) => Verdict::NotAccepted(Declined::TooFrequent),
         _ => match answer.sub_code {
+            // Whoever can change the number must not be able to have the body sent again without a look.
+            Some(272_756_746 | 270_924_289) if reason(status, code).may_be_our_own_use() => {
+                Verdict::Unsure(Doubt::Unexpected)
+            }
             Some(272_756_746) => Verdict::NotAccepted(Declined::Locked),
-            Some(270_924_289) => Verdict::NotAccepted(Declined::TooFrequent),
+            Some(270_924_289) if !is_absence(status, code) => Verdict::NotAccepted(Declined::TooFrequent),
             number => {
                 let named = reason(status, code);
                 let reason = number.and_then(refine).unwrap_or(named);

@@ -6,10 +6,12 @@
 //! timestamps, never by `Date`, which no signature covers: an answer arrives after it was signed, so a kept one can only
 //! make the provider's clock look slower than it is. The fastest eighth of the last answers is left out, lest one machine
 //! of the provider whose clock runs ahead shut out the others; and what is not accepted is learned from as well, so that a
-//! clock that was set back is believed again within some answers.
+//! clock that was set back is believed again within some answers; but one answer is learned from once.
 //!
-//! What remains: an answer that was withheld and is given to another question within [`TOLERANCE`] of its signing, and
-//! the first answers of a process, before its clock is known; those are bounded by the five minutes of [`super::verify`].
+//! What remains: an answer that was withheld and is given to another question within [`TOLERANCE`] of its signing; the
+//! first answers of a process, or of one that heard none for ten minutes, before its clock is known; and dozens of
+//! withheld answers, which together look like a clock that was set back. All are bounded by the five minutes of
+//! [`super::verify`], and none is shared between processes.
 //! Pure: times are arguments, on a clock that is never set.
 
 use std::collections::{HashSet, VecDeque};
@@ -81,7 +83,7 @@ impl Clock {
 #[derive(Debug)]
 struct Generation {
     since: Duration,
-    accepted: HashSet<u64>,
+    seen: HashSet<u64>,
 }
 
 impl ReplayGuard {
@@ -93,32 +95,32 @@ impl ReplayGuard {
     pub fn admit(&mut self, marks: Marks<'_>, sent: Duration, heard: Duration) -> Result<(), Flaw> {
         let signed_ms = marks.signed_at.saturating_mul(1_000);
         let fingerprint = self.hasher.hash_one((marks.nonce, marks.signature));
-        if self.generations.iter().any(|generation| generation.accepted.contains(&fingerprint)) {
+        if self.generations.iter().any(|generation| generation.seen.contains(&fingerprint)) {
             return Err(Flaw::Replayed);
         }
-        // By what is known without this answer: it must not vouch for itself.
+        // By what is known without this answer: it must not vouch for itself. One that is given out again and again is
+        // learned from once, whether it is accepted or not.
         let ahead_ms = self.clock.ahead_ms(heard);
         self.clock.learn(signed_ms, heard);
+        self.generation(heard).seen.insert(fingerprint);
         let earliest_ms =
             ahead_ms.map(|ahead| ahead.saturating_add(millis(sent)).saturating_sub(millis(TOLERANCE)));
         if earliest_ms.is_some_and(|earliest| signed_ms < earliest) {
             return Err(Flaw::Replayed);
         }
-        let generation = self.generation(heard);
-        generation.accepted.insert(fingerprint);
         Ok(())
     }
 
     /// The generation of now; the oldest one is forgotten for it.
     fn generation(&mut self, now: Duration) -> &mut Generation {
         let ended = self.generations.last().is_none_or(|newest| {
-            now.saturating_sub(newest.since) >= GENERATION || newest.accepted.len() >= ANSWERS_MAX
+            now.saturating_sub(newest.since) >= GENERATION || newest.seen.len() >= ANSWERS_MAX
         });
         if ended {
             if self.generations.len() >= GENERATIONS {
                 self.generations.remove(0);
             }
-            self.generations.push(Generation { since: now, accepted: HashSet::new() });
+            self.generations.push(Generation { since: now, seen: HashSet::new() });
         }
         let newest = self.generations.len() - 1;
         &mut self.generations[newest]
@@ -188,7 +190,21 @@ mod tests {
         assert_eq!(provider.admit(&kept, 12_500, 12_600), Err(Flaw::Replayed));
         assert_eq!(provider.admit(&kept, 299_000, 299_100), Err(Flaw::Replayed));
         // Within the tolerance nobody can tell it from one of a machine whose clock is a little behind.
-        assert_eq!(provider.admit(&kept, 8_000, 8_100), Ok(()));
+        let other = provider.sign(1_000);
+        assert_eq!(provider.admit(&other, 8_000, 8_100), Ok(()));
+    }
+
+    #[test]
+    fn kept_answer_given_out_many_times_teaches_no_clock() {
+        let mut provider = Provider::new(0);
+        for nth in 0..500 {
+            assert_eq!(provider.ask(nth * 100, 100), Ok(()));
+        }
+        let kept = [provider.sign(50_000), provider.sign(50_000)];
+        for nth in 0..200 {
+            assert_eq!(provider.admit(&kept[0], 132_000 + nth, 132_100 + nth), Err(Flaw::Replayed));
+        }
+        assert_eq!(provider.admit(&kept[1], 132_300, 132_400), Err(Flaw::Replayed));
     }
 
     #[test]
@@ -225,7 +241,7 @@ mod tests {
             provider.ask(nth, 0).unwrap();
         }
         let kept: Vec<_> =
-            provider.guard.generations.iter().map(|generation| generation.accepted.len()).collect();
+            provider.guard.generations.iter().map(|generation| generation.seen.len()).collect();
         assert!(kept.len() <= GENERATIONS && kept.iter().all(|count| *count <= ANSWERS_MAX), "{kept:?}");
         assert!(kept.iter().sum::<usize>() >= 2 * ANSWERS_MAX, "{kept:?}");
     }
