@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
 use tracing::{info, warn};
 
@@ -27,7 +29,10 @@ pub enum Swept {
     Forbidden(String),
 }
 
-/// Takes one after the other until there are none left, or until it is time to stop.
+/// Dead letters in hand at once: each takes two queries, seconds apart, and others behind it have deadlines, too.
+const AT_ONCE: usize = 16;
+
+/// Takes them until there are none left, or until it is time to stop.
 pub async fn sweep(tools: Arc<Tools>, settings: Settings, publisher: Publisher, cut: Cut) -> Swept {
     let swept = sweep_all(&tools, &settings, &publisher, &cut).await;
     tools.metrics.dead_letter_in_hand(false);
@@ -47,12 +52,13 @@ async fn sweep_all(tools: &Tools, settings: &Settings, publisher: &Publisher, cu
         Ok(letters) => letters,
         Err(error) => return Swept::Failed(error.to_string()),
     };
-    // A permit of its own: while commands are held because the broker does not take their events, there may be no other.
-    let permits = Slots::new(1);
-    let mut count = 0;
+    // Permits of their own: while commands are held because the broker does not take their events, there may be no other.
+    let permits = Slots::new(AT_ONCE);
+    let mut in_hand = FuturesUnordered::new();
+    let (mut count, mut failure) = (0, None);
     // Each once: what cannot be told now goes behind the others.
     for _ in 0..tools.metrics.dead_letters() {
-        if *cut.borrow() {
+        if *cut.borrow() || failure.is_some() {
             break;
         }
         let delivery = match letters.next().await {
@@ -60,28 +66,46 @@ async fn sweep_all(tools: &Tools, settings: &Settings, publisher: &Publisher, cu
             Ok(None) => break,
             Err(error) if error.is_refused() => {
                 let granting = probe::granting(settings, settings.mode);
-                return Swept::Forbidden(format!("{error}; grant what is missing: {granting}"));
+                failure = Some(Swept::Forbidden(format!("{error}; grant what is missing: {granting}")));
+                break;
             }
-            Err(error) => return Swept::Failed(error.to_string()),
+            Err(error) => {
+                failure = Some(Swept::Failed(error.to_string()));
+                break;
+            }
         };
-        let Some(mut permit) = permits.take() else { break };
-        tools.metrics.dead_letter_in_hand(true);
         let now = Timestamp::now();
         if is_to_wait(&delivery, now) {
             if let Err(why) = put_back_dead(publisher, delivery, Vec::new()).await {
-                return Swept::Failed(why);
+                failure = Some(Swept::Failed(why));
             }
             continue;
         }
+        let Some(mut permit) = permits.take() else { break };
+        tools.metrics.dead_letter_in_hand(true);
         let mut taken = Taken::dead_letter(delivery, now);
         // While calls are held back those past their deadline still end, and none of the others may keep them waiting.
         taken.hurried = tools.breaker.state() != State::Closed;
-        let (settling, trouble) = work(tools, publisher, taken, &mut permit, cut.clone()).await;
-        if let Some(trouble) = trouble {
-            return Swept::Failed(trouble);
+        in_hand.push(async move { work(tools, publisher, taken, &mut permit, cut.clone()).await });
+        if in_hand.len() == AT_ONCE
+            && let Some(settled) = in_hand.next().await
+        {
+            failure = failure.or(count_settled(settled, &mut count));
         }
-        count += usize::from(settling != Settling::Released);
+    }
+    // What is in hand is settled in any case: an event may be on its way.
+    while let Some(settled) = in_hand.next().await {
+        failure = failure.or(count_settled(settled, &mut count));
+    }
+    if let Some(failure) = failure {
+        return failure;
     }
     letters.close().await;
     Swept::Some(count)
+}
+
+/// Counts one that was settled; gives the failure that ends the sweep, if it met one.
+fn count_settled((settling, trouble): (Settling, Option<String>), count: &mut usize) -> Option<Swept> {
+    *count += usize::from(settling != Settling::Released && trouble.is_none());
+    trouble.map(Swept::Failed)
 }

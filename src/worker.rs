@@ -14,7 +14,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::attempt::{Belief, Evidence, Limits, Outcome, OutcomeKind, Progress, Step};
 use crate::brand_access::{BrandAccess, Denial};
-use crate::breaker::{Breaker, Sign};
+use crate::breaker::{Breaker, Sign, State};
 use crate::broker::delivery::{
     DEAD_AGAIN, DEAD_AT, DEAD_REASON, DEAD_TRIES, DELAYS_PASSED, Delivery, HANDED_BACK,
 };
@@ -129,8 +129,16 @@ pub struct Taken {
 impl Taken {
     /// Reads a delivery.
     pub fn new(delivery: Delivery, at: Timestamp) -> Self {
-        let command =
-            command::decode(delivery.body()).map_err(|rejected| match delivery.content_encoding() {
+        let command = match (command::decode(delivery.body()), delivery.undecodable_property()) {
+            // Its headers may have held what changes its meaning, such as those of a retry message.
+            (decoded, Some((name, problem))) => {
+                let legible =
+                    decoded.as_ref().map_or_else(|rejected| rejected.legible.clone(), Legible::from);
+                let problem = format!("its property {name} {problem}; send text in UTF-8 and flat headers");
+                let faults = vec![Fault { pointer: String::new(), problem }];
+                Err(Box::new(Rejected { faults, legible }))
+            }
+            (decoded, None) => decoded.map_err(|rejected| match delivery.content_encoding() {
                 None => rejected,
                 // What it says is not wrong, it cannot be read.
                 Some(encoding) => {
@@ -141,7 +149,8 @@ impl Taken {
                     let faults = vec![Fault { pointer: String::new(), problem }];
                     Box::new(Rejected { faults, legible: Legible::default() })
                 }
-            });
+            }),
+        };
         Self { delivery, command, at, crowded: false, hurried: false, dead_lettered: None }
     }
 
@@ -269,6 +278,7 @@ async fn settle(
                         troubled,
                         failed_at,
                         hurried,
+                        called: false,
                         stay,
                         slot,
                     };
@@ -370,7 +380,10 @@ fn progress(
             copy::read(header, prepared.body_sha256(), now, tools.horizon).map_err(Unstartable::Damage)?;
         if let Some((tier, at)) = delivery.waited() {
             let late = now.duration_since(at).max(SignedDuration::ZERO);
-            tools.metrics.came_back(tier, late.unsigned_abs());
+            // Whoever may publish can write such a time.
+            if late <= tools.horizon.furthest {
+                tools.metrics.came_back(tier, late.unsigned_abs());
+            }
         }
         if again {
             carried.progress.delivered_again();
@@ -558,6 +571,8 @@ struct Job<'a> {
     failed_at: Option<Host>,
     /// Whether it takes the call that can be made now, or none.
     hurried: bool,
+    /// Whether a call about it was made in this delivery.
+    called: bool,
     stay: &'a mut Stay,
     slot: &'a mut Slot,
 }
@@ -575,6 +590,15 @@ impl Job<'_> {
                     // Only trouble costs: what a redelivery or a refusal asks further is no retry.
                     let retry = std::mem::take(&mut self.troubled);
                     // Nor may many in trouble hold the slots of those that nothing is wrong with.
+                    // While calls are held back another command finds out whether they are answered again: one that only
+                    // fails itself must not keep the circuit open for all.
+                    if retry
+                        && self.tools.breaker.state() != State::Closed
+                        && let Some(aside) = self.carried.progress.step_aside(limits)
+                    {
+                        step = aside;
+                        continue;
+                    }
                     let crowded = !self.carried.evidence.is_empty() && self.tools.pacer.is_crowded();
                     if (retry && !self.tools.budget.spend() || crowded)
                         && !limits.tiers.is_empty()
@@ -592,11 +616,7 @@ impl Job<'_> {
                     }
                 }
                 // Held here it would be asked for ever, and nobody would learn that another brand is open.
-                Step::Halt(verdict::Fault::Unauthorised | verdict::Fault::Rejected)
-                    if let Some(put_away) = self.carried.progress.step_aside(limits) =>
-                {
-                    put_away
-                }
+                Step::Halt(_) if let Some(put_away) = self.carried.progress.step_aside(limits) => put_away,
                 // A dead letter goes back to the others: nothing that we are at fault for is charged to it.
                 Step::Halt(_) if self.carried.progress.only_asks() => {
                     return Err(Interrupted::Cut(Box::new(self.delivery), Vec::new()));
@@ -629,7 +649,9 @@ impl Job<'_> {
             return Asked::Step(end);
         }
         let late_at = progress.deadline.saturating_add(self.limits.settling).unwrap_or(Timestamp::MAX);
-        let (hurried, in_process_max) = (self.hurried, self.limits.in_process_max);
+        // What has looked at its coupon goes on to the use: where each looked and gave way to the next, no use would ever
+        // show whether uses are accepted again.
+        let (hurried, in_process_max) = (self.hurried && !self.called, self.limits.in_process_max);
         let slot = &mut *self.slot;
         let hold = async {
             slot.rest(after).await;
@@ -639,7 +661,9 @@ impl Job<'_> {
                 let left = late_at.duration_since(Timestamp::now());
                 let late = left <= SignedDuration::ZERO;
                 let patience = match late {
-                    _ if hurried => Duration::ZERO,
+                    true if hurried => Duration::ZERO,
+                    // Where calls are tried one by one, each may be the one that finds out.
+                    false if hurried && matches!(tools.breaker.state(), State::Open { .. }) => Duration::ZERO,
                     true => LATE_PATIENCE,
                     false => in_process_max,
                 };
@@ -693,6 +717,7 @@ impl Job<'_> {
         if self.carried.evidence.is_empty() && !self.delivery.redelivered() {
             tools.budget.earn();
         }
+        self.called = true;
         let mut leg = self.stay.ask(question.as_str());
         let (nonce, chance) = (rand::random(), rand::random());
         let asked_at = Instant::now();
@@ -764,7 +789,12 @@ impl Job<'_> {
                 Denial::Unclear => Verdict::NotAccepted(Declined::NotAuthorised),
                 Denial::Everywhere => Verdict::Stop(verdict::Fault::Unauthorised),
             },
-            Verdict::Redeemed | Verdict::Objected { .. } => {
+            Verdict::Redeemed => {
+                brands.let_in(brand, asked_at);
+                verdict
+            }
+            // What is wrong with a parameter may be found before rights are looked at.
+            Verdict::Objected { reason, .. } if reason.is_about_the_coupon() => {
                 brands.let_in(brand, asked_at);
                 verdict
             }

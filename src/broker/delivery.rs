@@ -51,6 +51,9 @@ pub const TRIED: &str = "x-redemption-tried";
 /// Marks a command that was put back into the queue as a new message, as a header: another one of it may exist.
 pub const HANDED_BACK: &str = "x-redemption-handed-back";
 
+/// Marks what the client did not read of headers, at any level of them.
+const UNDECODABLE: &str = lapin::types::parsing::UNDECODABLE;
+
 /// How often a message that cannot be worked on was delayed, as a header.
 pub const DELAYS_PASSED: &str = "x-redemption-delays-passed";
 
@@ -112,6 +115,31 @@ impl Delivery {
             AMQPValue::ShortString(text) => Some(text.as_str()),
             _ => None,
         }
+    }
+
+    /// What of its properties cannot be read, with the reason. The client reads such a message all the same: it marks
+    /// headers that it did not read and replaces bytes that are not UTF-8.
+    pub fn undecodable_property(&self) -> Option<(&'static str, &'static str)> {
+        let is_marked = |headers: &FieldTable| {
+            headers.inner().iter().any(|(name, value)| name.as_str() == UNDECODABLE || has_mark(value))
+        };
+        if self.headers().is_some_and(is_marked) {
+            return Some((
+                "headers",
+                "is nested more than 64 levels deep, or has a value of an unknown type",
+            ));
+        }
+        let texts = [
+            ("correlation_id", self.properties.correlation_id()),
+            ("message_id", self.properties.message_id()),
+            ("reply_to", self.properties.reply_to()),
+            ("content_encoding", self.properties.content_encoding()),
+        ];
+        let replaced = |text: &Option<lapin::types::ShortString>| {
+            text.as_ref().is_some_and(|text| text.as_str().contains(char::REPLACEMENT_CHARACTER))
+        };
+        let found = texts.into_iter().find(|(_, text)| replaced(text));
+        found.map(|(name, _)| (name, "is not UTF-8"))
     }
 
     /// `content_encoding`, where it is another one than that of plain JSON.
@@ -306,6 +334,17 @@ async fn settled(limit: Duration, sending: impl Future<Output = lapin::Result<()
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(Unsettled(error.to_string())),
         Err(_) => Err(Unsettled(format!("its connection took nothing for {limit:?}"))),
+    }
+}
+
+/// Whether a header contains what the client did not read.
+fn has_mark(value: &AMQPValue) -> bool {
+    match value {
+        AMQPValue::FieldArray(values) => values.as_slice().iter().any(has_mark),
+        AMQPValue::FieldTable(table) => {
+            table.inner().iter().any(|(name, value)| name.as_str() == UNDECODABLE || has_mark(value))
+        }
+        _ => false,
     }
 }
 

@@ -13,6 +13,7 @@ use crate::broker;
 use rstest::rstest;
 use serde_json::Value;
 
+use crate::ports;
 use crate::programs::{ended, unused_dir};
 
 /// What stands here for the program that a reader installs.
@@ -70,7 +71,7 @@ impl Reader {
             shell.env_remove(name);
         }
         // Another service of this machine may have the port; the blocks name none, so the environment may.
-        shell.env("REDEEMER_ADMIN__LISTEN", format!("127.0.0.1:{}", free_port()));
+        shell.env("REDEEMER_ADMIN__LISTEN", format!("127.0.0.1:{}", ports::unused()));
         shell.stdin(Stdio::null()).stdout(own("typed.out")).stderr(own("typed.err"));
         let shell = self.shell.insert(shell.spawn().unwrap());
         let status = ended(shell);
@@ -92,10 +93,6 @@ impl Drop for Reader {
         let _ = broker::run("remove", &self.clone.join(BROKER), &[]);
         let _ = fs::remove_dir_all(&self.clone);
     }
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 #[rstest]

@@ -209,7 +209,8 @@ async fn check_tells_the_version_what_differs_and_what_the_user_may_not_do() {
         meant.map(|line| line["detail"].as_str().unwrap().to_owned()).collect()
     };
     let missing = details(&place, "topology", "warning");
-    assert_eq!(missing.len(), 17, "the service will make them: {missing:#?}");
+    // One finding for what one command makes.
+    assert!(missing.len() == 1 && missing[0].starts_with("17 of 27 "), "{missing:#?}");
     assert_eq!(details(&place, "topology", "fault"), Vec::<String>::new());
     place.config.broker.topology = "verify".to_owned();
     place.write();

@@ -2,9 +2,8 @@ use crate::{flags::*, types::*, value::*};
 use nom::{
     self, Parser,
     bytes::streaming::take,
-    combinator::{all_consuming, complete, flat_map, map, map_opt, map_parser, map_res},
+    combinator::{complete, flat_map, map, map_opt},
     error::{ContextError, ErrorKind, ParseError, context},
-    multi::fold_many0,
     number::streaming::{
         be_f32, be_f64, be_i16, be_i32, be_i64, be_u16, be_u32, be_u64, i8 as be_i8, u8 as be_u8,
     },
@@ -100,11 +99,18 @@ pub type ParserError = nom::Err<ParserErrors>;
 /// Return type of parsers
 pub type ParserResult<I, T> = Result<(I, T), ParserError>;
 
-/// How deep arrays and tables may be nested, the outermost one included.
+/// How deep arrays and tables are parsed, the outermost one included.
 ///
-/// Each level is a few calls on the stack of whoever parses, which is the I/O thread of a connection: without a bound,
-/// a few kilobytes of headers overflow it, and that aborts the process.
+/// Each level takes a few calls on the stack of the connection's I/O thread. Without a bound, a few kilobytes of headers
+/// overflow it, which aborts the process.
 pub const NESTING_MAX: usize = 64;
+
+/// The key of a table entry without a value that marks content which was not parsed: it is nested too deep, or has an
+/// unknown type. Within an array, the last element is a table with this entry.
+///
+/// A broker passes such content on. A parse error would end the connection, and the broker would deliver the message
+/// again.
+pub const UNDECODABLE: &str = "x-undecodable";
 
 /// Parse the [AMQPValue](../type.AMQPValue.html) of the given [AMQPType](../type.AMQPType.html)
 #[must_use]
@@ -157,11 +163,26 @@ fn parse_value_within<I: ParsableInput>(i: I, levels: usize) -> ParserResult<I, 
     .parse(i)
 }
 
-/// The levels that are left within an array or a table. That none are left is a failure, which ends parsing at once.
-fn levels_within<I: ParsableInput>(i: &I, levels: usize) -> Result<usize, ParserError> {
-    levels.checked_sub(1).ok_or_else(|| {
-        nom::Err::Failure(ParserErrors::from_error_kind(i.clone(), ErrorKind::TooLarge))
-    })
+/// Parse entries until the content ends; false if some of it cannot be parsed.
+fn parse_entries<I: ParsableInput, T>(
+    mut content: I,
+    levels: usize,
+    entry: impl Fn(I, usize) -> ParserResult<I, T>,
+    mut keep: impl FnMut(T),
+) -> bool {
+    let Some(levels) = levels.checked_sub(1) else {
+        return content.input_len() == 0;
+    };
+    while content.input_len() > 0 {
+        match entry(content, levels) {
+            Ok((rest, parsed)) => {
+                keep(parsed);
+                content = rest;
+            }
+            Err(_) => return false,
+        }
+    }
+    true
 }
 
 /// Parse an [AMQPType](../type.AMQPType.html)
@@ -245,16 +266,23 @@ pub fn parse_decimal_value<I: ParsableInput>(i: I) -> ParserResult<I, DecimalVal
     .parse(i)
 }
 
-fn make_str<I: Input<Item = u8>>(i: I) -> Result<String, std::string::FromUtf8Error> {
-    String::from_utf8(i.iter_elements().collect())
+fn make_str<I: Input<Item = u8>>(i: I) -> String {
+    String::from_utf8(i.iter_elements().collect()).unwrap_or_else(|not_utf8| {
+        let mut text = String::from_utf8_lossy(not_utf8.as_bytes()).into_owned();
+        // What replaces a byte takes three.
+        while text.len() > usize::from(u8::MAX) {
+            text.pop();
+        }
+        text
+    })
 }
 
-/// Parse a [ShortString](../type.ShortString.html)
+/// Parse a [ShortString](../type.ShortString.html). What is not UTF-8 in it becomes U+FFFD: a broker passes it on.
 pub fn parse_short_string<I: ParsableInput>(i: I) -> ParserResult<I, ShortString> {
     context(
         "parse_short_string",
         map(
-            map_res(flat_map(parse_short_short_uint, take), make_str),
+            map(flat_map(parse_short_short_uint, take), make_str),
             ShortString::from,
         ),
     )
@@ -278,23 +306,18 @@ pub fn parse_field_array<I: ParsableInput>(i: I) -> ParserResult<I, FieldArray> 
 }
 
 fn parse_field_array_within<I: ParsableInput>(i: I, levels: usize) -> ParserResult<I, FieldArray> {
-    let levels = levels_within(&i, levels)?;
     context(
         "parse_field_array",
-        map_parser(
-            flat_map(parse_long_uint, take),
-            all_consuming(fold_many0(
-                context(
-                    "parse_field_array_entry",
-                    complete(move |i| parse_value_within(i, levels)),
-                ),
-                FieldArray::default,
-                |mut acc, elem| {
-                    acc.push(elem);
-                    acc
-                },
-            )),
-        ),
+        map(flat_map(parse_long_uint, take), move |content| {
+            let mut array = FieldArray::default();
+            let entry = |i, levels| complete(move |i| parse_value_within(i, levels)).parse(i);
+            if !parse_entries(content, levels, entry, |value| array.push(value)) {
+                let mut mark = FieldTable::default();
+                mark.insert(UNDECODABLE.into(), AMQPValue::Void);
+                array.push(AMQPValue::FieldTable(mark));
+            }
+            array
+        }),
     )
     .parse(i)
 }
@@ -310,25 +333,21 @@ pub fn parse_field_table<I: ParsableInput>(i: I) -> ParserResult<I, FieldTable> 
 }
 
 fn parse_field_table_within<I: ParsableInput>(i: I, levels: usize) -> ParserResult<I, FieldTable> {
-    let levels = levels_within(&i, levels)?;
     context(
         "parse_field_table",
-        map_parser(
-            flat_map(parse_long_uint, take),
-            all_consuming(fold_many0(
-                context(
-                    "parse_field_table_entry",
-                    complete(pair(parse_short_string, move |i| {
-                        parse_value_within(i, levels)
-                    })),
-                ),
-                FieldTable::default,
-                |mut acc, (key, value)| {
-                    acc.insert(key, value);
-                    acc
-                },
-            )),
-        ),
+        map(flat_map(parse_long_uint, take), move |content| {
+            let mut table = FieldTable::default();
+            let entry = |i, levels| {
+                complete(pair(parse_short_string, move |i| parse_value_within(i, levels))).parse(i)
+            };
+            let insert = |(key, value)| {
+                table.insert(key, value);
+            };
+            if !parse_entries(content, levels, entry, insert) {
+                table.insert(UNDECODABLE.into(), AMQPValue::Void);
+            }
+            table
+        }),
     )
     .parse(i)
 }
@@ -570,17 +589,48 @@ mod test {
         bytes.split_off(usize::from(kind == b'F'))
     }
 
+    fn is_marked(value: &AMQPValue) -> bool {
+        match value {
+            AMQPValue::FieldArray(array) => array.as_slice().iter().any(is_marked),
+            AMQPValue::FieldTable(table) => table
+                .inner()
+                .iter()
+                .any(|(key, value)| key.as_str() == UNDECODABLE || is_marked(value)),
+            _ => false,
+        }
+    }
+
     #[test]
     fn test_nesting_is_bounded() {
         for kind in [b'A', b'F'] {
-            let deepest = nested(kind, NESTING_MAX);
-            assert!(matches!(parse_value(&deepest[..]), Ok((EMPTY, _))));
-            for levels in [NESTING_MAX + 1, 2_000, 20_000] {
-                let deeper = nested(kind, levels);
-                let parsed = parse_value(&deeper[..]);
-                assert!(matches!(parsed, Err(nom::Err::Failure(_))), "{levels}");
+            for levels in [1, NESTING_MAX, NESTING_MAX + 2, 2_000, 20_000] {
+                let bytes = nested(kind, levels);
+                let (rest, value) = parse_value(&bytes[..]).unwrap();
+                assert_eq!(rest, EMPTY);
+                assert_eq!(is_marked(&value), levels > NESTING_MAX, "{levels}");
             }
         }
+    }
+
+    #[test]
+    fn test_unknown_content_is_marked() {
+        let table = [0, 0, 0, 6, 1, b'a', b't', 1, 1, b'?'];
+        let (rest, table) = parse_field_table(&table[..]).unwrap();
+        assert_eq!(rest, EMPTY);
+        assert_eq!(table.inner().len(), 2);
+        assert!(is_marked(&AMQPValue::FieldTable(table)));
+        let (rest, array) = parse_field_array(&[0, 0, 0, 1, b'?'][..]).unwrap();
+        assert_eq!(rest, EMPTY);
+        assert!(is_marked(&AMQPValue::FieldArray(array)));
+    }
+
+    #[test]
+    fn test_short_string_that_is_not_utf8() {
+        let parsed = parse_short_string(&[3, 0xff, b'a', 0xfe][..]);
+        assert_eq!(parsed, Ok((EMPTY, "\u{fffd}a\u{fffd}".into())));
+        let longest = [0xff; 256];
+        let (rest, text) = parse_short_string(&longest[..]).unwrap();
+        assert_eq!((rest, text.as_str().len()), (EMPTY, 255));
     }
 
     #[test]
