@@ -79,11 +79,6 @@ const SIFT_ON_LATEST: Duration = Duration::from_secs(300);
 const HAND_BACK: Duration = Duration::from_secs(5);
 /// The first and the longest pause between two tries of a right or an exchange that is missing.
 const PROBE_AGAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
-/// A message that cannot be read is told again when sessions have held for so long.
-const ILLEGIBLE_AGAIN: Duration = Duration::from_secs(60);
-/// How long after it ended a session such a message may come again, and how many others are taken beside it until then.
-const ILLEGIBLE_RETURNS: Duration = Duration::from_secs(10);
-const ILLEGIBLE_NEIGHBORS_MAX: u16 = 8;
 /// AMQP's reply code for an exchange that does not exist.
 const NOT_FOUND: u16 = 404;
 /// The first and the longest pause between two sweeps of dead letters that brought none its event. The longest leaves room
@@ -219,7 +214,6 @@ pub async fn run(
         taken_in_session: 0,
         settled_in_session: 0,
         sweeps: Sweeps::default(),
-        illegible_since: None,
         size_warning: size_warning.clone(),
         key_trouble,
         drain: config.shutdown.deadline.0,
@@ -257,8 +251,6 @@ struct Service {
     taken_in_session: u64,
     /// Of these, settled in whatever way but by being lost.
     settled_in_session: u64,
-    /// When a message that cannot be read ended a session last.
-    illegible_since: Option<Instant>,
     sweeps: Sweeps,
     /// That the broker takes messages which are too large, once that is known.
     size_warning: Arc<OnceLock<&'static str>>,
@@ -406,13 +398,9 @@ impl Service {
                         Ended::Lost(why) => {
                             warn!(why, "connection to the broker lost; connecting anew");
                             self.tell(None, false, vec![format!("broker: {why}")]);
-                            let illegible = generation.met_the_illegible();
                             tokio::spawn(async move { generation.close().await });
-                            if illegible {
-                                self.beware(&why);
-                            }
                             // A generation that held for a while was no failure; one that broke at once was.
-                            let held = illegible || begun.elapsed() > Duration::from_secs(5);
+                            let held = begun.elapsed() > Duration::from_secs(5);
                             failures = if held { 0 } else { failures + 1 };
                             in_vain = match (self.taken_in_session, self.settled_in_session) {
                                 (1.., 0) => in_vain + 1,
@@ -434,20 +422,6 @@ impl Service {
             if shutdown.asked() {
                 break;
             }
-        }
-    }
-
-    /// Something in the queue ends every connection that it is delivered on.
-    fn beware(&mut self, why: &str) {
-        // It is delivered again and again until the broker gives it up: that is told once.
-        if self.illegible_since.replace(Instant::now()).is_none_or(|since| since.elapsed() > ILLEGIBLE_AGAIN)
-        {
-            error!(
-                why,
-                "a message that cannot be read, most likely a property or a header's name that is not UTF-8, or headers \
-                 nested too deep; few commands are taken at once until the broker has parked it, without an event: see \
-                 docs/operations.md#illegible-message"
-            );
         }
     }
 
@@ -715,7 +689,7 @@ impl Service {
         // What is sifted was read and did no harm: the ramp is about the others.
         let sifted = u16::try_from(self.sifted.waiting.len()).unwrap_or(u16::MAX);
         let ramp = self.ramp.limit().map_or(self.prefetch, |limit| limit.saturating_add(sifted));
-        ramp.min(self.prefetch).min(self.illegible_cap())
+        ramp.min(self.prefetch)
     }
 
     /// What waits for calls to be made again, where they are, or one of it, to find out.
@@ -756,15 +730,6 @@ impl Service {
         let mut waiting = self.lanes.clear();
         waiting.extend(self.sifted.clear());
         waiting
-    }
-
-    /// How many may be taken while a message that cannot be read may come again: a broker that counts a session's end at
-    /// once may give back what the session held some seconds later.
-    fn illegible_cap(&self) -> u16 {
-        match self.illegible_since {
-            Some(since) if since.elapsed() < ILLEGIBLE_RETURNS => ILLEGIBLE_NEIGHBORS_MAX,
-            _ => u16::MAX,
-        }
     }
 
     /// Gives back what is held but not worked on.

@@ -183,8 +183,6 @@ pub struct Health {
     pub blocked: Option<String>,
     /// Why the generation has ended.
     pub lost: Option<String>,
-    /// It ended because the client could not read what the broker delivered.
-    pub illegible: bool,
     /// Why the broker closed the consumer's channel, in its own words.
     pub consumer_channel: Option<String>,
 }
@@ -334,11 +332,6 @@ impl Generation {
     pub fn is_blocked(&self) -> bool {
         let health = self.health.borrow();
         health.blocked.is_some() && health.lost.is_none()
-    }
-
-    /// Whether it ended because the client could not read what the broker delivered.
-    pub fn met_the_illegible(&self) -> bool {
-        self.health.borrow().illegible
     }
 
     /// Host, port and virtual host.
@@ -641,9 +634,6 @@ fn watch_events(connection: &Connection, health: &watch::Sender<Health>, publish
                     });
                 }
                 Event::Error(error) => {
-                    if matches!(error.kind(), ErrorKind::ParsingError(_)) && !publishing {
-                        health.send_modify(|health| health.illegible = health.lost.is_none());
-                    }
                     lose(&health, &error.to_string());
                     return;
                 }

@@ -13,9 +13,9 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use lapin::Connection;
 use lapin::options::{BasicGetOptions, BasicNackOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::FieldTable;
-use lapin::{Connection, ErrorKind};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
@@ -36,18 +36,6 @@ pub enum CannotLook {
     /// Someone else looks.
     #[error("someone else is looking at {0}; what they hold cannot be seen. Try again when they are done")]
     Busy(String),
-    /// The client cannot read a message, and its connection ended over it.
-    #[error(
-        "message {nth} in {queue} cannot be read: most likely a property or a header's name is not UTF-8, or headers \
-         are nested more than 64 levels deep. Take it out with another client, such as the page of RabbitMQ's management (Queues, {queue}, Get messages); see \
-         docs/operations.md#illegible-message"
-    )]
-    Illegible {
-        /// The parked queue.
-        queue: String,
-        /// Counted from 1 at the queue's head.
-        nth: u32,
-    },
     /// There is no such queue.
     #[error("queue {0} is not there: look at broker.names, or run redeemer topology apply")]
     NoQueue(String),
@@ -88,7 +76,6 @@ pub enum CannotLook {
 /// One look at the parked queue.
 pub struct Look {
     connection: Arc<Wire>,
-    health: watch::Sender<Health>,
     /// What the broker says of the connection as one that publishes.
     publishing: watch::Sender<Health>,
     publisher: Option<Publisher>,
@@ -114,11 +101,8 @@ impl Look {
         let lock = lock(&connection, &queue, bound).await?;
         let inlet = Inlet::new(bound.wait(connection.create_channel()).await?);
         let begun = Instant::now();
-        let health = watch::Sender::new(Health::default());
-        watch_events(&connection, &health, false);
         Ok(Self {
             connection: Arc::new(connection),
-            health,
             publishing: watch::Sender::default(),
             publisher: None,
             inlet,
@@ -210,21 +194,9 @@ impl Look {
         }
         let channel = self.inlet.channel();
         let got = self.answered(channel.basic_get(self.queue.as_str().into(), BasicGetOptions::default()));
-        let mut health = self.health.subscribe();
-        // The client does not always answer for a connection that has ended over the answer.
-        let illegible = async { health.wait_for(|now| now.illegible).await.is_ok() };
-        let illegible_one = || CannotLook::Illegible { queue: self.queue.clone(), nth: self.taken + 1 };
-        let got = tokio::select! {
-            got = got => got,
-            // The sender lives in `self`, so it has come to that.
-            _ = illegible => return Err(illegible_one()),
-        };
-        let got = match got {
+        let got = match got.await {
             Err(CannotLook::Lost { source, .. }) if reply_code(&source) == Some(404) => {
                 return Err(CannotLook::NoQueue(self.queue.clone()));
-            }
-            Err(CannotLook::Lost { source, .. }) if matches!(source.kind(), ErrorKind::ParsingError(_)) => {
-                return Err(illegible_one());
             }
             got => got?,
         };
