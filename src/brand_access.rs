@@ -42,6 +42,8 @@ pub struct BrandAccess {
     /// When the last use was sent that each brand let in, until it denies one.
     let_in: HashMap<Box<str>, Instant>,
     denied: HashMap<Box<str>, Denied>,
+    /// When a brand was last denied that had been denied before.
+    denied_again: Option<Instant>,
 }
 
 /// Since when a brand has denied us, and when it did last.
@@ -70,6 +72,7 @@ impl BrandAccess {
         let since = match self.denied.get_mut(brand) {
             Some(denied) => {
                 denied.last = now;
+                self.denied_again = Some(now);
                 denied.since
             }
             None => {
@@ -88,10 +91,14 @@ impl BrandAccess {
     }
 
     /// Whether a use of this brand is worth a call. One that was just denied is tried again after a pause, by one command
-    /// in place of all; once it is known to be this brand's own word, each command needs its own answer.
+    /// in place of all; once it is known to be this brand's own word, each command needs its own answer. While no brand
+    /// lets us in, all that were denied share one try in a pause: brands that were not tried yet find out sooner whether
+    /// the fault is ours, and a thousand invented ones must not take their turns.
     pub fn may_try(&self, brand: &str, now: Instant) -> bool {
         let Some(denied) = self.denied.get(brand) else { return true };
-        now.saturating_duration_since(denied.last) >= PAUSE || self.is_alone(denied.since, now)
+        let paused = |since: Instant| now.saturating_duration_since(since) >= PAUSE;
+        let shared = self.last_let_in(now).is_some() || self.denied_again.is_none_or(paused);
+        paused(denied.last) && shared || self.is_alone(denied.since, now)
     }
 
     fn is_alone(&self, since: Instant, now: Instant) -> bool {
@@ -134,6 +141,29 @@ mod tests {
 
     fn clock() -> Clock {
         Clock(Instant::now())
+    }
+
+    #[test]
+    fn denied_brands_share_one_try_in_a_pause_while_none_is_let_in() {
+        let clock = clock();
+        let (mut access, pause) = (BrandAccess::default(), PAUSE.as_millis() as u64);
+        for nth in 0..1_000 {
+            assert_eq!(access.deny(&format!("invented {nth}"), clock.at(nth)), Denial::Unclear);
+        }
+        let mut tries = 0;
+        for now in (2 * pause..12 * pause).step_by(100) {
+            assert!(access.may_try("never tried", clock.at(now)));
+            let invented = (0..1_000).map(|nth| format!("invented {nth}"));
+            for brand in invented {
+                if access.may_try(&brand, clock.at(now)) {
+                    tries += 1;
+                    access.deny(&brand, clock.at(now));
+                }
+            }
+        }
+        assert_eq!(tries, 10, "one in each pause");
+        access.let_in("real", clock.at(12 * pause));
+        assert!((0..1_000).all(|nth| access.may_try(&format!("invented {nth}"), clock.at(12 * pause + 1))));
     }
 
     #[test]
