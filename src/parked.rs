@@ -101,6 +101,12 @@ impl Parked {
         }
     }
 
+    /// What the console's links know it by: two messages of equal bytes may have been parked for different reasons.
+    pub fn key(&self) -> String {
+        let place = Sha256::digest(format!("{} {:?}", self.reason, self.at));
+        format!("{}-{}", self.sha256, &hex(&place)[..8])
+    }
+
     /// How long it has been parked.
     pub fn age(&self, now: Timestamp) -> Option<SignedDuration> {
         self.at.map(|at| now.duration_since(at).max(SignedDuration::ZERO))

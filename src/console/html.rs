@@ -35,7 +35,7 @@ const REASONS: [&str; 5] =
 /// One parked command in the list.
 #[derive(Debug, Clone)]
 pub struct Row {
-    /// SHA-256 of its bytes in hex.
+    /// [`Parked::key`].
     pub id: String,
     /// When it was parked.
     pub at: Option<Timestamp>,
@@ -49,7 +49,7 @@ impl Row {
         let Legible { brand_id, coupon_code, out_request_no, .. } = &parked.legible;
         let none = || "\u{2013}".to_owned();
         Self {
-            id: parked.sha256.clone(),
+            id: parked.key(),
             at: parked.at,
             cells: [
                 parked.age(now).map_or_else(none, span),
@@ -296,7 +296,7 @@ pub fn show(
 
 /// The forms: ask first, or discard.
 fn doing(session: &Session, parked: &Parked, asked: bool) -> String {
-    let (hidden, id) = (hidden(session), text(&parked.sha256));
+    let (hidden, id) = (hidden(session), text(&parked.key()));
     let ask = match parked.replayable() {
         Err(why) => format!("<h2>Replay</h2><p class=\"soft\">Not possible: {}.</p>", text(&why)),
         Ok(_) => {
@@ -344,7 +344,7 @@ fn answer(session: &Session, parked: &Parked, asked: &Asked<'_>) -> String {
                  type=\"hidden\" name=\"deed\" value=\"{}\"><label>Why, for the audit event<input name=\"because\" \
                  maxlength=\"200\" value=\"{}\"></label><button class=\"button\">{}</button></form>",
                 would(*deed),
-                text(&parked.sha256),
+                text(&parked.key()),
                 hidden(session),
                 deed.effect(),
                 text(because),

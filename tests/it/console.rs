@@ -398,6 +398,29 @@ async fn impatient_operator_does_not_query_faster_than_the_console() {
     service.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_of_equal_bytes_have_pages_of_their_own() {
+    let bed = bed().await;
+    let body = command("C1", "USE_C1_0001").to_string();
+    for (nth, reason) in ["deadline_passed", "attempts_exhausted"].into_iter().enumerate() {
+        park(&bed, body.as_bytes(), reason, Duration::from_secs(60 * (nth as u64 + 1))).await;
+    }
+    let service = bed.start().await;
+    let person = Browser::log_in(&service).await;
+    let list = person.get("/parked").await.text;
+    let links: Vec<_> =
+        list.split("href=\"/parked/").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
+    assert!(links.len() == 2 && links[0] != links[1], "{links:?}");
+    let mut shown = Vec::new();
+    for link in links {
+        let page = person.get(&format!("/parked/{link}")).await.text;
+        shown.push(page.contains("deadline passed"));
+    }
+    shown.sort_unstable();
+    assert_eq!(shown, [false, true], "each page is of its own message");
+    service.stop().await;
+}
+
 /// How many parked commands a page says that it looked at, of those that there are.
 fn looked_at(page: &str) -> u32 {
     let (_, rest) = page.split_once("Only the first ").expect("not all were looked at");
