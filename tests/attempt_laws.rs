@@ -640,6 +640,24 @@ fn an_inquiry_rejected_like_the_redeem_confirms_the_rejection() {
     }
 }
 
+/// The words of an answer that was not believed are kept for people. A look with the same words confirms nothing, shows no
+/// usable coupon, and lets no use out.
+#[test]
+fn signed_look_confirms_no_rejection_that_was_not_believed() {
+    let unbelieved = [
+        error(400, "INVALID_REQUEST", Some(268_578_704), Authenticity::Unsigned),
+        error(500, "INVALID_REQUEST", Some(268_578_704), Authenticity::Unsigned),
+        error(400, "INVALID_REQUEST", Some(268_578_704), Authenticity::Unconvincing(Flaw::Mismatch)),
+    ];
+    let twin = || error(400, "INVALID_REQUEST", Some(268_578_704), Authenticity::Verified);
+    for first in unbelieved {
+        let script = [first, twin(), twin(), twin(), used_by_us()];
+        let (steps, outcome) = Run::default().play(Start::Fresh, &script);
+        assert_eq!(steps.iter().filter(|step| step.ends_with("redeem")).count(), 1, "{steps:?}");
+        assert!(matches!(outcome, Outcome::Redeemed { .. }), "{outcome:?}");
+    }
+}
+
 #[test]
 fn a_signed_refusal_after_a_doubt_stands_on_two_settled_inquiries() {
     let refusal = || signed(403, "NOT_ENOUGH");

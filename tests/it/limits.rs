@@ -161,6 +161,27 @@ async fn a_proxy_that_rejects_uses_opens_the_circuit() {
     assert_eq!(program.metric(open).await, 0.0);
 }
 
+/// Answers that no API of the provider gives, or that nobody signed, from something in its place.
+#[rstest::rstest]
+#[case::redirect(302)]
+#[case::request_timeout(408)]
+#[case::unsigned_throttling(429)]
+#[tokio::test(flavor = "multi_thread")]
+async fn proxy_in_the_way_opens_the_circuit_and_ends_no_command(#[case] status: u16) {
+    let mut bed = Bed::new().await;
+    publish(&bed, "WELL", 20).await;
+    let program = Program::start(&bed).await;
+    all_redeemed(&mut bed, 20).await;
+    bed.faults(json!([{"fault": {"kind": "status", "status": status, "signed": false}}]));
+    publish(&bed, "C", 100).await;
+    let open = r#"redeemer_breaker_cause{cause="not_believed"}"#;
+    until("the circuit open", async || program.metric(open).await == 1.0).await;
+    assert_eq!(reqwest::get(format!("http://{}/readyz", program.admin)).await.unwrap().status(), 503);
+    assert_eq!(bed.uses().len(), 20);
+    bed.faults(json!([]));
+    all_redeemed(&mut bed, 100).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_first_5xx_after_a_start_holds_nothing_back() {
     let mut bed = Bed::new().await;

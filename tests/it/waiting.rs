@@ -748,6 +748,33 @@ async fn when_only_redeeming_is_not_allowed_an_inquiry_that_is_answered_charges_
     service.stop().await;
 }
 
+/// A command whose parameters are rejected shows no right to use the brand's coupons.
+#[tokio::test(flavor = "multi_thread")]
+async fn rejected_parameter_does_not_make_a_denied_brand_the_only_one() {
+    let mut bed = quick().await;
+    let no_auth = json!({"kind": "status", "status": 403, "code": "NO_AUTH"});
+    let wrong = json!({"kind": "status", "status": 400, "code": "PARAM_ERROR"});
+    bed.faults(json!([
+        {"coupon_prefix": "EVIL", "fault": wrong},
+        {"question": "use", "fault": no_auth},
+    ]));
+    for nth in 0..12 {
+        let (code, brand) = (format!("C{nth}"), ["120344", "666666"][nth % 2]);
+        bed.issue(&code, json!({"brand_id": brand}));
+        bed.publish(&of_brand(&code, brand, &format!("USE_{code}"))).await;
+    }
+    bed.issue("EVIL", json!({"brand_id": "888888"}));
+    bed.publish(&of_brand("EVIL", "888888", "USE_EVIL")).await;
+    let service = bed.start_unready().await;
+    until("the stop", async || service.get("/readyz").await.1.contains("NO_AUTH")).await;
+    bed.faults(json!([]));
+    for told in in_order(&mut bed, 13).await {
+        let good = told.event["subject"] != "EVIL";
+        assert!(!good || told.gist() == "redeemed - USED", "charged to a coupon: {:#}", told.event);
+    }
+    service.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_clock_stops_consumption_and_the_reason_says_by_how_much() {
     let mut bed = quick().await;
