@@ -574,7 +574,7 @@ async fn dead_letters_that_may_not_be_read_are_told_with_the_remedy() {
     let service = bed.start().await;
     until("the missing right told", async || {
         let (_, status) = service.get("/status.json").await;
-        status.contains("set_permissions") && status.contains(&dead) && status.contains("403")
+        status.contains("set_permissions") && status.contains(&dead) && status.contains("ACCESS_REFUSED")
     })
     .await;
     bed.publish(&command("C2", "USE_C2_1")).await;
