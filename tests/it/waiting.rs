@@ -631,7 +631,8 @@ async fn a_brand_that_withdraws_its_rights_holds_up_nobody() {
     }
     let expected = [("redeemed - USED".to_owned(), 20), ("refused not_authorised -".to_owned(), 100)];
     assert_eq!(counts, BTreeMap::from(expected));
-    assert!(good.unwrap() < Duration::from_secs(10), "{good:?}");
+    // One after the other, with a pause for each of the denied, they would take nine minutes.
+    assert!(good.unwrap() < Duration::from_secs(30), "{good:?}");
     assert_eq!(service.metric(r#"redeemer_stopped{fault="unauthorised"}"#).await, 0.0);
     service.stop().await;
 }
