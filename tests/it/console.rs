@@ -75,12 +75,17 @@ struct Page {
 
 impl Browser {
     fn new(service: &Service) -> Self {
-        let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+        // Each request by a connection of its own: the service bounds how long one lives.
+        let http = reqwest::Client::builder()
+            .pool_max_idle_per_host(0)
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .unwrap();
         let at = format!("http://{}", service.admin);
         Self { http, at, cookie: String::new(), word: String::new() }
     }
 
-    /// Opens the door.
+    /// Logs in.
     async fn log_in(service: &Service) -> Self {
         let mut browser = Self::new(service);
         let page = browser.post("/parked/login", &[("token", TOKEN), ("operator", "night shift")]).await;
