@@ -140,6 +140,7 @@ async fn panels_find_data_under_load_and_alerts_fire_for_their_causes() {
         deadline(&watch),
         results(&watch),
         brands(&watch),
+        common_rejection(&watch),
         broker_in_trouble(&watch),
         leak(&watch),
     );
@@ -456,6 +457,32 @@ async fn brands(watch: &Watch) {
     watch.fires("StoppedUnauthorised", &service).await;
     bed.sandbox.tune(Tuning { unauthorised_brands: Some([].into()), ..Tuning::default() });
     watch.ends("StoppedUnauthorised", &service).await;
+    service.stop().await;
+}
+
+/// Every call is rejected alike, for commands that share nothing.
+async fn common_rejection(watch: &Watch) {
+    let bed = quick(Bed::new().await);
+    let service = watch.over(&bed).await;
+    watch.quiet("StoppedRejected", &service).await;
+    bed.faults(json!([{"fault": {
+        "kind": "status", "status": 400, "code": "PARAM_ERROR", "sub_code": 268_435_461, "signed": true
+    }}]));
+    for nth in 0..6 {
+        let code = format!("C{nth}");
+        let own = json!({
+            "openid": format!("oUser_{nth}"), "brand_id": format!("{}", 700_000 + nth),
+            "product_coupon_id": format!("10000001{nth:02}"), "stock_id": format!("10000001{nth:02}001"),
+            "appid": format!("wx23354454654{nth:04}"),
+        });
+        bed.issue(&code, own.clone());
+        let mut command = command(&code, &format!("USE_{code}"));
+        own.as_object().unwrap().iter().for_each(|(name, value)| command[name] = value.clone());
+        bed.publish(&command).await;
+    }
+    watch.fires("StoppedRejected", &service).await;
+    bed.faults(json!([]));
+    watch.ends("StoppedRejected", &service).await;
     service.stop().await;
 }
 
