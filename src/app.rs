@@ -326,7 +326,7 @@ impl Sweeps {
     fn end(&mut self, swept: Swept) {
         let (first, longest) = SWEEP_AGAIN;
         self.in_vain = match swept {
-            // What cannot be read ends each sweep, until the broker parks it; others wait behind it.
+            // A lost connection ends a sweep; the next one begins soon.
             Swept::Some(1..) | Swept::Failed(_) => 0,
             Swept::Some(0) | Swept::Forbidden(_) => self.in_vain.saturating_add(1),
         };

@@ -39,10 +39,9 @@ pub async fn sweep(tools: Arc<Tools>, settings: Settings, publisher: Publisher, 
     match &swept {
         Swept::Some(0) => {}
         Swept::Some(count) => info!(count, "dead-lettered commands have their events"),
-        Swept::Failed(error) | Swept::Forbidden(error) => warn!(
-            error,
-            "dead-lettered commands could not be swept; the broker parks what cannot be read, without an event"
-        ),
+        Swept::Failed(error) | Swept::Forbidden(error) => {
+            warn!(error, "dead-lettered commands could not be swept; retrying")
+        }
     }
     swept
 }

@@ -120,9 +120,6 @@ impl Delivery {
     /// What of its properties cannot be read, with the reason. The client reads such a message all the same: it marks
     /// headers that it did not read and replaces bytes that are not UTF-8.
     pub fn undecodable_property(&self) -> Option<(&'static str, &'static str)> {
-        let is_marked = |headers: &FieldTable| {
-            headers.inner().iter().any(|(name, value)| name.as_str() == UNDECODABLE || has_mark(value))
-        };
         if self.headers().is_some_and(is_marked) {
             return Some((
                 "headers",
@@ -337,13 +334,15 @@ async fn settled(limit: Duration, sending: impl Future<Output = lapin::Result<()
     }
 }
 
-/// Whether a header contains what the client did not read.
+/// Whether the client did not read some of these headers, at any level.
+fn is_marked(headers: &FieldTable) -> bool {
+    headers.inner().iter().any(|(name, value)| name.as_str() == UNDECODABLE || has_mark(value))
+}
+
 fn has_mark(value: &AMQPValue) -> bool {
     match value {
         AMQPValue::FieldArray(values) => values.as_slice().iter().any(has_mark),
-        AMQPValue::FieldTable(table) => {
-            table.inner().iter().any(|(name, value)| name.as_str() == UNDECODABLE || has_mark(value))
-        }
+        AMQPValue::FieldTable(table) => is_marked(table),
         _ => false,
     }
 }

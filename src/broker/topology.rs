@@ -159,7 +159,7 @@ impl fmt::Display for Argument {
 }
 
 /// Deliveries of one dead-lettered command that may fail before the broker parks it without an event: few, because such a
-/// command has failed many times before, and most likely cannot be read.
+/// command has failed many times before.
 const DEAD_DELIVERY_LIMIT: u32 = 3;
 
 /// The short name of a wait: `10s`, `1m`, `2h`.
