@@ -22,14 +22,14 @@ use perf_event::{Builder, Counter};
 use rand::SeedableRng as _;
 use redeemer::attempt::{EstablishedBy, Evidence, Outcome};
 use redeemer::redemption::Redemption;
-use redeemer::verdict::{Answer, Authenticity, Question, Reply, judge};
+use redeemer::verdict::{Authenticity, CallResult, Operation, Response, classify};
 use redeemer::wechat::api::Prepared;
 use redeemer::wechat::keys::{MerchantKey, PublicKeys, VerificationKey};
 use redeemer::wechat::reply;
 use redeemer::wechat::sign::{Merchant, sign};
 use redeemer::wechat::verify::{NONCE, SERIAL, SIGNATURE, TIMESTAMP, verify};
 use redeemer::wire::command::decode;
-use redeemer::wire::event::{Telling, tell};
+use redeemer::wire::event::{EventContext, encode};
 use rsa::pkcs8::{EncodePrivateKey as _, EncodePublicKey as _, LineEnding};
 use serde_json::{Map, Value, json};
 
@@ -51,7 +51,7 @@ fn parts(criterion: &mut Criterion) {
     let body = entity();
     let headers = headers(&merchant_key, &body);
     let answer = reply_of(&body);
-    let outcome = Outcome::Redeemed { by: EstablishedBy::Answer, coupon: reply::coupon(&body).unwrap() };
+    let outcome = Outcome::Redeemed { by: EstablishedBy::Response, coupon: reply::coupon(&body).unwrap() };
     let evidence = [evidence(now)];
 
     let mut parts = Parts::new(criterion);
@@ -69,12 +69,12 @@ fn parts(criterion: &mut Criterion) {
 
     parts.measure("reply of 6 KB/parse", || reply::coupon(black_box(&body)));
     let telling =
-        Telling { source: "/redeemer", at: now, traceparent: None, attempts: 1, evidence: &evidence };
+        EventContext { source: "/redeemer", at: now, traceparent: None, attempts: 1, evidence: &evidence };
     parts.measure("reply of 6 KB/encode the event", || {
-        tell(black_box(&redemption), black_box(&outcome), telling)
+        encode(black_box(&redemption), black_box(&outcome), telling)
     });
     redeemed(&answer, &redemption);
-    parts.measure("verdict", || judge(Question::Redeem, black_box(&answer), black_box(&redemption)));
+    parts.measure("verdict", || classify(Operation::Redeem, black_box(&answer), black_box(&redemption)));
     parts.write();
 }
 
@@ -131,8 +131,8 @@ impl<'a> Parts<'a> {
 }
 
 /// What is measured must be the good way.
-fn redeemed(answer: &Reply, redemption: &Redemption) {
-    assert_eq!(judge(Question::Redeem, answer, redemption), redeemer::verdict::Verdict::Redeemed);
+fn redeemed(answer: &CallResult, redemption: &Redemption) {
+    assert_eq!(classify(Operation::Redeem, answer, redemption), redeemer::verdict::Verdict::Redeemed);
 }
 
 fn command() -> Vec<u8> {
@@ -186,8 +186,8 @@ fn headers(key: &MerchantKey, body: &[u8]) -> HeaderMap {
         .collect()
 }
 
-fn reply_of(body: &[u8]) -> Reply {
-    Reply::Answered(Answer {
+fn reply_of(body: &[u8]) -> CallResult {
+    CallResult::Response(Response {
         status: 200,
         authenticity: Authenticity::Verified,
         code: None,
@@ -201,7 +201,7 @@ fn reply_of(body: &[u8]) -> Reply {
 fn evidence(at: Timestamp) -> Evidence {
     Evidence {
         at,
-        question: "redeem".to_owned(),
+        operation: "redeem".to_owned(),
         host: "api.mch.weixin.qq.com".to_owned(),
         status: Some(200),
         request_id: Some("08E68E97CC06-0".to_owned()),

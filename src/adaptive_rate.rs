@@ -31,14 +31,14 @@ const DIFFERENCE: f64 = 0.06;
 const SIGMAS_DIFFERENCE: f64 = 3.0;
 /// A trial has told nothing about the limit before the rate is down to this part: other instances share the limit, and
 /// may not have lowered theirs.
-const TELLING: f64 = 0.6;
+const SIGNIFICANT: f64 = 0.6;
 /// A larger share of 429 always means the limit: nothing else throttles every other call.
 const BASELINE_SHARE_MAX: f64 = 0.45;
 /// The same two where others share the limit, and may not have lowered their rates yet.
 const DIFFERENCE_SHARED: f64 = 0.04;
 const BASELINE_SHARE_MAX_SHARED: f64 = 0.35;
 /// The part of the accepted calls that is made after a reduction.
-const A_LITTLE_UNDER: f64 = 0.93;
+const BELOW_ACCEPTED: f64 = 0.93;
 /// The lowest part of its share that an instance goes down to.
 const LOWEST: f64 = 1.0 / 64.0;
 /// From nothing to everything, once the accepted rate is passed.
@@ -218,7 +218,7 @@ impl AdaptiveRate {
         self.long.1.calls += 1;
         self.long.1.throttled += usize::from(throttled);
         if let Some(tally) = self.window.full(now, window) {
-            self.weigh(tally, now, window, (share, shared));
+            self.evaluate(tally, now, window, (share, shared));
         }
         self.renew_long(now);
     }
@@ -248,7 +248,7 @@ impl AdaptiveRate {
         }
     }
 
-    fn weigh(&mut self, tally: Tally, now: Duration, window: Duration, (share, shared): (f64, bool)) {
+    fn evaluate(&mut self, tally: Tally, now: Duration, window: Duration, (share, shared): (f64, bool)) {
         self.baseline.observe(tally, now);
         let (since, long) = self.long;
         let lasted = |lasts| now.saturating_sub(since) >= lasts;
@@ -277,7 +277,7 @@ impl AdaptiveRate {
                     true => (BASELINE_SHARE_MAX_SHARED, DIFFERENCE_SHARED),
                     false => (BASELINE_SHARE_MAX, DIFFERENCE),
                 };
-                let tells = curve.from <= before.part * TELLING && long.share() <= believed;
+                let tells = curve.from <= before.part * SIGNIFICANT && long.share() <= believed;
                 if fell(tally) || fell(long) {
                     self.baseline.lasts = BASELINE;
                     self.change(Phase::Growing(Growth { curve, since: now }), now);
@@ -289,7 +289,7 @@ impl AdaptiveRate {
                 } else if chance <= if tells { difference } else { before.share / 2.0 } {
                     if tells {
                         // It helped nothing.
-                        self.baseline.learn(long.share(), now);
+                        self.baseline.record_baseline(long.share(), now);
                         self.change(before.restored(now), now);
                     } else {
                         self.lower(tally, before, now, window, share);
@@ -306,7 +306,7 @@ impl AdaptiveRate {
     fn lower(&mut self, tally: Tally, before: Before, now: Duration, window: Duration, share: f64) {
         let accepted = (tally.calls - tally.throttled) as f64 / window.as_secs_f64();
         let accepted = (accepted / share.max(f64::MIN_POSITIVE)).min(self.part(now));
-        let from = (accepted * A_LITTLE_UNDER).max(LOWEST).min(self.part(now));
+        let from = (accepted * BELOW_ACCEPTED).max(LOWEST).min(self.part(now));
         let curve = Curve { from, accepted: accepted.max(from) };
         self.change(Phase::Trial { curve, before }, now);
     }
@@ -349,7 +349,7 @@ impl Baseline {
         self.share = self.share.min(tally.share() + tally.chance(self.share));
     }
 
-    fn learn(&mut self, share: f64, now: Duration) {
+    fn record_baseline(&mut self, share: f64, now: Duration) {
         self.share = share;
         self.until = now + self.lasts;
         self.lasts = (self.lasts * 2).min(BASELINE_MAX);

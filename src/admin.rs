@@ -41,7 +41,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest life of a connection.
 const CONNECTION_MAX: Duration = Duration::from_secs(60);
 /// How long the main loop may stand still before the process counts as dead.
-const STANDSTILL_MAX: SignedDuration = SignedDuration::from_secs(30);
+const LIVENESS_TIMEOUT: SignedDuration = SignedDuration::from_secs(30);
 
 /// The reason while a consumer is being begun.
 pub const NOT_CONSUMING_YET: &str = "starting: not consuming yet";
@@ -177,7 +177,7 @@ async fn remember(mut shown: Shown) {
         let mut history = shown.history.lock().unwrap_or_else(PoisonError::into_inner);
         history.problems(Timestamp::now(), &reasons);
         if sample {
-            history.sample(shown.metrics.glance());
+            history.sample(shown.metrics.snapshot());
         }
     };
     loop {
@@ -242,7 +242,7 @@ async fn render(State(shown): State<Shown>) -> impl IntoResponse {
 
 async fn live(State(shown): State<Shown>) -> impl IntoResponse {
     let still = Timestamp::now().duration_since(shown.status.borrow().turned);
-    if still <= STANDSTILL_MAX {
+    if still <= LIVENESS_TIMEOUT {
         (StatusCode::OK, "ok\n".to_owned())
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, format!("the main loop has stood still for {still:#}\n"))
@@ -266,7 +266,7 @@ async fn status_json(State(shown): State<Shown>) -> impl IntoResponse {
 async fn page(State(shown): State<Shown>) -> impl IntoResponse {
     let status = shown.status.borrow().clone().visible();
     let history = shown.history.lock().unwrap_or_else(PoisonError::into_inner);
-    let page = page::render(&status, &shown.metrics.glance(), &history, shown.console, Timestamp::now());
+    let page = page::render(&status, &shown.metrics.snapshot(), &history, shown.console, Timestamp::now());
     document(page)
 }
 

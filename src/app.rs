@@ -19,37 +19,39 @@ use tracing::{debug, error, info, warn};
 
 use crate::admin::{self, CannotListen, NOT_CONSUMING_YET, Notice, Status};
 use crate::backoff::Backoff;
-use crate::breaker::{Breaker, Cause, State, Trouble};
+use crate::breaker::{Cause, CircuitGate, FailureKind, State};
 use crate::broker::delivery::Delivery;
 use crate::broker::probe::{self, MessageBound};
-use crate::broker::publisher::{NotPublished, Publisher, Rejection};
-use crate::broker::topology::{self, Mode, Standing};
-use crate::broker::{CannotConnect, Deliveries, Generation, Health, Settings};
+use crate::broker::publisher::{PublishFailure, Publisher, Rejection};
+use crate::broker::topology::{self, Mode, ObjectState};
+use crate::broker::{AmqpSettings, CannotConnect, Deliveries, Health, Session};
 use crate::circuit::ResponseClass;
 use crate::config::{Config, ConfigFault, MERCHANT_KEY};
 use crate::console::{self, Auth};
 use crate::dead_letters::{self, Swept};
-use crate::kill_point::{self, KillPoint};
+use crate::kill_point::{self, Failpoint};
 use crate::lanes::Lanes;
-use crate::metrics::{Key, Metrics, Queue, Settling};
+use crate::metrics::{Key, Metrics, Queue, Settlement};
 use crate::notices::{self, Notices};
-use crate::pace::{Budget, Pacer};
+use crate::pace::{RateLimiter, RetryBudget};
 use crate::prefetch_ramp::{PrefetchRamp, pause_after};
-use crate::publishing::{Cut, PublishFaults};
+use crate::publishing::{CancelSignal, PublishFaults};
 use crate::response_log::ResponseLog;
 use crate::shutdown::Shutdown;
-use crate::slots::{Slot, Slots};
+use crate::slots::{Permit, Permits};
 use crate::startup::{StartFault, Startup};
 use crate::telemetry::traces::Traces;
-use crate::verdict::Fault;
+use crate::verdict::SuspendReason;
 use crate::wechat::api::{Client, SharedKeyring};
 use crate::wechat::certificates::ApiV3Key;
 use crate::wechat::keys::{KeyFault, KeyFiles, Keyring, PublicKeys, read_key};
-use crate::worker::{Brands, StoppedBy, Taken, Tools, put_back, work};
+use crate::worker::{
+    Brands, ReceivedDelivery, SuspendedBy, WorkerContext, process_delivery, return_to_queue,
+};
 
 /// Why the service does not start. All of it is for the operator to mend; a broker that is down is not among it.
 #[derive(Debug, thiserror::Error)]
-pub enum Refusal {
+pub enum StartRefusal {
     /// The configuration, a key or a file is wrong.
     #[error("the service cannot start:{}", .0.iter().map(|fault| format!("\n  {fault}")).collect::<String>())]
     Start(Vec<StartFault>),
@@ -58,7 +60,7 @@ pub enum Refusal {
     Admin(#[from] CannotListen),
 }
 
-impl From<ConfigFault> for Refusal {
+impl From<ConfigFault> for StartRefusal {
     fn from(fault: ConfigFault) -> Self {
         Self::Start(vec![StartFault::Config(fault)])
     }
@@ -72,9 +74,9 @@ const TICK: Duration = Duration::from_millis(250);
 const GRACE: Duration = Duration::from_secs(10);
 /// How long what can only wait is kept in hand while calls are held back, where it fills the hands: behind it there may be
 /// commands whose time is over. A command that was handed back costs a look more, so it is no shorter.
-const SIFT_ON: Duration = Duration::from_secs(15);
+const HELD_MAX: Duration = Duration::from_secs(15);
 /// The same where it does not fill them: the broker takes away what is held for half an hour.
-const SIFT_ON_LATEST: Duration = Duration::from_secs(300);
+const HELD_MAX_WITH_ROOM: Duration = Duration::from_secs(300);
 /// The longest wait for deliveries to be handed back.
 const HAND_BACK: Duration = Duration::from_secs(5);
 /// The first and the longest pause between two tries of a right or an exchange that is missing.
@@ -85,15 +87,15 @@ const NOT_FOUND: u16 = 404;
 /// within a minute: what is past its deadline has its event by then.
 const SWEEP_AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(40));
 /// Time between two looks for what is missing on the broker.
-const RESTORE_AGAIN: Duration = Duration::from_secs(1);
+const RESTORE_TOPOLOGY_EVERY: Duration = Duration::from_secs(1);
 /// Time between two changes of channels while the broker refuses what is published.
-const RENEW_AGAIN: Duration = Duration::from_secs(2);
+const RENEW_CHANNELS_EVERY: Duration = Duration::from_secs(2);
 /// Time between two looks at the number of consumers.
-const CENSUS: Duration = Duration::from_secs(1);
+const CONSUMER_COUNT_EVERY: Duration = Duration::from_secs(1);
 /// Time between two looks at the size of messages, while the broker cannot be reached.
-const MESSAGE_SIZE_AGAIN: Duration = Duration::from_secs(30);
+const MESSAGE_SIZE_RETRY: Duration = Duration::from_secs(30);
 /// Time between two looks at the depth of every queue.
-const WEIGHING: Duration = Duration::from_secs(5);
+const QUEUE_DEPTHS_EVERY: Duration = Duration::from_secs(5);
 
 /// Runs until `shutdown`, then finishes what is in flight within the configured deadline. `ready` is told the admin
 /// port's address.
@@ -105,9 +107,9 @@ pub async fn run(
     merchant_key: Option<SecretString>,
     shutdown: Shutdown,
     ready: impl FnOnce(std::net::SocketAddr),
-) -> Result<(), Refusal> {
+) -> Result<(), StartRefusal> {
     let Startup { broker, console_token, apiv3_key, keys, client } =
-        Startup::read(&config, merchant_key.as_ref()).map_err(Refusal::Start)?;
+        Startup::read(&config, merchant_key.as_ref()).map_err(StartRefusal::Start)?;
     let auth = console_token.map(|token| Auth::new(token.expose_secret()));
     let client = Arc::new(client);
     let sources = Sources {
@@ -128,13 +130,13 @@ pub async fn run(
     };
 
     let topology = config.topology();
-    let tiers: Vec<String> = topology.tiers.iter().map(|wait| topology::wait_name(*wait)).collect();
+    let tiers: Vec<String> = topology.tiers.iter().map(|wait| topology::delay_name(*wait)).collect();
     let metrics = Arc::new(Metrics::new(&tiers));
-    metrics.slots(config.work.concurrency);
-    metrics.pace_limit(f64::from(config.pace.calls_per_second));
-    let breaker = Breaker::default();
+    metrics.set_permit_limit(config.work.concurrency);
+    metrics.set_rate_limit(f64::from(config.pace.calls_per_second));
+    let breaker = CircuitGate::default();
     let status = watch::Sender::new(Status::starting(Timestamp::now()));
-    let pacer = Pacer::start(config.calls_per_second());
+    let pacer = RateLimiter::start(config.calls_per_second());
     let exposed = !config.admin_listen().ip().is_loopback();
     let console = auth.map(|auth| {
         if exposed {
@@ -164,7 +166,7 @@ pub async fn run(
         &config.admin.hosts,
     )
     .await?;
-    let key_trouble = KeyTrouble::default();
+    let key_trouble = KeyFaults::default();
     let keeper = KeyKeeper {
         sources,
         keys: keys.clone(),
@@ -180,11 +182,11 @@ pub async fn run(
     info!(version = env!("CARGO_PKG_VERSION"), admin = %address, "starting");
     ready(address);
 
-    let tools = Arc::new(Tools {
+    let tools = Arc::new(WorkerContext {
         client,
         breaker,
         pacer,
-        budget: Budget::new(config.retry.budget_share),
+        budget: RetryBudget::new(config.retry.budget_share),
         metrics,
         limits: config.limits(),
         horizon: config.horizon(),
@@ -204,11 +206,11 @@ pub async fn run(
         status,
         lanes: Lanes::new(config.work.lane_max),
         sifting: false,
-        sifted: Sifted::default(),
+        sifted: HeldBack::default(),
         jobs: JoinSet::new(),
         restoring: None,
         idle_since: None,
-        slots: Slots::new(config.work.concurrency),
+        slots: Permits::new(config.work.concurrency),
         prefetch: config.broker.prefetch,
         ramp: PrefetchRamp::new(config.broker.prefetch),
         taken_in_session: 0,
@@ -234,18 +236,18 @@ pub async fn run(
 /// What the main loop owns.
 struct Service {
     keys: SharedKeyring,
-    tools: Arc<Tools>,
+    tools: Arc<WorkerContext>,
     status: watch::Sender<Status>,
-    lanes: Lanes<Held>,
+    lanes: Lanes<HeldDelivery>,
     /// Whether it consumes although calls are held back, for what ends without one.
     sifting: bool,
-    sifted: Sifted,
+    sifted: HeldBack,
     jobs: JoinSet<Done>,
     /// The last look for what is missing on the broker.
     restoring: Option<(Instant, JoinHandle<()>)>,
     /// Since when nothing has been in hand.
     idle_since: Option<Instant>,
-    slots: Slots,
+    slots: Permits,
     prefetch: u16,
     ramp: PrefetchRamp,
     taken_in_session: u64,
@@ -255,7 +257,7 @@ struct Service {
     /// That the broker takes messages which are too large, once that is known.
     size_warning: Arc<OnceLock<&'static str>>,
     /// What is wrong with key files now.
-    key_trouble: KeyTrouble,
+    key_trouble: KeyFaults,
     drain: Duration,
     /// The merchant number, for reasons in words.
     caller: String,
@@ -267,8 +269,8 @@ struct Service {
 }
 
 /// A delivery with what it needs to be settled: all of one generation.
-struct Held {
-    taken: Taken,
+struct HeldDelivery {
+    taken: ReceivedDelivery,
     publisher: Publisher,
     cut: watch::Receiver<bool>,
     number: usize,
@@ -276,26 +278,26 @@ struct Held {
 
 /// What was taken while calls are held back, and can only wait for the end of that.
 #[derive(Default)]
-struct Sifted {
-    waiting: Vec<Held>,
+struct HeldBack {
+    waiting: Vec<HeldDelivery>,
     /// When the first of these was taken.
     since: Option<Instant>,
 }
 
-impl Sifted {
-    fn push(&mut self, held: Held) {
+impl HeldBack {
+    fn push(&mut self, held: HeldDelivery) {
         self.since.get_or_insert_with(Instant::now);
         self.waiting.push(held);
     }
 
-    fn clear(&mut self) -> Vec<Held> {
+    fn clear(&mut self) -> Vec<HeldDelivery> {
         self.since = None;
         std::mem::take(&mut self.waiting)
     }
 
     /// Whether these have been in hand for long enough; `full` if there is room for nothing else.
     fn is_due(&self, full: bool) -> bool {
-        let held_max = if full { SIFT_ON } else { SIFT_ON_LATEST };
+        let held_max = if full { HELD_MAX } else { HELD_MAX_WITH_ROOM };
         self.since.is_some_and(|since| since.elapsed() >= held_max)
     }
 }
@@ -340,7 +342,7 @@ impl Sweeps {
 }
 
 struct Done {
-    settling: Settling,
+    settling: Settlement,
     lane: Option<Box<str>>,
     trouble: Option<String>,
     number: usize,
@@ -354,7 +356,7 @@ enum Ended {
 
 impl Service {
     /// Builds generations for ever, with growing pauses while none can be built.
-    async fn supervise(&mut self, settings: &Settings, mut shutdown: Shutdown) {
+    async fn supervise(&mut self, settings: &AmqpSettings, mut shutdown: Shutdown) {
         self.await_keys(&mut shutdown).await;
         // Short, because every second down is a second late for somebody's money.
         let pauses = Backoff::new(Duration::from_millis(100), 1.6, 0.3, Duration::from_millis(500))
@@ -362,15 +364,15 @@ impl Service {
         let (mut failures, mut in_vain) = (0, 0);
         for number in 0.. {
             let built = tokio::select! {
-                built = Generation::build(settings, number) => built,
+                built = Session::establish(settings, number) => built,
                 () = shutdown.wait() => break,
             };
-            self.turned();
+            self.record_heartbeat();
             let built = match built {
-                Ok(generation) => self.proven(generation, &mut shutdown).await,
+                Ok(generation) => self.confirm_topology(generation, &mut shutdown).await,
                 Err(error) => Err(error),
             };
-            if shutdown.asked() {
+            if shutdown.is_requested() {
                 break;
             }
             match built {
@@ -379,7 +381,7 @@ impl Service {
                     if failures % 60 == 0 {
                         warn!(error = why, "no connection to the broker; trying on");
                     }
-                    self.tell(None, false, vec![format!("broker: {why}")]);
+                    self.publish_status(None, false, vec![format!("broker: {why}")]);
                     self.await_jobs(pauses.wait(failures, rand::random()), &mut shutdown).await;
                     failures = failures.saturating_add(1);
                 }
@@ -397,7 +399,7 @@ impl Service {
                         }
                         Ended::Lost(why) => {
                             warn!(why, "connection to the broker lost; connecting anew");
-                            self.tell(None, false, vec![format!("broker: {why}")]);
+                            self.publish_status(None, false, vec![format!("broker: {why}")]);
                             tokio::spawn(async move { generation.close().await });
                             // A generation that held for a while was no failure; one that broke at once was.
                             let held = begun.elapsed() > Duration::from_secs(5);
@@ -419,7 +421,7 @@ impl Service {
                     }
                 }
             }
-            if shutdown.asked() {
+            if shutdown.is_requested() {
                 break;
             }
         }
@@ -427,24 +429,24 @@ impl Service {
 
     /// Confirms that what the service must publish is accepted, for as long as an alarm of the broker, a missing right or a
     /// missing exchange lasts. Nothing is consumed before.
-    async fn proven(
+    async fn confirm_topology(
         &mut self,
-        generation: Generation,
+        generation: Session,
         shutdown: &mut Shutdown,
-    ) -> Result<Generation, CannotConnect> {
+    ) -> Result<Session, CannotConnect> {
         let (first, longest) = PROBE_AGAIN;
         let pauses = Backoff::new(first, 1.6, 0.3, longest).unwrap_or_default();
         let mut nth = 0;
         loop {
             let proving = async {
-                generation.prove().await?;
+                generation.confirm_publishing().await?;
                 generation.probe_publish_rights().await
             };
             let proved = tokio::select! {
                 proved = proving => proved,
                 () = shutdown.wait() => return Ok(generation),
             };
-            self.turned();
+            self.record_heartbeat();
             let Err(error) = proved else { return Ok(generation) };
             let pause = match &error {
                 // What is missing is made with the next session.
@@ -460,9 +462,9 @@ impl Service {
                 }
             };
             nth = nth.saturating_add(1);
-            self.tell(Some(generation.at()), false, vec![format!("broker: {error}")]);
+            self.publish_status(Some(generation.at()), false, vec![format!("broker: {error}")]);
             self.await_jobs(pause, shutdown).await;
-            if shutdown.asked() {
+            if shutdown.is_requested() {
                 return Ok(generation);
             }
         }
@@ -472,9 +474,9 @@ impl Service {
     async fn await_keys(&mut self, shutdown: &mut Shutdown) {
         let keys = self.keys.clone();
         let held = || !keys.read().unwrap_or_else(PoisonError::into_inner).public.is_empty();
-        while !held() && !shutdown.asked() {
+        while !held() && !shutdown.is_requested() {
             let why = "keys: no key to verify answers with yet; platform certificates are being downloaded";
-            self.tell(None, false, vec![why.to_owned()]);
+            self.publish_status(None, false, vec![why.to_owned()]);
             tokio::select! {
                 () = sleep(TICK) => {}
                 () = shutdown.wait() => {}
@@ -498,8 +500,8 @@ impl Service {
     /// Consumes on one generation until it is lost or it is time to stop.
     async fn serve(
         &mut self,
-        settings: &Settings,
-        generation: &Arc<Generation>,
+        settings: &AmqpSettings,
+        generation: &Arc<Session>,
         number: usize,
         shutdown: &mut Shutdown,
     ) -> Ended {
@@ -517,14 +519,14 @@ impl Service {
         (self.taken_in_session, self.settled_in_session) = (0, 0);
 
         let ended = loop {
-            let through = self.slots.take_through();
-            self.ramp.record_through(through.saturating_add(self.tools.publish_faults.take_through()));
+            let through = self.slots.acquire_through();
+            self.ramp.record_through(through.saturating_add(self.tools.publish_faults.complete_with()));
             self.start_work();
             let now: Health = health.borrow_and_update().clone();
             if let Some(why) = now.lost {
                 break Ended::Lost(why);
             }
-            if shutdown.asked() {
+            if shutdown.is_requested() {
                 break Ended::Shutdown;
             }
             let state = *states.borrow_and_update();
@@ -532,8 +534,8 @@ impl Service {
                 State::Closed if now.blocked.is_none() => None,
                 _ => held_back_since.or_else(|| Some(Instant::now())),
             };
-            self.use_sifted(state);
-            match self.feed(generation, &mut consumer, state, &now, held_back_since).await {
+            self.start_held_back(state);
+            match self.start_ready(generation, &mut consumer, state, &now, held_back_since).await {
                 Ok(left) => {
                     for delivery in left {
                         self.take(delivery, generation, &cut_receiver, number);
@@ -568,27 +570,27 @@ impl Service {
                         self.finished(done, Some((generation, number)));
                     }
                 }
-                () = self.slots.given_up() => {}
+                () = self.slots.released() => {}
                 _ = health.changed() => report_due = true,
                 _ = states.changed() => report_due = true,
                 () = shutdown.wait() => {}
                 _ = tick.tick() => {
                     report_due = true;
-                    self.tools.breaker.ripen();
+                    self.tools.breaker.tick();
                     self.restore_topology(settings);
-                    if self.tools.publish_faults.held().contains(&NotPublished::Refused)
+                    if self.tools.publish_faults.held().contains(&PublishFailure::Refused)
                         && now.blocked.is_none()
-                        && renewed_at.is_none_or(|at| at.elapsed() >= RENEW_AGAIN)
+                        && renewed_at.is_none_or(|at| at.elapsed() >= RENEW_CHANNELS_EVERY)
                     {
                         renewed_at = Some(Instant::now());
                         generation.renew_channels().await;
                     }
-                    if weighed_at.is_none_or(|at| at.elapsed() >= WEIGHING) {
+                    if weighed_at.is_none_or(|at| at.elapsed() >= QUEUE_DEPTHS_EVERY) {
                         weighed_at = Some(Instant::now());
-                        self.weigh(generation, settings);
+                        self.sample_queue_depths(generation, settings);
                     }
                     self.sweep_dead_letters(settings, generation, &cut_receiver);
-                    self.end_late_sifted();
+                    self.end_late_held_back();
                     let full = consumer.as_ref().is_some_and(|has| self.held() >= usize::from(has.prefetch()));
                     if now.blocked.is_none()
                         && self.sifted.is_due(full)
@@ -596,10 +598,10 @@ impl Service {
                     {
                         break Ended::Lost(why);
                     }
-                    let count_due = counted_at.is_none_or(|at| at.elapsed() >= CENSUS);
+                    let count_due = counted_at.is_none_or(|at| at.elapsed() >= CONSUMER_COUNT_EVERY);
                     if (count_due || self.tools.pacer.is_joining()) && consumer.is_some() {
                         counted_at = Some(Instant::now());
-                        if let Some((consumers, _)) = generation.census().await {
+                        if let Some((consumers, _)) = generation.consumer_count().await {
                             self.tools.metrics.consumers(consumers);
                             let before = self.tools.pacer.per_second();
                             self.tools.pacer.adjust(consumers, Instant::now());
@@ -620,7 +622,7 @@ impl Service {
                 self.sifting = false;
                 // The broker delivers these again; nobody has worked on them.
                 for _ in self.clear_waiting() {
-                    self.tools.metrics.settled(Settling::Lost);
+                    self.tools.metrics.record_settled(Settlement::Lost);
                 }
                 self.count();
             }
@@ -632,9 +634,9 @@ impl Service {
     /// Begins, widens or ends consumption, as the breaker and the prefetch ramp allow. What came to a consumer of one, and
     /// was not looked at, is left to be taken all the same: given back it would come again as redelivered, and nobody could
     /// tell any more that it was never sent.
-    async fn feed(
+    async fn start_ready(
         &mut self,
-        generation: &Generation,
+        generation: &Session,
         consumer: &mut Option<Deliveries>,
         state: State,
         health: &Health,
@@ -671,10 +673,10 @@ impl Service {
                 }
             }
             (Some(wanted), _) => match consumer {
-                Some(deliveries) => generation.widen(deliveries, wanted).await?,
+                Some(deliveries) => generation.set_prefetch(deliveries, wanted).await?,
                 None => {
                     *consumer = Some(generation.consume(wanted).await?);
-                    if let Some((consumers, _)) = generation.census().await {
+                    if let Some((consumers, _)) = generation.consumer_count().await {
                         self.tools.pacer.join(consumers, Instant::now());
                     }
                 }
@@ -693,7 +695,7 @@ impl Service {
     }
 
     /// What waits for calls to be made again, where they are, or one of it, to find out.
-    fn use_sifted(&mut self, state: State) {
+    fn start_held_back(&mut self, state: State) {
         let count = match state {
             State::Closed => usize::MAX,
             State::HalfOpen { probing: false, .. } if self.lanes.held() == 0 => 1,
@@ -702,7 +704,8 @@ impl Service {
         if count == 0 || self.sifted.waiting.is_empty() {
             return;
         }
-        let used: Vec<Held> = self.sifted.waiting.drain(..count.min(self.sifted.waiting.len())).collect();
+        let used: Vec<HeldDelivery> =
+            self.sifted.waiting.drain(..count.min(self.sifted.waiting.len())).collect();
         used.into_iter().for_each(|held| self.admit(held));
         if self.sifted.waiting.is_empty() {
             self.sifted.clear();
@@ -710,12 +713,12 @@ impl Service {
     }
 
     /// What waits for calls to be made again does not wait past its deadline.
-    fn end_late_sifted(&mut self) {
+    fn end_late_held_back(&mut self) {
         let now = Timestamp::now();
-        let is_late = |held: &mut Held| held.taken.deadline().is_some_and(|deadline| deadline <= now);
-        let late: Vec<Held> = self.sifted.waiting.extract_if(.., is_late).collect();
+        let is_late = |held: &mut HeldDelivery| held.taken.deadline().is_some_and(|deadline| deadline <= now);
+        let late: Vec<HeldDelivery> = self.sifted.waiting.extract_if(.., is_late).collect();
         for mut held in late {
-            held.taken.hurried = true;
+            held.taken.calls_held_back = true;
             self.admit(held);
         }
     }
@@ -726,7 +729,7 @@ impl Service {
     }
 
     /// Takes out everything that nobody works on yet.
-    fn clear_waiting(&mut self) -> Vec<Held> {
+    fn clear_waiting(&mut self) -> Vec<HeldDelivery> {
         let mut waiting = self.lanes.clear();
         waiting.extend(self.sifted.clear());
         waiting
@@ -738,33 +741,28 @@ impl Service {
         let held = waiting.len();
         let given = hand_back(publisher, waiting.into_iter().map(|held| held.taken.delivery)).await;
         // What could not be given back comes again all the same, when the generation has ended.
-        let settling = if given.is_ok() { Settling::Released } else { Settling::Lost };
+        let settling = if given.is_ok() { Settlement::Released } else { Settlement::Lost };
         for _ in 0..held {
-            self.tools.metrics.settled(settling);
+            self.tools.metrics.record_settled(settling);
         }
         self.count();
         given
     }
 
-    fn take(
-        &mut self,
-        delivery: Delivery,
-        generation: &Generation,
-        cut: &watch::Receiver<bool>,
-        number: usize,
-    ) {
+    fn take(&mut self, delivery: Delivery, generation: &Session, cut: &watch::Receiver<bool>, number: usize) {
         self.taken_in_session += 1;
-        let mut taken = Taken::new(delivery, Timestamp::now());
-        let may_wait = taken.may_wait_for_calls(!self.tools.limits.tiers.is_empty());
-        taken.hurried = self.sifting && !may_wait;
+        let mut taken = ReceivedDelivery::new(delivery, Timestamp::now());
+        let may_wait = taken.may_wait_for_calls(!self.tools.limits.delays.is_empty());
+        taken.calls_held_back = self.sifting && !may_wait;
         let sifts = self.sifting && may_wait;
-        self.tools.metrics.taken(taken.arrival());
+        self.tools.metrics.record_taken(taken.arrival());
         if kill_point::forgets() {
             self.count();
             return;
         }
         let trusted = PrefetchRamp::trusts(taken.delivery.delivery_count());
-        let held = Held { taken, publisher: generation.publisher().clone(), cut: cut.clone(), number };
+        let held =
+            HeldDelivery { taken, publisher: generation.publisher().clone(), cut: cut.clone(), number };
         if sifts {
             // It was read, and did no harm.
             self.ramp.record_through(u16::from(trusted));
@@ -776,17 +774,17 @@ impl Service {
     }
 
     /// Lets a delivery in to be worked on.
-    fn admit(&mut self, mut held: Held) {
+    fn admit(&mut self, mut held: HeldDelivery) {
         let lane = held.taken.lane().map(Box::<str>::from);
         // One coupon must not take up all that may be held, or other coupons would wait for it all the same.
-        let crowded = !self.tools.limits.tiers.is_empty()
+        let crowded = !self.tools.limits.delays.is_empty()
             && lane.as_deref().is_some_and(|lane| self.lanes.is_full(lane));
-        held.taken.crowded = crowded;
+        held.taken.over_coupon_limit = crowded;
         if crowded {
-            self.lanes.pass_by();
-            self.begin(self.slots.none(), None, held);
+            self.lanes.push_unlaned();
+            self.start_job(self.slots.none(), None, held);
         } else {
-            self.lanes.arrive(lane.as_deref(), held);
+            self.lanes.push(lane.as_deref(), held);
         }
     }
 
@@ -796,53 +794,49 @@ impl Service {
     }
 
     fn start_work(&mut self) {
-        while let Some(slot) = self.slots.take() {
-            let Some((lane, held)) = self.lanes.begin() else { return };
-            self.begin(slot, lane, held);
+        while let Some(slot) = self.slots.acquire() {
+            let Some((lane, held)) = self.lanes.start() else { return };
+            self.start_job(slot, lane, held);
         }
     }
 
-    fn begin(&mut self, mut slot: Slot, lane: Option<Box<str>>, held: Held) {
+    fn start_job(&mut self, mut slot: Permit, lane: Option<Box<str>>, held: HeldDelivery) {
         let tools = self.tools.clone();
         if PrefetchRamp::trusts(held.taken.delivery.delivery_count()) {
             slot.trust();
         }
         self.jobs.spawn(async move {
-            let Held { taken, publisher, cut, number } = held;
+            let HeldDelivery { taken, publisher, cut, number } = held;
             let waited = Timestamp::now().duration_since(taken.at);
-            tools.metrics.begun(waited.max(jiff::SignedDuration::ZERO).unsigned_abs());
+            tools.metrics.record_started(waited.max(jiff::SignedDuration::ZERO).unsigned_abs());
             // A panic is a defect, but it must not close the coupon's lane: the delivery is lost with its generation,
             // and the broker delivers it again.
             // In a box: a task is moved several times while it is begun and ended, and all this work with it.
-            let work = Box::pin(work(&tools, &publisher, taken, &mut slot, cut));
+            let work = Box::pin(process_delivery(&tools, &publisher, taken, &mut slot, cut));
             let worked = AssertUnwindSafe(work).catch_unwind().await;
             let (settling, trouble) = worked.unwrap_or_else(|_| {
                 error!("defect: a worker panicked");
-                (Settling::Lost, Some("a worker panicked".to_owned()))
+                (Settlement::Lost, Some("a worker panicked".to_owned()))
             });
             Done { settling, lane, trouble, number }
         });
     }
 
     /// A worker ended. Trouble with the broker ends the generation that it belonged to, if that is the present one.
-    fn finished(
-        &mut self,
-        done: Result<Done, tokio::task::JoinError>,
-        present: Option<(&Generation, usize)>,
-    ) {
+    fn finished(&mut self, done: Result<Done, tokio::task::JoinError>, present: Option<(&Session, usize)>) {
         // A worker catches its own panics and is only aborted when everything ends.
         let Ok(Done { settling, lane, trouble, number }) = done else { return };
-        self.lanes.leave(lane);
-        self.tools.metrics.settled(settling);
+        self.lanes.finish(lane);
+        self.tools.metrics.record_settled(settling);
         self.count();
-        if settling != Settling::Lost {
+        if settling != Settlement::Lost {
             self.settled_in_session += 1;
             self.ramp.record_through(1);
         }
         if let (Some(why), Some((generation, present))) = (trouble, present)
             && number == present
         {
-            generation.give_up(&why);
+            generation.abort(&why);
         }
     }
 
@@ -850,7 +844,7 @@ impl Service {
     async fn stop(&mut self, publisher: &Publisher, consumer: Option<Deliveries>, cut: &watch::Sender<bool>) {
         info!(in_flight = self.held(), "stopping: finishing what is in flight");
         let reasons = vec!["stopping".to_owned()];
-        self.tell(None, false, reasons);
+        self.publish_status(None, false, reasons);
         let left = match consumer {
             Some(deliveries) => deliveries.cancel(Duration::from_secs(5)).await,
             None => Ok(Vec::new()),
@@ -863,7 +857,7 @@ impl Service {
             warn!(why, "the broker will deliver again what it had handed over");
         }
         cut.send_replace(true);
-        kill_point::reached(KillPoint::Draining);
+        kill_point::reached(Failpoint::Draining);
         let drain = self.drain;
         let sweeping = self.sweeps.running.take();
         let finish = async {
@@ -875,7 +869,7 @@ impl Service {
                         None => break,
                     },
                     // The process is alive while it finishes, however long that takes.
-                    _ = alive.tick() => self.turned(),
+                    _ = alive.tick() => self.record_heartbeat(),
                 }
             }
             if let Some(sweep) = sweeping {
@@ -889,7 +883,7 @@ impl Service {
     }
 
     /// Looks at the depth of every queue, beside everything else: a slow broker must not hold up the loop.
-    fn weigh(&self, generation: &Arc<Generation>, settings: &Settings) {
+    fn sample_queue_depths(&self, generation: &Arc<Session>, settings: &AmqpSettings) {
         let (metrics, topology, generation) =
             (self.tools.metrics.clone(), settings.topology.clone(), generation.clone());
         tokio::spawn(async move {
@@ -900,14 +894,14 @@ impl Service {
             metrics.depth(Queue::Parked, generation.messages(&names.parked).await);
             metrics.depth(Queue::Unrouted, generation.messages(&names.unrouted).await);
             for wait in &topology.tiers {
-                let messages = generation.messages(&topology.tier_queue(*wait)).await;
-                metrics.tier_depth(&topology::wait_name(*wait), messages);
+                let messages = generation.messages(&topology.delay_queue(*wait)).await;
+                metrics.tier_depth(&topology::delay_name(*wait), messages);
             }
         });
     }
 
     /// Publishes the events of what the broker dead-lettered, beside everything else, when some were counted.
-    fn sweep_dead_letters(&mut self, settings: &Settings, generation: &Generation, cut: &Cut) {
+    fn sweep_dead_letters(&mut self, settings: &AmqpSettings, generation: &Session, cut: &CancelSignal) {
         if !self.sweeps.is_due() {
             return;
         }
@@ -922,17 +916,17 @@ impl Service {
 
     /// A queue, a binding or an exchange that publishes show to be gone is made again beside everything else, on a
     /// connection of its own.
-    fn restore_topology(&mut self, settings: &Settings) {
+    fn restore_topology(&mut self, settings: &AmqpSettings) {
         let due = match &self.restoring {
-            Some((since, task)) => task.is_finished() && since.elapsed() >= RESTORE_AGAIN,
+            Some((since, task)) => task.is_finished() && since.elapsed() >= RESTORE_TOPOLOGY_EVERY,
             None => true,
         };
         if !due || settings.mode != Mode::Create {
             return;
         }
-        let gone = |why: &NotPublished| match why {
-            NotPublished::Returned(_) => true,
-            NotPublished::Rejected(Rejection { code, .. }) => *code == NOT_FOUND,
+        let gone = |why: &PublishFailure| match why {
+            PublishFailure::Returned(_) => true,
+            PublishFailure::Rejected(Rejection { code, .. }) => *code == NOT_FOUND,
             _ => false,
         };
         if self.tools.publish_faults.held().iter().any(gone) {
@@ -940,12 +934,12 @@ impl Service {
         }
     }
 
-    fn turned(&self) {
+    fn record_heartbeat(&self) {
         self.status.send_modify(|status| status.turned = Timestamp::now());
     }
 
     /// Tells operators how things stand.
-    fn report(&mut self, generation: &Generation, consuming: bool, state: State, health: &Health) {
+    fn report(&mut self, generation: &Session, consuming: bool, state: State, health: &Health) {
         self.idle_since = match self.held() {
             0 => self.idle_since.or_else(|| Some(Instant::now())),
             _ => None,
@@ -958,7 +952,7 @@ impl Service {
         metrics.blocked(health.blocked.is_some());
         for why in self.tools.publish_faults.held() {
             let remedy = match &why {
-                NotPublished::Rejected(rejection) => format!("; {}", generation.remedy(rejection)),
+                PublishFailure::Rejected(rejection) => format!("; {}", generation.remedy(rejection)),
                 _ => String::new(),
             };
             reasons.push(format!(
@@ -973,29 +967,29 @@ impl Service {
             State::HalfOpen { cause: Cause::Starting, .. } => (false, None),
             State::HalfOpen { cause, .. } | State::Open { cause, .. } => (true, Some(cause)),
         };
-        metrics.breaker(cause.and_then(notices::held_back));
+        metrics.set_circuit(cause.and_then(notices::held_back));
         let (part, throttled_share) = self.tools.pacer.reduced();
         let per_second = self.tools.pacer.per_second();
-        metrics.pace(per_second);
+        metrics.set_rate(per_second);
         metrics.rate_limit_used(part);
-        let standing = notices::Standing { per_second, part, throttled_share, cause };
-        self.shown = self.notices.look(standing, &self.tools.responses);
+        let standing = notices::NoticeState { per_second, part, throttled_share, cause };
+        self.shown = self.notices.update(standing, &self.tools.responses);
         // Slots fill without a delivery being taken or settled.
         self.count();
         if let Some(cause) = cause {
             let serial = self.merchant_serial();
             let caller = format!("merchant {}, serial {serial}", self.caller);
             let stopped_by = self.tools.stopped_by.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let last = self.tools.responses.last(ResponseClass::NotBelieved).map(|last| last.in_words());
+            let last = self.tools.responses.last(ResponseClass::Unverified).map(|last| last.describe());
             let skew = metrics.last_clock_skew();
-            reasons.push(in_words(cause, &caller, &stopped_by, skew, &last.unwrap_or_default()));
+            reasons.push(describe_cause(cause, &caller, &stopped_by, skew, &last.unwrap_or_default()));
         }
         let consuming = consuming && health.blocked.is_none() && !open;
         metrics.consuming(consuming);
         if !consuming && reasons.is_empty() {
             reasons.push(NOT_CONSUMING_YET.to_owned());
         }
-        self.tell(Some(generation.at()), consuming, reasons);
+        self.publish_status(Some(generation.at()), consuming, reasons);
     }
 
     /// The serial that calls are signed under now.
@@ -1027,7 +1021,7 @@ impl Service {
         rejected.chain(waiting).chain(unswept).chain(size).chain(keys).collect()
     }
 
-    fn tell(&self, broker: Option<&str>, consuming: bool, reasons: Vec<String>) {
+    fn publish_status(&self, broker: Option<&str>, consuming: bool, reasons: Vec<String>) {
         let (in_flight, warnings) = (self.held(), self.warnings());
         self.status.send_modify(|status| {
             if status.warnings != warnings && !warnings.is_empty() {
@@ -1054,7 +1048,7 @@ impl Service {
 
 /// Warns, once for each process, where the broker takes messages that fill our memory: the client holds each of them
 /// whole before anybody can look at its length.
-async fn warn_of_message_size(settings: Settings, warning: Arc<OnceLock<&'static str>>) {
+async fn warn_of_message_size(settings: AmqpSettings, warning: Arc<OnceLock<&'static str>>) {
     loop {
         match probe::message_bound(&settings).await {
             Ok(MessageBound::Excessive) => {
@@ -1072,14 +1066,20 @@ async fn warn_of_message_size(settings: Settings, warning: Arc<OnceLock<&'static
                 return;
             }
             Ok(MessageBound::Sound | MessageBound::Unclear(_)) => return,
-            Err(_) => sleep(MESSAGE_SIZE_AGAIN).await,
+            Err(_) => sleep(MESSAGE_SIZE_RETRY).await,
         }
     }
 }
 
 /// `caller` is who signs, `stopped_by` what an answer said that stopped us, `skew` the provider's clock less ours in
 /// seconds by its last answer of all, `not_believed` the last answer that could not be believed.
-fn in_words(cause: Cause, caller: &str, stopped_by: &StoppedBy, skew: f64, not_believed: &str) -> String {
+fn describe_cause(
+    cause: Cause,
+    caller: &str,
+    stopped_by: &SuspendedBy,
+    skew: f64,
+    not_believed: &str,
+) -> String {
     let not_believed = match not_believed {
         "" => String::new(),
         last => format!("; last: {last}"),
@@ -1090,29 +1090,29 @@ fn in_words(cause: Cause, caller: &str, stopped_by: &StoppedBy, skew: f64, not_b
     };
     match cause {
         Cause::Starting => "starting: nothing has been answered yet".to_owned(),
-        Cause::Failing(Trouble::Silent) => {
+        Cause::Failing(FailureKind::NoResponse) => {
             "payment API: it does not answer; calls are held back and tried one at a time".to_owned()
         }
-        Cause::Failing(Trouble::ServerError) => {
+        Cause::Failing(FailureKind::ServerError) => {
             "payment API: it answers that it is in trouble (5xx); calls are held back and tried one at a time"
                 .to_owned()
         }
-        Cause::Failing(Trouble::NotBelieved) => format!(
+        Cause::Failing(FailureKind::Unverified) => format!(
             "payment API: its answers carry no signature that we can verify; look at wechat.public_keys and the \
              platform certificates, then at the clock ({caller}{}{not_believed}); calls are held back and tried one at a \
              time",
-            clock_in_words(skew)
+            describe_clock(skew)
         ),
-        Cause::Fault(Fault::Unauthenticated) => format!(
+        Cause::Fault(SuspendReason::Unauthenticated) => format!(
             "payment API: it rejects our signature (401); look at the merchant key, its serial, the merchant number \
              and the clock ({caller}{}{said}); consumption goes on by itself once it is mended",
-            clock_in_words(stopped_by.clock_skew.unwrap_or(0.0))
+            describe_clock(stopped_by.clock_skew.unwrap_or(0.0))
         ),
-        Cause::Fault(Fault::Rejected) => format!(
+        Cause::Fault(SuspendReason::Rejected) => format!(
             "payment API: it rejects every call alike; look at wechat.verification_serial, the names of \
              wechat.public_keys and the merchant number ({caller}{said}); consumption goes on by itself once it is mended"
         ),
-        Cause::Fault(Fault::Unauthorised) => format!(
+        Cause::Fault(SuspendReason::Unauthorised) => format!(
             "payment API: no brand has authorised us (NO_AUTH); look at the merchant platform ({caller}{said}); \
              consumption goes on by itself once it is mended"
         ),
@@ -1120,7 +1120,7 @@ fn in_words(cause: Cause, caller: &str, stopped_by: &StoppedBy, skew: f64, not_b
 }
 
 /// The clock where it is worth a word: `Date` has whole seconds, and the way takes its time.
-fn clock_in_words(skew: f64) -> String {
+fn describe_clock(skew: f64) -> String {
     match skew.round() {
         behind if behind >= 3.0 => format!("; our clock is {behind} s behind the provider's"),
         ahead if ahead <= -3.0 => format!("; our clock is {} s ahead of the provider's", -ahead),
@@ -1129,13 +1129,13 @@ fn clock_in_words(skew: f64) -> String {
 }
 
 /// Makes what is missing on the broker, and says so.
-async fn restore(settings: Settings) {
-    match topology::survey(&settings, true).await {
+async fn restore(settings: AmqpSettings) {
+    match topology::inspect(&settings, true).await {
         Ok((_, objects)) => {
             for (object, standing) in objects {
                 match standing {
-                    Standing::Made => debug!(%object, "made, where it was missing"),
-                    Standing::NotMade(why) => {
+                    ObjectState::Made => debug!(%object, "made, where it was missing"),
+                    ObjectState::NotMade(why) => {
                         warn!(%object, why, "missing on the broker, and cannot be made")
                     }
                     _ => {}
@@ -1163,7 +1163,7 @@ async fn hand_back(
 ) -> Result<(), String> {
     let all = async {
         for delivery in deliveries {
-            put_back(publisher, delivery, Vec::new()).await?;
+            return_to_queue(publisher, delivery, Vec::new()).await?;
         }
         Ok(())
     };
@@ -1217,26 +1217,26 @@ fn version(path: &Path) -> Option<Version> {
 }
 
 /// What is wrong with key files that were right at the start, for whoever looks at readiness.
-type KeyTrouble = Arc<Mutex<BTreeSet<String>>>;
+type KeyFaults = Arc<Mutex<BTreeSet<String>>>;
 
 /// The pause after a download that brought nothing.
-const DOWNLOAD_AGAIN: Duration = Duration::from_secs(30);
+const DOWNLOAD_RETRY: Duration = Duration::from_secs(30);
 
 /// Keeps the keys current: changed files are taken into use, platform certificates are downloaded.
 struct KeyKeeper {
     sources: Sources,
     keys: SharedKeyring,
     client: Arc<Client>,
-    breaker: Breaker,
+    breaker: CircuitGate,
     metrics: Arc<Metrics>,
-    trouble: KeyTrouble,
+    trouble: KeyFaults,
     /// Secrets that are read at the next start only.
     secrets: Vec<(&'static str, PathBuf)>,
 }
 
 impl KeyKeeper {
     /// Looks whether the next start could read what this one did, and tells what is wrong now.
-    fn look_at_files(&self, reloads: &[String]) {
+    fn check_files(&self, reloads: &[String]) {
         let unreadable = self.secrets.iter().filter_map(|(key, path)| {
             let fault = read_key(path).err()?;
             Some(format!("{key}: {fault}"))
@@ -1251,7 +1251,7 @@ impl KeyKeeper {
     }
 
     async fn run(mut self) {
-        self.tell_expiry();
+        self.record_expiry();
         let mut look = interval(self.sources.reload_every);
         let mut seen = self.sources.versions();
         let mut apiv3_seen = self.sources.apiv3_version();
@@ -1266,23 +1266,23 @@ impl KeyKeeper {
                     Ok(brought) => {
                         info!(certificates = brought.iter().count(), "platform certificates downloaded");
                         downloaded = brought;
-                        reloads = self.take_into_use(&downloaded, &mut seen);
+                        reloads = self.replace_keyring(&downloaded, &mut seen);
                         let taken = reloads.is_empty();
-                        let pause = if taken { self.sources.download_every } else { DOWNLOAD_AGAIN };
+                        let pause = if taken { self.sources.download_every } else { DOWNLOAD_RETRY };
                         download_at = Instant::now() + pause;
                     }
                     Err(why) => {
                         warn!(%why, "platform certificates could not be downloaded; the ones held stay in use");
-                        download_at = Instant::now() + DOWNLOAD_AGAIN.min(self.sources.download_every);
+                        download_at = Instant::now() + DOWNLOAD_RETRY.min(self.sources.download_every);
                     }
                 }
             }
             if self.sources.versions() != seen {
-                reloads = self.take_into_use(&downloaded, &mut seen);
+                reloads = self.replace_keyring(&downloaded, &mut seen);
             } else {
                 reloads.clear();
             }
-            self.look_at_files(&reloads);
+            self.check_files(&reloads);
             let version = self.sources.apiv3_version();
             if version != apiv3_seen && self.reread_apiv3_key() {
                 apiv3_seen = version;
@@ -1312,7 +1312,7 @@ impl KeyKeeper {
         }
     }
 
-    fn tell_expiry(&self) {
+    fn record_expiry(&self) {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
         self.metrics.key_expiry(Key::Merchant, keys.merchant_expires.map(Timestamp::as_second));
         // With a key that never ends there is always one to verify with.
@@ -1323,7 +1323,7 @@ impl KeyKeeper {
 
     /// Exchanges the keyring as a whole. Files that cannot be used leave the old keys in use: half-written, most
     /// likely, and looked at again.
-    fn take_into_use(&self, downloaded: &PublicKeys, seen: &mut Vec<Option<Version>>) -> Vec<String> {
+    fn replace_keyring(&self, downloaded: &PublicKeys, seen: &mut Vec<Option<Version>>) -> Vec<String> {
         let versions = self.sources.versions();
         match self.sources.load(downloaded.clone()) {
             Ok(keyring) => {
@@ -1331,15 +1331,15 @@ impl KeyKeeper {
                 // others, nor speak for it with the old one.
                 let changed = versions != *seen;
                 if changed {
-                    self.breaker.suspect();
+                    self.breaker.force_half_open();
                 }
                 *seen = versions;
                 *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keyring);
                 if changed {
-                    self.breaker.suspect();
+                    self.breaker.force_half_open();
                     info!("keys changed and taken into use; the next call goes alone");
                 }
-                self.tell_expiry();
+                self.record_expiry();
                 Vec::new()
             }
             Err(faults) => faults.iter().map(ToString::to_string).collect(),
@@ -1358,11 +1358,11 @@ mod tests {
 
     #[test]
     fn the_reason_names_the_clock_only_where_it_is_off() {
-        let stopped = Cause::Fault(Fault::Unauthenticated);
+        let stopped = Cause::Fault(SuspendReason::Unauthenticated);
         let words = |skew, said: &str| {
-            let stopped_by = StoppedBy { said: said.to_owned(), clock_skew: Some(skew) };
+            let stopped_by = SuspendedBy { said: said.to_owned(), clock_skew: Some(skew) };
             // Later answers to other questions say nothing about what stopped us.
-            in_words(stopped, "merchant 19, serial 77", &stopped_by, 5_000.0, "")
+            describe_cause(stopped, "merchant 19, serial 77", &stopped_by, 5_000.0, "")
         };
         let late = "(merchant 19, serial 77; our clock is 600 s behind the provider's; it says: SIGN_ERROR)";
         assert!(words(600.4, "SIGN_ERROR").contains(late));

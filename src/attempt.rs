@@ -14,7 +14,10 @@ use jiff::{SignedDuration, Timestamp};
 use crate::backoff::Backoff;
 use crate::coupon::Coupon;
 use crate::redemption::Redemption;
-use crate::verdict::{Answer, Authenticity, Declined, Doubt, Fault, Question, Reason, Reply, Verdict, judge};
+use crate::verdict::{
+    Authenticity, CallResult, NotAccepted, Operation, Reason, Response, SuspendReason, UnknownCause, Verdict,
+    classify,
+};
 
 /// How long and how often a command is worked on.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,11 +27,11 @@ pub struct Limits {
     /// All waits in process together; beyond it the command goes to a tier.
     pub in_process_max: Duration,
     /// How long after the end of an unsure redeem an inquiry may count as "not executed".
-    pub settling: Duration,
+    pub query_delay: Duration,
     /// The longest that one call lasts: what another instance may have begun before it lost a command ends by then.
     pub longest_call: Duration,
     /// The waits of the tiers, shortest first. Empty means that nothing is ever put away.
-    pub tiers: Vec<Duration>,
+    pub delays: Vec<Duration>,
     /// The most attempts of one command, through every tier.
     pub attempts_max: u32,
 }
@@ -38,9 +41,9 @@ impl Default for Limits {
         Self {
             backoff: Backoff::default(),
             in_process_max: Duration::from_secs(8),
-            settling: Duration::from_secs(2),
+            query_delay: Duration::from_secs(2),
             longest_call: Duration::from_secs(15),
-            tiers: [10, 60, 300, 1_800, 7_200].map(Duration::from_secs).to_vec(),
+            delays: [10, 60, 300, 1_800, 7_200].map(Duration::from_secs).to_vec(),
             attempts_max: 1_000,
         }
     }
@@ -48,17 +51,17 @@ impl Default for Limits {
 
 /// How many negative inquiries in a row, each after a settling time, prove that nothing was executed where something
 /// may have been.
-const NEGATIVES_WANTED: u8 = 2;
+const NEGATIVES_REQUIRED: u8 = 2;
 
 /// What is believed of a command between two questions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Belief {
+pub enum EffectState {
     /// No redeem of ours can have taken effect.
-    Clear,
+    NoEffect,
     /// A redeem may have taken effect.
     Unsure,
     /// A use was seen that may be ours: nobody said under which number. Where the coupon is usable again it was returned.
-    Used,
+    SeenUsed,
     /// The provider objected, signed; its word counts once the coupon has been seen.
     Objected {
         /// What it objected to.
@@ -68,30 +71,30 @@ pub enum Belief {
     },
 }
 
-impl Belief {
+impl EffectState {
     /// The words that carry a belief through a wait queue. Whether anything was ever unsure needs no word: of a
     /// copy that is always assumed.
-    pub fn to_words(self) -> String {
+    pub fn to_header(self) -> String {
         match self {
-            Self::Clear => "clear".to_owned(),
+            Self::NoEffect => "clear".to_owned(),
             Self::Unsure => "unsure".to_owned(),
-            Self::Used => "used".to_owned(),
+            Self::SeenUsed => "used".to_owned(),
             Self::Objected { reason, doubtful: false } => format!("objected {}", reason.as_str()),
             Self::Objected { reason, doubtful: true } => format!("objected-doubtful {}", reason.as_str()),
         }
     }
 
     /// Reads the words back. No other reasons are taken than the provider can object for.
-    pub fn from_words(words: &str) -> Option<Self> {
-        let objection = |word| Reason::OBJECTIONS.into_iter().find(|reason| reason.as_str() == word);
+    pub fn from_header(words: &str) -> Option<Self> {
+        let objection = |word| Reason::REJECTIONS.into_iter().find(|reason| reason.as_str() == word);
         let (kind, reason) = match words.split_once(' ') {
             Some((kind, reason)) => (kind, Some(objection(reason)?)),
             None => (words, None),
         };
         match (kind, reason) {
-            ("clear", None) => Some(Self::Clear),
+            ("clear", None) => Some(Self::NoEffect),
             ("unsure", None) => Some(Self::Unsure),
-            ("used", None) => Some(Self::Used),
+            ("used", None) => Some(Self::SeenUsed),
             ("objected", Some(reason)) => Some(Self::Objected { reason, doubtful: false }),
             ("objected-doubtful", Some(reason)) => Some(Self::Objected { reason, doubtful: true }),
             _ => None,
@@ -99,17 +102,17 @@ impl Belief {
     }
 
     /// What the provider objected to, where the belief rests on an objection.
-    pub fn objection(self) -> Option<Reason> {
+    pub fn rejection(self) -> Option<Reason> {
         match self {
             Self::Objected { reason, .. } => Some(reason),
-            Self::Clear | Self::Unsure | Self::Used => None,
+            Self::NoEffect | Self::Unsure | Self::SeenUsed => None,
         }
     }
 
-    fn question(self) -> Question {
+    fn next_operation(self) -> Operation {
         match self {
-            Self::Clear => Question::Redeem,
-            Self::Unsure | Self::Used | Self::Objected { .. } => Question::Inquire,
+            Self::NoEffect => Operation::Redeem,
+            Self::Unsure | Self::SeenUsed | Self::Objected { .. } => Operation::Query,
         }
     }
 }
@@ -118,19 +121,19 @@ impl Belief {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
     /// Wait in process, then put the question.
-    Ask {
+    Send {
         /// How long to wait first.
         after: Duration,
         /// What to ask.
-        question: Question,
+        operation: Operation,
     },
     /// Hand a copy to the wait queue of this tier (an index into [`Limits::tiers`]).
-    Defer {
+    Delay {
         /// Which wait queue.
-        tier: usize,
+        queue: usize,
     },
     /// Every call would fail: wait until calls are allowed again, then [`Progress::resume`].
-    Halt(Fault),
+    Suspend(SuspendReason),
     /// The command has come to its end.
     Finish(Outcome),
 }
@@ -154,7 +157,7 @@ pub enum Outcome {
         /// The coupon, where an authentic reply described it.
         coupon: Option<Coupon>,
         /// The provider's own words, where it gave any.
-        objection: Option<Objection>,
+        rejection: Option<Rejection>,
     },
     /// What arrived is not a command.
     Invalid,
@@ -165,7 +168,7 @@ pub enum Outcome {
         /// The coupon, where an authentic reply described it.
         coupon: Option<Coupon>,
         /// The provider's own words, where it gave any.
-        objection: Option<Objection>,
+        rejection: Option<Rejection>,
     },
 }
 
@@ -236,9 +239,11 @@ impl Outcome {
     }
 
     /// The provider's own words, where it gave any.
-    pub fn objection(&self) -> Option<&Objection> {
+    pub fn rejection(&self) -> Option<&Rejection> {
         match self {
-            Self::Refused { objection, .. } | Self::Unresolved { objection, .. } => objection.as_ref(),
+            Self::Refused { rejection: objection, .. } | Self::Unresolved { rejection: objection, .. } => {
+                objection.as_ref()
+            }
             Self::Redeemed { .. } | Self::Invalid => None,
         }
     }
@@ -248,9 +253,9 @@ impl Outcome {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum EstablishedBy {
     /// The answer to the redemption itself.
-    Answer,
+    Response,
     /// An inquiry.
-    Inquiry,
+    Query,
     /// Our own reading of the command.
     Validation,
     /// Nothing but the end of the time allowed.
@@ -259,13 +264,13 @@ pub enum EstablishedBy {
 
 impl EstablishedBy {
     /// Every way, for schemas.
-    pub const ALL: [Self; 4] = [Self::Answer, Self::Inquiry, Self::Validation, Self::Deadline];
+    pub const ALL: [Self; 4] = [Self::Response, Self::Query, Self::Validation, Self::Deadline];
 
     /// The word in events and logs.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Answer => "answer",
-            Self::Inquiry => "inquiry",
+            Self::Response => "answer",
+            Self::Query => "inquiry",
             Self::Validation => "validation",
             Self::Deadline => "deadline",
         }
@@ -274,7 +279,7 @@ impl EstablishedBy {
 
 /// The provider's own words about a refusal.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Objection {
+pub struct Rejection {
     /// HTTP status.
     pub http_status: u16,
     /// `code` of the error body.
@@ -287,8 +292,8 @@ pub struct Objection {
     pub request_id: Option<Box<str>>,
 }
 
-impl Objection {
-    fn of(answer: &Answer) -> Self {
+impl Rejection {
+    fn of(answer: &Response) -> Self {
         Self {
             http_status: answer.status,
             code: answer.code.clone(),
@@ -305,7 +310,7 @@ pub struct Evidence {
     /// When the question was put.
     pub at: Timestamp,
     /// [`Question::as_str`].
-    pub question: String,
+    pub operation: String,
     /// The host that was asked.
     pub host: String,
     /// HTTP status, where an answer came.
@@ -342,15 +347,15 @@ pub struct Progress {
     /// Of these, how many met a fault of our own or a brand that keeps us out. They do not use up the attempts.
     pub suspended: u32,
     /// Wait queues passed so far.
-    pub tiers_passed: u32,
+    pub delays_passed: u32,
     /// What is believed.
-    pub belief: Belief,
+    pub effect: EffectState,
     /// When the command was first seen.
     pub first_seen: Timestamp,
     /// When the work ends.
     pub deadline: Timestamp,
     /// The provider's last words about a refusal.
-    pub objection: Option<Objection>,
+    pub rejection: Option<Rejection>,
     /// The coupon of this command as an authentic reply last described it, `None` where one has said since that there is
     /// no such coupon. Its state travels, the rest does not.
     pub coupon: Option<Coupon>,
@@ -368,13 +373,13 @@ pub struct Progress {
     negatives: u8,
     /// Whether a use of ours may have taken effect unseen at some time: an answer proved nothing, or another
     /// delivery of this command exists or existed.
-    ever_unsure: bool,
+    ever_unknown: bool,
     /// Whether the question in hand is the last one.
     last: bool,
     /// Whether the inquiry in hand comes before [`Progress::negatives_from`]: only a success counts.
     early: bool,
     /// Whether the coupon is still to be looked at before anything is sent.
-    look: bool,
+    query_first: bool,
     /// Set where nothing may be sent any more but queries: the reason if they do not settle the matter.
     only_query: Option<Reason>,
 }
@@ -385,10 +390,10 @@ const ONLY_QUERIES: u32 = 3;
 impl Progress {
     /// A command seen for the first time. One that the broker delivers again may have been sent before a crash.
     pub fn new(first_seen: Timestamp, deadline: Timestamp, redelivered: bool) -> Self {
-        let belief = if redelivered { Belief::Unsure } else { Belief::Clear };
+        let belief = if redelivered { EffectState::Unsure } else { EffectState::NoEffect };
         let resumed = Self::resumed(0, 0, belief, first_seen, deadline, None);
         let unsent_before = (!redelivered).then_some(first_seen);
-        Self { ever_unsure: redelivered, unsent_before, ..resumed }
+        Self { ever_unknown: redelivered, unsent_before, ..resumed }
     }
 
     /// A command that comes back from a wait queue with what its headers say. The delivery that it was copied from
@@ -396,29 +401,29 @@ impl Progress {
     pub fn resumed(
         attempts: u32,
         tiers_passed: u32,
-        belief: Belief,
+        belief: EffectState,
         first_seen: Timestamp,
         deadline: Timestamp,
-        objection: Option<Objection>,
+        objection: Option<Rejection>,
     ) -> Self {
         Self {
             attempts,
             suspended: 0,
-            tiers_passed,
-            belief,
+            delays_passed: tiers_passed,
+            effect: belief,
             first_seen,
             deadline,
-            objection,
+            rejection: objection,
             coupon: None,
             negatives_from: None,
             unsent_before: None,
             waited: Duration::ZERO,
             failures: 0,
             negatives: 0,
-            ever_unsure: true,
+            ever_unknown: true,
             last: false,
             early: false,
-            look: false,
+            query_first: false,
             only_query: None,
         }
     }
@@ -429,106 +434,106 @@ impl Progress {
     /// `ended` is when the last delivery of it had ended: whoever held it can have begun no call since.
     pub fn only_query(&mut self, reason: Reason, ended: Option<Timestamp>, limits: &Limits) -> Limits {
         self.only_query = Some(reason);
-        self.ever_unsure = true;
-        if self.belief == Belief::Clear {
-            self.belief = Belief::Unsure;
+        self.ever_unknown = true;
+        if self.effect == EffectState::NoEffect {
+            self.effect = EffectState::Unsure;
         }
-        let longest = limits.longest_call.saturating_add(limits.settling);
+        let longest = limits.longest_call.saturating_add(limits.query_delay);
         self.negatives_from = ended.map(|at| later(at, longest));
         let attempts_max = self.attempts.saturating_sub(self.suspended).saturating_add(ONLY_QUERIES);
-        Limits { tiers: Vec::new(), attempts_max, ..limits.clone() }
+        Limits { delays: Vec::new(), attempts_max, ..limits.clone() }
     }
 
     /// Another delivery of this command may exist: nothing is sent before the coupon was looked at.
-    pub fn look_first(&mut self) {
-        self.ever_unsure = true;
+    pub fn require_query(&mut self) {
+        self.ever_unknown = true;
         self.unsent_before = None;
     }
 
     /// Whether it is only asked about.
-    pub fn only_asks(&self) -> bool {
+    pub fn is_query_only(&self) -> bool {
         self.only_query.is_some()
     }
 
     /// A copy that the broker delivers again: what was believed when it was put away may be outdated.
-    pub fn delivered_again(&mut self) {
-        if self.belief == Belief::Clear {
-            self.belief = Belief::Unsure;
+    pub fn mark_redelivered(&mut self) {
+        if self.effect == EffectState::NoEffect {
+            self.effect = EffectState::Unsure;
         }
         self.negatives_from = None;
     }
 
     /// The first step of a delivery.
-    pub fn begin(&mut self, limits: &Limits, now: Timestamp) -> Step {
+    pub fn start(&mut self, limits: &Limits, now: Timestamp) -> Step {
         self.negatives = 0;
-        if self.ever_unsure {
+        if self.ever_unknown {
             // Whoever held it before may have begun a call until now, and no later.
-            let longest = later(now, limits.longest_call.saturating_add(limits.settling));
+            let longest = later(now, limits.longest_call.saturating_add(limits.query_delay));
             self.negatives_from = Some(self.negatives_from.map_or(longest, |from| from.min(longest)));
         }
-        let inquires = self.question() == Question::Inquire;
-        if self.ever_unsure && inquires && (self.late(now) || self.exhausted(limits)) {
+        let inquires = self.next_operation() == Operation::Query;
+        if self.ever_unknown && inquires && (self.is_late(now) || self.is_exhausted(limits)) {
             // The last inquiry must count, whatever it finds.
             let wait = self.unsettled_for(limits, now);
-            return self.ask(wait, wait, limits, now);
+            return self.schedule(wait, wait, limits, now);
         }
         // Another delivery may have sent the body a moment ago. If it took effect, that can be seen at once. Nothing
         // else that is seen too early counts, and nothing is sent before something was seen.
-        self.look = self.ever_unsure && !inquires;
-        self.ask_after(Duration::ZERO, limits, now)
+        self.query_first = self.ever_unknown && !inquires;
+        self.send_after(Duration::ZERO, limits, now)
     }
 
     /// The step after a [`Step::Halt`], once calls are allowed again.
     pub fn resume(&mut self, limits: &Limits, now: Timestamp) -> Step {
-        self.begin(limits, now)
+        self.start(limits, now)
     }
 
     /// Whether a use must not go out as it was decided on, but [`Progress::resume`] comes first: its deadline has passed,
     /// or it was `held_back` since the coupon was looked at, and another delivery may have changed what was seen.
     pub fn is_overtaken(&self, held_back: bool, now: Timestamp) -> bool {
-        self.late(now) || held_back && self.ever_unsure
+        self.is_late(now) || held_back && self.ever_unknown
     }
 
     /// The wait queue for a command that may not wait in process: the shared retry budget is spent, or calls are
     /// halted. Where no wait queue ends before the deadline it is the shortest, for a slot is worth more than that
     /// delay; `None` where there is no wait queue at all.
-    pub fn defer(&mut self, limits: &Limits, now: Timestamp) -> Option<Step> {
-        let shortest = (!limits.tiers.is_empty()).then_some(0);
-        self.tier(limits, now).or(shortest).map(|tier| self.put_away(tier, limits, now))
+    pub fn delay(&mut self, limits: &Limits, now: Timestamp) -> Option<Step> {
+        let shortest = (!limits.delays.is_empty()).then_some(0);
+        self.next_delay(limits, now).or(shortest).map(|tier| self.delay_in(tier, limits, now))
     }
 
     /// The shortest wait queue, for a delay that is not the command's fault: it grows no older by it. Where no brand's
     /// authorisation covered it, another command finds out meanwhile whether only its brand is shut.
-    pub fn step_aside(&mut self, limits: &Limits) -> Option<Step> {
-        (!limits.tiers.is_empty()).then_some(Step::Defer { tier: 0 })
+    pub fn delay_unaged(&mut self, limits: &Limits) -> Option<Step> {
+        (!limits.delays.is_empty()).then_some(Step::Delay { queue: 0 })
     }
 
     /// What is believed of a command that waits because the broker does not take its event. Afterward the coupon is
     /// looked at again, and that is told.
     pub fn forget_outcome(&mut self, outcome: &Outcome) {
-        self.belief = match outcome {
+        self.effect = match outcome {
             // Other queues may have taken the event: the provider's objection stands, whatever it would say by then.
-            Outcome::Refused { reason, objection: Some(_), .. } if Reason::OBJECTIONS.contains(reason) => {
-                Belief::Objected { reason: *reason, doubtful: false }
+            Outcome::Refused { reason, rejection: Some(_), .. } if Reason::REJECTIONS.contains(reason) => {
+                EffectState::Objected { reason: *reason, doubtful: false }
             }
             // What an inquiry found is found again.
-            _ => Belief::Unsure,
+            _ => EffectState::Unsure,
         };
-        self.objection = outcome.objection().cloned();
+        self.rejection = outcome.rejection().cloned();
     }
 
     /// The end of a command whose deadline has passed while no call can be made.
-    pub fn give_up(&mut self, limits: &Limits, now: Timestamp) -> Option<Step> {
-        self.late(now).then(|| self.conclude_unknown(limits, now))
+    pub fn expire(&mut self, limits: &Limits, now: Timestamp) -> Option<Step> {
+        self.is_late(now).then(|| self.conclude_unknown(limits, now))
     }
 
     /// Judges a reply to this command. A return that was over before anybody can have sent the command ended no use of
     /// ours: the coupon is as usable as one that was never returned.
-    pub fn judge(&self, question: Question, reply: &Reply, redemption: &Redemption) -> Verdict {
-        let verdict = judge(question, reply, redemption);
+    pub fn advance(&self, question: Operation, reply: &CallResult, redemption: &Redemption) -> Verdict {
+        let verdict = classify(question, reply, redemption);
         let returned = Verdict::Refused(Reason::ReturnedSince);
         match (self.unsent_before, reply) {
-            (Some(from), Reply::Answered(Answer { coupon: Some(coupon), .. }))
+            (Some(from), CallResult::Response(Response { coupon: Some(coupon), .. }))
                 if verdict == returned && coupon.returned_before(from, &redemption.out_request_no) =>
             {
                 Verdict::NotExecuted
@@ -538,10 +543,10 @@ impl Progress {
     }
 
     /// What follows from the `verdict` on the `reply` to `question`. `chance` is between 0 and 1.
-    pub fn follow(
+    pub fn follow_verdict(
         &mut self,
-        question: Question,
-        reply: Reply,
+        question: Operation,
+        reply: CallResult,
         verdict: Verdict,
         limits: &Limits,
         now: Timestamp,
@@ -549,30 +554,30 @@ impl Progress {
     ) -> Step {
         self.attempts = self.attempts.saturating_add(1);
         // What met our own fault was no attempt on this coupon: a key that is wrong all night must not use them up.
-        if matches!(verdict, Verdict::Stop(_) | Verdict::NotAccepted(Declined::NotAuthorised)) {
+        if matches!(verdict, Verdict::Suspended(_) | Verdict::NotAccepted(NotAccepted::NotAuthorized)) {
             self.suspended = self.suspended.saturating_add(1);
         }
         let answer = match reply {
-            Reply::Answered(answer) => Some(answer),
-            Reply::NotSent(_) | Reply::Lost(_) => None,
+            CallResult::Response(answer) => Some(answer),
+            CallResult::NotSent(_) | CallResult::NoResponse(_) => None,
         };
         let signed = answer.as_ref().is_some_and(|answer| answer.authenticity == Authenticity::Verified);
-        if question == Question::Redeem
+        if question == Operation::Redeem
             && let Some(answer) = answer.as_ref().filter(|answer| answer.status >= 400)
         {
-            self.objection = Some(Objection::of(answer));
+            self.rejection = Some(Rejection::of(answer));
         }
-        let confirms = answer.as_ref().is_some_and(|answer| self.confirms(answer));
+        let confirms = answer.as_ref().is_some_and(|answer| self.confirms_rejection(answer));
         let coupon = answer.and_then(|answer| answer.into_coupon(&verdict));
         if coupon.is_some() {
             self.coupon.clone_from(&coupon);
-        } else if verdict.denies_the_coupon() {
+        } else if verdict.denies_coupon() {
             // What was seen of it before is no longer so.
             self.coupon = None;
         }
         match question {
-            Question::Redeem => self.follow_redeem(verdict, coupon, signed, limits, now, chance),
-            Question::Inquire => self.follow_inquiry(verdict, coupon, confirms, limits, now, chance),
+            Operation::Redeem => self.follow_redeem(verdict, coupon, signed, limits, now, chance),
+            Operation::Query => self.follow_query(verdict, coupon, confirms, limits, now, chance),
         }
     }
 
@@ -587,31 +592,33 @@ impl Progress {
     ) -> Step {
         match (verdict, coupon) {
             (Verdict::Redeemed, Some(coupon)) => {
-                Step::Finish(Outcome::Redeemed { by: EstablishedBy::Answer, coupon })
+                Step::Finish(Outcome::Redeemed { by: EstablishedBy::Response, coupon })
             }
-            (Verdict::Objected { reason, doubtful }, _) => self.object(reason, doubtful, limits, now),
-            (Verdict::NotAuthorised, _) => self.object(Reason::NotAuthorised, false, limits, now),
-            (Verdict::NotAccepted(Declined::NotAuthorised), _) => {
-                self.step_aside(limits).unwrap_or_else(|| self.again(limits, now, chance))
+            (Verdict::Rejected { reason, may_be_our_own_use: doubtful }, _) => {
+                self.reject(reason, doubtful, limits, now)
             }
-            (Verdict::NotAccepted(_) | Verdict::NotSent, _) => self.again(limits, now, chance),
-            (Verdict::Stop(fault), _) => {
+            (Verdict::NotAuthorized, _) => self.reject(Reason::NotAuthorized, false, limits, now),
+            (Verdict::NotAccepted(NotAccepted::NotAuthorized), _) => {
+                self.delay_unaged(limits).unwrap_or_else(|| self.retry(limits, now, chance))
+            }
+            (Verdict::NotAccepted(_) | Verdict::NotSent, _) => self.retry(limits, now, chance),
+            (Verdict::Suspended(fault), _) => {
                 if !signed {
                     // Whoever answered need not be the provider.
-                    self.take_as_unsure(limits, now);
+                    self.mark_unknown(limits, now);
                 }
-                self.halt(fault, limits, now)
+                self.suspend(fault, limits, now)
             }
             // A success is only ever judged from a described coupon; without one there is nothing to tell. And nobody
             // refuses a redeem but by an objection.
-            (Verdict::Redeemed | Verdict::Refused(_) | Verdict::NotExecuted | Verdict::Unsure(_), _) => {
-                self.take_as_unsure(limits, now);
-                self.settle(limits, now)
+            (Verdict::Redeemed | Verdict::Refused(_) | Verdict::NotExecuted | Verdict::Unknown(_), _) => {
+                self.mark_unknown(limits, now);
+                self.await_settled(limits, now)
             }
         }
     }
 
-    fn follow_inquiry(
+    fn follow_query(
         &mut self,
         verdict: Verdict,
         coupon: Option<Coupon>,
@@ -621,21 +628,21 @@ impl Progress {
         chance: f64,
     ) -> Step {
         let early = std::mem::take(&mut self.early);
-        let by = EstablishedBy::Inquiry;
+        let by = EstablishedBy::Query;
         match (verdict, coupon) {
             (Verdict::Redeemed, Some(coupon)) => Step::Finish(Outcome::Redeemed { by, coupon }),
-            (Verdict::Stop(fault), _) => self.halt(fault, limits, now),
-            (Verdict::NotAuthorised, _) => self.not_granted(limits, now, chance),
-            (Verdict::Unsure(Doubt::Unnamed), _) => {
-                if self.belief.objection().is_none() {
-                    self.belief = Belief::Used;
+            (Verdict::Suspended(fault), _) => self.suspend(fault, limits, now),
+            (Verdict::NotAuthorized, _) => self.follow_query_not_granted(limits, now, chance),
+            (Verdict::Unknown(UnknownCause::NoNumber), _) => {
+                if self.effect.rejection().is_none() {
+                    self.effect = EffectState::SeenUsed;
                 }
-                self.again(limits, now, chance)
+                self.retry(limits, now, chance)
             }
             // What comes early still lets the body go out where nothing was unsure.
-            (_, _) if early && self.belief != Belief::Clear => {
+            (_, _) if early && self.effect != EffectState::NoEffect => {
                 self.negatives = 0;
-                self.settle(limits, now)
+                self.await_settled(limits, now)
             }
             // Somebody else's use and a return are seen, not missed: once is enough.
             (Verdict::Refused(reason @ (Reason::UsedByAnother | Reason::ReturnedSince)), _) => {
@@ -643,52 +650,52 @@ impl Progress {
             }
             (Verdict::Refused(reason), _) => {
                 // What the redeem was rejected for says more than that there is no such coupon.
-                let rejected = self.belief.objection().filter(|_| reason == Reason::NoSuchCoupon);
-                self.negative(Some(rejected.unwrap_or(reason)), early, limits, now)
+                let rejected = self.effect.rejection().filter(|_| reason == Reason::NoSuchCoupon);
+                self.count_negative(Some(rejected.unwrap_or(reason)), early, limits, now)
             }
-            (Verdict::Objected { .. }, _) if confirms => {
-                let rejected = self.belief.objection();
-                rejected.into_iter().for_each(|reason| self.forget_what_denies(reason));
-                self.negative(rejected, early, limits, now)
+            (Verdict::Rejected { .. }, _) if confirms => {
+                let rejected = self.effect.rejection();
+                rejected.into_iter().for_each(|reason| self.forget_contradicted_coupon(reason));
+                self.count_negative(rejected, early, limits, now)
             }
-            (Verdict::NotExecuted, _) => self.negative(None, early, limits, now),
+            (Verdict::NotExecuted, _) => self.count_negative(None, early, limits, now),
             (
                 Verdict::Redeemed
-                | Verdict::Objected { .. }
+                | Verdict::Rejected { .. }
                 | Verdict::NotAccepted(_)
                 | Verdict::NotSent
-                | Verdict::Unsure(_),
+                | Verdict::Unknown(_),
                 _,
-            ) => self.again(limits, now, chance),
+            ) => self.retry(limits, now, chance),
         }
     }
 
     /// Every call would fail. At the end of the time allowed there is none to wait for.
-    fn halt(&mut self, fault: Fault, limits: &Limits, now: Timestamp) -> Step {
+    fn suspend(&mut self, fault: SuspendReason, limits: &Limits, now: Timestamp) -> Step {
         self.failures = 0;
         self.negatives = 0;
-        if self.last { self.conclude_unknown(limits, now) } else { Step::Halt(fault) }
+        if self.last { self.conclude_unknown(limits, now) } else { Step::Suspend(fault) }
     }
 
     /// The brand does not let us look. Where no use of ours can have taken effect, none is missed by sending the body
     /// without a look, and a rejection of it stands by itself. Where one may have, the same body again would be answered
     /// alike; but it would be a second effect where the user returned the coupon meanwhile. So the command waits for the
     /// right to look, until its deadline: docs/decisions/0012-wait-for-the-right-to-look.md.
-    fn not_granted(&mut self, limits: &Limits, now: Timestamp, chance: f64) -> Step {
+    fn follow_query_not_granted(&mut self, limits: &Limits, now: Timestamp, chance: f64) -> Step {
         self.negatives = 0;
-        match self.belief {
+        match self.effect {
             _ if self.last => self.conclude_unknown(limits, now),
-            Belief::Clear if self.only_query.is_some() => self.conclude_unknown(limits, now),
-            Belief::Clear => {
-                self.look = false;
-                self.ask_after(Duration::ZERO, limits, now)
+            EffectState::NoEffect if self.only_query.is_some() => self.conclude_unknown(limits, now),
+            EffectState::NoEffect => {
+                self.query_first = false;
+                self.send_after(Duration::ZERO, limits, now)
             }
-            Belief::Objected { reason, doubtful: false } => {
-                self.forget_what_denies(reason);
-                self.refuse(reason, EstablishedBy::Answer)
+            EffectState::Objected { reason, doubtful: false } => {
+                self.forget_contradicted_coupon(reason);
+                self.refuse(reason, EstablishedBy::Response)
             }
-            Belief::Objected { .. } | Belief::Unsure | Belief::Used => {
-                self.defer(limits, now).unwrap_or_else(|| self.again(limits, now, chance))
+            EffectState::Objected { .. } | EffectState::Unsure | EffectState::SeenUsed => {
+                self.delay(limits, now).unwrap_or_else(|| self.retry(limits, now, chance))
             }
         }
     }
@@ -696,50 +703,50 @@ impl Progress {
     /// Whether an answer to an inquiry rejects it as the redeem was rejected. The two share openid, appid, brand, product
     /// coupon, stock and coupon code: what is wrong with one of these, both are told. The number tells the causes of
     /// one code apart, so there has to be one; one that can only be told of a redeem confirms nothing.
-    fn confirms(&self, answer: &Answer) -> bool {
+    fn confirms_rejection(&self, answer: &Response) -> bool {
         // Its words are also kept of an answer that was not believed, and such a one confirms nothing.
-        let (Some(objection), Some(_)) = (&self.objection, self.belief.objection()) else { return false };
+        let (Some(objection), Some(_)) = (&self.rejection, self.effect.rejection()) else { return false };
         let of_both =
-            !matches!(self.belief.objection(), Some(Reason::UsedByAnother | Reason::NumberConflict));
+            !matches!(self.effect.rejection(), Some(Reason::UsedByAnother | Reason::NumberConflict));
         let same = objection.code == answer.code && objection.sub_code == answer.sub_code;
         of_both && same && answer.sub_code.is_some_and(|number| number != 0)
     }
 
     /// A coupon that was seen before it was rejected for this reason may be so no more.
-    fn forget_what_denies(&mut self, reason: Reason) {
-        if reason.denies_a_usable_coupon() {
+    fn forget_contradicted_coupon(&mut self, reason: Reason) {
+        if reason.contradicts_usable_coupon() {
             self.coupon = None;
         }
     }
 
     fn refuse(&mut self, reason: Reason, by: EstablishedBy) -> Step {
         // A 429 or 500 met on the way is no ground of a refusal that an inquiry established.
-        let grounds = by == EstablishedBy::Answer
-            || reason == Reason::NotAuthorised
-            || matches!(self.belief, Belief::Objected { .. });
+        let grounds = by == EstablishedBy::Response
+            || reason == Reason::NotAuthorized
+            || matches!(self.effect, EffectState::Objected { .. });
         Step::Finish(Outcome::Refused {
             reason,
             by,
             coupon: self.coupon.take(),
-            objection: self.objection.take().filter(|_| grounds),
+            rejection: self.rejection.take().filter(|_| grounds),
         })
     }
 
     /// A redeem of ours has ended, and may take effect until a settling time from now.
-    fn take_as_unsure(&mut self, limits: &Limits, now: Timestamp) {
-        self.believe(Belief::Unsure);
-        self.ever_unsure = true;
-        self.hold_negatives(limits.settling, now);
+    fn mark_unknown(&mut self, limits: &Limits, now: Timestamp) {
+        self.set_effect(EffectState::Unsure);
+        self.ever_unknown = true;
+        self.hold_negatives(limits.query_delay, now);
     }
 
-    fn object(&mut self, reason: Reason, doubtful: bool, limits: &Limits, now: Timestamp) -> Step {
-        self.believe(Belief::Objected { reason, doubtful });
-        self.ever_unsure |= doubtful;
-        if !self.ever_unsure {
-            return self.ask_after(Duration::ZERO, limits, now);
+    fn reject(&mut self, reason: Reason, doubtful: bool, limits: &Limits, now: Timestamp) -> Step {
+        self.set_effect(EffectState::Objected { reason, doubtful });
+        self.ever_unknown |= doubtful;
+        if !self.ever_unknown {
+            return self.send_after(Duration::ZERO, limits, now);
         }
-        self.hold_negatives(limits.settling, now);
-        self.settle(limits, now)
+        self.hold_negatives(limits.query_delay, now);
+        self.await_settled(limits, now)
     }
 
     /// No inquiry counts as negative before so long from now.
@@ -750,119 +757,120 @@ impl Progress {
     /// How long it takes until an inquiry counts. A clock that was set back makes it no longer than a call can take.
     fn unsettled_for(&self, limits: &Limits, now: Timestamp) -> Duration {
         let left = self.negatives_from.map(|from| from.duration_since(now)).unwrap_or_default();
-        let longest = limits.longest_call.saturating_add(limits.settling);
+        let longest = limits.longest_call.saturating_add(limits.query_delay);
         left.max(SignedDuration::ZERO).unsigned_abs().min(longest)
     }
 
-    fn late(&self, now: Timestamp) -> bool {
+    fn is_late(&self, now: Timestamp) -> bool {
         self.deadline.duration_since(now) <= SignedDuration::ZERO
     }
 
-    fn exhausted(&self, limits: &Limits) -> bool {
+    fn is_exhausted(&self, limits: &Limits) -> bool {
         self.attempts.saturating_sub(self.suspended) >= limits.attempts_max
     }
 
-    fn believe(&mut self, belief: Belief) {
-        self.belief = belief;
+    fn set_effect(&mut self, belief: EffectState) {
+        self.effect = belief;
         self.negatives = 0;
         self.failures = 0;
     }
 
     /// An inquiry found no use of ours: the coupon is usable, or `gone` says why it is not.
-    fn negative(&mut self, gone: Option<Reason>, early: bool, limits: &Limits, now: Timestamp) -> Step {
-        if gone.is_none() && self.belief == Belief::Clear {
+    fn count_negative(&mut self, gone: Option<Reason>, early: bool, limits: &Limits, now: Timestamp) -> Step {
+        if gone.is_none() && self.effect == EffectState::NoEffect {
             // A look between two uses that were declined is no success: the waits go on growing.
             self.negatives = 0;
-            self.look = false;
-            return self.ask_after(Duration::ZERO, limits, now);
+            self.query_first = false;
+            return self.send_after(Duration::ZERO, limits, now);
         }
-        if early && self.belief == Belief::Clear && !self.last {
+        if early && self.effect == EffectState::NoEffect && !self.last {
             // The use that made it so may have been another delivery's, and be returned: no use without a look again.
-            self.believe(Belief::Unsure);
+            self.set_effect(EffectState::Unsure);
         }
         self.negatives += u8::from(!early);
-        let wanted = match self.belief {
+        let wanted = match self.effect {
             // What is seen stands: no use of ours is known of that could be missed.
-            Belief::Clear => 1,
-            Belief::Objected { .. } if !self.ever_unsure => 1,
-            Belief::Unsure | Belief::Used | Belief::Objected { .. } => NEGATIVES_WANTED,
+            EffectState::NoEffect => 1,
+            EffectState::Objected { .. } if !self.ever_unknown => 1,
+            EffectState::Unsure | EffectState::SeenUsed | EffectState::Objected { .. } => NEGATIVES_REQUIRED,
         };
         if self.negatives < wanted {
             // Even after the last inquiry, where a second one like it would be an end.
-            let would_end = gone.is_some() || self.belief != Belief::Unsure;
+            let would_end = gone.is_some() || self.effect != EffectState::Unsure;
             return if self.last && would_end {
-                let wait = self.unsettled_for(limits, now).max(limits.settling);
-                self.put(wait, Question::Inquire, now)
+                let wait = self.unsettled_for(limits, now).max(limits.query_delay);
+                self.send(wait, Operation::Query, now)
             } else {
-                self.settle(limits, now)
+                self.await_settled(limits, now)
             };
         }
-        match (gone, self.belief) {
-            (None, Belief::Clear | Belief::Unsure) if self.only_query.is_some() => {
+        match (gone, self.effect) {
+            (None, EffectState::NoEffect | EffectState::Unsure) if self.only_query.is_some() => {
                 self.conclude_unknown(limits, now)
             }
-            (Some(reason), _) => self.refuse(reason, EstablishedBy::Inquiry),
-            (None, Belief::Objected { reason, .. }) => {
+            (Some(reason), _) => self.refuse(reason, EstablishedBy::Query),
+            (None, EffectState::Objected { reason, .. }) => {
                 // Whatever else was meant: a coupon that is usable is there, and used by nobody.
-                let reason = if reason.denies_a_usable_coupon() { Reason::Rejected } else { reason };
-                self.refuse(reason, EstablishedBy::Inquiry)
+                let reason = if reason.contradicts_usable_coupon() { Reason::Rejected } else { reason };
+                self.refuse(reason, EstablishedBy::Query)
             }
-            (None, Belief::Used) => self.refuse(Reason::ReturnedSince, EstablishedBy::Inquiry),
-            (None, Belief::Unsure | Belief::Clear) => {
-                self.believe(Belief::Clear);
-                self.ask_after(Duration::ZERO, limits, now)
+            (None, EffectState::SeenUsed) => self.refuse(Reason::ReturnedSince, EstablishedBy::Query),
+            (None, EffectState::Unsure | EffectState::NoEffect) => {
+                self.set_effect(EffectState::NoEffect);
+                self.send_after(Duration::ZERO, limits, now)
             }
         }
     }
 
-    fn again(&mut self, limits: &Limits, now: Timestamp, chance: f64) -> Step {
+    fn retry(&mut self, limits: &Limits, now: Timestamp, chance: f64) -> Step {
         let wait = limits.backoff.wait(self.failures, chance);
         self.failures = self.failures.saturating_add(1);
         self.negatives = 0;
         // What was seen before the wait may be so no more.
-        self.look = self.ever_unsure && self.question() == Question::Redeem;
-        self.ask_after(wait, limits, now)
+        self.query_first = self.ever_unknown && self.next_operation() == Operation::Redeem;
+        self.send_after(wait, limits, now)
     }
 
     /// The next inquiry, once a redeem that may be under way has settled. The one wait that the deadline does not
     /// cut short: an inquiry before its end would prove nothing, and could end as a refusal all the same. What another
     /// instance may have begun takes longer to end than a slot is held: it is waited for in a wait queue, for no longer than
     /// it takes where one is short enough.
-    fn settle(&mut self, limits: &Limits, now: Timestamp) -> Step {
-        let wait = self.unsettled_for(limits, now).max(limits.settling);
-        self.look = self.belief.question() == Question::Redeem;
+    fn await_settled(&mut self, limits: &Limits, now: Timestamp) -> Step {
+        let wait = self.unsettled_for(limits, now).max(limits.query_delay);
+        self.query_first = self.effect.next_operation() == Operation::Redeem;
         if wait > limits.in_process_max && !self.last {
             let within = |most: SignedDuration| {
                 let fits = |tier: &Duration| SignedDuration::try_from(*tier).is_ok_and(|tier| tier <= most);
-                limits.tiers.iter().rposition(fits)
+                limits.delays.iter().rposition(fits)
             };
             let wait = SignedDuration::try_from(wait).unwrap_or(SignedDuration::MAX);
-            let shortest = within(self.left(now)).map(|_| 0);
-            if let Some(tier) = within(wait.min(self.left(now))).or(shortest) {
-                return Step::Defer { tier };
+            let shortest = within(self.time_left(now)).map(|_| 0);
+            if let Some(tier) = within(wait.min(self.time_left(now))).or(shortest) {
+                return Step::Delay { queue: tier };
             }
         }
-        self.ask(wait, wait, limits, now)
+        self.schedule(wait, wait, limits, now)
     }
 
-    fn left(&self, now: Timestamp) -> SignedDuration {
+    fn time_left(&self, now: Timestamp) -> SignedDuration {
         self.deadline.duration_since(now)
     }
 
-    fn ask_after(&mut self, wait: Duration, limits: &Limits, now: Timestamp) -> Step {
-        self.ask(wait, Duration::ZERO, limits, now)
+    fn send_after(&mut self, wait: Duration, limits: &Limits, now: Timestamp) -> Step {
+        self.schedule(wait, Duration::ZERO, limits, now)
     }
 
     /// The next question after a wait in process, or after a tier where the wait is too long, or the last one. The
     /// deadline cuts the wait short, but not below `least`: where that outlasts it, the question is the last one.
-    fn ask(&mut self, wait: Duration, least: Duration, limits: &Limits, now: Timestamp) -> Step {
+    fn schedule(&mut self, wait: Duration, least: Duration, limits: &Limits, now: Timestamp) -> Step {
         if self.last {
             return self.conclude_unknown(limits, now);
         }
-        let left = self.left(now);
-        if self.exhausted(limits) || left <= SignedDuration::try_from(least).unwrap_or(SignedDuration::MAX) {
+        let left = self.time_left(now);
+        if self.is_exhausted(limits) || left <= SignedDuration::try_from(least).unwrap_or(SignedDuration::MAX)
+        {
             self.last = true;
-            return self.put(least, Question::Inquire, now);
+            return self.send(least, Operation::Query, now);
         }
         let wait = wait.min(left.unsigned_abs());
         let waited = self.waited.saturating_add(wait);
@@ -871,51 +879,51 @@ impl Progress {
         if waited > limits.in_process_max
             && !wait.is_zero()
             && self.negatives == 0
-            && let Some(tier) = self.tier(limits, now)
+            && let Some(tier) = self.next_delay(limits, now)
         {
-            return self.put_away(tier, limits, now);
+            return self.delay_in(tier, limits, now);
         }
         self.waited = waited;
-        let question = if self.look { Question::Inquire } else { self.question() };
-        self.put(wait, question, now)
+        let question = if self.query_first { Operation::Query } else { self.next_operation() };
+        self.send(wait, question, now)
     }
 
-    fn put(&mut self, after: Duration, question: Question, now: Timestamp) -> Step {
+    fn send(&mut self, after: Duration, question: Operation, now: Timestamp) -> Step {
         let early = self.negatives_from.is_some_and(|from| later(now, after) < from);
-        self.early = early && question == Question::Inquire;
-        Step::Ask { after, question }
+        self.early = early && question == Operation::Query;
+        Step::Send { after, operation: question }
     }
 
     /// Into this wait queue, a further one next time. Should the broker deliver once more what the copy is made of,
     /// whoever gets it begins its calls now.
-    fn put_away(&mut self, tier: usize, limits: &Limits, now: Timestamp) -> Step {
-        self.tiers_passed = self.tiers_passed.saturating_add(1);
-        self.hold_negatives(limits.longest_call.saturating_add(limits.settling), now);
-        Step::Defer { tier }
+    fn delay_in(&mut self, tier: usize, limits: &Limits, now: Timestamp) -> Step {
+        self.delays_passed = self.delays_passed.saturating_add(1);
+        self.hold_negatives(limits.longest_call.saturating_add(limits.query_delay), now);
+        Step::Delay { queue: tier }
     }
 
-    fn question(&self) -> Question {
-        if self.only_query.is_some() { Question::Inquire } else { self.belief.question() }
+    fn next_operation(&self) -> Operation {
+        if self.only_query.is_some() { Operation::Query } else { self.effect.next_operation() }
     }
 
     /// The wait queue that comes next: one further each time, but none that would outlast the deadline.
-    fn tier(&self, limits: &Limits, now: Timestamp) -> Option<usize> {
+    fn next_delay(&self, limits: &Limits, now: Timestamp) -> Option<usize> {
         if self.last {
             return None;
         }
-        let left = self.left(now);
-        let last = limits.tiers.len().checked_sub(1)?;
-        let next = (self.tiers_passed as usize).min(last);
+        let left = self.time_left(now);
+        let last = limits.delays.len().checked_sub(1)?;
+        let next = (self.delays_passed as usize).min(last);
         (0..=next)
             .rev()
-            .find(|tier| SignedDuration::try_from(limits.tiers[*tier]).is_ok_and(|tier| tier <= left))
+            .find(|tier| SignedDuration::try_from(limits.delays[*tier]).is_ok_and(|tier| tier <= left))
     }
 
     /// The last inquiry has been put and did not settle the matter.
     fn conclude_unknown(&mut self, limits: &Limits, now: Timestamp) -> Step {
         let reason = if let Some(reason) = self.only_query {
             reason
-        } else if !self.late(now) && self.exhausted(limits) {
+        } else if !self.is_late(now) && self.is_exhausted(limits) {
             Reason::AttemptsExhausted
         } else {
             Reason::DeadlinePassed
@@ -924,7 +932,7 @@ impl Progress {
             reason,
             coupon: self.coupon.take(),
             // The parked command carries it, too, beside the belief that rests on it.
-            objection: self.objection.clone(),
+            rejection: self.rejection.clone(),
         })
     }
 }

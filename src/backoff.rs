@@ -19,7 +19,7 @@ pub struct Backoff {
 
 /// Why a schedule is refused.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum NotASchedule {
+pub enum InvalidBackoff {
     /// A wait of nothing is a hot loop.
     #[error("the first wait must be longer than zero")]
     NoWait,
@@ -45,18 +45,18 @@ impl Backoff {
         multiplier: f64,
         jitter: f64,
         longest: Duration,
-    ) -> Result<Self, NotASchedule> {
+    ) -> Result<Self, InvalidBackoff> {
         if initial.is_zero() {
-            return Err(NotASchedule::NoWait);
+            return Err(InvalidBackoff::NoWait);
         }
         if !(1.0..=10.0).contains(&multiplier) {
-            return Err(NotASchedule::Multiplier(multiplier));
+            return Err(InvalidBackoff::Multiplier(multiplier));
         }
         if !(0.0..=1.0).contains(&jitter) {
-            return Err(NotASchedule::Jitter(jitter));
+            return Err(InvalidBackoff::Jitter(jitter));
         }
         if longest < initial {
-            return Err(NotASchedule::Longest);
+            return Err(InvalidBackoff::Longest);
         }
         Ok(Self { initial, multiplier, jitter, longest })
     }
@@ -104,11 +104,11 @@ mod tests {
     fn nonsense_is_refused() {
         let second = Duration::from_secs(1);
         let make = |initial, multiplier, jitter, longest| Backoff::new(initial, multiplier, jitter, longest);
-        assert_eq!(make(Duration::ZERO, 2.0, 0.1, second), Err(NotASchedule::NoWait));
-        assert_eq!(make(second, 0.5, 0.1, second), Err(NotASchedule::Multiplier(0.5)));
+        assert_eq!(make(Duration::ZERO, 2.0, 0.1, second), Err(InvalidBackoff::NoWait));
+        assert_eq!(make(second, 0.5, 0.1, second), Err(InvalidBackoff::Multiplier(0.5)));
         assert!(make(second, f64::NAN, 0.1, second).is_err());
-        assert_eq!(make(second, 2.0, 1.5, second), Err(NotASchedule::Jitter(1.5)));
-        assert_eq!(make(second, 2.0, 0.1, second / 2), Err(NotASchedule::Longest));
+        assert_eq!(make(second, 2.0, 1.5, second), Err(InvalidBackoff::Jitter(1.5)));
+        assert_eq!(make(second, 2.0, 0.1, second / 2), Err(InvalidBackoff::Longest));
     }
 
     proptest! {

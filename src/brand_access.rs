@@ -10,10 +10,10 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// How long a use that some brand let in shows that our own rights are in order, unless the same brand denies one since.
-pub const LATELY: Duration = Duration::from_secs(600);
+pub const RECENT: Duration = Duration::from_secs(600);
 
 /// How long a brand must have been denied, with nobody let in, before the fault is taken for our own.
-pub const STANDING: Duration = Duration::from_secs(5);
+pub const ALLOWED_FOR: Duration = Duration::from_secs(5);
 
 /// How long a brand must have been denied, while another that was let in before has denied nothing since, until it is
 /// taken for alone although that other has not been tried again.
@@ -55,7 +55,7 @@ struct Denied {
 
 impl BrandAccess {
     /// A brand let in a use that was sent at `asked_at`. That it let us query says nothing about that.
-    pub fn let_in(&mut self, brand: &str, asked_at: Instant) {
+    pub fn record_allowed(&mut self, brand: &str, asked_at: Instant) {
         self.denied.remove(brand);
         match self.let_in.get_mut(brand) {
             Some(at) => *at = (*at).max(asked_at),
@@ -67,7 +67,7 @@ impl BrandAccess {
     }
 
     /// A brand denied a use.
-    pub fn deny(&mut self, brand: &str, now: Instant) -> Denial {
+    pub fn record_denied(&mut self, brand: &str, now: Instant) -> Denial {
         self.let_in.remove(brand);
         let since = match self.denied.get_mut(brand) {
             Some(denied) => {
@@ -81,9 +81,9 @@ impl BrandAccess {
                 now
             }
         };
-        if self.is_alone(since, now) {
+        if self.is_only_one_denied(since, now) {
             Denial::BrandAlone
-        } else if self.last_let_in(now).is_some() || now.saturating_duration_since(since) < STANDING {
+        } else if self.last_allowed(now).is_some() || now.saturating_duration_since(since) < ALLOWED_FOR {
             Denial::Unclear
         } else {
             Denial::Everywhere
@@ -97,20 +97,20 @@ impl BrandAccess {
     pub fn may_try(&self, brand: &str, now: Instant) -> bool {
         let Some(denied) = self.denied.get(brand) else { return true };
         let paused = |since: Instant| now.saturating_duration_since(since) >= PAUSE;
-        let shared = self.last_let_in(now).is_some() || self.denied_again.is_none_or(paused);
-        paused(denied.last) && shared || self.is_alone(denied.since, now)
+        let shared = self.last_allowed(now).is_some() || self.denied_again.is_none_or(paused);
+        paused(denied.last) && shared || self.is_only_one_denied(denied.since, now)
     }
 
-    fn is_alone(&self, since: Instant, now: Instant) -> bool {
+    fn is_only_one_denied(&self, since: Instant, now: Instant) -> bool {
         let settled = now.saturating_duration_since(since) >= SETTLED;
-        self.last_let_in(now).is_some_and(|at| at > since || settled)
+        self.last_allowed(now).is_some_and(|at| at > since || settled)
     }
 
     /// When a brand was last let in that has denied nothing since. What was let in before another brand was first denied
     /// may be as shut as it by now; what was let in after that is open while the other is shut.
-    fn last_let_in(&self, now: Instant) -> Option<Instant> {
+    fn last_allowed(&self, now: Instant) -> Option<Instant> {
         let last = self.let_in.values().copied().max()?;
-        (now.saturating_duration_since(last) < LATELY).then_some(last)
+        (now.saturating_duration_since(last) < RECENT).then_some(last)
     }
 }
 
@@ -148,7 +148,7 @@ mod tests {
         let clock = clock();
         let (mut access, pause) = (BrandAccess::default(), PAUSE.as_millis() as u64);
         for nth in 0..1_000 {
-            assert_eq!(access.deny(&format!("invented {nth}"), clock.at(nth)), Denial::Unclear);
+            assert_eq!(access.record_denied(&format!("invented {nth}"), clock.at(nth)), Denial::Unclear);
         }
         let mut tries = 0;
         for now in (2 * pause..12 * pause).step_by(100) {
@@ -157,12 +157,12 @@ mod tests {
             for brand in invented {
                 if access.may_try(&brand, clock.at(now)) {
                     tries += 1;
-                    access.deny(&brand, clock.at(now));
+                    access.record_denied(&brand, clock.at(now));
                 }
             }
         }
         assert_eq!(tries, 10, "one in each pause");
-        access.let_in("real", clock.at(12 * pause));
+        access.record_allowed("real", clock.at(12 * pause));
         assert!((0..1_000).all(|nth| access.may_try(&format!("invented {nth}"), clock.at(12 * pause + 1))));
     }
 
@@ -170,59 +170,63 @@ mod tests {
     fn a_brand_is_alone_once_another_was_let_in_since() {
         let (mut access, clock) = (BrandAccess::default(), clock());
         let at = |seconds: u64| clock.at(seconds * 1_000);
-        assert_eq!(access.deny("a", at(0)), Denial::Unclear);
-        access.let_in("b", at(1));
-        assert_eq!(access.deny("a", at(2)), Denial::BrandAlone);
-        assert_eq!(access.deny("b", at(3)), Denial::Unclear, "what was let in before may be shut by now");
-        access.let_in("c", at(2));
-        assert_eq!(access.deny("b", at(4)), Denial::Unclear, "an answer to a question from before");
-        access.let_in("a", at(6));
-        assert_eq!(access.deny("b", at(7)), Denial::BrandAlone);
-        assert_eq!(access.deny("a", at(8)), Denial::Unclear, "its own word of before is forgotten");
+        assert_eq!(access.record_denied("a", at(0)), Denial::Unclear);
+        access.record_allowed("b", at(1));
+        assert_eq!(access.record_denied("a", at(2)), Denial::BrandAlone);
+        assert_eq!(
+            access.record_denied("b", at(3)),
+            Denial::Unclear,
+            "what was let in before may be shut by now"
+        );
+        access.record_allowed("c", at(2));
+        assert_eq!(access.record_denied("b", at(4)), Denial::Unclear, "an answer to a question from before");
+        access.record_allowed("a", at(6));
+        assert_eq!(access.record_denied("b", at(7)), Denial::BrandAlone);
+        assert_eq!(access.record_denied("a", at(8)), Denial::Unclear, "its own word of before is forgotten");
     }
 
     #[test]
     fn no_brand_that_still_lets_us_in_is_our_own_fault_once_it_stands() {
         let (mut access, clock) = (BrandAccess::default(), clock());
         let at = |seconds: u64| clock.at(seconds * 1_000);
-        assert_eq!(access.deny("a", at(0)), Denial::Unclear);
-        assert_eq!(access.deny("a", at(4)), Denial::Unclear);
-        assert_eq!(access.deny("a", at(5)), Denial::Everywhere);
-        access.let_in("b", at(6));
-        assert_eq!(access.deny("a", at(605)), Denial::BrandAlone);
-        assert_eq!(access.deny("a", at(606)), Denial::Everywhere, "a word of long ago");
-        access.let_in("b", at(607));
-        assert_eq!(access.deny("a", at(608)), Denial::BrandAlone);
-        assert_eq!(access.deny("c", at(608)), Denial::Unclear);
-        assert_eq!(access.deny("c", at(667)), Denial::Unclear, "nobody was tried since");
-        assert_eq!(access.deny("c", at(668)), Denial::BrandAlone, "and that for a minute");
-        assert_eq!(access.deny("b", at(669)), Denial::Unclear);
-        assert_eq!(access.deny("a", at(670)), Denial::Everywhere, "nobody lets us in any longer");
+        assert_eq!(access.record_denied("a", at(0)), Denial::Unclear);
+        assert_eq!(access.record_denied("a", at(4)), Denial::Unclear);
+        assert_eq!(access.record_denied("a", at(5)), Denial::Everywhere);
+        access.record_allowed("b", at(6));
+        assert_eq!(access.record_denied("a", at(605)), Denial::BrandAlone);
+        assert_eq!(access.record_denied("a", at(606)), Denial::Everywhere, "a word of long ago");
+        access.record_allowed("b", at(607));
+        assert_eq!(access.record_denied("a", at(608)), Denial::BrandAlone);
+        assert_eq!(access.record_denied("c", at(608)), Denial::Unclear);
+        assert_eq!(access.record_denied("c", at(667)), Denial::Unclear, "nobody was tried since");
+        assert_eq!(access.record_denied("c", at(668)), Denial::BrandAlone, "and that for a minute");
+        assert_eq!(access.record_denied("b", at(669)), Denial::Unclear);
+        assert_eq!(access.record_denied("a", at(670)), Denial::Everywhere, "nobody lets us in any longer");
     }
 
     #[test]
     fn a_brand_just_denied_is_tried_by_one_command() {
         let (mut access, clock) = (BrandAccess::default(), clock());
         assert!(access.may_try("a", clock.at(0)));
-        access.deny("a", clock.at(0));
+        access.record_denied("a", clock.at(0));
         assert!(!access.may_try("a", clock.at(4_999)));
         assert!(access.may_try("b", clock.at(1)));
         assert!(access.may_try("a", clock.at(5_000)));
-        access.let_in("b", clock.at(5_000));
+        access.record_allowed("b", clock.at(5_000));
         assert!(access.may_try("a", clock.at(5_001)), "each command needs its own answer now");
     }
 
     #[test]
     fn brands_without_end_are_not_remembered_without_end() {
         let (mut access, clock) = (BrandAccess::default(), clock());
-        access.deny("first", clock.at(0));
-        access.deny("kept", clock.at(1));
+        access.record_denied("first", clock.at(0));
+        access.record_denied("kept", clock.at(1));
         for nth in 0..BRANDS_MAX as u64 {
-            access.deny("kept", clock.at(2 + nth));
-            access.deny(&format!("brand {nth}"), clock.at(2 + nth));
-            access.let_in(&format!("open {nth}"), clock.at(2 + nth));
+            access.record_denied("kept", clock.at(2 + nth));
+            access.record_denied(&format!("brand {nth}"), clock.at(2 + nth));
+            access.record_allowed(&format!("open {nth}"), clock.at(2 + nth));
         }
-        access.let_in("one more", clock.at(0));
+        access.record_allowed("one more", clock.at(0));
         assert_eq!((access.denied.len(), access.let_in.len()), (BRANDS_MAX, BRANDS_MAX));
         assert!(access.denied.contains_key("kept") && !access.denied.contains_key("first"));
     }
@@ -239,15 +243,15 @@ mod tests {
                 now += pause;
                 let name = format!("brand {brand}");
                 if granted {
-                    access.let_in(&name, clock.at(now));
+                    access.record_allowed(&name, clock.at(now));
                     open.insert(brand, now);
                     first.remove(&brand);
                     continue;
                 }
                 open.remove(&brand);
                 let since = *first.entry(brand).or_insert(now);
-                let denial = access.deny(&name, clock.at(now));
-                let lately = open.values().any(|at| now - at < LATELY.as_millis() as u64);
+                let denial = access.record_denied(&name, clock.at(now));
+                let lately = open.values().any(|at| now - at < RECENT.as_millis() as u64);
                 prop_assert!(!(lately && denial == Denial::Everywhere));
                 prop_assert!(!(since == now && denial == Denial::Everywhere));
                 let settled = now - since >= SETTLED.as_millis() as u64;
@@ -260,7 +264,7 @@ mod tests {
         fn ever_new_brands_suspend_nothing(count in 1..2_000u32, pause in 0..50u64) {
             let (mut access, clock) = (BrandAccess::default(), clock());
             for nth in 0..count {
-                let denial = access.deny(&format!("new {nth}"), clock.at(u64::from(nth) * pause));
+                let denial = access.record_denied(&format!("new {nth}"), clock.at(u64::from(nth) * pause));
                 prop_assert_eq!(denial, Denial::Unclear);
             }
         }

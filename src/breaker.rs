@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 
 use crate::circuit::{Circuit, Grant};
-use crate::verdict::Question;
+use crate::verdict::Operation;
 
-pub use crate::circuit::{Cause, Sign, State, Trouble};
+pub use crate::circuit::{CallSignal, Cause, FailureKind, State};
 
 /// The breaker that every call passes.
 #[derive(Clone)]
-pub struct Breaker(Arc<Shared>);
+pub struct CircuitGate(Arc<Shared>);
 
 struct Shared {
     circuit: Mutex<Circuit>,
@@ -26,7 +26,7 @@ struct Shared {
     origin: Instant,
 }
 
-impl Default for Breaker {
+impl Default for CircuitGate {
     fn default() -> Self {
         let circuit = Circuit::default();
         let state = watch::Sender::new(circuit.state());
@@ -35,7 +35,7 @@ impl Default for Breaker {
     }
 }
 
-impl Breaker {
+impl CircuitGate {
     /// The state as it changes.
     pub fn states(&self) -> watch::Receiver<State> {
         self.0.state.subscribe()
@@ -48,29 +48,30 @@ impl Breaker {
 
     /// Waits until a call may be made. Whoever gets the pass makes the call and reports; a pass that is dropped
     /// counts as no call.
-    pub async fn pass(&self) -> Pass {
+    pub async fn acquire(&self) -> CallPermit {
         loop {
             // Before the look, so that nothing is missed between the two.
             let mut room = std::pin::pin!(self.0.room.notified());
             room.as_mut().enable();
             let now = self.now();
-            let (granted, pause) = self.change(|circuit| (circuit.try_pass(now), circuit.look_again(now)));
+            let (granted, pause) =
+                self.change(|circuit| (circuit.try_pass(now), circuit.time_to_next_try(now)));
             if let Some(grant) = granted {
-                return Pass { breaker: Some(self.clone()), grant };
+                return CallPermit { breaker: Some(self.clone()), grant };
             }
             let _ = tokio::time::timeout(pause + Duration::from_millis(1), room).await;
         }
     }
 
     /// Tries with one call now, whatever the state: a key was exchanged.
-    pub fn suspect(&self) {
-        self.change(Circuit::suspect);
+    pub fn force_half_open(&self) {
+        self.change(Circuit::force_half_open);
     }
 
     /// Lets an open breaker become half-open when its time has come, without a call waiting for it.
-    pub fn ripen(&self) {
+    pub fn tick(&self) {
         let now = self.now();
-        self.change(|circuit| circuit.ripen(now));
+        self.change(|circuit| circuit.tick(now));
     }
 
     fn now(&self) -> Duration {
@@ -92,28 +93,28 @@ impl Breaker {
 }
 
 /// The right to make one call.
-pub struct Pass {
-    breaker: Option<Breaker>,
+pub struct CallPermit {
+    breaker: Option<CircuitGate>,
     grant: Grant,
 }
 
-impl Pass {
+impl CallPermit {
     /// Whether it still holds: the breaker may have opened, or a key been exchanged, while its owner waited for
     /// something else.
-    pub fn holds(&self) -> bool {
+    pub fn is_open_for(&self) -> bool {
         self.breaker.as_ref().is_some_and(|breaker| breaker.change(|circuit| circuit.holds(self.grant)))
     }
 
     /// Reports what the call said.
-    pub fn report(mut self, question: Question, sign: Sign) {
+    pub fn report(mut self, question: Operation, sign: CallSignal) {
         if let Some(breaker) = self.breaker.take() {
             let now = breaker.now();
-            breaker.change(|circuit| circuit.hear(self.grant, question, sign, now));
+            breaker.change(|circuit| circuit.record_call(self.grant, question, sign, now));
         }
     }
 }
 
-impl Drop for Pass {
+impl Drop for CallPermit {
     fn drop(&mut self) {
         if let Some(breaker) = self.breaker.take() {
             breaker.change(|circuit| circuit.abandon(self.grant));

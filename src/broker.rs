@@ -35,15 +35,15 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use crate::broker::delivery::{Delivery, Inlet};
-use crate::broker::line::{Line, Socket};
-use crate::broker::publisher::{NotPublished, Publisher, Rejection};
+use crate::broker::delivery::{ConsumerChannel, Delivery};
+use crate::broker::line::{Socket, SocketGuard};
+use crate::broker::publisher::{PublishFailure, Publisher, Rejection};
 use crate::broker::tls::{BadFile, Tls};
 use crate::broker::topology::{Mode, Names, Topology, TopologyFault, establish};
 
 /// How the broker is reached.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct AmqpSettings {
     /// `amqp://` or `amqps://` URIs with user and password, one per node, tried in turn.
     pub uris: Vec<SecretString>,
     /// The longest wait for a connection and its handshake, and for every question on the way to consuming.
@@ -60,7 +60,7 @@ pub struct Settings {
     pub mode: Mode,
 }
 
-impl Settings {
+impl AmqpSettings {
     /// The virtual host, as the first URI names it.
     ///
     /// # Errors
@@ -172,7 +172,7 @@ pub enum CannotConnect {
         /// Host, port and virtual host.
         at: String,
         /// What happened.
-        source: NotPublished,
+        source: PublishFailure,
     },
 }
 
@@ -188,12 +188,12 @@ pub struct Health {
 }
 
 /// A connection, and the line that its socket ends with.
-struct Wire {
+struct BrokerConnection {
     connection: Connection,
-    _line: Line,
+    _line: SocketGuard,
 }
 
-impl Deref for Wire {
+impl Deref for BrokerConnection {
     type Target = Connection;
 
     fn deref(&self) -> &Connection {
@@ -205,10 +205,10 @@ impl Deref for Wire {
 ///
 /// It opens every channel before it consumes: a user's limit on channels ends a whole connection when it is exceeded, and
 /// nothing must be in hand then.
-pub struct Generation {
-    consuming: Wire,
-    publishing: Arc<Wire>,
-    inlet: Arc<Inlet>,
+pub struct Session {
+    consuming: BrokerConnection,
+    publishing: Arc<BrokerConnection>,
+    inlet: Arc<ConsumerChannel>,
     /// Where queues are counted; the broker closes it over one that is missing.
     auxiliary: tokio::sync::Mutex<Auxiliary>,
     publisher: Publisher,
@@ -216,7 +216,7 @@ pub struct Generation {
     consumers: AtomicU32,
     health: watch::Sender<Health>,
     at: String,
-    settings: Settings,
+    settings: AmqpSettings,
 }
 
 /// The channel that may fail without harm.
@@ -227,12 +227,12 @@ struct Auxiliary {
     instance: Option<(Channel, lapin::Consumer)>,
 }
 
-impl Generation {
+impl Session {
     /// Connects and establishes the topology; [`Generation::prove`] comes next. `nth` chooses among several nodes.
     ///
     /// # Errors
     /// [`CannotConnect`] says which step failed and where.
-    pub async fn build(settings: &Settings, nth: usize) -> Result<Self, CannotConnect> {
+    pub async fn establish(settings: &AmqpSettings, nth: usize) -> Result<Self, CannotConnect> {
         let (uri, at) = address(settings, nth)?;
         let limit = settings.connect_timeout;
         let mut publishing = uri.clone();
@@ -256,7 +256,7 @@ impl Generation {
             establish(&publishing, &settings.topology, settings.mode)
                 .await
                 .map_err(|source| CannotConnect::Topology { at: at.clone(), source })?;
-            let inlet = Inlet::new(consuming.create_channel().await.map_err(refused)?);
+            let inlet = ConsumerChannel::new(consuming.create_channel().await.map_err(refused)?);
             let channel = consuming.create_channel().await.map_err(refused)?;
             let auxiliary = Auxiliary { channel, opened: Instant::now(), instance: None };
             let (names, confirm_timeout) = (&settings.topology.names, settings.confirm_timeout);
@@ -312,7 +312,7 @@ impl Generation {
     ///
     /// # Errors
     /// [`CannotConnect::NoConfirms`]
-    pub async fn prove(&self) -> Result<(), CannotConnect> {
+    pub async fn confirm_publishing(&self) -> Result<(), CannotConnect> {
         let (limit, blocked) = (self.settings.connect_timeout, self.is_blocked());
         let mut health = self.health();
         let proving = async {
@@ -320,11 +320,11 @@ impl Generation {
                 // What was not confirmed in time has used up its channels.
                 let _ = health.wait_for(|now| now.blocked.is_none() || now.lost.is_some()).await;
                 let renewed = self.publisher.renew(&self.publishing).await;
-                renewed.map_err(|error| NotPublished::Connection(error.to_string()))?;
+                renewed.map_err(|error| PublishFailure::Connection(error.to_string()))?;
             }
-            self.publisher.prove().await
+            self.publisher.confirm_probe().await
         };
-        let proved = timeout(limit, proving).await.unwrap_or(Err(NotPublished::TimedOut(limit)));
+        let proved = timeout(limit, proving).await.unwrap_or(Err(PublishFailure::TimedOut(limit)));
         proved.map(drop).map_err(|source| CannotConnect::NoConfirms { at: self.at.clone(), source })
     }
 
@@ -358,8 +358,8 @@ impl Generation {
     }
 
     /// Ends the generation for a reason that only its user could see: a failed ack, a missing confirm.
-    pub fn give_up(&self, why: &str) {
-        lose(&self.health, why);
+    pub fn abort(&self, why: &str) {
+        mark_lost(&self.health, why);
     }
 
     /// Waits within the bound, and no longer than the connections live: the client does not always answer what was asked of
@@ -402,7 +402,7 @@ impl Generation {
     pub async fn consume(&self, prefetch: u16) -> Result<Deliveries, String> {
         self.join_instances().await;
         let mut deliveries = Deliveries::new(&self.inlet, &self.settings.topology.names.commands);
-        self.widen(&mut deliveries, prefetch).await?;
+        self.set_prefetch(&mut deliveries, prefetch).await?;
         Ok(deliveries)
     }
 
@@ -410,9 +410,9 @@ impl Generation {
     ///
     /// # Errors
     /// As for [`Generation::consume`].
-    pub async fn widen(&self, deliveries: &mut Deliveries, prefetch: u16) -> Result<(), String> {
+    pub async fn set_prefetch(&self, deliveries: &mut Deliveries, prefetch: u16) -> Result<(), String> {
         let queue = self.settings.topology.names.commands.as_str();
-        let widened = self.bounded(deliveries.widen(prefetch)).await;
+        let widened = self.bounded(deliveries.set_prefetch(prefetch)).await;
         let widened = widened.and_then(|widened| widened.map_err(|error| error.to_string()));
         let own = u32::try_from(deliveries.consumers.len()).unwrap_or(u32::MAX);
         self.consumers.store(own, Ordering::Relaxed);
@@ -445,7 +445,7 @@ impl Generation {
     }
 
     /// How many instances there are, and how many commands wait; `None` where it cannot be said.
-    pub async fn census(&self) -> Option<(u32, u32)> {
+    pub async fn consumer_count(&self) -> Option<(u32, u32)> {
         let Names { commands, instances, .. } = &self.settings.topology.names;
         let joined = self.auxiliary.lock().await.instance.is_some();
         let (consumers, messages) = self.count(commands).await?;
@@ -489,7 +489,7 @@ impl Generation {
 }
 
 /// What helps against a rejection: a right is granted, an exchange is made, a limit is raised.
-fn remedy(rejection: &Rejection, settings: &Settings) -> String {
+fn remedy(rejection: &Rejection, settings: &AmqpSettings) -> String {
     match rejection.code {
         403 => {
             let vhost = settings.vhost().unwrap_or_default();
@@ -520,7 +520,7 @@ const FRAME_BYTES_MAX: u32 = 128 * 1024;
 pub(crate) const PUBLISHED_FRAME_BYTES_MAX: u32 = 64 * 1024;
 
 /// The URI of a node and what may be shown of it: host, port and virtual host. `nth` chooses among several nodes.
-fn address(settings: &Settings, nth: usize) -> Result<(AMQPUri, String), CannotConnect> {
+fn address(settings: &AmqpSettings, nth: usize) -> Result<(AMQPUri, String), CannotConnect> {
     let uri =
         settings.uris.get(nth % settings.uris.len().max(1)).ok_or(CannotConnect::Uri(": it is empty"))?;
     check_uri(uri.expose_secret()).map_err(CannotConnect::Uri)?;
@@ -543,7 +543,8 @@ pub fn check_uri(uri: &str) -> Result<(), &'static str> {
 
 /// The same of user and password alone.
 fn check_user_information(uri: &str) -> Result<(), &'static str> {
-    const ENCODE: &str = ": in user and password / ? # and @ must be percent-encoded, as %2F %3F %23 %40";
+    const ENCODE_REMEDY: &str =
+        ": in user and password / ? # and @ must be percent-encoded, as %2F %3F %23 %40";
     let (_, rest) = uri.split_once("://").ok_or("")?;
     let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
     match authority.matches('@').count() {
@@ -552,12 +553,15 @@ fn check_user_information(uri: &str) -> Result<(), &'static str> {
             Err(": it names no user and password, or holds a / ? # or @ that is not \
                                         percent-encoded, as %2F %3F %23 %40")
         }
-        _ => Err(ENCODE),
+        _ => Err(ENCODE_REMEDY),
     }
 }
 
 /// One connection to the first of the configured nodes that answers. `name` is what the broker shows of us.
-async fn connect_any(settings: &Settings, name: &str) -> Result<(Wire, String), CannotConnect> {
+async fn connect_any(
+    settings: &AmqpSettings,
+    name: &str,
+) -> Result<(BrokerConnection, String), CannotConnect> {
     let mut refusal = CannotConnect::Uri(": it is empty");
     for nth in 0..settings.uris.len() {
         let (uri, at) = address(settings, nth)?;
@@ -569,14 +573,19 @@ async fn connect_any(settings: &Settings, name: &str) -> Result<(Wire, String), 
     Err(refusal)
 }
 
-async fn connect(uri: &AMQPUri, name: &str, at: &str, settings: &Settings) -> Result<Wire, CannotConnect> {
+async fn connect(
+    uri: &AMQPUri,
+    name: &str,
+    at: &str,
+    settings: &AmqpSettings,
+) -> Result<BrokerConnection, CannotConnect> {
     let limit = settings.connect_timeout;
     let properties = ConnectionProperties::default().with_connection_name(name.into());
     let (uri, secure) = (uri.clone(), uri.scheme == AMQPScheme::AMQPS);
     // Files that are not needed need not be there.
     let tls = if secure { settings.tls.read()? } else { Default::default() };
     let socket = Socket::default();
-    let line = socket.line();
+    let line = socket.socket_guard();
     let connecting = async {
         // What the client's own `connect` does, but for the hold on the socket.
         let dial = Connection::connector(
@@ -586,7 +595,7 @@ async fn connect(uri: &AMQPUri, name: &str, at: &str, settings: &Settings) -> Re
                 let addresses = runtime.to_socket_addrs((uri.authority.host.clone(), uri.authority.port));
                 let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
                 if let AsyncTcpStream::Plain(plain) = &stream {
-                    socket.hold(plain.get_ref())?;
+                    socket.guard(plain.get_ref())?;
                 }
                 match uri.scheme {
                     AMQPScheme::AMQP => Ok(stream),
@@ -598,7 +607,7 @@ async fn connect(uri: &AMQPUri, name: &str, at: &str, settings: &Settings) -> Re
         dial.await
     };
     match timeout(limit, connecting).await {
-        Ok(Ok(connection)) => Ok(Wire { connection, _line: line }),
+        Ok(Ok(connection)) => Ok(BrokerConnection { connection, _line: line }),
         Ok(Err(source)) => {
             let at = at.to_owned();
             Err(match tls::advice(&source, settings.tls.identity.is_some()).filter(|_| secure) {
@@ -634,13 +643,13 @@ fn watch_events(connection: &Connection, health: &watch::Sender<Health>, publish
                     });
                 }
                 Event::Error(error) => {
-                    lose(&health, &error.to_string());
+                    mark_lost(&health, &error.to_string());
                     return;
                 }
                 _ => {}
             }
         }
-        lose(&health, "the connection ended");
+        mark_lost(&health, "the connection ended");
     });
 }
 
@@ -693,7 +702,7 @@ async fn blocked_for(mut health: watch::Receiver<Health>, grace: Duration) -> St
 const BLOCKED_IS_TOLD_AFTER: Duration = Duration::from_millis(700);
 
 /// The first reason is the cause; later ones are its consequences.
-fn lose(health: &watch::Sender<Health>, why: &str) {
+fn mark_lost(health: &watch::Sender<Health>, why: &str) {
     health.send_if_modified(|health| {
         let first = health.lost.is_none();
         if first {
@@ -707,13 +716,13 @@ fn lose(health: &watch::Sender<Health>, why: &str) {
 /// prefetch of one, and one that is canceled while messages are on their way to it has them counted as delivered in vain.
 pub struct Deliveries {
     consumers: Vec<lapin::Consumer>,
-    inlet: Arc<Inlet>,
+    inlet: Arc<ConsumerChannel>,
     queue: String,
     prefetch: u16,
 }
 
 impl Deliveries {
-    fn new(inlet: &Arc<Inlet>, queue: &str) -> Self {
+    fn new(inlet: &Arc<ConsumerChannel>, queue: &str) -> Self {
         Self { consumers: Vec::new(), inlet: inlet.clone(), queue: queue.to_owned(), prefetch: 0 }
     }
 
@@ -723,7 +732,7 @@ impl Deliveries {
     }
 
     /// Lets so many be unsettled at once, where that is more than before.
-    async fn widen(&mut self, prefetch: u16) -> lapin::Result<()> {
+    async fn set_prefetch(&mut self, prefetch: u16) -> lapin::Result<()> {
         let more = prefetch.saturating_sub(self.prefetch);
         if more == 0 {
             return Ok(());

@@ -9,60 +9,64 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::verdict::{Doubt, Fault, Question, Verdict};
+use crate::verdict::{Operation, SuspendReason, UnknownCause, Verdict};
 
 /// In what way the provider is failing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trouble {
+pub enum FailureKind {
     /// No answer comes back.
-    Silent,
+    NoResponse,
     /// It answers that it is in trouble itself.
     ServerError,
     /// Its answers carry no signature that we can verify: a key of ours may be the wrong one, or something else answers
     /// in its place.
-    NotBelieved,
+    Unverified,
 }
 
 /// What a call said about the provider and about us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sign {
+pub enum CallSignal {
     /// The provider answered, and can be held to it.
     Well,
     /// It answered an inquiry so. Rights are granted interface by interface: this says nothing about the right to
     /// redeem.
     Seen,
     /// It does not answer, or is in trouble, or cannot be believed.
-    Failing(Trouble),
+    Failing(FailureKind),
     /// Says nothing either way.
     Neutral,
     /// Every call will fail until we are mended.
-    Fault(Fault),
+    Fault(SuspendReason),
 }
 
-impl Sign {
+impl CallSignal {
     /// Reads the sign of a verdict on a question.
-    pub fn of(question: Question, verdict: &Verdict) -> Self {
+    pub fn of(question: Operation, verdict: &Verdict) -> Self {
         match verdict {
-            Verdict::NotSent | Verdict::Unsure(Doubt::Lost) => Self::Failing(Trouble::Silent),
-            Verdict::Unsure(Doubt::ServerError) => Self::Failing(Trouble::ServerError),
+            Verdict::NotSent | Verdict::Unknown(UnknownCause::NoResponse) => {
+                Self::Failing(FailureKind::NoResponse)
+            }
+            Verdict::Unknown(UnknownCause::ServerError) => Self::Failing(FailureKind::ServerError),
             // An unsigned 429 need not be the provider's.
-            Verdict::Unsure(Doubt::NotBelieved | Doubt::TooFrequent) => Self::Failing(Trouble::NotBelieved),
-            Verdict::Unsure(
-                Doubt::Accepted
-                | Doubt::Contradicted
-                | Doubt::Unnamed
-                | Doubt::AnotherCoupon
-                | Doubt::Unexpected,
+            Verdict::Unknown(UnknownCause::Unverified | UnknownCause::TooFrequent) => {
+                Self::Failing(FailureKind::Unverified)
+            }
+            Verdict::Unknown(
+                UnknownCause::Accepted
+                | UnknownCause::Contradiction
+                | UnknownCause::NoNumber
+                | UnknownCause::AnotherCoupon
+                | UnknownCause::Unexpected,
             )
             | Verdict::NotAccepted(_) => Self::Neutral,
-            Verdict::Stop(fault) => Self::Fault(*fault),
+            Verdict::Suspended(fault) => Self::Fault(*fault),
             Verdict::Redeemed
             | Verdict::Refused(_)
-            | Verdict::Objected { .. }
+            | Verdict::Rejected { .. }
             | Verdict::NotExecuted
-            | Verdict::NotAuthorised => match question {
-                Question::Redeem => Self::Well,
-                Question::Inquire => Self::Seen,
+            | Verdict::NotAuthorized => match question {
+                Operation::Redeem => Self::Well,
+                Operation::Query => Self::Seen,
             },
         }
     }
@@ -80,7 +84,7 @@ pub enum ResponseClass {
     /// 5xx.
     ServerError,
     /// No signature that we can verify.
-    NotBelieved,
+    Unverified,
     /// A fault of our own, which concerns every call.
     Suspended,
     /// An answer from which nothing follows about the provider.
@@ -94,21 +98,21 @@ impl ResponseClass {
         Self::Throttled,
         Self::NoResponse,
         Self::ServerError,
-        Self::NotBelieved,
+        Self::Unverified,
         Self::Suspended,
         Self::Other,
     ];
 
     /// By the HTTP status, if there was a whole answer, and by what the call said.
-    pub fn of(status: Option<u16>, sign: Sign) -> Self {
+    pub fn of(status: Option<u16>, sign: CallSignal) -> Self {
         match (status, sign) {
             (Some(429), _) => Self::Throttled,
-            (_, Sign::Well | Sign::Seen) => Self::Believed,
-            (_, Sign::Failing(Trouble::Silent)) => Self::NoResponse,
-            (_, Sign::Failing(Trouble::ServerError)) => Self::ServerError,
-            (_, Sign::Failing(Trouble::NotBelieved)) => Self::NotBelieved,
-            (_, Sign::Fault(_)) => Self::Suspended,
-            (_, Sign::Neutral) => Self::Other,
+            (_, CallSignal::Well | CallSignal::Seen) => Self::Believed,
+            (_, CallSignal::Failing(FailureKind::NoResponse)) => Self::NoResponse,
+            (_, CallSignal::Failing(FailureKind::ServerError)) => Self::ServerError,
+            (_, CallSignal::Failing(FailureKind::Unverified)) => Self::Unverified,
+            (_, CallSignal::Fault(_)) => Self::Suspended,
+            (_, CallSignal::Neutral) => Self::Other,
         }
     }
 
@@ -119,7 +123,7 @@ impl ResponseClass {
             Self::Throttled => "throttled",
             Self::NoResponse => "no_response",
             Self::ServerError => "server_error",
-            Self::NotBelieved => "not_believed",
+            Self::Unverified => "not_believed",
             Self::Suspended => "suspended",
             Self::Other => "other",
         }
@@ -132,9 +136,9 @@ pub enum Cause {
     /// Nothing is known yet.
     Starting,
     /// The provider is failing, mostly in this way.
-    Failing(Trouble),
+    Failing(FailureKind),
     /// A fault of our own.
-    Fault(Fault),
+    Fault(SuspendReason),
 }
 
 /// Whether calls may be made.
@@ -168,7 +172,7 @@ const CALLS_MIN: u32 = 20;
 /// How far more than half of the calls must fail, in standard deviations of a half: chance alone never makes so many.
 const SIGMAS: f64 = 4.4;
 /// So long, and for [`CALLS_MIN`] calls, nothing but failures: that is no blip.
-const NOTHING_ELSE: Duration = Duration::from_millis(500);
+const ALL_FAILING: Duration = Duration::from_millis(500);
 /// Calls in a row that fail just after it closed.
 const SLOW_START_FAILURES: u32 = 8;
 /// So many calls at once are all calls.
@@ -180,7 +184,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Where a fault of our own holds calls back that pause is doubled up to this.
 pub(crate) const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// A call that goes alone for so long is joined by another one: it may hang for longer than the outage lasts.
-const PROBE_ALONE: Duration = Duration::from_secs(1);
+const SINGLE_PROBE_AFTER: Duration = Duration::from_secs(1);
 
 /// How a call came to be allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -246,7 +250,7 @@ impl Circuit {
 
     /// Whether a call may be made now.
     pub fn try_pass(&mut self, now: Duration) -> Option<Grant> {
-        self.ripen(now);
+        self.tick(now);
         let kind = match &mut self.state {
             State::Closed => match &mut self.slow_start {
                 Some(slow) if slow.under_way >= slow.at_once => return None,
@@ -257,8 +261,8 @@ impl Circuit {
                 None => Kind::Free,
             },
             State::HalfOpen { cause, probing } => {
-                let hangs =
-                    matches!(cause, Cause::Failing(_)) && now.saturating_sub(self.probed_at) >= PROBE_ALONE;
+                let hangs = matches!(cause, Cause::Failing(_))
+                    && now.saturating_sub(self.probed_at) >= SINGLE_PROBE_AFTER;
                 if *probing && !hangs {
                     return None;
                 }
@@ -281,16 +285,18 @@ impl Circuit {
     }
 
     /// After how long another look is worth it, if nothing happens before.
-    pub fn look_again(&self, now: Duration) -> Duration {
+    pub fn time_to_next_try(&self, now: Duration) -> Duration {
         match self.state {
             State::Open { until, .. } => until.saturating_sub(now),
-            State::HalfOpen { probing: true, .. } => (self.probed_at + PROBE_ALONE).saturating_sub(now),
+            State::HalfOpen { probing: true, .. } => {
+                (self.probed_at + SINGLE_PROBE_AFTER).saturating_sub(now)
+            }
             State::Closed | State::HalfOpen { .. } => PAUSE_MAX,
         }
     }
 
     /// A pause that has passed makes it half-open.
-    pub fn ripen(&mut self, now: Duration) {
+    pub fn tick(&mut self, now: Duration) {
         if let State::Open { cause, until } = self.state
             && until <= now
         {
@@ -300,11 +306,11 @@ impl Circuit {
 
     /// What a call brought. A latecomer's success was had with a key that may have been exchanged since, and its failure
     /// is of an outage that may be over; only that we are at fault is worse than what an open circuit knows.
-    pub fn hear(&mut self, grant: Grant, question: Question, sign: Sign, now: Duration) {
+    pub fn record_call(&mut self, grant: Grant, question: Operation, sign: CallSignal, now: Duration) {
         if grant.epoch == self.epoch {
             self.release(grant);
-            self.note(grant.kind, question, sign, now);
-        } else if let (State::Open { .. }, Sign::Fault(fault)) = (self.state, sign) {
+            self.record_result(grant.kind, question, sign, now);
+        } else if let (State::Open { .. }, CallSignal::Fault(fault)) = (self.state, sign) {
             self.open(Cause::Fault(fault), now);
         }
     }
@@ -329,7 +335,7 @@ impl Circuit {
 
     /// Something changed for the better or the worse (a key was exchanged): try with one call now. One that goes alone
     /// already went with the old key.
-    pub fn suspect(&mut self) {
+    pub fn force_half_open(&mut self) {
         let cause = match self.state {
             State::Closed => Cause::Starting,
             State::HalfOpen { cause, .. } | State::Open { cause, .. } => cause,
@@ -346,35 +352,35 @@ impl Circuit {
         }
     }
 
-    fn note(&mut self, kind: Kind, question: Question, sign: Sign, now: Duration) {
+    fn record_result(&mut self, kind: Kind, question: Operation, sign: CallSignal, now: Duration) {
         match self.state {
-            State::Closed => self.weigh(question, sign, now),
+            State::Closed => self.evaluate(question, sign, now),
             // Only the calls that go alone decide.
             State::HalfOpen { cause, .. } if kind == Kind::Probe => self.decide(cause, question, sign, now),
             // Latecomers from before it opened say nothing new, but for one thing.
             State::HalfOpen { .. } | State::Open { .. } => {
-                if let (State::Open { .. }, Sign::Fault(fault)) = (self.state, sign) {
+                if let (State::Open { .. }, CallSignal::Fault(fault)) = (self.state, sign) {
                     self.open(Cause::Fault(fault), now);
                 }
             }
         }
     }
 
-    fn weigh(&mut self, question: Question, sign: Sign, now: Duration) {
+    fn evaluate(&mut self, question: Operation, sign: CallSignal, now: Duration) {
         let trouble = match sign {
-            Sign::Fault(fault) => return self.open(Cause::Fault(fault), now),
-            Sign::Failing(trouble) => Some(trouble),
-            Sign::Well | Sign::Seen => None,
-            Sign::Neutral => {
+            CallSignal::Fault(fault) => return self.open(Cause::Fault(fault), now),
+            CallSignal::Failing(trouble) => Some(trouble),
+            CallSignal::Well | CallSignal::Seen => None,
+            CallSignal::Neutral => {
                 self.all.interrupt();
-                if question == Question::Redeem {
+                if question == Operation::Redeem {
                     self.uses.interrupt();
                 }
                 return;
             }
         };
         self.all.record(trouble, now);
-        if question == Question::Redeem {
+        if question == Operation::Redeem {
             self.uses.record(trouble, now);
         }
         if trouble.is_none() {
@@ -395,24 +401,24 @@ impl Circuit {
     }
 
     /// What a call brought that went alone.
-    fn decide(&mut self, cause: Cause, question: Question, sign: Sign, now: Duration) {
+    fn decide(&mut self, cause: Cause, question: Operation, sign: CallSignal, now: Duration) {
         // Only a redemption shows that redeeming is allowed again, or that uses get through. Whoever inquired goes on to
         // its redemption next, and that goes alone, too.
-        let needs_use =
-            cause == Cause::Fault(Fault::Unauthorised) || matches!(cause, Cause::Failing(_)) && self.by_uses;
-        let says_nothing = needs_use && question == Question::Inquire;
+        let needs_use = cause == Cause::Fault(SuspendReason::Unauthorised)
+            || matches!(cause, Cause::Failing(_)) && self.by_uses;
+        let says_nothing = needs_use && question == Operation::Query;
         match (cause, sign) {
-            (_, Sign::Fault(fault)) => self.open(Cause::Fault(fault), now),
-            (_, Sign::Well | Sign::Seen) if !says_nothing => self.close(cause, None, now),
+            (_, CallSignal::Fault(fault)) => self.open(Cause::Fault(fault), now),
+            (_, CallSignal::Well | CallSignal::Seen) if !says_nothing => self.close(cause, None, now),
             // An answer that says nothing of us still says that the provider answers.
-            (Cause::Starting | Cause::Failing(_), Sign::Neutral) if !says_nothing => {
+            (Cause::Starting | Cause::Failing(_), CallSignal::Neutral) if !says_nothing => {
                 self.close(cause, None, now)
             }
             // It answers, and whoever has worked before would go on.
-            (Cause::Starting, Sign::Failing(trouble @ Trouble::ServerError)) => {
+            (Cause::Starting, CallSignal::Failing(trouble @ FailureKind::ServerError)) => {
                 self.close(cause, Some((question, trouble)), now);
             }
-            (Cause::Starting, Sign::Failing(trouble)) => {
+            (Cause::Starting, CallSignal::Failing(trouble)) => {
                 self.starting_failures += 1;
                 match self.starting_failures >= STARTING_FAILURES {
                     true => self.open(Cause::Failing(trouble), now),
@@ -420,15 +426,15 @@ impl Circuit {
                 }
             }
             // A fault of our own is only disproved by an answer that says so.
-            (Cause::Fault(_), Sign::Failing(_)) => self.open(cause, now),
-            (Cause::Failing(_), Sign::Failing(trouble)) => self.open(Cause::Failing(trouble), now),
-            (_, Sign::Neutral | Sign::Well | Sign::Seen) => {
+            (Cause::Fault(_), CallSignal::Failing(_)) => self.open(cause, now),
+            (Cause::Failing(_), CallSignal::Failing(trouble)) => self.open(Cause::Failing(trouble), now),
+            (_, CallSignal::Neutral | CallSignal::Well | CallSignal::Seen) => {
                 self.state = State::HalfOpen { cause, probing: false };
             }
         }
     }
 
-    fn close(&mut self, cause: Cause, failed: Option<(Question, Trouble)>, now: Duration) {
+    fn close(&mut self, cause: Cause, failed: Option<(Operation, FailureKind)>, now: Duration) {
         self.state = State::Closed;
         self.all = Results::default();
         self.uses = Results::default();
@@ -439,7 +445,7 @@ impl Circuit {
         self.slow_start = recovers.then_some(SlowStart { at_once: 2, under_way: 0 });
         if let Some((question, trouble)) = failed {
             self.all.record(Some(trouble), now);
-            if question == Question::Redeem {
+            if question == Operation::Redeem {
                 self.uses.record(Some(trouble), now);
             }
         }
@@ -474,7 +480,7 @@ struct Tally {
 }
 
 impl Tally {
-    fn record(&mut self, trouble: Option<Trouble>) {
+    fn record(&mut self, trouble: Option<FailureKind>) {
         match trouble {
             None => self.well += 1,
             Some(trouble) => self.failing[trouble as usize] += 1,
@@ -499,13 +505,14 @@ impl Tally {
     }
 
     /// In what way it fails mostly.
-    fn trouble(&self) -> Trouble {
-        [Trouble::ServerError, Trouble::NotBelieved].into_iter().fold(Trouble::Silent, |most, other| {
-            match self.failing[other as usize] > self.failing[most as usize] {
+    fn trouble(&self) -> FailureKind {
+        [FailureKind::ServerError, FailureKind::Unverified].into_iter().fold(
+            FailureKind::NoResponse,
+            |most, other| match self.failing[other as usize] > self.failing[most as usize] {
                 true => other,
                 false => most,
-            }
-        })
+            },
+        )
     }
 }
 
@@ -520,7 +527,7 @@ struct Results {
 }
 
 impl Results {
-    fn record(&mut self, trouble: Option<Trouble>, now: Duration) {
+    fn record(&mut self, trouble: Option<FailureKind>, now: Duration) {
         self.since.get_or_insert(now);
         let slice = now.as_nanos() / SLICE.as_nanos();
         match self.slices.back_mut() {
@@ -549,9 +556,9 @@ impl Results {
     }
 
     /// In what way the provider fails, if it does. `few` in a row are enough where it has just recovered.
-    fn failing(&self, few: Option<u32>, now: Duration) -> Option<Trouble> {
+    fn failing(&self, few: Option<u32>, now: Duration) -> Option<FailureKind> {
         let failed = self.in_a_row.failed();
-        let lasted = now.saturating_sub(self.in_a_row_since) >= NOTHING_ELSE;
+        let lasted = now.saturating_sub(self.in_a_row_since) >= ALL_FAILING;
         if failed >= CALLS_MIN && lasted || few.is_some_and(|few| failed >= few) {
             return Some(self.in_a_row.trouble());
         }
@@ -574,27 +581,27 @@ impl Results {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verdict::Question::{Inquire, Redeem};
+    use crate::verdict::Operation::{Query, Redeem};
 
-    const SILENT: Sign = Sign::Failing(Trouble::Silent);
-    const REJECTED: Sign = Sign::Fault(Fault::Unauthenticated);
+    const SILENT: CallSignal = CallSignal::Failing(FailureKind::NoResponse);
+    const REJECTED: CallSignal = CallSignal::Fault(SuspendReason::Unauthenticated);
 
     fn at(millis: u64) -> Duration {
         Duration::from_millis(millis)
     }
 
     /// One call that goes now and is answered at once.
-    fn call(circuit: &mut Circuit, millis: u64, sign: Sign) -> bool {
+    fn call(circuit: &mut Circuit, millis: u64, sign: CallSignal) -> bool {
         let grant = circuit.try_pass(at(millis));
         if let Some(grant) = grant {
-            circuit.hear(grant, Redeem, sign, at(millis));
+            circuit.record_call(grant, Redeem, sign, at(millis));
         }
         grant.is_some()
     }
 
     fn closed() -> Circuit {
         let mut circuit = Circuit::default();
-        assert!(call(&mut circuit, 0, Sign::Well));
+        assert!(call(&mut circuit, 0, CallSignal::Well));
         assert_eq!(circuit.state(), State::Closed);
         circuit
     }
@@ -605,7 +612,10 @@ mod tests {
         for nth in 0..CALLS_MIN as u64 {
             call(&mut circuit, nth * 27, SILENT);
         }
-        assert_eq!(circuit.state(), State::Open { cause: Cause::Failing(Trouble::Silent), until: at(1_513) });
+        assert_eq!(
+            circuit.state(),
+            State::Open { cause: Cause::Failing(FailureKind::NoResponse), until: at(1_513) }
+        );
         circuit
     }
 
@@ -614,23 +624,23 @@ mod tests {
         let mut circuit = Circuit::default();
         let first = circuit.try_pass(at(0)).unwrap();
         assert!(circuit.try_pass(at(0)).is_none());
-        circuit.hear(first, Redeem, Sign::Well, at(1));
+        circuit.record_call(first, Redeem, CallSignal::Well, at(1));
         assert!((0..1_000).all(|_| circuit.try_pass(at(1)).is_some()), "no slow start after a start");
     }
 
     #[test]
     fn a_first_5xx_after_a_start_holds_nobody_back() {
         let mut circuit = Circuit::default();
-        assert!(call(&mut circuit, 0, Sign::Failing(Trouble::ServerError)));
+        assert!(call(&mut circuit, 0, CallSignal::Failing(FailureKind::ServerError)));
         assert!((0..1_000).all(|_| circuit.try_pass(at(1)).is_some()));
     }
 
     #[test]
     fn a_start_without_a_believable_answer_is_told_after_three_calls() {
-        for trouble in [Trouble::Silent, Trouble::NotBelieved] {
+        for trouble in [FailureKind::NoResponse, FailureKind::Unverified] {
             let mut circuit = Circuit::default();
             for nth in 0..3 {
-                assert!(call(&mut circuit, nth, Sign::Failing(trouble)));
+                assert!(call(&mut circuit, nth, CallSignal::Failing(trouble)));
             }
             let cause = Cause::Failing(trouble);
             assert_eq!(circuit.state(), State::Open { cause, until: at(1_002) });
@@ -645,7 +655,7 @@ mod tests {
             assert!(circuit.try_pass(at(early)).is_none());
             assert!(call(&mut circuit, due, REJECTED));
         }
-        assert!(call(&mut circuit, 17_000, Sign::Well));
+        assert!(call(&mut circuit, 17_000, CallSignal::Well));
         assert_eq!(circuit.state(), State::Closed);
     }
 
@@ -654,7 +664,7 @@ mod tests {
         let mut circuit = closed();
         let grants: Vec<_> = (0..100).map(|_| circuit.try_pass(at(0)).unwrap()).collect();
         for grant in grants {
-            circuit.hear(grant, Redeem, REJECTED, at(0));
+            circuit.record_call(grant, Redeem, REJECTED, at(0));
         }
         assert!(circuit.try_pass(at(1_000)).is_some());
     }
@@ -668,7 +678,7 @@ mod tests {
             let grants: Vec<_> = std::iter::from_fn(|| circuit.try_pass(now)).take(200).collect();
             at_once.push(grants.len());
             for grant in grants {
-                circuit.hear(grant, Redeem, Sign::Well, now);
+                circuit.record_call(grant, Redeem, CallSignal::Well, now);
             }
         }
         assert_eq!(at_once, [1, 2, 4, 8, 16, 32, 200, 200]);
@@ -677,7 +687,7 @@ mod tests {
     #[test]
     fn it_opens_again_by_few_failures_just_after_it_closed() {
         let mut circuit = failing();
-        assert!(call(&mut circuit, 2_000, Sign::Well));
+        assert!(call(&mut circuit, 2_000, CallSignal::Well));
         for _ in 0..SLOW_START_FAILURES {
             assert!(call(&mut circuit, 2_001, SILENT));
         }
@@ -689,8 +699,8 @@ mod tests {
         let mut circuit = failing();
         assert!(circuit.try_pass(at(2_000)).is_some());
         assert!(circuit.try_pass(at(2_999)).is_none());
-        assert_eq!(circuit.look_again(at(2_999)), at(1));
-        assert!(call(&mut circuit, 3_000, Sign::Well));
+        assert_eq!(circuit.time_to_next_try(at(2_999)), at(1));
+        assert!(call(&mut circuit, 3_000, CallSignal::Well));
         assert_eq!(circuit.state(), State::Closed);
     }
 
@@ -703,7 +713,7 @@ mod tests {
         circuit.abandon(probe);
         assert!(circuit.try_pass(at(0)).is_some());
         let mut circuit = failing();
-        assert!(call(&mut circuit, 2_000, Sign::Well));
+        assert!(call(&mut circuit, 2_000, CallSignal::Well));
         let [first, _] = [0; 2].map(|_| circuit.try_pass(at(2_001)).unwrap());
         assert!(circuit.try_pass(at(2_001)).is_none());
         circuit.abandon(first);
@@ -713,29 +723,29 @@ mod tests {
     #[test]
     fn a_neutral_answer_ends_a_providers_outage_but_no_fault_of_ours() {
         let mut circuit = failing();
-        assert!(call(&mut circuit, 2_000, Sign::Neutral));
+        assert!(call(&mut circuit, 2_000, CallSignal::Neutral));
         assert_eq!(circuit.state(), State::Closed);
         assert!(call(&mut circuit, 2_001, REJECTED));
-        assert!(call(&mut circuit, 3_001, Sign::Neutral));
-        let cause = Cause::Fault(Fault::Unauthenticated);
+        assert!(call(&mut circuit, 3_001, CallSignal::Neutral));
+        let cause = Cause::Fault(SuspendReason::Unauthenticated);
         assert_eq!(circuit.state(), State::HalfOpen { cause, probing: false });
     }
 
     #[test]
     fn an_inquiry_does_not_show_that_redeeming_is_allowed_again() {
         let mut circuit = closed();
-        call(&mut circuit, 0, Sign::Fault(Fault::Unauthorised));
+        call(&mut circuit, 0, CallSignal::Fault(SuspendReason::Unauthorised));
         for nth in 0..3 {
             let grant = circuit.try_pass(at(1_000 + nth)).unwrap();
             assert!(circuit.try_pass(at(1_000 + nth)).is_none());
-            circuit.hear(grant, Inquire, Sign::Seen, at(1_000 + nth));
+            circuit.record_call(grant, Query, CallSignal::Seen, at(1_000 + nth));
             assert!(matches!(circuit.state(), State::HalfOpen { probing: false, .. }));
         }
-        call(&mut circuit, 2_000, Sign::Well);
+        call(&mut circuit, 2_000, CallSignal::Well);
         assert_eq!(circuit.state(), State::Closed);
         call(&mut circuit, 3_000, REJECTED);
         let grant = circuit.try_pass(at(4_000)).unwrap();
-        circuit.hear(grant, Inquire, Sign::Seen, at(4_000));
+        circuit.record_call(grant, Query, CallSignal::Seen, at(4_000));
         assert_eq!(circuit.state(), State::Closed, "a signature that is taken is taken everywhere");
     }
 
@@ -743,7 +753,7 @@ mod tests {
     fn a_new_key_is_tried_with_one_call_at_once() {
         let mut circuit = closed();
         call(&mut circuit, 0, REJECTED);
-        circuit.suspect();
+        circuit.force_half_open();
         assert!(circuit.try_pass(at(0)).is_some() && circuit.try_pass(at(0)).is_none());
     }
 
@@ -751,22 +761,22 @@ mod tests {
     fn what_was_signed_with_the_old_key_says_nothing_of_the_new_one() {
         let mut circuit = closed();
         let old = circuit.try_pass(at(0)).unwrap();
-        circuit.suspect();
+        circuit.force_half_open();
         assert!(!circuit.holds(old), "whoever waits for a turn asks again");
-        circuit.hear(old, Redeem, Sign::Well, at(1));
+        circuit.record_call(old, Redeem, CallSignal::Well, at(1));
         let first = circuit.try_pass(at(2)).unwrap();
         assert!(circuit.try_pass(at(2)).is_none(), "the first call with the new key goes alone");
         // A second exchange while that one is under way.
-        circuit.suspect();
-        circuit.hear(first, Redeem, Sign::Well, at(3));
+        circuit.force_half_open();
+        circuit.record_call(first, Redeem, CallSignal::Well, at(3));
         assert!(matches!(circuit.state(), State::HalfOpen { probing: false, .. }));
         let probe = circuit.try_pass(at(4)).unwrap();
         circuit.abandon(first);
         assert!(circuit.try_pass(at(4)).is_none(), "the end of another one makes no room");
         assert!(circuit.holds(probe));
-        circuit.hear(probe, Redeem, Sign::Well, at(5));
+        circuit.record_call(probe, Redeem, CallSignal::Well, at(5));
         assert_eq!(circuit.state(), State::Closed);
-        circuit.hear(old, Redeem, REJECTED, at(6));
+        circuit.record_call(old, Redeem, REJECTED, at(6));
         assert_eq!(circuit.state(), State::Closed, "a key that is no longer in use was rejected");
     }
 
@@ -777,25 +787,28 @@ mod tests {
         for nth in 0..CALLS_MIN as u64 {
             call(&mut circuit, nth * 27, SILENT);
         }
-        circuit.hear(old, Redeem, Sign::Well, at(600));
+        circuit.record_call(old, Redeem, CallSignal::Well, at(600));
         assert!(matches!(circuit.state(), State::Open { cause: Cause::Failing(_), .. }));
-        circuit.hear(old, Redeem, REJECTED, at(601));
+        circuit.record_call(old, Redeem, REJECTED, at(601));
         assert!(matches!(circuit.state(), State::Open { cause: Cause::Fault(_), .. }), "this is worse");
-        assert!(call(&mut circuit, 9_000, Sign::Well));
+        assert!(call(&mut circuit, 9_000, CallSignal::Well));
         for nth in 0..100 {
-            circuit.hear(old, Redeem, SILENT, at(9_001 + nth * 20));
+            circuit.record_call(old, Redeem, SILENT, at(9_001 + nth * 20));
         }
         assert_eq!(circuit.state(), State::Closed);
     }
 
     #[test]
     fn an_unsigned_rejection_cannot_be_believed() {
-        let unsigned = Verdict::Unsure(Doubt::NotBelieved);
-        for question in [Redeem, Inquire] {
-            assert_eq!(Sign::of(question, &unsigned), Sign::Failing(Trouble::NotBelieved));
+        let unsigned = Verdict::Unknown(UnknownCause::Unverified);
+        for question in [Redeem, Query] {
+            assert_eq!(CallSignal::of(question, &unsigned), CallSignal::Failing(FailureKind::Unverified));
         }
-        for reason in crate::verdict::Reason::OBJECTIONS {
-            assert_eq!(Sign::of(Redeem, &Verdict::Objected { reason, doubtful: false }), Sign::Well);
+        for reason in crate::verdict::Reason::REJECTIONS {
+            assert_eq!(
+                CallSignal::of(Redeem, &Verdict::Rejected { reason, may_be_our_own_use: false }),
+                CallSignal::Well
+            );
         }
     }
 }

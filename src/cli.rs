@@ -105,11 +105,11 @@ impl From<config::ConfigFault> for Failure {
 
 /// Runs the program.
 pub fn main(arguments: Arguments) -> ExitCode {
-    tell_panics_in_one_line();
+    log_panics_in_one_line();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            complain(&format!("no runtime: {error}"));
+            print_error(&format!("no runtime: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -121,7 +121,7 @@ pub fn main(arguments: Arguments) -> ExitCode {
         // Whoever reads no further, as `head` does, wants no words either.
         Err(failure) if failure.is_output_closed() => ExitCode::from(failure.code()),
         Err(failure) => {
-            complain(&failure.to_string());
+            print_error(&failure.to_string());
             ExitCode::from(failure.code())
         }
     }
@@ -148,7 +148,7 @@ async fn dispatch(Arguments { config, command }: Arguments) -> Result<(), Failur
     }
 }
 
-fn complain(text: &str) {
+fn print_error(text: &str) {
     // Where even standard error is gone, the exit code still tells.
     let _ = writeln!(std::io::stderr(), "redeemer: {}", visible_lines(text));
 }
@@ -157,7 +157,7 @@ fn complain(text: &str) {
 ///
 /// # Errors
 /// Where the reader of the output is gone.
-pub fn say(line: &str) -> anyhow::Result<()> {
+pub fn print(line: &str) -> anyhow::Result<()> {
     match writeln!(std::io::stdout(), "{}", visible_lines(line)) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(OutputClosed.into()),
         written => written.context("cannot write to standard output"),
@@ -167,12 +167,12 @@ pub fn say(line: &str) -> anyhow::Result<()> {
 /// Has a panic told in one line that names its place, never its message: that may hold what the program works on. A
 /// library of the broker's client has threads of its own, which panic where nothing is left to work with; what that
 /// means is told where the connection failed.
-fn tell_panics_in_one_line() {
+fn log_panics_in_one_line() {
     std::panic::set_hook(Box::new(|panic| {
         let Some(place) = panic.location() else { return };
         let (file, line) = (place.file(), place.line());
         match file.starts_with("src/") {
-            true => complain(&format!("defect: panic at {file}:{line}; please report it")),
+            true => print_error(&format!("defect: panic at {file}:{line}; please report it")),
             // As when the runtime ends before a connection that is still being made.
             false => tracing::debug!(file, line, "a thread of a library ended by a panic"),
         }

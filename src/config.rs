@@ -28,7 +28,7 @@ use crate::wechat::certificates::{ApiV3Key, NoApiV3Key};
 use crate::wechat::key_remedy::Remedy;
 use crate::wechat::keys::{KeyFault, KeyFiles, read_secret};
 use crate::wechat::sign::Merchant;
-use crate::wire::copy::Horizon;
+use crate::wire::copy::DeadlineLimits;
 
 /// Environment variables begin with this.
 pub const PREFIX: &str = "REDEEMER_";
@@ -619,7 +619,7 @@ impl Config {
     ///
     /// # Errors
     /// Where the URI's file cannot be read, or is open to others.
-    pub fn broker_settings(&self) -> Result<crate::broker::Settings, ConfigFault> {
+    pub fn broker_settings(&self) -> Result<crate::broker::AmqpSettings, ConfigFault> {
         let broker = &self.broker;
         let text = match broker.uri_file.as_str() {
             "" => broker.uri.clone(),
@@ -646,7 +646,7 @@ impl Config {
         if text.contains("amqps://") {
             tls.read().map_err(ConfigFault::from)?;
         }
-        Ok(crate::broker::Settings {
+        Ok(crate::broker::AmqpSettings {
             tls,
             uris: text.split_whitespace().map(SecretString::from).collect(),
             connect_timeout: broker.connect_timeout.0,
@@ -709,7 +709,7 @@ impl Config {
     ///
     /// # Errors
     /// Everything that must be set and is not.
-    pub fn wechat_settings(&self) -> Result<crate::wechat::api::Settings, ConfigFaults> {
+    pub fn wechat_settings(&self) -> Result<crate::wechat::api::PaymentSettings, ConfigFaults> {
         let wechat = &self.wechat;
         let mut faults = Vec::new();
         let digits =
@@ -733,7 +733,7 @@ impl Config {
             return Err(ConfigFaults(faults));
         }
         let set = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-        Ok(crate::wechat::api::Settings {
+        Ok(crate::wechat::api::PaymentSettings {
             merchant: Merchant { mchid: wechat.mchid.clone(), serial: wechat.merchant_serial.clone() },
             verification_serial: set(&wechat.verification_serial),
             base_url: wechat.base_url.clone(),
@@ -751,16 +751,16 @@ impl Config {
             // `check` has built it before.
             backoff: self.retry.backoff().unwrap_or_default(),
             in_process_max: self.retry.in_process_max.0,
-            settling: self.retry.settling.0,
+            query_delay: self.retry.settling.0,
             longest_call: self.wechat.total_timeout.0,
-            tiers: self.retry.tiers.iter().map(|tier| tier.0).collect(),
+            delays: self.retry.tiers.iter().map(|tier| tier.0).collect(),
             attempts_max: self.retry.attempts_max,
         }
     }
 
     /// How far deadlines may lie ahead.
-    pub fn horizon(&self) -> Horizon {
-        Horizon { default: self.retry.deadline.signed(), furthest: self.retry.deadline_max.signed() }
+    pub fn horizon(&self) -> DeadlineLimits {
+        DeadlineLimits { default: self.retry.deadline.signed(), furthest: self.retry.deadline_max.signed() }
     }
 
     /// Calls per second of the whole merchant.
@@ -793,10 +793,10 @@ impl Config {
     }
 
     /// Where spans go; `None` where nobody collects them.
-    pub fn traces(&self) -> Option<traces::Settings> {
+    pub fn traces(&self) -> Option<traces::TraceSettings> {
         let TelemetryConfig { otlp_endpoint, otlp_sample, otlp_timeout, otlp_every, otlp_queue } =
             &self.telemetry;
-        (!otlp_endpoint.is_empty()).then(|| traces::Settings {
+        (!otlp_endpoint.is_empty()).then(|| traces::TraceSettings {
             endpoint: otlp_endpoint.clone(),
             sample: *otlp_sample,
             timeout: otlp_timeout.0,

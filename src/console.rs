@@ -33,15 +33,15 @@ use self::auth::{Refused, SESSION_SECONDS_MAX, Session};
 use self::html::{Asked, Found, Row};
 use self::refusal_log::RefusalLog;
 use crate::admin::Peer;
-use crate::broker::Settings;
-use crate::broker::parked::{Look, check_publishing};
+use crate::broker::AmqpSettings;
+use crate::broker::parked::{ParkedQueue, check_publishing};
 use crate::metrics::{ConsoleDenial, Metrics};
-use crate::pace::{Pacer, Rank};
+use crate::pace::{Priority, RateLimiter};
 use crate::parked::{self, CouponQuery, CouponStatus, Decision, Filter, Parked};
 use crate::telemetry::foreign::is_hidden;
 use crate::wechat::api::Client;
-use crate::wire::audit::Deed;
-use crate::wire::copy::Horizon;
+use crate::wire::audit::OperatorAction;
+use crate::wire::copy::DeadlineLimits;
 
 /// Messages looked at for a list, and the time for it; the command line has no such bounds.
 const LOOK_MAX: usize = 2_000;
@@ -69,17 +69,17 @@ pub struct Setup {
     /// Token and sessions.
     pub auth: Auth,
     /// The broker with the parked queue.
-    pub broker: Settings,
+    pub broker: AmqpSettings,
     /// The payment API.
     pub client: Arc<Client>,
     /// The merchant's pace, which its inquiries keep, too.
-    pub pacer: Pacer,
+    pub pacer: RateLimiter,
     /// Counts who is refused.
     pub metrics: Arc<Metrics>,
     /// `source` of events.
     pub source: String,
     /// How far the deadline of a command that is sent again lies ahead.
-    pub horizon: Horizon,
+    pub horizon: DeadlineLimits,
     /// How long after a redeem an inquiry may count as "not executed".
     pub settling: SignedDuration,
     /// The longest that a call of the service may take.
@@ -270,7 +270,7 @@ impl Console {
 
     async fn list(&self, filter: &Filter) -> Result<Found, Unable> {
         let _lock = self.lock_look().await?;
-        let mut look = Look::begin(&self.setup.broker).await.map_err(unreachable)?;
+        let mut look = ParkedQueue::begin(&self.setup.broker).await.map_err(unreachable)?;
         let (mut found, now) = (Found::default(), Timestamp::now());
         let looked = async {
             while found.looked < LOOK_MAX && look.age() < LOOK_TIME_MAX {
@@ -300,7 +300,7 @@ impl Console {
 
     /// Takes one command out, for as long as the look lasts. Once it is found it looks on to the end where that is not
     /// far: what a partial look took comes behind the rest.
-    async fn find(&self, look: &mut Look, id: &str) -> Result<Parked, Unable> {
+    async fn find(&self, look: &mut ParkedQueue, id: &str) -> Result<Parked, Unable> {
         let (mut found, mut looked) = (None, 0);
         let mut ended = false;
         while look.age() < FIND_TIME_MAX && (found.is_none() || looked < LOOK_MAX) {
@@ -347,7 +347,7 @@ impl Console {
             let words = "The rate limit leaves no room for a query now. Try again.";
             Unable::new(StatusCode::SERVICE_UNAVAILABLE, words)
         };
-        timeout(TURN_MAX, self.setup.pacer.turn(Rank::Inquiry)).await.map_err(late)?;
+        timeout(TURN_MAX, self.setup.pacer.acquire(Priority::Inquiry)).await.map_err(late)?;
         let (nonce, chance) = (rand::random(), rand::random());
         Ok(parked::inquire(&self.setup.client, redemption, Timestamp::now(), nonce, chance).await)
     }
@@ -355,7 +355,7 @@ impl Console {
     /// Does what was decided with one command. `promised` is what the person was shown; anything else is not done.
     async fn act(&self, id: &str, session: &Session, act: Act) -> Result<Acted, Unable> {
         let mut next_inquiry = self.lock_look().await?;
-        let mut look = Look::begin(&self.setup.broker).await.map_err(unreachable)?;
+        let mut look = ParkedQueue::begin(&self.setup.broker).await.map_err(unreachable)?;
         let acted = self.act_on(&mut look, id, session, act, &mut next_inquiry).await;
         look.end().await;
         acted
@@ -363,7 +363,7 @@ impl Console {
 
     async fn act_on(
         &self,
-        look: &mut Look,
+        look: &mut ParkedQueue,
         id: &str,
         session: &Session,
         act: Act,
@@ -376,8 +376,8 @@ impl Console {
             if inquires { Some(self.inquire(&parked, &decision, next_inquiry).await?) } else { None };
         let now = Timestamp::now();
         let advice = match &inquiry {
-            Some(inquiry) => parked::advise(&parked, inquiry, &decision, now),
-            None => Ok(Deed::Discarded),
+            Some(inquiry) => parked::assess_replay(&parked, inquiry, &decision, now),
+            None => Ok(OperatorAction::Discarded),
         };
         let deed = match (&advice, promised) {
             (Ok(deed), Some(promised)) if *deed == promised => *deed,
@@ -421,7 +421,7 @@ impl Console {
 /// What a person decided.
 struct Act {
     /// What they were shown that it would do; nothing while they only ask.
-    promised: Option<Deed>,
+    promised: Option<OperatorAction>,
     because: String,
     tell_refused: bool,
     /// Whether the payment API is asked first.
@@ -430,7 +430,7 @@ struct Act {
 
 enum Acted {
     Shown(String),
-    Done(Deed),
+    Done(OperatorAction),
 }
 
 fn unreachable(why: impl std::fmt::Display) -> Unable {
@@ -507,7 +507,12 @@ async fn list(State(console): Shared, headers: HeaderMap, RawQuery(query): RawQu
     };
     let fields = Fields::read(query.as_deref().unwrap_or_default().as_bytes());
     let typed = html::FILTER_FIELDS.map(|name| fields.words(name));
-    let deeds = [Deed::SentAgain, Deed::ToldRedeemed, Deed::ToldRefused, Deed::Discarded];
+    let deeds = [
+        OperatorAction::SentAgain,
+        OperatorAction::ToldRedeemed,
+        OperatorAction::ToldRefused,
+        OperatorAction::Discarded,
+    ];
     let done = deeds.into_iter().find(|deed| deed.effect() == fields.text("done")).map(html::done);
     let found = match filter(&typed) {
         Err(why) => Err(Unable::new(StatusCode::BAD_REQUEST, why)),
@@ -550,7 +555,7 @@ async fn show(State(console): Shared, headers: HeaderMap, Path(id): Path<String>
     };
     let shown = async {
         let _lock = console.lock_look().await?;
-        let mut look = Look::begin(&console.setup.broker).await.map_err(unreachable)?;
+        let mut look = ParkedQueue::begin(&console.setup.broker).await.map_err(unreachable)?;
         let found = console.find(&mut look, &id).await;
         look.end().await;
         Ok(html::show(&session, &found?, None, None, Timestamp::now()))
@@ -571,7 +576,7 @@ async fn ask(State(console): Shared, visitor: Visitor, Path(id): Path<String>, b
 
 async fn replay(State(console): Shared, visitor: Visitor, Path(id): Path<String>, body: Bytes) -> Response {
     perform(console, visitor, id, body, |fields| {
-        let deeds = [Deed::SentAgain, Deed::ToldRedeemed, Deed::ToldRefused];
+        let deeds = [OperatorAction::SentAgain, OperatorAction::ToldRedeemed, OperatorAction::ToldRefused];
         let promised = deeds.into_iter().find(|deed| deed.effect() == fields.text("deed"));
         let tell_refused = fields.is_yes("tell_refused");
         match promised {
@@ -584,7 +589,7 @@ async fn replay(State(console): Shared, visitor: Visitor, Path(id): Path<String>
 
 async fn discard(State(console): Shared, visitor: Visitor, Path(id): Path<String>, body: Bytes) -> Response {
     perform(console, visitor, id, body, |fields| {
-        let (because, promised) = (fields.words("because"), Some(Deed::Discarded));
+        let (because, promised) = (fields.words("because"), Some(OperatorAction::Discarded));
         if because.is_empty() || !fields.is_yes("sure") {
             return Err("Give a reason and confirm that it is not needed any more. Nothing was done.");
         }

@@ -77,7 +77,7 @@ pub struct Coupon {
     /// The state of the coupon as a whole.
     pub state: CouponState,
     /// How it is used: once, or round by round.
-    pub usage: Usage,
+    pub usage: UsageTrace,
     /// The brand, product coupon and stock that the reply names, each as often as it does.
     pub ids: Vec<Id>,
     /// The entity as it is passed on, one JSON object: exactly as it was sent, unknown fields included, where a strict
@@ -101,7 +101,7 @@ pub enum Id {
 
 /// The usage block of a coupon. Three shapes exist on the wire; two of them say the same thing.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Usage {
+pub enum UsageTrace {
     /// `single_usage_detail` or `progressive_bundle_usage_detail`: this code is used once.
     Once(Trace),
     /// Legacy `sequential_usage_detail`: one code, used round by round.
@@ -130,7 +130,7 @@ pub struct Round {
 
 /// How a coupon stands towards one redemption.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Standing {
+pub enum Usage {
     /// It carries our request number: our redemption took effect.
     Ours,
     /// It was used under another request number.
@@ -152,7 +152,7 @@ pub enum Standing {
 impl Coupon {
     /// A coupon of which no more than the state is known any longer.
     pub fn in_state(state: CouponState) -> Self {
-        let usage = Usage::Once(Trace::default());
+        let usage = UsageTrace::Once(Trace::default());
         Self { code: "".into(), state, usage, ids: Vec::new(), entity: NO_ENTITY.into() }
     }
 
@@ -178,62 +178,62 @@ impl Coupon {
 
     fn traces(&self) -> Vec<&Trace> {
         match &self.usage {
-            Usage::Once(trace) => vec![trace],
-            Usage::Rounds(rounds) => rounds.iter().map(|round| &round.trace).collect(),
+            UsageTrace::Once(trace) => vec![trace],
+            UsageTrace::Rounds(rounds) => rounds.iter().map(|round| &round.trace).collect(),
         }
     }
 
     /// How this coupon stands towards the redemption `number` of `code`, which meant round `index` where the
     /// coupon is a legacy sequential one.
-    pub fn standing(&self, code: &CouponCode, number: &RequestNo, index: Option<u32>) -> Standing {
+    pub fn usage(&self, code: &CouponCode, number: &RequestNo, index: Option<u32>) -> Usage {
         if *self.code != *code.as_str() {
-            return Standing::AnotherCoupon;
+            return Usage::AnotherCoupon;
         }
         match &self.usage {
-            Usage::Once(trace) => stand(&self.state, trace, number),
-            Usage::Rounds(rounds) => self.stand_by_round(rounds, number, index),
+            UsageTrace::Once(trace) => usage_of_traces(&self.state, trace, number),
+            UsageTrace::Rounds(rounds) => self.usage_by_round(rounds, number, index),
         }
     }
 
-    fn stand_by_round(&self, rounds: &[Round], number: &RequestNo, index: Option<u32>) -> Standing {
+    fn usage_by_round(&self, rounds: &[Round], number: &RequestNo, index: Option<u32>) -> Usage {
         // Our number settles the matter wherever it stands: the provider may have counted the round itself.
         let carrier = rounds.iter().find(|round| round.trace.carries(number));
         if let Some(round) = carrier {
             return match (&round.state, &round.trace.return_request_no) {
                 // Whatever has become of the round since.
-                (state, Some(_)) if *state != CouponState::Used => Standing::Returned,
-                _ => stand(&round.state, &round.trace, number),
+                (state, Some(_)) if *state != CouponState::Used => Usage::Returned,
+                _ => usage_of_traces(&round.state, &round.trace, number),
             };
         }
         // Which round it was is the provider's to count: one that is used under no number may be ours.
         let may_be_ours = match index {
-            Some(index) => rounds.get(index as usize).is_some_and(Round::is_used_under_no_number),
-            None => rounds.iter().any(Round::is_used_under_no_number),
+            Some(index) => rounds.get(index as usize).is_some_and(Round::is_used_without_number),
+            None => rounds.iter().any(Round::is_used_without_number),
         };
         if may_be_ours {
-            return Standing::Unnamed;
+            return Usage::Unnamed;
         }
         // A coupon that is gone as a whole is gone for every round, whatever the rounds still say.
         if !matches!(self.state, CouponState::Effective | CouponState::Used) {
-            return stand(&self.state, &Trace::default(), number);
+            return usage_of_traces(&self.state, &Trace::default(), number);
         }
         let meant = match index {
             Some(index) => rounds.get(index as usize),
             None => rounds.iter().find(|round| round.state != CouponState::Used).or_else(|| rounds.last()),
         };
-        match meant.map(|round| stand(&round.state, &round.trace, number)) {
+        match meant.map(|round| usage_of_traces(&round.state, &round.trace, number)) {
             // The provider may have counted the round itself: a return on any of them may have ended our use.
-            Some(Standing::Usable) if rounds.iter().any(|round| round.trace.return_request_no.is_some()) => {
-                Standing::Returned
+            Some(Usage::Usable) if rounds.iter().any(|round| round.trace.return_request_no.is_some()) => {
+                Usage::Returned
             }
             Some(standing) => standing,
-            None => Standing::Unclear,
+            None => Usage::Unclear,
         }
     }
 }
 
 impl Round {
-    fn is_used_under_no_number(&self) -> bool {
+    fn is_used_without_number(&self) -> bool {
         self.state == CouponState::Used && self.trace.use_request_no.is_none()
     }
 }
@@ -247,20 +247,20 @@ impl Trace {
     }
 }
 
-fn stand(state: &CouponState, trace: &Trace, number: &RequestNo) -> Standing {
+fn usage_of_traces(state: &CouponState, trace: &Trace, number: &RequestNo) -> Usage {
     match (state, &trace.use_request_no, &trace.return_request_no) {
-        (CouponState::Used, Some(user), _) if **user == *number.as_str() => Standing::Ours,
-        (CouponState::Used, Some(_), _) => Standing::Another,
-        (CouponState::Used, None, _) => Standing::Unnamed,
-        (CouponState::Effective, _, Some(_)) => Standing::Returned,
+        (CouponState::Used, Some(user), _) if **user == *number.as_str() => Usage::Ours,
+        (CouponState::Used, Some(_), _) => Usage::Another,
+        (CouponState::Used, None, _) => Usage::Unnamed,
+        (CouponState::Effective, _, Some(_)) => Usage::Returned,
         // A number is shown "if and only if used": one on a usable coupon contradicts itself.
-        (CouponState::Effective, Some(_), None) => Standing::Unclear,
-        (CouponState::Effective, None, None) => Standing::Usable,
-        (CouponState::Other(_), ..) => Standing::Unclear,
+        (CouponState::Effective, Some(_), None) => Usage::Unclear,
+        (CouponState::Effective, None, None) => Usage::Usable,
+        (CouponState::Other(_), ..) => Usage::Unclear,
         // Documented transitions leave USED by a return alone, and then may still show the use: without one, a number
         // here cannot be explained.
-        (_, Some(_), None) => Standing::Unclear,
-        (state, ..) => Standing::Unusable(state.clone()),
+        (_, Some(_), None) => Usage::Unclear,
+        (state, ..) => Usage::Unusable(state.clone()),
     }
 }
 
@@ -270,11 +270,11 @@ mod tests {
 
     const OURS: &str = "USE_0001";
 
-    fn standing(state: &str, used: Option<&str>, returned: Option<&str>) -> Standing {
-        coupon(state, Usage::Once(trace(used, returned))).standing(&code(), &number(), None)
+    fn usage(state: &str, used: Option<&str>, returned: Option<&str>) -> Usage {
+        coupon(state, UsageTrace::Once(trace(used, returned))).usage(&code(), &number(), None)
     }
 
-    fn coupon(state: &str, usage: Usage) -> Coupon {
+    fn coupon(state: &str, usage: UsageTrace) -> Coupon {
         Coupon {
             code: "C1".into(),
             state: CouponState::from_wire(state),
@@ -303,30 +303,30 @@ mod tests {
 
     #[test]
     fn a_coupon_used_once_stands_by_its_state_and_numbers() {
-        let gone = |state: &str| Standing::Unusable(CouponState::from_wire(state));
-        assert_eq!(standing("USED", Some(OURS), None), Standing::Ours);
-        assert_eq!(standing("USED", Some(OURS), Some("R1")), Standing::Ours);
-        assert_eq!(standing("USED", Some("OTHER_1"), None), Standing::Another);
-        assert_eq!(standing("USED", None, None), Standing::Unnamed);
-        assert_eq!(standing("EFFECTIVE", None, None), Standing::Usable);
-        assert_eq!(standing("EFFECTIVE", None, Some("R1")), Standing::Returned);
-        assert_eq!(standing("EFFECTIVE", Some(OURS), Some("R1")), Standing::Returned);
-        assert_eq!(standing("EFFECTIVE", Some(OURS), None), Standing::Unclear);
+        let gone = |state: &str| Usage::Unusable(CouponState::from_wire(state));
+        assert_eq!(usage("USED", Some(OURS), None), Usage::Ours);
+        assert_eq!(usage("USED", Some(OURS), Some("R1")), Usage::Ours);
+        assert_eq!(usage("USED", Some("OTHER_1"), None), Usage::Another);
+        assert_eq!(usage("USED", None, None), Usage::Unnamed);
+        assert_eq!(usage("EFFECTIVE", None, None), Usage::Usable);
+        assert_eq!(usage("EFFECTIVE", None, Some("R1")), Usage::Returned);
+        assert_eq!(usage("EFFECTIVE", Some(OURS), Some("R1")), Usage::Returned);
+        assert_eq!(usage("EFFECTIVE", Some(OURS), None), Usage::Unclear);
         for state in ["CONFIRMING", "PENDING", "EXPIRED", "DELETED", "DEACTIVATED"] {
-            assert_eq!(standing(state, None, None), gone(state));
-            assert_eq!(standing(state, Some(OURS), None), Standing::Unclear);
+            assert_eq!(usage(state, None, None), gone(state));
+            assert_eq!(usage(state, Some(OURS), None), Usage::Unclear);
             for past in [OURS, "OTHER_1"] {
-                assert_eq!(standing(state, Some(past), Some("R1")), gone(state), "a use that was returned");
+                assert_eq!(usage(state, Some(past), Some("R1")), gone(state), "a use that was returned");
             }
         }
-        assert_eq!(standing("FROZEN", None, None), Standing::Unclear);
+        assert_eq!(usage("FROZEN", None, None), Usage::Unclear);
     }
 
     #[test]
     fn another_coupon_says_nothing_about_ours() {
-        let reply = coupon("USED", Usage::Once(trace(Some(OURS), None)));
+        let reply = coupon("USED", UsageTrace::Once(trace(Some(OURS), None)));
         let other = CouponCode::parse("C2").unwrap();
-        assert_eq!(reply.standing(&other, &number(), None), Standing::AnotherCoupon);
+        assert_eq!(reply.usage(&other, &number(), None), Usage::AnotherCoupon);
     }
 
     #[test]
@@ -334,16 +334,16 @@ mod tests {
         let rounds =
             vec![round("USED", Some("OTHER_1")), round("USED", Some(OURS)), round("EFFECTIVE", None)];
         let at = |rounds: &[Round], index| {
-            coupon("EFFECTIVE", Usage::Rounds(rounds.to_vec())).standing(&code(), &number(), index)
+            coupon("EFFECTIVE", UsageTrace::Rounds(rounds.to_vec())).usage(&code(), &number(), index)
         };
-        assert_eq!(at(&rounds, Some(1)), Standing::Ours);
-        assert_eq!(at(&rounds, None), Standing::Ours);
-        assert_eq!(at(&rounds[..1], Some(0)), Standing::Another);
-        assert_eq!(at(&rounds[..1], Some(5)), Standing::Unclear);
+        assert_eq!(at(&rounds, Some(1)), Usage::Ours);
+        assert_eq!(at(&rounds, None), Usage::Ours);
+        assert_eq!(at(&rounds[..1], Some(0)), Usage::Another);
+        assert_eq!(at(&rounds[..1], Some(5)), Usage::Unclear);
         let fresh = [rounds[0].clone(), rounds[2].clone()];
-        assert_eq!(at(&fresh, Some(1)), Standing::Usable);
-        assert_eq!(at(&fresh, None), Standing::Usable);
-        assert_eq!(at(&[], None), Standing::Unclear);
+        assert_eq!(at(&fresh, Some(1)), Usage::Usable);
+        assert_eq!(at(&fresh, None), Usage::Usable);
+        assert_eq!(at(&[], None), Usage::Unclear);
     }
 
     fn returned(state: &str, used: Option<&str>) -> Round {
@@ -353,7 +353,7 @@ mod tests {
     #[test]
     fn a_return_on_any_round_may_have_ended_our_use() {
         let at = |rounds: &[Round], index| {
-            coupon("EFFECTIVE", Usage::Rounds(rounds.to_vec())).standing(&code(), &number(), index)
+            coupon("EFFECTIVE", UsageTrace::Rounds(rounds.to_vec())).usage(&code(), &number(), index)
         };
         let usable = || round("EFFECTIVE", None);
         for shown in [
@@ -364,16 +364,16 @@ mod tests {
             returned("USED", Some("OTHER_2")),
         ] {
             // Under no number it may be ours, and used again after somebody's return.
-            let unnamed = shown.is_used_under_no_number();
-            let by_count = if unnamed { Standing::Unnamed } else { Standing::Returned };
+            let unnamed = shown.is_used_without_number();
+            let by_count = if unnamed { Usage::Unnamed } else { Usage::Returned };
             assert_eq!(at(&[shown.clone(), usable()], None), by_count, "{shown:?}");
-            assert_eq!(at(&[shown.clone(), usable()], Some(1)), Standing::Returned, "{shown:?}");
-            assert_eq!(at(&[usable(), shown.clone()], Some(0)), Standing::Returned, "{shown:?}");
+            assert_eq!(at(&[shown.clone(), usable()], Some(1)), Usage::Returned, "{shown:?}");
+            assert_eq!(at(&[usable(), shown.clone()], Some(0)), Usage::Returned, "{shown:?}");
         }
         for state in ["EFFECTIVE", "EXPIRED", "DELETED"] {
             let ours = returned(state, Some(OURS));
             for index in [None, Some(0), Some(1)] {
-                assert_eq!(at(&[ours.clone(), usable()], index), Standing::Returned, "{state} {index:?}");
+                assert_eq!(at(&[ours.clone(), usable()], index), Usage::Returned, "{state} {index:?}");
             }
         }
     }
@@ -385,7 +385,7 @@ mod tests {
             let return_time = return_time.map(|at| at.parse().unwrap());
             let trace = Trace { return_time, ..trace(used, Some("R1")) };
             let rounds = vec![round("USED", Some("OTHER_1")), Round { state: CouponState::Effective, trace }];
-            coupon("EFFECTIVE", Usage::Rounds(rounds)).returned_before(from, &number())
+            coupon("EFFECTIVE", UsageTrace::Rounds(rounds)).returned_before(from, &number())
         };
         assert!(at(Some("2026-03-05T11:53:59Z"), None));
         assert!(at(Some("2026-03-05T11:53:59Z"), Some("OTHER_1")));
@@ -401,7 +401,7 @@ mod tests {
     #[test]
     fn round_used_under_no_number_may_be_ours() {
         let at = |state: &str, rounds: &[Round], index| {
-            coupon(state, Usage::Rounds(rounds.to_vec())).standing(&code(), &number(), index)
+            coupon(state, UsageTrace::Rounds(rounds.to_vec())).usage(&code(), &number(), index)
         };
         let (unnamed, usable, other) =
             (round("USED", None), round("EFFECTIVE", None), round("USED", Some("OTHER_1")));
@@ -409,28 +409,24 @@ mod tests {
         for state in ["EFFECTIVE", "USED", "EXPIRED", "DELETED"] {
             for beside in [usable.clone(), other.clone(), returned("EFFECTIVE", None)] {
                 for rounds in [[unnamed.clone(), beside.clone()], [beside.clone(), unnamed.clone()]] {
-                    assert_eq!(at(state, &rounds, None), Standing::Unnamed, "{state} {rounds:?}");
+                    assert_eq!(at(state, &rounds, None), Usage::Unnamed, "{state} {rounds:?}");
                 }
-                assert_eq!(at(state, &[unnamed.clone(), beside], Some(0)), Standing::Unnamed, "{state}");
+                assert_eq!(at(state, &[unnamed.clone(), beside], Some(0)), Usage::Unnamed, "{state}");
             }
-            assert_eq!(at(state, &[unnamed.clone(), round("USED", Some(OURS))], None), Standing::Ours);
+            assert_eq!(at(state, &[unnamed.clone(), round("USED", Some(OURS))], None), Usage::Ours);
         }
-        assert_eq!(
-            at("EFFECTIVE", &[unnamed, usable.clone()], Some(1)),
-            Standing::Usable,
-            "not the one meant"
-        );
-        assert_eq!(at("EFFECTIVE", &[usable.clone(), usable.clone()], None), Standing::Usable);
-        assert_eq!(at("USED", &[other.clone(), other], None), Standing::Another);
-        assert_eq!(at("EFFECTIVE", &[returned("EFFECTIVE", None), usable], Some(1)), Standing::Returned);
+        assert_eq!(at("EFFECTIVE", &[unnamed, usable.clone()], Some(1)), Usage::Usable, "not the one meant");
+        assert_eq!(at("EFFECTIVE", &[usable.clone(), usable.clone()], None), Usage::Usable);
+        assert_eq!(at("USED", &[other.clone(), other], None), Usage::Another);
+        assert_eq!(at("EFFECTIVE", &[returned("EFFECTIVE", None), usable], Some(1)), Usage::Returned);
     }
 
     #[test]
     fn a_sequential_coupon_that_is_gone_is_gone_for_every_round() {
-        let rounds = Usage::Rounds(vec![round("EFFECTIVE", None)]);
+        let rounds = UsageTrace::Rounds(vec![round("EFFECTIVE", None)]);
         assert_eq!(
-            coupon("DELETED", rounds).standing(&code(), &number(), Some(0)),
-            Standing::Unusable(CouponState::Deleted)
+            coupon("DELETED", rounds).usage(&code(), &number(), Some(0)),
+            Usage::Unusable(CouponState::Deleted)
         );
     }
 }

@@ -9,14 +9,16 @@ use jiff::Timestamp;
 use tracing::{info, warn};
 
 use crate::breaker::State;
-use crate::broker::Settings;
+use crate::broker::AmqpSettings;
 use crate::broker::dead_letters::DeadLetters;
 use crate::broker::probe;
 use crate::broker::publisher::Publisher;
-use crate::metrics::Settling;
-use crate::publishing::Cut;
-use crate::slots::Slots;
-use crate::worker::{Taken, Tools, is_to_wait, put_back_dead, work};
+use crate::metrics::Settlement;
+use crate::publishing::CancelSignal;
+use crate::slots::Permits;
+use crate::worker::{
+    ReceivedDelivery, WorkerContext, is_retry_pending, process_delivery, return_dead_letter_to_queue,
+};
 
 /// What a sweep came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +35,12 @@ pub enum Swept {
 const AT_ONCE: usize = 16;
 
 /// Takes them until there are none left, or until it is time to stop.
-pub async fn sweep(tools: Arc<Tools>, settings: Settings, publisher: Publisher, cut: Cut) -> Swept {
+pub async fn sweep(
+    tools: Arc<WorkerContext>,
+    settings: AmqpSettings,
+    publisher: Publisher,
+    cut: CancelSignal,
+) -> Swept {
     let swept = sweep_all(&tools, &settings, &publisher, &cut).await;
     tools.metrics.dead_letter_in_hand(false);
     match &swept {
@@ -46,13 +53,18 @@ pub async fn sweep(tools: Arc<Tools>, settings: Settings, publisher: Publisher, 
     swept
 }
 
-async fn sweep_all(tools: &Tools, settings: &Settings, publisher: &Publisher, cut: &Cut) -> Swept {
+async fn sweep_all(
+    tools: &WorkerContext,
+    settings: &AmqpSettings,
+    publisher: &Publisher,
+    cut: &CancelSignal,
+) -> Swept {
     let mut letters = match DeadLetters::open(settings).await {
         Ok(letters) => letters,
         Err(error) => return Swept::Failed(error.to_string()),
     };
     // Permits of their own: while commands are held because the broker does not take their events, there may be no other.
-    let permits = Slots::new(AT_ONCE);
+    let permits = Permits::new(AT_ONCE);
     let mut in_hand = FuturesUnordered::new();
     let (mut count, mut failure) = (0, None);
     // Each once: what cannot be told now goes behind the others.
@@ -74,18 +86,19 @@ async fn sweep_all(tools: &Tools, settings: &Settings, publisher: &Publisher, cu
             }
         };
         let now = Timestamp::now();
-        if is_to_wait(&delivery, now) {
-            if let Err(why) = put_back_dead(publisher, delivery, Vec::new()).await {
+        if is_retry_pending(&delivery, now) {
+            if let Err(why) = return_dead_letter_to_queue(publisher, delivery, Vec::new()).await {
                 failure = Some(Swept::Failed(why));
             }
             continue;
         }
-        let Some(mut permit) = permits.take() else { break };
+        let Some(mut permit) = permits.acquire() else { break };
         tools.metrics.dead_letter_in_hand(true);
-        let mut taken = Taken::dead_letter(delivery, now);
+        let mut taken = ReceivedDelivery::dead_letter(delivery, now);
         // While calls are held back those past their deadline still end, and none of the others may keep them waiting.
-        taken.hurried = tools.breaker.state() != State::Closed;
-        in_hand.push(async move { work(tools, publisher, taken, &mut permit, cut.clone()).await });
+        taken.calls_held_back = tools.breaker.state() != State::Closed;
+        in_hand
+            .push(async move { process_delivery(tools, publisher, taken, &mut permit, cut.clone()).await });
         if in_hand.len() == AT_ONCE
             && let Some(settled) = in_hand.next().await
         {
@@ -104,7 +117,7 @@ async fn sweep_all(tools: &Tools, settings: &Settings, publisher: &Publisher, cu
 }
 
 /// Counts one that was settled; gives the failure that ends the sweep, if it met one.
-fn count_settled((settling, trouble): (Settling, Option<String>), count: &mut usize) -> Option<Swept> {
-    *count += usize::from(settling != Settling::Released && trouble.is_none());
+fn count_settled((settling, trouble): (Settlement, Option<String>), count: &mut usize) -> Option<Swept> {
+    *count += usize::from(settling != Settlement::Released && trouble.is_none());
     trouble.map(Swept::Failed)
 }

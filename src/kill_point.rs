@@ -19,7 +19,7 @@ pub const FORGET: &str = "forget-the-delivery";
 
 /// A place in the way of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KillPoint {
+pub enum Failpoint {
     /// A delivery was taken, nothing done yet.
     Taken,
     /// A call to the payment API is on its way.
@@ -36,7 +36,7 @@ pub enum KillPoint {
     Draining,
 }
 
-impl KillPoint {
+impl Failpoint {
     /// Every point.
     pub const ALL: [Self; 11] = [
         Self::Taken,
@@ -87,10 +87,10 @@ mod armed {
     use std::sync::{Mutex, OnceLock, PoisonError};
     use std::time::Duration;
 
-    use crate::kill_point::{FORGET, KillPoint, ORDER, taken};
+    use crate::kill_point::{FORGET, Failpoint, ORDER, taken};
 
     /// Ends the process here, if that is ordered.
-    pub fn reached(point: KillPoint) {
+    pub fn reached(point: Failpoint) {
         if !is_ordered_now(point.as_str()) {
             return;
         }
@@ -108,14 +108,14 @@ mod armed {
     }
 
     /// Does the `work`, and ends the process in the middle of it, if that is ordered.
-    pub async fn during<T>(point: KillPoint, work: impl Future<Output = T>) -> T {
+    pub async fn during<T>(point: Failpoint, work: impl Future<Output = T>) -> T {
         if order(point.as_str()).is_none() {
             return work.await;
         }
         tokio::pin!(work);
         let under_way = async {
             match point {
-                KillPoint::Sent => tokio::time::sleep(Duration::from_millis(4)).await,
+                Failpoint::Sent => tokio::time::sleep(Duration::from_millis(4)).await,
                 // A broker confirms in less time than a timer can tell.
                 _ => tokio::task::yield_now().await,
             }
@@ -175,10 +175,10 @@ mod armed {
 mod armed {
     use std::future::Future;
 
-    use crate::kill_point::KillPoint;
+    use crate::kill_point::Failpoint;
 
     /// Nothing, in this build.
-    pub fn reached(_: KillPoint) {}
+    pub fn reached(_: Failpoint) {}
 
     /// Never, in this build.
     pub fn forgets() -> bool {
@@ -186,7 +186,7 @@ mod armed {
     }
 
     /// The `work`, in this build.
-    pub fn during<T>(_: KillPoint, work: impl Future<Output = T>) -> impl Future<Output = T> {
+    pub fn during<T>(_: Failpoint, work: impl Future<Output = T>) -> impl Future<Output = T> {
         work
     }
 }

@@ -28,7 +28,7 @@ impl<T> Lanes<T> {
     }
 
     /// Lets an item in. `lane` is the coupon; what has none waits for nobody.
-    pub fn arrive(&mut self, lane: Option<&str>, item: T) {
+    pub fn push(&mut self, lane: Option<&str>, item: T) {
         self.held += 1;
         match lane {
             None => self.ready.push_back((None, item)),
@@ -43,17 +43,17 @@ impl<T> Lanes<T> {
     }
 
     /// Counts an item that waits in no lane and is done with at once: it is held until [`Lanes::leave`] as well.
-    pub fn pass_by(&mut self) {
+    pub fn push_unlaned(&mut self) {
         self.held += 1;
     }
 
     /// The next item to work on. Its lane is told back at [`Lanes::leave`].
-    pub fn begin(&mut self) -> Option<(Option<Box<str>>, T)> {
+    pub fn start(&mut self) -> Option<(Option<Box<str>>, T)> {
         self.ready.pop_front()
     }
 
     /// An item is done: the next of its lane may go.
-    pub fn leave(&mut self, lane: Option<Box<str>>) {
+    pub fn finish(&mut self, lane: Option<Box<str>>) {
         self.held -= 1;
         let Some(lane) = lane else { return };
         match self.busy.get_mut(&lane).and_then(VecDeque::pop_front) {
@@ -94,7 +94,7 @@ mod tests {
     fn lanes(items: &[(&str, u32)]) -> Lanes<u32> {
         let mut lanes = Lanes::new(3);
         for (lane, item) in items {
-            lanes.arrive(Some(lane), *item);
+            lanes.push(Some(lane), *item);
         }
         lanes
     }
@@ -102,12 +102,12 @@ mod tests {
     #[test]
     fn one_coupon_is_served_in_order_and_another_does_not_wait_for_it() {
         let mut lanes = lanes(&[("a", 1), ("a", 2), ("b", 3)]);
-        let first = lanes.begin().unwrap();
-        let second = lanes.begin().unwrap();
+        let first = lanes.start().unwrap();
+        let second = lanes.start().unwrap();
         assert_eq!((first.1, second.1), (1, 3));
-        assert!(lanes.begin().is_none());
-        lanes.leave(first.0);
-        assert_eq!(lanes.begin().unwrap().1, 2);
+        assert!(lanes.start().is_none());
+        lanes.finish(first.0);
+        assert_eq!(lanes.start().unwrap().1, 2);
         assert_eq!(lanes.held(), 2);
     }
 
@@ -115,30 +115,30 @@ mod tests {
     fn a_lane_is_full_at_its_end_and_has_room_again_once_one_has_left() {
         let mut lanes = lanes(&[("a", 1), ("a", 2)]);
         assert!(!lanes.is_full("a"));
-        lanes.arrive(Some("a"), 3);
+        lanes.push(Some("a"), 3);
         assert!(lanes.is_full("a") && !lanes.is_full("b"));
-        let (lane, _) = lanes.begin().unwrap();
+        let (lane, _) = lanes.start().unwrap();
         assert!(lanes.is_full("a"), "what is worked on counts");
-        lanes.leave(lane);
+        lanes.finish(lane);
         assert!(!lanes.is_full("a"));
-        lanes.pass_by();
+        lanes.push_unlaned();
         assert_eq!(lanes.held(), 3);
-        lanes.leave(None);
+        lanes.finish(None);
         assert_eq!(lanes.held(), 2);
     }
 
     #[test]
     fn clearing_leaves_only_what_is_being_worked_on() {
         let mut lanes = lanes(&[("a", 1), ("a", 2), ("b", 3), ("b", 4)]);
-        lanes.arrive(None, 5);
-        let (lane, _) = lanes.begin().unwrap();
+        lanes.push(None, 5);
+        let (lane, _) = lanes.start().unwrap();
         let mut cleared = lanes.clear();
         cleared.sort_unstable();
         assert_eq!(cleared, [2, 3, 4, 5]);
         assert_eq!(lanes.held(), 1);
-        lanes.leave(lane);
+        lanes.finish(lane);
         assert_eq!((lanes.held(), lanes.busy.len()), (0, 0));
-        lanes.arrive(Some("b"), 6);
-        assert_eq!(lanes.begin().unwrap().1, 6);
+        lanes.push(Some("b"), 6);
+        assert_eq!(lanes.start().unwrap().1, 6);
     }
 }

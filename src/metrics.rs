@@ -12,7 +12,7 @@ use prometheus::{
 
 use crate::attempt::{Outcome, OutcomeKind};
 use crate::circuit::ResponseClass;
-use crate::verdict::{Fault, Flaw, Question, Reason, Verdict};
+use crate::verdict::{Operation, Reason, SignatureFlaw, SuspendReason, Verdict};
 
 /// How a command came to us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +41,7 @@ impl Arrival {
 
 /// How a delivery was settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Settling {
+pub enum Settlement {
     /// Its event is confirmed and it is acknowledged.
     Ended,
     /// Its copy is confirmed in a wait queue and it is acknowledged.
@@ -52,7 +52,7 @@ pub enum Settling {
     Lost,
 }
 
-impl Settling {
+impl Settlement {
     /// Every way.
     pub const ALL: [Self; 4] = [Self::Ended, Self::Deferred, Self::Released, Self::Lost];
 
@@ -69,25 +69,25 @@ impl Settling {
 
 /// Why a copy was put into a wait queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Aside {
+pub enum DelayReason {
     /// It is not settled yet, and asked again later.
     Unsettled,
     /// The broker refused its event for too long.
-    Untold,
+    EventRejected,
     /// Too many commands of its coupon are held already.
-    Crowded,
+    PerCouponLimit,
 }
 
-impl Aside {
+impl DelayReason {
     /// Every way.
-    pub const ALL: [Self; 3] = [Self::Unsettled, Self::Untold, Self::Crowded];
+    pub const ALL: [Self; 3] = [Self::Unsettled, Self::EventRejected, Self::PerCouponLimit];
 
     /// The word in labels and logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Unsettled => "unsettled",
-            Self::Untold => "untold",
-            Self::Crowded => "crowded",
+            Self::EventRejected => "untold",
+            Self::PerCouponLimit => "crowded",
         }
     }
 }
@@ -119,7 +119,7 @@ impl Message {
 
 /// Why a publish is not proven.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unproven {
+pub enum PublishFailureKind {
     /// No confirm came in time.
     TimedOut,
     /// The broker refused it.
@@ -132,7 +132,7 @@ pub enum Unproven {
     Connection,
 }
 
-impl Unproven {
+impl PublishFailureKind {
     /// Every way.
     pub const ALL: [Self; 5] =
         [Self::TimedOut, Self::Refused, Self::Returned, Self::Channel, Self::Connection];
@@ -154,7 +154,7 @@ const UNSIGNED: &str = "unsigned";
 
 /// Why calls are held back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HeldBack {
+pub enum CallDelay {
     /// The provider does not answer.
     Silent,
     /// The provider answers that it is in trouble.
@@ -162,18 +162,18 @@ pub enum HeldBack {
     /// Its answers cannot be verified.
     NotBelieved,
     /// A fault of our own.
-    Fault(Fault),
+    Fault(SuspendReason),
 }
 
-impl HeldBack {
+impl CallDelay {
     /// Every cause.
     pub const ALL: [Self; 6] = [
         Self::Silent,
         Self::ServerError,
         Self::NotBelieved,
-        Self::Fault(Fault::Unauthenticated),
-        Self::Fault(Fault::Unauthorised),
-        Self::Fault(Fault::Rejected),
+        Self::Fault(SuspendReason::Unauthenticated),
+        Self::Fault(SuspendReason::Unauthorised),
+        Self::Fault(SuspendReason::Rejected),
     ];
 
     /// The word in labels.
@@ -263,11 +263,11 @@ impl ConsoleDenial {
 }
 
 /// The label of a wait queue that is not among the configured ones: one of an earlier configuration.
-const OTHER_TIER: &str = "other";
+const OTHER_QUEUE: &str = "other";
 
 /// What the status page shows of all this, at one moment.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Glance {
+pub struct Snapshot {
     /// Commands that ended, in the order of [`OutcomeKind::ALL`].
     pub outcomes: [u64; 4],
     /// Calls to the payment API.
@@ -351,7 +351,7 @@ impl Metrics {
     /// # Panics
     /// Never: names and labels are constants, and a test registers them.
     pub fn new(tiers: &[String]) -> Self {
-        let tiers = tiers.iter().cloned().chain([OTHER_TIER.to_owned()]).collect();
+        let tiers = tiers.iter().cloned().chain([OTHER_QUEUE.to_owned()]).collect();
         let registry = Registry::new();
         let counters = |name: &str, help: &str, labels: &[&str]| {
             register(&registry, IntCounterVec::new(Opts::new(name, help), labels))
@@ -554,18 +554,18 @@ impl Metrics {
         for arrival in Arrival::ALL {
             self.taken.with_label_values(&[arrival.as_str()]);
         }
-        for how in Settling::ALL {
+        for how in Settlement::ALL {
             self.settled.with_label_values(&[how.as_str()]);
         }
         self.outcomes.with_label_values(&[OutcomeKind::Redeemed.as_str(), ""]);
         for reason in Reason::ALL {
             for kind in [OutcomeKind::Refused, OutcomeKind::Invalid, OutcomeKind::Unresolved] {
-                if told_of(kind, reason) {
+                if event_types_of(kind, reason) {
                     self.outcomes.with_label_values(&[kind.as_str(), reason.as_str()]);
                 }
             }
         }
-        for question in Question::ALL {
+        for question in Operation::ALL {
             self.provider_seconds.with_label_values(&[question.as_str()]);
             for verdict in Verdict::WORDS {
                 self.attempts.with_label_values(&[question.as_str(), verdict]);
@@ -577,18 +577,18 @@ impl Metrics {
             }
         }
         for message in Message::ALL {
-            for why in Unproven::ALL {
+            for why in PublishFailureKind::ALL {
                 self.unproven.with_label_values(&[message.as_str(), why.as_str()]);
             }
         }
         for tier in &self.tiers {
             self.deferred.with_label_values(&[tier]);
             self.tier_lateness.with_label_values(&[tier]);
-            if tier != OTHER_TIER {
+            if tier != OTHER_QUEUE {
                 self.tier_depth(tier, None);
             }
         }
-        for why in Aside::ALL {
+        for why in DelayReason::ALL {
             self.put_away.with_label_values(&[why.as_str()]);
         }
         for queue in Queue::ALL {
@@ -597,20 +597,20 @@ impl Metrics {
         for key in Key::ALL {
             self.key_expiry.with_label_values(&[key.as_str()]);
         }
-        for cause in HeldBack::ALL {
+        for cause in CallDelay::ALL {
             self.held_back.with_label_values(&[cause.as_str()]);
         }
         for why in ConsoleDenial::ALL {
             self.console_denials.with_label_values(&[why.as_str()]);
         }
-        for flaw in Flaw::ALL.map(Flaw::as_str).into_iter().chain([UNSIGNED]) {
+        for flaw in SignatureFlaw::ALL.map(SignatureFlaw::as_str).into_iter().chain([UNSIGNED]) {
             self.flaws.with_label_values(&[flaw]);
         }
         for class in ResponseClass::ALL {
             self.responses.with_label_values(&[class.as_str()]);
         }
         self.rate_limit_used.set(1.0);
-        for fault in Fault::ALL {
+        for fault in SuspendReason::ALL {
             self.stopped.with_label_values(&[fault.as_str()]);
         }
         let version = env!("CARGO_PKG_VERSION");
@@ -623,12 +623,12 @@ impl Metrics {
     }
 
     /// A delivery was taken.
-    pub fn taken(&self, arrival: Arrival) {
+    pub fn record_taken(&self, arrival: Arrival) {
         self.taken.with_label_values(&[arrival.as_str()]).inc();
     }
 
     /// A delivery is no longer held.
-    pub fn settled(&self, how: Settling) {
+    pub fn record_settled(&self, how: Settlement) {
         self.settled.with_label_values(&[how.as_str()]).inc();
     }
 
@@ -640,7 +640,7 @@ impl Metrics {
             let each = words.iter().map(|word| counters.with_label_values(&[*word]).get());
             i64::try_from(each.sum::<u64>()).unwrap_or(i64::MAX)
         };
-        let settled = sum(&self.settled, &Settling::ALL.map(Settling::as_str));
+        let settled = sum(&self.settled, &Settlement::ALL.map(Settlement::as_str));
         let taken = sum(&self.taken, &Arrival::ALL.map(Arrival::as_str));
         let held = i64::try_from(held).unwrap_or(i64::MAX);
         self.in_flight.set(held);
@@ -649,27 +649,27 @@ impl Metrics {
     }
 
     /// Work on a delivery begins, so long after it was taken.
-    pub fn begun(&self, waited: Duration) {
+    pub fn record_started(&self, waited: Duration) {
         self.lane_seconds.observe(waited.as_secs_f64());
     }
 
     /// A call had its turn, after so long.
-    pub fn turned(&self, waited: Duration) {
+    pub fn record_heartbeat(&self, waited: Duration) {
         self.limiter_seconds.observe(waited.as_secs_f64());
     }
 
     /// How many commands may be worked on at once.
-    pub fn slots(&self, slots: usize) {
+    pub fn set_permit_limit(&self, slots: usize) {
         self.slots.set(i64::try_from(slots).unwrap_or(i64::MAX));
     }
 
     /// Calls per second that may be made now.
-    pub fn pace(&self, per_second: f64) {
+    pub fn set_rate(&self, per_second: f64) {
         self.pace.set(per_second);
     }
 
     /// Calls per second that all instances together may make.
-    pub fn pace_limit(&self, per_second: f64) {
+    pub fn set_rate_limit(&self, per_second: f64) {
         self.pace_limit.set(per_second);
     }
 
@@ -679,7 +679,7 @@ impl Metrics {
     }
 
     /// What came of a call.
-    pub fn responded(&self, class: ResponseClass) {
+    pub fn record_response(&self, class: ResponseClass) {
         self.responses.with_label_values(&[class.as_str()]).inc();
     }
 
@@ -689,18 +689,18 @@ impl Metrics {
     }
 
     /// A copy is in the wait queue of this wait.
-    pub fn deferred(&self, tier: &str, why: Aside) {
+    pub fn record_delayed(&self, tier: &str, why: DelayReason) {
         self.put_away.with_label_values(&[why.as_str()]).inc();
         self.deferred.with_label_values(&[self.tier(tier)]).inc();
     }
 
     /// A copy came back from the wait queue of this wait, so long after its wait was over.
-    pub fn came_back(&self, tier: &str, late: Duration) {
+    pub fn record_delay_lateness(&self, tier: &str, late: Duration) {
         self.tier_lateness.with_label_values(&[self.tier(tier)]).observe(late.as_secs_f64());
     }
 
     fn tier<'a>(&'a self, word: &str) -> &'a str {
-        self.tiers.iter().find(|tier| *tier == word).map_or(OTHER_TIER, String::as_str)
+        self.tiers.iter().find(|tier| *tier == word).map_or(OTHER_QUEUE, String::as_str)
     }
 
     /// Messages ready in a queue; `None` where they could not be counted. The dead letter that is in hand counts with
@@ -725,7 +725,7 @@ impl Metrics {
     /// Messages in the wait queue of this wait; `None` where they could not be counted.
     pub fn tier_depth(&self, tier: &str, messages: Option<u32>) {
         let tier = self.tier(tier);
-        if tier != OTHER_TIER {
+        if tier != OTHER_QUEUE {
             let depth = self.depth.with_label_values(&[&format!("retry.{tier}")]);
             depth.set(messages.map_or(f64::NAN, f64::from));
         }
@@ -738,7 +738,7 @@ impl Metrics {
 
     /// A command came to its end and its event is confirmed. `None` where its age says nothing: it was set aside
     /// unasked.
-    pub fn ended(&self, outcome: &Outcome, age: Option<Duration>) {
+    pub fn record_outcome(&self, outcome: &Outcome, age: Option<Duration>) {
         let reason = outcome.reason().map_or("", Reason::as_str);
         self.outcomes.with_label_values(&[outcome.kind().as_str(), reason]).inc();
         if let Some(age) = age {
@@ -750,13 +750,13 @@ impl Metrics {
     }
 
     /// A call was made.
-    pub fn attempted(&self, question: Question, verdict: &Verdict, took: Duration) {
+    pub fn record_attempt(&self, question: Operation, verdict: &Verdict, took: Duration) {
         self.attempts.with_label_values(&[question.as_str(), verdict.as_str()]).inc();
         self.provider_seconds.with_label_values(&[question.as_str()]).observe(took.as_secs_f64());
     }
 
     /// A message was published, or not proven to be.
-    pub fn published(&self, message: Message, proven: Result<(), Unproven>) {
+    pub fn record_publish(&self, message: Message, proven: Result<(), PublishFailureKind>) {
         let confirmed = if proven.is_ok() { "yes" } else { "no" };
         self.publishes.with_label_values(&[message.as_str(), confirmed]).inc();
         if let Err(why) = proven {
@@ -765,12 +765,12 @@ impl Metrics {
     }
 
     /// An answer's signature did not convince.
-    pub fn flawed(&self, flaw: Flaw) {
+    pub fn record_signature_flaw(&self, flaw: SignatureFlaw) {
         self.flaws.with_label_values(&[flaw.as_str()]).inc();
     }
 
     /// An answer carried no signature at all.
-    pub fn unsigned(&self) {
+    pub fn record_unsigned(&self) {
         self.flaws.with_label_values(&[UNSIGNED]).inc();
     }
 
@@ -818,34 +818,34 @@ impl Metrics {
     }
 
     /// Why calls are held back; `None` where they are not.
-    pub fn breaker(&self, held_back: Option<HeldBack>) {
+    pub fn set_circuit(&self, held_back: Option<CallDelay>) {
         self.breaker_open.set(i64::from(held_back.is_some()));
-        for each in HeldBack::ALL {
+        for each in CallDelay::ALL {
             let now = i64::from(held_back == Some(each));
             self.held_back.with_label_values(&[each.as_str()]).set(now);
-            if let HeldBack::Fault(fault) = each {
+            if let CallDelay::Fault(fault) = each {
                 self.stopped.with_label_values(&[fault.as_str()]).set(now);
             }
         }
     }
 
     /// What the status page shows.
-    pub fn glance(&self) -> Glance {
+    pub fn snapshot(&self) -> Snapshot {
         let ended = |kind: OutcomeKind| {
             let sum = |reason: &str| self.outcomes.with_label_values(&[kind.as_str(), reason]).get();
-            let told = Reason::ALL.into_iter().filter(|reason| told_of(kind, *reason));
+            let told = Reason::ALL.into_iter().filter(|reason| event_types_of(kind, *reason));
             match kind {
                 OutcomeKind::Redeemed => sum(""),
                 _ => told.map(|reason| sum(reason.as_str())).sum(),
             }
         };
         let calls =
-            Question::ALL.map(|question| self.provider_seconds.with_label_values(&[question.as_str()]));
+            Operation::ALL.map(|question| self.provider_seconds.with_label_values(&[question.as_str()]));
         let depth = |queue: String| (self.depth.with_label_values(&[&queue]).get(), queue);
-        let tiers = self.tiers.iter().filter(|tier| *tier != OTHER_TIER).map(|tier| format!("retry.{tier}"));
+        let tiers = self.tiers.iter().filter(|tier| *tier != OTHER_QUEUE).map(|tier| format!("retry.{tier}"));
         let queues = [Queue::Commands].into_iter().map(|queue| queue.as_str().to_owned()).chain(tiers);
         let rest = [Queue::Dead, Queue::Parked, Queue::Unrouted].map(|queue| queue.as_str().to_owned());
-        Glance {
+        Snapshot {
             outcomes: OutcomeKind::ALL.map(ended),
             calls: calls.iter().map(Histogram::get_sample_count).sum(),
             call_seconds: calls.iter().map(Histogram::get_sample_sum).sum(),
@@ -880,7 +880,7 @@ impl Default for Metrics {
 }
 
 /// Which reasons an outcome can have.
-fn told_of(kind: OutcomeKind, reason: Reason) -> bool {
+fn event_types_of(kind: OutcomeKind, reason: Reason) -> bool {
     let ours = match reason {
         Reason::InvalidCommand => OutcomeKind::Invalid,
         Reason::DeadlinePassed
@@ -923,11 +923,11 @@ mod tests {
     #[test]
     fn a_delivery_that_is_neither_settled_nor_held_shows() {
         let metrics = Metrics::default();
-        metrics.taken(Arrival::First);
-        metrics.taken(Arrival::Copy);
+        metrics.record_taken(Arrival::First);
+        metrics.record_taken(Arrival::Copy);
         metrics.held(2, 1);
         assert!(metrics.render().contains("redeemer_ledger_residue 0"));
-        metrics.settled(Settling::Ended);
+        metrics.record_settled(Settlement::Ended);
         metrics.held(0, 0);
         assert!(metrics.render().contains("redeemer_ledger_residue 1"));
     }
@@ -936,7 +936,7 @@ mod tests {
     fn only_a_deadline_that_passed_counts_as_one() {
         let metrics = Metrics::default();
         for reason in [Reason::AttemptsExhausted, Reason::DamagedCopy, Reason::DeadlinePassed] {
-            metrics.ended(&Outcome::Unresolved { reason, coupon: None, objection: None }, None);
+            metrics.record_outcome(&Outcome::Unresolved { reason, coupon: None, rejection: None }, None);
         }
         assert!(metrics.render().contains("redeemer_past_deadline_total 1"));
     }

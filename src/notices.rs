@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
 use crate::admin::{Notice, NoticeKind};
-use crate::circuit::{Cause, ResponseClass, Trouble};
-use crate::lasting::{Lasting, News};
-use crate::metrics::HeldBack;
+use crate::circuit::{Cause, FailureKind, ResponseClass};
+use crate::lasting::{Announcement, Reminder};
+use crate::metrics::CallDelay;
 use crate::response_log::{Counts, LastResponse, ResponseLog};
 
 /// So long after the last one that was not believed it is over.
@@ -17,7 +17,7 @@ const LATELY: Duration = Duration::from_secs(60);
 
 /// How calls stand.
 #[derive(Debug, Clone, Copy)]
-pub struct Standing {
+pub struct NoticeState {
     /// Calls per second that this instance makes at most now.
     pub per_second: f64,
     /// The part of its share that it uses.
@@ -32,9 +32,9 @@ pub struct Standing {
 #[derive(Debug)]
 pub struct Notices {
     origin: Instant,
-    reduced: Lasting,
-    open: Lasting,
-    not_believed: Lasting,
+    reduced: Reminder,
+    open: Reminder,
+    not_believed: Reminder,
     /// When the last whole minute began, and the one that runs.
     minutes: [(Duration, Counts); 2],
 }
@@ -44,9 +44,9 @@ impl Default for Notices {
         let minute = (Duration::ZERO, Counts::default());
         Self {
             origin: Instant::now(),
-            reduced: Lasting::default(),
-            open: Lasting::default(),
-            not_believed: Lasting::default(),
+            reduced: Reminder::default(),
+            open: Reminder::default(),
+            not_believed: Reminder::default(),
             minutes: [minute; 2],
         }
     }
@@ -54,24 +54,24 @@ impl Default for Notices {
 
 impl Notices {
     /// Looks how things stand, warns where that is due, and gives what the page says.
-    pub fn look(&mut self, standing: Standing, log: &ResponseLog) -> Vec<Notice> {
+    pub fn update(&mut self, standing: NoticeState, log: &ResponseLog) -> Vec<Notice> {
         let now = self.origin.elapsed();
         let counts = log.counts();
         if now.saturating_sub(self.minutes[1].0) >= LATELY {
             self.minutes = [self.minutes[1], (now, counts)];
         }
         let notices =
-            [self.look_at_rate(standing, log, now), self.look_at_belief(standing, log, counts, now)];
-        self.look_at_circuit(standing, log, now);
+            [self.update_rate(standing, log, now), self.update_unverified(standing, log, counts, now)];
+        self.update_circuit(standing, log, now);
         notices.into_iter().flatten().collect()
     }
 
-    fn look_at_rate(&mut self, standing: Standing, log: &ResponseLog, now: Duration) -> Option<Notice> {
-        let Standing { per_second, part, throttled_share: share, .. } = standing;
+    fn update_rate(&mut self, standing: NoticeState, log: &ResponseLog, now: Duration) -> Option<Notice> {
+        let NoticeState { per_second, part, throttled_share: share, .. } = standing;
         let is_reduced = part < 1.0;
         let last = log.last(ResponseClass::Throttled);
-        match self.reduced.news(is_reduced, now) {
-            Some(News::Lasts) => {
+        match self.reduced.update(is_reduced, now) {
+            Some(Announcement::Lasts) => {
                 let last = Fields::of(last.as_ref());
                 warn!(
                     throttled_share = percent(share),
@@ -84,7 +84,7 @@ impl Notices {
                     "rate reduced: too many calls are answered with 429"
                 );
             }
-            Some(News::Over) => info!(calls_per_second = per_second.round(), "rate restored"),
+            Some(Announcement::Over) => info!(calls_per_second = per_second.round(), "rate restored"),
             None => {}
         }
         is_reduced.then(|| Notice {
@@ -94,25 +94,25 @@ impl Notices {
                  share, and goes up as far as is accepted{}",
                 per_second,
                 percent(part),
-                last.map(|last| format!("; last: {}", last.in_words())).unwrap_or_default()
+                last.map(|last| format!("; last: {}", last.describe())).unwrap_or_default()
             ),
         })
     }
 
-    fn look_at_belief(
+    fn update_unverified(
         &mut self,
-        standing: Standing,
+        standing: NoticeState,
         log: &ResponseLog,
         counts: Counts,
         now: Duration,
     ) -> Option<Notice> {
-        let last = log.last(ResponseClass::NotBelieved).filter(|last| last.at.elapsed() < LATELY);
+        let last = log.last(ResponseClass::Unverified).filter(|last| last.at.elapsed() < LATELY);
         let since = self.minutes[0].1;
         let all: u64 = counts.iter().zip(since).map(|(now, before)| now - before).sum();
-        let which = ResponseClass::NotBelieved as usize;
+        let which = ResponseClass::Unverified as usize;
         let some = counts[which] - since[which];
-        match self.not_believed.news(last.is_some(), now) {
-            Some(News::Lasts) => {
+        match self.not_believed.update(last.is_some(), now) {
+            Some(Announcement::Lasts) => {
                 let last = Fields::of(last.as_ref());
                 warn!(
                     not_believed = some,
@@ -125,7 +125,7 @@ impl Notices {
                     "responses cannot be believed: they carry no signature that can be verified"
                 );
             }
-            Some(News::Over) => info!("responses can be believed again"),
+            Some(Announcement::Over) => info!("responses can be believed again"),
             None => {}
         }
         last.map(|last| Notice {
@@ -133,19 +133,19 @@ impl Notices {
             words: format!(
                 "payment API: {some} of the last {all} responses carry no signature that can be verified, and \
                  nothing is concluded from them; last: {}",
-                last.in_words()
+                last.describe()
             ),
         })
     }
 
-    fn look_at_circuit(&mut self, standing: Standing, log: &ResponseLog, now: Duration) {
+    fn update_circuit(&mut self, standing: NoticeState, log: &ResponseLog, now: Duration) {
         let cause = standing.cause.and_then(held_back);
-        match self.open.news(cause.is_some(), now) {
-            Some(News::Lasts) => {
+        match self.open.update(cause.is_some(), now) {
+            Some(Announcement::Lasts) => {
                 let last = standing.cause.and_then(class).and_then(|class| log.last(class));
                 let last = Fields::of(last.as_ref());
                 warn!(
-                    cause = cause.map(HeldBack::as_str),
+                    cause = cause.map(CallDelay::as_str),
                     status = last.status,
                     code = last.code,
                     message = last.message,
@@ -153,7 +153,7 @@ impl Notices {
                     "circuit open: calls are held back and tried one at a time"
                 );
             }
-            Some(News::Over) => info!("circuit closed"),
+            Some(Announcement::Over) => info!("circuit closed"),
             None => {}
         }
     }
@@ -184,22 +184,22 @@ fn percent(share: f64) -> String {
 }
 
 /// The word of a cause in metrics and logs; none where nothing is known yet.
-pub fn held_back(cause: Cause) -> Option<HeldBack> {
+pub fn held_back(cause: Cause) -> Option<CallDelay> {
     match cause {
         Cause::Starting => None,
-        Cause::Failing(Trouble::Silent) => Some(HeldBack::Silent),
-        Cause::Failing(Trouble::ServerError) => Some(HeldBack::ServerError),
-        Cause::Failing(Trouble::NotBelieved) => Some(HeldBack::NotBelieved),
-        Cause::Fault(fault) => Some(HeldBack::Fault(fault)),
+        Cause::Failing(FailureKind::NoResponse) => Some(CallDelay::Silent),
+        Cause::Failing(FailureKind::ServerError) => Some(CallDelay::ServerError),
+        Cause::Failing(FailureKind::Unverified) => Some(CallDelay::NotBelieved),
+        Cause::Fault(fault) => Some(CallDelay::Fault(fault)),
     }
 }
 
 fn class(cause: Cause) -> Option<ResponseClass> {
     match cause {
         Cause::Starting => None,
-        Cause::Failing(Trouble::Silent) => Some(ResponseClass::NoResponse),
-        Cause::Failing(Trouble::ServerError) => Some(ResponseClass::ServerError),
-        Cause::Failing(Trouble::NotBelieved) => Some(ResponseClass::NotBelieved),
+        Cause::Failing(FailureKind::NoResponse) => Some(ResponseClass::NoResponse),
+        Cause::Failing(FailureKind::ServerError) => Some(ResponseClass::ServerError),
+        Cause::Failing(FailureKind::Unverified) => Some(ResponseClass::Unverified),
         Cause::Fault(_) => Some(ResponseClass::Suspended),
     }
 }

@@ -17,13 +17,13 @@ use crate::adaptive_rate::Response;
 use crate::rate_limit::RateLimit;
 
 /// Every so manieth call is an inquiry's, and as often it is another try's, if one waits.
-const INQUIRY_TURN: u64 = 10;
+const QUERY_EVERY: u64 = 10;
 /// More calls than this that wait behind first ones are too many: they hold what first ones need.
 const CROWD: usize = 50;
 
 /// How a call waits for its turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rank {
+pub enum Priority {
     /// The first call of a command.
     First,
     /// Another try to redeem.
@@ -34,7 +34,7 @@ pub enum Rank {
 
 /// The limiter. Cheap to clone; all clones share one pace.
 #[derive(Clone)]
-pub struct Pacer(Arc<Shared>);
+pub struct RateLimiter(Arc<Shared>);
 
 struct Shared {
     queues: Mutex<Queues>,
@@ -63,7 +63,7 @@ struct Queues {
     turns: u64,
 }
 
-impl Pacer {
+impl RateLimiter {
     /// A pacer for `calls_per_second` of the whole merchant. Its clockwork runs until the last clone is gone.
     pub fn start(calls_per_second: NonZeroU32) -> Self {
         let shared = Arc::new(Shared {
@@ -73,12 +73,12 @@ impl Pacer {
             hurried: AtomicUsize::new(0),
             origin: Instant::now(),
         });
-        tokio::spawn(dispense(Arc::downgrade(&shared)));
+        tokio::spawn(grant_permits(Arc::downgrade(&shared)));
         Self(shared)
     }
 
     /// Waits for the turn of one call. Giving up the wait gives up the place.
-    pub async fn turn(&self, rank: Rank) {
+    pub async fn acquire(&self, rank: Priority) {
         let (sender, receiver) = oneshot::channel();
         {
             let mut queues = lock(&self.0.queues);
@@ -98,9 +98,9 @@ impl Pacer {
 
     /// The same for a call that is worth no long wait: false where it is not its turn within `patience`, and at once where
     /// a crowd waits so already. Of a flood only a crowd waits, and the rest goes on without a call.
-    pub async fn turn_within(&self, rank: Rank, patience: Duration) -> bool {
-        let waiting = Hurried::join(&self.0.hurried);
-        waiting.before < CROWD && tokio::time::timeout(patience, self.turn(rank)).await.is_ok()
+    pub async fn acquire_within(&self, rank: Priority, patience: Duration) -> bool {
+        let waiting = Waiter::join(&self.0.hurried);
+        waiting.before < CROWD && tokio::time::timeout(patience, self.acquire(rank)).await.is_ok()
     }
 
     /// Whether so many calls wait behind first ones that another one had better come again much later.
@@ -143,25 +143,25 @@ impl Pacer {
 }
 
 /// One of those who wait in [`Pacer::turn_within`], until it is dropped.
-struct Hurried<'a> {
+struct Waiter<'a> {
     all: &'a AtomicUsize,
     before: usize,
 }
 
-impl<'a> Hurried<'a> {
+impl<'a> Waiter<'a> {
     fn join(all: &'a AtomicUsize) -> Self {
         Self { all, before: all.fetch_add(1, Ordering::Relaxed) }
     }
 }
 
-impl Drop for Hurried<'_> {
+impl Drop for Waiter<'_> {
     fn drop(&mut self) {
         self.all.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// Gives out turns, one by one, to those that could not go at once, while anybody holds the pacer.
-async fn dispense(shared: std::sync::Weak<Shared>) {
+async fn grant_permits(shared: std::sync::Weak<Shared>) {
     loop {
         let Some(held) = shared.upgrade() else { return };
         let next = {
@@ -191,15 +191,16 @@ impl Queues {
     }
 
     /// Whose turn it is; `None` where nobody waits.
-    fn next(&self) -> Option<Rank> {
-        let first = |rank: Rank| self.waiting[rank as usize].front().map(|(arrival, _)| (*arrival, rank));
-        let reserved = match self.turns % INQUIRY_TURN {
-            0 => first(Rank::Inquiry),
-            nth if nth == INQUIRY_TURN / 2 => first(Rank::Again),
+    fn next(&self) -> Option<Priority> {
+        let first = |rank: Priority| self.waiting[rank as usize].front().map(|(arrival, _)| (*arrival, rank));
+        let reserved = match self.turns % QUERY_EVERY {
+            0 => first(Priority::Inquiry),
+            nth if nth == QUERY_EVERY / 2 => first(Priority::Again),
             _ => None,
         };
-        let later = || [Rank::Again, Rank::Inquiry].into_iter().filter_map(first).min_by_key(|(at, _)| *at);
-        reserved.or_else(|| first(Rank::First)).or_else(later).map(|(_, rank)| rank)
+        let later =
+            || [Priority::Again, Priority::Inquiry].into_iter().filter_map(first).min_by_key(|(at, _)| *at);
+        reserved.or_else(|| first(Priority::First)).or_else(later).map(|(_, rank)| rank)
     }
 
     /// Gives one turn to whoever is next and still waits; false where nobody does.
@@ -223,7 +224,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// How many retries are allowed: a share of the first attempts. What exceeds it waits in a tier, so that an outage
 /// is never answered with a multiple of the usual calls.
 #[derive(Debug)]
-pub struct Budget {
+pub struct RetryBudget {
     share: f64,
     tokens: Mutex<f64>,
 }
@@ -231,20 +232,20 @@ pub struct Budget {
 /// Retries that are always allowed after quiet.
 const BUDGET_MAX: f64 = 100.0;
 
-impl Budget {
+impl RetryBudget {
     /// A budget of `share` retries per first attempt.
     pub fn new(share: f64) -> Self {
         Self { share, tokens: Mutex::new(BUDGET_MAX) }
     }
 
     /// The first attempt of a command is made.
-    pub fn earn(&self) {
+    pub fn record_first_attempt(&self) {
         let mut tokens = lock(&self.tokens);
         *tokens = (*tokens + self.share).min(BUDGET_MAX);
     }
 
     /// Whether one more retry is allowed; if so it is spent.
-    pub fn spend(&self) -> bool {
+    pub fn try_spend(&self) -> bool {
         let mut tokens = lock(&self.tokens);
         let allowed = *tokens >= 1.0;
         if allowed {
@@ -260,17 +261,17 @@ mod tests {
 
     #[test]
     fn retries_are_a_share_of_first_attempts() {
-        let budget = Budget::new(0.2);
-        assert_eq!((0..1_000).filter(|_| budget.spend()).count(), 100);
+        let budget = RetryBudget::new(0.2);
+        assert_eq!((0..1_000).filter(|_| budget.try_spend()).count(), 100);
         for _ in 0..50 {
-            budget.earn();
+            budget.record_first_attempt();
         }
-        let spent = (0..1_000).filter(|_| budget.spend()).count();
+        let spent = (0..1_000).filter(|_| budget.try_spend()).count();
         assert!((9..=10).contains(&spent), "{spent}");
     }
 
     /// Of the first so many turns, how many each rank has, where all of them wait.
-    fn served(ranks: &[Rank], turns: usize) -> [usize; 3] {
+    fn served(ranks: &[Priority], turns: usize) -> [usize; 3] {
         let mut queues = Queues::default();
         let mut receivers = Vec::new();
         for (nth, rank) in ranks.iter().flat_map(|rank| std::iter::repeat_n(*rank, 100)).enumerate() {
@@ -292,23 +293,23 @@ mod tests {
     #[test]
     fn first_calls_go_first_and_none_starves() {
         // However long the others wait already.
-        assert_eq!(served(&[Rank::Inquiry, Rank::Again, Rank::First], 50), [40, 5, 5]);
-        assert_eq!(served(&[Rank::First, Rank::Inquiry], 20), [18, 0, 2]);
-        assert_eq!(served(&[Rank::Again, Rank::Inquiry], 20), [0, 18, 2]);
-        assert_eq!(served(&[Rank::Inquiry, Rank::Again], 20), [0, 2, 18]);
+        assert_eq!(served(&[Priority::Inquiry, Priority::Again, Priority::First], 50), [40, 5, 5]);
+        assert_eq!(served(&[Priority::First, Priority::Inquiry], 20), [18, 0, 2]);
+        assert_eq!(served(&[Priority::Again, Priority::Inquiry], 20), [0, 18, 2]);
+        assert_eq!(served(&[Priority::Inquiry, Priority::Again], 20), [0, 2, 18]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn crowd_waits_and_the_rest_of_a_flood_goes_without() {
-        let pacer = Pacer::start(NonZeroU32::new(1).unwrap());
+        let pacer = RateLimiter::start(NonZeroU32::new(1).unwrap());
         let patience = Duration::from_millis(10);
         // Time stands still for the limit, so nobody but the first can have a turn.
-        let flood = (0..10 * CROWD).map(|_| pacer.turn_within(Rank::Inquiry, patience));
+        let flood = (0..10 * CROWD).map(|_| pacer.acquire_within(Priority::Inquiry, patience));
         let begun = tokio::time::Instant::now();
         let turns = futures_util::future::join_all(flood).await;
         assert!(turns.iter().filter(|had| **had).count() <= 1);
         assert_eq!(begun.elapsed().as_millis(), 10, "one patience for all, not one after another");
-        let waiting = lock(&pacer.0.queues).waiting[Rank::Inquiry as usize].len();
+        let waiting = lock(&pacer.0.queues).waiting[Priority::Inquiry as usize].len();
         assert!(waiting <= CROWD, "{waiting}");
     }
 

@@ -13,19 +13,19 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest as _, Sha256};
 
-use crate::attempt::{EstablishedBy, Evidence, Objection, Outcome, Progress};
+use crate::attempt::{EstablishedBy, Evidence, Outcome, Progress, Rejection};
 use crate::broker::delivery::{Delivery, Unsettled};
-use crate::broker::parked::{CannotLook, Look};
-use crate::broker::publisher::{NotPublished, PARKED_AT, PARKED_REASON, Published, Publisher};
+use crate::broker::parked::{ParkedQueue, ParkedQueueError};
+use crate::broker::publisher::{PARKED_AT, PARKED_REASON, PublishFailure, Published, Publisher};
 use crate::coupon::Coupon;
 use crate::redemption::{Openid, Redemption};
 use crate::telemetry::{Masked, Short};
-use crate::verdict::{self, Answer, Question, Reason, Reply, Verdict, judge};
+use crate::verdict::{self, CallResult, Operation, Reason, Response, Verdict, classify};
 use crate::wechat::api::{Client, Prepared, hex};
-use crate::wire::audit::{self, Account, Deed};
-use crate::wire::command::{self, COMMAND_BYTES_MAX, Fault, Legible, Rejected};
-use crate::wire::copy::{self, Horizon};
-use crate::wire::event::{self, Telling};
+use crate::wire::audit::{self, AuditContext, OperatorAction};
+use crate::wire::command::{self, COMMAND_BYTES_MAX, Fault, PartialCommand, Rejected};
+use crate::wire::copy::{self, DeadlineLimits};
+use crate::wire::event::{self, EventContext};
 
 /// The longest reason that is read, in characters.
 const REASON_MAX: usize = 64;
@@ -46,7 +46,7 @@ pub struct Parked {
     /// What its bytes say.
     pub command: Result<Redemption, Box<Rejected>>,
     /// Its identifying fields, as far as they can be read.
-    pub legible: Legible,
+    pub legible: PartialCommand,
 }
 
 impl Parked {
@@ -63,8 +63,8 @@ impl Parked {
         };
         let command = command::decode(delivery.body());
         let legible = match &command {
-            Ok(redemption) => Legible::from(redemption),
-            Err(rejected) => rejected.legible.clone(),
+            Ok(redemption) => PartialCommand::from(redemption),
+            Err(rejected) => rejected.partial.clone(),
         };
         Self { sha256: hex(&Sha256::digest(delivery.body())), reason, at, command, legible, delivery }
     }
@@ -196,7 +196,7 @@ impl Filter {
             wanted.as_ref().is_none_or(|wanted| text == Some(wanted.as_str()))
         };
         let age = parked.age(now);
-        let Legible { brand_id, coupon_code, out_request_no, .. } = &parked.legible;
+        let PartialCommand { brand_id, coupon_code, out_request_no, .. } = &parked.legible;
         (self.reasons.is_empty() || self.reasons.contains(&parked.reason))
             && self.older_than.is_none_or(|span| age.is_some_and(|age| age > span))
             && self.newer_than.is_none_or(|span| age.is_some_and(|age| age < span))
@@ -251,12 +251,12 @@ pub enum CouponStatus {
         /// Why.
         reason: Reason,
         /// The provider's own words, where it gave any.
-        objection: Option<Objection>,
+        objection: Option<Rejection>,
     },
     /// Nothing is known.
     Unknown,
     /// Every call would fail the same way.
-    Stop(verdict::Fault),
+    Stop(verdict::SuspendReason),
 }
 
 impl CouponStatus {
@@ -281,16 +281,16 @@ pub async fn inquire(
     nonce: u128,
     chance: f64,
 ) -> CouponQuery {
-    let question = Question::Inquire;
-    let heard = client.ask(question, &Prepared::new(redemption), None, now, nonce, chance).await;
-    let verdict = judge(question, &heard.reply, redemption);
+    let question = Operation::Query;
+    let heard = client.send(question, &Prepared::new(redemption), None, now, nonce, chance).await;
+    let verdict = classify(question, &heard.reply, redemption);
     let answer = match heard.reply {
-        Reply::Answered(answer) => Some(answer),
-        Reply::NotSent(_) | Reply::Lost(_) => None,
+        CallResult::Response(answer) => Some(answer),
+        CallResult::NotSent(_) | CallResult::NoResponse(_) => None,
     };
     let evidence = Evidence {
         at: now,
-        question: question.as_str().to_owned(),
+        operation: question.as_str().to_owned(),
         host: heard.host_name,
         status: answer.as_ref().map(|answer| answer.status),
         request_id: answer.as_ref().and_then(|answer| answer.request_id.as_deref()).map(str::to_owned),
@@ -303,15 +303,15 @@ pub async fn inquire(
         (Verdict::Redeemed, Some(coupon)) => CouponStatus::Redeemed(coupon.clone()),
         (Verdict::NotExecuted, _) => CouponStatus::Usable,
         (Verdict::Refused(reason), _) => CouponStatus::Refused { reason, objection },
-        (Verdict::Stop(fault), _) => CouponStatus::Stop(fault),
+        (Verdict::Suspended(fault), _) => CouponStatus::Stop(fault),
         _ => CouponStatus::Unknown,
     };
     CouponQuery { status, evidence, coupon, trouble: heard.trouble, earlier: None }
 }
 
-fn objection(answer: &Answer) -> Objection {
-    let Answer { status, code, sub_code, message, request_id, .. } = answer.clone();
-    Objection { http_status: status, code, sub_code, message, request_id }
+fn objection(answer: &Response) -> Rejection {
+    let Response { status, code, sub_code, message, request_id, .. } = answer.clone();
+    Rejection { http_status: status, code, sub_code, message, request_id }
 }
 
 /// Who decides, and within which limits.
@@ -324,7 +324,7 @@ pub struct Decision<'a> {
     /// Why, in their own words.
     pub because: Option<&'a str>,
     /// How far the deadline of a command that is sent again lies ahead.
-    pub horizon: Horizon,
+    pub horizon: DeadlineLimits,
     /// How long after a redeem an inquiry may count as "not executed".
     pub settling: SignedDuration,
     /// The longest that a call of the service may take.
@@ -366,15 +366,15 @@ pub fn confirm_after(
 ///
 /// # Errors
 /// Why it stays parked, in words.
-pub fn advise(
+pub fn assess_replay(
     parked: &Parked,
     inquiry: &CouponQuery,
     decision: &Decision<'_>,
     now: Timestamp,
-) -> Result<Deed, String> {
+) -> Result<OperatorAction, String> {
     match &inquiry.status {
-        CouponStatus::Redeemed(_) => Ok(Deed::ToldRedeemed),
-        CouponStatus::Usable => Ok(Deed::SentAgain),
+        CouponStatus::Redeemed(_) => Ok(OperatorAction::ToldRedeemed),
+        CouponStatus::Usable => Ok(OperatorAction::SentAgain),
         CouponStatus::Refused { reason, .. } if !decision.tell_refused => {
             Err(format!("refused ({}); it would be refused again", reason.as_str()))
         }
@@ -384,7 +384,7 @@ pub fn advise(
         CouponStatus::Refused { .. } if !inquiry.confirms_refusal(decision.spacing(parked)) => {
             Err("refused, but by one inquiry only".to_owned())
         }
-        CouponStatus::Refused { .. } => Ok(Deed::ToldRefused),
+        CouponStatus::Refused { .. } => Ok(OperatorAction::ToldRefused),
         CouponStatus::Unknown | CouponStatus::Stop(_) => {
             let Evidence { host, status, verdict, .. } = &inquiry.evidence;
             let why = match (status, &inquiry.trouble) {
@@ -403,13 +403,13 @@ pub fn advise(
 pub enum Unfinished {
     /// It was not published.
     #[error(transparent)]
-    NotPublished(#[from] NotPublished),
+    NotPublished(#[from] PublishFailure),
     /// It was published, and could not be taken off the queue.
     #[error(transparent)]
     Unsettled(#[from] Unsettled),
     /// The look does not hold the command any more, or the broker did not say that it does.
     #[error(transparent)]
-    LookLost(#[from] CannotLook),
+    LookLost(#[from] ParkedQueueError),
     /// The deed rests on an inquiry that does not say so.
     #[error("the inquiry does not bear it out")]
     Unfounded,
@@ -421,9 +421,9 @@ pub enum Unfinished {
 /// # Errors
 /// [`Unfinished`]
 pub async fn carry_out(
-    look: &Look,
+    look: &ParkedQueue,
     parked: Parked,
-    deed: Deed,
+    deed: OperatorAction,
     inquiry: Option<&CouponQuery>,
     decision: &Decision<'_>,
     now: Timestamp,
@@ -431,7 +431,7 @@ pub async fn carry_out(
     let coupon = inquiry.and_then(|inquiry| inquiry.coupon.as_ref());
     let publisher = look.verified_publisher().await?;
     let done = publish(publisher, &parked, deed, inquiry, decision, now).await?;
-    let account = Account {
+    let account = AuditContext {
         source: decision.source,
         at: now,
         deed,
@@ -445,9 +445,9 @@ pub async fn carry_out(
         inquiry: inquiry.map(|inquiry| &inquiry.evidence),
         coupon_state: coupon.map(|coupon| coupon.state.as_str()),
     };
-    let told = publisher.audit(&audit::tell(account), &parked.delivery).await?;
+    let told = publisher.publish_audit(&audit::encode(account), &parked.delivery).await?;
     let proof = match done {
-        Some(done) => done.and(told),
+        Some(done) => done.join(told),
         None => told,
     };
     parked.delivery.ack(proof).await?;
@@ -459,13 +459,13 @@ pub async fn carry_out(
 async fn publish(
     publisher: &Publisher,
     parked: &Parked,
-    deed: Deed,
+    deed: OperatorAction,
     inquiry: Option<&CouponQuery>,
     decision: &Decision<'_>,
     now: Timestamp,
 ) -> Result<Option<Published>, Unfinished> {
     let delivery = &parked.delivery;
-    if deed == Deed::Discarded {
+    if deed == OperatorAction::Discarded {
         return Ok(None);
     }
     let (Ok(redemption), Some(inquiry)) = (parked.replayable(), inquiry) else {
@@ -477,31 +477,31 @@ async fn publish(
     let attempts = parked.attempts().saturating_add(made.len() as u32);
     evidence.extend(made);
     let outcome = match (deed, &inquiry.status) {
-        (Deed::SentAgain, CouponStatus::Usable) => {
+        (OperatorAction::SentAgain, CouponStatus::Usable) => {
             let deadline = now.saturating_add(decision.horizon.default).unwrap_or(Timestamp::MAX);
             // It counts as sent before, so the service asks for itself first.
             let progress = Progress::new(now, deadline, true);
             let headers = copy::write(&progress, &evidence, Prepared::new(redemption).body_sha256());
-            return Ok(Some(publisher.replay(delivery, headers, now).await?));
+            return Ok(Some(publisher.publish_replay(delivery, headers, now).await?));
         }
-        (Deed::ToldRedeemed, CouponStatus::Redeemed(coupon)) => {
-            Outcome::Redeemed { by: EstablishedBy::Inquiry, coupon: coupon.clone() }
+        (OperatorAction::ToldRedeemed, CouponStatus::Redeemed(coupon)) => {
+            Outcome::Redeemed { by: EstablishedBy::Query, coupon: coupon.clone() }
         }
-        (Deed::ToldRefused, CouponStatus::Refused { reason, objection }) => Outcome::Refused {
+        (OperatorAction::ToldRefused, CouponStatus::Refused { reason, objection }) => Outcome::Refused {
             reason: *reason,
-            by: EstablishedBy::Inquiry,
+            by: EstablishedBy::Query,
             coupon: inquiry.coupon.clone(),
-            objection: objection.clone(),
+            rejection: objection.clone(),
         },
         _ => return Err(Unfinished::Unfounded),
     };
-    let telling = Telling {
+    let telling = EventContext {
         source: decision.source,
         at: now,
         traceparent: delivery.traceparent(),
         attempts,
         evidence: &evidence,
     };
-    let event = event::tell(redemption, &outcome, telling);
-    Ok(Some(publisher.event(&event, delivery, delivery.traceparent()).await?))
+    let event = event::encode(redemption, &outcome, telling);
+    Ok(Some(publisher.publish_event(&event, delivery, delivery.traceparent()).await?))
 }

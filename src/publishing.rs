@@ -21,20 +21,20 @@ use tracing::warn;
 use crate::attempt::OutcomeKind;
 use crate::backoff::Backoff;
 use crate::broker::delivery::Delivery;
-use crate::broker::publisher::{EventsAccepted, NotPublished, Published, Publisher, Rejection};
-use crate::kill_point::{self, KillPoint};
+use crate::broker::publisher::{EventsAccepted, PublishFailure, Published, Publisher, Rejection};
+use crate::kill_point::{self, Failpoint};
 use crate::metrics::{Message, Metrics};
 use crate::prefetch_ramp::PrefetchRamp;
-use crate::telemetry::traces::Leg;
+use crate::telemetry::traces::ChildSpan;
 use crate::verdict::Reason;
 use crate::wire::event::Event;
 
 /// Tells a waiting worker to hand back what it holds. True once it is time.
-pub type Cut = watch::Receiver<bool>;
+pub type CancelSignal = watch::Receiver<bool>;
 
 /// Why a delivery was not settled as it should have been.
 #[derive(Debug, thiserror::Error)]
-pub enum Interrupted {
+pub enum PublishInterrupted {
     /// It was time to hand back, with the headers that carry its progress.
     #[error("cut short while waiting")]
     Cut(Box<Delivery>, Vec<(&'static str, String)>),
@@ -43,12 +43,12 @@ pub enum Interrupted {
     Held,
     /// A publish was not proven.
     #[error("{0}")]
-    NotPublished(NotPublished),
+    NotPublished(PublishFailure),
 }
 
-impl Interrupted {
+impl PublishInterrupted {
     /// With the delivery that it happened to, and the headers that carry its progress.
-    pub fn of(self, delivery: Delivery, headers: Vec<(&'static str, String)>) -> Self {
+    pub fn into_worked(self, delivery: Delivery, headers: Vec<(&'static str, String)>) -> Self {
         match self {
             Self::Held => Self::Cut(Box::new(delivery), headers),
             other => other,
@@ -66,7 +66,7 @@ pub struct PublishContext<'a> {
     /// Remembers what the broker does not take.
     pub faults: &'a PublishFaults,
     /// Ends a wait.
-    pub cut: &'a Cut,
+    pub cut: &'a CancelSignal,
 }
 
 /// What goes out about a delivery.
@@ -104,10 +104,10 @@ pub async fn publish(
     context: PublishContext<'_>,
     delivery: &Delivery,
     outgoing: Outgoing<'_>,
-    leg: Leg,
-) -> Result<Published, Interrupted> {
+    leg: ChildSpan,
+) -> Result<Published, PublishInterrupted> {
     // Held without end it is not given up before it is time to hand back.
-    publish_within(context, delivery, outgoing, leg, Duration::MAX).await?.ok_or(Interrupted::Held)
+    publish_within(context, delivery, outgoing, leg, Duration::MAX).await?.ok_or(PublishInterrupted::Held)
 }
 
 /// Publishes until it is proven. Gives no proof where the broker has not taken it for `held_max`, or rejects this very
@@ -120,9 +120,9 @@ pub async fn publish_within(
     PublishContext { publisher, metrics, faults, cut }: PublishContext<'_>,
     delivery: &Delivery,
     outgoing: Outgoing<'_>,
-    mut leg: Leg,
+    mut leg: ChildSpan,
     held_max: Duration,
-) -> Result<Option<Published>, Interrupted> {
+) -> Result<Option<Published>, PublishInterrupted> {
     let message = outgoing.message();
     let pauses = Backoff::default();
     let mut nth = 0;
@@ -132,36 +132,40 @@ pub async fn publish_within(
         // In boxes: the client's part is large, short, and would otherwise be kept free for it while a command waits.
         let publishing = async {
             match outgoing {
-                Outgoing::Event(event) => Box::pin(publisher.event(event, delivery, leg.traceparent())).await,
+                Outgoing::Event(event) => {
+                    Box::pin(publisher.publish_event(event, delivery, leg.traceparent())).await
+                }
                 Outgoing::Copy(wait, headers) => {
-                    Box::pin(publisher.copy(delivery, wait, headers.to_vec())).await
+                    Box::pin(publisher.publish_retry_message(delivery, wait, headers.to_vec())).await
                 }
                 Outgoing::Parked(reason, at, headers) => {
-                    Box::pin(publisher.park(delivery, reason.as_str(), at, headers.to_vec())).await
+                    Box::pin(publisher.publish_parked(delivery, reason.as_str(), at, headers.to_vec())).await
                 }
             }
         };
-        let published = kill_point::during(KillPoint::Publishing(message), publishing).await;
-        metrics.published(message, published.as_ref().map(|_| ()).map_err(NotPublished::kind));
+        let published = kill_point::during(Failpoint::Publishing(message), publishing).await;
+        metrics.record_publish(message, published.as_ref().map(|_| ()).map_err(PublishFailure::kind));
         let mut why = match published {
             Ok(proof) => {
-                kill_point::reached(KillPoint::Published(message));
+                kill_point::reached(Failpoint::Published(message));
                 if let Outgoing::Event(event) = outgoing {
                     faults.record_confirmed(event.kind);
                 }
                 return Ok(Some(proof));
             }
-            Err(why @ (NotPublished::Refused | NotPublished::Returned(_) | NotPublished::Rejected(_))) => why,
+            Err(
+                why @ (PublishFailure::Refused | PublishFailure::Returned(_) | PublishFailure::Rejected(_)),
+            ) => why,
             Err(why) => {
                 leg.failed(&why.to_string());
-                return Err(Interrupted::NotPublished(why));
+                return Err(PublishInterrupted::NotPublished(why));
             }
         };
         let held_for = held_since.get_or_insert_with(Instant::now).elapsed();
         let mut delays = held_for >= held_max;
-        if let (NotPublished::Rejected(rejection), Outgoing::Event(event)) = (&why, outgoing) {
+        if let (PublishFailure::Rejected(rejection), Outgoing::Event(event)) = (&why, outgoing) {
             match Box::pin(publisher.results_accept_events()).await {
-                EventsAccepted::No(of_all) => why = NotPublished::Rejected(of_all),
+                EventsAccepted::No(of_all) => why = PublishFailure::Rejected(of_all),
                 // The publish itself tells more.
                 EventsAccepted::Unknown => {}
                 EventsAccepted::Yes => {
@@ -177,7 +181,7 @@ pub async fn publish_within(
         }
         let pause = pauses.wait(nth, rand::random());
         nth = nth.saturating_add(1);
-        leg.note("redemption.publishes", i64::from(nth) + 1);
+        leg.set_attribute("redemption.publishes", i64::from(nth) + 1);
         match &mut held {
             Some(held) => held.change(&why),
             None => {
@@ -191,7 +195,7 @@ pub async fn publish_within(
             leg.failed(&why.to_string());
             // Delayed or handed back it costs no delivery; what was lost with its session comes again by itself.
             return match publisher.is_lost() {
-                true => Err(Interrupted::NotPublished(why)),
+                true => Err(PublishInterrupted::NotPublished(why)),
                 false => Ok(None),
             };
         }
@@ -211,7 +215,7 @@ pub struct PublishFaults {
 #[derive(Debug, Default)]
 struct Faults {
     /// How many publishes are held for each fault.
-    held: BTreeMap<FaultKey, (NotPublished, usize)>,
+    held: BTreeMap<FaultKey, (PublishFailure, usize)>,
     /// Single events that were rejected, by outcome; none once an event of that outcome was confirmed again.
     rejected: BTreeMap<&'static str, (Instant, Rejection)>,
 }
@@ -224,7 +228,7 @@ const REJECTED_LATELY: Duration = Duration::from_secs(3 * 3_600);
 
 impl PublishFaults {
     /// Every fault that a publish is held for now.
-    pub fn held(&self) -> Vec<NotPublished> {
+    pub fn held(&self) -> Vec<PublishFailure> {
         self.lock().held.values().map(|(why, _)| why.clone()).collect()
     }
 
@@ -236,11 +240,11 @@ impl PublishFaults {
     }
 
     /// How many trusted commands began to be held since this was asked last.
-    pub fn take_through(&self) -> u16 {
+    pub fn complete_with(&self) -> u16 {
         self.through.swap(0, Ordering::Relaxed)
     }
 
-    fn hold(&self, why: &NotPublished) -> Held<'_> {
+    fn hold(&self, why: &PublishFailure) -> Held<'_> {
         let key = key(why);
         self.lock().held.entry(key.clone()).or_insert_with(|| (why.clone(), 0)).1 += 1;
         Held { faults: self, key }
@@ -273,9 +277,9 @@ impl PublishFaults {
     }
 }
 
-fn key(why: &NotPublished) -> FaultKey {
+fn key(why: &PublishFailure) -> FaultKey {
     match why {
-        NotPublished::Rejected(Rejection { exchange, code, .. }) => {
+        PublishFailure::Rejected(Rejection { exchange, code, .. }) => {
             (why.kind().as_str(), *code, exchange.clone())
         }
         _ => (why.kind().as_str(), 0, String::new()),
@@ -289,7 +293,7 @@ struct Held<'a> {
 }
 
 impl Held<'_> {
-    fn change(&mut self, why: &NotPublished) {
+    fn change(&mut self, why: &PublishFailure) {
         if key(why) != self.key {
             *self = self.faults.hold(why);
         }
@@ -320,13 +324,13 @@ mod tests {
     #[test]
     fn fault_is_known_while_held_whatever_the_key() {
         let faults = PublishFaults::default();
-        let first = faults.hold(&NotPublished::Rejected(rejection("a")));
-        let mut second = faults.hold(&NotPublished::Rejected(rejection("b")));
+        let first = faults.hold(&PublishFailure::Rejected(rejection("a")));
+        let mut second = faults.hold(&PublishFailure::Rejected(rejection("b")));
         assert_eq!(faults.held().len(), 1);
-        second.change(&NotPublished::Refused);
+        second.change(&PublishFailure::Refused);
         assert_eq!(faults.held().len(), 2);
         drop(first);
-        assert_eq!(faults.held(), [NotPublished::Refused]);
+        assert_eq!(faults.held(), [PublishFailure::Refused]);
         drop(second);
         assert!(faults.held().is_empty());
     }

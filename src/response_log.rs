@@ -4,8 +4,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crate::circuit::ResponseClass;
-use crate::verdict::Reply;
-use crate::wechat::api::Heard;
+use crate::verdict::CallResult;
+use crate::wechat::api::CallOutcome;
 
 /// The most of the provider's message that is kept, in bytes.
 const MESSAGE_BYTES_MAX: usize = 200;
@@ -28,10 +28,10 @@ pub struct LastResponse {
 }
 
 impl LastResponse {
-    fn new(heard: &Heard, at: Instant) -> Self {
+    fn new(heard: &CallOutcome, at: Instant) -> Self {
         let answer = match &heard.reply {
-            Reply::Answered(answer) => Some(answer),
-            Reply::NotSent(_) | Reply::Lost(_) => None,
+            CallResult::Response(answer) => Some(answer),
+            CallResult::NotSent(_) | CallResult::NoResponse(_) => None,
         };
         let seen = heard.unbelieved.as_ref().map(|seen| seen.in_words());
         let said = answer.and_then(|answer| answer.message.clone()).map(String::from);
@@ -51,7 +51,7 @@ impl LastResponse {
     }
 
     /// In words, for people.
-    pub fn in_words(&self) -> String {
+    pub fn describe(&self) -> String {
         let status = self.status.map_or_else(|| "no whole answer".to_owned(), |status| status.to_string());
         let mut words = vec![status];
         words.extend(self.code.clone());
@@ -82,7 +82,7 @@ struct Log {
 
 impl ResponseLog {
     /// Remembers what came of a call. Answers that are as they should be are only counted.
-    pub fn record(&self, class: ResponseClass, heard: &Heard, at: Instant) {
+    pub fn record(&self, class: ResponseClass, heard: &CallOutcome, at: Instant) {
         let mut log = self.lock();
         log.counts[class as usize] += 1;
         if class != ResponseClass::Believed {
@@ -110,14 +110,14 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::verdict::{Answer, Authenticity};
+    use crate::verdict::{Authenticity, Response};
     use crate::wechat::hosts::Host;
 
     #[test]
     fn what_is_kept_of_an_answer_is_bounded_and_breaks_no_line() {
         let log = ResponseLog::default();
         let long = "签\n\u{1b}".repeat(10_000);
-        let answer = Answer {
+        let answer = Response {
             status: 403,
             authenticity: Authenticity::Unsigned,
             code: Some(long.as_str().into()),
@@ -126,12 +126,13 @@ mod tests {
             message: Some(long.as_str().into()),
             request_id: Some(long.as_str().into()),
         };
-        let (reply, host, host_name) = (Reply::Answered(answer), Host::Primary, String::new());
+        let (reply, host, host_name) = (CallResult::Response(answer), Host::Primary, String::new());
         let (serial, clock_skew, took, trouble) = (None, None, Duration::ZERO, None);
         let (detail, unbelieved) = (None, None);
-        let heard = Heard { reply, host, host_name, serial, clock_skew, took, trouble, detail, unbelieved };
-        log.record(ResponseClass::NotBelieved, &heard, Instant::now());
-        let last = log.last(ResponseClass::NotBelieved).unwrap();
+        let heard =
+            CallOutcome { reply, host, host_name, serial, clock_skew, took, trouble, detail, unbelieved };
+        log.record(ResponseClass::Unverified, &heard, Instant::now());
+        let last = log.last(ResponseClass::Unverified).unwrap();
         assert_eq!(last.status, Some(403));
         assert_eq!([last.code, last.request_id].map(|word| word.unwrap().len()), [63; 2]);
         assert_eq!(last.message.unwrap().len(), 198);

@@ -18,14 +18,14 @@ pub fn channel() -> (Trigger, Shutdown) {
 
 impl Trigger {
     /// Says stop.
-    pub fn stop(&self) {
+    pub fn request(&self) {
         self.0.send_replace(true);
     }
 }
 
 impl Shutdown {
     /// Whether it is time to stop. A trigger that is dropped means stop.
-    pub fn asked(&self) -> bool {
+    pub fn is_requested(&self) -> bool {
         *self.0.borrow() || self.0.has_changed().is_err()
     }
 

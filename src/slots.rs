@@ -11,7 +11,7 @@ use tokio::time::sleep;
 
 /// The slots of one instance.
 #[derive(Debug, Clone)]
-pub struct Slots {
+pub struct Permits {
     all: usize,
     free: Arc<Semaphore>,
     given_up: Arc<Notify>,
@@ -21,38 +21,38 @@ pub struct Slots {
 
 /// A slot, held until it is dropped.
 #[derive(Debug)]
-pub struct Slot {
-    slots: Slots,
+pub struct Permit {
+    slots: Permits,
     /// Nothing while it rests, or where there never was one.
     permit: Option<OwnedSemaphorePermit>,
     /// Whether its first rest shows that its command does no harm.
     trusted: bool,
 }
 
-impl Slots {
+impl Permits {
     /// So many.
     pub fn new(all: usize) -> Self {
         Self { all, free: Arc::new(Semaphore::new(all)), given_up: Arc::default(), through: Arc::default() }
     }
 
     /// A free slot, unless all are busy or promised to somebody who comes back from a rest.
-    pub fn take(&self) -> Option<Slot> {
+    pub fn acquire(&self) -> Option<Permit> {
         let permit = self.free.clone().try_acquire_owned().ok()?;
-        Some(Slot { slots: self.clone(), permit: Some(permit), trusted: false })
+        Some(Permit { slots: self.clone(), permit: Some(permit), trusted: false })
     }
 
     /// No slot: for what is only put away, which is not worth one.
-    pub fn none(&self) -> Slot {
-        Slot { slots: self.clone(), permit: None, trusted: false }
+    pub fn none(&self) -> Permit {
+        Permit { slots: self.clone(), permit: None, trusted: false }
     }
 
     /// Until somebody goes to rest.
-    pub async fn given_up(&self) {
+    pub async fn released(&self) {
         self.given_up.notified().await;
     }
 
     /// How many trusted commands went to rest since this was asked last.
-    pub fn take_through(&self) -> u16 {
+    pub fn acquire_through(&self) -> u16 {
         self.through.swap(0, Ordering::Relaxed)
     }
 
@@ -62,14 +62,14 @@ impl Slots {
     }
 }
 
-impl Slot {
+impl Permit {
     /// Lets the first rest count: the command was called about, and waits for the next call.
     pub fn trust(&mut self) {
         self.trusted = true;
     }
 
     /// Waits with the slot given to others, and then for a slot again. Dropped half-way it holds none.
-    pub async fn rest(&mut self, wait: Duration) {
+    pub async fn release_while(&mut self, wait: Duration) {
         if wait.is_zero() {
             return;
         }
@@ -91,19 +91,19 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_rests_lets_another_work_and_goes_first_when_it_is_back() {
-        let slots = Slots::new(1);
-        let mut first = slots.take().unwrap();
-        assert!(slots.take().is_none());
+        let slots = Permits::new(1);
+        let mut first = slots.acquire().unwrap();
+        assert!(slots.acquire().is_none());
         let resting = tokio::spawn(async move {
-            first.rest(Duration::from_secs(2)).await;
+            first.release_while(Duration::from_secs(2)).await;
             first
         });
-        slots.given_up().await;
-        let second = slots.take().unwrap();
+        slots.released().await;
+        let second = slots.acquire().unwrap();
         tokio::time::sleep(Duration::from_secs(3)).await;
         assert!(!resting.is_finished(), "no slot is free yet");
         drop(second);
-        assert!(slots.take().is_none(), "promised to the one that is back");
+        assert!(slots.acquire().is_none(), "promised to the one that is back");
         let first = resting.await.unwrap();
         assert_eq!(slots.busy(), 1);
         drop(first);
@@ -112,11 +112,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_rest_that_is_cut_short_holds_nothing() {
-        let slots = Slots::new(1);
-        let mut slot = slots.take().unwrap();
-        let rest = tokio::time::timeout(Duration::from_secs(1), slot.rest(Duration::from_secs(2))).await;
+        let slots = Permits::new(1);
+        let mut slot = slots.acquire().unwrap();
+        let rest =
+            tokio::time::timeout(Duration::from_secs(1), slot.release_while(Duration::from_secs(2))).await;
         assert!(rest.is_err());
         assert_eq!(slots.busy(), 0);
-        assert!(slots.take().is_some());
+        assert!(slots.acquire().is_some());
     }
 }

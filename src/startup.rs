@@ -15,7 +15,7 @@ use crate::wechat::keys::{KeyFault, Keyring};
 /// What the service starts with.
 pub struct Startup {
     /// How the broker is reached.
-    pub broker: broker::Settings,
+    pub broker: broker::AmqpSettings,
     /// The token that opens the pages of parked commands, where they are wanted.
     pub console_token: Option<SecretString>,
     /// What opens downloaded certificates, where they are wanted.
@@ -48,7 +48,7 @@ pub enum StartFault {
 /// The parts that could be read, and everything that is wrong with the others.
 pub struct Looked {
     /// How the broker is reached.
-    pub broker: Option<broker::Settings>,
+    pub broker: Option<broker::AmqpSettings>,
     /// The keys, though others may be wrong.
     pub keys: Option<SharedKeyring>,
     /// The payment API.

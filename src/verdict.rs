@@ -7,27 +7,27 @@
 //!
 //! Pure: no clock, no dice, no IO. What follows from a verdict is decided in [`crate::attempt`].
 
-use crate::coupon::{Coupon, CouponState, Standing};
+use crate::coupon::{Coupon, CouponState, Usage};
 use crate::redemption::Redemption;
 
 /// What is asked of the payment API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Question {
+pub enum Operation {
     /// Use the coupon: `POST …/use` with the frozen body.
     Redeem,
     /// Look at the coupon: `GET` of its detail. Changes nothing.
-    Inquire,
+    Query,
 }
 
-impl Question {
+impl Operation {
     /// Every question, for metrics and tables.
-    pub const ALL: [Self; 2] = [Self::Redeem, Self::Inquire];
+    pub const ALL: [Self; 2] = [Self::Redeem, Self::Query];
 
     /// The word in logs, labels and events.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Redeem => "redeem",
-            Self::Inquire => "inquire",
+            Self::Query => "inquire",
         }
     }
 }
@@ -35,13 +35,13 @@ impl Question {
 /// What the wire said.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[allow(clippy::large_enum_variant, reason = "nearly every reply is an answer")]
-pub enum Reply {
+pub enum CallResult {
     /// Nothing reached the provider.
     NotSent(NotSent),
     /// The request may have arrived; no whole answer came back.
-    Lost(Lost),
+    NoResponse(NoResponse),
     /// An answer came back.
-    Answered(Answer),
+    Response(Response),
 }
 
 /// Why nothing was sent.
@@ -53,7 +53,7 @@ pub enum NotSent {
 
 /// Why no whole answer came back after sending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Lost {
+pub enum NoResponse {
     /// No answer within the deadline.
     Timeout,
     /// The connection ended.
@@ -64,7 +64,7 @@ pub enum Lost {
 
 /// An answer as far as judgement needs it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Answer {
+pub struct Response {
     /// HTTP status.
     pub status: u16,
     /// Whether the provider can be held to it.
@@ -81,12 +81,12 @@ pub struct Answer {
     pub request_id: Option<Box<str>>,
 }
 
-impl Answer {
+impl Response {
     /// The coupon that was asked about, as this answer describes it: `None` where it is not to be believed, or where by
     /// its `verdict` it speaks of another coupon.
     pub fn into_coupon(self, verdict: &Verdict) -> Option<Coupon> {
         let believed = self.authenticity == Authenticity::Verified && self.status == 200;
-        self.coupon.filter(|_| believed && *verdict != Verdict::Unsure(Doubt::AnotherCoupon))
+        self.coupon.filter(|_| believed && *verdict != Verdict::Unknown(UnknownCause::AnotherCoupon))
     }
 }
 
@@ -98,12 +98,12 @@ pub enum Authenticity {
     /// Carries no signature at all.
     Unsigned,
     /// Carries a signature that does not convince.
-    Unconvincing(Flaw),
+    Invalid(SignatureFlaw),
 }
 
 /// What is wrong with a signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Flaw {
+pub enum SignatureFlaw {
     /// Some of the signature's headers are missing or unreadable.
     Malformed,
     /// No key is known for the serial.
@@ -116,7 +116,7 @@ pub enum Flaw {
     Replayed,
 }
 
-impl Flaw {
+impl SignatureFlaw {
     /// Every flaw, for metrics and tables.
     pub const ALL: [Self; 5] =
         [Self::Malformed, Self::UnknownSerial, Self::Stale, Self::Mismatch, Self::Replayed];
@@ -141,55 +141,55 @@ pub enum Verdict {
     /// It will not take effect, and the coupon's state has been seen or cannot matter.
     Refused(Reason),
     /// A signed error body rejects the operation. The coupon's state is still to be seen.
-    Objected {
+    Rejected {
         /// What it rejects the operation for.
         reason: Reason,
         /// Whether its code leaves open that it is an earlier use of ours, reported back as "already used".
-        doubtful: bool,
+        may_be_our_own_use: bool,
     },
     /// An inquiry found the coupon usable and never returned.
     NotExecuted,
     /// The provider did not take the question; the same question later.
-    NotAccepted(Declined),
+    NotAccepted(NotAccepted),
     /// Nothing reached the provider; the same question, by another way.
     NotSent,
     /// It may have taken effect, or not.
-    Unsure(Doubt),
+    Unknown(UnknownCause),
     /// Not this coupon's fault: every further call would fail the same way.
-    Stop(Fault),
+    Suspended(SuspendReason),
     /// This brand has not authorised us for this operation. Our own fault where it is so for every brand lately.
-    NotAuthorised,
+    NotAuthorized,
 }
 
 /// Why the provider did not take a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Declined {
+pub enum NotAccepted {
     /// A signed 429 or one of its namesakes.
     TooFrequent,
     /// The coupon is locked by a concurrent use.
     Locked,
     /// The brand has not authorised us for a use, and whether it alone has not is not known yet.
-    NotAuthorised,
+    NotAuthorized,
 }
 
 /// Why a reply leaves us unsure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Doubt {
+pub enum UnknownCause {
     /// No whole answer came back.
-    Lost,
+    NoResponse,
     /// 5xx: the provider itself does not know.
     ServerError,
     /// A success or a rejection that is not believed, for want of a signature that verifies.
-    NotBelieved,
+    Unverified,
     /// 202: noted; nobody says whether it will be worked on.
     Accepted,
     /// 429 without a signature: whoever answered need not know what became of the request.
     TooFrequent,
     /// A verified answer that contradicts itself or us: it speaks of another number or of a coupon that was returned,
     /// or its body does not belong under its status.
-    Contradicted,
+    Contradiction,
     /// A verified answer shows a use, and does not say under which number.
-    Unnamed,
+    NoNumber,
     /// A verified success that speaks of another coupon.
     AnotherCoupon,
     /// A status or a body outside the contract.
@@ -198,7 +198,7 @@ pub enum Doubt {
 
 /// A fault of our own that concerns every call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Fault {
+pub enum SuspendReason {
     /// 401: wrong key, wrong serial, wrong merchant or wrong clock.
     Unauthenticated,
     /// Every brand tried lately answered that we are not authorised.
@@ -207,7 +207,7 @@ pub enum Fault {
     Rejected,
 }
 
-impl Fault {
+impl SuspendReason {
     /// Every fault, for metrics and tables.
     pub const ALL: [Self; 3] = [Self::Unauthenticated, Self::Unauthorised, Self::Rejected];
 
@@ -255,7 +255,7 @@ pub enum Reason {
     /// `appid` is not bound to this service provider.
     AppidNotBound,
     /// The brand has not authorised this service provider.
-    NotAuthorised,
+    NotAuthorized,
     /// The provider calls a parameter wrong.
     InvalidParameter,
     /// Any other objection, or one that the coupon's own state contradicts.
@@ -294,7 +294,7 @@ impl Reason {
         Self::StoreNotAllowed,
         Self::OpenidMismatch,
         Self::AppidNotBound,
-        Self::NotAuthorised,
+        Self::NotAuthorized,
         Self::InvalidParameter,
         Self::Rejected,
         Self::InvalidCommand,
@@ -307,7 +307,7 @@ impl Reason {
     ];
 
     /// The reasons that the provider can object for, and the only ones that a copy may carry.
-    pub const OBJECTIONS: [Self; 14] = [
+    pub const REJECTIONS: [Self; 14] = [
         Self::UsedByAnother,
         Self::Expired,
         Self::Deleted,
@@ -319,7 +319,7 @@ impl Reason {
         Self::StoreNotAllowed,
         Self::OpenidMismatch,
         Self::AppidNotBound,
-        Self::NotAuthorised,
+        Self::NotAuthorized,
         Self::InvalidParameter,
         Self::Rejected,
     ];
@@ -344,7 +344,7 @@ impl Reason {
     }
 
     /// Whether a coupon that is usable contradicts this reason.
-    pub fn denies_a_usable_coupon(self) -> bool {
+    pub fn contradicts_usable_coupon(self) -> bool {
         matches!(
             self,
             Self::UsedByAnother | Self::Expired | Self::Deleted | Self::NoSuchCoupon | Self::NotFound
@@ -369,7 +369,7 @@ impl Reason {
             Self::StoreNotAllowed => "store_not_allowed",
             Self::OpenidMismatch => "openid_mismatch",
             Self::AppidNotBound => "appid_not_bound",
-            Self::NotAuthorised => "not_authorised",
+            Self::NotAuthorized => "not_authorised",
             Self::InvalidParameter => "invalid_parameter",
             Self::Rejected => "rejected",
             Self::InvalidCommand => "invalid_command",
@@ -383,7 +383,7 @@ impl Reason {
     }
 
     /// Reads the word back.
-    pub fn from_word(word: &str) -> Option<Self> {
+    pub fn parse(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|reason| reason.as_str() == word)
     }
 }
@@ -403,10 +403,10 @@ impl Verdict {
     ];
 
     /// Whether the provider said, signed, that there is no such coupon.
-    pub fn denies_the_coupon(&self) -> bool {
+    pub fn denies_coupon(&self) -> bool {
         let reason = Reason::NoSuchCoupon;
         match self {
-            Self::Refused(said) | Self::Objected { reason: said, .. } => *said == reason,
+            Self::Refused(said) | Self::Rejected { reason: said, .. } => *said == reason,
             _ => false,
         }
     }
@@ -416,111 +416,113 @@ impl Verdict {
         match self {
             Self::Redeemed => "redeemed",
             Self::Refused(_) => "refused",
-            Self::Objected { .. } => "objected",
+            Self::Rejected { .. } => "objected",
             Self::NotExecuted => "not_executed",
-            Self::NotAccepted(Declined::NotAuthorised) => "not_authorised",
+            Self::NotAccepted(NotAccepted::NotAuthorized) => "not_authorised",
             Self::NotAccepted(_) => "not_accepted",
             Self::NotSent => "not_sent",
-            Self::Unsure(_) => "unsure",
-            Self::Stop(_) => "stop",
-            Self::NotAuthorised => "not_authorised",
+            Self::Unknown(_) => "unsure",
+            Self::Suspended(_) => "stop",
+            Self::NotAuthorized => "not_authorised",
         }
     }
 }
 
 /// Judges a reply to `question` about `redemption`.
-pub fn judge(question: Question, reply: &Reply, redemption: &Redemption) -> Verdict {
+pub fn classify(question: Operation, reply: &CallResult, redemption: &Redemption) -> Verdict {
     match (question, reply) {
-        (_, Reply::NotSent(_)) => Verdict::NotSent,
-        (_, Reply::Lost(_)) => Verdict::Unsure(Doubt::Lost),
-        (Question::Redeem, Reply::Answered(answer)) => judge_redeem(answer, redemption),
-        (Question::Inquire, Reply::Answered(answer)) => judge_inquiry(answer, redemption),
+        (_, CallResult::NotSent(_)) => Verdict::NotSent,
+        (_, CallResult::NoResponse(_)) => Verdict::Unknown(UnknownCause::NoResponse),
+        (Operation::Redeem, CallResult::Response(answer)) => classify_redeem(answer, redemption),
+        (Operation::Query, CallResult::Response(answer)) => classify_query(answer, redemption),
     }
 }
 
-fn judge_redeem(answer: &Answer, redemption: &Redemption) -> Verdict {
+fn classify_redeem(answer: &Response, redemption: &Redemption) -> Verdict {
     let verified = answer.authenticity == Authenticity::Verified;
     match answer.status {
-        200..=299 if !verified => Verdict::Unsure(Doubt::NotBelieved),
-        200 => match standing(answer, redemption) {
+        200..=299 if !verified => Verdict::Unknown(UnknownCause::Unverified),
+        200 => match usage_of(answer, redemption) {
             // USED without a number contradicts nothing: the number is shown "where present".
-            Standing::Ours | Standing::Unnamed => Verdict::Redeemed,
-            Standing::AnotherCoupon => Verdict::Unsure(Doubt::AnotherCoupon),
-            _ => Verdict::Unsure(Doubt::Contradicted),
+            Usage::Ours | Usage::Unnamed => Verdict::Redeemed,
+            Usage::AnotherCoupon => Verdict::Unknown(UnknownCause::AnotherCoupon),
+            _ => Verdict::Unknown(UnknownCause::Contradiction),
         },
-        400..=499 => judge_rejection(answer),
-        status => unknown(status, verified),
+        400..=499 => classify_rejection(answer),
+        status => classify_inconclusive(status, verified),
     }
 }
 
-fn judge_inquiry(answer: &Answer, redemption: &Redemption) -> Verdict {
+fn classify_query(answer: &Response, redemption: &Redemption) -> Verdict {
     let verified = answer.authenticity == Authenticity::Verified;
     match answer.status {
-        200..=299 if !verified => Verdict::Unsure(Doubt::NotBelieved),
-        200 => match standing(answer, redemption) {
-            Standing::Ours => Verdict::Redeemed,
-            Standing::Another => Verdict::Refused(Reason::UsedByAnother),
-            Standing::Usable => Verdict::NotExecuted,
-            Standing::Returned => Verdict::Refused(Reason::ReturnedSince),
-            Standing::Unusable(state) => unusable(&state),
-            Standing::AnotherCoupon => Verdict::Unsure(Doubt::AnotherCoupon),
-            Standing::Unnamed => Verdict::Unsure(Doubt::Unnamed),
-            Standing::Unclear => Verdict::Unsure(Doubt::Contradicted),
+        200..=299 if !verified => Verdict::Unknown(UnknownCause::Unverified),
+        200 => match usage_of(answer, redemption) {
+            Usage::Ours => Verdict::Redeemed,
+            Usage::Another => Verdict::Refused(Reason::UsedByAnother),
+            Usage::Usable => Verdict::NotExecuted,
+            Usage::Returned => Verdict::Refused(Reason::ReturnedSince),
+            Usage::Unusable(state) => classify_unusable(&state),
+            Usage::AnotherCoupon => Verdict::Unknown(UnknownCause::AnotherCoupon),
+            Usage::Unnamed => Verdict::Unknown(UnknownCause::NoNumber),
+            Usage::Unclear => Verdict::Unknown(UnknownCause::Contradiction),
         },
-        400..=499 => match (judge_rejection(answer), answer.code.as_deref()) {
+        400..=499 => match (classify_rejection(answer), answer.code.as_deref()) {
             // Three causes are documented: no product coupon, no stock, no coupon. No coupon is what they have in common.
-            (Verdict::Objected { .. }, Some(code)) if is_absence(answer.status, code) => {
+            (Verdict::Rejected { .. }, Some(code)) if is_not_found(answer.status, code) => {
                 Verdict::Refused(Reason::NoSuchCoupon)
             }
             (verdict, _) => verdict,
         },
-        status => unknown(status, verified),
+        status => classify_inconclusive(status, verified),
     }
 }
 
 /// Statuses that say neither yes nor no. One that no API of the provider answers with, unsigned, is the word of something
 /// in its place.
-fn unknown(status: u16, verified: bool) -> Verdict {
-    Verdict::Unsure(match status {
-        202 => Doubt::Accepted,
-        500..=599 => Doubt::ServerError,
-        _ if !verified => Doubt::NotBelieved,
-        _ => Doubt::Unexpected,
+fn classify_inconclusive(status: u16, verified: bool) -> Verdict {
+    Verdict::Unknown(match status {
+        202 => UnknownCause::Accepted,
+        500..=599 => UnknownCause::ServerError,
+        _ if !verified => UnknownCause::Unverified,
+        _ => UnknownCause::Unexpected,
     })
 }
 
 /// Reads a 4xx. Without a signature it proves nothing, however often it comes; a signed body that is no error body, or
 /// whose code belongs under another status, is the answer to something else.
-fn judge_rejection(answer: &Answer) -> Verdict {
+fn classify_rejection(answer: &Response) -> Verdict {
     let (status, verified) = (answer.status, answer.authenticity == Authenticity::Verified);
     let code = match (status, verified, answer.code.as_deref(), &answer.coupon) {
         // The request may still be under way behind a gateway that lost patience.
-        (408, true, ..) => return Verdict::Unsure(Doubt::Unexpected),
-        (401, false, ..) => return Verdict::Stop(Fault::Unauthenticated),
-        (429, false, ..) => return Verdict::Unsure(Doubt::TooFrequent),
-        (_, false, ..) => return Verdict::Unsure(Doubt::NotBelieved),
-        (_, true, Some(code), None) if fits(status, code) => code,
-        (_, true, ..) => return Verdict::Unsure(Doubt::Contradicted),
+        (408, true, ..) => return Verdict::Unknown(UnknownCause::Unexpected),
+        (401, false, ..) => return Verdict::Suspended(SuspendReason::Unauthenticated),
+        (429, false, ..) => return Verdict::Unknown(UnknownCause::TooFrequent),
+        (_, false, ..) => return Verdict::Unknown(UnknownCause::Unverified),
+        (_, true, Some(code), None) if code_fits_status(status, code) => code,
+        (_, true, ..) => return Verdict::Unknown(UnknownCause::Contradiction),
     };
     match (status, code) {
-        (401, _) => Verdict::Stop(Fault::Unauthenticated),
+        (401, _) => Verdict::Suspended(SuspendReason::Unauthenticated),
         // A status that no signature covers must not make a code that says something else "not accepted".
-        (429, code) if !is_rate_limit(code) => Verdict::Unsure(Doubt::TooFrequent),
-        (403, "NO_AUTH" | "NOAUTH") => Verdict::NotAuthorised,
-        _ if is_rate_limit(code) => Verdict::NotAccepted(Declined::TooFrequent),
+        (429, code) if !is_rate_limit(code) => Verdict::Unknown(UnknownCause::TooFrequent),
+        (403, "NO_AUTH" | "NOAUTH") => Verdict::NotAuthorized,
+        _ if is_rate_limit(code) => Verdict::NotAccepted(NotAccepted::TooFrequent),
         _ => match answer.sub_code {
             // Whoever can change the number must not be able to have the body sent again without a look.
-            Some(272_756_746 | 270_924_289) if reason(status, code).may_be_our_own_use() => {
-                Verdict::Unsure(Doubt::Unexpected)
+            Some(272_756_746 | 270_924_289) if reason_of_code(status, code).may_be_our_own_use() => {
+                Verdict::Unknown(UnknownCause::Unexpected)
             }
-            Some(272_756_746) => Verdict::NotAccepted(Declined::Locked),
-            Some(270_924_289) if !is_absence(status, code) => Verdict::NotAccepted(Declined::TooFrequent),
+            Some(272_756_746) => Verdict::NotAccepted(NotAccepted::Locked),
+            Some(270_924_289) if !is_not_found(status, code) => {
+                Verdict::NotAccepted(NotAccepted::TooFrequent)
+            }
             number => {
-                let named = reason(status, code);
-                let reason = number.and_then(refine).unwrap_or(named);
+                let named = reason_of_code(status, code);
+                let reason = number.and_then(reason_of_sub_code).unwrap_or(named);
                 // Whoever can change the number must not be able to make us less careful.
                 let doubtful = named.may_be_our_own_use() || reason.may_be_our_own_use();
-                Verdict::Objected { reason, doubtful }
+                Verdict::Rejected { reason, may_be_our_own_use: doubtful }
             }
         },
     }
@@ -528,7 +530,7 @@ fn judge_rejection(answer: &Answer) -> Verdict {
 
 /// Whether a code may stand under a status. Codes that are not documented may stand under any 4xx: the provider adds
 /// some at any time, and what follows from one is checked as carefully as can be.
-fn fits(status: u16, code: &str) -> bool {
+fn code_fits_status(status: u16, code: &str) -> bool {
     match code {
         "" => false,
         "PARAM_ERROR" | "INVALID_REQUEST" => status == 400,
@@ -554,14 +556,14 @@ fn is_rate_limit(code: &str) -> bool {
     )
 }
 
-fn is_absence(status: u16, code: &str) -> bool {
+fn is_not_found(status: u16, code: &str) -> bool {
     status == 404 && matches!(code, "NOT_FOUND" | "RESOURCE_NOT_EXISTS")
 }
 
 /// The reason of a rejection, by what is signed.
-fn reason(status: u16, code: &str) -> Reason {
+fn reason_of_code(status: u16, code: &str) -> Reason {
     match (status, code) {
-        _ if is_absence(status, code) => Reason::NotFound,
+        _ if is_not_found(status, code) => Reason::NotFound,
         (403, "NOT_ENOUGH") => Reason::NotUsable,
         (400, "PARAM_ERROR") => Reason::InvalidParameter,
         _ => Reason::Rejected,
@@ -569,7 +571,7 @@ fn reason(status: u16, code: &str) -> Reason {
 }
 
 /// The reason of a rejection more exactly, by the number at the end of `Request-ID`.
-fn refine(number: u64) -> Option<Reason> {
+fn reason_of_sub_code(number: u64) -> Option<Reason> {
     match number {
         272_756_745 => Some(Reason::UsedByAnother),
         268_578_927 => Some(Reason::NumberConflict),
@@ -587,7 +589,7 @@ fn refine(number: u64) -> Option<Reason> {
     }
 }
 
-fn unusable(state: &CouponState) -> Verdict {
+fn classify_unusable(state: &CouponState) -> Verdict {
     match state {
         CouponState::Confirming => Verdict::Refused(Reason::NotConfirmed),
         CouponState::Pending => Verdict::Refused(Reason::NotYetValid),
@@ -595,16 +597,16 @@ fn unusable(state: &CouponState) -> Verdict {
         CouponState::Deleted => Verdict::Refused(Reason::Deleted),
         CouponState::Deactivated => Verdict::Refused(Reason::Deactivated),
         CouponState::Effective | CouponState::Used | CouponState::Other(_) => {
-            Verdict::Unsure(Doubt::Contradicted)
+            Verdict::Unknown(UnknownCause::Contradiction)
         }
     }
 }
 
-fn standing(answer: &Answer, redemption: &Redemption) -> Standing {
+fn usage_of(answer: &Response, redemption: &Redemption) -> Usage {
     let Redemption { coupon_code, out_request_no, sequential_coupon_index, .. } = redemption;
     match &answer.coupon {
-        None => Standing::Unclear,
-        Some(coupon) if !coupon.is_of(redemption) => Standing::AnotherCoupon,
-        Some(coupon) => coupon.standing(coupon_code, out_request_no, *sequential_coupon_index),
+        None => Usage::Unclear,
+        Some(coupon) if !coupon.is_of(redemption) => Usage::AnotherCoupon,
+        Some(coupon) => coupon.usage(coupon_code, out_request_no, *sequential_coupon_index),
     }
 }

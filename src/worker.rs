@@ -12,49 +12,51 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::timeout;
 use tracing::{debug, error, info, warn};
 
-use crate::attempt::{Belief, Evidence, Limits, Outcome, OutcomeKind, Progress, Step};
+use crate::attempt::{EffectState, Evidence, Limits, Outcome, OutcomeKind, Progress, Step};
 use crate::brand_access::{BrandAccess, Denial};
-use crate::breaker::{Breaker, Sign, State};
+use crate::breaker::{CallSignal, CircuitGate, State};
 use crate::broker::delivery::{
     DEAD_AGAIN, DEAD_AT, DEAD_REASON, DEAD_TRIES, DELAYS_PASSED, Delivery, HANDED_BACK,
 };
 use crate::broker::publisher::{PARKED_REASON, Published, Publisher};
-use crate::broker::topology::wait_name;
+use crate::broker::topology::delay_name;
 use crate::circuit::ResponseClass;
 use crate::common_rejection::{self, CommonRejection, Rejection};
-use crate::kill_point::{self, KillPoint};
-use crate::metrics::{Arrival, Aside, Message, Metrics, Settling};
-use crate::pace::{Budget, Pacer, Rank};
-use crate::publishing::{Cut, Interrupted, Outgoing, PublishContext, PublishFaults, publish, publish_within};
+use crate::kill_point::{self, Failpoint};
+use crate::metrics::{Arrival, DelayReason, Message, Metrics, Settlement};
+use crate::pace::{Priority, RateLimiter, RetryBudget};
+use crate::publishing::{
+    CancelSignal, Outgoing, PublishContext, PublishFaults, PublishInterrupted, publish, publish_within,
+};
 use crate::redemption::Redemption;
 use crate::response_log::ResponseLog;
-use crate::slots::Slot;
-use crate::telemetry::foreign::Foreign;
-use crate::telemetry::traces::{Came, Leg, Stay, Traces};
+use crate::slots::Permit;
+use crate::telemetry::foreign::Untrusted;
+use crate::telemetry::traces::{ChildSpan, CommandSpan, ParentContext, Traces};
 use crate::telemetry::{Masked, Short};
-use crate::verdict::{self, Authenticity, Declined, Doubt, Question, Reason, Reply, Verdict};
-use crate::wechat::api::{Client, Heard, Prepared, hex};
+use crate::verdict::{self, Authenticity, CallResult, NotAccepted, Operation, Reason, UnknownCause, Verdict};
+use crate::wechat::api::{CallOutcome, Client, Prepared, hex};
 use crate::wechat::hosts::Host;
-use crate::wire::command::{self, Fault, Legible, Rejected};
-use crate::wire::copy::{self, Carried, Damage, Horizon};
-use crate::wire::event::{self, Event, Telling};
+use crate::wire::command::{self, Fault, PartialCommand, Rejected};
+use crate::wire::copy::{self, CorruptRetryMessage, DeadlineLimits, Restored};
+use crate::wire::event::{self, Event, EventContext};
 
 /// What every worker shares.
-pub struct Tools {
+pub struct WorkerContext {
     /// The payment API.
     pub client: Arc<Client>,
     /// Holds calls back when all would fail.
-    pub breaker: Breaker,
+    pub breaker: CircuitGate,
     /// Spaces calls.
-    pub pacer: Pacer,
+    pub pacer: RateLimiter,
     /// Bounds retries.
-    pub budget: Budget,
+    pub budget: RetryBudget,
     /// Counts.
     pub metrics: Arc<Metrics>,
     /// How long and how often.
     pub limits: Limits,
     /// How far deadlines may lie ahead.
-    pub horizon: Horizon,
+    pub horizon: DeadlineLimits,
     /// How long the event of a command is held that the broker refuses.
     pub refused_max: Duration,
     /// `source` of events.
@@ -68,24 +70,24 @@ pub struct Tools {
     /// What the broker does not take now.
     pub publish_faults: PublishFaults,
     /// The answer that last stopped us for a fault of our own.
-    pub stopped_by: Mutex<StoppedBy>,
+    pub stopped_by: Mutex<SuspendedBy>,
     /// What came of calls lately, by class.
     pub responses: ResponseLog,
     /// Rejections of late that name no cause.
     pub rejections: Mutex<CommonRejection>,
 }
 
-impl Tools {
+impl WorkerContext {
     /// How long the event of one command is held that the broker does not take. Where nothing can be delayed, it is held
     /// for as long as it takes.
     fn event_held_max(&self, limits: &Limits) -> Duration {
-        if limits.tiers.is_empty() { Duration::MAX } else { self.refused_max }
+        if limits.delays.is_empty() { Duration::MAX } else { self.refused_max }
     }
 }
 
 /// What an answer said that stopped us, for reasons in words.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct StoppedBy {
+pub struct SuspendedBy {
     /// `code` and `message`, as far as there were any: visible, without an openid, 200 bytes at most.
     pub said: String,
     /// The provider's clock less ours, in seconds, by this very answer.
@@ -95,15 +97,15 @@ pub struct StoppedBy {
 /// The most of the provider's own words in a reason, in bytes.
 const SAID_BYTES_MAX: usize = 200;
 
-impl StoppedBy {
-    fn new(heard: &Heard) -> Self {
+impl SuspendedBy {
+    fn new(heard: &CallOutcome) -> Self {
         let answer = match &heard.reply {
-            Reply::Answered(answer) => Some(answer),
-            Reply::NotSent(_) | Reply::Lost(_) => None,
+            CallResult::Response(answer) => Some(answer),
+            CallResult::NotSent(_) | CallResult::NoResponse(_) => None,
         };
         let words = answer.map(|answer| [answer.code.as_deref(), answer.message.as_deref()]);
         let words: Vec<_> = words.into_iter().flatten().flatten().collect();
-        let mut said = Foreign(&words.join(": ")).to_string();
+        let mut said = Untrusted(&words.join(": ")).to_string();
         said.truncate(said.floor_char_boundary(SAID_BYTES_MAX));
         Self { said, clock_skew: heard.clock_skew.map(|skew| skew.as_secs_f64()) }
     }
@@ -111,7 +113,7 @@ impl StoppedBy {
 
 /// A delivery, read, on its way to be worked on.
 #[derive(Debug)]
-pub struct Taken {
+pub struct ReceivedDelivery {
     /// What arrived.
     pub delivery: Delivery,
     /// What it says.
@@ -119,24 +121,24 @@ pub struct Taken {
     /// When it was taken.
     pub at: Timestamp,
     /// Whether too many commands of its coupon are held already. Then it is put away at once.
-    pub crowded: bool,
+    pub over_coupon_limit: bool,
     /// Whether calls are held back for long: then it takes the call that can be made now, or none, and is delayed.
-    pub hurried: bool,
+    pub calls_held_back: bool,
     /// Why the broker dead-lettered it, where it did: then it is only asked about.
     pub dead_lettered: Option<Reason>,
 }
 
-impl Taken {
+impl ReceivedDelivery {
     /// Reads a delivery.
     pub fn new(delivery: Delivery, at: Timestamp) -> Self {
         let command = match (command::decode(delivery.body()), delivery.undecodable_property()) {
             // Its headers may have held what changes its meaning, such as those of a retry message.
             (decoded, Some((name, problem))) => {
                 let legible =
-                    decoded.as_ref().map_or_else(|rejected| rejected.legible.clone(), Legible::from);
+                    decoded.as_ref().map_or_else(|rejected| rejected.partial.clone(), PartialCommand::from);
                 let problem = format!("its property {name} {problem}; send text in UTF-8 and flat headers");
                 let faults = vec![Fault { pointer: String::new(), problem }];
-                Err(Box::new(Rejected { faults, legible }))
+                Err(Box::new(Rejected { faults, partial: legible }))
             }
             (decoded, None) => decoded.map_err(|rejected| match delivery.content_encoding() {
                 None => rejected,
@@ -147,11 +149,11 @@ impl Taken {
                         encoding.chars().take(32).collect::<String>()
                     );
                     let faults = vec![Fault { pointer: String::new(), problem }];
-                    Box::new(Rejected { faults, legible: Legible::default() })
+                    Box::new(Rejected { faults, partial: PartialCommand::default() })
                 }
             }),
         };
-        Self { delivery, command, at, crowded: false, hurried: false, dead_lettered: None }
+        Self { delivery, command, at, over_coupon_limit: false, calls_held_back: false, dead_lettered: None }
     }
 
     /// Reads a delivery that the broker dead-lettered.
@@ -188,7 +190,7 @@ impl Taken {
 
     /// How it came.
     pub fn arrival(&self) -> Arrival {
-        if copy::is_copy(|name| self.delivery.has_header(name)) {
+        if copy::is_retry_message(|name| self.delivery.has_header(name)) {
             Arrival::Copy
         } else if self.delivery.redelivered() {
             Arrival::Redelivered
@@ -199,61 +201,69 @@ impl Taken {
 }
 
 /// Works one delivery to its settlement. An error text ends the generation that it belongs to.
-pub async fn work(
-    tools: &Tools,
+pub async fn process_delivery(
+    tools: &WorkerContext,
     publisher: &Publisher,
-    taken: Taken,
-    slot: &mut Slot,
-    cut: Cut,
-) -> (Settling, Option<String>) {
-    let came = Came {
+    taken: ReceivedDelivery,
+    slot: &mut Permit,
+    cut: CancelSignal,
+) -> (Settlement, Option<String>) {
+    let came = ParentContext {
         traceparent: taken.delivery.traceparent(),
-        left_by: taken.delivery.left_by(),
+        left_by: taken.delivery.retry_trace(),
         arrival: taken.arrival().as_str(),
     };
-    let mut stay = tools.traces.take(&tools.queue, came, taken.at);
-    let (settling, trouble) = settle(tools, publisher, taken, &mut stay, slot, cut).await;
-    stay.note("redemption.settling", settling.as_str());
+    let mut stay = tools.traces.start_command(&tools.queue, came, taken.at);
+    let (settling, trouble) = settle_delivery(tools, publisher, taken, &mut stay, slot, cut).await;
+    stay.set_attribute("redemption.settling", settling.as_str());
     if let Some(trouble) = &trouble {
         stay.failed(trouble);
     }
     (settling, trouble)
 }
 
-async fn settle(
-    tools: &Tools,
+async fn settle_delivery(
+    tools: &WorkerContext,
     publisher: &Publisher,
-    taken: Taken,
-    stay: &mut Stay,
-    slot: &mut Slot,
-    mut cut: Cut,
-) -> (Settling, Option<String>) {
-    let Taken { delivery, command, at, crowded, hurried, dead_lettered } = taken;
-    kill_point::reached(KillPoint::Taken);
-    let means = Means { tools, publisher, cut: &cut, dead_letter: dead_lettered.is_some() };
+    taken: ReceivedDelivery,
+    stay: &mut CommandSpan,
+    slot: &mut Permit,
+    mut cut: CancelSignal,
+) -> (Settlement, Option<String>) {
+    let ReceivedDelivery {
+        delivery,
+        command,
+        at,
+        over_coupon_limit: crowded,
+        calls_held_back: hurried,
+        dead_lettered,
+    } = taken;
+    kill_point::reached(Failpoint::Taken);
+    let means = PublishingContext { tools, publisher, cut: &cut, dead_letter: dead_lettered.is_some() };
     let worked = match command {
         // What is rare stands in boxes of its own, or every command would take as much memory as the rarest.
-        Err(rejected) => Box::pin(refuse(means, delivery, &rejected, stay, at)).await,
+        Err(rejected) => Box::pin(publish_invalid(means, delivery, &rejected, stay, at)).await,
         Ok(redemption) => {
-            stay.note("redemption.out_request_no", redemption.out_request_no.as_str().to_owned());
-            stay.note("redemption.coupon", Short(redemption.coupon_code.as_str()).to_string());
-            stay.note("redemption.brand_id", redemption.brand_id.as_str().to_owned());
+            stay.set_attribute("redemption.out_request_no", redemption.out_request_no.as_str().to_owned());
+            stay.set_attribute("redemption.coupon", Short(redemption.coupon_code.as_str()).to_string());
+            stay.set_attribute("redemption.brand_id", redemption.brand_id.as_str().to_owned());
             let prepared = Prepared::new(&redemption);
-            match progress(tools, &delivery, &prepared, at) {
-                Err(Unstartable::Damage(damage)) => {
-                    Box::pin(set_damaged_aside(means, delivery, &redemption, &damage, stay, at)).await
+            match read_progress(tools, &delivery, &prepared, at) {
+                Err(CannotStart::Damage(damage)) => {
+                    Box::pin(park_corrupt_retry_message(means, delivery, &redemption, &damage, stay, at))
+                        .await
                 }
-                Err(unstartable @ (Unstartable::Deadline | Unstartable::ReplyTo)) => {
+                Err(unstartable @ (CannotStart::Deadline | CannotStart::ReplyTo)) => {
                     let problem = match unstartable {
-                        Unstartable::ReplyTo => format!(
+                        CannotStart::ReplyTo => format!(
                             "its property reply_to is a key of the service itself; it must not begin with {}",
                             event::RESERVED_KEYS.map(|word| format!("{word}.")).join(", ")
                         ),
                         _ => format!("its header {} is not an RFC 3339 time", copy::DEADLINE),
                     };
                     let faults = vec![Fault { pointer: String::new(), problem }];
-                    let rejected = Rejected { faults, legible: Legible::from(&redemption) };
-                    Box::pin(refuse(means, delivery, &rejected, stay, at)).await
+                    let rejected = Rejected { faults, partial: PartialCommand::from(&redemption) };
+                    Box::pin(publish_invalid(means, delivery, &rejected, stay, at)).await
                 }
                 Ok(mut carried) => {
                     let (troubled, failed_at) = (false, None);
@@ -267,7 +277,7 @@ async fn settle(
                             &carried.progress.only_query(reason, ended, &tools.limits)
                         }
                     };
-                    let mut job = Job {
+                    let mut job = CommandJob {
                         tools,
                         limits,
                         publisher,
@@ -277,13 +287,13 @@ async fn settle(
                         carried,
                         troubled,
                         failed_at,
-                        hurried,
+                        calls_held_back: hurried,
                         called: false,
                         stay,
                         slot,
                     };
-                    match crowded && job.carried.progress.step_aside(job.limits).is_some() {
-                        true => Box::pin(job.put_away(0, Aside::Crowded, &cut)).await,
+                    match crowded && job.carried.progress.delay_unaged(job.limits).is_some() {
+                        true => Box::pin(job.delay(0, DelayReason::PerCouponLimit, &cut)).await,
                         false => job.run(&mut cut).await,
                     }
                 }
@@ -292,25 +302,25 @@ async fn settle(
     };
     match worked {
         Ok((settling, delivery, proof)) => {
-            kill_point::reached(KillPoint::Acking);
+            kill_point::reached(Failpoint::Acking);
             match delivery.ack(proof).await {
                 Ok(()) => (settling, None),
-                Err(unsettled) => (Settling::Lost, Some(unsettled.to_string())),
+                Err(unsettled) => (Settlement::Lost, Some(unsettled.to_string())),
             }
         }
-        Err(Interrupted::Cut(delivery, headers)) => {
+        Err(PublishInterrupted::Cut(delivery, headers)) => {
             let handed_back = match dead_lettered {
                 // Never back among the commands.
-                Some(_) => put_back_dead(publisher, *delivery, headers).await,
-                None => put_back(publisher, *delivery, headers).await,
+                Some(_) => return_dead_letter_to_queue(publisher, *delivery, headers).await,
+                None => return_to_queue(publisher, *delivery, headers).await,
             };
             match handed_back {
-                Ok(()) => (Settling::Released, None),
-                Err(why) => (Settling::Lost, Some(why)),
+                Ok(()) => (Settlement::Released, None),
+                Err(why) => (Settlement::Lost, Some(why)),
             }
         }
-        Err(why @ (Interrupted::Held | Interrupted::NotPublished(_))) => {
-            (Settling::Lost, Some(why.to_string()))
+        Err(why @ (PublishInterrupted::Held | PublishInterrupted::NotPublished(_))) => {
+            (Settlement::Lost, Some(why.to_string()))
         }
     }
 }
@@ -319,12 +329,12 @@ async fn settle(
 ///
 /// # Errors
 /// In words, where the broker was not reached: it delivers again what it still takes for ours.
-pub async fn put_back(
+pub async fn return_to_queue(
     publisher: &Publisher,
     delivery: Delivery,
     headers: Vec<(&'static str, String)>,
 ) -> Result<(), String> {
-    let proof = publisher.requeue(&delivery, headers).await.map_err(|why| why.to_string())?;
+    let proof = publisher.publish_requeued(&delivery, headers).await.map_err(|why| why.to_string())?;
     delivery.ack(proof).await.map_err(|unsettled| unsettled.to_string())
 }
 
@@ -332,7 +342,7 @@ pub async fn put_back(
 ///
 /// # Errors
 /// In words, where the broker was not reached: it delivers again what it still takes for ours.
-pub async fn put_back_dead(
+pub async fn return_dead_letter_to_queue(
     publisher: &Publisher,
     delivery: Delivery,
     mut headers: Vec<(&'static str, String)>,
@@ -343,16 +353,17 @@ pub async fn put_back_dead(
         headers.push((DEAD_REASON, death.reason.to_owned()));
         headers.extend(death.at.map(|at| (DEAD_AT, at.to_string())));
     }
-    let proof = publisher.requeue_dead(&delivery, headers).await.map_err(|why| why.to_string())?;
+    let proof =
+        publisher.publish_requeued_dead_letter(&delivery, headers).await.map_err(|why| why.to_string())?;
     delivery.ack(proof).await.map_err(|unsettled| unsettled.to_string())
 }
 
-type Worked = Result<(Settling, Delivery, Published), Interrupted>;
+type Worked = Result<(Settlement, Delivery, Published), PublishInterrupted>;
 
 /// Why a readable command cannot be worked on.
-enum Unstartable {
+enum CannotStart {
     /// It is a wait-queue copy whose headers make no sense.
-    Damage(Damage),
+    Damage(CorruptRetryMessage),
     /// Its sender set a deadline that cannot be read.
     Deadline,
     /// Its sender asks for the event under a key of the service itself.
@@ -360,63 +371,63 @@ enum Unstartable {
 }
 
 /// Where this delivery stands: afresh, redelivered, or back from a wait queue.
-fn progress(
-    tools: &Tools,
+fn read_progress(
+    tools: &WorkerContext,
     delivery: &Delivery,
     prepared: &Prepared,
     now: Timestamp,
-) -> Result<Carried, Unstartable> {
+) -> Result<Restored, CannotStart> {
     // What was parked, by us or by the broker, comes back without the marks of a redelivery.
     let parked_before = ["x-death", "x-first-death-reason", PARKED_REASON];
     let again = delivery.redelivered();
-    if copy::is_copy(|name| delivery.has_header(name)) {
+    if copy::is_retry_message(|name| delivery.has_header(name)) {
         // Those that may be absent; all others are missed where they are no text.
         let no_text = |name: &&str| delivery.header(name).is_none() && delivery.has_header(name);
         if let Some(name) = copy::OPTIONAL.into_iter().find(no_text) {
-            return Err(Unstartable::Damage(Damage::Unreadable(name)));
+            return Err(CannotStart::Damage(CorruptRetryMessage::Unreadable(name)));
         }
         let header = |name| delivery.header(name);
         let mut carried =
-            copy::read(header, prepared.body_sha256(), now, tools.horizon).map_err(Unstartable::Damage)?;
-        if let Some((tier, at)) = delivery.waited() {
+            copy::read(header, prepared.body_sha256(), now, tools.horizon).map_err(CannotStart::Damage)?;
+        if let Some((tier, at)) = delivery.delay_due() {
             let late = now.duration_since(at).max(SignedDuration::ZERO);
             // Whoever may publish can write such a time.
             if late <= tools.horizon.furthest {
-                tools.metrics.came_back(tier, late.unsigned_abs());
+                tools.metrics.record_delay_lateness(tier, late.unsigned_abs());
             }
         }
         if again {
-            carried.progress.delivered_again();
+            carried.progress.mark_redelivered();
         }
         return Ok(carried);
     }
     if delivery.names_reserved_reply_to() {
-        return Err(Unstartable::ReplyTo);
+        return Err(CannotStart::ReplyTo);
     }
     let text = delivery.header(copy::DEADLINE);
     if text.is_none() && delivery.has_header(copy::DEADLINE) {
-        return Err(Unstartable::Deadline);
+        return Err(CannotStart::Deadline);
     }
-    let deadline = copy::deadline(text, now, tools.horizon).map_err(|_| Unstartable::Deadline)?;
+    let deadline = copy::deadline(text, now, tools.horizon).map_err(|_| CannotStart::Deadline)?;
     let again = again || parked_before.into_iter().any(|name| delivery.has_header(name));
     let mut progress = Progress::new(now, deadline, again);
     if delivery.has_header(HANDED_BACK) {
-        progress.look_first();
+        progress.require_query();
     }
-    Ok(Carried { progress, evidence: Vec::new() })
+    Ok(Restored { progress, evidence: Vec::new() })
 }
 
 /// What something is published with, and what a worker shares.
 #[derive(Clone, Copy)]
-struct Means<'a> {
-    tools: &'a Tools,
+struct PublishingContext<'a> {
+    tools: &'a WorkerContext,
     publisher: &'a Publisher,
-    cut: &'a Cut,
+    cut: &'a CancelSignal,
     /// Whether it is about a dead letter, which never goes among the commands again.
     dead_letter: bool,
 }
 
-impl<'a> Means<'a> {
+impl<'a> PublishingContext<'a> {
     fn publishing(self) -> PublishContext<'a> {
         let Self { tools, publisher, cut, dead_letter: _ } = self;
         PublishContext { publisher, metrics: &tools.metrics, faults: &tools.publish_faults, cut }
@@ -424,28 +435,28 @@ impl<'a> Means<'a> {
 }
 
 /// Tells what is wrong with a command that is none, and parks its bytes.
-async fn refuse(
-    means: Means<'_>,
+async fn publish_invalid(
+    means: PublishingContext<'_>,
     delivery: Delivery,
     rejected: &Rejected,
-    stay: &mut Stay,
+    stay: &mut CommandSpan,
     at: Timestamp,
 ) -> Worked {
-    let Means { tools, .. } = means;
+    let PublishingContext { tools, .. } = means;
     let digest = hex(&Sha256::digest(delivery.body()));
     let leg = stay.publish(Message::Event.as_str());
-    let event = event::tell_invalid(rejected, &digest, telling(tools, &leg, at, 0, &[]));
+    let event = event::encode_invalid(rejected, &digest, event_context(tools, &leg, at, 0, &[]));
     let faults = rejected.faults.iter().map(|fault| format!("{}: {}", Masked(&fault.pointer), fault.problem));
     let faults = faults.collect::<Vec<_>>().join("; ");
-    let Legible { out_request_no, coupon_code, openid, brand_id, .. } = &rejected.legible;
+    let PartialCommand { out_request_no, coupon_code, openid, brand_id, .. } = &rejected.partial;
     let parking = Parking { event: &event, reason: Reason::InvalidCommand, at };
-    let proof = match tell_and_park(means, &delivery, parking, stay, leg).await {
+    let proof = match publish_and_park(means, &delivery, parking, stay, leg).await {
         Ok(Some(proof)) => proof,
         Ok(None) => return delay_unreadable(means, delivery, stay).await,
-        Err(why) => return Err(why.of(delivery, Vec::new())),
+        Err(why) => return Err(why.into_worked(delivery, Vec::new())),
     };
-    tools.metrics.ended(&Outcome::Invalid, None);
-    stay.note("redemption.outcome", OutcomeKind::Invalid.as_str());
+    tools.metrics.record_outcome(&Outcome::Invalid, None);
+    stay.set_attribute("redemption.outcome", OutcomeKind::Invalid.as_str());
     warn!(
         outcome = OutcomeKind::Invalid.as_str(),
         reason = Reason::InvalidCommand.as_str(),
@@ -458,7 +469,7 @@ async fn refuse(
         faults,
         "invalid: not a command; parked"
     );
-    Ok((Settling::Ended, delivery, proof))
+    Ok((Settlement::Ended, delivery, proof))
 }
 
 /// What is told of a command that is set aside.
@@ -469,28 +480,28 @@ struct Parking<'a> {
 }
 
 /// A wait-queue copy whose headers make no sense: nobody knows what was asked before, so nothing is asked now.
-async fn set_damaged_aside(
-    means: Means<'_>,
+async fn park_corrupt_retry_message(
+    means: PublishingContext<'_>,
     delivery: Delivery,
     redemption: &Redemption,
-    damage: &Damage,
-    stay: &mut Stay,
+    damage: &CorruptRetryMessage,
+    stay: &mut CommandSpan,
     at: Timestamp,
 ) -> Worked {
-    let Means { tools, .. } = means;
+    let PublishingContext { tools, .. } = means;
     let digest = hex(&Sha256::digest(delivery.body()));
     let leg = stay.publish(Message::Event.as_str());
-    let told = telling(tools, &leg, at, 0, &[]);
-    let event = event::tell_damaged(redemption, &damage.to_string(), &digest, told);
+    let told = event_context(tools, &leg, at, 0, &[]);
+    let event = event::encode_corrupt_retry_message(redemption, &damage.to_string(), &digest, told);
     let parking = Parking { event: &event, reason: Reason::DamagedCopy, at };
-    let proof = match tell_and_park(means, &delivery, parking, stay, leg).await {
+    let proof = match publish_and_park(means, &delivery, parking, stay, leg).await {
         Ok(Some(proof)) => proof,
         Ok(None) => return delay_unreadable(means, delivery, stay).await,
-        Err(why) => return Err(why.of(delivery, Vec::new())),
+        Err(why) => return Err(why.into_worked(delivery, Vec::new())),
     };
-    let outcome = Outcome::Unresolved { reason: Reason::DamagedCopy, coupon: None, objection: None };
-    tools.metrics.ended(&outcome, None);
-    stay.note("redemption.outcome", outcome.kind().as_str());
+    let outcome = Outcome::Unresolved { reason: Reason::DamagedCopy, coupon: None, rejection: None };
+    tools.metrics.record_outcome(&outcome, None);
+    stay.set_attribute("redemption.outcome", outcome.kind().as_str());
     error!(
         outcome = outcome.kind().as_str(),
         reason = Reason::DamagedCopy.as_str(),
@@ -502,91 +513,91 @@ async fn set_damaged_aside(
         %damage,
         "unresolved: damaged copy; parked"
     );
-    Ok((Settling::Ended, delivery, proof))
+    Ok((Settlement::Ended, delivery, proof))
 }
 
-async fn tell_and_park(
-    means: Means<'_>,
+async fn publish_and_park(
+    means: PublishingContext<'_>,
     delivery: &Delivery,
     Parking { event, reason, at }: Parking<'_>,
-    stay: &Stay,
-    leg: Leg,
-) -> Result<Option<Published>, Interrupted> {
+    stay: &CommandSpan,
+    leg: ChildSpan,
+) -> Result<Option<Published>, PublishInterrupted> {
     let tools = means.tools;
     let (context, held_max) = (means.publishing(), tools.event_held_max(&tools.limits));
     let published = publish_within(context, delivery, Outgoing::Event(event), leg, held_max).await?;
     let Some(published) = published else { return Ok(None) };
     let leg = stay.publish(Message::Parked.as_str());
     let parked = publish(context, delivery, Outgoing::Parked(reason, at, &[]), leg).await?;
-    Ok(Some(published.and(parked)))
+    Ok(Some(published.join(parked)))
 }
 
 /// Delays a message that is no command, or whose headers make no sense, because the broker does not take its event: bytes
 /// and headers as they came, one delay queue further each time.
-async fn delay_unreadable(means: Means<'_>, delivery: Delivery, stay: &Stay) -> Worked {
-    let tiers = &means.tools.limits.tiers;
+async fn delay_unreadable(means: PublishingContext<'_>, delivery: Delivery, stay: &CommandSpan) -> Worked {
+    let tiers = &means.tools.limits.delays;
     let passed = delivery.delays_passed();
     if means.dead_letter {
-        let headers = if *means.cut.borrow() { Vec::new() } else { dead_again(&delivery) };
-        return Err(Interrupted::Cut(Box::new(delivery), headers));
+        let headers = if *means.cut.borrow() { Vec::new() } else { dead_letter_retry_headers(&delivery) };
+        return Err(PublishInterrupted::Cut(Box::new(delivery), headers));
     }
     let Some(wait) = tiers.get(passed.min(tiers.len().saturating_sub(1))).copied() else {
-        return Err(Interrupted::Cut(Box::new(delivery), Vec::new()));
+        return Err(PublishInterrupted::Cut(Box::new(delivery), Vec::new()));
     };
     let headers = [(DELAYS_PASSED, passed.saturating_add(1).to_string())];
     let leg = stay.publish(Message::Copy.as_str());
     let published = publish(means.publishing(), &delivery, Outgoing::Copy(wait, &headers), leg).await;
     let proof = match published {
         Ok(proof) => proof,
-        Err(why) => return Err(why.of(delivery, Vec::new())),
+        Err(why) => return Err(why.into_worked(delivery, Vec::new())),
     };
-    means.tools.metrics.deferred(&wait_name(wait), Aside::Untold);
+    means.tools.metrics.record_delayed(&delay_name(wait), DelayReason::EventRejected);
     warn!(wait_s = wait.as_secs(), trace_id = stay.trace_id(), "event not accepted; delivery delayed");
-    Ok((Settling::Deferred, delivery, proof))
+    Ok((Settlement::Deferred, delivery, proof))
 }
 
-fn telling<'a>(
-    tools: &'a Tools,
-    leg: &'a Leg,
+fn event_context<'a>(
+    tools: &'a WorkerContext,
+    leg: &'a ChildSpan,
     at: Timestamp,
     attempts: u32,
     evidence: &'a [Evidence],
-) -> Telling<'a> {
+) -> EventContext<'a> {
     let traceparent = leg.traceparent();
-    Telling { source: &tools.source, at, traceparent, attempts, evidence }
+    EventContext { source: &tools.source, at, traceparent, attempts, evidence }
 }
 
 /// One valid command in hand.
-struct Job<'a> {
-    tools: &'a Tools,
+struct CommandJob<'a> {
+    tools: &'a WorkerContext,
     limits: &'a Limits,
     publisher: &'a Publisher,
     redemption: Redemption,
     prepared: Prepared,
     delivery: Delivery,
-    carried: Carried,
+    carried: Restored,
     /// Whether the last call met trouble on the provider's side.
     troubled: bool,
     /// Where the network failed the last call.
     failed_at: Option<Host>,
     /// Whether it takes the call that can be made now, or none.
-    hurried: bool,
+    calls_held_back: bool,
     /// Whether a call about it was made in this delivery.
     called: bool,
-    stay: &'a mut Stay,
-    slot: &'a mut Slot,
+    stay: &'a mut CommandSpan,
+    slot: &'a mut Permit,
 }
 
 /// No call can be made in time.
 struct NoCall;
 
-impl Job<'_> {
-    async fn run(mut self, cut: &mut Cut) -> Worked {
+impl CommandJob<'_> {
+    async fn run(mut self, cut: &mut CancelSignal) -> Worked {
         let limits = self.limits;
-        let mut step = self.carried.progress.begin(limits, Timestamp::now());
+        let mut step = self.carried.progress.start(limits, Timestamp::now());
         loop {
             step = match step {
-                Step::Ask { after, question } => {
+                Step::Send { after, operation: question } => {
                     // Only trouble costs: what a redelivery or a refusal asks further is no retry.
                     let retry = std::mem::take(&mut self.troubled);
                     // Nor may many in trouble hold the slots of those that nothing is wrong with.
@@ -594,67 +605,71 @@ impl Job<'_> {
                     // fails itself must not keep the circuit open for all.
                     if retry
                         && self.tools.breaker.state() != State::Closed
-                        && let Some(aside) = self.carried.progress.step_aside(limits)
+                        && let Some(aside) = self.carried.progress.delay_unaged(limits)
                     {
                         step = aside;
                         continue;
                     }
                     let crowded = !self.carried.evidence.is_empty() && self.tools.pacer.is_crowded();
-                    if (retry && !self.tools.budget.spend() || crowded)
-                        && !limits.tiers.is_empty()
-                        && let Some(put_away) = self.carried.progress.defer(limits, Timestamp::now())
+                    if (retry && !self.tools.budget.try_spend() || crowded)
+                        && !limits.delays.is_empty()
+                        && let Some(put_away) = self.carried.progress.delay(limits, Timestamp::now())
                     {
                         step = put_away;
                         continue;
                     }
                     match self.ask(after, question, cut).await {
-                        Asked::Step(step) => step,
-                        Asked::Cut => {
+                        Called::Step(step) => step,
+                        Called::Cut => {
                             let headers = self.carried_headers();
-                            return Err(Interrupted::Cut(Box::new(self.delivery), headers));
+                            return Err(PublishInterrupted::Cut(Box::new(self.delivery), headers));
                         }
                     }
                 }
                 // Held here it would be asked for ever, and nobody would learn that another brand is open.
-                Step::Halt(_) if let Some(put_away) = self.carried.progress.step_aside(limits) => put_away,
+                Step::Suspend(_) if let Some(put_away) = self.carried.progress.delay_unaged(limits) => {
+                    put_away
+                }
                 // A dead letter goes back to the others: nothing that we are at fault for is charged to it.
-                Step::Halt(_) if self.carried.progress.only_asks() => {
-                    return Err(Interrupted::Cut(Box::new(self.delivery), Vec::new()));
+                Step::Suspend(_) if self.carried.progress.is_query_only() => {
+                    return Err(PublishInterrupted::Cut(Box::new(self.delivery), Vec::new()));
                 }
                 // The breaker is open now; the next question waits for it.
-                Step::Halt(_) => self.carried.progress.resume(limits, Timestamp::now()),
-                Step::Defer { tier } => return Box::pin(self.put_away(tier, Aside::Unsettled, cut)).await,
+                Step::Suspend(_) => self.carried.progress.resume(limits, Timestamp::now()),
+                Step::Delay { queue: tier } => {
+                    return Box::pin(self.delay(tier, DelayReason::Unsettled, cut)).await;
+                }
                 Step::Finish(outcome) => return Box::pin(self.finish(outcome, cut)).await,
             };
         }
     }
 
     /// Waits, asks, judges. The waiting can be cut short, the asking not.
-    async fn ask(&mut self, after: Duration, question: Question, cut: &mut Cut) -> Asked {
+    async fn ask(&mut self, after: Duration, question: Operation, cut: &mut CancelSignal) -> Called {
         let tools = self.tools;
         let rank = match question {
-            Question::Inquire => Rank::Inquiry,
-            Question::Redeem if self.carried.evidence.is_empty() => Rank::First,
-            Question::Redeem => Rank::Again,
+            Operation::Query => Priority::Inquiry,
+            Operation::Redeem if self.carried.evidence.is_empty() => Priority::First,
+            Operation::Redeem => Priority::Again,
         };
-        if let Some(aside) = self.kept_out(question) {
-            return Asked::Step(aside);
+        if let Some(aside) = self.record_denied(question) {
+            return Called::Step(aside);
         }
         let progress = &mut self.carried.progress;
-        if self.hurried
+        if self.calls_held_back
             && !after.is_zero()
-            && let Some(end) = progress.give_up(self.limits, Timestamp::now())
+            && let Some(end) = progress.expire(self.limits, Timestamp::now())
         {
             // What it would wait for is a query that cannot be made.
-            return Asked::Step(end);
+            return Called::Step(end);
         }
-        let late_at = progress.deadline.saturating_add(self.limits.settling).unwrap_or(Timestamp::MAX);
+        let late_at = progress.deadline.saturating_add(self.limits.query_delay).unwrap_or(Timestamp::MAX);
         // What has looked at its coupon goes on to the use: where each looked and gave way to the next, no use would ever
         // show whether uses are accepted again.
-        let (hurried, in_process_max) = (self.hurried && !self.called, self.limits.in_process_max);
+        let (hurried, in_process_max) = (self.calls_held_back && !self.called, self.limits.in_process_max);
         let slot = &mut *self.slot;
         let hold = async {
-            slot.rest(after).await;
+            slot.release_while(after).await;
             let mut held_back = Duration::ZERO;
             loop {
                 // Past its deadline a command has waited long enough: it takes the call that can be made now, or none.
@@ -664,26 +679,26 @@ impl Job<'_> {
                     true if hurried => Duration::ZERO,
                     // Where calls are tried one by one, each may be the one that finds out.
                     false if hurried && matches!(tools.breaker.state(), State::Open { .. }) => Duration::ZERO,
-                    true => LATE_PATIENCE,
+                    true => LATE_CIRCUIT_WAIT,
                     false => in_process_max,
                 };
                 let asked_at = Instant::now();
-                let pass = timeout(patience, tools.breaker.pass()).await.map_err(|_| NoCall)?;
+                let pass = timeout(patience, tools.breaker.acquire()).await.map_err(|_| NoCall)?;
                 held_back += asked_at.elapsed();
                 let queued_at = Instant::now();
                 let its_turn = match late {
-                    true => tools.pacer.turn_within(rank, LATE_TURN).await,
+                    true => tools.pacer.acquire_within(rank, LATE_PERMIT_WAIT).await,
                     false => {
-                        let patience = left.unsigned_abs().saturating_add(LATE_TURN);
-                        timeout(patience, tools.pacer.turn(rank)).await.is_ok()
+                        let patience = left.unsigned_abs().saturating_add(LATE_PERMIT_WAIT);
+                        timeout(patience, tools.pacer.acquire(rank)).await.is_ok()
                     }
                 };
                 if !its_turn {
                     return Err(NoCall);
                 }
-                tools.metrics.turned(queued_at.elapsed());
+                tools.metrics.record_heartbeat(queued_at.elapsed());
                 // Those who waited for their turn while it opened must not go all the same.
-                if pass.holds() {
+                if pass.is_open_for() {
                     return Ok((pass, held_back));
                 }
             }
@@ -691,31 +706,33 @@ impl Job<'_> {
         let pass = tokio::select! {
             // First, and not by chance: the connection may be gone, and the command in other hands.
             biased;
-            _ = cut.wait_for(|now| *now) => return Asked::Cut,
+            _ = cut.wait_for(|now| *now) => return Called::Cut,
             pass = hold => pass,
         };
         let now = Timestamp::now();
         let Ok((pass, held_back)) = pass else {
             // Calls are held back for longer than a slot may be held.
             let progress = &mut self.carried.progress;
-            let step = progress.give_up(self.limits, now);
-            if step.is_none() && progress.only_asks() {
-                return Asked::Cut;
+            let step = progress.expire(self.limits, now);
+            if step.is_none() && progress.is_query_only() {
+                return Called::Cut;
             }
-            let step = step.or_else(|| progress.defer(self.limits, now));
-            return Asked::Step(step.unwrap_or_else(|| progress.resume(self.limits, now)));
+            let step = step.or_else(|| progress.delay(self.limits, now));
+            return Called::Step(step.unwrap_or_else(|| progress.resume(self.limits, now)));
         };
         // Its brand may have denied another command meanwhile.
-        if let Some(aside) = self.kept_out(question) {
-            return Asked::Step(aside);
+        if let Some(aside) = self.record_denied(question) {
+            return Called::Step(aside);
         }
-        if question == Question::Redeem && self.carried.progress.is_overtaken(held_back > LOOK_HOLDS, now) {
-            return Asked::Step(self.carried.progress.resume(self.limits, now));
+        if question == Operation::Redeem
+            && self.carried.progress.is_overtaken(held_back > QUERY_VALID_FOR, now)
+        {
+            return Called::Step(self.carried.progress.resume(self.limits, now));
         }
         // Once for a command: what comes back from a wait queue, or from whoever held it before, earned already. It would
         // make of an outage ever more retries.
         if self.carried.evidence.is_empty() && !self.delivery.redelivered() {
-            tools.budget.earn();
+            tools.budget.record_first_attempt();
         }
         self.called = true;
         let mut leg = self.stay.ask(question.as_str());
@@ -724,77 +741,83 @@ impl Job<'_> {
         let (client, failed_at) = (&tools.client, self.failed_at.take());
         let traceparent = leg.traceparent();
         let asking =
-            client.ask_elsewhere(failed_at, question, &self.prepared, traceparent, now, nonce, chance);
-        let heard = kill_point::during(KillPoint::Sent, asking).await;
-        kill_point::reached(KillPoint::Answered);
+            client.send_to_other_host(failed_at, question, &self.prepared, traceparent, now, nonce, chance);
+        let heard = kill_point::during(Failpoint::Sent, asking).await;
+        kill_point::reached(Failpoint::Answered);
         let verdict = self.judge(question, &heard, asked_at);
-        if let Verdict::Stop(_) = verdict {
-            let stopped_by = StoppedBy::new(&heard);
+        if let Verdict::Suspended(_) = verdict {
+            let stopped_by = SuspendedBy::new(&heard);
             *tools.stopped_by.lock().unwrap_or_else(PoisonError::into_inner) = stopped_by;
         }
-        let sign = Sign::of(question, &verdict);
+        let sign = CallSignal::of(question, &verdict);
         pass.report(question, sign);
         self.classify(&heard, sign, asked_at);
         self.failed_at = heard.failed_at();
-        self.troubled = matches!(verdict, Verdict::NotAccepted(_) | Verdict::NotSent | Verdict::Unsure(_));
-        tell(&mut leg, &heard, &verdict);
+        self.troubled = matches!(verdict, Verdict::NotAccepted(_) | Verdict::NotSent | Verdict::Unknown(_));
+        record_call_span(&mut leg, &heard, &verdict);
         drop(leg);
         self.note(question, &heard, &verdict, now);
-        let Carried { progress, .. } = &mut self.carried;
-        let step =
-            progress.follow(question, heard.reply, verdict, self.limits, Timestamp::now(), rand::random());
-        Asked::Step(step)
+        let Restored { progress, .. } = &mut self.carried;
+        let step = progress.follow_verdict(
+            question,
+            heard.reply,
+            verdict,
+            self.limits,
+            Timestamp::now(),
+            rand::random(),
+        );
+        Called::Step(step)
     }
 
     /// Tells the rate limiter, the metrics and the log what came of a call.
-    fn classify(&self, heard: &Heard, sign: Sign, asked_at: Instant) {
+    fn classify(&self, heard: &CallOutcome, sign: CallSignal, asked_at: Instant) {
         let status = match &heard.reply {
-            Reply::Answered(answer) => Some(answer.status),
-            Reply::NotSent(_) | Reply::Lost(_) => None,
+            CallResult::Response(answer) => Some(answer.status),
+            CallResult::NotSent(_) | CallResult::NoResponse(_) => None,
         };
         let class = ResponseClass::of(status, sign);
         if status.is_some() {
             let again = self.carried.evidence.iter().any(|evidence| evidence.status == Some(429));
             self.tools.pacer.record(asked_at, class == ResponseClass::Throttled, again);
         }
-        self.tools.metrics.responded(class);
+        self.tools.metrics.record_response(class);
         self.tools.responses.record(class, heard, Instant::now());
     }
 
     /// The way of a command whose brand has just denied us a use: aside, without a call, until one of its commands has
     /// tried again. Nor is it worth a look then whether the use may go out; a look for another end is.
-    fn kept_out(&mut self, question: Question) -> Option<Step> {
-        let Progress { belief, deadline, .. } = self.carried.progress;
+    fn record_denied(&mut self, question: Operation) -> Option<Step> {
+        let Progress { effect: belief, deadline, .. } = self.carried.progress;
         let for_a_use =
-            question == Question::Redeem || belief == Belief::Clear && Timestamp::now() < deadline;
+            question == Operation::Redeem || belief == EffectState::NoEffect && Timestamp::now() < deadline;
         let brand = self.redemption.brand_id.as_str();
         if !for_a_use || self.tools.brands.may_try(brand, Instant::now()) {
             return None;
         }
-        self.carried.progress.step_aside(self.limits)
+        self.carried.progress.delay_unaged(self.limits)
     }
 
-    fn judge(&self, question: Question, heard: &Heard, asked_at: Instant) -> Verdict {
-        let verdict = self.carried.progress.judge(question, &heard.reply, &self.redemption);
+    fn judge(&self, question: Operation, heard: &CallOutcome, asked_at: Instant) -> Verdict {
+        let verdict = self.carried.progress.advance(question, &heard.reply, &self.redemption);
         let (brands, brand) = (&self.tools.brands, self.redemption.brand_id.as_str());
         // That a brand lets us look, or does not, says nothing about whether we may redeem: rights go interface by
         // interface.
         let verdict = self.judge_cause(question, heard, verdict, asked_at);
-        if question == Question::Inquire {
+        if question == Operation::Query {
             return verdict;
         }
         match verdict {
-            Verdict::NotAuthorised => match brands.deny(brand, Instant::now()) {
+            Verdict::NotAuthorized => match brands.deny(brand, Instant::now()) {
                 Denial::BrandAlone => verdict,
-                Denial::Unclear => Verdict::NotAccepted(Declined::NotAuthorised),
-                Denial::Everywhere => Verdict::Stop(verdict::Fault::Unauthorised),
+                Denial::Unclear => Verdict::NotAccepted(NotAccepted::NotAuthorized),
+                Denial::Everywhere => Verdict::Suspended(verdict::SuspendReason::Unauthorised),
             },
             Verdict::Redeemed => {
                 brands.let_in(brand, asked_at);
                 verdict
             }
             // What is wrong with a parameter may be found before rights are looked at.
-            Verdict::Objected { reason, .. } if reason.is_about_the_coupon() => {
+            Verdict::Rejected { reason, .. } if reason.is_about_the_coupon() => {
                 brands.let_in(brand, asked_at);
                 verdict
             }
@@ -803,29 +826,35 @@ impl Job<'_> {
     }
 
     /// A signed rejection that may be about what stands in the head of every call is not charged to the command.
-    fn judge_cause(&self, question: Question, heard: &Heard, verdict: Verdict, asked_at: Instant) -> Verdict {
+    fn judge_cause(
+        &self,
+        question: Operation,
+        heard: &CallOutcome,
+        verdict: Verdict,
+        asked_at: Instant,
+    ) -> Verdict {
         let mut rejections = self.tools.rejections.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        match (unexplained(heard, &verdict), question) {
-            (Some(Unexplained::Headers), _) => Verdict::Stop(verdict::Fault::Rejected),
-            (Some(Unexplained::By(rejection)), Question::Inquire) => {
+        match (unexplained_rejection(heard, &verdict), question) {
+            (Some(UnexplainedRejection::Headers), _) => Verdict::Suspended(verdict::SuspendReason::Rejected),
+            (Some(UnexplainedRejection::By(rejection)), Operation::Query) => {
                 match rejections.is_common(&rejection, now) {
-                    true => Verdict::Stop(verdict::Fault::Rejected),
+                    true => Verdict::Suspended(verdict::SuspendReason::Rejected),
                     false => verdict,
                 }
             }
-            (Some(Unexplained::By(rejection)), Question::Redeem) => {
+            (Some(UnexplainedRejection::By(rejection)), Operation::Redeem) => {
                 match rejections.reject(rejection, &self.redemption, now) {
                     common_rejection::Cause::Command => verdict,
                     // A look at the coupon shows whether calls are accepted at all, and lets the body go out again.
-                    common_rejection::Cause::Unclear => Verdict::Unsure(Doubt::Unexpected),
-                    common_rejection::Cause::Common => Verdict::Stop(verdict::Fault::Rejected),
+                    common_rejection::Cause::Unclear => Verdict::Unknown(UnknownCause::Unexpected),
+                    common_rejection::Cause::Common => Verdict::Suspended(verdict::SuspendReason::Rejected),
                 }
             }
             (None, _) => {
                 if matches!(
                     verdict,
-                    Verdict::Redeemed | Verdict::Refused(_) | Verdict::NotExecuted | Verdict::Objected { .. }
+                    Verdict::Redeemed | Verdict::Refused(_) | Verdict::NotExecuted | Verdict::Rejected { .. }
                 ) {
                     rejections.accept(asked_at);
                 }
@@ -835,24 +864,24 @@ impl Job<'_> {
     }
 
     /// Counts and remembers one attempt.
-    fn note(&mut self, question: Question, heard: &Heard, verdict: &Verdict, at: Timestamp) {
+    fn note(&mut self, question: Operation, heard: &CallOutcome, verdict: &Verdict, at: Timestamp) {
         let tools = self.tools;
-        tools.metrics.attempted(question, verdict, heard.took);
+        tools.metrics.record_attempt(question, verdict, heard.took);
         if let Some(skew) = heard.clock_skew {
             tools.metrics.clock_skew(skew.as_secs_f64());
         }
         let answer = match &heard.reply {
-            Reply::Answered(answer) => Some(answer),
-            Reply::NotSent(_) | Reply::Lost(_) => None,
+            CallResult::Response(answer) => Some(answer),
+            CallResult::NotSent(_) | CallResult::NoResponse(_) => None,
         };
         match answer.map(|answer| answer.authenticity) {
-            Some(Authenticity::Unconvincing(flaw)) => tools.metrics.flawed(flaw),
-            Some(Authenticity::Unsigned) => tools.metrics.unsigned(),
+            Some(Authenticity::Invalid(flaw)) => tools.metrics.record_signature_flaw(flaw),
+            Some(Authenticity::Unsigned) => tools.metrics.record_unsigned(),
             Some(Authenticity::Verified) | None => {}
         }
         let evidence = Evidence {
             at,
-            question: question.as_str().to_owned(),
+            operation: question.as_str().to_owned(),
             host: heard.host_name.clone(),
             status: answer.map(|answer| answer.status),
             request_id: answer.and_then(|answer| answer.request_id.as_deref()).map(str::to_owned),
@@ -877,113 +906,115 @@ impl Job<'_> {
 
     /// What a command that is handed back carries: nothing where nobody has called about it yet.
     fn carried_headers(&mut self) -> Vec<(&'static str, String)> {
-        let Carried { progress, evidence } = &mut self.carried;
+        let Restored { progress, evidence } = &mut self.carried;
         if evidence.is_empty() && progress.attempts == 0 {
             return Vec::new();
         }
         // It has not waited in a delay queue.
-        progress.step_aside(self.limits);
+        progress.delay_unaged(self.limits);
         let mut headers = copy::write(progress, evidence, self.prepared.body_sha256());
-        trace(&mut headers, self.stay);
+        push_trace_headers(&mut headers, self.stay);
         headers
     }
 
-    async fn put_away(mut self, tier: usize, why: Aside, cut: &Cut) -> Worked {
-        let Some(wait) = self.limits.tiers.get(tier).copied() else {
+    async fn delay(mut self, tier: usize, why: DelayReason, cut: &CancelSignal) -> Worked {
+        let Some(wait) = self.limits.delays.get(tier).copied() else {
             // A tier is always chosen from this very list.
             let headers = self.carried_headers();
-            return Err(Interrupted::Cut(Box::new(self.delivery), headers));
+            return Err(PublishInterrupted::Cut(Box::new(self.delivery), headers));
         };
-        let Carried { progress, evidence } = &self.carried;
+        let Restored { progress, evidence } = &self.carried;
         let mut headers = copy::write(progress, evidence, self.prepared.body_sha256());
-        trace(&mut headers, self.stay);
+        push_trace_headers(&mut headers, self.stay);
         let copy = Outgoing::Copy(wait, &headers);
         let leg = self.stay.publish(Message::Copy.as_str());
-        let means = Means { tools: self.tools, publisher: self.publisher, cut, dead_letter: false };
+        let means =
+            PublishingContext { tools: self.tools, publisher: self.publisher, cut, dead_letter: false };
         let proof = match publish(means.publishing(), &self.delivery, copy, leg).await {
             Ok(proof) => proof,
             Err(why) => {
                 let headers = headers.clone();
-                return Err(why.of(self.delivery, headers));
+                return Err(why.into_worked(self.delivery, headers));
             }
         };
-        self.tools.metrics.deferred(&wait_name(wait), why);
+        self.tools.metrics.record_delayed(&delay_name(wait), why);
         info!(
             out_request_no = %self.redemption.out_request_no,
             coupon = %Short(self.redemption.coupon_code.as_str()),
             openid = %Short(self.redemption.openid.as_str()),
             brand_id = %self.redemption.brand_id,
             attempts = progress.attempts,
-            belief = progress.belief.to_words(),
+            belief = progress.effect.to_header(),
             why = why.as_str(),
             wait_s = wait.as_secs(),
             trace_id = self.stay.trace_id(),
             "deferred: not settled yet, asked again later"
         );
-        Ok((Settling::Deferred, self.delivery, proof))
+        Ok((Settlement::Deferred, self.delivery, proof))
     }
 
-    async fn finish(self, outcome: Outcome, cut: &Cut) -> Worked {
-        let means = Means { tools: self.tools, publisher: self.publisher, cut, dead_letter: false };
+    async fn finish(self, outcome: Outcome, cut: &CancelSignal) -> Worked {
+        let means =
+            PublishingContext { tools: self.tools, publisher: self.publisher, cut, dead_letter: false };
         let now = Timestamp::now();
         let leg = self.stay.publish(Message::Event.as_str());
-        let Carried { progress, evidence } = &self.carried;
-        let told = telling(self.tools, &leg, now, progress.attempts, evidence);
-        let event = event::tell(&self.redemption, &outcome, told);
-        let only_asks = progress.only_asks();
+        let Restored { progress, evidence } = &self.carried;
+        let told = event_context(self.tools, &leg, now, progress.attempts, evidence);
+        let event = event::encode(&self.redemption, &outcome, told);
+        let only_asks = progress.is_query_only();
         let held_max =
             if only_asks { self.tools.refused_max } else { self.tools.event_held_max(self.limits) };
         let context = means.publishing();
         let told = publish_within(context, &self.delivery, Outgoing::Event(&event), leg, held_max).await?;
         if told.is_none() && only_asks {
-            let headers = if *cut.borrow() { Vec::new() } else { dead_again(&self.delivery) };
-            return Err(Interrupted::Cut(Box::new(self.delivery), headers));
+            let headers = if *cut.borrow() { Vec::new() } else { dead_letter_retry_headers(&self.delivery) };
+            return Err(PublishInterrupted::Cut(Box::new(self.delivery), headers));
         }
-        let Some(mut proof) = told else { return Box::pin(self.put_away_untold(outcome, cut)).await };
+        let Some(mut proof) = told else { return Box::pin(self.delay_unpublished(outcome, cut)).await };
         let Self { tools, redemption, delivery, carried, stay, prepared, .. } = self;
-        let Carried { progress, evidence } = carried;
+        let Restored { progress, evidence } = carried;
         if let Outcome::Unresolved { reason, .. } = &outcome {
             let mut headers = copy::write(&progress, &evidence, prepared.body_sha256());
-            trace(&mut headers, stay);
+            push_trace_headers(&mut headers, stay);
             let park = Outgoing::Parked(*reason, now, &headers);
             let leg = stay.publish(Message::Parked.as_str());
             proof = match Box::pin(publish(context, &delivery, park, leg)).await {
-                Ok(parked) => proof.and(parked),
-                Err(why) => return Err(why.of(delivery, headers)),
+                Ok(parked) => proof.join(parked),
+                Err(why) => return Err(why.into_worked(delivery, headers)),
             };
         }
         // The time in the command queue counts, where its sender has told when that began.
         let (sent, now) = (delivery.sent_by(), Timestamp::now());
         let age = now.duration_since(age_begins(sent, progress.first_seen, now, tools.horizon.furthest));
-        tools.metrics.ended(&outcome, Some(age.unsigned_abs()));
-        stay.note("redemption.outcome", outcome.kind().as_str());
+        tools.metrics.record_outcome(&outcome, Some(age.unsigned_abs()));
+        stay.set_attribute("redemption.outcome", outcome.kind().as_str());
         if let Some(reason) = outcome.reason() {
-            stay.note("redemption.reason", reason.as_str());
+            stay.set_attribute("redemption.reason", reason.as_str());
         }
-        stay.note("redemption.attempts", i64::from(progress.attempts));
-        log(&redemption, &outcome, &progress, &evidence, age, stay.trace_id());
+        stay.set_attribute("redemption.attempts", i64::from(progress.attempts));
+        log_outcome(&redemption, &outcome, &progress, &evidence, age, stay.trace_id());
         // A rejection for it may also be an earlier use of ours under another body; an outcome is not.
-        if let Outcome::Refused { reason: Reason::InvalidParameter, objection, .. } = &outcome {
+        if let Outcome::Refused { reason: Reason::InvalidParameter, rejection: objection, .. } = &outcome {
             error!(
                 out_request_no = %redemption.out_request_no,
                 request_id = objection.as_ref().and_then(|words| words.request_id.as_deref()),
                 "defect: the provider calls a parameter wrong that our own check let pass"
             );
         }
-        Ok((Settling::Ended, delivery, proof))
+        Ok((Settlement::Ended, delivery, proof))
     }
 
     /// The broker refused the event for as long as a delivery is held for it: a longer stay would end with a channel
     /// that the broker closes, and one of these after the other with a command that the broker parks, untold. A copy
     /// asks again what became of the coupon when it is back, and tells that.
-    async fn put_away_untold(mut self, outcome: Outcome, cut: &Cut) -> Worked {
+    async fn delay_unpublished(mut self, outcome: Outcome, cut: &CancelSignal) -> Worked {
         self.carried.progress.forget_outcome(&outcome);
-        self.put_away(0, Aside::Untold, cut).await
+        self.delay(0, DelayReason::EventRejected, cut).await
     }
 }
 
 /// A signed rejection that no part of the command explains.
-enum Unexplained {
+enum UnexplainedRejection {
     /// The provider names a header.
     Headers,
     /// It names nothing.
@@ -992,42 +1023,42 @@ enum Unexplained {
 
 /// Whether a rejection may be about every call. One that names a field, or whose number gives a reason of its own, is the
 /// command's.
-fn unexplained(heard: &Heard, verdict: &Verdict) -> Option<Unexplained> {
-    let (Reply::Answered(answer), Verdict::Objected { reason, .. }) = (&heard.reply, verdict) else {
+fn unexplained_rejection(heard: &CallOutcome, verdict: &Verdict) -> Option<UnexplainedRejection> {
+    let (CallResult::Response(answer), Verdict::Rejected { reason, .. }) = (&heard.reply, verdict) else {
         return None;
     };
     if heard.detail.as_ref().is_some_and(|detail| detail.is_about_our_headers()) {
-        return Some(Unexplained::Headers);
+        return Some(UnexplainedRejection::Headers);
     }
     let names_a_field = heard.detail.as_ref().is_some_and(|detail| detail.names_a_field());
     let says_nothing = matches!(reason, Reason::InvalidParameter | Reason::Rejected);
     (says_nothing && !names_a_field).then(|| {
         let code = answer.code.clone().unwrap_or_default();
-        Unexplained::By(Rejection { status: answer.status, code, sub_code: answer.sub_code })
+        UnexplainedRejection::By(Rejection { status: answer.status, code, sub_code: answer.sub_code })
     })
 }
 
 #[allow(clippy::large_enum_variant, reason = "nearly always a step, and it lives no longer than its match")]
-enum Asked {
+enum Called {
     Step(Step),
     Cut,
 }
 
 /// Tells a collector of one attempt.
-fn tell(leg: &mut Leg, heard: &Heard, verdict: &Verdict) {
-    leg.note("server.address", heard.host_name.clone());
-    leg.note("redemption.verdict", verdict.as_str());
+fn record_call_span(leg: &mut ChildSpan, heard: &CallOutcome, verdict: &Verdict) {
+    leg.set_attribute("server.address", heard.host_name.clone());
+    leg.set_attribute("redemption.verdict", verdict.as_str());
     match &heard.reply {
-        Reply::Answered(answer) => {
-            leg.note("http.response.status_code", i64::from(answer.status));
+        CallResult::Response(answer) => {
+            leg.set_attribute("http.response.status_code", i64::from(answer.status));
             if let Some(id) = &answer.request_id {
-                leg.note("redemption.request_id", id.to_string());
+                leg.set_attribute("redemption.request_id", id.to_string());
             }
             if answer.status >= 400 {
                 leg.failed(&format!("status {}", answer.status));
             }
         }
-        Reply::NotSent(_) | Reply::Lost(_) => {
+        CallResult::NotSent(_) | CallResult::NoResponse(_) => {
             leg.failed(heard.trouble.as_deref().unwrap_or("no whole answer"))
         }
     }
@@ -1037,26 +1068,26 @@ fn tell(leg: &mut Leg, heard: &Heard, verdict: &Verdict) {
 const DEAD_PAUSES: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
 
 /// What a dead letter carries whose event was not taken: that is tried again after a pause, and each try takes a query.
-fn dead_again(delivery: &Delivery) -> Vec<(&'static str, String)> {
+fn dead_letter_retry_headers(delivery: &Delivery) -> Vec<(&'static str, String)> {
     let tries = delivery.dead_tries();
-    let at = Timestamp::now().saturating_add(dead_pause(tries)).unwrap_or(Timestamp::MAX);
+    let at = Timestamp::now().saturating_add(dead_letter_pause(tries)).unwrap_or(Timestamp::MAX);
     vec![(DEAD_TRIES, tries.saturating_add(1).to_string()), (DEAD_AGAIN, at.to_string())]
 }
 
 /// Doubled with each try before.
-fn dead_pause(tries: u32) -> Duration {
+fn dead_letter_pause(tries: u32) -> Duration {
     let (first, longest) = DEAD_PAUSES;
     first.saturating_mul(1 << tries.min(16)).min(longest)
 }
 
 /// Whether the event of a dead letter is to be tried later. A time that lies further ahead than we ever set it is forged.
-pub fn is_to_wait(delivery: &Delivery, now: Timestamp) -> bool {
+pub fn is_retry_pending(delivery: &Delivery, now: Timestamp) -> bool {
     let latest = now.saturating_add(DEAD_PAUSES.1).unwrap_or(Timestamp::MAX);
     delivery.dead_again().is_some_and(|at| now < at && at <= latest)
 }
 
 /// What a copy carries of the trace that it belongs to.
-fn trace(headers: &mut Vec<(&'static str, String)>, stay: &Stay) {
+fn push_trace_headers(headers: &mut Vec<(&'static str, String)>, stay: &CommandSpan) {
     if let Some((command, here)) = stay.carried() {
         headers.push(("traceparent", command));
         headers.push((copy::TRACE, here));
@@ -1064,7 +1095,7 @@ fn trace(headers: &mut Vec<(&'static str, String)>, stay: &Stay) {
 }
 
 /// The one line of a settled command.
-fn log(
+fn log_outcome(
     redemption: &Redemption,
     outcome: &Outcome,
     progress: &Progress,
@@ -1107,12 +1138,12 @@ pub struct Brands(Mutex<BrandAccess>);
 
 /// How long calls may be held back between the look at a coupon and the use that it permits: whoever else holds the
 /// command may send one meanwhile.
-const LOOK_HOLDS: Duration = Duration::from_millis(50);
+const QUERY_VALID_FOR: Duration = Duration::from_millis(50);
 /// How long a command that is past its deadline waits for the circuit to let a call pass.
-const LATE_PATIENCE: Duration = Duration::from_millis(50);
+const LATE_CIRCUIT_WAIT: Duration = Duration::from_millis(50);
 /// How long such a command then waits for its turn in the rate. With two calls of 15 s, what may be under way before the
 /// first of them, and the query delay between them, its event is out within a minute of the deadline.
-const LATE_TURN: Duration = Duration::from_secs(3);
+const LATE_PERMIT_WAIT: Duration = Duration::from_secs(3);
 
 impl Brands {
     fn access(&self) -> MutexGuard<'_, BrandAccess> {
@@ -1120,11 +1151,11 @@ impl Brands {
     }
 
     fn let_in(&self, brand: &str, asked_at: Instant) {
-        self.access().let_in(brand, asked_at);
+        self.access().record_allowed(brand, asked_at);
     }
 
     fn deny(&self, brand: &str, now: Instant) -> Denial {
-        self.access().deny(brand, now)
+        self.access().record_denied(brand, now)
     }
 
     fn may_try(&self, brand: &str, now: Instant) -> bool {
@@ -1150,7 +1181,7 @@ fn age_begins(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verdict::Answer;
+    use crate::verdict::Response;
 
     #[test]
     fn forged_time_of_sending_makes_no_age() {
@@ -1173,13 +1204,13 @@ mod tests {
 
     #[test]
     fn pauses_of_a_dead_letter_double_up_to_ten_minutes() {
-        let pauses = [0, 1, 2, 5, 6, 7, u32::MAX].map(|tries| dead_pause(tries).as_secs());
+        let pauses = [0, 1, 2, 5, 6, 7, u32::MAX].map(|tries| dead_letter_pause(tries).as_secs());
         assert_eq!(pauses, [10, 20, 40, 320, 600, 600, 600]);
     }
 
     #[test]
     fn what_stopped_us_is_told_in_few_words_that_break_no_line() {
-        let answer = |code: Option<&str>, message: Option<&str>| Answer {
+        let answer = |code: Option<&str>, message: Option<&str>| Response {
             status: 401,
             authenticity: Authenticity::Unsigned,
             code: code.map(Into::into),
@@ -1194,13 +1225,13 @@ mod tests {
             let (serial, took, trouble) = (None, Duration::ZERO, None);
             let (detail, unbelieved) = (None, None);
             let heard =
-                Heard { reply, host, host_name, serial, clock_skew, took, trouble, detail, unbelieved };
-            let StoppedBy { said, clock_skew } = StoppedBy::new(&heard);
+                CallOutcome { reply, host, host_name, serial, clock_skew, took, trouble, detail, unbelieved };
+            let SuspendedBy { said, clock_skew } = SuspendedBy::new(&heard);
             assert_eq!(clock_skew, Some(-3.0));
             said
         };
         let check = |code: Option<&str>, message: Option<&str>, expected: &str| {
-            assert_eq!(said(Reply::Answered(answer(code, message))), expected);
+            assert_eq!(said(CallResult::Response(answer(code, message))), expected);
         };
         check(Some("SIGN_ERROR"), Some("错误的签名\n\u{1b}[0m"), r"SIGN_ERROR: 错误的签名\u000a\u001b[0m");
         let with_openid = "openid=oh-394z-6CGkNoJrsDLTTUKiAnp4 is wrong";

@@ -7,20 +7,21 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
-use redeemer::attempt::{Belief, Limits, Objection, Outcome, Progress, Step};
-use redeemer::coupon::{Coupon, CouponState, Round, Trace, Usage};
+use redeemer::attempt::{EffectState, Limits, Outcome, Progress, Rejection, Step};
+use redeemer::coupon::{Coupon, CouponState, Round, Trace, UsageTrace};
 use redeemer::redemption::Redemption;
 use redeemer::verdict::{
-    Answer, Authenticity, Declined, Flaw, Lost, NotSent, Question, Reason, Reply, Verdict, judge,
+    Authenticity, CallResult, NoResponse, NotAccepted, NotSent, Operation, Reason, Response, SignatureFlaw,
+    Verdict, classify,
 };
 use redeemer::wechat::api::Prepared;
 use redeemer::wire::command;
-use redeemer::wire::copy::{self, Horizon};
+use redeemer::wire::copy::{self, DeadlineLimits};
 
 const OURS: &str = "USE_0001";
 const CODE: &str = "C0001";
-const HORIZON: Horizon =
-    Horizon { default: SignedDuration::from_hours(24), furthest: SignedDuration::from_hours(24 * 7) };
+const HORIZON: DeadlineLimits =
+    DeadlineLimits { default: SignedDuration::from_hours(24), furthest: SignedDuration::from_hours(24 * 7) };
 
 fn redemption() -> Redemption {
     let text = r#"{"openid": "oUser", "coupon_code": "C0001", "brand_id": "120344",
@@ -44,7 +45,7 @@ fn coupon(state: &str, used: Option<&str>, returned: Option<&str>) -> Coupon {
     Coupon {
         code: CODE.into(),
         state: CouponState::from_wire(state),
-        usage: Usage::Once(Trace {
+        usage: UsageTrace::Once(Trace {
             use_request_no: used.map(Into::into),
             return_request_no: returned.map(Into::into),
             return_time: None,
@@ -54,73 +55,81 @@ fn coupon(state: &str, used: Option<&str>, returned: Option<&str>) -> Coupon {
     }
 }
 
-fn answer(status: u16, authenticity: Authenticity) -> Answer {
-    Answer { status, authenticity, code: None, sub_code: None, coupon: None, message: None, request_id: None }
+fn answer(status: u16, authenticity: Authenticity) -> Response {
+    Response {
+        status,
+        authenticity,
+        code: None,
+        sub_code: None,
+        coupon: None,
+        message: None,
+        request_id: None,
+    }
 }
 
-fn says(coupon: Coupon) -> Reply {
-    Reply::Answered(Answer { coupon: Some(coupon), ..answer(200, Authenticity::Verified) })
+fn says(coupon: Coupon) -> CallResult {
+    CallResult::Response(Response { coupon: Some(coupon), ..answer(200, Authenticity::Verified) })
 }
 
-fn used_by_us() -> Reply {
+fn used_by_us() -> CallResult {
     says(coupon("USED", Some(OURS), None))
 }
 
-fn usable() -> Reply {
+fn usable() -> CallResult {
     says(coupon("EFFECTIVE", None, None))
 }
 
-fn returned() -> Reply {
+fn returned() -> CallResult {
     says(coupon("EFFECTIVE", None, Some("R1")))
 }
 
-fn in_state(state: &str) -> Reply {
+fn in_state(state: &str) -> CallResult {
     says(coupon(state, None, None))
 }
 
-fn error(status: u16, code: &str, sub_code: Option<u64>, authenticity: Authenticity) -> Reply {
-    Reply::Answered(Answer { code: Some(code.into()), sub_code, ..answer(status, authenticity) })
+fn error(status: u16, code: &str, sub_code: Option<u64>, authenticity: Authenticity) -> CallResult {
+    CallResult::Response(Response { code: Some(code.into()), sub_code, ..answer(status, authenticity) })
 }
 
-fn signed(status: u16, code: &str) -> Reply {
+fn signed(status: u16, code: &str) -> CallResult {
     error(status, code, None, Authenticity::Verified)
 }
 
-fn unsigned(status: u16, code: &str) -> Reply {
+fn unsigned(status: u16, code: &str) -> CallResult {
     error(status, code, None, Authenticity::Unsigned)
 }
 
 /// The same answer under another status, as whoever carries it may write one.
-fn under(status: u16, reply: Reply) -> Reply {
-    let Reply::Answered(answer) = reply else { panic!("{reply:?}") };
-    Reply::Answered(Answer { status, ..answer })
+fn under(status: u16, reply: CallResult) -> CallResult {
+    let CallResult::Response(answer) = reply else { panic!("{reply:?}") };
+    CallResult::Response(Response { status, ..answer })
 }
 
 /// A signed answer about a coupon that was not asked about, used under our number.
-fn about_another_coupon() -> Reply {
+fn about_another_coupon() -> CallResult {
     says(Coupon { code: "C0002".into(), ..coupon("USED", Some(OURS), None) })
 }
 
-fn used_by_another() -> Reply {
+fn used_by_another() -> CallResult {
     says(coupon("USED", Some("OTHER_1"), None))
 }
 
 /// What a copy carries where the provider has objected.
-fn objection() -> Objection {
+fn objection() -> Rejection {
     let code = Some("NOT_ENOUGH".into());
-    Objection { http_status: 403, code, sub_code: None, message: None, request_id: None }
+    Rejection { http_status: 403, code, sub_code: None, message: None, request_id: None }
 }
 
-fn cut() -> Reply {
-    Reply::Lost(Lost::Reset)
+fn cut() -> CallResult {
+    CallResult::NoResponse(NoResponse::Reset)
 }
 
-fn probe() -> Reply {
-    Reply::Answered(answer(200, Authenticity::Unconvincing(Flaw::Mismatch)))
+fn probe() -> CallResult {
+    CallResult::Response(answer(200, Authenticity::Invalid(SignatureFlaw::Mismatch)))
 }
 
-fn unreachable() -> Reply {
-    Reply::NotSent(NotSent::Connect)
+fn unreachable() -> CallResult {
+    CallResult::NotSent(NotSent::Connect)
 }
 
 // ---- the driver: a script of replies in, the steps and the outcome out
@@ -130,10 +139,10 @@ fn unreachable() -> Reply {
 enum Start {
     Fresh,
     Redelivered,
-    Copy(Belief),
-    CopyRedelivered(Belief),
+    Copy(EffectState),
+    CopyRedelivered(EffectState),
     /// A copy of which nobody knows when it was put away.
-    CopyOfNow(Belief),
+    CopyOfNow(EffectState),
 }
 
 struct Run {
@@ -159,19 +168,19 @@ impl Run {
     }
 
     /// Plays the script to its end; every reply must be used up by the time of the outcome.
-    fn play(&self, from: Start, script: &[Reply]) -> (Vec<String>, Outcome) {
+    fn play(&self, from: Start, script: &[CallResult]) -> (Vec<String>, Outcome) {
         let (told, left, outcome) = self.perform(from, script);
         assert_eq!(left, 0, "the command ended before the script: {told:?}");
         (told.clone(), outcome.unwrap_or_else(|| panic!("the script is too short: {told:?}")))
     }
 
     /// How a fresh command ends within the script, if it does.
-    fn outcome(&self, script: &[Reply]) -> Option<Outcome> {
+    fn outcome(&self, script: &[CallResult]) -> Option<Outcome> {
         self.perform(Start::Fresh, script).2
     }
 
     /// Plays the script as far as it goes: the steps, the replies that are left, and the outcome where there is one.
-    fn perform(&self, from: Start, script: &[Reply]) -> (Vec<String>, usize, Option<Outcome>) {
+    fn perform(&self, from: Start, script: &[CallResult]) -> (Vec<String>, usize, Option<Outcome>) {
         let Self { limits, time_allowed, redemption } = self;
         let mut now = start();
         let deadline = later(now, *time_allowed);
@@ -192,29 +201,29 @@ impl Run {
             }
             Start::CopyRedelivered(belief) => {
                 let mut progress = copied(belief);
-                progress.delivered_again();
+                progress.mark_redelivered();
                 progress
             }
         };
         let mut replies = script.iter();
         let mut told = Vec::new();
-        let mut step = progress.begin(limits, now);
+        let mut step = progress.start(limits, now);
         loop {
             step = match step {
-                Step::Ask { after, question } => {
+                Step::Send { after, operation: question } => {
                     told.push(format!("{}s {}", after.as_secs_f64(), question.as_str()));
                     now = later(now, after);
                     let Some(reply) = replies.next() else { return (told, 0, None) };
-                    let verdict = progress.judge(question, reply, redemption);
-                    progress.follow(question, reply.clone(), verdict, limits, now, 0.5)
+                    let verdict = progress.advance(question, reply, redemption);
+                    progress.follow_verdict(question, reply.clone(), verdict, limits, now, 0.5)
                 }
-                Step::Defer { tier } => {
-                    told.push(format!("tier {}s", limits.tiers[tier].as_secs()));
-                    now = later(now, limits.tiers[tier]);
+                Step::Delay { queue: tier } => {
+                    told.push(format!("tier {}s", limits.delays[tier].as_secs()));
+                    now = later(now, limits.delays[tier]);
                     progress = through_a_wait_queue(&progress, now);
-                    progress.begin(limits, now)
+                    progress.start(limits, now)
                 }
-                Step::Halt(fault) => {
+                Step::Suspend(fault) => {
                     told.push(format!("halt {}", fault.as_str()));
                     now = later(now, Duration::from_secs(60));
                     progress.resume(limits, now)
@@ -224,7 +233,7 @@ impl Run {
         }
     }
 
-    fn check(&self, from: Start, script: &[Reply], steps: &[&str], ending: &str) {
+    fn check(&self, from: Start, script: &[CallResult], steps: &[&str], ending: &str) {
         let (told, outcome) = self.play(from, script);
         assert_eq!(
             (told.iter().map(String::as_str).collect(), in_words(&outcome)),
@@ -245,7 +254,7 @@ fn in_words(outcome: &Outcome) -> String {
     format!("{}{reason} by {}", outcome.kind().as_str(), outcome.established_by().as_str())
 }
 
-fn check(script: &[Reply], steps: &[&str], ending: &str) {
+fn check(script: &[CallResult], steps: &[&str], ending: &str) {
     Run::default().check(Start::Fresh, script, steps, ending);
 }
 
@@ -256,17 +265,17 @@ fn check(script: &[Reply], steps: &[&str], ending: &str) {
 fn handed_back_command_looks_before_it_sends() {
     let limits = Limits::default();
     let mut progress = Progress::new(start(), later(start(), HOUR * 24), false);
-    progress.look_first();
-    let look = Step::Ask { after: Duration::ZERO, question: Question::Inquire };
-    assert_eq!(progress.begin(&limits, start()), look);
-    let verdict = progress.judge(Question::Inquire, &usable(), &redemption());
-    let next = progress.follow(Question::Inquire, usable(), verdict, &limits, start(), 0.5);
-    assert_eq!(next, Step::Ask { after: Duration::ZERO, question: Question::Redeem });
+    progress.require_query();
+    let look = Step::Send { after: Duration::ZERO, operation: Operation::Query };
+    assert_eq!(progress.start(&limits, start()), look);
+    let verdict = progress.advance(Operation::Query, &usable(), &redemption());
+    let next = progress.follow_verdict(Operation::Query, usable(), verdict, &limits, start(), 0.5);
+    assert_eq!(next, Step::Send { after: Duration::ZERO, operation: Operation::Redeem });
     let mut progress = Progress::new(start(), later(start(), HOUR * 24), false);
-    progress.look_first();
-    progress.begin(&limits, start());
-    let verdict = progress.judge(Question::Inquire, &returned(), &redemption());
-    let next = progress.follow(Question::Inquire, returned(), verdict, &limits, start(), 0.5);
+    progress.require_query();
+    progress.start(&limits, start());
+    let verdict = progress.advance(Operation::Query, &returned(), &redemption());
+    let next = progress.follow_verdict(Operation::Query, returned(), verdict, &limits, start(), 0.5);
     assert!(matches!(next, Step::Finish(Outcome::Refused { reason: Reason::ReturnedSince, .. })), "{next:?}");
 }
 
@@ -276,8 +285,8 @@ fn use_whose_deadline_passed_meanwhile_becomes_the_last_query() {
     let (limits, deadline) = (Limits::default(), later(start(), Duration::from_secs(5)));
     let mut progress = Progress::new(start(), deadline, false);
     assert_eq!(
-        progress.begin(&limits, start()),
-        Step::Ask { after: Duration::ZERO, question: Question::Redeem }
+        progress.start(&limits, start()),
+        Step::Send { after: Duration::ZERO, operation: Operation::Redeem }
     );
     let before = later(start(), Duration::from_millis(4_999));
     assert!(!progress.is_overtaken(false, before) && !progress.is_overtaken(true, before));
@@ -285,9 +294,9 @@ fn use_whose_deadline_passed_meanwhile_becomes_the_last_query() {
         assert!(progress.is_overtaken(held_back, deadline));
     }
     let last = progress.resume(&limits, deadline);
-    assert_eq!(last, Step::Ask { after: Duration::ZERO, question: Question::Inquire });
-    let mut copied = Progress::resumed(1, 1, Belief::Clear, start(), deadline, None);
-    copied.begin(&limits, start());
+    assert_eq!(last, Step::Send { after: Duration::ZERO, operation: Operation::Query });
+    let mut copied = Progress::resumed(1, 1, EffectState::NoEffect, start(), deadline, None);
+    copied.start(&limits, start());
     assert!(copied.is_overtaken(true, start()) && !copied.is_overtaken(false, start()));
 }
 
@@ -303,7 +312,7 @@ fn round_used_under_no_number_lets_no_use_out_and_no_refusal() {
         let unnamed = round("USED", None);
         let rounds = if first { vec![unnamed, beside] } else { vec![beside, unnamed] };
         let state = CouponState::from_wire(whole);
-        says(Coupon { state, usage: Usage::Rounds(rounds), ..coupon("EFFECTIVE", None, None) })
+        says(Coupon { state, usage: UsageTrace::Rounds(rounds), ..coupon("EFFECTIVE", None, None) })
     };
     for (whole, beside) in [
         ("EFFECTIVE", round("EFFECTIVE", None)),
@@ -328,7 +337,7 @@ fn early_look_at_a_coupon_that_is_gone_lets_no_use_out() {
     for state in ["EXPIRED", "DELETED", "DEACTIVATED"] {
         let gone = || says(coupon(state, None, Some("R1")));
         let script = [gone(), denied(), denied(), denied()];
-        let (told, _, outcome) = Run::default().perform(Start::CopyOfNow(Belief::Clear), &script);
+        let (told, _, outcome) = Run::default().perform(Start::CopyOfNow(EffectState::NoEffect), &script);
         assert!(told.iter().all(|step| !step.ends_with("redeem")), "{state} {told:?}");
         assert_eq!(outcome, None, "{state}");
     }
@@ -337,7 +346,7 @@ fn early_look_at_a_coupon_that_is_gone_lets_no_use_out() {
 /// What the broker dead-lettered is asked about a few times, whatever is heard, and never sent.
 #[test]
 fn dead_letters_are_only_queried_and_end_after_three_calls() {
-    let replies: [fn() -> Reply; 12] = [
+    let replies: [fn() -> CallResult; 12] = [
         used_by_us,
         usable,
         returned,
@@ -352,36 +361,36 @@ fn dead_letters_are_only_queried_and_end_after_three_calls() {
         || signed(429, "RATELIMIT_EXCEEDED"),
     ];
     let beliefs = [
-        Belief::Clear,
-        Belief::Unsure,
-        Belief::Used,
-        Belief::Objected { reason: Reason::NotUsable, doubtful: false },
-        Belief::Objected { reason: Reason::NumberConflict, doubtful: true },
+        EffectState::NoEffect,
+        EffectState::Unsure,
+        EffectState::SeenUsed,
+        EffectState::Objected { reason: Reason::NotUsable, doubtful: false },
+        EffectState::Objected { reason: Reason::NumberConflict, doubtful: true },
     ];
     // Every three replies in every order, from every belief that a retry message may carry, long over or just ended.
     for (script, belief) in (0..replies.len().pow(3)).flat_map(|nth| beliefs.map(|belief| (nth, belief))) {
         'each: for ended in [None, Some(start()), Some(later(start(), Duration::from_secs(3_600)))] {
             let mut now = later(start(), Duration::from_secs(3_600));
-            let objection = belief.objection().map(|_| objection());
+            let objection = belief.rejection().map(|_| objection());
             let mut progress = Progress::resumed(4, 1, belief, start(), later(start(), HOUR * 24), objection);
             let limits = progress.only_query(Reason::DeliveryLimit, ended, &Limits::default());
-            let mut step = progress.begin(&limits, now);
+            let mut step = progress.start(&limits, now);
             let mut calls = 0;
             let outcome = loop {
                 match step {
                     Step::Finish(outcome) => break outcome,
-                    Step::Ask { after, question } => {
-                        assert_eq!(question, Question::Inquire, "{script} {belief:?} {ended:?}");
+                    Step::Send { after, operation: question } => {
+                        assert_eq!(question, Operation::Query, "{script} {belief:?} {ended:?}");
                         now = later(now, after);
                         let nth = script / replies.len().pow(calls % 3) % replies.len();
                         let reply = replies[nth]();
                         calls += 1;
-                        let verdict = progress.judge(question, &reply, &redemption());
-                        step = progress.follow(question, reply, verdict, &limits, now, 0.5);
+                        let verdict = progress.advance(question, &reply, &redemption());
+                        step = progress.follow_verdict(question, reply, verdict, &limits, now, 0.5);
                     }
                     // It goes back to the others, and is asked about when the fault is gone.
-                    Step::Halt(_) => continue 'each,
-                    Step::Defer { .. } => panic!("{script} {belief:?} {ended:?}: {step:?}"),
+                    Step::Suspend(_) => continue 'each,
+                    Step::Delay { .. } => panic!("{script} {belief:?} {ended:?}: {step:?}"),
                 }
                 assert!(calls <= 5, "{script} {belief:?} {ended:?}: no end");
             };
@@ -396,7 +405,7 @@ fn dead_letters_are_only_queried_and_end_after_three_calls() {
 }
 
 /// Whether one of the replies that were heard is the one of this number.
-fn heard(script: usize, replies: &[fn() -> Reply], calls: u32, wanted: usize) -> bool {
+fn heard(script: usize, replies: &[fn() -> CallResult], calls: u32, wanted: usize) -> bool {
     (0..calls).any(|call| script / replies.len().pow(call % 3) % replies.len() == wanted)
 }
 
@@ -430,17 +439,17 @@ fn what_may_have_taken_effect_is_asked_about_after_the_settling_time() {
     let asked = ["0s redeem", "2s inquire"];
     for reply in [
         cut(),
-        Reply::Lost(Lost::Timeout),
-        Reply::Lost(Lost::TooLarge),
+        CallResult::NoResponse(NoResponse::Timeout),
+        CallResult::NoResponse(NoResponse::TooLarge),
         probe(),
-        Reply::Answered(answer(200, Authenticity::Unsigned)),
-        Reply::Answered(answer(202, Authenticity::Unconvincing(Flaw::UnknownSerial))),
-        Reply::Answered(answer(200, Authenticity::Unconvincing(Flaw::Stale))),
+        CallResult::Response(answer(200, Authenticity::Unsigned)),
+        CallResult::Response(answer(202, Authenticity::Invalid(SignatureFlaw::UnknownSerial))),
+        CallResult::Response(answer(200, Authenticity::Invalid(SignatureFlaw::Stale))),
         signed(500, "SYSTEM_ERROR"),
         unsigned(502, ""),
         unsigned(408, ""),
         about_another_coupon(),
-        Reply::Answered(answer(202, Authenticity::Verified)),
+        CallResult::Response(answer(202, Authenticity::Verified)),
         unsigned(429, "FREQUENCY_LIMITED"),
         unsigned(403, "RATE_LIMITED"),
         unsigned(403, "NO_AUTH"),
@@ -504,7 +513,7 @@ fn the_same_body_goes_out_again_only_after_two_settled_negatives() {
 }
 
 /// The ways in which "this number was already used" may be told: none is published.
-fn already_used() -> [Reply; 6] {
+fn already_used() -> [CallResult; 6] {
     [
         signed(400, "INVALID_REQUEST"),
         signed(400, "ALREADY_EXISTS"),
@@ -537,7 +546,7 @@ fn a_number_said_to_be_used_already_is_refused_on_two_settled_inquiries() {
             [Reason::Rejected, Reason::NumberConflict, Reason::InvalidParameter].contains(&reason),
             "a usable coupon is used by nobody: {reason:?}"
         );
-        assert!(outcome.objection().is_some());
+        assert!(outcome.rejection().is_some());
         check(&[told.clone(), used_by_another()], &slow[..2], "refused used_by_another by inquiry");
         check(&[told, in_state("DELETED"), in_state("DELETED")], &slow, "refused deleted by inquiry");
     }
@@ -585,7 +594,7 @@ fn a_coupon_seen_before_is_not_told_beside_a_later_rejection_that_denies_it() {
     let gone = |code, number| error(403, code, Some(number), Authenticity::Verified);
     // Usable when it was looked at, then rejected as deleted, and no further look is granted.
     let script = [usable(), gone("NOT_ENOUGH", 272_756_769), denied()];
-    let (_, outcome) = Run::default().play(Start::Copy(Belief::Clear), &script);
+    let (_, outcome) = Run::default().play(Start::Copy(EffectState::NoEffect), &script);
     assert_eq!(in_words(&outcome), "refused deleted by answer");
     assert_eq!(outcome.coupon(), None);
     let script = [
@@ -594,21 +603,21 @@ fn a_coupon_seen_before_is_not_told_beside_a_later_rejection_that_denies_it() {
         gone("NOT_ENOUGH", 268_578_776),
         gone("NOT_ENOUGH", 268_578_776),
     ];
-    let (_, outcome) = Run::default().play(Start::Copy(Belief::Clear), &script);
+    let (_, outcome) = Run::default().play(Start::Copy(EffectState::NoEffect), &script);
     assert_eq!(in_words(&outcome), "refused expired by inquiry");
     assert_eq!(outcome.coupon(), None);
 }
 
 #[test]
 fn a_clock_that_is_set_back_makes_no_wait_longer() {
-    let limits = Limits { tiers: vec![], ..Limits::default() };
+    let limits = Limits { delays: vec![], ..Limits::default() };
     let (now, deadline) = (start(), later(start(), Duration::from_secs(864_000)));
     let mut progress = Progress::new(now, deadline, true);
-    progress.begin(&limits, now);
+    progress.start(&limits, now);
     let back = now.saturating_sub(SignedDuration::from_hours(5)).unwrap();
-    let verdict = judge(Question::Inquire, &usable(), &redemption());
-    let step = progress.follow(Question::Inquire, usable(), verdict, &limits, back, 0.5);
-    assert_eq!(step, Step::Ask { after: Duration::from_secs(17), question: Question::Inquire });
+    let verdict = classify(Operation::Query, &usable(), &redemption());
+    let step = progress.follow_verdict(Operation::Query, usable(), verdict, &limits, back, 0.5);
+    assert_eq!(step, Step::Send { after: Duration::from_secs(17), operation: Operation::Query });
 }
 
 #[test]
@@ -647,7 +656,7 @@ fn signed_look_confirms_no_rejection_that_was_not_believed() {
     let unbelieved = [
         error(400, "INVALID_REQUEST", Some(268_578_704), Authenticity::Unsigned),
         error(500, "INVALID_REQUEST", Some(268_578_704), Authenticity::Unsigned),
-        error(400, "INVALID_REQUEST", Some(268_578_704), Authenticity::Unconvincing(Flaw::Mismatch)),
+        error(400, "INVALID_REQUEST", Some(268_578_704), Authenticity::Invalid(SignatureFlaw::Mismatch)),
     ];
     let twin = || error(400, "INVALID_REQUEST", Some(268_578_704), Authenticity::Verified);
     for first in unbelieved {
@@ -682,7 +691,7 @@ fn a_signed_refusal_after_a_doubt_stands_on_two_settled_inquiries() {
     for (last, ending) in [(usable(), "refused not_usable by inquiry"), (used_by_us(), "redeemed by inquiry")]
     {
         let script = [usable(), refusal(), usable(), last];
-        Run::default().check(Start::Copy(Belief::Clear), &script, &copied, ending);
+        Run::default().check(Start::Copy(EffectState::NoEffect), &script, &copied, ending);
     }
 }
 
@@ -691,11 +700,11 @@ fn what_may_be_in_other_hands_is_looked_at_again_after_every_wait_before_it_is_s
     let declined = || signed(429, "RATELIMIT_EXCEEDED");
     let script = [usable(), declined(), usable(), declined(), used_by_us()];
     let steps = ["0s inquire", "0s redeem", "1s inquire", "0s redeem", "2s inquire"];
-    Run::default().check(Start::Copy(Belief::Clear), &script, &steps, "redeemed by inquiry");
+    Run::default().check(Start::Copy(EffectState::NoEffect), &script, &steps, "redeemed by inquiry");
     // A look that comes to nothing permits nothing.
     let script = [usable(), declined(), cut(), usable(), used_by_us()];
     let steps = ["0s inquire", "0s redeem", "1s inquire", "2s inquire", "0s redeem"];
-    Run::default().check(Start::Copy(Belief::Clear), &script, &steps, "redeemed by answer");
+    Run::default().check(Start::Copy(EffectState::NoEffect), &script, &steps, "redeemed by answer");
     // Who alone has ever held it need not look.
     check(
         &[declined(), declined(), used_by_us()],
@@ -715,7 +724,7 @@ fn a_parameter_the_provider_calls_wrong_is_looked_at_first() {
 
 // ---- a brand that keeps us out
 
-fn denied() -> Reply {
+fn denied() -> CallResult {
     signed(403, "NO_AUTH")
 }
 
@@ -732,12 +741,12 @@ fn a_denied_use_is_refused_after_a_look_where_one_is_granted() {
 fn a_denied_look_is_no_ground_where_nothing_is_unsure() {
     let run = Run::default();
     let sent = ["0s inquire", "0s redeem"];
-    run.check(Start::Copy(Belief::Clear), &[denied(), used_by_us()], &sent, "redeemed by answer");
+    run.check(Start::Copy(EffectState::NoEffect), &[denied(), used_by_us()], &sent, "redeemed by answer");
     let steps = ["0s inquire", "0s redeem", "2s inquire"];
     let script = [denied(), signed(403, "NOT_ENOUGH"), denied()];
-    run.check(Start::Copy(Belief::Clear), &script, &steps, "refused not_usable by answer");
+    run.check(Start::Copy(EffectState::NoEffect), &script, &steps, "refused not_usable by answer");
     let script = [denied(), denied(), denied()];
-    run.check(Start::Copy(Belief::Clear), &script, &steps, "refused not_authorised by answer");
+    run.check(Start::Copy(EffectState::NoEffect), &script, &steps, "refused not_authorised by answer");
 }
 
 #[test]
@@ -766,22 +775,22 @@ fn a_brand_denied_for_a_start_makes_no_command_older() {
     let (limits, redemption) = (Limits { attempts_max: 3, ..Limits::default() }, redemption());
     let (mut now, deadline) = (start(), later(start(), Duration::from_secs(86_400)));
     let mut progress = Progress::new(now, deadline, false);
-    let verdict = Verdict::NotAccepted(Declined::NotAuthorised);
-    progress.begin(&limits, now);
+    let verdict = Verdict::NotAccepted(NotAccepted::NotAuthorized);
+    progress.start(&limits, now);
     for nth in 1..=50 {
         // The copy may look no more than redeem; the look is given up, and the redeem is denied again.
-        let step = progress.follow(Question::Redeem, denied(), verdict.clone(), &limits, now, 0.5);
-        assert_eq!(step, Step::Defer { tier: 0 });
-        now = later(now, limits.tiers[0]);
+        let step = progress.follow_verdict(Operation::Redeem, denied(), verdict.clone(), &limits, now, 0.5);
+        assert_eq!(step, Step::Delay { queue: 0 });
+        now = later(now, limits.delays[0]);
         progress = through_a_wait_queue(&progress, now);
-        assert_eq!((progress.tiers_passed, progress.belief), (0, Belief::Clear));
+        assert_eq!((progress.delays_passed, progress.effect), (0, EffectState::NoEffect));
         assert_eq!((progress.attempts, progress.suspended), (nth, nth));
-        assert!(matches!(progress.begin(&limits, now), Step::Ask { .. }));
+        assert!(matches!(progress.start(&limits, now), Step::Send { .. }));
     }
-    let step = progress.follow(
-        Question::Redeem,
+    let step = progress.follow_verdict(
+        Operation::Redeem,
         used_by_us(),
-        judge(Question::Redeem, &used_by_us(), &redemption),
+        classify(Operation::Redeem, &used_by_us(), &redemption),
         &limits,
         now,
         0.5,
@@ -808,7 +817,7 @@ fn a_fault_of_our_own_halts_and_the_same_question_follows() {
 #[test]
 fn an_inquiry_settles_what_was_unsure() {
     let asked = ["0s redeem", "2s inquire"];
-    let ends = |reply: Reply, ending: &str| check(&[cut(), reply], &asked, ending);
+    let ends = |reply: CallResult, ending: &str| check(&[cut(), reply], &asked, ending);
     ends(used_by_us(), "redeemed by inquiry");
     ends(used_by_another(), "refused used_by_another by inquiry");
     ends(returned(), "refused returned_since by inquiry");
@@ -817,7 +826,7 @@ fn an_inquiry_settles_what_was_unsure() {
 #[test]
 fn a_state_that_ends_what_was_unsure_is_seen_twice() {
     let asked = ["0s redeem", "2s inquire", "2s inquire"];
-    let ends = |reply: Reply, ending: &str| {
+    let ends = |reply: CallResult, ending: &str| {
         check(&[cut(), reply.clone(), reply.clone()], &asked, ending);
         check(&[cut(), usable(), reply.clone()], &asked, ending);
         check(&[cut(), reply.clone(), used_by_us()], &asked, "redeemed by inquiry");
@@ -843,10 +852,10 @@ fn a_sequential_coupon_is_judged_by_the_round_that_was_meant() {
             state: CouponState::from_wire(if user.is_some() { "USED" } else { "EFFECTIVE" }),
             trace: Trace { use_request_no: user.map(Into::into), ..Trace::default() },
         };
-        let usage = Usage::Rounds(used.iter().map(round).collect());
+        let usage = UsageTrace::Rounds(used.iter().map(round).collect());
         says(Coupon { usage, ..coupon("EFFECTIVE", None, None) })
     };
-    let check = |round: u32, script: &[Reply], steps: &[&str], ending: &str| {
+    let check = |round: u32, script: &[CallResult], steps: &[&str], ending: &str| {
         let redemption = Redemption { sequential_coupon_index: Some(round), ..redemption() };
         Run { redemption, ..Run::default() }.check(Start::Fresh, script, steps, ending);
     };
@@ -878,8 +887,8 @@ fn an_inquiry_that_is_not_answered_authentically_is_put_again() {
         in_state("FROZEN"),
         in_state("USED"),
         about_another_coupon(),
-        Reply::Answered(answer(200, Authenticity::Unsigned)),
-        Reply::Answered(answer(200, Authenticity::Verified)),
+        CallResult::Response(answer(200, Authenticity::Unsigned)),
+        CallResult::Response(answer(200, Authenticity::Verified)),
     ] {
         check(
             &[cut(), reply, used_by_us()],
@@ -936,7 +945,7 @@ fn a_redelivered_command_begins_with_an_early_look_at_which_only_success_counts(
             "redeemed by inquiry",
         );
     }
-    let twice = |reply: fn() -> Reply| [reply(), reply(), reply()];
+    let twice = |reply: fn() -> CallResult| [reply(), reply(), reply()];
     run.check(Start::Redelivered, &twice(returned), &steps[..4], "refused returned_since by inquiry");
     let gone = || in_state("EXPIRED");
     let script = [gone(), gone(), gone(), gone()];
@@ -944,7 +953,7 @@ fn a_redelivered_command_begins_with_an_early_look_at_which_only_success_counts(
     let script = [usable(), usable(), usable(), usable(), used_by_us()];
     run.check(Start::Redelivered, &script, &steps, "redeemed by answer");
     // Without wait queues it waits here, and at the end of the time allowed as well.
-    let here = Run { limits: Limits { tiers: vec![], ..Limits::default() }, ..Run::default() };
+    let here = Run { limits: Limits { delays: vec![], ..Limits::default() }, ..Run::default() };
     let script = [gone(), gone(), gone()];
     let steps = ["0s inquire", "17s inquire", "2s inquire"];
     here.check(Start::Redelivered, &script, &steps, "refused expired by inquiry");
@@ -964,10 +973,15 @@ fn a_copy_put_away_a_moment_ago_sees_no_end_before_every_call_has_ended() {
     run.check(Start::Fresh, &script, &steps, "refused expired by inquiry");
     // Where nothing was unsure the body goes out on a look at once, as ever.
     let script = [usable(), used_by_us()];
-    run.check(Start::CopyOfNow(Belief::Clear), &script, &["0s inquire", "0s redeem"], "redeemed by answer");
+    run.check(
+        Start::CopyOfNow(EffectState::NoEffect),
+        &script,
+        &["0s inquire", "0s redeem"],
+        "redeemed by answer",
+    );
     let script = [in_state("EXPIRED"), in_state("EXPIRED"), in_state("EXPIRED"), in_state("EXPIRED")];
     let steps = ["0s inquire", "tier 10s", "0s inquire", "7s inquire", "2s inquire"];
-    run.check(Start::CopyOfNow(Belief::Clear), &script, &steps, "refused expired by inquiry");
+    run.check(Start::CopyOfNow(EffectState::NoEffect), &script, &steps, "refused expired by inquiry");
 }
 
 #[test]
@@ -982,7 +996,7 @@ fn negatives_count_in_a_row_only() {
         expired_under_our_number(),
     ] {
         let steps = ["0s redeem", "2s inquire", "2s inquire", "1s inquire", "2s inquire"];
-        let script = |seen: fn() -> Reply| [cut(), seen(), between.clone(), seen(), seen()];
+        let script = |seen: fn() -> CallResult| [cut(), seen(), between.clone(), seen(), seen()];
         check(&script(|| in_state("EXPIRED")), &steps, "refused expired by inquiry");
         let sent: Vec<_> = script(usable).into_iter().chain([used_by_us()]).collect();
         check(&sent, &[&steps[..], &["0s redeem"]].concat(), "redeemed by answer");
@@ -1000,7 +1014,7 @@ fn a_use_seen_under_no_number_and_then_gone_was_returned() {
     let run = Run::default();
     let script = [usable(), usable()];
     run.check(
-        Start::Copy(Belief::Used),
+        Start::Copy(EffectState::SeenUsed),
         &script,
         &["0s inquire", "2s inquire"],
         "refused returned_since by inquiry",
@@ -1011,7 +1025,7 @@ fn a_use_seen_under_no_number_and_then_gone_was_returned() {
 fn a_return_of_long_before_the_first_attempt_is_no_return_of_ours() {
     let returned_at = |seconds_before: i64| {
         let mut coupon = coupon("EFFECTIVE", None, Some("R1"));
-        let Usage::Once(trace) = &mut coupon.usage else { unreachable!() };
+        let UsageTrace::Once(trace) = &mut coupon.usage else { unreachable!() };
         trace.return_time = Some(start().saturating_sub(SignedDuration::from_secs(seconds_before)).unwrap());
         says(coupon)
     };
@@ -1031,16 +1045,16 @@ fn what_an_event_tells_of_a_coupon_and_of_calls_travels() {
     let limits = Limits::default();
     let deadline = later(start(), Duration::from_secs(86_400));
     let mut progress = Progress::new(start(), deadline, false);
-    progress.begin(&limits, start());
-    let mut follow = |question, reply: Reply| {
-        let verdict = progress.judge(question, &reply, &redemption());
-        progress.follow(question, reply, verdict, &limits, start(), 0.5);
+    progress.start(&limits, start());
+    let mut follow = |question, reply: CallResult| {
+        let verdict = progress.advance(question, &reply, &redemption());
+        progress.follow_verdict(question, reply, verdict, &limits, start(), 0.5);
     };
     for _ in 0..5 {
-        follow(Question::Redeem, signed(401, "SIGN_ERROR"));
+        follow(Operation::Redeem, signed(401, "SIGN_ERROR"));
     }
-    follow(Question::Redeem, cut());
-    follow(Question::Inquire, in_state("FROZEN"));
+    follow(Operation::Redeem, cut());
+    follow(Operation::Query, in_state("FROZEN"));
     let now = later(start(), Duration::from_secs(10));
     let back = through_a_wait_queue(&progress, now);
     assert_eq!((back.attempts, back.suspended), (7, 5), "every call is counted, ours to mend or not");
@@ -1052,10 +1066,10 @@ fn what_an_event_tells_of_a_coupon_and_of_calls_travels() {
 fn every_copy_begins_with_a_look() {
     let reason = Reason::NotUsable;
     for belief in [
-        Belief::Clear,
-        Belief::Unsure,
-        Belief::Objected { reason, doubtful: true },
-        Belief::Objected { reason, doubtful: false },
+        EffectState::NoEffect,
+        EffectState::Unsure,
+        EffectState::Objected { reason, doubtful: true },
+        EffectState::Objected { reason, doubtful: false },
     ] {
         Run::default().check(Start::Copy(belief), &[used_by_us()], &["0s inquire"], "redeemed by inquiry");
     }
@@ -1063,8 +1077,8 @@ fn every_copy_begins_with_a_look() {
 
 #[test]
 fn what_a_copy_with_nothing_unsure_sees_stands_at_once() {
-    let belief = Belief::Clear;
-    let ends = |reply: Reply, ending: &str| {
+    let belief = EffectState::NoEffect;
+    let ends = |reply: CallResult, ending: &str| {
         Run::default().check(Start::Copy(belief), &[reply], &["0s inquire"], ending);
     };
     // The delivery that it was copied from may have lived on, redeemed, and seen a return.
@@ -1077,7 +1091,7 @@ fn what_a_copy_with_nothing_unsure_sees_stands_at_once() {
 
 #[test]
 fn a_copy_sends_the_body_only_once_the_coupon_was_seen_usable() {
-    let belief = Belief::Clear;
+    let belief = EffectState::NoEffect;
     let run = Run::default();
     let sent = [usable(), used_by_us()];
     run.check(Start::Copy(belief), &sent, &["0s inquire", "0s redeem"], "redeemed by answer");
@@ -1105,7 +1119,7 @@ fn a_copy_sends_the_body_only_once_the_coupon_was_seen_usable() {
 #[test]
 fn a_copy_with_an_objection_is_refused_on_two_settled_inquiries() {
     let steps = ["0s inquire", "2s inquire"];
-    let belief = Belief::Objected { reason: Reason::NotUsable, doubtful: false };
+    let belief = EffectState::Objected { reason: Reason::NotUsable, doubtful: false };
     let run = Run::default();
     run.check(Start::Copy(belief), &[usable(), usable()], &steps, "refused not_usable by inquiry");
     run.check(Start::Copy(belief), &[usable(), used_by_us()], &steps, "redeemed by inquiry");
@@ -1114,15 +1128,15 @@ fn a_copy_with_an_objection_is_refused_on_two_settled_inquiries() {
 #[test]
 fn a_copy_delivered_again_begins_with_an_inquiry() {
     let reason = Reason::NotUsable;
-    let first = |belief: Belief, step: &str| {
+    let first = |belief: EffectState, step: &str| {
         let (steps, _) = Run::default().play(Start::CopyRedelivered(belief), &[used_by_us()]);
         assert_eq!(steps, [step], "{belief:?}");
     };
-    first(Belief::Clear, "0s inquire");
-    first(Belief::Unsure, "0s inquire");
+    first(EffectState::NoEffect, "0s inquire");
+    first(EffectState::Unsure, "0s inquire");
     // A refusal is never followed by a redeem.
-    first(Belief::Objected { reason, doubtful: true }, "0s inquire");
-    first(Belief::Objected { reason, doubtful: false }, "0s inquire");
+    first(EffectState::Objected { reason, doubtful: true }, "0s inquire");
+    first(EffectState::Objected { reason, doubtful: false }, "0s inquire");
 }
 
 // ---- waiting
@@ -1168,7 +1182,7 @@ fn no_tier_outlasts_the_deadline() {
 
 #[test]
 fn without_tiers_everything_waits_in_process() {
-    let run = Run { limits: Limits { tiers: vec![], ..Limits::default() }, ..Run::default() };
+    let run = Run { limits: Limits { delays: vec![], ..Limits::default() }, ..Run::default() };
     let script: Vec<_> = (0..6).map(|_| signed(429, "RATELIMIT_EXCEEDED")).chain([used_by_us()]).collect();
     let waits = ["0s redeem", "1s redeem", "2s redeem", "4s redeem", "8s redeem", "16s redeem", "30s redeem"];
     run.check(Start::Fresh, &script, &waits, "redeemed by answer");
@@ -1178,7 +1192,7 @@ fn without_tiers_everything_waits_in_process() {
 
 #[test]
 fn at_the_deadline_one_last_inquiry_decides() {
-    let at_once = |script: &[Reply], ending: &str| {
+    let at_once = |script: &[CallResult], ending: &str| {
         Run::of(0, 1_000).check(Start::Fresh, script, &["0s inquire"], ending)
     };
     at_once(&[used_by_us()], "redeemed by inquiry");
@@ -1207,7 +1221,7 @@ fn a_settling_time_is_never_cut_short_by_the_deadline() {
     );
     // So of a refusal to which an inquiry is owed.
     run.check(
-        Start::Copy(Belief::Clear),
+        Start::Copy(EffectState::NoEffect),
         &[usable(), signed(403, "NOT_ENOUGH"), usable(), usable()],
         &["0s inquire", "0s redeem", "2s inquire", "2s inquire"],
         "refused not_usable by inquiry",
@@ -1220,7 +1234,7 @@ fn a_last_inquiry_that_would_end_as_refused_is_put_twice_where_something_was_uns
     let asked = ["0s redeem", "2s inquire", "2s inquire"];
     let gone = || in_state("EXPIRED");
     let unknown = "unresolved deadline_passed by deadline";
-    let check = |script: &[Reply], ending: &str| {
+    let check = |script: &[CallResult], ending: &str| {
         run.check(Start::Fresh, script, &asked[..script.len()], ending);
     };
     check(&[cut(), gone(), gone()], "refused expired by inquiry");
@@ -1242,27 +1256,27 @@ fn a_copy_that_is_late_or_exhausted_is_looked_at_once_settled() {
         (Run::of(86_400, 3), "unresolved attempts_exhausted by deadline"),
     ] {
         let asked = ["0s inquire", "2s inquire"];
-        let check = |belief: Belief, script: &[Reply], ending: &str| {
+        let check = |belief: EffectState, script: &[CallResult], ending: &str| {
             run.check(Start::Copy(belief), script, &asked[..script.len()], ending);
         };
-        let stands = Belief::Objected { reason: Reason::NotUsable, doubtful: false };
-        for belief in [Belief::Unsure, stands] {
+        let stands = EffectState::Objected { reason: Reason::NotUsable, doubtful: false };
+        for belief in [EffectState::Unsure, stands] {
             check(belief, &[used_by_us()], "redeemed by inquiry");
             check(belief, &[used_by_another()], "refused used_by_another by inquiry");
             check(belief, &[returned()], "refused returned_since by inquiry");
             check(belief, &[in_state("DELETED"), in_state("DELETED")], "refused deleted by inquiry");
             check(belief, &[in_state("DELETED"), cut()], unknown);
         }
-        check(Belief::Unsure, &[usable()], unknown);
+        check(EffectState::Unsure, &[usable()], unknown);
         check(stands, &[usable(), usable()], "refused not_usable by inquiry");
         // Nothing was unsure: one look at once, and whatever it shows stands.
         run.check(
-            Start::Copy(Belief::Clear),
+            Start::Copy(EffectState::NoEffect),
             &[in_state("EXPIRED")],
             &["0s inquire"],
             "refused expired by inquiry",
         );
-        run.check(Start::Copy(Belief::Clear), &[usable()], &["0s inquire"], unknown);
+        run.check(Start::Copy(EffectState::NoEffect), &[usable()], &["0s inquire"], unknown);
     }
 }
 
@@ -1271,15 +1285,15 @@ fn a_parked_command_keeps_the_objection_that_its_belief_rests_on() {
     let run = Run::of(1, 1_000);
     let deadline = later(start(), run.time_allowed);
     let mut progress = Progress::new(start(), deadline, false);
-    progress.begin(&run.limits, start());
+    progress.start(&run.limits, start());
     let mut now = start();
-    for (question, reply) in [(Question::Redeem, signed(400, "ALREADY_EXISTS")), (Question::Inquire, cut())] {
-        let verdict = judge(question, &reply, &run.redemption);
-        progress.follow(question, reply, verdict, &run.limits, now, 0.5);
+    for (question, reply) in [(Operation::Redeem, signed(400, "ALREADY_EXISTS")), (Operation::Query, cut())] {
+        let verdict = classify(question, &reply, &run.redemption);
+        progress.follow_verdict(question, reply, verdict, &run.limits, now, 0.5);
         now = later(now, Duration::from_secs(2));
     }
     assert_eq!(
-        through_a_wait_queue(&progress, now).objection.unwrap().code.as_deref(),
+        through_a_wait_queue(&progress, now).rejection.unwrap().code.as_deref(),
         Some("ALREADY_EXISTS")
     );
 }
@@ -1297,9 +1311,9 @@ fn a_command_past_its_deadline_can_be_given_up_without_a_call() {
     let limits = Limits::default();
     let deadline = later(start(), Duration::from_secs(60));
     let mut progress = Progress::new(start(), deadline, true);
-    progress.begin(&limits, start());
-    assert_eq!(progress.give_up(&limits, later(start(), Duration::from_secs(59))), None);
-    let Some(Step::Finish(outcome)) = progress.give_up(&limits, deadline) else { panic!("it goes on") };
+    progress.start(&limits, start());
+    assert_eq!(progress.expire(&limits, later(start(), Duration::from_secs(59))), None);
+    let Some(Step::Finish(outcome)) = progress.expire(&limits, deadline) else { panic!("it goes on") };
     assert_eq!(in_words(&outcome), "unresolved deadline_passed by deadline");
 }
 
@@ -1318,7 +1332,7 @@ fn attempts_have_an_end() {
         "redeemed by inquiry",
     );
     Run::of(86_400, 3).check(
-        Start::Copy(Belief::Clear),
+        Start::Copy(EffectState::NoEffect),
         &[cut()],
         &["0s inquire"],
         "unresolved attempts_exhausted by deadline",
@@ -1328,7 +1342,7 @@ fn attempts_have_an_end() {
 #[test]
 fn the_problem_carries_the_words_of_the_refusal() {
     let (_, outcome) = Run::default().play(Start::Fresh, &[signed(403, "NOT_ENOUGH"), in_state("EXPIRED")]);
-    let objection = outcome.objection().unwrap();
+    let objection = outcome.rejection().unwrap();
     assert_eq!((objection.http_status, objection.code.as_deref()), (403, Some("NOT_ENOUGH")));
     assert_eq!(outcome.coupon().unwrap().state, CouponState::Expired);
 }
@@ -1337,10 +1351,10 @@ fn the_problem_carries_the_words_of_the_refusal() {
 fn only_the_coupon_asked_about_is_told_and_only_where_the_answer_is_believed() {
     let unconvincing = |authenticity| {
         let coupon = Some(coupon("USED", Some(OURS), None));
-        Reply::Answered(Answer { coupon, ..answer(200, authenticity) })
+        CallResult::Response(Response { coupon, ..answer(200, authenticity) })
     };
     // Three attempts: a redeem, the inquiry after it, and the last one.
-    let told = |script: &[Reply]| {
+    let told = |script: &[CallResult]| {
         let (_, outcome) = Run::of(86_400, 2).play(Start::Fresh, script);
         assert_eq!(in_words(&outcome), "unresolved attempts_exhausted by deadline");
         outcome.coupon().map(|coupon| (coupon.code.to_string(), coupon.state.to_string()))
@@ -1349,7 +1363,7 @@ fn only_the_coupon_asked_about_is_told_and_only_where_the_answer_is_believed() {
     for reply in [
         about_another_coupon(),
         unconvincing(Authenticity::Unsigned),
-        unconvincing(Authenticity::Unconvincing(Flaw::Mismatch)),
+        unconvincing(Authenticity::Invalid(SignatureFlaw::Mismatch)),
     ] {
         assert_eq!(told(&[signed(429, "RATELIMIT_EXCEEDED"), reply.clone(), reply.clone()]), None);
         assert_eq!(told(&[signed(429, "RATELIMIT_EXCEEDED"), in_state("FROZEN"), reply]), ours("FROZEN"));
@@ -1357,7 +1371,7 @@ fn only_the_coupon_asked_about_is_told_and_only_where_the_answer_is_believed() {
     assert_eq!(told(&[signed(429, "RATELIMIT_EXCEEDED"), cut(), in_state("USED")]), ours("USED"));
     // A refusal in words alone does not take up what was said of another coupon either.
     let script = [about_another_coupon(), denied(), denied(), denied()];
-    let (_, outcome) = Run::default().play(Start::Copy(Belief::Clear), &script);
+    let (_, outcome) = Run::default().play(Start::Copy(EffectState::NoEffect), &script);
     assert_eq!(in_words(&outcome), "refused not_authorised by answer");
     assert_eq!(outcome.coupon(), None);
 }
@@ -1365,7 +1379,7 @@ fn only_the_coupon_asked_about_is_told_and_only_where_the_answer_is_believed() {
 #[test]
 fn a_coupon_that_is_said_not_to_be_there_is_told_no_more() {
     let gone = || signed(404, "NOT_FOUND");
-    let told = |run: &Run, script: &[Reply], ending: &str| {
+    let told = |run: &Run, script: &[CallResult], ending: &str| {
         let (_, outcome) = run.play(Start::Fresh, script);
         assert_eq!(in_words(&outcome), ending);
         outcome.coupon().map(|coupon| coupon.state.clone())
@@ -1390,19 +1404,19 @@ fn a_coupon_that_is_said_not_to_be_there_is_told_no_more() {
 
 #[test]
 fn a_belief_survives_the_words_it_travels_in() {
-    for reason in Reason::OBJECTIONS {
+    for reason in Reason::REJECTIONS {
         for belief in [
-            Belief::Clear,
-            Belief::Unsure,
-            Belief::Used,
-            Belief::Objected { reason, doubtful: true },
-            Belief::Objected { reason, doubtful: false },
+            EffectState::NoEffect,
+            EffectState::Unsure,
+            EffectState::SeenUsed,
+            EffectState::Objected { reason, doubtful: true },
+            EffectState::Objected { reason, doubtful: false },
         ] {
-            assert_eq!(Belief::from_words(&belief.to_words()), Some(belief));
+            assert_eq!(EffectState::from_header(&belief.to_header()), Some(belief));
         }
     }
     for nonsense in ["", " ", "clear expired", "unsure expired", "objected", "objected nothing", "Clear"] {
-        assert_eq!(Belief::from_words(nonsense), None, "{nonsense:?}");
+        assert_eq!(EffectState::from_header(nonsense), None, "{nonsense:?}");
     }
 }
 
@@ -1552,7 +1566,7 @@ impl Provider {
         }
     }
 
-    fn coupon(&self) -> Reply {
+    fn coupon(&self) -> CallResult {
         let returned = self.returned.then_some("R1");
         says(match self.state {
             State::Effective => coupon("EFFECTIVE", None, returned),
@@ -1562,24 +1576,24 @@ impl Provider {
         })
     }
 
-    fn refusal(&self, sub_code: Option<u64>) -> Reply {
+    fn refusal(&self, sub_code: Option<u64>) -> CallResult {
         let authenticity = if self.signs_refusals { Authenticity::Verified } else { Authenticity::Unsigned };
         error(403, "NOT_ENOUGH", sub_code, authenticity)
     }
 
     /// The provider's own answer, at this moment.
-    fn truth(&self, question: Question) -> Reply {
+    fn truth(&self, question: Operation) -> CallResult {
         match (question, self.state) {
-            (Question::Inquire, _) | (_, State::Ours) => self.coupon(),
-            (Question::Redeem, State::Another) => self.refusal(Some(272_756_745)),
-            (Question::Redeem, _) => self.refusal(None),
+            (Operation::Query, _) | (_, State::Ours) => self.coupon(),
+            (Operation::Redeem, State::Another) => self.refusal(Some(272_756_745)),
+            (Operation::Redeem, _) => self.refusal(None),
         }
     }
 
     /// One call, begun at `now`: what the caller is told of it, `None` where it does not live to hear it.
-    fn call(&mut self, question: Question, call: Call, now: Timestamp) -> Option<Reply> {
+    fn call(&mut self, question: Operation, call: Call, now: Timestamp) -> Option<CallResult> {
         self.advance(now);
-        if question == Question::Redeem {
+        if question == Operation::Redeem {
             match call.effect {
                 Effect::Never => {}
                 Effect::AtOnce => self.take_effect(),
@@ -1592,7 +1606,7 @@ impl Provider {
         let reply = match call.told {
             Told::Truth => self.truth(question),
             Told::Unreachable => unreachable(),
-            Told::Accepted => Reply::Answered(answer(202, Authenticity::Verified)),
+            Told::Accepted => CallResult::Response(answer(202, Authenticity::Verified)),
             Told::TooFrequent => signed(429, "RATELIMIT_EXCEEDED"),
             Told::Locked => error(403, "NOT_ENOUGH", Some(272_756_746), Authenticity::Verified),
             Told::OurFault => signed(401, "SIGN_ERROR"),
@@ -1604,15 +1618,15 @@ impl Provider {
             Told::Html502 => unsigned(502, ""),
             Told::Probe => probe(),
             Told::UnknownSerial => {
-                Reply::Answered(answer(200, Authenticity::Unconvincing(Flaw::UnknownSerial)))
+                CallResult::Response(answer(200, Authenticity::Invalid(SignatureFlaw::UnknownSerial)))
             }
-            Told::UnsignedSuccess => Reply::Answered(answer(200, Authenticity::Unsigned)),
+            Told::UnsignedSuccess => CallResult::Response(answer(200, Authenticity::Unsigned)),
             Told::AnotherCoupon => about_another_coupon(),
             Told::Unsigned(status) => unsigned(status, "NOT_ENOUGH"),
             Told::UnsignedNoAuth => unsigned(403, "NO_AUTH"),
             Told::AlreadyUsed(way) => match question {
-                Question::Redeem => already_used()[way].clone(),
-                Question::Inquire => self.coupon(),
+                Operation::Redeem => already_used()[way].clone(),
+                Operation::Query => self.coupon(),
             },
             Told::Crash => {
                 self.advance(later(now, Duration::from_millis(call.took)));
@@ -1657,7 +1671,7 @@ fn live(
     let redemption = redemption();
     let mut now = start();
     let deadline = later(now, allowed);
-    let settling = limits.settling;
+    let settling = limits.query_delay;
     let longest = limits.longest_call + settling;
     let mut calls = calls.iter();
     let mut progress = Progress::new(now, deadline, false);
@@ -1666,36 +1680,36 @@ fn live(
     let mut described: Option<Coupon> = None;
     let (mut doubted, mut seen) = (false, Seen::default());
     let (mut interruptions, mut late, mut steps) = (0u32, 0u32, 0u32);
-    let mut step = progress.begin(limits, now);
+    let mut step = progress.start(limits, now);
     loop {
         steps += 1;
         prop_assert!(steps < 3 * limits.attempts_max + 200, "it does not come to an end");
         step = match step {
-            Step::Ask { after, question } => {
+            Step::Send { after, operation: question } => {
                 now = later(now, after);
                 prop_assert!(after <= longest || now <= deadline, "a wait outlasts the deadline");
                 late += u32::from(now > deadline);
                 prop_assert!(late <= 2 * (1 + interruptions), "more than a last call and its repetition");
                 prop_assert!(
-                    question == Question::Inquire || copied.is_none() || seen.usable,
+                    question == Operation::Query || copied.is_none() || seen.usable,
                     "a copy redeems without a look"
                 );
-                prop_assert!(!(return_seen && question == Question::Redeem), "sent after a return was seen");
+                prop_assert!(!(return_seen && question == Operation::Redeem), "sent after a return was seen");
                 let call = *calls.next().unwrap_or(&tail);
                 let asked = now;
                 let reply = provider.call(question, call, now);
                 now = later(now, Duration::from_millis(call.took));
                 match reply {
                     Some(reply) => {
-                        let verdict = progress.judge(question, &reply, &redemption);
+                        let verdict = progress.advance(question, &reply, &redemption);
                         authentic |= !matches!(call.told, Told::AnotherCoupon | Told::Misplaced(_))
-                            && matches!(&reply, Reply::Answered(answer) if answer.authenticity == Authenticity::Verified);
-                        if let Reply::Answered(Answer { coupon: Some(coupon), .. }) = &reply
+                            && matches!(&reply, CallResult::Response(answer) if answer.authenticity == Authenticity::Verified);
+                        if let CallResult::Response(Response { coupon: Some(coupon), .. }) = &reply
                             && *coupon.code == *CODE
                             && !matches!(call.told, Told::Misplaced(_))
                         {
                             described = Some(coupon.clone());
-                            let Usage::Once(trace) = &coupon.usage else { unreachable!() };
+                            let UsageTrace::Once(trace) = &coupon.usage else { unreachable!() };
                             return_seen |=
                                 coupon.state == CouponState::Effective && trace.return_request_no.is_some();
                         }
@@ -1708,24 +1722,24 @@ fn live(
                                     seen.sent = None;
                                 }
                             }
-                            Verdict::Refused(_) if question == Question::Inquire => {
+                            Verdict::Refused(_) if question == Operation::Query => {
                                 seen.negatives += u32::from(settled);
                             }
-                            Verdict::NotAccepted(_) | Verdict::NotSent if question == Question::Inquire => {
+                            Verdict::NotAccepted(_) | Verdict::NotSent if question == Operation::Query => {
                                 seen.negatives = 0;
                             }
                             Verdict::NotAccepted(_) | Verdict::NotSent => {}
-                            Verdict::Stop(_) if call.told == Told::OurFault => {}
-                            _ if question == Question::Inquire => seen.negatives = 0,
+                            Verdict::Suspended(_) if call.told == Told::OurFault => {}
+                            _ if question == Operation::Query => seen.negatives = 0,
                             verdict => {
                                 (seen.sent, seen.negatives) = (Some(later(now, settling)), 0);
                                 doubted |= match verdict {
-                                    Verdict::Objected { doubtful, .. } => *doubtful,
+                                    Verdict::Rejected { may_be_our_own_use: doubtful, .. } => *doubtful,
                                     _ => true,
                                 };
                             }
                         }
-                        progress.follow(question, reply, verdict, limits, now, chance)
+                        progress.follow_verdict(question, reply, verdict, limits, now, chance)
                     }
                     None => {
                         interruptions += 1;
@@ -1735,17 +1749,17 @@ fn live(
                             None => Progress::new(start(), deadline, true),
                             Some(headers) => {
                                 let mut progress = read_copy(headers, now);
-                                progress.delivered_again();
+                                progress.mark_redelivered();
                                 progress
                             }
                         };
                         described = progress.coupon.clone();
-                        progress.begin(limits, now)
+                        progress.start(limits, now)
                     }
                 }
             }
-            Step::Defer { tier } => {
-                now = later(now, limits.tiers[tier]);
+            Step::Delay { queue: tier } => {
+                now = later(now, limits.delays[tier]);
                 prop_assert!(now <= deadline, "a tier outlasts the deadline");
                 provider.advance(now);
                 // It looks first as well, after every call has ended, and would not use what was used or returned.
@@ -1764,9 +1778,9 @@ fn live(
                 prop_assert_eq!(state(&progress.coupon), state(&described), "a state is lost on the way");
                 described = progress.coupon.clone();
                 seen.usable = false;
-                progress.begin(limits, now)
+                progress.start(limits, now)
             }
-            Step::Halt(_) => {
+            Step::Suspend(_) => {
                 interruptions += 1;
                 now = later(now, Duration::from_secs(90));
                 progress.resume(limits, now)

@@ -10,11 +10,12 @@ use std::time::Duration;
 use proptest::prelude::*;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use redeemer::circuit::{Cause, Circuit, Grant, Sign, State, Trouble};
+use redeemer::circuit::{CallSignal, Cause, Circuit, FailureKind, Grant, State};
 use redeemer::rate_limit::RateLimit;
-use redeemer::verdict::Question;
+use redeemer::verdict::Operation;
 
-const TROUBLES: [Trouble; 3] = [Trouble::Silent, Trouble::ServerError, Trouble::NotBelieved];
+const TROUBLES: [FailureKind; 3] =
+    [FailureKind::NoResponse, FailureKind::ServerError, FailureKind::Unverified];
 
 /// Calls at an even rate, each answered at once.
 struct Calls {
@@ -28,7 +29,7 @@ impl Calls {
     fn new(per_second: u32, seed: u64) -> Self {
         let (apart, chance) = (Duration::from_secs(1) / per_second, StdRng::seed_from_u64(seed));
         let mut calls = Self { circuit: Circuit::default(), now: Duration::ZERO, apart, chance };
-        calls.make(1, |_| (Question::Redeem, Sign::Well));
+        calls.make(1, |_| (Operation::Redeem, CallSignal::Well));
         assert_eq!(calls.circuit.state(), State::Closed);
         calls
     }
@@ -37,14 +38,14 @@ impl Calls {
     fn make(
         &mut self,
         count: usize,
-        mut answer: impl FnMut(&mut StdRng) -> (Question, Sign),
+        mut answer: impl FnMut(&mut StdRng) -> (Operation, CallSignal),
     ) -> Option<Duration> {
         let start = self.now;
         for _ in 0..count {
             self.now += self.apart;
             if let Some(grant) = self.circuit.try_pass(self.now) {
                 let (question, sign) = answer(&mut self.chance);
-                self.circuit.hear(grant, question, sign, self.now);
+                self.circuit.record_call(grant, question, sign, self.now);
             }
             if matches!(self.circuit.state(), State::Open { .. }) {
                 return Some(self.now - start);
@@ -54,10 +55,10 @@ impl Calls {
     }
 }
 
-fn fails(share: f64, trouble: Trouble) -> impl FnMut(&mut StdRng) -> (Question, Sign) {
+fn fails(share: f64, trouble: FailureKind) -> impl FnMut(&mut StdRng) -> (Operation, CallSignal) {
     move |chance| match chance.random_bool(share) {
-        true => (Question::Redeem, Sign::Failing(trouble)),
-        false => (Question::Redeem, Sign::Well),
+        true => (Operation::Redeem, CallSignal::Failing(trouble)),
+        false => (Operation::Redeem, CallSignal::Well),
     }
 }
 
@@ -65,7 +66,7 @@ fn fails(share: f64, trouble: Trouble) -> impl FnMut(&mut StdRng) -> (Question, 
 fn half_failing_never_opens_it_in_a_million_calls() {
     for (per_second, seed) in [(5, 1), (50, 2), (500, 3)] {
         let mut calls = Calls::new(per_second, seed);
-        let opened = calls.make(1_000_000, fails(0.35, Trouble::ServerError));
+        let opened = calls.make(1_000_000, fails(0.35, FailureKind::ServerError));
         assert_eq!(opened, None, "at {per_second} a second, seed {seed}");
     }
 }
@@ -100,33 +101,33 @@ proptest! {
     #[test]
     fn a_proxy_that_lets_inquiries_through_opens_it_in_a_second(seed: u64, per_second in 60..1_000_u32) {
         let mut calls = Calls::new(per_second, seed);
-        calls.make(5_000, fails(0.0, Trouble::Silent));
+        calls.make(5_000, fails(0.0, FailureKind::NoResponse));
         let mut nth = 0;
         let opened = calls.make(per_second as usize, |_| {
             nth += 1;
             match nth % 2 {
-                0 => (Question::Inquire, Sign::Seen),
-                _ => (Question::Redeem, Sign::Failing(Trouble::NotBelieved)),
+                0 => (Operation::Query, CallSignal::Seen),
+                _ => (Operation::Redeem, CallSignal::Failing(FailureKind::Unverified)),
             }
         });
         prop_assert!(opened.is_some(), "at {per_second} a second");
         // An inquiry that gets through does not show that uses do.
         calls.now += Duration::from_secs(1);
         for _ in 0..3 {
-            calls.make(1, |_| (Question::Inquire, Sign::Seen));
-            let cause = Cause::Failing(Trouble::NotBelieved);
+            calls.make(1, |_| (Operation::Query, CallSignal::Seen));
+            let cause = Cause::Failing(FailureKind::Unverified);
             prop_assert_eq!(calls.circuit.state(), State::HalfOpen { cause, probing: false });
         }
-        calls.make(1, |_| (Question::Redeem, Sign::Well));
+        calls.make(1, |_| (Operation::Redeem, CallSignal::Well));
         prop_assert_eq!(calls.circuit.state(), State::Closed);
     }
 
     #[test]
     fn a_blip_does_not_open_it(seed: u64, millis in 1..400_u64) {
         let mut calls = Calls::new(500, seed);
-        calls.make(5_000, fails(0.0, Trouble::Silent));
-        prop_assert_eq!(calls.make(millis as usize / 2, fails(1.0, Trouble::Silent)), None);
-        prop_assert_eq!(calls.make(10_000, fails(0.2, Trouble::Silent)), None);
+        calls.make(5_000, fails(0.0, FailureKind::NoResponse));
+        prop_assert_eq!(calls.make(millis as usize / 2, fails(1.0, FailureKind::NoResponse)), None);
+        prop_assert_eq!(calls.make(10_000, fails(0.2, FailureKind::NoResponse)), None);
     }
 }
 
@@ -141,7 +142,7 @@ fn outage(lasts: Duration, silent: Option<Duration>, seed: u64) -> (Duration, Ve
     let mut chance = StdRng::seed_from_u64(seed);
     let (mut circuit, mut limit) = (Circuit::default(), RateLimit::new(500.0));
     limit.join(1, Duration::ZERO);
-    let mut grants: Vec<(Grant, Sign)> = Vec::new();
+    let mut grants: Vec<(Grant, CallSignal)> = Vec::new();
     let mut under_way = UnderWay::new();
     let (mut calls, mut successes) = (Vec::new(), Vec::new());
     let mut now = Duration::ZERO;
@@ -151,8 +152,8 @@ fn outage(lasts: Duration, silent: Option<Duration>, seed: u64) -> (Duration, Ve
         {
             under_way.pop();
             let (grant, sign) = grants[nth as usize];
-            circuit.hear(grant, Question::Redeem, sign, now);
-            if sign == Sign::Well {
+            circuit.record_call(grant, Operation::Redeem, sign, now);
+            if sign == CallSignal::Well {
                 successes.push(now);
             }
         }
@@ -164,15 +165,15 @@ fn outage(lasts: Duration, silent: Option<Duration>, seed: u64) -> (Duration, Ve
             }
             let down = now >= from && now < to;
             let (sign, took) = match (down, silent) {
-                (false, _) => (Sign::Well, Duration::from_millis(chance.random_range(20..120))),
-                (true, None) => (Sign::Failing(Trouble::ServerError), Duration::from_millis(20)),
-                (true, Some(timeout)) => (Sign::Failing(Trouble::Silent), timeout),
+                (false, _) => (CallSignal::Well, Duration::from_millis(chance.random_range(20..120))),
+                (true, None) => (CallSignal::Failing(FailureKind::ServerError), Duration::from_millis(20)),
+                (true, Some(timeout)) => (CallSignal::Failing(FailureKind::NoResponse), timeout),
             };
             calls.push(now);
             under_way.push(Reverse((now + took, grants.len() as u64)));
             grants.push((grant, sign));
         }
-        circuit.ripen(now);
+        circuit.tick(now);
         now += Duration::from_millis(1);
     }
     (to, calls, successes)

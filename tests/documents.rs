@@ -12,9 +12,9 @@ use redeemer::attempt::{EstablishedBy, Evidence, Outcome};
 use redeemer::broker::publisher::{PARKED_AT, PARKED_REASON};
 use redeemer::cli::Arguments;
 use redeemer::config::{self, Config};
-use redeemer::metrics::{HeldBack, Metrics};
+use redeemer::metrics::{CallDelay, Metrics};
 use redeemer::redemption::Redemption;
-use redeemer::verdict::{Answer, Authenticity, Question, Reason, Reply, Verdict, judge};
+use redeemer::verdict::{Authenticity, CallResult, Operation, Reason, Response, Verdict, classify};
 use redeemer::wechat::reply;
 use redeemer::wire::{command, copy, event};
 use serde_json::{Value, json};
@@ -212,7 +212,7 @@ fn the_event_shown_is_the_one_that_the_command_shown_leads_to() {
     let data = &shown["data"];
 
     let coupon = reply::coupon(data["coupon"].to_string().as_bytes()).unwrap();
-    let answer = Answer {
+    let answer = Response {
         status: 200,
         authenticity: Authenticity::Verified,
         code: None,
@@ -221,14 +221,14 @@ fn the_event_shown_is_the_one_that_the_command_shown_leads_to() {
         message: None,
         request_id: None,
     };
-    let verdict = judge(Question::Redeem, &Reply::Answered(answer), &redemption);
+    let verdict = classify(Operation::Redeem, &CallResult::Response(answer), &redemption);
     assert_eq!(verdict, Verdict::Redeemed);
 
     let entry = &data["evidence"][0];
     let text = |field: &str| entry[field].as_str().unwrap().to_owned();
     let evidence = Evidence {
         at: text("at").parse().unwrap(),
-        question: Question::Redeem.as_str().to_owned(),
+        operation: Operation::Redeem.as_str().to_owned(),
         host: text("host"),
         status: Some(200),
         request_id: Some(text("request_id")),
@@ -236,14 +236,15 @@ fn the_event_shown_is_the_one_that_the_command_shown_leads_to() {
         verdict: verdict.as_str().to_owned(),
     };
     let config = Config::default();
-    let telling = event::Telling {
+    let telling = event::EventContext {
         source: &config.event.source,
         at: shown["time"].as_str().unwrap().parse().unwrap(),
         traceparent: None,
         attempts: 1,
         evidence: &[evidence],
     };
-    let told = event::tell(&redemption, &Outcome::Redeemed { by: EstablishedBy::Answer, coupon }, telling);
+    let told =
+        event::encode(&redemption, &Outcome::Redeemed { by: EstablishedBy::Response, coupon }, telling);
     assert_eq!(serde_json::from_slice::<Value>(&told.body).unwrap(), *shown);
     let readme = page("README.md");
     assert!(readme.quoted().contains(&told.routing_key), "the README names {}", told.routing_key);
@@ -340,7 +341,7 @@ fn headers_and_reasons_are_called_by_their_names() {
     let rows =
         operations.first_cells("reason | what it is").iter().flat_map(|cell| words(cell)).collect::<Vec<_>>();
     for reason in &rows {
-        assert!(Reason::from_word(reason).is_some(), "{reason}");
+        assert!(Reason::parse(reason).is_some(), "{reason}");
     }
     assert!(!rows.is_empty());
     let known = [copy::DEADLINE, PARKED_REASON, PARKED_AT, "x-redemption-"];
@@ -557,7 +558,7 @@ fn every_cause_for_holding_calls_back_has_a_section_of_the_runbook() {
     let (_, causes) = runbook.split_once("\n# While calls are held back\n").unwrap();
     let sections: Vec<_> = causes.split("\n## ").skip(1).collect();
     let names: Vec<_> = sections.iter().filter_map(|section| section.lines().next()).collect();
-    assert_eq!(names, HeldBack::ALL.map(HeldBack::as_str));
+    assert_eq!(names, CallDelay::ALL.map(CallDelay::as_str));
     let program = fs::read_to_string(root().join("src/app.rs")).unwrap();
     for (name, section) in names.iter().zip(sections) {
         let said = section.split("`/readyz` says `").nth(1).unwrap().split('`').next().unwrap();

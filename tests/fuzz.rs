@@ -26,23 +26,27 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::{SignedDuration, Timestamp};
 use rand::RngExt as _;
 use rand::rngs::StdRng;
-use redeemer::attempt::{Belief, Evidence, Limits, Objection, Progress, Step};
+use redeemer::attempt::{EffectState, Evidence, Limits, Progress, Rejection, Step};
 use redeemer::redemption::Redemption;
-use redeemer::verdict::{Answer, Authenticity, Lost, Question, Reason, Reply, Verdict, judge};
+use redeemer::verdict::{
+    Authenticity, CallResult, NoResponse, Operation, Reason, Response, Verdict, classify,
+};
 use redeemer::wechat::api::Prepared;
 use redeemer::wechat::certificates::{self, ApiV3Key};
 use redeemer::wechat::keys::{MerchantKey, PublicKeys, VerificationKey};
 use redeemer::wechat::reply;
 use redeemer::wechat::verify::{NONCE, SERIAL, SIGNATURE, TIMESTAMP, verify};
-use redeemer::wire::event::{Telling, tell_invalid};
+use redeemer::wire::event::{EventContext, encode_invalid};
 use redeemer::wire::{command, copy};
 use serde_json::{Value, json as value};
 
 const KEY: &str = include_str!("fixtures/documentation_test_key.pem");
 const KEY_ID: &str = "PUB_KEY_ID_0000000000000024101100397200000006";
 const NOW: &str = "2026-03-05T05:00:00Z";
-const HORIZON: copy::Horizon =
-    copy::Horizon { default: SignedDuration::from_hours(24), furthest: SignedDuration::from_hours(72) };
+const HORIZON: copy::DeadlineLimits = copy::DeadlineLimits {
+    default: SignedDuration::from_hours(24),
+    furthest: SignedDuration::from_hours(72),
+};
 
 fn now() -> Timestamp {
     NOW.parse().unwrap()
@@ -83,7 +87,7 @@ fn coupon() -> Value {
 fn commands() {
     let seeds = [flat(), nested()];
     assert!(seeds.iter().all(|seed| command::decode(seed.to_string().as_bytes()).is_ok()), "both are sound");
-    let telling = Telling { source: "fuzz", at: now(), traceparent: None, attempts: 0, evidence: &[] };
+    let telling = EventContext { source: "fuzz", at: now(), traceparent: None, attempts: 0, evidence: &[] };
     let counted = Campaign::new("commands").run(
         |dice| {
             let seed = &seeds[dice.random_range(0..seeds.len())];
@@ -113,7 +117,7 @@ fn commands() {
                         .iter()
                         .all(|fault| fault.pointer.is_empty() || fault.pointer.starts_with('/'))
                 );
-                let event = tell_invalid(&rejected, "0af1", telling);
+                let event = encode_invalid(&rejected, "0af1", telling);
                 assert!(event.body.len() <= 64 * 1024 + 8 * input.len(), "{}", event.body.len());
                 "refused"
             }
@@ -166,14 +170,14 @@ type Headers = Vec<(&'static str, String)>;
 fn copies_headers() -> Vec<Headers> {
     let evidence = Evidence {
         at: now(),
-        question: "redeem".to_owned(),
+        operation: "redeem".to_owned(),
         host: "api.mch.weixin.qq.com".to_owned(),
         status: Some(500),
         request_id: Some("08F78BB8AF0610D302181020-268578704".to_owned()),
         serial: Some(KEY_ID.to_owned()),
         verdict: "unsure".to_owned(),
     };
-    let objection = Objection {
+    let objection = Rejection {
         http_status: 403,
         code: Some("NOT_ENOUGH".into()),
         sub_code: Some(268_578_704),
@@ -182,10 +186,10 @@ fn copies_headers() -> Vec<Headers> {
     };
     let (first_seen, deadline) = ("2026-03-05T04:30:45Z", "2026-03-06T04:30:45Z");
     let beliefs = [
-        Belief::Clear,
-        Belief::Unsure,
-        Belief::Objected { reason: Reason::NotUsable, doubtful: true },
-        Belief::Objected { reason: Reason::Expired, doubtful: false },
+        EffectState::NoEffect,
+        EffectState::Unsure,
+        EffectState::Objected { reason: Reason::NotUsable, doubtful: true },
+        EffectState::Objected { reason: Reason::Expired, doubtful: false },
     ];
     let write = |belief| {
         let (first_seen, deadline) = (first_seen.parse().unwrap(), deadline.parse().unwrap());
@@ -217,7 +221,7 @@ fn forged(dice: &mut StdRng) -> (&'static str, String) {
     ];
     match dice.random_range(0..5) {
         0 => (copy::ATTEMPTS, any(&["0", "1", "999", "1000000", "4294967295"], dice)),
-        1 => (copy::TIERS, any(&["0", "1", "5", "4294967295"], dice)),
+        1 => (copy::DELAYS_PASSED, any(&["0", "1", "5", "4294967295"], dice)),
         2 => (copy::FIRST_SEEN, any(&times, dice)),
         3 => (copy::DEADLINE, any(&times, dice)),
         _ => (copy::LAST_VERDICT, any(&beliefs, dice)),
@@ -228,14 +232,21 @@ fn forged(dice: &mut StdRng) -> (&'static str, String) {
 fn leaves_the_slot(mut progress: Progress) -> &'static str {
     let limits = Limits::default();
     let mut at = now();
-    let mut step = progress.begin(&limits, at);
+    let mut step = progress.start(&limits, at);
     for _ in 0..64 {
         step = match step {
-            Step::Ask { after, question } => {
+            Step::Send { after, operation: question } => {
                 at = at.saturating_add(after).unwrap();
-                progress.follow(question, Reply::Lost(Lost::Timeout), judge_lost(question), &limits, at, 0.5)
+                progress.follow_verdict(
+                    question,
+                    CallResult::NoResponse(NoResponse::Timeout),
+                    judge_lost(question),
+                    &limits,
+                    at,
+                    0.5,
+                )
             }
-            Step::Defer { .. } => return "deferred",
+            Step::Delay { .. } => return "deferred",
             Step::Finish(outcome) => {
                 assert!(
                     !matches!(outcome.kind().as_str(), "redeemed" | "refused"),
@@ -243,14 +254,14 @@ fn leaves_the_slot(mut progress: Progress) -> &'static str {
                 );
                 return "finished";
             }
-            Step::Halt(fault) => panic!("a lost answer is no fault of ours: {fault:?}"),
+            Step::Suspend(fault) => panic!("a lost answer is no fault of ours: {fault:?}"),
         };
     }
     panic!("it is asked for ever");
 }
 
-fn judge_lost(question: Question) -> Verdict {
-    judge(question, &Reply::Lost(Lost::Timeout), &redemption())
+fn judge_lost(question: Operation) -> Verdict {
+    classify(question, &CallResult::NoResponse(NoResponse::Timeout), &redemption())
 }
 
 #[test]
@@ -278,7 +289,8 @@ fn copies() {
             match copy::read(header, "0af1", now(), HORIZON) {
                 Err(damage) => {
                     assert!(
-                        damage.to_string().contains("x-redemption-") || damage == copy::Damage::BodyChanged
+                        damage.to_string().contains("x-redemption-")
+                            || damage == copy::CorruptRetryMessage::BodyChanged
                     );
                     "refused"
                 }
@@ -383,14 +395,14 @@ fn replies() {
                 serde_json::from_str::<Value>(&coupon.entity).unwrap();
             }
             let read = if coupon.is_some() { "a coupon" } else { "no coupon" };
-            for question in [Question::Redeem, Question::Inquire] {
+            for question in [Operation::Redeem, Operation::Query] {
                 for status in [200, 202, 403, 404, 500] {
                     let reply::ErrorBody { code, message, .. } = error.clone();
                     let (coupon, request_id) = (coupon.clone(), None);
                     let authenticity = Authenticity::Unsigned;
                     let answer =
-                        Answer { status, authenticity, code, sub_code: None, coupon, message, request_id };
-                    let verdict = judge(question, &Reply::Answered(answer), &redemption);
+                        Response { status, authenticity, code, sub_code: None, coupon, message, request_id };
+                    let verdict = classify(question, &CallResult::Response(answer), &redemption);
                     assert!(!matches!(verdict, Verdict::Redeemed), "an unsigned answer was believed");
                 }
             }
@@ -484,7 +496,7 @@ fn signatures() {
                 "as it was"
             }
             Authenticity::Unsigned => "unsigned",
-            Authenticity::Unconvincing(_) => "unconvincing",
+            Authenticity::Invalid(_) => "unconvincing",
         },
     );
     assert!(counted["unconvincing"] > 0, "{counted:?}");

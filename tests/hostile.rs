@@ -19,8 +19,10 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use peak_alloc::PeakAlloc;
 use redeemer::redemption::Redemption;
-use redeemer::verdict::{Answer, Authenticity, Flaw, Lost, NotSent, Question, Reply, Verdict, judge};
-use redeemer::wechat::api::{Client, Heard, Prepared, Settings};
+use redeemer::verdict::{
+    Authenticity, CallResult, NoResponse, NotSent, Operation, Response, SignatureFlaw, Verdict, classify,
+};
+use redeemer::wechat::api::{CallOutcome, Client, PaymentSettings, Prepared};
 use redeemer::wechat::certificates::{ApiV3Key, NoCertificates};
 use redeemer::wechat::keys::{Keyring, MerchantKey, PublicKeys, VerificationKey};
 use redeemer::wechat::sign::Merchant;
@@ -99,7 +101,7 @@ fn client(base_url: &str, pace: Pace) -> Client {
     public.insert(KEY_ID.to_owned(), VerificationKey::from_public_pem(&pem, "test").unwrap());
     let keyring =
         Keyring { merchant, merchant_serial: None, merchant_expires: None, left_out: vec![], public };
-    let settings = Settings {
+    let settings = PaymentSettings {
         merchant: Merchant { mchid: "1".to_owned(), serial: "2".to_owned() },
         verification_serial: Some(KEY_ID.to_owned()),
         base_url: base_url.to_owned(),
@@ -223,16 +225,16 @@ fn sound(more: &str, body: &[u8]) -> Vec<u8> {
 // ---- what is made of it
 
 /// A reply in a word.
-fn gist(reply: &Reply) -> &'static str {
+fn gist(reply: &CallResult) -> &'static str {
     match reply {
-        Reply::NotSent(NotSent::Connect) => "not sent",
-        Reply::Lost(Lost::Timeout) => "timeout",
-        Reply::Lost(Lost::Reset) => "reset",
-        Reply::Lost(Lost::TooLarge) => "too large",
-        Reply::Answered(answer) => match (answer.authenticity, &answer.coupon) {
+        CallResult::NotSent(NotSent::Connect) => "not sent",
+        CallResult::NoResponse(NoResponse::Timeout) => "timeout",
+        CallResult::NoResponse(NoResponse::Reset) => "reset",
+        CallResult::NoResponse(NoResponse::TooLarge) => "too large",
+        CallResult::Response(answer) => match (answer.authenticity, &answer.coupon) {
             (Authenticity::Unsigned, _) => "unsigned",
-            (Authenticity::Unconvincing(Flaw::Malformed), _) => "malformed signature",
-            (Authenticity::Unconvincing(_), _) => "unconvincing",
+            (Authenticity::Invalid(SignatureFlaw::Malformed), _) => "malformed signature",
+            (Authenticity::Invalid(_), _) => "unconvincing",
             (Authenticity::Verified, None) => "verified, no coupon",
             (Authenticity::Verified, Some(_)) => "verified",
         },
@@ -240,12 +242,12 @@ fn gist(reply: &Reply) -> &'static str {
 }
 
 /// Asks once, with time and memory measured.
-async fn ask(name: &str, client: &Client, pace: Pace, _alone: &MutexGuard<'_, ()>) -> Heard {
+async fn ask(name: &str, client: &Client, pace: Pace, _alone: &MutexGuard<'_, ()>) -> CallOutcome {
     let prepared = Prepared::new(&redemption("C1"));
     let since = Instant::now();
     MEMORY.reset_peak_usage();
     let before = MEMORY.current_usage();
-    let heard = client.ask(Question::Redeem, &prepared, None, Timestamp::now(), 7, 0.5).await;
+    let heard = client.send(Operation::Redeem, &prepared, None, Timestamp::now(), 7, 0.5).await;
     let taken = MEMORY.peak_usage().saturating_sub(before);
     let took = since.elapsed();
     println!("{name}: {} after {took:.1?}, at most {} KiB", gist(&heard.reply), taken / 1024);
@@ -261,9 +263,9 @@ async fn check(alone: &MutexGuard<'_, ()>, name: &str, play: Act, wanted: &[&str
     let client = client(&url, pace);
     let heard = ask(name, &client, pace, alone).await;
     assert!(wanted.contains(&gist(&heard.reply)), "{name}: {heard:?}");
-    for question in [Question::Redeem, Question::Inquire] {
-        let verdict = judge(question, &heard.reply, &redemption("C1"));
-        assert!(matches!(verdict, Verdict::Unsure(_)), "{name}: {question:?}: {verdict:?}");
+    for question in [Operation::Redeem, Operation::Query] {
+        let verdict = classify(question, &heard.reply, &redemption("C1"));
+        assert!(matches!(verdict, Verdict::Unknown(_)), "{name}: {question:?}: {verdict:?}");
     }
     drop(client);
     let asked = ended(played).await;
@@ -275,7 +277,7 @@ async fn the_listener_is_believed_when_it_is_honest() {
     let alone = ALONE.lock().await;
     let (url, played) = listen(vec![say(sound("", entity("C1").as_bytes()))]);
     let heard = ask("honest", &client(&url, Pace::PATIENT), Pace::PATIENT, &alone).await;
-    assert_eq!(judge(Question::Redeem, &heard.reply, &redemption("C1")), Verdict::Redeemed, "{heard:?}");
+    assert_eq!(classify(Operation::Redeem, &heard.reply, &redemption("C1")), Verdict::Redeemed, "{heard:?}");
     ended(played).await;
 }
 
@@ -416,8 +418,8 @@ async fn a_signed_coupon_is_read_whatever_hides_in_it() {
     ] {
         let (url, played) = listen(vec![say(sound("", body.as_bytes()))]);
         let heard = ask(name, &client(&url, Pace::PATIENT), Pace::PATIENT, &alone).await;
-        assert_eq!(judge(Question::Redeem, &heard.reply, &redemption("C1")), Verdict::Redeemed, "{name}");
-        let Reply::Answered(Answer { coupon: Some(coupon), .. }) = &heard.reply else {
+        assert_eq!(classify(Operation::Redeem, &heard.reply, &redemption("C1")), Verdict::Redeemed, "{name}");
+        let CallResult::Response(Response { coupon: Some(coupon), .. }) = &heard.reply else {
             panic!("{name}: {heard:?}")
         };
         let passed_on: serde_json::Value = serde_json::from_str(&coupon.entity).unwrap();
@@ -543,15 +545,15 @@ async fn an_answer_before_its_question_is_not_taken_for_the_next() {
     let (url, first) = listen_apart(keeps_open, say(sound("request-id: second\r\n", b"{}")));
     let client = client(&url, Pace::PATIENT);
     let heard = ask("the first", &client, Pace::PATIENT, &alone).await;
-    assert_eq!(judge(Question::Redeem, &heard.reply, &redemption("C1")), Verdict::Redeemed);
+    assert_eq!(classify(Operation::Redeem, &heard.reply, &redemption("C1")), Verdict::Redeemed);
     let next = Prepared::new(&redemption("C2"));
-    let heard = client.ask(Question::Redeem, &next, None, Timestamp::now(), 8, 0.5).await;
+    let heard = client.send(Operation::Redeem, &next, None, Timestamp::now(), 8, 0.5).await;
     drop(told);
-    if let Reply::Answered(answer) = &heard.reply {
+    if let CallResult::Response(answer) = &heard.reply {
         assert_eq!(answer.request_id.as_deref(), Some("second"), "{heard:?}");
     }
-    let verdict = judge(Question::Redeem, &heard.reply, &redemption("C2"));
-    assert!(matches!(verdict, Verdict::Unsure(_)), "{verdict:?}");
+    let verdict = classify(Operation::Redeem, &heard.reply, &redemption("C2"));
+    assert!(matches!(verdict, Verdict::Unknown(_)), "{verdict:?}");
     drop(client);
     ended(first).await;
 }

@@ -31,7 +31,7 @@ use lapin::options::{BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions}
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use redeemer::config::{self, Config, Span};
-use redeemer::kill_point::KillPoint;
+use redeemer::kill_point::Failpoint;
 use redeemer::metrics::Message;
 use redeemer::wechat::api::Prepared;
 use redeemer::wire::{command, copy};
@@ -89,12 +89,12 @@ impl Arrival {
 }
 
 /// The stages that a command which comes so can have reached at a point.
-fn stages(point: KillPoint, arrival: Arrival) -> &'static [Stage] {
+fn stages(point: Failpoint, arrival: Arrival) -> &'static [Stage] {
     match (point, arrival) {
-        (KillPoint::Taken, _) => &[Stage::Unasked],
+        (Failpoint::Taken, _) => &[Stage::Unasked],
         // It takes a use to be told as redeemed.
         (
-            KillPoint::Publishing(Message::Event) | KillPoint::Published(Message::Event) | KillPoint::Acking,
+            Failpoint::Publishing(Message::Event) | Failpoint::Published(Message::Event) | Failpoint::Acking,
             _,
         )
         | (_, Arrival::First) => &[Stage::Used],
@@ -110,7 +110,7 @@ fn stages(point: KillPoint, arrival: Arrival) -> &'static [Stage] {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_anywhere_a_command_ends_once_and_takes_effect_once(#[case] arrival: Arrival) {
     let mut ground = Ground::new(arrival).await;
-    for point in KillPoint::ALL {
+    for point in Failpoint::ALL {
         for stage in stages(point, arrival) {
             let mut times = 1;
             while !ground.check(point, arrival, *stage).await {
@@ -154,7 +154,7 @@ impl Ground {
     }
 
     /// False where the process died so soon that the call had not left it: all is well, and nothing is shown.
-    async fn check(&mut self, point: KillPoint, arrival: Arrival, stage: Stage) -> bool {
+    async fn check(&mut self, point: Failpoint, arrival: Arrival, stage: Stage) -> bool {
         let nth = self.cases;
         self.cases += 1;
         let (code, number, id) = (format!("C{nth}"), format!("USE_{nth:04}"), format!("m-{nth}"));
@@ -165,15 +165,15 @@ impl Ground {
         }]);
         self.sandbox.tell(reqwest::Method::POST, "coupons", &coupon).await;
         let parked =
-            matches!(point, KillPoint::Publishing(Message::Parked) | KillPoint::Published(Message::Parked));
+            matches!(point, Failpoint::Publishing(Message::Parked) | Failpoint::Published(Message::Parked));
         let fault = match point {
-            KillPoint::Publishing(Message::Copy) | KillPoint::Published(Message::Copy) => {
+            Failpoint::Publishing(Message::Copy) | Failpoint::Published(Message::Copy) => {
                 Some(json!({"kind": "html_502"}))
             }
             _ if parked => Some(json!({"kind": "cut_before_effect"})),
             // Long enough to die over it.
-            KillPoint::Sent => Some(json!({"kind": "slow", "ms": 100})),
-            KillPoint::Draining => Some(json!({"kind": "slow", "ms": 800})),
+            Failpoint::Sent => Some(json!({"kind": "slow", "ms": 100})),
+            Failpoint::Draining => Some(json!({"kind": "slow", "ms": 800})),
             _ => None,
         };
         // Where no inquiry is answered, no use is ever sent but by what comes for the first time.
@@ -190,11 +190,11 @@ impl Ground {
         }
 
         let nth = match (point, stage) {
-            (KillPoint::Sent | KillPoint::Answered, Stage::Used) => arrival.nth_of_use(),
+            (Failpoint::Sent | Failpoint::Answered, Stage::Used) => arrival.nth_of_use(),
             _ => 1,
         };
         self.service.launch_to_die(point, nth).await;
-        if point == KillPoint::Draining {
+        if point == Failpoint::Draining {
             let since = Instant::now();
             while Stage::of(&self.of(&code, "attempts").await) != stage {
                 assert!(since.elapsed() < PATIENCE, "{what}: never asked so");
@@ -206,15 +206,15 @@ impl Ground {
         let mut at_death = self.of(&code, "attempts").await;
         let since = Instant::now();
         // What left it just before may arrive later.
-        while point == KillPoint::Sent && at_death.len() < nth && since.elapsed() < Duration::from_millis(500)
+        while point == Failpoint::Sent && at_death.len() < nth && since.elapsed() < Duration::from_millis(500)
         {
             at_death = self.of(&code, "attempts").await;
         }
-        let too_soon = point == KillPoint::Sent && at_death.len() + 1 == nth;
+        let too_soon = point == Failpoint::Sent && at_death.len() + 1 == nth;
         if !too_soon {
             assert_eq!(Stage::of(&at_death), stage, "{what}: {at_death:#?}");
         }
-        if matches!(point, KillPoint::Sent | KillPoint::Answered) && !too_soon {
+        if matches!(point, Failpoint::Sent | Failpoint::Answered) && !too_soon {
             assert_eq!(at_death.len(), nth, "{what}: {at_death:#?}");
         }
 
@@ -262,7 +262,7 @@ impl Ground {
                 if hopeless { SignedDuration::from_secs(3) } else { SignedDuration::from_hours(1) };
             for (name, value) in [
                 (copy::ATTEMPTS, "3".to_owned()),
-                (copy::TIERS, "1".to_owned()),
+                (copy::DELAYS_PASSED, "1".to_owned()),
                 (copy::FIRST_SEEN, (now - SignedDuration::from_secs(60)).to_string()),
                 (copy::DEADLINE, (now + deadline).to_string()),
                 // Put away because the payment API had not accepted it: the copy that sends its use the soonest.

@@ -302,7 +302,7 @@ async fn put_copy(bed: &Bed, nth: usize) {
     let mut headers = FieldTable::default();
     for (name, text) in [
         (copy::ATTEMPTS, "3"),
-        (copy::TIERS, "1"),
+        (copy::DELAYS_PASSED, "1"),
         (copy::FIRST_SEEN, &(now - SignedDuration::from_mins(10)).to_string()),
         (copy::DEADLINE, &(now + SignedDuration::from_hours(1)).to_string()),
         (copy::LAST_VERDICT, "unsure"),

@@ -15,7 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bed::{Bed, command, until};
-use redeemer::pace::{Pacer, Rank};
+use redeemer::pace::{Priority, RateLimiter};
 use serde_json::json;
 use tokio::sync::{Mutex, mpsc};
 
@@ -76,15 +76,15 @@ async fn two_instances_share_one_pace_from_the_moment_the_second_joins() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_limiter_holds_five_hundred_a_second_within_two_percent() {
     let _alone = ALONE.lock().await;
-    let pacer = Pacer::start(NonZeroU32::new(500).unwrap());
+    let pacer = RateLimiter::start(NonZeroU32::new(500).unwrap());
     let (turns, mut taken) = mpsc::unbounded_channel();
     let start = Instant::now();
     for nth in 0..50 {
         let (pacer, turns) = (pacer.clone(), turns.clone());
-        let rank = if nth % 5 == 0 { Rank::Inquiry } else { Rank::First };
+        let rank = if nth % 5 == 0 { Priority::Inquiry } else { Priority::First };
         tokio::spawn(async move {
             while start.elapsed() < Duration::from_secs(20) {
-                pacer.turn(rank).await;
+                pacer.acquire(rank).await;
                 let _ = turns.send(start.elapsed().as_micros() as u64);
             }
         });

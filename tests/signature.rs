@@ -17,8 +17,11 @@ use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::Timestamp;
 use redeemer::redemption::Redemption;
-use redeemer::verdict::{Answer, Authenticity, Doubt, Flaw, Lost, NotSent, Question, Reply, Verdict, judge};
-use redeemer::wechat::api::{CannotStart, Client, Prepared, Settings};
+use redeemer::verdict::{
+    Authenticity, CallResult, NoResponse, NotSent, Operation, Response, SignatureFlaw, UnknownCause, Verdict,
+    classify,
+};
+use redeemer::wechat::api::{CannotStart, Client, PaymentSettings, Prepared};
 use redeemer::wechat::keys::{KeyFault, KeyFiles, Keyring, MerchantKey, PublicKeys, VerificationKey};
 use redeemer::wechat::sign::{Merchant, canonical, sign};
 use redeemer::wechat::verify::{NONCE, SERIAL, SIGNATURE, SIGNATURE_TYPE, TIMESTAMP, verify};
@@ -258,10 +261,10 @@ impl Signed {
     }
 }
 
-const MALFORMED: Authenticity = Authenticity::Unconvincing(Flaw::Malformed);
-const UNKNOWN: Authenticity = Authenticity::Unconvincing(Flaw::UnknownSerial);
-const STALE: Authenticity = Authenticity::Unconvincing(Flaw::Stale);
-const MISMATCH: Authenticity = Authenticity::Unconvincing(Flaw::Mismatch);
+const MALFORMED: Authenticity = Authenticity::Invalid(SignatureFlaw::Malformed);
+const UNKNOWN: Authenticity = Authenticity::Invalid(SignatureFlaw::UnknownSerial);
+const STALE: Authenticity = Authenticity::Invalid(SignatureFlaw::Stale);
+const MISMATCH: Authenticity = Authenticity::Invalid(SignatureFlaw::Mismatch);
 
 #[test]
 fn a_genuine_answer_is_believed_and_a_changed_one_is_not() {
@@ -536,7 +539,7 @@ fn client_with(public: PublicKeys, base_url: &str, backup: Option<&str>) -> Resu
         left_out: vec![],
         public,
     })));
-    let settings = Settings {
+    let settings = PaymentSettings {
         merchant: Merchant { mchid: "1".to_owned(), serial: "2".to_owned() },
         verification_serial: Some(KEY_ID.to_owned()),
         base_url: base_url.to_owned(),
@@ -652,7 +655,7 @@ fn signed_answer(
 }
 
 /// What is made of these answers, one after the other, by one client.
-async fn heard_by_one_client(keys: &Keys, question: Question, answers: Vec<String>) -> Vec<Answer> {
+async fn heard_by_one_client(keys: &Keys, question: Operation, answers: Vec<String>) -> Vec<Response> {
     let mut ring = PublicKeys::default();
     ring.insert(KEY_ID.to_owned(), keys.verification_key());
     let count = answers.len();
@@ -660,8 +663,8 @@ async fn heard_by_one_client(keys: &Keys, question: Question, answers: Vec<Strin
     let client = client_with(ring, &url, None).unwrap();
     let mut heard = Vec::new();
     for _ in 0..count {
-        let reply = client.ask(question, &prepared(), None, now(), 7, 0.5).await.reply;
-        let Reply::Answered(answer) = reply else { panic!("{reply:?}") };
+        let reply = client.send(question, &prepared(), None, now(), 7, 0.5).await.reply;
+        let CallResult::Response(answer) = reply else { panic!("{reply:?}") };
         heard.push(answer);
     }
     asked.join().unwrap();
@@ -670,13 +673,13 @@ async fn heard_by_one_client(keys: &Keys, question: Question, answers: Vec<Strin
 
 const USED: &str = r#"{"coupon_code":"C0001","coupon_state":"USED",
     "single_usage_detail":{"use_request_no":"USE_0001"},"brand_id":"120344"}"#;
-const REPLAYED: Authenticity = Authenticity::Unconvincing(Flaw::Replayed);
+const REPLAYED: Authenticity = Authenticity::Invalid(SignatureFlaw::Replayed);
 
 #[tokio::test]
 async fn an_answer_given_twice_is_believed_once() {
     let keys = Keys::new();
     keys.pair();
-    for question in [Question::Redeem, Question::Inquire] {
+    for question in [Operation::Redeem, Operation::Query] {
         let answer = |nonce| signed_answer(&keys, 200, "08-0", nonce, NOW, USED);
         let script = vec![answer("A"), answer("A"), answer("B"), answer("A"), answer("B")];
         let heard = heard_by_one_client(&keys, question, script).await;
@@ -697,7 +700,7 @@ async fn an_answer_signed_before_its_question_is_not_believed() {
     for skew in [-200, -30, 0, 30, 200] {
         let answer = |nonce, age: i64| signed_answer(&keys, 200, "08-0", nonce, NOW + skew - age, USED);
         let script = vec![answer("A", 0), answer("B", 60), answer("C", 13), answer("D", 1), answer("E", 90)];
-        let heard = heard_by_one_client(&keys, Question::Inquire, script).await;
+        let heard = heard_by_one_client(&keys, Operation::Query, script).await;
         let believed: Vec<_> = heard.iter().map(|answer| answer.authenticity).collect();
         let verified = Authenticity::Verified;
         assert_eq!(believed, [verified, REPLAYED, REPLAYED, verified, REPLAYED], "{skew}");
@@ -726,7 +729,7 @@ async fn a_body_under_a_status_that_is_not_its_own_concludes_nothing() {
         (403, "08-268578776", "{}"),
         (404, "08-268578851", ""),
     ];
-    for question in Question::ALL {
+    for question in Operation::ALL {
         let answers = cases.iter().enumerate().map(|(nth, (status, request_id, body))| {
             signed_answer(&keys, *status, request_id, &nth.to_string(), NOW, body)
         });
@@ -734,8 +737,8 @@ async fn a_body_under_a_status_that_is_not_its_own_concludes_nothing() {
             heard_by_one_client(&keys, question, answers.collect()).await.into_iter().zip(cases)
         {
             assert_eq!(answer.authenticity, Authenticity::Verified, "{case:?}");
-            let verdict = judge(question, &Reply::Answered(answer), &redemption);
-            assert_eq!(verdict, Verdict::Unsure(Doubt::Contradicted), "{question:?} {case:?}");
+            let verdict = classify(question, &CallResult::Response(answer), &redemption);
+            assert_eq!(verdict, Verdict::Unknown(UnknownCause::Contradiction), "{question:?} {case:?}");
         }
     }
 }
@@ -761,11 +764,11 @@ fn redemption() -> Redemption {
 async fn what_is_sent_is_what_was_signed() {
     for (question, line) in [
         (
-            Question::Redeem,
+            Operation::Redeem,
             "POST /v3/marketing/partner/product-coupon/users/oUser/coupons/C0001/use HTTP/1.1",
         ),
         (
-            Question::Inquire,
+            Operation::Query,
             "GET /v3/marketing/partner/product-coupon/users/oUser/coupons/C0001?product_coupon_id=1000000013\
              &stock_id=1000000013001&appid=wx1&brand_id=120344 HTTP/1.1",
         ),
@@ -773,8 +776,8 @@ async fn what_is_sent_is_what_was_signed() {
         let (url, asked) =
             answer_once("HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n");
         let trace = Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
-        let heard = client(&url, None).unwrap().ask(question, &prepared(), trace, now(), 7, 0.5).await;
-        let Reply::Answered(answer) = &heard.reply else { panic!("{heard:?}") };
+        let heard = client(&url, None).unwrap().send(question, &prepared(), trace, now(), 7, 0.5).await;
+        let CallResult::Response(answer) = &heard.reply else { panic!("{heard:?}") };
         assert_eq!(
             (answer.status, answer.authenticity),
             (302, Authenticity::Unsigned),
@@ -785,11 +788,11 @@ async fn what_is_sent_is_what_was_signed() {
         let (head, body) = asked.split_once("\r\n\r\n").unwrap();
         assert_eq!(head.lines().next(), Some(line));
         let frozen = prepared().body().to_vec();
-        assert_eq!(body.as_bytes(), if question == Question::Redeem { frozen } else { vec![] });
+        assert_eq!(body.as_bytes(), if question == Operation::Redeem { frozen } else { vec![] });
         assert_eq!(header(head, "accept"), Some("application/json"));
         assert_eq!(
             header(head, "content-type"),
-            (question == Question::Redeem).then_some("application/json")
+            (question == Operation::Redeem).then_some("application/json")
         );
         assert_eq!(header(head, "wechatpay-serial"), Some(KEY_ID));
         assert_eq!(header(head, "traceparent"), trace);
@@ -818,9 +821,9 @@ async fn a_number_survives_the_cutting_of_a_long_request_id() {
         "012345678901234567890123456789012345678901234567890123456789-272756746\r\n\r\n{}"
     );
     let (url, asked) = answer_once(LONG);
-    let heard = client(&url, None).unwrap().ask(Question::Redeem, &prepared(), None, now(), 7, 0.5).await;
+    let heard = client(&url, None).unwrap().send(Operation::Redeem, &prepared(), None, now(), 7, 0.5).await;
     asked.join().unwrap();
-    let Reply::Answered(answer) = heard.reply else { panic!("{heard:?}") };
+    let CallResult::Response(answer) = heard.reply else { panic!("{heard:?}") };
     assert_eq!(answer.sub_code, Some(272_756_746));
     assert_eq!(answer.request_id.unwrap().len(), 128);
 }
@@ -828,23 +831,24 @@ async fn a_number_survives_the_cutting_of_a_long_request_id() {
 #[tokio::test]
 async fn an_answer_that_is_cut_short_or_too_large_is_lost_and_no_connection_is_nothing_sent() {
     for (text, lost) in [
-        ("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{\"coupon_code\"", Lost::Reset),
-        ("HTTP/1.1 200 OK\r\ncontent-len", Lost::Reset),
-        ("", Lost::Reset),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{\"coupon_code\"", NoResponse::Reset),
+        ("HTTP/1.1 200 OK\r\ncontent-len", NoResponse::Reset),
+        ("", NoResponse::Reset),
     ] {
         let (url, asked) = answer_once(text);
-        let heard = client(&url, None).unwrap().ask(Question::Redeem, &prepared(), None, now(), 7, 0.5).await;
+        let heard =
+            client(&url, None).unwrap().send(Operation::Redeem, &prepared(), None, now(), 7, 0.5).await;
         asked.join().unwrap();
-        assert_eq!(heard.reply, Reply::Lost(lost), "{text}");
+        assert_eq!(heard.reply, CallResult::NoResponse(lost), "{text}");
     }
     let (url, asked) = answer_once(TOO_LARGE);
-    let heard = client(&url, None).unwrap().ask(Question::Redeem, &prepared(), None, now(), 7, 0.5).await;
+    let heard = client(&url, None).unwrap().send(Operation::Redeem, &prepared(), None, now(), 7, 0.5).await;
     asked.join().unwrap();
-    assert_eq!(heard.reply, Reply::Lost(Lost::TooLarge));
+    assert_eq!(heard.reply, CallResult::NoResponse(NoResponse::TooLarge));
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let client = client(&format!("http://{closed}"), None).unwrap();
-    let heard = client.ask(Question::Redeem, &prepared(), None, now(), 7, 0.5).await;
-    assert_eq!(heard.reply, Reply::NotSent(NotSent::Connect));
+    let heard = client.send(Operation::Redeem, &prepared(), None, now(), 7, 0.5).await;
+    assert_eq!(heard.reply, CallResult::NotSent(NotSent::Connect));
 }
 
 /// Nearly 3 KiB, where 2 KiB are read.

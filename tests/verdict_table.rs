@@ -6,11 +6,11 @@
 
 use std::fmt::Write as _;
 
-use redeemer::coupon::{Coupon, Standing};
+use redeemer::coupon::{Coupon, Usage};
 use redeemer::redemption::Redemption;
 use redeemer::verdict::{
-    Answer, Authenticity, Declined, Doubt, Fault, Flaw, Lost, NotSent, Question, Reason, Reply, Verdict,
-    judge,
+    Authenticity, CallResult, NoResponse, NotAccepted, NotSent, Operation, Reason, Response, SignatureFlaw,
+    SuspendReason, UnknownCause, Verdict, classify,
 };
 use redeemer::wechat::reply;
 use redeemer::wire::command;
@@ -24,11 +24,11 @@ const SEQUENTIAL: &str = include_str!("fixtures/coupon_sequential.json");
 const AUTHENTICITIES: [Authenticity; 7] = [
     Authenticity::Verified,
     Authenticity::Unsigned,
-    Authenticity::Unconvincing(Flaw::Malformed),
-    Authenticity::Unconvincing(Flaw::UnknownSerial),
-    Authenticity::Unconvincing(Flaw::Stale),
-    Authenticity::Unconvincing(Flaw::Mismatch),
-    Authenticity::Unconvincing(Flaw::Replayed),
+    Authenticity::Invalid(SignatureFlaw::Malformed),
+    Authenticity::Invalid(SignatureFlaw::UnknownSerial),
+    Authenticity::Invalid(SignatureFlaw::Stale),
+    Authenticity::Invalid(SignatureFlaw::Mismatch),
+    Authenticity::Invalid(SignatureFlaw::Replayed),
 ];
 
 /// Every code of the "use" page, of its neighbours and of the platform's common rules, and two strangers.
@@ -100,34 +100,44 @@ fn redemption(code: &str, round: Option<u32>) -> Redemption {
     command::decode(command.to_string().as_bytes()).unwrap()
 }
 
-fn answer(status: u16, authenticity: Authenticity) -> Answer {
-    Answer { status, authenticity, code: None, sub_code: None, coupon: None, message: None, request_id: None }
+fn answer(status: u16, authenticity: Authenticity) -> Response {
+    Response {
+        status,
+        authenticity,
+        code: None,
+        sub_code: None,
+        coupon: None,
+        message: None,
+        request_id: None,
+    }
 }
 
 fn words(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Redeemed => "**redeemed**".to_owned(),
         Verdict::Refused(reason) => format!("**refused**: {}", reason.as_str()),
-        Verdict::Objected { reason, doubtful: true } => format!("objected, doubtful: {}", reason.as_str()),
-        Verdict::Objected { reason, doubtful: false } => format!("objected: {}", reason.as_str()),
+        Verdict::Rejected { reason, may_be_our_own_use: true } => {
+            format!("objected, doubtful: {}", reason.as_str())
+        }
+        Verdict::Rejected { reason, may_be_our_own_use: false } => format!("objected: {}", reason.as_str()),
         Verdict::NotExecuted => "not executed".to_owned(),
-        Verdict::NotAccepted(Declined::TooFrequent) => "not accepted: too frequent".to_owned(),
-        Verdict::NotAccepted(Declined::NotAuthorised) => "not accepted: not authorised".to_owned(),
-        Verdict::NotAccepted(Declined::Locked) => "not accepted: locked".to_owned(),
+        Verdict::NotAccepted(NotAccepted::TooFrequent) => "not accepted: too frequent".to_owned(),
+        Verdict::NotAccepted(NotAccepted::NotAuthorized) => "not accepted: not authorised".to_owned(),
+        Verdict::NotAccepted(NotAccepted::Locked) => "not accepted: locked".to_owned(),
         Verdict::NotSent => "not sent".to_owned(),
-        Verdict::Unsure(Doubt::Lost) => "unsure: lost".to_owned(),
-        Verdict::Unsure(Doubt::ServerError) => "unsure: server error".to_owned(),
-        Verdict::Unsure(Doubt::NotBelieved) => "unsure: not believed".to_owned(),
-        Verdict::Unsure(Doubt::Accepted) => "unsure: noted only".to_owned(),
-        Verdict::Unsure(Doubt::TooFrequent) => "unsure: too frequent".to_owned(),
-        Verdict::Unsure(Doubt::Unnamed) => "unsure: used under no number".to_owned(),
-        Verdict::Unsure(Doubt::Contradicted) => "unsure: contradicted".to_owned(),
-        Verdict::Unsure(Doubt::AnotherCoupon) => "unsure: another coupon".to_owned(),
-        Verdict::Unsure(Doubt::Unexpected) => "unsure: unexpected".to_owned(),
-        Verdict::Stop(Fault::Unauthenticated) => "**stop**: unauthenticated".to_owned(),
-        Verdict::Stop(Fault::Unauthorised) => "**stop**: unauthorised".to_owned(),
-        Verdict::Stop(Fault::Rejected) => "**stop**: rejected".to_owned(),
-        Verdict::NotAuthorised => "not authorised".to_owned(),
+        Verdict::Unknown(UnknownCause::NoResponse) => "unsure: lost".to_owned(),
+        Verdict::Unknown(UnknownCause::ServerError) => "unsure: server error".to_owned(),
+        Verdict::Unknown(UnknownCause::Unverified) => "unsure: not believed".to_owned(),
+        Verdict::Unknown(UnknownCause::Accepted) => "unsure: noted only".to_owned(),
+        Verdict::Unknown(UnknownCause::TooFrequent) => "unsure: too frequent".to_owned(),
+        Verdict::Unknown(UnknownCause::NoNumber) => "unsure: used under no number".to_owned(),
+        Verdict::Unknown(UnknownCause::Contradiction) => "unsure: contradicted".to_owned(),
+        Verdict::Unknown(UnknownCause::AnotherCoupon) => "unsure: another coupon".to_owned(),
+        Verdict::Unknown(UnknownCause::Unexpected) => "unsure: unexpected".to_owned(),
+        Verdict::Suspended(SuspendReason::Unauthenticated) => "**stop**: unauthenticated".to_owned(),
+        Verdict::Suspended(SuspendReason::Unauthorised) => "**stop**: unauthorised".to_owned(),
+        Verdict::Suspended(SuspendReason::Rejected) => "**stop**: rejected".to_owned(),
+        Verdict::NotAuthorized => "not authorised".to_owned(),
     }
 }
 
@@ -159,7 +169,7 @@ fn says_too_frequent(code: &str) -> bool {
 }
 
 /// Whether an answer is a signed error body whose code belongs under its status: the only thing that rejects.
-fn rejects(answer: &Answer) -> bool {
+fn rejects(answer: &Response) -> bool {
     answer.authenticity == Authenticity::Verified
         && answer.coupon.is_none()
         && (400..500).contains(&answer.status)
@@ -168,45 +178,45 @@ fn rejects(answer: &Answer) -> bool {
 }
 
 /// Panics where a verdict on `answer` breaks a law that holds whatever the answer says.
-fn obey(question: Question, answer: &Answer, verdict: &Verdict, standing: Option<&Standing>) {
+fn obey(question: Operation, answer: &Response, verdict: &Verdict, standing: Option<&Usage>) {
     let verified = answer.authenticity == Authenticity::Verified;
-    let redeem = question == Question::Redeem;
+    let redeem = question == Operation::Redeem;
     let (rejects, seen) = (rejects(answer), verified && answer.status == 200 && answer.coupon.is_some());
     let lawful = match verdict {
         Verdict::Redeemed => {
-            seen && (standing == Some(&Standing::Ours) || redeem && standing == Some(&Standing::Unnamed))
+            seen && (standing == Some(&Usage::Ours) || redeem && standing == Some(&Usage::Unnamed))
         }
         Verdict::Refused(Reason::NoSuchCoupon) => !redeem && rejects && answer.status == 404,
         Verdict::Refused(_) => !redeem && seen,
-        Verdict::Objected { reason, doubtful } => {
-            rejects && Reason::OBJECTIONS.contains(reason) && (*doubtful || !reason.may_be_our_own_use())
+        Verdict::Rejected { reason, may_be_our_own_use: doubtful } => {
+            rejects && Reason::REJECTIONS.contains(reason) && (*doubtful || !reason.may_be_our_own_use())
         }
-        Verdict::NotExecuted => !redeem && seen && standing == Some(&Standing::Usable),
+        Verdict::NotExecuted => !redeem && seen && standing == Some(&Usage::Usable),
         Verdict::NotAccepted(_) => rejects,
-        Verdict::NotSent | Verdict::Unsure(Doubt::Lost) => false,
-        Verdict::Stop(fault) => {
-            *fault == Fault::Unauthenticated && answer.status == 401 && (rejects || !verified)
+        Verdict::NotSent | Verdict::Unknown(UnknownCause::NoResponse) => false,
+        Verdict::Suspended(fault) => {
+            *fault == SuspendReason::Unauthenticated && answer.status == 401 && (rejects || !verified)
         }
-        Verdict::NotAuthorised => rejects && answer.status == 403,
-        Verdict::Unsure(_) => true,
+        Verdict::NotAuthorized => rejects && answer.status == 403,
+        Verdict::Unknown(_) => true,
     };
     assert!(lawful, "{question:?} {answer:?} -> {verdict:?}");
     let wanted = match (answer.status, verified) {
-        (401, false) => *verdict == Verdict::Stop(Fault::Unauthenticated),
-        (429, false) => *verdict == Verdict::Unsure(Doubt::TooFrequent),
-        (200..=299, false) => *verdict == Verdict::Unsure(Doubt::NotBelieved),
-        (202, true) => *verdict == Verdict::Unsure(Doubt::Accepted),
-        (408, true) => *verdict == Verdict::Unsure(Doubt::Unexpected),
-        (400..=499, false) => *verdict == Verdict::Unsure(Doubt::NotBelieved),
-        (400..=499, true) if !rejects => *verdict == Verdict::Unsure(Doubt::Contradicted),
-        (401, true) => *verdict == Verdict::Stop(Fault::Unauthenticated),
+        (401, false) => *verdict == Verdict::Suspended(SuspendReason::Unauthenticated),
+        (429, false) => *verdict == Verdict::Unknown(UnknownCause::TooFrequent),
+        (200..=299, false) => *verdict == Verdict::Unknown(UnknownCause::Unverified),
+        (202, true) => *verdict == Verdict::Unknown(UnknownCause::Accepted),
+        (408, true) => *verdict == Verdict::Unknown(UnknownCause::Unexpected),
+        (400..=499, false) => *verdict == Verdict::Unknown(UnknownCause::Unverified),
+        (400..=499, true) if !rejects => *verdict == Verdict::Unknown(UnknownCause::Contradiction),
+        (401, true) => *verdict == Verdict::Suspended(SuspendReason::Unauthenticated),
         (429, true) if answer.code.as_deref().is_some_and(says_too_frequent) => {
-            *verdict == Verdict::NotAccepted(Declined::TooFrequent)
+            *verdict == Verdict::NotAccepted(NotAccepted::TooFrequent)
         }
-        (429, true) => *verdict == Verdict::Unsure(Doubt::TooFrequent),
-        (500..=599, _) => *verdict == Verdict::Unsure(Doubt::ServerError),
-        (100..=199 | 300..=399, true) => *verdict == Verdict::Unsure(Doubt::Unexpected),
-        (100..=199 | 300..=399, false) => *verdict == Verdict::Unsure(Doubt::NotBelieved),
+        (429, true) => *verdict == Verdict::Unknown(UnknownCause::TooFrequent),
+        (500..=599, _) => *verdict == Verdict::Unknown(UnknownCause::ServerError),
+        (100..=199 | 300..=399, true) => *verdict == Verdict::Unknown(UnknownCause::Unexpected),
+        (100..=199 | 300..=399, false) => *verdict == Verdict::Unknown(UnknownCause::Unverified),
         _ => true,
     };
     assert!(wanted, "{question:?} {answer:?} -> {verdict:?}");
@@ -228,21 +238,21 @@ type Verdicts = [Verdict; 4];
 
 /// The verdicts under one status: for each of [`codes`], on each of [`numbers`]. Every law is kept on the way.
 fn under(status: u16, redemption: &Redemption) -> Vec<Vec<Verdicts>> {
-    let mut reply = Reply::Answered(answer(status, Authenticity::Verified));
+    let mut reply = CallResult::Response(answer(status, Authenticity::Verified));
     let mut verdict = |question, authenticity, code: Option<&str>, number| {
-        let Reply::Answered(answer) = &mut reply else { unreachable!() };
+        let CallResult::Response(answer) = &mut reply else { unreachable!() };
         answer.authenticity = authenticity;
         if answer.code.as_deref() != code {
             answer.code = code.map(Into::into);
         }
         answer.sub_code = number;
-        let verdict = judge(question, &reply, redemption);
-        let Reply::Answered(answer) = &reply else { unreachable!() };
+        let verdict = classify(question, &reply, redemption);
+        let CallResult::Response(answer) = &reply else { unreachable!() };
         obey(question, answer, &verdict, None);
         verdict
     };
     let mut verdicts = |code, number| {
-        let [redeem, inquire] = Question::ALL.map(|question| {
+        let [redeem, inquire] = Operation::ALL.map(|question| {
             let [verified, unsigned, unconvincing @ ..] =
                 AUTHENTICITIES.map(|authenticity| verdict(question, authenticity, code, number));
             // One column suffices: a bad signature is worth as little as none.
@@ -275,15 +285,15 @@ fn every_coupon_keeps_the_laws_under_every_status_and_signature() {
     for case in coupons() {
         let redemption = redemption(case.code, case.round);
         let coupon = case.coupon();
-        for question in Question::ALL {
+        for question in Operation::ALL {
             let standing = standing(&coupon, &redemption);
             for authenticity in AUTHENTICITIES {
                 for status in 100..=599 {
                     for code in [None, Some("NOT_ENOUGH"), Some("NOT_FOUND")] {
                         let (code, coupon) = (code.map(Into::into), Some(coupon.clone()));
-                        let answer = Answer { code, coupon, ..answer(status, authenticity) };
-                        let reply = Reply::Answered(answer.clone());
-                        obey(question, &answer, &judge(question, &reply, &redemption), Some(&standing));
+                        let answer = Response { code, coupon, ..answer(status, authenticity) };
+                        let reply = CallResult::Response(answer.clone());
+                        obey(question, &answer, &classify(question, &reply, &redemption), Some(&standing));
                     }
                 }
             }
@@ -294,14 +304,14 @@ fn every_coupon_keeps_the_laws_under_every_status_and_signature() {
 #[test]
 fn a_message_is_never_judged_by() {
     let redemption = redemption("C1", None);
-    for question in Question::ALL {
+    for question in Operation::ALL {
         for authenticity in AUTHENTICITIES {
             for status in 100..=599 {
                 let silent = answer(status, authenticity);
                 let message = Some("已使用过此单号核销券 NO_AUTH RATE_LIMITED PARAM_ERROR 200 OK".into());
                 let request_id = Some("08E6-272756746".into());
-                let loud = Answer { message, request_id, ..silent.clone() };
-                let verdict = |answer| judge(question, &Reply::Answered(answer), &redemption);
+                let loud = Response { message, request_id, ..silent.clone() };
+                let verdict = |answer| classify(question, &CallResult::Response(answer), &redemption);
                 assert_eq!(verdict(silent), verdict(loud), "{question:?} {status} {authenticity:?}");
             }
         }
@@ -311,17 +321,18 @@ fn a_message_is_never_judged_by() {
 #[test]
 fn locked_and_too_frequent_count_only_where_the_code_belongs() {
     let redemption = redemption("C1", None);
-    let check = |status: u16, code: &str, number: Option<u64>, declined: Declined| {
+    let check = |status: u16, code: &str, number: Option<u64>, declined: NotAccepted| {
         for authenticity in AUTHENTICITIES {
-            let answer = Answer { code: Some(code.into()), sub_code: number, ..answer(status, authenticity) };
-            let verdict = judge(Question::Redeem, &Reply::Answered(answer.clone()), &redemption);
+            let answer =
+                Response { code: Some(code.into()), sub_code: number, ..answer(status, authenticity) };
+            let verdict = classify(Operation::Redeem, &CallResult::Response(answer.clone()), &redemption);
             assert_eq!(verdict == Verdict::NotAccepted(declined), rejects(&answer), "{answer:?}");
         }
     };
     for status in (400..=499).filter(|status| ![401, 429].contains(status)) {
-        check(status, "NOT_ENOUGH", Some(272_756_746), Declined::Locked);
-        check(status, "RATE_LIMITED", None, Declined::TooFrequent);
-        check(status, "FREQUENCY_LIMITED", Some(0), Declined::TooFrequent);
+        check(status, "NOT_ENOUGH", Some(272_756_746), NotAccepted::Locked);
+        check(status, "RATE_LIMITED", None, NotAccepted::TooFrequent);
+        check(status, "FREQUENCY_LIMITED", Some(0), NotAccepted::TooFrequent);
     }
 }
 
@@ -332,20 +343,23 @@ fn request_id_never_makes_a_rejection_less_careful() {
         for code in codes() {
             let verdict = |sub_code| {
                 let code = code.map(Into::into);
-                let answer = Answer { code, sub_code, ..answer(status, Authenticity::Verified) };
-                judge(Question::Redeem, &Reply::Answered(answer), &redemption)
+                let answer = Response { code, sub_code, ..answer(status, Authenticity::Verified) };
+                classify(Operation::Redeem, &CallResult::Response(answer), &redemption)
             };
             let plain = verdict(None);
             for number in numbers() {
                 let refined = verdict(number);
                 let lawful = match (&plain, &refined) {
-                    (Verdict::Objected { doubtful, .. }, Verdict::Objected { doubtful: more, .. }) => {
-                        more >= doubtful
-                    }
+                    (
+                        Verdict::Rejected { may_be_our_own_use: doubtful, .. },
+                        Verdict::Rejected { may_be_our_own_use: more, .. },
+                    ) => more >= doubtful,
                     // Both say, signed, that the request was not worked on.
-                    (Verdict::Objected { doubtful, .. }, Verdict::NotAccepted(_)) => !doubtful,
+                    (Verdict::Rejected { may_be_our_own_use: doubtful, .. }, Verdict::NotAccepted(_)) => {
+                        !doubtful
+                    }
                     // The body goes out again only after looks that show no use of ours.
-                    (Verdict::Objected { .. }, Verdict::Unsure(_)) => true,
+                    (Verdict::Rejected { .. }, Verdict::Unknown(_)) => true,
                     (plain, refined) => plain == refined,
                 };
                 assert!(lawful, "{status} {code:?} {number:?}: {plain:?} -> {refined:?}");
@@ -510,11 +524,11 @@ fn coupons() -> Vec<Case> {
     cases
 }
 
-fn standing(coupon: &Coupon, redemption: &Redemption) -> Standing {
+fn standing(coupon: &Coupon, redemption: &Redemption) -> Usage {
     let Redemption { coupon_code, out_request_no, sequential_coupon_index, .. } = redemption;
     match coupon.is_of(redemption) {
-        true => coupon.standing(coupon_code, out_request_no, *sequential_coupon_index),
-        false => Standing::AnotherCoupon,
+        true => coupon.usage(coupon_code, out_request_no, *sequential_coupon_index),
+        false => Usage::AnotherCoupon,
     }
 }
 
@@ -667,14 +681,14 @@ fn page() -> String {
     for (what, reply) in [
         (
             "no connection was made (DNS, refused, timeout while connecting, TLS)",
-            Reply::NotSent(NotSent::Connect),
+            CallResult::NotSent(NotSent::Connect),
         ),
-        ("no answer within the time allowed", Reply::Lost(Lost::Timeout)),
-        ("the connection ended before the whole answer", Reply::Lost(Lost::Reset)),
-        ("the answer was larger than is read", Reply::Lost(Lost::TooLarge)),
+        ("no answer within the time allowed", CallResult::NoResponse(NoResponse::Timeout)),
+        ("the connection ended before the whole answer", CallResult::NoResponse(NoResponse::Reset)),
+        ("the answer was larger than is read", CallResult::NoResponse(NoResponse::TooLarge)),
     ] {
-        let verdict = |question| words(&judge(question, &reply, &redemption("C1", None)));
-        page.row(&[what.to_owned(), verdict(Question::Redeem), verdict(Question::Inquire)]);
+        let verdict = |question| words(&classify(question, &reply, &redemption("C1", None)));
+        page.row(&[what.to_owned(), verdict(Operation::Redeem), verdict(Operation::Query)]);
     }
 
     page.head(
@@ -744,14 +758,15 @@ fn page() -> String {
         let coupon = case.coupon();
         let standing = standing(&coupon, &redemption);
         let state = coupon.state.to_string();
-        let reply = Reply::Answered(Answer { coupon: Some(coupon), ..answer(200, Authenticity::Verified) });
-        let verdict = |question| words(&judge(question, &reply, &redemption));
+        let reply =
+            CallResult::Response(Response { coupon: Some(coupon), ..answer(200, Authenticity::Verified) });
+        let verdict = |question| words(&classify(question, &reply, &redemption));
         let standing = match standing {
-            Standing::Unusable(state) => format!("unusable ({state})"),
-            Standing::AnotherCoupon => "another coupon".to_owned(),
+            Usage::Unusable(state) => format!("unusable ({state})"),
+            Usage::AnotherCoupon => "another coupon".to_owned(),
             other => format!("{other:?}").to_lowercase(),
         };
-        let cells = [state, case.detail, standing, verdict(Question::Redeem), verdict(Question::Inquire)];
+        let cells = [state, case.detail, standing, verdict(Operation::Redeem), verdict(Operation::Query)];
         (case.shape, cells)
     };
     for (shapes, cells) in fold(coupons().into_iter().map(cells)) {

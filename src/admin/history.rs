@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::admin::NOT_CONSUMING_YET;
-use crate::metrics::Glance;
+use crate::metrics::Snapshot;
 
 /// Time between two samples.
 pub const EVERY: Duration = Duration::from_secs(5);
@@ -18,7 +18,7 @@ const PROBLEMS_MAX: usize = 8;
 /// What is remembered. Bounded, and gone with the process: whoever wants more asks Prometheus.
 #[derive(Debug, Default)]
 pub struct History {
-    samples: VecDeque<Glance>,
+    samples: VecDeque<Snapshot>,
     problems: VecDeque<(Timestamp, String)>,
 }
 
@@ -35,7 +35,7 @@ pub struct Interval {
 
 impl History {
     /// Takes a sample.
-    pub fn sample(&mut self, glance: Glance) {
+    pub fn sample(&mut self, glance: Snapshot) {
         self.samples.push_back(glance);
         while self.samples.len() > SAMPLES_MAX {
             self.samples.pop_front();
@@ -78,7 +78,7 @@ impl History {
 }
 
 impl Interval {
-    fn between(before: &Glance, after: &Glance) -> Self {
+    fn between(before: &Snapshot, after: &Snapshot) -> Self {
         let mut outcomes = [0; 4];
         for ((more, after), before) in outcomes.iter_mut().zip(after.outcomes).zip(before.outcomes) {
             *more = after.saturating_sub(before);
@@ -94,8 +94,8 @@ impl Interval {
 mod tests {
     use super::*;
 
-    fn glance(redeemed: u64, calls: u64, call_seconds: f64) -> Glance {
-        Glance { outcomes: [redeemed, 0, 0, 0], calls, call_seconds, ..Glance::default() }
+    fn glance(redeemed: u64, calls: u64, call_seconds: f64) -> Snapshot {
+        Snapshot { outcomes: [redeemed, 0, 0, 0], calls, call_seconds, ..Snapshot::default() }
     }
 
     #[test]

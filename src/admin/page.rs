@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use crate::admin::history::{History, Interval};
 use crate::admin::{NoticeKind, Status};
 use crate::attempt::OutcomeKind;
-use crate::metrics::Glance;
+use crate::metrics::Snapshot;
 
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
@@ -33,7 +33,7 @@ const NOT_ACCEPTED: &str = "broker: results or copies are not accepted";
 
 /// In what mood the page greets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mood {
+enum ServiceState {
     /// All is well.
     Well,
     /// Not there yet, and nothing is wrong so far.
@@ -46,7 +46,7 @@ enum Mood {
     Broken,
 }
 
-impl Mood {
+impl ServiceState {
     fn of(status: &Status) -> Self {
         match status.reasons.as_slice() {
             [] if status.notices.is_empty() => Self::Well,
@@ -70,18 +70,24 @@ impl Mood {
 }
 
 /// Renders the page.
-pub fn render(status: &Status, glance: &Glance, history: &History, console: bool, now: Timestamp) -> String {
-    let mood = Mood::of(status);
+pub fn render(
+    status: &Status,
+    glance: &Snapshot,
+    history: &History,
+    console: bool,
+    now: Timestamp,
+) -> String {
+    let mood = ServiceState::of(status);
     let mut page = format!(
         "<!doctype html><html lang=en><meta charset=utf-8>\
          <meta name=viewport content=\"width=device-width, initial-scale=1\"><title>{} - redeemer</title>\
          <style>{STYLE}</style><body class={}><main>",
         match mood {
-            Mood::Well => "consuming",
-            Mood::Starting => "starting",
-            Mood::Troubled => "consuming, in trouble",
-            Mood::Paused => "paused",
-            Mood::Broken => "not consuming",
+            ServiceState::Well => "consuming",
+            ServiceState::Starting => "starting",
+            ServiceState::Troubled => "consuming, in trouble",
+            ServiceState::Paused => "paused",
+            ServiceState::Broken => "not consuming",
         },
         mood.class()
     );
@@ -107,23 +113,23 @@ pub fn render(status: &Status, glance: &Glance, history: &History, console: bool
     page
 }
 
-fn headline(page: &mut String, mood: Mood, status: &Status, history: &History) {
+fn headline(page: &mut String, mood: ServiceState, status: &Status, history: &History) {
     let ended: u64 = history.last_minute().outcomes.iter().sum();
     let words = match mood {
-        Mood::Well => "Consuming.",
-        Mood::Starting => "Starting.",
-        Mood::Troubled if status.reasons.iter().any(|reason| reason.starts_with(NOT_ACCEPTED)) => {
+        ServiceState::Well => "Consuming.",
+        ServiceState::Starting => "Starting.",
+        ServiceState::Troubled if status.reasons.iter().any(|reason| reason.starts_with(NOT_ACCEPTED)) => {
             "Consuming, but the broker does not take our messages."
         }
-        Mood::Troubled if status.reasons.is_empty() => {
+        ServiceState::Troubled if status.reasons.is_empty() => {
             match status.notices.iter().any(|notice| notice.kind == NoticeKind::RateReduced) {
                 true => "Consuming at a reduced rate.",
                 false => "Consuming, but some answers cannot be believed.",
             }
         }
-        Mood::Troubled => "Consuming, but not all is well.",
-        Mood::Paused => "Paused for the payment API. The backlog waits in its queue.",
-        Mood::Broken => match status.reasons.first().map(String::as_str) {
+        ServiceState::Troubled => "Consuming, but not all is well.",
+        ServiceState::Paused => "Paused for the payment API. The backlog waits in its queue.",
+        ServiceState::Broken => match status.reasons.first().map(String::as_str) {
             Some(reason) if reason.starts_with("broker:") => "Not consuming: the broker.",
             Some(reason) if reason.starts_with("keys:") => "Not consuming: the keys.",
             Some("stopping") => "Stopping.",
@@ -132,7 +138,7 @@ fn headline(page: &mut String, mood: Mood, status: &Status, history: &History) {
     };
     // Read out when it changes, and only then: the script leaves alone what is as it was.
     let _ = write!(page, "<header><h1 role=status>{words}</h1>");
-    if mood == Mood::Well {
+    if mood == ServiceState::Well {
         let _ = match ended {
             0 => write!(page, "<p>No commands in the last minute."),
             1 => write!(page, "<p>One command settled in the last minute."),
@@ -159,7 +165,7 @@ fn notice_section(kind: NoticeKind) -> &'static str {
     }
 }
 
-fn outcomes(page: &mut String, minute: &Interval, intervals: &[Interval], glance: &Glance) {
+fn outcomes(page: &mut String, minute: &Interval, intervals: &[Interval], glance: &Snapshot) {
     page.push_str("<section><h2>Outcomes</h2>");
     let settled: Vec<_> = intervals.iter().map(split).collect();
     let what = "commands in each 5 s: <i>redeemed</i> <i class=rest>other</i>";
@@ -174,7 +180,7 @@ fn outcomes(page: &mut String, minute: &Interval, intervals: &[Interval], glance
     page.push_str("</table></section>");
 }
 
-fn provider(page: &mut String, minute: &Interval, intervals: &[Interval], glance: &Glance) {
+fn provider(page: &mut String, minute: &Interval, intervals: &[Interval], glance: &Snapshot) {
     page.push_str("<section><h2>WeChat Pay</h2>");
     let times: Vec<_> = intervals.iter().map(|each| [each.call_ms.unwrap_or_default(), 0.0]).collect();
     chart(page, "mean time of a call in each 5 s", "ms", &times);
@@ -191,7 +197,7 @@ fn provider(page: &mut String, minute: &Interval, intervals: &[Interval], glance
     page.push_str("</dl></section>");
 }
 
-fn in_hand(page: &mut String, status: &Status, glance: &Glance) {
+fn in_hand(page: &mut String, status: &Status, glance: &Snapshot) {
     page.push_str("<section><h2>In hand</h2>");
     let share = glance.busy as f64 / (glance.slots.max(1)) as f64;
     let _ = write!(
@@ -210,7 +216,7 @@ fn in_hand(page: &mut String, status: &Status, glance: &Glance) {
     page.push_str("</dl></section>");
 }
 
-fn queues(page: &mut String, status: &Status, glance: &Glance) {
+fn queues(page: &mut String, status: &Status, glance: &Snapshot) {
     page.push_str("<section><h2>Queues</h2><table><tr><th>queue<th>messages");
     for (queue, messages) in &glance.depths {
         let shown =
@@ -355,7 +361,7 @@ mod tests {
     fn page(reasons: &[&str]) -> String {
         let mut history = History::default();
         history.problems(Timestamp::UNIX_EPOCH, &status(reasons).reasons);
-        render(&status(reasons), &Glance::default(), &history, false, Timestamp::UNIX_EPOCH)
+        render(&status(reasons), &Snapshot::default(), &history, false, Timestamp::UNIX_EPOCH)
     }
 
     #[test]
@@ -375,7 +381,8 @@ mod tests {
         let refused =
             status(&["broker: results or copies are not accepted (refused); they are published again"]);
         let consuming = Status { consuming: true, ..refused };
-        let page = render(&consuming, &Glance::default(), &History::default(), false, Timestamp::UNIX_EPOCH);
+        let page =
+            render(&consuming, &Snapshot::default(), &History::default(), false, Timestamp::UNIX_EPOCH);
         assert!(page.contains("<h1 role=status>Consuming, but the broker does not take our messages.</h1>"));
         assert!(page.contains("<body class=troubled>") && page.contains("/runbook#PublishesReturned"));
     }
@@ -388,7 +395,8 @@ mod tests {
         ] {
             let notices = vec![Notice { kind, words: "last: 429 <b>".to_owned() }];
             let status = Status { consuming: true, notices, ..status(&[]) };
-            let page = render(&status, &Glance::default(), &History::default(), false, Timestamp::UNIX_EPOCH);
+            let page =
+                render(&status, &Snapshot::default(), &History::default(), false, Timestamp::UNIX_EPOCH);
             assert!(page.contains(&format!("<h1 role=status>{headline}</h1>")));
             assert!(page.contains("<body class=troubled>") && page.contains("last: 429 &lt;b&gt;"));
             assert!(runbook().contains(&format!("<h2 id={}>", notice_section(kind))));
@@ -413,9 +421,9 @@ mod tests {
         let mut history = History::default();
         for (outcomes, calls) in [([0, 0, 0, 0], 0), ([3, 2, 0, 1], 3), ([3, 2, 4, 1], 3)] {
             let call_seconds = 0.2 * calls as f64;
-            history.sample(Glance { outcomes, calls, call_seconds, ..Glance::default() });
+            history.sample(Snapshot { outcomes, calls, call_seconds, ..Snapshot::default() });
         }
-        let page = render(&status(&[]), &Glance::default(), &history, false, Timestamp::UNIX_EPOCH);
+        let page = render(&status(&[]), &Snapshot::default(), &history, false, Timestamp::UNIX_EPOCH);
         for words in ["commands in each 5 s: <i>redeemed</i> <i class=rest>other</i>", "mean time of a call"]
         {
             assert!(page.contains(words), "{words}: {page}");

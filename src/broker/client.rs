@@ -20,17 +20,17 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::broker::publisher::NotPublished;
+use crate::broker::publisher::PublishFailure;
 use crate::broker::topology::{Object, Topology};
 use crate::broker::{
-    BLOCKED_IS_TOLD_AFTER, CannotConnect, Health, Settings, Wire, blocked_for, connect_any, lost,
-    watch_events,
+    AmqpSettings, BLOCKED_IS_TOLD_AFTER, BrokerConnection, CannotConnect, Health, blocked_for, connect_any,
+    lost, watch_events,
 };
 use crate::wire::copy::DEADLINE;
 
 /// One connection.
 pub struct Link {
-    connection: Wire,
+    connection: BrokerConnection,
     health: watch::Sender<Health>,
     at: String,
     limit: Duration,
@@ -53,7 +53,7 @@ pub enum LinkFault {
     NoExchange(String),
     /// The broker blocks the connection.
     #[error(transparent)]
-    Blocked(NotPublished),
+    Blocked(PublishFailure),
     /// No answer in time.
     #[error("{what}: no answer within {limit:?}")]
     TimedOut {
@@ -99,7 +99,7 @@ impl Link {
     ///
     /// # Errors
     /// [`CannotConnect`] of the last node that was tried.
-    pub async fn connect(settings: &Settings, name: &str) -> Result<Self, CannotConnect> {
+    pub async fn connect(settings: &AmqpSettings, name: &str) -> Result<Self, CannotConnect> {
         let (connection, at) = connect_any(settings, name).await?;
         let health = watch::Sender::new(Health::default());
         watch_events(&connection, &health, true);
@@ -251,7 +251,7 @@ impl Link {
         let done = tokio::select! {
             done = timeout(self.limit, steps) => done,
             reason = blocked_for(self.health.subscribe(), BLOCKED_IS_TOLD_AFTER) => {
-                return Err(LinkFault::Blocked(NotPublished::Blocked(reason)));
+                return Err(LinkFault::Blocked(PublishFailure::Blocked(reason)));
             }
         };
         match done {
@@ -286,7 +286,7 @@ impl CommandPublisher {
     pub async fn publish(
         &mut self,
         command: Outgoing<'_>,
-    ) -> Result<impl Future<Output = Result<(), NotPublished>> + use<>, NotPublished> {
+    ) -> Result<impl Future<Output = Result<(), PublishFailure>> + use<>, PublishFailure> {
         let Outgoing { body, routing_key, message_id, correlation_id, reply_to, deadline, sent } = command;
         let mut properties = AMQPProperties::default()
             .with_content_type("application/json".into())
@@ -310,27 +310,27 @@ impl CommandPublisher {
         let (limit, health) = (self.limit, self.health.clone());
         let queued = tokio::select! {
             queued = timeout(limit, queued) => queued,
-            reason = blocked_for(health.clone(), BLOCKED_IS_TOLD_AFTER) => return Err(NotPublished::Blocked(reason)),
+            reason = blocked_for(health.clone(), BLOCKED_IS_TOLD_AFTER) => return Err(PublishFailure::Blocked(reason)),
         };
         let confirm = queued
-            .map_err(|_| NotPublished::TimedOut(limit))?
-            .map_err(|error| NotPublished::Connection(error.to_string()))?;
+            .map_err(|_| PublishFailure::TimedOut(limit))?
+            .map_err(|error| PublishFailure::Connection(error.to_string()))?;
         Ok(async move {
             let confirmed = tokio::select! {
                 confirmed = timeout(limit, confirm) => confirmed,
                 reason = blocked_for(health.clone(), BLOCKED_IS_TOLD_AFTER) => {
-                    return Err(NotPublished::Blocked(reason));
+                    return Err(PublishFailure::Blocked(reason));
                 }
             };
             match confirmed {
-                Err(_) => Err(NotPublished::TimedOut(limit)),
-                Ok(Err(error)) => Err(NotPublished::Connection(error.to_string())),
+                Err(_) => Err(PublishFailure::TimedOut(limit)),
+                Ok(Err(error)) => Err(PublishFailure::Connection(error.to_string())),
                 // A return can be attached to a neighbour's confirm: some command of ours was not routed.
                 Ok(Ok(Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)))) => {
-                    Err(NotPublished::Returned(returned.reply_text.to_string()))
+                    Err(PublishFailure::Returned(returned.reply_text.to_string()))
                 }
                 Ok(Ok(Confirmation::Ack(None))) => Ok(()),
-                Ok(Ok(Confirmation::Nack(None) | Confirmation::NotRequested)) => Err(NotPublished::Refused),
+                Ok(Ok(Confirmation::Nack(None) | Confirmation::NotRequested)) => Err(PublishFailure::Refused),
             }
         })
     }

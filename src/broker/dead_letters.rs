@@ -7,15 +7,15 @@ use lapin::options::BasicGetOptions;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::broker::delivery::{Delivery, Inlet};
-use crate::broker::{CannotConnect, Health, Settings, Wire, connect_any, lost, watch_events};
+use crate::broker::delivery::{ConsumerChannel, Delivery};
+use crate::broker::{AmqpSettings, BrokerConnection, CannotConnect, Health, connect_any, lost, watch_events};
 
 /// A connection that takes dead letters.
 pub struct DeadLetters {
-    connection: Wire,
+    connection: BrokerConnection,
     health: watch::Sender<Health>,
-    inlet: Arc<Inlet>,
-    settings: Settings,
+    inlet: Arc<ConsumerChannel>,
+    settings: AmqpSettings,
     at: String,
 }
 
@@ -24,7 +24,7 @@ impl DeadLetters {
     ///
     /// # Errors
     /// [`CannotConnect`]
-    pub async fn open(settings: &Settings) -> Result<Self, CannotConnect> {
+    pub async fn open(settings: &AmqpSettings) -> Result<Self, CannotConnect> {
         let (connection, at) = connect_any(settings, "redeemer dead letters").await?;
         let health = watch::Sender::new(Health::default());
         watch_events(&connection, &health, false);
@@ -33,7 +33,7 @@ impl DeadLetters {
         let late = |_| CannotConnect::TimedOut { at: at.clone(), step: "opening a channel", limit };
         let channel = channel.map_err(late)?;
         let channel = channel.map_err(|source| CannotConnect::Refused { at: at.clone(), source })?;
-        let (inlet, settings) = (Inlet::new(channel), settings.clone());
+        let (inlet, settings) = (ConsumerChannel::new(channel), settings.clone());
         Ok(Self { connection, health, inlet, settings, at })
     }
 

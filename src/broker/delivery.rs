@@ -27,12 +27,12 @@ pub struct Delivery {
     redelivered: bool,
     /// What the broker calls it, on the channel that it came by and on no other.
     tag: u64,
-    inlet: Arc<Inlet>,
+    inlet: Arc<ConsumerChannel>,
 }
 
 /// A channel that deliveries come by, and that they are settled on.
 #[derive(Debug)]
-pub(super) struct Inlet {
+pub(super) struct ConsumerChannel {
     channel: Channel,
     /// No longer than what is unsettled, and that is bounded by the prefetch.
     due: mpsc::UnboundedSender<Due>,
@@ -83,7 +83,7 @@ pub struct Unsettled(String);
 
 impl Delivery {
     /// `inlet` is the one that it came by.
-    pub(super) fn new(delivery: lapin::message::Delivery, inlet: &Arc<Inlet>) -> Self {
+    pub(super) fn new(delivery: lapin::message::Delivery, inlet: &Arc<ConsumerChannel>) -> Self {
         let lapin::message::Delivery { data, properties, redelivered, delivery_tag, .. } = delivery;
         Self { body: data, properties, redelivered, tag: delivery_tag, inlet: inlet.clone() }
     }
@@ -185,7 +185,7 @@ impl Delivery {
     }
 
     /// Every header, and the properties that have a meaning here, as texts for people.
-    pub fn shown(&self) -> Vec<(String, String)> {
+    pub fn display_name(&self) -> Vec<(String, String)> {
         let properties = [
             ("message_id", self.properties.message_id()),
             ("correlation_id", self.properties.correlation_id()),
@@ -196,7 +196,7 @@ impl Delivery {
             .into_iter()
             .filter_map(|(name, text)| Some((name.to_owned(), text.as_ref()?.as_str().to_owned())));
         let headers = self.headers().into_iter().flat_map(|headers| headers.inner());
-        properties.chain(headers.map(|(name, value)| (name.to_string(), shown(value)))).collect()
+        properties.chain(headers.map(|(name, value)| (name.to_string(), display_name(value)))).collect()
     }
 
     /// Why and when the broker itself moved it here last, where it did.
@@ -232,7 +232,7 @@ impl Delivery {
     }
 
     /// The wait of the wait queue that it came from last, as its word, and when that wait was over.
-    pub fn waited(&self) -> Option<(&str, Timestamp)> {
+    pub fn delay_due(&self) -> Option<(&str, Timestamp)> {
         let Death { reason: "expired", at } = self.death()? else { return None };
         let AMQPValue::FieldArray(deaths) = self.headers()?.inner().get("x-death")? else { return None };
         let AMQPValue::FieldTable(last) = deaths.as_slice().first()? else { return None };
@@ -247,7 +247,7 @@ impl Delivery {
     }
 
     /// The stay that put this copy away, in the same shape.
-    pub fn left_by(&self) -> Option<&str> {
+    pub fn retry_trace(&self) -> Option<&str> {
         self.trace(copy::TRACE)
     }
 
@@ -290,7 +290,7 @@ impl Delivery {
 /// How long after acknowledgements were sent the next ones are collected.
 const TOGETHER: Duration = Duration::from_millis(2);
 
-impl Inlet {
+impl ConsumerChannel {
     /// Begins to send what is due on `channel`, until the last delivery of it is gone.
     pub(super) fn new(channel: Channel) -> Arc<Self> {
         let (due, next) = mpsc::unbounded_channel();
@@ -348,7 +348,7 @@ fn has_mark(value: &AMQPValue) -> bool {
 }
 
 /// A header as it is shown: a text as it is, a table as `{name: value, …}`.
-fn shown(value: &AMQPValue) -> String {
+fn display_name(value: &AMQPValue) -> String {
     let listed = |values: Vec<String>| values.join(", ");
     match value {
         AMQPValue::Boolean(value) => value.to_string(),
@@ -364,10 +364,11 @@ fn shown(value: &AMQPValue) -> String {
         AMQPValue::ShortString(text) => text.to_string(),
         AMQPValue::LongString(text) => String::from_utf8_lossy(text.as_bytes()).into_owned(),
         AMQPValue::FieldArray(values) => {
-            format!("[{}]", listed(values.as_slice().iter().map(shown).collect()))
+            format!("[{}]", listed(values.as_slice().iter().map(display_name).collect()))
         }
         AMQPValue::FieldTable(table) => {
-            let entries = table.inner().iter().map(|(name, value)| format!("{name}: {}", shown(value)));
+            let entries =
+                table.inner().iter().map(|(name, value)| format!("{name}: {}", display_name(value)));
             format!("{{{}}}", listed(entries.collect()))
         }
         AMQPValue::Timestamp(seconds) => match i64::try_from(*seconds).map(Timestamp::from_second) {

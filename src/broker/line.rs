@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Ends the socket when it is dropped, and whatever the client dials for it afterwards.
 #[derive(Debug)]
-pub(super) struct Line(Socket);
+pub(super) struct SocketGuard(Socket);
 
 /// Where the client leaves the socket that it has dialled.
 #[derive(Debug, Clone, Default)]
@@ -27,15 +27,15 @@ enum State {
 
 impl Socket {
     /// Whoever holds the line decides how long the socket lives.
-    pub(super) fn line(&self) -> Line {
-        Line(self.clone())
+    pub(super) fn socket_guard(&self) -> SocketGuard {
+        SocketGuard(self.clone())
     }
 
     /// Keeps hold of a socket, beside the client.
     ///
     /// # Errors
     /// Where the line is gone, or there is no room for another descriptor: then the client must not go on with it.
-    pub(super) fn hold(&self, socket: impl AsFd) -> io::Result<()> {
+    pub(super) fn guard(&self, socket: impl AsFd) -> io::Result<()> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if matches!(*state, State::Ended) {
             return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "given up"));
@@ -45,7 +45,7 @@ impl Socket {
     }
 }
 
-impl Drop for Line {
+impl Drop for SocketGuard {
     fn drop(&mut self) {
         let mut state = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let State::Open(socket) = std::mem::replace(&mut *state, State::Ended) {
@@ -67,10 +67,10 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let dial = || TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (socket, mut dialled) = (Socket::default(), dial());
-        let line = socket.line();
-        socket.hold(&dialled).unwrap();
+        let line = socket.socket_guard();
+        socket.guard(&dialled).unwrap();
         drop(line);
         assert_eq!(dialled.read(&mut [0]).unwrap(), 0, "an end, without the peer's doing");
-        assert_eq!(socket.hold(dial()).unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+        assert_eq!(socket.guard(dial()).unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
     }
 }

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::broker::topology::{Argument, Object, Topology};
-use crate::broker::{CannotConnect, Settings, address};
+use crate::broker::{AmqpSettings, CannotConnect, address};
 
 /// The management API of one broker.
 pub struct Management {
@@ -124,7 +124,7 @@ impl Management {
     ///
     /// # Errors
     /// [`Unanswered`] where there is nothing to ask with.
-    pub fn new(uri: &str, settings: &Settings) -> Result<Self, Unanswered> {
+    pub fn new(uri: &str, settings: &AmqpSettings) -> Result<Self, Unanswered> {
         let bad = |why: String| Unanswered::Uri(why);
         let mut base = Url::parse(uri).map_err(|error| bad(error.to_string()))?;
         let (broker, _) = address(settings, 0)?;

@@ -19,17 +19,17 @@ use lapin::types::FieldTable;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use crate::broker::delivery::{Delivery, Inlet};
-use crate::broker::publisher::{NotPublished, Publisher};
+use crate::broker::delivery::{ConsumerChannel, Delivery};
+use crate::broker::publisher::{PublishFailure, Publisher};
 use crate::broker::topology::{Object, TopologyFault, declare};
 use crate::broker::{
-    BLOCKED_IS_TOLD_AFTER, CannotConnect, Health, Settings, Wire, blocked_for, connect_any, reply_code,
-    watch_events,
+    AmqpSettings, BLOCKED_IS_TOLD_AFTER, BrokerConnection, CannotConnect, Health, blocked_for, connect_any,
+    reply_code, watch_events,
 };
 
 /// Why the parked queue cannot be looked at.
 #[derive(Debug, thiserror::Error)]
-pub enum CannotLook {
+pub enum ParkedQueueError {
     /// The broker is not reached.
     #[error(transparent)]
     Connect(#[from] CannotConnect),
@@ -74,12 +74,12 @@ pub enum CannotLook {
 }
 
 /// One look at the parked queue.
-pub struct Look {
-    connection: Arc<Wire>,
+pub struct ParkedQueue {
+    connection: Arc<BrokerConnection>,
     /// What the broker says of the connection as one that publishes.
     publishing: watch::Sender<Health>,
     publisher: Option<Publisher>,
-    inlet: Arc<Inlet>,
+    inlet: Arc<ConsumerChannel>,
     queue: String,
     lock: Option<String>,
     at: String,
@@ -89,17 +89,17 @@ pub struct Look {
     taken: u32,
 }
 
-impl Look {
+impl ParkedQueue {
     /// Connects and makes sure that nobody else looks.
     ///
     /// # Errors
     /// [`CannotLook`]
-    pub async fn begin(settings: &Settings) -> Result<Self, CannotLook> {
+    pub async fn begin(settings: &AmqpSettings) -> Result<Self, ParkedQueueError> {
         let (connection, at) = connect_any(settings, "redeemer parked").await?;
         let (queue, limit) = (settings.topology.names.parked.clone(), settings.connect_timeout);
         let bound = Bound { at: &at, limit };
         let lock = lock(&connection, &queue, bound).await?;
-        let inlet = Inlet::new(bound.wait(connection.create_channel()).await?);
+        let inlet = ConsumerChannel::new(bound.wait(connection.create_channel()).await?);
         let begun = Instant::now();
         Ok(Self {
             connection: Arc::new(connection),
@@ -120,7 +120,7 @@ impl Look {
     ///
     /// # Errors
     /// [`CannotLook`]
-    pub async fn open_publisher(&mut self, settings: &Settings) -> Result<(), CannotLook> {
+    pub async fn open_publisher(&mut self, settings: &AmqpSettings) -> Result<(), ParkedQueueError> {
         watch_events(&self.connection, &self.publishing, true);
         let (health, names) = (self.publishing.subscribe(), &settings.topology.names);
         let opening = Publisher::open(&self.connection, health, settings.confirm_timeout, names);
@@ -132,8 +132,8 @@ impl Look {
     ///
     /// # Errors
     /// [`CannotLook`]
-    pub async fn verified_publisher(&self) -> Result<&Publisher, CannotLook> {
-        let publisher = self.publisher.as_ref().ok_or(CannotLook::ReadOnly)?;
+    pub async fn verified_publisher(&self) -> Result<&Publisher, ParkedQueueError> {
+        let publisher = self.publisher.as_ref().ok_or(ParkedQueueError::ReadOnly)?;
         self.verify().await?;
         Ok(publisher)
     }
@@ -143,27 +143,30 @@ impl Look {
     ///
     /// # Errors
     /// [`CannotLook`]
-    pub async fn verify(&self) -> Result<(), CannotLook> {
+    pub async fn verify(&self) -> Result<(), ParkedQueueError> {
         // Without a lock its own queue serves: the channel is proven all the same.
         let name = self.lock.as_deref().unwrap_or(&self.queue);
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
         let channel = self.inlet.channel();
         match self.answered(channel.queue_declare(name.into(), options, FieldTable::default())).await {
             Ok(_) => Ok(()),
-            Err(CannotLook::Lost { source, .. }) if matches!(reply_code(&source), Some(404 | 405)) => {
-                Err(CannotLook::LockLost(name.to_owned()))
+            Err(ParkedQueueError::Lost { source, .. }) if matches!(reply_code(&source), Some(404 | 405)) => {
+                Err(ParkedQueueError::LockLost(name.to_owned()))
             }
             Err(error) => Err(error),
         }
     }
 
     /// An answer within the limit; none while the broker blocks the connection.
-    async fn answered<T>(&self, asked: impl Future<Output = lapin::Result<T>>) -> Result<T, CannotLook> {
+    async fn answered<T>(
+        &self,
+        asked: impl Future<Output = lapin::Result<T>>,
+    ) -> Result<T, ParkedQueueError> {
         let bound = Bound { at: &self.at, limit: self.limit };
         tokio::select! {
             answer = bound.wait(asked) => answer,
             reason = blocked_for(self.publishing.subscribe(), BLOCKED_IS_TOLD_AFTER) => {
-                Err(CannotLook::Blocked { at: self.at.clone(), reason })
+                Err(ParkedQueueError::Blocked { at: self.at.clone(), reason })
             }
         }
     }
@@ -188,15 +191,15 @@ impl Look {
     ///
     /// # Errors
     /// [`CannotLook`]
-    pub async fn next(&mut self) -> Result<Option<Delivery>, CannotLook> {
+    pub async fn next(&mut self) -> Result<Option<Delivery>, ParkedQueueError> {
         if self.waiting.is_some_and(|waiting| self.taken >= waiting) {
             return Ok(None);
         }
         let channel = self.inlet.channel();
         let got = self.answered(channel.basic_get(self.queue.as_str().into(), BasicGetOptions::default()));
         let got = match got.await {
-            Err(CannotLook::Lost { source, .. }) if reply_code(&source) == Some(404) => {
-                return Err(CannotLook::NoQueue(self.queue.clone()));
+            Err(ParkedQueueError::Lost { source, .. }) if reply_code(&source) == Some(404) => {
+                return Err(ParkedQueueError::NoQueue(self.queue.clone()));
             }
             got => got?,
         };
@@ -228,7 +231,11 @@ impl Look {
 }
 
 /// Holds an exclusive queue. Without the right to configure one, the look goes on without.
-async fn lock(connection: &Connection, queue: &str, bound: Bound<'_>) -> Result<Option<String>, CannotLook> {
+async fn lock(
+    connection: &Connection,
+    queue: &str,
+    bound: Bound<'_>,
+) -> Result<Option<String>, ParkedQueueError> {
     let name = format!("{queue}.look");
     let since = Instant::now();
     loop {
@@ -239,11 +246,13 @@ async fn lock(connection: &Connection, queue: &str, bound: Bound<'_>) -> Result<
                 let _ = channel.close(200, "done".into()).await;
                 return Ok(Some(name));
             }
-            Err(CannotLook::Lost { source, .. }) if reply_code(&source) == Some(403) => return Ok(None),
+            Err(ParkedQueueError::Lost { source, .. }) if reply_code(&source) == Some(403) => {
+                return Ok(None);
+            }
             // Whoever ended a moment ago may still hold it.
-            Err(CannotLook::Lost { source, .. }) if reply_code(&source) == Some(405) => {
+            Err(ParkedQueueError::Lost { source, .. }) if reply_code(&source) == Some(405) => {
                 if since.elapsed() >= bound.limit {
-                    return Err(CannotLook::Busy(queue.to_owned()));
+                    return Err(ParkedQueueError::Busy(queue.to_owned()));
                 }
                 sleep(Duration::from_millis(100)).await;
             }
@@ -257,7 +266,7 @@ async fn lock(connection: &Connection, queue: &str, bound: Bound<'_>) -> Result<
 ///
 /// # Errors
 /// [`CannotConnect`]
-pub async fn check_publishing(settings: &Settings) -> Result<(), CannotConnect> {
+pub async fn check_publishing(settings: &AmqpSettings) -> Result<(), CannotConnect> {
     let (connection, at) = connect_any(settings, "redeemer parked, checking").await?;
     let connection = Arc::new(connection);
     let health = watch::Sender::new(Health::default());
@@ -265,7 +274,7 @@ pub async fn check_publishing(settings: &Settings) -> Result<(), CannotConnect> 
     let checked = tokio::select! {
         checked = check_on(&connection, &at, health.subscribe(), settings) => checked,
         reason = blocked_for(health.subscribe(), BLOCKED_IS_TOLD_AFTER) => {
-            let source = NotPublished::Blocked(reason);
+            let source = PublishFailure::Blocked(reason);
             Err(CannotConnect::NoConfirms { at, source })
         }
     };
@@ -275,10 +284,10 @@ pub async fn check_publishing(settings: &Settings) -> Result<(), CannotConnect> 
 }
 
 async fn check_on(
-    connection: &Arc<Wire>,
+    connection: &Arc<BrokerConnection>,
     at: &str,
     health: watch::Receiver<Health>,
-    settings: &Settings,
+    settings: &AmqpSettings,
 ) -> Result<(), CannotConnect> {
     let (names, limit) = (&settings.topology.names, settings.connect_timeout);
     let steps = async {
@@ -297,7 +306,7 @@ async fn check_on(
         .await
         .map_err(late)?
         .map_err(|source| CannotConnect::Topology { at: at.to_owned(), source })?;
-    timeout(limit, publisher.prove())
+    timeout(limit, publisher.confirm_probe())
         .await
         .map_err(late)?
         .map_err(|source| CannotConnect::NoConfirms { at: at.to_owned(), source })?;
@@ -311,12 +320,12 @@ struct Bound<'a> {
 }
 
 impl Bound<'_> {
-    async fn wait<T>(self, asked: impl Future<Output = lapin::Result<T>>) -> Result<T, CannotLook> {
+    async fn wait<T>(self, asked: impl Future<Output = lapin::Result<T>>) -> Result<T, ParkedQueueError> {
         let (at, limit) = (self.at.to_owned(), self.limit);
         match timeout(limit, asked).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(source)) => Err(CannotLook::Lost { at, source }),
-            Err(_) => Err(CannotLook::TimedOut { at, limit }),
+            Ok(Err(source)) => Err(ParkedQueueError::Lost { at, source }),
+            Err(_) => Err(ParkedQueueError::TimedOut { at, limit }),
         }
     }
 }

@@ -18,8 +18,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::broker::publisher::{EVENT_PROBE_KEY, Rejection};
-use crate::broker::topology::{Mode, Names, Topology, wait_name};
-use crate::broker::{CannotConnect, Settings, address, connect_any};
+use crate::broker::topology::{Mode, Names, Topology, delay_name};
+use crate::broker::{AmqpSettings, CannotConnect, address, connect_any};
 
 /// Who needs a right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub enum Right {
 
 /// Whether a right is held.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Held {
+pub enum Permissions {
     /// It is.
     Yes,
     /// It is not: the broker's words.
@@ -64,7 +64,7 @@ impl Right {
 /// What a session must be able to publish before it takes a command: an event, a delayed retry, a parked command.
 pub(super) fn needed_to_publish(topology: &Topology) -> Vec<Right> {
     let names = &topology.names;
-    let retry = topology.tiers.first().map(|wait| Right::write(&names.retry, &wait_name(*wait)));
+    let retry = topology.tiers.first().map(|wait| Right::write(&names.retry, &delay_name(*wait)));
     let results = Right::write(&names.results, EVENT_PROBE_KEY);
     [results].into_iter().chain(retry).chain([Right::write(&names.parked, "")]).collect()
 }
@@ -93,7 +93,7 @@ pub(super) async fn rejection(connection: &Connection, right: &Right) -> lapin::
 ///
 /// # Errors
 /// [`CannotConnect`]
-pub async fn rights(settings: &Settings) -> Result<Vec<(Right, Need, Held)>, CannotConnect> {
+pub async fn rights(settings: &AmqpSettings) -> Result<Vec<(Right, Need, Permissions)>, CannotConnect> {
     let (connection, at) = connect_any(settings, "redeemer check").await?;
     let (names, limit) = (&settings.topology.names, settings.connect_timeout);
     let mut rights = Vec::new();
@@ -113,14 +113,14 @@ pub async fn rights(settings: &Settings) -> Result<Vec<(Right, Need, Held)>, Can
         let step = "looking at the permissions";
         let tried = tried.map_err(|_| CannotConnect::TimedOut { at: at.clone(), step, limit })?;
         let held = match tried {
-            Ok(()) => Held::Yes,
+            Ok(()) => Permissions::Yes,
             Err(error) => match error.kind() {
                 ErrorKind::ProtocolError(fault) if fault.get_id() == 403 => {
-                    Held::No(fault.get_message().to_string())
+                    Permissions::No(fault.get_message().to_string())
                 }
                 // The refusal that was asked for; or the thing is not there, which the broker sees after the right.
-                ErrorKind::ProtocolError(fault) if matches!(fault.get_id(), 404 | 406) => Held::Yes,
-                _ => Held::Unclear(error.to_string()),
+                ErrorKind::ProtocolError(fault) if matches!(fault.get_id(), 404 | 406) => Permissions::Yes,
+                _ => Permissions::Unclear(error.to_string()),
             },
         };
         rights.push((right, need, held));
@@ -153,7 +153,7 @@ async fn attempt(connection: &Connection, right: &Right) -> lapin::Result<()> {
 }
 
 /// The command that gives the service's user the rights that it needs, and no others.
-pub fn granting(settings: &Settings, mode: Mode) -> String {
+pub fn granting(settings: &AmqpSettings, mode: Mode) -> String {
     let (user, vhost) = (settings.user().unwrap_or_default(), settings.vhost().unwrap_or_default());
     let [configure, write, read] = least_rights(&settings.topology.names, mode);
     format!("rabbitmqctl set_permissions -p '{vhost}' '{user}' '{configure}' '{write}' '{read}'")
@@ -202,7 +202,7 @@ pub enum MessageBound {
 ///
 /// # Errors
 /// [`CannotConnect`]
-pub async fn message_bound(settings: &Settings) -> Result<MessageBound, CannotConnect> {
+pub async fn message_bound(settings: &AmqpSettings) -> Result<MessageBound, CannotConnect> {
     let (connection, at) = connect_any(settings, "redeemer message size").await?;
     let limit = settings.connect_timeout;
     let both = async {
@@ -240,7 +240,7 @@ fn refused_for_size(error: &lapin::Error) -> bool {
 
 /// The version that the broker tells in its greeting, before anyone has logged in. `None` where it does not, or over
 /// TLS: the client does not pass it on, so it is read from a connection of its own.
-pub async fn version(settings: &Settings) -> Option<String> {
+pub async fn version(settings: &AmqpSettings) -> Option<String> {
     let (uri, _) = address(settings, 0).ok()?;
     if uri.scheme != AMQPScheme::AMQP {
         return None;

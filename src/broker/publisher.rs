@@ -24,9 +24,11 @@ use tokio::time::timeout;
 
 use crate::broker::delivery::{Delivery, HANDED_BACK, TRIED};
 use crate::broker::probe::{self, Right};
-use crate::broker::topology::{Names, wait_name};
-use crate::broker::{BLOCKED_IS_TOLD_AFTER, Health, PUBLISHED_FRAME_BYTES_MAX, Wire, blocked_for, is_soft};
-use crate::metrics::Unproven;
+use crate::broker::topology::{Names, delay_name};
+use crate::broker::{
+    BLOCKED_IS_TOLD_AFTER, BrokerConnection, Health, PUBLISHED_FRAME_BYTES_MAX, blocked_for, is_soft,
+};
+use crate::metrics::PublishFailureKind;
 use crate::wire::audit::Audit;
 use crate::wire::copy;
 use crate::wire::event::{self, Event};
@@ -42,7 +44,7 @@ pub struct Published(());
 
 impl Published {
     /// One proof for two publishes.
-    pub fn and(self, other: Self) -> Self {
+    pub fn join(self, other: Self) -> Self {
         let (Self(()), Self(())) = (self, other);
         Self(())
     }
@@ -50,7 +52,7 @@ impl Published {
 
 /// Why a publish is not proven. The message may be there all the same.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NotPublished {
+pub enum PublishFailure {
     /// No confirm within the deadline.
     #[error("the broker did not confirm within {0:?}")]
     TimedOut(Duration),
@@ -100,22 +102,22 @@ pub enum EventsAccepted {
     Unknown,
 }
 
-impl NotPublished {
+impl PublishFailure {
     /// The kind of it, for metrics.
-    pub fn kind(&self) -> Unproven {
+    pub fn kind(&self) -> PublishFailureKind {
         match self {
-            Self::TimedOut(_) | Self::Blocked(_) => Unproven::TimedOut,
-            Self::Refused => Unproven::Refused,
-            Self::Returned(_) => Unproven::Returned,
-            Self::Rejected(_) => Unproven::Channel,
-            Self::Connection(_) => Unproven::Connection,
+            Self::TimedOut(_) | Self::Blocked(_) => PublishFailureKind::TimedOut,
+            Self::Refused => PublishFailureKind::Refused,
+            Self::Returned(_) => PublishFailureKind::Returned,
+            Self::Rejected(_) => PublishFailureKind::Channel,
+            Self::Connection(_) => PublishFailureKind::Connection,
         }
     }
 }
 
 /// How many channels there are at most for what is published alone. A flood of commands that end without a call, or are
 /// delayed, is as fast as these: each waits for the disks of the quorum.
-const ALONE: usize = 4;
+const ISOLATE_AFTER: usize = 4;
 /// How long everything is published alone after the broker closed the shared channel: another message like the one that
 /// it closed it over would take its neighbors along again.
 const ISOLATION: Duration = Duration::from_secs(5);
@@ -128,7 +130,7 @@ pub struct Publisher(Arc<Inner>);
 
 struct Inner {
     /// Channels are opened on it as long as its owner lives.
-    connection: Weak<Wire>,
+    connection: Weak<BrokerConnection>,
     health: watch::Receiver<Health>,
     /// Where messages go side by side.
     channel: Mutex<Channel>,
@@ -139,7 +141,7 @@ struct Inner {
     /// Where one goes at a time on each, from the publish to its confirm. Nothing before one was needed there, and once a
     /// confirm was not waited for, because the next one could get what was meant for it, and nothing after the broker closed
     /// it: then the next one opens another.
-    alone: [tokio::sync::Mutex<Option<Channel>>; ALONE],
+    alone: [tokio::sync::Mutex<Option<Channel>>; ISOLATE_AFTER],
     /// Counts those who found none of these free.
     queued: AtomicUsize,
     /// When results were probed last, and what the broker said.
@@ -160,7 +162,7 @@ struct Inner {
 impl Publisher {
     /// Opens both channels.
     pub(super) async fn open(
-        connection: &Arc<Wire>,
+        connection: &Arc<BrokerConnection>,
         health: watch::Receiver<Health>,
         confirm_timeout: Duration,
         names: &Names,
@@ -218,12 +220,12 @@ impl Publisher {
     ///
     /// # Errors
     /// [`NotPublished`]
-    pub async fn event(
+    pub async fn publish_event(
         &self,
         event: &Event,
         command: &Delivery,
         traceparent: Option<&str>,
-    ) -> Result<Published, NotPublished> {
+    ) -> Result<Published, PublishFailure> {
         let mut properties = AMQPProperties::default()
             .with_content_type(event::CONTENT_TYPE.into())
             .with_delivery_mode(PERSISTENT)
@@ -250,14 +252,14 @@ impl Publisher {
     ///
     /// # Errors
     /// [`NotPublished`]
-    pub async fn copy(
+    pub async fn publish_retry_message(
         &self,
         command: &Delivery,
         wait: Duration,
         headers: Vec<(&'static str, String)>,
-    ) -> Result<Published, NotPublished> {
+    ) -> Result<Published, PublishFailure> {
         let properties = carried_on(command, headers);
-        self.publish_alone(&self.0.retry, &wait_name(wait), properties, command.body()).await
+        self.publish_alone(&self.0.retry, &delay_name(wait), properties, command.body()).await
     }
 
     /// Puts `command` back into the command queue as a new message, with `headers` that carry its progress where it has
@@ -265,14 +267,14 @@ impl Publisher {
     ///
     /// # Errors
     /// [`NotPublished`]
-    pub async fn requeue(
+    pub async fn publish_requeued(
         &self,
         command: &Delivery,
         mut headers: Vec<(&'static str, String)>,
-    ) -> Result<Published, NotPublished> {
+    ) -> Result<Published, PublishFailure> {
         // A session that has ended has given it back already.
         if let Some(why) = self.0.health.borrow().lost.clone() {
-            return Err(NotPublished::Connection(why));
+            return Err(PublishFailure::Connection(why));
         }
         if headers.is_empty() {
             // Should we die before the acknowledgement, two of it exist: this one looks before it sends.
@@ -299,11 +301,11 @@ impl Publisher {
     ///
     /// # Errors
     /// [`NotPublished`]
-    pub async fn requeue_dead(
+    pub async fn publish_requeued_dead_letter(
         &self,
         command: &Delivery,
         headers: Vec<(&'static str, String)>,
-    ) -> Result<Published, NotPublished> {
+    ) -> Result<Published, PublishFailure> {
         let properties = carried_on(command, headers);
         self.publish_alone(&ShortString::default(), self.0.dead.as_str(), properties, command.body()).await
     }
@@ -312,13 +314,13 @@ impl Publisher {
     ///
     /// # Errors
     /// [`NotPublished`]
-    pub async fn park(
+    pub async fn publish_parked(
         &self,
         command: &Delivery,
         reason: &str,
         at: jiff::Timestamp,
         mut headers: Vec<(&'static str, String)>,
-    ) -> Result<Published, NotPublished> {
+    ) -> Result<Published, PublishFailure> {
         headers.push((PARKED_REASON, reason.to_owned()));
         headers.push((PARKED_AT, at.to_string()));
         let properties = carried_on(command, headers);
@@ -330,12 +332,12 @@ impl Publisher {
     ///
     /// # Errors
     /// [`NotPublished`]
-    pub async fn replay(
+    pub async fn publish_replay(
         &self,
         command: &Delivery,
         headers: Vec<(&'static str, String)>,
         at: jiff::Timestamp,
-    ) -> Result<Published, NotPublished> {
+    ) -> Result<Published, PublishFailure> {
         let at = u64::try_from(at.as_second()).unwrap_or_default();
         let properties = carried_on(command, headers).with_timestamp(at);
         self.publish_alone(&self.0.commands, "redemption.replay", properties, command.body()).await
@@ -345,7 +347,11 @@ impl Publisher {
     ///
     /// # Errors
     /// [`NotPublished`]
-    pub async fn audit(&self, audit: &Audit, command: &Delivery) -> Result<Published, NotPublished> {
+    pub async fn publish_audit(
+        &self,
+        audit: &Audit,
+        command: &Delivery,
+    ) -> Result<Published, PublishFailure> {
         let mut properties = AMQPProperties::default()
             .with_content_type(event::CONTENT_TYPE.into())
             .with_delivery_mode(PERSISTENT)
@@ -363,7 +369,7 @@ impl Publisher {
     ///
     /// # Errors
     /// [`NotPublished`]
-    pub async fn prove(&self) -> Result<Published, NotPublished> {
+    pub async fn confirm_probe(&self) -> Result<Published, PublishFailure> {
         let nothing = || Message {
             exchange: "".into(),
             routing_key: "redemption.nobody".into(),
@@ -372,7 +378,7 @@ impl Publisher {
             body: b"",
         };
         let side_by_side = self.within(async { Ok(self.side_by_side(nothing()).await?) }).await?;
-        Ok(side_by_side.and(self.within(self.alone(nothing())).await?))
+        Ok(side_by_side.join(self.within(self.isolated(nothing())).await?))
     }
 
     /// Whether events in general are taken, asked with a probe that publishes nothing. Many may ask at once.
@@ -407,7 +413,7 @@ impl Publisher {
         routing_key: &str,
         properties: AMQPProperties,
         body: &[u8],
-    ) -> Result<Published, NotPublished> {
+    ) -> Result<Published, PublishFailure> {
         let message = Message::mandatory(exchange, routing_key, properties, body);
         let publishing = async {
             if !self.is_isolating() {
@@ -417,9 +423,9 @@ impl Publisher {
                     Err(SideBySide::NotPublished(why)) => return Err(why),
                     Ok(published) => return Ok(published),
                 }
-                return self.alone(again).await;
+                return self.isolated(again).await;
             }
-            self.alone(message).await
+            self.isolated(message).await
         };
         self.within(publishing).await
     }
@@ -430,24 +436,24 @@ impl Publisher {
         routing_key: &str,
         properties: AMQPProperties,
         body: &[u8],
-    ) -> Result<Published, NotPublished> {
+    ) -> Result<Published, PublishFailure> {
         let message = Message::mandatory(exchange, routing_key, properties, body);
-        self.within(self.alone(message)).await
+        self.within(self.isolated(message)).await
     }
 
     /// Bounds a publish from its first wait to its confirm. While the broker blocks the connection nothing can be
     /// confirmed, and that is told otherwise: such time does not count, or each alarm would cost a session.
     async fn within(
         &self,
-        publishing: impl Future<Output = Result<Published, NotPublished>>,
-    ) -> Result<Published, NotPublished> {
+        publishing: impl Future<Output = Result<Published, PublishFailure>>,
+    ) -> Result<Published, PublishFailure> {
         let limit = self.0.confirm_timeout;
         let mut health = self.0.health.clone();
         let mut publishing = pin!(publishing);
         if !self.0.waits_while_blocked {
             return tokio::select! {
-                published = timeout(limit, publishing) => published.unwrap_or(Err(NotPublished::TimedOut(limit))),
-                reason = blocked_for(health.clone(), BLOCKED_IS_TOLD_AFTER) => Err(NotPublished::Blocked(reason)),
+                published = timeout(limit, publishing) => published.unwrap_or(Err(PublishFailure::TimedOut(limit))),
+                reason = blocked_for(health.clone(), BLOCKED_IS_TOLD_AFTER) => Err(PublishFailure::Blocked(reason)),
             };
         }
         loop {
@@ -455,14 +461,14 @@ impl Publisher {
                 return published;
             }
             if health.borrow_and_update().blocked.is_none() {
-                return Err(NotPublished::TimedOut(limit));
+                return Err(PublishFailure::TimedOut(limit));
             }
             tokio::select! {
                 published = publishing.as_mut() => return published,
                 unblocked = health.wait_for(|now| now.blocked.is_none() || now.lost.is_some()) => {
                     let lost = unblocked.map_or_else(|_| Some(String::new()), |now| now.lost.clone());
                     if let Some(why) = lost {
-                        return Err(NotPublished::Connection(why));
+                        return Err(PublishFailure::Connection(why));
                     }
                 }
             }
@@ -485,10 +491,10 @@ impl Publisher {
         };
         let ended =
             |error| if self.ended_channel(&error) { SideBySide::Ended(error) } else { lost(error).into() };
-        Ok(proven(written.map_err(ended)?.await.map_err(ended)?)?)
+        Ok(await_confirm(written.map_err(ended)?.await.map_err(ended)?)?)
     }
 
-    async fn alone(&self, message: Message<'_>) -> Result<Published, NotPublished> {
+    async fn isolated(&self, message: Message<'_>) -> Result<Published, PublishFailure> {
         let mut place = self.place().await;
         // Taken out, so that whoever is cut short here, before its confirm, leaves nothing behind.
         let channel = match place.take() {
@@ -497,12 +503,12 @@ impl Publisher {
         };
         let (exchange, routing_key) = (message.exchange.to_string(), message.routing_key.to_string());
         let ended = |error: lapin::Error| match self.ended_channel(&error) {
-            true => NotPublished::Rejected(Rejection::new(exchange.clone(), routing_key.clone(), &error)),
+            true => PublishFailure::Rejected(Rejection::new(exchange.clone(), routing_key.clone(), &error)),
             false => lost(error),
         };
         let confirmation = message.publish(&channel).await.map_err(ended)?.await.map_err(ended)?;
         *place = Some(channel);
-        proven(confirmation)
+        await_confirm(confirmation)
     }
 
     /// A channel to publish alone on, or room for one: the first that is free, so that others are opened only as they are
@@ -511,7 +517,7 @@ impl Publisher {
         if let Some(free) = self.0.alone.iter().find_map(|place| place.try_lock().ok()) {
             return free;
         }
-        let nth = self.0.queued.fetch_add(1, Ordering::Relaxed) % ALONE;
+        let nth = self.0.queued.fetch_add(1, Ordering::Relaxed) % ISOLATE_AFTER;
         self.0.alone[nth].lock().await
     }
 
@@ -527,7 +533,7 @@ impl Publisher {
     }
 
     /// Publishes alone for a while, and gives others another channel to publish side by side on.
-    async fn isolate(&self) -> Result<(), NotPublished> {
+    async fn isolate(&self) -> Result<(), PublishFailure> {
         let until = Instant::now() + ISOLATION;
         *self.0.isolated_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
         let ended = |channel: &Mutex<Channel>| {
@@ -542,10 +548,10 @@ impl Publisher {
         Ok(())
     }
 
-    async fn open_channel(&self) -> Result<Channel, NotPublished> {
+    async fn open_channel(&self) -> Result<Channel, PublishFailure> {
         let connection = self.0.connection.upgrade();
         let connection =
-            connection.ok_or_else(|| NotPublished::Connection("its session has ended".to_owned()))?;
+            connection.ok_or_else(|| PublishFailure::Connection("its session has ended".to_owned()))?;
         confirming(&connection).await.map_err(lost)
     }
 }
@@ -557,16 +563,16 @@ pub(super) const EVENT_PROBE_KEY: &str = "redemption.redeemed.0";
 enum SideBySide {
     /// The channel ended, over this message or over another one.
     Ended(lapin::Error),
-    NotPublished(NotPublished),
+    NotPublished(PublishFailure),
 }
 
-impl From<NotPublished> for SideBySide {
-    fn from(why: NotPublished) -> Self {
+impl From<PublishFailure> for SideBySide {
+    fn from(why: PublishFailure) -> Self {
         Self::NotPublished(why)
     }
 }
 
-impl From<SideBySide> for NotPublished {
+impl From<SideBySide> for PublishFailure {
     fn from(why: SideBySide) -> Self {
         match why {
             SideBySide::Ended(error) => lost(error),
@@ -625,20 +631,20 @@ async fn confirming(connection: &Connection) -> lapin::Result<Channel> {
     Ok(channel)
 }
 
-fn proven(confirmation: Confirmation) -> Result<Published, NotPublished> {
+fn await_confirm(confirmation: Confirmation) -> Result<Published, PublishFailure> {
     match confirmation {
         // Side by side a return can be attached to a neighbour's confirm. Either way a message of ours was not routed,
         // and to doubt the wrong one costs a repeat, not a loss.
         Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => {
-            Err(NotPublished::Returned(returned.reply_text.to_string()))
+            Err(PublishFailure::Returned(returned.reply_text.to_string()))
         }
         Confirmation::Ack(None) => Ok(Published(())),
-        Confirmation::Nack(None) | Confirmation::NotRequested => Err(NotPublished::Refused),
+        Confirmation::Nack(None) | Confirmation::NotRequested => Err(PublishFailure::Refused),
     }
 }
 
-fn lost(error: lapin::Error) -> NotPublished {
-    NotPublished::Connection(error.to_string())
+fn lost(error: lapin::Error) -> PublishFailure {
+    PublishFailure::Connection(error.to_string())
 }
 
 const PERSISTENT: u8 = 2;
@@ -774,12 +780,12 @@ mod tests {
         let (table, size) = carried(&voids, &[]);
         assert!(size <= SENDER_HEADERS_BYTES_MAX && table.inner().len() > 500, "{size}");
 
-        let forged = [(copy::ATTEMPTS, 1), (copy::EVIDENCE, 28_000), (copy::OBJECTION, 16_384)];
+        let forged = [(copy::ATTEMPTS, 1), (copy::EVIDENCE, 28_000), (copy::REJECTION, 16_384)];
         let sent =
             [("a".to_owned(), text(32_700)), ("b".to_owned(), text(10_000)), ("c".to_owned(), text(9))];
         let (table, size) = carried(&sent, &forged);
         assert!(size <= HEADERS_BYTES_MAX, "{size}");
-        let kept = ["a", "b", "c", copy::EVIDENCE, copy::OBJECTION].map(|name| table.contains_key(name));
+        let kept = ["a", "b", "c", copy::EVIDENCE, copy::REJECTION].map(|name| table.contains_key(name));
         assert_eq!(kept, [false, true, true, true, true]);
     }
 

@@ -13,7 +13,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ExchangeKind};
 use tokio::time::timeout;
 
-use crate::broker::{CannotConnect, Settings, connect_any};
+use crate::broker::{AmqpSettings, CannotConnect, connect_any};
 
 /// The names on the broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,7 +163,7 @@ impl fmt::Display for Argument {
 const DEAD_DELIVERY_LIMIT: u32 = 3;
 
 /// The short name of a wait: `10s`, `1m`, `2h`.
-pub fn wait_name(wait: Duration) -> String {
+pub fn delay_name(wait: Duration) -> String {
     let millis = wait.as_millis();
     match (millis % 3_600_000, millis % 60_000, millis % 1_000) {
         (0, ..) => format!("{}h", millis / 3_600_000),
@@ -175,8 +175,8 @@ pub fn wait_name(wait: Duration) -> String {
 
 impl Topology {
     /// The queue of a tier.
-    pub fn tier_queue(&self, wait: Duration) -> String {
-        format!("{}.{}", self.names.retry, wait_name(wait))
+    pub fn delay_queue(&self, wait: Duration) -> String {
+        format!("{}.{}", self.names.retry, delay_name(wait))
     }
 
     /// The queue of audit events: what people did with parked commands.
@@ -247,7 +247,7 @@ impl Topology {
             exchange(retry, Kind::Direct),
         ];
         for wait in &self.tiers {
-            let queue = self.tier_queue(*wait);
+            let queue = self.delay_queue(*wait);
             let millis = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
             plan.push(Object::Queue {
                 name: queue.clone(),
@@ -260,7 +260,7 @@ impl Topology {
                     ("x-overflow", text("reject-publish")),
                 ],
             });
-            plan.push(binding(retry, &queue, &wait_name(*wait)));
+            plan.push(binding(retry, &queue, &delay_name(*wait)));
         }
         plan
     }
@@ -436,7 +436,7 @@ impl Form {
     }
 
     /// Takes on what the broker has, so that it names the next difference. False where that cannot be said.
-    fn concede(&mut self, argument: &str, found: &str, kind: Option<&str>) -> bool {
+    fn accept_existing(&mut self, argument: &str, found: &str, kind: Option<&str>) -> bool {
         let was = self.arguments.inner().get(argument);
         let number = || found.parse().map(AMQPValue::LongLongInt).ok();
         let value = match (argument, kind) {
@@ -479,7 +479,7 @@ impl Form {
 
 /// How an object stands on the broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Standing {
+pub enum ObjectState {
     /// It is there, as it must be.
     There,
     /// It was missing and has been made.
@@ -496,7 +496,7 @@ pub enum Standing {
     Unaskable,
 }
 
-impl Standing {
+impl ObjectState {
     /// Whether someone must do something about it.
     pub fn is_fault(&self) -> bool {
         matches!(self, Self::Missing | Self::Differs(_) | Self::NotMade(_))
@@ -524,15 +524,15 @@ const DIFFERENCES_MAX: usize = 32;
 ///
 /// # Errors
 /// [`CannotConnect`] where the broker is not reached, or is lost on the way.
-pub async fn survey(
-    settings: &Settings,
+pub async fn inspect(
+    settings: &AmqpSettings,
     make: bool,
-) -> Result<(String, Vec<(Object, Standing)>), CannotConnect> {
+) -> Result<(String, Vec<(Object, ObjectState)>), CannotConnect> {
     let (connection, at) = connect_any(settings, "redeemer topology").await?;
     let limit = settings.connect_timeout;
     let mut found = Vec::new();
     for object in settings.topology.plan() {
-        let looked = timeout(limit, stand(&connection, &object, make)).await;
+        let looked = timeout(limit, print_standing(&connection, &object, make)).await;
         let late = || CannotConnect::TimedOut { at: at.clone(), step: "looking at the topology", limit };
         let standing = looked
             .map_err(|_| late())?
@@ -543,14 +543,14 @@ pub async fn survey(
     Ok((at, found))
 }
 
-async fn stand(connection: &Connection, object: &Object, make: bool) -> lapin::Result<Standing> {
+async fn print_standing(connection: &Connection, object: &Object, make: bool) -> lapin::Result<ObjectState> {
     let made = async || match declare(connection, object, false).await {
-        Ok(()) => Ok(Standing::Made),
-        Err(TopologyFault::Refused { broker, .. }) => Ok(Standing::NotMade(broker)),
+        Ok(()) => Ok(ObjectState::Made),
+        Err(TopologyFault::Refused { broker, .. }) => Ok(ObjectState::NotMade(broker)),
         Err(TopologyFault::Connection(error)) => Err(error),
     };
     if let Object::Binding { .. } = object {
-        return if make { made().await } else { Ok(Standing::Unaskable) };
+        return if make { made().await } else { Ok(ObjectState::Unaskable) };
     }
     match declare(connection, object, true).await {
         Ok(()) => differences(connection, object).await,
@@ -558,17 +558,17 @@ async fn stand(connection: &Connection, object: &Object, make: bool) -> lapin::R
             if make {
                 made().await
             } else {
-                Ok(Standing::Missing)
+                Ok(ObjectState::Missing)
             }
         }
-        Err(TopologyFault::Refused { broker, .. }) => Ok(Standing::Unseen(broker)),
+        Err(TopologyFault::Refused { broker, .. }) => Ok(ObjectState::Unseen(broker)),
         Err(TopologyFault::Connection(error)) => Err(error),
     }
 }
 
 /// Asks for what must be until the broker agrees. It names one difference at a time, so each that it named is
 /// conceded in the next question. A declaration of what is there changes nothing.
-async fn differences(connection: &Connection, object: &Object) -> lapin::Result<Standing> {
+async fn differences(connection: &Connection, object: &Object) -> lapin::Result<ObjectState> {
     let mut form = Form::of(object);
     let mut differences: Vec<Difference> = Vec::new();
     while differences.len() < DIFFERENCES_MAX {
@@ -580,14 +580,14 @@ async fn differences(connection: &Connection, object: &Object) -> lapin::Result<
         let Some(named) = Named::read(&words) else {
             // What was named so far is sure; the rest stays in the broker's words.
             if differences.is_empty() {
-                return Ok(Standing::Unseen(words));
+                return Ok(ObjectState::Unseen(words));
             }
             let wanted = "what is configured".to_owned();
             differences.push(Difference { argument: "something else".to_owned(), wanted, found: words });
             break;
         };
         let known = differences.iter().any(|difference| difference.argument == named.argument);
-        let conceded = !known && form.concede(named.argument, named.found, named.kind);
+        let conceded = !known && form.accept_existing(named.argument, named.found, named.kind);
         if !known {
             differences.push(Difference {
                 argument: named.argument.to_owned(),
@@ -599,7 +599,7 @@ async fn differences(connection: &Connection, object: &Object) -> lapin::Result<
             break;
         }
     }
-    Ok(if differences.is_empty() { Standing::There } else { Standing::Differs(differences) })
+    Ok(if differences.is_empty() { ObjectState::There } else { ObjectState::Differs(differences) })
 }
 
 /// What the broker says when a declaration does not fit: `inequivalent arg 'x-overflow' for queue 'q' in vhost '/':
@@ -650,7 +650,7 @@ mod tests {
 
     #[test]
     fn waits_have_short_names() {
-        let name = |millis| wait_name(Duration::from_millis(millis));
+        let name = |millis| delay_name(Duration::from_millis(millis));
         assert_eq!([10_000, 60_000, 1_800_000, 7_200_000].map(name), ["10s", "1m", "30m", "2h"]);
         assert_eq!([250, 90_000, 1_000].map(name), ["250ms", "90s", "1s"]);
     }

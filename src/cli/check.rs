@@ -16,11 +16,11 @@ use serde::Serialize;
 
 use crate::app::merchant_key_from_environment;
 use crate::broker::management::{self, Alarm, Management, Mismatch, Queue, Unanswered};
-use crate::broker::probe::{self, Held, MessageBound, Need, Right};
-use crate::broker::topology::{Difference, Mode, Object, Standing, survey};
-use crate::broker::{CannotConnect, Generation, Settings};
+use crate::broker::probe::{self, MessageBound, Need, Permissions, Right};
+use crate::broker::topology::{Difference, Mode, Object, ObjectState, inspect};
+use crate::broker::{AmqpSettings, CannotConnect, Session};
 use crate::cli::check::remedies::{Origin, setting};
-use crate::cli::{Failure, say};
+use crate::cli::{Failure, print};
 use crate::config::{Config, ConfigFault, ConfigFaults, MERCHANT_KEY, PREFIX};
 use crate::file_name::Shown;
 use crate::startup::{Looked, StartFault};
@@ -39,7 +39,7 @@ pub struct Arguments {
 /// How grave a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Gravity {
+enum Severity {
     Ok,
     Warning,
     Fault,
@@ -51,27 +51,27 @@ struct Finding {
     /// Stable for machines.
     id: String,
     what: &'static str,
-    gravity: Gravity,
+    gravity: Severity,
     detail: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     remedy: Option<String>,
 }
 
 impl Finding {
-    fn new(what: &'static str, gravity: Gravity, detail: String, remedy: Option<String>) -> Self {
+    fn new(what: &'static str, gravity: Severity, detail: String, remedy: Option<String>) -> Self {
         Self { id: what.replace(' ', "_"), what, gravity, detail, remedy }
     }
 
     fn ok(what: &'static str, detail: impl Into<String>) -> Self {
-        Self::new(what, Gravity::Ok, detail.into(), None)
+        Self::new(what, Severity::Ok, detail.into(), None)
     }
 
     fn warning(what: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self::new(what, Gravity::Warning, detail.into(), Some(remedy.into()))
+        Self::new(what, Severity::Warning, detail.into(), Some(remedy.into()))
     }
 
     fn fault(what: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self::new(what, Gravity::Fault, detail.into(), Some(remedy.into()))
+        Self::new(what, Severity::Fault, detail.into(), Some(remedy.into()))
     }
 
     fn with_id(mut self, id: impl Into<String>) -> Self {
@@ -116,20 +116,20 @@ pub async fn run(
     for finding in &findings {
         if arguments.json {
             let line = serde_json::to_string(finding).map_err(anyhow::Error::from)?;
-            say(&line)?;
+            print(&line)?;
         } else {
             let mark = match finding.gravity {
-                Gravity::Ok => "ok     ",
-                Gravity::Warning => "warning",
-                Gravity::Fault => "FAULT  ",
+                Severity::Ok => "ok     ",
+                Severity::Warning => "warning",
+                Severity::Fault => "FAULT  ",
             };
-            say(&format!("{mark} {}: {}", finding.what, finding.detail))?;
+            print(&format!("{mark} {}: {}", finding.what, finding.detail))?;
             if let Some(remedy) = &finding.remedy {
-                say(&format!("        remedy: {remedy}"))?;
+                print(&format!("        remedy: {remedy}"))?;
             }
         }
     }
-    match findings.iter().filter(|finding| finding.gravity == Gravity::Fault).count() {
+    match findings.iter().filter(|finding| finding.gravity == Severity::Fault).count() {
         0 => Ok(()),
         1 => Err(failure("check: 1 fault".to_owned())),
         faults => Err(failure(format!("check: {faults} faults"))),
@@ -288,7 +288,7 @@ async fn download(
     }
 }
 
-async fn broker(config: &Config, mut settings: Settings, findings: &mut Vec<Finding>) {
+async fn broker(config: &Config, mut settings: AmqpSettings, findings: &mut Vec<Finding>) {
     const WHAT: &str = "broker";
     let mode = settings.mode;
     if let Some(finding) = unknown_host(&settings).await {
@@ -316,7 +316,7 @@ async fn broker(config: &Config, mut settings: Settings, findings: &mut Vec<Find
                 WHAT,
                 format!("{} connects and confirms publishes: no alarm", generation.at()),
             ));
-            if let Some((consumers, commands)) = generation.census().await {
+            if let Some((consumers, commands)) = generation.consumer_count().await {
                 let detail = format!("{commands} commands wait, {consumers} consumers");
                 findings.push(Finding::ok("queue", detail));
             }
@@ -363,7 +363,7 @@ async fn broker(config: &Config, mut settings: Settings, findings: &mut Vec<Find
 const LOOKUP_MAX: Duration = Duration::from_secs(5);
 
 /// A node whose name nobody knows: permissions, which are looked at next, would have nothing to do with it.
-async fn unknown_host(settings: &Settings) -> Option<Finding> {
+async fn unknown_host(settings: &AmqpSettings) -> Option<Finding> {
     for (host, port) in settings.hosts().ok()? {
         let looked = tokio::time::timeout(LOOKUP_MAX, tokio::net::lookup_host((host.as_str(), port))).await;
         let problem = match looked {
@@ -381,7 +381,7 @@ async fn unknown_host(settings: &Settings) -> Option<Finding> {
 }
 
 /// Whether the broker bounds messages. What the user may not try, the permissions have told.
-async fn message_size(settings: &Settings) -> Option<Finding> {
+async fn message_size(settings: &AmqpSettings) -> Option<Finding> {
     const WHAT: &str = "message size";
     let mending = format!(
         "echo 'max_message_size = {}' >> /etc/rabbitmq/rabbitmq.conf # there, then a restart",
@@ -403,9 +403,9 @@ async fn message_size(settings: &Settings) -> Option<Finding> {
 }
 
 /// Connects as the service does, and proves that confirms come.
-async fn proven(settings: &Settings) -> Result<Generation, CannotConnect> {
-    let generation = Generation::build(settings, 0).await?;
-    generation.prove().await?;
+async fn proven(settings: &AmqpSettings) -> Result<Session, CannotConnect> {
+    let generation = Session::establish(settings, 0).await?;
+    generation.confirm_publishing().await?;
     Ok(generation)
 }
 
@@ -430,28 +430,28 @@ fn of_version(version: &str) -> Finding {
 
 /// Tells whatever is missing or differs, argument by argument; `mode` is what the service does about it. False where
 /// the broker is not reached.
-async fn topology(settings: &Settings, mode: Mode, findings: &mut Vec<Finding>) -> bool {
+async fn topology(settings: &AmqpSettings, mode: Mode, findings: &mut Vec<Finding>) -> bool {
     const WHAT: &str = "topology";
-    let Ok((_, found)) = survey(settings, false).await else { return false };
+    let Ok((_, found)) = inspect(settings, false).await else { return false };
     let vhost = settings.vhost().unwrap_or_default();
     let (mut sound, all) = (true, found.len());
     let mut missing = Vec::new();
     for (object, standing) in found {
         match standing {
-            Standing::There | Standing::Made | Standing::Unaskable => continue,
-            Standing::Missing | Standing::NotMade(_) => missing.push(object.to_string()),
-            Standing::Differs(differences) => {
+            ObjectState::There | ObjectState::Made | ObjectState::Unaskable => continue,
+            ObjectState::Missing | ObjectState::NotMade(_) => missing.push(object.to_string()),
+            ObjectState::Differs(differences) => {
                 for Difference { argument, wanted, found } in differences {
                     let detail = format!("{object}: {argument} is {found}, must be {wanted}");
-                    findings.push(Finding::fault(WHAT, detail, making_anew(&object, &vhost)));
+                    findings.push(Finding::fault(WHAT, detail, recreate_remedy(&object, &vhost)));
                 }
             }
-            Standing::Unseen(words) if mode == Mode::Create && words.contains("ACCESS_REFUSED") => {
+            ObjectState::Unseen(words) if mode == Mode::Create && words.contains("ACCESS_REFUSED") => {
                 let detail =
                     format!("the user may not declare {object}, as broker.topology = create wants: {words}");
                 findings.push(Finding::fault("permissions", detail, probe::granting(settings, mode)));
             }
-            Standing::Unseen(words) => findings.push(Finding::warning(
+            ObjectState::Unseen(words) => findings.push(Finding::warning(
                 WHAT,
                 format!("{object} is there; its arguments cannot be compared: {words}"),
                 "redeemer topology verify # as a user who may configure it",
@@ -488,7 +488,7 @@ fn missing_objects(missing: &[String], all: usize, mode: Mode) -> Finding {
 
 /// What can be done about an object that differs: the broker changes no argument of one that exists. What deletes is
 /// left for the operator to run, once nothing can be lost.
-fn making_anew(object: &Object, vhost: &str) -> String {
+fn recreate_remedy(object: &Object, vhost: &str) -> String {
     let (look, delete) = match object {
         Object::Queue { name, .. } => (
             format!("rabbitmqctl list_queues -p '{vhost}' name messages"),
@@ -504,7 +504,7 @@ fn making_anew(object: &Object, vhost: &str) -> String {
 }
 
 /// Tells what the user may not do. False where anything that the service needs is among it.
-async fn permissions(settings: &Settings, mode: Mode, findings: &mut Vec<Finding>) -> bool {
+async fn permissions(settings: &AmqpSettings, mode: Mode, findings: &mut Vec<Finding>) -> bool {
     const WHAT: &str = "permissions";
     let rights = match probe::rights(settings).await {
         Ok(rights) => rights,
@@ -521,13 +521,13 @@ async fn permissions(settings: &Settings, mode: Mode, findings: &mut Vec<Finding
             Right::Read(queue) => format!("consume {queue}"),
         };
         findings.push(match (held, need) {
-            (Held::Yes, _) => continue,
-            (Held::No(words), Need::Service) => {
+            (Permissions::Yes, _) => continue,
+            (Permissions::No(words), Need::Service) => {
                 lacking = true;
                 let detail = format!("the user may not {what}: {words}");
                 Finding::fault(WHAT, detail, probe::granting(settings, mode))
             }
-            (Held::No(_), Need::Console) => {
+            (Permissions::No(_), Need::Console) => {
                 let detail =
                     format!("the user may not {what}: the service does not need it, redeemer parked does");
                 Finding::warning(
@@ -536,7 +536,7 @@ async fn permissions(settings: &Settings, mode: Mode, findings: &mut Vec<Finding
                     "redeemer parked list # as a user who may; nothing to do for the service",
                 )
             }
-            (Held::Unclear(words), _) => {
+            (Permissions::Unclear(words), _) => {
                 let detail = format!("whether the user may {what} could not be found out: {words}");
                 Finding::warning(WHAT, detail, "redeemer check # once more")
             }
@@ -562,7 +562,7 @@ const CONSUMER_TIMEOUT: &str = "rabbitmqctl eval 'application:get_env(rabbit, co
 /// configured, else said not to be seen.
 async fn broker_settings(
     config: &Config,
-    settings: &Settings,
+    settings: &AmqpSettings,
     tell_version: bool,
     findings: &mut Vec<Finding>,
 ) {
@@ -586,7 +586,7 @@ async fn broker_settings(
         };
         findings.push(Finding::fault(SETTINGS, fault.to_string(), remedy));
         findings.push(unseen(config));
-    } else if !findings[before..].iter().any(|finding| finding.gravity == Gravity::Fault) {
+    } else if !findings[before..].iter().any(|finding| finding.gravity == Severity::Fault) {
         let detail = "no alarm; every queue has its arguments, and no policy takes anything away (the broker's \
                       listing may be some seconds old)";
         findings.push(Finding::ok(SETTINGS, detail));
@@ -596,7 +596,7 @@ async fn broker_settings(
 async fn look(
     management: &Management,
     config: &Config,
-    settings: &Settings,
+    settings: &AmqpSettings,
     tell_version: bool,
     findings: &mut Vec<Finding>,
 ) -> Result<(), Unanswered> {
@@ -635,7 +635,7 @@ async fn look(
                 let Some(queue) = management.queue(name).await? else { continue };
                 timeout_seen |= queue.consumer_details.iter().any(|one| one.consumer_timeout.is_some());
                 for unfit in management::unfit(&object, &queue, held) {
-                    findings.push(misfit(&object, name, &vhost, &queue, &unfit));
+                    findings.push(limit_mismatch(&object, name, &vhost, &queue, &unfit));
                 }
             }
         }
@@ -653,7 +653,7 @@ async fn look(
     Ok(())
 }
 
-fn misfit(object: &Object, name: &str, vhost: &str, queue: &Queue, unfit: &Mismatch) -> Finding {
+fn limit_mismatch(object: &Object, name: &str, vhost: &str, queue: &Queue, unfit: &Mismatch) -> Finding {
     let Mismatch { key, found, wanted, by_policy } = unfit;
     if key == "consumer_timeout" {
         return Finding::fault(
@@ -665,7 +665,7 @@ fn misfit(object: &Object, name: &str, vhost: &str, queue: &Queue, unfit: &Misma
     }
     if !by_policy {
         let detail = format!("queue {name}: {key} is {found}, must be {wanted}");
-        return Finding::fault("arguments", detail, making_anew(object, vhost));
+        return Finding::fault("arguments", detail, recreate_remedy(object, vhost));
     }
     let (policy, operator) = (queue.policy.as_deref(), queue.operator_policy.as_deref());
     let named: Vec<_> = policy.into_iter().chain(operator).collect();

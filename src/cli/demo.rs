@@ -30,8 +30,8 @@ use crate::cli::demo::children::{Http, Running};
 use crate::cli::demo::report::{Effect, Got, Report, metric, short};
 use crate::cli::files::{PRIVATE, write_file};
 use crate::cli::publish::style;
-use crate::cli::told::Told;
-use crate::cli::{Failure, complain, say};
+use crate::cli::told::EventView;
+use crate::cli::{Failure, print, print_error};
 use crate::config::{Config, NamesConfig, Span};
 use crate::sandbox::{Card, Script};
 use crate::shutdown;
@@ -85,9 +85,9 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     let kept = arguments.keep || matches!(ended, Err(Failure::Unexpected(_)));
     if kept {
-        complain(&format!("logs, keys and configuration are kept in {}", dir.display()));
+        print_error(&format!("logs, keys and configuration are kept in {}", dir.display()));
     } else if let Err(error) = fs::remove_dir_all(&dir) {
-        complain(&format!("{} cannot be removed: {error}", dir.display()));
+        print_error(&format!("{} cannot be removed: {error}", dir.display()));
     }
     ended
 }
@@ -180,36 +180,36 @@ async fn perform(arguments: &Arguments, dir: &Path, stage: &mut Stage) -> Result
         .context("results cannot be read")?;
 
     let log = |name: &str| dir.join(name).display().to_string();
-    say(&format!(
+    print(&format!(
         "redeemer {}: {} commands against a simulated payment API, seed {}\n",
         env!("CARGO_PKG_VERSION"),
         arguments.commands.saturating_add(1),
         arguments.seed
     ))?;
-    say(&format!("sandbox   {}  (a simulated payment API, {LATENCY_MS} ms away)", card.base_url))?;
-    say(&format!("service   http://{admin}/metrics  /readyz  /livez"))?;
-    say(&format!(
+    print(&format!("sandbox   {}  (a simulated payment API, {LATENCY_MS} ms away)", card.base_url))?;
+    print(&format!("service   http://{admin}/metrics  /readyz  /livez"))?;
+    print(&format!(
         "broker    {}, queue {}, results at exchange {}",
         link.at(),
         names.commands,
         names.results
     ))?;
-    say(&format!("logs      {}  {}", log("service.log"), log("sandbox.log")))?;
+    print(&format!("logs      {}  {}", log("service.log"), log("sandbox.log")))?;
 
     let mut wave = Wave::new(&program.cases);
     let (service, sandbox) = (&mut stage.service, &mut stage.sandbox);
     let played = async {
-        say("\nThe vendor's example, word for word:")?;
+        print("\nThe vendor's example, word for word:")?;
         for line in cases::EXAMPLE.lines() {
-            say(&format!("  {line}"))?;
+            print(&format!("  {line}"))?;
         }
         wave.play(0..1, &mut publisher, &mut events).await?;
         match wave.got[0].first().and_then(|got| got.told.as_ref()) {
-            Some(told) => say(&format!("  -> {told}"))?,
-            None => say("  -> no event")?,
+            Some(told) => print(&format!("  -> {told}"))?,
+            None => print("  -> no event")?,
         }
         let rest = 1..program.cases.len();
-        say(&format!("\n{} more commands of every kind", arguments.commands))?;
+        print(&format!("\n{} more commands of every kind", arguments.commands))?;
         wave.play(rest, &mut publisher, &mut events).await
     };
     tokio::select! {
@@ -227,11 +227,11 @@ async fn perform(arguments: &Arguments, dir: &Path, stage: &mut Stage) -> Result
     if wrong.is_empty() {
         let sent: usize = program.cases.iter().map(|case| case.times).sum();
         let took = begun.elapsed().as_secs_f64();
-        say(&format!("\nAll {sent} commands ended as expected, {took:.1} s after the start."))?;
+        print(&format!("\nAll {sent} commands ended as expected, {took:.1} s after the start."))?;
         return Ok(());
     }
     for fault in &wrong {
-        complain(fault);
+        print_error(fault);
     }
     Err(Failure::Unexpected(format!("{} things are not as expected", wrong.len())))
 }
@@ -257,24 +257,24 @@ impl Played<'_> {
         let report = Report { cases: &program.cases, got: &wave.got, effects: &effects };
         let (table, mut wrong) = report.table();
         for line in table {
-            say(&line)?;
+            print(&line)?;
         }
         let time = |share, undisturbed| short(report.quantile(share, undisturbed));
         let (all, calm) =
             ([0.5, 0.99].map(|share| time(share, false)), [0.5, 0.99].map(|share| time(share, true)));
-        say(&format!(
+        print(&format!(
             "\nlatency   from command to event: p50 {}, p99 {}; undisturbed ones: p50 {}, p99 {}",
             all[0], all[1], calm[0], calm[1]
         ))?;
         let (told, used, most) = report.ledger();
-        say(&format!(
+        print(&format!(
             "ledger    {told} numbers told redeemed, {used} of them used there; at most {most} effect per number"
         ))?;
 
         let metrics = settled_metrics(http, admin).await?;
         let count = |name: &str, label: &str| metric(&metrics, name, label);
         let residue = count("redeemer_ledger_residue", "");
-        say(&format!(
+        print(&format!(
             "metrics   {} deliveries taken, {} of them back from a wait queue; {} calls, {} of them inquiries; \
              residue {residue}; {:.0} MB",
             count("redeemer_commands_taken_total", ""),
@@ -284,7 +284,7 @@ impl Played<'_> {
             count("process_resident_memory_bytes", "") / 1e6,
         ))?;
         if wave.repeats > 0 {
-            say(&format!("repeats   {} events came more than once, which is allowed", wave.repeats))?;
+            print(&format!("repeats   {} events came more than once, which is allowed", wave.repeats))?;
         }
 
         if residue != 0.0 {
@@ -515,7 +515,7 @@ impl<'a> Wave<'a> {
         };
         self.answered.insert(id);
         let took = published.elapsed();
-        let told = Told::read(&event.body);
+        let told = EventView::read(&event.body);
         let known = OutcomeKind::ALL
             .into_iter()
             .find(|kind| told.as_ref().is_some_and(|told| told.data.outcome == kind.as_str()));

@@ -15,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::cli::{Failure, say};
+use crate::cli::{Failure, print};
 use crate::config::Config;
 
 /// The longest answer that is read: reasons in words are far shorter.
@@ -63,7 +63,7 @@ pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
     if status != 200 {
         return Err(Failure::Unexpected(format!("{path} answered {status}: {}", text.trim_end())));
     }
-    Ok(say(text.trim_end())?)
+    Ok(print(text.trim_end())?)
 }
 
 async fn ask(place: &Place) -> anyhow::Result<(u16, String)> {

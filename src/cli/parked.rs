@@ -15,17 +15,17 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::app::merchant_key_from_environment;
-use crate::broker::parked::{CannotLook, Look, check_publishing};
-use crate::cli::{Failure, complain, say};
+use crate::broker::parked::{ParkedQueue, ParkedQueueError, check_publishing};
+use crate::cli::{Failure, print, print_error};
 use crate::config::Config;
 use crate::parked::{self, CouponQuery, CouponStatus, Decision, Filter, Parked, SignatureWitness};
 use crate::redemption::Redemption;
-use crate::telemetry::foreign::{Foreign, Visible, is_hidden};
+use crate::telemetry::foreign::{Untrusted, Visible, is_hidden};
 use crate::telemetry::{Masked, Short};
 use crate::wechat::api::Client;
 use crate::wechat::keys::Keyring;
-use crate::wire::audit::Deed;
-use crate::wire::command::Legible;
+use crate::wire::audit::OperatorAction;
+use crate::wire::command::PartialCommand;
 use crate::wire::event::Entry;
 
 /// Arguments of `parked`.
@@ -191,17 +191,17 @@ async fn list(config: &Config, filter: &Filter, limit: u64, as_lines: bool) -> R
     let mut rows = vec![HEAD.map(str::to_owned)];
     for (_, line) in found {
         match line {
-            Line::Json(line) => say(&line.to_string())?,
+            Line::Json(line) => print(&line.to_string())?,
             Line::Row(row) => rows.push(row),
         }
     }
     if rows.len() > 1 {
         for line in table(&rows) {
-            say(&line)?;
+            print(&line)?;
         }
     }
     let more = if shown < meant { format!(" ({meant} are meant, see --limit)") } else { String::new() };
-    complain(&format!("{shown} shown{more} of {waiting} parked at {at}"));
+    print_error(&format!("{shown} shown{more} of {waiting} parked at {at}"));
     Ok(ended.context(CANNOT_LOOK)?)
 }
 
@@ -223,15 +223,15 @@ struct Seen<T> {
     /// Where.
     at: String,
     /// What ended the look before its end, such as a message that cannot be read: what came before it was seen.
-    ended: Result<(), CannotLook>,
+    ended: Result<(), ParkedQueueError>,
 }
 
 /// Sees every parked command once and gives what `choose` makes of it. Always the whole queue: the broker puts the part that was taken behind the part that was not.
 async fn look_through<T>(
-    settings: &crate::broker::Settings,
+    settings: &crate::broker::AmqpSettings,
     choose: impl Fn(Parked) -> Option<T>,
 ) -> anyhow::Result<Seen<T>> {
-    let mut look = Look::begin(settings).await.context(CANNOT_LOOK)?;
+    let mut look = ParkedQueue::begin(settings).await.context(CANNOT_LOOK)?;
     let mut found = Vec::new();
     let ended = loop {
         match look.next().await {
@@ -251,13 +251,13 @@ async fn look_through<T>(
 }
 
 fn row(parked: &Parked, now: Timestamp) -> [String; 8] {
-    let Legible { brand_id, coupon_code, out_request_no, .. } = &parked.legible;
+    let PartialCommand { brand_id, coupon_code, out_request_no, .. } = &parked.legible;
     let none = || "-".to_owned();
     [
         parked.sha256.chars().take(12).collect(),
         parked.at.map_or_else(none, |at| format!("{:.0}", at)),
         parked.age(now).map_or_else(none, short_span),
-        Foreign(&parked.reason).to_string(),
+        Untrusted(&parked.reason).to_string(),
         brand_id.as_ref().map_or_else(none, ToString::to_string),
         coupon_code.as_ref().map_or_else(none, |code| Short(code.as_str()).to_string()),
         out_request_no.as_ref().map_or_else(none, ToString::to_string),
@@ -276,7 +276,7 @@ fn table<const N: usize>(rows: &[[String; N]]) -> Vec<String> {
 }
 
 fn summary(parked: &Parked, now: Timestamp) -> Value {
-    let Legible { brand_id, coupon_code, out_request_no, openid, .. } = &parked.legible;
+    let PartialCommand { brand_id, coupon_code, out_request_no, openid, .. } = &parked.legible;
     json!({
         "id": parked.sha256,
         "parked_at": parked.at.map(|at| at.to_string()),
@@ -317,19 +317,19 @@ async fn show(
             _ => None,
         };
         if as_lines {
-            say(&whole(&parked, inquiry.as_ref(), now).to_string())?;
+            print(&whole(&parked, inquiry.as_ref(), now).to_string())?;
         } else {
-            say(&told(&parked, inquiry.as_ref(), now))?;
+            print(&told(&parked, inquiry.as_ref(), now))?;
         }
     }
     let more = if shown < meant { format!(" ({meant} are meant, see --limit)") } else { String::new() };
-    complain(&format!("{shown} shown{more} of {waiting} parked at {at}"));
+    print_error(&format!("{shown} shown{more} of {waiting} parked at {at}"));
     Ok(ended.context(CANNOT_LOOK)?)
 }
 
 fn whole(parked: &Parked, inquiry: Option<&CouponQuery>, now: Timestamp) -> Value {
     let mut whole = summary(parked, now);
-    whole["headers"] = parked.delivery.shown().into_iter().collect();
+    whole["headers"] = parked.delivery.display_name().into_iter().collect();
     let (body, left_out) = parked.shown_body();
     match std::str::from_utf8(body) {
         Ok(text) => whole["body"] = json!(text),
@@ -371,8 +371,8 @@ fn told(parked: &Parked, inquiry: Option<&CouponQuery>, now: Timestamp) -> Strin
     let mut lines = vec![format!("id        {}", parked.sha256)];
     let age = parked.age(now).map_or_else(String::new, |age| format!(", {} ago", short_span(age)));
     let at = parked.at.map_or_else(|| "at an unknown time".to_owned(), |at| at.to_string());
-    lines.push(format!("parked    {at}{age}, because: {}", Foreign(&parked.reason)));
-    for (name, value) in parked.delivery.shown() {
+    lines.push(format!("parked    {at}{age}, because: {}", Untrusted(&parked.reason)));
+    for (name, value) in parked.delivery.display_name() {
         // Evidence has its own lines below.
         if name != crate::wire::copy::EVIDENCE {
             lines.push(format!("header    {name}: {}", parked.discreet(&value)));
@@ -410,7 +410,7 @@ fn evidence_line(evidence: &crate::attempt::Evidence, witness: SignatureWitness)
     let status = evidence.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
     let request_id = evidence.request_id.as_deref().unwrap_or("-");
     let verified = witness.signature(evidence);
-    let crate::attempt::Evidence { at, question, host, verdict, .. } = evidence;
+    let crate::attempt::Evidence { at, operation: question, host, verdict, .. } = evidence;
     format!("{at} {question} {host} {status} {verdict}, {verified}, request {request_id}")
 }
 
@@ -427,7 +427,7 @@ fn says(inquiry: &CouponQuery) -> String {
 
 /// One run of an operator: the commands that are meant, and the decision.
 struct OperatorRun<'a> {
-    settings: crate::broker::Settings,
+    settings: crate::broker::AmqpSettings,
     filter: Filter,
     deciding: &'a Deciding,
     decision: Decision<'a>,
@@ -435,8 +435,8 @@ struct OperatorRun<'a> {
 
 /// What became of one command.
 enum Done {
-    Did(Deed),
-    Would(Deed),
+    Did(OperatorAction),
+    Would(OperatorAction),
     Left(String),
 }
 
@@ -481,7 +481,7 @@ impl<'a> OperatorRun<'a> {
             check_publishing(&self.settings).await.context("nothing can be published")?;
         }
         let ended = loop {
-            let look = Look::begin(&self.settings).await;
+            let look = ParkedQueue::begin(&self.settings).await;
             let mut look = match look {
                 Ok(look) => look,
                 Err(error) => break Err(Failure::Failed(anyhow!(error))),
@@ -500,7 +500,7 @@ impl<'a> OperatorRun<'a> {
     /// One look, until the queue, the limit or the time ends. True where it must go on with another.
     async fn once(
         &self,
-        look: &mut Look,
+        look: &mut ParkedQueue,
         asking: &mut Option<(&Client, Pace)>,
         left: &mut HashSet<(String, Option<Timestamp>)>,
         tally: &mut Tally,
@@ -577,15 +577,15 @@ impl<'a> OperatorRun<'a> {
 
     async fn settle(
         &self,
-        look: &Look,
+        look: &ParkedQueue,
         parked: Parked,
         inquiry: Option<&CouponQuery>,
         replaying: bool,
     ) -> Result<Done, Failure> {
         let now = Timestamp::now();
         let advice = match (replaying, inquiry) {
-            (false, _) => Ok(Deed::Discarded),
-            (true, Some(inquiry)) => parked::advise(&parked, inquiry, &self.decision, now),
+            (false, _) => Ok(OperatorAction::Discarded),
+            (true, Some(inquiry)) => parked::assess_replay(&parked, inquiry, &self.decision, now),
             (true, None) => Err(parked.replayable().err().unwrap_or_default()),
         };
         match (advice, self.deciding.yes) {
@@ -611,7 +611,7 @@ impl<'a> OperatorRun<'a> {
                 Done::Would(deed) => line["would"] = json!(deed.effect()),
                 Done::Left(why) => line["left"] = json!(why),
             }
-            return say(&line.to_string());
+            return print(&line.to_string());
         }
         let text = |name: &str| line[name].as_str().unwrap_or("-").to_owned();
         let id: String = text("id").chars().take(12).collect();
@@ -626,20 +626,20 @@ impl<'a> OperatorRun<'a> {
             Done::Left(why) => format!("left parked: {why}"),
         };
         let reason = text("reason");
-        let line = format!("{id}  {}  {coupon}  {}  {what}", Foreign(&reason), text("out_request_no"));
-        say(&Visible(&line).to_string())
+        let line = format!("{id}  {}  {coupon}  {}  {what}", Untrusted(&reason), text("out_request_no"));
+        print(&Visible(&line).to_string())
     }
 
     fn conclude(&self, ended: Result<(), Failure>, tally: &Tally, replaying: bool) -> Result<(), Failure> {
         let Tally { did, left } = tally;
         let word = if replaying { "replay" } else { "discard" };
         if !self.deciding.yes {
-            complain(&format!(
+            print_error(&format!(
                 "{word}: {did} would be done, {left} stay parked; nothing was changed, --yes does it"
             ));
             return ended;
         }
-        complain(&format!("{word}: {did} done, {left} stay parked"));
+        print_error(&format!("{word}: {did} done, {left} stay parked"));
         ended?;
         match left {
             0 => Ok(()),

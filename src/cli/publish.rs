@@ -21,8 +21,8 @@ use uuid::Uuid;
 
 use crate::attempt::OutcomeKind;
 use crate::broker::client::{Link, Outgoing, Subscription};
-use crate::cli::told::{Told, on_one_line, outcome};
-use crate::cli::{Failure, complain, say};
+use crate::cli::told::{EventView, on_one_line, outcome};
+use crate::cli::{Failure, print, print_error};
 use crate::config::Config;
 
 /// Arguments of `publish`.
@@ -308,7 +308,7 @@ impl Tally {
         };
         self.unreadable += 1;
         if self.unreadable <= NAMED_MAX {
-            self.bar.suspend(|| complain(&format!("line {number} {problem}; published as it stands")));
+            self.bar.suspend(|| print_error(&format!("line {number} {problem}; published as it stands")));
         }
     }
 
@@ -327,19 +327,19 @@ impl Tally {
     fn arrived(&mut self, correlation_id: Option<&str>, body: &[u8]) -> anyhow::Result<()> {
         // A repeat, or somebody else's under the same key.
         let Some(number) = correlation_id.and_then(|id| self.pending.remove(id)) else { return Ok(()) };
-        let told = Told::read(body);
+        let told = EventView::read(body);
         let outcome = told.as_ref().map_or("unreadable", |told| told.data.outcome.as_str());
         *self.outcomes.entry(outcome.to_owned()).or_default() += 1;
         if self.expect.is_some_and(|expected| expected.as_str() != outcome) {
             if self.unexpected.len() < NAMED_MAX {
-                let reason = told.as_ref().and_then(Told::reason).unwrap_or("-");
+                let reason = told.as_ref().and_then(EventView::reason).unwrap_or("-");
                 self.unexpected.push(format!("line {number} {outcome} ({reason})"));
             } else {
                 self.unexpected_more += 1;
             }
         }
         self.show();
-        self.bar.suspend(|| say(&on_one_line(body)))
+        self.bar.suspend(|| print(&on_one_line(body)))
     }
 
     fn show(&self) {
@@ -364,9 +364,9 @@ impl Tally {
     fn conclude(self, arguments: &Arguments) -> Result<(), Failure> {
         self.bar.finish_and_clear();
         if self.unreadable > NAMED_MAX {
-            complain(&format!("{} lines are no JSON objects", self.unreadable));
+            print_error(&format!("{} lines are no JSON objects", self.unreadable));
         }
-        complain(&format!("{} in {:.1} s", self.counts(), self.begun.elapsed().as_secs_f64()));
+        print_error(&format!("{} in {:.1} s", self.counts(), self.begun.elapsed().as_secs_f64()));
         let mut wrong = Vec::new();
         if arguments.wait && !self.pending.is_empty() {
             let mut lines: Vec<_> = self.pending.into_values().collect();

@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use clap::Args;
 use tracing::{error, info};
 
-use crate::app::{self, Refusal, merchant_key_from_environment};
+use crate::app::{self, StartRefusal, merchant_key_from_environment};
 use crate::cli::Failure;
 use crate::cli::files::{PUBLIC, write_file};
 use crate::config::Config;
@@ -35,7 +35,7 @@ pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
             Ok(name) => info!(signal = name, "asked to stop"),
             Err(error) => error!(%error, "cannot listen for signals"),
         }
-        trigger.stop();
+        trigger.request();
     });
     let file = arguments.admin_address_file;
     let ready = |address: std::net::SocketAddr| {
@@ -49,7 +49,7 @@ pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
     // of thread.
     let service = tokio::spawn(app::run(config, merchant_key_from_environment(), listener, ready));
     service.await.context("the main loop broke")?.map_err(|refusal| match refusal {
-        Refusal::Admin(fault) => Failure::Failed(fault.into()),
+        StartRefusal::Admin(fault) => Failure::Failed(fault.into()),
         refusal => Failure::Misconfigured(refusal.to_string()),
     })
 }

@@ -9,7 +9,7 @@ use clap::Args;
 use toml::{Table, Value};
 
 use crate::cli::files::{PUBLIC, write_file};
-use crate::cli::{Failure, say};
+use crate::cli::{Failure, print};
 use crate::sandbox::{Card, Sandbox, Settings};
 use crate::shutdown;
 
@@ -62,7 +62,7 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
     let text = configuration(&arguments.dir, sandbox.card())?;
     write_file(&file, PUBLIC, text.as_bytes())
         .with_context(|| format!("{} cannot be written", file.display()))?;
-    say(&format!("sandbox at {}, identity in {}", sandbox.base_url(), arguments.dir.display()))?;
+    print(&format!("sandbox at {}, identity in {}", sandbox.base_url(), arguments.dir.display()))?;
     shutdown::signal_or_parent(arguments.with_parent).await.context("cannot listen for signals")?;
     sandbox.shutdown().await;
     Ok(())

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use self::coupon_page::Language;
 use crate::cli::files::{PUBLIC, write_file};
-use crate::cli::{Failure, say};
+use crate::cli::{Failure, print};
 use crate::config::Config;
 use crate::wire::schema::{self, Dialect};
 
@@ -82,7 +82,7 @@ impl Document {
 /// Where the folder cannot be written to, or the reader of the output is gone.
 pub fn run(arguments: &Arguments, config: &Config) -> Result<(), Failure> {
     if let Some(document) = arguments.document {
-        return Ok(say(document.text(config)?.trim_end())?);
+        return Ok(print(document.text(config)?.trim_end())?);
     }
     let folder = arguments.write.clone().unwrap_or_default();
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -90,7 +90,7 @@ pub fn run(arguments: &Arguments, config: &Config) -> Result<(), Failure> {
         let path = folder.join(document.file());
         write_file(&path, PUBLIC, document.text(config)?.as_bytes())
             .with_context(|| format!("cannot write {}", path.display()))?;
-        say(&path.display().to_string())?;
+        print(&path.display().to_string())?;
     }
     Ok(())
 }

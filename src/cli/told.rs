@@ -13,7 +13,7 @@ const LINE_CHARS_MAX: usize = 512;
 
 /// The parts of an event that are shown.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Told {
+pub struct EventView {
     /// When the outcome was established.
     #[serde(default)]
     pub time: String,
@@ -49,7 +49,7 @@ pub struct Problem {
     pub reason: String,
 }
 
-impl Told {
+impl EventView {
     /// Reads an event; `None` where it is none.
     pub fn read(body: &[u8]) -> Option<Self> {
         serde_json::from_slice(body).ok()
@@ -62,7 +62,7 @@ impl Told {
 }
 
 /// One line for people: time, outcome, coupon, number, reason, state, attempts.
-impl fmt::Display for Told {
+impl fmt::Display for EventView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Data { outcome, coupon_code, out_request_no, coupon_state, attempts, .. } = &self.data;
         // Seconds are enough for people.
@@ -102,19 +102,19 @@ mod tests {
         let body = br#"{"time": "2026-03-05T04:30:45.123456Z", "later": 1, "data": {"outcome": "refused",
             "coupon_code": "123446565767", "out_request_no": "no\u001b[2J_1", "coupon_state": "EXPIRED",
             "attempts": 2, "problem": {"reason": "expired", "faults": []}}}"#;
-        let told = Told::read(body).unwrap();
+        let told = EventView::read(body).unwrap();
         assert_eq!(
             told.to_string(),
             "2026-03-05T04:30:45Z  refused     12…5767   no\\u001b[2J_1  expired  EXPIRED  2 calls"
         );
         assert!(!on_one_line(body).contains('\n'));
-        assert_eq!(Told::read(&on_one_line(body).into_bytes()), Some(told));
+        assert_eq!(EventView::read(&on_one_line(body).into_bytes()), Some(told));
     }
 
     #[test]
     fn what_is_no_event_is_not_read() {
         for body in ["", "{}", "[]", r#"{"data": {}}"#] {
-            assert_eq!(Told::read(body.as_bytes()), None, "{body}");
+            assert_eq!(EventView::read(body.as_bytes()), None, "{body}");
         }
     }
 }

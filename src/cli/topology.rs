@@ -6,8 +6,8 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use crate::broker::topology::{Argument, Object, Standing, survey};
-use crate::cli::{Failure, say};
+use crate::broker::topology::{Argument, Object, ObjectState, inspect};
+use crate::cli::{Failure, print};
 use crate::config::Config;
 
 /// Arguments of `topology`.
@@ -63,11 +63,11 @@ fn plan(config: &Config, json: bool, definitions: bool) -> Result<(), Failure> {
     if definitions {
         let vhost = config.broker_settings()?.vhost().map_err(anyhow::Error::from)?;
         let text = serde_json::to_string_pretty(&as_definitions(&plan, &vhost)).context("no JSON")?;
-        return Ok(say(&text)?);
+        return Ok(print(&text)?);
     }
     for object in &plan {
         if json {
-            say(&as_json(object).to_string())?;
+            print(&as_json(object).to_string())?;
             continue;
         }
         let arguments = match object {
@@ -77,9 +77,9 @@ fn plan(config: &Config, json: bool, definitions: bool) -> Result<(), Failure> {
             Object::Queue { arguments, .. } => listed(arguments),
             Object::Binding { .. } => Vec::new(),
         };
-        say(&format!("{object}"))?;
+        print(&format!("{object}"))?;
         for argument in arguments {
-            say(&format!("    {argument}"))?;
+            print(&format!("    {argument}"))?;
         }
     }
     Ok(())
@@ -91,47 +91,49 @@ fn listed(arguments: &[(&'static str, Argument)]) -> Vec<String> {
 
 async fn stand(config: &Config, make: bool, as_lines: bool) -> Result<(), Failure> {
     let settings = config.broker_settings()?;
-    let (at, found) = survey(&settings, make).await.context("the topology could not be looked at")?;
+    let (at, found) = inspect(&settings, make).await.context("the topology could not be looked at")?;
     let mut unaskable = 0;
     for (object, standing) in &found {
         if as_lines {
             let mut line = as_json(object);
             add_standing(&mut line, standing);
-            say(&line.to_string())?;
+            print(&line.to_string())?;
             continue;
         }
         match standing {
-            Standing::There => say(&format!("ok       {object}"))?,
-            Standing::Made if matches!(object, Object::Binding { .. }) => say(&format!("ok       {object}"))?,
-            Standing::Made => say(&format!("made     {object}"))?,
-            Standing::Missing => say(&format!("MISSING  {object}"))?,
-            Standing::Differs(differences) => {
+            ObjectState::There => print(&format!("ok       {object}"))?,
+            ObjectState::Made if matches!(object, Object::Binding { .. }) => {
+                print(&format!("ok       {object}"))?
+            }
+            ObjectState::Made => print(&format!("made     {object}"))?,
+            ObjectState::Missing => print(&format!("MISSING  {object}"))?,
+            ObjectState::Differs(differences) => {
                 for difference in differences {
                     let (argument, wanted, found) =
                         (&difference.argument, &difference.wanted, &difference.found);
-                    say(&format!("DIFFERS  {object}: {argument} is {found}, must be {wanted}"))?;
+                    print(&format!("DIFFERS  {object}: {argument} is {found}, must be {wanted}"))?;
                 }
             }
-            Standing::Unseen(words) => say(&format!("unseen   {object}: {words}"))?,
-            Standing::NotMade(words) => say(&format!("NOT MADE {object}: {words}"))?,
-            Standing::Unaskable => unaskable += 1,
+            ObjectState::Unseen(words) => print(&format!("unseen   {object}: {words}"))?,
+            ObjectState::NotMade(words) => print(&format!("NOT MADE {object}: {words}"))?,
+            ObjectState::Unaskable => unaskable += 1,
         }
     }
     let faults = found.iter().filter(|(_, standing)| standing.is_fault()).count();
     if !as_lines && unaskable > 0 {
-        say(&format!(
+        print(&format!(
             "         {unaskable} bindings: AMQP cannot ask for one; redeemer topology apply makes what is missing"
         ))?;
     }
     if faults == 0 {
         return Ok(());
     }
-    let differs = found.iter().any(|(_, standing)| matches!(standing, Standing::Differs(_)));
-    if !as_lines && !make && found.iter().any(|(_, standing)| *standing == Standing::Missing) {
-        say("remedy for what is missing: redeemer topology apply")?;
+    let differs = found.iter().any(|(_, standing)| matches!(standing, ObjectState::Differs(_)));
+    if !as_lines && !make && found.iter().any(|(_, standing)| *standing == ObjectState::Missing) {
+        print("remedy for what is missing: redeemer topology apply")?;
     }
     if !as_lines && differs {
-        say(&format!("remedy for what differs: {REMEDY}"))?;
+        print(&format!("remedy for what differs: {REMEDY}"))?;
     }
     let word = if make { "apply" } else { "verify" };
     let objects = if faults == 1 { "1 object is" } else { &format!("{faults} objects are") };
@@ -152,24 +154,24 @@ fn as_json(object: &Object) -> Value {
     }
 }
 
-fn add_standing(line: &mut Value, standing: &Standing) {
+fn add_standing(line: &mut Value, standing: &ObjectState) {
     let (word, more) = match standing {
-        Standing::There => ("there", Value::Null),
-        Standing::Made => ("made", Value::Null),
-        Standing::Missing => ("missing", Value::Null),
-        Standing::Differs(differences) => {
+        ObjectState::There => ("there", Value::Null),
+        ObjectState::Made => ("made", Value::Null),
+        ObjectState::Missing => ("missing", Value::Null),
+        ObjectState::Differs(differences) => {
             let entry = |argument: &str, wanted: &str, found: &str| json!({"argument": argument, "wanted": wanted, "found": found});
             let entries = differences.iter().map(|one| entry(&one.argument, &one.wanted, &one.found));
             ("differs", entries.collect())
         }
-        Standing::Unseen(words) => ("unseen", json!(words)),
-        Standing::NotMade(words) => ("not_made", json!(words)),
-        Standing::Unaskable => ("unaskable", Value::Null),
+        ObjectState::Unseen(words) => ("unseen", json!(words)),
+        ObjectState::NotMade(words) => ("not_made", json!(words)),
+        ObjectState::Unaskable => ("unaskable", Value::Null),
     };
     line["standing"] = json!(word);
     match standing {
-        Standing::Differs(_) => line["differences"] = more,
-        Standing::Unseen(_) | Standing::NotMade(_) => line["broker"] = more,
+        ObjectState::Differs(_) => line["differences"] = more,
+        ObjectState::Unseen(_) | ObjectState::NotMade(_) => line["broker"] = more,
         _ => {}
     }
 }

@@ -5,11 +5,11 @@ use clap::Args;
 
 use crate::attempt::OutcomeKind;
 use crate::broker::client::Link;
-use crate::cli::told::{Told, on_one_line, outcome};
-use crate::cli::{Failure, complain, say};
+use crate::cli::told::{EventView, on_one_line, outcome};
+use crate::cli::{Failure, print, print_error};
 use crate::config::Config;
 use crate::shutdown;
-use crate::telemetry::foreign::Foreign;
+use crate::telemetry::foreign::Untrusted;
 
 /// Arguments of `watch`.
 #[derive(Debug, Args)]
@@ -46,7 +46,7 @@ pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
     let keys = arguments.keys();
     let mut events =
         link.subscribe(exchange, &keys, Some(HELD_MAX)).await.context("results cannot be read")?;
-    complain(&format!("watching {} on {exchange} at {}", keys.join(", "), link.at()));
+    print_error(&format!("watching {} on {exchange} at {}", keys.join(", "), link.at()));
 
     let mut stop = Box::pin(shutdown::signal());
     let mut shown = 0;
@@ -61,14 +61,14 @@ pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
         let Some(event) = event else {
             return Err(anyhow!("connection to the broker lost: {}", link.lost().await).into());
         };
-        let line = match Told::read(&event.body) {
+        let line = match EventView::read(&event.body) {
             _ if arguments.json => on_one_line(&event.body),
             Some(told) => told.to_string(),
             None => {
-                format!("not an event: {} bytes under {}", event.body.len(), Foreign(&event.routing_key))
+                format!("not an event: {} bytes under {}", event.body.len(), Untrusted(&event.routing_key))
             }
         };
-        match say(&line) {
+        match print(&line) {
             // `| head` has seen enough.
             Err(error) if is_broken_pipe(&error) => break,
             result => result?,

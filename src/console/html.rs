@@ -11,10 +11,10 @@ use sha2::{Digest as _, Sha256};
 use super::auth::Session;
 use crate::attempt::Evidence;
 use crate::parked::{CouponQuery, CouponStatus, Parked, SignatureWitness};
-use crate::telemetry::foreign::{Foreign, Visible, visible_lines};
+use crate::telemetry::foreign::{Untrusted, Visible, visible_lines};
 use crate::telemetry::{Masked, Short};
-use crate::wire::audit::Deed;
-use crate::wire::command::Legible;
+use crate::wire::audit::OperatorAction;
+use crate::wire::command::PartialCommand;
 use crate::wire::copy;
 
 /// The status page's own style, and what forms need beside it.
@@ -46,14 +46,14 @@ pub struct Row {
 impl Row {
     /// What the list shows of a parked command: coupon shortened, no openid.
     pub fn of(parked: &Parked, now: Timestamp) -> Self {
-        let Legible { brand_id, coupon_code, out_request_no, .. } = &parked.legible;
+        let PartialCommand { brand_id, coupon_code, out_request_no, .. } = &parked.legible;
         let none = || "\u{2013}".to_owned();
         Self {
             id: parked.key(),
             at: parked.at,
             cells: [
                 parked.age(now).map_or_else(none, span),
-                Foreign(&parked.reason.replace('_', " ")).to_string(),
+                Untrusted(&parked.reason.replace('_', " ")).to_string(),
                 brand_id.as_ref().map_or_else(none, ToString::to_string),
                 coupon_code.as_ref().map_or_else(none, |code| Short(code.as_str()).to_string()),
                 out_request_no.as_ref().map_or_else(none, ToString::to_string),
@@ -206,7 +206,7 @@ pub struct Asked<'a> {
     /// The answer.
     pub inquiry: &'a CouponQuery,
     /// What replaying would do, or why it stays parked.
-    pub advice: Result<Deed, String>,
+    pub advice: Result<OperatorAction, String>,
     /// Why it is done, as typed.
     pub because: String,
     /// Whether a refusal would be told.
@@ -221,7 +221,7 @@ pub fn show(
     refused: Option<&str>,
     now: Timestamp,
 ) -> String {
-    let Legible { openid, coupon_code, brand_id, product_coupon_id, stock_id, appid, out_request_no } =
+    let PartialCommand { openid, coupon_code, brand_id, product_coupon_id, stock_id, appid, out_request_no } =
         &parked.legible;
     let mut inner = refused.map_or_else(String::new, |words| told(words, "bad"));
     if let Some(asked) = asked {
@@ -231,7 +231,7 @@ pub fn show(
     let age = parked.age(now).map_or_else(String::new, |age| format!(", {} ago", span(age)));
     let mut facts = vec![
         ("Parked", format!("{at}{age}")),
-        ("Because", Foreign(&parked.reason.replace('_', " ")).to_string()),
+        ("Because", Untrusted(&parked.reason.replace('_', " ")).to_string()),
         ("Calls before", number(u64::from(parked.attempts()))),
     ];
     let fields = [
@@ -273,7 +273,8 @@ pub fn show(
         inner += "</ul></section>";
     }
     inner += "<section><h2>Its headers</h2><ul class=\"plainlist\">";
-    for (name, value) in parked.delivery.shown().into_iter().filter(|(name, _)| name != copy::EVIDENCE) {
+    for (name, value) in parked.delivery.display_name().into_iter().filter(|(name, _)| name != copy::EVIDENCE)
+    {
         let _ = write!(inner, "<li><code>{}</code> {}</li>", text(&name), text(&parked.discreet(&value)));
     }
     let (body, left_out) = parked.shown_body();
@@ -355,35 +356,35 @@ fn answer(session: &Session, parked: &Parked, asked: &Asked<'_>) -> String {
     card + "</section>"
 }
 
-fn would(deed: Deed) -> &'static str {
+fn would(deed: OperatorAction) -> &'static str {
     match deed {
-        Deed::SentAgain => {
+        OperatorAction::SentAgain => {
             "It would be sent again under its old number; the service asks once more before it uses the coupon."
         }
-        Deed::ToldRedeemed => {
+        OperatorAction::ToldRedeemed => {
             "It has taken effect: its event would say redeemed, and it would leave the queue."
         }
-        Deed::ToldRefused => "Its event would say refused, and it would leave the queue.",
-        Deed::Discarded => "It would leave the queue for good.",
+        OperatorAction::ToldRefused => "Its event would say refused, and it would leave the queue.",
+        OperatorAction::Discarded => "It would leave the queue for good.",
     }
 }
 
-fn button(deed: Deed) -> &'static str {
+fn button(deed: OperatorAction) -> &'static str {
     match deed {
-        Deed::SentAgain => "Send it again",
-        Deed::ToldRedeemed => "Tell that it is redeemed",
-        Deed::ToldRefused => "Tell that it is refused",
-        Deed::Discarded => "Discard",
+        OperatorAction::SentAgain => "Send it again",
+        OperatorAction::ToldRedeemed => "Tell that it is redeemed",
+        OperatorAction::ToldRefused => "Tell that it is refused",
+        OperatorAction::Discarded => "Discard",
     }
 }
 
 /// What was done, for the list that follows.
-pub fn done(deed: Deed) -> &'static str {
+pub fn done(deed: OperatorAction) -> &'static str {
     match deed {
-        Deed::SentAgain => "Sent again. An audit event was published.",
-        Deed::ToldRedeemed => "Told as redeemed, and off the queue. An audit event was published.",
-        Deed::ToldRefused => "Told as refused, and off the queue. An audit event was published.",
-        Deed::Discarded => "Discarded. An audit event was published.",
+        OperatorAction::SentAgain => "Sent again. An audit event was published.",
+        OperatorAction::ToldRedeemed => "Told as redeemed, and off the queue. An audit event was published.",
+        OperatorAction::ToldRefused => "Told as refused, and off the queue. An audit event was published.",
+        OperatorAction::Discarded => "Discarded. An audit event was published.",
     }
 }
 
@@ -401,7 +402,7 @@ fn says(inquiry: &CouponQuery) -> String {
 }
 
 fn line(evidence: &Evidence, witness: SignatureWitness) -> String {
-    let Evidence { at, question, host, verdict, .. } = evidence;
+    let Evidence { at, operation: question, host, verdict, .. } = evidence;
     let status = evidence.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
     let verified = witness.signature(evidence);
     let request_id = evidence.request_id.as_deref().unwrap_or("\u{2013}");
@@ -480,7 +481,7 @@ mod tests {
     fn forged_header_is_never_called_verified() {
         let evidence = Evidence {
             at: Timestamp::UNIX_EPOCH,
-            question: "redeem".to_owned(),
+            operation: "redeem".to_owned(),
             host: "api.mch.weixin.qq.com".to_owned(),
             status: Some(200),
             request_id: None,

@@ -67,9 +67,9 @@ pub fn visible_within(text: &str, chars_max: usize) -> String {
 /// A fragment of others' text within a text of ours: visible, without an openid, and of [`FRAGMENT_CHARS_MAX`]
 /// characters at most.
 #[derive(Debug, Clone, Copy)]
-pub struct Foreign<'a>(pub &'a str);
+pub struct Untrusted<'a>(pub &'a str);
 
-impl fmt::Display for Foreign<'_> {
+impl fmt::Display for Untrusted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Shortened first: a cut must not make a short word of a long one.
         f.write_str(&visible_within(&Masked(self.0).to_string(), FRAGMENT_CHARS_MAX))
@@ -106,7 +106,8 @@ mod tests {
     fn hidden_characters_are_written_out() {
         for c in HIDDEN {
             let text = format!("a{c}b");
-            for shown in [Visible(&text).to_string(), visible_within(&text, 3), Foreign(&text).to_string()] {
+            for shown in [Visible(&text).to_string(), visible_within(&text, 3), Untrusted(&text).to_string()]
+            {
                 assert!(!shown.chars().any(is_hidden), "{c:?}: {shown:?}");
                 assert!(shown.starts_with("a\\u") && shown.ends_with('b'), "{c:?}: {shown:?}");
             }
@@ -130,11 +131,11 @@ mod tests {
     #[test]
     fn fragments_are_bounded_and_show_no_openid() {
         let long = "错 ".repeat(100_000);
-        assert!(Foreign(&long).to_string().chars().count() < FRAGMENT_CHARS_MAX + 20);
+        assert!(Untrusted(&long).to_string().chars().count() < FRAGMENT_CHARS_MAX + 20);
         let openid = "oh-394z-6CGkNoJrsDLTTUKiAnp4";
         for before in 0..FRAGMENT_CHARS_MAX + 30 {
             let text = format!("{} {openid}", "x ".repeat(before / 2) + &" ".repeat(before % 2));
-            let shown = Foreign(&text).to_string();
+            let shown = Untrusted(&text).to_string();
             assert!(!shown.contains(&openid[..12]), "{before}: {shown}");
         }
     }

@@ -30,11 +30,11 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::foreign::{FRAGMENT_CHARS_MAX, Foreign, visible_within};
+use super::foreign::{FRAGMENT_CHARS_MAX, Untrusted, visible_within};
 
 /// Where spans go.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Settings {
+pub struct TraceSettings {
     /// The collector's base URL, such as `http://127.0.0.1:4318`; spans go to `/v1/traces` below it.
     pub endpoint: String,
     /// The share of traces begun here that is recorded, 0 to 1. A trace begun elsewhere keeps its sender's choice.
@@ -67,7 +67,7 @@ impl Traces {
     /// # Errors
     /// [`CannotTrace`] where the endpoint is no URL or the HTTP client cannot be made. A collector that is not there
     /// is no error.
-    pub fn start(settings: &Settings) -> Result<Self, CannotTrace> {
+    pub fn start(settings: &TraceSettings) -> Result<Self, CannotTrace> {
         let http = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
@@ -104,7 +104,7 @@ impl Traces {
     }
 
     /// A command's stay begins: it was taken from `queue` at `at`.
-    pub fn take(&self, queue: &str, came: Came<'_>, at: Timestamp) -> Stay {
+    pub fn start_command(&self, queue: &str, came: ParentContext<'_>, at: Timestamp) -> CommandSpan {
         let brought = came.traceparent.map(str::to_owned);
         let live = self.0.as_ref().map(|(tracer, _)| {
             let parent = came.traceparent.and_then(parse).map_or_else(Context::new, within);
@@ -127,7 +127,7 @@ impl Traces {
         });
         let here = live.as_ref().map(|live| live.span.span_context().trace_id().to_string());
         let trace_id = here.or_else(|| Some(parse(came.traceparent?)?.trace_id().to_string()));
-        Stay { brought, trace_id, live }
+        CommandSpan { brought, trace_id, live }
     }
 
     /// Sends what still waits, within `limit`.
@@ -144,7 +144,7 @@ impl Traces {
 
 /// What a command brought of a trace.
 #[derive(Debug, Clone, Copy)]
-pub struct Came<'a> {
+pub struct ParentContext<'a> {
     /// Its own trace context: the stay becomes a child of it.
     pub traceparent: Option<&'a str>,
     /// The stay that put it away, where it is a copy: the stay is linked to it.
@@ -155,7 +155,7 @@ pub struct Came<'a> {
 
 /// One stay of a command: from being taken to being settled.
 #[derive(Debug)]
-pub struct Stay {
+pub struct CommandSpan {
     brought: Option<String>,
     trace_id: Option<String>,
     live: Option<Live>,
@@ -169,14 +169,14 @@ struct Live {
     here: Context,
 }
 
-impl Stay {
+impl CommandSpan {
     /// The trace's id, for the log: 32 hex digits.
     pub fn trace_id(&self) -> Option<&str> {
         self.trace_id.as_deref()
     }
 
     /// What is worth knowing of the stay.
-    pub fn note(&mut self, key: &'static str, value: impl Into<opentelemetry::Value>) {
+    pub fn set_attribute(&mut self, key: &'static str, value: impl Into<opentelemetry::Value>) {
         if let Some(live) = &mut self.live {
             live.span.set_attribute(KeyValue::new(key, visible(value.into())));
         }
@@ -185,26 +185,26 @@ impl Stay {
     /// The stay ends without success, in words that hold no secret.
     pub fn failed(&mut self, why: &str) {
         if let Some(live) = &mut self.live {
-            live.span.set_status(Status::error(Foreign(why).to_string()));
+            live.span.set_status(Status::error(Untrusted(why).to_string()));
         }
     }
 
     /// A question is put.
-    pub fn ask(&self, question: &'static str) -> Leg {
-        self.leg(question, SpanKind::Client)
+    pub fn ask(&self, question: &'static str) -> ChildSpan {
+        self.child(question, SpanKind::Client)
     }
 
     /// Something is published.
-    pub fn publish(&self, name: &'static str) -> Leg {
-        self.leg(name, SpanKind::Producer)
+    pub fn publish(&self, name: &'static str) -> ChildSpan {
+        self.child(name, SpanKind::Producer)
     }
 
-    fn leg(&self, name: &'static str, kind: SpanKind) -> Leg {
+    fn child(&self, name: &'static str, kind: SpanKind) -> ChildSpan {
         let Some(Live { tracer, here, .. }) = &self.live else {
-            return Leg { traceparent: self.brought.clone(), span: None };
+            return ChildSpan { traceparent: self.brought.clone(), span: None };
         };
         let span = tracer.span_builder(name).with_kind(kind).start_with_context(tracer, here);
-        Leg { traceparent: Some(write(span.span_context())), span: Some(span) }
+        ChildSpan { traceparent: Some(write(span.span_context())), span: Some(span) }
     }
 
     /// What a copy carries so that its next stay joins the same trace, and is linked to this one: the trace context
@@ -218,19 +218,19 @@ impl Stay {
 
 /// One question or one publish. Its span ends with it.
 #[derive(Debug)]
-pub struct Leg {
+pub struct ChildSpan {
     traceparent: Option<String>,
     span: Option<Span>,
 }
 
-impl Leg {
+impl ChildSpan {
     /// What is handed on with it.
     pub fn traceparent(&self) -> Option<&str> {
         self.traceparent.as_deref()
     }
 
     /// What is worth knowing of it.
-    pub fn note(&mut self, key: &'static str, value: impl Into<opentelemetry::Value>) {
+    pub fn set_attribute(&mut self, key: &'static str, value: impl Into<opentelemetry::Value>) {
         if let Some(span) = &mut self.span {
             span.set_attribute(KeyValue::new(key, visible(value.into())));
         }
@@ -239,7 +239,7 @@ impl Leg {
     /// It did not succeed, in words that hold no secret.
     pub fn failed(&mut self, why: &str) {
         if let Some(span) = &mut self.span {
-            span.set_status(Status::error(Foreign(why).to_string()));
+            span.set_status(Status::error(Untrusted(why).to_string()));
         }
     }
 }
@@ -319,7 +319,7 @@ impl Courier {
         Ok(response)
     }
 
-    fn tell(&self, trouble: Option<String>) {
+    fn export(&self, trouble: Option<String>) {
         match (trouble, self.failing.load(Ordering::Relaxed)) {
             (Some(why), false) => {
                 self.failing.store(true, Ordering::Relaxed);
@@ -348,7 +348,7 @@ impl HttpClient for Courier {
     {
         Box::pin(async move {
             let answer = self.carry(request).await;
-            self.tell(match &answer {
+            self.export(match &answer {
                 Ok(answer) if answer.status().is_success() => None,
                 Ok(answer) => Some(format!("it answers {}", answer.status())),
                 Err(error) => Some(error.to_string()),
@@ -386,13 +386,13 @@ mod tests {
 
     #[test]
     fn without_a_collector_the_context_is_handed_on_as_it_came() {
-        let came = |traceparent| Came { traceparent, left_by: None, arrival: "first" };
-        let stay = Traces::off().take("commands", came(Some(TRACE)), Timestamp::UNIX_EPOCH);
+        let came = |traceparent| ParentContext { traceparent, left_by: None, arrival: "first" };
+        let stay = Traces::off().start_command("commands", came(Some(TRACE)), Timestamp::UNIX_EPOCH);
         assert_eq!(stay.ask("redeem").traceparent(), Some(TRACE));
         assert_eq!(stay.publish("event").traceparent(), Some(TRACE));
         assert_eq!(stay.trace_id(), Some("0af7651916cd43dd8448eb211c80319c"));
         assert_eq!(stay.carried(), None);
-        let stay = Traces::off().take("commands", came(None), Timestamp::UNIX_EPOCH);
+        let stay = Traces::off().start_command("commands", came(None), Timestamp::UNIX_EPOCH);
         assert_eq!((stay.ask("redeem").traceparent(), stay.trace_id()), (None, None));
     }
 }

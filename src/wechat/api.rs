@@ -10,15 +10,15 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, USER_AGENT};
 use jiff::{SignedDuration, Timestamp};
-use reqwest::{Method, Response};
+use reqwest::{Method, Response as HttpResponse};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::redemption::{AssociatedOrder, OrderNumbers, Redemption};
-use crate::telemetry::foreign::Foreign;
-use crate::verdict::{Answer, Authenticity, Flaw, Lost, NotSent, Question, Reply};
+use crate::telemetry::foreign::Untrusted;
+use crate::verdict::{Authenticity, CallResult, NoResponse, NotSent, Operation, Response, SignatureFlaw};
 use crate::wechat::certificates::{self, ApiV3Key, NoCertificates};
-use crate::wechat::hosts::{Host, Hosts};
+use crate::wechat::hosts::{Host, HostChoice};
 use crate::wechat::keys::{Keyring, PublicKeys};
 use crate::wechat::replay::ReplayGuard;
 use crate::wechat::reply::{self, Detail};
@@ -33,7 +33,7 @@ const ROOM_AT_ONCE_MAX: usize = 64 * 1024;
 
 /// How the payment API is reached.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Settings {
+pub struct PaymentSettings {
     /// Who signs.
     pub merchant: Merchant,
     /// The serial that answers shall be signed with: sent as `Wechatpay-Serial`. None: that of a key that is held.
@@ -163,9 +163,9 @@ fn numbers<'a, N: AsRef<str>>(
 
 /// What one call brought.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Heard {
+pub struct CallOutcome {
     /// What the wire said.
-    pub reply: Reply,
+    pub reply: CallResult,
     /// The domain that was asked.
     pub host: Host,
     /// Its name, for evidence.
@@ -181,12 +181,12 @@ pub struct Heard {
     /// What an error body names as its cause.
     pub detail: Option<Detail>,
     /// What else there was to see of an answer that cannot be believed.
-    pub unbelieved: Option<Box<Unbelieved>>,
+    pub unbelieved: Option<Box<UnverifiedResponse>>,
 }
 
 /// An answer that cannot be believed, for people: it tells what answers in the provider's place.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Unbelieved {
+pub struct UnverifiedResponse {
     /// The serial that it claims to be signed under.
     pub serial: Option<String>,
     /// Its `Server` header.
@@ -202,7 +202,7 @@ const FIRST_WORDS_CHARS: usize = 80;
 /// The same of one of its headers.
 const HEADER_CHARS: usize = 100;
 
-impl Unbelieved {
+impl UnverifiedResponse {
     fn read(headers: &HeaderMap, body: &[u8]) -> Self {
         let text = |name: &str| {
             let value = headers.get(name)?;
@@ -226,18 +226,18 @@ impl Unbelieved {
         let is_hex = serial.len() <= 40 && serial.bytes().all(|byte| byte.is_ascii_hexdigit());
         let has_shape =
             is_hex || serial.len() <= 64 && serial.strip_prefix("PUB_KEY_ID_").is_some_and(is_word);
-        Some(if has_shape { serial.to_owned() } else { Foreign(serial).to_string() })
+        Some(if has_shape { serial.to_owned() } else { Untrusted(serial).to_string() })
     }
 
     /// In words, for people.
     pub fn in_words(&self) -> String {
         let mut words = Vec::new();
         words.extend(self.shown_serial().map(|serial| format!("serial {serial}")));
-        words.extend(self.server.as_ref().map(|server| format!("Server {}", Foreign(server))));
-        words.extend(self.content_type.as_ref().map(|kind| Foreign(kind).to_string()));
+        words.extend(self.server.as_ref().map(|server| format!("Server {}", Untrusted(server))));
+        words.extend(self.content_type.as_ref().map(|kind| Untrusted(kind).to_string()));
         words.push(match self.first_words.as_str() {
             "" => "an empty body".to_owned(),
-            words => format!("it begins: {}", Foreign(words)),
+            words => format!("it begins: {}", Untrusted(words)),
         });
         words.join(", ")
     }
@@ -272,16 +272,16 @@ pub type SharedKeyring = Arc<RwLock<Arc<Keyring>>>;
 /// The payment API.
 pub struct Client {
     http: reqwest::Client,
-    settings: Settings,
+    settings: PaymentSettings,
     names: [String; 2],
-    hosts: Mutex<Hosts>,
+    hosts: Mutex<HostChoice>,
     keys: SharedKeyring,
     /// When the client was made: where the clock of the guard begins.
     made: Instant,
     replays: Mutex<ReplayGuard>,
 }
 
-impl Heard {
+impl CallOutcome {
     /// The domain where the network failed, if it did.
     pub fn failed_at(&self) -> Option<Host> {
         (!carried(&self.reply)).then_some(self.host)
@@ -293,7 +293,7 @@ impl Client {
     ///
     /// # Errors
     /// [`CannotStart`] names the setting that is wrong.
-    pub fn new(settings: Settings, keys: SharedKeyring) -> Result<Self, CannotStart> {
+    pub fn new(settings: PaymentSettings, keys: SharedKeyring) -> Result<Self, CannotStart> {
         let primary = base_url("wechat.base_url", &settings.base_url)?;
         let backup = match &settings.backup_base_url {
             Some(url) => base_url("wechat.backup_base_url", url)?,
@@ -318,7 +318,7 @@ impl Client {
             .timeout(settings.total_timeout)
             .pool_idle_timeout(POOL_IDLE)
             .build()?;
-        let settings = Settings {
+        let settings = PaymentSettings {
             base_url: settings.base_url.trim_end_matches('/').to_owned(),
             backup_base_url: settings.backup_base_url.map(|url| url.trim_end_matches('/').to_owned()),
             ..settings
@@ -329,43 +329,43 @@ impl Client {
 
     /// Puts a question. `now` is the time of asking, `nonce` and `chance` are the dice. The answer to a question
     /// that could not even be signed is that nothing was sent.
-    pub async fn ask(
+    pub async fn send(
         &self,
-        question: Question,
+        question: Operation,
         prepared: &Prepared,
         traceparent: Option<&str>,
         now: Timestamp,
         nonce: u128,
         chance: f64,
-    ) -> Heard {
-        self.ask_elsewhere(None, question, prepared, traceparent, now, nonce, chance).await
+    ) -> CallOutcome {
+        self.send_to_other_host(None, question, prepared, traceparent, now, nonce, chance).await
     }
 
     /// Puts a question, at the other domain where the network has just failed the same command at `failed`.
     #[allow(clippy::too_many_arguments, reason = "those of `ask`, and one more")]
-    pub async fn ask_elsewhere(
+    pub async fn send_to_other_host(
         &self,
         failed: Option<Host>,
-        question: Question,
+        question: Operation,
         prepared: &Prepared,
         traceparent: Option<&str>,
         now: Timestamp,
         nonce: u128,
         chance: f64,
-    ) -> Heard {
+    ) -> CallOutcome {
         let host = self.choose(now, chance, failed);
         let started = Instant::now();
         let keys = self.keys();
         let (method, target, body) = match question {
-            Question::Redeem => (Method::POST, &prepared.redeem_target, prepared.body.clone()),
-            Question::Inquire => (Method::GET, &prepared.inquire_target, Bytes::new()),
+            Operation::Redeem => (Method::POST, &prepared.redeem_target, prepared.body.clone()),
+            Operation::Query => (Method::GET, &prepared.inquire_target, Bytes::new()),
         };
         let sent = match self.request(&keys, host, method, target, body, traceparent, now, nonce) {
             Ok(request) => request.send().await,
             Err(error) => {
-                let reply = Reply::NotSent(NotSent::Connect);
+                let reply = CallResult::NotSent(NotSent::Connect);
                 let signs = Signs { trouble: Some(error.to_string()), ..Signs::default() };
-                return self.heard(reply, host, started, signs);
+                return self.call_outcome(reply, host, started, signs);
             }
         };
         let (reply, signs) = match sent {
@@ -375,16 +375,16 @@ impl Client {
         // When it ended: what was lost after fifteen seconds is news of now, not of then.
         let heard_at = now.saturating_add(started.elapsed()).unwrap_or(now);
         let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        hosts.note(host, carried(&reply), heard_at);
+        hosts.record(host, carried(&reply), heard_at);
         drop(hosts);
-        self.heard(reply, host, started, signs)
+        self.call_outcome(reply, host, started, signs)
     }
 
-    fn heard(&self, reply: Reply, host: Host, started: Instant, signs: Signs) -> Heard {
+    fn call_outcome(&self, reply: CallResult, host: Host, started: Instant, signs: Signs) -> CallOutcome {
         let host_name = self.names[host as usize].clone();
         let Signs { serial, clock_skew, trouble, detail, unbelieved } = signs;
         let took = started.elapsed();
-        Heard { reply, host, host_name, serial, clock_skew, took, trouble, detail, unbelieved }
+        CallOutcome { reply, host, host_name, serial, clock_skew, took, trouble, detail, unbelieved }
     }
 
     fn choose(&self, now: Timestamp, chance: f64, failed: Option<Host>) -> Host {
@@ -438,21 +438,21 @@ impl Client {
 
     async fn read(
         &self,
-        mut response: Response,
+        mut response: HttpResponse,
         keys: &Keyring,
         now: Timestamp,
         started: Instant,
-    ) -> (Reply, Signs) {
+    ) -> (CallResult, Signs) {
         let (status, headers) = (response.status().as_u16(), std::mem::take(response.headers_mut()));
         let body = match self.body(response).await {
             Ok(body) => body,
-            Err(Unread::TooLarge) => {
+            Err(BodyError::TooLarge) => {
                 let bytes = self.settings.reply_bytes_max;
                 let trouble = format!("status {status}: longer than wechat.reply_bytes_max = {bytes} bytes");
                 let signs = Signs { trouble: Some(trouble), ..Signs::default() };
-                return (Reply::Lost(Lost::TooLarge), signs);
+                return (CallResult::NoResponse(NoResponse::TooLarge), signs);
             }
-            Err(Unread::Network(error)) => return lost(error),
+            Err(BodyError::Network(error)) => return lost(error),
         };
         let heard_at = now.saturating_add(started.elapsed()).unwrap_or(now);
         let authenticity = match verify(&headers, &body, &keys.public, heard_at) {
@@ -466,10 +466,10 @@ impl Client {
         // Whichever of the two the body is: no signature covers the status, so it does not say.
         let coupon = verified.then(|| reply::coupon(&body)).flatten();
         let error = if coupon.is_none() { reply::error(&body) } else { reply::ErrorBody::default() };
-        let unbelieved = (!verified).then(|| Box::new(Unbelieved::read(&headers, &body)));
+        let unbelieved = (!verified).then(|| Box::new(UnverifiedResponse::read(&headers, &body)));
         let clock_skew = clock_skew(&headers, heard_at);
         let signs = Signs { serial, clock_skew, trouble: None, detail: error.detail, unbelieved };
-        let answer = Answer {
+        let answer = Response {
             status,
             authenticity,
             code: error.code,
@@ -478,28 +478,31 @@ impl Client {
             message: error.message,
             request_id: request_id.map(|id| id.get(..128).unwrap_or(id).into()),
         };
-        (Reply::Answered(answer), signs)
+        (CallResult::Response(answer), signs)
     }
 
     /// Whether a verified answer answers the question that was sent at `started`, as far as anybody can tell.
     fn admit(&self, headers: &HeaderMap, started: Instant) -> Authenticity {
         let (sent, heard) = (started.saturating_duration_since(self.made), self.made.elapsed());
         let mut replays = self.replays.lock().unwrap_or_else(PoisonError::into_inner);
-        match marks(headers).ok_or(Flaw::Malformed).and_then(|marks| replays.admit(marks, sent, heard)) {
+        match marks(headers)
+            .ok_or(SignatureFlaw::Malformed)
+            .and_then(|marks| replays.admit(marks, sent, heard))
+        {
             Ok(()) => Authenticity::Verified,
-            Err(flaw) => Authenticity::Unconvincing(flaw),
+            Err(flaw) => Authenticity::Invalid(flaw),
         }
     }
 
     /// Reads a body to its end, or to its bound.
-    async fn body(&self, mut response: Response) -> Result<Vec<u8>, Unread> {
+    async fn body(&self, mut response: HttpResponse) -> Result<Vec<u8>, BodyError> {
         let told =
             response.content_length().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or_default();
         // What an answer says of its length may be a lie.
         let mut body = Vec::with_capacity(told.min(ROOM_AT_ONCE_MAX).min(self.settings.reply_bytes_max));
-        while let Some(chunk) = response.chunk().await.map_err(Unread::Network)? {
+        while let Some(chunk) = response.chunk().await.map_err(BodyError::Network)? {
             if body.len() + chunk.len() > self.settings.reply_bytes_max {
-                return Err(Unread::TooLarge);
+                return Err(BodyError::TooLarge);
             }
             body.extend_from_slice(&chunk);
         }
@@ -527,8 +530,8 @@ impl Client {
         let response = request.send().await.map_err(|error| no_answer(in_words(error)))?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let body = self.body(response).await.map_err(|unread| match unread {
-            Unread::TooLarge => no_answer("it is too large".to_owned()),
-            Unread::Network(error) => no_answer(in_words(error)),
+            BodyError::TooLarge => no_answer("it is too large".to_owned()),
+            BodyError::Network(error) => no_answer(in_words(error)),
         })?;
         if status != 200 {
             let reply::ErrorBody { code, message, .. } = reply::error(&body);
@@ -548,29 +551,29 @@ struct Signs {
     clock_skew: Option<SignedDuration>,
     trouble: Option<String>,
     detail: Option<Detail>,
-    unbelieved: Option<Box<Unbelieved>>,
+    unbelieved: Option<Box<UnverifiedResponse>>,
 }
 
 /// Why a body was not read to its end.
-enum Unread {
+enum BodyError {
     TooLarge,
     Network(reqwest::Error),
 }
 
 /// Whether the network did its part. An answer that is too large to be read came all the same.
-fn carried(reply: &Reply) -> bool {
-    matches!(reply, Reply::Answered(_) | Reply::Lost(Lost::TooLarge))
+fn carried(reply: &CallResult) -> bool {
+    matches!(reply, CallResult::Response(_) | CallResult::NoResponse(NoResponse::TooLarge))
 }
 
 /// A connection that was never made carried nothing; every other failure may have carried the request.
-fn lost(error: reqwest::Error) -> (Reply, Signs) {
+fn lost(error: reqwest::Error) -> (CallResult, Signs) {
     // What could not even be written into a request was not sent either.
     let reply = if error.is_connect() || error.is_builder() {
-        Reply::NotSent(NotSent::Connect)
+        CallResult::NotSent(NotSent::Connect)
     } else if error.is_timeout() {
-        Reply::Lost(Lost::Timeout)
+        CallResult::NoResponse(NoResponse::Timeout)
     } else {
-        Reply::Lost(Lost::Reset)
+        CallResult::NoResponse(NoResponse::Reset)
     };
     (reply, Signs { trouble: Some(in_words(error)), ..Signs::default() })
 }

@@ -14,8 +14,8 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use crate::telemetry::foreign::Foreign;
-use crate::verdict::{Authenticity, Flaw};
+use crate::telemetry::foreign::Untrusted;
+use crate::verdict::{Authenticity, SignatureFlaw};
 use crate::wechat::keys::{KeyFault, PublicKeys, VerificationKey, read_secret};
 use crate::wechat::verify::verify;
 
@@ -82,7 +82,7 @@ pub enum NoCertificates {
     #[error("no answer: {0}")]
     NoAnswer(String),
     /// The provider refused.
-    #[error("the payment API answered {status} {} {}", Foreign(code), Foreign(message))]
+    #[error("the payment API answered {status} {} {}", Untrusted(code), Untrusted(message))]
     Refused {
         /// HTTP status.
         status: u16,
@@ -99,18 +99,18 @@ pub enum NoCertificates {
     /// A certificate does not open: most likely the APIv3 key is not the one set on the platform.
     #[error(
         "certificate {} does not open; compare wechat.apiv3_key_file with the key set on the platform",
-        Foreign(.0)
+        Untrusted(.0)
     )]
     Sealed(String),
     /// A certificate is not sound.
     #[error("{0}")]
     Key(#[from] KeyFault),
     /// A certificate has another serial than the answer says.
-    #[error("certificate {} has another serial inside", Foreign(.0))]
+    #[error("certificate {} has another serial inside", Untrusted(.0))]
     OtherSerial(String),
     /// The answer's signature fits none of them.
-    #[error("the answer's signature does not convince ({})", .0.map_or("unsigned", Flaw::as_str))]
-    NotBelieved(Option<Flaw>),
+    #[error("the answer's signature does not convince ({})", .0.map_or("unsigned", SignatureFlaw::as_str))]
+    NotBelieved(Option<SignatureFlaw>),
 }
 
 #[derive(Deserialize)]
@@ -150,7 +150,7 @@ pub fn read(
             .open(&sealed.nonce, &sealed.associated_data, &sealed.ciphertext)
             .ok_or_else(|| NoCertificates::Sealed(serial_no.clone()))?;
         let pem = std::str::from_utf8(&pem).map_err(|_| NoCertificates::Unreadable)?;
-        let what = format!("platform certificate {}", Foreign(&serial_no));
+        let what = format!("platform certificate {}", Untrusted(&serial_no));
         match VerificationKey::from_certificate_pem(pem, &what, now) {
             Ok((serial, key)) if serial.eq_ignore_ascii_case(&serial_no) => brought.insert(serial, key),
             Ok(_) => return Err(NoCertificates::OtherSerial(serial_no)),
@@ -162,7 +162,7 @@ pub fn read(
     let believed = [&brought, held].map(|keys| verify(headers, body, keys, now));
     match believed {
         [Authenticity::Verified, _] | [_, Authenticity::Verified] => Ok(brought),
-        [Authenticity::Unconvincing(flaw), _] => Err(NoCertificates::NotBelieved(Some(flaw))),
+        [Authenticity::Invalid(flaw), _] => Err(NoCertificates::NotBelieved(Some(flaw))),
         [Authenticity::Unsigned, _] => Err(NoCertificates::NotBelieved(None)),
     }
 }

@@ -52,7 +52,7 @@ const PRIMARY_SHARE: f64 = 0.05;
 
 /// What the network did lately, per host.
 #[derive(Debug, Default)]
-pub struct Hosts {
+pub struct HostChoice {
     primary: Record,
     backup: Record,
 }
@@ -60,7 +60,7 @@ pub struct Hosts {
 #[derive(Debug, Default)]
 struct Record(VecDeque<(Timestamp, bool)>);
 
-impl Hosts {
+impl HostChoice {
     /// Chooses the host of the next call. `chance` is between 0 and 1; `failed` is where the network has just failed the
     /// same command.
     pub fn choose(&self, now: Timestamp, chance: f64, failed: Option<Host>) -> Host {
@@ -77,7 +77,7 @@ impl Hosts {
     }
 
     /// Notes whether the network carried a call that ended `now`. A business error is a success of the network.
-    pub fn note(&mut self, host: Host, carried: bool, now: Timestamp) {
+    pub fn record(&mut self, host: Host, carried: bool, now: Timestamp) {
         let record = match host {
             Host::Primary => &mut self.primary,
             Host::Backup => &mut self.backup,
@@ -116,49 +116,49 @@ mod tests {
 
     #[test]
     fn the_primary_serves_while_it_is_well_and_the_backup_stays_proven() {
-        let hosts = Hosts::default();
+        let hosts = HostChoice::default();
         assert_eq!(hosts.choose(at(0), 0.5, None), Host::Primary);
         assert_eq!(hosts.choose(at(0), 0.005, None), Host::Backup);
     }
 
     #[test]
     fn a_network_failure_switches_at_once_and_recovery_switches_back() {
-        let mut hosts = Hosts::default();
+        let mut hosts = HostChoice::default();
         for second in 0..20 {
-            hosts.note(Host::Primary, false, at(second));
+            hosts.record(Host::Primary, false, at(second));
         }
         assert_eq!(hosts.choose(at(20), 0.5, None), Host::Backup);
         assert_eq!(hosts.choose(at(20), 0.01, None), Host::Primary, "a share tries the primary");
         // Quiet alone does not prove it well: the window still remembers.
         assert_eq!(hosts.choose(at(60), 0.5, None), Host::Backup);
         for second in 61..66 {
-            hosts.note(Host::Primary, true, at(second));
+            hosts.record(Host::Primary, true, at(second));
         }
         assert_eq!(hosts.choose(at(66), 0.5, None), Host::Primary);
     }
 
     #[test]
     fn a_failing_backup_is_left_alone_while_the_primary_is_well() {
-        let mut hosts = Hosts::default();
-        hosts.note(Host::Backup, false, at(0));
+        let mut hosts = HostChoice::default();
+        hosts.record(Host::Backup, false, at(0));
         assert_eq!(hosts.choose(at(1), 0.0, None), Host::Primary);
     }
 
     #[test]
     fn with_both_down_both_are_tried() {
-        let mut hosts = Hosts::default();
-        hosts.note(Host::Primary, false, at(0));
-        hosts.note(Host::Backup, false, at(0));
+        let mut hosts = HostChoice::default();
+        hosts.record(Host::Primary, false, at(0));
+        hosts.record(Host::Backup, false, at(0));
         assert_eq!(hosts.choose(at(1), 0.4, None), Host::Backup);
         assert_eq!(hosts.choose(at(1), 0.6, None), Host::Primary);
     }
 
     #[test]
     fn what_one_host_lost_is_asked_at_the_other_whatever_the_record_says() {
-        let mut hosts = Hosts::default();
+        let mut hosts = HostChoice::default();
         for second in 0..50 {
-            hosts.note(Host::Primary, true, at(second));
-            hosts.note(Host::Backup, false, at(second));
+            hosts.record(Host::Primary, true, at(second));
+            hosts.record(Host::Backup, false, at(second));
         }
         assert_eq!(hosts.choose(at(50), 0.5, Some(Host::Primary)), Host::Backup);
         assert_eq!(hosts.choose(at(50), 0.5, Some(Host::Backup)), Host::Primary);
@@ -166,9 +166,9 @@ mod tests {
 
     #[test]
     fn memory_is_bounded() {
-        let mut hosts = Hosts::default();
+        let mut hosts = HostChoice::default();
         for second in 0..10_000 {
-            hosts.note(Host::Primary, second % 2 == 0, at(second / 100));
+            hosts.record(Host::Primary, second % 2 == 0, at(second / 100));
         }
         assert_eq!(hosts.primary.0.len(), RESULTS_KEPT);
     }

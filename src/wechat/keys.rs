@@ -426,7 +426,7 @@ impl Keyring {
         }
         let merchant = match (&files.merchant_key, from_environment) {
             (Some(path), _) => read_key(path)
-                .map_err(|fault| what_it_is_instead(path, fault))
+                .map_err(|fault| describe_other_kind(path, fault))
                 .and_then(|pem| MerchantKey::from_pem(&*pem, &shown(path))),
             (None, Some(pem)) => MerchantKey::from_pem(pem, IN_ENVIRONMENT),
             (None, None) => Err(KeyFault::NoMerchantKey),
@@ -454,7 +454,7 @@ impl Keyring {
 }
 
 /// That others may read a file is beside the point where it holds no private key: shutting them out would not help.
-fn what_it_is_instead(path: &Path, fault: KeyFault) -> KeyFault {
+fn describe_other_kind(path: &Path, fault: KeyFault) -> KeyFault {
     let harmless = [
         Found::Certificate,
         Found::CertificateRequest,

@@ -18,7 +18,7 @@ use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
 
-use crate::verdict::Flaw;
+use crate::verdict::SignatureFlaw;
 
 /// How much earlier than its question an answer may have been signed, by the clocks. Timestamps are whole seconds, and
 /// the provider answers from many machines whose clocks need not agree to the second.
@@ -92,11 +92,11 @@ impl ReplayGuard {
     ///
     /// # Errors
     /// [`Flaw::Replayed`] where it was accepted before, or was signed before its question was sent.
-    pub fn admit(&mut self, marks: Marks<'_>, sent: Duration, heard: Duration) -> Result<(), Flaw> {
+    pub fn admit(&mut self, marks: Marks<'_>, sent: Duration, heard: Duration) -> Result<(), SignatureFlaw> {
         let signed_ms = marks.signed_at.saturating_mul(1_000);
         let fingerprint = self.hasher.hash_one((marks.nonce, marks.signature));
         if self.generations.iter().any(|generation| generation.seen.contains(&fingerprint)) {
-            return Err(Flaw::Replayed);
+            return Err(SignatureFlaw::Replayed);
         }
         // By what is known without this answer: it must not vouch for itself. One that is given out again and again is
         // learned from once, whether it is accepted or not.
@@ -106,7 +106,7 @@ impl ReplayGuard {
         let earliest_ms =
             ahead_ms.map(|ahead| ahead.saturating_add(millis(sent)).saturating_sub(millis(TOLERANCE)));
         if earliest_ms.is_some_and(|earliest| signed_ms < earliest) {
-            return Err(Flaw::Replayed);
+            return Err(SignatureFlaw::Replayed);
         }
         Ok(())
     }
@@ -158,13 +158,18 @@ mod tests {
             (at.div_euclid(1_000), format!("nonce {}", self.count))
         }
 
-        fn admit(&mut self, (signed_at, nonce): &(i64, String), sent: u64, heard: u64) -> Result<(), Flaw> {
+        fn admit(
+            &mut self,
+            (signed_at, nonce): &(i64, String),
+            sent: u64,
+            heard: u64,
+        ) -> Result<(), SignatureFlaw> {
             let marks = Marks { signed_at: *signed_at, nonce, signature: "signature" };
             self.guard.admit(marks, Duration::from_millis(sent), Duration::from_millis(heard))
         }
 
         /// Asks and hears the answer that was signed for it.
-        fn ask(&mut self, sent: u64, took: u64) -> Result<(), Flaw> {
+        fn ask(&mut self, sent: u64, took: u64) -> Result<(), SignatureFlaw> {
             let answer = self.sign(sent + took / 2);
             self.admit(&answer, sent, sent + took)
         }
@@ -177,7 +182,7 @@ mod tests {
         assert_eq!(provider.admit(&answer, 0, 20), Ok(()));
         for second in [0, 1, 5, 60, 299, 599] {
             let at = second * 1_000 + 20;
-            assert_eq!(provider.admit(&answer, at, at), Err(Flaw::Replayed), "{second} s");
+            assert_eq!(provider.admit(&answer, at, at), Err(SignatureFlaw::Replayed), "{second} s");
             assert_eq!(provider.ask(at, 100), Ok(()));
         }
     }
@@ -187,8 +192,8 @@ mod tests {
         let mut provider = Provider::new(0);
         assert_eq!(provider.ask(0, 100), Ok(()));
         let kept = provider.sign(1_000);
-        assert_eq!(provider.admit(&kept, 12_500, 12_600), Err(Flaw::Replayed));
-        assert_eq!(provider.admit(&kept, 299_000, 299_100), Err(Flaw::Replayed));
+        assert_eq!(provider.admit(&kept, 12_500, 12_600), Err(SignatureFlaw::Replayed));
+        assert_eq!(provider.admit(&kept, 299_000, 299_100), Err(SignatureFlaw::Replayed));
         // Within the tolerance nobody can tell it from one of a machine whose clock is a little behind.
         let other = provider.sign(1_000);
         assert_eq!(provider.admit(&other, 8_000, 8_100), Ok(()));
@@ -202,9 +207,9 @@ mod tests {
         }
         let kept = [provider.sign(50_000), provider.sign(50_000)];
         for nth in 0..200 {
-            assert_eq!(provider.admit(&kept[0], 132_000 + nth, 132_100 + nth), Err(Flaw::Replayed));
+            assert_eq!(provider.admit(&kept[0], 132_000 + nth, 132_100 + nth), Err(SignatureFlaw::Replayed));
         }
-        assert_eq!(provider.admit(&kept[1], 132_300, 132_400), Err(Flaw::Replayed));
+        assert_eq!(provider.admit(&kept[1], 132_300, 132_400), Err(SignatureFlaw::Replayed));
     }
 
     #[test]
@@ -214,7 +219,7 @@ mod tests {
             assert_eq!(provider.ask(nth * 100, 100), Ok(()));
         }
         provider.ahead = -60_000;
-        assert_eq!(provider.ask(20_000, 100), Err(Flaw::Replayed));
+        assert_eq!(provider.ask(20_000, 100), Err(SignatureFlaw::Replayed));
         let refused = (1..).take_while(|nth| provider.ask(20_000 + nth * 100, 100).is_err()).count();
         assert!(refused < CLOCK_ANSWERS, "{refused}");
         // One call a minute: after as long as an answer counts as recent.
@@ -265,7 +270,7 @@ mod tests {
                 accepted.push(answer);
             }
             for answer in &accepted[accepted.len().saturating_sub(10)..] {
-                prop_assert_eq!(provider.admit(answer, now, now), Err(Flaw::Replayed));
+                prop_assert_eq!(provider.admit(answer, now, now), Err(SignatureFlaw::Replayed));
             }
         }
 

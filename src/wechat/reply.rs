@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use crate::coupon::{Coupon, CouponState, Id, Round, Trace, Usage};
+use crate::coupon::{Coupon, CouponState, Id, Round, Trace, UsageTrace};
 use crate::redemption::UseTime;
 
 /// The longest error message that is kept, in bytes: it travels in a header that must stay small.
@@ -80,7 +80,7 @@ impl Detail {
 
 /// Reads a coupon; `None` where the body is not one.
 pub fn coupon(body: &[u8]) -> Option<Coupon> {
-    let Look { nesting, plain } = look(body);
+    let Scan { nesting, plain } = scan(body);
     let text = std::str::from_utf8(body).ok()?;
     let text = if plain { Cow::Borrowed(text) } else { with_whole_characters(text) };
     let text = &*text;
@@ -100,11 +100,11 @@ pub fn coupon(body: &[u8]) -> Option<Coupon> {
     let once = [entity.single_usage_detail, entity.progressive_bundle_usage_detail];
     let usage = match rounds {
         Some(rounds) if !rounds.is_empty() || once.iter().all(Option::is_none) => {
-            Usage::Rounds(rounds.into_iter().map(Round::from).collect())
+            UsageTrace::Rounds(rounds.into_iter().map(Round::from).collect())
         }
         _ => {
             let mut told = once.into_iter().flatten().map(Trace::from);
-            Usage::Once(told.find(|trace| *trace != Trace::default()).unwrap_or_default())
+            UsageTrace::Once(told.find(|trace| *trace != Trace::default()).unwrap_or_default())
         }
     };
     Some(Coupon {
@@ -150,7 +150,7 @@ pub fn sub_code(request_id: &str) -> Option<u64> {
 }
 
 /// What a look at the bytes tells before they are parsed.
-struct Look {
+struct Scan {
     /// How deep objects and arrays are nested, by their brackets outside of texts.
     nesting: usize,
     /// Whether nothing is in it that is skipped without a check where it stands in a member that is not read: half of
@@ -162,7 +162,7 @@ struct Look {
 /// Numbers with fewer digits are within the range of a double.
 const DIGITS_MAX: usize = 300;
 
-fn look(json: &[u8]) -> Look {
+fn scan(json: &[u8]) -> Scan {
     let (mut depth, mut nesting, mut plain, mut digits) = (0usize, 0, true, 0);
     let mut rest = json;
     while let [byte, after @ ..] = rest {
@@ -180,7 +180,7 @@ fn look(json: &[u8]) -> Look {
         digits = if byte.is_ascii_digit() { digits + 1 } else { 0 };
         plain &= digits <= DIGITS_MAX;
     }
-    Look { nesting, plain }
+    Scan { nesting, plain }
 }
 
 /// Skips the rest of a text, its closing mark included: most of an entity, so nothing else is asked of a byte here.
@@ -324,7 +324,7 @@ mod tests {
 
     #[test]
     fn nesting_is_counted_outside_of_texts() {
-        let depth = |text: &str| look(text.as_bytes()).nesting;
+        let depth = |text: &str| scan(text.as_bytes()).nesting;
         assert_eq!([depth("{}"), depth(r#"{"a":[{}]}"#), depth(r#"{"a":"[[\"[["}"#)], [1, 3, 1]);
         let deep = format!(
             r#"{{"coupon_code":"C","coupon_state":"USED","x":{}{}}}"#,
@@ -378,7 +378,7 @@ mod tests {
         let body = br#"{"coupon_code":"C","coupon_state":"USED","single_usage_detail":{"use_request_no":"U",
             "return_request_no":"\ud800"}}"#;
         let usage = coupon(body).unwrap().usage;
-        let Usage::Once(trace) = usage else { panic!("{usage:?}") };
+        let UsageTrace::Once(trace) = usage else { panic!("{usage:?}") };
         assert_eq!(
             (trace.use_request_no.as_deref(), trace.return_request_no.as_deref()),
             (Some("U"), Some("\u{fffd}"))
@@ -393,7 +393,7 @@ mod tests {
                 "return_time":"{text}"}}}}"#
             );
             let usage = coupon(body.as_bytes()).unwrap().usage;
-            let Usage::Once(trace) = usage else { panic!("{usage:?}") };
+            let UsageTrace::Once(trace) = usage else { panic!("{usage:?}") };
             trace.return_time.map(|at| at.to_string())
         };
         assert_eq!(time("2026-03-06T08:00+08:00").as_deref(), Some("2026-03-06T00:00:00Z"));
@@ -408,7 +408,7 @@ mod tests {
             coupon(body.as_bytes()).unwrap().usage
         };
         let once = |use_request_no: Option<&str>| {
-            Usage::Once(Trace { use_request_no: use_request_no.map(Into::into), ..Trace::default() })
+            UsageTrace::Once(Trace { use_request_no: use_request_no.map(Into::into), ..Trace::default() })
         };
         let ours = r#""single_usage_detail":{"use_request_no":"U","return_request_no":null}"#;
         let list = r#""sequential_usage_detail":{"detail_item_list":null}"#;
@@ -416,7 +416,7 @@ mod tests {
         assert_eq!(usage(&format!(r#"{ours},"sequential_usage_detail":null"#)), once(Some("U")));
         assert_eq!(usage(r#""single_usage_detail":{"use_request_no":null}"#), once(None));
         assert_eq!(usage(r#""single_usage_detail":null"#), once(None));
-        assert_eq!(usage(list), Usage::Rounds(vec![]));
+        assert_eq!(usage(list), UsageTrace::Rounds(vec![]));
         assert_eq!(error(br#"{"code":null,"message":null}"#), ErrorBody::default());
     }
 

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::HeaderMap;
 use jiff::Timestamp;
 
-use crate::verdict::{Authenticity, Flaw};
+use crate::verdict::{Authenticity, SignatureFlaw};
 use crate::wechat::keys::{PublicKeys, VerificationKey};
 use crate::wechat::replay::Marks;
 
@@ -35,27 +35,27 @@ pub fn verify(headers: &HeaderMap, body: &[u8], keys: &PublicKeys, now: Timestam
     }
     match check(headers, body, keys, now) {
         Ok(()) => Authenticity::Verified,
-        Err(flaw) => Authenticity::Unconvincing(flaw),
+        Err(flaw) => Authenticity::Invalid(flaw),
     }
 }
 
-fn check(headers: &HeaderMap, body: &[u8], keys: &PublicKeys, now: Timestamp) -> Result<(), Flaw> {
-    let text = |name| one(headers, name).ok_or(Flaw::Malformed);
+fn check(headers: &HeaderMap, body: &[u8], keys: &PublicKeys, now: Timestamp) -> Result<(), SignatureFlaw> {
+    let text = |name| one(headers, name).ok_or(SignatureFlaw::Malformed);
     let (timestamp, nonce) = (text(TIMESTAMP)?, text(NONCE)?);
     let (signature, serial) = (text(SIGNATURE)?, text(SERIAL)?);
     if headers.contains_key(SIGNATURE_TYPE) && one(headers, SIGNATURE_TYPE) != Some(super::sign::SCHEME) {
-        return Err(Flaw::Malformed);
+        return Err(SignatureFlaw::Malformed);
     }
     let lasts = |key: &&VerificationKey| key.expires.is_none_or(|until| now <= until);
-    let key = keys.get(serial).filter(lasts).ok_or(Flaw::UnknownSerial)?;
-    let signed_at: i64 = timestamp.parse().map_err(|_| Flaw::Malformed)?;
+    let key = keys.get(serial).filter(lasts).ok_or(SignatureFlaw::UnknownSerial)?;
+    let signed_at: i64 = timestamp.parse().map_err(|_| SignatureFlaw::Malformed)?;
     if now.as_second().abs_diff(signed_at) >= CLOCK_TOLERANCE_SECONDS.unsigned_abs() {
-        return Err(Flaw::Stale);
+        return Err(SignatureFlaw::Stale);
     }
-    let signature = STANDARD.decode(signature).map_err(|_| Flaw::Mismatch)?;
+    let signature = STANDARD.decode(signature).map_err(|_| SignatureFlaw::Mismatch)?;
     // The header's own text goes into the message: formatting the number again could differ from what was signed.
     let message = [timestamp.as_bytes(), b"\n", nonce.as_bytes(), b"\n", body, b"\n"].concat();
-    key.verifies(&message, &signature).then_some(()).ok_or(Flaw::Mismatch)
+    key.verifies(&message, &signature).then_some(()).ok_or(SignatureFlaw::Mismatch)
 }
 
 /// What tells this answer from others, where it carries a signature.

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::attempt::Evidence;
 use crate::redemption::{Appid, BrandId, CouponCode, Openid, ProductCouponId, RequestNo, StockId};
-use crate::wire::command::Legible;
+use crate::wire::command::PartialCommand;
 use crate::wire::event::Entry;
 use crate::wire::schema;
 
@@ -30,7 +30,7 @@ pub struct Audit {
 
 /// What a person did with a parked command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Deed {
+pub enum OperatorAction {
     /// Sent it to the command exchange again.
     SentAgain,
     /// An inquiry found that it had taken effect: told as redeemed.
@@ -41,7 +41,7 @@ pub enum Deed {
     Discarded,
 }
 
-impl Deed {
+impl OperatorAction {
     /// Every deed, for schemas.
     pub const ALL: [Self; 4] = [Self::SentAgain, Self::ToldRedeemed, Self::ToldRefused, Self::Discarded];
 
@@ -66,13 +66,13 @@ impl Deed {
 
 /// What an audit event tells.
 #[derive(Debug, Clone, Copy)]
-pub struct Account<'a> {
+pub struct AuditContext<'a> {
     /// The name of the service: `source` of the event.
     pub source: &'a str,
     /// When it was done.
     pub at: Timestamp,
     /// What was done.
-    pub deed: Deed,
+    pub deed: OperatorAction,
     /// By whom, in their own words.
     pub operator: &'a str,
     /// Why, in their own words.
@@ -86,7 +86,7 @@ pub struct Account<'a> {
     /// How many they are.
     pub bytes: usize,
     /// Its identifying fields, as far as they can be read.
-    pub legible: &'a Legible,
+    pub legible: &'a PartialCommand,
     /// The inquiry that it rests on.
     pub inquiry: Option<&'a Evidence>,
     /// The coupon's state, where the inquiry told it.
@@ -172,9 +172,9 @@ pub struct Data<'a> {
 }
 
 /// Tells what was done.
-pub fn tell(account: Account<'_>) -> Audit {
-    let Account { source, at, deed, operator, because, reason, parked_at, sha256, bytes, .. } = account;
-    let Account { legible, inquiry, coupon_state, .. } = account;
+pub fn encode(account: AuditContext<'_>) -> Audit {
+    let AuditContext { source, at, deed, operator, because, reason, parked_at, sha256, bytes, .. } = account;
+    let AuditContext { legible, inquiry, coupon_state, .. } = account;
     let kind = format!("redemption.parked.{}.v1", deed.word());
     let parked = parked_at.map_or_else(|| "-".to_owned(), |at| at.to_string());
     let id = Uuid::new_v5(&ID_SPACE, [sha256, &parked, deed.effect()].join("\n").as_bytes());

@@ -38,12 +38,12 @@ pub struct Rejected {
     /// Every fault, in the order of the rules; at most [`FAULTS_MAX`].
     pub faults: Vec<Fault>,
     /// The identifying fields that could be read all the same.
-    pub legible: Legible,
+    pub partial: PartialCommand,
 }
 
 /// What could be read of a command that is not one: only values that keep their own rule.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Legible {
+pub struct PartialCommand {
     /// The user.
     pub openid: Option<Openid>,
     /// The coupon.
@@ -60,7 +60,7 @@ pub struct Legible {
     pub out_request_no: Option<RequestNo>,
 }
 
-impl From<&Redemption> for Legible {
+impl From<&Redemption> for PartialCommand {
     fn from(redemption: &Redemption) -> Self {
         Self {
             openid: Some(redemption.openid.clone()),
@@ -81,7 +81,7 @@ impl From<&Redemption> for Legible {
 pub fn decode(bytes: &[u8]) -> Result<Redemption, Box<Rejected>> {
     let whole = |problem: String| {
         let faults = vec![Fault { pointer: String::new(), problem }];
-        Box::new(Rejected { faults, legible: Legible::default() })
+        Box::new(Rejected { faults, partial: PartialCommand::default() })
     };
     if bytes.is_empty() {
         return Err(whole("is empty; send one JSON object".to_owned()));
@@ -144,7 +144,7 @@ fn read(members: Vec<(String, Node)>) -> Result<Redemption, Box<Rejected>> {
 
     let legible = |faults| Rejected {
         faults,
-        legible: Legible {
+        partial: PartialCommand {
             openid: openid.clone(),
             coupon_code: coupon_code.clone(),
             brand_id: brand_id.clone(),
@@ -155,7 +155,7 @@ fn read(members: Vec<(String, Node)>) -> Result<Redemption, Box<Rejected>> {
         },
     };
     if !faults.0.is_empty() {
-        return Err(Box::new(legible(faults.told())));
+        return Err(Box::new(legible(faults.joined())));
     }
     match (openid, coupon_code, brand_id, product_coupon_id, stock_id, appid, use_time, out_request_no, order)
     {
@@ -259,7 +259,7 @@ impl Faults {
         self.0.push(Fault { pointer, problem: problem.into() });
     }
 
-    fn told(mut self) -> Vec<Fault> {
+    fn joined(mut self) -> Vec<Fault> {
         let more = self.0.len().saturating_sub(FAULTS_MAX);
         if more > 0 {
             self.0.truncate(FAULTS_MAX - 1);
@@ -580,7 +580,7 @@ mod tests {
         let flat = altered("\"openid\"", "\"json\": null, \"openid\"");
         let rejected = decode(flat.as_bytes()).unwrap_err();
         assert_eq!(rejected.faults.len(), 1, "{:?}", rejected.faults);
-        assert_eq!(rejected.legible, Legible::from(&decode(FLAT.as_bytes()).unwrap()));
+        assert_eq!(rejected.partial, PartialCommand::from(&decode(FLAT.as_bytes()).unwrap()));
     }
 
     #[test]
@@ -634,7 +634,7 @@ mod tests {
     #[test]
     fn what_can_be_read_of_a_faulty_command_is_kept() {
         let text = altered("\"120344\"", "\"no brand!\"");
-        let legible = decode(text.as_bytes()).unwrap_err().legible;
+        let legible = decode(text.as_bytes()).unwrap_err().partial;
         assert_eq!(legible.coupon_code.unwrap().as_str(), "123446565767");
         assert_eq!(legible.brand_id, None);
     }

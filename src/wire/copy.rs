@@ -7,14 +7,14 @@ use jiff::{SignedDuration, Timestamp};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::attempt::{Belief, Evidence, Objection, Progress};
+use crate::attempt::{EffectState, Evidence, Progress, Rejection};
 use crate::coupon::{Coupon, CouponState};
 use crate::wire::event::Entry;
 
 /// Questions put so far.
 pub const ATTEMPTS: &str = "x-redemption-attempts";
 /// Wait queues passed so far.
-pub const TIERS: &str = "x-redemption-tiers";
+pub const DELAYS_PASSED: &str = "x-redemption-tiers";
 /// When the command was first seen, RFC 3339.
 pub const FIRST_SEEN: &str = "x-redemption-first-seen";
 /// When the work ends, RFC 3339. The only one of these that a publisher may set on a fresh command.
@@ -26,7 +26,7 @@ pub const BODY_SHA256: &str = "x-redemption-body-sha256";
 /// The last attempts, as JSON.
 pub const EVIDENCE: &str = "x-redemption-evidence";
 /// The provider's last objection, as JSON. Never missing where the belief rests on one.
-pub const OBJECTION: &str = "x-redemption-objection";
+pub const REJECTION: &str = "x-redemption-objection";
 
 /// How many of the attempts met a fault of our own or a brand that keeps us out. Missing where none did.
 pub const SUSPENDED: &str = "x-redemption-suspended";
@@ -42,14 +42,14 @@ pub const COUPON_STATE: &str = "x-redemption-coupon-state";
 pub const TRACE: &str = "x-redemption-trace";
 
 /// The headers that only a copy has.
-const COPY_ONLY: [&str; 11] = [
+const RETRY_MESSAGE_ONLY: [&str; 11] = [
     ATTEMPTS,
-    TIERS,
+    DELAYS_PASSED,
     FIRST_SEEN,
     LAST_VERDICT,
     BODY_SHA256,
     EVIDENCE,
-    OBJECTION,
+    REJECTION,
     SUSPENDED,
     NEGATIVES_FROM,
     UNSENT_BEFORE,
@@ -57,7 +57,7 @@ const COPY_ONLY: [&str; 11] = [
 ];
 
 /// Of these, the ones that may be missing. One that is there and no text is damage all the same.
-pub const OPTIONAL: [&str; 5] = [OBJECTION, SUSPENDED, NEGATIVES_FROM, UNSENT_BEFORE, COUPON_STATE];
+pub const OPTIONAL: [&str; 5] = [REJECTION, SUSPENDED, NEGATIVES_FROM, UNSENT_BEFORE, COUPON_STATE];
 
 /// The longest word for a state that is carried, in bytes.
 const STATE_BYTES_MAX: usize = 64;
@@ -67,7 +67,7 @@ const HEADER_BYTES_MAX: usize = 16 * 1024;
 
 /// A progress and the attempts that led to it, as a copy carried them.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Carried {
+pub struct Restored {
     /// How far the command has come.
     pub progress: Progress,
     /// The attempts that are remembered, oldest first.
@@ -76,7 +76,7 @@ pub struct Carried {
 
 /// What is wrong with a copy's headers.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Damage {
+pub enum CorruptRetryMessage {
     /// A header of the set is missing.
     #[error("header {0} is missing")]
     Missing(&'static str),
@@ -90,7 +90,7 @@ pub enum Damage {
 
 /// How far the deadline may lie ahead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Horizon {
+pub struct DeadlineLimits {
     /// The deadline of a command that names none, after first seen.
     pub default: SignedDuration,
     /// The furthest deadline that is kept to, after first seen.
@@ -102,15 +102,15 @@ pub fn write(progress: &Progress, evidence: &[Evidence], body_sha256: &str) -> V
     let entries: Vec<Entry> = Evidence::last(evidence).iter().map(Entry::from).collect();
     let mut headers = vec![
         (ATTEMPTS, progress.attempts.to_string()),
-        (TIERS, progress.tiers_passed.to_string()),
+        (DELAYS_PASSED, progress.delays_passed.to_string()),
         (FIRST_SEEN, progress.first_seen.to_string()),
         (DEADLINE, progress.deadline.to_string()),
-        (LAST_VERDICT, progress.belief.to_words()),
+        (LAST_VERDICT, progress.effect.to_header()),
         (BODY_SHA256, body_sha256.to_owned()),
         (EVIDENCE, json(&entries)),
     ];
-    if let Some(objection) = &progress.objection {
-        headers.push((OBJECTION, json(&ObjectionEntry::from(objection))));
+    if let Some(objection) = &progress.rejection {
+        headers.push((REJECTION, json(&RejectionEntry::from(objection))));
     }
     if progress.suspended > 0 {
         headers.push((SUSPENDED, progress.suspended.to_string()));
@@ -129,19 +129,23 @@ pub fn write(progress: &Progress, evidence: &[Evidence], body_sha256: &str) -> V
 }
 
 /// Whether a message carries any header that only a copy has.
-pub fn is_copy(has: impl Fn(&str) -> bool) -> bool {
-    COPY_ONLY.into_iter().any(has)
+pub fn is_retry_message(has: impl Fn(&str) -> bool) -> bool {
+    RETRY_MESSAGE_ONLY.into_iter().any(has)
 }
 
 /// The deadline of a fresh command. One that lies beyond the horizon is drawn in, one that cannot be read is told.
 ///
 /// # Errors
 /// [`Damage::Unreadable`] where the header is not an RFC 3339 time.
-pub fn deadline(header: Option<&str>, first_seen: Timestamp, horizon: Horizon) -> Result<Timestamp, Damage> {
+pub fn deadline(
+    header: Option<&str>,
+    first_seen: Timestamp,
+    horizon: DeadlineLimits,
+) -> Result<Timestamp, CorruptRetryMessage> {
     match header {
         None => Ok(saturating(first_seen, horizon.default)),
         Some(text) => {
-            let asked: Timestamp = text.parse().map_err(|_| Damage::Unreadable(DEADLINE))?;
+            let asked: Timestamp = text.parse().map_err(|_| CorruptRetryMessage::Unreadable(DEADLINE))?;
             Ok(asked.min(saturating(first_seen, horizon.furthest)))
         }
     }
@@ -156,34 +160,35 @@ pub fn read<'a>(
     header: impl Fn(&'static str) -> Option<&'a str>,
     body_sha256: &str,
     now: Timestamp,
-    horizon: Horizon,
-) -> Result<Carried, Damage> {
+    horizon: DeadlineLimits,
+) -> Result<Restored, CorruptRetryMessage> {
     let wanted = |name| {
-        let text = header(name).ok_or(Damage::Missing(name))?;
-        if text.len() > HEADER_BYTES_MAX { Err(Damage::Unreadable(name)) } else { Ok(text) }
+        let text = header(name).ok_or(CorruptRetryMessage::Missing(name))?;
+        if text.len() > HEADER_BYTES_MAX { Err(CorruptRetryMessage::Unreadable(name)) } else { Ok(text) }
     };
-    let time = |name| wanted(name)?.parse::<Timestamp>().map_err(|_| Damage::Unreadable(name));
-    let count = |name| wanted(name)?.parse::<u32>().map_err(|_| Damage::Unreadable(name));
+    let time = |name| wanted(name)?.parse::<Timestamp>().map_err(|_| CorruptRetryMessage::Unreadable(name));
+    let count = |name| wanted(name)?.parse::<u32>().map_err(|_| CorruptRetryMessage::Unreadable(name));
 
     let attempts = count(ATTEMPTS)?;
-    let tiers_passed = count(TIERS)?;
+    let tiers_passed = count(DELAYS_PASSED)?;
     // A time of first sight in the future would move the horizon with it.
     let first_seen = time(FIRST_SEEN)?.min(now);
     let deadline = time(DEADLINE)?.min(saturating(first_seen, horizon.furthest));
-    let belief = Belief::from_words(wanted(LAST_VERDICT)?).ok_or(Damage::Unreadable(LAST_VERDICT))?;
+    let belief = EffectState::from_header(wanted(LAST_VERDICT)?)
+        .ok_or(CorruptRetryMessage::Unreadable(LAST_VERDICT))?;
     if !wanted(BODY_SHA256)?.eq_ignore_ascii_case(body_sha256) {
-        return Err(Damage::BodyChanged);
+        return Err(CorruptRetryMessage::BodyChanged);
     }
     let entries: Vec<Entry> =
-        serde_json::from_str(wanted(EVIDENCE)?).map_err(|_| Damage::Unreadable(EVIDENCE))?;
+        serde_json::from_str(wanted(EVIDENCE)?).map_err(|_| CorruptRetryMessage::Unreadable(EVIDENCE))?;
     let mut evidence: Vec<Evidence> = entries.into_iter().map(Evidence::from).collect();
     Evidence::keep_last(&mut evidence);
-    let objection = match header(OBJECTION) {
-        None if belief.objection().is_some() => return Err(Damage::Missing(OBJECTION)),
+    let objection = match header(REJECTION) {
+        None if belief.rejection().is_some() => return Err(CorruptRetryMessage::Missing(REJECTION)),
         None => None,
         Some(_) => Some(
-            serde_json::from_str::<ObjectionEntry>(wanted(OBJECTION)?)
-                .map_err(|_| Damage::Unreadable(OBJECTION))?
+            serde_json::from_str::<RejectionEntry>(wanted(REJECTION)?)
+                .map_err(|_| CorruptRetryMessage::Unreadable(REJECTION))?
                 .into(),
         ),
     };
@@ -193,13 +198,13 @@ pub fn read<'a>(
     let unsent_before = time_if_any(UNSENT_BEFORE)?;
     let state = header(COUPON_STATE);
     if state.is_some_and(|state| !(1..=STATE_BYTES_MAX).contains(&state.len())) {
-        return Err(Damage::Unreadable(COUPON_STATE));
+        return Err(CorruptRetryMessage::Unreadable(COUPON_STATE));
     }
     let coupon = state.map(|state| Coupon::in_state(CouponState::from_wire(state)));
     let mut progress = Progress::resumed(attempts, tiers_passed, belief, first_seen, deadline, objection);
     (progress.suspended, progress.coupon) = (suspended, coupon);
     (progress.negatives_from, progress.unsent_before) = (negatives_from, unsent_before);
-    Ok(Carried { progress, evidence })
+    Ok(Restored { progress, evidence })
 }
 
 /// The attempts that a parked command carries, as far as they can be read: for people, and to be carried on.
@@ -222,8 +227,8 @@ fn json<T: Serialize>(value: &T) -> String {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ObjectionEntry {
-    #[serde(deserialize_with = "objecting")]
+struct RejectionEntry {
+    #[serde(deserialize_with = "rejection_header")]
     http_status: u16,
     code: Option<Box<str>>,
     sub_code: Option<u64>,
@@ -232,7 +237,7 @@ struct ObjectionEntry {
 }
 
 /// A status of 400 or more, as every objection has.
-fn objecting<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
+fn rejection_header<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
     let status = u16::deserialize(deserializer)?;
     if (400..=999).contains(&status) {
         Ok(status)
@@ -241,16 +246,16 @@ fn objecting<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error
     }
 }
 
-impl From<&Objection> for ObjectionEntry {
-    fn from(objection: &Objection) -> Self {
-        let Objection { http_status, code, sub_code, message, request_id } = objection.clone();
+impl From<&Rejection> for RejectionEntry {
+    fn from(objection: &Rejection) -> Self {
+        let Rejection { http_status, code, sub_code, message, request_id } = objection.clone();
         Self { http_status, code, sub_code, message, request_id }
     }
 }
 
-impl From<ObjectionEntry> for Objection {
-    fn from(entry: ObjectionEntry) -> Self {
-        let ObjectionEntry { http_status, code, sub_code, message, request_id } = entry;
+impl From<RejectionEntry> for Rejection {
+    fn from(entry: RejectionEntry) -> Self {
+        let RejectionEntry { http_status, code, sub_code, message, request_id } = entry;
         Self { http_status, code, sub_code, message, request_id }
     }
 }
@@ -262,8 +267,8 @@ mod tests {
     use super::*;
     use crate::verdict::Reason;
 
-    const HORIZON: Horizon =
-        Horizon { default: SignedDuration::from_hours(24), furthest: SignedDuration::from_hours(72) };
+    const HORIZON: DeadlineLimits =
+        DeadlineLimits { default: SignedDuration::from_hours(24), furthest: SignedDuration::from_hours(72) };
     const BODY: &str = "0af1";
 
     fn at(text: &str) -> Timestamp {
@@ -274,8 +279,8 @@ mod tests {
         at("2026-03-05T05:00:00Z")
     }
 
-    fn objection() -> Objection {
-        Objection {
+    fn objection() -> Rejection {
+        Rejection {
             http_status: 403,
             code: Some("NOT_ENOUGH".into()),
             sub_code: Some(u64::MAX),
@@ -287,7 +292,7 @@ mod tests {
     fn evidence(count: usize) -> Vec<Evidence> {
         let entry = |n: usize| Evidence {
             at: at("2026-03-05T04:30:45.123Z"),
-            question: "redeem".to_owned(),
+            operation: "redeem".to_owned(),
             host: "api.mch.weixin.qq.com".to_owned(),
             status: Some(403),
             request_id: Some(format!("{n:x>128}")),
@@ -297,29 +302,29 @@ mod tests {
         (0..count).map(entry).collect()
     }
 
-    fn progress(belief: Belief, objection: Option<Objection>) -> Progress {
+    fn progress(belief: EffectState, objection: Option<Rejection>) -> Progress {
         let (first_seen, deadline) = (at("2026-03-05T04:30:45Z"), at("2026-03-06T04:30:45.5Z"));
         Progress::resumed(7, 2, belief, first_seen, deadline, objection)
     }
 
     fn written() -> Vec<(&'static str, String)> {
-        let belief = Belief::Objected { reason: Reason::NotUsable, doubtful: true };
+        let belief = EffectState::Objected { reason: Reason::NotUsable, doubtful: true };
         write(&progress(belief, Some(objection())), &evidence(2), BODY)
     }
 
-    fn read_back(headers: &[(&'static str, String)]) -> Result<Carried, Damage> {
+    fn read_back(headers: &[(&'static str, String)]) -> Result<Restored, CorruptRetryMessage> {
         let header = |name| headers.iter().find(|(key, _)| *key == name).map(|(_, text)| text.as_str());
         read(header, BODY, now(), HORIZON)
     }
 
-    fn with(name: &'static str, text: &str) -> Result<Carried, Damage> {
+    fn with(name: &'static str, text: &str) -> Result<Restored, CorruptRetryMessage> {
         let mut headers = written();
         headers.retain(|(key, _)| *key != name);
         headers.push((name, text.to_owned()));
         read_back(&headers)
     }
 
-    fn without(name: &'static str) -> Result<Carried, Damage> {
+    fn without(name: &'static str) -> Result<Restored, CorruptRetryMessage> {
         let mut headers = written();
         headers.retain(|(key, _)| *key != name);
         read_back(&headers)
@@ -328,17 +333,21 @@ mod tests {
     #[test]
     fn attempts_and_objections_that_the_service_never_writes_are_damage() {
         let entries = json(&[Entry::from(&evidence(1)[0])]);
-        let objection = json(&ObjectionEntry::from(&objection()));
+        let objection = json(&RejectionEntry::from(&objection()));
         for (name, text, from, to) in [
             (EVIDENCE, &entries, "\"redeem\"", "\"guess\""),
             (EVIDENCE, &entries, "\"objected\"", "\"fine\""),
             (EVIDENCE, &entries, "\"status\":403", "\"status\":99"),
             (EVIDENCE, &entries, "\"status\":403", "\"status\":1000"),
-            (OBJECTION, &objection, "\"http_status\":403", "\"http_status\":200"),
+            (REJECTION, &objection, "\"http_status\":403", "\"http_status\":200"),
         ] {
             assert!(text.contains(from), "{text}");
             assert!(with(name, text).is_ok(), "{name}");
-            assert_eq!(with(name, &text.replace(from, to)), Err(Damage::Unreadable(name)), "{to}");
+            assert_eq!(
+                with(name, &text.replace(from, to)),
+                Err(CorruptRetryMessage::Unreadable(name)),
+                "{to}"
+            );
         }
         assert!(with(EVIDENCE, &entries.replace("\"status\":403", "\"status\":null")).is_ok());
     }
@@ -347,17 +356,21 @@ mod tests {
     fn what_is_written_is_read_back() {
         let reason = Reason::NotUsable;
         for belief in [
-            Belief::Clear,
-            Belief::Unsure,
-            Belief::Used,
-            Belief::Objected { reason, doubtful: true },
-            Belief::Objected { reason, doubtful: false },
+            EffectState::NoEffect,
+            EffectState::Unsure,
+            EffectState::SeenUsed,
+            EffectState::Objected { reason, doubtful: true },
+            EffectState::Objected { reason, doubtful: false },
         ] {
             for objection in [None, Some(objection())] {
                 let put_away = progress(belief, objection);
-                if put_away.objection.is_none() && belief.objection().is_some() {
+                if put_away.rejection.is_none() && belief.rejection().is_some() {
                     let headers = write(&put_away, &[], BODY);
-                    assert_eq!(read_back(&headers), Err(Damage::Missing(OBJECTION)), "{belief:?}");
+                    assert_eq!(
+                        read_back(&headers),
+                        Err(CorruptRetryMessage::Missing(REJECTION)),
+                        "{belief:?}"
+                    );
                     continue;
                 }
                 let carried = read_back(&write(&put_away, &evidence(2), BODY)).unwrap();
@@ -369,16 +382,16 @@ mod tests {
 
     #[test]
     fn a_header_that_is_missing_is_named() {
-        let known = COPY_ONLY.into_iter().chain([DEADLINE]);
+        let known = RETRY_MESSAGE_ONLY.into_iter().chain([DEADLINE]);
         // An objection may be missing where nothing rests on one; here something does.
-        for name in known.filter(|name| *name == OBJECTION || !OPTIONAL.contains(name)) {
-            assert_eq!(without(name), Err(Damage::Missing(name)));
+        for name in known.filter(|name| *name == REJECTION || !OPTIONAL.contains(name)) {
+            assert_eq!(without(name), Err(CorruptRetryMessage::Missing(name)));
         }
     }
 
     #[test]
     fn what_may_be_missing_is_read_back_where_it_is_there() {
-        let mut put_away = progress(Belief::Unsure, None);
+        let mut put_away = progress(EffectState::Unsure, None);
         put_away.suspended = 3;
         put_away.negatives_from = Some(at("2026-03-05T05:00:17Z"));
         put_away.unsent_before = Some(at("2026-03-05T04:30:45Z"));
@@ -403,7 +416,7 @@ mod tests {
                 let belief = with(LAST_VERDICT, &format!("{kind} {}", reason.as_str()));
                 assert_eq!(
                     belief.is_ok(),
-                    Reason::OBJECTIONS.contains(&reason),
+                    Reason::REJECTIONS.contains(&reason),
                     "{kind} {}",
                     reason.as_str()
                 );
@@ -415,11 +428,11 @@ mod tests {
     fn a_header_that_makes_no_sense_is_named() {
         let check = |name, texts: &[&str]| {
             for text in texts {
-                assert_eq!(with(name, text), Err(Damage::Unreadable(name)), "{text:?}");
+                assert_eq!(with(name, text), Err(CorruptRetryMessage::Unreadable(name)), "{text:?}");
             }
         };
         check(ATTEMPTS, &["", "-1", "seven", "4294967296", "7.0", " 7"]);
-        check(TIERS, &["", "-1", "x", "4294967296"]);
+        check(DELAYS_PASSED, &["", "-1", "x", "4294967296"]);
         check(SUSPENDED, &["", "-1", "many"]);
         check(NEGATIVES_FROM, &["", "soon"]);
         check(UNSENT_BEFORE, &["", "yesterday"]);
@@ -432,7 +445,7 @@ mod tests {
         );
         check(EVIDENCE, &["", "{}", "[{}]", "[1]", "null", "[", r#"[{"at": "now"}]"#]);
         check(
-            OBJECTION,
+            REJECTION,
             &["", "[]", "{}", "null", r#"{"http_status": 70000}"#, r#"{"http_status": 403, "x": 1}"#],
         );
     }
@@ -440,15 +453,15 @@ mod tests {
     #[test]
     fn a_huge_header_is_not_read() {
         let huge = "1".repeat(HEADER_BYTES_MAX + 1);
-        for name in COPY_ONLY.into_iter().chain([DEADLINE]) {
-            assert_eq!(with(name, &huge), Err(Damage::Unreadable(name)));
+        for name in RETRY_MESSAGE_ONLY.into_iter().chain([DEADLINE]) {
+            assert_eq!(with(name, &huge), Err(CorruptRetryMessage::Unreadable(name)));
         }
     }
 
     #[test]
     fn a_body_that_is_not_the_frozen_one_is_damage() {
-        assert_eq!(with(BODY_SHA256, "0af2"), Err(Damage::BodyChanged));
-        assert_eq!(with(BODY_SHA256, ""), Err(Damage::BodyChanged));
+        assert_eq!(with(BODY_SHA256, "0af2"), Err(CorruptRetryMessage::BodyChanged));
+        assert_eq!(with(BODY_SHA256, ""), Err(CorruptRetryMessage::BodyChanged));
         assert!(with(BODY_SHA256, "0AF1").is_ok());
     }
 
@@ -477,8 +490,8 @@ mod tests {
         check(Some("2026-03-05T06:00:00Z"), "2026-03-05T06:00:00Z");
         check(Some("2001-01-01T00:00:00Z"), "2001-01-01T00:00:00Z");
         check(Some("9999-12-30T00:00:00Z"), "2026-03-08T05:00:00Z");
-        assert_eq!(deadline(Some("soon"), now(), HORIZON), Err(Damage::Unreadable(DEADLINE)));
-        let forever = Horizon { default: SignedDuration::MAX, furthest: SignedDuration::MAX };
+        assert_eq!(deadline(Some("soon"), now(), HORIZON), Err(CorruptRetryMessage::Unreadable(DEADLINE)));
+        let forever = DeadlineLimits { default: SignedDuration::MAX, furthest: SignedDuration::MAX };
         assert_eq!(deadline(None, now(), forever), Ok(Timestamp::MAX));
     }
 
@@ -486,16 +499,17 @@ mod tests {
     fn a_million_attempts_are_believed_and_end_the_command() {
         let carried = with(ATTEMPTS, "1000000").unwrap();
         assert_eq!(carried.progress.attempts, 1_000_000);
-        let mut carried = with(TIERS, &u32::MAX.to_string()).unwrap().progress;
-        let step = carried.defer(&crate::attempt::Limits::default(), now());
+        let mut carried = with(DELAYS_PASSED, &u32::MAX.to_string()).unwrap().progress;
+        let step = carried.delay(&crate::attempt::Limits::default(), now());
         assert!(step.is_some());
-        assert_eq!(carried.tiers_passed, u32::MAX, "the count stops, it does not wrap");
+        assert_eq!(carried.delays_passed, u32::MAX, "the count stops, it does not wrap");
     }
 
     #[test]
     fn the_last_sixteen_attempts_are_carried_however_many_there_were() {
         for count in [0, 15, 16, 17, 1_000] {
-            let carried = read_back(&write(&progress(Belief::Clear, None), &evidence(count), BODY)).unwrap();
+            let carried =
+                read_back(&write(&progress(EffectState::NoEffect, None), &evidence(count), BODY)).unwrap();
             let kept = evidence(count).split_off(count.saturating_sub(Evidence::KEPT));
             assert_eq!(carried.evidence, kept, "{count}");
         }
@@ -505,7 +519,7 @@ mod tests {
 
     #[test]
     fn the_longest_words_of_the_provider_still_fit() {
-        let worst = Objection {
+        let worst = Rejection {
             message: Some("\u{1}".repeat(1024).into()),
             code: Some("\u{1}".repeat(64).into()),
             request_id: Some("\"".repeat(128).into()),
@@ -516,18 +530,18 @@ mod tests {
             entry.request_id = Some("\"".repeat(128));
             entry.host = "h".repeat(255);
         }
-        let put_away = progress(Belief::Clear, Some(worst.clone()));
+        let put_away = progress(EffectState::NoEffect, Some(worst.clone()));
         let carried = read_back(&write(&put_away, &sixteen, BODY)).unwrap();
-        assert_eq!((carried.progress.objection, carried.evidence), (Some(worst), sixteen));
+        assert_eq!((carried.progress.rejection, carried.evidence), (Some(worst), sixteen));
     }
 
     #[test]
     fn any_header_of_a_copy_makes_one_and_the_deadline_alone_does_not() {
-        for name in COPY_ONLY {
-            assert!(is_copy(|asked| asked == name), "{name}");
+        for name in RETRY_MESSAGE_ONLY {
+            assert!(is_retry_message(|asked| asked == name), "{name}");
         }
-        assert!(!is_copy(|name| name == DEADLINE));
-        assert!(!is_copy(|_| false));
+        assert!(!is_retry_message(|name| name == DEADLINE));
+        assert!(!is_retry_message(|_| false));
     }
 
     fn text() -> impl Strategy<Value = String> {
@@ -543,7 +557,7 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_the_headers_say_they_are_read_or_named(texts in prop::collection::vec(prop::option::of(text()), 12)) {
-            let names: Vec<_> = COPY_ONLY.into_iter().chain([DEADLINE]).collect();
+            let names: Vec<_> = RETRY_MESSAGE_ONLY.into_iter().chain([DEADLINE]).collect();
             let header = |name| names.iter().position(|known| *known == name).and_then(|n| texts[n].as_deref());
             if let Ok(carried) = read(header, BODY, now(), HORIZON) {
                 prop_assert!(carried.progress.first_seen <= now());

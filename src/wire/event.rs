@@ -19,8 +19,8 @@ use crate::coupon::Coupon;
 use crate::redemption::{
     Appid, BrandId, CouponCode, Openid, ProductCouponId, Redemption, RequestNo, StockId,
 };
-use crate::verdict::{Question, Reason, Verdict};
-use crate::wire::command::{FAULTS_MAX, Legible, Rejected};
+use crate::verdict::{Operation, Reason, Verdict};
+use crate::wire::command::{FAULTS_MAX, PartialCommand, Rejected};
 use crate::wire::{coupon, schema};
 
 /// `content_type` of a published event.
@@ -116,13 +116,13 @@ pub struct Data<'a> {
     #[schemars(with = "Option<RequestNo>")]
     out_request_no: Option<&'a str>,
     /// `redeemed`, `refused`, `invalid` or `unresolved`.
-    #[schemars(schema_with = "schema::outcomes")]
+    #[schemars(schema_with = "schema::outcome_words")]
     outcome: &'static str,
     /// The coupon's state as WeChat Pay last authentically gave it; null where nothing authentic is known, or where it
     /// last said, as authentically, that there is no such coupon.
     coupon_state: Option<&'a str>,
     /// `answer`, `inquiry`, `validation` or `deadline`.
-    #[schemars(schema_with = "schema::grounds")]
+    #[schemars(schema_with = "schema::established_by_words")]
     established_by: &'static str,
     /// Calls made for this command, through every wait queue.
     attempts: u32,
@@ -146,7 +146,7 @@ pub struct Data<'a> {
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Problem<'a> {
     /// One of a closed list.
-    #[schemars(schema_with = "schema::reasons")]
+    #[schemars(schema_with = "schema::reason_words")]
     reason: &'static str,
     /// HTTP status of the provider's objection.
     #[schemars(range(min = 400, max = 999))]
@@ -182,8 +182,8 @@ pub struct Entry {
     #[schemars(schema_with = "schema::time")]
     at: Timestamp,
     /// `redeem` or `inquire`.
-    #[serde(deserialize_with = "question_word")]
-    #[schemars(schema_with = "schema::questions")]
+    #[serde(deserialize_with = "operation_word")]
+    #[schemars(schema_with = "schema::operation_words")]
     question: String,
     /// The host that was asked.
     host: String,
@@ -197,13 +197,13 @@ pub struct Entry {
     serial: Option<String>,
     /// What the reply was judged to mean.
     #[serde(deserialize_with = "verdict_word")]
-    #[schemars(schema_with = "schema::verdicts")]
+    #[schemars(schema_with = "schema::verdict_words")]
     verdict: String,
 }
 
 /// A copy's headers can be forged; what an event tells must still be of the closed lists.
-fn question_word<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    word(deserializer, &Question::ALL.map(Question::as_str))
+fn operation_word<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    word(deserializer, &Operation::ALL.map(Operation::as_str))
 }
 
 fn verdict_word<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
@@ -224,7 +224,8 @@ fn word<'de, D: Deserializer<'de>>(deserializer: D, known: &[&str]) -> Result<St
 
 impl From<&Evidence> for Entry {
     fn from(evidence: &Evidence) -> Self {
-        let Evidence { at, question, host, status, request_id, serial, verdict } = evidence.clone();
+        let Evidence { at, operation: question, host, status, request_id, serial, verdict } =
+            evidence.clone();
         Self { at, question, host, status, request_id, serial, verdict }
     }
 }
@@ -232,13 +233,13 @@ impl From<&Evidence> for Entry {
 impl From<Entry> for Evidence {
     fn from(entry: Entry) -> Self {
         let Entry { at, question, host, status, request_id, serial, verdict } = entry;
-        Self { at, question, host, status, request_id, serial, verdict }
+        Self { at, operation: question, host, status, request_id, serial, verdict }
     }
 }
 
 /// What an event tells beside the command and its outcome.
 #[derive(Debug, Clone, Copy)]
-pub struct Telling<'a> {
+pub struct EventContext<'a> {
     /// The name of the service: `source` of the event.
     pub source: &'a str,
     /// When the outcome was established.
@@ -252,10 +253,10 @@ pub struct Telling<'a> {
 }
 
 /// Tells the `outcome` of a valid command.
-pub fn tell(redemption: &Redemption, outcome: &Outcome, telling: Telling<'_>) -> Event {
+pub fn encode(redemption: &Redemption, outcome: &Outcome, telling: EventContext<'_>) -> Event {
     let coupon = outcome.coupon();
     let (entity, coupon_reduced) = coupon.map_or((None, None), embed);
-    let objection = outcome.objection();
+    let objection = outcome.rejection();
     let problem = outcome.reason().map(|reason| Problem {
         reason: reason.as_str(),
         http_status: objection.map(|objection| objection.http_status),
@@ -295,11 +296,11 @@ pub fn tell(redemption: &Redemption, outcome: &Outcome, telling: Telling<'_>) ->
 
 /// Tells of bytes that are not a command. `digest` is the SHA-256 of the bytes in hex: with what can be read of the
 /// command it makes the identity.
-pub fn tell_invalid(rejected: &Rejected, digest: &str, telling: Telling<'_>) -> Event {
-    let legible = &rejected.legible;
+pub fn encode_invalid(rejected: &Rejected, digest: &str, telling: EventContext<'_>) -> Event {
+    let legible = &rejected.partial;
     let faults =
         rejected.faults.iter().map(|fault| FaultEntry { pointer: &fault.pointer, problem: &fault.problem });
-    tell_unread(
+    encode_unread(
         legible,
         OutcomeKind::Invalid,
         Reason::InvalidCommand,
@@ -311,9 +312,14 @@ pub fn tell_invalid(rejected: &Rejected, digest: &str, telling: Telling<'_>) -> 
 }
 
 /// Tells of a wait-queue copy that came back damaged: what was asked before is not known.
-pub fn tell_damaged(redemption: &Redemption, damage: &str, digest: &str, telling: Telling<'_>) -> Event {
-    let legible = Legible::from(redemption);
-    tell_unread(
+pub fn encode_corrupt_retry_message(
+    redemption: &Redemption,
+    damage: &str,
+    digest: &str,
+    telling: EventContext<'_>,
+) -> Event {
+    let legible = PartialCommand::from(redemption);
+    encode_unread(
         &legible,
         OutcomeKind::Unresolved,
         Reason::DamagedCopy,
@@ -324,14 +330,14 @@ pub fn tell_damaged(redemption: &Redemption, damage: &str, digest: &str, telling
     )
 }
 
-fn tell_unread(
-    legible: &Legible,
+fn encode_unread(
+    legible: &PartialCommand,
     kind: OutcomeKind,
     reason: Reason,
     by: EstablishedBy,
     faults: Vec<FaultEntry<'_>>,
     digest: &str,
-    telling: Telling<'_>,
+    telling: EventContext<'_>,
 ) -> Event {
     let problem = Problem {
         reason: reason.as_str(),
@@ -363,7 +369,7 @@ fn tell_unread(
     write(id, kind, data, telling)
 }
 
-fn write(id: Uuid, kind: OutcomeKind, data: Data<'_>, telling: Telling<'_>) -> Event {
+fn write(id: Uuid, kind: OutcomeKind, data: Data<'_>, telling: EventContext<'_>) -> Event {
     let word = kind.as_str();
     // The alphabet of a brand has no dot, so it is always one word of the routing key.
     let routing_key = format!("redemption.{word}.{}", data.brand_id.unwrap_or("unknown"));
@@ -438,8 +444,8 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::attempt::Objection;
-    use crate::coupon::{Coupon, CouponState, Trace, Usage};
+    use crate::attempt::Rejection;
+    use crate::coupon::{Coupon, CouponState, Trace, UsageTrace};
     use crate::wire::command::decode;
 
     /// As the provider might send it: blanks, a number beyond 64 bits, an unknown field, a key given twice.
@@ -462,14 +468,14 @@ mod tests {
         Coupon {
             code: "C0001".into(),
             state: CouponState::Used,
-            usage: Usage::Once(Trace::default()),
+            usage: UsageTrace::Once(Trace::default()),
             ids: vec![],
             entity: ENTITY.into(),
         }
     }
 
-    fn objection() -> Objection {
-        Objection {
+    fn objection() -> Rejection {
+        Rejection {
             http_status: 403,
             code: Some("NOT_ENOUGH".into()),
             sub_code: Some(268_578_776),
@@ -481,7 +487,7 @@ mod tests {
     fn attempts(count: usize) -> Vec<Evidence> {
         let attempt = |n: usize| Evidence {
             at: Timestamp::from_second(1_772_685_045 + i64::try_from(n).unwrap()).unwrap(),
-            question: "redeem".to_owned(),
+            operation: "redeem".to_owned(),
             host: "api.mch.weixin.qq.com".to_owned(),
             status: (n.is_multiple_of(2)).then_some(403),
             request_id: (n.is_multiple_of(2)).then(|| "08E68E97CC06-268578776".to_owned()),
@@ -491,8 +497,8 @@ mod tests {
         (0..count).map(attempt).collect()
     }
 
-    fn telling(evidence: &[Evidence]) -> Telling<'_> {
-        Telling {
+    fn telling(evidence: &[Evidence]) -> EventContext<'_> {
+        EventContext {
             source: "redeemer",
             at: "2026-03-05T04:30:47Z".parse().unwrap(),
             traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
@@ -502,26 +508,31 @@ mod tests {
     }
 
     fn outcomes() -> [Outcome; 3] {
-        let (reason, by) = (Reason::Expired, EstablishedBy::Inquiry);
+        let (reason, by) = (Reason::Expired, EstablishedBy::Query);
         let entity = r#"{"coupon_code": "C0001", "coupon_state": "EXPIRED"}"#.into();
         let expired = Coupon { state: CouponState::Expired, entity, ..coupon() };
         [
-            Outcome::Redeemed { by: EstablishedBy::Answer, coupon: coupon() },
-            Outcome::Refused { reason, by, coupon: Some(expired), objection: Some(objection()) },
-            Outcome::Unresolved { reason: Reason::DeadlinePassed, coupon: None, objection: None },
+            Outcome::Redeemed { by: EstablishedBy::Response, coupon: coupon() },
+            Outcome::Refused { reason, by, coupon: Some(expired), rejection: Some(objection()) },
+            Outcome::Unresolved { reason: Reason::DeadlinePassed, coupon: None, rejection: None },
         ]
     }
 
     fn told(outcome: &Outcome) -> Event {
-        tell(&redemption(), outcome, telling(&attempts(2)))
+        encode(&redemption(), outcome, telling(&attempts(2)))
     }
 
     fn invalid(text: &str) -> Event {
-        tell_invalid(&decode(text.as_bytes()).unwrap_err(), "d1", telling(&[]))
+        encode_invalid(&decode(text.as_bytes()).unwrap_err(), "d1", telling(&[]))
     }
 
     fn damaged() -> Event {
-        tell_damaged(&redemption(), "header x-redemption-tiers is missing", "d1", telling(&[]))
+        encode_corrupt_retry_message(
+            &redemption(),
+            "header x-redemption-tiers is missing",
+            "d1",
+            telling(&[]),
+        )
     }
 
     fn parsed(event: &Event) -> Value {
@@ -569,22 +580,26 @@ mod tests {
         assert_eq!(ids[0].to_string(), "26a03841-bca9-552e-9792-392ad8b27135");
         let other = |from: &str, to: &str| {
             let redemption = decode(command().replace(from, to).as_bytes()).unwrap();
-            tell(&redemption, &outcomes()[0], telling(&[])).id
+            encode(&redemption, &outcomes()[0], telling(&[])).id
         };
         let mut all = ids.to_vec();
         all.extend([other("USE_0001", "USE_0002"), other("C0001", "C0002")]);
         all.extend([other("120344", "120345"), other("oUser", "oAnother")]);
-        all.extend([invalid("").id, damaged().id, tell_damaged(&redemption(), "", "d2", telling(&[])).id]);
+        all.extend([
+            invalid("").id,
+            damaged().id,
+            encode_corrupt_retry_message(&redemption(), "", "d2", telling(&[])).id,
+        ]);
         let distinct: std::collections::BTreeSet<_> = all.iter().collect();
         assert_eq!(distinct.len(), all.len(), "{all:?}");
         // Neither time nor attempts, nor the reason, nor what it rests on, makes it another result.
-        let late = Telling { at: Timestamp::UNIX_EPOCH, attempts: 9, ..telling(&[]) };
-        assert_eq!(tell(&redemption(), &outcomes()[1], late).id, ids[1]);
+        let late = EventContext { at: Timestamp::UNIX_EPOCH, attempts: 9, ..telling(&[]) };
+        assert_eq!(encode(&redemption(), &outcomes()[1], late).id, ids[1]);
         let refused = Outcome::Refused {
             reason: Reason::Deleted,
-            by: EstablishedBy::Answer,
+            by: EstablishedBy::Response,
             coupon: None,
-            objection: None,
+            rejection: None,
         };
         assert_eq!(told(&refused).id, ids[1]);
         // Nor what the product coupon, the stock, the app or the order is.
@@ -602,7 +617,7 @@ mod tests {
     fn invalid_commands_of_others_have_other_ids() {
         let of = |from: &str, to: &str, digest: &str| {
             let text = command().replace("appid", "app_id").replace(from, to);
-            tell_invalid(&decode(text.as_bytes()).unwrap_err(), digest, telling(&[])).id
+            encode_invalid(&decode(text.as_bytes()).unwrap_err(), digest, telling(&[])).id
         };
         let same = of("", "", "d1");
         assert_eq!(same, of("wx1", "wx2", "d1"), "the digest is taken for the bytes");
@@ -623,7 +638,7 @@ mod tests {
         let of = |brand: &str, openid: &str, code: &str, number: &str| {
             let text = command().replace("120344", brand).replace("oUser", openid);
             let text = text.replace("C0001", code).replace("USE_0001", number);
-            tell(&decode(text.as_bytes()).unwrap(), &outcomes()[0], telling(&[])).id
+            encode(&decode(text.as_bytes()).unwrap(), &outcomes()[0], telling(&[])).id
         };
         assert_ne!(of("B", "oU", "C0001A", "BCDEFG"), of("B", "oU", "C0001", "ABCDEFG"));
         assert_ne!(of("B", "oUC", "0001", "ABCDEFG"), of("B", "oU", "C0001", "ABCDEFG"));
@@ -671,8 +686,8 @@ mod tests {
             let entity = sized(bytes);
             assert_eq!(entity.len(), bytes);
             let coupon = Coupon { entity: entity.as_str().into(), ..coupon() };
-            let outcome = Outcome::Redeemed { by: EstablishedBy::Answer, coupon };
-            let event = tell(&redemption(), &outcome, telling(&attempts(100)));
+            let outcome = Outcome::Redeemed { by: EstablishedBy::Response, coupon };
+            let event = encode(&redemption(), &outcome, telling(&attempts(100)));
             assert!(event.body.len() < 128 * 1024, "{} bytes", event.body.len());
             let data = &parsed(&event)["data"];
             let rest = json!({ "coupon_code": "C0001", "coupon_state": "USED" });
@@ -692,7 +707,7 @@ mod tests {
         let outcome = Outcome::Unresolved {
             reason: Reason::DeadlinePassed,
             coupon: Some(coupon),
-            objection: Some(objection()),
+            rejection: Some(objection()),
         };
         let event = told(&outcome);
         let data = &parsed(&event)["data"];
@@ -704,7 +719,7 @@ mod tests {
     #[test]
     fn a_state_that_is_not_known_is_told_as_it_was_spelt() {
         let coupon = Coupon { state: CouponState::from_wire("FRO\"ZEN"), ..coupon() };
-        let event = told(&Outcome::Redeemed { by: EstablishedBy::Answer, coupon });
+        let event = told(&Outcome::Redeemed { by: EstablishedBy::Response, coupon });
         assert_eq!(parsed(&event)["data"]["coupon_state"], "FRO\"ZEN");
     }
 
@@ -724,7 +739,7 @@ mod tests {
 
     #[test]
     fn at_most_sixteen_attempts_are_told_and_they_are_the_last() {
-        let event = tell(&redemption(), &outcomes()[2], telling(&attempts(100)));
+        let event = encode(&redemption(), &outcomes()[2], telling(&attempts(100)));
         let told = parsed(&event)["data"]["evidence"].as_array().unwrap().clone();
         assert_eq!(told.len(), Evidence::KEPT);
         assert_eq!(told[15]["at"], "2026-03-05T04:32:24Z");

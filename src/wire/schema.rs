@@ -16,7 +16,7 @@ use crate::redemption::{
     Appid, BrandId, CouponCode, Mchid, Openid, OrderNo, ProductCouponId, RequestNo, SavedAmount,
     ServiceOrderNo, StockId, StoreId, UseTime,
 };
-use crate::verdict::{Question, Reason, Verdict};
+use crate::verdict::{Operation, Reason, Verdict};
 use crate::wire::{audit, event};
 
 /// The dialects that are written.
@@ -304,27 +304,27 @@ pub(super) fn event_types(_: &mut SchemaGenerator) -> Schema {
 }
 
 /// `data.outcome`.
-pub(super) fn outcomes(_: &mut SchemaGenerator) -> Schema {
+pub(super) fn outcome_words(_: &mut SchemaGenerator) -> Schema {
     one_of(OutcomeKind::ALL.map(OutcomeKind::as_str))
 }
 
 /// `data.established_by`.
-pub(super) fn grounds(_: &mut SchemaGenerator) -> Schema {
+pub(super) fn established_by_words(_: &mut SchemaGenerator) -> Schema {
     one_of(EstablishedBy::ALL.map(EstablishedBy::as_str))
 }
 
 /// `problem.reason`.
-pub(super) fn reasons(_: &mut SchemaGenerator) -> Schema {
+pub(super) fn reason_words(_: &mut SchemaGenerator) -> Schema {
     one_of(Reason::ALL.map(Reason::as_str))
 }
 
 /// `question` of an attempt.
-pub(super) fn questions(_: &mut SchemaGenerator) -> Schema {
-    one_of(Question::ALL.map(Question::as_str))
+pub(super) fn operation_words(_: &mut SchemaGenerator) -> Schema {
+    one_of(Operation::ALL.map(Operation::as_str))
 }
 
 /// `verdict` of an attempt.
-pub(super) fn verdicts(_: &mut SchemaGenerator) -> Schema {
+pub(super) fn verdict_words(_: &mut SchemaGenerator) -> Schema {
     one_of(Verdict::WORDS)
 }
 
@@ -335,7 +335,7 @@ pub(super) fn audit_types(_: &mut SchemaGenerator) -> Schema {
 
 /// `data.effect` of an audit event.
 pub(super) fn effects(_: &mut SchemaGenerator) -> Schema {
-    one_of(audit::Deed::ALL.map(audit::Deed::effect))
+    one_of(audit::OperatorAction::ALL.map(audit::OperatorAction::effect))
 }
 
 /// An RFC 3339 time in UTC.
@@ -368,11 +368,11 @@ pub(super) fn by_outcome() -> Value {
                 data["problem"] = json!({ "type": "null" });
                 data["coupon"] = json!({ "type": "object" });
                 data["coupon_state"] = text.clone();
-                data["established_by"] = by(&[EstablishedBy::Answer, EstablishedBy::Inquiry]);
+                data["established_by"] = by(&[EstablishedBy::Response, EstablishedBy::Query]);
             }
             OutcomeKind::Refused => {
                 data["problem"] = json!({ "type": "object" });
-                data["established_by"] = by(&[EstablishedBy::Answer, EstablishedBy::Inquiry]);
+                data["established_by"] = by(&[EstablishedBy::Response, EstablishedBy::Query]);
             }
             OutcomeKind::Invalid => {
                 let reason = json!({ "const": Reason::InvalidCommand.as_str() });

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use redeemer::attempt::{EstablishedBy, Evidence, Objection, Outcome};
+use redeemer::attempt::{EstablishedBy, Evidence, Outcome, Rejection};
 use redeemer::config::Config;
 use redeemer::redemption::Redemption;
-use redeemer::verdict::{Question, Reason};
+use redeemer::verdict::{Operation, Reason};
 use redeemer::wechat::reply;
-use redeemer::wire::audit::{self, Account, Deed};
-use redeemer::wire::command::{self, Legible};
-use redeemer::wire::event::{self, Telling};
+use redeemer::wire::audit::{self, AuditContext, OperatorAction};
+use redeemer::wire::command::{self, PartialCommand};
+use redeemer::wire::event::{self, EventContext};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -37,10 +37,10 @@ const BUNDLE: &str = include_str!("coupons/bundle.json");
 const SEQUENTIAL: &str = include_str!("coupons/sequential.json");
 const EXPIRED: &str = include_str!("coupons/expired.json");
 
-fn attempt(at: &str, question: Question, status: Option<u16>, verdict: &str) -> Evidence {
+fn attempt(at: &str, question: Operation, status: Option<u16>, verdict: &str) -> Evidence {
     Evidence {
         at: at.parse().unwrap(),
-        question: question.as_str().to_owned(),
+        operation: question.as_str().to_owned(),
         host: "api.mch.weixin.qq.com".to_owned(),
         status,
         request_id: status.map(|status| match status {
@@ -86,7 +86,7 @@ pub fn members_of(value: &Value) -> BTreeSet<String> {
 /// Every golden event with the name of its file.
 pub fn events() -> Vec<(&'static str, String)> {
     let config = Config::default();
-    let telling = |at: &str, attempts, evidence| Telling {
+    let telling = |at: &str, attempts, evidence| EventContext {
         source: &config.event.source,
         at: at.parse().unwrap(),
         traceparent: None,
@@ -97,12 +97,12 @@ pub fn events() -> Vec<(&'static str, String)> {
     let (vendors, pay_score) = (read(COMMANDS[0].1), read(COMMANDS[2].1));
     let coupon = |text: &str| reply::coupon(text.as_bytes()).unwrap();
 
-    let redeemed = Outcome::Redeemed { by: EstablishedBy::Answer, coupon: coupon(USED) };
+    let redeemed = Outcome::Redeemed { by: EstablishedBy::Response, coupon: coupon(USED) };
     let refused = Outcome::Refused {
         reason: Reason::Expired,
-        by: EstablishedBy::Inquiry,
+        by: EstablishedBy::Query,
         coupon: Some(coupon(EXPIRED)),
-        objection: Some(Objection {
+        rejection: Some(Rejection {
             http_status: 403,
             code: Some("RULE_LIMIT".into()),
             sub_code: Some(268_578_776),
@@ -120,26 +120,26 @@ pub fn events() -> Vec<(&'static str, String)> {
         json!({ "associated_pay_score_order_info":
             { "out_order_no": "order_no_20260306180000", "mchid": "1234567890" } }),
     );
-    let whole = |text: &str| Outcome::Redeemed { by: EstablishedBy::Answer, coupon: coupon(text) };
-    let unresolved = Outcome::Unresolved { reason: Reason::DeadlinePassed, coupon: None, objection: None };
+    let whole = |text: &str| Outcome::Redeemed { by: EstablishedBy::Response, coupon: coupon(text) };
+    let unresolved = Outcome::Unresolved { reason: Reason::DeadlinePassed, coupon: None, rejection: None };
     let rejected = command::decode(INVALID.as_bytes()).unwrap_err();
     let digest =
         |text: &str| -> String { Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect() };
     let (invalid_digest, pay_score_digest) = (digest(INVALID), digest(COMMANDS[2].1));
 
-    let once = [attempt("2026-03-05T04:30:45.918427827Z", Question::Redeem, Some(200), "redeemed")];
+    let once = [attempt("2026-03-05T04:30:45.918427827Z", Operation::Redeem, Some(200), "redeemed")];
     let evening = "2026-03-06T10:00:01.204Z";
-    let later = [attempt("2026-03-06T10:00:01.104Z", Question::Redeem, Some(200), "redeemed")];
+    let later = [attempt("2026-03-06T10:00:01.104Z", Operation::Redeem, Some(200), "redeemed")];
     let twice = [
-        attempt("2026-03-05T04:30:45.918427827Z", Question::Redeem, Some(403), "objected"),
-        attempt("2026-03-05T04:30:46.021178411Z", Question::Inquire, Some(200), "refused"),
+        attempt("2026-03-05T04:30:45.918427827Z", Operation::Redeem, Some(403), "objected"),
+        attempt("2026-03-05T04:30:46.021178411Z", Operation::Query, Some(200), "refused"),
     ];
     let lost = [
-        attempt("2026-03-05T04:30:45.918427827Z", Question::Redeem, None, "unsure"),
-        attempt("2026-03-06T04:30:44.018427827Z", Question::Inquire, None, "not_sent"),
+        attempt("2026-03-05T04:30:45.918427827Z", Operation::Redeem, None, "unsure"),
+        attempt("2026-03-06T04:30:44.018427827Z", Operation::Query, None, "not_sent"),
     ];
     let told = "2026-03-05T04:30:45.923940153Z";
-    let account = |deed, because, inquiry| Account {
+    let account = |deed, because, inquiry| AuditContext {
         source: &config.event.source,
         at: "2026-03-07T09:00:00Z".parse().unwrap(),
         deed,
@@ -149,42 +149,42 @@ pub fn events() -> Vec<(&'static str, String)> {
         parked_at: Some("2026-03-06T04:30:45Z".parse().unwrap()),
         sha256: &pay_score_digest,
         bytes: COMMANDS[2].1.len(),
-        legible: Box::leak(Box::new(Legible::from(&pay_score))),
+        legible: Box::leak(Box::new(PartialCommand::from(&pay_score))),
         inquiry,
         coupon_state: inquiry.map(|_| "EFFECTIVE"),
     };
-    let asked = attempt("2026-03-07T08:59:59.5Z", Question::Inquire, Some(200), "not_executed");
+    let asked = attempt("2026-03-07T08:59:59.5Z", Operation::Query, Some(200), "not_executed");
     let text = |body: Vec<u8>| laid_out(&String::from_utf8(body).unwrap());
     vec![
-        ("event.redeemed.json", text(event::tell(&vendors, &redeemed, telling(told, 1, &once)).body)),
+        ("event.redeemed.json", text(event::encode(&vendors, &redeemed, telling(told, 1, &once)).body)),
         (
             "event.refused.json",
-            text(event::tell(&pay_score, &refused, telling("2026-03-05T04:30:46.127Z", 2, &twice)).body),
+            text(event::encode(&pay_score, &refused, telling("2026-03-05T04:30:46.127Z", 2, &twice)).body),
         ),
         (
             "event.redeemed.single.json",
-            text(event::tell(&single, &whole(SINGLE), telling(told, 1, &once)).body),
+            text(event::encode(&single, &whole(SINGLE), telling(told, 1, &once)).body),
         ),
         (
             "event.redeemed.bundle.json",
-            text(event::tell(&bundle, &whole(BUNDLE), telling(evening, 1, &later)).body),
+            text(event::encode(&bundle, &whole(BUNDLE), telling(evening, 1, &later)).body),
         ),
         (
             "event.redeemed.sequential.json",
-            text(event::tell(&vendors, &whole(SEQUENTIAL), telling(told, 1, &once)).body),
+            text(event::encode(&vendors, &whole(SEQUENTIAL), telling(told, 1, &once)).body),
         ),
         (
             "event.invalid.json",
-            text(event::tell_invalid(&rejected, &invalid_digest, telling(told, 0, &[])).body),
+            text(event::encode_invalid(&rejected, &invalid_digest, telling(told, 0, &[])).body),
         ),
         (
             "event.unresolved.json",
-            text(event::tell(&pay_score, &unresolved, telling("2026-03-06T04:30:45Z", 2, &lost)).body),
+            text(event::encode(&pay_score, &unresolved, telling("2026-03-06T04:30:45Z", 2, &lost)).body),
         ),
         (
             "event.damaged.json",
             text(
-                event::tell_damaged(
+                event::encode_corrupt_retry_message(
                     &pay_score,
                     "header x-redemption-tiers is missing",
                     &pay_score_digest,
@@ -195,9 +195,12 @@ pub fn events() -> Vec<(&'static str, String)> {
         ),
         (
             "audit.replayed.json",
-            text(audit::tell(account(Deed::SentAgain, Some("the provider is back"), Some(&asked))).body),
+            text(
+                audit::encode(account(OperatorAction::SentAgain, Some("the provider is back"), Some(&asked)))
+                    .body,
+            ),
         ),
-        ("audit.discarded.json", text(audit::tell(account(Deed::Discarded, None, None)).body)),
+        ("audit.discarded.json", text(audit::encode(account(OperatorAction::Discarded, None, None)).body)),
     ]
 }
 

@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use lapin::options::{BasicAckOptions, BasicGetOptions, BasicPublishOptions, BasicRejectOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Consumer};
-use redeemer::broker::parked::Look;
+use redeemer::broker::parked::ParkedQueue;
 use redeemer::config::Span;
 use redeemer::wechat::api::hex;
 use serde_json::{Value, json};
@@ -153,7 +153,7 @@ async fn parked_commands_are_listed_and_chosen_and_stay_where_they_are() {
 
     // Whole looks have not changed the order.
     let settings = bed.config.broker_settings().unwrap();
-    let mut look = Look::begin(&settings).await.unwrap();
+    let mut look = ParkedQueue::begin(&settings).await.unwrap();
     let mut order = Vec::new();
     while let Some(delivery) = look.next().await.unwrap() {
         order.push(delivery.body().to_vec());
@@ -162,7 +162,7 @@ async fn parked_commands_are_listed_and_chosen_and_stay_where_they_are() {
     assert_eq!((order[1].as_slice(), order[4].as_slice()), (other_brand.as_bytes(), faulty.as_bytes()));
 
     // A look that is cut off puts back what it held; behind the rest, which a list by time does not show.
-    let mut look = Look::begin(&settings).await.unwrap();
+    let mut look = ParkedQueue::begin(&settings).await.unwrap();
     for _ in 0..3 {
         look.next().await.unwrap().unwrap();
     }
@@ -180,7 +180,7 @@ async fn two_people_do_not_look_at_once() {
     bed.config.broker.connect_timeout = Span(Duration::from_millis(800));
     park_command(&bed, "C1", "deadline_passed").await;
     let settings = bed.config.broker_settings().unwrap();
-    let mut look = Look::begin(&settings).await.unwrap();
+    let mut look = ParkedQueue::begin(&settings).await.unwrap();
     look.next().await.unwrap().unwrap();
     let refused = output(&bed, &["list"]).await;
     assert_eq!(refused.status.code(), Some(1));

@@ -11,7 +11,7 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable};
 use redeemer::attempt::OutcomeKind;
-use redeemer::broker::Generation;
+use redeemer::broker::Session;
 use redeemer::wire::event::Event;
 use tokio::task::JoinSet;
 use uuid::Uuid;
@@ -26,7 +26,7 @@ async fn what_is_confirmed_is_there_and_what_is_refused_is_not() {
     let bed = Bed::new().await;
     bed.publish(&command("C1", "USE_0001")).await;
     let settings = bed.config.broker_settings().unwrap();
-    let generation = Generation::build(&settings, 0).await.unwrap();
+    let generation = Session::establish(&settings, 0).await.unwrap();
     let mut deliveries = generation.consume(1).await.unwrap();
     let delivery = Arc::new(deliveries.next().await.unwrap());
 
@@ -53,7 +53,7 @@ async fn what_is_confirmed_is_there_and_what_is_refused_is_not() {
                 let id = Uuid::from_u128(task * EACH + nth);
                 let routing_key = format!("proof.{task}");
                 let event = Event { id, routing_key, kind: OutcomeKind::Redeemed, body: b"{}".to_vec() };
-                if publisher.event(&event, &delivery, None).await.is_ok() {
+                if publisher.publish_event(&event, &delivery, None).await.is_ok() {
                     confirmed.insert(id.to_string());
                 }
             }
@@ -80,7 +80,7 @@ async fn what_is_confirmed_is_there_and_what_is_refused_is_not() {
         body: b"{}".to_vec(),
     };
     // Refused while the queue is full.
-    while generation.publisher().event(&last, &delivery, None).await.is_err() {}
+    while generation.publisher().publish_event(&last, &delivery, None).await.is_err() {}
     let there = read.await.unwrap();
     let all = usize::try_from(TASKS * EACH).unwrap();
     assert!(confirmed.len() < all, "nothing was refused: the test proves nothing");
@@ -98,7 +98,7 @@ async fn a_copy_that_no_queue_takes_is_never_proven_however_much_goes_beside_it(
     let bed = Bed::new().await;
     bed.publish(&command("C1", "USE_0001")).await;
     let settings = bed.config.broker_settings().unwrap();
-    let generation = Generation::build(&settings, 0).await.unwrap();
+    let generation = Session::establish(&settings, 0).await.unwrap();
     let mut deliveries = generation.consume(1).await.unwrap();
     let delivery = Arc::new(deliveries.next().await.unwrap());
 
@@ -111,7 +111,7 @@ async fn a_copy_that_no_queue_takes_is_never_proven_however_much_goes_beside_it(
                 let id = Uuid::from_u128(task * EACH + nth);
                 let routing_key = format!("redemption.redeemed.{task}");
                 let event = Event { id, routing_key, kind: OutcomeKind::Redeemed, body: b"{}".to_vec() };
-                events += usize::from(publisher.event(&event, &command, None).await.is_ok());
+                events += usize::from(publisher.publish_event(&event, &command, None).await.is_ok());
             }
             (events, 0)
         });
@@ -121,11 +121,11 @@ async fn a_copy_that_no_queue_takes_is_never_proven_however_much_goes_beside_it(
             for nth in 0..EACH / 8 {
                 // No tier waits so long, and no queue is bound for it.
                 let unheard_of = Duration::from_secs(77);
-                let copied = publisher.copy(&delivery, unheard_of, Vec::new()).await;
+                let copied = publisher.publish_retry_message(&delivery, unheard_of, Vec::new()).await;
                 copies += usize::from(copied.is_ok());
                 if nth % 8 == 0 {
                     let wait = Duration::from_secs(7_200);
-                    publisher.copy(&delivery, wait, Vec::new()).await.unwrap();
+                    publisher.publish_retry_message(&delivery, wait, Vec::new()).await.unwrap();
                 }
             }
             (0, copies)

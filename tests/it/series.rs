@@ -15,10 +15,14 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use redeemer::attempt::{EstablishedBy, Outcome};
 use redeemer::metrics::{
-    Arrival, Aside, ConsoleDenial, HeldBack, Key, Message, Metrics, Queue, Settling, Unproven,
+    Arrival, CallDelay, ConsoleDenial, DelayReason, Key, Message, Metrics, PublishFailureKind, Queue,
+    Settlement,
 };
 use redeemer::redemption::Redemption;
-use redeemer::verdict::{Answer, Authenticity, Flaw, Lost, NotSent, Question, Reason, Reply, Verdict, judge};
+use redeemer::verdict::{
+    Authenticity, CallResult, NoResponse, NotSent, Operation, Reason, Response, SignatureFlaw, Verdict,
+    classify,
+};
 use redeemer::wechat::reply;
 use redeemer::wire::command;
 use serde_json::{Value, json};
@@ -53,7 +57,7 @@ fn a_hundred_thousand_commands_add_no_series() {
             }
         };
         let age = dice.random::<bool>().then(|| any_time(&mut dice));
-        metrics.ended(&outcome, age);
+        metrics.record_outcome(&outcome, age);
         around(&metrics, &mut dice);
     }
     assert_eq!(verdicts, Verdict::WORDS.into(), "every verdict was met");
@@ -86,21 +90,21 @@ fn bytes(nth: u32, dice: &mut StdRng) -> Vec<u8> {
 
 /// One question and what came back, counted as a worker counts it.
 fn ask(metrics: &Metrics, redemption: &Redemption, dice: &mut StdRng) -> Verdict {
-    let question = any(&Question::ALL, dice);
+    let question = any(&Operation::ALL, dice);
     let reply = match dice.random_range(0..10) {
-        0 => Reply::NotSent(NotSent::Connect),
-        1 => Reply::Lost(Lost::Reset),
-        _ => Reply::Answered(answer(redemption, dice)),
+        0 => CallResult::NotSent(NotSent::Connect),
+        1 => CallResult::NoResponse(NoResponse::Reset),
+        _ => CallResult::Response(answer(redemption, dice)),
     };
-    if let Reply::Answered(Answer { authenticity: Authenticity::Unconvincing(flaw), .. }) = &reply {
-        metrics.flawed(*flaw);
+    if let CallResult::Response(Response { authenticity: Authenticity::Invalid(flaw), .. }) = &reply {
+        metrics.record_signature_flaw(*flaw);
     }
-    let verdict = judge(question, &reply, redemption);
-    metrics.attempted(question, &verdict, any_time(dice));
+    let verdict = classify(question, &reply, redemption);
+    metrics.record_attempt(question, &verdict, any_time(dice));
     verdict
 }
 
-fn answer(redemption: &Redemption, dice: &mut StdRng) -> Answer {
+fn answer(redemption: &Redemption, dice: &mut StdRng) -> Response {
     let status = any(&[200, 202, 400, 401, 403, 404, 429, 500, 503, dice.random_range(100..600)], dice);
     let codes = ["NO_AUTH", "PARAM_ERROR", "NOT_FOUND", "SIGN_ERROR", "RATE_LIMITED", "SYSTEM_ERROR"];
     let code = match dice.random_range(0..4) {
@@ -109,11 +113,11 @@ fn answer(redemption: &Redemption, dice: &mut StdRng) -> Answer {
         _ => Some(any(&codes, dice).to_owned()),
     };
     let sub_codes = [272_756_745, 272_756_746, 268_578_776, 268_578_851, dice.random()];
-    Answer {
+    Response {
         status,
         authenticity: match dice.random_range(0..4) {
             0 => Authenticity::Unsigned,
-            1 => Authenticity::Unconvincing(any(&Flaw::ALL, dice)),
+            1 => Authenticity::Invalid(any(&SignatureFlaw::ALL, dice)),
             _ => Authenticity::Verified,
         },
         code: code.map(Into::into),
@@ -146,15 +150,15 @@ fn coupon(redemption: &Redemption, dice: &mut StdRng) -> Option<redeemer::coupon
 }
 
 fn outcome(verdict: &Verdict, redemption: &Redemption, dice: &mut StdRng) -> Outcome {
-    let by = EstablishedBy::Answer;
+    let by = EstablishedBy::Response;
     match (verdict, coupon(redemption, dice)) {
         (Verdict::Redeemed, Some(coupon)) => Outcome::Redeemed { by, coupon },
-        (Verdict::Refused(reason) | Verdict::Objected { reason, .. }, coupon) => {
-            Outcome::Refused { reason: *reason, by, coupon, objection: None }
+        (Verdict::Refused(reason) | Verdict::Rejected { reason, .. }, coupon) => {
+            Outcome::Refused { reason: *reason, by, coupon, rejection: None }
         }
         (_, coupon) => {
             let reasons = [Reason::DeadlinePassed, Reason::AttemptsExhausted, Reason::DamagedCopy];
-            Outcome::Unresolved { reason: any(&reasons, dice), coupon, objection: None }
+            Outcome::Unresolved { reason: any(&reasons, dice), coupon, rejection: None }
         }
     }
 }
@@ -164,18 +168,18 @@ fn around(metrics: &Metrics, dice: &mut StdRng) {
     let hostile = damage::text("10s", dice);
     let tier = if dice.random() { any(&["10s", "1m", "2h", "", "other", "10s\"}"], dice) } else { &hostile };
     let time = any_time(dice);
-    metrics.taken(any(&Arrival::ALL, dice));
-    metrics.deferred(tier, any(&Aside::ALL, dice));
-    metrics.came_back(tier, time);
-    metrics.begun(time);
-    metrics.turned(time);
-    let proven = if dice.random() { Ok(()) } else { Err(any(&Unproven::ALL, dice)) };
-    metrics.published(any(&Message::ALL, dice), proven);
+    metrics.record_taken(any(&Arrival::ALL, dice));
+    metrics.record_delayed(tier, any(&DelayReason::ALL, dice));
+    metrics.record_delay_lateness(tier, time);
+    metrics.record_started(time);
+    metrics.record_heartbeat(time);
+    let proven = if dice.random() { Ok(()) } else { Err(any(&PublishFailureKind::ALL, dice)) };
+    metrics.record_publish(any(&Message::ALL, dice), proven);
     metrics.tier_depth(tier, dice.random::<bool>().then(|| dice.random()));
     metrics.depth(any(&Queue::ALL, dice), dice.random::<bool>().then(|| dice.random()));
     metrics.key_expiry(any(&Key::ALL, dice), dice.random::<bool>().then(|| dice.random()));
-    metrics.breaker(dice.random::<bool>().then(|| any(&HeldBack::ALL, dice)));
-    metrics.settled(any(&Settling::ALL, dice));
+    metrics.set_circuit(dice.random::<bool>().then(|| any(&CallDelay::ALL, dice)));
+    metrics.record_settled(any(&Settlement::ALL, dice));
     metrics.record_console_denied(any(&ConsoleDenial::ALL, dice));
 }
 

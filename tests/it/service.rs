@@ -9,7 +9,7 @@ use crate::bed::{Bed, command, header, until};
 use crate::broker::Broker;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
-use redeemer::broker::{CannotConnect, Generation};
+use redeemer::broker::{CannotConnect, Session};
 use redeemer::config::Span;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
@@ -720,7 +720,7 @@ async fn a_queue_is_gone(topology: &str) {
         .await;
     if topology != "create" {
         let settings = bed.config.broker_settings().unwrap();
-        redeemer::broker::topology::survey(&settings, true).await.unwrap();
+        redeemer::broker::topology::inspect(&settings, true).await.unwrap();
     }
     service.wait_metric(r#"redeemer_outcomes_total{outcome="invalid",reason="invalid_command"}"#, 4.0).await;
     service.wait_ready().await;
@@ -817,7 +817,7 @@ fn connections_that_came_to_nothing_leave_nothing_behind() {
         let uri = format!("amqp://guest:guest@{}/%2f", silent.local_addr().unwrap());
         settings.uris = vec![uri.into()];
         let attempt = async || {
-            let Err(fault) = Generation::build(&settings, 0).await else { panic!("it said something") };
+            let Err(fault) = Session::establish(&settings, 0).await else { panic!("it said something") };
             assert!(matches!(fault, CannotConnect::TimedOut { .. }), "{fault}");
         };
         // The first one makes what stays once and for all.

@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use lapin::BasicProperties;
 use lapin::options::{BasicGetOptions, BasicNackOptions, BasicPublishOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use redeemer::broker::parked::{CannotLook, Look};
+use redeemer::broker::parked::{ParkedQueue, ParkedQueueError};
 use redeemer::config::Span;
 use serde_json::{Value, json};
 use tokio::process::Command;
@@ -190,14 +190,14 @@ async fn refusal_without_a_second_answer_stays_parked() {
 async fn publisher_of_a_lost_look_publishes_nothing() {
     let bed = bed(json!({})).await;
     let settings = bed.config.broker_settings().unwrap();
-    let mut look = Look::begin(&settings).await.unwrap();
-    assert!(matches!(look.verified_publisher().await, Err(CannotLook::ReadOnly)));
+    let mut look = ParkedQueue::begin(&settings).await.unwrap();
+    assert!(matches!(look.verified_publisher().await, Err(ParkedQueueError::ReadOnly)));
     look.open_publisher(&settings).await.unwrap();
     let held = look.next().await.unwrap().unwrap();
     let publisher = look.verified_publisher().await.unwrap();
     // The connection ends after the broker was asked: no check beforehand could know.
     tokio::task::block_in_place(|| close_look(&bed));
-    assert!(publisher.replay(&held, Vec::new(), Timestamp::now()).await.is_err());
+    assert!(publisher.publish_replay(&held, Vec::new(), Timestamp::now()).await.is_err());
     assert!(look.verify().await.is_err());
     look.end().await;
     let names = &bed.config.broker.names;
@@ -208,7 +208,7 @@ async fn publisher_of_a_lost_look_publishes_nothing() {
 async fn look_without_its_lock_publishes_nothing() {
     let bed = bed(json!({})).await;
     let settings = bed.config.broker_settings().unwrap();
-    let mut look = Look::begin(&settings).await.unwrap();
+    let mut look = ParkedQueue::begin(&settings).await.unwrap();
     look.open_publisher(&settings).await.unwrap();
     look.next().await.unwrap().unwrap();
     look.verify().await.unwrap();
@@ -225,7 +225,7 @@ async fn look_without_its_lock_publishes_nothing() {
         }
     });
     let refused = refused.await.unwrap();
-    assert!(matches!(&refused, CannotLook::LockLost(name) if *name == lock), "{refused}");
+    assert!(matches!(&refused, ParkedQueueError::LockLost(name) if *name == lock), "{refused}");
     look.end().await;
     tokio::task::block_in_place(|| broker::shared().ctl(&["clear_policy", &pattern]));
     assert_eq!(depth(&bed, &bed.config.broker.names.parked).await, 1);

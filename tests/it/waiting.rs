@@ -245,7 +245,7 @@ fn copy_headers(bytes: &[u8]) -> BTreeMap<&'static str, AMQPValue> {
     let text = |text: &str| AMQPValue::LongString(text.into());
     BTreeMap::from([
         (copy::ATTEMPTS, text("3")),
-        (copy::TIERS, text("1")),
+        (copy::DELAYS_PASSED, text("1")),
         (copy::FIRST_SEEN, text(&(now - SignedDuration::from_secs(60)).to_string())),
         (copy::DEADLINE, text(&(now + SignedDuration::from_hours(1)).to_string())),
         (copy::LAST_VERDICT, text("unsure")),
@@ -253,7 +253,7 @@ fn copy_headers(bytes: &[u8]) -> BTreeMap<&'static str, AMQPValue> {
         (copy::NEGATIVES_FROM, text(&now.to_string())),
         (copy::BODY_SHA256, text(prepared.body_sha256())),
         (copy::EVIDENCE, text("[]")),
-        (copy::OBJECTION, text(r#"{"http_status": 403, "code": "NOT_ENOUGH"}"#)),
+        (copy::REJECTION, text(r#"{"http_status": 403, "code": "NOT_ENOUGH"}"#)),
     ])
 }
 
@@ -275,7 +275,7 @@ async fn a_copy_with_bad_headers_ends_with_a_reason_and_harms_nobody() {
     let past = "2001-01-01T00:00:00Z";
     let cases: Vec<(&'static str, Option<AMQPValue>, &str)> = vec![
         (copy::ATTEMPTS, None, damaged),
-        (copy::TIERS, None, damaged),
+        (copy::DELAYS_PASSED, None, damaged),
         (copy::FIRST_SEEN, None, damaged),
         (copy::DEADLINE, None, damaged),
         (copy::LAST_VERDICT, None, damaged),
@@ -285,7 +285,7 @@ async fn a_copy_with_bad_headers_ends_with_a_reason_and_harms_nobody() {
         (copy::ATTEMPTS, text("-1"), damaged),
         (copy::ATTEMPTS, Some(AMQPValue::LongInt(3)), damaged),
         (copy::ATTEMPTS, Some(AMQPValue::FieldTable(FieldTable::default())), damaged),
-        (copy::TIERS, text("99999999999999999999"), damaged),
+        (copy::DELAYS_PASSED, text("99999999999999999999"), damaged),
         (copy::FIRST_SEEN, text("yesterday"), damaged),
         (copy::DEADLINE, text("tomorrow"), damaged),
         (copy::DEADLINE, text("10000-01-01T00:00:00Z"), damaged),
@@ -298,9 +298,9 @@ async fn a_copy_with_bad_headers_ends_with_a_reason_and_harms_nobody() {
         (copy::BODY_SHA256, text(""), damaged),
         (copy::EVIDENCE, text("[{\"at\": 1}]"), damaged),
         (copy::EVIDENCE, text(&"[".repeat(10_000)), damaged),
-        (copy::OBJECTION, text("{\"http_status\": 99999999}"), damaged),
-        (copy::OBJECTION, Some(AMQPValue::Boolean(true)), damaged),
-        (copy::OBJECTION, None, redeemed),
+        (copy::REJECTION, text("{\"http_status\": 99999999}"), damaged),
+        (copy::REJECTION, Some(AMQPValue::Boolean(true)), damaged),
+        (copy::REJECTION, None, redeemed),
         // Nothing says that these are forged: they are believed as far as they can do no harm.
         (copy::ATTEMPTS, text("1000000"), "unresolved attempts_exhausted EFFECTIVE"),
         (copy::ATTEMPTS, text("4294967295"), "unresolved attempts_exhausted EFFECTIVE"),
@@ -309,7 +309,7 @@ async fn a_copy_with_bad_headers_ends_with_a_reason_and_harms_nobody() {
         (copy::FIRST_SEEN, text("9999-12-30T00:00:00Z"), redeemed),
         // First seen before the furthest deadline that is ever kept to.
         (copy::FIRST_SEEN, text(past), "unresolved deadline_passed EFFECTIVE"),
-        (copy::TIERS, text("4294967295"), redeemed),
+        (copy::DELAYS_PASSED, text("4294967295"), redeemed),
         (copy::LAST_VERDICT, text("clear"), redeemed),
         (copy::LAST_VERDICT, text("objected expired"), "refused rejected EFFECTIVE"),
         (copy::LAST_VERDICT, text("objected-doubtful not_usable"), "refused not_usable EFFECTIVE"),
@@ -375,7 +375,7 @@ async fn no_header_keeps_a_command_waiting_beyond_the_furthest_deadline() {
     let mut tier = bed.in_tier("2s").await;
     let bytes = command("C1", "USE_0001").to_string().into_bytes();
     let mut headers = copy_headers(&bytes);
-    headers.insert(copy::TIERS, AMQPValue::LongString("7".into()));
+    headers.insert(copy::DELAYS_PASSED, AMQPValue::LongString("7".into()));
     headers.insert(copy::FIRST_SEEN, AMQPValue::LongString("9999-12-30T00:00:00Z".into()));
     headers.insert(copy::DEADLINE, AMQPValue::LongString("9999-12-30T00:00:00Z".into()));
     publish_copy(&bed, &bytes, headers).await;
@@ -385,7 +385,7 @@ async fn no_header_keeps_a_command_waiting_beyond_the_furthest_deadline() {
     assert!(time(copy::FIRST_SEEN) <= Timestamp::now());
     let furthest = Timestamp::now() + SignedDuration::try_from(bed.config.retry.deadline_max.0).unwrap();
     assert!(time(copy::DEADLINE) <= furthest);
-    assert_eq!(header(&headers, copy::TIERS), "8");
+    assert_eq!(header(&headers, copy::DELAYS_PASSED), "8");
     assert_eq!(copied.data, bytes);
     service.stop().await;
 }

@@ -52,10 +52,10 @@ fn perform(acts: &[Act]) -> Held {
         let item = nth as u32;
         match *act {
             Act::Arrive(lane) => {
-                lanes.arrive(LANES[lane], item);
+                lanes.push(LANES[lane], item);
                 held.0.push((lane, item, false));
             }
-            Act::Begin => match lanes.begin() {
+            Act::Begin => match lanes.start() {
                 None => assert_eq!(held.may_begin(), BTreeSet::new(), "stuck: {acts:?}"),
                 Some((lane, item)) => {
                     assert!(held.may_begin().contains(&item), "out of turn: {acts:?}");
@@ -67,7 +67,7 @@ fn perform(acts: &[Act]) -> Held {
             },
             Act::Leave(nth) => {
                 let (lane, item) = at_work.remove(nth);
-                lanes.leave(lane);
+                lanes.finish(lane);
                 held.0.retain(|(_, of, _)| *of != item);
             }
             Act::Clear => {

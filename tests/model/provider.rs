@@ -3,8 +3,8 @@
 //! The answers are of the types that the service reads answers into; their signatures are taken as judged already.
 
 use jiff::{SignedDuration, Timestamp};
-use redeemer::coupon::{Coupon, CouponState, Round, Trace, Usage};
-use redeemer::verdict::{Answer, Authenticity, Lost, NotSent, Reply};
+use redeemer::coupon::{Coupon, CouponState, Round, Trace, UsageTrace};
+use redeemer::verdict::{Authenticity, CallResult, NoResponse, NotSent, Response};
 
 pub const OURS: &str = "USE_0001";
 pub const CODE: &str = "C0001";
@@ -106,7 +106,7 @@ impl Card {
     }
 
     /// The provider's own, signed answer to a use of ours, once it was worked on.
-    pub fn answer_use(&self, ways: Ways) -> Reply {
+    pub fn answer_use(&self, ways: Ways) -> CallResult {
         if self.is_ours() {
             return self.describe(ways);
         }
@@ -123,14 +123,14 @@ impl Card {
     }
 
     /// The provider's own, signed answer to a query.
-    pub fn answer_query(&self, ways: Ways) -> Reply {
+    pub fn answer_query(&self, ways: Ways) -> CallResult {
         match self.rejected {
             true => rejection(400, "PARAM_ERROR", Some(268_578_526), ways),
             false => self.describe(ways),
         }
     }
 
-    fn describe(&self, ways: Ways) -> Reply {
+    fn describe(&self, ways: Ways) -> CallResult {
         let number = |user| match user {
             User::Ours => OURS,
             User::Other => "OTHER_1",
@@ -153,24 +153,24 @@ impl Card {
         };
         let every = self.slots.iter().all(|slot| slot.used.is_some());
         let usage = match &self.slots[..] {
-            [slot] => Usage::Once(trace(slot)),
+            [slot] => UsageTrace::Once(trace(slot)),
             slots => {
                 let round = |slot: &Slot| Round { state: state(slot.used), trace: trace(slot) };
-                Usage::Rounds(slots.iter().map(round).collect())
+                UsageTrace::Rounds(slots.iter().map(round).collect())
             }
         };
         let whole = state(every.then_some(User::Ours));
         let coupon = Coupon { code: CODE.into(), state: whole, usage, ids: vec![], entity: "{}".into() };
-        Reply::Answered(Answer { coupon: Some(coupon), ..answer(200, Authenticity::Verified) })
+        CallResult::Response(Response { coupon: Some(coupon), ..answer(200, Authenticity::Verified) })
     }
 
     /// A coupon that looks used by us, under no signature.
-    pub fn forge_success(&self, ways: Ways) -> Reply {
+    pub fn forge_success(&self, ways: Ways) -> CallResult {
         let mut used = Self::new(Ways { rounds: 1, ..ways });
         used.slots[0].used = Some(User::Ours);
         match used.describe(Ways { shows_numbers: true, ..ways }) {
-            Reply::Answered(answer) => {
-                Reply::Answered(Answer { authenticity: Authenticity::Unsigned, ..answer })
+            CallResult::Response(answer) => {
+                CallResult::Response(Response { authenticity: Authenticity::Unsigned, ..answer })
             }
             other => other,
         }
@@ -186,26 +186,34 @@ pub fn start() -> Timestamp {
     Timestamp::from_second(1_772_685_045).unwrap_or(Timestamp::MIN)
 }
 
-fn answer(status: u16, authenticity: Authenticity) -> Answer {
-    Answer { status, authenticity, code: None, sub_code: None, coupon: None, message: None, request_id: None }
+fn answer(status: u16, authenticity: Authenticity) -> Response {
+    Response {
+        status,
+        authenticity,
+        code: None,
+        sub_code: None,
+        coupon: None,
+        message: None,
+        request_id: None,
+    }
 }
 
-fn rejection(status: u16, code: &str, sub_code: Option<u64>, ways: Ways) -> Reply {
+fn rejection(status: u16, code: &str, sub_code: Option<u64>, ways: Ways) -> CallResult {
     let authenticity = if ways.signs_rejections { Authenticity::Verified } else { Authenticity::Unsigned };
     error(status, code, sub_code, authenticity)
 }
 
 /// An error body.
-pub fn error(status: u16, code: &str, sub_code: Option<u64>, authenticity: Authenticity) -> Reply {
-    Reply::Answered(Answer { code: Some(code.into()), sub_code, ..answer(status, authenticity) })
+pub fn error(status: u16, code: &str, sub_code: Option<u64>, authenticity: Authenticity) -> CallResult {
+    CallResult::Response(Response { code: Some(code.into()), sub_code, ..answer(status, authenticity) })
 }
 
 /// No answer, though it may have arrived.
-pub fn lost() -> Reply {
-    Reply::Lost(Lost::Timeout)
+pub fn lost() -> CallResult {
+    CallResult::NoResponse(NoResponse::Timeout)
 }
 
 /// Nothing arrived.
-pub fn not_sent() -> Reply {
-    Reply::NotSent(NotSent::Connect)
+pub fn not_sent() -> CallResult {
+    CallResult::NotSent(NotSent::Connect)
 }

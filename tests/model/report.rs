@@ -6,8 +6,8 @@ use std::fs;
 use std::path::Path;
 
 use redeemer::attempt::Outcome;
-use redeemer::coupon::{Coupon, CouponState, Usage};
-use redeemer::verdict::{Question, Reply, Verdict};
+use redeemer::coupon::{Coupon, CouponState, UsageTrace};
+use redeemer::verdict::{CallResult, Operation, Verdict};
 
 use crate::Found;
 use crate::provider::OURS;
@@ -81,7 +81,7 @@ impl Drawing {
             Stage::Due { question, .. } | Stage::Held { question, .. } | Stage::Calling { question, .. } => {
                 *question
             }
-            _ => Question::Inquire,
+            _ => Operation::Query,
         };
         let word = question_word(question);
         match action {
@@ -96,7 +96,7 @@ impl Drawing {
                 self.say(format!("P->>I{me}: {}", trouble_word(trouble)));
             }
             Action::Send(_) => self.say(format!("I{me}->>P: {word}, slowly")),
-            Action::Work(_) if question == Question::Redeem && after.card.effects > before.card.effects => {
+            Action::Work(_) if question == Operation::Redeem && after.card.effects > before.card.effects => {
                 self.say("Note over P: the use takes effect".to_owned());
             }
             Action::Work(_) => {}
@@ -152,10 +152,10 @@ impl Drawing {
         }
     }
 
-    fn draw_call(&mut self, world: &World, me: usize, question: Question, after: &State) {
+    fn draw_call(&mut self, world: &World, me: usize, question: Operation, after: &State) {
         let reply = match question {
-            Question::Redeem => after.card.answer_use(world.ways),
-            Question::Inquire => after.card.answer_query(world.ways),
+            Operation::Redeem => after.card.answer_use(world.ways),
+            Operation::Query => after.card.answer_query(world.ways),
         };
         self.say(format!("I{me}->>P: {}", question_word(question)));
         self.say(format!("P->>I{me}: {}", reply_word(&reply)));
@@ -248,10 +248,10 @@ fn change_word(change: Change) -> &'static str {
     }
 }
 
-fn question_word(question: Question) -> &'static str {
+fn question_word(question: Operation) -> &'static str {
     match question {
-        Question::Redeem => "use",
-        Question::Inquire => "query",
+        Operation::Redeem => "use",
+        Operation::Query => "query",
     }
 }
 
@@ -269,14 +269,14 @@ fn trouble_word(trouble: Trouble) -> &'static str {
     }
 }
 
-fn reply_word(reply: &Reply) -> String {
+fn reply_word(reply: &CallResult) -> String {
     match reply {
-        Reply::Answered(answer) => match (&answer.coupon, &answer.code) {
+        CallResult::Response(answer) => match (&answer.coupon, &answer.code) {
             (Some(coupon), _) => coupon_word(coupon),
             (None, Some(code)) => format!("{} {code}", answer.status),
             (None, None) => answer.status.to_string(),
         },
-        Reply::Lost(_) | Reply::NotSent(_) => "no answer".to_owned(),
+        CallResult::NoResponse(_) | CallResult::NotSent(_) => "no answer".to_owned(),
     }
 }
 
@@ -291,8 +291,8 @@ fn coupon_word(coupon: &Coupon) -> String {
         format!("{state}{user}{returned}")
     };
     match &coupon.usage {
-        Usage::Once(trace) => one(&coupon.state, trace),
-        Usage::Rounds(rounds) => {
+        UsageTrace::Once(trace) => one(&coupon.state, trace),
+        UsageTrace::Rounds(rounds) => {
             rounds.iter().map(|round| one(&round.state, &round.trace)).collect::<Vec<_>>().join(" and ")
         }
     }
@@ -477,8 +477,8 @@ pub fn check_coverage(found: &[Found]) {
         println!("{}: {}", key.join(", "), steps.join(" | "));
     }
     let beliefs = ["clear", "unsure", "used", "objected", "objected-doubtful"];
-    let queries = beliefs.map(|belief| (Question::Inquire, belief));
-    let told = [(Question::Redeem, "clear")].into_iter().chain(queries);
+    let queries = beliefs.map(|belief| (Operation::Query, belief));
+    let told = [(Operation::Redeem, "clear")].into_iter().chain(queries);
     let missed: Vec<_> = told
         .flat_map(|(question, belief)| Verdict::WORDS.map(|verdict| [question.as_str(), belief, verdict]))
         .filter(|key| !reached.contains_key(key))

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use redeemer::attempt::{Outcome, OutcomeKind, Progress};
-use redeemer::verdict::{Question, Reason, Reply};
+use redeemer::verdict::{CallResult, Operation, Reason};
 
 use crate::provider::Card;
 
@@ -69,11 +69,11 @@ pub struct Message {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Stage {
     /// To call.
-    Due { at: Tick, question: Question },
+    Due { at: Tick, question: Operation },
     /// To call, as soon as calls are let through: short of the bound, or beyond it.
-    Held { until: Tick, question: Question, too_long: bool },
+    Held { until: Tick, question: Operation, too_long: bool },
     /// To hear the answer: what it is, and whether it shows a return of our use, once the provider has worked on it.
-    Calling { question: Question, sent: Tick, answer: Option<(Reply, bool)> },
+    Calling { question: Operation, sent: Tick, answer: Option<(CallResult, bool)> },
     /// To publish a retry message.
     Delay { tier: usize },
     /// To publish the event.

@@ -9,11 +9,11 @@ use jiff::{SignedDuration, Timestamp};
 use redeemer::attempt::{Limits, Outcome, OutcomeKind, Progress, Step};
 use redeemer::backoff::Backoff;
 use redeemer::redemption::Redemption;
-use redeemer::verdict::{Authenticity, Declined, Fault, Question, Reason, Reply, Verdict};
+use redeemer::verdict::{Authenticity, CallResult, NotAccepted, Operation, Reason, SuspendReason, Verdict};
 use redeemer::wechat::api::Prepared;
 use redeemer::wire::command;
-use redeemer::wire::copy::{self, Horizon};
-use redeemer::wire::event::{self, Telling};
+use redeemer::wire::copy::{self, DeadlineLimits};
+use redeemer::wire::event::{self, EventContext};
 
 use crate::provider::{self, Card, Gone, Return, User, Ways};
 use crate::search::Model;
@@ -172,9 +172,9 @@ impl World {
         let limits = Limits {
             backoff,
             in_process_max: 2 * second,
-            settling: second,
+            query_delay: second,
             longest_call: 2 * second,
-            tiers: vec![2 * second, 4 * second],
+            delays: vec![2 * second, 4 * second],
             attempts_max: 6,
         };
         let redemption = command::decode(COMMAND.as_bytes()).unwrap();
@@ -221,7 +221,7 @@ impl World {
     }
 
     pub fn without_delays(mut self) -> Self {
-        self.limits.tiers.clear();
+        self.limits.delays.clear();
         self
     }
 
@@ -234,15 +234,15 @@ impl World {
         Tick::try_from(wait.as_secs()).unwrap()
     }
 
-    fn horizon(&self) -> Horizon {
+    fn horizon(&self) -> DeadlineLimits {
         let default = SignedDuration::from_secs(self.deadline.into());
-        Horizon { default, furthest: SignedDuration::from_hours(1) }
+        DeadlineLimits { default, furthest: SignedDuration::from_hours(1) }
     }
 
     fn limits_of(&self, hand: &Hand) -> Limits {
         match hand.attempts_max {
             None => self.limits.clone(),
-            Some(attempts_max) => Limits { tiers: vec![], attempts_max, ..self.limits.clone() },
+            Some(attempts_max) => Limits { delays: vec![], attempts_max, ..self.limits.clone() },
         }
     }
 
@@ -283,7 +283,7 @@ impl World {
                 if hand.cut_off.is_some() => {}
             Stage::Conclude(_) => {
                 actions.push(Action::Publish(nth));
-                if left.rejections > 0 && !self.limits.tiers.is_empty() && hand.attempts_max.is_none() {
+                if left.rejections > 0 && !self.limits.delays.is_empty() && hand.attempts_max.is_none() {
                     actions.extend([Action::RejectEvent(nth), Action::HalfTakeEvent(nth)]);
                 }
             }
@@ -307,32 +307,32 @@ impl World {
         }
     }
 
-    fn act_on_due(&self, state: &State, nth: usize, question: Question, actions: &mut Vec<Action>) {
+    fn act_on_due(&self, state: &State, nth: usize, question: Operation, actions: &mut Vec<Action>) {
         let (hand, left) = (&state.hands[nth], state.left);
-        if question == Question::Redeem && hand.progress.is_overtaken(false, Self::at(state.now)) {
+        if question == Operation::Redeem && hand.progress.is_overtaken(false, Self::at(state.now)) {
             return actions.push(Action::Reconsider(nth));
         }
         actions.push(Action::Call(nth));
         if left.faults > 0 {
             let troubles: &[Trouble] = match question {
-                Question::Redeem => &USE_TROUBLES,
-                Question::Inquire => &QUERY_TROUBLES,
+                Operation::Redeem => &USE_TROUBLES,
+                Operation::Query => &QUERY_TROUBLES,
             };
             actions.extend(troubles.iter().map(|trouble| Action::CallInTrouble(nth, *trouble)));
             actions.push(Action::Send(nth));
         }
         if left.holds > 0 {
             actions.extend([Action::HoldBriefly(nth), Action::HoldLong(nth)]);
-            let delays = !self.limits.tiers.is_empty() && hand.attempts_max.is_none();
+            let delays = !self.limits.delays.is_empty() && hand.attempts_max.is_none();
             if delays && (hand.troubled || hand.progress.attempts > 0) {
                 actions.push(Action::Postpone(nth));
             }
             if delays && hand.progress.attempts == 0 && hand.message.headers.is_none() {
                 actions.push(Action::Crowd(nth));
             }
-            let clear = hand.progress.belief == redeemer::attempt::Belief::Clear;
+            let clear = hand.progress.effect == redeemer::attempt::EffectState::NoEffect;
             let for_a_use =
-                question == Question::Redeem || clear && Self::at(state.now) < hand.progress.deadline;
+                question == Operation::Redeem || clear && Self::at(state.now) < hand.progress.deadline;
             if delays && for_a_use {
                 actions.push(Action::KeepOut(nth));
             }
@@ -364,7 +364,7 @@ impl World {
     }
 
     fn settling(&self) -> Tick {
-        Self::seconds(self.limits.settling)
+        Self::seconds(self.limits.query_delay)
     }
 
     // ---- what follows
@@ -411,7 +411,7 @@ impl World {
                 };
                 let mut progress = carried.progress;
                 if again {
-                    progress.delivered_again();
+                    progress.mark_redelivered();
                 }
                 progress
             }
@@ -420,7 +420,7 @@ impl World {
                 let deadline = copy::deadline(Some(&deadline), now, self.horizon()).unwrap();
                 let mut progress = Progress::new(now, deadline, again || message.dead.is_some());
                 if message.handed_back {
-                    progress.look_first();
+                    progress.require_query();
                 }
                 progress
             }
@@ -439,7 +439,7 @@ impl World {
             cut_off: None,
         };
         let limits = self.limits_of(&hand);
-        let step = hand.progress.begin(&limits, now);
+        let step = hand.progress.start(&limits, now);
         self.follow(state, &mut hand, step);
         state.hands.push(Arc::new(hand));
     }
@@ -448,9 +448,11 @@ impl World {
     fn follow(&self, state: &mut State, hand: &mut Hand, step: Step) {
         let limits = self.limits_of(hand);
         hand.stage = match step {
-            Step::Ask { after, question } => Stage::Due { at: state.now + Self::seconds(after), question },
-            Step::Defer { tier } => {
-                match limits.tiers.get(tier) {
+            Step::Send { after, operation: question } => {
+                Stage::Due { at: state.now + Self::seconds(after), question }
+            }
+            Step::Delay { queue: tier } => {
+                match limits.delays.get(tier) {
                     None => Self::violate(state, Violation::UnknownDelay),
                     Some(delay) if tier > 0 => {
                         let over = Self::at(state.now + Self::seconds(*delay));
@@ -462,11 +464,13 @@ impl World {
                 }
                 Stage::Delay { tier }
             }
-            Step::Halt(Fault::Unauthorised) if let Some(step) = hand.progress.step_aside(&limits) => {
+            Step::Suspend(SuspendReason::Unauthorised)
+                if let Some(step) = hand.progress.delay_unaged(&limits) =>
+            {
                 return self.follow(state, hand, step);
             }
-            Step::Halt(_) if hand.progress.only_asks() => Stage::HandBack,
-            Step::Halt(_) => {
+            Step::Suspend(_) if hand.progress.is_query_only() => Stage::HandBack,
+            Step::Suspend(_) => {
                 let step = hand.progress.resume(&limits, Self::at(state.now));
                 return self.follow(state, hand, step);
             }
@@ -486,11 +490,11 @@ impl World {
     }
 
     /// What a call is checked for when it begins.
-    fn begin_call(&self, state: &mut State, hand: &mut Hand, question: Question) {
+    fn begin_call(&self, state: &mut State, hand: &mut Hand, question: Operation) {
         let late = Self::at(state.now) > hand.progress.deadline;
         // One that was due in time, and had to wait, is none of the last ones.
         let held = matches!(hand.stage, Stage::Held { .. });
-        if question == Question::Redeem {
+        if question == Operation::Redeem {
             for (broken, violation) in [
                 (late, Violation::UsedAfterDeadline),
                 (hand.message.saw_return, Violation::UsedAfterReturnSeen),
@@ -515,26 +519,27 @@ impl World {
         &self,
         state: &mut State,
         hand: &mut Hand,
-        question: Question,
-        reply: Reply,
+        question: Operation,
+        reply: CallResult,
         shows_our_return: bool,
         trouble: Option<Trouble>,
     ) {
         let verified =
-            matches!(&reply, Reply::Answered(answer) if answer.authenticity == Authenticity::Verified);
+            matches!(&reply, CallResult::Response(answer) if answer.authenticity == Authenticity::Verified);
         hand.message.saw_return |= verified && shows_our_return;
-        let mut verdict = hand.progress.judge(question, &reply, &self.redemption);
-        if question == Question::Redeem && verdict == Verdict::NotAuthorised {
+        let mut verdict = hand.progress.advance(question, &reply, &self.redemption);
+        if question == Operation::Redeem && verdict == Verdict::NotAuthorized {
             match trouble {
-                Some(Trouble::BrandDeniedFirst) => verdict = Verdict::NotAccepted(Declined::NotAuthorised),
-                Some(Trouble::AllDenied) => verdict = Verdict::Stop(Fault::Unauthorised),
+                Some(Trouble::BrandDeniedFirst) => verdict = Verdict::NotAccepted(NotAccepted::NotAuthorized),
+                Some(Trouble::AllDenied) => verdict = Verdict::Suspended(SuspendReason::Unauthorised),
                 _ => {}
             }
         }
         let limits = self.limits_of(hand);
-        let (believed, word, delays) = (belief(&hand.progress), verdict.as_str(), hand.progress.tiers_passed);
-        hand.troubled = matches!(verdict, Verdict::NotAccepted(_) | Verdict::NotSent | Verdict::Unsure(_));
-        let step = hand.progress.follow(question, reply, verdict, &limits, Self::at(state.now), 0.5);
+        let (believed, word, delays) =
+            (belief(&hand.progress), verdict.as_str(), hand.progress.delays_passed);
+        hand.troubled = matches!(verdict, Verdict::NotAccepted(_) | Verdict::NotSent | Verdict::Unknown(_));
+        let step = hand.progress.follow_verdict(question, reply, verdict, &limits, Self::at(state.now), 0.5);
         self.covered.borrow_mut().insert([question.as_str(), believed, word, step_word(&step)]);
         self.check_delay(state, hand, delays, &step);
         // A last query and its repetition, for each stay.
@@ -548,11 +553,11 @@ impl World {
     /// Delays grow from queue to queue, as far as the deadline lets them.
     fn check_delay(&self, state: &mut State, hand: &Hand, passed: u32, step: &Step) {
         // Others concern calls that may be under way, or are nobody's fault, and count as none.
-        if let Step::Defer { tier } = step
-            && hand.progress.tiers_passed > passed
+        if let Step::Delay { queue: tier } = step
+            && hand.progress.delays_passed > passed
         {
-            let next = (passed as usize).min(self.limits.tiers.len() - 1);
-            let over = |tier: usize| Self::at(state.now + Self::seconds(self.limits.tiers[tier]));
+            let next = (passed as usize).min(self.limits.delays.len() - 1);
+            let over = |tier: usize| Self::at(state.now + Self::seconds(self.limits.delays[tier]));
             let fits = (0..=next).rev().find(|tier| over(*tier) <= hand.progress.deadline);
             if *tier < fits.unwrap_or(0) {
                 Self::violate(state, Violation::DelayTooShort);
@@ -565,25 +570,25 @@ impl World {
     }
 
     /// A call that is worked on and answered at once.
-    fn call(&self, state: &mut State, hand: &mut Hand, question: Question) {
+    fn call(&self, state: &mut State, hand: &mut Hand, question: Operation) {
         self.begin_call(state, hand, question);
         let (reply, shows) = self.work(state, question);
         self.hear(state, hand, question, reply, shows, None);
     }
 
     /// The provider works on a request.
-    fn work(&self, state: &mut State, question: Question) -> (Reply, bool) {
-        if question == Question::Redeem {
+    fn work(&self, state: &mut State, question: Operation) -> (CallResult, bool) {
+        if question == Operation::Redeem {
             self.take_effect(state);
         }
         let reply = match question {
-            Question::Redeem => state.card.answer_use(self.ways),
-            Question::Inquire => state.card.answer_query(self.ways),
+            Operation::Redeem => state.card.answer_use(self.ways),
+            Operation::Query => state.card.answer_query(self.ways),
         };
         (reply, Self::shows_our_return(&state.card))
     }
 
-    fn call_in_trouble(&self, state: &mut State, hand: &mut Hand, question: Question, trouble: Trouble) {
+    fn call_in_trouble(&self, state: &mut State, hand: &mut Hand, question: Operation, trouble: Trouble) {
         self.begin_call(state, hand, question);
         state.left.faults -= 1;
         let signed = |status, code: &str| provider::error(status, code, None, Authenticity::Verified);
@@ -602,7 +607,7 @@ impl World {
                 (signed(403, "NO_AUTH"), false)
             }
         };
-        if question == Question::Redeem && may_take_effect {
+        if question == Operation::Redeem && may_take_effect {
             self.send_off(state, state.now + self.settling());
         }
         let shows = trouble == Trouble::Unnamed && Self::shows_our_return(&state.card);
@@ -618,7 +623,7 @@ impl World {
     fn publish(&self, state: &mut State, hand: &mut Hand) {
         hand.stage = match &hand.stage {
             Stage::Delay { tier } => {
-                let delay = self.limits.tiers.get(*tier).copied().unwrap_or_default();
+                let delay = self.limits.delays.get(*tier).copied().unwrap_or_default();
                 let headers = copy::write(&hand.progress, &[], &self.body_sha256);
                 state.delayed.push((state.now + Self::seconds(delay), retry(hand, headers)));
                 Stage::Ack(Published::Message)
@@ -658,14 +663,14 @@ impl World {
 
     fn publish_event(&self, state: &mut State, outcome: &Outcome) {
         let kind = outcome.kind();
-        let telling = Telling {
+        let telling = EventContext {
             source: "redeemer",
             at: Self::at(state.now),
             traceparent: None,
             attempts: 1,
             evidence: &[],
         };
-        let id = event::tell(&self.redemption, outcome, telling).id.to_string();
+        let id = event::encode(&self.redemption, outcome, telling).id.to_string();
         if *self.ids.borrow_mut().entry(kind.as_str()).or_insert_with(|| id.clone()) != id {
             Self::violate(state, Violation::EventIdChanged);
         }
@@ -711,7 +716,7 @@ impl World {
     }
 
     fn crash(&self, state: &mut State, hand: &Hand) {
-        if let Stage::Calling { question: Question::Redeem, sent, answer: None } = hand.stage {
+        if let Stage::Calling { question: Operation::Redeem, sent, answer: None } = hand.stage {
             self.send_off(state, sent + self.longest_call() + self.settling());
         }
     }
@@ -725,7 +730,7 @@ impl World {
         state.causes.insert(Cause::Replayed);
         let now = Self::at(state.now);
         let progress = Progress::new(now, Self::at(state.now + self.deadline), true);
-        match progress.judge(Question::Inquire, &state.card.answer_query(self.ways), &self.redemption) {
+        match progress.advance(Operation::Query, &state.card.answer_query(self.ways), &self.redemption) {
             Verdict::NotExecuted => {
                 let headers = Arc::new(copy::write(&progress, &[], &self.body_sha256));
                 // What the replayed message is made of is new; what its holders saw is not forgotten by the model.
@@ -771,7 +776,7 @@ impl World {
             Stage::Due { question, .. } | Stage::Held { question, .. } | Stage::Calling { question, .. } => {
                 *question
             }
-            _ => Question::Inquire,
+            _ => Operation::Query,
         };
         match action {
             Action::Call(_) => self.call(state, &mut hand, question),
@@ -793,7 +798,7 @@ impl World {
                 }
             }
             Action::TimeOut(_) => {
-                if let (Question::Redeem, Stage::Calling { answer: None, .. }) = (question, &hand.stage) {
+                if let (Operation::Redeem, Stage::Calling { answer: None, .. }) = (question, &hand.stage) {
                     self.send_off(state, state.now + self.settling());
                 }
                 self.hear(state, &mut hand, question, provider::lost(), false, Some(Trouble::Lost));
@@ -804,20 +809,20 @@ impl World {
             }
             Action::HoldLong(_) => {
                 state.left.holds -= 1;
-                let late = now >= hand.progress.deadline + limits.settling;
+                let late = now >= hand.progress.deadline + limits.query_delay;
                 let patience = if late { 0 } else { Self::seconds(limits.in_process_max) };
                 hand.stage = Stage::Held { until: state.now + patience, question, too_long: true };
             }
             Action::EndHold(_) | Action::Reconsider(_) => self.end_hold(state, &mut hand, question, &limits),
             Action::KeepOut(_) | Action::Crowd(_) => {
                 state.left.holds -= 1;
-                let step = hand.progress.step_aside(&limits).unwrap();
+                let step = hand.progress.delay_unaged(&limits).unwrap();
                 self.follow(state, &mut hand, step);
             }
             Action::Postpone(_) => {
                 state.left.holds -= 1;
-                let passed = hand.progress.tiers_passed;
-                let step = hand.progress.defer(&limits, now).unwrap();
+                let passed = hand.progress.delays_passed;
+                let step = hand.progress.delay(&limits, now).unwrap();
                 self.check_delay(state, &hand, passed, &step);
                 self.follow(state, &mut hand, step);
             }
@@ -830,7 +835,7 @@ impl World {
                     state.causes.insert(Cause::EventHalfTaken);
                 }
                 hand.progress.forget_outcome(&outcome);
-                self.follow(state, &mut hand, Step::Defer { tier: 0 });
+                self.follow(state, &mut hand, Step::Delay { queue: 0 });
             }
             Action::CutOff(_) => {
                 state.left.cut_offs -= 1;
@@ -858,19 +863,19 @@ impl World {
     }
 
     /// Calls are let through again, or it took too long, as `worker` goes on then.
-    fn end_hold(&self, state: &mut State, hand: &mut Hand, question: Question, limits: &Limits) {
+    fn end_hold(&self, state: &mut State, hand: &mut Hand, question: Operation, limits: &Limits) {
         let now = Self::at(state.now);
         let too_long = matches!(hand.stage, Stage::Held { too_long: true, .. });
         if too_long {
-            let step = hand.progress.give_up(limits, now);
-            if step.is_none() && hand.progress.only_asks() {
+            let step = hand.progress.expire(limits, now);
+            if step.is_none() && hand.progress.is_query_only() {
                 hand.stage = Stage::HandBack;
                 return;
             }
-            let step = step.or_else(|| hand.progress.defer(limits, now));
+            let step = step.or_else(|| hand.progress.delay(limits, now));
             let step = step.unwrap_or_else(|| hand.progress.resume(limits, now));
             self.follow(state, hand, step);
-        } else if question == Question::Redeem && hand.progress.is_overtaken(true, now) {
+        } else if question == Operation::Redeem && hand.progress.is_overtaken(true, now) {
             let step = hand.progress.resume(limits, now);
             self.follow(state, hand, step);
         } else {
@@ -886,22 +891,22 @@ fn retry(hand: &Hand, headers: Vec<(&'static str, String)>) -> Arc<Message> {
 }
 
 fn belief(progress: &Progress) -> &'static str {
-    use redeemer::attempt::Belief;
-    match progress.belief {
-        Belief::Clear => "clear",
-        Belief::Unsure => "unsure",
-        Belief::Used => "used",
-        Belief::Objected { doubtful: false, .. } => "objected",
-        Belief::Objected { doubtful: true, .. } => "objected-doubtful",
+    use redeemer::attempt::EffectState;
+    match progress.effect {
+        EffectState::NoEffect => "clear",
+        EffectState::Unsure => "unsure",
+        EffectState::SeenUsed => "used",
+        EffectState::Objected { doubtful: false, .. } => "objected",
+        EffectState::Objected { doubtful: true, .. } => "objected-doubtful",
     }
 }
 
 fn step_word(step: &Step) -> &'static str {
     match step {
-        Step::Ask { question: Question::Redeem, .. } => "redeem",
-        Step::Ask { question: Question::Inquire, .. } => "inquire",
-        Step::Defer { .. } => "delay",
-        Step::Halt(_) => "halt",
+        Step::Send { operation: Operation::Redeem, .. } => "redeem",
+        Step::Send { operation: Operation::Query, .. } => "inquire",
+        Step::Delay { .. } => "delay",
+        Step::Suspend(_) => "halt",
         Step::Finish(outcome) => outcome.kind().as_str(),
     }
 }

@@ -51,7 +51,7 @@ struct Wires {
 pub struct Service {
     pub admin: String,
     trigger: Trigger,
-    task: JoinHandle<Result<(), redeemer::app::Refusal>>,
+    task: JoinHandle<Result<(), redeemer::app::StartRefusal>>,
 }
 
 /// A result event with what came around it.
@@ -381,7 +381,7 @@ impl Service {
     /// Stops the service as SIGTERM would, and checks that it holds nothing.
     pub async fn stop(self) {
         until("an even ledger", async || self.metric("redeemer_ledger_residue").await == 0.0).await;
-        self.trigger.stop();
+        self.trigger.request();
         timeout(PATIENCE, self.task).await.expect("it stops in time").unwrap().unwrap();
     }
 }

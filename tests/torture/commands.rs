@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use redeemer::kill_point::KillPoint;
+use redeemer::kill_point::Failpoint;
 use serde_json::{Value, json};
 
 use crate::dice::Dice;
@@ -355,11 +355,11 @@ pub fn reluctance() -> Value {
 }
 
 /// How many commands must pass on average until a kill point is reached: for choosing when it kills.
-pub fn is_rare(point: KillPoint) -> bool {
+pub fn is_rare(point: Failpoint) -> bool {
     use redeemer::metrics::Message;
     matches!(
         point,
-        KillPoint::Publishing(Message::Copy | Message::Parked)
-            | KillPoint::Published(Message::Copy | Message::Parked)
+        Failpoint::Publishing(Message::Copy | Message::Parked)
+            | Failpoint::Published(Message::Copy | Message::Parked)
     )
 }

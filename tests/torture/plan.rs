@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use redeemer::kill_point::KillPoint;
+use redeemer::kill_point::Failpoint;
 
 use crate::commands::is_rare;
 use crate::dice::Dice;
@@ -36,7 +36,7 @@ pub enum Act {
     /// Kills the instance that first reaches a point for the nth time.
     Kill {
         /// Where.
-        point: KillPoint,
+        point: Failpoint,
         /// The how manieth time.
         nth: usize,
     },
@@ -182,7 +182,7 @@ impl fmt::Display for Trouble {
 
 /// Every kill point once, then everything else in the order of the dice.
 pub fn make(size: Size, dice: &mut Dice) -> Vec<Act> {
-    let mut first: Vec<Act> = KillPoint::ALL.into_iter().map(|point| Act::Kill { point, nth: 1 }).collect();
+    let mut first: Vec<Act> = Failpoint::ALL.into_iter().map(|point| Act::Kill { point, nth: 1 }).collect();
     dice.shuffle(&mut first);
 
     let troubles = [Trouble::Cut, Trouble::Halve, Trouble::Silence, Trouble::Slowness, Trouble::Refusal];
@@ -226,9 +226,9 @@ fn kill(dice: &mut Dice) -> Act {
         let instance = dice.below(INSTANCES);
         return Act::KillAnywhere { instance, after_ms: dice.below(1500) as u64 };
     }
-    let point = dice.pick(&KillPoint::ALL);
+    let point = dice.pick(&Failpoint::ALL);
     let nth = match point {
-        KillPoint::Draining => 1,
+        Failpoint::Draining => 1,
         point if is_rare(point) => dice.between(1, 2),
         _ => dice.between(1, 20),
     };

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
-use redeemer::broker::topology::wait_name;
+use redeemer::broker::topology::delay_name;
 use redeemer::config::{self, Config, Span};
-use redeemer::kill_point::KillPoint;
+use redeemer::kill_point::Failpoint;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
@@ -236,7 +236,7 @@ impl Rig {
         self.reach(last + KEPT_BACK).await;
         let tiers = self.config.topology().tiers;
         let tiers: Vec<_> =
-            tiers.into_iter().map(|tier| format!("{}.{}", names.retry, wait_name(tier))).collect();
+            tiers.into_iter().map(|tier| format!("{}.{}", names.retry, delay_name(tier))).collect();
         let reluctant = json!({"rules": [commands::reluctance()]});
         self.sandbox.tell(reqwest::Method::PUT, "faults", &reluctant).await;
         self.delete_queues(&tiers.iter().map(String::as_str).collect::<Vec<_>>()).await;
@@ -262,7 +262,7 @@ impl Rig {
         findings.violations.append(&mut self.violations);
         let shortfalls = self.shortfalls(&findings);
         findings.violations.extend(shortfalls);
-        let never = KillPoint::ALL.map(KillPoint::as_str).into_iter();
+        let never = Failpoint::ALL.map(Failpoint::as_str).into_iter();
         let never: Vec<_> = never.filter(|point| !self.figures.kills.contains_key(point)).collect();
         if !never.is_empty() && cfg!(any(debug_assertions, feature = "kill-points")) {
             findings.violations.push(format!("never killed {never:?}"));
@@ -288,7 +288,7 @@ impl Rig {
         let names = &self.config.broker.names;
         let mut queues = vec![names.commands.clone(), names.unrouted.clone(), names.dead.clone()];
         let tiers = self.config.topology().tiers.into_iter();
-        queues.extend(tiers.map(|tier| format!("{}.{}", names.retry, wait_name(tier))));
+        queues.extend(tiers.map(|tier| format!("{}.{}", names.retry, delay_name(tier))));
         for queue in queues {
             for (body, _) in wires::empty(self.broker.uri(), &queue, "").await {
                 let text = String::from_utf8_lossy(&body);
@@ -568,11 +568,11 @@ impl Rig {
     }
 
     /// Orders every instance to die there, and takes the order back once one has.
-    async fn kill_at(&mut self, point: KillPoint, nth: usize) {
+    async fn kill_at(&mut self, point: Failpoint, nth: usize) {
         for instance in &mut self.instances {
             instance.order(point, nth);
         }
-        if point == KillPoint::Draining {
+        if point == Failpoint::Draining {
             // One that is not connected yet has nothing to drain.
             self.instances[0].wait_ready(true).await;
             self.instances[0].ask_to_stop().await;
@@ -606,7 +606,7 @@ impl Rig {
     }
 
     /// Launches an instance anew if it was killed at this point.
-    async fn bury(&mut self, instance: usize, point: KillPoint) -> bool {
+    async fn bury(&mut self, instance: usize, point: Failpoint) -> bool {
         let Some(status) = self.instances[instance].ended_by_itself() else { return false };
         if was_killed(status) {
             *self.figures.kills.entry(point.as_str()).or_default() += 1;

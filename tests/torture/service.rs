@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use redeemer::kill_point::{FORGET, KillPoint, ORDER, taken};
+use redeemer::kill_point::{FORGET, Failpoint, ORDER, taken};
 use serde_json::Value;
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::{sleep, timeout};
@@ -44,7 +44,7 @@ impl Service {
 
     /// The same, ordered beforehand to die at the nth time that it reaches this point.
     #[allow(dead_code)] // for `tests/kill_points.rs`
-    pub async fn launch_to_die(&mut self, point: KillPoint, nth: usize) {
+    pub async fn launch_to_die(&mut self, point: Failpoint, nth: usize) {
         self.forget_orders();
         self.order(point, nth);
         self.spawn().await;
@@ -88,7 +88,7 @@ impl Service {
     }
 
     /// Orders the running process to die at the nth time that it reaches this point.
-    pub fn order(&mut self, point: KillPoint, nth: usize) {
+    pub fn order(&mut self, point: Failpoint, nth: usize) {
         self.write_order(point.as_str(), nth);
     }
 

@@ -6,15 +6,15 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::remedies::{Origin, setting};
-use super::{Finding, Gravity};
+use super::{Finding, Severity};
 use crate::config::{Config, MERCHANT_KEY};
 use crate::redemption::{
     Appid, AssociatedOrder, BrandId, CouponCode, Openid, OrderNo, OrderNumbers, ProductCouponId, Redemption,
     RequestNo, StockId, Unfit, UseTime,
 };
-use crate::telemetry::foreign::Foreign;
-use crate::verdict::{Answer, Authenticity, Flaw, Question, Reply, Verdict, judge};
-use crate::wechat::api::{Client, Heard, Prepared, Unbelieved};
+use crate::telemetry::foreign::Untrusted;
+use crate::verdict::{Authenticity, CallResult, Operation, Response, SignatureFlaw, Verdict, classify};
+use crate::wechat::api::{CallOutcome, Client, Prepared, UnverifiedResponse};
 use crate::wechat::certificates::NoCertificates;
 use crate::wechat::hosts::Host;
 use crate::wechat::verify::CLOCK_TOLERANCE_SECONDS;
@@ -29,10 +29,11 @@ pub(super) async fn look(config: &Config, origin: &Origin<'_>, client: &Client, 
     // The host that is asked is the other one than the one that is said to have failed.
     for (failed, is_backup) in [Some((Host::Backup, false)), backup].into_iter().flatten() {
         let now = Timestamp::now();
-        let question = Question::Inquire;
-        let heard =
-            client.ask_elsewhere(Some(failed), question, &prepared, None, now, rand::random(), 1.0).await;
-        let verdict = judge(question, &heard.reply, &nobody);
+        let question = Operation::Query;
+        let heard = client
+            .send_to_other_host(Some(failed), question, &prepared, None, now, rand::random(), 1.0)
+            .await;
+        let verdict = classify(question, &heard.reply, &nobody);
         let at = At { config, origin, is_backup };
         if !is_backup {
             findings.push(at.clock(&heard));
@@ -49,10 +50,11 @@ fn round(skew: SignedDuration) -> SignedDuration {
 }
 
 /// What the provider said, as far as it said anything.
-fn said(answer: &Answer) -> String {
+fn said(answer: &Response) -> String {
     let words: Vec<_> = [&answer.code, &answer.message].into_iter().flatten().map(|text| &**text).collect();
-    let words = Foreign(&words.join(": ")).to_string();
-    let id = answer.request_id.as_deref().map(|id| format!(" (request {})", Foreign(id))).unwrap_or_default();
+    let words = Untrusted(&words.join(": ")).to_string();
+    let id =
+        answer.request_id.as_deref().map(|id| format!(" (request {})", Untrusted(id))).unwrap_or_default();
     match words.as_str() {
         "" => id,
         words => format!(" {words}{id}"),
@@ -67,7 +69,7 @@ struct At<'a> {
 }
 
 impl At<'_> {
-    fn clock(&self, heard: &Heard) -> Finding {
+    fn clock(&self, heard: &CallOutcome) -> Finding {
         const SET: &str = "timedatectl set-ntp true; timedatectl status";
         let off = |skew| format!("this machine's clock differs from the payment API's by {:#}", round(skew));
         match heard.clock_skew {
@@ -90,28 +92,28 @@ impl At<'_> {
         format!("curl -sSI {}/v3/certificates", url.trim_end_matches('/'))
     }
 
-    fn call(&self, heard: &Heard, verdict: &Verdict) -> Finding {
+    fn call(&self, heard: &CallOutcome, verdict: &Verdict) -> Finding {
         let answer = match &heard.reply {
-            Reply::NotSent(_) | Reply::Lost(_) => return self.not_answered(heard),
-            Reply::Answered(answer) => answer,
+            CallResult::NotSent(_) | CallResult::NoResponse(_) => return self.not_answered(heard),
+            CallResult::Response(answer) => answer,
         };
         match (answer.status, answer.authenticity) {
             (401, _) => self.unauthenticated(heard, answer),
             (_, Authenticity::Verified) => self.verified(heard, answer, verdict),
-            (_, Authenticity::Unconvincing(flaw)) => self.unconvincing(heard, answer, flaw),
+            (_, Authenticity::Invalid(flaw)) => self.unconvincing(heard, answer, flaw),
             (_, Authenticity::Unsigned) => self.unsigned(heard, answer),
         }
     }
 
-    fn not_answered(&self, heard: &Heard) -> Finding {
+    fn not_answered(&self, heard: &CallOutcome) -> Finding {
         let why = heard.trouble.as_deref().unwrap_or("no whole answer");
         let detail = format!("{} does not answer: {why}", heard.host_name);
         let remedy = format!("{} # then name resolution, the firewall and the proxy", self.reaching());
-        let gravity = if self.is_backup { Gravity::Warning } else { Gravity::Fault };
+        let gravity = if self.is_backup { Severity::Warning } else { Severity::Fault };
         Finding::new(WHAT, gravity, detail, Some(remedy)).with_id("payment_api_unreachable")
     }
 
-    fn unauthenticated(&self, heard: &Heard, answer: &Answer) -> Finding {
+    fn unauthenticated(&self, heard: &CallOutcome, answer: &Response) -> Finding {
         let host = &heard.host_name;
         if answer.code.is_none() && answer.authenticity != Authenticity::Verified {
             // The provider says why.
@@ -133,7 +135,7 @@ impl At<'_> {
         .with_id("payment_api_unauthenticated")
     }
 
-    fn verified(&self, heard: &Heard, answer: &Answer, verdict: &Verdict) -> Finding {
+    fn verified(&self, heard: &CallOutcome, answer: &Response, verdict: &Verdict) -> Finding {
         let (host, status) = (&heard.host_name, answer.status);
         let serial = heard.serial.as_deref().unwrap_or_default();
         let signed = format!("{host} answered {status}{}, signed by {serial}", said(answer));
@@ -150,7 +152,7 @@ impl At<'_> {
                 "redeemer check # again in a minute; if it stays, lower pace.calls_per_second",
             )
             .with_id("payment_api_throttled"),
-            (403, Verdict::NotAuthorised) => Finding::warning(
+            (403, Verdict::NotAuthorized) => Finding::warning(
                 WHAT,
                 format!("{signed}: not authorised, for the brand 0 that check asks about"),
                 "redeemer parked show --inquire # shows it for a brand of yours; see the merchant platform",
@@ -184,9 +186,9 @@ impl At<'_> {
         }
     }
 
-    fn unconvincing(&self, heard: &Heard, answer: &Answer, flaw: Flaw) -> Finding {
+    fn unconvincing(&self, heard: &CallOutcome, answer: &Response, flaw: SignatureFlaw) -> Finding {
         let (host, status) = (&heard.host_name, answer.status);
-        if flaw != Flaw::UnknownSerial {
+        if flaw != SignatureFlaw::UnknownSerial {
             return Finding::fault(
                 WHAT,
                 format!("{host} answered {status}, and its signature does not verify ({})", flaw.as_str()),
@@ -208,7 +210,7 @@ impl At<'_> {
     }
 
     /// Nobody's word. The provider leaves out the signature of some errors, but never `code` and `Request-ID`.
-    fn unsigned(&self, heard: &Heard, answer: &Answer) -> Finding {
+    fn unsigned(&self, heard: &CallOutcome, answer: &Response) -> Finding {
         let (host, status) = (&heard.host_name, answer.status);
         match (answer.code.is_some(), answer.request_id.is_some()) {
             (true, true) if matches!(status, 403 | 404 | 429) => Finding::warning(
@@ -222,9 +224,9 @@ impl At<'_> {
         }
     }
 
-    fn instead(&self, heard: &Heard, answer: &Answer) -> Finding {
+    fn instead(&self, heard: &CallOutcome, answer: &Response) -> Finding {
         let (host, status) = (&heard.host_name, answer.status);
-        let seen = heard.unbelieved.as_deref().map(Unbelieved::in_words).unwrap_or_default();
+        let seen = heard.unbelieved.as_deref().map(UnverifiedResponse::in_words).unwrap_or_default();
         Finding::fault(
             WHAT,
             format!("{host} answered {status}{} unsigned: not WeChat Pay's own answer ({seen})", said(answer)),

@@ -7,13 +7,13 @@ use serde::Deserialize;
 
 use crate::attempt::OutcomeKind;
 use crate::cli::demo::cases::{Case, Expected, rows as rows_in_order};
-use crate::cli::told::Told;
+use crate::cli::told::EventView;
 
 /// An event of a case, and how long after its publishing it came.
 #[derive(Debug, Clone)]
 pub struct Got {
     /// The event; nothing where it could not be read.
-    pub told: Option<Told>,
+    pub told: Option<EventView>,
     /// From publishing the command to the event in hand.
     pub took: Duration,
 }
@@ -166,7 +166,7 @@ impl Expected {
     }
 }
 
-fn words(told: &Told) -> String {
+fn words(told: &EventView) -> String {
     match told.reason() {
         Some(reason) if told.data.outcome != "invalid" => format!("{}: {reason}", told.data.outcome),
         _ => told.data.outcome.clone(),
@@ -214,7 +214,7 @@ mod tests {
                 r#"{{"data": {{"outcome": "{outcome}", "coupon_state": "{state}",
                     "out_request_no": "34657_20250101_123456"}}}}"#
             );
-            Got { told: Told::read(body.as_bytes()), took: Duration::from_millis(1) }
+            Got { told: EventView::read(body.as_bytes()), took: Duration::from_millis(1) }
         });
         let effects: Vec<_> = effects.iter().map(|number| effect(number)).collect();
         let report = Report { cases: &program.cases, got: &[got.collect()], effects: &effects };

@@ -98,7 +98,7 @@ pub fn document(topology: &Topology) -> anyhow::Result<Value> {
         "parked": of_queue(&plan, &names.parked, "command",
             "What a person must look at: bytes that are no command too, hence not always of this schema.")?,
     });
-    let waits = topology.tiers.iter().map(|wait| topology.tier_queue(*wait)).collect::<Vec<_>>();
+    let waits = topology.tiers.iter().map(|wait| topology.delay_queue(*wait)).collect::<Vec<_>>();
     let operations = json!({
         "take": {
             "action": "receive",
