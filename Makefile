@@ -1,5 +1,5 @@
 # A newcomer's way in: `make demo`. Needs cargo, make and a C compiler on Debian; the rest is installed when it is missing.
-# CARGO_TARGET_DIR is honoured.
+# CARGO_TARGET_DIR is honored.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -114,7 +114,7 @@ torture: ## break everything, again and again, and count what is lost; writes do
 	deploy/local/install rabbitmq-server
 	TORTURE_SEED=$(SEED) TORTURE_COMMANDS=$(COMMANDS) TORTURE_KILLS=$(KILLS) TORTURE_BROKER_KILLS=$(BROKER_KILLS) \
 	TORTURE_REPORT=$(CURDIR)/docs/reliability.md \
-	cargo test --release --locked --features kill-points --test torture --test kill_points -- --nocapture
+	cargo test --release --locked --features failpoints --test torture --test failpoints -- --nocapture
 
 .PHONY: torture-versions
 torture-versions: ## the short torture and the tests of what differs, on RabbitMQ 3.10 and on 4.0, each named in the output

@@ -75,7 +75,7 @@ async fn measure(broker: &Broker, load: &Load, fault: Option<&Value>, percent: u
     let settings =
         Settings { fast_signatures: true, latency: Duration::from_millis(20), ..Settings::default() };
     let mut bed = Bed::with(broker, settings).await;
-    bed.config.pace.calls_per_second = load.limit;
+    bed.config.rate_limit.calls_per_second = load.limit;
     bed.config.log.filter = "warn".to_owned();
     bed.leave_results().await;
     bed.leave_parked().await;
@@ -92,8 +92,8 @@ async fn measure(broker: &Broker, load: &Load, fault: Option<&Value>, percent: u
     }
     if let Some(fault) = fault {
         bed.faults(json!([
-            {"coupon_prefix": "ONCE", "question": "use", "first_attempts": 1, "fault": fault},
-            {"coupon_prefix": "TWICE", "question": "use", "first_attempts": 2, "fault": fault},
+            {"coupon_prefix": "ONCE", "operation": "use", "first_attempts": 1, "fault": fault},
+            {"coupon_prefix": "TWICE", "operation": "use", "first_attempts": 2, "fault": fault},
         ]));
     }
     let _program = Program::start(&bed, 0).await;

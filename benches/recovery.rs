@@ -21,7 +21,7 @@ use broker::Broker;
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use program::Program;
-use redeemer::sandbox::{Answered, Attempt, Settings, Tuning};
+use redeemer::sandbox::{AnswerRecord, Attempt, Settings, Tuning};
 use serde_json::json;
 use tokio::time::sleep;
 
@@ -36,7 +36,7 @@ async fn backlog(broker: &Broker, commands: usize) -> Bed {
     let settings =
         Settings { fast_signatures: true, latency: Duration::from_millis(20), ..Settings::default() };
     let mut bed = Bed::with(broker, settings).await;
-    bed.config.pace.calls_per_second = CONFIGURED;
+    bed.config.rate_limit.calls_per_second = CONFIGURED;
     bed.config.log.filter = "warn".to_owned();
     bed.leave_results().await;
     bed.leave_parked().await;
@@ -88,11 +88,11 @@ impl Calls {
 }
 
 fn accepted(call: &Attempt) -> bool {
-    call.answered == Some(Answered::Status(200))
+    call.answered == Some(AnswerRecord::Status(200))
 }
 
 fn throttled(call: &Attempt) -> bool {
-    call.answered == Some(Answered::Status(429))
+    call.answered == Some(AnswerRecord::Status(429))
 }
 
 /// What the ledger's clock shows.

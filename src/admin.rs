@@ -116,7 +116,7 @@ impl Status {
 }
 
 #[derive(Clone)]
-struct Shown {
+struct PageSource {
     metrics: Arc<Metrics>,
     status: watch::Receiver<Status>,
     history: Arc<Mutex<History>>,
@@ -151,7 +151,7 @@ pub async fn serve(
     let refused = |source| CannotListen { address, source };
     let listener = TcpListener::bind(address).await.map_err(refused)?;
     let bound = listener.local_addr().map_err(refused)?;
-    let shown = Shown { metrics, status, history: Arc::default(), console: console.is_some() };
+    let shown = PageSource { metrics, status, history: Arc::default(), console: console.is_some() };
     let router = Router::new()
         .route("/", get(page))
         .route("/metrics", get(render))
@@ -164,15 +164,15 @@ pub async fn serve(
         .layer(from_fn_with_state(Arc::from(hosts), host::check));
     // Both end together, when the task is aborted.
     let both = async move {
-        tokio::join!(accept(listener, router), remember(shown));
+        tokio::join!(accept(listener, router), record_peer(shown));
     };
     Ok((bound, tokio::spawn(both)))
 }
 
 /// Keeps the last minutes for the page.
-async fn remember(mut shown: Shown) {
+async fn record_peer(mut shown: PageSource) {
     let mut due = interval(history::EVERY);
-    let remembered = |shown: &Shown, sample: bool| {
+    let remembered = |shown: &PageSource, sample: bool| {
         let reasons = shown.status.borrow().clone().visible().reasons;
         let mut history = shown.history.lock().unwrap_or_else(PoisonError::into_inner);
         history.problems(Timestamp::now(), &reasons);
@@ -214,7 +214,7 @@ async fn accept(listener: TcpListener, router: Router) {
                 {
                     oldest.abort();
                 }
-                oldest_first.push_back(connections.spawn(converse(stream, peer, router.clone())));
+                oldest_first.push_back(connections.spawn(serve_connection(stream, peer, router.clone())));
             }
             Err(error) => {
                 // Out of file descriptors, most likely: the pause lets some go.
@@ -226,7 +226,7 @@ async fn accept(listener: TcpListener, router: Router) {
 }
 
 /// Serves one connection to its end. Whatever a client does wrong here is its own affair.
-async fn converse(stream: TcpStream, peer: SocketAddr, router: Router) {
+async fn serve_connection(stream: TcpStream, peer: SocketAddr, router: Router) {
     let router = router.layer(Extension(Peer(peer)));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -236,11 +236,11 @@ async fn converse(stream: TcpStream, peer: SocketAddr, router: Router) {
     let _ = timeout(CONNECTION_MAX, connection).await;
 }
 
-async fn render(State(shown): State<Shown>) -> impl IntoResponse {
+async fn render(State(shown): State<PageSource>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], shown.metrics.render())
 }
 
-async fn live(State(shown): State<Shown>) -> impl IntoResponse {
+async fn live(State(shown): State<PageSource>) -> impl IntoResponse {
     let still = Timestamp::now().duration_since(shown.status.borrow().turned);
     if still <= LIVENESS_TIMEOUT {
         (StatusCode::OK, "ok\n".to_owned())
@@ -249,7 +249,7 @@ async fn live(State(shown): State<Shown>) -> impl IntoResponse {
     }
 }
 
-async fn ready(State(shown): State<Shown>) -> impl IntoResponse {
+async fn ready(State(shown): State<PageSource>) -> impl IntoResponse {
     let status = shown.status.borrow().clone().visible();
     let warnings: String = status.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
     if status.ready() {
@@ -259,11 +259,11 @@ async fn ready(State(shown): State<Shown>) -> impl IntoResponse {
     }
 }
 
-async fn status_json(State(shown): State<Shown>) -> impl IntoResponse {
+async fn status_json(State(shown): State<PageSource>) -> impl IntoResponse {
     axum::Json(shown.status.borrow().clone().visible())
 }
 
-async fn page(State(shown): State<Shown>) -> impl IntoResponse {
+async fn page(State(shown): State<PageSource>) -> impl IntoResponse {
     let status = shown.status.borrow().clone().visible();
     let history = shown.history.lock().unwrap_or_else(PoisonError::into_inner);
     let page = page::render(&status, &shown.metrics.snapshot(), &history, shown.console, Timestamp::now());

@@ -1,7 +1,7 @@
-//! Runs the service: keys, admin port, and one generation of broker connections after the other until told to stop.
+//! Runs the service: keys, admin port, and one session of broker connections after the other until told to stop.
 //!
 //! The main loop owns the lanes and takes deliveries; workers run beside it. A lost connection is an ordinary state:
-//! what was in hand is dropped, the broker delivers it again, and the next generation begins from the handshake.
+//! what was in hand is dropped, the broker delivers it again, and the next session begins from the handshake.
 
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
@@ -19,26 +19,26 @@ use tracing::{debug, error, info, warn};
 
 use crate::admin::{self, CannotListen, NOT_CONSUMING_YET, Notice, Status};
 use crate::backoff::Backoff;
-use crate::breaker::{Cause, CircuitGate, FailureKind, State};
 use crate::broker::delivery::Delivery;
 use crate::broker::probe::{self, MessageBound};
 use crate::broker::publisher::{PublishFailure, Publisher, Rejection};
 use crate::broker::topology::{self, Mode, ObjectState};
 use crate::broker::{AmqpSettings, CannotConnect, Deliveries, Health, Session};
 use crate::circuit::ResponseClass;
+use crate::circuit_gate::{Cause, CircuitGate, FailureKind, State};
 use crate::config::{Config, ConfigFault, MERCHANT_KEY};
 use crate::console::{self, Auth};
 use crate::dead_letters::{self, Swept};
-use crate::kill_point::{self, Failpoint};
+use crate::failpoint::{self, Failpoint};
 use crate::lanes::Lanes;
 use crate::metrics::{Key, Metrics, Queue, Settlement};
 use crate::notices::{self, Notices};
 use crate::pace::{RateLimiter, RetryBudget};
+use crate::permits::{Permit, Permits};
 use crate::prefetch_ramp::{PrefetchRamp, pause_after};
 use crate::publishing::{CancelSignal, PublishFaults};
 use crate::response_log::ResponseLog;
 use crate::shutdown::Shutdown;
-use crate::slots::{Permit, Permits};
 use crate::startup::{StartFault, Startup};
 use crate::telemetry::traces::Traces;
 use crate::verdict::SuspendReason;
@@ -130,13 +130,13 @@ pub async fn run(
     };
 
     let topology = config.topology();
-    let tiers: Vec<String> = topology.tiers.iter().map(|wait| topology::delay_name(*wait)).collect();
-    let metrics = Arc::new(Metrics::new(&tiers));
-    metrics.set_permit_limit(config.work.concurrency);
-    metrics.set_rate_limit(f64::from(config.pace.calls_per_second));
-    let breaker = CircuitGate::default();
+    let delays: Vec<String> = topology.delays.iter().map(|wait| topology::delay_name(*wait)).collect();
+    let metrics = Arc::new(Metrics::new(&delays));
+    metrics.set_permit_limit(config.concurrency.commands);
+    metrics.set_rate_limit(f64::from(config.rate_limit.calls_per_second));
+    let circuit_gate = CircuitGate::default();
     let status = watch::Sender::new(Status::starting(Timestamp::now()));
-    let pacer = RateLimiter::start(config.calls_per_second());
+    let rate_limiter = RateLimiter::start(config.calls_per_second());
     let exposed = !config.admin_listen().ip().is_loopback();
     let console = auth.map(|auth| {
         if exposed {
@@ -148,11 +148,11 @@ pub async fn run(
             auth,
             broker: broker.clone(),
             client: client.clone(),
-            pacer: pacer.clone(),
+            rate_limiter: rate_limiter.clone(),
             metrics: metrics.clone(),
             source: config.event.source.clone(),
-            horizon: config.horizon(),
-            settling: SignedDuration::try_from(config.retry.settling.0).unwrap_or(SignedDuration::MAX),
+            deadline_limits: config.deadline_limits(),
+            settling: SignedDuration::try_from(config.retry.query_delay.0).unwrap_or(SignedDuration::MAX),
             longest_call: SignedDuration::try_from(config.wechat.total_timeout.0)
                 .unwrap_or(SignedDuration::MAX),
             exposed,
@@ -171,7 +171,7 @@ pub async fn run(
         sources,
         keys: keys.clone(),
         client: client.clone(),
-        breaker: breaker.clone(),
+        circuit_gate: circuit_gate.clone(),
         metrics: metrics.clone(),
         trouble: key_trouble.clone(),
         secrets: config.secret_files(),
@@ -182,15 +182,15 @@ pub async fn run(
     info!(version = env!("CARGO_PKG_VERSION"), admin = %address, "starting");
     ready(address);
 
-    let tools = Arc::new(WorkerContext {
+    let context = Arc::new(WorkerContext {
         client,
-        breaker,
-        pacer,
-        budget: RetryBudget::new(config.retry.budget_share),
+        circuit_gate,
+        rate_limiter,
+        budget: RetryBudget::new(config.retry.budget_ratio),
         metrics,
         limits: config.limits(),
-        horizon: config.horizon(),
-        refused_max: config.event.refused_max.0,
+        deadline_limits: config.deadline_limits(),
+        publish_retry_max: config.event.publish_retry_max.0,
         source: config.event.source.clone(),
         brands: Brands::default(),
         traces: traces.clone(),
@@ -202,15 +202,15 @@ pub async fn run(
     });
     let mut service = Service {
         keys,
-        tools,
+        context,
         status,
-        lanes: Lanes::new(config.work.lane_max),
+        lanes: Lanes::new(config.concurrency.per_coupon),
         sifting: false,
         sifted: HeldBack::default(),
         jobs: JoinSet::new(),
         restoring: None,
         idle_since: None,
-        slots: Permits::new(config.work.concurrency),
+        permits: Permits::new(config.concurrency.commands),
         prefetch: config.broker.prefetch,
         ramp: PrefetchRamp::new(config.broker.prefetch),
         taken_in_session: 0,
@@ -236,7 +236,7 @@ pub async fn run(
 /// What the main loop owns.
 struct Service {
     keys: SharedKeyring,
-    tools: Arc<WorkerContext>,
+    context: Arc<WorkerContext>,
     status: watch::Sender<Status>,
     lanes: Lanes<HeldDelivery>,
     /// Whether it consumes although calls are held back, for what ends without one.
@@ -247,7 +247,7 @@ struct Service {
     restoring: Option<(Instant, JoinHandle<()>)>,
     /// Since when nothing has been in hand.
     idle_since: Option<Instant>,
-    slots: Permits,
+    permits: Permits,
     prefetch: u16,
     ramp: PrefetchRamp,
     taken_in_session: u64,
@@ -268,7 +268,7 @@ struct Service {
     shown: Vec<Notice>,
 }
 
-/// A delivery with what it needs to be settled: all of one generation.
+/// A delivery with what it needs to be settled: all of one session.
 struct HeldDelivery {
     taken: ReceivedDelivery,
     publisher: Publisher,
@@ -329,11 +329,11 @@ impl Sweeps {
         let (first, longest) = SWEEP_AGAIN;
         self.in_vain = match swept {
             // A lost connection ends a sweep; the next one begins soon.
-            Swept::Some(1..) | Swept::Failed(_) => 0,
-            Swept::Some(0) | Swept::Forbidden(_) => self.in_vain.saturating_add(1),
+            Swept::Published(1..) | Swept::Failed(_) => 0,
+            Swept::Published(0) | Swept::Forbidden(_) => self.in_vain.saturating_add(1),
         };
         self.failure = match swept {
-            Swept::Some(_) => None,
+            Swept::Published(_) => None,
             Swept::Failed(why) | Swept::Forbidden(why) => Some(why),
         };
         let pause = first.saturating_mul(1 << self.in_vain.saturating_sub(1).min(8)).min(longest);
@@ -355,7 +355,7 @@ enum Ended {
 }
 
 impl Service {
-    /// Builds generations for ever, with growing pauses while none can be built.
+    /// Builds sessions for ever, with growing pauses while none can be built.
     async fn supervise(&mut self, settings: &AmqpSettings, mut shutdown: Shutdown) {
         self.await_keys(&mut shutdown).await;
         // Short, because every second down is a second late for somebody's money.
@@ -369,7 +369,7 @@ impl Service {
             };
             self.record_heartbeat();
             let built = match built {
-                Ok(generation) => self.confirm_topology(generation, &mut shutdown).await,
+                Ok(session) => self.confirm_topology(session, &mut shutdown).await,
                 Err(error) => Err(error),
             };
             if shutdown.is_requested() {
@@ -385,23 +385,23 @@ impl Service {
                     self.await_jobs(pauses.wait(failures, rand::random()), &mut shutdown).await;
                     failures = failures.saturating_add(1);
                 }
-                Ok(generation) => {
-                    let generation = Arc::new(generation);
-                    info!(broker = generation.at(), "connected");
-                    self.tools.metrics.connected();
+                Ok(session) => {
+                    let session = Arc::new(session);
+                    info!(broker = session.at(), "connected");
+                    self.context.metrics.record_connected();
                     let begun = Instant::now();
-                    let ended = self.serve(settings, &generation, number, &mut shutdown).await;
-                    self.tools.metrics.disconnected();
+                    let ended = self.serve(settings, &session, number, &mut shutdown).await;
+                    self.context.metrics.record_disconnected();
                     match ended {
                         Ended::Shutdown => {
-                            generation.close().await;
+                            session.close().await;
                             break;
                         }
                         Ended::Lost(why) => {
                             warn!(why, "connection to the broker lost; connecting anew");
                             self.publish_status(None, false, vec![format!("broker: {why}")]);
-                            tokio::spawn(async move { generation.close().await });
-                            // A generation that held for a while was no failure; one that broke at once was.
+                            tokio::spawn(async move { session.close().await });
+                            // A session that held for a while was no failure; one that broke at once was.
                             let held = begun.elapsed() > Duration::from_secs(5);
                             failures = if held { 0 } else { failures + 1 };
                             in_vain = match (self.taken_in_session, self.settled_in_session) {
@@ -431,7 +431,7 @@ impl Service {
     /// missing exchange lasts. Nothing is consumed before.
     async fn confirm_topology(
         &mut self,
-        generation: Session,
+        session: Session,
         shutdown: &mut Shutdown,
     ) -> Result<Session, CannotConnect> {
         let (first, longest) = PROBE_AGAIN;
@@ -439,33 +439,33 @@ impl Service {
         let mut nth = 0;
         loop {
             let proving = async {
-                generation.confirm_publishing().await?;
-                generation.probe_publish_rights().await
+                session.confirm_publishing().await?;
+                session.probe_publish_rights().await
             };
             let proved = tokio::select! {
                 proved = proving => proved,
-                () = shutdown.wait() => return Ok(generation),
+                () = shutdown.wait() => return Ok(session),
             };
             self.record_heartbeat();
-            let Err(error) = proved else { return Ok(generation) };
+            let Err(error) = proved else { return Ok(session) };
             let pause = match &error {
                 // What is missing is made with the next session.
                 CannotConnect::MayNotPublish { rejection, .. } if rejection.code == NOT_FOUND => {
-                    tokio::spawn(async move { generation.close().await });
+                    tokio::spawn(async move { session.close().await });
                     return Err(error);
                 }
                 CannotConnect::MayNotPublish { .. } => pauses.wait(nth, rand::random()),
-                _ if generation.is_blocked() => Duration::ZERO,
+                _ if session.is_blocked() => Duration::ZERO,
                 _ => {
-                    tokio::spawn(async move { generation.close().await });
+                    tokio::spawn(async move { session.close().await });
                     return Err(error);
                 }
             };
             nth = nth.saturating_add(1);
-            self.publish_status(Some(generation.at()), false, vec![format!("broker: {error}")]);
+            self.publish_status(Some(session.at()), false, vec![format!("broker: {error}")]);
             self.await_jobs(pause, shutdown).await;
             if shutdown.is_requested() {
-                return Ok(generation);
+                return Ok(session);
             }
         }
     }
@@ -484,7 +484,7 @@ impl Service {
         }
     }
 
-    /// Waits between two generations, and lets workers of the old one end.
+    /// Waits between two sessions, and lets workers of the old one end.
     async fn await_jobs(&mut self, pause: Duration, shutdown: &mut Shutdown) {
         let pause = sleep(pause);
         tokio::pin!(pause);
@@ -497,17 +497,17 @@ impl Service {
         }
     }
 
-    /// Consumes on one generation until it is lost or it is time to stop.
+    /// Consumes on one session until it is lost or it is time to stop.
     async fn serve(
         &mut self,
         settings: &AmqpSettings,
-        generation: &Arc<Session>,
+        session: &Arc<Session>,
         number: usize,
         shutdown: &mut Shutdown,
     ) -> Ended {
         let (cut, cut_receiver) = watch::channel(false);
-        let mut health = generation.health();
-        let mut states = self.tools.breaker.states();
+        let mut health = session.health();
+        let mut states = self.context.circuit_gate.states();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut consumer: Option<Deliveries> = None;
@@ -519,8 +519,8 @@ impl Service {
         (self.taken_in_session, self.settled_in_session) = (0, 0);
 
         let ended = loop {
-            let through = self.slots.acquire_through();
-            self.ramp.record_through(through.saturating_add(self.tools.publish_faults.complete_with()));
+            let through = self.permits.acquire_through();
+            self.ramp.record_through(through.saturating_add(self.context.publish_faults.complete_with()));
             self.start_work();
             let now: Health = health.borrow_and_update().clone();
             if let Some(why) = now.lost {
@@ -535,10 +535,10 @@ impl Service {
                 _ => held_back_since.or_else(|| Some(Instant::now())),
             };
             self.start_held_back(state);
-            match self.start_ready(generation, &mut consumer, state, &now, held_back_since).await {
+            match self.start_ready(session, &mut consumer, state, &now, held_back_since).await {
                 Ok(left) => {
                     for delivery in left {
-                        self.take(delivery, generation, &cut_receiver, number);
+                        self.take(delivery, session, &cut_receiver, number);
                     }
                     self.start_work();
                 }
@@ -549,7 +549,7 @@ impl Service {
                 }
             }
             if std::mem::take(&mut report_due) {
-                self.report(generation, consumer.is_some(), state, &now);
+                self.report(session, consumer.is_some(), state, &now);
             }
 
             let takes = now.blocked.is_none()
@@ -560,52 +560,52 @@ impl Service {
                 };
             tokio::select! {
                 delivery = next(&mut consumer), if takes && consumer.is_some() => match delivery {
-                    Some(delivery) => self.take(delivery, generation, &cut_receiver, number),
-                    None => break Ended::Lost(generation.ended().await),
+                    Some(delivery) => self.take(delivery, session, &cut_receiver, number),
+                    None => break Ended::Lost(session.ended().await),
                 },
                 Some(done) = self.jobs.join_next() => {
-                    self.finished(done, Some((generation, number)));
+                    self.finished(done, Some((session, number)));
                     // Acknowledgements go out together, so workers end together.
                     while let Some(done) = self.jobs.try_join_next() {
-                        self.finished(done, Some((generation, number)));
+                        self.finished(done, Some((session, number)));
                     }
                 }
-                () = self.slots.released() => {}
+                () = self.permits.released() => {}
                 _ = health.changed() => report_due = true,
                 _ = states.changed() => report_due = true,
                 () = shutdown.wait() => {}
                 _ = tick.tick() => {
                     report_due = true;
-                    self.tools.breaker.tick();
+                    self.context.circuit_gate.tick();
                     self.restore_topology(settings);
-                    if self.tools.publish_faults.held().contains(&PublishFailure::Refused)
+                    if self.context.publish_faults.longest_held().contains(&PublishFailure::Refused)
                         && now.blocked.is_none()
                         && renewed_at.is_none_or(|at| at.elapsed() >= RENEW_CHANNELS_EVERY)
                     {
                         renewed_at = Some(Instant::now());
-                        generation.renew_channels().await;
+                        session.renew_channels().await;
                     }
                     if weighed_at.is_none_or(|at| at.elapsed() >= QUEUE_DEPTHS_EVERY) {
                         weighed_at = Some(Instant::now());
-                        self.sample_queue_depths(generation, settings);
+                        self.sample_queue_depths(session, settings);
                     }
-                    self.sweep_dead_letters(settings, generation, &cut_receiver);
+                    self.sweep_dead_letters(settings, session, &cut_receiver);
                     self.end_late_held_back();
                     let full = consumer.as_ref().is_some_and(|has| self.held() >= usize::from(has.prefetch()));
                     if now.blocked.is_none()
                         && self.sifted.is_due(full)
-                        && let Err(why) = self.release_waiting(generation.publisher()).await
+                        && let Err(why) = self.release_waiting(session.publisher()).await
                     {
                         break Ended::Lost(why);
                     }
                     let count_due = counted_at.is_none_or(|at| at.elapsed() >= CONSUMER_COUNT_EVERY);
-                    if (count_due || self.tools.pacer.is_joining()) && consumer.is_some() {
+                    if (count_due || self.context.rate_limiter.is_joining()) && consumer.is_some() {
                         counted_at = Some(Instant::now());
-                        if let Some((consumers, _)) = generation.consumer_count().await {
-                            self.tools.metrics.consumers(consumers);
-                            let before = self.tools.pacer.per_second();
-                            self.tools.pacer.adjust(consumers, Instant::now());
-                            let per_second = self.tools.pacer.per_second();
+                        if let Some((consumers, _)) = session.consumer_count().await {
+                            self.context.metrics.set_consumers(consumers);
+                            let before = self.context.rate_limiter.per_second();
+                            self.context.rate_limiter.adjust(consumers, Instant::now());
+                            let per_second = self.context.rate_limiter.per_second();
                             if per_second != before {
                                 info!(consumers, per_second, "this instance's pace changed");
                             }
@@ -622,21 +622,21 @@ impl Service {
                 self.sifting = false;
                 // The broker delivers these again; nobody has worked on them.
                 for _ in self.clear_waiting() {
-                    self.tools.metrics.record_settled(Settlement::Lost);
+                    self.context.metrics.record_settled(Settlement::Lost);
                 }
                 self.count();
             }
-            Ended::Shutdown => self.stop(generation.publisher(), consumer, &cut).await,
+            Ended::Shutdown => self.stop(session.publisher(), consumer, &cut).await,
         }
         ended
     }
 
-    /// Begins, widens or ends consumption, as the breaker and the prefetch ramp allow. What came to a consumer of one, and
+    /// Begins, widens or ends consumption, as the circuit breaker and the prefetch ramp allow. What came to a consumer of one, and
     /// was not looked at, is left to be taken all the same: given back it would come again as redelivered, and nobody could
     /// tell any more that it was never sent.
     async fn start_ready(
         &mut self,
-        generation: &Session,
+        session: &Session,
         consumer: &mut Option<Deliveries>,
         state: State,
         health: &Health,
@@ -668,16 +668,16 @@ impl Service {
                     if has == Some(1) {
                         return Ok(left);
                     }
-                    hand_back(generation.publisher(), left).await?;
-                    self.release_waiting(generation.publisher()).await?;
+                    hand_back(session.publisher(), left).await?;
+                    self.release_waiting(session.publisher()).await?;
                 }
             }
             (Some(wanted), _) => match consumer {
-                Some(deliveries) => generation.set_prefetch(deliveries, wanted).await?,
+                Some(deliveries) => session.set_prefetch(deliveries, wanted).await?,
                 None => {
-                    *consumer = Some(generation.consume(wanted).await?);
-                    if let Some((consumers, _)) = generation.consumer_count().await {
-                        self.tools.pacer.join(consumers, Instant::now());
+                    *consumer = Some(session.consume(wanted).await?);
+                    if let Some((consumers, _)) = session.consumer_count().await {
+                        self.context.rate_limiter.join(consumers, Instant::now());
                     }
                 }
             },
@@ -740,29 +740,28 @@ impl Service {
         let waiting = self.clear_waiting();
         let held = waiting.len();
         let given = hand_back(publisher, waiting.into_iter().map(|held| held.taken.delivery)).await;
-        // What could not be given back comes again all the same, when the generation has ended.
-        let settling = if given.is_ok() { Settlement::Released } else { Settlement::Lost };
+        // What could not be given back comes again all the same, when the session has ended.
+        let settling = if given.is_ok() { Settlement::HandedBack } else { Settlement::Lost };
         for _ in 0..held {
-            self.tools.metrics.record_settled(settling);
+            self.context.metrics.record_settled(settling);
         }
         self.count();
         given
     }
 
-    fn take(&mut self, delivery: Delivery, generation: &Session, cut: &watch::Receiver<bool>, number: usize) {
+    fn take(&mut self, delivery: Delivery, session: &Session, cut: &watch::Receiver<bool>, number: usize) {
         self.taken_in_session += 1;
         let mut taken = ReceivedDelivery::new(delivery, Timestamp::now());
-        let may_wait = taken.may_wait_for_calls(!self.tools.limits.delays.is_empty());
+        let may_wait = taken.may_wait_for_calls(!self.context.limits.delays.is_empty());
         taken.calls_held_back = self.sifting && !may_wait;
         let sifts = self.sifting && may_wait;
-        self.tools.metrics.record_taken(taken.arrival());
-        if kill_point::forgets() {
+        self.context.metrics.record_taken(taken.arrival());
+        if failpoint::forgets() {
             self.count();
             return;
         }
-        let trusted = PrefetchRamp::trusts(taken.delivery.delivery_count());
-        let held =
-            HeldDelivery { taken, publisher: generation.publisher().clone(), cut: cut.clone(), number };
+        let trusted = PrefetchRamp::is_full(taken.delivery.delivery_count());
+        let held = HeldDelivery { taken, publisher: session.publisher().clone(), cut: cut.clone(), number };
         if sifts {
             // It was read, and did no harm.
             self.ramp.record_through(u16::from(trusted));
@@ -777,12 +776,12 @@ impl Service {
     fn admit(&mut self, mut held: HeldDelivery) {
         let lane = held.taken.lane().map(Box::<str>::from);
         // One coupon must not take up all that may be held, or other coupons would wait for it all the same.
-        let crowded = !self.tools.limits.delays.is_empty()
+        let crowded = !self.context.limits.delays.is_empty()
             && lane.as_deref().is_some_and(|lane| self.lanes.is_full(lane));
         held.taken.over_coupon_limit = crowded;
         if crowded {
             self.lanes.push_unlaned();
-            self.start_job(self.slots.none(), None, held);
+            self.start_job(self.permits.none(), None, held);
         } else {
             self.lanes.push(lane.as_deref(), held);
         }
@@ -790,29 +789,29 @@ impl Service {
 
     /// Tells how many are held, beside what was taken and settled.
     fn count(&self) {
-        self.tools.metrics.held(self.held(), self.slots.busy());
+        self.context.metrics.observe_lane_wait(self.held(), self.permits.set_in_use());
     }
 
     fn start_work(&mut self) {
-        while let Some(slot) = self.slots.acquire() {
+        while let Some(permit) = self.permits.acquire() {
             let Some((lane, held)) = self.lanes.start() else { return };
-            self.start_job(slot, lane, held);
+            self.start_job(permit, lane, held);
         }
     }
 
-    fn start_job(&mut self, mut slot: Permit, lane: Option<Box<str>>, held: HeldDelivery) {
-        let tools = self.tools.clone();
-        if PrefetchRamp::trusts(held.taken.delivery.delivery_count()) {
-            slot.trust();
+    fn start_job(&mut self, mut permit: Permit, lane: Option<Box<str>>, held: HeldDelivery) {
+        let context = self.context.clone();
+        if PrefetchRamp::is_full(held.taken.delivery.delivery_count()) {
+            permit.trust();
         }
         self.jobs.spawn(async move {
             let HeldDelivery { taken, publisher, cut, number } = held;
             let waited = Timestamp::now().duration_since(taken.at);
-            tools.metrics.record_started(waited.max(jiff::SignedDuration::ZERO).unsigned_abs());
-            // A panic is a defect, but it must not close the coupon's lane: the delivery is lost with its generation,
+            context.metrics.record_started(waited.max(jiff::SignedDuration::ZERO).unsigned_abs());
+            // A panic is a defect, but it must not close the coupon's lane: the delivery is lost with its session,
             // and the broker delivers it again.
             // In a box: a task is moved several times while it is begun and ended, and all this work with it.
-            let work = Box::pin(process_delivery(&tools, &publisher, taken, &mut slot, cut));
+            let work = Box::pin(process_delivery(&context, &publisher, taken, &mut permit, cut));
             let worked = AssertUnwindSafe(work).catch_unwind().await;
             let (settling, trouble) = worked.unwrap_or_else(|_| {
                 error!("defect: a worker panicked");
@@ -822,21 +821,21 @@ impl Service {
         });
     }
 
-    /// A worker ended. Trouble with the broker ends the generation that it belonged to, if that is the present one.
+    /// A worker ended. Trouble with the broker ends the session that it belonged to, if that is the present one.
     fn finished(&mut self, done: Result<Done, tokio::task::JoinError>, present: Option<(&Session, usize)>) {
         // A worker catches its own panics and is only aborted when everything ends.
         let Ok(Done { settling, lane, trouble, number }) = done else { return };
         self.lanes.finish(lane);
-        self.tools.metrics.record_settled(settling);
+        self.context.metrics.record_settled(settling);
         self.count();
         if settling != Settlement::Lost {
             self.settled_in_session += 1;
             self.ramp.record_through(1);
         }
-        if let (Some(why), Some((generation, present))) = (trouble, present)
+        if let (Some(why), Some((session, present))) = (trouble, present)
             && number == present
         {
-            generation.abort(&why);
+            session.abort(&why);
         }
     }
 
@@ -857,7 +856,7 @@ impl Service {
             warn!(why, "the broker will deliver again what it had handed over");
         }
         cut.send_replace(true);
-        kill_point::reached(Failpoint::Draining);
+        failpoint::reached(Failpoint::Draining);
         let drain = self.drain;
         let sweeping = self.sweeps.running.take();
         let finish = async {
@@ -883,35 +882,35 @@ impl Service {
     }
 
     /// Looks at the depth of every queue, beside everything else: a slow broker must not hold up the loop.
-    fn sample_queue_depths(&self, generation: &Arc<Session>, settings: &AmqpSettings) {
-        let (metrics, topology, generation) =
-            (self.tools.metrics.clone(), settings.topology.clone(), generation.clone());
+    fn sample_queue_depths(&self, session: &Arc<Session>, settings: &AmqpSettings) {
+        let (metrics, topology, session) =
+            (self.context.metrics.clone(), settings.topology.clone(), session.clone());
         tokio::spawn(async move {
             let names = &topology.names;
-            // Wait queues last: after one that is missing nothing can be counted for a while.
-            metrics.depth(Queue::Commands, generation.messages(&names.commands).await);
-            metrics.depth(Queue::Dead, generation.messages(&names.dead).await);
-            metrics.depth(Queue::Parked, generation.messages(&names.parked).await);
-            metrics.depth(Queue::Unrouted, generation.messages(&names.unrouted).await);
-            for wait in &topology.tiers {
-                let messages = generation.messages(&topology.delay_queue(*wait)).await;
-                metrics.tier_depth(&topology::delay_name(*wait), messages);
+            // Delay queues last: after one that is missing nothing can be counted for a while.
+            metrics.set_queue_depth(Queue::Commands, session.messages(&names.commands).await);
+            metrics.set_queue_depth(Queue::Dead, session.messages(&names.dead).await);
+            metrics.set_queue_depth(Queue::Parked, session.messages(&names.parked).await);
+            metrics.set_queue_depth(Queue::Unrouted, session.messages(&names.unrouted).await);
+            for wait in &topology.delays {
+                let messages = session.messages(&topology.delay_queue(*wait)).await;
+                metrics.set_delay_queue_depth(&topology::delay_name(*wait), messages);
             }
         });
     }
 
     /// Publishes the events of what the broker dead-lettered, beside everything else, when some were counted.
-    fn sweep_dead_letters(&mut self, settings: &AmqpSettings, generation: &Session, cut: &CancelSignal) {
+    fn sweep_dead_letters(&mut self, settings: &AmqpSettings, session: &Session, cut: &CancelSignal) {
         if !self.sweeps.is_due() {
             return;
         }
-        if self.tools.metrics.dead_letters() == 0 {
+        if self.context.metrics.dead_letters() == 0 {
             self.sweeps.failure = None;
             return;
         }
-        let (tools, settings) = (self.tools.clone(), settings.clone());
-        let (publisher, cut) = (generation.publisher().clone(), cut.clone());
-        self.sweeps.running = Some(tokio::spawn(dead_letters::sweep(tools, settings, publisher, cut)));
+        let (context, settings) = (self.context.clone(), settings.clone());
+        let (publisher, cut) = (session.publisher().clone(), cut.clone());
+        self.sweeps.running = Some(tokio::spawn(dead_letters::sweep(context, settings, publisher, cut)));
     }
 
     /// A queue, a binding or an exchange that publishes show to be gone is made again beside everything else, on a
@@ -929,7 +928,7 @@ impl Service {
             PublishFailure::Rejected(Rejection { code, .. }) => *code == NOT_FOUND,
             _ => false,
         };
-        if self.tools.publish_faults.held().iter().any(gone) {
+        if self.context.publish_faults.longest_held().iter().any(gone) {
             self.restoring = Some((Instant::now(), tokio::spawn(restore(settings.clone()))));
         }
     }
@@ -939,7 +938,7 @@ impl Service {
     }
 
     /// Tells operators how things stand.
-    fn report(&mut self, generation: &Session, consuming: bool, state: State, health: &Health) {
+    fn report(&mut self, session: &Session, consuming: bool, state: State, health: &Health) {
         self.idle_since = match self.held() {
             0 => self.idle_since.or_else(|| Some(Instant::now())),
             _ => None,
@@ -948,11 +947,11 @@ impl Service {
         if let Some(why) = &health.blocked {
             reasons.push(format!("broker: publishing is blocked ({why})"));
         }
-        let metrics = &self.tools.metrics;
-        metrics.blocked(health.blocked.is_some());
-        for why in self.tools.publish_faults.held() {
+        let metrics = &self.context.metrics;
+        metrics.set_blocked(health.blocked.is_some());
+        for why in self.context.publish_faults.longest_held() {
             let remedy = match &why {
-                PublishFailure::Rejected(rejection) => format!("; {}", generation.remedy(rejection)),
+                PublishFailure::Rejected(rejection) => format!("; {}", session.remedy(rejection)),
                 _ => String::new(),
             };
             reasons.push(format!(
@@ -967,29 +966,29 @@ impl Service {
             State::HalfOpen { cause: Cause::Starting, .. } => (false, None),
             State::HalfOpen { cause, .. } | State::Open { cause, .. } => (true, Some(cause)),
         };
-        metrics.set_circuit(cause.and_then(notices::held_back));
-        let (part, throttled_share) = self.tools.pacer.reduced();
-        let per_second = self.tools.pacer.per_second();
+        metrics.set_circuit(cause.and_then(notices::circuit_notice));
+        let (part, throttled_share) = self.context.rate_limiter.reduced();
+        let per_second = self.context.rate_limiter.per_second();
         metrics.set_rate(per_second);
         metrics.rate_limit_used(part);
         let standing = notices::NoticeState { per_second, part, throttled_share, cause };
-        self.shown = self.notices.update(standing, &self.tools.responses);
-        // Slots fill without a delivery being taken or settled.
+        self.shown = self.notices.update(standing, &self.context.responses);
+        // Permits fill without a delivery being taken or settled.
         self.count();
         if let Some(cause) = cause {
             let serial = self.merchant_serial();
             let caller = format!("merchant {}, serial {serial}", self.caller);
-            let stopped_by = self.tools.stopped_by.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let last = self.tools.responses.last(ResponseClass::Unverified).map(|last| last.describe());
+            let stopped_by = self.context.stopped_by.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let last = self.context.responses.last(ResponseClass::Unverified).map(|last| last.describe());
             let skew = metrics.last_clock_skew();
             reasons.push(describe_cause(cause, &caller, &stopped_by, skew, &last.unwrap_or_default()));
         }
         let consuming = consuming && health.blocked.is_none() && !open;
-        metrics.consuming(consuming);
+        metrics.set_consuming(consuming);
         if !consuming && reasons.is_empty() {
             reasons.push(NOT_CONSUMING_YET.to_owned());
         }
-        self.publish_status(Some(generation.at()), consuming, reasons);
+        self.publish_status(Some(session.at()), consuming, reasons);
     }
 
     /// The serial that calls are signed under now.
@@ -1000,12 +999,12 @@ impl Service {
 
     /// What needs somebody's attention, and keeps nothing else from being worked on.
     fn warnings(&self) -> Vec<String> {
-        let rejected = self.tools.publish_faults.rejected().into_iter().map(|rejection| {
+        let rejected = self.context.publish_faults.last_rejection().into_iter().map(|rejection| {
             format!(
                 "broker: an event is rejected, and its command delayed ({rejection}); others are published"
             )
         });
-        let waiting = match self.tools.metrics.dead_letters() {
+        let waiting = match self.context.metrics.dead_letters() {
             0 => None,
             count => Some(format!(
                 "broker: {count} commands were dead-lettered by the broker and have no event yet; they are swept"
@@ -1065,7 +1064,7 @@ async fn warn_of_message_size(settings: AmqpSettings, warning: Arc<OnceLock<&'st
                 error!(why, "the broker refuses messages of 128 KiB, which events may need");
                 return;
             }
-            Ok(MessageBound::Sound | MessageBound::Unclear(_)) => return,
+            Ok(MessageBound::Sufficient | MessageBound::Unclear(_)) => return,
             Err(_) => sleep(MESSAGE_SIZE_RETRY).await,
         }
     }
@@ -1103,17 +1102,17 @@ fn describe_cause(
              time",
             describe_clock(skew)
         ),
-        Cause::Fault(SuspendReason::Unauthenticated) => format!(
+        Cause::Suspended(SuspendReason::Unauthenticated) => format!(
             "payment API: it rejects our signature (401); look at the merchant key, its serial, the merchant number \
              and the clock ({caller}{}{said}); consumption goes on by itself once it is mended",
             describe_clock(stopped_by.clock_skew.unwrap_or(0.0))
         ),
-        Cause::Fault(SuspendReason::Rejected) => format!(
+        Cause::Suspended(SuspendReason::Rejected) => format!(
             "payment API: it rejects every call alike; look at wechat.verification_serial, the names of \
              wechat.public_keys and the merchant number ({caller}{said}); consumption goes on by itself once it is mended"
         ),
-        Cause::Fault(SuspendReason::Unauthorised) => format!(
-            "payment API: no brand has authorised us (NO_AUTH); look at the merchant platform ({caller}{said}); \
+        Cause::Suspended(SuspendReason::Unauthorized) => format!(
+            "payment API: no brand has authorized us (NO_AUTH); look at the merchant platform ({caller}{said}); \
              consumption goes on by itself once it is mended"
         ),
     }
@@ -1134,8 +1133,8 @@ async fn restore(settings: AmqpSettings) {
         Ok((_, objects)) => {
             for (object, standing) in objects {
                 match standing {
-                    ObjectState::Made => debug!(%object, "made, where it was missing"),
-                    ObjectState::NotMade(why) => {
+                    ObjectState::Created => debug!(%object, "made, where it was missing"),
+                    ObjectState::NotCreated(why) => {
                         warn!(%object, why, "missing on the broker, and cannot be made")
                     }
                     _ => {}
@@ -1227,7 +1226,7 @@ struct KeyKeeper {
     sources: Sources,
     keys: SharedKeyring,
     client: Arc<Client>,
-    breaker: CircuitGate,
+    circuit_gate: CircuitGate,
     metrics: Arc<Metrics>,
     trouble: KeyFaults,
     /// Secrets that are read at the next start only.
@@ -1246,7 +1245,7 @@ impl KeyKeeper {
         for fault in now.difference(&told) {
             warn!(fault, "a key file cannot be used any more; the next start would fail");
         }
-        self.metrics.key_files_failing(now.len());
+        self.metrics.set_key_files_failing(now.len());
         *told = now;
     }
 
@@ -1314,11 +1313,11 @@ impl KeyKeeper {
 
     fn record_expiry(&self) {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
-        self.metrics.key_expiry(Key::Merchant, keys.merchant_expires.map(Timestamp::as_second));
+        self.metrics.set_key_expiry(Key::Merchant, keys.merchant_expires.map(Timestamp::as_second));
         // With a key that never ends there is always one to verify with.
         let ends: Option<Vec<_>> = keys.public.iter().map(|(_, key)| key.expires).collect();
         let last = ends.and_then(|ends| ends.into_iter().max());
-        self.metrics.key_expiry(Key::Verification, last.map(Timestamp::as_second));
+        self.metrics.set_key_expiry(Key::Verification, last.map(Timestamp::as_second));
     }
 
     /// Exchanges the keyring as a whole. Files that cannot be used leave the old keys in use: half-written, most
@@ -1331,12 +1330,12 @@ impl KeyKeeper {
                 // others, nor speak for it with the old one.
                 let changed = versions != *seen;
                 if changed {
-                    self.breaker.force_half_open();
+                    self.circuit_gate.force_half_open();
                 }
                 *seen = versions;
                 *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keyring);
                 if changed {
-                    self.breaker.force_half_open();
+                    self.circuit_gate.force_half_open();
                     info!("keys changed and taken into use; the next call goes alone");
                 }
                 self.record_expiry();
@@ -1358,10 +1357,10 @@ mod tests {
 
     #[test]
     fn the_reason_names_the_clock_only_where_it_is_off() {
-        let stopped = Cause::Fault(SuspendReason::Unauthenticated);
+        let stopped = Cause::Suspended(SuspendReason::Unauthenticated);
         let words = |skew, said: &str| {
             let stopped_by = SuspendedBy { said: said.to_owned(), clock_skew: Some(skew) };
-            // Later answers to other questions say nothing about what stopped us.
+            // Later answers to other operations say nothing about what stopped us.
             describe_cause(stopped, "merchant 19, serial 77", &stopped_by, 5_000.0, "")
         };
         let late = "(merchant 19, serial 77; our clock is 600 s behind the provider's; it says: SIGN_ERROR)";

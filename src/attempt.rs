@@ -1,10 +1,10 @@
-//! What follows from a verdict: the state machine of one command, from the first question to the outcome.
+//! What follows from a verdict: the state machine of one command, from the first operation to the outcome.
 //!
 //! Pure: no clock, no dice, no IO. `now` and chance are arguments, a [`Step`] is what to do, and only
-//! [`crate::worker`] does it. The laws, tested in `tests/attempt_laws.rs`: what is unsure never ends as refused
+//! [`crate::worker`] does it. The laws, tested in `tests/attempt_laws.rs`: what is unknown never ends as refused
 //! or redeemed without an authentic answer; nothing is sent once a return was seen, nor by a copy that has not
-//! looked at the coupon first, where it may look; what may be our own use is refused on two inquiries in a row only,
-//! each a settling time after the longest call that anybody may have begun; every wait but such a one ends before the
+//! looked at the coupon first, where it may look; what may be our own use is refused on two queries in a row only,
+//! each a query delay after the longest call that anybody may have begun; every wait but such a one ends before the
 //! deadline; every command comes to an end.
 
 use std::time::Duration;
@@ -22,17 +22,17 @@ use crate::verdict::{
 /// How long and how often a command is worked on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
-    /// Waits between questions in process.
+    /// Waits between operations in process.
     pub backoff: Backoff,
-    /// All waits in process together; beyond it the command goes to a tier.
+    /// All waits in process together; beyond it the command goes to a delay.
     pub in_process_max: Duration,
-    /// How long after the end of an unsure redeem an inquiry may count as "not executed".
+    /// How long after the end of an unknown redeem an query may count as "not executed".
     pub query_delay: Duration,
     /// The longest that one call lasts: what another instance may have begun before it lost a command ends by then.
     pub longest_call: Duration,
-    /// The waits of the tiers, shortest first. Empty means that nothing is ever put away.
+    /// The waits of the delays, shortest first. Empty means that nothing is ever put away.
     pub delays: Vec<Duration>,
-    /// The most attempts of one command, through every tier.
+    /// The most attempts of one command, through every delay.
     pub attempts_max: u32,
 }
 
@@ -49,22 +49,22 @@ impl Default for Limits {
     }
 }
 
-/// How many negative inquiries in a row, each after a settling time, prove that nothing was executed where something
+/// How many negative queries in a row, each after a query delay, prove that nothing was executed where something
 /// may have been.
 const NEGATIVES_REQUIRED: u8 = 2;
 
-/// What is believed of a command between two questions.
+/// What is believed of a command between two operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum EffectState {
     /// No redeem of ours can have taken effect.
     NoEffect,
     /// A redeem may have taken effect.
-    Unsure,
+    Unknown,
     /// A use was seen that may be ours: nobody said under which number. Where the coupon is usable again it was returned.
     SeenUsed,
-    /// The provider objected, signed; its word counts once the coupon has been seen.
-    Objected {
-        /// What it objected to.
+    /// The provider rejected, signed; its word counts once the coupon has been seen.
+    Rejected {
+        /// What it rejected to.
         reason: Reason,
         /// Whether it may be an earlier use of ours, reported back as "already used".
         doubtful: bool,
@@ -72,47 +72,47 @@ pub enum EffectState {
 }
 
 impl EffectState {
-    /// The words that carry a belief through a wait queue. Whether anything was ever unsure needs no word: of a
+    /// The words that carry a effect through a delay queue. Whether anything was ever unknown needs no word: of a
     /// copy that is always assumed.
     pub fn to_header(self) -> String {
         match self {
-            Self::NoEffect => "clear".to_owned(),
-            Self::Unsure => "unsure".to_owned(),
+            Self::NoEffect => "no_effect".to_owned(),
+            Self::Unknown => "unknown".to_owned(),
             Self::SeenUsed => "used".to_owned(),
-            Self::Objected { reason, doubtful: false } => format!("objected {}", reason.as_str()),
-            Self::Objected { reason, doubtful: true } => format!("objected-doubtful {}", reason.as_str()),
+            Self::Rejected { reason, doubtful: false } => format!("rejected {}", reason.as_str()),
+            Self::Rejected { reason, doubtful: true } => format!("rejected_unverified {}", reason.as_str()),
         }
     }
 
     /// Reads the words back. No other reasons are taken than the provider can object for.
     pub fn from_header(words: &str) -> Option<Self> {
-        let objection = |word| Reason::REJECTIONS.into_iter().find(|reason| reason.as_str() == word);
+        let rejection = |word| Reason::REJECTIONS.into_iter().find(|reason| reason.as_str() == word);
         let (kind, reason) = match words.split_once(' ') {
-            Some((kind, reason)) => (kind, Some(objection(reason)?)),
+            Some((kind, reason)) => (kind, Some(rejection(reason)?)),
             None => (words, None),
         };
         match (kind, reason) {
-            ("clear", None) => Some(Self::NoEffect),
-            ("unsure", None) => Some(Self::Unsure),
+            ("no_effect", None) => Some(Self::NoEffect),
+            ("unknown", None) => Some(Self::Unknown),
             ("used", None) => Some(Self::SeenUsed),
-            ("objected", Some(reason)) => Some(Self::Objected { reason, doubtful: false }),
-            ("objected-doubtful", Some(reason)) => Some(Self::Objected { reason, doubtful: true }),
+            ("rejected", Some(reason)) => Some(Self::Rejected { reason, doubtful: false }),
+            ("rejected_unverified", Some(reason)) => Some(Self::Rejected { reason, doubtful: true }),
             _ => None,
         }
     }
 
-    /// What the provider objected to, where the belief rests on an objection.
+    /// What the provider rejected to, where the effect rests on an rejection.
     pub fn rejection(self) -> Option<Reason> {
         match self {
-            Self::Objected { reason, .. } => Some(reason),
-            Self::NoEffect | Self::Unsure | Self::SeenUsed => None,
+            Self::Rejected { reason, .. } => Some(reason),
+            Self::NoEffect | Self::Unknown | Self::SeenUsed => None,
         }
     }
 
     fn next_operation(self) -> Operation {
         match self {
             Self::NoEffect => Operation::Redeem,
-            Self::Unsure | Self::SeenUsed | Self::Objected { .. } => Operation::Query,
+            Self::Unknown | Self::SeenUsed | Self::Rejected { .. } => Operation::Query,
         }
     }
 }
@@ -120,16 +120,16 @@ impl EffectState {
 /// What to do now.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
-    /// Wait in process, then put the question.
+    /// Wait in process, then put the operation.
     Send {
         /// How long to wait first.
         after: Duration,
         /// What to ask.
         operation: Operation,
     },
-    /// Hand a copy to the wait queue of this tier (an index into [`Limits::tiers`]).
+    /// Hand a copy to the delay queue of this delay (an index into [`Limits::delays`]).
     Delay {
-        /// Which wait queue.
+        /// Which delay queue.
         queue: usize,
     },
     /// Every call would fail: wait until calls are allowed again, then [`Progress::resume`].
@@ -241,9 +241,7 @@ impl Outcome {
     /// The provider's own words, where it gave any.
     pub fn rejection(&self) -> Option<&Rejection> {
         match self {
-            Self::Refused { rejection: objection, .. } | Self::Unresolved { rejection: objection, .. } => {
-                objection.as_ref()
-            }
+            Self::Refused { rejection, .. } | Self::Unresolved { rejection, .. } => rejection.as_ref(),
             Self::Redeemed { .. } | Self::Invalid => None,
         }
     }
@@ -254,7 +252,7 @@ impl Outcome {
 pub enum EstablishedBy {
     /// The answer to the redemption itself.
     Response,
-    /// An inquiry.
+    /// An query.
     Query,
     /// Our own reading of the command.
     Validation,
@@ -269,8 +267,8 @@ impl EstablishedBy {
     /// The word in events and logs.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Response => "answer",
-            Self::Query => "inquiry",
+            Self::Response => "response",
+            Self::Query => "query",
             Self::Validation => "validation",
             Self::Deadline => "deadline",
         }
@@ -307,9 +305,9 @@ impl Rejection {
 /// One attempt, as it is remembered for a dispute.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Evidence {
-    /// When the question was put.
+    /// When the operation was put.
     pub at: Timestamp,
-    /// [`Question::as_str`].
+    /// [`Operation::as_str`].
     pub operation: String,
     /// The host that was asked.
     pub host: String,
@@ -339,14 +337,14 @@ impl Evidence {
     }
 }
 
-/// How far a command has come. It travels through wait queues as headers.
+/// How far a command has come. It travels through delay queues as headers.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Progress {
-    /// Questions put so far, through every tier: as many as the evidence shows, or more.
+    /// Operations put so far, through every delay: as many as the evidence shows, or more.
     pub attempts: u32,
     /// Of these, how many met a fault of our own or a brand that keeps us out. They do not use up the attempts.
     pub suspended: u32,
-    /// Wait queues passed so far.
+    /// Delay queues passed so far.
     pub delays_passed: u32,
     /// What is believed.
     pub effect: EffectState,
@@ -359,7 +357,7 @@ pub struct Progress {
     /// The coupon of this command as an authentic reply last described it, `None` where one has said since that there is
     /// no such coupon. Its state travels, the rest does not.
     pub coupon: Option<Coupon>,
-    /// From when an inquiry may find that a use of ours did not take effect: a settling time after the end of the longest
+    /// From when an query may find that a use of ours did not take effect: a query delay after the end of the longest
     /// call that anybody may have begun. `None` where that is not known of a command that others have held.
     pub negatives_from: Option<Timestamp>,
     /// Before when nobody can have sent this command: what was returned by then was no use of ours. `None` where that is
@@ -369,14 +367,14 @@ pub struct Progress {
     waited: Duration,
     /// Failures in a row of this kind, in this delivery.
     failures: u32,
-    /// Inquiries in a row, each not early, that found no use of ours. Whatever else an inquiry brings begins a new row.
+    /// Queries in a row, each not early, that found no use of ours. Whatever else an query brings begins a new row.
     negatives: u8,
     /// Whether a use of ours may have taken effect unseen at some time: an answer proved nothing, or another
     /// delivery of this command exists or existed.
     ever_unknown: bool,
-    /// Whether the question in hand is the last one.
+    /// Whether the operation in hand is the last one.
     last: bool,
-    /// Whether the inquiry in hand comes before [`Progress::negatives_from`]: only a success counts.
+    /// Whether the query in hand comes before [`Progress::negatives_from`]: only a success counts.
     early: bool,
     /// Whether the coupon is still to be looked at before anything is sent.
     query_first: bool,
@@ -390,30 +388,30 @@ const ONLY_QUERIES: u32 = 3;
 impl Progress {
     /// A command seen for the first time. One that the broker delivers again may have been sent before a crash.
     pub fn new(first_seen: Timestamp, deadline: Timestamp, redelivered: bool) -> Self {
-        let belief = if redelivered { EffectState::Unsure } else { EffectState::NoEffect };
-        let resumed = Self::resumed(0, 0, belief, first_seen, deadline, None);
+        let effect = if redelivered { EffectState::Unknown } else { EffectState::NoEffect };
+        let resumed = Self::resumed(0, 0, effect, first_seen, deadline, None);
         let unsent_before = (!redelivered).then_some(first_seen);
         Self { ever_unknown: redelivered, unsent_before, ..resumed }
     }
 
-    /// A command that comes back from a wait queue with what its headers say. The delivery that it was copied from
+    /// A command that comes back from a delay queue with what its headers say. The delivery that it was copied from
     /// may live on (a crash before its acknowledgement, a copy dead-lettered twice), redeem, and see a return.
     pub fn resumed(
         attempts: u32,
-        tiers_passed: u32,
-        belief: EffectState,
+        delays_passed: u32,
+        effect: EffectState,
         first_seen: Timestamp,
         deadline: Timestamp,
-        objection: Option<Rejection>,
+        rejection: Option<Rejection>,
     ) -> Self {
         Self {
             attempts,
             suspended: 0,
-            delays_passed: tiers_passed,
-            effect: belief,
+            delays_passed,
+            effect,
             first_seen,
             deadline,
-            rejection: objection,
+            rejection,
             coupon: None,
             negatives_from: None,
             unsent_before: None,
@@ -436,7 +434,7 @@ impl Progress {
         self.only_query = Some(reason);
         self.ever_unknown = true;
         if self.effect == EffectState::NoEffect {
-            self.effect = EffectState::Unsure;
+            self.effect = EffectState::Unknown;
         }
         let longest = limits.longest_call.saturating_add(limits.query_delay);
         self.negatives_from = ended.map(|at| later(at, longest));
@@ -458,7 +456,7 @@ impl Progress {
     /// A copy that the broker delivers again: what was believed when it was put away may be outdated.
     pub fn mark_redelivered(&mut self) {
         if self.effect == EffectState::NoEffect {
-            self.effect = EffectState::Unsure;
+            self.effect = EffectState::Unknown;
         }
         self.negatives_from = None;
     }
@@ -471,15 +469,15 @@ impl Progress {
             let longest = later(now, limits.longest_call.saturating_add(limits.query_delay));
             self.negatives_from = Some(self.negatives_from.map_or(longest, |from| from.min(longest)));
         }
-        let inquires = self.next_operation() == Operation::Query;
-        if self.ever_unknown && inquires && (self.is_late(now) || self.is_exhausted(limits)) {
-            // The last inquiry must count, whatever it finds.
+        let queries = self.next_operation() == Operation::Query;
+        if self.ever_unknown && queries && (self.is_late(now) || self.is_exhausted(limits)) {
+            // The last query must count, whatever it finds.
             let wait = self.unsettled_for(limits, now);
             return self.schedule(wait, wait, limits, now);
         }
         // Another delivery may have sent the body a moment ago. If it took effect, that can be seen at once. Nothing
         // else that is seen too early counts, and nothing is sent before something was seen.
-        self.query_first = self.ever_unknown && !inquires;
+        self.query_first = self.ever_unknown && !queries;
         self.send_after(Duration::ZERO, limits, now)
     }
 
@@ -494,16 +492,16 @@ impl Progress {
         self.is_late(now) || held_back && self.ever_unknown
     }
 
-    /// The wait queue for a command that may not wait in process: the shared retry budget is spent, or calls are
-    /// halted. Where no wait queue ends before the deadline it is the shortest, for a slot is worth more than that
-    /// delay; `None` where there is no wait queue at all.
+    /// The delay queue for a command that may not wait in process: the shared retry budget is spent, or calls are
+    /// halted. Where no delay queue ends before the deadline it is the shortest, for a permit is worth more than that
+    /// delay; `None` where there is no delay queue at all.
     pub fn delay(&mut self, limits: &Limits, now: Timestamp) -> Option<Step> {
         let shortest = (!limits.delays.is_empty()).then_some(0);
-        self.next_delay(limits, now).or(shortest).map(|tier| self.delay_in(tier, limits, now))
+        self.next_delay(limits, now).or(shortest).map(|delay| self.delay_in(delay, limits, now))
     }
 
-    /// The shortest wait queue, for a delay that is not the command's fault: it grows no older by it. Where no brand's
-    /// authorisation covered it, another command finds out meanwhile whether only its brand is shut.
+    /// The shortest delay queue, for a delay that is not the command's fault: it grows no older by it. Where no brand's
+    /// authorization covered it, another command finds out meanwhile whether only its brand is shut.
     pub fn delay_unaged(&mut self, limits: &Limits) -> Option<Step> {
         (!limits.delays.is_empty()).then_some(Step::Delay { queue: 0 })
     }
@@ -512,12 +510,12 @@ impl Progress {
     /// looked at again, and that is told.
     pub fn forget_outcome(&mut self, outcome: &Outcome) {
         self.effect = match outcome {
-            // Other queues may have taken the event: the provider's objection stands, whatever it would say by then.
+            // Other queues may have taken the event: the provider's rejection stands, whatever it would say by then.
             Outcome::Refused { reason, rejection: Some(_), .. } if Reason::REJECTIONS.contains(reason) => {
-                EffectState::Objected { reason: *reason, doubtful: false }
+                EffectState::Rejected { reason: *reason, doubtful: false }
             }
-            // What an inquiry found is found again.
-            _ => EffectState::Unsure,
+            // What an query found is found again.
+            _ => EffectState::Unknown,
         };
         self.rejection = outcome.rejection().cloned();
     }
@@ -529,8 +527,8 @@ impl Progress {
 
     /// Judges a reply to this command. A return that was over before anybody can have sent the command ended no use of
     /// ours: the coupon is as usable as one that was never returned.
-    pub fn advance(&self, question: Operation, reply: &CallResult, redemption: &Redemption) -> Verdict {
-        let verdict = classify(question, reply, redemption);
+    pub fn advance(&self, operation: Operation, reply: &CallResult, redemption: &Redemption) -> Verdict {
+        let verdict = classify(operation, reply, redemption);
         let returned = Verdict::Refused(Reason::ReturnedSince);
         match (self.unsent_before, reply) {
             (Some(from), CallResult::Response(Response { coupon: Some(coupon), .. }))
@@ -542,10 +540,10 @@ impl Progress {
         }
     }
 
-    /// What follows from the `verdict` on the `reply` to `question`. `chance` is between 0 and 1.
+    /// What follows from the `verdict` on the `reply` to `operation`. `chance` is between 0 and 1.
     pub fn follow_verdict(
         &mut self,
-        question: Operation,
+        operation: Operation,
         reply: CallResult,
         verdict: Verdict,
         limits: &Limits,
@@ -562,7 +560,7 @@ impl Progress {
             CallResult::NotSent(_) | CallResult::NoResponse(_) => None,
         };
         let signed = answer.as_ref().is_some_and(|answer| answer.authenticity == Authenticity::Verified);
-        if question == Operation::Redeem
+        if operation == Operation::Redeem
             && let Some(answer) = answer.as_ref().filter(|answer| answer.status >= 400)
         {
             self.rejection = Some(Rejection::of(answer));
@@ -575,7 +573,7 @@ impl Progress {
             // What was seen of it before is no longer so.
             self.coupon = None;
         }
-        match question {
+        match operation {
             Operation::Redeem => self.follow_redeem(verdict, coupon, signed, limits, now, chance),
             Operation::Query => self.follow_query(verdict, coupon, confirms, limits, now, chance),
         }
@@ -610,7 +608,7 @@ impl Progress {
                 self.suspend(fault, limits, now)
             }
             // A success is only ever judged from a described coupon; without one there is nothing to tell. And nobody
-            // refuses a redeem but by an objection.
+            // refuses a redeem but by an rejection.
             (Verdict::Redeemed | Verdict::Refused(_) | Verdict::NotExecuted | Verdict::Unknown(_), _) => {
                 self.mark_unknown(limits, now);
                 self.await_settled(limits, now)
@@ -639,7 +637,7 @@ impl Progress {
                 }
                 self.retry(limits, now, chance)
             }
-            // What comes early still lets the body go out where nothing was unsure.
+            // What comes early still lets the body go out where nothing was unknown.
             (_, _) if early && self.effect != EffectState::NoEffect => {
                 self.negatives = 0;
                 self.await_settled(limits, now)
@@ -690,25 +688,25 @@ impl Progress {
                 self.query_first = false;
                 self.send_after(Duration::ZERO, limits, now)
             }
-            EffectState::Objected { reason, doubtful: false } => {
+            EffectState::Rejected { reason, doubtful: false } => {
                 self.forget_contradicted_coupon(reason);
                 self.refuse(reason, EstablishedBy::Response)
             }
-            EffectState::Objected { .. } | EffectState::Unsure | EffectState::SeenUsed => {
+            EffectState::Rejected { .. } | EffectState::Unknown | EffectState::SeenUsed => {
                 self.delay(limits, now).unwrap_or_else(|| self.retry(limits, now, chance))
             }
         }
     }
 
-    /// Whether an answer to an inquiry rejects it as the redeem was rejected. The two share openid, appid, brand, product
+    /// Whether an answer to an query rejects it as the redeem was rejected. The two share openid, appid, brand, product
     /// coupon, stock and coupon code: what is wrong with one of these, both are told. The number tells the causes of
     /// one code apart, so there has to be one; one that can only be told of a redeem confirms nothing.
     fn confirms_rejection(&self, answer: &Response) -> bool {
         // Its words are also kept of an answer that was not believed, and such a one confirms nothing.
-        let (Some(objection), Some(_)) = (&self.rejection, self.effect.rejection()) else { return false };
+        let (Some(rejection), Some(_)) = (&self.rejection, self.effect.rejection()) else { return false };
         let of_both =
             !matches!(self.effect.rejection(), Some(Reason::UsedByAnother | Reason::NumberConflict));
-        let same = objection.code == answer.code && objection.sub_code == answer.sub_code;
+        let same = rejection.code == answer.code && rejection.sub_code == answer.sub_code;
         of_both && same && answer.sub_code.is_some_and(|number| number != 0)
     }
 
@@ -720,10 +718,10 @@ impl Progress {
     }
 
     fn refuse(&mut self, reason: Reason, by: EstablishedBy) -> Step {
-        // A 429 or 500 met on the way is no ground of a refusal that an inquiry established.
+        // A 429 or 500 met on the way is no ground of a refusal that an query established.
         let grounds = by == EstablishedBy::Response
             || reason == Reason::NotAuthorized
-            || matches!(self.effect, EffectState::Objected { .. });
+            || matches!(self.effect, EffectState::Rejected { .. });
         Step::Finish(Outcome::Refused {
             reason,
             by,
@@ -732,15 +730,15 @@ impl Progress {
         })
     }
 
-    /// A redeem of ours has ended, and may take effect until a settling time from now.
+    /// A redeem of ours has ended, and may take effect until a query delay from now.
     fn mark_unknown(&mut self, limits: &Limits, now: Timestamp) {
-        self.set_effect(EffectState::Unsure);
+        self.set_effect(EffectState::Unknown);
         self.ever_unknown = true;
         self.hold_negatives(limits.query_delay, now);
     }
 
     fn reject(&mut self, reason: Reason, doubtful: bool, limits: &Limits, now: Timestamp) -> Step {
-        self.set_effect(EffectState::Objected { reason, doubtful });
+        self.set_effect(EffectState::Rejected { reason, doubtful });
         self.ever_unknown |= doubtful;
         if !self.ever_unknown {
             return self.send_after(Duration::ZERO, limits, now);
@@ -749,12 +747,12 @@ impl Progress {
         self.await_settled(limits, now)
     }
 
-    /// No inquiry counts as negative before so long from now.
+    /// No query counts as negative before so long from now.
     fn hold_negatives(&mut self, by: Duration, now: Timestamp) {
         self.negatives_from = self.negatives_from.max(Some(later(now, by)));
     }
 
-    /// How long it takes until an inquiry counts. A clock that was set back makes it no longer than a call can take.
+    /// How long it takes until an query counts. A clock that was set back makes it no longer than a call can take.
     fn unsettled_for(&self, limits: &Limits, now: Timestamp) -> Duration {
         let left = self.negatives_from.map(|from| from.duration_since(now)).unwrap_or_default();
         let longest = limits.longest_call.saturating_add(limits.query_delay);
@@ -769,13 +767,13 @@ impl Progress {
         self.attempts.saturating_sub(self.suspended) >= limits.attempts_max
     }
 
-    fn set_effect(&mut self, belief: EffectState) {
-        self.effect = belief;
+    fn set_effect(&mut self, effect: EffectState) {
+        self.effect = effect;
         self.negatives = 0;
         self.failures = 0;
     }
 
-    /// An inquiry found no use of ours: the coupon is usable, or `gone` says why it is not.
+    /// An query found no use of ours: the coupon is usable, or `gone` says why it is not.
     fn count_negative(&mut self, gone: Option<Reason>, early: bool, limits: &Limits, now: Timestamp) -> Step {
         if gone.is_none() && self.effect == EffectState::NoEffect {
             // A look between two uses that were declined is no success: the waits go on growing.
@@ -785,18 +783,18 @@ impl Progress {
         }
         if early && self.effect == EffectState::NoEffect && !self.last {
             // The use that made it so may have been another delivery's, and be returned: no use without a look again.
-            self.set_effect(EffectState::Unsure);
+            self.set_effect(EffectState::Unknown);
         }
         self.negatives += u8::from(!early);
         let wanted = match self.effect {
             // What is seen stands: no use of ours is known of that could be missed.
             EffectState::NoEffect => 1,
-            EffectState::Objected { .. } if !self.ever_unknown => 1,
-            EffectState::Unsure | EffectState::SeenUsed | EffectState::Objected { .. } => NEGATIVES_REQUIRED,
+            EffectState::Rejected { .. } if !self.ever_unknown => 1,
+            EffectState::Unknown | EffectState::SeenUsed | EffectState::Rejected { .. } => NEGATIVES_REQUIRED,
         };
         if self.negatives < wanted {
-            // Even after the last inquiry, where a second one like it would be an end.
-            let would_end = gone.is_some() || self.effect != EffectState::Unsure;
+            // Even after the last query, where a second one like it would be an end.
+            let would_end = gone.is_some() || self.effect != EffectState::Unknown;
             return if self.last && would_end {
                 let wait = self.unsettled_for(limits, now).max(limits.query_delay);
                 self.send(wait, Operation::Query, now)
@@ -805,17 +803,17 @@ impl Progress {
             };
         }
         match (gone, self.effect) {
-            (None, EffectState::NoEffect | EffectState::Unsure) if self.only_query.is_some() => {
+            (None, EffectState::NoEffect | EffectState::Unknown) if self.only_query.is_some() => {
                 self.conclude_unknown(limits, now)
             }
             (Some(reason), _) => self.refuse(reason, EstablishedBy::Query),
-            (None, EffectState::Objected { reason, .. }) => {
+            (None, EffectState::Rejected { reason, .. }) => {
                 // Whatever else was meant: a coupon that is usable is there, and used by nobody.
                 let reason = if reason.contradicts_usable_coupon() { Reason::Rejected } else { reason };
                 self.refuse(reason, EstablishedBy::Query)
             }
             (None, EffectState::SeenUsed) => self.refuse(Reason::ReturnedSince, EstablishedBy::Query),
-            (None, EffectState::Unsure | EffectState::NoEffect) => {
+            (None, EffectState::Unknown | EffectState::NoEffect) => {
                 self.set_effect(EffectState::NoEffect);
                 self.send_after(Duration::ZERO, limits, now)
             }
@@ -831,22 +829,23 @@ impl Progress {
         self.send_after(wait, limits, now)
     }
 
-    /// The next inquiry, once a redeem that may be under way has settled. The one wait that the deadline does not
-    /// cut short: an inquiry before its end would prove nothing, and could end as a refusal all the same. What another
-    /// instance may have begun takes longer to end than a slot is held: it is waited for in a wait queue, for no longer than
+    /// The next query, once a redeem that may be under way has settled. The one wait that the deadline does not
+    /// cut short: an query before its end would prove nothing, and could end as a refusal all the same. What another
+    /// instance may have begun takes longer to end than a permit is held: it is waited for in a delay queue, for no longer than
     /// it takes where one is short enough.
     fn await_settled(&mut self, limits: &Limits, now: Timestamp) -> Step {
         let wait = self.unsettled_for(limits, now).max(limits.query_delay);
         self.query_first = self.effect.next_operation() == Operation::Redeem;
         if wait > limits.in_process_max && !self.last {
             let within = |most: SignedDuration| {
-                let fits = |tier: &Duration| SignedDuration::try_from(*tier).is_ok_and(|tier| tier <= most);
+                let fits =
+                    |delay: &Duration| SignedDuration::try_from(*delay).is_ok_and(|delay| delay <= most);
                 limits.delays.iter().rposition(fits)
             };
             let wait = SignedDuration::try_from(wait).unwrap_or(SignedDuration::MAX);
             let shortest = within(self.time_left(now)).map(|_| 0);
-            if let Some(tier) = within(wait.min(self.time_left(now))).or(shortest) {
-                return Step::Delay { queue: tier };
+            if let Some(delay) = within(wait.min(self.time_left(now))).or(shortest) {
+                return Step::Delay { queue: delay };
             }
         }
         self.schedule(wait, wait, limits, now)
@@ -860,8 +859,8 @@ impl Progress {
         self.schedule(wait, Duration::ZERO, limits, now)
     }
 
-    /// The next question after a wait in process, or after a tier where the wait is too long, or the last one. The
-    /// deadline cuts the wait short, but not below `least`: where that outlasts it, the question is the last one.
+    /// The next operation after a wait in process, or after a delay where the wait is too long, or the last one. The
+    /// deadline cuts the wait short, but not below `least`: where that outlasts it, the operation is the last one.
     fn schedule(&mut self, wait: Duration, least: Duration, limits: &Limits, now: Timestamp) -> Step {
         if self.last {
             return self.conclude_unknown(limits, now);
@@ -874,39 +873,39 @@ impl Progress {
         }
         let wait = wait.min(left.unsigned_abs());
         let waited = self.waited.saturating_add(wait);
-        // How many inquiries in a row were negative does not travel: the next one comes here, and so does what may be done
+        // How many queries in a row were negative does not travel: the next one comes here, and so does what may be done
         // at once.
         if waited > limits.in_process_max
             && !wait.is_zero()
             && self.negatives == 0
-            && let Some(tier) = self.next_delay(limits, now)
+            && let Some(delay) = self.next_delay(limits, now)
         {
-            return self.delay_in(tier, limits, now);
+            return self.delay_in(delay, limits, now);
         }
         self.waited = waited;
-        let question = if self.query_first { Operation::Query } else { self.next_operation() };
-        self.send(wait, question, now)
+        let operation = if self.query_first { Operation::Query } else { self.next_operation() };
+        self.send(wait, operation, now)
     }
 
-    fn send(&mut self, after: Duration, question: Operation, now: Timestamp) -> Step {
+    fn send(&mut self, after: Duration, operation: Operation, now: Timestamp) -> Step {
         let early = self.negatives_from.is_some_and(|from| later(now, after) < from);
-        self.early = early && question == Operation::Query;
-        Step::Send { after, operation: question }
+        self.early = early && operation == Operation::Query;
+        Step::Send { after, operation }
     }
 
-    /// Into this wait queue, a further one next time. Should the broker deliver once more what the copy is made of,
+    /// Into this delay queue, a further one next time. Should the broker deliver once more what the copy is made of,
     /// whoever gets it begins its calls now.
-    fn delay_in(&mut self, tier: usize, limits: &Limits, now: Timestamp) -> Step {
+    fn delay_in(&mut self, delay: usize, limits: &Limits, now: Timestamp) -> Step {
         self.delays_passed = self.delays_passed.saturating_add(1);
         self.hold_negatives(limits.longest_call.saturating_add(limits.query_delay), now);
-        Step::Delay { queue: tier }
+        Step::Delay { queue: delay }
     }
 
     fn next_operation(&self) -> Operation {
         if self.only_query.is_some() { Operation::Query } else { self.effect.next_operation() }
     }
 
-    /// The wait queue that comes next: one further each time, but none that would outlast the deadline.
+    /// The delay queue that comes next: one further each time, but none that would outlast the deadline.
     fn next_delay(&self, limits: &Limits, now: Timestamp) -> Option<usize> {
         if self.last {
             return None;
@@ -916,10 +915,10 @@ impl Progress {
         let next = (self.delays_passed as usize).min(last);
         (0..=next)
             .rev()
-            .find(|tier| SignedDuration::try_from(limits.delays[*tier]).is_ok_and(|tier| tier <= left))
+            .find(|delay| SignedDuration::try_from(limits.delays[*delay]).is_ok_and(|delay| delay <= left))
     }
 
-    /// The last inquiry has been put and did not settle the matter.
+    /// The last query has been put and did not settle the matter.
     fn conclude_unknown(&mut self, limits: &Limits, now: Timestamp) -> Step {
         let reason = if let Some(reason) = self.only_query {
             reason
@@ -931,7 +930,7 @@ impl Progress {
         Step::Finish(Outcome::Unresolved {
             reason,
             coupon: self.coupon.take(),
-            // The parked command carries it, too, beside the belief that rests on it.
+            // The parked command carries it, too, beside the effect that rests on it.
             rejection: self.rejection.clone(),
         })
     }

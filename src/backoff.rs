@@ -1,4 +1,4 @@
-//! How long to wait between questions while a delivery is held in process.
+//! How long to wait between operations while a delivery is held in process.
 //!
 //! The arithmetic is the `backoff` crate's; chance is an argument here, so that the laws below can be tested and
 //! a run can be repeated. This is the only file that knows the crate.

@@ -29,11 +29,11 @@ pub const BRANDS_MAX: usize = 10_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Denial {
     /// This brand alone keeps us out: another was let in since it first did, or not long before.
-    BrandAlone,
+    ThisBrandOnly,
     /// Nobody knows yet whose fault it is: its commands wait, and nobody else's.
-    Unclear,
+    Undecided,
     /// No brand was let in lately, and this one has been denied for a while: a fault of our own.
-    Everywhere,
+    AllBrands,
 }
 
 /// Which brands let us use their coupons, as far as answers have said.
@@ -82,11 +82,11 @@ impl BrandAccess {
             }
         };
         if self.is_only_one_denied(since, now) {
-            Denial::BrandAlone
+            Denial::ThisBrandOnly
         } else if self.last_allowed(now).is_some() || now.saturating_duration_since(since) < ALLOWED_FOR {
-            Denial::Unclear
+            Denial::Undecided
         } else {
-            Denial::Everywhere
+            Denial::AllBrands
         }
     }
 
@@ -148,7 +148,7 @@ mod tests {
         let clock = clock();
         let (mut access, pause) = (BrandAccess::default(), PAUSE.as_millis() as u64);
         for nth in 0..1_000 {
-            assert_eq!(access.record_denied(&format!("invented {nth}"), clock.at(nth)), Denial::Unclear);
+            assert_eq!(access.record_denied(&format!("invented {nth}"), clock.at(nth)), Denial::Undecided);
         }
         let mut tries = 0;
         for now in (2 * pause..12 * pause).step_by(100) {
@@ -170,38 +170,46 @@ mod tests {
     fn a_brand_is_alone_once_another_was_let_in_since() {
         let (mut access, clock) = (BrandAccess::default(), clock());
         let at = |seconds: u64| clock.at(seconds * 1_000);
-        assert_eq!(access.record_denied("a", at(0)), Denial::Unclear);
+        assert_eq!(access.record_denied("a", at(0)), Denial::Undecided);
         access.record_allowed("b", at(1));
-        assert_eq!(access.record_denied("a", at(2)), Denial::BrandAlone);
+        assert_eq!(access.record_denied("a", at(2)), Denial::ThisBrandOnly);
         assert_eq!(
             access.record_denied("b", at(3)),
-            Denial::Unclear,
+            Denial::Undecided,
             "what was let in before may be shut by now"
         );
         access.record_allowed("c", at(2));
-        assert_eq!(access.record_denied("b", at(4)), Denial::Unclear, "an answer to a question from before");
+        assert_eq!(
+            access.record_denied("b", at(4)),
+            Denial::Undecided,
+            "an answer to a operation from before"
+        );
         access.record_allowed("a", at(6));
-        assert_eq!(access.record_denied("b", at(7)), Denial::BrandAlone);
-        assert_eq!(access.record_denied("a", at(8)), Denial::Unclear, "its own word of before is forgotten");
+        assert_eq!(access.record_denied("b", at(7)), Denial::ThisBrandOnly);
+        assert_eq!(
+            access.record_denied("a", at(8)),
+            Denial::Undecided,
+            "its own word of before is forgotten"
+        );
     }
 
     #[test]
     fn no_brand_that_still_lets_us_in_is_our_own_fault_once_it_stands() {
         let (mut access, clock) = (BrandAccess::default(), clock());
         let at = |seconds: u64| clock.at(seconds * 1_000);
-        assert_eq!(access.record_denied("a", at(0)), Denial::Unclear);
-        assert_eq!(access.record_denied("a", at(4)), Denial::Unclear);
-        assert_eq!(access.record_denied("a", at(5)), Denial::Everywhere);
+        assert_eq!(access.record_denied("a", at(0)), Denial::Undecided);
+        assert_eq!(access.record_denied("a", at(4)), Denial::Undecided);
+        assert_eq!(access.record_denied("a", at(5)), Denial::AllBrands);
         access.record_allowed("b", at(6));
-        assert_eq!(access.record_denied("a", at(605)), Denial::BrandAlone);
-        assert_eq!(access.record_denied("a", at(606)), Denial::Everywhere, "a word of long ago");
+        assert_eq!(access.record_denied("a", at(605)), Denial::ThisBrandOnly);
+        assert_eq!(access.record_denied("a", at(606)), Denial::AllBrands, "a word of long ago");
         access.record_allowed("b", at(607));
-        assert_eq!(access.record_denied("a", at(608)), Denial::BrandAlone);
-        assert_eq!(access.record_denied("c", at(608)), Denial::Unclear);
-        assert_eq!(access.record_denied("c", at(667)), Denial::Unclear, "nobody was tried since");
-        assert_eq!(access.record_denied("c", at(668)), Denial::BrandAlone, "and that for a minute");
-        assert_eq!(access.record_denied("b", at(669)), Denial::Unclear);
-        assert_eq!(access.record_denied("a", at(670)), Denial::Everywhere, "nobody lets us in any longer");
+        assert_eq!(access.record_denied("a", at(608)), Denial::ThisBrandOnly);
+        assert_eq!(access.record_denied("c", at(608)), Denial::Undecided);
+        assert_eq!(access.record_denied("c", at(667)), Denial::Undecided, "nobody was tried since");
+        assert_eq!(access.record_denied("c", at(668)), Denial::ThisBrandOnly, "and that for a minute");
+        assert_eq!(access.record_denied("b", at(669)), Denial::Undecided);
+        assert_eq!(access.record_denied("a", at(670)), Denial::AllBrands, "nobody lets us in any longer");
     }
 
     #[test]
@@ -252,10 +260,10 @@ mod tests {
                 let since = *first.entry(brand).or_insert(now);
                 let denial = access.record_denied(&name, clock.at(now));
                 let lately = open.values().any(|at| now - at < RECENT.as_millis() as u64);
-                prop_assert!(!(lately && denial == Denial::Everywhere));
-                prop_assert!(!(since == now && denial == Denial::Everywhere));
+                prop_assert!(!(lately && denial == Denial::AllBrands));
+                prop_assert!(!(since == now && denial == Denial::AllBrands));
                 let settled = now - since >= SETTLED.as_millis() as u64;
-                prop_assert!(denial != Denial::BrandAlone || lately && (settled || open.values().any(|at| *at > since)));
+                prop_assert!(denial != Denial::ThisBrandOnly || lately && (settled || open.values().any(|at| *at > since)));
             }
         }
 
@@ -265,7 +273,7 @@ mod tests {
             let (mut access, clock) = (BrandAccess::default(), clock());
             for nth in 0..count {
                 let denial = access.record_denied(&format!("new {nth}"), clock.at(u64::from(nth) * pause));
-                prop_assert_eq!(denial, Denial::Unclear);
+                prop_assert_eq!(denial, Denial::Undecided);
             }
         }
     }

@@ -1,7 +1,7 @@
-//! The broker's edge: one *generation* is one pair of connections and everything on them.
+//! The broker's edge: one *session* is one pair of connections and everything on them.
 //!
 //! The client's own recovery stays off. A channel that the broker closed leaves its consumer waiting for ever, and
-//! old delivery tags acknowledge other messages after a reconnect; so whatever goes wrong ends the generation, and
+//! old delivery tags acknowledge other messages after a reconnect; so whatever goes wrong ends the session, and
 //! [`crate::app`] builds a new one, from the handshake to the consumer. One connection consumes and one publishes,
 //! because an alarm of the broker stops *every* write on a connection that publishes, acknowledgements included.
 
@@ -46,7 +46,7 @@ use crate::broker::topology::{Mode, Names, Topology, TopologyFault, establish};
 pub struct AmqpSettings {
     /// `amqp://` or `amqps://` URIs with user and password, one per node, tried in turn.
     pub uris: Vec<SecretString>,
-    /// The longest wait for a connection and its handshake, and for every question on the way to consuming.
+    /// The longest wait for a connection and its handshake, and for every operation on the way to consuming.
     pub connect_timeout: Duration,
     /// The longest wait for a confirm.
     pub confirm_timeout: Duration,
@@ -176,12 +176,12 @@ pub enum CannotConnect {
     },
 }
 
-/// What is known of a generation while it lives.
+/// What is known of a session while it lives.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Health {
     /// The broker's reason for blocking our publishing connection.
     pub blocked: Option<String>,
-    /// Why the generation has ended.
+    /// Why the session has ended.
     pub lost: Option<String>,
     /// Why the broker closed the consumer's channel, in its own words.
     pub consumer_channel: Option<String>,
@@ -228,7 +228,7 @@ struct Auxiliary {
 }
 
 impl Session {
-    /// Connects and establishes the topology; [`Generation::prove`] comes next. `nth` chooses among several nodes.
+    /// Connects and establishes the topology; [`Session::prove`] comes next. `nth` chooses among several nodes.
     ///
     /// # Errors
     /// [`CannotConnect`] says which step failed and where.
@@ -306,7 +306,7 @@ impl Session {
         remedy(rejection, &self.settings)
     }
 
-    /// Proves that confirms come. While the broker raises an alarm they do not, and [`Generation::is_blocked`] tells: then
+    /// Proves that confirms come. While the broker raises an alarm they do not, and [`Session::is_blocked`] tells: then
     /// this is to be called again, on the same connections. The broker looks at one that it has blocked only when the
     /// alarm is over, so each one that was given up meanwhile would stay with it.
     ///
@@ -339,7 +339,7 @@ impl Session {
         &self.at
     }
 
-    /// The publisher of this generation.
+    /// The publisher of this session.
     pub fn publisher(&self) -> &Publisher {
         &self.publisher
     }
@@ -352,12 +352,12 @@ impl Session {
         }
     }
 
-    /// Follows the health of this generation.
+    /// Follows the health of this session.
     pub fn health(&self) -> watch::Receiver<Health> {
         self.health.subscribe()
     }
 
-    /// Ends the generation for a reason that only its user could see: a failed ack, a missing confirm.
+    /// Ends the session for a reason that only its user could see: a failed ack, a missing confirm.
     pub fn abort(&self, why: &str) {
         mark_lost(&self.health, why);
     }
@@ -398,7 +398,7 @@ impl Session {
     /// Begins to consume commands, at most `prefetch` of them unsettled.
     ///
     /// # Errors
-    /// Whatever stops it ends the generation, and is told in words.
+    /// Whatever stops it ends the session, and is told in words.
     pub async fn consume(&self, prefetch: u16) -> Result<Deliveries, String> {
         self.join_instances().await;
         let mut deliveries = Deliveries::new(&self.inlet, &self.settings.topology.names.commands);
@@ -409,7 +409,7 @@ impl Session {
     /// Lets `prefetch` commands be unsettled at once, where that is more than before.
     ///
     /// # Errors
-    /// As for [`Generation::consume`].
+    /// As for [`Session::consume`].
     pub async fn set_prefetch(&self, deliveries: &mut Deliveries, prefetch: u16) -> Result<(), String> {
         let queue = self.settings.topology.names.commands.as_str();
         let widened = self.bounded(deliveries.set_prefetch(prefetch)).await;
@@ -747,7 +747,7 @@ impl Deliveries {
         Ok(())
     }
 
-    /// The next delivery. `None` is final: the queue was deleted, the broker cancelled a consumer, or the connection is
+    /// The next delivery. `None` is final: the queue was deleted, the broker canceled a consumer, or the connection is
     /// gone. After it, nothing more may be asked.
     pub async fn next(&mut self) -> Option<Delivery> {
         let delivery = poll_fn(|context| {
@@ -764,16 +764,16 @@ impl Deliveries {
     /// Stops the consumers and gives back what they had already handed over but nobody has taken.
     ///
     /// # Errors
-    /// Where the broker does not confirm in time. What it had handed over then stays unsettled, so the generation
+    /// Where the broker does not confirm in time. What it had handed over then stays unsettled, so the session
     /// must end.
     pub async fn cancel(mut self, limit: Duration) -> Result<Vec<Delivery>, String> {
-        let cancelling = async {
+        let canceling = async {
             for consumer in &self.consumers {
                 self.inlet.channel().basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
             }
             Ok::<_, lapin::Error>(())
         };
-        match timeout(limit, cancelling).await {
+        match timeout(limit, canceling).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(format!("the consumer could not be stopped: {error}")),
             Err(_) => return Err(format!("the broker did not stop the consumer within {limit:?}")),

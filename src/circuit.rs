@@ -4,7 +4,7 @@
 //! Half-failing is not failing: a provider that fails with every third call is still worth all of them. So calls are
 //! weighed over seconds, not over the last few: at 500 a second twenty calls are 40 ms.
 //!
-//! Pure: `now` is the time since the circuit breaker was made.
+//! Pure: `now` is the time since the circuit circuit_gate was made.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -27,21 +27,21 @@ pub enum FailureKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CallSignal {
     /// The provider answered, and can be held to it.
-    Well,
-    /// It answered an inquiry so. Rights are granted interface by interface: this says nothing about the right to
+    Success,
+    /// It answered an query so. Rights are granted interface by interface: this says nothing about the right to
     /// redeem.
-    Seen,
+    Answered,
     /// It does not answer, or is in trouble, or cannot be believed.
     Failing(FailureKind),
     /// Says nothing either way.
     Neutral,
     /// Every call will fail until we are mended.
-    Fault(SuspendReason),
+    Suspended(SuspendReason),
 }
 
 impl CallSignal {
-    /// Reads the sign of a verdict on a question.
-    pub fn of(question: Operation, verdict: &Verdict) -> Self {
+    /// Reads the sign of a verdict on a operation.
+    pub fn of(operation: Operation, verdict: &Verdict) -> Self {
         match verdict {
             Verdict::NotSent | Verdict::Unknown(UnknownCause::NoResponse) => {
                 Self::Failing(FailureKind::NoResponse)
@@ -59,14 +59,14 @@ impl CallSignal {
                 | UnknownCause::Unexpected,
             )
             | Verdict::NotAccepted(_) => Self::Neutral,
-            Verdict::Suspended(fault) => Self::Fault(*fault),
+            Verdict::Suspended(fault) => Self::Suspended(*fault),
             Verdict::Redeemed
             | Verdict::Refused(_)
             | Verdict::Rejected { .. }
             | Verdict::NotExecuted
-            | Verdict::NotAuthorized => match question {
-                Operation::Redeem => Self::Well,
-                Operation::Query => Self::Seen,
+            | Verdict::NotAuthorized => match operation {
+                Operation::Redeem => Self::Success,
+                Operation::Query => Self::Answered,
             },
         }
     }
@@ -76,7 +76,7 @@ impl CallSignal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ResponseClass {
     /// An answer that the provider can be held to.
-    Believed,
+    Verified,
     /// 429, signed or not.
     Throttled,
     /// No whole answer.
@@ -94,7 +94,7 @@ pub enum ResponseClass {
 impl ResponseClass {
     /// Every class.
     pub const ALL: [Self; 7] = [
-        Self::Believed,
+        Self::Verified,
         Self::Throttled,
         Self::NoResponse,
         Self::ServerError,
@@ -107,11 +107,11 @@ impl ResponseClass {
     pub fn of(status: Option<u16>, sign: CallSignal) -> Self {
         match (status, sign) {
             (Some(429), _) => Self::Throttled,
-            (_, CallSignal::Well | CallSignal::Seen) => Self::Believed,
+            (_, CallSignal::Success | CallSignal::Answered) => Self::Verified,
             (_, CallSignal::Failing(FailureKind::NoResponse)) => Self::NoResponse,
             (_, CallSignal::Failing(FailureKind::ServerError)) => Self::ServerError,
             (_, CallSignal::Failing(FailureKind::Unverified)) => Self::Unverified,
-            (_, CallSignal::Fault(_)) => Self::Suspended,
+            (_, CallSignal::Suspended(_)) => Self::Suspended,
             (_, CallSignal::Neutral) => Self::Other,
         }
     }
@@ -119,11 +119,11 @@ impl ResponseClass {
     /// The word in labels.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Believed => "believed",
+            Self::Verified => "verified",
             Self::Throttled => "throttled",
             Self::NoResponse => "no_response",
             Self::ServerError => "server_error",
-            Self::Unverified => "not_believed",
+            Self::Unverified => "unverified",
             Self::Suspended => "suspended",
             Self::Other => "other",
         }
@@ -138,7 +138,7 @@ pub enum Cause {
     /// The provider is failing, mostly in this way.
     Failing(FailureKind),
     /// A fault of our own.
-    Fault(SuspendReason),
+    Suspended(SuspendReason),
 }
 
 /// Whether calls may be made.
@@ -190,7 +190,7 @@ const SINGLE_PROBE_AFTER: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// With all others.
-    Free,
+    Normal,
     /// Alone, to find out.
     Probe,
 }
@@ -209,7 +209,7 @@ pub struct Circuit {
     /// Counted at every opening and every suspicion.
     epoch: u64,
     all: Results,
-    /// Uses alone: something in the way may let inquiries through.
+    /// Uses alone: something in the way may let queries through.
     uses: Results,
     /// Whether only a use can tell that it is over.
     by_uses: bool,
@@ -256,9 +256,9 @@ impl Circuit {
                 Some(slow) if slow.under_way >= slow.at_once => return None,
                 Some(slow) => {
                     slow.under_way += 1;
-                    Kind::Free
+                    Kind::Normal
                 }
-                None => Kind::Free,
+                None => Kind::Normal,
             },
             State::HalfOpen { cause, probing } => {
                 let hangs = matches!(cause, Cause::Failing(_))
@@ -306,12 +306,12 @@ impl Circuit {
 
     /// What a call brought. A latecomer's success was had with a key that may have been exchanged since, and its failure
     /// is of an outage that may be over; only that we are at fault is worse than what an open circuit knows.
-    pub fn record_call(&mut self, grant: Grant, question: Operation, sign: CallSignal, now: Duration) {
+    pub fn record_call(&mut self, grant: Grant, operation: Operation, sign: CallSignal, now: Duration) {
         if grant.epoch == self.epoch {
             self.release(grant);
-            self.record_result(grant.kind, question, sign, now);
-        } else if let (State::Open { .. }, CallSignal::Fault(fault)) = (self.state, sign) {
-            self.open(Cause::Fault(fault), now);
+            self.record_result(grant.kind, operation, sign, now);
+        } else if let (State::Open { .. }, CallSignal::Suspended(fault)) = (self.state, sign) {
+            self.open(Cause::Suspended(fault), now);
         }
     }
 
@@ -347,40 +347,40 @@ impl Circuit {
     }
 
     fn release(&mut self, grant: Grant) {
-        if let (Some(slow), Kind::Free) = (&mut self.slow_start, grant.kind) {
+        if let (Some(slow), Kind::Normal) = (&mut self.slow_start, grant.kind) {
             slow.under_way = slow.under_way.saturating_sub(1);
         }
     }
 
-    fn record_result(&mut self, kind: Kind, question: Operation, sign: CallSignal, now: Duration) {
+    fn record_result(&mut self, kind: Kind, operation: Operation, sign: CallSignal, now: Duration) {
         match self.state {
-            State::Closed => self.evaluate(question, sign, now),
+            State::Closed => self.evaluate(operation, sign, now),
             // Only the calls that go alone decide.
-            State::HalfOpen { cause, .. } if kind == Kind::Probe => self.decide(cause, question, sign, now),
+            State::HalfOpen { cause, .. } if kind == Kind::Probe => self.decide(cause, operation, sign, now),
             // Latecomers from before it opened say nothing new, but for one thing.
             State::HalfOpen { .. } | State::Open { .. } => {
-                if let (State::Open { .. }, CallSignal::Fault(fault)) = (self.state, sign) {
-                    self.open(Cause::Fault(fault), now);
+                if let (State::Open { .. }, CallSignal::Suspended(fault)) = (self.state, sign) {
+                    self.open(Cause::Suspended(fault), now);
                 }
             }
         }
     }
 
-    fn evaluate(&mut self, question: Operation, sign: CallSignal, now: Duration) {
+    fn evaluate(&mut self, operation: Operation, sign: CallSignal, now: Duration) {
         let trouble = match sign {
-            CallSignal::Fault(fault) => return self.open(Cause::Fault(fault), now),
+            CallSignal::Suspended(fault) => return self.open(Cause::Suspended(fault), now),
             CallSignal::Failing(trouble) => Some(trouble),
-            CallSignal::Well | CallSignal::Seen => None,
+            CallSignal::Success | CallSignal::Answered => None,
             CallSignal::Neutral => {
                 self.all.interrupt();
-                if question == Operation::Redeem {
+                if operation == Operation::Redeem {
                     self.uses.interrupt();
                 }
                 return;
             }
         };
         self.all.record(trouble, now);
-        if question == Operation::Redeem {
+        if operation == Operation::Redeem {
             self.uses.record(trouble, now);
         }
         if trouble.is_none() {
@@ -401,22 +401,22 @@ impl Circuit {
     }
 
     /// What a call brought that went alone.
-    fn decide(&mut self, cause: Cause, question: Operation, sign: CallSignal, now: Duration) {
-        // Only a redemption shows that redeeming is allowed again, or that uses get through. Whoever inquired goes on to
+    fn decide(&mut self, cause: Cause, operation: Operation, sign: CallSignal, now: Duration) {
+        // Only a redemption shows that redeeming is allowed again, or that uses get through. Whoever queried goes on to
         // its redemption next, and that goes alone, too.
-        let needs_use = cause == Cause::Fault(SuspendReason::Unauthorised)
+        let needs_use = cause == Cause::Suspended(SuspendReason::Unauthorized)
             || matches!(cause, Cause::Failing(_)) && self.by_uses;
-        let says_nothing = needs_use && question == Operation::Query;
+        let says_nothing = needs_use && operation == Operation::Query;
         match (cause, sign) {
-            (_, CallSignal::Fault(fault)) => self.open(Cause::Fault(fault), now),
-            (_, CallSignal::Well | CallSignal::Seen) if !says_nothing => self.close(cause, None, now),
+            (_, CallSignal::Suspended(fault)) => self.open(Cause::Suspended(fault), now),
+            (_, CallSignal::Success | CallSignal::Answered) if !says_nothing => self.close(cause, None, now),
             // An answer that says nothing of us still says that the provider answers.
             (Cause::Starting | Cause::Failing(_), CallSignal::Neutral) if !says_nothing => {
                 self.close(cause, None, now)
             }
             // It answers, and whoever has worked before would go on.
             (Cause::Starting, CallSignal::Failing(trouble @ FailureKind::ServerError)) => {
-                self.close(cause, Some((question, trouble)), now);
+                self.close(cause, Some((operation, trouble)), now);
             }
             (Cause::Starting, CallSignal::Failing(trouble)) => {
                 self.starting_failures += 1;
@@ -426,9 +426,9 @@ impl Circuit {
                 }
             }
             // A fault of our own is only disproved by an answer that says so.
-            (Cause::Fault(_), CallSignal::Failing(_)) => self.open(cause, now),
+            (Cause::Suspended(_), CallSignal::Failing(_)) => self.open(cause, now),
             (Cause::Failing(_), CallSignal::Failing(trouble)) => self.open(Cause::Failing(trouble), now),
-            (_, CallSignal::Neutral | CallSignal::Well | CallSignal::Seen) => {
+            (_, CallSignal::Neutral | CallSignal::Success | CallSignal::Answered) => {
                 self.state = State::HalfOpen { cause, probing: false };
             }
         }
@@ -443,9 +443,9 @@ impl Circuit {
         // After a start nobody waits for the provider to get on its feet.
         let recovers = cause != Cause::Starting;
         self.slow_start = recovers.then_some(SlowStart { at_once: 2, under_way: 0 });
-        if let Some((question, trouble)) = failed {
+        if let Some((operation, trouble)) = failed {
             self.all.record(Some(trouble), now);
-            if question == Operation::Redeem {
+            if operation == Operation::Redeem {
                 self.uses.record(Some(trouble), now);
             }
         }
@@ -454,14 +454,14 @@ impl Circuit {
     fn open(&mut self, cause: Cause, now: Duration) {
         // Calls that were under way when it opened must not lengthen the pause one by one.
         if let State::Open { cause: before, .. } = self.state
-            && !(matches!(before, Cause::Failing(_)) && matches!(cause, Cause::Fault(_)))
+            && !(matches!(before, Cause::Failing(_)) && matches!(cause, Cause::Suspended(_)))
         {
             return;
         }
         self.epoch += 1;
         self.slow_start = None;
         let pause = match cause {
-            Cause::Fault(_) => {
+            Cause::Suspended(_) => {
                 let doubled = (self.pause * 2).min(PAUSE_MAX);
                 std::mem::replace(&mut self.pause, doubled)
             }
@@ -584,7 +584,7 @@ mod tests {
     use crate::verdict::Operation::{Query, Redeem};
 
     const SILENT: CallSignal = CallSignal::Failing(FailureKind::NoResponse);
-    const REJECTED: CallSignal = CallSignal::Fault(SuspendReason::Unauthenticated);
+    const REJECTED: CallSignal = CallSignal::Suspended(SuspendReason::Unauthenticated);
 
     fn at(millis: u64) -> Duration {
         Duration::from_millis(millis)
@@ -601,7 +601,7 @@ mod tests {
 
     fn closed() -> Circuit {
         let mut circuit = Circuit::default();
-        assert!(call(&mut circuit, 0, CallSignal::Well));
+        assert!(call(&mut circuit, 0, CallSignal::Success));
         assert_eq!(circuit.state(), State::Closed);
         circuit
     }
@@ -624,7 +624,7 @@ mod tests {
         let mut circuit = Circuit::default();
         let first = circuit.try_pass(at(0)).unwrap();
         assert!(circuit.try_pass(at(0)).is_none());
-        circuit.record_call(first, Redeem, CallSignal::Well, at(1));
+        circuit.record_call(first, Redeem, CallSignal::Success, at(1));
         assert!((0..1_000).all(|_| circuit.try_pass(at(1)).is_some()), "no slow start after a start");
     }
 
@@ -655,7 +655,7 @@ mod tests {
             assert!(circuit.try_pass(at(early)).is_none());
             assert!(call(&mut circuit, due, REJECTED));
         }
-        assert!(call(&mut circuit, 17_000, CallSignal::Well));
+        assert!(call(&mut circuit, 17_000, CallSignal::Success));
         assert_eq!(circuit.state(), State::Closed);
     }
 
@@ -678,7 +678,7 @@ mod tests {
             let grants: Vec<_> = std::iter::from_fn(|| circuit.try_pass(now)).take(200).collect();
             at_once.push(grants.len());
             for grant in grants {
-                circuit.record_call(grant, Redeem, CallSignal::Well, now);
+                circuit.record_call(grant, Redeem, CallSignal::Success, now);
             }
         }
         assert_eq!(at_once, [1, 2, 4, 8, 16, 32, 200, 200]);
@@ -687,7 +687,7 @@ mod tests {
     #[test]
     fn it_opens_again_by_few_failures_just_after_it_closed() {
         let mut circuit = failing();
-        assert!(call(&mut circuit, 2_000, CallSignal::Well));
+        assert!(call(&mut circuit, 2_000, CallSignal::Success));
         for _ in 0..SLOW_START_FAILURES {
             assert!(call(&mut circuit, 2_001, SILENT));
         }
@@ -700,7 +700,7 @@ mod tests {
         assert!(circuit.try_pass(at(2_000)).is_some());
         assert!(circuit.try_pass(at(2_999)).is_none());
         assert_eq!(circuit.time_to_next_try(at(2_999)), at(1));
-        assert!(call(&mut circuit, 3_000, CallSignal::Well));
+        assert!(call(&mut circuit, 3_000, CallSignal::Success));
         assert_eq!(circuit.state(), State::Closed);
     }
 
@@ -708,12 +708,12 @@ mod tests {
     fn an_abandoned_call_makes_room_for_another() {
         let mut circuit = Circuit::default();
         let probe = circuit.try_pass(at(0)).unwrap();
-        circuit.abandon(Grant { kind: Kind::Free, ..probe });
+        circuit.abandon(Grant { kind: Kind::Normal, ..probe });
         assert!(circuit.try_pass(at(0)).is_none(), "a latecomer's end makes no room");
         circuit.abandon(probe);
         assert!(circuit.try_pass(at(0)).is_some());
         let mut circuit = failing();
-        assert!(call(&mut circuit, 2_000, CallSignal::Well));
+        assert!(call(&mut circuit, 2_000, CallSignal::Success));
         let [first, _] = [0; 2].map(|_| circuit.try_pass(at(2_001)).unwrap());
         assert!(circuit.try_pass(at(2_001)).is_none());
         circuit.abandon(first);
@@ -727,25 +727,25 @@ mod tests {
         assert_eq!(circuit.state(), State::Closed);
         assert!(call(&mut circuit, 2_001, REJECTED));
         assert!(call(&mut circuit, 3_001, CallSignal::Neutral));
-        let cause = Cause::Fault(SuspendReason::Unauthenticated);
+        let cause = Cause::Suspended(SuspendReason::Unauthenticated);
         assert_eq!(circuit.state(), State::HalfOpen { cause, probing: false });
     }
 
     #[test]
-    fn an_inquiry_does_not_show_that_redeeming_is_allowed_again() {
+    fn an_query_does_not_show_that_redeeming_is_allowed_again() {
         let mut circuit = closed();
-        call(&mut circuit, 0, CallSignal::Fault(SuspendReason::Unauthorised));
+        call(&mut circuit, 0, CallSignal::Suspended(SuspendReason::Unauthorized));
         for nth in 0..3 {
             let grant = circuit.try_pass(at(1_000 + nth)).unwrap();
             assert!(circuit.try_pass(at(1_000 + nth)).is_none());
-            circuit.record_call(grant, Query, CallSignal::Seen, at(1_000 + nth));
+            circuit.record_call(grant, Query, CallSignal::Answered, at(1_000 + nth));
             assert!(matches!(circuit.state(), State::HalfOpen { probing: false, .. }));
         }
-        call(&mut circuit, 2_000, CallSignal::Well);
+        call(&mut circuit, 2_000, CallSignal::Success);
         assert_eq!(circuit.state(), State::Closed);
         call(&mut circuit, 3_000, REJECTED);
         let grant = circuit.try_pass(at(4_000)).unwrap();
-        circuit.record_call(grant, Query, CallSignal::Seen, at(4_000));
+        circuit.record_call(grant, Query, CallSignal::Answered, at(4_000));
         assert_eq!(circuit.state(), State::Closed, "a signature that is taken is taken everywhere");
     }
 
@@ -763,18 +763,18 @@ mod tests {
         let old = circuit.try_pass(at(0)).unwrap();
         circuit.force_half_open();
         assert!(!circuit.holds(old), "whoever waits for a turn asks again");
-        circuit.record_call(old, Redeem, CallSignal::Well, at(1));
+        circuit.record_call(old, Redeem, CallSignal::Success, at(1));
         let first = circuit.try_pass(at(2)).unwrap();
         assert!(circuit.try_pass(at(2)).is_none(), "the first call with the new key goes alone");
         // A second exchange while that one is under way.
         circuit.force_half_open();
-        circuit.record_call(first, Redeem, CallSignal::Well, at(3));
+        circuit.record_call(first, Redeem, CallSignal::Success, at(3));
         assert!(matches!(circuit.state(), State::HalfOpen { probing: false, .. }));
         let probe = circuit.try_pass(at(4)).unwrap();
         circuit.abandon(first);
         assert!(circuit.try_pass(at(4)).is_none(), "the end of another one makes no room");
         assert!(circuit.holds(probe));
-        circuit.record_call(probe, Redeem, CallSignal::Well, at(5));
+        circuit.record_call(probe, Redeem, CallSignal::Success, at(5));
         assert_eq!(circuit.state(), State::Closed);
         circuit.record_call(old, Redeem, REJECTED, at(6));
         assert_eq!(circuit.state(), State::Closed, "a key that is no longer in use was rejected");
@@ -787,11 +787,11 @@ mod tests {
         for nth in 0..CALLS_MIN as u64 {
             call(&mut circuit, nth * 27, SILENT);
         }
-        circuit.record_call(old, Redeem, CallSignal::Well, at(600));
+        circuit.record_call(old, Redeem, CallSignal::Success, at(600));
         assert!(matches!(circuit.state(), State::Open { cause: Cause::Failing(_), .. }));
         circuit.record_call(old, Redeem, REJECTED, at(601));
-        assert!(matches!(circuit.state(), State::Open { cause: Cause::Fault(_), .. }), "this is worse");
-        assert!(call(&mut circuit, 9_000, CallSignal::Well));
+        assert!(matches!(circuit.state(), State::Open { cause: Cause::Suspended(_), .. }), "this is worse");
+        assert!(call(&mut circuit, 9_000, CallSignal::Success));
         for nth in 0..100 {
             circuit.record_call(old, Redeem, SILENT, at(9_001 + nth * 20));
         }
@@ -801,13 +801,13 @@ mod tests {
     #[test]
     fn an_unsigned_rejection_cannot_be_believed() {
         let unsigned = Verdict::Unknown(UnknownCause::Unverified);
-        for question in [Redeem, Query] {
-            assert_eq!(CallSignal::of(question, &unsigned), CallSignal::Failing(FailureKind::Unverified));
+        for operation in [Redeem, Query] {
+            assert_eq!(CallSignal::of(operation, &unsigned), CallSignal::Failing(FailureKind::Unverified));
         }
         for reason in crate::verdict::Reason::REJECTIONS {
             assert_eq!(
                 CallSignal::of(Redeem, &Verdict::Rejected { reason, may_be_our_own_use: false }),
-                CallSignal::Well
+                CallSignal::Success
             );
         }
     }

@@ -50,9 +50,9 @@ pub const MERCHANT_KEY: &str = "REDEEMER_MERCHANT_KEY";
 pub struct Config {
     pub broker: BrokerConfig,
     pub wechat: WechatConfig,
-    pub work: WorkConfig,
+    pub concurrency: ConcurrencyConfig,
     pub retry: RetryConfig,
-    pub pace: PaceConfig,
+    pub rate_limit: RateLimitConfig,
     pub event: EventConfig,
     pub admin: AdminConfig,
     pub log: LogConfig,
@@ -123,15 +123,15 @@ section! {
         connect_timeout: Span = Span::seconds(2),
         read_timeout: Span = Span::seconds(10),
         total_timeout: Span = Span::seconds(15),
-        reply_bytes_max: usize = 262_144,
+        response_bytes_max: usize = 262_144,
         public_keys: BTreeMap<String, PathBuf> = BTreeMap::new(),
     }
 }
 section! {
-    /// `[work]`
-    WorkConfig {
-        concurrency: usize = 100,
-        lane_max: usize = 16,
+    /// `[concurrency]`
+    ConcurrencyConfig {
+        commands: usize = 100,
+        per_coupon: usize = 16,
     }
 }
 section! {
@@ -140,25 +140,25 @@ section! {
         initial: Span = Span::seconds(1),
         multiplier: f64 = 2.0,
         jitter: f64 = 0.2,
-        longest: Span = Span::seconds(30),
+        max_interval: Span = Span::seconds(30),
         in_process_max: Span = Span::seconds(8),
-        settling: Span = Span::seconds(2),
-        tiers: Vec<Span> = [10, 60, 300, 1_800, 7_200].map(Span::seconds).to_vec(),
+        query_delay: Span = Span::seconds(2),
+        delays: Vec<Span> = [10, 60, 300, 1_800, 7_200].map(Span::seconds).to_vec(),
         attempts_max: u32 = 1_000,
         deadline: Span = Span::seconds(86_400),
         deadline_max: Span = Span::seconds(604_800),
-        budget_share: f64 = 0.2,
+        budget_ratio: f64 = 0.2,
     }
 }
 section! {
-    /// `[pace]`
-    PaceConfig { calls_per_second: u32 = 500, }
+    /// `[rate_limit]`
+    RateLimitConfig { calls_per_second: u32 = 500, }
 }
 section! {
     /// `[event]`
     EventConfig {
         source: String = "/redeemer".to_owned(),
-        refused_max: Span = Span::seconds(300),
+        publish_retry_max: Span = Span::seconds(300),
     }
 }
 section! {
@@ -446,10 +446,10 @@ impl Config {
                 faults.push(ConfigFault::new(key, problem));
             }
         };
-        let Self { broker, wechat, work, retry, pace, event, admin, log, telemetry, .. } = self;
+        let Self { broker, wechat, concurrency, retry, rate_limit, event, admin, log, telemetry, .. } = self;
         wrong((1..=2_000).contains(&broker.prefetch), "broker.prefetch", "must be 1 to 2000");
-        wrong((1..=2_000).contains(&work.concurrency), "work.concurrency", "must be 1 to 2000");
-        wrong((1..=2_000).contains(&work.lane_max), "work.lane_max", "must be 1 to 2000");
+        wrong((1..=2_000).contains(&concurrency.commands), "concurrency.commands", "must be 1 to 2000");
+        wrong((1..=2_000).contains(&concurrency.per_coupon), "concurrency.per_coupon", "must be 1 to 2000");
         wrong((1..=60).contains(&broker.heartbeat.0.as_secs()), "broker.heartbeat", "must be 1s to 60s");
         let patient = broker.connect_timeout.0 <= Duration::from_secs(20);
         wrong(patient, "broker.connect_timeout", "must be 20s at most");
@@ -472,25 +472,26 @@ impl Config {
             wrong(within, key, "must be 10ms to 10m");
         }
         // As above: a delivery is held meanwhile.
-        let held = (Duration::from_millis(10)..=Duration::from_secs(900)).contains(&event.refused_max.0);
-        wrong(held, "event.refused_max", "must be 10ms to 15m");
+        let held =
+            (Duration::from_millis(10)..=Duration::from_secs(900)).contains(&event.publish_retry_max.0);
+        wrong(held, "event.publish_retry_max", "must be 10ms to 15m");
         let twelve_hours = Duration::from_secs(12 * 3_600);
         let often = (Duration::from_secs(1)..=twelve_hours).contains(&wechat.download_every.0);
         wrong(often, "wechat.download_every", "must be 1s to 12h");
-        let reply = (1_024..=16 * 1024 * 1024).contains(&wechat.reply_bytes_max);
-        wrong(reply, "wechat.reply_bytes_max", "must be 1024 to 16777216");
+        let reply = (1_024..=16 * 1024 * 1024).contains(&wechat.response_bytes_max);
+        wrong(reply, "wechat.response_bytes_max", "must be 1024 to 16777216");
         if let Err(fault) = retry.backoff() {
-            wrong(false, "retry.initial, retry.multiplier, retry.jitter, retry.longest", &fault);
+            wrong(false, "retry.initial, retry.multiplier, retry.jitter, retry.max_interval", &fault);
         }
-        wrong(retry.tiers.is_sorted_by(|a, b| a.0 < b.0), "retry.tiers", "must grow from one to the next");
-        wrong(retry.tiers.len() <= 32, "retry.tiers", "must be 32 at most");
-        let waits = retry.tiers.iter().all(|tier| (50..=86_400_000).contains(&tier.0.as_millis()));
-        wrong(waits, "retry.tiers", "must each be 50ms to 24h");
-        // How often an inquiry was negative does not travel through a wait queue: both must fit into one stay.
+        wrong(retry.delays.is_sorted_by(|a, b| a.0 < b.0), "retry.delays", "must grow from one to the next");
+        wrong(retry.delays.len() <= 32, "retry.delays", "must be 32 at most");
+        let waits = retry.delays.iter().all(|delay| (50..=86_400_000).contains(&delay.0.as_millis()));
+        wrong(waits, "retry.delays", "must each be 50ms to 24h");
+        // How often an query was negative does not travel through a delay queue: both must fit into one stay.
         wrong(
-            retry.settling.0.saturating_mul(2) <= retry.in_process_max.0,
+            retry.query_delay.0.saturating_mul(2) <= retry.in_process_max.0,
             "retry.in_process_max",
-            "must be twice retry.settling or more",
+            "must be twice retry.query_delay or more",
         );
         wrong(retry.attempts_max >= 1, "retry.attempts_max", "must be 1 or more");
         wrong(!retry.deadline.0.is_zero(), "retry.deadline", "must be longer than zero");
@@ -501,8 +502,8 @@ impl Config {
         );
         let year = Duration::from_secs(366 * 86_400);
         wrong(retry.deadline_max.0 <= year, "retry.deadline_max", "must be a year at most");
-        wrong((0.0..=100.0).contains(&retry.budget_share), "retry.budget_share", "must be 0 to 100");
-        wrong(pace.calls_per_second >= 1, "pace.calls_per_second", "must be 1 or more");
+        wrong((0.0..=100.0).contains(&retry.budget_ratio), "retry.budget_ratio", "must be 0 to 100");
+        wrong(rate_limit.calls_per_second >= 1, "rate_limit.calls_per_second", "must be 1 or more");
         wrong(
             admin.listen.parse::<SocketAddr>().is_ok(),
             "admin.listen",
@@ -663,7 +664,7 @@ impl Config {
             self.broker.names.clone();
         Topology {
             names: Names { commands, retry, results, unrouted, parked, dead, instances },
-            tiers: self.retry.tiers.iter().map(|tier| tier.0).collect(),
+            delays: self.retry.delays.iter().map(|delay| delay.0).collect(),
             delivery_limit: self.broker.delivery_limit,
         }
     }
@@ -741,7 +742,7 @@ impl Config {
             connect_timeout: wechat.connect_timeout.0,
             read_timeout: wechat.read_timeout.0,
             total_timeout: wechat.total_timeout.0,
-            reply_bytes_max: wechat.reply_bytes_max,
+            response_bytes_max: wechat.response_bytes_max,
         })
     }
 
@@ -751,21 +752,21 @@ impl Config {
             // `check` has built it before.
             backoff: self.retry.backoff().unwrap_or_default(),
             in_process_max: self.retry.in_process_max.0,
-            query_delay: self.retry.settling.0,
+            query_delay: self.retry.query_delay.0,
             longest_call: self.wechat.total_timeout.0,
-            delays: self.retry.tiers.iter().map(|tier| tier.0).collect(),
+            delays: self.retry.delays.iter().map(|delay| delay.0).collect(),
             attempts_max: self.retry.attempts_max,
         }
     }
 
     /// How far deadlines may lie ahead.
-    pub fn horizon(&self) -> DeadlineLimits {
+    pub fn deadline_limits(&self) -> DeadlineLimits {
         DeadlineLimits { default: self.retry.deadline.signed(), furthest: self.retry.deadline_max.signed() }
     }
 
     /// Calls per second of the whole merchant.
     pub fn calls_per_second(&self) -> NonZeroU32 {
-        NonZeroU32::new(self.pace.calls_per_second).unwrap_or(NonZeroU32::MIN)
+        NonZeroU32::new(self.rate_limit.calls_per_second).unwrap_or(NonZeroU32::MIN)
     }
 
     /// Where the admin port listens.
@@ -867,7 +868,7 @@ fn is_serial(text: &str) -> bool {
 
 impl RetryConfig {
     fn backoff(&self) -> Result<Backoff, String> {
-        Backoff::new(self.initial.0, self.multiplier, self.jitter, self.longest.0)
+        Backoff::new(self.initial.0, self.multiplier, self.jitter, self.max_interval.0)
             .map_err(|fault| fault.to_string())
     }
 }
@@ -936,12 +937,12 @@ mod tests {
     #[test]
     fn the_environment_overrides_the_file() {
         let config = read(
-            "[work]\nconcurrency = 7\n[broker]\nprefetch = 9",
+            "[concurrency]\ncommands = 7\n[broker]\nprefetch = 9",
             &[
                 ("REDEEMER_BROKER__URI", "amqp://u:p@h/%2f"),
-                ("REDEEMER_WORK__CONCURRENCY", "8"),
+                ("REDEEMER_CONCURRENCY__COMMANDS", "8"),
                 ("REDEEMER_BROKER__NAMES__COMMANDS", "t.commands"),
-                ("REDEEMER_RETRY__TIERS", "[\"1s\", \"2s\"]"),
+                ("REDEEMER_RETRY__DELAYS", "[\"1s\", \"2s\"]"),
                 ("REDEEMER_WECHAT__MCHID", "1900000109"),
                 ("REDEEMER_WECHAT__PUBLIC_KEYS__PUB_KEY_ID_01", "key.pem"),
                 ("REDEEMER_MERCHANT_KEY", "not a config key"),
@@ -951,9 +952,9 @@ mod tests {
         // A merchant number is all digits, and still a text.
         let config = config.unwrap();
         assert_eq!(config.broker.uri, "amqp://u:p@h/%2f");
-        assert_eq!((config.work.concurrency, config.broker.prefetch), (8, 9));
+        assert_eq!((config.concurrency.commands, config.broker.prefetch), (8, 9));
         assert_eq!(config.topology().names.commands, "t.commands");
-        assert_eq!(config.retry.tiers, [1, 2].map(Span::seconds));
+        assert_eq!(config.retry.delays, [1, 2].map(Span::seconds));
         assert_eq!(config.wechat.mchid, "1900000109");
         assert_eq!(config.wechat.public_keys["PUB_KEY_ID_01"], Path::new("key.pem"));
     }
@@ -968,10 +969,10 @@ mod tests {
             heartbeat = "soon"
             [broker.names]
             comands = "x"
-            [work]
-            concurrency = -1
+            [concurrency]
+            commands = -1
             [retry]
-            tiers = ["1s", 2]
+            delays = ["1s", 2]
             multiplier = 2
         "#;
         let mut found = keys(read(text, &[]));
@@ -983,20 +984,20 @@ mod tests {
                 "broker.names.comands",
                 "broker.prefetch",
                 "broker.uri",
-                "retry.tiers",
+                "concurrency.commands",
+                "retry.delays",
                 "surprise",
-                "work.concurrency",
             ]
         );
-        let ranges = "[broker]\nprefetch = 0\ntopology = \"maybe\"\n[retry]\ntiers = [\"2s\", \"1s\"]\njitter = 3.0\n\
-             settling = \"5s\"\n";
+        let ranges = "[broker]\nprefetch = 0\ntopology = \"maybe\"\n[retry]\ndelays = [\"2s\", \"1s\"]\njitter = 3.0\n\
+             query_delay = \"5s\"\n";
         assert_eq!(
             keys(read(ranges, &[])),
             [
                 "broker.prefetch",
                 "broker.topology",
-                "retry.initial, retry.multiplier, retry.jitter, retry.longest",
-                "retry.tiers",
+                "retry.initial, retry.multiplier, retry.jitter, retry.max_interval",
+                "retry.delays",
                 "retry.in_process_max",
             ]
         );

@@ -29,9 +29,9 @@ use tokio::time::{sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
 pub use self::auth::Auth;
-use self::auth::{Refused, SESSION_SECONDS_MAX, Session};
-use self::html::{Asked, Found, Row};
-use self::refusal_log::RefusalLog;
+use self::auth::{LoginError, SESSION_SECONDS_MAX, Session};
+use self::html::{Confirmation, Found, Row};
+use self::refusal_log::DenialLog;
 use crate::admin::Peer;
 use crate::broker::AmqpSettings;
 use crate::broker::parked::{ParkedQueue, check_publishing};
@@ -53,7 +53,7 @@ const ROWS_MAX: usize = 200;
 /// The longest wait for another operator's request, or for the rate limit.
 const TURN_MAX: Duration = Duration::from_secs(10);
 /// Time between two queries of the console.
-const INQUIRY_EVERY: Duration = Duration::from_millis(200);
+const QUERY_EVERY: Duration = Duration::from_millis(200);
 /// Delay of the response to a wrong token.
 const WRONG_TOKEN_PAUSE: Duration = Duration::from_secs(1);
 /// The longest reason or name that is taken, in characters.
@@ -72,15 +72,15 @@ pub struct Setup {
     pub broker: AmqpSettings,
     /// The payment API.
     pub client: Arc<Client>,
-    /// The merchant's pace, which its inquiries keep, too.
-    pub pacer: RateLimiter,
+    /// The merchant's pace, which its queries keep, too.
+    pub rate_limiter: RateLimiter,
     /// Counts who is refused.
     pub metrics: Arc<Metrics>,
     /// `source` of events.
     pub source: String,
     /// How far the deadline of a command that is sent again lies ahead.
-    pub horizon: DeadlineLimits,
-    /// How long after a redeem an inquiry may count as "not executed".
+    pub deadline_limits: DeadlineLimits,
+    /// How long after a redeem an query may count as "not executed".
     pub settling: SignedDuration,
     /// The longest that a call of the service may take.
     pub longest_call: SignedDuration,
@@ -92,7 +92,7 @@ struct Console {
     setup: Setup,
     /// Held by the request that looks at the queue, with the time from which the next query may be sent.
     look_lock: Mutex<Instant>,
-    refusals: RefusalLog,
+    refusals: DenialLog,
 }
 
 type Shared = State<Arc<Console>>;
@@ -104,13 +104,13 @@ pub fn routes(setup: Setup) -> Router {
         .route("/parked/login", post(login))
         .route("/parked/logout", post(logout))
         .route("/parked/{id}", get(show))
-        .route("/parked/{id}/ask", post(ask))
+        .route("/parked/{id}/ask", post(confirm_page))
         .route("/parked/{id}/replay", post(replay))
         .route("/parked/{id}/discard", post(discard))
         .with_state(Arc::new(Console {
             setup,
             look_lock: Mutex::new(Instant::now()),
-            refusals: RefusalLog::default(),
+            refusals: DenialLog::default(),
         }))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(middleware::from_fn(bounded))
@@ -135,12 +135,12 @@ async fn bounded(request: Request, next: Next) -> Response {
 }
 
 /// What authentication needs of a request: its headers and its peer.
-struct Visitor {
+struct FormClient {
     headers: HeaderMap,
     peer: IpAddr,
 }
 
-impl<S: Send + Sync> FromRequestParts<S> for Visitor {
+impl<S: Send + Sync> FromRequestParts<S> for FormClient {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
@@ -153,16 +153,16 @@ impl<S: Send + Sync> FromRequestParts<S> for Visitor {
 
 /// Why a request was not done, with the text for the operator.
 #[derive(Debug)]
-struct Unable(StatusCode, String);
+struct ConsoleError(StatusCode, String);
 
-impl Unable {
+impl ConsoleError {
     fn new(status: StatusCode, words: impl ToString) -> Self {
         Self(status, words.to_string())
     }
 
     fn page(self, session: &Session) -> Response {
         let Self(status, words) = self;
-        (status, Html(html::said(Some(session), &words))).into_response()
+        (status, Html(html::provider_words(Some(session), &words))).into_response()
     }
 }
 
@@ -200,7 +200,7 @@ fn cookie(headers: &HeaderMap) -> Option<&str> {
 
 /// Whether a browser says that another site sent this. One that says nothing is no browser of today, and has no cookie
 /// that it did not mean to send.
-fn from_elsewhere(headers: &HeaderMap) -> bool {
+fn is_cross_origin(headers: &HeaderMap) -> bool {
     let header = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or("unreadable"));
     let site = header("sec-fetch-site").is_some_and(|site| !["same-origin", "none"].contains(&site));
     let host = header("host").unwrap_or_default();
@@ -209,26 +209,26 @@ fn from_elsewhere(headers: &HeaderMap) -> bool {
     site || origin
 }
 
-fn words_of(refused: Refused) -> &'static str {
+fn form_words(refused: LoginError) -> &'static str {
     match refused {
-        Refused::WrongToken => "That is not the token.",
-        Refused::NoSession => "Your session has ended. Nothing was done.",
-        Refused::Forged => "That form is not from this console. Nothing was done.",
+        LoginError::WrongToken => "That is not the token.",
+        LoginError::NoSession => "Your session has ended. Nothing was done.",
+        LoginError::Forged => "That form is not from this console. Nothing was done.",
     }
 }
 
 impl Console {
-    fn refuse(&self, refused: Refused, peer: IpAddr) -> Response {
+    fn deny(&self, refused: LoginError, peer: IpAddr) -> Response {
         let why = match refused {
-            Refused::WrongToken => ConsoleDenial::WrongToken,
-            Refused::NoSession => ConsoleDenial::NoSession,
-            Refused::Forged => ConsoleDenial::Forged,
+            LoginError::WrongToken => ConsoleDenial::WrongToken,
+            LoginError::NoSession => ConsoleDenial::NoSession,
+            LoginError::Forged => ConsoleDenial::Forged,
         };
         self.setup.metrics.record_console_denied(why);
         if let Some(not_logged) = self.refusals.record(peer, Instant::now()) {
             warn!(why = why.as_str(), %peer, not_logged, "operator console: access denied");
         }
-        let page = html::login(Some(words_of(refused)), self.setup.exposed);
+        let page = html::login(Some(form_words(refused)), self.setup.exposed);
         (StatusCode::FORBIDDEN, Html(page)).into_response()
     }
 
@@ -239,37 +239,38 @@ impl Console {
     }
 
     /// The session of a form.
-    fn form(&self, visitor: &Visitor, fields: &Fields) -> Result<Session, Box<Response>> {
-        let headers = &visitor.headers;
-        let form = match from_elsewhere(headers) {
-            true => Err(Refused::Forged),
+    fn form(&self, client: &FormClient, fields: &Fields) -> Result<Session, Box<Response>> {
+        let headers = &client.headers;
+        let form = match is_cross_origin(headers) {
+            true => Err(LoginError::Forged),
             false => {
                 self.setup.auth.verify_form(cookie(headers), Some(fields.text("csrf_token")), Instant::now())
             }
         };
-        form.map_err(|refused| Box::new(self.refuse(refused, visitor.peer)))
+        form.map_err(|refused| Box::new(self.deny(refused, client.peer)))
     }
 
-    async fn lock_look(&self) -> Result<MutexGuard<'_, Instant>, Unable> {
-        let busy =
-            |_| Unable::new(StatusCode::CONFLICT, "Another operator's request is in progress. Try again.");
+    async fn lock_parked_queue(&self) -> Result<MutexGuard<'_, Instant>, ConsoleError> {
+        let busy = |_| {
+            ConsoleError::new(StatusCode::CONFLICT, "Another operator's request is in progress. Try again.")
+        };
         timeout(TURN_MAX, self.look_lock.lock()).await.map_err(busy)
     }
 
-    fn decision<'a>(&'a self, operator: &'a str, because: &'a str, tell_refused: bool) -> Decision<'a> {
+    fn decision<'a>(&'a self, operator: &'a str, because: &'a str, publish_refused: bool) -> Decision<'a> {
         Decision {
             source: &self.setup.source,
             operator,
             because: (!because.is_empty()).then_some(because),
-            horizon: self.setup.horizon,
+            deadline_limits: self.setup.deadline_limits,
             settling: self.setup.settling,
             longest_call: self.setup.longest_call,
-            tell_refused,
+            publish_refused,
         }
     }
 
-    async fn list(&self, filter: &Filter) -> Result<Found, Unable> {
-        let _lock = self.lock_look().await?;
+    async fn list(&self, filter: &Filter) -> Result<Found, ConsoleError> {
+        let _lock = self.lock_parked_queue().await?;
         let mut look = ParkedQueue::begin(&self.setup.broker).await.map_err(unreachable)?;
         let (mut found, now) = (Found::default(), Timestamp::now());
         let looked = async {
@@ -281,7 +282,7 @@ impl Console {
                     found.rows.push(Row::of(&parked, now));
                 }
             }
-            Ok::<_, Unable>(())
+            Ok::<_, ConsoleError>(())
         };
         let looked = looked.await;
         found.waiting = look.waiting();
@@ -289,7 +290,7 @@ impl Console {
         // What came before a message that cannot be read was seen all the same.
         match looked {
             Err(unable) if found.rows.is_empty() => return Err(unable),
-            Err(Unable(_, why)) => found.cut_short = Some(why),
+            Err(ConsoleError(_, why)) => found.cut_short = Some(why),
             Ok(()) => {}
         }
         found.meant = found.rows.len();
@@ -300,7 +301,7 @@ impl Console {
 
     /// Takes one command out, for as long as the look lasts. Once it is found it looks on to the end where that is not
     /// far: what a partial look took comes behind the rest.
-    async fn find(&self, look: &mut ParkedQueue, id: &str) -> Result<Parked, Unable> {
+    async fn find(&self, look: &mut ParkedQueue, id: &str) -> Result<Parked, ConsoleError> {
         let (mut found, mut looked) = (None, 0);
         let mut ended = false;
         while look.age() < FIND_TIME_MAX && (found.is_none() || looked < LOOK_MAX) {
@@ -319,90 +320,94 @@ impl Console {
             true => "It is not parked any more.",
             false => "It was not found within the time limit of this page: use redeemer parked show.",
         };
-        found.ok_or_else(|| Unable::new(StatusCode::NOT_FOUND, gone))
+        found.ok_or_else(|| ConsoleError::new(StatusCode::NOT_FOUND, gone))
     }
 
     /// Asks what is true now, and a second time where a refusal is to be told.
-    async fn inquire(
+    async fn query(
         &self,
         parked: &Parked,
         decision: &Decision<'_>,
         next: &mut Instant,
-    ) -> Result<CouponQuery, Unable> {
-        let first = self.inquire_once(parked, next).await?;
+    ) -> Result<CouponQuery, ConsoleError> {
+        let first = self.query_once(parked, next).await?;
         match parked::confirm_after(parked, &first, decision, Timestamp::now()) {
             None => Ok(first),
             Some(wait) => {
                 sleep(wait).await;
-                Ok(self.inquire_once(parked, next).await?.following(first))
+                Ok(self.query_once(parked, next).await?.following(first))
             }
         }
     }
 
-    async fn inquire_once(&self, parked: &Parked, next: &mut Instant) -> Result<CouponQuery, Unable> {
-        let redemption = parked.replayable().map_err(|why| Unable::new(StatusCode::CONFLICT, why))?;
+    async fn query_once(&self, parked: &Parked, next: &mut Instant) -> Result<CouponQuery, ConsoleError> {
+        let redemption = parked.replayable().map_err(|why| ConsoleError::new(StatusCode::CONFLICT, why))?;
         sleep_until((*next).into()).await;
-        *next = Instant::now() + INQUIRY_EVERY;
+        *next = Instant::now() + QUERY_EVERY;
         let late = |_| {
             let words = "The rate limit leaves no room for a query now. Try again.";
-            Unable::new(StatusCode::SERVICE_UNAVAILABLE, words)
+            ConsoleError::new(StatusCode::SERVICE_UNAVAILABLE, words)
         };
-        timeout(TURN_MAX, self.setup.pacer.acquire(Priority::Inquiry)).await.map_err(late)?;
+        timeout(TURN_MAX, self.setup.rate_limiter.acquire(Priority::Query)).await.map_err(late)?;
         let (nonce, chance) = (rand::random(), rand::random());
-        Ok(parked::inquire(&self.setup.client, redemption, Timestamp::now(), nonce, chance).await)
+        Ok(parked::query(&self.setup.client, redemption, Timestamp::now(), nonce, chance).await)
     }
 
     /// Does what was decided with one command. `promised` is what the person was shown; anything else is not done.
-    async fn act(&self, id: &str, session: &Session, act: Act) -> Result<Acted, Unable> {
-        let mut next_inquiry = self.lock_look().await?;
+    async fn perform_action(
+        &self,
+        id: &str,
+        session: &Session,
+        act: ActionRequest,
+    ) -> Result<ActionResult, ConsoleError> {
+        let mut next_query = self.lock_parked_queue().await?;
         let mut look = ParkedQueue::begin(&self.setup.broker).await.map_err(unreachable)?;
-        let acted = self.act_on(&mut look, id, session, act, &mut next_inquiry).await;
+        let acted = self.perform_on(&mut look, id, session, act, &mut next_query).await;
         look.end().await;
         acted
     }
 
-    async fn act_on(
+    async fn perform_on(
         &self,
         look: &mut ParkedQueue,
         id: &str,
         session: &Session,
-        act: Act,
-        next_inquiry: &mut Instant,
-    ) -> Result<Acted, Unable> {
+        act: ActionRequest,
+        next_query: &mut Instant,
+    ) -> Result<ActionResult, ConsoleError> {
         let parked = self.find(look, id).await?;
-        let Act { promised, because, tell_refused, inquires } = act;
-        let decision = self.decision(&session.operator, &because, tell_refused);
-        let inquiry =
-            if inquires { Some(self.inquire(&parked, &decision, next_inquiry).await?) } else { None };
+        let ActionRequest { promised, because, publish_refused, queries } = act;
+        let decision = self.decision(&session.operator, &because, publish_refused);
+        let query = if queries { Some(self.query(&parked, &decision, next_query).await?) } else { None };
         let now = Timestamp::now();
-        let advice = match &inquiry {
-            Some(inquiry) => parked::assess_replay(&parked, inquiry, &decision, now),
+        let advice = match &query {
+            Some(query) => parked::assess_replay(&parked, query, &decision, now),
             None => Ok(OperatorAction::Discarded),
         };
         let deed = match (&advice, promised) {
             (Ok(deed), Some(promised)) if *deed == promised => *deed,
             _ => {
-                let Some(inquiry) = &inquiry else {
-                    return Err(Unable::new(StatusCode::BAD_REQUEST, "Nothing was decided."));
+                let Some(query) = &query else {
+                    return Err(ConsoleError::new(StatusCode::BAD_REQUEST, "Nothing was decided."));
                 };
                 let changed = promised
                     .is_some()
                     .then_some("The response differs from the one that was shown. Nothing was done.");
-                if let CouponStatus::Stop(_) = inquiry.status {
+                if let CouponStatus::Suspended(_) = query.status {
                     info!(operator = session.operator, "operator console: calls are suspended");
                 }
-                let asked = Asked { inquiry, advice, because, tell_refused };
-                return Ok(Acted::Shown(html::show(session, &parked, Some(&asked), changed, now)));
+                let asked = Confirmation { query, advice, because, publish_refused };
+                return Ok(ActionResult::Shown(html::show(session, &parked, Some(&asked), changed, now)));
             }
         };
-        let number = parked.legible.out_request_no.as_ref().map(ToString::to_string);
+        let number = parked.partial.out_request_no.as_ref().map(ToString::to_string);
         check_publishing(&self.setup.broker).await.map_err(unreachable)?;
         look.open_publisher(&self.setup.broker).await.map_err(unreachable)?;
-        let done = parked::carry_out(look, parked, deed, inquiry.as_ref(), &decision, now).await;
+        let done = parked::carry_out(look, parked, deed, query.as_ref(), &decision, now).await;
         done.map_err(|why| {
             let words =
                 format!("It did not complete and may still be parked: {why}. It is safe to try again.");
-            Unable::new(StatusCode::BAD_GATEWAY, words)
+            ConsoleError::new(StatusCode::BAD_GATEWAY, words)
         })?;
         let effect = deed.effect();
         let (operator, name) = (session.operator.as_str(), session.name());
@@ -414,33 +419,33 @@ impl Console {
             effect,
             "operator console: action completed"
         );
-        Ok(Acted::Done(deed))
+        Ok(ActionResult::Done(deed))
     }
 }
 
 /// What a person decided.
-struct Act {
+struct ActionRequest {
     /// What they were shown that it would do; nothing while they only ask.
     promised: Option<OperatorAction>,
     because: String,
-    tell_refused: bool,
+    publish_refused: bool,
     /// Whether the payment API is asked first.
-    inquires: bool,
+    queries: bool,
 }
 
-enum Acted {
+enum ActionResult {
     Shown(String),
     Done(OperatorAction),
 }
 
-fn unreachable(why: impl std::fmt::Display) -> Unable {
-    Unable::new(StatusCode::BAD_GATEWAY, format!("The parked queue cannot be reached: {why}"))
+fn unreachable(why: impl std::fmt::Display) -> ConsoleError {
+    ConsoleError::new(StatusCode::BAD_GATEWAY, format!("The parked queue cannot be reached: {why}"))
 }
 
-async fn login(State(console): Shared, visitor: Visitor, body: Bytes) -> Response {
-    let Visitor { headers, peer } = visitor;
-    if from_elsewhere(&headers) {
-        return console.refuse(Refused::Forged, peer);
+async fn login(State(console): Shared, client: FormClient, body: Bytes) -> Response {
+    let FormClient { headers, peer } = client;
+    if is_cross_origin(&headers) {
+        return console.deny(LoginError::Forged, peer);
     }
     let fields = Fields::read(&body);
     let operator = match operator(fields.text("operator")) {
@@ -458,11 +463,11 @@ async fn login(State(console): Shared, visitor: Visitor, body: Bytes) -> Respons
             let cookie = format!(
                 "{COOKIE}={key}; Path=/parked; HttpOnly; SameSite=Strict; Max-Age={SESSION_SECONDS_MAX}"
             );
-            seen_other("/parked", Some(cookie))
+            record_repeat("/parked", Some(cookie))
         }
         Err(refused) => {
             sleep(WRONG_TOKEN_PAUSE).await;
-            console.refuse(refused, peer)
+            console.deny(refused, peer)
         }
     }
 }
@@ -478,20 +483,20 @@ fn operator(name: &str) -> Result<&str, &'static str> {
     Ok(name)
 }
 
-async fn logout(State(console): Shared, visitor: Visitor, body: Bytes) -> Response {
-    match console.form(&visitor, &Fields::read(&body)) {
+async fn logout(State(console): Shared, client: FormClient, body: Bytes) -> Response {
+    match console.form(&client, &Fields::read(&body)) {
         Err(answer) => *answer,
         Ok(session) => {
             console.setup.auth.log_out(&session);
-            let (operator, peer) = (session.operator.as_str(), visitor.peer);
+            let (operator, peer) = (session.operator.as_str(), client.peer);
             info!(operator, session = session.name(), %peer, "operator console: logged out");
             let gone = format!("{COOKIE}=; Path=/parked; HttpOnly; SameSite=Strict; Max-Age=0");
-            seen_other("/parked", Some(gone))
+            record_repeat("/parked", Some(gone))
         }
     }
 }
 
-fn seen_other(to: &str, cookie: Option<String>) -> Response {
+fn record_repeat(to: &str, cookie: Option<String>) -> Response {
     let mut answer = (StatusCode::SEE_OTHER, [(header::LOCATION, to.to_owned())]).into_response();
     // Hex and fixed words: always a header's value.
     if let Some(Ok(cookie)) = cookie.map(|cookie| cookie.parse()) {
@@ -508,19 +513,19 @@ async fn list(State(console): Shared, headers: HeaderMap, RawQuery(query): RawQu
     let fields = Fields::read(query.as_deref().unwrap_or_default().as_bytes());
     let typed = html::FILTER_FIELDS.map(|name| fields.words(name));
     let deeds = [
-        OperatorAction::SentAgain,
-        OperatorAction::ToldRedeemed,
-        OperatorAction::ToldRefused,
+        OperatorAction::Republished,
+        OperatorAction::PublishedRedeemed,
+        OperatorAction::PublishedRefused,
         OperatorAction::Discarded,
     ];
-    let done = deeds.into_iter().find(|deed| deed.effect() == fields.text("done")).map(html::done);
+    let done = deeds.into_iter().find(|deed| deed.effect() == fields.text("done")).map(html::result_of);
     let found = match filter(&typed) {
-        Err(why) => Err(Unable::new(StatusCode::BAD_REQUEST, why)),
+        Err(why) => Err(ConsoleError::new(StatusCode::BAD_REQUEST, why)),
         Ok(filter) => console.list(&filter).await,
     };
     match found {
         Ok(found) => Html(html::list(&session, &typed, Ok(&found), done)).into_response(),
-        Err(Unable(status, why)) => {
+        Err(ConsoleError(status, why)) => {
             (status, Html(html::list(&session, &typed, Err(&why), done))).into_response()
         }
     }
@@ -554,7 +559,7 @@ async fn show(State(console): Shared, headers: HeaderMap, Path(id): Path<String>
         Err(page) => return *page,
     };
     let shown = async {
-        let _lock = console.lock_look().await?;
+        let _lock = console.lock_parked_queue().await?;
         let mut look = ParkedQueue::begin(&console.setup.broker).await.map_err(unreachable)?;
         let found = console.find(&mut look, &id).await;
         look.end().await;
@@ -562,38 +567,57 @@ async fn show(State(console): Shared, headers: HeaderMap, Path(id): Path<String>
     };
     match shown.await {
         Ok(page) => Html(page).into_response(),
-        Err(unable) => Unable::page(unable, &session),
+        Err(unable) => ConsoleError::page(unable, &session),
     }
 }
 
-async fn ask(State(console): Shared, visitor: Visitor, Path(id): Path<String>, body: Bytes) -> Response {
-    perform(console, visitor, id, body, |fields| {
-        let tell_refused = fields.is_yes("tell_refused");
-        Ok(Act { promised: None, because: fields.words("because"), tell_refused, inquires: true })
+async fn confirm_page(
+    State(console): Shared,
+    client: FormClient,
+    Path(id): Path<String>,
+    body: Bytes,
+) -> Response {
+    perform(console, client, id, body, |fields| {
+        let publish_refused = fields.is_yes("publish_refused");
+        Ok(ActionRequest { promised: None, because: fields.words("because"), publish_refused, queries: true })
     })
     .await
 }
 
-async fn replay(State(console): Shared, visitor: Visitor, Path(id): Path<String>, body: Bytes) -> Response {
-    perform(console, visitor, id, body, |fields| {
-        let deeds = [OperatorAction::SentAgain, OperatorAction::ToldRedeemed, OperatorAction::ToldRefused];
+async fn replay(State(console): Shared, client: FormClient, Path(id): Path<String>, body: Bytes) -> Response {
+    perform(console, client, id, body, |fields| {
+        let deeds = [
+            OperatorAction::Republished,
+            OperatorAction::PublishedRedeemed,
+            OperatorAction::PublishedRefused,
+        ];
         let promised = deeds.into_iter().find(|deed| deed.effect() == fields.text("deed"));
-        let tell_refused = fields.is_yes("tell_refused");
+        let publish_refused = fields.is_yes("publish_refused");
         match promised {
             None => Err("Query first: the page shows what would be done."),
-            promised => Ok(Act { promised, because: fields.words("because"), tell_refused, inquires: true }),
+            promised => Ok(ActionRequest {
+                promised,
+                because: fields.words("because"),
+                publish_refused,
+                queries: true,
+            }),
         }
     })
     .await
 }
 
-async fn discard(State(console): Shared, visitor: Visitor, Path(id): Path<String>, body: Bytes) -> Response {
-    perform(console, visitor, id, body, |fields| {
+async fn discard(
+    State(console): Shared,
+    client: FormClient,
+    Path(id): Path<String>,
+    body: Bytes,
+) -> Response {
+    perform(console, client, id, body, |fields| {
         let (because, promised) = (fields.words("because"), Some(OperatorAction::Discarded));
         if because.is_empty() || !fields.is_yes("sure") {
             return Err("Give a reason and confirm that it is not needed any more. Nothing was done.");
         }
-        Ok(Act { promised, because, tell_refused: false, inquires: false })
+        Ok(ActionRequest { promised, because, publish_refused: false, queries: false })
     })
     .await
 }
@@ -601,29 +625,29 @@ async fn discard(State(console): Shared, visitor: Visitor, Path(id): Path<String
 /// Takes a form, and does what it says to its end, even where the browser does not wait for it.
 async fn perform(
     console: Arc<Console>,
-    visitor: Visitor,
+    client: FormClient,
     id: String,
     body: Bytes,
-    read: impl FnOnce(&Fields) -> Result<Act, &'static str>,
+    read: impl FnOnce(&Fields) -> Result<ActionRequest, &'static str>,
 ) -> Response {
     let fields = Fields::read(&body);
-    let session = match console.form(&visitor, &fields) {
+    let session = match console.form(&client, &fields) {
         Ok(session) => session,
         Err(answer) => return *answer,
     };
     let act = match read(&fields) {
         Ok(act) => act,
-        Err(why) => return Unable::new(StatusCode::BAD_REQUEST, why).page(&session),
+        Err(why) => return ConsoleError::new(StatusCode::BAD_REQUEST, why).page(&session),
     };
     let (acting_console, person) = (console.clone(), session.clone());
-    let acting = tokio::spawn(async move { acting_console.act(&id, &person, act).await });
+    let acting = tokio::spawn(async move { acting_console.perform_action(&id, &person, act).await });
     match acting.await {
-        Ok(Ok(Acted::Shown(page))) => Html(page).into_response(),
-        Ok(Ok(Acted::Done(deed))) => seen_other(&format!("/parked?done={}", deed.effect()), None),
+        Ok(Ok(ActionResult::Shown(page))) => Html(page).into_response(),
+        Ok(Ok(ActionResult::Done(deed))) => record_repeat(&format!("/parked?done={}", deed.effect()), None),
         Ok(Err(unable)) => unable.page(&session),
         Err(_) => {
             let words = "It was interrupted; check if it is still parked. It is safe to try again.";
-            Unable::new(StatusCode::INTERNAL_SERVER_ERROR, words).page(&session)
+            ConsoleError::new(StatusCode::INTERNAL_SERVER_ERROR, words).page(&session)
         }
     }
 }
@@ -639,7 +663,7 @@ mod tests {
     #[test]
     fn a_form_from_another_site_is_known_by_what_browsers_say() {
         let check = |pairs: &[(&'static str, &'static str)], elsewhere| {
-            assert_eq!(from_elsewhere(&headers(pairs)), elsewhere, "{pairs:?}");
+            assert_eq!(is_cross_origin(&headers(pairs)), elsewhere, "{pairs:?}");
         };
         check(&[("host", "127.0.0.1:9464")], false);
         check(&[("host", "127.0.0.1:9464"), ("origin", "http://127.0.0.1:9464")], false);

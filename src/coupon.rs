@@ -12,7 +12,7 @@ use crate::redemption::{CouponCode, Redemption, RequestNo};
 
 /// The state of a user's coupon, as WeChat Pay names it.
 ///
-/// The provider may add states at any time; an unknown one is carried through as it was spelt.
+/// The provider may add states at any time; an unknown one is carried through as it was spelled.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum CouponState {
     /// Issued; the partner must confirm it before it can be used.
@@ -103,7 +103,7 @@ pub enum Id {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum UsageTrace {
     /// `single_usage_detail` or `progressive_bundle_usage_detail`: this code is used once.
-    Once(Trace),
+    Single(Trace),
     /// Legacy `sequential_usage_detail`: one code, used round by round.
     Rounds(Vec<Round>),
 }
@@ -128,7 +128,7 @@ pub struct Round {
     pub trace: Trace,
 }
 
-/// How a coupon stands towards one redemption.
+/// How a coupon stands toward one redemption.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Usage {
     /// It carries our request number: our redemption took effect.
@@ -142,7 +142,7 @@ pub enum Usage {
     /// It cannot be used in this state.
     Unusable(CouponState),
     /// It was used, and the reply does not say under which number.
-    Unnamed,
+    NoNumber,
     /// It is another coupon: whatever the reply says of it, it says nothing of the one meant.
     AnotherCoupon,
     /// The reply does not say enough, or contradicts itself.
@@ -152,7 +152,7 @@ pub enum Usage {
 impl Coupon {
     /// A coupon of which no more than the state is known any longer.
     pub fn in_state(state: CouponState) -> Self {
-        let usage = UsageTrace::Once(Trace::default());
+        let usage = UsageTrace::Single(Trace::default());
         Self { code: "".into(), state, usage, ids: Vec::new(), entity: NO_ENTITY.into() }
     }
 
@@ -178,19 +178,19 @@ impl Coupon {
 
     fn traces(&self) -> Vec<&Trace> {
         match &self.usage {
-            UsageTrace::Once(trace) => vec![trace],
+            UsageTrace::Single(trace) => vec![trace],
             UsageTrace::Rounds(rounds) => rounds.iter().map(|round| &round.trace).collect(),
         }
     }
 
-    /// How this coupon stands towards the redemption `number` of `code`, which meant round `index` where the
+    /// How this coupon stands toward the redemption `number` of `code`, which meant round `index` where the
     /// coupon is a legacy sequential one.
     pub fn usage(&self, code: &CouponCode, number: &RequestNo, index: Option<u32>) -> Usage {
         if *self.code != *code.as_str() {
             return Usage::AnotherCoupon;
         }
         match &self.usage {
-            UsageTrace::Once(trace) => usage_of_traces(&self.state, trace, number),
+            UsageTrace::Single(trace) => usage_of_traces(&self.state, trace, number),
             UsageTrace::Rounds(rounds) => self.usage_by_round(rounds, number, index),
         }
     }
@@ -211,7 +211,7 @@ impl Coupon {
             None => rounds.iter().any(Round::is_used_without_number),
         };
         if may_be_ours {
-            return Usage::Unnamed;
+            return Usage::NoNumber;
         }
         // A coupon that is gone as a whole is gone for every round, whatever the rounds still say.
         if !matches!(self.state, CouponState::Effective | CouponState::Used) {
@@ -251,7 +251,7 @@ fn usage_of_traces(state: &CouponState, trace: &Trace, number: &RequestNo) -> Us
     match (state, &trace.use_request_no, &trace.return_request_no) {
         (CouponState::Used, Some(user), _) if **user == *number.as_str() => Usage::Ours,
         (CouponState::Used, Some(_), _) => Usage::Another,
-        (CouponState::Used, None, _) => Usage::Unnamed,
+        (CouponState::Used, None, _) => Usage::NoNumber,
         (CouponState::Effective, _, Some(_)) => Usage::Returned,
         // A number is shown "if and only if used": one on a usable coupon contradicts itself.
         (CouponState::Effective, Some(_), None) => Usage::Unclear,
@@ -271,7 +271,7 @@ mod tests {
     const OURS: &str = "USE_0001";
 
     fn usage(state: &str, used: Option<&str>, returned: Option<&str>) -> Usage {
-        coupon(state, UsageTrace::Once(trace(used, returned))).usage(&code(), &number(), None)
+        coupon(state, UsageTrace::Single(trace(used, returned))).usage(&code(), &number(), None)
     }
 
     fn coupon(state: &str, usage: UsageTrace) -> Coupon {
@@ -307,7 +307,7 @@ mod tests {
         assert_eq!(usage("USED", Some(OURS), None), Usage::Ours);
         assert_eq!(usage("USED", Some(OURS), Some("R1")), Usage::Ours);
         assert_eq!(usage("USED", Some("OTHER_1"), None), Usage::Another);
-        assert_eq!(usage("USED", None, None), Usage::Unnamed);
+        assert_eq!(usage("USED", None, None), Usage::NoNumber);
         assert_eq!(usage("EFFECTIVE", None, None), Usage::Usable);
         assert_eq!(usage("EFFECTIVE", None, Some("R1")), Usage::Returned);
         assert_eq!(usage("EFFECTIVE", Some(OURS), Some("R1")), Usage::Returned);
@@ -324,7 +324,7 @@ mod tests {
 
     #[test]
     fn another_coupon_says_nothing_about_ours() {
-        let reply = coupon("USED", UsageTrace::Once(trace(Some(OURS), None)));
+        let reply = coupon("USED", UsageTrace::Single(trace(Some(OURS), None)));
         let other = CouponCode::parse("C2").unwrap();
         assert_eq!(reply.usage(&other, &number(), None), Usage::AnotherCoupon);
     }
@@ -365,7 +365,7 @@ mod tests {
         ] {
             // Under no number it may be ours, and used again after somebody's return.
             let unnamed = shown.is_used_without_number();
-            let by_count = if unnamed { Usage::Unnamed } else { Usage::Returned };
+            let by_count = if unnamed { Usage::NoNumber } else { Usage::Returned };
             assert_eq!(at(&[shown.clone(), usable()], None), by_count, "{shown:?}");
             assert_eq!(at(&[shown.clone(), usable()], Some(1)), Usage::Returned, "{shown:?}");
             assert_eq!(at(&[usable(), shown.clone()], Some(0)), Usage::Returned, "{shown:?}");
@@ -409,9 +409,9 @@ mod tests {
         for state in ["EFFECTIVE", "USED", "EXPIRED", "DELETED"] {
             for beside in [usable.clone(), other.clone(), returned("EFFECTIVE", None)] {
                 for rounds in [[unnamed.clone(), beside.clone()], [beside.clone(), unnamed.clone()]] {
-                    assert_eq!(at(state, &rounds, None), Usage::Unnamed, "{state} {rounds:?}");
+                    assert_eq!(at(state, &rounds, None), Usage::NoNumber, "{state} {rounds:?}");
                 }
-                assert_eq!(at(state, &[unnamed.clone(), beside], Some(0)), Usage::Unnamed, "{state}");
+                assert_eq!(at(state, &[unnamed.clone(), beside], Some(0)), Usage::NoNumber, "{state}");
             }
             assert_eq!(at(state, &[unnamed.clone(), round("USED", Some(OURS))], None), Usage::Ours);
         }

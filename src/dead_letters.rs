@@ -8,14 +8,14 @@ use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
 use tracing::{info, warn};
 
-use crate::breaker::State;
 use crate::broker::AmqpSettings;
 use crate::broker::dead_letters::DeadLetters;
 use crate::broker::probe;
 use crate::broker::publisher::Publisher;
+use crate::circuit_gate::State;
 use crate::metrics::Settlement;
+use crate::permits::Permits;
 use crate::publishing::CancelSignal;
-use crate::slots::Permits;
 use crate::worker::{
     ReceivedDelivery, WorkerContext, is_retry_pending, process_delivery, return_dead_letter_to_queue,
 };
@@ -24,7 +24,7 @@ use crate::worker::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Swept {
     /// So many have their event now. None: what is left waits for something.
-    Some(usize),
+    Published(usize),
     /// It broke off, for this reason.
     Failed(String),
     /// A right is missing, with what grants it.
@@ -36,16 +36,16 @@ const AT_ONCE: usize = 16;
 
 /// Takes them until there are none left, or until it is time to stop.
 pub async fn sweep(
-    tools: Arc<WorkerContext>,
+    context: Arc<WorkerContext>,
     settings: AmqpSettings,
     publisher: Publisher,
     cut: CancelSignal,
 ) -> Swept {
-    let swept = sweep_all(&tools, &settings, &publisher, &cut).await;
-    tools.metrics.dead_letter_in_hand(false);
+    let swept = sweep_all(&context, &settings, &publisher, &cut).await;
+    context.metrics.dead_letter_in_hand(false);
     match &swept {
-        Swept::Some(0) => {}
-        Swept::Some(count) => info!(count, "dead-lettered commands have their events"),
+        Swept::Published(0) => {}
+        Swept::Published(count) => info!(count, "dead-lettered commands have their events"),
         Swept::Failed(error) | Swept::Forbidden(error) => {
             warn!(error, "dead-lettered commands could not be swept; retrying")
         }
@@ -54,7 +54,7 @@ pub async fn sweep(
 }
 
 async fn sweep_all(
-    tools: &WorkerContext,
+    context: &WorkerContext,
     settings: &AmqpSettings,
     publisher: &Publisher,
     cut: &CancelSignal,
@@ -68,7 +68,7 @@ async fn sweep_all(
     let mut in_hand = FuturesUnordered::new();
     let (mut count, mut failure) = (0, None);
     // Each once: what cannot be told now goes behind the others.
-    for _ in 0..tools.metrics.dead_letters() {
+    for _ in 0..context.metrics.dead_letters() {
         if *cut.borrow() || failure.is_some() {
             break;
         }
@@ -93,12 +93,12 @@ async fn sweep_all(
             continue;
         }
         let Some(mut permit) = permits.acquire() else { break };
-        tools.metrics.dead_letter_in_hand(true);
+        context.metrics.dead_letter_in_hand(true);
         let mut taken = ReceivedDelivery::dead_letter(delivery, now);
         // While calls are held back those past their deadline still end, and none of the others may keep them waiting.
-        taken.calls_held_back = tools.breaker.state() != State::Closed;
+        taken.calls_held_back = context.circuit_gate.state() != State::Closed;
         in_hand
-            .push(async move { process_delivery(tools, publisher, taken, &mut permit, cut.clone()).await });
+            .push(async move { process_delivery(context, publisher, taken, &mut permit, cut.clone()).await });
         if in_hand.len() == AT_ONCE
             && let Some(settled) = in_hand.next().await
         {
@@ -113,11 +113,11 @@ async fn sweep_all(
         return failure;
     }
     letters.close().await;
-    Swept::Some(count)
+    Swept::Published(count)
 }
 
 /// Counts one that was settled; gives the failure that ends the sweep, if it met one.
 fn count_settled((settling, trouble): (Settlement, Option<String>), count: &mut usize) -> Option<Swept> {
-    *count += usize::from(settling != Settlement::Released && trouble.is_none());
+    *count += usize::from(settling != Settlement::HandedBack && trouble.is_none());
     trouble.map(Swept::Failed)
 }

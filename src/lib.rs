@@ -56,13 +56,13 @@ pub mod admin;
 pub mod config;
 pub mod startup;
 pub mod pace;
-pub mod breaker;
+pub mod circuit_gate;
 pub mod response_log;
 pub mod notices;
 pub mod lanes;
-pub mod slots;
+pub mod permits;
 pub mod shutdown;
-pub mod kill_point;
+pub mod failpoint;
 pub mod publishing;
 pub mod parked;
 pub mod console;
@@ -70,6 +70,6 @@ pub mod worker;
 pub mod dead_letters;
 pub mod app;
 
-// Tools.
+// Context.
 pub mod sandbox;
 pub mod cli;

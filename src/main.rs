@@ -28,7 +28,7 @@ const OPEN_FILES_MIN: u64 = 64;
 /// As many as the unit allows.
 const OPEN_FILES_WANTED: u64 = 65_536;
 
-/// Raises the soft limit on open files towards the hard one, as servers do.
+/// Raises the soft limit on open files toward the hard one, as servers do.
 ///
 /// # Errors
 /// In words, where the hard limit is too low.

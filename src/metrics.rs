@@ -21,20 +21,20 @@ pub enum Arrival {
     First,
     /// Again, from the broker: somebody held it before.
     Redelivered,
-    /// From a wait queue.
-    Copy,
+    /// From a delay queue.
+    Retry,
 }
 
 impl Arrival {
     /// Every way.
-    pub const ALL: [Self; 3] = [Self::First, Self::Redelivered, Self::Copy];
+    pub const ALL: [Self; 3] = [Self::First, Self::Redelivered, Self::Retry];
 
     /// The word in labels and logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::First => "first",
             Self::Redelivered => "redelivered",
-            Self::Copy => "copy",
+            Self::Retry => "retry",
         }
     }
 }
@@ -43,35 +43,35 @@ impl Arrival {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settlement {
     /// Its event is confirmed and it is acknowledged.
-    Ended,
-    /// Its copy is confirmed in a wait queue and it is acknowledged.
-    Deferred,
+    Finished,
+    /// Its copy is confirmed in a delay queue and it is acknowledged.
+    Delayed,
     /// It was handed back.
-    Released,
+    HandedBack,
     /// The connection was gone first; the broker delivers it again.
     Lost,
 }
 
 impl Settlement {
     /// Every way.
-    pub const ALL: [Self; 4] = [Self::Ended, Self::Deferred, Self::Released, Self::Lost];
+    pub const ALL: [Self; 4] = [Self::Finished, Self::Delayed, Self::HandedBack, Self::Lost];
 
     /// The word in labels and logs.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Ended => "ended",
-            Self::Deferred => "deferred",
-            Self::Released => "released",
+            Self::Finished => "finished",
+            Self::Delayed => "delayed",
+            Self::HandedBack => "handed_back",
             Self::Lost => "lost",
         }
     }
 }
 
-/// Why a copy was put into a wait queue.
+/// Why a copy was put into a delay queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DelayReason {
     /// It is not settled yet, and asked again later.
-    Unsettled,
+    Unresolved,
     /// The broker refused its event for too long.
     EventRejected,
     /// Too many commands of its coupon are held already.
@@ -80,14 +80,14 @@ pub enum DelayReason {
 
 impl DelayReason {
     /// Every way.
-    pub const ALL: [Self; 3] = [Self::Unsettled, Self::EventRejected, Self::PerCouponLimit];
+    pub const ALL: [Self; 3] = [Self::Unresolved, Self::EventRejected, Self::PerCouponLimit];
 
     /// The word in labels and logs.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Unsettled => "unsettled",
-            Self::EventRejected => "untold",
-            Self::PerCouponLimit => "crowded",
+            Self::Unresolved => "unresolved",
+            Self::EventRejected => "event_rejected",
+            Self::PerCouponLimit => "per_coupon_limit",
         }
     }
 }
@@ -97,21 +97,21 @@ impl DelayReason {
 pub enum Message {
     /// A result event.
     Event,
-    /// A copy for a wait queue.
-    Copy,
+    /// A copy for a delay queue.
+    Retry,
     /// A parked command.
     Parked,
 }
 
 impl Message {
     /// Every kind.
-    pub const ALL: [Self; 3] = [Self::Event, Self::Copy, Self::Parked];
+    pub const ALL: [Self; 3] = [Self::Event, Self::Retry, Self::Parked];
 
     /// The word in labels.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Event => "event",
-            Self::Copy => "copy",
+            Self::Retry => "retry",
             Self::Parked => "parked",
         }
     }
@@ -156,38 +156,38 @@ const UNSIGNED: &str = "unsigned";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CallDelay {
     /// The provider does not answer.
-    Silent,
+    NoResponse,
     /// The provider answers that it is in trouble.
     ServerError,
     /// Its answers cannot be verified.
-    NotBelieved,
+    Unverified,
     /// A fault of our own.
-    Fault(SuspendReason),
+    Suspended(SuspendReason),
 }
 
 impl CallDelay {
     /// Every cause.
     pub const ALL: [Self; 6] = [
-        Self::Silent,
+        Self::NoResponse,
         Self::ServerError,
-        Self::NotBelieved,
-        Self::Fault(SuspendReason::Unauthenticated),
-        Self::Fault(SuspendReason::Unauthorised),
-        Self::Fault(SuspendReason::Rejected),
+        Self::Unverified,
+        Self::Suspended(SuspendReason::Unauthenticated),
+        Self::Suspended(SuspendReason::Unauthorized),
+        Self::Suspended(SuspendReason::Rejected),
     ];
 
     /// The word in labels.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Silent => "silent",
+            Self::NoResponse => "no_response",
             Self::ServerError => "server_error",
-            Self::NotBelieved => "not_believed",
-            Self::Fault(fault) => fault.as_str(),
+            Self::Unverified => "unverified",
+            Self::Suspended(fault) => fault.as_str(),
         }
     }
 }
 
-/// A queue whose depth is told. Wait queues stand beside these as `retry.<wait>`.
+/// A queue whose depth is told. Delay queues stand beside these as `retry.<wait>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Queue {
     /// Commands.
@@ -262,7 +262,7 @@ impl ConsoleDenial {
     }
 }
 
-/// The label of a wait queue that is not among the configured ones: one of an earlier configuration.
+/// The label of a delay queue that is not among the configured ones: one of an earlier configuration.
 const OTHER_QUEUE: &str = "other";
 
 /// What the status page shows of all this, at one moment.
@@ -279,15 +279,15 @@ pub struct Snapshot {
     /// Commands worked on.
     pub busy: i64,
     /// Commands that may be worked on at once.
-    pub slots: i64,
+    pub permits: i64,
     /// Calls per second that this instance may make.
-    pub pace: f64,
+    pub rate: f64,
     /// Consumers of the command queue.
     pub consumers: i64,
     /// Connections to the broker that were built.
-    pub generations: u64,
+    pub sessions_started: u64,
     /// Whether calls are held back.
-    pub breaker_open: bool,
+    pub circuit_open: bool,
     /// The provider's clock less ours, in seconds.
     pub clock_skew: f64,
     /// Messages ready, by queue; not a number where they could not be counted.
@@ -297,44 +297,43 @@ pub struct Snapshot {
 /// Everything that is counted.
 pub struct Metrics {
     registry: Registry,
-    /// The waits of the tiers as words, and [`OTHER_TIER`].
-    tiers: Vec<String>,
+    /// The waits of the delays as words, and [`OTHER_DELAY`].
+    delays: Vec<String>,
     taken: IntCounterVec,
     settled: IntCounterVec,
     in_flight: IntGauge,
-    residue: IntGauge,
+    unaccounted: IntGauge,
     outcomes: IntCounterVec,
     attempts: IntCounterVec,
     provider_seconds: HistogramVec,
     age_seconds: Histogram,
-    lane_seconds: Histogram,
-    limiter_seconds: Histogram,
-    slots: IntGauge,
-    slots_busy: IntGauge,
-    pace: Gauge,
-    pace_limit: Gauge,
+    lane_wait_seconds: Histogram,
+    rate_limit_wait_seconds: Histogram,
+    permits: IntGauge,
+    permits_busy: IntGauge,
+    rate: Gauge,
+    configured_rate: Gauge,
     rate_limit_used: Gauge,
     responses: IntCounterVec,
     consumers: IntGauge,
-    deferred: IntCounterVec,
-    put_away: IntCounterVec,
-    tier_lateness: HistogramVec,
+    delayed_retries: IntCounterVec,
+    delay_lateness: HistogramVec,
     publishes: IntCounterVec,
-    unproven: IntCounterVec,
+    publish_failures: IntCounterVec,
     depth: GaugeVec,
     dead_in_hand: AtomicBool,
     key_expiry: GaugeVec,
     key_files_failing: IntGauge,
-    flaws: IntCounterVec,
-    generation: IntCounter,
+    signature_failures: IntCounterVec,
+    sessions_started: IntCounter,
     connected: IntGauge,
     blocked: IntGauge,
     consuming: IntGauge,
-    stopped: IntGaugeVec,
-    breaker_open: IntGauge,
-    held_back: IntGaugeVec,
+    suspended: IntGaugeVec,
+    circuit_open: IntGauge,
+    open_cause: IntGaugeVec,
     clock_skew: Gauge,
-    past_deadline: IntCounter,
+    deadline_exceeded: IntCounter,
     console_denials: IntCounterVec,
 }
 
@@ -346,12 +345,12 @@ const WAIT_BOUNDS: [f64; 10] = [0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.
 const LATENESS_BOUNDS: [f64; 8] = [1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1_800.0];
 
 impl Metrics {
-    /// Registers everything at zero. `tiers` are the waits of the wait queues as words.
+    /// Registers everything at zero. `delays` are the waits of the delay queues as words.
     ///
     /// # Panics
     /// Never: names and labels are constants, and a test registers them.
-    pub fn new(tiers: &[String]) -> Self {
-        let tiers = tiers.iter().cloned().chain([OTHER_QUEUE.to_owned()]).collect();
+    pub fn new(delays: &[String]) -> Self {
+        let delays = delays.iter().cloned().chain([OTHER_QUEUE.to_owned()]).collect();
         let registry = Registry::new();
         let counters = |name: &str, help: &str, labels: &[&str]| {
             register(&registry, IntCounterVec::new(Opts::new(name, help), labels))
@@ -373,11 +372,11 @@ impl Metrics {
             settled: counters(
                 "redeemer_commands_settled_total",
                 "Deliveries no longer held, by how they were settled.",
-                &["how"],
+                &["settlement"],
             ),
             in_flight: gauge("redeemer_commands_in_flight", "Deliveries held now."),
-            residue: gauge(
-                "redeemer_ledger_residue",
+            unaccounted: gauge(
+                "redeemer_unaccounted_deliveries",
                 "Deliveries taken, less settled, less in flight. Anything but 0 is a defect.",
             ),
             outcomes: counters(
@@ -387,8 +386,8 @@ impl Metrics {
             ),
             attempts: counters(
                 "redeemer_attempts_total",
-                "Calls to the payment API, by question and verdict.",
-                &["question", "verdict"],
+                "Calls to the payment API, by operation and verdict.",
+                &["operation", "verdict"],
             ),
             provider_seconds: register(
                 &registry,
@@ -398,7 +397,7 @@ impl Metrics {
                         "Time of one call to the payment API, in seconds.",
                     )
                     .buckets(PROVIDER_BOUNDS.to_vec()),
-                    &["question"],
+                    &["operation"],
                 ),
             ),
             age_seconds: register(
@@ -412,29 +411,29 @@ impl Metrics {
                     .buckets(AGE_BOUNDS.to_vec()),
                 ),
             ),
-            lane_seconds: histogram(
-                "redeemer_lane_seconds",
-                "Time from taking a delivery until work on it begins: waiting for its lane and for a slot.",
+            lane_wait_seconds: histogram(
+                "redeemer_lane_wait_seconds",
+                "Time from taking a delivery until work on it begins: waiting for its lane and for a permit.",
                 &WAIT_BOUNDS,
             ),
-            limiter_seconds: histogram(
-                "redeemer_limiter_seconds",
+            rate_limit_wait_seconds: histogram(
+                "redeemer_rate_limit_wait_seconds",
                 "Time that a call waited for its turn at the limiter.",
                 &WAIT_BOUNDS,
             ),
-            slots: gauge("redeemer_slots", "Commands that are worked on at once at most."),
-            slots_busy: gauge("redeemer_slots_busy", "Commands that are worked on now, without those that wait to be asked again."),
-            pace: register(
+            permits: gauge("redeemer_concurrency_permits", "Commands that are worked on at once at most."),
+            permits_busy: gauge("redeemer_concurrency_permits_used", "Commands that are worked on now, without those that wait to be asked again."),
+            rate: register(
                 &registry,
                 Gauge::new(
-                    "redeemer_pace_calls_per_second",
+                    "redeemer_rate_limit_calls_per_second",
                     "Calls per second that this instance may make now.",
                 ),
             ),
-            pace_limit: register(
+            configured_rate: register(
                 &registry,
                 Gauge::new(
-                    "redeemer_pace_limit_calls_per_second",
+                    "redeemer_rate_limit_configured_calls_per_second",
                     "Calls per second that the merchant may make, all instances together, as configured.",
                 ),
             ),
@@ -454,31 +453,26 @@ impl Metrics {
                 "redeemer_consumers",
                 "Consumers on the command queue, all instances together, when last counted.",
             ),
-            deferred: counters(
-                "redeemer_tier_deferred_total",
-                "Copies put into a wait queue, by its wait.",
-                &["tier"],
+            delayed_retries: counters(
+                "redeemer_delayed_retries_total",
+                "Retry messages confirmed in a delay queue, by queue and reason.",
+                &["queue", "reason"],
             ),
-            put_away: counters(
-                "redeemer_put_away_total",
-                "Copies put into a wait queue, by why.",
-                &["why"],
-            ),
-            tier_lateness: register(
+            delay_lateness: register(
                 &registry,
                 HistogramVec::new(
                     HistogramOpts::new(
-                        "redeemer_tier_lateness_seconds",
-                        "Time from the end of a copy's wait until it was taken, by its wait queue; whole seconds.",
+                        "redeemer_delayed_retry_lateness_seconds",
+                        "Time from the end of a copy's wait until it was taken, by its delay queue; whole seconds.",
                     )
                     .buckets(LATENESS_BOUNDS.to_vec()),
-                    &["tier"],
+                    &["queue"],
                 ),
             ),
-            unproven: counters(
+            publish_failures: counters(
                 "redeemer_publish_failures_total",
                 "Publishes that are not proven, by what and why. The message may be there all the same.",
-                &["message", "why"],
+                &["message", "reason"],
             ),
             depth: gauges(
                 "redeemer_queue_depth",
@@ -498,10 +492,10 @@ impl Metrics {
                     "Key files and secrets that cannot be used any more; the keys that are held stay in use.",
                 )),
             ),
-            held_back: register(
+            open_cause: register(
                 &registry,
                 IntGaugeVec::new(
-                    Opts::new("redeemer_breaker_cause", "1 for the cause for which calls are held back."),
+                    Opts::new("redeemer_circuit_open_cause", "1 for the cause for which calls are held back."),
                     &["cause"],
                 ),
             ),
@@ -510,23 +504,23 @@ impl Metrics {
                 "Messages published, by what and whether the broker confirmed.",
                 &["message", "confirmed"],
             ),
-            flaws: counters(
+            signature_failures: counters(
                 "redeemer_signature_failures_total",
                 "Answers whose signature did not convince, by what was wrong; unsigned: there was none.",
                 &["flaw"],
             ),
-            generation: counter("redeemer_broker_generations_total", "Broker connections built since start."),
+            sessions_started: counter("redeemer_broker_sessions_total", "Broker connections built since start."),
             connected: gauge("redeemer_broker_connected", "1 while connected to the broker."),
             blocked: gauge("redeemer_broker_blocked", "1 while the broker blocks our publishing."),
             consuming: gauge("redeemer_consuming", "1 while commands are being consumed."),
-            stopped: register(
+            suspended: register(
                 &registry,
                 IntGaugeVec::new(
-                    Opts::new("redeemer_stopped", "1 while consumption is stopped for a fault of our own."),
-                    &["fault"],
+                    Opts::new("redeemer_suspended", "1 while consumption is stopped for a fault of our own."),
+                    &["reason"],
                 ),
             ),
-            breaker_open: gauge("redeemer_breaker_open", "1 while calls are held back."),
+            circuit_open: gauge("redeemer_circuit_open", "1 while calls are held back."),
             clock_skew: register(
                 &registry,
                 Gauge::new(
@@ -534,16 +528,16 @@ impl Metrics {
                     "The provider's clock less ours, by the Date of its last answer.",
                 ),
             ),
-            past_deadline: counter(
-                "redeemer_past_deadline_total",
+            deadline_exceeded: counter(
+                "redeemer_deadline_exceeded_total",
                 "Commands whose deadline passed with the truth unknown.",
             ),
             console_denials: counters(
                 "redeemer_console_denied_total",
                 "Requests that the operator console denied, by reason.",
-                &["why"],
+                &["reason"],
             ),
-            tiers,
+            delays,
             registry,
         };
         metrics.start_at_zero();
@@ -565,10 +559,10 @@ impl Metrics {
                 }
             }
         }
-        for question in Operation::ALL {
-            self.provider_seconds.with_label_values(&[question.as_str()]);
+        for operation in Operation::ALL {
+            self.provider_seconds.with_label_values(&[operation.as_str()]);
             for verdict in Verdict::WORDS {
-                self.attempts.with_label_values(&[question.as_str(), verdict]);
+                self.attempts.with_label_values(&[operation.as_str(), verdict]);
             }
         }
         for message in Message::ALL {
@@ -578,40 +572,39 @@ impl Metrics {
         }
         for message in Message::ALL {
             for why in PublishFailureKind::ALL {
-                self.unproven.with_label_values(&[message.as_str(), why.as_str()]);
+                self.publish_failures.with_label_values(&[message.as_str(), why.as_str()]);
             }
         }
-        for tier in &self.tiers {
-            self.deferred.with_label_values(&[tier]);
-            self.tier_lateness.with_label_values(&[tier]);
-            if tier != OTHER_QUEUE {
-                self.tier_depth(tier, None);
+        for delay in &self.delays {
+            for reason in DelayReason::ALL {
+                self.delayed_retries.with_label_values(&[delay, reason.as_str()]);
             }
-        }
-        for why in DelayReason::ALL {
-            self.put_away.with_label_values(&[why.as_str()]);
+            self.delay_lateness.with_label_values(&[delay]);
+            if delay != OTHER_QUEUE {
+                self.set_delay_queue_depth(delay, None);
+            }
         }
         for queue in Queue::ALL {
-            self.depth(queue, None);
+            self.set_queue_depth(queue, None);
         }
         for key in Key::ALL {
             self.key_expiry.with_label_values(&[key.as_str()]);
         }
         for cause in CallDelay::ALL {
-            self.held_back.with_label_values(&[cause.as_str()]);
+            self.open_cause.with_label_values(&[cause.as_str()]);
         }
         for why in ConsoleDenial::ALL {
             self.console_denials.with_label_values(&[why.as_str()]);
         }
         for flaw in SignatureFlaw::ALL.map(SignatureFlaw::as_str).into_iter().chain([UNSIGNED]) {
-            self.flaws.with_label_values(&[flaw]);
+            self.signature_failures.with_label_values(&[flaw]);
         }
         for class in ResponseClass::ALL {
             self.responses.with_label_values(&[class.as_str()]);
         }
         self.rate_limit_used.set(1.0);
         for fault in SuspendReason::ALL {
-            self.stopped.with_label_values(&[fault.as_str()]);
+            self.suspended.with_label_values(&[fault.as_str()]);
         }
         let version = env!("CARGO_PKG_VERSION");
         let build = Opts::new("redeemer_build_info", "Always 1; the labels say what is running.")
@@ -635,7 +628,7 @@ impl Metrics {
     /// How many deliveries are held, counted where they are held and not by what was taken and settled, and how many
     /// of them are worked on. What was taken, not settled and is not held has leaked. To be told by the one task that
     /// takes and settles, after each.
-    pub fn held(&self, held: usize, working: usize) {
+    pub fn observe_lane_wait(&self, held: usize, working: usize) {
         let sum = |counters: &IntCounterVec, words: &[&str]| -> i64 {
             let each = words.iter().map(|word| counters.with_label_values(&[*word]).get());
             i64::try_from(each.sum::<u64>()).unwrap_or(i64::MAX)
@@ -644,33 +637,33 @@ impl Metrics {
         let taken = sum(&self.taken, &Arrival::ALL.map(Arrival::as_str));
         let held = i64::try_from(held).unwrap_or(i64::MAX);
         self.in_flight.set(held);
-        self.slots_busy.set(i64::try_from(working).unwrap_or(i64::MAX));
-        self.residue.set(taken - settled - held);
+        self.permits_busy.set(i64::try_from(working).unwrap_or(i64::MAX));
+        self.unaccounted.set(taken - settled - held);
     }
 
     /// Work on a delivery begins, so long after it was taken.
     pub fn record_started(&self, waited: Duration) {
-        self.lane_seconds.observe(waited.as_secs_f64());
+        self.lane_wait_seconds.observe(waited.as_secs_f64());
     }
 
     /// A call had its turn, after so long.
     pub fn record_heartbeat(&self, waited: Duration) {
-        self.limiter_seconds.observe(waited.as_secs_f64());
+        self.rate_limit_wait_seconds.observe(waited.as_secs_f64());
     }
 
     /// How many commands may be worked on at once.
-    pub fn set_permit_limit(&self, slots: usize) {
-        self.slots.set(i64::try_from(slots).unwrap_or(i64::MAX));
+    pub fn set_permit_limit(&self, permits: usize) {
+        self.permits.set(i64::try_from(permits).unwrap_or(i64::MAX));
     }
 
     /// Calls per second that may be made now.
     pub fn set_rate(&self, per_second: f64) {
-        self.pace.set(per_second);
+        self.rate.set(per_second);
     }
 
     /// Calls per second that all instances together may make.
     pub fn set_rate_limit(&self, per_second: f64) {
-        self.pace_limit.set(per_second);
+        self.configured_rate.set(per_second);
     }
 
     /// The part of its share of the limit that this instance uses.
@@ -684,28 +677,27 @@ impl Metrics {
     }
 
     /// How many consumers the command queue has.
-    pub fn consumers(&self, consumers: u32) {
+    pub fn set_consumers(&self, consumers: u32) {
         self.consumers.set(i64::from(consumers));
     }
 
-    /// A copy is in the wait queue of this wait.
-    pub fn record_delayed(&self, tier: &str, why: DelayReason) {
-        self.put_away.with_label_values(&[why.as_str()]).inc();
-        self.deferred.with_label_values(&[self.tier(tier)]).inc();
+    /// A copy is in the delay queue of this wait.
+    pub fn record_delayed(&self, delay: &str, reason: DelayReason) {
+        self.delayed_retries.with_label_values(&[self.delay(delay), reason.as_str()]).inc();
     }
 
-    /// A copy came back from the wait queue of this wait, so long after its wait was over.
-    pub fn record_delay_lateness(&self, tier: &str, late: Duration) {
-        self.tier_lateness.with_label_values(&[self.tier(tier)]).observe(late.as_secs_f64());
+    /// A copy came back from the delay queue of this wait, so long after its wait was over.
+    pub fn record_delay_lateness(&self, delay: &str, late: Duration) {
+        self.delay_lateness.with_label_values(&[self.delay(delay)]).observe(late.as_secs_f64());
     }
 
-    fn tier<'a>(&'a self, word: &str) -> &'a str {
-        self.tiers.iter().find(|tier| *tier == word).map_or(OTHER_QUEUE, String::as_str)
+    fn delay<'a>(&'a self, word: &str) -> &'a str {
+        self.delays.iter().find(|delay| *delay == word).map_or(OTHER_QUEUE, String::as_str)
     }
 
     /// Messages ready in a queue; `None` where they could not be counted. The dead letter that is in hand counts with
     /// those that wait.
-    pub fn depth(&self, queue: Queue, messages: Option<u32>) {
+    pub fn set_queue_depth(&self, queue: Queue, messages: Option<u32>) {
         let in_hand = u32::from(queue == Queue::Dead && self.dead_in_hand.load(Ordering::Relaxed));
         let messages = messages.map(|messages| messages.saturating_add(in_hand));
         self.depth.with_label_values(&[queue.as_str()]).set(messages.map_or(f64::NAN, f64::from));
@@ -722,17 +714,17 @@ impl Metrics {
         self.depth.with_label_values(&[Queue::Dead.as_str()]).get() as u32
     }
 
-    /// Messages in the wait queue of this wait; `None` where they could not be counted.
-    pub fn tier_depth(&self, tier: &str, messages: Option<u32>) {
-        let tier = self.tier(tier);
-        if tier != OTHER_QUEUE {
-            let depth = self.depth.with_label_values(&[&format!("retry.{tier}")]);
+    /// Messages in the delay queue of this wait; `None` where they could not be counted.
+    pub fn set_delay_queue_depth(&self, delay: &str, messages: Option<u32>) {
+        let delay = self.delay(delay);
+        if delay != OTHER_QUEUE {
+            let depth = self.depth.with_label_values(&[&format!("retry.{delay}")]);
             depth.set(messages.map_or(f64::NAN, f64::from));
         }
     }
 
     /// When a key ends, in seconds since 1970; `None` where it does not.
-    pub fn key_expiry(&self, key: Key, at: Option<i64>) {
+    pub fn set_key_expiry(&self, key: Key, at: Option<i64>) {
         self.key_expiry.with_label_values(&[key.as_str()]).set(at.unwrap_or(0) as f64);
     }
 
@@ -745,14 +737,14 @@ impl Metrics {
             self.age_seconds.observe(age.as_secs_f64());
         }
         if let Outcome::Unresolved { reason: Reason::DeadlinePassed, .. } = outcome {
-            self.past_deadline.inc();
+            self.deadline_exceeded.inc();
         }
     }
 
     /// A call was made.
-    pub fn record_attempt(&self, question: Operation, verdict: &Verdict, took: Duration) {
-        self.attempts.with_label_values(&[question.as_str(), verdict.as_str()]).inc();
-        self.provider_seconds.with_label_values(&[question.as_str()]).observe(took.as_secs_f64());
+    pub fn record_attempt(&self, operation: Operation, verdict: &Verdict, took: Duration) {
+        self.attempts.with_label_values(&[operation.as_str(), verdict.as_str()]).inc();
+        self.provider_seconds.with_label_values(&[operation.as_str()]).observe(took.as_secs_f64());
     }
 
     /// A message was published, or not proven to be.
@@ -760,22 +752,22 @@ impl Metrics {
         let confirmed = if proven.is_ok() { "yes" } else { "no" };
         self.publishes.with_label_values(&[message.as_str(), confirmed]).inc();
         if let Err(why) = proven {
-            self.unproven.with_label_values(&[message.as_str(), why.as_str()]).inc();
+            self.publish_failures.with_label_values(&[message.as_str(), why.as_str()]).inc();
         }
     }
 
     /// An answer's signature did not convince.
     pub fn record_signature_flaw(&self, flaw: SignatureFlaw) {
-        self.flaws.with_label_values(&[flaw.as_str()]).inc();
+        self.signature_failures.with_label_values(&[flaw.as_str()]).inc();
     }
 
     /// An answer carried no signature at all.
     pub fn record_unsigned(&self) {
-        self.flaws.with_label_values(&[UNSIGNED]).inc();
+        self.signature_failures.with_label_values(&[UNSIGNED]).inc();
     }
 
     /// So many key files and secrets cannot be read any more, or hold what cannot be used.
-    pub fn key_files_failing(&self, count: usize) {
+    pub fn set_key_files_failing(&self, count: usize) {
         self.key_files_failing.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
@@ -785,7 +777,7 @@ impl Metrics {
     }
 
     /// The provider's clock less ours.
-    pub fn clock_skew(&self, seconds: f64) {
+    pub fn set_clock_skew(&self, seconds: f64) {
         self.clock_skew.set(seconds);
     }
 
@@ -795,36 +787,36 @@ impl Metrics {
     }
 
     /// A connection to the broker was built.
-    pub fn connected(&self) {
-        self.generation.inc();
+    pub fn record_connected(&self) {
+        self.sessions_started.inc();
         self.connected.set(1);
     }
 
     /// The connection to the broker is gone.
-    pub fn disconnected(&self) {
+    pub fn record_disconnected(&self) {
         self.connected.set(0);
         self.blocked.set(0);
         self.consuming.set(0);
     }
 
     /// Whether the broker blocks our publishing.
-    pub fn blocked(&self, blocked: bool) {
+    pub fn set_blocked(&self, blocked: bool) {
         self.blocked.set(i64::from(blocked));
     }
 
     /// Whether commands are being consumed.
-    pub fn consuming(&self, consuming: bool) {
+    pub fn set_consuming(&self, consuming: bool) {
         self.consuming.set(i64::from(consuming));
     }
 
     /// Why calls are held back; `None` where they are not.
     pub fn set_circuit(&self, held_back: Option<CallDelay>) {
-        self.breaker_open.set(i64::from(held_back.is_some()));
+        self.circuit_open.set(i64::from(held_back.is_some()));
         for each in CallDelay::ALL {
             let now = i64::from(held_back == Some(each));
-            self.held_back.with_label_values(&[each.as_str()]).set(now);
-            if let CallDelay::Fault(fault) = each {
-                self.stopped.with_label_values(&[fault.as_str()]).set(now);
+            self.open_cause.with_label_values(&[each.as_str()]).set(now);
+            if let CallDelay::Suspended(fault) = each {
+                self.suspended.with_label_values(&[fault.as_str()]).set(now);
             }
         }
     }
@@ -840,22 +832,23 @@ impl Metrics {
             }
         };
         let calls =
-            Operation::ALL.map(|question| self.provider_seconds.with_label_values(&[question.as_str()]));
+            Operation::ALL.map(|operation| self.provider_seconds.with_label_values(&[operation.as_str()]));
         let depth = |queue: String| (self.depth.with_label_values(&[&queue]).get(), queue);
-        let tiers = self.tiers.iter().filter(|tier| *tier != OTHER_QUEUE).map(|tier| format!("retry.{tier}"));
-        let queues = [Queue::Commands].into_iter().map(|queue| queue.as_str().to_owned()).chain(tiers);
+        let delays =
+            self.delays.iter().filter(|delay| *delay != OTHER_QUEUE).map(|delay| format!("retry.{delay}"));
+        let queues = [Queue::Commands].into_iter().map(|queue| queue.as_str().to_owned()).chain(delays);
         let rest = [Queue::Dead, Queue::Parked, Queue::Unrouted].map(|queue| queue.as_str().to_owned());
         Snapshot {
             outcomes: OutcomeKind::ALL.map(ended),
             calls: calls.iter().map(Histogram::get_sample_count).sum(),
             call_seconds: calls.iter().map(Histogram::get_sample_sum).sum(),
             in_flight: self.in_flight.get(),
-            busy: self.slots_busy.get(),
-            slots: self.slots.get(),
-            pace: self.pace.get(),
+            busy: self.permits_busy.get(),
+            permits: self.permits.get(),
+            rate: self.rate.get(),
             consumers: self.consumers.get(),
-            generations: self.generation.get(),
-            breaker_open: self.breaker_open.get() != 0,
+            sessions_started: self.sessions_started.get(),
+            circuit_open: self.circuit_open.get() != 0,
             clock_skew: self.clock_skew.get(),
             depths: queues.chain(rest).map(depth).map(|(messages, queue)| (queue, messages)).collect(),
         }
@@ -873,7 +866,7 @@ impl Metrics {
 }
 
 impl Default for Metrics {
-    /// With the wait queues of the default configuration.
+    /// With the delay queues of the default configuration.
     fn default() -> Self {
         Self::new(&["10s", "1m", "5m", "30m", "2h"].map(str::to_owned))
     }
@@ -885,7 +878,7 @@ fn event_types_of(kind: OutcomeKind, reason: Reason) -> bool {
         Reason::InvalidCommand => OutcomeKind::Invalid,
         Reason::DeadlinePassed
         | Reason::AttemptsExhausted
-        | Reason::DamagedCopy
+        | Reason::CorruptRetryMessage
         | Reason::DeliveryLimit
         | Reason::MessageExpired
         | Reason::DeadLettered => OutcomeKind::Unresolved,
@@ -909,14 +902,14 @@ mod tests {
         let metrics = Metrics::default();
         metrics.dead_letter_in_hand(true);
         for (queue, counted) in [(Queue::Dead, 1), (Queue::Parked, 0)] {
-            metrics.depth(queue, Some(0));
+            metrics.set_queue_depth(queue, Some(0));
             assert_eq!(metrics.depth.with_label_values(&[queue.as_str()]).get(), f64::from(counted));
         }
         assert_eq!(metrics.dead_letters(), 1);
         metrics.dead_letter_in_hand(false);
-        metrics.depth(Queue::Dead, Some(0));
+        metrics.set_queue_depth(Queue::Dead, Some(0));
         assert_eq!(metrics.dead_letters(), 0);
-        metrics.depth(Queue::Dead, None);
+        metrics.set_queue_depth(Queue::Dead, None);
         assert_eq!(metrics.dead_letters(), 0, "nobody knows, and nothing is swept");
     }
 
@@ -924,20 +917,20 @@ mod tests {
     fn a_delivery_that_is_neither_settled_nor_held_shows() {
         let metrics = Metrics::default();
         metrics.record_taken(Arrival::First);
-        metrics.record_taken(Arrival::Copy);
-        metrics.held(2, 1);
-        assert!(metrics.render().contains("redeemer_ledger_residue 0"));
-        metrics.record_settled(Settlement::Ended);
-        metrics.held(0, 0);
-        assert!(metrics.render().contains("redeemer_ledger_residue 1"));
+        metrics.record_taken(Arrival::Retry);
+        metrics.observe_lane_wait(2, 1);
+        assert!(metrics.render().contains("redeemer_unaccounted_deliveries 0"));
+        metrics.record_settled(Settlement::Finished);
+        metrics.observe_lane_wait(0, 0);
+        assert!(metrics.render().contains("redeemer_unaccounted_deliveries 1"));
     }
 
     #[test]
     fn only_a_deadline_that_passed_counts_as_one() {
         let metrics = Metrics::default();
-        for reason in [Reason::AttemptsExhausted, Reason::DamagedCopy, Reason::DeadlinePassed] {
+        for reason in [Reason::AttemptsExhausted, Reason::CorruptRetryMessage, Reason::DeadlinePassed] {
             metrics.record_outcome(&Outcome::Unresolved { reason, coupon: None, rejection: None }, None);
         }
-        assert!(metrics.render().contains("redeemer_past_deadline_total 1"));
+        assert!(metrics.render().contains("redeemer_deadline_exceeded_total 1"));
     }
 }

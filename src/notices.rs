@@ -139,7 +139,7 @@ impl Notices {
     }
 
     fn update_circuit(&mut self, standing: NoticeState, log: &ResponseLog, now: Duration) {
-        let cause = standing.cause.and_then(held_back);
+        let cause = standing.cause.and_then(circuit_notice);
         match self.open.update(cause.is_some(), now) {
             Some(Announcement::Lasts) => {
                 let last = standing.cause.and_then(class).and_then(|class| log.last(class));
@@ -184,13 +184,13 @@ fn percent(share: f64) -> String {
 }
 
 /// The word of a cause in metrics and logs; none where nothing is known yet.
-pub fn held_back(cause: Cause) -> Option<CallDelay> {
+pub fn circuit_notice(cause: Cause) -> Option<CallDelay> {
     match cause {
         Cause::Starting => None,
-        Cause::Failing(FailureKind::NoResponse) => Some(CallDelay::Silent),
+        Cause::Failing(FailureKind::NoResponse) => Some(CallDelay::NoResponse),
         Cause::Failing(FailureKind::ServerError) => Some(CallDelay::ServerError),
-        Cause::Failing(FailureKind::Unverified) => Some(CallDelay::NotBelieved),
-        Cause::Fault(fault) => Some(CallDelay::Fault(fault)),
+        Cause::Failing(FailureKind::Unverified) => Some(CallDelay::Unverified),
+        Cause::Suspended(fault) => Some(CallDelay::Suspended(fault)),
     }
 }
 
@@ -200,6 +200,6 @@ fn class(cause: Cause) -> Option<ResponseClass> {
         Cause::Failing(FailureKind::NoResponse) => Some(ResponseClass::NoResponse),
         Cause::Failing(FailureKind::ServerError) => Some(ResponseClass::ServerError),
         Cause::Failing(FailureKind::Unverified) => Some(ResponseClass::Unverified),
-        Cause::Fault(_) => Some(ResponseClass::Suspended),
+        Cause::Suspended(_) => Some(ResponseClass::Suspended),
     }
 }

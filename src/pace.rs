@@ -1,7 +1,7 @@
 //! How fast calls are made: one limiter per merchant, this instance's share of it, and a budget for retries.
 //!
 //! The provider allows so many calls per second and merchant. First calls go first: commands in trouble need several,
-//! and must not keep waiting those that nothing is wrong with. Every tenth call is an inquiry's and every tenth another
+//! and must not keep waiting those that nothing is wrong with. Every tenth call is an query's and every tenth another
 //! try's if one waits, so that none starves; otherwise the longest waiting goes first. When a call may go is decided in
 //! [`crate::rate_limit`]; here are the clock and those who wait.
 
@@ -16,7 +16,7 @@ use tokio::sync::{Notify, oneshot};
 use crate::adaptive_rate::Response;
 use crate::rate_limit::RateLimit;
 
-/// Every so manieth call is an inquiry's, and as often it is another try's, if one waits.
+/// Every so manieth call is an query's, and as often it is another try's, if one waits.
 const QUERY_EVERY: u64 = 10;
 /// More calls than this that wait behind first ones are too many: they hold what first ones need.
 const CROWD: usize = 50;
@@ -28,8 +28,8 @@ pub enum Priority {
     First,
     /// Another try to redeem.
     Again,
-    /// An inquiry.
-    Inquiry,
+    /// An query.
+    Query,
 }
 
 /// The limiter. Cheap to clone; all clones share one pace.
@@ -40,7 +40,7 @@ struct Shared {
     queues: Mutex<Queues>,
     arrived: Notify,
     limit: Mutex<RateLimit>,
-    /// How many wait in [`Pacer::turn_within`].
+    /// How many wait in [`Rate_limiter::turn_within`].
     hurried: AtomicUsize,
     /// When the time of [`RateLimit`] began.
     origin: Instant,
@@ -64,7 +64,7 @@ struct Queues {
 }
 
 impl RateLimiter {
-    /// A pacer for `calls_per_second` of the whole merchant. Its clockwork runs until the last clone is gone.
+    /// A rate limiter for `calls_per_second` of the whole merchant. Its clockwork runs until the last clone is gone.
     pub fn start(calls_per_second: NonZeroU32) -> Self {
         let shared = Arc::new(Shared {
             queues: Mutex::default(),
@@ -105,8 +105,8 @@ impl RateLimiter {
 
     /// Whether so many calls wait behind first ones that another one had better come again much later.
     pub fn is_crowded(&self) -> bool {
-        let [first, again, inquiries] = &lock(&self.0.queues).waiting;
-        !first.is_empty() && again.len() + inquiries.len() > CROWD
+        let [first, again, queries] = &lock(&self.0.queues).waiting;
+        !first.is_empty() && again.len() + queries.len() > CROWD
     }
 
     /// A call that was sent then was answered, with a 429 if `throttled`; `again` if its command was throttled before.
@@ -142,7 +142,7 @@ impl RateLimiter {
     }
 }
 
-/// One of those who wait in [`Pacer::turn_within`], until it is dropped.
+/// One of those who wait in [`Rate_limiter::turn_within`], until it is dropped.
 struct Waiter<'a> {
     all: &'a AtomicUsize,
     before: usize,
@@ -160,7 +160,7 @@ impl Drop for Waiter<'_> {
     }
 }
 
-/// Gives out turns, one by one, to those that could not go at once, while anybody holds the pacer.
+/// Gives out turns, one by one, to those that could not go at once, while anybody holds the rate limiter.
 async fn grant_permits(shared: std::sync::Weak<Shared>) {
     loop {
         let Some(held) = shared.upgrade() else { return };
@@ -194,12 +194,12 @@ impl Queues {
     fn next(&self) -> Option<Priority> {
         let first = |rank: Priority| self.waiting[rank as usize].front().map(|(arrival, _)| (*arrival, rank));
         let reserved = match self.turns % QUERY_EVERY {
-            0 => first(Priority::Inquiry),
+            0 => first(Priority::Query),
             nth if nth == QUERY_EVERY / 2 => first(Priority::Again),
             _ => None,
         };
         let later =
-            || [Priority::Again, Priority::Inquiry].into_iter().filter_map(first).min_by_key(|(at, _)| *at);
+            || [Priority::Again, Priority::Query].into_iter().filter_map(first).min_by_key(|(at, _)| *at);
         reserved.or_else(|| first(Priority::First)).or_else(later).map(|(_, rank)| rank)
     }
 
@@ -221,7 +221,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How many retries are allowed: a share of the first attempts. What exceeds it waits in a tier, so that an outage
+/// How many retries are allowed: a share of the first attempts. What exceeds it waits in a delay, so that an outage
 /// is never answered with a multiple of the usual calls.
 #[derive(Debug)]
 pub struct RetryBudget {
@@ -293,23 +293,23 @@ mod tests {
     #[test]
     fn first_calls_go_first_and_none_starves() {
         // However long the others wait already.
-        assert_eq!(served(&[Priority::Inquiry, Priority::Again, Priority::First], 50), [40, 5, 5]);
-        assert_eq!(served(&[Priority::First, Priority::Inquiry], 20), [18, 0, 2]);
-        assert_eq!(served(&[Priority::Again, Priority::Inquiry], 20), [0, 18, 2]);
-        assert_eq!(served(&[Priority::Inquiry, Priority::Again], 20), [0, 2, 18]);
+        assert_eq!(served(&[Priority::Query, Priority::Again, Priority::First], 50), [40, 5, 5]);
+        assert_eq!(served(&[Priority::First, Priority::Query], 20), [18, 0, 2]);
+        assert_eq!(served(&[Priority::Again, Priority::Query], 20), [0, 18, 2]);
+        assert_eq!(served(&[Priority::Query, Priority::Again], 20), [0, 2, 18]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn crowd_waits_and_the_rest_of_a_flood_goes_without() {
-        let pacer = RateLimiter::start(NonZeroU32::new(1).unwrap());
+        let rate_limiter = RateLimiter::start(NonZeroU32::new(1).unwrap());
         let patience = Duration::from_millis(10);
         // Time stands still for the limit, so nobody but the first can have a turn.
-        let flood = (0..10 * CROWD).map(|_| pacer.acquire_within(Priority::Inquiry, patience));
+        let flood = (0..10 * CROWD).map(|_| rate_limiter.acquire_within(Priority::Query, patience));
         let begun = tokio::time::Instant::now();
         let turns = futures_util::future::join_all(flood).await;
         assert!(turns.iter().filter(|had| **had).count() <= 1);
         assert_eq!(begun.elapsed().as_millis(), 10, "one patience for all, not one after another");
-        let waiting = lock(&pacer.0.queues).waiting[Priority::Inquiry as usize].len();
+        let waiting = lock(&rate_limiter.0.queues).waiting[Priority::Query as usize].len();
         assert!(waiting <= CROWD, "{waiting}");
     }
 

@@ -46,7 +46,7 @@ pub struct Parked {
     /// What its bytes say.
     pub command: Result<Redemption, Box<Rejected>>,
     /// Its identifying fields, as far as they can be read.
-    pub legible: PartialCommand,
+    pub partial: PartialCommand,
 }
 
 impl Parked {
@@ -62,11 +62,11 @@ impl Parked {
             ),
         };
         let command = command::decode(delivery.body());
-        let legible = match &command {
+        let partial = match &command {
             Ok(redemption) => PartialCommand::from(redemption),
             Err(rejected) => rejected.partial.clone(),
         };
-        Self { sha256: hex(&Sha256::digest(delivery.body())), reason, at, command, legible, delivery }
+        Self { sha256: hex(&Sha256::digest(delivery.body())), reason, at, command, partial, delivery }
     }
 
     /// The beginning of its bytes, 64 KiB at most, and how many bytes are left out. A character that the
@@ -85,18 +85,18 @@ impl Parked {
 
     /// A text of it with its user's openid shortened: over a shoulder that need not be read. Where its bytes are no
     /// command, nobody can tell which word is one.
-    pub fn discreet(&self, text: &str) -> String {
-        match &self.legible.openid {
+    pub fn masked_headers(&self, text: &str) -> String {
+        match &self.partial.openid {
             Some(openid) => text.replace(openid.as_str(), &Short(openid.as_str()).to_string()),
             None => Masked(text).to_string(),
         }
     }
 
-    /// The same of its bytes, in which an openid may be spelt with escapes.
-    pub fn discreet_body(&self, text: &str) -> String {
+    /// The same of its bytes, in which an openid may be spelled with escapes.
+    pub fn masked_body(&self, text: &str) -> String {
         let is_plain = |openid: &Openid| self.command.is_ok() && text.contains(openid.as_str());
-        match self.legible.openid.as_ref().is_some_and(is_plain) {
-            true => self.discreet(text),
+        match self.partial.openid.as_ref().is_some_and(is_plain) {
+            true => self.masked_headers(text),
             false => Masked(text).to_string(),
         }
     }
@@ -148,8 +148,8 @@ impl Parked {
 /// an earlier one can be written by whoever may publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SignatureWitness {
-    /// An inquiry of this look.
-    Ourselves,
+    /// An query of this look.
+    ThisProcess,
     /// The headers of a message.
     Header,
 }
@@ -159,8 +159,8 @@ impl SignatureWitness {
     pub fn signature(self, evidence: &Evidence) -> &'static str {
         match (self, &evidence.serial) {
             (Self::Header, _) => "signature unproven, as the header says",
-            (Self::Ourselves, Some(_)) => "verified",
-            (Self::Ourselves, None) => "not verified",
+            (Self::ThisProcess, Some(_)) => "verified",
+            (Self::ThisProcess, None) => "not verified",
         }
     }
 }
@@ -196,7 +196,7 @@ impl Filter {
             wanted.as_ref().is_none_or(|wanted| text == Some(wanted.as_str()))
         };
         let age = parked.age(now);
-        let PartialCommand { brand_id, coupon_code, out_request_no, .. } = &parked.legible;
+        let PartialCommand { brand_id, coupon_code, out_request_no, .. } = &parked.partial;
         (self.reasons.is_empty() || self.reasons.contains(&parked.reason))
             && self.older_than.is_none_or(|span| age.is_some_and(|age| age > span))
             && self.newer_than.is_none_or(|span| age.is_some_and(|age| age < span))
@@ -207,30 +207,30 @@ impl Filter {
     }
 }
 
-/// What an inquiry says of a parked command now.
+/// What an query says of a parked command now.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CouponQuery {
     /// What follows from it.
     pub status: CouponStatus,
-    /// The inquiry itself.
+    /// The query itself.
     pub evidence: Evidence,
     /// The coupon of the command, where an authentic answer described it.
     pub coupon: Option<Coupon>,
     /// What the network said, where it failed.
     pub trouble: Option<String>,
-    /// The inquiry before it in the same look, where a refusal had to be confirmed.
+    /// The query before it in the same look, where a refusal had to be confirmed.
     pub earlier: Option<Box<CouponQuery>>,
 }
 
 impl CouponQuery {
-    /// This inquiry as the one that follows `earlier`.
+    /// This query as the one that follows `earlier`.
     pub fn following(self, earlier: Self) -> Self {
         Self { earlier: Some(Box::new(earlier)), ..self }
     }
 
-    /// Whether it confirms a refusal that an inquiry found so long before, or earlier.
+    /// Whether it confirms a refusal that an query found so long before, or earlier.
     fn confirms_refusal(&self, spacing: SignedDuration) -> bool {
-        let refused = |inquiry: &Self| matches!(inquiry.status, CouponStatus::Refused { .. });
+        let refused = |query: &Self| matches!(query.status, CouponStatus::Refused { .. });
         self.earlier.as_ref().is_some_and(|earlier| {
             refused(self)
                 && refused(earlier)
@@ -251,12 +251,12 @@ pub enum CouponStatus {
         /// Why.
         reason: Reason,
         /// The provider's own words, where it gave any.
-        objection: Option<Rejection>,
+        rejection: Option<Rejection>,
     },
     /// Nothing is known.
     Unknown,
     /// Every call would fail the same way.
-    Stop(verdict::SuspendReason),
+    Suspended(verdict::SuspendReason),
 }
 
 impl CouponStatus {
@@ -267,49 +267,49 @@ impl CouponStatus {
             Self::Usable => "usable",
             Self::Refused { .. } => "refused",
             Self::Unknown => "unknown",
-            Self::Stop(_) => "stop",
+            Self::Suspended(_) => "suspended",
         }
     }
 }
 
 /// Asks what is true of a redemption now. Changes nothing. `now` is the time of asking, `nonce` and `chance` are the
 /// dice.
-pub async fn inquire(
+pub async fn query(
     client: &Client,
     redemption: &Redemption,
     now: Timestamp,
     nonce: u128,
     chance: f64,
 ) -> CouponQuery {
-    let question = Operation::Query;
-    let heard = client.send(question, &Prepared::new(redemption), None, now, nonce, chance).await;
-    let verdict = classify(question, &heard.reply, redemption);
+    let operation = Operation::Query;
+    let heard = client.send(operation, &Prepared::new(redemption), None, now, nonce, chance).await;
+    let verdict = classify(operation, &heard.reply, redemption);
     let answer = match heard.reply {
         CallResult::Response(answer) => Some(answer),
         CallResult::NotSent(_) | CallResult::NoResponse(_) => None,
     };
     let evidence = Evidence {
         at: now,
-        operation: question.as_str().to_owned(),
+        operation: operation.as_str().to_owned(),
         host: heard.host_name,
         status: answer.as_ref().map(|answer| answer.status),
         request_id: answer.as_ref().and_then(|answer| answer.request_id.as_deref()).map(str::to_owned),
         serial: heard.serial,
         verdict: verdict.as_str().to_owned(),
     };
-    let objection = answer.as_ref().filter(|answer| answer.status >= 400).map(objection);
+    let rejection = answer.as_ref().filter(|answer| answer.status >= 400).map(rejection);
     let coupon = answer.and_then(|answer| answer.into_coupon(&verdict));
     let status = match (verdict, &coupon) {
         (Verdict::Redeemed, Some(coupon)) => CouponStatus::Redeemed(coupon.clone()),
         (Verdict::NotExecuted, _) => CouponStatus::Usable,
-        (Verdict::Refused(reason), _) => CouponStatus::Refused { reason, objection },
-        (Verdict::Suspended(fault), _) => CouponStatus::Stop(fault),
+        (Verdict::Refused(reason), _) => CouponStatus::Refused { reason, rejection },
+        (Verdict::Suspended(fault), _) => CouponStatus::Suspended(fault),
         _ => CouponStatus::Unknown,
     };
     CouponQuery { status, evidence, coupon, trouble: heard.trouble, earlier: None }
 }
 
-fn objection(answer: &Response) -> Rejection {
+fn rejection(answer: &Response) -> Rejection {
     let Response { status, code, sub_code, message, request_id, .. } = answer.clone();
     Rejection { http_status: status, code, sub_code, message, request_id }
 }
@@ -324,22 +324,22 @@ pub struct Decision<'a> {
     /// Why, in their own words.
     pub because: Option<&'a str>,
     /// How far the deadline of a command that is sent again lies ahead.
-    pub horizon: DeadlineLimits,
-    /// How long after a redeem an inquiry may count as "not executed".
+    pub deadline_limits: DeadlineLimits,
+    /// How long after a redeem an query may count as "not executed".
     pub settling: SignedDuration,
     /// The longest that a call of the service may take.
     pub longest_call: SignedDuration,
-    /// Whether a refusal that an inquiry has found is told, and the command taken off the queue.
-    pub tell_refused: bool,
+    /// Whether a refusal that an query has found is told, and the command taken off the queue.
+    pub publish_refused: bool,
 }
 
 impl Decision<'_> {
-    /// From how long after a call was begun a negative inquiry counts, whoever began it.
+    /// From how long after a call was begun a negative query counts, whoever began it.
     fn over_after(&self) -> SignedDuration {
         self.longest_call.saturating_add(self.settling)
     }
 
-    /// How far apart the two inquiries of a refusal are: where nobody knows when a command was parked, a call that was
+    /// How far apart the two queries of a refusal are: where nobody knows when a command was parked, a call that was
     /// begun before the first must be over before the second.
     fn spacing(&self, parked: &Parked) -> SignedDuration {
         if parked.at.is_some() { self.settling } else { self.over_after() }
@@ -350,44 +350,44 @@ impl Decision<'_> {
     }
 }
 
-/// How long to wait before an inquiry that must confirm what `inquiry` found; `None` where that decides by itself.
+/// How long to wait before an query that must confirm what `query` found; `None` where that decides by itself.
 pub fn confirm_after(
     parked: &Parked,
-    inquiry: &CouponQuery,
+    query: &CouponQuery,
     decision: &Decision<'_>,
     now: Timestamp,
 ) -> Option<Duration> {
-    let refused = matches!(inquiry.status, CouponStatus::Refused { .. });
-    let required = refused && decision.tell_refused && !decision.is_under_way(parked, now);
+    let refused = matches!(query.status, CouponStatus::Refused { .. });
+    let required = refused && decision.publish_refused && !decision.is_under_way(parked, now);
     required.then(|| decision.spacing(parked).unsigned_abs())
 }
 
-/// What replaying a command would do, given what an inquiry said.
+/// What replaying a command would do, given what an query said.
 ///
 /// # Errors
 /// Why it stays parked, in words.
 pub fn assess_replay(
     parked: &Parked,
-    inquiry: &CouponQuery,
+    query: &CouponQuery,
     decision: &Decision<'_>,
     now: Timestamp,
 ) -> Result<OperatorAction, String> {
-    match &inquiry.status {
-        CouponStatus::Redeemed(_) => Ok(OperatorAction::ToldRedeemed),
-        CouponStatus::Usable => Ok(OperatorAction::SentAgain),
-        CouponStatus::Refused { reason, .. } if !decision.tell_refused => {
+    match &query.status {
+        CouponStatus::Redeemed(_) => Ok(OperatorAction::PublishedRedeemed),
+        CouponStatus::Usable => Ok(OperatorAction::Republished),
+        CouponStatus::Refused { reason, .. } if !decision.publish_refused => {
             Err(format!("refused ({}); it would be refused again", reason.as_str()))
         }
         CouponStatus::Refused { .. } if decision.is_under_way(parked, now) => {
             Err("refused, but it was parked a moment ago and may still be under way".to_owned())
         }
-        CouponStatus::Refused { .. } if !inquiry.confirms_refusal(decision.spacing(parked)) => {
-            Err("refused, but by one inquiry only".to_owned())
+        CouponStatus::Refused { .. } if !query.confirms_refusal(decision.spacing(parked)) => {
+            Err("refused, but by one query only".to_owned())
         }
-        CouponStatus::Refused { .. } => Ok(OperatorAction::ToldRefused),
-        CouponStatus::Unknown | CouponStatus::Stop(_) => {
-            let Evidence { host, status, verdict, .. } = &inquiry.evidence;
-            let why = match (status, &inquiry.trouble) {
+        CouponStatus::Refused { .. } => Ok(OperatorAction::PublishedRefused),
+        CouponStatus::Unknown | CouponStatus::Suspended(_) => {
+            let Evidence { host, status, verdict, .. } = &query.evidence;
+            let why = match (status, &query.trouble) {
                 (Some(status), _) => format!("{host} answered {status}: {verdict}"),
                 (None, Some(trouble)) => format!("{host}: {trouble}"),
                 (None, None) => format!("{host} gave no whole answer"),
@@ -406,13 +406,13 @@ pub enum Unfinished {
     NotPublished(#[from] PublishFailure),
     /// It was published, and could not be taken off the queue.
     #[error(transparent)]
-    Unsettled(#[from] Unsettled),
+    NotSettled(#[from] Unsettled),
     /// The look does not hold the command any more, or the broker did not say that it does.
     #[error(transparent)]
-    LookLost(#[from] ParkedQueueError),
-    /// The deed rests on an inquiry that does not say so.
-    #[error("the inquiry does not bear it out")]
-    Unfounded,
+    LockLost(#[from] ParkedQueueError),
+    /// The deed rests on an query that does not say so.
+    #[error("the query does not bear it out")]
+    NotConfirmed,
 }
 
 /// Does it, as long as `look` holds the command: publishes what it takes, then the audit event, each confirmed, and takes
@@ -424,13 +424,13 @@ pub async fn carry_out(
     look: &ParkedQueue,
     parked: Parked,
     deed: OperatorAction,
-    inquiry: Option<&CouponQuery>,
+    query: Option<&CouponQuery>,
     decision: &Decision<'_>,
     now: Timestamp,
 ) -> Result<(), Unfinished> {
-    let coupon = inquiry.and_then(|inquiry| inquiry.coupon.as_ref());
+    let coupon = query.and_then(|query| query.coupon.as_ref());
     let publisher = look.verified_publisher().await?;
-    let done = publish(publisher, &parked, deed, inquiry, decision, now).await?;
+    let done = publish(publisher, &parked, deed, query, decision, now).await?;
     let account = AuditContext {
         source: decision.source,
         at: now,
@@ -441,8 +441,8 @@ pub async fn carry_out(
         parked_at: parked.at,
         sha256: &parked.sha256,
         bytes: parked.delivery.body().len(),
-        legible: &parked.legible,
-        inquiry: inquiry.map(|inquiry| &inquiry.evidence),
+        partial: &parked.partial,
+        query: query.map(|query| &query.evidence),
         coupon_state: coupon.map(|coupon| coupon.state.as_str()),
     };
     let told = publisher.publish_audit(&audit::encode(account), &parked.delivery).await?;
@@ -460,7 +460,7 @@ async fn publish(
     publisher: &Publisher,
     parked: &Parked,
     deed: OperatorAction,
-    inquiry: Option<&CouponQuery>,
+    query: Option<&CouponQuery>,
     decision: &Decision<'_>,
     now: Timestamp,
 ) -> Result<Option<Published>, Unfinished> {
@@ -468,32 +468,32 @@ async fn publish(
     if deed == OperatorAction::Discarded {
         return Ok(None);
     }
-    let (Ok(redemption), Some(inquiry)) = (parked.replayable(), inquiry) else {
-        return Err(Unfinished::Unfounded);
+    let (Ok(redemption), Some(query)) = (parked.replayable(), query) else {
+        return Err(Unfinished::NotConfirmed);
     };
     let mut evidence = parked.evidence();
-    let earlier = inquiry.earlier.as_ref().map(|earlier| earlier.evidence.clone());
-    let made: Vec<_> = earlier.into_iter().chain([inquiry.evidence.clone()]).collect();
+    let earlier = query.earlier.as_ref().map(|earlier| earlier.evidence.clone());
+    let made: Vec<_> = earlier.into_iter().chain([query.evidence.clone()]).collect();
     let attempts = parked.attempts().saturating_add(made.len() as u32);
     evidence.extend(made);
-    let outcome = match (deed, &inquiry.status) {
-        (OperatorAction::SentAgain, CouponStatus::Usable) => {
-            let deadline = now.saturating_add(decision.horizon.default).unwrap_or(Timestamp::MAX);
+    let outcome = match (deed, &query.status) {
+        (OperatorAction::Republished, CouponStatus::Usable) => {
+            let deadline = now.saturating_add(decision.deadline_limits.default).unwrap_or(Timestamp::MAX);
             // It counts as sent before, so the service asks for itself first.
             let progress = Progress::new(now, deadline, true);
             let headers = copy::write(&progress, &evidence, Prepared::new(redemption).body_sha256());
             return Ok(Some(publisher.publish_replay(delivery, headers, now).await?));
         }
-        (OperatorAction::ToldRedeemed, CouponStatus::Redeemed(coupon)) => {
+        (OperatorAction::PublishedRedeemed, CouponStatus::Redeemed(coupon)) => {
             Outcome::Redeemed { by: EstablishedBy::Query, coupon: coupon.clone() }
         }
-        (OperatorAction::ToldRefused, CouponStatus::Refused { reason, objection }) => Outcome::Refused {
+        (OperatorAction::PublishedRefused, CouponStatus::Refused { reason, rejection }) => Outcome::Refused {
             reason: *reason,
             by: EstablishedBy::Query,
-            coupon: inquiry.coupon.clone(),
-            rejection: objection.clone(),
+            coupon: query.coupon.clone(),
+            rejection: rejection.clone(),
         },
-        _ => return Err(Unfinished::Unfounded),
+        _ => return Err(Unfinished::NotConfirmed),
     };
     let telling = EventContext {
         source: decision.source,

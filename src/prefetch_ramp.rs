@@ -20,10 +20,10 @@ pub struct PrefetchRamp {
 /// Deliveries in vain from which on a command counts as through only once it is settled. A redelivered command waits for
 /// the query delay several times before it ends; after a broker's restart everything in hand is redelivered once, and would
 /// hold up the ramp for minutes. What has been in vain this often is what the ramp is for.
-const SUSPECT_AFTER: u64 = 3;
+const FULL_AFTER: u64 = 3;
 
 impl PrefetchRamp {
-    /// At the foot, towards `full`.
+    /// At the foot, toward `full`.
     pub fn new(full: u16) -> Self {
         Self { full: full.max(1), at_once: 1, through: 0 }
     }
@@ -52,8 +52,8 @@ impl PrefetchRamp {
 
     /// Whether a command that was delivered in vain this often counts as through when it waits for its next call, and not
     /// only once it is settled.
-    pub fn trusts(delivery_count: u64) -> bool {
-        delivery_count < SUSPECT_AFTER
+    pub fn is_full(delivery_count: u64) -> bool {
+        delivery_count < FULL_AFTER
     }
 }
 

@@ -22,7 +22,7 @@ use crate::attempt::OutcomeKind;
 use crate::backoff::Backoff;
 use crate::broker::delivery::Delivery;
 use crate::broker::publisher::{EventsAccepted, PublishFailure, Published, Publisher, Rejection};
-use crate::kill_point::{self, Failpoint};
+use crate::failpoint::{self, Failpoint};
 use crate::metrics::{Message, Metrics};
 use crate::prefetch_ramp::PrefetchRamp;
 use crate::telemetry::traces::ChildSpan;
@@ -37,10 +37,10 @@ pub type CancelSignal = watch::Receiver<bool>;
 pub enum PublishInterrupted {
     /// It was time to hand back, with the headers that carry its progress.
     #[error("cut short while waiting")]
-    Cut(Box<Delivery>, Vec<(&'static str, String)>),
+    Canceled(Box<Delivery>, Vec<(&'static str, String)>),
     /// It was time to hand back while a publish was held: whoever has the delivery makes [`Interrupted::Cut`] of it.
     #[error("cut short while the broker did not take a message")]
-    Held,
+    HeldTooLong,
     /// A publish was not proven.
     #[error("{0}")]
     NotPublished(PublishFailure),
@@ -50,7 +50,7 @@ impl PublishInterrupted {
     /// With the delivery that it happened to, and the headers that carry its progress.
     pub fn into_worked(self, delivery: Delivery, headers: Vec<(&'static str, String)>) -> Self {
         match self {
-            Self::Held => Self::Cut(Box::new(delivery), headers),
+            Self::HeldTooLong => Self::Canceled(Box::new(delivery), headers),
             other => other,
         }
     }
@@ -75,7 +75,7 @@ pub enum Outgoing<'a> {
     /// A result event.
     Event(&'a Event),
     /// A retry message for the delay queue of this wait, with headers.
-    Copy(Duration, &'a [(&'static str, String)]),
+    Retry(Duration, &'a [(&'static str, String)]),
     /// A command for people to look at, with headers.
     Parked(Reason, Timestamp, &'a [(&'static str, String)]),
 }
@@ -84,7 +84,7 @@ impl Outgoing<'_> {
     fn message(self) -> Message {
         match self {
             Self::Event(_) => Message::Event,
-            Self::Copy(..) => Message::Copy,
+            Self::Retry(..) => Message::Retry,
             Self::Parked(..) => Message::Parked,
         }
     }
@@ -107,7 +107,9 @@ pub async fn publish(
     leg: ChildSpan,
 ) -> Result<Published, PublishInterrupted> {
     // Held without end it is not given up before it is time to hand back.
-    publish_within(context, delivery, outgoing, leg, Duration::MAX).await?.ok_or(PublishInterrupted::Held)
+    publish_within(context, delivery, outgoing, leg, Duration::MAX)
+        .await?
+        .ok_or(PublishInterrupted::HeldTooLong)
 }
 
 /// Publishes until it is proven. Gives no proof where the broker has not taken it for `held_max`, or rejects this very
@@ -135,7 +137,7 @@ pub async fn publish_within(
                 Outgoing::Event(event) => {
                     Box::pin(publisher.publish_event(event, delivery, leg.traceparent())).await
                 }
-                Outgoing::Copy(wait, headers) => {
+                Outgoing::Retry(wait, headers) => {
                     Box::pin(publisher.publish_retry_message(delivery, wait, headers.to_vec())).await
                 }
                 Outgoing::Parked(reason, at, headers) => {
@@ -143,11 +145,11 @@ pub async fn publish_within(
                 }
             }
         };
-        let published = kill_point::during(Failpoint::Publishing(message), publishing).await;
+        let published = failpoint::during(Failpoint::Publishing(message), publishing).await;
         metrics.record_publish(message, published.as_ref().map(|_| ()).map_err(PublishFailure::kind));
         let mut why = match published {
             Ok(proof) => {
-                kill_point::reached(Failpoint::Published(message));
+                failpoint::reached(Failpoint::Published(message));
                 if let Outgoing::Event(event) = outgoing {
                     faults.record_confirmed(event.kind);
                 }
@@ -165,10 +167,10 @@ pub async fn publish_within(
         let mut delays = held_for >= held_max;
         if let (PublishFailure::Rejected(rejection), Outgoing::Event(event)) = (&why, outgoing) {
             match Box::pin(publisher.results_accept_events()).await {
-                EventsAccepted::No(of_all) => why = PublishFailure::Rejected(of_all),
+                EventsAccepted::Rejected(of_all) => why = PublishFailure::Rejected(of_all),
                 // The publish itself tells more.
                 EventsAccepted::Unknown => {}
-                EventsAccepted::Yes => {
+                EventsAccepted::Accepted => {
                     let in_a_row = faults.record_rejected(event.kind, rejection);
                     delays |= held_max != Duration::MAX
                         && (in_a_row <= REJECTED_IN_A_ROW_MAX || held_for >= REJECTED_HELD_MAX);
@@ -185,10 +187,10 @@ pub async fn publish_within(
         match &mut held {
             Some(held) => held.change(&why),
             None => {
-                if PrefetchRamp::trusts(delivery.delivery_count()) {
+                if PrefetchRamp::is_full(delivery.delivery_count()) {
                     faults.through.fetch_add(1, Ordering::Relaxed);
                 }
-                held = Some(faults.hold(&why));
+                held = Some(faults.start_holding(&why));
             }
         }
         if timeout(pause, cut.clone().wait_for(|now| *now)).await.is_ok() {
@@ -228,12 +230,12 @@ const REJECTED_LATELY: Duration = Duration::from_secs(3 * 3_600);
 
 impl PublishFaults {
     /// Every fault that a publish is held for now.
-    pub fn held(&self) -> Vec<PublishFailure> {
+    pub fn longest_held(&self) -> Vec<PublishFailure> {
         self.lock().held.values().map(|(why, _)| why.clone()).collect()
     }
 
     /// Single events that were rejected lately: their commands are delayed.
-    pub fn rejected(&self) -> Vec<Rejection> {
+    pub fn last_rejection(&self) -> Vec<Rejection> {
         let faults = self.lock();
         let lately = faults.rejected.values().filter(|(at, _)| at.elapsed() < REJECTED_LATELY);
         lately.map(|(_, rejection)| rejection.clone()).collect()
@@ -244,7 +246,7 @@ impl PublishFaults {
         self.through.swap(0, Ordering::Relaxed)
     }
 
-    fn hold(&self, why: &PublishFailure) -> Held<'_> {
+    fn start_holding(&self, why: &PublishFailure) -> Held<'_> {
         let key = key(why);
         self.lock().held.entry(key.clone()).or_insert_with(|| (why.clone(), 0)).1 += 1;
         Held { faults: self, key }
@@ -295,7 +297,7 @@ struct Held<'a> {
 impl Held<'_> {
     fn change(&mut self, why: &PublishFailure) {
         if key(why) != self.key {
-            *self = self.faults.hold(why);
+            *self = self.faults.start_holding(why);
         }
     }
 }
@@ -324,15 +326,15 @@ mod tests {
     #[test]
     fn fault_is_known_while_held_whatever_the_key() {
         let faults = PublishFaults::default();
-        let first = faults.hold(&PublishFailure::Rejected(rejection("a")));
-        let mut second = faults.hold(&PublishFailure::Rejected(rejection("b")));
-        assert_eq!(faults.held().len(), 1);
+        let first = faults.start_holding(&PublishFailure::Rejected(rejection("a")));
+        let mut second = faults.start_holding(&PublishFailure::Rejected(rejection("b")));
+        assert_eq!(faults.longest_held().len(), 1);
         second.change(&PublishFailure::Refused);
-        assert_eq!(faults.held().len(), 2);
+        assert_eq!(faults.longest_held().len(), 2);
         drop(first);
-        assert_eq!(faults.held(), [PublishFailure::Refused]);
+        assert_eq!(faults.longest_held(), [PublishFailure::Refused]);
         drop(second);
-        assert!(faults.held().is_empty());
+        assert!(faults.longest_held().is_empty());
     }
 
     #[test]
@@ -341,9 +343,9 @@ mod tests {
         assert_eq!(faults.record_rejected(OutcomeKind::Invalid, &rejection("a")), 1);
         assert_eq!(faults.record_rejected(OutcomeKind::Invalid, &rejection("b")), 2);
         faults.record_confirmed(OutcomeKind::Redeemed);
-        assert_eq!(faults.rejected(), [rejection("b")], "another kind says nothing about this one");
+        assert_eq!(faults.last_rejection(), [rejection("b")], "another kind says nothing about this one");
         assert_eq!(faults.record_rejected(OutcomeKind::Invalid, &rejection("c")), 1);
         faults.record_confirmed(OutcomeKind::Invalid);
-        assert!(faults.rejected().is_empty());
+        assert!(faults.last_rejection().is_empty());
     }
 }

@@ -85,7 +85,7 @@ impl ResponseLog {
     pub fn record(&self, class: ResponseClass, heard: &CallOutcome, at: Instant) {
         let mut log = self.lock();
         log.counts[class as usize] += 1;
-        if class != ResponseClass::Believed {
+        if class != ResponseClass::Verified {
             log.last[class as usize] = Some(LastResponse::new(heard, at));
         }
     }

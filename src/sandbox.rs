@@ -40,15 +40,19 @@ mod request;
 mod signature;
 mod world;
 
-pub use coupon::{Act, Bundle, Coupon, CouponState, Deed, Mark, NewCoupon, Round, Usage, UsageMode};
-pub use faults::{About, Fault, Rule, Script};
+pub use coupon::{
+    ActionRequest, Bundle, Coupon, CouponAction, CouponState, Mark, NewCoupon, Round, Usage, UsageMode,
+};
+pub use faults::{Fault, Rule, Script, Target};
 pub use identity::{Card, IdentityError, MCHID};
-pub use ledger::{Answered, Attempt, BodyDigest, BusiestSecond, Effect, EffectKind, Page, Question, Summary};
+pub use ledger::{
+    AnswerRecord, Attempt, BodyDigest, BusiestSecond, Effect, EffectKind, Operation, Page, Summary,
+};
 pub use registry::{App, Store};
 pub use world::Tuning;
 
 use identity::Identity;
-use listener::Wire;
+use listener::ServerConnection;
 use world::World;
 
 /// How a sandbox starts.
@@ -67,7 +71,7 @@ pub struct Settings {
     /// Whether an unknown coupon code that begins with `auto` is issued, usable, at first sight.
     pub auto_issue: bool,
     /// Brands that are answered by 403 `NO_AUTH`; `*` is every brand. None by default.
-    pub unauthorised_brands: BTreeSet<String>,
+    pub unauthorized_brands: BTreeSet<String>,
     /// How long a connection may be idle before it is closed. 8 s by default, as at the provider.
     pub idle_timeout: Duration,
     /// Whether to sign and verify by the client's own library, five times as fast: for measurements and long loads,
@@ -115,7 +119,7 @@ impl Default for Settings {
             latency: Duration::ZERO,
             calls_per_second: 0,
             auto_issue: false,
-            unauthorised_brands: BTreeSet::new(),
+            unauthorized_brands: BTreeSet::new(),
             idle_timeout: Duration::from_secs(8),
             fast_signatures: false,
         }
@@ -136,7 +140,7 @@ impl Sandbox {
         let identity = tokio::task::spawn_blocking(move || {
             let mut identity = Identity::open(&dir, seed)?;
             if fast {
-                identity.hasten(&dir)?;
+                identity.prepare_signers(&dir)?;
             }
             identity.publish(&dir, format!("http://{addr}"))?;
             Ok::<_, IdentityError>(identity)
@@ -147,15 +151,15 @@ impl Sandbox {
             latency_ms: Some(u64::try_from(settings.latency.as_millis()).unwrap_or(u64::MAX)),
             calls_per_second: Some(settings.calls_per_second),
             auto_issue: Some(settings.auto_issue),
-            unauthorised_brands: Some(settings.unauthorised_brands),
+            unauthorized_brands: Some(settings.unauthorized_brands),
             returned_before_reuse: None,
             vary_looks: None,
         };
         let world = Arc::new(World::new(identity, settings.seed, settings.idle_timeout, tuning));
         let provider = world.clone();
         let router = control::router(world.clone()).fallback(
-            move |Extension(wire): Extension<Wire>, request: Request<Body>| {
-                api::attend(provider, wire, request)
+            move |Extension(wire): Extension<ServerConnection>, request: Request<Body>| {
+                api::serve_call(provider, wire, request)
             },
         );
         let accepting = tokio::spawn(listener::listen(listener, router, settings.idle_timeout));
@@ -196,7 +200,7 @@ impl Sandbox {
     ///
     /// # Errors
     /// There is no such coupon, or its state does not allow it.
-    pub fn act(&self, coupon_code: &str, act: &Act) -> Result<Coupon, Refused> {
+    pub fn act(&self, coupon_code: &str, act: &ActionRequest) -> Result<Coupon, Refused> {
         self.world.act(coupon_code, act).map_err(Refused)
     }
 

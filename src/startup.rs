@@ -1,5 +1,5 @@
 //! What must be right before the service starts: read by `run`, which refuses to start, and by `check`, which tells all
-//! of it. One judgement, so that neither is content with what the other refuses.
+//! of it. One judgment, so that neither is content with what the other refuses.
 
 use std::sync::{Arc, RwLock};
 
@@ -46,7 +46,7 @@ pub enum StartFault {
 }
 
 /// The parts that could be read, and everything that is wrong with the others.
-pub struct Looked {
+pub struct Inspected {
     /// How the broker is reached.
     pub broker: Option<broker::AmqpSettings>,
     /// The keys, though others may be wrong.
@@ -66,8 +66,8 @@ impl Startup {
     /// # Errors
     /// Every fault at once.
     pub fn read(config: &Config, merchant_key: Option<&SecretString>) -> Result<Self, Vec<StartFault>> {
-        let Looked { broker, keys, client, apiv3_key, console_token, faults } =
-            Looked::at(config, merchant_key);
+        let Inspected { broker, keys, client, apiv3_key, console_token, faults } =
+            Inspected::with_address(config, merchant_key);
         match (broker, keys, client) {
             (Some(broker), Some(keys), Some(client)) if faults.is_empty() => {
                 Ok(Self { broker, console_token, apiv3_key, keys, client })
@@ -77,9 +77,9 @@ impl Startup {
     }
 }
 
-impl Looked {
+impl Inspected {
     /// Looks at everything that the service reads before it starts.
-    pub fn at(config: &Config, merchant_key: Option<&SecretString>) -> Self {
+    pub fn with_address(config: &Config, merchant_key: Option<&SecretString>) -> Self {
         let mut faults = Vec::new();
         let mut keep = |fault| faults.push(StartFault::Config(fault));
         let broker = config.broker_settings().map_err(&mut keep).ok();

@@ -48,9 +48,9 @@ pub fn check_filter(filter: &str) -> Result<(), BadFilter> {
 pub fn init(format: Format, filter: &str) -> Result<(), BadFilter> {
     let filter = EnvFilter::try_new(filter).map_err(|error| BadFilter(error.to_string()))?;
     // Colours are for terminals: in a file or a journal they are noise.
-    let colours = std::io::stderr().is_terminal();
+    let colors = std::io::stderr().is_terminal();
     // It would be told on standard error, which is what failed.
-    let layer = tracing_subscriber::fmt::layer().with_ansi(colours).log_internal_errors(false);
+    let layer = tracing_subscriber::fmt::layer().with_ansi(colors).log_internal_errors(false);
     let registry = tracing_subscriber::registry().with(filter);
     // A log that is there already (a test's) stays.
     let _ = match format {

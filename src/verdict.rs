@@ -1,4 +1,4 @@
-//! What a reply means: one total function from question and reply to a verdict.
+//! What a reply means: one total function from operation and reply to a verdict.
 //!
 //! The order of reading is fixed: HTTP status first, `code` second, the number at the end of `Request-ID` third,
 //! never the message. The provider's signature covers the body alone, neither the status line nor `Request-ID`: so
@@ -20,14 +20,14 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// Every question, for metrics and tables.
+    /// Every operation, for metrics and tables.
     pub const ALL: [Self; 2] = [Self::Redeem, Self::Query];
 
     /// The word in logs, labels and events.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Redeem => "redeem",
-            Self::Query => "inquire",
+            Self::Query => "query",
         }
     }
 }
@@ -62,7 +62,7 @@ pub enum NoResponse {
     TooLarge,
 }
 
-/// An answer as far as judgement needs it.
+/// An answer as far as judgment needs it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Response {
     /// HTTP status.
@@ -112,7 +112,7 @@ pub enum SignatureFlaw {
     Stale,
     /// The signature does not fit the content; the provider's probes look like this.
     Mismatch,
-    /// The answer to an earlier question: it was accepted before, or signed before this one was sent.
+    /// The answer to an earlier operation: it was accepted before, or signed before this one was sent.
     Replayed,
 }
 
@@ -147,32 +147,32 @@ pub enum Verdict {
         /// Whether its code leaves open that it is an earlier use of ours, reported back as "already used".
         may_be_our_own_use: bool,
     },
-    /// An inquiry found the coupon usable and never returned.
+    /// An query found the coupon usable and never returned.
     NotExecuted,
-    /// The provider did not take the question; the same question later.
+    /// The provider did not take the operation; the same operation later.
     NotAccepted(NotAccepted),
-    /// Nothing reached the provider; the same question, by another way.
+    /// Nothing reached the provider; the same operation, by another way.
     NotSent,
     /// It may have taken effect, or not.
     Unknown(UnknownCause),
     /// Not this coupon's fault: every further call would fail the same way.
     Suspended(SuspendReason),
-    /// This brand has not authorised us for this operation. Our own fault where it is so for every brand lately.
+    /// This brand has not authorized us for this operation. Our own fault where it is so for every brand lately.
     NotAuthorized,
 }
 
-/// Why the provider did not take a question.
+/// Why the provider did not take a operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NotAccepted {
     /// A signed 429 or one of its namesakes.
     TooFrequent,
     /// The coupon is locked by a concurrent use.
     Locked,
-    /// The brand has not authorised us for a use, and whether it alone has not is not known yet.
+    /// The brand has not authorized us for a use, and whether it alone has not is not known yet.
     NotAuthorized,
 }
 
-/// Why a reply leaves us unsure.
+/// Why a reply leaves us unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum UnknownCause {
     /// No whole answer came back.
@@ -201,21 +201,21 @@ pub enum UnknownCause {
 pub enum SuspendReason {
     /// 401: wrong key, wrong serial, wrong merchant or wrong clock.
     Unauthenticated,
-    /// Every brand tried lately answered that we are not authorised.
-    Unauthorised,
+    /// Every brand tried lately answered that we are not authorized.
+    Unauthorized,
     /// What stands in the head of every call is rejected, such as the id of a key.
     Rejected,
 }
 
 impl SuspendReason {
     /// Every fault, for metrics and tables.
-    pub const ALL: [Self; 3] = [Self::Unauthenticated, Self::Unauthorised, Self::Rejected];
+    pub const ALL: [Self; 3] = [Self::Unauthenticated, Self::Unauthorized, Self::Rejected];
 
     /// The word in logs and labels.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Unauthenticated => "unauthenticated",
-            Self::Unauthorised => "unauthorised",
+            Self::Unauthorized => "unauthorized",
             Self::Rejected => "rejected",
         }
     }
@@ -254,11 +254,11 @@ pub enum Reason {
     OpenidMismatch,
     /// `appid` is not bound to this service provider.
     AppidNotBound,
-    /// The brand has not authorised this service provider.
+    /// The brand has not authorized this service provider.
     NotAuthorized,
     /// The provider calls a parameter wrong.
     InvalidParameter,
-    /// Any other objection, or one that the coupon's own state contradicts.
+    /// Any other rejection, or one that the coupon's own state contradicts.
     Rejected,
     /// The command could not be read or breaks a rule.
     InvalidCommand,
@@ -266,8 +266,8 @@ pub enum Reason {
     DeadlinePassed,
     /// As many attempts as are ever made, and the truth is still not known.
     AttemptsExhausted,
-    /// A wait-queue copy came back damaged: nobody knows what was asked before.
-    DamagedCopy,
+    /// A retry message came back damaged: nobody knows what was asked before.
+    CorruptRetryMessage,
     /// The broker delivered it as often as it may, and it was not settled.
     DeliveryLimit,
     /// It expired in the command queue, as its sender had asked for.
@@ -300,7 +300,7 @@ impl Reason {
         Self::InvalidCommand,
         Self::DeadlinePassed,
         Self::AttemptsExhausted,
-        Self::DamagedCopy,
+        Self::CorruptRetryMessage,
         Self::DeliveryLimit,
         Self::MessageExpired,
         Self::DeadLettered,
@@ -324,13 +324,13 @@ impl Reason {
         Self::Rejected,
     ];
 
-    /// Whether an objection for this reason may be an earlier use of ours, told back as "this number was already
+    /// Whether an rejection for this reason may be an earlier use of ours, told back as "this number was already
     /// used": under which status, code and number that comes is not published.
     pub fn may_be_our_own_use(self) -> bool {
         matches!(self, Self::UsedByAnother | Self::NumberConflict | Self::InvalidParameter | Self::Rejected)
     }
 
-    /// Whether an objection for this reason is about the coupon itself, so that our right to use it was looked at.
+    /// Whether an rejection for this reason is about the coupon itself, so that our right to use it was looked at.
     pub fn is_about_the_coupon(self) -> bool {
         matches!(
             self,
@@ -369,13 +369,13 @@ impl Reason {
             Self::StoreNotAllowed => "store_not_allowed",
             Self::OpenidMismatch => "openid_mismatch",
             Self::AppidNotBound => "appid_not_bound",
-            Self::NotAuthorized => "not_authorised",
+            Self::NotAuthorized => "not_authorized",
             Self::InvalidParameter => "invalid_parameter",
             Self::Rejected => "rejected",
             Self::InvalidCommand => "invalid_command",
             Self::DeadlinePassed => "deadline_passed",
             Self::AttemptsExhausted => "attempts_exhausted",
-            Self::DamagedCopy => "damaged_copy",
+            Self::CorruptRetryMessage => "corrupt_retry_message",
             Self::DeliveryLimit => "delivery_limit",
             Self::MessageExpired => "message_expired",
             Self::DeadLettered => "dead_lettered",
@@ -393,13 +393,13 @@ impl Verdict {
     pub const WORDS: [&'static str; 9] = [
         "redeemed",
         "refused",
-        "objected",
+        "rejected",
         "not_executed",
         "not_accepted",
         "not_sent",
-        "unsure",
-        "stop",
-        "not_authorised",
+        "unknown",
+        "suspended",
+        "not_authorized",
     ];
 
     /// Whether the provider said, signed, that there is no such coupon.
@@ -416,21 +416,21 @@ impl Verdict {
         match self {
             Self::Redeemed => "redeemed",
             Self::Refused(_) => "refused",
-            Self::Rejected { .. } => "objected",
+            Self::Rejected { .. } => "rejected",
             Self::NotExecuted => "not_executed",
-            Self::NotAccepted(NotAccepted::NotAuthorized) => "not_authorised",
+            Self::NotAccepted(NotAccepted::NotAuthorized) => "not_authorized",
             Self::NotAccepted(_) => "not_accepted",
             Self::NotSent => "not_sent",
-            Self::Unknown(_) => "unsure",
-            Self::Suspended(_) => "stop",
-            Self::NotAuthorized => "not_authorised",
+            Self::Unknown(_) => "unknown",
+            Self::Suspended(_) => "suspended",
+            Self::NotAuthorized => "not_authorized",
         }
     }
 }
 
-/// Judges a reply to `question` about `redemption`.
-pub fn classify(question: Operation, reply: &CallResult, redemption: &Redemption) -> Verdict {
-    match (question, reply) {
+/// Judges a reply to `operation` about `redemption`.
+pub fn classify(operation: Operation, reply: &CallResult, redemption: &Redemption) -> Verdict {
+    match (operation, reply) {
         (_, CallResult::NotSent(_)) => Verdict::NotSent,
         (_, CallResult::NoResponse(_)) => Verdict::Unknown(UnknownCause::NoResponse),
         (Operation::Redeem, CallResult::Response(answer)) => classify_redeem(answer, redemption),
@@ -444,7 +444,7 @@ fn classify_redeem(answer: &Response, redemption: &Redemption) -> Verdict {
         200..=299 if !verified => Verdict::Unknown(UnknownCause::Unverified),
         200 => match usage_of(answer, redemption) {
             // USED without a number contradicts nothing: the number is shown "where present".
-            Usage::Ours | Usage::Unnamed => Verdict::Redeemed,
+            Usage::Ours | Usage::NoNumber => Verdict::Redeemed,
             Usage::AnotherCoupon => Verdict::Unknown(UnknownCause::AnotherCoupon),
             _ => Verdict::Unknown(UnknownCause::Contradiction),
         },
@@ -464,7 +464,7 @@ fn classify_query(answer: &Response, redemption: &Redemption) -> Verdict {
             Usage::Returned => Verdict::Refused(Reason::ReturnedSince),
             Usage::Unusable(state) => classify_unusable(&state),
             Usage::AnotherCoupon => Verdict::Unknown(UnknownCause::AnotherCoupon),
-            Usage::Unnamed => Verdict::Unknown(UnknownCause::NoNumber),
+            Usage::NoNumber => Verdict::Unknown(UnknownCause::NoNumber),
             Usage::Unclear => Verdict::Unknown(UnknownCause::Contradiction),
         },
         400..=499 => match (classify_rejection(answer), answer.code.as_deref()) {

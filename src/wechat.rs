@@ -1,4 +1,4 @@
-//! The payment API's edge: signed questions out, judged-by-signature answers in.
+//! The payment API's edge: signed operations out, judged-by-signature answers in.
 //!
 //! Facts: the "use" and "query" pages of the partner product-coupon API, and the platform's pages on signing,
 //! verification, keys and disaster recovery. Nothing here decides what a reply *means*; that is

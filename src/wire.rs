@@ -1,4 +1,4 @@
-//! The texts that travel through the broker: commands in, events out, and the headers of a wait-queue copy.
+//! The texts that travel through the broker: commands in, events out, and the headers of a retry message.
 //!
 //! This is one of the two edges where serde lives; the other is [`crate::wechat`]. What is read here is a trusted
 //! word afterwards, and what is written here is made of words.

@@ -14,23 +14,23 @@ use tracing::{debug, error, info, warn};
 
 use crate::attempt::{EffectState, Evidence, Limits, Outcome, OutcomeKind, Progress, Step};
 use crate::brand_access::{BrandAccess, Denial};
-use crate::breaker::{CallSignal, CircuitGate, State};
 use crate::broker::delivery::{
     DEAD_AGAIN, DEAD_AT, DEAD_REASON, DEAD_TRIES, DELAYS_PASSED, Delivery, HANDED_BACK,
 };
 use crate::broker::publisher::{PARKED_REASON, Published, Publisher};
 use crate::broker::topology::delay_name;
 use crate::circuit::ResponseClass;
+use crate::circuit_gate::{CallSignal, CircuitGate, State};
 use crate::common_rejection::{self, CommonRejection, Rejection};
-use crate::kill_point::{self, Failpoint};
+use crate::failpoint::{self, Failpoint};
 use crate::metrics::{Arrival, DelayReason, Message, Metrics, Settlement};
 use crate::pace::{Priority, RateLimiter, RetryBudget};
+use crate::permits::Permit;
 use crate::publishing::{
     CancelSignal, Outgoing, PublishContext, PublishFaults, PublishInterrupted, publish, publish_within,
 };
 use crate::redemption::Redemption;
 use crate::response_log::ResponseLog;
-use crate::slots::Permit;
 use crate::telemetry::foreign::Untrusted;
 use crate::telemetry::traces::{ChildSpan, CommandSpan, ParentContext, Traces};
 use crate::telemetry::{Masked, Short};
@@ -46,9 +46,9 @@ pub struct WorkerContext {
     /// The payment API.
     pub client: Arc<Client>,
     /// Holds calls back when all would fail.
-    pub breaker: CircuitGate,
+    pub circuit_gate: CircuitGate,
     /// Spaces calls.
-    pub pacer: RateLimiter,
+    pub rate_limiter: RateLimiter,
     /// Bounds retries.
     pub budget: RetryBudget,
     /// Counts.
@@ -56,9 +56,9 @@ pub struct WorkerContext {
     /// How long and how often.
     pub limits: Limits,
     /// How far deadlines may lie ahead.
-    pub horizon: DeadlineLimits,
+    pub deadline_limits: DeadlineLimits,
     /// How long the event of a command is held that the broker refuses.
-    pub refused_max: Duration,
+    pub publish_retry_max: Duration,
     /// `source` of events.
     pub source: String,
     /// How brands answered lately.
@@ -81,7 +81,7 @@ impl WorkerContext {
     /// How long the event of one command is held that the broker does not take. Where nothing can be delayed, it is held
     /// for as long as it takes.
     fn event_held_max(&self, limits: &Limits) -> Duration {
-        if limits.delays.is_empty() { Duration::MAX } else { self.refused_max }
+        if limits.delays.is_empty() { Duration::MAX } else { self.publish_retry_max }
     }
 }
 
@@ -134,11 +134,11 @@ impl ReceivedDelivery {
         let command = match (command::decode(delivery.body()), delivery.undecodable_property()) {
             // Its headers may have held what changes its meaning, such as those of a retry message.
             (decoded, Some((name, problem))) => {
-                let legible =
+                let partial =
                     decoded.as_ref().map_or_else(|rejected| rejected.partial.clone(), PartialCommand::from);
                 let problem = format!("its property {name} {problem}; send text in UTF-8 and flat headers");
                 let faults = vec![Fault { pointer: String::new(), problem }];
-                Err(Box::new(Rejected { faults, partial: legible }))
+                Err(Box::new(Rejected { faults, partial }))
             }
             (decoded, None) => decoded.map_err(|rejected| match delivery.content_encoding() {
                 None => rejected,
@@ -176,14 +176,14 @@ impl ReceivedDelivery {
         self.delivery.header(copy::DEADLINE)?.parse().ok()
     }
 
-    /// Whether nothing but a call can be due for it: it is a command, and its deadline is far, or not set before somebody
+    /// Whether nothing but a call can be due for it is a command, and its deadline is far, or not set before somebody
     /// works on it. With delay queues (`delays`) what has a deadline waits there for it.
     pub fn may_wait_for_calls(&self, delays: bool) -> bool {
         if self.command.is_err() {
             return false;
         }
         if delays {
-            return self.arrival() != Arrival::Copy && !self.delivery.has_header(copy::DEADLINE);
+            return self.arrival() != Arrival::Retry && !self.delivery.has_header(copy::DEADLINE);
         }
         self.deadline().is_none_or(|deadline| Timestamp::now() < deadline)
     }
@@ -191,7 +191,7 @@ impl ReceivedDelivery {
     /// How it came.
     pub fn arrival(&self) -> Arrival {
         if copy::is_retry_message(|name| self.delivery.has_header(name)) {
-            Arrival::Copy
+            Arrival::Retry
         } else if self.delivery.redelivered() {
             Arrival::Redelivered
         } else {
@@ -200,12 +200,12 @@ impl ReceivedDelivery {
     }
 }
 
-/// Works one delivery to its settlement. An error text ends the generation that it belongs to.
+/// Works one delivery to its settlement. An error text ends the session that it belongs to.
 pub async fn process_delivery(
-    tools: &WorkerContext,
+    context: &WorkerContext,
     publisher: &Publisher,
     taken: ReceivedDelivery,
-    slot: &mut Permit,
+    permit: &mut Permit,
     cut: CancelSignal,
 ) -> (Settlement, Option<String>) {
     let came = ParentContext {
@@ -213,9 +213,9 @@ pub async fn process_delivery(
         left_by: taken.delivery.retry_trace(),
         arrival: taken.arrival().as_str(),
     };
-    let mut stay = tools.traces.start_command(&tools.queue, came, taken.at);
-    let (settling, trouble) = settle_delivery(tools, publisher, taken, &mut stay, slot, cut).await;
-    stay.set_attribute("redemption.settling", settling.as_str());
+    let mut stay = context.traces.start_command(&context.queue, came, taken.at);
+    let (settling, trouble) = settle_delivery(context, publisher, taken, &mut stay, permit, cut).await;
+    stay.set_attribute("redemption.settlement", settling.as_str());
     if let Some(trouble) = &trouble {
         stay.failed(trouble);
     }
@@ -223,11 +223,11 @@ pub async fn process_delivery(
 }
 
 async fn settle_delivery(
-    tools: &WorkerContext,
+    context: &WorkerContext,
     publisher: &Publisher,
     taken: ReceivedDelivery,
     stay: &mut CommandSpan,
-    slot: &mut Permit,
+    permit: &mut Permit,
     mut cut: CancelSignal,
 ) -> (Settlement, Option<String>) {
     let ReceivedDelivery {
@@ -238,8 +238,8 @@ async fn settle_delivery(
         calls_held_back: hurried,
         dead_lettered,
     } = taken;
-    kill_point::reached(Failpoint::Taken);
-    let means = PublishingContext { tools, publisher, cut: &cut, dead_letter: dead_lettered.is_some() };
+    failpoint::reached(Failpoint::Taken);
+    let means = PublishingContext { context, publisher, cut: &cut, dead_letter: dead_lettered.is_some() };
     let worked = match command {
         // What is rare stands in boxes of its own, or every command would take as much memory as the rarest.
         Err(rejected) => Box::pin(publish_invalid(means, delivery, &rejected, stay, at)).await,
@@ -248,7 +248,7 @@ async fn settle_delivery(
             stay.set_attribute("redemption.coupon", Short(redemption.coupon_code.as_str()).to_string());
             stay.set_attribute("redemption.brand_id", redemption.brand_id.as_str().to_owned());
             let prepared = Prepared::new(&redemption);
-            match read_progress(tools, &delivery, &prepared, at) {
+            match read_progress(context, &delivery, &prepared, at) {
                 Err(CannotStart::Damage(damage)) => {
                     Box::pin(park_corrupt_retry_message(means, delivery, &redemption, &damage, stay, at))
                         .await
@@ -268,17 +268,17 @@ async fn settle_delivery(
                 Ok(mut carried) => {
                     let (troubled, failed_at) = (false, None);
                     let limits = match dead_lettered {
-                        None => &tools.limits,
+                        None => &context.limits,
                         Some(reason) => {
                             // The broker tells whole seconds.
                             let ended = delivery.last_death().and_then(|death| death.at);
                             let ended =
                                 ended.and_then(|at| at.checked_add(SignedDuration::from_secs(1)).ok());
-                            &carried.progress.only_query(reason, ended, &tools.limits)
+                            &carried.progress.only_query(reason, ended, &context.limits)
                         }
                     };
                     let mut job = CommandJob {
-                        tools,
+                        context,
                         limits,
                         publisher,
                         redemption,
@@ -290,7 +290,7 @@ async fn settle_delivery(
                         calls_held_back: hurried,
                         called: false,
                         stay,
-                        slot,
+                        permit,
                     };
                     match crowded && job.carried.progress.delay_unaged(job.limits).is_some() {
                         true => Box::pin(job.delay(0, DelayReason::PerCouponLimit, &cut)).await,
@@ -302,24 +302,24 @@ async fn settle_delivery(
     };
     match worked {
         Ok((settling, delivery, proof)) => {
-            kill_point::reached(Failpoint::Acking);
+            failpoint::reached(Failpoint::Acking);
             match delivery.ack(proof).await {
                 Ok(()) => (settling, None),
                 Err(unsettled) => (Settlement::Lost, Some(unsettled.to_string())),
             }
         }
-        Err(PublishInterrupted::Cut(delivery, headers)) => {
+        Err(PublishInterrupted::Canceled(delivery, headers)) => {
             let handed_back = match dead_lettered {
                 // Never back among the commands.
                 Some(_) => return_dead_letter_to_queue(publisher, *delivery, headers).await,
                 None => return_to_queue(publisher, *delivery, headers).await,
             };
             match handed_back {
-                Ok(()) => (Settlement::Released, None),
+                Ok(()) => (Settlement::HandedBack, None),
                 Err(why) => (Settlement::Lost, Some(why)),
             }
         }
-        Err(why @ (PublishInterrupted::Held | PublishInterrupted::NotPublished(_))) => {
+        Err(why @ (PublishInterrupted::HeldTooLong | PublishInterrupted::NotPublished(_))) => {
             (Settlement::Lost, Some(why.to_string()))
         }
     }
@@ -362,7 +362,7 @@ type Worked = Result<(Settlement, Delivery, Published), PublishInterrupted>;
 
 /// Why a readable command cannot be worked on.
 enum CannotStart {
-    /// It is a wait-queue copy whose headers make no sense.
+    /// It is a retry message whose headers make no sense.
     Damage(CorruptRetryMessage),
     /// Its sender set a deadline that cannot be read.
     Deadline,
@@ -370,9 +370,9 @@ enum CannotStart {
     ReplyTo,
 }
 
-/// Where this delivery stands: afresh, redelivered, or back from a wait queue.
+/// Where this delivery stands: afresh, redelivered, or back from a delay queue.
 fn read_progress(
-    tools: &WorkerContext,
+    context: &WorkerContext,
     delivery: &Delivery,
     prepared: &Prepared,
     now: Timestamp,
@@ -387,13 +387,13 @@ fn read_progress(
             return Err(CannotStart::Damage(CorruptRetryMessage::Unreadable(name)));
         }
         let header = |name| delivery.header(name);
-        let mut carried =
-            copy::read(header, prepared.body_sha256(), now, tools.horizon).map_err(CannotStart::Damage)?;
-        if let Some((tier, at)) = delivery.delay_due() {
+        let mut carried = copy::read(header, prepared.body_sha256(), now, context.deadline_limits)
+            .map_err(CannotStart::Damage)?;
+        if let Some((delay, at)) = delivery.delay_due() {
             let late = now.duration_since(at).max(SignedDuration::ZERO);
             // Whoever may publish can write such a time.
-            if late <= tools.horizon.furthest {
-                tools.metrics.record_delay_lateness(tier, late.unsigned_abs());
+            if late <= context.deadline_limits.furthest {
+                context.metrics.record_delay_lateness(delay, late.unsigned_abs());
             }
         }
         if again {
@@ -408,7 +408,7 @@ fn read_progress(
     if text.is_none() && delivery.has_header(copy::DEADLINE) {
         return Err(CannotStart::Deadline);
     }
-    let deadline = copy::deadline(text, now, tools.horizon).map_err(|_| CannotStart::Deadline)?;
+    let deadline = copy::deadline(text, now, context.deadline_limits).map_err(|_| CannotStart::Deadline)?;
     let again = again || parked_before.into_iter().any(|name| delivery.has_header(name));
     let mut progress = Progress::new(now, deadline, again);
     if delivery.has_header(HANDED_BACK) {
@@ -420,7 +420,7 @@ fn read_progress(
 /// What something is published with, and what a worker shares.
 #[derive(Clone, Copy)]
 struct PublishingContext<'a> {
-    tools: &'a WorkerContext,
+    context: &'a WorkerContext,
     publisher: &'a Publisher,
     cut: &'a CancelSignal,
     /// Whether it is about a dead letter, which never goes among the commands again.
@@ -429,8 +429,8 @@ struct PublishingContext<'a> {
 
 impl<'a> PublishingContext<'a> {
     fn publishing(self) -> PublishContext<'a> {
-        let Self { tools, publisher, cut, dead_letter: _ } = self;
-        PublishContext { publisher, metrics: &tools.metrics, faults: &tools.publish_faults, cut }
+        let Self { context, publisher, cut, dead_letter: _ } = self;
+        PublishContext { publisher, metrics: &context.metrics, faults: &context.publish_faults, cut }
     }
 }
 
@@ -442,10 +442,10 @@ async fn publish_invalid(
     stay: &mut CommandSpan,
     at: Timestamp,
 ) -> Worked {
-    let PublishingContext { tools, .. } = means;
+    let PublishingContext { context, .. } = means;
     let digest = hex(&Sha256::digest(delivery.body()));
-    let leg = stay.publish(Message::Event.as_str());
-    let event = event::encode_invalid(rejected, &digest, event_context(tools, &leg, at, 0, &[]));
+    let leg = stay.start_publish(Message::Event.as_str());
+    let event = event::encode_invalid(rejected, &digest, event_context(context, &leg, at, 0, &[]));
     let faults = rejected.faults.iter().map(|fault| format!("{}: {}", Masked(&fault.pointer), fault.problem));
     let faults = faults.collect::<Vec<_>>().join("; ");
     let PartialCommand { out_request_no, coupon_code, openid, brand_id, .. } = &rejected.partial;
@@ -455,7 +455,7 @@ async fn publish_invalid(
         Ok(None) => return delay_unreadable(means, delivery, stay).await,
         Err(why) => return Err(why.into_worked(delivery, Vec::new())),
     };
-    tools.metrics.record_outcome(&Outcome::Invalid, None);
+    context.metrics.record_outcome(&Outcome::Invalid, None);
     stay.set_attribute("redemption.outcome", OutcomeKind::Invalid.as_str());
     warn!(
         outcome = OutcomeKind::Invalid.as_str(),
@@ -469,7 +469,7 @@ async fn publish_invalid(
         faults,
         "invalid: not a command; parked"
     );
-    Ok((Settlement::Ended, delivery, proof))
+    Ok((Settlement::Finished, delivery, proof))
 }
 
 /// What is told of a command that is set aside.
@@ -479,7 +479,7 @@ struct Parking<'a> {
     at: Timestamp,
 }
 
-/// A wait-queue copy whose headers make no sense: nobody knows what was asked before, so nothing is asked now.
+/// A retry message whose headers make no sense: nobody knows what was asked before, so nothing is asked now.
 async fn park_corrupt_retry_message(
     means: PublishingContext<'_>,
     delivery: Delivery,
@@ -488,23 +488,23 @@ async fn park_corrupt_retry_message(
     stay: &mut CommandSpan,
     at: Timestamp,
 ) -> Worked {
-    let PublishingContext { tools, .. } = means;
+    let PublishingContext { context, .. } = means;
     let digest = hex(&Sha256::digest(delivery.body()));
-    let leg = stay.publish(Message::Event.as_str());
-    let told = event_context(tools, &leg, at, 0, &[]);
+    let leg = stay.start_publish(Message::Event.as_str());
+    let told = event_context(context, &leg, at, 0, &[]);
     let event = event::encode_corrupt_retry_message(redemption, &damage.to_string(), &digest, told);
-    let parking = Parking { event: &event, reason: Reason::DamagedCopy, at };
+    let parking = Parking { event: &event, reason: Reason::CorruptRetryMessage, at };
     let proof = match publish_and_park(means, &delivery, parking, stay, leg).await {
         Ok(Some(proof)) => proof,
         Ok(None) => return delay_unreadable(means, delivery, stay).await,
         Err(why) => return Err(why.into_worked(delivery, Vec::new())),
     };
-    let outcome = Outcome::Unresolved { reason: Reason::DamagedCopy, coupon: None, rejection: None };
-    tools.metrics.record_outcome(&outcome, None);
+    let outcome = Outcome::Unresolved { reason: Reason::CorruptRetryMessage, coupon: None, rejection: None };
+    context.metrics.record_outcome(&outcome, None);
     stay.set_attribute("redemption.outcome", outcome.kind().as_str());
     error!(
         outcome = outcome.kind().as_str(),
-        reason = Reason::DamagedCopy.as_str(),
+        reason = Reason::CorruptRetryMessage.as_str(),
         out_request_no = %redemption.out_request_no,
         coupon = %Short(redemption.coupon_code.as_str()),
         openid = %Short(redemption.openid.as_str()),
@@ -513,7 +513,7 @@ async fn park_corrupt_retry_message(
         %damage,
         "unresolved: damaged copy; parked"
     );
-    Ok((Settlement::Ended, delivery, proof))
+    Ok((Settlement::Finished, delivery, proof))
 }
 
 async fn publish_and_park(
@@ -523,11 +523,11 @@ async fn publish_and_park(
     stay: &CommandSpan,
     leg: ChildSpan,
 ) -> Result<Option<Published>, PublishInterrupted> {
-    let tools = means.tools;
-    let (context, held_max) = (means.publishing(), tools.event_held_max(&tools.limits));
+    let context = means.context;
+    let (context, held_max) = (means.publishing(), context.event_held_max(&context.limits));
     let published = publish_within(context, delivery, Outgoing::Event(event), leg, held_max).await?;
     let Some(published) = published else { return Ok(None) };
-    let leg = stay.publish(Message::Parked.as_str());
+    let leg = stay.start_publish(Message::Parked.as_str());
     let parked = publish(context, delivery, Outgoing::Parked(reason, at, &[]), leg).await?;
     Ok(Some(published.join(parked)))
 }
@@ -535,41 +535,41 @@ async fn publish_and_park(
 /// Delays a message that is no command, or whose headers make no sense, because the broker does not take its event: bytes
 /// and headers as they came, one delay queue further each time.
 async fn delay_unreadable(means: PublishingContext<'_>, delivery: Delivery, stay: &CommandSpan) -> Worked {
-    let tiers = &means.tools.limits.delays;
+    let delays = &means.context.limits.delays;
     let passed = delivery.delays_passed();
     if means.dead_letter {
         let headers = if *means.cut.borrow() { Vec::new() } else { dead_letter_retry_headers(&delivery) };
-        return Err(PublishInterrupted::Cut(Box::new(delivery), headers));
+        return Err(PublishInterrupted::Canceled(Box::new(delivery), headers));
     }
-    let Some(wait) = tiers.get(passed.min(tiers.len().saturating_sub(1))).copied() else {
-        return Err(PublishInterrupted::Cut(Box::new(delivery), Vec::new()));
+    let Some(wait) = delays.get(passed.min(delays.len().saturating_sub(1))).copied() else {
+        return Err(PublishInterrupted::Canceled(Box::new(delivery), Vec::new()));
     };
     let headers = [(DELAYS_PASSED, passed.saturating_add(1).to_string())];
-    let leg = stay.publish(Message::Copy.as_str());
-    let published = publish(means.publishing(), &delivery, Outgoing::Copy(wait, &headers), leg).await;
+    let leg = stay.start_publish(Message::Retry.as_str());
+    let published = publish(means.publishing(), &delivery, Outgoing::Retry(wait, &headers), leg).await;
     let proof = match published {
         Ok(proof) => proof,
         Err(why) => return Err(why.into_worked(delivery, Vec::new())),
     };
-    means.tools.metrics.record_delayed(&delay_name(wait), DelayReason::EventRejected);
+    means.context.metrics.record_delayed(&delay_name(wait), DelayReason::EventRejected);
     warn!(wait_s = wait.as_secs(), trace_id = stay.trace_id(), "event not accepted; delivery delayed");
-    Ok((Settlement::Deferred, delivery, proof))
+    Ok((Settlement::Delayed, delivery, proof))
 }
 
 fn event_context<'a>(
-    tools: &'a WorkerContext,
+    context: &'a WorkerContext,
     leg: &'a ChildSpan,
     at: Timestamp,
     attempts: u32,
     evidence: &'a [Evidence],
 ) -> EventContext<'a> {
     let traceparent = leg.traceparent();
-    EventContext { source: &tools.source, at, traceparent, attempts, evidence }
+    EventContext { source: &context.source, at, traceparent, attempts, evidence }
 }
 
 /// One valid command in hand.
 struct CommandJob<'a> {
-    tools: &'a WorkerContext,
+    context: &'a WorkerContext,
     limits: &'a Limits,
     publisher: &'a Publisher,
     redemption: Redemption,
@@ -585,7 +585,7 @@ struct CommandJob<'a> {
     /// Whether a call about it was made in this delivery.
     called: bool,
     stay: &'a mut CommandSpan,
-    slot: &'a mut Permit,
+    permit: &'a mut Permit,
 }
 
 /// No call can be made in time.
@@ -597,32 +597,32 @@ impl CommandJob<'_> {
         let mut step = self.carried.progress.start(limits, Timestamp::now());
         loop {
             step = match step {
-                Step::Send { after, operation: question } => {
+                Step::Send { after, operation } => {
                     // Only trouble costs: what a redelivery or a refusal asks further is no retry.
                     let retry = std::mem::take(&mut self.troubled);
-                    // Nor may many in trouble hold the slots of those that nothing is wrong with.
+                    // Nor may many in trouble hold the permits of those that nothing is wrong with.
                     // While calls are held back another command finds out whether they are answered again: one that only
                     // fails itself must not keep the circuit open for all.
                     if retry
-                        && self.tools.breaker.state() != State::Closed
+                        && self.context.circuit_gate.state() != State::Closed
                         && let Some(aside) = self.carried.progress.delay_unaged(limits)
                     {
                         step = aside;
                         continue;
                     }
-                    let crowded = !self.carried.evidence.is_empty() && self.tools.pacer.is_crowded();
-                    if (retry && !self.tools.budget.try_spend() || crowded)
+                    let crowded = !self.carried.evidence.is_empty() && self.context.rate_limiter.is_crowded();
+                    if (retry && !self.context.budget.try_spend() || crowded)
                         && !limits.delays.is_empty()
                         && let Some(put_away) = self.carried.progress.delay(limits, Timestamp::now())
                     {
                         step = put_away;
                         continue;
                     }
-                    match self.ask(after, question, cut).await {
+                    match self.ask(after, operation, cut).await {
                         Called::Step(step) => step,
                         Called::Cut => {
                             let headers = self.carried_headers();
-                            return Err(PublishInterrupted::Cut(Box::new(self.delivery), headers));
+                            return Err(PublishInterrupted::Canceled(Box::new(self.delivery), headers));
                         }
                     }
                 }
@@ -632,12 +632,12 @@ impl CommandJob<'_> {
                 }
                 // A dead letter goes back to the others: nothing that we are at fault for is charged to it.
                 Step::Suspend(_) if self.carried.progress.is_query_only() => {
-                    return Err(PublishInterrupted::Cut(Box::new(self.delivery), Vec::new()));
+                    return Err(PublishInterrupted::Canceled(Box::new(self.delivery), Vec::new()));
                 }
-                // The breaker is open now; the next question waits for it.
+                // The circuit breaker is open now; the next operation waits for it.
                 Step::Suspend(_) => self.carried.progress.resume(limits, Timestamp::now()),
-                Step::Delay { queue: tier } => {
-                    return Box::pin(self.delay(tier, DelayReason::Unsettled, cut)).await;
+                Step::Delay { queue: delay } => {
+                    return Box::pin(self.delay(delay, DelayReason::Unresolved, cut)).await;
                 }
                 Step::Finish(outcome) => return Box::pin(self.finish(outcome, cut)).await,
             };
@@ -645,14 +645,14 @@ impl CommandJob<'_> {
     }
 
     /// Waits, asks, judges. The waiting can be cut short, the asking not.
-    async fn ask(&mut self, after: Duration, question: Operation, cut: &mut CancelSignal) -> Called {
-        let tools = self.tools;
-        let rank = match question {
-            Operation::Query => Priority::Inquiry,
+    async fn ask(&mut self, after: Duration, operation: Operation, cut: &mut CancelSignal) -> Called {
+        let context = self.context;
+        let rank = match operation {
+            Operation::Query => Priority::Query,
             Operation::Redeem if self.carried.evidence.is_empty() => Priority::First,
             Operation::Redeem => Priority::Again,
         };
-        if let Some(aside) = self.record_denied(question) {
+        if let Some(aside) = self.record_denied(operation) {
             return Called::Step(aside);
         }
         let progress = &mut self.carried.progress;
@@ -667,9 +667,9 @@ impl CommandJob<'_> {
         // What has looked at its coupon goes on to the use: where each looked and gave way to the next, no use would ever
         // show whether uses are accepted again.
         let (hurried, in_process_max) = (self.calls_held_back && !self.called, self.limits.in_process_max);
-        let slot = &mut *self.slot;
+        let permit = &mut *self.permit;
         let hold = async {
-            slot.release_while(after).await;
+            permit.release_while(after).await;
             let mut held_back = Duration::ZERO;
             loop {
                 // Past its deadline a command has waited long enough: it takes the call that can be made now, or none.
@@ -678,25 +678,27 @@ impl CommandJob<'_> {
                 let patience = match late {
                     true if hurried => Duration::ZERO,
                     // Where calls are tried one by one, each may be the one that finds out.
-                    false if hurried && matches!(tools.breaker.state(), State::Open { .. }) => Duration::ZERO,
+                    false if hurried && matches!(context.circuit_gate.state(), State::Open { .. }) => {
+                        Duration::ZERO
+                    }
                     true => LATE_CIRCUIT_WAIT,
                     false => in_process_max,
                 };
                 let asked_at = Instant::now();
-                let pass = timeout(patience, tools.breaker.acquire()).await.map_err(|_| NoCall)?;
+                let pass = timeout(patience, context.circuit_gate.acquire()).await.map_err(|_| NoCall)?;
                 held_back += asked_at.elapsed();
                 let queued_at = Instant::now();
                 let its_turn = match late {
-                    true => tools.pacer.acquire_within(rank, LATE_PERMIT_WAIT).await,
+                    true => context.rate_limiter.acquire_within(rank, LATE_PERMIT_WAIT).await,
                     false => {
                         let patience = left.unsigned_abs().saturating_add(LATE_PERMIT_WAIT);
-                        timeout(patience, tools.pacer.acquire(rank)).await.is_ok()
+                        timeout(patience, context.rate_limiter.acquire(rank)).await.is_ok()
                     }
                 };
                 if !its_turn {
                     return Err(NoCall);
                 }
-                tools.metrics.record_heartbeat(queued_at.elapsed());
+                context.metrics.record_heartbeat(queued_at.elapsed());
                 // Those who waited for their turn while it opened must not go all the same.
                 if pass.is_open_for() {
                     return Ok((pass, held_back));
@@ -711,7 +713,7 @@ impl CommandJob<'_> {
         };
         let now = Timestamp::now();
         let Ok((pass, held_back)) = pass else {
-            // Calls are held back for longer than a slot may be held.
+            // Calls are held back for longer than a permit may be held.
             let progress = &mut self.carried.progress;
             let step = progress.expire(self.limits, now);
             if step.is_none() && progress.is_query_only() {
@@ -721,45 +723,45 @@ impl CommandJob<'_> {
             return Called::Step(step.unwrap_or_else(|| progress.resume(self.limits, now)));
         };
         // Its brand may have denied another command meanwhile.
-        if let Some(aside) = self.record_denied(question) {
+        if let Some(aside) = self.record_denied(operation) {
             return Called::Step(aside);
         }
-        if question == Operation::Redeem
+        if operation == Operation::Redeem
             && self.carried.progress.is_overtaken(held_back > QUERY_VALID_FOR, now)
         {
             return Called::Step(self.carried.progress.resume(self.limits, now));
         }
-        // Once for a command: what comes back from a wait queue, or from whoever held it before, earned already. It would
+        // Once for a command: what comes back from a delay queue, or from whoever held it before, earned already. It would
         // make of an outage ever more retries.
         if self.carried.evidence.is_empty() && !self.delivery.redelivered() {
-            tools.budget.record_first_attempt();
+            context.budget.record_first_attempt();
         }
         self.called = true;
-        let mut leg = self.stay.ask(question.as_str());
+        let mut leg = self.stay.start_call(operation.as_str());
         let (nonce, chance) = (rand::random(), rand::random());
         let asked_at = Instant::now();
-        let (client, failed_at) = (&tools.client, self.failed_at.take());
+        let (client, failed_at) = (&context.client, self.failed_at.take());
         let traceparent = leg.traceparent();
         let asking =
-            client.send_to_other_host(failed_at, question, &self.prepared, traceparent, now, nonce, chance);
-        let heard = kill_point::during(Failpoint::Sent, asking).await;
-        kill_point::reached(Failpoint::Answered);
-        let verdict = self.judge(question, &heard, asked_at);
+            client.send_to_other_host(failed_at, operation, &self.prepared, traceparent, now, nonce, chance);
+        let heard = failpoint::during(Failpoint::Sent, asking).await;
+        failpoint::reached(Failpoint::Answered);
+        let verdict = self.judge(operation, &heard, asked_at);
         if let Verdict::Suspended(_) = verdict {
             let stopped_by = SuspendedBy::new(&heard);
-            *tools.stopped_by.lock().unwrap_or_else(PoisonError::into_inner) = stopped_by;
+            *context.stopped_by.lock().unwrap_or_else(PoisonError::into_inner) = stopped_by;
         }
-        let sign = CallSignal::of(question, &verdict);
-        pass.report(question, sign);
+        let sign = CallSignal::of(operation, &verdict);
+        pass.report(operation, sign);
         self.classify(&heard, sign, asked_at);
         self.failed_at = heard.failed_at();
         self.troubled = matches!(verdict, Verdict::NotAccepted(_) | Verdict::NotSent | Verdict::Unknown(_));
         record_call_span(&mut leg, &heard, &verdict);
         drop(leg);
-        self.note(question, &heard, &verdict, now);
+        self.note(operation, &heard, &verdict, now);
         let Restored { progress, .. } = &mut self.carried;
         let step = progress.follow_verdict(
-            question,
+            operation,
             heard.reply,
             verdict,
             self.limits,
@@ -778,39 +780,39 @@ impl CommandJob<'_> {
         let class = ResponseClass::of(status, sign);
         if status.is_some() {
             let again = self.carried.evidence.iter().any(|evidence| evidence.status == Some(429));
-            self.tools.pacer.record(asked_at, class == ResponseClass::Throttled, again);
+            self.context.rate_limiter.record(asked_at, class == ResponseClass::Throttled, again);
         }
-        self.tools.metrics.record_response(class);
-        self.tools.responses.record(class, heard, Instant::now());
+        self.context.metrics.record_response(class);
+        self.context.responses.record(class, heard, Instant::now());
     }
 
     /// The way of a command whose brand has just denied us a use: aside, without a call, until one of its commands has
     /// tried again. Nor is it worth a look then whether the use may go out; a look for another end is.
-    fn record_denied(&mut self, question: Operation) -> Option<Step> {
-        let Progress { effect: belief, deadline, .. } = self.carried.progress;
+    fn record_denied(&mut self, operation: Operation) -> Option<Step> {
+        let Progress { effect, deadline, .. } = self.carried.progress;
         let for_a_use =
-            question == Operation::Redeem || belief == EffectState::NoEffect && Timestamp::now() < deadline;
+            operation == Operation::Redeem || effect == EffectState::NoEffect && Timestamp::now() < deadline;
         let brand = self.redemption.brand_id.as_str();
-        if !for_a_use || self.tools.brands.may_try(brand, Instant::now()) {
+        if !for_a_use || self.context.brands.may_try(brand, Instant::now()) {
             return None;
         }
         self.carried.progress.delay_unaged(self.limits)
     }
 
-    fn judge(&self, question: Operation, heard: &CallOutcome, asked_at: Instant) -> Verdict {
-        let verdict = self.carried.progress.advance(question, &heard.reply, &self.redemption);
-        let (brands, brand) = (&self.tools.brands, self.redemption.brand_id.as_str());
+    fn judge(&self, operation: Operation, heard: &CallOutcome, asked_at: Instant) -> Verdict {
+        let verdict = self.carried.progress.advance(operation, &heard.reply, &self.redemption);
+        let (brands, brand) = (&self.context.brands, self.redemption.brand_id.as_str());
         // That a brand lets us look, or does not, says nothing about whether we may redeem: rights go interface by
         // interface.
-        let verdict = self.judge_cause(question, heard, verdict, asked_at);
-        if question == Operation::Query {
+        let verdict = self.judge_cause(operation, heard, verdict, asked_at);
+        if operation == Operation::Query {
             return verdict;
         }
         match verdict {
             Verdict::NotAuthorized => match brands.deny(brand, Instant::now()) {
-                Denial::BrandAlone => verdict,
-                Denial::Unclear => Verdict::NotAccepted(NotAccepted::NotAuthorized),
-                Denial::Everywhere => Verdict::Suspended(verdict::SuspendReason::Unauthorised),
+                Denial::ThisBrandOnly => verdict,
+                Denial::Undecided => Verdict::NotAccepted(NotAccepted::NotAuthorized),
+                Denial::AllBrands => Verdict::Suspended(verdict::SuspendReason::Unauthorized),
             },
             Verdict::Redeemed => {
                 brands.let_in(brand, asked_at);
@@ -828,14 +830,14 @@ impl CommandJob<'_> {
     /// A signed rejection that may be about what stands in the head of every call is not charged to the command.
     fn judge_cause(
         &self,
-        question: Operation,
+        operation: Operation,
         heard: &CallOutcome,
         verdict: Verdict,
         asked_at: Instant,
     ) -> Verdict {
-        let mut rejections = self.tools.rejections.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rejections = self.context.rejections.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        match (unexplained_rejection(heard, &verdict), question) {
+        match (unexplained_rejection(heard, &verdict), operation) {
             (Some(UnexplainedRejection::Headers), _) => Verdict::Suspended(verdict::SuspendReason::Rejected),
             (Some(UnexplainedRejection::By(rejection)), Operation::Query) => {
                 match rejections.is_common(&rejection, now) {
@@ -864,24 +866,24 @@ impl CommandJob<'_> {
     }
 
     /// Counts and remembers one attempt.
-    fn note(&mut self, question: Operation, heard: &CallOutcome, verdict: &Verdict, at: Timestamp) {
-        let tools = self.tools;
-        tools.metrics.record_attempt(question, verdict, heard.took);
+    fn note(&mut self, operation: Operation, heard: &CallOutcome, verdict: &Verdict, at: Timestamp) {
+        let context = self.context;
+        context.metrics.record_attempt(operation, verdict, heard.took);
         if let Some(skew) = heard.clock_skew {
-            tools.metrics.clock_skew(skew.as_secs_f64());
+            context.metrics.set_clock_skew(skew.as_secs_f64());
         }
         let answer = match &heard.reply {
             CallResult::Response(answer) => Some(answer),
             CallResult::NotSent(_) | CallResult::NoResponse(_) => None,
         };
         match answer.map(|answer| answer.authenticity) {
-            Some(Authenticity::Invalid(flaw)) => tools.metrics.record_signature_flaw(flaw),
-            Some(Authenticity::Unsigned) => tools.metrics.record_unsigned(),
+            Some(Authenticity::Invalid(flaw)) => context.metrics.record_signature_flaw(flaw),
+            Some(Authenticity::Unsigned) => context.metrics.record_unsigned(),
             Some(Authenticity::Verified) | None => {}
         }
         let evidence = Evidence {
             at,
-            operation: question.as_str().to_owned(),
+            operation: operation.as_str().to_owned(),
             host: heard.host_name.clone(),
             status: answer.map(|answer| answer.status),
             request_id: answer.and_then(|answer| answer.request_id.as_deref()).map(str::to_owned),
@@ -890,7 +892,7 @@ impl CommandJob<'_> {
         };
         debug!(
             out_request_no = %self.redemption.out_request_no,
-            question = question.as_str(),
+            operation = operation.as_str(),
             ?verdict,
             status = evidence.status,
             request_id = evidence.request_id,
@@ -917,19 +919,19 @@ impl CommandJob<'_> {
         headers
     }
 
-    async fn delay(mut self, tier: usize, why: DelayReason, cut: &CancelSignal) -> Worked {
-        let Some(wait) = self.limits.delays.get(tier).copied() else {
-            // A tier is always chosen from this very list.
+    async fn delay(mut self, delay: usize, why: DelayReason, cut: &CancelSignal) -> Worked {
+        let Some(wait) = self.limits.delays.get(delay).copied() else {
+            // A delay is always chosen from this very list.
             let headers = self.carried_headers();
-            return Err(PublishInterrupted::Cut(Box::new(self.delivery), headers));
+            return Err(PublishInterrupted::Canceled(Box::new(self.delivery), headers));
         };
         let Restored { progress, evidence } = &self.carried;
         let mut headers = copy::write(progress, evidence, self.prepared.body_sha256());
         push_trace_headers(&mut headers, self.stay);
-        let copy = Outgoing::Copy(wait, &headers);
-        let leg = self.stay.publish(Message::Copy.as_str());
+        let copy = Outgoing::Retry(wait, &headers);
+        let leg = self.stay.start_publish(Message::Retry.as_str());
         let means =
-            PublishingContext { tools: self.tools, publisher: self.publisher, cut, dead_letter: false };
+            PublishingContext { context: self.context, publisher: self.publisher, cut, dead_letter: false };
         let proof = match publish(means.publishing(), &self.delivery, copy, leg).await {
             Ok(proof) => proof,
             Err(why) => {
@@ -937,56 +939,57 @@ impl CommandJob<'_> {
                 return Err(why.into_worked(self.delivery, headers));
             }
         };
-        self.tools.metrics.record_delayed(&delay_name(wait), why);
+        self.context.metrics.record_delayed(&delay_name(wait), why);
         info!(
             out_request_no = %self.redemption.out_request_no,
             coupon = %Short(self.redemption.coupon_code.as_str()),
             openid = %Short(self.redemption.openid.as_str()),
             brand_id = %self.redemption.brand_id,
             attempts = progress.attempts,
-            belief = progress.effect.to_header(),
+            effect = progress.effect.to_header(),
             why = why.as_str(),
             wait_s = wait.as_secs(),
             trace_id = self.stay.trace_id(),
-            "deferred: not settled yet, asked again later"
+            "delayed: not settled yet, asked again later"
         );
-        Ok((Settlement::Deferred, self.delivery, proof))
+        Ok((Settlement::Delayed, self.delivery, proof))
     }
 
     async fn finish(self, outcome: Outcome, cut: &CancelSignal) -> Worked {
         let means =
-            PublishingContext { tools: self.tools, publisher: self.publisher, cut, dead_letter: false };
+            PublishingContext { context: self.context, publisher: self.publisher, cut, dead_letter: false };
         let now = Timestamp::now();
-        let leg = self.stay.publish(Message::Event.as_str());
+        let leg = self.stay.start_publish(Message::Event.as_str());
         let Restored { progress, evidence } = &self.carried;
-        let told = event_context(self.tools, &leg, now, progress.attempts, evidence);
+        let told = event_context(self.context, &leg, now, progress.attempts, evidence);
         let event = event::encode(&self.redemption, &outcome, told);
         let only_asks = progress.is_query_only();
         let held_max =
-            if only_asks { self.tools.refused_max } else { self.tools.event_held_max(self.limits) };
-        let context = means.publishing();
-        let told = publish_within(context, &self.delivery, Outgoing::Event(&event), leg, held_max).await?;
+            if only_asks { self.context.publish_retry_max } else { self.context.event_held_max(self.limits) };
+        let publishing = means.publishing();
+        let told = publish_within(publishing, &self.delivery, Outgoing::Event(&event), leg, held_max).await?;
         if told.is_none() && only_asks {
             let headers = if *cut.borrow() { Vec::new() } else { dead_letter_retry_headers(&self.delivery) };
-            return Err(PublishInterrupted::Cut(Box::new(self.delivery), headers));
+            return Err(PublishInterrupted::Canceled(Box::new(self.delivery), headers));
         }
         let Some(mut proof) = told else { return Box::pin(self.delay_unpublished(outcome, cut)).await };
-        let Self { tools, redemption, delivery, carried, stay, prepared, .. } = self;
+        let Self { context, redemption, delivery, carried, stay, prepared, .. } = self;
         let Restored { progress, evidence } = carried;
         if let Outcome::Unresolved { reason, .. } = &outcome {
             let mut headers = copy::write(&progress, &evidence, prepared.body_sha256());
             push_trace_headers(&mut headers, stay);
             let park = Outgoing::Parked(*reason, now, &headers);
-            let leg = stay.publish(Message::Parked.as_str());
-            proof = match Box::pin(publish(context, &delivery, park, leg)).await {
+            let leg = stay.start_publish(Message::Parked.as_str());
+            proof = match Box::pin(publish(publishing, &delivery, park, leg)).await {
                 Ok(parked) => proof.join(parked),
                 Err(why) => return Err(why.into_worked(delivery, headers)),
             };
         }
         // The time in the command queue counts, where its sender has told when that began.
         let (sent, now) = (delivery.sent_by(), Timestamp::now());
-        let age = now.duration_since(age_begins(sent, progress.first_seen, now, tools.horizon.furthest));
-        tools.metrics.record_outcome(&outcome, Some(age.unsigned_abs()));
+        let age =
+            now.duration_since(age_begins(sent, progress.first_seen, now, context.deadline_limits.furthest));
+        context.metrics.record_outcome(&outcome, Some(age.unsigned_abs()));
         stay.set_attribute("redemption.outcome", outcome.kind().as_str());
         if let Some(reason) = outcome.reason() {
             stay.set_attribute("redemption.reason", reason.as_str());
@@ -994,14 +997,14 @@ impl CommandJob<'_> {
         stay.set_attribute("redemption.attempts", i64::from(progress.attempts));
         log_outcome(&redemption, &outcome, &progress, &evidence, age, stay.trace_id());
         // A rejection for it may also be an earlier use of ours under another body; an outcome is not.
-        if let Outcome::Refused { reason: Reason::InvalidParameter, rejection: objection, .. } = &outcome {
+        if let Outcome::Refused { reason: Reason::InvalidParameter, rejection, .. } = &outcome {
             error!(
                 out_request_no = %redemption.out_request_no,
-                request_id = objection.as_ref().and_then(|words| words.request_id.as_deref()),
+                request_id = rejection.as_ref().and_then(|words| words.request_id.as_deref()),
                 "defect: the provider calls a parameter wrong that our own check let pass"
             );
         }
-        Ok((Settlement::Ended, delivery, proof))
+        Ok((Settlement::Finished, delivery, proof))
     }
 
     /// The broker refused the event for as long as a delivery is held for it: a longer stay would end with a channel
@@ -1088,7 +1091,7 @@ pub fn is_retry_pending(delivery: &Delivery, now: Timestamp) -> bool {
 
 /// What a copy carries of the trace that it belongs to.
 fn push_trace_headers(headers: &mut Vec<(&'static str, String)>, stay: &CommandSpan) {
-    if let Some((command, here)) = stay.carried() {
+    if let Some((command, here)) = stay.propagated() {
         headers.push(("traceparent", command));
         headers.push((copy::TRACE, here));
     }

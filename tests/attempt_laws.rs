@@ -20,7 +20,7 @@ use redeemer::wire::copy::{self, DeadlineLimits};
 
 const OURS: &str = "USE_0001";
 const CODE: &str = "C0001";
-const HORIZON: DeadlineLimits =
+const DEADLINE_LIMITS: DeadlineLimits =
     DeadlineLimits { default: SignedDuration::from_hours(24), furthest: SignedDuration::from_hours(24 * 7) };
 
 fn redemption() -> Redemption {
@@ -45,7 +45,7 @@ fn coupon(state: &str, used: Option<&str>, returned: Option<&str>) -> Coupon {
     Coupon {
         code: CODE.into(),
         state: CouponState::from_wire(state),
-        usage: UsageTrace::Once(Trace {
+        usage: UsageTrace::Single(Trace {
             use_request_no: used.map(Into::into),
             return_request_no: returned.map(Into::into),
             return_time: None,
@@ -114,8 +114,8 @@ fn used_by_another() -> CallResult {
     says(coupon("USED", Some("OTHER_1"), None))
 }
 
-/// What a copy carries where the provider has objected.
-fn objection() -> Rejection {
+/// What a copy carries where the provider has rejected.
+fn rejection() -> Rejection {
     let code = Some("NOT_ENOUGH".into());
     Rejection { http_status: 403, code, sub_code: None, message: None, request_id: None }
 }
@@ -185,22 +185,22 @@ impl Run {
         let mut now = start();
         let deadline = later(now, *time_allowed);
         // Put away long ago: whatever anybody had begun by then has ended.
-        let copied = |belief| {
-            let mut progress = Progress::resumed(3, 1, belief, now, deadline, Some(objection()));
+        let copied = |effect| {
+            let mut progress = Progress::resumed(3, 1, effect, now, deadline, Some(rejection()));
             progress.negatives_from = Some(now);
             progress
         };
         let mut progress = match from {
             Start::Fresh => Progress::new(now, deadline, false),
             Start::Redelivered => Progress::new(now, deadline, true),
-            Start::Copy(belief) => copied(belief),
-            Start::CopyOfNow(belief) => {
-                let mut progress = copied(belief);
+            Start::Copy(effect) => copied(effect),
+            Start::CopyOfNow(effect) => {
+                let mut progress = copied(effect);
                 progress.negatives_from = None;
                 progress
             }
-            Start::CopyRedelivered(belief) => {
-                let mut progress = copied(belief);
+            Start::CopyRedelivered(effect) => {
+                let mut progress = copied(effect);
                 progress.mark_redelivered();
                 progress
             }
@@ -210,16 +210,16 @@ impl Run {
         let mut step = progress.start(limits, now);
         loop {
             step = match step {
-                Step::Send { after, operation: question } => {
-                    told.push(format!("{}s {}", after.as_secs_f64(), question.as_str()));
+                Step::Send { after, operation } => {
+                    told.push(format!("{}s {}", after.as_secs_f64(), operation.as_str()));
                     now = later(now, after);
                     let Some(reply) = replies.next() else { return (told, 0, None) };
-                    let verdict = progress.advance(question, reply, redemption);
-                    progress.follow_verdict(question, reply.clone(), verdict, limits, now, 0.5)
+                    let verdict = progress.advance(operation, reply, redemption);
+                    progress.follow_verdict(operation, reply.clone(), verdict, limits, now, 0.5)
                 }
-                Step::Delay { queue: tier } => {
-                    told.push(format!("tier {}s", limits.delays[tier].as_secs()));
-                    now = later(now, limits.delays[tier]);
+                Step::Delay { queue: delay } => {
+                    told.push(format!("delay {}s", limits.delays[delay].as_secs()));
+                    now = later(now, limits.delays[delay]);
                     progress = through_a_wait_queue(&progress, now);
                     progress.start(limits, now)
                 }
@@ -246,7 +246,7 @@ impl Run {
 fn through_a_wait_queue(progress: &Progress, now: Timestamp) -> Progress {
     let headers = copy::write(progress, &[], "00");
     let header = |name| headers.iter().find(|(key, _)| *key == name).map(|(_, text)| text.as_str());
-    copy::read(header, "00", now, HORIZON).unwrap().progress
+    copy::read(header, "00", now, DEADLINE_LIMITS).unwrap().progress
 }
 
 fn in_words(outcome: &Outcome) -> String {
@@ -360,45 +360,45 @@ fn dead_letters_are_only_queried_and_end_after_three_calls() {
         || signed(401, "SIGN_ERROR"),
         || signed(429, "RATELIMIT_EXCEEDED"),
     ];
-    let beliefs = [
+    let effects = [
         EffectState::NoEffect,
-        EffectState::Unsure,
+        EffectState::Unknown,
         EffectState::SeenUsed,
-        EffectState::Objected { reason: Reason::NotUsable, doubtful: false },
-        EffectState::Objected { reason: Reason::NumberConflict, doubtful: true },
+        EffectState::Rejected { reason: Reason::NotUsable, doubtful: false },
+        EffectState::Rejected { reason: Reason::NumberConflict, doubtful: true },
     ];
-    // Every three replies in every order, from every belief that a retry message may carry, long over or just ended.
-    for (script, belief) in (0..replies.len().pow(3)).flat_map(|nth| beliefs.map(|belief| (nth, belief))) {
+    // Every three replies in every order, from every effect that a retry message may carry, long over or just ended.
+    for (script, effect) in (0..replies.len().pow(3)).flat_map(|nth| effects.map(|effect| (nth, effect))) {
         'each: for ended in [None, Some(start()), Some(later(start(), Duration::from_secs(3_600)))] {
             let mut now = later(start(), Duration::from_secs(3_600));
-            let objection = belief.rejection().map(|_| objection());
-            let mut progress = Progress::resumed(4, 1, belief, start(), later(start(), HOUR * 24), objection);
+            let rejection = effect.rejection().map(|_| rejection());
+            let mut progress = Progress::resumed(4, 1, effect, start(), later(start(), HOUR * 24), rejection);
             let limits = progress.only_query(Reason::DeliveryLimit, ended, &Limits::default());
             let mut step = progress.start(&limits, now);
             let mut calls = 0;
             let outcome = loop {
                 match step {
                     Step::Finish(outcome) => break outcome,
-                    Step::Send { after, operation: question } => {
-                        assert_eq!(question, Operation::Query, "{script} {belief:?} {ended:?}");
+                    Step::Send { after, operation } => {
+                        assert_eq!(operation, Operation::Query, "{script} {effect:?} {ended:?}");
                         now = later(now, after);
                         let nth = script / replies.len().pow(calls % 3) % replies.len();
                         let reply = replies[nth]();
                         calls += 1;
-                        let verdict = progress.advance(question, &reply, &redemption());
-                        step = progress.follow_verdict(question, reply, verdict, &limits, now, 0.5);
+                        let verdict = progress.advance(operation, &reply, &redemption());
+                        step = progress.follow_verdict(operation, reply, verdict, &limits, now, 0.5);
                     }
                     // It goes back to the others, and is asked about when the fault is gone.
                     Step::Suspend(_) => continue 'each,
-                    Step::Delay { .. } => panic!("{script} {belief:?} {ended:?}: {step:?}"),
+                    Step::Delay { .. } => panic!("{script} {effect:?} {ended:?}: {step:?}"),
                 }
-                assert!(calls <= 5, "{script} {belief:?} {ended:?}: no end");
+                assert!(calls <= 5, "{script} {effect:?} {ended:?}: no end");
             };
             match &outcome {
                 Outcome::Unresolved { reason, .. } => assert_eq!(*reason, Reason::DeliveryLimit),
                 Outcome::Redeemed { .. } => assert!(heard(script, &replies, calls, 0), "{script}"),
                 Outcome::Refused { .. } => {}
-                Outcome::Invalid => panic!("{script} {belief:?}"),
+                Outcome::Invalid => panic!("{script} {effect:?}"),
             }
         }
     }
@@ -413,16 +413,16 @@ const HOUR: Duration = Duration::from_secs(3_600);
 
 #[test]
 fn a_verified_answer_that_names_us_ends_it() {
-    check(&[used_by_us()], &["0s redeem"], "redeemed by answer");
-    check(&[in_state("USED")], &["0s redeem"], "redeemed by answer");
+    check(&[used_by_us()], &["0s redeem"], "redeemed by response");
+    check(&[in_state("USED")], &["0s redeem"], "redeemed by response");
 }
 
 #[test]
 fn a_verified_answer_that_contradicts_us_is_asked_about() {
-    let asked = ["0s redeem", "2s inquire"];
-    check(&[used_by_another(), used_by_us()], &asked, "redeemed by inquiry");
-    check(&[returned(), returned()], &asked, "refused returned_since by inquiry");
-    check(&[usable(), used_by_another()], &asked, "refused used_by_another by inquiry");
+    let asked = ["0s redeem", "2s query"];
+    check(&[used_by_another(), used_by_us()], &asked, "redeemed by query");
+    check(&[returned(), returned()], &asked, "refused returned_since by query");
+    check(&[usable(), used_by_another()], &asked, "refused used_by_another by query");
 }
 
 #[test]
@@ -430,13 +430,13 @@ fn what_was_not_accepted_is_asked_again() {
     let again = ["0s redeem", "1s redeem"];
     let locked = error(403, "NOT_ENOUGH", Some(272_756_746), Authenticity::Verified);
     for reply in [signed(429, "RATELIMIT_EXCEEDED"), signed(403, "RATE_LIMITED"), locked, unreachable()] {
-        check(&[reply, used_by_us()], &again, "redeemed by answer");
+        check(&[reply, used_by_us()], &again, "redeemed by response");
     }
 }
 
 #[test]
 fn what_may_have_taken_effect_is_asked_about_after_the_settling_time() {
-    let asked = ["0s redeem", "2s inquire"];
+    let asked = ["0s redeem", "2s query"];
     for reply in [
         cut(),
         CallResult::NoResponse(NoResponse::Timeout),
@@ -466,21 +466,21 @@ fn what_may_have_taken_effect_is_asked_about_after_the_settling_time() {
         signed(200, "NOT_ENOUGH"),
         error(403, "", Some(268_578_776), Authenticity::Verified),
     ] {
-        check(&[reply, used_by_us()], &asked, "redeemed by inquiry");
+        check(&[reply, used_by_us()], &asked, "redeemed by query");
     }
 }
 
 #[test]
 fn a_401_without_a_signature_leaves_the_effect_unknown() {
-    let halted = ["0s redeem", "halt unauthenticated", "0s inquire"];
-    check(&[unsigned(401, "SIGN_ERROR"), used_by_us()], &halted, "redeemed by inquiry");
+    let halted = ["0s redeem", "halt unauthenticated", "0s query"];
+    check(&[unsigned(401, "SIGN_ERROR"), used_by_us()], &halted, "redeemed by query");
     // A minute later whatever was under way has ended.
-    let sent_again = ["0s redeem", "halt unauthenticated", "0s inquire", "2s inquire", "0s redeem"];
+    let republished = ["0s redeem", "halt unauthenticated", "0s query", "2s query", "0s redeem"];
     let script = [unsigned(401, "SIGN_ERROR"), usable(), usable(), used_by_us()];
-    check(&script, &sent_again, "redeemed by answer");
+    check(&script, &republished, "redeemed by response");
     // A signed one says that nobody worked on it.
     let refused = ["0s redeem", "halt unauthenticated", "0s redeem"];
-    check(&[signed(401, "SIGN_ERROR"), used_by_us()], &refused, "redeemed by answer");
+    check(&[signed(401, "SIGN_ERROR"), used_by_us()], &refused, "redeemed by response");
 }
 
 #[test]
@@ -507,8 +507,8 @@ fn unsigned_rejections_never_end_a_command() {
 fn the_same_body_goes_out_again_only_after_two_settled_negatives() {
     check(
         &[cut(), usable(), usable(), used_by_us()],
-        &["0s redeem", "2s inquire", "2s inquire", "0s redeem"],
-        "redeemed by answer",
+        &["0s redeem", "2s query", "2s query", "0s redeem"],
+        "redeemed by response",
     );
 }
 
@@ -526,18 +526,18 @@ fn already_used() -> [CallResult; 6] {
 
 #[test]
 fn a_number_said_to_be_used_already_turns_out_to_be_ours() {
-    let twice = ["0s redeem", "2s inquire", "2s inquire", "0s redeem", "2s inquire"];
-    let slow = ["0s redeem", "2s inquire", "2s inquire"];
+    let twice = ["0s redeem", "2s query", "2s query", "0s redeem", "2s query"];
+    let slow = ["0s redeem", "2s query", "2s query"];
     for told in already_used() {
-        check(&[cut(), usable(), usable(), told.clone(), used_by_us()], &twice, "redeemed by inquiry");
-        check(&[told.clone(), used_by_us()], &slow[..2], "redeemed by inquiry");
-        check(&[told, usable(), used_by_us()], &slow, "redeemed by inquiry");
+        check(&[cut(), usable(), usable(), told.clone(), used_by_us()], &twice, "redeemed by query");
+        check(&[told.clone(), used_by_us()], &slow[..2], "redeemed by query");
+        check(&[told, usable(), used_by_us()], &slow, "redeemed by query");
     }
 }
 
 #[test]
-fn a_number_said_to_be_used_already_is_refused_on_two_settled_inquiries() {
-    let slow = ["0s redeem", "2s inquire", "2s inquire"];
+fn a_number_said_to_be_used_already_is_refused_on_two_settled_queries() {
+    let slow = ["0s redeem", "2s query", "2s query"];
     for told in already_used() {
         let (steps, outcome) = Run::default().play(Start::Fresh, &[told.clone(), usable(), usable()]);
         assert_eq!(steps, slow);
@@ -547,25 +547,25 @@ fn a_number_said_to_be_used_already_is_refused_on_two_settled_inquiries() {
             "a usable coupon is used by nobody: {reason:?}"
         );
         assert!(outcome.rejection().is_some());
-        check(&[told.clone(), used_by_another()], &slow[..2], "refused used_by_another by inquiry");
-        check(&[told, in_state("DELETED"), in_state("DELETED")], &slow, "refused deleted by inquiry");
+        check(&[told.clone(), used_by_another()], &slow[..2], "refused used_by_another by query");
+        check(&[told, in_state("DELETED"), in_state("DELETED")], &slow, "refused deleted by query");
     }
 }
 
 #[test]
 fn a_signed_refusal_stands_once_the_coupon_was_seen() {
-    let asked = ["0s redeem", "0s inquire"];
-    check(&[signed(403, "NOT_ENOUGH"), usable()], &asked, "refused not_usable by inquiry");
+    let asked = ["0s redeem", "0s query"];
+    check(&[signed(403, "NOT_ENOUGH"), usable()], &asked, "refused not_usable by query");
     // A coupon that is seen is there, whatever was said.
-    check(&[signed(404, "NOT_FOUND"), usable()], &asked, "refused rejected by inquiry");
-    check(&[signed(403, "NOT_ENOUGH"), in_state("EXPIRED")], &asked, "refused expired by inquiry");
+    check(&[signed(404, "NOT_FOUND"), usable()], &asked, "refused rejected by query");
+    check(&[signed(403, "NOT_ENOUGH"), in_state("EXPIRED")], &asked, "refused expired by query");
     // What the use was rejected for says more than that there is no such coupon.
     for (rejection, ending) in [
-        (signed(403, "NOT_ENOUGH"), "refused not_usable by inquiry"),
-        (signed(404, "NOT_FOUND"), "refused not_found by inquiry"),
+        (signed(403, "NOT_ENOUGH"), "refused not_usable by query"),
+        (signed(404, "NOT_FOUND"), "refused not_found by query"),
         (
             error(404, "NOT_FOUND", Some(268_578_851), Authenticity::Verified),
-            "refused no_such_coupon by inquiry",
+            "refused no_such_coupon by query",
         ),
     ] {
         check(&[rejection, signed(404, "NOT_FOUND")], &asked, ending);
@@ -595,7 +595,7 @@ fn a_coupon_seen_before_is_not_told_beside_a_later_rejection_that_denies_it() {
     // Usable when it was looked at, then rejected as deleted, and no further look is granted.
     let script = [usable(), gone("NOT_ENOUGH", 272_756_769), denied()];
     let (_, outcome) = Run::default().play(Start::Copy(EffectState::NoEffect), &script);
-    assert_eq!(in_words(&outcome), "refused deleted by answer");
+    assert_eq!(in_words(&outcome), "refused deleted by response");
     assert_eq!(outcome.coupon(), None);
     let script = [
         usable(),
@@ -604,7 +604,7 @@ fn a_coupon_seen_before_is_not_told_beside_a_later_rejection_that_denies_it() {
         gone("NOT_ENOUGH", 268_578_776),
     ];
     let (_, outcome) = Run::default().play(Start::Copy(EffectState::NoEffect), &script);
-    assert_eq!(in_words(&outcome), "refused expired by inquiry");
+    assert_eq!(in_words(&outcome), "refused expired by query");
     assert_eq!(outcome.coupon(), None);
 }
 
@@ -621,12 +621,12 @@ fn a_clock_that_is_set_back_makes_no_wait_longer() {
 }
 
 #[test]
-fn an_inquiry_rejected_like_the_redeem_confirms_the_rejection() {
+fn an_query_rejected_like_the_redeem_confirms_the_rejection() {
     let appid = |code: &str, number| error(400, code, number, Authenticity::Verified);
     let same = || appid("INVALID_REQUEST", Some(268_578_704));
-    let slow = ["0s redeem", "2s inquire", "2s inquire"];
-    check(&[same(), same(), same()], &slow, "refused appid_not_bound by inquiry");
-    check(&[same(), same(), used_by_us()], &slow, "redeemed by inquiry");
+    let slow = ["0s redeem", "2s query", "2s query"];
+    check(&[same(), same(), same()], &slow, "refused appid_not_bound by query");
+    check(&[same(), same(), used_by_us()], &slow, "redeemed by query");
     let unlike = [
         appid("PARAM_ERROR", Some(268_578_704)),
         appid("INVALID_REQUEST", Some(268_578_526)),
@@ -634,8 +634,8 @@ fn an_inquiry_rejected_like_the_redeem_confirms_the_rejection() {
         error(400, "INVALID_REQUEST", Some(268_578_704), Authenticity::Unsigned),
     ];
     for other in unlike {
-        let steps = ["0s redeem", "2s inquire", "1s inquire"];
-        check(&[same(), other, used_by_us()], &steps, "redeemed by inquiry");
+        let steps = ["0s redeem", "2s query", "1s query"];
+        check(&[same(), other, used_by_us()], &steps, "redeemed by query");
     }
     // Without a number nobody knows which of its causes a code means; and a use told back is told of a use only.
     for rejection in [
@@ -645,7 +645,7 @@ fn an_inquiry_rejected_like_the_redeem_confirms_the_rejection() {
         appid("INVALID_REQUEST", Some(268_578_927)),
     ] {
         let script = [rejection.clone(), rejection, used_by_us()];
-        check(&script, &["0s redeem", "2s inquire", "1s inquire"], "redeemed by inquiry");
+        check(&script, &["0s redeem", "2s query", "1s query"], "redeemed by query");
     }
 }
 
@@ -668,28 +668,23 @@ fn signed_look_confirms_no_rejection_that_was_not_believed() {
 }
 
 #[test]
-fn a_signed_refusal_after_a_doubt_stands_on_two_settled_inquiries() {
+fn a_signed_refusal_after_a_doubt_stands_on_two_settled_queries() {
     let refusal = || signed(403, "NOT_ENOUGH");
-    let steps = ["0s redeem", "2s inquire", "2s inquire", "0s redeem", "2s inquire", "2s inquire"];
-    check(
-        &[cut(), usable(), usable(), refusal(), usable(), usable()],
-        &steps,
-        "refused not_usable by inquiry",
-    );
+    let steps = ["0s redeem", "2s query", "2s query", "0s redeem", "2s query", "2s query"];
+    check(&[cut(), usable(), usable(), refusal(), usable(), usable()], &steps, "refused not_usable by query");
     check(
         &[cut(), usable(), usable(), signed(400, "PARAM_ERROR"), usable(), usable()],
         &steps,
-        "refused invalid_parameter by inquiry",
+        "refused invalid_parameter by query",
     );
     check(
         &[unsigned(403, ""), usable(), usable(), refusal(), usable(), used_by_us()],
         &steps,
-        "redeemed by inquiry",
+        "redeemed by query",
     );
     // Of a copy it is always assumed: another delivery of the command may have sent the body.
-    let copied = ["0s inquire", "0s redeem", "2s inquire", "2s inquire"];
-    for (last, ending) in [(usable(), "refused not_usable by inquiry"), (used_by_us(), "redeemed by inquiry")]
-    {
+    let copied = ["0s query", "0s redeem", "2s query", "2s query"];
+    for (last, ending) in [(usable(), "refused not_usable by query"), (used_by_us(), "redeemed by query")] {
         let script = [usable(), refusal(), usable(), last];
         Run::default().check(Start::Copy(EffectState::NoEffect), &script, &copied, ending);
     }
@@ -699,27 +694,27 @@ fn a_signed_refusal_after_a_doubt_stands_on_two_settled_inquiries() {
 fn what_may_be_in_other_hands_is_looked_at_again_after_every_wait_before_it_is_sent() {
     let declined = || signed(429, "RATELIMIT_EXCEEDED");
     let script = [usable(), declined(), usable(), declined(), used_by_us()];
-    let steps = ["0s inquire", "0s redeem", "1s inquire", "0s redeem", "2s inquire"];
-    Run::default().check(Start::Copy(EffectState::NoEffect), &script, &steps, "redeemed by inquiry");
+    let steps = ["0s query", "0s redeem", "1s query", "0s redeem", "2s query"];
+    Run::default().check(Start::Copy(EffectState::NoEffect), &script, &steps, "redeemed by query");
     // A look that comes to nothing permits nothing.
     let script = [usable(), declined(), cut(), usable(), used_by_us()];
-    let steps = ["0s inquire", "0s redeem", "1s inquire", "2s inquire", "0s redeem"];
-    Run::default().check(Start::Copy(EffectState::NoEffect), &script, &steps, "redeemed by answer");
+    let steps = ["0s query", "0s redeem", "1s query", "2s query", "0s redeem"];
+    Run::default().check(Start::Copy(EffectState::NoEffect), &script, &steps, "redeemed by response");
     // Who alone has ever held it need not look.
     check(
         &[declined(), declined(), used_by_us()],
         &["0s redeem", "1s redeem", "2s redeem"],
-        "redeemed by answer",
+        "redeemed by response",
     );
 }
 
 #[test]
 fn a_parameter_the_provider_calls_wrong_is_looked_at_first() {
-    let slow = ["0s redeem", "2s inquire", "2s inquire"];
+    let slow = ["0s redeem", "2s query", "2s query"];
     let wrong = || signed(400, "PARAM_ERROR");
-    check(&[wrong(), used_by_us()], &slow[..2], "redeemed by inquiry");
-    check(&[wrong(), usable(), used_by_us()], &slow, "redeemed by inquiry");
-    check(&[wrong(), usable(), usable()], &slow, "refused invalid_parameter by inquiry");
+    check(&[wrong(), used_by_us()], &slow[..2], "redeemed by query");
+    check(&[wrong(), usable(), used_by_us()], &slow, "redeemed by query");
+    check(&[wrong(), usable(), usable()], &slow, "refused invalid_parameter by query");
 }
 
 // ---- a brand that keeps us out
@@ -730,34 +725,34 @@ fn denied() -> CallResult {
 
 #[test]
 fn a_denied_use_is_refused_after_a_look_where_one_is_granted() {
-    let asked = ["0s redeem", "0s inquire"];
-    check(&[denied(), usable()], &asked, "refused not_authorised by inquiry");
-    check(&[denied(), denied()], &asked, "refused not_authorised by answer");
-    check(&[denied(), used_by_us()], &asked, "redeemed by inquiry");
-    check(&[denied(), in_state("EXPIRED")], &asked, "refused expired by inquiry");
+    let asked = ["0s redeem", "0s query"];
+    check(&[denied(), usable()], &asked, "refused not_authorized by query");
+    check(&[denied(), denied()], &asked, "refused not_authorized by response");
+    check(&[denied(), used_by_us()], &asked, "redeemed by query");
+    check(&[denied(), in_state("EXPIRED")], &asked, "refused expired by query");
 }
 
 #[test]
-fn a_denied_look_is_no_ground_where_nothing_is_unsure() {
+fn a_denied_look_is_no_ground_where_nothing_is_unknown() {
     let run = Run::default();
-    let sent = ["0s inquire", "0s redeem"];
-    run.check(Start::Copy(EffectState::NoEffect), &[denied(), used_by_us()], &sent, "redeemed by answer");
-    let steps = ["0s inquire", "0s redeem", "2s inquire"];
+    let sent = ["0s query", "0s redeem"];
+    run.check(Start::Copy(EffectState::NoEffect), &[denied(), used_by_us()], &sent, "redeemed by response");
+    let steps = ["0s query", "0s redeem", "2s query"];
     let script = [denied(), signed(403, "NOT_ENOUGH"), denied()];
-    run.check(Start::Copy(EffectState::NoEffect), &script, &steps, "refused not_usable by answer");
+    run.check(Start::Copy(EffectState::NoEffect), &script, &steps, "refused not_usable by response");
     let script = [denied(), denied(), denied()];
-    run.check(Start::Copy(EffectState::NoEffect), &script, &steps, "refused not_authorised by answer");
+    run.check(Start::Copy(EffectState::NoEffect), &script, &steps, "refused not_authorized by response");
 }
 
 #[test]
-fn an_unsure_use_is_never_sent_again_without_a_look() {
+fn an_unknown_use_is_never_republished_without_a_look() {
     // The same body again would be answered alike, but be a second effect after a return. So it waits for the right to
     // look, and no longer than until the deadline.
     let run = Run::of(400, 1_000);
-    for unsure in
+    for unknown in
         [cut(), signed(500, "SYSTEM_ERROR"), unsigned(403, "NO_AUTH"), signed(400, "INVALID_REQUEST")]
     {
-        let script: Vec<_> = [unsure].into_iter().chain((0..100).map(|_| denied())).collect();
+        let script: Vec<_> = [unknown].into_iter().chain((0..100).map(|_| denied())).collect();
         let (steps, left, outcome) = run.perform(Start::Fresh, &script);
         assert_eq!(steps.iter().filter(|step| step.ends_with("redeem")).count(), 1, "{steps:?}");
         assert_eq!(in_words(&outcome.unwrap()), "unresolved deadline_passed by deadline");
@@ -765,8 +760,8 @@ fn an_unsure_use_is_never_sent_again_without_a_look() {
     }
     check(
         &[cut(), denied(), used_by_us()],
-        &["0s redeem", "2s inquire", "tier 10s", "0s inquire"],
-        "redeemed by inquiry",
+        &["0s redeem", "2s query", "delay 10s", "0s query"],
+        "redeemed by query",
     );
 }
 
@@ -799,49 +794,49 @@ fn a_brand_denied_for_a_start_makes_no_command_older() {
 }
 
 #[test]
-fn a_fault_of_our_own_halts_and_the_same_question_follows() {
+fn a_fault_of_our_own_halts_and_the_same_operation_follows() {
     check(
         &[signed(401, "SIGN_ERROR"), used_by_us()],
         &["0s redeem", "halt unauthenticated", "0s redeem"],
-        "redeemed by answer",
+        "redeemed by response",
     );
     check(
         &[cut(), unsigned(401, "SIGN_ERROR"), used_by_us()],
-        &["0s redeem", "2s inquire", "halt unauthenticated", "0s inquire"],
-        "redeemed by inquiry",
+        &["0s redeem", "2s query", "halt unauthenticated", "0s query"],
+        "redeemed by query",
     );
 }
 
-// ---- replies to "inquire"
+// ---- replies to "query"
 
 #[test]
-fn an_inquiry_settles_what_was_unsure() {
-    let asked = ["0s redeem", "2s inquire"];
+fn an_query_settles_what_was_unknown() {
+    let asked = ["0s redeem", "2s query"];
     let ends = |reply: CallResult, ending: &str| check(&[cut(), reply], &asked, ending);
-    ends(used_by_us(), "redeemed by inquiry");
-    ends(used_by_another(), "refused used_by_another by inquiry");
-    ends(returned(), "refused returned_since by inquiry");
+    ends(used_by_us(), "redeemed by query");
+    ends(used_by_another(), "refused used_by_another by query");
+    ends(returned(), "refused returned_since by query");
 }
 
 #[test]
-fn a_state_that_ends_what_was_unsure_is_seen_twice() {
-    let asked = ["0s redeem", "2s inquire", "2s inquire"];
+fn a_state_that_ends_what_was_unknown_is_seen_twice() {
+    let asked = ["0s redeem", "2s query", "2s query"];
     let ends = |reply: CallResult, ending: &str| {
         check(&[cut(), reply.clone(), reply.clone()], &asked, ending);
         check(&[cut(), usable(), reply.clone()], &asked, ending);
-        check(&[cut(), reply.clone(), used_by_us()], &asked, "redeemed by inquiry");
-        check(&[cut(), reply, used_by_another()], &asked, "refused used_by_another by inquiry");
+        check(&[cut(), reply.clone(), used_by_us()], &asked, "redeemed by query");
+        check(&[cut(), reply, used_by_another()], &asked, "refused used_by_another by query");
     };
-    ends(in_state("CONFIRMING"), "refused not_confirmed by inquiry");
-    ends(in_state("PENDING"), "refused not_yet_valid by inquiry");
-    ends(in_state("EXPIRED"), "refused expired by inquiry");
-    ends(in_state("DELETED"), "refused deleted by inquiry");
-    ends(in_state("DEACTIVATED"), "refused deactivated by inquiry");
-    ends(signed(404, "NOT_FOUND"), "refused no_such_coupon by inquiry");
+    ends(in_state("CONFIRMING"), "refused not_confirmed by query");
+    ends(in_state("PENDING"), "refused not_yet_valid by query");
+    ends(in_state("EXPIRED"), "refused expired by query");
+    ends(in_state("DELETED"), "refused deleted by query");
+    ends(in_state("DEACTIVATED"), "refused deactivated by query");
+    ends(signed(404, "NOT_FOUND"), "refused no_such_coupon by query");
     check(
         &[cut(), in_state("PENDING"), usable(), used_by_us()],
-        &["0s redeem", "2s inquire", "2s inquire", "0s redeem"],
-        "redeemed by answer",
+        &["0s redeem", "2s query", "2s query", "0s redeem"],
+        "redeemed by response",
     );
 }
 
@@ -860,21 +855,21 @@ fn a_sequential_coupon_is_judged_by_the_round_that_was_meant() {
         Run { redemption, ..Run::default() }.check(Start::Fresh, script, steps, ending);
     };
     let (ours, other) = (Some(OURS), Some("OTHER_1"));
-    let asked = ["0s redeem", "2s inquire"];
-    check(0, &[rounds(&[ours, None])], &["0s redeem"], "redeemed by answer");
-    check(1, &[rounds(&[other, ours, None])], &["0s redeem"], "redeemed by answer");
-    check(0, &[cut(), rounds(&[other, None])], &asked, "refused used_by_another by inquiry");
-    check(1, &[cut(), rounds(&[other, ours])], &asked, "redeemed by inquiry");
+    let asked = ["0s redeem", "2s query"];
+    check(0, &[rounds(&[ours, None])], &["0s redeem"], "redeemed by response");
+    check(1, &[rounds(&[other, ours, None])], &["0s redeem"], "redeemed by response");
+    check(0, &[cut(), rounds(&[other, None])], &asked, "refused used_by_another by query");
+    check(1, &[cut(), rounds(&[other, ours])], &asked, "redeemed by query");
     check(
         1,
         &[cut(), rounds(&[other, None]), rounds(&[other, None]), rounds(&[other, ours, None])],
-        &["0s redeem", "2s inquire", "2s inquire", "0s redeem"],
-        "redeemed by answer",
+        &["0s redeem", "2s query", "2s query", "0s redeem"],
+        "redeemed by response",
     );
 }
 
 #[test]
-fn an_inquiry_that_is_not_answered_authentically_is_put_again() {
+fn an_query_that_is_not_answered_authentically_is_put_again() {
     for reply in [
         cut(),
         unreachable(),
@@ -890,11 +885,7 @@ fn an_inquiry_that_is_not_answered_authentically_is_put_again() {
         CallResult::Response(answer(200, Authenticity::Unsigned)),
         CallResult::Response(answer(200, Authenticity::Verified)),
     ] {
-        check(
-            &[cut(), reply, used_by_us()],
-            &["0s redeem", "2s inquire", "1s inquire"],
-            "redeemed by inquiry",
-        );
+        check(&[cut(), reply, used_by_us()], &["0s redeem", "2s query", "1s query"], "redeemed by query");
     }
 }
 
@@ -902,13 +893,13 @@ fn an_inquiry_that_is_not_answered_authentically_is_put_again() {
 fn a_return_between_two_attempts_ends_the_sending() {
     check(
         &[cut(), usable(), returned()],
-        &["0s redeem", "2s inquire", "2s inquire"],
-        "refused returned_since by inquiry",
+        &["0s redeem", "2s query", "2s query"],
+        "refused returned_since by query",
     );
     check(
         &[unsigned(403, "NOT_ENOUGH"), usable(), usable(), cut(), returned()],
-        &["0s redeem", "2s inquire", "2s inquire", "0s redeem", "2s inquire"],
-        "refused returned_since by inquiry",
+        &["0s redeem", "2s query", "2s query", "0s redeem", "2s query"],
+        "refused returned_since by query",
     );
 }
 
@@ -916,8 +907,8 @@ fn a_return_between_two_attempts_ends_the_sending() {
 fn a_coupon_deleted_meanwhile_is_refused() {
     check(
         &[cut(), usable(), in_state("DELETED")],
-        &["0s redeem", "2s inquire", "2s inquire"],
-        "refused deleted by inquiry",
+        &["0s redeem", "2s query", "2s query"],
+        "refused deleted by query",
     );
 }
 
@@ -926,62 +917,57 @@ fn a_coupon_deleted_meanwhile_is_refused() {
 #[test]
 fn a_redelivered_command_begins_with_an_early_look_at_which_only_success_counts() {
     let run = Run::default();
-    run.check(Start::Redelivered, &[used_by_us()], &["0s inquire"], "redeemed by inquiry");
+    run.check(Start::Redelivered, &[used_by_us()], &["0s query"], "redeemed by query");
     // Whoever held it before may have begun a call a moment ago; that takes 15 s at most, and 2 s to be seen.
-    let steps = ["0s inquire", "tier 10s", "0s inquire", "7s inquire", "2s inquire", "0s redeem"];
+    let steps = ["0s query", "delay 10s", "0s query", "7s query", "2s query", "0s redeem"];
     for seen in
         [usable(), returned(), used_by_another(), in_state("EXPIRED"), signed(404, "NOT_FOUND"), cut()]
     {
         run.check(
             Start::Redelivered,
             &[seen.clone(), used_by_us()],
-            &["0s inquire", "tier 10s", "0s inquire"],
-            "redeemed by inquiry",
+            &["0s query", "delay 10s", "0s query"],
+            "redeemed by query",
         );
-        run.check(
-            Start::Redelivered,
-            &[seen.clone(), seen, used_by_us()],
-            &steps[..4],
-            "redeemed by inquiry",
-        );
+        run.check(Start::Redelivered, &[seen.clone(), seen, used_by_us()], &steps[..4], "redeemed by query");
     }
     let twice = |reply: fn() -> CallResult| [reply(), reply(), reply()];
-    run.check(Start::Redelivered, &twice(returned), &steps[..4], "refused returned_since by inquiry");
+    run.check(Start::Redelivered, &twice(returned), &steps[..4], "refused returned_since by query");
     let gone = || in_state("EXPIRED");
     let script = [gone(), gone(), gone(), gone()];
-    run.check(Start::Redelivered, &script, &steps[..5], "refused expired by inquiry");
+    run.check(Start::Redelivered, &script, &steps[..5], "refused expired by query");
     let script = [usable(), usable(), usable(), usable(), used_by_us()];
-    run.check(Start::Redelivered, &script, &steps, "redeemed by answer");
-    // Without wait queues it waits here, and at the end of the time allowed as well.
+    run.check(Start::Redelivered, &script, &steps, "redeemed by response");
+    // Without delay queues it waits here, and at the end of the time allowed as well.
     let here = Run { limits: Limits { delays: vec![], ..Limits::default() }, ..Run::default() };
     let script = [gone(), gone(), gone()];
-    let steps = ["0s inquire", "17s inquire", "2s inquire"];
-    here.check(Start::Redelivered, &script, &steps, "refused expired by inquiry");
-    Run::of(0, 1_000).check(Start::Redelivered, &[gone(), gone()], &steps[1..], "refused expired by inquiry");
-    Run::of(5, 1_000).check(Start::Redelivered, &script, &steps, "refused expired by inquiry");
+    let steps = ["0s query", "17s query", "2s query"];
+    here.check(Start::Redelivered, &script, &steps, "refused expired by query");
+    Run::of(0, 1_000).check(Start::Redelivered, &[gone(), gone()], &steps[1..], "refused expired by query");
+    Run::of(5, 1_000).check(Start::Redelivered, &script, &steps, "refused expired by query");
 }
 
 #[test]
 fn a_copy_put_away_a_moment_ago_sees_no_end_before_every_call_has_ended() {
     let run = Run::default();
     let failing = || signed(500, "SYSTEM_ERROR");
-    let in_process = ["0s redeem", "2s inquire", "1s inquire", "2s inquire", "tier 10s"];
+    let in_process = ["0s redeem", "2s query", "1s query", "2s query", "delay 10s"];
     // Should the broker deliver once more what the copy is made of, that may have begun a call when it was made.
     let mut script = vec![failing(), failing(), failing(), failing()];
     script.extend([in_state("EXPIRED"), in_state("EXPIRED"), in_state("EXPIRED")]);
-    let steps: Vec<_> = in_process.into_iter().chain(["0s inquire", "7s inquire", "2s inquire"]).collect();
-    run.check(Start::Fresh, &script, &steps, "refused expired by inquiry");
-    // Where nothing was unsure the body goes out on a look at once, as ever.
+    let steps: Vec<_> = in_process.into_iter().chain(["0s query", "7s query", "2s query"]).collect();
+    run.check(Start::Fresh, &script, &steps, "refused expired by query");
+    // Where nothing was unknown the body goes out on a look at once, as ever.
     let script = [usable(), used_by_us()];
     run.check(
         Start::CopyOfNow(EffectState::NoEffect),
         &script,
-        &["0s inquire", "0s redeem"],
-        "redeemed by answer",
+        &["0s query", "0s redeem"],
+        "redeemed by response",
     );
     let script = [in_state("EXPIRED"), in_state("EXPIRED"), in_state("EXPIRED"), in_state("EXPIRED")];
-    let steps = ["0s inquire", "tier 10s", "0s inquire", "7s inquire", "2s inquire"];
-    run.check(Start::CopyOfNow(EffectState::NoEffect), &script, &steps, "refused expired by inquiry");
+    let steps = ["0s query", "delay 10s", "0s query", "7s query", "2s query"];
+    run.check(Start::CopyOfNow(EffectState::NoEffect), &script, &steps, "refused expired by query");
 }
 
 #[test]
@@ -995,29 +981,29 @@ fn negatives_count_in_a_row_only() {
         in_state("FROZEN"),
         expired_under_our_number(),
     ] {
-        let steps = ["0s redeem", "2s inquire", "2s inquire", "1s inquire", "2s inquire"];
+        let steps = ["0s redeem", "2s query", "2s query", "1s query", "2s query"];
         let script = |seen: fn() -> CallResult| [cut(), seen(), between.clone(), seen(), seen()];
-        check(&script(|| in_state("EXPIRED")), &steps, "refused expired by inquiry");
+        check(&script(|| in_state("EXPIRED")), &steps, "refused expired by query");
         let sent: Vec<_> = script(usable).into_iter().chain([used_by_us()]).collect();
-        check(&sent, &[&steps[..], &["0s redeem"]].concat(), "redeemed by answer");
+        check(&sent, &[&steps[..], &["0s redeem"]].concat(), "redeemed by response");
     }
 }
 
 #[test]
 fn a_use_seen_under_no_number_and_then_gone_was_returned() {
-    let steps = ["0s redeem", "2s inquire", "2s inquire", "1s inquire", "2s inquire"];
+    let steps = ["0s redeem", "2s query", "2s query", "1s query", "2s query"];
     let script = [cut(), usable(), in_state("USED"), usable(), usable()];
-    check(&script, &steps, "refused returned_since by inquiry");
+    check(&script, &steps, "refused returned_since by query");
     let script = [cut(), usable(), in_state("USED"), used_by_us()];
-    check(&script, &steps[..4], "redeemed by inquiry");
-    // Through a wait queue as well.
+    check(&script, &steps[..4], "redeemed by query");
+    // Through a delay queue as well.
     let run = Run::default();
     let script = [usable(), usable()];
     run.check(
         Start::Copy(EffectState::SeenUsed),
         &script,
-        &["0s inquire", "2s inquire"],
-        "refused returned_since by inquiry",
+        &["0s query", "2s query"],
+        "refused returned_since by query",
     );
 }
 
@@ -1025,19 +1011,19 @@ fn a_use_seen_under_no_number_and_then_gone_was_returned() {
 fn a_return_of_long_before_the_first_attempt_is_no_return_of_ours() {
     let returned_at = |seconds_before: i64| {
         let mut coupon = coupon("EFFECTIVE", None, Some("R1"));
-        let UsageTrace::Once(trace) = &mut coupon.usage else { unreachable!() };
+        let UsageTrace::Single(trace) = &mut coupon.usage else { unreachable!() };
         trace.return_time = Some(start().saturating_sub(SignedDuration::from_secs(seconds_before)).unwrap());
         says(coupon)
     };
-    let sent = ["0s redeem", "2s inquire", "2s inquire", "0s redeem"];
-    check(&[cut(), returned_at(3_600), returned_at(3_600), used_by_us()], &sent, "redeemed by answer");
-    check(&[cut(), returned_at(300)], &sent[..2], "refused returned_since by inquiry");
-    check(&[cut(), returned_at(-1)], &sent[..2], "refused returned_since by inquiry");
-    check(&[cut(), returned()], &sent[..2], "refused returned_since by inquiry");
+    let sent = ["0s redeem", "2s query", "2s query", "0s redeem"];
+    check(&[cut(), returned_at(3_600), returned_at(3_600), used_by_us()], &sent, "redeemed by response");
+    check(&[cut(), returned_at(300)], &sent[..2], "refused returned_since by query");
+    check(&[cut(), returned_at(-1)], &sent[..2], "refused returned_since by query");
+    check(&[cut(), returned()], &sent[..2], "refused returned_since by query");
     // Of a command that others have held first, nobody knows when it was first sent.
     let script = [returned_at(3_600), returned_at(3_600), returned_at(3_600)];
-    let steps = ["0s inquire", "tier 10s", "0s inquire", "7s inquire"];
-    Run::default().check(Start::Redelivered, &script, &steps, "refused returned_since by inquiry");
+    let steps = ["0s query", "delay 10s", "0s query", "7s query"];
+    Run::default().check(Start::Redelivered, &script, &steps, "refused returned_since by query");
 }
 
 #[test]
@@ -1046,9 +1032,9 @@ fn what_an_event_tells_of_a_coupon_and_of_calls_travels() {
     let deadline = later(start(), Duration::from_secs(86_400));
     let mut progress = Progress::new(start(), deadline, false);
     progress.start(&limits, start());
-    let mut follow = |question, reply: CallResult| {
-        let verdict = progress.advance(question, &reply, &redemption());
-        progress.follow_verdict(question, reply, verdict, &limits, start(), 0.5);
+    let mut follow = |operation, reply: CallResult| {
+        let verdict = progress.advance(operation, &reply, &redemption());
+        progress.follow_verdict(operation, reply, verdict, &limits, start(), 0.5);
     };
     for _ in 0..5 {
         follow(Operation::Redeem, signed(401, "SIGN_ERROR"));
@@ -1065,36 +1051,36 @@ fn what_an_event_tells_of_a_coupon_and_of_calls_travels() {
 #[test]
 fn every_copy_begins_with_a_look() {
     let reason = Reason::NotUsable;
-    for belief in [
+    for effect in [
         EffectState::NoEffect,
-        EffectState::Unsure,
-        EffectState::Objected { reason, doubtful: true },
-        EffectState::Objected { reason, doubtful: false },
+        EffectState::Unknown,
+        EffectState::Rejected { reason, doubtful: true },
+        EffectState::Rejected { reason, doubtful: false },
     ] {
-        Run::default().check(Start::Copy(belief), &[used_by_us()], &["0s inquire"], "redeemed by inquiry");
+        Run::default().check(Start::Copy(effect), &[used_by_us()], &["0s query"], "redeemed by query");
     }
 }
 
 #[test]
-fn what_a_copy_with_nothing_unsure_sees_stands_at_once() {
-    let belief = EffectState::NoEffect;
+fn what_a_copy_with_nothing_unknown_sees_stands_at_once() {
+    let effect = EffectState::NoEffect;
     let ends = |reply: CallResult, ending: &str| {
-        Run::default().check(Start::Copy(belief), &[reply], &["0s inquire"], ending);
+        Run::default().check(Start::Copy(effect), &[reply], &["0s query"], ending);
     };
     // The delivery that it was copied from may have lived on, redeemed, and seen a return.
-    ends(returned(), "refused returned_since by inquiry");
-    ends(used_by_another(), "refused used_by_another by inquiry");
-    ends(in_state("EXPIRED"), "refused expired by inquiry");
-    ends(in_state("PENDING"), "refused not_yet_valid by inquiry");
-    ends(signed(404, "NOT_FOUND"), "refused no_such_coupon by inquiry");
+    ends(returned(), "refused returned_since by query");
+    ends(used_by_another(), "refused used_by_another by query");
+    ends(in_state("EXPIRED"), "refused expired by query");
+    ends(in_state("PENDING"), "refused not_yet_valid by query");
+    ends(signed(404, "NOT_FOUND"), "refused no_such_coupon by query");
 }
 
 #[test]
 fn a_copy_sends_the_body_only_once_the_coupon_was_seen_usable() {
-    let belief = EffectState::NoEffect;
+    let effect = EffectState::NoEffect;
     let run = Run::default();
     let sent = [usable(), used_by_us()];
-    run.check(Start::Copy(belief), &sent, &["0s inquire", "0s redeem"], "redeemed by answer");
+    run.check(Start::Copy(effect), &sent, &["0s query", "0s redeem"], "redeemed by response");
     for reply in [
         cut(),
         unreachable(),
@@ -1105,98 +1091,99 @@ fn a_copy_sends_the_body_only_once_the_coupon_was_seen_usable() {
         in_state("FROZEN"),
     ] {
         let script = [reply.clone(), reply, usable(), used_by_us()];
-        let steps = ["0s inquire", "1s inquire", "2s inquire", "0s redeem"];
-        run.check(Start::Copy(belief), &script, &steps, "redeemed by answer");
+        let steps = ["0s query", "1s query", "2s query", "0s redeem"];
+        run.check(Start::Copy(effect), &script, &steps, "redeemed by response");
     }
     run.check(
-        Start::Copy(belief),
+        Start::Copy(effect),
         &[usable(), signed(401, "SIGN_ERROR"), returned()],
-        &["0s inquire", "0s redeem", "halt unauthenticated", "0s inquire"],
-        "refused returned_since by inquiry",
+        &["0s query", "0s redeem", "halt unauthenticated", "0s query"],
+        "refused returned_since by query",
     );
 }
 
 #[test]
-fn a_copy_with_an_objection_is_refused_on_two_settled_inquiries() {
-    let steps = ["0s inquire", "2s inquire"];
-    let belief = EffectState::Objected { reason: Reason::NotUsable, doubtful: false };
+fn a_copy_with_an_rejection_is_refused_on_two_settled_queries() {
+    let steps = ["0s query", "2s query"];
+    let effect = EffectState::Rejected { reason: Reason::NotUsable, doubtful: false };
     let run = Run::default();
-    run.check(Start::Copy(belief), &[usable(), usable()], &steps, "refused not_usable by inquiry");
-    run.check(Start::Copy(belief), &[usable(), used_by_us()], &steps, "redeemed by inquiry");
+    run.check(Start::Copy(effect), &[usable(), usable()], &steps, "refused not_usable by query");
+    run.check(Start::Copy(effect), &[usable(), used_by_us()], &steps, "redeemed by query");
 }
 
 #[test]
-fn a_copy_delivered_again_begins_with_an_inquiry() {
+fn a_copy_delivered_again_begins_with_an_query() {
     let reason = Reason::NotUsable;
-    let first = |belief: EffectState, step: &str| {
-        let (steps, _) = Run::default().play(Start::CopyRedelivered(belief), &[used_by_us()]);
-        assert_eq!(steps, [step], "{belief:?}");
+    let first = |effect: EffectState, step: &str| {
+        let (steps, _) = Run::default().play(Start::CopyRedelivered(effect), &[used_by_us()]);
+        assert_eq!(steps, [step], "{effect:?}");
     };
-    first(EffectState::NoEffect, "0s inquire");
-    first(EffectState::Unsure, "0s inquire");
+    first(EffectState::NoEffect, "0s query");
+    first(EffectState::Unknown, "0s query");
     // A refusal is never followed by a redeem.
-    first(EffectState::Objected { reason, doubtful: true }, "0s inquire");
-    first(EffectState::Objected { reason, doubtful: false }, "0s inquire");
+    first(EffectState::Rejected { reason, doubtful: true }, "0s query");
+    first(EffectState::Rejected { reason, doubtful: false }, "0s query");
 }
 
 // ---- waiting
 
 #[test]
-fn waits_grow_in_process_and_then_from_tier_to_tier() {
+fn waits_grow_in_process_and_then_from_delay_to_delay() {
     let busy = || signed(429, "RATELIMIT_EXCEEDED");
     let script: Vec<_> = (0..4 * 7).map(|_| busy()).chain([usable(), used_by_us()]).collect();
     let (steps, outcome) = Run::default().play(Start::Fresh, &script);
-    assert_eq!(in_words(&outcome), "redeemed by answer");
+    assert_eq!(in_words(&outcome), "redeemed by response");
     let in_process =
-        |question: &'static str| ["0s", "1s", "2s", "4s"].map(|wait| format!("{wait} {question}"));
-    let tiers = ["tier 10s", "tier 60s", "tier 300s", "tier 1800s", "tier 7200s", "tier 7200s", "tier 7200s"];
+        |operation: &'static str| ["0s", "1s", "2s", "4s"].map(|wait| format!("{wait} {operation}"));
+    let delays =
+        ["delay 10s", "delay 60s", "delay 300s", "delay 1800s", "delay 7200s", "delay 7200s", "delay 7200s"];
     let mut wanted = Vec::new();
-    for (nth, tier) in tiers.into_iter().enumerate() {
-        wanted.extend(in_process(if nth == 0 { "redeem" } else { "inquire" }));
-        wanted.push(tier.to_owned());
+    for (nth, delay) in delays.into_iter().enumerate() {
+        wanted.extend(in_process(if nth == 0 { "redeem" } else { "query" }));
+        wanted.push(delay.to_owned());
     }
-    wanted.extend(["0s inquire", "0s redeem"].map(str::to_owned));
+    wanted.extend(["0s query", "0s redeem"].map(str::to_owned));
     assert_eq!(steps, wanted);
 }
 
 #[test]
-fn no_tier_outlasts_the_deadline() {
+fn no_delay_outlasts_the_deadline() {
     let busy = || signed(429, "RATELIMIT_EXCEEDED");
-    // 30 s allowed: after 7 s in process and the tier of 10 s, 6 s more are too few for a tier.
+    // 30 s allowed: after 7 s in process and the delay of 10 s, 6 s more are too few for a delay.
     let script: Vec<_> = (0..9).map(|_| busy()).chain([usable()]).collect();
     let steps = [
         "0s redeem",
         "1s redeem",
         "2s redeem",
         "4s redeem",
-        "tier 10s",
-        "0s inquire",
-        "1s inquire",
-        "2s inquire",
-        "4s inquire",
-        "6s inquire",
-        "0s inquire",
+        "delay 10s",
+        "0s query",
+        "1s query",
+        "2s query",
+        "4s query",
+        "6s query",
+        "0s query",
     ];
     Run::of(30, 1_000).check(Start::Fresh, &script, &steps, "unresolved deadline_passed by deadline");
 }
 
 #[test]
-fn without_tiers_everything_waits_in_process() {
+fn without_delays_everything_waits_in_process() {
     let run = Run { limits: Limits { delays: vec![], ..Limits::default() }, ..Run::default() };
     let script: Vec<_> = (0..6).map(|_| signed(429, "RATELIMIT_EXCEEDED")).chain([used_by_us()]).collect();
     let waits = ["0s redeem", "1s redeem", "2s redeem", "4s redeem", "8s redeem", "16s redeem", "30s redeem"];
-    run.check(Start::Fresh, &script, &waits, "redeemed by answer");
+    run.check(Start::Fresh, &script, &waits, "redeemed by response");
 }
 
 // ---- the end of the time allowed
 
 #[test]
-fn at_the_deadline_one_last_inquiry_decides() {
+fn at_the_deadline_one_last_query_decides() {
     let at_once = |script: &[CallResult], ending: &str| {
-        Run::of(0, 1_000).check(Start::Fresh, script, &["0s inquire"], ending)
+        Run::of(0, 1_000).check(Start::Fresh, script, &["0s query"], ending)
     };
-    at_once(&[used_by_us()], "redeemed by inquiry");
-    at_once(&[in_state("EXPIRED")], "refused expired by inquiry");
+    at_once(&[used_by_us()], "redeemed by query");
+    at_once(&[in_state("EXPIRED")], "refused expired by query");
     at_once(&[usable()], "unresolved deadline_passed by deadline");
     at_once(&[cut()], "unresolved deadline_passed by deadline");
     at_once(&[signed(500, "SYSTEM_ERROR")], "unresolved deadline_passed by deadline");
@@ -1204,49 +1191,49 @@ fn at_the_deadline_one_last_inquiry_decides() {
 
 #[test]
 fn a_settling_time_is_never_cut_short_by_the_deadline() {
-    // One second is left, and the inquiry that follows may decide: before its time it would prove nothing.
+    // One second is left, and the query that follows may decide: before its time it would prove nothing.
     let run = Run::of(1, 1_000);
-    run.check(Start::Fresh, &[cut(), used_by_us()], &["0s redeem", "2s inquire"], "redeemed by inquiry");
+    run.check(Start::Fresh, &[cut(), used_by_us()], &["0s redeem", "2s query"], "redeemed by query");
     run.check(
         Start::Fresh,
         &[cut(), returned()],
-        &["0s redeem", "2s inquire"],
-        "refused returned_since by inquiry",
+        &["0s redeem", "2s query"],
+        "refused returned_since by query",
     );
     run.check(
         Start::Fresh,
         &[signed(429, "RATELIMIT_EXCEEDED"), cut(), usable()],
-        &["0s redeem", "1s redeem", "2s inquire"],
+        &["0s redeem", "1s redeem", "2s query"],
         "unresolved deadline_passed by deadline",
     );
-    // So of a refusal to which an inquiry is owed.
+    // So of a refusal to which an query is owed.
     run.check(
         Start::Copy(EffectState::NoEffect),
         &[usable(), signed(403, "NOT_ENOUGH"), usable(), usable()],
-        &["0s inquire", "0s redeem", "2s inquire", "2s inquire"],
-        "refused not_usable by inquiry",
+        &["0s query", "0s redeem", "2s query", "2s query"],
+        "refused not_usable by query",
     );
 }
 
 #[test]
-fn a_last_inquiry_that_would_end_as_refused_is_put_twice_where_something_was_unsure() {
+fn a_last_query_that_would_end_as_refused_is_put_twice_where_something_was_unknown() {
     let run = Run::of(1, 1_000);
-    let asked = ["0s redeem", "2s inquire", "2s inquire"];
+    let asked = ["0s redeem", "2s query", "2s query"];
     let gone = || in_state("EXPIRED");
     let unknown = "unresolved deadline_passed by deadline";
     let check = |script: &[CallResult], ending: &str| {
         run.check(Start::Fresh, script, &asked[..script.len()], ending);
     };
-    check(&[cut(), gone(), gone()], "refused expired by inquiry");
-    check(&[cut(), gone(), used_by_us()], "redeemed by inquiry");
-    check(&[cut(), gone(), returned()], "refused returned_since by inquiry");
+    check(&[cut(), gone(), gone()], "refused expired by query");
+    check(&[cut(), gone(), used_by_us()], "redeemed by query");
+    check(&[cut(), gone(), returned()], "refused returned_since by query");
     check(&[cut(), gone(), usable()], unknown);
     check(&[cut(), gone(), cut()], unknown);
     check(&[cut(), usable()], unknown);
-    check(&[signed(400, "ALREADY_EXISTS"), usable(), usable()], "refused rejected by inquiry");
+    check(&[signed(400, "ALREADY_EXISTS"), usable(), usable()], "refused rejected by query");
     check(&[signed(400, "ALREADY_EXISTS"), usable(), cut()], unknown);
     check(&[unsigned(403, "NOT_ENOUGH"), usable()], unknown);
-    check(&[unsigned(403, "NOT_ENOUGH"), gone(), gone()], "refused expired by inquiry");
+    check(&[unsigned(403, "NOT_ENOUGH"), gone(), gone()], "refused expired by query");
 }
 
 #[test]
@@ -1255,41 +1242,42 @@ fn a_copy_that_is_late_or_exhausted_is_looked_at_once_settled() {
         (Run::of(0, 1_000), "unresolved deadline_passed by deadline"),
         (Run::of(86_400, 3), "unresolved attempts_exhausted by deadline"),
     ] {
-        let asked = ["0s inquire", "2s inquire"];
-        let check = |belief: EffectState, script: &[CallResult], ending: &str| {
-            run.check(Start::Copy(belief), script, &asked[..script.len()], ending);
+        let asked = ["0s query", "2s query"];
+        let check = |effect: EffectState, script: &[CallResult], ending: &str| {
+            run.check(Start::Copy(effect), script, &asked[..script.len()], ending);
         };
-        let stands = EffectState::Objected { reason: Reason::NotUsable, doubtful: false };
-        for belief in [EffectState::Unsure, stands] {
-            check(belief, &[used_by_us()], "redeemed by inquiry");
-            check(belief, &[used_by_another()], "refused used_by_another by inquiry");
-            check(belief, &[returned()], "refused returned_since by inquiry");
-            check(belief, &[in_state("DELETED"), in_state("DELETED")], "refused deleted by inquiry");
-            check(belief, &[in_state("DELETED"), cut()], unknown);
+        let stands = EffectState::Rejected { reason: Reason::NotUsable, doubtful: false };
+        for effect in [EffectState::Unknown, stands] {
+            check(effect, &[used_by_us()], "redeemed by query");
+            check(effect, &[used_by_another()], "refused used_by_another by query");
+            check(effect, &[returned()], "refused returned_since by query");
+            check(effect, &[in_state("DELETED"), in_state("DELETED")], "refused deleted by query");
+            check(effect, &[in_state("DELETED"), cut()], unknown);
         }
-        check(EffectState::Unsure, &[usable()], unknown);
-        check(stands, &[usable(), usable()], "refused not_usable by inquiry");
-        // Nothing was unsure: one look at once, and whatever it shows stands.
+        check(EffectState::Unknown, &[usable()], unknown);
+        check(stands, &[usable(), usable()], "refused not_usable by query");
+        // Nothing was unknown: one look at once, and whatever it shows stands.
         run.check(
             Start::Copy(EffectState::NoEffect),
             &[in_state("EXPIRED")],
-            &["0s inquire"],
-            "refused expired by inquiry",
+            &["0s query"],
+            "refused expired by query",
         );
-        run.check(Start::Copy(EffectState::NoEffect), &[usable()], &["0s inquire"], unknown);
+        run.check(Start::Copy(EffectState::NoEffect), &[usable()], &["0s query"], unknown);
     }
 }
 
 #[test]
-fn a_parked_command_keeps_the_objection_that_its_belief_rests_on() {
+fn a_parked_command_keeps_the_rejection_that_its_effect_rests_on() {
     let run = Run::of(1, 1_000);
     let deadline = later(start(), run.time_allowed);
     let mut progress = Progress::new(start(), deadline, false);
     progress.start(&run.limits, start());
     let mut now = start();
-    for (question, reply) in [(Operation::Redeem, signed(400, "ALREADY_EXISTS")), (Operation::Query, cut())] {
-        let verdict = classify(question, &reply, &run.redemption);
-        progress.follow_verdict(question, reply, verdict, &run.limits, now, 0.5);
+    for (operation, reply) in [(Operation::Redeem, signed(400, "ALREADY_EXISTS")), (Operation::Query, cut())]
+    {
+        let verdict = classify(operation, &reply, &run.redemption);
+        progress.follow_verdict(operation, reply, verdict, &run.limits, now, 0.5);
         now = later(now, Duration::from_secs(2));
     }
     assert_eq!(
@@ -1299,10 +1287,10 @@ fn a_parked_command_keeps_the_objection_that_its_belief_rests_on() {
 }
 
 #[test]
-fn a_last_inquiry_that_meets_a_fault_of_our_own_ends_it() {
+fn a_last_query_that_meets_a_fault_of_our_own_ends_it() {
     let unknown = "unresolved deadline_passed by deadline";
     for fault in [unsigned(401, "SIGN_ERROR"), signed(401, "SIGN_ERROR"), signed(403, "NO_AUTH")] {
-        Run::of(0, 1_000).check(Start::Fresh, &[fault], &["0s inquire"], unknown);
+        Run::of(0, 1_000).check(Start::Fresh, &[fault], &["0s query"], unknown);
     }
 }
 
@@ -1322,19 +1310,19 @@ fn attempts_have_an_end() {
     Run::of(86_400, 2).check(
         Start::Fresh,
         &[signed(429, "RATELIMIT_EXCEEDED"), signed(429, "RATELIMIT_EXCEEDED"), usable()],
-        &["0s redeem", "1s redeem", "0s inquire"],
+        &["0s redeem", "1s redeem", "0s query"],
         "unresolved attempts_exhausted by deadline",
     );
     Run::of(86_400, 1).check(
         Start::Fresh,
         &[cut(), used_by_us()],
-        &["0s redeem", "2s inquire"],
-        "redeemed by inquiry",
+        &["0s redeem", "2s query"],
+        "redeemed by query",
     );
     Run::of(86_400, 3).check(
         Start::Copy(EffectState::NoEffect),
         &[cut()],
-        &["0s inquire"],
+        &["0s query"],
         "unresolved attempts_exhausted by deadline",
     );
 }
@@ -1342,8 +1330,8 @@ fn attempts_have_an_end() {
 #[test]
 fn the_problem_carries_the_words_of_the_refusal() {
     let (_, outcome) = Run::default().play(Start::Fresh, &[signed(403, "NOT_ENOUGH"), in_state("EXPIRED")]);
-    let objection = outcome.rejection().unwrap();
-    assert_eq!((objection.http_status, objection.code.as_deref()), (403, Some("NOT_ENOUGH")));
+    let rejection = outcome.rejection().unwrap();
+    assert_eq!((rejection.http_status, rejection.code.as_deref()), (403, Some("NOT_ENOUGH")));
     assert_eq!(outcome.coupon().unwrap().state, CouponState::Expired);
 }
 
@@ -1353,7 +1341,7 @@ fn only_the_coupon_asked_about_is_told_and_only_where_the_answer_is_believed() {
         let coupon = Some(coupon("USED", Some(OURS), None));
         CallResult::Response(Response { coupon, ..answer(200, authenticity) })
     };
-    // Three attempts: a redeem, the inquiry after it, and the last one.
+    // Three attempts: a redeem, the query after it, and the last one.
     let told = |script: &[CallResult]| {
         let (_, outcome) = Run::of(86_400, 2).play(Start::Fresh, script);
         assert_eq!(in_words(&outcome), "unresolved attempts_exhausted by deadline");
@@ -1372,7 +1360,7 @@ fn only_the_coupon_asked_about_is_told_and_only_where_the_answer_is_believed() {
     // A refusal in words alone does not take up what was said of another coupon either.
     let script = [about_another_coupon(), denied(), denied(), denied()];
     let (_, outcome) = Run::default().play(Start::Copy(EffectState::NoEffect), &script);
-    assert_eq!(in_words(&outcome), "refused not_authorised by answer");
+    assert_eq!(in_words(&outcome), "refused not_authorized by response");
     assert_eq!(outcome.coupon(), None);
 }
 
@@ -1385,9 +1373,9 @@ fn a_coupon_that_is_said_not_to_be_there_is_told_no_more() {
         outcome.coupon().map(|coupon| coupon.state.clone())
     };
     let day = Run::default();
-    assert_eq!(told(&day, &[cut(), usable(), gone()], "refused no_such_coupon by inquiry"), None);
+    assert_eq!(told(&day, &[cut(), usable(), gone()], "refused no_such_coupon by query"), None);
     assert_eq!(
-        told(&day, &[cut(), gone(), in_state("DELETED")], "refused deleted by inquiry"),
+        told(&day, &[cut(), gone(), in_state("DELETED")], "refused deleted by query"),
         Some(CouponState::Deleted)
     );
     let short = Run::of(86_400, 2);
@@ -1397,25 +1385,25 @@ fn a_coupon_that_is_said_not_to_be_there_is_told_no_more() {
     let unsigned = unsigned(404, "NOT_FOUND");
     assert_eq!(told(&short, &[usable(), unsigned, cut()], unknown), Some(CouponState::Effective));
     // Said in answer to a redeem it is as true, until the coupon is seen again.
-    let objection = error(403, "NOT_ENOUGH", Some(268_578_851), Authenticity::Verified);
-    let script = [cut(), usable(), usable(), objection, cut()];
+    let rejection = error(403, "NOT_ENOUGH", Some(268_578_851), Authenticity::Verified);
+    let script = [cut(), usable(), usable(), rejection, cut()];
     assert_eq!(told(&Run::of(86_400, 4), &script, unknown), None);
 }
 
 #[test]
-fn a_belief_survives_the_words_it_travels_in() {
+fn a_effect_survives_the_words_it_travels_in() {
     for reason in Reason::REJECTIONS {
-        for belief in [
+        for effect in [
             EffectState::NoEffect,
-            EffectState::Unsure,
+            EffectState::Unknown,
             EffectState::SeenUsed,
-            EffectState::Objected { reason, doubtful: true },
-            EffectState::Objected { reason, doubtful: false },
+            EffectState::Rejected { reason, doubtful: true },
+            EffectState::Rejected { reason, doubtful: false },
         ] {
-            assert_eq!(EffectState::from_header(&belief.to_header()), Some(belief));
+            assert_eq!(EffectState::from_header(&effect.to_header()), Some(effect));
         }
     }
-    for nonsense in ["", " ", "clear expired", "unsure expired", "objected", "objected nothing", "Clear"] {
+    for nonsense in ["", " ", "clear expired", "unknown expired", "rejected", "rejected nothing", "Clear"] {
         assert_eq!(EffectState::from_header(nonsense), None, "{nonsense:?}");
     }
 }
@@ -1454,7 +1442,7 @@ const CRASHED: u64 = 7;
 enum Effect {
     Never,
     AtOnce,
-    /// So many milliseconds after the caller was told what it was told: never more than the settling time.
+    /// So many milliseconds after the caller was told what it was told: never more than the query delay.
     Later(u64),
 }
 
@@ -1582,8 +1570,8 @@ impl Provider {
     }
 
     /// The provider's own answer, at this moment.
-    fn truth(&self, question: Operation) -> CallResult {
-        match (question, self.state) {
+    fn truth(&self, operation: Operation) -> CallResult {
+        match (operation, self.state) {
             (Operation::Query, _) | (_, State::Ours) => self.coupon(),
             (Operation::Redeem, State::Another) => self.refusal(Some(272_756_745)),
             (Operation::Redeem, _) => self.refusal(None),
@@ -1591,9 +1579,9 @@ impl Provider {
     }
 
     /// One call, begun at `now`: what the caller is told of it, `None` where it does not live to hear it.
-    fn call(&mut self, question: Operation, call: Call, now: Timestamp) -> Option<CallResult> {
+    fn call(&mut self, operation: Operation, call: Call, now: Timestamp) -> Option<CallResult> {
         self.advance(now);
-        if question == Operation::Redeem {
+        if operation == Operation::Redeem {
             match call.effect {
                 Effect::Never => {}
                 Effect::AtOnce => self.take_effect(),
@@ -1604,7 +1592,7 @@ impl Provider {
             }
         }
         let reply = match call.told {
-            Told::Truth => self.truth(question),
+            Told::Truth => self.truth(operation),
             Told::Unreachable => unreachable(),
             Told::Accepted => CallResult::Response(answer(202, Authenticity::Verified)),
             Told::TooFrequent => signed(429, "RATELIMIT_EXCEEDED"),
@@ -1624,7 +1612,7 @@ impl Provider {
             Told::AnotherCoupon => about_another_coupon(),
             Told::Unsigned(status) => unsigned(status, "NOT_ENOUGH"),
             Told::UnsignedNoAuth => unsigned(403, "NO_AUTH"),
-            Told::AlreadyUsed(way) => match question {
+            Told::AlreadyUsed(way) => match operation {
                 Operation::Redeem => already_used()[way].clone(),
                 Operation::Query => self.coupon(),
             },
@@ -1649,12 +1637,12 @@ enum Original {
 /// What the laws remember of one stay, from a delivery to the next.
 #[derive(Debug, Default)]
 struct Seen {
-    /// An authentic inquiry found the coupon usable and never returned.
+    /// An authentic query found the coupon usable and never returned.
     usable: bool,
-    /// From when a negative inquiry counts, where a redeem promised nothing: a settling time after the end of the longest
+    /// From when a negative query counts, where a redeem promised nothing: a query delay after the end of the longest
     /// call that may be under way.
     sent: Option<Timestamp>,
-    /// Negative inquiries in a row since then.
+    /// Negative queries in a row since then.
     negatives: u32,
 }
 
@@ -1685,23 +1673,26 @@ fn live(
         steps += 1;
         prop_assert!(steps < 3 * limits.attempts_max + 200, "it does not come to an end");
         step = match step {
-            Step::Send { after, operation: question } => {
+            Step::Send { after, operation } => {
                 now = later(now, after);
                 prop_assert!(after <= longest || now <= deadline, "a wait outlasts the deadline");
                 late += u32::from(now > deadline);
                 prop_assert!(late <= 2 * (1 + interruptions), "more than a last call and its repetition");
                 prop_assert!(
-                    question == Operation::Query || copied.is_none() || seen.usable,
+                    operation == Operation::Query || copied.is_none() || seen.usable,
                     "a copy redeems without a look"
                 );
-                prop_assert!(!(return_seen && question == Operation::Redeem), "sent after a return was seen");
+                prop_assert!(
+                    !(return_seen && operation == Operation::Redeem),
+                    "sent after a return was seen"
+                );
                 let call = *calls.next().unwrap_or(&tail);
                 let asked = now;
-                let reply = provider.call(question, call, now);
+                let reply = provider.call(operation, call, now);
                 now = later(now, Duration::from_millis(call.took));
                 match reply {
                     Some(reply) => {
-                        let verdict = progress.advance(question, &reply, &redemption);
+                        let verdict = progress.advance(operation, &reply, &redemption);
                         authentic |= !matches!(call.told, Told::AnotherCoupon | Told::Misplaced(_))
                             && matches!(&reply, CallResult::Response(answer) if answer.authenticity == Authenticity::Verified);
                         if let CallResult::Response(Response { coupon: Some(coupon), .. }) = &reply
@@ -1709,7 +1700,7 @@ fn live(
                             && !matches!(call.told, Told::Misplaced(_))
                         {
                             described = Some(coupon.clone());
-                            let UsageTrace::Once(trace) = &coupon.usage else { unreachable!() };
+                            let UsageTrace::Single(trace) = &coupon.usage else { unreachable!() };
                             return_seen |=
                                 coupon.state == CouponState::Effective && trace.return_request_no.is_some();
                         }
@@ -1722,15 +1713,15 @@ fn live(
                                     seen.sent = None;
                                 }
                             }
-                            Verdict::Refused(_) if question == Operation::Query => {
+                            Verdict::Refused(_) if operation == Operation::Query => {
                                 seen.negatives += u32::from(settled);
                             }
-                            Verdict::NotAccepted(_) | Verdict::NotSent if question == Operation::Query => {
+                            Verdict::NotAccepted(_) | Verdict::NotSent if operation == Operation::Query => {
                                 seen.negatives = 0;
                             }
                             Verdict::NotAccepted(_) | Verdict::NotSent => {}
                             Verdict::Suspended(_) if call.told == Told::OurFault => {}
-                            _ if question == Operation::Query => seen.negatives = 0,
+                            _ if operation == Operation::Query => seen.negatives = 0,
                             verdict => {
                                 (seen.sent, seen.negatives) = (Some(later(now, settling)), 0);
                                 doubted |= match verdict {
@@ -1739,7 +1730,7 @@ fn live(
                                 };
                             }
                         }
-                        progress.follow_verdict(question, reply, verdict, limits, now, chance)
+                        progress.follow_verdict(operation, reply, verdict, limits, now, chance)
                     }
                     None => {
                         interruptions += 1;
@@ -1758,9 +1749,9 @@ fn live(
                     }
                 }
             }
-            Step::Delay { queue: tier } => {
-                now = later(now, limits.delays[tier]);
-                prop_assert!(now <= deadline, "a tier outlasts the deadline");
+            Step::Delay { queue: delay } => {
+                now = later(now, limits.delays[delay]);
+                prop_assert!(now <= deadline, "a delay outlasts the deadline");
                 provider.advance(now);
                 // It looks first as well, after every call has ended, and would not use what was used or returned.
                 let untouched = provider.effects == 0 && !provider.returned && provider.under_way.is_empty();
@@ -1797,7 +1788,7 @@ fn live(
                     && seen.sent.is_some()
                     && doubted
                 {
-                    prop_assert!(seen.negatives >= 2, "refused ({}) on one inquiry", reason.as_str());
+                    prop_assert!(seen.negatives >= 2, "refused ({}) on one query", reason.as_str());
                 }
                 prop_assert!(
                     authentic || matches!(outcome, Outcome::Unresolved { .. }),
@@ -1814,7 +1805,7 @@ fn live(
 
 fn read_copy(headers: &[(&'static str, String)], now: Timestamp) -> Progress {
     let header = |name| headers.iter().find(|(key, _)| *key == name).map(|(_, text)| text.as_str());
-    copy::read(header, "00", now, HORIZON).unwrap().progress
+    copy::read(header, "00", now, DEADLINE_LIMITS).unwrap().progress
 }
 
 fn hidden_effect() -> impl Strategy<Value = Effect> {
@@ -1830,7 +1821,7 @@ fn honest() -> impl Strategy<Value = (Effect, Told)> {
     ]
 }
 
-fn unsure() -> impl Strategy<Value = (Effect, Told)> {
+fn unknown() -> impl Strategy<Value = (Effect, Told)> {
     let told = prop_oneof![
         Just(Told::Cut),
         Just(Told::ServerError),
@@ -1883,7 +1874,7 @@ fn timed(kind: impl Strategy<Value = (Effect, Told)>) -> impl Strategy<Value = C
 fn any_call() -> impl Strategy<Value = Call> {
     timed(prop_oneof![
         3 => honest(),
-        3 => unsure(),
+        3 => unknown(),
         3 => unsigned_refusal(),
         2 => interruption(),
         1 => already_used_number(),
@@ -1891,7 +1882,7 @@ fn any_call() -> impl Strategy<Value = Call> {
 }
 
 fn lasting_call() -> impl Strategy<Value = Call> {
-    timed(prop_oneof![3 => honest(), 1 => unsure(), 1 => unsigned_refusal()])
+    timed(prop_oneof![3 => honest(), 1 => unknown(), 1 => unsigned_refusal()])
 }
 
 fn state() -> impl Strategy<Value = State> {
@@ -1952,7 +1943,7 @@ proptest! {
 
     #[test]
     fn a_usable_coupon_is_redeemed_once_the_faults_are_over(
-        mut calls in prop::collection::vec(timed(prop_oneof![honest(), unsure(), interruption()]), 0..20),
+        mut calls in prop::collection::vec(timed(prop_oneof![honest(), unknown(), interruption()]), 0..20),
         lie in prop::option::of((timed(unsigned_refusal()), 0..20usize)),
         signs_refusals: bool,
         chance in 0.0..=1.0,

@@ -255,9 +255,9 @@ async fn panels_by_brand_agree_with_what_was_sent() {
     let mut bed = Bed::on(&node).await;
     let span = |millis| Span(Duration::from_millis(millis));
     bed.config.retry.initial = span(50);
-    bed.config.retry.settling = span(200);
+    bed.config.retry.query_delay = span(200);
     bed.config.retry.in_process_max = span(800);
-    bed.config.retry.tiers = vec![span(500)];
+    bed.config.retry.delays = vec![span(500)];
     let postgres = Postgres::start("brands");
     postgres.tell(&text("reader.sql"));
     // What docs/operations.md gives a subscriber, for other names.

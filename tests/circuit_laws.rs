@@ -1,4 +1,4 @@
-//! The laws of the circuit breaker, in virtual time against a provider with a seed: what opens it and how soon, what
+//! The laws of the circuit circuit breaker, in virtual time against a provider with a seed: what opens it and how soon, what
 //! never does, and how it comes back.
 
 #![allow(clippy::unwrap_used, reason = "a test may; the lint only spares the test functions themselves")]
@@ -29,7 +29,7 @@ impl Calls {
     fn new(per_second: u32, seed: u64) -> Self {
         let (apart, chance) = (Duration::from_secs(1) / per_second, StdRng::seed_from_u64(seed));
         let mut calls = Self { circuit: Circuit::default(), now: Duration::ZERO, apart, chance };
-        calls.make(1, |_| (Operation::Redeem, CallSignal::Well));
+        calls.make(1, |_| (Operation::Redeem, CallSignal::Success));
         assert_eq!(calls.circuit.state(), State::Closed);
         calls
     }
@@ -44,8 +44,8 @@ impl Calls {
         for _ in 0..count {
             self.now += self.apart;
             if let Some(grant) = self.circuit.try_pass(self.now) {
-                let (question, sign) = answer(&mut self.chance);
-                self.circuit.record_call(grant, question, sign, self.now);
+                let (operation, sign) = answer(&mut self.chance);
+                self.circuit.record_call(grant, operation, sign, self.now);
             }
             if matches!(self.circuit.state(), State::Open { .. }) {
                 return Some(self.now - start);
@@ -58,7 +58,7 @@ impl Calls {
 fn fails(share: f64, trouble: FailureKind) -> impl FnMut(&mut StdRng) -> (Operation, CallSignal) {
     move |chance| match chance.random_bool(share) {
         true => (Operation::Redeem, CallSignal::Failing(trouble)),
-        false => (Operation::Redeem, CallSignal::Well),
+        false => (Operation::Redeem, CallSignal::Success),
     }
 }
 
@@ -99,26 +99,26 @@ proptest! {
     }
 
     #[test]
-    fn a_proxy_that_lets_inquiries_through_opens_it_in_a_second(seed: u64, per_second in 60..1_000_u32) {
+    fn a_proxy_that_lets_queries_through_opens_it_in_a_second(seed: u64, per_second in 60..1_000_u32) {
         let mut calls = Calls::new(per_second, seed);
         calls.make(5_000, fails(0.0, FailureKind::NoResponse));
         let mut nth = 0;
         let opened = calls.make(per_second as usize, |_| {
             nth += 1;
             match nth % 2 {
-                0 => (Operation::Query, CallSignal::Seen),
+                0 => (Operation::Query, CallSignal::Answered),
                 _ => (Operation::Redeem, CallSignal::Failing(FailureKind::Unverified)),
             }
         });
         prop_assert!(opened.is_some(), "at {per_second} a second");
-        // An inquiry that gets through does not show that uses do.
+        // An query that gets through does not show that uses do.
         calls.now += Duration::from_secs(1);
         for _ in 0..3 {
-            calls.make(1, |_| (Operation::Query, CallSignal::Seen));
+            calls.make(1, |_| (Operation::Query, CallSignal::Answered));
             let cause = Cause::Failing(FailureKind::Unverified);
             prop_assert_eq!(calls.circuit.state(), State::HalfOpen { cause, probing: false });
         }
-        calls.make(1, |_| (Operation::Redeem, CallSignal::Well));
+        calls.make(1, |_| (Operation::Redeem, CallSignal::Success));
         prop_assert_eq!(calls.circuit.state(), State::Closed);
     }
 
@@ -153,7 +153,7 @@ fn outage(lasts: Duration, silent: Option<Duration>, seed: u64) -> (Duration, Ve
             under_way.pop();
             let (grant, sign) = grants[nth as usize];
             circuit.record_call(grant, Operation::Redeem, sign, now);
-            if sign == CallSignal::Well {
+            if sign == CallSignal::Success {
                 successes.push(now);
             }
         }
@@ -165,7 +165,7 @@ fn outage(lasts: Duration, silent: Option<Duration>, seed: u64) -> (Duration, Ve
             }
             let down = now >= from && now < to;
             let (sign, took) = match (down, silent) {
-                (false, _) => (CallSignal::Well, Duration::from_millis(chance.random_range(20..120))),
+                (false, _) => (CallSignal::Success, Duration::from_millis(chance.random_range(20..120))),
                 (true, None) => (CallSignal::Failing(FailureKind::ServerError), Duration::from_millis(20)),
                 (true, Some(timeout)) => (CallSignal::Failing(FailureKind::NoResponse), timeout),
             };

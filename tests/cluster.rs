@@ -223,7 +223,7 @@ fn configure(keys: &Path, sandbox: &Sandbox, uris: &str) -> Config {
     config.broker.connect_timeout = ms(2_000);
     config.broker.heartbeat = ms(2_000);
     config.broker.prefetch = 50;
-    config.work.concurrency = 25;
+    config.concurrency.commands = 25;
     config.wechat.base_url = format!("http://127.0.0.1:{}", sandbox.port());
     config.wechat.backup_base_url = String::new();
     config.wechat.mchid = text("mchid");
@@ -234,8 +234,8 @@ fn configure(keys: &Path, sandbox: &Sandbox, uris: &str) -> Config {
     config.wechat.total_timeout = ms(1_000);
     config.retry.initial = ms(50);
     config.retry.in_process_max = ms(1_200);
-    config.retry.settling = ms(500);
-    config.retry.tiers = vec![ms(400), ms(1_000), ms(2_000)];
+    config.retry.query_delay = ms(500);
+    config.retry.delays = vec![ms(400), ms(1_000), ms(2_000)];
     config.admin.listen = "127.0.0.1:0".to_owned();
     config.log.filter = "info,lapin=off".to_owned();
     config

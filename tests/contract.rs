@@ -173,7 +173,7 @@ fn the_documents_show_the_golden_messages() {
 #[case("/data/established_by", json!("deadline"))]
 #[case("/data/attempts", json!(-1))]
 #[case("/data/evidence/0/status", json!(99))]
-#[case("/data/evidence/0/question", json!("ask"))]
+#[case("/data/evidence/0/operation", json!("ask"))]
 #[case("/data/evidence/0/verdict", json!("fine"))]
 #[case("/data/evidence/0/at", json!("2026"))]
 #[case("/data/evidence", json!([Value::Null]))]
@@ -257,7 +257,7 @@ fn beyond_the_schema(command: &Value, pointer: &str) -> bool {
     match field {
         // The calendar: a shape is not a date.
         "use_time" => value.is_string(),
-        // A whole number that is not spelt as one: 1.0, 1e3, -0.
+        // A whole number that is not spelled as one: 1.0, 1e3, -0.
         "saved_amount" | "sequential_coupon_index" => {
             value.as_f64().is_some_and(|x| x.fract() == 0.0) && value.is_f64()
         }

@@ -767,8 +767,8 @@ fn the_overlays_are_hardened_and_keep_to_the_merchants_limit() {
         // Instances share the merchant's limit: with answers that take a second no more of them can be fed.
         let scaled = &one("ScaledObject")["spec"];
         let most = scaled["maxReplicaCount"].as_u64().unwrap();
-        let limit = u64::from(config.pace.calls_per_second);
-        assert!(most * config.work.concurrency as u64 <= limit, "{name}: {most} instances for {limit}/s");
+        let limit = u64::from(config.rate_limit.calls_per_second);
+        assert!(most * config.concurrency.commands as u64 <= limit, "{name}: {most} instances for {limit}/s");
         assert!(scaled["minReplicaCount"].as_u64().unwrap() >= 1, "{name}: nobody would take a command");
         assert_eq!(scaled["triggers"][0]["metadata"]["queueName"], config.broker.names.commands.as_str());
         assert_eq!(one("Deployment")["spec"].get("replicas"), None, "{name}: KEDA sets them");
@@ -777,7 +777,7 @@ fn the_overlays_are_hardened_and_keep_to_the_merchants_limit() {
     }
     assert!(tried >= 2);
     // One merchant number, one limit.
-    assert!(calls <= u64::from(Config::default().pace.calls_per_second), "{calls}");
+    assert!(calls <= u64::from(Config::default().rate_limit.calls_per_second), "{calls}");
 }
 
 #[test]

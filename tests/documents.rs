@@ -623,7 +623,7 @@ fn the_list_of_metrics_is_what_the_registry_holds() {
 fn list_of_metrics(rendered: &str) -> String {
     let mut page = "# Metrics\n\nGenerated from the registry. Every series is there from the start, at zero (depths of \
                     queues: NaN until first\ncounted), and no id is ever a label: a name or number from outside adds \
-                    no series. The waits in `queue` and `tier`\nare those of the default configuration. A process \
+                    no series. The waits in `queue` and `delay`\nare those of the default configuration. A process \
                     that runs on Linux also tells `process_*`: CPU time, memory, open\nfiles, start time.\n"
         .to_owned();
     let lines: Vec<_> = rendered.lines().collect();

@@ -1,4 +1,4 @@
-//! Hostile bytes for everything that reads what others wrote: commands, the headers of wait-queue copies, answers of
+//! Hostile bytes for everything that reads what others wrote: commands, the headers of retry messages, answers of
 //! the payment API, their signatures, downloaded certificates.
 //!
 //! Each campaign starts from sound messages and damages them, bytewise and by structure, because bytes at random are
@@ -43,7 +43,7 @@ use serde_json::{Value, json as value};
 const KEY: &str = include_str!("fixtures/documentation_test_key.pem");
 const KEY_ID: &str = "PUB_KEY_ID_0000000000000024101100397200000006";
 const NOW: &str = "2026-03-05T05:00:00Z";
-const HORIZON: copy::DeadlineLimits = copy::DeadlineLimits {
+const DEADLINE_LIMITS: copy::DeadlineLimits = copy::DeadlineLimits {
     default: SignedDuration::from_hours(24),
     furthest: SignedDuration::from_hours(72),
 };
@@ -175,9 +175,9 @@ fn copies_headers() -> Vec<Headers> {
         status: Some(500),
         request_id: Some("08F78BB8AF0610D302181020-268578704".to_owned()),
         serial: Some(KEY_ID.to_owned()),
-        verdict: "unsure".to_owned(),
+        verdict: "unknown".to_owned(),
     };
-    let objection = Rejection {
+    let rejection = Rejection {
         http_status: 403,
         code: Some("NOT_ENOUGH".into()),
         sub_code: Some(268_578_704),
@@ -185,18 +185,18 @@ fn copies_headers() -> Vec<Headers> {
         request_id: None,
     };
     let (first_seen, deadline) = ("2026-03-05T04:30:45Z", "2026-03-06T04:30:45Z");
-    let beliefs = [
+    let effects = [
         EffectState::NoEffect,
-        EffectState::Unsure,
-        EffectState::Objected { reason: Reason::NotUsable, doubtful: true },
-        EffectState::Objected { reason: Reason::Expired, doubtful: false },
+        EffectState::Unknown,
+        EffectState::Rejected { reason: Reason::NotUsable, doubtful: true },
+        EffectState::Rejected { reason: Reason::Expired, doubtful: false },
     ];
-    let write = |belief| {
+    let write = |effect| {
         let (first_seen, deadline) = (first_seen.parse().unwrap(), deadline.parse().unwrap());
-        let progress = Progress::resumed(7, 2, belief, first_seen, deadline, Some(objection.clone()));
+        let progress = Progress::resumed(7, 2, effect, first_seen, deadline, Some(rejection.clone()));
         copy::write(&progress, &[evidence.clone(), evidence.clone()], "0af1")
     };
-    beliefs.into_iter().map(write).collect()
+    effects.into_iter().map(write).collect()
 }
 
 /// A header that a forger would write: sound by itself.
@@ -211,11 +211,11 @@ fn forged(dice: &mut StdRng) -> (&'static str, String) {
         "9999-12-30T22:00:00Z",
         "-009999-01-02T01:59:59Z",
     ];
-    let beliefs = [
-        "clear",
-        "unsure",
-        "objected not_usable",
-        "objected not_usable stands",
+    let effects = [
+        "no_effect",
+        "unknown",
+        "rejected not_usable",
+        "rejected not_usable stands",
         "doubted expired",
         "redeemed",
     ];
@@ -224,29 +224,29 @@ fn forged(dice: &mut StdRng) -> (&'static str, String) {
         1 => (copy::DELAYS_PASSED, any(&["0", "1", "5", "4294967295"], dice)),
         2 => (copy::FIRST_SEEN, any(&times, dice)),
         3 => (copy::DEADLINE, any(&times, dice)),
-        _ => (copy::LAST_VERDICT, any(&beliefs, dice)),
+        _ => (copy::LAST_VERDICT, any(&effects, dice)),
     }
 }
 
-/// Steps until the command leaves the slot. What travels on must not grow without bound.
-fn leaves_the_slot(mut progress: Progress) -> &'static str {
+/// Steps until the command leaves the permit. What travels on must not grow without bound.
+fn leaves_the_permit(mut progress: Progress) -> &'static str {
     let limits = Limits::default();
     let mut at = now();
     let mut step = progress.start(&limits, at);
     for _ in 0..64 {
         step = match step {
-            Step::Send { after, operation: question } => {
+            Step::Send { after, operation } => {
                 at = at.saturating_add(after).unwrap();
                 progress.follow_verdict(
-                    question,
+                    operation,
                     CallResult::NoResponse(NoResponse::Timeout),
-                    judge_lost(question),
+                    judge_lost(operation),
                     &limits,
                     at,
                     0.5,
                 )
             }
-            Step::Delay { .. } => return "deferred",
+            Step::Delay { .. } => return "delayed",
             Step::Finish(outcome) => {
                 assert!(
                     !matches!(outcome.kind().as_str(), "redeemed" | "refused"),
@@ -260,8 +260,8 @@ fn leaves_the_slot(mut progress: Progress) -> &'static str {
     panic!("it is asked for ever");
 }
 
-fn judge_lost(question: Operation) -> Verdict {
-    classify(question, &CallResult::NoResponse(NoResponse::Timeout), &redemption())
+fn judge_lost(operation: Operation) -> Verdict {
+    classify(operation, &CallResult::NoResponse(NoResponse::Timeout), &redemption())
 }
 
 #[test]
@@ -286,7 +286,7 @@ fn copies() {
         },
         |headers: &Headers| {
             let header = |name| headers.iter().find(|(key, _)| *key == name).map(|(_, text)| text.as_str());
-            match copy::read(header, "0af1", now(), HORIZON) {
+            match copy::read(header, "0af1", now(), DEADLINE_LIMITS) {
                 Err(damage) => {
                     assert!(
                         damage.to_string().contains("x-redemption-")
@@ -298,15 +298,15 @@ fn copies() {
                     let Progress { first_seen, deadline, .. } = carried.progress;
                     assert!(
                         first_seen <= now()
-                            && deadline <= first_seen.saturating_add(HORIZON.furthest).unwrap()
+                            && deadline <= first_seen.saturating_add(DEADLINE_LIMITS.furthest).unwrap()
                     );
                     assert!(carried.evidence.len() <= 16);
-                    leaves_the_slot(carried.progress)
+                    leaves_the_permit(carried.progress)
                 }
             }
         },
     );
-    assert!(counted["refused"] > 0 && counted["deferred"] > 0 && counted["finished"] > 0, "{counted:?}");
+    assert!(counted["refused"] > 0 && counted["delayed"] > 0 && counted["finished"] > 0, "{counted:?}");
 }
 
 /// A header table in the encoding of AMQP 0-9-1, without its length: at most so many levels below it.
@@ -395,14 +395,14 @@ fn replies() {
                 serde_json::from_str::<Value>(&coupon.entity).unwrap();
             }
             let read = if coupon.is_some() { "a coupon" } else { "no coupon" };
-            for question in [Operation::Redeem, Operation::Query] {
+            for operation in [Operation::Redeem, Operation::Query] {
                 for status in [200, 202, 403, 404, 500] {
                     let reply::ErrorBody { code, message, .. } = error.clone();
                     let (coupon, request_id) = (coupon.clone(), None);
                     let authenticity = Authenticity::Unsigned;
                     let answer =
                         Response { status, authenticity, code, sub_code: None, coupon, message, request_id };
-                    let verdict = classify(question, &CallResult::Response(answer), &redemption);
+                    let verdict = classify(operation, &CallResult::Response(answer), &redemption);
                     assert!(!matches!(verdict, Verdict::Redeemed), "an unsigned answer was believed");
                 }
             }

@@ -41,14 +41,14 @@ const KEY_ID: &str = "PUB_KEY_ID_0000000000000024101100397200000006";
 const APIV3_KEY: &str = "0123456789abcdef0123456789ABCDEF";
 
 /// The built-in bound of an answer.
-const REPLY_BYTES_MAX: usize = 256 * 1024;
+const RESPONSE_BYTES_MAX: usize = 256 * 1024;
 /// Between two pieces of what comes drop by drop.
 const DRIP: Duration = Duration::from_millis(50);
 /// What a busy machine may add to a deadline.
 const SLACK: Duration = Duration::from_secs(3);
 /// What one call may hold at once: the answer while its buffer grows, the HTTP library's own buffer of 400 KiB while
 /// that one grows, and the headers read from it.
-const BYTES_MAX: usize = 8 * REPLY_BYTES_MAX;
+const BYTES_MAX: usize = 8 * RESPONSE_BYTES_MAX;
 /// The longest wait of a listener for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -97,7 +97,7 @@ fn client(base_url: &str, pace: Pace) -> Client {
     let der = STANDARD.encode(merchant.public_der());
     let pem = format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", folded(&der));
     let mut public = PublicKeys::default();
-    // The same key signs questions and answers: what is tried here is what surrounds a signature.
+    // The same key signs operations and answers: what is tried here is what surrounds a signature.
     public.insert(KEY_ID.to_owned(), VerificationKey::from_public_pem(&pem, "test").unwrap());
     let keyring =
         Keyring { merchant, merchant_serial: None, merchant_expires: None, left_out: vec![], public };
@@ -109,7 +109,7 @@ fn client(base_url: &str, pace: Pace) -> Client {
         connect_timeout: Duration::from_secs(10),
         read_timeout: pace.read,
         total_timeout: pace.total,
-        reply_bytes_max: REPLY_BYTES_MAX,
+        response_bytes_max: RESPONSE_BYTES_MAX,
     };
     Client::new(settings, Arc::new(RwLock::new(Arc::new(keyring)))).unwrap()
 }
@@ -154,7 +154,7 @@ fn drip(beginning: &'static str, piece: &'static [u8]) -> Act {
     })
 }
 
-/// Answers one question on each connection, in this order.
+/// Answers one operation on each connection, in this order.
 fn listen(acts: Vec<Act>) -> (String, JoinHandle<Vec<String>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -164,7 +164,7 @@ fn listen(acts: Vec<Act>) -> (String, JoinHandle<Vec<String>>) {
             let (mut stream, _) = listener.accept().unwrap();
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
             stream.set_write_timeout(Some(PATIENCE)).unwrap();
-            asked.push(question(&mut stream));
+            asked.push(operation(&mut stream));
             // Whether the client hangs up in the midst is its own affair.
             if let Err(error) = play(&mut stream) {
                 let kind = error.kind();
@@ -182,8 +182,8 @@ async fn ended<T: Send + 'static>(played: JoinHandle<T>) -> T {
     tokio::task::spawn_blocking(|| played.join().unwrap()).await.unwrap()
 }
 
-/// Reads one question to its end.
-fn question(stream: &mut TcpStream) -> String {
+/// Reads one operation to its end.
+fn operation(stream: &mut TcpStream) -> String {
     let mut asked = Vec::new();
     loop {
         let mut piece = [0; 4096];
@@ -196,7 +196,7 @@ fn question(stream: &mut TcpStream) -> String {
                 return text.to_owned();
             }
         }
-        assert_ne!(read, 0, "the question ended too early: {text}");
+        assert_ne!(read, 0, "the operation ended too early: {text}");
     }
 }
 
@@ -263,9 +263,9 @@ async fn check(alone: &MutexGuard<'_, ()>, name: &str, play: Act, wanted: &[&str
     let client = client(&url, pace);
     let heard = ask(name, &client, pace, alone).await;
     assert!(wanted.contains(&gist(&heard.reply)), "{name}: {heard:?}");
-    for question in [Operation::Redeem, Operation::Query] {
-        let verdict = classify(question, &heard.reply, &redemption("C1"));
-        assert!(matches!(verdict, Verdict::Unknown(_)), "{name}: {question:?}: {verdict:?}");
+    for operation in [Operation::Redeem, Operation::Query] {
+        let verdict = classify(operation, &heard.reply, &redemption("C1"));
+        assert!(matches!(verdict, Verdict::Unknown(_)), "{name}: {operation:?}: {verdict:?}");
     }
     drop(client);
     let asked = ended(played).await;
@@ -351,7 +351,7 @@ async fn whoever_answers_slowly_is_not_waited_for() {
             stream.read(&mut [0; 1]).map(drop)
         })
     };
-    check(&alone, "silence after the question", silent(""), &["timeout"]).await;
+    check(&alone, "silence after the operation", silent(""), &["timeout"]).await;
     check(&alone, "silence in the head", silent("HTTP/1.1 200 OK\r\n"), &["timeout"]).await;
     check(&alone, "silence in the body", silent(LENGTH), &["timeout"]).await;
 }
@@ -368,8 +368,8 @@ async fn interim_answers_lead_nowhere() {
     check(&alone, "another protocol", for_ever(switched, &FLOOD), &["unsigned", "reset", "too large"]).await;
 }
 
-/// Interim answers without end; without optimisation 100,000 of them, and then silence. The HTTP library reads some
-/// 50 MB of them before it lets others have their turn: half a second, or ten seconds where it is not optimised.
+/// Interim answers without end; without optimization 100,000 of them, and then silence. The HTTP library reads some
+/// 50 MB of them before it lets others have their turn: half a second, or ten seconds where it is not optimized.
 fn interim(answer: &str) -> Act {
     let thousand = answer.repeat(1_000);
     act(move |stream| {
@@ -436,7 +436,7 @@ async fn a_signed_coupon_is_read_whatever_hides_in_it() {
 async fn what_is_compressed_is_not_unpacked() {
     let alone = ALONE.lock().await;
     let bomb = packed(100 * 1024 * 1024, b' ');
-    assert!(bomb.len() < REPLY_BYTES_MAX, "{}", bomb.len());
+    assert!(bomb.len() < RESPONSE_BYTES_MAX, "{}", bomb.len());
     let gzip = "content-encoding: gzip\r\n";
     check(&alone, "a bomb", say(sound(gzip, &bomb)), &["verified, no coupon"]).await;
     check(
@@ -531,14 +531,14 @@ async fn what_is_no_http_is_no_answer() {
 
 /// A whole, sound, signed answer that nobody asked for follows the first one on the same connection.
 #[tokio::test]
-async fn an_answer_before_its_question_is_not_taken_for_the_next() {
+async fn an_answer_before_its_operation_is_not_taken_for_the_next() {
     let alone = ALONE.lock().await;
     let (told, waits) = mpsc::channel::<()>();
     let mut stuffed = sound("request-id: first\r\n", entity("C1").as_bytes());
     stuffed.extend(sound("request-id: unasked\r\n", entity("C2").as_bytes()));
     let keeps_open = act(move |stream| {
         stream.write_all(&stuffed)?;
-        // Open for the next question, until that was answered.
+        // Open for the next operation, until that was answered.
         let _ = waits.recv_timeout(PATIENCE);
         Ok(())
     });
@@ -567,7 +567,7 @@ fn listen_apart(first: Act, second: Act) -> (String, JoinHandle<()>) {
             let (mut stream, _) = listener.accept().unwrap();
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
             std::thread::spawn(move || {
-                question(&mut stream);
+                operation(&mut stream);
                 play(&mut stream).unwrap();
             })
         });

@@ -71,7 +71,7 @@ async fn undecodable_headers_are_invalid_and_cost_no_session() {
         told.insert((text("/coupon_code"), text("/outcome")));
     }
     assert_eq!(told, expected);
-    assert_eq!(service.metric("redeemer_broker_generations_total").await, 1.0, "no session was lost");
+    assert_eq!(service.metric("redeemer_broker_sessions_total").await, 1.0, "no session was lost");
     assert_eq!([bed.ready(&names.commands).await, bed.ready(&names.parked).await], [0, 3]);
     assert_eq!(bed.uses().len(), 60, "what is invalid is not executed");
     service.stop().await;

@@ -17,15 +17,15 @@ use redeemer::config::Span;
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
-/// What is measured here must not be disturbed by its neighbours.
+/// What is measured here must not be disturbed by its neighbors.
 static ALONE: Mutex<()> = Mutex::const_new(());
 
 fn span(millis: u64) -> Span {
     Span(Duration::from_millis(millis))
 }
 
-/// One minute is one second here: ten minutes of outage are ten seconds, the tiers of 10s, 1m, 5m, 30m and 2h and the
-/// waits in process a sixtieth of themselves. The breaker keeps its own seconds, so it is slower than life.
+/// One minute is one second here: ten minutes of outage are ten seconds, the delays of 10s, 1m, 5m, 30m and 2h and the
+/// waits in process a sixtieth of themselves. The circuit breaker keeps its own seconds, so it is slower than life.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_of_ten_minutes_at_one_to_sixty_loses_nothing_and_does_nothing_twice() {
     const BEFORE: usize = 600;
@@ -33,12 +33,12 @@ async fn an_outage_of_ten_minutes_at_one_to_sixty_loses_nothing_and_does_nothing
     const OUTAGE: Duration = Duration::from_secs(10);
     let _alone = ALONE.lock().await;
     let mut bed = Bed::new().await;
-    bed.config.retry.tiers = vec![span(167), span(1_000), span(5_000), span(30_000), span(120_000)];
+    bed.config.retry.delays = vec![span(167), span(1_000), span(5_000), span(30_000), span(120_000)];
     bed.config.retry.initial = span(17);
-    bed.config.retry.longest = span(500);
-    bed.config.retry.settling = span(33);
+    bed.config.retry.max_interval = span(500);
+    bed.config.retry.query_delay = span(33);
     bed.config.retry.in_process_max = span(133);
-    // The last wait queue alone takes two minutes.
+    // The last delay queue alone takes two minutes.
     bed.patience = Duration::from_secs(180);
     // Every coupon has two commands, one right after the other: who comes first uses it.
     let commands: Vec<Value> = (0..(BEFORE + DURING) / 2)
@@ -56,7 +56,7 @@ async fn an_outage_of_ten_minutes_at_one_to_sixty_loses_nothing_and_does_nothing
     until("some done", async || bed.uses().len() >= 50).await;
 
     bed.faults(json!([
-        {"question": "use", "share": 0.2, "fault": {"kind": "cut_after_effect"}},
+        {"operation": "use", "share": 0.2, "fault": {"kind": "cut_after_effect"}},
         {"share": 0.3, "fault": {"kind": "cut_before_effect"}},
         {"fault": {"kind": "html_502"}},
     ]));
@@ -88,7 +88,7 @@ async fn an_outage_of_ten_minutes_at_one_to_sixty_loses_nothing_and_does_nothing
         assert!(before.is_none_or(|before| before == outcome), "two outcomes of {number}");
     }
     let took = outage.elapsed();
-    assert!(service.metric(r#"redeemer_commands_settled_total{how="deferred"}"#).await > 0.0);
+    assert!(service.metric(r#"redeemer_commands_settled_total{settlement="delayed"}"#).await > 0.0);
 
     // One effect each.
     let mut used: BTreeMap<String, String> = BTreeMap::new();
@@ -107,8 +107,8 @@ async fn an_outage_of_ten_minutes_at_one_to_sixty_loses_nothing_and_does_nothing
     }
     lanes_were_kept(&bed, &used);
     let wait_queues = &bed.config.broker.names.retry;
-    for tier in ["167ms", "1s", "5s", "30s", "2m"] {
-        assert_eq!(bed.ready(&format!("{wait_queues}.{tier}")).await, 0, "nothing is left in {tier}");
+    for delay in ["167ms", "1s", "5s", "30s", "2m"] {
+        assert_eq!(bed.ready(&format!("{wait_queues}.{delay}")).await, 0, "nothing is left in {delay}");
     }
     service.stop().await;
     assert_eq!(bed.ready(&bed.config.broker.names.commands).await, 0);
@@ -130,7 +130,7 @@ fn lanes_were_kept(bed: &Bed, used: &BTreeMap<String, String>) {
             let ended = pair[0]["at_us"].as_u64().unwrap() + pair[0]["took_us"].as_u64().unwrap_or(0);
             assert!(ended <= pair[1]["at_us"].as_u64().unwrap(), "two calls at once: {pair:#?}");
         }
-        let uses: Vec<_> = attempts.iter().filter(|attempt| attempt["question"] == "use").collect();
+        let uses: Vec<_> = attempts.iter().filter(|attempt| attempt["operation"] == "use").collect();
         let bodies: BTreeSet<_> = uses
             .iter()
             .map(|attempt| (attempt["out_request_no"].to_string(), attempt["body_sha256"].to_string()))
@@ -160,7 +160,7 @@ impl Program {
             "[broker]\nuri = {:?}\n[broker.names]\ncommands = {:?}\nretry = {:?}\nresults = {:?}\nunrouted = {:?}\n\
              parked = {:?}\ndead = {:?}\ninstances = {:?}\n[wechat]\nbase_url = {:?}\nbackup_base_url = \"\"\nmchid = {:?}\nmerchant_serial = {:?}\n\
              merchant_key_file = {:?}\n[wechat.public_keys]\n{} = {:?}\n[retry]\ninitial = \"10ms\"\n\
-             settling = \"5ms\"\nin_process_max = \"10ms\"\ntiers = [\"1h\"]\n[pace]\ncalls_per_second = 5000\n\
+             settling = \"5ms\"\nin_process_max = \"10ms\"\ntiers = [\"1h\"]\n[rate_limit]\ncalls_per_second = 5000\n\
              [admin]\nlisten = \"127.0.0.1:0\"\n[log]\nfilter = \"warn\"\n",
             config.broker.uri,
             names.commands,
@@ -242,10 +242,11 @@ async fn ten_thousand_commands_in_wait_queues_cost_no_memory() {
     let redeemed = r#"redeemer_outcomes_total{outcome="redeemed",reason=""}"#;
     until("a first success", async || program.metric(redeemed).await == 1.0).await;
     let put_away = async |count: usize| {
-        let deferred = async || program.metric(r#"redeemer_commands_settled_total{how="deferred"}"#).await;
+        let delayed =
+            async || program.metric(r#"redeemer_commands_settled_total{settlement="delayed"}"#).await;
         let patience = Instant::now() + 2 * PATIENCE;
-        while deferred().await < count as f64 {
-            assert!(Instant::now() < patience, "{} of {count} put away", deferred().await);
+        while delayed().await < count as f64 {
+            assert!(Instant::now() < patience, "{} of {count} put away", delayed().await);
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         until("an empty hand", async || program.metric("redeemer_commands_in_flight").await == 0.0).await;
@@ -270,7 +271,7 @@ async fn ten_thousand_commands_in_wait_queues_cost_no_memory() {
 
 /// Bodies of the longest that is read and of twice that, with a sound command among every ten.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flood_of_the_longest_bodies_costs_the_prefetched_ones_and_harms_no_neighbour() {
+async fn a_flood_of_the_longest_bodies_costs_the_prefetched_ones_and_harms_no_neighbor() {
     const FLOOD: usize = 2_000;
     const LONGEST: usize = 64 * 1024;
     let _alone = ALONE.lock().await;

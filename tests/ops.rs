@@ -158,9 +158,9 @@ fn span(millis: u64) -> Span {
 /// A bed whose waits are short: tenths of seconds where the defaults have seconds.
 fn quick(mut bed: Bed) -> Bed {
     bed.config.retry.initial = span(50);
-    bed.config.retry.settling = span(200);
+    bed.config.retry.query_delay = span(200);
     bed.config.retry.in_process_max = span(800);
-    bed.config.retry.tiers = vec![span(500), span(2_000)];
+    bed.config.retry.delays = vec![span(500), span(2_000)];
     bed.config.wechat.reload_every = span(100);
     bed
 }
@@ -190,10 +190,10 @@ async fn load(watch: &Watch) {
     assert!(made.status.success(), "{made:?}");
     bed.config.wechat.merchant_serial = String::new();
     bed.config.wechat.merchant_certificate_file = certificate.display().to_string();
-    // So often that one of them waits in a wait queue.
+    // So often that one of them waits in a delay queue.
     bed.faults(json!([{"coupon_prefix": "SLOW", "share": 0.9, "fault": {"kind": "cut_before_effect"}}]));
     let service = watch.over(&bed).await;
-    watch.fires("KeyEndsSoon", &service).await;
+    watch.fires("KeyExpiringSoon", &service).await;
 
     let mut missing = panels();
     assert!(missing.len() >= 24, "{missing:?}");
@@ -248,7 +248,7 @@ const LATE: usize = 800;
 /// A wrong merchant key, found after copies had waited for more than a minute and commands have piled up behind it.
 async fn wrong_key_and_late_copies(watch: &Watch) {
     let bed = quick(Bed::new().await);
-    // This one makes the wait queues; it is gone before the copies come.
+    // This one makes the delay queues; it is gone before the copies come.
     bed.start().await.stop().await;
     for chunk in (0..LATE).collect::<Vec<_>>().chunks(100) {
         join_all(chunk.iter().map(|nth| put_copy(&bed, *nth))).await;
@@ -268,31 +268,31 @@ async fn wrong_key_and_late_copies(watch: &Watch) {
     tokio::time::sleep_until((waited_from + Duration::from_secs(62)).into()).await;
     fs::write(&key, &wrong.stdout).unwrap();
     let service = watch.over(&bed).await;
-    watch.quiet("CommandsPileUp", &service).await;
-    watch.quiet("CopiesComeBackLate", &service).await;
+    watch.quiet("CommandBacklogGrowing", &service).await;
+    watch.quiet("DelayedRetriesLate", &service).await;
     // These two are about all instances together.
-    for alert in ["AgeObjectiveBurnsFast", "AgeObjectiveBurnsSlowly"] {
+    for alert in ["AgeObjectiveFastBurn", "AgeObjectiveSlowBurn"] {
         watch.quiet_for(alert, "").await;
     }
-    watch.fires("StoppedUnauthenticated", &service).await;
+    watch.fires("SuspendedUnauthenticated", &service).await;
     watch.fires("NotConsuming", &service).await;
     // The alert looks at every fifth second: it must have seen the queue as it was to see it grow.
     let depth = format!("redeemer_queue_depth{{queue=\"commands\",instance=\"{}\"}}", service.admin);
     let seen = format!("count_over_time(({depth} >= 0)[10m:5s]) > 0");
     until("a look at the queue", async || watch.prometheus.finds(&seen).await).await;
     publish(&bed, "MORE", 600).await;
-    watch.fires("CommandsPileUp", &service).await;
+    watch.fires("CommandBacklogGrowing", &service).await;
 
     fs::write(&key, right).unwrap();
-    watch.ends("StoppedUnauthenticated", &service).await;
+    watch.ends("SuspendedUnauthenticated", &service).await;
     watch.ends("NotConsuming", &service).await;
-    watch.fires("CopiesComeBackLate", &service).await;
-    watch.fires_for("AgeObjectiveBurnsFast", "").await;
-    watch.fires_for("AgeObjectiveBurnsSlowly", "").await;
+    watch.fires("DelayedRetriesLate", &service).await;
+    watch.fires_for("AgeObjectiveFastBurn", "").await;
+    watch.fires_for("AgeObjectiveSlowBurn", "").await;
     service.stop().await;
 }
 
-/// Puts a copy into a wait queue, as a service has that first saw the command ten minutes ago.
+/// Puts a copy into a delay queue, as a service has that first saw the command ten minutes ago.
 async fn put_copy(bed: &Bed, nth: usize) {
     let code = format!("LATE{nth}");
     bed.issue(&code, json!({}));
@@ -305,7 +305,7 @@ async fn put_copy(bed: &Bed, nth: usize) {
         (copy::DELAYS_PASSED, "1"),
         (copy::FIRST_SEEN, &(now - SignedDuration::from_mins(10)).to_string()),
         (copy::DEADLINE, &(now + SignedDuration::from_hours(1)).to_string()),
-        (copy::LAST_VERDICT, "unsure"),
+        (copy::LAST_VERDICT, "unknown"),
         (copy::BODY_SHA256, prepared.body_sha256()),
         (copy::EVIDENCE, "[]"),
     ] {
@@ -313,9 +313,9 @@ async fn put_copy(bed: &Bed, nth: usize) {
     }
     let properties = BasicProperties::default().with_delivery_mode(2).with_headers(headers);
     let (exchange, options) = (bed.config.broker.names.retry.as_str(), BasicPublishOptions::default());
-    let tier = "500ms".into();
+    let delay = "500ms".into();
     let confirm =
-        bed.channel().basic_publish(exchange.into(), tier, options, &bytes, properties).await.unwrap();
+        bed.channel().basic_publish(exchange.into(), delay, options, &bytes, properties).await.unwrap();
     assert!(confirm.await.unwrap().is_ack());
 }
 
@@ -325,46 +325,52 @@ async fn payment_api(watch: &Watch) {
     let bed = quick(Bed::new().await);
     let service = watch.over(&bed).await;
     publish(&bed, "FIRST", 1).await;
-    service.wait_metric(r#"redeemer_commands_settled_total{how="ended"}"#, 1.0).await;
-    for alert in ["ClockOff", "PaceHalved", "SignaturesDoNotVerify", "ResponsesNotBelieved", "BreakerOpen"] {
+    service.wait_metric(r#"redeemer_commands_settled_total{settlement="finished"}"#, 1.0).await;
+    for alert in [
+        "ClockSkewed",
+        "RateLimitReduced",
+        "SignatureVerificationFailing",
+        "ResponsesUnverified",
+        "CircuitOpen",
+    ] {
         watch.quiet(alert, &service).await;
     }
 
     bed.sandbox.set_clock_offset(60);
     publish(&bed, "CLOCK", 1).await;
-    watch.fires("ClockOff", &service).await;
+    watch.fires("ClockSkewed", &service).await;
     bed.sandbox.set_clock_offset(0);
 
     bed.faults(json!([{"fault": {"kind": "status", "status": 429}}]));
     // More than a third of a window, not one alone.
     publish(&bed, "FREQUENT", 200).await;
-    watch.fires("PaceHalved", &service).await;
+    watch.fires("RateLimitReduced", &service).await;
 
     bed.faults(json!([{"fault": {"kind": "unknown_serial"}}]));
     publish(&bed, "UNKNOWN", 40).await;
-    watch.fires("SignaturesDoNotVerify", &service).await;
-    watch.fires("ResponsesNotBelieved", &service).await;
+    watch.fires("SignatureVerificationFailing", &service).await;
+    watch.fires("ResponsesUnverified", &service).await;
     held_back(watch, &service, "not_believed").await;
     bed.faults(json!([]));
-    watch.ends("BreakerOpen", &service).await;
+    watch.ends("CircuitOpen", &service).await;
 
     bed.faults(json!([{"fault": {"kind": "html_502"}}]));
     publish(&bed, "BROKEN", 40).await;
     held_back(watch, &service, "server_error").await;
     bed.faults(json!([]));
-    watch.ends("BreakerOpen", &service).await;
+    watch.ends("CircuitOpen", &service).await;
 
     bed.faults(json!([{"fault": {"kind": "cut_before_effect"}}]));
     publish(&bed, "SILENT", 40).await;
     held_back(watch, &service, "silent").await;
     bed.faults(json!([]));
-    watch.ends("BreakerOpen", &service).await;
+    watch.ends("CircuitOpen", &service).await;
     service.stop().await;
 }
 
 async fn held_back(watch: &Watch, service: &Service, cause: &str) {
     let labels = format!("instance=\"{}\",cause=\"{cause}\"", service.admin);
-    watch.fires_for("BreakerOpen", &labels).await;
+    watch.fires_for("CircuitOpen", &labels).await;
 }
 
 /// A command whose deadline passes while its coupon's calls go nowhere.
@@ -374,7 +380,7 @@ async fn deadline(watch: &Watch) {
     bed.issue("C1", json!({}));
     bed.faults(json!([{"coupon_code": "C1", "fault": {"kind": "cut_before_effect"}}]));
     let service = watch.over(&bed).await;
-    for alert in ["EndedUnresolved", "ParkedGrows", "NoCallIsAnswered"] {
+    for alert in ["CommandsUnresolved", "ParkedCommandsGrowing", "ProviderUnreachable"] {
         watch.quiet(alert, &service).await;
     }
     let soon = (Timestamp::now() + SignedDuration::from_secs(8)).to_string();
@@ -382,9 +388,9 @@ async fn deadline(watch: &Watch) {
     headers.insert(copy::DEADLINE.into(), AMQPValue::LongString(soon.into()));
     let properties = BasicProperties::default().with_headers(headers);
     bed.publish_bytes(command("C1", "USE_C1").to_string().as_bytes(), properties).await;
-    watch.fires("NoCallIsAnswered", &service).await;
-    watch.fires("EndedUnresolved", &service).await;
-    watch.fires("ParkedGrows", &service).await;
+    watch.fires("ProviderUnreachable", &service).await;
+    watch.fires("CommandsUnresolved", &service).await;
+    watch.fires("ParkedCommandsGrowing", &service).await;
     service.stop().await;
 }
 
@@ -393,7 +399,7 @@ async fn results(watch: &Watch) {
     let bed = quick(Bed::new().await);
     let service = watch.over(&bed).await;
     service.wait_ready().await;
-    for alert in ["QueueNotCounted", "PublishesReturned", "ResultsUnrouted", "DeadLettersWaiting"] {
+    for alert in ["QueueDepthUnknown", "PublishesReturned", "ResultsUnrouted", "DeadLettersWaiting"] {
         watch.quiet(alert, &service).await;
     }
     // A subscriber's queue is full: one dead letter is held for its event, and others wait behind it.
@@ -427,12 +433,12 @@ async fn results(watch: &Watch) {
     bed.leave_results().await;
     let unrouted = bed.config.broker.names.unrouted.as_str();
     bed.channel().queue_delete(unrouted.into(), QueueDeleteOptions::default()).await.unwrap();
-    watch.fires("QueueNotCounted", &service).await;
+    watch.fires("QueueDepthUnknown", &service).await;
     publish(&bed, "C", 1).await;
     watch.fires("PublishesReturned", &service).await;
     // The service makes the queue anew; what nobody has bound lies there.
     watch.fires("ResultsUnrouted", &service).await;
-    watch.ends("QueueNotCounted", &service).await;
+    watch.ends("QueueDepthUnknown", &service).await;
 
     watch.quiet("InstanceDown", &service).await;
     let labels = format!("instance=\"{}\"", service.admin);
@@ -440,13 +446,13 @@ async fn results(watch: &Watch) {
     watch.fires_for("InstanceDown", &labels).await;
 }
 
-/// Every brand has withdrawn its authorisation.
+/// Every brand has withdrawn its authorization.
 async fn brands(watch: &Watch) {
     let bed = quick(Bed::new().await);
     let service = watch.over(&bed).await;
-    watch.quiet("StoppedUnauthorised", &service).await;
+    watch.quiet("SuspendedUnauthorized", &service).await;
     let all = Some(["*".to_owned()].into());
-    bed.sandbox.tune(Tuning { unauthorised_brands: all, ..Tuning::default() });
+    bed.sandbox.tune(Tuning { unauthorized_brands: all, ..Tuning::default() });
     for nth in 0..30 {
         let (code, brand) = (format!("C{nth}"), if nth % 2 == 0 { "120344" } else { "666666" });
         bed.issue(&code, json!({"brand_id": brand}));
@@ -454,9 +460,9 @@ async fn brands(watch: &Watch) {
         command["brand_id"] = json!(brand);
         bed.publish(&command).await;
     }
-    watch.fires("StoppedUnauthorised", &service).await;
-    bed.sandbox.tune(Tuning { unauthorised_brands: Some([].into()), ..Tuning::default() });
-    watch.ends("StoppedUnauthorised", &service).await;
+    watch.fires("SuspendedUnauthorized", &service).await;
+    bed.sandbox.tune(Tuning { unauthorized_brands: Some([].into()), ..Tuning::default() });
+    watch.ends("SuspendedUnauthorized", &service).await;
     service.stop().await;
 }
 
@@ -464,7 +470,7 @@ async fn brands(watch: &Watch) {
 async fn common_rejection(watch: &Watch) {
     let bed = quick(Bed::new().await);
     let service = watch.over(&bed).await;
-    watch.quiet("StoppedRejected", &service).await;
+    watch.quiet("SuspendedRejected", &service).await;
     bed.faults(json!([{"fault": {
         "kind": "status", "status": 400, "code": "PARAM_ERROR", "sub_code": 268_435_461, "signed": true
     }}]));
@@ -480,9 +486,9 @@ async fn common_rejection(watch: &Watch) {
         own.as_object().unwrap().iter().for_each(|(name, value)| command[name] = value.clone());
         bed.publish(&command).await;
     }
-    watch.fires("StoppedRejected", &service).await;
+    watch.fires("SuspendedRejected", &service).await;
     bed.faults(json!([]));
-    watch.ends("StoppedRejected", &service).await;
+    watch.ends("SuspendedRejected", &service).await;
     service.stop().await;
 }
 
@@ -498,13 +504,13 @@ async fn leak(watch: &Watch) {
     assert_eq!(bed.told().await.gist(), "redeemed - USED");
     let labels = format!("instance=\"{}\"", service.admin());
     // Prometheus has looked since, and has seen nothing amiss.
-    let ended = format!("redeemer_commands_settled_total{{how=\"ended\",{labels}}} == 1");
+    let ended = format!("redeemer_commands_settled_total{{settlement=\"ended\",{labels}}} == 1");
     until("a look at the ended command", async || watch.prometheus.finds(&ended).await).await;
-    watch.quiet_for("LedgerResidue", &labels).await;
+    watch.quiet_for("UnaccountedDeliveries", &labels).await;
 
     service.order_to_forget();
     publish(&bed, "FORGOTTEN", 1).await;
-    watch.fires_for("LedgerResidue", &labels).await;
+    watch.fires_for("UnaccountedDeliveries", &labels).await;
     assert_eq!(bed.uses().len(), 1, "the coupon of the forgotten command is not used");
 
     // The runbook's third step.
@@ -514,7 +520,7 @@ async fn leak(watch: &Watch) {
     let told = bed.told().await;
     assert_eq!(told.data("/out_request_no"), "USE_FORGOTTEN0", "{:#}", told.event);
     assert_eq!(told.gist(), "redeemed - USED");
-    let even = async || service.metric("redeemer_ledger_residue").await == Some(0.0);
+    let even = async || service.metric("redeemer_unaccounted_deliveries").await == Some(0.0);
     until("an even ledger", even).await;
     service.kill().await;
 }
@@ -532,13 +538,14 @@ async fn broker_in_trouble(watch: &Watch) {
     bed.config.wechat.total_timeout = span(40_000);
     let service = watch.over(&bed).await;
     service.wait_ready().await;
-    for alert in ["BrokerBlocked", "BrokerReconnects", "BrokerDisconnected"] {
+    for alert in ["BrokerBlocked", "BrokerReconnecting", "BrokerDisconnected"] {
         watch.quiet(alert, &service).await;
     }
     // The broker tells a connection of the alarm when it publishes: a result that is on its way when the alarm is raised.
-    bed.faults(json!([{"coupon_code": "C0", "question": "use", "fault": {"kind": "slow", "ms": 15_000}}]));
+    bed.faults(json!([{"coupon_code": "C0", "operation": "use", "fault": {"kind": "slow", "ms": 15_000}}]));
     publish(&bed, "C", 1).await;
-    until("the call on its way", async || service.metric("redeemer_slots_busy").await == 1.0).await;
+    until("the call on its way", async || service.metric("redeemer_concurrency_permits_used").await == 1.0)
+        .await;
     ctl(&["set_vm_memory_high_watermark", "0.000001"]).await;
     watch.fires("BrokerBlocked", &service).await;
     ctl(&["set_vm_memory_high_watermark", "0.4"]).await;
@@ -546,18 +553,18 @@ async fn broker_in_trouble(watch: &Watch) {
 
     // It tells of a connection that breaks again and again, not of one that broke.
     for nth in 0..7 {
-        let built = service.metric("redeemer_broker_generations_total").await;
+        let built = service.metric("redeemer_broker_sessions_total").await;
         ctl(&["close_all_connections", "maintenance"]).await;
         until("a new connection", async || {
-            service.metric("redeemer_broker_generations_total").await > built
+            service.metric("redeemer_broker_sessions_total").await > built
                 && service.metric("redeemer_broker_connected").await == 1.0
         })
         .await;
         if nth == 0 {
-            watch.quiet("BrokerReconnects", &service).await;
+            watch.quiet("BrokerReconnecting", &service).await;
         }
     }
-    watch.fires("BrokerReconnects", &service).await;
+    watch.fires("BrokerReconnecting", &service).await;
 
     let stopped = broker.clone();
     tokio::task::spawn_blocking(move || stopped.stop()).await.unwrap();

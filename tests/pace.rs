@@ -19,7 +19,7 @@ use redeemer::pace::{Priority, RateLimiter};
 use serde_json::json;
 use tokio::sync::{Mutex, mpsc};
 
-/// What is measured here must not be disturbed by its neighbours.
+/// What is measured here must not be disturbed by its neighbors.
 static ALONE: Mutex<()> = Mutex::const_new(());
 
 /// The most arrivals in any second, whenever it begins, and in any whole second of the sandbox; all by the ledger.
@@ -46,7 +46,7 @@ fn arrivals(bed: &Bed) -> Vec<u64> {
 async fn two_instances_share_one_pace_from_the_moment_the_second_joins() {
     let _alone = ALONE.lock().await;
     let mut bed = Bed::new().await;
-    bed.config.pace.calls_per_second = 100;
+    bed.config.rate_limit.calls_per_second = 100;
     for nth in 0..3_200 {
         bed.issue(&format!("C{nth}"), json!({}));
         bed.publish(&command(&format!("C{nth}"), &format!("USE_{nth:04}"))).await;
@@ -76,15 +76,15 @@ async fn two_instances_share_one_pace_from_the_moment_the_second_joins() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_limiter_holds_five_hundred_a_second_within_two_percent() {
     let _alone = ALONE.lock().await;
-    let pacer = RateLimiter::start(NonZeroU32::new(500).unwrap());
+    let rate_limiter = RateLimiter::start(NonZeroU32::new(500).unwrap());
     let (turns, mut taken) = mpsc::unbounded_channel();
     let start = Instant::now();
     for nth in 0..50 {
-        let (pacer, turns) = (pacer.clone(), turns.clone());
-        let rank = if nth % 5 == 0 { Priority::Inquiry } else { Priority::First };
+        let (rate_limiter, turns) = (rate_limiter.clone(), turns.clone());
+        let rank = if nth % 5 == 0 { Priority::Query } else { Priority::First };
         tokio::spawn(async move {
             while start.elapsed() < Duration::from_secs(20) {
-                pacer.acquire(rank).await;
+                rate_limiter.acquire(rank).await;
                 let _ = turns.send(start.elapsed().as_micros() as u64);
             }
         });
@@ -137,7 +137,7 @@ impl Drop for Program {
 /// A bed at 100 calls a second with so many commands that wait.
 async fn backlog(commands: usize) -> Bed {
     let mut bed = Bed::new().await;
-    bed.config.pace.calls_per_second = 100;
+    bed.config.rate_limit.calls_per_second = 100;
     for nth in 0..commands {
         bed.issue(&format!("C{nth}"), json!({}));
         bed.publish(&command(&format!("C{nth}"), &format!("USE_{nth:04}"))).await;
@@ -196,7 +196,7 @@ async fn a_restart_of_the_broker_stays_within_the_limit() {
     let _alone = ALONE.lock().await;
     let broker = tokio::task::spawn_blocking(broker::Broker::start).await.unwrap();
     let mut bed = Bed::on(&broker).await;
-    bed.config.pace.calls_per_second = 100;
+    bed.config.rate_limit.calls_per_second = 100;
     for nth in 0..1_500 {
         bed.issue(&format!("C{nth}"), json!({}));
         bed.publish(&command(&format!("C{nth}"), &format!("USE_{nth:04}"))).await;

@@ -273,7 +273,8 @@ async fn the_page_says_how_it_stands() {
     bed.faults(json!([{ "fault": refusal }]));
     bed.issue("CX", json!({}));
     bed.publish(&command("CX", "USE_00000X")).await;
-    let paused = ["Paused for the payment API.", "rejects our signature", "/runbook#StoppedUnauthenticated"];
+    let paused =
+        ["Paused for the payment API.", "rejects our signature", "/runbook#SuspendedUnauthenticated"];
     look(&browser, &service, "paused", &paused, &pictures).await;
 
     tokio::task::block_in_place(|| broker.kill9());

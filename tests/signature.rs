@@ -524,7 +524,7 @@ fn nothing_secret_is_shown() {
     assert!(!format!("{fault:?} {fault}").contains("hunter2"));
 }
 
-// ---- where the questions go
+// ---- where the operations go
 
 fn client(base_url: &str, backup: Option<&str>) -> Result<Client, CannotStart> {
     client_with(PublicKeys::default(), base_url, backup)
@@ -547,7 +547,7 @@ fn client_with(public: PublicKeys, base_url: &str, backup: Option<&str>) -> Resu
         connect_timeout: Duration::from_secs(1),
         read_timeout: Duration::from_secs(1),
         total_timeout: Duration::from_secs(1),
-        reply_bytes_max: 2048,
+        response_bytes_max: 2048,
     };
     Client::new(settings, keys)
 }
@@ -655,7 +655,7 @@ fn signed_answer(
 }
 
 /// What is made of these answers, one after the other, by one client.
-async fn heard_by_one_client(keys: &Keys, question: Operation, answers: Vec<String>) -> Vec<Response> {
+async fn heard_by_one_client(keys: &Keys, operation: Operation, answers: Vec<String>) -> Vec<Response> {
     let mut ring = PublicKeys::default();
     ring.insert(KEY_ID.to_owned(), keys.verification_key());
     let count = answers.len();
@@ -663,7 +663,7 @@ async fn heard_by_one_client(keys: &Keys, question: Operation, answers: Vec<Stri
     let client = client_with(ring, &url, None).unwrap();
     let mut heard = Vec::new();
     for _ in 0..count {
-        let reply = client.send(question, &prepared(), None, now(), 7, 0.5).await.reply;
+        let reply = client.send(operation, &prepared(), None, now(), 7, 0.5).await.reply;
         let CallResult::Response(answer) = reply else { panic!("{reply:?}") };
         heard.push(answer);
     }
@@ -679,13 +679,13 @@ const REPLAYED: Authenticity = Authenticity::Invalid(SignatureFlaw::Replayed);
 async fn an_answer_given_twice_is_believed_once() {
     let keys = Keys::new();
     keys.pair();
-    for question in [Operation::Redeem, Operation::Query] {
+    for operation in [Operation::Redeem, Operation::Query] {
         let answer = |nonce| signed_answer(&keys, 200, "08-0", nonce, NOW, USED);
         let script = vec![answer("A"), answer("A"), answer("B"), answer("A"), answer("B")];
-        let heard = heard_by_one_client(&keys, question, script).await;
+        let heard = heard_by_one_client(&keys, operation, script).await;
         let believed: Vec<_> = heard.iter().map(|answer| answer.authenticity).collect();
         let verified = Authenticity::Verified;
-        assert_eq!(believed, [verified, REPLAYED, verified, REPLAYED, REPLAYED], "{question:?}");
+        assert_eq!(believed, [verified, REPLAYED, verified, REPLAYED, REPLAYED], "{operation:?}");
         for answer in heard.into_iter().filter(|answer| answer.authenticity != verified) {
             assert_eq!(answer.coupon, None);
         }
@@ -693,7 +693,7 @@ async fn an_answer_given_twice_is_believed_once() {
 }
 
 #[tokio::test]
-async fn an_answer_signed_before_its_question_is_not_believed() {
+async fn an_answer_signed_before_its_operation_is_not_believed() {
     let keys = Keys::new();
     keys.pair();
     // Whatever the provider's clock says: it is its own answers that are compared.
@@ -729,16 +729,16 @@ async fn a_body_under_a_status_that_is_not_its_own_concludes_nothing() {
         (403, "08-268578776", "{}"),
         (404, "08-268578851", ""),
     ];
-    for question in Operation::ALL {
+    for operation in Operation::ALL {
         let answers = cases.iter().enumerate().map(|(nth, (status, request_id, body))| {
             signed_answer(&keys, *status, request_id, &nth.to_string(), NOW, body)
         });
         for (answer, case) in
-            heard_by_one_client(&keys, question, answers.collect()).await.into_iter().zip(cases)
+            heard_by_one_client(&keys, operation, answers.collect()).await.into_iter().zip(cases)
         {
             assert_eq!(answer.authenticity, Authenticity::Verified, "{case:?}");
-            let verdict = classify(question, &CallResult::Response(answer), &redemption);
-            assert_eq!(verdict, Verdict::Unknown(UnknownCause::Contradiction), "{question:?} {case:?}");
+            let verdict = classify(operation, &CallResult::Response(answer), &redemption);
+            assert_eq!(verdict, Verdict::Unknown(UnknownCause::Contradiction), "{operation:?} {case:?}");
         }
     }
 }
@@ -762,7 +762,7 @@ fn redemption() -> Redemption {
 
 #[tokio::test]
 async fn what_is_sent_is_what_was_signed() {
-    for (question, line) in [
+    for (operation, line) in [
         (
             Operation::Redeem,
             "POST /v3/marketing/partner/product-coupon/users/oUser/coupons/C0001/use HTTP/1.1",
@@ -776,7 +776,7 @@ async fn what_is_sent_is_what_was_signed() {
         let (url, asked) =
             answer_once("HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n");
         let trace = Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
-        let heard = client(&url, None).unwrap().send(question, &prepared(), trace, now(), 7, 0.5).await;
+        let heard = client(&url, None).unwrap().send(operation, &prepared(), trace, now(), 7, 0.5).await;
         let CallResult::Response(answer) = &heard.reply else { panic!("{heard:?}") };
         assert_eq!(
             (answer.status, answer.authenticity),
@@ -788,11 +788,11 @@ async fn what_is_sent_is_what_was_signed() {
         let (head, body) = asked.split_once("\r\n\r\n").unwrap();
         assert_eq!(head.lines().next(), Some(line));
         let frozen = prepared().body().to_vec();
-        assert_eq!(body.as_bytes(), if question == Operation::Redeem { frozen } else { vec![] });
+        assert_eq!(body.as_bytes(), if operation == Operation::Redeem { frozen } else { vec![] });
         assert_eq!(header(head, "accept"), Some("application/json"));
         assert_eq!(
             header(head, "content-type"),
-            (question == Operation::Redeem).then_some("application/json")
+            (operation == Operation::Redeem).then_some("application/json")
         );
         assert_eq!(header(head, "wechatpay-serial"), Some(KEY_ID));
         assert_eq!(header(head, "traceparent"), trace);

@@ -94,7 +94,7 @@ async fn a_long_time_at_full_rate() {
         files,
     );
     println!("soak: {figures}; over {hours:.2} h, {told_meanwhile} told meanwhile");
-    // What went wrong waits ten seconds in the first wait queue, and little else does.
+    // What went wrong waits ten seconds in the first delay queue, and little else does.
     let behind = sent.saturating_sub(told_meanwhile);
     assert!(behind < rate * LAG_SECONDS_MAX, "{behind} of {sent} not told yet at the end");
     ground.judge(sent).await;
@@ -320,8 +320,8 @@ fn configure(keys: &Path, sandbox: &Sandbox, uri: &str) -> Config {
     config.wechat.merchant_serial = text("merchant_serial");
     config.wechat.merchant_key_file = keys.join("merchant_key.pem").display().to_string();
     config.wechat.public_keys.insert(text("public_key_id"), keys.join("wechatpay_public_key.pem"));
-    // Room for the inquiries that the faults call for.
-    config.pace.calls_per_second = 1_000;
+    // Room for the queries that the faults call for.
+    config.rate_limit.calls_per_second = 1_000;
     config.admin.listen = "127.0.0.1:0".to_owned();
     config.log.filter = "warn,lapin=off".to_owned();
     config

@@ -79,7 +79,7 @@ const REDELIVERED: &str = r#"redeemer_commands_taken_total{arrival="redelivered"
 /// Nothing was parked, nothing took effect twice, and no command was delivered twice or session lost.
 async fn nothing_burned(bed: &Bed, service: &Service, sessions: f64) {
     parked_nothing(bed).await;
-    assert_eq!(service.metric("redeemer_broker_generations_total").await, sessions);
+    assert_eq!(service.metric("redeemer_broker_sessions_total").await, sessions);
     assert_eq!(service.metric(REDELIVERED).await, 0.0);
 }
 
@@ -96,9 +96,9 @@ async fn at_rest(bed: &Bed, service: &Service) {
     let calls = async || bed.ledger()["attempts"].as_array().unwrap().len();
     until("consumption at rest", async || {
         let before = calls().await;
-        let busy = service.metric("redeemer_slots_busy").await;
+        let busy = service.metric("redeemer_concurrency_permits_used").await;
         let rejected =
-            service.metric(r#"redeemer_publish_failures_total{message="event",why="channel"}"#).await;
+            service.metric(r#"redeemer_publish_failures_total{message="event",reason="channel"}"#).await;
         busy > 0.0
             && busy == service.metric("redeemer_commands_in_flight").await.min(100.0)
             && rejected >= busy
@@ -113,7 +113,7 @@ fn provider_takes(bed: &Bed, latency_ms: u64) {
 }
 
 async fn sessions(service: &Service) -> f64 {
-    service.metric("redeemer_broker_generations_total").await
+    service.metric("redeemer_broker_sessions_total").await
 }
 
 async fn results_right_taken_away(user: &str, instances: usize) {
@@ -171,7 +171,7 @@ async fn results_right_taken_away_from_two_parks_nothing() {
 async fn topic_right_missing_delays_one_command_alone() {
     let user = "sf-topic";
     let (broker, mut bed) = shared_bed_as(user).await;
-    bed.config.retry.tiers = vec![redeemer::config::Span(std::time::Duration::from_millis(500))];
+    bed.config.retry.delays = vec![redeemer::config::Span(std::time::Duration::from_millis(500))];
     let results = bed.config.broker.names.results.clone();
     let service = bed.start().await;
     let begun = sessions(&service).await;
@@ -187,7 +187,7 @@ async fn topic_right_missing_delays_one_command_alone() {
     let mut seen = BTreeSet::new();
     all_redeemed(&mut bed, &mut seen, BACKLOG).await;
     until("the command delayed", async || {
-        service.metric(r#"redeemer_put_away_total{why="untold"}"#).await >= 1.0
+        service.metric(r#"redeemer_delayed_retries_total{reason="event_rejected"}"#).await >= 1.0
     })
     .await;
     // It is held for a moment at each return, until a probe has shown that it alone is rejected.
@@ -208,7 +208,7 @@ async fn topic_right_missing_delays_one_command_alone() {
 async fn results_exchange_deleted_parks_nothing() {
     let mut bed = Bed::new().await;
     bed.config.broker.topology = "off".to_owned();
-    bed.config.retry.tiers = Vec::new();
+    bed.config.retry.delays = Vec::new();
     let results = bed.config.broker.names.results.clone();
     publish_backlog(&bed, BACKLOG).await;
     provider_takes(&bed, 500);
@@ -245,7 +245,7 @@ async fn results_exchange_deleted_parks_nothing() {
 async fn message_size_below_an_event_parks_nothing() {
     let broker = own_broker(&[]).await;
     let mut bed = Bed::on(broker).await;
-    bed.config.retry.tiers = vec![redeemer::config::Span(std::time::Duration::from_secs(1))];
+    bed.config.retry.delays = vec![redeemer::config::Span(std::time::Duration::from_secs(1))];
     publish_backlog(&bed, BACKLOG).await;
     let limit = |bytes: u32| {
         format!(
@@ -257,7 +257,7 @@ async fn message_size_below_an_event_parks_nothing() {
     let service = bed.start_unready().await;
     let mut seen = BTreeSet::new();
     until("events refused", async || {
-        service.metric(r#"redeemer_publish_failures_total{message="event",why="channel"}"#).await >= 20.0
+        service.metric(r#"redeemer_publish_failures_total{message="event",reason="channel"}"#).await >= 20.0
     })
     .await;
     let reason = service.wait_unready().await;
@@ -305,7 +305,7 @@ async fn channel_limit_too_low_consumes_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn dead_letters_end_in_the_event_of_what_a_query_finds() {
     let mut bed = Bed::new().await;
-    bed.config.retry.settling = redeemer::config::Span(std::time::Duration::from_millis(100));
+    bed.config.retry.query_delay = redeemer::config::Span(std::time::Duration::from_millis(100));
     for (code, more) in [
         ("C1", json!({"state": "USED", "used_by": "USE_C1_1"})),
         ("C2", json!({"state": "USED", "used_by": "OTHER_1"})),
@@ -459,15 +459,15 @@ async fn restarts_in_good_order_dead_letter_nothing() {
     const COMMANDS: usize = 150;
     const RESTARTS: usize = 25;
     let mut bed = Bed::new().await;
-    bed.config.work.concurrency = 4;
-    bed.config.retry.settling = redeemer::config::Span(std::time::Duration::from_millis(100));
+    bed.config.concurrency.commands = 4;
+    bed.config.retry.query_delay = redeemer::config::Span(std::time::Duration::from_millis(100));
     publish_backlog(&bed, COMMANDS).await;
     provider_takes(&bed, 2_000);
     for _ in 0..RESTARTS {
         let service = bed.start().await;
         until("commands in hand", async || {
             service.metric("redeemer_commands_in_flight").await > 0.0
-                && service.metric("redeemer_slots_busy").await > 0.0
+                && service.metric("redeemer_concurrency_permits_used").await > 0.0
         })
         .await;
         service.stop().await;
@@ -515,7 +515,7 @@ async fn rejected_dead_letter_holds_up_no_other() {
     let user = "sf-dead";
     let (broker, mut bed) = shared_bed_as(user).await;
     bed.config.wechat.total_timeout = redeemer::config::Span(std::time::Duration::from_secs(2));
-    bed.config.retry.settling = redeemer::config::Span(std::time::Duration::from_millis(100));
+    bed.config.retry.query_delay = redeemer::config::Span(std::time::Duration::from_millis(100));
     let results = bed.config.broker.names.results.clone();
     ctl(broker, &["set_topic_permissions", user, &results, r"^(?!redemption\.refused\.).*$", ".*"]).await;
     bed.issue("C1", json!({"state": "EXPIRED"}));
@@ -540,7 +540,7 @@ async fn rejected_dead_letter_is_queried_after_growing_pauses() {
     let user = "sf-dead-pauses";
     let (broker, mut bed) = shared_bed_as(user).await;
     bed.config.wechat.total_timeout = span(2_000);
-    bed.config.retry.settling = span(100);
+    bed.config.retry.query_delay = span(100);
     let results = bed.config.broker.names.results.clone();
     ctl(broker, &["set_topic_permissions", user, &results, r"^(?!redemption\.refused\.).*$", ".*"]).await;
     bed.issue("C1", json!({"state": "EXPIRED"}));
@@ -564,7 +564,7 @@ async fn dead_letters_that_may_not_be_read_are_told_with_the_remedy() {
     let user = "sf-dead-read";
     let (broker, mut bed) = shared_bed_as(user).await;
     bed.config.wechat.total_timeout = span(2_000);
-    bed.config.retry.settling = span(100);
+    bed.config.retry.query_delay = span(100);
     let dead = bed.config.broker.names.dead.clone();
     // Who makes the topology needs the right for that already.
     bed.start().await.stop().await;
@@ -595,7 +595,7 @@ async fn dead_letters_that_may_not_be_read_are_told_with_the_remedy() {
 async fn stop_costs_a_held_publish_no_delivery_without_delays() {
     let user = "sf-no-delays";
     let (broker, mut bed) = shared_bed_as(user).await;
-    bed.config.retry.tiers = Vec::new();
+    bed.config.retry.delays = Vec::new();
     bed.leave_parked().await;
     let results = bed.config.broker.names.results.clone();
     ctl(
@@ -614,7 +614,7 @@ async fn stop_costs_a_held_publish_no_delivery_without_delays() {
         // Both, or the one alone that takes no call to find out how the provider is.
         until("what is taken is held", async || {
             let rejected =
-                service.metric(r#"redeemer_publish_failures_total{message="event",why="channel"}"#).await;
+                service.metric(r#"redeemer_publish_failures_total{message="event",reason="channel"}"#).await;
             let held = service.metric("redeemer_commands_in_flight").await;
             held > 0.0 && rejected >= held
         })
@@ -642,10 +642,10 @@ async fn subscriber_that_refuses_one_key_delays_its_commands_alone() {
     const REFUSED: usize = 40;
     const GOOD: usize = 80;
     let mut bed = Bed::new().await;
-    bed.config.work.concurrency = 10;
-    bed.config.event.refused_max = span(500);
-    bed.config.retry.settling = span(100);
-    bed.config.retry.tiers = vec![span(1_000), span(3_000)];
+    bed.config.concurrency.commands = 10;
+    bed.config.event.publish_retry_max = span(500);
+    bed.config.retry.query_delay = span(100);
+    bed.config.retry.delays = vec![span(1_000), span(3_000)];
     bed.leave_parked().await;
     let (full, results) = (format!("full-{}", std::process::id()), bed.config.broker.names.results.clone());
     let mut arguments = FieldTable::default();
@@ -685,11 +685,16 @@ async fn subscriber_that_refuses_one_key_delays_its_commands_alone() {
         (redeemed.len(), refused.len())
     };
     while take(&bed.told().await).0 < GOOD {}
-    assert_eq!(service.metric(r#"redeemer_commands_settled_total{how="ended"}"#).await, GOOD as f64);
+    assert_eq!(
+        service.metric(r#"redeemer_commands_settled_total{settlement="finished"}"#).await,
+        GOOD as f64
+    );
     assert_eq!(service.get("/livez").await.0, 200);
     channel.queue_delete(full.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
     while take(&bed.told().await).1 < REFUSED {}
-    service.wait_metric(r#"redeemer_commands_settled_total{how="ended"}"#, (GOOD + REFUSED) as f64).await;
+    service
+        .wait_metric(r#"redeemer_commands_settled_total{settlement="finished"}"#, (GOOD + REFUSED) as f64)
+        .await;
     parked_nothing(&bed).await;
     service.stop().await;
 }

@@ -31,7 +31,7 @@ const AUTHENTICITIES: [Authenticity; 7] = [
     Authenticity::Invalid(SignatureFlaw::Replayed),
 ];
 
-/// Every code of the "use" page, of its neighbours and of the platform's common rules, and two strangers.
+/// Every code of the "use" page, of its neighbors and of the platform's common rules, and two strangers.
 const CODES: [&str; 25] = [
     "PARAM_ERROR",
     "INVALID_REQUEST",
@@ -117,27 +117,27 @@ fn words(verdict: &Verdict) -> String {
         Verdict::Redeemed => "**redeemed**".to_owned(),
         Verdict::Refused(reason) => format!("**refused**: {}", reason.as_str()),
         Verdict::Rejected { reason, may_be_our_own_use: true } => {
-            format!("objected, doubtful: {}", reason.as_str())
+            format!("rejected, doubtful: {}", reason.as_str())
         }
-        Verdict::Rejected { reason, may_be_our_own_use: false } => format!("objected: {}", reason.as_str()),
+        Verdict::Rejected { reason, may_be_our_own_use: false } => format!("rejected: {}", reason.as_str()),
         Verdict::NotExecuted => "not executed".to_owned(),
         Verdict::NotAccepted(NotAccepted::TooFrequent) => "not accepted: too frequent".to_owned(),
-        Verdict::NotAccepted(NotAccepted::NotAuthorized) => "not accepted: not authorised".to_owned(),
+        Verdict::NotAccepted(NotAccepted::NotAuthorized) => "not accepted: not authorized".to_owned(),
         Verdict::NotAccepted(NotAccepted::Locked) => "not accepted: locked".to_owned(),
         Verdict::NotSent => "not sent".to_owned(),
-        Verdict::Unknown(UnknownCause::NoResponse) => "unsure: lost".to_owned(),
-        Verdict::Unknown(UnknownCause::ServerError) => "unsure: server error".to_owned(),
-        Verdict::Unknown(UnknownCause::Unverified) => "unsure: not believed".to_owned(),
-        Verdict::Unknown(UnknownCause::Accepted) => "unsure: noted only".to_owned(),
-        Verdict::Unknown(UnknownCause::TooFrequent) => "unsure: too frequent".to_owned(),
-        Verdict::Unknown(UnknownCause::NoNumber) => "unsure: used under no number".to_owned(),
-        Verdict::Unknown(UnknownCause::Contradiction) => "unsure: contradicted".to_owned(),
-        Verdict::Unknown(UnknownCause::AnotherCoupon) => "unsure: another coupon".to_owned(),
-        Verdict::Unknown(UnknownCause::Unexpected) => "unsure: unexpected".to_owned(),
+        Verdict::Unknown(UnknownCause::NoResponse) => "unknown: lost".to_owned(),
+        Verdict::Unknown(UnknownCause::ServerError) => "unknown: server error".to_owned(),
+        Verdict::Unknown(UnknownCause::Unverified) => "unknown: not believed".to_owned(),
+        Verdict::Unknown(UnknownCause::Accepted) => "unknown: noted only".to_owned(),
+        Verdict::Unknown(UnknownCause::TooFrequent) => "unknown: too frequent".to_owned(),
+        Verdict::Unknown(UnknownCause::NoNumber) => "unknown: used under no number".to_owned(),
+        Verdict::Unknown(UnknownCause::Contradiction) => "unknown: contradicted".to_owned(),
+        Verdict::Unknown(UnknownCause::AnotherCoupon) => "unknown: another coupon".to_owned(),
+        Verdict::Unknown(UnknownCause::Unexpected) => "unknown: unexpected".to_owned(),
         Verdict::Suspended(SuspendReason::Unauthenticated) => "**stop**: unauthenticated".to_owned(),
-        Verdict::Suspended(SuspendReason::Unauthorised) => "**stop**: unauthorised".to_owned(),
+        Verdict::Suspended(SuspendReason::Unauthorized) => "**stop**: unauthorized".to_owned(),
         Verdict::Suspended(SuspendReason::Rejected) => "**stop**: rejected".to_owned(),
-        Verdict::NotAuthorized => "not authorised".to_owned(),
+        Verdict::NotAuthorized => "not authorized".to_owned(),
     }
 }
 
@@ -178,13 +178,13 @@ fn rejects(answer: &Response) -> bool {
 }
 
 /// Panics where a verdict on `answer` breaks a law that holds whatever the answer says.
-fn obey(question: Operation, answer: &Response, verdict: &Verdict, standing: Option<&Usage>) {
+fn obey(operation: Operation, answer: &Response, verdict: &Verdict, standing: Option<&Usage>) {
     let verified = answer.authenticity == Authenticity::Verified;
-    let redeem = question == Operation::Redeem;
+    let redeem = operation == Operation::Redeem;
     let (rejects, seen) = (rejects(answer), verified && answer.status == 200 && answer.coupon.is_some());
     let lawful = match verdict {
         Verdict::Redeemed => {
-            seen && (standing == Some(&Usage::Ours) || redeem && standing == Some(&Usage::Unnamed))
+            seen && (standing == Some(&Usage::Ours) || redeem && standing == Some(&Usage::NoNumber))
         }
         Verdict::Refused(Reason::NoSuchCoupon) => !redeem && rejects && answer.status == 404,
         Verdict::Refused(_) => !redeem && seen,
@@ -200,7 +200,7 @@ fn obey(question: Operation, answer: &Response, verdict: &Verdict, standing: Opt
         Verdict::NotAuthorized => rejects && answer.status == 403,
         Verdict::Unknown(_) => true,
     };
-    assert!(lawful, "{question:?} {answer:?} -> {verdict:?}");
+    assert!(lawful, "{operation:?} {answer:?} -> {verdict:?}");
     let wanted = match (answer.status, verified) {
         (401, false) => *verdict == Verdict::Suspended(SuspendReason::Unauthenticated),
         (429, false) => *verdict == Verdict::Unknown(UnknownCause::TooFrequent),
@@ -219,7 +219,7 @@ fn obey(question: Operation, answer: &Response, verdict: &Verdict, standing: Opt
         (100..=199 | 300..=399, false) => *verdict == Verdict::Unknown(UnknownCause::Unverified),
         _ => true,
     };
-    assert!(wanted, "{question:?} {answer:?} -> {verdict:?}");
+    assert!(wanted, "{operation:?} {answer:?} -> {verdict:?}");
 }
 
 /// No code, every documented one, and strangers.
@@ -233,36 +233,36 @@ fn numbers() -> Vec<Option<u64>> {
     [None, Some(1), Some(u64::MAX)].into_iter().chain(documented).collect()
 }
 
-/// The verdicts on a redemption and on an inquiry, each signed and not believed.
+/// The verdicts on a redemption and on an query, each signed and not believed.
 type Verdicts = [Verdict; 4];
 
 /// The verdicts under one status: for each of [`codes`], on each of [`numbers`]. Every law is kept on the way.
 fn under(status: u16, redemption: &Redemption) -> Vec<Vec<Verdicts>> {
     let mut reply = CallResult::Response(answer(status, Authenticity::Verified));
-    let mut verdict = |question, authenticity, code: Option<&str>, number| {
+    let mut verdict = |operation, authenticity, code: Option<&str>, number| {
         let CallResult::Response(answer) = &mut reply else { unreachable!() };
         answer.authenticity = authenticity;
         if answer.code.as_deref() != code {
             answer.code = code.map(Into::into);
         }
         answer.sub_code = number;
-        let verdict = classify(question, &reply, redemption);
+        let verdict = classify(operation, &reply, redemption);
         let CallResult::Response(answer) = &reply else { unreachable!() };
-        obey(question, answer, &verdict, None);
+        obey(operation, answer, &verdict, None);
         verdict
     };
     let mut verdicts = |code, number| {
-        let [redeem, inquire] = Operation::ALL.map(|question| {
+        let [redeem, query] = Operation::ALL.map(|operation| {
             let [verified, unsigned, unconvincing @ ..] =
-                AUTHENTICITIES.map(|authenticity| verdict(question, authenticity, code, number));
+                AUTHENTICITIES.map(|authenticity| verdict(operation, authenticity, code, number));
             // One column suffices: a bad signature is worth as little as none.
             for as_little in unconvincing {
-                assert_eq!(as_little, unsigned, "{question:?} {status} {code:?} {number:?}");
+                assert_eq!(as_little, unsigned, "{operation:?} {status} {code:?} {number:?}");
             }
             [verified, unsigned]
         });
-        let ([redeem, redeem_unsigned], [inquire, inquire_unsigned]) = (redeem, inquire);
-        [redeem, redeem_unsigned, inquire, inquire_unsigned]
+        let ([redeem, redeem_unsigned], [query, query_unsigned]) = (redeem, query);
+        [redeem, redeem_unsigned, query, query_unsigned]
     };
     let numbers = numbers();
     codes().into_iter().map(|code| numbers.iter().map(|number| verdicts(code, *number)).collect()).collect()
@@ -285,7 +285,7 @@ fn every_coupon_keeps_the_laws_under_every_status_and_signature() {
     for case in coupons() {
         let redemption = redemption(case.code, case.round);
         let coupon = case.coupon();
-        for question in Operation::ALL {
+        for operation in Operation::ALL {
             let standing = standing(&coupon, &redemption);
             for authenticity in AUTHENTICITIES {
                 for status in 100..=599 {
@@ -293,7 +293,7 @@ fn every_coupon_keeps_the_laws_under_every_status_and_signature() {
                         let (code, coupon) = (code.map(Into::into), Some(coupon.clone()));
                         let answer = Response { code, coupon, ..answer(status, authenticity) };
                         let reply = CallResult::Response(answer.clone());
-                        obey(question, &answer, &classify(question, &reply, &redemption), Some(&standing));
+                        obey(operation, &answer, &classify(operation, &reply, &redemption), Some(&standing));
                     }
                 }
             }
@@ -304,15 +304,15 @@ fn every_coupon_keeps_the_laws_under_every_status_and_signature() {
 #[test]
 fn a_message_is_never_judged_by() {
     let redemption = redemption("C1", None);
-    for question in Operation::ALL {
+    for operation in Operation::ALL {
         for authenticity in AUTHENTICITIES {
             for status in 100..=599 {
                 let silent = answer(status, authenticity);
                 let message = Some("已使用过此单号核销券 NO_AUTH RATE_LIMITED PARAM_ERROR 200 OK".into());
                 let request_id = Some("08E6-272756746".into());
                 let loud = Response { message, request_id, ..silent.clone() };
-                let verdict = |answer| classify(question, &CallResult::Response(answer), &redemption);
-                assert_eq!(verdict(silent), verdict(loud), "{question:?} {status} {authenticity:?}");
+                let verdict = |answer| classify(operation, &CallResult::Response(answer), &redemption);
+                assert_eq!(verdict(silent), verdict(loud), "{operation:?} {status} {authenticity:?}");
             }
         }
     }
@@ -370,7 +370,7 @@ fn request_id_never_makes_a_rejection_less_careful() {
 
 // ---- coupons, from bodies as the provider sends them
 
-/// A coupon as it stands towards the redemption `USE_0001`.
+/// A coupon as it stands toward the redemption `USE_0001`.
 struct Case {
     shape: &'static str,
     detail: String,
@@ -677,7 +677,7 @@ fn named<T: Copy + PartialEq>(group: &[Option<T>], groups: usize, spell: impl Fn
 fn page() -> String {
     let mut page = Page(PREFACE.to_owned());
 
-    page.head("No answer", "What the network did.", &["what happened", "redeem", "inquire"]);
+    page.head("No answer", "What the network did.", &["what happened", "redeem", "query"]);
     for (what, reply) in [
         (
             "no connection was made (DNS, refused, timeout while connecting, TLS)",
@@ -687,14 +687,14 @@ fn page() -> String {
         ("the connection ended before the whole answer", CallResult::NoResponse(NoResponse::Reset)),
         ("the answer was larger than is read", CallResult::NoResponse(NoResponse::TooLarge)),
     ] {
-        let verdict = |question| words(&classify(question, &reply, &redemption("C1", None)));
+        let verdict = |operation| words(&classify(operation, &reply, &redemption("C1", None)));
         page.row(&[what.to_owned(), verdict(Operation::Redeem), verdict(Operation::Query)]);
     }
 
     page.head(
         "By HTTP status alone",
         "Every status from 100 to 599, without a code and without a coupon. Statuses that mean the same are one row.",
-        &["status", "redeem, signed", "redeem, not believed", "inquire, signed", "inquire, not believed"],
+        &["status", "redeem, signed", "redeem, not believed", "query, signed", "query, not believed"],
     );
     let redemption = redemption("C1", None);
     let statuses = fold((100..=599).map(|status| (status, under(status, &redemption))));
@@ -709,7 +709,7 @@ fn page() -> String {
     page.head(
         "Codes and numbers",
         &format!(
-            "The codes of the \"use\" page, of its neighbours, and of the platform, with three strangers: {}.\n\n\
+            "The codes of the \"use\" page, of its neighbors, and of the platform, with three strangers: {}.\n\n\
              The numbers at the end of `Request-ID`; under which status and code each comes is not published.",
             CODES.map(|code| format!("`{code}`")).join(", ").replace("``", "an empty one"),
         ),
@@ -729,8 +729,8 @@ fn page() -> String {
             "number",
             "redeem, signed",
             "redeem, not believed",
-            "inquire, signed",
-            "inquire, not believed",
+            "query, signed",
+            "query, not believed",
         ],
     );
     for (statuses, verdicts) in &statuses {
@@ -751,7 +751,7 @@ fn page() -> String {
     page.head(
         "By the coupon in a verified 200",
         &format!("Our number is `{OURS}`. `R1` is the number of a return."),
-        &["shape", "coupon_state", "usage detail", "stands as", "redeem", "inquire"],
+        &["shape", "coupon_state", "usage detail", "stands as", "redeem", "query"],
     );
     let cells = |case: Case| {
         let redemption = self::redemption(case.code, case.round);
@@ -760,7 +760,7 @@ fn page() -> String {
         let state = coupon.state.to_string();
         let reply =
             CallResult::Response(Response { coupon: Some(coupon), ..answer(200, Authenticity::Verified) });
-        let verdict = |question| words(&classify(question, &reply, &redemption));
+        let verdict = |operation| words(&classify(operation, &reply, &redemption));
         let standing = match standing {
             Usage::Unusable(state) => format!("unusable ({state})"),
             Usage::AnotherCoupon => "another coupon".to_owned(),
@@ -794,25 +794,25 @@ error body only: a coupon under a 4xx, an error body under a 2xx, and a `code` t
 contradictions, and leave the effect unknown. The number refines the reason of a rejection; it never makes the check
 that follows less careful. Unsigned 4xx conclude nothing, however many there are.
 
-A command that the broker delivers again, and every copy from a wait queue, counts as one that was unsure before, and
-begins with an inquiry, whatever it was left with.
+A command that the broker delivers again, and every copy from a delay queue, counts as one that was unknown before, and
+begins with an query, whatever it was left with.
 
-\"Settled\" is a look a settling time after the end of the longest call that anybody may have begun: of our own call its
+\"Settled\" is a look a query delay after the end of the longest call that anybody may have begun: of our own call its
 end is known, of another instance's that it takes `wechat.total_timeout` at most.
 
 | verdict | what follows |
 | --- | --- |
 | **redeemed** | the command ends: the coupon was used by us |
-| **refused** | the command ends: the coupon was not used by us and will not be. Where a use of ours may be under way, a state that an inquiry found is seen settled, twice in a row; another's use and a return are seen settled, once. A return that was long over when the command was first seen counts as none |
-| objected | the coupon is looked at, and the objection stands; where anything of this command was ever unsure, as the next row. An inquiry that is rejected with the same code and the same number confirms it. A coupon that is usable makes `rejected` of a reason that denies it, one that is not there keeps the reason |
-| objected, doubtful | it may be an earlier use of ours, told back. The coupon is looked at settled, twice in a row; then the objection stands |
-| not executed | the coupon is usable. The same body, where nothing was unsure; the same body after a second look in a row, both settled, where we were unsure; the end, where an objection stands |
-| not accepted | signed: the provider did not work on it. The same question later |
-| not accepted: not authorised | the brand denies the use, and nobody knows yet whether it alone does. The command waits in the shortest wait queue, and grows no older by it |
-| not sent | the same question later, by the other host where the first is unwell |
-| unsure | the coupon is looked at once settled |
-| unsure: used under no number | looked at later; where the coupon is then usable, that use was returned |
-| not authorised | a use: as an objection, for another brand was let in since. A look: given up where nothing was unsure, and waited for until the deadline where something was |
+| **refused** | the command ends: the coupon was not used by us and will not be. Where a use of ours may be under way, a state that an query found is seen settled, twice in a row; another's use and a return are seen settled, once. A return that was long over when the command was first seen counts as none |
+| rejected | the coupon is looked at, and the rejection stands; where anything of this command was ever unknown, as the next row. An query that is rejected with the same code and the same number confirms it. A coupon that is usable makes `rejected` of a reason that denies it, one that is not there keeps the reason |
+| rejected, doubtful | it may be an earlier use of ours, told back. The coupon is looked at settled, twice in a row; then the rejection stands |
+| not executed | the coupon is usable. The same body, where nothing was unknown; the same body after a second look in a row, both settled, where we were unknown; the end, where an rejection stands |
+| not accepted | signed: the provider did not work on it. The same operation later |
+| not accepted: not authorized | the brand denies the use, and nobody knows yet whether it alone does. The command waits in the shortest delay queue, and grows no older by it |
+| not sent | the same operation later, by the other host where the first is unwell |
+| unknown | the coupon is looked at once settled |
+| unknown: used under no number | looked at later; where the coupon is then usable, that use was returned |
+| not authorized | a use: as an rejection, for another brand was let in since. A look: given up where nothing was unknown, and waited for until the deadline where something was |
 | **stop** | our own fault: no further calls until it is mended. Without a signature it leaves the effect unknown as well |
 ";
 

@@ -8,7 +8,7 @@ const LEFT: f64 = 60.0;
 const RIGHT: f64 = 150.0;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 50.0;
-/// Readable on white and on black, and apart for most of those who see colours otherwise.
+/// Readable on white and on black, and apart for most of those who see colors otherwise.
 const COLOURS: [&str; 6] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#777777"];
 
 /// A line with its name: a value for each place on the axis; NaN leaves a gap.
@@ -48,7 +48,7 @@ pub fn draw(title: &str, axis: &str, at: &[String], lines: &[Line]) -> String {
     let _ =
         writeln!(svg, "<text x=\"{middle}\" y=\"{}\" text-anchor=\"middle\">{axis}</text>", HEIGHT - 10.0);
     for (nth, line) in lines.iter().enumerate() {
-        let colour = COLOURS[nth % COLOURS.len()];
+        let color = COLOURS[nth % COLOURS.len()];
         let (mut path, mut pen) = (String::new(), 'M');
         for (nth, value) in line.values.iter().enumerate() {
             if value.is_finite() {
@@ -56,7 +56,7 @@ pub fn draw(title: &str, axis: &str, at: &[String], lines: &[Line]) -> String {
                 let _ = write!(path, "{pen}{x:.1} {y:.1}");
                 let _ = writeln!(
                     svg,
-                    "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"{colour}\"><title>{} {}: {}</title></circle>",
+                    "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"{color}\"><title>{} {}: {}</title></circle>",
                     line.name,
                     at.get(nth).map_or("", String::as_str),
                     short(*value)
@@ -64,12 +64,12 @@ pub fn draw(title: &str, axis: &str, at: &[String], lines: &[Line]) -> String {
             }
             pen = if value.is_finite() { 'L' } else { 'M' };
         }
-        let _ = writeln!(svg, "<path d=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>");
+        let _ = writeln!(svg, "<path d=\"{path}\" fill=\"none\" stroke=\"{color}\" stroke-width=\"2\"/>");
         let (x, y) = (WIDTH - RIGHT + 14.0, TOP + 10.0 + 18.0 * nth as f64);
         let last = line.values.last().copied().filter(|value| value.is_finite()).map_or(String::new(), short);
         let _ = writeln!(
             svg,
-            "<path d=\"M{x} {:.1}h12\" stroke=\"{colour}\" stroke-width=\"2\"/><text x=\"{:.1}\" y=\"{:.1}\">{} \
+            "<path d=\"M{x} {:.1}h12\" stroke=\"{color}\" stroke-width=\"2\"/><text x=\"{:.1}\" y=\"{:.1}\">{} \
              {last}</text>",
             y - 4.0,
             x + 16.0,

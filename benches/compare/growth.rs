@@ -21,7 +21,7 @@ const COMMANDS_MIN: usize = 1_000;
 const REPEATS: usize = 3;
 /// Commands of the backlog that is drained under a limit.
 const LIMITED: usize = 10_000;
-/// The default of `pace.calls_per_second`.
+/// The default of `rate_limit.calls_per_second`.
 const LIMIT: u32 = 500;
 
 /// One place of a curve.
@@ -88,18 +88,18 @@ pub async fn run(
     let names: Vec<&str> = [SERVICE].into_iter().chain(peers_here).collect();
     let mut curves: Vec<(String, Vec<Point>)> =
         names.iter().map(|name| ((*name).to_owned(), Vec::new())).collect();
-    for slots in [10, 100, 500, 2_000] {
-        let points = if slots == 10 {
-            together_slow(bed, &names, peers, slots).await
+    for permits in [10, 100, 500, 2_000] {
+        let points = if permits == 10 {
+            together_slow(bed, &names, peers, permits).await
         } else {
             let mut points = Vec::new();
             for name in &names {
-                points.push(slow(bed, name, peers, slots).await);
+                points.push(slow(bed, name, peers, permits).await);
             }
             points
         };
         for ((name, curve), point) in curves.iter_mut().zip(points) {
-            curve.push(growth.point(&format!("{name}, in flight"), &slots.to_string(), point));
+            curve.push(growth.point(&format!("{name}, in flight"), &permits.to_string(), point));
         }
     }
     growth.in_flight = curves;
@@ -149,41 +149,42 @@ async fn started(bed: &Bed, name: &str, in_flight: usize, calls_per_second: u32)
 }
 
 /// Many in flight at a slow provider. Each is a fresh process, because its peak of memory is what counts.
-async fn slow(bed: &Bed, name: &str, peers: &Path, slots: usize) -> Result<Point> {
-    let contender = warmed(bed, name, peers, slots).await?;
+async fn slow(bed: &Bed, name: &str, peers: &Path, permits: usize) -> Result<Point> {
+    let contender = warmed(bed, name, peers, permits).await?;
     bed.provider(SLOW, REPLIES).await?;
-    flown(bed, contender, slots).await
+    flown(bed, contender, permits).await
 }
 
 /// The same of all at once, where each leaves the machine idle: a thousand commands, ten at a time, take minutes.
-async fn together_slow(bed: &Bed, names: &[&str], peers: &Path, slots: usize) -> Vec<Result<Point>> {
+async fn together_slow(bed: &Bed, names: &[&str], peers: &Path, permits: usize) -> Vec<Result<Point>> {
     let mut contenders = Vec::new();
     for name in names {
-        contenders.push(warmed(bed, name, peers, slots).await);
+        contenders.push(warmed(bed, name, peers, permits).await);
     }
     if let Err(error) = bed.provider(SLOW, REPLIES).await {
         return names.iter().map(|_| Err(anyhow::anyhow!("{error:#}"))).collect();
     }
-    let flights = contenders.into_iter().map(|contender| async move { flown(bed, contender?, slots).await });
+    let flights =
+        contenders.into_iter().map(|contender| async move { flown(bed, contender?, permits).await });
     join_all(flights).await
 }
 
-async fn warmed(bed: &Bed, contender: &str, peers: &Path, slots: usize) -> Result<Contender> {
+async fn warmed(bed: &Bed, contender: &str, peers: &Path, permits: usize) -> Result<Contender> {
     bed.provider(Duration::ZERO, REPLIES).await?;
-    let name = format!("{contender}-flight{slots}");
+    let name = format!("{contender}-flight{permits}");
     let mut contender = match contender {
-        SERVICE => started(bed, &name, slots, UNLIMITED).await?,
-        peer => Contender::peer_as(bed, &name, peer, peers, slots).await?,
+        SERVICE => started(bed, &name, permits, UNLIMITED).await?,
+        peer => Contender::peer_as(bed, &name, peer, peers, permits).await?,
     };
     full_speed(bed, &mut contender, 500).await.context("while it warmed up")?;
     Ok(contender)
 }
 
-async fn flown(bed: &Bed, mut contender: Contender, slots: usize) -> Result<Point> {
-    let full = full_speed(bed, &mut contender, (slots * 4).max(COMMANDS_MIN)).await?;
+async fn flown(bed: &Bed, mut contender: Contender, permits: usize) -> Result<Point> {
+    let full = full_speed(bed, &mut contender, (permits * 4).max(COMMANDS_MIN)).await?;
     let peak_mb = contender.process.peak_mb()?;
     contender.process.end()?;
-    Ok(Point { at: slots.to_string(), cpu_us: full.cpu_us, per_second: full.per_second, peak_mb })
+    Ok(Point { at: permits.to_string(), cpu_us: full.cpu_us, per_second: full.per_second, peak_mb })
 }
 
 async fn drained_often(bed: &Bed, commands: usize, repeats: usize) -> Result<Point> {

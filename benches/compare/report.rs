@@ -240,7 +240,7 @@ pub fn write(
          mean of the floor right before and right after the same round. Added latency runs from the moment a command \
          is due to the moment its event is there, less the provider's {} ms; `{}` does nothing but take, call, publish \
          and acknowledge. Everybody has {IN_FLIGHT} commands in flight, quorum queues, confirms, manual \
-         acknowledgements, and verifies replies; the service also keeps its log, metrics, pace, breaker and lanes. The \
+         acknowledgements, and verifies replies; the service also keeps its log, metrics, pace, circuit_gate and lanes. The \
          peers are in [benches/peers](../benches/peers/README.md).\n\nWhat the others used meanwhile, at full \
          speed:\n\n{}\n## Targets\n\n{}",
         table(compared),

@@ -145,7 +145,7 @@ pub async fn run(plan: &Plan, bed: &Bed, floor: &Floor, peers: &Path) -> Result<
     // Round 0 is for warming up: compilers, pools, caches. It is not counted.
     for round in 0..=plan.rounds {
         for nth in 0..seats.len() {
-            // Another one begins each round, so that nobody always comes after the same neighbour.
+            // Another one begins each round, so that nobody always comes after the same neighbor.
             let place = (nth + round) % seats.len();
             let seat = &mut seats[place];
             let Some(contender) = &mut seat.contender else { continue };

@@ -160,8 +160,8 @@ fn headline(page: &mut String, mood: ServiceState, status: &Status, history: &Hi
 
 fn notice_section(kind: NoticeKind) -> &'static str {
     match kind {
-        NoticeKind::RateReduced => "PaceHalved",
-        NoticeKind::NotBelieved => "ResponsesNotBelieved",
+        NoticeKind::RateReduced => "RateLimitReduced",
+        NoticeKind::NotBelieved => "ResponsesUnverified",
     }
 }
 
@@ -188,9 +188,9 @@ fn provider(page: &mut String, minute: &Interval, intervals: &[Interval], glance
     page.push_str("<dl>");
     entry(page, "a call takes", &time);
     entry(page, "calls in the last minute", &grouped(minute.calls));
-    entry(page, "pace of this instance", &format!("{:.0} calls/s", glance.pace));
-    let breaker = if glance.breaker_open { "open" } else { "closed" };
-    entry(page, "breaker", breaker);
+    entry(page, "pace of this instance", &format!("{:.0} calls/s", glance.rate));
+    let circuit_gate = if glance.circuit_open { "open" } else { "closed" };
+    entry(page, "circuit_gate", circuit_gate);
     if glance.clock_skew.abs() >= 3.0 {
         entry(page, "its clock less ours", &format!("{:.0} s", glance.clock_skew));
     }
@@ -199,20 +199,20 @@ fn provider(page: &mut String, minute: &Interval, intervals: &[Interval], glance
 
 fn in_hand(page: &mut String, status: &Status, glance: &Snapshot) {
     page.push_str("<section><h2>In hand</h2>");
-    let share = glance.busy as f64 / (glance.slots.max(1)) as f64;
+    let share = glance.busy as f64 / (glance.permits.max(1)) as f64;
     let _ = write!(
         page,
-        "<svg class=bar viewBox=\"0 0 100 6\" preserveAspectRatio=none role=img aria-label=\"{} of {} slots busy\">\
+        "<svg class=bar viewBox=\"0 0 100 6\" preserveAspectRatio=none role=img aria-label=\"{} of {} permits busy\">\
          <rect class=track width=100 height=6 /><rect width={:.1} height=6 /></svg><dl>",
         glance.busy,
-        glance.slots,
+        glance.permits,
         100.0 * share.clamp(0.0, 1.0)
     );
-    entry(page, "slots busy", &format!("{} of {}", glance.busy, glance.slots));
+    entry(page, "permits busy", &format!("{} of {}", glance.busy, glance.permits));
     entry(page, "commands held", &glance.in_flight.to_string());
     entry(page, "instances", &glance.consumers.to_string());
     entry(page, "broker", status.broker.as_deref().unwrap_or("not connected"));
-    entry(page, "connections built", &glance.generations.to_string());
+    entry(page, "connections built", &glance.sessions_started.to_string());
     page.push_str("</dl></section>");
 }
 
@@ -301,10 +301,10 @@ fn scale(most: f64) -> String {
 /// The section of the runbook for a reason that stands in the way.
 fn runbook_link(reason: &str) -> String {
     let sections = [
-        ("payment API: it rejects our signature", "StoppedUnauthenticated"),
-        ("payment API: no brand has authorised", "StoppedUnauthorised"),
-        ("payment API: its answers carry no signature", "SignaturesDoNotVerify"),
-        ("payment API:", "BreakerOpen"),
+        ("payment API: it rejects our signature", "SuspendedUnauthenticated"),
+        ("payment API: no brand has authorized", "SuspendedUnauthorized"),
+        ("payment API: its answers carry no signature", "SignatureVerificationFailing"),
+        ("payment API:", "CircuitOpen"),
         ("broker: publishing is blocked", "BrokerBlocked"),
         (NOT_ACCEPTED, "PublishesReturned"),
         ("broker:", "BrokerDisconnected"),
@@ -369,7 +369,7 @@ mod tests {
         assert!(page(&[]).contains("<h1 role=status>Consuming.</h1><p>No commands in the last minute."));
         let paused = page(&["payment API: it rejects our signature (401); look at the merchant key"]);
         assert!(paused.contains("<h1 role=status>Paused for") && paused.contains("look at the merchant key"));
-        assert!(paused.contains("/runbook#StoppedUnauthenticated"));
+        assert!(paused.contains("/runbook#SuspendedUnauthenticated"));
         assert!(
             page(&["broker: gone", "payment API: silent"])
                 .contains("<h1 role=status>Not consuming: the broker.</h1>")
@@ -454,7 +454,7 @@ mod tests {
         let runbook = runbook();
         for reason in [
             "payment API: it rejects our signature",
-            "payment API: no brand has authorised",
+            "payment API: no brand has authorized",
             "payment API: its answers carry no signature",
             "payment API: it does not answer",
             "broker: publishing is blocked",

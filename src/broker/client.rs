@@ -325,7 +325,7 @@ impl CommandPublisher {
             match confirmed {
                 Err(_) => Err(PublishFailure::TimedOut(limit)),
                 Ok(Err(error)) => Err(PublishFailure::Connection(error.to_string())),
-                // A return can be attached to a neighbour's confirm: some command of ours was not routed.
+                // A return can be attached to a neighbor's confirm: some command of ours was not routed.
                 Ok(Ok(Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)))) => {
                     Err(PublishFailure::Returned(returned.reply_text.to_string()))
                 }

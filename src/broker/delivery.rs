@@ -231,14 +231,14 @@ impl Delivery {
         self.header(DEAD_AGAIN)?.parse().ok()
     }
 
-    /// The wait of the wait queue that it came from last, as its word, and when that wait was over.
+    /// The wait of the delay queue that it came from last, as its word, and when that wait was over.
     pub fn delay_due(&self) -> Option<(&str, Timestamp)> {
         let Death { reason: "expired", at } = self.death()? else { return None };
         let AMQPValue::FieldArray(deaths) = self.headers()?.inner().get("x-death")? else { return None };
         let AMQPValue::FieldTable(last) = deaths.as_slice().first()? else { return None };
         let AMQPValue::LongString(queue) = last.inner().get("queue")? else { return None };
-        let (_, tier) = std::str::from_utf8(queue.as_bytes()).ok()?.rsplit_once('.')?;
-        Some((tier, at?))
+        let (_, delay) = std::str::from_utf8(queue.as_bytes()).ok()?.rsplit_once('.')?;
+        Some((delay, at?))
     }
 
     /// W3C trace context, where it has that shape: it goes on into a header of HTTP.

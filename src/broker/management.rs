@@ -1,4 +1,4 @@
-//! Questions to the broker's management API, for `redeemer check`: what AMQP cannot tell. None of them changes
+//! Operations to the broker's management API, for `redeemer check`: what AMQP cannot tell. None of them changes
 //! anything, and the service itself never asks: it must not depend on a plugin.
 
 use std::collections::BTreeMap;
@@ -22,9 +22,9 @@ pub struct Management {
     vhost: String,
 }
 
-/// Why a question was not answered.
+/// Why a operation was not answered.
 #[derive(Debug, thiserror::Error)]
-pub enum Unanswered {
+pub enum ManagementError {
     /// Nothing to ask with.
     #[error(transparent)]
     Settings(#[from] CannotConnect),
@@ -41,7 +41,7 @@ pub enum Unanswered {
     },
     /// No answer, or one that makes no sense.
     #[error("the management API at {at} does not answer: {why}")]
-    NoAnswer {
+    NoResponse {
         /// Host and port.
         at: String,
         /// What happened.
@@ -124,8 +124,8 @@ impl Management {
     ///
     /// # Errors
     /// [`Unanswered`] where there is nothing to ask with.
-    pub fn new(uri: &str, settings: &AmqpSettings) -> Result<Self, Unanswered> {
-        let bad = |why: String| Unanswered::Uri(why);
+    pub fn new(uri: &str, settings: &AmqpSettings) -> Result<Self, ManagementError> {
+        let bad = |why: String| ManagementError::Uri(why);
         let mut base = Url::parse(uri).map_err(|error| bad(error.to_string()))?;
         let (broker, _) = address(settings, 0)?;
         let (user, password) = match (base.username(), base.password()) {
@@ -166,12 +166,12 @@ impl Management {
     ///
     /// # Errors
     /// [`Unanswered`]
-    pub async fn version(&self) -> Result<Option<String>, Unanswered> {
+    pub async fn version(&self) -> Result<Option<String>, ManagementError> {
         #[derive(Deserialize)]
         struct Overview {
             rabbitmq_version: Option<String>,
         }
-        let overview: Option<Overview> = self.ask(&["overview"]).await?;
+        let overview: Option<Overview> = self.get(&["overview"]).await?;
         Ok(overview.and_then(|overview| overview.rabbitmq_version))
     }
 
@@ -179,13 +179,13 @@ impl Management {
     ///
     /// # Errors
     /// [`Unanswered`]
-    pub async fn alarms(&self) -> Result<Vec<Alarm>, Unanswered> {
+    pub async fn alarms(&self) -> Result<Vec<Alarm>, ManagementError> {
         #[derive(Deserialize)]
         struct Alarms {
             #[serde(default)]
             alarms: Vec<Alarm>,
         }
-        let answer: Option<Alarms> = self.ask(&["health", "checks", "alarms"]).await?;
+        let answer: Option<Alarms> = self.get(&["health", "checks", "alarms"]).await?;
         Ok(answer.map_or_else(Vec::new, |answer| answer.alarms))
     }
 
@@ -193,32 +193,37 @@ impl Management {
     ///
     /// # Errors
     /// [`Unanswered`]
-    pub async fn queue(&self, name: &str) -> Result<Option<Queue>, Unanswered> {
-        self.ask(&["queues", &self.vhost, name]).await
+    pub async fn queue(&self, name: &str) -> Result<Option<Queue>, ManagementError> {
+        self.get(&["queues", &self.vhost, name]).await
     }
 
     /// Whether `queue` is bound to `exchange` under this routing key.
     ///
     /// # Errors
     /// [`Unanswered`]
-    pub async fn is_bound(&self, exchange: &str, queue: &str, routing_key: &str) -> Result<bool, Unanswered> {
+    pub async fn is_bound(
+        &self,
+        exchange: &str,
+        queue: &str,
+        routing_key: &str,
+    ) -> Result<bool, ManagementError> {
         #[derive(Deserialize)]
         struct Binding {
             routing_key: String,
         }
         let path = ["bindings", &self.vhost, "e", exchange, "q", queue];
-        let bindings: Vec<Binding> = self.ask(&path).await?.unwrap_or_default();
+        let bindings: Vec<Binding> = self.get(&path).await?.unwrap_or_default();
         Ok(bindings.iter().any(|binding| binding.routing_key == routing_key))
     }
 
     /// GET; `None` for 404. A health check answers 503 with the same body where it fails.
-    async fn ask<T: DeserializeOwned>(&self, path: &[&str]) -> Result<Option<T>, Unanswered> {
+    async fn get<T: DeserializeOwned>(&self, path: &[&str]) -> Result<Option<T>, ManagementError> {
         let at = format!(
             "{}:{}",
             self.base.host_str().unwrap_or_default(),
             self.base.port_or_known_default().unwrap_or_default()
         );
-        let no_answer = |why: String| Unanswered::NoAnswer { at: at.clone(), why };
+        let no_answer = |why: String| ManagementError::NoResponse { at: at.clone(), why };
         let mut url = self.base.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
             // A virtual host may be called "/".
@@ -231,7 +236,7 @@ impl Management {
         match status {
             StatusCode::NOT_FOUND => return Ok(None),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                return Err(Unanswered::Forbidden { user: self.user.clone(), status: status.as_u16() });
+                return Err(ManagementError::Forbidden { user: self.user.clone(), status: status.as_u16() });
             }
             StatusCode::OK | StatusCode::SERVICE_UNAVAILABLE => {}
             status => return Err(no_answer(format!("status {status}"))),
@@ -380,7 +385,7 @@ mod tests {
     const HELD: Duration = Duration::from_secs(44);
 
     fn commands() -> Object {
-        let topology = Topology { names: Default::default(), tiers: Vec::new(), delivery_limit: 20 };
+        let topology = Topology { names: Default::default(), delays: Vec::new(), delivery_limit: 20 };
         let is_it = |object: &Object| matches!(object, Object::Queue { name, .. } if *name == topology.names.commands);
         queues(&topology).into_iter().find(is_it).unwrap()
     }

@@ -48,9 +48,9 @@ pub enum Right {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Permissions {
     /// It is.
-    Yes,
+    Granted,
     /// It is not: the broker's words.
-    No(String),
+    Missing(String),
     /// It cannot be said: the broker's words.
     Unclear(String),
 }
@@ -64,7 +64,7 @@ impl Right {
 /// What a session must be able to publish before it takes a command: an event, a delayed retry, a parked command.
 pub(super) fn needed_to_publish(topology: &Topology) -> Vec<Right> {
     let names = &topology.names;
-    let retry = topology.tiers.first().map(|wait| Right::write(&names.retry, &delay_name(*wait)));
+    let retry = topology.delays.first().map(|wait| Right::write(&names.retry, &delay_name(*wait)));
     let results = Right::write(&names.results, EVENT_PROBE_KEY);
     [results].into_iter().chain(retry).chain([Right::write(&names.parked, "")]).collect()
 }
@@ -72,7 +72,7 @@ pub(super) fn needed_to_publish(topology: &Topology) -> Vec<Right> {
 /// Tries one right on a channel of its own. `None` where it is held.
 ///
 /// # Errors
-/// The client's, where the broker did not answer the question.
+/// The client's, where the broker did not answer the operation.
 pub(super) async fn rejection(connection: &Connection, right: &Right) -> lapin::Result<Option<Rejection>> {
     let Err(error) = attempt(connection, right).await else { return Ok(None) };
     let (place, routing_key) = match right {
@@ -113,13 +113,15 @@ pub async fn rights(settings: &AmqpSettings) -> Result<Vec<(Right, Need, Permiss
         let step = "looking at the permissions";
         let tried = tried.map_err(|_| CannotConnect::TimedOut { at: at.clone(), step, limit })?;
         let held = match tried {
-            Ok(()) => Permissions::Yes,
+            Ok(()) => Permissions::Granted,
             Err(error) => match error.kind() {
                 ErrorKind::ProtocolError(fault) if fault.get_id() == 403 => {
-                    Permissions::No(fault.get_message().to_string())
+                    Permissions::Missing(fault.get_message().to_string())
                 }
                 // The refusal that was asked for; or the thing is not there, which the broker sees after the right.
-                ErrorKind::ProtocolError(fault) if matches!(fault.get_id(), 404 | 406) => Permissions::Yes,
+                ErrorKind::ProtocolError(fault) if matches!(fault.get_id(), 404 | 406) => {
+                    Permissions::Granted
+                }
                 _ => Permissions::Unclear(error.to_string()),
             },
         };
@@ -189,7 +191,7 @@ const MESSAGE_BYTES_EXCESSIVE: usize = 1024 * 1024 + 1;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MessageBound {
     /// It takes what is needed and refuses more than 1 MiB.
-    Sound,
+    Sufficient,
     /// It takes more than 1 MiB.
     Excessive,
     /// It refuses what is needed: the broker's words.
@@ -213,7 +215,7 @@ pub async fn message_bound(settings: &AmqpSettings) -> Result<MessageBound, Cann
         }
         match publish_zeros(&connection, MESSAGE_BYTES_EXCESSIVE).await {
             Ok(()) => MessageBound::Excessive,
-            Err(error) if refused_for_size(&error) => MessageBound::Sound,
+            Err(error) if refused_for_size(&error) => MessageBound::Sufficient,
             Err(error) => MessageBound::Unclear(error.to_string()),
         }
     };

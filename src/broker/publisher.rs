@@ -95,9 +95,9 @@ pub struct Rejection {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EventsAccepted {
     /// It does: what it rejects, it rejects for its own sake.
-    Yes,
+    Accepted,
     /// It does not.
-    No(Rejection),
+    Rejected(Rejection),
     /// It could not be asked.
     Unknown,
 }
@@ -248,7 +248,7 @@ impl Publisher {
         self.publish(&self.0.results, &event.routing_key, properties, &event.body).await
     }
 
-    /// Publishes a copy of `command` to the wait queue of `wait`, with `headers` that carry its progress.
+    /// Publishes a copy of `command` to the delay queue of `wait`, with `headers` that carry its progress.
     ///
     /// # Errors
     /// [`NotPublished`]
@@ -399,8 +399,8 @@ impl Publisher {
             None => return EventsAccepted::Unknown,
         };
         let answer = match answer {
-            Ok(Ok(None)) => EventsAccepted::Yes,
-            Ok(Ok(Some(of_all))) => EventsAccepted::No(of_all),
+            Ok(Ok(None)) => EventsAccepted::Accepted,
+            Ok(Ok(Some(of_all))) => EventsAccepted::Rejected(of_all),
             Ok(Err(_)) | Err(_) => EventsAccepted::Unknown,
         };
         *probed = Some((Instant::now(), answer.clone()));
@@ -633,7 +633,7 @@ async fn confirming(connection: &Connection) -> lapin::Result<Channel> {
 
 fn await_confirm(confirmation: Confirmation) -> Result<Published, PublishFailure> {
     match confirmation {
-        // Side by side a return can be attached to a neighbour's confirm. Either way a message of ours was not routed,
+        // Side by side a return can be attached to a neighbor's confirm. Either way a message of ours was not routed,
         // and to doubt the wrong one costs a repeat, not a loss.
         Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => {
             Err(PublishFailure::Returned(returned.reply_text.to_string()))

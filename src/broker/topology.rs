@@ -1,7 +1,7 @@
 //! What must exist on the broker: exchanges, queues and bindings, planned as values and then made or verified.
 //!
-//! The plan is a pure function of names and tiers. Every queue is a quorum queue; everything that dead-letters
-//! does so at least once, which the broker only honours together with `reject-publish` and a dead-letter exchange,
+//! The plan is a pure function of names and delays. Every queue is a quorum queue; everything that dead-letters
+//! does so at least once, which the broker only honors together with `reject-publish` and a dead-letter exchange,
 //! and forgets silently otherwise.
 
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ use crate::broker::{AmqpSettings, CannotConnect, connect_any};
 pub struct Names {
     /// Topic exchange and quorum queue of commands.
     pub commands: String,
-    /// Direct exchange of the wait queues; the queues are called `<retry>.<wait>`.
+    /// Direct exchange of the delay queues; the queues are called `<retry>.<wait>`.
     pub retry: String,
     /// Topic exchange of results: the reply exchange.
     pub results: String,
@@ -67,8 +67,8 @@ pub enum Mode {
 pub struct Topology {
     /// The names.
     pub names: Names,
-    /// The waits of the tiers, shortest first.
-    pub tiers: Vec<Duration>,
+    /// The waits of the delays, shortest first.
+    pub delays: Vec<Duration>,
     /// Deliveries of one command that fail before the broker parks it.
     pub delivery_limit: u32,
 }
@@ -174,7 +174,7 @@ pub fn delay_name(wait: Duration) -> String {
 }
 
 impl Topology {
-    /// The queue of a tier.
+    /// The queue of a delay.
     pub fn delay_queue(&self, wait: Duration) -> String {
         format!("{}.{}", self.names.retry, delay_name(wait))
     }
@@ -246,7 +246,7 @@ impl Topology {
             kept(instances),
             exchange(retry, Kind::Direct),
         ];
-        for wait in &self.tiers {
+        for wait in &self.delays {
             let queue = self.delay_queue(*wait);
             let millis = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
             plan.push(Object::Queue {
@@ -481,25 +481,25 @@ impl Form {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ObjectState {
     /// It is there, as it must be.
-    There,
+    Present,
     /// It was missing and has been made.
-    Made,
+    Created,
     /// It is not there.
     Missing,
     /// It is there with something else in it.
     Differs(Vec<Difference>),
     /// It is there; what is in it may not be seen or could not be understood: the broker's words.
-    Unseen(String),
+    Unreadable(String),
     /// It could not be made: the broker's words.
-    NotMade(String),
+    NotCreated(String),
     /// A binding: AMQP cannot ask for one without making it.
-    Unaskable,
+    NotQueryable,
 }
 
 impl ObjectState {
     /// Whether someone must do something about it.
     pub fn is_fault(&self) -> bool {
-        matches!(self, Self::Missing | Self::Differs(_) | Self::NotMade(_))
+        matches!(self, Self::Missing | Self::Differs(_) | Self::NotCreated(_))
     }
 }
 
@@ -545,12 +545,12 @@ pub async fn inspect(
 
 async fn print_standing(connection: &Connection, object: &Object, make: bool) -> lapin::Result<ObjectState> {
     let made = async || match declare(connection, object, false).await {
-        Ok(()) => Ok(ObjectState::Made),
-        Err(TopologyFault::Refused { broker, .. }) => Ok(ObjectState::NotMade(broker)),
+        Ok(()) => Ok(ObjectState::Created),
+        Err(TopologyFault::Refused { broker, .. }) => Ok(ObjectState::NotCreated(broker)),
         Err(TopologyFault::Connection(error)) => Err(error),
     };
     if let Object::Binding { .. } = object {
-        return if make { made().await } else { Ok(ObjectState::Unaskable) };
+        return if make { made().await } else { Ok(ObjectState::NotQueryable) };
     }
     match declare(connection, object, true).await {
         Ok(()) => differences(connection, object).await,
@@ -561,13 +561,13 @@ async fn print_standing(connection: &Connection, object: &Object, make: bool) ->
                 Ok(ObjectState::Missing)
             }
         }
-        Err(TopologyFault::Refused { broker, .. }) => Ok(ObjectState::Unseen(broker)),
+        Err(TopologyFault::Refused { broker, .. }) => Ok(ObjectState::Unreadable(broker)),
         Err(TopologyFault::Connection(error)) => Err(error),
     }
 }
 
 /// Asks for what must be until the broker agrees. It names one difference at a time, so each that it named is
-/// conceded in the next question. A declaration of what is there changes nothing.
+/// conceded in the next operation. A declaration of what is there changes nothing.
 async fn differences(connection: &Connection, object: &Object) -> lapin::Result<ObjectState> {
     let mut form = Form::of(object);
     let mut differences: Vec<Difference> = Vec::new();
@@ -580,7 +580,7 @@ async fn differences(connection: &Connection, object: &Object) -> lapin::Result<
         let Some(named) = Named::read(&words) else {
             // What was named so far is sure; the rest stays in the broker's words.
             if differences.is_empty() {
-                return Ok(ObjectState::Unseen(words));
+                return Ok(ObjectState::Unreadable(words));
             }
             let wanted = "what is configured".to_owned();
             differences.push(Difference { argument: "something else".to_owned(), wanted, found: words });
@@ -599,7 +599,7 @@ async fn differences(connection: &Connection, object: &Object) -> lapin::Result<
             break;
         }
     }
-    Ok(if differences.is_empty() { ObjectState::There } else { ObjectState::Differs(differences) })
+    Ok(if differences.is_empty() { ObjectState::Present } else { ObjectState::Differs(differences) })
 }
 
 /// What the broker says when a declaration does not fit: `inequivalent arg 'x-overflow' for queue 'q' in vhost '/':
@@ -709,7 +709,7 @@ mod tests {
     fn whatever_dead_letters_does_so_at_least_once() {
         let topology = Topology {
             names: Names::default(),
-            tiers: [10, 60].map(Duration::from_secs).to_vec(),
+            delays: [10, 60].map(Duration::from_secs).to_vec(),
             delivery_limit: 20,
         };
         let mut dead_lettering = 0;

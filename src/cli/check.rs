@@ -15,7 +15,7 @@ use secrecy::ExposeSecret as _;
 use serde::Serialize;
 
 use crate::app::merchant_key_from_environment;
-use crate::broker::management::{self, Alarm, Management, Mismatch, Queue, Unanswered};
+use crate::broker::management::{self, Alarm, Management, ManagementError, Mismatch, Queue};
 use crate::broker::probe::{self, MessageBound, Need, Permissions, Right};
 use crate::broker::topology::{Difference, Mode, Object, ObjectState, inspect};
 use crate::broker::{AmqpSettings, CannotConnect, Session};
@@ -23,7 +23,7 @@ use crate::cli::check::remedies::{Origin, setting};
 use crate::cli::{Failure, print};
 use crate::config::{Config, ConfigFault, ConfigFaults, MERCHANT_KEY, PREFIX};
 use crate::file_name::Shown;
-use crate::startup::{Looked, StartFault};
+use crate::startup::{Inspected, StartFault};
 use crate::wechat::api::{CannotStart, Client, SharedKeyring};
 use crate::wechat::certificates::ApiV3Key;
 use crate::wechat::keys::Keyring;
@@ -96,19 +96,20 @@ pub async fn run(
         Ok(config) => {
             findings.push(Finding::ok("configuration", "every key is known and in its range"));
             let merchant_key = merchant_key_from_environment();
-            let looked = Looked::at(&config, merchant_key.as_ref());
-            keys(&config, &origin, &looked, &mut findings);
+            let looked = Inspected::with_address(&config, merchant_key.as_ref());
+            check_keys(&config, &origin, &looked, &mut findings);
             if let (Some(client), Some(keyring)) = (&looked.client, &looked.keys) {
-                download(&config, &origin, (client, keyring), looked.apiv3_key.as_ref(), &mut findings).await;
-                payment_api::look(&config, &origin, client, &mut findings).await;
+                check_download(&config, &origin, (client, keyring), looked.apiv3_key.as_ref(), &mut findings)
+                    .await;
+                payment_api::check_calls(&config, &origin, client, &mut findings).await;
             }
             if let Some(settings) = looked.broker {
-                broker(&config, settings, &mut findings).await;
+                check_broker(&config, settings, &mut findings).await;
             }
             Failure::Unexpected
         }
         Err(faults) => {
-            findings.extend(faults.0.iter().map(|fault| misconfigured(fault, &origin)));
+            findings.extend(faults.0.iter().map(|fault| config_findings(fault, &origin)));
             Failure::Misconfigured
         }
     };
@@ -136,7 +137,7 @@ pub async fn run(
     }
 }
 
-fn misconfigured(fault: &ConfigFault, origin: &Origin) -> Finding {
+fn config_findings(fault: &ConfigFault, origin: &Origin) -> Finding {
     let ConfigFault { key, problem, id, remedy } = fault;
     // Where the text as a whole is at fault, the file's name stands for the key; without a file, nothing does.
     let file = origin.file.map(|file| Shown(file).to_string());
@@ -146,13 +147,13 @@ fn misconfigured(fault: &ConfigFault, origin: &Origin) -> Finding {
             (format!("{key}: {problem}"), format!("ls -l {key}; ${{EDITOR:-vi}} {key}"))
         }
         (None, None) if key.is_empty() => (problem.clone(), format!("env | grep -o '^{PREFIX}[^=]*'")),
-        _ => (format!("{key}: {problem}"), origin.mending(key, problem)),
+        _ => (format!("{key}: {problem}"), origin.remedies(key, problem)),
     };
     Finding::fault("configuration", detail, mending).with_id(id.clone())
 }
 
 /// What keeps the service from starting, with what mends it.
-fn start_fault(fault: &StartFault, config: &Config, origin: &Origin) -> Finding {
+fn start_finding(fault: &StartFault, config: &Config, origin: &Origin) -> Finding {
     match fault {
         StartFault::Config(fault) => {
             let what = match fault.key.as_str() {
@@ -160,7 +161,7 @@ fn start_fault(fault: &StartFault, config: &Config, origin: &Origin) -> Finding 
                 "wechat.mchid" | "wechat.merchant_serial" => "configuration",
                 _ => "keys",
             };
-            let finding = misconfigured(fault, origin);
+            let finding = config_findings(fault, origin);
             let mending = match (fault.id.as_str(), fault.key.as_str()) {
                 ("apiv3_key_length", _) => {
                     Some(format!("wc -c {} # 32 characters", config.wechat.apiv3_key_file))
@@ -170,7 +171,7 @@ fn start_fault(fault: &StartFault, config: &Config, origin: &Origin) -> Finding 
                     Some(format!("openssl rand -hex 32 > {file} # its owner and its mode stay"))
                 }
                 ("serial_not_held", _) => {
-                    Some(origin.mending(&fault.key, "leave it out: a key that is held is asked for"))
+                    Some(origin.remedies(&fault.key, "leave it out: a key that is held is asked for"))
                 }
                 _ => None,
             };
@@ -184,10 +185,10 @@ fn start_fault(fault: &StartFault, config: &Config, origin: &Origin) -> Finding 
         StartFault::Client(fault) => {
             let remedy = match fault {
                 CannotStart::BaseUrl { key } | CannotStart::Unencrypted { key } => {
-                    origin.mending(key, "such as https://api.mch.weixin.qq.com")
+                    origin.remedies(key, "such as https://api.mch.weixin.qq.com")
                 }
                 CannotStart::Header(name) => {
-                    origin.mending(&format!("wechat.{name}"), "letters, digits and underscores")
+                    origin.remedies(&format!("wechat.{name}"), "letters, digits and underscores")
                 }
                 CannotStart::Http(_) => {
                     "openssl version -d # are the system's certificates there?".to_owned()
@@ -199,8 +200,8 @@ fn start_fault(fault: &StartFault, config: &Config, origin: &Origin) -> Finding 
 }
 
 /// What keeps the service from starting, and how the keys stand that could be read.
-fn keys(config: &Config, origin: &Origin, looked: &Looked, findings: &mut Vec<Finding>) {
-    findings.extend(looked.faults.iter().map(|fault| start_fault(fault, config, origin)));
+fn check_keys(config: &Config, origin: &Origin, looked: &Inspected, findings: &mut Vec<Finding>) {
+    findings.extend(looked.faults.iter().map(|fault| start_finding(fault, config, origin)));
     let Some(keyring) = &looked.keys else { return };
     let keyring = keyring.read().unwrap_or_else(PoisonError::into_inner).clone();
     let now = Timestamp::now();
@@ -208,10 +209,10 @@ fn keys(config: &Config, origin: &Origin, looked: &Looked, findings: &mut Vec<Fi
     findings.push(Finding::ok("keys", format!("merchant key: RSA, {bits} bits, signs and verifies")));
     let month = SignedDuration::from_hours(30 * 24);
     if let Some(until) = keyring.merchant_expires {
-        findings.push(merchant_certificate(config, until, now, month));
+        findings.push(check_merchant_certificate(config, until, now, month));
     }
     for fault in &keyring.left_out {
-        let remedy = origin.mending("wechat.platform_certificates", "take it out");
+        let remedy = origin.remedies("wechat.platform_certificates", "take it out");
         findings.push(Finding::warning("keys", fault.to_string(), remedy).with_id(fault.id()));
     }
     for (serial, key) in keyring.public.iter() {
@@ -220,7 +221,7 @@ fn keys(config: &Config, origin: &Origin, looked: &Looked, findings: &mut Vec<Fi
             Some(until) if until.duration_since(now) < month => Finding::warning(
                 "keys",
                 format!("platform certificate {serial} expires at {until}"),
-                origin.mending(
+                origin.remedies(
                     "wechat.platform_certificates",
                     "add the next one, which the merchant platform has for download",
                 ),
@@ -231,7 +232,12 @@ fn keys(config: &Config, origin: &Origin, looked: &Looked, findings: &mut Vec<Fi
     }
 }
 
-fn merchant_certificate(config: &Config, until: Timestamp, now: Timestamp, month: SignedDuration) -> Finding {
+fn check_merchant_certificate(
+    config: &Config,
+    until: Timestamp,
+    now: Timestamp,
+    month: SignedDuration,
+) -> Finding {
     let next = format!(
         "openssl x509 -noout -serial -dates -in {} # then apply for the next one on the merchant platform, and put key \
          and certificate in place together",
@@ -255,7 +261,7 @@ fn merchant_certificate(config: &Config, until: Timestamp, now: Timestamp, month
 
 /// Where nothing but downloaded platform certificates verifies answers, downloads them as the service does: without
 /// them every answer would look like a fault.
-async fn download(
+async fn check_download(
     config: &Config,
     origin: &Origin<'_>,
     (client, keyring): (&Client, &SharedKeyring),
@@ -288,10 +294,10 @@ async fn download(
     }
 }
 
-async fn broker(config: &Config, mut settings: AmqpSettings, findings: &mut Vec<Finding>) {
+async fn check_broker(config: &Config, mut settings: AmqpSettings, findings: &mut Vec<Finding>) {
     const WHAT: &str = "broker";
     let mode = settings.mode;
-    if let Some(finding) = unknown_host(&settings).await {
+    if let Some(finding) = unknown_host_finding(&settings).await {
         findings.push(finding);
         return;
     }
@@ -299,29 +305,29 @@ async fn broker(config: &Config, mut settings: AmqpSettings, findings: &mut Vec<
     settings.mode = Mode::Off;
     let greeted = probe::version(&settings).await;
     if let Some(version) = &greeted {
-        findings.push(of_version(version));
+        findings.push(check_version(version));
     }
-    let reached = topology(&settings, mode, findings).await;
+    let reached = check_topology(&settings, mode, findings).await;
     if reached {
         // Before anything that a broker in alarm would not answer.
-        broker_settings(config, &settings, greeted.is_none(), findings).await;
+        check_broker_settings(config, &settings, greeted.is_none(), findings).await;
     }
-    if reached && !permissions(&settings, mode, findings).await {
+    if reached && !check_permissions(&settings, mode, findings).await {
         // A connection would fail for the same reason, and say less.
         return;
     }
-    let remedy = match proven(&settings).await {
-        Ok(generation) => {
+    let remedy = match check_connection(&settings).await {
+        Ok(session) => {
             findings.push(Finding::ok(
                 WHAT,
-                format!("{} connects and confirms publishes: no alarm", generation.at()),
+                format!("{} connects and confirms publishes: no alarm", session.at()),
             ));
-            if let Some((consumers, commands)) = generation.consumer_count().await {
+            if let Some((consumers, commands)) = session.consumer_count().await {
                 let detail = format!("{commands} commands wait, {consumers} consumers");
                 findings.push(Finding::ok("queue", detail));
             }
-            findings.extend(message_size(&settings).await);
-            generation.close().await;
+            findings.extend(check_message_size(&settings).await);
+            session.close().await;
             return;
         }
         // What is missing has been told already.
@@ -363,7 +369,7 @@ async fn broker(config: &Config, mut settings: AmqpSettings, findings: &mut Vec<
 const LOOKUP_MAX: Duration = Duration::from_secs(5);
 
 /// A node whose name nobody knows: permissions, which are looked at next, would have nothing to do with it.
-async fn unknown_host(settings: &AmqpSettings) -> Option<Finding> {
+async fn unknown_host_finding(settings: &AmqpSettings) -> Option<Finding> {
     for (host, port) in settings.hosts().ok()? {
         let looked = tokio::time::timeout(LOOKUP_MAX, tokio::net::lookup_host((host.as_str(), port))).await;
         let problem = match looked {
@@ -381,14 +387,16 @@ async fn unknown_host(settings: &AmqpSettings) -> Option<Finding> {
 }
 
 /// Whether the broker bounds messages. What the user may not try, the permissions have told.
-async fn message_size(settings: &AmqpSettings) -> Option<Finding> {
+async fn check_message_size(settings: &AmqpSettings) -> Option<Finding> {
     const WHAT: &str = "message size";
     let mending = format!(
         "echo 'max_message_size = {}' >> /etc/rabbitmq/rabbitmq.conf # there, then a restart",
         probe::MESSAGE_BYTES_NEEDED
     );
     Some(match probe::message_bound(settings).await {
-        Ok(MessageBound::Sound) => Finding::ok(WHAT, "the broker takes 128 KiB and refuses more than 1 MiB"),
+        Ok(MessageBound::Sufficient) => {
+            Finding::ok(WHAT, "the broker takes 128 KiB and refuses more than 1 MiB")
+        }
         Ok(MessageBound::Excessive) => Finding::warning(
             WHAT,
             "the broker takes messages of more than 1 MiB; a few large ones would fill this service's memory",
@@ -403,10 +411,10 @@ async fn message_size(settings: &AmqpSettings) -> Option<Finding> {
 }
 
 /// Connects as the service does, and proves that confirms come.
-async fn proven(settings: &AmqpSettings) -> Result<Session, CannotConnect> {
-    let generation = Session::establish(settings, 0).await?;
-    generation.confirm_publishing().await?;
-    Ok(generation)
+async fn check_connection(settings: &AmqpSettings) -> Result<Session, CannotConnect> {
+    let session = Session::establish(settings, 0).await?;
+    session.confirm_publishing().await?;
+    Ok(session)
 }
 
 /// The first version whose quorum queues dead-letter at least once.
@@ -414,7 +422,7 @@ const OLDEST: (u32, u32) = (3, 10);
 const UPGRADE: &str =
     "rabbitmqctl version # RabbitMQ 3.10 or later is needed: https://www.rabbitmq.com/docs/upgrade";
 
-fn of_version(version: &str) -> Finding {
+fn check_version(version: &str) -> Finding {
     const WHAT: &str = "broker version";
     let mut numbers = version.split('.').map_while(|number| number.parse().ok());
     match (numbers.next(), numbers.next()) {
@@ -430,7 +438,7 @@ fn of_version(version: &str) -> Finding {
 
 /// Tells whatever is missing or differs, argument by argument; `mode` is what the service does about it. False where
 /// the broker is not reached.
-async fn topology(settings: &AmqpSettings, mode: Mode, findings: &mut Vec<Finding>) -> bool {
+async fn check_topology(settings: &AmqpSettings, mode: Mode, findings: &mut Vec<Finding>) -> bool {
     const WHAT: &str = "topology";
     let Ok((_, found)) = inspect(settings, false).await else { return false };
     let vhost = settings.vhost().unwrap_or_default();
@@ -438,20 +446,20 @@ async fn topology(settings: &AmqpSettings, mode: Mode, findings: &mut Vec<Findin
     let mut missing = Vec::new();
     for (object, standing) in found {
         match standing {
-            ObjectState::There | ObjectState::Made | ObjectState::Unaskable => continue,
-            ObjectState::Missing | ObjectState::NotMade(_) => missing.push(object.to_string()),
+            ObjectState::Present | ObjectState::Created | ObjectState::NotQueryable => continue,
+            ObjectState::Missing | ObjectState::NotCreated(_) => missing.push(object.to_string()),
             ObjectState::Differs(differences) => {
                 for Difference { argument, wanted, found } in differences {
                     let detail = format!("{object}: {argument} is {found}, must be {wanted}");
                     findings.push(Finding::fault(WHAT, detail, recreate_remedy(&object, &vhost)));
                 }
             }
-            ObjectState::Unseen(words) if mode == Mode::Create && words.contains("ACCESS_REFUSED") => {
+            ObjectState::Unreadable(words) if mode == Mode::Create && words.contains("ACCESS_REFUSED") => {
                 let detail =
                     format!("the user may not declare {object}, as broker.topology = create wants: {words}");
                 findings.push(Finding::fault("permissions", detail, probe::granting(settings, mode)));
             }
-            ObjectState::Unseen(words) => findings.push(Finding::warning(
+            ObjectState::Unreadable(words) => findings.push(Finding::warning(
                 WHAT,
                 format!("{object} is there; its arguments cannot be compared: {words}"),
                 "redeemer topology verify # as a user who may configure it",
@@ -460,7 +468,7 @@ async fn topology(settings: &AmqpSettings, mode: Mode, findings: &mut Vec<Findin
         sound = false;
     }
     if !missing.is_empty() {
-        findings.push(missing_objects(&missing, all, mode));
+        findings.push(missing_objects_finding(&missing, all, mode));
     }
     if sound {
         findings.push(Finding::ok(WHAT, "every exchange and queue is there with its arguments"));
@@ -469,7 +477,7 @@ async fn topology(settings: &AmqpSettings, mode: Mode, findings: &mut Vec<Findin
 }
 
 /// One finding however many are missing: they have one cause and one remedy.
-fn missing_objects(missing: &[String], all: usize, mode: Mode) -> Finding {
+fn missing_objects_finding(missing: &[String], all: usize, mode: Mode) -> Finding {
     const WHAT: &str = "topology";
     const NAMED_MAX: usize = 3;
     let mut detail = format!("{} of {all} objects are missing: ", missing.len());
@@ -504,7 +512,7 @@ fn recreate_remedy(object: &Object, vhost: &str) -> String {
 }
 
 /// Tells what the user may not do. False where anything that the service needs is among it.
-async fn permissions(settings: &AmqpSettings, mode: Mode, findings: &mut Vec<Finding>) -> bool {
+async fn check_permissions(settings: &AmqpSettings, mode: Mode, findings: &mut Vec<Finding>) -> bool {
     const WHAT: &str = "permissions";
     let rights = match probe::rights(settings).await {
         Ok(rights) => rights,
@@ -521,13 +529,13 @@ async fn permissions(settings: &AmqpSettings, mode: Mode, findings: &mut Vec<Fin
             Right::Read(queue) => format!("consume {queue}"),
         };
         findings.push(match (held, need) {
-            (Permissions::Yes, _) => continue,
-            (Permissions::No(words), Need::Service) => {
+            (Permissions::Granted, _) => continue,
+            (Permissions::Missing(words), Need::Service) => {
                 lacking = true;
                 let detail = format!("the user may not {what}: {words}");
                 Finding::fault(WHAT, detail, probe::granting(settings, mode))
             }
-            (Permissions::No(_), Need::Console) => {
+            (Permissions::Missing(_), Need::Console) => {
                 let detail =
                     format!("the user may not {what}: the service does not need it, redeemer parked does");
                 Finding::warning(
@@ -550,8 +558,8 @@ async fn permissions(settings: &AmqpSettings, mode: Mode, findings: &mut Vec<Fin
 }
 
 /// The longest that a command is usually held without an acknowledgement.
-fn held(config: &Config) -> Duration {
-    config.retry.in_process_max.0 + config.wechat.total_timeout.0 * 2 + config.retry.settling.0 * 3
+fn longest_held(config: &Config) -> Duration {
+    config.retry.in_process_max.0 + config.wechat.total_timeout.0 * 2 + config.retry.query_delay.0 * 3
 }
 
 const SETTINGS: &str = "broker settings";
@@ -560,7 +568,7 @@ const CONSUMER_TIMEOUT: &str = "rabbitmqctl eval 'application:get_env(rabbit, co
 
 /// Policies, alarms, bindings, effective arguments and consumer timeouts: seen through the management API where it is
 /// configured, else said not to be seen.
-async fn broker_settings(
+async fn check_broker_settings(
     config: &Config,
     settings: &AmqpSettings,
     tell_version: bool,
@@ -568,24 +576,26 @@ async fn broker_settings(
 ) {
     let uri = config.broker.management_uri.as_str();
     if uri.is_empty() {
-        findings.push(unseen(config));
+        findings.push(not_visible_finding(config));
         return;
     }
     let before = findings.len();
     let looked = match Management::new(uri, settings) {
-        Ok(management) => look(&management, config, settings, tell_version, findings).await,
+        Ok(management) => {
+            check_through_management(&management, config, settings, tell_version, findings).await
+        }
         Err(fault) => Err(fault),
     };
     if let Err(fault) = looked {
         let remedy = match &fault {
-            Unanswered::Forbidden { user, .. } => format!("rabbitmqctl set_user_tags {user} management"),
-            Unanswered::Uri(_) | Unanswered::Settings(_) => setting("broker.management_uri"),
-            Unanswered::NoAnswer { .. } => {
+            ManagementError::Forbidden { user, .. } => format!("rabbitmqctl set_user_tags {user} management"),
+            ManagementError::Uri(_) | ManagementError::Settings(_) => setting("broker.management_uri"),
+            ManagementError::NoResponse { .. } => {
                 "rabbitmq-plugins enable rabbitmq_management # or mend broker.management_uri".to_owned()
             }
         };
         findings.push(Finding::fault(SETTINGS, fault.to_string(), remedy));
-        findings.push(unseen(config));
+        findings.push(not_visible_finding(config));
     } else if !findings[before..].iter().any(|finding| finding.gravity == Severity::Fault) {
         let detail = "no alarm; every queue has its arguments, and no policy takes anything away (the broker's \
                       listing may be some seconds old)";
@@ -593,13 +603,13 @@ async fn broker_settings(
     }
 }
 
-async fn look(
+async fn check_through_management(
     management: &Management,
     config: &Config,
     settings: &AmqpSettings,
     tell_version: bool,
     findings: &mut Vec<Finding>,
-) -> Result<(), Unanswered> {
+) -> Result<(), ManagementError> {
     if management.exposed() {
         findings.push(Finding::warning(
             SETTINGS,
@@ -608,7 +618,7 @@ async fn look(
         ));
     }
     if let Some(version) = management.version().await?.filter(|_| tell_version) {
-        findings.push(of_version(&version));
+        findings.push(check_version(&version));
     }
     for Alarm { node, resource } in management.alarms().await? {
         let remedy = match resource.as_str() {
@@ -619,7 +629,7 @@ async fn look(
         findings.push(Finding::fault("alarm", detail, remedy));
     }
     let vhost = settings.vhost()?;
-    let (mut timeout_seen, held) = (false, held(config));
+    let (mut timeout_seen, held) = (false, longest_held(config));
     for object in settings.topology.plan() {
         match &object {
             Object::Exchange { .. } => {}
@@ -684,8 +694,8 @@ fn limit_mismatch(object: &Object, name: &str, vhost: &str, queue: &Queue, unfit
 }
 
 /// What no client is told over AMQP: for the operator to compare.
-fn unseen(config: &Config) -> Finding {
-    let held = held(config);
+fn not_visible_finding(config: &Config) -> Finding {
+    let held = longest_held(config);
     let detail = format!(
         "not visible from here without broker.management_uri: a consumer_timeout of the broker must be well over \
          {held:?}, the longest that a command is usually held; no policy may override a queue; no alarm; every binding"

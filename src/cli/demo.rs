@@ -75,7 +75,7 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
     let dir = make_folder(arguments.dir.as_deref())?;
     let mut stage = Stage::default();
     let mut ended = tokio::select! {
-        ended = perform(&arguments, &dir, &mut stage) => ended,
+        ended = run_stage(&arguments, &dir, &mut stage) => ended,
         signal = shutdown::signal() => Err(anyhow!("ended by {}", signal.unwrap_or("a signal")).into()),
     };
     if let Err(error) = stage.clear(arguments.keep).await
@@ -133,7 +133,7 @@ fn make_folder(wanted: Option<&Path>) -> anyhow::Result<PathBuf> {
     dir.canonicalize().with_context(unusable)
 }
 
-async fn perform(arguments: &Arguments, dir: &Path, stage: &mut Stage) -> Result<(), Failure> {
+async fn run_stage(arguments: &Arguments, dir: &Path, stage: &mut Stage) -> Result<(), Failure> {
     let begun = Instant::now();
     let program = cases::program(arguments.commands, arguments.seed);
     let http = Http::new()?;
@@ -161,7 +161,7 @@ async fn perform(arguments: &Arguments, dir: &Path, stage: &mut Stage) -> Result
     let (sandbox, card) = start_sandbox(dir, arguments.seed, &http).await.map_err(unexpected)?;
     let control = format!("{}/_sandbox", card.base_url);
     stage.sandbox = Some(sandbox);
-    furnish(&http, &control, &program).await.context("the sandbox cannot be furnished")?;
+    issue_coupons(&http, &control, &program).await.context("the sandbox cannot be furnished")?;
 
     spinner.set_message("starting the service");
     configure(&mut stage.config, dir, &card)?;
@@ -203,23 +203,23 @@ async fn perform(arguments: &Arguments, dir: &Path, stage: &mut Stage) -> Result
         for line in cases::EXAMPLE.lines() {
             print(&format!("  {line}"))?;
         }
-        wave.play(0..1, &mut publisher, &mut events).await?;
+        wave.publish_cases(0..1, &mut publisher, &mut events).await?;
         match wave.got[0].first().and_then(|got| got.told.as_ref()) {
             Some(told) => print(&format!("  -> {told}"))?,
             None => print("  -> no event")?,
         }
         let rest = 1..program.cases.len();
         print(&format!("\n{} more commands of every kind", arguments.commands))?;
-        wave.play(rest, &mut publisher, &mut events).await
+        wave.publish_cases(rest, &mut publisher, &mut events).await
     };
     tokio::select! {
         played = played => played?,
-        error = ended(service) => return Err(unexpected(error)),
-        error = ended(sandbox) => return Err(unexpected(error)),
+        error = check_ended(service) => return Err(unexpected(error)),
+        error = check_ended(sandbox) => return Err(unexpected(error)),
     }
     reading.close().await;
 
-    let played = Played { http: &http, control: &control, admin: &admin, program: &program, wave: &wave };
+    let played = PlayedCase { http: &http, control: &control, admin: &admin, program: &program, wave: &wave };
     let mut wrong = played.report().await?;
     let malformed = program.cases.iter().filter(|case| case.number.is_none()).count();
     let wanted = [(&names.commands, 0), (&names.parked, malformed), (&names.unrouted, 0)];
@@ -241,7 +241,7 @@ fn unexpected(error: anyhow::Error) -> Failure {
 }
 
 /// Everything there is to report of, once all events are in.
-struct Played<'a> {
+struct PlayedCase<'a> {
     http: &'a Http,
     control: &'a str,
     admin: &'a str,
@@ -249,7 +249,7 @@ struct Played<'a> {
     wave: &'a Wave<'a>,
 }
 
-impl Played<'_> {
+impl PlayedCase<'_> {
     /// Prints the table and the numbers; gives everything that is not as it must be.
     async fn report(&self) -> anyhow::Result<Vec<String>> {
         let Self { http, control, admin, program, wave } = self;
@@ -273,14 +273,14 @@ impl Played<'_> {
 
         let metrics = settled_metrics(http, admin).await?;
         let count = |name: &str, label: &str| metric(&metrics, name, label);
-        let residue = count("redeemer_ledger_residue", "");
+        let residue = count("redeemer_unaccounted_deliveries", "");
         print(&format!(
-            "metrics   {} deliveries taken, {} of them back from a wait queue; {} calls, {} of them inquiries; \
+            "metrics   {} deliveries taken, {} of them back from a delay queue; {} calls, {} of them queries; \
              residue {residue}; {:.0} MB",
             count("redeemer_commands_taken_total", ""),
             count("redeemer_commands_taken_total", "copy"),
             count("redeemer_attempts_total", ""),
-            count("redeemer_attempts_total", "inquire"),
+            count("redeemer_attempts_total", "query"),
             count("process_resident_memory_bytes", "") / 1e6,
         ))?;
         if wave.repeats > 0 {
@@ -288,7 +288,7 @@ impl Played<'_> {
         }
 
         if residue != 0.0 {
-            wrong.push(format!("redeemer_ledger_residue is {residue}, not 0"));
+            wrong.push(format!("redeemer_unaccounted_deliveries is {residue}, not 0"));
         }
         if count("redeemer_commands_in_flight", "") != 0.0 {
             wrong.push("there are commands in flight although all have ended".to_owned());
@@ -319,7 +319,7 @@ async fn start_sandbox(dir: &Path, seed: u64, http: &Http) -> anyhow::Result<(Ru
 }
 
 /// Issues the coupons, does to them what happened before, and sets the faults.
-async fn furnish(http: &Http, control: &str, program: &Program) -> anyhow::Result<()> {
+async fn issue_coupons(http: &Http, control: &str, program: &Program) -> anyhow::Result<()> {
     http.send(Method::POST, &format!("{control}/coupons"), &program.coupons).await?;
     for (code, act) in &program.acts {
         http.send(Method::POST, &format!("{control}/coupons/{code}/act"), act).await?;
@@ -350,8 +350,8 @@ fn names_of_its_own(arguments: &Arguments, dir: &Path) -> anyhow::Result<Config>
     for name in [commands, retry, results, unrouted, parked, dead, instances] {
         *name = name.replacen("redemption", &prefix, 1);
     }
-    // Nobody wants to wait two hours for the end of a demo, and some commands shall pass through a wait queue.
-    config.retry.tiers = [2, 4].map(|seconds| Span(Duration::from_secs(seconds))).to_vec();
+    // Nobody wants to wait two hours for the end of a demo, and some commands shall pass through a delay queue.
+    config.retry.delays = [2, 4].map(|seconds| Span(Duration::from_secs(seconds))).to_vec();
     config.retry.in_process_max = Span(Duration::from_secs(5));
     config.admin.listen = "127.0.0.1:0".to_owned();
     Ok(config)
@@ -389,9 +389,9 @@ async fn start_service(dir: &Path, http: &Http) -> anyhow::Result<(Running, Stri
     Ok((service, admin))
 }
 
-async fn ended(program: &mut Option<Running>) -> anyhow::Error {
+async fn check_ended(program: &mut Option<Running>) -> anyhow::Error {
     match program {
-        Some(program) => program.ended().await,
+        Some(program) => program.wait_ended().await,
         None => std::future::pending().await,
     }
 }
@@ -451,7 +451,7 @@ impl<'a> Wave<'a> {
     }
 
     /// Publishes these cases and waits for their events, or for a long silence.
-    async fn play(
+    async fn publish_cases(
         &mut self,
         range: std::ops::Range<usize>,
         publisher: &mut CommandPublisher,
@@ -487,7 +487,7 @@ impl<'a> Wave<'a> {
                 event = events.next() => {
                     let event = event.ok_or_else(|| anyhow!("connection to the broker lost"))?;
                     last_sign = Instant::now();
-                    if let Some(outcome) = self.arrived(event) {
+                    if let Some(outcome) = self.receive(event) {
                         missing -= 1;
                         *seen.entry(outcome).or_default() += 1;
                         let mut counts: Vec<_> = seen.iter().map(|(word, n)| format!("{n} {word}")).collect();
@@ -504,7 +504,7 @@ impl<'a> Wave<'a> {
     }
 
     /// Enters an event; gives its outcome where it is the first of its message.
-    fn arrived(&mut self, event: Arrived) -> Option<&'static str> {
+    fn receive(&mut self, event: Arrived) -> Option<&'static str> {
         let id = event.correlation_id.unwrap_or_default();
         let Some((nth, published)) = self.awaited.remove(&id) else {
             match self.answered.contains(&id) {

@@ -57,8 +57,8 @@ enum Command {
         limit: u64,
         /// Ask the payment API what is true of the coupon now. Changes nothing.
         #[arg(long)]
-        inquire: bool,
-        /// Inquiries per second, at most.
+        query: bool,
+        /// Queries per second, at most.
         #[arg(long, value_name = "N", default_value = "5", value_parser = rate)]
         per_second: f64,
         /// Print one JSON object per line.
@@ -70,13 +70,13 @@ enum Command {
         #[command(flatten)]
         which: Which,
         #[command(flatten)]
-        deciding: Deciding,
+        deciding: DecisionArguments,
         /// Why, for the audit event.
         #[arg(long, value_name = "TEXT", value_parser = text)]
         because: Option<String>,
-        /// Where two inquiries in a row find that it is refused for good: tell so, and take the command off the queue.
+        /// Where two queries in a row find that it is refused for good: tell so, and take the command off the queue.
         #[arg(long)]
-        tell_refused: bool,
+        publish_refused: bool,
         /// Commands per second, at most.
         #[arg(long, value_name = "N", default_value = "5", value_parser = rate)]
         per_second: f64,
@@ -86,7 +86,7 @@ enum Command {
         #[command(flatten)]
         which: Which,
         #[command(flatten)]
-        deciding: Deciding,
+        deciding: DecisionArguments,
         /// Why, for the audit event.
         #[arg(long, value_name = "TEXT", value_parser = text)]
         because: String,
@@ -131,7 +131,7 @@ impl From<Which> for Filter {
 
 /// How something is decided.
 #[derive(Debug, Args)]
-struct Deciding {
+struct DecisionArguments {
     /// Do it.
     #[arg(long)]
     yes: bool,
@@ -157,14 +157,15 @@ struct Deciding {
 pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
     match arguments.command {
         Command::List { which, limit, json } => list(&config, &which.into(), limit, json).await,
-        Command::Show { which, limit, inquire, per_second, json } => {
-            let client = if inquire { Some(client(&config).await?) } else { None };
+        Command::Show { which, limit, query, per_second, json } => {
+            let client = if query { Some(client(&config).await?) } else { None };
             show(&config, &which.into(), limit, client, per_second, json).await
         }
-        Command::Replay { which, deciding, because, tell_refused, per_second } => {
+        Command::Replay { which, deciding, because, publish_refused, per_second } => {
             let client = client(&config).await?;
-            let run = OperatorRun::new(&config, which.into(), &deciding, because.as_deref(), tell_refused)?;
-            run.work(Some((&client, Pace::new(per_second)))).await
+            let run =
+                OperatorRun::new(&config, which.into(), &deciding, because.as_deref(), publish_refused)?;
+            run.process_all(Some((&client, ReplayRate::new(per_second)))).await
         }
         Command::Discard { which, deciding, because, all } => {
             let filter = Filter::from(which);
@@ -172,7 +173,7 @@ pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
                 let why = "discard: give a filter, or --all where every parked command is meant";
                 return Err(Failure::Failed(anyhow!(why)));
             }
-            OperatorRun::new(&config, filter, &deciding, Some(&because), false)?.work(None).await
+            OperatorRun::new(&config, filter, &deciding, Some(&because), false)?.process_all(None).await
         }
     }
 }
@@ -180,7 +181,7 @@ pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
 async fn list(config: &Config, filter: &Filter, limit: u64, as_lines: bool) -> Result<(), Failure> {
     let settings = config.broker_settings()?;
     let now = Timestamp::now();
-    let Seen { mut found, waiting, at, ended } = look_through(&settings, |parked| {
+    let Scan { mut found, waiting, at, ended } = scan(&settings, |parked| {
         let line = || if as_lines { Line::Json(summary(&parked, now)) } else { Line::Row(row(&parked, now)) };
         filter.admits(&parked, now).then(line)
     })
@@ -215,7 +216,7 @@ enum Line {
 const CANNOT_LOOK: &str = "the parked queue cannot be looked at";
 
 /// What a look has seen.
-struct Seen<T> {
+struct Scan<T> {
     /// What was chosen, with the time of parking, oldest first.
     found: Vec<(Option<Timestamp>, T)>,
     /// How many are parked.
@@ -227,10 +228,10 @@ struct Seen<T> {
 }
 
 /// Sees every parked command once and gives what `choose` makes of it. Always the whole queue: the broker puts the part that was taken behind the part that was not.
-async fn look_through<T>(
+async fn scan<T>(
     settings: &crate::broker::AmqpSettings,
     choose: impl Fn(Parked) -> Option<T>,
-) -> anyhow::Result<Seen<T>> {
+) -> anyhow::Result<Scan<T>> {
     let mut look = ParkedQueue::begin(settings).await.context(CANNOT_LOOK)?;
     let mut found = Vec::new();
     let ended = loop {
@@ -247,11 +248,11 @@ async fn look_through<T>(
     let (waiting, at) = (look.waiting(), look.at().to_owned());
     look.end().await;
     found.sort_by_key(|(at, _)| *at);
-    Ok(Seen { found, waiting, at, ended })
+    Ok(Scan { found, waiting, at, ended })
 }
 
 fn row(parked: &Parked, now: Timestamp) -> [String; 8] {
-    let PartialCommand { brand_id, coupon_code, out_request_no, .. } = &parked.legible;
+    let PartialCommand { brand_id, coupon_code, out_request_no, .. } = &parked.partial;
     let none = || "-".to_owned();
     [
         parked.sha256.chars().take(12).collect(),
@@ -276,7 +277,7 @@ fn table<const N: usize>(rows: &[[String; N]]) -> Vec<String> {
 }
 
 fn summary(parked: &Parked, now: Timestamp) -> Value {
-    let PartialCommand { brand_id, coupon_code, out_request_no, openid, .. } = &parked.legible;
+    let PartialCommand { brand_id, coupon_code, out_request_no, openid, .. } = &parked.partial;
     json!({
         "id": parked.sha256,
         "parked_at": parked.at.map(|at| at.to_string()),
@@ -301,25 +302,25 @@ async fn show(
 ) -> Result<(), Failure> {
     let settings = config.broker_settings()?;
     let now = Timestamp::now();
-    // Inquiries take their time; nobody else shall wait for them, so the look ends before.
-    let Seen { mut found, waiting, at, ended } =
-        look_through(&settings, |parked| filter.admits(&parked, now).then_some(parked)).await?;
+    // Queries take their time; nobody else shall wait for them, so the look ends before.
+    let Scan { mut found, waiting, at, ended } =
+        scan(&settings, |parked| filter.admits(&parked, now).then_some(parked)).await?;
     let meant = found.len();
     found.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
     let shown = found.len();
-    let mut pace = Pace::new(per_second);
+    let mut pace = ReplayRate::new(per_second);
     for (_, parked) in found {
-        let inquiry = match (&client, parked.command.as_ref()) {
+        let query = match (&client, parked.command.as_ref()) {
             (Some(client), Ok(redemption)) => {
-                pace.turn().await;
-                Some(inquire(client, redemption).await)
+                pace.wait().await;
+                Some(query(client, redemption).await)
             }
             _ => None,
         };
         if as_lines {
-            print(&whole(&parked, inquiry.as_ref(), now).to_string())?;
+            print(&whole(&parked, query.as_ref(), now).to_string())?;
         } else {
-            print(&told(&parked, inquiry.as_ref(), now))?;
+            print(&published_event(&parked, query.as_ref(), now))?;
         }
     }
     let more = if shown < meant { format!(" ({meant} are meant, see --limit)") } else { String::new() };
@@ -327,7 +328,7 @@ async fn show(
     Ok(ended.context(CANNOT_LOOK)?)
 }
 
-fn whole(parked: &Parked, inquiry: Option<&CouponQuery>, now: Timestamp) -> Value {
+fn whole(parked: &Parked, query: Option<&CouponQuery>, now: Timestamp) -> Value {
     let mut whole = summary(parked, now);
     whole["headers"] = parked.delivery.display_name().into_iter().collect();
     let (body, left_out) = parked.shown_body();
@@ -346,28 +347,28 @@ fn whole(parked: &Parked, inquiry: Option<&CouponQuery>, now: Timestamp) -> Valu
     whole["faults"] =
         faults.map(|fault| json!({"pointer": fault.pointer, "problem": fault.problem})).collect();
     whole["evidence"] = parked.evidence().iter().map(|entry| json!(Entry::from(entry))).collect();
-    if let Some(inquiry) = inquiry {
-        whole["inquiry"] = inquired(inquiry);
+    if let Some(query) = query {
+        whole["query"] = queried(query);
     }
     whole
 }
 
-fn inquired(inquiry: &CouponQuery) -> Value {
-    let reason = match &inquiry.status {
+fn queried(query: &CouponQuery) -> Value {
+    let reason = match &query.status {
         CouponStatus::Refused { reason, .. } => Some(reason.as_str()),
-        CouponStatus::Stop(fault) => Some(fault.as_str()),
+        CouponStatus::Suspended(fault) => Some(fault.as_str()),
         _ => None,
     };
     json!({
-        "says": inquiry.status.as_str(),
+        "says": query.status.as_str(),
         "reason": reason,
-        "coupon_state": inquiry.coupon.as_ref().map(|coupon| coupon.state.as_str()),
-        "evidence": Entry::from(&inquiry.evidence),
-        "trouble": inquiry.trouble,
+        "coupon_state": query.coupon.as_ref().map(|coupon| coupon.state.as_str()),
+        "evidence": Entry::from(&query.evidence),
+        "trouble": query.trouble,
     })
 }
 
-fn told(parked: &Parked, inquiry: Option<&CouponQuery>, now: Timestamp) -> String {
+fn published_event(parked: &Parked, query: Option<&CouponQuery>, now: Timestamp) -> String {
     let mut lines = vec![format!("id        {}", parked.sha256)];
     let age = parked.age(now).map_or_else(String::new, |age| format!(", {} ago", short_span(age)));
     let at = parked.at.map_or_else(|| "at an unknown time".to_owned(), |at| at.to_string());
@@ -375,7 +376,7 @@ fn told(parked: &Parked, inquiry: Option<&CouponQuery>, now: Timestamp) -> Strin
     for (name, value) in parked.delivery.display_name() {
         // Evidence has its own lines below.
         if name != crate::wire::copy::EVIDENCE {
-            lines.push(format!("header    {name}: {}", parked.discreet(&value)));
+            lines.push(format!("header    {name}: {}", parked.masked_headers(&value)));
         }
     }
     for fault in parked.faults() {
@@ -384,20 +385,20 @@ fn told(parked: &Parked, inquiry: Option<&CouponQuery>, now: Timestamp) -> Strin
     for attempt in parked.evidence() {
         lines.push(format!("attempt   {}", evidence_line(&attempt, SignatureWitness::Header)));
     }
-    if let Some(inquiry) = inquiry {
+    if let Some(query) = query {
         lines.push(format!(
             "now       {}: {}",
-            says(inquiry),
-            evidence_line(&inquiry.evidence, SignatureWitness::Ourselves)
+            describe(query),
+            evidence_line(&query.evidence, SignatureWitness::ThisProcess)
         ));
     }
     let (body, left_out) = parked.shown_body();
     let bytes = parked.delivery.body().len();
     match std::str::from_utf8(body) {
-        Ok(text) => lines.push(format!("body      {bytes} bytes: {}", parked.discreet_body(text))),
+        Ok(text) => lines.push(format!("body      {bytes} bytes: {}", parked.masked_body(text))),
         Err(_) => {
             let text = body.escape_ascii().to_string();
-            lines.push(format!("body      {bytes} bytes: {}", parked.discreet_body(&text)));
+            lines.push(format!("body      {bytes} bytes: {}", parked.masked_body(&text)));
         }
     }
     if left_out > 0 {
@@ -410,18 +411,18 @@ fn evidence_line(evidence: &crate::attempt::Evidence, witness: SignatureWitness)
     let status = evidence.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
     let request_id = evidence.request_id.as_deref().unwrap_or("-");
     let verified = witness.signature(evidence);
-    let crate::attempt::Evidence { at, operation: question, host, verdict, .. } = evidence;
-    format!("{at} {question} {host} {status} {verdict}, {verified}, request {request_id}")
+    let crate::attempt::Evidence { at, operation, host, verdict, .. } = evidence;
+    format!("{at} {operation} {host} {status} {verdict}, {verified}, request {request_id}")
 }
 
-fn says(inquiry: &CouponQuery) -> String {
-    let state = inquiry.coupon.as_ref().map_or("state unknown", |coupon| coupon.state.as_str());
-    match &inquiry.status {
+fn describe(query: &CouponQuery) -> String {
+    let state = query.coupon.as_ref().map_or("state unknown", |coupon| coupon.state.as_str());
+    match &query.status {
         CouponStatus::Redeemed(_) => format!("redeemed under this number ({state})"),
         CouponStatus::Usable => format!("usable ({state})"),
         CouponStatus::Refused { reason, .. } => format!("refused: {} ({state})", reason.as_str()),
         CouponStatus::Unknown => "unknown".to_owned(),
-        CouponStatus::Stop(fault) => format!("every call fails: {}", fault.as_str()),
+        CouponStatus::Suspended(fault) => format!("every call fails: {}", fault.as_str()),
     }
 }
 
@@ -429,7 +430,7 @@ fn says(inquiry: &CouponQuery) -> String {
 struct OperatorRun<'a> {
     settings: crate::broker::AmqpSettings,
     filter: Filter,
-    deciding: &'a Deciding,
+    deciding: &'a DecisionArguments,
     decision: Decision<'a>,
 }
 
@@ -450,9 +451,9 @@ impl<'a> OperatorRun<'a> {
     fn new(
         config: &'a Config,
         filter: Filter,
-        deciding: &'a Deciding,
+        deciding: &'a DecisionArguments,
         because: Option<&'a str>,
-        tell_refused: bool,
+        publish_refused: bool,
     ) -> Result<Self, Failure> {
         if deciding.yes && deciding.operator.is_none() {
             return Err(Failure::Failed(anyhow!(
@@ -464,16 +465,16 @@ impl<'a> OperatorRun<'a> {
             source: &config.event.source,
             operator: deciding.operator.as_deref().unwrap_or_default(),
             because,
-            horizon: config.horizon(),
-            settling: signed(config.retry.settling.0),
+            deadline_limits: config.deadline_limits(),
+            settling: signed(config.retry.query_delay.0),
             longest_call: signed(config.wechat.total_timeout.0),
-            tell_refused,
+            publish_refused,
         };
         Ok(Self { settings: config.broker_settings()?, filter, deciding, decision })
     }
 
     /// Goes through the queue: with a client to replay, without one to discard.
-    async fn work(&self, mut asking: Option<(&Client, Pace)>) -> Result<(), Failure> {
+    async fn process_all(&self, mut asking: Option<(&Client, ReplayRate)>) -> Result<(), Failure> {
         let mut tally = Tally::default();
         // What was left parked on purpose; it comes by again once everything held was put back.
         let mut left: HashSet<(String, Option<Timestamp>)> = HashSet::new();
@@ -486,7 +487,7 @@ impl<'a> OperatorRun<'a> {
                 Ok(look) => look,
                 Err(error) => break Err(Failure::Failed(anyhow!(error))),
             };
-            let once = self.once(&mut look, &mut asking, &mut left, &mut tally).await;
+            let once = self.process_one(&mut look, &mut asking, &mut left, &mut tally).await;
             look.end().await;
             match once {
                 Ok(true) => {}
@@ -498,10 +499,10 @@ impl<'a> OperatorRun<'a> {
     }
 
     /// One look, until the queue, the limit or the time ends. True where it must go on with another.
-    async fn once(
+    async fn process_one(
         &self,
         look: &mut ParkedQueue,
-        asking: &mut Option<(&Client, Pace)>,
+        asking: &mut Option<(&Client, ReplayRate)>,
         left: &mut HashSet<(String, Option<Timestamp>)>,
         tally: &mut Tally,
     ) -> Result<bool, Failure> {
@@ -522,13 +523,13 @@ impl<'a> OperatorRun<'a> {
                 continue;
             }
             let mut line = summary(&parked, Timestamp::now());
-            let inquiry = match (asking.as_mut(), parked.replayable()) {
+            let query = match (asking.as_mut(), parked.replayable()) {
                 (Some((client, pace)), Ok(redemption)) => {
-                    Some(self.inquire(client, pace, &parked, redemption).await)
+                    Some(self.query(client, pace, &parked, redemption).await)
                 }
                 _ => None,
             };
-            let done = self.settle(look, parked, inquiry.as_ref(), asking.is_some()).await?;
+            let done = self.settle(look, parked, query.as_ref(), asking.is_some()).await?;
             match &done {
                 // What would be done is still there after the look, and is not asked for a second time.
                 Done::Would(_) => {
@@ -541,8 +542,8 @@ impl<'a> OperatorRun<'a> {
                     left.insert(key);
                 }
             }
-            self.report(&mut line, inquiry.as_ref(), &done)?;
-            if let Some(CouponQuery { status: CouponStatus::Stop(fault), .. }) = &inquiry {
+            self.report(&mut line, query.as_ref(), &done)?;
+            if let Some(CouponQuery { status: CouponStatus::Suspended(fault), .. }) = &query {
                 let fault = fault.as_str();
                 return Err(
                     anyhow!("every call fails ({fault}): run redeemer check; nothing more is tried").into()
@@ -556,21 +557,21 @@ impl<'a> OperatorRun<'a> {
     }
 
     /// Asks what is true now, and a second time where a refusal is to be told.
-    async fn inquire(
+    async fn query(
         &self,
         client: &Client,
-        pace: &mut Pace,
+        pace: &mut ReplayRate,
         parked: &Parked,
         redemption: &Redemption,
     ) -> CouponQuery {
-        pace.turn().await;
-        let first = inquire(client, redemption).await;
+        pace.wait().await;
+        let first = query(client, redemption).await;
         match parked::confirm_after(parked, &first, &self.decision, Timestamp::now()) {
             None => first,
             Some(wait) => {
                 sleep(wait).await;
-                pace.turn().await;
-                inquire(client, redemption).await.following(first)
+                pace.wait().await;
+                query(client, redemption).await.following(first)
             }
         }
     }
@@ -579,13 +580,13 @@ impl<'a> OperatorRun<'a> {
         &self,
         look: &ParkedQueue,
         parked: Parked,
-        inquiry: Option<&CouponQuery>,
+        query: Option<&CouponQuery>,
         replaying: bool,
     ) -> Result<Done, Failure> {
         let now = Timestamp::now();
-        let advice = match (replaying, inquiry) {
+        let advice = match (replaying, query) {
             (false, _) => Ok(OperatorAction::Discarded),
-            (true, Some(inquiry)) => parked::assess_replay(&parked, inquiry, &self.decision, now),
+            (true, Some(query)) => parked::assess_replay(&parked, query, &self.decision, now),
             (true, None) => Err(parked.replayable().err().unwrap_or_default()),
         };
         match (advice, self.deciding.yes) {
@@ -593,7 +594,7 @@ impl<'a> OperatorRun<'a> {
             (Ok(deed), false) => Ok(Done::Would(deed)),
             (Ok(deed), true) => {
                 let id = parked.sha256.clone();
-                parked::carry_out(look, parked, deed, inquiry, &self.decision, now).await.with_context(
+                parked::carry_out(look, parked, deed, query, &self.decision, now).await.with_context(
                     || format!("{id} was not finished and may still be parked; run it again"),
                 )?;
                 Ok(Done::Did(deed))
@@ -601,10 +602,10 @@ impl<'a> OperatorRun<'a> {
         }
     }
 
-    fn report(&self, line: &mut Value, inquiry: Option<&CouponQuery>, done: &Done) -> anyhow::Result<()> {
+    fn report(&self, line: &mut Value, query: Option<&CouponQuery>, done: &Done) -> anyhow::Result<()> {
         if self.deciding.json {
-            if let Some(inquiry) = inquiry {
-                line["inquiry"] = inquired(inquiry);
+            if let Some(query) = query {
+                line["query"] = queried(query);
             }
             match done {
                 Done::Did(deed) => line["did"] = json!(deed.effect()),
@@ -619,7 +620,7 @@ impl<'a> OperatorRun<'a> {
             Some(code) => Short(code).to_string(),
             None => "-".to_owned(),
         };
-        let asked = inquiry.map_or_else(String::new, |inquiry| format!("{}; ", says(inquiry)));
+        let asked = query.map_or_else(String::new, |query| format!("{}; ", describe(query)));
         let what = match done {
             Done::Did(deed) => format!("{asked}{}", deed.effect().replace('_', " ")),
             Done::Would(deed) => format!("{asked}would be {}", deed.effect().replace('_', " ")),
@@ -648,22 +649,22 @@ impl<'a> OperatorRun<'a> {
     }
 }
 
-async fn inquire(client: &Client, redemption: &Redemption) -> CouponQuery {
-    parked::inquire(client, redemption, Timestamp::now(), rand::random(), rand::random()).await
+async fn query(client: &Client, redemption: &Redemption) -> CouponQuery {
+    parked::query(client, redemption, Timestamp::now(), rand::random(), rand::random()).await
 }
 
 /// Spaces calls.
-struct Pace {
+struct ReplayRate {
     every: Duration,
     next: Instant,
 }
 
-impl Pace {
+impl ReplayRate {
     fn new(per_second: f64) -> Self {
         Self { every: Duration::from_secs_f64(1.0 / per_second), next: Instant::now() }
     }
 
-    async fn turn(&mut self) {
+    async fn wait(&mut self) {
         sleep_until(self.next).await;
         self.next = Instant::now() + self.every;
     }

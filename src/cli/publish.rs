@@ -112,9 +112,9 @@ pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
             line = lines.recv(), if !read_whole && confirms.len() < WINDOW => match line {
                 None => read_whole = true,
                 Some(line) => {
-                    let Line { number, body } = line.map_err(|error| tally.broken_off(error))?;
+                    let Line { number, body } = line.map_err(|error| tally.interrupted(error))?;
                     if source.many {
-                        tally.look_at(number, &body);
+                        tally.check_line(number, &body);
                     }
                     let message_id = arguments.message_id.clone().unwrap_or_else(|| Uuid::new_v4().to_string());
                     let correlation_id = arguments.correlation_id.clone().unwrap_or_else(|| message_id.clone());
@@ -128,22 +128,22 @@ pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
                         sent: Some(Timestamp::now()),
                     };
                     let confirm = publisher.publish(command).await;
-                    confirms.push(confirm.map_err(|error| tally.broken_off(error.into()))?);
-                    tally.sent(body.len(), arguments.wait.then_some((correlation_id, number)));
+                    confirms.push(confirm.map_err(|error| tally.interrupted(error.into()))?);
+                    tally.record_sent(body.len(), arguments.wait.then_some((correlation_id, number)));
                 }
             },
             Some(confirmed) = confirms.next() => {
-                confirmed.map_err(|error| tally.broken_off(error.into()))?;
-                tally.confirmed();
+                confirmed.map_err(|error| tally.interrupted(error.into()))?;
+                tally.record_confirmed();
             }
             event = next(&mut events) => match event {
-                Some(event) => tally.arrived(event.correlation_id.as_deref(), &event.body)?,
+                Some(event) => tally.record_event(event.correlation_id.as_deref(), &event.body)?,
                 None => {
                     let lost = match &reading {
                         Some(reading) => reading.lost().await,
                         None => String::new(),
                     };
-                    return Err(tally.broken_off(anyhow!("connection to the broker lost: {lost}")).into());
+                    return Err(tally.interrupted(anyhow!("connection to the broker lost: {lost}")).into());
                 }
             },
             () = sleep_until(patience.into()) => if give_up_at.is_some() { break },
@@ -300,7 +300,7 @@ impl Tally {
     }
 
     /// Tells a line that is obviously no command.
-    fn look_at(&mut self, number: usize, body: &[u8]) {
+    fn check_line(&mut self, number: usize, body: &[u8]) {
         let problem = match serde_json::from_slice::<IgnoredAny>(body) {
             Ok(_) if body.trim_ascii_start().starts_with(b"{") => return,
             Ok(_) => "is JSON, but not an object".to_owned(),
@@ -312,19 +312,19 @@ impl Tally {
         }
     }
 
-    fn sent(&mut self, bytes: usize, awaited: Option<(String, usize)>) {
+    fn record_sent(&mut self, bytes: usize, awaited: Option<(String, usize)>) {
         self.published += 1;
         self.pending.extend(awaited);
         self.bar.inc(bytes as u64 + 1);
         self.show();
     }
 
-    fn confirmed(&mut self) {
+    fn record_confirmed(&mut self) {
         self.confirmed += 1;
         self.show();
     }
 
-    fn arrived(&mut self, correlation_id: Option<&str>, body: &[u8]) -> anyhow::Result<()> {
+    fn record_event(&mut self, correlation_id: Option<&str>, body: &[u8]) -> anyhow::Result<()> {
         // A repeat, or somebody else's under the same key.
         let Some(number) = correlation_id.and_then(|id| self.pending.remove(id)) else { return Ok(()) };
         let told = EventView::read(body);
@@ -355,7 +355,7 @@ impl Tally {
     }
 
     /// The reason why publishing ended early, with how far it came.
-    fn broken_off(&self, error: anyhow::Error) -> anyhow::Error {
+    fn interrupted(&self, error: anyhow::Error) -> anyhow::Error {
         self.bar.finish_and_clear();
         let (confirmed, published) = (self.confirmed, self.published);
         error.context(format!("stopped with {confirmed} of {published} commands confirmed by the broker"))

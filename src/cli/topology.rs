@@ -72,9 +72,9 @@ fn plan(config: &Config, json: bool, definitions: bool) -> Result<(), Failure> {
         }
         let arguments = match object {
             Object::Exchange { kind, arguments, .. } => {
-                std::iter::once(kind.as_str().to_owned()).chain(listed(arguments)).collect()
+                std::iter::once(kind.as_str().to_owned()).chain(list_plan(arguments)).collect()
             }
-            Object::Queue { arguments, .. } => listed(arguments),
+            Object::Queue { arguments, .. } => list_plan(arguments),
             Object::Binding { .. } => Vec::new(),
         };
         print(&format!("{object}"))?;
@@ -85,7 +85,7 @@ fn plan(config: &Config, json: bool, definitions: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-fn listed(arguments: &[(&'static str, Argument)]) -> Vec<String> {
+fn list_plan(arguments: &[(&'static str, Argument)]) -> Vec<String> {
     arguments.iter().map(|(name, value)| format!("{name} = {value}")).collect()
 }
 
@@ -101,11 +101,11 @@ async fn stand(config: &Config, make: bool, as_lines: bool) -> Result<(), Failur
             continue;
         }
         match standing {
-            ObjectState::There => print(&format!("ok       {object}"))?,
-            ObjectState::Made if matches!(object, Object::Binding { .. }) => {
+            ObjectState::Present => print(&format!("ok       {object}"))?,
+            ObjectState::Created if matches!(object, Object::Binding { .. }) => {
                 print(&format!("ok       {object}"))?
             }
-            ObjectState::Made => print(&format!("made     {object}"))?,
+            ObjectState::Created => print(&format!("made     {object}"))?,
             ObjectState::Missing => print(&format!("MISSING  {object}"))?,
             ObjectState::Differs(differences) => {
                 for difference in differences {
@@ -114,9 +114,9 @@ async fn stand(config: &Config, make: bool, as_lines: bool) -> Result<(), Failur
                     print(&format!("DIFFERS  {object}: {argument} is {found}, must be {wanted}"))?;
                 }
             }
-            ObjectState::Unseen(words) => print(&format!("unseen   {object}: {words}"))?,
-            ObjectState::NotMade(words) => print(&format!("NOT MADE {object}: {words}"))?,
-            ObjectState::Unaskable => unaskable += 1,
+            ObjectState::Unreadable(words) => print(&format!("unseen   {object}: {words}"))?,
+            ObjectState::NotCreated(words) => print(&format!("NOT MADE {object}: {words}"))?,
+            ObjectState::NotQueryable => unaskable += 1,
         }
     }
     let faults = found.iter().filter(|(_, standing)| standing.is_fault()).count();
@@ -156,22 +156,22 @@ fn as_json(object: &Object) -> Value {
 
 fn add_standing(line: &mut Value, standing: &ObjectState) {
     let (word, more) = match standing {
-        ObjectState::There => ("there", Value::Null),
-        ObjectState::Made => ("made", Value::Null),
+        ObjectState::Present => ("there", Value::Null),
+        ObjectState::Created => ("made", Value::Null),
         ObjectState::Missing => ("missing", Value::Null),
         ObjectState::Differs(differences) => {
             let entry = |argument: &str, wanted: &str, found: &str| json!({"argument": argument, "wanted": wanted, "found": found});
             let entries = differences.iter().map(|one| entry(&one.argument, &one.wanted, &one.found));
             ("differs", entries.collect())
         }
-        ObjectState::Unseen(words) => ("unseen", json!(words)),
-        ObjectState::NotMade(words) => ("not_made", json!(words)),
-        ObjectState::Unaskable => ("unaskable", Value::Null),
+        ObjectState::Unreadable(words) => ("unseen", json!(words)),
+        ObjectState::NotCreated(words) => ("not_made", json!(words)),
+        ObjectState::NotQueryable => ("unaskable", Value::Null),
     };
     line["standing"] = json!(word);
     match standing {
         ObjectState::Differs(_) => line["differences"] = more,
-        ObjectState::Unseen(_) | ObjectState::NotMade(_) => line["broker"] = more,
+        ObjectState::Unreadable(_) | ObjectState::NotCreated(_) => line["broker"] = more,
         _ => {}
     }
 }

@@ -20,7 +20,7 @@ pub type SessionRandom = [[u8; 32]; 2];
 
 /// Why access is denied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refused {
+pub enum LoginError {
     /// The token is wrong.
     WrongToken,
     /// The session is unknown or has ended.
@@ -79,9 +79,9 @@ impl Auth {
         cookie: Option<&str>,
         now: Instant,
         random: SessionRandom,
-    ) -> Result<Session, Refused> {
+    ) -> Result<Session, LoginError> {
         constant_time::verify_slices_are_equal(&sha256(token.trim()), &self.token)
-            .map_err(|_| Refused::WrongToken)?;
+            .map_err(|_| LoginError::WrongToken)?;
         let [key, csrf_token] = random.map(|bytes| crate::wechat::api::hex(&bytes));
         let session = Session { key, csrf_token, operator: operator.to_owned(), begun: now, seen: now };
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
@@ -102,8 +102,8 @@ impl Auth {
     ///
     /// # Errors
     /// `Refused::NoSession`
-    pub fn session(&self, key: Option<&str>, now: Instant) -> Result<Session, Refused> {
-        let key = sha256(key.ok_or(Refused::NoSession)?);
+    pub fn session(&self, key: Option<&str>, now: Instant) -> Result<Session, LoginError> {
+        let key = sha256(key.ok_or(LoginError::NoSession)?);
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         sessions.retain(|session| {
             now.saturating_duration_since(session.begun) < Duration::from_secs(SESSION_SECONDS_MAX)
@@ -116,7 +116,7 @@ impl Auth {
                 found = Some(session.clone());
             }
         }
-        found.ok_or(Refused::NoSession)
+        found.ok_or(LoginError::NoSession)
     }
 
     /// The session of this cookie, where the form was made by a page of it.
@@ -128,12 +128,12 @@ impl Auth {
         key: Option<&str>,
         word: Option<&str>,
         now: Instant,
-    ) -> Result<Session, Refused> {
+    ) -> Result<Session, LoginError> {
         let session = self.session(key, now)?;
         let word = sha256(word.unwrap_or_default());
         match constant_time::verify_slices_are_equal(&sha256(&session.csrf_token), &word) {
             Ok(()) => Ok(session),
-            Err(_) => Err(Refused::Forged),
+            Err(_) => Err(LoginError::Forged),
         }
     }
 
@@ -165,7 +165,11 @@ mod tests {
         let (auth, now) = (Auth::new(&format!("  {TOKEN}\n")), Instant::now());
         assert!(auth.log_in(TOKEN, "lin", None, now, random(1)).is_ok());
         for wrong in ["", "a", &TOKEN[1..], &format!("{TOKEN}x"), &TOKEN.to_uppercase()] {
-            assert_eq!(auth.log_in(wrong, "lin", None, now, random(1)), Err(Refused::WrongToken), "{wrong}");
+            assert_eq!(
+                auth.log_in(wrong, "lin", None, now, random(1)),
+                Err(LoginError::WrongToken),
+                "{wrong}"
+            );
         }
     }
 
@@ -178,13 +182,13 @@ mod tests {
         for minute in (0..480).step_by(29) {
             assert_eq!(auth.session(key, at(minute)).unwrap().operator, "lin");
         }
-        assert_eq!(auth.session(key, at(481)), Err(Refused::NoSession), "eight hours");
+        assert_eq!(auth.session(key, at(481)), Err(LoginError::NoSession), "eight hours");
         let session = auth.log_in(TOKEN, "lin", None, start, random(2)).unwrap();
-        assert_eq!(auth.session(Some(&session.key), at(30)), Err(Refused::NoSession), "idle");
+        assert_eq!(auth.session(Some(&session.key), at(30)), Err(LoginError::NoSession), "idle");
         let session = auth.log_in(TOKEN, "lin", None, start, random(3)).unwrap();
         auth.log_out(&session);
         for key in [Some(session.key.as_str()), Some(""), None] {
-            assert_eq!(auth.session(key, start), Err(Refused::NoSession), "{key:?}");
+            assert_eq!(auth.session(key, start), Err(LoginError::NoSession), "{key:?}");
         }
     }
 
@@ -198,9 +202,9 @@ mod tests {
         let form = |word| auth.verify_form(Some(&one.key), word, now);
         assert_eq!(form(Some(&one.csrf_token)).unwrap().operator, "lin");
         for word in [Some(other.csrf_token.as_str()), Some(one.key.as_str()), Some(""), None] {
-            assert_eq!(form(word), Err(Refused::Forged), "{word:?}");
+            assert_eq!(form(word), Err(LoginError::Forged), "{word:?}");
         }
-        assert_eq!(auth.verify_form(None, Some(&one.csrf_token), now), Err(Refused::NoSession));
+        assert_eq!(auth.verify_form(None, Some(&one.csrf_token), now), Err(LoginError::NoSession));
     }
 
     #[test]
@@ -214,7 +218,7 @@ mod tests {
         assert_eq!([&lin, &wu, &again].map(is_open), [false, true, true], "by name");
         let other = open("zhou", Some(&again.key), 4);
         assert_eq!([&wu, &again, &other].map(is_open), [true, false, true], "by cookie");
-        assert_eq!(auth.log_in("wrong", "wu", Some(&wu.key), now, random(5)), Err(Refused::WrongToken));
+        assert_eq!(auth.log_in("wrong", "wu", Some(&wu.key), now, random(5)), Err(LoginError::WrongToken));
         assert!(is_open(&wu), "who is refused ends nobody's session");
         assert!(!wu.key.contains(&wu.name()) && wu.name() != other.name());
     }
@@ -226,7 +230,7 @@ mod tests {
         for nth in 1..=SESSIONS_MAX {
             auth.log_in(TOKEN, &format!("lin {nth}"), None, now, random(nth as u8)).unwrap();
         }
-        assert_eq!(auth.session(Some(&first.key), now), Err(Refused::NoSession));
+        assert_eq!(auth.session(Some(&first.key), now), Err(LoginError::NoSession));
         assert!(!format!("{first:?}").contains(&first.key));
     }
 }

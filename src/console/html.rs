@@ -30,7 +30,7 @@ pub static POLICY: LazyLock<String> = LazyLock::new(|| {
 
 /// The reasons that a filter offers.
 const REASONS: [&str; 5] =
-    ["deadline_passed", "attempts_exhausted", "invalid_command", "damaged_copy", "delivery_limit"];
+    ["deadline_passed", "attempts_exhausted", "invalid_command", "corrupt_retry_message", "delivery_limit"];
 
 /// One parked command in the list.
 #[derive(Debug, Clone)]
@@ -46,7 +46,7 @@ pub struct Row {
 impl Row {
     /// What the list shows of a parked command: coupon shortened, no openid.
     pub fn of(parked: &Parked, now: Timestamp) -> Self {
-        let PartialCommand { brand_id, coupon_code, out_request_no, .. } = &parked.legible;
+        let PartialCommand { brand_id, coupon_code, out_request_no, .. } = &parked.partial;
         let none = || "\u{2013}".to_owned();
         Self {
             id: parked.key(),
@@ -96,7 +96,7 @@ fn document(title: &str, session: Option<&Session>, inner: &str) -> String {
         "<!doctype html><html lang=en><head><meta charset=utf-8>\
          <meta name=viewport content=\"width=device-width, initial-scale=1\"><title>{title} - redeemer</title>\
          <style>{STYLE}</style></head><body class=console><main><div class=top><nav><a href=/>status</a> \
-         <a href=/parked>parked commands</a> <a href=/runbook#ParkedGrows>runbook</a></nav>{who}</div><h1>{title}</h1>\
+         <a href=/parked>parked commands</a> <a href=/runbook#ParkedCommandsGrowing>runbook</a></nav>{who}</div><h1>{title}</h1>\
          {inner}</main></body></html>"
     )
 }
@@ -105,15 +105,15 @@ fn hidden(session: &Session) -> String {
     format!("<input type=\"hidden\" name=\"csrf_token\" value=\"{}\">", text(&session.csrf_token))
 }
 
-fn told(words: &str, class: &str) -> String {
+fn result_page(words: &str, class: &str) -> String {
     format!("<p class=\"told {class}\" role=\"status\">{}</p>", text(words))
 }
 
 /// The login page. `refused` is why access was denied; `exposed` that the port is open beyond this machine.
 pub fn login(refused: Option<&str>, exposed: bool) -> String {
-    let mut inner = refused.map_or_else(String::new, |words| told(words, "bad"));
+    let mut inner = refused.map_or_else(String::new, |words| result_page(words, "bad"));
     if exposed {
-        inner += &told(
+        inner += &result_page(
             "This port is open beyond this machine and does not encrypt: the token can be read on the network. Use a \
              tunnel, such as ssh -L or kubectl port-forward.",
             "warn",
@@ -129,7 +129,7 @@ pub fn login(refused: Option<&str>, exposed: bool) -> String {
 
 /// The list with its filter.
 pub fn list(session: &Session, typed: &Typed, found: Result<&Found, &str>, done: Option<&str>) -> String {
-    let mut inner = done.map_or_else(String::new, |words| told(words, "good"));
+    let mut inner = done.map_or_else(String::new, |words| result_page(words, "good"));
     let [reason, older, newer, brand, coupon, of_number] = typed.each_ref().map(|typed| text(typed));
     let mut options = "<option value=\"\">any</option>".to_owned();
     for word in REASONS {
@@ -150,7 +150,7 @@ pub fn list(session: &Session, typed: &Typed, found: Result<&Found, &str>, done:
          <button class=\"button\">Show</button></form>"
     );
     match found {
-        Err(why) => inner += &told(why, "bad"),
+        Err(why) => inner += &result_page(why, "bad"),
         Ok(found) if found.rows.is_empty() => {
             let none = match found.waiting {
                 0 => "Nothing is parked.".to_owned(),
@@ -159,7 +159,7 @@ pub fn list(session: &Session, typed: &Typed, found: Result<&Found, &str>, done:
             let _ = write!(inner, "<p class=\"soft\">{none}{}</p>", not_all(found));
         }
         Ok(found) => {
-            inner += &found.cut_short.as_deref().map_or_else(String::new, |why| told(why, "bad"));
+            inner += &found.cut_short.as_deref().map_or_else(String::new, |why| result_page(why, "bad"));
             inner += &table(found);
         }
     }
@@ -200,32 +200,32 @@ fn table(found: &Found) -> String {
     table + "</tbody></table></div>"
 }
 
-/// What an inquiry has said, and what would follow.
+/// What an query has said, and what would follow.
 #[derive(Debug)]
-pub struct Asked<'a> {
+pub struct Confirmation<'a> {
     /// The answer.
-    pub inquiry: &'a CouponQuery,
+    pub query: &'a CouponQuery,
     /// What replaying would do, or why it stays parked.
     pub advice: Result<OperatorAction, String>,
     /// Why it is done, as typed.
     pub because: String,
     /// Whether a refusal would be told.
-    pub tell_refused: bool,
+    pub publish_refused: bool,
 }
 
 /// One parked command, whole, with what can be done about it.
 pub fn show(
     session: &Session,
     parked: &Parked,
-    asked: Option<&Asked<'_>>,
+    asked: Option<&Confirmation<'_>>,
     refused: Option<&str>,
     now: Timestamp,
 ) -> String {
     let PartialCommand { openid, coupon_code, brand_id, product_coupon_id, stock_id, appid, out_request_no } =
-        &parked.legible;
-    let mut inner = refused.map_or_else(String::new, |words| told(words, "bad"));
+        &parked.partial;
+    let mut inner = refused.map_or_else(String::new, |words| result_page(words, "bad"));
     if let Some(asked) = asked {
-        inner += &answer(session, parked, asked);
+        inner += &response_section(session, parked, asked);
     }
     let at = parked.at.map_or_else(|| "at an unknown time".to_owned(), |at| format!("{at:.0}"));
     let age = parked.age(now).map_or_else(String::new, |age| format!(", {} ago", span(age)));
@@ -250,7 +250,7 @@ pub fn show(
         let _ = write!(inner, "<dt>{name}</dt><dd>{}</dd>", text(&value));
     }
     inner += "</dl></section>";
-    inner += &doing(session, parked, asked.is_some());
+    inner += &action_page(session, parked, asked.is_some());
     inner += "</div>";
     if !parked.faults().is_empty() {
         inner += "<section><h2>What is wrong with it</h2><ul class=\"plainlist\">";
@@ -275,7 +275,8 @@ pub fn show(
     inner += "<section><h2>Its headers</h2><ul class=\"plainlist\">";
     for (name, value) in parked.delivery.display_name().into_iter().filter(|(name, _)| name != copy::EVIDENCE)
     {
-        let _ = write!(inner, "<li><code>{}</code> {}</li>", text(&name), text(&parked.discreet(&value)));
+        let _ =
+            write!(inner, "<li><code>{}</code> {}</li>", text(&name), text(&parked.masked_headers(&value)));
     }
     let (body, left_out) = parked.shown_body();
     let shown = match std::str::from_utf8(body) {
@@ -290,13 +291,13 @@ pub fn show(
         inner,
         "</ul></section><section><h2>Its {}</h2><pre>{}</pre>{more}</section>",
         count(parked.delivery.body().len() as u64, "byte"),
-        preformatted(&parked.discreet_body(&shown))
+        preformatted(&parked.masked_body(&shown))
     );
     document("A parked command", Some(session), &inner)
 }
 
 /// The forms: ask first, or discard.
-fn doing(session: &Session, parked: &Parked, asked: bool) -> String {
+fn action_page(session: &Session, parked: &Parked, asked: bool) -> String {
     let (hidden, id) = (hidden(session), text(&parked.key()));
     let ask = match parked.replayable() {
         Err(why) => format!("<h2>Replay</h2><p class=\"soft\">Not possible: {}.</p>", text(&why)),
@@ -304,9 +305,9 @@ fn doing(session: &Session, parked: &Parked, asked: bool) -> String {
             let (title, button) =
                 if asked { ("Ask again", "Ask again") } else { ("Replay", "Ask WeChat Pay first") };
             format!(
-                "<h2>{title}</h2><form method=\"post\" action=\"/parked/{id}/ask\">{hidden}<p class=\"soft\">An inquiry \
+                "<h2>{title}</h2><form method=\"post\" action=\"/parked/{id}/ask\">{hidden}<p class=\"soft\">An query \
                  says what is true of the coupon now and changes nothing. What would be done is shown before anything \
-                 is.</p><label class=\"check\"><input type=\"checkbox\" name=\"tell_refused\" value=\"yes\"> If it is \
+                 is.</p><label class=\"check\"><input type=\"checkbox\" name=\"publish_refused\" value=\"yes\"> If it is \
                  refused for good: tell so, and take it off the queue</label>\
                  <button class=\"button\">{button}</button></form>"
             )
@@ -321,21 +322,21 @@ fn doing(session: &Session, parked: &Parked, asked: bool) -> String {
     )
 }
 
-/// What the inquiry said, and the form that does what follows from it.
-fn answer(session: &Session, parked: &Parked, asked: &Asked<'_>) -> String {
-    let Asked { inquiry, advice, because, tell_refused } = asked;
+/// What the query said, and the form that does what follows from it.
+fn response_section(session: &Session, parked: &Parked, asked: &Confirmation<'_>) -> String {
+    let Confirmation { query, advice, because, publish_refused } = asked;
     let mut card = format!(
-        "<section class=\"answer\" aria-labelledby=\"says\"><h2 id=\"says\">{}</h2><p class=\"soft\">{}</p>",
-        text(&says(inquiry)),
-        text(&line(&inquiry.evidence, SignatureWitness::Ourselves))
+        "<section class=\"answer\" aria-labeledby=\"says\"><h2 id=\"says\">{}</h2><p class=\"soft\">{}</p>",
+        text(&describe(query)),
+        text(&line(&query.evidence, SignatureWitness::ThisProcess))
     );
     match advice {
         Err(why) => {
             let _ = write!(card, "<p>It stays parked: {}.</p>", text(why));
         }
         Ok(deed) => {
-            let tell = if *tell_refused {
-                "<input type=\"hidden\" name=\"tell_refused\" value=\"yes\">"
+            let tell = if *publish_refused {
+                "<input type=\"hidden\" name=\"publish_refused\" value=\"yes\">"
             } else {
                 ""
             };
@@ -344,7 +345,7 @@ fn answer(session: &Session, parked: &Parked, asked: &Asked<'_>) -> String {
                 "<p>{} Nothing has been done yet.</p><form method=\"post\" action=\"/parked/{}/replay\">{}{tell}<input \
                  type=\"hidden\" name=\"deed\" value=\"{}\"><label>Why, for the audit event<input name=\"because\" \
                  maxlength=\"200\" value=\"{}\"></label><button class=\"button\">{}</button></form>",
-                would(*deed),
+                consequence_of(*deed),
                 text(&parked.key()),
                 hidden(session),
                 deed.effect(),
@@ -356,63 +357,67 @@ fn answer(session: &Session, parked: &Parked, asked: &Asked<'_>) -> String {
     card + "</section>"
 }
 
-fn would(deed: OperatorAction) -> &'static str {
+fn consequence_of(deed: OperatorAction) -> &'static str {
     match deed {
-        OperatorAction::SentAgain => {
+        OperatorAction::Republished => {
             "It would be sent again under its old number; the service asks once more before it uses the coupon."
         }
-        OperatorAction::ToldRedeemed => {
+        OperatorAction::PublishedRedeemed => {
             "It has taken effect: its event would say redeemed, and it would leave the queue."
         }
-        OperatorAction::ToldRefused => "Its event would say refused, and it would leave the queue.",
+        OperatorAction::PublishedRefused => "Its event would say refused, and it would leave the queue.",
         OperatorAction::Discarded => "It would leave the queue for good.",
     }
 }
 
 fn button(deed: OperatorAction) -> &'static str {
     match deed {
-        OperatorAction::SentAgain => "Send it again",
-        OperatorAction::ToldRedeemed => "Tell that it is redeemed",
-        OperatorAction::ToldRefused => "Tell that it is refused",
+        OperatorAction::Republished => "Send it again",
+        OperatorAction::PublishedRedeemed => "Tell that it is redeemed",
+        OperatorAction::PublishedRefused => "Tell that it is refused",
         OperatorAction::Discarded => "Discard",
     }
 }
 
 /// What was done, for the list that follows.
-pub fn done(deed: OperatorAction) -> &'static str {
+pub fn result_of(deed: OperatorAction) -> &'static str {
     match deed {
-        OperatorAction::SentAgain => "Sent again. An audit event was published.",
-        OperatorAction::ToldRedeemed => "Told as redeemed, and off the queue. An audit event was published.",
-        OperatorAction::ToldRefused => "Told as refused, and off the queue. An audit event was published.",
+        OperatorAction::Republished => "Sent again. An audit event was published.",
+        OperatorAction::PublishedRedeemed => {
+            "Told as redeemed, and off the queue. An audit event was published."
+        }
+        OperatorAction::PublishedRefused => {
+            "Told as refused, and off the queue. An audit event was published."
+        }
         OperatorAction::Discarded => "Discarded. An audit event was published.",
     }
 }
 
-fn says(inquiry: &CouponQuery) -> String {
-    let state = inquiry.coupon.as_ref().map_or("state unknown", |coupon| coupon.state.as_str());
-    match &inquiry.status {
+fn describe(query: &CouponQuery) -> String {
+    let state = query.coupon.as_ref().map_or("state unknown", |coupon| coupon.state.as_str());
+    match &query.status {
         CouponStatus::Redeemed(_) => format!("WeChat Pay says: used under this number ({state})"),
         CouponStatus::Usable => format!("WeChat Pay says: still usable ({state})"),
         CouponStatus::Refused { reason, .. } => {
             format!("WeChat Pay says: refused, {} ({state})", reason.as_str().replace('_', " "))
         }
         CouponStatus::Unknown => "Nothing could be found out".to_owned(),
-        CouponStatus::Stop(fault) => format!("Every call fails: {}", fault.as_str()),
+        CouponStatus::Suspended(fault) => format!("Every call fails: {}", fault.as_str()),
     }
 }
 
 fn line(evidence: &Evidence, witness: SignatureWitness) -> String {
-    let Evidence { at, operation: question, host, verdict, .. } = evidence;
+    let Evidence { at, operation, host, verdict, .. } = evidence;
     let status = evidence.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
     let verified = witness.signature(evidence);
     let request_id = evidence.request_id.as_deref().unwrap_or("\u{2013}");
-    format!("{at:.0}  {question} {host} {status} {verdict}, {verified}, request {request_id}")
+    format!("{at:.0}  {operation} {host} {status} {verdict}, {verified}, request {request_id}")
 }
 
 /// A page that says only this.
-pub fn said(session: Option<&Session>, words: &str) -> String {
+pub fn provider_words(session: Option<&Session>, words: &str) -> String {
     let back = "<p><a href=\"/parked\">Back to the list</a></p>";
-    document("Operator console", session, &(told(words, "bad") + back))
+    document("Operator console", session, &(result_page(words, "bad") + back))
 }
 
 /// A text as it stands in HTML, in an element or a quoted attribute, on one line and with hidden characters written out.
@@ -473,7 +478,7 @@ mod tests {
         let hostile = "<script>\"'&\u{202e}\u{1b}[2J";
         assert_eq!(text(hostile), "&lt;script&gt;&quot;&#39;&amp;\\u202e\\u001b[2J");
         assert!(!login(Some(hostile), true).contains("<script"));
-        let session_less = said(None, hostile);
+        let session_less = provider_words(None, hostile);
         assert!(session_less.contains("&lt;script&gt;") && !session_less.contains("<script"));
     }
 
@@ -489,7 +494,7 @@ mod tests {
             verdict: "redeemed".to_owned(),
         };
         assert!(!line(&evidence, SignatureWitness::Header).contains("verified"));
-        assert!(line(&evidence, SignatureWitness::Ourselves).contains(" redeemed, verified,"));
+        assert!(line(&evidence, SignatureWitness::ThisProcess).contains(" redeemed, verified,"));
     }
 
     #[test]

@@ -15,20 +15,20 @@ const OTHERS: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 /// A peer since its last line.
 #[derive(Debug, Clone, Copy)]
-struct Silence {
+struct Suppressed {
     since: Instant,
     refused: u64,
 }
 
 /// Decides which refusals get a line.
 #[derive(Debug, Default)]
-pub struct RefusalLog(Mutex<HashMap<IpAddr, Silence>>);
+pub struct DenialLog(Mutex<HashMap<IpAddr, Suppressed>>);
 
-impl RefusalLog {
+impl DenialLog {
     /// Counts a refusal. Gives how many got no line since the last one about this peer, if this one gets a line.
     pub fn record(&self, peer: IpAddr, now: Instant) -> Option<u64> {
         let mut peers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_over = |silence: &Silence| now.saturating_duration_since(silence.since) >= EVERY;
+        let is_over = |silence: &Suppressed| now.saturating_duration_since(silence.since) >= EVERY;
         if !peers.contains_key(&peer) && peers.len() >= PEERS_MAX {
             peers.retain(|_, silence| !is_over(silence));
         }
@@ -36,7 +36,7 @@ impl RefusalLog {
         let silence = match peers.get_mut(if has_room { &peer } else { &OTHERS }) {
             Some(silence) => silence,
             None => {
-                peers.insert(if has_room { peer } else { OTHERS }, Silence { since: now, refused: 0 });
+                peers.insert(if has_room { peer } else { OTHERS }, Suppressed { since: now, refused: 0 });
                 return Some(0);
             }
         };
@@ -45,7 +45,7 @@ impl RefusalLog {
             return None;
         }
         let refused = silence.refused;
-        *silence = Silence { since: now, refused: 0 };
+        *silence = Suppressed { since: now, refused: 0 };
         Some(refused)
     }
 }
@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn flood_of_one_peer_gets_a_line_a_minute() {
-        let (log, start) = (RefusalLog::default(), Instant::now());
+        let (log, start) = (DenialLog::default(), Instant::now());
         let at = |ms: u64| start + Duration::from_millis(ms);
         let lines: Vec<_> = (0..180_000).filter_map(|ms| log.record(peer(1), at(ms))).collect();
         assert_eq!(lines, [0, 59_999, 59_999]);
@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn flood_of_many_peers_gets_few_lines_and_little_memory() {
-        let (log, now) = (RefusalLog::default(), Instant::now());
+        let (log, now) = (DenialLog::default(), Instant::now());
         let lines = (0..100_000).filter_map(|nth| log.record(peer(nth), now)).count();
         assert_eq!(lines, PEERS_MAX + 1, "each of the first, and one for all others");
         assert!(log.0.lock().unwrap().len() <= PEERS_MAX + 1);

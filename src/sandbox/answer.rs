@@ -21,9 +21,9 @@ use super::clock::{china_time, http_date, shifted};
 use super::fast::FastSigner;
 use super::faults::Fault;
 use super::identity::hex;
-use super::ledger::Question;
-use super::refusal::{Refusal, sub_code};
-use super::signature::{SCHEME, reply_text, sign};
+use super::ledger::Operation;
+use super::refusal::{ErrorResponse, sub_code};
+use super::signature::{SCHEME, response_text, sign};
 use super::world::World;
 
 const JSON: &str = "application/json; charset=utf-8";
@@ -35,7 +35,7 @@ const YEAR_SECONDS: i64 = 365 * 24 * 3600;
 
 /// An answer before it is signed.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Draft {
+pub(super) struct ResponseDraft {
     pub status: u16,
     pub content_type: &'static str,
     pub body: Bytes,
@@ -51,9 +51,9 @@ pub(super) struct Signer {
     fast: Option<Arc<FastSigner>>,
 }
 
-impl Draft {
-    pub fn success(body: &Value) -> Draft {
-        Draft {
+impl ResponseDraft {
+    pub fn success(body: &Value) -> ResponseDraft {
+        ResponseDraft {
             status: 200,
             content_type: JSON,
             body: body.to_string().into(),
@@ -63,8 +63,8 @@ impl Draft {
     }
 
     /// Refusals are signed like successes, but for the one that means "I do not know who asks".
-    pub fn refusal(refusal: &Refusal) -> Draft {
-        Draft {
+    pub fn refusal(refusal: &ErrorResponse) -> ResponseDraft {
+        ResponseDraft {
             status: refusal.status,
             content_type: JSON,
             body: refusal.body().to_string().into(),
@@ -78,11 +78,11 @@ impl Draft {
     }
 
     /// Puts a member, given as JSON text, before all others. Text, because a value cannot be nested deeply enough.
-    fn with_member(self, name: &str, value: &str) -> Draft {
+    fn with_member(self, name: &str, value: &str) -> ResponseDraft {
         self.with_members(&format!("\"{name}\":{value}"))
     }
 
-    fn with_members(mut self, members: &str) -> Draft {
+    fn with_members(mut self, members: &str) -> ResponseDraft {
         if let Some(rest) = self.body.strip_prefix(b"{") {
             let comma = if rest == b"}" { "" } else { "," };
             self.body = [format!("{{{members}{comma}").as_bytes(), rest].concat().into();
@@ -117,29 +117,31 @@ impl Signer {
 }
 
 /// The content of the answer: the truth, or what the fault says instead. No truth means that nothing was done.
-pub(super) fn distort(truth: Option<Draft>, fault: Option<&Fault>) -> Draft {
-    let refused = || Draft::refusal(&Refusal::unusable(sub_code::STATE_ILLEGAL, "用户商品券当前无法使用"));
+pub(super) fn apply_fault(truth: Option<ResponseDraft>, fault: Option<&Fault>) -> ResponseDraft {
+    let refused = || {
+        ResponseDraft::refusal(&ErrorResponse::unusable(sub_code::STATE_ILLEGAL, "用户商品券当前无法使用"))
+    };
     let truth = truth.unwrap_or_else(refused);
     match fault {
         Some(Fault::Status { status, code, message, sub_code, signed, .. }) => {
             status_draft(*status, code.as_deref(), message.as_deref(), *sub_code, *signed)
         }
-        Some(Fault::Html502 { .. }) => Draft {
+        Some(Fault::Html502 { .. }) => ResponseDraft {
             status: 502,
             content_type: "text/html",
             body: "<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>\r\n<center><h1>502 Bad Gateway</h1></center>\r\n</body>\r\n</html>\r\n".into(),
             sub_code: None,
             signed: false,
         },
-        Some(Fault::UnsignedRefusal {}) => Draft { signed: false, ..refused() },
-        Some(Fault::NoSignature {} | Fault::ForgedSuccess { signed: false }) => Draft { signed: false, ..truth },
-        Some(Fault::Unsigned {}) => Draft { signed: truth.signed && truth.is_success(), ..truth },
-        Some(Fault::AlreadyUsedNumber {}) if truth.is_success() => Draft::refusal(&Refusal::number_already_used()),
-        Some(Fault::WrongNumber {}) => Draft { body: with_wrong_number(&truth.body), ..truth },
+        Some(Fault::UnsignedRefusal {}) => ResponseDraft { signed: false, ..refused() },
+        Some(Fault::NoSignature {} | Fault::ForgedSuccess { signed: false }) => ResponseDraft { signed: false, ..truth },
+        Some(Fault::Unsigned {}) => ResponseDraft { signed: truth.signed && truth.is_success(), ..truth },
+        Some(Fault::AlreadyUsedNumber {}) if truth.is_success() => ResponseDraft::refusal(&ErrorResponse::number_already_used()),
+        Some(Fault::WrongNumber {}) => ResponseDraft { body: with_wrong_number(&truth.body), ..truth },
         Some(Fault::HugeBody { bytes }) => truth.with_member("sandbox_padding", &padding(*bytes)),
         Some(Fault::RawMembers { members }) => truth.with_members(members),
-        Some(Fault::PatchedBody { patch }) => Draft { body: patched(&truth.body, patch), ..truth },
-        Some(Fault::LeanBody {}) => Draft { body: without_product_and_stock(&truth.body), ..truth },
+        Some(Fault::PatchedBody { patch }) => ResponseDraft { body: patched(&truth.body, patch), ..truth },
+        Some(Fault::LeanBody {}) => ResponseDraft { body: without_product_and_stock(&truth.body), ..truth },
         Some(Fault::DeepJson { depth }) => {
             truth.with_member("sandbox_depth", &format!("{}{}", "[".repeat(*depth), "]".repeat(*depth)))
         }
@@ -174,7 +176,7 @@ pub(super) async fn write(
     world: &Arc<World>,
     call: &Call,
     sequence: u64,
-    draft: Draft,
+    draft: ResponseDraft,
     fault: Option<&Fault>,
 ) -> Response {
     let now = match fault {
@@ -198,8 +200,8 @@ pub(super) async fn write(
         put("request-id", &format!("08{sequence:016X}{}-{sub_code}", hex(&unique[..8])));
     }
     if draft.signed {
-        let signer = match call.route.question {
-            Question::Certificates => Signer::platform(world),
+        let signer = match call.route.operation {
+            Operation::Certificates => Signer::platform(world),
             _ => Signer::of(world, &call.headers).unwrap_or_else(|| Signer::platform(world)),
         };
         let stale = if matches!(fault, Some(Fault::StaleTimestamp {})) { STALE_SECONDS } else { 0 };
@@ -207,14 +209,14 @@ pub(super) async fn write(
         let nonce = hex(&unique[8..24]);
         let text = match fault {
             Some(Fault::BadSignature {} | Fault::ForgedSuccess { .. }) => {
-                reply_text(&timestamp, &nonce, b"something else")
+                response_text(&timestamp, &nonce, b"something else")
             }
-            _ => reply_text(&timestamp, &nonce, &draft.body),
+            _ => response_text(&timestamp, &nonce, &draft.body),
         };
         // The faster library takes no longer than handing the work to another thread and back is worth.
         let signature = match signer.fast {
             Some(key) => key.sign(&text),
-            None => off_the_runtime(world, move || sign(&signer.key, &text).ok()).await.flatten(),
+            None => run_blocking(world, move || sign(&signer.key, &text).ok()).await.flatten(),
         }
         .unwrap_or_default();
         let prefix = if matches!(fault, Some(Fault::ProbeSignature {})) { PROBE } else { "" };
@@ -240,7 +242,7 @@ pub(super) async fn write(
 }
 
 /// Runs RSA on a thread that may block; `None` if it panicked.
-pub(super) async fn off_the_runtime<T: Send + 'static>(
+pub(super) async fn run_blocking<T: Send + 'static>(
     world: &World,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
@@ -254,10 +256,10 @@ pub(super) async fn off_the_runtime<T: Send + 'static>(
 }
 
 /// The answer of `GET /v3/certificates`: the platform certificate, sealed with the APIv3 key.
-pub(super) fn certificates(world: &World) -> Result<Draft, Refusal> {
+pub(super) fn certificates(world: &World) -> Result<ResponseDraft, ErrorResponse> {
     const ASSOCIATED_DATA: &str = "certificate";
     let identity = &world.identity;
-    let failed = || Refusal::new(500, "SYSTEM_ERROR", 0, "系统异常，请稍后重试");
+    let failed = || ErrorResponse::new(500, "SYSTEM_ERROR", 0, "系统异常，请稍后重试");
     let now = world.clock.now();
     // A nonce that depends on the content's only variable part, time, is fresh enough for a key that protects nothing.
     let nonce = hex(&Sha256::digest(now.as_nanosecond().to_be_bytes())[..6]);
@@ -265,7 +267,7 @@ pub(super) fn certificates(world: &World) -> Result<Draft, Refusal> {
     let payload = Payload { msg: identity.platform_cert_pem.as_bytes(), aad: ASSOCIATED_DATA.as_bytes() };
     let nonce_bytes: [u8; 12] = nonce.as_bytes().try_into().map_err(|_| failed())?;
     let sealed = cipher.encrypt(&nonce_bytes.into(), payload).map_err(|_| failed())?;
-    Ok(Draft::success(&json!({
+    Ok(ResponseDraft::success(&json!({
         "data": [{
             "serial_no": identity.card.platform_serial,
             "effective_time": china_time(shifted(now, -YEAR_SECONDS)),
@@ -287,7 +289,7 @@ fn status_draft(
     message: Option<&str>,
     number: Option<u64>,
     signed: Option<bool>,
-) -> Draft {
+) -> ResponseDraft {
     let (usual_code, usual_number) = match status {
         401 => ("SIGN_ERROR", sub_code::SIGNATURE),
         403 => ("NOT_ENOUGH", sub_code::STATE_ILLEGAL),
@@ -305,7 +307,7 @@ fn status_draft(
         _ => json!({ "code": code, "message": message.unwrap_or("沙箱按脚本返回") }).to_string().into(),
     };
     let usual_number = if status < 300 { 0 } else { usual_number };
-    Draft {
+    ResponseDraft {
         status,
         content_type: JSON,
         body,
@@ -419,7 +421,8 @@ mod tests {
 
     #[test]
     fn members_are_put_in_front() {
-        let draft = |body: &'static str| Draft { body: body.into(), ..Draft::success(&Value::Null) };
+        let draft =
+            |body: &'static str| ResponseDraft { body: body.into(), ..ResponseDraft::success(&Value::Null) };
         assert_eq!(draft("{\"a\":1}").with_member("b", "[]").body, "{\"b\":[],\"a\":1}");
         assert_eq!(draft("{}").with_member("b", "[]").body, "{\"b\":[]}");
     }

@@ -12,14 +12,14 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, Method, Request, StatusCode, header};
 use serde_json::{Value, json};
 
-use super::answer::{self, Draft, Signer};
+use super::answer::{self, ResponseDraft, Signer};
 use super::coupon::{Coupon, NewCoupon};
 use super::entity::entity;
 use super::faults::Fault;
-use super::ledger::{Answered, Arrival, BodyDigest, Question, shortened};
-use super::listener::Wire;
-use super::refusal::{Refusal, sub_code};
-use super::request::{self, Place, percent_decoded};
+use super::ledger::{AnswerRecord, BodyDigest, Operation, PendingAttempt, shortened};
+use super::listener::ServerConnection;
+use super::refusal::{ErrorResponse, sub_code};
+use super::request::{self, Path, percent_decoded};
 use super::signature::{Authorization, request_text, verifies};
 use super::world::{State, World};
 
@@ -40,22 +40,22 @@ pub(super) struct Call {
 
 /// What the method and the path ask, about whom.
 pub(super) struct Route {
-    pub question: Question,
+    pub operation: Operation,
     pub openid: Option<String>,
     pub coupon_code: Option<String>,
     pub query: String,
 }
 
 /// What to do with the connection.
-enum End {
+enum Ending {
     Answer(Response),
     Cut,
 }
 
 /// Answers one request of the provider API, or cuts the wire.
-pub(super) async fn attend(
+pub(super) async fn serve_call(
     world: Arc<World>,
-    wire: Wire,
+    wire: ServerConnection,
     request: Request<Body>,
 ) -> Result<Response, Infallible> {
     let (parts, body) = request.into_parts();
@@ -71,9 +71,9 @@ pub(super) async fn attend(
         digest: BodyDigest::of(&body),
         body,
     };
-    match tokio::spawn(conduct(world, call)).await {
-        Ok(End::Answer(response)) => Ok(response),
-        Ok(End::Cut) => wire.cut().await,
+    match tokio::spawn(handle(world, call)).await {
+        Ok(Ending::Answer(response)) => Ok(response),
+        Ok(Ending::Cut) => wire.close_abruptly().await,
         Err(panic) => {
             tracing::error!(%panic, "the sandbox failed to answer: this is a defect of the sandbox");
             Ok((StatusCode::INTERNAL_SERVER_ERROR, "the sandbox is broken: see its log").into_response())
@@ -81,20 +81,20 @@ pub(super) async fn attend(
     }
 }
 
-async fn conduct(world: Arc<World>, call: Call) -> End {
+async fn handle(world: Arc<World>, call: Call) -> Ending {
     let authorization = read_authorization(&call.headers);
     let (sequence, latency, arrived_us) = {
         let mut state = world.state();
         let moment = world.moment();
-        let arrival = Arrival {
-            question: call.route.question,
+        let arrival = PendingAttempt {
+            operation: call.route.operation,
             openid: call.route.openid.as_deref().map(shortened),
             coupon_code: call.route.coupon_code.as_deref().map(Arc::from),
             out_request_no: number_in(&call.body),
             body: call.digest,
             mchid: authorization.as_ref().ok().map(|items| items.mchid.as_str().into()),
         };
-        (state.ledger.arrived(moment, arrival), state.latency, moment.at_us)
+        (state.ledger.record_arrival(moment, arrival), state.latency, moment.at_us)
     };
     if !latency.is_zero() {
         tokio::time::sleep(latency).await;
@@ -105,20 +105,20 @@ async fn conduct(world: Arc<World>, call: Call) -> End {
     let fault = match &admitted {
         Ok(()) => {
             let coupon = call.route.coupon_code.as_deref().unwrap_or_default();
-            world.state().faults.choose(world.seed, call.route.question, coupon)
+            world.state().faults.choose(world.seed, call.route.operation, coupon)
         }
         Err(_) => None,
     };
     let draft = match admitted {
-        Ok(()) => act(&world, &call, fault.as_ref()).await,
-        Err(refusal) => Draft::refusal(&refusal),
+        Ok(()) => perform_fault(&world, &call, fault.as_ref()).await,
+        Err(refusal) => ResponseDraft::refusal(&refusal),
     };
     let cut = matches!(fault, Some(Fault::CutBeforeEffect {} | Fault::CutAfterEffect {}));
     let (sub_code, answer_sha256) = (draft.sub_code, BodyDigest::of(&draft.body));
     let end = if cut {
-        End::Cut
+        Ending::Cut
     } else {
-        End::Answer(answer::write(&world, &call, sequence, draft, fault.as_ref()).await)
+        Ending::Answer(answer::write(&world, &call, sequence, draft, fault.as_ref()).await)
     };
 
     let mut state = world.state();
@@ -129,8 +129,8 @@ async fn conduct(world: Arc<World>, call: Call) -> End {
         attempt.fault = fault.as_ref().map(Fault::name);
         attempt.answer_sha256 = Some(answer_sha256);
         (attempt.answered, attempt.sub_code) = match &end {
-            End::Answer(response) => (Some(Answered::Status(response.status().as_u16())), sub_code),
-            End::Cut => (Some(Answered::Cut), None),
+            Ending::Answer(response) => (Some(AnswerRecord::Status(response.status().as_u16())), sub_code),
+            Ending::Cut => (Some(AnswerRecord::Cut), None),
         };
     }
     drop(state);
@@ -138,7 +138,7 @@ async fn conduct(world: Arc<World>, call: Call) -> End {
 }
 
 /// Lets the effect happen when and if the fault allows it, and drafts the answer that the fault wants.
-async fn act(world: &Arc<World>, call: &Call, fault: Option<&Fault>) -> Draft {
+async fn perform_fault(world: &Arc<World>, call: &Call, fault: Option<&Fault>) -> ResponseDraft {
     let wait = |ms: &u64| tokio::time::sleep(Duration::from_millis(*ms));
     let mut locked = false;
     if let Some(Fault::Slow { ms, late_effect: true }) = fault {
@@ -149,7 +149,7 @@ async fn act(world: &Arc<World>, call: &Call, fault: Option<&Fault>) -> Draft {
     let truth = match fault {
         Some(Fault::ForgedSuccess { .. }) => Some(forged_success(world, call)),
         Some(fault) if fault.prevents_effect() => None,
-        _ => Some(perform(world, call).unwrap_or_else(|refusal| Draft::refusal(&refusal))),
+        _ => Some(perform(world, call).unwrap_or_else(|refusal| ResponseDraft::refusal(&refusal))),
     };
     if let (true, Some(code)) = (locked, &call.route.coupon_code) {
         world.state().coupons.unlock(code);
@@ -157,13 +157,13 @@ async fn act(world: &Arc<World>, call: &Call, fault: Option<&Fault>) -> Draft {
     if let Some(Fault::Slow { ms, late_effect: false }) = fault {
         wait(ms).await;
     }
-    answer::distort(truth, fault)
+    answer::apply_fault(truth, fault)
 }
 
 /// Whether this call is a use that now holds its coupon.
 fn lock(world: &World, call: &Call) -> bool {
-    let (Question::Use, Some(code), Some(openid)) =
-        (call.route.question, &call.route.coupon_code, &call.route.openid)
+    let (Operation::Use, Some(code), Some(openid)) =
+        (call.route.operation, &call.route.coupon_code, &call.route.openid)
     else {
         return false;
     };
@@ -178,10 +178,10 @@ fn lock(world: &World, call: &Call) -> bool {
 }
 
 /// The coupon as it would look, had the request done what it asks for.
-fn forged_success(world: &World, call: &Call) -> Draft {
+fn forged_success(world: &World, call: &Call) -> ResponseDraft {
     let code = call.route.coupon_code.as_deref().unwrap_or_default();
     let number = number_in(&call.body).or_else(|| world.state().ledger.last_number_of(code));
-    Draft::success(&json!({
+    ResponseDraft::success(&json!({
         "coupon_code": code,
         "coupon_state": "USED",
         "single_usage_detail": { "use_request_no": number },
@@ -193,16 +193,16 @@ async fn admit(
     world: &Arc<World>,
     call: &Call,
     authorization: Result<Authorization, &'static str>,
-) -> Result<(), Refusal> {
+) -> Result<(), ErrorResponse> {
     let items = authenticate(world, call, authorization).await?;
-    if call.route.question == Question::Unknown {
-        return Err(Refusal::absent(sub_code::PARAMETERS, "请求的资源不存在"));
+    if call.route.operation == Operation::Unknown {
+        return Err(ErrorResponse::not_found(sub_code::PARAMETERS, "请求的资源不存在"));
     }
     check_headers(world, call)?;
     let second = world.clock.elapsed_us() / 1_000_000;
-    match world.state().take_call(&items.mchid, second) {
+    match world.state().admit_call(&items.mchid, second) {
         true => Ok(()),
-        false => Err(Refusal::too_frequent()),
+        false => Err(ErrorResponse::too_frequent()),
     }
 }
 
@@ -210,10 +210,11 @@ async fn authenticate(
     world: &Arc<World>,
     call: &Call,
     authorization: Result<Authorization, &'static str>,
-) -> Result<Authorization, Refusal> {
+) -> Result<Authorization, ErrorResponse> {
     let method = call.method.as_str();
-    let refused =
-        |field, issue: &str, text: &[u8]| Err(Refusal::signature(issue, field, method, &call.target, text));
+    let refused = |field, issue: &str, text: &[u8]| {
+        Err(ErrorResponse::signature(issue, field, method, &call.target, text))
+    };
     let items = match authorization {
         Ok(items) => items,
         Err(issue) => return refused("authorization", issue, b""),
@@ -235,7 +236,7 @@ async fn authenticate(
         Some(key) => Some(key.verifies(&text, &items.signature)),
         None => {
             let (signed, signature) = (text.clone(), items.signature.clone());
-            answer::off_the_runtime(world, move || verifies(&merchant.key, &signed, &signature)).await
+            answer::run_blocking(world, move || verifies(&merchant.key, &signed, &signature)).await
         }
     };
     match matches {
@@ -244,11 +245,11 @@ async fn authenticate(
     }
 }
 
-fn check_headers(world: &World, call: &Call) -> Result<(), Refusal> {
+fn check_headers(world: &World, call: &Call) -> Result<(), ErrorResponse> {
     let text = |name| call.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let fault = |status, name: &str, issue| {
-        let refusal = Refusal::parameter(sub_code::PARAMETERS, "header", name, Value::Null, issue);
-        Err(Refusal { status, ..refusal })
+        let refusal = ErrorResponse::parameter(sub_code::PARAMETERS, "header", name, Value::Null, issue);
+        Err(ErrorResponse { status, ..refusal })
     };
     if text(header::USER_AGENT).is_empty() {
         return fault(400, "User-Agent", "required");
@@ -267,9 +268,9 @@ fn check_headers(world: &World, call: &Call) -> Result<(), Refusal> {
     if call.method == Method::POST && sent != "application/json" {
         return fault(400, "Content-Type", "must be application/json");
     }
-    match (Signer::of(world, &call.headers), call.route.question) {
+    match (Signer::of(world, &call.headers), call.route.operation) {
         (None, _) => fault(400, "Wechatpay-Serial", "names no key of this platform"),
-        (_, Question::Echo) if !call.headers.contains_key("wechatpay-serial") => {
+        (_, Operation::Echo) if !call.headers.contains_key("wechatpay-serial") => {
             fault(400, "Wechatpay-Serial", "required")
         }
         _ => Ok(()),
@@ -277,10 +278,10 @@ fn check_headers(world: &World, call: &Call) -> Result<(), Refusal> {
 }
 
 /// The business itself: reads the request, changes what it asks to change, drafts the true answer.
-fn perform(world: &World, call: &Call) -> Result<Draft, Refusal> {
+fn perform(world: &World, call: &Call) -> Result<ResponseDraft, ErrorResponse> {
     let body = call.body.as_ref();
-    match call.route.question {
-        Question::Use => {
+    match call.route.operation {
+        Operation::Use => {
             let asked = request::Use::read(body)?;
             about_coupon(world, call, &asked.place, |state, code, now| {
                 if state.is_returned_before_reuse(code) {
@@ -289,44 +290,44 @@ fn perform(world: &World, call: &Call) -> Result<Draft, Refusal> {
                 state.coupons.redeem(code, &asked, call.digest)
             })
         }
-        Question::Inquire => {
-            let place = Place::read_query(&call.route.query)?;
+        Operation::Query => {
+            let place = Path::read_query(&call.route.query)?;
             about_coupon(world, call, &place, |_, _, _| Ok(()))
         }
-        Question::Return => {
+        Operation::Return => {
             let asked = request::Change::read(body, Some("sequential_coupon_index"))?;
             let round = asked.round.and_then(|round| usize::try_from(round).ok());
             about_coupon(world, call, &asked.place, |state, code, now| {
-                state.coupons.give_back(code, round, &asked.out_request_no, Some(call.digest), now)
+                state.coupons.return_coupon(code, round, &asked.out_request_no, Some(call.digest), now)
             })
         }
-        Question::Confirm => {
+        Operation::Confirm => {
             let asked = request::Change::read(body, None)?;
             about_coupon(world, call, &asked.place, |state, code, now| {
                 state.coupons.confirm(code, &asked.out_request_no, Some(call.digest), now)
             })
         }
-        Question::Deactivate => {
+        Operation::Deactivate => {
             let asked = request::Change::read(body, Some("deactivate_reason"))?;
             let reason = asked.deactivate_reason.as_deref().unwrap_or_default();
             about_coupon(world, call, &asked.place, |state, code, now| {
                 state.coupons.deactivate(code, &asked.out_request_no, reason, Some(call.digest), now)
             })
         }
-        Question::Send => {
+        Operation::Send => {
             let asked = request::Send::read(body)?;
             let openid = call.route.openid.as_deref().unwrap_or_default();
             world
                 .with_coupons(|state, now| {
-                    refuse_unauthorised(state, &asked.place)?;
+                    refuse_unauthorized(state, &asked.place)?;
                     let code = state.coupons.send(openid, &asked, call.digest, now)?;
                     found(state, &code)
                 })
-                .map(|(coupon, used_in_bundle)| Draft::success(&entity(&coupon, used_in_bundle)))
+                .map(|(coupon, used_in_bundle)| ResponseDraft::success(&entity(&coupon, used_in_bundle)))
         }
-        Question::Certificates => answer::certificates(world),
-        Question::Echo => Ok(Draft::success(&json!({ "echo_message": request::read_echo(body)? }))),
-        Question::Unknown => Err(Refusal::absent(sub_code::PARAMETERS, "请求的资源不存在")),
+        Operation::Certificates => answer::certificates(world),
+        Operation::Echo => Ok(ResponseDraft::success(&json!({ "echo_message": request::read_echo(body)? }))),
+        Operation::Unknown => Err(ErrorResponse::not_found(sub_code::PARAMETERS, "请求的资源不存在")),
     }
 }
 
@@ -334,17 +335,23 @@ fn perform(world: &World, call: &Call) -> Result<Draft, Refusal> {
 fn about_coupon(
     world: &World,
     call: &Call,
-    place: &Place,
-    work: impl FnOnce(&mut State, &str, jiff::Timestamp) -> Result<(), Refusal>,
-) -> Result<Draft, Refusal> {
+    place: &Path,
+    work: impl FnOnce(&mut State, &str, jiff::Timestamp) -> Result<(), ErrorResponse>,
+) -> Result<ResponseDraft, ErrorResponse> {
     let openid = call.route.openid.as_deref().unwrap_or_default();
     let code = call.route.coupon_code.as_deref().unwrap_or_default();
     if code.chars().count() > 40 {
-        return Err(Refusal::parameter(sub_code::TOO_LONG, "url", "coupon_code", code.into(), "too long"));
+        return Err(ErrorResponse::parameter(
+            sub_code::TOO_LONG,
+            "url",
+            "coupon_code",
+            code.into(),
+            "too long",
+        ));
     }
     world
         .with_coupons(|state, now| {
-            refuse_unauthorised(state, place)?;
+            refuse_unauthorized(state, place)?;
             if state.auto_issue && code.starts_with("auto") && state.coupons.get(code).is_none() {
                 // The code is new and short enough, so issuing cannot fail; were it to, the coupon would be "not found".
                 let _ = state.coupons.issue(vec![NewCoupon::at(openid, code, place)], now);
@@ -353,20 +360,22 @@ fn about_coupon(
             work(state, code, now)?;
             found(state, code)
         })
-        .map(|(coupon, used_in_bundle)| Draft::success(&entity(&coupon, used_in_bundle)))
+        .map(|(coupon, used_in_bundle)| ResponseDraft::success(&entity(&coupon, used_in_bundle)))
 }
 
-fn refuse_unauthorised(state: &State, place: &Place) -> Result<(), Refusal> {
-    match state.is_unauthorised(&place.brand_id) {
-        true => Err(Refusal::new(403, "NO_AUTH", sub_code::NO_PERMISSION, "服务商没有此接口权限")),
+fn refuse_unauthorized(state: &State, place: &Path) -> Result<(), ErrorResponse> {
+    match state.is_unauthorized(&place.brand_id) {
+        true => Err(ErrorResponse::new(403, "NO_AUTH", sub_code::NO_PERMISSION, "服务商没有此接口权限")),
         false => Ok(()),
     }
 }
 
 /// A copy of what the entity shows, so that it is written without the lock.
-fn found(state: &State, code: &str) -> Result<(Coupon, usize), Refusal> {
-    let coupon =
-        state.coupons.get(code).ok_or_else(|| Refusal::absent(sub_code::NO_SUCH_COUPON, "券不存在"))?;
+fn found(state: &State, code: &str) -> Result<(Coupon, usize), ErrorResponse> {
+    let coupon = state
+        .coupons
+        .get(code)
+        .ok_or_else(|| ErrorResponse::not_found(sub_code::NO_SUCH_COUPON, "券不存在"))?;
     let used_in_bundle = coupon.bundle.as_ref().map_or(0, |bundle| state.coupons.used_in_bundle(bundle));
     Ok((coupon.clone(), used_in_bundle))
 }
@@ -392,8 +401,8 @@ fn number_in(body: &[u8]) -> Option<Arc<str>> {
 impl Route {
     fn read(method: &Method, target: &str) -> Route {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        let route = |question, openid: Option<&str>, coupon_code: Option<&str>| Route {
-            question,
+        let route = |operation, openid: Option<&str>, coupon_code: Option<&str>| Route {
+            operation,
             openid: openid.and_then(percent_decoded),
             coupon_code: coupon_code.and_then(percent_decoded),
             query: query.to_owned(),
@@ -404,23 +413,23 @@ impl Route {
         };
         match (method.as_str(), segments.as_slice()) {
             (_, segments) if segments.iter().any(|segment| segment.is_empty()) => {
-                route(Question::Unknown, None, None)
+                route(Operation::Unknown, None, None)
             }
-            ("POST", [openid, "coupons", code, "use"]) => route(Question::Use, Some(openid), Some(code)),
-            ("GET", [openid, "coupons", code]) => route(Question::Inquire, Some(openid), Some(code)),
+            ("POST", [openid, "coupons", code, "use"]) => route(Operation::Use, Some(openid), Some(code)),
+            ("GET", [openid, "coupons", code]) => route(Operation::Query, Some(openid), Some(code)),
             ("POST", [openid, "coupons", code, "return"]) => {
-                route(Question::Return, Some(openid), Some(code))
+                route(Operation::Return, Some(openid), Some(code))
             }
             ("POST", [openid, "coupons", code, "confirm"]) => {
-                route(Question::Confirm, Some(openid), Some(code))
+                route(Operation::Confirm, Some(openid), Some(code))
             }
             ("POST", [openid, "coupons", code, "deactivate"]) => {
-                route(Question::Deactivate, Some(openid), Some(code))
+                route(Operation::Deactivate, Some(openid), Some(code))
             }
-            ("POST", [openid, "coupons"]) => route(Question::Send, Some(openid), None),
-            ("GET", _) if path == "/v3/certificates" => route(Question::Certificates, None, None),
-            ("POST", _) if path == "/v3/security/echo" => route(Question::Echo, None, None),
-            _ => route(Question::Unknown, None, None),
+            ("POST", [openid, "coupons"]) => route(Operation::Send, Some(openid), None),
+            ("GET", _) if path == "/v3/certificates" => route(Operation::Certificates, None, None),
+            ("POST", _) if path == "/v3/security/echo" => route(Operation::Echo, None, None),
+            _ => route(Operation::Unknown, None, None),
         }
     }
 }
@@ -430,27 +439,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_question_has_its_path() {
-        let check = |method: &str, path: &str, question| {
+    fn every_operation_has_its_path() {
+        let check = |method: &str, path: &str, operation| {
             let path = path.replace('~', COUPON_API.trim_end_matches('/'));
             let route = Route::read(&method.parse().unwrap(), &path);
-            assert_eq!(route.question, question, "{method} {path}");
+            assert_eq!(route.operation, operation, "{method} {path}");
             route
         };
-        let route = check("POST", "~/oU%5F1/coupons/C1/use?x=1", Question::Use);
+        let route = check("POST", "~/oU%5F1/coupons/C1/use?x=1", Operation::Use);
         assert_eq!((route.openid.as_deref(), route.coupon_code.as_deref()), (Some("oU_1"), Some("C1")));
         assert_eq!(route.query, "x=1");
-        check("GET", "~/o1/coupons/C1?appid=1", Question::Inquire);
-        check("POST", "~/o1/coupons/C1/return", Question::Return);
-        check("POST", "~/o1/coupons/C1/confirm", Question::Confirm);
-        check("POST", "~/o1/coupons/C1/deactivate", Question::Deactivate);
-        check("POST", "~/o1/coupons", Question::Send);
-        check("GET", "/v3/certificates", Question::Certificates);
-        check("POST", "/v3/security/echo", Question::Echo);
-        check("GET", "~/o1/coupons/C1/use", Question::Unknown);
-        check("POST", "~/o1/coupons//use", Question::Unknown);
-        check("POST", "~//coupons/C1/use", Question::Unknown);
-        check("POST", "~/o1/coupons/C1/use/", Question::Unknown);
-        check("POST", "/brand/marketing/product-coupon/users/o1/coupons/C1/use", Question::Unknown);
+        check("GET", "~/o1/coupons/C1?appid=1", Operation::Query);
+        check("POST", "~/o1/coupons/C1/return", Operation::Return);
+        check("POST", "~/o1/coupons/C1/confirm", Operation::Confirm);
+        check("POST", "~/o1/coupons/C1/deactivate", Operation::Deactivate);
+        check("POST", "~/o1/coupons", Operation::Send);
+        check("GET", "/v3/certificates", Operation::Certificates);
+        check("POST", "/v3/security/echo", Operation::Echo);
+        check("GET", "~/o1/coupons/C1/use", Operation::Unknown);
+        check("POST", "~/o1/coupons//use", Operation::Unknown);
+        check("POST", "~//coupons/C1/use", Operation::Unknown);
+        check("POST", "~/o1/coupons/C1/use/", Operation::Unknown);
+        check("POST", "/brand/marketing/product-coupon/users/o1/coupons/C1/use", Operation::Unknown);
     }
 }

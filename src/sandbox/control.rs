@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::coupon::{Act, NewCoupon};
+use super::coupon::{ActionRequest, NewCoupon};
 use super::faults::Script;
 use super::registry::{App, Store};
 use super::world::{Tuning, World};
@@ -41,34 +41,34 @@ pub(super) fn router(world: Arc<World>) -> Router {
         .route("/_sandbox/effects", get(effects))
         .route("/_sandbox/summary", get(summary))
         .route("/_sandbox/seconds", get(seconds))
-        // A misspelt path must not look like a call of the provider API, nor enter its ledger.
-        .route("/_sandbox/{*rest}", any(nothing))
+        // A misspelled path must not look like a call of the provider API, nor enter its ledger.
+        .route("/_sandbox/{*rest}", any(no_content))
         // A million coupons are issued in a few requests.
         .layer(DefaultBodyLimit::disable())
         .with_state(world)
 }
 
 async fn health(State(world): State<Arc<World>>) -> Response {
-    shown(&json!({ "status": "ok", "identity": world.identity.card }))
+    display(&json!({ "status": "ok", "identity": world.identity.card }))
 }
 
 async fn issue(State(world): State<Arc<World>>, body: Bytes) -> Response {
-    done(read::<Vec<NewCoupon>>(&body).and_then(|coupons| {
+    updated(read::<Vec<NewCoupon>>(&body).and_then(|coupons| {
         let count = coupons.len();
         world.issue(coupons).map(|()| json!({ "issued": count }))
     }))
 }
 
 async fn act(State(world): State<Arc<World>>, Path(code): Path<String>, body: Bytes) -> Response {
-    done(read::<Act>(&body).and_then(|act| world.act(&code, &act)))
+    updated(read::<ActionRequest>(&body).and_then(|act| world.act(&code, &act)))
 }
 
 async fn read_stores(State(world): State<Arc<World>>) -> Response {
-    shown(&world.state().coupons.registry.stores())
+    display(&world.state().coupons.registry.stores())
 }
 
 async fn replace_stores(State(world): State<Arc<World>>, body: Bytes) -> Response {
-    done(
+    updated(
         read::<Vec<Store>>(&body)
             .and_then(|stores| world.set_stores(stores))
             .map(|()| world.state().coupons.registry.stores()),
@@ -76,11 +76,11 @@ async fn replace_stores(State(world): State<Arc<World>>, body: Bytes) -> Respons
 }
 
 async fn read_apps(State(world): State<Arc<World>>) -> Response {
-    shown(&world.state().coupons.registry.apps())
+    display(&world.state().coupons.registry.apps())
 }
 
 async fn replace_apps(State(world): State<Arc<World>>, body: Bytes) -> Response {
-    done(
+    updated(
         read::<Vec<App>>(&body)
             .and_then(|apps| world.set_apps(apps))
             .map(|()| world.state().coupons.registry.apps()),
@@ -88,11 +88,11 @@ async fn replace_apps(State(world): State<Arc<World>>, body: Bytes) -> Response 
 }
 
 async fn read_faults(State(world): State<Arc<World>>) -> Response {
-    shown(&world.state().faults.script())
+    display(&world.state().faults.script())
 }
 
 async fn replace_faults(State(world): State<Arc<World>>, body: Bytes) -> Response {
-    done(
+    updated(
         read::<Script>(&body)
             .and_then(|script| world.set_faults(script))
             .map(|()| world.state().faults.script()),
@@ -100,48 +100,48 @@ async fn replace_faults(State(world): State<Arc<World>>, body: Bytes) -> Respons
 }
 
 async fn read_clock(State(world): State<Arc<World>>) -> Response {
-    shown(&json!({ "offset_seconds": world.clock.offset(), "now": world.clock.now().to_string() }))
+    display(&json!({ "offset_seconds": world.clock.offset(), "now": world.clock.now().to_string() }))
 }
 
 async fn set_clock(State(world): State<Arc<World>>, body: Bytes) -> Response {
-    done(read::<ClockOffset>(&body).inspect(|clock| world.clock.set_offset(clock.offset_seconds)))
+    updated(read::<ClockOffset>(&body).inspect(|clock| world.clock.set_offset(clock.offset_seconds)))
 }
 
 async fn read_settings(State(world): State<Arc<World>>) -> Response {
-    shown(&world.state().tuning())
+    display(&world.state().tuning())
 }
 
 async fn tune(State(world): State<Arc<World>>, body: Bytes) -> Response {
-    done(read::<Tuning>(&body).map(|tuning| world.tune(tuning)))
+    updated(read::<Tuning>(&body).map(|tuning| world.tune(tuning)))
 }
 
 async fn register_merchant(State(world): State<Arc<World>>, pem: String) -> Response {
-    done(world.register_merchant(&pem).map(|()| json!({ "merchant_serial": world.merchant().serial })))
+    updated(world.register_merchant(&pem).map(|()| json!({ "merchant_serial": world.merchant().serial })))
 }
 
 async fn ledger(State(world): State<Arc<World>>) -> Response {
     // A million attempts take a second to write out.
-    written_elsewhere(move || serde_json::to_vec(&world.ledger())).await
+    accept_seconds(move || serde_json::to_vec(&world.ledger())).await
 }
 
 async fn effects(State(world): State<Arc<World>>) -> Response {
-    written_elsewhere(move || serde_json::to_vec(&world.effects())).await
+    accept_seconds(move || serde_json::to_vec(&world.effects())).await
 }
 
 async fn summary(State(world): State<Arc<World>>) -> Response {
-    written_elsewhere(move || serde_json::to_vec(&world.summary())).await
+    accept_seconds(move || serde_json::to_vec(&world.summary())).await
 }
 
 async fn seconds(State(world): State<Arc<World>>) -> Response {
-    shown(&world.calls_by_second())
+    display(&world.calls_by_second())
 }
 
 async fn clear(State(world): State<Arc<World>>) -> Response {
     world.state().ledger.clear_attempts();
-    shown(&json!({}))
+    display(&json!({}))
 }
 
-async fn nothing() -> Response {
+async fn no_content() -> Response {
     (StatusCode::NOT_FOUND, "no such control path\n").into_response()
 }
 
@@ -149,22 +149,22 @@ fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
     serde_json::from_slice(body).map_err(|error| error.to_string())
 }
 
-fn done(result: Result<impl Serialize, String>) -> Response {
+fn updated(result: Result<impl Serialize, String>) -> Response {
     match result {
-        Ok(value) => shown(&value),
+        Ok(value) => display(&value),
         Err(error) => {
-            let mut response = shown(&json!({ "error": error }));
+            let mut response = display(&json!({ "error": error }));
             *response.status_mut() = StatusCode::BAD_REQUEST;
             response
         }
     }
 }
 
-fn shown(value: &impl Serialize) -> Response {
+fn display(value: &impl Serialize) -> Response {
     json_response(serde_json::to_vec(value))
 }
 
-async fn written_elsewhere(write: impl FnOnce() -> serde_json::Result<Vec<u8>> + Send + 'static) -> Response {
+async fn accept_seconds(write: impl FnOnce() -> serde_json::Result<Vec<u8>> + Send + 'static) -> Response {
     match tokio::task::spawn_blocking(write).await {
         Ok(written) => json_response(written),
         Err(panic) => (StatusCode::INTERNAL_SERVER_ERROR, panic.to_string()).into_response(),

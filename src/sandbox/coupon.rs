@@ -5,8 +5,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::refusal::{Refusal, sub_code};
-use super::request::Place;
+use super::refusal::{ErrorResponse, sub_code};
+use super::request::Path;
 
 /// How often a coupon can be used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,10 +95,10 @@ pub struct NewCoupon {
 /// Something done to a coupon from outside: the body of `POST /_sandbox/coupons/{code}/act`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Act {
+pub struct ActionRequest {
     /// What to do.
     #[serde(rename = "do")]
-    pub deed: Deed,
+    pub deed: CouponAction,
     /// The request number of a use, return, confirmation or deactivation; one is made up where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub number: Option<String>,
@@ -110,7 +110,7 @@ pub struct Act {
 /// What can be done to a coupon from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Deed {
+pub enum CouponAction {
     /// The user deletes it.
     Delete,
     /// Its time is over.
@@ -247,7 +247,7 @@ impl CouponState {
     }
 
     /// Why a coupon in this state cannot be used; `None` where it can.
-    pub(super) fn refusal(self) -> Option<Refusal> {
+    pub(super) fn refusal(self) -> Option<ErrorResponse> {
         let (code, message) = match self {
             CouponState::Effective => return None,
             CouponState::Confirming | CouponState::Deactivated => (sub_code::STATE_ILLEGAL, "用户券状态非法"),
@@ -256,13 +256,13 @@ impl CouponState {
             CouponState::Expired => (sub_code::EXPIRED, "用户商品券当前无法使用：券已过期"),
             CouponState::Deleted => (sub_code::DELETED, "券已被删除"),
         };
-        Some(Refusal::unusable(code, message))
+        Some(ErrorResponse::unusable(code, message))
     }
 }
 
 impl Coupon {
     /// The state of the whole follows from its rounds, unless it was never confirmed.
-    pub(super) fn settle(&mut self) {
+    pub(super) fn update_state(&mut self) {
         let has = |state| self.rounds.iter().any(|round| round.state == state);
         self.state = match self.rounds.as_slice() {
             [only] => only.state,
@@ -289,7 +289,7 @@ impl Coupon {
 
 impl NewCoupon {
     /// A usable `SINGLE` coupon with the names that a request gave.
-    pub(super) fn at(openid: &str, code: &str, place: &Place) -> NewCoupon {
+    pub(super) fn at(openid: &str, code: &str, place: &Path) -> NewCoupon {
         NewCoupon {
             openid: openid.to_owned(),
             coupon_code: code.to_owned(),

@@ -9,12 +9,14 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::clock::shifted;
-use super::coupon::{Act, Bundle, Coupon, CouponState, Deed, Mark, NewCoupon, Round, Usage, UsageMode};
+use super::coupon::{
+    ActionRequest, Bundle, Coupon, CouponAction, CouponState, Mark, NewCoupon, Round, Usage, UsageMode,
+};
 use super::ledger::{BodyDigest, EffectKind};
 use super::look;
-use super::refusal::{Refusal, sub_code};
+use super::refusal::{ErrorResponse, sub_code};
 use super::registry::Registry;
-use super::request::{self, Order, Place};
+use super::request::{self, Order, Path};
 
 const DAY: i64 = 24 * 3600;
 const VALID_SECONDS: i64 = 30 * DAY;
@@ -104,19 +106,19 @@ impl Coupons {
     }
 
     /// Does to a coupon what a user, time, or another system would do. Fails in words where it cannot be done.
-    pub fn act(&mut self, code: &str, act: &Act, now: Timestamp) -> Result<Coupon, String> {
-        self.pass_time(code, now);
+    pub fn act(&mut self, code: &str, act: &ActionRequest, now: Timestamp) -> Result<Coupon, String> {
+        self.apply_time(code, now);
         let coupon = self.by_code.get(code).ok_or_else(|| format!("coupon_code {code} is unknown"))?;
         let number = act
             .number
             .clone()
-            .unwrap_or_else(|| made_up("SANDBOX_ACT", &format!("{code}_{}", now.as_second())));
+            .unwrap_or_else(|| generate_name("SANDBOX_ACT", &format!("{code}_{}", now.as_second())));
         if act.round.is_some_and(|round| round >= coupon.rounds.len()) {
             return Err(format!("coupon {code} has {} rounds", coupon.rounds.len()));
         }
-        let refused = |refusal: Refusal| format!("{} {}", refusal.code, refusal.message);
+        let refused = |refusal: ErrorResponse| format!("{} {}", refusal.code, refusal.message);
         match act.deed {
-            Deed::Use => {
+            CouponAction::Use => {
                 let usage = Usage {
                     number: number.as_str().into(),
                     use_time: super::clock::china_time(now),
@@ -125,15 +127,17 @@ impl Coupons {
                 };
                 self.redeem_round(code, act.round, usage, None).map_err(refused)?;
             }
-            Deed::Return => self.give_back(code, act.round, &number, None, now).map_err(refused)?,
-            Deed::Confirm => self.confirm(code, &number, None, now).map_err(refused)?,
-            Deed::Deactivate => {
+            CouponAction::Return => {
+                self.return_coupon(code, act.round, &number, None, now).map_err(refused)?
+            }
+            CouponAction::Confirm => self.confirm(code, &number, None, now).map_err(refused)?,
+            CouponAction::Deactivate => {
                 self.deactivate(code, &number, "by the sandbox", None, now).map_err(refused)?
             }
-            Deed::Lock => self.lock(code, &number).map_err(refused)?,
-            Deed::Unlock => self.unlock(code),
-            Deed::Delete => self.end(code, act.round, CouponState::Deleted, now)?,
-            Deed::Expire => self.end(code, act.round, CouponState::Expired, now)?,
+            CouponAction::Lock => self.lock(code, &number).map_err(refused)?,
+            CouponAction::Unlock => self.unlock(code),
+            CouponAction::Delete => self.finish_attempt(code, act.round, CouponState::Deleted, now)?,
+            CouponAction::Expire => self.finish_attempt(code, act.round, CouponState::Expired, now)?,
         }
         self.by_code.get(code).cloned().ok_or_else(|| format!("coupon_code {code} is unknown"))
     }
@@ -143,30 +147,37 @@ impl Coupons {
         &mut self,
         openid: &str,
         code: &str,
-        place: &Place,
+        place: &Path,
         now: Timestamp,
-    ) -> Result<&Coupon, Refusal> {
-        self.pass_time(code, now);
-        let coupon =
-            self.by_code.get(code).ok_or_else(|| Refusal::absent(sub_code::NO_SUCH_COUPON, "券不存在"))?;
+    ) -> Result<&Coupon, ErrorResponse> {
+        self.apply_time(code, now);
+        let coupon = self
+            .by_code
+            .get(code)
+            .ok_or_else(|| ErrorResponse::not_found(sub_code::NO_SUCH_COUPON, "券不存在"))?;
         if *coupon.brand_id != *place.brand_id {
-            return Err(Refusal::absent(sub_code::NO_SUCH_OBJECT, "品牌下不存在该商品券"));
+            return Err(ErrorResponse::not_found(sub_code::NO_SUCH_OBJECT, "品牌下不存在该商品券"));
         }
         self.registry.check_user(openid, &place.appid, &coupon.appid)?;
         if *coupon.openid != *openid {
-            return Err(Refusal::absent(sub_code::NO_SUCH_COUPON, "券不存在，请检查openid"));
+            return Err(ErrorResponse::not_found(sub_code::NO_SUCH_COUPON, "券不存在，请检查openid"));
         }
         if *coupon.product_coupon_id != *place.product_coupon_id {
-            return Err(Refusal::absent(sub_code::NO_SUCH_OBJECT, "商品券不存在"));
+            return Err(ErrorResponse::not_found(sub_code::NO_SUCH_OBJECT, "商品券不存在"));
         }
         if *coupon.stock_id != *place.stock_id {
-            return Err(Refusal::absent(sub_code::NO_SUCH_OBJECT, "商品券批次不存在"));
+            return Err(ErrorResponse::not_found(sub_code::NO_SUCH_OBJECT, "商品券批次不存在"));
         }
         Ok(coupon)
     }
 
     /// Uses a coupon that [`Coupons::find`] found. A repetition of the request that used it succeeds and changes nothing.
-    pub fn redeem(&mut self, code: &str, asked: &request::Use, body: BodyDigest) -> Result<(), Refusal> {
+    pub fn redeem(
+        &mut self,
+        code: &str,
+        asked: &request::Use,
+        body: BodyDigest,
+    ) -> Result<(), ErrorResponse> {
         let Order { name, value } = asked.order.clone();
         let usage = Usage {
             number: asked.out_request_no.as_str().into(),
@@ -174,19 +185,22 @@ impl Coupons {
             order: Some((name, value)),
             saved_amount: asked.saved_amount,
         };
-        let coupon = self.known(code)?;
+        let coupon = self.get_known(code)?;
         if let Some(store_id) = &asked.store_id {
             self.registry.check_store(store_id, &coupon.brand_id, &coupon.stores)?;
         }
         let round = match asked.round {
             None => None,
             Some(_) if coupon.usage_mode != UsageMode::Sequential => {
-                return Err(Refusal::rule(sub_code::PARAMETERS, "仅多次优惠券可传入sequential_coupon_index"));
+                return Err(ErrorResponse::rule(
+                    sub_code::PARAMETERS,
+                    "仅多次优惠券可传入sequential_coupon_index",
+                ));
             }
             Some(index) => match usize::try_from(index).ok().filter(|index| *index < coupon.rounds.len()) {
                 Some(index) => Some(index),
                 None => {
-                    return Err(Refusal::parameter(
+                    return Err(ErrorResponse::parameter(
                         sub_code::OUT_OF_RANGE,
                         "body",
                         "/sequential_coupon_index",
@@ -200,17 +214,17 @@ impl Coupons {
     }
 
     /// Returns a use: the round becomes usable again if it is still valid, and keeps a trace of it.
-    pub fn give_back(
+    pub fn return_coupon(
         &mut self,
         code: &str,
         round: Option<usize>,
         number: &str,
         body: Option<BodyDigest>,
         now: Timestamp,
-    ) -> Result<(), Refusal> {
-        let coupon = self.known(code)?;
+    ) -> Result<(), ErrorResponse> {
+        let coupon = self.get_known(code)?;
         if round.is_some_and(|round| round >= coupon.rounds.len()) {
-            return Err(Refusal::rule(sub_code::OUT_OF_RANGE, "券没有该轮次"));
+            return Err(ErrorResponse::rule(sub_code::OUT_OF_RANGE, "券没有该轮次"));
         }
         let repeated = |round: &Round| round.returned.as_ref().is_some_and(|mark| *mark.number == *number);
         if coupon.rounds.iter().any(repeated) {
@@ -218,34 +232,34 @@ impl Coupons {
         }
         let index = coupon.round_to_return(round);
         if coupon.rounds[index].state != CouponState::Used {
-            return Err(Refusal::rule(sub_code::STATE_ILLEGAL, "券当前是可用的"));
+            return Err(ErrorResponse::rule(sub_code::STATE_ILLEGAL, "券当前是可用的"));
         }
         if let Some(bundle) = coupon.bundle.clone()
             && self.is_later_used(&bundle)
         {
-            return Err(Refusal::rule(sub_code::STATE_ILLEGAL, "仅可退最近一次核销的券"));
+            return Err(ErrorResponse::rule(sub_code::STATE_ILLEGAL, "仅可退最近一次核销的券"));
         }
-        let coupon = self.known_mut(code)?;
+        let coupon = self.get_known_mut(code)?;
         let round = &mut coupon.rounds[index];
         round.state = if now < round.valid_end { CouponState::Effective } else { CouponState::Expired };
         round.returned_use = round.used.take();
         round.returned = Some(Mark { number: number.into(), at: now });
-        coupon.settle();
+        coupon.update_state();
         self.changed(EffectKind::Returned, code, index, Some(number.into()), body);
         Ok(())
     }
 
     /// Returns what a number did, and frees the number as well: the next use under it has an effect again.
-    pub fn forget(&mut self, code: &str, number: &str, now: Timestamp) -> Result<(), Refusal> {
-        let coupon = self.known(code)?;
+    pub fn forget(&mut self, code: &str, number: &str, now: Timestamp) -> Result<(), ErrorResponse> {
+        let coupon = self.get_known(code)?;
         let key = (coupon.brand_id.clone(), Arc::<str>::from(number));
         let Some(consumed) = self.consumed.get(&key).filter(|consumed| *consumed.coupon_code == *code) else {
             return Ok(());
         };
         let round = consumed.round;
         if coupon.rounds[round].used.as_ref().is_some_and(|used| *used.number == *number) {
-            let returning = made_up("SANDBOX_RETURN", &format!("{code}_{}", now.as_microsecond()));
-            self.give_back(code, Some(round), &returning, None, now)?;
+            let returning = generate_name("SANDBOX_RETURN", &format!("{code}_{}", now.as_microsecond()));
+            self.return_coupon(code, Some(round), &returning, None, now)?;
             self.consumed.remove(&key);
         }
         Ok(())
@@ -258,20 +272,20 @@ impl Coupons {
         number: &str,
         body: Option<BodyDigest>,
         now: Timestamp,
-    ) -> Result<(), Refusal> {
-        let coupon = self.known_mut(code)?;
+    ) -> Result<(), ErrorResponse> {
+        let coupon = self.get_known_mut(code)?;
         if coupon.confirmed.as_ref().is_some_and(|mark| *mark.number == *number) {
             return Ok(());
         }
         if coupon.state != CouponState::Confirming {
-            return Err(Refusal::rule(sub_code::STATE_ILLEGAL, "用户券状态非法"));
+            return Err(ErrorResponse::rule(sub_code::STATE_ILLEGAL, "用户券状态非法"));
         }
         for (index, round) in coupon.rounds.iter_mut().enumerate() {
             let usable = index == 0 && round.valid_begin <= now;
             round.state = if usable { CouponState::Effective } else { CouponState::Pending };
         }
         coupon.confirmed = Some(Mark { number: number.into(), at: now });
-        coupon.settle();
+        coupon.update_state();
         self.changed(EffectKind::Confirmed, code, 0, Some(number.into()), body);
         Ok(())
     }
@@ -284,10 +298,10 @@ impl Coupons {
         reason: &str,
         body: Option<BodyDigest>,
         now: Timestamp,
-    ) -> Result<(), Refusal> {
-        let coupon = self.known_mut(code)?;
+    ) -> Result<(), ErrorResponse> {
+        let coupon = self.get_known_mut(code)?;
         if coupon.usage_mode == UsageMode::ProgressiveBundle {
-            return Err(Refusal::rule(sub_code::PARAMETERS, "该商品券需按券组失效"));
+            return Err(ErrorResponse::rule(sub_code::PARAMETERS, "该商品券需按券组失效"));
         }
         if coupon.state == CouponState::Used || coupon.state.is_over() {
             return Ok(());
@@ -299,7 +313,7 @@ impl Coupons {
         }
         coupon.deactivated = Some(Mark { number: number.into(), at: now });
         coupon.deactivate_reason = Some(reason.to_owned());
-        coupon.settle();
+        coupon.update_state();
         self.changed(EffectKind::Deactivated, code, 0, Some(number.into()), body);
         Ok(())
     }
@@ -311,25 +325,33 @@ impl Coupons {
         asked: &request::Send,
         body: BodyDigest,
         now: Timestamp,
-    ) -> Result<Arc<str>, Refusal> {
+    ) -> Result<Arc<str>, ErrorResponse> {
         let key = (openid.to_owned(), asked.place.stock_id.clone(), asked.send_request_no.clone());
         if let Some((first, code)) = self.sends.get(&key) {
             return match *first == body {
                 true => Ok(code.clone()),
-                false => {
-                    Err(Refusal::new(400, "ALREADY_EXISTS", sub_code::BODY_DIFFERS, "out_request_no 冲突"))
-                }
+                false => Err(ErrorResponse::new(
+                    400,
+                    "ALREADY_EXISTS",
+                    sub_code::BODY_DIFFERS,
+                    "out_request_no 冲突",
+                )),
             };
         }
         let code = asked.coupon_code.clone().unwrap_or_else(|| format!("26{:014}", self.by_code.len() + 1));
         if self.by_code.contains_key(code.as_str()) {
-            return Err(Refusal::new(400, "ALREADY_EXISTS", sub_code::OTHER_SEND_NUMBER, "coupon_code 冲突"));
+            return Err(ErrorResponse::new(
+                400,
+                "ALREADY_EXISTS",
+                sub_code::OTHER_SEND_NUMBER,
+                "coupon_code 冲突",
+            ));
         }
         self.add(
             NewCoupon { state: CouponState::Confirming, ..NewCoupon::at(openid, &code, &asked.place) },
             now,
         );
-        let coupon = self.known_mut(&code)?;
+        let coupon = self.get_known_mut(&code)?;
         coupon.sent = Mark { number: asked.send_request_no.as_str().into(), at: now };
         coupon.attach.clone_from(&asked.attach);
         let code = coupon.coupon_code.clone();
@@ -339,13 +361,13 @@ impl Coupons {
     }
 
     /// Begins a use of this number: until it ends, uses of other numbers are refused.
-    pub fn lock(&mut self, code: &str, number: &str) -> Result<(), Refusal> {
-        let coupon = self.known_mut(code)?;
+    pub fn lock(&mut self, code: &str, number: &str) -> Result<(), ErrorResponse> {
+        let coupon = self.get_known_mut(code)?;
         if let Some(refusal) = coupon.state.refusal() {
             return Err(refusal);
         }
         if coupon.locked_by.as_deref().is_some_and(|holder| holder != number) {
-            return Err(Refusal::locked());
+            return Err(ErrorResponse::locked());
         }
         coupon.locked_by = Some(number.into());
         Ok(())
@@ -365,8 +387,8 @@ impl Coupons {
         asked: Option<usize>,
         usage: Usage,
         body: Option<BodyDigest>,
-    ) -> Result<(), Refusal> {
-        let coupon = self.known(code)?;
+    ) -> Result<(), ErrorResponse> {
+        let coupon = self.get_known(code)?;
         let key = (coupon.brand_id.clone(), usage.number.clone());
         if let Some(consumed) = self.consumed.get(&key) {
             let stands = *consumed.coupon_code == *code
@@ -376,19 +398,19 @@ impl Coupons {
                     .is_some_and(|used| used.number == usage.number);
             return match (stands, body.is_some() && consumed.body == body) {
                 (true, true) => Ok(()),
-                (true, false) => Err(Refusal::rule(sub_code::BODY_DIFFERS, "相同单号但请求数据不一致")),
-                (false, _) => Err(Refusal::number_already_used()),
+                (true, false) => Err(ErrorResponse::rule(sub_code::BODY_DIFFERS, "相同单号但请求数据不一致")),
+                (false, _) => Err(ErrorResponse::number_already_used()),
             };
         }
         if coupon.locked_by.as_ref().is_some_and(|holder| *holder != usage.number) {
-            return Err(Refusal::locked());
+            return Err(ErrorResponse::locked());
         }
         let index = coupon.round_to_use(asked);
         if let Some(refusal) = coupon.rounds[index].state.refusal() {
             return Err(refusal);
         }
         let number = usage.number.clone();
-        let coupon = self.known_mut(code)?;
+        let coupon = self.get_known_mut(code)?;
         coupon.rounds[index].state = CouponState::Used;
         coupon.rounds[index].used = Some(usage);
         // The next round opens with this use; intervals between rounds are not simulated.
@@ -396,13 +418,13 @@ impl Coupons {
         {
             next.state = CouponState::Effective;
         }
-        coupon.settle();
+        coupon.update_state();
         self.consumed.insert(key, Consumed { coupon_code: code.into(), round: index, body });
         self.changed(EffectKind::Used, code, index, Some(number), body);
         Ok(())
     }
 
-    fn end(
+    fn finish_attempt(
         &mut self,
         code: &str,
         round: Option<usize>,
@@ -423,7 +445,7 @@ impl Coupons {
             }
             ended.push(index);
         }
-        coupon.settle();
+        coupon.update_state();
         if ended.is_empty() {
             return Err(format!("coupon {code} is {:?} and cannot become {state:?}", coupon.state));
         }
@@ -435,7 +457,7 @@ impl Coupons {
     }
 
     /// Lets a coupon begin or expire by the sandbox clock. Later rounds of the legacy mode open by a use, not by time.
-    fn pass_time(&mut self, code: &str, now: Timestamp) {
+    fn apply_time(&mut self, code: &str, now: Timestamp) {
         let Some(coupon) = self.by_code.get_mut(code) else {
             return;
         };
@@ -454,7 +476,7 @@ impl Coupons {
                 _ => {}
             }
         }
-        coupon.settle();
+        coupon.update_state();
         for index in expired {
             self.changed(EffectKind::Expired, code, index, None, None);
         }
@@ -472,7 +494,7 @@ impl Coupons {
             _ => (shifted(now, -DAY), shifted(now, new.valid_seconds.unwrap_or(VALID_SECONDS))),
         };
         let used = (new.state == CouponState::Used).then(|| Usage {
-            number: new.used_by.clone().unwrap_or_else(|| made_up("SANDBOX_OTHER_ORDER", &code)).into(),
+            number: new.used_by.clone().unwrap_or_else(|| generate_name("SANDBOX_OTHER_ORDER", &code)).into(),
             use_time: super::clock::china_time(now),
             order: None,
             saved_amount: None,
@@ -504,10 +526,12 @@ impl Coupons {
             state: new.state,
             rounds: rounds.collect(),
             bundle: None,
-            sent: Mark { number: made_up("SANDBOX_SEND", &code).into(), at: shifted(now, -DAY) },
+            sent: Mark { number: generate_name("SANDBOX_SEND", &code).into(), at: shifted(now, -DAY) },
             // Whatever is past the first state was confirmed.
-            confirmed: (new.state != CouponState::Confirming)
-                .then(|| Mark { number: made_up("SANDBOX_CONFIRM", &code).into(), at: shifted(now, -DAY) }),
+            confirmed: (new.state != CouponState::Confirming).then(|| Mark {
+                number: generate_name("SANDBOX_CONFIRM", &code).into(),
+                at: shifted(now, -DAY),
+            }),
             deactivated: None,
             deactivate_reason: None,
             attach: Some("campaign=sandbox".to_owned()),
@@ -516,9 +540,10 @@ impl Coupons {
             look: new.look.or_else(|| self.looks_seed.map(|seed| look::by_seed(seed, &code))),
             shows_returned_use: new.shows_returned_use,
         };
-        coupon.settle();
+        coupon.update_state();
         if new.state == CouponState::Deactivated {
-            coupon.deactivated = Some(Mark { number: made_up("SANDBOX_DEACTIVATE", &code).into(), at: now });
+            coupon.deactivated =
+                Some(Mark { number: generate_name("SANDBOX_DEACTIVATE", &code).into(), at: now });
             coupon.deactivate_reason = Some("issued so".to_owned());
         }
         if new.usage_mode == UsageMode::ProgressiveBundle {
@@ -541,12 +566,14 @@ impl Coupons {
         })
     }
 
-    fn known(&self, code: &str) -> Result<&Coupon, Refusal> {
-        self.by_code.get(code).ok_or_else(|| Refusal::absent(sub_code::NO_SUCH_COUPON, "券不存在"))
+    fn get_known(&self, code: &str) -> Result<&Coupon, ErrorResponse> {
+        self.by_code.get(code).ok_or_else(|| ErrorResponse::not_found(sub_code::NO_SUCH_COUPON, "券不存在"))
     }
 
-    fn known_mut(&mut self, code: &str) -> Result<&mut Coupon, Refusal> {
-        self.by_code.get_mut(code).ok_or_else(|| Refusal::absent(sub_code::NO_SUCH_COUPON, "券不存在"))
+    fn get_known_mut(&mut self, code: &str) -> Result<&mut Coupon, ErrorResponse> {
+        self.by_code
+            .get_mut(code)
+            .ok_or_else(|| ErrorResponse::not_found(sub_code::NO_SUCH_COUPON, "券不存在"))
     }
 
     fn changed(
@@ -562,7 +589,7 @@ impl Coupons {
 }
 
 /// A number for what no client asked, within the 40 characters that a number may have.
-fn made_up(prefix: &str, tail: &str) -> String {
+fn generate_name(prefix: &str, tail: &str) -> String {
     let room = 39 - prefix.len();
     let characters = tail.chars().count();
     format!("{prefix}_{}", tail.chars().skip(characters.saturating_sub(room)).collect::<String>())
@@ -577,13 +604,8 @@ mod tests {
         "2026-03-05T04:30:45Z".parse().unwrap()
     }
 
-    fn place() -> Place {
-        Place {
-            product_coupon_id: "p".into(),
-            stock_id: "s".into(),
-            appid: "wx".into(),
-            brand_id: "b".into(),
-        }
+    fn place() -> Path {
+        Path { product_coupon_id: "p".into(), stock_id: "s".into(), appid: "wx".into(), brand_id: "b".into() }
     }
 
     fn with(change: impl FnOnce(&mut NewCoupon)) -> Coupons {
@@ -621,8 +643,8 @@ mod tests {
         })
     }
 
-    fn act(coupons: &mut Coupons, deed: Deed, number: Option<&str>) -> Result<Coupon, String> {
-        coupons.act("C1", &Act { deed, number: number.map(str::to_owned), round: None }, now())
+    fn act(coupons: &mut Coupons, deed: CouponAction, number: Option<&str>) -> Result<Coupon, String> {
+        coupons.act("C1", &ActionRequest { deed, number: number.map(str::to_owned), round: None }, now())
     }
 
     fn uses(coupons: &mut Coupons) -> usize {
@@ -652,11 +674,11 @@ mod tests {
     fn a_return_frees_the_coupon_and_not_the_number() {
         let mut coupons = with(|_| {});
         redeem(&mut coupons, "C1", "number_1", None, "body").unwrap();
-        let coupon = act(&mut coupons, Deed::Return, Some("return_1")).unwrap();
+        let coupon = act(&mut coupons, CouponAction::Return, Some("return_1")).unwrap();
         assert_eq!(coupon.state, CouponState::Effective);
         assert!(coupon.rounds[0].used.is_none() && coupon.rounds[0].returned.is_some());
-        act(&mut coupons, Deed::Return, Some("return_1")).unwrap();
-        act(&mut coupons, Deed::Return, Some("return_2")).unwrap_err();
+        act(&mut coupons, CouponAction::Return, Some("return_1")).unwrap();
+        act(&mut coupons, CouponAction::Return, Some("return_2")).unwrap_err();
         assert_eq!(redeem(&mut coupons, "C1", "number_1", None, "body"), Err(sub_code::PARAMETERS));
         assert_eq!(redeem(&mut coupons, "C1", "number_2", None, "body"), Ok(()));
         assert!(coupons.get("C1").unwrap().rounds[0].returned.is_some(), "a later use keeps the trace");
@@ -695,16 +717,16 @@ mod tests {
     #[test]
     fn deeds_from_outside_lead_to_their_states() {
         for (deed, from, to) in [
-            (Deed::Delete, CouponState::Effective, Some(CouponState::Deleted)),
-            (Deed::Expire, CouponState::Effective, Some(CouponState::Expired)),
-            (Deed::Deactivate, CouponState::Effective, Some(CouponState::Deactivated)),
-            (Deed::Confirm, CouponState::Confirming, Some(CouponState::Effective)),
-            (Deed::Use, CouponState::Effective, Some(CouponState::Used)),
-            (Deed::Return, CouponState::Used, Some(CouponState::Effective)),
-            (Deed::Delete, CouponState::Used, None),
-            (Deed::Confirm, CouponState::Effective, None),
-            (Deed::Use, CouponState::Deleted, None),
-            (Deed::Return, CouponState::Effective, None),
+            (CouponAction::Delete, CouponState::Effective, Some(CouponState::Deleted)),
+            (CouponAction::Expire, CouponState::Effective, Some(CouponState::Expired)),
+            (CouponAction::Deactivate, CouponState::Effective, Some(CouponState::Deactivated)),
+            (CouponAction::Confirm, CouponState::Confirming, Some(CouponState::Effective)),
+            (CouponAction::Use, CouponState::Effective, Some(CouponState::Used)),
+            (CouponAction::Return, CouponState::Used, Some(CouponState::Effective)),
+            (CouponAction::Delete, CouponState::Used, None),
+            (CouponAction::Confirm, CouponState::Effective, None),
+            (CouponAction::Use, CouponState::Deleted, None),
+            (CouponAction::Return, CouponState::Effective, None),
         ] {
             let mut coupons = with(|new| new.state = from);
             assert_eq!(
@@ -730,7 +752,7 @@ mod tests {
     #[test]
     fn each_wrong_name_has_its_own_answer() {
         let mut coupons = with(|_| {});
-        let mut wrong = |openid: &str, code: &str, change: fn(&mut Place)| {
+        let mut wrong = |openid: &str, code: &str, change: fn(&mut Path)| {
             let mut place = place();
             change(&mut place);
             let refusal = coupons.find(openid, code, &place, now()).unwrap_err();
@@ -786,9 +808,9 @@ mod tests {
         redeem(&mut coupons, "C2", "number_2", None, "b").unwrap();
         let bundle = coupons.get("C1").unwrap().bundle.clone().unwrap();
         assert_eq!(coupons.used_in_bundle(&bundle), 2);
-        coupons.give_back("C1", None, "return_1", None, now()).unwrap_err();
-        coupons.give_back("C2", None, "return_2", None, now()).unwrap();
-        coupons.give_back("C1", None, "return_1", None, now()).unwrap();
+        coupons.return_coupon("C1", None, "return_1", None, now()).unwrap_err();
+        coupons.return_coupon("C2", None, "return_2", None, now()).unwrap();
+        coupons.return_coupon("C1", None, "return_1", None, now()).unwrap();
         assert_eq!(coupons.used_in_bundle(&bundle), 0);
     }
 

@@ -12,7 +12,7 @@ use super::look;
 /// The member that no published revision has.
 pub(super) const UNPUBLISHED: &str = "sandbox_unpublished_field";
 
-/// The entity of `use`, `inquire`, `return`, `send`, `confirm` and `deactivate`.
+/// The entity of `use`, `query`, `return`, `send`, `confirm` and `deactivate`.
 pub(super) fn entity(coupon: &Coupon, used_in_bundle: usize) -> Value {
     // Every coupon has at least one round, and the first one tells when the whole begins.
     let first = &coupon.rounds[0];
@@ -110,7 +110,7 @@ fn begin_time(mode: UsageMode, round: &Round) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::coupon::{Act, Deed, NewCoupon};
+    use super::super::coupon::{ActionRequest, CouponAction, NewCoupon};
     use super::super::coupons::Coupons;
     use super::*;
 
@@ -208,7 +208,7 @@ mod tests {
     #[test]
     fn a_returned_coupon_shows_the_return_and_not_the_use() {
         let mut coupons = issued(UsageMode::Single, CouponState::Used);
-        let act = Act { deed: Deed::Return, number: Some("return_1".into()), round: None };
+        let act = ActionRequest { deed: CouponAction::Return, number: Some("return_1".into()), round: None };
         let coupon = coupons.act("C1", &act, "2026-03-05T05:00:00Z".parse().unwrap()).unwrap();
         let detail = &entity(&coupon, 0)["single_usage_detail"];
         assert_eq!(

@@ -1,6 +1,6 @@
 //! The fault script: what goes wrong, for whom, how often.
 //!
-//! A rule's chance depends on the seed, the coupon, the question and how often that was asked, never on the order in
+//! A rule's chance depends on the seed, the coupon, the operation and how often that was asked, never on the order in
 //! which coupons arrive: a concurrent run goes wrong in the same places each time.
 
 use std::collections::HashMap;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::ledger::Question;
+use super::ledger::Operation;
 
 /// A whole script: the body of `PUT /_sandbox/faults`. It replaces the one before, with all its counts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -32,31 +32,31 @@ pub struct Rule {
     /// Only coupons whose code begins so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub coupon_prefix: Option<String>,
-    /// Only this question.
+    /// Only this operation.
     #[serde(default)]
-    pub question: About,
+    pub operation: Target,
     /// The chance that a matching call is hit: 0 to 1, 1 where absent. A spared call goes on to the next rule.
     #[serde(default = "always")]
     pub share: f64,
     /// At most so many hits of this rule; without end where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub times: Option<u64>,
-    /// Only the first so many calls of one coupon with one question, counted from when the script was set.
+    /// Only the first so many calls of one coupon with one operation, counted from when the script was set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_attempts: Option<u64>,
     /// What goes wrong.
     pub fault: Fault,
 }
 
-/// Which questions a rule is about.
+/// Which operations a rule is about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[allow(missing_docs, reason = "each is the question of the same name")]
-pub enum About {
+#[allow(missing_docs, reason = "each is the operation of the same name")]
+pub enum Target {
     #[default]
     Any,
     Use,
-    Inquire,
+    Query,
     Return,
     Send,
     Confirm,
@@ -178,7 +178,7 @@ pub enum Fault {
 pub(super) struct Faults {
     rules: Vec<Rule>,
     applied: Vec<u64>,
-    asked: HashMap<(Arc<str>, Question), u64>,
+    asked: HashMap<(Arc<str>, Operation), u64>,
 }
 
 impl Script {
@@ -194,7 +194,7 @@ impl Rule {
         Rule {
             coupon_code: None,
             coupon_prefix: None,
-            question: About::Any,
+            operation: Target::Any,
             share: 1.0,
             times: None,
             first_attempts: None,
@@ -202,25 +202,25 @@ impl Rule {
         }
     }
 
-    fn matches(&self, question: Question, coupon: &str) -> bool {
-        self.question.includes(question)
+    fn matches(&self, operation: Operation, coupon: &str) -> bool {
+        self.operation.includes(operation)
             && self.coupon_code.as_deref().is_none_or(|code| code == coupon)
             && self.coupon_prefix.as_deref().is_none_or(|prefix| coupon.starts_with(prefix))
     }
 }
 
-impl About {
-    fn includes(self, question: Question) -> bool {
+impl Target {
+    fn includes(self, operation: Operation) -> bool {
         match self {
-            About::Any => true,
-            About::Use => question == Question::Use,
-            About::Inquire => question == Question::Inquire,
-            About::Return => question == Question::Return,
-            About::Send => question == Question::Send,
-            About::Confirm => question == Question::Confirm,
-            About::Deactivate => question == Question::Deactivate,
-            About::Certificates => question == Question::Certificates,
-            About::Echo => question == Question::Echo,
+            Target::Any => true,
+            Target::Use => operation == Operation::Use,
+            Target::Query => operation == Operation::Query,
+            Target::Return => operation == Operation::Return,
+            Target::Send => operation == Operation::Send,
+            Target::Confirm => operation == Operation::Confirm,
+            Target::Deactivate => operation == Operation::Deactivate,
+            Target::Certificates => operation == Operation::Certificates,
+            Target::Echo => operation == Operation::Echo,
         }
     }
 }
@@ -290,17 +290,17 @@ impl Faults {
     }
 
     /// The fault of this call, if it has one. Calls without a coupon count as those of one nameless coupon.
-    pub fn choose(&mut self, seed: u64, question: Question, coupon: &str) -> Option<Fault> {
+    pub fn choose(&mut self, seed: u64, operation: Operation, coupon: &str) -> Option<Fault> {
         if self.rules.is_empty() {
             return None;
         }
-        let asked = self.asked.entry((coupon.into(), question)).or_default();
+        let asked = self.asked.entry((coupon.into(), operation)).or_default();
         *asked += 1;
         for (index, rule) in self.rules.iter().enumerate() {
-            if !rule.matches(question, coupon)
+            if !rule.matches(operation, coupon)
                 || rule.times.is_some_and(|times| self.applied[index] >= times)
                 || rule.first_attempts.is_some_and(|first| *asked > first)
-                || chance(seed, index, question, coupon, *asked) >= rule.share
+                || chance(seed, index, operation, coupon, *asked) >= rule.share
             {
                 continue;
             }
@@ -312,11 +312,11 @@ impl Faults {
 }
 
 /// From 0 to below 1, the same for the same arguments on every machine.
-fn chance(seed: u64, rule: usize, question: Question, coupon: &str, asked: u64) -> f64 {
+fn chance(seed: u64, rule: usize, operation: Operation, coupon: &str, asked: u64) -> f64 {
     let digest = Sha256::new()
         .chain_update(seed.to_be_bytes())
         .chain_update((rule as u64).to_be_bytes())
-        .chain_update([question as u8])
+        .chain_update([operation as u8])
         .chain_update(asked.to_be_bytes())
         .chain_update(coupon)
         .finalize();
@@ -347,20 +347,20 @@ mod tests {
     fn the_first_matching_rule_wins_until_it_is_spent() {
         let mut faults = faults(
             r#"{"rules": [
-                {"coupon_code": "C1", "question": "use", "times": 1, "fault": {"kind": "cut_after_effect"}},
-                {"question": "inquire", "fault": {"kind": "slow", "ms": 5}},
+                {"coupon_code": "C1", "operation": "use", "times": 1, "fault": {"kind": "cut_after_effect"}},
+                {"operation": "query", "fault": {"kind": "slow", "ms": 5}},
                 {"coupon_prefix": "X", "first_attempts": 2, "fault": {"kind": "html_502"}}
             ]}"#,
         );
-        let mut hit = |question, coupon| faults.choose(1, question, coupon).map(|fault| fault.name());
-        assert_eq!(hit(Question::Use, "C2"), None);
-        assert_eq!(hit(Question::Use, "C1"), Some("cut_after_effect"));
-        assert_eq!(hit(Question::Use, "C1"), None);
-        assert_eq!(hit(Question::Inquire, "C1"), Some("slow"));
-        assert_eq!(hit(Question::Use, "X1"), Some("html_502"));
-        assert_eq!(hit(Question::Use, "X1"), Some("html_502"));
-        assert_eq!(hit(Question::Use, "X1"), None);
-        assert_eq!(hit(Question::Use, "X2"), Some("html_502"));
+        let mut hit = |operation, coupon| faults.choose(1, operation, coupon).map(|fault| fault.name());
+        assert_eq!(hit(Operation::Use, "C2"), None);
+        assert_eq!(hit(Operation::Use, "C1"), Some("cut_after_effect"));
+        assert_eq!(hit(Operation::Use, "C1"), None);
+        assert_eq!(hit(Operation::Query, "C1"), Some("slow"));
+        assert_eq!(hit(Operation::Use, "X1"), Some("html_502"));
+        assert_eq!(hit(Operation::Use, "X1"), Some("html_502"));
+        assert_eq!(hit(Operation::Use, "X1"), None);
+        assert_eq!(hit(Operation::Use, "X2"), Some("html_502"));
         assert_eq!(faults.script().applied, [1, 1, 3]);
     }
 
@@ -369,7 +369,7 @@ mod tests {
         let run = |seed, order: &mut dyn Iterator<Item = u32>| {
             let mut faults = faults(r#"{"rules": [{"share": 0.3, "fault": {"kind": "no_signature"}}]}"#);
             let mut hit: Vec<u32> =
-                order.filter(|n| faults.choose(seed, Question::Use, &format!("C{n}")).is_some()).collect();
+                order.filter(|n| faults.choose(seed, Operation::Use, &format!("C{n}")).is_some()).collect();
             hit.sort_unstable();
             hit
         };

@@ -119,13 +119,13 @@ impl Identity {
     pub fn open(dir: &Path, seed: u64) -> Result<Identity, IdentityError> {
         if !dir.join("identity.json").exists() {
             // identity.json is written after all others, so its absence means an unfinished directory.
-            make(dir, seed)?;
+            create(dir, seed)?;
         }
         read(dir)
     }
 
     /// Signs and verifies by the faster library from now on.
-    pub fn hasten(&mut self, dir: &Path) -> Result<(), IdentityError> {
+    pub fn prepare_signers(&mut self, dir: &Path) -> Result<(), IdentityError> {
         let signer = |name: &str| {
             let path = dir.join(name);
             let pem = fs::read_to_string(&path)
@@ -137,7 +137,7 @@ impl Identity {
             wechatpay: signer("wechatpay_private_key.pem")?,
             platform: signer("platform_private_key.pem")?,
         });
-        self.merchant.hasten().map_err(|why| IdentityError::Make { what: "a fast key", why })
+        self.merchant.prepare_signers().map_err(|why| IdentityError::Make { what: "a fast key", why })
     }
 
     /// Writes `identity.json`, once the address is known.
@@ -168,7 +168,7 @@ impl Registered {
     }
 
     /// Verifies by the faster library from now on.
-    pub fn hasten(&mut self) -> Result<(), String> {
+    pub fn prepare_signers(&mut self) -> Result<(), String> {
         self.fast = Some(Arc::new(FastVerifier::of(&self.key)?));
         Ok(())
     }
@@ -217,7 +217,7 @@ fn apiv3_key(seed: u64) -> String {
     derive(seed, "apiv3 key").iter().map(|byte| char::from(ALPHABET[usize::from(*byte) % 62])).collect()
 }
 
-fn make(dir: &Path, seed: u64) -> Result<(), IdentityError> {
+fn create(dir: &Path, seed: u64) -> Result<(), IdentityError> {
     fs::create_dir_all(dir).map_err(|source| IdentityError::File { path: dir.to_owned(), source })?;
     let card = card(seed);
     // Three keys on as many threads: finding primes is the slowest thing a start does.
@@ -225,7 +225,7 @@ fn make(dir: &Path, seed: u64) -> Result<(), IdentityError> {
         let make = |purpose| scope.spawn(move || generate(seed, purpose));
         let (merchant, wechatpay, platform) =
             (make("merchant key"), make("wechatpay key"), make("platform key"));
-        (joined(merchant), joined(wechatpay), joined(platform))
+        (join(merchant), join(wechatpay), join(platform))
     });
     let (merchant, wechatpay, platform) = (merchant?, wechatpay?, platform?);
 
@@ -255,7 +255,7 @@ fn make(dir: &Path, seed: u64) -> Result<(), IdentityError> {
     write(dir, "identity.json", 0o644, &text)
 }
 
-fn joined(
+fn join(
     thread: std::thread::ScopedJoinHandle<'_, Result<PrivateKey, IdentityError>>,
 ) -> Result<PrivateKey, IdentityError> {
     thread.join().unwrap_or(Err(IdentityError::Make {

@@ -15,11 +15,11 @@ use super::coupons::Change;
 /// What a call asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Question {
+pub enum Operation {
     /// `POST …/use`.
     Use,
     /// `GET …/coupons/{coupon_code}`.
-    Inquire,
+    Query,
     /// `POST …/return`.
     Return,
     /// `POST …/coupons`.
@@ -73,7 +73,7 @@ pub struct Attempt {
     /// How long the answer took, in microseconds; nothing while it is being worked on.
     pub took_us: Option<u64>,
     /// What was asked.
-    pub question: Question,
+    pub operation: Operation,
     /// The first and the last three characters of the user.
     pub openid: Option<Arc<str>>,
     /// From the path.
@@ -89,7 +89,7 @@ pub struct Attempt {
     /// The name of the fault that the script applied.
     pub fault: Option<&'static str>,
     /// The status that was written, `"cut"`, or nothing while it is being worked on.
-    pub answered: Option<Answered>,
+    pub answered: Option<AnswerRecord>,
     /// The number that ended the `Request-ID` of the answer.
     pub sub_code: Option<u64>,
     /// Of the body that was signed; nothing while it is being worked on.
@@ -98,7 +98,7 @@ pub struct Attempt {
 
 /// How a call was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Answered {
+pub enum AnswerRecord {
     /// With this status.
     Status(u16),
     /// By closing the connection before any answer.
@@ -151,8 +151,8 @@ pub struct Summary {
     pub unauthenticated: usize,
     /// By status, or `"cut"`.
     pub by_status: BTreeMap<String, u64>,
-    /// By question.
-    pub by_question: BTreeMap<String, u64>,
+    /// By operation.
+    pub by_operation: BTreeMap<String, u64>,
     /// By the name of the fault.
     pub by_fault: BTreeMap<String, u64>,
     /// All effects.
@@ -180,8 +180,8 @@ pub(super) struct Moment {
 }
 
 /// What is known of an attempt when it arrives.
-pub(super) struct Arrival {
-    pub question: Question,
+pub(super) struct PendingAttempt {
+    pub operation: Operation,
     pub openid: Option<Arc<str>>,
     pub coupon_code: Option<Arc<str>>,
     pub out_request_no: Option<Arc<str>>,
@@ -222,27 +222,27 @@ impl Serialize for BodyDigest {
     }
 }
 
-impl std::fmt::Display for Answered {
+impl std::fmt::Display for AnswerRecord {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Answered::Status(status) => write!(formatter, "{status}"),
-            Answered::Cut => formatter.write_str("cut"),
+            AnswerRecord::Status(status) => write!(formatter, "{status}"),
+            AnswerRecord::Cut => formatter.write_str("cut"),
         }
     }
 }
 
-impl Serialize for Answered {
+impl Serialize for AnswerRecord {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
-            Answered::Status(status) => serializer.serialize_u16(*status),
-            Answered::Cut => serializer.serialize_str("cut"),
+            AnswerRecord::Status(status) => serializer.serialize_u16(*status),
+            AnswerRecord::Cut => serializer.serialize_str("cut"),
         }
     }
 }
 
 impl Ledger {
     /// Enters an attempt and returns its sequence.
-    pub fn arrived(&mut self, moment: Moment, arrival: Arrival) -> u64 {
+    pub fn record_arrival(&mut self, moment: Moment, arrival: PendingAttempt) -> u64 {
         *self.calls_by_second.entry(moment.at_us / 1_000_000).or_default() += 1;
         let sequence = self.next();
         self.attempts.push(Attempt {
@@ -250,7 +250,7 @@ impl Ledger {
             at_us: moment.at_us,
             at: moment.at,
             took_us: None,
-            question: arrival.question,
+            operation: arrival.operation,
             openid: arrival.openid,
             coupon_code: arrival.coupon_code,
             out_request_no: arrival.out_request_no,
@@ -325,7 +325,7 @@ impl Ledger {
                 None => summary.unanswered += 1,
             }
             summary.unauthenticated += usize::from(attempt.answered.is_some() && !attempt.authenticated);
-            count(&mut summary.by_question, name(attempt.question));
+            count(&mut summary.by_operation, name(attempt.operation));
             if let Some(fault) = attempt.fault {
                 count(&mut summary.by_fault, fault.to_owned());
             }
@@ -381,18 +381,18 @@ mod tests {
     fn an_attempt_is_entered_on_arrival_and_completed_later() {
         let mut ledger = Ledger::default();
         let moment = |at_us| Moment { at_us, at: Timestamp::UNIX_EPOCH };
-        let arrival = || Arrival {
-            question: Question::Use,
+        let arrival = || PendingAttempt {
+            operation: Operation::Use,
             openid: Some(shortened("oUpF8uMuAJO_M2pxb1Q9zNjWeS6o")),
             coupon_code: Some("C1".into()),
             out_request_no: None,
             body: BodyDigest::of(b""),
             mchid: None,
         };
-        let first = ledger.arrived(moment(5), arrival());
-        ledger.arrived(moment(1_000_001), arrival());
-        ledger.arrived(moment(1_999_999), arrival());
-        ledger.attempt(first).unwrap().answered = Some(Answered::Cut);
+        let first = ledger.record_arrival(moment(5), arrival());
+        ledger.record_arrival(moment(1_000_001), arrival());
+        ledger.record_arrival(moment(1_999_999), arrival());
+        ledger.attempt(first).unwrap().answered = Some(AnswerRecord::Cut);
         let summary = ledger.summary(0);
         assert_eq!((summary.attempts, summary.unanswered), (3, 2));
         assert_eq!(summary.by_status, BTreeMap::from([("cut".to_owned(), 1)]));

@@ -16,11 +16,11 @@ use tokio::task::JoinSet;
 
 /// A handle on the connection that a request came in by.
 #[derive(Clone, Default)]
-pub(super) struct Wire(Arc<Notify>);
+pub(super) struct ServerConnection(Arc<Notify>);
 
-impl Wire {
+impl ServerConnection {
     /// Closes the connection. The caller is dropped with it, so this never returns.
-    pub async fn cut<T>(&self) -> Result<T, Infallible> {
+    pub async fn close_abruptly<T>(&self) -> Result<T, Infallible> {
         self.0.notify_one();
         std::future::pending().await
     }
@@ -47,7 +47,7 @@ pub(super) async fn listen(listener: TcpListener, router: Router, idle_timeout: 
 async fn serve(stream: TcpStream, router: Router, idle_timeout: Duration) {
     // Small answers must not wait for the client's acknowledgements; where this fails they are merely slower.
     let _ = stream.set_nodelay(true);
-    let wire = Wire::default();
+    let wire = ServerConnection::default();
     let service = TowerToHyperService::new(router.layer(Extension(wire.clone())));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -10,7 +10,7 @@ use super::clock::china_time;
 use super::coupon::{Coupon, UsageMode};
 
 /// How many looks there are before they repeat: the lists below have 2 to 10 entries.
-const LOOKS: u32 = 2520;
+const APPEARANCES: u32 = 2520;
 
 const SIDE_BY_SIDE: &str =
     "https://wxpaylogo.qpic.cn/wxpaylogo/PiajxSqBRaEIPAeia7ImvtsmBgADN5dCbCZlGmCLbgNMJ7lVhRrMPDa";
@@ -55,7 +55,7 @@ enum Limits {
 pub(super) fn by_seed(seed: u64, coupon_code: &str) -> u32 {
     let digest = Sha256::new().chain_update(seed.to_be_bytes()).chain_update(coupon_code).finalize();
     let (first, _) = digest.split_at(4);
-    first.iter().fold(0_u32, |number, byte| number << 8 | u32::from(*byte)) % LOOKS
+    first.iter().fold(0_u32, |number, byte| number << 8 | u32::from(*byte)) % APPEARANCES
 }
 
 /// What `plain` is without a number, and one of `all` with it.

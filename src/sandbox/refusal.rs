@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 /// A refusal before it is written. `code` and `message` are body members, `sub_code` is the end of `Request-ID`.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Refusal {
+pub(super) struct ErrorResponse {
     pub status: u16,
     pub code: &'static str,
     pub message: String,
@@ -41,36 +41,38 @@ pub(super) mod sub_code {
     pub const SIGNATURE: u64 = 269_546_525;
 }
 
-impl Refusal {
-    pub fn new(status: u16, code: &'static str, sub_code: u64, message: impl Into<String>) -> Refusal {
-        Refusal { status, code, message: message.into(), sub_code, detail: None }
+impl ErrorResponse {
+    pub fn new(status: u16, code: &'static str, sub_code: u64, message: impl Into<String>) -> ErrorResponse {
+        ErrorResponse { status, code, message: message.into(), sub_code, detail: None }
     }
 
     /// 400 `PARAM_ERROR` about one field. `field` is a JSON pointer for the body, a name for `url` and `query`.
-    pub fn parameter(sub_code: u64, location: &str, field: &str, value: Value, issue: &str) -> Refusal {
+    pub fn parameter(sub_code: u64, location: &str, field: &str, value: Value, issue: &str) -> ErrorResponse {
         let detail = json!({ "field": field, "value": value, "issue": issue, "location": location });
-        Refusal { detail: Some(detail), ..Refusal::new(400, "PARAM_ERROR", sub_code, "参数错误") }
+        ErrorResponse {
+            detail: Some(detail), ..ErrorResponse::new(400, "PARAM_ERROR", sub_code, "参数错误")
+        }
     }
 
-    pub fn rule(sub_code: u64, message: &str) -> Refusal {
-        Refusal::new(400, "INVALID_REQUEST", sub_code, message)
+    pub fn rule(sub_code: u64, message: &str) -> ErrorResponse {
+        ErrorResponse::new(400, "INVALID_REQUEST", sub_code, message)
     }
 
-    pub fn unusable(sub_code: u64, message: &str) -> Refusal {
-        Refusal::new(403, "NOT_ENOUGH", sub_code, message)
+    pub fn unusable(sub_code: u64, message: &str) -> ErrorResponse {
+        ErrorResponse::new(403, "NOT_ENOUGH", sub_code, message)
     }
 
     /// Another use of the coupon has begun and not ended.
-    pub fn locked() -> Refusal {
-        Refusal::unusable(sub_code::LOCKED, "用户商品券当前无法使用：券正被其他请求核销，请稍后重试")
+    pub fn locked() -> ErrorResponse {
+        ErrorResponse::unusable(sub_code::LOCKED, "用户商品券当前无法使用：券正被其他请求核销，请稍后重试")
     }
 
-    pub fn absent(sub_code: u64, message: &str) -> Refusal {
-        Refusal::new(404, "NOT_FOUND", sub_code, message)
+    pub fn not_found(sub_code: u64, message: &str) -> ErrorResponse {
+        ErrorResponse::new(404, "NOT_FOUND", sub_code, message)
     }
 
-    pub fn too_frequent() -> Refusal {
-        Refusal::new(
+    pub fn too_frequent() -> ErrorResponse {
+        ErrorResponse::new(
             429,
             "RATELIMIT_EXCEEDED",
             sub_code::TOO_FREQUENT,
@@ -79,13 +81,13 @@ impl Refusal {
     }
 
     /// "This number was already used": what becomes of a number that an earlier redemption consumed.
-    pub fn number_already_used() -> Refusal {
-        Refusal::rule(sub_code::PARAMETERS, "已使用过此单号核销券")
+    pub fn number_already_used() -> ErrorResponse {
+        ErrorResponse::rule(sub_code::PARAMETERS, "已使用过此单号核销券")
     }
 
     /// The 401 that is seen in the wild, whose `detail` has another shape than the documented one
     /// (wechatpay-axios-plugin issue 58).
-    pub fn signature(issue: &str, field: &str, method: &str, target: &str, text: &[u8]) -> Refusal {
+    pub fn signature(issue: &str, field: &str, method: &str, target: &str, text: &[u8]) -> ErrorResponse {
         let detail = json!({
             "detail": { "issue": issue },
             "field": field,
@@ -103,8 +105,8 @@ impl Refusal {
             "timestamp" => "timestamp与发起请求的时间不得超过5分钟",
             _ => "错误的签名，验签失败",
         };
-        let refusal = Refusal::new(401, "SIGN_ERROR", sub_code::SIGNATURE, message);
-        Refusal { detail: Some(detail), ..refusal }
+        let refusal = ErrorResponse::new(401, "SIGN_ERROR", sub_code::SIGNATURE, message);
+        ErrorResponse { detail: Some(detail), ..refusal }
     }
 
     /// The body of the reply.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::refusal::{Refusal, sub_code};
+use super::refusal::{ErrorResponse, sub_code};
 
 /// A store of a brand: an element of `PUT /_sandbox/stores`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,9 +82,10 @@ impl Registry {
     }
 
     /// Whether a coupon of this app may be named under `appid` by this user.
-    pub fn check_user(&self, openid: &str, appid: &str, coupon_appid: &str) -> Result<(), Refusal> {
-        let unknown = || Err(Refusal::rule(sub_code::APPID, "AppID非法"));
-        let foreign = || Err(Refusal::rule(sub_code::OPENID, "openid解析失败，请检查openid与appid是否匹配"));
+    pub fn check_user(&self, openid: &str, appid: &str, coupon_appid: &str) -> Result<(), ErrorResponse> {
+        let unknown = || Err(ErrorResponse::rule(sub_code::APPID, "AppID非法"));
+        let foreign =
+            || Err(ErrorResponse::rule(sub_code::OPENID, "openid解析失败，请检查openid与appid是否匹配"));
         let is_of_another = |app: (&String, &BTreeSet<String>)| app.0 != appid && app.1.contains(openid);
         match self.apps.get(appid) {
             None if !self.apps.is_empty() => unknown(),
@@ -97,7 +98,12 @@ impl Registry {
     }
 
     /// Whether a coupon of this brand, and of a stock that is linked to these stores if to any, may be used there.
-    pub fn check_store(&self, store_id: &str, brand_id: &str, linked: &[String]) -> Result<(), Refusal> {
+    pub fn check_store(
+        &self,
+        store_id: &str,
+        brand_id: &str,
+        linked: &[String],
+    ) -> Result<(), ErrorResponse> {
         let registered = self.stores.values().any(|store| store.brand_id == brand_id);
         let known = self.stores.get(store_id).is_some_and(|store| store.open && store.brand_id == brand_id);
         let allowed = linked.is_empty() || linked.iter().any(|linked| linked == store_id);
@@ -105,7 +111,7 @@ impl Registry {
         let foreign = self.stores.get(store_id).is_some_and(|store| store.brand_id != brand_id);
         match allowed && !foreign && (known || !registered) {
             true => Ok(()),
-            false => Err(Refusal::rule(sub_code::STORE, "核销门店非法")),
+            false => Err(ErrorResponse::rule(sub_code::STORE, "核销门店非法")),
         }
     }
 }

@@ -5,11 +5,11 @@ use std::collections::HashSet;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
-use super::refusal::{Refusal, sub_code};
+use super::refusal::{ErrorResponse, sub_code};
 
 /// The four names that place a coupon; every call about one carries them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct Path {
     pub product_coupon_id: String,
     pub stock_id: String,
     pub appid: String,
@@ -19,7 +19,7 @@ pub(super) struct Place {
 /// The body of `use`.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Use {
-    pub place: Place,
+    pub place: Path,
     pub out_request_no: String,
     /// As the client wrote it.
     pub use_time: String,
@@ -41,7 +41,7 @@ pub(super) struct Order {
 /// The body of `return`, `confirm` and `deactivate`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Change {
-    pub place: Place,
+    pub place: Path,
     pub out_request_no: String,
     pub deactivate_reason: Option<String>,
     pub round: Option<u64>,
@@ -50,17 +50,17 @@ pub(super) struct Change {
 /// The body of `send`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Send {
-    pub place: Place,
+    pub place: Path,
     pub send_request_no: String,
     pub coupon_code: Option<String>,
     pub attach: Option<String>,
 }
 
 impl Use {
-    pub fn read(body: &[u8]) -> Result<Use, Refusal> {
+    pub fn read(body: &[u8]) -> Result<Use, ErrorResponse> {
         let mut fields = Fields::of_body(body)?;
         let asked = Use {
-            place: Place::take(&mut fields)?,
+            place: Path::take(&mut fields)?,
             out_request_no: fields.text("out_request_no", 6, 40, is_number_character)?,
             use_time: fields.time("use_time")?,
             order: Order::take(&mut fields)?,
@@ -68,17 +68,17 @@ impl Use {
             store_id: fields.maybe_text("store_id", 1, 64, any)?,
             round: fields.whole("sequential_coupon_index")?,
         };
-        fields.end()?;
+        fields.finish()?;
         Ok(asked)
     }
 }
 
 impl Change {
-    /// `extra` names the one field that this question has and the others have not, if there is one.
-    pub fn read(body: &[u8], extra: Option<&str>) -> Result<Change, Refusal> {
+    /// `extra` names the one field that this operation has and the others have not, if there is one.
+    pub fn read(body: &[u8], extra: Option<&str>) -> Result<Change, ErrorResponse> {
         let mut fields = Fields::of_body(body)?;
         let mut asked = Change {
-            place: Place::take(&mut fields)?,
+            place: Path::take(&mut fields)?,
             out_request_no: fields.text("out_request_no", 6, 40, is_number_character)?,
             deactivate_reason: None,
             round: None,
@@ -90,47 +90,47 @@ impl Change {
             Some("sequential_coupon_index") => asked.round = fields.whole("sequential_coupon_index")?,
             _ => {}
         }
-        fields.end()?;
+        fields.finish()?;
         Ok(asked)
     }
 }
 
 impl Send {
-    pub fn read(body: &[u8]) -> Result<Send, Refusal> {
+    pub fn read(body: &[u8]) -> Result<Send, ErrorResponse> {
         let mut fields = Fields::of_body(body)?;
         let asked = Send {
-            place: Place::take(&mut fields)?,
+            place: Path::take(&mut fields)?,
             send_request_no: fields.text("send_request_no", 6, 128, is_number_character)?,
             coupon_code: fields.maybe_text("coupon_code", 1, 40, is_number_character)?,
             attach: fields.maybe_text("attach", 1, 150, any)?,
         };
         fields.object("coupon_tag_info")?;
-        fields.end()?;
+        fields.finish()?;
         Ok(asked)
     }
 }
 
 /// The body of `echo`: the message to echo.
-pub(super) fn read_echo(body: &[u8]) -> Result<String, Refusal> {
+pub(super) fn read_echo(body: &[u8]) -> Result<String, ErrorResponse> {
     let mut fields = Fields::of_body(body)?;
     let message = fields.text("echo_message", 1, 1024, any)?;
     fields.maybe_text("encrypted_echo_message", 1, 4096, any)?;
     fields.maybe_text("notify_url", 1, 256, any)?;
-    fields.end()?;
+    fields.finish()?;
     Ok(message)
 }
 
-impl Place {
-    /// Reads the query of `inquire`.
-    pub fn read_query(query: &str) -> Result<Place, Refusal> {
+impl Path {
+    /// Reads the query of `query`.
+    pub fn read_query(query: &str) -> Result<Path, ErrorResponse> {
         let mut fields = Fields::of_query(query)?;
-        let place = Place::take(&mut fields)?;
-        fields.end()?;
+        let place = Path::take(&mut fields)?;
+        fields.finish()?;
         Ok(place)
     }
 
-    fn take(fields: &mut Fields) -> Result<Place, Refusal> {
-        Ok(Place {
+    fn take(fields: &mut Fields) -> Result<Path, ErrorResponse> {
+        Ok(Path {
             product_coupon_id: fields.text("product_coupon_id", 1, 40, any)?,
             stock_id: fields.text("stock_id", 1, 40, any)?,
             appid: fields.text("appid", 1, 32, any)?,
@@ -140,7 +140,7 @@ impl Place {
 }
 
 impl Order {
-    fn take(fields: &mut Fields) -> Result<Order, Refusal> {
+    fn take(fields: &mut Fields) -> Result<Order, ErrorResponse> {
         const PAID: &str = "associated_order_info";
         const SCORED: &str = "associated_pay_score_order_info";
         match (fields.object(PAID)?, fields.object(SCORED)?) {
@@ -166,7 +166,7 @@ impl Order {
         theirs: &str,
         (ours, ours_max): (&str, usize),
         allowed: fn(char) -> bool,
-    ) -> Result<Order, Refusal> {
+    ) -> Result<Order, ErrorResponse> {
         let value = Value::Object(fields.members.clone());
         let theirs_given = fields.maybe_text(theirs, 1, 64, any)?.is_some();
         let ours_given = fields.maybe_text(ours, 1, ours_max, allowed)?.is_some();
@@ -189,7 +189,7 @@ impl Order {
                 "required with a merchant's order number",
             ));
         }
-        fields.end()?;
+        fields.finish()?;
         Ok(Order { name, value })
     }
 }
@@ -203,8 +203,9 @@ struct Fields {
 }
 
 impl Fields {
-    fn of_body(body: &[u8]) -> Result<Fields, Refusal> {
-        let whole = |issue: &str| Refusal::parameter(sub_code::SEE_DETAIL, "body", "", Value::Null, issue);
+    fn of_body(body: &[u8]) -> Result<Fields, ErrorResponse> {
+        let whole =
+            |issue: &str| ErrorResponse::parameter(sub_code::SEE_DETAIL, "body", "", Value::Null, issue);
         let value: Value =
             serde_json::from_slice(body).map_err(|error| whole(&format!("not JSON: {error}")))?;
         refuse_forbidden(&value, "")?;
@@ -214,8 +215,9 @@ impl Fields {
         Ok(Fields { members, pointer: String::new(), location: "body" })
     }
 
-    fn of_query(query: &str) -> Result<Fields, Refusal> {
-        let whole = |issue: &str| Refusal::parameter(sub_code::SEE_DETAIL, "query", "", query.into(), issue);
+    fn of_query(query: &str) -> Result<Fields, ErrorResponse> {
+        let whole =
+            |issue: &str| ErrorResponse::parameter(sub_code::SEE_DETAIL, "query", "", query.into(), issue);
         let mut members = Map::new();
         let mut seen = HashSet::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -239,7 +241,7 @@ impl Fields {
         least: usize,
         most: usize,
         allowed: fn(char) -> bool,
-    ) -> Result<String, Refusal> {
+    ) -> Result<String, ErrorResponse> {
         match self.maybe_text(name, least, most, allowed)? {
             Some(text) => Ok(text),
             None => Err(self.fault(name, Value::Null, sub_code::SEE_DETAIL, "required")),
@@ -252,7 +254,7 @@ impl Fields {
         least: usize,
         most: usize,
         allowed: fn(char) -> bool,
-    ) -> Result<Option<String>, Refusal> {
+    ) -> Result<Option<String>, ErrorResponse> {
         let text = match self.members.remove(name) {
             None => return Ok(None),
             Some(Value::String(text)) => text,
@@ -274,7 +276,7 @@ impl Fields {
         }
     }
 
-    fn time(&mut self, name: &str) -> Result<String, Refusal> {
+    fn time(&mut self, name: &str) -> Result<String, ErrorResponse> {
         let text = self.text(name, 1, 40, any)?;
         if is_rfc3339(&text) {
             Ok(text)
@@ -283,7 +285,7 @@ impl Fields {
         }
     }
 
-    fn whole(&mut self, name: &str) -> Result<Option<u64>, Refusal> {
+    fn whole(&mut self, name: &str) -> Result<Option<u64>, ErrorResponse> {
         match self.members.remove(name) {
             None => Ok(None),
             Some(value) => match value.as_u64() {
@@ -296,7 +298,7 @@ impl Fields {
         }
     }
 
-    fn object(&mut self, name: &str) -> Result<Option<Fields>, Refusal> {
+    fn object(&mut self, name: &str) -> Result<Option<Fields>, ErrorResponse> {
         match self.members.remove(name) {
             None => Ok(None),
             Some(Value::Object(members)) => Ok(Some(Fields {
@@ -308,7 +310,7 @@ impl Fields {
         }
     }
 
-    fn end(self) -> Result<(), Refusal> {
+    fn finish(self) -> Result<(), ErrorResponse> {
         match self.members.iter().next() {
             None => Ok(()),
             Some((name, value)) => {
@@ -317,12 +319,12 @@ impl Fields {
         }
     }
 
-    fn fault(&self, name: &str, value: Value, code: u64, issue: &str) -> Refusal {
+    fn fault(&self, name: &str, value: Value, code: u64, issue: &str) -> ErrorResponse {
         let field = match self.location {
             "body" => format!("{}/{name}", self.pointer),
             _ => name.to_owned(),
         };
-        Refusal::parameter(code, self.location, &field, value, issue)
+        ErrorResponse::parameter(code, self.location, &field, value, issue)
     }
 }
 
@@ -343,9 +345,10 @@ pub(super) fn percent_decoded(text: &str) -> Option<String> {
 }
 
 /// Nulls, and characters that need four bytes of UTF-8, are forbidden at every depth, in names and in values.
-fn refuse_forbidden(value: &Value, pointer: &str) -> Result<(), Refusal> {
+fn refuse_forbidden(value: &Value, pointer: &str) -> Result<(), ErrorResponse> {
     let four_bytes = |text: &str| text.chars().any(|character| character > '\u{FFFF}');
-    let fault = |issue| Err(Refusal::parameter(sub_code::ILLEGAL, "body", pointer, value.clone(), issue));
+    let fault =
+        |issue| Err(ErrorResponse::parameter(sub_code::ILLEGAL, "body", pointer, value.clone(), issue));
     match value {
         Value::Null => fault("null is not allowed"),
         Value::String(text) if four_bytes(text) => fault("a character needs four bytes of UTF-8"),
@@ -521,7 +524,7 @@ mod tests {
 
     #[test]
     fn a_query_is_read_as_strictly() {
-        let place = Place::read_query("product_coupon_id=1&stock_id=2&appid=wx%31&brand_id=4").unwrap();
+        let place = Path::read_query("product_coupon_id=1&stock_id=2&appid=wx%31&brand_id=4").unwrap();
         assert_eq!(place.appid, "wx1");
         for wrong in [
             "",
@@ -530,7 +533,7 @@ mod tests {
             "product_coupon_id=1&stock_id=2&appid=3&brand_id=4&appid=3",
             "product_coupon_id=%zz&stock_id=2&appid=3&brand_id=4",
         ] {
-            assert_eq!(Place::read_query(wrong).unwrap_err().code, "PARAM_ERROR", "{wrong}");
+            assert_eq!(Path::read_query(wrong).unwrap_err().code, "PARAM_ERROR", "{wrong}");
         }
     }
 }

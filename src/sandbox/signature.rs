@@ -38,7 +38,7 @@ impl Authorization {
                 .and_then(|rest| rest.strip_suffix('"'))
                 .filter(|value| !value.is_empty() && !value.contains('"'))
                 .ok_or("an Authorization item is not quoted, or is empty")?;
-            let slot = match name {
+            let permit = match name {
                 "mchid" => &mut mchid,
                 "nonce_str" => &mut nonce_str,
                 "signature" => &mut signature,
@@ -46,7 +46,7 @@ impl Authorization {
                 "serial_no" => &mut serial_no,
                 _ => return Err("an Authorization item is unknown, or blanks surround it"),
             };
-            if slot.replace(value.to_owned()).is_some() {
+            if permit.replace(value.to_owned()).is_some() {
                 return Err("an Authorization item is given twice");
             }
         }
@@ -65,7 +65,7 @@ pub(super) fn request_text(method: &str, target: &str, timestamp: &str, nonce: &
 }
 
 /// The text the provider signs: three lines, each ended.
-pub(super) fn reply_text(timestamp: &str, nonce: &str, body: &[u8]) -> Vec<u8> {
+pub(super) fn response_text(timestamp: &str, nonce: &str, body: &[u8]) -> Vec<u8> {
     lines(&[timestamp.as_bytes(), nonce.as_bytes(), body])
 }
 
@@ -166,6 +166,6 @@ mod tests {
     #[test]
     fn each_line_of_the_text_is_ended_even_an_empty_one() {
         assert_eq!(request_text("GET", "/p", "1", "n", b""), b"GET\n/p\n1\nn\n\n");
-        assert_eq!(reply_text("1", "n", b"{}"), b"1\nn\n{}\n");
+        assert_eq!(response_text("1", "n", b"{}"), b"1\nn\n{}\n");
     }
 }

@@ -19,7 +19,7 @@ use sha2::Sha256;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::signature::{reply_text, request_text, sign, verifies};
+use super::signature::{request_text, response_text, sign, verifies};
 use super::*;
 
 const COUPON: &str = "/v3/marketing/partner/product-coupon/users/oUpF8uMuAJO_M2pxb1Q9zNjWeS6o/coupons/C1";
@@ -69,7 +69,7 @@ struct Reply {
     body: Vec<u8>,
 }
 
-struct Question<'a> {
+struct Operation<'a> {
     method: &'a str,
     target: String,
     body: String,
@@ -101,8 +101,8 @@ impl Bed {
         self.sandbox.set_faults(script).unwrap();
     }
 
-    async fn ask(&self, question: Question<'_>) -> Option<Reply> {
-        send(self.sandbox.addr(), &self.written(question)).await
+    async fn ask(&self, operation: Operation<'_>) -> Option<Reply> {
+        send(self.sandbox.addr(), &self.written(operation)).await
     }
 
     async fn redeem(&self) -> Reply {
@@ -118,8 +118,8 @@ impl Bed {
         (reply.status, serde_json::from_slice(&reply.body).unwrap_or(Value::Null))
     }
 
-    fn written(&self, question: Question<'_>) -> Vec<u8> {
-        let Question { method, target, body, headers, timestamp } = question;
+    fn written(&self, operation: Operation<'_>) -> Vec<u8> {
+        let Operation { method, target, body, headers, timestamp } = operation;
         let (timestamp, nonce) = (timestamp.to_string(), "593BEC0C930BF1AFEB40B4A08C8FB242");
         let card = self.sandbox.card();
         let signature =
@@ -177,7 +177,8 @@ impl Reply {
     }
 
     fn is_signed_by(&self, key: &VerifyingKey<Sha256>) -> bool {
-        let text = reply_text(self.header("wechatpay-timestamp"), self.header("wechatpay-nonce"), &self.body);
+        let text =
+            response_text(self.header("wechatpay-timestamp"), self.header("wechatpay-nonce"), &self.body);
         verifies(key, &text, self.header("wechatpay-signature"))
     }
 }
@@ -194,9 +195,9 @@ fn coupon(code: &str) -> NewCoupon {
     }
 }
 
-fn question<'a>(method: &'a str, target: &str, body: &Value) -> Question<'a> {
+fn operation<'a>(method: &'a str, target: &str, body: &Value) -> Operation<'a> {
     let body = if body.is_null() { String::new() } else { body.to_string() };
-    Question {
+    Operation {
         method,
         target: target.to_owned(),
         body,
@@ -205,17 +206,17 @@ fn question<'a>(method: &'a str, target: &str, body: &Value) -> Question<'a> {
     }
 }
 
-fn redeem(number: &str) -> Question<'static> {
+fn redeem(number: &str) -> Operation<'static> {
     let body = json!({
         "product_coupon_id": "p1", "stock_id": "s1", "appid": "wx1", "brand_id": "b1", "out_request_no": number,
         "use_time": "2026-03-05T12:30:45+08:00",
         "associated_order_info": { "transaction_id": "4200002600202603051234567890" },
     });
-    question("POST", &format!("{COUPON}/use"), &body)
+    operation("POST", &format!("{COUPON}/use"), &body)
 }
 
-fn inquire() -> Question<'static> {
-    question("GET", &format!("{COUPON}{QUERY}"), &Value::Null)
+fn query() -> Operation<'static> {
+    operation("GET", &format!("{COUPON}{QUERY}"), &Value::Null)
 }
 
 async fn send(addr: SocketAddr, text: &[u8]) -> Option<Reply> {
@@ -239,9 +240,9 @@ async fn send(addr: SocketAddr, text: &[u8]) -> Option<Reply> {
 #[tokio::test]
 async fn a_redemption_takes_effect_once_however_often_it_is_asked() {
     let bed = Bed::new().await;
-    let question = || Question { timestamp: Timestamp::now().as_second() - 299, ..redeem("number_1") };
+    let operation = || Operation { timestamp: Timestamp::now().as_second() - 299, ..redeem("number_1") };
     for _ in 0..2 {
-        let reply = bed.ask(question()).await.unwrap();
+        let reply = bed.ask(operation()).await.unwrap();
         assert_eq!((reply.status, reply.sub_code()), (200, 0));
         assert!(bed.is_authentic(&reply));
         assert_eq!(reply.json()["coupon_state"], "USED");
@@ -259,7 +260,7 @@ async fn a_redemption_takes_effect_once_however_often_it_is_asked() {
     assert_eq!(attempts.len(), 3);
     assert_eq!(attempts[0].openid.as_deref(), Some("oUp…S6o"));
     assert_eq!(Some(attempts[0].body_sha256), effects[0].body_sha256);
-    assert_eq!(attempts[2].answered, Some(Answered::Status(403)));
+    assert_eq!(attempts[2].answered, Some(AnswerRecord::Status(403)));
     assert!(attempts.iter().all(|attempt| attempt.authenticated && attempt.took_us.is_some()));
 }
 
@@ -276,14 +277,14 @@ async fn whoever_cannot_prove_who_he_is_gets_an_unsigned_401_and_no_effect() {
     for (field, text) in [
         (
             "authorization",
-            bed.written(Question { headers: vec![("authorization", String::new())], ..redeem("number_1") }),
+            bed.written(Operation { headers: vec![("authorization", String::new())], ..redeem("number_1") }),
         ),
         ("authorization", tampered("WECHATPAY2-SHA256", "WECHATPAY2-SM2-WITH")),
         ("authorization", tampered("\",nonce_str", "\", nonce_str")),
         ("mchid", tampered(&card.mchid, "1900000000")),
         ("serial_no", tampered(&card.merchant_serial, &card.platform_serial)),
-        ("timestamp", bed.written(Question { timestamp: now - 310, ..redeem("number_1") })),
-        ("timestamp", bed.written(Question { timestamp: now + 310, ..redeem("number_1") })),
+        ("timestamp", bed.written(Operation { timestamp: now - 310, ..redeem("number_1") })),
+        ("timestamp", bed.written(Operation { timestamp: now + 310, ..redeem("number_1") })),
         ("signature", tampered("nonce_str=\"593", "nonce_str=\"594")),
         ("signature", tampered("/C1/use", "/%431/use")),
         ("signature", tampered("number_1", "number_2")),
@@ -329,7 +330,7 @@ async fn a_request_needs_its_headers() {
         ("wechatpay-serial", "PUB_KEY_ID_nobodys", 400),
     ] {
         let reply = bed
-            .ask(Question { headers: vec![(header, value.to_owned())], ..redeem("number_1") })
+            .ask(Operation { headers: vec![(header, value.to_owned())], ..redeem("number_1") })
             .await
             .unwrap();
         assert_eq!(
@@ -341,7 +342,7 @@ async fn a_request_needs_its_headers() {
     assert_eq!(bed.uses(), 0);
     let typed = ("content-type", "application/json; charset=utf-8".to_owned());
     let reply = bed
-        .ask(Question { headers: vec![("accept", "*/*".to_owned()), typed], ..redeem("number_1") })
+        .ask(Operation { headers: vec![("accept", "*/*".to_owned()), typed], ..redeem("number_1") })
         .await
         .unwrap();
     assert_eq!(reply.status, 200);
@@ -350,9 +351,9 @@ async fn a_request_needs_its_headers() {
 #[tokio::test]
 async fn a_wrong_body_is_refused_by_a_signed_answer_that_names_the_field() {
     let bed = Bed::new().await;
-    let mut question = redeem("number_1");
-    question.body = question.body.replace("stock_id", "stok_id");
-    let reply = bed.ask(question).await.unwrap();
+    let mut operation = redeem("number_1");
+    operation.body = operation.body.replace("stock_id", "stok_id");
+    let reply = bed.ask(operation).await.unwrap();
     assert_eq!((reply.status, &reply.json()["detail"]["field"]), (400, &json!("/stock_id")));
     assert!(bed.is_authentic(&reply));
     assert_eq!(bed.sandbox.ledger().attempts[0].out_request_no.as_deref(), Some("number_1"));
@@ -365,20 +366,20 @@ async fn the_requests_serial_selects_the_signing_key() {
     let platform = identity::Registered::from_pem(&pem, "").unwrap();
     for asked in ["", &platform.serial] {
         let reply = bed
-            .ask(Question { headers: vec![("wechatpay-serial", asked.to_owned())], ..inquire() })
+            .ask(Operation { headers: vec![("wechatpay-serial", asked.to_owned())], ..query() })
             .await
             .unwrap();
         assert_eq!(reply.header("wechatpay-serial"), platform.serial);
         assert!(reply.is_signed_by(&platform.key));
     }
-    let reply = bed.ask(inquire()).await.unwrap();
+    let reply = bed.ask(query()).await.unwrap();
     assert!(bed.is_authentic(&reply) && !reply.is_signed_by(&platform.key));
 }
 
 #[tokio::test]
 async fn the_platform_certificate_is_sealed_with_the_apiv3_key() {
     let bed = Bed::new().await;
-    let reply = bed.ask(question("GET", "/v3/certificates", &Value::Null)).await.unwrap();
+    let reply = bed.ask(operation("GET", "/v3/certificates", &Value::Null)).await.unwrap();
     let entry = &reply.json()["data"][0];
     let sealed = &entry["encrypt_certificate"];
     let key: [u8; 32] = std::fs::read(bed.dir.join("apiv3_key.txt")).unwrap().try_into().unwrap();
@@ -394,7 +395,7 @@ async fn the_platform_certificate_is_sealed_with_the_apiv3_key() {
 }
 
 #[tokio::test]
-async fn the_neighbours_of_use_work_together() {
+async fn the_neighbors_of_use_work_together() {
     let bed = Bed::new().await;
     let users = COUPON.trim_end_matches("/C1");
     let named = |extra: Value| {
@@ -404,7 +405,7 @@ async fn the_neighbours_of_use_work_together() {
         body
     };
     let ask = async |path: &str, body: Value| {
-        let reply = bed.ask(question("POST", &format!("{users}{path}"), &body)).await.unwrap();
+        let reply = bed.ask(operation("POST", &format!("{users}{path}"), &body)).await.unwrap();
         (reply.status, reply.json())
     };
     let (status, sent) = ask("", named(json!({ "send_request_no": "send_1", "coupon_code": "C7" }))).await;
@@ -421,19 +422,19 @@ async fn the_neighbours_of_use_work_together() {
     assert_eq!((late.status, &late.json()["message"]), (400, &json!("已使用过此单号核销券")));
     let gone = named(json!({ "out_request_no": "deact_1", "deactivate_reason": "over" }));
     assert_eq!(ask("/C7/deactivate", gone).await.1["coupon_state"], "DEACTIVATED");
-    let echo = question("POST", "/v3/security/echo", &json!({ "echo_message": "hello" }));
+    let echo = operation("POST", "/v3/security/echo", &json!({ "echo_message": "hello" }));
     assert_eq!(bed.ask(echo).await.unwrap().json()["echo_message"], "hello");
-    assert_eq!(bed.ask(question("GET", "/v3/nothing", &Value::Null)).await.unwrap().status, 404);
+    assert_eq!(bed.ask(operation("GET", "/v3/nothing", &Value::Null)).await.unwrap().status, 404);
 }
 
 #[tokio::test]
-async fn brands_can_lose_their_authorisation_and_codes_can_be_issued_at_first_sight() {
+async fn brands_can_lose_their_authorization_and_codes_can_be_issued_at_first_sight() {
     let bed = Bed::with(|settings| settings.auto_issue = true).await;
-    let (_, settings) = bed.control("PUT", "settings", r#"{"unauthorised_brands": ["b1"]}"#).await;
+    let (_, settings) = bed.control("PUT", "settings", r#"{"unauthorized_brands": ["b1"]}"#).await;
     assert_eq!(
         settings,
         json!({
-            "latency_ms": 0, "calls_per_second": 0, "auto_issue": true, "unauthorised_brands": ["b1"],
+            "latency_ms": 0, "calls_per_second": 0, "auto_issue": true, "unauthorized_brands": ["b1"],
             "returned_before_reuse": "", "vary_looks": false,
         })
     );
@@ -442,10 +443,10 @@ async fn brands_can_lose_their_authorisation_and_codes_can_be_issued_at_first_si
         (refused.status, &refused.json()["code"], refused.sub_code()),
         (403, &json!("NO_AUTH"), 268_579_803)
     );
-    bed.control("PUT", "settings", r#"{"unauthorised_brands": []}"#).await;
+    bed.control("PUT", "settings", r#"{"unauthorized_brands": []}"#).await;
     let other = |code: &str| {
-        let question = redeem(&format!("number_{code}"));
-        Question { target: question.target.replace("C1", code), ..question }
+        let operation = redeem(&format!("number_{code}"));
+        Operation { target: operation.target.replace("C1", code), ..operation }
     };
     assert_eq!(bed.ask(other("auto_77")).await.unwrap().status, 200);
     assert_eq!(bed.ask(other("else_77")).await.unwrap().sub_code(), 268_578_851);
@@ -462,11 +463,11 @@ async fn a_cut_connection_ends_without_a_byte() {
     assert!(bed.ask(redeem("number_1")).await.is_none());
     assert_eq!(bed.uses(), 1);
     let attempts = bed.sandbox.ledger().attempts;
-    assert!(attempts.iter().all(|attempt| attempt.answered == Some(Answered::Cut)));
+    assert!(attempts.iter().all(|attempt| attempt.answered == Some(AnswerRecord::Cut)));
     assert_eq!(attempts[1].fault, Some("cut_after_effect"));
 
     bed.faulty(json!({ "kind": "cut_in_body" }));
-    let reply = bed.ask(inquire()).await.unwrap();
+    let reply = bed.ask(query()).await.unwrap();
     let promised: usize = reply.header("content-length").parse().unwrap();
     assert_eq!((reply.status, reply.body.len()), (200, promised / 2));
 }
@@ -593,7 +594,7 @@ async fn a_late_effect_happens_though_the_client_has_hung_up() {
     until(|| bed.sandbox.faults().applied == [1]).await;
     drop(stream);
     bed.sandbox.set_faults(Script::default()).unwrap();
-    assert_eq!(bed.ask(inquire()).await.unwrap().json()["coupon_state"], "EFFECTIVE");
+    assert_eq!(bed.ask(query()).await.unwrap().json()["coupon_state"], "EFFECTIVE");
     until(|| bed.uses() == 1).await;
     until(|| bed.sandbox.summary().by_fault.get("slow") == Some(&1)).await;
 }
@@ -604,7 +605,7 @@ async fn calls_beyond_the_limit_are_not_accepted() {
     let mut statuses = Vec::new();
     // Six calls cannot fall into more than a few seconds, and each second takes two.
     for _ in 0..6 {
-        statuses.push(bed.ask(inquire()).await.unwrap().status);
+        statuses.push(bed.ask(query()).await.unwrap().status);
     }
     assert!(statuses.contains(&200) && statuses.contains(&429), "{statuses:?}");
     assert_eq!(bed.sandbox.calls_by_second().values().sum::<u64>(), 6);
@@ -639,7 +640,7 @@ async fn everything_can_be_arranged_and_read_by_http() {
     assert_eq!(bed.control("POST", "coupons/S9/act", r#"{"do": "use"}"#).await.0, 400);
 
     let script =
-        json!({ "rules": [{ "question": "use", "times": 1, "fault": { "kind": "cut_before_effect" } }] });
+        json!({ "rules": [{ "operation": "use", "times": 1, "fault": { "kind": "cut_before_effect" } }] });
     assert_eq!(bed.control("PUT", "faults", &script.to_string()).await.0, 200);
     assert!(bed.ask(redeem("number_1")).await.is_none());
     let (_, read) = bed.control("GET", "faults", "").await;
@@ -717,19 +718,25 @@ async fn a_use_that_takes_long_locks_its_coupon_against_other_numbers() {
     assert_eq!(bed.ask(redeem("number_1")).await.unwrap().status, 200, "the same number goes on");
 
     bed.sandbox.issue([coupon("C2")]).unwrap();
-    let act = |deed| Act { deed, number: Some("number_3".to_owned()), round: None };
-    bed.sandbox.act("C2", &act(Deed::Lock)).unwrap();
-    bed.sandbox.act("C2", &Act { number: Some("number_4".to_owned()), ..act(Deed::Lock) }).unwrap_err();
-    bed.sandbox.act("C2", &Act { number: Some("number_4".to_owned()), ..act(Deed::Use) }).unwrap_err();
-    bed.sandbox.act("C2", &act(Deed::Unlock)).unwrap();
-    bed.sandbox.act("C2", &Act { number: Some("number_4".to_owned()), ..act(Deed::Use) }).unwrap();
+    let act = |deed| ActionRequest { deed, number: Some("number_3".to_owned()), round: None };
+    bed.sandbox.act("C2", &act(CouponAction::Lock)).unwrap();
+    bed.sandbox
+        .act("C2", &ActionRequest { number: Some("number_4".to_owned()), ..act(CouponAction::Lock) })
+        .unwrap_err();
+    bed.sandbox
+        .act("C2", &ActionRequest { number: Some("number_4".to_owned()), ..act(CouponAction::Use) })
+        .unwrap_err();
+    bed.sandbox.act("C2", &act(CouponAction::Unlock)).unwrap();
+    bed.sandbox
+        .act("C2", &ActionRequest { number: Some("number_4".to_owned()), ..act(CouponAction::Use) })
+        .unwrap();
 }
 
 #[tokio::test]
 async fn an_idle_connection_is_closed() {
     let bed = Bed::with(|settings| settings.idle_timeout = Duration::from_millis(300)).await;
     let mut stream = TcpStream::connect(bed.sandbox.addr()).await.unwrap();
-    let keep = Question { headers: vec![("connection", "keep-alive".to_owned())], ..inquire() };
+    let keep = Operation { headers: vec![("connection", "keep-alive".to_owned())], ..query() };
     stream.write_all(&bed.written(keep)).await.unwrap();
     let mut all = Vec::new();
     tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut all)).await.unwrap().unwrap();
@@ -776,11 +783,11 @@ async fn fast_signatures_are_the_same_signatures() {
     assert_eq!(reply.status, 200);
     assert!(bed.is_authentic(&reply));
     let forged =
-        bed.ask(Question { headers: vec![("authorization", String::new())], ..inquire() }).await.unwrap();
+        bed.ask(Operation { headers: vec![("authorization", String::new())], ..query() }).await.unwrap();
     assert_eq!(forged.status, 401);
     let other = PrivateKey::new(&mut rand::rngs::StdRng::seed_from_u64(9), 2048).unwrap();
     let wrong = Bed { key: SigningKey::new(other), ..bed };
-    assert_eq!(wrong.ask(inquire()).await.unwrap().status, 401, "another key's signature does not count");
+    assert_eq!(wrong.ask(query()).await.unwrap().status, 401, "another key's signature does not count");
 }
 
 #[tokio::test]

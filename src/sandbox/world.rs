@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use super::clock::Clock;
-use super::coupon::{Act, Coupon, NewCoupon};
+use super::coupon::{ActionRequest, Coupon, NewCoupon};
 use super::coupons::Coupons;
 use super::faults::{Faults, Script};
 use super::identity::{Identity, Registered};
@@ -33,7 +33,7 @@ pub struct Tuning {
     pub auto_issue: Option<bool>,
     /// Brands that are answered by 403 `NO_AUTH`; `*` is every brand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub unauthorised_brands: Option<BTreeSet<String>>,
+    pub unauthorized_brands: Option<BTreeSet<String>>,
     /// Coupons whose code begins so are returned by the user just before a use under a number that has already used
     /// them, and the number is free again: what is sent once more without having asked has a second effect. Harsher than
     /// the provider, who remembers its numbers; it makes such a fault visible. Empty is no coupon.
@@ -63,7 +63,7 @@ pub(super) struct State {
     pub latency: Duration,
     pub calls_per_second: u32,
     pub auto_issue: bool,
-    pub unauthorised_brands: BTreeSet<String>,
+    pub unauthorized_brands: BTreeSet<String>,
     pub returned_before_reuse: String,
     seed: u64,
     /// By merchant: the second and its calls.
@@ -81,7 +81,7 @@ impl World {
             latency: Duration::ZERO,
             calls_per_second: 0,
             auto_issue: false,
-            unauthorised_brands: BTreeSet::new(),
+            unauthorized_brands: BTreeSet::new(),
             returned_before_reuse: String::new(),
             seed,
             taken: HashMap::new(),
@@ -127,7 +127,7 @@ impl World {
         let mut merchant = self.merchant.write().unwrap_or_else(PoisonError::into_inner);
         let mut registered = Registered::from_pem(pem, &merchant.serial)?;
         if self.identity.fast.is_some() {
-            registered.hasten()?;
+            registered.prepare_signers()?;
         }
         *merchant = registered;
         Ok(())
@@ -137,7 +137,7 @@ impl World {
         self.with_coupons(|state, now| state.coupons.issue(coupons, now))
     }
 
-    pub fn act(&self, code: &str, act: &Act) -> Result<Coupon, String> {
+    pub fn act(&self, code: &str, act: &ActionRequest) -> Result<Coupon, String> {
         self.with_coupons(|state, now| state.coupons.act(code, act, now))
     }
 
@@ -185,7 +185,7 @@ impl World {
 
 impl State {
     /// Whether one more call of this merchant fits into this whole second.
-    pub fn take_call(&mut self, mchid: &str, second: u64) -> bool {
+    pub fn admit_call(&mut self, mchid: &str, second: u64) -> bool {
         if self.calls_per_second == 0 {
             return true;
         }
@@ -197,8 +197,8 @@ impl State {
         taken.1 <= self.calls_per_second
     }
 
-    pub fn is_unauthorised(&self, brand: &str) -> bool {
-        self.unauthorised_brands.contains(brand) || self.unauthorised_brands.contains("*")
+    pub fn is_unauthorized(&self, brand: &str) -> bool {
+        self.unauthorized_brands.contains(brand) || self.unauthorized_brands.contains("*")
     }
 
     pub fn is_returned_before_reuse(&self, code: &str) -> bool {
@@ -215,8 +215,8 @@ impl State {
         if let Some(auto_issue) = tuning.auto_issue {
             self.auto_issue = auto_issue;
         }
-        if let Some(brands) = tuning.unauthorised_brands {
-            self.unauthorised_brands = brands;
+        if let Some(brands) = tuning.unauthorized_brands {
+            self.unauthorized_brands = brands;
         }
         if let Some(prefix) = tuning.returned_before_reuse {
             self.returned_before_reuse = prefix;
@@ -231,7 +231,7 @@ impl State {
             latency_ms: Some(u64::try_from(self.latency.as_millis()).unwrap_or(u64::MAX)),
             calls_per_second: Some(self.calls_per_second),
             auto_issue: Some(self.auto_issue),
-            unauthorised_brands: Some(self.unauthorised_brands.clone()),
+            unauthorized_brands: Some(self.unauthorized_brands.clone()),
             returned_before_reuse: Some(self.returned_before_reuse.clone()),
             vary_looks: Some(self.coupons.looks_seed.is_some()),
         }

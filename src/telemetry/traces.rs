@@ -1,4 +1,4 @@
-//! Spans for those who collect them: one for a command's stay, one for each question, one for each publish.
+//! Spans for those who collect them: one for a command's stay, one for each operation, one for each publish.
 //!
 //! Spans are made by the OpenTelemetry API itself and nowhere but here, so that nothing about them is implicit: a
 //! [`Stay`] is handed down the same way as a delivery. Where no collector is configured nothing is recorded, and the
@@ -50,7 +50,7 @@ pub struct TraceSettings {
 /// Why no spans can be made.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct CannotTrace(String);
+pub struct TraceSetupError(String);
 
 /// Makes spans, or hands trace context on as it came.
 #[derive(Debug, Clone)]
@@ -67,15 +67,15 @@ impl Traces {
     /// # Errors
     /// [`CannotTrace`] where the endpoint is no URL or the HTTP client cannot be made. A collector that is not there
     /// is no error.
-    pub fn start(settings: &TraceSettings) -> Result<Self, CannotTrace> {
+    pub fn start(settings: &TraceSettings) -> Result<Self, TraceSetupError> {
         let http = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .no_proxy()
             .timeout(settings.timeout)
             .build()
-            .map_err(|error| CannotTrace(error.to_string()))?;
-        let courier = Courier { http, runtime: Handle::current(), failing: AtomicBool::new(false) };
+            .map_err(|error| TraceSetupError(error.to_string()))?;
+        let courier = Exporter { http, runtime: Handle::current(), failing: AtomicBool::new(false) };
         let exporter = SpanExporter::builder()
             .with_http()
             .with_http_client(courier)
@@ -83,7 +83,7 @@ impl Traces {
             .with_endpoint(format!("{}/v1/traces", settings.endpoint.trim_end_matches('/')))
             .with_timeout(settings.timeout)
             .build()
-            .map_err(|error| CannotTrace(error.to_string()))?;
+            .map_err(|error| TraceSetupError(error.to_string()))?;
         let batches = BatchConfigBuilder::default()
             .with_max_queue_size(settings.queue)
             .with_max_export_batch_size(settings.queue.min(512))
@@ -189,13 +189,13 @@ impl CommandSpan {
         }
     }
 
-    /// A question is put.
-    pub fn ask(&self, question: &'static str) -> ChildSpan {
-        self.child(question, SpanKind::Client)
+    /// A operation is put.
+    pub fn start_call(&self, operation: &'static str) -> ChildSpan {
+        self.child(operation, SpanKind::Client)
     }
 
     /// Something is published.
-    pub fn publish(&self, name: &'static str) -> ChildSpan {
+    pub fn start_publish(&self, name: &'static str) -> ChildSpan {
         self.child(name, SpanKind::Producer)
     }
 
@@ -209,14 +209,14 @@ impl CommandSpan {
 
     /// What a copy carries so that its next stay joins the same trace, and is linked to this one: the trace context
     /// of the command, and that of this stay. Nothing where no spans are made.
-    pub fn carried(&self) -> Option<(String, String)> {
+    pub fn propagated(&self) -> Option<(String, String)> {
         let live = self.live.as_ref()?;
         let here = write(live.span.span_context());
         Some((self.brought.clone().unwrap_or_else(|| here.clone()), here))
     }
 }
 
-/// One question or one publish. Its span ends with it.
+/// One operation or one publish. Its span ends with it.
 #[derive(Debug)]
 pub struct ChildSpan {
     traceparent: Option<String>,
@@ -281,14 +281,14 @@ fn write(context: &SpanContext) -> String {
 }
 
 /// Carries batches to the collector. The library's thread has no runtime of its own, so the call is made on ours.
-struct Courier {
+struct Exporter {
     http: reqwest::Client,
     runtime: Handle,
     /// Told once when it begins to fail and once when it is over, not with every batch.
     failing: AtomicBool,
 }
 
-impl fmt::Debug for Courier {
+impl fmt::Debug for Exporter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Courier").finish_non_exhaustive()
     }
@@ -297,8 +297,8 @@ impl fmt::Debug for Courier {
 /// The longest answer of a collector that is looked at, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-impl Courier {
-    async fn carry(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+impl Exporter {
+    async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let request = reqwest::Request::try_from(request)?;
         let http = self.http.clone();
         let call = async move {
@@ -337,7 +337,7 @@ impl Courier {
     }
 }
 
-impl HttpClient for Courier {
+impl HttpClient for Exporter {
     fn send_bytes<'a, 'b>(
         &'a self,
         request: Request<Bytes>,
@@ -347,7 +347,7 @@ impl HttpClient for Courier {
         Self: 'b,
     {
         Box::pin(async move {
-            let answer = self.carry(request).await;
+            let answer = self.send(request).await;
             self.export(match &answer {
                 Ok(answer) if answer.status().is_success() => None,
                 Ok(answer) => Some(format!("it answers {}", answer.status())),
@@ -388,11 +388,11 @@ mod tests {
     fn without_a_collector_the_context_is_handed_on_as_it_came() {
         let came = |traceparent| ParentContext { traceparent, left_by: None, arrival: "first" };
         let stay = Traces::off().start_command("commands", came(Some(TRACE)), Timestamp::UNIX_EPOCH);
-        assert_eq!(stay.ask("redeem").traceparent(), Some(TRACE));
-        assert_eq!(stay.publish("event").traceparent(), Some(TRACE));
+        assert_eq!(stay.start_call("redeem").traceparent(), Some(TRACE));
+        assert_eq!(stay.start_publish("event").traceparent(), Some(TRACE));
         assert_eq!(stay.trace_id(), Some("0af7651916cd43dd8448eb211c80319c"));
-        assert_eq!(stay.carried(), None);
+        assert_eq!(stay.propagated(), None);
         let stay = Traces::off().start_command("commands", came(None), Timestamp::UNIX_EPOCH);
-        assert_eq!((stay.ask("redeem").traceparent(), stay.trace_id()), (None, None));
+        assert_eq!((stay.start_call("redeem").traceparent(), stay.trace_id()), (None, None));
     }
 }

@@ -1,6 +1,6 @@
-//! Puts a question to the payment API and brings home what the wire said.
+//! Puts a operation to the payment API and brings home what the wire said.
 //!
-//! One question is one request: no redirects, no retries, no proxy behind anybody's back, every wait bounded. The
+//! One operation is one request: no redirects, no retries, no proxy behind anybody's back, every wait bounded. The
 //! body of a redemption is written once, when it is prepared, and borrowed by every attempt.
 
 use std::collections::BTreeMap;
@@ -49,14 +49,14 @@ pub struct PaymentSettings {
     /// The longest call altogether.
     pub total_timeout: Duration,
     /// The longest answer that is read, in bytes.
-    pub reply_bytes_max: usize,
+    pub response_bytes_max: usize,
 }
 
 /// A redemption as it is asked: targets and body, fixed for good.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prepared {
     redeem_target: String,
-    inquire_target: String,
+    query_target: String,
     body: Bytes,
     body_sha256: String,
 }
@@ -72,7 +72,7 @@ impl Prepared {
         let digest = Sha256::digest(&body);
         Self {
             redeem_target: format!("{coupon}/use"),
-            inquire_target: format!(
+            query_target: format!(
                 "{coupon}?product_coupon_id={product_coupon_id}&stock_id={stock_id}&appid={appid}&brand_id={brand_id}"
             ),
             body: body.into(),
@@ -327,26 +327,26 @@ impl Client {
         Ok(Self { http, settings, names: [primary, backup], hosts, keys, made: Instant::now(), replays })
     }
 
-    /// Puts a question. `now` is the time of asking, `nonce` and `chance` are the dice. The answer to a question
+    /// Puts a operation. `now` is the time of asking, `nonce` and `chance` are the dice. The answer to a operation
     /// that could not even be signed is that nothing was sent.
     pub async fn send(
         &self,
-        question: Operation,
+        operation: Operation,
         prepared: &Prepared,
         traceparent: Option<&str>,
         now: Timestamp,
         nonce: u128,
         chance: f64,
     ) -> CallOutcome {
-        self.send_to_other_host(None, question, prepared, traceparent, now, nonce, chance).await
+        self.send_to_other_host(None, operation, prepared, traceparent, now, nonce, chance).await
     }
 
-    /// Puts a question, at the other domain where the network has just failed the same command at `failed`.
+    /// Puts a operation, at the other domain where the network has just failed the same command at `failed`.
     #[allow(clippy::too_many_arguments, reason = "those of `ask`, and one more")]
     pub async fn send_to_other_host(
         &self,
         failed: Option<Host>,
-        question: Operation,
+        operation: Operation,
         prepared: &Prepared,
         traceparent: Option<&str>,
         now: Timestamp,
@@ -356,9 +356,9 @@ impl Client {
         let host = self.choose(now, chance, failed);
         let started = Instant::now();
         let keys = self.keys();
-        let (method, target, body) = match question {
+        let (method, target, body) = match operation {
             Operation::Redeem => (Method::POST, &prepared.redeem_target, prepared.body.clone()),
-            Operation::Query => (Method::GET, &prepared.inquire_target, Bytes::new()),
+            Operation::Query => (Method::GET, &prepared.query_target, Bytes::new()),
         };
         let sent = match self.request(&keys, host, method, target, body, traceparent, now, nonce) {
             Ok(request) => request.send().await,
@@ -398,7 +398,7 @@ impl Client {
         self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    #[allow(clippy::too_many_arguments, reason = "one request, spelt out once")]
+    #[allow(clippy::too_many_arguments, reason = "one request, spelled out once")]
     fn request(
         &self,
         keys: &Keyring,
@@ -447,8 +447,9 @@ impl Client {
         let body = match self.body(response).await {
             Ok(body) => body,
             Err(BodyError::TooLarge) => {
-                let bytes = self.settings.reply_bytes_max;
-                let trouble = format!("status {status}: longer than wechat.reply_bytes_max = {bytes} bytes");
+                let bytes = self.settings.response_bytes_max;
+                let trouble =
+                    format!("status {status}: longer than wechat.response_bytes_max = {bytes} bytes");
                 let signs = Signs { trouble: Some(trouble), ..Signs::default() };
                 return (CallResult::NoResponse(NoResponse::TooLarge), signs);
             }
@@ -481,7 +482,7 @@ impl Client {
         (CallResult::Response(answer), signs)
     }
 
-    /// Whether a verified answer answers the question that was sent at `started`, as far as anybody can tell.
+    /// Whether a verified answer answers the operation that was sent at `started`, as far as anybody can tell.
     fn admit(&self, headers: &HeaderMap, started: Instant) -> Authenticity {
         let (sent, heard) = (started.saturating_duration_since(self.made), self.made.elapsed());
         let mut replays = self.replays.lock().unwrap_or_else(PoisonError::into_inner);
@@ -499,9 +500,9 @@ impl Client {
         let told =
             response.content_length().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or_default();
         // What an answer says of its length may be a lie.
-        let mut body = Vec::with_capacity(told.min(ROOM_AT_ONCE_MAX).min(self.settings.reply_bytes_max));
+        let mut body = Vec::with_capacity(told.min(ROOM_AT_ONCE_MAX).min(self.settings.response_bytes_max));
         while let Some(chunk) = response.chunk().await.map_err(BodyError::Network)? {
-            if body.len() + chunk.len() > self.settings.reply_bytes_max {
+            if body.len() + chunk.len() > self.settings.response_bytes_max {
                 return Err(BodyError::TooLarge);
             }
             body.extend_from_slice(&chunk);

@@ -1,4 +1,4 @@
-//! Reads key material as it comes from hands, editors and other tools: one reader for keys and certificates.
+//! Reads key material as it comes from hands, editors and other context: one reader for keys and certificates.
 //!
 //! Read like a clean PEM are a byte order mark, CRLF, everything on one line, other line widths, blanks, blank lines,
 //! text around the blocks, `\n` spelled out, quotes, and the bare Base64 without its two lines. What cannot be read is
@@ -275,7 +275,7 @@ fn read(bytes: &[u8]) -> Result<Vec<Block>, Found> {
         rest = after;
     }
     if blocks.is_empty() {
-        // Some tools take the Base64 alone, and documents show it so.
+        // Some context take the Base64 alone, and documents show it so.
         let der = decode(&text).ok_or(Found::OtherText)?;
         blocks.push(Block { kind: kind_of_der(&der).ok_or(Found::OtherText)?, der });
     }

@@ -1,14 +1,14 @@
-//! Binds answers to their questions, as far as the protocol allows: a signed answer names neither the request nor its
-//! nonce, so whoever can intercept answers could keep one and give it to a later question.
+//! Binds answers to their operations, as far as the protocol allows: a signed answer names neither the request nor its
+//! nonce, so whoever can intercept answers could keep one and give it to a later operation.
 //!
 //! Two rules. An answer is accepted once: its signature is remembered for as long as it could be accepted again. And an
-//! answer was signed after its question was sent. For that the provider's clock is compared with ours by the signed
+//! answer was signed after its operation was sent. For that the provider's clock is compared with ours by the signed
 //! timestamps, never by `Date`, which no signature covers: an answer arrives after it was signed, so a kept one can only
 //! make the provider's clock look slower than it is. The fastest eighth of the last answers is left out, lest one machine
 //! of the provider whose clock runs ahead shut out the others; and what is not accepted is learned from as well, so that a
 //! clock that was set back is believed again within some answers; but one answer is learned from once.
 //!
-//! What remains: an answer that was withheld and is given to another question within [`TOLERANCE`] of its signing; the
+//! What remains: an answer that was withheld and is given to another operation within [`TOLERANCE`] of its signing; the
 //! first answers of a process, or of one that heard none for ten minutes, before its clock is known; and dozens of
 //! withheld answers, which together look like a clock that was set back. All are bounded by the five minutes of
 //! [`super::verify`], and none is shared between processes.
@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use crate::verdict::SignatureFlaw;
 
-/// How much earlier than its question an answer may have been signed, by the clocks. Timestamps are whole seconds, and
+/// How much earlier than its operation an answer may have been signed, by the clocks. Timestamps are whole seconds, and
 /// the provider answers from many machines whose clocks need not agree to the second.
 pub const TOLERANCE: Duration = Duration::from_secs(10);
 
@@ -88,10 +88,10 @@ struct Generation {
 
 impl ReplayGuard {
     /// Takes an answer whose signature verified and whose timestamp is near our clock. `sent` and `heard` are when its
-    /// question was sent and when it had arrived, on one clock that is never set.
+    /// operation was sent and when it had arrived, on one clock that is never set.
     ///
     /// # Errors
-    /// [`Flaw::Replayed`] where it was accepted before, or was signed before its question was sent.
+    /// [`Flaw::Replayed`] where it was accepted before, or was signed before its operation was sent.
     pub fn admit(&mut self, marks: Marks<'_>, sent: Duration, heard: Duration) -> Result<(), SignatureFlaw> {
         let signed_ms = marks.signed_at.saturating_mul(1_000);
         let fingerprint = self.hasher.hash_one((marks.nonce, marks.signature));
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_signed_before_its_question_is_not_accepted() {
+    fn an_answer_signed_before_its_operation_is_not_accepted() {
         let mut provider = Provider::new(0);
         assert_eq!(provider.ask(0, 100), Ok(()));
         let kept = provider.sign(1_000);

@@ -1,6 +1,6 @@
 //! Reads the body of an answer: a coupon from a success, a code from an error.
 //!
-//! Only what judgement needs is read, and everything else is let through: the provider may add fields and values
+//! Only what judgment needs is read, and everything else is let through: the provider may add fields and values
 //! at any time, and three shapes of the usage block are on the wire.
 
 use std::borrow::Cow;
@@ -104,7 +104,7 @@ pub fn coupon(body: &[u8]) -> Option<Coupon> {
         }
         _ => {
             let mut told = once.into_iter().flatten().map(Trace::from);
-            UsageTrace::Once(told.find(|trace| *trace != Trace::default()).unwrap_or_default())
+            UsageTrace::Single(told.find(|trace| *trace != Trace::default()).unwrap_or_default())
         }
     };
     Some(Coupon {
@@ -378,7 +378,7 @@ mod tests {
         let body = br#"{"coupon_code":"C","coupon_state":"USED","single_usage_detail":{"use_request_no":"U",
             "return_request_no":"\ud800"}}"#;
         let usage = coupon(body).unwrap().usage;
-        let UsageTrace::Once(trace) = usage else { panic!("{usage:?}") };
+        let UsageTrace::Single(trace) = usage else { panic!("{usage:?}") };
         assert_eq!(
             (trace.use_request_no.as_deref(), trace.return_request_no.as_deref()),
             (Some("U"), Some("\u{fffd}"))
@@ -393,7 +393,7 @@ mod tests {
                 "return_time":"{text}"}}}}"#
             );
             let usage = coupon(body.as_bytes()).unwrap().usage;
-            let UsageTrace::Once(trace) = usage else { panic!("{usage:?}") };
+            let UsageTrace::Single(trace) = usage else { panic!("{usage:?}") };
             trace.return_time.map(|at| at.to_string())
         };
         assert_eq!(time("2026-03-06T08:00+08:00").as_deref(), Some("2026-03-06T00:00:00Z"));
@@ -408,7 +408,7 @@ mod tests {
             coupon(body.as_bytes()).unwrap().usage
         };
         let once = |use_request_no: Option<&str>| {
-            UsageTrace::Once(Trace { use_request_no: use_request_no.map(Into::into), ..Trace::default() })
+            UsageTrace::Single(Trace { use_request_no: use_request_no.map(Into::into), ..Trace::default() })
         };
         let ours = r#""single_usage_detail":{"use_request_no":"U","return_request_no":null}"#;
         let list = r#""sequential_usage_detail":{"detail_item_list":null}"#;

@@ -32,23 +32,24 @@ pub struct Audit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OperatorAction {
     /// Sent it to the command exchange again.
-    SentAgain,
-    /// An inquiry found that it had taken effect: told as redeemed.
-    ToldRedeemed,
-    /// An inquiry found that it has not, and will not: told as refused.
-    ToldRefused,
+    Republished,
+    /// An query found that it had taken effect: told as redeemed.
+    PublishedRedeemed,
+    /// An query found that it has not, and will not: told as refused.
+    PublishedRefused,
     /// Took it off the queue for good.
     Discarded,
 }
 
 impl OperatorAction {
     /// Every deed, for schemas.
-    pub const ALL: [Self; 4] = [Self::SentAgain, Self::ToldRedeemed, Self::ToldRefused, Self::Discarded];
+    pub const ALL: [Self; 4] =
+        [Self::Republished, Self::PublishedRedeemed, Self::PublishedRefused, Self::Discarded];
 
     /// The word in the type and the routing key.
-    pub fn word(self) -> &'static str {
+    pub fn type_word(self) -> &'static str {
         match self {
-            Self::SentAgain | Self::ToldRedeemed | Self::ToldRefused => "replayed",
+            Self::Republished | Self::PublishedRedeemed | Self::PublishedRefused => "replayed",
             Self::Discarded => "discarded",
         }
     }
@@ -56,9 +57,9 @@ impl OperatorAction {
     /// What came of it: `data.effect`.
     pub fn effect(self) -> &'static str {
         match self {
-            Self::SentAgain => "sent_again",
-            Self::ToldRedeemed => "told_redeemed",
-            Self::ToldRefused => "told_refused",
+            Self::Republished => "republished",
+            Self::PublishedRedeemed => "published_redeemed",
+            Self::PublishedRefused => "published_refused",
             Self::Discarded => "discarded",
         }
     }
@@ -86,10 +87,10 @@ pub struct AuditContext<'a> {
     /// How many they are.
     pub bytes: usize,
     /// Its identifying fields, as far as they can be read.
-    pub legible: &'a PartialCommand,
-    /// The inquiry that it rests on.
-    pub inquiry: Option<&'a Evidence>,
-    /// The coupon's state, where the inquiry told it.
+    pub partial: &'a PartialCommand,
+    /// The query that it rests on.
+    pub query: Option<&'a Evidence>,
+    /// The coupon's state, where the query told it.
     pub coupon_state: Option<&'a str>,
 }
 
@@ -127,7 +128,7 @@ pub struct CloudEvent<'a> {
 /// What was done with one parked command.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Data<'a> {
-    /// `sent_again`, `told_redeemed`, `told_refused` or `discarded`.
+    /// `republished`, `published_redeemed`, `published_refused` or `discarded`.
     #[schemars(schema_with = "schema::effects")]
     effect: &'static str,
     /// Who did it, as they named themselves.
@@ -165,20 +166,20 @@ pub struct Data<'a> {
     /// The request number, as the command named it.
     #[schemars(with = "Option<RequestNo>")]
     out_request_no: Option<&'a str>,
-    /// The coupon's state, where the inquiry told it.
+    /// The coupon's state, where the query told it.
     coupon_state: Option<&'a str>,
-    /// The inquiry that the deed rests on.
-    inquiry: Option<Entry>,
+    /// The query that the deed rests on.
+    query: Option<Entry>,
 }
 
 /// Tells what was done.
 pub fn encode(account: AuditContext<'_>) -> Audit {
     let AuditContext { source, at, deed, operator, because, reason, parked_at, sha256, bytes, .. } = account;
-    let AuditContext { legible, inquiry, coupon_state, .. } = account;
-    let kind = format!("redemption.parked.{}.v1", deed.word());
+    let AuditContext { partial, query, coupon_state, .. } = account;
+    let kind = format!("redemption.parked.{}.v1", deed.type_word());
     let parked = parked_at.map_or_else(|| "-".to_owned(), |at| at.to_string());
     let id = Uuid::new_v5(&ID_SPACE, [sha256, &parked, deed.effect()].join("\n").as_bytes());
-    let coupon_code = legible.coupon_code.as_ref().map(|it| it.as_str());
+    let coupon_code = partial.coupon_code.as_ref().map(|it| it.as_str());
     let event = CloudEvent {
         specversion: "1.0",
         id,
@@ -195,18 +196,18 @@ pub fn encode(account: AuditContext<'_>) -> Audit {
             parked_at,
             body_sha256: sha256,
             body_bytes: bytes,
-            openid: legible.openid.as_ref().map(|it| it.as_str()),
+            openid: partial.openid.as_ref().map(|it| it.as_str()),
             coupon_code,
-            brand_id: legible.brand_id.as_ref().map(|it| it.as_str()),
-            product_coupon_id: legible.product_coupon_id.as_ref().map(|it| it.as_str()),
-            stock_id: legible.stock_id.as_ref().map(|it| it.as_str()),
-            appid: legible.appid.as_ref().map(|it| it.as_str()),
-            out_request_no: legible.out_request_no.as_ref().map(|it| it.as_str()),
+            brand_id: partial.brand_id.as_ref().map(|it| it.as_str()),
+            product_coupon_id: partial.product_coupon_id.as_ref().map(|it| it.as_str()),
+            stock_id: partial.stock_id.as_ref().map(|it| it.as_str()),
+            appid: partial.appid.as_ref().map(|it| it.as_str()),
+            out_request_no: partial.out_request_no.as_ref().map(|it| it.as_str()),
             coupon_state,
-            inquiry: inquiry.map(Entry::from),
+            query: query.map(Entry::from),
         },
     };
     let body = serde_json::to_vec(&event)
         .expect("an event has string keys only and writes to memory, so it cannot fail");
-    Audit { id, routing_key: format!("audit.parked.{}", deed.word()), kind, body }
+    Audit { id, routing_key: format!("audit.parked.{}", deed.type_word()), kind, body }
 }

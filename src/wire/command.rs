@@ -1,7 +1,7 @@
 //! Reads a command: bytes to [`Redemption`], or to every fault in them at once.
 //!
 //! Two spellings are accepted. Flat: every field side by side. Nested, as the PHP SDK takes it: `openid` and
-//! `coupon_code`, and the rest under `json`. An unknown field is a fault, because a misspelt optional field must
+//! `coupon_code`, and the rest under `json`. An unknown field is a fault, because a misspelled optional field must
 //! not vanish silently; so is a field given twice, because only one of its values could be obeyed.
 //!
 //! Field rules: the "use" page of the partner product-coupon API, and the types of [`crate::redemption`].
@@ -142,7 +142,7 @@ fn read(members: Vec<(String, Node)>) -> Result<Redemption, Box<Rejected>> {
         inner.finish(&mut faults);
     }
 
-    let legible = |faults| Rejected {
+    let partial = |faults| Rejected {
         faults,
         partial: PartialCommand {
             openid: openid.clone(),
@@ -155,7 +155,7 @@ fn read(members: Vec<(String, Node)>) -> Result<Redemption, Box<Rejected>> {
         },
     };
     if !faults.0.is_empty() {
-        return Err(Box::new(legible(faults.joined())));
+        return Err(Box::new(partial(faults.joined())));
     }
     match (openid, coupon_code, brand_id, product_coupon_id, stock_id, appid, use_time, out_request_no, order)
     {
@@ -634,9 +634,9 @@ mod tests {
     #[test]
     fn what_can_be_read_of_a_faulty_command_is_kept() {
         let text = altered("\"120344\"", "\"no brand!\"");
-        let legible = decode(text.as_bytes()).unwrap_err().partial;
-        assert_eq!(legible.coupon_code.unwrap().as_str(), "123446565767");
-        assert_eq!(legible.brand_id, None);
+        let partial = decode(text.as_bytes()).unwrap_err().partial;
+        assert_eq!(partial.coupon_code.unwrap().as_str(), "123446565767");
+        assert_eq!(partial.brand_id, None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The headers that carry a command's progress through a wait queue, and back.
+//! The headers that carry a command's progress through a delay queue, and back.
 //!
 //! A copy is known by them alone, so anyone who may publish commands can forge them: nothing here is trusted further than it can be
 //! checked: a damaged copy is an ending, never a loop, and no header can prolong a command beyond the limits.
@@ -11,10 +11,10 @@ use crate::attempt::{EffectState, Evidence, Progress, Rejection};
 use crate::coupon::{Coupon, CouponState};
 use crate::wire::event::Entry;
 
-/// Questions put so far.
+/// Operations put so far.
 pub const ATTEMPTS: &str = "x-redemption-attempts";
-/// Wait queues passed so far.
-pub const DELAYS_PASSED: &str = "x-redemption-tiers";
+/// Delay queues passed so far.
+pub const DELAYS_PASSED: &str = "x-redemption-delays";
 /// When the command was first seen, RFC 3339.
 pub const FIRST_SEEN: &str = "x-redemption-first-seen";
 /// When the work ends, RFC 3339. The only one of these that a publisher may set on a fresh command.
@@ -25,12 +25,12 @@ pub const LAST_VERDICT: &str = "x-redemption-last-verdict";
 pub const BODY_SHA256: &str = "x-redemption-body-sha256";
 /// The last attempts, as JSON.
 pub const EVIDENCE: &str = "x-redemption-evidence";
-/// The provider's last objection, as JSON. Never missing where the belief rests on one.
-pub const REJECTION: &str = "x-redemption-objection";
+/// The provider's last rejection, as JSON. Never missing where the effect rests on one.
+pub const REJECTION: &str = "x-redemption-rejection";
 
 /// How many of the attempts met a fault of our own or a brand that keeps us out. Missing where none did.
 pub const SUSPENDED: &str = "x-redemption-suspended";
-/// From when an inquiry counts as negative, RFC 3339. Missing where that is not known.
+/// From when an query counts as negative, RFC 3339. Missing where that is not known.
 pub const NEGATIVES_FROM: &str = "x-redemption-negatives-from";
 /// Before when nobody can have sent the command, RFC 3339. Missing where that is not known.
 pub const UNSENT_BEFORE: &str = "x-redemption-unsent-before";
@@ -109,8 +109,8 @@ pub fn write(progress: &Progress, evidence: &[Evidence], body_sha256: &str) -> V
         (BODY_SHA256, body_sha256.to_owned()),
         (EVIDENCE, json(&entries)),
     ];
-    if let Some(objection) = &progress.rejection {
-        headers.push((REJECTION, json(&RejectionEntry::from(objection))));
+    if let Some(rejection) = &progress.rejection {
+        headers.push((REJECTION, json(&RejectionEntry::from(rejection))));
     }
     if progress.suspended > 0 {
         headers.push((SUSPENDED, progress.suspended.to_string()));
@@ -133,20 +133,20 @@ pub fn is_retry_message(has: impl Fn(&str) -> bool) -> bool {
     RETRY_MESSAGE_ONLY.into_iter().any(has)
 }
 
-/// The deadline of a fresh command. One that lies beyond the horizon is drawn in, one that cannot be read is told.
+/// The deadline of a fresh command. One that lies beyond the maximum deadline is drawn in, one that cannot be read is told.
 ///
 /// # Errors
 /// [`Damage::Unreadable`] where the header is not an RFC 3339 time.
 pub fn deadline(
     header: Option<&str>,
     first_seen: Timestamp,
-    horizon: DeadlineLimits,
+    deadline_limits: DeadlineLimits,
 ) -> Result<Timestamp, CorruptRetryMessage> {
     match header {
-        None => Ok(saturating(first_seen, horizon.default)),
+        None => Ok(saturating(first_seen, deadline_limits.default)),
         Some(text) => {
             let asked: Timestamp = text.parse().map_err(|_| CorruptRetryMessage::Unreadable(DEADLINE))?;
-            Ok(asked.min(saturating(first_seen, horizon.furthest)))
+            Ok(asked.min(saturating(first_seen, deadline_limits.furthest)))
         }
     }
 }
@@ -160,7 +160,7 @@ pub fn read<'a>(
     header: impl Fn(&'static str) -> Option<&'a str>,
     body_sha256: &str,
     now: Timestamp,
-    horizon: DeadlineLimits,
+    deadline_limits: DeadlineLimits,
 ) -> Result<Restored, CorruptRetryMessage> {
     let wanted = |name| {
         let text = header(name).ok_or(CorruptRetryMessage::Missing(name))?;
@@ -170,11 +170,11 @@ pub fn read<'a>(
     let count = |name| wanted(name)?.parse::<u32>().map_err(|_| CorruptRetryMessage::Unreadable(name));
 
     let attempts = count(ATTEMPTS)?;
-    let tiers_passed = count(DELAYS_PASSED)?;
-    // A time of first sight in the future would move the horizon with it.
+    let delays_passed = count(DELAYS_PASSED)?;
+    // A time of first sight in the future would move the maximum deadline with it.
     let first_seen = time(FIRST_SEEN)?.min(now);
-    let deadline = time(DEADLINE)?.min(saturating(first_seen, horizon.furthest));
-    let belief = EffectState::from_header(wanted(LAST_VERDICT)?)
+    let deadline = time(DEADLINE)?.min(saturating(first_seen, deadline_limits.furthest));
+    let effect = EffectState::from_header(wanted(LAST_VERDICT)?)
         .ok_or(CorruptRetryMessage::Unreadable(LAST_VERDICT))?;
     if !wanted(BODY_SHA256)?.eq_ignore_ascii_case(body_sha256) {
         return Err(CorruptRetryMessage::BodyChanged);
@@ -183,8 +183,8 @@ pub fn read<'a>(
         serde_json::from_str(wanted(EVIDENCE)?).map_err(|_| CorruptRetryMessage::Unreadable(EVIDENCE))?;
     let mut evidence: Vec<Evidence> = entries.into_iter().map(Evidence::from).collect();
     Evidence::keep_last(&mut evidence);
-    let objection = match header(REJECTION) {
-        None if belief.rejection().is_some() => return Err(CorruptRetryMessage::Missing(REJECTION)),
+    let rejection = match header(REJECTION) {
+        None if effect.rejection().is_some() => return Err(CorruptRetryMessage::Missing(REJECTION)),
         None => None,
         Some(_) => Some(
             serde_json::from_str::<RejectionEntry>(wanted(REJECTION)?)
@@ -201,7 +201,7 @@ pub fn read<'a>(
         return Err(CorruptRetryMessage::Unreadable(COUPON_STATE));
     }
     let coupon = state.map(|state| Coupon::in_state(CouponState::from_wire(state)));
-    let mut progress = Progress::resumed(attempts, tiers_passed, belief, first_seen, deadline, objection);
+    let mut progress = Progress::resumed(attempts, delays_passed, effect, first_seen, deadline, rejection);
     (progress.suspended, progress.coupon) = (suspended, coupon);
     (progress.negatives_from, progress.unsent_before) = (negatives_from, unsent_before);
     Ok(Restored { progress, evidence })
@@ -236,19 +236,19 @@ struct RejectionEntry {
     request_id: Option<Box<str>>,
 }
 
-/// A status of 400 or more, as every objection has.
+/// A status of 400 or more, as every rejection has.
 fn rejection_header<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
     let status = u16::deserialize(deserializer)?;
     if (400..=999).contains(&status) {
         Ok(status)
     } else {
-        Err(D::Error::custom("no status of an objection"))
+        Err(D::Error::custom("no status of an rejection"))
     }
 }
 
 impl From<&Rejection> for RejectionEntry {
-    fn from(objection: &Rejection) -> Self {
-        let Rejection { http_status, code, sub_code, message, request_id } = objection.clone();
+    fn from(rejection: &Rejection) -> Self {
+        let Rejection { http_status, code, sub_code, message, request_id } = rejection.clone();
         Self { http_status, code, sub_code, message, request_id }
     }
 }
@@ -267,7 +267,7 @@ mod tests {
     use super::*;
     use crate::verdict::Reason;
 
-    const HORIZON: DeadlineLimits =
+    const DEADLINE_LIMITS: DeadlineLimits =
         DeadlineLimits { default: SignedDuration::from_hours(24), furthest: SignedDuration::from_hours(72) };
     const BODY: &str = "0af1";
 
@@ -279,7 +279,7 @@ mod tests {
         at("2026-03-05T05:00:00Z")
     }
 
-    fn objection() -> Rejection {
+    fn rejection() -> Rejection {
         Rejection {
             http_status: 403,
             code: Some("NOT_ENOUGH".into()),
@@ -297,24 +297,24 @@ mod tests {
             status: Some(403),
             request_id: Some(format!("{n:x>128}")),
             serial: Some("PUB_KEY_ID_0000000000000024101100397200000006".to_owned()),
-            verdict: "objected".to_owned(),
+            verdict: "rejected".to_owned(),
         };
         (0..count).map(entry).collect()
     }
 
-    fn progress(belief: EffectState, objection: Option<Rejection>) -> Progress {
+    fn progress(effect: EffectState, rejection: Option<Rejection>) -> Progress {
         let (first_seen, deadline) = (at("2026-03-05T04:30:45Z"), at("2026-03-06T04:30:45.5Z"));
-        Progress::resumed(7, 2, belief, first_seen, deadline, objection)
+        Progress::resumed(7, 2, effect, first_seen, deadline, rejection)
     }
 
     fn written() -> Vec<(&'static str, String)> {
-        let belief = EffectState::Objected { reason: Reason::NotUsable, doubtful: true };
-        write(&progress(belief, Some(objection())), &evidence(2), BODY)
+        let effect = EffectState::Rejected { reason: Reason::NotUsable, doubtful: true };
+        write(&progress(effect, Some(rejection())), &evidence(2), BODY)
     }
 
     fn read_back(headers: &[(&'static str, String)]) -> Result<Restored, CorruptRetryMessage> {
         let header = |name| headers.iter().find(|(key, _)| *key == name).map(|(_, text)| text.as_str());
-        read(header, BODY, now(), HORIZON)
+        read(header, BODY, now(), DEADLINE_LIMITS)
     }
 
     fn with(name: &'static str, text: &str) -> Result<Restored, CorruptRetryMessage> {
@@ -331,15 +331,15 @@ mod tests {
     }
 
     #[test]
-    fn attempts_and_objections_that_the_service_never_writes_are_damage() {
+    fn attempts_and_rejections_that_the_service_never_writes_are_damage() {
         let entries = json(&[Entry::from(&evidence(1)[0])]);
-        let objection = json(&RejectionEntry::from(&objection()));
+        let rejection = json(&RejectionEntry::from(&rejection()));
         for (name, text, from, to) in [
             (EVIDENCE, &entries, "\"redeem\"", "\"guess\""),
-            (EVIDENCE, &entries, "\"objected\"", "\"fine\""),
+            (EVIDENCE, &entries, "\"rejected\"", "\"fine\""),
             (EVIDENCE, &entries, "\"status\":403", "\"status\":99"),
             (EVIDENCE, &entries, "\"status\":403", "\"status\":1000"),
-            (REJECTION, &objection, "\"http_status\":403", "\"http_status\":200"),
+            (REJECTION, &rejection, "\"http_status\":403", "\"http_status\":200"),
         ] {
             assert!(text.contains(from), "{text}");
             assert!(with(name, text).is_ok(), "{name}");
@@ -355,21 +355,21 @@ mod tests {
     #[test]
     fn what_is_written_is_read_back() {
         let reason = Reason::NotUsable;
-        for belief in [
+        for effect in [
             EffectState::NoEffect,
-            EffectState::Unsure,
+            EffectState::Unknown,
             EffectState::SeenUsed,
-            EffectState::Objected { reason, doubtful: true },
-            EffectState::Objected { reason, doubtful: false },
+            EffectState::Rejected { reason, doubtful: true },
+            EffectState::Rejected { reason, doubtful: false },
         ] {
-            for objection in [None, Some(objection())] {
-                let put_away = progress(belief, objection);
-                if put_away.rejection.is_none() && belief.rejection().is_some() {
+            for rejection in [None, Some(rejection())] {
+                let put_away = progress(effect, rejection);
+                if put_away.rejection.is_none() && effect.rejection().is_some() {
                     let headers = write(&put_away, &[], BODY);
                     assert_eq!(
                         read_back(&headers),
                         Err(CorruptRetryMessage::Missing(REJECTION)),
-                        "{belief:?}"
+                        "{effect:?}"
                     );
                     continue;
                 }
@@ -383,7 +383,7 @@ mod tests {
     #[test]
     fn a_header_that_is_missing_is_named() {
         let known = RETRY_MESSAGE_ONLY.into_iter().chain([DEADLINE]);
-        // An objection may be missing where nothing rests on one; here something does.
+        // An rejection may be missing where nothing rests on one; here something does.
         for name in known.filter(|name| *name == REJECTION || !OPTIONAL.contains(name)) {
             assert_eq!(without(name), Err(CorruptRetryMessage::Missing(name)));
         }
@@ -391,7 +391,7 @@ mod tests {
 
     #[test]
     fn what_may_be_missing_is_read_back_where_it_is_there() {
-        let mut put_away = progress(EffectState::Unsure, None);
+        let mut put_away = progress(EffectState::Unknown, None);
         put_away.suspended = 3;
         put_away.negatives_from = Some(at("2026-03-05T05:00:17Z"));
         put_away.unsent_before = Some(at("2026-03-05T04:30:45Z"));
@@ -410,12 +410,12 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_carries_no_other_objection_than_the_provider_can_make() {
+    fn a_copy_carries_no_other_rejection_than_the_provider_can_make() {
         for reason in Reason::ALL {
-            for kind in ["objected", "objected-doubtful"] {
-                let belief = with(LAST_VERDICT, &format!("{kind} {}", reason.as_str()));
+            for kind in ["rejected", "rejected_unverified"] {
+                let effect = with(LAST_VERDICT, &format!("{kind} {}", reason.as_str()));
                 assert_eq!(
-                    belief.is_ok(),
+                    effect.is_ok(),
                     Reason::REJECTIONS.contains(&reason),
                     "{kind} {}",
                     reason.as_str()
@@ -441,7 +441,7 @@ mod tests {
         check(DEADLINE, &["", "tomorrow", "10000-01-01T00:00:00Z", "2026-03-05T00:00:00"]);
         check(
             LAST_VERDICT,
-            &["", "redeemed", "unsure 1", "objected", "objected nothing", "objected  not_usable"],
+            &["", "redeemed", "unknown 1", "rejected", "rejected nothing", "rejected  not_usable"],
         );
         check(EVIDENCE, &["", "{}", "[{}]", "[1]", "null", "[", r#"[{"at": "now"}]"#]);
         check(
@@ -466,12 +466,12 @@ mod tests {
     }
 
     #[test]
-    fn no_header_prolongs_a_command_beyond_the_horizon() {
+    fn no_header_prolongs_a_command_beyond_the_deadline_limits() {
         let deadline = |name, text| with(name, text).unwrap().progress.deadline;
         assert_eq!(deadline(DEADLINE, "9999-12-30T00:00:00Z"), at("2026-03-08T04:30:45Z"));
         assert_eq!(deadline(DEADLINE, "2001-01-01T00:00:00Z"), at("2001-01-01T00:00:00Z"));
         assert_eq!(deadline(DEADLINE, "2026-03-06T04:30:45.5+08:00"), at("2026-03-05T20:30:45.5Z"));
-        // A time of first sight in the future is now; the horizon moves no further.
+        // A time of first sight in the future is now; the maximum deadline moves no further.
         let carried = with(FIRST_SEEN, "2030-01-01T00:00:00Z").unwrap().progress;
         assert_eq!((carried.first_seen, carried.deadline), (now(), at("2026-03-06T04:30:45.5Z")));
         let mut headers = written();
@@ -482,15 +482,18 @@ mod tests {
     }
 
     #[test]
-    fn the_deadline_of_a_fresh_command_is_asked_for_within_the_horizon_or_the_default() {
+    fn the_deadline_of_a_fresh_command_is_asked_for_within_the_deadline_limits_or_the_default() {
         let check = |header: Option<&str>, wanted: &str| {
-            assert_eq!(deadline(header, now(), HORIZON), Ok(at(wanted)), "{header:?}");
+            assert_eq!(deadline(header, now(), DEADLINE_LIMITS), Ok(at(wanted)), "{header:?}");
         };
         check(None, "2026-03-06T05:00:00Z");
         check(Some("2026-03-05T06:00:00Z"), "2026-03-05T06:00:00Z");
         check(Some("2001-01-01T00:00:00Z"), "2001-01-01T00:00:00Z");
         check(Some("9999-12-30T00:00:00Z"), "2026-03-08T05:00:00Z");
-        assert_eq!(deadline(Some("soon"), now(), HORIZON), Err(CorruptRetryMessage::Unreadable(DEADLINE)));
+        assert_eq!(
+            deadline(Some("soon"), now(), DEADLINE_LIMITS),
+            Err(CorruptRetryMessage::Unreadable(DEADLINE))
+        );
         let forever = DeadlineLimits { default: SignedDuration::MAX, furthest: SignedDuration::MAX };
         assert_eq!(deadline(None, now(), forever), Ok(Timestamp::MAX));
     }
@@ -523,7 +526,7 @@ mod tests {
             message: Some("\u{1}".repeat(1024).into()),
             code: Some("\u{1}".repeat(64).into()),
             request_id: Some("\"".repeat(128).into()),
-            ..objection()
+            ..rejection()
         };
         let mut sixteen = evidence(16);
         for entry in &mut sixteen {
@@ -549,7 +552,7 @@ mod tests {
             any::<String>(),
             "[0-9]{1,12}",
             "[0-9]{1,6}-[0-9]{1,3}-[0-9]{1,3}T[0-9:.]{1,12}(Z|[+-][0-9:]{1,6})",
-            "(clear|unsure|used|objected|objected-doubtful)( [a-z_]{0,20})?",
+            "(clear|unknown|used|rejected|rejected_unverified)( [a-z_]{0,20})?",
             r#"[\[\]{}",:a-z0-9_]{0,60}"#,
         ]
     }
@@ -559,7 +562,7 @@ mod tests {
         fn whatever_the_headers_say_they_are_read_or_named(texts in prop::collection::vec(prop::option::of(text()), 12)) {
             let names: Vec<_> = RETRY_MESSAGE_ONLY.into_iter().chain([DEADLINE]).collect();
             let header = |name| names.iter().position(|known| *known == name).and_then(|n| texts[n].as_deref());
-            if let Ok(carried) = read(header, BODY, now(), HORIZON) {
+            if let Ok(carried) = read(header, BODY, now(), DEADLINE_LIMITS) {
                 prop_assert!(carried.progress.first_seen <= now());
                 prop_assert!(carried.evidence.len() <= Evidence::KEPT);
             }
@@ -567,7 +570,7 @@ mod tests {
             for name in names.iter().copied() {
                 let text = texts[0].as_deref().unwrap_or_default();
                 if let Ok(carried) = with(name, text) {
-                    prop_assert!(carried.progress.deadline <= saturating(now(), HORIZON.furthest));
+                    prop_assert!(carried.progress.deadline <= saturating(now(), DEADLINE_LIMITS.furthest));
                 }
             }
         }

@@ -121,10 +121,10 @@ pub struct Data<'a> {
     /// The coupon's state as WeChat Pay last authentically gave it; null where nothing authentic is known, or where it
     /// last said, as authentically, that there is no such coupon.
     coupon_state: Option<&'a str>,
-    /// `answer`, `inquiry`, `validation` or `deadline`.
+    /// `answer`, `query`, `validation` or `deadline`.
     #[schemars(schema_with = "schema::established_by_words")]
     established_by: &'static str,
-    /// Calls made for this command, through every wait queue.
+    /// Calls made for this command, through every delay queue.
     attempts: u32,
     /// The coupon exactly as WeChat Pay sent it, signature verified; fields may appear at any time. Half a surrogate pair in
     /// it is replaced by U+FFFD; what no strict reader could read, or what is too large, is reduced to code and state. Null
@@ -148,10 +148,10 @@ pub struct Problem<'a> {
     /// One of a closed list.
     #[schemars(schema_with = "schema::reason_words")]
     reason: &'static str,
-    /// HTTP status of the provider's objection.
+    /// HTTP status of the provider's rejection.
     #[schemars(range(min = 400, max = 999))]
     http_status: Option<u16>,
-    /// `code` of the provider's objection.
+    /// `code` of the provider's rejection.
     code: Option<&'a str>,
     /// The number at the end of the provider's `Request-ID`.
     sub_code: Option<u64>,
@@ -174,17 +174,17 @@ pub struct FaultEntry<'a> {
     problem: &'a str,
 }
 
-/// One attempt, as events and wait-queue headers spell it.
+/// One attempt, as events and delay-queue headers spell it.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
-    /// When the question was put, RFC 3339.
+    /// When the operation was put, RFC 3339.
     #[schemars(schema_with = "schema::time")]
     at: Timestamp,
-    /// `redeem` or `inquire`.
+    /// `redeem` or `query`.
     #[serde(deserialize_with = "operation_word")]
     #[schemars(schema_with = "schema::operation_words")]
-    question: String,
+    operation: String,
     /// The host that was asked.
     host: String,
     /// HTTP status of the answer; null where none came.
@@ -224,16 +224,15 @@ fn word<'de, D: Deserializer<'de>>(deserializer: D, known: &[&str]) -> Result<St
 
 impl From<&Evidence> for Entry {
     fn from(evidence: &Evidence) -> Self {
-        let Evidence { at, operation: question, host, status, request_id, serial, verdict } =
-            evidence.clone();
-        Self { at, question, host, status, request_id, serial, verdict }
+        let Evidence { at, operation, host, status, request_id, serial, verdict } = evidence.clone();
+        Self { at, operation, host, status, request_id, serial, verdict }
     }
 }
 
 impl From<Entry> for Evidence {
     fn from(entry: Entry) -> Self {
-        let Entry { at, question, host, status, request_id, serial, verdict } = entry;
-        Self { at, operation: question, host, status, request_id, serial, verdict }
+        let Entry { at, operation, host, status, request_id, serial, verdict } = entry;
+        Self { at, operation, host, status, request_id, serial, verdict }
     }
 }
 
@@ -256,14 +255,14 @@ pub struct EventContext<'a> {
 pub fn encode(redemption: &Redemption, outcome: &Outcome, telling: EventContext<'_>) -> Event {
     let coupon = outcome.coupon();
     let (entity, coupon_reduced) = coupon.map_or((None, None), embed);
-    let objection = outcome.rejection();
+    let rejection = outcome.rejection();
     let problem = outcome.reason().map(|reason| Problem {
         reason: reason.as_str(),
-        http_status: objection.map(|objection| objection.http_status),
-        code: objection.and_then(|objection| objection.code.as_deref()),
-        sub_code: objection.and_then(|objection| objection.sub_code),
-        message: objection.and_then(|objection| objection.message.as_deref()),
-        request_id: objection.and_then(|objection| objection.request_id.as_deref()),
+        http_status: rejection.map(|rejection| rejection.http_status),
+        code: rejection.and_then(|rejection| rejection.code.as_deref()),
+        sub_code: rejection.and_then(|rejection| rejection.sub_code),
+        message: rejection.and_then(|rejection| rejection.message.as_deref()),
+        request_id: rejection.and_then(|rejection| rejection.request_id.as_deref()),
         faults: Vec::new(),
     });
     let code = redemption.coupon_code.as_str();
@@ -297,11 +296,11 @@ pub fn encode(redemption: &Redemption, outcome: &Outcome, telling: EventContext<
 /// Tells of bytes that are not a command. `digest` is the SHA-256 of the bytes in hex: with what can be read of the
 /// command it makes the identity.
 pub fn encode_invalid(rejected: &Rejected, digest: &str, telling: EventContext<'_>) -> Event {
-    let legible = &rejected.partial;
+    let partial = &rejected.partial;
     let faults =
         rejected.faults.iter().map(|fault| FaultEntry { pointer: &fault.pointer, problem: &fault.problem });
     encode_unread(
-        legible,
+        partial,
         OutcomeKind::Invalid,
         Reason::InvalidCommand,
         EstablishedBy::Validation,
@@ -311,18 +310,18 @@ pub fn encode_invalid(rejected: &Rejected, digest: &str, telling: EventContext<'
     )
 }
 
-/// Tells of a wait-queue copy that came back damaged: what was asked before is not known.
+/// Tells of a retry message that came back damaged: what was asked before is not known.
 pub fn encode_corrupt_retry_message(
     redemption: &Redemption,
     damage: &str,
     digest: &str,
     telling: EventContext<'_>,
 ) -> Event {
-    let legible = PartialCommand::from(redemption);
+    let partial = PartialCommand::from(redemption);
     encode_unread(
-        &legible,
+        &partial,
         OutcomeKind::Unresolved,
-        Reason::DamagedCopy,
+        Reason::CorruptRetryMessage,
         EstablishedBy::Validation,
         vec![FaultEntry { pointer: "", problem: damage }],
         digest,
@@ -331,7 +330,7 @@ pub fn encode_corrupt_retry_message(
 }
 
 fn encode_unread(
-    legible: &PartialCommand,
+    partial: &PartialCommand,
     kind: OutcomeKind,
     reason: Reason,
     by: EstablishedBy,
@@ -349,13 +348,13 @@ fn encode_unread(
         faults,
     };
     let data = Data {
-        openid: legible.openid.as_ref().map(|it| it.as_str()),
-        coupon_code: legible.coupon_code.as_ref().map(|it| it.as_str()),
-        brand_id: legible.brand_id.as_ref().map(|it| it.as_str()),
-        product_coupon_id: legible.product_coupon_id.as_ref().map(|it| it.as_str()),
-        stock_id: legible.stock_id.as_ref().map(|it| it.as_str()),
-        appid: legible.appid.as_ref().map(|it| it.as_str()),
-        out_request_no: legible.out_request_no.as_ref().map(|it| it.as_str()),
+        openid: partial.openid.as_ref().map(|it| it.as_str()),
+        coupon_code: partial.coupon_code.as_ref().map(|it| it.as_str()),
+        brand_id: partial.brand_id.as_ref().map(|it| it.as_str()),
+        product_coupon_id: partial.product_coupon_id.as_ref().map(|it| it.as_str()),
+        stock_id: partial.stock_id.as_ref().map(|it| it.as_str()),
+        appid: partial.appid.as_ref().map(|it| it.as_str()),
+        out_request_no: partial.out_request_no.as_ref().map(|it| it.as_str()),
         outcome: kind.as_str(),
         coupon_state: None,
         established_by: by.as_str(),
@@ -468,13 +467,13 @@ mod tests {
         Coupon {
             code: "C0001".into(),
             state: CouponState::Used,
-            usage: UsageTrace::Once(Trace::default()),
+            usage: UsageTrace::Single(Trace::default()),
             ids: vec![],
             entity: ENTITY.into(),
         }
     }
 
-    fn objection() -> Rejection {
+    fn rejection() -> Rejection {
         Rejection {
             http_status: 403,
             code: Some("NOT_ENOUGH".into()),
@@ -492,7 +491,7 @@ mod tests {
             status: (n.is_multiple_of(2)).then_some(403),
             request_id: (n.is_multiple_of(2)).then(|| "08E68E97CC06-268578776".to_owned()),
             serial: (n.is_multiple_of(2)).then(|| "PUB_KEY_ID_01".to_owned()),
-            verdict: if n.is_multiple_of(2) { "objected" } else { "unsure" }.to_owned(),
+            verdict: if n.is_multiple_of(2) { "rejected" } else { "unknown" }.to_owned(),
         };
         (0..count).map(attempt).collect()
     }
@@ -513,7 +512,7 @@ mod tests {
         let expired = Coupon { state: CouponState::Expired, entity, ..coupon() };
         [
             Outcome::Redeemed { by: EstablishedBy::Response, coupon: coupon() },
-            Outcome::Refused { reason, by, coupon: Some(expired), rejection: Some(objection()) },
+            Outcome::Refused { reason, by, coupon: Some(expired), rejection: Some(rejection()) },
             Outcome::Unresolved { reason: Reason::DeadlinePassed, coupon: None, rejection: None },
         ]
     }
@@ -529,7 +528,7 @@ mod tests {
     fn damaged() -> Event {
         encode_corrupt_retry_message(
             &redemption(),
-            "header x-redemption-tiers is missing",
+            "header x-redemption-delays is missing",
             "d1",
             telling(&[]),
         )
@@ -707,7 +706,7 @@ mod tests {
         let outcome = Outcome::Unresolved {
             reason: Reason::DeadlinePassed,
             coupon: Some(coupon),
-            rejection: Some(objection()),
+            rejection: Some(rejection()),
         };
         let event = told(&outcome);
         let data = &parsed(&event)["data"];
@@ -717,7 +716,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_that_is_not_known_is_told_as_it_was_spelt() {
+    fn a_state_that_is_not_known_is_told_as_it_was_spelled() {
         let coupon = Coupon { state: CouponState::from_wire("FRO\"ZEN"), ..coupon() };
         let event = told(&Outcome::Redeemed { by: EstablishedBy::Response, coupon });
         assert_eq!(parsed(&event)["data"]["coupon_state"], "FRO\"ZEN");

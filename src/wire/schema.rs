@@ -318,7 +318,7 @@ pub(super) fn reason_words(_: &mut SchemaGenerator) -> Schema {
     one_of(Reason::ALL.map(Reason::as_str))
 }
 
-/// `question` of an attempt.
+/// `operation` of an attempt.
 pub(super) fn operation_words(_: &mut SchemaGenerator) -> Schema {
     one_of(Operation::ALL.map(Operation::as_str))
 }

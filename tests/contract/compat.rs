@@ -10,9 +10,9 @@ use serde_json::{Map, Value};
 /// Which way a message goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Others write it: it may accept more, never less.
+    /// Others write it may accept more, never less.
     Command,
-    /// Others read it: it may tell more, and never tell otherwise.
+    /// Others read it may tell more, and never tell otherwise.
     Event,
 }
 

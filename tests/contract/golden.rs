@@ -37,10 +37,10 @@ const BUNDLE: &str = include_str!("coupons/bundle.json");
 const SEQUENTIAL: &str = include_str!("coupons/sequential.json");
 const EXPIRED: &str = include_str!("coupons/expired.json");
 
-fn attempt(at: &str, question: Operation, status: Option<u16>, verdict: &str) -> Evidence {
+fn attempt(at: &str, operation: Operation, status: Option<u16>, verdict: &str) -> Evidence {
     Evidence {
         at: at.parse().unwrap(),
-        operation: question.as_str().to_owned(),
+        operation: operation.as_str().to_owned(),
         host: "api.mch.weixin.qq.com".to_owned(),
         status,
         request_id: status.map(|status| match status {
@@ -131,15 +131,15 @@ pub fn events() -> Vec<(&'static str, String)> {
     let evening = "2026-03-06T10:00:01.204Z";
     let later = [attempt("2026-03-06T10:00:01.104Z", Operation::Redeem, Some(200), "redeemed")];
     let twice = [
-        attempt("2026-03-05T04:30:45.918427827Z", Operation::Redeem, Some(403), "objected"),
+        attempt("2026-03-05T04:30:45.918427827Z", Operation::Redeem, Some(403), "rejected"),
         attempt("2026-03-05T04:30:46.021178411Z", Operation::Query, Some(200), "refused"),
     ];
     let lost = [
-        attempt("2026-03-05T04:30:45.918427827Z", Operation::Redeem, None, "unsure"),
+        attempt("2026-03-05T04:30:45.918427827Z", Operation::Redeem, None, "unknown"),
         attempt("2026-03-06T04:30:44.018427827Z", Operation::Query, None, "not_sent"),
     ];
     let told = "2026-03-05T04:30:45.923940153Z";
-    let account = |deed, because, inquiry| AuditContext {
+    let account = |deed, because, query| AuditContext {
         source: &config.event.source,
         at: "2026-03-07T09:00:00Z".parse().unwrap(),
         deed,
@@ -149,9 +149,9 @@ pub fn events() -> Vec<(&'static str, String)> {
         parked_at: Some("2026-03-06T04:30:45Z".parse().unwrap()),
         sha256: &pay_score_digest,
         bytes: COMMANDS[2].1.len(),
-        legible: Box::leak(Box::new(PartialCommand::from(&pay_score))),
-        inquiry,
-        coupon_state: inquiry.map(|_| "EFFECTIVE"),
+        partial: Box::leak(Box::new(PartialCommand::from(&pay_score))),
+        query,
+        coupon_state: query.map(|_| "EFFECTIVE"),
     };
     let asked = attempt("2026-03-07T08:59:59.5Z", Operation::Query, Some(200), "not_executed");
     let text = |body: Vec<u8>| laid_out(&String::from_utf8(body).unwrap());
@@ -186,7 +186,7 @@ pub fn events() -> Vec<(&'static str, String)> {
             text(
                 event::encode_corrupt_retry_message(
                     &pay_score,
-                    "header x-redemption-tiers is missing",
+                    "header x-redemption-delays is missing",
                     &pay_score_digest,
                     telling(told, 0, &[]),
                 )
@@ -196,8 +196,12 @@ pub fn events() -> Vec<(&'static str, String)> {
         (
             "audit.replayed.json",
             text(
-                audit::encode(account(OperatorAction::SentAgain, Some("the provider is back"), Some(&asked)))
-                    .body,
+                audit::encode(account(
+                    OperatorAction::Republished,
+                    Some("the provider is back"),
+                    Some(&asked),
+                ))
+                .body,
             ),
         ),
         ("audit.discarded.json", text(audit::encode(account(OperatorAction::Discarded, None, None)).body)),

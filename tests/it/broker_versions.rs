@@ -157,9 +157,9 @@ async fn over_the_delivery_limit_a_command_is_dead_lettered() {
 }
 
 /// A client's own `x-death` counts for 3.x itself and not for 4.x, but both pass it on. To the service it means "may have
-/// been tried before": it costs inquiries, and nothing else.
+/// been tried before": it costs queries, and nothing else.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_forged_x_death_costs_inquiries_at_most() {
+async fn a_forged_x_death_costs_queries_at_most() {
     let version = spawn_blocking(|| version(shared())).await.unwrap();
     let mut bed = Bed::new().await;
     bed.issue("C1", json!({}));
@@ -176,15 +176,15 @@ async fn a_forged_x_death_costs_inquiries_at_most() {
     bed.publish_bytes(command("C1", "USE_0001").to_string().as_bytes(), properties).await;
     let told = bed.told().await;
     assert_eq!(told.gist(), "redeemed - USED");
-    let first = told.data("/evidence/0/question").as_str().unwrap().to_owned();
-    println!("RabbitMQ {version}: a forged x-death, and the first question is {first}");
-    assert_eq!(first, "inquire");
+    let first = told.data("/evidence/0/operation").as_str().unwrap().to_owned();
+    println!("RabbitMQ {version}: a forged x-death, and the first operation is {first}");
+    assert_eq!(first, "query");
     assert_eq!(bed.uses().len(), 1);
     service.stop().await;
 }
 
 /// A command that is held longer than the broker's consumer timeout: up to 4.2 the broker closes the channel, later ones
-/// cancel the consumer. Either way the generation ends, the next one gets the command again, and nothing is done twice.
+/// cancel the consumer. Either way the session ends, the next one gets the command again, and nothing is done twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_consumer_that_the_broker_times_out_begins_anew() {
     let broker = spawn_blocking(|| Broker::start_with(&["consumer_timeout = 2000"])).await.unwrap();
@@ -193,7 +193,7 @@ async fn a_consumer_that_the_broker_times_out_begins_anew() {
     tokio::task::block_in_place(|| broker.ctl(&["eval", eval]));
     let version = tokio::task::block_in_place(|| version(&broker));
     let bed = Bed::on(&broker).await;
-    // Results are refused until somebody reads: that holds the command in its slot.
+    // Results are refused until somebody reads: that holds the command in its permit.
     let mut arguments = FieldTable::default();
     arguments.insert("x-max-length".into(), AMQPValue::LongInt(1));
     arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
@@ -210,9 +210,9 @@ async fn a_consumer_that_the_broker_times_out_begins_anew() {
         bed.issue(&format!("C{nth}"), json!({}));
         bed.publish(&command(&format!("C{nth}"), &format!("USE_000{nth}"))).await;
     }
-    let generations = async || service.metric("redeemer_broker_generations_total").await;
-    until("a generation that the broker ended", async || generations().await >= 2.0).await;
-    println!("RabbitMQ {version}: held beyond the consumer timeout, and {} generations", generations().await);
+    let sessions = async || service.metric("redeemer_broker_sessions_total").await;
+    until("a session that the broker ended", async || sessions().await >= 2.0).await;
+    println!("RabbitMQ {version}: held beyond the consumer timeout, and {} sessions", sessions().await);
 
     // Our own channel held results for as long. Up to 4.2 it is closed for that; later it stays, without its consumer.
     let closed = numbers(&version) < (4, 3);

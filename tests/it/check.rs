@@ -318,7 +318,7 @@ fn what_is_wrong_with_the_configuration_is_told_like_any_other_fault() {
         seen.of("configuration", "fault")
     };
     let text = "surprise = 1\n[broker]\nprefetch = \"many\"\n[broker.names]\ncomands = \"x\"\n";
-    let elsewhere = [("REDEEMER_WORK__CONCURRENCY", "-1"), ("REDEEMER_SHUTDOWN__DRIAN", "1s")];
+    let elsewhere = [("REDEEMER_CONCURRENCY__COMMANDS", "-1"), ("REDEEMER_SHUTDOWN__DRIAN", "1s")];
     let pair = |detail: &str, remedy: String| (detail.to_owned(), remedy);
     let mut told = look(text, &elsewhere);
     told.sort();
@@ -336,8 +336,8 @@ fn what_is_wrong_with_the_configuration_is_told_like_any_other_fault() {
             ),
             pair(&format!("surprise: {unknown}"), mends("surprise", unknown)),
             pair(
-                "work.concurrency: must not be negative",
-                "export REDEEMER_WORK__CONCURRENCY=… # must not be negative".to_owned(),
+                "concurrency.commands: must not be negative",
+                "export REDEEMER_CONCURRENCY__COMMANDS=… # must not be negative".to_owned(),
             ),
         ]
     );
@@ -365,8 +365,8 @@ fn what_is_wrong_with_the_configuration_is_told_like_any_other_fault() {
     let together = "export REDEEMER_BROKER__CLIENT_CERTIFICATE_FILE=…; export REDEEMER_BROKER__CLIENT_KEY_FILE=… # must be \
                     set together";
     assert_eq!(bare("REDEEMER_BROKER__CLIENT_KEY_FILE", "key.pem"), together);
-    let patience = "export REDEEMER_RETRY__IN_PROCESS_MAX=… # must be twice retry.settling or more";
-    assert_eq!(bare("REDEEMER_RETRY__SETTLING", "5m"), patience);
+    let patience = "export REDEEMER_RETRY__IN_PROCESS_MAX=… # must be twice retry.query_delay or more";
+    assert_eq!(bare("REDEEMER_RETRY__QUERY_DELAY", "5m"), patience);
     assert_eq!(bare("REDEEMER_BROKER__DELIVERY_LIMIT", "99999999999"), "env | grep -o '^REDEEMER_[^=]*'");
     let plain = run(redeemer().arg("check").env("REDEEMER_BROKER__PREFETCH", "0"));
     assert_eq!(plain.status.code(), Some(3));
@@ -479,7 +479,7 @@ fn a_signed_answer_is_no_proof_that_all_is_well() {
     };
     check_status(429, "FREQUENCY_LIMITED", "warning", "it did not take the call now");
     check_status(500, "SYSTEM_ERROR", "fault", "it is in trouble");
-    check_status(403, "NO_AUTH", "warning", "not authorised");
+    check_status(403, "NO_AUTH", "warning", "not authorized");
     check_status(404, "NOT_FOUND", "ok", "answered 404");
     // What would meet every command alike.
     check_status(400, "PARAM_ERROR", "fault", "PARAM_ERROR");

@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 async fn quick() -> Bed {
     let mut bed = Bed::new().await;
     bed.config.retry.initial = Span(Duration::from_millis(50));
-    bed.config.retry.settling = Span(Duration::from_millis(100));
+    bed.config.retry.query_delay = Span(Duration::from_millis(100));
     bed.config.retry.in_process_max = Span(Duration::from_millis(1_000));
-    bed.config.retry.tiers = [200, 400].map(|millis| Span(Duration::from_millis(millis))).to_vec();
+    bed.config.retry.delays = [200, 400].map(|millis| Span(Duration::from_millis(millis))).to_vec();
     bed.config.wechat.read_timeout = Span(Duration::from_millis(1_500));
     bed.config.wechat.total_timeout = Span(Duration::from_secs(2));
     bed
@@ -39,7 +39,7 @@ fn rejected(code: &str, sub_code: u64) -> Value {
         "message": "Wechatpay-Serial 有误"})
 }
 
-const SUSPENDED: &str = r#"redeemer_stopped{fault="rejected"}"#;
+const SUSPENDED: &str = r#"redeemer_suspended{reason="rejected"}"#;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rejection_of_every_command_suspends_and_charges_none() {
@@ -71,7 +71,7 @@ async fn rejection_of_every_command_suspends_and_charges_none() {
 async fn flood_of_rejected_commands_of_one_publisher_suspends_nothing() {
     let mut bed = quick().await;
     bed.faults(json!([
-        { "coupon_prefix": "bad", "question": "use", "fault": rejected("INVALID_REQUEST", 268_578_101) }
+        { "coupon_prefix": "bad", "operation": "use", "fault": rejected("INVALID_REQUEST", 268_578_101) }
     ]));
     let service = bed.start().await;
     for nth in 0..60 {
@@ -117,7 +117,7 @@ async fn reason_of_the_number_is_kept_under_any_code() {
         for code in ["PARAM_ERROR", "INVALID_REQUEST"] {
             let coupon = format!("C{nth}{code}");
             bed.faults(
-                json!([{ "coupon_code": coupon, "question": "use", "fault": rejected(code, number) }]),
+                json!([{ "coupon_code": coupon, "operation": "use", "fault": rejected(code, number) }]),
             );
             bed.issue(&coupon, json!({}));
             bed.publish(&command(&coupon, &format!("USE_{nth:04}_{code}"))).await;

@@ -22,7 +22,7 @@ const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 /// A bed whose parked commands stay, with the console open.
 async fn bed() -> Bed {
     let mut bed = Bed::new().await;
-    bed.config.retry.settling = Span(Duration::from_millis(100));
+    bed.config.retry.query_delay = Span(Duration::from_millis(100));
     bed.config.retry.initial = Span(Duration::from_millis(50));
     bed.config.admin.console_token_file = token_file(&bed, TOKEN, 0o600);
     bed.leave_parked().await;
@@ -136,9 +136,9 @@ fn between<'a>(text: &'a str, before: &str, after: &str) -> &'a str {
     rest.split_once(after).unwrap().0
 }
 
-fn asked(bed: &Bed, question: &str) -> usize {
+fn asked(bed: &Bed, operation: &str) -> usize {
     let ledger = bed.ledger();
-    ledger["attempts"].as_array().unwrap().iter().filter(|attempt| attempt["question"] == question).count()
+    ledger["attempts"].as_array().unwrap().iter().filter(|attempt| attempt["operation"] == operation).count()
 }
 
 async fn audit(audits: &mut Consumer) -> Value {
@@ -172,7 +172,7 @@ async fn only_who_knows_the_token_is_let_in_and_everyone_else_is_counted() {
     let id = park_command(&bed, "C1").await;
     let service = bed.start().await;
     let refused =
-        async |why: &str| service.metric(&format!("redeemer_console_denied_total{{why=\"{why}\"}}")).await;
+        async |why: &str| service.metric(&format!("redeemer_console_denied_total{{reason=\"{why}\"}}")).await;
     let stranger = Browser::new(&service);
 
     // A stranger sees the door and nothing else, wherever they knock.
@@ -192,7 +192,7 @@ async fn only_who_knows_the_token_is_let_in_and_everyone_else_is_counted() {
 
     // Without a session, with another's, or from another site, no form is taken.
     let forms = ["ask", "replay", "discard"].map(|what| format!("/parked/{id}/{what}"));
-    let good = [("because", "b"), ("sure", "yes"), ("deed", "sent_again")];
+    let good = [("because", "b"), ("sure", "yes"), ("deed", "republished")];
     for form in &forms {
         assert_eq!(stranger.post(form, &good).await.status, 403);
     }
@@ -220,7 +220,7 @@ async fn only_who_knows_the_token_is_let_in_and_everyone_else_is_counted() {
     assert_eq!(person.post(&forms[2], &[("because", &huge), ("sure", "yes")]).await.status, 413);
 
     // Nothing of all that has touched the command, and whoever leaves is out.
-    assert_eq!(asked(&bed, "inquire") + asked(&bed, "use"), 0);
+    assert_eq!(asked(&bed, "query") + asked(&bed, "use"), 0);
     assert!(person.get("/parked").await.text.contains("USE_C1"));
     assert_eq!(person.post("/parked/logout", &[]).await.status, 303);
     assert!(!person.get("/parked").await.text.contains("USE_C1"));
@@ -234,10 +234,10 @@ async fn parked_commands_are_listed_chosen_and_shown_without_an_openid() {
     let other_brand = command("C2", "USE_C2").to_string().replace("120344", "99");
     park(&bed, command("C1", "USE_C1").to_string().as_bytes(), "deadline_passed", 50 * hour).await;
     park(&bed, other_brand.as_bytes(), "deadline_passed", 3 * hour).await;
-    park(&bed, command("C3", "USE_C3").to_string().as_bytes(), "damaged_copy", hour).await;
+    park(&bed, command("C3", "USE_C3").to_string().as_bytes(), "corrupt_retry_message", hour).await;
     let hostile = b"<script>alert(1)</script>\xff";
     let strange = park(&bed, hostile, "<b>odd</b>", Duration::ZERO).await;
-    // An openid in bytes that are no command, as the name of a field, and spelt with an escape.
+    // An openid in bytes that are no command, as the name of a field, and spelled with an escape.
     let cut = format!("{{\"openid\": \"{OPENID}\", ");
     let mut named = command("C4", "USE_C4");
     named[OPENID] = json!(1);
@@ -299,27 +299,27 @@ async fn a_replay_is_shown_first_and_then_done_and_audited() {
 
     // What was not shown is not done.
     assert_eq!(person.post(&at("replay"), &[]).await.status, 400);
-    let promised_otherwise = person.post(&at("replay"), &[("deed", "told_redeemed")]).await;
+    let promised_otherwise = person.post(&at("replay"), &[("deed", "published_redeemed")]).await;
     assert!(promised_otherwise.text.contains("Nothing was done."), "{}", promised_otherwise.text);
-    assert_eq!((asked(&bed, "inquire"), asked(&bed, "use")), (1, 0));
+    assert_eq!((asked(&bed, "query"), asked(&bed, "use")), (1, 0));
 
     let shown = person.post(&at("ask"), &[]).await;
     assert_eq!(shown.status, 200, "{}", shown.text);
     assert!(shown.text.contains("still usable (EFFECTIVE)"), "{}", shown.text);
     assert!(shown.text.contains("Nothing has been done yet."), "{}", shown.text);
     let deed = between(&shown.text, "name=\"deed\" value=\"", "\"");
-    assert_eq!((deed, asked(&bed, "use")), ("sent_again", 0));
+    assert_eq!((deed, asked(&bed, "use")), ("republished", 0));
 
     let because = "provider outage <of 5 March>";
     let done = person.post(&at("replay"), &[("deed", deed), ("because", because)]).await;
-    assert_eq!((done.status, done.location.as_str()), (303, "/parked?done=sent_again"), "{}", done.text);
+    assert_eq!((done.status, done.location.as_str()), (303, "/parked?done=republished"), "{}", done.text);
     assert!(person.get(&done.location).await.text.contains("Sent again."));
     assert_eq!(bed.told().await.gist(), "redeemed - USED");
     assert_eq!(bed.uses(), [("C1".to_owned(), "USE_C1".to_owned())]);
     assert_eq!(asked(&bed, "use"), 1);
     let event = audit(&mut audits).await;
     assert_eq!(event["data"]["operator"], "night shift");
-    assert_eq!(event["data"]["effect"], "sent_again");
+    assert_eq!(event["data"]["effect"], "republished");
     assert!(event["data"].to_string().contains(because), "{event}");
     until("an empty parked queue", async || person.get("/parked").await.text.contains("Nothing is parked."))
         .await;
@@ -342,19 +342,20 @@ async fn what_has_taken_effect_is_told_and_what_is_refused_stays_unless_asked_fo
 
     let shown = person.post(&format!("/parked/{used}/ask"), &[]).await;
     assert!(shown.text.contains("used under this number (USED)"), "{}", shown.text);
-    let done = person.post(&format!("/parked/{used}/replay"), &[("deed", "told_redeemed")]).await;
-    assert_eq!(done.location, "/parked?done=told_redeemed", "{}", done.text);
+    let done = person.post(&format!("/parked/{used}/replay"), &[("deed", "published_redeemed")]).await;
+    assert_eq!(done.location, "/parked?done=published_redeemed", "{}", done.text);
     assert_eq!(bed.told().await.gist(), "redeemed - USED");
-    assert_eq!(audit(&mut audits).await["data"]["effect"], "told_redeemed");
+    assert_eq!(audit(&mut audits).await["data"]["effect"], "published_redeemed");
 
     let shown = person.post(&format!("/parked/{expired}/ask"), &[]).await;
     assert!(shown.text.contains("It stays parked: refused (expired)"), "{}", shown.text);
     assert!(!shown.text.contains("name=\"deed\""));
-    let tell = ("tell_refused", "yes");
+    let tell = ("publish_refused", "yes");
     let shown = person.post(&format!("/parked/{expired}/ask"), &[tell]).await;
-    assert_eq!(between(&shown.text, "name=\"deed\" value=\"", "\""), "told_refused");
-    let done = person.post(&format!("/parked/{expired}/replay"), &[("deed", "told_refused"), tell]).await;
-    assert_eq!(done.location, "/parked?done=told_refused", "{}", done.text);
+    assert_eq!(between(&shown.text, "name=\"deed\" value=\"", "\""), "published_refused");
+    let done =
+        person.post(&format!("/parked/{expired}/replay"), &[("deed", "published_refused"), tell]).await;
+    assert_eq!(done.location, "/parked?done=published_refused", "{}", done.text);
     assert_eq!(bed.told().await.gist(), "refused expired EXPIRED");
     assert_eq!(asked(&bed, "use"), 0);
     service.stop().await;
@@ -396,9 +397,8 @@ async fn impatient_operator_does_not_query_faster_than_the_console() {
     }
     // The first may have been long on its way. The second left after it had come, and five more each after 200 ms.
     let ledger = bed.ledger();
-    let inquiries =
-        ledger["attempts"].as_array().unwrap().iter().filter(|each| each["question"] == "inquire");
-    let at: Vec<_> = inquiries.map(|each| each["at_us"].as_u64().unwrap()).collect();
+    let queries = ledger["attempts"].as_array().unwrap().iter().filter(|each| each["operation"] == "query");
+    let at: Vec<_> = queries.map(|each| each["at_us"].as_u64().unwrap()).collect();
     assert!(at.len() == 7 && at[6] - at[0] >= 1_000_000, "{at:?}");
     service.stop().await;
 }
@@ -491,7 +491,7 @@ async fn page_whose_look_is_lost_does_not_send_again() {
     let person = Browser::log_in(&service).await;
     held.behave(Manner::Silent);
     let before = held.ill_treated();
-    let form = [("deed", "sent_again")];
+    let form = [("deed", "republished")];
     let path = format!("/parked/{id}/replay");
     let first = person.post(&path, &form);
     let second = async {

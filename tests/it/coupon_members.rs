@@ -11,7 +11,7 @@ use crate::bed::{Bed, PATIENCE, command};
 use futures_util::StreamExt as _;
 use lapin::Consumer;
 use lapin::options::BasicAckOptions;
-use redeemer::sandbox::{Act, App, BodyDigest, Deed, Store};
+use redeemer::sandbox::{ActionRequest, App, BodyDigest, CouponAction, Store};
 use redeemer::wire::coupon::MEMBERS;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -111,8 +111,8 @@ fn use_of(code: &str, mode: &str, nth: usize) -> Value {
     command
 }
 
-fn act(bed: &Bed, code: &str, deed: Deed) {
-    bed.sandbox.act(code, &Act { deed, number: None, round: None }).unwrap();
+fn act(bed: &Bed, code: &str, deed: CouponAction) {
+    bed.sandbox.act(code, &ActionRequest { deed, number: None, round: None }).unwrap();
 }
 
 /// Issues coupons in every look and in every state, and gives a command for each and the outcome that it must have.
@@ -132,7 +132,7 @@ fn arranged(bed: &Bed) -> BTreeMap<String, (Value, &'static str)> {
         }
         let code = format!("{letter}_returned");
         bed.issue(&code, json!({ "usage_mode": mode, "state": "USED" }));
-        act(bed, &code, Deed::Return);
+        act(bed, &code, CouponAction::Return);
         commands.insert(code.clone(), (use_of(&code, mode, 0), "redeemed"));
     }
     bed.issue("S_store", json!({ "stores": ["S1"] }));
@@ -185,8 +185,8 @@ async fn both_shapes_of_a_returned_coupon_are_told() {
     let mut results = bed.bind_results("redemption.#").await;
     for (code, shows) in [("R_hides", false), ("R_shows", true)] {
         bed.issue(code, json!({ "state": "USED", "shows_returned_use": shows }));
-        act(&bed, code, Deed::Return);
-        act(&bed, code, Deed::Expire);
+        act(&bed, code, CouponAction::Return);
+        act(&bed, code, CouponAction::Expire);
     }
     let service = bed.start().await;
     for code in ["R_hides", "R_shows"] {
@@ -214,7 +214,7 @@ async fn rejections_follow_from_stores_users_and_locks() {
         bed.issue(code, json!({}));
     }
     let number = |number: &str| Some(number.to_owned());
-    let lock = Act { deed: Deed::Lock, number: number("SOMEBODY_1"), round: None };
+    let lock = ActionRequest { deed: CouponAction::Lock, number: number("SOMEBODY_1"), round: None };
     bed.sandbox.act("C_locked", &lock).unwrap();
     let service = bed.start().await;
     for (code, store, expected) in [
@@ -237,7 +237,7 @@ async fn rejections_follow_from_stores_users_and_locks() {
         bed.attempts("C_locked").iter().any(|attempt| attempt["sub_code"] == 272_756_746)
     })
     .await;
-    bed.sandbox.act("C_locked", &Act { deed: Deed::Unlock, ..lock }).unwrap();
+    bed.sandbox.act("C_locked", &ActionRequest { deed: CouponAction::Unlock, ..lock }).unwrap();
     assert_eq!(bed.told().await.gist(), "redeemed - USED", "a lock refuses nothing for good");
     service.stop().await;
 }
@@ -333,7 +333,9 @@ async fn odd_entities_are_passed_on_or_unknown_and_never_believed_wrongly() {
     let answers = odd_answers();
     let rules: Vec<_> = answers
         .iter()
-        .map(|(code, fault, _)| json!({ "coupon_code": code, "question": "use", "times": 1, "fault": fault }))
+        .map(
+            |(code, fault, _)| json!({ "coupon_code": code, "operation": "use", "times": 1, "fault": fault }),
+        )
         .collect();
     bed.faults(json!(rules));
     let service = bed.start().await;
@@ -353,7 +355,7 @@ async fn odd_entities_are_passed_on_or_unknown_and_never_believed_wrongly() {
         assert_eq!(*event.data("coupon_state"), "USED", "{code}");
         assert!(event.bytes < 128 * 1024, "{code}: {} bytes", event.bytes);
         let rest = json!({ "coupon_code": code, "coupon_state": "USED" });
-        let by_use = *event.data("established_by") == "answer";
+        let by_use = *event.data("established_by") == "response";
         let became = match (event.is_as_sent(&ledger), *event.data("coupon") == rest) {
             (true, _) if by_use => Becomes::Whole,
             (true, _) => Becomes::Unknown,

@@ -53,7 +53,7 @@ fn calls(bed: &Bed) -> usize {
 async fn flood_past_its_deadline_ends_without_calls_beyond_the_rate() {
     const FLOOD: usize = 2_000;
     let mut bed = Bed::new().await;
-    bed.config.pace.calls_per_second = 2;
+    bed.config.rate_limit.calls_per_second = 2;
     bed.leave_parked().await;
     publish(&bed, "L", FLOOD, Some(SignedDuration::ZERO)).await;
     let from = Timestamp::now();
@@ -78,13 +78,13 @@ async fn end_while_held_back(fault: Value, cause: &str) {
     let mut bed = Bed::new().await;
     bed.config.broker.prefetch = 100;
     // What was in hand when calls were held back is delayed meanwhile.
-    bed.config.retry.tiers = [1, 5].map(|seconds| Span(Duration::from_secs(seconds))).to_vec();
+    bed.config.retry.delays = [1, 5].map(|seconds| Span(Duration::from_secs(seconds))).to_vec();
     bed = bed.relaid().await;
     bed.leave_parked().await;
     bed.faults(json!([{"fault": fault}]));
     publish(&bed, "C", FRESH, None).await;
     let service = bed.start_unready().await;
-    let held_back = format!("redeemer_breaker_cause{{cause=\"{cause}\"}}");
+    let held_back = format!("redeemer_circuit_open_cause{{cause=\"{cause}\"}}");
     service.wait_metric(&held_back, 1.0).await;
     // Among them, and behind them, in the queue: some before and some after the service has begun to sift.
     publish(&bed, "L", LATE / 2, Some(SignedDuration::from_secs(1))).await;

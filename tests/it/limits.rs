@@ -1,4 +1,4 @@
-//! Rate limit and circuit breaker, end to end: commands in trouble do not slow the rest, something in the way opens the
+//! Rate limit and circuit circuit breaker, end to end: commands in trouble do not slow the rest, something in the way opens the
 //! circuit, and both are told.
 
 use std::fs::File;
@@ -87,7 +87,7 @@ async fn all_redeemed(bed: &mut Bed, count: usize) {
 async fn commands_that_are_throttled_never_lower_the_rate() {
     let mut bed = Bed::new().await;
     bed.faults(json!([{
-        "coupon_prefix": "T", "question": "use", "first_attempts": 2, "fault": {"kind": "status", "status": 429}
+        "coupon_prefix": "T", "operation": "use", "first_attempts": 2, "fault": {"kind": "status", "status": 429}
     }]));
     // One in eight.
     for part in 0..10 {
@@ -133,13 +133,13 @@ async fn a_proxy_that_rejects_uses_opens_the_circuit() {
     publish(&bed, "WELL", 20).await;
     let program = Program::start(&bed).await;
     all_redeemed(&mut bed, 20).await;
-    // A page of its own for every POST; inquiries pass.
+    // A page of its own for every POST; queries pass.
     bed.faults(json!([{
-        "question": "use",
+        "operation": "use",
         "fault": {"kind": "status", "status": 403, "code": "PROXY", "message": "no", "signed": false}
     }]));
     publish(&bed, "C", 300).await;
-    let open = r#"redeemer_breaker_cause{cause="not_believed"}"#;
+    let open = r#"redeemer_circuit_open_cause{cause="unverified"}"#;
     until("the circuit open", async || program.metric(open).await == 1.0).await;
     let calls = bed.ledger()["attempts"].as_array().unwrap().len();
     assert!(reqwest::get(format!("http://{}/readyz", program.admin)).await.unwrap().status() == 503);
@@ -174,7 +174,7 @@ async fn proxy_in_the_way_opens_the_circuit_and_ends_no_command(#[case] status: 
     all_redeemed(&mut bed, 20).await;
     bed.faults(json!([{"fault": {"kind": "status", "status": status, "signed": false}}]));
     publish(&bed, "C", 100).await;
-    let open = r#"redeemer_breaker_cause{cause="not_believed"}"#;
+    let open = r#"redeemer_circuit_open_cause{cause="unverified"}"#;
     until("the circuit open", async || program.metric(open).await == 1.0).await;
     assert_eq!(reqwest::get(format!("http://{}/readyz", program.admin)).await.unwrap().status(), 503);
     assert_eq!(bed.uses().len(), 20);
@@ -211,16 +211,16 @@ async fn egress_filter_ends_no_command_and_loses_none() {
     bed.leave_parked().await;
     publish(&bed, "C", COMMANDS).await;
     bed.faults(json!([{
-        "question": "use",
+        "operation": "use",
         "fault": {"kind": "status", "status": 403, "code": "FILTERED", "message": "no", "signed": false}
     }]));
     let begun = Instant::now();
     let program = Program::start(&bed).await;
     until("the circuit open", async || {
-        program.metric(r#"redeemer_breaker_cause{cause="not_believed"}"#).await == 1.0
+        program.metric(r#"redeemer_circuit_open_cause{cause="unverified"}"#).await == 1.0
     })
     .await;
-    let ended = r#"redeemer_commands_settled_total{how="ended"}"#;
+    let ended = r#"redeemer_commands_settled_total{settlement="finished"}"#;
     let (mut samples, mut unready) = (0, 0);
     while begun.elapsed() < Duration::from_secs(seconds) {
         assert_eq!(program.metric(ended).await, 0.0, "a command ended behind the filter");

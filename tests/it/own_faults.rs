@@ -1,4 +1,4 @@
-//! Faults of our own, as an integrator makes them on the first day: key material in every form that tools and editors
+//! Faults of our own, as an integrator makes them on the first day: key material in every form that context and editors
 //! leave behind, serials as people copy them, files that the wrong people may read. `check` names each of them, `run`
 //! refuses to start for the same ones, and what `check` says helps.
 
@@ -605,9 +605,9 @@ fn answer_of_something_else_is_a_fault_of_check_on_either_host() {
     let long = answering(&response("200 OK", &"x".repeat(5_000)));
     let url = format!("http://{long}");
     let environment =
-        [("REDEEMER_WECHAT__BASE_URL", url.as_str()), ("REDEEMER_WECHAT__REPLY_BYTES_MAX", "1024")];
+        [("REDEEMER_WECHAT__BASE_URL", url.as_str()), ("REDEEMER_WECHAT__RESPONSE_BYTES_MAX", "1024")];
     let (told, _) = findings(&bench, &environment, "payment API");
-    assert!(told[0][2].contains("wechat.reply_bytes_max = 1024"), "{told:#?}");
+    assert!(told[0][2].contains("wechat.response_bytes_max = 1024"), "{told:#?}");
 }
 
 #[test]
@@ -844,7 +844,7 @@ fn few_descriptors_and_foreign_bytes_end_no_subcommand_in_a_panic() {
         }
     }
     // A variable that is no text, beside ours.
-    let line = "export FOREIGN=$'\\xff\\xfe' REDEEMER_WORK__CONCURRENCY=$'\\xff'; exec \"$0\" check";
+    let line = "export FOREIGN=$'\\xff\\xfe' REDEEMER_CONCURRENCY__COMMANDS=$'\\xff'; exec \"$0\" check";
     let output = shell(&bench, line, &[]);
     assert_eq!(output.status.code(), Some(4), "{}", err(&output));
 }

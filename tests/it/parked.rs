@@ -20,7 +20,7 @@ use tokio::process::Command;
 /// A bed whose parked commands stay where they are.
 async fn bed() -> Bed {
     let mut bed = Bed::new().await;
-    bed.config.retry.settling = Span(Duration::from_millis(100));
+    bed.config.retry.query_delay = Span(Duration::from_millis(100));
     bed.config.retry.initial = Span(Duration::from_millis(50));
     bed.leave_parked().await;
     bed
@@ -108,9 +108,9 @@ async fn audit(audits: &mut Consumer) -> (String, Value) {
     (delivery.routing_key.to_string(), event)
 }
 
-fn asked(bed: &Bed, question: &str) -> usize {
+fn asked(bed: &Bed, operation: &str) -> usize {
     let ledger = bed.ledger();
-    ledger["attempts"].as_array().unwrap().iter().filter(|attempt| attempt["question"] == question).count()
+    ledger["attempts"].as_array().unwrap().iter().filter(|attempt| attempt["operation"] == operation).count()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -120,7 +120,7 @@ async fn parked_commands_are_listed_and_chosen_and_stay_where_they_are() {
     let other_brand = command("C2", "USE_C2").to_string().replace("120344", "99");
     park(&bed, command("C1", "USE_C1").to_string().as_bytes(), "deadline_passed", 50 * hour).await;
     park(&bed, other_brand.as_bytes(), "deadline_passed", 3 * hour).await;
-    park(&bed, command("C3", "USE_C3").to_string().as_bytes(), "damaged_copy", hour).await;
+    park(&bed, command("C3", "USE_C3").to_string().as_bytes(), "corrupt_retry_message", hour).await;
     park(&bed, b"\xff\x1b[2J not a command", "invalid_command", hour / 60).await;
     let faulty = command("C5", "USE_C5").to_string().replace("appid", "apid");
     park(&bed, faulty.as_bytes(), "invalid_command", Duration::ZERO).await;
@@ -132,7 +132,7 @@ async fn parked_commands_are_listed_and_chosen_and_stay_where_they_are() {
     };
     check(&[], &["C1", "C2", "C3", "-", "C5"]).await;
     check(&["--reason", "deadline_passed"], &["C1", "C2"]).await;
-    check(&["--reason", "damaged_copy", "--reason", "invalid_command"], &["C3", "-", "C5"]).await;
+    check(&["--reason", "corrupt_retry_message", "--reason", "invalid_command"], &["C3", "-", "C5"]).await;
     check(&["--older-than", "2h"], &["C1", "C2"]).await;
     check(&["--newer-than", "2h"], &["C3", "-", "C5"]).await;
     check(&["--older-than", "30m", "--newer-than", "2h"], &["C3"]).await;
@@ -195,21 +195,21 @@ async fn a_command_is_shown_whole_with_what_is_true_now() {
     bed.issue("C1", json!({"state": "USED", "used_by": "OTHER_0001"}));
     park_command(&bed, "C1", "deadline_passed").await;
     park(&bed, b"\xff{", "invalid_command", Duration::ZERO).await;
-    let shown = lines(&bed, &["show", "--inquire", "--json"], 0).await;
-    assert_eq!(shown[0]["inquiry"]["says"], "refused", "{:#}", shown[0]);
-    assert_eq!(shown[0]["inquiry"]["reason"], "used_by_another");
-    assert_eq!(shown[0]["inquiry"]["coupon_state"], "USED");
+    let shown = lines(&bed, &["show", "--query", "--json"], 0).await;
+    assert_eq!(shown[0]["query"]["says"], "refused", "{:#}", shown[0]);
+    assert_eq!(shown[0]["query"]["reason"], "used_by_another");
+    assert_eq!(shown[0]["query"]["coupon_state"], "USED");
     assert_eq!(shown[0]["body"], command("C1", "USE_C1").to_string());
     assert_eq!(shown[0]["headers"]["x-redemption-parked-reason"], "deadline_passed");
     assert_eq!(shown[0]["headers"]["correlation_id"], "order-77");
     assert_eq!(shown[1]["body_base64"], "/3s=");
     assert_eq!(shown[1]["faults"][0]["pointer"], "");
-    assert_eq!(shown[1]["inquiry"], Value::Null);
-    let text = run(&bed, &["show", "--inquire", "--coupon", "C1"], 0).await;
+    assert_eq!(shown[1]["query"], Value::Null);
+    let text = run(&bed, &["show", "--query", "--coupon", "C1"], 0).await;
     for wanted in ["refused: used_by_another (USED)", "x-redemption-parked-at", "USE_C1", "1h ago"] {
         assert!(text.contains(wanted), "{wanted} is not in\n{text}");
     }
-    assert_eq!((asked(&bed, "inquire"), asked(&bed, "use")), (2, 0));
+    assert_eq!((asked(&bed, "query"), asked(&bed, "use")), (2, 0));
     assert_eq!(depth(&bed, &bed.config.broker.names.parked).await, 2);
 }
 
@@ -229,14 +229,14 @@ async fn a_dry_run_says_what_would_happen_and_changes_nothing() {
     let said = lines(&bed, &["replay", "--json", "--per-second", "100"], 0).await;
     let gist = |line: &Value| line["would"].as_str().or(line["left"].as_str()).unwrap().to_owned();
     let gists: Vec<_> = said.iter().map(gist).collect();
-    assert_eq!(gists[..2], ["sent_again", "told_redeemed"]);
+    assert_eq!(gists[..2], ["republished", "published_redeemed"]);
     assert!(gists[2].starts_with("refused (expired)"), "{gists:?}");
     assert!(gists[3].starts_with("refused (no_such_coupon)"), "{gists:?}");
     assert!(gists[4].contains("which is final"), "{gists:?}");
     assert!(gists[5].starts_with("it is not a command: /openid is missing"), "{gists:?}");
     run(&bed, &["discard", "--all", "--because", "a rehearsal"], 0).await;
 
-    assert_eq!((asked(&bed, "inquire"), asked(&bed, "use")), (4, 0));
+    assert_eq!((asked(&bed, "query"), asked(&bed, "use")), (4, 0));
     assert_eq!(depth(&bed, &bed.config.broker.names.parked).await, 6);
     assert_eq!(depth(&bed, &bed.config.broker.names.commands).await, 0);
     // The next event is the first: nothing was told before it.
@@ -270,14 +270,14 @@ async fn unresolved(bed: &mut Bed, code: &str, rules: Value) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_that_was_given_up_is_sent_again_and_takes_effect_once() {
+async fn a_command_that_was_given_up_is_republished_and_takes_effect_once() {
     let mut bed = bed().await;
     let mut audits = bed.bind_results("audit.#").await;
     unresolved(&mut bed, "C1", json!([{"fault": {"kind": "html_502"}}])).await;
     let shown = lines(&bed, &["show", "--json"], 0).await;
-    assert_eq!(shown[0]["evidence"][0]["question"], "redeem");
+    assert_eq!(shown[0]["evidence"][0]["operation"], "redeem");
     let said = lines(&bed, &["replay", "--yes", "--json", "--because", "provider is back"], 0).await;
-    assert_eq!(said[0]["did"], "sent_again", "{said:#?}");
+    assert_eq!(said[0]["did"], "republished", "{said:#?}");
     assert_eq!(depth(&bed, &bed.config.broker.names.parked).await, 0);
 
     let (key, event) = audit(&mut audits).await;
@@ -287,8 +287,8 @@ async fn a_command_that_was_given_up_is_sent_again_and_takes_effect_once() {
     );
     let data = &event["data"];
     assert_eq!((&data["operator"], &data["because"]), (&json!("night-shift"), &json!("provider is back")));
-    assert_eq!((&data["effect"], &data["parked_reason"]), (&json!("sent_again"), &json!("deadline_passed")));
-    assert_eq!(data["inquiry"]["verdict"], "not_executed");
+    assert_eq!((&data["effect"], &data["parked_reason"]), (&json!("republished"), &json!("deadline_passed")));
+    assert_eq!(data["query"]["verdict"], "not_executed");
     assert_eq!(data["coupon_state"], "EFFECTIVE");
 
     let service = bed.start().await;
@@ -296,7 +296,7 @@ async fn a_command_that_was_given_up_is_sent_again_and_takes_effect_once() {
     assert_eq!(told.gist(), "redeemed - USED");
     assert_eq!(told.properties.correlation_id().as_ref().unwrap().as_str(), "order-77");
     let evidence = told.data("/evidence").as_array().unwrap();
-    assert_eq!(evidence[0]["verdict"], "unsure", "what was tried before is told on: {evidence:#?}");
+    assert_eq!(evidence[0]["verdict"], "unknown", "what was tried before is told on: {evidence:#?}");
     assert!(evidence.iter().any(|entry| entry["verdict"] == "not_executed"));
     assert_eq!(bed.uses(), [("C1".to_owned(), "USE_C1".to_owned())]);
     service.stop().await;
@@ -307,8 +307,8 @@ async fn a_command_that_took_effect_meanwhile_is_told_and_not_sent() {
     let mut bed = bed().await;
     let mut audits = bed.bind_results("audit.#").await;
     let rules = json!([
-        {"question": "use", "fault": {"kind": "cut_after_effect"}},
-        {"question": "inquire", "fault": {"kind": "html_502"}},
+        {"operation": "use", "fault": {"kind": "cut_after_effect"}},
+        {"operation": "query", "fault": {"kind": "html_502"}},
     ]);
     unresolved(&mut bed, "C1", rules).await;
     let before = asked(&bed, "use");
@@ -316,9 +316,9 @@ async fn a_command_that_took_effect_meanwhile_is_told_and_not_sent() {
     assert!(text.contains("redeemed under this number (USED); told redeemed"), "{text}");
     let told = bed.told().await;
     assert_eq!(told.gist(), "redeemed - USED");
-    assert_eq!(told.data("/established_by"), "inquiry");
+    assert_eq!(told.data("/established_by"), "query");
     assert_eq!(told.properties.correlation_id().as_ref().unwrap().as_str(), "order-77");
-    assert_eq!(audit(&mut audits).await.1["data"]["effect"], "told_redeemed");
+    assert_eq!(audit(&mut audits).await.1["data"]["effect"], "published_redeemed");
     assert_eq!(depth(&bed, &bed.config.broker.names.commands).await, 0);
     assert_eq!(depth(&bed, &bed.config.broker.names.parked).await, 0);
     assert_eq!((asked(&bed, "use"), bed.uses().len()), (before, 1));
@@ -333,9 +333,9 @@ async fn what_is_refused_now_stays_parked_unless_it_shall_be_told() {
     park_command(&bed, "C2", "deadline_passed").await;
     let said = lines(&bed, &["replay", "--yes", "--json"], 4).await;
     assert!(said[0]["left"].as_str().unwrap().starts_with("refused (expired)"));
-    assert_eq!(said[1]["did"], "sent_again");
-    let said = lines(&bed, &["replay", "--yes", "--json", "--tell-refused"], 0).await;
-    assert_eq!(said[0]["did"], "told_refused");
+    assert_eq!(said[1]["did"], "republished");
+    let said = lines(&bed, &["replay", "--yes", "--json", "--publish-refused"], 0).await;
+    assert_eq!(said[0]["did"], "published_refused");
     assert_eq!(bed.told().await.gist(), "refused expired EXPIRED");
     assert_eq!(depth(&bed, &bed.config.broker.names.parked).await, 0);
 }
@@ -350,7 +350,7 @@ async fn what_nobody_knows_stays_parked_and_a_fault_of_our_own_ends_the_run() {
     bed.faults(json!([{"coupon_code": "C1", "fault": {"kind": "no_signature"}}]));
     let said = lines(&bed, &["replay", "--yes", "--json"], 4).await;
     assert!(said[0]["left"].as_str().unwrap().starts_with("nothing is known"), "{said:#?}");
-    assert_eq!(said[1]["did"], "sent_again");
+    assert_eq!(said[1]["did"], "republished");
     bed.config.wechat.merchant_serial = "0".repeat(40);
     park_command(&bed, "C2", "deadline_passed").await;
     let stopped = output(&bed, &["replay", "--yes"]).await;
@@ -417,33 +417,32 @@ async fn what_is_held_for_long_is_put_back_and_nothing_is_asked_twice() {
         park_command(&bed, &format!("C{nth}"), "deadline_passed").await;
     }
     let said = lines(&bed, &["replay", "--yes", "--json", "--per-second", "10", "--hold", "300ms"], 4).await;
-    assert_eq!(said.iter().filter(|line| line["did"] == "sent_again").count(), 4);
-    assert_eq!((said.len(), asked(&bed, "inquire")), (9, 9));
+    assert_eq!(said.iter().filter(|line| line["did"] == "republished").count(), 4);
+    assert_eq!((said.len(), asked(&bed, "query")), (9, 9));
     assert_eq!(depth(&bed, &bed.config.broker.names.parked).await, 5);
     let dry = lines(&bed, &["replay", "--json", "--per-second", "10", "--hold", "300ms"], 0).await;
-    assert_eq!((dry.len(), asked(&bed, "inquire")), (5, 14));
+    assert_eq!((dry.len(), asked(&bed, "query")), (5, 14));
     let few = lines(&bed, &["replay", "--json", "--per-second", "10", "--limit", "2"], 0).await;
     assert_eq!(few.len(), 2);
 }
 
-/// How long after the first inquiry the last one came to the sandbox.
+/// How long after the first query the last one came to the sandbox.
 fn spread(bed: &Bed) -> Duration {
     let ledger = bed.ledger();
-    let inquiries =
-        ledger["attempts"].as_array().unwrap().iter().filter(|each| each["question"] == "inquire");
-    let at: Vec<_> = inquiries.map(|each| each["at_us"].as_u64().unwrap()).collect();
+    let queries = ledger["attempts"].as_array().unwrap().iter().filter(|each| each["operation"] == "query");
+    let at: Vec<_> = queries.map(|each| each["at_us"].as_u64().unwrap()).collect();
     Duration::from_micros(at.iter().max().unwrap() - at.iter().min().unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_more_commands_a_second_are_sent_again_than_was_said() {
+async fn no_more_commands_a_second_are_republished_than_was_said() {
     let bed = bed().await;
     for nth in 0..6 {
         bed.issue(&format!("C{nth}"), json!({}));
         park_command(&bed, &format!("C{nth}"), "deadline_passed").await;
     }
     let said = lines(&bed, &["replay", "--yes", "--json", "--per-second", "4"], 0).await;
-    assert!(said.len() == 6 && said.iter().all(|line| line["did"] == "sent_again"), "{said:#?}");
+    assert!(said.len() == 6 && said.iter().all(|line| line["did"] == "republished"), "{said:#?}");
     // The first may have been long on its way. The second left after it had come, and four more each after a wait.
     assert!(spread(&bed) >= Duration::from_secs(1), "{:?}", spread(&bed));
 }
@@ -501,9 +500,9 @@ async fn a_discard_wants_a_reason_and_leaves_its_audit_event() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dead_letter_is_told_parked_with_its_reason_and_sent_again() {
+async fn dead_letter_is_told_parked_with_its_reason_and_republished() {
     let mut bed = bed().await;
-    bed.config.retry.settling = redeemer::config::Span(Duration::from_millis(100));
+    bed.config.retry.query_delay = redeemer::config::Span(Duration::from_millis(100));
     bed.issue("C1", json!({}));
     bed.publish(&command("C1", "USE_C1")).await;
     let commands = bed.config.broker.names.commands.clone();
@@ -525,7 +524,7 @@ async fn dead_letter_is_told_parked_with_its_reason_and_sent_again() {
         lines(&bed, &["list", "--json", "--reason", "delivery_limit", "--newer-than", "5m"], 0).await;
     assert_eq!(listed[0]["out_request_no"], "USE_C1", "{listed:#?}");
     let said = lines(&bed, &["replay", "--yes", "--json"], 0).await;
-    assert_eq!(said[0]["did"], "sent_again");
+    assert_eq!(said[0]["did"], "republished");
     let service = bed.start().await;
     assert_eq!(bed.told().await.gist(), "redeemed - USED");
     assert_eq!(bed.uses().len(), 1);

@@ -26,8 +26,8 @@ async fn what_is_confirmed_is_there_and_what_is_refused_is_not() {
     let bed = Bed::new().await;
     bed.publish(&command("C1", "USE_0001")).await;
     let settings = bed.config.broker_settings().unwrap();
-    let generation = Session::establish(&settings, 0).await.unwrap();
-    let mut deliveries = generation.consume(1).await.unwrap();
+    let session = Session::establish(&settings, 0).await.unwrap();
+    let mut deliveries = session.consume(1).await.unwrap();
     let delivery = Arc::new(deliveries.next().await.unwrap());
 
     // A queue that refuses what does not fit, and a reader who is too slow for it.
@@ -46,7 +46,7 @@ async fn what_is_confirmed_is_there_and_what_is_refused_is_not() {
 
     let mut publishing = JoinSet::new();
     for task in 0..TASKS {
-        let (publisher, delivery) = (generation.publisher().clone(), delivery.clone());
+        let (publisher, delivery) = (session.publisher().clone(), delivery.clone());
         publishing.spawn(async move {
             let mut confirmed = BTreeSet::new();
             for nth in 0..EACH {
@@ -80,7 +80,7 @@ async fn what_is_confirmed_is_there_and_what_is_refused_is_not() {
         body: b"{}".to_vec(),
     };
     // Refused while the queue is full.
-    while generation.publisher().publish_event(&last, &delivery, None).await.is_err() {}
+    while session.publisher().publish_event(&last, &delivery, None).await.is_err() {}
     let there = read.await.unwrap();
     let all = usize::try_from(TASKS * EACH).unwrap();
     assert!(confirmed.len() < all, "nothing was refused: the test proves nothing");
@@ -88,7 +88,7 @@ async fn what_is_confirmed_is_there_and_what_is_refused_is_not() {
     let lost: Vec<_> = confirmed.difference(&there).collect();
     let denied: Vec<_> = there.difference(&confirmed).collect();
     assert_eq!((lost.len(), denied.len()), (0, 0), "lost {lost:?}, denied {denied:?}");
-    generation.close().await;
+    session.close().await;
 }
 
 /// With several publishes waiting for their confirms the client can attach a return to another one. A copy that no
@@ -98,13 +98,13 @@ async fn a_copy_that_no_queue_takes_is_never_proven_however_much_goes_beside_it(
     let bed = Bed::new().await;
     bed.publish(&command("C1", "USE_0001")).await;
     let settings = bed.config.broker_settings().unwrap();
-    let generation = Session::establish(&settings, 0).await.unwrap();
-    let mut deliveries = generation.consume(1).await.unwrap();
+    let session = Session::establish(&settings, 0).await.unwrap();
+    let mut deliveries = session.consume(1).await.unwrap();
     let delivery = Arc::new(deliveries.next().await.unwrap());
 
     let mut publishing = JoinSet::new();
     for task in 0..TASKS {
-        let (publisher, command) = (generation.publisher().clone(), delivery.clone());
+        let (publisher, command) = (session.publisher().clone(), delivery.clone());
         publishing.spawn(async move {
             let mut events = 0;
             for nth in 0..EACH / 4 {
@@ -115,11 +115,11 @@ async fn a_copy_that_no_queue_takes_is_never_proven_however_much_goes_beside_it(
             }
             (events, 0)
         });
-        let (publisher, delivery) = (generation.publisher().clone(), delivery.clone());
+        let (publisher, delivery) = (session.publisher().clone(), delivery.clone());
         publishing.spawn(async move {
             let mut copies = 0;
             for nth in 0..EACH / 8 {
-                // No tier waits so long, and no queue is bound for it.
+                // No delay waits so long, and no queue is bound for it.
                 let unheard_of = Duration::from_secs(77);
                 let copied = publisher.publish_retry_message(&delivery, unheard_of, Vec::new()).await;
                 copies += usize::from(copied.is_ok());
@@ -138,5 +138,5 @@ async fn a_copy_that_no_queue_takes_is_never_proven_however_much_goes_beside_it(
         .fold((0, 0), |(events, copies), (event, copy)| (events + event, copies + copy));
     assert_eq!(copies, 0, "copies that nobody has");
     assert_eq!(events, usize::try_from(TASKS * (EACH / 4)).unwrap());
-    generation.close().await;
+    session.close().await;
 }

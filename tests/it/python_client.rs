@@ -62,7 +62,7 @@ fn an_order_service_in_python_gets_its_event_on_a_queue_it_bound() {
     let data = &event["data"];
     assert_eq!(data["outcome"], "redeemed");
     assert_eq!(data["coupon_state"], "USED");
-    assert_eq!(data["established_by"], "answer");
+    assert_eq!(data["established_by"], "response");
     assert_eq!(data["out_request_no"], "number_python");
     assert_eq!(data["coupon"]["coupon_code"], "auto_python");
     assert_eq!(data["problem"], Value::Null);

@@ -80,7 +80,7 @@ fn calls(programs: &Programs, coupon_code: &str) -> Vec<String> {
     let ledger: Value = serde_json::from_str(body).unwrap();
     let attempts = ledger["attempts"].as_array().unwrap().iter();
     let of_coupon = attempts.filter(|attempt| attempt["coupon_code"] == coupon_code);
-    of_coupon.map(|attempt| attempt["question"].as_str().unwrap().to_owned()).collect()
+    of_coupon.map(|attempt| attempt["operation"].as_str().unwrap().to_owned()).collect()
 }
 
 /// Runs the service with everything told that our own code tells, through every kind of ending, and gives the log and
@@ -105,9 +105,9 @@ fn full_run(format: &str) {
         ("REDEEMER_WECHAT__READ_TIMEOUT", "1500ms"),
         ("REDEEMER_WECHAT__TOTAL_TIMEOUT", "2s"),
         ("REDEEMER_RETRY__INITIAL", "50ms"),
-        ("REDEEMER_RETRY__SETTLING", "100ms"),
+        ("REDEEMER_RETRY__QUERY_DELAY", "100ms"),
         ("REDEEMER_RETRY__IN_PROCESS_MAX", "500ms"),
-        ("REDEEMER_RETRY__TIERS", "[\"200ms\", \"400ms\"]"),
+        ("REDEEMER_RETRY__DELAYS", "[\"200ms\", \"400ms\"]"),
     ];
     let log = dir.join("full.log");
     let address = dir.join("full.address");
@@ -122,17 +122,17 @@ fn full_run(format: &str) {
     set_faults(
         &programs,
         &json!([
-            {"coupon_code": code("html"), "question": "use", "first_attempts": 1, "fault": {"kind": "html_502"}},
+            {"coupon_code": code("html"), "operation": "use", "first_attempts": 1, "fault": {"kind": "html_502"}},
             {"coupon_code": code("late"), "first_attempts": 4, "fault": {"kind": "cut_before_effect"}},
             {"coupon_code": code("never"), "fault": {"kind": "no_signature"}},
-            {"coupon_code": code("probe"), "question": "use", "first_attempts": 1, "fault": {"kind": "probe_signature"}},
-            {"coupon_code": code("wrong"), "question": "use", "first_attempts": 1, "fault": {"kind": "wrong_number"}},
+            {"coupon_code": code("probe"), "operation": "use", "first_attempts": 1, "fault": {"kind": "probe_signature"}},
+            {"coupon_code": code("wrong"), "operation": "use", "first_attempts": 1, "fault": {"kind": "wrong_number"}},
         ]),
     );
     let mut again = command("used");
     again["out_request_no"] = json!("number_another");
     let mut unknown = command("unknown");
-    unknown["misspelt"] = json!(OPENID);
+    unknown["misspelled"] = json!(OPENID);
     // Where nobody looks for one: as the name of a field.
     unknown[OPENID] = json!("");
     let mut long = command("long");
@@ -204,7 +204,7 @@ fn settled_lines(format: &str, log: &str, calls: &[String]) {
             "outcome=\"redeemed\" out_request_no=number_html coupon=au…0123 openid=oV…6789 brand_id=120344",
             "outcome=\"refused\" out_request_no=number_another",
             "outcome=\"unresolved\" out_request_no=number_never",
-            "deferred: not settled yet",
+            "delayed: not settled yet",
         ] {
             assert!(log.contains(wanted), "no {wanted:?} in\n{log}");
         }
@@ -223,7 +223,7 @@ fn settled_lines(format: &str, log: &str, calls: &[String]) {
         ("coupon", json!("au…0123")),
         ("openid", json!("oV…6789")),
         ("brand_id", json!("120344")),
-        ("established_by", json!("answer")),
+        ("established_by", json!("response")),
         ("attempts", json!(calls.len())),
     ] {
         assert_eq!(html[key], wanted, "{key}: {html:#}");

@@ -88,9 +88,9 @@ fn bytes(nth: u32, dice: &mut StdRng) -> Vec<u8> {
     }
 }
 
-/// One question and what came back, counted as a worker counts it.
+/// One operation and what came back, counted as a worker counts it.
 fn ask(metrics: &Metrics, redemption: &Redemption, dice: &mut StdRng) -> Verdict {
-    let question = any(&Operation::ALL, dice);
+    let operation = any(&Operation::ALL, dice);
     let reply = match dice.random_range(0..10) {
         0 => CallResult::NotSent(NotSent::Connect),
         1 => CallResult::NoResponse(NoResponse::Reset),
@@ -99,8 +99,8 @@ fn ask(metrics: &Metrics, redemption: &Redemption, dice: &mut StdRng) -> Verdict
     if let CallResult::Response(Response { authenticity: Authenticity::Invalid(flaw), .. }) = &reply {
         metrics.record_signature_flaw(*flaw);
     }
-    let verdict = classify(question, &reply, redemption);
-    metrics.record_attempt(question, &verdict, any_time(dice));
+    let verdict = classify(operation, &reply, redemption);
+    metrics.record_attempt(operation, &verdict, any_time(dice));
     verdict
 }
 
@@ -157,7 +157,7 @@ fn outcome(verdict: &Verdict, redemption: &Redemption, dice: &mut StdRng) -> Out
             Outcome::Refused { reason: *reason, by, coupon, rejection: None }
         }
         (_, coupon) => {
-            let reasons = [Reason::DeadlinePassed, Reason::AttemptsExhausted, Reason::DamagedCopy];
+            let reasons = [Reason::DeadlinePassed, Reason::AttemptsExhausted, Reason::CorruptRetryMessage];
             Outcome::Unresolved { reason: any(&reasons, dice), coupon, rejection: None }
         }
     }
@@ -166,18 +166,18 @@ fn outcome(verdict: &Verdict, redemption: &Redemption, dice: &mut StdRng) -> Out
 /// What is counted around a command, with hostile words where a word comes from outside.
 fn around(metrics: &Metrics, dice: &mut StdRng) {
     let hostile = damage::text("10s", dice);
-    let tier = if dice.random() { any(&["10s", "1m", "2h", "", "other", "10s\"}"], dice) } else { &hostile };
+    let delay = if dice.random() { any(&["10s", "1m", "2h", "", "other", "10s\"}"], dice) } else { &hostile };
     let time = any_time(dice);
     metrics.record_taken(any(&Arrival::ALL, dice));
-    metrics.record_delayed(tier, any(&DelayReason::ALL, dice));
-    metrics.record_delay_lateness(tier, time);
+    metrics.record_delayed(delay, any(&DelayReason::ALL, dice));
+    metrics.record_delay_lateness(delay, time);
     metrics.record_started(time);
     metrics.record_heartbeat(time);
     let proven = if dice.random() { Ok(()) } else { Err(any(&PublishFailureKind::ALL, dice)) };
     metrics.record_publish(any(&Message::ALL, dice), proven);
-    metrics.tier_depth(tier, dice.random::<bool>().then(|| dice.random()));
-    metrics.depth(any(&Queue::ALL, dice), dice.random::<bool>().then(|| dice.random()));
-    metrics.key_expiry(any(&Key::ALL, dice), dice.random::<bool>().then(|| dice.random()));
+    metrics.set_delay_queue_depth(delay, dice.random::<bool>().then(|| dice.random()));
+    metrics.set_queue_depth(any(&Queue::ALL, dice), dice.random::<bool>().then(|| dice.random()));
+    metrics.set_key_expiry(any(&Key::ALL, dice), dice.random::<bool>().then(|| dice.random()));
     metrics.set_circuit(dice.random::<bool>().then(|| any(&CallDelay::ALL, dice)));
     metrics.record_settled(any(&Settlement::ALL, dice));
     metrics.record_console_denied(any(&ConsoleDenial::ALL, dice));
@@ -201,7 +201,7 @@ async fn an_age_counts_from_when_the_command_was_sent_where_that_is_told_and_can
     for _ in 0..7 {
         bed.told().await;
     }
-    service.wait_metric(r#"redeemer_commands_settled_total{how="ended"}"#, 7.0).await;
+    service.wait_metric(r#"redeemer_commands_settled_total{settlement="finished"}"#, 7.0).await;
     let within =
         async |le: &str| service.metric(&format!("redeemer_command_age_seconds_bucket{{le=\"{le}\"}}")).await;
     assert_eq!([within("180").await, within("600").await, within("3600").await], [5.0, 5.0, 6.0]);

@@ -29,7 +29,7 @@ async fn a_fresh_coupon_is_redeemed_and_told_with_its_state() {
     assert_eq!(told.event["specversion"], "1.0");
     assert_eq!(told.event["type"], "redemption.redeemed.v1");
     assert_eq!(told.event["subject"], "C1");
-    assert_eq!(told.data("/established_by"), "answer");
+    assert_eq!(told.data("/established_by"), "response");
     assert_eq!(told.data("/attempts"), 1);
     assert_eq!(told.data("/coupon/single_usage_detail/use_request_no"), "USE_C1_0001");
     assert_ne!(*told.data("/coupon/sandbox_unpublished_field"), Value::Null, "unknown fields pass through");
@@ -41,7 +41,7 @@ async fn a_fresh_coupon_is_redeemed_and_told_with_its_state() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_is_told_with_the_coupons_state_from_an_inquiry() {
+async fn a_refusal_is_told_with_the_coupons_state_from_an_query() {
     let mut bed = Bed::new().await;
     let service = bed.start().await;
     for (code, more, expected) in [
@@ -56,7 +56,7 @@ async fn a_refusal_is_told_with_the_coupons_state_from_an_inquiry() {
         bed.publish(&command(code, "USE_0001")).await;
         let told = bed.told().await;
         assert_eq!(told.gist(), expected);
-        assert_eq!(told.data("/established_by"), "inquiry");
+        assert_eq!(told.data("/established_by"), "query");
         assert_eq!(told.data("/problem/http_status"), 403);
     }
     bed.publish(&command("C7", "USE_0001")).await;
@@ -146,28 +146,28 @@ async fn the_same_command_twice_takes_effect_once_and_is_told_with_one_id() {
 async fn what_is_lost_on_the_way_is_found_out_and_never_done_twice() {
     let mut bed = Bed::new().await;
     let service = bed.start().await;
-    for (code, fault, by, question) in [
-        ("F1", json!({"kind": "cut_after_effect"}), "inquiry", "use"),
-        ("F2", json!({"kind": "cut_before_effect"}), "answer", "use"),
-        ("F3", json!({"kind": "probe_signature"}), "inquiry", "use"),
-        ("F4", json!({"kind": "unknown_serial"}), "inquiry", "use"),
-        ("F5", json!({"kind": "stale_timestamp"}), "inquiry", "use"),
-        ("F6", json!({"kind": "no_signature"}), "inquiry", "use"),
-        ("F7", json!({"kind": "html_502"}), "answer", "use"),
-        ("F8", json!({"kind": "status", "status": 202}), "answer", "use"),
-        ("F9", json!({"kind": "status", "status": 429, "code": "RATELIMIT_EXCEEDED"}), "answer", "use"),
-        ("F10", json!({"kind": "unsigned_refusal"}), "answer", "use"),
-        ("F11", json!({"kind": "wrong_number"}), "inquiry", "use"),
-        ("F12", json!({"kind": "already_used_number"}), "inquiry", "use"),
-        ("F13", json!({"kind": "huge_body", "bytes": 10_000_000}), "inquiry", "use"),
-        ("F14", json!({"kind": "truncated_body"}), "inquiry", "use"),
-        ("F15", json!({"kind": "deep_json"}), "answer", "use"),
-        ("F16", json!({"kind": "gzip"}), "inquiry", "use"),
-        ("F17", json!({"kind": "forged_success"}), "answer", "use"),
-        ("F18", json!({"kind": "forged_success", "signed": true}), "answer", "use"),
+    for (code, fault, by, operation) in [
+        ("F1", json!({"kind": "cut_after_effect"}), "query", "use"),
+        ("F2", json!({"kind": "cut_before_effect"}), "response", "use"),
+        ("F3", json!({"kind": "probe_signature"}), "query", "use"),
+        ("F4", json!({"kind": "unknown_serial"}), "query", "use"),
+        ("F5", json!({"kind": "stale_timestamp"}), "query", "use"),
+        ("F6", json!({"kind": "no_signature"}), "query", "use"),
+        ("F7", json!({"kind": "html_502"}), "response", "use"),
+        ("F8", json!({"kind": "status", "status": 202}), "response", "use"),
+        ("F9", json!({"kind": "status", "status": 429, "code": "RATELIMIT_EXCEEDED"}), "response", "use"),
+        ("F10", json!({"kind": "unsigned_refusal"}), "response", "use"),
+        ("F11", json!({"kind": "wrong_number"}), "query", "use"),
+        ("F12", json!({"kind": "already_used_number"}), "query", "use"),
+        ("F13", json!({"kind": "huge_body", "bytes": 10_000_000}), "query", "use"),
+        ("F14", json!({"kind": "truncated_body"}), "query", "use"),
+        ("F15", json!({"kind": "deep_json"}), "response", "use"),
+        ("F16", json!({"kind": "gzip"}), "query", "use"),
+        ("F17", json!({"kind": "forged_success"}), "response", "use"),
+        ("F18", json!({"kind": "forged_success", "signed": true}), "response", "use"),
     ] {
         bed.issue(code, json!({}));
-        bed.faults(json!([{"coupon_code": code, "question": question, "times": 1, "fault": fault}]));
+        bed.faults(json!([{"coupon_code": code, "operation": operation, "times": 1, "fault": fault}]));
         bed.publish(&command(code, &format!("USE_{code}_1"))).await;
         let told = bed.told().await;
         assert_eq!(told.gist(), "redeemed - USED", "{code} {fault}");
@@ -208,7 +208,7 @@ async fn a_service_that_starts_before_its_broker_waits_for_it_and_one_that_loses
     bed.publish(&command("C20", "USE_0020")).await;
     assert_eq!(bed.told().await.gist(), "redeemed - USED");
     // A broker that is still choosing the leader of the queue may cost one more.
-    assert!(service.metric("redeemer_broker_generations_total").await >= 2.0);
+    assert!(service.metric("redeemer_broker_sessions_total").await >= 2.0);
     service.stop().await;
     drop(bed);
     off(broker, |_| ()).await;
@@ -224,7 +224,7 @@ async fn off(broker: Broker, what: impl FnOnce(&Broker) + Send + 'static) -> Bro
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redelivered_command_begins_with_the_inquiry() {
+async fn a_redelivered_command_begins_with_the_query() {
     let mut bed = Bed::new().await;
     bed.issue("C1", json!({}));
     bed.issue("C2", json!({"state": "USED", "used_by": "USE_0002"}));
@@ -243,14 +243,14 @@ async fn a_redelivered_command_begins_with_the_inquiry() {
     for _ in 0..2 {
         let told = bed.told().await;
         assert_eq!(told.gist(), "redeemed - USED");
-        assert_eq!(told.data("/evidence/0/question"), "inquire");
+        assert_eq!(told.data("/evidence/0/operation"), "query");
         let code = told.data("/coupon_code").as_str().unwrap();
         let calls = bed.attempts(code);
-        let looks = calls.iter().take_while(|call| call["question"] == "inquire").count();
+        let looks = calls.iter().take_while(|call| call["operation"] == "query").count();
         let (by, uses, least) = match code {
-            // An early look, and found usable twice, a settling time apart, before the redemption is sent.
+            // An early look, and found usable twice, a query delay apart, before the redemption is sent.
             "C1" => ("answer", 1, 3),
-            _ => ("inquiry", 0, 1),
+            _ => ("query", 0, 1),
         };
         assert_eq!((told.data("/established_by"), told.data("/attempts")), (&json!(by), &json!(calls.len())));
         // Where the machine holds a use up for long, it is preceded by a further look.
@@ -262,7 +262,7 @@ async fn a_redelivered_command_begins_with_the_inquiry() {
 #[tokio::test(flavor = "multi_thread")]
 async fn stopping_finishes_what_is_in_flight_and_hands_back_what_waits() {
     let mut bed = Bed::new().await;
-    bed.config.work.concurrency = 4;
+    bed.config.concurrency.commands = 4;
     for nth in 0..40 {
         bed.issue(&format!("C{nth}"), json!({}));
         bed.publish(&command(&format!("C{nth}"), &format!("USE_{nth:04}"))).await;
@@ -317,9 +317,9 @@ async fn a_reply_to_is_a_further_routing_key_and_never_another_exchange() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_stays_unknown_goes_to_a_wait_queue_and_comes_back_the_same() {
     let mut bed = Bed::new().await;
-    bed.config.retry.tiers = vec![Span(Duration::from_millis(500)), Span(Duration::from_secs(1))];
+    bed.config.retry.delays = vec![Span(Duration::from_millis(500)), Span(Duration::from_secs(1))];
     bed.config.retry.in_process_max = Span(Duration::from_millis(300));
-    bed.config.retry.settling = Span(Duration::from_millis(100));
+    bed.config.retry.query_delay = Span(Duration::from_millis(100));
     bed.config.retry.initial = Span(Duration::from_millis(100));
     bed.config.broker.topology = "create".to_owned();
     bed.issue("C1", json!({}));
@@ -329,9 +329,9 @@ async fn what_stays_unknown_goes_to_a_wait_queue_and_comes_back_the_same() {
     let told = bed.told().await;
     assert_eq!(told.gist(), "redeemed - USED");
     assert!(told.data("/attempts").as_u64() > Some(6), "{:#}", told.event);
-    assert!(service.metric(r#"redeemer_commands_settled_total{how="deferred"}"#).await >= 1.0);
+    assert!(service.metric(r#"redeemer_commands_settled_total{settlement="delayed"}"#).await >= 1.0);
     let attempts = bed.ledger()["attempts"].as_array().unwrap().clone();
-    let uses = attempts.iter().filter(|attempt| attempt["question"] == "use");
+    let uses = attempts.iter().filter(|attempt| attempt["operation"] == "use");
     let bodies: std::collections::BTreeSet<_> =
         uses.map(|attempt| attempt["body_sha256"].to_string()).collect();
     assert_eq!(bodies.len(), 1, "the body never changes");
@@ -353,7 +353,7 @@ async fn at_the_deadline_what_is_still_unknown_is_told_and_parked() {
     let told = bed.told().await;
     assert_eq!(told.gist(), "unresolved deadline_passed -");
     let evidence = told.data("/evidence").as_array().unwrap();
-    assert_eq!(evidence.last().unwrap()["question"], "inquire", "a last inquiry comes first");
+    assert_eq!(evidence.last().unwrap()["operation"], "query", "a last query comes first");
     let (kept, headers) = bed.parked().await;
     assert_eq!(kept, bytes.as_bytes());
     assert_eq!(header(&headers, "x-redemption-parked-reason"), "deadline_passed");
@@ -375,7 +375,7 @@ async fn a_wrong_key_stops_consumption_and_the_right_one_resumes_it_without_a_re
     until("the stop", async || service.get("/readyz").await.1.contains("rejects our signature")).await;
     let reason = service.get("/readyz").await.1;
     assert!(reason.contains("it says: SIGN_ERROR: 错误的签名，验签失败"), "{reason}");
-    assert_eq!(service.metric(r#"redeemer_stopped{fault="unauthenticated"}"#).await, 1.0);
+    assert_eq!(service.metric(r#"redeemer_suspended{reason="unauthenticated"}"#).await, 1.0);
     let calls = bed.ledger()["attempts"].as_array().unwrap().len();
     assert!(calls <= 5, "{calls} calls before the stop");
     std::fs::write(&key, right).unwrap();
@@ -435,7 +435,7 @@ async fn platform_certificates_are_downloaded_and_verify_answers() {
     bed.config.wechat.public_keys.clear();
     bed.config.wechat.apiv3_key_file = bed.dir.join("apiv3_key.txt").display().to_string();
     bed.issue("C1", json!({}));
-    bed.faults(json!([{"question": "certificates", "times": 1, "fault": {"kind": "bad_signature"}}]));
+    bed.faults(json!([{"operation": "certificates", "times": 1, "fault": {"kind": "bad_signature"}}]));
     bed.config.wechat.download_every = Span(Duration::from_secs(1));
     bed.config.wechat.reload_every = Span(Duration::from_millis(200));
     let service = bed.start_unready().await;
@@ -492,7 +492,7 @@ async fn check_names_each_fault_and_its_remedy() {
     };
     let mut config = bed.config.clone();
     config.broker.topology = "verify".to_owned();
-    assert_eq!(check(&config).await, (4, vec!["topology".to_owned()]), "the tiers are not made yet");
+    assert_eq!(check(&config).await, (4, vec!["topology".to_owned()]), "the delays are not made yet");
     config.broker.topology = "create".to_owned();
     assert_eq!(check(&config).await, (0, vec![]), "and the service will make them");
     let service = bed.start().await;
@@ -556,15 +556,15 @@ async fn a_result_that_a_full_queue_refuses_is_published_again_and_costs_no_deli
     let bed = Bed::new().await;
     let full = full_queue(&bed).await;
     let service = bed.start().await;
-    let generations = async || service.metric("redeemer_broker_generations_total").await;
-    let begun = generations().await;
+    let sessions = async || service.metric("redeemer_broker_sessions_total").await;
+    let begun = sessions().await;
     for nth in 1..=4 {
         bed.issue(&format!("C{nth}"), json!({}));
         bed.publish(&command(&format!("C{nth}"), &format!("USE_000{nth}"))).await;
     }
     until("the refusal in words", async || service.get("/readyz").await.1.contains("not accepted")).await;
     until("every effect", async || bed.uses().len() == 4).await;
-    assert_eq!(generations().await, begun);
+    assert_eq!(sessions().await, begun);
 
     // The subscriber reads at last.
     let options = lapin::options::BasicConsumeOptions { no_ack: true, ..Default::default() };
@@ -577,7 +577,7 @@ async fn a_result_that_a_full_queue_refuses_is_published_again_and_costs_no_deli
     }
     service.wait_metric(r#"redeemer_outcomes_total{outcome="redeemed",reason=""}"#, 4.0).await;
     service.wait_ready().await;
-    assert_eq!(generations().await, begun);
+    assert_eq!(sessions().await, begun);
     assert_eq!(bed.uses().len(), 4);
     service.stop().await;
 }
@@ -586,9 +586,9 @@ async fn a_result_that_a_full_queue_refuses_is_published_again_and_costs_no_deli
 async fn a_result_that_is_refused_for_very_long_is_put_away_and_told_once_there_is_room() {
     let mut bed = Bed::new().await;
     let span = |millis| Span(Duration::from_millis(millis));
-    bed.config.event.refused_max = span(200);
-    bed.config.retry.settling = span(100);
-    bed.config.retry.tiers = vec![span(500), span(3_600_000)];
+    bed.config.event.publish_retry_max = span(200);
+    bed.config.retry.query_delay = span(100);
+    bed.config.retry.delays = vec![span(500), span(3_600_000)];
     bed.leave_results().await;
     let full = full_queue(&bed).await;
     let service = bed.start().await;
@@ -599,7 +599,7 @@ async fn a_result_that_is_refused_for_very_long_is_put_away_and_told_once_there_
         }
         bed.publish(&command(&format!("C{nth}"), &format!("USE_000{nth}"))).await;
     }
-    let untold = r#"redeemer_put_away_total{why="untold"}"#;
+    let untold = r#"redeemer_delayed_retries_total{reason="event_rejected"}"#;
     until("copies put away again and again", async || service.metric(untold).await >= 6.0).await;
     assert_eq!(bed.uses().len(), 2);
 
@@ -616,12 +616,12 @@ async fn a_result_that_is_refused_for_very_long_is_put_away_and_told_once_there_
     }
     let read: Vec<_> = read.iter().map(|(code, outcome)| (code.as_str(), outcome.as_str())).collect();
     assert_eq!(read, [("C1", "redeemed"), ("C2", "redeemed"), ("C3", "refused")]);
-    service.wait_metric(r#"redeemer_commands_settled_total{how="ended"}"#, 3.0).await;
+    service.wait_metric(r#"redeemer_commands_settled_total{settlement="finished"}"#, 3.0).await;
     service.wait_ready().await;
     let attempts = bed.ledger()["attempts"].as_array().unwrap().clone();
-    let uses = attempts.iter().filter(|attempt| attempt["question"] == "use").count();
-    assert_eq!((uses, bed.uses().len()), (3, 2), "what was put away inquires, and sends nothing again");
-    assert_eq!(service.metric("redeemer_broker_generations_total").await, 1.0);
+    let uses = attempts.iter().filter(|attempt| attempt["operation"] == "use").count();
+    assert_eq!((uses, bed.uses().len()), (3, 2), "what was put away queries, and sends nothing again");
+    assert_eq!(service.metric("redeemer_broker_sessions_total").await, 1.0);
     service.stop().await;
 }
 
@@ -644,7 +644,7 @@ async fn full_queue(bed: &Bed) -> lapin::types::ShortString {
 async fn what_a_sender_sets_beside_the_command_breaks_nothing() {
     let mut bed = Bed::new().await;
     let service = bed.start().await;
-    let begun = service.metric("redeemer_broker_generations_total").await;
+    let begun = service.metric("redeemer_broker_sessions_total").await;
     let mut headers = FieldTable::default();
     headers.insert("traceparent".into(), AMQPValue::LongString("00-\n\u{1}".into()));
     headers.insert("long".into(), AMQPValue::LongString("x".repeat(100_000).into()));
@@ -676,7 +676,7 @@ async fn what_a_sender_sets_beside_the_command_breaks_nothing() {
     assert_eq!(bed.told().await.gist(), "invalid invalid_command -");
     let (kept, _) = bed.parked().await;
     assert_eq!(kept, b"nonsense", "what a mark of each of these would make too long goes out all the same");
-    assert_eq!(service.metric("redeemer_broker_generations_total").await, begun);
+    assert_eq!(service.metric("redeemer_broker_sessions_total").await, begun);
     service.stop().await;
 }
 
@@ -709,7 +709,7 @@ async fn a_queue_is_gone(topology: &str) {
     bed.config.broker.topology = topology.to_owned();
     bed.leave_parked().await;
     let service = bed.start().await;
-    let begun = service.metric("redeemer_broker_generations_total").await;
+    let begun = service.metric("redeemer_broker_sessions_total").await;
     let parked = bed.config.broker.names.parked.clone();
     let options = lapin::options::QueueDeleteOptions::default();
     bed.channel().queue_delete(parked.as_str().into(), options).await.unwrap();
@@ -725,7 +725,7 @@ async fn a_queue_is_gone(topology: &str) {
     service.wait_metric(r#"redeemer_outcomes_total{outcome="invalid",reason="invalid_command"}"#, 4.0).await;
     service.wait_ready().await;
     until("all of them parked", async || bed.ready(&parked).await == 4).await;
-    assert_eq!(service.metric("redeemer_broker_generations_total").await, begun);
+    assert_eq!(service.metric("redeemer_broker_sessions_total").await, begun);
     assert_eq!(service.metric(r#"redeemer_commands_taken_total{arrival="redelivered"}"#).await, 0.0);
     service.stop().await;
 }
@@ -775,7 +775,7 @@ async fn property_that_is_not_utf8_is_invalid_and_costs_no_session() {
     let mut expected: BTreeSet<_> = (0..16).map(|nth| (format!("C{nth}"), "redeemed".to_owned())).collect();
     expected.insert(("C99".to_owned(), "invalid".to_owned()));
     assert_eq!(told, expected);
-    assert_eq!(service.metric("redeemer_broker_generations_total").await, 1.0, "no session was lost");
+    assert_eq!(service.metric("redeemer_broker_sessions_total").await, 1.0, "no session was lost");
     assert_eq!(bed.ready(&bed.config.broker.names.parked).await, 1);
     assert_eq!(bed.uses().len(), 16, "what is invalid is not executed");
     service.stop().await;

@@ -140,7 +140,7 @@ async fn traced(endpoint: &str) -> Bed {
     bed.config.telemetry.otlp_every = span(50);
     bed.config.telemetry.otlp_timeout = span(1_000);
     bed.config.retry.initial = span(50);
-    bed.config.retry.settling = span(200);
+    bed.config.retry.query_delay = span(200);
     bed.config.retry.in_process_max = span(30_000);
     bed
 }
@@ -195,7 +195,7 @@ async fn a_trace_goes_on_from_the_command_into_every_call_and_into_the_event() {
     let (line, calls, recording) = recorded(bed.sandbox.addr()).await;
     bed.config.wechat.base_url = format!("http://{line}");
     bed.issue("C1_a_long_coupon_code", json!({}));
-    bed.faults(json!([{"question": "use", "first_attempts": 1, "fault": {"kind": "html_502"}}]));
+    bed.faults(json!([{"operation": "use", "first_attempts": 1, "fault": {"kind": "html_502"}}]));
     let bytes = command("C1_a_long_coupon_code", "USE_0001").to_string();
     bed.publish_bytes(bytes.as_bytes(), with_trace(&format!("00-{TRACE}-{SENDER}-01"))).await;
     let service = bed.start().await;
@@ -212,15 +212,15 @@ async fn a_trace_goes_on_from_the_command_into_every_call_and_into_the_event() {
         ("redemption.brand_id", "120344"),
         ("redemption.arrival", "first"),
         ("redemption.outcome", "redeemed"),
-        ("redemption.settling", "ended"),
+        ("redemption.settlement", "ended"),
     ] {
         assert_eq!(take.attributes.get(key).map(String::as_str), Some(value), "{key}: {take:#?}");
     }
     // Asked, and no answer to believe; looked twice, and once more where the machine holds the use up; asked again.
-    let (redeems, inquiries, event) =
-        (received.named("redeem"), received.named("inquire"), received.one("event"));
-    assert!(redeems.len() == 2 && (2..=3).contains(&inquiries.len()), "{redeems:#?}, {inquiries:#?}");
-    let attempts = [&redeems[..1], &inquiries, &redeems[1..]].concat();
+    let (redeems, queries, event) =
+        (received.named("redeem"), received.named("query"), received.one("event"));
+    assert!(redeems.len() == 2 && (2..=3).contains(&queries.len()), "{redeems:#?}, {queries:#?}");
+    let attempts = [&redeems[..1], &queries, &redeems[1..]].concat();
     assert_eq!(take.attributes["redemption.attempts"], attempts.len().to_string());
     let (first, further) = attempts.split_first().unwrap();
     assert!(first.failed && further.iter().all(|attempt| !attempt.failed), "{attempts:#?}");
@@ -264,7 +264,7 @@ async fn a_copy_is_linked_to_the_stay_that_put_it_away() {
     let mut bed = traced(&endpoint).await;
     let span = |millis| Span(Duration::from_millis(millis));
     bed.config.retry.in_process_max = span(800);
-    bed.config.retry.tiers = vec![span(500), span(1_000)];
+    bed.config.retry.delays = vec![span(500), span(1_000)];
     for code in ["C1", "C2"] {
         bed.issue(code, json!({}));
     }
@@ -273,9 +273,9 @@ async fn a_copy_is_linked_to_the_stay_that_put_it_away() {
     let sender = format!("00-{TRACE}-{SENDER}-01");
     bed.publish_bytes(command("C1", "USE_0001").to_string().as_bytes(), with_trace(&sender)).await;
     bed.publish(&command("C2", "USE_0002")).await;
-    let deferred = service_metric_sum(&service, "redeemer_tier_deferred_total").await;
+    let delayed = service_metric_sum(&service, "redeemer_delay_delayed_total").await;
     until("two copies", async || {
-        service_metric_sum(&service, "redeemer_tier_deferred_total").await >= deferred + 2.0
+        service_metric_sum(&service, "redeemer_delay_delayed_total").await >= delayed + 2.0
     })
     .await;
     bed.faults(json!([]));
@@ -285,7 +285,7 @@ async fn a_copy_is_linked_to_the_stay_that_put_it_away() {
     let ended = |number: &str| {
         let mut stays = received.named("take");
         stays.retain(|stay| stay.attributes["redemption.out_request_no"] == number);
-        stays.iter().any(|stay| stay.attributes["redemption.settling"] == "ended").then_some(stays)
+        stays.iter().any(|stay| stay.attributes["redemption.settlement"] == "ended").then_some(stays)
     };
     until("both told", async || ended("USE_0001").is_some() && ended("USE_0002").is_some()).await;
 
@@ -296,7 +296,7 @@ async fn a_copy_is_linked_to_the_stay_that_put_it_away() {
         assert_eq!((stays[0].links.len(), stays[0].parent.as_str()), (0, parent.unwrap_or_default()));
         for pair in stays.windows(2) {
             let [before, after] = pair else { unreachable!() };
-            assert_eq!(before.attributes["redemption.settling"], "deferred");
+            assert_eq!(before.attributes["redemption.settlement"], "delayed");
             assert_eq!(after.attributes["redemption.arrival"], "copy");
             assert_eq!(after.links, [(before.trace.clone(), before.id.clone())], "{stays:#?}");
             assert_eq!(after.trace, before.trace, "one trace for all stays");

@@ -22,7 +22,7 @@ const SETTLING: Duration = Duration::from_millis(400);
 /// A bed with one parked command for the coupon `C1`.
 async fn bed(coupon: Value) -> Bed {
     let mut bed = Bed::new().await;
-    bed.config.retry.settling = Span(SETTLING);
+    bed.config.retry.query_delay = Span(SETTLING);
     bed.config.wechat.read_timeout = Span(Duration::from_secs(60));
     bed.config.wechat.total_timeout = Span(Duration::from_secs(60));
     bed.leave_parked().await;
@@ -114,7 +114,7 @@ async fn overtaken(coupon: Value, first: &[&str], second: &[&str]) -> (Vec<Strin
 }
 
 const REPLAY: &[&str] = &["replay", "--yes", "--json"];
-const TELL: &[&str] = &["replay", "--yes", "--json", "--tell-refused"];
+const TELL: &[&str] = &["replay", "--yes", "--json", "--publish-refused"];
 const DISCARD: &[&str] = &["discard", "--all", "--yes", "--json", "--because", "refunded by hand"];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -124,7 +124,7 @@ async fn lost_look_does_not_send_again_after_discard() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_look_does_not_send_again_after_replay() {
-    assert_eq!(overtaken(json!({}), REPLAY, REPLAY).await, (vec!["sent_again".to_owned()], 1));
+    assert_eq!(overtaken(json!({}), REPLAY, REPLAY).await, (vec!["republished".to_owned()], 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -142,17 +142,17 @@ async fn lost_look_publishes_no_refused_after_discard() {
 /// When each query came to the sandbox, in microseconds.
 fn queries(bed: &Bed) -> Vec<u64> {
     let attempts = bed.attempts("C1");
-    let queries = attempts.iter().filter(|attempt| attempt["question"] == "inquire");
+    let queries = attempts.iter().filter(|attempt| attempt["operation"] == "query");
     queries.map(|attempt| attempt["at_us"].as_u64().unwrap()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_signed_404_does_not_refuse_a_redeemed_command() {
     let mut bed = bed(json!({"state": "USED", "used_by": "USE_C1"})).await;
-    bed.faults(json!([{"question": "inquire", "times": 1, "fault": {
+    bed.faults(json!([{"operation": "query", "times": 1, "fault": {
         "kind": "status", "status": 404, "code": "NOT_FOUND", "signed": true}}]));
     let output = program(&bed, TELL).output().await.unwrap();
-    assert_eq!(lines(&output, 0)[0]["did"], "told_redeemed");
+    assert_eq!(lines(&output, 0)[0]["did"], "published_redeemed");
     let told = bed.told().await;
     assert_eq!(told.gist(), "redeemed - USED");
     assert_eq!(queries(&bed).len(), 2);
@@ -162,7 +162,7 @@ async fn one_signed_404_does_not_refuse_a_redeemed_command() {
 async fn refusal_rests_on_two_spaced_queries() {
     let mut bed = bed(json!({"state": "EXPIRED"})).await;
     let output = program(&bed, TELL).output().await.unwrap();
-    assert_eq!(lines(&output, 0)[0]["did"], "told_refused");
+    assert_eq!(lines(&output, 0)[0]["did"], "published_refused");
     let told = bed.told().await;
     assert_eq!(told.gist(), "refused expired EXPIRED");
     let queries = queries(&bed);
@@ -178,8 +178,8 @@ async fn refusal_rests_on_two_spaced_queries() {
 async fn refusal_without_a_second_answer_stays_parked() {
     let bed = bed(json!({"state": "EXPIRED"})).await;
     bed.faults(json!([
-        {"question": "inquire", "times": 1, "fault": {"kind": "status", "status": 404, "code": "NOT_FOUND", "signed": true}},
-        {"question": "inquire", "fault": {"kind": "html_502"}},
+        {"operation": "query", "times": 1, "fault": {"kind": "status", "status": 404, "code": "NOT_FOUND", "signed": true}},
+        {"operation": "query", "fault": {"kind": "html_502"}},
     ]));
     let output = program(&bed, TELL).output().await.unwrap();
     assert!(lines(&output, 4)[0]["left"].is_string());

@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use redeemer::config::Span;
-use redeemer::sandbox::{Act, Tuning};
+use redeemer::sandbox::{ActionRequest, Tuning};
 use redeemer::wechat::api::Prepared;
 use redeemer::wire::{command as wire_command, copy};
 use serde_json::{Value, json};
@@ -24,13 +24,13 @@ async fn quick() -> Bed {
     let mut bed = Bed::new().await;
     let span = |millis| Span(Duration::from_millis(millis));
     bed.config.retry.initial = span(50);
-    bed.config.retry.settling = span(200);
+    bed.config.retry.query_delay = span(200);
     bed.config.retry.in_process_max = span(800);
-    bed.config.retry.tiers = vec![span(500), span(1_000), span(2_000)];
+    bed.config.retry.delays = vec![span(500), span(1_000), span(2_000)];
     bed
 }
 
-fn act(deed: &str) -> Act {
+fn act(deed: &str) -> ActionRequest {
     serde_json::from_value(json!({ "do": deed })).unwrap()
 }
 
@@ -51,7 +51,7 @@ async fn one_coupon_is_asked_about_one_call_at_a_time_and_no_other_waits_for_it(
     let mut bed = quick().await;
     bed.issue("SLOW", json!({}));
     // Two of its commands take four seconds at least: time enough for forty others on any machine.
-    bed.faults(json!([{"coupon_code": "SLOW", "question": "use", "fault": {"kind": "slow", "ms": 2_000}}]));
+    bed.faults(json!([{"coupon_code": "SLOW", "operation": "use", "fault": {"kind": "slow", "ms": 2_000}}]));
     for nth in 0..5 {
         bed.publish(&command("SLOW", &format!("USE_SLOW_{nth}"))).await;
     }
@@ -99,7 +99,7 @@ async fn a_slow_coupon_with_more_commands_than_can_be_held_keeps_no_other_waitin
         .collect();
     assert_eq!(slow.len(), 300, "every one ended");
     assert_eq!(slow.values().filter(|gist| **gist == "redeemed - USED").count(), 1);
-    assert!(service.metric(r#"redeemer_put_away_total{why="crowded"}"#).await >= 200.0);
+    assert!(service.metric(r#"redeemer_delayed_retries_total{reason="per_coupon_limit"}"#).await >= 200.0);
     assert_eq!(bed.uses().len(), 41);
     alone(&bed.attempts("SLOW"));
     service.stop().await;
@@ -181,7 +181,7 @@ async fn the_backup_serves_while_the_network_to_the_primary_is_down_and_only_the
     assert!(on(&hosts, &primary) >= 16, "{hosts:?}");
     let hosts = hosts_of(&mut bed, "X", 20, "refused no_such_coupon -").await;
     assert!(on(&hosts, &primary) >= 16, "a business error switches nothing: {hosts:?}");
-    bed.faults(json!([{"question": "use", "first_attempts": 1, "fault": {"kind": "html_502"}}]));
+    bed.faults(json!([{"operation": "use", "first_attempts": 1, "fault": {"kind": "html_502"}}]));
     let hosts = hosts_of(&mut bed, "G", 5, "redeemed - USED").await;
     assert!(on(&hosts, &primary) >= 3, "a gateway's 502 came over the network, too: {hosts:?}");
     bed.faults(json!([]));
@@ -222,7 +222,7 @@ async fn what_the_network_loses_is_asked_again_on_the_other_domain_however_well_
     {
         let code = format!("L{nth}");
         bed.faults(json!([
-            {"coupon_code": code, "question": "use", "times": 1, "fault": {"kind": fault}},
+            {"coupon_code": code, "operation": "use", "times": 1, "fault": {"kind": fault}},
         ]));
         bed.issue(&code, json!({}));
         bed.publish(&command(&code, &format!("USE_{code}"))).await;
@@ -248,7 +248,7 @@ fn copy_headers(bytes: &[u8]) -> BTreeMap<&'static str, AMQPValue> {
         (copy::DELAYS_PASSED, text("1")),
         (copy::FIRST_SEEN, text(&(now - SignedDuration::from_secs(60)).to_string())),
         (copy::DEADLINE, text(&(now + SignedDuration::from_hours(1)).to_string())),
-        (copy::LAST_VERDICT, text("unsure")),
+        (copy::LAST_VERDICT, text("unknown")),
         // Whatever anybody had begun by then has ended.
         (copy::NEGATIVES_FROM, text(&now.to_string())),
         (copy::BODY_SHA256, text(prepared.body_sha256())),
@@ -270,7 +270,7 @@ async fn a_copy_with_bad_headers_ends_with_a_reason_and_harms_nobody() {
     let mut bed = quick().await;
     let service = bed.start().await;
     let text = |text: &str| Some(AMQPValue::LongString(text.into()));
-    let damaged = "unresolved damaged_copy -";
+    let damaged = "unresolved corrupt_retry_message -";
     let redeemed = "redeemed - USED";
     let past = "2001-01-01T00:00:00Z";
     let cases: Vec<(&'static str, Option<AMQPValue>, &str)> = vec![
@@ -291,8 +291,8 @@ async fn a_copy_with_bad_headers_ends_with_a_reason_and_harms_nobody() {
         (copy::DEADLINE, text("10000-01-01T00:00:00Z"), damaged),
         (copy::DEADLINE, Some(AMQPValue::Timestamp(1_772_685_045)), damaged),
         (copy::LAST_VERDICT, text("redeemed"), damaged),
-        (copy::LAST_VERDICT, text("objected because"), damaged),
-        (copy::LAST_VERDICT, text("objected deadline_passed"), damaged),
+        (copy::LAST_VERDICT, text("rejected because"), damaged),
+        (copy::LAST_VERDICT, text("rejected deadline_passed"), damaged),
         (copy::LAST_VERDICT, text("doubted returned_since"), damaged),
         (copy::BODY_SHA256, text(&"0".repeat(64)), damaged),
         (copy::BODY_SHA256, text(""), damaged),
@@ -310,11 +310,11 @@ async fn a_copy_with_bad_headers_ends_with_a_reason_and_harms_nobody() {
         // First seen before the furthest deadline that is ever kept to.
         (copy::FIRST_SEEN, text(past), "unresolved deadline_passed EFFECTIVE"),
         (copy::DELAYS_PASSED, text("4294967295"), redeemed),
-        (copy::LAST_VERDICT, text("clear"), redeemed),
-        (copy::LAST_VERDICT, text("objected expired"), "refused rejected EFFECTIVE"),
-        (copy::LAST_VERDICT, text("objected-doubtful not_usable"), "refused not_usable EFFECTIVE"),
+        (copy::LAST_VERDICT, text("no_effect"), redeemed),
+        (copy::LAST_VERDICT, text("rejected expired"), "refused rejected EFFECTIVE"),
+        (copy::LAST_VERDICT, text("rejected_unverified not_usable"), "refused not_usable EFFECTIVE"),
         (copy::LAST_VERDICT, text("used"), "refused returned_since EFFECTIVE"),
-        (copy::LAST_VERDICT, text("objected-unsigned expired"), damaged),
+        (copy::LAST_VERDICT, text("rejected-unsigned expired"), damaged),
         (copy::SUSPENDED, text("many"), damaged),
         (copy::SUSPENDED, Some(AMQPValue::LongInt(3)), damaged),
         (copy::NEGATIVES_FROM, text("soon"), damaged),
@@ -343,7 +343,7 @@ async fn a_copy_with_bad_headers_ends_with_a_reason_and_harms_nobody() {
             assert_eq!(reason, told.data("/problem/reason").as_str().unwrap(), "{what}");
         }
         let calls = bed.attempts(&code);
-        let uses = calls.iter().filter(|call| call["question"] == "use").count();
+        let uses = calls.iter().filter(|call| call["operation"] == "use").count();
         assert_eq!(uses, usize::from(expected == redeemed), "{what}: {calls:#?}");
         if expected == damaged {
             assert!(calls.is_empty(), "{what}: nobody knows what was asked before, so nothing is asked now");
@@ -356,10 +356,10 @@ async fn a_copy_with_bad_headers_ends_with_a_reason_and_harms_nobody() {
     bed.publish(&command("GOOD", "USE_GOOD")).await;
     assert_eq!(bed.told().await.gist(), redeemed, "the next command is unharmed");
     // Every one was taken once and ended: none of them went round.
-    assert_eq!(service.metric(r#"redeemer_commands_taken_total{arrival="copy"}"#).await as usize, published);
-    let ended = r#"redeemer_commands_settled_total{how="ended"}"#;
+    assert_eq!(service.metric(r#"redeemer_commands_taken_total{arrival="retry"}"#).await as usize, published);
+    let ended = r#"redeemer_commands_settled_total{settlement="finished"}"#;
     service.wait_metric(ended, (published + 1) as f64).await;
-    assert_eq!(service.metric(r#"redeemer_commands_settled_total{how="deferred"}"#).await, 0.0);
+    assert_eq!(service.metric(r#"redeemer_commands_settled_total{settlement="delayed"}"#).await, 0.0);
     service.stop().await;
     assert_eq!(bed.ready(&bed.config.broker.names.commands).await, 0);
 }
@@ -370,16 +370,16 @@ async fn no_header_keeps_a_command_waiting_beyond_the_furthest_deadline() {
     bed.issue("C1", json!({}));
     bed.faults(json!([{"fault": {"kind": "html_502"}}]));
     let service = bed.start_unready().await;
-    // The wait queues are made before it counts as connected.
+    // The delay queues are made before it counts as connected.
     service.wait_metric("redeemer_broker_connected", 1.0).await;
-    let mut tier = bed.in_tier("2s").await;
+    let mut delay = bed.in_delay("2s").await;
     let bytes = command("C1", "USE_0001").to_string().into_bytes();
     let mut headers = copy_headers(&bytes);
     headers.insert(copy::DELAYS_PASSED, AMQPValue::LongString("7".into()));
     headers.insert(copy::FIRST_SEEN, AMQPValue::LongString("9999-12-30T00:00:00Z".into()));
     headers.insert(copy::DEADLINE, AMQPValue::LongString("9999-12-30T00:00:00Z".into()));
     publish_copy(&bed, &bytes, headers).await;
-    let copied = bed::next(&mut tier, "the copy in the last tier").await;
+    let copied = bed::next(&mut delay, "the copy in the last delay").await;
     let headers = copied.properties.headers().clone().unwrap();
     let time = |name| header(&headers, name).parse::<Timestamp>().unwrap();
     assert!(time(copy::FIRST_SEEN) <= Timestamp::now());
@@ -397,9 +397,9 @@ async fn a_coupon_returned_between_two_attempts_is_refused_and_not_used_again() 
     for (code, fault) in [("C1", "cut_after_effect"), ("C2", "probe_signature")] {
         bed.issue(code, json!({}));
         bed.faults(json!([
-            {"coupon_code": code, "question": "use", "times": 1, "fault": {"kind": fault}},
+            {"coupon_code": code, "operation": "use", "times": 1, "fault": {"kind": fault}},
             // Nothing is found out before the coupon is returned.
-            {"coupon_code": code, "question": "inquire", "fault": {"kind": "html_502"}},
+            {"coupon_code": code, "operation": "query", "fault": {"kind": "html_502"}},
         ]));
         bed.publish(&command(code, &format!("USE_{code}"))).await;
         until("the effect", async || bed.uses().iter().any(|(used, _)| used == code)).await;
@@ -407,11 +407,11 @@ async fn a_coupon_returned_between_two_attempts_is_refused_and_not_used_again() 
         bed.faults(json!([]));
         let told = bed.told().await;
         assert_eq!(told.gist(), "refused returned_since EFFECTIVE", "{:#}", told.event);
-        assert_eq!(told.data("/established_by"), "inquiry");
+        assert_eq!(told.data("/established_by"), "query");
         let calls = bed.attempts(code);
-        let asked: Vec<_> = calls.iter().map(|call| call["question"].as_str().unwrap()).collect();
+        let asked: Vec<_> = calls.iter().map(|call| call["operation"].as_str().unwrap()).collect();
         assert_eq!(asked[0], "use");
-        assert!(asked[1..].iter().all(|question| *question == "inquire"), "nothing is sent again: {asked:?}");
+        assert!(asked[1..].iter().all(|operation| *operation == "query"), "nothing is sent again: {asked:?}");
     }
     service.stop().await;
 }
@@ -429,19 +429,19 @@ async fn a_coupon_that_ends_between_two_attempts_is_refused_by_its_state() {
         bed.issue(code, json!({}));
         let fault = json!({"kind": "cut_before_effect"});
         bed.faults(json!([
-            {"coupon_code": code, "question": "use", "times": 1, "fault": fault},
+            {"coupon_code": code, "operation": "use", "times": 1, "fault": fault},
             // Nothing is found out before the deed is done.
-            {"coupon_code": code, "question": "inquire", "fault": {"kind": "html_502"}},
+            {"coupon_code": code, "operation": "query", "fault": {"kind": "html_502"}},
         ]));
         bed.publish(&command(code, &format!("USE_{code}"))).await;
-        let answered = |attempt: &Value| attempt["question"] == "use" && !attempt["answered"].is_null();
+        let answered = |attempt: &Value| attempt["operation"] == "use" && !attempt["answered"].is_null();
         until("the first attempt", async || bed.attempts(code).iter().any(answered)).await;
         bed.sandbox.act(code, &act(deed)).unwrap();
         bed.faults(json!([]));
         let told = bed.told().await;
         assert_eq!(told.gist(), expected, "{:#}", told.event);
         let calls = bed.attempts(code);
-        assert_eq!(calls.iter().filter(|call| call["question"] == "use").count(), 1, "{calls:#?}");
+        assert_eq!(calls.iter().filter(|call| call["operation"] == "use").count(), 1, "{calls:#?}");
     }
     service.stop().await;
 }
@@ -454,21 +454,21 @@ async fn rounds_of_a_sequential_coupon_and_a_coupon_of_a_bundle_are_redeemed_as_
     bed.issue("CUT", json!({"usage_mode": "SEQUENTIAL", "rounds": 2}));
     bed.issue("B0", json!({"usage_mode": "PROGRESSIVE_BUNDLE", "bundle_id": "BUNDLE", "bundle_index": 0}));
     bed.issue("B1", json!({"usage_mode": "PROGRESSIVE_BUNDLE", "bundle_id": "BUNDLE", "bundle_index": 1}));
-    let cut = |kind: &str| json!([{"question": "use", "first_attempts": 1, "fault": {"kind": kind}}]);
+    let cut = |kind: &str| json!([{"operation": "use", "first_attempts": 1, "fault": {"kind": kind}}]);
     let round = |code: &str, number: &str, index: u32| {
         let mut command = command(code, number);
         command["sequential_coupon_index"] = json!(index);
         command
     };
     for (faults, asked, expected, by) in [
-        (json!([]), round("SEQ", "USE_SEQ_0", 0), "redeemed -", "answer"),
-        (json!([]), round("SEQ", "USE_SEQ_0", 0), "redeemed -", "answer"),
-        (json!([]), round("SEQ", "USE_SEQ_1", 1), "redeemed -", "answer"),
-        (json!([]), round("SEQ", "USE_SEQ_X", 0), "refused used_by_another", "inquiry"),
-        (cut("cut_after_effect"), round("CUT", "USE_CUT_0", 0), "redeemed -", "inquiry"),
-        (cut("cut_before_effect"), round("CUT", "USE_CUT_1", 1), "redeemed -", "answer"),
-        (json!([]), command("B0", "USE_B0"), "redeemed -", "answer"),
-        (cut("cut_after_effect"), command("B1", "USE_B1"), "redeemed -", "inquiry"),
+        (json!([]), round("SEQ", "USE_SEQ_0", 0), "redeemed -", "response"),
+        (json!([]), round("SEQ", "USE_SEQ_0", 0), "redeemed -", "response"),
+        (json!([]), round("SEQ", "USE_SEQ_1", 1), "redeemed -", "response"),
+        (json!([]), round("SEQ", "USE_SEQ_X", 0), "refused used_by_another", "query"),
+        (cut("cut_after_effect"), round("CUT", "USE_CUT_0", 0), "redeemed -", "query"),
+        (cut("cut_before_effect"), round("CUT", "USE_CUT_1", 1), "redeemed -", "response"),
+        (json!([]), command("B0", "USE_B0"), "redeemed -", "response"),
+        (cut("cut_after_effect"), command("B1", "USE_B1"), "redeemed -", "query"),
     ] {
         bed.faults(faults);
         bed.publish(&asked).await;
@@ -500,10 +500,10 @@ async fn a_later_better_outcome_supersedes_an_unresolved_one() {
         ("C3", "cut_after_effect", true),
     ] {
         bed.issue(code, json!({}));
-        // Inquiries fail, too: nobody can find out in time.
+        // Queries fail, too: nobody can find out in time.
         bed.faults(json!([
-            {"coupon_code": code, "question": "use", "fault": {"kind": fault}},
-            {"coupon_code": code, "question": "inquire", "fault": {"kind": "no_signature"}},
+            {"coupon_code": code, "operation": "use", "fault": {"kind": fault}},
+            {"coupon_code": code, "operation": "query", "fault": {"kind": "no_signature"}},
         ]));
         let bytes = command(code, &format!("USE_{code}")).to_string().into_bytes();
         let mut headers = FieldTable::default();
@@ -538,16 +538,16 @@ fn of_brand(code: &str, brand: &str, number: &str) -> Value {
     command
 }
 
-fn unauthorised(bed: &Bed, brands: &[&str]) {
+fn unauthorized(bed: &Bed, brands: &[&str]) {
     let brands = brands.iter().map(|brand| (*brand).to_owned()).collect();
-    bed.sandbox.tune(Tuning { unauthorised_brands: Some(brands), ..Tuning::default() });
+    bed.sandbox.tune(Tuning { unauthorized_brands: Some(brands), ..Tuning::default() });
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_brand_that_has_not_authorised_us_is_refused_while_another_is_served() {
+async fn a_brand_that_has_not_authorized_us_is_refused_while_another_is_served() {
     let mut bed = quick().await;
     bed.config.retry.in_process_max = Span(Duration::from_secs(8));
-    unauthorised(&bed, &["666666"]);
+    unauthorized(&bed, &["666666"]);
     // The stranger comes first, when no brand has let us in yet.
     for nth in 0..5 {
         let code = format!("B{nth}");
@@ -561,7 +561,7 @@ async fn a_brand_that_has_not_authorised_us_is_refused_while_another_is_served()
     let service = bed.start_unready().await;
     for told in in_order(&mut bed, 25).await {
         let expected = match told.data("/brand_id").as_str() {
-            Some("666666") => "refused not_authorised -",
+            Some("666666") => "refused not_authorized -",
             _ => "redeemed - USED",
         };
         assert_eq!(told.gist(), expected, "{:#}", told.event);
@@ -580,18 +580,18 @@ async fn when_no_brand_lets_us_in_consumption_stops_and_resumes_by_itself() {
         bed.publish(&of_brand(&format!("A{nth}"), brand, &format!("USE_A{nth}"))).await;
         assert_eq!(bed.told().await.gist(), "redeemed - USED");
     }
-    unauthorised(&bed, &["*"]);
+    unauthorized(&bed, &["*"]);
     for nth in 0..30 {
         let (code, brand) = (format!("C{nth}"), if nth % 2 == 0 { "120344" } else { "666666" });
         bed.issue(&code, json!({"brand_id": brand}));
         bed.publish(&of_brand(&code, brand, &format!("USE_{code}"))).await;
     }
     until("the stop", async || service.get("/readyz").await.1.contains("NO_AUTH")).await;
-    assert_eq!(service.metric(r#"redeemer_stopped{fault="unauthorised"}"#).await, 1.0);
+    assert_eq!(service.metric(r#"redeemer_suspended{reason="unauthorized"}"#).await, 1.0);
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert!(service.get("/readyz").await.1.contains("NO_AUTH"), "it stays stopped");
     assert_eq!(bed.uses().len(), 2);
-    unauthorised(&bed, &[]);
+    unauthorized(&bed, &[]);
     for told in in_order(&mut bed, 30).await {
         assert_eq!(told.gist(), "redeemed - USED", "no coupon is charged with it: {:#}", told.event);
     }
@@ -610,7 +610,7 @@ async fn a_brand_that_withdraws_its_rights_holds_up_nobody() {
         bed.publish(&of_brand(&format!("A{nth}"), brand, &format!("USE_A{nth}"))).await;
         assert_eq!(bed.told().await.gist(), "redeemed - USED");
     }
-    unauthorised(&bed, &["666666"]);
+    unauthorized(&bed, &["666666"]);
     for nth in 0..100 {
         let code = format!("B{nth}");
         bed.issue(&code, json!({"brand_id": "666666"}));
@@ -629,11 +629,11 @@ async fn a_brand_that_withdraws_its_rights_holds_up_nobody() {
             good.get_or_insert(since.elapsed());
         }
     }
-    let expected = [("redeemed - USED".to_owned(), 20), ("refused not_authorised -".to_owned(), 100)];
+    let expected = [("redeemed - USED".to_owned(), 20), ("refused not_authorized -".to_owned(), 100)];
     assert_eq!(counts, BTreeMap::from(expected));
     // One after the other, with a pause for each of the denied, they would take nine minutes.
     assert!(good.unwrap() < Duration::from_secs(30), "{good:?}");
-    assert_eq!(service.metric(r#"redeemer_stopped{fault="unauthorised"}"#).await, 0.0);
+    assert_eq!(service.metric(r#"redeemer_suspended{reason="unauthorized"}"#).await, 0.0);
     service.stop().await;
 }
 
@@ -642,7 +642,7 @@ async fn a_brand_that_withdraws_its_rights_holds_up_nobody() {
 async fn ever_new_brands_without_rights_stop_nothing() {
     let mut bed = quick().await;
     let strangers: Vec<_> = (0..120).map(|nth| format!("9{nth:05}")).collect();
-    unauthorised(&bed, &strangers.iter().map(String::as_str).collect::<Vec<_>>());
+    unauthorized(&bed, &strangers.iter().map(String::as_str).collect::<Vec<_>>());
     for (nth, brand) in strangers.iter().enumerate() {
         let code = format!("B{nth}");
         bed.issue(&code, json!({"brand_id": brand}));
@@ -665,7 +665,7 @@ async fn ever_new_brands_without_rights_stop_nothing() {
     for told in in_order(&mut bed, 141).await {
         let expected = match told.data("/brand_id").as_str() {
             Some("120344") => "redeemed - USED",
-            _ => "refused not_authorised -",
+            _ => "refused not_authorized -",
         };
         assert_eq!(told.gist(), expected, "{:#}", told.event);
     }
@@ -681,8 +681,8 @@ async fn where_a_query_is_not_granted_nobody_else_waits_and_the_deadline_holds()
     let rules = lost.iter().flat_map(|code| {
         let cut = json!({"kind": "cut_after_effect"});
         [
-            json!({"coupon_code": code, "question": "use", "times": 1, "fault": cut}),
-            json!({"coupon_code": code, "question": "inquire", "fault": no_auth}),
+            json!({"coupon_code": code, "operation": "use", "times": 1, "fault": cut}),
+            json!({"coupon_code": code, "operation": "query", "fault": no_auth}),
         ]
     });
     bed.faults(rules.collect());
@@ -706,40 +706,40 @@ async fn where_a_query_is_not_granted_nobody_else_waits_and_the_deadline_holds()
     }
     for code in &lost {
         let calls = bed.attempts(code);
-        assert_eq!(calls.iter().filter(|call| call["question"] == "use").count(), 1, "{calls:#?}");
+        assert_eq!(calls.iter().filter(|call| call["operation"] == "use").count(), 1, "{calls:#?}");
     }
-    assert_eq!(service.metric(r#"redeemer_stopped{fault="unauthorised"}"#).await, 0.0);
+    assert_eq!(service.metric(r#"redeemer_suspended{reason="unauthorized"}"#).await, 0.0);
     service.stop().await;
 }
 
 /// The provider grants rights interface by interface: looking at a coupon may be allowed where using it is not.
 #[tokio::test(flavor = "multi_thread")]
-async fn when_only_redeeming_is_not_allowed_an_inquiry_that_is_answered_charges_no_brand() {
+async fn when_only_redeeming_is_not_allowed_an_query_that_is_answered_charges_no_brand() {
     let mut bed = quick().await;
     let no_auth = json!({"kind": "status", "status": 403, "code": "NO_AUTH"});
-    bed.faults(json!([{"question": "use", "fault": no_auth}]));
+    bed.faults(json!([{"operation": "use", "fault": no_auth}]));
     for nth in 0..30 {
         let (code, brand) = (format!("C{nth}"), if nth % 3 == 1 { "666666" } else { "120344" });
         bed.issue(&code, json!({"brand_id": brand}));
         let bytes = of_brand(&code, brand, &format!("USE_{code}")).to_string().into_bytes();
         match nth % 3 {
-            // It begins with the inquiry, which is answered.
+            // It begins with the query, which is answered.
             0 => publish_copy(&bed, &bytes, copy_headers(&bytes)).await,
             _ => bed.publish_bytes(&bytes, BasicProperties::default()).await,
         }
     }
     let service = bed.start_unready().await;
     until("the stop", async || service.get("/readyz").await.1.contains("NO_AUTH")).await;
-    let asked = |question: &str| {
+    let asked = |operation: &str| {
         let attempts = bed.ledger()["attempts"].as_array().unwrap().clone();
-        attempts.iter().filter(|attempt| attempt["question"] == question).count()
+        attempts.iter().filter(|attempt| attempt["operation"] == operation).count()
     };
-    // Inquiries are answered meanwhile, and redemptions go on being tried one by one.
-    until("inquiries", async || asked("inquire") >= 4).await;
+    // Queries are answered meanwhile, and redemptions go on being tried one by one.
+    until("queries", async || asked("query") >= 4).await;
     let before = asked("use");
     until("further redemptions", async || asked("use") >= before + 2).await;
     assert!(service.get("/readyz").await.1.contains("NO_AUTH"), "it stays stopped");
-    assert_eq!(service.metric(r#"redeemer_stopped{fault="unauthorised"}"#).await, 1.0);
+    assert_eq!(service.metric(r#"redeemer_suspended{reason="unauthorized"}"#).await, 1.0);
     bed.faults(json!([]));
     for told in in_order(&mut bed, 30).await {
         assert_eq!(told.gist(), "redeemed - USED", "no coupon is charged with it: {:#}", told.event);
@@ -757,7 +757,7 @@ async fn rejected_parameter_does_not_make_a_denied_brand_the_only_one() {
     let wrong = json!({"kind": "status", "status": 400, "code": "PARAM_ERROR"});
     bed.faults(json!([
         {"coupon_prefix": "EVIL", "fault": wrong},
-        {"question": "use", "fault": no_auth},
+        {"operation": "use", "fault": no_auth},
     ]));
     for nth in 0..12 {
         let (code, brand) = (format!("C{nth}"), ["120344", "666666"][nth % 2]);

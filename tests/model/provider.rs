@@ -45,7 +45,7 @@ impl Gone {
 
 /// One use that the coupon is good for: one of a single or bundle coupon, several rounds of a legacy sequential one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub struct Slot {
+pub struct Permit {
     pub used: Option<User>,
     pub returned: Option<Return>,
 }
@@ -67,7 +67,7 @@ pub struct Ways {
 /// The coupon as the provider has it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Card {
-    pub slots: Vec<Slot>,
+    pub permits: Vec<Permit>,
     pub gone: Option<Gone>,
     /// How often our number took effect.
     pub effects: u8,
@@ -77,17 +77,17 @@ pub struct Card {
 
 impl Card {
     pub fn new(ways: Ways) -> Self {
-        Self { slots: vec![Slot::default(); ways.rounds], gone: None, effects: 0, rejected: false }
+        Self { permits: vec![Permit::default(); ways.rounds], gone: None, effects: 0, rejected: false }
     }
 
     /// Whether our use stands.
     pub fn is_ours(&self) -> bool {
-        self.slots.iter().any(|slot| slot.used == Some(User::Ours))
+        self.permits.iter().any(|permit| permit.used == Some(User::Ours))
     }
 
     fn free(&self) -> Option<usize> {
         let usable = self.gone.is_none() && !self.rejected;
-        self.slots.iter().position(|slot| slot.used.is_none()).filter(|_| usable)
+        self.permits.iter().position(|permit| permit.used.is_none()).filter(|_| usable)
     }
 
     /// Whether a use of our number would take effect now.
@@ -100,7 +100,7 @@ impl Card {
         if self.would_take_effect(ways)
             && let Some(free) = self.free()
         {
-            self.slots[free].used = Some(User::Ours);
+            self.permits[free].used = Some(User::Ours);
             self.effects += 1;
         }
     }
@@ -116,7 +116,7 @@ impl Card {
         if self.effects > 0 {
             return rejection(400, "PARAM_ERROR", Some(268_578_927), ways);
         }
-        match self.slots.iter().all(|slot| slot.used.is_some()) {
+        match self.permits.iter().all(|permit| permit.used.is_some()) {
             true => rejection(403, "NOT_ENOUGH", Some(272_756_745), ways),
             false => rejection(403, "NOT_ENOUGH", None, ways),
         }
@@ -140,23 +140,23 @@ impl Card {
             (None, Some(gone)) => gone.state(),
             (None, None) => CouponState::Effective,
         };
-        let user = |slot: &Slot| match (slot.used, slot.returned) {
+        let user = |permit: &Permit| match (permit.used, permit.returned) {
             (Some(user), _) => Some(user),
             (None, Some(Return::Ours)) if ways.keeps_numbers => Some(User::Ours),
             (None, Some(Return::LongBefore | Return::Others)) if ways.keeps_numbers => Some(User::Other),
             (None, _) => None,
         };
-        let trace = |slot: &Slot| Trace {
-            use_request_no: user(slot).filter(|_| ways.shows_numbers).map(|user| number(user).into()),
-            return_request_no: slot.returned.map(|_| "R1".into()),
-            return_time: slot.returned.filter(|at| *at == Return::LongBefore).map(|_| long_before()),
+        let trace = |permit: &Permit| Trace {
+            use_request_no: user(permit).filter(|_| ways.shows_numbers).map(|user| number(user).into()),
+            return_request_no: permit.returned.map(|_| "R1".into()),
+            return_time: permit.returned.filter(|at| *at == Return::LongBefore).map(|_| long_before()),
         };
-        let every = self.slots.iter().all(|slot| slot.used.is_some());
-        let usage = match &self.slots[..] {
-            [slot] => UsageTrace::Once(trace(slot)),
-            slots => {
-                let round = |slot: &Slot| Round { state: state(slot.used), trace: trace(slot) };
-                UsageTrace::Rounds(slots.iter().map(round).collect())
+        let every = self.permits.iter().all(|permit| permit.used.is_some());
+        let usage = match &self.permits[..] {
+            [permit] => UsageTrace::Single(trace(permit)),
+            permits => {
+                let round = |permit: &Permit| Round { state: state(permit.used), trace: trace(permit) };
+                UsageTrace::Rounds(permits.iter().map(round).collect())
             }
         };
         let whole = state(every.then_some(User::Ours));
@@ -167,7 +167,7 @@ impl Card {
     /// A coupon that looks used by us, under no signature.
     pub fn forge_success(&self, ways: Ways) -> CallResult {
         let mut used = Self::new(Ways { rounds: 1, ..ways });
-        used.slots[0].used = Some(User::Ours);
+        used.permits[0].used = Some(User::Ours);
         match used.describe(Ways { shows_numbers: true, ..ways }) {
             CallResult::Response(answer) => {
                 CallResult::Response(Response { authenticity: Authenticity::Unsigned, ..answer })

@@ -77,15 +77,15 @@ impl Drawing {
     fn draw_hand(&mut self, world: &World, before: &State, action: Action, after: &State) {
         let Some(nth) = place(action) else { return };
         let (stage, me) = (&before.hands[nth].stage, self.instances[nth]);
-        let question = match stage {
-            Stage::Due { question, .. } | Stage::Held { question, .. } | Stage::Calling { question, .. } => {
-                *question
-            }
+        let operation = match stage {
+            Stage::Due { operation, .. }
+            | Stage::Held { operation, .. }
+            | Stage::Calling { operation, .. } => *operation,
             _ => Operation::Query,
         };
-        let word = question_word(question);
+        let word = operation_word(operation);
         match action {
-            Action::Call(_) => self.draw_call(world, me, question, after),
+            Action::Call(_) => self.draw_call(world, me, operation, after),
             Action::CallInTrouble(_, Trouble::NotSent) => self.say(format!("I{me}-xP: {word}, not sent")),
             Action::CallInTrouble(_, Trouble::Lost) => {
                 self.say(format!("I{me}->>P: {word}"));
@@ -96,7 +96,7 @@ impl Drawing {
                 self.say(format!("P->>I{me}: {}", trouble_word(trouble)));
             }
             Action::Send(_) => self.say(format!("I{me}->>P: {word}, slowly")),
-            Action::Work(_) if question == Operation::Redeem && after.card.effects > before.card.effects => {
+            Action::Work(_) if operation == Operation::Redeem && after.card.effects > before.card.effects => {
                 self.say("Note over P: the use takes effect".to_owned());
             }
             Action::Work(_) => {}
@@ -110,7 +110,7 @@ impl Drawing {
             Action::EndHold(_) => {
                 let attempts = |state: &State| state.hands[nth].progress.attempts;
                 if attempts(after) > attempts(before) {
-                    self.draw_call(world, me, question, after);
+                    self.draw_call(world, me, operation, after);
                 }
             }
             Action::Reconsider(_) => self.note(nth, "too late for a use"),
@@ -152,12 +152,12 @@ impl Drawing {
         }
     }
 
-    fn draw_call(&mut self, world: &World, me: usize, question: Operation, after: &State) {
-        let reply = match question {
+    fn draw_call(&mut self, world: &World, me: usize, operation: Operation, after: &State) {
+        let reply = match operation {
             Operation::Redeem => after.card.answer_use(world.ways),
             Operation::Query => after.card.answer_query(world.ways),
         };
-        self.say(format!("I{me}->>P: {}", question_word(question)));
+        self.say(format!("I{me}->>P: {}", operation_word(operation)));
         self.say(format!("P->>I{me}: {}", reply_word(&reply)));
     }
 
@@ -248,8 +248,8 @@ fn change_word(change: Change) -> &'static str {
     }
 }
 
-fn question_word(question: Operation) -> &'static str {
-    match question {
+fn operation_word(operation: Operation) -> &'static str {
+    match operation {
         Operation::Redeem => "use",
         Operation::Query => "query",
     }
@@ -291,7 +291,7 @@ fn coupon_word(coupon: &Coupon) -> String {
         format!("{state}{user}{returned}")
     };
     match &coupon.usage {
-        UsageTrace::Once(trace) => one(&coupon.state, trace),
+        UsageTrace::Single(trace) => one(&coupon.state, trace),
         UsageTrace::Rounds(rounds) => {
             rounds.iter().map(|round| one(&round.state, &round.trace)).collect::<Vec<_>>().join(" and ")
         }
@@ -454,12 +454,12 @@ pub fn check_pages(found: &[Found]) {
     }
 }
 
-/// What the attempt machine is never seen to do, and why: operation, belief, verdict.
+/// What the attempt machine is never seen to do, and why: operation, effect, verdict.
 const UNREACHED: [([&str; 3], &str); 3] = [
-    (["redeem", "clear", "refused"], "`judge` refuses no use but by a rejection"),
-    (["redeem", "clear", "not_executed"], "`judge` says so of queries alone"),
+    (["redeem", "no_effect", "refused"], "`judge` refuses no use but by a rejection"),
+    (["redeem", "no_effect", "not_executed"], "`judge` says so of queries alone"),
     (
-        ["inquire", "used", "objected"],
+        ["query", "used", "rejected"],
         "a provider of these worlds rejects a coupon always or never, and shows no use of one",
     ),
 ];
@@ -467,8 +467,8 @@ const UNREACHED: [([&str; 3], &str); 3] = [
 /// Holds what the attempt machine was seen to do against all that it can be told.
 pub fn check_coverage(found: &[Found]) {
     let mut reached: BTreeMap<[&str; 3], Vec<&str>> = BTreeMap::new();
-    for [operation, belief, verdict, step] in found.iter().flat_map(|found| &found.covered) {
-        let steps = reached.entry([operation, belief, verdict]).or_default();
+    for [operation, effect, verdict, step] in found.iter().flat_map(|found| &found.covered) {
+        let steps = reached.entry([operation, effect, verdict]).or_default();
         if !steps.contains(step) {
             steps.push(step);
         }
@@ -476,11 +476,11 @@ pub fn check_coverage(found: &[Found]) {
     for (key, steps) in &reached {
         println!("{}: {}", key.join(", "), steps.join(" | "));
     }
-    let beliefs = ["clear", "unsure", "used", "objected", "objected-doubtful"];
-    let queries = beliefs.map(|belief| (Operation::Query, belief));
-    let told = [(Operation::Redeem, "clear")].into_iter().chain(queries);
+    let effects = ["no_effect", "unknown", "used", "rejected", "rejected_unverified"];
+    let queries = effects.map(|effect| (Operation::Query, effect));
+    let told = [(Operation::Redeem, "no_effect")].into_iter().chain(queries);
     let missed: Vec<_> = told
-        .flat_map(|(question, belief)| Verdict::WORDS.map(|verdict| [question.as_str(), belief, verdict]))
+        .flat_map(|(operation, effect)| Verdict::WORDS.map(|verdict| [operation.as_str(), effect, verdict]))
         .filter(|key| !reached.contains_key(key))
         .collect();
     let listed: Vec<_> = UNREACHED.iter().map(|(key, _)| *key).collect();

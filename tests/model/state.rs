@@ -69,13 +69,13 @@ pub struct Message {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Stage {
     /// To call.
-    Due { at: Tick, question: Operation },
+    Due { at: Tick, operation: Operation },
     /// To call, as soon as calls are let through: short of the bound, or beyond it.
-    Held { until: Tick, question: Operation, too_long: bool },
+    Held { until: Tick, operation: Operation, too_long: bool },
     /// To hear the answer: what it is, and whether it shows a return of our use, once the provider has worked on it.
-    Calling { question: Operation, sent: Tick, answer: Option<(CallResult, bool)> },
+    Calling { operation: Operation, sent: Tick, answer: Option<(CallResult, bool)> },
     /// To publish a retry message.
-    Delay { tier: usize },
+    Delay { delay: usize },
     /// To publish the event.
     Conclude(Outcome),
     /// To park it, its event is confirmed.

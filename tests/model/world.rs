@@ -44,7 +44,7 @@ pub struct World {
     redemption: Redemption,
     body_sha256: String,
     ids: RefCell<BTreeMap<&'static str, String>>,
-    /// What the attempt machine was seen to do: operation, belief before, verdict, step.
+    /// What the attempt machine was seen to do: operation, effect before, verdict, step.
     pub covered: RefCell<BTreeSet<[&'static str; 4]>>,
 }
 
@@ -234,7 +234,7 @@ impl World {
         Tick::try_from(wait.as_secs()).unwrap()
     }
 
-    fn horizon(&self) -> DeadlineLimits {
+    fn deadline_limits(&self) -> DeadlineLimits {
         let default = SignedDuration::from_secs(self.deadline.into());
         DeadlineLimits { default, furthest: SignedDuration::from_hours(1) }
     }
@@ -263,8 +263,8 @@ impl World {
             actions.push(Action::Notice(nth));
         }
         match &hand.stage {
-            Stage::Due { at, question } if *at <= state.now => {
-                self.act_on_due(state, nth, *question, actions);
+            Stage::Due { at, operation } if *at <= state.now => {
+                self.act_on_due(state, nth, *operation, actions);
             }
             Stage::Due { .. } => {}
             Stage::Held { until, .. } => {
@@ -307,14 +307,14 @@ impl World {
         }
     }
 
-    fn act_on_due(&self, state: &State, nth: usize, question: Operation, actions: &mut Vec<Action>) {
+    fn act_on_due(&self, state: &State, nth: usize, operation: Operation, actions: &mut Vec<Action>) {
         let (hand, left) = (&state.hands[nth], state.left);
-        if question == Operation::Redeem && hand.progress.is_overtaken(false, Self::at(state.now)) {
+        if operation == Operation::Redeem && hand.progress.is_overtaken(false, Self::at(state.now)) {
             return actions.push(Action::Reconsider(nth));
         }
         actions.push(Action::Call(nth));
         if left.faults > 0 {
-            let troubles: &[Trouble] = match question {
+            let troubles: &[Trouble] = match operation {
                 Operation::Redeem => &USE_TROUBLES,
                 Operation::Query => &QUERY_TROUBLES,
             };
@@ -332,7 +332,7 @@ impl World {
             }
             let clear = hand.progress.effect == redeemer::attempt::EffectState::NoEffect;
             let for_a_use =
-                question == Operation::Redeem || clear && Self::at(state.now) < hand.progress.deadline;
+                operation == Operation::Redeem || clear && Self::at(state.now) < hand.progress.deadline;
             if delays && for_a_use {
                 actions.push(Action::KeepOut(nth));
             }
@@ -345,8 +345,8 @@ impl World {
             return;
         }
         let card = &state.card;
-        let used = card.slots.iter().any(|slot| slot.used.is_some());
-        let free = card.slots.iter().any(|slot| slot.used.is_none()) && card.gone.is_none();
+        let used = card.permits.iter().any(|permit| permit.used.is_some());
+        let free = card.permits.iter().any(|permit| permit.used.is_none()) && card.gone.is_none();
         actions.extend(
             CHANGES
                 .into_iter()
@@ -406,7 +406,7 @@ impl World {
             Some(headers) => {
                 let header =
                     |name| headers.iter().find(|(key, _)| *key == name).map(|(_, text)| text.as_str());
-                let Ok(carried) = copy::read(header, &self.body_sha256, now, self.horizon()) else {
+                let Ok(carried) = copy::read(header, &self.body_sha256, now, self.deadline_limits()) else {
                     return Self::violate(state, Violation::CorruptRetryMessage);
                 };
                 let mut progress = carried.progress;
@@ -417,7 +417,7 @@ impl World {
             }
             None => {
                 let deadline = Self::at(self.deadline).to_string();
-                let deadline = copy::deadline(Some(&deadline), now, self.horizon()).unwrap();
+                let deadline = copy::deadline(Some(&deadline), now, self.deadline_limits()).unwrap();
                 let mut progress = Progress::new(now, deadline, again || message.dead.is_some());
                 if message.handed_back {
                     progress.require_query();
@@ -448,13 +448,11 @@ impl World {
     fn follow(&self, state: &mut State, hand: &mut Hand, step: Step) {
         let limits = self.limits_of(hand);
         hand.stage = match step {
-            Step::Send { after, operation: question } => {
-                Stage::Due { at: state.now + Self::seconds(after), question }
-            }
-            Step::Delay { queue: tier } => {
-                match limits.delays.get(tier) {
+            Step::Send { after, operation } => Stage::Due { at: state.now + Self::seconds(after), operation },
+            Step::Delay { queue } => {
+                match limits.delays.get(queue) {
                     None => Self::violate(state, Violation::UnknownDelay),
-                    Some(delay) if tier > 0 => {
+                    Some(delay) if queue > 0 => {
                         let over = Self::at(state.now + Self::seconds(*delay));
                         if over > hand.progress.deadline {
                             Self::violate(state, Violation::DelayBeyondDeadline);
@@ -462,9 +460,9 @@ impl World {
                     }
                     Some(_) => {}
                 }
-                Stage::Delay { tier }
+                Stage::Delay { delay: queue }
             }
-            Step::Suspend(SuspendReason::Unauthorised)
+            Step::Suspend(SuspendReason::Unauthorized)
                 if let Some(step) = hand.progress.delay_unaged(&limits) =>
             {
                 return self.follow(state, hand, step);
@@ -490,11 +488,11 @@ impl World {
     }
 
     /// What a call is checked for when it begins.
-    fn begin_call(&self, state: &mut State, hand: &mut Hand, question: Operation) {
+    fn begin_call(&self, state: &mut State, hand: &mut Hand, operation: Operation) {
         let late = Self::at(state.now) > hand.progress.deadline;
         // One that was due in time, and had to wait, is none of the last ones.
         let held = matches!(hand.stage, Stage::Held { .. });
-        if question == Operation::Redeem {
+        if operation == Operation::Redeem {
             for (broken, violation) in [
                 (late, Violation::UsedAfterDeadline),
                 (hand.message.saw_return, Violation::UsedAfterReturnSeen),
@@ -519,7 +517,7 @@ impl World {
         &self,
         state: &mut State,
         hand: &mut Hand,
-        question: Operation,
+        operation: Operation,
         reply: CallResult,
         shows_our_return: bool,
         trouble: Option<Trouble>,
@@ -527,20 +525,20 @@ impl World {
         let verified =
             matches!(&reply, CallResult::Response(answer) if answer.authenticity == Authenticity::Verified);
         hand.message.saw_return |= verified && shows_our_return;
-        let mut verdict = hand.progress.advance(question, &reply, &self.redemption);
-        if question == Operation::Redeem && verdict == Verdict::NotAuthorized {
+        let mut verdict = hand.progress.advance(operation, &reply, &self.redemption);
+        if operation == Operation::Redeem && verdict == Verdict::NotAuthorized {
             match trouble {
                 Some(Trouble::BrandDeniedFirst) => verdict = Verdict::NotAccepted(NotAccepted::NotAuthorized),
-                Some(Trouble::AllDenied) => verdict = Verdict::Suspended(SuspendReason::Unauthorised),
+                Some(Trouble::AllDenied) => verdict = Verdict::Suspended(SuspendReason::Unauthorized),
                 _ => {}
             }
         }
         let limits = self.limits_of(hand);
         let (believed, word, delays) =
-            (belief(&hand.progress), verdict.as_str(), hand.progress.delays_passed);
+            (effect(&hand.progress), verdict.as_str(), hand.progress.delays_passed);
         hand.troubled = matches!(verdict, Verdict::NotAccepted(_) | Verdict::NotSent | Verdict::Unknown(_));
-        let step = hand.progress.follow_verdict(question, reply, verdict, &limits, Self::at(state.now), 0.5);
-        self.covered.borrow_mut().insert([question.as_str(), believed, word, step_word(&step)]);
+        let step = hand.progress.follow_verdict(operation, reply, verdict, &limits, Self::at(state.now), 0.5);
+        self.covered.borrow_mut().insert([operation.as_str(), believed, word, step_word(&step)]);
         self.check_delay(state, hand, delays, &step);
         // A last query and its repetition, for each stay.
         let stays = 1 + u32::from(self.budget.interruptions() - state.left.interruptions());
@@ -553,43 +551,43 @@ impl World {
     /// Delays grow from queue to queue, as far as the deadline lets them.
     fn check_delay(&self, state: &mut State, hand: &Hand, passed: u32, step: &Step) {
         // Others concern calls that may be under way, or are nobody's fault, and count as none.
-        if let Step::Delay { queue: tier } = step
+        if let Step::Delay { queue: delay } = step
             && hand.progress.delays_passed > passed
         {
             let next = (passed as usize).min(self.limits.delays.len() - 1);
-            let over = |tier: usize| Self::at(state.now + Self::seconds(self.limits.delays[tier]));
-            let fits = (0..=next).rev().find(|tier| over(*tier) <= hand.progress.deadline);
-            if *tier < fits.unwrap_or(0) {
+            let over = |delay: usize| Self::at(state.now + Self::seconds(self.limits.delays[delay]));
+            let fits = (0..=next).rev().find(|delay| over(*delay) <= hand.progress.deadline);
+            if *delay < fits.unwrap_or(0) {
                 Self::violate(state, Violation::DelayTooShort);
             }
         }
     }
 
     fn shows_our_return(card: &Card) -> bool {
-        !card.is_ours() && card.slots.iter().any(|slot| slot.returned == Some(Return::Ours))
+        !card.is_ours() && card.permits.iter().any(|permit| permit.returned == Some(Return::Ours))
     }
 
     /// A call that is worked on and answered at once.
-    fn call(&self, state: &mut State, hand: &mut Hand, question: Operation) {
-        self.begin_call(state, hand, question);
-        let (reply, shows) = self.work(state, question);
-        self.hear(state, hand, question, reply, shows, None);
+    fn call(&self, state: &mut State, hand: &mut Hand, operation: Operation) {
+        self.begin_call(state, hand, operation);
+        let (reply, shows) = self.work(state, operation);
+        self.hear(state, hand, operation, reply, shows, None);
     }
 
     /// The provider works on a request.
-    fn work(&self, state: &mut State, question: Operation) -> (CallResult, bool) {
-        if question == Operation::Redeem {
+    fn work(&self, state: &mut State, operation: Operation) -> (CallResult, bool) {
+        if operation == Operation::Redeem {
             self.take_effect(state);
         }
-        let reply = match question {
+        let reply = match operation {
             Operation::Redeem => state.card.answer_use(self.ways),
             Operation::Query => state.card.answer_query(self.ways),
         };
         (reply, Self::shows_our_return(&state.card))
     }
 
-    fn call_in_trouble(&self, state: &mut State, hand: &mut Hand, question: Operation, trouble: Trouble) {
-        self.begin_call(state, hand, question);
+    fn call_in_trouble(&self, state: &mut State, hand: &mut Hand, operation: Operation, trouble: Trouble) {
+        self.begin_call(state, hand, operation);
         state.left.faults -= 1;
         let signed = |status, code: &str| provider::error(status, code, None, Authenticity::Verified);
         let unsigned = |status, code: &str| provider::error(status, code, None, Authenticity::Unsigned);
@@ -607,11 +605,11 @@ impl World {
                 (signed(403, "NO_AUTH"), false)
             }
         };
-        if question == Operation::Redeem && may_take_effect {
+        if operation == Operation::Redeem && may_take_effect {
             self.send_off(state, state.now + self.settling());
         }
         let shows = trouble == Trouble::Unnamed && Self::shows_our_return(&state.card);
-        self.hear(state, hand, question, reply, shows, Some(trouble));
+        self.hear(state, hand, operation, reply, shows, Some(trouble));
     }
 
     /// A use that nobody waits for any longer is on its way.
@@ -622,8 +620,8 @@ impl World {
 
     fn publish(&self, state: &mut State, hand: &mut Hand) {
         hand.stage = match &hand.stage {
-            Stage::Delay { tier } => {
-                let delay = self.limits.delays.get(*tier).copied().unwrap_or_default();
+            Stage::Delay { delay } => {
+                let delay = self.limits.delays.get(*delay).copied().unwrap_or_default();
                 let headers = copy::write(&hand.progress, &[], &self.body_sha256);
                 state.delayed.push((state.now + Self::seconds(delay), retry(hand, headers)));
                 Stage::Ack(Published::Message)
@@ -716,7 +714,7 @@ impl World {
     }
 
     fn crash(&self, state: &mut State, hand: &Hand) {
-        if let Stage::Calling { question: Operation::Redeem, sent, answer: None } = hand.stage {
+        if let Stage::Calling { operation: Operation::Redeem, sent, answer: None } = hand.stage {
             self.send_off(state, sent + self.longest_call() + self.settling());
         }
     }
@@ -751,14 +749,14 @@ impl World {
         let card = &mut state.card;
         match change {
             Change::Return => {
-                let used = card.slots.iter_mut().find(|slot| slot.used.is_some()).unwrap();
+                let used = card.permits.iter_mut().find(|permit| permit.used.is_some()).unwrap();
                 used.returned = Some(match used.used.take() {
                     Some(User::Ours) => Return::Ours,
                     _ => Return::Others,
                 });
             }
             Change::UseByOther => {
-                let free = card.slots.iter_mut().find(|slot| slot.used.is_none()).unwrap();
+                let free = card.permits.iter_mut().find(|permit| permit.used.is_none()).unwrap();
                 free.used = Some(User::Other);
             }
             Change::Delete => card.gone = Some(Gone::Deleted),
@@ -772,48 +770,48 @@ impl World {
         let mut hand = (*state.hands[nth]).clone();
         let limits = self.limits_of(&hand);
         let now = Self::at(state.now);
-        let question = match &hand.stage {
-            Stage::Due { question, .. } | Stage::Held { question, .. } | Stage::Calling { question, .. } => {
-                *question
-            }
+        let operation = match &hand.stage {
+            Stage::Due { operation, .. }
+            | Stage::Held { operation, .. }
+            | Stage::Calling { operation, .. } => *operation,
             _ => Operation::Query,
         };
         match action {
-            Action::Call(_) => self.call(state, &mut hand, question),
-            Action::CallInTrouble(_, trouble) => self.call_in_trouble(state, &mut hand, question, trouble),
+            Action::Call(_) => self.call(state, &mut hand, operation),
+            Action::CallInTrouble(_, trouble) => self.call_in_trouble(state, &mut hand, operation, trouble),
             Action::Send(_) => {
                 state.left.faults -= 1;
-                self.begin_call(state, &mut hand, question);
-                hand.stage = Stage::Calling { question, sent: state.now, answer: None };
+                self.begin_call(state, &mut hand, operation);
+                hand.stage = Stage::Calling { operation, sent: state.now, answer: None };
             }
             Action::Work(_) => {
-                let worked = self.work(state, question);
+                let worked = self.work(state, operation);
                 if let Stage::Calling { answer, .. } = &mut hand.stage {
                     *answer = Some(worked);
                 }
             }
             Action::Answer(_) => {
                 if let Stage::Calling { answer: Some((reply, shows)), .. } = hand.stage.clone() {
-                    self.hear(state, &mut hand, question, reply, shows, None);
+                    self.hear(state, &mut hand, operation, reply, shows, None);
                 }
             }
             Action::TimeOut(_) => {
-                if let (Operation::Redeem, Stage::Calling { answer: None, .. }) = (question, &hand.stage) {
+                if let (Operation::Redeem, Stage::Calling { answer: None, .. }) = (operation, &hand.stage) {
                     self.send_off(state, state.now + self.settling());
                 }
-                self.hear(state, &mut hand, question, provider::lost(), false, Some(Trouble::Lost));
+                self.hear(state, &mut hand, operation, provider::lost(), false, Some(Trouble::Lost));
             }
             Action::HoldBriefly(_) => {
                 state.left.holds -= 1;
-                hand.stage = Stage::Held { until: state.now + 1, question, too_long: false };
+                hand.stage = Stage::Held { until: state.now + 1, operation, too_long: false };
             }
             Action::HoldLong(_) => {
                 state.left.holds -= 1;
                 let late = now >= hand.progress.deadline + limits.query_delay;
                 let patience = if late { 0 } else { Self::seconds(limits.in_process_max) };
-                hand.stage = Stage::Held { until: state.now + patience, question, too_long: true };
+                hand.stage = Stage::Held { until: state.now + patience, operation, too_long: true };
             }
-            Action::EndHold(_) | Action::Reconsider(_) => self.end_hold(state, &mut hand, question, &limits),
+            Action::EndHold(_) | Action::Reconsider(_) => self.end_hold(state, &mut hand, operation, &limits),
             Action::KeepOut(_) | Action::Crowd(_) => {
                 state.left.holds -= 1;
                 let step = hand.progress.delay_unaged(&limits).unwrap();
@@ -863,7 +861,7 @@ impl World {
     }
 
     /// Calls are let through again, or it took too long, as `worker` goes on then.
-    fn end_hold(&self, state: &mut State, hand: &mut Hand, question: Operation, limits: &Limits) {
+    fn end_hold(&self, state: &mut State, hand: &mut Hand, operation: Operation, limits: &Limits) {
         let now = Self::at(state.now);
         let too_long = matches!(hand.stage, Stage::Held { too_long: true, .. });
         if too_long {
@@ -875,11 +873,11 @@ impl World {
             let step = step.or_else(|| hand.progress.delay(limits, now));
             let step = step.unwrap_or_else(|| hand.progress.resume(limits, now));
             self.follow(state, hand, step);
-        } else if question == Operation::Redeem && hand.progress.is_overtaken(true, now) {
+        } else if operation == Operation::Redeem && hand.progress.is_overtaken(true, now) {
             let step = hand.progress.resume(limits, now);
             self.follow(state, hand, step);
         } else {
-            self.call(state, hand, question);
+            self.call(state, hand, operation);
         }
     }
 }
@@ -890,21 +888,21 @@ fn retry(hand: &Hand, headers: Vec<(&'static str, String)>) -> Arc<Message> {
     Arc::new(Message { headers: Some(Arc::new(headers)), saw_return, ..Message::default() })
 }
 
-fn belief(progress: &Progress) -> &'static str {
+fn effect(progress: &Progress) -> &'static str {
     use redeemer::attempt::EffectState;
     match progress.effect {
-        EffectState::NoEffect => "clear",
-        EffectState::Unsure => "unsure",
+        EffectState::NoEffect => "no_effect",
+        EffectState::Unknown => "unknown",
         EffectState::SeenUsed => "used",
-        EffectState::Objected { doubtful: false, .. } => "objected",
-        EffectState::Objected { doubtful: true, .. } => "objected-doubtful",
+        EffectState::Rejected { doubtful: false, .. } => "rejected",
+        EffectState::Rejected { doubtful: true, .. } => "rejected_unverified",
     }
 }
 
 fn step_word(step: &Step) -> &'static str {
     match step {
         Step::Send { operation: Operation::Redeem, .. } => "redeem",
-        Step::Send { operation: Operation::Query, .. } => "inquire",
+        Step::Send { operation: Operation::Query, .. } => "query",
         Step::Delay { .. } => "delay",
         Step::Suspend(_) => "halt",
         Step::Finish(outcome) => outcome.kind().as_str(),

@@ -1,6 +1,6 @@
 //! The small worlds. Each has a little of some kinds of trouble; all orders of events of each are looked at.
 
-use crate::provider::{Card, Gone, Return, Slot, User, Ways};
+use crate::provider::{Card, Gone, Permit, Return, User, Ways};
 use crate::state::Budget;
 use crate::world::World;
 
@@ -37,8 +37,8 @@ const NONE: Budget = Budget {
 const CARDS: [fn(&mut Card); 4] = [
     |card| card.gone = Some(Gone::Pending),
     |card| card.rejected = true,
-    |card| card.slots[0] = Slot { used: None, returned: Some(Return::LongBefore) },
-    |card| card.slots[0] = Slot { used: Some(User::Other), returned: None },
+    |card| card.permits[0] = Permit { used: None, returned: Some(Return::LongBefore) },
+    |card| card.permits[0] = Permit { used: Some(User::Other), returned: None },
 ];
 
 /// Every world. `more` is how much further `make model` goes.

@@ -256,8 +256,8 @@ impl Bed {
         file
     }
 
-    /// The next command in the wait queue of this tier, which must then not come back.
-    pub async fn in_tier(&self, wait: &str) -> Consumer {
+    /// The next command in the delay queue of this delay, which must then not come back.
+    pub async fn in_delay(&self, wait: &str) -> Consumer {
         consume(&self.wires.channel, &format!("{}.{wait}", self.config.broker.names.retry)).await.unwrap()
     }
 
@@ -321,10 +321,10 @@ impl Wires {
     async fn try_new(uri: &str, config: &Config) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let connection = Connection::connect(uri, ConnectionProperties::default()).await?;
         for object in config.topology().plan() {
-            // Tiers are left to the service, so that a test may set its own.
-            let tier = |name: &str| name.starts_with(&format!("{}.", config.broker.names.retry));
+            // Delays are left to the service, so that a test may set its own.
+            let delay = |name: &str| name.starts_with(&format!("{}.", config.broker.names.retry));
             match &object {
-                Object::Queue { name, .. } | Object::Binding { queue: name, .. } if tier(name) => {}
+                Object::Queue { name, .. } | Object::Binding { queue: name, .. } if delay(name) => {}
                 object => topology::declare(&connection, object, false).await?,
             }
         }
@@ -380,7 +380,7 @@ impl Service {
 
     /// Stops the service as SIGTERM would, and checks that it holds nothing.
     pub async fn stop(self) {
-        until("an even ledger", async || self.metric("redeemer_ledger_residue").await == 0.0).await;
+        until("an even ledger", async || self.metric("redeemer_unaccounted_deliveries").await == 0.0).await;
         self.trigger.request();
         timeout(PATIENCE, self.task).await.expect("it stops in time").unwrap().unwrap();
     }

@@ -80,7 +80,7 @@ impl Broker {
         (user, port.expect("it has a port"))
     }
 
-    /// Where a node with `--plugin rabbitmq_management` takes questions, without a user.
+    /// Where a node with `--plugin rabbitmq_management` takes operations, without a user.
     pub fn management(&self) -> String {
         format!("http://127.0.0.1:{}", self.parts().1 + 15)
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use redeemer::kill_point::Failpoint;
+use redeemer::failpoint::Failpoint;
 use serde_json::{Value, json};
 
 use crate::dice::Dice;
@@ -81,7 +81,7 @@ enum Kind {
     HopelessDone,
 }
 
-/// `count` commands of every kind, then `stubborn` ones that must pass a wait queue, and the coupons to issue for
+/// `count` commands of every kind, then `stubborn` ones that must pass a delay queue, and the coupons to issue for
 /// them.
 pub fn make(count: usize, stubborn: usize, dice: &mut Dice) -> (Vec<Command>, Vec<Value>) {
     let (mut commands, mut coupons) = (Vec::with_capacity(count + 40), Vec::new());
@@ -251,25 +251,25 @@ fn flat(code: &str, number: &str) -> Value {
 pub fn faults(share: f64, commands: usize) -> Value {
     let mut rules = vec![
         json!({"coupon_prefix": HOPELESS, "fault": {"kind": "cut_before_effect"}}),
-        json!({"coupon_prefix": HOPELESS_DONE, "question": "use", "fault": {"kind": "cut_after_effect"}}),
+        json!({"coupon_prefix": HOPELESS_DONE, "operation": "use", "fault": {"kind": "cut_after_effect"}}),
         json!({"coupon_prefix": HOPELESS_DONE, "fault": {"kind": "cut_before_effect"}}),
         stubbornness(),
         // Looks are not granted for a while, and one is needed.
-        json!({"coupon_prefix": UNGRANTED, "question": "use", "first_attempts": 1,
+        json!({"coupon_prefix": UNGRANTED, "operation": "use", "first_attempts": 1,
             "fault": {"kind": "cut_after_effect"}}),
-        json!({"coupon_prefix": UNGRANTED, "question": "inquire", "first_attempts": 2,
+        json!({"coupon_prefix": UNGRANTED, "operation": "query", "first_attempts": 2,
             "fault": {"kind": "status", "status": 403, "code": "NO_AUTH"}}),
         // Nothing is seen of the use before the user has returned the coupon.
-        json!({"coupon_prefix": RETURNED, "question": "use", "first_attempts": 1,
+        json!({"coupon_prefix": RETURNED, "operation": "use", "first_attempts": 1,
             "fault": {"kind": "cut_after_effect"}}),
-        json!({"coupon_prefix": RETURNED, "question": "inquire", "first_attempts": 4,
+        json!({"coupon_prefix": RETURNED, "operation": "query", "first_attempts": 4,
             "fault": {"kind": "cut_before_effect"}}),
         // Rare, because each one halves the pace or stops consumption.
         json!({"share": 0.02, "times": commands / 500 + 2, "fault": {"kind": "status", "status": 429}}),
         json!({"share": 0.02, "times": commands / 1000 + 1, "fault": {"kind": "status", "status": 401}}),
-        json!({"share": 0.02, "times": commands / 500 + 2, "question": "use", "fault":
+        json!({"share": 0.02, "times": commands / 500 + 2, "operation": "use", "fault":
             {"kind": "status", "status": 429, "signed": false, "effect": true, "sub_code": UNSIGNED_429}}),
-        json!({"share": 0.02, "times": commands / 1000 + 1, "question": "use", "fault":
+        json!({"share": 0.02, "times": commands / 1000 + 1, "operation": "use", "fault":
             {"kind": "status", "status": 401, "effect": true}}),
     ];
     let any = [
@@ -300,15 +300,15 @@ pub fn faults(share: f64, commands: usize) -> Value {
         json!({"kind": "gzip"}),
         json!({"kind": "truncated_body"}),
     ];
-    // Of an inquiry these would be lies under a good signature, which nobody can see through.
+    // Of an query these would be lies under a good signature, which nobody can see through.
     let of_a_use = [json!({"kind": "wrong_number"}), json!({"kind": "already_used_number"})];
     // A spared call goes on to the next rule. So many are for every call; the rest makes uses go wrong more often.
     let each = 1.0 - (1.0 - share).powf(1.0 / any.len() as f64);
     rules.extend(any.iter().map(|fault| json!({"share": each, "fault": fault})));
-    rules.extend(of_a_use.iter().map(|fault| json!({"share": each, "question": "use", "fault": fault})));
+    rules.extend(of_a_use.iter().map(|fault| json!({"share": each, "operation": "use", "fault": fault})));
     // A second one in a row would stand as a refusal.
     let unsigned = json!({"kind": "unsigned_refusal"});
-    rules.push(json!({"share": each, "question": "use", "first_attempts": 1, "fault": unsigned}));
+    rules.push(json!({"share": each, "operation": "use", "first_attempts": 1, "fault": unsigned}));
     json!({"rules": rules})
 }
 
@@ -343,23 +343,23 @@ pub fn is_singled_out(code: &str) -> bool {
     [STUBBORN, HOPELESS, HOPELESS_DONE, UNGRANTED, RETURNED].iter().any(|prefix| code.starts_with(prefix))
 }
 
-/// What makes a command pass a wait queue.
+/// What makes a command pass a delay queue.
 fn stubbornness() -> Value {
     json!({"coupon_prefix": STUBBORN, "first_attempts": 3, "fault": {"kind": "html_502"}})
 }
 
-/// What makes a command pass every wait queue, and looks like no outage, which would be waited for. Each use that was
+/// What makes a command pass every delay queue, and looks like no outage, which would be waited for. Each use that was
 /// accepted is looked for twice before the next one, so a few are enough.
 pub fn reluctance() -> Value {
     json!({"coupon_prefix": STUBBORN, "first_attempts": 5, "fault": {"kind": "status", "status": 202}})
 }
 
-/// How many commands must pass on average until a kill point is reached: for choosing when it kills.
+/// How many commands must pass on average until a failpoint is reached: for choosing when it kills.
 pub fn is_rare(point: Failpoint) -> bool {
     use redeemer::metrics::Message;
     matches!(
         point,
-        Failpoint::Publishing(Message::Copy | Message::Parked)
-            | Failpoint::Published(Message::Copy | Message::Parked)
+        Failpoint::Publishing(Message::Retry | Message::Parked)
+            | Failpoint::Published(Message::Retry | Message::Parked)
     )
 }

@@ -83,7 +83,7 @@ pub fn judge(
         }
     }
     effects(commands, seen, &ledger, twice, &mut findings);
-    inquiries(commands, &ledger, twice, muddles, &mut findings);
+    queries(commands, &ledger, twice, muddles, &mut findings);
     rivals(commands, &events, &mut findings);
     twins(commands, &events, &mut findings);
     aside(commands, &events, parked, &mut findings);
@@ -264,7 +264,7 @@ fn effects(
         }
     }
     let mut bodies: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    for attempt in ledger.attempts.iter().filter(|attempt| attempt["question"] == "use") {
+    for attempt in ledger.attempts.iter().filter(|attempt| attempt["operation"] == "use") {
         let number = attempt["out_request_no"].as_str().unwrap_or_default();
         bodies.entry(number).or_default().insert(attempt["body_sha256"].as_str().unwrap_or_default());
     }
@@ -289,7 +289,7 @@ fn effects(
 /// "not now": then a copy may say so, too. And where the second came while the first was under way: the broker gives a
 /// command to another instance before the first one learns that its connection is gone, and for a moment both have it in
 /// hand. Numbers that were published more than once are left out.
-fn inquiries(
+fn queries(
     commands: &[Command],
     ledger: &Ledger<'_>,
     twice: &BTreeSet<String>,
@@ -314,7 +314,7 @@ fn inquiries(
         // The last use of each number that nobody has been told about since.
         let mut open: BTreeMap<&str, &Value> = BTreeMap::new();
         for attempt in attempts {
-            if attempt["question"] != "use" {
+            if attempt["operation"] != "use" {
                 if is_told(attempt) {
                     open.clear();
                 }
@@ -330,19 +330,19 @@ fn inquiries(
                 findings.unasked += 1;
                 let way: Vec<_> = attempts.iter().map(|attempt| told_of(attempt)).collect();
                 let places = [before, attempt].map(|attempt| attempt["sequence"].to_string()).join(" and ");
-                let why = format!("{number} was used again without an inquiry, {places}");
+                let why = format!("{number} was used again without an query, {places}");
                 findings.violations.push(format!("{why}; all calls:\n{}", way.join("\n")));
             }
         }
     }
 }
 
-/// Whether an inquiry was answered by the coupon, in time, whole, and under a good signature. Of the faults only these
+/// Whether an query was answered by the coupon, in time, whole, and under a good signature. Of the faults only these
 /// leave it so: a short delay, signatures missing from refusals alone, and depth that nobody has to look into.
-fn is_told(inquiry: &Value) -> bool {
-    let harmless = matches!(inquiry["fault"].as_str(), None | Some("slow" | "unsigned" | "deep_json"));
-    let in_time = inquiry["took_us"].as_u64().is_some_and(|took| took < WAITED_FOR_US);
-    inquiry["question"] == "inquire" && inquiry["answered"] == 200 && harmless && in_time
+fn is_told(query: &Value) -> bool {
+    let harmless = matches!(query["fault"].as_str(), None | Some("slow" | "unsigned" | "deep_json"));
+    let in_time = query["took_us"].as_u64().is_some_and(|took| took < WAITED_FOR_US);
+    query["operation"] == "query" && query["answered"] == 200 && harmless && in_time
 }
 
 /// Whether the first had not been answered when the second came.
@@ -431,7 +431,7 @@ fn told_of(entry: &Value) -> String {
         "    {} {} {} {} {} fault {} answered {} after {} us sub_code {}",
         entry["sequence"],
         entry["at"],
-        entry["question"],
+        entry["operation"],
         entry["kind"],
         entry["out_request_no"],
         entry["fault"],
@@ -464,23 +464,23 @@ mod tests {
     use super::*;
 
     const USE: &str = "use";
-    const INQUIRE: &str = "inquire";
+    const QUERY: &str = "query";
 
     fn command() -> Command {
         let (id, code, number) = ("m-1".to_owned(), "C1".to_owned(), "USE_1".to_owned());
         Command { id, code, number, body: Vec::new(), right: Right::Redeemed, hopeless: false }
     }
 
-    /// How many uses were sent again unasked, of these calls: question, fault, what was answered. They come two seconds
+    /// How many uses were sent again unasked, of these calls: operation, fault, what was answered. They come two seconds
     /// after one another.
     fn unasked(calls: &[(&str, Option<&str>, Value)]) -> usize {
         let attempts: Vec<Value> = (0_u64..)
             .zip(calls)
-            .map(|(nth, (question, fault, answered))| {
+            .map(|(nth, (operation, fault, answered))| {
                 json!({
                     "sequence": nth + 1, "at": "2026-01-01T00:00:00Z", "at_us": nth * 2_000_000, "took_us": 5_000,
-                    "question": question, "fault": fault, "answered": answered, "coupon_code": "C1",
-                    "out_request_no": (*question == USE).then_some("USE_1"),
+                    "operation": operation, "fault": fault, "answered": answered, "coupon_code": "C1",
+                    "out_request_no": (*operation == USE).then_some("USE_1"),
                 })
             })
             .collect();
@@ -489,16 +489,16 @@ mod tests {
 
     fn judged(attempts: &[Value]) -> usize {
         let (page, mut findings) = (json!({"attempts": attempts, "effects": []}), Findings::default());
-        inquiries(&[command()], &Ledger::read(&page), &BTreeSet::new(), &[], &mut findings);
+        queries(&[command()], &Ledger::read(&page), &BTreeSet::new(), &[], &mut findings);
         assert_eq!(findings.unasked, findings.violations.len());
         findings.unasked
     }
 
     #[test]
-    fn only_an_inquiry_that_was_answered_well_allows_another_use() {
+    fn only_an_query_that_was_answered_well_allows_another_use() {
         let cut = || (USE, Some("cut_after_effect"), json!("cut"));
-        let check = |inquiry: Option<&str>, answered: Value, wanted| {
-            let calls = [cut(), (INQUIRE, inquiry, answered), cut()];
+        let check = |query: Option<&str>, answered: Value, wanted| {
+            let calls = [cut(), (QUERY, query, answered), cut()];
             assert_eq!(unasked(&calls), wanted, "{calls:?}");
         };
         assert_eq!(unasked(&[cut()]), 0);
@@ -535,29 +535,29 @@ mod tests {
     }
 
     #[test]
-    fn an_inquiry_that_was_answered_too_late_told_nobody() {
-        let call = |question, at_us: u64, took_us: u64, fault| {
+    fn an_query_that_was_answered_too_late_told_nobody() {
+        let call = |operation, at_us: u64, took_us: u64, fault| {
             json!({
-                "at": "2026-01-01T00:00:00Z", "at_us": at_us, "took_us": took_us, "question": question,
+                "at": "2026-01-01T00:00:00Z", "at_us": at_us, "took_us": took_us, "operation": operation,
                 "fault": fault, "answered": 200, "coupon_code": "C1", "out_request_no": "USE_1",
             })
         };
         let with = |took_us| {
-            let inquiry = call(INQUIRE, 2_000_000, took_us, Some("slow"));
-            judged(&[call(USE, 0, 9, Some("no_signature")), inquiry, call(USE, 9_000_000, 9, None)])
+            let query = call(QUERY, 2_000_000, took_us, Some("slow"));
+            judged(&[call(USE, 0, 9, Some("no_signature")), query, call(USE, 9_000_000, 9, None)])
         };
         assert_eq!((with(300_000), with(1_300_000)), (0, 1));
     }
 
     #[test]
-    fn a_use_that_was_declined_may_be_sent_again_and_no_other() {
+    fn a_use_that_was_declined_may_be_republished_and_no_other() {
         let declined = |status: u16| (USE, Some("status"), json!(status));
         assert_eq!(unasked(&[declined(429), declined(429), (USE, None, json!(200))]), 0);
         for status in [202, 401, 500] {
             assert_eq!(unasked(&[declined(status), (USE, None, json!(200))]), 1, "{status}");
         }
         let unsigned = json!({
-            "at": "2026-01-01T00:00:00Z", "at_us": 0, "took_us": 9, "question": USE, "fault": "status",
+            "at": "2026-01-01T00:00:00Z", "at_us": 0, "took_us": 9, "operation": USE, "fault": "status",
             "answered": 429, "sub_code": UNSIGNED_429, "coupon_code": "C1", "out_request_no": "USE_1",
         });
         let mut again = unsigned.clone();
@@ -573,7 +573,7 @@ mod tests {
     fn a_use_while_the_last_one_was_under_way_is_another_instances() {
         let used = |at_us: u64| {
             json!({
-                "at": "2026-01-01T00:00:00Z", "at_us": at_us, "took_us": 1_000, "question": USE,
+                "at": "2026-01-01T00:00:00Z", "at_us": at_us, "took_us": 1_000, "operation": USE,
                 "answered": 200, "coupon_code": "C1", "out_request_no": "USE_1",
             })
         };

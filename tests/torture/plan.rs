@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use redeemer::kill_point::Failpoint;
+use redeemer::failpoint::Failpoint;
 
 use crate::commands::is_rare;
 use crate::dice::Dice;
@@ -15,7 +15,7 @@ pub const INSTANCES: usize = 2;
 pub struct Size {
     /// Commands published.
     pub commands: usize,
-    /// Kills of the service; at least one for each kill point.
+    /// Kills of the service; at least one for each failpoint.
     pub kills: usize,
     /// Kills of the broker.
     pub broker_kills: usize,
@@ -180,7 +180,7 @@ impl fmt::Display for Trouble {
     }
 }
 
-/// Every kill point once, then everything else in the order of the dice.
+/// Every failpoint once, then everything else in the order of the dice.
 pub fn make(size: Size, dice: &mut Dice) -> Vec<Act> {
     let mut first: Vec<Act> = Failpoint::ALL.into_iter().map(|point| Act::Kill { point, nth: 1 }).collect();
     dice.shuffle(&mut first);

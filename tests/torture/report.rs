@@ -49,7 +49,7 @@ pub fn lines(seed: u64, size: Size, figures: &Figures, findings: &Findings) -> V
     line("**outcomes wrong**", findings.wrong.to_string());
     line("**outcomes contradictory**", findings.contradictory.to_string());
     line("**deadlines not kept**", findings.late.to_string());
-    line("**uses sent again without an inquiry**", findings.unasked.to_string());
+    line("**uses sent again without an query**", findings.unasked.to_string());
     line("events", format!("{}, {} of them distinct", findings.events, findings.distinct));
     line("events repeated, under the same id", findings.repeats.to_string());
     line("unresolved, and superseded when asked again", figures.superseded.to_string());

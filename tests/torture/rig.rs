@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 use redeemer::broker::topology::delay_name;
 use redeemer::config::{self, Config, Span};
-use redeemer::kill_point::Failpoint;
+use redeemer::failpoint::Failpoint;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
@@ -30,13 +30,13 @@ use crate::wires::{self, Told};
 const BACKLOG_SHARE: usize = 10;
 /// How many commands may lag behind the plan.
 const LAGGING: usize = 40;
-/// How many commands are kept back for the command queue that was deleted, and as many for the wait queues.
+/// How many commands are kept back for the command queue that was deleted, and as many for the delay queues.
 const KEPT_BACK: usize = 10;
 /// The longest wait for anything to go on.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Within what time so many in a hundred must be, from the broker taking connections to the first settled command, and
-/// from its end to readiness being denied. What is not optimised shares the machine with whatever else is being tested.
+/// from its end to readiness being denied. What is not optimized shares the machine with whatever else is being tested.
 const LIMITS: &[(usize, Duration)] = if cfg!(debug_assertions) {
     &[(50, Duration::from_secs(5))]
 } else {
@@ -51,7 +51,7 @@ const ALARM_TOLD_WITHIN: Duration = Duration::from_secs(8);
 const OCCASION: Duration = Duration::from_secs(20);
 /// What tells that the broker is connected, how often it was, and that it takes no messages.
 const CONNECTED: &str = "redeemer_broker_connected";
-const GENERATIONS: &str = "redeemer_broker_generations_total";
+const SESSIONS: &str = "redeemer_broker_sessions_total";
 const BLOCKED: &str = "redeemer_broker_blocked";
 /// Who the services are at the broker.
 const USER: &str = "torture";
@@ -88,7 +88,7 @@ pub struct Rig {
 /// What was measured.
 #[derive(Debug, Default)]
 pub struct Figures {
-    /// Kills by the kill point.
+    /// Kills by the failpoint.
     pub kills: BTreeMap<&'static str, usize>,
     /// Stops of the service in good order.
     pub stops: usize,
@@ -104,8 +104,8 @@ pub struct Figures {
     pub unready: Vec<Duration>,
     /// Commands that were not settled when the trouble ended, and how long they took.
     pub backlog: (usize, Duration),
-    /// Copies put into wait queues, as far as surviving processes know.
-    pub deferred: usize,
+    /// Copies put into delay queues, as far as surviving processes know.
+    pub delayed: usize,
     /// Outcomes that superseded `unresolved`.
     pub superseded: usize,
     /// Runs of `parked replay`, two at once.
@@ -234,12 +234,12 @@ impl Rig {
         self.delete_queues(&[&names.commands]).await;
         self.allow(last + KEPT_BACK);
         self.reach(last + KEPT_BACK).await;
-        let tiers = self.config.topology().tiers;
-        let tiers: Vec<_> =
-            tiers.into_iter().map(|tier| format!("{}.{}", names.retry, delay_name(tier))).collect();
+        let delays = self.config.topology().delays;
+        let delays: Vec<_> =
+            delays.into_iter().map(|delay| format!("{}.{}", names.retry, delay_name(delay))).collect();
         let reluctant = json!({"rules": [commands::reluctance()]});
         self.sandbox.tell(reqwest::Method::PUT, "faults", &reluctant).await;
-        self.delete_queues(&tiers.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        self.delete_queues(&delays.iter().map(String::as_str).collect::<Vec<_>>()).await;
         self.allow(self.commands.len());
         let publication =
             timeout(PATIENCE, publishing).await.expect("everything is published in time").unwrap();
@@ -264,7 +264,7 @@ impl Rig {
         findings.violations.extend(shortfalls);
         let never = Failpoint::ALL.map(Failpoint::as_str).into_iter();
         let never: Vec<_> = never.filter(|point| !self.figures.kills.contains_key(point)).collect();
-        if !never.is_empty() && cfg!(any(debug_assertions, feature = "kill-points")) {
+        if !never.is_empty() && cfg!(any(debug_assertions, feature = "failpoints")) {
             findings.violations.push(format!("never killed {never:?}"));
         }
         self.figures.took = begun.elapsed();
@@ -287,8 +287,8 @@ impl Rig {
     async fn find_nothing_left(&mut self) {
         let names = &self.config.broker.names;
         let mut queues = vec![names.commands.clone(), names.unrouted.clone(), names.dead.clone()];
-        let tiers = self.config.topology().tiers.into_iter();
-        queues.extend(tiers.map(|tier| format!("{}.{}", names.retry, delay_name(tier))));
+        let delays = self.config.topology().delays.into_iter();
+        queues.extend(delays.map(|delay| format!("{}.{}", names.retry, delay_name(delay))));
         for queue in queues {
             for (body, _) in wires::empty(self.broker.uri(), &queue, "").await {
                 let text = String::from_utf8_lossy(&body);
@@ -423,7 +423,7 @@ impl Rig {
             }
             Act::CloseConnections => {
                 self.count(act);
-                let built = self.generations().await;
+                let built = self.sessions().await;
                 self.ctl(&["close_all_connections", "closed by the fault rig"]).await;
                 self.expect_new_connections(&act, built, INSTANCES).await;
             }
@@ -528,12 +528,12 @@ impl Rig {
     }
 
     /// How often each instance has connected to the broker, once both are connected.
-    async fn generations(&self) -> [f64; INSTANCES] {
+    async fn sessions(&self) -> [f64; INSTANCES] {
         let [one, other] = &self.instances;
         tokio::join!(one.wait_ready(true), other.wait_ready(true));
         let (one, other) = tokio::join!(
-            one.wait_metric(GENERATIONS, |_| true, PATIENCE),
-            other.wait_metric(GENERATIONS, |_| true, PATIENCE)
+            one.wait_metric(SESSIONS, |_| true, PATIENCE),
+            other.wait_metric(SESSIONS, |_| true, PATIENCE)
         );
         // Who does not even tell cannot be seen to connect anew.
         [one, other].map(|built| built.unwrap_or(f64::INFINITY))
@@ -545,7 +545,7 @@ impl Rig {
         loop {
             let mut anew = 0;
             for (instance, before) in self.instances.iter().zip(built) {
-                anew += usize::from(instance.metric(GENERATIONS).await.is_some_and(|now| now > before));
+                anew += usize::from(instance.metric(SESSIONS).await.is_some_and(|now| now > before));
             }
             if anew >= wanted {
                 break;
@@ -642,9 +642,9 @@ impl Rig {
 
     /// What its metrics know dies with a process.
     async fn gather(&mut self, instance: usize) {
-        let deferred =
-            self.instances[instance].metric(r#"redeemer_commands_settled_total{how="deferred"}"#).await;
-        self.figures.deferred += deferred.unwrap_or_default() as usize;
+        let delayed =
+            self.instances[instance].metric(r#"redeemer_commands_settled_total{settlement="delayed"}"#).await;
+        self.figures.delayed += delayed.unwrap_or_default() as usize;
     }
 
     async fn end_broker(&mut self, how: impl FnOnce(&Broker) + Send + 'static, with: Option<usize>) {
@@ -691,8 +691,8 @@ impl Rig {
     /// Commands that an instance has acknowledged, if it answers.
     async fn settled(&self, instance: usize) -> Option<f64> {
         let mut sum = 0.0;
-        for how in ["ended", "deferred"] {
-            let name = format!(r#"redeemer_commands_settled_total{{how="{how}"}}"#);
+        for how in ["ended", "delayed"] {
+            let name = format!(r#"redeemer_commands_settled_total{{settlement="{how}"}}"#);
             sum += self.instances[instance].metric(&name).await?;
         }
         Some(sum)
@@ -726,7 +726,7 @@ impl Rig {
     async fn disturb(&mut self, act: Act, at: Place, trouble: Trouble) {
         let from = Timestamp::now();
         let before_it = match at {
-            Place::Broker => Some(self.generations().await),
+            Place::Broker => Some(self.sessions().await),
             Place::Provider => None,
         };
         if !self.misbehave(at, trouble).await {
@@ -903,7 +903,9 @@ impl Rig {
         self.wait_empty().await;
         for nth in 0..INSTANCES {
             let instance = &self.instances[nth];
-            for (name, wanted) in [("redeemer_ledger_residue", 0.0), ("redeemer_commands_in_flight", 0.0)] {
+            for (name, wanted) in
+                [("redeemer_unaccounted_deliveries", 0.0), ("redeemer_commands_in_flight", 0.0)]
+            {
                 let since = Instant::now();
                 // The last acknowledgement leaves the queue a moment before it is counted.
                 let mut value = instance.metric(name).await;
@@ -967,7 +969,7 @@ fn configure(dir: &Path, card: &Value, broker: String, provider_port: u16) -> Co
     // Each kill counts against every command that is prefetched; a rig kills more often than anything in service.
     config.broker.delivery_limit = 1_000;
     config.broker.prefetch = 60;
-    config.work.concurrency = 30;
+    config.concurrency.commands = 30;
     config.wechat.base_url = format!("http://127.0.0.1:{provider_port}");
     config.wechat.backup_base_url = String::new();
     config.wechat.mchid = text("mchid");
@@ -979,8 +981,8 @@ fn configure(dir: &Path, card: &Value, broker: String, provider_port: u16) -> Co
     config.wechat.total_timeout = ms(1_000);
     config.retry.initial = ms(50);
     config.retry.in_process_max = ms(1_200);
-    config.retry.settling = ms(500);
-    config.retry.tiers = vec![ms(400), ms(1_000), ms(2_000)];
+    config.retry.query_delay = ms(500);
+    config.retry.delays = vec![ms(400), ms(1_000), ms(2_000)];
     config.admin.listen = "127.0.0.1:0".to_owned();
     config.log.filter = "info,lapin=off".to_owned();
     config.shutdown.deadline = ms(10_000);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use redeemer::kill_point::{FORGET, Failpoint, ORDER, taken};
+use redeemer::failpoint::{FORGET, Failpoint, ORDER, taken};
 use serde_json::Value;
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::{sleep, timeout};
@@ -43,7 +43,7 @@ impl Service {
     }
 
     /// The same, ordered beforehand to die at the nth time that it reaches this point.
-    #[allow(dead_code)] // for `tests/kill_points.rs`
+    #[allow(dead_code)] // for `tests/failpoints.rs`
     pub async fn launch_to_die(&mut self, point: Failpoint, nth: usize) {
         self.forget_orders();
         self.order(point, nth);

@@ -22,27 +22,32 @@ use crate::wechat::verify::CLOCK_TOLERANCE_SECONDS;
 const WHAT: &str = "payment API";
 
 /// Asks each host.
-pub(super) async fn look(config: &Config, origin: &Origin<'_>, client: &Client, findings: &mut Vec<Finding>) {
-    let Ok(nobody) = nobody() else { return };
+pub(super) async fn check_calls(
+    config: &Config,
+    origin: &Origin<'_>,
+    client: &Client,
+    findings: &mut Vec<Finding>,
+) {
+    let Ok(nobody) = describe_unreachable() else { return };
     let prepared = Prepared::new(&nobody);
     let backup = (!config.wechat.backup_base_url.is_empty()).then_some((Host::Primary, true));
     // The host that is asked is the other one than the one that is said to have failed.
     for (failed, is_backup) in [Some((Host::Backup, false)), backup].into_iter().flatten() {
         let now = Timestamp::now();
-        let question = Operation::Query;
+        let operation = Operation::Query;
         let heard = client
-            .send_to_other_host(Some(failed), question, &prepared, None, now, rand::random(), 1.0)
+            .send_to_other_host(Some(failed), operation, &prepared, None, now, rand::random(), 1.0)
             .await;
-        let verdict = classify(question, &heard.reply, &nobody);
+        let verdict = classify(operation, &heard.reply, &nobody);
         let at = At { config, origin, is_backup };
         if !is_backup {
-            findings.push(at.clock(&heard));
+            findings.push(at.clock_finding(&heard));
         }
         findings.push(at.call(&heard, &verdict));
     }
 }
 
-/// From here on the alert `ClockOff` wakes somebody.
+/// From here on the alert `ClockSkewed` wakes somebody.
 const CLOCK_OFF_SECONDS: i64 = 30;
 
 fn round(skew: SignedDuration) -> SignedDuration {
@@ -50,7 +55,7 @@ fn round(skew: SignedDuration) -> SignedDuration {
 }
 
 /// What the provider said, as far as it said anything.
-fn said(answer: &Response) -> String {
+fn provider_words(answer: &Response) -> String {
     let words: Vec<_> = [&answer.code, &answer.message].into_iter().flatten().map(|text| &**text).collect();
     let words = Untrusted(&words.join(": ")).to_string();
     let id =
@@ -69,11 +74,11 @@ struct At<'a> {
 }
 
 impl At<'_> {
-    fn clock(&self, heard: &CallOutcome) -> Finding {
+    fn clock_finding(&self, heard: &CallOutcome) -> Finding {
         const SET: &str = "timedatectl set-ntp true; timedatectl status";
         let off = |skew| format!("this machine's clock differs from the payment API's by {:#}", round(skew));
         match heard.clock_skew {
-            None => Finding::warning("clock", "the payment API did not tell its time", self.reaching())
+            None => Finding::warning("clock", "the payment API did not tell its time", self.describe_host())
                 .with_id("clock_unknown"),
             Some(skew) if skew.abs() >= SignedDuration::from_secs(CLOCK_TOLERANCE_SECONDS) => {
                 Finding::fault("clock", off(skew), SET).with_id("clock_skewed")
@@ -86,7 +91,7 @@ impl At<'_> {
     }
 
     /// The command that shows whether the payment API is reached: any status is an answer.
-    fn reaching(&self) -> String {
+    fn describe_host(&self) -> String {
         let wechat = &self.config.wechat;
         let url = if self.is_backup { &wechat.backup_base_url } else { &wechat.base_url };
         format!("curl -sSI {}/v3/certificates", url.trim_end_matches('/'))
@@ -94,30 +99,30 @@ impl At<'_> {
 
     fn call(&self, heard: &CallOutcome, verdict: &Verdict) -> Finding {
         let answer = match &heard.reply {
-            CallResult::NotSent(_) | CallResult::NoResponse(_) => return self.not_answered(heard),
+            CallResult::NotSent(_) | CallResult::NoResponse(_) => return self.no_response_finding(heard),
             CallResult::Response(answer) => answer,
         };
         match (answer.status, answer.authenticity) {
-            (401, _) => self.unauthenticated(heard, answer),
-            (_, Authenticity::Verified) => self.verified(heard, answer, verdict),
-            (_, Authenticity::Invalid(flaw)) => self.unconvincing(heard, answer, flaw),
-            (_, Authenticity::Unsigned) => self.unsigned(heard, answer),
+            (401, _) => self.unauthenticated_finding(heard, answer),
+            (_, Authenticity::Verified) => self.verified_finding(heard, answer, verdict),
+            (_, Authenticity::Invalid(flaw)) => self.invalid_signature_finding(heard, answer, flaw),
+            (_, Authenticity::Unsigned) => self.unsigned_finding(heard, answer),
         }
     }
 
-    fn not_answered(&self, heard: &CallOutcome) -> Finding {
+    fn no_response_finding(&self, heard: &CallOutcome) -> Finding {
         let why = heard.trouble.as_deref().unwrap_or("no whole answer");
         let detail = format!("{} does not answer: {why}", heard.host_name);
-        let remedy = format!("{} # then name resolution, the firewall and the proxy", self.reaching());
+        let remedy = format!("{} # then name resolution, the firewall and the proxy", self.describe_host());
         let gravity = if self.is_backup { Severity::Warning } else { Severity::Fault };
         Finding::new(WHAT, gravity, detail, Some(remedy)).with_id("payment_api_unreachable")
     }
 
-    fn unauthenticated(&self, heard: &CallOutcome, answer: &Response) -> Finding {
+    fn unauthenticated_finding(&self, heard: &CallOutcome, answer: &Response) -> Finding {
         let host = &heard.host_name;
         if answer.code.is_none() && answer.authenticity != Authenticity::Verified {
             // The provider says why.
-            return self.instead(heard, answer);
+            return self.name_responder(heard, answer);
         }
         let file = self.config.wechat.merchant_key_file.as_str();
         let key = match file {
@@ -126,7 +131,7 @@ impl At<'_> {
         };
         Finding::fault(
             WHAT,
-            format!("{host} rejects our signature (401):{}", said(answer)),
+            format!("{host} rejects our signature (401):{}", provider_words(answer)),
             format!(
                 "timedatectl status; openssl pkey -pubout {key} # against the certificate, wechat.merchant_serial and \
                  wechat.mchid on the merchant platform"
@@ -135,10 +140,10 @@ impl At<'_> {
         .with_id("payment_api_unauthenticated")
     }
 
-    fn verified(&self, heard: &CallOutcome, answer: &Response, verdict: &Verdict) -> Finding {
+    fn verified_finding(&self, heard: &CallOutcome, answer: &Response, verdict: &Verdict) -> Finding {
         let (host, status) = (&heard.host_name, answer.status);
         let serial = heard.serial.as_deref().unwrap_or_default();
-        let signed = format!("{host} answered {status}{}, signed by {serial}", said(answer));
+        let signed = format!("{host} answered {status}{}, signed by {serial}", provider_words(answer));
         match (status, verdict) {
             (500.., _) => Finding::fault(
                 WHAT,
@@ -149,13 +154,13 @@ impl At<'_> {
             (_, Verdict::NotAccepted(_)) => Finding::warning(
                 WHAT,
                 format!("{signed}: it did not take the call now"),
-                "redeemer check # again in a minute; if it stays, lower pace.calls_per_second",
+                "redeemer check # again in a minute; if it stays, lower rate_limit.calls_per_second",
             )
             .with_id("payment_api_throttled"),
             (403, Verdict::NotAuthorized) => Finding::warning(
                 WHAT,
-                format!("{signed}: not authorised, for the brand 0 that check asks about"),
-                "redeemer parked show --inquire # shows it for a brand of yours; see the merchant platform",
+                format!("{signed}: not authorized, for the brand 0 that check asks about"),
+                "redeemer parked show --query # shows it for a brand of yours; see the merchant platform",
             )
             .with_id("payment_api_not_authorized"),
             // What is not there is what was asked for.
@@ -163,7 +168,7 @@ impl At<'_> {
             _ if heard.detail.as_ref().is_some_and(|detail| detail.is_about_our_headers()) => Finding::fault(
                 WHAT,
                 format!("{signed}: it rejects what stands in the head of every call"),
-                self.origin.mending(
+                self.origin.remedies(
                     "wechat.verification_serial",
                     "the id of a key that the merchant platform shows; and the names of wechat.public_keys likewise",
                 ),
@@ -176,7 +181,7 @@ impl At<'_> {
             _ => Finding::fault(
                 WHAT,
                 format!("{signed}: unexpected, and perhaps so for every command"),
-                self.origin.mending(
+                self.origin.remedies(
                     "wechat.mchid",
                     "compare wechat.mchid, wechat.verification_serial and the names of wechat.public_keys with the \
                      merchant platform",
@@ -186,7 +191,12 @@ impl At<'_> {
         }
     }
 
-    fn unconvincing(&self, heard: &CallOutcome, answer: &Response, flaw: SignatureFlaw) -> Finding {
+    fn invalid_signature_finding(
+        &self,
+        heard: &CallOutcome,
+        answer: &Response,
+        flaw: SignatureFlaw,
+    ) -> Finding {
         let (host, status) = (&heard.host_name, answer.status);
         if flaw != SignatureFlaw::UnknownSerial {
             return Finding::fault(
@@ -210,30 +220,30 @@ impl At<'_> {
     }
 
     /// Nobody's word. The provider leaves out the signature of some errors, but never `code` and `Request-ID`.
-    fn unsigned(&self, heard: &CallOutcome, answer: &Response) -> Finding {
+    fn unsigned_finding(&self, heard: &CallOutcome, answer: &Response) -> Finding {
         let (host, status) = (&heard.host_name, answer.status);
         match (answer.code.is_some(), answer.request_id.is_some()) {
             (true, true) if matches!(status, 403 | 404 | 429) => Finding::warning(
                 WHAT,
-                format!("{host} answered {status}{} unsigned: nothing is proved by it", said(answer)),
+                format!("{host} answered {status}{} unsigned: nothing is proved by it", provider_words(answer)),
                 "redeemer check # again; if it stays, no error of the provider can conclude a command before its \
                  coupon is seen",
             )
             .with_id("payment_api_unsigned"),
-            _ => self.instead(heard, answer),
+            _ => self.name_responder(heard, answer),
         }
     }
 
-    fn instead(&self, heard: &CallOutcome, answer: &Response) -> Finding {
+    fn name_responder(&self, heard: &CallOutcome, answer: &Response) -> Finding {
         let (host, status) = (&heard.host_name, answer.status);
         let seen = heard.unbelieved.as_deref().map(UnverifiedResponse::in_words).unwrap_or_default();
         Finding::fault(
             WHAT,
-            format!("{host} answered {status}{} unsigned: not WeChat Pay's own answer ({seen})", said(answer)),
+            format!("{host} answered {status}{} unsigned: not WeChat Pay's own answer ({seen})", provider_words(answer)),
             format!(
                 "{} # a proxy, a firewall or a captive portal answers in its place, or strips headers; or the base \
                  URL leads elsewhere",
-                self.reaching()
+                self.describe_host()
             ),
         )
         .with_id("payment_api_other_answers")
@@ -263,7 +273,7 @@ pub(super) fn download_remedy(
         ),
         NoCertificates::Refused { status: 404 | 403, .. } => (
             "download_not_offered",
-            origin.mending(
+            origin.remedies(
                 "wechat.public_keys",
                 "this merchant has no platform certificates: name the public key that the merchant platform has for \
                  download, under its id, and leave wechat.apiv3_key_file out",
@@ -287,7 +297,7 @@ pub(super) fn download_remedy(
 }
 
 /// A redemption that is never sent: it only names a coupon to ask for.
-fn nobody() -> Result<Redemption, Unfit> {
+fn describe_unreachable() -> Result<Redemption, Unfit> {
     Ok(Redemption {
         openid: Openid::parse("oRedeemerCheckNobody00000000")?,
         coupon_code: CouponCode::parse("redeemer-check")?,

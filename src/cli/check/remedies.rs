@@ -23,7 +23,7 @@ impl<'a> Origin<'a> {
     }
 
     /// The command that mends a key, or several with commas between them, there where it is set.
-    pub fn mending(&self, key: &str, how: &str) -> String {
+    pub fn remedies(&self, key: &str, how: &str) -> String {
         let keys: Vec<_> = key.split(", ").collect();
         let names: Vec<_> = keys.iter().map(|key| variable(key)).collect();
         let set = self.set_by(&names);
@@ -62,7 +62,7 @@ impl Origin<'_> {
     pub fn remedy(&self, remedy: &Remedy, key: &str) -> String {
         match remedy {
             Remedy::Command(command) => command.clone(),
-            Remedy::SetKey(how) => self.mending(key, how),
+            Remedy::SetKey(how) => self.remedies(key, how),
             Remedy::Convert { command, file } => {
                 let (command, remark) = command.split_once(" # ").unwrap_or((command, ""));
                 let setting = self.setting(key, file);

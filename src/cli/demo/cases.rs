@@ -6,7 +6,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use serde_json::{Value, json};
 
 use crate::attempt::OutcomeKind;
-use crate::sandbox::{About, Act, CouponState, Deed, Fault, NewCoupon, Rule, UsageMode};
+use crate::sandbox::{ActionRequest, CouponAction, CouponState, Fault, NewCoupon, Rule, Target, UsageMode};
 use crate::verdict::Reason;
 
 /// The vendor's published example, word for word, in the spelling of the PHP SDK.
@@ -30,7 +30,7 @@ pub struct Case {
     /// Whether the payment API answers it at once and truly.
     pub undisturbed: bool,
     coupon: Option<NewCoupon>,
-    act: Option<Act>,
+    act: Option<ActionRequest>,
 }
 
 /// What must become of a command.
@@ -52,7 +52,7 @@ pub struct Program {
     /// What the sandbox must hold.
     pub coupons: Vec<NewCoupon>,
     /// What has been done to coupons before.
-    pub acts: Vec<(String, Act)>,
+    pub acts: Vec<(String, ActionRequest)>,
     /// What goes wrong.
     pub rules: Vec<Rule>,
 }
@@ -65,7 +65,7 @@ struct Kind {
     /// How many of it there are for each of the rarest.
     weight: usize,
     coupon: Holding,
-    fault: Option<(About, u64, Fault)>,
+    fault: Option<(Target, u64, Fault)>,
     expected: Expected,
 }
 
@@ -112,12 +112,12 @@ fn kinds() -> Vec<Kind> {
         kind("the same command twice", "twice_", 1, Holding::Twice, redeemed),
         kind("one of a bundle", "bundle_", 2, Holding::Bundle, redeemed),
         kind("used by us before", "ours_", 1, Holding::UsedByUs, redeemed),
-        trouble("slow answer", "slow_", About::Use, 1, Fault::Slow { ms: 1_500, late_effect: false }),
-        trouble("failing twice, then well", "fails_", About::Use, 2, error_500),
-        trouble("cut before the effect", "early_", About::Use, 1, Fault::CutBeforeEffect {}),
-        trouble("cut after the effect", "late_", About::Use, 1, Fault::CutAfterEffect {}),
-        trouble("answer with a probe signature", "probe_", About::Use, 1, Fault::ProbeSignature {}),
-        trouble("unsigned refusal, not true", "liar_", About::Use, 1, unsigned),
+        trouble("slow answer", "slow_", Target::Use, 1, Fault::Slow { ms: 1_500, late_effect: false }),
+        trouble("failing twice, then well", "fails_", Target::Use, 2, error_500),
+        trouble("cut before the effect", "early_", Target::Use, 1, Fault::CutBeforeEffect {}),
+        trouble("cut after the effect", "late_", Target::Use, 1, Fault::CutAfterEffect {}),
+        trouble("answer with a probe signature", "probe_", Target::Use, 1, Fault::ProbeSignature {}),
+        trouble("unsigned refusal, not true", "liar_", Target::Use, 1, unsigned),
         kind(
             "used by another",
             "taken_",
@@ -192,10 +192,10 @@ pub fn program(messages: usize, seed: u64) -> Program {
         rules: kinds
             .into_iter()
             .filter_map(|kind| {
-                let (question, first_attempts, fault) = kind.fault?;
+                let (operation, first_attempts, fault) = kind.fault?;
                 Some(Rule {
                     coupon_prefix: Some(kind.prefix.to_owned()),
-                    question,
+                    operation,
                     first_attempts: Some(first_attempts),
                     ..Rule::new(fault)
                 })
@@ -259,7 +259,7 @@ fn case(kind: &Kind, nth: usize, dice: &mut StdRng) -> Case {
         state,
         ..NewCoupon::default()
     };
-    let used = |number| Act { deed: Deed::Use, number: Some(number), round: None };
+    let used = |number| ActionRequest { deed: CouponAction::Use, number: Some(number), round: None };
     let usable = Some(holding(CouponState::Effective));
     let (coupon, act, times) = match kind.coupon {
         Holding::State(state) => (Some(holding(state)), None, 1),

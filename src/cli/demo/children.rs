@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 /// The longest wait for a program to start, or to stop.
 const PATIENCE: Duration = Duration::from_secs(40);
 /// Between two looks at whether something has come about.
-const LOOK: Duration = Duration::from_millis(50);
+const POLL_EVERY: Duration = Duration::from_millis(50);
 
 /// A program of ours, running. It ends when this is dropped, and when we end, however we end.
 pub struct Running {
@@ -58,12 +58,12 @@ impl Running {
             if Instant::now() >= give_up_at {
                 bail!("{}: no {what} within {PATIENCE:?}; {}", self.name, self.last_words());
             }
-            sleep(LOOK).await;
+            sleep(POLL_EVERY).await;
         }
     }
 
     /// Waits until it ends without having been asked to.
-    pub async fn ended(&mut self) -> anyhow::Error {
+    pub async fn wait_ended(&mut self) -> anyhow::Error {
         match self.child.wait().await {
             Ok(status) => anyhow!("{} ended by itself ({status}); {}", self.name, self.last_words()),
             Err(error) => anyhow!(error).context(format!("{} cannot be waited for", self.name)),

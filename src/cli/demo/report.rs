@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn metrics_are_summed_over_their_labels() {
-        let text = "# HELP a b\na 7\nab 9\ntaken{how=\"first\"} 3\ntaken{how=\"copy\"} 2\n";
+        let text = "# HELP a b\na 7\nab 9\ntaken{settlement=\"first\"} 3\ntaken{settlement=\"copy\"} 2\n";
         let sum = |name, label| metric(text, name, label);
         assert_eq!(
             [sum("a", ""), sum("taken", ""), sum("taken", "copy"), sum("none", "")],

@@ -1,4 +1,4 @@
-//! The AsyncAPI 3.0 document, as the service sees it: it receives commands and sends events. Exchanges, queues and
+//! The AsyncAPI 3.0 document, as the service sees it receives commands and sends events. Exchanges, queues and
 //! their arguments are taken from the plan that the service itself sets up.
 
 use anyhow::{Context as _, anyhow};
@@ -37,14 +37,14 @@ const EVENTS: [(&str, &str, &str, &str); 8] = [
     ("refused", "it was not, and will not be", "34658", golden!("event.refused.json")),
     ("invalid", "what arrived is no command", "34659", golden!("event.invalid.json")),
     ("unresolved", "nobody could find out in time", "34658", golden!("event.unresolved.json")),
-    ("damaged", "a copy came back from a wait queue damaged", "34658", golden!("event.damaged.json")),
+    ("damaged", "a copy came back from a delay queue damaged", "34658", golden!("event.damaged.json")),
 ];
 const AUDITS: [(&str, &str, &str); 2] = [
     ("replayed", "a parked command was sent again", golden!("audit.replayed.json")),
     ("discarded", "a parked command was taken off the queue", golden!("audit.discarded.json")),
 ];
 
-/// The document for these names, tiers and limits.
+/// The document for these names, delays and limits.
 ///
 /// # Errors
 /// None in practice: the plan holds what the topology names, and the golden messages are JSON.
@@ -98,7 +98,7 @@ pub fn document(topology: &Topology) -> anyhow::Result<Value> {
         "parked": of_queue(&plan, &names.parked, "command",
             "What a person must look at: bytes that are no command too, hence not always of this schema.")?,
     });
-    let waits = topology.tiers.iter().map(|wait| topology.delay_queue(*wait)).collect::<Vec<_>>();
+    let waits = topology.delays.iter().map(|wait| topology.delay_queue(*wait)).collect::<Vec<_>>();
     let operations = json!({
         "take": {
             "action": "receive",
@@ -161,7 +161,7 @@ pub fn document(topology: &Topology) -> anyhow::Result<Value> {
         },
         "x-topology": {
             "description": "Everything that must exist on the broker, in an order in which it can be made; \
-                `redeemer topology apply` does. Wait queues are the service's own.",
+                `redeemer topology apply` does. Delay queues are the service's own.",
             "waitQueues": waits,
             "objects": plan.iter().map(object).collect::<Vec<_>>(),
         },

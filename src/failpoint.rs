@@ -1,7 +1,7 @@
 //! Labelled places where the fault rig (`tests/torture.rs`) kills the process, as `kill -9` from outside would, but
 //! at a moment that no outsider can hit; and one where it has a delivery forgotten, as only a defect would.
 //!
-//! A debug build, or one with the feature `kill-points`, obeys the file that [`ORDER`] names: `<point> <nth> <order>`
+//! A debug build, or one with the feature `failpoints`, obeys the file that [`ORDER`] names: `<point> <nth> <order>`
 //! kills at the nth time that a point is reached from then on; the last word tells one order from the next. Who is
 //! about to die renames the file to `….taken`: an order that could be removed binds nobody any more, and of one that
 //! was taken the end can be waited for. The order to forget is [`FORGET`], and obeyed in the same manner. Without that
@@ -44,8 +44,8 @@ impl Failpoint {
         Self::Answered,
         Self::Publishing(Message::Event),
         Self::Published(Message::Event),
-        Self::Publishing(Message::Copy),
-        Self::Published(Message::Copy),
+        Self::Publishing(Message::Retry),
+        Self::Published(Message::Retry),
         Self::Publishing(Message::Parked),
         Self::Published(Message::Parked),
         Self::Acking,
@@ -60,8 +60,8 @@ impl Failpoint {
             Self::Answered => "after-the-reply",
             Self::Publishing(Message::Event) => "before-the-confirm",
             Self::Published(Message::Event) => "after-the-confirm",
-            Self::Publishing(Message::Copy) => "during-a-tier-copy",
-            Self::Published(Message::Copy) => "after-a-tier-copy",
+            Self::Publishing(Message::Retry) => "during-a-delay-copy",
+            Self::Published(Message::Retry) => "after-a-delay-copy",
             Self::Publishing(Message::Parked) => "during-the-parking",
             Self::Published(Message::Parked) => "after-the-parking",
             Self::Acking => "before-the-ack",
@@ -79,7 +79,7 @@ pub fn taken(order: &Path) -> PathBuf {
 
 pub use armed::{during, forgets, reached};
 
-#[cfg(any(debug_assertions, feature = "kill-points"))]
+#[cfg(any(debug_assertions, feature = "failpoints"))]
 mod armed {
     use std::future::Future;
     use std::path::{Path, PathBuf};
@@ -87,7 +87,7 @@ mod armed {
     use std::sync::{Mutex, OnceLock, PoisonError};
     use std::time::Duration;
 
-    use crate::kill_point::{FORGET, Failpoint, ORDER, taken};
+    use crate::failpoint::{FORGET, Failpoint, ORDER, taken};
 
     /// Ends the process here, if that is ordered.
     pub fn reached(point: Failpoint) {
@@ -171,11 +171,11 @@ mod armed {
     }
 }
 
-#[cfg(not(any(debug_assertions, feature = "kill-points")))]
+#[cfg(not(any(debug_assertions, feature = "failpoints")))]
 mod armed {
     use std::future::Future;
 
-    use crate::kill_point::Failpoint;
+    use crate::failpoint::Failpoint;
 
     /// Nothing, in this build.
     pub fn reached(_: Failpoint) {}

@@ -1,7 +1,7 @@
 //! Holds calls back when every call would fail: a failing provider, or a fault of our own.
 //!
 //! When that is so is decided in [`crate::circuit`]; here are the clock and the tasks that wait. It begins half-open:
-//! the first call of a process goes alone, so that a wrong key or clock costs one call, not one per slot.
+//! the first call of a process goes alone, so that a wrong key or clock costs one call, not one per permit.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use crate::verdict::Operation;
 
 pub use crate::circuit::{CallSignal, Cause, FailureKind, State};
 
-/// The breaker that every call passes.
+/// The circuit breaker that every call passes.
 #[derive(Clone)]
 pub struct CircuitGate(Arc<Shared>);
 
@@ -57,7 +57,7 @@ impl CircuitGate {
             let (granted, pause) =
                 self.change(|circuit| (circuit.try_pass(now), circuit.time_to_next_try(now)));
             if let Some(grant) = granted {
-                return CallPermit { breaker: Some(self.clone()), grant };
+                return CallPermit { circuit_gate: Some(self.clone()), grant };
             }
             let _ = tokio::time::timeout(pause + Duration::from_millis(1), room).await;
         }
@@ -68,7 +68,7 @@ impl CircuitGate {
         self.change(Circuit::force_half_open);
     }
 
-    /// Lets an open breaker become half-open when its time has come, without a call waiting for it.
+    /// Lets an open circuit breaker become half-open when its time has come, without a call waiting for it.
     pub fn tick(&self) {
         let now = self.now();
         self.change(|circuit| circuit.tick(now));
@@ -94,30 +94,32 @@ impl CircuitGate {
 
 /// The right to make one call.
 pub struct CallPermit {
-    breaker: Option<CircuitGate>,
+    circuit_gate: Option<CircuitGate>,
     grant: Grant,
 }
 
 impl CallPermit {
-    /// Whether it still holds: the breaker may have opened, or a key been exchanged, while its owner waited for
+    /// Whether it still holds: the circuit breaker may have opened, or a key been exchanged, while its owner waited for
     /// something else.
     pub fn is_open_for(&self) -> bool {
-        self.breaker.as_ref().is_some_and(|breaker| breaker.change(|circuit| circuit.holds(self.grant)))
+        self.circuit_gate
+            .as_ref()
+            .is_some_and(|circuit_gate| circuit_gate.change(|circuit| circuit.holds(self.grant)))
     }
 
     /// Reports what the call said.
-    pub fn report(mut self, question: Operation, sign: CallSignal) {
-        if let Some(breaker) = self.breaker.take() {
-            let now = breaker.now();
-            breaker.change(|circuit| circuit.record_call(self.grant, question, sign, now));
+    pub fn report(mut self, operation: Operation, sign: CallSignal) {
+        if let Some(circuit_gate) = self.circuit_gate.take() {
+            let now = circuit_gate.now();
+            circuit_gate.change(|circuit| circuit.record_call(self.grant, operation, sign, now));
         }
     }
 }
 
 impl Drop for CallPermit {
     fn drop(&mut self) {
-        if let Some(breaker) = self.breaker.take() {
-            breaker.change(|circuit| circuit.abandon(self.grant));
+        if let Some(circuit_gate) = self.circuit_gate.take() {
+            circuit_gate.change(|circuit| circuit.abandon(self.grant));
         }
     }
 }

@@ -1,5 +1,5 @@
-//! How many commands are worked on at once. A command that only waits gives its slot to another meanwhile: after the
-//! broker's return everything in hand is redelivered and may have to wait for a settling time, and what could be ended
+//! How many commands are worked on at once. A command that only waits gives its permit to another meanwhile: after the
+//! broker's return everything in hand is redelivered and may have to wait for a query delay, and what could be ended
 //! at once must not stand behind it.
 
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
 
-/// The slots of one instance.
+/// The permits of one instance.
 #[derive(Debug, Clone)]
 pub struct Permits {
     all: usize,
@@ -19,10 +19,10 @@ pub struct Permits {
     through: Arc<AtomicU16>,
 }
 
-/// A slot, held until it is dropped.
+/// A permit, held until it is dropped.
 #[derive(Debug)]
 pub struct Permit {
-    slots: Permits,
+    permits: Permits,
     /// Nothing while it rests, or where there never was one.
     permit: Option<OwnedSemaphorePermit>,
     /// Whether its first rest shows that its command does no harm.
@@ -35,15 +35,15 @@ impl Permits {
         Self { all, free: Arc::new(Semaphore::new(all)), given_up: Arc::default(), through: Arc::default() }
     }
 
-    /// A free slot, unless all are busy or promised to somebody who comes back from a rest.
+    /// A free permit, unless all are busy or promised to somebody who comes back from a rest.
     pub fn acquire(&self) -> Option<Permit> {
         let permit = self.free.clone().try_acquire_owned().ok()?;
-        Some(Permit { slots: self.clone(), permit: Some(permit), trusted: false })
+        Some(Permit { permits: self.clone(), permit: Some(permit), trusted: false })
     }
 
-    /// No slot: for what is only put away, which is not worth one.
+    /// No permit: for what is only put away, which is not worth one.
     pub fn none(&self) -> Permit {
-        Permit { slots: self.clone(), permit: None, trusted: false }
+        Permit { permits: self.clone(), permit: None, trusted: false }
     }
 
     /// Until somebody goes to rest.
@@ -57,7 +57,7 @@ impl Permits {
     }
 
     /// How many are busy.
-    pub fn busy(&self) -> usize {
+    pub fn set_in_use(&self) -> usize {
         self.all - self.free.available_permits()
     }
 }
@@ -68,20 +68,20 @@ impl Permit {
         self.trusted = true;
     }
 
-    /// Waits with the slot given to others, and then for a slot again. Dropped half-way it holds none.
+    /// Waits with the permit given to others, and then for a permit again. Dropped half-way it holds none.
     pub async fn release_while(&mut self, wait: Duration) {
         if wait.is_zero() {
             return;
         }
         if std::mem::take(&mut self.trusted) {
-            self.slots.through.fetch_add(1, Ordering::Relaxed);
+            self.permits.through.fetch_add(1, Ordering::Relaxed);
         }
         if self.permit.take().is_some() {
-            self.slots.given_up.notify_one();
+            self.permits.given_up.notify_one();
         }
         sleep(wait).await;
         // The semaphore is never closed.
-        self.permit = self.slots.free.clone().acquire_owned().await.ok();
+        self.permit = self.permits.free.clone().acquire_owned().await.ok();
     }
 }
 
@@ -91,33 +91,33 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_rests_lets_another_work_and_goes_first_when_it_is_back() {
-        let slots = Permits::new(1);
-        let mut first = slots.acquire().unwrap();
-        assert!(slots.acquire().is_none());
+        let permits = Permits::new(1);
+        let mut first = permits.acquire().unwrap();
+        assert!(permits.acquire().is_none());
         let resting = tokio::spawn(async move {
             first.release_while(Duration::from_secs(2)).await;
             first
         });
-        slots.released().await;
-        let second = slots.acquire().unwrap();
+        permits.released().await;
+        let second = permits.acquire().unwrap();
         tokio::time::sleep(Duration::from_secs(3)).await;
-        assert!(!resting.is_finished(), "no slot is free yet");
+        assert!(!resting.is_finished(), "no permit is free yet");
         drop(second);
-        assert!(slots.acquire().is_none(), "promised to the one that is back");
+        assert!(permits.acquire().is_none(), "promised to the one that is back");
         let first = resting.await.unwrap();
-        assert_eq!(slots.busy(), 1);
+        assert_eq!(permits.set_in_use(), 1);
         drop(first);
-        assert_eq!(slots.busy(), 0);
+        assert_eq!(permits.set_in_use(), 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_rest_that_is_cut_short_holds_nothing() {
-        let slots = Permits::new(1);
-        let mut slot = slots.acquire().unwrap();
+        let permits = Permits::new(1);
+        let mut permit = permits.acquire().unwrap();
         let rest =
-            tokio::time::timeout(Duration::from_secs(1), slot.release_while(Duration::from_secs(2))).await;
+            tokio::time::timeout(Duration::from_secs(1), permit.release_while(Duration::from_secs(2))).await;
         assert!(rest.is_err());
-        assert_eq!(slots.busy(), 0);
-        assert!(slots.acquire().is_some());
+        assert_eq!(permits.set_in_use(), 0);
+        assert!(permits.acquire().is_some());
     }
 }

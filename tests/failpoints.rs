@@ -1,7 +1,7 @@
-//! Every kill point, for a command that comes for the first time, for one that is delivered again, and for a copy that
-//! comes back from a wait queue: the service is killed there, launched anew, and must end the command as if nothing had
+//! Every failpoint, for a command that comes for the first time, for one that is delivered again, and for a copy that
+//! comes back from a delay queue: the service is killed there, launched anew, and must end the command as if nothing had
 //! happened, with one effect at the payment API. What was on its way or done at death is read from the ledger: what is
-//! delivered again and what comes back from a wait queue begins with inquiries, and is killed over these and over the use
+//! delivered again and what comes back from a delay queue begins with queries, and is killed over these and over the use
 //! that follows.
 //!
 //! The simulator is harsher here than the payment API: just before a use under a number that has already taken effect
@@ -9,7 +9,7 @@
 //! the last one did, is a second effect in the ledger.
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // a rig that cannot be set up fails, and it tells as it goes
 #![allow(dead_code)] // the fault rig's parts, of which this is a smaller user
-#![cfg(any(debug_assertions, feature = "kill-points"))]
+#![cfg(any(debug_assertions, feature = "failpoints"))]
 
 #[path = "support/broker.rs"]
 mod broker;
@@ -31,7 +31,7 @@ use lapin::options::{BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions}
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use redeemer::config::{self, Config, Span};
-use redeemer::kill_point::Failpoint;
+use redeemer::failpoint::Failpoint;
 use redeemer::metrics::Message;
 use redeemer::wechat::api::Prepared;
 use redeemer::wire::{command, copy};
@@ -57,8 +57,8 @@ enum Arrival {
 enum Stage {
     /// Nothing was asked.
     Unasked,
-    /// There were inquiries, and no use.
-    Inquired,
+    /// There were queries, and no use.
+    Queried,
     /// The use was sent.
     Used,
 }
@@ -66,12 +66,12 @@ enum Stage {
 impl Stage {
     /// What these calls about one coupon have come to.
     fn of(attempts: &[Value]) -> Self {
-        if attempts.iter().any(|attempt| attempt["question"] == "use") {
+        if attempts.iter().any(|attempt| attempt["operation"] == "use") {
             Self::Used
         } else if attempts.is_empty() {
             Self::Unasked
         } else {
-            Self::Inquired
+            Self::Queried
         }
     }
 }
@@ -98,7 +98,7 @@ fn stages(point: Failpoint, arrival: Arrival) -> &'static [Stage] {
             _,
         )
         | (_, Arrival::First) => &[Stage::Used],
-        (_, Arrival::Redelivered | Arrival::Copy) => &[Stage::Inquired, Stage::Used],
+        (_, Arrival::Redelivered | Arrival::Copy) => &[Stage::Queried, Stage::Used],
     }
 }
 
@@ -137,7 +137,7 @@ struct Ground {
 impl Ground {
     async fn new(arrival: Arrival) -> Self {
         let broker = spawn_blocking(Broker::start_counting).await.unwrap();
-        let name = format!("kill-points-{arrival:?}-{}", std::process::id());
+        let name = format!("failpoints-{arrival:?}-{}", std::process::id());
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         let sandbox = Sandbox::start(&dir.join("sandbox"), 1).await;
         sandbox.tell(reqwest::Method::PUT, "settings", &json!({"returned_before_reuse": "C"})).await;
@@ -167,7 +167,7 @@ impl Ground {
         let parked =
             matches!(point, Failpoint::Publishing(Message::Parked) | Failpoint::Published(Message::Parked));
         let fault = match point {
-            Failpoint::Publishing(Message::Copy) | Failpoint::Published(Message::Copy) => {
+            Failpoint::Publishing(Message::Retry) | Failpoint::Published(Message::Retry) => {
                 Some(json!({"kind": "html_502"}))
             }
             _ if parked => Some(json!({"kind": "cut_before_effect"})),
@@ -176,9 +176,9 @@ impl Ground {
             Failpoint::Draining => Some(json!({"kind": "slow", "ms": 800})),
             _ => None,
         };
-        // Where no inquiry is answered, no use is ever sent but by what comes for the first time.
-        let question = if stage == Stage::Used && arrival != Arrival::First { "use" } else { "any" };
-        self.faults(fault, question).await;
+        // Where no query is answered, no use is ever sent but by what comes for the first time.
+        let operation = if stage == Stage::Used && arrival != Arrival::First { "use" } else { "any" };
+        self.faults(fault, operation).await;
         let body = json!({
             "openid": OPENID, "coupon_code": code, "brand_id": "120344", "product_coupon_id": "1000000013",
             "stock_id": "1000000013001", "appid": "wx1", "use_time": "2026-03-05T12:30:45+08:00",
@@ -299,9 +299,9 @@ impl Ground {
         }
     }
 
-    async fn faults(&self, fault: Option<Value>, question: &str) {
+    async fn faults(&self, fault: Option<Value>, operation: &str) {
         let rules: Vec<Value> =
-            fault.into_iter().map(|fault| json!({"fault": fault, "question": question})).collect();
+            fault.into_iter().map(|fault| json!({"fault": fault, "operation": operation})).collect();
         self.sandbox.tell(reqwest::Method::PUT, "faults", &json!({"rules": rules})).await;
     }
 
@@ -319,7 +319,7 @@ impl Ground {
     async fn end(mut self) {
         self.service.launch().await;
         self.service.wait_ready(true).await.unwrap();
-        for name in ["redeemer_ledger_residue", "redeemer_commands_in_flight"] {
+        for name in ["redeemer_unaccounted_deliveries", "redeemer_commands_in_flight"] {
             assert_eq!(self.service.metric(name).await, Some(0.0), "{name}");
         }
         self.service.ask_to_stop().await;
@@ -333,7 +333,7 @@ impl Ground {
 fn configure(keys: &Path, sandbox: &Sandbox, uri: &str) -> Config {
     let text = |name: &str| sandbox.card[name].as_str().unwrap().to_owned();
     let ms = |ms| Span(Duration::from_millis(ms));
-    let mut config = config::parse("", "kill points", std::iter::empty()).unwrap();
+    let mut config = config::parse("", "failpoints", std::iter::empty()).unwrap();
     config.broker.uri = uri.to_owned();
     config.wechat.base_url = format!("http://127.0.0.1:{}", sandbox.port());
     config.wechat.backup_base_url = String::new();
@@ -342,11 +342,11 @@ fn configure(keys: &Path, sandbox: &Sandbox, uri: &str) -> Config {
     config.wechat.merchant_key_file = keys.join("merchant_key.pem").display().to_string();
     config.wechat.public_keys.insert(text("public_key_id"), keys.join("wechatpay_public_key.pem"));
     config.retry.initial = ms(50);
-    config.retry.settling = ms(200);
+    config.retry.query_delay = ms(200);
     // Long enough to wait here for the longest call that whoever held a command before may have begun.
     config.wechat.total_timeout = ms(1_000);
     config.retry.in_process_max = ms(2_000);
-    config.retry.tiers = vec![ms(400), ms(1_000)];
+    config.retry.delays = vec![ms(400), ms(1_000)];
     config.admin.listen = "127.0.0.1:0".to_owned();
     config.log.filter = "info,lapin=off".to_owned();
     config
