@@ -249,7 +249,7 @@ async fn a_redelivered_command_begins_with_the_query() {
         let looks = calls.iter().take_while(|call| call["operation"] == "query").count();
         let (by, uses, least) = match code {
             // An early look, and found usable twice, a query delay apart, before the redemption is sent.
-            "C1" => ("answer", 1, 3),
+            "C1" => ("response", 1, 3),
             _ => ("query", 0, 1),
         };
         assert_eq!((told.data("/established_by"), told.data("/attempts")), (&json!(by), &json!(calls.len())));
