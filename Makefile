@@ -25,8 +25,8 @@ demo: ## see it work: a private broker, a simulated payment API, a few redemptio
 .PHONY: test
 test: ## all tests, against a private broker
 	deploy/local/install rabbitmq-server python3-pika openssl curl prometheus
-	$(TESTS_AT_ONCE) cargo test --locked --no-fail-fast --all-targets
-	cargo test --locked --doc
+	$(TESTS_AT_ONCE) cargo test --locked --no-fail-fast --workspace --all-targets
+	cargo test --locked --workspace --doc
 
 .PHONY: test-rabbitmq4
 test-rabbitmq4: ## all tests again, against RabbitMQ 4 (needs root and the network, or leaves them out aloud)
@@ -34,7 +34,7 @@ test-rabbitmq4: ## all tests again, against RabbitMQ 4 (needs root and the netwo
 	if [[ $$code -eq 3 ]]; then echo 'RabbitMQ 4 NOT tried: see above'; exit 0; fi; \
 	[[ $$code -eq 0 ]] || exit $$code; \
 	deploy/local/install python3-pika openssl curl prometheus; \
-	$(TESTS_AT_ONCE) REDEEMER_TEST_BROKER_TREE=$$(realpath $(RABBITMQ4)) cargo test --locked --no-fail-fast --all-targets
+	$(TESTS_AT_ONCE) REDEEMER_TEST_BROKER_TREE=$$(realpath $(RABBITMQ4)) cargo test --locked --no-fail-fast --workspace --all-targets
 
 .PHONY: test-cluster
 test-cluster: ## four instances on three nodes, of which some are lost
@@ -162,10 +162,10 @@ fuzz: ## a million hostile cases for everything that reads what others wrote; to
 .PHONY: lint
 lint: ## format, clippy, documentation, dependencies, scripts; links, snippets and translations of the documents
 	deploy/local/install shellcheck
-	cargo fmt --check
-	cargo clippy --locked --all-targets --all-features -- -D warnings
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
 	cargo clippy --locked --test brands --test cluster --test examples --test ops --test page --test soak --test deploy -- -D warnings
-	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --all-features
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --all-features
 	deploy/local/deny
 	grep -rlE '^#!.*sh$$' deploy .ci benches tests/mutations | xargs shellcheck
 	cargo test --locked --test documents --test translations

@@ -24,7 +24,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use lapin::options::BasicAckOptions;
 use program::Program;
-use redeemer::sandbox::Settings;
+use redeemer_sandbox::Settings;
 use serde_json::{Value, json};
 use tokio::time::{sleep_until, timeout};
 

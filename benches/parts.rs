@@ -20,16 +20,16 @@ use jiff::Timestamp;
 use perf_event::events::Hardware;
 use perf_event::{Builder, Counter};
 use rand::SeedableRng as _;
-use redeemer::attempt::{EstablishedBy, Evidence, Outcome};
-use redeemer::redemption::Redemption;
-use redeemer::verdict::{Authenticity, CallResult, Operation, Response, classify};
-use redeemer::wechat::api::Prepared;
+use redeemer::domain::redemption::Redemption;
+use redeemer::policy::attempt::{EstablishedBy, Evidence, Outcome};
+use redeemer::policy::classify::{Authenticity, CallResult, Operation, Response, classify};
+use redeemer::wechat::client::Prepared;
 use redeemer::wechat::keys::{MerchantKey, PublicKeys, VerificationKey};
-use redeemer::wechat::reply;
+use redeemer::wechat::response;
 use redeemer::wechat::sign::{Merchant, sign};
 use redeemer::wechat::verify::{NONCE, SERIAL, SIGNATURE, TIMESTAMP, verify};
 use redeemer::wire::command::decode;
-use redeemer::wire::event::{EventContext, encode};
+use redeemer::wire::result_event::{EventContext, encode};
 use rsa::pkcs8::{EncodePrivateKey as _, EncodePublicKey as _, LineEnding};
 use serde_json::{Map, Value, json};
 
@@ -51,7 +51,7 @@ fn parts(criterion: &mut Criterion) {
     let body = entity();
     let headers = headers(&merchant_key, &body);
     let answer = reply_of(&body);
-    let outcome = Outcome::Redeemed { by: EstablishedBy::Response, coupon: reply::coupon(&body).unwrap() };
+    let outcome = Outcome::Redeemed { by: EstablishedBy::Response, coupon: response::coupon(&body).unwrap() };
     let evidence = [evidence(now)];
 
     let mut parts = Parts::new(criterion);
@@ -67,7 +67,7 @@ fn parts(criterion: &mut Criterion) {
     assert_eq!(verify(&headers, &body, &keys, now), Authenticity::Verified);
     parts.measure("verify a 6 KB reply", || verify(black_box(&headers), black_box(&body), &keys, now));
 
-    parts.measure("reply of 6 KB/parse", || reply::coupon(black_box(&body)));
+    parts.measure("reply of 6 KB/parse", || response::coupon(black_box(&body)));
     let telling =
         EventContext { source: "/redeemer", at: now, traceparent: None, attempts: 1, evidence: &evidence };
     parts.measure("reply of 6 KB/encode the event", || {
@@ -132,7 +132,10 @@ impl<'a> Parts<'a> {
 
 /// What is measured must be the good way.
 fn redeemed(answer: &CallResult, redemption: &Redemption) {
-    assert_eq!(classify(Operation::Redeem, answer, redemption), redeemer::verdict::Verdict::Redeemed);
+    assert_eq!(
+        classify(Operation::Redeem, answer, redemption),
+        redeemer::policy::classify::Verdict::Redeemed
+    );
 }
 
 fn command() -> Vec<u8> {
@@ -192,7 +195,7 @@ fn reply_of(body: &[u8]) -> CallResult {
         authenticity: Authenticity::Verified,
         code: None,
         sub_code: Some(0),
-        coupon: reply::coupon(body),
+        coupon: response::coupon(body),
         message: None,
         request_id: Some("08E68E97CC06-0".into()),
     })

@@ -21,7 +21,7 @@ use broker::Broker;
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use program::Program;
-use redeemer::sandbox::{AnswerRecord, Attempt, Settings, Tuning};
+use redeemer_sandbox::{AnswerRecord, Attempt, Settings, Tuning};
 use serde_json::json;
 use tokio::time::sleep;
 

@@ -9,7 +9,7 @@ pub mod publish;
 pub mod run;
 pub mod sandbox;
 pub mod schema;
-pub mod told;
+pub mod event_view;
 pub mod topology;
 pub mod watch;
 
@@ -21,7 +21,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
 use crate::config;
-use crate::telemetry::foreign::visible_lines;
+use crate::telemetry::untrusted::visible_lines;
 
 /// Redeems WeChat Pay product coupons on command of a message queue, and tells what became of each.
 #[derive(Debug, Parser)]

@@ -3,6 +3,8 @@
 //! `config.toml` in the repository holds every key with its default and says what it does; a test proves that the
 //! file and [`Config::default`] are equal. All faults are told at once, each with the name of its key.
 
+pub mod startup;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -15,20 +17,21 @@ use secrecy::SecretString;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use toml::{Table, Value};
 
-use crate::attempt::Limits;
-use crate::backoff::Backoff;
-use crate::broker::check_uri;
-use crate::broker::management::web_address;
-use crate::broker::tls::{BadFile, Tls};
-use crate::broker::topology::{Mode, Names, Topology};
-use crate::file_name;
-use crate::telemetry::foreign::is_hidden;
-use crate::telemetry::{Format, traces};
+use crate::amqp::connection::check_uri;
+use crate::amqp::management::web_address;
+use crate::amqp::tls::{BadFile, Tls};
+use crate::amqp::topology::{Mode, Names, Topology};
+use crate::policy::attempt::Limits;
+use crate::policy::backoff::Backoff;
+use crate::policy::file_name;
+use crate::telemetry::log::Format;
+use crate::telemetry::spans;
+use crate::telemetry::untrusted::is_hidden;
 use crate::wechat::certificates::{ApiV3Key, NoApiV3Key};
 use crate::wechat::key_remedy::Remedy;
 use crate::wechat::keys::{KeyFault, KeyFiles, read_secret};
 use crate::wechat::sign::Merchant;
-use crate::wire::copy::DeadlineLimits;
+use crate::wire::retry_message::DeadlineLimits;
 
 /// Environment variables begin with this.
 pub const PREFIX: &str = "REDEEMER_";
@@ -510,7 +513,7 @@ impl Config {
             "must be an address such as 127.0.0.1:9464",
         );
         wrong(format(&log.format).is_some(), "log.format", "must be plain or json");
-        let filter = crate::telemetry::check_filter(&log.filter);
+        let filter = crate::telemetry::log::check_filter(&log.filter);
         wrong(filter.is_ok(), "log.filter", "must be a filter such as info or redeemer=debug");
         let both = broker.client_certificate_file.is_empty() == broker.client_key_file.is_empty();
         wrong(both, "broker.client_certificate_file, broker.client_key_file", "must be set together");
@@ -620,7 +623,7 @@ impl Config {
     ///
     /// # Errors
     /// Where the URI's file cannot be read, or is open to others.
-    pub fn broker_settings(&self) -> Result<crate::broker::AmqpSettings, ConfigFault> {
+    pub fn broker_settings(&self) -> Result<crate::amqp::connection::AmqpSettings, ConfigFault> {
         let broker = &self.broker;
         let text = match broker.uri_file.as_str() {
             "" => broker.uri.clone(),
@@ -647,7 +650,7 @@ impl Config {
         if text.contains("amqps://") {
             tls.read().map_err(ConfigFault::from)?;
         }
-        Ok(crate::broker::AmqpSettings {
+        Ok(crate::amqp::connection::AmqpSettings {
             tls,
             uris: text.split_whitespace().map(SecretString::from).collect(),
             connect_timeout: broker.connect_timeout.0,
@@ -710,7 +713,7 @@ impl Config {
     ///
     /// # Errors
     /// Everything that must be set and is not.
-    pub fn wechat_settings(&self) -> Result<crate::wechat::api::PaymentSettings, ConfigFaults> {
+    pub fn wechat_settings(&self) -> Result<crate::wechat::client::PaymentSettings, ConfigFaults> {
         let wechat = &self.wechat;
         let mut faults = Vec::new();
         let digits =
@@ -734,7 +737,7 @@ impl Config {
             return Err(ConfigFaults(faults));
         }
         let set = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-        Ok(crate::wechat::api::PaymentSettings {
+        Ok(crate::wechat::client::PaymentSettings {
             merchant: Merchant { mchid: wechat.mchid.clone(), serial: wechat.merchant_serial.clone() },
             verification_serial: set(&wechat.verification_serial),
             base_url: wechat.base_url.clone(),
@@ -794,10 +797,10 @@ impl Config {
     }
 
     /// Where spans go; `None` where nobody collects them.
-    pub fn traces(&self) -> Option<traces::TraceSettings> {
+    pub fn traces(&self) -> Option<spans::TraceSettings> {
         let TelemetryConfig { otlp_endpoint, otlp_sample, otlp_timeout, otlp_every, otlp_queue } =
             &self.telemetry;
-        (!otlp_endpoint.is_empty()).then(|| traces::TraceSettings {
+        (!otlp_endpoint.is_empty()).then(|| spans::TraceSettings {
             endpoint: otlp_endpoint.clone(),
             sample: *otlp_sample,
             timeout: otlp_timeout.0,

@@ -25,51 +25,15 @@
 //! # The house, ground floor first
 //! A module looks only at those above it in this list.
 
-// Words.
-pub mod coupon;
-pub mod redemption;
-
-// Policy: no clock, no dice, no IO, no serde.
-pub mod backoff;
-pub mod prefetch_ramp;
-pub mod verdict;
-pub mod attempt;
-pub mod adaptive_rate;
-pub mod rate_limit;
-pub mod circuit;
-pub mod lasting;
-pub mod brand_access;
-pub mod common_rejection;
-pub mod file_name;
-
-// Texts on the wire.
+pub mod domain;
+pub mod policy;
 pub mod wire;
-
-// Adapters: the edges to the world.
-pub mod metrics;
 pub mod telemetry;
 pub mod wechat;
-pub mod broker;
-pub mod admin;
-
-// Runtime.
+pub mod amqp;
 pub mod config;
-pub mod startup;
-pub mod pace;
-pub mod circuit_gate;
-pub mod response_log;
-pub mod notices;
-pub mod lanes;
-pub mod permits;
-pub mod shutdown;
-pub mod failpoint;
-pub mod publishing;
+pub mod runtime;
 pub mod parked;
-pub mod console;
-pub mod worker;
-pub mod dead_letters;
+pub mod admin;
 pub mod app;
-
-// Context.
-pub mod sandbox;
 pub mod cli;

@@ -13,19 +13,19 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest as _, Sha256};
 
-use crate::attempt::{EstablishedBy, Evidence, Outcome, Progress, Rejection};
-use crate::broker::delivery::{Delivery, Unsettled};
-use crate::broker::parked::{ParkedQueue, ParkedQueueError};
-use crate::broker::publisher::{PARKED_AT, PARKED_REASON, PublishFailure, Published, Publisher};
-use crate::coupon::Coupon;
-use crate::redemption::{Openid, Redemption};
-use crate::telemetry::{Masked, Short};
-use crate::verdict::{self, CallResult, Operation, Reason, Response, Verdict, classify};
-use crate::wechat::api::{Client, Prepared, hex};
-use crate::wire::audit::{self, AuditContext, OperatorAction};
+use crate::amqp::delivery::{Delivery, Unsettled};
+use crate::amqp::parked_queue::{ParkedQueue, ParkedQueueError};
+use crate::amqp::publisher::{PARKED_AT, PARKED_REASON, PublishFailure, Published, Publisher};
+use crate::domain::coupon::Coupon;
+use crate::domain::redemption::{Openid, Redemption};
+use crate::policy::attempt::{EstablishedBy, Evidence, Outcome, Progress, Rejection};
+use crate::policy::classify::{self, CallResult, Operation, Reason, Response, Verdict, classify};
+use crate::telemetry::log::{Masked, Short};
+use crate::wechat::client::{Client, Prepared, hex};
+use crate::wire::audit_event::{self, AuditContext, OperatorAction};
 use crate::wire::command::{self, COMMAND_BYTES_MAX, Fault, PartialCommand, Rejected};
-use crate::wire::copy::{self, DeadlineLimits};
-use crate::wire::event::{self, EventContext};
+use crate::wire::result_event::{self, EventContext};
+use crate::wire::retry_message::{self, DeadlineLimits};
 
 /// The longest reason that is read, in characters.
 const REASON_MAX: usize = 64;
@@ -119,12 +119,12 @@ impl Parked {
 
     /// The attempts that it remembers.
     pub fn evidence(&self) -> Vec<Evidence> {
-        copy::evidence(self.delivery.header(copy::EVIDENCE))
+        retry_message::evidence(self.delivery.header(retry_message::EVIDENCE))
     }
 
     /// Calls made before it was parked.
     pub fn attempts(&self) -> u32 {
-        self.delivery.header(copy::ATTEMPTS).and_then(|text| text.parse().ok()).unwrap_or(0)
+        self.delivery.header(retry_message::ATTEMPTS).and_then(|text| text.parse().ok()).unwrap_or(0)
     }
 
     /// The redemption, where it may be asked for and sent again.
@@ -256,7 +256,7 @@ pub enum CouponStatus {
     /// Nothing is known.
     Unknown,
     /// Every call would fail the same way.
-    Suspended(verdict::SuspendReason),
+    Suspended(classify::SuspendReason),
 }
 
 impl CouponStatus {
@@ -445,7 +445,7 @@ pub async fn carry_out(
         query: query.map(|query| &query.evidence),
         coupon_state: coupon.map(|coupon| coupon.state.as_str()),
     };
-    let told = publisher.publish_audit(&audit::encode(account), &parked.delivery).await?;
+    let told = publisher.publish_audit(&audit_event::encode(account), &parked.delivery).await?;
     let proof = match done {
         Some(done) => done.join(told),
         None => told,
@@ -481,7 +481,7 @@ async fn publish(
             let deadline = now.saturating_add(decision.deadline_limits.default).unwrap_or(Timestamp::MAX);
             // It counts as sent before, so the service asks for itself first.
             let progress = Progress::new(now, deadline, true);
-            let headers = copy::write(&progress, &evidence, Prepared::new(redemption).body_sha256());
+            let headers = retry_message::write(&progress, &evidence, Prepared::new(redemption).body_sha256());
             return Ok(Some(publisher.publish_replay(delivery, headers, now).await?));
         }
         (OperatorAction::PublishedRedeemed, CouponStatus::Redeemed(coupon)) => {
@@ -502,6 +502,6 @@ async fn publish(
         attempts,
         evidence: &evidence,
     };
-    let event = event::encode(redemption, &outcome, telling);
+    let event = result_event::encode(redemption, &outcome, telling);
     Ok(Some(publisher.publish_event(&event, delivery, delivery.traceparent()).await?))
 }

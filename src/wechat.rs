@@ -2,16 +2,15 @@
 //!
 //! Facts: the "use" and "query" pages of the partner product-coupon API, and the platform's pages on signing,
 //! verification, keys and disaster recovery. Nothing here decides what a reply *means*; that is
-//! [`crate::verdict`].
+//! [`crate::policy::classify`].
 
-pub mod api;
 pub mod certificates;
-pub mod hosts;
+pub mod client;
 pub mod keys;
 pub mod key_remedy;
 pub mod pem;
 pub mod replay;
-pub mod reply;
+pub mod response;
 pub mod secret_file;
 pub mod sign;
 pub mod verify;

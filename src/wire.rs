@@ -3,9 +3,9 @@
 //! This is one of the two edges where serde lives; the other is [`crate::wechat`]. What is read here is a trusted
 //! word afterwards, and what is written here is made of words.
 
-pub mod audit;
+pub mod audit_event;
 pub mod command;
-pub mod copy;
 pub mod coupon;
-pub mod event;
+pub mod result_event;
+pub mod retry_message;
 pub mod schema;

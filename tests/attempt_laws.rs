@@ -7,16 +7,16 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
-use redeemer::attempt::{EffectState, Limits, Outcome, Progress, Rejection, Step};
-use redeemer::coupon::{Coupon, CouponState, Round, Trace, UsageTrace};
-use redeemer::redemption::Redemption;
-use redeemer::verdict::{
+use redeemer::domain::coupon::{Coupon, CouponState, Round, Trace, UsageTrace};
+use redeemer::domain::redemption::Redemption;
+use redeemer::policy::attempt::{EffectState, Limits, Outcome, Progress, Rejection, Step};
+use redeemer::policy::classify::{
     Authenticity, CallResult, NoResponse, NotAccepted, NotSent, Operation, Reason, Response, SignatureFlaw,
     Verdict, classify,
 };
-use redeemer::wechat::api::Prepared;
+use redeemer::wechat::client::Prepared;
 use redeemer::wire::command;
-use redeemer::wire::copy::{self, DeadlineLimits};
+use redeemer::wire::retry_message::{self, DeadlineLimits};
 
 const OURS: &str = "USE_0001";
 const CODE: &str = "C0001";
@@ -244,9 +244,9 @@ impl Run {
 
 /// Written to headers and read back, as the broker would carry it.
 fn through_a_wait_queue(progress: &Progress, now: Timestamp) -> Progress {
-    let headers = copy::write(progress, &[], "00");
+    let headers = retry_message::write(progress, &[], "00");
     let header = |name| headers.iter().find(|(key, _)| *key == name).map(|(_, text)| text.as_str());
-    copy::read(header, "00", now, DEADLINE_LIMITS).unwrap().progress
+    retry_message::read(header, "00", now, DEADLINE_LIMITS).unwrap().progress
 }
 
 fn in_words(outcome: &Outcome) -> String {
@@ -1761,7 +1761,7 @@ fn live(
                         provider.happen(Event::Return);
                     }
                 }
-                let headers = copy::write(&progress, &[], "00");
+                let headers = retry_message::write(&progress, &[], "00");
                 progress = read_copy(&headers, now);
                 copied = Some(headers);
                 doubted = true;
@@ -1805,7 +1805,7 @@ fn live(
 
 fn read_copy(headers: &[(&'static str, String)], now: Timestamp) -> Progress {
     let header = |name| headers.iter().find(|(key, _)| *key == name).map(|(_, text)| text.as_str());
-    copy::read(header, "00", now, DEADLINE_LIMITS).unwrap().progress
+    retry_message::read(header, "00", now, DEADLINE_LIMITS).unwrap().progress
 }
 
 fn hidden_effect() -> impl Strategy<Value = Effect> {

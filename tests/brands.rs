@@ -27,7 +27,7 @@ use lapin::options::BasicPublishOptions;
 use lapin::types::{AMQPValue, FieldTable};
 use postgres::{OWNER, Postgres};
 use redeemer::config::Span;
-use redeemer::wire::copy;
+use redeemer::wire::retry_message;
 use serde_json::{Value, json};
 
 const MUCH: &str = "120344";
@@ -276,7 +276,7 @@ async fn panels_by_brand_agree_with_what_was_sent() {
         bed.issue(code, json!({"brand_id": brand}));
         let soon = (Timestamp::now() + SignedDuration::from_secs(1)).to_string();
         let mut headers = FieldTable::default();
-        headers.insert(copy::DEADLINE.into(), AMQPValue::LongString(soon.into()));
+        headers.insert(retry_message::DEADLINE.into(), AMQPValue::LongString(soon.into()));
         sent.publish(&bed, brand, code, headers).await;
     }
     sent.load(&bed, 1, MUCH, [20, 3, 2, 1]).await;

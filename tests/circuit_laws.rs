@@ -10,9 +10,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use redeemer::circuit::{CallSignal, Cause, Circuit, FailureKind, Grant, State};
-use redeemer::rate_limit::RateLimit;
-use redeemer::verdict::Operation;
+use redeemer::policy::circuit::{CallSignal, Cause, Circuit, FailureKind, Grant, State};
+use redeemer::policy::classify::Operation;
+use redeemer::policy::rate_limit::RateLimit;
 
 const TROUBLES: [FailureKind; 3] =
     [FailureKind::NoResponse, FailureKind::ServerError, FailureKind::Unverified];

@@ -20,7 +20,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use clap::CommandFactory as _;
-use redeemer::broker::topology::Object;
+use redeemer::amqp::topology::Object;
 use redeemer::cli::Arguments;
 use redeemer::config::{self, Config};
 use serde_json::Value;

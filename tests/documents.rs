@@ -8,15 +8,15 @@ use std::path::{Path, PathBuf};
 
 use clap::CommandFactory as _;
 use clap::error::ErrorKind;
-use redeemer::attempt::{EstablishedBy, Evidence, Outcome};
-use redeemer::broker::publisher::{PARKED_AT, PARKED_REASON};
+use redeemer::amqp::publisher::{PARKED_AT, PARKED_REASON};
 use redeemer::cli::Arguments;
 use redeemer::config::{self, Config};
-use redeemer::metrics::{CallDelay, Metrics};
-use redeemer::redemption::Redemption;
-use redeemer::verdict::{Authenticity, CallResult, Operation, Reason, Response, Verdict, classify};
-use redeemer::wechat::reply;
-use redeemer::wire::{command, copy, event};
+use redeemer::domain::redemption::Redemption;
+use redeemer::policy::attempt::{EstablishedBy, Evidence, Outcome};
+use redeemer::policy::classify::{Authenticity, CallResult, Operation, Reason, Response, Verdict, classify};
+use redeemer::telemetry::metrics::{CallDelay, Metrics};
+use redeemer::wechat::response;
+use redeemer::wire::{command, result_event, retry_message};
 use serde_json::{Value, json};
 use toml::Table;
 
@@ -211,7 +211,7 @@ fn the_event_shown_is_the_one_that_the_command_shown_leads_to() {
     let redemption = decoded(text);
     let data = &shown["data"];
 
-    let coupon = reply::coupon(data["coupon"].to_string().as_bytes()).unwrap();
+    let coupon = response::coupon(data["coupon"].to_string().as_bytes()).unwrap();
     let answer = Response {
         status: 200,
         authenticity: Authenticity::Verified,
@@ -236,15 +236,18 @@ fn the_event_shown_is_the_one_that_the_command_shown_leads_to() {
         verdict: verdict.as_str().to_owned(),
     };
     let config = Config::default();
-    let telling = event::EventContext {
+    let telling = result_event::EventContext {
         source: &config.event.source,
         at: shown["time"].as_str().unwrap().parse().unwrap(),
         traceparent: None,
         attempts: 1,
         evidence: &[evidence],
     };
-    let told =
-        event::encode(&redemption, &Outcome::Redeemed { by: EstablishedBy::Response, coupon }, telling);
+    let told = result_event::encode(
+        &redemption,
+        &Outcome::Redeemed { by: EstablishedBy::Response, coupon },
+        telling,
+    );
     assert_eq!(serde_json::from_slice::<Value>(&told.body).unwrap(), *shown);
     let readme = page("README.md");
     assert!(readme.quoted().contains(&told.routing_key), "the README names {}", told.routing_key);
@@ -344,7 +347,7 @@ fn headers_and_reasons_are_called_by_their_names() {
         assert!(Reason::parse(reason).is_some(), "{reason}");
     }
     assert!(!rows.is_empty());
-    let known = [copy::DEADLINE, PARKED_REASON, PARKED_AT, "x-redemption-"];
+    let known = [retry_message::DEADLINE, PARKED_REASON, PARKED_AT, "x-redemption-"];
     for page in pages() {
         for name in page.quoted().iter().filter(|name| name.starts_with("x-redemption")) {
             assert!(known.contains(&name.as_str()), "{}: {name}", page.name());

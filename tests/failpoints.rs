@@ -31,10 +31,10 @@ use lapin::options::{BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions}
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use redeemer::config::{self, Config, Span};
-use redeemer::failpoint::Failpoint;
-use redeemer::metrics::Message;
-use redeemer::wechat::api::Prepared;
-use redeemer::wire::{command, copy};
+use redeemer::runtime::failpoints::Failpoint;
+use redeemer::telemetry::metrics::Message;
+use redeemer::wechat::client::Prepared;
+use redeemer::wire::{command, retry_message};
 use rstest::rstest;
 use serde_json::{Value, json};
 use service::{Sandbox, Service, was_killed};
@@ -254,21 +254,24 @@ impl Ground {
         let now = Timestamp::now();
         let mut headers = FieldTable::default();
         if hopeless {
-            headers.insert(copy::DEADLINE.into(), text(&(now + SignedDuration::from_secs(3)).to_string()));
+            headers.insert(
+                retry_message::DEADLINE.into(),
+                text(&(now + SignedDuration::from_secs(3)).to_string()),
+            );
         }
         if matches!(arrival, Arrival::Copy) {
             let prepared = Prepared::new(&command::decode(body).unwrap());
             let deadline =
                 if hopeless { SignedDuration::from_secs(3) } else { SignedDuration::from_hours(1) };
             for (name, value) in [
-                (copy::ATTEMPTS, "3".to_owned()),
-                (copy::DELAYS_PASSED, "1".to_owned()),
-                (copy::FIRST_SEEN, (now - SignedDuration::from_secs(60)).to_string()),
-                (copy::DEADLINE, (now + deadline).to_string()),
+                (retry_message::ATTEMPTS, "3".to_owned()),
+                (retry_message::DELAYS_PASSED, "1".to_owned()),
+                (retry_message::FIRST_SEEN, (now - SignedDuration::from_secs(60)).to_string()),
+                (retry_message::DEADLINE, (now + deadline).to_string()),
                 // Put away because the payment API had not accepted it: the copy that sends its use the soonest.
-                (copy::LAST_VERDICT, "clear".to_owned()),
-                (copy::BODY_SHA256, prepared.body_sha256().to_owned()),
-                (copy::EVIDENCE, "[]".to_owned()),
+                (retry_message::LAST_VERDICT, "clear".to_owned()),
+                (retry_message::BODY_SHA256, prepared.body_sha256().to_owned()),
+                (retry_message::EVIDENCE, "[]".to_owned()),
             ] {
                 headers.insert(name.into(), text(&value));
             }

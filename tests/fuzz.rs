@@ -26,24 +26,24 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::{SignedDuration, Timestamp};
 use rand::RngExt as _;
 use rand::rngs::StdRng;
-use redeemer::attempt::{EffectState, Evidence, Limits, Progress, Rejection, Step};
-use redeemer::redemption::Redemption;
-use redeemer::verdict::{
+use redeemer::domain::redemption::Redemption;
+use redeemer::policy::attempt::{EffectState, Evidence, Limits, Progress, Rejection, Step};
+use redeemer::policy::classify::{
     Authenticity, CallResult, NoResponse, Operation, Reason, Response, Verdict, classify,
 };
-use redeemer::wechat::api::Prepared;
 use redeemer::wechat::certificates::{self, ApiV3Key};
+use redeemer::wechat::client::Prepared;
 use redeemer::wechat::keys::{MerchantKey, PublicKeys, VerificationKey};
-use redeemer::wechat::reply;
+use redeemer::wechat::response;
 use redeemer::wechat::verify::{NONCE, SERIAL, SIGNATURE, TIMESTAMP, verify};
-use redeemer::wire::event::{EventContext, encode_invalid};
-use redeemer::wire::{command, copy};
+use redeemer::wire::result_event::{EventContext, encode_invalid};
+use redeemer::wire::{command, retry_message};
 use serde_json::{Value, json as value};
 
 const KEY: &str = include_str!("fixtures/documentation_test_key.pem");
 const KEY_ID: &str = "PUB_KEY_ID_0000000000000024101100397200000006";
 const NOW: &str = "2026-03-05T05:00:00Z";
-const DEADLINE_LIMITS: copy::DeadlineLimits = copy::DeadlineLimits {
+const DEADLINE_LIMITS: retry_message::DeadlineLimits = retry_message::DeadlineLimits {
     default: SignedDuration::from_hours(24),
     furthest: SignedDuration::from_hours(72),
 };
@@ -194,7 +194,7 @@ fn copies_headers() -> Vec<Headers> {
     let write = |effect| {
         let (first_seen, deadline) = (first_seen.parse().unwrap(), deadline.parse().unwrap());
         let progress = Progress::resumed(7, 2, effect, first_seen, deadline, Some(rejection.clone()));
-        copy::write(&progress, &[evidence.clone(), evidence.clone()], "0af1")
+        retry_message::write(&progress, &[evidence.clone(), evidence.clone()], "0af1")
     };
     effects.into_iter().map(write).collect()
 }
@@ -220,11 +220,11 @@ fn forged(dice: &mut StdRng) -> (&'static str, String) {
         "redeemed",
     ];
     match dice.random_range(0..5) {
-        0 => (copy::ATTEMPTS, any(&["0", "1", "999", "1000000", "4294967295"], dice)),
-        1 => (copy::DELAYS_PASSED, any(&["0", "1", "5", "4294967295"], dice)),
-        2 => (copy::FIRST_SEEN, any(&times, dice)),
-        3 => (copy::DEADLINE, any(&times, dice)),
-        _ => (copy::LAST_VERDICT, any(&effects, dice)),
+        0 => (retry_message::ATTEMPTS, any(&["0", "1", "999", "1000000", "4294967295"], dice)),
+        1 => (retry_message::DELAYS_PASSED, any(&["0", "1", "5", "4294967295"], dice)),
+        2 => (retry_message::FIRST_SEEN, any(&times, dice)),
+        3 => (retry_message::DEADLINE, any(&times, dice)),
+        _ => (retry_message::LAST_VERDICT, any(&effects, dice)),
     }
 }
 
@@ -286,11 +286,11 @@ fn copies() {
         },
         |headers: &Headers| {
             let header = |name| headers.iter().find(|(key, _)| *key == name).map(|(_, text)| text.as_str());
-            match copy::read(header, "0af1", now(), DEADLINE_LIMITS) {
+            match retry_message::read(header, "0af1", now(), DEADLINE_LIMITS) {
                 Err(damage) => {
                     assert!(
                         damage.to_string().contains("x-redemption-")
-                            || damage == copy::CorruptRetryMessage::BodyChanged
+                            || damage == retry_message::CorruptRetryMessage::BodyChanged
                     );
                     "refused"
                 }
@@ -381,23 +381,25 @@ fn replies() {
     let redemption = redemption();
     let error = value!({"code": "NOT_ENOUGH", "message": "用户商品券不可用", "detail": {"field": "x", "value": [1, 2]}});
     let seeds = [coupon(), error];
-    assert!(reply::coupon(seeds[0].to_string().as_bytes()).is_some(), "damage begins with what is sound");
+    assert!(response::coupon(seeds[0].to_string().as_bytes()).is_some(), "damage begins with what is sound");
     let counted = Campaign::new("replies").run(
         |dice| {
             let seed = &seeds[dice.random_range(0..seeds.len())];
             if dice.random_bool(0.5) { json(seed, dice) } else { bytes(seed.to_string().as_bytes(), dice) }
         },
         |input| {
-            let (coupon, error) = (reply::coupon(input), reply::error(input));
-            assert!(error.message.as_ref().is_none_or(|message| message.len() <= reply::MESSAGE_BYTES_MAX));
-            let _ = reply::sub_code(&String::from_utf8_lossy(input));
+            let (coupon, error) = (response::coupon(input), response::error(input));
+            assert!(
+                error.message.as_ref().is_none_or(|message| message.len() <= response::MESSAGE_BYTES_MAX)
+            );
+            let _ = response::sub_code(&String::from_utf8_lossy(input));
             if let Some(coupon) = &coupon {
                 serde_json::from_str::<Value>(&coupon.entity).unwrap();
             }
             let read = if coupon.is_some() { "a coupon" } else { "no coupon" };
             for operation in [Operation::Redeem, Operation::Query] {
                 for status in [200, 202, 403, 404, 500] {
-                    let reply::ErrorBody { code, message, .. } = error.clone();
+                    let response::ErrorBody { code, message, .. } = error.clone();
                     let (coupon, request_id) = (coupon.clone(), None);
                     let authenticity = Authenticity::Unsigned;
                     let answer =

@@ -18,12 +18,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use peak_alloc::PeakAlloc;
-use redeemer::redemption::Redemption;
-use redeemer::verdict::{
+use redeemer::domain::redemption::Redemption;
+use redeemer::policy::classify::{
     Authenticity, CallResult, NoResponse, NotSent, Operation, Response, SignatureFlaw, Verdict, classify,
 };
-use redeemer::wechat::api::{CallOutcome, Client, PaymentSettings, Prepared};
 use redeemer::wechat::certificates::{ApiV3Key, NoCertificates};
+use redeemer::wechat::client::{CallOutcome, Client, PaymentSettings, Prepared};
 use redeemer::wechat::keys::{Keyring, MerchantKey, PublicKeys, VerificationKey};
 use redeemer::wechat::sign::Merchant;
 use redeemer::wire::command;

@@ -34,9 +34,9 @@ use lapin::BasicProperties;
 use lapin::options::{BasicPublishOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use redeemer::config::Span;
-use redeemer::sandbox::Tuning;
-use redeemer::wechat::api::Prepared;
-use redeemer::wire::{command as wire_command, copy};
+use redeemer::wechat::client::Prepared;
+use redeemer::wire::{command as wire_command, retry_message};
+use redeemer_sandbox::Tuning;
 use serde_json::{Value, json};
 
 use process::Service as Process;
@@ -301,13 +301,13 @@ async fn put_copy(bed: &Bed, nth: usize) {
     let now = Timestamp::now();
     let mut headers = FieldTable::default();
     for (name, text) in [
-        (copy::ATTEMPTS, "3"),
-        (copy::DELAYS_PASSED, "1"),
-        (copy::FIRST_SEEN, &(now - SignedDuration::from_mins(10)).to_string()),
-        (copy::DEADLINE, &(now + SignedDuration::from_hours(1)).to_string()),
-        (copy::LAST_VERDICT, "unknown"),
-        (copy::BODY_SHA256, prepared.body_sha256()),
-        (copy::EVIDENCE, "[]"),
+        (retry_message::ATTEMPTS, "3"),
+        (retry_message::DELAYS_PASSED, "1"),
+        (retry_message::FIRST_SEEN, &(now - SignedDuration::from_mins(10)).to_string()),
+        (retry_message::DEADLINE, &(now + SignedDuration::from_hours(1)).to_string()),
+        (retry_message::LAST_VERDICT, "unknown"),
+        (retry_message::BODY_SHA256, prepared.body_sha256()),
+        (retry_message::EVIDENCE, "[]"),
     ] {
         headers.insert(name.into(), AMQPValue::LongString(text.into()));
     }
@@ -385,7 +385,7 @@ async fn deadline(watch: &Watch) {
     }
     let soon = (Timestamp::now() + SignedDuration::from_secs(8)).to_string();
     let mut headers = FieldTable::default();
-    headers.insert(copy::DEADLINE.into(), AMQPValue::LongString(soon.into()));
+    headers.insert(retry_message::DEADLINE.into(), AMQPValue::LongString(soon.into()));
     let properties = BasicProperties::default().with_headers(headers);
     bed.publish_bytes(command("C1", "USE_C1").to_string().as_bytes(), properties).await;
     watch.fires("ProviderUnreachable", &service).await;

@@ -15,7 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bed::{Bed, command, until};
-use redeemer::pace::{Priority, RateLimiter};
+use redeemer::runtime::rate_limiter::{Priority, RateLimiter};
 use serde_json::json;
 use tokio::sync::{Mutex, mpsc};
 

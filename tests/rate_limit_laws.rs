@@ -10,8 +10,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use redeemer::adaptive_rate::Response;
-use redeemer::rate_limit::RateLimit;
+use redeemer::policy::adaptive_rate::Response;
+use redeemer::policy::rate_limit::RateLimit;
 
 /// The configured limit, in calls per second.
 const LIMIT: f64 = 500.0;

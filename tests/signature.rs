@@ -16,12 +16,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::Timestamp;
-use redeemer::redemption::Redemption;
-use redeemer::verdict::{
+use redeemer::domain::redemption::Redemption;
+use redeemer::policy::classify::{
     Authenticity, CallResult, NoResponse, NotSent, Operation, Response, SignatureFlaw, UnknownCause, Verdict,
     classify,
 };
-use redeemer::wechat::api::{CannotStart, Client, PaymentSettings, Prepared};
+use redeemer::wechat::client::{CannotStart, Client, PaymentSettings, Prepared};
 use redeemer::wechat::keys::{KeyFault, KeyFiles, Keyring, MerchantKey, PublicKeys, VerificationKey};
 use redeemer::wechat::sign::{Merchant, canonical, sign};
 use redeemer::wechat::verify::{NONCE, SERIAL, SIGNATURE, SIGNATURE_TYPE, TIMESTAMP, verify};

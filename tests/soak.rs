@@ -27,7 +27,7 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
-use redeemer::broker::topology::{Mode, establish};
+use redeemer::amqp::topology::{Mode, establish};
 use redeemer::config::{self, Config};
 use serde_json::{Value, json};
 use service::{Sandbox, Service};

@@ -109,7 +109,7 @@ async fn at_rest(bed: &Bed, service: &Service) {
 
 /// Makes the provider slow, so that there is work left when the cause begins, or quick again.
 fn provider_takes(bed: &Bed, latency_ms: u64) {
-    bed.sandbox.tune(redeemer::sandbox::Tuning { latency_ms: Some(latency_ms), ..Default::default() });
+    bed.sandbox.tune(redeemer_sandbox::Tuning { latency_ms: Some(latency_ms), ..Default::default() });
 }
 
 async fn sessions(service: &Service) -> f64 {

@@ -6,13 +6,13 @@
 
 use std::fmt::Write as _;
 
-use redeemer::coupon::{Coupon, Usage};
-use redeemer::redemption::Redemption;
-use redeemer::verdict::{
+use redeemer::domain::coupon::{Coupon, Usage};
+use redeemer::domain::redemption::Redemption;
+use redeemer::policy::classify::{
     Authenticity, CallResult, NoResponse, NotAccepted, NotSent, Operation, Reason, Response, SignatureFlaw,
     SuspendReason, UnknownCause, Verdict, classify,
 };
-use redeemer::wechat::reply;
+use redeemer::wechat::response;
 use redeemer::wire::command;
 use serde_json::{Value, json};
 
@@ -381,7 +381,8 @@ struct Case {
 
 impl Case {
     fn coupon(&self) -> Coupon {
-        reply::coupon(self.body.to_string().as_bytes()).unwrap_or_else(|| panic!("not read: {}", self.body))
+        response::coupon(self.body.to_string().as_bytes())
+            .unwrap_or_else(|| panic!("not read: {}", self.body))
     }
 }
 
@@ -536,7 +537,7 @@ fn standing(coupon: &Coupon, redemption: &Redemption) -> Usage {
 fn the_entity_is_kept_as_it_was_sent() {
     for text in [SINGLE, PROGRESSIVE, SEQUENTIAL] {
         let padded = format!("\n {}\n", text.trim());
-        assert_eq!(*reply::coupon(padded.as_bytes()).unwrap().entity, *text.trim());
+        assert_eq!(*response::coupon(padded.as_bytes()).unwrap().entity, *text.trim());
     }
 }
 
@@ -555,15 +556,15 @@ fn what_is_not_a_coupon_is_not_read_as_one() {
         r#"{"coupon_code": "C1", "coupon_state": "USED", "coupon_state": "EFFECTIVE"}"#,
         r#"{"coupon_code": "C1", "coupon_state": "USED", "single_usage_detail": {"use_request_no": 7}}"#,
     ] {
-        assert_eq!(reply::coupon(text.as_bytes()), None, "{text}");
+        assert_eq!(response::coupon(text.as_bytes()), None, "{text}");
     }
-    assert_eq!(reply::coupon(b"\xff{}"), None);
+    assert_eq!(response::coupon(b"\xff{}"), None);
 }
 
 #[test]
 fn error_bodies_are_read_as_far_as_they_go() {
     let check = |body: &str, code: Option<&str>, message: Option<&str>| {
-        let error = reply::error(body.as_bytes());
+        let error = response::error(body.as_bytes());
         assert_eq!((error.code.as_deref(), error.message.as_deref()), (code, message), "{body}");
     };
     check(
@@ -585,10 +586,10 @@ fn error_bodies_are_read_as_far_as_they_go() {
     check("<html>502</html>", None, None);
     check("", None, None);
     let long = format!(r#"{{"code":"{}","message":"{}"}}"#, "C".repeat(999), "参".repeat(999));
-    let error = reply::error(long.as_bytes());
+    let error = response::error(long.as_bytes());
     assert_eq!(error.code.unwrap().len(), 64);
     let message = error.message.unwrap();
-    assert!(message.len() <= reply::MESSAGE_BYTES_MAX && message.len() > reply::MESSAGE_BYTES_MAX - 3);
+    assert!(message.len() <= response::MESSAGE_BYTES_MAX && message.len() > response::MESSAGE_BYTES_MAX - 3);
 }
 
 /// What the provider names tells whose fault a rejection is.
@@ -596,7 +597,7 @@ fn error_bodies_are_read_as_far_as_they_go() {
 fn detail_is_about_our_headers_or_names_a_field() {
     let check = |field: &str, location: &str, ours: bool, theirs: bool| {
         let body = serde_json::json!({"code": "PARAM_ERROR", "detail": {"field": field, "location": location, "issue": "x"}});
-        let detail = reply::error(body.to_string().as_bytes()).detail.unwrap();
+        let detail = response::error(body.to_string().as_bytes()).detail.unwrap();
         assert_eq!(
             (detail.is_about_our_headers(), detail.names_a_field()),
             (ours, theirs),
@@ -630,7 +631,7 @@ fn detail_is_about_our_headers_or_names_a_field() {
 
 #[test]
 fn the_number_is_what_follows_the_last_dash() {
-    let check = |id: &str, number: Option<u64>| assert_eq!(reply::sub_code(id), number, "{id}");
+    let check = |id: &str, number: Option<u64>| assert_eq!(response::sub_code(id), number, "{id}");
     check("08E68E97CC0610DF0618AC86BCA80120082880CF05-268578704", Some(268_578_704));
     check("08E6-C405-0", Some(0));
     check("08E6", None);

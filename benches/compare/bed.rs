@@ -16,7 +16,7 @@ use lapin::options::{
 use lapin::protocol::basic::AMQPProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Confirmation, Connection, ConnectionProperties, Consumer};
-use redeemer::wechat::api::Prepared;
+use redeemer::wechat::client::Prepared;
 use redeemer::wechat::keys::{MerchantKey, read_secret};
 use redeemer::wechat::sign::{Merchant, sign};
 use redeemer::wire::command::decode;

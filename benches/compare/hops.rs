@@ -12,7 +12,7 @@ use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, 
 use lapin::protocol::basic::AMQPProperties;
 use lapin::types::FieldTable;
 use lapin::{Connection, ConnectionProperties};
-use redeemer::wechat::api::Prepared;
+use redeemer::wechat::client::Prepared;
 use redeemer::wechat::keys::{MerchantKey, read_secret};
 use redeemer::wechat::sign::{Merchant, sign};
 use redeemer::wire::command::decode;

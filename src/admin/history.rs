@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::admin::NOT_CONSUMING_YET;
-use crate::metrics::Snapshot;
+use crate::telemetry::metrics::Snapshot;
+use crate::telemetry::status::NOT_CONSUMING_YET;
 
 /// Time between two samples.
-pub const EVERY: Duration = Duration::from_secs(5);
+pub(super) const EVERY: Duration = Duration::from_secs(5);
 /// Samples kept: ten minutes of them.
 const SAMPLES_MAX: usize = 120;
 /// Problems kept.
@@ -17,14 +17,14 @@ const PROBLEMS_MAX: usize = 8;
 
 /// What is remembered. Bounded, and gone with the process: whoever wants more asks Prometheus.
 #[derive(Debug, Default)]
-pub struct History {
+pub(super) struct History {
     samples: VecDeque<Snapshot>,
     problems: VecDeque<(Timestamp, String)>,
 }
 
 /// What happened between two samples.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Interval {
+pub(super) struct Interval {
     /// Commands that ended, in the order of `OutcomeKind::ALL`.
     pub outcomes: [u64; 4],
     /// Calls to the payment API.
@@ -35,7 +35,7 @@ pub struct Interval {
 
 impl History {
     /// Takes a sample.
-    pub fn sample(&mut self, glance: Snapshot) {
+    pub(super) fn sample(&mut self, glance: Snapshot) {
         self.samples.push_back(glance);
         while self.samples.len() > SAMPLES_MAX {
             self.samples.pop_front();
@@ -43,7 +43,7 @@ impl History {
     }
 
     /// Remembers what stands in the way of work, where it is news.
-    pub fn problems(&mut self, at: Timestamp, reasons: &[String]) {
+    pub(super) fn problems(&mut self, at: Timestamp, reasons: &[String]) {
         // The first moments of every start are no problem.
         let passing = |reason: &&String| !reason.starts_with("starting:") && *reason != NOT_CONSUMING_YET;
         for reason in reasons.iter().filter(passing) {
@@ -57,18 +57,18 @@ impl History {
     }
 
     /// The last problems, the latest first.
-    pub fn last_problems(&self) -> impl Iterator<Item = &(Timestamp, String)> {
+    pub(super) fn last_problems(&self) -> impl Iterator<Item = &(Timestamp, String)> {
         self.problems.iter().rev()
     }
 
     /// What happened between the samples, oldest first.
-    pub fn intervals(&self) -> Vec<Interval> {
+    pub(super) fn intervals(&self) -> Vec<Interval> {
         let pairs = self.samples.iter().zip(self.samples.iter().skip(1));
         pairs.map(|(before, after)| Interval::between(before, after)).collect()
     }
 
     /// What happened in the last minute, or since the start where that was later.
-    pub fn last_minute(&self) -> Interval {
+    pub(super) fn last_minute(&self) -> Interval {
         let back = (60 / EVERY.as_secs()) as usize;
         match (self.samples.iter().rev().nth(back).or(self.samples.front()), self.samples.back()) {
             (Some(before), Some(after)) => Interval::between(before, after),

@@ -14,7 +14,7 @@ use axum::response::{IntoResponse as _, Response};
 const PRIVATE_ENDS: [&str; 5] = [".localhost", ".local", ".internal", ".svc", ".lan"];
 
 /// Answers only requests for a name of ours. A request without a `Host` is not a browser's.
-pub async fn check(State(names): State<Arc<[String]>>, request: Request, next: Next) -> Response {
+pub(super) async fn check(State(names): State<Arc<[String]>>, request: Request, next: Next) -> Response {
     let host = request.headers().get(header::HOST);
     // A target with an authority counts before the header, and no browser sends one here.
     let is_ours = request.uri().authority().is_none_or(|at| is_ours(at.as_str(), &names))

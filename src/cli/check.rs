@@ -14,18 +14,19 @@ use jiff::{SignedDuration, Timestamp};
 use secrecy::ExposeSecret as _;
 use serde::Serialize;
 
+use crate::amqp::connection::{AmqpSettings, CannotConnect};
+use crate::amqp::management::{self, Alarm, Management, ManagementError, Mismatch, Queue};
+use crate::amqp::probe::{self, MessageBound, Need, Permissions, Right};
+use crate::amqp::session::Session;
+use crate::amqp::topology::{Difference, Mode, Object, ObjectState, inspect};
 use crate::app::merchant_key_from_environment;
-use crate::broker::management::{self, Alarm, Management, ManagementError, Mismatch, Queue};
-use crate::broker::probe::{self, MessageBound, Need, Permissions, Right};
-use crate::broker::topology::{Difference, Mode, Object, ObjectState, inspect};
-use crate::broker::{AmqpSettings, CannotConnect, Session};
 use crate::cli::check::remedies::{Origin, setting};
 use crate::cli::{Failure, print};
+use crate::config::startup::{Inspected, StartFault};
 use crate::config::{Config, ConfigFault, ConfigFaults, MERCHANT_KEY, PREFIX};
-use crate::file_name::Shown;
-use crate::startup::{Inspected, StartFault};
-use crate::wechat::api::{CannotStart, Client, SharedKeyring};
+use crate::policy::file_name::Shown;
 use crate::wechat::certificates::ApiV3Key;
+use crate::wechat::client::{CannotStart, Client, SharedKeyring};
 use crate::wechat::keys::Keyring;
 
 /// Arguments of `check`.

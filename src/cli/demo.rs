@@ -23,18 +23,18 @@ use reqwest::Method;
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use crate::attempt::OutcomeKind;
-use crate::broker::client::{Arrived, CommandPublisher, Link, LinkFault, Outgoing, Subscription};
+use crate::amqp::client::{Arrived, CommandPublisher, Link, LinkFault, Outgoing, Subscription};
 use crate::cli::demo::cases::{Case, Program};
 use crate::cli::demo::children::{Http, Running};
 use crate::cli::demo::report::{Effect, Got, Report, metric, short};
+use crate::cli::event_view::EventView;
 use crate::cli::files::{PRIVATE, write_file};
 use crate::cli::publish::style;
-use crate::cli::told::EventView;
 use crate::cli::{Failure, print, print_error};
 use crate::config::{Config, NamesConfig, Span};
-use crate::sandbox::{Card, Script};
-use crate::shutdown;
+use crate::policy::attempt::OutcomeKind;
+use crate::runtime::shutdown;
+use redeemer_sandbox::{Card, Script};
 
 /// Arguments of `demo`.
 #[derive(Debug, Args)]

@@ -14,19 +14,19 @@ use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, sleep_until};
 
+use crate::amqp::parked_queue::{ParkedQueue, ParkedQueueError, check_publishing};
 use crate::app::merchant_key_from_environment;
-use crate::broker::parked::{ParkedQueue, ParkedQueueError, check_publishing};
 use crate::cli::{Failure, print, print_error};
 use crate::config::Config;
+use crate::domain::redemption::Redemption;
 use crate::parked::{self, CouponQuery, CouponStatus, Decision, Filter, Parked, SignatureWitness};
-use crate::redemption::Redemption;
-use crate::telemetry::foreign::{Untrusted, Visible, is_hidden};
-use crate::telemetry::{Masked, Short};
-use crate::wechat::api::Client;
+use crate::telemetry::log::{Masked, Short};
+use crate::telemetry::untrusted::{Untrusted, Visible, is_hidden};
+use crate::wechat::client::Client;
 use crate::wechat::keys::Keyring;
-use crate::wire::audit::OperatorAction;
+use crate::wire::audit_event::OperatorAction;
 use crate::wire::command::PartialCommand;
-use crate::wire::event::Entry;
+use crate::wire::result_event::Entry;
 
 /// Arguments of `parked`.
 #[derive(Debug, Args)]
@@ -229,7 +229,7 @@ struct Scan<T> {
 
 /// Sees every parked command once and gives what `choose` makes of it. Always the whole queue: the broker puts the part that was taken behind the part that was not.
 async fn scan<T>(
-    settings: &crate::broker::AmqpSettings,
+    settings: &crate::amqp::connection::AmqpSettings,
     choose: impl Fn(Parked) -> Option<T>,
 ) -> anyhow::Result<Scan<T>> {
     let mut look = ParkedQueue::begin(settings).await.context(CANNOT_LOOK)?;
@@ -375,7 +375,7 @@ fn published_event(parked: &Parked, query: Option<&CouponQuery>, now: Timestamp)
     lines.push(format!("parked    {at}{age}, because: {}", Untrusted(&parked.reason)));
     for (name, value) in parked.delivery.display_name() {
         // Evidence has its own lines below.
-        if name != crate::wire::copy::EVIDENCE {
+        if name != crate::wire::retry_message::EVIDENCE {
             lines.push(format!("header    {name}: {}", parked.masked_headers(&value)));
         }
     }
@@ -407,11 +407,11 @@ fn published_event(parked: &Parked, query: Option<&CouponQuery>, now: Timestamp)
     lines.iter().map(|line| Visible(line).to_string()).collect::<Vec<_>>().join("\n") + "\n"
 }
 
-fn evidence_line(evidence: &crate::attempt::Evidence, witness: SignatureWitness) -> String {
+fn evidence_line(evidence: &crate::policy::attempt::Evidence, witness: SignatureWitness) -> String {
     let status = evidence.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
     let request_id = evidence.request_id.as_deref().unwrap_or("-");
     let verified = witness.signature(evidence);
-    let crate::attempt::Evidence { at, operation, host, verdict, .. } = evidence;
+    let crate::policy::attempt::Evidence { at, operation, host, verdict, .. } = evidence;
     format!("{at} {operation} {host} {status} {verdict}, {verified}, request {request_id}")
 }
 
@@ -428,7 +428,7 @@ fn describe(query: &CouponQuery) -> String {
 
 /// One run of an operator: the commands that are meant, and the decision.
 struct OperatorRun<'a> {
-    settings: crate::broker::AmqpSettings,
+    settings: crate::amqp::connection::AmqpSettings,
     filter: Filter,
     deciding: &'a DecisionArguments,
     decision: Decision<'a>,

@@ -19,11 +19,11 @@ use tokio::sync::mpsc;
 use tokio::time::sleep_until;
 use uuid::Uuid;
 
-use crate::attempt::OutcomeKind;
-use crate::broker::client::{Link, Outgoing, Subscription};
-use crate::cli::told::{EventView, on_one_line, outcome};
+use crate::amqp::client::{Link, Outgoing, Subscription};
+use crate::cli::event_view::{EventView, on_one_line, outcome};
 use crate::cli::{Failure, print, print_error};
 use crate::config::Config;
+use crate::policy::attempt::OutcomeKind;
 
 /// Arguments of `publish`.
 #[derive(Debug, Args)]
@@ -156,7 +156,7 @@ pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
     tally.conclude(&arguments)
 }
 
-async fn next(events: &mut Option<Subscription>) -> Option<crate::broker::client::Arrived> {
+async fn next(events: &mut Option<Subscription>) -> Option<crate::amqp::client::Arrived> {
     match events {
         Some(events) => events.next().await,
         None => std::future::pending().await,

@@ -8,8 +8,8 @@ use crate::app::{self, StartRefusal, merchant_key_from_environment};
 use crate::cli::Failure;
 use crate::cli::files::{PUBLIC, write_file};
 use crate::config::Config;
-use crate::shutdown;
-use crate::telemetry;
+use crate::runtime::shutdown;
+use crate::telemetry::log;
 
 /// Arguments of `run`: everything else is configuration.
 #[derive(Debug, Args)]
@@ -27,7 +27,7 @@ pub struct Arguments {
 /// # Errors
 /// [`Failure::Misconfigured`] where it cannot start. A broker that is down is no failure.
 pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
-    telemetry::init(config.log_format(), &config.log.filter)
+    log::init(config.log_format(), &config.log.filter)
         .map_err(|fault| Failure::Misconfigured(fault.to_string()))?;
     let (trigger, listener) = shutdown::channel();
     tokio::spawn(async move {

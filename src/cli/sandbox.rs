@@ -10,8 +10,8 @@ use toml::{Table, Value};
 
 use crate::cli::files::{PUBLIC, write_file};
 use crate::cli::{Failure, print};
-use crate::sandbox::{Card, Sandbox, Settings};
-use crate::shutdown;
+use crate::runtime::shutdown;
+use redeemer_sandbox::{Card, Sandbox, Settings};
 
 /// Arguments of `sandbox`.
 #[derive(Debug, Args)]

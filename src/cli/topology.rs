@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use crate::broker::topology::{Argument, Object, ObjectState, inspect};
+use crate::amqp::topology::{Argument, Object, ObjectState, inspect};
 use crate::cli::{Failure, print};
 use crate::config::Config;
 

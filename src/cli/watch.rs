@@ -3,13 +3,13 @@
 use anyhow::{Context as _, anyhow};
 use clap::Args;
 
-use crate::attempt::OutcomeKind;
-use crate::broker::client::Link;
-use crate::cli::told::{EventView, on_one_line, outcome};
+use crate::amqp::client::Link;
+use crate::cli::event_view::{EventView, on_one_line, outcome};
 use crate::cli::{Failure, print, print_error};
 use crate::config::Config;
-use crate::shutdown;
-use crate::telemetry::foreign::Untrusted;
+use crate::policy::attempt::OutcomeKind;
+use crate::runtime::shutdown;
+use crate::telemetry::untrusted::Untrusted;
 
 /// Arguments of `watch`.
 #[derive(Debug, Args)]

@@ -14,8 +14,8 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use crate::telemetry::foreign::Untrusted;
-use crate::verdict::{Authenticity, SignatureFlaw};
+use crate::policy::classify::{Authenticity, SignatureFlaw};
+use crate::telemetry::untrusted::Untrusted;
 use crate::wechat::keys::{KeyFault, PublicKeys, VerificationKey, read_secret};
 use crate::wechat::verify::verify;
 
@@ -203,7 +203,7 @@ mod tests {
             has_request_id: true,
         };
         for shown in [sealed, refused, NoCertificates::OtherSerial(hostile)].map(|fault| fault.to_string()) {
-            assert!(!shown.chars().any(crate::telemetry::foreign::is_hidden), "{shown}");
+            assert!(!shown.chars().any(crate::telemetry::untrusted::is_hidden), "{shown}");
             assert!(shown.chars().count() < 700 && !shown.contains("oh-394z"), "{shown}");
         }
     }

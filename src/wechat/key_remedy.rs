@@ -1,6 +1,6 @@
 //! What to do about key material that cannot be used: one command each, which shows no secret and does no harm.
 
-use crate::file_name::{self, Shown};
+use crate::policy::file_name::{self, Shown};
 use crate::wechat::keys::{IN_ENVIRONMENT, KeyFault};
 use crate::wechat::pem::{Expected, Found};
 

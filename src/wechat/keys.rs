@@ -24,7 +24,7 @@ use sha2::Sha256;
 use x509_parser::certificate::X509Certificate;
 use zeroize::Zeroizing;
 
-use crate::file_name::Shown;
+use crate::policy::file_name::Shown;
 use crate::wechat::pem::{self, Expected, Found};
 use crate::wechat::secret_file::{self, Exposure, NotOpened};
 

@@ -12,7 +12,7 @@ use rsa::pkcs8::{DecodePrivateKey as _, DecodePublicKey as _};
 use rsa::{PrivateKey, PublicKey};
 use zeroize::Zeroizing;
 
-use crate::telemetry::foreign::is_hidden;
+use crate::telemetry::untrusted::is_hidden;
 
 /// What a text or a file turned out to hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -18,7 +18,7 @@ use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
 
-use crate::verdict::SignatureFlaw;
+use crate::policy::classify::SignatureFlaw;
 
 /// How much earlier than its operation an answer may have been signed, by the clocks. Timestamps are whole seconds, and
 /// the provider answers from many machines whose clocks need not agree to the second.

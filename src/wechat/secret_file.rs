@@ -9,7 +9,7 @@ use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use crate::file_name::Shown;
+use crate::policy::file_name::Shown;
 
 /// The group of the unit that is shipped.
 const SERVICE_GROUP: &str = "redeemer";

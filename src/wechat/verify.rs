@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::HeaderMap;
 use jiff::Timestamp;
 
-use crate::verdict::{Authenticity, SignatureFlaw};
+use crate::policy::classify::{Authenticity, SignatureFlaw};
 use crate::wechat::keys::{PublicKeys, VerificationKey};
 use crate::wechat::replay::Marks;
 

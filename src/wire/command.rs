@@ -4,7 +4,7 @@
 //! `coupon_code`, and the rest under `json`. An unknown field is a fault, because a misspelled optional field must
 //! not vanish silently; so is a field given twice, because only one of its values could be obeyed.
 //!
-//! Field rules: the "use" page of the partner product-coupon API, and the types of [`crate::redemption`].
+//! Field rules: the "use" page of the partner product-coupon API, and the types of [`crate::domain::redemption`].
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -12,7 +12,7 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
-use crate::redemption::{
+use crate::domain::redemption::{
     Appid, AssociatedOrder, BrandId, CouponCode, Mchid, MerchantOrder, Openid, OrderNo, OrderNumbers,
     ProductCouponId, Redemption, RequestNo, SavedAmount, ServiceOrderNo, StockId, StoreId, Unfit, UseTime,
 };

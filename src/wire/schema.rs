@@ -11,13 +11,13 @@ use schemars::transform::{RecursiveTransform, Transform as _};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Value, json};
 
-use crate::attempt::{EstablishedBy, OutcomeKind};
-use crate::redemption::{
+use crate::domain::redemption::{
     Appid, BrandId, CouponCode, Mchid, Openid, OrderNo, ProductCouponId, RequestNo, SavedAmount,
     ServiceOrderNo, StockId, StoreId, UseTime,
 };
-use crate::verdict::{Operation, Reason, Verdict};
-use crate::wire::{audit, event};
+use crate::policy::attempt::{EstablishedBy, OutcomeKind};
+use crate::policy::classify::{Operation, Reason, Verdict};
+use crate::wire::{audit_event, result_event};
 
 /// The dialects that are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,13 +39,13 @@ pub fn command(dialect: Dialect) -> Value {
 pub fn event(dialect: Dialect) -> Value {
     // What is written as null is never absent: hence the contract of writing.
     let settings = settings(dialect).for_serialize();
-    open(settings.into_generator().into_root_schema_for::<event::CloudEvent<'static>>(), dialect)
+    open(settings.into_generator().into_root_schema_for::<result_event::CloudEvent<'static>>(), dialect)
 }
 
 /// The schema of an audit event.
 pub fn audit(dialect: Dialect) -> Value {
     let settings = settings(dialect).for_serialize();
-    open(settings.into_generator().into_root_schema_for::<audit::CloudEvent<'static>>(), dialect)
+    open(settings.into_generator().into_root_schema_for::<audit_event::CloudEvent<'static>>(), dialect)
 }
 
 fn settings(dialect: Dialect) -> SchemaSettings {
@@ -299,7 +299,7 @@ fn one_of<const N: usize>(words: [&'static str; N]) -> Schema {
 
 /// `type` of a result event.
 pub(super) fn event_types(_: &mut SchemaGenerator) -> Schema {
-    let types = OutcomeKind::ALL.map(event::kind);
+    let types = OutcomeKind::ALL.map(result_event::kind);
     json_schema!({ "type": "string", "enum": types.as_slice() })
 }
 
@@ -335,7 +335,7 @@ pub(super) fn audit_types(_: &mut SchemaGenerator) -> Schema {
 
 /// `data.effect` of an audit event.
 pub(super) fn effects(_: &mut SchemaGenerator) -> Schema {
-    one_of(audit::OperatorAction::ALL.map(audit::OperatorAction::effect))
+    one_of(audit_event::OperatorAction::ALL.map(audit_event::OperatorAction::effect))
 }
 
 /// An RFC 3339 time in UTC.
@@ -388,7 +388,7 @@ pub(super) fn by_outcome() -> Value {
             }
         }
         json!({
-            "if": { "properties": { "type": { "const": event::kind(kind) } } },
+            "if": { "properties": { "type": { "const": result_event::kind(kind) } } },
             "then": { "properties": { "data": { "properties": data } } },
         })
     };

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use redeemer::attempt::{EstablishedBy, Evidence, Outcome, Rejection};
 use redeemer::config::Config;
-use redeemer::redemption::Redemption;
-use redeemer::verdict::{Operation, Reason};
-use redeemer::wechat::reply;
-use redeemer::wire::audit::{self, AuditContext, OperatorAction};
+use redeemer::domain::redemption::Redemption;
+use redeemer::policy::attempt::{EstablishedBy, Evidence, Outcome, Rejection};
+use redeemer::policy::classify::{Operation, Reason};
+use redeemer::wechat::response;
+use redeemer::wire::audit_event::{self, AuditContext, OperatorAction};
 use redeemer::wire::command::{self, PartialCommand};
-use redeemer::wire::event::{self, EventContext};
+use redeemer::wire::result_event::{self, EventContext};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -95,7 +95,7 @@ pub fn events() -> Vec<(&'static str, String)> {
     };
     let read = |text: &str| -> Redemption { command::decode(text.as_bytes()).unwrap() };
     let (vendors, pay_score) = (read(COMMANDS[0].1), read(COMMANDS[2].1));
-    let coupon = |text: &str| reply::coupon(text.as_bytes()).unwrap();
+    let coupon = |text: &str| response::coupon(text.as_bytes()).unwrap();
 
     let redeemed = Outcome::Redeemed { by: EstablishedBy::Response, coupon: coupon(USED) };
     let refused = Outcome::Refused {
@@ -156,35 +156,43 @@ pub fn events() -> Vec<(&'static str, String)> {
     let asked = attempt("2026-03-07T08:59:59.5Z", Operation::Query, Some(200), "not_executed");
     let text = |body: Vec<u8>| laid_out(&String::from_utf8(body).unwrap());
     vec![
-        ("event.redeemed.json", text(event::encode(&vendors, &redeemed, telling(told, 1, &once)).body)),
+        (
+            "event.redeemed.json",
+            text(result_event::encode(&vendors, &redeemed, telling(told, 1, &once)).body),
+        ),
         (
             "event.refused.json",
-            text(event::encode(&pay_score, &refused, telling("2026-03-05T04:30:46.127Z", 2, &twice)).body),
+            text(
+                result_event::encode(&pay_score, &refused, telling("2026-03-05T04:30:46.127Z", 2, &twice))
+                    .body,
+            ),
         ),
         (
             "event.redeemed.single.json",
-            text(event::encode(&single, &whole(SINGLE), telling(told, 1, &once)).body),
+            text(result_event::encode(&single, &whole(SINGLE), telling(told, 1, &once)).body),
         ),
         (
             "event.redeemed.bundle.json",
-            text(event::encode(&bundle, &whole(BUNDLE), telling(evening, 1, &later)).body),
+            text(result_event::encode(&bundle, &whole(BUNDLE), telling(evening, 1, &later)).body),
         ),
         (
             "event.redeemed.sequential.json",
-            text(event::encode(&vendors, &whole(SEQUENTIAL), telling(told, 1, &once)).body),
+            text(result_event::encode(&vendors, &whole(SEQUENTIAL), telling(told, 1, &once)).body),
         ),
         (
             "event.invalid.json",
-            text(event::encode_invalid(&rejected, &invalid_digest, telling(told, 0, &[])).body),
+            text(result_event::encode_invalid(&rejected, &invalid_digest, telling(told, 0, &[])).body),
         ),
         (
             "event.unresolved.json",
-            text(event::encode(&pay_score, &unresolved, telling("2026-03-06T04:30:45Z", 2, &lost)).body),
+            text(
+                result_event::encode(&pay_score, &unresolved, telling("2026-03-06T04:30:45Z", 2, &lost)).body,
+            ),
         ),
         (
             "event.damaged.json",
             text(
-                event::encode_corrupt_retry_message(
+                result_event::encode_corrupt_retry_message(
                     &pay_score,
                     "header x-redemption-delays is missing",
                     &pay_score_digest,
@@ -196,7 +204,7 @@ pub fn events() -> Vec<(&'static str, String)> {
         (
             "audit.replayed.json",
             text(
-                audit::encode(account(
+                audit_event::encode(account(
                     OperatorAction::Republished,
                     Some("the provider is back"),
                     Some(&asked),
@@ -204,7 +212,10 @@ pub fn events() -> Vec<(&'static str, String)> {
                 .body,
             ),
         ),
-        ("audit.discarded.json", text(audit::encode(account(OperatorAction::Discarded, None, None)).body)),
+        (
+            "audit.discarded.json",
+            text(audit_event::encode(account(OperatorAction::Discarded, None, None)).body),
+        ),
     ]
 }
 

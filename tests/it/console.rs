@@ -13,7 +13,7 @@ use lapin::options::{BasicAckOptions, BasicPublishOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Consumer};
 use redeemer::config::Span;
-use redeemer::wechat::api::hex;
+use redeemer::wechat::client::hex;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 

@@ -10,9 +10,9 @@ use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueBindOptions, QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
-use redeemer::attempt::OutcomeKind;
-use redeemer::broker::Session;
-use redeemer::wire::event::Event;
+use redeemer::amqp::session::Session;
+use redeemer::policy::attempt::OutcomeKind;
+use redeemer::wire::result_event::Event;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 

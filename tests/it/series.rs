@@ -13,17 +13,17 @@ use jiff::Timestamp;
 use lapin::BasicProperties;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use redeemer::attempt::{EstablishedBy, Outcome};
-use redeemer::metrics::{
-    Arrival, CallDelay, ConsoleDenial, DelayReason, Key, Message, Metrics, PublishFailureKind, Queue,
-    Settlement,
-};
-use redeemer::redemption::Redemption;
-use redeemer::verdict::{
+use redeemer::domain::redemption::Redemption;
+use redeemer::policy::attempt::{EstablishedBy, Outcome};
+use redeemer::policy::classify::{
     Authenticity, CallResult, NoResponse, NotSent, Operation, Reason, Response, SignatureFlaw, Verdict,
     classify,
 };
-use redeemer::wechat::reply;
+use redeemer::telemetry::metrics::{
+    Arrival, CallDelay, ConsoleDenial, DelayReason, Key, Message, Metrics, PublishFailureKind, Queue,
+    Settlement,
+};
+use redeemer::wechat::response;
 use redeemer::wire::command;
 use serde_json::{Value, json};
 
@@ -129,7 +129,7 @@ fn answer(redemption: &Redemption, dice: &mut StdRng) -> Response {
 }
 
 /// The coupon asked about, in any state, used by us or by another.
-fn coupon(redemption: &Redemption, dice: &mut StdRng) -> Option<redeemer::coupon::Coupon> {
+fn coupon(redemption: &Redemption, dice: &mut StdRng) -> Option<redeemer::domain::coupon::Coupon> {
     let mut coupon: Value = serde_json::from_str(COUPON).unwrap();
     coupon["coupon_code"] = json!(redemption.coupon_code.as_str());
     for place in ["/brand_id", "/product_coupon/brand_id", "/stock/brand_id"] {
@@ -146,7 +146,7 @@ fn coupon(redemption: &Redemption, dice: &mut StdRng) -> Option<redeemer::coupon
         0 => json!({}),
         _ => json!({ "use_request_no": number }),
     };
-    reply::coupon(coupon.to_string().as_bytes())
+    response::coupon(coupon.to_string().as_bytes())
 }
 
 fn outcome(verdict: &Verdict, redemption: &Redemption, dice: &mut StdRng) -> Outcome {

@@ -9,7 +9,8 @@ use crate::bed::{Bed, command, header, until};
 use crate::broker::Broker;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
-use redeemer::broker::{CannotConnect, Session};
+use redeemer::amqp::connection::CannotConnect;
+use redeemer::amqp::session::Session;
 use redeemer::config::Span;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
@@ -403,7 +404,7 @@ fn another_key() -> Vec<u8> {
 async fn a_wrong_key_put_in_place_under_load_costs_five_calls_at_most() {
     let mut bed = Bed::new().await;
     bed.config.wechat.reload_every = Span(Duration::from_millis(50));
-    let tuning = redeemer::sandbox::Tuning { latency_ms: Some(300), ..Default::default() };
+    let tuning = redeemer_sandbox::Tuning { latency_ms: Some(300), ..Default::default() };
     bed.sandbox.tune(tuning);
     let key = bed.dir.join("merchant_key.pem");
     let (right, wrong) = (std::fs::read(&key).unwrap(), another_key());
@@ -546,7 +547,7 @@ async fn key_and_certificate_are_exchanged_together_without_a_restart() {
 
     // A certificate that belongs to another key is named at the start.
     bed.config.wechat.merchant_certificate_file = bed.dir.join("platform_cert.pem").display().to_string();
-    let (_trigger, listener) = redeemer::shutdown::channel();
+    let (_trigger, listener) = redeemer::runtime::shutdown::channel();
     let refused = redeemer::app::run(bed.config.clone(), None, listener, |_| ()).await.unwrap_err();
     assert!(refused.to_string().contains("does not belong to the merchant key"), "{refused}");
 }
@@ -720,7 +721,7 @@ async fn a_queue_is_gone(topology: &str) {
         .await;
     if topology != "create" {
         let settings = bed.config.broker_settings().unwrap();
-        redeemer::broker::topology::inspect(&settings, true).await.unwrap();
+        redeemer::amqp::topology::inspect(&settings, true).await.unwrap();
     }
     service.wait_metric(r#"redeemer_outcomes_total{outcome="invalid",reason="invalid_command"}"#, 4.0).await;
     service.wait_ready().await;

@@ -20,7 +20,7 @@ use opentelemetry_proto::tonic::trace::v1::Span as Sent;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use prost::Message as _;
 use redeemer::config::Span;
-use redeemer::wire::copy;
+use redeemer::wire::retry_message;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -341,7 +341,7 @@ async fn what_the_sender_does_not_record_is_not_recorded_here() {
     assert!(begun.ends_with("-01") && !begun.contains(TRACE), "{begun}");
     // A forged link is no more than a link.
     let mut headers = FieldTable::default();
-    headers.insert(copy::TRACE.into(), AMQPValue::LongString("00-x".into()));
+    headers.insert(retry_message::TRACE.into(), AMQPValue::LongString("00-x".into()));
     let properties = BasicProperties::default().with_headers(headers);
     bed.publish_bytes(command("C3", "USE_0003").to_string().as_bytes(), properties).await;
     assert_eq!(bed.told().await.gist(), "redeemed - USED");

@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use lapin::BasicProperties;
 use lapin::options::{BasicGetOptions, BasicNackOptions, BasicPublishOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use redeemer::broker::parked::{ParkedQueue, ParkedQueueError};
+use redeemer::amqp::parked_queue::{ParkedQueue, ParkedQueueError};
 use redeemer::config::Span;
 use serde_json::{Value, json};
 use tokio::process::Command;

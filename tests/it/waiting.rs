@@ -12,9 +12,9 @@ use jiff::{SignedDuration, Timestamp};
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use redeemer::config::Span;
-use redeemer::sandbox::{ActionRequest, Tuning};
-use redeemer::wechat::api::Prepared;
-use redeemer::wire::{command as wire_command, copy};
+use redeemer::wechat::client::Prepared;
+use redeemer::wire::{command as wire_command, retry_message};
+use redeemer_sandbox::{ActionRequest, Tuning};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
@@ -244,16 +244,16 @@ fn copy_headers(bytes: &[u8]) -> BTreeMap<&'static str, AMQPValue> {
     let now = Timestamp::now();
     let text = |text: &str| AMQPValue::LongString(text.into());
     BTreeMap::from([
-        (copy::ATTEMPTS, text("3")),
-        (copy::DELAYS_PASSED, text("1")),
-        (copy::FIRST_SEEN, text(&(now - SignedDuration::from_secs(60)).to_string())),
-        (copy::DEADLINE, text(&(now + SignedDuration::from_hours(1)).to_string())),
-        (copy::LAST_VERDICT, text("unknown")),
+        (retry_message::ATTEMPTS, text("3")),
+        (retry_message::DELAYS_PASSED, text("1")),
+        (retry_message::FIRST_SEEN, text(&(now - SignedDuration::from_secs(60)).to_string())),
+        (retry_message::DEADLINE, text(&(now + SignedDuration::from_hours(1)).to_string())),
+        (retry_message::LAST_VERDICT, text("unknown")),
         // Whatever anybody had begun by then has ended.
-        (copy::NEGATIVES_FROM, text(&now.to_string())),
-        (copy::BODY_SHA256, text(prepared.body_sha256())),
-        (copy::EVIDENCE, text("[]")),
-        (copy::REJECTION, text(r#"{"http_status": 403, "code": "NOT_ENOUGH"}"#)),
+        (retry_message::NEGATIVES_FROM, text(&now.to_string())),
+        (retry_message::BODY_SHA256, text(prepared.body_sha256())),
+        (retry_message::EVIDENCE, text("[]")),
+        (retry_message::REJECTION, text(r#"{"http_status": 403, "code": "NOT_ENOUGH"}"#)),
     ])
 }
 
@@ -274,52 +274,52 @@ async fn a_copy_with_bad_headers_ends_with_a_reason_and_harms_nobody() {
     let redeemed = "redeemed - USED";
     let past = "2001-01-01T00:00:00Z";
     let cases: Vec<(&'static str, Option<AMQPValue>, &str)> = vec![
-        (copy::ATTEMPTS, None, damaged),
-        (copy::DELAYS_PASSED, None, damaged),
-        (copy::FIRST_SEEN, None, damaged),
-        (copy::DEADLINE, None, damaged),
-        (copy::LAST_VERDICT, None, damaged),
-        (copy::BODY_SHA256, None, damaged),
-        (copy::EVIDENCE, None, damaged),
-        (copy::ATTEMPTS, text("seven"), damaged),
-        (copy::ATTEMPTS, text("-1"), damaged),
-        (copy::ATTEMPTS, Some(AMQPValue::LongInt(3)), damaged),
-        (copy::ATTEMPTS, Some(AMQPValue::FieldTable(FieldTable::default())), damaged),
-        (copy::DELAYS_PASSED, text("99999999999999999999"), damaged),
-        (copy::FIRST_SEEN, text("yesterday"), damaged),
-        (copy::DEADLINE, text("tomorrow"), damaged),
-        (copy::DEADLINE, text("10000-01-01T00:00:00Z"), damaged),
-        (copy::DEADLINE, Some(AMQPValue::Timestamp(1_772_685_045)), damaged),
-        (copy::LAST_VERDICT, text("redeemed"), damaged),
-        (copy::LAST_VERDICT, text("rejected because"), damaged),
-        (copy::LAST_VERDICT, text("rejected deadline_passed"), damaged),
-        (copy::LAST_VERDICT, text("doubted returned_since"), damaged),
-        (copy::BODY_SHA256, text(&"0".repeat(64)), damaged),
-        (copy::BODY_SHA256, text(""), damaged),
-        (copy::EVIDENCE, text("[{\"at\": 1}]"), damaged),
-        (copy::EVIDENCE, text(&"[".repeat(10_000)), damaged),
-        (copy::REJECTION, text("{\"http_status\": 99999999}"), damaged),
-        (copy::REJECTION, Some(AMQPValue::Boolean(true)), damaged),
-        (copy::REJECTION, None, redeemed),
+        (retry_message::ATTEMPTS, None, damaged),
+        (retry_message::DELAYS_PASSED, None, damaged),
+        (retry_message::FIRST_SEEN, None, damaged),
+        (retry_message::DEADLINE, None, damaged),
+        (retry_message::LAST_VERDICT, None, damaged),
+        (retry_message::BODY_SHA256, None, damaged),
+        (retry_message::EVIDENCE, None, damaged),
+        (retry_message::ATTEMPTS, text("seven"), damaged),
+        (retry_message::ATTEMPTS, text("-1"), damaged),
+        (retry_message::ATTEMPTS, Some(AMQPValue::LongInt(3)), damaged),
+        (retry_message::ATTEMPTS, Some(AMQPValue::FieldTable(FieldTable::default())), damaged),
+        (retry_message::DELAYS_PASSED, text("99999999999999999999"), damaged),
+        (retry_message::FIRST_SEEN, text("yesterday"), damaged),
+        (retry_message::DEADLINE, text("tomorrow"), damaged),
+        (retry_message::DEADLINE, text("10000-01-01T00:00:00Z"), damaged),
+        (retry_message::DEADLINE, Some(AMQPValue::Timestamp(1_772_685_045)), damaged),
+        (retry_message::LAST_VERDICT, text("redeemed"), damaged),
+        (retry_message::LAST_VERDICT, text("rejected because"), damaged),
+        (retry_message::LAST_VERDICT, text("rejected deadline_passed"), damaged),
+        (retry_message::LAST_VERDICT, text("doubted returned_since"), damaged),
+        (retry_message::BODY_SHA256, text(&"0".repeat(64)), damaged),
+        (retry_message::BODY_SHA256, text(""), damaged),
+        (retry_message::EVIDENCE, text("[{\"at\": 1}]"), damaged),
+        (retry_message::EVIDENCE, text(&"[".repeat(10_000)), damaged),
+        (retry_message::REJECTION, text("{\"http_status\": 99999999}"), damaged),
+        (retry_message::REJECTION, Some(AMQPValue::Boolean(true)), damaged),
+        (retry_message::REJECTION, None, redeemed),
         // Nothing says that these are forged: they are believed as far as they can do no harm.
-        (copy::ATTEMPTS, text("1000000"), "unresolved attempts_exhausted EFFECTIVE"),
-        (copy::ATTEMPTS, text("4294967295"), "unresolved attempts_exhausted EFFECTIVE"),
-        (copy::DEADLINE, text(past), "unresolved deadline_passed EFFECTIVE"),
-        (copy::DEADLINE, text("9999-12-30T00:00:00Z"), redeemed),
-        (copy::FIRST_SEEN, text("9999-12-30T00:00:00Z"), redeemed),
+        (retry_message::ATTEMPTS, text("1000000"), "unresolved attempts_exhausted EFFECTIVE"),
+        (retry_message::ATTEMPTS, text("4294967295"), "unresolved attempts_exhausted EFFECTIVE"),
+        (retry_message::DEADLINE, text(past), "unresolved deadline_passed EFFECTIVE"),
+        (retry_message::DEADLINE, text("9999-12-30T00:00:00Z"), redeemed),
+        (retry_message::FIRST_SEEN, text("9999-12-30T00:00:00Z"), redeemed),
         // First seen before the furthest deadline that is ever kept to.
-        (copy::FIRST_SEEN, text(past), "unresolved deadline_passed EFFECTIVE"),
-        (copy::DELAYS_PASSED, text("4294967295"), redeemed),
-        (copy::LAST_VERDICT, text("no_effect"), redeemed),
-        (copy::LAST_VERDICT, text("rejected expired"), "refused rejected EFFECTIVE"),
-        (copy::LAST_VERDICT, text("rejected_unverified not_usable"), "refused not_usable EFFECTIVE"),
-        (copy::LAST_VERDICT, text("used"), "refused returned_since EFFECTIVE"),
-        (copy::LAST_VERDICT, text("rejected-unsigned expired"), damaged),
-        (copy::SUSPENDED, text("many"), damaged),
-        (copy::SUSPENDED, Some(AMQPValue::LongInt(3)), damaged),
-        (copy::NEGATIVES_FROM, text("soon"), damaged),
-        (copy::UNSENT_BEFORE, text("yesterday"), damaged),
-        (copy::COUPON_STATE, text(""), damaged),
+        (retry_message::FIRST_SEEN, text(past), "unresolved deadline_passed EFFECTIVE"),
+        (retry_message::DELAYS_PASSED, text("4294967295"), redeemed),
+        (retry_message::LAST_VERDICT, text("no_effect"), redeemed),
+        (retry_message::LAST_VERDICT, text("rejected expired"), "refused rejected EFFECTIVE"),
+        (retry_message::LAST_VERDICT, text("rejected_unverified not_usable"), "refused not_usable EFFECTIVE"),
+        (retry_message::LAST_VERDICT, text("used"), "refused returned_since EFFECTIVE"),
+        (retry_message::LAST_VERDICT, text("rejected-unsigned expired"), damaged),
+        (retry_message::SUSPENDED, text("many"), damaged),
+        (retry_message::SUSPENDED, Some(AMQPValue::LongInt(3)), damaged),
+        (retry_message::NEGATIVES_FROM, text("soon"), damaged),
+        (retry_message::UNSENT_BEFORE, text("yesterday"), damaged),
+        (retry_message::COUPON_STATE, text(""), damaged),
     ];
     let published = cases.len();
     for (nth, (name, value, expected)) in cases.into_iter().enumerate() {
@@ -348,7 +348,7 @@ async fn a_copy_with_bad_headers_ends_with_a_reason_and_harms_nobody() {
         if expected == damaged {
             assert!(calls.is_empty(), "{what}: nobody knows what was asked before, so nothing is asked now");
             let problem = told.data("/problem/faults/0/problem").as_str().unwrap_or_default();
-            let changed = name == copy::BODY_SHA256 && problem.contains("body differs");
+            let changed = name == retry_message::BODY_SHA256 && problem.contains("body differs");
             assert!(problem.contains(name) || changed, "{what}: {problem}");
         }
     }
@@ -375,17 +375,17 @@ async fn no_header_keeps_a_command_waiting_beyond_the_furthest_deadline() {
     let mut delay = bed.in_delay("2s").await;
     let bytes = command("C1", "USE_0001").to_string().into_bytes();
     let mut headers = copy_headers(&bytes);
-    headers.insert(copy::DELAYS_PASSED, AMQPValue::LongString("7".into()));
-    headers.insert(copy::FIRST_SEEN, AMQPValue::LongString("9999-12-30T00:00:00Z".into()));
-    headers.insert(copy::DEADLINE, AMQPValue::LongString("9999-12-30T00:00:00Z".into()));
+    headers.insert(retry_message::DELAYS_PASSED, AMQPValue::LongString("7".into()));
+    headers.insert(retry_message::FIRST_SEEN, AMQPValue::LongString("9999-12-30T00:00:00Z".into()));
+    headers.insert(retry_message::DEADLINE, AMQPValue::LongString("9999-12-30T00:00:00Z".into()));
     publish_copy(&bed, &bytes, headers).await;
     let copied = bed::next(&mut delay, "the copy in the last delay").await;
     let headers = copied.properties.headers().clone().unwrap();
     let time = |name| header(&headers, name).parse::<Timestamp>().unwrap();
-    assert!(time(copy::FIRST_SEEN) <= Timestamp::now());
+    assert!(time(retry_message::FIRST_SEEN) <= Timestamp::now());
     let furthest = Timestamp::now() + SignedDuration::try_from(bed.config.retry.deadline_max.0).unwrap();
-    assert!(time(copy::DEADLINE) <= furthest);
-    assert_eq!(header(&headers, copy::DELAYS_PASSED), "8");
+    assert!(time(retry_message::DEADLINE) <= furthest);
+    assert_eq!(header(&headers, retry_message::DELAYS_PASSED), "8");
     assert_eq!(copied.data, bytes);
     service.stop().await;
 }
@@ -508,7 +508,7 @@ async fn a_later_better_outcome_supersedes_an_unresolved_one() {
         let bytes = command(code, &format!("USE_{code}")).to_string().into_bytes();
         let mut headers = FieldTable::default();
         let soon = Timestamp::now() + SignedDuration::from_secs(2);
-        headers.insert(copy::DEADLINE.into(), AMQPValue::LongString(soon.to_string().into()));
+        headers.insert(retry_message::DEADLINE.into(), AMQPValue::LongString(soon.to_string().into()));
         bed.publish_bytes(&bytes, BasicProperties::default().with_headers(headers)).await;
         let unresolved = bed.told().await;
         assert_eq!(unresolved.gist(), "unresolved deadline_passed -");

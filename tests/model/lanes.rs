@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use redeemer::lanes::Lanes;
+use redeemer::runtime::lanes::Lanes;
 
 /// What may be done next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

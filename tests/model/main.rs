@@ -1,7 +1,7 @@
 //! The attempt machine, checked over every order of events in small worlds.
 //!
-//! The service's own functions run unchanged: [`redeemer::verdict::judge`], all of [`redeemer::attempt::Progress`], what
-//! retry messages carry ([`redeemer::wire::copy`]), the ids of events. What surrounds them is a model: the provider
+//! The service's own functions run unchanged: [`redeemer::policy::classify::judge`], all of [`redeemer::policy::attempt::Progress`], what
+//! retry messages carry ([`redeemer::wire::retry_message`]), the ids of events. What surrounds them is a model: the provider
 //! ([`provider`]), the broker, the network and the instances ([`world`]). Time goes by seconds, and the waits are short.
 //! What the model does not have: times within a second, more than one coupon and number, signatures and the clock.
 

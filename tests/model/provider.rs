@@ -3,8 +3,8 @@
 //! The answers are of the types that the service reads answers into; their signatures are taken as judged already.
 
 use jiff::{SignedDuration, Timestamp};
-use redeemer::coupon::{Coupon, CouponState, Round, Trace, UsageTrace};
-use redeemer::verdict::{Authenticity, CallResult, NoResponse, NotSent, Response};
+use redeemer::domain::coupon::{Coupon, CouponState, Round, Trace, UsageTrace};
+use redeemer::policy::classify::{Authenticity, CallResult, NoResponse, NotSent, Response};
 
 pub const OURS: &str = "USE_0001";
 pub const CODE: &str = "C0001";

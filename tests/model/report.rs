@@ -5,9 +5,9 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use redeemer::attempt::Outcome;
-use redeemer::coupon::{Coupon, CouponState, UsageTrace};
-use redeemer::verdict::{CallResult, Operation, Verdict};
+use redeemer::domain::coupon::{Coupon, CouponState, UsageTrace};
+use redeemer::policy::attempt::Outcome;
+use redeemer::policy::classify::{CallResult, Operation, Verdict};
 
 use crate::Found;
 use crate::provider::OURS;
@@ -281,7 +281,7 @@ fn reply_word(reply: &CallResult) -> String {
 }
 
 fn coupon_word(coupon: &Coupon) -> String {
-    let one = |state: &CouponState, trace: &redeemer::coupon::Trace| {
+    let one = |state: &CouponState, trace: &redeemer::domain::coupon::Trace| {
         let user = match trace.use_request_no.as_deref().filter(|_| *state == CouponState::Used) {
             Some(number) if number == OURS => " by us",
             Some(_) => " by another",

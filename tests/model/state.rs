@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use redeemer::attempt::{Outcome, OutcomeKind, Progress};
-use redeemer::verdict::{CallResult, Operation, Reason};
+use redeemer::policy::attempt::{Outcome, OutcomeKind, Progress};
+use redeemer::policy::classify::{CallResult, Operation, Reason};
 
 use crate::provider::Card;
 

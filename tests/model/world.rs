@@ -6,14 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use redeemer::attempt::{Limits, Outcome, OutcomeKind, Progress, Step};
-use redeemer::backoff::Backoff;
-use redeemer::redemption::Redemption;
-use redeemer::verdict::{Authenticity, CallResult, NotAccepted, Operation, Reason, SuspendReason, Verdict};
-use redeemer::wechat::api::Prepared;
+use redeemer::domain::redemption::Redemption;
+use redeemer::policy::attempt::{Limits, Outcome, OutcomeKind, Progress, Step};
+use redeemer::policy::backoff::Backoff;
+use redeemer::policy::classify::{
+    Authenticity, CallResult, NotAccepted, Operation, Reason, SuspendReason, Verdict,
+};
+use redeemer::wechat::client::Prepared;
 use redeemer::wire::command;
-use redeemer::wire::copy::{self, DeadlineLimits};
-use redeemer::wire::event::{self, EventContext};
+use redeemer::wire::result_event::{self, EventContext};
+use redeemer::wire::retry_message::{self, DeadlineLimits};
 
 use crate::provider::{self, Card, Gone, Return, User, Ways};
 use crate::search::Model;
@@ -330,7 +332,7 @@ impl World {
             if delays && hand.progress.attempts == 0 && hand.message.headers.is_none() {
                 actions.push(Action::Crowd(nth));
             }
-            let clear = hand.progress.effect == redeemer::attempt::EffectState::NoEffect;
+            let clear = hand.progress.effect == redeemer::policy::attempt::EffectState::NoEffect;
             let for_a_use =
                 operation == Operation::Redeem || clear && Self::at(state.now) < hand.progress.deadline;
             if delays && for_a_use {
@@ -406,7 +408,8 @@ impl World {
             Some(headers) => {
                 let header =
                     |name| headers.iter().find(|(key, _)| *key == name).map(|(_, text)| text.as_str());
-                let Ok(carried) = copy::read(header, &self.body_sha256, now, self.deadline_limits()) else {
+                let Ok(carried) = retry_message::read(header, &self.body_sha256, now, self.deadline_limits())
+                else {
                     return Self::violate(state, Violation::CorruptRetryMessage);
                 };
                 let mut progress = carried.progress;
@@ -417,7 +420,7 @@ impl World {
             }
             None => {
                 let deadline = Self::at(self.deadline).to_string();
-                let deadline = copy::deadline(Some(&deadline), now, self.deadline_limits()).unwrap();
+                let deadline = retry_message::deadline(Some(&deadline), now, self.deadline_limits()).unwrap();
                 let mut progress = Progress::new(now, deadline, again || message.dead.is_some());
                 if message.handed_back {
                     progress.require_query();
@@ -622,7 +625,7 @@ impl World {
         hand.stage = match &hand.stage {
             Stage::Delay { delay } => {
                 let delay = self.limits.delays.get(*delay).copied().unwrap_or_default();
-                let headers = copy::write(&hand.progress, &[], &self.body_sha256);
+                let headers = retry_message::write(&hand.progress, &[], &self.body_sha256);
                 state.delayed.push((state.now + Self::seconds(delay), retry(hand, headers)));
                 Stage::Ack(Published::Message)
             }
@@ -636,7 +639,7 @@ impl World {
                         Message { handed_back: true, tried, redelivered: false, ..hand.message.clone() };
                     state.queue.push(Arc::new(message));
                 } else {
-                    let headers = copy::write(&hand.progress, &[], &self.body_sha256);
+                    let headers = retry_message::write(&hand.progress, &[], &self.body_sha256);
                     state.queue.push(retry(hand, headers));
                 }
                 Stage::Ack(Published::Message)
@@ -649,7 +652,7 @@ impl World {
                 }
             }
             Stage::Park => {
-                let headers = copy::write(&hand.progress, &[], &self.body_sha256);
+                let headers = retry_message::write(&hand.progress, &[], &self.body_sha256);
                 let mut parked = (*retry(hand, headers)).clone();
                 parked.tried = true;
                 state.parked.push(Arc::new(parked));
@@ -668,7 +671,7 @@ impl World {
             attempts: 1,
             evidence: &[],
         };
-        let id = event::encode(&self.redemption, outcome, telling).id.to_string();
+        let id = result_event::encode(&self.redemption, outcome, telling).id.to_string();
         if *self.ids.borrow_mut().entry(kind.as_str()).or_insert_with(|| id.clone()) != id {
             Self::violate(state, Violation::EventIdChanged);
         }
@@ -730,7 +733,7 @@ impl World {
         let progress = Progress::new(now, Self::at(state.now + self.deadline), true);
         match progress.advance(Operation::Query, &state.card.answer_query(self.ways), &self.redemption) {
             Verdict::NotExecuted => {
-                let headers = Arc::new(copy::write(&progress, &[], &self.body_sha256));
+                let headers = Arc::new(retry_message::write(&progress, &[], &self.body_sha256));
                 // What the replayed message is made of is new; what its holders saw is not forgotten by the model.
                 let message =
                     Message { headers: Some(headers), saw_return: parked.saw_return, ..Message::default() };
@@ -889,7 +892,7 @@ fn retry(hand: &Hand, headers: Vec<(&'static str, String)>) -> Arc<Message> {
 }
 
 fn effect(progress: &Progress) -> &'static str {
-    use redeemer::attempt::EffectState;
+    use redeemer::policy::attempt::EffectState;
     match progress.effect {
         EffectState::NoEffect => "no_effect",
         EffectState::Unknown => "unknown",

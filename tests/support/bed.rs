@@ -15,10 +15,10 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer};
-use redeemer::broker::topology::{self, Object};
+use redeemer::amqp::topology::{self, Object};
 use redeemer::config::{self, Config};
-use redeemer::sandbox::{NewCoupon, Sandbox, Settings};
-use redeemer::shutdown::{self, Trigger};
+use redeemer::runtime::shutdown::{self, Trigger};
+use redeemer_sandbox::{NewCoupon, Sandbox, Settings};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -127,7 +127,7 @@ impl Bed {
     /// Lays the topology anew, for a configuration that was changed: what stood there, empty, is removed.
     pub async fn relaid(mut self) -> Self {
         let settings = self.config.broker_settings().unwrap();
-        let link = redeemer::broker::client::Link::connect(&settings, "test").await.unwrap();
+        let link = redeemer::amqp::client::Link::connect(&settings, "test").await.unwrap();
         link.delete(&self.config.topology()).await.unwrap();
         self.wires = Wires::new(&self.wires.uri.clone(), &self.config).await;
         self
@@ -161,7 +161,7 @@ impl Bed {
         let (trigger, listener) = shutdown::channel();
         let (told, admin) = tokio::sync::oneshot::channel();
         let config = self.config.clone();
-        let _ = redeemer::telemetry::init(redeemer::telemetry::Format::Plain, "info,lapin=off");
+        let _ = redeemer::telemetry::log::init(redeemer::telemetry::log::Format::Plain, "info,lapin=off");
         let task = tokio::spawn(redeemer::app::run(config, None, listener, |address| {
             let _ = told.send(address.to_string());
         }));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use redeemer::failpoint::Failpoint;
+use redeemer::runtime::failpoints::Failpoint;
 use serde_json::{Value, json};
 
 use crate::dice::Dice;
@@ -356,7 +356,7 @@ pub fn reluctance() -> Value {
 
 /// How many commands must pass on average until a failpoint is reached: for choosing when it kills.
 pub fn is_rare(point: Failpoint) -> bool {
-    use redeemer::metrics::Message;
+    use redeemer::telemetry::metrics::Message;
     matches!(
         point,
         Failpoint::Publishing(Message::Retry | Message::Parked)

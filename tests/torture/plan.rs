@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use redeemer::failpoint::Failpoint;
+use redeemer::runtime::failpoints::Failpoint;
 
 use crate::commands::is_rare;
 use crate::dice::Dice;

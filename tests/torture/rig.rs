@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
-use redeemer::broker::topology::delay_name;
+use redeemer::amqp::topology::delay_name;
 use redeemer::config::{self, Config, Span};
-use redeemer::failpoint::Failpoint;
+use redeemer::runtime::failpoints::Failpoint;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;

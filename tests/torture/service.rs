@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use redeemer::failpoint::{FORGET, Failpoint, ORDER, taken};
+use redeemer::runtime::failpoints::{FORGET, Failpoint, ORDER, taken};
 use serde_json::Value;
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::{sleep, timeout};

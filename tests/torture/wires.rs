@@ -13,9 +13,9 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
-use redeemer::broker::publisher::{PARKED_AT, PARKED_REASON};
+use redeemer::amqp::publisher::{PARKED_AT, PARKED_REASON};
 use redeemer::config::Config;
-use redeemer::wire::copy::DEADLINE;
+use redeemer::wire::retry_message::DEADLINE;
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
@@ -96,7 +96,7 @@ async fn connect(uris: &str) -> (Connection, Channel) {
 pub async fn establish(uri: &str, config: &Config) {
     let (connection, channel) = connect(uri).await;
     let topology = config.topology();
-    redeemer::broker::topology::establish(&connection, &topology, redeemer::broker::topology::Mode::Create)
+    redeemer::amqp::topology::establish(&connection, &topology, redeemer::amqp::topology::Mode::Create)
         .await
         .unwrap();
     let mut arguments = FieldTable::default();

@@ -8,15 +8,17 @@ use jiff::{SignedDuration, Timestamp};
 use super::remedies::{Origin, setting};
 use super::{Finding, Severity};
 use crate::config::{Config, MERCHANT_KEY};
-use crate::redemption::{
+use crate::domain::redemption::{
     Appid, AssociatedOrder, BrandId, CouponCode, Openid, OrderNo, OrderNumbers, ProductCouponId, Redemption,
     RequestNo, StockId, Unfit, UseTime,
 };
-use crate::telemetry::foreign::Untrusted;
-use crate::verdict::{Authenticity, CallResult, Operation, Response, SignatureFlaw, Verdict, classify};
-use crate::wechat::api::{CallOutcome, Client, Prepared, UnverifiedResponse};
+use crate::policy::classify::{
+    Authenticity, CallResult, Operation, Response, SignatureFlaw, Verdict, classify,
+};
+use crate::policy::host_choice::Host;
+use crate::telemetry::untrusted::Untrusted;
 use crate::wechat::certificates::NoCertificates;
-use crate::wechat::hosts::Host;
+use crate::wechat::client::{CallOutcome, Client, Prepared, UnverifiedResponse};
 use crate::wechat::verify::CLOCK_TOLERANCE_SECONDS;
 
 const WHAT: &str = "payment API";

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use crate::config::{Config, PREFIX};
-use crate::file_name::Shown;
+use crate::policy::file_name::Shown;
 use crate::wechat::key_remedy::Remedy;
 
 /// Where the configuration comes from, which decides how a key is mended.
-pub struct Origin<'a> {
+pub(super) struct Origin<'a> {
     /// The file, where there is one.
     pub file: Option<&'a Path>,
     /// The variables of the environment that set keys.
@@ -16,14 +16,14 @@ pub struct Origin<'a> {
 
 impl<'a> Origin<'a> {
     /// Looks at the environment.
-    pub fn of(file: Option<&'a Path>) -> Self {
+    pub(super) fn of(file: Option<&'a Path>) -> Self {
         let names = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
         let variables = names.filter(|name| name.starts_with(PREFIX) && name.contains("__")).collect();
         Self { file, variables }
     }
 
     /// The command that mends a key, or several with commas between them, there where it is set.
-    pub fn remedies(&self, key: &str, how: &str) -> String {
+    pub(super) fn remedies(&self, key: &str, how: &str) -> String {
         let keys: Vec<_> = key.split(", ").collect();
         let names: Vec<_> = keys.iter().map(|key| variable(key)).collect();
         let set = self.set_by(&names);
@@ -50,7 +50,7 @@ impl Origin<'_> {
     }
 
     /// The command that gives a key this value, there where it is set.
-    pub fn setting(&self, key: &str, value: &str) -> String {
+    pub(super) fn setting(&self, key: &str, value: &str) -> String {
         let name = variable(key);
         match (self.set_by(std::slice::from_ref(&name)).is_empty(), self.file) {
             (true, Some(file)) => format!("${{EDITOR:-vi}} {} # {key} = {value:?}", Shown(file)),
@@ -59,7 +59,7 @@ impl Origin<'_> {
     }
 
     /// The command that mends a file, or what a key names.
-    pub fn remedy(&self, remedy: &Remedy, key: &str) -> String {
+    pub(super) fn remedy(&self, remedy: &Remedy, key: &str) -> String {
         match remedy {
             Remedy::Command(command) => command.clone(),
             Remedy::SetKey(how) => self.remedies(key, how),
@@ -90,7 +90,7 @@ fn is_known(key: &str) -> bool {
 }
 
 /// The command that sets a key of the configuration.
-pub fn setting(key: &str) -> String {
+pub(super) fn setting(key: &str) -> String {
     format!("export {}=…", variable(key))
 }
 

@@ -5,18 +5,18 @@ use rand::seq::SliceRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::{Value, json};
 
-use crate::attempt::OutcomeKind;
-use crate::sandbox::{ActionRequest, CouponAction, CouponState, Fault, NewCoupon, Rule, Target, UsageMode};
-use crate::verdict::Reason;
+use crate::policy::attempt::OutcomeKind;
+use crate::policy::classify::Reason;
+use redeemer_sandbox::{ActionRequest, CouponAction, CouponState, Fault, NewCoupon, Rule, Target, UsageMode};
 
 /// The vendor's published example, word for word, in the spelling of the PHP SDK.
-pub const EXAMPLE: &str = include_str!("../../../docs/contract/examples/command.nested.json");
+pub(super) const EXAMPLE: &str = include_str!("../../../docs/contract/examples/command.nested.json");
 
 const EXAMPLE_KIND: &str = "the vendor's example";
 
 /// One command, and what must become of it.
 #[derive(Debug, Clone)]
-pub struct Case {
+pub(super) struct Case {
     /// A row of the table.
     pub kind: &'static str,
     /// The command.
@@ -35,7 +35,7 @@ pub struct Case {
 
 /// What must become of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Expected {
+pub(super) struct Expected {
     /// The outcome.
     pub outcome: OutcomeKind,
     /// Why it is not `redeemed`.
@@ -46,7 +46,7 @@ pub struct Expected {
 
 /// A whole program of cases.
 #[derive(Debug)]
-pub struct Program {
+pub(super) struct Program {
     /// The vendor's example first, then the rest in an order of the seed.
     pub cases: Vec<Case>,
     /// What the sandbox must hold.
@@ -154,12 +154,12 @@ fn kinds() -> Vec<Kind> {
 }
 
 /// The rows of the table, in their order.
-pub fn rows() -> Vec<&'static str> {
+pub(super) fn rows() -> Vec<&'static str> {
     std::iter::once(EXAMPLE_KIND).chain(kinds().into_iter().map(|kind| kind.name)).collect()
 }
 
 /// The vendor's example and `messages` more messages of every kind, the same for the same seed.
-pub fn program(messages: usize, seed: u64) -> Program {
+pub(super) fn program(messages: usize, seed: u64) -> Program {
     let mut dice = StdRng::seed_from_u64(seed);
     let kinds = kinds();
     let mut cases = Vec::new();

@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(40);
 const POLL_EVERY: Duration = Duration::from_millis(50);
 
 /// A program of ours, running. It ends when this is dropped, and when we end, however we end.
-pub struct Running {
+pub(super) struct Running {
     name: &'static str,
     child: Child,
     log: PathBuf,
@@ -28,7 +28,7 @@ pub struct Running {
 
 impl Running {
     /// Starts this very executable with other arguments. What it writes goes to `log`.
-    pub fn start(name: &'static str, arguments: Vec<OsString>, log: &Path) -> anyhow::Result<Self> {
+    pub(super) fn start(name: &'static str, arguments: Vec<OsString>, log: &Path) -> anyhow::Result<Self> {
         let executable = std::env::current_exe().context("where this program is, is not known")?;
         let out = File::create(log).with_context(|| format!("{} cannot be written", log.display()))?;
         let err = out.try_clone().context("a file cannot be opened twice")?;
@@ -46,7 +46,11 @@ impl Running {
     }
 
     /// Looks again and again until there is something to be seen.
-    pub async fn until<T>(&mut self, what: &str, look: impl AsyncFn() -> Option<T>) -> anyhow::Result<T> {
+    pub(super) async fn until<T>(
+        &mut self,
+        what: &str,
+        look: impl AsyncFn() -> Option<T>,
+    ) -> anyhow::Result<T> {
         let give_up_at = Instant::now() + PATIENCE;
         loop {
             if let Some(seen) = look().await {
@@ -63,7 +67,7 @@ impl Running {
     }
 
     /// Waits until it ends without having been asked to.
-    pub async fn wait_ended(&mut self) -> anyhow::Error {
+    pub(super) async fn wait_ended(&mut self) -> anyhow::Error {
         match self.child.wait().await {
             Ok(status) => anyhow!("{} ended by itself ({status}); {}", self.name, self.last_words()),
             Err(error) => anyhow!(error).context(format!("{} cannot be waited for", self.name)),
@@ -71,7 +75,7 @@ impl Running {
     }
 
     /// Sends SIGTERM and waits for a good end: exit code 0, in time.
-    pub async fn stop(mut self) -> anyhow::Result<()> {
+    pub(super) async fn stop(mut self) -> anyhow::Result<()> {
         if let Some(pid) = self.child.id() {
             // The shell's own `kill`: there is no other way to send a signal without unsafe code. The pid is still
             // the child's, because nobody has waited for it yet.
@@ -100,30 +104,30 @@ impl Running {
 
 /// HTTP on the loopback.
 #[derive(Clone)]
-pub struct Http(reqwest::Client);
+pub(super) struct Http(reqwest::Client);
 
 impl Http {
     /// A client that no proxy of the environment gets between.
-    pub fn new() -> anyhow::Result<Self> {
+    pub(super) fn new() -> anyhow::Result<Self> {
         let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30)).build();
         Ok(Self(client.context("no HTTP client")?))
     }
 
     /// GETs a text; an error where the status is none of success.
-    pub async fn get(&self, url: &str) -> anyhow::Result<String> {
+    pub(super) async fn get(&self, url: &str) -> anyhow::Result<String> {
         let response = self.0.get(url).send().await.with_context(|| format!("GET {url}"))?;
         let response = response.error_for_status().context("refused")?;
         response.text().await.with_context(|| format!("GET {url}"))
     }
 
     /// GETs JSON.
-    pub async fn read<T: DeserializeOwned>(&self, url: &str) -> anyhow::Result<T> {
+    pub(super) async fn read<T: DeserializeOwned>(&self, url: &str) -> anyhow::Result<T> {
         let text = self.get(url).await?;
         serde_json::from_str(&text).with_context(|| format!("GET {url}: not the JSON that was expected"))
     }
 
     /// Sends JSON.
-    pub async fn send(
+    pub(super) async fn send(
         &self,
         method: reqwest::Method,
         url: &str,

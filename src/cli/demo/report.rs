@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::attempt::OutcomeKind;
 use crate::cli::demo::cases::{Case, Expected, rows as rows_in_order};
-use crate::cli::told::EventView;
+use crate::cli::event_view::EventView;
+use crate::policy::attempt::OutcomeKind;
 
 /// An event of a case, and how long after its publishing it came.
 #[derive(Debug, Clone)]
-pub struct Got {
+pub(super) struct Got {
     /// The event; nothing where it could not be read.
     pub told: Option<EventView>,
     /// From publishing the command to the event in hand.
@@ -20,13 +20,13 @@ pub struct Got {
 
 /// A line of the sandbox's ledger.
 #[derive(Debug, Clone, Deserialize)]
-pub struct Effect {
+pub(super) struct Effect {
     kind: String,
     out_request_no: Option<String>,
 }
 
 /// Everything that came of the cases.
-pub struct Report<'a> {
+pub(super) struct Report<'a> {
     /// The cases.
     pub cases: &'a [Case],
     /// Events by case.
@@ -80,7 +80,7 @@ impl Report<'_> {
     }
 
     /// The lines of the table, and everything that is not as it must be.
-    pub fn table(&self) -> (Vec<String>, Vec<String>) {
+    pub(super) fn table(&self) -> (Vec<String>, Vec<String>) {
         let uses = self.uses();
         let mut rows: BTreeMap<&str, Row> = BTreeMap::new();
         let mut wrong = Vec::new();
@@ -131,7 +131,7 @@ impl Report<'_> {
     }
 
     /// How many numbers were told `redeemed`, how many of them the ledger has, and the most effects of any number.
-    pub fn ledger(&self) -> (usize, usize, usize) {
+    pub(super) fn ledger(&self) -> (usize, usize, usize) {
         let uses = self.uses();
         let redeemed = |got: &Got| got.told.as_ref().is_some_and(|told| told.data.outcome == "redeemed");
         let told = (0..self.cases.len()).filter(|nth| self.got[*nth].iter().any(redeemed));
@@ -141,7 +141,7 @@ impl Report<'_> {
     }
 
     /// The time from publishing to the event that this share of commands took at most, of all or of undisturbed ones.
-    pub fn quantile(&self, share: f64, undisturbed: bool) -> Duration {
+    pub(super) fn quantile(&self, share: f64, undisturbed: bool) -> Duration {
         let of_interest =
             self.cases.iter().zip(self.got).filter(|(case, _)| case.undisturbed || !undisturbed);
         let mut times: Vec<_> = of_interest.flat_map(|(_, got)| got.iter().map(|got| got.took)).collect();
@@ -178,7 +178,7 @@ fn line(kind: &str, sent: &str, expected: &str, got: &str, used: &str, verdict: 
 }
 
 /// A time as people read it.
-pub fn short(time: Duration) -> String {
+pub(super) fn short(time: Duration) -> String {
     if time < Duration::from_secs(1) {
         format!("{} ms", time.as_millis())
     } else {
@@ -187,7 +187,7 @@ pub fn short(time: Duration) -> String {
 }
 
 /// The sum of all series of a metric whose labels hold `label`.
-pub fn metric(text: &str, name: &str, label: &str) -> f64 {
+pub(super) fn metric(text: &str, name: &str, label: &str) -> f64 {
     let series = text.lines().filter_map(|line| {
         let (series, value) = line.rsplit_once(' ')?;
         let rest = series.strip_prefix(name)?;

@@ -4,10 +4,10 @@
 use anyhow::{Context as _, anyhow};
 use serde_json::{Map, Value, json};
 
-use crate::attempt::OutcomeKind;
-use crate::broker::topology::{Argument, Object, Topology};
+use crate::amqp::topology::{Argument, Object, Topology};
+use crate::policy::attempt::OutcomeKind;
 use crate::wire::schema::{self, Dialect};
-use crate::wire::{copy, event};
+use crate::wire::{result_event, retry_message};
 
 /// The version of the AMQP bindings that are used.
 const BINDING: &str = "0.3.0";
@@ -248,7 +248,7 @@ fn command_message() -> anyhow::Result<Value> {
                 "correlation_id": text("AMQP property; comes back with the event."),
                 "message_id": text("AMQP property; stands in for an absent correlation_id."),
                 "reply_to": text("AMQP property; a further routing key of the event on the results exchange."),
-                (copy::DEADLINE): { "type": "string", "format": "date-time",
+                (retry_message::DEADLINE): { "type": "string", "format": "date-time",
                     "description": "Until when the truth is sought." },
                 "timestamp": { "type": "integer",
                     "description": "AMQP property; when it was sent, in seconds since 1970: its age counts from then." },
@@ -276,7 +276,7 @@ fn result_message() -> anyhow::Result<Value> {
         "name": "result",
         "title": "Result event",
         "summary": "A CloudEvent 1.0 in structured mode",
-        "contentType": event::CONTENT_TYPE,
+        "contentType": result_event::CONTENT_TYPE,
         "correlationId": { "$ref": "#/components/correlationIds/correlation" },
         "headers": event_headers(),
         "payload": embedded(schema::event(Dialect::Draft07)),
@@ -293,7 +293,7 @@ fn audit_message() -> anyhow::Result<Value> {
         "name": "audit",
         "title": "Audit event",
         "summary": "A CloudEvent 1.0 in structured mode",
-        "contentType": event::CONTENT_TYPE,
+        "contentType": result_event::CONTENT_TYPE,
         "payload": embedded(schema::audit(Dialect::Draft07)),
         "bindings": { "amqp": { "contentEncoding": "utf-8", "messageType": "audit", "bindingVersion": BINDING } },
         "examples": AUDITS.into_iter().map(example).collect::<anyhow::Result<Vec<_>>>()?,

@@ -3,11 +3,11 @@
 use std::fmt::Write as _;
 
 use crate::wire::coupon::{MEMBERS, Member, Word};
-use crate::wire::event::ENTITY_BYTES_MAX;
+use crate::wire::result_event::ENTITY_BYTES_MAX;
 
 /// The languages of the page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Language {
+pub(super) enum Language {
     /// docs/coupon.md
     English,
     /// docs/zh-CN/coupon.md
@@ -18,7 +18,7 @@ pub enum Language {
 const HEADS: [&str; 2] = [include_str!("coupon_page/head.en.md"), include_str!("coupon_page/head.zh-CN.md")];
 
 /// The page, which ends with a line feed.
-pub fn page(language: Language) -> String {
+pub(super) fn page(language: Language) -> String {
     let head = language.choose(HEADS[0], HEADS[1]);
     let mut page = head.replace("{bytes}", &grouped(ENTITY_BYTES_MAX));
     for section in sections() {

@@ -1,0 +1,522 @@
+//! The pages of the operator console, rendered from plain values. No script: every step is a form.
+
+use std::fmt::Write as _;
+use std::sync::LazyLock;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use jiff::{SignedDuration, Timestamp};
+use sha2::{Digest as _, Sha256};
+
+use super::auth::Session;
+use crate::parked::{CouponQuery, CouponStatus, Parked, SignatureWitness};
+use crate::policy::attempt::Evidence;
+use crate::telemetry::log::{Masked, Short};
+use crate::telemetry::untrusted::{Untrusted, Visible, visible_lines};
+use crate::wire::audit_event::OperatorAction;
+use crate::wire::command::PartialCommand;
+use crate::wire::retry_message;
+
+/// The status page's own style, and what forms need beside it.
+const STYLE: &str = concat!(include_str!("../page.css"), include_str!("page.css"));
+
+/// What a browser may do with these pages: show them, and send their forms back here.
+pub(super) static POLICY: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "default-src 'none'; style-src 'sha256-{}'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+        STANDARD.encode(Sha256::digest(STYLE))
+    )
+});
+
+/// The reasons that a filter offers.
+const REASONS: [&str; 5] =
+    ["deadline_passed", "attempts_exhausted", "invalid_command", "corrupt_retry_message", "delivery_limit"];
+
+/// One parked command in the list.
+#[derive(Debug, Clone)]
+pub(super) struct Row {
+    /// [`Parked::key`].
+    pub id: String,
+    /// When it was parked.
+    pub at: Option<Timestamp>,
+    /// Its cells after that.
+    pub cells: [String; 5],
+}
+
+impl Row {
+    /// What the list shows of a parked command: coupon shortened, no openid.
+    pub(super) fn of(parked: &Parked, now: Timestamp) -> Self {
+        let PartialCommand { brand_id, coupon_code, out_request_no, .. } = &parked.partial;
+        let none = || "\u{2013}".to_owned();
+        Self {
+            id: parked.key(),
+            at: parked.at,
+            cells: [
+                parked.age(now).map_or_else(none, span),
+                Untrusted(&parked.reason.replace('_', " ")).to_string(),
+                brand_id.as_ref().map_or_else(none, ToString::to_string),
+                coupon_code.as_ref().map_or_else(none, |code| Short(code.as_str()).to_string()),
+                out_request_no.as_ref().map_or_else(none, ToString::to_string),
+            ],
+        }
+    }
+}
+
+/// What was found on a look through the queue.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// Those that are meant, oldest first.
+    pub rows: Vec<Row>,
+    /// How many are meant, which may be more than are shown.
+    pub meant: usize,
+    /// How many are parked.
+    pub waiting: u32,
+    /// How many were looked at.
+    pub looked: usize,
+    /// What ended the look before its end.
+    pub cut_short: Option<String>,
+}
+
+/// The fields of the filter as they were typed, in this order: reason, older than, newer than, brand, coupon, number.
+pub(super) type Typed = [String; 6];
+
+/// The names of these fields.
+pub(super) const FILTER_FIELDS: [&str; 6] =
+    ["reason", "older_than", "newer_than", "brand", "coupon", "number"];
+
+fn document(title: &str, session: Option<&Session>, inner: &str) -> String {
+    let who = session.map_or_else(String::new, |session| {
+        format!(
+            "<form method=post action=/parked/logout>{}{} <button class=plain>Log out</button></form>",
+            hidden(session),
+            text(&session.operator)
+        )
+    });
+    let title = text(title);
+    format!(
+        "<!doctype html><html lang=en><head><meta charset=utf-8>\
+         <meta name=viewport content=\"width=device-width, initial-scale=1\"><title>{title} - redeemer</title>\
+         <style>{STYLE}</style></head><body class=console><main><div class=top><nav><a href=/>status</a> \
+         <a href=/parked>parked commands</a> <a href=/runbook#ParkedCommandsGrowing>runbook</a></nav>{who}</div><h1>{title}</h1>\
+         {inner}</main></body></html>"
+    )
+}
+
+fn hidden(session: &Session) -> String {
+    format!("<input type=\"hidden\" name=\"csrf_token\" value=\"{}\">", text(&session.csrf_token))
+}
+
+fn result_page(words: &str, class: &str) -> String {
+    format!("<p class=\"told {class}\" role=\"status\">{}</p>", text(words))
+}
+
+/// The login page. `refused` is why access was denied; `exposed` that the port is open beyond this machine.
+pub(super) fn login(refused: Option<&str>, exposed: bool) -> String {
+    let mut inner = refused.map_or_else(String::new, |words| result_page(words, "bad"));
+    if exposed {
+        inner += &result_page(
+            "This port is open beyond this machine and does not encrypt: the token can be read on the network. Use a \
+             tunnel, such as ssh -L or kubectl port-forward.",
+            "warn",
+        );
+    }
+    inner += "<form class=\"card narrow\" method=\"post\" action=\"/parked/login\">\
+              <label>Your name, for the audit event<input name=\"operator\" required maxlength=\"100\" \
+              autocomplete=\"username\"></label>\
+              <label>Token<input name=\"token\" type=\"password\" required maxlength=\"1024\" \
+              autocomplete=\"current-password\"></label><button class=\"button\">Log in</button></form>";
+    document("Operator console", None, &inner)
+}
+
+/// The list with its filter.
+pub(super) fn list(
+    session: &Session,
+    typed: &Typed,
+    found: Result<&Found, &str>,
+    done: Option<&str>,
+) -> String {
+    let mut inner = done.map_or_else(String::new, |words| result_page(words, "good"));
+    let [reason, older, newer, brand, coupon, of_number] = typed.each_ref().map(|typed| text(typed));
+    let mut options = "<option value=\"\">any</option>".to_owned();
+    for word in REASONS {
+        let chosen = if word == reason { " selected" } else { "" };
+        let _ = write!(options, "<option value=\"{word}\"{chosen}>{}</option>", word.replace('_', " "));
+    }
+    if !reason.is_empty() && !REASONS.contains(&reason.as_str()) {
+        let _ = write!(options, "<option value=\"{reason}\" selected>{reason}</option>");
+    }
+    let _ = write!(
+        inner,
+        "<form class=\"card filter\" method=\"get\" action=\"/parked\"><label>Reason<select name=\"reason\">{options}\
+         </select></label><label>Older than<input name=\"older_than\" value=\"{older}\" placeholder=\"2h\"></label>\
+         <label>Newer than<input name=\"newer_than\" value=\"{newer}\" placeholder=\"1d\"></label>\
+         <label>Brand<input name=\"brand\" value=\"{brand}\"></label>\
+         <label>Coupon code<input name=\"coupon\" value=\"{coupon}\"></label>\
+         <label>Request number<input name=\"number\" value=\"{of_number}\"></label>\
+         <button class=\"button\">Show</button></form>"
+    );
+    match found {
+        Err(why) => inner += &result_page(why, "bad"),
+        Ok(found) if found.rows.is_empty() => {
+            let none = match found.waiting {
+                0 => "Nothing is parked.".to_owned(),
+                waiting => format!("None of {} is meant.", count(u64::from(waiting), "parked command")),
+            };
+            let _ = write!(inner, "<p class=\"soft\">{none}{}</p>", not_all(found));
+        }
+        Ok(found) => {
+            inner += &found.cut_short.as_deref().map_or_else(String::new, |why| result_page(why, "bad"));
+            inner += &table(found);
+        }
+    }
+    document("Operator console", Some(session), &inner)
+}
+
+/// Says so where a list does not tell of all that are parked.
+fn not_all(found: &Found) -> String {
+    if found.looked as u64 >= u64::from(found.waiting) {
+        return String::new();
+    }
+    let looked = number(found.looked as u64);
+    format!(" Only the first {looked} were looked at; redeemer parked list sees all.")
+}
+
+fn table(found: &Found) -> String {
+    let summary = format!(
+        "{} shown, of {} that are meant and {} parked.{}",
+        number(found.rows.len() as u64),
+        number(found.meant as u64),
+        number(u64::from(found.waiting)),
+        not_all(found)
+    );
+    let mut table = format!(
+        "<div class=\"card scroll\"><table><caption>{summary}</caption><thead><tr>\
+         <th scope=\"col\">Parked</th><th scope=\"col\">Age</th><th scope=\"col\">Reason</th><th \
+         scope=\"col\">Brand</th><th scope=\"col\">Coupon</th><th scope=\"col\">Request number</th></tr></thead><tbody>"
+    );
+    for Row { id, at, cells } in &found.rows {
+        let when = at
+            .map_or_else(|| "at an unknown time".to_owned(), |at| at.strftime("%m-%d %H:%M:%S").to_string());
+        let _ = write!(table, "<tr><th scope=\"row\"><a href=\"/parked/{}\">{when}</a></th>", text(id));
+        for cell in cells {
+            let _ = write!(table, "<td>{}</td>", text(cell));
+        }
+        table += "</tr>";
+    }
+    table + "</tbody></table></div>"
+}
+
+/// What an query has said, and what would follow.
+#[derive(Debug)]
+pub(super) struct Confirmation<'a> {
+    /// The answer.
+    pub query: &'a CouponQuery,
+    /// What replaying would do, or why it stays parked.
+    pub advice: Result<OperatorAction, String>,
+    /// Why it is done, as typed.
+    pub because: String,
+    /// Whether a refusal would be told.
+    pub publish_refused: bool,
+}
+
+/// One parked command, whole, with what can be done about it.
+pub(super) fn show(
+    session: &Session,
+    parked: &Parked,
+    asked: Option<&Confirmation<'_>>,
+    refused: Option<&str>,
+    now: Timestamp,
+) -> String {
+    let PartialCommand { openid, coupon_code, brand_id, product_coupon_id, stock_id, appid, out_request_no } =
+        &parked.partial;
+    let mut inner = refused.map_or_else(String::new, |words| result_page(words, "bad"));
+    if let Some(asked) = asked {
+        inner += &response_section(session, parked, asked);
+    }
+    let at = parked.at.map_or_else(|| "at an unknown time".to_owned(), |at| format!("{at:.0}"));
+    let age = parked.age(now).map_or_else(String::new, |age| format!(", {} ago", span(age)));
+    let mut facts = vec![
+        ("Parked", format!("{at}{age}")),
+        ("Because", Untrusted(&parked.reason.replace('_', " ")).to_string()),
+        ("Calls before", number(u64::from(parked.attempts()))),
+    ];
+    let fields = [
+        ("Request number", out_request_no.as_ref().map(ToString::to_string)),
+        ("Coupon", coupon_code.as_ref().map(ToString::to_string)),
+        ("Brand", brand_id.as_ref().map(ToString::to_string)),
+        ("Product coupon", product_coupon_id.as_ref().map(ToString::to_string)),
+        ("Stock", stock_id.as_ref().map(ToString::to_string)),
+        ("App", appid.as_ref().map(ToString::to_string)),
+        ("User", openid.as_ref().map(|openid| Short(openid.as_str()).to_string())),
+    ];
+    facts.extend(fields.into_iter().filter_map(|(name, value)| Some((name, value?))));
+    facts.push(("SHA-256 of its bytes", parked.sha256.clone()));
+    inner += "<div class=\"two\"><section><h2>The command</h2><dl>";
+    for (name, value) in facts {
+        let _ = write!(inner, "<dt>{name}</dt><dd>{}</dd>", text(&value));
+    }
+    inner += "</dl></section>";
+    inner += &action_page(session, parked, asked.is_some());
+    inner += "</div>";
+    if !parked.faults().is_empty() {
+        inner += "<section><h2>What is wrong with it</h2><ul class=\"plainlist\">";
+        for fault in parked.faults() {
+            let _ = write!(
+                inner,
+                "<li><code>{}</code> {}</li>",
+                text(&Masked(&fault.pointer).to_string()),
+                text(&fault.problem)
+            );
+        }
+        inner += "</ul></section>";
+    }
+    let evidence = parked.evidence();
+    if !evidence.is_empty() {
+        inner += "<section><h2>What was asked before</h2><ul class=\"plainlist\">";
+        for attempt in &evidence {
+            let _ = write!(inner, "<li>{}</li>", text(&line(attempt, SignatureWitness::Header)));
+        }
+        inner += "</ul></section>";
+    }
+    inner += "<section><h2>Its headers</h2><ul class=\"plainlist\">";
+    for (name, value) in
+        parked.delivery.display_name().into_iter().filter(|(name, _)| name != retry_message::EVIDENCE)
+    {
+        let _ =
+            write!(inner, "<li><code>{}</code> {}</li>", text(&name), text(&parked.masked_headers(&value)));
+    }
+    let (body, left_out) = parked.shown_body();
+    let shown = match std::str::from_utf8(body) {
+        Ok(body) => body.to_owned(),
+        Err(_) => body.escape_ascii().to_string(),
+    };
+    let more = match left_out {
+        0 => String::new(),
+        left_out => format!("<p class=\"soft\">{} more are not shown.</p>", count(left_out as u64, "byte")),
+    };
+    let _ = write!(
+        inner,
+        "</ul></section><section><h2>Its {}</h2><pre>{}</pre>{more}</section>",
+        count(parked.delivery.body().len() as u64, "byte"),
+        preformatted(&parked.masked_body(&shown))
+    );
+    document("A parked command", Some(session), &inner)
+}
+
+/// The forms: ask first, or discard.
+fn action_page(session: &Session, parked: &Parked, asked: bool) -> String {
+    let (hidden, id) = (hidden(session), text(&parked.key()));
+    let ask = match parked.replayable() {
+        Err(why) => format!("<h2>Replay</h2><p class=\"soft\">Not possible: {}.</p>", text(&why)),
+        Ok(_) => {
+            let (title, button) =
+                if asked { ("Ask again", "Ask again") } else { ("Replay", "Ask WeChat Pay first") };
+            format!(
+                "<h2>{title}</h2><form method=\"post\" action=\"/parked/{id}/ask\">{hidden}<p class=\"soft\">An query \
+                 says what is true of the coupon now and changes nothing. What would be done is shown before anything \
+                 is.</p><label class=\"check\"><input type=\"checkbox\" name=\"publish_refused\" value=\"yes\"> If it is \
+                 refused for good: tell so, and take it off the queue</label>\
+                 <button class=\"button\">{button}</button></form>"
+            )
+        }
+    };
+    format!(
+        "<section>{ask}<h2 class=\"later\">Discard</h2><form method=\"post\" \
+         action=\"/parked/{id}/discard\">{hidden}<p class=\"soft\">Takes it off the queue for good. An audit event \
+         stays.</p><label>Why<input name=\"because\" required maxlength=\"200\"></label><label class=\"check\"><input \
+         type=\"checkbox\" name=\"sure\" value=\"yes\" required> It is not needed any more</label>\
+         <button class=\"button danger\">Discard</button></form></section>"
+    )
+}
+
+/// What the query said, and the form that does what follows from it.
+fn response_section(session: &Session, parked: &Parked, asked: &Confirmation<'_>) -> String {
+    let Confirmation { query, advice, because, publish_refused } = asked;
+    let mut card = format!(
+        "<section class=\"answer\" aria-labeledby=\"says\"><h2 id=\"says\">{}</h2><p class=\"soft\">{}</p>",
+        text(&describe(query)),
+        text(&line(&query.evidence, SignatureWitness::ThisProcess))
+    );
+    match advice {
+        Err(why) => {
+            let _ = write!(card, "<p>It stays parked: {}.</p>", text(why));
+        }
+        Ok(deed) => {
+            let tell = if *publish_refused {
+                "<input type=\"hidden\" name=\"publish_refused\" value=\"yes\">"
+            } else {
+                ""
+            };
+            let _ = write!(
+                card,
+                "<p>{} Nothing has been done yet.</p><form method=\"post\" action=\"/parked/{}/replay\">{}{tell}<input \
+                 type=\"hidden\" name=\"deed\" value=\"{}\"><label>Why, for the audit event<input name=\"because\" \
+                 maxlength=\"200\" value=\"{}\"></label><button class=\"button\">{}</button></form>",
+                consequence_of(*deed),
+                text(&parked.key()),
+                hidden(session),
+                deed.effect(),
+                text(because),
+                button(*deed),
+            );
+        }
+    }
+    card + "</section>"
+}
+
+fn consequence_of(deed: OperatorAction) -> &'static str {
+    match deed {
+        OperatorAction::Republished => {
+            "It would be sent again under its old number; the service asks once more before it uses the coupon."
+        }
+        OperatorAction::PublishedRedeemed => {
+            "It has taken effect: its event would say redeemed, and it would leave the queue."
+        }
+        OperatorAction::PublishedRefused => "Its event would say refused, and it would leave the queue.",
+        OperatorAction::Discarded => "It would leave the queue for good.",
+    }
+}
+
+fn button(deed: OperatorAction) -> &'static str {
+    match deed {
+        OperatorAction::Republished => "Send it again",
+        OperatorAction::PublishedRedeemed => "Tell that it is redeemed",
+        OperatorAction::PublishedRefused => "Tell that it is refused",
+        OperatorAction::Discarded => "Discard",
+    }
+}
+
+/// What was done, for the list that follows.
+pub(super) fn result_of(deed: OperatorAction) -> &'static str {
+    match deed {
+        OperatorAction::Republished => "Sent again. An audit event was published.",
+        OperatorAction::PublishedRedeemed => {
+            "Told as redeemed, and off the queue. An audit event was published."
+        }
+        OperatorAction::PublishedRefused => {
+            "Told as refused, and off the queue. An audit event was published."
+        }
+        OperatorAction::Discarded => "Discarded. An audit event was published.",
+    }
+}
+
+fn describe(query: &CouponQuery) -> String {
+    let state = query.coupon.as_ref().map_or("state unknown", |coupon| coupon.state.as_str());
+    match &query.status {
+        CouponStatus::Redeemed(_) => format!("WeChat Pay says: used under this number ({state})"),
+        CouponStatus::Usable => format!("WeChat Pay says: still usable ({state})"),
+        CouponStatus::Refused { reason, .. } => {
+            format!("WeChat Pay says: refused, {} ({state})", reason.as_str().replace('_', " "))
+        }
+        CouponStatus::Unknown => "Nothing could be found out".to_owned(),
+        CouponStatus::Suspended(fault) => format!("Every call fails: {}", fault.as_str()),
+    }
+}
+
+fn line(evidence: &Evidence, witness: SignatureWitness) -> String {
+    let Evidence { at, operation, host, verdict, .. } = evidence;
+    let status = evidence.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
+    let verified = witness.signature(evidence);
+    let request_id = evidence.request_id.as_deref().unwrap_or("\u{2013}");
+    format!("{at:.0}  {operation} {host} {status} {verdict}, {verified}, request {request_id}")
+}
+
+/// A page that says only this.
+pub(super) fn provider_words(session: Option<&Session>, words: &str) -> String {
+    let back = "<p><a href=\"/parked\">Back to the list</a></p>";
+    document("Operator console", session, &(result_page(words, "bad") + back))
+}
+
+/// A text as it stands in HTML, in an element or a quoted attribute, on one line and with hidden characters written out.
+fn text(text: &str) -> String {
+    preformatted(&Visible(text).to_string())
+}
+
+/// The same with its line feeds.
+fn preformatted(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in visible_lines(text).chars() {
+        match c {
+            '&' => safe += "&amp;",
+            '<' => safe += "&lt;",
+            '>' => safe += "&gt;",
+            '"' => safe += "&quot;",
+            '\'' => safe += "&#39;",
+            c => safe.push(c),
+        }
+    }
+    safe
+}
+
+/// 12,345
+fn number(number: u64) -> String {
+    let digits = number.to_string();
+    let mut grouped = String::with_capacity(digits.len() + digits.len() / 3);
+    for (nth, digit) in digits.chars().enumerate() {
+        if nth > 0 && (digits.len() - nth).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
+}
+
+/// 1 byte, 12 bytes
+fn count(of: u64, noun: &str) -> String {
+    format!("{} {noun}{}", number(of), if of == 1 { "" } else { "s" })
+}
+
+/// A span in its largest unit: 42 s, 6 min, 3 h, 2 d.
+fn span(span: SignedDuration) -> String {
+    match span.as_secs().max(0) {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds @ 120..7_200 => format!("{} min", seconds / 60),
+        seconds @ 7_200..172_800 => format!("{} h", seconds / 3_600),
+        seconds => format!("{} d", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hostile_words_stay_words() {
+        let hostile = "<script>\"'&\u{202e}\u{1b}[2J";
+        assert_eq!(text(hostile), "&lt;script&gt;&quot;&#39;&amp;\\u202e\\u001b[2J");
+        assert!(!login(Some(hostile), true).contains("<script"));
+        let session_less = provider_words(None, hostile);
+        assert!(session_less.contains("&lt;script&gt;") && !session_less.contains("<script"));
+    }
+
+    #[test]
+    fn forged_header_is_never_called_verified() {
+        let evidence = Evidence {
+            at: Timestamp::UNIX_EPOCH,
+            operation: "redeem".to_owned(),
+            host: "api.mch.weixin.qq.com".to_owned(),
+            status: Some(200),
+            request_id: None,
+            serial: Some("PUB_KEY_ID_1".to_owned()),
+            verdict: "redeemed".to_owned(),
+        };
+        assert!(!line(&evidence, SignatureWitness::Header).contains("verified"));
+        assert!(line(&evidence, SignatureWitness::ThisProcess).contains(" redeemed, verified,"));
+    }
+
+    #[test]
+    fn the_policy_admits_the_one_style_and_no_script() {
+        let page = login(None, false);
+        let style = page.split_once("<style>").unwrap().1.split_once("</style>").unwrap().0;
+        assert!(POLICY.contains(&format!("'sha256-{}'", STANDARD.encode(Sha256::digest(style)))));
+        assert!(!POLICY.contains("script-src") && !page.contains("<script") && !page.contains(" style="));
+    }
+
+    #[test]
+    fn only_a_port_beyond_the_machine_warns_at_the_door() {
+        assert!(
+            login(None, true).contains("does not encrypt")
+                && !login(None, false).contains("does not encrypt")
+        );
+    }
+}

@@ -1,0 +1,475 @@
+//! The status page: one text, made of what is known at a moment. It works without its script, which only fetches it
+//! anew every two seconds.
+
+use std::fmt::Write as _;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use jiff::Timestamp;
+use sha2::{Digest as _, Sha256};
+
+use crate::admin::history::{History, Interval};
+use crate::policy::attempt::OutcomeKind;
+use crate::telemetry::metrics::Snapshot;
+use crate::telemetry::status::{NoticeKind, Status};
+
+const STYLE: &str = include_str!("page.css");
+const SCRIPT: &str = include_str!("page.js");
+const RUNBOOK: &str = include_str!("../../docs/runbook.md");
+
+/// What the page may load and do: its own style and script, by their digests, and itself again.
+pub(super) fn content_security_policy() -> String {
+    let digest = |text: &str| STANDARD.encode(Sha256::digest(text.as_bytes()));
+    format!(
+        "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; connect-src 'self'; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        digest(STYLE),
+        digest(SCRIPT)
+    )
+}
+
+/// How the reason begins that results and copies do not get through.
+const NOT_ACCEPTED: &str = "broker: results or copies are not accepted";
+
+/// In what mood the page greets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ServiceState {
+    /// All is well.
+    Well,
+    /// Not there yet, and nothing is wrong so far.
+    Starting,
+    /// It consumes, and something stands in its way.
+    Troubled,
+    /// Calls are held back; the backlog waits.
+    Paused,
+    /// Nothing can be taken or told.
+    Broken,
+}
+
+impl ServiceState {
+    fn of(status: &Status) -> Self {
+        match status.reasons.as_slice() {
+            [] if status.notices.is_empty() => Self::Well,
+            [] => Self::Troubled,
+            reasons if reasons.iter().all(|reason| reason.starts_with("starting:")) => Self::Starting,
+            _ if status.consuming => Self::Troubled,
+            reasons if reasons.iter().all(|reason| reason.starts_with("payment API:")) => Self::Paused,
+            _ => Self::Broken,
+        }
+    }
+
+    fn class(self) -> &'static str {
+        match self {
+            Self::Well => "well",
+            Self::Starting => "starting",
+            Self::Troubled => "troubled",
+            Self::Paused => "paused",
+            Self::Broken => "broken",
+        }
+    }
+}
+
+/// Renders the page.
+pub(super) fn render(
+    status: &Status,
+    glance: &Snapshot,
+    history: &History,
+    console: bool,
+    now: Timestamp,
+) -> String {
+    let mood = ServiceState::of(status);
+    let mut page = format!(
+        "<!doctype html><html lang=en><meta charset=utf-8>\
+         <meta name=viewport content=\"width=device-width, initial-scale=1\"><title>{} - redeemer</title>\
+         <style>{STYLE}</style><body class={}><main>",
+        match mood {
+            ServiceState::Well => "consuming",
+            ServiceState::Starting => "starting",
+            ServiceState::Troubled => "consuming, in trouble",
+            ServiceState::Paused => "paused",
+            ServiceState::Broken => "not consuming",
+        },
+        mood.class()
+    );
+    headline(&mut page, mood, status, history);
+    let intervals = history.intervals();
+    let minute = history.last_minute();
+    page.push_str("<div class=cards>");
+    outcomes(&mut page, &minute, &intervals, glance);
+    provider(&mut page, &minute, &intervals, glance);
+    in_hand(&mut page, status, glance);
+    queues(&mut page, status, glance);
+    problems(&mut page, history, now);
+    page.push_str("</div>");
+    let _ = write!(
+        page,
+        "<footer><nav><a href=/metrics>metrics</a> <a href=/readyz>readyz</a> <a href=/livez>livez</a> \
+         <a href=/status.json>status.json</a> <a href=/runbook>runbook</a>{}</nav>\
+         <p>redeemer {} &middot; {}</footer></main><script>{SCRIPT}</script></body></html>",
+        if console { " <a href=/parked>parked commands</a>" } else { "" },
+        env!("CARGO_PKG_VERSION"),
+        now.strftime("%Y-%m-%d %H:%M:%S UTC")
+    );
+    page
+}
+
+fn headline(page: &mut String, mood: ServiceState, status: &Status, history: &History) {
+    let ended: u64 = history.last_minute().outcomes.iter().sum();
+    let words = match mood {
+        ServiceState::Well => "Consuming.",
+        ServiceState::Starting => "Starting.",
+        ServiceState::Troubled if status.reasons.iter().any(|reason| reason.starts_with(NOT_ACCEPTED)) => {
+            "Consuming, but the broker does not take our messages."
+        }
+        ServiceState::Troubled if status.reasons.is_empty() => {
+            match status.notices.iter().any(|notice| notice.kind == NoticeKind::RateReduced) {
+                true => "Consuming at a reduced rate.",
+                false => "Consuming, but some answers cannot be believed.",
+            }
+        }
+        ServiceState::Troubled => "Consuming, but not all is well.",
+        ServiceState::Paused => "Paused for the payment API. The backlog waits in its queue.",
+        ServiceState::Broken => match status.reasons.first().map(String::as_str) {
+            Some(reason) if reason.starts_with("broker:") => "Not consuming: the broker.",
+            Some(reason) if reason.starts_with("keys:") => "Not consuming: the keys.",
+            Some("stopping") => "Stopping.",
+            _ => "Not consuming.",
+        },
+    };
+    // Read out when it changes, and only then: the script leaves alone what is as it was.
+    let _ = write!(page, "<header><h1 role=status>{words}</h1>");
+    if mood == ServiceState::Well {
+        let _ = match ended {
+            0 => write!(page, "<p>No commands in the last minute."),
+            1 => write!(page, "<p>One command settled in the last minute."),
+            ended => write!(page, "<p>{} commands settled in the last minute.", grouped(ended)),
+        };
+    }
+    for reason in &status.reasons {
+        let _ = write!(page, "<p>{}{}", escaped(reason), runbook_link(reason));
+    }
+    for warning in &status.warnings {
+        let _ = write!(page, "<p>Warning: {}", escaped(warning));
+    }
+    for notice in &status.notices {
+        let section = notice_section(notice.kind);
+        let _ = write!(page, "<p>{} <a href=/runbook#{section}>what to do</a>", escaped(&notice.words));
+    }
+    page.push_str("</header>");
+}
+
+fn notice_section(kind: NoticeKind) -> &'static str {
+    match kind {
+        NoticeKind::RateReduced => "RateLimitReduced",
+        NoticeKind::NotBelieved => "ResponsesUnverified",
+    }
+}
+
+fn outcomes(page: &mut String, minute: &Interval, intervals: &[Interval], glance: &Snapshot) {
+    page.push_str("<section><h2>Outcomes</h2>");
+    let settled: Vec<_> = intervals.iter().map(split).collect();
+    let what = "commands in each 5 s: <i>redeemed</i> <i class=rest>other</i>";
+    chart(page, what, "commands", &settled);
+    page.push_str("<table><tr><th>outcome<th>last minute<th>since start");
+    for (nth, kind) in OutcomeKind::ALL.into_iter().enumerate() {
+        let (lately, ever) = (minute.outcomes[nth], glance.outcomes[nth]);
+        let word = kind.as_str();
+        let class = if kind == OutcomeKind::Unresolved && ever > 0 { " class=unresolved" } else { "" };
+        let _ = write!(page, "<tr{class}><td>{word}<td>{}<td>{}", grouped(lately), grouped(ever));
+    }
+    page.push_str("</table></section>");
+}
+
+fn provider(page: &mut String, minute: &Interval, intervals: &[Interval], glance: &Snapshot) {
+    page.push_str("<section><h2>WeChat Pay</h2>");
+    let times: Vec<_> = intervals.iter().map(|each| [each.call_ms.unwrap_or_default(), 0.0]).collect();
+    chart(page, "mean time of a call in each 5 s", "ms", &times);
+    let time = minute.call_ms.map_or_else(|| "no calls".to_owned(), |ms| format!("{ms:.0} ms"));
+    page.push_str("<dl>");
+    entry(page, "a call takes", &time);
+    entry(page, "calls in the last minute", &grouped(minute.calls));
+    entry(page, "pace of this instance", &format!("{:.0} calls/s", glance.rate));
+    let circuit_gate = if glance.circuit_open { "open" } else { "closed" };
+    entry(page, "circuit_gate", circuit_gate);
+    if glance.clock_skew.abs() >= 3.0 {
+        entry(page, "its clock less ours", &format!("{:.0} s", glance.clock_skew));
+    }
+    page.push_str("</dl></section>");
+}
+
+fn in_hand(page: &mut String, status: &Status, glance: &Snapshot) {
+    page.push_str("<section><h2>In hand</h2>");
+    let share = glance.busy as f64 / (glance.permits.max(1)) as f64;
+    let _ = write!(
+        page,
+        "<svg class=bar viewBox=\"0 0 100 6\" preserveAspectRatio=none role=img aria-label=\"{} of {} permits busy\">\
+         <rect class=track width=100 height=6 /><rect width={:.1} height=6 /></svg><dl>",
+        glance.busy,
+        glance.permits,
+        100.0 * share.clamp(0.0, 1.0)
+    );
+    entry(page, "permits busy", &format!("{} of {}", glance.busy, glance.permits));
+    entry(page, "commands held", &glance.in_flight.to_string());
+    entry(page, "instances", &glance.consumers.to_string());
+    entry(page, "broker", status.broker.as_deref().unwrap_or("not connected"));
+    entry(page, "connections built", &glance.sessions_started.to_string());
+    page.push_str("</dl></section>");
+}
+
+fn queues(page: &mut String, status: &Status, glance: &Snapshot) {
+    page.push_str("<section><h2>Queues</h2><table><tr><th>queue<th>messages");
+    for (queue, messages) in &glance.depths {
+        let shown =
+            if messages.is_nan() { "?".to_owned() } else { grouped(messages.max(0.0).round() as u64) };
+        let alarming = matches!(queue.as_str(), "parked" | "unrouted") && *messages > 0.0;
+        let class = if alarming { " class=unresolved" } else { "" };
+        let _ = write!(page, "<tr{class}><td>{}<td>{shown}", escaped(queue));
+    }
+    page.push_str("</table>");
+    if status.broker.is_none() {
+        page.push_str("<p class=note>As last counted: the broker is not connected.");
+    }
+    page.push_str("</section>");
+}
+
+fn problems(page: &mut String, history: &History, now: Timestamp) {
+    page.push_str("<section class=problems><h2>Last problems</h2>");
+    let mut any = false;
+    for (at, words) in history.last_problems() {
+        page.push_str(if any { "" } else { "<ol>" });
+        any = true;
+        let ago = now.duration_since(*at).as_secs().max(0);
+        let ago = match ago {
+            0..60 => format!("{ago} s ago"),
+            60..3_600 => format!("{} min ago", ago / 60),
+            _ => format!("{} h ago", ago / 3_600),
+        };
+        let _ =
+            write!(page, "<li><time datetime={at}>{ago}</time> {}{}", escaped(words), runbook_link(words));
+    }
+    page.push_str(if any { "</ol></section>" } else { "<p>None since the start.</section>" });
+}
+
+fn entry(page: &mut String, name: &str, value: &str) {
+    let _ = write!(page, "<dt>{name}<dd>{}", escaped(value));
+}
+
+/// Commands that were redeemed, and those that ended otherwise.
+fn split(interval: &Interval) -> [f64; 2] {
+    let mut split = [0.0; 2];
+    for (kind, commands) in OutcomeKind::ALL.into_iter().zip(interval.outcomes) {
+        split[usize::from(kind != OutcomeKind::Redeemed)] += commands as f64;
+    }
+    split
+}
+
+/// Bars of two parts, the first below the second, the latest bar at the right; the tallest fills the height and is
+/// named. `what` is HTML, and stands above them.
+fn chart(page: &mut String, what: &str, unit: &str, bars: &[[f64; 2]]) {
+    const BARS: usize = 119;
+    let most = bars.iter().map(|[first, second]| first + second).fold(0.0, f64::max);
+    let _ = write!(
+        page,
+        "<figure><figcaption>{what}</figcaption>\
+         <svg class=chart viewBox=\"0 0 {BARS} 30\" preserveAspectRatio=none role=img aria-label=\"at most {} {unit}\">",
+        scale(most)
+    );
+    let from = BARS.saturating_sub(bars.len());
+    for (nth, [first, second]) in bars.iter().enumerate().filter(|(_, [first, second])| first + second > 0.0)
+    {
+        let high = (30.0 * (first + second) / most).max(0.6);
+        let low = high * first / (first + second);
+        for (class, height, top) in [("", low, low), (" class=rest", high - low, high)] {
+            if height > 0.0 {
+                let (x, y) = (from + nth, 30.0 - top);
+                let _ = write!(page, "<rect{class} x={x} y={y:.1} width=.8 height={height:.1} />");
+            }
+        }
+    }
+    let _ = write!(
+        page,
+        "</svg><p class=scale><span>10 min ago</span><span>most: {} {unit}</span><span>now</span></figure>",
+        scale(most)
+    );
+}
+
+/// The height of the tallest bar, as it is written below a chart.
+fn scale(most: f64) -> String {
+    if most < 10.0 && most.fract() > 0.0 { format!("{most:.1}") } else { grouped(most.round() as u64) }
+}
+
+/// The section of the runbook for a reason that stands in the way.
+fn runbook_link(reason: &str) -> String {
+    let sections = [
+        ("payment API: it rejects our signature", "SuspendedUnauthenticated"),
+        ("payment API: no brand has authorized", "SuspendedUnauthorized"),
+        ("payment API: its answers carry no signature", "SignatureVerificationFailing"),
+        ("payment API:", "CircuitOpen"),
+        ("broker: publishing is blocked", "BrokerBlocked"),
+        (NOT_ACCEPTED, "PublishesReturned"),
+        ("broker:", "BrokerDisconnected"),
+        ("keys:", "NotConsuming"),
+    ];
+    let section = sections.into_iter().find(|(begins, _)| reason.starts_with(begins));
+    section.map_or_else(String::new, |(_, section)| format!(" <a href=/runbook#{section}>what to do</a>"))
+}
+
+/// The runbook, with an anchor at each section.
+pub(super) fn runbook() -> String {
+    let mut page = format!(
+        "<!doctype html><html lang=en><meta charset=utf-8>\
+         <meta name=viewport content=\"width=device-width, initial-scale=1\"><title>runbook - redeemer</title>\
+         <style>{STYLE}</style><body><main class=runbook>"
+    );
+    for line in RUNBOOK.lines() {
+        let _ = match line.strip_prefix("## ") {
+            Some(section) => write!(page, "<h2 id={section}>{section}</h2>"),
+            None => writeln!(page, "{}", escaped(line)),
+        };
+    }
+    page.push_str("</main></body></html>");
+    page
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+/// With a thin space between thousands.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut shown = String::new();
+    for (nth, digit) in digits.chars().enumerate() {
+        if nth > 0 && (digits.len() - nth).is_multiple_of(3) {
+            shown.push('\u{2009}');
+        }
+        shown.push(digit);
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::status::Notice;
+
+    fn status(reasons: &[&str]) -> Status {
+        let reasons = reasons.iter().map(|reason| (*reason).to_owned()).collect();
+        Status { reasons, ..Status::starting(Timestamp::UNIX_EPOCH) }
+    }
+
+    fn page(reasons: &[&str]) -> String {
+        let mut history = History::default();
+        history.problems(Timestamp::UNIX_EPOCH, &status(reasons).reasons);
+        render(&status(reasons), &Snapshot::default(), &history, false, Timestamp::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn the_headline_says_how_it_stands_and_the_reasons_why() {
+        assert!(page(&[]).contains("<h1 role=status>Consuming.</h1><p>No commands in the last minute."));
+        let paused = page(&["payment API: it rejects our signature (401); look at the merchant key"]);
+        assert!(paused.contains("<h1 role=status>Paused for") && paused.contains("look at the merchant key"));
+        assert!(paused.contains("/runbook#SuspendedUnauthenticated"));
+        assert!(
+            page(&["broker: gone", "payment API: silent"])
+                .contains("<h1 role=status>Not consuming: the broker.</h1>")
+        );
+    }
+
+    #[test]
+    fn trouble_while_it_consumes_is_not_told_as_a_standstill() {
+        let refused =
+            status(&["broker: results or copies are not accepted (refused); they are published again"]);
+        let consuming = Status { consuming: true, ..refused };
+        let page =
+            render(&consuming, &Snapshot::default(), &History::default(), false, Timestamp::UNIX_EPOCH);
+        assert!(page.contains("<h1 role=status>Consuming, but the broker does not take our messages.</h1>"));
+        assert!(page.contains("<body class=troubled>") && page.contains("/runbook#PublishesReturned"));
+    }
+
+    #[test]
+    fn the_headline_says_what_is_reduced_or_not_believed() {
+        for (kind, headline) in [
+            (NoticeKind::RateReduced, "Consuming at a reduced rate."),
+            (NoticeKind::NotBelieved, "Consuming, but some answers cannot be believed."),
+        ] {
+            let notices = vec![Notice { kind, words: "last: 429 <b>".to_owned() }];
+            let status = Status { consuming: true, notices, ..status(&[]) };
+            let page =
+                render(&status, &Snapshot::default(), &History::default(), false, Timestamp::UNIX_EPOCH);
+            assert!(page.contains(&format!("<h1 role=status>{headline}</h1>")));
+            assert!(page.contains("<body class=troubled>") && page.contains("last: 429 &lt;b&gt;"));
+            assert!(runbook().contains(&format!("<h2 id={}>", notice_section(kind))));
+        }
+    }
+
+    #[test]
+    fn a_start_is_no_trouble_and_old_numbers_say_so() {
+        let starting = page(&["starting: not connected to the broker yet"]);
+        assert!(
+            starting.contains("<h1 role=status>Starting.</h1>") && starting.contains("<body class=starting>")
+        );
+        assert!(starting.contains("As last counted"), "no broker is known");
+        assert_eq!(
+            ["0", "2.5", "1\u{2009}200"],
+            [scale(0.0), scale(2.5), scale(1_200.0)].each_ref().map(|text| text.as_str())
+        );
+    }
+
+    #[test]
+    fn a_chart_says_what_it_shows_in_which_unit_and_sets_apart_what_was_not_redeemed() {
+        let mut history = History::default();
+        for (outcomes, calls) in [([0, 0, 0, 0], 0), ([3, 2, 0, 1], 3), ([3, 2, 4, 1], 3)] {
+            let call_seconds = 0.2 * calls as f64;
+            history.sample(Snapshot { outcomes, calls, call_seconds, ..Snapshot::default() });
+        }
+        let page = render(&status(&[]), &Snapshot::default(), &history, false, Timestamp::UNIX_EPOCH);
+        for words in ["commands in each 5 s: <i>redeemed</i> <i class=rest>other</i>", "mean time of a call"]
+        {
+            assert!(page.contains(words), "{words}: {page}");
+        }
+        for most in ["most: 6 commands", "most: 200 ms"] {
+            assert!(page.contains(most), "{most}: {page}");
+        }
+        let bars = "<rect x=117 y=15.0 width=.8 height=15.0 /><rect class=rest x=117 y=0.0 width=.8 height=15.0 />\
+                    <rect class=rest x=118 y=10.0 width=.8 height=20.0 />";
+        assert!(page.contains(bars), "{page}");
+    }
+
+    #[test]
+    fn hostile_words_stay_words() {
+        let page = page(&["broker: <script>alert(\"1\")</script>&"]);
+        assert!(!page.contains("<script>alert") && page.contains("&lt;script&gt;alert(&quot;1&quot;)"));
+    }
+
+    #[test]
+    fn nothing_is_loaded_from_elsewhere() {
+        let page = page(&[]);
+        assert!(!page.contains("http://") && !page.contains("https://") && !page.contains("src="));
+        assert!(content_security_policy().starts_with("default-src 'none'; style-src 'sha256-"));
+    }
+
+    #[test]
+    fn every_section_that_is_linked_is_in_the_runbook() {
+        let runbook = runbook();
+        for reason in [
+            "payment API: it rejects our signature",
+            "payment API: no brand has authorized",
+            "payment API: its answers carry no signature",
+            "payment API: it does not answer",
+            "broker: publishing is blocked",
+            "broker: results or copies are not accepted",
+            "broker: refused",
+            "keys: no key to verify answers with yet",
+        ] {
+            let link = runbook_link(reason);
+            let section = link.split('#').nth(1).unwrap().split('>').next().unwrap();
+            assert!(runbook.contains(&format!("<h2 id={section}>")), "{section}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_grouped() {
+        assert_eq!([grouped(0), grouped(999), grouped(1_234_567)], ["0", "999", "1\u{2009}234\u{2009}567"]);
+    }
+}

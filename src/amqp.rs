@@ -1,0 +1,14 @@
+//! RabbitMQ: connections, channels, consumers and confirmed publishing.
+
+pub mod client;
+pub mod connection;
+pub mod dead_letter_queue;
+pub mod delivery;
+pub mod management;
+pub mod parked_queue;
+pub mod probe;
+pub mod publisher;
+pub mod session;
+mod socket_guard;
+pub mod tls;
+pub mod topology;

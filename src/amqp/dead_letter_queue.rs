@@ -1,0 +1,66 @@
+//! The queue of commands that the broker itself took out of the command queue: delivered too often without being settled,
+//! or expired. Taken one at a time, on a connection of its own, because what could not be read before may end it again.
+
+use std::sync::Arc;
+
+use lapin::options::BasicGetOptions;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::amqp::connection::{
+    AmqpSettings, BrokerConnection, CannotConnect, Health, connect_any, lost, watch_events,
+};
+use crate::amqp::delivery::{ConsumerChannel, Delivery};
+
+/// A connection that takes dead letters.
+pub struct DeadLetters {
+    connection: BrokerConnection,
+    health: watch::Sender<Health>,
+    inlet: Arc<ConsumerChannel>,
+    settings: AmqpSettings,
+    at: String,
+}
+
+impl DeadLetters {
+    /// Connects.
+    ///
+    /// # Errors
+    /// [`CannotConnect`]
+    pub async fn open(settings: &AmqpSettings) -> Result<Self, CannotConnect> {
+        let (connection, at) = connect_any(settings, "redeemer dead letters").await?;
+        let health = watch::Sender::new(Health::default());
+        watch_events(&connection, &health, false);
+        let limit = settings.connect_timeout;
+        let channel = timeout(limit, connection.create_channel()).await;
+        let late = |_| CannotConnect::TimedOut { at: at.clone(), step: "opening a channel", limit };
+        let channel = channel.map_err(late)?;
+        let channel = channel.map_err(|source| CannotConnect::Refused { at: at.clone(), source })?;
+        let (inlet, settings) = (ConsumerChannel::new(channel), settings.clone());
+        Ok(Self { connection, health, inlet, settings, at })
+    }
+
+    /// The next one; `None` when there is none left.
+    ///
+    /// # Errors
+    /// [`CannotConnect`] where the connection is gone, and with it whatever was not settled.
+    pub async fn next(&mut self) -> Result<Option<Delivery>, CannotConnect> {
+        let (at, limit) = (self.at.clone(), self.settings.connect_timeout);
+        let queue = self.settings.topology.names.dead.as_str();
+        let got = self.inlet.channel().basic_get(queue.into(), BasicGetOptions::default());
+        let got = tokio::select! {
+            got = timeout(limit, got) => got,
+            // The client does not always answer for a connection that has ended over the answer.
+            why = lost(&self.health) => return Err(CannotConnect::Lost { at, why }),
+        };
+        match got {
+            Ok(Ok(got)) => Ok(got.map(|got| Delivery::new(got.delivery, &self.inlet))),
+            Ok(Err(source)) => Err(CannotConnect::Refused { at, source }),
+            Err(_) => Err(CannotConnect::TimedOut { at, step: "handing over a dead letter", limit }),
+        }
+    }
+
+    /// Closes the connection, within a bound; what was not settled goes back.
+    pub async fn close(self) {
+        let _ = timeout(self.settings.connect_timeout, self.connection.close(200, "done".into())).await;
+    }
+}

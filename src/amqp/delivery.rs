@@ -1,0 +1,394 @@
+//! A delivery: what the broker handed over, until it is settled. Settling consumes it.
+//!
+//! Acknowledgements that become due within two milliseconds of the one before go out together: each that goes by itself
+//! wakes the client's own thread and is a write of its own, which costs more than all else about it.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use jiff::Timestamp;
+use lapin::Channel;
+use lapin::options::BasicAckOptions;
+use lapin::protocol::basic::AMQPProperties;
+use lapin::types::{AMQPValue, FieldTable};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{sleep, timeout};
+
+use crate::amqp::publisher::Published;
+use crate::wire::{result_event, retry_message};
+
+/// A message taken from the command queue and not settled yet.
+#[derive(Debug)]
+pub struct Delivery {
+    body: Vec<u8>,
+    properties: AMQPProperties,
+    redelivered: bool,
+    /// What the broker calls it, on the channel that it came by and on no other.
+    tag: u64,
+    inlet: Arc<ConsumerChannel>,
+}
+
+/// A channel that deliveries come by, and that they are settled on.
+#[derive(Debug)]
+pub(super) struct ConsumerChannel {
+    channel: Channel,
+    /// No longer than what is unsettled, and that is bounded by the prefetch.
+    due: mpsc::UnboundedSender<Due>,
+}
+
+/// An acknowledgement to be sent.
+#[derive(Debug)]
+struct Due {
+    tag: u64,
+    sent: oneshot::Sender<Result<(), Unsettled>>,
+}
+
+/// Marks a command that was put back into the queue as a new message and had been delivered before, as a header.
+pub const TRIED: &str = "x-redemption-tried";
+
+/// Marks a command that was put back into the queue as a new message, as a header: another one of it may exist.
+pub const HANDED_BACK: &str = "x-redemption-handed-back";
+
+/// Marks what the client did not read of headers, at any level of them.
+const UNDECODABLE: &str = lapin::types::parsing::UNDECODABLE;
+
+/// How often a message that cannot be worked on was delayed, as a header.
+pub const DELAYS_PASSED: &str = "x-redemption-delays-passed";
+
+/// Why and when (RFC 3339) the broker dead-lettered a command that was put back among the dead letters, as headers.
+pub const DEAD_REASON: &str = "x-redemption-dead-reason";
+/// See [`DEAD_REASON`].
+pub const DEAD_AT: &str = "x-redemption-dead-at";
+
+/// How often in a row the event of a dead letter was not taken, and when that is to be tried next (RFC 3339), as headers.
+pub const DEAD_TRIES: &str = "x-redemption-dead-tries";
+/// See [`DEAD_TRIES`].
+pub const DEAD_AGAIN: &str = "x-redemption-dead-again";
+
+/// Why the broker itself moved a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Death<'a> {
+    /// `delivery_limit`, `rejected`, `expired` or `maxlen`.
+    pub reason: &'a str,
+    /// When.
+    pub at: Option<Timestamp>,
+}
+
+/// Why a delivery could not be settled: the broker will deliver it again.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the delivery could not be settled: {0}")]
+pub struct Unsettled(String);
+
+impl Delivery {
+    /// `inlet` is the one that it came by.
+    pub(super) fn new(delivery: lapin::message::Delivery, inlet: &Arc<ConsumerChannel>) -> Self {
+        let lapin::message::Delivery { data, properties, redelivered, delivery_tag, .. } = delivery;
+        Self { body: data, properties, redelivered, tag: delivery_tag, inlet: inlet.clone() }
+    }
+
+    /// The message.
+    pub fn body(&self) -> &[u8] {
+        &self.body
+    }
+
+    /// Whether it was delivered before, to anyone: a redeem may have been sent by whoever held it.
+    pub fn redelivered(&self) -> bool {
+        self.redelivered || self.delivery_count() > 0 || self.has_header(TRIED)
+    }
+
+    /// Whether it was delivered before, or moved by the broker, so that its use may have been sent.
+    pub fn may_have_been_tried(&self) -> bool {
+        self.redelivered() || ["x-death", "x-first-death-reason"].iter().any(|name| self.has_header(name))
+    }
+
+    /// Whether it has a header of this name, of whatever type.
+    pub fn has_header(&self, name: &str) -> bool {
+        self.headers().is_some_and(|headers| headers.contains_key(name))
+    }
+
+    /// The text of a header; `None` where it is absent or no text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        match self.headers()?.inner().get(name)? {
+            AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok(),
+            AMQPValue::ShortString(text) => Some(text.as_str()),
+            _ => None,
+        }
+    }
+
+    /// What of its properties cannot be read, with the reason. The client reads such a message all the same: it marks
+    /// headers that it did not read and replaces bytes that are not UTF-8.
+    pub fn undecodable_property(&self) -> Option<(&'static str, &'static str)> {
+        if self.headers().is_some_and(is_marked) {
+            return Some((
+                "headers",
+                "is nested more than 64 levels deep, or has a value of an unknown type",
+            ));
+        }
+        let texts = [
+            ("correlation_id", self.properties.correlation_id()),
+            ("message_id", self.properties.message_id()),
+            ("reply_to", self.properties.reply_to()),
+            ("content_encoding", self.properties.content_encoding()),
+        ];
+        let replaced = |text: &Option<lapin::types::ShortString>| {
+            text.as_ref().is_some_and(|text| text.as_str().contains(char::REPLACEMENT_CHARACTER))
+        };
+        let found = texts.into_iter().find(|(_, text)| replaced(text));
+        found.map(|(name, _)| (name, "is not UTF-8"))
+    }
+
+    /// `content_encoding`, where it is another one than that of plain JSON.
+    pub fn content_encoding(&self) -> Option<&str> {
+        let encoding = self.properties.content_encoding().as_ref()?.as_str();
+        let plain = ["", "identity", "utf-8", "utf8"];
+        (!plain.contains(&encoding.to_ascii_lowercase().as_str())).then_some(encoding)
+    }
+
+    /// How often it was delayed because the broker did not take the event about it, by [`DELAYS_PASSED`].
+    pub fn delays_passed(&self) -> usize {
+        self.header(DELAYS_PASSED).and_then(|text| text.parse().ok()).unwrap_or(0)
+    }
+
+    /// How often the broker delivered it before in vain, as it counts.
+    pub fn delivery_count(&self) -> u64 {
+        self.number("x-delivery-count").and_then(|count| u64::try_from(count).ok()).unwrap_or(0)
+    }
+
+    /// `correlation_id`, or else `message_id`: what the sender knows the command by.
+    pub fn correlation(&self) -> Option<&str> {
+        let own = self.properties.correlation_id().as_ref();
+        own.or(self.properties.message_id().as_ref()).map(|id| id.as_str())
+    }
+
+    /// The end of the second in which it was sent, by its `timestamp`: that has whole seconds, and an age must not be
+    /// told as longer than it is.
+    pub fn sent_by(&self) -> Option<Timestamp> {
+        let seconds = i64::try_from((*self.properties.timestamp())?).ok()?;
+        Timestamp::from_second(seconds.checked_add(1)?).ok()
+    }
+
+    /// `reply_to`, where it is one. A key under which the service itself publishes is none: an event would lie in queues
+    /// that are bound to others.
+    pub fn reply_to(&self) -> Option<&str> {
+        self.named_reply_to().filter(|key| !result_event::is_reserved_key(key))
+    }
+
+    /// Whether `reply_to` names a key under which the service itself publishes.
+    pub fn names_reserved_reply_to(&self) -> bool {
+        self.named_reply_to().is_some_and(result_event::is_reserved_key)
+    }
+
+    fn named_reply_to(&self) -> Option<&str> {
+        self.properties.reply_to().as_ref().map(|key| key.as_str()).filter(|key| !key.is_empty())
+    }
+
+    /// Every header, and the properties that have a meaning here, as texts for people.
+    pub fn display_name(&self) -> Vec<(String, String)> {
+        let properties = [
+            ("message_id", self.properties.message_id()),
+            ("correlation_id", self.properties.correlation_id()),
+            ("reply_to", self.properties.reply_to()),
+            ("content_type", self.properties.content_type()),
+        ];
+        let properties = properties
+            .into_iter()
+            .filter_map(|(name, text)| Some((name.to_owned(), text.as_ref()?.as_str().to_owned())));
+        let headers = self.headers().into_iter().flat_map(|headers| headers.inner());
+        properties.chain(headers.map(|(name, value)| (name.to_string(), display_name(value)))).collect()
+    }
+
+    /// Why and when the broker itself moved it here last, where it did.
+    pub fn death(&self) -> Option<Death<'_>> {
+        let AMQPValue::FieldArray(deaths) = self.headers()?.inner().get("x-death")? else { return None };
+        let AMQPValue::FieldTable(last) = deaths.as_slice().first()? else { return None };
+        let AMQPValue::LongString(reason) = last.inner().get("reason")? else { return None };
+        let at = match last.inner().get("time") {
+            Some(AMQPValue::Timestamp(seconds)) => {
+                i64::try_from(*seconds).ok().and_then(|seconds| Timestamp::from_second(seconds).ok())
+            }
+            _ => None,
+        };
+        Some(Death { reason: std::str::from_utf8(reason.as_bytes()).ok()?, at })
+    }
+
+    /// The same of a dead letter, which may have been put back.
+    pub fn last_death(&self) -> Option<Death<'_>> {
+        let put_back = self
+            .header(DEAD_REASON)
+            .map(|reason| Death { reason, at: self.header(DEAD_AT).and_then(|at| at.parse().ok()) });
+        self.death().or(put_back)
+    }
+
+    /// How often in a row its event was not taken, as a dead letter.
+    pub fn dead_tries(&self) -> u32 {
+        self.header(DEAD_TRIES).and_then(|text| text.parse().ok()).unwrap_or(0)
+    }
+
+    /// When its event is to be tried next, as a dead letter.
+    pub fn dead_again(&self) -> Option<Timestamp> {
+        self.header(DEAD_AGAIN)?.parse().ok()
+    }
+
+    /// The wait of the delay queue that it came from last, as its word, and when that wait was over.
+    pub fn delay_due(&self) -> Option<(&str, Timestamp)> {
+        let Death { reason: "expired", at } = self.death()? else { return None };
+        let AMQPValue::FieldArray(deaths) = self.headers()?.inner().get("x-death")? else { return None };
+        let AMQPValue::FieldTable(last) = deaths.as_slice().first()? else { return None };
+        let AMQPValue::LongString(queue) = last.inner().get("queue")? else { return None };
+        let (_, delay) = std::str::from_utf8(queue.as_bytes()).ok()?.rsplit_once('.')?;
+        Some((delay, at?))
+    }
+
+    /// W3C trace context, where it has that shape: it goes on into a header of HTTP.
+    pub fn traceparent(&self) -> Option<&str> {
+        self.trace("traceparent")
+    }
+
+    /// The stay that put this copy away, in the same shape.
+    pub fn retry_trace(&self) -> Option<&str> {
+        self.trace(retry_message::TRACE)
+    }
+
+    fn trace(&self, name: &str) -> Option<&str> {
+        let hex = |byte: u8| byte.is_ascii_hexdigit() || byte == b'-';
+        self.header(name).filter(|text| text.len() == 55 && text.bytes().all(hex))
+    }
+
+    pub(super) fn headers(&self) -> Option<&FieldTable> {
+        self.properties.headers().as_ref()
+    }
+
+    pub(super) fn properties(&self) -> &AMQPProperties {
+        &self.properties
+    }
+
+    fn number(&self, name: &str) -> Option<i64> {
+        match self.headers()?.inner().get(name)? {
+            AMQPValue::LongLongInt(number) => Some(*number),
+            AMQPValue::LongInt(number) => Some(i64::from(*number)),
+            AMQPValue::LongUInt(number) => Some(i64::from(*number)),
+            AMQPValue::ShortInt(number) => Some(i64::from(*number)),
+            AMQPValue::ShortShortUInt(number) => Some(i64::from(*number)),
+            _ => None,
+        }
+    }
+
+    /// Takes it off the queue for good. `Published` proves that what it led to is safe at the broker.
+    ///
+    /// # Errors
+    /// [`Unsettled`] where the acknowledgement was not sent; the broker will deliver it again.
+    pub async fn ack(self, _proof: Published) -> Result<(), Unsettled> {
+        let (sent, told) = oneshot::channel();
+        // Where nobody is left to send it, nobody tells either.
+        let _ = self.inlet.due.send(Due { tag: self.tag, sent });
+        told.await.unwrap_or_else(|_| Err(Unsettled("its channel is gone".to_owned())))
+    }
+}
+
+/// How long after acknowledgements were sent the next ones are collected.
+const TOGETHER: Duration = Duration::from_millis(2);
+
+impl ConsumerChannel {
+    /// Begins to send what is due on `channel`, until the last delivery of it is gone.
+    pub(super) fn new(channel: Channel) -> Arc<Self> {
+        let (due, next) = mpsc::unbounded_channel();
+        tokio::spawn(acknowledge(channel.clone(), next));
+        Arc::new(Self { channel, due })
+    }
+
+    /// The channel.
+    pub(super) fn channel(&self) -> &Channel {
+        &self.channel
+    }
+}
+
+/// Sends each acknowledgement by itself and never one for several tags: those of other deliveries below it may not be
+/// proven yet. The frames of those that are due together are written together.
+async fn acknowledge(channel: Channel, mut next: mpsc::UnboundedReceiver<Due>) {
+    let mut due = Vec::new();
+    while next.recv_many(&mut due, usize::MAX).await > 0 {
+        join_all(due.drain(..).map(async |Due { tag, sent }| {
+            // By the channel itself: the client's `Acker` would spawn a task for it, and ask another for that.
+            let acknowledging = channel.basic_ack(tag, BasicAckOptions::default());
+            // A worker that was cut short does not listen any more.
+            let _ = sent.send(settled(SENT_WITHIN, acknowledging).await);
+        }))
+        .await;
+        sleep(TOGETHER).await;
+    }
+}
+
+/// The longest wait for a few bytes to be handed to the connection.
+const SENT_WITHIN: Duration = Duration::from_secs(5);
+
+/// It is `Ok` once the frame was written; a channel that is gone, or goes first, is an error, and as the client's own
+/// recovery is off, it never comes back with other meanings for its tags. Where the connection dies at the wrong
+/// moment the client may never answer at all, and a worker that waited for it would hold its coupon's lane for ever.
+async fn settled(limit: Duration, sending: impl Future<Output = lapin::Result<()>>) -> Result<(), Unsettled> {
+    match timeout(limit, sending).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(Unsettled(error.to_string())),
+        Err(_) => Err(Unsettled(format!("its connection took nothing for {limit:?}"))),
+    }
+}
+
+/// Whether the client did not read some of these headers, at any level.
+fn is_marked(headers: &FieldTable) -> bool {
+    headers.inner().iter().any(|(name, value)| name.as_str() == UNDECODABLE || has_mark(value))
+}
+
+fn has_mark(value: &AMQPValue) -> bool {
+    match value {
+        AMQPValue::FieldArray(values) => values.as_slice().iter().any(has_mark),
+        AMQPValue::FieldTable(table) => is_marked(table),
+        _ => false,
+    }
+}
+
+/// A header as it is shown: a text as it is, a table as `{name: value, …}`.
+fn display_name(value: &AMQPValue) -> String {
+    let listed = |values: Vec<String>| values.join(", ");
+    match value {
+        AMQPValue::Boolean(value) => value.to_string(),
+        AMQPValue::ShortShortInt(value) => value.to_string(),
+        AMQPValue::ShortShortUInt(value) => value.to_string(),
+        AMQPValue::ShortInt(value) => value.to_string(),
+        AMQPValue::ShortUInt(value) => value.to_string(),
+        AMQPValue::LongInt(value) => value.to_string(),
+        AMQPValue::LongUInt(value) => value.to_string(),
+        AMQPValue::LongLongInt(value) => value.to_string(),
+        AMQPValue::Float(value) => value.to_string(),
+        AMQPValue::Double(value) => value.to_string(),
+        AMQPValue::ShortString(text) => text.to_string(),
+        AMQPValue::LongString(text) => String::from_utf8_lossy(text.as_bytes()).into_owned(),
+        AMQPValue::FieldArray(values) => {
+            format!("[{}]", listed(values.as_slice().iter().map(display_name).collect()))
+        }
+        AMQPValue::FieldTable(table) => {
+            let entries =
+                table.inner().iter().map(|(name, value)| format!("{name}: {}", display_name(value)));
+            format!("{{{}}}", listed(entries.collect()))
+        }
+        AMQPValue::Timestamp(seconds) => match i64::try_from(*seconds).map(Timestamp::from_second) {
+            Ok(Ok(time)) => time.to_string(),
+            _ => seconds.to_string(),
+        },
+        AMQPValue::DecimalValue(_) | AMQPValue::ByteArray(_) => format!("{value:?}"),
+        AMQPValue::Void => "nothing".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_an_acknowledgement_that_was_sent_settles() {
+        assert_eq!(settled(SENT_WITHIN, async { Ok(()) }).await, Ok(()));
+        let closed = lapin::ErrorKind::InvalidConnectionState(lapin::ConnectionState::Closed);
+        settled(SENT_WITHIN, async { Err(closed.into()) }).await.unwrap_err();
+        settled(Duration::from_millis(1), std::future::pending()).await.unwrap_err();
+    }
+}

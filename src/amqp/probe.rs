@@ -1,0 +1,324 @@
+//! What the broker is, and what its user may do: for `redeemer check`, and for a session before it consumes. Nothing here
+//! changes anything.
+//!
+//! The broker looks at a right before it looks at the rest of a request. So each right is tried with a request that
+//! it must refuse for another reason: a publish whose expiration is no number, a consumer whose priority is none. How
+//! large a message may be it tells nobody, so that is tried, too.
+
+use std::time::Duration;
+
+use lapin::options::{BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions};
+use lapin::protocol::AMQPErrorKind;
+use lapin::protocol::basic::AMQPProperties;
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::uri::AMQPScheme;
+use lapin::{Connection, ErrorKind};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::amqp::connection::{AmqpSettings, CannotConnect, address, connect_any};
+use crate::amqp::publisher::{EVENT_PROBE_KEY, Rejection};
+use crate::amqp::topology::{Mode, Names, Topology, delay_name};
+
+/// Who needs a right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// The service.
+    Service,
+    /// Only `redeemer parked`, which may run as another user.
+    Console,
+}
+
+/// A right that somebody needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Right {
+    /// To publish to an exchange; the one without a name is `amq.default` in permissions.
+    Write {
+        /// The exchange.
+        exchange: String,
+        /// The routing key, which topic permissions look at.
+        routing_key: String,
+    },
+    /// To consume from this queue.
+    Read(String),
+}
+
+/// Whether a right is held.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Permissions {
+    /// It is.
+    Granted,
+    /// It is not: the broker's words.
+    Missing(String),
+    /// It cannot be said: the broker's words.
+    Unclear(String),
+}
+
+impl Right {
+    fn write(exchange: &str, routing_key: &str) -> Self {
+        Self::Write { exchange: exchange.to_owned(), routing_key: routing_key.to_owned() }
+    }
+}
+
+/// What a session must be able to publish before it takes a command: an event, a delayed retry, a parked command.
+pub(super) fn needed_to_publish(topology: &Topology) -> Vec<Right> {
+    let names = &topology.names;
+    let retry = topology.delays.first().map(|wait| Right::write(&names.retry, &delay_name(*wait)));
+    let results = Right::write(&names.results, EVENT_PROBE_KEY);
+    [results].into_iter().chain(retry).chain([Right::write(&names.parked, "")]).collect()
+}
+
+/// Tries one right on a channel of its own. `None` where it is held.
+///
+/// # Errors
+/// The client's, where the broker did not answer the operation.
+pub(super) async fn rejection(connection: &Connection, right: &Right) -> lapin::Result<Option<Rejection>> {
+    let Err(error) = attempt(connection, right).await else { return Ok(None) };
+    let (place, routing_key) = match right {
+        Right::Write { exchange, routing_key } => (exchange.clone(), routing_key.clone()),
+        Right::Read(queue) => (queue.clone(), String::new()),
+    };
+    match error.kind() {
+        // What the probe asks to be refused for.
+        ErrorKind::ProtocolError(fault) if fault.get_id() == 406 => Ok(None),
+        ErrorKind::ProtocolError(fault) if matches!(fault.kind(), AMQPErrorKind::Soft(_)) => {
+            Ok(Some(Rejection::new(place, routing_key, &error)))
+        }
+        _ => Err(error),
+    }
+}
+
+/// Tries every right that the service or the operator console needs, but for that to configure: the survey of the topology tells.
+///
+/// # Errors
+/// [`CannotConnect`]
+pub async fn rights(settings: &AmqpSettings) -> Result<Vec<(Right, Need, Permissions)>, CannotConnect> {
+    let (connection, at) = connect_any(settings, "redeemer check").await?;
+    let (names, limit) = (&settings.topology.names, settings.connect_timeout);
+    let mut rights = Vec::new();
+    for (need, right) in [
+        (Need::Service, Right::Read(names.commands.clone())),
+        (Need::Console, Right::Read(names.parked.clone())),
+        (Need::Console, Right::write(&names.commands, "redeemer.check")),
+        (Need::Service, Right::Read(names.dead.clone())),
+        (Need::Service, Right::Read(names.instances.clone())),
+        (Need::Service, Right::write(&names.retry, "redeemer.check")),
+        (Need::Service, Right::write(&names.results, EVENT_PROBE_KEY)),
+        (Need::Service, Right::write(&names.parked, "")),
+        // Where every connection proves that confirms come.
+        (Need::Service, Right::write("", "redeemer.check")),
+    ] {
+        let tried = timeout(limit, attempt(&connection, &right)).await;
+        let step = "looking at the permissions";
+        let tried = tried.map_err(|_| CannotConnect::TimedOut { at: at.clone(), step, limit })?;
+        let held = match tried {
+            Ok(()) => Permissions::Granted,
+            Err(error) => match error.kind() {
+                ErrorKind::ProtocolError(fault) if fault.get_id() == 403 => {
+                    Permissions::Missing(fault.get_message().to_string())
+                }
+                // The refusal that was asked for; or the thing is not there, which the broker sees after the right.
+                ErrorKind::ProtocolError(fault) if matches!(fault.get_id(), 404 | 406) => {
+                    Permissions::Granted
+                }
+                _ => Permissions::Unclear(error.to_string()),
+            },
+        };
+        rights.push((right, need, held));
+    }
+    let _ = timeout(limit, connection.close(200, "done".into())).await;
+    Ok(rights)
+}
+
+async fn attempt(connection: &Connection, right: &Right) -> lapin::Result<()> {
+    let channel = connection.create_channel().await?;
+    match right {
+        Right::Write { exchange, routing_key } => {
+            channel.confirm_select(ConfirmSelectOptions::default()).await?;
+            let properties = AMQPProperties::default().with_expiration("no number".into());
+            let options = BasicPublishOptions::default();
+            let key = routing_key.as_str().into();
+            channel.basic_publish(exchange.as_str().into(), key, options, b"", properties).await?.await?;
+        }
+        Right::Read(queue) => {
+            // Should a broker take it all the same, it hands over one message, and gets it back at once.
+            channel.basic_qos(1, BasicQosOptions::default()).await?;
+            let mut arguments = FieldTable::default();
+            arguments.insert("x-priority".into(), AMQPValue::LongString("no number".into()));
+            let options = BasicConsumeOptions::default();
+            channel.basic_consume(queue.as_str().into(), "".into(), options, arguments).await?;
+        }
+    }
+    let _ = channel.close(200, "done".into()).await;
+    Ok(())
+}
+
+/// The command that gives the service's user the rights that it needs, and no others.
+pub fn granting(settings: &AmqpSettings, mode: Mode) -> String {
+    let (user, vhost) = (settings.user().unwrap_or_default(), settings.vhost().unwrap_or_default());
+    let [configure, write, read] = least_rights(&settings.topology.names, mode);
+    format!("rabbitmqctl set_permissions -p '{vhost}' '{user}' '{configure}' '{write}' '{read}'")
+}
+
+/// The patterns for configure, write and read: those of docs/operations.md, "Broker permissions", for these names.
+fn least_rights(names: &Names, mode: Mode) -> [String; 3] {
+    let literal = |name: &str| {
+        let plain = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-');
+        name.chars().flat_map(|c| (!plain(c)).then_some('\\').into_iter().chain([c])).collect::<String>()
+    };
+    let Names { commands, retry, results, unrouted, parked, dead, instances } = names;
+    let [commands, retry, results, unrouted, parked, dead, instances] =
+        [commands, retry, results, unrouted, parked, dead, instances].map(|name| literal(name));
+    // To look whether a thing is there takes no right, so a service that makes nothing needs no more to verify.
+    if mode != Mode::Create {
+        let write = format!("^({results}|{retry}|{parked}|amq\\.default)$");
+        return ["^$".to_owned(), write, format!("^({commands}|{dead}|{instances})$")];
+    }
+    // To declare a queue that dead-letters takes the right to read it and to write where it dead-letters to.
+    let all = format!(
+        "{commands}|{retry}(\\..*)?|{results}|{unrouted}|{dead}|{instances}|{parked}(\\.(audit|look))?"
+    );
+    [format!("^({all})$"), format!("^({all}|amq\\.default)$"), format!("^({all})$")]
+}
+
+/// What a broker must take: a command of 64 KiB, and an event with the coupon and the evidence of 16 attempts.
+pub const MESSAGE_BYTES_NEEDED: usize = 128 * 1024;
+/// What a broker should not take: every message is held whole, here and there, before anybody looks at its length.
+const MESSAGE_BYTES_EXCESSIVE: usize = 1024 * 1024 + 1;
+
+/// How the broker bounds the size of a message (`max_message_size`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MessageBound {
+    /// It takes what is needed and refuses more than 1 MiB.
+    Sufficient,
+    /// It takes more than 1 MiB.
+    Excessive,
+    /// It refuses what is needed: the broker's words.
+    TooSmall(String),
+    /// It cannot be said: the broker's words.
+    Unclear(String),
+}
+
+/// Finds out which messages the broker takes, by two that go to nobody.
+///
+/// # Errors
+/// [`CannotConnect`]
+pub async fn message_bound(settings: &AmqpSettings) -> Result<MessageBound, CannotConnect> {
+    let (connection, at) = connect_any(settings, "redeemer message size").await?;
+    let limit = settings.connect_timeout;
+    let both = async {
+        match publish_zeros(&connection, MESSAGE_BYTES_NEEDED).await {
+            Err(error) if refused_for_size(&error) => return MessageBound::TooSmall(error.to_string()),
+            Err(error) => return MessageBound::Unclear(error.to_string()),
+            Ok(()) => {}
+        }
+        match publish_zeros(&connection, MESSAGE_BYTES_EXCESSIVE).await {
+            Ok(()) => MessageBound::Excessive,
+            Err(error) if refused_for_size(&error) => MessageBound::Sufficient,
+            Err(error) => MessageBound::Unclear(error.to_string()),
+        }
+    };
+    let step = "looking at the size of messages";
+    let bound = timeout(limit, both).await.map_err(|_| CannotConnect::TimedOut { at, step, limit })?;
+    let _ = timeout(limit, connection.close(200, "done".into())).await;
+    Ok(bound)
+}
+
+/// The broker looks at the size before it looks where a message goes. This one is not persistent, and goes nowhere.
+async fn publish_zeros(connection: &Connection, bytes: usize) -> lapin::Result<()> {
+    let channel = connection.create_channel().await?;
+    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    let (options, properties) = (BasicPublishOptions::default(), AMQPProperties::default());
+    let body = vec![0; bytes];
+    channel.basic_publish("".into(), "redemption.nobody".into(), options, &body, properties).await?.await?;
+    let _ = channel.close(200, "done".into()).await;
+    Ok(())
+}
+
+fn refused_for_size(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(fault) if fault.get_id() == 406)
+}
+
+/// The version that the broker tells in its greeting, before anyone has logged in. `None` where it does not, or over
+/// TLS: the client does not pass it on, so it is read from a connection of its own.
+pub async fn version(settings: &AmqpSettings) -> Option<String> {
+    let (uri, _) = address(settings, 0).ok()?;
+    if uri.scheme != AMQPScheme::AMQP {
+        return None;
+    }
+    let greeting = timeout(settings.connect_timeout.min(Duration::from_secs(5)), async {
+        let mut stream = TcpStream::connect((uri.authority.host.as_str(), uri.authority.port)).await.ok()?;
+        stream.write_all(b"AMQP\0\0\x09\x01").await.ok()?;
+        // Frame: type, channel, size. Method: class and id. Then the protocol's two numbers.
+        let mut head = [0; 7];
+        stream.read_exact(&mut head).await.ok()?;
+        let size = u32::from_be_bytes([head[3], head[4], head[5], head[6]]);
+        let mut frame = vec![0; usize::try_from(size.min(GREETING_BYTES_MAX)).ok()?];
+        stream.read_exact(&mut frame).await.ok()?;
+        Some(frame)
+    });
+    let frame = greeting.await.ok()??;
+    text_of(frame.strip_prefix(&[0, 10, 0, 10, 0, 9])?, "version")
+}
+
+const GREETING_BYTES_MAX: u32 = 64 * 1024;
+
+/// The text under a name in a table as AMQP writes it. Knows only the types that a greeting has.
+fn text_of(table: &[u8], wanted: &str) -> Option<String> {
+    let (size, rest) = table.split_first_chunk::<4>()?;
+    let mut rest = rest.get(..usize::try_from(u32::from_be_bytes(*size)).ok()?)?;
+    while let Some((length, more)) = rest.split_first() {
+        let (name, more) = more.split_at_checked(usize::from(*length))?;
+        let (kind, more) = more.split_first()?;
+        rest = match kind {
+            b't' => more.get(1..)?,
+            b'S' | b'F' => {
+                let (size, more) = more.split_first_chunk::<4>()?;
+                let (value, more) =
+                    more.split_at_checked(usize::try_from(u32::from_be_bytes(*size)).ok()?)?;
+                if name == wanted.as_bytes() && *kind == b'S' {
+                    return Some(String::from_utf8_lossy(value).into_owned());
+                }
+                more
+            }
+            _ => return None,
+        };
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rights_name_what_there_is_and_nothing_else() {
+        let rights = |mode| least_rights(&Names::default(), mode);
+        let off = [
+            "^$",
+            r"^(redemption\.results|redemption\.retry|redemption\.parked|amq\.default)$",
+            r"^(redemption\.commands|redemption\.dead|redemption\.instances)$",
+        ];
+        assert_eq!(rights(Mode::Off), off);
+        assert_eq!(rights(Mode::Verify), off);
+        let [configure, write, read] = rights(Mode::Create);
+        let all = r"redemption\.commands|redemption\.retry(\..*)?|redemption\.results|redemption\.unrouted|redemption\.dead|redemption\.instances|redemption\.parked(\.(audit|look))?";
+        assert_eq!([&configure, &read], [&format!("^({all})$"); 2]);
+        assert_eq!(write, format!(r"^({all}|amq\.default)$"));
+    }
+
+    #[test]
+    fn a_text_is_found_in_a_greeting_and_nothing_is_read_beyond_its_end() {
+        let mut entries = b"\x0ccapabilitiesF\0\0\0\x05\x02ok".to_vec();
+        entries.extend(b"t\x01\x07productS\0\0\0\x08RabbitMQ\x07versionS\0\0\0\x063.10.8");
+        let mut table = u32::try_from(entries.len()).unwrap().to_be_bytes().to_vec();
+        table.extend(&entries);
+        assert_eq!(text_of(&table, "version").as_deref(), Some("3.10.8"));
+        assert_eq!(text_of(&table, "product").as_deref(), Some("RabbitMQ"));
+        assert_eq!(text_of(&table, "absent"), None);
+        for end in 0..table.len() {
+            assert_eq!(text_of(&table[..end], "version"), None, "{end}");
+        }
+    }
+}

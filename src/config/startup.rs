@@ -1,0 +1,142 @@
+//! What must be right before the service starts: read by `run`, which refuses to start, and by `check`, which tells all
+//! of it. One judgment, so that neither is content with what the other refuses.
+
+use std::sync::{Arc, RwLock};
+
+use jiff::Timestamp;
+use secrecy::{ExposeSecret as _, SecretString};
+
+use crate::amqp::connection;
+use crate::config::{Config, ConfigFault};
+use crate::wechat::certificates::ApiV3Key;
+use crate::wechat::client::{CannotStart, Client, SharedKeyring};
+use crate::wechat::keys::{KeyFault, Keyring};
+
+/// What the service starts with.
+pub struct Startup {
+    /// How the broker is reached.
+    pub broker: connection::AmqpSettings,
+    /// The token that opens the pages of parked commands, where they are wanted.
+    pub console_token: Option<SecretString>,
+    /// What opens downloaded certificates, where they are wanted.
+    pub apiv3_key: Option<ApiV3Key>,
+    /// The keys of the files.
+    pub keys: SharedKeyring,
+    /// The payment API.
+    pub client: Client,
+}
+
+/// One thing that keeps the service from starting.
+#[derive(Debug, thiserror::Error)]
+pub enum StartFault {
+    /// In the configuration, or in a file that it names.
+    #[error("{}: {}", .0.key, .0.problem)]
+    Config(ConfigFault),
+    /// A key or a certificate.
+    #[error("{}{fault}", .key.as_ref().map(|key| format!("{key}: ")).unwrap_or_default())]
+    Key {
+        /// The config key that names it, if one does.
+        key: Option<String>,
+        /// What is wrong.
+        fault: KeyFault,
+    },
+    /// The payment API's client could not be made.
+    #[error("{0}")]
+    Client(CannotStart),
+}
+
+/// The parts that could be read, and everything that is wrong with the others.
+pub struct Inspected {
+    /// How the broker is reached.
+    pub broker: Option<connection::AmqpSettings>,
+    /// The keys, though others may be wrong.
+    pub keys: Option<SharedKeyring>,
+    /// The payment API.
+    pub client: Option<Client>,
+    /// What opens downloaded certificates.
+    pub apiv3_key: Option<ApiV3Key>,
+    console_token: Option<SecretString>,
+    /// In the order in which they are worth reading.
+    pub faults: Vec<StartFault>,
+}
+
+impl Startup {
+    /// Reads everything.
+    ///
+    /// # Errors
+    /// Every fault at once.
+    pub fn read(config: &Config, merchant_key: Option<&SecretString>) -> Result<Self, Vec<StartFault>> {
+        let Inspected { broker, keys, client, apiv3_key, console_token, faults } =
+            Inspected::with_address(config, merchant_key);
+        match (broker, keys, client) {
+            (Some(broker), Some(keys), Some(client)) if faults.is_empty() => {
+                Ok(Self { broker, console_token, apiv3_key, keys, client })
+            }
+            _ => Err(faults),
+        }
+    }
+}
+
+impl Inspected {
+    /// Looks at everything that the service reads before it starts.
+    pub fn with_address(config: &Config, merchant_key: Option<&SecretString>) -> Self {
+        let mut faults = Vec::new();
+        let mut keep = |fault| faults.push(StartFault::Config(fault));
+        let broker = config.broker_settings().map_err(&mut keep).ok();
+        let console_token = config.console_token().map_err(&mut keep).ok().flatten();
+        let apiv3_key = config.apiv3_key().map_err(&mut keep).ok().flatten();
+        let settings =
+            config.wechat_settings().map_err(|faults| faults.0.into_iter().for_each(&mut keep)).ok();
+        let merchant_key = merchant_key.map(|key| key.expose_secret());
+        let keys = match Keyring::load(&config.key_files(), merchant_key, Timestamp::now()) {
+            Ok(keyring) => {
+                misnamed(config, &keyring)
+                    .into_iter()
+                    .for_each(|fault| faults.push(StartFault::Config(fault)));
+                Some(Arc::new(RwLock::new(Arc::new(keyring))))
+            }
+            Err(found) => {
+                faults.extend(
+                    found.into_iter().map(|fault| StartFault::Key { key: named_by(config, &fault), fault }),
+                );
+                None
+            }
+        };
+        let client = settings.zip(keys.clone()).and_then(|(settings, keys)| {
+            Client::new(settings, keys).map_err(|fault| faults.push(StartFault::Client(fault))).ok()
+        });
+        Self { broker, keys, client, apiv3_key, console_token, faults }
+    }
+}
+
+/// The config key that names the file which a fault speaks of.
+fn named_by(config: &Config, fault: &KeyFault) -> Option<String> {
+    let words = fault.to_string();
+    let files = config.file_names().into_iter();
+    files.filter(|(_, file)| words.contains(file)).max_by_key(|(_, file)| file.len()).map(|(key, _)| key)
+}
+
+/// Serials that fit none of the keys.
+fn misnamed(config: &Config, keyring: &Keyring) -> Vec<ConfigFault> {
+    let wechat = &config.wechat;
+    let mut faults = Vec::new();
+    let asked = wechat.verification_serial.as_str();
+    if !asked.is_empty() && keyring.public.get(asked).is_none() && wechat.apiv3_key_file.is_empty() {
+        let held: Vec<_> = keyring.public.iter().map(|(serial, _)| serial).collect();
+        let problem = format!(
+            "no key of this serial is held; answers signed with it could not be believed (held: {})",
+            held.join(", ")
+        );
+        faults.push(ConfigFault::new("wechat.verification_serial", problem).with_id("serial_not_held"));
+    }
+    if let Some(serial) = &keyring.merchant_serial
+        && !wechat.merchant_serial.is_empty()
+        && !serial.eq_ignore_ascii_case(&wechat.merchant_serial)
+    {
+        let problem = format!("is not the serial of wechat.merchant_certificate_file, which is {serial}");
+        faults.push(
+            ConfigFault::new("wechat.merchant_serial", problem).with_id("serial_of_another_certificate"),
+        );
+    }
+    faults
+}

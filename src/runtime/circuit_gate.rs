@@ -1,0 +1,125 @@
+//! Holds calls back when every call would fail: a failing provider, or a fault of our own.
+//!
+//! When that is so is decided in [`crate::policy::circuit`]; here are the clock and the tasks that wait. It begins half-open:
+//! the first call of a process goes alone, so that a wrong key or clock costs one call, not one per permit.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, watch};
+
+use crate::policy::circuit::{Circuit, Grant};
+use crate::policy::classify::Operation;
+
+pub use crate::policy::circuit::{CallSignal, Cause, FailureKind, State};
+
+/// The circuit breaker that every call passes.
+#[derive(Clone)]
+pub struct CircuitGate(Arc<Shared>);
+
+struct Shared {
+    circuit: Mutex<Circuit>,
+    state: watch::Sender<State>,
+    /// Somebody may go now, though the state is as it was.
+    room: Notify,
+    /// When the time of [`Circuit`] began.
+    origin: Instant,
+}
+
+impl Default for CircuitGate {
+    fn default() -> Self {
+        let circuit = Circuit::default();
+        let state = watch::Sender::new(circuit.state());
+        let (room, origin) = (Notify::new(), Instant::now());
+        Self(Arc::new(Shared { circuit: Mutex::new(circuit), state, room, origin }))
+    }
+}
+
+impl CircuitGate {
+    /// The state as it changes.
+    pub fn states(&self) -> watch::Receiver<State> {
+        self.0.state.subscribe()
+    }
+
+    /// The state now.
+    pub fn state(&self) -> State {
+        *self.0.state.borrow()
+    }
+
+    /// Waits until a call may be made. Whoever gets the pass makes the call and reports; a pass that is dropped
+    /// counts as no call.
+    pub async fn acquire(&self) -> CallPermit {
+        loop {
+            // Before the look, so that nothing is missed between the two.
+            let mut room = std::pin::pin!(self.0.room.notified());
+            room.as_mut().enable();
+            let now = self.now();
+            let (granted, pause) =
+                self.change(|circuit| (circuit.try_pass(now), circuit.time_to_next_try(now)));
+            if let Some(grant) = granted {
+                return CallPermit { circuit_gate: Some(self.clone()), grant };
+            }
+            let _ = tokio::time::timeout(pause + Duration::from_millis(1), room).await;
+        }
+    }
+
+    /// Tries with one call now, whatever the state: a key was exchanged.
+    pub fn force_half_open(&self) {
+        self.change(Circuit::force_half_open);
+    }
+
+    /// Lets an open circuit breaker become half-open when its time has come, without a call waiting for it.
+    pub fn tick(&self) {
+        let now = self.now();
+        self.change(|circuit| circuit.tick(now));
+    }
+
+    fn now(&self) -> Duration {
+        self.0.origin.elapsed()
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Circuit) -> T) -> T {
+        let mut circuit: MutexGuard<'_, Circuit> =
+            self.0.circuit.lock().unwrap_or_else(PoisonError::into_inner);
+        let had_room = circuit.has_room();
+        let result = change(&mut circuit);
+        let state = circuit.state();
+        let changed = self.0.state.send_if_modified(|told| std::mem::replace(told, state) != state);
+        if changed || circuit.has_room() && !had_room {
+            self.0.room.notify_waiters();
+        }
+        result
+    }
+}
+
+/// The right to make one call.
+pub struct CallPermit {
+    circuit_gate: Option<CircuitGate>,
+    grant: Grant,
+}
+
+impl CallPermit {
+    /// Whether it still holds: the circuit breaker may have opened, or a key been exchanged, while its owner waited for
+    /// something else.
+    pub fn is_open_for(&self) -> bool {
+        self.circuit_gate
+            .as_ref()
+            .is_some_and(|circuit_gate| circuit_gate.change(|circuit| circuit.holds(self.grant)))
+    }
+
+    /// Reports what the call said.
+    pub fn report(mut self, operation: Operation, sign: CallSignal) {
+        if let Some(circuit_gate) = self.circuit_gate.take() {
+            let now = circuit_gate.now();
+            circuit_gate.change(|circuit| circuit.record_call(self.grant, operation, sign, now));
+        }
+    }
+}
+
+impl Drop for CallPermit {
+    fn drop(&mut self) {
+        if let Some(circuit_gate) = self.circuit_gate.take() {
+            circuit_gate.change(|circuit| circuit.abandon(self.grant));
+        }
+    }
+}

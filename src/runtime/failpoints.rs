@@ -1,0 +1,192 @@
+//! Labelled places where the fault rig (`tests/torture.rs`) kills the process, as `kill -9` from outside would, but
+//! at a moment that no outsider can hit; and one where it has a delivery forgotten, as only a defect would.
+//!
+//! A debug build, or one with the feature `failpoints`, obeys the file that [`ORDER`] names: `<point> <nth> <order>`
+//! kills at the nth time that a point is reached from then on; the last word tells one order from the next. Who is
+//! about to die renames the file to `….taken`: an order that could be removed binds nobody any more, and of one that
+//! was taken the end can be waited for. The order to forget is [`FORGET`], and obeyed in the same manner. Without that
+//! variable, and in every other build, nothing happens here.
+
+use std::path::{Path, PathBuf};
+
+use crate::telemetry::metrics::Message;
+
+/// The environment variable that names the file with the order.
+pub const ORDER: &str = "REDEEMER_KILL_ORDER";
+
+/// In place of a point: the nth delivery that is taken from then on is neither worked on nor settled.
+pub const FORGET: &str = "forget-the-delivery";
+
+/// A place in the way of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failpoint {
+    /// A delivery was taken, nothing done yet.
+    Taken,
+    /// A call to the payment API is on its way.
+    Sent,
+    /// The call was answered, nothing concluded yet.
+    Answered,
+    /// A message is on its way to the broker, its confirm has not come.
+    Publishing(Message),
+    /// A message is confirmed, what it continues is not acknowledged.
+    Published(Message),
+    /// Everything is confirmed, the acknowledgement not sent.
+    Acking,
+    /// Asked to stop, work still in flight.
+    Draining,
+}
+
+impl Failpoint {
+    /// Every point.
+    pub const ALL: [Self; 11] = [
+        Self::Taken,
+        Self::Sent,
+        Self::Answered,
+        Self::Publishing(Message::Event),
+        Self::Published(Message::Event),
+        Self::Publishing(Message::Retry),
+        Self::Published(Message::Retry),
+        Self::Publishing(Message::Parked),
+        Self::Published(Message::Parked),
+        Self::Acking,
+        Self::Draining,
+    ];
+
+    /// The word in orders.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Taken => "after-the-take",
+            Self::Sent => "after-the-send",
+            Self::Answered => "after-the-reply",
+            Self::Publishing(Message::Event) => "before-the-confirm",
+            Self::Published(Message::Event) => "after-the-confirm",
+            Self::Publishing(Message::Retry) => "during-a-delay-copy",
+            Self::Published(Message::Retry) => "after-a-delay-copy",
+            Self::Publishing(Message::Parked) => "during-the-parking",
+            Self::Published(Message::Parked) => "after-the-parking",
+            Self::Acking => "before-the-ack",
+            Self::Draining => "during-drain",
+        }
+    }
+}
+
+/// What the file with the order is called once a process obeys it.
+pub fn taken(order: &Path) -> PathBuf {
+    let mut name = order.as_os_str().to_owned();
+    name.push(".taken");
+    name.into()
+}
+
+pub use armed::{during, forgets, reached};
+
+#[cfg(any(debug_assertions, feature = "failpoints"))]
+mod armed {
+    use std::future::Future;
+    use std::path::{Path, PathBuf};
+    use std::process::Command;
+    use std::sync::{Mutex, OnceLock, PoisonError};
+    use std::time::Duration;
+
+    use crate::runtime::failpoints::{FORGET, Failpoint, ORDER, taken};
+
+    /// Ends the process here, if that is ordered.
+    pub fn reached(point: Failpoint) {
+        if !is_ordered_now(point.as_str()) {
+            return;
+        }
+        tracing::warn!(point = point.as_str(), "killed, as ordered");
+        // A shell sends what no process can send itself without unsafe code; this task goes no further meanwhile.
+        let _ = Command::new("sh").args(["-c", "kill -9 $PPID"]).status();
+        loop {
+            std::thread::park();
+        }
+    }
+
+    /// Whether the delivery that was just taken is to be forgotten.
+    pub fn forgets() -> bool {
+        is_ordered_now(FORGET)
+    }
+
+    /// Does the `work`, and ends the process in the middle of it, if that is ordered.
+    pub async fn during<T>(point: Failpoint, work: impl Future<Output = T>) -> T {
+        if order(point.as_str()).is_none() {
+            return work.await;
+        }
+        tokio::pin!(work);
+        let under_way = async {
+            match point {
+                Failpoint::Sent => tokio::time::sleep(Duration::from_millis(4)).await,
+                // A broker confirms in less time than a timer can tell.
+                _ => tokio::task::yield_now().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            done = &mut work => done,
+            () = under_way => {
+                reached(point);
+                work.await
+            }
+        }
+    }
+
+    /// The order for what was reached.
+    struct Order {
+        file: &'static Path,
+        text: String,
+        /// The how manieth time it is to be obeyed.
+        nth: u32,
+    }
+
+    impl Order {
+        /// Counts how often this order's point was reached, from 1 for each order, and tells when it is time.
+        fn is_due(&self) -> bool {
+            static REACHED: Mutex<(String, u32)> = Mutex::new((String::new(), 0));
+            let mut reached = REACHED.lock().unwrap_or_else(PoisonError::into_inner);
+            if reached.0 != self.text {
+                *reached = (self.text.clone(), 0);
+            }
+            reached.1 = reached.1.saturating_add(1);
+            reached.1 >= self.nth
+        }
+    }
+
+    /// Whether an order of this first word is to be obeyed now. It is taken then, and never obeyed again.
+    fn is_ordered_now(word: &str) -> bool {
+        order(word)
+            .is_some_and(|order| order.is_due() && std::fs::rename(order.file, taken(order.file)).is_ok())
+    }
+
+    /// The order that stands, where this is its first word.
+    fn order(word: &str) -> Option<Order> {
+        static FILE: OnceLock<Option<PathBuf>> = OnceLock::new();
+        let file = FILE.get_or_init(|| std::env::var_os(ORDER).map(PathBuf::from)).as_ref()?;
+        let text = std::fs::read_to_string(file).ok()?;
+        let mut words = text.split_whitespace();
+        if words.next()? != word {
+            return None;
+        }
+        let nth = words.next()?.parse().ok()?;
+        Some(Order { file, text, nth })
+    }
+}
+
+#[cfg(not(any(debug_assertions, feature = "failpoints")))]
+mod armed {
+    use std::future::Future;
+
+    use crate::runtime::failpoints::Failpoint;
+
+    /// Nothing, in this build.
+    pub fn reached(_: Failpoint) {}
+
+    /// Never, in this build.
+    pub fn forgets() -> bool {
+        false
+    }
+
+    /// The `work`, in this build.
+    pub fn during<T>(_: Failpoint, work: impl Future<Output = T>) -> impl Future<Output = T> {
+        work
+    }
+}

@@ -1,0 +1,205 @@
+//! Tells operators of trouble with calls that does not, or not only, stop consumption: a reduced rate, an open circuit,
+//! responses that cannot be believed. Each is one warning when it begins and one a minute while it lasts, and a line on
+//! the status page.
+
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use crate::policy::circuit::{Cause, FailureKind, ResponseClass};
+use crate::policy::reminder::{Announcement, Reminder};
+use crate::runtime::response_log::{Counts, LastResponse, ResponseLog};
+use crate::telemetry::metrics::CallDelay;
+use crate::telemetry::status::{Notice, NoticeKind};
+
+/// So long after the last one that was not believed it is over.
+const LATELY: Duration = Duration::from_secs(60);
+
+/// How calls stand.
+#[derive(Debug, Clone, Copy)]
+pub struct NoticeState {
+    /// Calls per second that this instance makes at most now.
+    pub per_second: f64,
+    /// The part of its share that it uses.
+    pub part: f64,
+    /// The share of 429 among the calls weighed last.
+    pub throttled_share: f64,
+    /// Why calls are held back, if they are.
+    pub cause: Option<Cause>,
+}
+
+/// What lasts, and what was counted when the minute began.
+#[derive(Debug)]
+pub struct Notices {
+    origin: Instant,
+    reduced: Reminder,
+    open: Reminder,
+    not_believed: Reminder,
+    /// When the last whole minute began, and the one that runs.
+    minutes: [(Duration, Counts); 2],
+}
+
+impl Default for Notices {
+    fn default() -> Self {
+        let minute = (Duration::ZERO, Counts::default());
+        Self {
+            origin: Instant::now(),
+            reduced: Reminder::default(),
+            open: Reminder::default(),
+            not_believed: Reminder::default(),
+            minutes: [minute; 2],
+        }
+    }
+}
+
+impl Notices {
+    /// Looks how things stand, warns where that is due, and gives what the page says.
+    pub fn update(&mut self, standing: NoticeState, log: &ResponseLog) -> Vec<Notice> {
+        let now = self.origin.elapsed();
+        let counts = log.counts();
+        if now.saturating_sub(self.minutes[1].0) >= LATELY {
+            self.minutes = [self.minutes[1], (now, counts)];
+        }
+        let notices =
+            [self.update_rate(standing, log, now), self.update_unverified(standing, log, counts, now)];
+        self.update_circuit(standing, log, now);
+        notices.into_iter().flatten().collect()
+    }
+
+    fn update_rate(&mut self, standing: NoticeState, log: &ResponseLog, now: Duration) -> Option<Notice> {
+        let NoticeState { per_second, part, throttled_share: share, .. } = standing;
+        let is_reduced = part < 1.0;
+        let last = log.last(ResponseClass::Throttled);
+        match self.reduced.update(is_reduced, now) {
+            Some(Announcement::Lasts) => {
+                let last = Fields::of(last.as_ref());
+                warn!(
+                    throttled_share = percent(share),
+                    calls_per_second = per_second.round(),
+                    share_used = percent(part),
+                    status = last.status,
+                    code = last.code,
+                    message = last.message,
+                    request_id = last.request_id,
+                    "rate reduced: too many calls are answered with 429"
+                );
+            }
+            Some(Announcement::Over) => info!(calls_per_second = per_second.round(), "rate restored"),
+            None => {}
+        }
+        is_reduced.then(|| Notice {
+            kind: NoticeKind::RateReduced,
+            words: format!(
+                "payment API: calls are answered with 429; this instance makes {:.0} calls a second, {} of its \
+                 share, and goes up as far as is accepted{}",
+                per_second,
+                percent(part),
+                last.map(|last| format!("; last: {}", last.describe())).unwrap_or_default()
+            ),
+        })
+    }
+
+    fn update_unverified(
+        &mut self,
+        standing: NoticeState,
+        log: &ResponseLog,
+        counts: Counts,
+        now: Duration,
+    ) -> Option<Notice> {
+        let last = log.last(ResponseClass::Unverified).filter(|last| last.at.elapsed() < LATELY);
+        let since = self.minutes[0].1;
+        let all: u64 = counts.iter().zip(since).map(|(now, before)| now - before).sum();
+        let which = ResponseClass::Unverified as usize;
+        let some = counts[which] - since[which];
+        match self.not_believed.update(last.is_some(), now) {
+            Some(Announcement::Lasts) => {
+                let last = Fields::of(last.as_ref());
+                warn!(
+                    not_believed = some,
+                    share = percent(some as f64 / all.max(1) as f64),
+                    calls_per_second = standing.per_second.round(),
+                    status = last.status,
+                    code = last.code,
+                    message = last.message,
+                    request_id = last.request_id,
+                    "responses cannot be believed: they carry no signature that can be verified"
+                );
+            }
+            Some(Announcement::Over) => info!("responses can be believed again"),
+            None => {}
+        }
+        last.map(|last| Notice {
+            kind: NoticeKind::NotBelieved,
+            words: format!(
+                "payment API: {some} of the last {all} responses carry no signature that can be verified, and \
+                 nothing is concluded from them; last: {}",
+                last.describe()
+            ),
+        })
+    }
+
+    fn update_circuit(&mut self, standing: NoticeState, log: &ResponseLog, now: Duration) {
+        let cause = standing.cause.and_then(circuit_notice);
+        match self.open.update(cause.is_some(), now) {
+            Some(Announcement::Lasts) => {
+                let last = standing.cause.and_then(class).and_then(|class| log.last(class));
+                let last = Fields::of(last.as_ref());
+                warn!(
+                    cause = cause.map(CallDelay::as_str),
+                    status = last.status,
+                    code = last.code,
+                    message = last.message,
+                    request_id = last.request_id,
+                    "circuit open: calls are held back and tried one at a time"
+                );
+            }
+            Some(Announcement::Over) => info!("circuit closed"),
+            None => {}
+        }
+    }
+}
+
+/// An answer as fields of a log line.
+#[derive(Default)]
+struct Fields<'a> {
+    status: Option<u16>,
+    code: Option<&'a str>,
+    message: Option<&'a str>,
+    request_id: Option<&'a str>,
+}
+
+impl<'a> Fields<'a> {
+    fn of(last: Option<&'a LastResponse>) -> Self {
+        last.map_or_else(Self::default, |last| Self {
+            status: last.status,
+            code: last.code.as_deref(),
+            message: last.message.as_deref(),
+            request_id: last.request_id.as_deref(),
+        })
+    }
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
+}
+
+/// The word of a cause in metrics and logs; none where nothing is known yet.
+pub fn circuit_notice(cause: Cause) -> Option<CallDelay> {
+    match cause {
+        Cause::Starting => None,
+        Cause::Failing(FailureKind::NoResponse) => Some(CallDelay::NoResponse),
+        Cause::Failing(FailureKind::ServerError) => Some(CallDelay::ServerError),
+        Cause::Failing(FailureKind::Unverified) => Some(CallDelay::Unverified),
+        Cause::Suspended(fault) => Some(CallDelay::Suspended(fault)),
+    }
+}
+
+fn class(cause: Cause) -> Option<ResponseClass> {
+    match cause {
+        Cause::Starting => None,
+        Cause::Failing(FailureKind::NoResponse) => Some(ResponseClass::NoResponse),
+        Cause::Failing(FailureKind::ServerError) => Some(ResponseClass::ServerError),
+        Cause::Failing(FailureKind::Unverified) => Some(ResponseClass::Unverified),
+        Cause::Suspended(_) => Some(ResponseClass::Suspended),
+    }
+}

@@ -1,0 +1,630 @@
+//! Puts a operation to the payment API and brings home what the wire said.
+//!
+//! One operation is one request: no redirects, no retries, no proxy behind anybody's back, every wait bounded. The
+//! body of a redemption is written once, when it is prepared, and borrowed by every attempt.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, USER_AGENT};
+use jiff::{SignedDuration, Timestamp};
+use reqwest::{Method, Response as HttpResponse};
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+
+use crate::domain::redemption::{AssociatedOrder, OrderNumbers, Redemption};
+use crate::policy::classify::{
+    Authenticity, CallResult, NoResponse, NotSent, Operation, Response, SignatureFlaw,
+};
+use crate::policy::host_choice::{Host, HostChoice};
+use crate::telemetry::untrusted::Untrusted;
+use crate::wechat::certificates::{self, ApiV3Key, NoCertificates};
+use crate::wechat::keys::{Keyring, PublicKeys};
+use crate::wechat::replay::ReplayGuard;
+use crate::wechat::response::{self, Detail};
+use crate::wechat::sign::{CannotSign, Merchant, sign};
+use crate::wechat::verify::{SERIAL, marks, verify};
+
+/// The provider closes connections that were idle for 8 s; a pool that keeps them longer finds them dead.
+const POOL_IDLE: Duration = Duration::from_secs(7);
+
+/// The most room that is made for a body before any of it has come, in bytes: several times a usual one.
+const ROOM_AT_ONCE_MAX: usize = 64 * 1024;
+
+/// How the payment API is reached.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PaymentSettings {
+    /// Who signs.
+    pub merchant: Merchant,
+    /// The serial that answers shall be signed with: sent as `Wechatpay-Serial`. None: that of a key that is held.
+    pub verification_serial: Option<String>,
+    /// The primary domain, without a path: `https://api.mch.weixin.qq.com`.
+    pub base_url: String,
+    /// The backup domain, where there is one.
+    pub backup_base_url: Option<String>,
+    /// The longest wait for a connection.
+    pub connect_timeout: Duration,
+    /// The longest wait between two pieces of an answer.
+    pub read_timeout: Duration,
+    /// The longest call altogether.
+    pub total_timeout: Duration,
+    /// The longest answer that is read, in bytes.
+    pub response_bytes_max: usize,
+}
+
+/// A redemption as it is asked: targets and body, fixed for good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prepared {
+    redeem_target: String,
+    query_target: String,
+    body: Bytes,
+    body_sha256: String,
+}
+
+impl Prepared {
+    /// Writes the targets and the body of a redemption. The same redemption always makes the same bytes.
+    pub fn new(redemption: &Redemption) -> Self {
+        let Redemption { openid, coupon_code, product_coupon_id, stock_id, appid, brand_id, .. } = redemption;
+        // Every one of these has an alphabet that needs no escaping in a path or a query.
+        let coupon = format!("/v3/marketing/partner/product-coupon/users/{openid}/coupons/{coupon_code}");
+        let body = serde_json::to_vec(&BodyText::from(redemption))
+            .expect("the body has string keys only and writes to memory, so it cannot fail");
+        let digest = Sha256::digest(&body);
+        Self {
+            redeem_target: format!("{coupon}/use"),
+            query_target: format!(
+                "{coupon}?product_coupon_id={product_coupon_id}&stock_id={stock_id}&appid={appid}&brand_id={brand_id}"
+            ),
+            body: body.into(),
+            body_sha256: hex(&digest),
+        }
+    }
+
+    /// The frozen body.
+    pub fn body(&self) -> &Bytes {
+        &self.body
+    }
+
+    /// SHA-256 of the frozen body in hex.
+    pub fn body_sha256(&self) -> &str {
+        &self.body_sha256
+    }
+}
+
+/// Lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
+    let digit = |half: u8| char::from(b"0123456789abcdef"[usize::from(half)]);
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+}
+
+/// The body in the order of the provider's page. Absent fields are left out: null is not allowed.
+#[derive(Serialize)]
+struct BodyText<'a> {
+    product_coupon_id: &'a str,
+    stock_id: &'a str,
+    appid: &'a str,
+    use_time: &'a str,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    associated_order_info: BTreeMap<&'static str, &'a str>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    associated_pay_score_order_info: BTreeMap<&'static str, &'a str>,
+    out_request_no: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sequential_coupon_index: Option<u32>,
+    brand_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    store_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    saved_amount: Option<u64>,
+}
+
+impl<'a> From<&'a Redemption> for BodyText<'a> {
+    fn from(redemption: &'a Redemption) -> Self {
+        let (payment, pay_score) = match &redemption.order {
+            AssociatedOrder::Payment(order) => {
+                (numbers(order, "transaction_id", "out_trade_no"), BTreeMap::new())
+            }
+            AssociatedOrder::PayScore(order) => (BTreeMap::new(), numbers(order, "order_id", "out_order_no")),
+        };
+        Self {
+            product_coupon_id: redemption.product_coupon_id.as_str(),
+            stock_id: redemption.stock_id.as_str(),
+            appid: redemption.appid.as_str(),
+            use_time: redemption.use_time.as_str(),
+            associated_order_info: payment,
+            associated_pay_score_order_info: pay_score,
+            out_request_no: redemption.out_request_no.as_str(),
+            sequential_coupon_index: redemption.sequential_coupon_index,
+            brand_id: redemption.brand_id.as_str(),
+            store_id: redemption.store_id.as_ref().map(|store| store.as_str()),
+            saved_amount: redemption.saved_amount.map(|amount| amount.fen()),
+        }
+    }
+}
+
+fn numbers<'a, N: AsRef<str>>(
+    order: &'a OrderNumbers<N>,
+    provider: &'static str,
+    merchant: &'static str,
+) -> BTreeMap<&'static str, &'a str> {
+    let mut texts = BTreeMap::new();
+    if let Some(number) = order.provider() {
+        texts.insert(provider, number.as_str());
+    }
+    if let Some(order) = order.merchant() {
+        texts.insert(merchant, order.number.as_ref());
+        texts.insert("mchid", order.mchid.as_str());
+        if let Some(sub_mchid) = &order.sub_mchid {
+            texts.insert("sub_mchid", sub_mchid.as_str());
+        }
+    }
+    texts
+}
+
+/// What one call brought.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CallOutcome {
+    /// What the wire said.
+    pub reply: CallResult,
+    /// The domain that was asked.
+    pub host: Host,
+    /// Its name, for evidence.
+    pub host_name: String,
+    /// The serial that verified the answer.
+    pub serial: Option<String>,
+    /// The provider's clock minus ours, as the answer's `Date` has it; a second's precision.
+    pub clock_skew: Option<SignedDuration>,
+    /// From sending to the last byte.
+    pub took: Duration,
+    /// What the network said, where it failed.
+    pub trouble: Option<String>,
+    /// What an error body names as its cause.
+    pub detail: Option<Detail>,
+    /// What else there was to see of an answer that cannot be believed.
+    pub unbelieved: Option<Box<UnverifiedResponse>>,
+}
+
+/// An answer that cannot be believed, for people: it tells what answers in the provider's place.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct UnverifiedResponse {
+    /// The serial that it claims to be signed under.
+    pub serial: Option<String>,
+    /// Its `Server` header.
+    pub server: Option<String>,
+    /// Its `Content-Type`.
+    pub content_type: Option<String>,
+    /// The begin of its body, as text.
+    pub first_words: String,
+}
+
+/// So much of a body that cannot be believed is kept, in characters.
+const FIRST_WORDS_CHARS: usize = 80;
+/// The same of one of its headers.
+const HEADER_CHARS: usize = 100;
+
+impl UnverifiedResponse {
+    fn read(headers: &HeaderMap, body: &[u8]) -> Self {
+        let text = |name: &str| {
+            let value = headers.get(name)?;
+            Some(String::from_utf8_lossy(value.as_bytes()).chars().take(HEADER_CHARS).collect::<String>())
+        };
+        let start = String::from_utf8_lossy(&body[..body.len().min(4 * FIRST_WORDS_CHARS)]).into_owned();
+        let words = start.split_whitespace().collect::<Vec<_>>().join(" ");
+        Self {
+            serial: text(SERIAL),
+            server: text("server"),
+            content_type: text("content-type"),
+            first_words: words.chars().take(FIRST_WORDS_CHARS).collect(),
+        }
+    }
+
+    /// The serial, whole where it has the shape of one: it is what the operator looks for. Anything else is shortened like
+    /// all that others wrote.
+    pub fn shown_serial(&self) -> Option<String> {
+        let serial = self.serial.as_deref()?;
+        let is_word = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'_');
+        let is_hex = serial.len() <= 40 && serial.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let has_shape =
+            is_hex || serial.len() <= 64 && serial.strip_prefix("PUB_KEY_ID_").is_some_and(is_word);
+        Some(if has_shape { serial.to_owned() } else { Untrusted(serial).to_string() })
+    }
+
+    /// In words, for people.
+    pub fn in_words(&self) -> String {
+        let mut words = Vec::new();
+        words.extend(self.shown_serial().map(|serial| format!("serial {serial}")));
+        words.extend(self.server.as_ref().map(|server| format!("Server {}", Untrusted(server))));
+        words.extend(self.content_type.as_ref().map(|kind| Untrusted(kind).to_string()));
+        words.push(match self.first_words.as_str() {
+            "" => "an empty body".to_owned(),
+            words => format!("it begins: {}", Untrusted(words)),
+        });
+        words.join(", ")
+    }
+}
+
+/// Why the client could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum CannotStart {
+    /// A base URL is not one.
+    #[error("{key} is not a base URL such as https://api.mch.weixin.qq.com")]
+    BaseUrl {
+        /// The config key. Its value may be a secret that was put there.
+        key: &'static str,
+    },
+    /// Unencrypted beyond this machine.
+    #[error("{key} is not encrypted; http:// is accepted for loopback only")]
+    Unencrypted {
+        /// The config key.
+        key: &'static str,
+    },
+    /// A value that no header may carry.
+    #[error("wechat.{0} has characters that no header may carry")]
+    Header(&'static str),
+    /// The HTTP client refused its settings.
+    #[error("the HTTP client could not be made: {0}")]
+    Http(#[from] reqwest::Error),
+}
+
+/// The keys in force, exchanged as a whole when they are read anew.
+pub type SharedKeyring = Arc<RwLock<Arc<Keyring>>>;
+
+/// The payment API.
+pub struct Client {
+    http: reqwest::Client,
+    settings: PaymentSettings,
+    names: [String; 2],
+    hosts: Mutex<HostChoice>,
+    keys: SharedKeyring,
+    /// When the client was made: where the clock of the guard begins.
+    made: Instant,
+    replays: Mutex<ReplayGuard>,
+}
+
+impl CallOutcome {
+    /// The domain where the network failed, if it did.
+    pub fn failed_at(&self) -> Option<Host> {
+        (!carried(&self.reply)).then_some(self.host)
+    }
+}
+
+impl Client {
+    /// Makes a client. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// [`CannotStart`] names the setting that is wrong.
+    pub fn new(settings: PaymentSettings, keys: SharedKeyring) -> Result<Self, CannotStart> {
+        let primary = base_url("wechat.base_url", &settings.base_url)?;
+        let backup = match &settings.backup_base_url {
+            Some(url) => base_url("wechat.backup_base_url", url)?,
+            None => primary.clone(),
+        };
+        if settings.verification_serial.as_ref().is_some_and(|serial| HeaderValue::try_from(serial).is_err())
+        {
+            return Err(CannotStart::Header("verification_serial"));
+        }
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        // The platform rejects requests without a User-Agent, and the HTTP client sends none of its own.
+        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("redeemer/", env!("CARGO_PKG_VERSION"))));
+        let http = reqwest::Client::builder()
+            .default_headers(headers)
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .no_proxy()
+            .tls_version_min(reqwest::tls::Version::TLS_1_2)
+            .connect_timeout(settings.connect_timeout)
+            .read_timeout(settings.read_timeout)
+            .timeout(settings.total_timeout)
+            .pool_idle_timeout(POOL_IDLE)
+            .build()?;
+        let settings = PaymentSettings {
+            base_url: settings.base_url.trim_end_matches('/').to_owned(),
+            backup_base_url: settings.backup_base_url.map(|url| url.trim_end_matches('/').to_owned()),
+            ..settings
+        };
+        let (hosts, replays) = (Mutex::default(), Mutex::default());
+        Ok(Self { http, settings, names: [primary, backup], hosts, keys, made: Instant::now(), replays })
+    }
+
+    /// Puts a operation. `now` is the time of asking, `nonce` and `chance` are the dice. The answer to a operation
+    /// that could not even be signed is that nothing was sent.
+    pub async fn send(
+        &self,
+        operation: Operation,
+        prepared: &Prepared,
+        traceparent: Option<&str>,
+        now: Timestamp,
+        nonce: u128,
+        chance: f64,
+    ) -> CallOutcome {
+        self.send_to_other_host(None, operation, prepared, traceparent, now, nonce, chance).await
+    }
+
+    /// Puts a operation, at the other domain where the network has just failed the same command at `failed`.
+    #[allow(clippy::too_many_arguments, reason = "those of `ask`, and one more")]
+    pub async fn send_to_other_host(
+        &self,
+        failed: Option<Host>,
+        operation: Operation,
+        prepared: &Prepared,
+        traceparent: Option<&str>,
+        now: Timestamp,
+        nonce: u128,
+        chance: f64,
+    ) -> CallOutcome {
+        let host = self.choose(now, chance, failed);
+        let started = Instant::now();
+        let keys = self.keys();
+        let (method, target, body) = match operation {
+            Operation::Redeem => (Method::POST, &prepared.redeem_target, prepared.body.clone()),
+            Operation::Query => (Method::GET, &prepared.query_target, Bytes::new()),
+        };
+        let sent = match self.request(&keys, host, method, target, body, traceparent, now, nonce) {
+            Ok(request) => request.send().await,
+            Err(error) => {
+                let reply = CallResult::NotSent(NotSent::Connect);
+                let signs = Signs { trouble: Some(error.to_string()), ..Signs::default() };
+                return self.call_outcome(reply, host, started, signs);
+            }
+        };
+        let (reply, signs) = match sent {
+            Ok(response) => self.read(response, &keys, now, started).await,
+            Err(error) => lost(error),
+        };
+        // When it ended: what was lost after fifteen seconds is news of now, not of then.
+        let heard_at = now.saturating_add(started.elapsed()).unwrap_or(now);
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        hosts.record(host, carried(&reply), heard_at);
+        drop(hosts);
+        self.call_outcome(reply, host, started, signs)
+    }
+
+    fn call_outcome(&self, reply: CallResult, host: Host, started: Instant, signs: Signs) -> CallOutcome {
+        let host_name = self.names[host as usize].clone();
+        let Signs { serial, clock_skew, trouble, detail, unbelieved } = signs;
+        let took = started.elapsed();
+        CallOutcome { reply, host, host_name, serial, clock_skew, took, trouble, detail, unbelieved }
+    }
+
+    fn choose(&self, now: Timestamp, chance: f64, failed: Option<Host>) -> Host {
+        if self.settings.backup_base_url.is_none() {
+            return Host::Primary;
+        }
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner).choose(now, chance, failed)
+    }
+
+    fn keys(&self) -> Arc<Keyring> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "one request, spelled out once")]
+    fn request(
+        &self,
+        keys: &Keyring,
+        host: Host,
+        method: Method,
+        target: &str,
+        body: Bytes,
+        traceparent: Option<&str>,
+        now: Timestamp,
+        nonce: u128,
+    ) -> Result<reqwest::RequestBuilder, CannotSign> {
+        let configured = &self.settings.merchant;
+        let serial = keys.merchant_serial.as_ref().unwrap_or(&configured.serial);
+        let merchant = Merchant { mchid: configured.mchid.clone(), serial: serial.clone() };
+        let signed = sign(&keys.merchant, &merchant, method.as_str(), target, &body, now, nonce)?;
+        let base = match (host, &self.settings.backup_base_url) {
+            (Host::Backup, Some(backup)) => backup,
+            _ => &self.settings.base_url,
+        };
+        let mut request = self
+            .http
+            .request(method.clone(), format!("{base}{target}"))
+            .header(AUTHORIZATION, signed.into_header());
+        // Without it the answer would be signed with a platform certificate, whichever keys are held.
+        if let Some(serial) = self.settings.verification_serial.as_deref().or_else(|| keys.public.preferred())
+        {
+            request = request.header(SERIAL, serial);
+        }
+        if method == Method::POST {
+            request = request.header(CONTENT_TYPE, "application/json").body(body);
+        }
+        if let Some(traceparent) = traceparent {
+            request = request.header("traceparent", traceparent);
+        }
+        Ok(request)
+    }
+
+    async fn read(
+        &self,
+        mut response: HttpResponse,
+        keys: &Keyring,
+        now: Timestamp,
+        started: Instant,
+    ) -> (CallResult, Signs) {
+        let (status, headers) = (response.status().as_u16(), std::mem::take(response.headers_mut()));
+        let body = match self.body(response).await {
+            Ok(body) => body,
+            Err(BodyError::TooLarge) => {
+                let bytes = self.settings.response_bytes_max;
+                let trouble =
+                    format!("status {status}: longer than wechat.response_bytes_max = {bytes} bytes");
+                let signs = Signs { trouble: Some(trouble), ..Signs::default() };
+                return (CallResult::NoResponse(NoResponse::TooLarge), signs);
+            }
+            Err(BodyError::Network(error)) => return lost(error),
+        };
+        let heard_at = now.saturating_add(started.elapsed()).unwrap_or(now);
+        let authenticity = match verify(&headers, &body, &keys.public, heard_at) {
+            Authenticity::Verified => self.admit(&headers, started),
+            doubtful => doubtful,
+        };
+        let verified = authenticity == Authenticity::Verified;
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let serial = text(SERIAL).filter(|_| verified).map(str::to_owned);
+        let request_id = text("request-id");
+        // Whichever of the two the body is: no signature covers the status, so it does not say.
+        let coupon = verified.then(|| response::coupon(&body)).flatten();
+        let error = if coupon.is_none() { response::error(&body) } else { response::ErrorBody::default() };
+        let unbelieved = (!verified).then(|| Box::new(UnverifiedResponse::read(&headers, &body)));
+        let clock_skew = clock_skew(&headers, heard_at);
+        let signs = Signs { serial, clock_skew, trouble: None, detail: error.detail, unbelieved };
+        let answer = Response {
+            status,
+            authenticity,
+            code: error.code,
+            sub_code: request_id.and_then(response::sub_code),
+            coupon,
+            message: error.message,
+            request_id: request_id.map(|id| id.get(..128).unwrap_or(id).into()),
+        };
+        (CallResult::Response(answer), signs)
+    }
+
+    /// Whether a verified answer answers the operation that was sent at `started`, as far as anybody can tell.
+    fn admit(&self, headers: &HeaderMap, started: Instant) -> Authenticity {
+        let (sent, heard) = (started.saturating_duration_since(self.made), self.made.elapsed());
+        let mut replays = self.replays.lock().unwrap_or_else(PoisonError::into_inner);
+        match marks(headers)
+            .ok_or(SignatureFlaw::Malformed)
+            .and_then(|marks| replays.admit(marks, sent, heard))
+        {
+            Ok(()) => Authenticity::Verified,
+            Err(flaw) => Authenticity::Invalid(flaw),
+        }
+    }
+
+    /// Reads a body to its end, or to its bound.
+    async fn body(&self, mut response: HttpResponse) -> Result<Vec<u8>, BodyError> {
+        let told =
+            response.content_length().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or_default();
+        // What an answer says of its length may be a lie.
+        let mut body = Vec::with_capacity(told.min(ROOM_AT_ONCE_MAX).min(self.settings.response_bytes_max));
+        while let Some(chunk) = response.chunk().await.map_err(BodyError::Network)? {
+            if body.len() + chunk.len() > self.settings.response_bytes_max {
+                return Err(BodyError::TooLarge);
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+
+    /// Downloads the platform certificates that are valid now.
+    ///
+    /// # Errors
+    /// [`NoCertificates`]
+    pub async fn certificates(
+        &self,
+        key: &ApiV3Key,
+        now: Timestamp,
+        nonce: u128,
+    ) -> Result<PublicKeys, NoCertificates> {
+        let started = Instant::now();
+        let keys = self.keys();
+        let host = self.choose(now, 1.0, None);
+        let no_answer = |why: String| NoCertificates::NoAnswer(why);
+        let (target, body) = (certificates::TARGET, Bytes::new());
+        let request = self
+            .request(&keys, host, Method::GET, target, body, None, now, nonce)
+            .map_err(|error| no_answer(error.to_string()))?;
+        let response = request.send().await.map_err(|error| no_answer(in_words(error)))?;
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let body = self.body(response).await.map_err(|unread| match unread {
+            BodyError::TooLarge => no_answer("it is too large".to_owned()),
+            BodyError::Network(error) => no_answer(in_words(error)),
+        })?;
+        if status != 200 {
+            let response::ErrorBody { code, message, .. } = response::error(&body);
+            let [code, message] = [code, message].map(|text| text.unwrap_or_default().into());
+            let has_request_id = headers.contains_key("request-id");
+            return Err(NoCertificates::Refused { status, code, message, has_request_id });
+        }
+        let heard_at = now.saturating_add(started.elapsed()).unwrap_or(now);
+        certificates::read(&headers, &body, key, &keys.public, heard_at)
+    }
+}
+
+/// What there is to tell beside the answer.
+#[derive(Debug, Default)]
+struct Signs {
+    serial: Option<String>,
+    clock_skew: Option<SignedDuration>,
+    trouble: Option<String>,
+    detail: Option<Detail>,
+    unbelieved: Option<Box<UnverifiedResponse>>,
+}
+
+/// Why a body was not read to its end.
+enum BodyError {
+    TooLarge,
+    Network(reqwest::Error),
+}
+
+/// Whether the network did its part. An answer that is too large to be read came all the same.
+fn carried(reply: &CallResult) -> bool {
+    matches!(reply, CallResult::Response(_) | CallResult::NoResponse(NoResponse::TooLarge))
+}
+
+/// A connection that was never made carried nothing; every other failure may have carried the request.
+fn lost(error: reqwest::Error) -> (CallResult, Signs) {
+    // What could not even be written into a request was not sent either.
+    let reply = if error.is_connect() || error.is_builder() {
+        CallResult::NotSent(NotSent::Connect)
+    } else if error.is_timeout() {
+        CallResult::NoResponse(NoResponse::Timeout)
+    } else {
+        CallResult::NoResponse(NoResponse::Reset)
+    };
+    (reply, Signs { trouble: Some(in_words(error)), ..Signs::default() })
+}
+
+/// An error with its causes, without the URL: that holds openid and coupon code.
+fn in_words(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut words = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(error) = cause {
+        words.push_str(": ");
+        words.push_str(&error.to_string());
+        cause = error.source();
+    }
+    words
+}
+
+fn clock_skew(headers: &HeaderMap, now: Timestamp) -> Option<SignedDuration> {
+    let date = headers.get(DATE)?.to_str().ok()?;
+    let theirs = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(date).ok()?;
+    Some(theirs.duration_since(now))
+}
+
+/// Checks a base URL; gives its host for evidence.
+fn base_url(key: &'static str, url: &str) -> Result<String, CannotStart> {
+    let not_one = || CannotStart::BaseUrl { key };
+    let parsed = reqwest::Url::parse(url).map_err(|_| not_one())?;
+    let host = parsed.host_str().ok_or_else(not_one)?;
+    // The parser forgives blanks and back slashes, but the text as it was written is what targets are put behind.
+    let plain = parsed.path() == "/"
+        && parsed.query().is_none()
+        && parsed.fragment().is_none()
+        && parsed.username().is_empty()
+        && parsed.password().is_none()
+        && url.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\');
+    let name = match parsed.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    };
+    let loopback = host == "localhost"
+        || host
+            .trim_matches(['[', ']'])
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback());
+    match parsed.scheme() {
+        "https" if plain => Ok(name),
+        "http" if plain && loopback => Ok(name),
+        "http" if plain => Err(CannotStart::Unencrypted { key }),
+        _ => Err(not_one()),
+    }
+}

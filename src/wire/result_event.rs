@@ -1,0 +1,746 @@
+//! Writes the result event: a CloudEvent 1.0 in structured mode (`application/cloudevents+json`).
+//!
+//! AMQP 0-9-1 has no official CloudEvents binding, so the whole event is the body. Its `id` is a name-based UUID of
+//! the brand, the openid, the coupon code, the request number and the outcome: the same command with the same outcome
+//! always makes the same id, that of another brand or user never, and a subscriber drops what it has seen.
+
+use std::borrow::Cow;
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::json;
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use crate::domain::coupon::Coupon;
+use crate::domain::redemption::{
+    Appid, BrandId, CouponCode, Openid, ProductCouponId, Redemption, RequestNo, StockId,
+};
+use crate::policy::attempt::{EstablishedBy, Evidence, Outcome, OutcomeKind};
+use crate::policy::classify::{Operation, Reason, Verdict};
+use crate::wire::command::{FAULTS_MAX, PartialCommand, Rejected};
+use crate::wire::{coupon, schema};
+
+/// `content_type` of a published event.
+pub const CONTENT_TYPE: &str = "application/cloudevents+json";
+
+/// The space of event ids. Changing it makes every subscriber see every event anew.
+const ID_SPACE: Uuid = Uuid::from_u128(0x6f1c_83f1_52a5_4d38_9a5e_0c5c_56b1_7d11);
+
+/// The largest entity that an event holds whole, in bytes. Brokers bound a message (the shipped ones to 128 KiB), and an
+/// event that none of them takes would never be published; a quarter of that is left for what stands around it.
+pub const ENTITY_BYTES_MAX: usize = 96 * 1024;
+
+/// `coupon_reduced` of an entity beyond [`ENTITY_BYTES_MAX`].
+const REDUCED_FOR_SIZE: &str = "size";
+
+/// What an event of one attempt takes beside the coupon's entity, in bytes, and some more.
+const ROOM_AROUND: usize = 1536;
+
+/// An event, ready to be published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// `id` of the CloudEvent and `message_id` of the AMQP message.
+    pub id: Uuid,
+    /// `redemption.<outcome>.<brand_id>`.
+    pub routing_key: String,
+    /// The outcome it tells of.
+    pub kind: OutcomeKind,
+    /// The CloudEvent as JSON.
+    pub body: Vec<u8>,
+}
+
+/// The CloudEvent around an outcome.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(
+    title = "redemption result event",
+    extend("$id" = "urn:redeemer:schema:v1:event"),
+    extend("allOf" = schema::by_outcome())
+)]
+pub struct CloudEvent<'a> {
+    /// Always `1.0`.
+    #[schemars(extend("const" = "1.0"))]
+    specversion: &'static str,
+    /// Name-based UUID of brand, openid, coupon code, request number and outcome: equal for repeats of one result.
+    #[schemars(schema_with = "schema::uuid")]
+    id: Uuid,
+    /// Who says so: the name of the service, a URI reference.
+    #[schemars(extend("format" = "uri-reference"), length(min = 1))]
+    source: &'a str,
+    /// `redemption.<outcome>.v1`.
+    #[serde(rename = "type")]
+    #[schemars(schema_with = "schema::event_types")]
+    kind: String,
+    /// The coupon code, where it could be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "CouponCode")]
+    subject: Option<&'a str>,
+    /// When the outcome was established, RFC 3339.
+    #[schemars(schema_with = "schema::time")]
+    time: Timestamp,
+    /// Always `application/json`.
+    #[schemars(extend("const" = "application/json"))]
+    datacontenttype: &'static str,
+    /// W3C trace context of the command, continued.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String", regex(pattern = "^[0-9A-Fa-f-]{55}$"))]
+    traceparent: Option<&'a str>,
+    /// What happened.
+    data: Data<'a>,
+}
+
+/// What happened to one command.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Data<'a> {
+    /// The user, as the command named it.
+    #[schemars(with = "Option<Openid>")]
+    openid: Option<&'a str>,
+    /// The coupon, as the command named it.
+    #[schemars(with = "Option<CouponCode>")]
+    coupon_code: Option<&'a str>,
+    /// The brand, as the command named it.
+    #[schemars(with = "Option<BrandId>")]
+    brand_id: Option<&'a str>,
+    /// The product coupon, as the command named it.
+    #[schemars(with = "Option<ProductCouponId>")]
+    product_coupon_id: Option<&'a str>,
+    /// The stock, as the command named it.
+    #[schemars(with = "Option<StockId>")]
+    stock_id: Option<&'a str>,
+    /// The app, as the command named it.
+    #[schemars(with = "Option<Appid>")]
+    appid: Option<&'a str>,
+    /// The request number, as the command named it.
+    #[schemars(with = "Option<RequestNo>")]
+    out_request_no: Option<&'a str>,
+    /// `redeemed`, `refused`, `invalid` or `unresolved`.
+    #[schemars(schema_with = "schema::outcome_words")]
+    outcome: &'static str,
+    /// The coupon's state as WeChat Pay last authentically gave it; null where nothing authentic is known, or where it
+    /// last said, as authentically, that there is no such coupon.
+    coupon_state: Option<&'a str>,
+    /// `answer`, `query`, `validation` or `deadline`.
+    #[schemars(schema_with = "schema::established_by_words")]
+    established_by: &'static str,
+    /// Calls made for this command, through every delay queue.
+    attempts: u32,
+    /// The coupon exactly as WeChat Pay sent it, signature verified; fields may appear at any time. Half a surrogate pair in
+    /// it is replaced by U+FFFD; what no strict reader could read, or what is too large, is reduced to code and state. Null
+    /// where only its state is known.
+    #[schemars(schema_with = "coupon::schema")]
+    coupon: Option<Cow<'a, RawValue>>,
+    /// Why `coupon` holds no more than `coupon_code` and `coupon_state`: `size`, if WeChat Pay sent more than 98,304 bytes.
+    /// Else null.
+    #[schemars(extend("examples" = [REDUCED_FOR_SIZE]))]
+    coupon_reduced: Option<&'static str>,
+    /// Why the outcome is not `redeemed`; null where it is.
+    problem: Option<Problem<'a>>,
+    /// The last attempts, oldest first, at most 16.
+    #[schemars(length(max = Evidence::KEPT))]
+    evidence: Vec<Entry>,
+}
+
+/// Why an outcome is not `redeemed`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Problem<'a> {
+    /// One of a closed list.
+    #[schemars(schema_with = "schema::reason_words")]
+    reason: &'static str,
+    /// HTTP status of the provider's rejection.
+    #[schemars(range(min = 400, max = 999))]
+    http_status: Option<u16>,
+    /// `code` of the provider's rejection.
+    code: Option<&'a str>,
+    /// The number at the end of the provider's `Request-ID`.
+    sub_code: Option<u64>,
+    /// The provider's message, for people; never decide by it.
+    message: Option<&'a str>,
+    /// The provider's `Request-ID`, for its support.
+    request_id: Option<&'a str>,
+    /// What is wrong with an invalid command; empty for other outcomes.
+    #[schemars(length(max = FAULTS_MAX))]
+    faults: Vec<FaultEntry<'a>>,
+}
+
+/// One fault of an invalid command.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct FaultEntry<'a> {
+    /// A JSON pointer into the command; empty for the command as a whole.
+    #[schemars(extend("format" = "json-pointer"))]
+    pointer: &'a str,
+    /// What is wrong and what is wanted.
+    problem: &'a str,
+}
+
+/// One attempt, as events and delay-queue headers spell it.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// When the operation was put, RFC 3339.
+    #[schemars(schema_with = "schema::time")]
+    at: Timestamp,
+    /// `redeem` or `query`.
+    #[serde(deserialize_with = "operation_word")]
+    #[schemars(schema_with = "schema::operation_words")]
+    operation: String,
+    /// The host that was asked.
+    host: String,
+    /// HTTP status of the answer; null where none came.
+    #[serde(deserialize_with = "http_status")]
+    #[schemars(range(min = 100, max = 999))]
+    status: Option<u16>,
+    /// `Request-ID` of the answer.
+    request_id: Option<String>,
+    /// The serial of the key that verified the answer; null where none did.
+    serial: Option<String>,
+    /// What the reply was judged to mean.
+    #[serde(deserialize_with = "verdict_word")]
+    #[schemars(schema_with = "schema::verdict_words")]
+    verdict: String,
+}
+
+/// A copy's headers can be forged; what an event tells must still be of the closed lists.
+fn operation_word<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    word(deserializer, &Operation::ALL.map(Operation::as_str))
+}
+
+fn verdict_word<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    word(deserializer, &Verdict::WORDS)
+}
+
+fn http_status<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
+    match Option::<u16>::deserialize(deserializer)? {
+        Some(status) if !(100..=999).contains(&status) => Err(D::Error::custom("no HTTP status")),
+        status => Ok(status),
+    }
+}
+
+fn word<'de, D: Deserializer<'de>>(deserializer: D, known: &[&str]) -> Result<String, D::Error> {
+    let word = String::deserialize(deserializer)?;
+    if known.contains(&word.as_str()) { Ok(word) } else { Err(D::Error::custom("a word of no list")) }
+}
+
+impl From<&Evidence> for Entry {
+    fn from(evidence: &Evidence) -> Self {
+        let Evidence { at, operation, host, status, request_id, serial, verdict } = evidence.clone();
+        Self { at, operation, host, status, request_id, serial, verdict }
+    }
+}
+
+impl From<Entry> for Evidence {
+    fn from(entry: Entry) -> Self {
+        let Entry { at, operation, host, status, request_id, serial, verdict } = entry;
+        Self { at, operation, host, status, request_id, serial, verdict }
+    }
+}
+
+/// What an event tells beside the command and its outcome.
+#[derive(Debug, Clone, Copy)]
+pub struct EventContext<'a> {
+    /// The name of the service: `source` of the event.
+    pub source: &'a str,
+    /// When the outcome was established.
+    pub at: Timestamp,
+    /// Trace context to continue.
+    pub traceparent: Option<&'a str>,
+    /// Calls made.
+    pub attempts: u32,
+    /// The attempts that are remembered, oldest first.
+    pub evidence: &'a [Evidence],
+}
+
+/// Tells the `outcome` of a valid command.
+pub fn encode(redemption: &Redemption, outcome: &Outcome, telling: EventContext<'_>) -> Event {
+    let coupon = outcome.coupon();
+    let (entity, coupon_reduced) = coupon.map_or((None, None), embed);
+    let rejection = outcome.rejection();
+    let problem = outcome.reason().map(|reason| Problem {
+        reason: reason.as_str(),
+        http_status: rejection.map(|rejection| rejection.http_status),
+        code: rejection.and_then(|rejection| rejection.code.as_deref()),
+        sub_code: rejection.and_then(|rejection| rejection.sub_code),
+        message: rejection.and_then(|rejection| rejection.message.as_deref()),
+        request_id: rejection.and_then(|rejection| rejection.request_id.as_deref()),
+        faults: Vec::new(),
+    });
+    let code = redemption.coupon_code.as_str();
+    let number = redemption.out_request_no.as_str();
+    let kind = outcome.kind();
+    let data = Data {
+        openid: Some(redemption.openid.as_str()),
+        coupon_code: Some(code),
+        brand_id: Some(redemption.brand_id.as_str()),
+        product_coupon_id: Some(redemption.product_coupon_id.as_str()),
+        stock_id: Some(redemption.stock_id.as_str()),
+        appid: Some(redemption.appid.as_str()),
+        out_request_no: Some(number),
+        outcome: kind.as_str(),
+        coupon_state: coupon.and_then(state_word),
+        established_by: outcome.established_by().as_str(),
+        attempts: telling.attempts,
+        coupon: entity,
+        coupon_reduced,
+        problem,
+        evidence: Evidence::last(telling.evidence).iter().map(Entry::from).collect(),
+    };
+    let openid = redemption.openid.as_str();
+    let id = id(
+        [Some("command"), Some(redemption.brand_id.as_str()), Some(openid), Some(code), Some(number)],
+        kind,
+    );
+    write(id, kind, data, telling)
+}
+
+/// Tells of bytes that are not a command. `digest` is the SHA-256 of the bytes in hex: with what can be read of the
+/// command it makes the identity.
+pub fn encode_invalid(rejected: &Rejected, digest: &str, telling: EventContext<'_>) -> Event {
+    let partial = &rejected.partial;
+    let faults =
+        rejected.faults.iter().map(|fault| FaultEntry { pointer: &fault.pointer, problem: &fault.problem });
+    encode_unread(
+        partial,
+        OutcomeKind::Invalid,
+        Reason::InvalidCommand,
+        EstablishedBy::Validation,
+        faults.collect(),
+        digest,
+        telling,
+    )
+}
+
+/// Tells of a retry message that came back damaged: what was asked before is not known.
+pub fn encode_corrupt_retry_message(
+    redemption: &Redemption,
+    damage: &str,
+    digest: &str,
+    telling: EventContext<'_>,
+) -> Event {
+    let partial = PartialCommand::from(redemption);
+    encode_unread(
+        &partial,
+        OutcomeKind::Unresolved,
+        Reason::CorruptRetryMessage,
+        EstablishedBy::Validation,
+        vec![FaultEntry { pointer: "", problem: damage }],
+        digest,
+        telling,
+    )
+}
+
+fn encode_unread(
+    partial: &PartialCommand,
+    kind: OutcomeKind,
+    reason: Reason,
+    by: EstablishedBy,
+    faults: Vec<FaultEntry<'_>>,
+    digest: &str,
+    telling: EventContext<'_>,
+) -> Event {
+    let problem = Problem {
+        reason: reason.as_str(),
+        http_status: None,
+        code: None,
+        sub_code: None,
+        message: None,
+        request_id: None,
+        faults,
+    };
+    let data = Data {
+        openid: partial.openid.as_ref().map(|it| it.as_str()),
+        coupon_code: partial.coupon_code.as_ref().map(|it| it.as_str()),
+        brand_id: partial.brand_id.as_ref().map(|it| it.as_str()),
+        product_coupon_id: partial.product_coupon_id.as_ref().map(|it| it.as_str()),
+        stock_id: partial.stock_id.as_ref().map(|it| it.as_str()),
+        appid: partial.appid.as_ref().map(|it| it.as_str()),
+        out_request_no: partial.out_request_no.as_ref().map(|it| it.as_str()),
+        outcome: kind.as_str(),
+        coupon_state: None,
+        established_by: by.as_str(),
+        attempts: telling.attempts,
+        coupon: None,
+        coupon_reduced: None,
+        problem: Some(problem),
+        evidence: Evidence::last(telling.evidence).iter().map(Entry::from).collect(),
+    };
+    let id = id([Some(digest), data.brand_id, data.openid, data.coupon_code, data.out_request_no], kind);
+    write(id, kind, data, telling)
+}
+
+fn write(id: Uuid, kind: OutcomeKind, data: Data<'_>, telling: EventContext<'_>) -> Event {
+    let word = kind.as_str();
+    // The alphabet of a brand has no dot, so it is always one word of the routing key.
+    let routing_key = format!("redemption.{word}.{}", data.brand_id.unwrap_or("unknown"));
+    let event = CloudEvent {
+        specversion: "1.0",
+        id,
+        source: telling.source,
+        kind: self::kind(kind),
+        subject: data.coupon_code,
+        time: telling.at,
+        datacontenttype: "application/json",
+        traceparent: telling.traceparent,
+        data,
+    };
+    // Room for the entity and what stands around it, or the text would be moved again and again while it grows.
+    let entity = event.data.coupon.as_ref().map_or(0, |coupon| coupon.get().len());
+    let mut body = Vec::with_capacity(entity + ROOM_AROUND);
+    serde_json::to_writer(&mut body, &event)
+        .expect("an event has string keys only and writes to memory, so it cannot fail");
+    Event { id, routing_key, kind, body }
+}
+
+/// `type` of an event of this kind.
+pub(super) fn kind(kind: OutcomeKind) -> String {
+    format!("redemption.{}.v1", kind.as_str())
+}
+
+/// The id of what was made of a command: what kind of identity it has, brand, openid, coupon code and request number,
+/// each with its length before it. So different parts never make the same name, whatever stands in them; what cannot be
+/// read is another part than an empty one.
+fn id(parts: [Option<&str>; 5], kind: OutcomeKind) -> Uuid {
+    let mut name = String::with_capacity(256);
+    for part in parts.into_iter().chain([Some(kind.as_str())]) {
+        match part {
+            Some(part) => name.extend([part.len().to_string().as_str(), ":", part, ","]),
+            None => name.push_str("-,"),
+        }
+    }
+    Uuid::new_v5(&ID_SPACE, name.as_bytes())
+}
+
+/// The entity as an event holds it, and why it is reduced if it is.
+fn embed(coupon: &Coupon) -> (Option<Cow<'_, RawValue>>, Option<&'static str>) {
+    if coupon.entity.len() <= ENTITY_BYTES_MAX {
+        return (raw(&coupon.entity), None);
+    }
+    let rest = json!({ "coupon_code": coupon.code, "coupon_state": coupon.state.as_str() }).to_string();
+    let rest = (rest.len() <= ENTITY_BYTES_MAX).then(|| RawValue::from_string(rest).ok()).flatten();
+    (rest.map(Cow::Owned), Some(REDUCED_FOR_SIZE))
+}
+
+/// The state as an event names it: an unknown word that is longer than any word is left out.
+fn state_word(coupon: &Coupon) -> Option<&str> {
+    const BYTES_MAX: usize = 1024;
+    Some(coupon.state.as_str()).filter(|word| word.len() <= BYTES_MAX)
+}
+
+fn raw(entity: &str) -> Option<Cow<'_, RawValue>> {
+    serde_json::from_str::<&RawValue>(entity).ok().map(Cow::Borrowed)
+}
+
+/// The first words of the routing keys under which the service itself publishes, now or later.
+pub const RESERVED_KEYS: [&str; 3] = ["audit", "redemption", "return"];
+
+/// Whether a routing key begins with one of [`RESERVED_KEYS`]. Keys are compared as the broker compares them: by case.
+pub fn is_reserved_key(key: &str) -> bool {
+    RESERVED_KEYS.contains(&key.split('.').next().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::domain::coupon::{Coupon, CouponState, Trace, UsageTrace};
+    use crate::policy::attempt::Rejection;
+    use crate::wire::command::decode;
+
+    /// As the provider might send it: blanks, a number beyond 64 bits, an unknown field, a key given twice.
+    const ENTITY: &str = r#"{ "coupon_code":"C0001" , "coupon_state": "USED",
+        "surprise": {"amount": 1.0000000000000000000000000001, "big": 123456789012345678901234567890, "big": 1e3},
+        "display_info": {"name": "满100减20 \u6ee1"} }"#;
+
+    fn command() -> String {
+        r#"{"openid": "oUser", "coupon_code": "C0001", "brand_id": "120344", "product_coupon_id": "1000000013",
+        "stock_id": "1000000013001", "appid": "wx1", "use_time": "2026-03-05T12:30:45+08:00",
+        "out_request_no": "USE_0001", "associated_order_info": {"transaction_id": "42"}}"#
+            .to_owned()
+    }
+
+    fn redemption() -> Redemption {
+        decode(command().as_bytes()).unwrap()
+    }
+
+    fn coupon() -> Coupon {
+        Coupon {
+            code: "C0001".into(),
+            state: CouponState::Used,
+            usage: UsageTrace::Single(Trace::default()),
+            ids: vec![],
+            entity: ENTITY.into(),
+        }
+    }
+
+    fn rejection() -> Rejection {
+        Rejection {
+            http_status: 403,
+            code: Some("NOT_ENOUGH".into()),
+            sub_code: Some(268_578_776),
+            message: Some("用户商品券当前无法使用".into()),
+            request_id: Some("08E68E97CC06-268578776".into()),
+        }
+    }
+
+    fn attempts(count: usize) -> Vec<Evidence> {
+        let attempt = |n: usize| Evidence {
+            at: Timestamp::from_second(1_772_685_045 + i64::try_from(n).unwrap()).unwrap(),
+            operation: "redeem".to_owned(),
+            host: "api.mch.weixin.qq.com".to_owned(),
+            status: (n.is_multiple_of(2)).then_some(403),
+            request_id: (n.is_multiple_of(2)).then(|| "08E68E97CC06-268578776".to_owned()),
+            serial: (n.is_multiple_of(2)).then(|| "PUB_KEY_ID_01".to_owned()),
+            verdict: if n.is_multiple_of(2) { "rejected" } else { "unknown" }.to_owned(),
+        };
+        (0..count).map(attempt).collect()
+    }
+
+    fn telling(evidence: &[Evidence]) -> EventContext<'_> {
+        EventContext {
+            source: "redeemer",
+            at: "2026-03-05T04:30:47Z".parse().unwrap(),
+            traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+            attempts: 2,
+            evidence,
+        }
+    }
+
+    fn outcomes() -> [Outcome; 3] {
+        let (reason, by) = (Reason::Expired, EstablishedBy::Query);
+        let entity = r#"{"coupon_code": "C0001", "coupon_state": "EXPIRED"}"#.into();
+        let expired = Coupon { state: CouponState::Expired, entity, ..coupon() };
+        [
+            Outcome::Redeemed { by: EstablishedBy::Response, coupon: coupon() },
+            Outcome::Refused { reason, by, coupon: Some(expired), rejection: Some(rejection()) },
+            Outcome::Unresolved { reason: Reason::DeadlinePassed, coupon: None, rejection: None },
+        ]
+    }
+
+    fn told(outcome: &Outcome) -> Event {
+        encode(&redemption(), outcome, telling(&attempts(2)))
+    }
+
+    fn invalid(text: &str) -> Event {
+        encode_invalid(&decode(text.as_bytes()).unwrap_err(), "d1", telling(&[]))
+    }
+
+    fn damaged() -> Event {
+        encode_corrupt_retry_message(
+            &redemption(),
+            "header x-redemption-delays is missing",
+            "d1",
+            telling(&[]),
+        )
+    }
+
+    fn parsed(event: &Event) -> Value {
+        serde_json::from_slice(&event.body).unwrap()
+    }
+
+    #[test]
+    fn keys_of_the_service_itself_are_reserved() {
+        for key in [
+            "redemption",
+            "redemption.redeemed.1",
+            "audit.parked.replayed",
+            "audit",
+            "return.",
+            "redemption.",
+        ] {
+            assert!(is_reserved_key(key), "{key}");
+        }
+        for key in ["", "till.7", "redemptions", "my.redemption.x", "Redemption.x", "#", "*.redeemed.1"] {
+            assert!(!is_reserved_key(key), "{key}");
+        }
+    }
+
+    #[test]
+    fn one_whole_event_of_each_outcome() {
+        let faulty = command().replace("\"120344\"", "null").replace("appid", "app_id");
+        let [redeemed, refused, unresolved] = outcomes().map(|outcome| told(&outcome));
+        for (name, event) in [
+            ("redeemed", redeemed),
+            ("refused", refused),
+            ("unresolved", unresolved),
+            ("invalid", invalid(&faulty)),
+            ("damaged", damaged()),
+        ] {
+            let told = serde_json::to_string_pretty(&parsed(&event)).unwrap();
+            insta::assert_snapshot!(name, format!("{}\n{told}", event.routing_key));
+        }
+    }
+
+    #[test]
+    fn an_id_is_the_same_for_the_same_result_and_another_for_another() {
+        let ids = outcomes().map(|outcome| told(&outcome).id);
+        assert_eq!(ids, outcomes().map(|outcome| told(&outcome).id));
+        // Subscribers have stored these: another value makes them see every result anew.
+        assert_eq!(ids[0].to_string(), "26a03841-bca9-552e-9792-392ad8b27135");
+        let other = |from: &str, to: &str| {
+            let redemption = decode(command().replace(from, to).as_bytes()).unwrap();
+            encode(&redemption, &outcomes()[0], telling(&[])).id
+        };
+        let mut all = ids.to_vec();
+        all.extend([other("USE_0001", "USE_0002"), other("C0001", "C0002")]);
+        all.extend([other("120344", "120345"), other("oUser", "oAnother")]);
+        all.extend([
+            invalid("").id,
+            damaged().id,
+            encode_corrupt_retry_message(&redemption(), "", "d2", telling(&[])).id,
+        ]);
+        let distinct: std::collections::BTreeSet<_> = all.iter().collect();
+        assert_eq!(distinct.len(), all.len(), "{all:?}");
+        // Neither time nor attempts, nor the reason, nor what it rests on, makes it another result.
+        let late = EventContext { at: Timestamp::UNIX_EPOCH, attempts: 9, ..telling(&[]) };
+        assert_eq!(encode(&redemption(), &outcomes()[1], late).id, ids[1]);
+        let refused = Outcome::Refused {
+            reason: Reason::Deleted,
+            by: EstablishedBy::Response,
+            coupon: None,
+            rejection: None,
+        };
+        assert_eq!(told(&refused).id, ids[1]);
+        // Nor what the product coupon, the stock, the app or the order is.
+        for (from, to) in [
+            ("1000000013\"", "1000000014\""),
+            ("1000000013001", "1000000013002"),
+            ("wx1", "wx2"),
+            ("42", "43"),
+        ] {
+            assert_eq!(other(from, to), ids[0], "{to}");
+        }
+    }
+
+    #[test]
+    fn invalid_commands_of_others_have_other_ids() {
+        let of = |from: &str, to: &str, digest: &str| {
+            let text = command().replace("appid", "app_id").replace(from, to);
+            encode_invalid(&decode(text.as_bytes()).unwrap_err(), digest, telling(&[])).id
+        };
+        let same = of("", "", "d1");
+        assert_eq!(same, of("wx1", "wx2", "d1"), "the digest is taken for the bytes");
+        let others = [
+            of("120344", "120345", "d1"),
+            of("oUser", "oAnother", "d1"),
+            of("C0001", "C0002", "d1"),
+            of("USE_0001", "USE_0002", "d1"),
+            of("\"120344\"", "null", "d1"),
+            of("", "", "d2"),
+        ];
+        let distinct: std::collections::BTreeSet<_> = others.iter().chain([&same]).collect();
+        assert_eq!(distinct.len(), others.len() + 1);
+    }
+
+    #[test]
+    fn an_id_is_not_made_by_joining_what_could_be_split_otherwise() {
+        let of = |brand: &str, openid: &str, code: &str, number: &str| {
+            let text = command().replace("120344", brand).replace("oUser", openid);
+            let text = text.replace("C0001", code).replace("USE_0001", number);
+            encode(&decode(text.as_bytes()).unwrap(), &outcomes()[0], telling(&[])).id
+        };
+        assert_ne!(of("B", "oU", "C0001A", "BCDEFG"), of("B", "oU", "C0001", "ABCDEFG"));
+        assert_ne!(of("B", "oUC", "0001", "ABCDEFG"), of("B", "oU", "C0001", "ABCDEFG"));
+        assert_ne!(of("Bo", "U", "C0001", "ABCDEFG"), of("B", "oU", "C0001", "ABCDEFG"));
+        assert_ne!(of("oU", "B", "C0001", "ABCDEFG"), of("B", "oU", "C0001", "ABCDEFG"));
+    }
+
+    proptest::proptest! {
+        /// Whatever stands in them, and whether or not they can be read: other parts, another id.
+        #[test]
+        fn no_two_identities_make_one_id(
+            one in proptest::array::uniform5(proptest::option::of("[0-9:,a-]{0,4}")),
+            other in proptest::array::uniform5(proptest::option::of("[0-9:,a-]{0,4}")),
+        ) {
+            let of = |parts: &[Option<String>; 5]| id(parts.each_ref().map(Option::as_deref), OutcomeKind::Redeemed);
+            proptest::prop_assert_eq!(one == other, of(&one) == of(&other));
+        }
+    }
+
+    #[test]
+    fn the_id_in_the_body_is_the_id_of_the_message() {
+        for event in outcomes().iter().map(told).chain([invalid("{}"), damaged()]) {
+            assert_eq!(parsed(&event)["id"], event.id.to_string());
+            assert_eq!(parsed(&event)["type"], format!("redemption.{}.v1", event.kind.as_str()));
+            assert_eq!(parsed(&event)["data"]["outcome"], event.kind.as_str());
+        }
+    }
+
+    #[test]
+    fn the_entity_is_passed_through_byte_for_byte() {
+        let body = String::from_utf8(told(&outcomes()[0]).body).unwrap();
+        assert!(body.contains(&format!("\"coupon\":{ENTITY},")), "{body}");
+        assert!(body.contains("\"coupon_state\":\"USED\""));
+    }
+
+    #[test]
+    fn an_entity_is_whole_up_to_its_bound_and_reduced_beyond() {
+        let sized = |bytes: usize| {
+            let around = r#"{"coupon_code":"C0001","coupon_state":"USED","pad":""}"#;
+            format!("{}{}\"}}", &around[..around.len() - 2], "x".repeat(bytes - around.len()))
+        };
+        for (bytes, whole) in
+            [(200, true), (ENTITY_BYTES_MAX, true), (ENTITY_BYTES_MAX + 1, false), (256 * 1024, false)]
+        {
+            let entity = sized(bytes);
+            assert_eq!(entity.len(), bytes);
+            let coupon = Coupon { entity: entity.as_str().into(), ..coupon() };
+            let outcome = Outcome::Redeemed { by: EstablishedBy::Response, coupon };
+            let event = encode(&redemption(), &outcome, telling(&attempts(100)));
+            assert!(event.body.len() < 128 * 1024, "{} bytes", event.body.len());
+            let data = &parsed(&event)["data"];
+            let rest = json!({ "coupon_code": "C0001", "coupon_state": "USED" });
+            let told: Value = if whole { serde_json::from_str(&entity).unwrap() } else { rest };
+            assert_eq!(data["coupon"], told, "{bytes}");
+            assert_eq!(data["coupon_reduced"], if whole { Value::Null } else { json!("size") }, "{bytes}");
+            assert_eq!(data["coupon_state"], "USED");
+        }
+    }
+
+    #[test]
+    fn words_beyond_all_bounds_are_left_out() {
+        let long = "X".repeat(128 * 1024);
+        let entity = json!({ "coupon_code": "C0001", "coupon_state": long }).to_string();
+        let state = CouponState::from_wire(&long);
+        let coupon = Coupon { state, entity: entity.as_str().into(), ..coupon() };
+        let outcome = Outcome::Unresolved {
+            reason: Reason::DeadlinePassed,
+            coupon: Some(coupon),
+            rejection: Some(rejection()),
+        };
+        let event = told(&outcome);
+        let data = &parsed(&event)["data"];
+        assert_eq!((&data["coupon"], &data["coupon_state"]), (&Value::Null, &Value::Null));
+        assert_eq!(data["coupon_reduced"], "size");
+        assert!(event.body.len() < 4096, "{}", event.body.len());
+    }
+
+    #[test]
+    fn a_state_that_is_not_known_is_told_as_it_was_spelled() {
+        let coupon = Coupon { state: CouponState::from_wire("FRO\"ZEN"), ..coupon() };
+        let event = told(&Outcome::Redeemed { by: EstablishedBy::Response, coupon });
+        assert_eq!(parsed(&event)["data"]["coupon_state"], "FRO\"ZEN");
+    }
+
+    #[test]
+    fn the_routing_key_has_the_outcome_and_the_brand() {
+        let [redeemed, refused, unresolved] = outcomes().map(|outcome| told(&outcome).routing_key);
+        assert_eq!(redeemed, "redemption.redeemed.120344");
+        assert_eq!(refused, "redemption.refused.120344");
+        assert_eq!(unresolved, "redemption.unresolved.120344");
+        assert_eq!(damaged().routing_key, "redemption.unresolved.120344");
+        assert_eq!(invalid("{}").routing_key, "redemption.invalid.unknown");
+        let faulty = command().replace("wx1", "");
+        assert_eq!(invalid(&faulty).routing_key, "redemption.invalid.120344");
+        let dotted = command().replace("120344", "120344.#");
+        assert_eq!(invalid(&dotted).routing_key, "redemption.invalid.unknown");
+    }
+
+    #[test]
+    fn at_most_sixteen_attempts_are_told_and_they_are_the_last() {
+        let event = encode(&redemption(), &outcomes()[2], telling(&attempts(100)));
+        let told = parsed(&event)["data"]["evidence"].as_array().unwrap().clone();
+        assert_eq!(told.len(), Evidence::KEPT);
+        assert_eq!(told[15]["at"], "2026-03-05T04:32:24Z");
+    }
+}
