@@ -5,11 +5,11 @@ use std::process::{Child, Command, Stdio};
 use crate::bed::{Bed, until};
 
 /// A running instance on the configuration of a bed. It ends when it is dropped.
-pub struct Program(Child);
+pub(crate) struct Program(Child);
 
 impl Program {
     /// Starts the `nth` instance and waits until it is ready.
-    pub async fn start(bed: &Bed, nth: usize) -> Self {
+    pub(crate) async fn start(bed: &Bed, nth: usize) -> Self {
         let address = bed.dir.join(format!("admin.address.{nth}"));
         let child = Command::new(env!("CARGO_BIN_EXE_redeemer"))
             .arg("--config")

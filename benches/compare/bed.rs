@@ -29,7 +29,7 @@ use crate::process::{Machine, Meter, Process};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Broker, sandbox, and our channels.
-pub struct Bed {
+pub(crate) struct Bed {
     pub dir: PathBuf,
     pub broker: Broker,
     pub identity: Value,
@@ -45,7 +45,7 @@ pub struct Bed {
 
 /// The exchange and queues of one contender.
 #[derive(Clone)]
-pub struct Names {
+pub(crate) struct Names {
     pub commands: String,
     pub results: String,
     told: String,
@@ -53,7 +53,7 @@ pub struct Names {
 
 /// How long the provider's replies are.
 #[derive(Clone, Copy)]
-pub enum Replies {
+pub(crate) enum Replies {
     /// As short as the sandbox makes them.
     Lean,
     /// With so many bytes more than usual.
@@ -62,7 +62,7 @@ pub enum Replies {
 
 /// Processor time so far of all that a round uses beside the contender.
 #[derive(Clone, Copy)]
-pub struct Spent {
+pub(crate) struct Spent {
     pub broker: Duration,
     pub sandbox: Duration,
     pub harness: Duration,
@@ -70,15 +70,15 @@ pub struct Spent {
 }
 
 /// Where a contender's events arrive.
-pub struct Told {
+pub(crate) struct Told {
     consumer: Consumer,
 }
 
 /// Events of one run: when each came, by coupon code. Each code once, however often it was told.
-pub type Arrivals = HashMap<Box<str>, Instant>;
+pub(crate) type Arrivals = HashMap<Box<str>, Instant>;
 
 impl Bed {
-    pub async fn start(dir: PathBuf) -> Result<Self> {
+    pub(crate) async fn start(dir: PathBuf) -> Result<Self> {
         let broker = Broker::start();
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(&dir)?;
@@ -125,17 +125,17 @@ impl Bed {
         })
     }
 
-    pub fn identity(&self, name: &str) -> String {
+    pub(crate) fn identity(&self, name: &str) -> String {
         self.identity[name].as_str().unwrap_or_default().to_owned()
     }
 
     /// A file of the sandbox's identity.
-    pub fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.dir.join("sandbox").join(name)
     }
 
     /// Processor time so far.
-    pub fn spent(&self) -> Result<Spent> {
+    pub(crate) fn spent(&self) -> Result<Spent> {
         Ok(Spent {
             broker: self.broker_meter.cpu()?,
             sandbox: self.sandbox.cpu()?,
@@ -145,7 +145,7 @@ impl Bed {
     }
 
     /// Sets the provider's latency; forgets its attempts, so that it does not grow from round to round.
-    pub async fn provider(&self, latency: Duration, replies: Replies) -> Result<()> {
+    pub(crate) async fn provider(&self, latency: Duration, replies: Replies) -> Result<()> {
         let millis = u64::try_from(latency.as_millis())?;
         let faults = match replies {
             Replies::Lean => json!({ "rules": [{ "fault": { "kind": "lean_body" } }] }),
@@ -164,7 +164,7 @@ impl Bed {
     }
 
     /// How long a reply is: that of the sandbox's last answer with its present settings, by a repeat of our own.
-    pub async fn reply_bytes(&self) -> Result<usize> {
+    pub(crate) async fn reply_bytes(&self) -> Result<usize> {
         let key = MerchantKey::from_pem(&read_secret(&self.file("merchant_key.pem"))?, "the merchant key")?;
         let merchant = Merchant { mchid: self.identity("mchid"), serial: self.identity("merchant_serial") };
         let redemption = decode(&command("auto_size")).map_err(|rejected| anyhow!("{rejected:?}"))?;
@@ -179,7 +179,7 @@ impl Bed {
     }
 
     /// Listens for the events of a contender, whose exchanges and queues are there.
-    pub async fn listen(&self, name: &str) -> Result<(Names, Told)> {
+    pub(crate) async fn listen(&self, name: &str) -> Result<(Names, Told)> {
         let names = Names {
             commands: format!("bench.{name}.commands"),
             results: format!("bench.{name}.results"),
@@ -198,7 +198,7 @@ impl Bed {
     }
 
     /// Waits until so many consumers are there, with a look at whether the program still runs.
-    pub async fn consumers(&self, names: &Names, wanted: u32, process: &mut Process) -> Result<()> {
+    pub(crate) async fn consumers(&self, names: &Names, wanted: u32, process: &mut Process) -> Result<()> {
         until(&format!("{wanted} consumers of {}", names.commands), async || {
             if !process.runs() {
                 return Some(false);
@@ -213,7 +213,7 @@ impl Bed {
     }
 
     /// Publishes commands for these coupons; all are confirmed when it returns.
-    pub async fn publish(&self, names: &Names, codes: &[Box<str>]) -> Result<()> {
+    pub(crate) async fn publish(&self, names: &Names, codes: &[Box<str>]) -> Result<()> {
         // Confirms are awaited in crowds, so that a million commands do not all wait at once.
         for crowd in codes.chunks(1_000) {
             let mut confirms = Vec::with_capacity(crowd.len());
@@ -229,7 +229,7 @@ impl Bed {
 
     /// Publishes commands at an even pace; gives the time each was due, so that whatever held the publishing up counts
     /// as well.
-    pub async fn publish_paced(
+    pub(crate) async fn publish_paced(
         &self,
         names: &Names,
         codes: &[Box<str>],
@@ -262,14 +262,14 @@ impl Bed {
     }
 
     /// Ends the sandbox and the broker.
-    pub fn end(self) -> Result<()> {
+    pub(crate) fn end(self) -> Result<()> {
         self.sandbox.end()
     }
 }
 
 impl Told {
     /// Collects events until each of `count` coupons was told of.
-    pub async fn collect(&mut self, count: usize) -> Result<Arrivals> {
+    pub(crate) async fn collect(&mut self, count: usize) -> Result<Arrivals> {
         let mut arrivals = Arrivals::with_capacity(count);
         while arrivals.len() < count {
             let next = tokio::time::timeout(PATIENCE, self.consumer.next());
@@ -299,7 +299,7 @@ fn subject(event: &[u8]) -> Option<&str> {
 }
 
 /// Coupons that nobody has redeemed in this run: the provider answers a repeat from memory.
-pub fn codes(contender: &str, count: usize) -> Vec<Box<str>> {
+pub(crate) fn codes(contender: &str, count: usize) -> Vec<Box<str>> {
     static CALLS: AtomicU64 = AtomicU64::new(0);
     let initials: String = contender.split(['-', ' ']).filter_map(|word| word.chars().next()).collect();
     let call = CALLS.fetch_add(1, Ordering::Relaxed);
@@ -307,7 +307,7 @@ pub fn codes(contender: &str, count: usize) -> Vec<Box<str>> {
 }
 
 /// A command as an order service would send it.
-pub fn command(code: &str) -> Vec<u8> {
+pub(crate) fn command(code: &str) -> Vec<u8> {
     json!({
         "openid": "oh-394z-6CGkNoJrsDLTTUKiAnp4",
         "coupon_code": code,
@@ -330,7 +330,7 @@ pub fn command(code: &str) -> Vec<u8> {
 }
 
 /// Looks again and again until there is something to be seen.
-pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> Result<T> {
+pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> Result<T> {
     let give_up_at = Instant::now() + PATIENCE;
     loop {
         if let Some(seen) = look().await {

@@ -9,24 +9,24 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 
 /// The folder that it is built in, removed with its value.
-pub struct Build(PathBuf);
+pub(crate) struct Build(PathBuf);
 
 /// A release, as its users build it: the harness's own build of the program has the features that its tests ask for.
-pub struct Built {
+pub(crate) struct Built {
     pub took: Duration,
     /// Of the program.
     pub bytes: u64,
 }
 
 impl Build {
-    pub fn new(folder: PathBuf) -> Result<Self> {
+    pub(crate) fn new(folder: PathBuf) -> Result<Self> {
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder)?;
         Ok(Self(folder))
     }
 
     /// How long it takes from nothing, on two processors, with every dependency's source already here.
-    pub fn clean(&self) -> Result<Built> {
+    pub(crate) fn clean(&self) -> Result<Built> {
         println!("bench: building a release from nothing");
         let start = Instant::now();
         self.cargo(&["build", "--release", "--jobs", "2"])?;
@@ -36,7 +36,7 @@ impl Build {
     }
 
     /// The same program with the names of its functions in it.
-    pub fn with_names(&self) -> Result<PathBuf> {
+    pub(crate) fn with_names(&self) -> Result<PathBuf> {
         // For this package alone, so that its dependencies are not built again.
         let names = "profile.release.package.redeemer.strip=\"none\"";
         self.cargo(&["build", "--release", "--config", names])?;

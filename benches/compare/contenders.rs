@@ -9,7 +9,7 @@ use crate::bed::{Bed, Names, Told};
 use crate::process::Process;
 
 /// A contender, running.
-pub struct Contender {
+pub(crate) struct Contender {
     pub name: String,
     pub process: Process,
     pub names: Names,
@@ -18,7 +18,7 @@ pub struct Contender {
 
 /// How the service is run; all else is its default.
 #[derive(Clone, Copy)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Prefetch and concurrency.
     pub in_flight: usize,
     /// Its limit.
@@ -26,36 +26,42 @@ pub struct Settings {
 }
 
 /// The name of the service itself.
-pub const SERVICE: &str = "redeemer";
+pub(crate) const SERVICE: &str = "redeemer";
 
 /// The build that is measured.
 const OWN: &str = env!("CARGO_BIN_EXE_redeemer");
 
 /// What does not limit: several times what one machine gets done.
-pub const UNLIMITED: u32 = 10_000;
+pub(crate) const UNLIMITED: u32 = 10_000;
 
 impl Contender {
     /// The service itself, as released, with its own log and metrics.
-    pub async fn service(bed: &Bed, name: &str, settings: Settings) -> Result<Self> {
+    pub(crate) async fn service(bed: &Bed, name: &str, settings: Settings) -> Result<Self> {
         let (names, told) = establish(bed, name, settings).await?;
         let process = service(bed, name)?;
         Self::ready(bed, name, process, names, told).await
     }
 
     /// Another build of the service.
-    pub async fn build(bed: &Bed, name: &str, program: &Path, settings: Settings) -> Result<Self> {
+    pub(crate) async fn build(bed: &Bed, name: &str, program: &Path, settings: Settings) -> Result<Self> {
         let (names, told) = establish(bed, name, settings).await?;
         let process = run(redeemer(bed, name, program), bed, name)?;
         Self::ready(bed, name, process, names, told).await
     }
 
     /// A peer that `benches/peers/prepare` has made ready below `peers`.
-    pub async fn peer(bed: &Bed, name: &str, peers: &Path, in_flight: usize) -> Result<Self> {
+    pub(crate) async fn peer(bed: &Bed, name: &str, peers: &Path, in_flight: usize) -> Result<Self> {
         Self::peer_as(bed, name, name, peers, in_flight).await
     }
 
     /// The same on queues of another name.
-    pub async fn peer_as(bed: &Bed, name: &str, peer: &str, peers: &Path, in_flight: usize) -> Result<Self> {
+    pub(crate) async fn peer_as(
+        bed: &Bed,
+        name: &str,
+        peer: &str,
+        peers: &Path,
+        in_flight: usize,
+    ) -> Result<Self> {
         ensure!(is_ready(peers, peer), "{}", why_absent(peers, peer));
         let settings = Settings { in_flight, calls_per_second: UNLIMITED };
         let (names, told) = establish(bed, name, settings).await?;
@@ -83,7 +89,7 @@ impl Contender {
     }
 
     /// This very program in its other role: see [`crate::hops`].
-    pub async fn bare_hops(bed: &Bed) -> Result<Self> {
+    pub(crate) async fn bare_hops(bed: &Bed) -> Result<Self> {
         let name = crate::hops::NAME;
         let settings = Settings { in_flight: 100, calls_per_second: UNLIMITED };
         let (names, told) = establish(bed, name, settings).await?;
@@ -100,7 +106,7 @@ impl Contender {
 }
 
 /// Whether `benches/peers/prepare` has made it ready.
-pub fn is_ready(peers: &Path, peer: &str) -> bool {
+pub(crate) fn is_ready(peers: &Path, peer: &str) -> bool {
     peers.join(peer).join(".installed").exists()
 }
 
@@ -122,7 +128,7 @@ async fn establish(bed: &Bed, name: &str, settings: Settings) -> Result<(Names, 
 }
 
 /// Starts one more instance of the service on the queues of `name`, which are there.
-pub fn service(bed: &Bed, name: &str) -> Result<Process> {
+pub(crate) fn service(bed: &Bed, name: &str) -> Result<Process> {
     run(redeemer(bed, name, OWN.as_ref()), bed, name)
 }
 

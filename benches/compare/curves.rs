@@ -12,13 +12,13 @@ const BOTTOM: f64 = 50.0;
 const COLOURS: [&str; 6] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#777777"];
 
 /// A line with its name: a value for each place on the axis; NaN leaves a gap.
-pub struct Line {
+pub(crate) struct Line {
     pub name: String,
     pub values: Vec<f64>,
 }
 
 /// Draws the lines over the places named `at`.
-pub fn draw(title: &str, axis: &str, at: &[String], lines: &[Line]) -> String {
+pub(crate) fn draw(title: &str, axis: &str, at: &[String], lines: &[Line]) -> String {
     let most = lines.iter().flat_map(|line| &line.values).copied().filter(|value| value.is_finite());
     let top = round_up(most.fold(0.0, f64::max));
     let x = |nth: usize| LEFT + (WIDTH - LEFT - RIGHT) * nth as f64 / (at.len().max(2) - 1) as f64;

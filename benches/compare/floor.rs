@@ -11,7 +11,7 @@ use redeemer::wechat::keys::{MerchantKey, VerificationKey, read_secret};
 use crate::bed::Bed;
 
 /// The keys of one command.
-pub struct Floor {
+pub(crate) struct Floor {
     merchant: MerchantKey,
     provider: MerchantKey,
     public: VerificationKey,
@@ -19,17 +19,17 @@ pub struct Floor {
 
 /// Processor time of each half, per command.
 #[derive(Clone, Copy)]
-pub struct Measured {
+pub(crate) struct Measured {
     pub sign_us: f64,
     pub verify_us: f64,
 }
 
 impl Measured {
-    pub fn sum(self) -> f64 {
+    pub(crate) fn sum(self) -> f64 {
         self.sign_us + self.verify_us
     }
 
-    pub fn mean(self, other: Self) -> Self {
+    pub(crate) fn mean(self, other: Self) -> Self {
         Self {
             sign_us: f64::midpoint(self.sign_us, other.sign_us),
             verify_us: f64::midpoint(self.verify_us, other.verify_us),
@@ -38,7 +38,7 @@ impl Measured {
 }
 
 impl Floor {
-    pub fn of(bed: &Bed) -> Result<Self> {
+    pub(crate) fn of(bed: &Bed) -> Result<Self> {
         let key = |name: &str| -> Result<MerchantKey> {
             Ok(MerchantKey::from_pem(&read_secret(&bed.file(name))?, name)?)
         };
@@ -51,7 +51,7 @@ impl Floor {
     }
 
     /// Signs a request and verifies a reply of usual sizes, base64 included, `times` over.
-    pub fn measure(&self, times: u32) -> Result<Measured> {
+    pub(crate) fn measure(&self, times: u32) -> Result<Measured> {
         let base64 = &base64::engine::general_purpose::STANDARD;
         let (request, reply) = (vec![b'q'; 700], vec![b'a'; 5_000]);
         let signature =

@@ -26,7 +26,7 @@ const LIMIT: u32 = 500;
 
 /// One place of a curve.
 #[derive(Clone)]
-pub struct Point {
+pub(crate) struct Point {
     /// Where on the curve: as it is written below the axis.
     pub at: String,
     /// Processor time per command, in microseconds.
@@ -38,7 +38,7 @@ pub struct Point {
 
 /// All curves; what could not be measured is a point of NaN, and a gap.
 #[derive(Default)]
-pub struct Growth {
+pub(crate) struct Growth {
     /// Commands in flight, the provider taking two seconds for each; one curve per contender.
     pub in_flight: Vec<(String, Vec<Point>)>,
     /// Bytes of a reply.
@@ -76,7 +76,7 @@ impl Growth {
 }
 
 /// Measures curve after curve, the longest last; `save` sees what there is after each.
-pub async fn run(
+pub(crate) async fn run(
     plan: &Plan,
     bed: &Bed,
     peers: &Path,

@@ -20,13 +20,13 @@ use redeemer::wire::command::decode;
 use crate::bed::command;
 
 /// The argument that makes this program the bare hops.
-pub const NAME: &str = "bare-hops";
+pub(crate) const NAME: &str = "bare-hops";
 
 /// The provider takes a signature for five minutes.
 const SIGN_AGAIN: Duration = Duration::from_secs(60);
 
 /// Runs until it is ended.
-pub async fn run() -> Result<()> {
+pub(crate) async fn run() -> Result<()> {
     let variable = |name: &str| env::var(name).with_context(|| format!("{name} is not set"));
     let in_flight: u16 = variable("PEER_IN_FLIGHT")?.parse()?;
     let results = variable("PEER_RESULTS")?;

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 /// One part.
-pub struct Part {
+pub(crate) struct Part {
     pub name: String,
     /// Of one run, with the bounds of its confidence interval.
     pub nanos: [f64; 3],
@@ -15,7 +15,7 @@ pub struct Part {
 }
 
 /// The parts by name.
-pub fn read() -> Vec<Part> {
+pub(crate) fn read() -> Vec<Part> {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../criterion");
     let mut parts = Vec::new();
     collect(&folder, &mut parts);

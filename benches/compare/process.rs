@@ -19,7 +19,7 @@ const TICK: Duration = Duration::from_millis(10);
 const ENDING: Duration = Duration::from_secs(30);
 
 /// A program that is being measured; killed with its value.
-pub struct Process {
+pub(crate) struct Process {
     child: Child,
     meter: Meter,
 }
@@ -29,7 +29,7 @@ pub struct Process {
 /// The scheduler knows it of each living thread to the nanosecond, and nobody but `stat`, in ticks, tells of those that
 /// have ended. So the last that was seen of each thread is kept; and what `stat` tells beyond all that was seen belongs
 /// to threads that ended unseen, now and for ever.
-pub struct Meter {
+pub(crate) struct Meter {
     pid: u32,
     threads: RefCell<HashMap<u32, Duration>>,
     /// Of threads that ended unseen, or whose number another one has taken over.
@@ -38,7 +38,7 @@ pub struct Meter {
 
 /// Processor time of the whole machine, in ticks.
 #[derive(Clone, Copy)]
-pub struct Machine {
+pub(crate) struct Machine {
     /// Of all processors together, idle or not.
     pub all: Duration,
     /// Without idling; with what the machine's host took for itself.
@@ -47,7 +47,7 @@ pub struct Machine {
 
 impl Process {
     /// Starts it; what it says on either output goes to `log`.
-    pub fn start(command: &mut Command, log: &Path) -> Result<Self> {
+    pub(crate) fn start(command: &mut Command, log: &Path) -> Result<Self> {
         let file = fs::File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
         let name = command.get_program().to_owned();
         let child = command
@@ -59,27 +59,27 @@ impl Process {
         Ok(Self { child, meter })
     }
 
-    pub fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
     /// Whether it still runs.
-    pub fn runs(&mut self) -> bool {
+    pub(crate) fn runs(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 
     /// Waits for its end.
-    pub fn wait(mut self) -> Result<ExitStatus> {
+    pub(crate) fn wait(mut self) -> Result<ExitStatus> {
         Ok(self.child.wait()?)
     }
 
     /// Processor time so far.
-    pub fn cpu(&self) -> Result<Duration> {
+    pub(crate) fn cpu(&self) -> Result<Duration> {
         self.meter.cpu()
     }
 
     /// The most memory that was ever resident, in MB.
-    pub fn peak_mb(&self) -> Result<f64> {
+    pub(crate) fn peak_mb(&self) -> Result<f64> {
         let text = fs::read_to_string(format!("/proc/{}/status", self.id()))?;
         let line = text.lines().find(|line| line.starts_with("VmHWM:")).context("no VmHWM")?;
         let kib: f64 = line.split_whitespace().nth(1).context("VmHWM is empty")?.parse()?;
@@ -87,17 +87,17 @@ impl Process {
     }
 
     /// Holds it where it is, or lets it go on. What is published meanwhile is a backlog.
-    pub fn hold(&self, held: bool) -> Result<()> {
+    pub(crate) fn hold(&self, held: bool) -> Result<()> {
         self.signal(if held { Signal::STOP } else { Signal::CONT })
     }
 
     /// Asks it to end, and waits until it has; one that takes too long is killed with its value.
-    pub fn end(self) -> Result<()> {
+    pub(crate) fn end(self) -> Result<()> {
         self.end_by(Signal::TERM)
     }
 
     /// The same as from a keyboard.
-    pub fn interrupt(self) -> Result<()> {
+    pub(crate) fn interrupt(self) -> Result<()> {
         self.end_by(Signal::INT)
     }
 
@@ -125,12 +125,12 @@ impl Drop for Process {
 }
 
 impl Meter {
-    pub fn of(pid: u32) -> Self {
+    pub(crate) fn of(pid: u32) -> Self {
         Self { pid, threads: RefCell::default(), ended: Cell::default() }
     }
 
     /// Processor time so far.
-    pub fn cpu(&self) -> Result<Duration> {
+    pub(crate) fn cpu(&self) -> Result<Duration> {
         // Where the kernel keeps no such statistics, the sum is nothing and ticks are all there is.
         let seen = self.threads()?;
         let missed = self.ticks()?.saturating_sub(seen + self.ended.get());
@@ -166,7 +166,7 @@ impl Meter {
 }
 
 impl Machine {
-    pub fn now() -> Result<Self> {
+    pub(crate) fn now() -> Result<Self> {
         let text = fs::read_to_string("/proc/stat")?;
         let line = text.lines().next().context("/proc/stat is empty")?;
         // user, nice, system, idle, iowait, irq, softirq, steal; guests are in the first two already.
@@ -180,7 +180,7 @@ impl Machine {
 }
 
 /// How many wanted to run on this machine, on average over the last minute.
-pub fn load() -> f64 {
+pub(crate) fn load() -> f64 {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split_whitespace().next().and_then(|load| load.parse().ok()).unwrap_or(f64::NAN)
 }

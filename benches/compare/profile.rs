@@ -17,7 +17,7 @@ const FUNCTIONS: usize = 20;
 const NAME_CHARS_MAX: usize = 110;
 
 /// The functions that take the most, of a build with their names in it, one a line.
-pub async fn run(bed: &Bed, program: &Path, commands: usize) -> Result<String> {
+pub(crate) async fn run(bed: &Bed, program: &Path, commands: usize) -> Result<String> {
     let settings = Settings { in_flight: IN_FLIGHT, calls_per_second: UNLIMITED };
     let mut contender = Contender::build(bed, "profiled", program, settings).await?;
     bed.provider(Duration::ZERO, REPLIES).await?;

@@ -22,7 +22,7 @@ use crate::{Plan, hops};
 const CHANGES: &str = include_str!("changes.md");
 
 /// What the run found out, beside its curves.
-pub struct Findings {
+pub(crate) struct Findings {
     pub compared: Compared,
     /// A release build from nothing, or why there is none.
     pub build: Option<Result<Built, String>>,
@@ -31,7 +31,7 @@ pub struct Findings {
 }
 
 /// What was not measured, and why.
-pub fn gaps(findings: &Findings, growth: Option<&Growth>) -> Vec<(String, String)> {
+pub(crate) fn gaps(findings: &Findings, growth: Option<&Growth>) -> Vec<(String, String)> {
     let contenders = findings.compared.contenders.iter();
     let mut gaps: Vec<(String, String)> =
         contenders.filter_map(|each| Some((each.name.clone(), each.gap.clone()?))).collect();
@@ -46,7 +46,7 @@ pub fn gaps(findings: &Findings, growth: Option<&Growth>) -> Vec<(String, String
 }
 
 /// The comparison in Markdown.
-pub fn table(compared: &Compared) -> String {
+pub(crate) fn table(compared: &Compared) -> String {
     let mut text =
         "| contender | CPU µs per command | × floor | commands/s | added p50 ms | p99 | p99.9 | CPU µs at \
                     200/s | peak MB |\n|---|---|---|---|---|---|---|---|---|\n"
@@ -211,7 +211,7 @@ fn targets(findings: &Findings, growth: Option<&Growth>) -> String {
 }
 
 /// Writes `performance.md` and `performance/*.svg` into `folder`.
-pub fn write(
+pub(crate) fn write(
     folder: &Path,
     plan: &Plan,
     bed: &Bed,

@@ -13,29 +13,30 @@ use crate::statistics::quantile;
 use crate::{hops, process};
 
 /// Prefetch and concurrency of everybody.
-pub const IN_FLIGHT: usize = 100;
+pub(crate) const IN_FLIGHT: usize = 100;
 /// Commands per second of the paced rounds.
-pub const PACE: f64 = 200.0;
+pub(crate) const PACE: f64 = 200.0;
 /// The provider's latency in the paced rounds.
-pub const LATENCY: Duration = Duration::from_millis(50);
+pub(crate) const LATENCY: Duration = Duration::from_millis(50);
 /// Brings the sandbox's reply to about 5 KB.
-pub const REPLIES: Replies = Replies::Padded(1_300);
+pub(crate) const REPLIES: Replies = Replies::Padded(1_300);
 /// After the last event, acknowledgements are still on their way.
-pub const SETTLING: Duration = Duration::from_millis(200);
+pub(crate) const SETTLING: Duration = Duration::from_millis(200);
 /// Half of them before a round, half after.
 const FLOOR_TIMES: u32 = 300;
 
 /// Peers, in the order of the table.
-pub const PEERS: [&str; 5] = ["node-usual", "node-tuned", "python-usual", "python-tuned", "java-plain"];
+pub(crate) const PEERS: [&str; 5] =
+    ["node-usual", "node-tuned", "python-usual", "python-tuned", "java-plain"];
 
 /// What was measured of all.
-pub struct Compared {
+pub(crate) struct Compared {
     pub floor: Vec<Measured>,
     pub contenders: Vec<Results>,
 }
 
 /// What was measured of one.
-pub struct Results {
+pub(crate) struct Results {
     pub name: String,
     pub full: Vec<Full>,
     pub paced: Vec<Paced>,
@@ -49,7 +50,7 @@ pub struct Results {
 
 /// A round at full speed.
 #[derive(Clone, Copy)]
-pub struct Full {
+pub(crate) struct Full {
     pub round: usize,
     /// Processor time per command of the contender's own process, in microseconds.
     pub cpu_us: f64,
@@ -69,7 +70,7 @@ pub struct Full {
 
 /// A round at an even pace.
 #[derive(Clone, Copy)]
-pub struct Paced {
+pub(crate) struct Paced {
     /// Added latency, in milliseconds.
     pub p50_ms: f64,
     pub p99_ms: f64,
@@ -79,24 +80,24 @@ pub struct Paced {
 
 impl Full {
     /// Processor time as a multiple of the floor.
-    pub fn ratio(&self) -> f64 {
+    pub(crate) fn ratio(&self) -> f64 {
         self.cpu_us / self.floor_us
     }
 }
 
 impl Results {
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let (full, paced, added_ms) = (Vec::new(), Vec::new(), Vec::new());
         Self { name: name.to_owned(), full, paced, added_ms, peak_mb: f64::NAN, gap: None }
     }
 
     /// A value of each round at full speed.
-    pub fn full(&self, value: impl Fn(&Full) -> f64) -> Vec<f64> {
+    pub(crate) fn full(&self, value: impl Fn(&Full) -> f64) -> Vec<f64> {
         self.full.iter().map(value).collect()
     }
 
     /// A value of each paced round.
-    pub fn paced(&self, value: impl Fn(&Paced) -> f64) -> Vec<f64> {
+    pub(crate) fn paced(&self, value: impl Fn(&Paced) -> f64) -> Vec<f64> {
         self.paced.iter().map(value).collect()
     }
 }
@@ -126,7 +127,7 @@ impl Seat {
 }
 
 /// Starts everybody and lets them take turns. One that fails becomes a gap in the results.
-pub async fn run(plan: &Plan, bed: &Bed, floor: &Floor, peers: &Path) -> Result<Compared> {
+pub(crate) async fn run(plan: &Plan, bed: &Bed, floor: &Floor, peers: &Path) -> Result<Compared> {
     let settings = Settings { in_flight: IN_FLIGHT, calls_per_second: UNLIMITED };
     let mut seats = Vec::new();
     if plan.has(SERVICE) {
@@ -211,7 +212,7 @@ async fn turn(
 }
 
 /// A backlog, as fast as it goes. Round, floor and load are the caller's to tell.
-pub async fn full_speed(bed: &Bed, contender: &mut Contender, commands: usize) -> Result<Full> {
+pub(crate) async fn full_speed(bed: &Bed, contender: &mut Contender, commands: usize) -> Result<Full> {
     let codes = codes(&contender.name, commands);
     contender.process.hold(true)?;
     bed.publish(&contender.names, &codes).await?;
@@ -261,6 +262,6 @@ async fn paced(bed: &Bed, contender: &mut Contender, seconds: usize) -> Result<(
 }
 
 /// Microseconds.
-pub fn per_command(cpu: Duration, commands: usize) -> f64 {
+pub(crate) fn per_command(cpu: Duration, commands: usize) -> f64 {
     cpu.as_secs_f64() * 1e6 / commands as f64
 }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 /// Which way a message goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
+pub(crate) enum Role {
     /// Others write it may accept more, never less.
     Command,
     /// Others read it may tell more, and never tell otherwise.
@@ -33,7 +33,7 @@ const BOUNDS: [(&str, bool); 6] = [
 ];
 
 /// What in `new` breaks those who were built for `old`: one line each, a JSON pointer and what is broken.
-pub fn breaks(role: Role, old: &Value, new: &Value) -> Vec<String> {
+pub(crate) fn breaks(role: Role, old: &Value, new: &Value) -> Vec<String> {
     let mut comparison = Comparison { role, found: Vec::new() };
     comparison.schemas("", old, new);
     comparison.found

@@ -13,12 +13,12 @@ use redeemer::wire::result_event::{self, EventContext};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-pub const COMMANDS: [(&str, &str); 3] = [
+pub(crate) const COMMANDS: [(&str, &str); 3] = [
     ("command.nested.json", include_str!("../../docs/contract/examples/command.nested.json")),
     ("command.flat.json", include_str!("../../docs/contract/examples/command.flat.json")),
     ("command.pay-score.json", include_str!("../../docs/contract/examples/command.pay-score.json")),
 ];
-pub const INVALID: &str = include_str!("../../docs/contract/examples/command.invalid.json");
+pub(crate) const INVALID: &str = include_str!("../../docs/contract/examples/command.invalid.json");
 
 const USED: &str = r#"{
   "coupon_code": "123446565767", "coupon_state": "USED",
@@ -64,7 +64,7 @@ fn used((code, product, number, time): (&str, &str, &str, &str), order: Value) -
 }
 
 /// The paths of all members of a JSON value, lists marked by `[]`, each once.
-pub fn members_of(value: &Value) -> BTreeSet<String> {
+pub(crate) fn members_of(value: &Value) -> BTreeSet<String> {
     fn walk(value: &Value, path: &str, found: &mut BTreeSet<String>) {
         match value {
             Value::Object(members) => {
@@ -84,7 +84,7 @@ pub fn members_of(value: &Value) -> BTreeSet<String> {
 }
 
 /// Every golden event with the name of its file.
-pub fn events() -> Vec<(&'static str, String)> {
+pub(crate) fn events() -> Vec<(&'static str, String)> {
     let config = Config::default();
     let telling = |at: &str, attempts, evidence| EventContext {
         source: &config.event.source,

@@ -24,7 +24,7 @@ const FOR_EACH_BYTE: usize = 128;
 const SEED: u64 = 20_261_123;
 
 /// How many cases, from where.
-pub struct Campaign {
+pub(crate) struct Campaign {
     name: &'static str,
     cases: usize,
     seed: u64,
@@ -33,7 +33,7 @@ pub struct Campaign {
 impl Campaign {
     /// `CASES` and `SEED` from the environment: 20,000 cases without, and a seed that is always the same. `SEED=random`
     /// throws the dice for one.
-    pub fn new(name: &'static str) -> Self {
+    pub(crate) fn new(name: &'static str) -> Self {
         let number = |name| std::env::var(name).ok().map(|text: String| text.parse().expect("a number"));
         let cases =
             number("CASES").map_or(20_000, |cases: u64| usize::try_from(cases).expect("a number of cases"));
@@ -45,7 +45,7 @@ impl Campaign {
     }
 
     /// Makes an input from dice and checks what comes of it, again and again. The words of `check` are counted.
-    pub fn run<T: Input>(
+    pub(crate) fn run<T: Input>(
         self,
         make: impl Fn(&mut StdRng) -> T,
         check: impl Fn(&T) -> &'static str,
@@ -86,7 +86,7 @@ impl Campaign {
 }
 
 /// What a case consists of.
-pub trait Input {
+pub(crate) trait Input {
     /// Its size in bytes.
     fn bytes(&self) -> usize;
     /// Itself, for whoever must mend what it broke.

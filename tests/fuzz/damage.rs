@@ -40,7 +40,7 @@ const PIECES: [&str; 28] = [
 ];
 
 /// Damages bytes anywhere.
-pub fn bytes(sound: &[u8], dice: &mut StdRng) -> Vec<u8> {
+pub(crate) fn bytes(sound: &[u8], dice: &mut StdRng) -> Vec<u8> {
     let mut damaged = sound.to_vec();
     for _ in 0..dice.random_range(1..=6) {
         let at = dice.random_range(0..=damaged.len());
@@ -71,12 +71,12 @@ pub fn bytes(sound: &[u8], dice: &mut StdRng) -> Vec<u8> {
 }
 
 /// Damages a text, which stays one.
-pub fn text(sound: &str, dice: &mut StdRng) -> String {
+pub(crate) fn text(sound: &str, dice: &mut StdRng) -> String {
     String::from_utf8_lossy(&bytes(sound.as_bytes(), dice)).into_owned()
 }
 
 /// Damages JSON by its structure: members are lost, renamed, doubled, or become something else.
-pub fn json(sound: &Value, dice: &mut StdRng) -> Vec<u8> {
+pub(crate) fn json(sound: &Value, dice: &mut StdRng) -> Vec<u8> {
     let mut damaged = sound.clone();
     for _ in 0..dice.random_range(1..=2) {
         change(&mut damaged, dice);

@@ -6,19 +6,19 @@ use jiff::{SignedDuration, Timestamp};
 use redeemer::domain::coupon::{Coupon, CouponState, Round, Trace, UsageTrace};
 use redeemer::policy::classify::{Authenticity, CallResult, NoResponse, NotSent, Response};
 
-pub const OURS: &str = "USE_0001";
-pub const CODE: &str = "C0001";
+pub(crate) const OURS: &str = "USE_0001";
+pub(crate) const CODE: &str = "C0001";
 
 /// Under whose number it is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum User {
+pub(crate) enum User {
     Ours,
     Other,
 }
 
 /// The last return of a round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Return {
+pub(crate) enum Return {
     /// An hour before the command was published.
     LongBefore,
     Ours,
@@ -27,7 +27,7 @@ pub enum Return {
 
 /// What becomes of a coupon as a whole beside its uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Gone {
+pub(crate) enum Gone {
     Pending,
     Expired,
     Deleted,
@@ -45,14 +45,14 @@ impl Gone {
 
 /// One use that the coupon is good for: one of a single or bundle coupon, several rounds of a legacy sequential one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub struct Permit {
+pub(crate) struct Permit {
     pub used: Option<User>,
     pub returned: Option<Return>,
 }
 
 /// How the coupon and its provider are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Ways {
+pub(crate) struct Ways {
     pub rounds: usize,
     /// Whether a number that was returned can be used once more. Documented is neither.
     pub forgets_returned: bool,
@@ -66,7 +66,7 @@ pub struct Ways {
 
 /// The coupon as the provider has it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Card {
+pub(crate) struct Card {
     pub permits: Vec<Permit>,
     pub gone: Option<Gone>,
     /// How often our number took effect.
@@ -76,12 +76,12 @@ pub struct Card {
 }
 
 impl Card {
-    pub fn new(ways: Ways) -> Self {
+    pub(crate) fn new(ways: Ways) -> Self {
         Self { permits: vec![Permit::default(); ways.rounds], gone: None, effects: 0, rejected: false }
     }
 
     /// Whether our use stands.
-    pub fn is_ours(&self) -> bool {
+    pub(crate) fn is_ours(&self) -> bool {
         self.permits.iter().any(|permit| permit.used == Some(User::Ours))
     }
 
@@ -91,12 +91,12 @@ impl Card {
     }
 
     /// Whether a use of our number would take effect now.
-    pub fn would_take_effect(&self, ways: Ways) -> bool {
+    pub(crate) fn would_take_effect(&self, ways: Ways) -> bool {
         !self.is_ours() && self.free().is_some() && (self.effects == 0 || ways.forgets_returned)
     }
 
     /// A use under our number arrives.
-    pub fn take_effect(&mut self, ways: Ways) {
+    pub(crate) fn take_effect(&mut self, ways: Ways) {
         if self.would_take_effect(ways)
             && let Some(free) = self.free()
         {
@@ -106,7 +106,7 @@ impl Card {
     }
 
     /// The provider's own, signed answer to a use of ours, once it was worked on.
-    pub fn answer_use(&self, ways: Ways) -> CallResult {
+    pub(crate) fn answer_use(&self, ways: Ways) -> CallResult {
         if self.is_ours() {
             return self.describe(ways);
         }
@@ -123,7 +123,7 @@ impl Card {
     }
 
     /// The provider's own, signed answer to a query.
-    pub fn answer_query(&self, ways: Ways) -> CallResult {
+    pub(crate) fn answer_query(&self, ways: Ways) -> CallResult {
         match self.rejected {
             true => rejection(400, "PARAM_ERROR", Some(268_578_526), ways),
             false => self.describe(ways),
@@ -165,7 +165,7 @@ impl Card {
     }
 
     /// A coupon that looks used by us, under no signature.
-    pub fn forge_success(&self, ways: Ways) -> CallResult {
+    pub(crate) fn forge_success(&self, ways: Ways) -> CallResult {
         let mut used = Self::new(Ways { rounds: 1, ..ways });
         used.permits[0].used = Some(User::Ours);
         match used.describe(Ways { shows_numbers: true, ..ways }) {
@@ -182,7 +182,7 @@ fn long_before() -> Timestamp {
 }
 
 /// When the first command is published.
-pub fn start() -> Timestamp {
+pub(crate) fn start() -> Timestamp {
     Timestamp::from_second(1_772_685_045).unwrap_or(Timestamp::MIN)
 }
 
@@ -204,16 +204,21 @@ fn rejection(status: u16, code: &str, sub_code: Option<u64>, ways: Ways) -> Call
 }
 
 /// An error body.
-pub fn error(status: u16, code: &str, sub_code: Option<u64>, authenticity: Authenticity) -> CallResult {
+pub(crate) fn error(
+    status: u16,
+    code: &str,
+    sub_code: Option<u64>,
+    authenticity: Authenticity,
+) -> CallResult {
     CallResult::Response(Response { code: Some(code.into()), sub_code, ..answer(status, authenticity) })
 }
 
 /// No answer, though it may have arrived.
-pub fn lost() -> CallResult {
+pub(crate) fn lost() -> CallResult {
     CallResult::NoResponse(NoResponse::Timeout)
 }
 
 /// Nothing arrived.
-pub fn not_sent() -> CallResult {
+pub(crate) fn not_sent() -> CallResult {
     CallResult::NotSent(NotSent::Connect)
 }

@@ -18,7 +18,7 @@ use crate::world::{Action, Change, Trouble, World};
 // ---- diagrams
 
 /// A path as a Mermaid sequence diagram.
-pub fn diagram(world: &World, first: usize, actions: &[Action]) -> String {
+pub(crate) fn diagram(world: &World, first: usize, actions: &[Action]) -> String {
     let mut state = world.first_states()[first].clone();
     let mut drawing = Drawing::default();
     for action in actions {
@@ -334,7 +334,7 @@ fn cause_word(cause: Cause) -> &'static str {
 
 // ---- tables and pages
 
-pub fn in_words(figures: &Figures) -> String {
+pub(crate) fn in_words(figures: &Figures) -> String {
     let Figures { states, transitions, depth, took, .. } = figures;
     format!(
         "{states:>9} states, {transitions:>9} transitions, {depth:>3} deep, {:>6.1} s",
@@ -357,7 +357,7 @@ fn by_cause(found: &[Found]) -> BTreeMap<(Exception, Cause), &crate::Path> {
 }
 
 /// Exceptions that took several causes at once, none of which makes them alone.
-pub fn joint(found: &[Found]) -> Vec<(Exception, Vec<Cause>)> {
+pub(crate) fn joint(found: &[Found]) -> Vec<(Exception, Vec<Cause>)> {
     let alone = by_cause(found);
     let mut joint: Vec<_> = found
         .iter()
@@ -371,7 +371,7 @@ pub fn joint(found: &[Found]) -> Vec<(Exception, Vec<Cause>)> {
 }
 
 /// Exceptions, each with one cause, that were found here and not there.
-pub fn beyond(found: &[Found], known: &[Found]) -> Vec<(Exception, Cause)> {
+pub(crate) fn beyond(found: &[Found], known: &[Found]) -> Vec<(Exception, Cause)> {
     let known = by_cause(known);
     by_cause(found).into_keys().filter(|key| !known.contains_key(key)).collect()
 }
@@ -412,7 +412,7 @@ fn figures(found: &[Found]) -> String {
 }
 
 /// What a run with wider bounds came to, for the table of long runs.
-pub fn row(found: &[Found], more: u8) -> String {
+pub(crate) fn row(found: &[Found], more: u8) -> String {
     let sum = |count: fn(&Figures) -> usize| found.iter().map(|found| count(&found.figures)).sum::<usize>();
     let (states, transitions) = (sum(|figures| figures.states), sum(|figures| figures.transitions));
     let longest = found.iter().map(|found| found.figures.depth).max().unwrap_or_default();
@@ -439,7 +439,7 @@ const BEGIN: &str = "<!-- begin of what tests/model writes -->\n";
 const END: &str = "<!-- end of what tests/model writes -->\n";
 
 /// Holds the pages against what was found. With `UPDATE` set it writes them.
-pub fn check_pages(found: &[Found]) {
+pub(crate) fn check_pages(found: &[Found]) {
     for (page, write) in PAGES {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(page);
         let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{page}: {error}"));
@@ -465,7 +465,7 @@ const UNREACHED: [([&str; 3], &str); 3] = [
 ];
 
 /// Holds what the attempt machine was seen to do against all that it can be told.
-pub fn check_coverage(found: &[Found]) {
+pub(crate) fn check_coverage(found: &[Found]) {
     let mut reached: BTreeMap<[&str; 3], Vec<&str>> = BTreeMap::new();
     for [operation, effect, verdict, step] in found.iter().flat_map(|found| &found.covered) {
         let steps = reached.entry([operation, effect, verdict]).or_default();

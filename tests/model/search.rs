@@ -10,7 +10,7 @@ use std::hash::{BuildHasherDefault, DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
 /// Something with states, in which one thing happens after the other.
-pub trait Model {
+pub(crate) trait Model {
     type State: Clone + Hash;
     type Action: Copy + fmt::Debug;
 
@@ -27,14 +27,14 @@ struct Node<A> {
 }
 
 /// Every state that was reached, as far as a path to it needs that.
-pub struct Reached<A> {
+pub(crate) struct Reached<A> {
     nodes: Vec<Node<A>>,
     pub figures: Figures,
 }
 
 /// What a search came to.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Figures {
+pub(crate) struct Figures {
     pub states: usize,
     pub transitions: usize,
     /// Actions on the longest of the shortest paths.
@@ -45,7 +45,7 @@ pub struct Figures {
 }
 
 /// A state as the search met it.
-pub struct Met<'a, S> {
+pub(crate) struct Met<'a, S> {
     pub node: u32,
     pub state: &'a S,
 }
@@ -73,7 +73,7 @@ fn fingerprint(state: &impl Hash) -> u64 {
 }
 
 /// Visits every state, those that take fewer actions first, and no more than `states_max`.
-pub fn search<M: Model>(
+pub(crate) fn search<M: Model>(
     model: &M,
     states_max: usize,
     mut visit: impl FnMut(&Met<'_, M::State>),
@@ -118,7 +118,7 @@ pub fn search<M: Model>(
 
 impl<A: Copy + fmt::Debug> Reached<A> {
     /// What happened on the way to a state, and the first state of that way by its place.
-    pub fn path(&self, node: u32) -> (usize, Vec<A>) {
+    pub(crate) fn path(&self, node: u32) -> (usize, Vec<A>) {
         let (mut at, mut actions) = (node, Vec::new());
         while let Some(Node { parent, action: Some(action) }) = self.nodes.get(at as usize) {
             actions.push(*action);

@@ -9,13 +9,13 @@ use redeemer::policy::classify::{CallResult, Operation, Reason};
 use crate::provider::Card;
 
 /// Seconds since the first command was published.
-pub type Tick = u8;
+pub(crate) type Tick = u8;
 
-pub type Headers = Vec<(&'static str, String)>;
+pub(crate) type Headers = Vec<(&'static str, String)>;
 
 /// How often each kind of trouble may still come.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub struct Budget {
+pub(crate) struct Budget {
     /// An instance dies, or its connection ends.
     pub crashes: u8,
     /// The broker gives up on a command that comes back after a crash.
@@ -42,7 +42,7 @@ pub struct Budget {
 
 impl Budget {
     /// How often a command may still begin another stay with an instance, beside the delays of its own.
-    pub fn interruptions(self) -> u8 {
+    pub(crate) fn interruptions(self) -> u8 {
         let Self { crashes, duplicates, holds, rejections, hand_backs, publications, replays, .. } = self;
         crashes + duplicates + holds + rejections + hand_backs + publications + replays
     }
@@ -50,7 +50,7 @@ impl Budget {
 
 /// A message of the command.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-pub struct Message {
+pub(crate) struct Message {
     /// What a retry message carries.
     pub headers: Option<Arc<Headers>>,
     /// Whether the broker delivered it before.
@@ -67,7 +67,7 @@ pub struct Message {
 
 /// What an instance is about to do with the command that it holds.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Stage {
+pub(crate) enum Stage {
     /// To call.
     Due { at: Tick, operation: Operation },
     /// To call, as soon as calls are let through: short of the bound, or beyond it.
@@ -88,14 +88,14 @@ pub enum Stage {
 
 /// What was confirmed before the acknowledgement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Published {
+pub(crate) enum Published {
     Event,
     Message,
 }
 
 /// One delivery in the hands of an instance.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Hand {
+pub(crate) struct Hand {
     pub message: Message,
     pub progress: Progress,
     /// The most attempts, where that is not the world's own bound.
@@ -111,7 +111,7 @@ pub struct Hand {
 
 /// Why a second delivery of the command may be at work, or was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Cause {
+pub(crate) enum Cause {
     /// An event was confirmed, its delivery not acknowledged.
     EventUnacked,
     /// A retry message or a message handed back was confirmed, its delivery not acknowledged.
@@ -130,7 +130,7 @@ pub enum Cause {
 
 /// What an observer may take for a broken promise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Exception {
+pub(crate) enum Exception {
     TwoEffects,
     RedeemedThenRefused,
     RedeemedThenUnresolved,
@@ -144,7 +144,7 @@ pub enum Exception {
 
 /// A property that nothing excuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Violation {
+pub(crate) enum Violation {
     RedeemedWithoutEffect,
     UsedAfterReturnSeen,
     UsedAfterDeadline,
@@ -166,7 +166,7 @@ pub enum Violation {
 
 /// Everything.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct State {
+pub(crate) struct State {
     pub now: Tick,
     pub card: Card,
     /// By when each use of ours that was sent takes effect, if it does.
@@ -187,7 +187,7 @@ pub struct State {
 
 impl State {
     /// Whether anything goes on by itself.
-    pub fn is_at_work(&self) -> bool {
+    pub(crate) fn is_at_work(&self) -> bool {
         !(self.hands.is_empty()
             && self.queue.is_empty()
             && self.delayed.is_empty()

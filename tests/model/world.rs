@@ -33,7 +33,7 @@ const END: Tick = 60;
 const UNNOTICED: Tick = 1;
 
 /// A small world.
-pub struct World {
+pub(crate) struct World {
     pub name: &'static str,
     pub ways: Ways,
     /// What the coupon may be like when the command is published.
@@ -52,7 +52,7 @@ pub struct World {
 
 /// What a call meets that does not go well. Of each kind that the service tells apart, one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trouble {
+pub(crate) enum Trouble {
     /// No answer; it may have arrived.
     Lost,
     /// Nothing was sent.
@@ -105,7 +105,7 @@ const QUERY_TROUBLES: [Trouble; 7] = [
 
 /// What happens to the coupon that is none of the service's doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
+pub(crate) enum Change {
     Return,
     UseByOther,
     Delete,
@@ -118,7 +118,7 @@ const CHANGES: [Change; 5] =
 
 /// One thing that happens. Numbers are places in the lists of the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
+pub(crate) enum Action {
     /// A second passes.
     Tick,
     /// A use that was sent takes effect, or it never does.
@@ -168,7 +168,7 @@ pub enum Action {
 }
 
 impl World {
-    pub fn new(name: &'static str, ways: Ways, budget: Budget) -> Self {
+    pub(crate) fn new(name: &'static str, ways: Ways, budget: Budget) -> Self {
         let second = Duration::from_secs(1);
         let backoff = Backoff::new(second, 2.0, 0.0, 2 * second).unwrap();
         let limits = Limits {
@@ -196,12 +196,12 @@ impl World {
         }
     }
 
-    pub fn with_instances(mut self, instances: usize) -> Self {
+    pub(crate) fn with_instances(mut self, instances: usize) -> Self {
         self.instances = instances;
         self
     }
 
-    pub fn with_cards(mut self, cards: &[fn(&mut Card)]) -> Self {
+    pub(crate) fn with_cards(mut self, cards: &[fn(&mut Card)]) -> Self {
         let card = Card::new(self.ways);
         self.cards = vec![card.clone()];
         self.cards.extend(cards.iter().map(|change| {
@@ -212,17 +212,17 @@ impl World {
         self
     }
 
-    pub fn with_deadline(mut self, deadline: Tick) -> Self {
+    pub(crate) fn with_deadline(mut self, deadline: Tick) -> Self {
         self.deadline = deadline;
         self
     }
 
-    pub fn with_attempts_max(mut self, attempts_max: u32) -> Self {
+    pub(crate) fn with_attempts_max(mut self, attempts_max: u32) -> Self {
         self.limits.attempts_max = attempts_max;
         self
     }
 
-    pub fn without_delays(mut self) -> Self {
+    pub(crate) fn without_delays(mut self) -> Self {
         self.limits.delays.clear();
         self
     }

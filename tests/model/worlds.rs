@@ -42,7 +42,7 @@ const CARDS: [fn(&mut Card); 4] = [
 ];
 
 /// Every world. `more` is how much further `make model` goes.
-pub fn all(more: u8) -> Vec<World> {
+pub(crate) fn all(more: u8) -> Vec<World> {
     let world = |name, ways, budget| World::new(name, ways, budget);
     vec![
         world("bad answers", HARSH, Budget { faults: 2 + more, changes: 2, ..NONE }),

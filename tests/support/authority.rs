@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A CA made for one test, and what it signed.
-pub struct Authority {
+pub(crate) struct Authority {
     /// Where all of it is.
     pub dir: PathBuf,
 }
 
 impl Authority {
     /// Makes the folder and the CA.
-    pub fn new(dir: &Path) -> Self {
+    pub(crate) fn new(dir: &Path) -> Self {
         fs::create_dir_all(dir).unwrap();
         let authority = Self { dir: dir.to_owned() };
         openssl(
@@ -26,7 +26,7 @@ impl Authority {
     }
 
     /// A certificate with its key, for these names.
-    pub fn sign(&self, name: &str, alternatives: &str, usage: &str) {
+    pub(crate) fn sign(&self, name: &str, alternatives: &str, usage: &str) {
         let (key, request, certificate) =
             (format!("{name}.key"), format!("{name}.csr"), format!("{name}.pem"));
         let subject = format!("/CN={name}");
@@ -47,7 +47,7 @@ impl Authority {
     }
 
     /// The path of one of its files.
-    pub fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         self.dir.join(name).display().to_string()
     }
 }

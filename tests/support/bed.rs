@@ -26,10 +26,10 @@ use tokio::time::timeout;
 use crate::broker::{Broker, shared};
 
 /// The longest wait for any one fact.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A sandbox, a broker, and the service when it is started.
-pub struct Bed {
+pub(crate) struct Bed {
     pub sandbox: Sandbox,
     pub config: Config,
     pub dir: PathBuf,
@@ -48,7 +48,7 @@ struct Wires {
 }
 
 /// A running service.
-pub struct Service {
+pub(crate) struct Service {
     pub admin: String,
     trigger: Trigger,
     task: JoinHandle<Result<(), redeemer::app::StartRefusal>>,
@@ -56,7 +56,7 @@ pub struct Service {
 
 /// A result event with what came around it.
 #[derive(Debug)]
-pub struct Told {
+pub(crate) struct Told {
     pub event: Value,
     pub routing_key: String,
     pub properties: BasicProperties,
@@ -64,12 +64,12 @@ pub struct Told {
 
 impl Told {
     /// A field of `data`, by JSON pointer.
-    pub fn data(&self, pointer: &str) -> &Value {
+    pub(crate) fn data(&self, pointer: &str) -> &Value {
         self.event["data"].pointer(pointer).unwrap_or(&Value::Null)
     }
 
     /// Outcome, reason and coupon state in one line.
-    pub fn gist(&self) -> String {
+    pub(crate) fn gist(&self) -> String {
         let word = |value: &Value| value.as_str().unwrap_or("-").to_owned();
         let data = &self.event["data"];
         format!(
@@ -83,18 +83,18 @@ impl Told {
 
 impl Bed {
     /// A bed on the broker that this test binary shares.
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let broker = tokio::task::spawn_blocking(shared).await.unwrap();
         Self::on(broker).await
     }
 
     /// A bed on a broker of its own.
-    pub async fn on(broker: &Broker) -> Self {
+    pub(crate) async fn on(broker: &Broker) -> Self {
         Self::with(broker, Settings::default()).await
     }
 
     /// A bed whose sandbox has settings of its own, but for its folder.
-    pub async fn with(broker: &Broker, settings: Settings) -> Self {
+    pub(crate) async fn with(broker: &Broker, settings: Settings) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let nth = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir =
@@ -125,7 +125,7 @@ impl Bed {
     }
 
     /// Lays the topology anew, for a configuration that was changed: what stood there, empty, is removed.
-    pub async fn relaid(mut self) -> Self {
+    pub(crate) async fn relaid(mut self) -> Self {
         let settings = self.config.broker_settings().unwrap();
         let link = redeemer::amqp::client::Link::connect(&settings, "test").await.unwrap();
         link.delete(&self.config.topology()).await.unwrap();
@@ -135,7 +135,7 @@ impl Bed {
 
     /// Connects anew after the broker was gone. A broker that takes connections again may still be choosing leaders
     /// for its quorum queues, and refuses consumers until then.
-    pub async fn reconnect(mut self, broker: &Broker) -> Self {
+    pub(crate) async fn reconnect(mut self, broker: &Broker) -> Self {
         let deadline = Instant::now() + PATIENCE;
         self.wires = loop {
             match Wires::try_new(broker.uri(), &self.config).await {
@@ -150,14 +150,14 @@ impl Bed {
     }
 
     /// Starts the service and waits until it consumes.
-    pub async fn start(&self) -> Service {
+    pub(crate) async fn start(&self) -> Service {
         let service = self.start_unready().await;
         service.wait_ready().await;
         service
     }
 
     /// Starts the service and does not wait.
-    pub async fn start_unready(&self) -> Service {
+    pub(crate) async fn start_unready(&self) -> Service {
         let (trigger, listener) = shutdown::channel();
         let (told, admin) = tokio::sync::oneshot::channel();
         let config = self.config.clone();
@@ -173,7 +173,7 @@ impl Bed {
     }
 
     /// Issues a coupon in the sandbox.
-    pub fn issue(&self, code: &str, more: Value) {
+    pub(crate) fn issue(&self, code: &str, more: Value) {
         let mut coupon = json!({
             "openid": OPENID, "coupon_code": code, "appid": "wx233544546545989", "brand_id": "120344",
             "product_coupon_id": "1000000013", "stock_id": "1000000013001",
@@ -186,17 +186,17 @@ impl Bed {
     }
 
     /// Sets the sandbox's fault script.
-    pub fn faults(&self, rules: Value) {
+    pub(crate) fn faults(&self, rules: Value) {
         self.sandbox.set_faults(serde_json::from_value(json!({ "rules": rules })).unwrap()).unwrap();
     }
 
     /// Publishes a command and waits for the confirm.
-    pub async fn publish(&self, command: &Value) {
+    pub(crate) async fn publish(&self, command: &Value) {
         self.publish_bytes(command.to_string().as_bytes(), BasicProperties::default()).await;
     }
 
     /// Publishes bytes with properties and waits for the confirm.
-    pub async fn publish_bytes(&self, bytes: &[u8], properties: BasicProperties) {
+    pub(crate) async fn publish_bytes(&self, bytes: &[u8], properties: BasicProperties) {
         let exchange = self.config.broker.names.commands.as_str();
         let confirm = self
             .wires
@@ -216,7 +216,7 @@ impl Bed {
     }
 
     /// The next result event.
-    pub async fn told(&mut self) -> Told {
+    pub(crate) async fn told(&mut self) -> Told {
         let delivery = next_within(self.patience, &mut self.wires.results, "a result event").await;
         let event: Value = serde_json::from_slice(&delivery.data).unwrap();
         let told = Told {
@@ -231,39 +231,39 @@ impl Bed {
     }
 
     /// The next parked command: its bytes and headers.
-    pub async fn parked(&mut self) -> (Vec<u8>, FieldTable) {
+    pub(crate) async fn parked(&mut self) -> (Vec<u8>, FieldTable) {
         let delivery = next_within(self.patience, &mut self.wires.parked, "a parked command").await;
         delivery.ack(BasicAckOptions::default()).await.unwrap();
         (delivery.data.clone(), delivery.properties.headers().clone().unwrap_or_default())
     }
 
     /// Leaves parked commands in their queue from now on; [`Bed::parked`] must not be asked any more.
-    pub async fn leave_parked(&self) {
+    pub(crate) async fn leave_parked(&self) {
         let tag = self.wires.parked.tag();
         self.wires.channel.basic_cancel(tag, BasicCancelOptions::default()).await.unwrap();
     }
 
     /// Reads no results from now on, and lets the queue go that took them; [`Bed::told`] must not be asked any more.
-    pub async fn leave_results(&self) {
+    pub(crate) async fn leave_results(&self) {
         let tag = self.wires.results.tag();
         self.wires.channel.basic_cancel(tag, BasicCancelOptions::default()).await.unwrap();
     }
 
     /// Writes the configuration to a file, for a program of its own.
-    pub fn config_file(&self) -> PathBuf {
+    pub(crate) fn config_file(&self) -> PathBuf {
         let file = self.dir.join("config.toml");
         std::fs::write(&file, toml::to_string(&self.config).unwrap()).unwrap();
         file
     }
 
     /// The next command in the delay queue of this delay, which must then not come back.
-    pub async fn in_delay(&self, wait: &str) -> Consumer {
+    pub(crate) async fn in_delay(&self, wait: &str) -> Consumer {
         consume(&self.wires.channel, &format!("{}.{wait}", self.config.broker.names.retry)).await.unwrap()
     }
 
     /// How many messages are ready in a queue. A quorum queue that does not answer the broker within 250 ms, such as
     /// just after a restart, is told as empty: wait for a count, do not take it by chance.
-    pub async fn ready(&self, queue: &str) -> u32 {
+    pub(crate) async fn ready(&self, queue: &str) -> u32 {
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
         self.wires
             .channel
@@ -274,7 +274,7 @@ impl Bed {
     }
 
     /// The effects in the sandbox's ledger: coupon code and request number of every use.
-    pub fn uses(&self) -> Vec<(String, String)> {
+    pub(crate) fn uses(&self) -> Vec<(String, String)> {
         let effects = serde_json::to_value(self.sandbox.effects()).unwrap();
         let effects = effects.as_array().unwrap().iter().filter(|effect| effect["kind"] == "used");
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -282,24 +282,24 @@ impl Bed {
     }
 
     /// The calls about one coupon in the sandbox's ledger, in order.
-    pub fn attempts(&self, code: &str) -> Vec<Value> {
+    pub(crate) fn attempts(&self, code: &str) -> Vec<Value> {
         let mut attempts = self.ledger()["attempts"].as_array().unwrap().clone();
         attempts.retain(|attempt| attempt["coupon_code"] == code);
         attempts
     }
 
     /// The whole ledger as JSON.
-    pub fn ledger(&self) -> Value {
+    pub(crate) fn ledger(&self) -> Value {
         serde_json::to_value(self.sandbox.ledger()).unwrap()
     }
 
     /// Binds a queue to the results under a routing key and consumes it.
-    pub async fn bind_results(&self, routing_key: &str) -> Consumer {
+    pub(crate) async fn bind_results(&self, routing_key: &str) -> Consumer {
         bind(&self.wires.channel, &self.config.broker.names.results, routing_key).await.unwrap()
     }
 
     /// Consumes a queue on a connection of its own, which dies with the value.
-    pub async fn consume_elsewhere(&self, queue: &str) -> (Connection, Consumer) {
+    pub(crate) async fn consume_elsewhere(&self, queue: &str) -> (Connection, Consumer) {
         let connection = Connection::connect(&self.wires.uri, ConnectionProperties::default()).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
         let consumer = consume(&channel, queue).await.unwrap();
@@ -307,7 +307,7 @@ impl Bed {
     }
 
     /// The channel of the test's own connection.
-    pub fn channel(&self) -> &Channel {
+    pub(crate) fn channel(&self) -> &Channel {
         &self.wires.channel
     }
 }
@@ -344,18 +344,18 @@ impl Drop for Bed {
 
 impl Service {
     /// The URL of a path on the admin port.
-    pub fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.admin)
     }
 
     /// The body of a GET on the admin port, with its status.
-    pub async fn get(&self, path: &str) -> (u16, String) {
+    pub(crate) async fn get(&self, path: &str) -> (u16, String) {
         let response = reqwest::get(format!("http://{}{path}", self.admin)).await.unwrap();
         (response.status().as_u16(), response.text().await.unwrap())
     }
 
     /// The value of a metric, labels included in the name.
-    pub async fn metric(&self, name: &str) -> f64 {
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
         let (_, text) = self.get("/metrics").await;
         let line = text.lines().find(|line| line.starts_with(&format!("{name} ")));
         let line = line.unwrap_or_else(|| panic!("no metric {name} in\n{text}"));
@@ -363,23 +363,23 @@ impl Service {
     }
 
     /// Waits until a metric has a value.
-    pub async fn wait_metric(&self, name: &str, value: f64) {
+    pub(crate) async fn wait_metric(&self, name: &str, value: f64) {
         until(&format!("{name} = {value}"), async || self.metric(name).await == value).await;
     }
 
     /// Waits until the service says that it consumes.
-    pub async fn wait_ready(&self) {
+    pub(crate) async fn wait_ready(&self) {
         until("readiness", async || self.get("/readyz").await.0 == 200).await;
     }
 
     /// Waits until the service says that it does not, and gives its reasons.
-    pub async fn wait_unready(&self) -> String {
+    pub(crate) async fn wait_unready(&self) -> String {
         until("unreadiness", async || self.get("/readyz").await.0 == 503).await;
         self.get("/readyz").await.1
     }
 
     /// Stops the service as SIGTERM would, and checks that it holds nothing.
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         until("an even ledger", async || self.metric("redeemer_unaccounted_deliveries").await == 0.0).await;
         self.trigger.request();
         timeout(PATIENCE, self.task).await.expect("it stops in time").unwrap().unwrap();
@@ -387,7 +387,7 @@ impl Service {
 }
 
 /// Waits for a fact, looking again and again.
-pub async fn until(what: &str, fact: impl AsyncFn() -> bool) {
+pub(crate) async fn until(what: &str, fact: impl AsyncFn() -> bool) {
     let look = async {
         while !fact().await {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -397,7 +397,7 @@ pub async fn until(what: &str, fact: impl AsyncFn() -> bool) {
 }
 
 /// Panics where a result or audit event is not what its schema says.
-pub fn keeps_the_contract(event: &Value) {
+pub(crate) fn keeps_the_contract(event: &Value) {
     static SCHEMAS: LazyLock<[jsonschema::Validator; 2]> = LazyLock::new(|| {
         let dialect = redeemer::wire::schema::Dialect::Draft2020;
         [redeemer::wire::schema::event(dialect), redeemer::wire::schema::audit(dialect)]
@@ -411,10 +411,10 @@ pub fn keeps_the_contract(event: &Value) {
     assert!(faults.is_empty(), "{faults:#?}\n{event:#}");
 }
 
-pub const OPENID: &str = "oh-394z-6CGkNoJrsDLTTUKiAnp4";
+pub(crate) const OPENID: &str = "oh-394z-6CGkNoJrsDLTTUKiAnp4";
 
 /// A good command for a coupon of [`Bed::issue`]: the golden one, for a coupon that is used once.
-pub fn command(code: &str, number: &str) -> Value {
+pub(crate) fn command(code: &str, number: &str) -> Value {
     let mut command: Value =
         serde_json::from_str(include_str!("../../docs/contract/examples/command.flat.json")).unwrap();
     command.as_object_mut().unwrap().remove("sequential_coupon_index");
@@ -425,7 +425,7 @@ pub fn command(code: &str, number: &str) -> Value {
 }
 
 /// A header's text.
-pub fn header<'a>(headers: &'a FieldTable, name: &str) -> &'a str {
+pub(crate) fn header<'a>(headers: &'a FieldTable, name: &str) -> &'a str {
     match headers.inner().get(name) {
         Some(AMQPValue::LongString(text)) => std::str::from_utf8(text.as_bytes()).unwrap(),
         other => panic!("header {name} is {other:?}"),
@@ -447,7 +447,7 @@ async fn consume(channel: &Channel, queue: &str) -> lapin::Result<Consumer> {
 }
 
 /// The next delivery of a consumer.
-pub async fn next(consumer: &mut Consumer, what: &str) -> lapin::message::Delivery {
+pub(crate) async fn next(consumer: &mut Consumer, what: &str) -> lapin::message::Delivery {
     next_within(PATIENCE, consumer, what).await
 }
 

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 /// The one broker of this test binary, for tests that neither kill it nor care who else uses it. Names of queues and
 /// exchanges must be the test's own.
-pub fn shared() -> &'static Broker {
+pub(crate) fn shared() -> &'static Broker {
     static SHARED: OnceLock<Broker> = OnceLock::new();
     SHARED.get_or_init(|| match env::var("REDEEMER_TEST_BROKER") {
         Ok(uri) => Broker { uri, node: None },
@@ -27,10 +27,10 @@ pub fn shared() -> &'static Broker {
 }
 
 /// How old a count may be that `list_queues` gives of a queue on a node of [`Broker::start_counting`]: twice its tick.
-pub const COUNTED_WITHIN: Duration = Duration::from_millis(400);
+pub(crate) const COUNTED_WITHIN: Duration = Duration::from_millis(400);
 
 /// A running broker, or one that was ended on purpose and may be restarted on the same data and ports.
-pub struct Broker {
+pub(crate) struct Broker {
     uri: String,
     /// Nothing where the broker is somebody else's: then it can be used, but not ended.
     node: Option<PathBuf>,
@@ -38,22 +38,22 @@ pub struct Broker {
 
 impl Broker {
     /// Starts a node and waits until it takes connections: 4 to 6 s.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::start_with(&[])
     }
 
     /// The same with lines of `rabbitmq.conf`, such as `"heartbeat = 2"`; they win over the script's own.
-    pub fn start_with(config_lines: &[&str]) -> Self {
+    pub(crate) fn start_with(config_lines: &[&str]) -> Self {
         Self::start_as(&config_lines.iter().flat_map(|line| ["--config", line]).collect::<Vec<_>>())
     }
 
     /// The same, with counts that can be believed: what `list_queues` tells is no older than [`COUNTED_WITHIN`].
-    pub fn start_counting() -> Self {
+    pub(crate) fn start_counting() -> Self {
         Self::start_as(&["--advanced", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/counting.config")])
     }
 
     /// The same with options of the script, such as `["--plugin", "rabbitmq_management"]`.
-    pub fn start_as(more: &[&str]) -> Self {
+    pub(crate) fn start_as(more: &[&str]) -> Self {
         let dir = unused_dir();
         let parent = process::id().to_string();
         let mut options = vec!["--parent", &parent];
@@ -69,7 +69,7 @@ impl Broker {
     }
 
     /// `amqp://user:password@127.0.0.1:port/%2f`; the same after a restart.
-    pub fn uri(&self) -> &str {
+    pub(crate) fn uri(&self) -> &str {
         &self.uri
     }
 
@@ -81,49 +81,49 @@ impl Broker {
     }
 
     /// Where a node with `--plugin rabbitmq_management` takes operations, without a user.
-    pub fn management(&self) -> String {
+    pub(crate) fn management(&self) -> String {
         format!("http://127.0.0.1:{}", self.parts().1 + 15)
     }
 
     /// The URI of a node with `--tls`, under one of the host's names.
-    pub fn amqps(&self, host: &str) -> String {
+    pub(crate) fn amqps(&self, host: &str) -> String {
         let (user, port) = self.parts();
         format!("amqps://{user}@{host}:{}/%2f", port + 14)
     }
 
     /// The password of its user.
-    pub fn password(&self) -> &str {
+    pub(crate) fn password(&self) -> &str {
         self.parts().0.split_once(':').expect("it has a password").1
     }
 
     /// The URI for another user.
-    pub fn uri_of(&self, user: &str, password: &str) -> String {
+    pub(crate) fn uri_of(&self, user: &str, password: &str) -> String {
         format!("amqp://{user}:{password}@127.0.0.1:{}/%2f", self.parts().1)
     }
 
     /// Ends the node with `kill -9`; its data stay.
-    pub fn kill9(&self) {
+    pub(crate) fn kill9(&self) {
         self.script("kill", &[]);
     }
 
     /// Ends the node in good order; its data stay.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.script("stop", &[]);
     }
 
     /// Starts the node again, having ended it with `kill -9` where it still ran.
-    pub fn restart(&self) {
+    pub(crate) fn restart(&self) {
         self.kill9();
         self.script("start", &[]);
     }
 
     /// What `rabbitmqctl` says to these arguments.
-    pub fn ctl(&self, arguments: &[&str]) -> String {
+    pub(crate) fn ctl(&self, arguments: &[&str]) -> String {
         self.script("ctl", arguments)
     }
 
     /// Closes the connection that an exclusive queue belongs to.
-    pub fn close_owner(&self, queue: &str) {
+    pub(crate) fn close_owner(&self, queue: &str) {
         let queues = self.ctl(&["list_queues", "--quiet", "name", "owner_pid"]);
         let owner = queues.lines().find_map(|line| line.split_once('\t').filter(|(name, _)| *name == queue));
         let (_, owner) = owner.unwrap_or_else(|| panic!("{queue} is not among {queues}"));
@@ -131,7 +131,7 @@ impl Broker {
     }
 
     /// The node's own folder.
-    pub fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         self.node.as_deref().expect("the broker of REDEEMER_TEST_BROKER is not ours to end or command")
     }
 
@@ -155,7 +155,7 @@ impl Drop for Broker {
 }
 
 /// Runs one command of the script for the node in `dir`. Its complaint ends with the node's log where that helps.
-pub fn run(command: &str, dir: &Path, arguments: &[&str]) -> Result<String, String> {
+pub(crate) fn run(command: &str, dir: &Path, arguments: &[&str]) -> Result<String, String> {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/local/rabbitmq");
     let output = Command::new(script)
         .arg(command)
@@ -177,7 +177,7 @@ pub fn run(command: &str, dir: &Path, arguments: &[&str]) -> Result<String, Stri
 }
 
 /// A folder for one node, below `target/tmp`: unique by process and count.
-pub fn unused_dir() -> PathBuf {
+pub(crate) fn unused_dir() -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("broker-{}-{count}", process::id()));

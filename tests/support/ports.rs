@@ -13,7 +13,7 @@ const FROM: u16 = 31_300;
 const COUNT: u16 = 1_400;
 
 /// A port that nobody listens on.
-pub fn unused() -> u16 {
+pub(crate) fn unused() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let begin = u16::try_from(process::id().wrapping_mul(37) % u32::from(COUNT)).unwrap();
     for _ in 0..COUNT {

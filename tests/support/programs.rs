@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A sandbox and a service on a broker, with names of their own there.
-pub struct Programs {
+pub(crate) struct Programs {
     dir: PathBuf,
     /// What the names of exchanges and queues begin with.
     pub prefix: String,
@@ -31,14 +31,14 @@ pub struct Programs {
 
 impl Programs {
     /// Starts both and waits until the service is ready. Coupons whose code begins with `auto` are there.
-    pub fn start(uri: &str) -> Self {
+    pub(crate) fn start(uri: &str) -> Self {
         let dir = unused_dir("programs");
         let prefix = dir.file_name().expect("it has a name").to_string_lossy().into_owned();
         Self::begin(uri, dir, prefix)
     }
 
     /// The same under the names that everybody has by default, for a broker of one's own.
-    pub fn start_by_default_names(uri: &str) -> Self {
+    pub(crate) fn start_by_default_names(uri: &str) -> Self {
         Self::begin(uri, unused_dir("programs"), "redemption".to_owned())
     }
 
@@ -78,7 +78,7 @@ impl Programs {
     }
 
     /// Starts the service, and waits until it is ready.
-    pub fn start_service(&mut self) {
+    pub(crate) fn start_service(&mut self) {
         let address = self.dir.join("admin.address");
         let _ = fs::remove_file(&address);
         let service = self
@@ -97,7 +97,7 @@ impl Programs {
     }
 
     /// Ends the service by SIGTERM; it must exit with 0.
-    pub fn stop_service(&mut self) {
+    pub(crate) fn stop_service(&mut self) {
         if let Some(mut service) = self.service.take() {
             terminate(&service);
             let status = ended(&mut service);
@@ -106,24 +106,24 @@ impl Programs {
     }
 
     /// Where the service's admin port is.
-    pub fn admin(&self) -> String {
+    pub(crate) fn admin(&self) -> String {
         fs::read_to_string(self.dir.join("admin.address")).expect("the service has told its address")
     }
 
     /// What the service has logged.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.dir.join("service.log")).unwrap_or_default()
     }
 
     /// A command line with this service's configuration.
-    pub fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = redeemer();
         command.arg("--config").arg(&self.config).args(arguments);
         command
     }
 
     /// Writes a file.
-    pub fn file(&self, name: &str, content: &[u8]) -> PathBuf {
+    pub(crate) fn file(&self, name: &str, content: &[u8]) -> PathBuf {
         let path = self.dir.join(name);
         fs::write(&path, content).expect("the file is written");
         path
@@ -146,7 +146,7 @@ impl Drop for Programs {
 }
 
 /// The program under test, without the caller's configuration.
-pub fn redeemer() -> Command {
+pub(crate) fn redeemer() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_redeemer"));
     for (variable, _) in std::env::vars_os() {
         if variable.to_string_lossy().starts_with("REDEEMER_") {
@@ -158,7 +158,7 @@ pub fn redeemer() -> Command {
 }
 
 /// A command for a coupon that the sandbox issues at first sight.
-pub fn command(name: &str) -> Value {
+pub(crate) fn command(name: &str) -> Value {
     json!({
         "openid": "oUser-1",
         "coupon_code": format!("auto_{name}"),
@@ -173,34 +173,34 @@ pub fn command(name: &str) -> Value {
 }
 
 /// Runs it to its end.
-pub fn run(command: &mut Command) -> Output {
+pub(crate) fn run(command: &mut Command) -> Output {
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
     child.wait_with_output().expect("the program ends")
 }
 
 /// What it wrote on standard output.
-pub fn out(output: &Output) -> String {
+pub(crate) fn out(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).expect("the output is text")
 }
 
 /// What it wrote on standard error.
-pub fn err(output: &Output) -> String {
+pub(crate) fn err(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).expect("the complaints are text")
 }
 
 /// Sends SIGTERM.
-pub fn terminate(child: &Child) {
+pub(crate) fn terminate(child: &Child) {
     let sent = Command::new("sh").args(["-c", "kill -TERM \"$0\"", &child.id().to_string()]).status();
     assert!(sent.expect("sh runs").success());
 }
 
 /// Waits for its end.
-pub fn ended(child: &mut Child) -> ExitStatus {
+pub(crate) fn ended(child: &mut Child) -> ExitStatus {
     until("the program ends", || child.try_wait().expect("it is our child"))
 }
 
 /// Looks again and again until there is something to be seen.
-pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let give_up_at = Instant::now() + PATIENCE;
     loop {
         if let Some(seen) = look() {
@@ -212,19 +212,19 @@ pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 }
 
 /// The whole answer to a GET; nothing where there is none.
-pub fn get(address: &str, path: &str) -> Option<String> {
+pub(crate) fn get(address: &str, path: &str) -> Option<String> {
     talk(address, &format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n"))
 }
 
 /// The whole answer to a POST of JSON; nothing where there is none.
-pub fn post(address: &str, path: &str, body: &Value) -> Option<String> {
+pub(crate) fn post(address: &str, path: &str, body: &Value) -> Option<String> {
     let body = body.to_string();
     let head = format!("POST {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n");
     talk(address, &format!("{head}content-length: {}\r\n\r\n{body}", body.len()))
 }
 
 /// The whole answer to a request; nothing where there is none.
-pub fn talk(address: &str, request: &str) -> Option<String> {
+pub(crate) fn talk(address: &str, request: &str) -> Option<String> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
     stream.write_all(request.as_bytes()).ok()?;
@@ -234,7 +234,7 @@ pub fn talk(address: &str, request: &str) -> Option<String> {
 }
 
 /// A folder of our own below `target/tmp`, which is there and empty.
-pub fn unused_dir(name: &str) -> PathBuf {
+pub(crate) fn unused_dir(name: &str) -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}-{count}", process::id()));

@@ -14,14 +14,14 @@ const FRAME_END: u8 = 0xCE;
 const HEADERS_AND_MODE: u16 = 1 << 13 | 1 << 12;
 
 /// A connection with one channel that confirms.
-pub struct RawPublisher {
+pub(crate) struct RawPublisher {
     stream: TcpStream,
     frame_max: usize,
 }
 
 /// What became of a publish.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Published {
+pub(crate) enum Published {
     /// Confirmed.
     Acked,
     /// The broker has closed the channel, with this code.
@@ -30,7 +30,7 @@ pub enum Published {
 
 impl RawPublisher {
     /// `uri` is `amqp://user:password@host:port/%2f`.
-    pub fn connect(uri: &str) -> Self {
+    pub(crate) fn connect(uri: &str) -> Self {
         let (user, at) = uri.strip_prefix("amqp://").unwrap().split_once('@').unwrap();
         let (user, password) = user.split_once(':').unwrap();
         let mut stream = TcpStream::connect(at.split('/').next().unwrap()).unwrap();
@@ -54,7 +54,13 @@ impl RawPublisher {
 
     /// Publishes a persistent message whose header table is `headers`, encoded and without its length, and waits for
     /// what becomes of it.
-    pub fn publish(&mut self, exchange: &str, routing_key: &str, headers: &[u8], body: &[u8]) -> Published {
+    pub(crate) fn publish(
+        &mut self,
+        exchange: &str,
+        routing_key: &str,
+        headers: &[u8],
+        body: &[u8],
+    ) -> Published {
         self.method(1, 60, 40, &[&[0, 0], &short(exchange), &short(routing_key), &[0]]);
         let length = (body.len() as u64).to_be_bytes();
         let header =
@@ -111,7 +117,7 @@ fn long(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// A header table with the one entry `deep`: arrays (`b'A'`) or tables (`b'F'`) in one another.
-pub fn nested(kind: u8, levels: usize) -> Vec<u8> {
+pub(crate) fn nested(kind: u8, levels: usize) -> Vec<u8> {
     let mut value = Vec::new();
     for _ in 0..levels {
         let inner = long(&value);

@@ -7,7 +7,7 @@ const END: &str = "<!-- end of the long runs -->";
 
 /// Puts a row into the table of long runs, in place of the one with this name, and says the day, in UTC. `RECORD` lists
 /// the pages, with `:` between them; without it nothing is written.
-pub fn row(name: &str, figures: &str) {
+pub(crate) fn row(name: &str, figures: &str) {
     let Ok(pages) = std::env::var("RECORD") else { return };
     let figures = format!("on {}: {figures}", jiff::Timestamp::now().strftime("%F"));
     for page in pages.split(':') {

@@ -9,7 +9,7 @@ use crate::dice::Dice;
 
 /// One command.
 #[derive(Debug, Clone)]
-pub struct Command {
+pub(crate) struct Command {
     /// Its `message_id`, which events echo.
     pub id: String,
     /// The coupon.
@@ -26,7 +26,7 @@ pub struct Command {
 
 /// How a command must end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Right {
+pub(crate) enum Right {
     /// Redeemed.
     Redeemed,
     /// Redeemed, or refused as used by the other command about the same coupon: one each.
@@ -42,7 +42,7 @@ pub enum Right {
 
 impl Right {
     /// The coupon's state in an event of this outcome.
-    pub fn state(self) -> &'static str {
+    pub(crate) fn state(self) -> &'static str {
         match self {
             Self::Redeemed | Self::Rival | Self::Refused("used_by_another") => "USED",
             Self::Refused("expired") => "EXPIRED",
@@ -60,7 +60,7 @@ const HOPELESS: &str = "HL";
 const HOPELESS_DONE: &str = "HE";
 const UNGRANTED: &str = "NQ";
 /// Coupons that the user returns once they are used.
-pub const RETURNED: &str = "RT";
+pub(crate) const RETURNED: &str = "RT";
 
 const OPENID: &str = "oh-394z-6CGkNoJrsDLTTUKiAnp4";
 
@@ -83,7 +83,7 @@ enum Kind {
 
 /// `count` commands of every kind, then `stubborn` ones that must pass a delay queue, and the coupons to issue for
 /// them.
-pub fn make(count: usize, stubborn: usize, dice: &mut Dice) -> (Vec<Command>, Vec<Value>) {
+pub(crate) fn make(count: usize, stubborn: usize, dice: &mut Dice) -> (Vec<Command>, Vec<Value>) {
     let (mut commands, mut coupons) = (Vec::with_capacity(count + 40), Vec::new());
     while commands.len() < count {
         let mut kinds = vec![Kind::Fresh; 16];
@@ -130,7 +130,12 @@ pub fn make(count: usize, stubborn: usize, dice: &mut Dice) -> (Vec<Command>, Ve
 
 /// Puts `count` commands among the first `within` whose coupons the user returns once they are used, and gives the coupons.
 #[allow(dead_code)] // for the torture alone
-pub fn add_returned(commands: &mut Vec<Command>, count: usize, within: usize, dice: &mut Dice) -> Vec<Value> {
+pub(crate) fn add_returned(
+    commands: &mut Vec<Command>,
+    count: usize,
+    within: usize,
+    dice: &mut Dice,
+) -> Vec<Value> {
     let mut coupons = Vec::new();
     for nth in 0..count {
         let mut one = Vec::new();
@@ -248,7 +253,7 @@ fn flat(code: &str, number: &str) -> Value {
 }
 
 /// The sandbox's fault script: `share` of all calls, and more, go wrong, by every fault that does not lie about the coupon.
-pub fn faults(share: f64, commands: usize) -> Value {
+pub(crate) fn faults(share: f64, commands: usize) -> Value {
     let mut rules = vec![
         json!({"coupon_prefix": HOPELESS, "fault": {"kind": "cut_before_effect"}}),
         json!({"coupon_prefix": HOPELESS_DONE, "operation": "use", "fault": {"kind": "cut_after_effect"}}),
@@ -313,11 +318,11 @@ pub fn faults(share: f64, commands: usize) -> Value {
 }
 
 /// Marks a 429 without a signature in the ledger: it declines nothing.
-pub const UNSIGNED_429: u64 = 429_000_001;
+pub(crate) const UNSIGNED_429: u64 = 429_000_001;
 
 /// What became of one rule of a fault script.
 #[derive(Debug)]
-pub struct Hit {
+pub(crate) struct Hit {
     /// The rule.
     pub rule: Value,
     /// How often it was applied.
@@ -325,7 +330,7 @@ pub struct Hit {
 }
 
 /// What became of the rules of a script, as the sandbox tells it.
-pub fn hits(script: &Value) -> Vec<Hit> {
+pub(crate) fn hits(script: &Value) -> Vec<Hit> {
     let rules = script["rules"].as_array().into_iter().flatten();
     let times = script["applied"].as_array().into_iter().flatten().filter_map(Value::as_u64);
     rules.cloned().zip(times).map(|(rule, times)| Hit { rule, times }).collect()
@@ -333,13 +338,13 @@ pub fn hits(script: &Value) -> Vec<Hit> {
 
 /// How many kinds of faults came. Two are of one kind where nothing tells them apart: neither status nor code, nor whether
 /// the effect happens, nor whether they are signed, nor how late or how large they are.
-pub fn kinds(hits: &[Hit]) -> usize {
+pub(crate) fn kinds(hits: &[Hit]) -> usize {
     let came = hits.iter().filter(|hit| hit.times > 0);
     came.map(|hit| hit.rule["fault"].to_string()).collect::<BTreeSet<_>>().len()
 }
 
 /// Whether the script makes calls about this coupon fail whatever the dice say.
-pub fn is_singled_out(code: &str) -> bool {
+pub(crate) fn is_singled_out(code: &str) -> bool {
     [STUBBORN, HOPELESS, HOPELESS_DONE, UNGRANTED, RETURNED].iter().any(|prefix| code.starts_with(prefix))
 }
 
@@ -350,12 +355,12 @@ fn stubbornness() -> Value {
 
 /// What makes a command pass every delay queue, and looks like no outage, which would be waited for. Each use that was
 /// accepted is looked for twice before the next one, so a few are enough.
-pub fn reluctance() -> Value {
+pub(crate) fn reluctance() -> Value {
     json!({"coupon_prefix": STUBBORN, "first_attempts": 5, "fault": {"kind": "status", "status": 202}})
 }
 
 /// How many commands must pass on average until a failpoint is reached: for choosing when it kills.
-pub fn is_rare(point: Failpoint) -> bool {
+pub(crate) fn is_rare(point: Failpoint) -> bool {
     use redeemer::telemetry::metrics::Message;
     matches!(
         point,

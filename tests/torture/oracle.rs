@@ -13,7 +13,7 @@ const WAITED_FOR_US: u64 = 1_000_000;
 
 /// What was found.
 #[derive(Debug, Default)]
-pub struct Findings {
+pub(crate) struct Findings {
     /// Commands without any event.
     pub lost: usize,
     /// Request numbers with more than one effect.
@@ -48,7 +48,7 @@ pub struct Findings {
 
 /// Compares commands, events, the ledger and the parked messages. Of the numbers in `twice` the broker may have held two
 /// commands. In the `muddles` calls may have arrived in another order than they were sent.
-pub fn judge(
+pub(crate) fn judge(
     commands: &[Command],
     seen: &[Seen],
     ledger: &Value,
@@ -95,7 +95,11 @@ const TOLD_WITHIN: SignedDuration = SignedDuration::from_secs(60);
 
 /// Each command with a deadline has an event within a minute of it, by the time in the event.
 #[allow(dead_code)] // for the torture alone
-pub fn judge_deadlines(seen: &[Seen], deadlines: &BTreeMap<String, Timestamp>, findings: &mut Findings) {
+pub(crate) fn judge_deadlines(
+    seen: &[Seen],
+    deadlines: &BTreeMap<String, Timestamp>,
+    findings: &mut Findings,
+) {
     for (command, deadline) in deadlines {
         let first =
             seen.iter().filter(|event| event.command == *command).filter_map(|event| event.time).min();

@@ -8,11 +8,11 @@ use crate::commands::is_rare;
 use crate::dice::Dice;
 
 /// How many instances of the service run.
-pub const INSTANCES: usize = 2;
+pub(crate) const INSTANCES: usize = 2;
 
 /// How much goes wrong.
 #[derive(Debug, Clone, Copy)]
-pub struct Size {
+pub(crate) struct Size {
     /// Commands published.
     pub commands: usize,
     /// Kills of the service; at least one for each failpoint.
@@ -25,14 +25,14 @@ pub struct Size {
 
 impl Size {
     /// Whether so much happens that every kind of fault must have come, and every kill.
-    pub fn is_long(self) -> bool {
+    pub(crate) fn is_long(self) -> bool {
         self.commands >= 5_000
     }
 }
 
 /// A piece of trouble.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Act {
+pub(crate) enum Act {
     /// Kills the instance that first reaches a point for the nth time.
     Kill {
         /// Where.
@@ -81,7 +81,7 @@ pub enum Act {
 
 /// What the service may not do, or does not find, for a while.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub(crate) enum Standing {
     /// Its right to publish results is taken away.
     ResultsRight,
     /// Its right to publish refusals is missing: a topic permission.
@@ -96,7 +96,7 @@ pub enum Standing {
 
 impl Standing {
     /// Every one.
-    pub const ALL: [Self; 5] =
+    pub(crate) const ALL: [Self; 5] =
         [Self::ResultsRight, Self::RefusedKeys, Self::RetryExchange, Self::MessageSize, Self::Channels];
 }
 
@@ -114,7 +114,7 @@ impl fmt::Display for Standing {
 
 /// Where a proxy stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub(crate) enum Place {
     /// Before the broker.
     Broker,
     /// Before the payment API.
@@ -123,7 +123,7 @@ pub enum Place {
 
 /// What a proxy does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trouble {
+pub(crate) enum Trouble {
     /// Closes every connection.
     Cut,
     /// Closes connections half-way through what passes.
@@ -181,7 +181,7 @@ impl fmt::Display for Trouble {
 }
 
 /// Every failpoint once, then everything else in the order of the dice.
-pub fn make(size: Size, dice: &mut Dice) -> Vec<Act> {
+pub(crate) fn make(size: Size, dice: &mut Dice) -> Vec<Act> {
     let mut first: Vec<Act> = Failpoint::ALL.into_iter().map(|point| Act::Kill { point, nth: 1 }).collect();
     dice.shuffle(&mut first);
 
@@ -210,7 +210,7 @@ pub fn make(size: Size, dice: &mut Dice) -> Vec<Act> {
 }
 
 /// How many commands an act needs to find its occasion.
-pub fn commands_for(act: &Act) -> usize {
+pub(crate) fn commands_for(act: &Act) -> usize {
     match act {
         Act::Kill { point, nth, .. } if is_rare(*point) => 40 * nth,
         Act::Kill { nth, .. } => 10 + 2 * nth,

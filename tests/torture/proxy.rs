@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 /// How a proxy treats what passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Manner {
+pub(crate) enum Manner {
     /// As it should.
     Good,
     /// Accepts connections and bytes, and passes nothing on.
@@ -24,7 +24,7 @@ pub enum Manner {
 }
 
 /// A running proxy. It ends with its runtime.
-pub struct Proxy {
+pub(crate) struct Proxy {
     /// Where it listens, on the loopback interface.
     pub port: u16,
     shared: Arc<Shared>,
@@ -49,7 +49,7 @@ struct Shared {
 
 impl Proxy {
     /// A proxy in front of a port of the loopback interface.
-    pub async fn start(to: u16) -> Self {
+    pub(crate) async fn start(to: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let shared = Arc::new(Shared {
@@ -67,42 +67,42 @@ impl Proxy {
     }
 
     /// Behaves so from now on.
-    pub fn behave(&self, manner: Manner) {
+    pub(crate) fn behave(&self, manner: Manner) {
         self.shared.manner.send_replace(manner);
     }
 
     /// Closes every connection.
-    pub fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.shared.cuts.send_modify(|cuts| *cuts += 1);
     }
 
     /// How many connections were closed by a cut so far.
-    pub fn cut_off(&self) -> u64 {
+    pub(crate) fn cut_off(&self) -> u64 {
         self.shared.cut_off.load(Ordering::SeqCst)
     }
 
     /// How often it has misbehaved so far in any other way.
-    pub fn ill_treated(&self) -> u64 {
+    pub(crate) fn ill_treated(&self) -> u64 {
         self.shared.ill_treated.load(Ordering::SeqCst)
     }
 
     /// Watches from now on for the far end to close a connection.
-    pub fn watch(&self) {
+    pub(crate) fn watch(&self) {
         *self.shared.broke_at.lock().unwrap() = None;
     }
 
     /// When that first happened.
-    pub fn broke_at(&self) -> Option<Instant> {
+    pub(crate) fn broke_at(&self) -> Option<Instant> {
         *self.shared.broke_at.lock().unwrap()
     }
 
     /// Closes the next connections by which the client acknowledges something, just before that.
-    pub fn cut_at_acks(&self, connections: u32) {
+    pub(crate) fn cut_at_acks(&self, connections: u32) {
         self.shared.acks.store(connections, Ordering::SeqCst);
     }
 
     /// Closes the next connections that something passes through, half-way through it.
-    pub fn halve(&self, connections: u32) {
+    pub(crate) fn halve(&self, connections: u32) {
         self.shared.halves.store(connections, Ordering::SeqCst);
     }
 }

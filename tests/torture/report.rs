@@ -9,7 +9,7 @@ use crate::plan::Size;
 use crate::rig::Figures;
 
 /// What was measured, in words and numbers.
-pub fn lines(seed: u64, size: Size, figures: &Figures, findings: &Findings) -> Vec<(String, String)> {
+pub(crate) fn lines(seed: u64, size: Size, figures: &Figures, findings: &Findings) -> Vec<(String, String)> {
     let mut lines: Vec<(String, String)> = Vec::new();
     let mut line = |name: &str, value: String| lines.push((name.to_owned(), value));
     let kills: usize = figures.kills.values().sum();
@@ -85,12 +85,12 @@ fn spread(times: &[Duration]) -> String {
 }
 
 /// Of so many sorted times, the place of the one that so many in a hundred do not exceed.
-pub fn up_to(percent: usize, times: usize) -> usize {
+pub(crate) fn up_to(percent: usize, times: usize) -> usize {
     (times * percent).div_ceil(100).saturating_sub(1)
 }
 
 /// The page.
-pub fn page(lines: &[(String, String)]) -> String {
+pub(crate) fn page(lines: &[(String, String)]) -> String {
     let rows: String = lines.iter().map(|(name, value)| format!("| {name} | {value} |\n")).collect();
     PAGE.replace("{figures}\n", &rows)
 }

@@ -15,7 +15,7 @@ use crate::service::Sandbox;
 const LOOKS: Duration = Duration::from_millis(300);
 
 /// Goes on until its runtime ends.
-pub async fn go_on(sandbox: Arc<Sandbox>, returned: Arc<AtomicUsize>) {
+pub(crate) async fn go_on(sandbox: Arc<Sandbox>, returned: Arc<AtomicUsize>) {
     let mut seen = BTreeSet::new();
     loop {
         let effects = sandbox.ask("effects").await;

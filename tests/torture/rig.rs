@@ -63,7 +63,7 @@ const STANDING: Duration = Duration::from_secs(3);
 const STRAGGLING: SignedDuration = SignedDuration::from_secs(2);
 
 /// Everything that takes part.
-pub struct Rig {
+pub(crate) struct Rig {
     dir: PathBuf,
     broker: Arc<Broker>,
     sandbox: Arc<Sandbox>,
@@ -87,7 +87,7 @@ pub struct Rig {
 
 /// What was measured.
 #[derive(Debug, Default)]
-pub struct Figures {
+pub(crate) struct Figures {
     /// Kills by the failpoint.
     pub kills: BTreeMap<&'static str, usize>,
     /// Stops of the service in good order.
@@ -120,7 +120,7 @@ pub struct Figures {
 
 impl Rig {
     /// Starts the broker, the sandbox, the proxies and the service.
-    pub async fn set_up(size: Size, seed: u64) -> Self {
+    pub(crate) async fn set_up(size: Size, seed: u64) -> Self {
         let mut dice = Dice::new(seed);
         let (mut commands, mut coupons) =
             commands::make(size.commands.saturating_sub(KEPT_BACK).max(3 * KEPT_BACK), KEPT_BACK, &mut dice);
@@ -189,7 +189,7 @@ impl Rig {
     }
 
     /// Carries out the plan and judges the run.
-    pub async fn run(mut self, begun: Instant) -> (Figures, Findings) {
+    pub(crate) async fn run(mut self, begun: Instant) -> (Figures, Findings) {
         let exchange = self.config.broker.names.commands.clone();
         let publishing = wires::publish(
             self.broker.uri().to_owned(),

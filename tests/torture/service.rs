@@ -17,7 +17,7 @@ const SIGKILL: i32 = 9;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One instance of the service, through all its lives.
-pub struct Service {
+pub(crate) struct Service {
     name: String,
     dir: PathBuf,
     child: Option<Child>,
@@ -30,21 +30,21 @@ pub struct Service {
 
 impl Service {
     /// An instance that is not running yet. Its configuration is `redeemer.toml` in `dir`.
-    pub fn new(name: &str, dir: &Path) -> Self {
+    pub(crate) fn new(name: &str, dir: &Path) -> Self {
         let client = reqwest::Client::builder().timeout(Duration::from_secs(2)).build().unwrap();
         let (name, dir) = (name.to_owned(), dir.to_owned());
         Self { name, dir, child: None, leash: None, orders: 0, admin: String::new(), client }
     }
 
     /// Starts it, and waits until its admin port is open.
-    pub async fn launch(&mut self) {
+    pub(crate) async fn launch(&mut self) {
         self.forget_orders();
         self.spawn().await;
     }
 
     /// The same, ordered beforehand to die at the nth time that it reaches this point.
     #[allow(dead_code)] // for `tests/failpoints.rs`
-    pub async fn launch_to_die(&mut self, point: Failpoint, nth: usize) {
+    pub(crate) async fn launch_to_die(&mut self, point: Failpoint, nth: usize) {
         self.forget_orders();
         self.order(point, nth);
         self.spawn().await;
@@ -83,18 +83,18 @@ impl Service {
     }
 
     /// The pid of the running process.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().and_then(Child::id).unwrap()
     }
 
     /// Orders the running process to die at the nth time that it reaches this point.
-    pub fn order(&mut self, point: Failpoint, nth: usize) {
+    pub(crate) fn order(&mut self, point: Failpoint, nth: usize) {
         self.write_order(point.as_str(), nth);
     }
 
     /// Orders the running process to forget the next delivery that it takes.
     #[allow(dead_code)] // for `tests/ops.rs`
-    pub fn order_to_forget(&mut self) {
+    pub(crate) fn order_to_forget(&mut self) {
         self.write_order(FORGET, 1);
     }
 
@@ -106,14 +106,14 @@ impl Service {
     }
 
     /// Takes the order back. False where the process is about to die by it.
-    pub fn withdraw(&self) -> bool {
+    pub(crate) fn withdraw(&self) -> bool {
         let order = self.file("order");
         let _ = fs::remove_file(&order);
         !taken(&order).exists()
     }
 
     /// Waits until the process ends; nothing where it lives on.
-    pub async fn ended(&mut self, patience: Duration) -> Option<ExitStatus> {
+    pub(crate) async fn ended(&mut self, patience: Duration) -> Option<ExitStatus> {
         let child = self.child.as_mut().unwrap();
         let status = timeout(patience, child.wait()).await.ok()?.unwrap();
         self.child = None;
@@ -121,21 +121,21 @@ impl Service {
     }
 
     /// Kills it now.
-    pub async fn kill(&mut self) {
+    pub(crate) async fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill().await;
         }
     }
 
     /// Asks it to stop (SIGTERM).
-    pub async fn ask_to_stop(&self) {
+    pub(crate) async fn ask_to_stop(&self) {
         let pid = self.pid();
         let asked = Command::new("sh").args(["-c", &format!("kill -TERM {pid}")]).status().await.unwrap();
         assert!(asked.success(), "SIGTERM to {pid}");
     }
 
     /// How it ended, if it ended without having been told to.
-    pub fn ended_by_itself(&mut self) -> Option<ExitStatus> {
+    pub(crate) fn ended_by_itself(&mut self) -> Option<ExitStatus> {
         let status = self.child.as_mut()?.try_wait().unwrap()?;
         self.child = None;
         Some(status)
@@ -143,18 +143,18 @@ impl Service {
 
     /// The address of its admin port.
     #[allow(dead_code)] // for `tests/ops.rs`
-    pub fn admin(&self) -> &str {
+    pub(crate) fn admin(&self) -> &str {
         &self.admin
     }
 
     /// What the admin port answers, if it answers.
-    pub async fn get(&self, path: &str) -> Option<(u16, String)> {
+    pub(crate) async fn get(&self, path: &str) -> Option<(u16, String)> {
         let response = self.client.get(format!("http://{}{path}", self.admin)).send().await.ok()?;
         Some((response.status().as_u16(), response.text().await.ok()?))
     }
 
     /// The sum of the series whose name begins so; nothing where there is no answer, or no such series.
-    pub async fn metric(&self, name: &str) -> Option<f64> {
+    pub(crate) async fn metric(&self, name: &str) -> Option<f64> {
         let (_, text) = self.get("/metrics").await?;
         let lines = text.lines().filter(|line| line.starts_with(name));
         let values = lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
@@ -162,14 +162,14 @@ impl Service {
     }
 
     /// The names of all series.
-    pub async fn series(&self) -> Vec<String> {
+    pub(crate) async fn series(&self) -> Vec<String> {
         let (_, text) = self.get("/metrics").await.unwrap_or_default();
         let lines = text.lines().filter(|line| line.starts_with("redeemer_"));
         lines.filter_map(|line| line.rsplit_once(' ')).map(|(name, _)| name.to_owned()).collect()
     }
 
     /// Waits until it says that it is ready, or that it is not. Gives the time of this answer, if it ever came.
-    pub async fn wait_ready(&self, ready: bool) -> Option<Instant> {
+    pub(crate) async fn wait_ready(&self, ready: bool) -> Option<Instant> {
         let since = Instant::now();
         while since.elapsed() < PATIENCE {
             if self.get("/readyz").await.is_some_and(|(status, _)| (status == 200) == ready) {
@@ -181,7 +181,7 @@ impl Service {
     }
 
     /// Waits until a metric is so; nothing where it does not come to that in time.
-    pub async fn wait_metric(
+    pub(crate) async fn wait_metric(
         &self,
         name: &str,
         is_so: impl Fn(f64) -> bool,
@@ -198,12 +198,12 @@ impl Service {
     }
 
     /// Its name in reports.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// Everything that it ever logged.
-    pub fn log(&self) -> PathBuf {
+    pub(crate) fn log(&self) -> PathBuf {
         self.file("log")
     }
 
@@ -213,12 +213,12 @@ impl Service {
 }
 
 /// Whether this is how a killed process ends.
-pub fn was_killed(status: ExitStatus) -> bool {
+pub(crate) fn was_killed(status: ExitStatus) -> bool {
     status.signal() == Some(SIGKILL)
 }
 
 /// A sandbox as a process.
-pub struct Sandbox {
+pub(crate) struct Sandbox {
     /// What a client must know.
     pub card: Value,
     base_url: String,
@@ -229,12 +229,12 @@ pub struct Sandbox {
 
 impl Sandbox {
     /// Starts one with its files in `dir`.
-    pub async fn start(dir: &Path, seed: u64) -> Self {
+    pub(crate) async fn start(dir: &Path, seed: u64) -> Self {
         Self::start_with(dir, seed, &[]).await
     }
 
     /// The same, with further arguments.
-    pub async fn start_with(dir: &Path, seed: u64, more: &[&str]) -> Self {
+    pub(crate) async fn start_with(dir: &Path, seed: u64, more: &[&str]) -> Self {
         fs::create_dir_all(dir).unwrap();
         let log = File::create(dir.join("sandbox.log")).unwrap();
         let mut child = Command::new(PROGRAM)
@@ -276,19 +276,19 @@ impl Sandbox {
     }
 
     /// Its port.
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.base_url.rsplit_once(':').unwrap().1.parse().unwrap()
     }
 
     /// Puts or posts to its control API.
-    pub async fn tell(&self, method: reqwest::Method, path: &str, body: &Value) {
+    pub(crate) async fn tell(&self, method: reqwest::Method, path: &str, body: &Value) {
         let request = self.client.request(method, format!("{}/_sandbox/{path}", self.base_url));
         let response = request.body(body.to_string()).send().await.unwrap();
         assert!(response.status().is_success(), "{path}: {}", response.text().await.unwrap());
     }
 
     /// Gets from its control API.
-    pub async fn ask(&self, path: &str) -> Value {
+    pub(crate) async fn ask(&self, path: &str) -> Value {
         let text = self.client.get(format!("{}/_sandbox/{path}", self.base_url)).send().await.unwrap();
         serde_json::from_str(&text.text().await.unwrap()).unwrap()
     }

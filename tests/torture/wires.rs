@@ -25,7 +25,7 @@ use crate::broker::{self, Broker, COUNTED_WITHIN};
 use crate::commands::Command;
 
 /// The queue that is bound to all results from the start.
-pub const RESULTS: &str = "torture.results";
+pub(crate) const RESULTS: &str = "torture.results";
 /// How long a hopeless command may be worked on.
 const HOPELESS: SignedDuration = SignedDuration::from_secs(4);
 const LIMIT: Duration = Duration::from_secs(20);
@@ -36,7 +36,7 @@ const ACKED_WITHIN: Duration = Duration::from_secs(5);
 
 /// One event, as it arrived.
 #[derive(Debug, Clone)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// The command that it answers.
     pub command: String,
     /// The event's id.
@@ -59,19 +59,19 @@ pub struct Seen {
 
 /// All events so far, and for how many commands there are some.
 #[derive(Clone)]
-pub struct Told {
+pub(crate) struct Told {
     seen: Arc<Mutex<Vec<Seen>>>,
     commands: watch::Sender<usize>,
 }
 
 impl Told {
     /// A copy of all events.
-    pub fn all(&self) -> Vec<Seen> {
+    pub(crate) fn all(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
     }
 
     /// Follows for how many commands there are events.
-    pub fn progress(&self) -> watch::Receiver<usize> {
+    pub(crate) fn progress(&self) -> watch::Receiver<usize> {
         self.commands.subscribe()
     }
 }
@@ -93,7 +93,7 @@ async fn connect(uris: &str) -> (Connection, Channel) {
 }
 
 /// Declares the service's topology and the rig's own queue.
-pub async fn establish(uri: &str, config: &Config) {
+pub(crate) async fn establish(uri: &str, config: &Config) {
     let (connection, channel) = connect(uri).await;
     let topology = config.topology();
     redeemer::amqp::topology::establish(&connection, &topology, redeemer::amqp::topology::Mode::Create)
@@ -112,13 +112,13 @@ pub async fn establish(uri: &str, config: &Config) {
 }
 
 /// Deletes an exchange, and with it what was bound to it.
-pub async fn delete_exchange(uri: &str, name: &str) {
+pub(crate) async fn delete_exchange(uri: &str, name: &str) {
     let (_connection, channel) = connect(uri).await;
     channel.exchange_delete(name.into(), ExchangeDeleteOptions::default()).await.unwrap();
 }
 
 /// Reads events until the runtime ends.
-pub fn read(uri: String) -> Told {
+pub(crate) fn read(uri: String) -> Told {
     let told = Told { seen: Arc::default(), commands: watch::Sender::new(0) };
     let reading = told.clone();
     tokio::spawn(async move {
@@ -169,7 +169,7 @@ async fn read_on(channel: &Channel, told: &Told, commands: &mut BTreeSet<String>
 
 /// What was published.
 #[derive(Debug, Default)]
-pub struct Publication {
+pub(crate) struct Publication {
     /// Request numbers of commands that were published more than once: the broker may hold them twice, each time as new.
     pub twice: BTreeSet<String>,
     /// The last deadline of each command that has one, by its id.
@@ -178,7 +178,7 @@ pub struct Publication {
 }
 
 /// Publishes the commands in order, never beyond the allowance, each until it is confirmed.
-pub async fn publish(
+pub(crate) async fn publish(
     uri: String,
     exchange: String,
     commands: Vec<Command>,
@@ -211,7 +211,7 @@ pub async fn publish(
 
 /// Parks commands, as the service does those past their deadline.
 #[allow(dead_code)] // for the torture alone
-pub async fn park(uri: &str, exchange: &str, commands: &[Command]) {
+pub(crate) async fn park(uri: &str, exchange: &str, commands: &[Command]) {
     let (_connection, channel) = connect(uri).await;
     channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
     for command in commands {
@@ -256,7 +256,7 @@ async fn try_publish(
 /// Waits until every queue but the parked one is empty and nothing is unacknowledged: then nothing more can happen. What
 /// a list tells is of no one moment, and a copy may be on its way from one queue to the next: it takes two empty lists,
 /// further apart than a count may be old. The node is one of [`Broker::start_counting`].
-pub async fn wait_empty(broker: &Broker, parked: &str, patience: Duration) -> Result<(), Vec<String>> {
+pub(crate) async fn wait_empty(broker: &Broker, parked: &str, patience: Duration) -> Result<(), Vec<String>> {
     let since = Instant::now();
     let mut empty_since = None;
     loop {
@@ -283,7 +283,7 @@ pub async fn wait_empty(broker: &Broker, parked: &str, patience: Duration) -> Re
 }
 
 /// Takes everything out of a queue: bodies, and the header of this name.
-pub async fn empty(uri: &str, queue: &str, header: &str) -> Vec<(Vec<u8>, String)> {
+pub(crate) async fn empty(uri: &str, queue: &str, header: &str) -> Vec<(Vec<u8>, String)> {
     let (_connection, channel) = connect(uri).await;
     let mut found = Vec::new();
     while let Some(got) = channel.basic_get(queue.into(), BasicGetOptions::default()).await.unwrap() {

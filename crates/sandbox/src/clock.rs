@@ -14,25 +14,25 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    pub fn new() -> Clock {
+    pub(crate) fn new() -> Clock {
         Clock { started: Instant::now(), offset_seconds: AtomicI64::new(0) }
     }
 
-    pub fn set_offset(&self, seconds: i64) {
+    pub(crate) fn set_offset(&self, seconds: i64) {
         self.offset_seconds.store(seconds, Ordering::Relaxed);
     }
 
-    pub fn offset(&self) -> i64 {
+    pub(crate) fn offset(&self) -> i64 {
         self.offset_seconds.load(Ordering::Relaxed)
     }
 
     /// What the sandbox believes the time to be.
-    pub fn now(&self) -> Timestamp {
+    pub(crate) fn now(&self) -> Timestamp {
         shifted(Timestamp::now(), self.offset())
     }
 
     /// Microseconds since the start; the offset does not touch them.
-    pub fn elapsed_us(&self) -> u64 {
+    pub(crate) fn elapsed_us(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 }

@@ -55,22 +55,22 @@ struct Consumed {
 }
 
 impl Coupons {
-    pub fn all(&self) -> Vec<Coupon> {
+    pub(crate) fn all(&self) -> Vec<Coupon> {
         let mut all: Vec<_> = self.by_code.values().cloned().collect();
         all.sort_by(|a, b| a.coupon_code.cmp(&b.coupon_code));
         all
     }
 
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.by_code.len()
     }
 
-    pub fn get(&self, code: &str) -> Option<&Coupon> {
+    pub(crate) fn get(&self, code: &str) -> Option<&Coupon> {
         self.by_code.get(code)
     }
 
     /// How many coupons of the bundle are used.
-    pub fn used_in_bundle(&self, bundle: &Bundle) -> usize {
+    pub(crate) fn used_in_bundle(&self, bundle: &Bundle) -> usize {
         let codes = self.bundles.get(&bundle.id).map_or(&[][..], Vec::as_slice);
         codes
             .iter()
@@ -80,12 +80,12 @@ impl Coupons {
     }
 
     /// What has changed since this was last asked.
-    pub fn take_changes(&mut self) -> Vec<Change> {
+    pub(crate) fn take_changes(&mut self) -> Vec<Change> {
         std::mem::take(&mut self.changes)
     }
 
     /// Issues all of them, or none and says why.
-    pub fn issue(&mut self, coupons: Vec<NewCoupon>, now: Timestamp) -> Result<(), String> {
+    pub(crate) fn issue(&mut self, coupons: Vec<NewCoupon>, now: Timestamp) -> Result<(), String> {
         let mut codes = std::collections::HashSet::new();
         for coupon in &coupons {
             let code = &coupon.coupon_code;
@@ -106,7 +106,7 @@ impl Coupons {
     }
 
     /// Does to a coupon what a user, time, or another system would do. Fails in words where it cannot be done.
-    pub fn act(&mut self, code: &str, act: &ActionRequest, now: Timestamp) -> Result<Coupon, String> {
+    pub(crate) fn act(&mut self, code: &str, act: &ActionRequest, now: Timestamp) -> Result<Coupon, String> {
         self.apply_time(code, now);
         let coupon = self.by_code.get(code).ok_or_else(|| format!("coupon_code {code} is unknown"))?;
         let number = act
@@ -143,7 +143,7 @@ impl Coupons {
     }
 
     /// Finds the coupon a request is about, or says which of its names is wrong.
-    pub fn find(
+    pub(crate) fn find(
         &mut self,
         openid: &str,
         code: &str,
@@ -172,7 +172,7 @@ impl Coupons {
     }
 
     /// Uses a coupon that [`Coupons::find`] found. A repetition of the request that used it succeeds and changes nothing.
-    pub fn redeem(
+    pub(crate) fn redeem(
         &mut self,
         code: &str,
         asked: &request::Use,
@@ -214,7 +214,7 @@ impl Coupons {
     }
 
     /// Returns a use: the round becomes usable again if it is still valid, and keeps a trace of it.
-    pub fn return_coupon(
+    pub(crate) fn return_coupon(
         &mut self,
         code: &str,
         round: Option<usize>,
@@ -250,7 +250,7 @@ impl Coupons {
     }
 
     /// Returns what a number did, and frees the number as well: the next use under it has an effect again.
-    pub fn forget(&mut self, code: &str, number: &str, now: Timestamp) -> Result<(), ErrorResponse> {
+    pub(crate) fn forget(&mut self, code: &str, number: &str, now: Timestamp) -> Result<(), ErrorResponse> {
         let coupon = self.get_known(code)?;
         let key = (coupon.brand_id.clone(), Arc::<str>::from(number));
         let Some(consumed) = self.consumed.get(&key).filter(|consumed| *consumed.coupon_code == *code) else {
@@ -266,7 +266,7 @@ impl Coupons {
     }
 
     /// Confirms a sent coupon, which then waits for its time or is usable.
-    pub fn confirm(
+    pub(crate) fn confirm(
         &mut self,
         code: &str,
         number: &str,
@@ -291,7 +291,7 @@ impl Coupons {
     }
 
     /// Withdraws a coupon. What is used, deleted or over stays as it is, which is no error.
-    pub fn deactivate(
+    pub(crate) fn deactivate(
         &mut self,
         code: &str,
         number: &str,
@@ -319,7 +319,7 @@ impl Coupons {
     }
 
     /// Sends a coupon to a user, who has it in state `CONFIRMING`; returns its code.
-    pub fn send(
+    pub(crate) fn send(
         &mut self,
         openid: &str,
         asked: &request::Send,
@@ -361,7 +361,7 @@ impl Coupons {
     }
 
     /// Begins a use of this number: until it ends, uses of other numbers are refused.
-    pub fn lock(&mut self, code: &str, number: &str) -> Result<(), ErrorResponse> {
+    pub(crate) fn lock(&mut self, code: &str, number: &str) -> Result<(), ErrorResponse> {
         let coupon = self.get_known_mut(code)?;
         if let Some(refusal) = coupon.state.refusal() {
             return Err(refusal);
@@ -374,7 +374,7 @@ impl Coupons {
     }
 
     /// Ends a use that was begun.
-    pub fn unlock(&mut self, code: &str) {
+    pub(crate) fn unlock(&mut self, code: &str) {
         if let Some(coupon) = self.by_code.get_mut(code) {
             coupon.locked_by = None;
         }

@@ -17,61 +17,72 @@ pub(super) struct ErrorResponse {
 
 /// The numbers of the vendor's troubleshooting manual.
 pub(super) mod sub_code {
-    pub const USED_BY_ANOTHER: u64 = 272_756_745;
-    pub const LOCKED: u64 = 272_756_746;
-    pub const STORE: u64 = 268_584_404;
-    pub const OPENID: u64 = 268_578_526;
-    pub const BODY_DIFFERS: u64 = 268_578_927;
-    pub const STATE_ILLEGAL: u64 = 268_578_367;
-    pub const EXPIRED: u64 = 268_578_776;
-    pub const OUTSIDE_VALIDITY: u64 = 272_755_715;
-    pub const DELETED: u64 = 272_756_769;
-    pub const NO_SUCH_COUPON: u64 = 268_578_851;
-    pub const ILLEGAL: u64 = 268_435_461;
-    pub const TOO_LONG: u64 = 268_435_462;
-    pub const TOO_SHORT: u64 = 268_435_463;
-    pub const OUT_OF_RANGE: u64 = 268_435_464;
-    pub const PARAMETERS: u64 = 268_578_101;
-    pub const SEE_DETAIL: u64 = 268_578_224;
-    pub const APPID: u64 = 268_578_704;
-    pub const NO_SUCH_OBJECT: u64 = 268_578_608;
-    pub const NO_PERMISSION: u64 = 268_579_803;
-    pub const TOO_FREQUENT: u64 = 270_924_289;
-    pub const OTHER_SEND_NUMBER: u64 = 272_755_200;
-    pub const SIGNATURE: u64 = 269_546_525;
+    pub(crate) const USED_BY_ANOTHER: u64 = 272_756_745;
+    pub(crate) const LOCKED: u64 = 272_756_746;
+    pub(crate) const STORE: u64 = 268_584_404;
+    pub(crate) const OPENID: u64 = 268_578_526;
+    pub(crate) const BODY_DIFFERS: u64 = 268_578_927;
+    pub(crate) const STATE_ILLEGAL: u64 = 268_578_367;
+    pub(crate) const EXPIRED: u64 = 268_578_776;
+    pub(crate) const OUTSIDE_VALIDITY: u64 = 272_755_715;
+    pub(crate) const DELETED: u64 = 272_756_769;
+    pub(crate) const NO_SUCH_COUPON: u64 = 268_578_851;
+    pub(crate) const ILLEGAL: u64 = 268_435_461;
+    pub(crate) const TOO_LONG: u64 = 268_435_462;
+    pub(crate) const TOO_SHORT: u64 = 268_435_463;
+    pub(crate) const OUT_OF_RANGE: u64 = 268_435_464;
+    pub(crate) const PARAMETERS: u64 = 268_578_101;
+    pub(crate) const SEE_DETAIL: u64 = 268_578_224;
+    pub(crate) const APPID: u64 = 268_578_704;
+    pub(crate) const NO_SUCH_OBJECT: u64 = 268_578_608;
+    pub(crate) const NO_PERMISSION: u64 = 268_579_803;
+    pub(crate) const TOO_FREQUENT: u64 = 270_924_289;
+    pub(crate) const OTHER_SEND_NUMBER: u64 = 272_755_200;
+    pub(crate) const SIGNATURE: u64 = 269_546_525;
 }
 
 impl ErrorResponse {
-    pub fn new(status: u16, code: &'static str, sub_code: u64, message: impl Into<String>) -> ErrorResponse {
+    pub(crate) fn new(
+        status: u16,
+        code: &'static str,
+        sub_code: u64,
+        message: impl Into<String>,
+    ) -> ErrorResponse {
         ErrorResponse { status, code, message: message.into(), sub_code, detail: None }
     }
 
     /// 400 `PARAM_ERROR` about one field. `field` is a JSON pointer for the body, a name for `url` and `query`.
-    pub fn parameter(sub_code: u64, location: &str, field: &str, value: Value, issue: &str) -> ErrorResponse {
+    pub(crate) fn parameter(
+        sub_code: u64,
+        location: &str,
+        field: &str,
+        value: Value,
+        issue: &str,
+    ) -> ErrorResponse {
         let detail = json!({ "field": field, "value": value, "issue": issue, "location": location });
         ErrorResponse {
             detail: Some(detail), ..ErrorResponse::new(400, "PARAM_ERROR", sub_code, "参数错误")
         }
     }
 
-    pub fn rule(sub_code: u64, message: &str) -> ErrorResponse {
+    pub(crate) fn rule(sub_code: u64, message: &str) -> ErrorResponse {
         ErrorResponse::new(400, "INVALID_REQUEST", sub_code, message)
     }
 
-    pub fn unusable(sub_code: u64, message: &str) -> ErrorResponse {
+    pub(crate) fn unusable(sub_code: u64, message: &str) -> ErrorResponse {
         ErrorResponse::new(403, "NOT_ENOUGH", sub_code, message)
     }
 
     /// Another use of the coupon has begun and not ended.
-    pub fn locked() -> ErrorResponse {
+    pub(crate) fn locked() -> ErrorResponse {
         ErrorResponse::unusable(sub_code::LOCKED, "用户商品券当前无法使用：券正被其他请求核销，请稍后重试")
     }
 
-    pub fn not_found(sub_code: u64, message: &str) -> ErrorResponse {
+    pub(crate) fn not_found(sub_code: u64, message: &str) -> ErrorResponse {
         ErrorResponse::new(404, "NOT_FOUND", sub_code, message)
     }
 
-    pub fn too_frequent() -> ErrorResponse {
+    pub(crate) fn too_frequent() -> ErrorResponse {
         ErrorResponse::new(
             429,
             "RATELIMIT_EXCEEDED",
@@ -81,13 +92,19 @@ impl ErrorResponse {
     }
 
     /// "This number was already used": what becomes of a number that an earlier redemption consumed.
-    pub fn number_already_used() -> ErrorResponse {
+    pub(crate) fn number_already_used() -> ErrorResponse {
         ErrorResponse::rule(sub_code::PARAMETERS, "已使用过此单号核销券")
     }
 
     /// The 401 that is seen in the wild, whose `detail` has another shape than the documented one
     /// (wechatpay-axios-plugin issue 58).
-    pub fn signature(issue: &str, field: &str, method: &str, target: &str, text: &[u8]) -> ErrorResponse {
+    pub(crate) fn signature(
+        issue: &str,
+        field: &str,
+        method: &str,
+        target: &str,
+        text: &[u8],
+    ) -> ErrorResponse {
         let detail = json!({
             "detail": { "issue": issue },
             "field": field,
@@ -110,7 +127,7 @@ impl ErrorResponse {
     }
 
     /// The body of the reply.
-    pub fn body(&self) -> Value {
+    pub(crate) fn body(&self) -> Value {
         let mut body = json!({ "code": self.code, "message": self.message });
         if let Some(detail) = &self.detail {
             body["detail"] = detail.clone();

@@ -19,14 +19,14 @@ pub(super) struct FastSigner(RsaKeyPair);
 
 impl FastSigner {
     /// Reads a PKCS#8 PEM.
-    pub fn from_pem(pem: &str) -> Result<FastSigner, String> {
+    pub(crate) fn from_pem(pem: &str) -> Result<FastSigner, String> {
         let key = PrivateKey::from_pkcs8_pem(pem.trim()).map_err(|error| error.to_string())?;
         let der = key.to_pkcs8_der().map_err(|error| error.to_string())?;
         RsaKeyPair::from_pkcs8(der.as_bytes()).map(FastSigner).map_err(|error| error.to_string())
     }
 
     /// RSASSA-PKCS1-v1_5 over SHA-256, in base64 on one line.
-    pub fn sign(&self, text: &[u8]) -> Option<String> {
+    pub(crate) fn sign(&self, text: &[u8]) -> Option<String> {
         let mut signature = vec![0; self.0.public_modulus_len()];
         self.0.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), text, &mut signature).ok()?;
         Some(STANDARD.encode(signature))
@@ -38,7 +38,7 @@ pub(super) struct FastVerifier(ParsedPublicKey);
 
 impl FastVerifier {
     /// The same key as `key`.
-    pub fn of(key: &VerifyingKey<Sha256>) -> Result<FastVerifier, String> {
+    pub(crate) fn of(key: &VerifyingKey<Sha256>) -> Result<FastVerifier, String> {
         let der = key.to_public_key_der().map_err(|error| error.to_string())?;
         ParsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, der.as_bytes())
             .map(FastVerifier)
@@ -46,7 +46,7 @@ impl FastVerifier {
     }
 
     /// Whether `signature` is one of `text`. What is no base64 is no signature.
-    pub fn verifies(&self, text: &[u8], signature: &str) -> bool {
+    pub(crate) fn verifies(&self, text: &[u8], signature: &str) -> bool {
         STANDARD.decode(signature).is_ok_and(|signature| self.0.verify_sig(text, &signature).is_ok())
     }
 }

@@ -272,7 +272,7 @@ impl Fault {
 
 impl Faults {
     /// Begins a new script, or says what is wrong with it.
-    pub fn replace(&mut self, script: Script) -> Result<(), String> {
+    pub(crate) fn replace(&mut self, script: Script) -> Result<(), String> {
         for (index, rule) in script.rules.iter().enumerate() {
             if !(0.0..=1.0).contains(&rule.share) {
                 return Err(format!("rules[{index}].share is not from 0 to 1"));
@@ -285,12 +285,12 @@ impl Faults {
         Ok(())
     }
 
-    pub fn script(&self) -> Script {
+    pub(crate) fn script(&self) -> Script {
         Script { rules: self.rules.clone(), applied: self.applied.clone() }
     }
 
     /// The fault of this call, if it has one. Calls without a coupon count as those of one nameless coupon.
-    pub fn choose(&mut self, seed: u64, operation: Operation, coupon: &str) -> Option<Fault> {
+    pub(crate) fn choose(&mut self, seed: u64, operation: Operation, coupon: &str) -> Option<Fault> {
         if self.rules.is_empty() {
             return None;
         }

@@ -116,7 +116,7 @@ pub(super) struct Registered {
 
 impl Identity {
     /// Reads the identity in `dir`, or makes one from `seed`. Making takes about a second: call it off the runtime.
-    pub fn open(dir: &Path, seed: u64) -> Result<Identity, IdentityError> {
+    pub(crate) fn open(dir: &Path, seed: u64) -> Result<Identity, IdentityError> {
         if !dir.join("identity.json").exists() {
             // identity.json is written after all others, so its absence means an unfinished directory.
             create(dir, seed)?;
@@ -125,7 +125,7 @@ impl Identity {
     }
 
     /// Signs and verifies by the faster library from now on.
-    pub fn prepare_signers(&mut self, dir: &Path) -> Result<(), IdentityError> {
+    pub(crate) fn prepare_signers(&mut self, dir: &Path) -> Result<(), IdentityError> {
         let signer = |name: &str| {
             let path = dir.join(name);
             let pem = fs::read_to_string(&path)
@@ -141,7 +141,7 @@ impl Identity {
     }
 
     /// Writes `identity.json`, once the address is known.
-    pub fn publish(&mut self, dir: &Path, base_url: String) -> Result<(), IdentityError> {
+    pub(crate) fn publish(&mut self, dir: &Path, base_url: String) -> Result<(), IdentityError> {
         self.card.base_url = base_url;
         let text = serde_json::to_string_pretty(&self.card)
             .map_err(|error| IdentityError::Make { what: "identity.json", why: error.to_string() })?;
@@ -151,7 +151,7 @@ impl Identity {
 
 impl Registered {
     /// Reads a public key (`PUBLIC KEY`) or a certificate (`CERTIFICATE`) in PEM. A bare key keeps `serial`.
-    pub fn from_pem(pem: &str, serial: &str) -> Result<Registered, String> {
+    pub(crate) fn from_pem(pem: &str, serial: &str) -> Result<Registered, String> {
         if pem.contains("BEGIN CERTIFICATE") {
             let certificate = Certificate::from_pem(pem.trim()).map_err(|error| error.to_string())?;
             let tbs = certificate.tbs_certificate();
@@ -168,7 +168,7 @@ impl Registered {
     }
 
     /// Verifies by the faster library from now on.
-    pub fn prepare_signers(&mut self) -> Result<(), String> {
+    pub(crate) fn prepare_signers(&mut self) -> Result<(), String> {
         self.fast = Some(Arc::new(FastVerifier::of(&self.key)?));
         Ok(())
     }

@@ -242,7 +242,7 @@ impl Serialize for AnswerRecord {
 
 impl Ledger {
     /// Enters an attempt and returns its sequence.
-    pub fn record_arrival(&mut self, moment: Moment, arrival: PendingAttempt) -> u64 {
+    pub(crate) fn record_arrival(&mut self, moment: Moment, arrival: PendingAttempt) -> u64 {
         *self.calls_by_second.entry(moment.at_us / 1_000_000).or_default() += 1;
         let sequence = self.next();
         self.attempts.push(Attempt {
@@ -266,20 +266,20 @@ impl Ledger {
     }
 
     /// The entry of an attempt, to be completed; none where the ledger was cleared meanwhile.
-    pub fn attempt(&mut self, sequence: u64) -> Option<&mut Attempt> {
+    pub(crate) fn attempt(&mut self, sequence: u64) -> Option<&mut Attempt> {
         let index = self.attempts.binary_search_by_key(&sequence, |attempt| attempt.sequence).ok()?;
         self.attempts.get_mut(index)
     }
 
     /// The number of the last attempt on a coupon that had one.
-    pub fn last_number_of(&self, coupon_code: &str) -> Option<Arc<str>> {
+    pub(crate) fn last_number_of(&self, coupon_code: &str) -> Option<Arc<str>> {
         let mut latest = self.attempts.iter().rev();
         latest.find_map(|attempt| {
             attempt.out_request_no.clone().filter(|_| attempt.coupon_code.as_deref() == Some(coupon_code))
         })
     }
 
-    pub fn record(&mut self, moment: Moment, change: Change) {
+    pub(crate) fn record(&mut self, moment: Moment, change: Change) {
         let sequence = self.next();
         self.effects.push(Effect {
             sequence,
@@ -293,25 +293,25 @@ impl Ledger {
         });
     }
 
-    pub fn attempts(&self) -> &[Attempt] {
+    pub(crate) fn attempts(&self) -> &[Attempt] {
         &self.attempts
     }
 
-    pub fn effects(&self) -> &[Effect] {
+    pub(crate) fn effects(&self) -> &[Effect] {
         &self.effects
     }
 
     /// Whole seconds since the start, and the calls that arrived in each.
-    pub fn calls_by_second(&self) -> &BTreeMap<u64, u64> {
+    pub(crate) fn calls_by_second(&self) -> &BTreeMap<u64, u64> {
         &self.calls_by_second
     }
 
     /// Forgets the attempts. Effects and calls by second stay.
-    pub fn clear_attempts(&mut self) {
+    pub(crate) fn clear_attempts(&mut self) {
         self.attempts = Vec::new();
     }
 
-    pub fn summary(&self, coupons: usize) -> Summary {
+    pub(crate) fn summary(&self, coupons: usize) -> Summary {
         let mut summary = Summary {
             coupons,
             attempts: self.attempts.len(),

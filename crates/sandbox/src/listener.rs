@@ -20,7 +20,7 @@ pub(super) struct ServerConnection(Arc<Notify>);
 
 impl ServerConnection {
     /// Closes the connection. The caller is dropped with it, so this never returns.
-    pub async fn close_abruptly<T>(&self) -> Result<T, Infallible> {
+    pub(crate) async fn close_abruptly<T>(&self) -> Result<T, Infallible> {
         self.0.notify_one();
         std::future::pending().await
     }

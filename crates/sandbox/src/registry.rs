@@ -42,7 +42,7 @@ pub(super) struct Registry {
 
 impl Registry {
     /// Replaces the stores, or says which is there twice.
-    pub fn replace_stores(&mut self, stores: Vec<Store>) -> Result<(), String> {
+    pub(crate) fn replace_stores(&mut self, stores: Vec<Store>) -> Result<(), String> {
         let mut by_id = BTreeMap::new();
         for store in stores {
             if let Some(twice) = by_id.insert(store.store_id.clone(), store) {
@@ -54,7 +54,7 @@ impl Registry {
     }
 
     /// Replaces the apps, or says what belongs to two of them.
-    pub fn replace_apps(&mut self, apps: Vec<App>) -> Result<(), String> {
+    pub(crate) fn replace_apps(&mut self, apps: Vec<App>) -> Result<(), String> {
         let (mut by_id, mut seen) = (BTreeMap::new(), BTreeSet::new());
         for App { appid, openids } in apps {
             if let Some(openid) = openids.iter().find(|openid| !seen.insert((*openid).clone())) {
@@ -69,11 +69,11 @@ impl Registry {
         Ok(())
     }
 
-    pub fn stores(&self) -> Vec<Store> {
+    pub(crate) fn stores(&self) -> Vec<Store> {
         self.stores.values().cloned().collect()
     }
 
-    pub fn apps(&self) -> Vec<App> {
+    pub(crate) fn apps(&self) -> Vec<App> {
         let app = |(appid, openids): (&String, &BTreeSet<String>)| App {
             appid: appid.clone(),
             openids: openids.clone(),
@@ -82,7 +82,12 @@ impl Registry {
     }
 
     /// Whether a coupon of this app may be named under `appid` by this user.
-    pub fn check_user(&self, openid: &str, appid: &str, coupon_appid: &str) -> Result<(), ErrorResponse> {
+    pub(crate) fn check_user(
+        &self,
+        openid: &str,
+        appid: &str,
+        coupon_appid: &str,
+    ) -> Result<(), ErrorResponse> {
         let unknown = || Err(ErrorResponse::rule(sub_code::APPID, "AppID非法"));
         let foreign =
             || Err(ErrorResponse::rule(sub_code::OPENID, "openid解析失败，请检查openid与appid是否匹配"));
@@ -98,7 +103,7 @@ impl Registry {
     }
 
     /// Whether a coupon of this brand, and of a stock that is linked to these stores if to any, may be used there.
-    pub fn check_store(
+    pub(crate) fn check_store(
         &self,
         store_id: &str,
         brand_id: &str,

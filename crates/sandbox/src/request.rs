@@ -57,7 +57,7 @@ pub(super) struct Send {
 }
 
 impl Use {
-    pub fn read(body: &[u8]) -> Result<Use, ErrorResponse> {
+    pub(crate) fn read(body: &[u8]) -> Result<Use, ErrorResponse> {
         let mut fields = Fields::of_body(body)?;
         let asked = Use {
             place: Path::take(&mut fields)?,
@@ -75,7 +75,7 @@ impl Use {
 
 impl Change {
     /// `extra` names the one field that this operation has and the others have not, if there is one.
-    pub fn read(body: &[u8], extra: Option<&str>) -> Result<Change, ErrorResponse> {
+    pub(crate) fn read(body: &[u8], extra: Option<&str>) -> Result<Change, ErrorResponse> {
         let mut fields = Fields::of_body(body)?;
         let mut asked = Change {
             place: Path::take(&mut fields)?,
@@ -96,7 +96,7 @@ impl Change {
 }
 
 impl Send {
-    pub fn read(body: &[u8]) -> Result<Send, ErrorResponse> {
+    pub(crate) fn read(body: &[u8]) -> Result<Send, ErrorResponse> {
         let mut fields = Fields::of_body(body)?;
         let asked = Send {
             place: Path::take(&mut fields)?,
@@ -122,7 +122,7 @@ pub(super) fn read_echo(body: &[u8]) -> Result<String, ErrorResponse> {
 
 impl Path {
     /// Reads the query of `query`.
-    pub fn read_query(query: &str) -> Result<Path, ErrorResponse> {
+    pub(crate) fn read_query(query: &str) -> Result<Path, ErrorResponse> {
         let mut fields = Fields::of_query(query)?;
         let place = Path::take(&mut fields)?;
         fields.finish()?;

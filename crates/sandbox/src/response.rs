@@ -52,7 +52,7 @@ pub(super) struct Signer {
 }
 
 impl ResponseDraft {
-    pub fn success(body: &Value) -> ResponseDraft {
+    pub(crate) fn success(body: &Value) -> ResponseDraft {
         ResponseDraft {
             status: 200,
             content_type: JSON,
@@ -63,7 +63,7 @@ impl ResponseDraft {
     }
 
     /// Refusals are signed like successes, but for the one that means "I do not know who asks".
-    pub fn refusal(refusal: &ErrorResponse) -> ResponseDraft {
+    pub(crate) fn refusal(refusal: &ErrorResponse) -> ResponseDraft {
         ResponseDraft {
             status: refusal.status,
             content_type: JSON,
@@ -93,7 +93,7 @@ impl ResponseDraft {
 
 impl Signer {
     /// The key that the request's `Wechatpay-Serial` selects; `None` where it names no key.
-    pub fn of(world: &World, headers: &HeaderMap) -> Option<Signer> {
+    pub(crate) fn of(world: &World, headers: &HeaderMap) -> Option<Signer> {
         let identity = &world.identity;
         let asked = headers.get("wechatpay-serial").map(|value| value.to_str().unwrap_or_default());
         if asked == Some(&identity.card.public_key_id) {

@@ -25,7 +25,7 @@ pub(super) struct Authorization {
 impl Authorization {
     /// Takes `SCHEME key="value",…`: each of the five items once, in any order, no blanks between them. The error says
     /// what is wrong in the provider's manner.
-    pub fn parse(header: &str) -> Result<Authorization, &'static str> {
+    pub(crate) fn parse(header: &str) -> Result<Authorization, &'static str> {
         let items = header
             .strip_prefix(SCHEME)
             .and_then(|rest| rest.strip_prefix(' '))

@@ -71,7 +71,7 @@ pub(super) struct State {
 }
 
 impl World {
-    pub fn new(identity: Identity, seed: u64, idle_timeout: Duration, tuning: Tuning) -> World {
+    pub(crate) fn new(identity: Identity, seed: u64, idle_timeout: Duration, tuning: Tuning) -> World {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let merchant = identity.merchant.clone();
         let mut state = State {
@@ -99,16 +99,16 @@ impl World {
     }
 
     /// A panic while the lock was held is a defect of the sandbox; the ledger stays readable to find it.
-    pub fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn moment(&self) -> Moment {
+    pub(crate) fn moment(&self) -> Moment {
         Moment { at_us: self.clock.elapsed_us(), at: Timestamp::now() }
     }
 
     /// Works on the coupons and enters in the ledger what changed, all under one lock.
-    pub fn with_coupons<T>(&self, work: impl FnOnce(&mut State, Timestamp) -> T) -> T {
+    pub(crate) fn with_coupons<T>(&self, work: impl FnOnce(&mut State, Timestamp) -> T) -> T {
         let mut state = self.state();
         // Read under the lock, so that times in the ledger never run backwards.
         let moment = self.moment();
@@ -119,11 +119,11 @@ impl World {
         result
     }
 
-    pub fn merchant(&self) -> Registered {
+    pub(crate) fn merchant(&self) -> Registered {
         self.merchant.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub fn register_merchant(&self, pem: &str) -> Result<(), String> {
+    pub(crate) fn register_merchant(&self, pem: &str) -> Result<(), String> {
         let mut merchant = self.merchant.write().unwrap_or_else(PoisonError::into_inner);
         let mut registered = Registered::from_pem(pem, &merchant.serial)?;
         if self.identity.fast.is_some() {
@@ -133,34 +133,34 @@ impl World {
         Ok(())
     }
 
-    pub fn issue(&self, coupons: Vec<NewCoupon>) -> Result<(), String> {
+    pub(crate) fn issue(&self, coupons: Vec<NewCoupon>) -> Result<(), String> {
         self.with_coupons(|state, now| state.coupons.issue(coupons, now))
     }
 
-    pub fn act(&self, code: &str, act: &ActionRequest) -> Result<Coupon, String> {
+    pub(crate) fn act(&self, code: &str, act: &ActionRequest) -> Result<Coupon, String> {
         self.with_coupons(|state, now| state.coupons.act(code, act, now))
     }
 
-    pub fn set_stores(&self, stores: Vec<Store>) -> Result<(), String> {
+    pub(crate) fn set_stores(&self, stores: Vec<Store>) -> Result<(), String> {
         self.state().coupons.registry.replace_stores(stores)
     }
 
-    pub fn set_apps(&self, apps: Vec<App>) -> Result<(), String> {
+    pub(crate) fn set_apps(&self, apps: Vec<App>) -> Result<(), String> {
         self.state().coupons.registry.replace_apps(apps)
     }
 
-    pub fn set_faults(&self, script: Script) -> Result<(), String> {
+    pub(crate) fn set_faults(&self, script: Script) -> Result<(), String> {
         self.state().faults.replace(script)
     }
 
-    pub fn tune(&self, tuning: Tuning) -> Tuning {
+    pub(crate) fn tune(&self, tuning: Tuning) -> Tuning {
         let mut state = self.state();
         state.tune(tuning);
         state.tuning()
     }
 
     /// Copies under the lock what is to be written without it.
-    pub fn ledger(&self) -> Page {
+    pub(crate) fn ledger(&self) -> Page {
         let state = self.state();
         Page {
             coupons: state.coupons.all(),
@@ -169,23 +169,23 @@ impl World {
         }
     }
 
-    pub fn effects(&self) -> Vec<Effect> {
+    pub(crate) fn effects(&self) -> Vec<Effect> {
         self.state().ledger.effects().to_vec()
     }
 
-    pub fn summary(&self) -> Summary {
+    pub(crate) fn summary(&self) -> Summary {
         let state = self.state();
         state.ledger.summary(state.coupons.len())
     }
 
-    pub fn calls_by_second(&self) -> BTreeMap<u64, u64> {
+    pub(crate) fn calls_by_second(&self) -> BTreeMap<u64, u64> {
         self.state().ledger.calls_by_second().clone()
     }
 }
 
 impl State {
     /// Whether one more call of this merchant fits into this whole second.
-    pub fn admit_call(&mut self, mchid: &str, second: u64) -> bool {
+    pub(crate) fn admit_call(&mut self, mchid: &str, second: u64) -> bool {
         if self.calls_per_second == 0 {
             return true;
         }
@@ -197,11 +197,11 @@ impl State {
         taken.1 <= self.calls_per_second
     }
 
-    pub fn is_unauthorized(&self, brand: &str) -> bool {
+    pub(crate) fn is_unauthorized(&self, brand: &str) -> bool {
         self.unauthorized_brands.contains(brand) || self.unauthorized_brands.contains("*")
     }
 
-    pub fn is_returned_before_reuse(&self, code: &str) -> bool {
+    pub(crate) fn is_returned_before_reuse(&self, code: &str) -> bool {
         !self.returned_before_reuse.is_empty() && code.starts_with(&self.returned_before_reuse)
     }
 
@@ -226,7 +226,7 @@ impl State {
         }
     }
 
-    pub fn tuning(&self) -> Tuning {
+    pub(crate) fn tuning(&self) -> Tuning {
         Tuning {
             latency_ms: Some(u64::try_from(self.latency.as_millis()).unwrap_or(u64::MAX)),
             calls_per_second: Some(self.calls_per_second),
