@@ -860,6 +860,212 @@ fn the_unit_starts_the_service_and_gives_it_time_to_stop() {
     fs::remove_dir_all(dir).unwrap();
 }
 
+/// This machine with folders of its own where the service is installed: a mount namespace, and nothing outside changes.
+struct Machine {
+    dir: PathBuf,
+}
+
+/// Who runs a command there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Who {
+    Root,
+    /// The user of the unit.
+    Service,
+    /// A user of the machine who has the service's group among the supplementary ones.
+    Operator,
+}
+
+impl Machine {
+    /// Nothing if this process cannot have a namespace; that has been said aloud then.
+    fn build() -> Option<Self> {
+        let dir = unused_dir("machine");
+        let machine = Self { dir };
+        for folder in ["bin", "sysusers", "staging"] {
+            fs::create_dir(machine.dir.join(folder)).unwrap();
+        }
+        told("cp", &["-a", "/etc", machine.dir.join("etc").to_str().unwrap()]).unwrap();
+        fs::create_dir_all(machine.dir.join("etc/systemd/system")).unwrap();
+        let tried = machine.run(Who::Root, "true");
+        if !tried.status.success() {
+            eprintln!("the unit's installation is NOT tried, it needs root: {}", err(&tried));
+            return None;
+        }
+        Some(machine)
+    }
+
+    fn staged(&self, name: &str) -> PathBuf {
+        self.dir.join("staging").join(name)
+    }
+
+    /// Runs a line of a shell, in the folder with what is to be installed.
+    fn run(&self, who: Who, line: &str) -> Output {
+        const ENTER: &str = r#"
+            dir=$1 line=$2; shift 2
+            mount --bind "$dir/etc" /etc
+            mount --bind "$dir/bin" /usr/local/bin
+            mount --bind "$dir/sysusers" /usr/lib/sysusers.d
+            cd "$dir/staging"
+            case "$1" in
+              Service) as="--reuid=redeemer --regid=redeemer --clear-groups"; cd / ;;
+              Operator) as="--reuid=64991 --regid=64991 --groups=$(getent group redeemer | cut -d: -f3)"; cd / ;;
+              *) as= ;;
+            esac
+            exec setpriv $as env --ignore-environment PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin bash -c "$line""#;
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "bash", "-euc", ENTER, "bash"]);
+        run(command.arg(&self.dir).arg(line).arg(format!("{who:?}")).stdin(Stdio::null()))
+    }
+
+    /// The ids of faults and warnings, as `check` prints them for people, and the remedies.
+    fn findings(&self, who: Who, line: &str) -> (Vec<(String, String)>, Option<i32>) {
+        let output = self.run(who, line);
+        let printed = out(&output);
+        let mut findings: Vec<(String, String)> = Vec::new();
+        for line in printed.lines() {
+            if let Some(remedy) = line.trim_start().strip_prefix("remedy: ") {
+                findings.last_mut().unwrap().1 = remedy.to_owned();
+            } else if !line.starts_with("ok ") {
+                let id = line.split_once(" [").and_then(|(_, rest)| rest.split_once("]: "));
+                findings.push((id.unwrap_or_else(|| panic!("{printed}")).0.to_owned(), String::new()));
+            }
+        }
+        (findings, output.status.code())
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// The lines of the runbook that begin with the program's name.
+fn steps_of_the_runbook() -> BTreeSet<String> {
+    let runbook = text("docs/runbook.md");
+    let steps = runbook.split("```sh\n").skip(1).flat_map(|fence| fence.split("```").next().unwrap().lines());
+    steps.filter(|line| line.starts_with("redeemer ")).map(str::to_owned).collect()
+}
+
+/// As its own comment says, line by line; then each step of the runbook, by everybody who may take it.
+#[test]
+fn installation_that_the_unit_prescribes_passes_every_step_of_the_runbook() {
+    let Some(machine) = Machine::build() else { return };
+    let node = Broker::start();
+    let programs = Programs::start_by_default_names(node.uri());
+    let config = fs::read_to_string(programs.config_file()).unwrap();
+    let mut config: toml::Table = config.parse().unwrap();
+    let key = config["wechat"]["merchant_key_file"].as_str().unwrap().to_owned();
+    let public_keys = config["wechat"]["public_keys"].as_table_mut().unwrap();
+    let (_, public_key) = public_keys.iter_mut().next().unwrap();
+    let public = std::mem::replace(public_key, "/etc/redeemer/wechatpay_public_key.pem".into());
+    config["wechat"]
+        .as_table_mut()
+        .unwrap()
+        .insert("merchant_key_file".to_owned(), "/etc/redeemer/apiclient_key.pem".into());
+    let broker = config["broker"].as_table_mut().unwrap();
+    broker.remove("uri");
+    broker.insert("uri_file".to_owned(), "/etc/redeemer/broker.uri".into());
+    fs::copy(key, machine.staged("apiclient_key.pem")).unwrap();
+    fs::copy(public.as_str().unwrap(), machine.staged("wechatpay_public_key.pem")).unwrap();
+    fs::write(machine.staged("broker.uri"), format!("{}\n", node.uri())).unwrap();
+    fs::write(machine.staged("redeemer.toml"), toml::to_string(&config).unwrap()).unwrap();
+    fs::copy(env!("CARGO_BIN_EXE_redeemer"), machine.staged("redeemer")).unwrap();
+    std::os::unix::fs::symlink(root().join("deploy"), machine.staged("deploy")).unwrap();
+
+    let unit = text("deploy/systemd/redeemer.service");
+    let lines: Vec<_> = unit.lines().filter_map(|line| line.strip_prefix("#   ")).collect();
+    assert!(lines.len() >= 5, "{lines:?}");
+    for line in lines {
+        // There is no systemd here to start it.
+        let line = line.split(" && systemctl ").next().unwrap();
+        let installed = machine.run(Who::Root, line);
+        assert!(installed.status.success(), "{line}: {}", err(&installed));
+    }
+
+    let everybody = [Who::Root, Who::Service, Who::Operator];
+    let steps = steps_of_the_runbook();
+    assert!(steps.len() >= 3 && steps.iter().any(|step| step.contains(" check ")), "{steps:?}");
+    for step in &steps {
+        for who in everybody {
+            let done = machine.run(who, step);
+            assert_eq!(done.status.code(), Some(0), "{step} by {who:?}: {}{}", out(&done), err(&done));
+        }
+    }
+    let check = "redeemer check --config /etc/redeemer/redeemer.toml";
+    // What is not seen without the management API, and what this broker lets through, is about no file.
+    let about_files = |who: Who| {
+        let (found, code) = machine.findings(who, check);
+        let others = ["broker_settings", "consumer_timeout", "message_size"];
+        let found: Vec<_> = found.into_iter().filter(|(id, _)| !others.contains(&id.as_str())).collect();
+        (found, code)
+    };
+    let all_is_well = |what: &str| {
+        for who in everybody {
+            assert_eq!(about_files(who), (Vec::new(), Some(0)), "{what}, by {who:?}");
+        }
+    };
+    all_is_well("as installed");
+
+    // What people make of it: each remedy that root reads is typed as printed, and takes nobody's right to read.
+    for file in ["apiclient_key.pem", "broker.uri"] {
+        let file = format!("/etc/redeemer/{file}");
+        for (owner, mode) in [
+            ("root:redeemer", "644"),
+            ("root:redeemer", "660"),
+            ("root:redeemer", "641"),
+            ("root:root", "644"),
+            ("redeemer:redeemer", "640"),
+            ("redeemer:redeemer", "644"),
+            ("nobody:redeemer", "640"),
+            ("nobody:nogroup", "644"),
+        ] {
+            let what = format!("{file}, {owner} {mode}");
+            let spoil = || {
+                let spoiled = machine.run(Who::Root, &format!("chown {owner} {file}; chmod {mode} {file}"));
+                assert!(spoiled.status.success(), "{what}: {}", err(&spoiled));
+            };
+            for who in [Who::Root, Who::Service] {
+                spoil();
+                let (found, _) = about_files(who);
+                let ids: Vec<_> = found.iter().map(|(id, _)| id.as_str()).collect();
+                assert_eq!(ids, ["key_exposed"], "{what}, by {who:?}");
+                // The service itself may not change what is root's: root types that, and needs no sudo.
+                let remedy = found[0].1.replace("sudo ", "");
+                let typist = if found[0].1.contains("sudo ") { Who::Root } else { who };
+                let typed = machine.run(typist, &remedy);
+                assert!(typed.status.success(), "{what}, {remedy}: {}", err(&typed));
+                for reader in [Who::Root, Who::Service] {
+                    assert_eq!(
+                        about_files(reader),
+                        (Vec::new(), Some(0)),
+                        "{what}, by {reader:?} after {remedy}"
+                    );
+                }
+                if who == Who::Root {
+                    all_is_well(&format!("{what}, after {remedy}"));
+                }
+            }
+        }
+        // Good for root, and the service would not start.
+        for (owner, mode) in [("root:root", "600"), ("root:root", "640"), ("root:redeemer", "600")] {
+            let what = format!("{file}, {owner} {mode}");
+            let spoiled = machine.run(Who::Root, &format!("chown {owner} {file}; chmod {mode} {file}"));
+            assert!(spoiled.status.success(), "{what}: {}", err(&spoiled));
+            let found = about_files(Who::Service);
+            assert_eq!((found.0[0].0.as_str(), found.0.len()), ("key_unreadable", 1), "{what}: {found:?}");
+            let (found, code) = about_files(Who::Root);
+            let ids: Vec<_> = found.iter().map(|(id, _)| id.as_str()).collect();
+            assert_eq!((ids, code), (vec!["key_hidden_from_service"], Some(0)), "{what}");
+            let typed = machine.run(Who::Root, &found[0].1);
+            assert!(typed.status.success(), "{what}: {}", err(&typed));
+            all_is_well(&format!("{what}, after {}", found[0].1));
+        }
+        let restored = machine.run(Who::Root, &format!("chown root:redeemer {file}; chmod 640 {file}"));
+        assert!(restored.status.success(), "{}", err(&restored));
+    }
+    all_is_well("as installed, again");
+}
+
 /// The system calls of a set of systemd's, sets in it taken apart.
 fn system_calls(set: &str) -> BTreeSet<String> {
     let listed =

@@ -678,6 +678,16 @@ fn every_reason_for_not_being_ready_is_said_by_the_program() {
 }
 
 #[test]
+fn every_finding_of_check_is_explained() {
+    let explained: Vec<_> = page("docs/findings.md")
+        .first_cells("id")
+        .iter()
+        .map(|cell| cell.trim_matches('`').to_owned())
+        .collect();
+    assert_eq!(explained, redeemer::cli::check::ids::ALL);
+}
+
+#[test]
 fn a_line_is_split_as_a_shell_does() {
     assert_eq!(split("a 'b c' --d=\"e f\" ''"), ["a", "b c", "--d=e f", ""]);
     assert_eq!(split("a b > c.log &"), ["a", "b"]);

@@ -307,3 +307,55 @@ async fn a_flood_of_the_longest_bodies_costs_the_prefetched_ones_and_harms_no_ne
     let prefetched = u64::from(bed.config.broker.prefetch) * 2 * LONGEST as u64 / 1024;
     assert!(most < before + 3 * prefetched, "{before} KiB before, at most {most} KiB");
 }
+
+/// Commands of ever-new brands that have not authorized us: each is denied for the first time, and each costs its own call at
+/// most twice. The commands of a brand that lets us in are redeemed as they come, not after the flood.
+#[tokio::test(flavor = "multi_thread")]
+async fn flood_of_brands_that_deny_us_holds_up_no_brand_that_lets_us_in() {
+    const BEFORE: usize = 800;
+    const AMONG: usize = 1_000;
+    const AFTER: usize = 1_200;
+    const GOOD: usize = 200;
+    let _alone = ALONE.lock().await;
+    let mut bed = Bed::new().await;
+    bed.config.retry.delays = vec![span(10_000), span(60_000)];
+    bed.faults(json!([{"coupon_prefix": "X", "fault":
+        {"kind": "status", "status": 403, "code": "NO_AUTH", "signed": true}}]));
+    let mut commands = Vec::new();
+    for nth in 0..BEFORE + AMONG + AFTER {
+        let mut stranger = command(&format!("X{nth}"), &format!("USE_X{nth:04}"));
+        stranger["brand_id"] = format!("{}", 1_000_000 + nth).into();
+        commands.push(stranger);
+        let among = (BEFORE..BEFORE + AMONG).contains(&nth) && nth % (AMONG / GOOD) == 0;
+        if among {
+            let good = format!("GOOD{nth}");
+            bed.issue(&good, json!({}));
+            commands.push(command(&good, &format!("USE_{good}")));
+        }
+    }
+    for some in commands.chunks(200) {
+        futures_util::future::join_all(some.iter().map(|command| bed.publish(command))).await;
+    }
+    let (begun, service) = (Instant::now(), bed.start_unready().await);
+    let (mut redeemed, mut refused) = (0, 0);
+    while redeemed < GOOD {
+        let told = bed.told().await;
+        match (told.gist().as_str(), told.data("/brand_id") == "120344") {
+            ("redeemed - USED", true) => redeemed += 1,
+            ("refused not_authorized -", false) => refused += 1,
+            other => panic!("{other:?}: {:#}", told.event),
+        }
+    }
+    println!("{redeemed} redeemed after {:?}, {refused} refused by then", begun.elapsed());
+    assert!(refused < BEFORE + AMONG + AFTER, "the flood ended first");
+    // In the order in which they were published: the flood costs its calls, and holds up nobody.
+    let attempts = bed.ledger()["attempts"].as_array().unwrap().clone();
+    let is_good = |call: &Value| call["coupon_code"].as_str().is_some_and(|code| code.starts_with("GOOD"));
+    let last = attempts.iter().rposition(is_good).unwrap();
+    let calls = attempts[..=last].iter().filter(|call| !is_good(call)).count();
+    assert!(calls <= 2 * (BEFORE + AMONG), "{calls} calls of the flood before the last good one");
+    let own = attempts.iter().filter(|call| is_good(call)).count();
+    assert!(own <= GOOD + GOOD / 10, "{own} calls for {GOOD} good commands");
+    assert_eq!(service.metric(r#"redeemer_suspended{reason="unauthorized"}"#).await, 0.0);
+    service.stop().await;
+}

@@ -2,8 +2,13 @@
 //!
 //! A typo in an id of ours is answered by the provider like a wrong field: 400 `PARAM_ERROR`, rightly signed. Charged to
 //! commands it would end the whole backlog as refused. Two things tell the difference: the provider names a header as the
-//! cause, or commands that share nothing are rejected alike, one after the other, and none is accepted between. Commands of
-//! one publisher share an app or a brand: however many bad ones it sends, they are never a ground to suspend.
+//! cause, or commands that share nothing are rejected alike, one after the other, and none is accepted between.
+//!
+//! A service with a single brand has no commands that share nothing. There more of them are required, of different users,
+//! coupons and stocks, with the same words of the provider, and the queries about their coupons must be rejected alike,
+//! too: a query carries nothing of a command but who and which coupon. However many bad commands one publisher sends, they
+//! are no ground to suspend if their coupons can be queried, if any call was accepted between, or if another brand was
+//! served lately.
 //!
 //! Pure: time is an argument.
 
@@ -13,6 +18,16 @@ use crate::domain::redemption::Redemption;
 
 /// Commands that share nothing and are rejected alike, until that is taken for a fault of our own.
 pub const UNRELATED_MIN: usize = 3;
+
+/// Commands of one brand or app, of as many users and coupons and of [`UNRELATED_MIN`] stocks, that are rejected alike until
+/// that is taken for a fault of our own.
+pub const RELATED_MIN: usize = 8;
+
+/// Queries that must be rejected alike, if it is commands of one brand or app that are.
+pub const QUERIES_MIN: usize = 3;
+
+/// A call of another brand that was accepted no longer ago than this shows that a row of one brand is about this brand.
+pub const OTHER_BRAND: Duration = Duration::from_secs(3_600);
 
 /// How long such a row must have lasted.
 pub const STANDING: Duration = Duration::from_secs(5);
@@ -53,6 +68,8 @@ pub enum Cause {
 pub struct CommonRejection {
     row: Option<Row>,
     accepted_at: Option<Instant>,
+    /// The two brands that were accepted last, the later one first: one of them is another brand, whichever is asked about.
+    accepted_brands: Vec<(Box<str>, Instant)>,
 }
 
 #[derive(Debug)]
@@ -62,6 +79,22 @@ struct Row {
     last: Instant,
     /// Commands that share nothing with each other: [`UNRELATED_MIN`] at most.
     unrelated: Vec<Facts>,
+    related: Related,
+}
+
+/// What may be a row of one brand or app, of commands that differ otherwise.
+#[derive(Debug, Default)]
+struct Related {
+    /// What the provider said of each. Other words begin another row.
+    message: Option<Box<str>>,
+    /// Commands of different users and coupons: [`RELATED_MIN`] at most.
+    commands: Vec<Facts>,
+    /// Stocks of these commands: [`UNRELATED_MIN`] at most.
+    stocks: Vec<Box<str>>,
+    /// Queries that were rejected alike: [`QUERIES_MIN`] at most.
+    queries: usize,
+    /// Whether one of the brands is not the only one that was served lately.
+    is_one_of_many: bool,
 }
 
 /// What commands of one publisher, or about one coupon, have in common.
@@ -87,19 +120,60 @@ impl Facts {
     fn shares_nothing_with(&self, other: &Self) -> bool {
         self.0.iter().zip(&other.0).all(|(ours, theirs)| ours != theirs)
     }
+
+    fn is_of_another_user_and_coupon(&self, other: &Self) -> bool {
+        self.0.iter().zip(&other.0).take(2).all(|(ours, theirs)| ours != theirs)
+    }
+}
+
+impl Related {
+    fn add(&mut self, message: Option<&str>, facts: Facts, redemption: &Redemption) {
+        if self.message.as_deref() != message {
+            *self = Self {
+                message: message.map(Into::into),
+                is_one_of_many: self.is_one_of_many,
+                ..Self::default()
+            };
+        }
+        let stock = redemption.stock_id.as_str();
+        if self.stocks.len() < UNRELATED_MIN && self.stocks.iter().all(|other| &**other != stock) {
+            self.stocks.push(stock.into());
+        }
+        let is_new = self.commands.iter().all(|other| facts.is_of_another_user_and_coupon(other));
+        if is_new && self.commands.len() < RELATED_MIN {
+            self.commands.push(facts);
+        }
+    }
+
+    fn is_common(&self) -> bool {
+        !self.is_one_of_many
+            && self.commands.len() >= RELATED_MIN
+            && self.stocks.len() >= UNRELATED_MIN
+            && self.queries >= QUERIES_MIN
+    }
 }
 
 impl CommonRejection {
-    /// A call that was sent at `asked_at` was accepted, or rejected for a reason that is the command's alone.
-    pub fn accept(&mut self, asked_at: Instant) {
+    /// A call about a command of this brand that was sent at `asked_at` was accepted, or rejected for a reason that is the
+    /// command's alone.
+    pub fn accept(&mut self, brand: &str, asked_at: Instant) {
         self.accepted_at = self.accepted_at.max(Some(asked_at));
+        self.accepted_brands.retain(|(other, _)| &**other != brand);
+        self.accepted_brands.insert(0, (brand.into(), asked_at));
+        self.accepted_brands.truncate(2);
         if self.row.as_ref().is_some_and(|row| row.since <= asked_at) {
             self.row = None;
         }
     }
 
-    /// A command was rejected, and nothing says for what.
-    pub fn reject(&mut self, rejection: Rejection, command: &Redemption, now: Instant) -> Cause {
+    /// A command was rejected, and nothing says for what; `message` is in the provider's words.
+    pub fn reject(
+        &mut self,
+        rejection: Rejection,
+        message: Option<&str>,
+        command: &Redemption,
+        now: Instant,
+    ) -> Cause {
         if self.accepted_at.is_some_and(|at| now.saturating_duration_since(at) < LATELY) {
             return Cause::Command;
         }
@@ -107,9 +181,18 @@ impl CommonRejection {
             |row: &Row| row.rejection == rejection && now.saturating_duration_since(row.last) < ROW_ENDS;
         let row = match self.row.take().filter(goes_on) {
             Some(row) => self.row.insert(row),
-            None => self.row.insert(Row { rejection, since: now, last: now, unrelated: Vec::new() }),
+            None => {
+                let related = Related::default();
+                self.row.insert(Row { rejection, since: now, last: now, unrelated: Vec::new(), related })
+            }
         };
         row.last = now;
+        let brand = command.brand_id.as_str();
+        let served = |(other, at): &(Box<str>, Instant)| {
+            &**other != brand && now.saturating_duration_since(*at) < OTHER_BRAND
+        };
+        row.related.is_one_of_many = self.accepted_brands.iter().any(served);
+        row.related.add(message, Facts::of(command), command);
         let facts = Facts::of(command);
         let is_new = row.unrelated.iter().all(|other| facts.shares_nothing_with(other));
         if is_new && row.unrelated.len() < UNRELATED_MIN {
@@ -118,16 +201,19 @@ impl CommonRejection {
         row.cause(now)
     }
 
-    /// Whether this rejection meets every command now, as a query finds that shares their heads.
-    pub fn is_common(&self, rejection: &Rejection, now: Instant) -> bool {
-        self.row.as_ref().is_some_and(|row| row.rejection == *rejection && row.cause(now) == Cause::Common)
+    /// A query was rejected, and nothing says for what. Whether this rejection meets every call now: a query shares the head
+    /// of a command.
+    pub fn reject_query(&mut self, rejection: &Rejection, now: Instant) -> bool {
+        let Some(row) = self.row.as_mut().filter(|row| row.rejection == *rejection) else { return false };
+        row.related.queries = QUERIES_MIN.min(row.related.queries + 1);
+        row.cause(now) == Cause::Common
     }
 }
 
 impl Row {
     fn cause(&self, now: Instant) -> Cause {
         let lasted = now.saturating_duration_since(self.since);
-        match self.unrelated.len() >= UNRELATED_MIN {
+        match self.unrelated.len() >= UNRELATED_MIN || self.related.is_common() {
             true if lasted >= STANDING => Cause::Common,
             false if lasted >= SETTLED => Cause::Command,
             _ => Cause::Unclear,
@@ -137,9 +223,12 @@ impl Row {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use proptest::prelude::*;
 
     use super::*;
+    use crate::domain::redemption::StockId;
 
     fn command(who: u32, brand: u32) -> Redemption {
         let mut text = include_str!("../../docs/contract/examples/command.flat.json").to_owned();
@@ -162,6 +251,15 @@ mod tests {
         Rejection { status: 400, code: code.into(), sub_code: Some(268_435_461) }
     }
 
+    const MESSAGE: Option<&str> = Some("参数错误");
+
+    /// A command of the only brand there is, for a stock of its own number.
+    fn of_one_brand(who: u32, stock: u32) -> Redemption {
+        let mut redemption = command(who, 1);
+        redemption.stock_id = StockId::parse(&format!("stock_{stock}")).unwrap();
+        redemption
+    }
+
     struct Case {
         common: CommonRejection,
         begun: Instant,
@@ -178,7 +276,30 @@ mod tests {
 
         fn reject(&mut self, seconds: u64, who: u32, brand: u32) -> Cause {
             let now = self.at(seconds);
-            self.common.reject(rejection("PARAM_ERROR"), &command(who, brand), now)
+            self.common.reject(rejection("PARAM_ERROR"), MESSAGE, &command(who, brand), now)
+        }
+
+        fn reject_of_one_brand(&mut self, seconds: u64, who: u32, stock: u32) -> Cause {
+            let now = self.at(seconds);
+            self.common.reject(rejection("PARAM_ERROR"), MESSAGE, &of_one_brand(who, stock), now)
+        }
+
+        fn reject_queries(&mut self, seconds: u64, count: usize) -> bool {
+            let now = self.at(seconds);
+            (0..count)
+                .map(|_| self.common.reject_query(&rejection("PARAM_ERROR"), now))
+                .last()
+                .unwrap_or_default()
+        }
+
+        /// A row of one brand that lacks nothing but the time of a moment.
+        fn one_brand() -> Self {
+            let mut case = Self::new();
+            for nth in 0..RELATED_MIN as u32 {
+                assert_eq!(case.reject_of_one_brand(0, nth, nth), Cause::Unclear);
+            }
+            assert!(!case.reject_queries(2, QUERIES_MIN), "not for long enough");
+            case
         }
     }
 
@@ -189,10 +310,11 @@ mod tests {
         assert_eq!(case.reject(1, 2, 2), Cause::Unclear);
         assert_eq!(case.reject(2, 3, 3), Cause::Unclear, "three, and not for long enough");
         assert_eq!(case.reject(5, 1, 1), Cause::Common);
-        assert!(case.common.is_common(&rejection("PARAM_ERROR"), case.at(6)));
-        assert!(!case.common.is_common(&rejection("INVALID_REQUEST"), case.at(6)));
+        let now = case.at(6);
+        assert!(case.common.reject_query(&rejection("PARAM_ERROR"), now));
+        assert!(!case.common.reject_query(&rejection("INVALID_REQUEST"), now));
         assert_eq!(case.reject(40, 9, 9), Cause::Common, "however long it lasts");
-        case.common.accept(case.at(41));
+        case.common.accept("1", case.at(41));
         assert_eq!(case.reject(42, 4, 4), Cause::Command, "one was accepted just now");
         assert_eq!(case.reject(50, 4, 4), Cause::Unclear, "a new row");
     }
@@ -208,12 +330,85 @@ mod tests {
     }
 
     #[test]
+    fn single_brand_rejected_with_its_queries_is_our_fault() {
+        let mut case = Case::one_brand();
+        assert!(case.reject_queries(5, 1));
+        assert_eq!(case.reject_of_one_brand(6, 99, 1), Cause::Common);
+        assert_eq!(case.reject_of_one_brand(60, 3, 1), Cause::Common, "however long it lasts");
+        case.common.accept("1", case.at(61));
+        assert_eq!(case.reject_of_one_brand(62, 4, 1), Cause::Command, "one was accepted just now");
+        assert_eq!(case.reject_of_one_brand(70, 4, 1), Cause::Unclear, "a new row");
+    }
+
+    #[test]
+    fn single_brand_whose_queries_pass_is_not_our_fault() {
+        let mut case = Case::new();
+        for nth in 0..300 {
+            let cause = case.reject_of_one_brand(u64::from(nth) / 10, nth, nth);
+            assert_eq!(cause, Cause::Unclear, "no query was rejected: {nth}");
+        }
+        assert_eq!(case.reject_of_one_brand(30, 300, 300), Cause::Command);
+        // A coupon that can be queried ends the row, however many uses were rejected.
+        let mut case = Case::one_brand();
+        case.common.accept("1", case.at(3));
+        assert!(!case.reject_queries(9, QUERIES_MIN));
+        assert_eq!(case.reject_of_one_brand(9, 9, 9), Cause::Unclear);
+    }
+
+    #[test]
+    fn flood_that_shares_more_than_a_brand_is_not_our_fault() {
+        // The stock, the user, or the coupon.
+        let of_stock: fn(u32) -> Redemption = |nth| of_one_brand(nth, nth % 2);
+        let of_user: fn(u32) -> Redemption =
+            |nth| Redemption { openid: of_one_brand(1, 1).openid, ..of_one_brand(nth, nth) };
+        let of_coupon: fn(u32) -> Redemption =
+            |nth| Redemption { coupon_code: of_one_brand(1, 1).coupon_code, ..of_one_brand(nth, nth) };
+        for shared in [of_stock, of_user, of_coupon] {
+            let mut case = Case::new();
+            for nth in 0..400 {
+                let now = case.at(u64::from(nth) / 10);
+                let cause = case.common.reject(rejection("PARAM_ERROR"), MESSAGE, &shared(nth), now);
+                assert_ne!(cause, Cause::Common);
+                assert!(!case.reject_queries(u64::from(nth) / 10, 1));
+            }
+        }
+    }
+
+    #[test]
+    fn other_words_begin_the_row_of_one_brand_again() {
+        let mut case = Case::new();
+        for nth in 0..100 {
+            let (now, words) = (case.at(6 * u64::from(nth)), format!("参数错误 {}", nth / 7));
+            let cause =
+                case.common.reject(rejection("PARAM_ERROR"), Some(&words), &of_one_brand(nth, nth), now);
+            assert_ne!(cause, Cause::Common);
+            assert!(!case.reject_queries(6 * u64::from(nth), 1));
+        }
+    }
+
+    #[test]
+    fn brand_rejected_beside_others_is_not_our_fault() {
+        for (brand, hours, is_ours) in [("2", 0, false), ("2", 1, true), ("1", 0, true)] {
+            let mut case = Case::new();
+            // Whatever was accepted after it of the brand itself.
+            case.common.accept(brand, case.at(0));
+            case.common.accept("1", case.at(1));
+            case.common.accept("1", case.at(2));
+            let from = hours * 3_600 + 10;
+            for nth in 0..RELATED_MIN as u32 {
+                case.reject_of_one_brand(from, nth, nth);
+            }
+            assert_eq!(case.reject_queries(from + 5, QUERIES_MIN), is_ours, "{brand}, {hours} h ago");
+        }
+    }
+
+    #[test]
     fn another_rejection_begins_another_row() {
         let mut case = Case::new();
         for nth in 0..60 {
             let code = ["PARAM_ERROR", "INVALID_REQUEST"][nth as usize % 2];
             let now = case.at(u64::from(nth));
-            assert_eq!(case.common.reject(rejection(code), &command(nth, nth), now), Cause::Unclear);
+            assert_eq!(case.common.reject(rejection(code), MESSAGE, &command(nth, nth), now), Cause::Unclear);
         }
     }
 
@@ -223,7 +418,7 @@ mod tests {
         for nth in 0..3 {
             case.reject(10, nth, nth);
         }
-        case.common.accept(case.at(9));
+        case.common.accept("1", case.at(9));
         assert_eq!(case.reject(16, 1, 1), Cause::Common);
     }
 
@@ -239,7 +434,7 @@ mod tests {
             for (who, brand, granted, pause) in calls {
                 now += pause;
                 if granted {
-                    case.common.accept(case.at(now));
+                    case.common.accept("1", case.at(now));
                     accepted = Some(now);
                     brands.clear();
                     continue;
@@ -251,6 +446,41 @@ mod tests {
                 if cause == Cause::Common {
                     prop_assert!(accepted.is_none_or(|at| now - at >= STANDING.as_secs()));
                     prop_assert!((0..3).all(|brand| brands.contains(&brand)));
+                }
+            }
+        }
+
+        /// Whatever the order: commands of one brand are our fault only if enough of them, and of their queries, were
+        /// rejected since the last call that was accepted.
+        #[test]
+        fn common_of_one_brand_only_after_enough_of_uses_and_queries(
+            calls in prop::collection::vec((0..4u8, 0..12u32, 0..6u32, 0..4u64), 1..80),
+        ) {
+            let mut case = Case::new();
+            let (mut now, mut users, mut stocks, mut queries) = (0, BTreeSet::new(), BTreeSet::new(), 0);
+            for (kind, who, stock, pause) in calls {
+                now += pause;
+                let common = match kind {
+                    0 if who == 0 => {
+                        case.common.accept("1", case.at(now));
+                        users.clear();
+                        stocks.clear();
+                        queries = 0;
+                        false
+                    }
+                    0 | 1 => {
+                        queries += 1;
+                        case.reject_queries(now, 1)
+                    }
+                    _ => {
+                        users.insert(who);
+                        stocks.insert(stock);
+                        case.reject_of_one_brand(now, who, stock) == Cause::Common
+                    }
+                };
+                if common {
+                    prop_assert!(users.len() >= RELATED_MIN, "{users:?}");
+                    prop_assert!(stocks.len() >= UNRELATED_MIN && queries >= QUERIES_MIN);
                 }
             }
         }

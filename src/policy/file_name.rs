@@ -99,9 +99,30 @@ impl fmt::Debug for Shown<'_> {
     }
 }
 
+/// A text as one word of a shell: in quotes only if it needs them.
+pub fn quote(text: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || "_./@%+=:,-".contains(c);
+    match !text.is_empty() && text.chars().all(is_plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn word_of_a_shell_is_quoted_only_if_it_must_be() {
+        for plain in ["/etc/redeemer/key.pem", "..data/uri", "/home/李/密钥.pem", "PUB_KEY_ID_01"] {
+            assert_eq!(quote(plain), plain);
+        }
+        for (text, word) in
+            [("", "''"), ("/with blank/key", "'/with blank/key'"), ("a'b", r"'a'\''b'"), ("$x", "'$x'")]
+        {
+            assert_eq!(quote(text), word);
+        }
+    }
 
     #[test]
     fn file_names_are_told_from_secrets() {

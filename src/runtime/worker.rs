@@ -843,13 +843,17 @@ impl CommandJob<'_> {
         match (unexplained_rejection(heard, &verdict), operation) {
             (Some(UnexplainedRejection::Headers), _) => Verdict::Suspended(classify::SuspendReason::Rejected),
             (Some(UnexplainedRejection::By(rejection)), Operation::Query) => {
-                match rejections.is_common(&rejection, now) {
+                match rejections.reject_query(&rejection, now) {
                     true => Verdict::Suspended(classify::SuspendReason::Rejected),
                     false => verdict,
                 }
             }
             (Some(UnexplainedRejection::By(rejection)), Operation::Redeem) => {
-                match rejections.reject(rejection, &self.redemption, now) {
+                let message = match &heard.reply {
+                    CallResult::Response(answer) => answer.message.as_deref(),
+                    CallResult::NotSent(_) | CallResult::NoResponse(_) => None,
+                };
+                match rejections.reject(rejection, message, &self.redemption, now) {
                     common_rejection::Cause::Command => verdict,
                     // A look at the coupon shows whether calls are accepted at all, and lets the body go out again.
                     common_rejection::Cause::Unclear => Verdict::Unknown(UnknownCause::Unexpected),
@@ -861,7 +865,7 @@ impl CommandJob<'_> {
                     verdict,
                     Verdict::Redeemed | Verdict::Refused(_) | Verdict::NotExecuted | Verdict::Rejected { .. }
                 ) {
-                    rejections.accept(asked_at);
+                    rejections.accept(self.redemption.brand_id.as_str(), asked_at);
                 }
                 verdict
             }

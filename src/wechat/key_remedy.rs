@@ -1,6 +1,6 @@
 //! What to do about key material that cannot be used: one command each, which shows no secret and does no harm.
 
-use crate::policy::file_name::{self, Shown};
+use crate::policy::file_name::{self, Shown, quote};
 use crate::wechat::keys::{IN_ENVIRONMENT, KeyFault};
 use crate::wechat::pem::{Expected, Found};
 
@@ -29,16 +29,16 @@ impl KeyFault {
         use Remedy::{Command, SetKey};
         match self {
             Self::Unreadable { path, .. } => match path.to_str().map(file_name::check) {
-                Some(Ok(())) => Command(format!("ls -l {}; id", Shown(path))),
+                Some(Ok(())) => Command(format!("ls -l {}; id", quote(&Shown(path).to_string()))),
                 _ => SetKey("the name of a file".to_owned()),
             },
             Self::Exposed { path, exposure } => Command(exposure.remedy(path)),
             Self::NotText { path, found: Found::Folder } => {
                 let path = Shown(path);
-                SetKey(format!("{path} is a folder: name a file in it; ls {path}"))
+                SetKey(format!("{path} is a folder: name a file in it; ls {}", quote(&path.to_string())))
             }
             Self::NotText { path, found: Found::Utf16 } => recoded(&Shown(path).to_string()),
-            Self::NotText { path, .. } => Command(format!("ls -l {}", Shown(path))),
+            Self::NotText { path, .. } => Command(format!("ls -l {}", quote(&Shown(path).to_string()))),
             Self::NotAKey { what, expected, found } => mend(what, *expected, *found, variable),
             Self::OwnKey { .. } => SetKey(
                 "WeChat Pay's public key (pub_key.pem) or platform certificate, from the merchant platform: account \
@@ -46,16 +46,16 @@ impl KeyFault {
                     .to_owned(),
             ),
             Self::TooShort { .. } => Command(
-                "openssl genrsa -out apiclient_key.pem 2048 # then have a certificate made for it on the merchant platform"
+                "openssl genrsa -out apiclient_key.new.pem 2048 # then have a certificate made for it on the merchant platform"
                     .to_owned(),
             ),
             Self::Disagreement { what } => {
                 Command(format!("openssl rsa -check -noout {}", given_to_a_command(what, variable)))
             }
-            Self::NotValidNow { what, .. } => Command(format!("date; openssl x509 -noout -dates -in {what}")),
+            Self::NotValidNow { what, .. } => Command(format!("date; openssl x509 -noout -dates -in {}", quote(what))),
             Self::NotAPair { certificate } => Command(format!(
                 "openssl x509 -noout -pubkey -in {} # against: openssl pkey -pubout -in KEY",
-                Shown(certificate)
+                quote(&Shown(certificate).to_string())
             )),
             Self::NoMerchantKey => {
                 Command("export REDEEMER_WECHAT__MERCHANT_KEY_FILE=/etc/redeemer/apiclient_key.pem".to_owned())
@@ -69,28 +69,23 @@ impl KeyFault {
 
 /// How a shell gives a key to a command: from its file, or from the environment where it came from there.
 pub fn given_to_a_command(what: &str, variable: &str) -> String {
-    if what == IN_ENVIRONMENT { format!("<<< \"${variable}\"") } else { format!("-in {what}") }
+    if what == IN_ENVIRONMENT { format!("<<< \"${variable}\"") } else { format!("-in {}", quote(what)) }
 }
 
 fn mend(what: &str, expected: Expected, found: Found, variable: &str) -> Remedy {
     let from = given_to_a_command(what, variable);
-    let inform =
-        |program: &str, options: &str| made(what, &format!("openssl {program} {from} {options}"), "");
+    let inform = |program: &str, options: &str| made(what, &format!("openssl {program} {from} {options}"));
     match (found, expected) {
-        (Found::Folder, _) => Remedy::SetKey(format!("{what} is a folder: name a file in it; ls {what}")),
-        (Found::EncryptedKey, _) => {
-            made(what, &format!("openssl pkey {from}"), " # it asks for the passphrase")
+        (Found::Folder, _) => {
+            Remedy::SetKey(format!("{what} is a folder: name a file in it; ls {}", quote(what)))
         }
-        (Found::Pkcs12, Expected::PrivateKey) => made(
-            what,
-            &format!("openssl pkcs12 {from} -nocerts -nodes"),
-            " # the password is the merchant number; OpenSSL 3 needs -legacy for a bundle of the merchant platform",
-        ),
-        (Found::Pkcs12, _) => made(
-            what,
-            &format!("openssl pkcs12 {from} -nokeys -clcerts"),
-            " # the password is the merchant number; OpenSSL 3 needs -legacy for a bundle of the merchant platform",
-        ),
+        (Found::EncryptedKey, _) => asked(what, "passphrase of the key", &[format!("openssl pkey {from}")]),
+        (Found::Pkcs12, expected) => {
+            let part = if expected == Expected::PrivateKey { "-nocerts -nodes" } else { "-nokeys -clcerts" };
+            // OpenSSL 3 reads the bundles of the merchant platform, in the old format, only if it is told to.
+            let either = ["", "-legacy "].map(|legacy| format!("openssl pkcs12 {from} {legacy}{part}"));
+            asked(what, "password of the bundle (the merchant number)", &either)
+        }
         (Found::DerPrivateKey, Expected::PrivateKey) => inform("pkey", "-inform DER"),
         (Found::DerPublicKey, Expected::PublicKey) => inform("pkey", "-pubin -inform DER"),
         (Found::DerCertificate, Expected::Certificate) => inform("x509", "-inform DER"),
@@ -116,31 +111,47 @@ fn mend(what: &str, expected: Expected, found: Found, variable: &str) -> Remedy 
             Remedy::SetKey(format!("the private key, {PRIVATE_KEY_FILE} of the merchant platform's archive"))
         }
         // How many PEM blocks there are shows none of what is in them.
-        (Found::Empty, _) => Remedy::Command(format!("ls -l {what}")),
-        _ => Remedy::Command(format!("grep -c -e '-----BEGIN' {what}; ls -l {what}")),
+        (Found::Empty, _) => Remedy::Command(format!("ls -l {}", quote(what))),
+        _ => {
+            let file = quote(what);
+            Remedy::Command(format!("grep -c -e '-----BEGIN' {file}; ls -l {file}"))
+        }
     }
 }
 
-/// A file made of another one, for the same readers. `remark` follows the command.
-fn made(what: &str, command: &str, remark: &str) -> Remedy {
-    if what == IN_ENVIRONMENT {
-        return Remedy::Convert {
-            command: format!("(umask 077; {command} -out {PRIVATE_KEY_FILE}){remark}"),
-            file: format!("./{PRIVATE_KEY_FILE}"),
-        };
-    }
-    let file = format!("{what}.pem");
-    let command = format!(
-        "(umask 077; {command} -out {file}; chown --reference={what} {file}; chmod --reference={what} {file}){remark}"
-    );
+/// A file made of another one, for the same readers.
+fn made(what: &str, command: &str) -> Remedy {
+    made_by(what, "", &[command.to_owned()])
+}
+
+/// As [`made`], by the first of these commands that succeeds, after the shell has asked for a secret: it is not shown, is no
+/// argument of a process, and is gone with the shell that asked.
+fn asked(what: &str, secret: &str, commands: &[String]) -> Remedy {
+    let prompt = quote(&format!("{secret}: "));
+    let commands: Vec<_> =
+        commands.iter().map(|command| format!("{command} -passin env:PASSPHRASE")).collect();
+    made_by(what, &format!("read -rsp {prompt} PASSPHRASE; export PASSPHRASE; "), &commands)
+}
+
+fn made_by(what: &str, first: &str, commands: &[String]) -> Remedy {
+    let in_environment = what == IN_ENVIRONMENT;
+    let file = if in_environment { format!("./{PRIVATE_KEY_FILE}") } else { format!("{what}.pem") };
+    let (from, to) = (quote(what), quote(&file));
+    let commands: Vec<_> = commands.iter().map(|command| format!("{command} -out {to}")).collect();
+    let same_readers = match in_environment {
+        true => String::new(),
+        false => format!("; chown --reference={from} {to}; chmod --reference={from} {to}"),
+    };
+    let command = format!("(umask 077; {first}{}{same_readers})", commands.join(" || "));
     Remedy::Convert { command, file }
 }
 
 fn recoded(what: &str) -> Remedy {
     let file = format!("{what}.pem");
+    let (from, to) = (quote(what), quote(&file));
     let command = format!(
-        "(umask 077; iconv -f UTF-16 -t UTF-8 {what} > {file}; chown --reference={what} {file}; chmod \
-         --reference={what} {file})"
+        "(umask 077; iconv -f UTF-16 -t UTF-8 {from} > {to}; chown --reference={from} {to}; chmod --reference={from} \
+         {to})"
     );
     Remedy::Convert { command, file }
 }

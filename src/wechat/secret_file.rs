@@ -9,10 +9,10 @@ use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use crate::policy::file_name::Shown;
+use crate::policy::file_name::{Shown, quote};
 
-/// The group of the unit that is shipped.
-const SERVICE_GROUP: &str = "redeemer";
+/// The group of the unit that is shipped, and its user.
+pub const SERVICE_GROUP: &str = "redeemer";
 
 /// Who we are, as far as files go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,7 +86,7 @@ impl Exposure {
     /// The command that shuts others out and leaves the service the right to read.
     pub fn remedy(&self, path: &Path) -> String {
         let Self { permissions: Permissions { uid, gid, .. }, reader, has_service_group } = self;
-        let path = Shown(path);
+        let path = quote(&Shown(path).to_string());
         match (reader.uid, *uid) {
             // Root lends it to a group already: the group stays.
             (0, 0) if *gid != 0 => format!("chmod 640 {path}"),

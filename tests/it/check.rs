@@ -372,7 +372,7 @@ fn what_is_wrong_with_the_configuration_is_told_like_any_other_fault() {
     assert_eq!(plain.status.code(), Some(3));
     assert_eq!(
         out(&plain),
-        "FAULT   configuration: broker.prefetch: must be 1 to 2000\n        \
+        "FAULT   configuration [config_value]: broker.prefetch: must be 1 to 2000\n        \
          remedy: export REDEEMER_BROKER__PREFETCH=… # must be 1 to 2000\n"
     );
     assert_eq!(err(&plain), "redeemer: check: 1 fault\n");

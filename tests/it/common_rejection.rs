@@ -34,6 +34,21 @@ fn unrelated(bed: &Bed, nth: usize) -> Value {
     redemption
 }
 
+/// A command of the one brand and app that a service has, and its coupon.
+fn of_one_brand(bed: &Bed, nth: usize) -> Value {
+    let code = format!("C{nth}");
+    let mut redemption = command(&code, &format!("USE_{nth:04}"));
+    let own = json!({
+        "openid": format!("oUser_{nth}"), "product_coupon_id": format!("10000001{:02}", nth % 4),
+        "stock_id": format!("10000001{:02}001", nth % 4),
+    });
+    bed.issue(&code, own.clone());
+    for (name, value) in own.as_object().unwrap() {
+        redemption[name] = value.clone();
+    }
+    redemption
+}
+
 fn rejected(code: &str, sub_code: u64) -> Value {
     json!({"kind": "status", "status": 400, "code": code, "sub_code": sub_code, "signed": true,
         "message": "Wechatpay-Serial 有误"})
@@ -63,6 +78,45 @@ async fn rejection_of_every_command_suspends_and_charges_none() {
     }
     service.wait_ready().await;
     assert_eq!(service.metric(SUSPENDED).await, 0.0);
+    service.stop().await;
+}
+
+/// A service with one brand has no commands that share nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn rejection_of_every_command_of_a_single_brand_suspends() {
+    const COMMANDS: usize = 12;
+    let mut bed = quick().await;
+    bed.faults(json!([{ "fault": rejected("PARAM_ERROR", 268_435_461) }]));
+    let service = bed.start().await;
+    for nth in 0..COMMANDS {
+        bed.publish(&of_one_brand(&bed, nth)).await;
+    }
+    until("the suspension", async || service.get("/readyz").await.1.contains("rejects every call alike"))
+        .await;
+    assert_eq!(service.metric(SUSPENDED).await, 1.0);
+    assert_eq!(bed.uses(), []);
+    bed.faults(json!([]));
+    for _ in 0..COMMANDS {
+        let told = bed.told().await;
+        assert_eq!(told.gist(), "redeemed - USED", "no coupon is charged with it: {:#}", told.event);
+    }
+    service.wait_ready().await;
+    service.stop().await;
+}
+
+/// The uses are rejected and the coupons can be queried: that is about the commands.
+#[tokio::test(flavor = "multi_thread")]
+async fn flood_of_rejected_uses_of_a_single_brand_suspends_nothing() {
+    let mut bed = quick().await;
+    bed.faults(json!([{ "operation": "use", "fault": rejected("INVALID_REQUEST", 268_578_101) }]));
+    let service = bed.start().await;
+    for nth in 0..40 {
+        bed.publish(&of_one_brand(&bed, nth)).await;
+    }
+    for _ in 0..40 {
+        assert_eq!(bed.told().await.gist(), "refused invalid_parameter EFFECTIVE");
+        assert_eq!(service.metric(SUSPENDED).await, 0.0);
+    }
     service.stop().await;
 }
 
@@ -197,5 +251,60 @@ async fn key_file_that_breaks_while_it_runs_is_a_warning_until_it_is_mended() {
         mode(&secret, 0o600);
         until("it is mended", async || service.metric(failing).await == 0.0).await;
     }
+    service.stop().await;
+}
+
+/// What the provider answers to a typo in the id of a public key, with the words of wechat-pay-issues.
+fn names_a_header() -> Value {
+    json!({"kind": "status", "status": 400, "code": "PARAM_ERROR", "sub_code": 268_435_461, "signed": true,
+        "message": "参数错误", "detail": {"field": "Wechatpay-Serial", "location": "header",
+            "value": "PUB_KEY_ID_0116", "issue": "微信支付公钥ID有误"}})
+}
+
+/// One answer that names a header of ours is enough, also where all commands are of one publisher.
+#[tokio::test(flavor = "multi_thread")]
+async fn detail_that_names_a_header_suspends_at_once_and_charges_none() {
+    const COMMANDS: usize = 20;
+    let mut bed = quick().await;
+    bed.faults(json!([{ "fault": names_a_header() }]));
+    for nth in 0..COMMANDS {
+        let code = format!("C{nth}");
+        bed.issue(&code, json!({}));
+        bed.publish(&command(&code, &format!("USE_{nth:04}"))).await;
+    }
+    let service = bed.start_unready().await;
+    until("the suspension", async || service.get("/readyz").await.1.contains("rejects every call alike"))
+        .await;
+    let (status, words) = service.get("/readyz").await;
+    assert_eq!(status, 503);
+    for said in ["PARAM_ERROR: 参数错误", "field Wechatpay-Serial", "location header", "微信支付公钥ID有误"]
+    {
+        assert!(words.contains(said), "{said}: {words}");
+    }
+    assert!(!words.contains("PUB_KEY_ID_0116"), "a value may be a person's: {words}");
+    assert_eq!(service.metric(SUSPENDED).await, 1.0);
+    // A probe now and then, one at a time; every command stays.
+    let probes = bed.ledger()["attempts"].as_array().unwrap().len();
+    until("more probes", async || bed.ledger()["attempts"].as_array().unwrap().len() >= probes + 3).await;
+    let attempts = bed.ledger()["attempts"].as_array().unwrap().clone();
+    assert!(attempts.len() < COMMANDS, "{} calls for {COMMANDS} commands", attempts.len());
+    for pair in attempts.windows(2) {
+        let ended = pair[0]["at_us"].as_u64().unwrap() + pair[0]["took_us"].as_u64().unwrap_or(0);
+        assert!(ended <= pair[1]["at_us"].as_u64().unwrap(), "two probes at once: {pair:#?}");
+    }
+    for outcome in ["refused", "invalid", "unresolved", "redeemed"] {
+        let (_, metrics) = service.get("/metrics").await;
+        let told = format!("redeemer_outcomes_total{{outcome=\"{outcome}\"");
+        let ended = metrics.lines().filter(|line| line.starts_with(&told) && !line.ends_with(" 0"));
+        assert_eq!(ended.count(), 0, "{outcome}");
+    }
+    assert_eq!(bed.uses(), []);
+    bed.faults(json!([]));
+    for _ in 0..COMMANDS {
+        let told = bed.told().await;
+        assert_eq!(told.gist(), "redeemed - USED", "{:#}", told.event);
+    }
+    service.wait_ready().await;
+    assert_eq!(service.metric(SUSPENDED).await, 0.0);
     service.stop().await;
 }

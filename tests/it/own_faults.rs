@@ -2,6 +2,7 @@
 //! leave behind, serials as people copy them, files that the wrong people may read. `check` names each of them, `run`
 //! refuses to start for the same ones, and what `check` says helps.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -25,7 +26,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let bench = Self { dir: unused_dir("own-faults") };
+        let bench = Self { dir: unused_dir("own faults") };
         for (key, name) in [("key.pem", "merchant"), ("wechat.pem", "wechat")] {
             bench.openssl(&format!("genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out {key}"));
             bench.openssl(&format!("pkey -in {key} -pubout -out {name}_public.pem"));
@@ -111,7 +112,64 @@ impl Bench {
         assert!(matches!(code, Some(3 | 4)), "{code:?}");
         let started = run(&mut self.command(&["run"], environment));
         assert_eq!(started.status.code(), Some(3), "{id}: {}", err(&started));
-        faults.remove(0)
+        let told = faults.remove(0);
+        self.try_remedy(environment, &told);
+        told
+    }
+
+    /// Types a remedy as it is printed, where the fault was found: either it has a blank to fill in, or it shows what is wrong
+    /// and changes nothing, or the fault is gone.
+    fn try_remedy(&self, environment: &[(&str, &str)], [id, _, remedy]: &[String; 3]) {
+        if remedy.split(" # ").next().is_some_and(|commands| commands.contains('…')) {
+            assert!(remedy.starts_with("export REDEEMER_"), "{id}: {remedy}");
+            assert!(remedy.contains(" # "), "{id}: what goes there is said: {remedy}");
+            return;
+        }
+        const SHOWS: [&str; 7] =
+            ["ls ", "grep -c ", "wc ", "date; ", "openssl x509 -noout ", "env ", "openssl rsa -check "];
+        let before = self.files();
+        let (variables, code) = self.type_at(environment, remedy, "geheim\n");
+        let made: Vec<_> = self.files().into_keys().filter(|path| !before.contains_key(path)).collect();
+        if SHOWS.iter().any(|command| remedy.starts_with(command)) {
+            assert!(made.is_empty() && before == self.files(), "{id}: {remedy}");
+            return;
+        }
+        assert_eq!(code, Some(0), "{id}: {remedy}");
+        if id == "key_too_short" {
+            // The first step: what follows is done by people.
+            made.iter().for_each(|path| fs::remove_file(path).unwrap());
+            return assert_eq!(made, [self.path("apiclient_key.new.pem")]);
+        }
+        let after: Vec<_> = variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let unset = environment.iter().filter(|(name, _)| after.iter().all(|(set, _)| set != name));
+        let unset: Vec<_> = unset.map(|(name, _)| (*name, "(unset)")).collect();
+        let (faults, _) = self.check(&[after, unset].concat());
+        // A bundle holds the merchant's own certificate, which is none of WeChat Pay's.
+        let left = |[other, ..]: &&[String; 3]| id != "key_is_pkcs12" || other != "key_is_our_own";
+        let left: Vec<_> = faults.iter().filter(left).collect();
+        assert!(left.is_empty(), "{id} after {remedy}: {left:#?}");
+        for path in made {
+            // For the same readers as what it is made of.
+            if let Some((_, mode)) = before.get(&path.with_extension("")) {
+                assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, *mode, "{remedy}");
+            }
+            fs::remove_file(path).unwrap();
+        }
+        for (path, (content, mode)) in before {
+            fs::write(&path, content).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        }
+    }
+
+    /// Every file of the folder, with content and mode.
+    fn files(&self) -> BTreeMap<PathBuf, (Vec<u8>, u32)> {
+        let paths = fs::read_dir(&self.dir).unwrap().map(|entry| entry.unwrap().path());
+        let files = paths.filter(|path| path.is_file());
+        let read = |path: PathBuf| {
+            let mode = fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+            (path.clone(), (fs::read(path).unwrap(), mode))
+        };
+        files.map(read).collect()
     }
 
     fn accepted(&self, environment: &[(&str, &str)], what: &str) {
@@ -126,9 +184,42 @@ impl Bench {
         let shell = shell.args(["-c", &script]).current_dir(&self.dir).stdin(Stdio::null());
         let ran = shell.output().unwrap();
         assert!(ran.status.success(), "{remedy}: {}", String::from_utf8_lossy(&ran.stderr));
-        let printed = String::from_utf8_lossy(&ran.stdout).into_owned();
-        let variables = printed.split('\0').filter_map(|line| line.trim_start().split_once('='));
-        let ours = variables.filter(|(name, _)| name.starts_with("REDEEMER_"));
+        Self::variables(&ran.stdout)
+    }
+
+    /// Types a remedy in a shell that has the environment of the fault, and answers what it asks. Gives the variables that are
+    /// set afterwards, and the exit code of the last command.
+    fn type_at(
+        &self,
+        environment: &[(&str, &str)],
+        remedy: &str,
+        answers: &str,
+    ) -> (Vec<(String, String)>, Option<i32>) {
+        let inner = self.command(&[], environment);
+        let script = format!("{remedy}\ncode=$?\nenv -0\nexit $code");
+        let mut shell = Command::new("bash");
+        shell.args(["-c", &script]).current_dir(&self.dir).env_remove(PUBLIC_KEY);
+        shell.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut shell = shell.spawn().unwrap();
+        // A command that asks nothing may have ended.
+        let _ = std::io::Write::write_all(&mut shell.stdin.take().unwrap(), answers.as_bytes());
+        let ran = shell.wait_with_output().unwrap();
+        let printed = format!("{}{}", out(&ran), err(&ran));
+        assert!(!printed.contains("not found") && !printed.contains("syntax error"), "{remedy}: {printed}");
+        assert!(!printed.contains("geheim"), "{remedy} shows a secret: {printed}");
+        (Self::variables(&ran.stdout), ran.status.code())
+    }
+
+    fn variables(printed: &[u8]) -> Vec<(String, String)> {
+        let printed = String::from_utf8_lossy(printed).into_owned();
+        let begun = |entry: &'_ str| entry.rfind("\nREDEEMER_").map_or(0, |at| at + 1);
+        // What a command printed stands before the first variable.
+        let entries = printed.split('\0').enumerate();
+        let entries = entries.map(|(nth, entry)| if nth == 0 { &entry[begun(entry)..] } else { entry });
+        let ours = entries
+            .filter_map(|entry| entry.split_once('='))
+            .filter(|(name, _)| name.starts_with("REDEEMER_"));
         ours.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
     }
 }
@@ -322,7 +413,21 @@ fn key_material_that_cannot_be_read_is_named_for_what_it_is() {
     certificate("bundle.p12", "key_is_pkcs12");
     certificate("words.pem", "key_is_other_text");
     certificate("merchant_certificate.pem", "key_is_our_own");
+    // One of several, of which the others stay.
+    let several = format!("[{:?}, {:?}]", bench.at("wechat_certificate.pem"), bench.at("certificate.der"));
+    let [_, _, remedy] = bench.refused(&[(CERTIFICATES, &several)], "key_is_der");
+    assert!(remedy.contains("wechat_certificate.pem"), "{remedy}");
+    // As the merchant platform packs it, where this machine has the old algorithms.
+    let mut pack = Command::new("openssl");
+    pack.args(["pkcs12", "-export", "-legacy", "-inkey", "key.pem", "-in", "merchant_certificate.pem"]);
+    pack.args(["-passout", "pass:geheim", "-out", "legacy.p12"]).current_dir(&bench.dir);
+    if pack.output().unwrap().status.success() {
+        key("legacy.p12", "key_is_pkcs12", false);
+    }
     // The key in the environment has no file to convert.
+    let encrypted = bench.text("encrypted.pem");
+    bench.refused(&[(MERCHANT_KEY, ""), (KEY_ITSELF, &encrypted)], "key_is_encrypted");
+    fs::copy(bench.path("key.pem"), bench.path("apiclient_key.pem")).unwrap();
     let cut = bench.text("cut.pem");
     let [_, _, remedy] = bench.refused(&[(MERCHANT_KEY, ""), (KEY_ITSELF, &cut)], "key_is_damaged");
     assert!(remedy.starts_with("export REDEEMER_MERCHANT_KEY=\"$(cat "), "{remedy}");
@@ -371,6 +476,25 @@ fn serials_and_ids_are_told_as_people_copy_them() {
     for serial in ["01", "PUB_KEY_ID_01 ", "PUB_KEY_ID_0\u{feff}1", "pub_key_id_01", "PUB_KEY_ID"] {
         bench.refused(&[(asked, serial)], if serial == "01" { "serial_not_held" } else { "config_value" });
     }
+}
+
+/// What is neither a key nor a serial, each with a remedy that is tried.
+#[test]
+fn remedy_of_a_value_helps_as_it_is_printed() {
+    let bench = Bench::new();
+    bench.refused(&[("REDEEMER_WECHAT__MCHIDD", "1900000109")], "config_unknown_key");
+    bench.refused(&[("REDEEMER_BROKER__PREFETCH", "0")], "config_value");
+    bench.refused(&[("REDEEMER_WECHAT__VERIFICATION_SERIAL", "PUB_KEY_ID_02")], "serial_not_held");
+    let token = bench.write("token", "short");
+    let [_, _, remedy] = bench.refused(&[("REDEEMER_ADMIN__CONSOLE_TOKEN_FILE", &token)], "token_too_short");
+    assert!(remedy.starts_with("openssl rand"), "{remedy}");
+    let short = bench.write("apiv3.txt", "0123456789abcdef");
+    bench.refused(&[("REDEEMER_WECHAT__APIV3_KEY_FILE", &short)], "apiv3_key_length");
+    bench.refused(&[(MERCHANT_KEY, &bench.at("nowhere.pem"))], "key_unreadable");
+    bench.refused(&[(OWN_CERTIFICATE, &bench.at("wechat_certificate.pem"))], "certificate_of_another_key");
+    bench.openssl("genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:1024 -out small.pem");
+    bench.close("small.pem");
+    bench.refused(&[(MERCHANT_KEY, &bench.at("small.pem"))], "key_too_short");
 }
 
 /// `key.pem` as root lends it to the group of the service, read as this user and these groups.

@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use crate::bed;
 use crate::bed::{Bed, command};
+use crate::broker::Broker;
 use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueBindOptions, QueueDeclareOptions,
+    BasicAckOptions, BasicConsumeOptions, BasicQosOptions, ExchangeDeleteOptions, QueueBindOptions,
+    QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
+use redeemer::amqp::publisher::EventsAccepted;
 use redeemer::amqp::session::Session;
 use redeemer::policy::attempt::OutcomeKind;
 use redeemer::wire::result_event::Event;
@@ -139,4 +142,46 @@ async fn a_copy_that_no_queue_takes_is_never_proven_however_much_goes_beside_it(
     assert_eq!(copies, 0, "copies that nobody has");
     assert_eq!(events, usize::try_from(TASKS * (EACH / 4)).unwrap());
     session.close().await;
+}
+
+/// Whether the broker takes events can only be known by asking it. What could not be asked is unknown: neither a ground to
+/// delay an event for its own sake nor one to hold all of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn events_accepted_is_unknown_unless_the_broker_answers() {
+    let broker = tokio::task::spawn_blocking(Broker::start).await.unwrap();
+    let bed = Bed::on(&broker).await;
+    let settings = bed.config.broker_settings().unwrap();
+    let publisher_of = async || {
+        let session = Session::establish(&settings, 0).await.unwrap();
+        (session.publisher().clone(), session)
+    };
+    let (publisher, session) = publisher_of().await;
+    assert_eq!(publisher.results_accept_events().await, EventsAccepted::Accepted);
+    // Its session is gone, and the connection with it: nobody is asked, and what was known before is not told again.
+    session.close().await;
+    drop(session);
+    tokio::time::timeout(bed::PATIENCE, async {
+        while publisher.results_accept_events().await != EventsAccepted::Unknown {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("a remembered answer holds for a second");
+
+    // The exchange is gone: the broker answers that it is.
+    let results = bed.config.broker.names.results.as_str();
+    let (publisher, _session) = publisher_of().await;
+    bed.channel().exchange_delete(results.into(), ExchangeDeleteOptions::default()).await.unwrap();
+    match publisher.results_accept_events().await {
+        EventsAccepted::Rejected(rejection) => {
+            assert_eq!((rejection.code, rejection.exchange.as_str()), (404, results))
+        }
+        other => panic!("{other:?}"),
+    }
+
+    // The broker dies, and the session does not end before it is asked.
+    let (publisher, _session) = publisher_of().await;
+    broker.kill9();
+    assert_eq!(publisher.results_accept_events().await, EventsAccepted::Unknown);
+    assert_eq!(publisher.results_accept_events().await, EventsAccepted::Unknown);
 }

@@ -122,6 +122,11 @@ impl Programs {
         command
     }
 
+    /// The configuration of the service.
+    pub fn config_file(&self) -> &Path {
+        &self.config
+    }
+
     /// Writes a file.
     pub(crate) fn file(&self, name: &str, content: &[u8]) -> PathBuf {
         let path = self.dir.join(name);

@@ -12,6 +12,19 @@ const BODY: u8 = 3;
 const FRAME_END: u8 = 0xCE;
 /// The header table, and a delivery mode.
 const HEADERS_AND_MODE: u16 = 1 << 13 | 1 << 12;
+const REPLY_TO: u16 = 1 << 9;
+const MESSAGE_ID: u16 = 1 << 7;
+
+/// Properties that no client writes.
+#[derive(Debug, Clone, Default)]
+pub struct Properties {
+    /// The header table, encoded and without its length.
+    pub headers: Vec<u8>,
+    /// Perhaps no text.
+    pub reply_to: Option<Vec<u8>>,
+    /// The message's id.
+    pub message_id: Option<String>,
+}
 
 /// A connection with one channel that confirms.
 pub(crate) struct RawPublisher {
@@ -54,17 +67,28 @@ impl RawPublisher {
 
     /// Publishes a persistent message whose header table is `headers`, encoded and without its length, and waits for
     /// what becomes of it.
-    pub(crate) fn publish(
+    pub fn publish(&mut self, exchange: &str, routing_key: &str, headers: &[u8], body: &[u8]) -> Published {
+        let properties = Properties { headers: headers.to_vec(), ..Properties::default() };
+        self.publish_with(exchange, routing_key, &properties, body)
+    }
+
+    /// The same with more properties.
+    pub fn publish_with(
         &mut self,
         exchange: &str,
         routing_key: &str,
-        headers: &[u8],
+        properties: &Properties,
         body: &[u8],
     ) -> Published {
         self.method(1, 60, 40, &[&[0, 0], &short(exchange), &short(routing_key), &[0]]);
         let length = (body.len() as u64).to_be_bytes();
-        let header =
-            [&[0, 60, 0, 0][..], &length, &HEADERS_AND_MODE.to_be_bytes(), &long(headers), &[2]].concat();
+        let Properties { headers, reply_to, message_id } = properties;
+        let flag = |is_there: bool, flag: u16| if is_there { flag } else { 0 };
+        let flags =
+            HEADERS_AND_MODE | flag(reply_to.is_some(), REPLY_TO) | flag(message_id.is_some(), MESSAGE_ID);
+        let mut header = [&[0, 60, 0, 0][..], &length, &flags.to_be_bytes(), &long(headers), &[2]].concat();
+        let texts = [reply_to.as_deref(), message_id.as_deref().map(str::as_bytes)];
+        header.extend(texts.into_iter().flatten().flat_map(short_bytes));
         self.frame(HEADER, 1, &header);
         for piece in body.chunks(self.frame_max - 8) {
             self.frame(BODY, 1, piece);
@@ -109,7 +133,11 @@ impl RawPublisher {
 }
 
 fn short(text: &str) -> Vec<u8> {
-    [&[u8::try_from(text.len()).unwrap()][..], text.as_bytes()].concat()
+    short_bytes(text.as_bytes())
+}
+
+fn short_bytes(bytes: &[u8]) -> Vec<u8> {
+    [&[u8::try_from(bytes.len()).unwrap()][..], bytes].concat()
 }
 
 fn long(bytes: &[u8]) -> Vec<u8> {

@@ -22,6 +22,17 @@ pub(crate) struct Command {
     pub right: Right,
     /// Whether it may be told as unresolved first, because it gets little time and much trouble.
     pub hopeless: bool,
+    /// Properties that no client writes, instead of the usual ones.
+    pub raw: Option<RawProperties>,
+}
+
+/// What makes a message kill a client that reads it carelessly.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RawProperties {
+    /// Headers of so many arrays (`b'A'`) or tables (`b'F'`) in one another.
+    Nested(u8, usize),
+    /// A `reply_to` that is not UTF-8.
+    NoText,
 }
 
 /// How a command must end.
@@ -149,6 +160,35 @@ pub(crate) fn add_returned(
     coupons
 }
 
+/// Puts `count` messages among the first `within` whose bodies are sound commands and whose properties cannot be decoded,
+/// and gives their coupons, which must stay unused.
+#[allow(dead_code)] // for the torture alone
+pub fn add_undecodable(
+    commands: &mut Vec<Command>,
+    count: usize,
+    within: usize,
+    dice: &mut Dice,
+) -> Vec<Value> {
+    let mut coupons = Vec::new();
+    // Each way at least once, if there is room for it.
+    let ways =
+        [RawProperties::Nested(b'A', 1_500), RawProperties::Nested(b'F', 2_000), RawProperties::NoText];
+    for nth in 0..count {
+        let mut one = Vec::new();
+        add(Kind::Fresh, 700_000 + nth, &mut one, &mut coupons, dice);
+        for command in &mut one {
+            command.right = Right::Invalid;
+            command.raw = Some(ways[nth % ways.len()].clone());
+        }
+        let place = dice.below(within);
+        commands.splice(place..place, one);
+    }
+    for (nth, command) in commands.iter_mut().enumerate() {
+        command.id = format!("m-{nth:06}");
+    }
+    coupons
+}
+
 /// A rival whose other half was cut off at the end has none.
 fn settle_rivals(commands: &mut [Command]) {
     for nth in 0..commands.len() {
@@ -188,6 +228,7 @@ fn add(kind: Kind, nth: usize, commands: &mut Vec<Command>, coupons: &mut Vec<Va
         body: flat(&code, number).to_string().into_bytes(),
         right: Right::Redeemed,
         hopeless: false,
+        raw: None,
     };
     let command = good(&number);
     match kind {

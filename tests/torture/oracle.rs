@@ -472,7 +472,7 @@ mod tests {
 
     fn command() -> Command {
         let (id, code, number) = ("m-1".to_owned(), "C1".to_owned(), "USE_1".to_owned());
-        Command { id, code, number, body: Vec::new(), right: Right::Redeemed, hopeless: false }
+        Command { id, code, number, body: Vec::new(), right: Right::Redeemed, hopeless: false, raw: None }
     }
 
     /// How many uses were sent again unasked, of these calls: operation, fault, what was answered. They come two seconds

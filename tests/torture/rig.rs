@@ -112,6 +112,8 @@ pub(crate) struct Figures {
     pub operators: usize,
     /// Coupons that the user returned.
     pub returned: usize,
+    /// Messages whose properties cannot be decoded, among the commands.
+    pub undecodable: usize,
     /// The broker's version.
     pub broker_version: String,
     /// Everything, from the start of the broker.
@@ -126,6 +128,8 @@ impl Rig {
             commands::make(size.commands.saturating_sub(KEPT_BACK).max(3 * KEPT_BACK), KEPT_BACK, &mut dice);
         let within = commands.len() - 2 * KEPT_BACK;
         coupons.extend(commands::add_returned(&mut commands, size.commands / 60 + 2, within, &mut dice));
+        let undecodable = size.commands / 100 + 3;
+        coupons.extend(commands::add_undecodable(&mut commands, undecodable, within, &mut dice));
         let acts = plan::make(size, &mut dice);
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("torture-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
@@ -166,7 +170,7 @@ impl Rig {
             series.push(instance.series().await);
         }
         let allowance = watch::Sender::new(0);
-        let figures = Figures { broker_version: version(&broker).await, ..Figures::default() };
+        let figures = Figures { broker_version: version(&broker).await, undecodable, ..Figures::default() };
         Self {
             dir,
             broker,

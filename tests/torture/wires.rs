@@ -1,6 +1,9 @@
 //! The rig's own connections: a publisher that goes on until each command is confirmed, and a reader that keeps every
 //! event. Both outlive the broker.
 
+#[path = "../support/raw_amqp.rs"]
+mod raw_amqp;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -22,7 +25,9 @@ use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
 use crate::broker::{self, Broker, COUNTED_WITHIN};
-use crate::commands::Command;
+use crate::commands::{Command, RawProperties};
+
+use raw_amqp::{Properties, Published, RawPublisher, nested};
 
 /// The queue that is bound to all results from the start.
 pub(crate) const RESULTS: &str = "torture.results";
@@ -198,7 +203,11 @@ pub(crate) async fn publish(
             if let Some(deadline) = deadline {
                 done.deadlines.insert(command.id.clone(), deadline);
             }
-            if try_publish(&channel, &exchange, command, deadline).await {
+            let published = match &command.raw {
+                Some(raw) => publish_raw(&uri, &exchange, command, raw).await,
+                None => try_publish(&channel, &exchange, command, deadline).await,
+            };
+            if published {
                 wires = Some((connection, channel));
                 break;
             }
@@ -230,6 +239,25 @@ pub(crate) async fn park(uri: &str, exchange: &str, commands: &[Command]) {
         let confirmation = publishing.await.unwrap().await.unwrap();
         assert!(matches!(confirmation, Confirmation::Ack(None)), "{confirmation:?}");
     }
+}
+
+/// On a connection of its own, by hand: false if the broker is away.
+async fn publish_raw(uris: &str, exchange: &str, command: &Command, raw: &RawProperties) -> bool {
+    let message_id = Some(command.id.clone());
+    let properties = match raw {
+        RawProperties::Nested(kind, levels) => {
+            Properties { headers: nested(*kind, *levels), message_id, ..Properties::default() }
+        }
+        RawProperties::NoText => {
+            Properties { reply_to: Some(b"\xff\xfe".to_vec()), message_id, ..Properties::default() }
+        }
+    };
+    let uri = uris.split_whitespace().next().unwrap_or_default().to_owned();
+    let (exchange, body) = (exchange.to_owned(), command.body.clone());
+    let publishing = spawn_blocking(move || {
+        RawPublisher::connect(&uri).publish_with(&exchange, "use", &properties, &body)
+    });
+    matches!(publishing.await, Ok(Published::Acked))
 }
 
 async fn try_publish(

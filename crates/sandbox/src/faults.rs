@@ -94,6 +94,10 @@ pub enum Fault {
         /// The `message` of the body.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         message: Option<String>,
+        /// The `detail` of the body: `field`, `value`, `issue` and `location` as the provider writes them, or any other
+        /// JSON; absent by default.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        detail: Option<serde_json::Value>,
         /// The end of the `Request-ID`; a usual one where absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         sub_code: Option<u64>,
@@ -387,6 +391,7 @@ mod tests {
             r#"{"kind":"cut_after_effect"}"#,
             r#"{"kind":"cut_in_body"}"#,
             r#"{"kind":"status","status":429}"#,
+            r#"{"kind":"status","status":400,"detail":{"field":"Wechatpay-Serial","issue":"unknown"}}"#,
             r#"{"kind":"html_502"}"#,
             r#"{"kind":"probe_signature"}"#,
             r#"{"kind":"unknown_serial"}"#,
@@ -423,6 +428,7 @@ mod tests {
             status: 99,
             code: None,
             message: None,
+            detail: None,
             sub_code: None,
             signed: None,
             effect: false,

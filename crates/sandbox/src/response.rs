@@ -123,8 +123,12 @@ pub(super) fn apply_fault(truth: Option<ResponseDraft>, fault: Option<&Fault>) -
     };
     let truth = truth.unwrap_or_else(refused);
     match fault {
-        Some(Fault::Status { status, code, message, sub_code, signed, .. }) => {
-            status_draft(*status, code.as_deref(), message.as_deref(), *sub_code, *signed)
+        Some(Fault::Status { status, code, message, detail, sub_code, signed, .. }) => {
+            let draft = status_draft(*status, code.as_deref(), message.as_deref(), *sub_code, *signed);
+            match detail {
+                Some(detail) => ResponseDraft { body: patched(&draft.body, &json!({ "detail": detail })), ..draft },
+                None => draft,
+            }
         }
         Some(Fault::Html502 { .. }) => ResponseDraft {
             status: 502,

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::config::{Config, PREFIX};
-use crate::policy::file_name::Shown;
+use crate::policy::file_name::{Shown, quote};
 use crate::wechat::key_remedy::Remedy;
 
 /// Where the configuration comes from, which decides how a key is mended.
@@ -29,7 +29,9 @@ impl<'a> Origin<'a> {
         let set = self.set_by(&names);
         let how = how.replace('\n', " ");
         match (set.is_empty(), self.file) {
-            (true, Some(file)) => format!("${{EDITOR:-vi}} {} # {key}: {how}", Shown(file)),
+            (true, Some(file)) => {
+                format!("${{EDITOR:-vi}} {} # {key}: {how}", quote(&Shown(file).to_string()))
+            }
             (false, _) if !keys.iter().all(|key| is_known(key)) => format!("unset {} # {how}", set.join(" ")),
             _ => format!("{} # {how}", exports(&names)),
         }
@@ -53,8 +55,41 @@ impl Origin<'_> {
     pub(super) fn setting(&self, key: &str, value: &str) -> String {
         let name = variable(key);
         match (self.set_by(std::slice::from_ref(&name)).is_empty(), self.file) {
-            (true, Some(file)) => format!("${{EDITOR:-vi}} {} # {key} = {value:?}", Shown(file)),
-            _ => format!("export {name}={value}"),
+            (true, Some(file)) => {
+                format!("${{EDITOR:-vi}} {} # {key} = {value:?}", quote(&Shown(file).to_string()))
+            }
+            _ => format!("export {name}={}", quote(value)),
+        }
+    }
+
+    /// The command that puts a file in the place of another one in a list, there where it is set.
+    fn exchanging(&self, key: &str, old: &str, new: &str) -> String {
+        let name = variable(key);
+        match (self.set_by(std::slice::from_ref(&name)).is_empty(), self.file) {
+            (true, Some(file)) => {
+                let file = quote(&Shown(file).to_string());
+                format!("${{EDITOR:-vi}} {file} # {key}: {new:?} instead of {old:?}")
+            }
+            _ => {
+                let set = std::env::var(&name).ok();
+                let set = set.and_then(|text| format!("list = {text}").parse::<toml::Table>().ok());
+                let files = set.as_ref().and_then(|table| table["list"].as_array()).into_iter().flatten();
+                let files = files.filter_map(toml::Value::as_str);
+                let mut files: Vec<_> = files.map(|file| if file == old { new } else { file }).collect();
+                if !files.contains(&new) {
+                    files = vec![new];
+                }
+                format!("export {name}={}", quote(&format!("{files:?}")))
+            }
+        }
+    }
+
+    /// The command that leaves a key out, there where it is set.
+    pub(super) fn removing(&self, key: &str, how: &str) -> String {
+        let set = self.set_by(&[variable(key)]);
+        match set.is_empty() {
+            true => self.remedies(key, &format!("leave it out: {how}")),
+            false => format!("unset {} # {how}", set.join(" ")),
         }
     }
 
@@ -64,17 +99,19 @@ impl Origin<'_> {
             Remedy::Command(command) => command.clone(),
             Remedy::SetKey(how) => self.remedies(key, how),
             Remedy::Convert { command, file } => {
-                let (command, remark) = command.split_once(" # ").unwrap_or((command, ""));
-                let setting = self.setting(key, file);
-                let joint = if setting.contains(" # ") { ";" } else { " #" };
-                match remark {
-                    "" => format!("{command}; {setting}"),
-                    remark => format!("{command}; {setting}{joint} {remark}"),
-                }
+                // The file that it is made of has no such ending.
+                let setting = match (key, file.strip_suffix(".pem")) {
+                    (LIST_OF_FILES, Some(old)) => self.exchanging(key, old, file),
+                    _ => self.setting(key, file),
+                };
+                format!("{command}; {setting}")
             }
         }
     }
 }
+
+/// The key that names several files.
+const LIST_OF_FILES: &str = "wechat.platform_certificates";
 
 fn exports(names: &[String]) -> String {
     let each: Vec<_> = names.iter().map(|name| format!("export {name}=…")).collect();

@@ -104,8 +104,15 @@ fn kinds() -> Vec<Kind> {
         fault: Some((about, calls, fault)),
         expected: redeemed,
     };
-    let error_500 =
-        Fault::Status { status: 500, code: None, message: None, sub_code: None, signed: None, effect: false };
+    let error_500 = Fault::Status {
+        status: 500,
+        code: None,
+        message: None,
+        detail: None,
+        sub_code: None,
+        signed: None,
+        effect: false,
+    };
     let unsigned = Fault::UnsignedRefusal {};
     vec![
         kind("fresh coupon", "fresh_", 12, Holding::State(Effective), redeemed),

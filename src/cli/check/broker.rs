@@ -1,0 +1,290 @@
+//! What `check` finds at the broker over AMQP: whether it is reached, what it is, the topology, permissions and sizes.
+
+use std::time::Duration;
+
+use super::Finding;
+use super::broker_settings::broker_settings;
+use crate::amqp::connection::{AmqpSettings, CannotConnect};
+use crate::amqp::probe::{self, MessageBound, Need, Permissions, Right};
+use crate::amqp::session::Session;
+use crate::amqp::topology::{Difference, Mode, Object, ObjectState, inspect};
+use crate::config::Config;
+
+pub(super) async fn broker(config: &Config, mut settings: AmqpSettings, findings: &mut Vec<Finding>) {
+    const WHAT: &str = "broker";
+    let mode = settings.mode;
+    if let Some(finding) = unknown_host(&settings).await {
+        findings.push(finding);
+        return;
+    }
+    // Each object is looked at below, with every difference.
+    settings.mode = Mode::Off;
+    let greeted = probe::version(&settings).await;
+    if let Some(version) = &greeted {
+        findings.push(of_version(version));
+    }
+    let reached = topology(&settings, mode, findings).await;
+    if reached {
+        // Before anything that a broker in alarm would not answer.
+        broker_settings(config, &settings, greeted.is_none(), findings).await;
+    }
+    if reached && !permissions(&settings, mode, findings).await {
+        // A connection would fail for the same reason, and say less.
+        return;
+    }
+    let remedy = match proven(&settings).await {
+        Ok(session) => {
+            findings.push(Finding::ok(
+                WHAT,
+                format!("{} connects and confirms publishes: no alarm", session.at()),
+            ));
+            if let Some((consumers, commands)) = session.consumer_count().await {
+                let detail = format!("{commands} commands wait, {consumers} consumers");
+                findings.push(Finding::ok("queue", detail));
+            }
+            findings.extend(message_size(&settings).await);
+            session.close().await;
+            return;
+        }
+        // What is missing has been told already.
+        Err(CannotConnect::Topology { .. }) if reached => return,
+        Err(fault @ CannotConnect::Tls { advice, .. }) => {
+            findings.push(Finding::fault(WHAT, fault.to_string(), advice).with_id("broker_tls"));
+            return;
+        }
+        Err(fault) => {
+            findings.push(Finding::fault(WHAT, fault.to_string(), "").with_id(id(&fault)));
+            match fault {
+                CannotConnect::Uri(_) => "export REDEEMER_BROKER__URI=amqp://USER:PASSWORD@HOST:5672/%2f",
+                CannotConnect::File(_) => "ls -l on the file that the key names; a key: chmod 600",
+                CannotConnect::TimedOut { .. } => {
+                    "rabbitmq-diagnostics listeners # is the address among them, and reachable from here?"
+                }
+                CannotConnect::Frames { .. } => {
+                    "echo 'frame_max = 131072' >> /etc/rabbitmq/rabbitmq.conf # there, then a restart; no less in broker.uri"
+                }
+                CannotConnect::NoConfirms { .. } => "rabbitmqctl status; free memory or disk on the broker",
+                CannotConnect::MayNotPublish { .. } => {
+                    "rabbitmqctl list_permissions; rabbitmqctl list_topic_permissions"
+                }
+                CannotConnect::Refused { .. }
+                | CannotConnect::Lost { .. }
+                | CannotConnect::Topology { .. }
+                | CannotConnect::Tls { .. } => {
+                    "rabbitmqctl status; rabbitmqctl list_permissions # and user, password and virtual host of the URI"
+                }
+            }
+        }
+    };
+    if let Some(last) = findings.last_mut() {
+        last.remedy = Some(remedy.to_owned());
+    }
+}
+
+fn id(fault: &CannotConnect) -> &'static str {
+    match fault {
+        CannotConnect::Uri(_) => "broker_uri",
+        CannotConnect::File(_) => "broker_file",
+        CannotConnect::Tls { .. } => "broker_tls",
+        CannotConnect::TimedOut { .. } => "broker_timed_out",
+        CannotConnect::Refused { .. } => "broker_refused",
+        CannotConnect::Lost { .. } => "broker_lost",
+        CannotConnect::Frames { .. } => "broker_frame_max",
+        CannotConnect::NoConfirms { .. } => "broker_no_confirms",
+        CannotConnect::MayNotPublish { .. } => "broker_may_not_publish",
+        CannotConnect::Topology { .. } => "topology",
+    }
+}
+
+/// The longest wait for a name server.
+const LOOKUP_MAX: Duration = Duration::from_secs(5);
+
+/// A node whose name nobody knows: permissions, which are looked at next, would have nothing to do with it.
+async fn unknown_host(settings: &AmqpSettings) -> Option<Finding> {
+    for (host, port) in settings.hosts().ok()? {
+        let looked = tokio::time::timeout(LOOKUP_MAX, tokio::net::lookup_host((host.as_str(), port))).await;
+        let problem = match looked {
+            Ok(Ok(_)) => continue,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no name server answered within {LOOKUP_MAX:?}"),
+        };
+        let finding = Finding::fault(
+            "broker",
+            format!("the host name {host} cannot be resolved: {problem}"),
+            format!("getent hosts '{host}'; cat /etc/resolv.conf # or correct the name in broker.uri"),
+        );
+        return Some(finding.with_id("broker_host_unknown"));
+    }
+    None
+}
+
+/// Whether the broker bounds messages. What the user may not try, the permissions have told.
+async fn message_size(settings: &AmqpSettings) -> Option<Finding> {
+    const WHAT: &str = "message size";
+    let mending = format!(
+        "echo 'max_message_size = {}' >> /etc/rabbitmq/rabbitmq.conf # there, then a restart",
+        probe::MESSAGE_BYTES_NEEDED
+    );
+    Some(match probe::message_bound(settings).await {
+        Ok(MessageBound::Sufficient) => {
+            Finding::ok(WHAT, "the broker takes 128 KiB and refuses more than 1 MiB")
+        }
+        Ok(MessageBound::Excessive) => Finding::warning(
+            WHAT,
+            "the broker takes messages of more than 1 MiB; a few large ones would fill this service's memory",
+            mending,
+        ),
+        Ok(MessageBound::TooSmall(words)) => {
+            Finding::fault(WHAT, format!("the broker refuses a message of 128 KiB: {words}"), mending)
+        }
+        Ok(MessageBound::Unclear(_)) => return None,
+        Err(fault) => Finding::warning(WHAT, fault.to_string(), "redeemer check # once more"),
+    })
+}
+
+/// Connects as the service does, and proves that confirms come.
+async fn proven(settings: &AmqpSettings) -> Result<Session, CannotConnect> {
+    let session = Session::establish(settings, 0).await?;
+    session.confirm_publishing().await?;
+    Ok(session)
+}
+
+/// The first version whose quorum queues dead-letter at least once.
+const OLDEST: (u32, u32) = (3, 10);
+const UPGRADE: &str =
+    "rabbitmqctl version # RabbitMQ 3.10 or later is needed: https://www.rabbitmq.com/docs/upgrade";
+
+pub(super) fn of_version(version: &str) -> Finding {
+    const WHAT: &str = "broker version";
+    let mut numbers = version.split('.').map_while(|number| number.parse().ok());
+    match (numbers.next(), numbers.next()) {
+        (Some(major), Some(minor)) if (major, minor) < OLDEST => Finding::fault(
+            WHAT,
+            format!("{version} cannot dead-letter at least once: commands could be lost on the way"),
+            UPGRADE,
+        ),
+        (Some(_), Some(_)) => Finding::ok(WHAT, version),
+        _ => Finding::warning(WHAT, format!("{version} is no version of RabbitMQ"), UPGRADE),
+    }
+}
+
+/// Tells whatever is missing or differs, argument by argument; `mode` is what the service does about it. False where
+/// the broker is not reached.
+async fn topology(settings: &AmqpSettings, mode: Mode, findings: &mut Vec<Finding>) -> bool {
+    const WHAT: &str = "topology";
+    let Ok((_, found)) = inspect(settings, false).await else { return false };
+    let vhost = settings.vhost().unwrap_or_default();
+    let (mut sound, all) = (true, found.len());
+    let mut missing = Vec::new();
+    for (object, standing) in found {
+        match standing {
+            ObjectState::Present | ObjectState::Created | ObjectState::NotQueryable => continue,
+            ObjectState::Missing | ObjectState::NotCreated(_) => missing.push(object.to_string()),
+            ObjectState::Differs(differences) => {
+                for Difference { argument, wanted, found } in differences {
+                    let detail = format!("{object}: {argument} is {found}, must be {wanted}");
+                    findings.push(Finding::fault(WHAT, detail, making_anew(&object, &vhost)));
+                }
+            }
+            ObjectState::Unreadable(words) if mode == Mode::Create && words.contains("ACCESS_REFUSED") => {
+                let detail =
+                    format!("the user may not declare {object}, as broker.topology = create wants: {words}");
+                findings.push(Finding::fault("permissions", detail, probe::granting(settings, mode)));
+            }
+            ObjectState::Unreadable(words) => findings.push(Finding::warning(
+                WHAT,
+                format!("{object} is there; its arguments cannot be compared: {words}"),
+                "redeemer topology verify # as a user who may configure it",
+            )),
+        }
+        sound = false;
+    }
+    if !missing.is_empty() {
+        findings.push(missing_objects(&missing, all, mode));
+    }
+    if sound {
+        findings.push(Finding::ok(WHAT, "every exchange and queue is there with its arguments"));
+    }
+    true
+}
+
+/// One finding however many are missing: they have one cause and one remedy.
+fn missing_objects(missing: &[String], all: usize, mode: Mode) -> Finding {
+    const WHAT: &str = "topology";
+    const NAMED_MAX: usize = 3;
+    let mut detail = format!("{} of {all} objects are missing: ", missing.len());
+    detail.push_str(&missing.iter().take(NAMED_MAX).map(String::as_str).collect::<Vec<_>>().join(", "));
+    if missing.len() > NAMED_MAX {
+        detail.push_str(&format!(" and {} more", missing.len() - NAMED_MAX));
+    }
+    let finding = match mode {
+        Mode::Create => {
+            Finding::warning(WHAT, detail, "redeemer topology apply # or nothing: redeemer run makes them")
+        }
+        Mode::Verify | Mode::Off => Finding::fault(WHAT, detail, "redeemer topology apply"),
+    };
+    finding.with_id("topology_missing")
+}
+
+/// What can be done about an object that differs: the broker changes no argument of one that exists. What deletes is
+/// left for the operator to run, once nothing can be lost.
+pub(super) fn making_anew(object: &Object, vhost: &str) -> String {
+    let (look, delete) = match object {
+        Object::Queue { name, .. } => (
+            format!("rabbitmqctl list_queues -p '{vhost}' name messages"),
+            format!("when {name} is empty: rabbitmqctl delete_queue -p '{vhost}' '{name}'"),
+        ),
+        Object::Exchange { name, .. } => (
+            format!("rabbitmqctl list_exchanges -p '{vhost}' name type arguments"),
+            format!("delete exchange {name} on the management page"),
+        ),
+        Object::Binding { .. } => return "redeemer topology apply".to_owned(),
+    };
+    format!("{look} # stop the service; {delete}; redeemer topology apply; or configure what it has")
+}
+
+/// Tells what the user may not do. False where anything that the service needs is among it.
+async fn permissions(settings: &AmqpSettings, mode: Mode, findings: &mut Vec<Finding>) -> bool {
+    const WHAT: &str = "permissions";
+    let rights = match probe::rights(settings).await {
+        Ok(rights) => rights,
+        Err(fault) => {
+            findings.push(Finding::warning(WHAT, fault.to_string(), "redeemer check # once more"));
+            return true;
+        }
+    };
+    let (mut sound, mut lacking) = (true, false);
+    for (right, need, held) in rights {
+        let what = match right {
+            Right::Write { exchange, .. } if exchange.is_empty() => "publish to amq.default".to_owned(),
+            Right::Write { exchange, .. } => format!("publish to {exchange}"),
+            Right::Read(queue) => format!("consume {queue}"),
+        };
+        findings.push(match (held, need) {
+            (Permissions::Granted, _) => continue,
+            (Permissions::Missing(words), Need::Service) => {
+                lacking = true;
+                let detail = format!("the user may not {what}: {words}");
+                Finding::fault(WHAT, detail, probe::granting(settings, mode))
+            }
+            (Permissions::Missing(_), Need::Console) => {
+                let detail =
+                    format!("the user may not {what}: the service does not need it, redeemer parked does");
+                Finding::warning(
+                    WHAT,
+                    detail,
+                    "redeemer parked list # as a user who may; nothing to do for the service",
+                )
+            }
+            (Permissions::Unclear(words), _) => {
+                let detail = format!("whether the user may {what} could not be found out: {words}");
+                Finding::warning(WHAT, detail, "redeemer check # once more")
+            }
+        });
+        sound = false;
+    }
+    if sound {
+        findings.push(Finding::ok(WHAT, "the user may consume and publish whatever it takes"));
+    }
+    !lacking
+}

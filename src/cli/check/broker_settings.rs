@@ -1,0 +1,160 @@
+//! What `check` finds through the broker's management API, which AMQP does not show.
+
+use std::time::Duration;
+
+use super::broker::{making_anew, of_version};
+use super::remedies::setting;
+use super::{Finding, Severity};
+use crate::amqp::connection::AmqpSettings;
+use crate::amqp::management::{self, Alarm, Management, ManagementError, Mismatch, Queue};
+use crate::amqp::topology::Object;
+use crate::config::Config;
+
+/// The longest that a command is usually held without an acknowledgement.
+fn held(config: &Config) -> Duration {
+    config.retry.in_process_max.0 + config.wechat.total_timeout.0 * 2 + config.retry.query_delay.0 * 3
+}
+
+const SETTINGS: &str = "broker settings";
+/// The command that shows it.
+const CONSUMER_TIMEOUT: &str = "rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).'";
+
+/// Policies, alarms, bindings, effective arguments and consumer timeouts: seen through the management API where it is
+/// configured, else said not to be seen.
+pub(super) async fn broker_settings(
+    config: &Config,
+    settings: &AmqpSettings,
+    tell_version: bool,
+    findings: &mut Vec<Finding>,
+) {
+    let uri = config.broker.management_uri.as_str();
+    if uri.is_empty() {
+        findings.push(unseen(config));
+        return;
+    }
+    let before = findings.len();
+    let looked = match Management::new(uri, settings) {
+        Ok(management) => look(&management, config, settings, tell_version, findings).await,
+        Err(fault) => Err(fault),
+    };
+    if let Err(fault) = looked {
+        let remedy = match &fault {
+            ManagementError::Forbidden { user, .. } => format!("rabbitmqctl set_user_tags {user} management"),
+            ManagementError::Uri(_) | ManagementError::Settings(_) => setting("broker.management_uri"),
+            ManagementError::NoResponse { .. } => {
+                "rabbitmq-plugins enable rabbitmq_management # or mend broker.management_uri".to_owned()
+            }
+        };
+        findings.push(Finding::fault(SETTINGS, fault.to_string(), remedy));
+        findings.push(unseen(config));
+    } else if !findings[before..].iter().any(|finding| finding.gravity == Severity::Fault) {
+        let detail = "no alarm; every queue has its arguments, and no policy takes anything away (the broker's \
+                      listing may be some seconds old)";
+        findings.push(Finding::ok(SETTINGS, detail));
+    }
+}
+
+async fn look(
+    management: &Management,
+    config: &Config,
+    settings: &AmqpSettings,
+    tell_version: bool,
+    findings: &mut Vec<Finding>,
+) -> Result<(), ManagementError> {
+    if management.exposed() {
+        findings.push(Finding::warning(
+            SETTINGS,
+            "broker.management_uri is not encrypted: the password goes over the network as it is",
+            format!("{} # https:// instead of http://", setting("broker.management_uri")),
+        ));
+    }
+    if let Some(version) = management.version().await?.filter(|_| tell_version) {
+        findings.push(of_version(&version));
+    }
+    for Alarm { node, resource } in management.alarms().await? {
+        let remedy = match resource.as_str() {
+            "memory" => format!("rabbitmq-diagnostics -n {node} memory_breakdown"),
+            _ => format!("rabbitmq-diagnostics -n {node} status # free disk space there"),
+        };
+        let detail = format!("{resource} alarm on {node}: nobody can publish until it is over");
+        findings.push(Finding::fault("alarm", detail, remedy));
+    }
+    let vhost = settings.vhost()?;
+    let (mut timeout_seen, held) = (false, held(config));
+    for object in settings.topology.plan() {
+        match &object {
+            Object::Exchange { .. } => {}
+            Object::Binding { exchange, queue, routing_key } => {
+                // What is not there has been told.
+                let there = management.queue(queue).await?.is_some();
+                if there && !management.is_bound(exchange, queue, routing_key).await? {
+                    let detail = format!("{object} is missing: what is published there goes nowhere");
+                    findings.push(Finding::fault("topology", detail, "redeemer topology apply"));
+                }
+            }
+            Object::Queue { name, .. } => {
+                let Some(queue) = management.queue(name).await? else { continue };
+                timeout_seen |= queue.consumer_details.iter().any(|one| one.consumer_timeout.is_some());
+                for unfit in management::unfit(&object, &queue, held) {
+                    findings.push(misfit(&object, name, &vhost, &queue, &unfit));
+                }
+            }
+        }
+    }
+    if !timeout_seen {
+        findings.push(Finding::warning(
+            "consumer timeout",
+            format!(
+                "not visible from here: the broker's consumer_timeout must be well over {held:?}, the longest that a \
+                 command is usually held"
+            ),
+            CONSUMER_TIMEOUT,
+        ));
+    }
+    Ok(())
+}
+
+fn misfit(object: &Object, name: &str, vhost: &str, queue: &Queue, unfit: &Mismatch) -> Finding {
+    let Mismatch { key, found, wanted, by_policy } = unfit;
+    if key == "consumer_timeout" {
+        return Finding::fault(
+            "consumer timeout",
+            format!("queue {name}: the broker takes a command back after {found} ms, must be {wanted}"),
+            "rabbitmqctl eval 'application:set_env(rabbit, consumer_timeout, 1800000).' # and for its next start: \
+             consumer_timeout = 1800000 in rabbitmq.conf",
+        );
+    }
+    if !by_policy {
+        let detail = format!("queue {name}: {key} is {found}, must be {wanted}");
+        return Finding::fault("arguments", detail, making_anew(object, vhost));
+    }
+    let (policy, operator) = (queue.policy.as_deref(), queue.operator_policy.as_deref());
+    let named: Vec<_> = policy.into_iter().chain(operator).collect();
+    let clears = policy.map(|policy| format!("rabbitmqctl clear_policy -p {vhost} {policy}"));
+    let clears_operators =
+        operator.map(|policy| format!("rabbitmqctl clear_operator_policy -p {vhost} {policy}"));
+    let remedies: Vec<_> = clears.into_iter().chain(clears_operators).collect();
+    Finding::fault(
+        "policy",
+        format!("queue {name}: policy {} sets {key} to {found}, must be {wanted}", named.join(" with ")),
+        format!(
+            "{} # or let it leave out {key}; the broker lists a policy some seconds after it was set or cleared",
+            remedies.join("; ")
+        ),
+    )
+}
+
+/// What no client is told over AMQP: for the operator to compare.
+fn unseen(config: &Config) -> Finding {
+    let held = held(config);
+    let detail = format!(
+        "not visible from here without broker.management_uri: a consumer_timeout of the broker must be well over \
+         {held:?}, the longest that a command is usually held; no policy may override a queue; no alarm; every binding"
+    );
+    let remedy = format!(
+        "{CONSUMER_TIMEOUT}; rabbitmqctl list_queues name policy effective_policy_definition; \
+         rabbitmq-diagnostics alarms; rabbitmqctl list_bindings # or: {}",
+        setting("broker.management_uri")
+    );
+    Finding::warning(SETTINGS, detail, remedy)
+}

@@ -1,0 +1,174 @@
+//! What `check` finds in the configuration and in the keys: everything that keeps the service from starting, by the code that
+//! `run` starts with.
+
+use std::sync::{Arc, PoisonError};
+
+use jiff::{SignedDuration, Timestamp};
+use secrecy::ExposeSecret as _;
+
+use super::remedies::Origin;
+use super::{Finding, payment_api};
+use crate::app::merchant_key_from_environment;
+use crate::config::startup::{Inspected, StartFault};
+use crate::config::{Config, ConfigFault, MERCHANT_KEY, PREFIX};
+use crate::policy::file_name::{Shown, quote};
+use crate::wechat::certificates::ApiV3Key;
+use crate::wechat::client::{CannotStart, Client, SharedKeyring};
+use crate::wechat::keys::Keyring;
+
+pub(super) fn misconfigured(fault: &ConfigFault, origin: &Origin) -> Finding {
+    let ConfigFault { key, problem, id, remedy } = fault;
+    // Where the text as a whole is at fault, the file's name stands for the key; without a file, nothing does.
+    let file = origin.file.map(|file| Shown(file).to_string());
+    let (detail, mending) = match (file, remedy) {
+        (_, Some(remedy)) => (format!("{key}: {problem}"), origin.remedy(remedy, key)),
+        (Some(file), None) if file == *key => {
+            (format!("{key}: {problem}"), format!("ls -l {0}; ${{EDITOR:-vi}} {0}", quote(key)))
+        }
+        (None, None) if key.is_empty() => (problem.clone(), format!("env | grep -o '^{PREFIX}[^=]*'")),
+        _ => (format!("{key}: {problem}"), origin.remedies(key, problem)),
+    };
+    Finding::fault("configuration", detail, mending).with_id(id.clone())
+}
+
+/// What keeps the service from starting, with what mends it.
+fn start_fault(fault: &StartFault, config: &Config, origin: &Origin) -> Finding {
+    match fault {
+        StartFault::Config(fault) => {
+            let what = match fault.key.as_str() {
+                key if key.starts_with("broker.") => "broker",
+                "wechat.mchid" | "wechat.merchant_serial" => "configuration",
+                _ => "keys",
+            };
+            let finding = misconfigured(fault, origin);
+            let mending = match (fault.id.as_str(), fault.key.as_str()) {
+                ("apiv3_key_length", _) => {
+                    Some(format!("wc -c {} # 32 characters", quote(&config.wechat.apiv3_key_file)))
+                }
+                ("token_too_short", _) => {
+                    let file = quote(&config.admin.console_token_file);
+                    Some(format!("openssl rand -hex 32 > {file} # its owner and its mode stay"))
+                }
+                ("serial_not_held", _) => {
+                    Some(origin.removing(&fault.key, "a key that is held is asked for"))
+                }
+                _ => None,
+            };
+            Finding { what, remedy: mending.or(finding.remedy), ..finding }
+        }
+        StartFault::Key { key, fault: wrong } => {
+            let mended = key.as_deref().unwrap_or("wechat.merchant_key_file");
+            let remedy = origin.remedy(&wrong.remedy(MERCHANT_KEY), mended);
+            Finding::fault("keys", fault.to_string(), remedy).with_id(wrong.id())
+        }
+        StartFault::Client(fault) => {
+            let remedy = match fault {
+                CannotStart::BaseUrl { key } | CannotStart::Unencrypted { key } => {
+                    origin.remedies(key, "such as https://api.mch.weixin.qq.com")
+                }
+                CannotStart::Header(name) => {
+                    origin.remedies(&format!("wechat.{name}"), "letters, digits and underscores")
+                }
+                CannotStart::Http(_) => {
+                    "openssl version -d # are the system's certificates there?".to_owned()
+                }
+            };
+            let id = match fault {
+                CannotStart::BaseUrl { .. } | CannotStart::Unencrypted { .. } => "config_base_url",
+                CannotStart::Header(_) => "config_value",
+                CannotStart::Http(_) => "tls_unavailable",
+            };
+            Finding::fault("configuration", fault.to_string(), remedy).with_id(id)
+        }
+    }
+}
+
+/// What keeps the service from starting, and how the keys stand that could be read.
+pub(super) fn keys(config: &Config, origin: &Origin, looked: &Inspected, findings: &mut Vec<Finding>) {
+    findings.extend(looked.faults.iter().map(|fault| start_fault(fault, config, origin)));
+    let Some(keyring) = &looked.keys else { return };
+    let keyring = keyring.read().unwrap_or_else(PoisonError::into_inner).clone();
+    let now = Timestamp::now();
+    let bits = keyring.merchant.bits();
+    findings.push(Finding::ok("keys", format!("merchant key: RSA, {bits} bits, signs and verifies")));
+    let month = SignedDuration::from_hours(30 * 24);
+    if let Some(until) = keyring.merchant_expires {
+        findings.push(merchant_certificate(config, until, now, month));
+    }
+    for fault in &keyring.left_out {
+        let remedy = origin.remedies("wechat.platform_certificates", "take it out");
+        findings.push(Finding::warning("keys", fault.to_string(), remedy).with_id(fault.id()));
+    }
+    for (serial, key) in keyring.public.iter() {
+        findings.push(match key.expires {
+            None => Finding::ok("keys", format!("public key {serial}")),
+            Some(until) if until.duration_since(now) < month => Finding::warning(
+                "keys",
+                format!("platform certificate {serial} expires at {until}"),
+                origin.remedies(
+                    "wechat.platform_certificates",
+                    "add the next one, which the merchant platform has for download",
+                ),
+            )
+            .with_id("certificate_expires_soon"),
+            Some(until) => Finding::ok("keys", format!("platform certificate {serial}, valid until {until}")),
+        });
+    }
+}
+
+fn merchant_certificate(config: &Config, until: Timestamp, now: Timestamp, month: SignedDuration) -> Finding {
+    let next = format!(
+        "openssl x509 -noout -serial -dates -in {} # then apply for the next one on the merchant platform, and put key \
+         and certificate in place together",
+        quote(&config.wechat.merchant_certificate_file)
+    );
+    match until.duration_since(now) {
+        left if left.is_negative() => {
+            Finding::fault("keys", format!("the merchant API certificate ended at {until}"), next)
+                .with_id("certificate_not_valid_now")
+        }
+        left if left < month => {
+            Finding::warning("keys", format!("the merchant API certificate ends at {until}"), next)
+                .with_id("certificate_expires_soon")
+        }
+        _ => Finding::ok(
+            "keys",
+            format!("the merchant API certificate belongs to the key, valid until {until}"),
+        ),
+    }
+}
+
+/// Where nothing but downloaded platform certificates verifies answers, downloads them as the service does: without
+/// them every answer would look like a fault.
+pub(super) async fn download(
+    config: &Config,
+    origin: &Origin<'_>,
+    (client, keyring): (&Client, &SharedKeyring),
+    key: Option<&ApiV3Key>,
+    findings: &mut Vec<Finding>,
+) {
+    const WHAT: &str = "keys";
+    let without_keys = keyring.read().unwrap_or_else(PoisonError::into_inner).public.is_empty();
+    // A key that cannot be read has been told.
+    let (true, Some(key)) = (without_keys, key) else { return };
+    let now = Timestamp::now();
+    match client.certificates(key, now, rand::random()).await {
+        Ok(brought) => {
+            for (serial, _) in brought.iter() {
+                findings.push(Finding::ok(WHAT, format!("platform certificate {serial}, downloaded")));
+            }
+            let merchant_key = merchant_key_from_environment();
+            let merchant_key = merchant_key.as_ref().map(|key| key.expose_secret());
+            // It was read a moment ago; where it no longer can be, the call below says what is missing.
+            if let Ok(mut with) = Keyring::load(&config.key_files(), merchant_key, now) {
+                with.public.extend(brought);
+                *keyring.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(with);
+            }
+        }
+        Err(fault) => {
+            let detail = format!("platform certificates could not be downloaded: {fault}");
+            let (id, remedy) = payment_api::download_remedy(&fault, config, origin);
+            findings.push(Finding::fault(WHAT, detail, remedy).with_id(id));
+        }
+    }
+}
