@@ -50,8 +50,9 @@ fn coupon(state: &str, used: Option<&str>, returned: Option<&str>) -> Coupon {
             return_request_no: returned.map(Into::into),
             return_time: None,
         }),
-        ids: vec![],
+        ids: Box::default(),
         entity: "{}".into(),
+        reduced: None,
     }
 }
 

@@ -79,10 +79,37 @@ pub struct Coupon {
     /// How it is used: once, or round by round.
     pub usage: UsageTrace,
     /// The brand, product coupon and stock that the reply names, each as often as it does.
-    pub ids: Vec<Id>,
+    pub ids: Box<[Id]>,
     /// The entity as it is passed on, one JSON object: exactly as it was sent, unknown fields included, where a strict
     /// reader can read that. [`NO_ENTITY`] where only the state is known.
     pub entity: Arc<str>,
+    /// Why `entity` holds no more than the code and the state, if it was reduced to them.
+    pub reduced: Option<Reduction>,
+}
+
+/// Why no more than the code and the state of an entity is passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reduction {
+    /// It is too large for a message.
+    Size,
+    /// It is nested too deeply for common readers of JSON.
+    Nesting,
+    /// It holds a number that is beyond the range of a double.
+    Number,
+}
+
+impl Reduction {
+    /// Every reason.
+    pub const ALL: [Self; 3] = [Self::Size, Self::Nesting, Self::Number];
+
+    /// As an event names it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Size => "size",
+            Self::Nesting => "nesting",
+            Self::Number => "number",
+        }
+    }
 }
 
 /// What stands for an entity that is not known, as JSON.
@@ -153,7 +180,7 @@ impl Coupon {
     /// A coupon of which no more than the state is known any longer.
     pub fn in_state(state: CouponState) -> Self {
         let usage = UsageTrace::Single(Trace::default());
-        Self { code: "".into(), state, usage, ids: Vec::new(), entity: NO_ENTITY.into() }
+        Self { code: "".into(), state, usage, ids: Box::default(), entity: NO_ENTITY.into(), reduced: None }
     }
 
     /// Whether the brand, the product coupon and the stock are those of the redemption, where the reply names them.
@@ -279,8 +306,9 @@ mod tests {
             code: "C1".into(),
             state: CouponState::from_wire(state),
             usage,
-            ids: vec![],
+            ids: Box::default(),
             entity: "{}".into(),
+            reduced: None,
         }
     }
 

@@ -57,7 +57,7 @@ impl Permits {
     }
 
     /// How many are busy.
-    pub fn set_in_use(&self) -> usize {
+    pub fn in_use(&self) -> usize {
         self.all - self.free.available_permits()
     }
 }
@@ -105,9 +105,9 @@ mod tests {
         drop(second);
         assert!(permits.acquire().is_none(), "promised to the one that is back");
         let first = resting.await.unwrap();
-        assert_eq!(permits.set_in_use(), 1);
+        assert_eq!(permits.in_use(), 1);
         drop(first);
-        assert_eq!(permits.set_in_use(), 0);
+        assert_eq!(permits.in_use(), 0);
     }
 
     #[tokio::test(start_paused = true)]
@@ -117,7 +117,7 @@ mod tests {
         let rest =
             tokio::time::timeout(Duration::from_secs(1), permit.release_while(Duration::from_secs(2))).await;
         assert!(rest.is_err());
-        assert_eq!(permits.set_in_use(), 0);
+        assert_eq!(permits.in_use(), 0);
         assert!(permits.acquire().is_some());
     }
 }

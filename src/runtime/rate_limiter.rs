@@ -52,7 +52,7 @@ impl Shared {
     }
 
     fn grant(&self, serve: impl FnOnce() -> bool) -> Result<(), Duration> {
-        lock(&self.limit).grant(self.time(Instant::now()), serve)
+        lock(&self.limit).grant(self.time(now()), serve)
     }
 }
 
@@ -66,15 +66,22 @@ struct Queues {
 impl RateLimiter {
     /// A rate limiter for `calls_per_second` of the whole merchant. Its clockwork runs until the last clone is gone.
     pub fn start(calls_per_second: NonZeroU32) -> Self {
+        let (rate_limiter, clockwork) = Self::with_clockwork(calls_per_second);
+        tokio::spawn(clockwork);
+        rate_limiter
+    }
+
+    /// The same, with the clockwork that the caller must run.
+    pub fn with_clockwork(calls_per_second: NonZeroU32) -> (Self, impl Future<Output = ()> + Send + use<>) {
         let shared = Arc::new(Shared {
             queues: Mutex::default(),
             arrived: Notify::new(),
             limit: Mutex::new(RateLimit::new(f64::from(calls_per_second.get()))),
             hurried: AtomicUsize::new(0),
-            origin: Instant::now(),
+            origin: now(),
         });
-        tokio::spawn(grant_permits(Arc::downgrade(&shared)));
-        Self(shared)
+        let clockwork = grant_permits(Arc::downgrade(&shared));
+        (Self(shared), clockwork)
     }
 
     /// Waits for the turn of one call. Giving up the wait gives up the place.
@@ -111,7 +118,7 @@ impl RateLimiter {
 
     /// A call that was sent then was answered, with a 429 if `throttled`; `again` if its command was throttled before.
     pub fn record(&self, sent_at: Instant, throttled: bool, again: bool) {
-        let (sent_at, now) = (self.0.time(sent_at), self.0.time(Instant::now()));
+        let (sent_at, now) = (self.0.time(sent_at), self.0.time(now()));
         lock(&self.0.limit).record(Response { sent_at, throttled, again }, now);
     }
 
@@ -123,7 +130,7 @@ impl RateLimiter {
 
     /// Whether it waits for the others to count it. What it sees of them meanwhile may shorten that.
     pub fn is_joining(&self) -> bool {
-        lock(&self.0.limit).is_joining(self.0.time(Instant::now()))
+        lock(&self.0.limit).is_joining(self.0.time(now()))
     }
 
     /// Takes this instance's share among so many.
@@ -133,12 +140,12 @@ impl RateLimiter {
 
     /// Calls per second that this instance makes at most now.
     pub fn per_second(&self) -> f64 {
-        lock(&self.0.limit).per_second(self.0.time(Instant::now()))
+        lock(&self.0.limit).per_second(self.0.time(now()))
     }
 
     /// The part of its share that this instance uses, and the share of 429 that it met lately.
     pub fn reduced(&self) -> (f64, f64) {
-        lock(&self.0.limit).reduced(self.0.time(Instant::now()))
+        lock(&self.0.limit).reduced(self.0.time(now()))
     }
 }
 
@@ -215,6 +222,11 @@ impl Queues {
             }
         }
     }
+}
+
+/// The time of the runtime: tests hold it still.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -658,7 +658,7 @@ impl Service {
 
     /// Tells how many are held, beside what was taken and settled.
     fn count(&self) {
-        self.context.metrics.observe_lane_wait(self.held(), self.permits.set_in_use());
+        self.context.metrics.observe_lane_wait(self.held(), self.permits.in_use());
     }
 
     fn start_work(&mut self) {

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use crate::domain::coupon::{Coupon, CouponState, Id, Round, Trace, UsageTrace};
+use crate::domain::coupon::{Coupon, CouponState, Id, Reduction, Round, Trace, UsageTrace};
 use crate::domain::redemption::UseTime;
 
 /// The longest error message that is kept, in bytes: it travels in a header that must stay small.
@@ -16,7 +16,7 @@ pub const MESSAGE_BYTES_MAX: usize = 1024;
 
 /// The deepest nesting of a coupon that is passed on. The documented shape has 6 levels; common parsers of
 /// subscribers give up at 128, and the event puts two levels around it.
-const NESTING_MAX: usize = 64;
+pub const NESTING_MAX: usize = 64;
 
 /// What an error body says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -86,11 +86,15 @@ pub fn coupon(body: &[u8]) -> Option<Coupon> {
     let text = &*text;
     let entity: EntityText = serde_json::from_str(text).ok()?;
     // What a strict subscriber could not read is signed all the same, and says what became of the coupon.
-    let readable =
-        nesting <= NESTING_MAX && (plain || serde_json::from_str::<serde_json::Value>(text).is_ok());
-    let passed_on = match readable {
-        true => text.trim().into(),
-        false => reduced(&entity).into(),
+    let reduced = match plain {
+        _ if nesting > NESTING_MAX => Some(Reduction::Nesting),
+        // Texts are whole by now, so that only a number can be at fault.
+        false if serde_json::from_str::<serde_json::Value>(text).is_err() => Some(Reduction::Number),
+        _ => None,
+    };
+    let passed_on = match reduced {
+        None => text.trim().into(),
+        Some(_) => code_and_state(&entity).into(),
     };
     // An object that does not apply may be there all the same, and empty; so may its list, or be null.
     let rounds =
@@ -113,6 +117,7 @@ pub fn coupon(body: &[u8]) -> Option<Coupon> {
         usage,
         ids,
         entity: passed_on,
+        reduced,
     })
 }
 
@@ -202,7 +207,7 @@ fn skip_text(rest: &mut &[u8]) -> bool {
 }
 
 /// What is passed on of an entity that is not passed on as it came.
-fn reduced(entity: &EntityText) -> String {
+fn code_and_state(entity: &EntityText) -> String {
     serde_json::json!({ "coupon_code": entity.coupon_code, "coupon_state": entity.coupon_state }).to_string()
 }
 
@@ -338,6 +343,7 @@ mod tests {
             let deeper = deep.replacen('[', &"[".repeat(levels), 1).replacen(']', &"]".repeat(levels), 1);
             let coupon = coupon(deeper.as_bytes()).unwrap();
             assert_eq!((coupon.state, &*coupon.entity), (CouponState::Used, REDUCED), "{levels}");
+            assert_eq!(coupon.reduced, Some(Reduction::Nesting), "{levels}");
         }
     }
 
@@ -348,6 +354,7 @@ mod tests {
             let coupon = coupon(body.as_bytes()).unwrap_or_else(|| panic!("not read: {body}"));
             assert_eq!((&*coupon.code, coupon.state), ("C", CouponState::Used), "{body}");
             assert!(serde_json::from_str::<serde_json::Value>(&coupon.entity).is_ok(), "{}", coupon.entity);
+            assert_eq!(coupon.reduced, (*coupon.entity == *REDUCED).then_some(Reduction::Number), "{body}");
             (*coupon.entity != *REDUCED).then(|| coupon.entity.replacen(more, "AS IT CAME", 1))
         };
         let as_it_came = Some(r#"{"coupon_code":"C","coupon_state":"USED","x":AS IT CAME}"#.to_owned());

@@ -26,6 +26,8 @@ pub struct Member {
     pub english: &'static str,
     /// Its meaning, in the provider's own words.
     pub chinese: &'static str,
+    /// In Chinese, what the English says beyond the provider's words; empty if it says no more.
+    pub chinese_note: &'static str,
     /// Its words, if it is an enumeration; open at its end.
     pub words: &'static [Word],
 }
@@ -41,6 +43,8 @@ pub struct Word {
     pub english: &'static str,
     /// Its meaning, in the provider's own words.
     pub chinese: &'static str,
+    /// In Chinese, what the English says beyond the provider's words; empty if it says no more.
+    pub chinese_note: &'static str,
 }
 
 /// The revision of the provider's document that has a member or a word.
@@ -103,7 +107,10 @@ pub enum When {
     Bundle,
     Sequential,
     Used,
+    UsedForOrder,
+    UsedForPayScore,
     RoundUsed,
+    RoundUsedForOrder,
     Returned,
     RoundDeleted,
     NormalAll,
@@ -194,7 +201,7 @@ impl When {
         match self {
             Self::Always => ("always", "必有"),
             Self::Given => ("if it was set", "设置过才有"),
-            Self::Named => ("if the command named it", "指令里填了才有"),
+            Self::Named => ("if the use named it", "核销时填了才有"),
             Self::Confirmed => ("if the coupon was confirmed", "确认发放之后"),
             Self::CouponDeactivated => {
                 ("if `coupon_state` is `DEACTIVATED`", "`coupon_state` 为 `DEACTIVATED` 时")
@@ -208,6 +215,18 @@ impl When {
             Self::Used => (
                 "if `coupon_state` is `USED`; may still be shown after a return",
                 "`coupon_state` 为 `USED` 时；退券之后也可能仍然返回",
+            ),
+            Self::UsedForOrder => (
+                "if `coupon_state` is `USED` and the use named a WeChat Pay order; may still be shown after a return",
+                "`coupon_state` 为 `USED` 且核销时填的是微信支付订单；退券之后也可能仍然返回",
+            ),
+            Self::UsedForPayScore => (
+                "if `coupon_state` is `USED` and the use named a pay-score service order; may still be shown after a return",
+                "`coupon_state` 为 `USED` 且核销时填的是支付分订单；退券之后也可能仍然返回",
+            ),
+            Self::RoundUsedForOrder => (
+                "if `detail_state` is `USED` and the use named a WeChat Pay order; may still be shown after a return",
+                "`detail_state` 为 `USED` 且核销时填的是微信支付订单；退券之后也可能仍然返回",
             ),
             Self::RoundUsed => (
                 "if `detail_state` is `USED`; may still be shown after a return",
@@ -313,11 +332,28 @@ impl Member {
         }
     }
 
+    /// The same in Chinese.
+    fn chinese_description(&self) -> String {
+        let mut text = format!("{}。", chinese_meaning(self.chinese, self.chinese_note));
+        if let Some((_, unit)) = self.kind.unit() {
+            text += &format!("单位：{unit}。");
+        }
+        text += &format!("何时返回：{}。", self.when.words().1);
+        if !self.words.is_empty() {
+            let words = self.words.iter().map(|word| format!("`{}` {}", word.word, word.chinese));
+            text += &format!("已知的值：{}；今后可能新增。", words.collect::<Vec<_>>().join("，"));
+        }
+        match self.revision {
+            Revision::Both => text,
+            revision => text + &format!("版本：{}。", revision.chinese()),
+        }
+    }
+
     /// Its schema without the members it holds. The words of an enumeration are examples: others pass.
     fn schema(&self) -> Map<String, Value> {
         let mut schema = self.kind.schema();
         schema.insert("description".to_owned(), json!(self.description()));
-        schema.insert("$comment".to_owned(), json!(self.chinese));
+        schema.insert("$comment".to_owned(), json!(self.chinese_description()));
         match (self.kind, schema.get_mut("items")) {
             (Kind::Object, _) => drop(schema.insert("title".to_owned(), json!(self.type_name()))),
             (Kind::Objects, Some(Value::Object(items))) => {
@@ -334,6 +370,14 @@ impl Member {
             _ => drop(schema.insert("examples".to_owned(), json!(words))),
         }
         schema
+    }
+}
+
+/// A meaning in Chinese: the provider's words, then what is added to them.
+pub fn chinese_meaning(chinese: &str, note: &str) -> String {
+    match note {
+        "" => chinese.to_owned(),
+        note => format!("{chinese}。{note}"),
     }
 }
 

@@ -14,7 +14,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::domain::coupon::Coupon;
+use crate::domain::coupon::{Coupon, Reduction};
 use crate::domain::redemption::{
     Appid, BrandId, CouponCode, Openid, ProductCouponId, Redemption, RequestNo, StockId,
 };
@@ -32,9 +32,6 @@ const ID_SPACE: Uuid = Uuid::from_u128(0x6f1c_83f1_52a5_4d38_9a5e_0c5c_56b1_7d11
 /// The largest entity that an event holds whole, in bytes. Brokers bound a message (the shipped ones to 128 KiB), and an
 /// event that none of them takes would never be published; a quarter of that is left for what stands around it.
 pub const ENTITY_BYTES_MAX: usize = 96 * 1024;
-
-/// `coupon_reduced` of an entity beyond [`ENTITY_BYTES_MAX`].
-const REDUCED_FOR_SIZE: &str = "size";
 
 /// What an event of one attempt takes beside the coupon's entity, in bytes, and some more.
 const ROOM_AROUND: usize = 1536;
@@ -131,9 +128,10 @@ pub struct Data<'a> {
     /// where only its state is known.
     #[schemars(schema_with = "coupon::schema")]
     coupon: Option<Cow<'a, RawValue>>,
-    /// Why `coupon` holds no more than `coupon_code` and `coupon_state`: `size`, if WeChat Pay sent more than 98,304 bytes.
-    /// Else null.
-    #[schemars(extend("examples" = [REDUCED_FOR_SIZE]))]
+    /// Why `coupon` holds no more than `coupon_code` and `coupon_state`: `size`, if WeChat Pay sent more than 98,304 bytes;
+    /// `nesting`, if they were nested more than 64 levels deep; `number`, if a number in them is beyond the range of a
+    /// double. Else null.
+    #[schemars(extend("examples" = Reduction::ALL.map(Reduction::as_str)))]
     coupon_reduced: Option<&'static str>,
     /// Why the outcome is not `redeemed`; null where it is.
     problem: Option<Problem<'a>>,
@@ -413,11 +411,11 @@ fn id(parts: [Option<&str>; 5], kind: OutcomeKind) -> Uuid {
 /// The entity as an event holds it, and why it is reduced if it is.
 fn embed(coupon: &Coupon) -> (Option<Cow<'_, RawValue>>, Option<&'static str>) {
     if coupon.entity.len() <= ENTITY_BYTES_MAX {
-        return (raw(&coupon.entity), None);
+        return (raw(&coupon.entity), coupon.reduced.map(Reduction::as_str));
     }
     let rest = json!({ "coupon_code": coupon.code, "coupon_state": coupon.state.as_str() }).to_string();
     let rest = (rest.len() <= ENTITY_BYTES_MAX).then(|| RawValue::from_string(rest).ok()).flatten();
-    (rest.map(Cow::Owned), Some(REDUCED_FOR_SIZE))
+    (rest.map(Cow::Owned), Some(Reduction::Size.as_str()))
 }
 
 /// The state as an event names it: an unknown word that is longer than any word is left out.
@@ -443,7 +441,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::domain::coupon::{Coupon, CouponState, Trace, UsageTrace};
+    use crate::domain::coupon::{CouponState, Trace, UsageTrace};
     use crate::policy::attempt::Rejection;
     use crate::wire::command::decode;
 
@@ -468,8 +466,9 @@ mod tests {
             code: "C0001".into(),
             state: CouponState::Used,
             usage: UsageTrace::Single(Trace::default()),
-            ids: vec![],
+            ids: Box::default(),
             entity: ENTITY.into(),
+            reduced: None,
         }
     }
 

@@ -22,8 +22,8 @@ pub(crate) const INVALID: &str = include_str!("../../docs/contract/examples/comm
 
 const USED: &str = r#"{
   "coupon_code": "123446565767", "coupon_state": "USED",
-  "valid_begin_time": "2026-03-01T00:00:00+08:00", "valid_end_time": "2026-03-30T23:59:59+08:00",
-  "receive_time": "2026-03-01T09:10:11+08:00", "send_request_no": "SEND_20260301_000042", "send_channel": "API",
+  "valid_begin_time": "2025-07-01T00:00:00+08:00", "valid_end_time": "2025-07-30T23:59:59+08:00",
+  "receive_time": "2025-07-01T09:10:11+08:00", "send_request_no": "SEND_20250701_000040", "send_channel": "API",
   "brand_id": "120344",
   "sequential_usage_detail": {
     "total_count": 1, "used_count": 1,
@@ -120,6 +120,12 @@ pub(crate) fn events() -> Vec<(&'static str, String)> {
         json!({ "associated_pay_score_order_info":
             { "out_order_no": "order_no_20260306180000", "mchid": "1234567890" } }),
     );
+    let sequential = used(
+        ("2603010000000041", "1000000013", "34657_20260305_000041", "2026-03-05T12:30:45+08:00"),
+        json!({ "sequential_coupon_index": 0, "associated_order_info": {
+            "transaction_id": "4200000000123456789123456789", "out_trade_no": "trade_no_20260305123045",
+            "mchid": "1234567890", "sub_mchid": "1234567890" } }),
+    );
     let whole = |text: &str| Outcome::Redeemed { by: EstablishedBy::Response, coupon: coupon(text) };
     let unresolved = Outcome::Unresolved { reason: Reason::DeadlinePassed, coupon: None, rejection: None };
     let rejected = command::decode(INVALID.as_bytes()).unwrap_err();
@@ -127,6 +133,8 @@ pub(crate) fn events() -> Vec<(&'static str, String)> {
         |text: &str| -> String { Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect() };
     let (invalid_digest, pay_score_digest) = (digest(INVALID), digest(COMMANDS[2].1));
 
+    let at_midnight = "2025-07-23T16:00:00.923940153Z";
+    let first = [attempt("2025-07-23T16:00:00.918427827Z", Operation::Redeem, Some(200), "redeemed")];
     let once = [attempt("2026-03-05T04:30:45.918427827Z", Operation::Redeem, Some(200), "redeemed")];
     let evening = "2026-03-06T10:00:01.204Z";
     let later = [attempt("2026-03-06T10:00:01.104Z", Operation::Redeem, Some(200), "redeemed")];
@@ -158,7 +166,7 @@ pub(crate) fn events() -> Vec<(&'static str, String)> {
     vec![
         (
             "event.redeemed.json",
-            text(result_event::encode(&vendors, &redeemed, telling(told, 1, &once)).body),
+            text(result_event::encode(&vendors, &redeemed, telling(at_midnight, 1, &first)).body),
         ),
         (
             "event.refused.json",
@@ -177,7 +185,7 @@ pub(crate) fn events() -> Vec<(&'static str, String)> {
         ),
         (
             "event.redeemed.sequential.json",
-            text(result_event::encode(&vendors, &whole(SEQUENTIAL), telling(told, 1, &once)).body),
+            text(result_event::encode(&sequential, &whole(SEQUENTIAL), telling(told, 1, &once)).body),
         ),
         (
             "event.invalid.json",

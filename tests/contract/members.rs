@@ -1,5 +1,6 @@
 //! The table of the coupon's members, held against the requester's list, and the schema that is made of it.
 
+use redeemer::cli::schema::Document;
 use redeemer::wire::coupon::{Kind, MEMBERS, Member, Revision};
 use redeemer::wire::schema::{self, Dialect};
 use rstest::rstest;
@@ -155,6 +156,82 @@ fn the_schema_is_open_and_says_the_documented_types() {
     }
 }
 
+/// Numbers and names in backticks.
+fn facts(text: &str) -> Vec<String> {
+    let names = text.split('`').skip(1).step_by(2).map(str::to_owned);
+    let plain: String = text.split('`').step_by(2).collect::<Vec<_>>().join(" ");
+    let numbers = plain.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
+    let mut facts: Vec<_> = names.chain(numbers.map(str::to_owned)).collect();
+    facts.sort();
+    facts.dedup();
+    facts
+}
+
+/// The provider's Chinese is short: whatever the English adds to it, the Chinese page must say too.
+#[test]
+fn each_fact_of_an_english_meaning_is_in_the_chinese_page() {
+    let page = |document: Document| document.text(&redeemer::config::Config::default()).unwrap();
+    let rows = |text: &str| -> Vec<(String, String)> {
+        let tables = text.split("\n## ").skip(3);
+        let cells = tables.flat_map(str::lines).filter(|line| line.starts_with("| `")).map(|line| {
+            let cells: Vec<_> = line.trim_matches('|').split(" | ").collect();
+            (cells[0].trim().to_owned(), cells[cells.len() - 1].trim().to_owned())
+        });
+        cells.collect()
+    };
+    let (english, chinese) = (rows(&page(Document::Coupon)), rows(&page(Document::CouponChinese)));
+    let words: usize = redeemer::wire::coupon::MEMBERS.iter().map(|member| member.words.len()).sum();
+    assert!(english.len() > MEMBERS.len() && english.len() <= MEMBERS.len() + words);
+    let mut poorer = Vec::new();
+    for ((name, ours), (twin, theirs)) in english.iter().zip(&chinese) {
+        assert_eq!(name, twin);
+        let is_of_parts = |text: &str, marks: &[char]| text.contains(marks);
+        let said = facts(theirs);
+        let is_poorer = !facts(ours).iter().all(|fact| said.contains(fact))
+            || is_of_parts(ours, &[';', ':']) && !is_of_parts(theirs, &['。', '，', '：', '（']);
+        if is_poorer {
+            poorer.push(format!("{name}: {ours} / {theirs}"));
+        }
+    }
+    assert!(poorer.is_empty(), "{} of {}:\n{}", poorer.len(), english.len(), poorer.join("\n"));
+}
+
+/// The schema is read in both languages, too.
+#[test]
+fn the_schema_says_unit_presence_and_words_in_chinese() {
+    for member in MEMBERS {
+        let pointer: String = member
+            .path
+            .split('.')
+            .map(|step| match step.strip_suffix("[]") {
+                Some(list) => format!("/properties/{list}/items"),
+                None => format!("/properties/{step}"),
+            })
+            .collect();
+        let schema = coupon_schema(Dialect::Draft2020);
+        let comment = schema.pointer(&pointer).unwrap()["$comment"].as_str().unwrap().to_owned();
+        assert!(comment.starts_with(member.chinese), "{}: {comment}", member.path);
+        let unit = member.kind.unit().map_or("", |(_, chinese)| chinese);
+        let words = member.words.iter().map(|word| word.word);
+        for part in [unit, member.when.words().1, member.chinese_note].into_iter().chain(words) {
+            assert!(comment.contains(part), "{}: {part} is not in {comment}", member.path);
+        }
+    }
+}
+
+/// Each order is shown for its own kind only: the provider returns the one that the use named.
+#[test]
+fn an_order_is_present_by_the_kind_of_order() {
+    for (name, order) in [
+        ("associated_order_info", "a WeChat Pay order"),
+        ("associated_pay_score_order_info", "a pay-score service order"),
+    ] {
+        let members = MEMBERS.iter().filter(|member| member.name() == name);
+        let presences: Vec<_> = members.map(|member| member.when.words().0).collect();
+        assert!(presences.len() >= 2 && presences.iter().all(|words| words.contains(order)), "{presences:?}");
+    }
+}
+
 /// What the pages teach must be in the coupons that the contract shows.
 #[rstest]
 #[case("event.redeemed.single.json")]
@@ -168,4 +245,58 @@ fn each_golden_coupon_is_whole_and_of_the_table(#[case] name: &str) {
         assert!(coupon[object].is_object(), "{object}");
     }
     assert!(golden::members_of(coupon).iter().all(|path| MEMBERS.iter().any(|member| member.path == path)));
+}
+
+/// A time, with or without seconds.
+fn time(value: &Value) -> jiff::Timestamp {
+    let text = value.as_str().unwrap();
+    let whole = if text.matches(':').count() == 2 { text.replace('+', ":00+") } else { text.to_owned() };
+    whole.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+}
+
+/// Who reads the examples reads their dates, too.
+#[rstest]
+#[case("event.redeemed.json")]
+#[case("event.redeemed.single.json")]
+#[case("event.redeemed.bundle.json")]
+#[case("event.redeemed.sequential.json")]
+#[case("event.refused.json")]
+fn the_dates_of_each_golden_coupon_are_in_order(#[case] name: &str) {
+    let text = std::fs::read_to_string(root().join("docs/contract/examples").join(name)).unwrap();
+    let event = parsed(&text);
+    let coupon = &event["data"]["coupon"];
+    let (begin, end) = (time(&coupon["valid_begin_time"]), time(&coupon["valid_end_time"]));
+    let in_order = |what: &str, times: &[jiff::Timestamp]| assert!(times.is_sorted(), "{what}: {times:?}");
+    let rules = ["single_usage_rule", "progressive_bundle_usage_rule", "sequential_usage_rule"];
+    for rule in rules.into_iter().filter_map(|rule| coupon["stock"].get(rule)) {
+        let period = &rule["coupon_available_period"];
+        let (from, until) = (time(&period["available_begin_time"]), time(&period["available_end_time"]));
+        in_order("the coupon and its stock", &[from, begin, end, until]);
+    }
+    let rounds = coupon["sequential_usage_detail"]["detail_item_list"].as_array();
+    let once = ["single_usage_detail", "progressive_bundle_usage_detail"];
+    let usages = once.into_iter().filter_map(|usage| coupon.get(usage));
+    for usage in usages.chain(rounds.into_iter().flatten()) {
+        let window = |name: &str, whole| usage.get(name).map_or(whole, time);
+        let (from, until) = (window("valid_begin_time", begin), window("valid_end_time", end));
+        in_order("the round and its coupon", &[begin, from, until, end]);
+        if let Some(used) = usage.get("use_time").map(time) {
+            in_order("the use", &[from, used, until]);
+            let known = [time(&coupon["receive_time"]), used, time(&event["time"])];
+            in_order("the event", &known);
+        }
+    }
+    let Some(rounds) = rounds.filter(|rounds| rounds.len() > 1) else { return };
+    let detail = &coupon["sequential_usage_detail"];
+    assert_eq!(detail["total_count"], rounds.len());
+    let used = rounds.iter().filter(|round| round["detail_state"] == "USED").count();
+    assert_eq!(detail["used_count"], used);
+    let turn =
+        |round: &Value| ["USED", "EFFECTIVE", "PENDING"].iter().position(|s| round["detail_state"] == *s);
+    assert!(rounds.is_sorted_by_key(|round| (turn(round), time(&round["valid_begin_time"]))));
+    let offers = coupon["stock"]["sequential_usage_rule"]["normal_coupon_list"].as_array().unwrap();
+    assert_eq!(offers.len(), rounds.len(), "an offer for each round");
+    if coupon["product_coupon"]["sequential_usage_info"]["type"] == "INCREMENTAL" {
+        assert!(offers.is_sorted_by_key(|offer| offer["discount_amount"].as_u64()), "{offers:?}");
+    }
 }

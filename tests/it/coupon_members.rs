@@ -281,7 +281,7 @@ enum Becomes {
     /// It is passed on as it came.
     Whole,
     /// Its code and state are passed on, and this is why.
-    Reduced(Option<&'static str>),
+    Reduced(String),
     /// It says nothing that can be believed; a query that is answered as usual does.
     Unknown,
 }
@@ -292,6 +292,7 @@ fn odd_answers() -> Vec<(&'static str, Value, Becomes)> {
     let patched = |patch: Value| json!({ "kind": "patched_body", "patch": patch });
     let huge = |bytes: usize| json!({ "kind": "huge_body", "bytes": bytes });
     let nested = |depth: usize| format!("\"sandbox_depth\":{}{}", "[".repeat(depth), "]".repeat(depth));
+    let reduced = |reason: &str| Becomes::Reduced(reason.to_owned());
     let mistyped = json!({
         "valid_end_time": 7, "receive_time": [], "attach": { "a": 1 }, "send_channel": ["API"],
         "product_coupon": { "scope": 1, "display_info": "none", "single_usage_info": [1] },
@@ -299,8 +300,8 @@ fn odd_answers() -> Vec<(&'static str, Value, Becomes)> {
     });
     vec![
         ("size_80k", huge(80 * 1024), Becomes::Whole),
-        ("size_100k", huge(100 * 1024), Becomes::Reduced(Some("size"))),
-        ("size_250k", huge(250 * 1024), Becomes::Reduced(Some("size"))),
+        ("size_100k", huge(100 * 1024), reduced("size")),
+        ("size_250k", huge(250 * 1024), reduced("size")),
         ("size_256k", huge(256 * 1024), Becomes::Unknown),
         ("types_unread", patched(mistyped), Becomes::Whole),
         ("type_state", patched(json!({ "coupon_state": 3 })), Becomes::Unknown),
@@ -313,14 +314,18 @@ fn odd_answers() -> Vec<(&'static str, Value, Becomes)> {
         ("twice_code", raw(r#""coupon_code":"C_other""#), Becomes::Unknown),
         ("twice_usage", raw(r#""single_usage_detail":{"use_request_no":"OTHER_1"}"#), Becomes::Unknown),
         ("deep_60", raw(&nested(60)), Becomes::Whole),
-        ("deep_100", raw(&nested(100)), Becomes::Reduced(None)),
-        ("deep_9999", raw(&nested(9_999)), Becomes::Reduced(None)),
+        ("deep_100", raw(&nested(100)), reduced("nesting")),
+        ("deep_9999", raw(&nested(9_999)), reduced("nesting")),
         (
             "beyond_double",
             raw(r#""a":9007199254740993,"b":18446744073709551616,"c":1e15,"d":-0.0"#),
             Becomes::Whole,
         ),
-        ("beyond_all", raw(r#""a":1e999"#), Becomes::Reduced(None)),
+        ("beyond_all", raw(r#""a":1e999"#), reduced("number")),
+        ("deep_64", raw(&nested(63)), Becomes::Whole),
+        ("deep_65", raw(&nested(64)), reduced("nesting")),
+        ("digits_300", raw(&format!("\"a\":{}", "1".repeat(300))), Becomes::Whole),
+        ("digits_309", raw(&format!("\"a\":{}", "9".repeat(309))), reduced("number")),
         ("new_words", patched(json!({ "send_channel": "NEW", "stock": { "state": "NEW" } })), Becomes::Whole),
         ("nulls", raw(r#""coupon_tag_info":null,"confirm_no":null"#), Becomes::Whole),
     ]
@@ -359,15 +364,14 @@ async fn odd_entities_are_passed_on_or_unknown_and_never_believed_wrongly() {
         let became = match (event.is_as_sent(&ledger), *event.data("coupon") == rest) {
             (true, _) if by_use => Becomes::Whole,
             (true, _) => Becomes::Unknown,
-            (false, true) => Becomes::Reduced(event.data("coupon_reduced").as_str().map(|_| "size")),
+            (false, true) => {
+                Becomes::Reduced(event.data("coupon_reduced").as_str().unwrap_or("no reason").to_owned())
+            }
             (false, false) => panic!("{code}: neither: {}", event.coupon),
         };
         assert_eq!(became, *expected, "{code}: {}", event.data("evidence"));
-        assert_eq!(
-            event.data("coupon_reduced").is_null(),
-            *expected != Becomes::Reduced(Some("size")),
-            "{code}"
-        );
+        let is_whole = !matches!(expected, Becomes::Reduced(_));
+        assert_eq!(event.data("coupon_reduced").is_null(), is_whole, "{code}");
     }
     assert_eq!(bed.uses().len(), answers.len(), "each has one effect");
     service.stop().await;

@@ -160,7 +160,14 @@ impl Card {
             }
         };
         let whole = state(every.then_some(User::Ours));
-        let coupon = Coupon { code: CODE.into(), state: whole, usage, ids: vec![], entity: "{}".into() };
+        let coupon = Coupon {
+            code: CODE.into(),
+            state: whole,
+            usage,
+            ids: Box::default(),
+            entity: "{}".into(),
+            reduced: None,
+        };
         CallResult::Response(Response { coupon: Some(coupon), ..answer(200, Authenticity::Verified) })
     }
 

@@ -123,7 +123,7 @@ impl Programs {
     }
 
     /// The configuration of the service.
-    pub fn config_file(&self) -> &Path {
+    pub(crate) fn config_file(&self) -> &Path {
         &self.config
     }
 

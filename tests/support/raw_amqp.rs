@@ -17,7 +17,7 @@ const MESSAGE_ID: u16 = 1 << 7;
 
 /// Properties that no client writes.
 #[derive(Debug, Clone, Default)]
-pub struct Properties {
+pub(super) struct Properties {
     /// The header table, encoded and without its length.
     pub headers: Vec<u8>,
     /// Perhaps no text.
@@ -67,13 +67,19 @@ impl RawPublisher {
 
     /// Publishes a persistent message whose header table is `headers`, encoded and without its length, and waits for
     /// what becomes of it.
-    pub fn publish(&mut self, exchange: &str, routing_key: &str, headers: &[u8], body: &[u8]) -> Published {
+    pub(super) fn publish(
+        &mut self,
+        exchange: &str,
+        routing_key: &str,
+        headers: &[u8],
+        body: &[u8],
+    ) -> Published {
         let properties = Properties { headers: headers.to_vec(), ..Properties::default() };
         self.publish_with(exchange, routing_key, &properties, body)
     }
 
     /// The same with more properties.
-    pub fn publish_with(
+    pub(super) fn publish_with(
         &mut self,
         exchange: &str,
         routing_key: &str,

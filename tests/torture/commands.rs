@@ -28,7 +28,7 @@ pub(crate) struct Command {
 
 /// What makes a message kill a client that reads it carelessly.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RawProperties {
+pub(crate) enum RawProperties {
     /// Headers of so many arrays (`b'A'`) or tables (`b'F'`) in one another.
     Nested(u8, usize),
     /// A `reply_to` that is not UTF-8.
@@ -163,7 +163,7 @@ pub(crate) fn add_returned(
 /// Puts `count` messages among the first `within` whose bodies are sound commands and whose properties cannot be decoded,
 /// and gives their coupons, which must stay unused.
 #[allow(dead_code)] // for the torture alone
-pub fn add_undecodable(
+pub(crate) fn add_undecodable(
     commands: &mut Vec<Command>,
     count: usize,
     within: usize,

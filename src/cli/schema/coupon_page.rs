@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use crate::wire::coupon::{MEMBERS, Member, Word};
+use crate::wechat::response::NESTING_MAX;
+use crate::wire::coupon::{MEMBERS, Member, Word, chinese_meaning};
 use crate::wire::result_event::ENTITY_BYTES_MAX;
 
 /// The languages of the page.
@@ -14,13 +15,14 @@ pub(super) enum Language {
     Chinese,
 }
 
-/// What stands before the tables, with the bound filled in.
+/// What stands before the tables, without the bounds.
 const HEADS: [&str; 2] = [include_str!("coupon_page/head.en.md"), include_str!("coupon_page/head.zh-CN.md")];
 
 /// The page, which ends with a line feed.
 pub(super) fn page(language: Language) -> String {
     let head = language.choose(HEADS[0], HEADS[1]);
-    let mut page = head.replace("{bytes}", &grouped(ENTITY_BYTES_MAX));
+    let mut page =
+        head.replace("{bytes}", &grouped(ENTITY_BYTES_MAX)).replace("{levels}", &NESTING_MAX.to_string());
     for section in sections() {
         let title = language.choose("The coupon itself", "用户商品券本身");
         match section {
@@ -83,7 +85,7 @@ fn members(page: &mut String, language: Language, section: &str) {
             "| `{path}` | {kind} | {} | {} | {} |",
             language.choose(english, chinese),
             language.choose(member.revision.as_str(), member.revision.chinese()),
-            meaning(language, member.english, member.chinese),
+            language.choose(member.english, &chinese_meaning(member.chinese, member.chinese_note)),
         );
     }
 }
@@ -110,14 +112,9 @@ fn words(page: &mut String, language: Language, words: &[Word]) {
             "| `{}` | {} | {} |",
             word.word,
             language.choose(word.revision.as_str(), word.revision.chinese()),
-            meaning(language, word.english, word.chinese),
+            language.choose(word.english, &chinese_meaning(word.chinese, word.chinese_note)),
         );
     }
-}
-
-/// Names in the English are plain here: the Chinese is the provider's, which has none.
-fn meaning(language: Language, english: &str, chinese: &str) -> String {
-    language.choose(&english.replace('`', ""), chinese).to_owned()
 }
 
 fn grouped(number: usize) -> String {
