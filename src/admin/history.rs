@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::telemetry::metrics::Snapshot;
-use crate::telemetry::status::NOT_CONSUMING_YET;
+use crate::telemetry::status::Reason;
 
 /// Time between two samples.
 pub(super) const EVERY: Duration = Duration::from_secs(5);
@@ -19,7 +19,7 @@ const PROBLEMS_MAX: usize = 8;
 #[derive(Debug, Default)]
 pub(super) struct History {
     samples: VecDeque<Snapshot>,
-    problems: VecDeque<(Timestamp, String)>,
+    problems: VecDeque<(Timestamp, Reason)>,
 }
 
 /// What happened between two samples.
@@ -43,9 +43,9 @@ impl History {
     }
 
     /// Remembers what stands in the way of work, where it is news.
-    pub(super) fn problems(&mut self, at: Timestamp, reasons: &[String]) {
+    pub(super) fn problems(&mut self, at: Timestamp, reasons: &[Reason]) {
         // The first moments of every start are no problem.
-        let passing = |reason: &&String| !reason.starts_with("starting:") && *reason != NOT_CONSUMING_YET;
+        let passing = |reason: &&Reason| !reason.code.is_starting();
         for reason in reasons.iter().filter(passing) {
             if !self.problems.iter().rev().take(reasons.len()).any(|(_, known)| known == reason) {
                 self.problems.push_back((at, reason.clone()));
@@ -57,7 +57,7 @@ impl History {
     }
 
     /// The last problems, the latest first.
-    pub(super) fn last_problems(&self) -> impl Iterator<Item = &(Timestamp, String)> {
+    pub(super) fn last_problems(&self) -> impl Iterator<Item = &(Timestamp, Reason)> {
         self.problems.iter().rev()
     }
 
@@ -93,6 +93,7 @@ impl Interval {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::status::ReasonCode;
 
     fn glance(redeemed: u64, calls: u64, call_seconds: f64) -> Snapshot {
         Snapshot { outcomes: [redeemed, 0, 0, 0], calls, call_seconds, ..Snapshot::default() }
@@ -113,15 +114,16 @@ mod tests {
     #[test]
     fn a_problem_is_remembered_once_while_it_lasts() {
         let mut history = History::default();
-        let reasons = ["broker: gone".to_owned(), "payment API: silent".to_owned()];
+        let reason = |words: &str| Reason::new(ReasonCode::BrokerUnavailable, words);
+        let reasons = [reason("gone"), reason("refused")];
         for _ in 0..10 {
             history.problems(Timestamp::UNIX_EPOCH, &reasons);
         }
         assert_eq!(history.last_problems().count(), 2);
         for nth in 0..100 {
-            history.problems(Timestamp::UNIX_EPOCH, &[format!("problem {nth}")]);
+            history.problems(Timestamp::UNIX_EPOCH, &[reason(&format!("problem {nth}"))]);
         }
         assert_eq!(history.last_problems().count(), PROBLEMS_MAX);
-        assert_eq!(history.last_problems().next().unwrap().1, "problem 99");
+        assert_eq!(history.last_problems().next().unwrap().1.words, "problem 99");
     }
 }

@@ -179,7 +179,13 @@ async fn ready(State(shown): State<PageSource>) -> impl IntoResponse {
     if status.ready() {
         (StatusCode::OK, format!("ok\n{warnings}"))
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n{warnings}", status.reasons.join("\n")))
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!(
+                "{}\n{warnings}",
+                status.reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+            ),
+        )
     }
 }
 

@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use crate::admin::history::{History, Interval};
 use crate::policy::attempt::OutcomeKind;
 use crate::telemetry::metrics::Snapshot;
-use crate::telemetry::status::{NoticeKind, Status};
+use crate::telemetry::status::{NoticeKind, ReasonCode, Status};
 
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
@@ -27,9 +27,6 @@ pub(super) fn content_security_policy() -> String {
         digest(SCRIPT)
     )
 }
-
-/// How the reason begins that results and copies do not get through.
-const NOT_ACCEPTED: &str = "broker: results or copies are not accepted";
 
 /// In what mood the page greets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,9 +48,9 @@ impl ServiceState {
         match status.reasons.as_slice() {
             [] if status.notices.is_empty() => Self::Well,
             [] => Self::Troubled,
-            reasons if reasons.iter().all(|reason| reason.starts_with("starting:")) => Self::Starting,
+            reasons if reasons.iter().all(|reason| reason.code.is_starting()) => Self::Starting,
             _ if status.consuming => Self::Troubled,
-            reasons if reasons.iter().all(|reason| reason.starts_with("payment API:")) => Self::Paused,
+            reasons if reasons.iter().all(|reason| reason.code.is_about_provider()) => Self::Paused,
             _ => Self::Broken,
         }
     }
@@ -118,7 +115,9 @@ fn headline(page: &mut String, mood: ServiceState, status: &Status, history: &Hi
     let words = match mood {
         ServiceState::Well => "Consuming.",
         ServiceState::Starting => "Starting.",
-        ServiceState::Troubled if status.reasons.iter().any(|reason| reason.starts_with(NOT_ACCEPTED)) => {
+        ServiceState::Troubled
+            if status.reasons.iter().any(|reason| reason.code == ReasonCode::PublishingRejected) =>
+        {
             "Consuming, but the broker does not take our messages."
         }
         ServiceState::Troubled if status.reasons.is_empty() => {
@@ -129,10 +128,12 @@ fn headline(page: &mut String, mood: ServiceState, status: &Status, history: &Hi
         }
         ServiceState::Troubled => "Consuming, but not all is well.",
         ServiceState::Paused => "Paused for the payment API. The backlog waits in its queue.",
-        ServiceState::Broken => match status.reasons.first().map(String::as_str) {
-            Some(reason) if reason.starts_with("broker:") => "Not consuming: the broker.",
-            Some(reason) if reason.starts_with("keys:") => "Not consuming: the keys.",
-            Some("stopping") => "Stopping.",
+        ServiceState::Broken => match status.reasons.first().map(|reason| reason.code) {
+            Some(
+                ReasonCode::BrokerUnavailable | ReasonCode::BrokerBlocked | ReasonCode::PublishingRejected,
+            ) => "Not consuming: the broker.",
+            Some(ReasonCode::NoVerificationKey) => "Not consuming: the keys.",
+            Some(ReasonCode::Stopping) => "Stopping.",
             _ => "Not consuming.",
         },
     };
@@ -146,10 +147,10 @@ fn headline(page: &mut String, mood: ServiceState, status: &Status, history: &Hi
         };
     }
     for reason in &status.reasons {
-        let _ = write!(page, "<p>{}{}", escaped(reason), runbook_link(reason));
+        let _ = write!(page, "<p>{}{}", escaped(&reason.words), runbook_link(reason.code));
     }
     for warning in &status.warnings {
-        let _ = write!(page, "<p>Warning: {}", escaped(warning));
+        let _ = write!(page, "<p>Warning: {}", escaped(&warning.words));
     }
     for notice in &status.notices {
         let section = notice_section(notice.kind);
@@ -235,7 +236,7 @@ fn queues(page: &mut String, status: &Status, glance: &Snapshot) {
 fn problems(page: &mut String, history: &History, now: Timestamp) {
     page.push_str("<section class=problems><h2>Last problems</h2>");
     let mut any = false;
-    for (at, words) in history.last_problems() {
+    for (at, reason) in history.last_problems() {
         page.push_str(if any { "" } else { "<ol>" });
         any = true;
         let ago = now.duration_since(*at).as_secs().max(0);
@@ -244,8 +245,8 @@ fn problems(page: &mut String, history: &History, now: Timestamp) {
             60..3_600 => format!("{} min ago", ago / 60),
             _ => format!("{} h ago", ago / 3_600),
         };
-        let _ =
-            write!(page, "<li><time datetime={at}>{ago}</time> {}{}", escaped(words), runbook_link(words));
+        let (words, link) = (escaped(&reason.words), runbook_link(reason.code));
+        let _ = write!(page, "<li><time datetime={at}>{ago}</time> {words}{link}");
     }
     page.push_str(if any { "</ol></section>" } else { "<p>None since the start.</section>" });
 }
@@ -298,20 +299,31 @@ fn scale(most: f64) -> String {
     if most < 10.0 && most.fract() > 0.0 { format!("{most:.1}") } else { grouped(most.round() as u64) }
 }
 
-/// The section of the runbook for a reason that stands in the way.
-fn runbook_link(reason: &str) -> String {
-    let sections = [
-        ("payment API: it rejects our signature", "SuspendedUnauthenticated"),
-        ("payment API: no brand has authorized", "SuspendedUnauthorized"),
-        ("payment API: its answers carry no signature", "SignatureVerificationFailing"),
-        ("payment API:", "CircuitOpen"),
-        ("broker: publishing is blocked", "BrokerBlocked"),
-        (NOT_ACCEPTED, "PublishesReturned"),
-        ("broker:", "BrokerDisconnected"),
-        ("keys:", "NotConsuming"),
-    ];
-    let section = sections.into_iter().find(|(begins, _)| reason.starts_with(begins));
-    section.map_or_else(String::new, |(_, section)| format!(" <a href=/runbook#{section}>what to do</a>"))
+/// A link to the runbook section that says what to do.
+fn runbook_link(code: ReasonCode) -> String {
+    runbook_section(code)
+        .map_or_else(String::new, |section| format!(" <a href=/runbook#{section}>what to do</a>"))
+}
+
+fn runbook_section(code: ReasonCode) -> Option<&'static str> {
+    match code {
+        ReasonCode::SuspendedUnauthenticated => Some("SuspendedUnauthenticated"),
+        ReasonCode::SuspendedUnauthorized => Some("SuspendedUnauthorized"),
+        ReasonCode::SuspendedRejected => Some("SuspendedRejected"),
+        ReasonCode::ResponsesUnverified => Some("SignatureVerificationFailing"),
+        ReasonCode::ProviderUnreachable => Some("ProviderUnreachable"),
+        ReasonCode::ProviderFailing => Some("CircuitOpen"),
+        ReasonCode::BrokerBlocked => Some("BrokerBlocked"),
+        ReasonCode::PublishingRejected | ReasonCode::EventRejected => Some("PublishesReturned"),
+        ReasonCode::BrokerUnavailable => Some("BrokerDisconnected"),
+        ReasonCode::NoVerificationKey => Some("NotConsuming"),
+        ReasonCode::DeadLettersWaiting | ReasonCode::DeadLetterSweepFailed => Some("DeadLettersWaiting"),
+        ReasonCode::Starting
+        | ReasonCode::Stopping
+        | ReasonCode::NotConsuming
+        | ReasonCode::MessageSizeUnbounded
+        | ReasonCode::KeyFileUnusable => None,
+    }
 }
 
 /// The runbook, with an anchor at each section.
@@ -351,14 +363,14 @@ fn grouped(number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::status::Notice;
+    use crate::telemetry::status::{Notice, Reason};
 
-    fn status(reasons: &[&str]) -> Status {
-        let reasons = reasons.iter().map(|reason| (*reason).to_owned()).collect();
+    fn status(reasons: &[(ReasonCode, &str)]) -> Status {
+        let reasons = reasons.iter().map(|(code, words)| Reason::new(*code, *words)).collect();
         Status { reasons, ..Status::starting(Timestamp::UNIX_EPOCH) }
     }
 
-    fn page(reasons: &[&str]) -> String {
+    fn page(reasons: &[(ReasonCode, &str)]) -> String {
         let mut history = History::default();
         history.problems(Timestamp::UNIX_EPOCH, &status(reasons).reasons);
         render(&status(reasons), &Snapshot::default(), &history, false, Timestamp::UNIX_EPOCH)
@@ -367,19 +379,18 @@ mod tests {
     #[test]
     fn the_headline_says_how_it_stands_and_the_reasons_why() {
         assert!(page(&[]).contains("<h1 role=status>Consuming.</h1><p>No commands in the last minute."));
-        let paused = page(&["payment API: it rejects our signature (401); look at the merchant key"]);
+        let paused = page(&[(ReasonCode::SuspendedUnauthenticated, "look at the merchant key")]);
         assert!(paused.contains("<h1 role=status>Paused for") && paused.contains("look at the merchant key"));
         assert!(paused.contains("/runbook#SuspendedUnauthenticated"));
         assert!(
-            page(&["broker: gone", "payment API: silent"])
+            page(&[(ReasonCode::BrokerUnavailable, "gone"), (ReasonCode::ProviderUnreachable, "silent")])
                 .contains("<h1 role=status>Not consuming: the broker.</h1>")
         );
     }
 
     #[test]
     fn trouble_while_it_consumes_is_not_told_as_a_standstill() {
-        let refused =
-            status(&["broker: results or copies are not accepted (refused); they are published again"]);
+        let refused = status(&[(ReasonCode::PublishingRejected, "refused")]);
         let consuming = Status { consuming: true, ..refused };
         let page =
             render(&consuming, &Snapshot::default(), &History::default(), false, Timestamp::UNIX_EPOCH);
@@ -405,7 +416,7 @@ mod tests {
 
     #[test]
     fn a_start_is_no_trouble_and_old_numbers_say_so() {
-        let starting = page(&["starting: not connected to the broker yet"]);
+        let starting = page(&[(ReasonCode::Starting, "not connected to the broker yet")]);
         assert!(
             starting.contains("<h1 role=status>Starting.</h1>") && starting.contains("<body class=starting>")
         );
@@ -438,7 +449,7 @@ mod tests {
 
     #[test]
     fn hostile_words_stay_words() {
-        let page = page(&["broker: <script>alert(\"1\")</script>&"]);
+        let page = page(&[(ReasonCode::BrokerUnavailable, "<script>alert(\"1\")</script>&")]);
         assert!(!page.contains("<script>alert") && page.contains("&lt;script&gt;alert(&quot;1&quot;)"));
     }
 
@@ -452,18 +463,7 @@ mod tests {
     #[test]
     fn every_section_that_is_linked_is_in_the_runbook() {
         let runbook = runbook();
-        for reason in [
-            "payment API: it rejects our signature",
-            "payment API: no brand has authorized",
-            "payment API: its answers carry no signature",
-            "payment API: it does not answer",
-            "broker: publishing is blocked",
-            "broker: results or copies are not accepted",
-            "broker: refused",
-            "keys: no key to verify answers with yet",
-        ] {
-            let link = runbook_link(reason);
-            let section = link.split('#').nth(1).unwrap().split('>').next().unwrap();
+        for section in ReasonCode::ALL.into_iter().filter_map(runbook_section) {
             assert!(runbook.contains(&format!("<h2 id={section}>")), "{section}");
         }
     }

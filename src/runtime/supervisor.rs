@@ -37,7 +37,7 @@ use crate::runtime::worker::{
     ReceivedDelivery, SuspendedBy, WorkerContext, process_delivery, return_to_queue,
 };
 use crate::telemetry::metrics::{Queue, Settlement};
-use crate::telemetry::status::{NOT_CONSUMING_YET, Notice, Status};
+use crate::telemetry::status::{Notice, Reason, ReasonCode, Status};
 use crate::wechat::client::SharedKeyring;
 
 /// Time between two looks at everything that no event tells of.
@@ -250,7 +250,11 @@ impl Service {
                     if failures % 60 == 0 {
                         warn!(error = why, "no connection to the broker; trying on");
                     }
-                    self.publish_status(None, false, vec![format!("broker: {why}")]);
+                    self.publish_status(
+                        None,
+                        false,
+                        vec![Reason::new(ReasonCode::BrokerUnavailable, format!("broker: {why}"))],
+                    );
                     self.await_jobs(pauses.wait(failures, rand::random()), &mut shutdown).await;
                     failures = failures.saturating_add(1);
                 }
@@ -268,7 +272,11 @@ impl Service {
                         }
                         Ended::Lost(why) => {
                             warn!(why, "connection to the broker lost; connecting anew");
-                            self.publish_status(None, false, vec![format!("broker: {why}")]);
+                            self.publish_status(
+                                None,
+                                false,
+                                vec![Reason::new(ReasonCode::BrokerUnavailable, format!("broker: {why}"))],
+                            );
                             tokio::spawn(async move { session.close().await });
                             // A session that held for a while was no failure; one that broke at once was.
                             let held = begun.elapsed() > Duration::from_secs(5);
@@ -331,7 +339,11 @@ impl Service {
                 }
             };
             nth = nth.saturating_add(1);
-            self.publish_status(Some(session.at()), false, vec![format!("broker: {error}")]);
+            self.publish_status(
+                Some(session.at()),
+                false,
+                vec![Reason::new(ReasonCode::PublishingRejected, format!("broker: {error}"))],
+            );
             self.await_jobs(pause, shutdown).await;
             if shutdown.is_requested() {
                 return Ok(session);
@@ -345,7 +357,7 @@ impl Service {
         let held = || !keys.read().unwrap_or_else(PoisonError::into_inner).public.is_empty();
         while !held() && !shutdown.is_requested() {
             let why = "keys: no key to verify answers with yet; platform certificates are being downloaded";
-            self.publish_status(None, false, vec![why.to_owned()]);
+            self.publish_status(None, false, vec![Reason::new(ReasonCode::NoVerificationKey, why)]);
             tokio::select! {
                 () = sleep(TICK) => {}
                 () = shutdown.wait() => {}
@@ -711,7 +723,7 @@ impl Service {
     /// Finishes what is in flight, hands back the rest.
     async fn stop(&mut self, publisher: &Publisher, consumer: Option<Deliveries>, cut: &watch::Sender<bool>) {
         info!(in_flight = self.held(), "stopping: finishing what is in flight");
-        let reasons = vec!["stopping".to_owned()];
+        let reasons = vec![Reason::new(ReasonCode::Stopping, "stopping")];
         self.publish_status(None, false, reasons);
         let left = match consumer {
             Some(deliveries) => deliveries.cancel(Duration::from_secs(5)).await,
@@ -814,7 +826,8 @@ impl Service {
         };
         let mut reasons = Vec::new();
         if let Some(why) = &health.blocked {
-            reasons.push(format!("broker: publishing is blocked ({why})"));
+            let words = format!("broker: publishing is blocked ({why})");
+            reasons.push(Reason::new(ReasonCode::BrokerBlocked, words));
         }
         let metrics = &self.context.metrics;
         metrics.set_blocked(health.blocked.is_some());
@@ -823,9 +836,10 @@ impl Service {
                 PublishFailure::Rejected(rejection) => format!("; {}", session.remedy(rejection)),
                 _ => String::new(),
             };
-            reasons.push(format!(
-                "broker: results or copies are not accepted ({why}); they are published again{remedy}"
-            ));
+            let words = format!(
+                "broker: results or retry messages are not accepted ({why}); they are published again{remedy}"
+            );
+            reasons.push(Reason::new(ReasonCode::PublishingRejected, words));
         }
         let idle = self.idle_since.is_some_and(|since| since.elapsed() > GRACE);
         let (open, cause) = match state {
@@ -850,12 +864,13 @@ impl Service {
             let stopped_by = self.context.stopped_by.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let last = self.context.responses.last(ResponseClass::Unverified).map(|last| last.describe());
             let skew = metrics.last_clock_skew();
-            reasons.push(describe_cause(cause, &caller, &stopped_by, skew, &last.unwrap_or_default()));
+            let words = describe_cause(cause, &caller, &stopped_by, skew, &last.unwrap_or_default());
+            reasons.push(Reason::new(code_of(cause), words));
         }
         let consuming = consuming && health.blocked.is_none() && !open;
         metrics.set_consuming(consuming);
         if !consuming && reasons.is_empty() {
-            reasons.push(NOT_CONSUMING_YET.to_owned());
+            reasons.push(Reason::not_consuming());
         }
         self.publish_status(Some(session.at()), consuming, reasons);
     }
@@ -867,38 +882,43 @@ impl Service {
     }
 
     /// What needs somebody's attention, and keeps nothing else from being worked on.
-    fn warnings(&self) -> Vec<String> {
+    fn warnings(&self) -> Vec<Reason> {
         let rejected = self.context.publish_faults.last_rejection().into_iter().map(|rejection| {
-            format!(
+            let words = format!(
                 "broker: an event is rejected, and its command delayed ({rejection}); others are published"
-            )
+            );
+            Reason::new(ReasonCode::EventRejected, words)
         });
         let waiting = match self.context.metrics.dead_letters() {
             0 => None,
-            count => Some(format!(
-                "broker: {count} commands were dead-lettered by the broker and have no event yet; they are swept"
-            )),
+            count => {
+                let words =
+                    format!("broker: {count} dead-lettered commands have no event yet; they are swept");
+                Some(Reason::new(ReasonCode::DeadLettersWaiting, words))
+            }
         };
-        let unswept =
-            self.sweeps.failure.as_ref().map(|why| {
-                format!("broker: dead-lettered commands cannot be swept ({why}); it is tried again")
-            });
-        let size = self.size_warning.get().map(|words| (*words).to_owned());
+        let unswept = self.sweeps.failure.as_ref().map(|why| {
+            let words = format!("broker: dead-lettered commands cannot be swept ({why}); it is tried again");
+            Reason::new(ReasonCode::DeadLetterSweepFailed, words)
+        });
+        let size = self.size_warning.get().map(|words| Reason::new(ReasonCode::MessageSizeUnbounded, *words));
         let keys = self.key_trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let keys = keys.into_iter().map(|why| format!("keys: {why}; the ones held stay in use"));
+        let keys = keys.into_iter().map(|why| {
+            Reason::new(ReasonCode::KeyFileUnusable, format!("keys: {why}; the current ones stay in use"))
+        });
         rejected.chain(waiting).chain(unswept).chain(size).chain(keys).collect()
     }
 
-    fn publish_status(&self, broker: Option<&str>, consuming: bool, reasons: Vec<String>) {
+    fn publish_status(&self, broker: Option<&str>, consuming: bool, reasons: Vec<Reason>) {
         let (in_flight, warnings) = (self.held(), self.warnings());
         self.status.send_modify(|status| {
             if status.warnings != warnings && !warnings.is_empty() {
-                warn!(warnings = warnings.join("; "), "needs attention");
+                warn!(warnings = join(&warnings), "needs attention");
             }
             if status.reasons != reasons {
                 match reasons.as_slice() {
                     [] => info!("ready"),
-                    reasons => warn!(reasons = reasons.join("; "), "not ready"),
+                    reasons => warn!(reasons = join(reasons), "not ready"),
                 }
             }
             *status = Status {
@@ -911,6 +931,23 @@ impl Service {
                 notices: self.shown.clone(),
             };
         });
+    }
+}
+
+fn join(reasons: &[Reason]) -> String {
+    reasons.iter().map(Reason::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// The code of the reason for which calls wait.
+fn code_of(cause: Cause) -> ReasonCode {
+    match cause {
+        Cause::Starting => ReasonCode::Starting,
+        Cause::Failing(FailureKind::NoResponse) => ReasonCode::ProviderUnreachable,
+        Cause::Failing(FailureKind::ServerError) => ReasonCode::ProviderFailing,
+        Cause::Failing(FailureKind::Unverified) => ReasonCode::ResponsesUnverified,
+        Cause::Suspended(SuspendReason::Unauthenticated) => ReasonCode::SuspendedUnauthenticated,
+        Cause::Suspended(SuspendReason::Unauthorized) => ReasonCode::SuspendedUnauthorized,
+        Cause::Suspended(SuspendReason::Rejected) => ReasonCode::SuspendedRejected,
     }
 }
 
