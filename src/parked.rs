@@ -124,7 +124,9 @@ impl Parked {
 
     /// Calls made before it was parked.
     pub fn attempts(&self) -> u32 {
-        self.delivery.header(retry_message::ATTEMPTS).and_then(|text| text.parse().ok()).unwrap_or(0)
+        let told =
+            self.delivery.header(retry_message::ATTEMPTS).and_then(|text| text.parse().ok()).unwrap_or(0);
+        told.max(self.evidence().len() as u32)
     }
 
     /// The redemption, where it may be asked for and sent again.
@@ -480,7 +482,9 @@ async fn publish(
         (OperatorAction::Republished, CouponStatus::Usable) => {
             let deadline = now.saturating_add(decision.deadline_limits.default).unwrap_or(Timestamp::MAX);
             // It counts as sent before, so the service asks for itself first.
-            let progress = Progress::new(now, deadline, true);
+            let mut progress = Progress::new(now, deadline, true);
+            // They count as made, and leave as many as a new command has.
+            (progress.attempts, progress.suspended) = (attempts, attempts);
             let headers = retry_message::write(&progress, &evidence, Prepared::new(redemption).body_sha256());
             return Ok(Some(publisher.publish_replay(delivery, headers, now).await?));
         }

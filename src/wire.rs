@@ -6,6 +6,8 @@
 pub mod audit_event;
 pub mod command;
 pub mod coupon;
+
+pub mod handed_back;
 pub mod result_event;
 pub mod retry_message;
 pub mod schema;

@@ -16,6 +16,7 @@ use redeemer::policy::classify::{
 };
 use redeemer::wechat::client::Prepared;
 use redeemer::wire::command;
+use redeemer::wire::handed_back::HandedBack;
 use redeemer::wire::retry_message::{self, DeadlineLimits};
 
 const OURS: &str = "USE_0001";
@@ -278,6 +279,40 @@ fn handed_back_command_looks_before_it_sends() {
     let verdict = progress.advance(Operation::Query, &returned(), &redemption());
     let next = progress.follow_verdict(Operation::Query, returned(), verdict, &limits, start(), 0.5);
     assert!(matches!(next, Step::Finish(Outcome::Refused { reason: Reason::ReturnedSince, .. })), "{next:?}");
+}
+
+/// A command that was handed back untouched was refused for a return that was over before anybody had the command.
+#[test]
+fn handed_back_command_keeps_what_its_first_delivery_knew() {
+    let limits = Limits::default();
+    let long_before = start().saturating_sub(SignedDuration::from_hours(1)).unwrap();
+    let old_return = says(Coupon {
+        usage: UsageTrace::Single(Trace {
+            use_request_no: None,
+            return_request_no: Some("R1".into()),
+            return_time: Some(long_before),
+        }),
+        ..coupon("EFFECTIVE", None, None)
+    });
+    let words = HandedBack { first_seen: start(), tried: false }.to_words();
+    let now = later(start(), HOUR * 20);
+    for redelivered in [false, true] {
+        let read = HandedBack::from_words(&words, now).unwrap();
+        let mut progress = read.progress(None, redelivered, DEADLINE_LIMITS).unwrap();
+        assert_eq!(
+            (progress.first_seen, progress.deadline, progress.unsent_before),
+            (start(), later(start(), HOUR * 24), Some(start()))
+        );
+        let query = Step::Send { after: Duration::ZERO, operation: Operation::Query };
+        assert_eq!(progress.start(&limits, now), query, "redelivered: {redelivered}");
+        let verdict = progress.advance(Operation::Query, &old_return, &redemption());
+        assert_eq!(verdict, Verdict::NotExecuted);
+        let next = progress.follow_verdict(Operation::Query, old_return.clone(), verdict, &limits, now, 0.5);
+        assert!(!matches!(next, Step::Finish(_)), "{next:?}");
+    }
+    // Who knows what its first holder did.
+    let tried = HandedBack { first_seen: start(), tried: true };
+    assert_eq!(tried.progress(None, false, DEADLINE_LIMITS).unwrap().unsent_before, None);
 }
 
 /// Found by tests/model: a use that had to wait for its turn went out after the deadline.
@@ -594,9 +629,9 @@ fn a_usable_coupon_is_never_told_beside_a_reason_that_denies_it() {
 fn a_coupon_seen_before_is_not_told_beside_a_later_rejection_that_denies_it() {
     let gone = |code, number| error(403, code, Some(number), Authenticity::Verified);
     // Usable when it was looked at, then rejected as deleted, and no further look is granted.
-    let script = [usable(), gone("NOT_ENOUGH", 272_756_769), denied()];
+    let script = [usable(), error(404, "NOT_FOUND", Some(268_578_851), Authenticity::Verified), denied()];
     let (_, outcome) = Run::default().play(Start::Copy(EffectState::NoEffect), &script);
-    assert_eq!(in_words(&outcome), "refused deleted by response");
+    assert_eq!(in_words(&outcome), "refused no_such_coupon by response");
     assert_eq!(outcome.coupon(), None);
     let script = [
         usable(),
@@ -739,10 +774,58 @@ fn a_denied_look_is_no_ground_where_nothing_is_unknown() {
     let sent = ["0s query", "0s redeem"];
     run.check(Start::Copy(EffectState::NoEffect), &[denied(), used_by_us()], &sent, "redeemed by response");
     let steps = ["0s query", "0s redeem", "2s query"];
-    let script = [denied(), signed(403, "NOT_ENOUGH"), denied()];
-    run.check(Start::Copy(EffectState::NoEffect), &script, &steps, "refused not_usable by response");
+    let script = [denied(), signed(404, "NOT_FOUND"), denied()];
+    run.check(Start::Copy(EffectState::NoEffect), &script, &steps, "refused not_found by response");
     let script = [denied(), denied(), denied()];
     run.check(Start::Copy(EffectState::NoEffect), &script, &steps, "refused not_authorized by response");
+}
+
+/// The same command was published twice, and the query is not granted: the second delivery was refused for the use of
+/// the first one.
+#[test]
+fn rejection_that_our_own_use_may_cause_concludes_nothing_without_a_query() {
+    let run = Run::of(400, 1_000);
+    let numbers = [None, Some(0), Some(272_756_745), Some(268_578_367), Some(268_578_776), Some(272_756_769)];
+    for (status, code) in [
+        (403, "NOT_ENOUGH"),
+        (400, "PARAM_ERROR"),
+        (400, "INVALID_REQUEST"),
+        (400, "ALREADY_EXISTS"),
+        (403, "RULE_LIMIT"),
+        (409, "SOMETHING_NEW"),
+    ] {
+        for number in numbers {
+            let rejected = error(status, code, number, Authenticity::Verified);
+            let denials = || (0..100).map(|_| denied());
+            for from in [Start::Fresh, Start::Copy(EffectState::NoEffect)] {
+                let looked = matches!(from, Start::Copy(_)).then(denied);
+                let script: Vec<_> = looked.into_iter().chain([rejected.clone()]).chain(denials()).collect();
+                let (steps, _, outcome) = run.perform(from, &script);
+                let outcome = outcome.map(|outcome| in_words(&outcome));
+                let expected = Some("unresolved deadline_passed by deadline");
+                assert_eq!(outcome.as_deref(), expected, "{status} {code} {number:?} {steps:?}");
+                assert_eq!(steps.iter().filter(|step| step.ends_with("redeem")).count(), 1, "{steps:?}");
+            }
+            // Once the right is granted, the matter is settled.
+            for (seen, ending) in
+                [(used_by_us(), "redeemed by query"), (returned(), "refused returned_since by query")]
+            {
+                let script = [rejected.clone(), denied(), seen.clone(), seen.clone(), seen];
+                let outcome = Run::default().outcome(&script).as_ref().map(in_words);
+                assert_eq!(outcome.as_deref(), Some(ending), "{status} {code} {number:?}");
+            }
+        }
+    }
+    // What no use of ours can cause concludes all the same.
+    for (status, code, number, ending) in [
+        (404, "NOT_FOUND", None, "refused not_found by response"),
+        (404, "NOT_FOUND", Some(268_578_851), "refused no_such_coupon by response"),
+        (404, "RESOURCE_NOT_EXISTS", None, "refused not_found by response"),
+        (403, "NO_AUTH", None, "refused not_authorized by response"),
+    ] {
+        let script = [error(status, code, number, Authenticity::Verified), denied()];
+        check(&script, &["0s redeem", "0s query"], ending);
+    }
 }
 
 #[test]
@@ -806,6 +889,41 @@ fn a_fault_of_our_own_halts_and_the_same_operation_follows() {
         &["0s redeem", "2s query", "halt unauthenticated", "0s query"],
         "redeemed by query",
     );
+}
+
+/// The evidence showed a 500, and `problem.http_status` was null.
+#[test]
+fn refusal_tells_the_last_rejected_use_whatever_it_rests_on() {
+    let ends = [used_by_another(), returned(), in_state("EXPIRED")];
+    for (status, code) in
+        [(500, "SYSTEM_ERROR"), (429, "RATELIMIT_EXCEEDED"), (403, "NOT_ENOUGH"), (400, "PARAM_ERROR")]
+    {
+        for end in &ends {
+            let script = [signed(status, code), end.clone(), end.clone(), end.clone()];
+            let Some(outcome) = Run::default().outcome(&script) else { continue };
+            let told = outcome.rejection().map(|told| (told.http_status, told.code.as_deref()));
+            assert_eq!(told, Some((status, Some(code))), "{}", in_words(&outcome));
+        }
+    }
+    // Where the event is not accepted, what its refusal does not rest on is believed no more.
+    let rejected = |reply: CallResult| {
+        let (limits, now) = (Limits::default(), start());
+        let mut progress = Progress::new(now, later(now, HOUR * 24), false);
+        let Step::Send { mut operation, .. } = progress.start(&limits, now) else { panic!("no call") };
+        for reply in [reply, used_by_another()] {
+            let verdict = progress.advance(operation, &reply, &redemption());
+            let at = later(now, Duration::from_secs(3_600));
+            match progress.follow_verdict(operation, reply, verdict, &limits, at, 0.5) {
+                Step::Send { operation: next, .. } => operation = next,
+                Step::Finish(outcome) => progress.forget_outcome(&outcome),
+                other => panic!("{other:?}"),
+            }
+        }
+        progress.effect
+    };
+    assert_eq!(rejected(signed(500, "SYSTEM_ERROR")), EffectState::Unknown);
+    let reason = Reason::UsedByAnother;
+    assert_eq!(rejected(signed(403, "NOT_ENOUGH")), EffectState::Rejected { reason, doubtful: false });
 }
 
 // ---- replies to "query"

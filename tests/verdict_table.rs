@@ -541,6 +541,106 @@ fn the_entity_is_kept_as_it_was_sent() {
     }
 }
 
+/// A signed USED under our number was not believed for a member that decides nothing.
+#[test]
+fn members_that_decide_nothing_make_no_coupon_unbelievable() {
+    let used = |more: &str| {
+        format!(
+            r#"{{"coupon_code":"Code_7f3a91c2","coupon_state":"USED",{more}
+            "single_usage_detail":{{"use_request_no":"{OURS}"}}}}"#
+        )
+        .into_bytes()
+    };
+    let traced = |more: &str| {
+        format!(
+            r#"{{"coupon_code":"Code_7f3a91c2","coupon_state":"USED",
+            "single_usage_detail":{{"use_request_no":"{OURS}",{more}}}}}"#
+        )
+        .into_bytes()
+    };
+    let rounds = |beside: &str| {
+        format!(
+            r#"{{"coupon_code":"Code_7f3a91c2","coupon_state":"EFFECTIVE","sequential_usage_detail":
+            {{"detail_item_list":[{beside},{{"detail_state":"USED","use_request_no":"{OURS}"}}]}}}}"#
+        )
+        .into_bytes()
+    };
+    let at = |body: &[u8], old: &[u8], new: &[u8]| {
+        let place = body.windows(old.len()).position(|window| window == old).unwrap();
+        [&body[..place], new, &body[place + old.len()..]].concat()
+    };
+    let named = used(r#""product_coupon":{"display_info":{"name":"NAME"}},"#);
+    let believed = [
+        ("brand a number", used(r#""brand_id":120344,"#)),
+        ("brand null", used(r#""brand_id":null,"#)),
+        ("brand an object", used(r#""brand_id":{"id":"4711"},"#)),
+        ("brand empty", used(r#""brand_id":"","#)),
+        ("brand twice", used(r#""brand_id":"120344","brand_id":120344,"#)),
+        ("stock a list", used(r#""stock":[],"#)),
+        ("stock a list that is not empty", used(r#""stock":[1],"#)),
+        ("stock a text", used(r#""stock":"none","#)),
+        ("stock twice", used(r#""stock":{},"stock":{"brand_id":"120344"},"#)),
+        ("product coupon a number", used(r#""product_coupon":7,"#)),
+        ("ids as numbers", used(r#""stock":{"brand_id":120344,"stock_id":1000000077001},"#)),
+        ("control characters", at(&named, b"NAME", b"a\tb\nc\x00d\x1f")),
+        ("a control character in a name", used("\"na\x01me\":1,")),
+        ("invalid UTF-8", at(&named, b"NAME", b"\xff\xe4\xb8")),
+        ("half of a character before the mark", at(&named, b"NAME", b"\xe4")),
+        ("half of a surrogate pair", at(&named, b"NAME", br"\ud800")),
+        ("all at once", at(&named, b"NAME", b"\xff\x01\\ud800\\\"\x02")),
+        ("time of return a number", traced(r#""return_request_no":"R1","return_time":1772685045"#)),
+        ("time of return twice", traced(r#""return_time":"x","return_time":[]"#)),
+        ("number of return a number", traced(r#""return_request_no":20260305"#)),
+        ("sequential block an empty list", used(r#""sequential_usage_detail":[],"#)),
+        ("other block an empty list", used(r#""progressive_bundle_usage_detail":[],"#)),
+        ("other block a text", used(r#""progressive_bundle_usage_detail":"","#)),
+        ("order of another type", traced(r#""associated_order_info":"none","saved_amount":"20""#)),
+        ("state of another round null", rounds(r#"{"detail_state":null}"#)),
+        ("state of another round absent", rounds("{}")),
+        ("another round null", rounds("null")),
+        ("another round an empty list", rounds("[]")),
+    ];
+    let redemption = redemption("Code_7f3a91c2", None);
+    for (name, body) in &believed {
+        let coupon = response::coupon(body).unwrap_or_else(|| panic!("{name}: not read"));
+        assert_eq!(standing(&coupon, &redemption), Usage::Ours, "{name}");
+        assert!(serde_json::from_str::<Value>(&coupon.entity).is_ok(), "{name}: {}", coupon.entity);
+        assert!(!coupon.entity.contains(|sign: char| sign < ' ' && sign != '\n'), "{name}");
+    }
+    // What contradicts still does, and what decides is read strictly.
+    let other = [
+        ("another brand", used(r#""brand_id":"4711","#), Some(Usage::AnotherCoupon)),
+        ("another brand, a number", used(r#""brand_id":4711,"#), Some(Usage::AnotherCoupon)),
+        ("two brands", used(r#""brand_id":"120344","brand_id":"4711","#), Some(Usage::AnotherCoupon)),
+        ("another stock", used(r#""stock":{"stock_id":4711},"#), Some(Usage::AnotherCoupon)),
+        ("two stocks", used(r#""stock":{},"stock":{"brand_id":1},"#), Some(Usage::AnotherCoupon)),
+        ("state twice", used(r#""coupon_state":"USED","#), None),
+        ("code twice", used(r#""coupon_code":"Code_7f3a91c2","#), None),
+        ("block twice", used(r#""single_usage_detail":{},"#), None),
+        ("number twice", traced(r#""use_request_no":"OTHER_01""#), None),
+        ("number unreadable", at(&used(""), OURS.as_bytes(), b"USE_\xff"), None),
+        ("number with a control character", at(&used(""), OURS.as_bytes(), b"USE_\x01"), None),
+        ("text not ended", at(&used(""), b"USED\",", b"USED,"), None),
+        ("state of the round null", at(&rounds("{}"), br#""USED""#, b"null"), Some(Usage::Unclear)),
+        ("no round is ours", at(&rounds("{}"), OURS.as_bytes(), b"OTHER_01"), Some(Usage::Unclear)),
+    ];
+    for (name, body, expected) in other {
+        let read = response::coupon(&body).map(|coupon| standing(&coupon, &redemption));
+        assert_eq!(read, expected, "{name}");
+    }
+    let error = |body: &[u8]| response::error(body).code;
+    for body in [
+        &br#"{"code":"NOT_ENOUGH","message":7}"#[..],
+        b"{\"code\":\"NOT_ENOUGH\",\"message\":\"a\xff\x01\"}",
+        br#"{"message":"a","message":"b","detail":1,"detail":{},"code":"NOT_ENOUGH"}"#,
+    ] {
+        assert_eq!(error(body).as_deref(), Some("NOT_ENOUGH"), "{}", String::from_utf8_lossy(body));
+    }
+    for body in [&br#"{"code":"NOT_ENOUGH","code":"NOT_FOUND"}"#[..], br#"{"code":7}"#, b"[]"] {
+        assert_eq!(error(body), None, "{}", String::from_utf8_lossy(body));
+    }
+}
+
 #[test]
 fn what_is_not_a_coupon_is_not_read_as_one() {
     for text in [
@@ -813,7 +913,7 @@ end is known, of another instance's that it takes `wechat.total_timeout` at most
 | not sent | the same operation later, by the other host where the first is unwell |
 | unknown | the coupon is looked at once settled |
 | unknown: used under no number | looked at later; where the coupon is then usable, that use was returned |
-| not authorized | a use: as an rejection, for another brand was let in since. A look: given up where nothing was unknown, and waited for until the deadline where something was |
+| not authorized | a use: as an rejection, for another brand was let in since. A look: given up where nothing was unknown, waited for until the deadline where something was, or where an rejection may come of our own use: every code but 404 and `NO_AUTH`, whatever the number |
 | **stop** | our own fault: no further calls until it is mended. Without a signature it leaves the effect unknown as well |
 ";
 

@@ -28,6 +28,7 @@ pub struct Delivery {
     /// What the broker calls it, on the channel that it came by and on no other.
     tag: u64,
     inlet: Arc<ConsumerChannel>,
+    received_at: Timestamp,
 }
 
 /// A channel that deliveries come by, and that they are settled on.
@@ -47,9 +48,6 @@ struct Due {
 
 /// Marks a command that was put back into the queue as a new message and had been delivered before, as a header.
 pub const TRIED: &str = "x-redemption-tried";
-
-/// Marks a command that was put back into the queue as a new message, as a header: another one of it may exist.
-pub const HANDED_BACK: &str = "x-redemption-handed-back";
 
 /// Marks what the client did not read of headers, at any level of them.
 const UNDECODABLE: &str = lapin::types::parsing::UNDECODABLE;
@@ -85,7 +83,14 @@ impl Delivery {
     /// `inlet` is the one that it came by.
     pub(super) fn new(delivery: lapin::message::Delivery, inlet: &Arc<ConsumerChannel>) -> Self {
         let lapin::message::Delivery { data, properties, redelivered, delivery_tag, .. } = delivery;
-        Self { body: data, properties, redelivered, tag: delivery_tag, inlet: inlet.clone() }
+        Self {
+            body: data,
+            properties,
+            redelivered,
+            tag: delivery_tag,
+            inlet: inlet.clone(),
+            received_at: Timestamp::now(),
+        }
     }
 
     /// The message.
@@ -101,6 +106,11 @@ impl Delivery {
     /// Whether it was delivered before, or moved by the broker, so that its use may have been sent.
     pub fn may_have_been_tried(&self) -> bool {
         self.redelivered() || ["x-death", "x-first-death-reason"].iter().any(|name| self.has_header(name))
+    }
+
+    /// When it was received.
+    pub fn received_at(&self) -> Timestamp {
+        self.received_at
     }
 
     /// Whether it has a header of this name, of whatever type.

@@ -25,11 +25,12 @@ use tokio::time::timeout;
 use crate::amqp::connection::{
     BLOCKED_IS_TOLD_AFTER, BrokerConnection, Health, PUBLISHED_FRAME_BYTES_MAX, blocked_for, is_soft,
 };
-use crate::amqp::delivery::{Delivery, HANDED_BACK, TRIED};
+use crate::amqp::delivery::{Delivery, TRIED};
 use crate::amqp::probe::{self, Right};
 use crate::amqp::topology::{Names, delay_name};
 use crate::telemetry::metrics::PublishFailureKind;
 use crate::wire::audit_event::Audit;
+use crate::wire::handed_back::{HANDED_BACK, HandedBack};
 use crate::wire::result_event::{self, Event};
 use crate::wire::retry_message;
 
@@ -278,8 +279,13 @@ impl Publisher {
         }
         if headers.is_empty() {
             // Should we die before the acknowledgement, two of it exist: this one looks before it sends.
-            headers.push((HANDED_BACK, "1".to_owned()));
-            if command.may_have_been_tried() {
+            let tried = command.may_have_been_tried();
+            // One that it has already stays: it says more.
+            if !command.has_header(HANDED_BACK) {
+                let first_seen = command.received_at();
+                headers.push((HANDED_BACK, HandedBack { first_seen, tried }.to_words()));
+            }
+            if tried {
                 headers.push((TRIED, "1".to_owned()));
             }
         }

@@ -233,12 +233,15 @@ impl Coupon {
             };
         }
         // Which round it was is the provider's to count: one that is used under no number may be ours.
-        let may_be_ours = match index {
-            Some(index) => rounds.get(index as usize).is_some_and(Round::is_used_without_number),
-            None => rounds.iter().any(Round::is_used_without_number),
+        let is_shown = |wanted: fn(&Round) -> bool| match index {
+            Some(index) => rounds.get(index as usize).is_some_and(wanted),
+            None => rounds.iter().any(wanted),
         };
-        if may_be_ours {
+        if is_shown(Round::is_used_without_number) {
             return Usage::NoNumber;
+        }
+        if is_shown(Round::says_nothing) {
+            return Usage::Unclear;
         }
         // A coupon that is gone as a whole is gone for every round, whatever the rounds still say.
         if !matches!(self.state, CouponState::Effective | CouponState::Used) {
@@ -262,6 +265,11 @@ impl Coupon {
 impl Round {
     fn is_used_without_number(&self) -> bool {
         self.state == CouponState::Used && self.trace.use_request_no.is_none()
+    }
+
+    /// Whether it says neither its state nor under which number it was used: whatever it is may be ours.
+    fn says_nothing(&self) -> bool {
+        self.state.as_str().is_empty() && self.trace.use_request_no.is_none()
     }
 }
 

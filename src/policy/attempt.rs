@@ -15,8 +15,8 @@ use crate::domain::coupon::Coupon;
 use crate::domain::redemption::Redemption;
 use crate::policy::backoff::Backoff;
 use crate::policy::classify::{
-    Authenticity, CallResult, NotAccepted, Operation, Reason, Response, SuspendReason, UnknownCause, Verdict,
-    classify,
+    self, Authenticity, CallResult, NotAccepted, Operation, Reason, Response, SuspendReason, UnknownCause,
+    Verdict, classify,
 };
 
 /// How long and how often a command is worked on.
@@ -156,7 +156,7 @@ pub enum Outcome {
         by: EstablishedBy,
         /// The coupon, where an authentic reply described it.
         coupon: Option<Coupon>,
-        /// The provider's own words, where it gave any.
+        /// The last answer to the redemption with a status of 400 or more, whether or not the refusal rests on it.
         rejection: Option<Rejection>,
     },
     /// What arrived is not a command.
@@ -511,7 +511,9 @@ impl Progress {
     pub fn forget_outcome(&mut self, outcome: &Outcome) {
         self.effect = match outcome {
             // Other queues may have taken the event: the provider's rejection stands, whatever it would say by then.
-            Outcome::Refused { reason, rejection: Some(_), .. } if Reason::REJECTIONS.contains(reason) => {
+            Outcome::Refused { reason, rejection: Some(_), .. }
+                if self.effect.rejection().is_some() && Reason::REJECTIONS.contains(reason) =>
+            {
                 EffectState::Rejected { reason: *reason, doubtful: false }
             }
             // What an query found is found again.
@@ -676,7 +678,8 @@ impl Progress {
     }
 
     /// The brand does not let us look. Where no use of ours can have taken effect, none is missed by sending the body
-    /// without a look, and a rejection of it stands by itself. Where one may have, the same body again would be answered
+    /// without a look, and a rejection of it stands by itself, but for one that a use of ours may have caused: the same
+    /// command may have been published twice, and nobody knows of the other delivery. Where one may have, the same body again would be answered
     /// alike; but it would be a second effect where the user returned the coupon meanwhile. So the command waits for the
     /// right to look, until its deadline: docs/decisions/0012-wait-for-the-right-to-look.md.
     fn follow_query_not_granted(&mut self, limits: &Limits, now: Timestamp, chance: f64) -> Step {
@@ -688,7 +691,7 @@ impl Progress {
                 self.query_first = false;
                 self.send_after(Duration::ZERO, limits, now)
             }
-            EffectState::Rejected { reason, doubtful: false } => {
+            EffectState::Rejected { reason, doubtful: false } if !self.may_follow_our_own_use(reason) => {
                 self.forget_contradicted_coupon(reason);
                 self.refuse(reason, EstablishedBy::Response)
             }
@@ -696,6 +699,15 @@ impl Progress {
                 self.delay(limits, now).unwrap_or_else(|| self.retry(limits, now, chance))
             }
         }
+    }
+
+    /// Whether the coupon may be rejected because another delivery of this command has used it. The signed code decides:
+    /// no number makes us less careful.
+    fn may_follow_our_own_use(&self, reason: Reason) -> bool {
+        let may = |rejection: &Rejection| {
+            classify::may_follow_our_own_use(rejection.http_status, rejection.code.as_deref())
+        };
+        reason != Reason::NotAuthorized && self.rejection.as_ref().is_none_or(may)
     }
 
     /// Whether an answer to an query rejects it as the redeem was rejected. The two share openid, appid, brand, product
@@ -718,15 +730,11 @@ impl Progress {
     }
 
     fn refuse(&mut self, reason: Reason, by: EstablishedBy) -> Step {
-        // A 429 or 500 met on the way is no ground of a refusal that an query established.
-        let grounds = by == EstablishedBy::Response
-            || reason == Reason::NotAuthorized
-            || matches!(self.effect, EffectState::Rejected { .. });
         Step::Finish(Outcome::Refused {
             reason,
             by,
             coupon: self.coupon.take(),
-            rejection: self.rejection.take().filter(|_| grounds),
+            rejection: self.rejection.take(),
         })
     }
 

@@ -556,6 +556,13 @@ fn is_rate_limit(code: &str) -> bool {
     )
 }
 
+/// Whether a signed rejection may come of a use under our own number that took effect: a used coupon is not usable, and
+/// "this number was used before" has no code of its own. Where no query can tell, such a rejection concludes nothing.
+pub fn may_follow_our_own_use(status: u16, code: Option<&str>) -> bool {
+    let named = code.map_or(Reason::Rejected, |code| reason_of_code(status, code));
+    named.may_be_our_own_use() || named == Reason::NotUsable
+}
+
 fn is_not_found(status: u16, code: &str) -> bool {
     status == 404 && matches!(code, "NOT_FOUND" | "RESOURCE_NOT_EXISTS")
 }

@@ -12,9 +12,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::timeout;
 use tracing::{debug, error, info, warn};
 
-use crate::amqp::delivery::{
-    DEAD_AGAIN, DEAD_AT, DEAD_REASON, DEAD_TRIES, DELAYS_PASSED, Delivery, HANDED_BACK,
-};
+use crate::amqp::delivery::{DEAD_AGAIN, DEAD_AT, DEAD_REASON, DEAD_TRIES, DELAYS_PASSED, Delivery};
 use crate::amqp::publisher::{PARKED_REASON, Published, Publisher};
 use crate::amqp::topology::delay_name;
 use crate::domain::redemption::Redemption;
@@ -40,6 +38,7 @@ use crate::telemetry::spans::{ChildSpan, CommandSpan, ParentContext, Traces};
 use crate::telemetry::untrusted::Untrusted;
 use crate::wechat::client::{CallOutcome, Client, Prepared, hex};
 use crate::wire::command::{self, Fault, PartialCommand, Rejected};
+use crate::wire::handed_back::{HANDED_BACK, HandedBack};
 use crate::wire::result_event::{self, Event, EventContext};
 use crate::wire::retry_message::{self, CorruptRetryMessage, DeadlineLimits, Restored};
 
@@ -410,13 +409,16 @@ fn read_progress(
     if text.is_none() && delivery.has_header(retry_message::DEADLINE) {
         return Err(CannotStart::Deadline);
     }
-    let deadline =
-        retry_message::deadline(text, now, context.deadline_limits).map_err(|_| CannotStart::Deadline)?;
     let again = again || parked_before.into_iter().any(|name| delivery.has_header(name));
-    let mut progress = Progress::new(now, deadline, again);
-    if delivery.has_header(HANDED_BACK) {
-        progress.require_query();
-    }
+    let progress = if delivery.has_header(HANDED_BACK) {
+        let words = delivery.header(HANDED_BACK).unwrap_or_default();
+        let handed_back = HandedBack::from_words(words, now).map_err(CannotStart::Damage)?;
+        handed_back.progress(text, again, context.deadline_limits)
+    } else {
+        retry_message::deadline(text, now, context.deadline_limits)
+            .map(|deadline| Progress::new(now, deadline, again))
+    };
+    let progress = progress.map_err(|_| CannotStart::Deadline)?;
     Ok(Restored { progress, evidence: Vec::new() })
 }
 

@@ -4,9 +4,12 @@
 //! at any time, and three shapes of the usage block are on the wire.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use jiff::Timestamp;
-use serde::Deserialize;
+use serde::de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 
 use crate::domain::coupon::{Coupon, CouponState, Id, Reduction, Round, Trace, UsageTrace};
 use crate::domain::redemption::UseTime;
@@ -79,12 +82,18 @@ impl Detail {
 }
 
 /// Reads a coupon; `None` where the body is not one.
+///
+/// Strictly read is what decides: code, state, and the numbers of uses and returns. What the coupon belongs to can only
+/// contradict, so each mention of it is compared. Whatever else the body holds makes it no less true.
 pub fn coupon(body: &[u8]) -> Option<Coupon> {
     let Scan { nesting, plain } = scan(body);
-    let text = std::str::from_utf8(body).ok()?;
-    let text = if plain { Cow::Borrowed(text) } else { with_whole_characters(text) };
+    let (text, plain) = readable(body, plain);
     let text = &*text;
-    let entity: EntityText = serde_json::from_str(text).ok()?;
+    let entity = Members::read(text)?;
+    let [code, state] = ["coupon_code", "coupon_state"].map(|name| entity.one(name).ok().flatten());
+    let (code, state) = (read_text(code?)?, read_text(state?)?);
+    let usage = read_usage(&entity)?;
+    let ids = read_ids(&entity).into();
     // What a strict subscriber could not read is signed all the same, and says what became of the coupon.
     let reduced = match plain {
         _ if nesting > NESTING_MAX => Some(Reduction::Nesting),
@@ -94,57 +103,27 @@ pub fn coupon(body: &[u8]) -> Option<Coupon> {
     };
     let passed_on = match reduced {
         None => text.trim().into(),
-        Some(_) => code_and_state(&entity).into(),
+        Some(_) => code_and_state(&code, &state).into(),
     };
-    // An object that does not apply may be there all the same, and empty; so may its list, or be null.
-    let rounds =
-        entity.sequential_usage_detail.map(|sequential| sequential.detail_item_list.unwrap_or_default());
-    let ids = entity.product_coupon.into_iter().chain(entity.stock).flat_map(IdsText::ids);
-    let ids = entity.brand_id.map(Id::Brand).into_iter().chain(ids).collect();
-    let once = [entity.single_usage_detail, entity.progressive_bundle_usage_detail];
-    let usage = match rounds {
-        Some(rounds) if !rounds.is_empty() || once.iter().all(Option::is_none) => {
-            UsageTrace::Rounds(rounds.into_iter().map(Round::from).collect())
-        }
-        _ => {
-            let mut told = once.into_iter().flatten().map(Trace::from);
-            UsageTrace::Single(told.find(|trace| *trace != Trace::default()).unwrap_or_default())
-        }
-    };
-    Some(Coupon {
-        code: entity.coupon_code,
-        state: CouponState::from_wire(&entity.coupon_state),
-        usage,
-        ids,
-        entity: passed_on,
-        reduced,
-    })
+    Some(Coupon { state: CouponState::from_wire(&state), code, usage, ids, entity: passed_on, reduced })
 }
 
-/// Reads an error body; whatever is no JSON (gateways answer HTML) says nothing.
+/// Reads an error body; whatever is no JSON (gateways answer HTML) says nothing. The code alone is read strictly.
 pub fn error(body: &[u8]) -> ErrorBody {
-    #[derive(Deserialize)]
-    struct ErrorText {
-        code: Option<Box<str>>,
-        message: Option<String>,
-        #[serde(default)]
-        detail: serde_json::Value,
-    }
-    match serde_json::from_slice::<ErrorText>(body) {
-        Ok(error) => {
-            let detail = Detail::read(&error.detail);
-            let words = detail.as_ref().map(Detail::in_words).filter(|words| !words.is_empty());
-            let message = match (error.message, words) {
-                (Some(message), Some(words)) => Some(format!("{message} ({words})")),
-                (message, words) => message.or(words),
-            };
-            ErrorBody {
-                code: error.code.map(|code| cut(&code, 64)),
-                message: message.map(|message| cut(&message, MESSAGE_BYTES_MAX)),
-                detail,
-            }
-        }
-        Err(_) => ErrorBody::default(),
+    let (text, _) = readable(body, scan(body).plain);
+    let Some(error) = Members::read(&text) else { return ErrorBody::default() };
+    let value = |raw: &RawValue| serde_json::from_str::<serde_json::Value>(raw.get()).ok();
+    let detail = error.every("detail").find_map(value).as_ref().and_then(Detail::read);
+    let words = detail.as_ref().map(Detail::in_words).filter(|words| !words.is_empty());
+    let message = match (error.every("message").find_map(read_text), words) {
+        (Some(message), Some(words)) => Some(format!("{message} ({words})")),
+        (message, words) => message.map(String::from).or(words),
+    };
+    let code = error.one("code").ok().flatten().and_then(read_text);
+    ErrorBody {
+        code: code.map(|code| cut(&code, 64)),
+        message: message.map(|message| cut(&message, MESSAGE_BYTES_MAX)),
+        detail,
     }
 }
 
@@ -158,9 +137,9 @@ pub fn sub_code(request_id: &str) -> Option<u64> {
 struct Scan {
     /// How deep objects and arrays are nested, by their brackets outside of texts.
     nesting: usize,
-    /// Whether nothing is in it that is skipped without a check where it stands in a member that is not read: half of
-    /// a surrogate pair, a number that no machine holds. The entity is passed on as it came, and a strict subscriber
-    /// could not read the event that holds one.
+    /// Whether nothing is in it that a strict reader may reject: half of a surrogate pair, a control character in a text,
+    /// a number that no machine holds. The entity is passed on as it came, and a strict subscriber could not read the
+    /// event that holds one.
     plain: bool,
 }
 
@@ -189,11 +168,16 @@ fn scan(json: &[u8]) -> Scan {
 }
 
 /// Skips the rest of a text, its closing mark included: most of an entity, so nothing else is asked of a byte here.
-/// Tells whether nothing in it is escaped by number.
+/// Tells whether nothing in it is escaped by number, and no control character stands in it.
 fn skip_text(rest: &mut &[u8]) -> bool {
     let mut plain = true;
-    while let Some(at) = rest.iter().position(|byte| matches!(byte, b'"' | b'\\')) {
+    while let Some(at) = rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | ..=0x1f)) {
         let (mark, after) = (rest[at], &rest[at + 1..]);
+        if mark < b' ' {
+            plain = false;
+            *rest = after;
+            continue;
+        }
         if mark == b'"' {
             *rest = after;
             return plain;
@@ -207,8 +191,45 @@ fn skip_text(rest: &mut &[u8]) -> bool {
 }
 
 /// What is passed on of an entity that is not passed on as it came.
-fn code_and_state(entity: &EntityText) -> String {
-    serde_json::json!({ "coupon_code": entity.coupon_code, "coupon_state": entity.coupon_state }).to_string()
+fn code_and_state(code: &str, state: &str) -> String {
+    serde_json::json!({ "coupon_code": code, "coupon_state": state }).to_string()
+}
+
+/// The text of a body as a strict reader can read it, and whether that is how it came.
+fn readable(body: &[u8], plain: bool) -> (Cow<'_, str>, bool) {
+    let text = String::from_utf8_lossy(body);
+    match (plain, text) {
+        (true, Cow::Borrowed(text)) => (Cow::Borrowed(text), true),
+        (true, Cow::Owned(text)) => (Cow::Owned(text), false),
+        (false, text) => {
+            let text = with_escaped_controls(&text).into_owned();
+            (Cow::Owned(with_whole_characters(&text).into_owned()), false)
+        }
+    }
+}
+
+/// Escapes each control character that stands in a text.
+fn with_escaped_controls(json: &str) -> Cow<'_, str> {
+    let (mut repaired, mut kept) = (String::new(), 0);
+    let (mut in_text, mut escaped) = (false, false);
+    for (at, byte) in json.bytes().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = in_text,
+            b'"' => in_text = !in_text,
+            ..=0x1f if in_text => {
+                repaired.push_str(&json[kept..at]);
+                repaired.push_str(&format!("\\u{byte:04x}"));
+                kept = at + 1;
+            }
+            _ => {}
+        }
+    }
+    if kept == 0 {
+        return Cow::Borrowed(json);
+    }
+    repaired.push_str(&json[kept..]);
+    Cow::Owned(repaired)
 }
 
 /// Puts U+FFFD in place of each half of a surrogate pair that stands alone: no strict reader takes one, and nobody can
@@ -251,74 +272,179 @@ fn cut(text: &str, bytes: usize) -> Box<str> {
     text[..end].into()
 }
 
-#[derive(Deserialize)]
-struct EntityText {
-    coupon_code: Box<str>,
-    coupon_state: Box<str>,
-    single_usage_detail: Option<TraceText>,
-    progressive_bundle_usage_detail: Option<TraceText>,
-    sequential_usage_detail: Option<SequentialText>,
-    product_coupon: Option<IdsText>,
-    stock: Option<IdsText>,
-    brand_id: Option<Box<str>>,
-}
+/// The members of an object that are read at all, in order, each as often as it is there.
+struct Members<'a>(Vec<(&'static str, &'a RawValue)>);
 
-/// What the product coupon and the stock say of what they belong to.
-#[derive(Deserialize)]
-struct IdsText {
-    brand_id: Option<Box<str>>,
-    product_coupon_id: Option<Box<str>>,
-    stock_id: Option<Box<str>>,
-}
+/// Every name that is read, in any object.
+const READ: [&str; 18] = [
+    "coupon_code",
+    "coupon_state",
+    "single_usage_detail",
+    "progressive_bundle_usage_detail",
+    "sequential_usage_detail",
+    "detail_item_list",
+    "detail_state",
+    "use_request_no",
+    "return_request_no",
+    "return_time",
+    "product_coupon",
+    "stock",
+    "brand_id",
+    "product_coupon_id",
+    "stock_id",
+    "code",
+    "message",
+    "detail",
+];
 
-impl IdsText {
-    fn ids(self) -> impl Iterator<Item = Id> {
-        let Self { brand_id, product_coupon_id, stock_id } = self;
-        let product = product_coupon_id.map(Id::ProductCoupon);
-        [brand_id.map(Id::Brand), product, stock_id.map(Id::Stock)].into_iter().flatten()
+/// What decides is there twice, or is not what it has to be.
+#[derive(Debug)]
+struct Malformed;
+
+impl<'a> Members<'a> {
+    /// The members of this object; `None` where it is none. An empty list stands for an empty object, as some languages
+    /// write one.
+    fn read(json: &'a str) -> Option<Self> {
+        serde_json::from_str(json).ok()
     }
-}
 
-#[derive(Deserialize)]
-struct TraceText {
-    use_request_no: Option<Box<str>>,
-    return_request_no: Option<Box<str>>,
-    return_time: Option<Box<str>>,
-}
+    fn every(&self, name: &'static str) -> impl Iterator<Item = &'a RawValue> {
+        self.0.iter().filter(move |(known, _)| *known == name).map(|(_, value)| *value)
+    }
 
-#[derive(Deserialize)]
-struct SequentialText {
-    detail_item_list: Option<Vec<RoundText>>,
-}
-
-#[derive(Deserialize)]
-struct RoundText {
-    detail_state: Box<str>,
-    #[serde(flatten)]
-    trace: TraceText,
-}
-
-impl From<TraceText> for Trace {
-    fn from(text: TraceText) -> Self {
-        // An empty text stands for "none" in the provider's own samples of other products.
-        let told = |text: Option<Box<str>>| text.filter(|text| !text.is_empty());
-        Self {
-            use_request_no: told(text.use_request_no),
-            return_request_no: told(text.return_request_no),
-            return_time: text.return_time.as_deref().and_then(time),
+    /// The one member of this name; null stands for none.
+    fn one(&self, name: &'static str) -> Result<Option<&'a RawValue>, Malformed> {
+        let mut every = self.every(name);
+        match (every.next(), every.next()) {
+            (_, Some(_)) => Err(Malformed),
+            (value, None) => Ok(value.filter(|value| value.get() != "null")),
         }
     }
+}
+
+impl<'de> Deserialize<'de> for Members<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Members<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut members = Vec::new();
+                while let Some(Name(name)) = map.next_key()? {
+                    match READ.into_iter().find(|known| *known == name) {
+                        Some(known) => members.push((known, map.next_value()?)),
+                        None => drop(map.next_value::<IgnoredAny>()?),
+                    }
+                }
+                Ok(Members(members))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+                match list.next_element::<IgnoredAny>()? {
+                    None => Ok(Members(Vec::new())),
+                    Some(_) => Err(A::Error::custom("a list is no object")),
+                }
+            }
+        }
+        deserializer.deserialize_any(Reader)
+    }
+}
+
+/// The name of a member.
+#[derive(Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
+fn read_text(value: &RawValue) -> Option<Box<str>> {
+    serde_json::from_str(value.get()).ok()
+}
+
+/// A text, or a number as it is written; nothing where it is anything else or empty.
+fn read_id(value: &RawValue) -> Option<Box<str>> {
+    let is_number = value.get().starts_with(|first: char| first.is_ascii_digit() || first == '-');
+    let id = if is_number { Some(value.get().into()) } else { read_text(value) };
+    id.filter(|id| !id.is_empty())
+}
+
+/// The brand, the product coupon and the stock, wherever they are named.
+fn read_ids(entity: &Members<'_>) -> Vec<Id> {
+    let mut ids: Vec<_> = entity.every("brand_id").filter_map(read_id).map(Id::Brand).collect();
+    let parts = entity.every("product_coupon").chain(entity.every("stock"));
+    for part in parts.filter_map(|part| Members::read(part.get())) {
+        ids.extend(part.every("brand_id").filter_map(read_id).map(Id::Brand));
+        ids.extend(part.every("product_coupon_id").filter_map(read_id).map(Id::ProductCoupon));
+        ids.extend(part.every("stock_id").filter_map(read_id).map(Id::Stock));
+    }
+    ids
+}
+
+/// Of the three blocks the one that says something decides; one of the others may be anything. An object that does not
+/// apply may be there all the same, and empty; so may its list, or be null.
+fn read_usage(entity: &Members<'_>) -> Option<UsageTrace> {
+    let once = ["single_usage_detail", "progressive_bundle_usage_detail"]
+        .map(|name| entity.one(name).and_then(|block| block.map(read_trace).transpose()));
+    let rounds = entity.one("sequential_usage_detail").and_then(|block| block.map(read_rounds).transpose());
+    let mut traces = once.iter().filter_map(|block| block.as_ref().ok()?.as_ref());
+    let told = traces.find(|trace| **trace != Trace::default()).cloned();
+    match (rounds, told) {
+        (Ok(Some(rounds)), _) if !rounds.is_empty() => Some(UsageTrace::Rounds(rounds)),
+        (_, Some(trace)) => Some(UsageTrace::Single(trace)),
+        (Err(Malformed), None) => None,
+        _ if once.iter().any(Result::is_err) => None,
+        (Ok(Some(_)), None) if once.iter().all(|block| matches!(block, Ok(None))) => {
+            Some(UsageTrace::Rounds(Vec::new()))
+        }
+        (Ok(_), None) => Some(UsageTrace::Single(Trace::default())),
+    }
+}
+
+fn read_trace(block: &RawValue) -> Result<Trace, Malformed> {
+    let members = Members::read(block.get()).ok_or(Malformed)?;
+    // An empty text stands for "none" in the provider's own samples of other products.
+    let given = |number: &Box<str>| !number.is_empty();
+    let use_request_no = members.one("use_request_no")?.map(|number| read_text(number).ok_or(Malformed));
+    let use_request_no = use_request_no.transpose()?.filter(given);
+    if use_request_no.as_ref().is_some_and(|number| number.contains(|sign: char| !sign.is_ascii_graphic())) {
+        // No number holds such a sign, unless it was not read as it was meant: whose it is cannot be said.
+        return Err(Malformed);
+    }
+    // Whose number a return has decides nothing, that there is one does.
+    let is_number = |number: &RawValue| number.get().starts_with(|first: char| first.is_ascii_digit());
+    let return_request_no = members.one("return_request_no")?.map(|number| match is_number(number) {
+        true => Ok(number.get().into()),
+        false => read_text(number).ok_or(Malformed),
+    });
+    let return_request_no = return_request_no.transpose()?.filter(given);
+    let return_time = members.one("return_time").ok().flatten().and_then(read_text);
+    Ok(Trace { use_request_no, return_request_no, return_time: return_time.as_deref().and_then(time) })
+}
+
+fn read_rounds(block: &RawValue) -> Result<Vec<Round>, Malformed> {
+    let members = Members::read(block.get()).ok_or(Malformed)?;
+    let Some(list) = members.one("detail_item_list")? else { return Ok(Vec::new()) };
+    let list: Vec<&RawValue> = serde_json::from_str(list.get()).map_err(|_| Malformed)?;
+    list.into_iter().map(read_round).collect()
+}
+
+/// A round. One that does not say its state decides nothing, unless it is the one meant.
+fn read_round(round: &RawValue) -> Result<Round, Malformed> {
+    let untold = || CouponState::Other("".into());
+    if round.get() == "null" {
+        return Ok(Round { state: untold(), trace: Trace::default() });
+    }
+    let members = Members::read(round.get()).ok_or(Malformed)?;
+    let state = members.one("detail_state").ok().flatten().and_then(read_text);
+    let state = state.map_or_else(untold, |word| CouponState::from_wire(&word));
+    Ok(Round { state, trace: read_trace(round)? })
 }
 
 /// A time as the provider writes one: its samples leave out the seconds here and there.
 fn time(text: &str) -> Option<Timestamp> {
     UseTime::parse(text).ok()?.as_str().parse().ok()
-}
-
-impl From<RoundText> for Round {
-    fn from(text: RoundText) -> Self {
-        Self { state: CouponState::from_wire(&text.detail_state), trace: text.trace.into() }
-    }
 }
 
 #[cfg(test)]

@@ -182,6 +182,8 @@ pub fn read<'a>(
     let entries: Vec<Entry> =
         serde_json::from_str(wanted(EVIDENCE)?).map_err(|_| CorruptRetryMessage::Unreadable(EVIDENCE))?;
     let mut evidence: Vec<Evidence> = entries.into_iter().map(Evidence::from).collect();
+    // Each that is remembered was a call.
+    let attempts = attempts.max(u32::try_from(evidence.len()).unwrap_or(u32::MAX));
     Evidence::keep_last(&mut evidence);
     let rejection = match header(REJECTION) {
         None if effect.rejection().is_some() => return Err(CorruptRetryMessage::Missing(REJECTION)),
@@ -386,6 +388,16 @@ mod tests {
         // An rejection may be missing where nothing rests on one; here something does.
         for name in known.filter(|name| *name == REJECTION || !OPTIONAL.contains(name)) {
             assert_eq!(without(name), Err(CorruptRetryMessage::Missing(name)));
+        }
+    }
+
+    #[test]
+    fn remembered_attempts_count_as_made_whatever_the_header_says() {
+        for (told, remembered, expected) in [(0, 3, 3), (2, 16, 16), (20, 16, 20)] {
+            let mut put_away = progress(EffectState::Unknown, None);
+            put_away.attempts = told;
+            let headers = write(&put_away, &evidence(remembered), BODY);
+            assert_eq!(read_back(&headers).unwrap().progress.attempts, expected);
         }
     }
 

@@ -327,6 +327,10 @@ fn odd_answers() -> Vec<(&'static str, Value, Becomes)> {
         ("digits_300", raw(&format!("\"a\":{}", "1".repeat(300))), Becomes::Whole),
         ("digits_309", raw(&format!("\"a\":{}", "9".repeat(309))), reduced("number")),
         ("new_words", patched(json!({ "send_channel": "NEW", "stock": { "state": "NEW" } })), Becomes::Whole),
+        ("brand_number", raw(r#""brand_id":120344"#), Becomes::Whole),
+        ("brand_another", raw(r#""brand_id":4711"#), Becomes::Unknown),
+        ("stock_list", patched(json!({ "stock": [] })), Becomes::Whole),
+        ("block_list", raw(r#""sequential_usage_detail":[]"#), Becomes::Whole),
         ("nulls", raw(r#""coupon_tag_info":null,"confirm_no":null"#), Becomes::Whole),
     ]
 }

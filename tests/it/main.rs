@@ -31,6 +31,7 @@ mod deadlines;
 mod demo;
 mod limits;
 mod links;
+mod outcomes;
 mod own_faults;
 mod parked;
 mod publisher;

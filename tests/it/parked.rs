@@ -276,6 +276,7 @@ async fn a_command_that_was_given_up_is_republished_and_takes_effect_once() {
     unresolved(&mut bed, "C1", json!([{"fault": {"kind": "html_502"}}])).await;
     let shown = lines(&bed, &["show", "--json"], 0).await;
     assert_eq!(shown[0]["evidence"][0]["operation"], "redeem");
+    let before = shown[0]["attempts"].as_u64().unwrap() as usize;
     let said = lines(&bed, &["replay", "--yes", "--json", "--because", "provider is back"], 0).await;
     assert_eq!(said[0]["did"], "republished", "{said:#?}");
     assert_eq!(depth(&bed, &bed.config.broker.names.parked).await, 0);
@@ -297,6 +298,9 @@ async fn a_command_that_was_given_up_is_republished_and_takes_effect_once() {
     assert_eq!(told.properties.correlation_id().as_ref().unwrap().as_str(), "order-77");
     let evidence = told.data("/evidence").as_array().unwrap();
     assert_eq!(evidence[0]["verdict"], "unknown", "what was tried before is told on: {evidence:#?}");
+    let attempts = told.data("/attempts").as_u64().unwrap() as usize;
+    assert_eq!(attempts.min(16), evidence.len(), "each attempt that is shown counts: {evidence:#?}");
+    assert!(attempts > before, "{attempts} in all, {before} before the replay");
     assert!(evidence.iter().any(|entry| entry["verdict"] == "not_executed"));
     assert_eq!(bed.uses(), [("C1".to_owned(), "USE_C1".to_owned())]);
     service.stop().await;

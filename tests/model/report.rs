@@ -229,7 +229,7 @@ fn place(action: Action) -> Option<usize> {
 }
 
 fn message_word(message: &Message) -> &'static str {
-    match (&message.headers, message.redelivered, message.handed_back) {
+    match (&message.headers, message.redelivered, message.handed_back.is_some()) {
         (Some(_), false, _) => "retry message",
         (Some(_), true, _) => "retry message, again",
         (None, true, _) => "command, again",

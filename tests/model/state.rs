@@ -55,8 +55,8 @@ pub(crate) struct Message {
     pub headers: Option<Arc<Headers>>,
     /// Whether the broker delivered it before.
     pub redelivered: bool,
-    /// Whether it is marked as handed back.
-    pub handed_back: bool,
+    /// How it is marked as handed back.
+    pub handed_back: Option<Arc<str>>,
     /// Whether it is marked as delivered before, under whatever name.
     pub tried: bool,
     /// Why and when the broker dead-lettered it.

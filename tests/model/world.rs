@@ -14,6 +14,7 @@ use redeemer::policy::classify::{
 };
 use redeemer::wechat::client::Prepared;
 use redeemer::wire::command;
+use redeemer::wire::handed_back::HandedBack;
 use redeemer::wire::result_event::{self, EventContext};
 use redeemer::wire::retry_message::{self, DeadlineLimits};
 
@@ -419,13 +420,18 @@ impl World {
                 progress
             }
             None => {
-                let deadline = Self::at(self.deadline).to_string();
-                let deadline = retry_message::deadline(Some(&deadline), now, self.deadline_limits()).unwrap();
-                let mut progress = Progress::new(now, deadline, again || message.dead.is_some());
-                if message.handed_back {
-                    progress.require_query();
+                let (asked, again) = (Self::at(self.deadline).to_string(), again || message.dead.is_some());
+                match &message.handed_back {
+                    Some(words) => {
+                        let handed_back = HandedBack::from_words(words, now).unwrap();
+                        handed_back.progress(Some(&asked), again, self.deadline_limits()).unwrap()
+                    }
+                    None => {
+                        let deadline =
+                            retry_message::deadline(Some(&asked), now, self.deadline_limits()).unwrap();
+                        Progress::new(now, deadline, again)
+                    }
                 }
-                progress
             }
         };
         let attempts_max = message.dead.map(|(reason, at)| {
@@ -635,8 +641,10 @@ impl World {
                     state.dead.push(Arc::new(Message { redelivered: false, ..hand.message.clone() }));
                 } else if fresh {
                     let tried = hand.message.redelivered || hand.message.tried;
-                    let message =
-                        Message { handed_back: true, tried, redelivered: false, ..hand.message.clone() };
+                    let first_seen = hand.progress.first_seen;
+                    let marked = || HandedBack { first_seen, tried }.to_words().into();
+                    let handed_back = Some(hand.message.handed_back.clone().unwrap_or_else(marked));
+                    let message = Message { handed_back, tried, redelivered: false, ..hand.message.clone() };
                     state.queue.push(Arc::new(message));
                 } else {
                     let headers = retry_message::write(&hand.progress, &[], &self.body_sha256);
