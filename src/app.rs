@@ -146,7 +146,7 @@ pub async fn run(
         traces: traces.clone(),
         queue: topology.names.commands.clone(),
         publish_faults: PublishFaults::default(),
-        stopped_by: Mutex::default(),
+        suspended_by: Mutex::default(),
         responses: ResponseLog::default(),
         rejections: Mutex::default(),
     });

@@ -14,3 +14,7 @@ pub mod response_log;
 pub mod shutdown;
 pub mod supervisor;
 pub mod worker;
+mod consume_loop;
+mod held_back;
+mod queue_monitor;
+mod readiness;

@@ -1,5 +1,6 @@
 //! Logs, spans and metrics.
 
+pub mod events;
 pub mod log;
 pub mod metrics;
 pub mod spans;

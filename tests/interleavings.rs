@@ -260,7 +260,7 @@ struct CheckedPass<'a> {
 
 impl CheckedPass<'_> {
     fn holds(&self) -> bool {
-        self.pass.as_ref().is_some_and(CallPermit::is_open_for)
+        self.pass.as_ref().is_some_and(CallPermit::is_valid)
     }
 
     fn report(mut self, sign: CallSignal) {

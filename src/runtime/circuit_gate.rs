@@ -106,7 +106,7 @@ pub struct CallPermit {
 impl CallPermit {
     /// Whether it still holds: the circuit breaker may have opened, or a key been exchanged, while its owner waited for
     /// something else.
-    pub fn is_open_for(&self) -> bool {
+    pub fn is_valid(&self) -> bool {
         self.circuit_gate
             .as_ref()
             .is_some_and(|circuit_gate| circuit_gate.change(|circuit| circuit.holds(self.grant)))

@@ -39,9 +39,9 @@ pub async fn sweep(
     context: Arc<WorkerContext>,
     settings: AmqpSettings,
     publisher: Publisher,
-    cut: CancelSignal,
+    cancel: CancelSignal,
 ) -> Swept {
-    let swept = sweep_all(&context, &settings, &publisher, &cut).await;
+    let swept = sweep_all(&context, &settings, &publisher, &cancel).await;
     context.metrics.dead_letter_in_hand(false);
     match &swept {
         Swept::Published(0) => {}
@@ -57,7 +57,7 @@ async fn sweep_all(
     context: &WorkerContext,
     settings: &AmqpSettings,
     publisher: &Publisher,
-    cut: &CancelSignal,
+    cancel: &CancelSignal,
 ) -> Swept {
     let mut letters = match DeadLetters::open(settings).await {
         Ok(letters) => letters,
@@ -69,7 +69,7 @@ async fn sweep_all(
     let (mut count, mut failure) = (0, None);
     // Each once: what cannot be told now goes behind the others.
     for _ in 0..context.metrics.dead_letters() {
-        if *cut.borrow() || failure.is_some() {
+        if *cancel.borrow() || failure.is_some() {
             break;
         }
         let delivery = match letters.next().await {
@@ -97,8 +97,9 @@ async fn sweep_all(
         let mut taken = ReceivedDelivery::dead_letter(delivery, now);
         // While calls are held back those past their deadline still end, and none of the others may keep them waiting.
         taken.calls_held_back = context.circuit_gate.state() != State::Closed;
-        in_hand
-            .push(async move { process_delivery(context, publisher, taken, &mut permit, cut.clone()).await });
+        in_hand.push(async move {
+            process_delivery(context, publisher, taken, &mut permit, cancel.clone()).await
+        });
         if in_hand.len() == AT_ONCE
             && let Some(settled) = in_hand.next().await
         {

@@ -1,7 +1,7 @@
-//! Who works when: commands of one coupon one at a time.
+//! The order of work: the commands of one coupon go one at a time.
 //!
-//! A plain value, owned by the one task that takes deliveries. A coupon that is busy never keeps another waiting: its
-//! lane has an end, and what comes on top is not held in it, or it would take up all that may be held at once.
+//! A plain value, owned by the task that receives deliveries. A busy coupon does not delay others: its lane has a limit,
+//! and commands beyond it are not held, or they would fill the prefetch.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -11,23 +11,23 @@ pub struct Lanes<T> {
     busy: HashMap<Box<str>, VecDeque<T>>,
     ready: VecDeque<(Option<Box<str>>, T)>,
     held: usize,
-    /// The most items of one lane.
-    longest: usize,
+    /// The per-coupon limit.
+    per_lane: usize,
 }
 
 impl<T> Lanes<T> {
-    /// Lanes that hold so many items each at most.
-    pub fn new(longest: usize) -> Self {
-        Self { busy: HashMap::new(), ready: VecDeque::new(), held: 0, longest }
+    /// Lanes with at most `per_lane` items each.
+    pub fn new(per_lane: usize) -> Self {
+        Self { busy: HashMap::new(), ready: VecDeque::new(), held: 0, per_lane }
     }
 
-    /// Whether one more item of this lane is too many.
+    /// Whether this lane has reached its limit.
     pub fn is_full(&self, lane: &str) -> bool {
-        // Beside those that wait behind it there is the first, ready or worked on.
-        self.busy.get(lane).is_some_and(|waiting| waiting.len() + 1 >= self.longest)
+        // The waiting ones and the first, which is ready or in work.
+        self.busy.get(lane).is_some_and(|waiting| waiting.len() + 1 >= self.per_lane)
     }
 
-    /// Lets an item in. `lane` is the coupon; what has none waits for nobody.
+    /// Adds an item. `lane` is the coupon; an item without one does not wait.
     pub fn push(&mut self, lane: Option<&str>, item: T) {
         self.held += 1;
         match lane {
@@ -42,17 +42,17 @@ impl<T> Lanes<T> {
         }
     }
 
-    /// Counts an item that waits in no lane and is done with at once: it is held until [`Lanes::leave`] as well.
+    /// Counts an item that starts at once, beside its lane: it is held until [`Lanes::finish`].
     pub fn push_unlaned(&mut self) {
         self.held += 1;
     }
 
-    /// The next item to work on. Its lane is told back at [`Lanes::leave`].
+    /// The next item and its lane, which [`Lanes::finish`] needs.
     pub fn start(&mut self) -> Option<(Option<Box<str>>, T)> {
         self.ready.pop_front()
     }
 
-    /// An item is done: the next of its lane may go.
+    /// Ends the work on an item: the next of its lane is ready.
     pub fn finish(&mut self, lane: Option<Box<str>>) {
         self.held -= 1;
         let Some(lane) = lane else { return };
@@ -64,12 +64,24 @@ impl<T> Lanes<T> {
         }
     }
 
-    /// Takes out everything that nobody works on yet.
+    /// Removes the waiting items that match, from behind the first of their lanes. They are no longer held.
+    pub fn remove_waiting(&mut self, matches: impl Fn(&T) -> bool) -> Vec<T> {
+        let mut removed = Vec::new();
+        for queue in self.busy.values_mut() {
+            let (found, kept) = std::mem::take(queue).into_iter().partition(|item| matches(item));
+            *queue = kept;
+            removed.extend::<VecDeque<T>>(found);
+        }
+        self.held -= removed.len();
+        removed
+    }
+
+    /// Removes everything that is not in work yet.
     pub fn clear(&mut self) -> Vec<T> {
         let mut waiting: Vec<T> = Vec::new();
         for (lane, item) in std::mem::take(&mut self.ready) {
             waiting.push(item);
-            // Nobody works in a lane whose first item was only ready.
+            // A lane whose first item was only ready has none in work.
             if let Some(lane) = lane {
                 waiting.extend(self.busy.remove(&lane).into_iter().flatten());
             }
@@ -81,7 +93,7 @@ impl<T> Lanes<T> {
         waiting
     }
 
-    /// How many items are held, worked on or not.
+    /// How many items are held, in work or not.
     pub fn held(&self) -> usize {
         self.held
     }

@@ -1,6 +1,6 @@
-//! How many commands are worked on at once. A command that only waits gives its permit to another meanwhile: after the
-//! broker's return everything in hand is redelivered and may have to wait for a query delay, and what could be ended
-//! at once must not stand behind it.
+//! How many commands are processed at once. A command that only waits releases its permit meanwhile: after the broker
+//! returns, everything in hand is redelivered and may wait for the query delay, and commands that could end at once must
+//! not wait behind it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -15,7 +15,7 @@ pub struct Permits {
     all: usize,
     free: Arc<Semaphore>,
     given_up: Arc<Notify>,
-    /// Commands that went to rest for the first time, and are trusted.
+    /// Trusted commands that have released their permit for the first time.
     through: Arc<AtomicU16>,
 }
 
@@ -23,52 +23,52 @@ pub struct Permits {
 #[derive(Debug)]
 pub struct Permit {
     permits: Permits,
-    /// Nothing while it rests, or where there never was one.
+    /// `None` while it is released, or if it never held one.
     permit: Option<OwnedSemaphorePermit>,
-    /// Whether its first rest shows that its command does no harm.
+    /// Whether the first release counts for the prefetch ramp.
     trusted: bool,
 }
 
 impl Permits {
-    /// So many.
+    /// `all` permits.
     pub fn new(all: usize) -> Self {
         Self { all, free: Arc::new(Semaphore::new(all)), given_up: Arc::default(), through: Arc::default() }
     }
 
-    /// A free permit, unless all are busy or promised to somebody who comes back from a rest.
+    /// A free permit, unless all are in use or promised to a command that comes back from a wait.
     pub fn acquire(&self) -> Option<Permit> {
         let permit = self.free.clone().try_acquire_owned().ok()?;
         Some(Permit { permits: self.clone(), permit: Some(permit), trusted: false })
     }
 
-    /// No permit: for what is only put away, which is not worth one.
+    /// An empty permit, for a command that is only delayed.
     pub fn none(&self) -> Permit {
         Permit { permits: self.clone(), permit: None, trusted: false }
     }
 
-    /// Until somebody goes to rest.
+    /// Waits until a permit is released.
     pub async fn released(&self) {
         self.given_up.notified().await;
     }
 
-    /// How many trusted commands went to rest since this was asked last.
+    /// How many trusted commands have released their permit since the last call.
     pub fn acquire_through(&self) -> u16 {
         self.through.swap(0, Ordering::Relaxed)
     }
 
-    /// How many are busy.
+    /// How many are in use.
     pub fn in_use(&self) -> usize {
         self.all - self.free.available_permits()
     }
 }
 
 impl Permit {
-    /// Lets the first rest count: the command was called about, and waits for the next call.
+    /// Counts the first release: the command has made a call and waits for the next one.
     pub fn trust(&mut self) {
         self.trusted = true;
     }
 
-    /// Waits with the permit given to others, and then for a permit again. Dropped half-way it holds none.
+    /// Waits without the permit, then for a permit again. If it is dropped meanwhile it holds none.
     pub async fn release_while(&mut self, wait: Duration) {
         if wait.is_zero() {
             return;

@@ -36,10 +36,10 @@ pub type CancelSignal = watch::Receiver<bool>;
 #[derive(Debug, thiserror::Error)]
 pub enum PublishInterrupted {
     /// It was time to hand back, with the headers that carry its progress.
-    #[error("cut short while waiting")]
+    #[error("cancel short while waiting")]
     Canceled(Box<Delivery>, Vec<(&'static str, String)>),
     /// It was time to hand back while a publish was held: whoever has the delivery makes [`Interrupted::Cut`] of it.
-    #[error("cut short while the broker did not take a message")]
+    #[error("cancel short while the broker did not take a message")]
     HeldTooLong,
     /// A publish was not proven.
     #[error("{0}")]
@@ -66,7 +66,7 @@ pub struct PublishContext<'a> {
     /// Remembers what the broker does not take.
     pub faults: &'a PublishFaults,
     /// Ends a wait.
-    pub cut: &'a CancelSignal,
+    pub cancel: &'a CancelSignal,
 }
 
 /// What goes out about a delivery.
@@ -119,7 +119,7 @@ pub async fn publish(
 /// # Errors
 /// [`Interrupted`]
 pub async fn publish_within(
-    PublishContext { publisher, metrics, faults, cut }: PublishContext<'_>,
+    PublishContext { publisher, metrics, faults, cancel }: PublishContext<'_>,
     delivery: &Delivery,
     outgoing: Outgoing<'_>,
     mut leg: ChildSpan,
@@ -193,7 +193,7 @@ pub async fn publish_within(
                 held = Some(faults.start_holding(&why));
             }
         }
-        if timeout(pause, cut.clone().wait_for(|now| *now)).await.is_ok() {
+        if timeout(pause, cancel.clone().wait_for(|now| *now)).await.is_ok() {
             leg.failed(&why.to_string());
             // Delayed or handed back it costs no delivery; what was lost with its session comes again by itself.
             return match publisher.is_lost() {

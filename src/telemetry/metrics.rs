@@ -628,7 +628,7 @@ impl Metrics {
     /// How many deliveries are held, counted where they are held and not by what was taken and settled, and how many
     /// of them are worked on. What was taken, not settled and is not held has leaked. To be told by the one task that
     /// takes and settles, after each.
-    pub fn observe_lane_wait(&self, held: usize, working: usize) {
+    pub fn set_in_flight(&self, held: usize, working: usize) {
         let sum = |counters: &IntCounterVec, words: &[&str]| -> i64 {
             let each = words.iter().map(|word| counters.with_label_values(&[*word]).get());
             i64::try_from(each.sum::<u64>()).unwrap_or(i64::MAX)
@@ -642,12 +642,12 @@ impl Metrics {
     }
 
     /// Work on a delivery begins, so long after it was taken.
-    pub fn record_started(&self, waited: Duration) {
+    pub fn observe_lane_wait(&self, waited: Duration) {
         self.lane_wait_seconds.observe(waited.as_secs_f64());
     }
 
     /// A call had its turn, after so long.
-    pub fn record_heartbeat(&self, waited: Duration) {
+    pub fn observe_rate_limit_wait(&self, waited: Duration) {
         self.rate_limit_wait_seconds.observe(waited.as_secs_f64());
     }
 
@@ -918,10 +918,10 @@ mod tests {
         let metrics = Metrics::default();
         metrics.record_taken(Arrival::First);
         metrics.record_taken(Arrival::Retry);
-        metrics.observe_lane_wait(2, 1);
+        metrics.set_in_flight(2, 1);
         assert!(metrics.render().contains("redeemer_unaccounted_deliveries 0"));
         metrics.record_settled(Settlement::Finished);
-        metrics.observe_lane_wait(0, 0);
+        metrics.set_in_flight(0, 0);
         assert!(metrics.render().contains("redeemer_unaccounted_deliveries 1"));
     }
 

@@ -171,8 +171,8 @@ fn around(metrics: &Metrics, dice: &mut StdRng) {
     metrics.record_taken(any(&Arrival::ALL, dice));
     metrics.record_delayed(delay, any(&DelayReason::ALL, dice));
     metrics.record_delay_lateness(delay, time);
-    metrics.record_started(time);
-    metrics.record_heartbeat(time);
+    metrics.observe_lane_wait(time);
+    metrics.observe_rate_limit_wait(time);
     let proven = if dice.random() { Ok(()) } else { Err(any(&PublishFailureKind::ALL, dice)) };
     metrics.record_publish(any(&Message::ALL, dice), proven);
     metrics.set_delay_queue_depth(delay, dice.random::<bool>().then(|| dice.random()));

@@ -1,0 +1,235 @@
+//! Publishes the state of the service: readiness reasons, warnings and notices.
+
+use std::sync::PoisonError;
+use std::time::Instant;
+
+use futures_util::FutureExt as _;
+use jiff::Timestamp;
+use tracing::{info, warn};
+
+use crate::amqp::connection::Health;
+use crate::amqp::publisher::PublishFailure;
+use crate::amqp::session::Session;
+use crate::policy::circuit::ResponseClass;
+use crate::policy::classify::SuspendReason;
+use crate::runtime::circuit_gate::{Cause, FailureKind, State};
+use crate::runtime::consume_loop::GRACE;
+use crate::runtime::notices::{self};
+use crate::runtime::supervisor::Service;
+use crate::runtime::worker::SuspendedBy;
+use crate::telemetry::status::{Reason, ReasonCode, Status};
+
+impl Service {
+    pub(super) fn record_heartbeat(&self) {
+        self.status.send_modify(|status| status.turned = Timestamp::now());
+    }
+
+    /// Tells operators how things stand.
+    pub(super) fn report(&mut self, session: &Session, consuming: bool, state: State, health: &Health) {
+        self.idle_since = match self.held() {
+            0 => self.idle_since.or_else(|| Some(Instant::now())),
+            _ => None,
+        };
+        let mut reasons = Vec::new();
+        if let Some(why) = &health.blocked {
+            let words = format!("broker: publishing is blocked ({why})");
+            reasons.push(Reason::new(ReasonCode::BrokerBlocked, words));
+        }
+        let metrics = &self.context.metrics;
+        metrics.set_blocked(health.blocked.is_some());
+        for why in self.context.publish_faults.longest_held() {
+            let remedy = match &why {
+                PublishFailure::Rejected(rejection) => format!("; {}", session.remedy(rejection)),
+                _ => String::new(),
+            };
+            let words = format!(
+                "broker: results or retry messages are not accepted ({why}); they are published again{remedy}"
+            );
+            reasons.push(Reason::new(ReasonCode::PublishingRejected, words));
+        }
+        let idle = self.idle_since.is_some_and(|since| since.elapsed() > GRACE);
+        let (open, cause) = match state {
+            State::Closed => (false, None),
+            // It consumes, and nothing has waited for it for a while: nothing to find out, and nothing late.
+            State::HalfOpen { cause: Cause::Failing(_), .. } if idle && consuming => (false, None),
+            State::HalfOpen { cause: Cause::Starting, .. } => (false, None),
+            State::HalfOpen { cause, .. } | State::Open { cause, .. } => (true, Some(cause)),
+        };
+        metrics.set_circuit(cause.and_then(notices::circuit_notice));
+        let (part, throttled_share) = self.context.rate_limiter.reduced();
+        let per_second = self.context.rate_limiter.per_second();
+        metrics.set_rate(per_second);
+        metrics.rate_limit_used(part);
+        let standing = notices::NoticeState { per_second, part, throttled_share, cause };
+        self.shown = self.notices.update(standing, &self.context.responses);
+        // Permits fill without a delivery being taken or settled.
+        self.count();
+        if let Some(cause) = cause {
+            let serial = self.merchant_serial();
+            let caller = format!("merchant {}, serial {serial}", self.caller);
+            let suspended_by =
+                self.context.suspended_by.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let last = self.context.responses.last(ResponseClass::Unverified).map(|last| last.describe());
+            let skew = metrics.last_clock_skew();
+            let words = describe_cause(cause, &caller, &suspended_by, skew, &last.unwrap_or_default());
+            reasons.push(Reason::new(code_of(cause), words));
+        }
+        let consuming = consuming && health.blocked.is_none() && !open;
+        metrics.set_consuming(consuming);
+        if !consuming && reasons.is_empty() {
+            reasons.push(Reason::not_consuming());
+        }
+        self.publish_status(Some(session.at()), consuming, reasons);
+    }
+
+    /// The serial that calls are signed under now.
+    pub(super) fn merchant_serial(&self) -> String {
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
+        keys.merchant_serial.clone().unwrap_or_else(|| self.serial.clone())
+    }
+
+    /// What needs somebody's attention, and keeps nothing else from being worked on.
+    pub(super) fn warnings(&self) -> Vec<Reason> {
+        let rejected = self.context.publish_faults.last_rejection().into_iter().map(|rejection| {
+            let words = format!(
+                "broker: an event is rejected, and its command delayed ({rejection}); others are published"
+            );
+            Reason::new(ReasonCode::EventRejected, words)
+        });
+        let waiting = match self.context.metrics.dead_letters() {
+            0 => None,
+            count => {
+                let words =
+                    format!("broker: {count} dead-lettered commands have no event yet; they are swept");
+                Some(Reason::new(ReasonCode::DeadLettersWaiting, words))
+            }
+        };
+        let unswept = self.sweeps.failure.as_ref().map(|why| {
+            let words = format!("broker: dead-lettered commands cannot be swept ({why}); it is tried again");
+            Reason::new(ReasonCode::DeadLetterSweepFailed, words)
+        });
+        let size = self.size_warning.get().map(|words| Reason::new(ReasonCode::MessageSizeUnbounded, *words));
+        let keys = self.key_trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let keys = keys.into_iter().map(|why| {
+            Reason::new(ReasonCode::KeyFileUnusable, format!("keys: {why}; the current ones stay in use"))
+        });
+        rejected.chain(waiting).chain(unswept).chain(size).chain(keys).collect()
+    }
+
+    pub(super) fn publish_status(&self, broker: Option<&str>, consuming: bool, reasons: Vec<Reason>) {
+        let (in_flight, warnings) = (self.held(), self.warnings());
+        self.status.send_modify(|status| {
+            if status.warnings != warnings && !warnings.is_empty() {
+                warn!(warnings = join(&warnings), "needs attention");
+            }
+            if status.reasons != reasons {
+                match reasons.as_slice() {
+                    [] => info!("ready"),
+                    reasons => warn!(reasons = join(reasons), "not ready"),
+                }
+            }
+            *status = Status {
+                turned: Timestamp::now(),
+                broker: broker.map(str::to_owned),
+                consuming,
+                in_flight,
+                reasons,
+                warnings,
+                notices: self.shown.clone(),
+            };
+        });
+    }
+}
+
+pub(super) fn join(reasons: &[Reason]) -> String {
+    reasons.iter().map(Reason::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// The code of the reason for which calls wait.
+pub(super) fn code_of(cause: Cause) -> ReasonCode {
+    match cause {
+        Cause::Starting => ReasonCode::Starting,
+        Cause::Failing(FailureKind::NoResponse) => ReasonCode::ProviderUnreachable,
+        Cause::Failing(FailureKind::ServerError) => ReasonCode::ProviderFailing,
+        Cause::Failing(FailureKind::Unverified) => ReasonCode::ResponsesUnverified,
+        Cause::Suspended(SuspendReason::Unauthenticated) => ReasonCode::SuspendedUnauthenticated,
+        Cause::Suspended(SuspendReason::Unauthorized) => ReasonCode::SuspendedUnauthorized,
+        Cause::Suspended(SuspendReason::Rejected) => ReasonCode::SuspendedRejected,
+    }
+}
+
+/// `caller` is who signs, `suspended_by` what an answer said that stopped us, `skew` the provider's clock less ours in
+/// seconds by its last answer of all, `not_believed` the last answer that could not be believed.
+pub(super) fn describe_cause(
+    cause: Cause,
+    caller: &str,
+    suspended_by: &SuspendedBy,
+    skew: f64,
+    not_believed: &str,
+) -> String {
+    let not_believed = match not_believed {
+        "" => String::new(),
+        last => format!("; last: {last}"),
+    };
+    let said = match suspended_by.said.as_str() {
+        "" => String::new(),
+        said => format!("; it says: {said}"),
+    };
+    match cause {
+        Cause::Starting => "starting: nothing has been answered yet".to_owned(),
+        Cause::Failing(FailureKind::NoResponse) => {
+            "payment API: it does not answer; calls are held back and tried one at a time".to_owned()
+        }
+        Cause::Failing(FailureKind::ServerError) => {
+            "payment API: it answers that it is in trouble (5xx); calls are held back and tried one at a time"
+                .to_owned()
+        }
+        Cause::Failing(FailureKind::Unverified) => format!(
+            "payment API: its answers carry no signature that we can verify; look at wechat.public_keys and the \
+             platform certificates, then at the clock ({caller}{}{not_believed}); calls are held back and tried one at a \
+             time",
+            describe_clock(skew)
+        ),
+        Cause::Suspended(SuspendReason::Unauthenticated) => format!(
+            "payment API: it rejects our signature (401); look at the merchant key, its serial, the merchant number \
+             and the clock ({caller}{}{said}); consumption goes on by itself once it is mended",
+            describe_clock(suspended_by.clock_skew.unwrap_or(0.0))
+        ),
+        Cause::Suspended(SuspendReason::Rejected) => format!(
+            "payment API: it rejects every call alike; look at wechat.verification_serial, the names of \
+             wechat.public_keys and the merchant number ({caller}{said}); consumption goes on by itself once it is mended"
+        ),
+        Cause::Suspended(SuspendReason::Unauthorized) => format!(
+            "payment API: no brand has authorized us (NO_AUTH); look at the merchant platform ({caller}{said}); \
+             consumption goes on by itself once it is mended"
+        ),
+    }
+}
+
+/// The clock where it is worth a word: `Date` has whole seconds, and the way takes its time.
+pub(super) fn describe_clock(skew: f64) -> String {
+    match skew.round() {
+        behind if behind >= 3.0 => format!("; our clock is {behind} s behind the provider's"),
+        ahead if ahead <= -3.0 => format!("; our clock is {} s ahead of the provider's", -ahead),
+        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_names_the_clock_only_where_it_is_off() {
+        let stopped = Cause::Suspended(SuspendReason::Unauthenticated);
+        let words = |skew, said: &str| {
+            let suspended_by = SuspendedBy { said: said.to_owned(), clock_skew: Some(skew) };
+            // Later answers to other operations say nothing about what stopped us.
+            describe_cause(stopped, "merchant 19, serial 77", &suspended_by, 5_000.0, "")
+        };
+        let late = "(merchant 19, serial 77; our clock is 600 s behind the provider's; it says: SIGN_ERROR)";
+        assert!(words(600.4, "SIGN_ERROR").contains(late));
+        assert!(words(-61.0, "").contains("our clock is 61 s ahead of the provider's)"));
+        assert!(!words(-1.2, "").contains("our clock is"));
+    }
+}

@@ -1,0 +1,99 @@
+//! Records what came of a call: metrics, response log, evidence and span.
+
+use std::time::Instant;
+
+use jiff::Timestamp;
+use tracing::debug;
+
+use crate::policy::attempt::Evidence;
+use crate::policy::circuit::ResponseClass;
+use crate::policy::classify::{Authenticity, CallResult, Operation, Verdict};
+use crate::runtime::circuit_gate::CallSignal;
+use crate::telemetry::spans::ChildSpan;
+use crate::wechat::client::CallOutcome;
+
+use crate::runtime::worker::job::CommandJob;
+
+impl CommandJob<'_> {
+    /// Records the response class with the rate limiter, the metrics and the response log.
+    pub(super) fn record_class(&self, outcome: &CallOutcome, signal: CallSignal, asked_at: Instant) {
+        let status = match &outcome.reply {
+            CallResult::Response(answer) => Some(answer.status),
+            CallResult::NotSent(_) | CallResult::NoResponse(_) => None,
+        };
+        let class = ResponseClass::of(status, signal);
+        if status.is_some() {
+            let again = self.carried.evidence.iter().any(|evidence| evidence.status == Some(429));
+            self.context.rate_limiter.record(asked_at, class == ResponseClass::Throttled, again);
+        }
+        self.context.metrics.record_response(class);
+        self.context.responses.record(class, outcome, Instant::now());
+    }
+
+    /// Records one attempt: metrics, log line and evidence.
+    pub(super) fn record_attempt(
+        &mut self,
+        operation: Operation,
+        outcome: &CallOutcome,
+        verdict: &Verdict,
+        at: Timestamp,
+    ) {
+        let context = self.context;
+        context.metrics.record_attempt(operation, verdict, outcome.took);
+        if let Some(skew) = outcome.clock_skew {
+            context.metrics.set_clock_skew(skew.as_secs_f64());
+        }
+        let answer = match &outcome.reply {
+            CallResult::Response(answer) => Some(answer),
+            CallResult::NotSent(_) | CallResult::NoResponse(_) => None,
+        };
+        match answer.map(|answer| answer.authenticity) {
+            Some(Authenticity::Invalid(flaw)) => context.metrics.record_signature_flaw(flaw),
+            Some(Authenticity::Unsigned) => context.metrics.record_unsigned(),
+            Some(Authenticity::Verified) | None => {}
+        }
+        let evidence = Evidence {
+            at,
+            operation: operation.as_str().to_owned(),
+            host: outcome.host_name.clone(),
+            status: answer.map(|answer| answer.status),
+            request_id: answer.and_then(|answer| answer.request_id.as_deref()).map(str::to_owned),
+            serial: outcome.serial.clone(),
+            verdict: verdict.as_str().to_owned(),
+        };
+        debug!(
+            out_request_no = %self.redemption.out_request_no,
+            operation = operation.as_str(),
+            ?verdict,
+            status = evidence.status,
+            request_id = evidence.request_id,
+            took_ms = outcome.took.as_millis() as u64,
+            trouble = outcome.trouble,
+            unbelieved = outcome.unbelieved.as_ref().map(|seen| seen.in_words()),
+            trace_id = self.command_span.trace_id(),
+            "attempt"
+        );
+        self.carried.evidence.push(evidence);
+        Evidence::keep_last(&mut self.carried.evidence);
+    }
+}
+
+/// Sets the attributes of a call's span.
+pub(super) fn record_call_span(publish_span: &mut ChildSpan, outcome: &CallOutcome, verdict: &Verdict) {
+    publish_span.set_attribute("server.address", outcome.host_name.clone());
+    publish_span.set_attribute("redemption.verdict", verdict.as_str());
+    match &outcome.reply {
+        CallResult::Response(answer) => {
+            publish_span.set_attribute("http.response.status_code", i64::from(answer.status));
+            if let Some(id) = &answer.request_id {
+                publish_span.set_attribute("redemption.request_id", id.to_string());
+            }
+            if answer.status >= 400 {
+                publish_span.failed(&format!("status {}", answer.status));
+            }
+        }
+        CallResult::NotSent(_) | CallResult::NoResponse(_) => {
+            publish_span.failed(outcome.trouble.as_deref().unwrap_or("no whole answer"))
+        }
+    }
+}

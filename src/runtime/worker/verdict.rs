@@ -1,0 +1,115 @@
+//! Reads a call outcome in the light of other commands: whether a rejection concerns this command, its brand, or every call.
+
+use std::sync::PoisonError;
+use std::time::Instant;
+
+use crate::policy::brand_access::Denial;
+use crate::policy::classify::{self, CallResult, NotAccepted, Operation, Reason, UnknownCause, Verdict};
+use crate::policy::common_rejection::{self, Rejection};
+use crate::wechat::client::CallOutcome;
+
+use crate::runtime::worker::job::CommandJob;
+
+impl CommandJob<'_> {
+    pub(super) fn verdict_of(
+        &self,
+        operation: Operation,
+        outcome: &CallOutcome,
+        asked_at: Instant,
+    ) -> Verdict {
+        let verdict = self.carried.progress.advance(operation, &outcome.reply, &self.redemption);
+        let (brands, brand) = (&self.context.brands, self.redemption.brand_id.as_str());
+        // Rights are granted interface by interface: a query that is allowed, or denied, says nothing about a use.
+        let verdict = self.attribute_rejection(operation, outcome, verdict, asked_at);
+        if operation == Operation::Query {
+            return verdict;
+        }
+        match verdict {
+            Verdict::NotAuthorized => match brands.deny(brand, Instant::now()) {
+                Denial::ThisBrandOnly => verdict,
+                Denial::Undecided => Verdict::NotAccepted(NotAccepted::NotAuthorized),
+                Denial::AllBrands => Verdict::Suspended(classify::SuspendReason::Unauthorized),
+            },
+            Verdict::Redeemed => {
+                brands.let_in(brand, asked_at);
+                verdict
+            }
+            // A wrong parameter may be found before rights are checked.
+            Verdict::Rejected { reason, .. } if reason.is_about_the_coupon() => {
+                brands.let_in(brand, asked_at);
+                verdict
+            }
+            _ => verdict,
+        }
+    }
+
+    /// A signed rejection that may concern the headers of every call is not charged to the command.
+    pub(super) fn attribute_rejection(
+        &self,
+        operation: Operation,
+        outcome: &CallOutcome,
+        verdict: Verdict,
+        asked_at: Instant,
+    ) -> Verdict {
+        let mut rejections = self.context.rejections.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        match (unexplained_rejection(outcome, &verdict), operation) {
+            (Some(UnexplainedRejection::Headers), _) => Verdict::Suspended(classify::SuspendReason::Rejected),
+            (Some(UnexplainedRejection::By(rejection)), Operation::Query) => {
+                match rejections.reject_query(&rejection, now) {
+                    true => Verdict::Suspended(classify::SuspendReason::Rejected),
+                    false => verdict,
+                }
+            }
+            (Some(UnexplainedRejection::By(rejection)), Operation::Redeem) => {
+                let message = match &outcome.reply {
+                    CallResult::Response(answer) => answer.message.as_deref(),
+                    CallResult::NotSent(_) | CallResult::NoResponse(_) => None,
+                };
+                match rejections.reject(rejection, message, &self.redemption, now) {
+                    common_rejection::Cause::Command => verdict,
+                    // A query shows whether calls are accepted at all, and allows the same body again.
+                    common_rejection::Cause::Unclear => Verdict::Unknown(UnknownCause::Unexpected),
+                    common_rejection::Cause::Common => Verdict::Suspended(classify::SuspendReason::Rejected),
+                }
+            }
+            (None, _) => {
+                if matches!(
+                    verdict,
+                    Verdict::Redeemed | Verdict::Refused(_) | Verdict::NotExecuted | Verdict::Rejected { .. }
+                ) {
+                    rejections.accept(self.redemption.brand_id.as_str(), asked_at);
+                }
+                verdict
+            }
+        }
+    }
+}
+
+/// A signed rejection that no part of the command explains.
+pub(super) enum UnexplainedRejection {
+    /// The provider names a header.
+    Headers,
+    /// It names no field.
+    By(Rejection),
+}
+
+/// The rejection if it may concern every call. One that names a field, or whose sub-code gives a reason of its own,
+/// concerns the command.
+pub(super) fn unexplained_rejection(
+    outcome: &CallOutcome,
+    verdict: &Verdict,
+) -> Option<UnexplainedRejection> {
+    let (CallResult::Response(answer), Verdict::Rejected { reason, .. }) = (&outcome.reply, verdict) else {
+        return None;
+    };
+    if outcome.detail.as_ref().is_some_and(|detail| detail.is_about_our_headers()) {
+        return Some(UnexplainedRejection::Headers);
+    }
+    let names_a_field = outcome.detail.as_ref().is_some_and(|detail| detail.names_a_field());
+    let says_nothing = matches!(reason, Reason::InvalidParameter | Reason::Rejected);
+    (says_nothing && !names_a_field).then(|| {
+        let code = answer.code.clone().unwrap_or_default();
+        UnexplainedRejection::By(Rejection { status: answer.status, code, sub_code: answer.sub_code })
+    })
+}
