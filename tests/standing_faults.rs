@@ -187,7 +187,7 @@ async fn topic_right_missing_delays_one_command_alone() {
     let mut seen = BTreeSet::new();
     all_redeemed(&mut bed, &mut seen, BACKLOG).await;
     until("the command delayed", async || {
-        service.metric(r#"redeemer_delayed_retries_total{reason="event_rejected"}"#).await >= 1.0
+        service.metric_sum("redeemer_delayed_retries_total", r#"reason="event_rejected""#).await >= 1.0
     })
     .await;
     // It is held for a moment at each return, until a probe has shown that it alone is rejected.

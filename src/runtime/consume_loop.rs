@@ -20,44 +20,55 @@ use crate::runtime::failpoints::{self, Failpoint};
 use crate::runtime::permits::Permit;
 use crate::runtime::shutdown::Shutdown;
 use crate::runtime::supervisor::{Ended, Service, TICK};
-use crate::runtime::worker::{
-    ReceivedDelivery, process_delivery, return_to_queue,
-};
+use crate::runtime::worker::{ReceivedDelivery, process_delivery, return_to_queue};
 use crate::telemetry::metrics::Settlement;
 use crate::telemetry::status::{Reason, ReasonCode};
 
-/// How long calls may be held back before what was prefetched is handed back.
+/// How long calls may be held back before prefetched deliveries are handed back.
 pub(super) const GRACE: Duration = Duration::from_secs(10);
 
-/// The longest wait for deliveries to be handed back.
+/// The time limit for handing deliveries back.
 pub(super) const HAND_BACK: Duration = Duration::from_secs(5);
 
-/// Time between two changes of channels while the broker refuses what is published.
+/// Interval between two renewals of the channels while the broker refuses publishes.
 pub(super) const RENEW_CHANNELS_EVERY: Duration = Duration::from_secs(2);
 
-/// Time between two looks at the number of consumers.
+/// Interval between two counts of the consumers.
 pub(super) const CONSUMER_COUNT_EVERY: Duration = Duration::from_secs(1);
 
-/// Time between two looks at the depth of every queue.
+/// Interval between two samples of the queue depths.
 pub(super) const QUEUE_DEPTHS_EVERY: Duration = Duration::from_secs(5);
 
-/// A delivery with what it needs to be settled: all of one session.
+/// A delivery and what settles it, of one session.
 pub(super) struct HeldDelivery {
-    pub(super) taken: ReceivedDelivery,
+    pub(super) received: ReceivedDelivery,
     pub(super) publisher: Publisher,
     pub(super) cancel: watch::Receiver<bool>,
     pub(super) number: usize,
 }
 
+/// The end of a job.
 pub(super) struct Done {
-    pub(super) settling: Settlement,
+    pub(super) settlement: Settlement,
     pub(super) lane: Option<Box<str>>,
     pub(super) trouble: Option<String>,
     pub(super) number: usize,
 }
 
+/// When the periodic work of one session was last done.
+#[derive(Default)]
+struct LastDone {
+    consumer_count: Option<Instant>,
+    queue_depths: Option<Instant>,
+    channel_renewal: Option<Instant>,
+}
+
+fn is_due(last: Option<Instant>, every: Duration) -> bool {
+    last.is_none_or(|at| at.elapsed() >= every)
+}
+
 impl Service {
-    /// Consumes on one session until it is lost or it is time to stop.
+    /// Consumes on one session until it is lost or the service stops.
     pub(super) async fn serve(
         &mut self,
         settings: &AmqpSettings,
@@ -65,23 +76,21 @@ impl Service {
         number: usize,
         shutdown: &mut Shutdown,
     ) -> Ended {
-        let (cancel, cut_receiver) = watch::channel(false);
+        let (cancel, canceled) = watch::channel(false);
         let mut health = session.health();
         let mut states = self.context.circuit_gate.states();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut consumer: Option<Deliveries> = None;
         let mut held_back_since: Option<Instant> = None;
-        let mut counted_at: Option<Instant> = None;
-        let mut weighed_at: Option<Instant> = None;
-        let mut renewed_at: Option<Instant> = None;
+        let mut last_done = LastDone::default();
         let mut report_due = true;
-        (self.taken_in_session, self.settled_in_session) = (0, 0);
+        (self.received_in_session, self.settled_in_session) = (0, 0);
 
         let ended = loop {
             let through = self.permits.acquire_through();
             self.ramp.record_through(through.saturating_add(self.context.publish_faults.complete_with()));
-            self.start_work();
+            self.start_jobs();
             let now: Health = health.borrow_and_update().clone();
             if let Some(why) = now.lost {
                 break Ended::Lost(why);
@@ -95,15 +104,15 @@ impl Service {
                 _ => held_back_since.or_else(|| Some(Instant::now())),
             };
             self.start_held_back(state);
-            match self.start_ready(session, &mut consumer, state, &now, held_back_since).await {
+            match self.adjust_consumption(session, &mut consumer, state, &now, held_back_since).await {
                 Ok(left) => {
                     for delivery in left {
-                        self.take(delivery, session, &cut_receiver, number);
+                        self.receive(delivery, session, &canceled, number);
                     }
-                    self.start_work();
+                    self.start_jobs();
                 }
                 Err(why) => {
-                    // What ended the connection is the reason, not what could not be asked of it any more.
+                    // What ended the connection is the reason, rather than the request that failed after it.
                     let known = health.borrow().lost.clone();
                     break Ended::Lost(known.unwrap_or(why));
                 }
@@ -112,22 +121,22 @@ impl Service {
                 self.report(session, consumer.is_some(), state, &now);
             }
 
-            let takes = now.blocked.is_none()
+            let receives = now.blocked.is_none()
                 && match state {
                     State::Closed => true,
-                    State::HalfOpen { .. } => self.sifting || self.held() == 0,
-                    State::Open { .. } => self.sifting,
+                    State::HalfOpen { .. } => self.holds_back || self.held() == 0,
+                    State::Open { .. } => self.holds_back,
                 };
             tokio::select! {
-                delivery = next(&mut consumer), if takes && consumer.is_some() => match delivery {
-                    Some(delivery) => self.take(delivery, session, &cut_receiver, number),
+                delivery = next(&mut consumer), if receives && consumer.is_some() => match delivery {
+                    Some(delivery) => self.receive(delivery, session, &canceled, number),
                     None => break Ended::Lost(session.ended().await),
                 },
                 Some(done) = self.jobs.join_next() => {
-                    self.finished(done, Some((session, number)));
-                    // Acknowledgements go out together, so workers end together.
+                    self.finish_job(done, Some((session, number)));
+                    // Acknowledgements are sent together, so workers end together.
                     while let Some(done) = self.jobs.try_join_next() {
-                        self.finished(done, Some((session, number)));
+                        self.finish_job(done, Some((session, number)));
                     }
                 }
                 () = self.permits.released() => {}
@@ -136,40 +145,15 @@ impl Service {
                 () = shutdown.wait() => {}
                 _ = tick.tick() => {
                     report_due = true;
-                    self.context.circuit_gate.tick();
                     self.restore_topology(settings);
-                    if self.context.publish_faults.longest_held().contains(&PublishFailure::Refused)
-                        && now.blocked.is_none()
-                        && renewed_at.is_none_or(|at| at.elapsed() >= RENEW_CHANNELS_EVERY)
-                    {
-                        renewed_at = Some(Instant::now());
-                        session.renew_channels().await;
-                    }
-                    if weighed_at.is_none_or(|at| at.elapsed() >= QUEUE_DEPTHS_EVERY) {
-                        weighed_at = Some(Instant::now());
+                    self.sweep_dead_letters(settings, session, &canceled);
+                    if is_due(last_done.queue_depths, QUEUE_DEPTHS_EVERY) {
+                        last_done.queue_depths = Some(Instant::now());
                         self.sample_queue_depths(session, settings);
                     }
-                    self.sweep_dead_letters(settings, session, &cut_receiver);
-                    self.end_late_held_back();
-                    let full = consumer.as_ref().is_some_and(|has| self.held() >= usize::from(has.prefetch()));
-                    if now.blocked.is_none()
-                        && self.sifted.is_due(full)
-                        && let Err(why) = self.release_waiting(session.publisher()).await
-                    {
+                    let blocked = now.blocked.is_some();
+                    if let Err(why) = self.tick(session, consumer.as_ref(), blocked, &mut last_done).await {
                         break Ended::Lost(why);
-                    }
-                    let count_due = counted_at.is_none_or(|at| at.elapsed() >= CONSUMER_COUNT_EVERY);
-                    if (count_due || self.context.rate_limiter.is_joining()) && consumer.is_some() {
-                        counted_at = Some(Instant::now());
-                        if let Some((consumers, _)) = session.consumer_count().await {
-                            self.context.metrics.set_consumers(consumers);
-                            let before = self.context.rate_limiter.per_second();
-                            self.context.rate_limiter.adjust(consumers, Instant::now());
-                            let per_second = self.context.rate_limiter.per_second();
-                            if per_second != before {
-                                info!(consumers, per_second, "this instance's pace changed");
-                            }
-                        }
                     }
                 }
             }
@@ -179,22 +163,64 @@ impl Service {
             Ended::Lost(_) => {
                 self.ramp.restart();
                 cancel.send_replace(true);
-                self.sifting = false;
-                // The broker delivers these again; nobody has worked on them.
+                self.holds_back = false;
+                // The broker delivers these again; no call about them has been made.
                 for _ in self.clear_waiting() {
                     self.context.metrics.record_settled(Settlement::Lost);
                 }
-                self.count();
+                self.set_in_flight();
             }
             Ended::Shutdown => self.stop(session.publisher(), consumer, &cancel).await,
         }
         ended
     }
 
-    /// Begins, widens or ends consumption, as the circuit breaker and the prefetch ramp allow. What came to a consumer of one, and
-    /// was not looked at, is left to be taken all the same: given back it would come again as redelivered, and nobody could
-    /// tell any more that it was never sent.
-    pub(super) async fn start_ready(
+    /// The periodic work of the loop itself.
+    async fn tick(
+        &mut self,
+        session: &Session,
+        consumer: Option<&Deliveries>,
+        blocked: bool,
+        last_done: &mut LastDone,
+    ) -> Result<(), String> {
+        self.context.circuit_gate.tick();
+        if self.context.publish_faults.longest_held().contains(&PublishFailure::Refused)
+            && !blocked
+            && is_due(last_done.channel_renewal, RENEW_CHANNELS_EVERY)
+        {
+            last_done.channel_renewal = Some(Instant::now());
+            session.renew_channels().await;
+        }
+        self.end_late();
+        let full = consumer.is_some_and(|has| self.held() >= usize::from(has.prefetch()));
+        if !blocked && self.held_back.is_due(full) {
+            self.release_waiting(session.publisher()).await?;
+        }
+        let count_due = is_due(last_done.consumer_count, CONSUMER_COUNT_EVERY);
+        if (count_due || self.context.rate_limiter.is_joining()) && consumer.is_some() {
+            last_done.consumer_count = Some(Instant::now());
+            self.share_rate_limit(session).await;
+        }
+        Ok(())
+    }
+
+    /// Takes this instance's share of the rate limit by the number of consumers.
+    async fn share_rate_limit(&self, session: &Session) {
+        let Some((consumers, _)) = session.consumer_count().await else { return };
+        let rate_limiter = &self.context.rate_limiter;
+        self.context.metrics.set_consumers(consumers);
+        let before = rate_limiter.per_second();
+        rate_limiter.adjust(consumers, Instant::now());
+        let per_second = rate_limiter.per_second();
+        if per_second != before {
+            info!(consumers, per_second, "share of the rate limit changed");
+        }
+    }
+
+    /// Starts consuming, sets the prefetch, or stops consuming, as the circuit and the prefetch ramp allow. Gives the
+    /// deliveries that a consumer with a prefetch of one had not handed over: handed back, they would be redelivered, and
+    /// it would be unknown that no call about them was made.
+    pub(super) async fn adjust_consumption(
         &mut self,
         session: &Session,
         consumer: &mut Option<Deliveries>,
@@ -203,25 +229,25 @@ impl Service {
         held_back_since: Option<Instant>,
     ) -> Result<Vec<Delivery>, String> {
         let has = consumer.as_ref().map(Deliveries::prefetch);
-        let wanted = match state {
+        let prefetch = match state {
             State::Closed => Some(self.full_prefetch()),
-            // With one in hand there is enough to find out.
+            // One command is enough to find out.
             State::HalfOpen { .. } if has.is_none() && self.held() == 0 => Some(1),
             State::HalfOpen { .. } | State::Open { .. } => has,
         };
-        let tired = held_back_since.is_some_and(|since| since.elapsed() > GRACE);
+        let grace_expired = held_back_since.is_some_and(|since| since.elapsed() > GRACE);
         let failing = !matches!(state, State::Closed | State::HalfOpen { cause: Cause::Starting, .. });
-        // What was prefetched goes back once; what is taken from then on is sifted.
-        self.sifting = failing && (self.sifting || tired && has.is_none_or(|has| has == 1));
-        let wanted = match (wanted, has) {
-            _ if self.sifting && health.blocked.is_none() => Some(self.full_prefetch()),
-            _ if self.sifting => has,
-            (Some(_), Some(2..)) if tired && state != State::Closed => None,
+        // Prefetched deliveries are handed back once; later ones are held back if they can wait.
+        self.holds_back = failing && (self.holds_back || grace_expired && has.is_none_or(|has| has == 1));
+        let prefetch = match (prefetch, has) {
+            _ if self.holds_back && health.blocked.is_none() => Some(self.full_prefetch()),
+            _ if self.holds_back => has,
+            (Some(_), Some(2..)) if grace_expired && state != State::Closed => None,
             (Some(_), Some(1)) if matches!(state, State::Open { .. }) => None,
             (Some(_), None) if health.blocked.is_some() => None,
-            (wanted, _) => wanted,
+            (prefetch, _) => prefetch,
         };
-        match (wanted, has) {
+        match (prefetch, has) {
             (None, Some(_)) => {
                 if let Some(deliveries) = consumer.take() {
                     let left = deliveries.cancel(Duration::from_secs(5)).await?;
@@ -232,10 +258,10 @@ impl Service {
                     self.release_waiting(session.publisher()).await?;
                 }
             }
-            (Some(wanted), _) => match consumer {
-                Some(deliveries) => session.set_prefetch(deliveries, wanted).await?,
+            (Some(prefetch), _) => match consumer {
+                Some(deliveries) => session.set_prefetch(deliveries, prefetch).await?,
                 None => {
-                    *consumer = Some(session.consume(wanted).await?);
+                    *consumer = Some(session.consume(prefetch).await?);
                     if let Some((consumers, _)) = session.consumer_count().await {
                         self.context.rate_limiter.join(consumers, Instant::now());
                     }
@@ -246,52 +272,52 @@ impl Service {
         Ok(Vec::new())
     }
 
-    /// As many as may be unsettled at once where calls are made.
+    /// The prefetch while calls are made.
     pub(super) fn full_prefetch(&self) -> u16 {
-        // What is sifted was read and did no harm: the ramp is about the others.
-        let sifted = u16::try_from(self.sifted.waiting.len()).unwrap_or(u16::MAX);
-        let ramp = self.ramp.limit().map_or(self.prefetch, |limit| limit.saturating_add(sifted));
+        // Deliveries held back were read without harm: the ramp limits the others.
+        let held_back = u16::try_from(self.held_back.waiting.len()).unwrap_or(u16::MAX);
+        let ramp = self.ramp.limit().map_or(self.prefetch, |limit| limit.saturating_add(held_back));
         ramp.min(self.prefetch)
     }
 
-    pub(super) fn take(
+    pub(super) fn receive(
         &mut self,
         delivery: Delivery,
         session: &Session,
         cancel: &watch::Receiver<bool>,
         number: usize,
     ) {
-        self.taken_in_session += 1;
-        let mut taken = ReceivedDelivery::new(delivery, Timestamp::now());
-        let may_wait = taken.may_wait_for_calls(!self.context.limits.delays.is_empty());
-        taken.calls_held_back = self.sifting && !may_wait;
-        let sifts = self.sifting && may_wait;
-        self.context.metrics.record_taken(taken.arrival());
+        self.received_in_session += 1;
+        let mut received = ReceivedDelivery::new(delivery, Timestamp::now());
+        let may_wait = received.may_wait_for_calls(!self.context.limits.delays.is_empty());
+        received.calls_held_back = self.holds_back && !may_wait;
+        let can_wait = self.holds_back && may_wait;
+        self.context.metrics.record_taken(received.arrival());
         if failpoints::forgets() {
-            self.count();
+            self.set_in_flight();
             return;
         }
-        let trusted = PrefetchRamp::is_full(taken.delivery.delivery_count());
+        let trusted = PrefetchRamp::is_full(received.delivery.delivery_count());
         let held =
-            HeldDelivery { taken, publisher: session.publisher().clone(), cancel: cancel.clone(), number };
-        if sifts {
-            // It was read, and did no harm.
+            HeldDelivery { received, publisher: session.publisher().clone(), cancel: cancel.clone(), number };
+        if can_wait {
+            // It was read without harm.
             self.ramp.record_through(u16::from(trusted));
-            self.sifted.push(held);
+            self.held_back.push(held);
         } else {
             self.admit(held);
         }
-        self.count();
+        self.set_in_flight();
     }
 
-    /// Lets a delivery in to be worked on.
+    /// Puts a delivery into its lane.
     pub(super) fn admit(&mut self, mut held: HeldDelivery) {
-        let lane = held.taken.lane().map(Box::<str>::from);
-        // One coupon must not take up all that may be held, or other coupons would wait for it all the same.
-        let crowded = !self.context.limits.delays.is_empty()
+        let lane = held.received.lane().map(Box::<str>::from);
+        // One coupon must not fill the prefetch, or other coupons would wait for it.
+        let over_limit = !self.context.limits.delays.is_empty()
             && lane.as_deref().is_some_and(|lane| self.lanes.is_full(lane));
-        held.taken.over_coupon_limit = crowded;
-        if crowded {
+        held.received.over_coupon_limit = over_limit;
+        if over_limit {
             self.lanes.push_unlaned();
             self.start_job(self.permits.none(), None, held);
         } else {
@@ -299,12 +325,12 @@ impl Service {
         }
     }
 
-    /// Tells how many are held, beside what was taken and settled.
-    pub(super) fn count(&self) {
+    /// Sets the number of deliveries held, against those received and settled.
+    pub(super) fn set_in_flight(&self) {
         self.context.metrics.set_in_flight(self.held(), self.permits.in_use());
     }
 
-    pub(super) fn start_work(&mut self) {
+    pub(super) fn start_jobs(&mut self) {
         while let Some(permit) = self.permits.acquire() {
             let Some((lane, held)) = self.lanes.start() else { return };
             self.start_job(permit, lane, held);
@@ -313,56 +339,56 @@ impl Service {
 
     pub(super) fn start_job(&mut self, mut permit: Permit, lane: Option<Box<str>>, held: HeldDelivery) {
         let context = self.context.clone();
-        if PrefetchRamp::is_full(held.taken.delivery.delivery_count()) {
+        if PrefetchRamp::is_full(held.received.delivery.delivery_count()) {
             permit.trust();
         }
         self.jobs.spawn(async move {
-            let HeldDelivery { taken, publisher, cancel, number } = held;
-            let waited = Timestamp::now().duration_since(taken.at);
+            let HeldDelivery { received, publisher, cancel, number } = held;
+            let waited = Timestamp::now().duration_since(received.at);
             context.metrics.observe_lane_wait(waited.max(jiff::SignedDuration::ZERO).unsigned_abs());
             // A panic is a defect, but it must not close the coupon's lane: the delivery is lost with its session,
-            // and the broker delivers it again.
-            // In a box: a task is moved several times while it is begun and ended, and all this work with it.
-            let work = Box::pin(process_delivery(&context, &publisher, taken, &mut permit, cancel));
+            // and the broker delivers it again. Boxed, because a task is moved several times while it starts and ends.
+            let work = Box::pin(process_delivery(&context, &publisher, received, &mut permit, cancel));
             let worked = AssertUnwindSafe(work).catch_unwind().await;
-            let (settling, trouble) = worked.unwrap_or_else(|_| {
+            let (settlement, trouble) = worked.unwrap_or_else(|_| {
                 error!("defect: a worker panicked");
                 (Settlement::Lost, Some("a worker panicked".to_owned()))
             });
-            Done { settling, lane, trouble, number }
+            Done { settlement, lane, trouble, number }
         });
     }
 
-    /// A worker ended. Trouble with the broker ends the session that it belonged to, if that is the present one.
-    pub(super) fn finished(
+    /// Frees the lane of a job that ended. Trouble with the broker ends the session that the job belonged to, if it is
+    /// the current one.
+    pub(super) fn finish_job(
         &mut self,
         done: Result<Done, tokio::task::JoinError>,
-        present: Option<(&Session, usize)>,
+        current: Option<(&Session, usize)>,
     ) {
-        // A worker catches its own panics and is only aborted when everything ends.
-        let Ok(Done { settling, lane, trouble, number }) = done else { return };
+        // A job catches its own panics and is only aborted at the end of a shutdown.
+        let Ok(Done { settlement, lane, trouble, number }) = done else { return };
         self.lanes.finish(lane);
-        self.context.metrics.record_settled(settling);
-        self.count();
-        if settling != Settlement::Lost {
+        self.context.metrics.record_settled(settlement);
+        self.set_in_flight();
+        if settlement != Settlement::Lost {
             self.settled_in_session += 1;
             self.ramp.record_through(1);
         }
-        if let (Some(why), Some((session, present))) = (trouble, present)
-            && number == present
+        if let (Some(why), Some((session, current))) = (trouble, current)
+            && number == current
         {
             session.abort(&why);
         }
     }
 
-    /// Finishes what is in flight, hands back the rest.
+    /// Finishes the commands in work and hands back the others.
     pub(super) async fn stop(
         &mut self,
         publisher: &Publisher,
         consumer: Option<Deliveries>,
         cancel: &watch::Sender<bool>,
     ) {
-        info!(in_flight = self.held(), "stopping: finishing what is in flight");
+        info!(in_flight = self.held(), "stopping; finishing commands in work");
         let reasons = vec![Reason::new(ReasonCode::Stopping, "stopping")];
         self.publish_status(None, false, reasons);
         let left = match consumer {
@@ -374,7 +400,7 @@ impl Service {
             Err(why) => Err(why),
         };
         for why in [given, self.release_waiting(publisher).await].into_iter().filter_map(Result::err) {
-            warn!(why, "the broker will deliver again what it had handed over");
+            warn!(why, "deliveries not handed back; the broker delivers them again");
         }
         cancel.send_replace(true);
         failpoints::reached(Failpoint::Draining);
@@ -385,10 +411,10 @@ impl Service {
             loop {
                 tokio::select! {
                     done = self.jobs.join_next() => match done {
-                        Some(done) => self.finished(done, None),
+                        Some(done) => self.finish_job(done, None),
                         None => break,
                     },
-                    // The process is alive while it finishes, however long that takes.
+                    // The process is alive while it drains, however long that takes.
                     _ = alive.tick() => self.record_heartbeat(),
                 }
             }
@@ -397,7 +423,7 @@ impl Service {
             }
         };
         if timeout(drain, finish).await.is_err() {
-            warn!(left = self.jobs.len(), "the deadline passed; the broker will deliver the rest again");
+            warn!(left = self.jobs.len(), "shutdown deadline exceeded; the broker delivers the rest again");
             self.jobs.shutdown().await;
         }
     }
@@ -410,10 +436,11 @@ pub(super) async fn next(consumer: &mut Option<Deliveries>) -> Option<Delivery> 
     }
 }
 
-/// Hands deliveries back. A connection that is gone does that by itself, and must not be waited for once for each of them.
+/// Hands deliveries back. The time limit is for all of them: if the connection is gone, the broker delivers them again
+/// anyway.
 ///
 /// # Errors
-/// In words, where the broker was not reached: what it still takes for ours comes again when the session has ended.
+/// In words, if the broker was not reached. It delivers the rest again once the session has ended.
 pub(super) async fn hand_back(
     publisher: &Publisher,
     deliveries: impl IntoIterator<Item = Delivery>,
@@ -424,5 +451,7 @@ pub(super) async fn hand_back(
         }
         Ok(())
     };
-    timeout(HAND_BACK, all).await.unwrap_or_else(|_| Err(format!("it took nothing back for {HAND_BACK:?}")))
+    timeout(HAND_BACK, all)
+        .await
+        .unwrap_or_else(|_| Err(format!("deliveries were not handed back within {HAND_BACK:?}")))
 }

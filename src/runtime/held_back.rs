@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt as _;
 use jiff::Timestamp;
 
 use crate::amqp::publisher::Publisher;
@@ -11,18 +10,18 @@ use crate::runtime::consume_loop::{HeldDelivery, hand_back};
 use crate::runtime::supervisor::Service;
 use crate::telemetry::metrics::Settlement;
 
-/// How long what can only wait is kept in hand while calls are held back, where it fills the hands: behind it there may be
-/// commands whose time is over. A command that was handed back costs a look more, so it is no shorter.
+/// How long deliveries are held back if they fill the prefetch: commands past their deadline may be behind them. A
+/// command that is handed back costs one more query, so it is no shorter.
 pub(super) const HELD_MAX: Duration = Duration::from_secs(15);
 
-/// The same where it does not fill them: the broker takes away what is held for half an hour.
+/// The same if they do not fill it. The broker's consumer timeout is half an hour.
 pub(super) const HELD_MAX_WITH_ROOM: Duration = Duration::from_secs(300);
 
-/// What was taken while calls are held back, and can only wait for the end of that.
+/// Deliveries that were received while calls are held back and can wait.
 #[derive(Default)]
 pub(super) struct HeldBack {
     pub(super) waiting: Vec<HeldDelivery>,
-    /// When the first of these was taken.
+    /// When the first of these was received.
     pub(super) since: Option<Instant>,
 }
 
@@ -37,7 +36,7 @@ impl HeldBack {
         std::mem::take(&mut self.waiting)
     }
 
-    /// Whether these have been in hand for long enough; `full` if there is room for nothing else.
+    /// Whether these have been held for long enough. `full`: they fill the prefetch.
     pub(super) fn is_due(&self, full: bool) -> bool {
         let held_max = if full { HELD_MAX } else { HELD_MAX_WITH_ROOM };
         self.since.is_some_and(|since| since.elapsed() >= held_max)
@@ -45,58 +44,64 @@ impl HeldBack {
 }
 
 impl Service {
-    /// What waits for calls to be made again, where they are, or one of it, to find out.
+    /// Starts the deliveries held back: all of them if the circuit is closed, one if it is half-open, to find out.
     pub(super) fn start_held_back(&mut self, state: State) {
         let count = match state {
             State::Closed => usize::MAX,
             State::HalfOpen { probing: false, .. } if self.lanes.held() == 0 => 1,
             State::HalfOpen { .. } | State::Open { .. } => 0,
         };
-        if count == 0 || self.sifted.waiting.is_empty() {
+        if count == 0 || self.held_back.waiting.is_empty() {
             return;
         }
         let used: Vec<HeldDelivery> =
-            self.sifted.waiting.drain(..count.min(self.sifted.waiting.len())).collect();
+            self.held_back.waiting.drain(..count.min(self.held_back.waiting.len())).collect();
         used.into_iter().for_each(|held| self.admit(held));
-        if self.sifted.waiting.is_empty() {
-            self.sifted.clear();
+        if self.held_back.waiting.is_empty() {
+            self.held_back.clear();
         }
     }
 
-    /// What waits for calls to be made again does not wait past its deadline.
-    pub(super) fn end_late_held_back(&mut self) {
+    /// Starts what is past its deadline, whether it is held back or waits for others in its lane: each command has its
+    /// event within a minute of its deadline. Past it, a command is only queried, so it need not wait for its lane.
+    pub(super) fn end_late(&mut self) {
         let now = Timestamp::now();
-        let is_late = |held: &mut HeldDelivery| held.taken.deadline().is_some_and(|deadline| deadline <= now);
-        let late: Vec<HeldDelivery> = self.sifted.waiting.extract_if(.., is_late).collect();
-        for mut held in late {
-            held.taken.calls_held_back = true;
+        let is_late = |held: &HeldDelivery| held.received.deadline().is_some_and(|deadline| deadline <= now);
+        let held_back: Vec<HeldDelivery> =
+            self.held_back.waiting.extract_if(.., |held| is_late(held)).collect();
+        for mut held in held_back {
+            held.received.calls_held_back = true;
             self.admit(held);
         }
+        for held in self.lanes.remove_waiting(is_late) {
+            self.lanes.push_unlaned();
+            self.start_job(self.permits.none(), None, held);
+        }
     }
 
-    /// How many are in hand, worked on or not.
+    /// How many deliveries are held, in work or not.
     pub(super) fn held(&self) -> usize {
-        self.lanes.held() + self.sifted.waiting.len()
+        self.lanes.held() + self.held_back.waiting.len()
     }
 
-    /// Takes out everything that nobody works on yet.
+    /// Removes everything that is not in work yet.
     pub(super) fn clear_waiting(&mut self) -> Vec<HeldDelivery> {
         let mut waiting = self.lanes.clear();
-        waiting.extend(self.sifted.clear());
+        waiting.extend(self.held_back.clear());
         waiting
     }
 
-    /// Gives back what is held but not worked on.
+    /// Hands back everything that is not in work yet.
     pub(super) async fn release_waiting(&mut self, publisher: &Publisher) -> Result<(), String> {
         let waiting = self.clear_waiting();
         let held = waiting.len();
-        let given = hand_back(publisher, waiting.into_iter().map(|held| held.taken.delivery)).await;
-        // What could not be given back comes again all the same, when the session has ended.
-        let settling = if given.is_ok() { Settlement::HandedBack } else { Settlement::Lost };
+        let handed_back = hand_back(publisher, waiting.into_iter().map(|held| held.received.delivery)).await;
+        // If it fails, the broker delivers them again once the session has ended.
+        let settlement = if handed_back.is_ok() { Settlement::HandedBack } else { Settlement::Lost };
         for _ in 0..held {
-            self.context.metrics.record_settled(settling);
+            self.context.metrics.record_settled(settlement);
         }
-        self.count();
-        given
+        self.set_in_flight();
+        handed_back
     }
 }

@@ -16,60 +16,60 @@ use crate::runtime::publishing::CancelSignal;
 use crate::runtime::supervisor::{NOT_FOUND, Service};
 use crate::telemetry::metrics::Queue;
 
-/// The first and the longest pause between two sweeps of dead letters that brought none its event. The longest leaves room
-/// within a minute: what is past its deadline has its event by then.
+/// The first and the longest pause between two sweeps that published no event. The longest leaves room within a minute,
+/// because a command past its deadline has its event by then.
 pub(super) const SWEEP_AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(40));
 
-/// Time between two looks for what is missing on the broker.
+/// Interval between two attempts to restore the topology.
 pub(super) const RESTORE_TOPOLOGY_EVERY: Duration = Duration::from_secs(1);
 
 /// Sweeps of dead letters.
 #[derive(Default)]
 pub(super) struct Sweeps {
-    /// The one that is under way.
+    /// The sweep that is running.
     pub(super) running: Option<JoinHandle<Swept>>,
-    /// How many in a row brought none its event.
-    pub(super) in_vain: u32,
+    /// How many sweeps in a row published no event.
+    pub(super) fruitless: u32,
     pub(super) not_before: Option<Instant>,
-    /// Why the last one broke off.
+    /// Why the last sweep ended early.
     pub(super) failure: Option<String>,
 }
 
 impl Sweeps {
-    /// Reads what a sweep came to once it has ended. Whether another one may begin.
+    /// Reads the result of a sweep that has ended. Whether another one may start.
     pub(super) fn is_due(&mut self) -> bool {
         if let Some(sweep) = &mut self.running {
             let Some(swept) = sweep.now_or_never() else { return false };
             self.running = None;
-            self.end(swept.unwrap_or_else(|_| Swept::Failed("a sweep was broken off".to_owned())));
+            self.end(swept.unwrap_or_else(|_| Swept::Failed("a sweep was aborted".to_owned())));
         }
         self.not_before.is_none_or(|at| at <= Instant::now())
     }
 
     pub(super) fn end(&mut self, swept: Swept) {
         let (first, longest) = SWEEP_AGAIN;
-        self.in_vain = match swept {
-            // A lost connection ends a sweep; the next one begins soon.
+        self.fruitless = match swept {
+            // A lost connection ends a sweep; the next one starts soon.
             Swept::Published(1..) | Swept::Failed(_) => 0,
-            Swept::Published(0) | Swept::Forbidden(_) => self.in_vain.saturating_add(1),
+            Swept::Published(0) | Swept::Forbidden(_) => self.fruitless.saturating_add(1),
         };
         self.failure = match swept {
             Swept::Published(_) => None,
             Swept::Failed(why) | Swept::Forbidden(why) => Some(why),
         };
-        let pause = first.saturating_mul(1 << self.in_vain.saturating_sub(1).min(8)).min(longest);
+        let pause = first.saturating_mul(1 << self.fruitless.saturating_sub(1).min(8)).min(longest);
         self.not_before = Some(Instant::now() + pause);
     }
 }
 
 impl Service {
-    /// Looks at the depth of every queue, beside everything else: a slow broker must not hold up the loop.
+    /// Samples the depth of every queue in a task: a slow broker must not delay the loop.
     pub(super) fn sample_queue_depths(&self, session: &Arc<Session>, settings: &AmqpSettings) {
         let (metrics, topology, session) =
             (self.context.metrics.clone(), settings.topology.clone(), session.clone());
         tokio::spawn(async move {
             let names = &topology.names;
-            // Delay queues last: after one that is missing nothing can be counted for a while.
+            // Delay queues last: after a missing one, nothing can be counted for a while.
             metrics.set_queue_depth(Queue::Commands, session.messages(&names.commands).await);
             metrics.set_queue_depth(Queue::Dead, session.messages(&names.dead).await);
             metrics.set_queue_depth(Queue::Parked, session.messages(&names.parked).await);
@@ -81,7 +81,7 @@ impl Service {
         });
     }
 
-    /// Publishes the events of what the broker dead-lettered, beside everything else, when some were counted.
+    /// Starts a sweep that publishes the events of dead letters, if there are any.
     pub(super) fn sweep_dead_letters(
         &mut self,
         settings: &AmqpSettings,
@@ -101,8 +101,8 @@ impl Service {
             Some(tokio::spawn(dead_letter_sweep::sweep(context, settings, publisher, cancel)));
     }
 
-    /// A queue, a binding or an exchange that publishes show to be gone is made again beside everything else, on a
-    /// connection of its own.
+    /// Creates a queue, a binding or an exchange again if publishes show that it is gone, in a task with its own
+    /// connection.
     pub(super) fn restore_topology(&mut self, settings: &AmqpSettings) {
         let due = match &self.restoring {
             Some((since, task)) => task.is_finished() && since.elapsed() >= RESTORE_TOPOLOGY_EVERY,
@@ -122,20 +122,20 @@ impl Service {
     }
 }
 
-/// Makes what is missing on the broker, and says so.
+/// Creates the missing objects of the topology.
 pub(super) async fn restore(settings: AmqpSettings) {
     match topology::inspect(&settings, true).await {
         Ok((_, objects)) => {
             for (object, standing) in objects {
                 match standing {
-                    ObjectState::Created => debug!(%object, "made, where it was missing"),
+                    ObjectState::Created => debug!(%object, "missing object created"),
                     ObjectState::NotCreated(why) => {
-                        warn!(%object, why, "missing on the broker, and cannot be made")
+                        warn!(%object, why, "missing object cannot be created")
                     }
                     _ => {}
                 }
             }
         }
-        Err(error) => warn!(%error, "a message was returned; what is missing could not be looked for"),
+        Err(error) => warn!(%error, "message returned; the topology cannot be inspected"),
     }
 }

@@ -3,7 +3,6 @@
 use std::sync::PoisonError;
 use std::time::Instant;
 
-use futures_util::FutureExt as _;
 use jiff::Timestamp;
 use tracing::{info, warn};
 
@@ -24,7 +23,7 @@ impl Service {
         self.status.send_modify(|status| status.turned = Timestamp::now());
     }
 
-    /// Tells operators how things stand.
+    /// Publishes readiness, warnings and gauges.
     pub(super) fn report(&mut self, session: &Session, consuming: bool, state: State, health: &Health) {
         self.idle_since = match self.held() {
             0 => self.idle_since.or_else(|| Some(Instant::now())),
@@ -50,7 +49,7 @@ impl Service {
         let idle = self.idle_since.is_some_and(|since| since.elapsed() > GRACE);
         let (open, cause) = match state {
             State::Closed => (false, None),
-            // It consumes, and nothing has waited for it for a while: nothing to find out, and nothing late.
+            // It consumes, and no command has waited for a while: nothing is late.
             State::HalfOpen { cause: Cause::Failing(_), .. } if idle && consuming => (false, None),
             State::HalfOpen { cause: Cause::Starting, .. } => (false, None),
             State::HalfOpen { cause, .. } | State::Open { cause, .. } => (true, Some(cause)),
@@ -60,10 +59,10 @@ impl Service {
         let per_second = self.context.rate_limiter.per_second();
         metrics.set_rate(per_second);
         metrics.rate_limit_used(part);
-        let standing = notices::NoticeState { per_second, part, throttled_share, cause };
-        self.shown = self.notices.update(standing, &self.context.responses);
-        // Permits fill without a delivery being taken or settled.
-        self.count();
+        let notice_state = notices::NoticeState { per_second, part, throttled_share, cause };
+        self.shown = self.notices.update(notice_state, &self.context.responses);
+        // The use of permits changes without a delivery being received or settled.
+        self.set_in_flight();
         if let Some(cause) = cause {
             let serial = self.merchant_serial();
             let caller = format!("merchant {}, serial {serial}", self.caller);
@@ -82,13 +81,13 @@ impl Service {
         self.publish_status(Some(session.at()), consuming, reasons);
     }
 
-    /// The serial that calls are signed under now.
+    /// The serial that calls are signed with now.
     pub(super) fn merchant_serial(&self) -> String {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
         keys.merchant_serial.clone().unwrap_or_else(|| self.serial.clone())
     }
 
-    /// What needs somebody's attention, and keeps nothing else from being worked on.
+    /// Faults that need attention while other commands are processed.
     pub(super) fn warnings(&self) -> Vec<Reason> {
         let rejected = self.context.publish_faults.last_rejection().into_iter().map(|rejection| {
             let words = format!(
@@ -158,16 +157,16 @@ pub(super) fn code_of(cause: Cause) -> ReasonCode {
     }
 }
 
-/// `caller` is who signs, `suspended_by` what an answer said that stopped us, `skew` the provider's clock less ours in
-/// seconds by its last answer of all, `not_believed` the last answer that could not be believed.
+/// The reason in words. `caller` names who signs, `suspended_by` is the response that suspended calls, `skew` the
+/// provider's clock less ours in seconds by its last response, `unverified` the last response that was not verified.
 pub(super) fn describe_cause(
     cause: Cause,
     caller: &str,
     suspended_by: &SuspendedBy,
     skew: f64,
-    not_believed: &str,
+    unverified: &str,
 ) -> String {
-    let not_believed = match not_believed {
+    let unverified = match unverified {
         "" => String::new(),
         last => format!("; last: {last}"),
     };
@@ -176,37 +175,35 @@ pub(super) fn describe_cause(
         said => format!("; it says: {said}"),
     };
     match cause {
-        Cause::Starting => "starting: nothing has been answered yet".to_owned(),
+        Cause::Starting => "starting: no call has succeeded yet".to_owned(),
         Cause::Failing(FailureKind::NoResponse) => {
-            "payment API: it does not answer; calls are held back and tried one at a time".to_owned()
+            "payment API: it does not respond; calls wait and are tried one at a time".to_owned()
         }
         Cause::Failing(FailureKind::ServerError) => {
-            "payment API: it answers that it is in trouble (5xx); calls are held back and tried one at a time"
-                .to_owned()
+            "payment API: it responds with 5xx; calls wait and are tried one at a time".to_owned()
         }
         Cause::Failing(FailureKind::Unverified) => format!(
-            "payment API: its answers carry no signature that we can verify; look at wechat.public_keys and the \
-             platform certificates, then at the clock ({caller}{}{not_believed}); calls are held back and tried one at a \
-             time",
+            "payment API: its responses cannot be verified; check wechat.public_keys and the platform certificates, then \
+             the clock ({caller}{}{unverified}); calls wait and are tried one at a time",
             describe_clock(skew)
         ),
         Cause::Suspended(SuspendReason::Unauthenticated) => format!(
-            "payment API: it rejects our signature (401); look at the merchant key, its serial, the merchant number \
-             and the clock ({caller}{}{said}); consumption goes on by itself once it is mended",
+            "payment API: it rejects our signature (401); check the merchant key, its serial, the merchant number and \
+             the clock ({caller}{}{said}); consumption resumes by itself once it is fixed",
             describe_clock(suspended_by.clock_skew.unwrap_or(0.0))
         ),
         Cause::Suspended(SuspendReason::Rejected) => format!(
-            "payment API: it rejects every call alike; look at wechat.verification_serial, the names of \
-             wechat.public_keys and the merchant number ({caller}{said}); consumption goes on by itself once it is mended"
+            "payment API: it rejects every call alike; check wechat.verification_serial, the names of \
+             wechat.public_keys and the merchant number ({caller}{said}); consumption resumes by itself once it is fixed"
         ),
         Cause::Suspended(SuspendReason::Unauthorized) => format!(
-            "payment API: no brand has authorized us (NO_AUTH); look at the merchant platform ({caller}{said}); \
-             consumption goes on by itself once it is mended"
+            "payment API: no brand has authorized us (NO_AUTH); check the merchant platform ({caller}{said}); \
+             consumption resumes by itself once it is fixed"
         ),
     }
 }
 
-/// The clock where it is worth a word: `Date` has whole seconds, and the way takes its time.
+/// The clock skew if it is 3 s or more: `Date` has whole seconds, and the network takes its time.
 pub(super) fn describe_clock(skew: f64) -> String {
     match skew.round() {
         behind if behind >= 3.0 => format!("; our clock is {behind} s behind the provider's"),
@@ -224,7 +221,7 @@ mod tests {
         let stopped = Cause::Suspended(SuspendReason::Unauthenticated);
         let words = |skew, said: &str| {
             let suspended_by = SuspendedBy { said: said.to_owned(), clock_skew: Some(skew) };
-            // Later answers to other operations say nothing about what stopped us.
+            // Later responses do not change the reason.
             describe_cause(stopped, "merchant 19, serial 77", &suspended_by, 5_000.0, "")
         };
         let late = "(merchant 19, serial 77; our clock is 600 s behind the provider's; it says: SIGN_ERROR)";

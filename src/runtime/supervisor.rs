@@ -28,51 +28,51 @@ use crate::runtime::worker::WorkerContext;
 use crate::telemetry::status::{Notice, Reason, ReasonCode, Status};
 use crate::wechat::client::SharedKeyring;
 
-/// Time between two looks at everything that no event tells of.
+/// Interval of the periodic work.
 pub(super) const TICK: Duration = Duration::from_millis(250);
 
-/// The first and the longest pause between two tries of a right or an exchange that is missing.
+/// The first and the longest pause between two probes of a missing right or exchange.
 pub(super) const PROBE_AGAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
 
 /// AMQP's reply code for an exchange that does not exist.
 pub(super) const NOT_FOUND: u16 = 404;
 
-/// What the main loop owns.
+/// The state that the consume loop owns.
 pub struct Service {
     pub(super) keys: SharedKeyring,
     pub(super) context: Arc<WorkerContext>,
     pub(super) status: watch::Sender<Status>,
     pub(super) lanes: Lanes<HeldDelivery>,
-    /// Whether it consumes although calls are held back, for what ends without one.
-    pub(super) sifting: bool,
-    pub(super) sifted: HeldBack,
+    /// Whether it consumes although calls are held back, for commands that end without one.
+    pub(super) holds_back: bool,
+    pub(super) held_back: HeldBack,
     pub(super) jobs: JoinSet<Done>,
-    /// The last look for what is missing on the broker.
+    /// The last attempt to restore the topology.
     pub(super) restoring: Option<(Instant, JoinHandle<()>)>,
-    /// Since when nothing has been in hand.
+    /// Since when nothing has been held.
     pub(super) idle_since: Option<Instant>,
     pub(super) permits: Permits,
     pub(super) prefetch: u16,
     pub(super) ramp: PrefetchRamp,
-    pub(super) taken_in_session: u64,
-    /// Of these, settled in whatever way but by being lost.
+    pub(super) received_in_session: u64,
+    /// Of these, settled and not lost.
     pub(super) settled_in_session: u64,
     pub(super) sweeps: Sweeps,
-    /// That the broker takes messages which are too large, once that is known.
+    /// The warning that the broker accepts messages that are too large, once that is known.
     pub(super) size_warning: Arc<OnceLock<&'static str>>,
-    /// What is wrong with key files now.
+    /// Faults of key files now.
     pub(super) key_trouble: KeyFaults,
     pub(super) drain: Duration,
-    /// The merchant number, for reasons in words.
+    /// The merchant number, for readiness.
     pub(super) caller: String,
     /// The serial as configured.
     pub(super) serial: String,
     pub(super) notices: Notices,
-    /// What the status page says beside the reasons.
+    /// The notices of the status page.
     pub(super) shown: Vec<Notice>,
 }
 
-/// Why consuming ended.
+/// Why a session ended.
 pub(super) enum Ended {
     Lost(String),
     Shutdown,
@@ -93,15 +93,15 @@ impl Service {
             context,
             status,
             lanes: Lanes::new(config.concurrency.per_coupon),
-            sifting: false,
-            sifted: HeldBack::default(),
+            holds_back: false,
+            held_back: HeldBack::default(),
             jobs: JoinSet::new(),
             restoring: None,
             idle_since: None,
             permits: Permits::new(config.concurrency.commands),
             prefetch: config.broker.prefetch,
             ramp: PrefetchRamp::new(config.broker.prefetch),
-            taken_in_session: 0,
+            received_in_session: 0,
             settled_in_session: 0,
             sweeps: Sweeps::default(),
             size_warning,
@@ -114,13 +114,13 @@ impl Service {
         }
     }
 
-    /// Builds sessions for ever, with growing pauses while none can be built.
+    /// Builds one session after the other, with growing pauses while none can be built.
     pub async fn supervise(&mut self, settings: &AmqpSettings, mut shutdown: Shutdown) {
         self.await_keys(&mut shutdown).await;
-        // Short, because every second down is a second late for somebody's money.
+        // Short, because every second of an outage delays somebody's money.
         let pauses = Backoff::new(Duration::from_millis(100), 1.6, 0.3, Duration::from_millis(500))
             .unwrap_or_default();
-        let (mut failures, mut in_vain) = (0, 0);
+        let (mut failures, mut fruitless) = (0, 0);
         for number in 0.. {
             let built = tokio::select! {
                 built = Session::establish(settings, number) => built,
@@ -138,7 +138,7 @@ impl Service {
                 Err(error) => {
                     let why = error.to_string();
                     if failures % 60 == 0 {
-                        warn!(error = why, "no connection to the broker; trying on");
+                        warn!(error = why, "broker unavailable; retrying");
                     }
                     self.publish_status(
                         None,
@@ -161,26 +161,26 @@ impl Service {
                             break;
                         }
                         Ended::Lost(why) => {
-                            warn!(why, "connection to the broker lost; connecting anew");
+                            warn!(why, "broker connection lost; reconnecting");
                             self.publish_status(
                                 None,
                                 false,
                                 vec![Reason::new(ReasonCode::BrokerUnavailable, format!("broker: {why}"))],
                             );
                             tokio::spawn(async move { session.close().await });
-                            // A session that held for a while was no failure; one that broke at once was.
+                            // A session that lasted for a while is no failure; one that broke at once is.
                             let held = begun.elapsed() > Duration::from_secs(5);
                             failures = if held { 0 } else { failures + 1 };
-                            in_vain = match (self.taken_in_session, self.settled_in_session) {
-                                (1.., 0) => in_vain + 1,
+                            fruitless = match (self.received_in_session, self.settled_in_session) {
+                                (1.., 0) => fruitless + 1,
                                 _ => 0,
                             };
-                            let pause = pauses.wait(failures, rand::random()).max(pause_after(in_vain));
-                            if in_vain > 3 {
+                            let pause = pauses.wait(failures, rand::random()).max(pause_after(fruitless));
+                            if fruitless > 3 {
                                 warn!(
-                                    sessions = in_vain,
+                                    sessions = fruitless,
                                     pause_s = pause.as_secs(),
-                                    "sessions were lost without a settled command; waiting longer before the next one"
+                                    "sessions lost without a settled command; pausing longer"
                                 );
                             }
                             self.await_jobs(pause, &mut shutdown).await;
@@ -194,8 +194,8 @@ impl Service {
         }
     }
 
-    /// Confirms that what the service must publish is accepted, for as long as an alarm of the broker, a missing right or a
-    /// missing exchange lasts. Nothing is consumed before.
+    /// Confirms that events, retry messages and parked commands are accepted, for as long as a broker alarm, a missing right
+    /// or a missing exchange lasts. Nothing is consumed before.
     pub(super) async fn confirm_topology(
         &mut self,
         session: Session,
@@ -205,18 +205,18 @@ impl Service {
         let pauses = Backoff::new(first, 1.6, 0.3, longest).unwrap_or_default();
         let mut nth = 0;
         loop {
-            let proving = async {
+            let confirming = async {
                 session.confirm_publishing().await?;
                 session.probe_publish_rights().await
             };
-            let proved = tokio::select! {
-                proved = proving => proved,
+            let confirmed = tokio::select! {
+                confirmed = confirming => confirmed,
                 () = shutdown.wait() => return Ok(session),
             };
             self.record_heartbeat();
-            let Err(error) = proved else { return Ok(session) };
+            let Err(error) = confirmed else { return Ok(session) };
             let pause = match &error {
-                // What is missing is made with the next session.
+                // A missing object is created with the next session.
                 CannotConnect::MayNotPublish { rejection, .. } if rejection.code == NOT_FOUND => {
                     tokio::spawn(async move { session.close().await });
                     return Err(error);
@@ -241,12 +241,12 @@ impl Service {
         }
     }
 
-    /// Without a key to verify answers with, no answer could be believed: nothing is taken before there is one.
+    /// Waits for a key to verify responses with. Without one no response could be verified, so nothing is consumed.
     pub(super) async fn await_keys(&mut self, shutdown: &mut Shutdown) {
         let keys = self.keys.clone();
         let held = || !keys.read().unwrap_or_else(PoisonError::into_inner).public.is_empty();
         while !held() && !shutdown.is_requested() {
-            let why = "keys: no key to verify answers with yet; platform certificates are being downloaded";
+            let why = "keys: no key to verify responses with yet; platform certificates are being downloaded";
             self.publish_status(None, false, vec![Reason::new(ReasonCode::NoVerificationKey, why)]);
             tokio::select! {
                 () = sleep(TICK) => {}
@@ -255,7 +255,7 @@ impl Service {
         }
     }
 
-    /// Waits between two sessions, and lets workers of the old one end.
+    /// Waits between two sessions, while jobs of the old one end.
     pub(super) async fn await_jobs(&mut self, pause: Duration, shutdown: &mut Shutdown) {
         let pause = sleep(pause);
         tokio::pin!(pause);
@@ -263,7 +263,7 @@ impl Service {
             tokio::select! {
                 () = &mut pause => return,
                 () = shutdown.wait() => return,
-                Some(done) = self.jobs.join_next() => self.finished(done, None),
+                Some(done) = self.jobs.join_next() => self.finish_job(done, None),
             }
         }
     }

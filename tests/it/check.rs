@@ -331,14 +331,14 @@ fn what_is_wrong_with_the_configuration_is_told_like_any_other_fault() {
             pair(&format!("broker.names.comands: {unknown}"), mends("broker.names.comands", unknown)),
             pair(&format!("broker.prefetch: {number}"), mends("broker.prefetch", number)),
             pair(
+                "concurrency.commands: must not be negative",
+                "export REDEEMER_CONCURRENCY__COMMANDS=… # must not be negative".to_owned(),
+            ),
+            pair(
                 &format!("shutdown.drian: {unknown}"),
                 format!("unset REDEEMER_SHUTDOWN__DRIAN # {unknown}"),
             ),
             pair(&format!("surprise: {unknown}"), mends("surprise", unknown)),
-            pair(
-                "concurrency.commands: must not be negative",
-                "export REDEEMER_CONCURRENCY__COMMANDS=… # must not be negative".to_owned(),
-            ),
         ]
     );
     // Ranges; a whole text that cannot be read; a file that is not there.

@@ -149,7 +149,7 @@ async fn a_proxy_that_rejects_uses_opens_the_circuit() {
     all_redeemed(&mut bed, 300).await;
     assert!(calls < 20 + 2 * 300, "{calls} calls before it opened");
     for (words, fields) in [
-        ("circuit open", ["not_believed", "403", "PROXY"]),
+        ("circuit open", ["unverified", "403", "PROXY"]),
         ("responses cannot be believed", ["share", "403", "PROXY"]),
     ] {
         let told = program.logged(words);
@@ -228,7 +228,7 @@ async fn egress_filter_ends_no_command_and_loses_none() {
         samples += 1;
         if ready.status() == 503 {
             unready += 1;
-            assert!(ready.text().await.unwrap().starts_with("payment API:"));
+            assert!(ready.text().await.unwrap().starts_with("[responses_unverified] "));
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }

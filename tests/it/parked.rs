@@ -317,7 +317,7 @@ async fn a_command_that_took_effect_meanwhile_is_told_and_not_sent() {
     unresolved(&mut bed, "C1", rules).await;
     let before = asked(&bed, "use");
     let text = run(&bed, &["replay", "--yes"], 0).await;
-    assert!(text.contains("redeemed under this number (USED); told redeemed"), "{text}");
+    assert!(text.contains("redeemed under this number (USED); published redeemed"), "{text}");
     let told = bed.told().await;
     assert_eq!(told.gist(), "redeemed - USED");
     assert_eq!(told.data("/established_by"), "query");

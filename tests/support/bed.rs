@@ -362,6 +362,16 @@ impl Service {
         line.rsplit_once(' ').unwrap().1.parse().unwrap()
     }
 
+    /// The sum of all series of a metric that carry this label.
+    pub(crate) async fn metric_sum(&self, name: &str, label: &str) -> f64 {
+        let (_, text) = self.get("/metrics").await;
+        let series =
+            text.lines().filter(|line| line.starts_with(&format!("{name}{{")) && line.contains(label));
+        let values: Vec<f64> = series.map(|line| line.rsplit_once(' ').unwrap().1.parse().unwrap()).collect();
+        assert!(!values.is_empty(), "no metric {name} with {label} in\n{text}");
+        values.iter().sum()
+    }
+
     /// Waits until a metric has a value.
     pub(crate) async fn wait_metric(&self, name: &str, value: f64) {
         until(&format!("{name} = {value}"), async || self.metric(name).await == value).await;
