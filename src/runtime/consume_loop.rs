@@ -67,6 +67,18 @@ fn is_due(last: Option<Instant>, every: Duration) -> bool {
     last.is_none_or(|at| at.elapsed() >= every)
 }
 
+/// What the loop of one session needs.
+struct SessionLoop<'a> {
+    settings: &'a AmqpSettings,
+    session: &'a Arc<Session>,
+    number: usize,
+    canceled: watch::Receiver<bool>,
+    consumer: Option<Deliveries>,
+    held_back_since: Option<Instant>,
+    last_done: LastDone,
+    report_due: bool,
+}
+
 impl Service {
     /// Consumes on one session until it is lost or the service stops.
     pub(super) async fn serve(
@@ -81,55 +93,34 @@ impl Service {
         let mut states = self.context.circuit_gate.states();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut consumer: Option<Deliveries> = None;
-        let mut held_back_since: Option<Instant> = None;
-        let mut last_done = LastDone::default();
-        let mut report_due = true;
+        let (consumer, held_back_since, last_done, report_due) = (None, None, LastDone::default(), true);
+        let mut round = SessionLoop {
+            settings,
+            session,
+            number,
+            canceled,
+            consumer,
+            held_back_since,
+            last_done,
+            report_due,
+        };
         (self.received_in_session, self.settled_in_session) = (0, 0);
 
         let ended = loop {
-            let through = self.permits.acquire_through();
-            self.ramp.record_through(through.saturating_add(self.context.publish_faults.complete_with()));
-            self.start_jobs();
             let now: Health = health.borrow_and_update().clone();
-            if let Some(why) = now.lost {
-                break Ended::Lost(why);
-            }
+            let state = *states.borrow_and_update();
             if shutdown.is_requested() {
                 break Ended::Shutdown;
             }
-            let state = *states.borrow_and_update();
-            held_back_since = match state {
-                State::Closed if now.blocked.is_none() => None,
-                _ => held_back_since.or_else(|| Some(Instant::now())),
-            };
-            self.start_held_back(state);
-            match self.adjust_consumption(session, &mut consumer, state, &now, held_back_since).await {
-                Ok(left) => {
-                    for delivery in left {
-                        self.receive(delivery, session, &canceled, number);
-                    }
-                    self.start_jobs();
-                }
-                Err(why) => {
-                    // What ended the connection is the reason, rather than the request that failed after it.
-                    let known = health.borrow().lost.clone();
-                    break Ended::Lost(known.unwrap_or(why));
-                }
+            if let Err(why) = self.begin_round(&mut round, state, &now).await {
+                // What ended the connection is the reason, rather than the request that failed after it.
+                let known = health.borrow().lost.clone();
+                break Ended::Lost(known.unwrap_or(why));
             }
-            if std::mem::take(&mut report_due) {
-                self.report(session, consumer.is_some(), state, &now);
-            }
-
-            let receives = now.blocked.is_none()
-                && match state {
-                    State::Closed => true,
-                    State::HalfOpen { .. } => self.holds_back || self.held() == 0,
-                    State::Open { .. } => self.holds_back,
-                };
+            let receives = round.consumer.is_some() && self.receives(state, &now);
             tokio::select! {
-                delivery = next(&mut consumer), if receives && consumer.is_some() => match delivery {
-                    Some(delivery) => self.receive(delivery, session, &canceled, number),
+                delivery = next(&mut round.consumer), if receives => match delivery {
+                    Some(delivery) => self.receive(delivery, session, &round.canceled, number),
                     None => break Ended::Lost(session.ended().await),
                 },
                 Some(done) = self.jobs.join_next() => {
@@ -140,65 +131,99 @@ impl Service {
                     }
                 }
                 () = self.permits.released() => {}
-                _ = health.changed() => report_due = true,
-                _ = states.changed() => report_due = true,
+                _ = health.changed() => round.report_due = true,
+                _ = states.changed() => round.report_due = true,
                 () = shutdown.wait() => {}
-                _ = tick.tick() => {
-                    report_due = true;
-                    self.restore_topology(settings);
-                    self.sweep_dead_letters(settings, session, &canceled);
-                    if is_due(last_done.queue_depths, QUEUE_DEPTHS_EVERY) {
-                        last_done.queue_depths = Some(Instant::now());
-                        self.sample_queue_depths(session, settings);
-                    }
-                    let blocked = now.blocked.is_some();
-                    if let Err(why) = self.tick(session, consumer.as_ref(), blocked, &mut last_done).await {
-                        break Ended::Lost(why);
-                    }
-                }
+                _ = tick.tick() => if let Err(why) = self.tick(&mut round, &now).await {
+                    break Ended::Lost(why);
+                },
             }
         };
-
         match &ended {
-            Ended::Lost(_) => {
-                self.ramp.restart();
-                cancel.send_replace(true);
-                self.holds_back = false;
-                // The broker delivers these again; no call about them has been made.
-                for _ in self.clear_waiting() {
-                    self.context.metrics.record_settled(Settlement::Lost);
-                }
-                self.set_in_flight();
-            }
-            Ended::Shutdown => self.stop(session.publisher(), consumer, &cancel).await,
+            Ended::Lost(_) => self.drop_session(&cancel),
+            Ended::Shutdown => self.stop(session.publisher(), round.consumer, &cancel).await,
         }
         ended
     }
 
-    /// The periodic work of the loop itself.
-    async fn tick(
+    /// Starts jobs, adjusts consumption and reports.
+    async fn begin_round(
         &mut self,
-        session: &Session,
-        consumer: Option<&Deliveries>,
-        blocked: bool,
-        last_done: &mut LastDone,
+        round: &mut SessionLoop<'_>,
+        state: State,
+        now: &Health,
     ) -> Result<(), String> {
+        if let Some(why) = &now.lost {
+            return Err(why.clone());
+        }
+        let through = self.permits.acquire_through();
+        self.ramp.record_through(through.saturating_add(self.context.publish_faults.complete_with()));
+        self.start_jobs();
+        round.held_back_since = match state {
+            State::Closed if now.blocked.is_none() => None,
+            _ => round.held_back_since.or_else(|| Some(Instant::now())),
+        };
+        self.start_held_back(state);
+        let (session, since) = (round.session, round.held_back_since);
+        let left = self.adjust_consumption(session, &mut round.consumer, state, now, since).await?;
+        for delivery in left {
+            self.receive(delivery, session, &round.canceled, round.number);
+        }
+        self.start_jobs();
+        if std::mem::take(&mut round.report_due) {
+            self.report(session, round.consumer.is_some(), state, now);
+        }
+        Ok(())
+    }
+
+    /// Whether the next delivery is received now.
+    fn receives(&self, state: State, now: &Health) -> bool {
+        now.blocked.is_none()
+            && match state {
+                State::Closed => true,
+                State::HalfOpen { .. } => self.holds_back || self.held() == 0,
+                State::Open { .. } => self.holds_back,
+            }
+    }
+
+    /// Drops what a lost session had in hand. The broker delivers it again; no call about it has been made.
+    fn drop_session(&mut self, cancel: &watch::Sender<bool>) {
+        self.ramp.restart();
+        cancel.send_replace(true);
+        self.holds_back = false;
+        for _ in self.clear_waiting() {
+            self.context.metrics.record_settled(Settlement::Lost);
+        }
+        self.set_in_flight();
+    }
+
+    /// The periodic work.
+    async fn tick(&mut self, round: &mut SessionLoop<'_>, now: &Health) -> Result<(), String> {
+        round.report_due = true;
+        let (session, settings) = (round.session, round.settings);
+        self.restore_topology(settings);
+        self.sweep_dead_letters(settings, session, &round.canceled);
+        if is_due(round.last_done.queue_depths, QUEUE_DEPTHS_EVERY) {
+            round.last_done.queue_depths = Some(Instant::now());
+            self.sample_queue_depths(session, settings);
+        }
         self.context.circuit_gate.tick();
+        let blocked = now.blocked.is_some();
         if self.context.publish_faults.longest_held().contains(&PublishFailure::Refused)
             && !blocked
-            && is_due(last_done.channel_renewal, RENEW_CHANNELS_EVERY)
+            && is_due(round.last_done.channel_renewal, RENEW_CHANNELS_EVERY)
         {
-            last_done.channel_renewal = Some(Instant::now());
+            round.last_done.channel_renewal = Some(Instant::now());
             session.renew_channels().await;
         }
         self.end_late();
-        let full = consumer.is_some_and(|has| self.held() >= usize::from(has.prefetch()));
+        let full = round.consumer.as_ref().is_some_and(|has| self.held() >= usize::from(has.prefetch()));
         if !blocked && self.held_back.is_due(full) {
             self.release_waiting(session.publisher()).await?;
         }
-        let count_due = is_due(last_done.consumer_count, CONSUMER_COUNT_EVERY);
-        if (count_due || self.context.rate_limiter.is_joining()) && consumer.is_some() {
-            last_done.consumer_count = Some(Instant::now());
+        let count_due = is_due(round.last_done.consumer_count, CONSUMER_COUNT_EVERY);
+        if (count_due || self.context.rate_limiter.is_joining()) && round.consumer.is_some() {
+            round.last_done.consumer_count = Some(Instant::now());
             self.share_rate_limit(session).await;
         }
         Ok(())

@@ -134,64 +134,77 @@ impl Service {
             if shutdown.is_requested() {
                 break;
             }
-            match built {
+            let pause = match built {
                 Err(error) => {
                     let why = error.to_string();
                     if failures % 60 == 0 {
                         warn!(error = why, "broker unavailable; retrying");
                     }
-                    self.publish_status(
-                        None,
-                        false,
-                        vec![Reason::new(ReasonCode::BrokerUnavailable, format!("broker: {why}"))],
-                    );
-                    self.await_jobs(pauses.wait(failures, rand::random()), &mut shutdown).await;
+                    self.publish_broker_unavailable(&why);
+                    let pause = pauses.wait(failures, rand::random());
                     failures = failures.saturating_add(1);
+                    pause
                 }
                 Ok(session) => {
-                    let session = Arc::new(session);
-                    info!(broker = session.at(), "connected");
-                    self.context.metrics.record_connected();
-                    let begun = Instant::now();
-                    let ended = self.serve(settings, &session, number, &mut shutdown).await;
-                    self.context.metrics.record_disconnected();
-                    match ended {
-                        Ended::Shutdown => {
-                            session.close().await;
-                            break;
-                        }
-                        Ended::Lost(why) => {
-                            warn!(why, "broker connection lost; reconnecting");
-                            self.publish_status(
-                                None,
-                                false,
-                                vec![Reason::new(ReasonCode::BrokerUnavailable, format!("broker: {why}"))],
-                            );
-                            tokio::spawn(async move { session.close().await });
-                            // A session that lasted for a while is no failure; one that broke at once is.
-                            let held = begun.elapsed() > Duration::from_secs(5);
-                            failures = if held { 0 } else { failures + 1 };
-                            fruitless = match (self.received_in_session, self.settled_in_session) {
-                                (1.., 0) => fruitless + 1,
-                                _ => 0,
-                            };
-                            let pause = pauses.wait(failures, rand::random()).max(pause_after(fruitless));
-                            if fruitless > 3 {
-                                warn!(
-                                    sessions = fruitless,
-                                    pause_s = pause.as_secs(),
-                                    "sessions lost without a settled command; pausing longer"
-                                );
-                            }
-                            self.await_jobs(pause, &mut shutdown).await;
-                        }
+                    let Some(lasted) = self.run_session(settings, session, number, &mut shutdown).await
+                    else {
+                        break;
+                    };
+                    // A session that lasted for a while is no failure; one that broke at once is.
+                    failures = if lasted > Duration::from_secs(5) { 0 } else { failures + 1 };
+                    fruitless = match (self.received_in_session, self.settled_in_session) {
+                        (1.., 0) => fruitless + 1,
+                        _ => 0,
+                    };
+                    let pause = pauses.wait(failures, rand::random()).max(pause_after(fruitless));
+                    if fruitless > 3 {
+                        let pause_s = pause.as_secs();
+                        warn!(
+                            sessions = fruitless,
+                            pause_s, "sessions lost without a settled command; pausing longer"
+                        );
                     }
+                    pause
                 }
-            }
+            };
+            self.await_jobs(pause, &mut shutdown).await;
             if shutdown.is_requested() {
                 break;
             }
         }
+    }
+
+    /// Consumes on a session until it ends. Gives how long it lasted if it was lost, `None` if the service stops.
+    async fn run_session(
+        &mut self,
+        settings: &AmqpSettings,
+        session: Session,
+        number: usize,
+        shutdown: &mut Shutdown,
+    ) -> Option<Duration> {
+        let session = Arc::new(session);
+        info!(broker = session.at(), "connected");
+        self.context.metrics.record_connected();
+        let begun = Instant::now();
+        let ended = self.serve(settings, &session, number, shutdown).await;
+        self.context.metrics.record_disconnected();
+        match ended {
+            Ended::Shutdown => {
+                session.close().await;
+                None
+            }
+            Ended::Lost(why) => {
+                warn!(why, "broker connection lost; reconnecting");
+                self.publish_broker_unavailable(&why);
+                tokio::spawn(async move { session.close().await });
+                Some(begun.elapsed())
+            }
+        }
+    }
+
+    fn publish_broker_unavailable(&self, why: &str) {
+        let reason = Reason::new(ReasonCode::BrokerUnavailable, format!("broker: {why}"));
+        self.publish_status(None, false, vec![reason]);
     }
 
     /// Confirms that events, retry messages and parked commands are accepted, for as long as a broker alarm, a missing right

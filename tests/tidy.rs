@@ -1,0 +1,185 @@
+//! The words of the project and the size of its parts: no word of the glossary's list is used, no source file is longer
+//! than 600 lines, no function longer than 60 but those that are flat lists or matches.
+
+#![allow(clippy::unwrap_used, reason = "a test may; the lint only spares the test functions themselves")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const FILE_LINES_MAX: usize = 600;
+const FUNCTION_LINES_MAX: usize = 60;
+
+/// Flat lists and matches, by file and function.
+const FLAT: [(&str, &str); 14] = [
+    ("crates/sandbox/src/coupons.rs", "add"),
+    ("crates/sandbox/src/response.rs", "write"),
+    ("src/admin/console/html.rs", "show"),
+    ("src/amqp/management.rs", "unfit"),
+    ("src/amqp/topology.rs", "plan"),
+    ("src/cli/check/broker.rs", "broker"),
+    ("src/cli/demo/cases.rs", "kinds"),
+    ("src/cli/schema/asyncapi.rs", "document"),
+    ("src/config.rs", "check"),
+    ("src/telemetry/metrics.rs", "new"),
+    ("src/telemetry/metrics.rs", "start_at_zero"),
+    ("src/wechat/keys.rs", "load"),
+    ("src/wire/command.rs", "read"),
+    ("src/wire/coupon.rs", "words"),
+];
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every text file below these places, by its path from the root.
+fn files(places: &[&str], endings: &[&str]) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut open: Vec<PathBuf> = places.iter().map(|place| root().join(place)).collect();
+    while let Some(path) = open.pop() {
+        if path.is_dir() {
+            open.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+            continue;
+        }
+        let is_text = endings.is_empty()
+            || path.extension().is_some_and(|ending| endings.iter().any(|known| ending == *known));
+        let name = path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
+        if is_text && let Ok(text) = fs::read_to_string(&path) {
+            found.push((name, text));
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The list at the end of the glossary.
+fn unused_words(glossary: &str) -> Vec<&str> {
+    let section = glossary.split_once("## Words that are not used").unwrap().1;
+    let list = section.split_once("```text\n").unwrap().1;
+    list.split_once("\n```").unwrap().0.lines().collect()
+}
+
+/// Lines of a text that hold one of the words as a whole, in any case; `_` and a line's end part words.
+fn uses<'a>(text: &str, words: &[&'a str]) -> Vec<(usize, &'a str)> {
+    let is_part = |c: char| c.is_alphanumeric();
+    let mut found = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let line = line.to_lowercase();
+        for word in words {
+            let is_whole = |(at, _): (usize, &str)| {
+                !line[..at].ends_with(is_part) && !line[at + word.len()..].starts_with(is_part)
+            };
+            if line.match_indices(word).any(is_whole) {
+                found.push((number + 1, *word));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn no_word_of_the_list_is_used() {
+    let glossary = fs::read_to_string(root().join("docs/glossary.md")).unwrap();
+    let words = unused_words(&glossary);
+    assert!(words.len() > 30, "{words:?}");
+    let places = [
+        "src",
+        "crates",
+        "tests",
+        "benches",
+        "docs",
+        "deploy",
+        "README.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "ARCHITECTURE.md",
+        "CHANGELOG.md",
+        "config.toml",
+        "Makefile",
+        "Cargo.toml",
+        ".ci",
+    ];
+    let mut faults = Vec::new();
+    for (name, text) in files(&places, &[]) {
+        if name == "docs/glossary.md" || name.ends_with("tidy.rs") {
+            continue;
+        }
+        faults.extend(uses(&text, &words).into_iter().map(|(line, word)| format!("{name}:{line}: {word}")));
+    }
+    assert!(faults.is_empty(), "{} uses:\n{}", faults.len(), faults.join("\n"));
+}
+
+#[test]
+fn planted_words_are_found() {
+    let words = ["told", "put away", "inquiry"];
+    assert_eq!(uses("as it was Told\nretold\ntold_of\n", &words), [(1, "told"), (3, "told")]);
+    assert_eq!(uses("put away, PUT AWAY_ALL", &words), [(1, "put away")]);
+    assert_eq!(uses("an inquiry.", &words), [(1, "inquiry")]);
+    assert_eq!(uses("a query", &words), []);
+}
+
+/// The source without the unit tests at its end.
+fn production(source: &str) -> &str {
+    source.split_once("\n#[cfg(test)]\nmod tests").map_or(source, |(code, _)| code)
+}
+
+fn sources() -> Vec<(String, String)> {
+    let mut sources = files(&["src", "crates"], &["rs"]);
+    sources.retain(|(name, _)| !name.ends_with("tests.rs"));
+    sources
+}
+
+#[test]
+fn no_source_file_is_too_long() {
+    let long: Vec<_> = sources()
+        .into_iter()
+        .map(|(name, text)| (production(&text).lines().count(), name))
+        .filter(|(lines, name)| *lines > FILE_LINES_MAX && !name.ends_with("members.rs"))
+        .collect();
+    assert!(long.is_empty(), "{long:?}");
+}
+
+/// Functions of a source that are too long, with their lines.
+fn long_functions(source: &str) -> Vec<(String, usize)> {
+    let lines: Vec<&str> = production(source).lines().collect();
+    let mut found = Vec::new();
+    for (at, line) in lines.iter().enumerate() {
+        let code = line.trim_start();
+        let indent = line.len() - code.len();
+        let words: Vec<&str> = code.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+        let Some(place) = words.iter().position(|word| *word == "fn") else { continue };
+        let known = ["pub", "crate", "super", "async", "const", "in", ""];
+        if code.starts_with("//") || !words[..place].iter().all(|word| known.contains(word)) {
+            continue;
+        }
+        let close = format!("{}}}", " ".repeat(indent));
+        let Some(end) = lines[at..].iter().position(|line| *line == close) else { continue };
+        if end + 1 > FUNCTION_LINES_MAX && !line.ends_with('}') {
+            found.push((words[place + 1].to_owned(), end + 1));
+        }
+    }
+    found
+}
+
+#[test]
+fn no_function_is_too_long() {
+    let mut faults = Vec::new();
+    let mut flat: Vec<(&str, &str)> = FLAT.to_vec();
+    for (name, text) in sources() {
+        for (function, lines) in long_functions(&text) {
+            match flat.iter().position(|known| *known == (name.as_str(), function.as_str())) {
+                Some(at) => drop(flat.remove(at)),
+                None => faults.push(format!("{name}: {function} has {lines} lines")),
+            }
+        }
+    }
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+    assert!(flat.is_empty(), "listed as flat and not long: {flat:?}");
+}
+
+#[test]
+fn long_function_is_seen() {
+    let body = "    let x = 1;\n".repeat(60);
+    assert_eq!(long_functions(&format!("pub(super) async fn f() {{\n{body}}}\n")), [("f".to_owned(), 62)]);
+    assert_eq!(long_functions("fn g() {\n}\n"), []);
+    assert!(Path::new(&root()).join("src/lib.rs").exists());
+}
