@@ -79,6 +79,19 @@ struct SessionLoop<'a> {
     report_due: bool,
 }
 
+impl<'a> SessionLoop<'a> {
+    fn new(
+        settings: &'a AmqpSettings,
+        session: &'a Arc<Session>,
+        number: usize,
+        canceled: watch::Receiver<bool>,
+    ) -> Self {
+        let last_done = LastDone::default();
+        let (consumer, held_back_since, report_due) = (None, None, true);
+        Self { settings, session, number, canceled, consumer, held_back_since, last_done, report_due }
+    }
+}
+
 impl Service {
     /// Consumes on one session until it is lost or the service stops.
     pub(super) async fn serve(
@@ -93,17 +106,7 @@ impl Service {
         let mut states = self.context.circuit_gate.states();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (consumer, held_back_since, last_done, report_due) = (None, None, LastDone::default(), true);
-        let mut round = SessionLoop {
-            settings,
-            session,
-            number,
-            canceled,
-            consumer,
-            held_back_since,
-            last_done,
-            report_due,
-        };
+        let mut round = SessionLoop::new(settings, session, number, canceled);
         (self.received_in_session, self.settled_in_session) = (0, 0);
 
         let ended = loop {

@@ -23,7 +23,7 @@ pub use suspended_by::SuspendedBy;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::amqp::delivery::Delivery;
 use crate::amqp::publisher::{Published, Publisher};
@@ -188,12 +188,7 @@ async fn process(
     };
     let limits = match dead_lettered {
         None => &context.limits,
-        Some(reason) => {
-            // The broker gives whole seconds.
-            let ended = delivery.last_death().and_then(|death| death.at);
-            let ended = ended.and_then(|at| at.checked_add(SignedDuration::from_secs(1)).ok());
-            &carried.progress.only_query(reason, ended, &context.limits)
-        }
+        Some(reason) => &carried.progress.only_query(reason, dead_since(&delivery), &context.limits),
     };
     let mut job = CommandJob {
         context,
@@ -214,4 +209,10 @@ async fn process(
         true => Box::pin(job.delay(0, DelayReason::PerCouponLimit, &canceled)).await,
         false => job.run(cancel).await,
     }
+}
+
+/// When the broker dead-lettered a command. It gives whole seconds.
+fn dead_since(delivery: &Delivery) -> Option<Timestamp> {
+    let at = delivery.last_death()?.at?;
+    at.checked_add(SignedDuration::from_secs(1)).ok()
 }
