@@ -283,7 +283,7 @@ async fn channel_limit_too_low_consumes_nothing() {
             status == 503 && reason.contains("maximum allowed user limit")
         })
         .await;
-        let arrivals = ["first", "redelivered", "copy"];
+        let arrivals = ["first", "redelivered", "retry"];
         for arrival in arrivals {
             let taken = format!(r#"redeemer_commands_taken_total{{arrival="{arrival}"}}"#);
             assert_eq!(service.metric(&taken).await, 0.0, "{arrival}");
