@@ -165,6 +165,26 @@ proptest! {
     }
 
     #[test]
+    fn burst_of_coupons_throttled_once_never_moves_the_rate(seed: u64, burst in 20..400_usize, offered in 5.0..60.0) {
+        let mut world = World::new(1, offered, Provider::new(10_000.0, 0.0, seed));
+        world.run(10);
+        // Each of other coupons, all within half a second, and each accepted when it is retried.
+        for _ in 0..burst {
+            let response = Response { sent_at: world.now, throttled: true, again: false };
+            world.limiters[0].record(response, world.now);
+            if world.provider.chance.random_bool(0.5) {
+                world.step();
+            }
+        }
+        for _ in 0..30 {
+            prop_assert_eq!(world.rate(), LIMIT);
+            world.run(1);
+        }
+        let (accepted, throttled) = world.since(seconds(10));
+        prop_assert!(accepted >= 0.97 * offered && throttled == 0.0, "{accepted}/s of {offered}/s, {throttled}");
+    }
+
+    #[test]
     fn three_percent_of_429_never_moves_the_rate(seed: u64, instances in 1..3_u32) {
         let mut world = World::new(instances, 1_000.0, Provider::new(10_000.0, 0.03, seed));
         for _ in 0..300 {

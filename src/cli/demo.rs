@@ -278,7 +278,7 @@ impl PlayedCase<'_> {
             "metrics   {} deliveries taken, {} of them back from a delay queue; {} calls, {} of them queries; \
              residue {residue}; {:.0} MB",
             count("redeemer_commands_taken_total", ""),
-            count("redeemer_commands_taken_total", "copy"),
+            count("redeemer_commands_taken_total", "retry"),
             count("redeemer_attempts_total", ""),
             count("redeemer_attempts_total", "query"),
             count("process_resident_memory_bytes", "") / 1e6,

@@ -19,6 +19,8 @@ const CALLS_MIN: usize = 20;
 /// The share of 429 above which a limit that held until now is doubted at once. Below it 429s cost less than doubt:
 /// three in ten coupons that are throttled once or twice make a share of 31 %.
 const SHARE_AT_ONCE: f64 = 0.35;
+/// For how many windows that share must last: a burst of commands in trouble fills one window and no second one.
+const WINDOWS_AT_ONCE: u32 = 2;
 /// The share above which it is doubted when that has lasted for [`LONG_FULL`].
 const SHARE_AT_LENGTH: f64 = 0.2;
 /// The share above which a limit that is known to be lower is met again.
@@ -72,6 +74,8 @@ pub struct AdaptiveRate {
     window: Results,
     /// Since when calls are tallied for longer than a window, and what they brought.
     long: (Duration, Tally),
+    /// Since when the share of 429 has been above [`SHARE_AT_ONCE`].
+    exceeded_since: Option<Duration>,
     baseline: Baseline,
 }
 
@@ -186,6 +190,7 @@ impl AdaptiveRate {
             changed_at: Duration::ZERO,
             window: Results::default(),
             long: (Duration::ZERO, Tally::default()),
+            exceeded_since: None,
             baseline: Baseline { share: 0.0, until: Duration::ZERO, lasts: BASELINE },
         }
     }
@@ -256,7 +261,13 @@ impl AdaptiveRate {
         let is_met = tally.exceeds(limit);
         match self.phase {
             Phase::Full => {
-                let at_once = tally.exceeds(SHARE_AT_ONCE.max(limit));
+                self.exceeded_since = match tally.exceeds(SHARE_AT_ONCE.max(limit)) {
+                    true => self.exceeded_since.or(Some(now)),
+                    false => None,
+                };
+                let at_once = self
+                    .exceeded_since
+                    .is_some_and(|since| now.saturating_sub(since) >= window * WINDOWS_AT_ONCE);
                 if at_once || lasted(LONG_FULL) && long.exceeds(SHARE_AT_LENGTH.max(limit)) {
                     let before = self.before(None, tally, now);
                     self.lower(tally, before, now, window, share);
@@ -316,6 +327,7 @@ impl AdaptiveRate {
         self.changed_at = now;
         self.window = Results::default();
         self.long = (now, Tally::default());
+        self.exceeded_since = None;
     }
 }
 
