@@ -261,7 +261,7 @@ impl Circuit {
                 None => Kind::Normal,
             },
             State::HalfOpen { cause, probing } => {
-                let hangs = matches!(cause, Cause::Failing(_))
+                let hangs = matches!(cause, Cause::Failing(_) | Cause::Starting)
                     && now.saturating_sub(self.probed_at) >= SINGLE_PROBE_AFTER;
                 if *probing && !hangs {
                     return None;
@@ -701,6 +701,15 @@ mod tests {
         assert!(circuit.try_pass(at(2_999)).is_none());
         assert_eq!(circuit.time_to_next_try(at(2_999)), at(1));
         assert!(call(&mut circuit, 3_000, CallSignal::Success));
+        assert_eq!(circuit.state(), State::Closed);
+    }
+
+    #[test]
+    fn first_call_that_hangs_is_joined_by_another() {
+        let mut circuit = Circuit::default();
+        assert!(circuit.try_pass(at(0)).is_some());
+        assert!(circuit.try_pass(at(999)).is_none());
+        assert!(call(&mut circuit, 1_000, CallSignal::Success));
         assert_eq!(circuit.state(), State::Closed);
     }
 

@@ -39,6 +39,9 @@ pub(super) const CONSUMER_COUNT_EVERY: Duration = Duration::from_secs(1);
 /// Interval between two samples of the queue depths.
 pub(super) const QUEUE_DEPTHS_EVERY: Duration = Duration::from_secs(5);
 
+/// The most deliveries held before any call has succeeded.
+const STARTING_MAX: u16 = 16;
+
 /// A delivery and what settles it, of one session.
 pub(super) struct HeldDelivery {
     pub(super) received: ReceivedDelivery,
@@ -61,6 +64,13 @@ struct LastDone {
     consumer_count: Option<Instant>,
     queue_depths: Option<Instant>,
     channel_renewal: Option<Instant>,
+}
+
+/// The most deliveries held before any call has succeeded: one, and one more for each second that something is held, so
+/// that a first call that hangs does not delay the others.
+fn starting_max(since: Option<Instant>) -> u16 {
+    let seconds = since.map_or(0, |since| since.elapsed().as_secs());
+    u16::try_from(seconds).unwrap_or(u16::MAX).saturating_add(1).min(STARTING_MAX)
 }
 
 fn is_due(last: Option<Instant>, every: Duration) -> bool {
@@ -167,6 +177,10 @@ impl Service {
             _ => round.held_back_since.or_else(|| Some(Instant::now())),
         };
         self.start_held_back(state);
+        self.holding_since = match self.held() {
+            0 => None,
+            _ => self.holding_since.or_else(|| Some(Instant::now())),
+        };
         let (session, since) = (round.session, round.held_back_since);
         let left = self.adjust_consumption(session, &mut round.consumer, state, now, since).await?;
         for delivery in left {
@@ -184,6 +198,9 @@ impl Service {
         now.blocked.is_none()
             && match state {
                 State::Closed => true,
+                State::HalfOpen { cause: Cause::Starting, .. } => {
+                    self.held() < usize::from(starting_max(self.holding_since))
+                }
                 State::HalfOpen { .. } => self.holds_back || self.held() == 0,
                 State::Open { .. } => self.holds_back,
             }
@@ -259,6 +276,7 @@ impl Service {
         let has = consumer.as_ref().map(Deliveries::prefetch);
         let prefetch = match state {
             State::Closed => Some(self.full_prefetch()),
+            State::HalfOpen { cause: Cause::Starting, .. } => Some(starting_max(self.holding_since)),
             // One command is enough to find out.
             State::HalfOpen { .. } if has.is_none() && self.held() == 0 => Some(1),
             State::HalfOpen { .. } | State::Open { .. } => has,
@@ -270,7 +288,7 @@ impl Service {
         let prefetch = match (prefetch, has) {
             _ if self.holds_back && health.blocked.is_none() => Some(self.full_prefetch()),
             _ if self.holds_back => has,
-            (Some(_), Some(2..)) if grace_expired && state != State::Closed => None,
+            (Some(_), Some(2..)) if grace_expired && failing => None,
             (Some(_), Some(1)) if matches!(state, State::Open { .. }) => None,
             (Some(_), None) if health.blocked.is_some() => None,
             (prefetch, _) => prefetch,

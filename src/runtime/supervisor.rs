@@ -51,6 +51,8 @@ pub struct Service {
     pub(super) restoring: Option<(Instant, JoinHandle<()>)>,
     /// Since when nothing has been held.
     pub(super) idle_since: Option<Instant>,
+    /// Since when something has been held.
+    pub(super) holding_since: Option<Instant>,
     pub(super) permits: Permits,
     pub(super) prefetch: u16,
     pub(super) ramp: PrefetchRamp,
@@ -98,6 +100,7 @@ impl Service {
             jobs: JoinSet::new(),
             restoring: None,
             idle_since: None,
+            holding_since: None,
             permits: Permits::new(config.concurrency.commands),
             prefetch: config.broker.prefetch,
             ramp: PrefetchRamp::new(config.broker.prefetch),

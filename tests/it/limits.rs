@@ -250,3 +250,25 @@ async fn egress_filter_ends_no_command_and_loses_none() {
     let parked = &bed.config.broker.names.parked;
     assert_eq!(bed.ready(parked).await, 0);
 }
+
+/// The first call of a process goes alone; one that hangs is joined by another each second.
+#[tokio::test(flavor = "multi_thread")]
+async fn good_commands_pass_first_calls_that_hang() {
+    let mut bed = Bed::new().await;
+    bed.config.concurrency.per_coupon = 1;
+    let hangs = |code: &str| json!({"coupon_code": code, "fault": {"kind": "slow", "ms": 60_000}});
+    bed.faults(json!([hangs("H1"), hangs("H2"), hangs("H3")]));
+    for code in ["H1", "H2", "H3"].into_iter().map(str::to_owned).chain((0..20).map(|nth| format!("G{nth}")))
+    {
+        bed.issue(&code, json!({}));
+        bed.publish(&command(&code, &format!("USE_{code}"))).await;
+    }
+    let service = bed.start_unready().await;
+    until("every good command redeemed", async || {
+        service.metric(r#"redeemer_outcomes_total{outcome="redeemed",reason=""}"#).await == 20.0
+    })
+    .await;
+    // No call that hangs had ended by then.
+    assert_eq!(service.metric(r#"redeemer_attempts_total{operation="redeem",verdict="unknown"}"#).await, 0.0);
+    service.stop().await;
+}
