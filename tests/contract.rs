@@ -233,7 +233,7 @@ fn every_example_of_the_asyncapi_document_keeps_its_schema() {
 
 #[test]
 fn the_asyncapi_document_follows_the_topology() {
-    let text = "[broker]\ndelivery_limit = 7\n[retry]\ntiers = [\"9s\"]\n[broker.names]\ncommands = \"c1\"\n\
+    let text = "[broker]\ndelivery_limit = 7\n[retry]\ndelays = [\"9s\"]\n[broker.names]\ncommands = \"c1\"\n\
                 retry = \"r1\"\nresults = \"e1\"\nunrouted = \"u1\"\nparked = \"p1\"\n";
     let config = redeemer::config::parse(text, "test", std::iter::empty()).unwrap();
     let document = parsed(&Document::Asyncapi.text(&config).unwrap());

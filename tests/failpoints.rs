@@ -269,7 +269,7 @@ impl Ground {
                 (retry_message::FIRST_SEEN, (now - SignedDuration::from_secs(60)).to_string()),
                 (retry_message::DEADLINE, (now + deadline).to_string()),
                 // Put away because the payment API had not accepted it: the copy that sends its use the soonest.
-                (retry_message::LAST_VERDICT, "clear".to_owned()),
+                (retry_message::LAST_VERDICT, "no_effect".to_owned()),
                 (retry_message::BODY_SHA256, prepared.body_sha256().to_owned()),
                 (retry_message::EVIDENCE, "[]".to_owned()),
             ] {

@@ -160,7 +160,7 @@ impl Program {
             "[broker]\nuri = {:?}\n[broker.names]\ncommands = {:?}\nretry = {:?}\nresults = {:?}\nunrouted = {:?}\n\
              parked = {:?}\ndead = {:?}\ninstances = {:?}\n[wechat]\nbase_url = {:?}\nbackup_base_url = \"\"\nmchid = {:?}\nmerchant_serial = {:?}\n\
              merchant_key_file = {:?}\n[wechat.public_keys]\n{} = {:?}\n[retry]\ninitial = \"10ms\"\n\
-             settling = \"5ms\"\nin_process_max = \"10ms\"\ntiers = [\"1h\"]\n[rate_limit]\ncalls_per_second = 5000\n\
+             query_delay = \"5ms\"\nin_process_max = \"10ms\"\ndelays = [\"1h\"]\n[rate_limit]\ncalls_per_second = 5000\n\
              [admin]\nlisten = \"127.0.0.1:0\"\n[log]\nfilter = \"warn\"\n",
             config.broker.uri,
             names.commands,
