@@ -282,7 +282,7 @@ impl CommandPublisher {
     /// Publishes a command, persistent and mandatory, and gives what awaits its confirm.
     ///
     /// # Errors
-    /// [`NotPublished`], here and from the confirm.
+    /// [`PublishFailure`], here and from the confirm.
     pub async fn publish(
         &mut self,
         command: Outgoing<'_>,

@@ -123,7 +123,7 @@ impl Management {
     /// Makes a client for the API at `uri`. Without user and password in it, those of the broker's first URI are used.
     ///
     /// # Errors
-    /// [`Unanswered`] where there is nothing to ask with.
+    /// [`ManagementError`] where there is nothing to ask with.
     pub fn new(uri: &str, settings: &AmqpSettings) -> Result<Self, ManagementError> {
         let bad = |why: String| ManagementError::Uri(why);
         let mut base = Url::parse(uri).map_err(|error| bad(error.to_string()))?;
@@ -165,7 +165,7 @@ impl Management {
     /// The broker's version.
     ///
     /// # Errors
-    /// [`Unanswered`]
+    /// [`ManagementError`]
     pub async fn version(&self) -> Result<Option<String>, ManagementError> {
         #[derive(Deserialize)]
         struct Overview {
@@ -178,7 +178,7 @@ impl Management {
     /// The alarms of all nodes.
     ///
     /// # Errors
-    /// [`Unanswered`]
+    /// [`ManagementError`]
     pub async fn alarms(&self) -> Result<Vec<Alarm>, ManagementError> {
         #[derive(Deserialize)]
         struct Alarms {
@@ -192,7 +192,7 @@ impl Management {
     /// A queue; `None` where there is none of this name. What the API knows of policies is up to five seconds old.
     ///
     /// # Errors
-    /// [`Unanswered`]
+    /// [`ManagementError`]
     pub async fn queue(&self, name: &str) -> Result<Option<Queue>, ManagementError> {
         self.get(&["queues", &self.vhost, name]).await
     }
@@ -200,7 +200,7 @@ impl Management {
     /// Whether `queue` is bound to `exchange` under this routing key.
     ///
     /// # Errors
-    /// [`Unanswered`]
+    /// [`ManagementError`]
     pub async fn is_bound(
         &self,
         exchange: &str,

@@ -1,6 +1,6 @@
 //! The parked queue, as a person looks at it.
 //!
-//! A [`Look`] takes messages one by one and holds them, so that each is seen once and in its order. When it ends,
+//! A [`ParkedQueue`] takes messages one by one and holds them, so that each is seen once and in its order. When it ends,
 //! however it ends, the broker puts back what was not acknowledged: a crash half-way loses nothing. A look that took
 //! everything leaves the order as it was; what a partial one took comes behind the rest.
 //! Two looks at once would each see half, so a look holds an exclusive queue beside it, which ends with its
@@ -93,7 +93,7 @@ impl ParkedQueue {
     /// Connects and makes sure that nobody else looks.
     ///
     /// # Errors
-    /// [`CannotLook`]
+    /// [`ParkedQueueError`]
     pub async fn begin(settings: &AmqpSettings) -> Result<Self, ParkedQueueError> {
         let (connection, at) = connect_any(settings, "redeemer parked").await?;
         let (queue, limit) = (settings.topology.names.parked.clone(), settings.connect_timeout);
@@ -119,7 +119,7 @@ impl ParkedQueue {
     /// Opens the publisher of what a person decides, on the connection of this look.
     ///
     /// # Errors
-    /// [`CannotLook`]
+    /// [`ParkedQueueError`]
     pub async fn open_publisher(&mut self, settings: &AmqpSettings) -> Result<(), ParkedQueueError> {
         watch_events(&self.connection, &self.publishing, true);
         let (health, names) = (self.publishing.subscribe(), &settings.topology.names);
@@ -128,10 +128,10 @@ impl ParkedQueue {
         Ok(())
     }
 
-    /// The publisher, once [`Look::verify`] has succeeded.
+    /// The publisher, once [`ParkedQueue::verify`] has succeeded.
     ///
     /// # Errors
-    /// [`CannotLook`]
+    /// [`ParkedQueueError`]
     pub async fn verified_publisher(&self) -> Result<&Publisher, ParkedQueueError> {
         let publisher = self.publisher.as_ref().ok_or(ParkedQueueError::ReadOnly)?;
         self.verify().await?;
@@ -142,7 +142,7 @@ impl ParkedQueue {
     /// an answer also proves that these are still held, and that acknowledgements sent before have reached the broker.
     ///
     /// # Errors
-    /// [`CannotLook`]
+    /// [`ParkedQueueError`]
     pub async fn verify(&self) -> Result<(), ParkedQueueError> {
         // Without a lock its own queue serves: the channel is proven all the same.
         let name = self.lock.as_deref().unwrap_or(&self.queue);
@@ -190,7 +190,7 @@ impl ParkedQueue {
     /// beginning.
     ///
     /// # Errors
-    /// [`CannotLook`]
+    /// [`ParkedQueueError`]
     pub async fn next(&mut self) -> Result<Option<Delivery>, ParkedQueueError> {
         if self.waiting.is_some_and(|waiting| self.taken >= waiting) {
             return Ok(None);

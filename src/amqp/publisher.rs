@@ -6,7 +6,7 @@
 //!
 //! A channel's error (a missing right, a missing exchange, a message that is too large) ends that channel and nothing
 //! else. The broker closes it over one message and takes all others on it along, so each of these is published again
-//! alone, and only what is rejected alone is [`NotPublished::Rejected`].
+//! alone, and only what is rejected alone is [`PublishFailure::Rejected`].
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -220,7 +220,7 @@ impl Publisher {
     /// `traceparent` is the trace context that goes with it.
     ///
     /// # Errors
-    /// [`NotPublished`]
+    /// [`PublishFailure`]
     pub async fn publish_event(
         &self,
         event: &Event,
@@ -252,7 +252,7 @@ impl Publisher {
     /// Publishes a copy of `command` to the delay queue of `wait`, with `headers` that carry its progress.
     ///
     /// # Errors
-    /// [`NotPublished`]
+    /// [`PublishFailure`]
     pub async fn publish_retry_message(
         &self,
         command: &Delivery,
@@ -267,7 +267,7 @@ impl Publisher {
     /// any. Given back as it is, it would count as delivered in vain.
     ///
     /// # Errors
-    /// [`NotPublished`]
+    /// [`PublishFailure`]
     pub async fn publish_requeued(
         &self,
         command: &Delivery,
@@ -306,7 +306,7 @@ impl Publisher {
     /// Puts a dead letter back behind the others as a new message, with why and when it was dead-lettered.
     ///
     /// # Errors
-    /// [`NotPublished`]
+    /// [`PublishFailure`]
     pub async fn publish_requeued_dead_letter(
         &self,
         command: &Delivery,
@@ -319,7 +319,7 @@ impl Publisher {
     /// Sets `command` aside for a person, bytes and properties as they came.
     ///
     /// # Errors
-    /// [`NotPublished`]
+    /// [`PublishFailure`]
     pub async fn publish_parked(
         &self,
         command: &Delivery,
@@ -337,7 +337,7 @@ impl Publisher {
     /// and `at` for when it was sent: its age must not count the days that it was parked.
     ///
     /// # Errors
-    /// [`NotPublished`]
+    /// [`PublishFailure`]
     pub async fn publish_replay(
         &self,
         command: &Delivery,
@@ -352,7 +352,7 @@ impl Publisher {
     /// Publishes what a person did with a parked `command` to the reply exchange.
     ///
     /// # Errors
-    /// [`NotPublished`]
+    /// [`PublishFailure`]
     pub async fn publish_audit(
         &self,
         audit: &Audit,
@@ -374,7 +374,7 @@ impl Publisher {
     /// do not.
     ///
     /// # Errors
-    /// [`NotPublished`]
+    /// [`PublishFailure`]
     pub async fn confirm_probe(&self) -> Result<Published, PublishFailure> {
         let nothing = || Message {
             exchange: "".into(),

@@ -56,7 +56,7 @@ struct Auxiliary {
 }
 
 impl Session {
-    /// Connects and establishes the topology; [`Session::prove`] comes next. `nth` chooses among several nodes.
+    /// Connects and establishes the topology; [`Session::confirm_publishing`] comes next. `nth` chooses among several nodes.
     ///
     /// # Errors
     /// [`CannotConnect`] says which step failed and where.

@@ -481,7 +481,7 @@ impl Progress {
         self.send_after(Duration::ZERO, limits, now)
     }
 
-    /// The step after a [`Step::Halt`], once calls are allowed again.
+    /// The step after a [`Step::Suspend`], once calls are allowed again.
     pub fn resume(&mut self, limits: &Limits, now: Timestamp) -> Step {
         self.start(limits, now)
     }

@@ -39,7 +39,7 @@ impl Backoff {
     /// `jitter` of itself in both directions.
     ///
     /// # Errors
-    /// [`NotASchedule`] where the numbers would make a hot loop or shrink.
+    /// [`InvalidBackoff`] where the numbers would make a hot loop or shrink.
     pub fn new(
         initial: Duration,
         multiplier: f64,

@@ -475,7 +475,7 @@ impl Circuit {
 #[derive(Debug, Clone, Copy, Default)]
 struct Tally {
     well: u32,
-    /// In the order of [`Trouble`].
+    /// In the order of [`FailureKind`].
     failing: [u32; 3],
 }
 

@@ -38,7 +38,7 @@ pub enum PublishInterrupted {
     /// It was time to hand back, with the headers that carry its progress.
     #[error("cancel short while waiting")]
     Canceled(Box<Delivery>, Vec<(&'static str, String)>),
-    /// It was time to hand back while a publish was held: whoever has the delivery makes [`Interrupted::Cut`] of it.
+    /// It was time to hand back while a publish was held: whoever has the delivery makes [`PublishInterrupted::Canceled`] of it.
     #[error("cancel short while the broker did not take a message")]
     HeldTooLong,
     /// A publish was not proven.
@@ -99,7 +99,7 @@ const REJECTED_HELD_MAX: Duration = Duration::from_secs(10);
 /// Publishes until it is proven.
 ///
 /// # Errors
-/// [`Interrupted`]
+/// [`PublishInterrupted`]
 pub async fn publish(
     context: PublishContext<'_>,
     delivery: &Delivery,
@@ -117,7 +117,7 @@ pub async fn publish(
 /// it is to be handed back.
 ///
 /// # Errors
-/// [`Interrupted`]
+/// [`PublishInterrupted`]
 pub async fn publish_within(
     PublishContext { publisher, metrics, faults, cancel }: PublishContext<'_>,
     delivery: &Delivery,

@@ -149,7 +149,7 @@ impl PublishFailureKind {
     }
 }
 
-/// The label of an answer without a signature, beside those of [`Flaw`].
+/// The label of an answer without a signature, beside those of [`SignatureFlaw`].
 const UNSIGNED: &str = "unsigned";
 
 /// Why calls are held back.

@@ -1,7 +1,7 @@
 //! Spans for those who collect them: one for a command's stay, one for each operation, one for each publish.
 //!
 //! Spans are made by the OpenTelemetry API itself and nowhere but here, so that nothing about them is implicit: a
-//! [`Stay`] is handed down the same way as a delivery. Where no collector is configured nothing is recorded, and the
+//! [`CommandSpan`] is handed down the same way as a delivery. Where no collector is configured nothing is recorded, and the
 //! trace context that the command brought is handed on as it came. A collector that is slow or gone costs spans,
 //! never time: they wait in a bounded queue, a thread of the library sends them, and what finds the queue full is
 //! dropped.
@@ -65,7 +65,7 @@ impl Traces {
     /// Begins to send spans. To be called inside the runtime, which carries the calls to the collector.
     ///
     /// # Errors
-    /// [`CannotTrace`] where the endpoint is no URL or the HTTP client cannot be made. A collector that is not there
+    /// [`TraceSetupError`] where the endpoint is no URL or the HTTP client cannot be made. A collector that is not there
     /// is no error.
     pub fn start(settings: &TraceSettings) -> Result<Self, TraceSetupError> {
         let http = reqwest::Client::builder()

@@ -91,7 +91,7 @@ impl ReplayGuard {
     /// operation was sent and when it had arrived, on one clock that is never set.
     ///
     /// # Errors
-    /// [`Flaw::Replayed`] where it was accepted before, or was signed before its operation was sent.
+    /// [`SignatureFlaw::Replayed`] where it was accepted before, or was signed before its operation was sent.
     pub fn admit(&mut self, marks: Marks<'_>, sent: Duration, heard: Duration) -> Result<(), SignatureFlaw> {
         let signed_ms = marks.signed_at.saturating_mul(1_000);
         let fingerprint = self.hasher.hash_one((marks.nonce, marks.signature));

@@ -405,9 +405,9 @@ fn read_usage(entity: &Members<'_>) -> Option<UsageTrace> {
 fn read_trace(block: &RawValue) -> Result<Trace, Malformed> {
     let members = Members::read(block.get()).ok_or(Malformed)?;
     // An empty text stands for "none" in the provider's own samples of other products.
-    let given = |number: &Box<str>| !number.is_empty();
+    let given = |number: Box<str>| (!number.is_empty()).then_some(number);
     let use_request_no = members.one("use_request_no")?.map(|number| read_text(number).ok_or(Malformed));
-    let use_request_no = use_request_no.transpose()?.filter(given);
+    let use_request_no = use_request_no.transpose()?.and_then(given);
     if use_request_no.as_ref().is_some_and(|number| number.contains(|sign: char| !sign.is_ascii_graphic())) {
         // No number holds such a sign, unless it was not read as it was meant: whose it is cannot be said.
         return Err(Malformed);
@@ -418,7 +418,7 @@ fn read_trace(block: &RawValue) -> Result<Trace, Malformed> {
         true => Ok(number.get().into()),
         false => read_text(number).ok_or(Malformed),
     });
-    let return_request_no = return_request_no.transpose()?.filter(given);
+    let return_request_no = return_request_no.transpose()?.and_then(given);
     let return_time = members.one("return_time").ok().flatten().and_then(read_text);
     Ok(Trace { use_request_no, return_request_no, return_time: return_time.as_deref().and_then(time) })
 }

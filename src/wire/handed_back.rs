@@ -33,7 +33,7 @@ impl HandedBack {
     /// Reads the text back. A time in the future counts as now.
     ///
     /// # Errors
-    /// [`Damage::Unreadable`] if the text is not one that [`HandedBack::to_words`] writes.
+    /// [`CorruptRetryMessage::Unreadable`] if the text is not one that [`HandedBack::to_words`] writes.
     pub fn from_words(words: &str, now: Timestamp) -> Result<Self, CorruptRetryMessage> {
         let corrupt = CorruptRetryMessage::Unreadable(HANDED_BACK);
         let (at, word) = Some(words)
@@ -53,7 +53,7 @@ impl HandedBack {
     /// delivered this message before.
     ///
     /// # Errors
-    /// [`Damage::Unreadable`] if the deadline cannot be read.
+    /// [`CorruptRetryMessage::Unreadable`] if the deadline cannot be read.
     pub fn progress(
         self,
         asked: Option<&str>,

@@ -136,7 +136,7 @@ pub fn is_retry_message(has: impl Fn(&str) -> bool) -> bool {
 /// The deadline of a fresh command. One that lies beyond the maximum deadline is drawn in, one that cannot be read is told.
 ///
 /// # Errors
-/// [`Damage::Unreadable`] where the header is not an RFC 3339 time.
+/// [`CorruptRetryMessage::Unreadable`] where the header is not an RFC 3339 time.
 pub fn deadline(
     header: Option<&str>,
     first_seen: Timestamp,
@@ -155,7 +155,7 @@ pub fn deadline(
 /// command makes today.
 ///
 /// # Errors
-/// [`Damage`] names the first header that is missing or makes no sense.
+/// [`CorruptRetryMessage`] names the first header that is missing or makes no sense.
 pub fn read<'a>(
     header: impl Fn(&'static str) -> Option<&'a str>,
     body_sha256: &str,
