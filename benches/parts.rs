@@ -1,7 +1,7 @@
 //! What each part of a command's way costs by itself: `cargo bench --features measure --bench parts`.
 //!
 //! Everything here is the service's own code on real inputs; nothing waits and nothing is sent. How the whole does is
-//! told by `make bench`. Instructions are counted beside the time where the machine has a counter for them: most virtual
+//! reported by `make bench`. Instructions are counted beside the time if the machine has a counter for them: most virtual
 //! ones have none.
 
 #![allow(clippy::unwrap_used, reason = "whatever fails here is a defect of this file")]
@@ -122,7 +122,7 @@ impl<'a> Parts<'a> {
         }
     }
 
-    /// Beside what criterion leaves, for the report of `make bench`; empty where nothing was counted.
+    /// Beside what criterion leaves, for the report of `make bench`; empty if nothing was counted.
     fn write(self) {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../criterion");
         fs::create_dir_all(&folder).unwrap();

@@ -31,7 +31,7 @@ const CONFIGURED: u32 = 500;
 const STRICT: u32 = 100;
 const SECOND: u64 = 1_000_000;
 
-/// A bed with a backlog of so many usable coupons, whose results and parked commands stay where they are.
+/// A bed with a backlog of this many usable coupons, whose results and parked commands stay if they are.
 async fn backlog(broker: &Broker, commands: usize) -> Bed {
     let settings =
         Settings { fast_signatures: true, latency: Duration::from_millis(20), ..Settings::default() };
@@ -66,7 +66,7 @@ impl Calls {
         self.0.iter().filter(|call| (from..to).contains(&call.at_us) && matches(call)).count()
     }
 
-    /// How long after `from` a second begins with at least so many accepted calls, to a tenth of a second.
+    /// How long after `from` a second begins with at least this many accepted calls, to a tenth of a second.
     fn reaches(&self, from: u64, calls: usize, until: u64) -> Option<Duration> {
         let starts = (from..until.saturating_sub(SECOND)).step_by(100_000);
         let at = starts.into_iter().find(|at| self.count(*at, at + SECOND, accepted) >= calls)?;
@@ -190,7 +190,7 @@ impl Offset {
     }
 }
 
-/// Sets the two clocks against each other by a call's arrival, which both tell.
+/// Sets the two clocks against each other by a call's arrival, which both report.
 async fn clock_offset(bed: &Bed) -> Offset {
     loop {
         let seen = bed.sandbox.ledger().attempts.last().map(|call| (call.at_us, call.at));

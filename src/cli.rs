@@ -23,7 +23,7 @@ use clap::{Parser, Subcommand};
 use crate::config;
 use crate::telemetry::untrusted::visible_lines;
 
-/// Redeems WeChat Pay product coupons on command of a message queue, and tells what became of each.
+/// Redeems WeChat Pay product coupons on command of a message queue, and says what became of each.
 #[derive(Debug, Parser)]
 #[command(version, about, after_help = EXIT_CODES)]
 pub struct Arguments {
@@ -52,7 +52,7 @@ enum Command {
     Watch(watch::Arguments),
     /// Show, make or compare what must exist on the broker.
     Topology(topology::Arguments),
-    /// Look at commands that were set aside, send them again or discard them.
+    /// Look at commands that were parked, send them again or discard them.
     Parked(parked::Arguments),
     /// Simulate the payment API.
     Sandbox(sandbox::Arguments),
@@ -71,7 +71,7 @@ pub enum Failure {
     /// The configuration or a key is wrong.
     #[error("{0}")]
     Misconfigured(String),
-    /// Something is not as it should be, and has been told.
+    /// Something is not as it should be, and has been reported.
     #[error("{0}")]
     Unexpected(String),
 }
@@ -118,7 +118,7 @@ pub fn main(arguments: Arguments) -> ExitCode {
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     match ended {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever reads no further, as `head` does, wants no words either.
+        // Anyone who reads no further, as `head` does, wants no words either.
         Err(failure) if failure.is_output_closed() => ExitCode::from(failure.code()),
         Err(failure) => {
             print_error(&failure.to_string());
@@ -149,7 +149,7 @@ async fn dispatch(Arguments { config, command }: Arguments) -> Result<(), Failur
 }
 
 fn print_error(text: &str) {
-    // Where even standard error is gone, the exit code still tells.
+    // Where even standard error is gone, the exit code still reports.
     let _ = writeln!(std::io::stderr(), "redeemer: {}", visible_lines(text));
 }
 
@@ -164,9 +164,9 @@ pub fn print(line: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Has a panic told in one line that names its place, never its message: that may hold what the program works on. A
-/// library of the broker's client has threads of its own, which panic where nothing is left to work with; what that
-/// means is told where the connection failed.
+/// Has a panic reported in one line that names its place, never its message: that may hold what the program works on. A
+/// library of the broker's client has threads of its own, which panic if nothing is left to work with; what that
+/// means is reported where the connection failed.
 fn log_panics_in_one_line() {
     std::panic::set_hook(Box::new(|panic| {
         let Some(place) = panic.location() else { return };

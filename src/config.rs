@@ -1,7 +1,7 @@
 //! Configuration: the defaults, then a file, then the environment; checked as a whole.
 //!
 //! `config.toml` in the repository holds every key with its default and says what it does; a test proves that the
-//! file and [`Config::default`] are equal. All faults are told at once, each with the name of its key.
+//! file and [`Config::default`] are equal. All faults are reported at once, each with the name of its key.
 
 pub mod startup;
 
@@ -243,7 +243,7 @@ pub struct ConfigFault {
     pub problem: String,
     /// The id of the finding, stable for machines.
     pub id: String,
-    /// What mends the file that the key names, where that is at fault.
+    /// What fixes the file that the key names, if that is at fault.
     pub remedy: Option<Remedy>,
 }
 
@@ -348,7 +348,7 @@ pub fn parse(
     if faults.is_empty() { Ok(config) } else { Err(ConfigFaults(faults)) }
 }
 
-/// Sets `A__B__KEY` to a value: as it stands where the model has a text, as TOML where it has a number or a list.
+/// Sets `A__B__KEY` to a value: as it stands if the model has a text, as TOML if it has a number or a list.
 fn override_by(table: &mut Table, model: &Table, place: &str, text: String) {
     let mut keys: Vec<String> = place.split("__").map(str::to_lowercase).collect();
     // Serials are the one kind of key that is not lower case.
@@ -371,7 +371,7 @@ fn override_by(table: &mut Table, model: &Table, place: &str, text: String) {
     section.insert(last, value);
 }
 
-/// Tells every key that the model does not have, and every value of another type than the model's.
+/// Reports every key that the model does not have, and every value of another type than the model's.
 fn compare(table: &Table, model: &Table, path: &str, faults: &mut Vec<ConfigFault>) {
     for (name, value) in table {
         let key = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
@@ -442,7 +442,7 @@ fn kind(value: &Value) -> &'static str {
 }
 
 impl Config {
-    /// What types cannot say: ranges, and what must be set for real work is checked where it is used.
+    /// What types cannot say: ranges, and what must be set for real work is checked if it is used.
     fn check(&self, faults: &mut Vec<ConfigFault>) {
         let mut wrong = |holds: bool, key: &str, problem: &str| {
             if !holds {
@@ -490,7 +490,7 @@ impl Config {
         wrong(retry.delays.len() <= 32, "retry.delays", "must be 32 at most");
         let waits = retry.delays.iter().all(|delay| (50..=86_400_000).contains(&delay.0.as_millis()));
         wrong(waits, "retry.delays", "must each be 50ms to 24h");
-        // How often an query was negative does not travel through a delay queue: both must fit into one stay.
+        // How often a query was negative does not travel through a delay queue: both must fit into one stay.
         wrong(
             retry.query_delay.0.saturating_mul(2) <= retry.in_process_max.0,
             "retry.in_process_max",
@@ -672,7 +672,7 @@ impl Config {
         }
     }
 
-    /// Where the keys are.
+    /// If the keys are.
     pub fn key_files(&self) -> KeyFiles {
         let file = &self.wechat.merchant_key_file;
         KeyFiles {
@@ -689,7 +689,7 @@ impl Config {
         (!file.is_empty()).then(|| PathBuf::from(file))
     }
 
-    /// The APIv3 key, where one is configured.
+    /// The APIv3 key, if one is configured.
     ///
     /// # Errors
     /// Where its file cannot be read, is open to others, or holds no such key.
@@ -703,7 +703,7 @@ impl Config {
         })
     }
 
-    /// Where the APIv3 key is, where one is configured.
+    /// Where the APIv3 key is, if one is configured.
     pub fn apiv3_key_file(&self) -> Option<PathBuf> {
         let file = &self.wechat.apiv3_key_file;
         (!file.is_empty()).then(|| PathBuf::from(file))

@@ -41,7 +41,7 @@ pub struct Parked {
     pub sha256: String,
     /// Why it was parked: a word of [`Reason`], or of the broker (`delivery_limit`), or `unknown`.
     pub reason: String,
-    /// When it was parked, where that is known.
+    /// When it was parked, if that is known.
     pub at: Option<Timestamp>,
     /// What its bytes say.
     pub command: Result<Redemption, Box<Rejected>>,
@@ -56,7 +56,7 @@ impl Parked {
             // The broker's own note is taken off whenever the service parks, so it is the later one.
             Some(death) => (death.reason.to_owned(), death.at),
             None => (
-                // Whoever may publish to the parked exchange can write anything here.
+                // Anyone who may publish to the parked exchange can write anything here.
                 delivery.header(PARKED_REASON).unwrap_or("unknown").chars().take(REASON_MAX).collect(),
                 delivery.header(PARKED_AT).and_then(|text| text.parse().ok()),
             ),
@@ -84,7 +84,7 @@ impl Parked {
     }
 
     /// A text of it with its user's openid shortened: over a shoulder that need not be read. Where its bytes are no
-    /// command, nobody can tell which word is one.
+    /// command, nobody can report which word is one.
     pub fn masked_headers(&self, text: &str) -> String {
         match &self.partial.openid {
             Some(openid) => text.replace(openid.as_str(), &Short(openid.as_str()).to_string()),
@@ -129,7 +129,7 @@ impl Parked {
         told.max(self.evidence().len() as u32)
     }
 
-    /// The redemption, where it may be asked for and sent again.
+    /// The redemption, if it may be asked for and sent again.
     ///
     /// # Errors
     /// Why not, in words.
@@ -146,11 +146,11 @@ impl Parked {
     }
 }
 
-/// Whether the signature of an answer counts as verified: only where it was verified here and now. What a header says of
-/// an earlier one can be written by whoever may publish.
+/// Whether the signature of an answer counts as verified: only if it was verified here and now. What a header says of
+/// an earlier one can be written by anyone who may publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SignatureWitness {
-    /// An query of this look.
+    /// A query of this look.
     ThisProcess,
     /// The headers of a message.
     Header,
@@ -209,7 +209,7 @@ impl Filter {
     }
 }
 
-/// What an query says of a parked command now.
+/// What a query says of a parked command now.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CouponQuery {
     /// What follows from it.
@@ -220,7 +220,7 @@ pub struct CouponQuery {
     pub coupon: Option<Coupon>,
     /// What the network said, where it failed.
     pub trouble: Option<String>,
-    /// The query before it in the same look, where a refusal had to be confirmed.
+    /// The query before it in the same look, if a refusal had to be confirmed.
     pub earlier: Option<Box<CouponQuery>>,
 }
 
@@ -230,7 +230,7 @@ impl CouponQuery {
         Self { earlier: Some(Box::new(earlier)), ..self }
     }
 
-    /// Whether it confirms a refusal that an query found so long before, or earlier.
+    /// Whether it confirms a refusal that a query found this long before, or earlier.
     fn confirms_refusal(&self, spacing: SignedDuration) -> bool {
         let refused = |query: &Self| matches!(query.status, CouponStatus::Refused { .. });
         self.earlier.as_ref().is_some_and(|earlier| {
@@ -327,16 +327,16 @@ pub struct Decision<'a> {
     pub because: Option<&'a str>,
     /// How far the deadline of a command that is sent again lies ahead.
     pub deadline_limits: DeadlineLimits,
-    /// How long after a redeem an query may count as "not executed".
+    /// How long after a redeem a query may count as "not executed".
     pub settling: SignedDuration,
     /// The longest that a call of the service may take.
     pub longest_call: SignedDuration,
-    /// Whether a refusal that an query has found is told, and the command taken off the queue.
+    /// Whether a refusal that a query has found is reported, and the command taken off the queue.
     pub publish_refused: bool,
 }
 
 impl Decision<'_> {
-    /// From how long after a call was begun a negative query counts, whoever began it.
+    /// From how long after a call was begun a negative query counts, anyone who began it.
     fn over_after(&self) -> SignedDuration {
         self.longest_call.saturating_add(self.settling)
     }
@@ -352,7 +352,7 @@ impl Decision<'_> {
     }
 }
 
-/// How long to wait before an query that must confirm what `query` found; `None` where that decides by itself.
+/// How long to wait before a query that must confirm what `query` found; `None` where that decides by itself.
 pub fn confirm_after(
     parked: &Parked,
     query: &CouponQuery,
@@ -364,7 +364,7 @@ pub fn confirm_after(
     required.then(|| decision.spacing(parked).unsigned_abs())
 }
 
-/// What replaying a command would do, given what an query said.
+/// What replaying a command would do, given what a query said.
 ///
 /// # Errors
 /// Why it stays parked, in words.
@@ -412,7 +412,7 @@ pub enum Unfinished {
     /// The look does not hold the command any more, or the broker did not say that it does.
     #[error(transparent)]
     LockLost(#[from] ParkedQueueError),
-    /// The deed rests on an query that does not say so.
+    /// The deed rests on a query that does not say so.
     #[error("the query does not bear it out")]
     NotConfirmed,
 }

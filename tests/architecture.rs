@@ -277,7 +277,7 @@ fn modules_look_only_downward() {
     report(&faults);
 }
 
-/// Complains of every mention that `is_meant` where the file is not `allowed` to have it.
+/// Complains of every mention that `is_meant` if the file is not `allowed` to have it.
 fn only(allowed: impl Fn(&File) -> bool, is_meant: impl Fn(&File, &Mention) -> bool, why: &str) {
     let files = files();
     let faults = files.iter().filter(|file| !allowed(file)).flat_map(|file| {
@@ -328,7 +328,7 @@ fn words_and_policy_know_no_clock_no_dice_and_no_world() {
 #[test]
 fn each_outside_crate_has_its_place() {
     let backoff = |file: &File, mention: &Mention| {
-        // The same name means our module where a file has taken it in.
+        // The same name means our module if a file has taken it in.
         let ours = file.mentions.iter().any(|mention| mention.segments == ["crate", "policy", "backoff"]);
         mention.segments[0] == "backoff" && mention.segments.len() > 1 && (mention.rooted || !ours)
     };

@@ -101,7 +101,7 @@ fn unsigned(status: u16, code: &str) -> CallResult {
     error(status, code, None, Authenticity::Unsigned)
 }
 
-/// The same answer under another status, as whoever carries it may write one.
+/// The same answer under another status, as anyone who carries it may write one.
 fn under(status: u16, reply: CallResult) -> CallResult {
     let CallResult::Response(answer) = reply else { panic!("{reply:?}") };
     CallResult::Response(Response { status, ..answer })
@@ -116,7 +116,7 @@ fn used_by_another() -> CallResult {
     says(coupon("USED", Some("OTHER_1"), None))
 }
 
-/// What a copy carries where the provider has rejected.
+/// What a copy carries if the provider has rejected.
 fn rejection() -> Rejection {
     let code = Some("NOT_ENOUGH".into());
     Rejection { http_status: 403, code, sub_code: None, message: None, request_id: None }
@@ -143,7 +143,7 @@ enum Start {
     Redelivered,
     Copy(EffectState),
     CopyRedelivered(EffectState),
-    /// A copy of which nobody knows when it was put away.
+    /// A copy of which nobody knows when it was delayed.
     CopyOfNow(EffectState),
 }
 
@@ -181,12 +181,12 @@ impl Run {
         self.perform(Start::Fresh, script).2
     }
 
-    /// Plays the script as far as it goes: the steps, the replies that are left, and the outcome where there is one.
+    /// Plays the script as far as it goes: the steps, the replies that are left, and the outcome if there is one.
     fn perform(&self, from: Start, script: &[CallResult]) -> (Vec<String>, usize, Option<Outcome>) {
         let Self { limits, time_allowed, redemption } = self;
         let mut now = start();
         let deadline = later(now, *time_allowed);
-        // Put away long ago: whatever anybody had begun by then has ended.
+        // Delayed long ago: whatever anybody had begun by then has ended.
         let copied = |effect| {
             let mut progress = Progress::resumed(3, 1, effect, now, deadline, Some(rejection()));
             progress.negatives_from = Some(now);
@@ -262,7 +262,7 @@ fn check(script: &[CallResult], steps: &[&str], ending: &str) {
 
 // ---- replies to "redeem"
 
-/// What was handed back exists twice where whoever handed it back died before the acknowledgement.
+/// What was handed back exists twice where anyone who handed it back died before the acknowledgement.
 #[test]
 fn handed_back_command_looks_before_it_sends() {
     let limits = Limits::default();
@@ -548,7 +548,7 @@ fn the_same_body_goes_out_again_only_after_two_settled_negatives() {
     );
 }
 
-/// The ways in which "this number was already used" may be told: none is published.
+/// The ways in which "this number was already used" may be reported: none is published.
 fn already_used() -> [CallResult; 6] {
     [
         signed(400, "INVALID_REQUEST"),
@@ -673,7 +673,7 @@ fn an_query_rejected_like_the_redeem_confirms_the_rejection() {
         let steps = ["0s redeem", "2s query", "1s query"];
         check(&[same(), other, used_by_us()], &steps, "redeemed by query");
     }
-    // Without a number nobody knows which of its causes a code means; and a use told back is told of a use only.
+    // Without a number nobody knows which of its causes a code means; and a use reported back is reported of a use only.
     for rejection in [
         signed(400, "INVALID_REQUEST"),
         appid("INVALID_REQUEST", Some(0)),
@@ -905,7 +905,7 @@ fn refusal_tells_the_last_rejected_use_whatever_it_rests_on() {
             assert_eq!(told, Some((status, Some(code))), "{}", in_words(&outcome));
         }
     }
-    // Where the event is not accepted, what its refusal does not rest on is believed no more.
+    // If the event is not accepted, what its refusal does not rest on is believed no more.
     let rejected = |reply: CallResult| {
         let (limits, now) = (Limits::default(), start());
         let mut progress = Progress::new(now, later(now, HOUR * 24), false);
@@ -1037,7 +1037,7 @@ fn a_coupon_deleted_meanwhile_is_refused() {
 fn a_redelivered_command_begins_with_an_early_look_at_which_only_success_counts() {
     let run = Run::default();
     run.check(Start::Redelivered, &[used_by_us()], &["0s query"], "redeemed by query");
-    // Whoever held it before may have begun a call a moment ago; that takes 15 s at most, and 2 s to be seen.
+    // Anyone who held it before may have begun a call a moment ago; that takes 15 s at most, and 2 s to be seen.
     let steps = ["0s query", "delay 10s", "0s query", "7s query", "2s query", "0s redeem"];
     for seen in
         [usable(), returned(), used_by_another(), in_state("EXPIRED"), signed(404, "NOT_FOUND"), cut()]
@@ -1076,7 +1076,7 @@ fn a_copy_put_away_a_moment_ago_sees_no_end_before_every_call_has_ended() {
     script.extend([in_state("EXPIRED"), in_state("EXPIRED"), in_state("EXPIRED")]);
     let steps: Vec<_> = in_process.into_iter().chain(["0s query", "7s query", "2s query"]).collect();
     run.check(Start::Fresh, &script, &steps, "refused expired by query");
-    // Where nothing was unknown the body goes out on a look at once, as ever.
+    // If nothing was unknown the body goes out on a look at once, as ever.
     let script = [usable(), used_by_us()];
     run.check(
         Start::CopyOfNow(EffectState::NoEffect),
@@ -1325,7 +1325,7 @@ fn a_settling_time_is_never_cut_short_by_the_deadline() {
         &["0s redeem", "1s redeem", "2s query"],
         "unresolved deadline_passed by deadline",
     );
-    // So of a refusal to which an query is owed.
+    // So of a refusal to which a query is owed.
     run.check(
         Start::Copy(EffectState::NoEffect),
         &[usable(), signed(403, "NOT_ENOUGH"), usable(), usable()],
@@ -1553,7 +1553,7 @@ fn a_body_never_changes() {
 
 const SETTLING: u64 = 2_000;
 
-/// How much longer than told a call of a process that died may be under way: 14 s, and 3 s as every call here.
+/// How much longer than reported a call of a process that died may be under way: 14 s, and 3 s as every call here.
 const CRASHED: u64 = 7;
 
 /// What becomes of a request that carries a redemption.
@@ -1561,11 +1561,11 @@ const CRASHED: u64 = 7;
 enum Effect {
     Never,
     AtOnce,
-    /// So many milliseconds after the caller was told what it was told: never more than the query delay.
+    /// This many milliseconds after the caller was reported what it was reported: never more than the query delay.
     Later(u64),
 }
 
-/// What the caller is told.
+/// What the caller is reported.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Told {
     /// The provider's own, signed answer.
@@ -1697,7 +1697,7 @@ impl Provider {
         }
     }
 
-    /// One call, begun at `now`: what the caller is told of it, `None` where it does not live to hear it.
+    /// One call, begun at `now`: what the caller is reported of it, `None` if it does not live to hear it.
     fn call(&mut self, operation: Operation, call: Call, now: Timestamp) -> Option<CallResult> {
         self.advance(now);
         if operation == Operation::Redeem {

@@ -4,7 +4,7 @@
 //! Grafana itself is not here: its macros and variables are expanded as its documents say and its source does
 //! (pkg/tsdb/grafana-postgresql-datasource/macros.go).
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // in the helpers too; and it tells as it goes
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // in the helpers too; and it reports as it goes
 
 #[path = "support/bed.rs"]
 mod bed;
@@ -498,7 +498,7 @@ fn judge(postgres: &Postgres, sent: &Sent, heard: &[Told]) {
         }
         assert_eq!(ask(all, "1m", before).is_empty(), title != "Unresolved now", "{title}: an hour before");
         assert!(ask("'none of them'", "1m", range).is_empty(), "{title}: for no brand");
-        // All that is told lies in one interval this long.
+        // All that is reported lies in one interval this long.
         let whole = || ask(all, "1000d", range);
         match title.as_str() {
             "Outcomes" => {
@@ -599,7 +599,7 @@ fn judge(postgres: &Postgres, sent: &Sent, heard: &[Told]) {
     // Who looks at dashboards sees no more than they show, and no user is in the table at all.
     let complaint = postgres.try_ask(READER, "SELECT coupon_code FROM events").unwrap_err();
     assert!(complaint.contains("permission denied"), "{complaint}");
-    // An id is made of the code and of what the view tells: a short code could be guessed.
+    // An id is made of the code and of what the view reports: a short code could be guessed.
     let complaint = postgres.try_ask(READER, "SELECT id FROM outcomes").unwrap_err();
     assert!(complaint.contains("does not exist"), "{complaint}");
     let users = format!("SELECT count(*) FROM events WHERE events::text LIKE '%{OPENID}%'");

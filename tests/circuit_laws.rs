@@ -1,4 +1,4 @@
-//! The laws of the circuit circuit breaker, in virtual time against a provider with a seed: what opens it and how soon, what
+//! The laws of the circuit breaker, in virtual time against a provider with a seed: what opens it and how soon, what
 //! never does, and how it comes back.
 
 #![allow(clippy::unwrap_used, reason = "a test may; the lint only spares the test functions themselves")]
@@ -34,7 +34,7 @@ impl Calls {
         calls
     }
 
-    /// So many calls; the time from the first one until the circuit opened, if it did.
+    /// This many calls; the time from the first one until the circuit opened, if it did.
     fn make(
         &mut self,
         count: usize,
@@ -111,7 +111,7 @@ proptest! {
             }
         });
         prop_assert!(opened.is_some(), "at {per_second} a second");
-        // An query that gets through does not show that uses do.
+        // A query that gets through does not show that uses do.
         calls.now += Duration::from_secs(1);
         for _ in 0..3 {
             calls.make(1, |_| (Operation::Query, CallSignal::Answered));
@@ -134,7 +134,7 @@ proptest! {
 /// What calls come back with, when they come back.
 type UnderWay = BinaryHeap<Reverse<(Duration, u64)>>;
 
-/// Commands without end, at the limit and with so many at once, through an outage.
+/// Commands without end, at the limit and with this many at once, through an outage.
 fn outage(lasts: Duration, silent: Option<Duration>, seed: u64) -> (Duration, Vec<Duration>, Vec<Duration>) {
     const AT_ONCE: usize = 200;
     let second = Duration::from_secs(1);

@@ -2,8 +2,8 @@
 //! the node that leads the command queue, with an instance at the same time, and then the node that took over.
 //!
 //! The same oracle as the fault rig's judges the end. `make test-cluster` runs it; with `REDEEMER_TEST_BROKER_TREE` on
-//! RabbitMQ 4. Whoever wants other commands sets `CLUSTER_SEED`.
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // a rig that cannot be set up fails, and it tells as it goes
+//! RabbitMQ 4. Anyone who wants other commands sets `CLUSTER_SEED`.
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // a rig that cannot be set up fails, and it reports as it goes
 #![allow(dead_code)] // the fault rig's parts, of which this is a smaller user
 
 #[path = "support/broker.rs"]
@@ -36,7 +36,7 @@ use wires::Told;
 const NODES: usize = 3;
 const INSTANCES: usize = 4;
 const COMMANDS: usize = 1_200;
-/// How far publishing may run ahead of the results: so many are in flight when a node dies.
+/// How far publishing may run ahead of the results: this many are in flight when a node dies.
 const AHEAD: usize = 150;
 /// What is set beside `rabbitmq.conf` on a cluster.
 const ADVANCED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/rabbitmq/cluster/advanced.config");
@@ -100,7 +100,7 @@ async fn nothing_is_lost_when_nodes_and_instances_are() {
     turn.send_replace(share(4));
     reach(&told, share(3) + 1, &cluster, &instances).await;
     let after = lose(&cluster, second, &flow, commands.len()).await;
-    // Whoever looks at what may be published keeps its channel open.
+    // Anyone who looks at what may be published keeps its channel open.
     drop(flow);
     println!(
         "cluster: node {leader} is back, node {second}, which had taken over, killed; first result of what came then after {after:.2?}"
@@ -152,7 +152,7 @@ struct Flow<'a> {
     commands: &'a [Command],
     /// How many may have been published so far.
     allowed: watch::Receiver<usize>,
-    /// How many may be published, whatever is told of them.
+    /// How many may be published, whatever is reported of them.
     turn: &'a watch::Sender<usize>,
     told: &'a Told,
 }
@@ -189,7 +189,7 @@ async fn keep_ahead(told: Told, mut turns: watch::Receiver<usize>, allowance: wa
     }
 }
 
-/// Waits for so many commands with results. Where they do not come, tells where the rest is.
+/// Waits for this many commands with results. If they do not come, reports if the rest is.
 async fn reach(told: &Told, commands: usize, cluster: &Cluster, instances: &[Service]) {
     let mut progress = told.progress();
     if timeout(PATIENCE, progress.wait_for(|told| *told >= commands)).await.is_ok() {

@@ -1,7 +1,7 @@
 //! The contract for machines: what stands in `docs/contract` is what the program would write, schema and decoder agree,
 //! the golden messages are real ones, and nothing breaks those who were built for `v1`.
 //!
-//! `UPDATE=1 cargo test --test contract` writes `docs/contract` anew. The baseline in `tests/contract/v1` is what
+//! `UPDATE=1 cargo test --test contract` writes `docs/contract` again. The baseline in `tests/contract/v1` is what
 //! others may have built for: it is replaced by hand, with a release.
 
 #![allow(clippy::unwrap_used, reason = "a test may; the lint only spares the test functions themselves")]
@@ -530,7 +530,7 @@ fn object(properties: Value, required: Value) -> Value {
     json!({ "type": "object", "properties": properties, "required": required, "additionalProperties": false })
 }
 
-/// One case for each rule: who, before, after, and what is told; nothing where it may be.
+/// One case for each rule: who, before, after, and what is reported; nothing if it may be.
 #[rstest]
 // Both: fields.
 #[case::a_field_of_a_command_goes(Role::Command, object(json!({"a": {}, "b": {}}), json!([])), object(json!({"a": {}}), json!([])), "the field b is gone")]

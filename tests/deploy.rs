@@ -105,7 +105,7 @@ struct Image {
 }
 
 impl Image {
-    /// Nothing where no tree can be had; that has been said aloud then.
+    /// Nothing if no tree can be had; that has been said aloud then.
     fn build() -> Option<Self> {
         let base = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("trees").join("trixie");
         if fs::metadata("/proc/self").map_or(1, |this| this.uid()) != 0 {
@@ -305,7 +305,7 @@ fn the_image_works_as_its_dockerfile_says() {
     let event: Value = serde_json::from_str(&out(&published)).unwrap();
     assert_eq!(event["data"]["coupon_state"], "USED");
 
-    // It lives where the broker is gone, and says that it is not ready.
+    // It lives if the broker is gone, and says that it is not ready.
     node.kill9();
     until("it is not ready", || (within(&["healthcheck", "--ready"]).status.code() == Some(4)).then_some(()));
     assert!(within(&["healthcheck"]).status.success());
@@ -534,7 +534,7 @@ fn cargo_takes_the_manifest_before_and_after_the_sources_are_there() {
     assert!(text("deploy/Dockerfile").contains(&wanted), "{wanted}");
 }
 
-/// The real thing, where an engine is at hand.
+/// The real thing, if an engine is at hand.
 #[test]
 fn an_engine_builds_the_image() {
     match Command::new("docker").arg("info").stdin(Stdio::null()).output() {
@@ -750,7 +750,7 @@ fn the_overlays_are_hardened_and_keep_to_the_merchants_limit() {
         let namespace = &one("Namespace")["metadata"]["labels"];
         assert_eq!(namespace["pod-security.kubernetes.io/enforce"], "restricted");
 
-        // Whoever selects, selects our pods.
+        // Anyone who selects, selects our pods.
         let labels = one("Deployment")["spec"]["template"]["metadata"]["labels"].as_object().unwrap();
         for (kind, selector) in [
             ("Deployment", &one("Deployment")["spec"]["selector"]["matchLabels"]),
@@ -860,7 +860,7 @@ fn the_unit_starts_the_service_and_gives_it_time_to_stop() {
     fs::remove_dir_all(dir).unwrap();
 }
 
-/// This machine with folders of its own where the service is installed: a mount namespace, and nothing outside changes.
+/// This machine with folders of its own if the service is installed: a mount namespace, and nothing outside changes.
 struct Machine {
     dir: PathBuf,
 }

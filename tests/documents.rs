@@ -202,7 +202,7 @@ fn every_command_shown_is_one() {
     assert!(0 < nested && nested < commands.len(), "both spellings are shown");
 }
 
-/// The event of the README is made anew from the command above it and from what WeChat Pay is said to have answered.
+/// The event of the README is made again from the command above it and from what WeChat Pay is said to have answered.
 #[test]
 fn the_event_shown_is_the_one_that_the_command_shown_leads_to() {
     let readme: Vec<_> = examples().into_iter().filter(|(page, ..)| page == "README.md").collect();
@@ -611,7 +611,7 @@ fn dashboards_are_readable_and_keep_their_names() {
     }
 }
 
-/// `UPDATE=1 cargo test --test documents` writes it anew.
+/// `UPDATE=1 cargo test --test documents` writes it again.
 #[test]
 fn the_list_of_metrics_is_what_the_registry_holds() {
     let (path, now) = (root().join("docs/metrics.md"), list_of_metrics(&Metrics::default().render()));

@@ -1,5 +1,5 @@
 //! Every failpoint, for a command that comes for the first time, for one that is delivered again, and for a copy that
-//! comes back from a delay queue: the service is killed there, launched anew, and must end the command as if nothing had
+//! comes back from a delay queue: the service is killed there, launched again, and must end the command as if nothing had
 //! happened, with one effect at the payment API. What was on its way or done at death is read from the ledger: what is
 //! delivered again and what comes back from a delay queue begins with queries, and is killed over these and over the use
 //! that follows.
@@ -7,7 +7,7 @@
 //! The simulator is harsher here than the payment API: just before a use under a number that has already taken effect
 //! the user returns the coupon, and the number is free again. So a use that is sent once more, without having asked what
 //! the last one did, is a second effect in the ledger.
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // a rig that cannot be set up fails, and it tells as it goes
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // a rig that cannot be set up fails, and it reports as it goes
 #![allow(dead_code)] // the fault rig's parts, of which this is a smaller user
 #![cfg(any(debug_assertions, feature = "failpoints"))]
 
@@ -78,7 +78,7 @@ impl Stage {
 
 impl Arrival {
     /// The how manieth call is the use. What is delivered again is looked at at once, and twice more after a settling
-    /// time; a copy that was put away because the payment API had not accepted it is looked at once.
+    /// time; a copy that was delayed because the payment API had not accepted it is looked at once.
     fn nth_of_use(self) -> usize {
         match self {
             Self::First => 1,
@@ -92,7 +92,7 @@ impl Arrival {
 fn stages(point: Failpoint, arrival: Arrival) -> &'static [Stage] {
     match (point, arrival) {
         (Failpoint::Taken, _) => &[Stage::Unasked],
-        // It takes a use to be told as redeemed.
+        // It takes a use to be reported as redeemed.
         (
             Failpoint::Publishing(Message::Event) | Failpoint::Published(Message::Event) | Failpoint::Acking,
             _,
@@ -176,7 +176,7 @@ impl Ground {
             Failpoint::Draining => Some(json!({"kind": "slow", "ms": 800})),
             _ => None,
         };
-        // Where no query is answered, no use is ever sent but by what comes for the first time.
+        // If no query is answered, no use is ever sent but by what comes for the first time.
         let operation = if stage == Stage::Used && arrival != Arrival::First { "use" } else { "any" };
         self.faults(fault, operation).await;
         let body = json!({
@@ -268,7 +268,7 @@ impl Ground {
                 (retry_message::DELAYS_PASSED, "1".to_owned()),
                 (retry_message::FIRST_SEEN, (now - SignedDuration::from_secs(60)).to_string()),
                 (retry_message::DEADLINE, (now + deadline).to_string()),
-                // Put away because the payment API had not accepted it: the copy that sends its use the soonest.
+                // Delayed because the payment API had not accepted it: the copy that sends its use the soonest.
                 (retry_message::LAST_VERDICT, "no_effect".to_owned()),
                 (retry_message::BODY_SHA256, prepared.body_sha256().to_owned()),
                 (retry_message::EVIDENCE, "[]".to_owned()),
@@ -346,7 +346,7 @@ fn configure(keys: &Path, sandbox: &Sandbox, uri: &str) -> Config {
     config.wechat.public_keys.insert(text("public_key_id"), keys.join("wechatpay_public_key.pem"));
     config.retry.initial = ms(50);
     config.retry.query_delay = ms(200);
-    // Long enough to wait here for the longest call that whoever held a command before may have begun.
+    // Long enough to wait here for the longest call that anyone who held a command before may have begun.
     config.wechat.total_timeout = ms(1_000);
     config.retry.in_process_max = ms(2_000);
     config.retry.delays = vec![ms(400), ms(1_000)];

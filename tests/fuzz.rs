@@ -309,7 +309,7 @@ fn copies() {
     assert!(counted["refused"] > 0 && counted["delayed"] > 0 && counted["finished"] > 0, "{counted:?}");
 }
 
-/// A header table in the encoding of AMQP 0-9-1, without its length: at most so many levels below it.
+/// A header table in the encoding of AMQP 0-9-1, without its length: at most this many levels below it.
 fn header_table(levels: usize, dice: &mut StdRng) -> Vec<u8> {
     let mut table = Vec::new();
     for _ in 0..dice.random_range(0..4) {
@@ -334,7 +334,7 @@ fn header_value(levels: usize, dice: &mut StdRng) -> Vec<u8> {
     }
 }
 
-/// What stands in a table or an array of its own, so many times.
+/// What stands in a table or an array of its own, this many times.
 fn wrapped(mut table: Vec<u8>, levels: usize, dice: &mut StdRng) -> Vec<u8> {
     let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap().to_be_bytes();
     for _ in 0..levels {
@@ -363,7 +363,7 @@ fn message_headers() {
             let framed = [&u32::try_from(input.len()).unwrap().to_be_bytes()[..], input].concat();
             match amq_protocol_types::parsing::parse_field_table(&framed[..]) {
                 Ok((_, table)) => {
-                    // Whoever reads it goes down as far again.
+                    // Anyone who reads it goes down as far again.
                     let text = format!("{:?}", table.clone());
                     assert!(text.len() >= table.inner().len());
                     if text.contains(amq_protocol_types::parsing::UNDECODABLE) { "in part" } else { "whole" }

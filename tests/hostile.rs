@@ -85,7 +85,7 @@ fn redemption(code: &str) -> Redemption {
     command::decode(command.as_bytes()).unwrap()
 }
 
-/// The coupon as the provider tells it once it is ours.
+/// The coupon as the provider reports it once it is ours.
 fn entity(code: &str) -> String {
     format!(
         r#"{{"coupon_code":"{code}","coupon_state":"USED","single_usage_detail":{{"use_request_no":"USE_{code}"}}}}"#
@@ -121,7 +121,7 @@ fn folded(text: &str) -> String {
 
 // ---- the listener
 
-/// Plays an answer to whoever asked; ends when it is told, or when the client has hung up.
+/// Plays an answer to anyone who asked; ends when it is reported, or when the client has hung up.
 type Act = Box<dyn FnOnce(&mut TcpStream) -> io::Result<()> + Send>;
 
 fn act(play: impl FnOnce(&mut TcpStream) -> io::Result<()> + Send + 'static) -> Act {
@@ -369,7 +369,7 @@ async fn interim_answers_lead_nowhere() {
 }
 
 /// Interim answers without end; without optimization 100,000 of them, and then silence. The HTTP library reads some
-/// 50 MB of them before it lets others have their turn: half a second, or ten seconds where it is not optimized.
+/// 50 MB of them before it lets others have their turn: half a second, or ten seconds if it is not optimized.
 fn interim(answer: &str) -> Act {
     let thousand = answer.repeat(1_000);
     act(move |stream| {

@@ -261,7 +261,7 @@ async fn hostile_words_are_visible_wherever_they_are_shown() {
         }
     }
 
-    // Events of whoever may publish to the exchange of results.
+    // Events of anyone who may publish to the exchange of results.
     let mut watch = Command::new(env!("CARGO_BIN_EXE_redeemer"));
     watch.arg("--config").arg(bed.config_file()).args(["watch", "--count", "2"]);
     let mut watch = watch.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();

@@ -5,7 +5,7 @@
 //! may be late, and a wait may be given up at any moment. What happens between two waits of a task happens at once:
 //! threads that meet within a lock are not part of this.
 //!
-//! Properties: at a standstill, when no task can go on before time passes, no command waits that may go; every command
+//! Properties: at a stall, when no task can go on before time passes, no command waits that may go; every command
 //! ends; none begins before an earlier one of its lane has ended; no more commands work than there are permits; no more
 //! calls go than the circuit breaker and the rate limiter grant.
 //!
@@ -33,11 +33,11 @@ use tokio::time::{Instant, advance, sleep, timeout};
 
 /// How far time goes at once.
 const STEP: Duration = Duration::from_millis(250);
-/// A command that has not ended when nothing else has happened for so long is stuck.
+/// A command that has not ended when nothing else has happened for this long is stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(120);
 const SEED: u64 = 20_261_130;
 
-/// A scheduler that lets time pass a few times whenever its inner one says so, and else only at a standstill: a schedule
+/// A scheduler that lets time pass a few times whenever its inner one says so, and else only at a stall: a schedule
 /// in which time alone goes on for ever would show nothing.
 struct Timed<S> {
     inner: S,

@@ -117,7 +117,7 @@ async fn an_outage_of_ten_minutes_at_one_to_sixty_loses_nothing_and_does_nothing
 }
 
 /// Calls about one coupon never overlap and its bodies never change. How often the first command was asked first is
-/// told, not demanded: one that was put away leaves its lane.
+/// reported, not demanded: one that was delayed leaves its lane.
 fn lanes_were_kept(bed: &Bed, used: &BTreeMap<String, String>) {
     let ledger = bed.ledger();
     let mut by_coupon: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();

@@ -2,12 +2,12 @@
 //! under load, and every alert fires once its cause is caused.
 //!
 //! The services run with their sandboxes in this process, but for the one that leaks, on private brokers, one for each
-//! kind of trouble; Prometheus tells them apart by their admin ports. It looks every second, and the rules it is given
+//! kind of trouble; Prometheus reports them apart by their admin ports. It looks every second, and the rules it is given
 //! differ from those of `deploy/prometheus` in one thing: `for:` is nothing, so that what would take minutes takes
 //! seconds. That `for:`, too, is as it should be is shown by promtool and its cases (tests/rules.rs). `make test-ops`
 //! runs all of this.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // in the helpers too; and it tells as it goes
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // in the helpers too; and it reports as it goes
 
 #[path = "support/bed.rs"]
 mod bed;
@@ -155,7 +155,7 @@ fn span(millis: u64) -> Span {
     Span(Duration::from_millis(millis))
 }
 
-/// A bed whose waits are short: tenths of seconds where the defaults have seconds.
+/// A bed whose waits are short: tenths of seconds if the defaults have seconds.
 fn quick(mut bed: Bed) -> Bed {
     bed.config.retry.initial = span(50);
     bed.config.retry.query_delay = span(200);
@@ -436,7 +436,7 @@ async fn results(watch: &Watch) {
     watch.fires("QueueDepthUnknown", &service).await;
     publish(&bed, "C", 1).await;
     watch.fires("PublishesReturned", &service).await;
-    // The service makes the queue anew; what nobody has bound lies there.
+    // The service makes the queue again; what nobody has bound lies there.
     watch.fires("ResultsUnrouted", &service).await;
     watch.ends("QueueDepthUnknown", &service).await;
 
@@ -541,7 +541,7 @@ async fn broker_in_trouble(watch: &Watch) {
     for alert in ["BrokerBlocked", "BrokerReconnecting", "BrokerDisconnected"] {
         watch.quiet(alert, &service).await;
     }
-    // The broker tells a connection of the alarm when it publishes: a result that is on its way when the alarm is raised.
+    // The broker reports a connection of the alarm when it publishes: a result that is on its way when the alarm is raised.
     bed.faults(json!([{"coupon_code": "C0", "operation": "use", "fault": {"kind": "slow", "ms": 15_000}}]));
     publish(&bed, "C", 1).await;
     until("the call on its way", async || service.metric("redeemer_concurrency_permits_used").await == 1.0)
@@ -551,7 +551,7 @@ async fn broker_in_trouble(watch: &Watch) {
     ctl(&["set_vm_memory_high_watermark", "0.4"]).await;
     watch.ends("BrokerBlocked", &service).await;
 
-    // It tells of a connection that breaks again and again, not of one that broke.
+    // It reports of a connection that breaks again and again, not of one that broke.
     for nth in 0..7 {
         let built = service.metric("redeemer_broker_sessions_total").await;
         ctl(&["close_all_connections", "maintenance"]).await;

@@ -134,7 +134,7 @@ impl Drop for Program {
     }
 }
 
-/// A bed at 100 calls a second with so many commands that wait.
+/// A bed at 100 calls a second with this many commands that wait.
 async fn backlog(commands: usize) -> Bed {
     let mut bed = Bed::new().await;
     bed.config.rate_limit.calls_per_second = 100;

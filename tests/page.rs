@@ -156,7 +156,7 @@ impl Still {
         format!("http://{}/", self.address)
     }
 
-    /// The page in a frame of this size, which tells how wide and high the page is.
+    /// The page in a frame of this size, which says how wide and high the page is.
     fn frame(&self, width: u32, height: u32) -> String {
         format!("{}frame?{width}x{height}", self.url())
     }

@@ -3,7 +3,7 @@
 //! `make soak` runs both: `MINUTES` (20) at `RATE` (500) commands a second, and a backlog of `BACKLOG` (100,000). What is
 //! measured is the service's process: resident memory and open files, their slope by least squares. The sandbox signs fast
 //! here, or it would be what is measured.
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // a rig that cannot be set up fails, and it tells as it goes
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // a rig that cannot be set up fails, and it reports as it goes
 #![allow(dead_code)] // the fault rig's parts, of which this is a smaller user
 
 #[path = "support/broker.rs"]
@@ -251,7 +251,7 @@ impl Ground {
         assert!(told.is_ok(), "not all of {commands} told after {PATIENCE:?}");
     }
 
-    /// Each told once as redeemed, each used once.
+    /// Each reported once as redeemed, each used once.
     async fn judge(&self, commands: usize) {
         assert_eq!(*self.outcomes.lock().unwrap(), BTreeMap::from([("redeemed".to_owned(), commands)]));
         let effects = self.sandbox.ask("effects").await;

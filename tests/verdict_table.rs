@@ -1,6 +1,6 @@
 //! What every reply means, enumerated whole, and written down in `docs/verdicts.md` for people to review.
 //!
-//! The page is compared with what the code does; `UPDATE=1 cargo test --test verdict_table` writes it anew.
+//! The page is compared with what the code does; `UPDATE=1 cargo test --test verdict_table` writes it again.
 
 #![allow(clippy::unwrap_used, reason = "a test may; the lint only spares the test functions themselves")]
 
@@ -233,7 +233,7 @@ fn numbers() -> Vec<Option<u64>> {
     [None, Some(1), Some(u64::MAX)].into_iter().chain(documented).collect()
 }
 
-/// The verdicts on a redemption and on an query, each signed and not believed.
+/// The verdicts on a redemption and on a query, each signed and not believed.
 type Verdicts = [Verdict; 4];
 
 /// The verdicts under one status: for each of [`codes`], on each of [`numbers`]. Every law is kept on the way.
@@ -692,7 +692,7 @@ fn error_bodies_are_read_as_far_as_they_go() {
     assert!(message.len() <= response::MESSAGE_BYTES_MAX && message.len() > response::MESSAGE_BYTES_MAX - 3);
 }
 
-/// What the provider names tells whose fault a rejection is.
+/// What the provider names reports whose fault a rejection is.
 #[test]
 fn detail_is_about_our_headers_or_names_a_field() {
     let check = |field: &str, location: &str, ours: bool, theirs: bool| {

@@ -56,7 +56,7 @@ pub(crate) struct Names {
 pub(crate) enum Replies {
     /// As short as the sandbox makes them.
     Lean,
-    /// With so many bytes more than usual.
+    /// With this many bytes more than usual.
     Padded(usize),
 }
 
@@ -74,7 +74,7 @@ pub(crate) struct Told {
     consumer: Consumer,
 }
 
-/// Events of one run: when each came, by coupon code. Each code once, however often it was told.
+/// Events of one run: when each came, by coupon code. Each code once, however often it was reported.
 pub(crate) type Arrivals = HashMap<Box<str>, Instant>;
 
 impl Bed {
@@ -197,7 +197,7 @@ impl Bed {
         Ok((names, Told { consumer }))
     }
 
-    /// Waits until so many consumers are there, with a look at whether the program still runs.
+    /// Waits until this many consumers are there, with a look at whether the program still runs.
     pub(crate) async fn consumers(&self, names: &Names, wanted: u32, process: &mut Process) -> Result<()> {
         until(&format!("{wanted} consumers of {}", names.commands), async || {
             if !process.runs() {
@@ -268,7 +268,7 @@ impl Bed {
 }
 
 impl Told {
-    /// Collects events until each of `count` coupons was told of.
+    /// Collects events until each of `count` coupons was reported of.
     pub(crate) async fn collect(&mut self, count: usize) -> Result<Arrivals> {
         let mut arrivals = Arrivals::with_capacity(count);
         while arrivals.len() < count {

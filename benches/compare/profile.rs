@@ -1,4 +1,4 @@
-//! Where the service spends its processor time, told by `perf`.
+//! Where the service spends its processor time, reported by `perf`.
 
 use std::fmt::Write as _;
 use std::fs;

@@ -24,7 +24,7 @@ const CHANGES: &str = include_str!("changes.md");
 /// What the run found out, beside its curves.
 pub(crate) struct Findings {
     pub compared: Compared,
-    /// A release build from nothing, or why there is none.
+    /// A release build from nothing, or why none exists.
     pub build: Option<Result<Built, String>>,
     /// The functions that take the most processor time.
     pub profile: Option<Result<String, String>>,
@@ -137,7 +137,7 @@ fn spread(samples: &[f64], digits: usize) -> String {
 fn targets(findings: &Findings, growth: Option<&Growth>) -> String {
     let compared = &findings.compared;
     let mut text = "| target | measured | reached |\n|---|---|---|\n".to_owned();
-    // A number that is none was not measured; a comparison with it would read as a failure.
+    // A number that is not one was not measured; a comparison with it would read as a failure.
     let mut row = |target: &str, value: f64, measured: String, reached: bool| {
         let (measured, reached) = match (value.is_finite(), reached) {
             (false, _) => ("not measured".to_owned(), "-"),

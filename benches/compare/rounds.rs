@@ -211,7 +211,7 @@ async fn turn(
     Ok(())
 }
 
-/// A backlog, as fast as it goes. Round, floor and load are the caller's to tell.
+/// A backlog, as fast as it goes. Round, floor and load are the caller's to report.
 pub(crate) async fn full_speed(bed: &Bed, contender: &mut Contender, commands: usize) -> Result<Full> {
     let codes = codes(&contender.name, commands);
     contender.process.hold(true)?;

@@ -80,7 +80,7 @@ pub struct Setup {
     pub source: String,
     /// How far the deadline of a command that is sent again lies ahead.
     pub deadline_limits: DeadlineLimits,
-    /// How long after a redeem an query may count as "not executed".
+    /// How long after a redeem a query may count as "not executed".
     pub settling: SignedDuration,
     /// The longest that a call of the service may take.
     pub longest_call: SignedDuration,
@@ -116,7 +116,7 @@ pub fn routes(setup: Setup) -> Router {
         .layer(middleware::from_fn(bounded))
 }
 
-/// Bounds the work on a request, and tells browsers what they may do with the answer.
+/// Bounds the work on a request, and reports browsers what they may do with the answer.
 async fn bounded(request: Request, next: Next) -> Response {
     let late = |_| (StatusCode::GATEWAY_TIMEOUT, "it took too long\n").into_response();
     let mut answer = timeout(REQUEST_MAX, next.run(request)).await.unwrap_or_else(late);
@@ -174,7 +174,7 @@ impl Fields {
         Self(form_urlencoded::parse(bytes).into_owned().collect())
     }
 
-    /// A field, trimmed; empty where it is absent.
+    /// A field, trimmed; empty if it is absent.
     fn text(&self, name: &str) -> &str {
         self.0.get(name).map_or("", |text| text.trim())
     }
@@ -299,7 +299,7 @@ impl Console {
         Ok(found)
     }
 
-    /// Takes one command out, for as long as the look lasts. Once it is found it looks on to the end where that is not
+    /// Takes one command out, for as long as the look lasts. Once it is found it looks on to the end if that is not
     /// far: what a partial look took comes behind the rest.
     async fn find(&self, look: &mut ParkedQueue, id: &str) -> Result<Parked, ConsoleError> {
         let (mut found, mut looked) = (None, 0);
@@ -311,7 +311,7 @@ impl Console {
             };
             looked += 1;
             let parked = Parked::read(delivery);
-            // The bytes alone serve whoever knows no more.
+            // The bytes alone serve anyone who knows no more.
             if found.is_none() && (parked.key() == id || parked.sha256 == id) {
                 found = Some(parked);
             }
@@ -323,7 +323,7 @@ impl Console {
         found.ok_or_else(|| ConsoleError::new(StatusCode::NOT_FOUND, gone))
     }
 
-    /// Asks what is true now, and a second time where a refusal is to be told.
+    /// Asks what is true now, and a second time if a refusal is to be reported.
     async fn query(
         &self,
         parked: &Parked,
@@ -472,7 +472,7 @@ async fn login(State(console): Shared, client: FormClient, body: Bytes) -> Respo
     }
 }
 
-/// The name of a person, as the audit event will carry it: one that another person can read and tell from others.
+/// The name of a person, as the audit event will carry it: one that another person can read and report from others.
 fn operator(name: &str) -> Result<&str, &'static str> {
     if name.is_empty() {
         return Err("Enter your name: the audit event contains it.");
@@ -622,7 +622,7 @@ async fn discard(
     .await
 }
 
-/// Takes a form, and does what it says to its end, even where the browser does not wait for it.
+/// Takes a form, and does what it says to its end, even if the browser does not wait for it.
 async fn perform(
     console: Arc<Console>,
     client: FormClient,

@@ -15,7 +15,7 @@ const SAMPLES_MAX: usize = 120;
 /// Problems kept.
 const PROBLEMS_MAX: usize = 8;
 
-/// What is remembered. Bounded, and gone with the process: whoever wants more asks Prometheus.
+/// What is remembered. Bounded, and gone with the process: anyone who wants more asks Prometheus.
 #[derive(Debug, Default)]
 pub(super) struct History {
     samples: VecDeque<Snapshot>,
@@ -42,7 +42,7 @@ impl History {
         }
     }
 
-    /// Remembers what stands in the way of work, where it is news.
+    /// Remembers what stands in the way of work, if it is news.
     pub(super) fn problems(&mut self, at: Timestamp, reasons: &[Reason]) {
         // The first moments of every start are no problem.
         let passing = |reason: &&Reason| !reason.code.is_starting();
@@ -67,7 +67,7 @@ impl History {
         pairs.map(|(before, after)| Interval::between(before, after)).collect()
     }
 
-    /// What happened in the last minute, or since the start where that was later.
+    /// What happened in the last minute, or since the start if that was later.
     pub(super) fn last_minute(&self) -> Interval {
         let back = (60 / EVERY.as_secs()) as usize;
         match (self.samples.iter().rev().nth(back).or(self.samples.front()), self.samples.back()) {

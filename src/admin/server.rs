@@ -1,7 +1,7 @@
 //! The port for operators: metrics, liveness, readiness, and a page for people.
 //!
 //! Serves nothing secret and changes nothing, except through the operator console, if it is enabled. Every connection is bounded
-//! in time and size, and whoever comes anew takes the place of whoever has been there longest, so that a slow or a
+//! in time and size, and anyone who comes again takes the place of anyone who has been there longest, so that a slow or a
 //! flooding client costs others nothing.
 
 use std::collections::VecDeque;
@@ -108,7 +108,7 @@ async fn record_peer(mut shown: PageSource) {
         tokio::select! {
             _ = due.tick() => remembered(&shown, true),
             changed = shown.status.changed() => {
-                // Whoever tells the status has ended: there is nothing more to remember.
+                // Anyone who reports the status has ended: there is nothing more to remember.
                 if changed.is_err() {
                     return;
                 }
@@ -132,7 +132,7 @@ async fn accept(listener: TcpListener, router: Router) {
         };
         match accepted {
             Ok((stream, peer)) => {
-                // A request is done in milliseconds. Whoever has been here longest of so many is slow, or idle.
+                // A request is done in milliseconds. Anyone who has been here longest of this many is slow, or idle.
                 if oldest_first.len() >= CONNECTIONS_MAX
                     && let Some(oldest) = oldest_first.pop_front()
                 {

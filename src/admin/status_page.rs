@@ -1,5 +1,5 @@
 //! The status page: one text, made of what is known at a moment. It works without its script, which only fetches it
-//! anew every two seconds.
+//! again every two seconds.
 
 use std::fmt::Write as _;
 
@@ -39,7 +39,7 @@ enum ServiceState {
     Troubled,
     /// Calls are held back; the backlog waits.
     Paused,
-    /// Nothing can be taken or told.
+    /// Nothing can be taken or reported.
     Broken,
 }
 

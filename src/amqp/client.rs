@@ -1,6 +1,6 @@
 //! The other side of the broker: publishes commands and reads results, as order services and subscribers do.
 //!
-//! For the command line only. One [`Link`] is one connection, and it is not built anew when it is lost: whoever sits
+//! For the command line only. One [`Link`] is one connection, and it is not built again when it is lost: anyone who sits
 //! in front of the terminal decides. Who publishes and reads takes two, because an alarm of the broker stops every
 //! write on a connection that publishes, acknowledgements included.
 
@@ -120,7 +120,7 @@ impl Link {
     /// Opens a channel that publishes to `exchange` with confirms.
     ///
     /// # Errors
-    /// [`LinkFault`], where the exchange is not there or the broker refuses.
+    /// [`LinkFault`], if the exchange is not there or the broker refuses.
     pub async fn publisher(&self, exchange: &str) -> Result<CommandPublisher, LinkFault> {
         self.expect_exchange(exchange).await?;
         let channel = self
@@ -138,7 +138,7 @@ impl Link {
     /// connection. `longest`, where given, is how many events it holds for a slow reader; older ones make room.
     ///
     /// # Errors
-    /// [`LinkFault`], where the exchange is not there or the broker refuses.
+    /// [`LinkFault`], if the exchange is not there or the broker refuses.
     pub async fn subscribe(
         &self,
         exchange: &str,
@@ -178,7 +178,7 @@ impl Link {
     /// gives of a quorum queue is up to five seconds old.
     ///
     /// # Errors
-    /// [`LinkFault`], where there is no such queue.
+    /// [`LinkFault`], if there is no such queue.
     pub async fn depth(&self, queue: &str) -> Result<u32, LinkFault> {
         self.bounded(format!("queue {queue}"), async {
             let channel = self.connection.create_channel().await?;
@@ -344,7 +344,7 @@ pub struct Subscription {
 
 impl Subscription {
     fn new(mut consumer: lapin::Consumer, channel: Channel) -> Self {
-        // A task of its own, so that whoever waits for an event may stop waiting without losing one.
+        // A task of its own, so that anyone who waits for an event may stop waiting without losing one.
         let (sender, events) = mpsc::channel(usize::from(PREFETCH));
         let reader = tokio::spawn(async move {
             let _channel = channel;

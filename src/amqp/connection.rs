@@ -40,7 +40,7 @@ impl AmqpSettings {
     /// The virtual host, as the first URI names it.
     ///
     /// # Errors
-    /// [`CannotConnect::Uri`] where it is none.
+    /// [`CannotConnect::Uri`] if it is not one.
     pub fn vhost(&self) -> Result<String, CannotConnect> {
         Ok(address(self, 0)?.0.vhost)
     }
@@ -48,7 +48,7 @@ impl AmqpSettings {
     /// Host and port of each node.
     ///
     /// # Errors
-    /// [`CannotConnect::Uri`] where one is none.
+    /// [`CannotConnect::Uri`] if one is not one.
     pub fn hosts(&self) -> Result<Vec<(String, u16)>, CannotConnect> {
         let authority = |nth| Ok(address(self, nth)?.0.authority);
         let authorities = (0..self.uris.len()).map(authority);
@@ -58,7 +58,7 @@ impl AmqpSettings {
     /// The user, as the first URI names it.
     ///
     /// # Errors
-    /// [`CannotConnect::Uri`] where it is none.
+    /// [`CannotConnect::Uri`] if it is not one.
     pub fn user(&self) -> Result<String, CannotConnect> {
         Ok(address(self, 0)?.0.authority.userinfo.username)
     }
@@ -67,7 +67,7 @@ impl AmqpSettings {
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum CannotConnect {
-    /// The URI is none. It may hold a password, so neither it nor the parser's words, which may quote it, are shown.
+    /// The URI is not one. It may hold a password, so neither it nor the parser's words, which may quote it, are shown.
     #[error("broker.uri is not a broker URI such as amqp://user:password@host:5672/%2f{0}")]
     Uri(&'static str),
     /// No whole handshake in time.
@@ -93,7 +93,7 @@ pub enum CannotConnect {
     Tls {
         /// Host, port and virtual host.
         at: String,
-        /// What it means, and which key mends it.
+        /// What it means, and which key fixes it.
         advice: &'static str,
         /// The client's words.
         source: lapin::Error,
@@ -177,8 +177,8 @@ impl Deref for BrokerConnection {
     }
 }
 
-/// The longest frame, in bytes: what RabbitMQ allows unless it is told otherwise. Named before the handshake, because
-/// the client then reserves its room for frames (64 of them for each connection) where it would otherwise fill it with
+/// The longest frame, in bytes: what RabbitMQ allows unless it is reported otherwise. Named before the handshake, because
+/// the client then reserves its room for frames (64 of them for each connection) if it would otherwise fill it with
 /// zeros, and it takes up memory only as it is used.
 const FRAME_BYTES_MAX: u32 = 128 * 1024;
 
@@ -345,7 +345,7 @@ pub(crate) const PRECONDITION_FAILED: u16 = 406;
 pub(crate) async fn lost(health: &watch::Sender<Health>) -> String {
     let mut health = health.subscribe();
     let lost = health.wait_for(|now| now.lost.is_some()).await;
-    // Whoever waits holds the sender, so there is a reason.
+    // Anyone who waits holds the sender, so there is a reason.
     lost.ok().and_then(|now| now.lost.clone()).unwrap_or_default()
 }
 
@@ -361,7 +361,7 @@ pub(crate) async fn blocked_for(mut health: watch::Receiver<Health>, grace: Dura
     }
 }
 
-/// How long a person waits in front of a broker that is blocked until that is told.
+/// How long a person waits in front of a broker that is blocked until that is reported.
 pub(crate) const BLOCKED_IS_TOLD_AFTER: Duration = Duration::from_millis(700);
 
 /// The first reason is the cause; later ones are its consequences.

@@ -39,10 +39,10 @@ impl DeadLetters {
         Ok(Self { connection, health, inlet, settings, at })
     }
 
-    /// The next one; `None` when there is none left.
+    /// The next one; `None` when none exists left.
     ///
     /// # Errors
-    /// [`CannotConnect`] where the connection is gone, and with it whatever was not settled.
+    /// [`CannotConnect`] if the connection is gone, and with it whatever was not settled.
     pub async fn next(&mut self) -> Result<Option<Delivery>, CannotConnect> {
         let (at, limit) = (self.at.clone(), self.settings.connect_timeout);
         let queue = self.settings.topology.names.dead.as_str();

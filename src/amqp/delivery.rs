@@ -98,7 +98,7 @@ impl Delivery {
         &self.body
     }
 
-    /// Whether it was delivered before, to anyone: a redeem may have been sent by whoever held it.
+    /// Whether it was delivered before, to anyone: a redeem may have been sent by anyone who held it.
     pub fn redelivered(&self) -> bool {
         self.redelivered || self.delivery_count() > 0 || self.has_header(TRIED)
     }
@@ -118,7 +118,7 @@ impl Delivery {
         self.headers().is_some_and(|headers| headers.contains_key(name))
     }
 
-    /// The text of a header; `None` where it is absent or no text.
+    /// The text of a header; `None` if it is absent or no text.
     pub fn header(&self, name: &str) -> Option<&str> {
         match self.headers()?.inner().get(name)? {
             AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok(),
@@ -149,7 +149,7 @@ impl Delivery {
         found.map(|(name, _)| (name, "is not UTF-8"))
     }
 
-    /// `content_encoding`, where it is another one than that of plain JSON.
+    /// `content_encoding`, if it is another one than that of plain JSON.
     pub fn content_encoding(&self) -> Option<&str> {
         let encoding = self.properties.content_encoding().as_ref()?.as_str();
         let plain = ["", "identity", "utf-8", "utf8"];
@@ -173,13 +173,13 @@ impl Delivery {
     }
 
     /// The end of the second in which it was sent, by its `timestamp`: that has whole seconds, and an age must not be
-    /// told as longer than it is.
+    /// reported as longer than it is.
     pub fn sent_by(&self) -> Option<Timestamp> {
         let seconds = i64::try_from((*self.properties.timestamp())?).ok()?;
         Timestamp::from_second(seconds.checked_add(1)?).ok()
     }
 
-    /// `reply_to`, where it is one. A key under which the service itself publishes is none: an event would lie in queues
+    /// `reply_to`, if it is one. A key under which the service itself publishes is not one: an event would lie in queues
     /// that are bound to others.
     pub fn reply_to(&self) -> Option<&str> {
         self.named_reply_to().filter(|key| !result_event::is_reserved_key(key))
@@ -209,7 +209,7 @@ impl Delivery {
         properties.chain(headers.map(|(name, value)| (name.to_string(), display_name(value)))).collect()
     }
 
-    /// Why and when the broker itself moved it here last, where it did.
+    /// Why and when the broker itself moved it here last, if it did.
     pub fn death(&self) -> Option<Death<'_>> {
         let AMQPValue::FieldArray(deaths) = self.headers()?.inner().get("x-death")? else { return None };
         let AMQPValue::FieldTable(last) = deaths.as_slice().first()? else { return None };
@@ -251,7 +251,7 @@ impl Delivery {
         Some((delay, at?))
     }
 
-    /// W3C trace context, where it has that shape: it goes on into a header of HTTP.
+    /// W3C trace context, if it has that shape: it goes on into a header of HTTP.
     pub fn traceparent(&self) -> Option<&str> {
         self.trace("traceparent")
     }
@@ -288,10 +288,10 @@ impl Delivery {
     /// Takes it off the queue for good. `Published` proves that what it led to is safe at the broker.
     ///
     /// # Errors
-    /// [`Unsettled`] where the acknowledgement was not sent; the broker will deliver it again.
+    /// [`Unsettled`] if the acknowledgement was not sent; the broker will deliver it again.
     pub async fn ack(self, _proof: Published) -> Result<(), Unsettled> {
         let (sent, told) = oneshot::channel();
-        // Where nobody is left to send it, nobody tells either.
+        // If nobody is left to send it, nobody reports either.
         let _ = self.inlet.due.send(Due { tag: self.tag, sent });
         told.await.unwrap_or_else(|_| Err(Unsettled("its channel is gone".to_owned())))
     }

@@ -1,4 +1,4 @@
-//! Operations to the broker's management API, for `redeemer check`: what AMQP cannot tell. None of them changes
+//! Operations to the broker's management API, for `redeemer check`: what AMQP cannot report. None of them changes
 //! anything, and the service itself never asks: it must not depend on a plugin.
 
 use std::collections::BTreeMap;
@@ -28,7 +28,7 @@ pub enum ManagementError {
     /// Nothing to ask with.
     #[error(transparent)]
     Settings(#[from] CannotConnect),
-    /// The URL is none, or the HTTP client could not be made.
+    /// The URL is not one, or the HTTP client could not be made.
     #[error("broker.management_uri: {0}")]
     Uri(String),
     /// The user is not let in.
@@ -72,7 +72,7 @@ pub struct Queue {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Consumer {
-    /// After this time the broker takes back what it has not acknowledged, in milliseconds; newer brokers tell it.
+    /// After this time the broker takes back what it has not acknowledged, in milliseconds; newer brokers report it.
     pub consumer_timeout: Option<Value>,
 }
 
@@ -123,7 +123,7 @@ impl Management {
     /// Makes a client for the API at `uri`. Without user and password in it, those of the broker's first URI are used.
     ///
     /// # Errors
-    /// [`ManagementError`] where there is nothing to ask with.
+    /// [`ManagementError`] if there is nothing to ask with.
     pub fn new(uri: &str, settings: &AmqpSettings) -> Result<Self, ManagementError> {
         let bad = |why: String| ManagementError::Uri(why);
         let mut base = Url::parse(uri).map_err(|error| bad(error.to_string()))?;
@@ -189,7 +189,7 @@ impl Management {
         Ok(answer.map_or_else(Vec::new, |answer| answer.alarms))
     }
 
-    /// A queue; `None` where there is none of this name. What the API knows of policies is up to five seconds old.
+    /// A queue; `None` if none exists of this name. What the API knows of policies is up to five seconds old.
     ///
     /// # Errors
     /// [`ManagementError`]
@@ -295,7 +295,7 @@ fn plain(text: &str) -> String {
 /// What is not as `object`, a queue of the plan, must be. `held` is the longest that a command is usually held.
 ///
 /// An argument and a policy are combined by the broker: of two numbers the smaller one counts, `overflow` is the
-/// policy's, where the rest is the argument's. So a policy matters only where it takes something away.
+/// policy's, if the rest is the argument's. So a policy matters only where it takes something away.
 pub fn unfit(object: &Object, queue: &Queue, held: Duration) -> Vec<Mismatch> {
     let Object::Queue { arguments, .. } = object else { return Vec::new() };
     let wanted = |key: &str| arguments.iter().find(|(name, _)| name.strip_prefix("x-") == Some(key));

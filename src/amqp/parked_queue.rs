@@ -249,7 +249,7 @@ async fn lock(
             Err(ParkedQueueError::Lost { source, .. }) if reply_code(&source) == Some(403) => {
                 return Ok(None);
             }
-            // Whoever ended a moment ago may still hold it.
+            // Anyone who ended a moment ago may still hold it.
             Err(ParkedQueueError::Lost { source, .. }) if reply_code(&source) == Some(405) => {
                 if since.elapsed() >= bound.limit {
                     return Err(ParkedQueueError::Busy(queue.to_owned()));

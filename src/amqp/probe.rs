@@ -2,8 +2,8 @@
 //! changes anything.
 //!
 //! The broker looks at a right before it looks at the rest of a request. So each right is tried with a request that
-//! it must refuse for another reason: a publish whose expiration is no number, a consumer whose priority is none. How
-//! large a message may be it tells nobody, so that is tried, too.
+//! it must refuse for another reason: a publish whose expiration is no number, a consumer whose priority is not one. How
+//! large a message may be it reports nobody, so that is tried, too.
 
 use std::time::Duration;
 
@@ -69,10 +69,10 @@ pub(super) fn needed_to_publish(topology: &Topology) -> Vec<Right> {
     [results].into_iter().chain(retry).chain([Right::write(&names.parked, "")]).collect()
 }
 
-/// Tries one right on a channel of its own. `None` where it is held.
+/// Tries one right on a channel of its own. `None` if it is held.
 ///
 /// # Errors
-/// The client's, where the broker did not answer the operation.
+/// The client's, if the broker did not answer the operation.
 pub(super) async fn rejection(connection: &Connection, right: &Right) -> lapin::Result<Option<Rejection>> {
     let Err(error) = attempt(connection, right).await else { return Ok(None) };
     let (place, routing_key) = match right {
@@ -89,7 +89,7 @@ pub(super) async fn rejection(connection: &Connection, right: &Right) -> lapin::
     }
 }
 
-/// Tries every right that the service or the operator console needs, but for that to configure: the survey of the topology tells.
+/// Tries every right that the service or the operator console needs, but for that to configure: the survey of the topology reports.
 ///
 /// # Errors
 /// [`CannotConnect`]
@@ -240,7 +240,7 @@ fn refused_for_size(error: &lapin::Error) -> bool {
     matches!(error.kind(), ErrorKind::ProtocolError(fault) if fault.get_id() == 406)
 }
 
-/// The version that the broker tells in its greeting, before anyone has logged in. `None` where it does not, or over
+/// The version that the broker reports in its greeting, before anyone has logged in. `None` if it does not, or over
 /// TLS: the client does not pass it on, so it is read from a connection of its own.
 pub async fn version(settings: &AmqpSettings) -> Option<String> {
     let (uri, _) = address(settings, 0).ok()?;

@@ -81,7 +81,7 @@ pub enum PublishFailure {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the broker rejects what is published to exchange {exchange} under {routing_key}: {code} {text}")]
 pub struct Rejection {
-    /// Where it was published to.
+    /// If it was published to.
     pub exchange: String,
     /// Under which key.
     pub routing_key: String,
@@ -148,7 +148,7 @@ struct Inner {
     /// When results were probed last, and what the broker said.
     results_probed: tokio::sync::Mutex<Option<(Instant, EventsAccepted)>>,
     /// The confirm is registered and the frames are queued under different locks inside the client: two tasks that
-    /// publish at once can get each other's confirms. Whoever publishes holds this lock for both.
+    /// publish at once can get each other's confirms. Anyone who publishes holds this lock for both.
     order: Mutex<()>,
     confirm_timeout: Duration,
     /// Whether a publish waits for the end of an alarm, or fails soon: a person waits for it.
@@ -205,7 +205,7 @@ impl Publisher {
     pub(super) async fn renew(&self, connection: &Connection) -> lapin::Result<()> {
         let channel = confirming(connection).await?;
         *self.0.channel.lock().unwrap_or_else(PoisonError::into_inner) = channel;
-        // Whoever publishes there now comes again, and finds the new one then.
+        // Anyone who publishes there now comes again, and finds the new one then.
         for place in &self.0.alone {
             if let Ok(mut place) = place.try_lock()
                 && place.is_some()
@@ -263,7 +263,7 @@ impl Publisher {
         self.publish_alone(&self.0.retry, &delay_name(wait), properties, command.body()).await
     }
 
-    /// Puts `command` back into the command queue as a new message, with `headers` that carry its progress where it has
+    /// Puts `command` back into the command queue as a new message, with `headers` that carry its progress if it has
     /// any. Given back as it is, it would count as delivered in vain.
     ///
     /// # Errors
@@ -448,7 +448,7 @@ impl Publisher {
     }
 
     /// Bounds a publish from its first wait to its confirm. While the broker blocks the connection nothing can be
-    /// confirmed, and that is told otherwise: such time does not count, or each alarm would cost a session.
+    /// confirmed, and that is reported otherwise: such time does not count, or each alarm would cost a session.
     async fn within(
         &self,
         publishing: impl Future<Output = Result<Published, PublishFailure>>,
@@ -502,7 +502,7 @@ impl Publisher {
 
     async fn isolated(&self, message: Message<'_>) -> Result<Published, PublishFailure> {
         let mut place = self.place().await;
-        // Taken out, so that whoever is cut short here, before its confirm, leaves nothing behind.
+        // Taken out, so that anyone who is cut short here, before its confirm, leaves nothing behind.
         let channel = match place.take() {
             Some(channel) if channel.status().connected() => channel,
             _ => self.open_channel().await?,
@@ -658,7 +658,7 @@ const PERSISTENT: u8 = 2;
 /// All headers of a message must fit into one frame, or the broker closes the connection: what one of ours holds, less
 /// what stands beside them in it (properties of 255 bytes at most each).
 const HEADERS_BYTES_MAX: usize = PUBLISHED_FRAME_BYTES_MAX as usize - 3 * 1024;
-/// Of these, what a copy keeps of its sender's, at most. Ours come first: some 20 KB where nobody has forged them, and 47
+/// Of these, what a copy keeps of its sender's, at most. Ours come first: some 20 KB if nobody has forged them, and 47
 /// where somebody has, see [`retry_message::read`].
 const SENDER_HEADERS_BYTES_MAX: usize = 32 * 1024;
 
@@ -674,7 +674,7 @@ fn carried_headers<'a>(
     headers: Vec<(&'static str, String)>,
 ) -> FieldTable {
     let mut table = FieldTable::default();
-    // Our own headers are replaced as a whole; where there are none to put in their place, they stay as they came.
+    // Our own headers are replaced as a whole; if there are none to put in their place, they stay as they came.
     let replaced = headers.iter().any(|(name, _)| *name == retry_message::ATTEMPTS);
     let mut taken = 0;
     for (name, value) in headers {

@@ -134,7 +134,7 @@ impl Session {
         remedy(rejection, &self.settings)
     }
 
-    /// Proves that confirms come. While the broker raises an alarm they do not, and [`Session::is_blocked`] tells: then
+    /// Proves that confirms come. While the broker raises an alarm they do not, and [`Session::is_blocked`] reports: then
     /// this is to be called again, on the same connections. The broker looks at one that it has blocked only when the
     /// alarm is over, so each one that was given up meanwhile would stay with it.
     ///
@@ -226,7 +226,7 @@ impl Session {
     /// Begins to consume commands, at most `prefetch` of them unsettled.
     ///
     /// # Errors
-    /// Whatever stops it ends the session, and is told in words.
+    /// Whatever stops it ends the session, and is reported in words.
     pub async fn consume(&self, prefetch: u16) -> Result<Deliveries, String> {
         self.join_instances().await;
         let mut deliveries = Deliveries::new(&self.inlet, &self.settings.topology.names.commands);
@@ -234,7 +234,7 @@ impl Session {
         Ok(deliveries)
     }
 
-    /// Lets `prefetch` commands be unsettled at once, where that is more than before.
+    /// Lets `prefetch` commands be unsettled at once, if that is more than before.
     ///
     /// # Errors
     /// As for [`Session::consume`].
@@ -247,7 +247,7 @@ impl Session {
         widened.map_err(|why| format!("cannot consume {queue}: {why}"))
     }
 
-    /// Counts among the instances from now on. Where the user may not, commands are consumed all the same: the broker
+    /// Counts among the instances from now on. If the user may not, commands are consumed all the same: the broker
     /// closes nothing but the auxiliary channel.
     async fn join_instances(&self) {
         let mut auxiliary = self.auxiliary.lock().await;
@@ -272,7 +272,7 @@ impl Session {
         }
     }
 
-    /// How many instances there are, and how many commands wait; `None` where it cannot be said.
+    /// How many instances there are, and how many commands wait; `None` if it cannot be said.
     pub async fn consumer_count(&self) -> Option<(u32, u32)> {
         let Names { commands, instances, .. } = &self.settings.topology.names;
         let joined = self.auxiliary.lock().await.instance.is_some();
@@ -284,7 +284,7 @@ impl Session {
         }
     }
 
-    /// Messages that are ready in a queue; `None` where it cannot be said.
+    /// Messages that are ready in a queue; `None` if it cannot be said.
     pub async fn messages(&self, queue: &str) -> Option<u32> {
         Some(self.count(queue).await?.1)
     }
@@ -357,7 +357,7 @@ impl Deliveries {
         self.prefetch
     }
 
-    /// Lets so many be unsettled at once, where that is more than before.
+    /// Lets this many be unsettled at once, if that is more than before.
     async fn set_prefetch(&mut self, prefetch: u16) -> lapin::Result<()> {
         let more = prefetch.saturating_sub(self.prefetch);
         if more == 0 {
@@ -390,7 +390,7 @@ impl Deliveries {
     /// Stops the consumers and gives back what they had already handed over but nobody has taken.
     ///
     /// # Errors
-    /// Where the broker does not confirm in time. What it had handed over then stays unsettled, so the session
+    /// If the broker does not confirm in time. What it had handed over then stays unsettled, so the session
     /// must end.
     pub async fn cancel(mut self, limit: Duration) -> Result<Vec<Delivery>, String> {
         let canceling = async {

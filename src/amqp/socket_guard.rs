@@ -1,6 +1,6 @@
 //! The socket under a connection, held from outside the client as well.
 //!
-//! The client cannot be told to let go. An attempt that is given up in the middle of its handshake, and a connection
+//! The client cannot be reported to let go. An attempt that is given up in the middle of its handshake, and a connection
 //! that the broker has blocked, would keep a thread and a socket each until the peer ends them, which may be never: a
 //! night of a half-dead broker would use up all that the process may open.
 
@@ -26,7 +26,7 @@ enum State {
 }
 
 impl Socket {
-    /// Whoever holds the line decides how long the socket lives.
+    /// Anyone who holds the line decides how long the socket lives.
     pub(super) fn socket_guard(&self) -> SocketGuard {
         SocketGuard(self.clone())
     }
@@ -34,7 +34,7 @@ impl Socket {
     /// Keeps hold of a socket, beside the client.
     ///
     /// # Errors
-    /// Where the line is gone, or there is no room for another descriptor: then the client must not go on with it.
+    /// If the line is gone, or there is no room for another descriptor: then the client must not go on with it.
     pub(super) fn guard(&self, socket: impl AsFd) -> io::Result<()> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if matches!(*state, State::Ended) {

@@ -15,7 +15,7 @@ use crate::policy::file_name::Shown;
 use crate::wechat::keys::{KeyFault, read_key, read_public};
 use crate::wechat::pem::{self, Expected, Found};
 
-/// Where the certificates are. They are read for each connection, so that exchanged ones are taken into use.
+/// If the certificates are. They are read for each connection, so that exchanged ones are taken into use.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tls {
     /// The CA that signed the broker's certificate, beside those of the system.
@@ -32,7 +32,7 @@ pub struct BadFile {
     pub key: &'static str,
     /// What is wrong.
     pub problem: String,
-    /// The same, where it is a fault that has a remedy of its own.
+    /// The same, if it is a fault that has a remedy of its own.
     pub fault: Option<KeyFault>,
 }
 
@@ -80,7 +80,7 @@ fn not_a_key(path: &Path, expected: Expected, found: Found) -> KeyFault {
     KeyFault::NotAKey { what: Shown(path).to_string(), expected, found }
 }
 
-/// What a refused handshake means, and which key mends it; `None` where it was no matter of TLS. `shown` says whether
+/// What a refused handshake means, and which key fixes it; `None` if it was no matter of TLS. `shown` says whether
 /// we had a certificate to show.
 pub fn advice(error: &lapin::Error, shown: bool) -> Option<&'static str> {
     let ErrorKind::IOError(error) = error.kind() else { return None };

@@ -313,7 +313,7 @@ pub async fn establish(
 /// Makes one object, or with `passive` only looks whether it is there (a binding cannot be looked at).
 ///
 /// # Errors
-/// [`TopologyFault::Refused`] where it is missing or differs.
+/// [`TopologyFault::Refused`] if it is missing or differs.
 pub async fn declare(connection: &Connection, object: &Object, passive: bool) -> Result<(), TopologyFault> {
     declare_as(connection, object, passive, &Form::of(object)).await
 }
@@ -435,7 +435,7 @@ impl Form {
         Self { kind, durable: true, auto_delete: false, internal: false, arguments }
     }
 
-    /// Takes on what the broker has, so that it names the next difference. False where that cannot be said.
+    /// Takes on what the broker has, so that it names the next difference. False if that cannot be said.
     fn accept_existing(&mut self, argument: &str, found: &str, kind: Option<&str>) -> bool {
         let was = self.arguments.inner().get(argument);
         let number = || found.parse().map(AMQPValue::LongLongInt).ok();
@@ -455,7 +455,7 @@ impl Form {
             }
             (_, None) if found == NONE => None,
             (_, Some("bool")) => Some(AMQPValue::Boolean(found == "true")),
-            // Of some arguments the broker does not tell the type.
+            // Of some arguments the broker does not report the type.
             (_, None) if matches!(was, Some(AMQPValue::LongLongInt(_))) => number(),
             (_, Some("longstr") | None) => Some(AMQPValue::LongString(found.into())),
             (_, Some(_)) => number(),
@@ -523,7 +523,7 @@ const DIFFERENCES_MAX: usize = 32;
 /// is changed or deleted.
 ///
 /// # Errors
-/// [`CannotConnect`] where the broker is not reached, or is lost on the way.
+/// [`CannotConnect`] if the broker is not reached, or is lost on the way.
 pub async fn inspect(
     settings: &AmqpSettings,
     make: bool,
@@ -603,12 +603,12 @@ async fn differences(connection: &Connection, object: &Object) -> lapin::Result<
 }
 
 /// What the broker says when a declaration does not fit: `inequivalent arg 'x-overflow' for queue 'q' in vhost '/':
-/// received the value 'a' of type 'longstr' but current is none`.
+/// received the value 'a' of type 'longstr' but current is not one`.
 struct Named<'a> {
     argument: &'a str,
     wanted: &'a str,
     found: &'a str,
-    /// The type of what was found, where the broker gives one.
+    /// The type of what was found, if the broker gives one.
     kind: Option<&'a str>,
 }
 

@@ -73,10 +73,10 @@ impl Finding {
     }
 }
 
-/// Looks at everything and tells. `read` is what became of the configuration, and `file` is where it was read.
+/// Looks at everything and reports. `read` is what became of the configuration, and `file` is where it was read.
 ///
 /// # Errors
-/// [`Failure::Misconfigured`] where the configuration is at fault, so that there is nothing else to look at;
+/// [`Failure::Misconfigured`] if the configuration is at fault, so that there is nothing else to look at;
 /// [`Failure::Unexpected`] where anything else is.
 pub async fn run(
     arguments: Arguments,

@@ -60,7 +60,7 @@ pub struct Arguments {
     keep: bool,
 }
 
-/// No event for so long means that none will come.
+/// No event for this long means that none will come.
 const SILENCE_MAX: Duration = Duration::from_secs(45);
 /// Commands under way to the broker, not confirmed yet.
 const WINDOW: usize = 100;
@@ -92,7 +92,7 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
     ended
 }
 
-/// What must be put away again.
+/// What must be delayed again.
 #[derive(Default)]
 struct Stage {
     service: Option<Running>,
@@ -503,7 +503,7 @@ impl<'a> Wave<'a> {
         Ok(())
     }
 
-    /// Enters an event; gives its outcome where it is the first of its message.
+    /// Enters an event; gives its outcome if it is the first of its message.
     fn receive(&mut self, event: Arrived) -> Option<&'static str> {
         let id = event.correlation_id.unwrap_or_default();
         let Some((nth, published)) = self.awaited.remove(&id) else {

@@ -50,7 +50,7 @@ pub struct Problem {
 }
 
 impl EventView {
-    /// Reads an event; `None` where it is none.
+    /// Reads an event; `None` if it is not one.
     pub fn read(body: &[u8]) -> Option<Self> {
         serde_json::from_slice(body).ok()
     }

@@ -17,7 +17,7 @@ pub const PRIVATE: u32 = 0o600;
 /// followed, and the neighbor is one that was not there before: nobody can have opened it with rights of their own.
 ///
 /// # Errors
-/// Where the folder cannot be written to.
+/// If the folder cannot be written to.
 pub fn write_file(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
     let name = path.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
     let mut part = OsString::from(".");

@@ -1,4 +1,4 @@
-//! `redeemer healthcheck`: asks a running service how it is, for whoever starts and restarts it.
+//! `redeemer healthcheck`: asks a running service how it is, for anyone who starts and restarts it.
 //!
 //! An image needs no other program for its health check. It looks from outside, as a stranger would: one GET on the
 //! admin port.
@@ -48,10 +48,10 @@ fn place(text: &str) -> Result<Place, String> {
     Ok(Place { address, path: format!("/{path}") })
 }
 
-/// Asks once, and tells the answer.
+/// Asks once, and reports the answer.
 ///
 /// # Errors
-/// [`Failure::Unexpected`] where the answer is not 200, [`Failure::Failed`] where none comes.
+/// [`Failure::Unexpected`] if the answer is not 200, [`Failure::Failed`] where none comes.
 pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
     let path = if arguments.ready { "/readyz" } else { "/livez" };
     let here = || Place { address: reachable(config.admin_listen()), path: path.to_owned() };

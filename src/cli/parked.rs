@@ -1,4 +1,4 @@
-//! `redeemer parked`: commands that were set aside, for a person to look at, send again or discard.
+//! `redeemer parked`: commands that were parked, for a person to look at, send again or discard.
 //!
 //! Looking takes each message and puts it back; nothing is lost when it is cut short. Sending again and discarding
 //! are shown first and done with `--yes`.
@@ -41,7 +41,7 @@ enum Command {
     List {
         #[command(flatten)]
         which: Which,
-        /// Show so many at most.
+        /// Show this many at most.
         #[arg(long, value_name = "N", default_value_t = 100)]
         limit: u64,
         /// Print one JSON object per line.
@@ -52,7 +52,7 @@ enum Command {
     Show {
         #[command(flatten)]
         which: Which,
-        /// Show so many at most.
+        /// Show this many at most.
         #[arg(long, value_name = "N", default_value_t = 10)]
         limit: u64,
         /// Ask the payment API what is true of the coupon now. Changes nothing.
@@ -65,7 +65,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Ask what is true of each now, and tell it, or send the command again. Without --yes only says what it would do.
+    /// Ask what is true of each now, and report it, or send the command again. Without --yes only says what it would do.
     Replay {
         #[command(flatten)]
         which: Which,
@@ -74,7 +74,7 @@ enum Command {
         /// Why, for the audit event.
         #[arg(long, value_name = "TEXT", value_parser = text)]
         because: Option<String>,
-        /// Where two queries in a row find that it is refused for good: tell so, and take the command off the queue.
+        /// Where two queries in a row find that it is refused for good: report so, and take the command off the queue.
         #[arg(long)]
         publish_refused: bool,
         /// Commands per second, at most.
@@ -90,7 +90,7 @@ enum Command {
         /// Why, for the audit event.
         #[arg(long, value_name = "TEXT", value_parser = text)]
         because: String,
-        /// Every parked command is meant; wanted where no filter is given.
+        /// Every parked command is meant; wanted if no filter is given.
         #[arg(long)]
         all: bool,
     },
@@ -138,13 +138,13 @@ struct DecisionArguments {
     /// Who does it, for the audit event; wanted with --yes.
     #[arg(long, value_name = "NAME", env = "USER", value_parser = text)]
     operator: Option<String>,
-    /// Do so many at most.
+    /// Do this many at most.
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
     /// Print one JSON object per line.
     #[arg(long)]
     json: bool,
-    /// Messages are held so long at most before they are put back and taken anew; keep it under the broker's
+    /// Messages are held this long at most before they are put back and taken again; keep it under the broker's
     /// consumer_timeout.
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = span)]
     hold: SignedDuration,
@@ -498,7 +498,7 @@ impl<'a> OperatorRun<'a> {
         self.conclude(ended, &tally, asking.is_some())
     }
 
-    /// One look, until the queue, the limit or the time ends. True where it must go on with another.
+    /// One look, until the queue, the limit or the time ends. True if it must go on with another.
     async fn process_one(
         &self,
         look: &mut ParkedQueue,
@@ -556,7 +556,7 @@ impl<'a> OperatorRun<'a> {
         Ok(false)
     }
 
-    /// Asks what is true now, and a second time where a refusal is to be told.
+    /// Asks what is true now, and a second time if a refusal is to be reported.
     async fn query(
         &self,
         client: &Client,
@@ -670,7 +670,7 @@ impl ReplayRate {
     }
 }
 
-/// The payment API's client, with keys downloaded where none are held.
+/// The payment API's client, with keys downloaded if none are held.
 async fn client(config: &Config) -> Result<Client, Failure> {
     let from_environment = merchant_key_from_environment();
     let from_environment = from_environment.as_ref().map(|key| key.expose_secret());

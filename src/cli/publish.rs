@@ -1,6 +1,6 @@
 //! `redeemer publish`: commands, one or a file of them, and with `--wait` what became of each.
 //!
-//! Commands go out as they stand, bad ones too: the service is their judge. A line that is obviously none is told.
+//! Commands go out as they stand, bad ones too: the service is their judge. A line that is obviously none is reported.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -70,7 +70,7 @@ const NAMED_MAX: usize = 10;
 /// Publishes, and waits where asked to.
 ///
 /// # Errors
-/// [`Failure::Failed`] where a command could not be read or published; [`Failure::Unexpected`] where an event is
+/// [`Failure::Failed`] where a command could not be read or published; [`Failure::Unexpected`] if an event is
 /// missing or another than expected.
 pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
     let settings = config.broker_settings()?;
@@ -166,7 +166,7 @@ async fn next(events: &mut Option<Subscription>) -> Option<crate::amqp::client::
 /// Where commands come from.
 struct Source {
     lines: mpsc::Receiver<anyhow::Result<Line>>,
-    /// The size of the whole, where it is known.
+    /// The size of the whole, if it is known.
     bytes: Option<u64>,
     /// Whether it is a file of lines.
     many: bool,
@@ -277,7 +277,7 @@ struct Tally {
 
 impl Tally {
     fn new(bytes: Option<u64>, expect: Option<OutcomeKind>) -> Self {
-        // Draws on standard error, and only where that is a terminal.
+        // Draws on standard error, and only if that is a terminal.
         let bar = match bytes {
             Some(bytes) => {
                 ProgressBar::new(bytes).with_style(style("{bar:30} {percent}% of the file  {msg}  {elapsed}"))
@@ -299,7 +299,7 @@ impl Tally {
         }
     }
 
-    /// Tells a line that is obviously no command.
+    /// Reports a line that is obviously no command.
     fn check_line(&mut self, number: usize, body: &[u8]) {
         let problem = match serde_json::from_slice::<IgnoredAny>(body) {
             Ok(_) if body.trim_ascii_start().starts_with(b"{") => return,

@@ -25,7 +25,7 @@ pub struct Arguments {
 /// Consumes until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// [`Failure::Misconfigured`] where it cannot start. A broker that is down is no failure.
+/// [`Failure::Misconfigured`] if it cannot start. A broker that is down is no failure.
 pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
     log::init(config.log_format(), &config.log.filter)
         .map_err(|fault| Failure::Misconfigured(fault.to_string()))?;

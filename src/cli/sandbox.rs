@@ -45,7 +45,7 @@ pub struct Arguments {
 /// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// Where it cannot listen or write its files.
+/// If it cannot listen or write its files.
 pub async fn run(arguments: Arguments) -> Result<(), Failure> {
     let settings = Settings {
         listen: arguments.listen,

@@ -79,7 +79,7 @@ impl Document {
 /// Prints one document or writes them all.
 ///
 /// # Errors
-/// Where the folder cannot be written to, or the reader of the output is gone.
+/// If the folder cannot be written to, or the reader of the output is gone.
 pub fn run(arguments: &Arguments, config: &Config) -> Result<(), Failure> {
     if let Some(document) = arguments.document {
         return Ok(print(document.text(config)?.trim_end())?);

@@ -28,13 +28,13 @@ enum Command {
         #[arg(long, conflicts_with = "json")]
         definitions: bool,
     },
-    /// Make what is missing, and tell what is there and differs. Deletes and changes nothing.
+    /// Make what is missing, and report what is there and differs. Deletes and changes nothing.
     Apply {
         /// Print one JSON object per line.
         #[arg(long)]
         json: bool,
     },
-    /// Tell everything that is missing or differs, argument by argument. Makes nothing.
+    /// Report everything that is missing or differs, argument by argument. Makes nothing.
     Verify {
         /// Print one JSON object per line.
         #[arg(long)]

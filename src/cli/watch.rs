@@ -26,7 +26,7 @@ pub struct Arguments {
     /// Whole events, one JSON object per line.
     #[arg(long)]
     json: bool,
-    /// End after so many events.
+    /// End after this many events.
     #[arg(long, value_name = "N")]
     count: Option<u64>,
 }
@@ -38,7 +38,7 @@ const HELD_MAX: i32 = 100_000;
 /// Shows events until SIGINT, SIGTERM or the given number.
 ///
 /// # Errors
-/// [`Failure::Failed`] where the broker is not reached, or once it is lost.
+/// [`Failure::Failed`] if the broker is not reached, or once it is lost.
 pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
     let settings = config.broker_settings()?;
     let link = Link::connect(&settings, "redeemer watch").await.context("no connection to the broker")?;
@@ -80,7 +80,7 @@ pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
 }
 
 impl Arguments {
-    /// Every outcome asked for with every brand asked for; `*` where none is.
+    /// Every outcome asked for with every brand asked for; `*` if none is.
     fn keys(&self) -> Vec<String> {
         if self.outcome.is_empty() && self.brand.is_empty() {
             return vec![self.pattern.clone()];

@@ -1,4 +1,4 @@
-//! What must be right before the service starts: read by `run`, which refuses to start, and by `check`, which tells all
+//! What must be right before the service starts: read by `run`, which refuses to start, and by `check`, which reports all
 //! of it. One judgment, so that neither is content with what the other refuses.
 
 use std::sync::{Arc, RwLock};
@@ -16,9 +16,9 @@ use crate::wechat::keys::{KeyFault, Keyring};
 pub struct Startup {
     /// How the broker is reached.
     pub broker: connection::AmqpSettings,
-    /// The token that opens the pages of parked commands, where they are wanted.
+    /// The token that opens the pages of parked commands, if they are wanted.
     pub console_token: Option<SecretString>,
-    /// What opens downloaded certificates, where they are wanted.
+    /// What opens downloaded certificates, if they are wanted.
     pub apiv3_key: Option<ApiV3Key>,
     /// The keys of the files.
     pub keys: SharedKeyring,

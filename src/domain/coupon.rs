@@ -25,7 +25,7 @@ pub enum CouponState {
     Used,
     /// Its validity has ended.
     Expired,
-    /// Deleted by the user in the card wallet; nobody is told.
+    /// Deleted by the user in the card wallet; nobody is reported.
     Deleted,
     /// Withdrawn by the brand or its partner.
     Deactivated,
@@ -142,7 +142,7 @@ pub struct Trace {
     pub use_request_no: Option<Box<str>>,
     /// The request number of the last return. It stays visible after a later use.
     pub return_request_no: Option<Box<str>>,
-    /// When that return was, where it can be read.
+    /// When that return was, if it can be read.
     pub return_time: Option<Timestamp>,
 }
 

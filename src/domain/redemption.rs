@@ -61,14 +61,14 @@ pub enum OrderNumbers<N = OrderNo> {
 pub struct MerchantOrder<N = OrderNo> {
     /// The merchant's order number.
     pub number: N,
-    /// The merchant: the service provider's number where the order was placed in partner mode.
+    /// The merchant: the service provider's number if the order was placed in partner mode.
     pub mchid: Mchid,
     /// The sub-merchant, for an order placed in partner mode.
     pub sub_mchid: Option<Mchid>,
 }
 
 impl<N> OrderNumbers<N> {
-    /// The provider's number, where it is known.
+    /// The provider's number, if it is known.
     pub fn provider(&self) -> Option<&OrderNo> {
         match self {
             Self::Provider(number) | Self::Both(number, _) => Some(number),
@@ -76,7 +76,7 @@ impl<N> OrderNumbers<N> {
         }
     }
 
-    /// The merchant's order, where it is known.
+    /// The merchant's order, if it is known.
     pub fn merchant(&self) -> Option<&MerchantOrder<N>> {
         match self {
             Self::Merchant(order) | Self::Both(_, order) => Some(order),

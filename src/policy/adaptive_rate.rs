@@ -10,7 +10,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// Calls are weighed over so much time, or longer where the rate is low.
+/// Calls are weighed over so much time, or longer if the rate is low.
 const WINDOW: Duration = Duration::from_secs(1);
 /// The longest that calls are weighed over.
 const WINDOW_MAX: Duration = Duration::from_secs(10);
@@ -25,13 +25,13 @@ const WINDOWS_AT_ONCE: u32 = 2;
 const SHARE_AT_LENGTH: f64 = 0.2;
 /// The share above which a limit that is known to be lower is met again.
 const SHARE_REDUCED: f64 = 0.04;
-/// So many standard deviations above a share are no chance.
+/// This many standard deviations above a share are no chance.
 const SIGMAS: f64 = 3.0;
-/// A trial that leaves the share of 429 where it was has so many calls that a difference of this would show.
+/// A trial that leaves the share of 429 if it was has this many calls that a difference of this would show.
 const DIFFERENCE: f64 = 0.06;
-/// Where a difference is so many standard deviations.
+/// If a difference is this many standard deviations.
 const SIGMAS_DIFFERENCE: f64 = 3.0;
-/// A trial has told nothing about the limit before the rate is down to this part: other instances share the limit, and
+/// A trial has reported nothing about the limit before the rate is down to this part: other instances share the limit, and
 /// may not have lowered theirs.
 const SIGNIFICANT: f64 = 0.6;
 /// A larger share of 429 always means the limit: nothing else throttles every other call.
@@ -45,9 +45,9 @@ const BELOW_ACCEPTED: f64 = 0.93;
 const LOWEST: f64 = 1.0 / 64.0;
 /// From nothing to everything, once the accepted rate is passed.
 const RECOVERY: f64 = 18.0;
-/// A trial without enough calls to judge it is over after so long.
+/// A trial without enough calls to judge it is over after this long.
 const TRIAL_MAX: Duration = Duration::from_secs(30);
-/// Smaller shares are weighed over so long, while the whole share is used and while it is not.
+/// Smaller shares are weighed over this long, while the whole share is used and while it is not.
 const LONG_FULL: Duration = Duration::from_secs(60);
 const LONG_REDUCED: Duration = Duration::from_secs(3);
 /// For how long a share of 429 is known to have nothing to do with the rate: the first time, and at most.
@@ -239,7 +239,7 @@ impl AdaptiveRate {
         }
     }
 
-    /// Lets time pass: a rate that has grown back is no longer reduced, a trial that nothing tells of is over.
+    /// Lets time pass: a rate that has grown back is no longer reduced, a trial that nothing reports of is over.
     pub fn advance(&mut self, now: Duration) {
         match self.phase {
             Phase::Growing(growth) if growth.part(now) >= 1.0 => {

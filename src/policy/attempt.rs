@@ -3,7 +3,7 @@
 //! Pure: no clock, no dice, no IO. `now` and chance are arguments, a [`Step`] is what to do, and only
 //! [`crate::runtime::worker`] does it. The laws, tested in `tests/attempt_laws.rs`: what is unknown never ends as refused
 //! or redeemed without an authentic answer; nothing is sent once a return was seen, nor by a copy that has not
-//! looked at the coupon first, where it may look; what may be our own use is refused on two queries in a row only,
+//! looked at the coupon first, if it may look; what may be our own use is refused on two queries in a row only,
 //! each a query delay after the longest call that anybody may have begun; every wait but such a one ends before the
 //! deadline; every command comes to an end.
 
@@ -26,11 +26,11 @@ pub struct Limits {
     pub backoff: Backoff,
     /// All waits in process together; beyond it the command goes to a delay.
     pub in_process_max: Duration,
-    /// How long after the end of an unknown redeem an query may count as "not executed".
+    /// How long after the end of an unknown redeem a query may count as "not executed".
     pub query_delay: Duration,
     /// The longest that one call lasts: what another instance may have begun before it lost a command ends by then.
     pub longest_call: Duration,
-    /// The waits of the delays, shortest first. Empty means that nothing is ever put away.
+    /// The waits of the delays, shortest first. Empty means that nothing is ever delayed.
     pub delays: Vec<Duration>,
     /// The most attempts of one command, through every delay.
     pub attempts_max: u32,
@@ -60,7 +60,7 @@ pub enum EffectState {
     NoEffect,
     /// A redeem may have taken effect.
     Unknown,
-    /// A use was seen that may be ours: nobody said under which number. Where the coupon is usable again it was returned.
+    /// A use was seen that may be ours: nobody said under which number. If the coupon is usable again it was returned.
     SeenUsed,
     /// The provider rejected, signed; its word counts once the coupon has been seen.
     Rejected {
@@ -72,7 +72,7 @@ pub enum EffectState {
 }
 
 impl EffectState {
-    /// The words that carry a effect through a delay queue. Whether anything was ever unknown needs no word: of a
+    /// The words that carry an effect through a delay queue. Whether anything was ever unknown needs no word: of a
     /// copy that is always assumed.
     pub fn to_header(self) -> String {
         match self {
@@ -211,7 +211,7 @@ impl Outcome {
         }
     }
 
-    /// Why it is not `redeemed`, where it is not.
+    /// Why it is not `redeemed`, if it is not.
     pub fn reason(&self) -> Option<Reason> {
         match self {
             Self::Redeemed { .. } => None,
@@ -252,7 +252,7 @@ impl Outcome {
 pub enum EstablishedBy {
     /// The answer to the redemption itself.
     Response,
-    /// An query.
+    /// A query.
     Query,
     /// Our own reading of the command.
     Validation,
@@ -354,20 +354,20 @@ pub struct Progress {
     pub deadline: Timestamp,
     /// The provider's last words about a refusal.
     pub rejection: Option<Rejection>,
-    /// The coupon of this command as an authentic reply last described it, `None` where one has said since that there is
+    /// The coupon of this command as an authentic reply last described it, `None` if one has said since that there is
     /// no such coupon. Its state travels, the rest does not.
     pub coupon: Option<Coupon>,
-    /// From when an query may find that a use of ours did not take effect: a query delay after the end of the longest
-    /// call that anybody may have begun. `None` where that is not known of a command that others have held.
+    /// From when a query may find that a use of ours did not take effect: a query delay after the end of the longest
+    /// call that anybody may have begun. `None` if that is not known of a command that others have held.
     pub negatives_from: Option<Timestamp>,
-    /// Before when nobody can have sent this command: what was returned by then was no use of ours. `None` where that is
+    /// Before when nobody can have sent this command: what was returned by then was no use of ours. `None` if that is
     /// not known, because others held it first.
     pub unsent_before: Option<Timestamp>,
     /// Waited in process so far, in this delivery.
     waited: Duration,
     /// Failures in a row of this kind, in this delivery.
     failures: u32,
-    /// Queries in a row, each not early, that found no use of ours. Whatever else an query brings begins a new row.
+    /// Queries in a row, each not early, that found no use of ours. Whatever else a query brings begins a new row.
     negatives: u8,
     /// Whether a use of ours may have taken effect unseen at some time: an answer proved nothing, or another
     /// delivery of this command exists or existed.
@@ -378,7 +378,7 @@ pub struct Progress {
     early: bool,
     /// Whether the coupon is still to be looked at before anything is sent.
     query_first: bool,
-    /// Set where nothing may be sent any more but queries: the reason if they do not settle the matter.
+    /// Set if nothing may be sent any more but queries: the reason if they do not settle the matter.
     only_query: Option<Reason>,
 }
 
@@ -426,10 +426,10 @@ impl Progress {
         }
     }
 
-    /// From now on nothing but a few queries is sent, and nothing is put away: what they do not settle is unresolved for
+    /// From now on nothing but a few queries is sent, and nothing is delayed: what they do not settle is unresolved for
     /// `reason`. Gives the limits that go with it.
     ///
-    /// `ended` is when the last delivery of it had ended: whoever held it can have begun no call since.
+    /// `ended` is when the last delivery of it had ended: anyone who held it can have begun no call since.
     pub fn only_query(&mut self, reason: Reason, ended: Option<Timestamp>, limits: &Limits) -> Limits {
         self.only_query = Some(reason);
         self.ever_unknown = true;
@@ -453,7 +453,7 @@ impl Progress {
         self.only_query.is_some()
     }
 
-    /// A copy that the broker delivers again: what was believed when it was put away may be outdated.
+    /// A copy that the broker delivers again: what was believed when it was delayed may be outdated.
     pub fn mark_redelivered(&mut self) {
         if self.effect == EffectState::NoEffect {
             self.effect = EffectState::Unknown;
@@ -465,7 +465,7 @@ impl Progress {
     pub fn start(&mut self, limits: &Limits, now: Timestamp) -> Step {
         self.negatives = 0;
         if self.ever_unknown {
-            // Whoever held it before may have begun a call until now, and no later.
+            // Anyone who held it before may have begun a call until now, and no later.
             let longest = later(now, limits.longest_call.saturating_add(limits.query_delay));
             self.negatives_from = Some(self.negatives_from.map_or(longest, |from| from.min(longest)));
         }
@@ -494,7 +494,7 @@ impl Progress {
 
     /// The delay queue for a command that may not wait in process: the shared retry budget is spent, or calls are
     /// halted. Where no delay queue ends before the deadline it is the shortest, for a permit is worth more than that
-    /// delay; `None` where there is no delay queue at all.
+    /// delay; `None` if there is no delay queue at all.
     pub fn delay(&mut self, limits: &Limits, now: Timestamp) -> Option<Step> {
         let shortest = (!limits.delays.is_empty()).then_some(0);
         self.next_delay(limits, now).or(shortest).map(|delay| self.delay_in(delay, limits, now))
@@ -507,7 +507,7 @@ impl Progress {
     }
 
     /// What is believed of a command that waits because the broker does not take its event. Afterward the coupon is
-    /// looked at again, and that is told.
+    /// looked at again, and that is reported.
     pub fn forget_outcome(&mut self, outcome: &Outcome) {
         self.effect = match outcome {
             // Other queues may have taken the event: the provider's rejection stands, whatever it would say by then.
@@ -516,7 +516,7 @@ impl Progress {
             {
                 EffectState::Rejected { reason: *reason, doubtful: false }
             }
-            // What an query found is found again.
+            // What a query found is found again.
             _ => EffectState::Unknown,
         };
         self.rejection = outcome.rejection().cloned();
@@ -604,12 +604,12 @@ impl Progress {
             (Verdict::NotAccepted(_) | Verdict::NotSent, _) => self.retry(limits, now, chance),
             (Verdict::Suspended(fault), _) => {
                 if !signed {
-                    // Whoever answered need not be the provider.
+                    // Anyone who answered need not be the provider.
                     self.mark_unknown(limits, now);
                 }
                 self.suspend(fault, limits, now)
             }
-            // A success is only ever judged from a described coupon; without one there is nothing to tell. And nobody
+            // A success is only ever judged from a described coupon; without one there is nothing to report. And nobody
             // refuses a redeem but by an rejection.
             (Verdict::Redeemed | Verdict::Refused(_) | Verdict::NotExecuted | Verdict::Unknown(_), _) => {
                 self.mark_unknown(limits, now);
@@ -639,7 +639,7 @@ impl Progress {
                 }
                 self.retry(limits, now, chance)
             }
-            // What comes early still lets the body go out where nothing was unknown.
+            // What comes early still lets the body go out if nothing was unknown.
             (_, _) if early && self.effect != EffectState::NoEffect => {
                 self.negatives = 0;
                 self.await_settled(limits, now)
@@ -670,7 +670,7 @@ impl Progress {
         }
     }
 
-    /// Every call would fail. At the end of the time allowed there is none to wait for.
+    /// Every call would fail. At the end of the time allowed none exists to wait for.
     fn suspend(&mut self, fault: SuspendReason, limits: &Limits, now: Timestamp) -> Step {
         self.failures = 0;
         self.negatives = 0;
@@ -679,7 +679,7 @@ impl Progress {
 
     /// The brand does not let us look. Where no use of ours can have taken effect, none is missed by sending the body
     /// without a look, and a rejection of it stands by itself, but for one that a use of ours may have caused: the same
-    /// command may have been published twice, and nobody knows of the other delivery. Where one may have, the same body again would be answered
+    /// command may have been published twice, and nobody knows of the other delivery. If one may have, the same body again would be answered
     /// alike; but it would be a second effect where the user returned the coupon meanwhile. So the command waits for the
     /// right to look, until its deadline: docs/decisions/0012-wait-for-the-right-to-look.md.
     fn follow_query_not_granted(&mut self, limits: &Limits, now: Timestamp, chance: f64) -> Step {
@@ -710,9 +710,9 @@ impl Progress {
         reason != Reason::NotAuthorized && self.rejection.as_ref().is_none_or(may)
     }
 
-    /// Whether an answer to an query rejects it as the redeem was rejected. The two share openid, appid, brand, product
-    /// coupon, stock and coupon code: what is wrong with one of these, both are told. The number tells the causes of
-    /// one code apart, so there has to be one; one that can only be told of a redeem confirms nothing.
+    /// Whether an answer to a query rejects it as the redeem was rejected. The two share openid, appid, brand, product
+    /// coupon, stock and coupon code: what is wrong with one of these, both are reported. The number reports the causes of
+    /// one code apart, so there has to be one; one that can only be reported of a redeem confirms nothing.
     fn confirms_rejection(&self, answer: &Response) -> bool {
         // Its words are also kept of an answer that was not believed, and such a one confirms nothing.
         let (Some(rejection), Some(_)) = (&self.rejection, self.effect.rejection()) else { return false };
@@ -755,12 +755,12 @@ impl Progress {
         self.await_settled(limits, now)
     }
 
-    /// No query counts as negative before so long from now.
+    /// No query counts as negative before this long from now.
     fn hold_negatives(&mut self, by: Duration, now: Timestamp) {
         self.negatives_from = self.negatives_from.max(Some(later(now, by)));
     }
 
-    /// How long it takes until an query counts. A clock that was set back makes it no longer than a call can take.
+    /// How long it takes until a query counts. A clock that was set back makes it no longer than a call can take.
     fn unsettled_for(&self, limits: &Limits, now: Timestamp) -> Duration {
         let left = self.negatives_from.map(|from| from.duration_since(now)).unwrap_or_default();
         let longest = limits.longest_call.saturating_add(limits.query_delay);
@@ -781,7 +781,7 @@ impl Progress {
         self.failures = 0;
     }
 
-    /// An query found no use of ours: the coupon is usable, or `gone` says why it is not.
+    /// A query found no use of ours: the coupon is usable, or `gone` says why it is not.
     fn count_negative(&mut self, gone: Option<Reason>, early: bool, limits: &Limits, now: Timestamp) -> Step {
         if gone.is_none() && self.effect == EffectState::NoEffect {
             // A look between two uses that were declined is no success: the waits go on growing.
@@ -838,9 +838,9 @@ impl Progress {
     }
 
     /// The next query, once a redeem that may be under way has settled. The one wait that the deadline does not
-    /// cut short: an query before its end would prove nothing, and could end as a refusal all the same. What another
+    /// cut short: a query before its end would prove nothing, and could end as a refusal all the same. What another
     /// instance may have begun takes longer to end than a permit is held: it is waited for in a delay queue, for no longer than
-    /// it takes where one is short enough.
+    /// it takes if one is short enough.
     fn await_settled(&mut self, limits: &Limits, now: Timestamp) -> Step {
         let wait = self.unsettled_for(limits, now).max(limits.query_delay);
         self.query_first = self.effect.next_operation() == Operation::Redeem;
@@ -867,7 +867,7 @@ impl Progress {
         self.schedule(wait, Duration::ZERO, limits, now)
     }
 
-    /// The next operation after a wait in process, or after a delay where the wait is too long, or the last one. The
+    /// The next operation after a wait in process, or after a delay if the wait is too long, or the last one. The
     /// deadline cuts the wait short, but not below `least`: where that outlasts it, the operation is the last one.
     fn schedule(&mut self, wait: Duration, least: Duration, limits: &Limits, now: Timestamp) -> Step {
         if self.last {
@@ -902,7 +902,7 @@ impl Progress {
     }
 
     /// Into this delay queue, a further one next time. Should the broker deliver once more what the copy is made of,
-    /// whoever gets it begins its calls now.
+    /// anyone who gets it begins its calls now.
     fn delay_in(&mut self, delay: usize, limits: &Limits, now: Timestamp) -> Step {
         self.delays_passed = self.delays_passed.saturating_add(1);
         self.hold_negatives(limits.longest_call.saturating_add(limits.query_delay), now);

@@ -39,7 +39,7 @@ impl Backoff {
     /// `jitter` of itself in both directions.
     ///
     /// # Errors
-    /// [`InvalidBackoff`] where the numbers would make a hot loop or shrink.
+    /// [`InvalidBackoff`] if the numbers would make a hot loop or shrink.
     pub fn new(
         initial: Duration,
         multiplier: f64,

@@ -28,14 +28,14 @@ pub enum FailureKind {
 pub enum CallSignal {
     /// The provider answered, and can be held to it.
     Success,
-    /// It answered an query so. Rights are granted interface by interface: this says nothing about the right to
+    /// It answered a query so. Rights are granted interface by interface: this says nothing about the right to
     /// redeem.
     Answered,
     /// It does not answer, or is in trouble, or cannot be believed.
     Failing(FailureKind),
     /// Says nothing either way.
     Neutral,
-    /// Every call will fail until we are mended.
+    /// Every call will fail until we are fixed.
     Suspended(SuspendReason),
 }
 
@@ -169,21 +169,21 @@ const SLICE: Duration = Duration::from_millis(500);
 const WINDOW_MIN: Duration = Duration::from_secs(1);
 /// Fewer calls than this prove nothing.
 const CALLS_MIN: u32 = 20;
-/// How far more than half of the calls must fail, in standard deviations of a half: chance alone never makes so many.
+/// How far more than half of the calls must fail, in standard deviations of a half: chance alone never makes this many.
 const SIGMAS: f64 = 4.4;
-/// So long, and for [`CALLS_MIN`] calls, nothing but failures: that is no blip.
+/// This long, and for [`CALLS_MIN`] calls, nothing but failures: that is no blip.
 const ALL_FAILING: Duration = Duration::from_millis(500);
 /// Calls in a row that fail just after it closed.
 const SLOW_START_FAILURES: u32 = 8;
-/// So many calls at once are all calls.
+/// This many calls at once are all calls.
 const SLOW_START_ENDS: u32 = 64;
-/// Calls in a row without a believable answer after a start, before it is told.
+/// Calls in a row without a believable answer after a start, before it is reported.
 const STARTING_FAILURES: u32 = 3;
 /// How long a failing provider is left alone before the next call.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Where a fault of our own holds calls back that pause is doubled up to this.
 pub(crate) const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// A call that goes alone for so long is joined by another one: it may hang for longer than the outage lasts.
+/// A call that goes alone for this long is joined by another one: it may hang for longer than the outage lasts.
 const SINGLE_PROBE_AFTER: Duration = Duration::from_secs(1);
 
 /// How a call came to be allowed.
@@ -211,7 +211,7 @@ pub struct Circuit {
     all: Results,
     /// Uses alone: something in the way may let queries through.
     uses: Results,
-    /// Whether only a use can tell that it is over.
+    /// Whether only a use can report that it is over.
     by_uses: bool,
     pause: Duration,
     slow_start: Option<SlowStart>,
@@ -275,7 +275,7 @@ impl Circuit {
         Some(Grant { kind, epoch: self.epoch })
     }
 
-    /// Whether whoever waits may go, without time passing.
+    /// Whether anyone who waits may go, without time passing.
     pub fn has_room(&self) -> bool {
         match self.state {
             State::Closed => self.slow_start.is_none_or(|slow| slow.under_way < slow.at_once),
@@ -402,7 +402,7 @@ impl Circuit {
 
     /// What a call brought that went alone.
     fn decide(&mut self, cause: Cause, operation: Operation, sign: CallSignal, now: Duration) {
-        // Only a redemption shows that redeeming is allowed again, or that uses get through. Whoever queried goes on to
+        // Only a redemption shows that redeeming is allowed again, or that uses get through. Anyone who queried goes on to
         // its redemption next, and that goes alone, too.
         let needs_use = cause == Cause::Suspended(SuspendReason::Unauthorized)
             || matches!(cause, Cause::Failing(_)) && self.by_uses;
@@ -414,7 +414,7 @@ impl Circuit {
             (Cause::Starting | Cause::Failing(_), CallSignal::Neutral) if !says_nothing => {
                 self.close(cause, None, now)
             }
-            // It answers, and whoever has worked before would go on.
+            // It answers, and anyone who has worked before would go on.
             (Cause::Starting, CallSignal::Failing(trouble @ FailureKind::ServerError)) => {
                 self.close(cause, Some((operation, trouble)), now);
             }
@@ -555,7 +555,7 @@ impl Results {
         self.in_a_row = Tally::default();
     }
 
-    /// In what way the provider fails, if it does. `few` in a row are enough where it has just recovered.
+    /// In what way the provider fails, if it does. `few` in a row are enough if it has just recovered.
     fn failing(&self, few: Option<u32>, now: Duration) -> Option<FailureKind> {
         let failed = self.in_a_row.failed();
         let lasted = now.saturating_sub(self.in_a_row_since) >= ALL_FAILING;

@@ -69,20 +69,20 @@ pub struct Response {
     pub status: u16,
     /// Whether the provider can be held to it.
     pub authenticity: Authenticity,
-    /// `code` of the body, where it is an error body.
+    /// `code` of the body, if it is an error body.
     pub code: Option<Box<str>>,
     /// The number after the last `-` of `Request-ID`. No signature covers it.
     pub sub_code: Option<u64>,
     /// The coupon, where the body describes one and is verified, whatever the status says.
     pub coupon: Option<Coupon>,
-    /// `message` of the error body, at most 1 KiB. Told on, never judged by.
+    /// `message` of the error body, at most 1 KiB. Reported on, never judged by.
     pub message: Option<Box<str>>,
     /// `Request-ID`, for the provider's support.
     pub request_id: Option<Box<str>>,
 }
 
 impl Response {
-    /// The coupon that was asked about, as this answer describes it: `None` where it is not to be believed, or where by
+    /// The coupon that was asked about, as this answer describes it: `None` if it is not to be believed, or where by
     /// its `verdict` it speaks of another coupon.
     pub fn into_coupon(self, verdict: &Verdict) -> Option<Coupon> {
         let believed = self.authenticity == Authenticity::Verified && self.status == 200;
@@ -147,7 +147,7 @@ pub enum Verdict {
         /// Whether its code leaves open that it is an earlier use of ours, reported back as "already used".
         may_be_our_own_use: bool,
     },
-    /// An query found the coupon usable and never returned.
+    /// A query found the coupon usable and never returned.
     NotExecuted,
     /// The provider did not take the operation; the same operation later.
     NotAccepted(NotAccepted),
@@ -157,7 +157,7 @@ pub enum Verdict {
     Unknown(UnknownCause),
     /// Not this coupon's fault: every further call would fail the same way.
     Suspended(SuspendReason),
-    /// This brand has not authorized us for this operation. Our own fault where it is so for every brand lately.
+    /// This brand has not authorized us for this operation. Our own fault if it is so for every brand lately.
     NotAuthorized,
 }
 
@@ -183,7 +183,7 @@ pub enum UnknownCause {
     Unverified,
     /// 202: noted; nobody says whether it will be worked on.
     Accepted,
-    /// 429 without a signature: whoever answered need not know what became of the request.
+    /// 429 without a signature: anyone who answered need not know what became of the request.
     TooFrequent,
     /// A verified answer that contradicts itself or us: it speaks of another number or of a coupon that was returned,
     /// or its body does not belong under its status.
@@ -324,7 +324,7 @@ impl Reason {
         Self::Rejected,
     ];
 
-    /// Whether an rejection for this reason may be an earlier use of ours, told back as "this number was already
+    /// Whether an rejection for this reason may be an earlier use of ours, reported back as "this number was already
     /// used": under which status, code and number that comes is not published.
     pub fn may_be_our_own_use(self) -> bool {
         matches!(self, Self::UsedByAnother | Self::NumberConflict | Self::InvalidParameter | Self::Rejected)
@@ -509,7 +509,7 @@ fn classify_rejection(answer: &Response) -> Verdict {
         (403, "NO_AUTH" | "NOAUTH") => Verdict::NotAuthorized,
         _ if is_rate_limit(code) => Verdict::NotAccepted(NotAccepted::TooFrequent),
         _ => match answer.sub_code {
-            // Whoever can change the number must not be able to have the body sent again without a look.
+            // Anyone who can change the number must not be able to have the body sent again without a look.
             Some(272_756_746 | 270_924_289) if reason_of_code(status, code).may_be_our_own_use() => {
                 Verdict::Unknown(UnknownCause::Unexpected)
             }
@@ -520,7 +520,7 @@ fn classify_rejection(answer: &Response) -> Verdict {
             number => {
                 let named = reason_of_code(status, code);
                 let reason = number.and_then(reason_of_sub_code).unwrap_or(named);
-                // Whoever can change the number must not be able to make us less careful.
+                // Anyone who can change the number must not be able to make us less careful.
                 let doubtful = named.may_be_our_own_use() || reason.may_be_our_own_use();
                 Verdict::Rejected { reason, may_be_our_own_use: doubtful }
             }
@@ -557,7 +557,7 @@ fn is_rate_limit(code: &str) -> bool {
 }
 
 /// Whether a signed rejection may come of a use under our own number that took effect: a used coupon is not usable, and
-/// "this number was used before" has no code of its own. Where no query can tell, such a rejection concludes nothing.
+/// "this number was used before" has no code of its own. If no query can report, such a rejection concludes nothing.
 pub fn may_follow_our_own_use(status: u16, code: Option<&str>) -> bool {
     let named = code.map_or(Reason::Rejected, |code| reason_of_code(status, code));
     named.may_be_our_own_use() || named == Reason::NotUsable

@@ -1,7 +1,7 @@
 //! Whether a signed rejection is about the command that met it, or about what stands in the head of every call.
 //!
 //! A typo in an id of ours is answered by the provider like a wrong field: 400 `PARAM_ERROR`, rightly signed. Charged to
-//! commands it would end the whole backlog as refused. Two things tell the difference: the provider names a header as the
+//! commands it would end the whole backlog as refused. Two things report the difference: the provider names a header as the
 //! cause, or commands that share nothing are rejected alike, one after the other, and none is accepted between.
 //!
 //! A service with a single brand has no commands that share nothing. There more of them are required, of different users,
@@ -38,7 +38,7 @@ pub const SETTLED: Duration = Duration::from_secs(30);
 /// A call that was accepted no longer ago than this shows that what stands in the head of calls is in order.
 pub const LATELY: Duration = Duration::from_secs(5);
 
-/// A row that nothing was added to for so long is over.
+/// A row that nothing was added to for this long is over.
 const ROW_ENDS: Duration = Duration::from_secs(600);
 
 /// What a rejection says of itself.

@@ -52,7 +52,7 @@ impl NotAFileName {
 /// Looks whether a text can be a file name.
 ///
 /// # Errors
-/// [`NotAFileName`] where it cannot, or may be a secret.
+/// [`NotAFileName`] if it cannot, or may be a secret.
 pub fn check(text: &str) -> Result<(), NotAFileName> {
     if text.contains("-----") {
         return Err(NotAFileName::Pem);
@@ -80,7 +80,7 @@ fn is_overlong(part: &str) -> bool {
     part.len() > PART_BYTES_MAX || part.len() >= BASE64_MIN && !is_hex && part.bytes().all(in_base64)
 }
 
-/// A file name as it may be shown: itself where it can be one, else that it is not shown.
+/// A file name as it may be shown: itself if it can be one, else that it is not shown.
 #[derive(Clone, Copy)]
 pub struct Shown<'a>(pub &'a Path);
 

@@ -43,7 +43,7 @@ const RESULTS_KEPT: usize = 100;
 const WINDOW: SignedDuration = SignedDuration::from_mins(10);
 /// The window in which a sudden failure counts at once.
 const SUDDEN: SignedDuration = SignedDuration::from_secs(5);
-/// So many successes in a row make a host well again, whatever the window says.
+/// This many successes in a row make a host well again, whatever the window says.
 const RECOVERED_AFTER: usize = 5;
 /// The share of calls that keeps the backup proven while the primary is well.
 const BACKUP_SHARE: f64 = 0.01;

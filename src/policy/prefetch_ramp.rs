@@ -38,7 +38,7 @@ impl PrefetchRamp {
         (self.at_once < self.full).then_some(self.at_once)
     }
 
-    /// So many more commands were settled, or wait for their next call unharmed.
+    /// This many more commands were settled, or wait for their next call unharmed.
     pub fn record_through(&mut self, commands: u16) {
         if self.at_once >= self.full {
             return;

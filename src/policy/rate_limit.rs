@@ -13,18 +13,18 @@ use crate::policy::adaptive_rate::{AdaptiveRate, Response};
 
 /// Calls are counted over so much more than a second, for they do not arrive as evenly as they set out.
 const WINDOW_STRETCH: f64 = 1.014;
-/// A window has room for so many calls at least, or a second one, so much longer, holds what the first rounds.
+/// A window has room for this many calls at least, or a second one, so much longer, holds what the first rounds.
 const WINDOW_CALLS_MIN: f64 = 20.0;
 /// How much faster than allowed calls may follow each other to catch up, within what the window leaves. A machine
 /// with much else to do runs tens of milliseconds late, and what could not be caught up would be lost.
 const HASTE: f64 = 1.4;
 /// So much lateness of a timer is made up for at once, in seconds.
 const CATCH_UP: f64 = 0.01;
-/// The same below the share, where no window tells what was missed.
+/// The same below the share, where no window says what was missed.
 const CATCH_UP_REDUCED: f64 = 0.05;
 /// How long it takes until the others have counted a newcomer: they count once a second, and a bit.
 pub const JOINING: Duration = Duration::from_millis(1_500);
-/// A smaller number of consumers is believed after so long: who lost the broker is mostly back before, and whoever made
+/// A smaller number of consumers is believed after this long: who lost the broker is mostly back before, and anyone who made
 /// calls until now has made its last one more than a second ago.
 const LEAVING: Duration = Duration::from_secs(5);
 /// Just after a start who is gone is most likely this instance's own predecessor, whose last call was made before.
@@ -92,7 +92,7 @@ impl RateLimit {
         self.adaptive.record(response, now, self.share(), shared);
     }
 
-    /// This instance has begun to consume, for the first time or again, with so many consumers in all.
+    /// This instance has begun to consume, for the first time or again, with this many consumers in all.
     pub fn join(&mut self, count: u32, now: Duration) {
         // Others keep the share of who is gone for a while.
         let kept = match self.counts.back() {
@@ -108,7 +108,7 @@ impl RateLimit {
         }
     }
 
-    /// There are so many consumers.
+    /// There are this many consumers.
     pub fn adjust(&mut self, count: u32, now: Duration) {
         self.adaptive.advance(now);
         if self.gate.is_untouched {
@@ -123,7 +123,7 @@ impl RateLimit {
         while self.counts.pop_front_if(|(at, _)| *at + leaving < now).is_some() {}
     }
 
-    /// Lets one call go, if it may: `serve` tells whether anybody took the turn.
+    /// Lets one call go, if it may: `serve` says whether anybody took the turn.
     ///
     /// # Errors
     /// How long to wait before the next look.
@@ -204,7 +204,7 @@ struct Window {
     time: Duration,
 }
 
-/// A second, and where that would round much away, one that is longer: together the instances must not exceed what one
+/// A second, and if that would round much away, one that is longer: together the instances must not exceed what one
 /// would be allowed.
 fn windows(per_second: f64) -> [Window; 2] {
     let seconds = (WINDOW_CALLS_MIN / per_second).max(1.0);
@@ -329,7 +329,7 @@ mod tests {
         assert_eq!(limit.per_second(SECOND * 18), 30.0);
         limit.adjust(2, SECOND * 19);
         assert_eq!(limit.per_second(SECOND * 19), 45.0, "the third did not come back");
-        // Away for so long that the others have taken its share.
+        // Away for this long that the others have taken its share.
         limit.join(2, SECOND * 60);
         assert!(limit.is_joining(SECOND * 61));
     }

@@ -1,4 +1,4 @@
-//! Tells of something that lasts: when it begins, and once a minute while it goes on, however often it comes and goes.
+//! Reports of something that lasts: when it begins, and once a minute while it goes on, however often it comes and goes.
 //!
 //! Pure: `now` is a time since any fixed moment.
 
@@ -12,7 +12,7 @@ const REPEAT_AFTER: Duration = Duration::from_secs(60);
 pub enum Announcement {
     /// It is so now, or still.
     Lasts,
-    /// What was told is over.
+    /// What was reported is over.
     Over,
 }
 

@@ -46,7 +46,7 @@ impl CircuitGate {
         *self.0.state.borrow()
     }
 
-    /// Waits until a call may be made. Whoever gets the pass makes the call and reports; a pass that is dropped
+    /// Waits until a call may be made. Anyone who gets the pass makes the call and reports; a pass that is dropped
     /// counts as no call.
     pub async fn acquire(&self) -> CallPermit {
         loop {

@@ -23,7 +23,7 @@ use crate::telemetry::metrics::Settlement;
 /// What a sweep came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Swept {
-    /// So many have their event now. None: what is left waits for something.
+    /// This many have their event now. None: what is left waits for something.
     Published(usize),
     /// It broke off, for this reason.
     Failed(String),
@@ -67,7 +67,7 @@ async fn sweep_all(
     let permits = Permits::new(AT_ONCE);
     let mut in_hand = FuturesUnordered::new();
     let (mut count, mut failure) = (0, None);
-    // Each once: what cannot be told now goes behind the others.
+    // Each once: what cannot be reported now goes behind the others.
     for _ in 0..context.metrics.dead_letters() {
         if *cancel.borrow() || failure.is_some() {
             break;

@@ -1,8 +1,8 @@
 //! Labelled places where the fault rig (`tests/torture.rs`) kills the process, as `kill -9` from outside would, but
-//! at a moment that no outsider can hit; and one where it has a delivery forgotten, as only a defect would.
+//! at a moment that no outsider can hit; and one if it has a delivery forgotten, as only a defect would.
 //!
 //! A debug build, or one with the feature `failpoints`, obeys the file that [`ORDER`] names: `<point> <nth> <order>`
-//! kills at the nth time that a point is reached from then on; the last word tells one order from the next. Who is
+//! kills at the nth time that a point is reached from then on; the last word reports one order from the next. Who is
 //! about to die renames the file to `….taken`: an order that could be removed binds nobody any more, and of one that
 //! was taken the end can be waited for. The order to forget is [`FORGET`], and obeyed in the same manner. Without that
 //! variable, and in every other build, nothing happens here.
@@ -116,7 +116,7 @@ mod armed {
         let under_way = async {
             match point {
                 Failpoint::Sent => tokio::time::sleep(Duration::from_millis(4)).await,
-                // A broker confirms in less time than a timer can tell.
+                // A broker confirms in less time than a timer can report.
                 _ => tokio::task::yield_now().await,
             }
         };
@@ -139,7 +139,7 @@ mod armed {
     }
 
     impl Order {
-        /// Counts how often this order's point was reached, from 1 for each order, and tells when it is time.
+        /// Counts how often this order's point was reached, from 1 for each order, and says when it is time.
         fn is_due(&self) -> bool {
             static REACHED: Mutex<(String, u32)> = Mutex::new((String::new(), 0));
             let mut reached = REACHED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -157,7 +157,7 @@ mod armed {
             .is_some_and(|order| order.is_due() && std::fs::rename(order.file, taken(order.file)).is_ok())
     }
 
-    /// The order that stands, where this is its first word.
+    /// The order that stands, if this is its first word.
     fn order(word: &str) -> Option<Order> {
         static FILE: OnceLock<Option<PathBuf>> = OnceLock::new();
         let file = FILE.get_or_init(|| std::env::var_os(ORDER).map(PathBuf::from)).as_ref()?;

@@ -62,7 +62,7 @@ fn version(path: &Path) -> Option<Version> {
     Some((metadata.modified().ok()?, metadata.len(), changed))
 }
 
-/// What is wrong with key files that were right at the start, for whoever looks at readiness.
+/// What is wrong with key files that were right at the start, for anyone who looks at readiness.
 pub type KeyFaults = Arc<Mutex<BTreeSet<String>>>;
 
 /// The pause after a download that brought nothing.
@@ -81,7 +81,7 @@ pub struct KeyReloader {
 }
 
 impl KeyReloader {
-    /// Looks whether the next start could read what this one did, and tells what is wrong now.
+    /// Looks whether the next start could read what this one did, and says what is wrong now.
     fn check_files(&self, reloads: &[String]) {
         let unreadable = self.secrets.iter().filter_map(|(key, path)| {
             let fault = read_key(path).err()?;
@@ -141,7 +141,7 @@ impl KeyReloader {
         }
     }
 
-    /// Reads the APIv3 key anew. A file that cannot be used leaves the old one in use.
+    /// Reads the APIv3 key again. A file that cannot be used leaves the old one in use.
     fn reread_apiv3_key(&mut self) -> bool {
         let Some(file) = &self.sources.apiv3_key_file else { return false };
         match ApiV3Key::read(file) {

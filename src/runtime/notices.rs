@@ -1,4 +1,4 @@
-//! Tells operators of trouble with calls that does not, or not only, stop consumption: a reduced rate, an open circuit,
+//! Reports operators of trouble with calls that does not, or not only, stop consumption: a reduced rate, an open circuit,
 //! responses that cannot be believed. Each is one warning when it begins and one a minute while it lasts, and a line on
 //! the status page.
 
@@ -12,7 +12,7 @@ use crate::runtime::response_log::{Counts, LastResponse, ResponseLog};
 use crate::telemetry::metrics::CallDelay;
 use crate::telemetry::status::{Notice, NoticeKind};
 
-/// So long after the last one that was not believed it is over.
+/// This long after the last one that was not believed it is over.
 const LATELY: Duration = Duration::from_secs(60);
 
 /// How calls stand.
@@ -53,7 +53,7 @@ impl Default for Notices {
 }
 
 impl Notices {
-    /// Looks how things stand, warns where that is due, and gives what the page says.
+    /// Looks how things stand, warns if that is due, and gives what the page says.
     pub fn update(&mut self, standing: NoticeState, log: &ResponseLog) -> Vec<Notice> {
         let now = self.origin.elapsed();
         let counts = log.counts();
@@ -183,7 +183,7 @@ fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
 }
 
-/// The word of a cause in metrics and logs; none where nothing is known yet.
+/// The word of a cause in metrics and logs; none if nothing is known yet.
 pub fn circuit_notice(cause: Cause) -> Option<CallDelay> {
     match cause {
         Cause::Starting => None,

@@ -29,7 +29,7 @@ use crate::telemetry::metrics::{Message, Metrics};
 use crate::telemetry::spans::ChildSpan;
 use crate::wire::result_event::Event;
 
-/// Tells a waiting worker to hand back what it holds. True once it is time.
+/// Reports a waiting worker to hand back what it holds. True once it is time.
 pub type CancelSignal = watch::Receiver<bool>;
 
 /// Why a delivery was not settled as it should have been.
@@ -38,7 +38,7 @@ pub enum PublishInterrupted {
     /// It was time to hand back, with the headers that carry its progress.
     #[error("cancel short while waiting")]
     Canceled(Box<Delivery>, Vec<(&'static str, String)>),
-    /// It was time to hand back while a publish was held: whoever has the delivery makes [`PublishInterrupted::Canceled`] of it.
+    /// It was time to hand back while a publish was held: anyone who has the delivery makes [`PublishInterrupted::Canceled`] of it.
     #[error("cancel short while the broker did not take a message")]
     HeldTooLong,
     /// A publish was not proven.
@@ -112,7 +112,7 @@ pub async fn publish(
         .ok_or(PublishInterrupted::HeldTooLong)
 }
 
-/// Publishes until it is proven. Gives no proof where the broker has not taken it for `held_max`, or rejects this very
+/// Publishes until it is proven. Gives no proof if the broker has not taken it for `held_max`, or rejects this very
 /// event, or it is time to hand back: then the command is to be delayed. With [`Duration::MAX`] nothing may be delayed, and
 /// it is to be handed back.
 ///
@@ -168,7 +168,7 @@ pub async fn publish_within(
         if let (PublishFailure::Rejected(rejection), Outgoing::Event(event)) = (&why, outgoing) {
             match Box::pin(publisher.results_accept_events()).await {
                 EventsAccepted::Rejected(of_all) => why = PublishFailure::Rejected(of_all),
-                // The publish itself tells more.
+                // The publish itself says more.
                 EventsAccepted::Unknown => {}
                 EventsAccepted::Accepted => {
                     let in_a_row = faults.record_rejected(event.kind, rejection);

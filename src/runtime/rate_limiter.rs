@@ -1,7 +1,7 @@
 //! How fast calls are made: one limiter per merchant, this instance's share of it, and a budget for retries.
 //!
-//! The provider allows so many calls per second and merchant. First calls go first: commands in trouble need several,
-//! and must not keep waiting those that nothing is wrong with. Every tenth call is an query's and every tenth another
+//! The provider allows this many calls per second and merchant. First calls go first: commands in trouble need several,
+//! and must not keep waiting those that nothing is wrong with. Every tenth call is a query's and every tenth another
 //! try's if one waits, so that none starves; otherwise the longest waiting goes first. When a call may go is decided in
 //! [`crate::policy::rate_limit`]; here are the clock and those who wait.
 
@@ -16,7 +16,7 @@ use tokio::sync::{Notify, oneshot};
 use crate::policy::adaptive_rate::Response;
 use crate::policy::rate_limit::RateLimit;
 
-/// Every so manieth call is an query's, and as often it is another try's, if one waits.
+/// Every so manieth call is a query's, and as often it is another try's, if one waits.
 const QUERY_EVERY: u64 = 10;
 /// More calls than this that wait behind first ones are too many: they hold what first ones need.
 const CROWD: usize = 50;
@@ -28,7 +28,7 @@ pub enum Priority {
     First,
     /// Another try to redeem.
     Again,
-    /// An query.
+    /// A query.
     Query,
 }
 
@@ -103,14 +103,14 @@ impl RateLimiter {
         let _ = receiver.await;
     }
 
-    /// The same for a call that is worth no long wait: false where it is not its turn within `patience`, and at once where
+    /// The same for a call that is worth no long wait: false if it is not its turn within `patience`, and at once where
     /// a crowd waits so already. Of a flood only a crowd waits, and the rest goes on without a call.
     pub async fn acquire_within(&self, rank: Priority, patience: Duration) -> bool {
         let waiting = Waiter::join(&self.0.hurried);
         waiting.before < CROWD && tokio::time::timeout(patience, self.acquire(rank)).await.is_ok()
     }
 
-    /// Whether so many calls wait behind first ones that another one had better come again much later.
+    /// Whether this many calls wait behind first ones that another one had better come again much later.
     pub fn is_crowded(&self) -> bool {
         let [first, again, queries] = &lock(&self.0.queues).waiting;
         !first.is_empty() && again.len() + queries.len() > CROWD
@@ -122,7 +122,7 @@ impl RateLimiter {
         lock(&self.0.limit).record(Response { sent_at, throttled, again }, now);
     }
 
-    /// This instance has begun to consume, for the first time or again, with so many consumers in all. Where it is not
+    /// This instance has begun to consume, for the first time or again, with this many consumers in all. If it is not
     /// alone the others must count it before it makes calls at its pace, or together they would exceed the limit.
     pub fn join(&self, instances: u32, now: Instant) {
         lock(&self.0.limit).join(instances, self.0.time(now));
@@ -133,7 +133,7 @@ impl RateLimiter {
         lock(&self.0.limit).is_joining(self.0.time(now()))
     }
 
-    /// Takes this instance's share among so many.
+    /// Takes this instance's share among this many.
     pub fn adjust(&self, instances: u32, now: Instant) {
         lock(&self.0.limit).adjust(instances, self.0.time(now));
     }
@@ -210,7 +210,7 @@ impl Queues {
         reserved.or_else(|| first(Priority::First)).or_else(later).map(|(_, rank)| rank)
     }
 
-    /// Gives one turn to whoever is next and still waits; false where nobody does.
+    /// Gives one turn to anyone who is next and still waits; false if nobody does.
     fn serve(&mut self) -> bool {
         loop {
             let Some(next) = self.next() else { return false };
@@ -282,7 +282,7 @@ mod tests {
         assert!((9..=10).contains(&spent), "{spent}");
     }
 
-    /// Of the first so many turns, how many each rank has, where all of them wait.
+    /// Of the first this many turns, how many each rank has, where all of them wait.
     fn served(ranks: &[Priority], turns: usize) -> [usize; 3] {
         let mut queues = Queues::default();
         let mut receivers = Vec::new();

@@ -1,4 +1,4 @@
-//! Tells every part that it is time to stop: once, for good, without a global.
+//! Reports every part that it is time to stop: once, for good, without a global.
 
 use tokio::sync::{oneshot, watch};
 
@@ -38,7 +38,7 @@ impl Shutdown {
 /// Waits for SIGTERM, SIGINT or SIGHUP: a terminal that is closed stops the service in good order, too.
 ///
 /// # Errors
-/// Where the system does not let us listen for signals.
+/// If the system does not let us listen for signals.
 pub async fn signal() -> std::io::Result<&'static str> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -54,7 +54,7 @@ pub async fn signal() -> std::io::Result<&'static str> {
 /// this one and keeps its end of the pipe takes it along, however it ends itself.
 ///
 /// # Errors
-/// Where the system does not let us listen for signals.
+/// If the system does not let us listen for signals.
 pub async fn signal_or_parent(with_parent: bool) -> std::io::Result<&'static str> {
     if !with_parent {
         return signal().await;

@@ -187,7 +187,7 @@ impl CallDelay {
     }
 }
 
-/// A queue whose depth is told. Delay queues stand beside these as `retry.<wait>`.
+/// A queue whose depth is reported. Delay queues stand beside these as `retry.<wait>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Queue {
     /// Commands.
@@ -337,7 +337,7 @@ pub struct Metrics {
     console_denials: IntCounterVec,
 }
 
-/// Bounds of the age histogram, in seconds. 180 is where WeChat Pay stops telling the user.
+/// Bounds of the age histogram, in seconds. 180 is where WeChat Pay stops reporting the user.
 const AGE_BOUNDS: [f64; 14] =
     [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0, 600.0, 3_600.0, 86_400.0];
 const PROVIDER_BOUNDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
@@ -610,7 +610,7 @@ impl Metrics {
         let build = Opts::new("redeemer_build_info", "Always 1; the labels say what is running.")
             .const_label("version", version);
         register(&self.registry, IntGauge::with_opts(build)).set(1);
-        // Absent where there is no /proc; then there is nothing to tell.
+        // Absent if there is no /proc; then there is nothing to report.
         let process = prometheus::process_collector::ProcessCollector::for_self();
         let _ = self.registry.register(Box::new(process));
     }
@@ -625,8 +625,8 @@ impl Metrics {
         self.settled.with_label_values(&[how.as_str()]).inc();
     }
 
-    /// How many deliveries are held, counted where they are held and not by what was taken and settled, and how many
-    /// of them are worked on. What was taken, not settled and is not held has leaked. To be told by the one task that
+    /// How many deliveries are held, counted if they are held and not by what was taken and settled, and how many
+    /// of them are worked on. What was taken, not settled and is not held has leaked. To be reported by the one task that
     /// takes and settles, after each.
     pub fn set_in_flight(&self, held: usize, working: usize) {
         let sum = |counters: &IntCounterVec, words: &[&str]| -> i64 {
@@ -641,12 +641,12 @@ impl Metrics {
         self.unaccounted.set(taken - settled - held);
     }
 
-    /// Work on a delivery begins, so long after it was taken.
+    /// Work on a delivery begins, this long after it was taken.
     pub fn observe_lane_wait(&self, waited: Duration) {
         self.lane_wait_seconds.observe(waited.as_secs_f64());
     }
 
-    /// A call had its turn, after so long.
+    /// A call had its turn, after this long.
     pub fn observe_rate_limit_wait(&self, waited: Duration) {
         self.rate_limit_wait_seconds.observe(waited.as_secs_f64());
     }
@@ -686,7 +686,7 @@ impl Metrics {
         self.delayed_retries.with_label_values(&[self.delay(delay), reason.as_str()]).inc();
     }
 
-    /// A copy came back from the delay queue of this wait, so long after its wait was over.
+    /// A copy came back from the delay queue of this wait, this long after its wait was over.
     pub fn record_delay_lateness(&self, delay: &str, late: Duration) {
         self.delay_lateness.with_label_values(&[self.delay(delay)]).observe(late.as_secs_f64());
     }
@@ -710,7 +710,7 @@ impl Metrics {
 
     /// Commands that wait in the queue of dead letters, when last counted.
     pub fn dead_letters(&self) -> u32 {
-        // NaN before it was counted, which is none.
+        // NaN before it was counted, which is not one.
         self.depth.with_label_values(&[Queue::Dead.as_str()]).get() as u32
     }
 
@@ -723,12 +723,12 @@ impl Metrics {
         }
     }
 
-    /// When a key ends, in seconds since 1970; `None` where it does not.
+    /// When a key ends, in seconds since 1970; `None` if it does not.
     pub fn set_key_expiry(&self, key: Key, at: Option<i64>) {
         self.key_expiry.with_label_values(&[key.as_str()]).set(at.unwrap_or(0) as f64);
     }
 
-    /// A command came to its end and its event is confirmed. `None` where its age says nothing: it was set aside
+    /// A command came to its end and its event is confirmed. `None` where its age says nothing: it was parked
     /// unasked.
     pub fn record_outcome(&self, outcome: &Outcome, age: Option<Duration>) {
         let reason = outcome.reason().map_or("", Reason::as_str);
@@ -766,7 +766,7 @@ impl Metrics {
         self.signature_failures.with_label_values(&[UNSIGNED]).inc();
     }
 
-    /// So many key files and secrets cannot be read any more, or hold what cannot be used.
+    /// This many key files and secrets cannot be read any more, or hold what cannot be used.
     pub fn set_key_files_failing(&self, count: usize) {
         self.key_files_failing.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
@@ -809,7 +809,7 @@ impl Metrics {
         self.consuming.set(i64::from(consuming));
     }
 
-    /// Why calls are held back; `None` where they are not.
+    /// Why calls are held back; `None` if they are not.
     pub fn set_circuit(&self, held_back: Option<CallDelay>) {
         self.circuit_open.set(i64::from(held_back.is_some()));
         for each in CallDelay::ALL {

@@ -65,7 +65,7 @@ impl Traces {
     /// Begins to send spans. To be called inside the runtime, which carries the calls to the collector.
     ///
     /// # Errors
-    /// [`TraceSetupError`] where the endpoint is no URL or the HTTP client cannot be made. A collector that is not there
+    /// [`TraceSetupError`] if the endpoint is no URL or the HTTP client cannot be made. A collector that is not there
     /// is no error.
     pub fn start(settings: &TraceSettings) -> Result<Self, TraceSetupError> {
         let http = reqwest::Client::builder()
@@ -147,7 +147,7 @@ impl Traces {
 pub struct ParentContext<'a> {
     /// Its own trace context: the stay becomes a child of it.
     pub traceparent: Option<&'a str>,
-    /// The stay that put it away, where it is a copy: the stay is linked to it.
+    /// The stay that put it away, if it is a copy: the stay is linked to it.
     pub left_by: Option<&'a str>,
     /// How it came.
     pub arrival: &'static str,
@@ -208,7 +208,7 @@ impl CommandSpan {
     }
 
     /// What a copy carries so that its next stay joins the same trace, and is linked to this one: the trace context
-    /// of the command, and that of this stay. Nothing where no spans are made.
+    /// of the command, and that of this stay. Nothing if no spans are made.
     pub fn propagated(&self) -> Option<(String, String)> {
         let live = self.live.as_ref()?;
         let here = write(live.span.span_context());
@@ -284,7 +284,7 @@ fn write(context: &SpanContext) -> String {
 struct Exporter {
     http: reqwest::Client,
     runtime: Handle,
-    /// Told once when it begins to fail and once when it is over, not with every batch.
+    /// Reported once when it begins to fail and once when it is over, not with every batch.
     failing: AtomicBool,
 }
 

@@ -1,4 +1,4 @@
-//! The door for text that others wrote: publishers, the payment API, the broker, whoever answers in their place. It
+//! The door for text that others wrote: publishers, the payment API, the broker, anyone who answers in their place. It
 //! leads to the log, terminals, readiness, pages and spans.
 //!
 //! A text is bounded, every character that shows nothing of itself or changes how others are shown is written out as
@@ -54,7 +54,7 @@ pub fn visible_lines(text: &str) -> Cow<'_, str> {
     Cow::Owned(visible)
 }
 
-/// A text on one line, visible, of so many characters at most; what is left out is counted.
+/// A text on one line, visible, of this many characters at most; what is left out is counted.
 pub fn visible_within(text: &str, chars_max: usize) -> String {
     let cut = text.char_indices().nth(chars_max).map_or(text.len(), |(at, _)| at);
     let mut visible = Visible(&text[..cut]).to_string();

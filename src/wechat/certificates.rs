@@ -19,7 +19,7 @@ use crate::telemetry::untrusted::Untrusted;
 use crate::wechat::keys::{KeyFault, PublicKeys, VerificationKey, read_secret};
 use crate::wechat::verify::verify;
 
-/// Where they are.
+/// If they are.
 pub const TARGET: &str = "/v3/certificates";
 
 /// The APIv3 key: 32 bytes that the merchant chose on the platform.
@@ -60,7 +60,7 @@ impl ApiV3Key {
     /// Reads the key from a file that only its owner may read.
     ///
     /// # Errors
-    /// [`NoApiV3Key`] where the file cannot be read, is open to others, or holds no such key.
+    /// [`NoApiV3Key`] if the file cannot be read, is open to others, or holds no such key.
     pub fn read(file: &Path) -> Result<Self, NoApiV3Key> {
         Ok(Self::parse(&read_secret(file)?)?)
     }

@@ -42,7 +42,7 @@ pub struct PaymentSettings {
     pub verification_serial: Option<String>,
     /// The primary domain, without a path: `https://api.mch.weixin.qq.com`.
     pub base_url: String,
-    /// The backup domain, where there is one.
+    /// The backup domain, if there is one.
     pub backup_base_url: Option<String>,
     /// The longest wait for a connection.
     pub connect_timeout: Duration,
@@ -186,7 +186,7 @@ pub struct CallOutcome {
     pub unbelieved: Option<Box<UnverifiedResponse>>,
 }
 
-/// An answer that cannot be believed, for people: it tells what answers in the provider's place.
+/// An answer that cannot be believed, for people: it says what answers in the provider's place.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct UnverifiedResponse {
     /// The serial that it claims to be signed under.
@@ -220,7 +220,7 @@ impl UnverifiedResponse {
         }
     }
 
-    /// The serial, whole where it has the shape of one: it is what the operator looks for. Anything else is shortened like
+    /// The serial, whole if it has the shape of one: it is what the operator looks for. Anything else is shortened like
     /// all that others wrote.
     pub fn shown_serial(&self) -> Option<String> {
         let serial = self.serial.as_deref()?;
@@ -268,7 +268,7 @@ pub enum CannotStart {
     Http(#[from] reqwest::Error),
 }
 
-/// The keys in force, exchanged as a whole when they are read anew.
+/// The keys in force, exchanged as a whole when they are read again.
 pub type SharedKeyring = Arc<RwLock<Arc<Keyring>>>;
 
 /// The payment API.
@@ -343,7 +343,7 @@ impl Client {
         self.send_to_other_host(None, operation, prepared, traceparent, now, nonce, chance).await
     }
 
-    /// Puts a operation, at the other domain where the network has just failed the same command at `failed`.
+    /// Puts a operation, at the other domain if the network has just failed the same command at `failed`.
     #[allow(clippy::too_many_arguments, reason = "those of `ask`, and one more")]
     pub async fn send_to_other_host(
         &self,
@@ -484,7 +484,7 @@ impl Client {
         (CallResult::Response(answer), signs)
     }
 
-    /// Whether a verified answer answers the operation that was sent at `started`, as far as anybody can tell.
+    /// Whether a verified answer answers the operation that was sent at `started`, as far as anybody can report.
     fn admit(&self, headers: &HeaderMap, started: Instant) -> Authenticity {
         let (sent, heard) = (started.saturating_duration_since(self.made), self.made.elapsed());
         let mut replays = self.replays.lock().unwrap_or_else(PoisonError::into_inner);
@@ -547,7 +547,7 @@ impl Client {
     }
 }
 
-/// What there is to tell beside the answer.
+/// What there is to report beside the answer.
 #[derive(Debug, Default)]
 struct Signs {
     serial: Option<String>,

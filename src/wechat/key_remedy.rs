@@ -4,7 +4,7 @@ use crate::policy::file_name::{self, Shown, quote};
 use crate::wechat::keys::{IN_ENVIRONMENT, KeyFault};
 use crate::wechat::pem::{Expected, Found};
 
-/// What mends a key.
+/// What fixes a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Remedy {
     /// A command, complete.
@@ -16,7 +16,7 @@ pub enum Remedy {
         /// The new file.
         file: String,
     },
-    /// Another value where this one is configured.
+    /// Another value if this one is configured.
     SetKey(String),
 }
 
@@ -82,7 +82,7 @@ fn mend(what: &str, expected: Expected, found: Found, variable: &str) -> Remedy 
         (Found::EncryptedKey, _) => asked(what, "passphrase of the key", &[format!("openssl pkey {from}")]),
         (Found::Pkcs12, expected) => {
             let part = if expected == Expected::PrivateKey { "-nocerts -nodes" } else { "-nokeys -clcerts" };
-            // OpenSSL 3 reads the bundles of the merchant platform, in the old format, only if it is told to.
+            // OpenSSL 3 reads the bundles of the merchant platform, in the old format, only if it is reported to.
             let either = ["", "-legacy "].map(|legacy| format!("openssl pkcs12 {from} {legacy}{part}"));
             asked(what, "password of the bundle (the merchant number)", &either)
         }

@@ -63,7 +63,7 @@ pub enum KeyFault {
         /// What there is.
         found: Found,
     },
-    /// A file holds something else than text, or is none.
+    /// A file holds something else than text, or is not one.
     #[error("{} {}; a file with text in UTF-8 is expected", Shown(path), found.in_words())]
     NotText {
         /// The file.
@@ -252,7 +252,7 @@ impl VerificationKey {
     /// Reads every certificate of a text, each by itself: what is wrong with one does not hide the others.
     ///
     /// # Errors
-    /// [`KeyFault`] where there is no certificate at all.
+    /// [`KeyFault`] if there is no certificate at all.
     pub fn from_certificates_pem(
         pem: &(impl AsRef<[u8]> + ?Sized),
         what: &str,
@@ -304,7 +304,7 @@ fn spki(key: &PublicKey) -> Option<Vec<u8>> {
     Some(key.to_public_key_der().ok()?.into_vec())
 }
 
-/// The provider's keys by serial: public keys and platform certificates side by side, never told apart.
+/// The provider's keys by serial: public keys and platform certificates side by side, never distinguished.
 #[derive(Debug, Clone, Default)]
 pub struct PublicKeys(BTreeMap<String, VerificationKey>);
 
@@ -338,14 +338,14 @@ impl PublicKeys {
         self.iter().max_by_key(|(_, key)| lasts(key)).map(|(serial, _)| serial)
     }
 
-    /// Whether there is none.
+    /// Whether none exists.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// Where the keys are.
+/// If the keys are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyFiles {
     /// The merchant's private key; none means that the environment holds it.
@@ -375,9 +375,9 @@ impl KeyFiles {
 pub struct Keyring {
     /// The key that signs.
     pub merchant: MerchantKey,
-    /// The serial of the merchant API certificate, where one is configured.
+    /// The serial of the merchant API certificate, if one is configured.
     pub merchant_serial: Option<String>,
-    /// When that certificate ends, where one is configured.
+    /// When that certificate ends, if one is configured.
     pub merchant_expires: Option<Timestamp>,
     /// Platform certificates that are configured and left out, because they are not valid now.
     pub left_out: Vec<KeyFault>,
@@ -386,10 +386,10 @@ pub struct Keyring {
 }
 
 impl Keyring {
-    /// Reads every key. `from_environment` is the merchant key in PEM, used where no file is named.
+    /// Reads every key. `from_environment` is the merchant key in PEM, used if no file is named.
     ///
     /// # Errors
-    /// All faults together, so that one look mends them all.
+    /// All faults together, so that one look fixes them all.
     pub fn load(
         files: &KeyFiles,
         from_environment: Option<&str>,
@@ -512,7 +512,7 @@ fn serial_of(certificate: &X509Certificate<'_>) -> String {
 /// Reads a secret that is text, as [`secret_file::open`] admits it: without a byte order mark.
 ///
 /// # Errors
-/// [`KeyFault`] where others may read it, where we may not, and where it is no text.
+/// [`KeyFault`] where others may read it, if we may not, and if it is no text.
 pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, KeyFault> {
     let bytes = read_key(path)?;
     let text = pem::text(&bytes).map_err(|found| KeyFault::NotText { path: path.to_owned(), found })?;
@@ -522,7 +522,7 @@ pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, KeyFault> {
 /// Reads a secret of any form, as [`secret_file::open`] admits it.
 ///
 /// # Errors
-/// [`KeyFault::Exposed`] where others may read it, [`KeyFault::Unreadable`] where we may not.
+/// [`KeyFault::Exposed`] where others may read it, [`KeyFault::Unreadable`] if we may not.
 pub fn read_key(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyFault> {
     let file = secret_file::open(path).map_err(|refused| match refused {
         NotOpened::Unreadable(source) => KeyFault::Unreadable { path: path.to_owned(), source },

@@ -140,7 +140,7 @@ impl Expected {
 /// Reads the first RSA private key.
 ///
 /// # Errors
-/// [`Found`] where there is something else.
+/// [`Found`] if there is something else.
 pub fn private_key(bytes: &[u8]) -> Result<PrivateKey, Found> {
     let blocks = read(bytes)?;
     let found = |block: &Block| (block.kind == Kind::PrivateKey).then(|| parse_private(&block.der));
@@ -155,7 +155,7 @@ pub fn private_key(bytes: &[u8]) -> Result<PrivateKey, Found> {
 /// Reads the first RSA public key.
 ///
 /// # Errors
-/// [`Found`] where there is something else.
+/// [`Found`] if there is something else.
 pub fn public_key(bytes: &[u8]) -> Result<PublicKey, Found> {
     let blocks = read(bytes)?;
     let found = |block: &Block| (block.kind == Kind::PublicKey).then(|| parse_public(&block.der));
@@ -168,7 +168,7 @@ pub fn public_key(bytes: &[u8]) -> Result<PublicKey, Found> {
 /// Reads every certificate, in DER: one at least.
 ///
 /// # Errors
-/// [`Found`] where there is none, or one of them is damaged.
+/// [`Found`] if none exists, or one of them is damaged.
 pub fn certificates(bytes: &[u8]) -> Result<Vec<Zeroizing<Vec<u8>>>, Found> {
     let blocks = read(bytes)?;
     let instead = first(&blocks);
@@ -184,7 +184,7 @@ pub fn certificates(bytes: &[u8]) -> Result<Vec<Zeroizing<Vec<u8>>>, Found> {
 /// The first private key of any algorithm, in plain PEM.
 ///
 /// # Errors
-/// [`Found`] where there is something else.
+/// [`Found`] if there is something else.
 pub fn any_private_key(bytes: &[u8]) -> Result<Zeroizing<String>, Found> {
     let blocks = read(bytes)?;
     let key = blocks
@@ -217,7 +217,7 @@ fn plain(label: &str, der: &[u8]) -> String {
 /// A text that is no PEM, such as a token: without a byte order mark.
 ///
 /// # Errors
-/// [`Found::Utf16`] and [`Found::Binary`] where the bytes are no UTF-8.
+/// [`Found::Utf16`] and [`Found::Binary`] if the bytes are no UTF-8.
 pub fn text(bytes: &[u8]) -> Result<&str, Found> {
     if is_utf16(bytes) {
         return Err(Found::Utf16);

@@ -1,5 +1,5 @@
 //! Binds answers to their operations, as far as the protocol allows: a signed answer names neither the request nor its
-//! nonce, so whoever can intercept answers could keep one and give it to a later operation.
+//! nonce, so anyone who can intercept answers could keep one and give it to a later operation.
 //!
 //! Two rules. An answer is accepted once: its signature is remembered for as long as it could be accepted again. And an
 //! answer was signed after its operation was sent. For that the provider's clock is compared with ours by the signed
@@ -33,11 +33,11 @@ const GENERATIONS: usize = 3;
 /// more it ends early.
 const ANSWERS_MAX: usize = 200_000;
 
-/// The answers that the provider's clock is read from: so many, none older than this.
+/// The answers that the provider's clock is read from: this many, none older than this.
 const CLOCK_ANSWERS: usize = 64;
 const CLOCK_RECENT: Duration = Duration::from_secs(600);
 
-/// What tells one signed answer from another.
+/// What reports one signed answer from another.
 #[derive(Debug, Clone, Copy)]
 pub struct Marks<'a> {
     /// `Wechatpay-Timestamp`, in seconds since 1970.
@@ -91,7 +91,7 @@ impl ReplayGuard {
     /// operation was sent and when it had arrived, on one clock that is never set.
     ///
     /// # Errors
-    /// [`SignatureFlaw::Replayed`] where it was accepted before, or was signed before its operation was sent.
+    /// [`SignatureFlaw::Replayed`] if it was accepted before, or was signed before its operation was sent.
     pub fn admit(&mut self, marks: Marks<'_>, sent: Duration, heard: Duration) -> Result<(), SignatureFlaw> {
         let signed_ms = marks.signed_at.saturating_mul(1_000);
         let fingerprint = self.hasher.hash_one((marks.nonce, marks.signature));
@@ -194,7 +194,7 @@ mod tests {
         let kept = provider.sign(1_000);
         assert_eq!(provider.admit(&kept, 12_500, 12_600), Err(SignatureFlaw::Replayed));
         assert_eq!(provider.admit(&kept, 299_000, 299_100), Err(SignatureFlaw::Replayed));
-        // Within the tolerance nobody can tell it from one of a machine whose clock is a little behind.
+        // Within the tolerance nobody can report it from one of a machine whose clock is a little behind.
         let other = provider.sign(1_000);
         assert_eq!(provider.admit(&other, 8_000, 8_100), Ok(()));
     }

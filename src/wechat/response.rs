@@ -81,7 +81,7 @@ impl Detail {
     }
 }
 
-/// Reads a coupon; `None` where the body is not one.
+/// Reads a coupon; `None` if the body is not one.
 ///
 /// Strictly read is what decides: code, state, and the numbers of uses and returns. What the coupon belongs to can only
 /// contradict, so each mention of it is compared. Whatever else the body holds makes it no less true.
@@ -133,7 +133,7 @@ pub fn sub_code(request_id: &str) -> Option<u64> {
     number.parse().ok()
 }
 
-/// What a look at the bytes tells before they are parsed.
+/// What a look at the bytes reports before they are parsed.
 struct Scan {
     /// How deep objects and arrays are nested, by their brackets outside of texts.
     nesting: usize,
@@ -168,7 +168,7 @@ fn scan(json: &[u8]) -> Scan {
 }
 
 /// Skips the rest of a text, its closing mark included: most of an entity, so nothing else is asked of a byte here.
-/// Tells whether nothing in it is escaped by number, and no control character stands in it.
+/// Says whether nothing in it is escaped by number, and no control character stands in it.
 fn skip_text(rest: &mut &[u8]) -> bool {
     let mut plain = true;
     while let Some(at) = rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | ..=0x1f)) {
@@ -253,7 +253,7 @@ fn with_whole_characters(json: &str) -> Cow<'_, str> {
                 kept = at;
             }
             (Some(_), _) => at += 6,
-            // The next byte may begin a longer character, where it is no JSON anyway.
+            // The next byte may begin a longer character, if it is no JSON anyway.
             (None, _) => at += 1 + json[at + 1..].chars().next().map_or(1, char::len_utf8),
         }
     }
@@ -302,7 +302,7 @@ const READ: [&str; 18] = [
 struct Malformed;
 
 impl<'a> Members<'a> {
-    /// The members of this object; `None` where it is none. An empty list stands for an empty object, as some languages
+    /// The members of this object; `None` if it is not one. An empty list stands for an empty object, as some languages
     /// write one.
     fn read(json: &'a str) -> Option<Self> {
         serde_json::from_str(json).ok()
@@ -363,7 +363,7 @@ fn read_text(value: &RawValue) -> Option<Box<str>> {
     serde_json::from_str(value.get()).ok()
 }
 
-/// A text, or a number as it is written; nothing where it is anything else or empty.
+/// A text, or a number as it is written; nothing if it is anything else or empty.
 fn read_id(value: &RawValue) -> Option<Box<str>> {
     let is_number = value.get().starts_with(|first: char| first.is_ascii_digit() || first == '-');
     let id = if is_number { Some(value.get().into()) } else { read_text(value) };

@@ -119,7 +119,7 @@ pub enum NotOpened {
     Exposed(Exposure),
 }
 
-/// Opens a file with a secret, where nobody else may read it.
+/// Opens a file with a secret, if nobody else may read it.
 ///
 /// # Errors
 /// [`NotOpened`]
@@ -175,7 +175,7 @@ mod tests {
             check(0, SERVICE, mode, [false; 4]);
             check(SERVICE, SERVICE, mode, [false; 4]);
         }
-        // Whoever owns it can give it to others again.
+        // Anyone who owns it can give it to others again.
         check(OPERATOR, SERVICE, 0o640, [false; 4]);
     }
 

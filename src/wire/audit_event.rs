@@ -33,9 +33,9 @@ pub struct Audit {
 pub enum OperatorAction {
     /// Sent it to the command exchange again.
     Republished,
-    /// An query found that it had taken effect: told as redeemed.
+    /// A query found that it had taken effect: reported as redeemed.
     PublishedRedeemed,
-    /// An query found that it has not, and will not: told as refused.
+    /// A query found that it has not, and will not: reported as refused.
     PublishedRefused,
     /// Took it off the queue for good.
     Discarded,
@@ -65,7 +65,7 @@ impl OperatorAction {
     }
 }
 
-/// What an audit event tells.
+/// What an audit event reports.
 #[derive(Debug, Clone, Copy)]
 pub struct AuditContext<'a> {
     /// The name of the service: `source` of the event.
@@ -80,7 +80,7 @@ pub struct AuditContext<'a> {
     pub because: Option<&'a str>,
     /// Why the command was parked.
     pub reason: &'a str,
-    /// When it was parked, where that is known.
+    /// When it was parked, if that is known.
     pub parked_at: Option<Timestamp>,
     /// SHA-256 of its bytes in hex.
     pub sha256: &'a str,
@@ -90,7 +90,7 @@ pub struct AuditContext<'a> {
     pub partial: &'a PartialCommand,
     /// The query that it rests on.
     pub query: Option<&'a Evidence>,
-    /// The coupon's state, where the query told it.
+    /// The coupon's state, where the query reported it.
     pub coupon_state: Option<&'a str>,
 }
 
@@ -166,13 +166,13 @@ pub struct Data<'a> {
     /// The request number, as the command named it.
     #[schemars(with = "Option<RequestNo>")]
     out_request_no: Option<&'a str>,
-    /// The coupon's state, where the query told it.
+    /// The coupon's state, where the query reported it.
     coupon_state: Option<&'a str>,
     /// The query that the deed rests on.
     query: Option<Entry>,
 }
 
-/// Tells what was done.
+/// Says what was done.
 pub fn encode(account: AuditContext<'_>) -> Audit {
     let AuditContext { source, at, deed, operator, because, reason, parked_at, sha256, bytes, .. } = account;
     let AuditContext { partial, query, coupon_state, .. } = account;

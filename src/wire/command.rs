@@ -20,7 +20,7 @@ use crate::domain::redemption::{
 /// The longest command, in bytes.
 pub const COMMAND_BYTES_MAX: usize = 64 * 1024;
 
-/// The most faults that are told of one command.
+/// The most faults that are reported of one command.
 pub const FAULTS_MAX: usize = 32;
 
 /// One thing that is wrong with a command.

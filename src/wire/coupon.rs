@@ -20,7 +20,7 @@ pub struct Member {
     pub kind: Kind,
     /// When it is there, within the object that holds it.
     pub when: When,
-    /// Where it is documented.
+    /// If it is documented.
     pub revision: Revision,
     /// Its meaning.
     pub english: &'static str,
@@ -37,7 +37,7 @@ pub struct Member {
 pub struct Word {
     /// As it is sent.
     pub word: &'static str,
-    /// Where it is documented.
+    /// If it is documented.
     pub revision: Revision,
     /// Its meaning.
     pub english: &'static str,
@@ -296,7 +296,7 @@ impl Member {
     }
 
     /// A name for the type of an object or of a list's elements, for those who generate types: as many of the last names
-    /// of its path as tell it from all others.
+    /// of its path as report it from all others.
     fn type_name(&self) -> String {
         let names: Vec<_> = self.path.split('.').rev().collect();
         let is_of_same_end = |count: usize, other: &Self| {

@@ -26,7 +26,7 @@ use crate::wire::{coupon, schema};
 /// `content_type` of a published event.
 pub const CONTENT_TYPE: &str = "application/cloudevents+json";
 
-/// The space of event ids. Changing it makes every subscriber see every event anew.
+/// The space of event ids. Changing it makes every subscriber see every event again.
 const ID_SPACE: Uuid = Uuid::from_u128(0x6f1c_83f1_52a5_4d38_9a5e_0c5c_56b1_7d11);
 
 /// The largest entity that an event holds whole, in bytes. Brokers bound a message (the shipped ones to 128 KiB), and an
@@ -43,7 +43,7 @@ pub struct Event {
     pub id: Uuid,
     /// `redemption.<outcome>.<brand_id>`.
     pub routing_key: String,
-    /// The outcome it tells of.
+    /// The outcome it reports of.
     pub kind: OutcomeKind,
     /// The CloudEvent as JSON.
     pub body: Vec<u8>,
@@ -115,7 +115,7 @@ pub struct Data<'a> {
     /// `redeemed`, `refused`, `invalid` or `unresolved`.
     #[schemars(schema_with = "schema::outcome_words")]
     outcome: &'static str,
-    /// The coupon's state as WeChat Pay last authentically gave it; null where nothing authentic is known, or where it
+    /// The coupon's state as WeChat Pay last authentically gave it; null if nothing authentic is known, or where it
     /// last said, as authentically, that there is no such coupon.
     coupon_state: Option<&'a str>,
     /// `answer`, `query`, `validation` or `deadline`.
@@ -133,7 +133,7 @@ pub struct Data<'a> {
     /// double. Else null.
     #[schemars(extend("examples" = Reduction::ALL.map(Reduction::as_str)))]
     coupon_reduced: Option<&'static str>,
-    /// Why the outcome is not `redeemed`; null where it is.
+    /// Why the outcome is not `redeemed`; null if it is.
     problem: Option<Problem<'a>>,
     /// The last attempts, oldest first, at most 16.
     #[schemars(length(max = Evidence::KEPT))]
@@ -191,7 +191,7 @@ pub struct Entry {
     status: Option<u16>,
     /// `Request-ID` of the answer.
     request_id: Option<String>,
-    /// The serial of the key that verified the answer; null where none did.
+    /// The serial of the key that verified the answer; null if none did.
     serial: Option<String>,
     /// What the reply was judged to mean.
     #[serde(deserialize_with = "verdict_word")]
@@ -199,7 +199,7 @@ pub struct Entry {
     verdict: String,
 }
 
-/// A copy's headers can be forged; what an event tells must still be of the closed lists.
+/// A copy's headers can be forged; what an event reports must still be of the closed lists.
 fn operation_word<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     word(deserializer, &Operation::ALL.map(Operation::as_str))
 }
@@ -234,7 +234,7 @@ impl From<Entry> for Evidence {
     }
 }
 
-/// What an event tells beside the command and its outcome.
+/// What an event reports beside the command and its outcome.
 #[derive(Debug, Clone, Copy)]
 pub struct EventContext<'a> {
     /// The name of the service: `source` of the event.
@@ -249,7 +249,7 @@ pub struct EventContext<'a> {
     pub evidence: &'a [Evidence],
 }
 
-/// Tells the `outcome` of a valid command.
+/// Reports the `outcome` of a valid command.
 pub fn encode(redemption: &Redemption, outcome: &Outcome, telling: EventContext<'_>) -> Event {
     let coupon = outcome.coupon();
     let (entity, coupon_reduced) = coupon.map_or((None, None), embed);
@@ -291,7 +291,7 @@ pub fn encode(redemption: &Redemption, outcome: &Outcome, telling: EventContext<
     write(id, kind, data, telling)
 }
 
-/// Tells of bytes that are not a command. `digest` is the SHA-256 of the bytes in hex: with what can be read of the
+/// Reports of bytes that are not a command. `digest` is the SHA-256 of the bytes in hex: with what can be read of the
 /// command it makes the identity.
 pub fn encode_invalid(rejected: &Rejected, digest: &str, telling: EventContext<'_>) -> Event {
     let partial = &rejected.partial;
@@ -308,7 +308,7 @@ pub fn encode_invalid(rejected: &Rejected, digest: &str, telling: EventContext<'
     )
 }
 
-/// Tells of a retry message that came back damaged: what was asked before is not known.
+/// Reports of a retry message that came back damaged: what was asked before is not known.
 pub fn encode_corrupt_retry_message(
     redemption: &Redemption,
     damage: &str,
@@ -574,7 +574,7 @@ mod tests {
     fn an_id_is_the_same_for_the_same_result_and_another_for_another() {
         let ids = outcomes().map(|outcome| told(&outcome).id);
         assert_eq!(ids, outcomes().map(|outcome| told(&outcome).id));
-        // Subscribers have stored these: another value makes them see every result anew.
+        // Subscribers have stored these: another value makes them see every result again.
         assert_eq!(ids[0].to_string(), "26a03841-bca9-552e-9792-392ad8b27135");
         let other = |from: &str, to: &str| {
             let redemption = decode(command().replace(from, to).as_bytes()).unwrap();

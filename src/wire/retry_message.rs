@@ -1,7 +1,7 @@
 //! The headers that carry a command's progress through a delay queue, and back.
 //!
 //! A copy is known by them alone, so anyone who may publish commands can forge them: nothing here is trusted further than it can be
-//! checked: a damaged copy is an ending, never a loop, and no header can prolong a command beyond the limits.
+//! checked: a corrupt retry message is an ending, never a loop, and no header can prolong a command beyond the limits.
 
 use jiff::{SignedDuration, Timestamp};
 use serde::de::Error as _;
@@ -28,13 +28,13 @@ pub const EVIDENCE: &str = "x-redemption-evidence";
 /// The provider's last rejection, as JSON. Never missing where the effect rests on one.
 pub const REJECTION: &str = "x-redemption-rejection";
 
-/// How many of the attempts met a fault of our own or a brand that keeps us out. Missing where none did.
+/// How many of the attempts met a fault of our own or a brand that keeps us out. Missing if none did.
 pub const SUSPENDED: &str = "x-redemption-suspended";
-/// From when an query counts as negative, RFC 3339. Missing where that is not known.
+/// From when a query counts as negative, RFC 3339. Missing if that is not known.
 pub const NEGATIVES_FROM: &str = "x-redemption-negatives-from";
-/// Before when nobody can have sent the command, RFC 3339. Missing where that is not known.
+/// Before when nobody can have sent the command, RFC 3339. Missing if that is not known.
 pub const UNSENT_BEFORE: &str = "x-redemption-unsent-before";
-/// The coupon's state as it was last told, signed. Missing where none was.
+/// The coupon's state as it was last reported, signed. Missing if none was.
 pub const COUPON_STATE: &str = "x-redemption-coupon-state";
 
 /// The trace context of the stay that put a copy away, W3C `traceparent`: the next stay is linked to it. Nothing is
@@ -133,10 +133,10 @@ pub fn is_retry_message(has: impl Fn(&str) -> bool) -> bool {
     RETRY_MESSAGE_ONLY.into_iter().any(has)
 }
 
-/// The deadline of a fresh command. One that lies beyond the maximum deadline is drawn in, one that cannot be read is told.
+/// The deadline of a fresh command. One that lies beyond the maximum deadline is drawn in, one that cannot be read is reported.
 ///
 /// # Errors
-/// [`CorruptRetryMessage::Unreadable`] where the header is not an RFC 3339 time.
+/// [`CorruptRetryMessage::Unreadable`] if the header is not an RFC 3339 time.
 pub fn deadline(
     header: Option<&str>,
     first_seen: Timestamp,

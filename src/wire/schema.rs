@@ -1,7 +1,7 @@
 //! The JSON Schemas of what travels: the command, the result event and the audit event.
 //!
 //! Events are described by the very types that write them. A command is read by hand, so that all its faults can be
-//! told together; `Command` is its twin, and a test holds decoder and schema against each other. What JSON Schema
+//! reported together; `Command` is its twin, and a test holds decoder and schema against each other. What JSON Schema
 //! cannot say is listed there by name.
 
 use std::borrow::Cow;

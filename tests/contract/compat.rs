@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 pub(crate) enum Role {
     /// Others write it may accept more, never less.
     Command,
-    /// Others read it may tell more, and never tell otherwise.
+    /// Others read it may report more, and never report otherwise.
     Event,
 }
 

@@ -1,4 +1,4 @@
-//! The golden events, told anew from the golden commands by the code that tells real ones.
+//! The golden events, reported again from the golden commands by the code that reports real ones.
 
 use std::collections::BTreeSet;
 

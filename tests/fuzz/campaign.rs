@@ -1,4 +1,4 @@
-//! One campaign: so many cases, each with its memory counted and its panics caught and told with what caused them.
+//! One campaign: this many cases, each with its memory counted and its panics caught and reported with what caused them.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -89,7 +89,7 @@ impl Campaign {
 pub(crate) trait Input {
     /// Its size in bytes.
     fn bytes(&self) -> usize;
-    /// Itself, for whoever must mend what it broke.
+    /// Itself, for anyone who must fix what it broke.
     fn shown(&self) -> String;
 }
 

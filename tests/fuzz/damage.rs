@@ -56,7 +56,7 @@ pub(crate) fn bytes(sound: &[u8], dice: &mut StdRng) -> Vec<u8> {
             5 => damaged.truncate(at),
             6 => {
                 let piece = PIECES[dice.random_range(0..PIECES.len())].as_bytes();
-                // Mostly one; sometimes so many that depth and length are tried as well.
+                // Mostly one; sometimes this many that depth and length are tried as well.
                 let times = if dice.random_bool(0.02) { dice.random_range(1..20_000) } else { 1 };
                 damaged.splice(at..at, piece.repeat(times));
             }

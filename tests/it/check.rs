@@ -186,7 +186,7 @@ fn policies_alarms_bindings_and_consumer_timeouts_are_seen_through_the_managemen
     assert_eq!(run(&mut programs.command(&["topology", "apply"])).status.code(), Some(0));
     eventually(&programs, &seeing, "bound again", |checked| checked.code == Some(0));
 
-    // A consumer timeout: newer brokers tell it of each consumer, older ones nobody.
+    // A consumer timeout: newer brokers report it of each consumer, older ones nobody.
     if newer(&broker) {
         broker.ctl(&["eval", "application:set_env(rabbit, consumer_timeout, 20000)."]);
         programs.stop_service();
@@ -297,7 +297,7 @@ fn missing_topology_is_one_finding_with_one_remedy() {
     }
 }
 
-/// Each fault of the configuration is a finding, with the command that mends it there where it was made.
+/// Each fault of the configuration is a finding, with the command that fixes it there where it was made.
 #[test]
 fn what_is_wrong_with_the_configuration_is_told_like_any_other_fault() {
     let dir = unused_dir("check");
@@ -356,7 +356,7 @@ fn what_is_wrong_with_the_configuration_is_told_like_any_other_fault() {
     let told = absent.of("configuration", "fault");
     assert!(told.len() == 1 && told[0].0.starts_with(&format!("{missing}: cannot be read")), "{told:?}");
 
-    // Without a file; and people are told like machines.
+    // Without a file; and people are reported like machines.
     let bare = |name: &str, value: &str| {
         let seen = read(&run(redeemer().args(["check", "--json"]).env(name, value)));
         assert_eq!((seen.code, seen.findings.len()), (Some(3), 1), "{:#?}", seen.findings);
@@ -379,7 +379,7 @@ fn what_is_wrong_with_the_configuration_is_told_like_any_other_fault() {
     std::fs::remove_dir_all(dir).unwrap();
 }
 
-/// Each fault of a key or of the clock, with the command that mends it.
+/// Each fault of a key or of the clock, with the command that fixes it.
 #[test]
 fn what_is_wrong_with_keys_and_clock_is_told_with_a_command() {
     let broker = broker::shared();

@@ -115,7 +115,7 @@ fn what_never_comes_is_told_when_the_time_is_over() {
     assert_eq!(out(&output), "");
     assert!(err(&output).contains("1 without an event within 300ms: line 1"), "{}", err(&output));
 
-    // It is not lost: whoever watches when the service is back sees it.
+    // It is not lost: anyone who watches when the service is back sees it.
     let (watching, _) = watch(programs.command(&["watch", "--count", "1"]));
     programs.start_service();
     let (code, line) = rest(watching);
@@ -137,7 +137,7 @@ fn watch_shows_only_what_was_asked_for() {
     let (code, text) = rest(invalid);
     assert_eq!((code, text.lines().count()), (Some(0), 1), "{text}");
     assert!(text.contains("  invalid     -         -  invalid_command  -  0 calls"), "{text}");
-    // It has no count, so it is told to stop once it has seen something.
+    // It has no count, so it is reported to stop once it has seen something.
     let mut refused = refused;
     let mut out = BufReader::new(refused.stdout.take().expect("it is piped"));
     let mut line = String::new();

@@ -1,5 +1,5 @@
 //! Faults of our own in a running service, against a real broker and the sandbox: what meets every command alike is charged
-//! to none, and readiness tells what the operator needs.
+//! to none, and readiness says what the operator needs.
 
 use std::time::Duration;
 
@@ -187,7 +187,7 @@ async fn reason_of_the_number_is_kept_under_any_code() {
     service.stop().await;
 }
 
-/// What cannot be believed is told by what there is to see of it.
+/// What cannot be believed is reported by what there is to see of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn serial_that_is_not_held_and_missing_signatures_are_told_and_counted() {
     let mut bed = quick().await;
@@ -261,7 +261,7 @@ fn names_a_header() -> Value {
             "value": "PUB_KEY_ID_0116", "issue": "微信支付公钥ID有误"}})
 }
 
-/// One answer that names a header of ours is enough, also where all commands are of one publisher.
+/// One answer that names a header of ours is enough, also if all commands are of one publisher.
 #[tokio::test(flavor = "multi_thread")]
 async fn detail_that_names_a_header_suspends_at_once_and_charges_none() {
     const COMMANDS: usize = 20;

@@ -219,7 +219,7 @@ async fn only_who_knows_the_token_is_let_in_and_everyone_else_is_counted() {
     let huge = "x".repeat(20_000);
     assert_eq!(person.post(&forms[2], &[("because", &huge), ("sure", "yes")]).await.status, 413);
 
-    // Nothing of all that has touched the command, and whoever leaves is out.
+    // Nothing of all that has touched the command, and anyone who leaves is out.
     assert_eq!(asked(&bed, "query") + asked(&bed, "use"), 0);
     assert!(person.get("/parked").await.text.contains("USE_C1"));
     assert_eq!(person.post("/parked/logout", &[]).await.status, 303);
@@ -452,7 +452,7 @@ async fn of_very_many_the_first_are_listed_and_each_is_found() {
         assert_eq!(page.status, 200, "{}", page.text);
     }
     let list = person.get("/parked").await.text;
-    // Fewer than that where they cannot be looked at in time.
+    // Fewer than that if they cannot be looked at in time.
     let first = looked_at(&list);
     assert!(list.contains("2,100 parked.") && (200..=2_000).contains(&first), "{first}: {list}");
     let none = person.get("/parked?coupon=ABSENT").await.text;

@@ -1,5 +1,5 @@
-//! Rate limit and circuit circuit breaker, end to end: commands in trouble do not slow the rest, something in the way opens the
-//! circuit, and both are told.
+//! Rate limit and circuit breaker, end to end: commands in trouble do not slow the rest, something in the way opens the
+//! circuit, and both are reported.
 
 use std::fs::File;
 use std::path::PathBuf;

@@ -63,7 +63,7 @@ fn amqps_checks_the_ca_the_host_name_and_shows_a_certificate() {
     programs::terminate(&service);
     assert_eq!(programs::ended(&mut service).code(), Some(0));
 
-    // Each thing that is wrong is refused, and told with the key that mends it.
+    // Each thing that is wrong is refused, and reported with the key that fixes it.
     let (their_ca, their_certificate, their_key) =
         (theirs.path("ca.pem"), theirs.path("client.pem"), theirs.path("client.key"));
     let by_address = broker.amqps("127.0.0.1");
@@ -125,7 +125,7 @@ impl Server {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        // It tells its port, or ends where this version is not built in.
+        // It reports its port, or ends if this version is not built in.
         let port = lines
             .by_ref()
             .map_while(Result::ok)
@@ -248,7 +248,7 @@ fn the_least_permissions_suffice_and_one_less_is_told() {
             ([configure, "^amq\\.default$", read], "may not publish to"),
             ([configure, write, "^$"], "may not consume"),
         ];
-        // Where it makes nothing it has no right to: there is none to take away.
+        // Where it makes nothing it has no right to: none exists to take away.
         match mode {
             "create" => less.push((["^$", write, read], "may not declare")),
             _ => assert_eq!(configure, "^$"),

@@ -117,7 +117,7 @@ impl Bench {
         told
     }
 
-    /// Types a remedy as it is printed, where the fault was found: either it has a blank to fill in, or it shows what is wrong
+    /// Types a remedy as it is printed, if the fault was found: either it has a blank to fill in, or it shows what is wrong
     /// and changes nothing, or the fault is gone.
     fn try_remedy(&self, environment: &[(&str, &str)], [id, _, remedy]: &[String; 3]) {
         if remedy.split(" # ").next().is_some_and(|commands| commands.contains('…')) {
@@ -144,7 +144,7 @@ impl Bench {
         let unset = environment.iter().filter(|(name, _)| after.iter().all(|(set, _)| set != name));
         let unset: Vec<_> = unset.map(|(name, _)| (*name, "(unset)")).collect();
         let (faults, _) = self.check(&[after, unset].concat());
-        // A bundle holds the merchant's own certificate, which is none of WeChat Pay's.
+        // A bundle holds the merchant's own certificate, which is not one of WeChat Pay's.
         let left = |[other, ..]: &&[String; 3]| id != "key_is_pkcs12" || other != "key_is_our_own";
         let left: Vec<_> = faults.iter().filter(left).collect();
         assert!(left.is_empty(), "{id} after {remedy}: {left:#?}");
@@ -417,7 +417,7 @@ fn key_material_that_cannot_be_read_is_named_for_what_it_is() {
     let several = format!("[{:?}, {:?}]", bench.at("wechat_certificate.pem"), bench.at("certificate.der"));
     let [_, _, remedy] = bench.refused(&[(CERTIFICATES, &several)], "key_is_der");
     assert!(remedy.contains("wechat_certificate.pem"), "{remedy}");
-    // As the merchant platform packs it, where this machine has the old algorithms.
+    // As the merchant platform packs it, if this machine has the old algorithms.
     let mut pack = Command::new("openssl");
     pack.args(["pkcs12", "-export", "-legacy", "-inkey", "key.pem", "-in", "merchant_certificate.pem"]);
     pack.args(["-passout", "pass:geheim", "-out", "legacy.p12"]).current_dir(&bench.dir);
@@ -780,7 +780,7 @@ fn download_that_brings_nothing_is_told_by_its_cause() {
 
 // ---- secrets
 
-/// Whatever is configured where nothing secret is expected: every key of the shipped file, as the environment sets it.
+/// Whatever is configured if nothing secret is expected: every key of the shipped file, as the environment sets it.
 fn all_variables() -> Vec<String> {
     fn leaves(table: &toml::Table, path: &str, into: &mut Vec<String>) {
         for (name, value) in table {

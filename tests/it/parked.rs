@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 
-/// A bed whose parked commands stay where they are.
+/// A bed whose parked commands stay if they are.
 async fn bed() -> Bed {
     let mut bed = Bed::new().await;
     bed.config.retry.query_delay = Span(Duration::from_millis(100));
@@ -239,7 +239,7 @@ async fn a_dry_run_says_what_would_happen_and_changes_nothing() {
     assert_eq!((asked(&bed, "query"), asked(&bed, "use")), (4, 0));
     assert_eq!(depth(&bed, &bed.config.broker.names.parked).await, 6);
     assert_eq!(depth(&bed, &bed.config.broker.names.commands).await, 0);
-    // The next event is the first: nothing was told before it.
+    // The next event is the first: nothing was reported before it.
     let first = bed.config.broker.names.results.as_str();
     let sent = bed.channel().basic_publish(
         first.into(),
@@ -252,7 +252,7 @@ async fn a_dry_run_says_what_would_happen_and_changes_nothing() {
     assert_eq!(bed::next(&mut everything, "the end").await.routing_key.as_str(), "the.end");
 }
 
-/// A command that the service itself gave up: told unresolved, and parked.
+/// A command that the service itself gave up: reported unresolved, and parked.
 async fn unresolved(bed: &mut Bed, code: &str, rules: Value) {
     bed.issue(code, json!({}));
     bed.faults(rules);

@@ -122,7 +122,7 @@ async fn a_copy_that_no_queue_takes_is_never_proven_however_much_goes_beside_it(
         publishing.spawn(async move {
             let mut copies = 0;
             for nth in 0..EACH / 8 {
-                // No delay waits so long, and no queue is bound for it.
+                // No delay waits this long, and no queue is bound for it.
                 let unheard_of = Duration::from_secs(77);
                 let copied = publisher.publish_retry_message(&delivery, unheard_of, Vec::new()).await;
                 copies += usize::from(copied.is_ok());
@@ -157,7 +157,7 @@ async fn events_accepted_is_unknown_unless_the_broker_answers() {
     };
     let (publisher, session) = publisher_of().await;
     assert_eq!(publisher.results_accept_events().await, EventsAccepted::Accepted);
-    // Its session is gone, and the connection with it: nobody is asked, and what was known before is not told again.
+    // Its session is gone, and the connection with it: nobody is asked, and what was known before is not reported again.
     session.close().await;
     drop(session);
     tokio::time::timeout(bed::PATIENCE, async {

@@ -68,12 +68,12 @@ fn an_order_service_in_python_gets_its_event_on_a_queue_it_bound() {
     assert_eq!(data["problem"], Value::Null);
     assert_eq!(data["attempts"], 1);
 
-    // The same command again is the same result under the same id, whoever asks.
+    // The same command again is the same result under the same id, anyone who asks.
     let again = order_service(&programs, &programs::command("python").to_string(), "18");
     assert_eq!(again["correlation_id"], "order-18");
     assert_eq!(again["event"]["id"], got["event"]["id"]);
 
-    // Another order for the same coupon is told that it came too late.
+    // Another order for the same coupon is reported that it came too late.
     let mut late = programs::command("python");
     late["out_request_no"] = json!("number_late");
     let late = order_service(&programs, &late.to_string(), "19");

@@ -1,7 +1,7 @@
 //! What is counted: that whatever arrives adds no time series (a hundred thousand commands and answers, sound, damaged
 //! and hostile, go from their bytes through the reading, the judging and the counting), and from when an age counts.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // in the helpers too; and it tells its seed
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // in the helpers too; and it reports its seed
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -187,7 +187,7 @@ fn around(metrics: &Metrics, dice: &mut StdRng) {
 async fn an_age_counts_from_when_the_command_was_sent_where_that_is_told_and_can_be() {
     let mut bed = Bed::new().await;
     let now = u64::try_from(Timestamp::now().as_second()).unwrap();
-    // Ten minutes in the queue; sent tomorrow, in 1970, or beyond all time, which nobody believes; and not told.
+    // Ten minutes in the queue; sent tomorrow, in 1970, or beyond all time, which nobody believes; and not reported.
     let sent = [Some(now - 700), Some(now + 86_400), Some(0), Some(86_400), Some(u64::MAX), None];
     for (nth, at) in sent.into_iter().enumerate() {
         bed.issue(&format!("C{nth}"), json!({}));

@@ -192,7 +192,7 @@ async fn a_service_that_starts_before_its_broker_waits_for_it_and_one_that_loses
         .await;
     assert_eq!(service.get("/livez").await.0, 200);
 
-    // The bed's own connection died with the broker, so the ledger and the broker's queues tell what happened.
+    // The bed's own connection died with the broker, so the ledger and the broker's queues report what happened.
     let broker = off(broker, Broker::restart).await;
     service.wait_ready().await;
     until("every command redeemed", async || bed.uses().len() == 20).await;

@@ -102,7 +102,7 @@ impl Received {
         spans[0].clone()
     }
 
-    /// Waits until so many commands' stays have been told; all that belongs to a stay comes before it.
+    /// Waits until this many commands' stays have been reported; all that belongs to a stay comes before it.
     async fn stays(&self, count: usize) {
         until(&format!("{count} stays"), async || self.named("take").len() >= count).await;
     }

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
-/// A bed whose waits are short: tenths of seconds where the defaults have seconds.
+/// A bed whose waits are short: tenths of seconds if the defaults have seconds.
 async fn quick() -> Bed {
     let mut bed = Bed::new().await;
     let span = |millis| Span(Duration::from_millis(millis));
@@ -150,7 +150,7 @@ impl Line {
     }
 }
 
-/// Works so many fresh commands one after the other, and counts the hosts that gave the last word on each.
+/// Works this many fresh commands one after the other, and counts the hosts that gave the last word on each.
 async fn hosts_of(bed: &mut Bed, prefix: &str, count: usize, gist: &str) -> BTreeMap<String, usize> {
     let mut hosts = BTreeMap::new();
     for nth in 0..count {
@@ -240,7 +240,7 @@ async fn what_the_network_loses_is_asked_again_on_the_other_domain_however_well_
     line.cut().await;
 }
 
-/// The headers of a copy that was put away once, for this command.
+/// The headers of a copy that was delayed once, for this command.
 fn copy_headers(bytes: &[u8]) -> BTreeMap<&'static str, AMQPValue> {
     let prepared = Prepared::new(&wire_command::decode(bytes).unwrap());
     let now = Timestamp::now();

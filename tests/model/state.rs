@@ -61,7 +61,7 @@ pub(crate) struct Message {
     pub tried: bool,
     /// Why and when the broker dead-lettered it.
     pub dead: Option<(Reason, Tick)>,
-    /// The model's own: whether a return of our use was seen by whoever held it.
+    /// The model's own: whether a return of our use was seen by anyone who held it.
     pub saw_return: bool,
 }
 
@@ -98,14 +98,14 @@ pub(crate) enum Published {
 pub(crate) struct Hand {
     pub message: Message,
     pub progress: Progress,
-    /// The most attempts, where that is not the world's own bound.
+    /// The most attempts, if that is not the world's own bound.
     pub attempts_max: Option<u32>,
     pub stage: Stage,
     /// Whether the last call met trouble.
     pub troubled: bool,
     /// Calls begun after the deadline.
     pub late_calls: u8,
-    /// When its connection ended, where it does not know that yet.
+    /// When its connection ended, if it does not know that yet.
     pub cut_off: Option<Tick>,
 }
 

@@ -51,7 +51,7 @@ pub(crate) struct World {
     pub covered: RefCell<BTreeSet<[&'static str; 4]>>,
 }
 
-/// What a call meets that does not go well. Of each kind that the service tells apart, one.
+/// What a call meets that does not go well. Of each kind that the service distinguishes, one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Trouble {
     /// No answer; it may have arrived.
@@ -104,7 +104,7 @@ const QUERY_TROUBLES: [Trouble; 7] = [
     Trouble::BrandDenied,
 ];
 
-/// What happens to the coupon that is none of the service's doing.
+/// What happens to the coupon that is not one of the service's doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Change {
     Return,
@@ -435,7 +435,7 @@ impl World {
             }
         };
         let attempts_max = message.dead.map(|(reason, at)| {
-            // The broker tells whole seconds.
+            // The broker reports whole seconds.
             progress.only_query(reason, Some(Self::at(at + 1)), &self.limits).attempts_max
         });
         let mut hand = Hand {
@@ -499,7 +499,7 @@ impl World {
     /// What a call is checked for when it begins.
     fn begin_call(&self, state: &mut State, hand: &mut Hand, operation: Operation) {
         let late = Self::at(state.now) > hand.progress.deadline;
-        // One that was due in time, and had to wait, is none of the last ones.
+        // One that was due in time, and had to wait, is not one of the last ones.
         let held = matches!(hand.stage, Stage::Held { .. });
         if operation == Operation::Redeem {
             for (broken, violation) in [
@@ -705,7 +705,7 @@ impl World {
         }
     }
 
-    /// The delivery goes back to the broker, whoever held it.
+    /// The delivery goes back to the broker, anyone who held it.
     fn give_back(&self, state: &mut State, hand: &Hand, dead_letter: bool) {
         match &hand.stage {
             Stage::Ack(Published::Event) | Stage::Park => drop(state.causes.insert(Cause::EventUnacked)),
@@ -750,7 +750,7 @@ impl World {
             Verdict::Redeemed if !state.events.contains(&OutcomeKind::Redeemed) => {
                 state.events.push(OutcomeKind::Redeemed);
             }
-            // Left where it is, or discarded: nothing follows.
+            // Left if it is, or discarded: nothing follows.
             _ => {}
         }
     }
@@ -858,7 +858,7 @@ impl World {
             _ => {}
         }
         state.hands[nth] = Arc::new(hand);
-        // Where nobody can die between two of them, publishing and acknowledging are one.
+        // If nobody can die between two of them, publishing and acknowledging are one.
         if self.is_calm(state)
             && matches!(action, Action::Publish(_))
             && let Stage::Ack(_) = state.hands[nth].stage
@@ -954,7 +954,7 @@ impl Model for World {
                 actions.extend([Action::TakeEffect(nth), Action::Vanish(nth)]);
             }
         }
-        // What takes effect does so before whoever waited for it looks.
+        // What takes effect does so before anyone who waited for it looks.
         if state.under_way.iter().any(|by| *by <= state.now) {
             return actions;
         }

@@ -124,7 +124,7 @@ impl Bed {
         Self { sandbox, config, dir, patience: PATIENCE, wires }
     }
 
-    /// Lays the topology anew, for a configuration that was changed: what stood there, empty, is removed.
+    /// Lays the topology again, for a configuration that was changed: what stood there, empty, is removed.
     pub(crate) async fn relaid(mut self) -> Self {
         let settings = self.config.broker_settings().unwrap();
         let link = redeemer::amqp::client::Link::connect(&settings, "test").await.unwrap();
@@ -133,7 +133,7 @@ impl Bed {
         self
     }
 
-    /// Connects anew after the broker was gone. A broker that takes connections again may still be choosing leaders
+    /// Connects again after the broker was gone. A broker that takes connections again may still be choosing leaders
     /// for its quorum queues, and refuses consumers until then.
     pub(crate) async fn reconnect(mut self, broker: &Broker) -> Self {
         let deadline = Instant::now() + PATIENCE;
@@ -262,7 +262,7 @@ impl Bed {
     }
 
     /// How many messages are ready in a queue. A quorum queue that does not answer the broker within 250 ms, such as
-    /// just after a restart, is told as empty: wait for a count, do not take it by chance.
+    /// just after a restart, is reported as empty: wait for a count, do not take it by chance.
     pub(crate) async fn ready(&self, queue: &str) -> u32 {
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
         self.wires

@@ -32,7 +32,7 @@ pub(crate) const COUNTED_WITHIN: Duration = Duration::from_millis(400);
 /// A running broker, or one that was ended on purpose and may be restarted on the same data and ports.
 pub(crate) struct Broker {
     uri: String,
-    /// Nothing where the broker is somebody else's: then it can be used, but not ended.
+    /// Nothing if the broker is somebody else's: then it can be used, but not ended.
     node: Option<PathBuf>,
 }
 
@@ -47,7 +47,7 @@ impl Broker {
         Self::start_as(&config_lines.iter().flat_map(|line| ["--config", line]).collect::<Vec<_>>())
     }
 
-    /// The same, with counts that can be believed: what `list_queues` tells is no older than [`COUNTED_WITHIN`].
+    /// The same, with counts that can be believed: what `list_queues` reports is no older than [`COUNTED_WITHIN`].
     pub(crate) fn start_counting() -> Self {
         Self::start_as(&["--advanced", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/counting.config")])
     }

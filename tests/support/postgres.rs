@@ -18,23 +18,23 @@ use serde_json::Value;
 /// The longest wait until it answers.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Who owns what is made in it.
-pub const OWNER: &str = "redeemer";
+pub(crate) const OWNER: &str = "redeemer";
 
 /// A running server with one database.
-pub struct Postgres {
+pub(crate) struct Postgres {
     dir: PathBuf,
     database: String,
     program: Child,
 }
 
 /// A table that nobody else can use until this is dropped.
-pub struct Lock {
+pub(crate) struct Lock {
     session: Child,
 }
 
 impl Postgres {
     /// Makes a server with an empty database of this name. To be called from a thread that stays.
-    pub fn start(database: &str) -> Self {
+    pub(crate) fn start(database: &str) -> Self {
         // Not below the target folder: PostgreSQL refuses root, and whom it runs as may not get there.
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let nth = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -80,7 +80,7 @@ impl Postgres {
     }
 
     /// What libpq finds it by.
-    pub fn environment(&self, user: &str) -> [(&'static str, String); 3] {
+    pub(crate) fn environment(&self, user: &str) -> [(&'static str, String); 3] {
         let dir = self.dir.display().to_string();
         [("PGHOST", dir), ("PGDATABASE", self.database.clone()), ("PGUSER", user.to_owned())]
     }
@@ -92,7 +92,7 @@ impl Postgres {
     }
 
     /// What a user gets for a statement, or the server's complaint.
-    pub fn try_ask(&self, user: &str, sql: &str) -> Result<String, String> {
+    pub(crate) fn try_ask(&self, user: &str, sql: &str) -> Result<String, String> {
         let output = self.psql(user).arg("-c").arg(sql).output().unwrap();
         match output.status.success() {
             true => Ok(String::from_utf8(output.stdout).unwrap().trim().to_owned()),
@@ -101,24 +101,24 @@ impl Postgres {
     }
 
     /// The rows of a query, as objects.
-    pub fn rows(&self, user: &str, query: &str) -> Vec<Value> {
+    pub(crate) fn rows(&self, user: &str, query: &str) -> Vec<Value> {
         let sql = format!("SELECT coalesce(json_agg(r), '[]') FROM ({query}) AS r");
         let json = self.try_ask(user, &sql).unwrap_or_else(|fault| panic!("{query}: {fault}"));
         serde_json::from_str(&json).unwrap()
     }
 
     /// One number.
-    pub fn count(&self, query: &str) -> usize {
+    pub(crate) fn count(&self, query: &str) -> usize {
         self.try_ask(OWNER, query).unwrap().parse().unwrap()
     }
 
     /// Does what statements say, as the owner.
-    pub fn tell(&self, sql: &str) {
+    pub(crate) fn tell(&self, sql: &str) {
         self.try_ask(OWNER, sql).unwrap_or_else(|fault| panic!("{sql}: {fault}"));
     }
 
     /// Has everybody else wait who wants this table.
-    pub fn lock(&self, table: &str) -> Lock {
+    pub(crate) fn lock(&self, table: &str) -> Lock {
         let session = self.psql(OWNER).stdin(Stdio::piped()).spawn().unwrap();
         writeln!(session.stdin.as_ref().unwrap(), "BEGIN; LOCK TABLE {table};").unwrap();
         let held = format!(
@@ -133,7 +133,7 @@ impl Postgres {
     }
 
     /// What it has complained of.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
 }
@@ -155,7 +155,7 @@ impl Drop for Postgres {
     }
 }
 
-/// A program of the newest PostgreSQL here, as a user whom it takes. It is told to stop when the thread is gone that
+/// A program of the newest PostgreSQL here, as a user whom it takes. It is reported to stop when the thread is gone that
 /// starts it: a test that is killed leaves nothing running.
 fn as_owner(program: &str) -> Command {
     let version = |path: &Path| path.file_name()?.to_str()?.parse::<u32>().ok();

@@ -22,7 +22,7 @@ pub(crate) struct Programs {
     dir: PathBuf,
     /// What the names of exchanges and queues begin with.
     pub prefix: String,
-    /// Where the sandbox is.
+    /// If the sandbox is.
     pub base_url: String,
     config: PathBuf,
     sandbox: Child,
@@ -216,19 +216,19 @@ pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// The whole answer to a GET; nothing where there is none.
+/// The whole answer to a GET; nothing if none exists.
 pub(crate) fn get(address: &str, path: &str) -> Option<String> {
     talk(address, &format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n"))
 }
 
-/// The whole answer to a POST of JSON; nothing where there is none.
+/// The whole answer to a POST of JSON; nothing if none exists.
 pub(crate) fn post(address: &str, path: &str, body: &Value) -> Option<String> {
     let body = body.to_string();
     let head = format!("POST {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n");
     talk(address, &format!("{head}content-length: {}\r\n\r\n{body}", body.len()))
 }
 
-/// The whole answer to a request; nothing where there is none.
+/// The whole answer to a request; nothing if none exists.
 pub(crate) fn talk(address: &str, request: &str) -> Option<String> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;

@@ -19,7 +19,7 @@ mod ports;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running Prometheus.
-pub struct Prometheus {
+pub(crate) struct Prometheus {
     address: String,
     dir: PathBuf,
     program: Child,
@@ -28,7 +28,7 @@ pub struct Prometheus {
 
 impl Prometheus {
     /// Starts it on these rules, looking every second, at nothing yet. To be called from a thread that stays.
-    pub fn start(dir: &Path, rules: &str) -> Self {
+    pub(crate) fn start(dir: &Path, rules: &str) -> Self {
         fs::create_dir_all(dir).unwrap();
         fs::write(dir.join("rules.yml"), rules).unwrap();
         fs::write(dir.join("targets.json"), "[]").unwrap();
@@ -75,17 +75,17 @@ impl Prometheus {
     }
 
     /// Has it look at these admin ports and no others.
-    pub fn scrape(&self, targets: &[&str]) {
+    pub(crate) fn scrape(&self, targets: &[&str]) {
         let next = self.dir.join("targets.new");
         fs::write(&next, json!([{ "targets": targets }]).to_string()).unwrap();
         fs::rename(next, self.dir.join("targets.json")).unwrap();
     }
 
-    /// What a query finds: labels and value of each series. Nothing where it does not answer yet.
+    /// What a query finds: labels and value of each series. Nothing if it does not answer yet.
     ///
     /// # Panics
     /// Where it refuses the query.
-    pub async fn find(&self, query: &str) -> Vec<(Value, f64)> {
+    pub(crate) async fn find(&self, query: &str) -> Vec<(Value, f64)> {
         let byte = |byte: u8| match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => char::from(byte).to_string(),
             other => format!("%{other:02X}"),
@@ -106,12 +106,12 @@ impl Prometheus {
     }
 
     /// Whether a query finds a number.
-    pub async fn finds(&self, query: &str) -> bool {
+    pub(crate) async fn finds(&self, query: &str) -> bool {
         self.find(query).await.iter().any(|(_, value)| value.is_finite())
     }
 
     /// What it has complained of.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
 }

@@ -115,7 +115,7 @@ impl RawPublisher {
     fn frame(&mut self, kind: u8, channel: u16, payload: &[u8]) {
         let length = u32::try_from(payload.len()).unwrap();
         let head = [&[kind][..], &channel.to_be_bytes(), &length.to_be_bytes()].concat();
-        // A broker that has closed the channel meanwhile says so where it is asked.
+        // A broker that has closed the channel meanwhile says so if it is asked.
         self.stream.write_all(&[&head, payload, &[FRAME_END]].concat()).unwrap();
     }
 

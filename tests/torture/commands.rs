@@ -20,7 +20,7 @@ pub(crate) struct Command {
     pub body: Vec<u8>,
     /// How it must end.
     pub right: Right,
-    /// Whether it may be told as unresolved first, because it gets little time and much trouble.
+    /// Whether it may be reported as unresolved first, because it gets little time and much trouble.
     pub hopeless: bool,
     /// Properties that no client writes, instead of the usual ones.
     pub raw: Option<RawProperties>,
@@ -29,7 +29,7 @@ pub(crate) struct Command {
 /// What makes a message kill a client that reads it carelessly.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum RawProperties {
-    /// Headers of so many arrays (`b'A'`) or tables (`b'F'`) in one another.
+    /// Headers of this many arrays (`b'A'`) or tables (`b'F'`) in one another.
     Nested(u8, usize),
     /// A `reply_to` that is not UTF-8.
     NoText,
@@ -44,9 +44,9 @@ pub(crate) enum Right {
     Rival,
     /// Refused for this reason.
     Refused(&'static str),
-    /// Told as no command.
+    /// Reported as no command.
     Invalid,
-    /// Used once at most, and then returned by the user: redeemed where that was told before, refused otherwise, as
+    /// Used once at most, and then returned by the user: redeemed if that was reported before, refused otherwise, as
     /// returned or as used by the order that used it next.
     Returned,
 }
@@ -346,9 +346,9 @@ pub(crate) fn faults(share: f64, commands: usize) -> Value {
         json!({"kind": "gzip"}),
         json!({"kind": "truncated_body"}),
     ];
-    // Of an query these would be lies under a good signature, which nobody can see through.
+    // Of a query these would be lies under a good signature, which nobody can see through.
     let of_a_use = [json!({"kind": "wrong_number"}), json!({"kind": "already_used_number"})];
-    // A spared call goes on to the next rule. So many are for every call; the rest makes uses go wrong more often.
+    // A spared call goes on to the next rule. This many are for every call; the rest makes uses go wrong more often.
     let each = 1.0 - (1.0 - share).powf(1.0 / any.len() as f64);
     rules.extend(any.iter().map(|fault| json!({"share": each, "fault": fault})));
     rules.extend(of_a_use.iter().map(|fault| json!({"share": each, "operation": "use", "fault": fault})));
@@ -370,14 +370,14 @@ pub(crate) struct Hit {
     pub times: u64,
 }
 
-/// What became of the rules of a script, as the sandbox tells it.
+/// What became of the rules of a script, as the sandbox reports it.
 pub(crate) fn hits(script: &Value) -> Vec<Hit> {
     let rules = script["rules"].as_array().into_iter().flatten();
     let times = script["applied"].as_array().into_iter().flatten().filter_map(Value::as_u64);
     rules.cloned().zip(times).map(|(rule, times)| Hit { rule, times }).collect()
 }
 
-/// How many kinds of faults came. Two are of one kind where nothing tells them apart: neither status nor code, nor whether
+/// How many kinds of faults came. Two are of one kind where nothing reports them apart: neither status nor code, nor whether
 /// the effect happens, nor whether they are signed, nor how late or how large they are.
 pub(crate) fn kinds(hits: &[Hit]) -> usize {
     let came = hits.iter().filter(|hit| hit.times > 0);

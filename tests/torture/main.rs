@@ -1,13 +1,13 @@
 //! The fault rig: the real program, a real broker and the sandbox as processes, proxies between them, and everything
 //! killed, cut, stalled and lied to by a plan that follows from one seed. At the end an oracle reads the sandbox's
-//! ledger and every queue: nothing lost, nothing done twice, nothing told wrong.
+//! ledger and every queue: nothing lost, nothing done twice, nothing reported wrong.
 //!
 //! `cargo test` makes a short run. `make torture` makes the long one and writes `docs/reliability.md`. A run is
 //! repeated by its seed: the plan is the same, though threads and disks are not.
 //!
 //! - `TORTURE_SEED`, `TORTURE_COMMANDS`, `TORTURE_KILLS`, `TORTURE_BROKER_KILLS`, `TORTURE_FAULTS_PERCENT`
 //! - `TORTURE_REPORT`: a file to write the report to
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // a rig that cannot be set up fails, and it tells as it goes
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // a rig that cannot be set up fails, and it reports as it goes
 
 #[path = "../support/broker.rs"]
 mod broker;

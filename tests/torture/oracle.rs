@@ -38,7 +38,7 @@ pub(crate) struct Findings {
     pub at_random: (usize, usize),
     /// Uses that were sent again without having asked what the last one did.
     pub unasked: usize,
-    /// Commands that were told as unresolved, and then as something else.
+    /// Commands that were reported as unresolved, and then as something else.
     pub superseded: usize,
     /// Redemptions in the ledger.
     pub effects: usize,
@@ -216,7 +216,7 @@ fn outcome(command: &Command, told: &[&Seen], ledger: &Ledger<'_>) -> Result<(),
     Ok(())
 }
 
-/// Whether a command was told as unresolved for the first time after it had been told as something else. What the broker
+/// Whether a command was reported as unresolved for the first time after it had been reported as something else. What the broker
 /// hands over again may come late.
 fn is_taken_back(told: &[&Seen]) -> bool {
     let is_settled = |event: &&&Seen| event.outcome != "unresolved";
@@ -225,7 +225,7 @@ fn is_taken_back(told: &[&Seen]) -> bool {
     !unresolved_before && after.any(|event| event.outcome == "unresolved" && !event.again)
 }
 
-/// Whether a command was told as unresolved first, and then as something else.
+/// Whether a command was reported as unresolved first, and then as something else.
 fn is_superseded(told: &[&Seen]) -> bool {
     let mut later = told.iter().skip_while(|event| event.outcome != "unresolved");
     later.any(|event| event.outcome != "unresolved")
@@ -289,7 +289,7 @@ fn effects(
     }
 }
 
-/// Between two uses of one number somebody asked what the first one did and was told, but where that one was answered by
+/// Between two uses of one number somebody asked what the first one did and was reported, but if that one was answered by
 /// "not now": then a copy may say so, too. And where the second came while the first was under way: the broker gives a
 /// command to another instance before the first one learns that its connection is gone, and for a moment both have it in
 /// hand. Numbers that were published more than once are left out.
@@ -302,7 +302,7 @@ fn queries(
 ) {
     let mut published: BTreeMap<&str, usize> = BTreeMap::new();
     for command in commands {
-        // The unresolved are published anew.
+        // The unresolved are published again.
         *published.entry(&command.number).or_default() +=
             1 + usize::from(command.hopeless || twice.contains(&command.number));
     }
@@ -315,7 +315,7 @@ fn queries(
         at.is_none_or(|at| muddles.iter().any(|(from, to)| (*from..=*to).contains(&at)))
     };
     for attempts in by_coupon.values() {
-        // The last use of each number that nobody has been told about since.
+        // The last use of each number that nobody has been reported about since.
         let mut open: BTreeMap<&str, &Value> = BTreeMap::new();
         for attempt in attempts {
             if attempt["operation"] != "use" {
@@ -341,7 +341,7 @@ fn queries(
     }
 }
 
-/// Whether an query was answered by the coupon, in time, whole, and under a good signature. Of the faults only these
+/// Whether a query was answered by the coupon, in time, whole, and under a good signature. Of the faults only these
 /// leave it so: a short delay, signatures missing from refusals alone, and depth that nobody has to look into.
 fn is_told(query: &Value) -> bool {
     let harmless = matches!(query["fault"].as_str(), None | Some("slow" | "unsigned" | "deep_json"));
@@ -361,7 +361,7 @@ fn is_declined(attempt: &Value) -> bool {
     attempt["sub_code"] == 272_756_746 || attempt["answered"] == 429 && attempt["sub_code"] != UNSIGNED_429
 }
 
-/// The same command, published twice, is told under one id.
+/// The same command, published twice, is reported under one id.
 fn twins(commands: &[Command], events: &BTreeMap<&str, Vec<&Seen>>, findings: &mut Findings) {
     let mut ids: BTreeMap<(&str, &str), BTreeSet<&str>> = BTreeMap::new();
     for command in commands.iter().filter(|command| command.right != Right::Invalid) {

@@ -40,7 +40,7 @@ pub(crate) enum Act {
         /// The how manieth time.
         nth: usize,
     },
-    /// Kills an instance after so many milliseconds, wherever it is.
+    /// Kills an instance after this many milliseconds, wherever it is.
     KillAnywhere {
         /// Which instance.
         instance: usize,

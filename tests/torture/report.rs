@@ -85,7 +85,7 @@ fn spread(times: &[Duration]) -> String {
     }
 }
 
-/// Of so many sorted times, the place of the one that so many in a hundred do not exceed.
+/// Of this many sorted times, the place of the one that this many in a hundred do not exceed.
 pub(crate) fn up_to(percent: usize, times: usize) -> usize {
     (times * percent).div_ceil(100).saturating_sub(1)
 }

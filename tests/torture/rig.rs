@@ -26,7 +26,7 @@ use crate::returns;
 use crate::service::{Sandbox, Service, was_killed};
 use crate::wires::{self, Told};
 
-/// The share of commands that comes at once when all trouble but the payment API's is over: one in so many.
+/// The share of commands that comes at once when all trouble but the payment API's is over: one in this many.
 const BACKLOG_SHARE: usize = 10;
 /// How many commands may lag behind the plan.
 const LAGGING: usize = 40;
@@ -35,7 +35,7 @@ const KEPT_BACK: usize = 10;
 /// The longest wait for anything to go on.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Within what time so many in a hundred must be, from the broker taking connections to the first settled command, and
+/// Within what time this many in a hundred must be, from the broker taking connections to the first settled command, and
 /// from its end to readiness being denied. What is not optimized shares the machine with whatever else is being tested.
 const LIMITS: &[(usize, Duration)] = if cfg!(debug_assertions) {
     &[(50, Duration::from_secs(5))]
@@ -45,11 +45,11 @@ const LIMITS: &[(usize, Duration)] = if cfg!(debug_assertions) {
 /// When a broker that says nothing must have been noticed: a connection is dead after twice the heartbeat, and a busy
 /// machine may be slow. Before a confirm is waited for in vain, which would end the connection, too.
 const NOTICED_WITHIN: Duration = Duration::from_secs(8);
-/// When some instance must have been told of an alarm: a command that is in hand is told of or put away by then.
+/// When some instance must have been reported of an alarm: a command that is in hand is reported of or delayed by then.
 const ALARM_TOLD_WITHIN: Duration = Duration::from_secs(8);
 /// How long trouble is kept up for something to fall upon.
 const OCCASION: Duration = Duration::from_secs(20);
-/// What tells that the broker is connected, how often it was, and that it takes no messages.
+/// What reports that the broker is connected, how often it was, and that it takes no messages.
 const CONNECTED: &str = "redeemer_broker_connected";
 const SESSIONS: &str = "redeemer_broker_sessions_total";
 const BLOCKED: &str = "redeemer_broker_blocked";
@@ -342,7 +342,7 @@ impl Rig {
         *self.told.progress().borrow()
     }
 
-    /// Lets so many commands be published.
+    /// Lets this many commands be published.
     fn allow(&self, commands: usize) {
         self.allowance.send_if_modified(|allowed| {
             let more = *allowed < commands;
@@ -351,7 +351,7 @@ impl Rig {
         });
     }
 
-    /// Waits until there are events for so many commands, for as long as there are more and more of them.
+    /// Waits until there are events for this many commands, for as long as there are more and more of them.
     async fn reach(&mut self, commands: usize) {
         let mut progress = self.told.progress();
         let mut told = *progress.borrow_and_update();
@@ -371,7 +371,7 @@ impl Rig {
         let columns = ["messages_ready", "messages_unacknowledged", "consumers"];
         let (broker, arguments) =
             (self.broker.clone(), [&["-q", "list_queues", "name"], &columns[..]].concat());
-        // Where it does not answer, that is what there is to tell.
+        // If it does not answer, that is what there is to report.
         let queues = spawn_blocking(move || broker.ctl(&arguments)).await.unwrap_or_default();
         let mut said = Vec::new();
         for instance in &self.instances {
@@ -515,8 +515,8 @@ impl Rig {
         }
     }
 
-    /// Raises a memory alarm for three seconds, or until it must have been told of. Whether an instance was: the broker
-    /// tells it to who publishes.
+    /// Raises a memory alarm for three seconds, or until it must have been reported of. Whether an instance was: the broker
+    /// reports it to who publishes.
     async fn alarm(&self) -> bool {
         self.ctl(&["set_vm_memory_high_watermark", "0.0001"]).await;
         let since = Instant::now();
@@ -539,11 +539,11 @@ impl Rig {
             one.wait_metric(SESSIONS, |_| true, PATIENCE),
             other.wait_metric(SESSIONS, |_| true, PATIENCE)
         );
-        // Who does not even tell cannot be seen to connect anew.
+        // Who does not even report cannot be seen to connect again.
         [one, other].map(|built| built.unwrap_or(f64::INFINITY))
     }
 
-    /// So many instances at least connect to the broker anew, and both are ready again.
+    /// This many instances at least connect to the broker again, and both are ready again.
     async fn expect_new_connections(&mut self, act: &Act, built: [f64; INSTANCES], wanted: usize) {
         let since = Instant::now();
         loop {
@@ -609,7 +609,7 @@ impl Rig {
         }
     }
 
-    /// Launches an instance anew if it was killed at this point.
+    /// Launches an instance again if it was killed at this point.
     async fn bury(&mut self, instance: usize, point: Failpoint) -> bool {
         let Some(status) = self.instances[instance].ended_by_itself() else { return false };
         if was_killed(status) {
@@ -782,7 +782,7 @@ impl Rig {
                     println!("torture: silence noticed after {:.1?}: {noticed:?}", since.elapsed());
                     unnoticed.extend((!noticed.0).then(|| one.name().to_owned()));
                     unnoticed.extend((!noticed.1).then(|| other.name().to_owned()));
-                    // Time for who has noticed to try anew, and to be met by silence again.
+                    // Time for who has noticed to try again, and to be met by silence again.
                     sleep(Duration::from_secs(7).saturating_sub(since.elapsed())).await;
                 } else {
                     sleep(Duration::from_secs(3)).await;

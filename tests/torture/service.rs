@@ -105,7 +105,7 @@ impl Service {
         fs::rename(half, order).unwrap();
     }
 
-    /// Takes the order back. False where the process is about to die by it.
+    /// Takes the order back. False if the process is about to die by it.
     pub(crate) fn withdraw(&self) -> bool {
         let order = self.file("order");
         let _ = fs::remove_file(&order);
@@ -134,7 +134,7 @@ impl Service {
         assert!(asked.success(), "SIGTERM to {pid}");
     }
 
-    /// How it ended, if it ended without having been told to.
+    /// How it ended, if it ended without having been reported to.
     pub(crate) fn ended_by_itself(&mut self) -> Option<ExitStatus> {
         let status = self.child.as_mut()?.try_wait().unwrap()?;
         self.child = None;
@@ -153,7 +153,7 @@ impl Service {
         Some((response.status().as_u16(), response.text().await.ok()?))
     }
 
-    /// The sum of the series whose name begins so; nothing where there is no answer, or no such series.
+    /// The sum of the series whose name begins so; nothing if there is no answer, or no such series.
     pub(crate) async fn metric(&self, name: &str) -> Option<f64> {
         let (_, text) = self.get("/metrics").await?;
         let lines = text.lines().filter(|line| line.starts_with(name));
@@ -180,7 +180,7 @@ impl Service {
         None
     }
 
-    /// Waits until a metric is so; nothing where it does not come to that in time.
+    /// Waits until a metric is so; nothing if it does not come to that in time.
     pub(crate) async fn wait_metric(
         &self,
         name: &str,

@@ -34,7 +34,7 @@ pub(crate) const RESULTS: &str = "torture.results";
 /// How long a hopeless command may be worked on.
 const HOPELESS: SignedDuration = SignedDuration::from_secs(4);
 const LIMIT: Duration = Duration::from_secs(20);
-/// Where a connection dies at the wrong moment the client may never answer: after so long the reader begins anew, or it
+/// Where a connection dies at the wrong moment the client may never answer: after this long the reader begins again, or it
 /// would take its own silence for the service's.
 const QUIET: Duration = Duration::from_secs(10);
 const ACKED_WITHIN: Duration = Duration::from_secs(5);
@@ -50,7 +50,7 @@ pub(crate) struct Seen {
     pub outcome: String,
     /// Its reason, or nothing.
     pub reason: String,
-    /// The coupon's state that it tells, or nothing.
+    /// The coupon's state that it reports, or nothing.
     pub state: String,
     /// The coupon that it names.
     pub code: String,
@@ -130,7 +130,7 @@ pub(crate) fn read(uri: String) -> Told {
         let mut commands = BTreeSet::new();
         loop {
             let (connection, channel) = connect(&uri).await;
-            // Whatever goes wrong here, the next connection begins anew.
+            // Whatever goes wrong here, the next connection begins again.
             let _ = read_on(&channel, &reading, &mut commands).await;
             let _ = timeout(ACKED_WITHIN, connection.close(200, "anew".into())).await;
         }
@@ -282,7 +282,7 @@ async fn try_publish(
 }
 
 /// Waits until every queue but the parked one is empty and nothing is unacknowledged: then nothing more can happen. What
-/// a list tells is of no one moment, and a copy may be on its way from one queue to the next: it takes two empty lists,
+/// a list reports is of no one moment, and a copy may be on its way from one queue to the next: it takes two empty lists,
 /// further apart than a count may be old. The node is one of [`Broker::start_counting`].
 pub(crate) async fn wait_empty(broker: &Broker, parked: &str, patience: Duration) -> Result<(), Vec<String>> {
     let since = Instant::now();

@@ -142,7 +142,7 @@ async fn perform_fault(world: &Arc<World>, call: &Call, fault: Option<&Fault>) -
     let wait = |ms: &u64| tokio::time::sleep(Duration::from_millis(*ms));
     let mut locked = false;
     if let Some(Fault::Slow { ms, late_effect: true }) = fault {
-        // A use that takes so long holds its coupon meanwhile.
+        // A use that takes this long holds its coupon meanwhile.
         locked = lock(world, call);
         wait(ms).await;
     }

@@ -36,7 +36,7 @@ pub enum CouponState {
     Used,
     /// Past its end. Final.
     Expired,
-    /// Deleted by the user, of which nobody is told. Final.
+    /// Deleted by the user, of which nobody is reported. Final.
     Deleted,
     /// Withdrawn by the merchant. Final.
     Deactivated,
@@ -205,7 +205,7 @@ pub struct Round {
     pub deleted: Option<Timestamp>,
 }
 
-/// A use, as the usage detail of the entity tells it.
+/// A use, as the usage detail of the entity reports it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Usage {
     /// The number of the redemption.
@@ -246,7 +246,7 @@ impl CouponState {
         matches!(self, CouponState::Expired | CouponState::Deleted | CouponState::Deactivated)
     }
 
-    /// Why a coupon in this state cannot be used; `None` where it can.
+    /// Why a coupon in this state cannot be used; `None` if it can.
     pub(super) fn refusal(self) -> Option<ErrorResponse> {
         let (code, message) = match self {
             CouponState::Effective => return None,

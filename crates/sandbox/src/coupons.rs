@@ -105,7 +105,7 @@ impl Coupons {
         Ok(())
     }
 
-    /// Does to a coupon what a user, time, or another system would do. Fails in words where it cannot be done.
+    /// Does to a coupon what a user, time, or another system would do. Fails in words if it cannot be done.
     pub(crate) fn act(&mut self, code: &str, act: &ActionRequest, now: Timestamp) -> Result<Coupon, String> {
         self.apply_time(code, now);
         let coupon = self.by_code.get(code).ok_or_else(|| format!("coupon_code {code} is unknown"))?;

@@ -14,7 +14,7 @@ pub(super) const UNPUBLISHED: &str = "sandbox_unpublished_field";
 
 /// The entity of `use`, `query`, `return`, `send`, `confirm` and `deactivate`.
 pub(super) fn entity(coupon: &Coupon, used_in_bundle: usize) -> Value {
-    // Every coupon has at least one round, and the first one tells when the whole begins.
+    // Every coupon has at least one round, and the first one says when the whole begins.
     let first = &coupon.rounds[0];
     let mut entity = json!({
         "coupon_code": coupon.coupon_code,
@@ -58,7 +58,7 @@ pub(super) fn entity(coupon: &Coupon, used_in_bundle: usize) -> Value {
     entity
 }
 
-/// An empty object where the coupon was neither used nor returned. Of a use that was returned the provider's documents
+/// An empty object if the coupon was neither used nor returned. Of a use that was returned the provider's documents
 /// say both that it is shown and that it is not.
 fn usage_detail(coupon: &Coupon, round: &Round) -> Value {
     let mut detail = Map::new();

@@ -2,7 +2,7 @@
 //! uses the client's cryptography.
 //!
 //! A sandbox that signs with `rsa` takes five times the processor of the client that it serves, so on one machine the
-//! client's own cost would not be seen. Whoever judges a client leaves this off: one misreading could pass on both
+//! client's own cost would not be seen. Anyone who judges a client leaves this off: one misreading could pass on both
 //! sides.
 
 use aws_lc_rs::rand::SystemRandom;

@@ -38,10 +38,10 @@ pub struct Rule {
     /// The chance that a matching call is hit: 0 to 1, 1 where absent. A spared call goes on to the next rule.
     #[serde(default = "always")]
     pub share: f64,
-    /// At most so many hits of this rule; without end where absent.
+    /// At most this many hits of this rule; without end where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub times: Option<u64>,
-    /// Only the first so many calls of one coupon with one operation, counted from when the script was set.
+    /// Only the first this many calls of one coupon with one operation, counted from when the script was set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_attempts: Option<u64>,
     /// What goes wrong.
@@ -69,7 +69,7 @@ pub enum Target {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Fault {
-    /// The answer comes so many milliseconds late. The effect happens at once, or, if `late_effect`, at the end of the
+    /// The answer comes this many milliseconds late. The effect happens at once, or, if `late_effect`, at the end of the
     /// wait, even if the client has hung up by then.
     Slow {
         /// How late.
@@ -125,7 +125,7 @@ pub enum Fault {
     NoSignature {},
     /// The true answer, signed as of ten minutes ago.
     StaleTimestamp {},
-    /// The true answer, signed and dated by a clock that is so many seconds ahead.
+    /// The true answer, signed and dated by a clock that is this many seconds ahead.
     SkewedClock {
         /// Negative: behind.
         seconds: i64,
@@ -141,7 +141,7 @@ pub enum Fault {
     },
     /// The true answer; a refusal comes without its signature.
     Unsigned {},
-    /// The true answer with a member of so many bytes, rightly signed: a list of small objects.
+    /// The true answer with a member of this many bytes, rightly signed: a list of small objects.
     HugeBody {
         /// How many more bytes.
         bytes: usize,
@@ -161,7 +161,7 @@ pub enum Fault {
     },
     /// The effect happens, and the body of the answer never ends.
     EndlessBody {},
-    /// The true answer with a member of so many arrays within each other, rightly signed.
+    /// The true answer with a member of this many arrays within each other, rightly signed.
     DeepJson {
         /// How deep; 100,000 where absent.
         #[serde(default = "deep")]

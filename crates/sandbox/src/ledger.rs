@@ -265,7 +265,7 @@ impl Ledger {
         sequence
     }
 
-    /// The entry of an attempt, to be completed; none where the ledger was cleared meanwhile.
+    /// The entry of an attempt, to be completed; none if the ledger was cleared meanwhile.
     pub(crate) fn attempt(&mut self, sequence: u64) -> Option<&mut Attempt> {
         let index = self.attempts.binary_search_by_key(&sequence, |attempt| attempt.sequence).ok()?;
         self.attempts.get_mut(index)
@@ -349,7 +349,7 @@ impl Ledger {
     }
 }
 
-/// `oXy…k3w`: enough to tell users apart in a test, too little to address one.
+/// `oXy…k3w`: enough to report users apart in a test, too little to address one.
 pub(super) fn shortened(openid: &str) -> Arc<str> {
     let characters: Vec<char> = openid.chars().collect();
     match characters.as_slice() {

@@ -328,7 +328,7 @@ impl Fields {
     }
 }
 
-/// Undoes percent-encoding; `None` where it is broken or not UTF-8.
+/// Undoes percent-encoding; `None` if it is broken or not UTF-8.
 pub(super) fn percent_decoded(text: &str) -> Option<String> {
     let mut bytes = text.bytes();
     let mut decoded = Vec::with_capacity(text.len());

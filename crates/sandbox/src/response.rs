@@ -320,7 +320,7 @@ fn status_draft(
     }
 }
 
-/// A list of so many bytes, brackets included, of small objects: what pads a reply costs its reader what real members
+/// A list of this many bytes, brackets included, of small objects: what pads a reply costs its reader what real members
 /// would.
 fn padding(bytes: usize) -> String {
     const ITEM: &str = r#"{"name":"满100减20","available":true,"days":[1,2,3],"limit":10},"#;

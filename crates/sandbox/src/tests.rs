@@ -809,7 +809,7 @@ fn sandbox_signs_with_other_code_than_the_client() {
     }
 }
 
-/// Waits for a fact, and fails where it does not come true in ten seconds.
+/// Waits for a fact, and fails if it does not come true in ten seconds.
 async fn until(fact: impl Fn() -> bool) {
     let waited = tokio::time::timeout(Duration::from_secs(10), async {
         while !fact() {

@@ -10,9 +10,9 @@ use aws_lc_rs::{constant_time, digest};
 
 /// Sessions at once; with more, the oldest ends.
 const SESSIONS_MAX: usize = 16;
-/// A session ends after so long without a request.
+/// A session ends after this long without a request.
 const IDLE_MAX: Duration = Duration::from_secs(30 * 60);
-/// The longest session, in seconds: also what the browser is told.
+/// The longest session, in seconds: also what the browser is reported.
 pub(super) const SESSION_SECONDS_MAX: u64 = 8 * 3_600;
 
 /// Random bytes for one session: its key and its CSRF token.
@@ -57,7 +57,7 @@ impl fmt::Debug for Session {
 
 /// The token and the sessions.
 pub struct Auth {
-    /// Only the digest stays in memory. All digests are equally long, so a comparison does not tell the length either.
+    /// Only the digest stays in memory. All digests are equally long, so a comparison does not report the length either.
     token: [u8; 32],
     sessions: Mutex<VecDeque<Session>>,
 }
@@ -119,7 +119,7 @@ impl Auth {
         found.ok_or(LoginError::NoSession)
     }
 
-    /// The session of this cookie, where the form was made by a page of it.
+    /// The session of this cookie, if the form was made by a page of it.
     ///
     /// # Errors
     /// `Refused::NoSession`, `Refused::Forged`

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 /// Time between two lines about one peer.
 const EVERY: Duration = Duration::from_secs(60);
-/// Peers that are told apart; all further ones share a line.
+/// Peers that are distinguished; all further ones share a line.
 const PEERS_MAX: usize = 64;
 /// What stands for these.
 const OTHERS: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);

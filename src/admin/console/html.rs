@@ -172,7 +172,7 @@ pub(super) fn list(
     document("Operator console", Some(session), &inner)
 }
 
-/// Says so where a list does not tell of all that are parked.
+/// Says so if a list does not report of all that are parked.
 fn not_all(found: &Found) -> String {
     if found.looked as u64 >= u64::from(found.waiting) {
         return String::new();
@@ -206,7 +206,7 @@ fn table(found: &Found) -> String {
     table + "</tbody></table></div>"
 }
 
-/// What an query has said, and what would follow.
+/// What a query has said, and what would follow.
 #[derive(Debug)]
 pub(super) struct Confirmation<'a> {
     /// The answer.
@@ -215,7 +215,7 @@ pub(super) struct Confirmation<'a> {
     pub advice: Result<OperatorAction, String>,
     /// Why it is done, as typed.
     pub because: String,
-    /// Whether a refusal would be told.
+    /// Whether a refusal would be reported.
     pub publish_refused: bool,
 }
 

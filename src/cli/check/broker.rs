@@ -46,7 +46,7 @@ pub(super) async fn broker(config: &Config, mut settings: AmqpSettings, findings
             session.close().await;
             return;
         }
-        // What is missing has been told already.
+        // What is missing has been reported already.
         Err(CannotConnect::Topology { .. }) if reached => return,
         Err(fault @ CannotConnect::Tls { advice, .. }) => {
             findings.push(Finding::fault(WHAT, fault.to_string(), advice).with_id("broker_tls"));
@@ -118,7 +118,7 @@ async fn unknown_host(settings: &AmqpSettings) -> Option<Finding> {
     None
 }
 
-/// Whether the broker bounds messages. What the user may not try, the permissions have told.
+/// Whether the broker bounds messages. What the user may not try, the permissions have reported.
 async fn message_size(settings: &AmqpSettings) -> Option<Finding> {
     const WHAT: &str = "message size";
     let mending = format!(
@@ -168,7 +168,7 @@ pub(super) fn of_version(version: &str) -> Finding {
     }
 }
 
-/// Tells whatever is missing or differs, argument by argument; `mode` is what the service does about it. False where
+/// Reports whatever is missing or differs, argument by argument; `mode` is what the service does about it. False where
 /// the broker is not reached.
 async fn topology(settings: &AmqpSettings, mode: Mode, findings: &mut Vec<Finding>) -> bool {
     const WHAT: &str = "topology";
@@ -243,7 +243,7 @@ pub(super) fn making_anew(object: &Object, vhost: &str) -> String {
     format!("{look} # stop the service; {delete}; redeemer topology apply; or configure what it has")
 }
 
-/// Tells what the user may not do. False where anything that the service needs is among it.
+/// Says what the user may not do. False where anything that the service needs is among it.
 async fn permissions(settings: &AmqpSettings, mode: Mode, findings: &mut Vec<Finding>) -> bool {
     const WHAT: &str = "permissions";
     let rights = match probe::rights(settings).await {

@@ -19,7 +19,7 @@ const SETTINGS: &str = "broker settings";
 /// The command that shows it.
 const CONSUMER_TIMEOUT: &str = "rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).'";
 
-/// Policies, alarms, bindings, effective arguments and consumer timeouts: seen through the management API where it is
+/// Policies, alarms, bindings, effective arguments and consumer timeouts: seen through the management API if it is
 /// configured, else said not to be seen.
 pub(super) async fn broker_settings(
     config: &Config,
@@ -85,7 +85,7 @@ async fn look(
         match &object {
             Object::Exchange { .. } => {}
             Object::Binding { exchange, queue, routing_key } => {
-                // What is not there has been told.
+                // What is not there has been reported.
                 let there = management.queue(queue).await?.is_some();
                 if there && !management.is_bound(exchange, queue, routing_key).await? {
                     let detail = format!("{object} is missing: what is published there goes nowhere");
@@ -144,7 +144,7 @@ fn misfit(object: &Object, name: &str, vhost: &str, queue: &Queue, unfit: &Misma
     )
 }
 
-/// What no client is told over AMQP: for the operator to compare.
+/// What no client is reported over AMQP: for the operator to compare.
 fn unseen(config: &Config) -> Finding {
     let held = held(config);
     let detail = format!(

@@ -31,7 +31,7 @@ pub(super) fn misconfigured(fault: &ConfigFault, origin: &Origin) -> Finding {
     Finding::fault("configuration", detail, mending).with_id(id.clone())
 }
 
-/// What keeps the service from starting, with what mends it.
+/// What keeps the service from starting, with what fixes it.
 fn start_fault(fault: &StartFault, config: &Config, origin: &Origin) -> Finding {
     match fault {
         StartFault::Config(fault) => {
@@ -149,7 +149,7 @@ pub(super) async fn download(
 ) {
     const WHAT: &str = "keys";
     let without_keys = keyring.read().unwrap_or_else(PoisonError::into_inner).public.is_empty();
-    // A key that cannot be read has been told.
+    // A key that cannot be read has been reported.
     let (true, Some(key)) = (without_keys, key) else { return };
     let now = Timestamp::now();
     match client.certificates(key, now, rand::random()).await {

@@ -1,4 +1,4 @@
-//! How a finding of `check` is mended: by a command that can be typed as it stands, there where the value is set.
+//! How a finding of `check` is fixed: by a command that can be typed as it stands, there where the value is set.
 
 use std::path::Path;
 
@@ -6,9 +6,9 @@ use crate::config::{Config, PREFIX};
 use crate::policy::file_name::{Shown, quote};
 use crate::wechat::key_remedy::Remedy;
 
-/// Where the configuration comes from, which decides how a key is mended.
+/// Where the configuration comes from, which decides how a key is fixed.
 pub(super) struct Origin<'a> {
-    /// The file, where there is one.
+    /// The file, if there is one.
     pub file: Option<&'a Path>,
     /// The variables of the environment that set keys.
     variables: Vec<String>,
@@ -22,7 +22,7 @@ impl<'a> Origin<'a> {
         Self { file, variables }
     }
 
-    /// The command that mends a key, or several with commas between them, there where it is set.
+    /// The command that fixes a key, or several with commas between them, there where it is set.
     pub(super) fn remedies(&self, key: &str, how: &str) -> String {
         let keys: Vec<_> = key.split(", ").collect();
         let names: Vec<_> = keys.iter().map(|key| variable(key)).collect();
@@ -93,7 +93,7 @@ impl Origin<'_> {
         }
     }
 
-    /// The command that mends a file, or what a key names.
+    /// The command that fixes a file, or what a key names.
     pub(super) fn remedy(&self, remedy: &Remedy, key: &str) -> String {
         match remedy {
             Remedy::Command(command) => command.clone(),

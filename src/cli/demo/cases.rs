@@ -23,7 +23,7 @@ pub(super) struct Case {
     pub body: Vec<u8>,
     /// How often it is published.
     pub times: usize,
-    /// Its request number, where it has a valid one.
+    /// Its request number, if it has a valid one.
     pub number: Option<String>,
     /// What must come.
     pub expected: Expected,
@@ -81,9 +81,9 @@ enum Holding {
     UsedByUs,
     /// Used already, under another number.
     UsedByAnother,
-    /// There is none.
+    /// There is not one.
     Unknown,
-    /// The command is none.
+    /// The command is not one.
     Malformed,
 }
 

@@ -33,7 +33,7 @@ impl Running {
         let out = File::create(log).with_context(|| format!("{} cannot be written", log.display()))?;
         let err = out.try_clone().context("a file cannot be opened twice")?;
         let mut command = Command::new(executable);
-        // Configuration of other services in our environment is none of theirs.
+        // Configuration of other services in our environment is not one of theirs.
         for (variable, _) in std::env::vars_os() {
             if variable.to_string_lossy().starts_with(crate::config::PREFIX) {
                 command.env_remove(variable);
@@ -113,7 +113,7 @@ impl Http {
         Ok(Self(client.context("no HTTP client")?))
     }
 
-    /// GETs a text; an error where the status is none of success.
+    /// GETs a text; an error if the status is not one of success.
     pub(super) async fn get(&self, url: &str) -> anyhow::Result<String> {
         let response = self.0.get(url).send().await.with_context(|| format!("GET {url}"))?;
         let response = response.error_for_status().context("refused")?;

@@ -130,7 +130,7 @@ impl Report<'_> {
         strangers.map(|number| format!("the ledger has an effect that nobody asked for: {number}")).collect()
     }
 
-    /// How many numbers were told `redeemed`, how many of them the ledger has, and the most effects of any number.
+    /// How many numbers were reported `redeemed`, how many of them the ledger has, and the most effects of any number.
     pub(super) fn ledger(&self) -> (usize, usize, usize) {
         let uses = self.uses();
         let redeemed = |got: &Got| got.told.as_ref().is_some_and(|told| told.data.outcome == "redeemed");
