@@ -102,7 +102,7 @@ async fn measure(broker: &Broker, load: &Load, fault: Option<&Value>, percent: u
 
     let begin = Instant::now();
     let (good, offered) = (code, all);
-    let told =
+    let reported =
         tokio::spawn(collect(results, all, begin + Duration::from_secs(load.seconds as u64) + REST + DRAIN));
     let mut sent = HashMap::new();
     // Confirms are waited for beside the clock.
@@ -122,11 +122,11 @@ async fn measure(broker: &Broker, load: &Load, fault: Option<&Value>, percent: u
     }
     while publishing.next().await.is_some() {}
     let end = Instant::now() + REST;
-    let told = told.await.unwrap();
+    let reported = reported.await.unwrap();
     let sent: Vec<_> = sent.into_iter().filter(|(code, _)| code.starts_with("GOOD")).collect();
     let mut ages: Vec<_> = sent
         .iter()
-        .filter_map(|(code, sent_at)| told.get(code).filter(|at| **at <= end).map(|at| *at - *sent_at))
+        .filter_map(|(code, sent_at)| reported.get(code).filter(|at| **at <= end).map(|at| *at - *sent_at))
         .collect();
     ages.sort_unstable();
     let at = |part: f64| ages[((ages.len() - 1) as f64 * part) as usize];
@@ -140,15 +140,15 @@ async fn measure(broker: &Broker, load: &Load, fault: Option<&Value>, percent: u
 
 /// When each coupon's result came.
 async fn collect(mut results: lapin::Consumer, all: usize, deadline: Instant) -> HashMap<String, Instant> {
-    let mut told = HashMap::new();
-    while told.len() < all {
+    let mut reported = HashMap::new();
+    while reported.len() < all {
         let next = timeout(deadline.saturating_duration_since(Instant::now()), results.next()).await;
         let Ok(Some(Ok(delivery))) = next else { break };
         let event: Value = serde_json::from_slice(&delivery.data).unwrap();
-        told.entry(event["subject"].as_str().unwrap().to_owned()).or_insert_with(Instant::now);
+        reported.entry(event["subject"].as_str().unwrap().to_owned()).or_insert_with(Instant::now);
         delivery.ack(BasicAckOptions::default()).await.unwrap();
     }
-    told
+    reported
 }
 
 #[tokio::main]

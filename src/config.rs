@@ -560,7 +560,7 @@ impl Config {
             ("wechat.verification_serial", &wechat.verification_serial),
         ] {
             let hidden = text.chars().any(|letter| letter.is_whitespace() || is_hidden(letter));
-            wrong(!hidden, key, "holds a blank or an invisible character; type it anew");
+            wrong(!hidden, key, "holds a blank or an invisible character; type it again");
         }
         for id in wechat.public_keys.keys() {
             if let Err(problem) = check_public_key_id(id) {
@@ -568,8 +568,8 @@ impl Config {
             }
         }
         let serial = wechat.verification_serial.as_str();
-        let told = serial.chars().any(|letter| letter.is_whitespace() || is_hidden(letter));
-        let known = told || serial.is_empty() || is_serial(serial) || check_public_key_id(serial).is_ok();
+        let reported = serial.chars().any(|letter| letter.is_whitespace() || is_hidden(letter));
+        let known = reported || serial.is_empty() || is_serial(serial) || check_public_key_id(serial).is_ok();
         wrong(
             known,
             "wechat.verification_serial",
@@ -963,7 +963,7 @@ mod tests {
     }
 
     #[test]
-    fn all_faults_are_told_at_once_by_the_name_of_the_key() {
+    fn all_faults_are_reported_at_once_by_the_name_of_the_key() {
         let text = r#"
             surprise = 1
             [broker]
@@ -1014,7 +1014,7 @@ mod tests {
     }
 
     #[test]
-    fn what_must_be_set_is_told_by_name() {
+    fn what_must_be_set_is_reported_by_name() {
         let faults = Config::default().wechat_settings().unwrap_err();
         let keys: Vec<_> = faults.0.iter().map(|fault| fault.key.as_str()).collect();
         assert_eq!(keys, ["wechat.mchid", "wechat.merchant_serial"]);

@@ -124,9 +124,9 @@ impl Parked {
 
     /// Calls made before it was parked.
     pub fn attempts(&self) -> u32 {
-        let told =
+        let reported =
             self.delivery.header(retry_message::ATTEMPTS).and_then(|text| text.parse().ok()).unwrap_or(0);
-        told.max(self.evidence().len() as u32)
+        reported.max(self.evidence().len() as u32)
     }
 
     /// The redemption, if it may be asked for and sent again.
@@ -140,7 +140,7 @@ impl Parked {
             format!("it is not a command: {}", faults.collect::<Vec<_>>().join("; "))
         })?;
         if self.reason == Reason::InvalidCommand.as_str() {
-            return Err("its sender was told that it is invalid, which is final".to_owned());
+            return Err("its sender was reported that it is invalid, which is final".to_owned());
         }
         Ok(redemption)
     }
@@ -160,7 +160,7 @@ impl SignatureWitness {
     /// What can be said of an answer's signature.
     pub fn signature(self, evidence: &Evidence) -> &'static str {
         match (self, &evidence.serial) {
-            (Self::Header, _) => "signature unproven, as the header says",
+            (Self::Header, _) => "signature unconfirmed, as the header says",
             (Self::ThisProcess, Some(_)) => "verified",
             (Self::ThisProcess, None) => "not verified",
         }
@@ -447,10 +447,10 @@ pub async fn carry_out(
         query: query.map(|query| &query.evidence),
         coupon_state: coupon.map(|coupon| coupon.state.as_str()),
     };
-    let told = publisher.publish_audit(&audit_event::encode(account), &parked.delivery).await?;
+    let reported = publisher.publish_audit(&audit_event::encode(account), &parked.delivery).await?;
     let proof = match done {
-        Some(done) => done.join(told),
-        None => told,
+        Some(done) => done.join(reported),
+        None => reported,
     };
     parked.delivery.ack(proof).await?;
     // The broker works in order: once it answers this, it has the acknowledgement.

@@ -197,7 +197,7 @@ struct File {
 }
 
 impl File {
-    fn told(&self, mention: &Mention, why: &str) -> String {
+    fn reported(&self, mention: &Mention, why: &str) -> String {
         let path = mention.segments.join("::");
         format!("{}:{}: {path}: {why}", self.path.display(), mention.line)
     }
@@ -260,7 +260,7 @@ fn modules_look_only_downward() {
         for mention in &file.mentions {
             let supers = mention.segments.iter().take_while(|segment| *segment == "super").count();
             if supers > file.depth {
-                faults.push(file.told(mention, "leaves its module; say crate::"));
+                faults.push(file.reported(mention, "leaves its module; say crate::"));
             }
             let [root, module, ..] = &mention.segments[..] else { continue };
             if root == "crate" && !looks_down(&file.module, module, &order) {
@@ -270,7 +270,7 @@ fn modules_look_only_downward() {
                 } else {
                     "no module of lib.rs".to_owned()
                 };
-                faults.push(file.told(mention, &why));
+                faults.push(file.reported(mention, &why));
             }
         }
     }
@@ -281,7 +281,10 @@ fn modules_look_only_downward() {
 fn only(allowed: impl Fn(&File) -> bool, is_meant: impl Fn(&File, &Mention) -> bool, why: &str) {
     let files = files();
     let faults = files.iter().filter(|file| !allowed(file)).flat_map(|file| {
-        file.mentions.iter().filter(|mention| is_meant(file, mention)).map(|mention| file.told(mention, why))
+        file.mentions
+            .iter()
+            .filter(|mention| is_meant(file, mention))
+            .map(|mention| file.reported(mention, why))
     });
     report(&faults.collect::<Vec<_>>());
 }
@@ -322,7 +325,7 @@ fn words_and_policy_know_no_clock_no_dice_and_no_world() {
         let has = |word: &str| mention.segments.iter().any(|segment| segment == word);
         ["Instant", "SystemTime", "Timestamp", "Zoned"].into_iter().any(has) && (has("now") || has("elapsed"))
     };
-    only(pure, clock, "words and policy are told the time");
+    only(pure, clock, "words and policy are reported the time");
 }
 
 #[test]
@@ -360,13 +363,13 @@ fn nothing_but_main_ends_the_process() {
 #[test]
 fn paths_are_read_as_rust_means_them() {
     let check = |source: &str, wanted: &[&str]| {
-        let told: Vec<_> = mentions(source)
+        let reported: Vec<_> = mentions(source)
             .into_iter()
             .map(|mention| {
                 format!("{}{}", if mention.rooted { "::" } else { "" }, mention.segments.join("::"))
             })
             .collect();
-        assert_eq!(told, wanted, "{source}");
+        assert_eq!(reported, wanted, "{source}");
     };
     check("use crate::policy::classify::Reason;", &["use", "crate::policy::classify::Reason"]);
     check("use crate::{a::{B, c::*}, d};", &["use", "crate::a::B", "crate::a::c::*", "crate::d"]);

@@ -171,9 +171,9 @@ impl Run {
 
     /// Plays the script to its end; every reply must be used up by the time of the outcome.
     fn play(&self, from: Start, script: &[CallResult]) -> (Vec<String>, Outcome) {
-        let (told, left, outcome) = self.perform(from, script);
-        assert_eq!(left, 0, "the command ended before the script: {told:?}");
-        (told.clone(), outcome.unwrap_or_else(|| panic!("the script is too short: {told:?}")))
+        let (reported, left, outcome) = self.perform(from, script);
+        assert_eq!(left, 0, "the command ended before the script: {reported:?}");
+        (reported.clone(), outcome.unwrap_or_else(|| panic!("the script is too short: {reported:?}")))
     }
 
     /// How a fresh command ends within the script, if it does.
@@ -208,37 +208,37 @@ impl Run {
             }
         };
         let mut replies = script.iter();
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         let mut step = progress.start(limits, now);
         loop {
             step = match step {
                 Step::Send { after, operation } => {
-                    told.push(format!("{}s {}", after.as_secs_f64(), operation.as_str()));
+                    reported.push(format!("{}s {}", after.as_secs_f64(), operation.as_str()));
                     now = later(now, after);
-                    let Some(reply) = replies.next() else { return (told, 0, None) };
+                    let Some(reply) = replies.next() else { return (reported, 0, None) };
                     let verdict = progress.advance(operation, reply, redemption);
                     progress.follow_verdict(operation, reply.clone(), verdict, limits, now, 0.5)
                 }
                 Step::Delay { queue: delay } => {
-                    told.push(format!("delay {}s", limits.delays[delay].as_secs()));
+                    reported.push(format!("delay {}s", limits.delays[delay].as_secs()));
                     now = later(now, limits.delays[delay]);
                     progress = through_a_wait_queue(&progress, now);
                     progress.start(limits, now)
                 }
                 Step::Suspend(fault) => {
-                    told.push(format!("halt {}", fault.as_str()));
+                    reported.push(format!("halt {}", fault.as_str()));
                     now = later(now, Duration::from_secs(60));
                     progress.resume(limits, now)
                 }
-                Step::Finish(outcome) => return (told, replies.len(), Some(outcome)),
+                Step::Finish(outcome) => return (reported, replies.len(), Some(outcome)),
             }
         }
     }
 
     fn check(&self, from: Start, script: &[CallResult], steps: &[&str], ending: &str) {
-        let (told, outcome) = self.play(from, script);
+        let (reported, outcome) = self.play(from, script);
         assert_eq!(
-            (told.iter().map(String::as_str).collect(), in_words(&outcome)),
+            (reported.iter().map(String::as_str).collect(), in_words(&outcome)),
             (steps.to_vec(), ending.to_owned())
         );
     }
@@ -359,9 +359,9 @@ fn round_used_under_no_number_lets_no_use_out_and_no_refusal() {
         for first in [true, false] {
             let look = shown(whole, beside.clone(), first);
             let script: Vec<_> = [cut()].into_iter().chain(std::iter::repeat_n(look, 8)).collect();
-            let (told, _, outcome) = Run::default().perform(Start::Fresh, &script);
-            let uses = told.iter().filter(|step| step.ends_with("redeem")).count();
-            assert_eq!((uses, &outcome), (1, &None), "{whole} {told:?}");
+            let (reported, _, outcome) = Run::default().perform(Start::Fresh, &script);
+            let uses = reported.iter().filter(|step| step.ends_with("redeem")).count();
+            assert_eq!((uses, &outcome), (1, &None), "{whole} {reported:?}");
         }
     }
 }
@@ -373,8 +373,8 @@ fn early_look_at_a_coupon_that_is_gone_lets_no_use_out() {
     for state in ["EXPIRED", "DELETED", "DEACTIVATED"] {
         let gone = || says(coupon(state, None, Some("R1")));
         let script = [gone(), denied(), denied(), denied()];
-        let (told, _, outcome) = Run::default().perform(Start::CopyOfNow(EffectState::NoEffect), &script);
-        assert!(told.iter().all(|step| !step.ends_with("redeem")), "{state} {told:?}");
+        let (reported, _, outcome) = Run::default().perform(Start::CopyOfNow(EffectState::NoEffect), &script);
+        assert!(reported.iter().all(|step| !step.ends_with("redeem")), "{state} {reported:?}");
         assert_eq!(outcome, None, "{state}");
     }
 }
@@ -564,18 +564,18 @@ fn already_used() -> [CallResult; 6] {
 fn a_number_said_to_be_used_already_turns_out_to_be_ours() {
     let twice = ["0s redeem", "2s query", "2s query", "0s redeem", "2s query"];
     let slow = ["0s redeem", "2s query", "2s query"];
-    for told in already_used() {
-        check(&[cut(), usable(), usable(), told.clone(), used_by_us()], &twice, "redeemed by query");
-        check(&[told.clone(), used_by_us()], &slow[..2], "redeemed by query");
-        check(&[told, usable(), used_by_us()], &slow, "redeemed by query");
+    for reported in already_used() {
+        check(&[cut(), usable(), usable(), reported.clone(), used_by_us()], &twice, "redeemed by query");
+        check(&[reported.clone(), used_by_us()], &slow[..2], "redeemed by query");
+        check(&[reported, usable(), used_by_us()], &slow, "redeemed by query");
     }
 }
 
 #[test]
 fn a_number_said_to_be_used_already_is_refused_on_two_settled_queries() {
     let slow = ["0s redeem", "2s query", "2s query"];
-    for told in already_used() {
-        let (steps, outcome) = Run::default().play(Start::Fresh, &[told.clone(), usable(), usable()]);
+    for reported in already_used() {
+        let (steps, outcome) = Run::default().play(Start::Fresh, &[reported.clone(), usable(), usable()]);
         assert_eq!(steps, slow);
         let reason = outcome.reason().unwrap();
         assert!(
@@ -583,8 +583,8 @@ fn a_number_said_to_be_used_already_is_refused_on_two_settled_queries() {
             "a usable coupon is used by nobody: {reason:?}"
         );
         assert!(outcome.rejection().is_some());
-        check(&[told.clone(), used_by_another()], &slow[..2], "refused used_by_another by query");
-        check(&[told, in_state("DELETED"), in_state("DELETED")], &slow, "refused deleted by query");
+        check(&[reported.clone(), used_by_another()], &slow[..2], "refused used_by_another by query");
+        check(&[reported, in_state("DELETED"), in_state("DELETED")], &slow, "refused deleted by query");
     }
 }
 
@@ -609,7 +609,7 @@ fn a_signed_refusal_stands_once_the_coupon_was_seen() {
 }
 
 #[test]
-fn a_usable_coupon_is_never_told_beside_a_reason_that_denies_it() {
+fn a_usable_coupon_is_never_reported_beside_a_reason_that_denies_it() {
     for number in [272_756_745, 268_578_776, 272_756_790, 272_756_769, 268_578_851, 268_578_608] {
         for (status, code) in [(403, "NOT_ENOUGH"), (404, "NOT_FOUND"), (400, "INVALID_REQUEST")] {
             let rejection = error(status, code, Some(number), Authenticity::Verified);
@@ -626,7 +626,7 @@ fn a_usable_coupon_is_never_told_beside_a_reason_that_denies_it() {
 }
 
 #[test]
-fn a_coupon_seen_before_is_not_told_beside_a_later_rejection_that_denies_it() {
+fn a_coupon_seen_before_is_not_reported_beside_a_later_rejection_that_denies_it() {
     let gone = |code, number| error(403, code, Some(number), Authenticity::Verified);
     // Usable when it was looked at, then rejected as deleted, and no further look is granted.
     let script = [usable(), error(404, "NOT_FOUND", Some(268_578_851), Authenticity::Verified), denied()];
@@ -901,8 +901,9 @@ fn refusal_tells_the_last_rejected_use_whatever_it_rests_on() {
         for end in &ends {
             let script = [signed(status, code), end.clone(), end.clone(), end.clone()];
             let Some(outcome) = Run::default().outcome(&script) else { continue };
-            let told = outcome.rejection().map(|told| (told.http_status, told.code.as_deref()));
-            assert_eq!(told, Some((status, Some(code))), "{}", in_words(&outcome));
+            let reported =
+                outcome.rejection().map(|reported| (reported.http_status, reported.code.as_deref()));
+            assert_eq!(reported, Some((status, Some(code))), "{}", in_words(&outcome));
         }
     }
     // If the event is not accepted, what its refusal does not rest on is believed no more.
@@ -1067,7 +1068,7 @@ fn a_redelivered_command_begins_with_an_early_look_at_which_only_success_counts(
 }
 
 #[test]
-fn a_copy_put_away_a_moment_ago_sees_no_end_before_every_call_has_ended() {
+fn a_copy_delayed_a_moment_ago_sees_no_end_before_every_call_has_ended() {
     let run = Run::default();
     let failing = || signed(500, "SYSTEM_ERROR");
     let in_process = ["0s redeem", "2s query", "1s query", "2s query", "delay 10s"];
@@ -1162,7 +1163,7 @@ fn what_an_event_tells_of_a_coupon_and_of_calls_travels() {
     follow(Operation::Query, in_state("FROZEN"));
     let now = later(start(), Duration::from_secs(10));
     let back = through_a_wait_queue(&progress, now);
-    assert_eq!((back.attempts, back.suspended), (7, 5), "every call is counted, ours to mend or not");
+    assert_eq!((back.attempts, back.suspended), (7, 5), "every call is counted, ours to fix or not");
     assert_eq!(back.coupon.unwrap().state, CouponState::from_wire("FROZEN"));
     assert_eq!(back.unsent_before, Some(start()));
 }
@@ -1455,13 +1456,13 @@ fn the_problem_carries_the_words_of_the_refusal() {
 }
 
 #[test]
-fn only_the_coupon_asked_about_is_told_and_only_where_the_answer_is_believed() {
+fn only_the_coupon_asked_about_is_reported_and_only_where_the_answer_is_believed() {
     let unconvincing = |authenticity| {
         let coupon = Some(coupon("USED", Some(OURS), None));
         CallResult::Response(Response { coupon, ..answer(200, authenticity) })
     };
     // Three attempts: a redeem, the query after it, and the last one.
-    let told = |script: &[CallResult]| {
+    let reported = |script: &[CallResult]| {
         let (_, outcome) = Run::of(86_400, 2).play(Start::Fresh, script);
         assert_eq!(in_words(&outcome), "unresolved attempts_exhausted by deadline");
         outcome.coupon().map(|coupon| (coupon.code.to_string(), coupon.state.to_string()))
@@ -1472,10 +1473,10 @@ fn only_the_coupon_asked_about_is_told_and_only_where_the_answer_is_believed() {
         unconvincing(Authenticity::Unsigned),
         unconvincing(Authenticity::Invalid(SignatureFlaw::Mismatch)),
     ] {
-        assert_eq!(told(&[signed(429, "RATELIMIT_EXCEEDED"), reply.clone(), reply.clone()]), None);
-        assert_eq!(told(&[signed(429, "RATELIMIT_EXCEEDED"), in_state("FROZEN"), reply]), ours("FROZEN"));
+        assert_eq!(reported(&[signed(429, "RATELIMIT_EXCEEDED"), reply.clone(), reply.clone()]), None);
+        assert_eq!(reported(&[signed(429, "RATELIMIT_EXCEEDED"), in_state("FROZEN"), reply]), ours("FROZEN"));
     }
-    assert_eq!(told(&[signed(429, "RATELIMIT_EXCEEDED"), cut(), in_state("USED")]), ours("USED"));
+    assert_eq!(reported(&[signed(429, "RATELIMIT_EXCEEDED"), cut(), in_state("USED")]), ours("USED"));
     // A refusal in words alone does not take up what was said of another coupon either.
     let script = [about_another_coupon(), denied(), denied(), denied()];
     let (_, outcome) = Run::default().play(Start::Copy(EffectState::NoEffect), &script);
@@ -1484,29 +1485,29 @@ fn only_the_coupon_asked_about_is_told_and_only_where_the_answer_is_believed() {
 }
 
 #[test]
-fn a_coupon_that_is_said_not_to_be_there_is_told_no_more() {
+fn a_coupon_that_is_said_not_to_be_there_is_reported_no_more() {
     let gone = || signed(404, "NOT_FOUND");
-    let told = |run: &Run, script: &[CallResult], ending: &str| {
+    let reported = |run: &Run, script: &[CallResult], ending: &str| {
         let (_, outcome) = run.play(Start::Fresh, script);
         assert_eq!(in_words(&outcome), ending);
         outcome.coupon().map(|coupon| coupon.state.clone())
     };
     let day = Run::default();
-    assert_eq!(told(&day, &[cut(), usable(), gone()], "refused no_such_coupon by query"), None);
+    assert_eq!(reported(&day, &[cut(), usable(), gone()], "refused no_such_coupon by query"), None);
     assert_eq!(
-        told(&day, &[cut(), gone(), in_state("DELETED")], "refused deleted by query"),
+        reported(&day, &[cut(), gone(), in_state("DELETED")], "refused deleted by query"),
         Some(CouponState::Deleted)
     );
     let short = Run::of(86_400, 2);
     let unknown = "unresolved attempts_exhausted by deadline";
-    assert_eq!(told(&short, &[usable(), gone(), cut()], unknown), None);
+    assert_eq!(reported(&short, &[usable(), gone(), cut()], unknown), None);
     // Without a signature nobody has said it.
     let unsigned = unsigned(404, "NOT_FOUND");
-    assert_eq!(told(&short, &[usable(), unsigned, cut()], unknown), Some(CouponState::Effective));
+    assert_eq!(reported(&short, &[usable(), unsigned, cut()], unknown), Some(CouponState::Effective));
     // Said in answer to a redeem it is as true, until the coupon is seen again.
     let rejection = error(403, "NOT_ENOUGH", Some(268_578_851), Authenticity::Verified);
     let script = [cut(), usable(), usable(), rejection, cut()];
-    assert_eq!(told(&Run::of(86_400, 4), &script, unknown), None);
+    assert_eq!(reported(&Run::of(86_400, 4), &script, unknown), None);
 }
 
 #[test]
@@ -1567,7 +1568,7 @@ enum Effect {
 
 /// What the caller is reported.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Told {
+enum ReceivedEvent {
     /// The provider's own, signed answer.
     Truth,
     /// One of the answers that promise "nothing happened", and keep it.
@@ -1599,7 +1600,7 @@ enum Told {
 #[derive(Debug, Clone, Copy)]
 struct Call {
     effect: Effect,
-    told: Told,
+    reported: ReceivedEvent,
     took: u64,
 }
 
@@ -1705,37 +1706,37 @@ impl Provider {
                 Effect::Never => {}
                 Effect::AtOnce => self.take_effect(),
                 Effect::Later(after) => {
-                    let after = if call.told == Told::Crash { CRASHED * after } else { after };
+                    let after = if call.reported == ReceivedEvent::Crash { CRASHED * after } else { after };
                     self.under_way.push(later(now, Duration::from_millis(call.took + after)));
                 }
             }
         }
-        let reply = match call.told {
-            Told::Truth => self.truth(operation),
-            Told::Unreachable => unreachable(),
-            Told::Accepted => CallResult::Response(answer(202, Authenticity::Verified)),
-            Told::TooFrequent => signed(429, "RATELIMIT_EXCEEDED"),
-            Told::Locked => error(403, "NOT_ENOUGH", Some(272_756_746), Authenticity::Verified),
-            Told::OurFault => signed(401, "SIGN_ERROR"),
-            Told::UnsignedTooFrequent => unsigned(429, "RATELIMIT_EXCEEDED"),
-            Told::UnsignedOurFault => unsigned(401, "SIGN_ERROR"),
-            Told::Misplaced(status) => under(status, usable()),
-            Told::Cut => cut(),
-            Told::ServerError => signed(500, "SYSTEM_ERROR"),
-            Told::Html502 => unsigned(502, ""),
-            Told::Probe => probe(),
-            Told::UnknownSerial => {
+        let reply = match call.reported {
+            ReceivedEvent::Truth => self.truth(operation),
+            ReceivedEvent::Unreachable => unreachable(),
+            ReceivedEvent::Accepted => CallResult::Response(answer(202, Authenticity::Verified)),
+            ReceivedEvent::TooFrequent => signed(429, "RATELIMIT_EXCEEDED"),
+            ReceivedEvent::Locked => error(403, "NOT_ENOUGH", Some(272_756_746), Authenticity::Verified),
+            ReceivedEvent::OurFault => signed(401, "SIGN_ERROR"),
+            ReceivedEvent::UnsignedTooFrequent => unsigned(429, "RATELIMIT_EXCEEDED"),
+            ReceivedEvent::UnsignedOurFault => unsigned(401, "SIGN_ERROR"),
+            ReceivedEvent::Misplaced(status) => under(status, usable()),
+            ReceivedEvent::Cut => cut(),
+            ReceivedEvent::ServerError => signed(500, "SYSTEM_ERROR"),
+            ReceivedEvent::Html502 => unsigned(502, ""),
+            ReceivedEvent::Probe => probe(),
+            ReceivedEvent::UnknownSerial => {
                 CallResult::Response(answer(200, Authenticity::Invalid(SignatureFlaw::UnknownSerial)))
             }
-            Told::UnsignedSuccess => CallResult::Response(answer(200, Authenticity::Unsigned)),
-            Told::AnotherCoupon => about_another_coupon(),
-            Told::Unsigned(status) => unsigned(status, "NOT_ENOUGH"),
-            Told::UnsignedNoAuth => unsigned(403, "NO_AUTH"),
-            Told::AlreadyUsed(way) => match operation {
+            ReceivedEvent::UnsignedSuccess => CallResult::Response(answer(200, Authenticity::Unsigned)),
+            ReceivedEvent::AnotherCoupon => about_another_coupon(),
+            ReceivedEvent::Unsigned(status) => unsigned(status, "NOT_ENOUGH"),
+            ReceivedEvent::UnsignedNoAuth => unsigned(403, "NO_AUTH"),
+            ReceivedEvent::AlreadyUsed(way) => match operation {
                 Operation::Redeem => already_used()[way].clone(),
                 Operation::Query => self.coupon(),
             },
-            Told::Crash => {
+            ReceivedEvent::Crash => {
                 self.advance(later(now, Duration::from_millis(call.took)));
                 return None;
             }
@@ -1812,11 +1813,13 @@ fn live(
                 match reply {
                     Some(reply) => {
                         let verdict = progress.advance(operation, &reply, &redemption);
-                        authentic |= !matches!(call.told, Told::AnotherCoupon | Told::Misplaced(_))
-                            && matches!(&reply, CallResult::Response(answer) if answer.authenticity == Authenticity::Verified);
+                        authentic |= !matches!(
+                            call.reported,
+                            ReceivedEvent::AnotherCoupon | ReceivedEvent::Misplaced(_)
+                        ) && matches!(&reply, CallResult::Response(answer) if answer.authenticity == Authenticity::Verified);
                         if let CallResult::Response(Response { coupon: Some(coupon), .. }) = &reply
                             && *coupon.code == *CODE
-                            && !matches!(call.told, Told::Misplaced(_))
+                            && !matches!(call.reported, ReceivedEvent::Misplaced(_))
                         {
                             described = Some(coupon.clone());
                             let UsageTrace::Single(trace) = &coupon.usage else { unreachable!() };
@@ -1839,7 +1842,7 @@ fn live(
                                 seen.negatives = 0;
                             }
                             Verdict::NotAccepted(_) | Verdict::NotSent => {}
-                            Verdict::Suspended(_) if call.told == Told::OurFault => {}
+                            Verdict::Suspended(_) if call.reported == ReceivedEvent::OurFault => {}
                             _ if operation == Operation::Query => seen.negatives = 0,
                             verdict => {
                                 (seen.sent, seen.negatives) = (Some(later(now, settling)), 0);
@@ -1900,7 +1903,7 @@ fn live(
                 prop_assert_eq!(
                     outcome.coupon(),
                     described.as_ref(),
-                    "not what was last told of this coupon"
+                    "not what was last reported of this coupon"
                 );
                 if let Outcome::Refused { reason, .. } = &outcome
                     && ![Reason::UsedByAnother, Reason::ReturnedSince].contains(reason)
@@ -1931,33 +1934,33 @@ fn hidden_effect() -> impl Strategy<Value = Effect> {
     prop_oneof![Just(Effect::Never), Just(Effect::AtOnce), (0..=SETTLING).prop_map(Effect::Later)]
 }
 
-fn honest() -> impl Strategy<Value = (Effect, Told)> {
+fn honest() -> impl Strategy<Value = (Effect, ReceivedEvent)> {
     prop_oneof![
-        4 => Just((Effect::AtOnce, Told::Truth)),
+        4 => Just((Effect::AtOnce, ReceivedEvent::Truth)),
         1 => prop_oneof![
-            Just(Told::Unreachable), Just(Told::TooFrequent), Just(Told::Locked),
-        ].prop_map(|told| (Effect::Never, told)),
+            Just(ReceivedEvent::Unreachable), Just(ReceivedEvent::TooFrequent), Just(ReceivedEvent::Locked),
+        ].prop_map(|reported| (Effect::Never, reported)),
     ]
 }
 
-fn unknown() -> impl Strategy<Value = (Effect, Told)> {
-    let told = prop_oneof![
-        Just(Told::Cut),
-        Just(Told::ServerError),
-        Just(Told::Html502),
-        Just(Told::Probe),
-        Just(Told::UnknownSerial),
-        Just(Told::UnsignedSuccess),
-        Just(Told::AnotherCoupon),
-        Just(Told::Accepted),
-        Just(Told::UnsignedTooFrequent),
-        prop_oneof![Just(403u16), Just(404), Just(429), Just(400)].prop_map(Told::Misplaced),
+fn unknown() -> impl Strategy<Value = (Effect, ReceivedEvent)> {
+    let reported = prop_oneof![
+        Just(ReceivedEvent::Cut),
+        Just(ReceivedEvent::ServerError),
+        Just(ReceivedEvent::Html502),
+        Just(ReceivedEvent::Probe),
+        Just(ReceivedEvent::UnknownSerial),
+        Just(ReceivedEvent::UnsignedSuccess),
+        Just(ReceivedEvent::AnotherCoupon),
+        Just(ReceivedEvent::Accepted),
+        Just(ReceivedEvent::UnsignedTooFrequent),
+        prop_oneof![Just(403u16), Just(404), Just(429), Just(400)].prop_map(ReceivedEvent::Misplaced),
     ];
-    (hidden_effect(), told)
+    (hidden_effect(), reported)
 }
 
-fn already_used_number() -> impl Strategy<Value = (Effect, Told)> {
-    (hidden_effect(), (0..already_used().len()).prop_map(Told::AlreadyUsed))
+fn already_used_number() -> impl Strategy<Value = (Effect, ReceivedEvent)> {
+    (hidden_effect(), (0..already_used().len()).prop_map(ReceivedEvent::AlreadyUsed))
 }
 
 fn original() -> impl Strategy<Value = Original> {
@@ -1968,26 +1971,26 @@ fn original() -> impl Strategy<Value = Original> {
     ]
 }
 
-fn unsigned_refusal() -> impl Strategy<Value = (Effect, Told)> {
-    let told = prop_oneof![
-        Just(Told::Unsigned(403)),
-        Just(Told::Unsigned(404)),
-        Just(Told::Unsigned(400)),
-        Just(Told::UnsignedNoAuth),
+fn unsigned_refusal() -> impl Strategy<Value = (Effect, ReceivedEvent)> {
+    let reported = prop_oneof![
+        Just(ReceivedEvent::Unsigned(403)),
+        Just(ReceivedEvent::Unsigned(404)),
+        Just(ReceivedEvent::Unsigned(400)),
+        Just(ReceivedEvent::UnsignedNoAuth),
     ];
-    (hidden_effect(), told)
+    (hidden_effect(), reported)
 }
 
-fn interruption() -> impl Strategy<Value = (Effect, Told)> {
+fn interruption() -> impl Strategy<Value = (Effect, ReceivedEvent)> {
     prop_oneof![
-        Just((Effect::Never, Told::OurFault)),
-        hidden_effect().prop_map(|effect| (effect, Told::UnsignedOurFault)),
-        hidden_effect().prop_map(|effect| (effect, Told::Crash)),
+        Just((Effect::Never, ReceivedEvent::OurFault)),
+        hidden_effect().prop_map(|effect| (effect, ReceivedEvent::UnsignedOurFault)),
+        hidden_effect().prop_map(|effect| (effect, ReceivedEvent::Crash)),
     ]
 }
 
-fn timed(kind: impl Strategy<Value = (Effect, Told)>) -> impl Strategy<Value = Call> {
-    (kind, 0..=3_000u64).prop_map(|((effect, told), took)| Call { effect, told, took })
+fn timed(kind: impl Strategy<Value = (Effect, ReceivedEvent)>) -> impl Strategy<Value = Call> {
+    (kind, 0..=3_000u64).prop_map(|((effect, reported), took)| Call { effect, reported, took })
 }
 
 fn any_call() -> impl Strategy<Value = Call> {
@@ -2038,7 +2041,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 8_000, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_is_told_is_what_the_ledger_says(
+    fn what_is_reported_is_what_the_ledger_says(
         provider in provider(),
         calls in prop::collection::vec(any_call(), 0..14),
         tail in lasting_call(),
@@ -2051,9 +2054,9 @@ proptest! {
         let (outcome, provider) = live(provider, &calls, tail, original, Duration::from_millis(allowed), &limits, chance)?;
         prop_assert!(provider.effects <= 1, "took effect {} times", provider.effects);
         match outcome {
-            Outcome::Redeemed { .. } => prop_assert_eq!(provider.effects, 1, "told redeemed, but nothing happened"),
+            Outcome::Redeemed { .. } => prop_assert_eq!(provider.effects, 1, "reported redeemed, but nothing happened"),
             Outcome::Refused { reason, .. } => {
-                prop_assert!(provider.state != State::Ours, "told refused ({}), but it was used by us", reason.as_str());
+                prop_assert!(provider.state != State::Ours, "reported refused ({}), but it was used by us", reason.as_str());
             }
             Outcome::Unresolved { .. } => {}
             Outcome::Invalid => prop_assert!(false, "a valid command became invalid"),
@@ -2074,7 +2077,7 @@ proptest! {
         if let Some((lie, place)) = lie {
             calls.insert(place.min(calls.len()), lie);
         }
-        let well = Call { effect: Effect::AtOnce, told: Told::Truth, took: 100 };
+        let well = Call { effect: Effect::AtOnce, reported: ReceivedEvent::Truth, took: 100 };
         let day = Duration::from_secs(24 * 3600);
         let (outcome, provider) = live(provider, &calls, well, Original::Ended, day, &Limits::default(), chance)?;
         prop_assert!(matches!(outcome, Outcome::Redeemed { .. }), "{}", in_words(&outcome));

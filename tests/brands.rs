@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use bed::{Bed, OPENID, Told, command, next, until};
+use bed::{Bed, OPENID, ReceivedEvent, command, next, until};
 use broker::Broker;
 use jiff::{SignedDuration, Timestamp};
 use lapin::BasicProperties;
@@ -167,9 +167,9 @@ impl Sent {
 }
 
 /// Waits for the events of everything sent so far: they are then in the queue of events-to-postgres, too.
-async fn hear(bed: &mut Bed, sent: &Sent, heard: &mut Vec<Told>) {
+async fn hear(bed: &mut Bed, sent: &Sent, heard: &mut Vec<ReceivedEvent>) {
     while heard.len() < sent.events {
-        heard.push(bed.told().await);
+        heard.push(bed.next_event().await);
     }
 }
 
@@ -362,7 +362,7 @@ async fn panels_by_brand_agree_with_what_was_sent() {
     until("the last row", async || postgres.count(last) == 1).await;
     let old = "SELECT count(*) FROM events WHERE brand_id = 'of old'";
     until("the end of what is old", async || postgres.count(old) == 0).await;
-    let ids: BTreeSet<_> = heard.iter().map(|told| told.event["id"].as_str().unwrap()).collect();
+    let ids: BTreeSet<_> = heard.iter().map(|reported| reported.event["id"].as_str().unwrap()).collect();
     assert_eq!(ids.len(), heard.len() - 2, "two are repeats");
     assert_eq!(
         postgres.count("SELECT count(*) FROM events"),
@@ -445,7 +445,7 @@ fn is(left: f64, right: f64) -> bool {
 }
 
 /// Runs every query of the dashboard, for all brands and for chosen ones, and compares what it finds.
-fn judge(postgres: &Postgres, sent: &Sent, heard: &[Told]) {
+fn judge(postgres: &Postgres, sent: &Sent, heard: &[ReceivedEvent]) {
     let dashboard: Value = serde_json::from_str(&text("dashboards/brands.json")).unwrap();
     let source = dashboard["panels"][0]["datasource"].clone();
     let provisioned = text("provisioning/datasources/redeemer.yml");
@@ -560,7 +560,7 @@ fn judge(postgres: &Postgres, sent: &Sent, heard: &[Told]) {
                 // Of two: a twentieth of the way from the longer to the shorter.
                 let mut took: Vec<_> = heard
                     .iter()
-                    .filter(|told| told.data("/brand_id") == &json!(little(0)))
+                    .filter(|reported| reported.data("/brand_id") == &json!(little(0)))
                     .map(took)
                     .collect();
                 took.sort_by(f64::total_cmp);
@@ -570,12 +570,13 @@ fn judge(postgres: &Postgres, sent: &Sent, heard: &[Told]) {
             }
             "Unresolved now" => {
                 assert_eq!(sums(&rows, "brand", "unresolved"), [(SOME.to_owned(), 1)].into());
-                let lost = heard.iter().find(|told| told.data("/coupon_code") == "LOST_FOR_GOOD").unwrap();
-                let told: Timestamp = word(&lost.event, "time").parse().unwrap();
+                let lost =
+                    heard.iter().find(|reported| reported.data("/coupon_code") == "LOST_FOR_GOOD").unwrap();
+                let reported: Timestamp = word(&lost.event, "time").parse().unwrap();
                 let oldest: Timestamp = word(&rows[0], "oldest").parse().unwrap();
                 assert!(
-                    told.duration_since(oldest).abs() < SignedDuration::from_millis(1),
-                    "{told} {oldest}"
+                    reported.duration_since(oldest).abs() < SignedDuration::from_millis(1),
+                    "{reported} {oldest}"
                 );
             }
             "Last refusals" => {
@@ -583,8 +584,8 @@ fn judge(postgres: &Postgres, sent: &Sent, heard: &[Told]) {
                     (*outcome == "refused").then(|| [brand.clone(), (*reason).to_owned(), number.clone()])
                 };
                 let refused: BTreeSet<_> = sent.counted.iter().filter_map(refused).collect();
-                let told = |row: &Value| ["brand", "reason", "number"].map(|column| word(row, column));
-                assert_eq!(rows.iter().map(told).collect::<BTreeSet<_>>(), refused);
+                let reported = |row: &Value| ["brand", "reason", "number"].map(|column| word(row, column));
+                assert_eq!(rows.iter().map(reported).collect::<BTreeSet<_>>(), refused);
                 for row in &rows {
                     assert!(number(row, "status") >= 400.0 && !word(row, "message").is_empty(), "{row}");
                     assert!(!word(row, "code").is_empty(), "{row}");
@@ -608,7 +609,7 @@ fn judge(postgres: &Postgres, sent: &Sent, heard: &[Told]) {
 }
 
 /// Seconds from the oldest call that an event remembers to its outcome.
-fn took(told: &Told) -> f64 {
+fn took(reported: &ReceivedEvent) -> f64 {
     let at = |text: &Value| text.as_str().unwrap().parse::<Timestamp>().unwrap();
-    at(&told.event["time"]).duration_since(at(told.data("/evidence/0/at"))).as_secs_f64()
+    at(&reported.event["time"]).duration_since(at(reported.data("/evidence/0/at"))).as_secs_f64()
 }

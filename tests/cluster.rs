@@ -31,7 +31,7 @@ use serde_json::{Value, json};
 use service::{Sandbox, Service};
 use tokio::sync::watch;
 use tokio::time::timeout;
-use wires::Told;
+use wires::ReceivedEvent;
 
 const NODES: usize = 3;
 const INSTANCES: usize = 4;
@@ -65,7 +65,7 @@ async fn nothing_is_lost_when_nodes_and_instances_are() {
     let config = configure(&dir.join("sandbox"), &sandbox, &cluster.uris);
     std::fs::write(dir.join("redeemer.toml"), toml::to_string(&config).unwrap()).unwrap();
     wires::establish(&cluster.uris, &config).await;
-    let told = wires::read(cluster.uris.clone());
+    let reported = wires::read(cluster.uris.clone());
     let mut instances: Vec<Service> =
         (0..INSTANCES).map(|nth| Service::new(&format!("instance-{nth}"), &dir)).collect();
     for instance in &mut instances {
@@ -77,28 +77,28 @@ async fn nothing_is_lost_when_nodes_and_instances_are() {
     let allowed_by_now = allowed.clone();
     let exchange = config.broker.names.commands.clone();
     let publishing = tokio::spawn(wires::publish(cluster.uris.clone(), exchange, commands.clone(), allowed));
-    let keep_ahead = tokio::spawn(keep_ahead(told.clone(), turns, allowance));
+    let keep_ahead = tokio::spawn(keep_ahead(reported.clone(), turns, allowance));
     let share = |parts: usize| commands.len() * parts / 5;
 
     turn.send_replace(share(1));
-    reach(&told, share(1), &cluster, &instances).await;
+    reach(&reported, share(1), &cluster, &instances).await;
     let leader = cluster.leader(&config.broker.names.commands);
     turn.send_replace(share(2));
-    reach(&told, share(1) + 1, &cluster, &instances).await;
+    reach(&reported, share(1) + 1, &cluster, &instances).await;
     instances[0].kill().await;
-    let flow = Flow { commands: &commands, allowed: allowed_by_now, turn: &turn, told: &told };
+    let flow = Flow { commands: &commands, allowed: allowed_by_now, turn: &turn, reported: &reported };
     let first = lose(&cluster, leader, &flow, share(3)).await;
     println!(
         "cluster: node {leader}, which led the command queue, and an instance killed; first result of what came then after {first:.2?}"
     );
 
-    reach(&told, share(3), &cluster, &instances).await;
+    reach(&reported, share(3), &cluster, &instances).await;
     tokio::task::block_in_place(|| cluster.script("start", leader, &[]));
     instances[0].launch().await;
     cluster.await_members(&config.broker.names.commands).await;
     let second = cluster.leader(&config.broker.names.commands);
     turn.send_replace(share(4));
-    reach(&told, share(3) + 1, &cluster, &instances).await;
+    reach(&reported, share(3) + 1, &cluster, &instances).await;
     let after = lose(&cluster, second, &flow, commands.len()).await;
     // Anyone who looks at what may be published keeps its channel open.
     drop(flow);
@@ -107,7 +107,7 @@ async fn nothing_is_lost_when_nodes_and_instances_are() {
     );
 
     tokio::task::block_in_place(|| cluster.script("start", second, &[]));
-    reach(&told, commands.len(), &cluster, &instances).await;
+    reach(&reported, commands.len(), &cluster, &instances).await;
     let twice = publishing.await.unwrap().twice;
     keep_ahead.await.unwrap();
     for instance in &instances {
@@ -118,7 +118,8 @@ async fn nothing_is_lost_when_nodes_and_instances_are() {
         instance.ask_to_stop().await;
         assert!(instance.ended(PATIENCE).await.is_some_and(|status| status.success()), "{}", instance.name());
     }
-    let findings = oracle::judge(&commands, &told.all(), &sandbox.ask("ledger").await, &parked, &twice, &[]);
+    let findings =
+        oracle::judge(&commands, &reported.all(), &sandbox.ask("ledger").await, &parked, &twice, &[]);
     println!(
         "cluster: {} commands, {} effects, {} lost, {} doubled, {} wrong, {} events repeated",
         commands.len(),
@@ -154,7 +155,7 @@ struct Flow<'a> {
     allowed: watch::Receiver<usize>,
     /// How many may be published, whatever is reported of them.
     turn: &'a watch::Sender<usize>,
-    told: &'a Told,
+    reported: &'a ReceivedEvent,
 }
 
 /// Kills a node while commands are in flight, lets more of them come, up to `turn_after`, and gives the time from the
@@ -165,10 +166,10 @@ async fn lose(cluster: &Cluster, node: usize, flow: &Flow<'_>, turn_after: usize
     let later = &flow.commands[*flow.allowed.borrow()..];
     let later: BTreeSet<&str> = later.iter().map(|command| command.id.as_str()).collect();
     flow.turn.send_replace(turn_after);
-    let mut progress = flow.told.progress();
+    let mut progress = flow.reported.progress();
     loop {
         progress.borrow_and_update();
-        if flow.told.all().iter().any(|event| later.contains(event.command.as_str())) {
+        if flow.reported.all().iter().any(|event| later.contains(event.command.as_str())) {
             return since.elapsed();
         }
         let left = PATIENCE.saturating_sub(since.elapsed());
@@ -177,8 +178,12 @@ async fn lose(cluster: &Cluster, node: usize, flow: &Flow<'_>, turn_after: usize
 }
 
 /// Lets the publisher run so far ahead of the results, and never beyond its turn.
-async fn keep_ahead(told: Told, mut turns: watch::Receiver<usize>, allowance: watch::Sender<usize>) {
-    let mut progress = told.progress();
+async fn keep_ahead(
+    reported: ReceivedEvent,
+    mut turns: watch::Receiver<usize>,
+    allowance: watch::Sender<usize>,
+) {
+    let mut progress = reported.progress();
     // Ends with the publisher, who holds the other end.
     while allowance.send((*progress.borrow_and_update() + AHEAD).min(*turns.borrow_and_update())).is_ok() {
         tokio::select! {
@@ -190,12 +195,12 @@ async fn keep_ahead(told: Told, mut turns: watch::Receiver<usize>, allowance: wa
 }
 
 /// Waits for this many commands with results. If they do not come, reports if the rest is.
-async fn reach(told: &Told, commands: usize, cluster: &Cluster, instances: &[Service]) {
-    let mut progress = told.progress();
-    if timeout(PATIENCE, progress.wait_for(|told| *told >= commands)).await.is_ok() {
+async fn reach(reported: &ReceivedEvent, commands: usize, cluster: &Cluster, instances: &[Service]) {
+    let mut progress = reported.progress();
+    if timeout(PATIENCE, progress.wait_for(|reported| *reported >= commands)).await.is_ok() {
         return;
     }
-    let told = *progress.borrow();
+    let reported = *progress.borrow();
     for queue in cluster.queues() {
         println!("cluster: {queue}");
     }
@@ -203,7 +208,7 @@ async fn reach(told: &Told, commands: usize, cluster: &Cluster, instances: &[Ser
         let held = instance.metric("redeemer_commands_in_flight").await;
         println!("cluster: {} holds {held:?}; its log: {}", instance.name(), instance.log().display());
     }
-    panic!("{told} of {commands} commands told after {PATIENCE:?}");
+    panic!("{reported} of {commands} commands reported after {PATIENCE:?}");
 }
 
 /// Waits until an instance has nothing in hand.

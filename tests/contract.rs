@@ -588,16 +588,16 @@ fn object(properties: Value, required: Value) -> Value {
 #[case::a_weaker_consequence(Role::Event, json!({"then": {"type": "null"}}), json!({"then": {}}), "/then: type was")]
 // Words for people.
 #[case::other_words(Role::Command, json!({"title": "a", "description": "a", "$id": "a"}), json!({"title": "b"}), "")]
-fn a_breaking_change_is_told_and_no_other(
+fn a_breaking_change_is_reported_and_no_other(
     #[case] role: Role,
     #[case] old: Value,
     #[case] new: Value,
     #[case] wanted: &str,
 ) {
-    let told = breaks(role, &old, &new);
+    let reported = breaks(role, &old, &new);
     assert_eq!(breaks(role, &old, &old), Vec::<String>::new());
     match wanted {
-        "" => assert_eq!(told, Vec::<String>::new()),
-        wanted => assert!(matches!(&told[..], [one] if one.contains(wanted)), "{told:?}"),
+        "" => assert_eq!(reported, Vec::<String>::new()),
+        wanted => assert!(matches!(&reported[..], [one] if one.contains(wanted)), "{reported:?}"),
     }
 }

@@ -37,7 +37,7 @@ fn text(name: &str) -> String {
 }
 
 /// A tool of the repository or the system; its output where it succeeds.
-fn told(program: impl AsRef<std::ffi::OsStr>, arguments: &[&str]) -> Result<String, Output> {
+fn reported(program: impl AsRef<std::ffi::OsStr>, arguments: &[&str]) -> Result<String, Output> {
     let program = program.as_ref();
     let output = Command::new(program).args(arguments).current_dir(root()).stdin(Stdio::null()).output();
     let output = output.unwrap_or_else(|error| panic!("{}: {error}", program.display()));
@@ -112,7 +112,7 @@ impl Image {
             eprintln!("the image is NOT tried: a container of our own needs root");
             return None;
         }
-        let made = told("deploy/local/tree", &[base.to_str().unwrap(), "trixie"]);
+        let made = reported("deploy/local/tree", &[base.to_str().unwrap(), "trixie"]);
         if let Err(output) = made {
             assert_eq!(output.status.code(), Some(3), "{}", err(&output));
             eprintln!("the image is NOT tried: {}", err(&output));
@@ -120,12 +120,12 @@ impl Image {
         }
         let dir = unused_dir("image");
         let (tree, volume) = (dir.join("tree"), dir.join("volume"));
-        told("cp", &["-a", base.to_str().unwrap(), tree.to_str().unwrap()]).unwrap();
+        reported("cp", &["-a", base.to_str().unwrap(), tree.to_str().unwrap()]).unwrap();
         let stage = stages(&text("deploy/Dockerfile")).pop().unwrap();
         for (word, rest) in &stage.instructions {
             match word.as_str() {
                 "RUN" => {
-                    told("chroot", &[tree.to_str().unwrap(), "/bin/sh", "-c", rest])
+                    reported("chroot", &[tree.to_str().unwrap(), "/bin/sh", "-c", rest])
                         .unwrap_or_else(|output| panic!("RUN {rest}: {}", err(&output)));
                 }
                 "COPY" => {
@@ -221,7 +221,7 @@ impl Container {
 
     /// SIGTERM to its first process, as `docker stop` sends it.
     fn stop(mut self) -> Option<i32> {
-        told("kill", &["-TERM", &self.pid()]).unwrap();
+        reported("kill", &["-TERM", &self.pid()]).unwrap();
         ended(&mut self.child).code()
     }
 }
@@ -332,10 +332,10 @@ fn secrets_are_read_as_kubernetes_mounts_them_and_not_when_others_may() {
             ("REDEEMER_WECHAT__MERCHANT_KEY_FILE", "lent.pem"),
             ("REDEEMER_BROKER__URI", "amqp://guest:guest@127.0.0.1:1/%2f"),
         ];
-        let told = out(&run(&mut image.container(&environment, &["redeemer", "check", "--json"])));
-        let lines = told.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let reported = out(&run(&mut image.container(&environment, &["redeemer", "check", "--json"])));
+        let lines = reported.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
         let about = lines.filter(|line| line["what"] == "keys").collect::<Vec<_>>();
-        assert!(!about.is_empty(), "{told}");
+        assert!(!about.is_empty(), "{reported}");
         let fault = about.iter().find(|line| line["gravity"] == "fault");
         fault.map(|line| line["detail"].as_str().unwrap().to_owned()).unwrap_or_default()
     };
@@ -362,7 +362,7 @@ fn tls_trusts_the_certificates_in_the_image_and_no_others() {
     let (ca, ca_key, cert, key) = (own("ca.pem"), own("ca.key"), own("cert.pem"), own("cert.key"));
     let certify = |more: &[&str]| {
         let common = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=deploy"];
-        told("openssl", &[&common, more].concat()).unwrap_or_else(|output| panic!("{}", err(&output)));
+        reported("openssl", &[&common, more].concat()).unwrap_or_else(|output| panic!("{}", err(&output)));
     };
     certify(&["-keyout", &ca_key, "-out", &ca, "-addext", "keyUsage=critical,keyCertSign"]);
     let names = ["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"];
@@ -379,10 +379,10 @@ fn tls_trusts_the_certificates_in_the_image_and_no_others() {
             ("REDEEMER_WECHAT__BASE_URL", base_url.as_str()),
             ("REDEEMER_BROKER__URI", "amqp://guest:guest@127.0.0.1:1/%2f"),
         ];
-        let told = out(&run(&mut image.container(&environment, &["redeemer", "check", "--json"])));
-        let mut lines = told.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let reported = out(&run(&mut image.container(&environment, &["redeemer", "check", "--json"])));
+        let mut lines = reported.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
         let about = lines.find(|line| line["what"] == "payment API");
-        about.unwrap_or_else(|| panic!("{told}"))["detail"].as_str().unwrap().to_owned()
+        about.unwrap_or_else(|| panic!("{reported}"))["detail"].as_str().unwrap().to_owned()
     };
     let stranger = until("the server is asked", || {
         Some(detail()).filter(|detail| !detail.contains("Connection refused"))
@@ -425,7 +425,7 @@ impl Context {
             let to = dir.join(kept);
             let parent = to.parent().unwrap();
             fs::create_dir_all(parent).unwrap();
-            told("cp", &["-RT", kept, to.to_str().unwrap()])
+            reported("cp", &["-RT", kept, to.to_str().unwrap()])
                 .unwrap_or_else(|output| panic!("{}", err(&output)));
         }
     }
@@ -497,7 +497,7 @@ fn cargo_takes_the_manifest_before_and_after_the_sources_are_there() {
             ("COPY", "vendor vendor") => {
                 assert!(Context::read().has("vendor"));
                 fs::create_dir_all(dir.join("vendor")).unwrap();
-                told("cp", &["-RT", "vendor", dir.join("vendor").to_str().unwrap()])
+                reported("cp", &["-RT", "vendor", dir.join("vendor").to_str().unwrap()])
                     .unwrap_or_else(|output| panic!("{}", err(&output)));
             }
             ("COPY", files) => {
@@ -549,10 +549,10 @@ fn an_engine_builds_the_image() {
         }
     }
     let tag = format!("redeemer:test-{}", std::process::id());
-    let built = told("docker", &["build", "--file", "deploy/Dockerfile", "--tag", &tag, "."]);
+    let built = reported("docker", &["build", "--file", "deploy/Dockerfile", "--tag", &tag, "."]);
     built.unwrap_or_else(|output| panic!("{}", err(&output)));
-    let version = told("docker", &["run", "--rm", "--read-only", "--network", "none", &tag, "--version"]);
-    let removed = told("docker", &["image", "rm", &tag]);
+    let version = reported("docker", &["run", "--rm", "--read-only", "--network", "none", &tag, "--version"]);
+    let removed = reported("docker", &["image", "rm", &tag]);
     assert_eq!(version.map_err(|output| err(&output)), Ok(out(&run(redeemer().arg("--version")))));
     assert!(removed.is_ok(), "{}", err(&removed.unwrap_err()));
 }
@@ -593,7 +593,7 @@ impl Drop for Cluster {
 #[test]
 fn three_nodes_with_the_files_for_a_cluster_hold_every_queue_three_times() {
     let tree = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("rabbitmq4");
-    if let Err(output) = told("deploy/local/rabbitmq4", &[tree.to_str().unwrap()]) {
+    if let Err(output) = reported("deploy/local/rabbitmq4", &[tree.to_str().unwrap()]) {
         assert_eq!(output.status.code(), Some(3), "{}", err(&output));
         eprintln!("the cluster is NOT tried: {}", err(&output));
         return;
@@ -614,8 +614,8 @@ fn three_nodes_with_the_files_for_a_cluster_hold_every_queue_three_times() {
     cluster.script("cluster", "", &options);
     let in_force = "application:get_env(rabbit, dead_letter_worker_publisher_confirm_timeout).";
     for member in ["1", "2", "3"] {
-        let told = cluster.script("ctl", member, &["-q", "eval", in_force]);
-        assert_eq!(told.trim(), "{ok,30000}", "node {member}");
+        let reported = cluster.script("ctl", member, &["-q", "eval", in_force]);
+        assert_eq!(reported.trim(), "{ok,30000}", "node {member}");
     }
     for name in ["definitions.json", "cluster/policies.json"] {
         let copy = cluster.0.join("1").join(Path::new(name).file_name().unwrap());
@@ -643,7 +643,7 @@ fn three_nodes_with_the_files_for_a_cluster_hold_every_queue_three_times() {
 fn documents(file: &Path) -> Vec<Value> {
     const READ: &str =
         "import json, sys, yaml; json.dump(list(yaml.safe_load_all(open(sys.argv[1]))), sys.stdout)";
-    let read = told("/usr/bin/python3", &["-c", READ, file.to_str().unwrap()]);
+    let read = reported("/usr/bin/python3", &["-c", READ, file.to_str().unwrap()]);
     serde_json::from_str(&read.unwrap_or_else(|output| panic!("{}", err(&output)))).unwrap()
 }
 
@@ -679,7 +679,7 @@ fn the_overlays_are_hardened_and_keep_to_the_merchants_limit() {
     for overlay in fs::read_dir(root().join("deploy/kubernetes/overlays")).unwrap() {
         let overlay = overlay.unwrap().path();
         let name = overlay.file_name().unwrap().to_str().unwrap().to_owned();
-        let whole = told("kubectl", &["kustomize", overlay.to_str().unwrap()]);
+        let whole = reported("kubectl", &["kustomize", overlay.to_str().unwrap()]);
         let dir = unused_dir("overlay");
         let file = dir.join("whole.yaml");
         fs::write(&file, whole.unwrap_or_else(|output| panic!("{name}: {}", err(&output)))).unwrap();
@@ -853,7 +853,7 @@ fn the_unit_starts_the_service_and_gives_it_time_to_stop() {
     let dir = unused_dir("sysusers");
     fs::create_dir(dir.join("etc")).unwrap();
     let users = root().join("deploy/systemd/redeemer.sysusers");
-    let made = told("systemd-sysusers", &[&format!("--root={}", dir.display()), users.to_str().unwrap()]);
+    let made = reported("systemd-sysusers", &[&format!("--root={}", dir.display()), users.to_str().unwrap()]);
     assert!(made.is_ok(), "{}", err(&made.unwrap_err()));
     let users = fs::read_to_string(dir.join("etc/passwd")).unwrap();
     assert!(users.lines().any(|line| line.starts_with(&format!("{}:", setting("User")))), "{users}");
@@ -883,7 +883,7 @@ impl Machine {
         for folder in ["bin", "sysusers", "staging"] {
             fs::create_dir(machine.dir.join(folder)).unwrap();
         }
-        told("cp", &["-a", "/etc", machine.dir.join("etc").to_str().unwrap()]).unwrap();
+        reported("cp", &["-a", "/etc", machine.dir.join("etc").to_str().unwrap()]).unwrap();
         fs::create_dir_all(machine.dir.join("etc/systemd/system")).unwrap();
         let tried = machine.run(Who::Root, "true");
         if !tried.status.success() {
@@ -1068,8 +1068,8 @@ fn installation_that_the_unit_prescribes_passes_every_step_of_the_runbook() {
 
 /// The system calls of a set of systemd's, sets in it taken apart.
 fn system_calls(set: &str) -> BTreeSet<String> {
-    let listed =
-        told("systemd-analyze", &["syscall-filter", set]).unwrap_or_else(|output| panic!("{}", err(&output)));
+    let listed = reported("systemd-analyze", &["syscall-filter", set])
+        .unwrap_or_else(|output| panic!("{}", err(&output)));
     let entries =
         listed.lines().skip(1).map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let apart = |entry: &str| match entry.starts_with('@') {
@@ -1112,8 +1112,8 @@ fn the_unit_forbids_nothing_that_the_service_does() {
     watched.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(&log).unwrap());
     let service = Container { child: watched.spawn().unwrap(), log };
     let command = programs::command("watched").to_string();
-    let told = run(&mut programs.command(&["publish", "--wait", "--expect", "redeemed", &command]));
-    assert!(told.status.success(), "{}", err(&told));
+    let reported = run(&mut programs.command(&["publish", "--wait", "--expect", "redeemed", &command]));
+    assert!(reported.status.success(), "{}", err(&reported));
     let admin = fs::read_to_string(&address).unwrap();
     assert!(programs::get(&admin, "/metrics").unwrap().contains("process_start_time_seconds"));
     assert_eq!(service.stop(), Some(0));

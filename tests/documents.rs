@@ -243,14 +243,14 @@ fn the_event_shown_is_the_one_that_the_command_shown_leads_to() {
         attempts: 1,
         evidence: &[evidence],
     };
-    let told = result_event::encode(
+    let reported = result_event::encode(
         &redemption,
         &Outcome::Redeemed { by: EstablishedBy::Response, coupon },
         telling,
     );
-    assert_eq!(serde_json::from_slice::<Value>(&told.body).unwrap(), *shown);
+    assert_eq!(serde_json::from_slice::<Value>(&reported.body).unwrap(), *shown);
     let readme = page("README.md");
-    assert!(readme.quoted().contains(&told.routing_key), "the README names {}", told.routing_key);
+    assert!(readme.quoted().contains(&reported.routing_key), "the README names {}", reported.routing_key);
 }
 
 fn fields(value: &Value) -> BTreeSet<String> {

@@ -39,7 +39,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 use service::{Sandbox, Service, was_killed};
 use tokio::task::spawn_blocking;
-use wires::{Seen, Told};
+use wires::{ReceivedEvent, Seen};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const OPENID: &str = "oh-394z-6CGkNoJrsDLTTUKiAnp4";
@@ -127,7 +127,7 @@ struct Ground {
     config: Config,
     sandbox: Sandbox,
     service: Service,
-    told: Told,
+    reported: ReceivedEvent,
     channel: Channel,
     cases: usize,
     _connection: Connection,
@@ -144,13 +144,13 @@ impl Ground {
         let config = configure(&dir.join("sandbox"), &sandbox, broker.uri());
         std::fs::write(dir.join("redeemer.toml"), toml::to_string(&config).unwrap()).unwrap();
         wires::establish(broker.uri(), &config).await;
-        let told = wires::read(broker.uri().to_owned());
+        let reported = wires::read(broker.uri().to_owned());
         let connection = Connection::connect(broker.uri(), ConnectionProperties::default()).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
         channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
         let service = Service::new("instance", &dir);
         let cases = 0;
-        Self { dir, config, sandbox, service, told, channel, cases, _connection: connection, broker }
+        Self { dir, config, sandbox, service, reported, channel, cases, _connection: connection, broker }
     }
 
     /// False where the process died so soon that the call had not left it: all is well, and nothing is shown.
@@ -235,7 +235,7 @@ impl Ground {
         let gists: Vec<_> = self.events(&id).into_iter().map(|event| (event.id, event.outcome)).collect();
         let attempts = self.of(&code, "attempts").await;
         let when = if too_soon { " (before the call was on its way)" } else { "" };
-        println!("{what}{when}: {} calls, told {} times", attempts.len(), gists.len());
+        println!("{what}{when}: {} calls, reported {} times", attempts.len(), gists.len());
         let outcome = if parked { "unresolved" } else { "redeemed" };
         assert!(gists.iter().all(|gist| *gist == gists[0] && gist.1 == outcome), "{what}: {gists:?}");
         let effects = self.of(&code, "effects").await;
@@ -316,7 +316,7 @@ impl Ground {
     }
 
     fn events(&self, id: &str) -> Vec<Seen> {
-        self.told.all().into_iter().filter(|event| event.command == id).collect()
+        self.reported.all().into_iter().filter(|event| event.command == id).collect()
     }
 
     async fn end(mut self) {

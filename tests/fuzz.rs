@@ -6,7 +6,7 @@
 //! that was not signed. `CASES` is the number of cases of each campaign (`make fuzz`: a million); `SEED` repeats a run.
 
 #![allow(clippy::unwrap_used, reason = "a test may; the lint only spares the test functions themselves")]
-#![allow(clippy::print_stdout, reason = "seeds and figures are for whoever reads the run")]
+#![allow(clippy::print_stdout, reason = "seeds and figures are for who reads the run")]
 
 #[path = "fuzz/campaign.rs"]
 mod campaign;

@@ -337,7 +337,7 @@ async fn a_head_without_measure_is_not_read_to_its_end() {
 }
 
 #[tokio::test]
-async fn whoever_answers_slowly_is_not_waited_for() {
+async fn who_answers_slowly_is_not_waited_for() {
     let alone = ALONE.lock().await;
     const LENGTH: &str = "HTTP/1.1 200 OK\r\ncontent-length: 10000\r\n\r\n{";
     check(&alone, "a body drop by drop", drip(LENGTH, b" "), &["timeout"]).await;
@@ -533,7 +533,7 @@ async fn what_is_no_http_is_no_answer() {
 #[tokio::test]
 async fn an_answer_before_its_operation_is_not_taken_for_the_next() {
     let alone = ALONE.lock().await;
-    let (told, waits) = mpsc::channel::<()>();
+    let (reported, waits) = mpsc::channel::<()>();
     let mut stuffed = sound("request-id: first\r\n", entity("C1").as_bytes());
     stuffed.extend(sound("request-id: unasked\r\n", entity("C2").as_bytes()));
     let keeps_open = act(move |stream| {
@@ -548,7 +548,7 @@ async fn an_answer_before_its_operation_is_not_taken_for_the_next() {
     assert_eq!(classify(Operation::Redeem, &heard.reply, &redemption("C1")), Verdict::Redeemed);
     let next = Prepared::new(&redemption("C2"));
     let heard = client.send(Operation::Redeem, &next, None, Timestamp::now(), 8, 0.5).await;
-    drop(told);
+    drop(reported);
     if let CallResult::Response(answer) = &heard.reply {
         assert_eq!(answer.request_id.as_deref(), Some("second"), "{heard:?}");
     }

@@ -64,13 +64,13 @@ async fn undecodable_headers_are_invalid_and_cost_no_session() {
         assert_eq!(publish_raw(&bed, &names.commands, headers, body).await, Published::Acked, "{name}");
         expected.insert((code, "invalid".to_owned()));
     }
-    let mut told = BTreeSet::new();
-    while told.len() < expected.len() {
-        let event = bed.told().await;
+    let mut reported = BTreeSet::new();
+    while reported.len() < expected.len() {
+        let event = bed.next_event().await;
         let text = |pointer: &str| event.data(pointer).as_str().unwrap().to_owned();
-        told.insert((text("/coupon_code"), text("/outcome")));
+        reported.insert((text("/coupon_code"), text("/outcome")));
     }
-    assert_eq!(told, expected);
+    assert_eq!(reported, expected);
     assert_eq!(service.metric("redeemer_broker_sessions_total").await, 1.0, "no session was lost");
     assert_eq!([bed.ready(&names.commands).await, bed.ready(&names.parked).await], [0, 3]);
     assert_eq!(bed.uses().len(), 60, "what is invalid is not executed");
@@ -265,8 +265,8 @@ async fn hostile_words_are_visible_wherever_they_are_shown() {
     let mut watch = Command::new(env!("CARGO_BIN_EXE_redeemer"));
     watch.arg("--config").arg(bed.config_file()).args(["watch", "--count", "2"]);
     let mut watch = watch.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
-    let mut told = BufReader::new(watch.stderr.take().unwrap()).lines();
-    let first = told.next_line().await.unwrap().unwrap();
+    let mut reported = BufReader::new(watch.stderr.take().unwrap()).lines();
+    let first = reported.next_line().await.unwrap().unwrap();
     assert!(first.contains("watching"), "{first}");
     let event = json!({"time": words, "data": {"outcome": words, "coupon_code": "C", "out_request_no": "1",
         "coupon_state": "USED"}});
@@ -292,16 +292,16 @@ async fn reserved_reply_to_is_a_fault_and_no_routing_key() {
     for key in ["redemption.redeemed.120344", "audit.parked.replayed", "return.x", "redemption"] {
         let properties = BasicProperties::default().with_reply_to(key.into());
         bed.publish_bytes(command("P1", "USE_P1").to_string().as_bytes(), properties).await;
-        let told = bed.told().await;
-        assert_eq!(told.gist(), "invalid invalid_command -", "{key}");
-        let problem = told.data("/problem/faults/0/problem").as_str().unwrap();
+        let reported = bed.next_event().await;
+        assert_eq!(reported.gist(), "invalid invalid_command -", "{key}");
+        let problem = reported.data("/problem/faults/0/problem").as_str().unwrap();
         assert!(problem.contains("reply_to"), "{problem}");
         assert_eq!(bed.parked().await.0, command("P1", "USE_P1").to_string().into_bytes());
     }
     // Bytes that are no command go under no key of ours either.
     let properties = BasicProperties::default().with_reply_to("audit.parked.discarded".into());
     bed.publish_bytes(b"no command", properties).await;
-    assert_eq!(bed.told().await.gist(), "invalid invalid_command -");
+    assert_eq!(bed.next_event().await.gist(), "invalid invalid_command -");
     assert!(bed.attempts("P1").is_empty(), "nothing was asked for");
     // The first event in the queue of redeemed ones is one.
     let properties = BasicProperties::default().with_reply_to("orders.redemption".into());
@@ -323,6 +323,6 @@ async fn headers_within_the_depth_bound_are_read() {
     let body = command("D1", "USE_D1").to_string().into_bytes();
     let commands = bed.config.broker.names.commands.clone();
     assert_eq!(publish_raw(&bed, &commands, nested(b'F', 63), body).await, Published::Acked);
-    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
     service.stop().await;
 }

@@ -44,7 +44,7 @@ struct Timed<S> {
     /// How often time may pass in one schedule although other tasks could go on.
     early_steps: usize,
     early_steps_left: usize,
-    is_standstill: Arc<AtomicBool>,
+    is_stall: Arc<AtomicBool>,
 }
 
 /// The task that lets time pass is the first one that a world spawns.
@@ -60,7 +60,7 @@ impl<S: Scheduler> Scheduler for Timed<S> {
 
     fn next_task(&mut self, runnable: &[&Task], current: Option<TaskId>, yields: bool) -> Option<TaskId> {
         let others: Vec<&Task> = runnable.iter().copied().filter(|task| !is_clock(task.id())).collect();
-        self.is_standstill.store(others.is_empty(), Ordering::Relaxed);
+        self.is_stall.store(others.is_empty(), Ordering::Relaxed);
         if others.is_empty() {
             return runnable.first().map(|task| task.id());
         }
@@ -158,7 +158,7 @@ impl World {
     }
 
     /// No task can go on before time passes.
-    fn check_standstill(&self) {
+    fn check_stall(&self) {
         let seen = self.seen();
         let may_begin =
             seen.waiting.iter().any(|(lane, waiting)| !waiting.is_empty() && !seen.busy.contains(lane));
@@ -348,7 +348,7 @@ struct Plan {
 
 impl Plan {
     /// One schedule.
-    fn play(&self, runtime: &Arc<Runtime>, is_standstill: &Arc<AtomicBool>) {
+    fn play(&self, runtime: &Arc<Runtime>, is_stall: &Arc<AtomicBool>) {
         let (rate_limiter, clockwork) =
             RateLimiter::with_clockwork(NonZeroU32::new(self.per_second).unwrap());
         let world = Arc::new(World {
@@ -362,12 +362,12 @@ impl Plan {
         });
         let ended = Arc::new(AtomicBool::new(false));
         let clock = {
-            let (runtime, is_standstill) = (runtime.clone(), is_standstill.clone());
+            let (runtime, is_stall) = (runtime.clone(), is_stall.clone());
             let (world, ended) = (world.clone(), ended.clone());
             future::spawn(async move {
                 while !ended.load(Ordering::Relaxed) {
-                    if is_standstill.load(Ordering::Relaxed) {
-                        world.check_standstill();
+                    if is_stall.load(Ordering::Relaxed) {
+                        world.check_stall();
                     }
                     assert!(world.begun_at.elapsed() < STUCK_AFTER, "a command is stuck");
                     runtime.block_on(advance(STEP));
@@ -413,18 +413,18 @@ impl Plan {
     fn check(self, scheduler: impl Scheduler + 'static) -> usize {
         let runtime =
             Arc::new(Builder::new_current_thread().enable_time().start_paused(true).build().unwrap());
-        let is_standstill = Arc::new(AtomicBool::new(false));
+        let is_stall = Arc::new(AtomicBool::new(false));
         let scheduler = Timed {
             inner: scheduler,
             early_steps: self.early_steps,
             early_steps_left: 0,
-            is_standstill: is_standstill.clone(),
+            is_stall: is_stall.clone(),
         };
         let mut config = shuttle::Config::new();
         config.stack_size = 1 << 18;
         let _context = runtime.enter();
         let inner = runtime.clone();
-        shuttle::Runner::new(scheduler, config).run(move || self.play(&inner, &is_standstill))
+        shuttle::Runner::new(scheduler, config).run(move || self.play(&inner, &is_stall))
     }
 
     /// By chance: which task goes on at each step, and at which few steps another one is preferred.

@@ -81,9 +81,9 @@ async fn an_outage_of_ten_minutes_at_one_to_sixty_loses_nothing_and_does_nothing
     // One distinct outcome each.
     let mut outcomes: HashMap<String, (String, String)> = HashMap::new();
     while outcomes.len() < commands.len() {
-        let told = bed.told().await;
-        let number = told.data("/out_request_no").as_str().unwrap().to_owned();
-        let outcome = (told.event["id"].as_str().unwrap().to_owned(), told.gist());
+        let reported = bed.next_event().await;
+        let number = reported.data("/out_request_no").as_str().unwrap().to_owned();
+        let outcome = (reported.event["id"].as_str().unwrap().to_owned(), reported.gist());
         let before = outcomes.insert(number.clone(), outcome.clone());
         assert!(before.is_none_or(|before| before == outcome), "two outcomes of {number}");
     }
@@ -113,7 +113,7 @@ async fn an_outage_of_ten_minutes_at_one_to_sixty_loses_nothing_and_does_nothing
     service.stop().await;
     assert_eq!(bed.ready(&bed.config.broker.names.commands).await, 0);
     assert_eq!(bed.ready(&bed.config.broker.names.parked).await, 0);
-    println!("all told {took:?} after the outage began");
+    println!("all reported {took:?} after the outage began");
 }
 
 /// Calls about one coupon never overlap and its bodies never change. How often the first command was asked first is
@@ -241,12 +241,12 @@ async fn ten_thousand_commands_in_wait_queues_cost_no_memory() {
     bed.publish(&command("WELL", "USE_WELL")).await;
     let redeemed = r#"redeemer_outcomes_total{outcome="redeemed",reason=""}"#;
     until("a first success", async || program.metric(redeemed).await == 1.0).await;
-    let put_away = async |count: usize| {
+    let delayed = async |count: usize| {
         let delayed =
             async || program.metric(r#"redeemer_commands_settled_total{settlement="delayed"}"#).await;
         let patience = Instant::now() + 2 * PATIENCE;
         while delayed().await < count as f64 {
-            assert!(Instant::now() < patience, "{} of {count} put away", delayed().await);
+            assert!(Instant::now() < patience, "{} of {count} delayed", delayed().await);
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         until("an empty hand", async || program.metric("redeemer_commands_in_flight").await == 0.0).await;
@@ -257,10 +257,10 @@ async fn ten_thousand_commands_in_wait_queues_cost_no_memory() {
         }
     };
     publish(0, WARM).await;
-    put_away(WARM).await;
+    delayed(WARM).await;
     let before = program.resident();
     publish(WARM, WARM + WAITING).await;
-    put_away(WARM + WAITING).await;
+    delayed(WARM + WAITING).await;
     let after = program.resident();
     let waiting = bed.ready(&format!("{}.1h", bed.config.broker.names.retry)).await;
     assert_eq!(waiting as usize, WARM + WAITING);
@@ -280,7 +280,7 @@ async fn a_flood_of_the_longest_bodies_costs_the_prefetched_ones_and_harms_no_ne
     let program = Program::start(&bed).await;
     bed.issue("WELL", json!({}));
     bed.publish(&command("WELL", "USE_WELL")).await;
-    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
     let before = program.resident();
     let (longest, too_long) = ("[".repeat(LONGEST), "x".repeat(2 * LONGEST));
     for nth in 0..FLOOD {
@@ -294,7 +294,7 @@ async fn a_flood_of_the_longest_bodies_costs_the_prefetched_ones_and_harms_no_ne
     }
     let mut gists: BTreeMap<String, usize> = BTreeMap::new();
     for _ in 0..FLOOD {
-        *gists.entry(bed.told().await.gist()).or_default() += 1;
+        *gists.entry(bed.next_event().await.gist()).or_default() += 1;
     }
     let expected = [("invalid invalid_command -", FLOOD * 9 / 10), ("redeemed - USED", FLOOD / 10)];
     assert_eq!(gists, expected.map(|(gist, count)| (gist.to_owned(), count)).into());
@@ -339,11 +339,11 @@ async fn flood_of_brands_that_deny_us_holds_up_no_brand_that_lets_us_in() {
     let (begun, service) = (Instant::now(), bed.start_unready().await);
     let (mut redeemed, mut refused) = (0, 0);
     while redeemed < GOOD {
-        let told = bed.told().await;
-        match (told.gist().as_str(), told.data("/brand_id") == "120344") {
+        let reported = bed.next_event().await;
+        match (reported.gist().as_str(), reported.data("/brand_id") == "120344") {
             ("redeemed - USED", true) => redeemed += 1,
             ("refused not_authorized -", false) => refused += 1,
-            other => panic!("{other:?}: {:#}", told.event),
+            other => panic!("{other:?}: {:#}", reported.event),
         }
     }
     println!("{redeemed} redeemed after {:?}, {refused} refused by then", begun.elapsed());

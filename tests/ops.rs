@@ -501,7 +501,7 @@ async fn leak(watch: &Watch) {
     service.launch().await;
     watch.looks_at(service.admin()).await;
     publish(&bed, "KEPT", 1).await;
-    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
     let labels = format!("instance=\"{}\"", service.admin());
     // Prometheus has looked since, and has seen nothing amiss.
     let ended = format!("redeemer_commands_settled_total{{settlement=\"ended\",{labels}}} == 1");
@@ -517,9 +517,9 @@ async fn leak(watch: &Watch) {
     service.ask_to_stop().await;
     assert!(service.ended(bed::PATIENCE).await.is_some_and(|status| status.success()));
     service.launch().await;
-    let told = bed.told().await;
-    assert_eq!(told.data("/out_request_no"), "USE_FORGOTTEN0", "{:#}", told.event);
-    assert_eq!(told.gist(), "redeemed - USED");
+    let reported = bed.next_event().await;
+    assert_eq!(reported.data("/out_request_no"), "USE_FORGOTTEN0", "{:#}", reported.event);
+    assert_eq!(reported.gist(), "redeemed - USED");
     let even = async || service.metric("redeemer_unaccounted_deliveries").await == Some(0.0);
     until("an even ledger", even).await;
     service.kill().await;

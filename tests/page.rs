@@ -83,14 +83,14 @@ impl Browser {
     fn picture(&self, still: &Still, width: u32, dark: bool, to: &Path) {
         let frame = still.frame(width, 2_000);
         let dom = self.dom(&frame);
-        let told = |name: &str| -> u32 {
+        let reported = |name: &str| -> u32 {
             let (_, rest) =
                 dom.split_once(&format!("{name}=\"")).unwrap_or_else(|| panic!("no {name} in {dom}"));
             rest.split('"').next().unwrap().parse().unwrap()
         };
-        assert!(told("data-wide") <= width, "{}: {} px wide", to.display(), told("data-wide"));
+        assert!(reported("data-wide") <= width, "{}: {} px wide", to.display(), reported("data-wide"));
         assert!(dom.contains(&format!("data-ground=\"{GROUND}\"")), "its style is not applied: {dom}");
-        let height = told("data-high");
+        let height = reported("data-high");
         let window = width.max(WINDOW_MIN);
         let scheme = format!("--blink-settings=preferredColorScheme={}", u8::from(!dark));
         let size = format!("--window-size={window},{}", (height * window).div_ceil(width));
@@ -249,7 +249,7 @@ async fn the_page_says_how_it_stands() {
         }
         bed.publish_bytes(b"no command", lapin::BasicProperties::default()).await;
         for _ in 0..9 {
-            bed.told().await;
+            bed.next_event().await;
         }
     }
     // And for as long as the pictures take, work in hand.
@@ -263,7 +263,7 @@ async fn the_page_says_how_it_stands() {
     let busy = look(&browser, &service, "busy", &words, &pictures).await;
     bed.faults(json!([]));
     for _ in 0..IN_HAND {
-        assert_eq!(bed.told().await.gist(), "redeemed - USED");
+        assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
     }
     the_script_is_at_work(&browser, &quiet, &busy).await;
 

@@ -22,6 +22,6 @@ fn promtool_finds_the_rules_sound_and_their_cases_right() {
 fn promtool(arguments: &[&str], files: &[PathBuf]) {
     let output = Command::new("promtool").args(arguments).args(files).output();
     let output = output.expect("promtool is needed: deploy/local/install prometheus");
-    let told = [output.stdout.as_slice(), &output.stderr].map(String::from_utf8_lossy).concat();
-    assert!(output.status.success(), "promtool {arguments:?}: {told}");
+    let reported = [output.stdout.as_slice(), &output.stderr].map(String::from_utf8_lossy).concat();
+    assert!(output.status.success(), "promtool {arguments:?}: {reported}");
 }

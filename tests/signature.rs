@@ -487,7 +487,7 @@ fn a_key_file_that_others_can_read_is_refused() {
 }
 
 #[test]
-fn every_fault_of_the_keys_is_told_at_once() {
+fn every_fault_of_the_keys_is_reported_at_once() {
     let keys = Keys::new();
     keys.of_two();
     let load = |files: KeyFiles| {

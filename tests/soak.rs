@@ -74,7 +74,7 @@ async fn a_long_time_at_full_rate() {
             samples.push(Sample::take(pid, begun));
         }
     }
-    let told_meanwhile = *ground.told.borrow();
+    let reported_meanwhile = *ground.reported.borrow();
     ground.reach(sent).await;
     let drained = begun.elapsed();
     // The first half is warming up: beside pools and the allocator, the broker's client goes through each of its rings of
@@ -84,7 +84,7 @@ async fn a_long_time_at_full_rate() {
     let (memory, files) = (slope(settled, |at| at.kib), slope(settled, |at| at.files));
     let most = settled.iter().map(|at| at.kib).fold(0.0, f64::max);
     let figures = format!(
-        "{sent} commands in {minutes} min ({:.0}/s), one call in twenty gone wrong; the last told {:.1} s later; \
+        "{sent} commands in {minutes} min ({:.0}/s), one call in twenty gone wrong; the last reported {:.1} s later; \
          resident at most {:.1} MiB, {:+.2} MiB/h; open files {:.0}, {:+.2}/h",
         sent as f64 / (60.0 * minutes as f64),
         drained.as_secs_f64() - 60.0 * minutes as f64,
@@ -93,10 +93,10 @@ async fn a_long_time_at_full_rate() {
         settled.last().unwrap().files,
         files,
     );
-    println!("soak: {figures}; over {hours:.2} h, {told_meanwhile} told meanwhile");
+    println!("soak: {figures}; over {hours:.2} h, {reported_meanwhile} reported meanwhile");
     // What went wrong waits ten seconds in the first delay queue, and little else does.
-    let behind = sent.saturating_sub(told_meanwhile);
-    assert!(behind < rate * LAG_SECONDS_MAX, "{behind} of {sent} not told yet at the end");
+    let behind = sent.saturating_sub(reported_meanwhile);
+    assert!(behind < rate * LAG_SECONDS_MAX, "{behind} of {sent} not reported yet at the end");
     ground.judge(sent).await;
     assert_eq!(ground.instance.series().await.len(), series, "the number of series grew");
     // What a leak of 100 bytes for each command would be, and a tenth of it is still seen.
@@ -176,7 +176,7 @@ struct Ground {
     sandbox: Sandbox,
     instance: Service,
     channel: Channel,
-    told: watch::Receiver<usize>,
+    reported: watch::Receiver<usize>,
     outcomes: Arc<Mutex<BTreeMap<String, usize>>>,
     _connection: Connection,
     _broker: Broker,
@@ -194,7 +194,7 @@ impl Ground {
         let channel = connection.create_channel().await.unwrap();
         channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
         let outcomes = Arc::new(Mutex::new(BTreeMap::new()));
-        let told = subscribe(broker.uri(), &config.broker.names.results, outcomes.clone()).await;
+        let reported = subscribe(broker.uri(), &config.broker.names.results, outcomes.clone()).await;
         let instance = Service::new(name, &dir);
         Self {
             dir,
@@ -202,7 +202,7 @@ impl Ground {
             sandbox,
             instance,
             channel,
-            told,
+            reported,
             outcomes,
             _connection: connection,
             _broker: broker,
@@ -247,8 +247,8 @@ impl Ground {
     }
 
     async fn reach(&mut self, commands: usize) {
-        let told = timeout(PATIENCE, self.told.wait_for(|told| *told >= commands)).await;
-        assert!(told.is_ok(), "not all of {commands} told after {PATIENCE:?}");
+        let reported = timeout(PATIENCE, self.reported.wait_for(|reported| *reported >= commands)).await;
+        assert!(reported.is_ok(), "not all of {commands} reported after {PATIENCE:?}");
     }
 
     /// Each reported once as redeemed, each used once.
@@ -292,7 +292,7 @@ async fn subscribe(
     let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
     let mut consumer =
         channel.basic_consume("soak.results".into(), "".into(), options, arguments).await.unwrap();
-    let (progress, told) = watch::channel(0);
+    let (progress, reported) = watch::channel(0);
     tokio::spawn(async move {
         let _connection = connection;
         let mut seen = HashSet::new();
@@ -307,7 +307,7 @@ async fn subscribe(
             delivery.ack(BasicAckOptions::default()).await.unwrap();
         }
     });
-    told
+    reported
 }
 
 fn configure(keys: &Path, sandbox: &Sandbox, uri: &str) -> Config {

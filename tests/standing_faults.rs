@@ -68,7 +68,7 @@ async fn publish_backlog(bed: &Bed, count: usize) {
 /// Waits until `count` different commands have their event, and each says `redeemed`.
 async fn all_redeemed(bed: &mut Bed, seen: &mut BTreeSet<String>, count: usize) {
     while seen.len() < count {
-        let event = bed.told().await;
+        let event = bed.next_event().await;
         assert_eq!(event.gist(), "redeemed - USED");
         seen.insert(event.data("/out_request_no").as_str().unwrap().to_owned());
     }
@@ -198,7 +198,7 @@ async fn topic_right_missing_delays_one_command_alone() {
     .await;
 
     ctl(broker, &["clear_topic_permissions", user]).await;
-    assert_eq!(bed.told().await.gist(), "invalid invalid_command -");
+    assert_eq!(bed.next_event().await.gist(), "invalid invalid_command -");
     assert_eq!(bed.parked().await.0, b"{}");
     nothing_burned(&bed, &service, begun).await;
     service.stop().await;
@@ -323,7 +323,7 @@ async fn dead_letters_end_in_the_event_of_what_a_query_finds() {
     let service = bed.start().await;
     let mut gists = BTreeSet::new();
     while gists.len() < 5 {
-        gists.insert(bed.told().await.gist());
+        gists.insert(bed.next_event().await.gist());
     }
     let expected = [
         "invalid invalid_command -",
@@ -404,7 +404,7 @@ async fn compressed_command_is_invalid_by_its_encoding() {
     {
         let properties = BasicProperties::default().with_content_encoding(encoding.into());
         bed.publish_bytes(b"\x1f\x8b\x08\x00", properties).await;
-        let event = bed.told().await;
+        let event = bed.next_event().await;
         assert_eq!(event.gist(), "invalid invalid_command -");
         let problem = event.data("/problem/faults/0/problem").as_str().unwrap().to_owned();
         assert_eq!(problem.contains("content_encoding"), named, "{encoding}: {problem}");
@@ -490,7 +490,7 @@ async fn dead_letter(bed: &Bed, code: &str) {
 
 /// A dead letter that is in hand when the service stops goes back without a count, and has its event at last.
 #[tokio::test(flavor = "multi_thread")]
-async fn stops_in_good_order_park_no_dead_letter_untold() {
+async fn stops_in_good_order_park_no_dead_letter_unreported() {
     let mut bed = Bed::new().await;
     bed.config.wechat.total_timeout = redeemer::config::Span(std::time::Duration::from_secs(2));
     bed.issue("C1", json!({}));
@@ -504,7 +504,7 @@ async fn stops_in_good_order_park_no_dead_letter_untold() {
         service.stop().await;
     }
     let service = bed.start().await;
-    assert_eq!(bed.told().await.gist(), "unresolved message_expired EFFECTIVE");
+    assert_eq!(bed.next_event().await.gist(), "unresolved message_expired EFFECTIVE");
     assert_eq!(bed::header(&bed.parked().await.1, "x-redemption-parked-reason"), "message_expired");
     service.stop().await;
 }
@@ -526,10 +526,10 @@ async fn rejected_dead_letter_holds_up_no_other() {
     let dead = bed.config.broker.names.dead.clone();
     until("two dead letters", async || bed.ready(&dead).await == 2).await;
     let service = bed.start().await;
-    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
     assert_eq!(service.get("/readyz").await.0, 200);
     ctl(broker, &["clear_topic_permissions", user]).await;
-    assert_eq!(bed.told().await.gist(), "refused expired EXPIRED");
+    assert_eq!(bed.next_event().await.gist(), "refused expired EXPIRED");
     parked_nothing(&bed).await;
     service.stop().await;
 }
@@ -554,13 +554,13 @@ async fn rejected_dead_letter_is_queried_after_growing_pauses() {
     until("a second try", async || !pauses().is_empty()).await;
     assert!(pauses()[0] >= 8_000_000, "{:?}", pauses());
     ctl(broker, &["clear_topic_permissions", user]).await;
-    assert_eq!(bed.told().await.gist(), "refused expired EXPIRED");
+    assert_eq!(bed.next_event().await.gist(), "refused expired EXPIRED");
     service.stop().await;
 }
 
 /// Without the right to read dead letters the service works, says what is missing, and sweeps once it is granted.
 #[tokio::test(flavor = "multi_thread")]
-async fn dead_letters_that_may_not_be_read_are_told_with_the_remedy() {
+async fn dead_letters_that_may_not_be_read_are_reported_with_the_remedy() {
     let user = "sf-dead-read";
     let (broker, mut bed) = shared_bed_as(user).await;
     bed.config.wechat.total_timeout = span(2_000);
@@ -575,18 +575,20 @@ async fn dead_letters_that_may_not_be_read_are_told_with_the_remedy() {
     dead_letter(&bed, "C1").await;
     until("a dead letter", async || bed.ready(&dead).await == 1).await;
     let service = bed.start().await;
-    until("the missing right told", async || {
+    until("the missing right reported", async || {
         let (_, status) = service.get("/status.json").await;
         status.contains("set_permissions") && status.contains(&dead) && status.contains("ACCESS_REFUSED")
     })
     .await;
     bed.publish(&command("C2", "USE_C2_1")).await;
-    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
     assert_eq!(service.get("/readyz").await.0, 200);
     ctl(broker, &["set_permissions", user, ".*", ".*", ".*"]).await;
-    assert_eq!(bed.told().await.gist(), "unresolved message_expired EFFECTIVE");
-    until("nothing told any more", async || !service.get("/status.json").await.1.contains("set_permissions"))
-        .await;
+    assert_eq!(bed.next_event().await.gist(), "unresolved message_expired EFFECTIVE");
+    until("nothing reported any more", async || {
+        !service.get("/status.json").await.1.contains("set_permissions")
+    })
+    .await;
     service.stop().await;
 }
 
@@ -625,7 +627,7 @@ async fn stop_costs_a_held_publish_no_delivery_without_delays() {
     }
     ctl(broker, &["clear_topic_permissions", user]).await;
     let service = bed.start().await;
-    let gists = BTreeSet::from([bed.told().await.gist(), bed.told().await.gist()]);
+    let gists = BTreeSet::from([bed.next_event().await.gist(), bed.next_event().await.gist()]);
     assert_eq!(
         gists.iter().map(String::as_str).collect::<Vec<_>>(),
         ["invalid invalid_command -", "redeemed - USED"]
@@ -674,9 +676,9 @@ async fn subscriber_that_refuses_one_key_delays_its_commands_alone() {
     publish_backlog(&bed, GOOD).await;
     let service = bed.start().await;
     let (mut redeemed, mut refused) = (BTreeSet::new(), BTreeSet::new());
-    let mut take = |told: &bed::Told| {
-        let number = told.data("/out_request_no").as_str().unwrap().to_owned();
-        match told.gist().as_str() {
+    let mut take = |reported: &bed::ReceivedEvent| {
+        let number = reported.data("/out_request_no").as_str().unwrap().to_owned();
+        match reported.gist().as_str() {
             "redeemed - USED" => redeemed.insert(number),
             // Those who do take it may have it several times, under one id.
             "refused expired EXPIRED" => refused.insert(number),
@@ -684,14 +686,14 @@ async fn subscriber_that_refuses_one_key_delays_its_commands_alone() {
         };
         (redeemed.len(), refused.len())
     };
-    while take(&bed.told().await).0 < GOOD {}
+    while take(&bed.next_event().await).0 < GOOD {}
     assert_eq!(
         service.metric(r#"redeemer_commands_settled_total{settlement="finished"}"#).await,
         GOOD as f64
     );
     assert_eq!(service.get("/livez").await.0, 200);
     channel.queue_delete(full.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
-    while take(&bed.told().await).1 < REFUSED {}
+    while take(&bed.next_event().await).1 < REFUSED {}
     service
         .wait_metric(r#"redeemer_commands_settled_total{settlement="finished"}"#, (GOOD + REFUSED) as f64)
         .await;

@@ -401,9 +401,9 @@ fn trace(used: Option<&str>, returned: Option<&str>) -> Value {
 }
 
 fn in_words(trace: &Value) -> String {
-    let told = |name: &str| trace[name].as_str().map(|number| format!("{name} {number}"));
-    let told: Vec<_> = ["use_request_no", "return_request_no"].into_iter().filter_map(told).collect();
-    if told.is_empty() { "empty".to_owned() } else { told.join(", ") }
+    let reported = |name: &str| trace[name].as_str().map(|number| format!("{name} {number}"));
+    let reported: Vec<_> = ["use_request_no", "return_request_no"].into_iter().filter_map(reported).collect();
+    if reported.is_empty() { "empty".to_owned() } else { reported.join(", ") }
 }
 
 fn coupons() -> Vec<Case> {
@@ -498,11 +498,11 @@ fn coupons() -> Vec<Case> {
                 item
             });
             body["sequential_usage_detail"]["detail_item_list"] = list.collect();
-            let told = rounds.iter().map(|(state, trace)| match in_words(trace) {
-                told if told == "empty" => (*state).to_owned(),
-                told => format!("{state} {told}"),
+            let reported = rounds.iter().map(|(state, trace)| match in_words(trace) {
+                reported if reported == "empty" => (*state).to_owned(),
+                reported => format!("{state} {reported}"),
             });
-            let detail = format!("[{}]", told.collect::<Vec<_>>().join("; "));
+            let detail = format!("[{}]", reported.collect::<Vec<_>>().join("; "));
             cases.push(Case { shape, detail, code: "123446565767", round, body });
         };
         let none = || trace(None, None);
@@ -676,8 +676,8 @@ fn error_bodies_are_read_as_far_as_they_go() {
     check(seen, Some("SIGN_ERROR"), Some("x (location authorization, issue sign not match)"));
     let documented = r#"{"code":"PARAM_ERROR","message":"参数错误","detail":{"field":"/associated_order_info/mchid","value":
         "oh-394z-6CGkNoJrsDLTTUKiAnp4","issue":"wrong","location":"body"}}"#;
-    let told = "参数错误 (field /associated_order_info/mchid, location body, issue wrong)";
-    check(documented, Some("PARAM_ERROR"), Some(told));
+    let reported = "参数错误 (field /associated_order_info/mchid, location body, issue wrong)";
+    check(documented, Some("PARAM_ERROR"), Some(reported));
     // Nothing of a detail that is shaped otherwise.
     for detail in ["7", "[]", "\"x\"", r#"{"field":7,"issue":[],"location":{}}"#] {
         let body = format!(r#"{{"code":"PARAM_ERROR","message":"x","detail":{detail}}}"#);
@@ -759,11 +759,11 @@ impl Page {
 /// Statuses as a person writes them: `400, 402–407`.
 fn spans(statuses: &[u16]) -> String {
     let runs = statuses.chunk_by(|one, next| one + 1 == *next);
-    let told = runs.map(|run| match (run[0], run[run.len() - 1]) {
+    let reported = runs.map(|run| match (run[0], run[run.len() - 1]) {
         (first, last) if first == last => format!("{first}"),
         (first, last) => format!("{first}–{last}"),
     });
-    told.collect::<Vec<_>>().join(", ")
+    reported.collect::<Vec<_>>().join(", ")
 }
 
 /// The codes or numbers of a group; those that belong with "none" are all that are not named elsewhere.
@@ -906,7 +906,7 @@ end is known, of another instance's that it takes `wechat.total_timeout` at most
 | **redeemed** | the command ends: the coupon was used by us |
 | **refused** | the command ends: the coupon was not used by us and will not be. Where a use of ours may be under way, a state that an query found is seen settled, twice in a row; another's use and a return are seen settled, once. A return that was long over when the command was first seen counts as none |
 | rejected | the coupon is looked at, and the rejection stands; where anything of this command was ever unknown, as the next row. An query that is rejected with the same code and the same number confirms it. A coupon that is usable makes `rejected` of a reason that denies it, one that is not there keeps the reason |
-| rejected, doubtful | it may be an earlier use of ours, told back. The coupon is looked at settled, twice in a row; then the rejection stands |
+| rejected, doubtful | it may be an earlier use of ours, reported back. The coupon is looked at settled, twice in a row; then the rejection stands |
 | not executed | the coupon is usable. The same body, where nothing was unknown; the same body after a second look in a row, both settled, where we were unknown; the end, where an rejection stands |
 | not accepted | signed: the provider did not work on it. The same operation later |
 | not accepted: not authorized | the brand denies the use, and nobody knows yet whether it alone does. The command waits in the shortest delay queue, and grows no older by it |
@@ -914,7 +914,7 @@ end is known, of another instance's that it takes `wechat.total_timeout` at most
 | unknown | the coupon is looked at once settled |
 | unknown: used under no number | looked at later; where the coupon is then usable, that use was returned |
 | not authorized | a use: as an rejection, for another brand was let in since. A look: given up where nothing was unknown, waited for until the deadline where something was, or where an rejection may come of our own use: every code but 404 and `NO_AUTH`, whatever the number |
-| **stop** | our own fault: no further calls until it is mended. Without a signature it leaves the effect unknown as well |
+| **stop** | our own fault: no further calls until it is fixed. Without a signature it leaves the effect unknown as well |
 ";
 
 #[test]
@@ -928,6 +928,6 @@ fn the_page_says_what_the_code_does() {
     let differing = page.lines().zip(kept.lines()).find(|(now, kept)| now != kept);
     assert!(
         page == kept,
-        "docs/verdicts.md is out of date (UPDATE=1 writes it anew); first difference: {differing:?}"
+        "docs/verdicts.md is out of date (UPDATE=1 writes it again); first difference: {differing:?}"
     );
 }

@@ -48,7 +48,7 @@ pub(crate) struct Bed {
 pub(crate) struct Names {
     pub commands: String,
     pub results: String,
-    told: String,
+    reported: String,
 }
 
 /// How long the provider's replies are.
@@ -70,7 +70,7 @@ pub(crate) struct Spent {
 }
 
 /// Where a contender's events arrive.
-pub(crate) struct Told {
+pub(crate) struct ReceivedEvent {
     consumer: Consumer,
 }
 
@@ -179,22 +179,23 @@ impl Bed {
     }
 
     /// Listens for the events of a contender, whose exchanges and queues are there.
-    pub(crate) async fn listen(&self, name: &str) -> Result<(Names, Told)> {
+    pub(crate) async fn listen(&self, name: &str) -> Result<(Names, ReceivedEvent)> {
         let names = Names {
             commands: format!("bench.{name}.commands"),
             results: format!("bench.{name}.results"),
-            told: format!("bench.{name}.told"),
+            reported: format!("bench.{name}.reported"),
         };
-        let (channel, told) = (&self.consuming, names.told.as_str());
+        let (channel, reported) = (&self.consuming, names.reported.as_str());
         let mut quorum = FieldTable::default();
         quorum.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
         let durable = QueueDeclareOptions { durable: true, ..Default::default() };
-        channel.queue_declare(told.into(), durable, quorum).await?;
+        channel.queue_declare(reported.into(), durable, quorum).await?;
         let (results, options) = (names.results.as_str().into(), QueueBindOptions::default());
-        channel.queue_bind(told.into(), results, "#".into(), options, FieldTable::default()).await?;
+        channel.queue_bind(reported.into(), results, "#".into(), options, FieldTable::default()).await?;
         let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
-        let consumer = channel.basic_consume(told.into(), "".into(), options, FieldTable::default()).await?;
-        Ok((names, Told { consumer }))
+        let consumer =
+            channel.basic_consume(reported.into(), "".into(), options, FieldTable::default()).await?;
+        Ok((names, ReceivedEvent { consumer }))
     }
 
     /// Waits until this many consumers are there, with a look at whether the program still runs.
@@ -267,7 +268,7 @@ impl Bed {
     }
 }
 
-impl Told {
+impl ReceivedEvent {
     /// Collects events until each of `count` coupons was reported of.
     pub(crate) async fn collect(&mut self, count: usize) -> Result<Arrivals> {
         let mut arrivals = Arrivals::with_capacity(count);
@@ -281,7 +282,7 @@ impl Told {
             let code = subject(&delivery.data).context("an event without a subject")?;
             ensure!(
                 delivery.routing_key.as_str().starts_with("redemption.redeemed."),
-                "{} was told of {code}",
+                "{} was reported of {code}",
                 delivery.routing_key
             );
             arrivals.entry(code.into()).or_insert(at);

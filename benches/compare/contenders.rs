@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Result, ensure};
 
-use crate::bed::{Bed, Names, Told};
+use crate::bed::{Bed, Names, ReceivedEvent};
 use crate::process::Process;
 
 /// A contender, running.
@@ -13,7 +13,7 @@ pub(crate) struct Contender {
     pub name: String,
     pub process: Process,
     pub names: Names,
-    pub told: Told,
+    pub reported: ReceivedEvent,
 }
 
 /// How the service is run; all else is its default.
@@ -37,16 +37,16 @@ pub(crate) const UNLIMITED: u32 = 10_000;
 impl Contender {
     /// The service itself, as released, with its own log and metrics.
     pub(crate) async fn service(bed: &Bed, name: &str, settings: Settings) -> Result<Self> {
-        let (names, told) = establish(bed, name, settings).await?;
+        let (names, reported) = establish(bed, name, settings).await?;
         let process = service(bed, name)?;
-        Self::ready(bed, name, process, names, told).await
+        Self::ready(bed, name, process, names, reported).await
     }
 
     /// Another build of the service.
     pub(crate) async fn build(bed: &Bed, name: &str, program: &Path, settings: Settings) -> Result<Self> {
-        let (names, told) = establish(bed, name, settings).await?;
+        let (names, reported) = establish(bed, name, settings).await?;
         let process = run(redeemer(bed, name, program), bed, name)?;
-        Self::ready(bed, name, process, names, told).await
+        Self::ready(bed, name, process, names, reported).await
     }
 
     /// A peer that `benches/peers/prepare` has made ready below `peers`.
@@ -64,7 +64,7 @@ impl Contender {
     ) -> Result<Self> {
         ensure!(is_ready(peers, peer), "{}", why_absent(peers, peer));
         let settings = Settings { in_flight, calls_per_second: UNLIMITED };
-        let (names, told) = establish(bed, name, settings).await?;
+        let (names, reported) = establish(bed, name, settings).await?;
         let dir = peers.join(peer);
         let mut command = match peer.split('-').next() {
             Some("python") => {
@@ -85,23 +85,29 @@ impl Contender {
         };
         environment(&mut command, bed, &names, in_flight).current_dir(dir);
         let process = Process::start(&mut command, &bed.dir.join(format!("{name}.log")))?;
-        Self::ready(bed, name, process, names, told).await
+        Self::ready(bed, name, process, names, reported).await
     }
 
     /// This very program in its other role: see [`crate::hops`].
     pub(crate) async fn bare_hops(bed: &Bed) -> Result<Self> {
         let name = crate::hops::NAME;
         let settings = Settings { in_flight: 100, calls_per_second: UNLIMITED };
-        let (names, told) = establish(bed, name, settings).await?;
+        let (names, reported) = establish(bed, name, settings).await?;
         let mut command = Command::new(std::env::current_exe()?);
         environment(&mut command, bed, &names, 100).arg(name);
         let process = Process::start(&mut command, &bed.dir.join(format!("{name}.log")))?;
-        Self::ready(bed, name, process, names, told).await
+        Self::ready(bed, name, process, names, reported).await
     }
 
-    async fn ready(bed: &Bed, name: &str, mut process: Process, names: Names, told: Told) -> Result<Self> {
+    async fn ready(
+        bed: &Bed,
+        name: &str,
+        mut process: Process,
+        names: Names,
+        reported: ReceivedEvent,
+    ) -> Result<Self> {
         bed.consumers(&names, 1, &mut process).await?;
-        Ok(Self { name: name.to_owned(), process, names, told })
+        Ok(Self { name: name.to_owned(), process, names, reported })
     }
 }
 
@@ -119,7 +125,7 @@ fn why_absent(peers: &Path, peer: &str) -> String {
 }
 
 /// Makes exchanges and queues by the service's own command line, the same for every contender, and listens.
-async fn establish(bed: &Bed, name: &str, settings: Settings) -> Result<(Names, Told)> {
+async fn establish(bed: &Bed, name: &str, settings: Settings) -> Result<(Names, ReceivedEvent)> {
     configure(bed, name, settings)?;
     let log = bed.dir.join(format!("{name}.topology.log"));
     let made = Process::start(redeemer(bed, name, OWN.as_ref()).args(["topology", "apply"]), &log)?.wait()?;

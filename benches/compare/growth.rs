@@ -209,7 +209,7 @@ async fn drained(bed: &Bed, commands: usize, calls_per_second: u32) -> Result<(P
     static RUNS: AtomicU64 = AtomicU64::new(0);
     bed.provider(Duration::ZERO, REPLIES).await?;
     let name = format!("backlog{commands}-{}", RUNS.fetch_add(1, Ordering::Relaxed));
-    let Contender { process, names, mut told, .. } = started(bed, &name, 100, calls_per_second).await?;
+    let Contender { process, names, mut reported, .. } = started(bed, &name, 100, calls_per_second).await?;
     // What a start costs by itself is not the backlog's.
     tokio::time::sleep(SETTLING).await;
     let start_up = process.cpu()?;
@@ -218,7 +218,7 @@ async fn drained(bed: &Bed, commands: usize, calls_per_second: u32) -> Result<(P
     let mut process = service(bed, &name)?;
     bed.consumers(&names, 1, &mut process).await?;
     let start = Instant::now();
-    let mut arrivals: Vec<Instant> = told.collect(commands).await?.into_values().collect();
+    let mut arrivals: Vec<Instant> = reported.collect(commands).await?.into_values().collect();
     arrivals.sort_unstable();
     tokio::time::sleep(SETTLING).await;
     let cpu = process.cpu()?.saturating_sub(start_up);
@@ -263,19 +263,19 @@ async fn together(bed: &Bed, count: usize) -> Result<Point> {
     // Everybody warms up together: a newcomer makes its first call alone, once the others have counted it.
     let warm = codes(&name, 2_000 * count);
     bed.publish(&first.names, &warm).await?;
-    first.told.collect(warm.len()).await?;
+    first.reported.collect(warm.len()).await?;
     tokio::time::sleep(SETTLING).await;
 
     let commands = 6_000;
     let codes = codes(&name, commands);
-    let Contender { process, names, mut told, .. } = first;
+    let Contender { process, names, mut reported, .. } = first;
     let mut processes = vec![process];
     processes.extend(others);
     processes.iter().try_for_each(|process| process.hold(true))?;
     bed.publish(&names, &codes).await?;
     let (start, before) = (Instant::now(), cpu_of(&processes)?);
     processes.iter().try_for_each(|process| process.hold(false))?;
-    let arrivals = told.collect(commands).await?;
+    let arrivals = reported.collect(commands).await?;
     let last = arrivals.values().max().copied().unwrap_or(start);
     tokio::time::sleep(SETTLING).await;
     let after = cpu_of(&processes)?;

@@ -36,7 +36,7 @@ pub(crate) async fn run(bed: &Bed, program: &Path, commands: usize) -> Result<St
     tokio::time::sleep(Duration::from_secs(1)).await;
     ensure!(perf.runs(), "perf: {}", fs::read_to_string(bed.dir.join("perf.log"))?.trim());
     contender.process.hold(false)?;
-    contender.told.collect(codes.len()).await?;
+    contender.reported.collect(codes.len()).await?;
     perf.interrupt()?;
     contender.process.end()?;
     let output = Command::new("perf")
@@ -52,6 +52,10 @@ pub(crate) async fn run(bed: &Bed, program: &Path, commands: usize) -> Result<St
         let line: String = line.trim().chars().take(NAME_CHARS_MAX).collect();
         let _ = writeln!(top, "{}", line.trim_end());
     }
-    ensure!(!top.is_empty(), "perf report told nothing: {}", String::from_utf8_lossy(&output.stderr).trim());
+    ensure!(
+        !top.is_empty(),
+        "perf report reported nothing: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
     Ok(top)
 }

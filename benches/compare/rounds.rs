@@ -218,7 +218,7 @@ pub(crate) async fn full_speed(bed: &Bed, contender: &mut Contender, commands: u
     bed.publish(&contender.names, &codes).await?;
     let (start, before, all) = (Instant::now(), contender.process.cpu()?, bed.spent()?);
     contender.process.hold(false)?;
-    let arrivals = contender.told.collect(commands).await?;
+    let arrivals = contender.reported.collect(commands).await?;
     let last = arrivals.values().max().copied().unwrap_or(start);
     tokio::time::sleep(SETTLING).await;
     let (cpu, now) = (contender.process.cpu()? - before, bed.spent()?);
@@ -245,15 +245,17 @@ async fn paced(bed: &Bed, contender: &mut Contender, seconds: usize) -> Result<(
     // The first calls of a round open connections again.
     let (warm, codes) = codes.split_at(WARM);
     bed.publish_paced(&contender.names, warm, PACE).await?;
-    contender.told.collect(warm.len()).await?;
+    contender.reported.collect(warm.len()).await?;
     let before = contender.process.cpu()?;
-    let (due, told) =
-        tokio::join!(bed.publish_paced(&contender.names, codes, PACE), contender.told.collect(codes.len()));
-    let (due, told) = (due?, told?);
+    let (due, reported) = tokio::join!(
+        bed.publish_paced(&contender.names, codes, PACE),
+        contender.reported.collect(codes.len())
+    );
+    let (due, reported) = (due?, reported?);
     tokio::time::sleep(SETTLING).await;
     let cpu = contender.process.cpu()? - before;
     let added = due.iter().filter_map(|(code, due)| {
-        let arrived = told.get(code)?;
+        let arrived = reported.get(code)?;
         Some((arrived.duration_since(*due).as_secs_f64() - LATENCY.as_secs_f64()) * 1e3)
     });
     let added: Vec<f64> = added.collect();

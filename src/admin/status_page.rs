@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn trouble_while_it_consumes_is_not_told_as_a_standstill() {
+    fn trouble_while_it_consumes_is_not_reported_as_a_stall() {
         let refused = status(&[(ReasonCode::PublishingRejected, "refused")]);
         let consuming = Status { consuming: true, ..refused };
         let page =

@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::amqp::connection::{
-    AmqpSettings, BLOCKED_IS_TOLD_AFTER, BrokerConnection, CannotConnect, Health, blocked_for, connect_any,
+    AmqpSettings, BLOCKED_REPORTED_AFTER, BrokerConnection, CannotConnect, Health, blocked_for, connect_any,
     lost, watch_events,
 };
 use crate::amqp::publisher::PublishFailure;
@@ -250,7 +250,7 @@ impl Link {
     ) -> Result<T, LinkFault> {
         let done = tokio::select! {
             done = timeout(self.limit, steps) => done,
-            reason = blocked_for(self.health.subscribe(), BLOCKED_IS_TOLD_AFTER) => {
+            reason = blocked_for(self.health.subscribe(), BLOCKED_REPORTED_AFTER) => {
                 return Err(LinkFault::Blocked(PublishFailure::Blocked(reason)));
             }
         };
@@ -310,7 +310,7 @@ impl CommandPublisher {
         let (limit, health) = (self.limit, self.health.clone());
         let queued = tokio::select! {
             queued = timeout(limit, queued) => queued,
-            reason = blocked_for(health.clone(), BLOCKED_IS_TOLD_AFTER) => return Err(PublishFailure::Blocked(reason)),
+            reason = blocked_for(health.clone(), BLOCKED_REPORTED_AFTER) => return Err(PublishFailure::Blocked(reason)),
         };
         let confirm = queued
             .map_err(|_| PublishFailure::TimedOut(limit))?
@@ -318,7 +318,7 @@ impl CommandPublisher {
         Ok(async move {
             let confirmed = tokio::select! {
                 confirmed = timeout(limit, confirm) => confirmed,
-                reason = blocked_for(health.clone(), BLOCKED_IS_TOLD_AFTER) => {
+                reason = blocked_for(health.clone(), BLOCKED_REPORTED_AFTER) => {
                     return Err(PublishFailure::Blocked(reason));
                 }
             };

@@ -362,7 +362,7 @@ pub(crate) async fn blocked_for(mut health: watch::Receiver<Health>, grace: Dura
 }
 
 /// How long a person waits in front of a broker that is blocked until that is reported.
-pub(crate) const BLOCKED_IS_TOLD_AFTER: Duration = Duration::from_millis(700);
+pub(crate) const BLOCKED_REPORTED_AFTER: Duration = Duration::from_millis(700);
 
 /// The first reason is the cause; later ones are its consequences.
 pub(crate) fn mark_lost(health: &watch::Sender<Health>, why: &str) {

@@ -290,10 +290,10 @@ impl Delivery {
     /// # Errors
     /// [`Unsettled`] if the acknowledgement was not sent; the broker will deliver it again.
     pub async fn ack(self, _proof: Published) -> Result<(), Unsettled> {
-        let (sent, told) = oneshot::channel();
+        let (sent, reported) = oneshot::channel();
         // If nobody is left to send it, nobody reports either.
         let _ = self.inlet.due.send(Due { tag: self.tag, sent });
-        told.await.unwrap_or_else(|_| Err(Unsettled("its channel is gone".to_owned())))
+        reported.await.unwrap_or_else(|_| Err(Unsettled("its channel is gone".to_owned())))
     }
 }
 

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::amqp::connection::{
-    AmqpSettings, BLOCKED_IS_TOLD_AFTER, BrokerConnection, CannotConnect, Health, blocked_for, connect_any,
+    AmqpSettings, BLOCKED_REPORTED_AFTER, BrokerConnection, CannotConnect, Health, blocked_for, connect_any,
     reply_code, watch_events,
 };
 use crate::amqp::delivery::{ConsumerChannel, Delivery};
@@ -165,7 +165,7 @@ impl ParkedQueue {
         let bound = Bound { at: &self.at, limit: self.limit };
         tokio::select! {
             answer = bound.wait(asked) => answer,
-            reason = blocked_for(self.publishing.subscribe(), BLOCKED_IS_TOLD_AFTER) => {
+            reason = blocked_for(self.publishing.subscribe(), BLOCKED_REPORTED_AFTER) => {
                 Err(ParkedQueueError::Blocked { at: self.at.clone(), reason })
             }
         }
@@ -273,7 +273,7 @@ pub async fn check_publishing(settings: &AmqpSettings) -> Result<(), CannotConne
     watch_events(&connection, &health, true);
     let checked = tokio::select! {
         checked = check_on(&connection, &at, health.subscribe(), settings) => checked,
-        reason = blocked_for(health.subscribe(), BLOCKED_IS_TOLD_AFTER) => {
+        reason = blocked_for(health.subscribe(), BLOCKED_REPORTED_AFTER) => {
             let source = PublishFailure::Blocked(reason);
             Err(CannotConnect::NoConfirms { at, source })
         }

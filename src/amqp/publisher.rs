@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::amqp::connection::{
-    BLOCKED_IS_TOLD_AFTER, BrokerConnection, Health, PUBLISHED_FRAME_BYTES_MAX, blocked_for, is_soft,
+    BLOCKED_REPORTED_AFTER, BrokerConnection, Health, PUBLISHED_FRAME_BYTES_MAX, blocked_for, is_soft,
 };
 use crate::amqp::delivery::{Delivery, TRIED};
 use crate::amqp::probe::{self, Right};
@@ -459,7 +459,7 @@ impl Publisher {
         if !self.0.waits_while_blocked {
             return tokio::select! {
                 published = timeout(limit, publishing) => published.unwrap_or(Err(PublishFailure::TimedOut(limit))),
-                reason = blocked_for(health.clone(), BLOCKED_IS_TOLD_AFTER) => Err(PublishFailure::Blocked(reason)),
+                reason = blocked_for(health.clone(), BLOCKED_REPORTED_AFTER) => Err(PublishFailure::Blocked(reason)),
             };
         }
         loop {

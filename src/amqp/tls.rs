@@ -159,15 +159,15 @@ fn ended_without_a_word(kind: io::ErrorKind, shown: bool) -> Option<&'static str
 mod tests {
     use super::*;
 
-    fn told(error: Error, shown: bool) -> &'static str {
+    fn reported(error: Error, shown: bool) -> &'static str {
         let error = std::io::Error::new(std::io::ErrorKind::InvalidData, error);
         advice(&lapin::Error::from(error), shown).unwrap()
     }
 
     #[test]
-    fn every_refusal_names_the_key_that_mends_it() {
+    fn every_refusal_names_the_key_that_fixes_it() {
         let check = |error: Error, shown, key: &str| {
-            let words = told(error.clone(), shown);
+            let words = reported(error.clone(), shown);
             assert!(words.contains(key), "{error:?}: {words}");
         };
         check(Error::InvalidCertificate(CertificateError::UnknownIssuer), false, "broker.ca_file");
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_certificate_is_told_by_its_key() {
+    fn a_file_that_is_no_certificate_is_reported_by_its_key() {
         let tls = Tls { ca: Some(PathBuf::from("/nowhere/ca.pem")), identity: None };
         assert!(tls.read().unwrap_err().to_string().starts_with("broker.ca_file: cannot read"));
         let key = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/documentation_test_key.pem");

@@ -696,7 +696,7 @@ mod tests {
         );
         check(
             "inequivalent arg 'x-overflow' for queue 'q' in vhost '/': received the value 'reject-publish' of type \
-             'longstr' but current is none",
+             'longstr' but current is not one",
             "x-overflow",
             "reject-publish",
             "none",

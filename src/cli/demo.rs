@@ -204,8 +204,8 @@ async fn run_stage(arguments: &Arguments, dir: &Path, stage: &mut Stage) -> Resu
             print(&format!("  {line}"))?;
         }
         wave.publish_cases(0..1, &mut publisher, &mut events).await?;
-        match wave.got[0].first().and_then(|got| got.told.as_ref()) {
-            Some(told) => print(&format!("  -> {told}"))?,
+        match wave.got[0].first().and_then(|got| got.reported.as_ref()) {
+            Some(reported) => print(&format!("  -> {reported}"))?,
             None => print("  -> no event")?,
         }
         let rest = 1..program.cases.len();
@@ -266,9 +266,9 @@ impl PlayedCase<'_> {
             "\nlatency   from command to event: p50 {}, p99 {}; undisturbed ones: p50 {}, p99 {}",
             all[0], all[1], calm[0], calm[1]
         ))?;
-        let (told, used, most) = report.ledger();
+        let (reported, used, most) = report.ledger();
         print(&format!(
-            "ledger    {told} numbers told redeemed, {used} of them used there; at most {most} effect per number"
+            "ledger    {reported} numbers reported redeemed, {used} of them used there; at most {most} effect per number"
         ))?;
 
         let metrics = settled_metrics(http, admin).await?;
@@ -515,11 +515,11 @@ impl<'a> Wave<'a> {
         };
         self.answered.insert(id);
         let took = published.elapsed();
-        let told = EventView::read(&event.body);
+        let reported = EventView::read(&event.body);
         let known = OutcomeKind::ALL
             .into_iter()
-            .find(|kind| told.as_ref().is_some_and(|told| told.data.outcome == kind.as_str()));
-        self.got[nth].push(Got { told, took });
+            .find(|kind| reported.as_ref().is_some_and(|reported| reported.data.outcome == kind.as_str()));
+        self.got[nth].push(Got { reported, took });
         Some(known.map_or("unreadable", |kind| kind.as_str()))
     }
 }

@@ -102,13 +102,13 @@ mod tests {
         let body = br#"{"time": "2026-03-05T04:30:45.123456Z", "later": 1, "data": {"outcome": "refused",
             "coupon_code": "123446565767", "out_request_no": "no\u001b[2J_1", "coupon_state": "EXPIRED",
             "attempts": 2, "problem": {"reason": "expired", "faults": []}}}"#;
-        let told = EventView::read(body).unwrap();
+        let reported = EventView::read(body).unwrap();
         assert_eq!(
-            told.to_string(),
+            reported.to_string(),
             "2026-03-05T04:30:45Z  refused     12…5767   no\\u001b[2J_1  expired  EXPIRED  2 calls"
         );
         assert!(!on_one_line(body).contains('\n'));
-        assert_eq!(EventView::read(&on_one_line(body).into_bytes()), Some(told));
+        assert_eq!(EventView::read(&on_one_line(body).into_bytes()), Some(reported));
     }
 
     #[test]

@@ -327,12 +327,12 @@ impl Tally {
     fn record_event(&mut self, correlation_id: Option<&str>, body: &[u8]) -> anyhow::Result<()> {
         // A repeat, or somebody else's under the same key.
         let Some(number) = correlation_id.and_then(|id| self.pending.remove(id)) else { return Ok(()) };
-        let told = EventView::read(body);
-        let outcome = told.as_ref().map_or("unreadable", |told| told.data.outcome.as_str());
+        let reported = EventView::read(body);
+        let outcome = reported.as_ref().map_or("unreadable", |reported| reported.data.outcome.as_str());
         *self.outcomes.entry(outcome.to_owned()).or_default() += 1;
         if self.expect.is_some_and(|expected| expected.as_str() != outcome) {
             if self.unexpected.len() < NAMED_MAX {
-                let reason = told.as_ref().and_then(EventView::reason).unwrap_or("-");
+                let reason = reported.as_ref().and_then(EventView::reason).unwrap_or("-");
                 self.unexpected.push(format!("line {number} {outcome} ({reason})"));
             } else {
                 self.unexpected_more += 1;

@@ -63,7 +63,7 @@ pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
         };
         let line = match EventView::read(&event.body) {
             _ if arguments.json => on_one_line(&event.body),
-            Some(told) => told.to_string(),
+            Some(reported) => reported.to_string(),
             None => {
                 format!("not an event: {} bytes under {}", event.body.len(), Untrusted(&event.routing_key))
             }

@@ -636,7 +636,7 @@ mod tests {
     }
 
     #[test]
-    fn a_start_without_a_believable_answer_is_told_after_three_calls() {
+    fn a_start_without_a_believable_answer_is_reported_after_three_calls() {
         for trouble in [FailureKind::NoResponse, FailureKind::Unverified] {
             let mut circuit = Circuit::default();
             for nth in 0..3 {
@@ -771,7 +771,7 @@ mod tests {
         let mut circuit = closed();
         let old = circuit.try_pass(at(0)).unwrap();
         circuit.force_half_open();
-        assert!(!circuit.holds(old), "whoever waits for a turn asks again");
+        assert!(!circuit.holds(old), "who waits for a turn asks again");
         circuit.record_call(old, Redeem, CallSignal::Success, at(1));
         let first = circuit.try_pass(at(2)).unwrap();
         assert!(circuit.try_pass(at(2)).is_none(), "the first call with the new key goes alone");

@@ -19,22 +19,22 @@ pub enum Announcement {
 /// Something that may be so for a while.
 #[derive(Debug, Default)]
 pub struct Reminder {
-    told_at: Option<Duration>,
+    reported_at: Option<Duration>,
     /// Whether its end is worth a line.
-    is_told: bool,
+    is_reported: bool,
 }
 
 impl Reminder {
     /// It is so now, or not.
     pub fn update(&mut self, is_so: bool, now: Duration) -> Option<Announcement> {
         if !is_so {
-            return std::mem::take(&mut self.is_told).then_some(Announcement::Over);
+            return std::mem::take(&mut self.is_reported).then_some(Announcement::Over);
         }
-        if self.told_at.is_some_and(|told_at| now.saturating_sub(told_at) < REPEAT_AFTER) {
+        if self.reported_at.is_some_and(|reported_at| now.saturating_sub(reported_at) < REPEAT_AFTER) {
             return None;
         }
-        self.told_at = Some(now);
-        self.is_told = true;
+        self.reported_at = Some(now);
+        self.is_reported = true;
         Some(Announcement::Lasts)
     }
 }
@@ -44,26 +44,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_lasts_is_told_at_once_and_once_a_minute() {
+    fn what_lasts_is_reported_at_once_and_once_a_minute() {
         let mut lasting = Reminder::default();
-        let told: Vec<_> = (0..1_000)
+        let reported: Vec<_> = (0..1_000)
             .filter(|tick| {
                 lasting.update(true, Duration::from_millis(tick * 250)) == Some(Announcement::Lasts)
             })
             .collect();
-        assert_eq!(told, [0, 240, 480, 720, 960]);
+        assert_eq!(reported, [0, 240, 480, 720, 960]);
         assert_eq!(lasting.update(false, Duration::from_secs(250)), Some(Announcement::Over));
         assert_eq!(lasting.update(false, Duration::from_secs(251)), None);
     }
 
     #[test]
-    fn what_comes_and_goes_is_told_once_a_minute_too() {
+    fn what_comes_and_goes_is_reported_once_a_minute_too() {
         let mut lasting = Reminder::default();
-        let told = (0..1_000)
+        let reported = (0..1_000)
             .filter(|tick| {
                 lasting.update(tick % 2 == 0, Duration::from_millis(tick * 250)) == Some(Announcement::Lasts)
             })
             .count();
-        assert_eq!(told, 5);
+        assert_eq!(reported, 5);
     }
 }

@@ -84,7 +84,7 @@ impl CircuitGate {
         let had_room = circuit.has_room();
         let result = change(&mut circuit);
         let state = circuit.state();
-        let changed = self.0.state.send_if_modified(|told| std::mem::replace(told, state) != state);
+        let changed = self.0.state.send_if_modified(|reported| std::mem::replace(reported, state) != state);
         if changed || circuit.has_room() && !had_room {
             self.0.room.notify_waiters();
         }

@@ -88,12 +88,12 @@ impl KeyReloader {
             Some(format!("{key}: {fault}"))
         });
         let now: BTreeSet<String> = reloads.iter().cloned().chain(unreadable).collect();
-        let mut told = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        for fault in now.difference(&told) {
+        let mut reported = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        for fault in now.difference(&reported) {
             warn!(fault, "a key file cannot be used any more; the next start would fail");
         }
         self.metrics.set_key_files_failing(now.len());
-        *told = now;
+        *reported = now;
     }
 
     /// Runs until it is aborted.

@@ -825,10 +825,10 @@ impl Metrics {
     pub fn snapshot(&self) -> Snapshot {
         let ended = |kind: OutcomeKind| {
             let sum = |reason: &str| self.outcomes.with_label_values(&[kind.as_str(), reason]).get();
-            let told = Reason::ALL.into_iter().filter(|reason| event_types_of(kind, *reason));
+            let reported = Reason::ALL.into_iter().filter(|reason| event_types_of(kind, *reason));
             match kind {
                 OutcomeKind::Redeemed => sum(""),
-                _ => told.map(|reason| sum(reason.as_str())).sum(),
+                _ => reported.map(|reason| sum(reason.as_str())).sum(),
             }
         };
         let calls =

@@ -499,10 +499,11 @@ impl Client {
 
     /// Reads a body to its end, or to its bound.
     async fn body(&self, mut response: HttpResponse) -> Result<Vec<u8>, BodyError> {
-        let told =
+        let reported =
             response.content_length().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or_default();
         // What an answer says of its length may be a lie.
-        let mut body = Vec::with_capacity(told.min(ROOM_AT_ONCE_MAX).min(self.settings.response_bytes_max));
+        let mut body =
+            Vec::with_capacity(reported.min(ROOM_AT_ONCE_MAX).min(self.settings.response_bytes_max));
         while let Some(chunk) = response.chunk().await.map_err(BodyError::Network)? {
             if body.len() + chunk.len() > self.settings.response_bytes_max {
                 return Err(BodyError::TooLarge);

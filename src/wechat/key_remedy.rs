@@ -39,7 +39,7 @@ impl KeyFault {
             }
             Self::NotText { path, found: Found::Utf16 } => recoded(&Shown(path).to_string()),
             Self::NotText { path, .. } => Command(format!("ls -l {}", quote(&Shown(path).to_string()))),
-            Self::NotAKey { what, expected, found } => mend(what, *expected, *found, variable),
+            Self::NotAKey { what, expected, found } => fix(what, *expected, *found, variable),
             Self::OwnKey { .. } => SetKey(
                 "WeChat Pay's public key (pub_key.pem) or platform certificate, from the merchant platform: account \
                  center, API security"
@@ -72,7 +72,7 @@ pub fn given_to_a_command(what: &str, variable: &str) -> String {
     if what == IN_ENVIRONMENT { format!("<<< \"${variable}\"") } else { format!("-in {}", quote(what)) }
 }
 
-fn mend(what: &str, expected: Expected, found: Found, variable: &str) -> Remedy {
+fn fix(what: &str, expected: Expected, found: Found, variable: &str) -> Remedy {
     let from = given_to_a_command(what, variable);
     let inform = |program: &str, options: &str| made(what, &format!("openssl {program} {from} {options}"));
     match (found, expected) {

@@ -54,8 +54,8 @@ impl Detail {
             // wechatpay-axios-plugin issue 58.
             issue = text(&detail["detail"]["issue"]);
         }
-        let told = [&field, &location, &issue].iter().any(|text| !text.is_empty());
-        told.then_some(Self { field, location, issue })
+        let reported = [&field, &location, &issue].iter().any(|text| !text.is_empty());
+        reported.then_some(Self { field, location, issue })
     }
 
     /// Whether it is about what stands in the head of each of our requests: no command has a part in that.
@@ -76,8 +76,8 @@ impl Detail {
 
     fn in_words(&self) -> String {
         let parts = [("field", &self.field), ("location", &self.location), ("issue", &self.issue)];
-        let told = parts.into_iter().filter(|(_, text)| !text.is_empty());
-        told.map(|(name, text)| format!("{name} {text}")).collect::<Vec<_>>().join(", ")
+        let reported = parts.into_iter().filter(|(_, text)| !text.is_empty());
+        reported.map(|(name, text)| format!("{name} {text}")).collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -389,8 +389,8 @@ fn read_usage(entity: &Members<'_>) -> Option<UsageTrace> {
         .map(|name| entity.one(name).and_then(|block| block.map(read_trace).transpose()));
     let rounds = entity.one("sequential_usage_detail").and_then(|block| block.map(read_rounds).transpose());
     let mut traces = once.iter().filter_map(|block| block.as_ref().ok()?.as_ref());
-    let told = traces.find(|trace| **trace != Trace::default()).cloned();
-    match (rounds, told) {
+    let reported = traces.find(|trace| **trace != Trace::default()).cloned();
+    match (rounds, reported) {
         (Ok(Some(rounds)), _) if !rounds.is_empty() => Some(UsageTrace::Rounds(rounds)),
         (_, Some(trace)) => Some(UsageTrace::Single(trace)),
         (Err(Malformed), None) => None,
@@ -432,13 +432,13 @@ fn read_rounds(block: &RawValue) -> Result<Vec<Round>, Malformed> {
 
 /// A round. One that does not say its state decides nothing, unless it is the one meant.
 fn read_round(round: &RawValue) -> Result<Round, Malformed> {
-    let untold = || CouponState::Other("".into());
+    let unreported = || CouponState::Other("".into());
     if round.get() == "null" {
-        return Ok(Round { state: untold(), trace: Trace::default() });
+        return Ok(Round { state: unreported(), trace: Trace::default() });
     }
     let members = Members::read(round.get()).ok_or(Malformed)?;
     let state = members.one("detail_state").ok().flatten().and_then(read_text);
-    let state = state.map_or_else(untold, |word| CouponState::from_wire(&word));
+    let state = state.map_or_else(unreported, |word| CouponState::from_wire(&word));
     Ok(Round { state, trace: read_trace(round)? })
 }
 
@@ -490,7 +490,7 @@ mod tests {
         assert_eq!(with(&"1".repeat(300)), as_it_came);
         let repaired =
             |text: &str| Some(format!(r#"{{"coupon_code":"C","coupon_state":"USED","x":{text}}}"#));
-        for (more, told) in [
+        for (more, reported) in [
             (r#""\ud800""#, r#""\ufffd""#),
             (r#""a\uDFFFb""#, r#""a\ufffdb""#),
             (r#""\ud800\u0041""#, r#""\ufffd\u0041""#),
@@ -498,7 +498,7 @@ mod tests {
             (r#""\ude00\ud83d""#, r#""\ufffd\ufffd""#),
             (r#"{"\ud800": 1}"#, r#"{"\ufffd": 1}"#),
         ] {
-            assert_eq!(with(more), repaired(told), "{more}");
+            assert_eq!(with(more), repaired(reported), "{more}");
         }
         for no_machine_holds in ["1.5e999", "-1E999"] {
             assert_eq!(with(no_machine_holds), None, "{no_machine_holds}");

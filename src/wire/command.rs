@@ -527,7 +527,7 @@ mod tests {
     }
 
     #[test]
-    fn all_faults_are_told_together() {
+    fn all_faults_are_reported_together() {
         let text = r#"{"openid": "../x", "coupon_code": 7, "brand_id": null, "stok_id": "1",
             "associated_order_info": {"out_trade_no": "T1", "surprise": true}, "saved_amount": -5,
             "use_time": "yesterday", "out_request_no": "a%2fb", "appid": "wx😀", "sequential_coupon_index": 1.5}"#;
@@ -566,16 +566,16 @@ mod tests {
     #[test]
     fn a_json_that_is_no_object_is_the_one_fault_of_what_may_be_in_it() {
         for json in ["null", "5", "\"{}\"", "[]", "true"] {
-            let told = |beside: &str| pointers(&format!(r#"{{"json": {json}, {beside}}}"#));
+            let reported = |beside: &str| pointers(&format!(r#"{{"json": {json}, {beside}}}"#));
             let path = r#""openid": "oUser", "coupon_code": "C1""#;
-            assert_eq!(told(path), ["/json"]);
-            assert_eq!(told(r#""openid": 5"#), ["/json", "/openid", "/coupon_code"]);
-            assert_eq!(told(&format!(r#"{path}, "stok_id": "1""#)), ["/json", "/stok_id"]);
+            assert_eq!(reported(path), ["/json"]);
+            assert_eq!(reported(r#""openid": 5"#), ["/json", "/openid", "/coupon_code"]);
+            assert_eq!(reported(&format!(r#"{path}, "stok_id": "1""#)), ["/json", "/stok_id"]);
             // What stands beside it is no less wrong for that, and is never called missing or unknown.
-            assert_eq!(told(&format!(r#"{path}, "brand_id": "120344""#)), ["/json"]);
-            assert_eq!(told(&format!(r#"{path}, "brand_id": "no!""#)), ["/json", "/brand_id"]);
+            assert_eq!(reported(&format!(r#"{path}, "brand_id": "120344""#)), ["/json"]);
+            assert_eq!(reported(&format!(r#"{path}, "brand_id": "no!""#)), ["/json", "/brand_id"]);
             let order = r#""associated_order_info": {"out_trade_no": "T1"}"#;
-            assert_eq!(told(&format!("{path}, {order}")), ["/json", "/associated_order_info/mchid"]);
+            assert_eq!(reported(&format!("{path}, {order}")), ["/json", "/associated_order_info/mchid"]);
         }
         let flat = altered("\"openid\"", "\"json\": null, \"openid\"");
         let rejected = decode(flat.as_bytes()).unwrap_err();
@@ -614,10 +614,10 @@ mod tests {
     #[test]
     fn a_fault_in_an_order_hides_no_other_and_makes_none() {
         let check = |order: &str, wanted: &[&str]| {
-            let told = pointers(&altered(NUMBERS, order));
+            let reported = pointers(&altered(NUMBERS, order));
             let wanted: Vec<_> =
                 wanted.iter().map(|field| format!("/associated_order_info{field}")).collect();
-            assert_eq!(told, wanted, "{order}");
+            assert_eq!(reported, wanted, "{order}");
         };
         check(r#"{"out_trade_no": "T1", "sub_mchid": 5}"#, &["/sub_mchid", "/mchid"]);
         check(r#"{"transaction_id": 5, "out_trade_no": "T1"}"#, &["/transaction_id", "/mchid"]);
@@ -642,8 +642,8 @@ mod tests {
     #[test]
     fn a_flood_of_faults_is_cut_short_and_counted() {
         let members: Vec<_> = (0..500).map(|n| format!("\"x{n}\": 1")).collect();
-        let told = faults(&format!("{{{}}}", members.join(",")));
-        assert_eq!(told.len(), FAULTS_MAX);
-        assert!(told[FAULTS_MAX - 1].1.starts_with("has 478 further faults"), "{told:?}");
+        let reported = faults(&format!("{{{}}}", members.join(",")));
+        assert_eq!(reported.len(), FAULTS_MAX);
+        assert!(reported[FAULTS_MAX - 1].1.starts_with("has 478 further faults"), "{reported:?}");
     }
 }

@@ -516,7 +516,7 @@ mod tests {
         ]
     }
 
-    fn told(outcome: &Outcome) -> Event {
+    fn reported(outcome: &Outcome) -> Event {
         encode(&redemption(), outcome, telling(&attempts(2)))
     }
 
@@ -557,7 +557,7 @@ mod tests {
     #[test]
     fn one_whole_event_of_each_outcome() {
         let faulty = command().replace("\"120344\"", "null").replace("appid", "app_id");
-        let [redeemed, refused, unresolved] = outcomes().map(|outcome| told(&outcome));
+        let [redeemed, refused, unresolved] = outcomes().map(|outcome| reported(&outcome));
         for (name, event) in [
             ("redeemed", redeemed),
             ("refused", refused),
@@ -565,15 +565,15 @@ mod tests {
             ("invalid", invalid(&faulty)),
             ("damaged", damaged()),
         ] {
-            let told = serde_json::to_string_pretty(&parsed(&event)).unwrap();
-            insta::assert_snapshot!(name, format!("{}\n{told}", event.routing_key));
+            let reported = serde_json::to_string_pretty(&parsed(&event)).unwrap();
+            insta::assert_snapshot!(name, format!("{}\n{reported}", event.routing_key));
         }
     }
 
     #[test]
     fn an_id_is_the_same_for_the_same_result_and_another_for_another() {
-        let ids = outcomes().map(|outcome| told(&outcome).id);
-        assert_eq!(ids, outcomes().map(|outcome| told(&outcome).id));
+        let ids = outcomes().map(|outcome| reported(&outcome).id);
+        assert_eq!(ids, outcomes().map(|outcome| reported(&outcome).id));
         // Subscribers have stored these: another value makes them see every result again.
         assert_eq!(ids[0].to_string(), "26a03841-bca9-552e-9792-392ad8b27135");
         let other = |from: &str, to: &str| {
@@ -599,7 +599,7 @@ mod tests {
             coupon: None,
             rejection: None,
         };
-        assert_eq!(told(&refused).id, ids[1]);
+        assert_eq!(reported(&refused).id, ids[1]);
         // Nor what the product coupon, the stock, the app or the order is.
         for (from, to) in [
             ("1000000013\"", "1000000014\""),
@@ -658,7 +658,7 @@ mod tests {
 
     #[test]
     fn the_id_in_the_body_is_the_id_of_the_message() {
-        for event in outcomes().iter().map(told).chain([invalid("{}"), damaged()]) {
+        for event in outcomes().iter().map(reported).chain([invalid("{}"), damaged()]) {
             assert_eq!(parsed(&event)["id"], event.id.to_string());
             assert_eq!(parsed(&event)["type"], format!("redemption.{}.v1", event.kind.as_str()));
             assert_eq!(parsed(&event)["data"]["outcome"], event.kind.as_str());
@@ -667,7 +667,7 @@ mod tests {
 
     #[test]
     fn the_entity_is_passed_through_byte_for_byte() {
-        let body = String::from_utf8(told(&outcomes()[0]).body).unwrap();
+        let body = String::from_utf8(reported(&outcomes()[0]).body).unwrap();
         assert!(body.contains(&format!("\"coupon\":{ENTITY},")), "{body}");
         assert!(body.contains("\"coupon_state\":\"USED\""));
     }
@@ -689,8 +689,8 @@ mod tests {
             assert!(event.body.len() < 128 * 1024, "{} bytes", event.body.len());
             let data = &parsed(&event)["data"];
             let rest = json!({ "coupon_code": "C0001", "coupon_state": "USED" });
-            let told: Value = if whole { serde_json::from_str(&entity).unwrap() } else { rest };
-            assert_eq!(data["coupon"], told, "{bytes}");
+            let reported: Value = if whole { serde_json::from_str(&entity).unwrap() } else { rest };
+            assert_eq!(data["coupon"], reported, "{bytes}");
             assert_eq!(data["coupon_reduced"], if whole { Value::Null } else { json!("size") }, "{bytes}");
             assert_eq!(data["coupon_state"], "USED");
         }
@@ -707,7 +707,7 @@ mod tests {
             coupon: Some(coupon),
             rejection: Some(rejection()),
         };
-        let event = told(&outcome);
+        let event = reported(&outcome);
         let data = &parsed(&event)["data"];
         assert_eq!((&data["coupon"], &data["coupon_state"]), (&Value::Null, &Value::Null));
         assert_eq!(data["coupon_reduced"], "size");
@@ -715,15 +715,15 @@ mod tests {
     }
 
     #[test]
-    fn a_state_that_is_not_known_is_told_as_it_was_spelled() {
+    fn a_state_that_is_not_known_is_reported_as_it_was_spelled() {
         let coupon = Coupon { state: CouponState::from_wire("FRO\"ZEN"), ..coupon() };
-        let event = told(&Outcome::Redeemed { by: EstablishedBy::Response, coupon });
+        let event = reported(&Outcome::Redeemed { by: EstablishedBy::Response, coupon });
         assert_eq!(parsed(&event)["data"]["coupon_state"], "FRO\"ZEN");
     }
 
     #[test]
     fn the_routing_key_has_the_outcome_and_the_brand() {
-        let [redeemed, refused, unresolved] = outcomes().map(|outcome| told(&outcome).routing_key);
+        let [redeemed, refused, unresolved] = outcomes().map(|outcome| reported(&outcome).routing_key);
         assert_eq!(redeemed, "redemption.redeemed.120344");
         assert_eq!(refused, "redemption.refused.120344");
         assert_eq!(unresolved, "redemption.unresolved.120344");
@@ -736,10 +736,10 @@ mod tests {
     }
 
     #[test]
-    fn at_most_sixteen_attempts_are_told_and_they_are_the_last() {
+    fn at_most_sixteen_attempts_are_reported_and_they_are_the_last() {
         let event = encode(&redemption(), &outcomes()[2], telling(&attempts(100)));
-        let told = parsed(&event)["data"]["evidence"].as_array().unwrap().clone();
-        assert_eq!(told.len(), Evidence::KEPT);
-        assert_eq!(told[15]["at"], "2026-03-05T04:32:24Z");
+        let reported = parsed(&event)["data"]["evidence"].as_array().unwrap().clone();
+        assert_eq!(reported.len(), Evidence::KEPT);
+        assert_eq!(reported[15]["at"], "2026-03-05T04:32:24Z");
     }
 }

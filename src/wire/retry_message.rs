@@ -365,9 +365,9 @@ mod tests {
             EffectState::Rejected { reason, doubtful: false },
         ] {
             for rejection in [None, Some(rejection())] {
-                let put_away = progress(effect, rejection);
-                if put_away.rejection.is_none() && effect.rejection().is_some() {
-                    let headers = write(&put_away, &[], BODY);
+                let delayed = progress(effect, rejection);
+                if delayed.rejection.is_none() && effect.rejection().is_some() {
+                    let headers = write(&delayed, &[], BODY);
                     assert_eq!(
                         read_back(&headers),
                         Err(CorruptRetryMessage::Missing(REJECTION)),
@@ -375,8 +375,8 @@ mod tests {
                     );
                     continue;
                 }
-                let carried = read_back(&write(&put_away, &evidence(2), BODY)).unwrap();
-                assert_eq!(carried.progress, put_away);
+                let carried = read_back(&write(&delayed, &evidence(2), BODY)).unwrap();
+                assert_eq!(carried.progress, delayed);
                 assert_eq!(carried.evidence, evidence(2));
             }
         }
@@ -393,32 +393,32 @@ mod tests {
 
     #[test]
     fn remembered_attempts_count_as_made_whatever_the_header_says() {
-        for (told, remembered, expected) in [(0, 3, 3), (2, 16, 16), (20, 16, 20)] {
-            let mut put_away = progress(EffectState::Unknown, None);
-            put_away.attempts = told;
-            let headers = write(&put_away, &evidence(remembered), BODY);
+        for (reported, remembered, expected) in [(0, 3, 3), (2, 16, 16), (20, 16, 20)] {
+            let mut delayed = progress(EffectState::Unknown, None);
+            delayed.attempts = reported;
+            let headers = write(&delayed, &evidence(remembered), BODY);
             assert_eq!(read_back(&headers).unwrap().progress.attempts, expected);
         }
     }
 
     #[test]
     fn what_may_be_missing_is_read_back_where_it_is_there() {
-        let mut put_away = progress(EffectState::Unknown, None);
-        put_away.suspended = 3;
-        put_away.negatives_from = Some(at("2026-03-05T05:00:17Z"));
-        put_away.unsent_before = Some(at("2026-03-05T04:30:45Z"));
-        put_away.coupon = Some(Coupon::in_state(CouponState::from_wire("FROZEN")));
-        let headers = write(&put_away, &[], BODY);
-        assert_eq!(read_back(&headers).unwrap().progress, put_away);
+        let mut delayed = progress(EffectState::Unknown, None);
+        delayed.suspended = 3;
+        delayed.negatives_from = Some(at("2026-03-05T05:00:17Z"));
+        delayed.unsent_before = Some(at("2026-03-05T04:30:45Z"));
+        delayed.coupon = Some(Coupon::in_state(CouponState::from_wire("FROZEN")));
+        let headers = write(&delayed, &[], BODY);
+        assert_eq!(read_back(&headers).unwrap().progress, delayed);
         for name in OPTIONAL {
             let headers: Vec<_> = headers.iter().filter(|(key, _)| *key != name).cloned().collect();
             assert!(read_back(&headers).is_ok(), "{name}");
         }
         // What is too long for a state, as a reply may hold one, is left out.
-        put_away.coupon = Some(Coupon::in_state(CouponState::from_wire(&"X".repeat(STATE_BYTES_MAX + 1))));
-        assert_eq!(read_back(&write(&put_away, &[], BODY)).unwrap().progress.coupon, None);
-        put_away.coupon = Some(Coupon::in_state(CouponState::from_wire("")));
-        assert_eq!(read_back(&write(&put_away, &[], BODY)).unwrap().progress.coupon, None);
+        delayed.coupon = Some(Coupon::in_state(CouponState::from_wire(&"X".repeat(STATE_BYTES_MAX + 1))));
+        assert_eq!(read_back(&write(&delayed, &[], BODY)).unwrap().progress.coupon, None);
+        delayed.coupon = Some(Coupon::in_state(CouponState::from_wire("")));
+        assert_eq!(read_back(&write(&delayed, &[], BODY)).unwrap().progress.coupon, None);
     }
 
     #[test]
@@ -545,8 +545,8 @@ mod tests {
             entry.request_id = Some("\"".repeat(128));
             entry.host = "h".repeat(255);
         }
-        let put_away = progress(EffectState::NoEffect, Some(worst.clone()));
-        let carried = read_back(&write(&put_away, &sixteen, BODY)).unwrap();
+        let delayed = progress(EffectState::NoEffect, Some(worst.clone()));
+        let carried = read_back(&write(&delayed, &sixteen, BODY)).unwrap();
         assert_eq!((carried.progress.rejection, carried.evidence), (Some(worst), sixteen));
     }
 

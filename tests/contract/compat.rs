@@ -149,7 +149,7 @@ impl Comparison {
             _ => false,
         };
         if widens != (self.role == Role::Command) {
-            self.broken(path, format!("{key} was {}, is {}", told(old), told(new)));
+            self.broken(path, format!("{key} was {}, is {}", reported(old), reported(new)));
         }
     }
 
@@ -160,7 +160,7 @@ impl Comparison {
             Role::Event => old.is_none(),
         };
         if !lawful {
-            self.broken(path, format!("{key} was {}, is {}", told(old), told(new)));
+            self.broken(path, format!("{key} was {}, is {}", reported(old), reported(new)));
         }
     }
 }
@@ -176,6 +176,6 @@ fn set(value: Option<&Value>) -> BTreeSet<String> {
     }
 }
 
-fn told(value: Option<&Value>) -> String {
+fn reported(value: Option<&Value>) -> String {
     value.map_or_else(|| "absent".to_owned(), Value::to_string)
 }

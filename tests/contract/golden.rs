@@ -146,7 +146,7 @@ pub(crate) fn events() -> Vec<(&'static str, String)> {
         attempt("2026-03-05T04:30:45.918427827Z", Operation::Redeem, None, "unknown"),
         attempt("2026-03-06T04:30:44.018427827Z", Operation::Query, None, "not_sent"),
     ];
-    let told = "2026-03-05T04:30:45.923940153Z";
+    let reported = "2026-03-05T04:30:45.923940153Z";
     let account = |deed, because, query| AuditContext {
         source: &config.event.source,
         at: "2026-03-07T09:00:00Z".parse().unwrap(),
@@ -177,7 +177,7 @@ pub(crate) fn events() -> Vec<(&'static str, String)> {
         ),
         (
             "event.redeemed.single.json",
-            text(result_event::encode(&single, &whole(SINGLE), telling(told, 1, &once)).body),
+            text(result_event::encode(&single, &whole(SINGLE), telling(reported, 1, &once)).body),
         ),
         (
             "event.redeemed.bundle.json",
@@ -185,11 +185,11 @@ pub(crate) fn events() -> Vec<(&'static str, String)> {
         ),
         (
             "event.redeemed.sequential.json",
-            text(result_event::encode(&sequential, &whole(SEQUENTIAL), telling(told, 1, &once)).body),
+            text(result_event::encode(&sequential, &whole(SEQUENTIAL), telling(reported, 1, &once)).body),
         ),
         (
             "event.invalid.json",
-            text(result_event::encode_invalid(&rejected, &invalid_digest, telling(told, 0, &[])).body),
+            text(result_event::encode_invalid(&rejected, &invalid_digest, telling(reported, 0, &[])).body),
         ),
         (
             "event.unresolved.json",
@@ -204,7 +204,7 @@ pub(crate) fn events() -> Vec<(&'static str, String)> {
                     &pay_score,
                     "header x-redemption-delays is missing",
                     &pay_score_digest,
-                    telling(told, 0, &[]),
+                    telling(reported, 0, &[]),
                 )
                 .body,
             ),

@@ -84,7 +84,7 @@ async fn the_admin_port_survives_slow_huge_malformed_and_parallel_requests() {
 }
 
 #[test]
-fn it_is_open_to_this_machine_alone_unless_it_is_told_otherwise() {
+fn it_is_open_to_this_machine_alone_unless_it_is_reported_otherwise() {
     let listen: std::net::SocketAddr = Config::default().admin.listen.parse().unwrap();
     assert!(listen.ip().is_loopback(), "{listen}");
 }
@@ -95,7 +95,7 @@ async fn nothing_that_it_serves_is_secret() {
     let service = bed.start().await;
     bed.issue("C1_SECRET_CODE_OF_A_COUPON", json!({}));
     bed.publish(&command("C1_SECRET_CODE_OF_A_COUPON", "USE_0001")).await;
-    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
     let key = std::fs::read_to_string(&bed.config.wechat.merchant_key_file).unwrap();
     let password = bed.config.broker.uri.split(['/', ':', '@']).nth(4).unwrap().to_owned();
     let command = command("C1_SECRET_CODE_OF_A_COUPON", "USE_0001");

@@ -174,9 +174,9 @@ async fn a_forged_x_death_costs_queries_at_most() {
     headers.insert("x-death".into(), AMQPValue::FieldArray(deaths));
     let properties = BasicProperties::default().with_headers(headers);
     bed.publish_bytes(command("C1", "USE_0001").to_string().as_bytes(), properties).await;
-    let told = bed.told().await;
-    assert_eq!(told.gist(), "redeemed - USED");
-    let first = told.data("/evidence/0/operation").as_str().unwrap().to_owned();
+    let reported = bed.next_event().await;
+    assert_eq!(reported.gist(), "redeemed - USED");
+    let first = reported.data("/evidence/0/operation").as_str().unwrap().to_owned();
     println!("RabbitMQ {version}: a forged x-death, and the first operation is {first}");
     assert_eq!(first, "query");
     assert_eq!(bed.uses().len(), 1);
@@ -186,7 +186,7 @@ async fn a_forged_x_death_costs_queries_at_most() {
 /// A command that is held longer than the broker's consumer timeout: up to 4.2 the broker closes the channel, later ones
 /// cancel the consumer. Either way the session ends, the next one gets the command again, and nothing is done twice.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_consumer_that_the_broker_times_out_begins_anew() {
+async fn a_consumer_that_the_broker_times_out_begins_again() {
     let broker = spawn_blocking(|| Broker::start_with(&["consumer_timeout = 2000"])).await.unwrap();
     // It looks once a minute.
     let eval = "application:set_env(rabbit, channel_tick_interval, 500).";

@@ -117,10 +117,10 @@ fn policies_alarms_bindings_and_consumer_timeouts_are_seen_through_the_managemen
     // Without the API it says what it could not see, and how to look.
     let blind = check(&programs, &[]);
     assert_eq!(blind.code, Some(0), "{:?}", blind.faults());
-    let told = &blind.of("broker settings", "warning")[0].1;
+    let reported = &blind.of("broker settings", "warning")[0].1;
     for command in ["rabbitmqctl list_queues name policy", "rabbitmq-diagnostics alarms", "consumer_timeout"]
     {
-        assert!(told.contains(command), "{told}");
+        assert!(reported.contains(command), "{reported}");
     }
 
     let management = broker.management();
@@ -215,8 +215,11 @@ fn policies_alarms_bindings_and_consumer_timeouts_are_seen_through_the_managemen
         assert_eq!(seen.code, Some(4));
         broker.ctl(&["clear_policy", "impatient"]);
     } else {
-        let told = &check(&programs, &seeing).of("consumer timeout", "warning")[0].1;
-        assert!(told.contains("rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).'"), "{told}");
+        let reported = &check(&programs, &seeing).of("consumer timeout", "warning")[0].1;
+        assert!(
+            reported.contains("rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).'"),
+            "{reported}"
+        );
     }
 
     // An alarm is named with its node, though publishing itself only hangs.
@@ -232,7 +235,7 @@ fn policies_alarms_bindings_and_consumer_timeouts_are_seen_through_the_managemen
 }
 
 #[test]
-fn whoever_may_not_look_is_told_which_right_is_missing() {
+fn who_may_not_look_is_reported_which_right_is_missing() {
     let broker = Broker::start_as(&["--plugin", "rabbitmq_management"]);
     let programs = Programs::start(broker.uri());
     broker.ctl(&["add_user", "plain", "a%b/c@d"]);
@@ -287,8 +290,12 @@ fn missing_topology_is_one_finding_with_one_remedy() {
         environment.push(("REDEEMER_BROKER__TOPOLOGY", mode));
         let seen = check(&programs, &environment);
         assert_eq!(seen.code, Some(code), "{:#?}", seen.findings);
-        let told = seen.of("topology", gravity);
-        assert!(told.len() == 1 && told[0].1.starts_with("redeemer topology apply"), "{:#?}", seen.findings);
+        let reported = seen.of("topology", gravity);
+        assert!(
+            reported.len() == 1 && reported[0].1.starts_with("redeemer topology apply"),
+            "{:#?}",
+            seen.findings
+        );
         let ids: Vec<_> =
             seen.findings.iter().filter(|one| one["gravity"] != "ok").map(|one| &one["id"]).collect();
         let missing = ids.iter().filter(|id| **id == "topology_missing").count();
@@ -299,7 +306,7 @@ fn missing_topology_is_one_finding_with_one_remedy() {
 
 /// Each fault of the configuration is a finding, with the command that fixes it there where it was made.
 #[test]
-fn what_is_wrong_with_the_configuration_is_told_like_any_other_fault() {
+fn what_is_wrong_with_the_configuration_is_reported_like_any_other_fault() {
     let dir = unused_dir("check");
     let file = dir.join("redeemer.toml");
     let at = file.display().to_string();
@@ -320,16 +327,16 @@ fn what_is_wrong_with_the_configuration_is_told_like_any_other_fault() {
     let text = "surprise = 1\n[broker]\nprefetch = \"many\"\n[broker.names]\ncomands = \"x\"\n";
     let elsewhere = [("REDEEMER_CONCURRENCY__COMMANDS", "-1"), ("REDEEMER_SHUTDOWN__DRIAN", "1s")];
     let pair = |detail: &str, remedy: String| (detail.to_owned(), remedy);
-    let mut told = look(text, &elsewhere);
-    told.sort();
+    let mut reported = look(text, &elsewhere);
+    reported.sort();
     let unknown = "is not a key; see config.toml for all of them";
-    let mends = |key: &str, how: &str| format!("${{EDITOR:-vi}} {at} # {key}: {how}");
+    let fixes = |key: &str, how: &str| format!("${{EDITOR:-vi}} {at} # {key}: {how}");
     let number = "must be a whole number, not a text in quotes";
     assert_eq!(
-        told,
+        reported,
         [
-            pair(&format!("broker.names.comands: {unknown}"), mends("broker.names.comands", unknown)),
-            pair(&format!("broker.prefetch: {number}"), mends("broker.prefetch", number)),
+            pair(&format!("broker.names.comands: {unknown}"), fixes("broker.names.comands", unknown)),
+            pair(&format!("broker.prefetch: {number}"), fixes("broker.prefetch", number)),
             pair(
                 "concurrency.commands: must not be negative",
                 "export REDEEMER_CONCURRENCY__COMMANDS=… # must not be negative".to_owned(),
@@ -338,23 +345,29 @@ fn what_is_wrong_with_the_configuration_is_told_like_any_other_fault() {
                 &format!("shutdown.drian: {unknown}"),
                 format!("unset REDEEMER_SHUTDOWN__DRIAN # {unknown}"),
             ),
-            pair(&format!("surprise: {unknown}"), mends("surprise", unknown)),
+            pair(&format!("surprise: {unknown}"), fixes("surprise", unknown)),
         ]
     );
     // Ranges; a whole text that cannot be read; a file that is not there.
-    let told = look("[broker]\nprefetch = 0\n", &[]);
+    let reported = look("[broker]\nprefetch = 0\n", &[]);
     assert_eq!(
-        told,
-        [pair("broker.prefetch: must be 1 to 2000", mends("broker.prefetch", "must be 1 to 2000"))]
+        reported,
+        [pair("broker.prefetch: must be 1 to 2000", fixes("broker.prefetch", "must be 1 to 2000"))]
     );
-    let told = look("[broker]\nuri = \"amqp://u:geheim@h\n", &[]);
-    assert!(told[0].0.contains("is not TOML at line 2") && !told[0].0.contains("geheim"), "{told:?}");
-    assert_eq!((told.len(), &told[0].1), (1, &format!("ls -l {at}; ${{EDITOR:-vi}} {at}")));
+    let reported = look("[broker]\nuri = \"amqp://u:geheim@h\n", &[]);
+    assert!(
+        reported[0].0.contains("is not TOML at line 2") && !reported[0].0.contains("geheim"),
+        "{reported:?}"
+    );
+    assert_eq!((reported.len(), &reported[0].1), (1, &format!("ls -l {at}; ${{EDITOR:-vi}} {at}")));
     let missing = dir.join("missing.toml").display().to_string();
     let absent = read(&run(redeemer().args(["check", "--json", "--config", &missing])));
     assert_eq!(absent.code, Some(3));
-    let told = absent.of("configuration", "fault");
-    assert!(told.len() == 1 && told[0].0.starts_with(&format!("{missing}: cannot be read")), "{told:?}");
+    let reported = absent.of("configuration", "fault");
+    assert!(
+        reported.len() == 1 && reported[0].0.starts_with(&format!("{missing}: cannot be read")),
+        "{reported:?}"
+    );
 
     // Without a file; and people are reported like machines.
     let bare = |name: &str, value: &str| {
@@ -381,7 +394,7 @@ fn what_is_wrong_with_the_configuration_is_told_like_any_other_fault() {
 
 /// Each fault of a key or of the clock, with the command that fixes it.
 #[test]
-fn what_is_wrong_with_keys_and_clock_is_told_with_a_command() {
+fn what_is_wrong_with_keys_and_clock_is_reported_with_a_command() {
     let broker = broker::shared();
     let programs = Programs::start(broker.uri());
     let dir = programs.file("key.pem", b"").parent().unwrap().to_owned();
@@ -389,10 +402,11 @@ fn what_is_wrong_with_keys_and_clock_is_told_with_a_command() {
     let only = |environment: &[(&str, &str)], part: &str, remedy: &str| {
         let seen = check(&programs, environment);
         assert_eq!(seen.code, Some(4));
-        let told: Vec<_> = seen.of("keys", "fault").into_iter().chain(seen.of("clock", "fault")).collect();
+        let reported: Vec<_> =
+            seen.of("keys", "fault").into_iter().chain(seen.of("clock", "fault")).collect();
         assert!(
-            told.iter().any(|(detail, mends)| detail.contains(part) && mends.contains(remedy)),
-            "{part:?} and {remedy:?} in {told:#?}"
+            reported.iter().any(|(detail, fixes)| detail.contains(part) && fixes.contains(remedy)),
+            "{part:?} and {remedy:?} in {reported:#?}"
         );
     };
     let at = |path: &std::path::Path| path.display().to_string();
@@ -440,7 +454,11 @@ fn what_is_wrong_with_keys_and_clock_is_told_with_a_command() {
     let rightly: Vec<_> = rightly.iter().map(|(name, path)| (*name, path.to_str().unwrap())).collect();
     let seen = check(&programs, &rightly);
     assert_eq!(seen.code, Some(0), "{:?}", seen.faults());
-    assert!(seen.of("keys", "ok").iter().any(|(told, _)| told.contains("belongs to the key, valid until")));
+    assert!(
+        seen.of("keys", "ok")
+            .iter()
+            .any(|(reported, _)| reported.contains("belongs to the key, valid until"))
+    );
 
     // What nobody warns of, what the alert wakes somebody for, and what ends every call.
     put(&programs, "clock", &json!({"offset_seconds": 20}));
@@ -473,8 +491,8 @@ fn a_signed_answer_is_no_proof_that_all_is_well() {
         let fault = json!({"kind": "status", "status": status, "code": code, "signed": true});
         put(&programs, "faults", &json!({"rules": [{ "fault": fault }]}));
         let seen = check(&programs, &[]);
-        let told = seen.of("payment API", gravity);
-        assert!(told.len() == 1 && told[0].0.contains(part), "{status} {code}: {:#?}", seen.findings);
+        let reported = seen.of("payment API", gravity);
+        assert!(reported.len() == 1 && reported[0].0.contains(part), "{status} {code}: {:#?}", seen.findings);
         assert_eq!(seen.code, Some(if gravity == "fault" { 4 } else { 0 }));
     };
     check_status(429, "FREQUENCY_LIMITED", "warning", "it did not take the call now");
@@ -508,13 +526,13 @@ fn where_only_downloaded_certificates_verify_they_are_downloaded_first() {
     let fine = look(&apiv3);
     assert_eq!(fine.code, Some(0), "{:?}", fine.faults());
     assert!(
-        fine.of("keys", "ok").iter().any(|(told, _)| told.ends_with(", downloaded")),
+        fine.of("keys", "ok").iter().any(|(reported, _)| reported.ends_with(", downloaded")),
         "{:?}",
         fine.findings
     );
     let other = programs.file("other_apiv3.txt", b"0123456789abcdef0123456789abcdef");
     std::fs::set_permissions(&other, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     let wrong = look(&other);
-    let told = wrong.of("keys", "fault");
-    assert!(told.iter().any(|(detail, _)| detail.contains("could not be downloaded")), "{told:?}");
+    let reported = wrong.of("keys", "fault");
+    assert!(reported.iter().any(|(detail, _)| detail.contains("could not be downloaded")), "{reported:?}");
 }

@@ -42,18 +42,18 @@ fn a_file_of_commands_is_published_and_waited_for() {
     let output = run(programs.command(&["publish", "--wait", "--expect", "redeemed", "--lines"]).arg(&file));
     assert_eq!(output.status.code(), Some(0), "{}", err(&output));
 
-    let told = events(&out(&output));
+    let reported = events(&out(&output));
     let numbers: BTreeSet<_> =
-        told.iter().map(|event| event["data"]["out_request_no"].as_str().unwrap_or_default()).collect();
-    assert_eq!((told.len(), numbers.len()), (50, 50));
-    assert!(told.iter().all(|event| event["data"]["coupon_state"] == "USED"));
+        reported.iter().map(|event| event["data"]["out_request_no"].as_str().unwrap_or_default()).collect();
+    assert_eq!((reported.len(), numbers.len()), (50, 50));
+    assert!(reported.iter().all(|event| event["data"]["coupon_state"] == "USED"));
     let complaints = err(&output);
     assert!(complaints.contains("50 published, 50 redeemed in "), "{complaints}");
     assert!(!complaints.contains(['\r', '\u{1b}']), "no progress bar on a pipe: {complaints:?}");
 
     let (code, watched) = rest(watching);
     let ids = |events: &[Value]| events.iter().map(|event| event["id"].to_string()).collect::<BTreeSet<_>>();
-    assert_eq!((code, ids(&events(&watched))), (Some(0), ids(&told)));
+    assert_eq!((code, ids(&events(&watched))), (Some(0), ids(&reported)));
 }
 
 #[test]
@@ -89,9 +89,9 @@ fn one_command_comes_from_an_argument_a_file_or_standard_input() {
         child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{}", err(&output));
-        let told = events(&out(&output));
-        assert_eq!(told.len(), 1);
-        assert_eq!(told[0]["data"]["out_request_no"], number);
+        let reported = events(&out(&output));
+        assert_eq!(reported.len(), 1);
+        assert_eq!(reported[0]["data"]["out_request_no"], number);
     };
     let text = |name: &str| programs::command(name).to_string();
     check(programs.command(&["publish", "--wait", &text("arg")]), "", "number_arg");
@@ -106,7 +106,7 @@ fn one_command_comes_from_an_argument_a_file_or_standard_input() {
 }
 
 #[test]
-fn what_never_comes_is_told_when_the_time_is_over() {
+fn what_never_comes_is_reported_when_the_time_is_over() {
     let mut programs = Programs::start(broker::shared().uri());
     programs.stop_service();
     let command = programs::command("late").to_string();
@@ -164,9 +164,9 @@ fn watch_says_when_the_connection_is_lost() {
 }
 
 #[test]
-fn a_broker_that_cannot_be_reached_is_told_without_the_password() {
+fn a_broker_that_cannot_be_reached_is_reported_without_the_password() {
     let command = programs::command("x").to_string();
-    for (uri, code, told) in [
+    for (uri, code, reported) in [
         ("amqp://redeemer:geheim@127.0.0.1:1/%2f", 1, "127.0.0.1:1, virtual host /"),
         ("amqp://redeemer:geheim@127.0.0.1:notaport/%2f", 3, "broker.uri"),
         // The scheme forgotten: the parser would quote the whole text.
@@ -182,7 +182,7 @@ fn a_broker_that_cannot_be_reached_is_told_without_the_password() {
             let output = run(redeemer().env("REDEEMER_BROKER__URI", uri).args(arguments));
             let complaints = err(&output);
             assert_eq!(output.status.code(), Some(code), "{complaints}");
-            assert!(complaints.contains(told), "no {told:?} in {complaints}");
+            assert!(complaints.contains(reported), "no {reported:?} in {complaints}");
             assert!(!complaints.contains("geheim"), "{complaints}");
         }
     }
@@ -194,7 +194,7 @@ fn a_broker_that_cannot_be_reached_is_told_without_the_password() {
 }
 
 #[test]
-fn wrong_password_is_told_by_every_subcommand() {
+fn wrong_password_is_reported_by_every_subcommand() {
     let wrong = broker::shared().uri().replace("@127", "geheim@127");
     for (arguments, code) in [
         (&["check"][..], 4),
@@ -233,13 +233,13 @@ fn too_few_open_files_are_refused_before_anything_is_done() {
 fn the_health_of_a_service_is_its_exit_code() {
     let mut programs = Programs::start(broker::shared().uri());
     let listen = programs.admin();
-    let check = |arguments: &[&str], code: i32, told: &str| {
+    let check = |arguments: &[&str], code: i32, reported: &str| {
         let mut command = redeemer();
         command.env("REDEEMER_ADMIN__LISTEN", &listen).arg("healthcheck");
         let output = run(command.args(arguments));
         let text = out(&output) + &err(&output);
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}");
-        assert!(text.contains(told), "{arguments:?}: no {told:?} in {text}");
+        assert!(text.contains(reported), "{arguments:?}: no {reported:?} in {text}");
     };
     check(&[], 0, "ok");
     check(&["--ready"], 0, "ok");
@@ -254,11 +254,11 @@ fn the_health_of_a_service_is_its_exit_code() {
 #[test]
 fn every_kind_of_failure_has_its_exit_code() {
     let uri = broker::shared().uri();
-    let check = |arguments: &[&str], code: i32, told: &str| {
+    let check = |arguments: &[&str], code: i32, reported: &str| {
         let output = run(redeemer().env("REDEEMER_BROKER__URI", uri).args(arguments));
         let complaints = err(&output);
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {complaints}");
-        assert!(complaints.contains(told), "{arguments:?}: no {told:?} in {complaints}");
+        assert!(complaints.contains(reported), "{arguments:?}: no {reported:?} in {complaints}");
         assert_eq!(out(&output), "", "{arguments:?}");
     };
     check(&["publish"], 2, "required");

@@ -73,8 +73,8 @@ async fn rejection_of_every_command_suspends_and_charges_none() {
     assert_eq!(bed.uses().len(), 0);
     bed.faults(json!([]));
     for _ in 0..6 {
-        let told = bed.told().await;
-        assert_eq!(told.gist(), "redeemed - USED", "no coupon is charged with it: {:#}", told.event);
+        let reported = bed.next_event().await;
+        assert_eq!(reported.gist(), "redeemed - USED", "no coupon is charged with it: {:#}", reported.event);
     }
     service.wait_ready().await;
     assert_eq!(service.metric(SUSPENDED).await, 0.0);
@@ -97,8 +97,8 @@ async fn rejection_of_every_command_of_a_single_brand_suspends() {
     assert_eq!(bed.uses(), []);
     bed.faults(json!([]));
     for _ in 0..COMMANDS {
-        let told = bed.told().await;
-        assert_eq!(told.gist(), "redeemed - USED", "no coupon is charged with it: {:#}", told.event);
+        let reported = bed.next_event().await;
+        assert_eq!(reported.gist(), "redeemed - USED", "no coupon is charged with it: {:#}", reported.event);
     }
     service.wait_ready().await;
     service.stop().await;
@@ -114,7 +114,7 @@ async fn flood_of_rejected_uses_of_a_single_brand_suspends_nothing() {
         bed.publish(&of_one_brand(&bed, nth)).await;
     }
     for _ in 0..40 {
-        assert_eq!(bed.told().await.gist(), "refused invalid_parameter EFFECTIVE");
+        assert_eq!(bed.next_event().await.gist(), "refused invalid_parameter EFFECTIVE");
         assert_eq!(service.metric(SUSPENDED).await, 0.0);
     }
     service.stop().await;
@@ -138,7 +138,7 @@ async fn flood_of_rejected_commands_of_one_publisher_suspends_nothing() {
     }
     let mut ends = std::collections::BTreeMap::<String, usize>::new();
     for _ in 0..66 {
-        *ends.entry(bed.told().await.gist()).or_default() += 1;
+        *ends.entry(bed.next_event().await.gist()).or_default() += 1;
         assert_eq!(service.metric(SUSPENDED).await, 0.0);
     }
     let expected = [("redeemed - USED", 6), ("refused invalid_parameter EFFECTIVE", 60)];
@@ -175,12 +175,12 @@ async fn reason_of_the_number_is_kept_under_any_code() {
             );
             bed.issue(&coupon, json!({}));
             bed.publish(&command(&coupon, &format!("USE_{nth:04}_{code}"))).await;
-            let told = bed.told().await;
+            let reported = bed.next_event().await;
             assert_eq!(
-                told.gist(),
+                reported.gist(),
                 format!("refused {reason} EFFECTIVE"),
                 "{number} {code}: {:#}",
-                told.event
+                reported.event
             );
         }
     }
@@ -189,7 +189,7 @@ async fn reason_of_the_number_is_kept_under_any_code() {
 
 /// What cannot be believed is reported by what there is to see of it.
 #[tokio::test(flavor = "multi_thread")]
-async fn serial_that_is_not_held_and_missing_signatures_are_told_and_counted() {
+async fn serial_that_is_not_held_and_missing_signatures_are_reported_and_counted() {
     let mut bed = quick().await;
     bed.faults(json!([{ "fault": {"kind": "unknown_serial"} }]));
     let service = bed.start().await;
@@ -204,14 +204,14 @@ async fn serial_that_is_not_held_and_missing_signatures_are_told_and_counted() {
     until("an answer without a signature", async || service.metric(unsigned).await >= 1.0).await;
     bed.faults(json!([]));
     for _ in 0..3 {
-        assert_eq!(bed.told().await.gist(), "redeemed - USED");
+        assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
     }
     service.stop().await;
 }
 
 /// A file that cannot be used any more is a warning at once, not a failure at the next start.
 #[tokio::test(flavor = "multi_thread")]
-async fn key_file_that_breaks_while_it_runs_is_a_warning_until_it_is_mended() {
+async fn key_file_that_breaks_while_it_runs_is_a_warning_until_it_is_fixed() {
     use std::os::unix::fs::PermissionsExt as _;
     let mut bed = quick().await;
     bed.config.wechat.reload_every = Span(Duration::from_millis(100));
@@ -243,13 +243,13 @@ async fn key_file_that_breaks_while_it_runs_is_a_warning_until_it_is_mended() {
         assert_eq!(service.get("/readyz").await.0, 200, "{what} is a warning");
         // The keys that are held stay in use.
         bed.publish(&unrelated(&bed, nth)).await;
-        assert_eq!(bed.told().await.gist(), "redeemed - USED", "{what}");
+        assert_eq!(bed.next_event().await.gist(), "redeemed - USED", "{what}");
         std::fs::write(&key, &content).unwrap();
         std::fs::write(&public, &verifying).unwrap();
         std::fs::write(&secret, &bed.config.broker.uri).unwrap();
         mode(&key, 0o600);
         mode(&secret, 0o600);
-        until("it is mended", async || service.metric(failing).await == 0.0).await;
+        until("it is fixed", async || service.metric(failing).await == 0.0).await;
     }
     service.stop().await;
 }
@@ -294,15 +294,15 @@ async fn detail_that_names_a_header_suspends_at_once_and_charges_none() {
     }
     for outcome in ["refused", "invalid", "unresolved", "redeemed"] {
         let (_, metrics) = service.get("/metrics").await;
-        let told = format!("redeemer_outcomes_total{{outcome=\"{outcome}\"");
-        let ended = metrics.lines().filter(|line| line.starts_with(&told) && !line.ends_with(" 0"));
+        let reported = format!("redeemer_outcomes_total{{outcome=\"{outcome}\"");
+        let ended = metrics.lines().filter(|line| line.starts_with(&reported) && !line.ends_with(" 0"));
         assert_eq!(ended.count(), 0, "{outcome}");
     }
     assert_eq!(bed.uses(), []);
     bed.faults(json!([]));
     for _ in 0..COMMANDS {
-        let told = bed.told().await;
-        assert_eq!(told.gist(), "redeemed - USED", "{:#}", told.event);
+        let reported = bed.next_event().await;
+        assert_eq!(reported.gist(), "redeemed - USED", "{:#}", reported.event);
     }
     service.wait_ready().await;
     assert_eq!(service.metric(SUSPENDED).await, 0.0);

@@ -314,7 +314,7 @@ async fn a_replay_is_shown_first_and_then_done_and_audited() {
     let done = person.post(&at("replay"), &[("deed", deed), ("because", because)]).await;
     assert_eq!((done.status, done.location.as_str()), (303, "/parked?done=republished"), "{}", done.text);
     assert!(person.get(&done.location).await.text.contains("Sent again."));
-    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
     assert_eq!(bed.uses(), [("C1".to_owned(), "USE_C1".to_owned())]);
     assert_eq!(asked(&bed, "use"), 1);
     let event = audit(&mut audits).await;
@@ -331,7 +331,7 @@ async fn a_replay_is_shown_first_and_then_done_and_audited() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_has_taken_effect_is_told_and_what_is_refused_stays_unless_asked_for() {
+async fn what_has_taken_effect_is_reported_and_what_is_refused_stays_unless_asked_for() {
     let mut bed = bed().await;
     let mut audits = bed.bind_results("audit.#").await;
     bed.issue("C1", json!({"state": "USED", "used_by": "USE_C1"}));
@@ -344,7 +344,7 @@ async fn what_has_taken_effect_is_told_and_what_is_refused_stays_unless_asked_fo
     assert!(shown.text.contains("used under this number (USED)"), "{}", shown.text);
     let done = person.post(&format!("/parked/{used}/replay"), &[("deed", "published_redeemed")]).await;
     assert_eq!(done.location, "/parked?done=published_redeemed", "{}", done.text);
-    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
     assert_eq!(audit(&mut audits).await["data"]["effect"], "published_redeemed");
 
     let shown = person.post(&format!("/parked/{expired}/ask"), &[]).await;
@@ -356,7 +356,7 @@ async fn what_has_taken_effect_is_told_and_what_is_refused_stays_unless_asked_fo
     let done =
         person.post(&format!("/parked/{expired}/replay"), &[("deed", "published_refused"), tell]).await;
     assert_eq!(done.location, "/parked?done=published_refused", "{}", done.text);
-    assert_eq!(bed.told().await.gist(), "refused expired EXPIRED");
+    assert_eq!(bed.next_event().await.gist(), "refused expired EXPIRED");
     assert_eq!(asked(&bed, "use"), 0);
     service.stop().await;
 }
@@ -374,7 +374,7 @@ async fn a_discard_needs_a_reason_and_leaves_an_audit_event() {
     }
     // What is no command is not asked for.
     assert_eq!(person.post(&format!("/parked/{id}/ask"), &[]).await.status, 409);
-    let done = person.post(&discard, &[("because", "publisher mended"), ("sure", "yes")]).await;
+    let done = person.post(&discard, &[("because", "publisher fixed"), ("sure", "yes")]).await;
     assert_eq!(done.location, "/parked?done=discarded", "{}", done.text);
     let event = audit(&mut audits).await;
     assert_eq!(

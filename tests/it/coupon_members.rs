@@ -180,7 +180,7 @@ async fn every_member_and_word_is_shown_and_passed_on_unchanged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn both_shapes_of_a_returned_coupon_are_told() {
+async fn both_shapes_of_a_returned_coupon_are_reported() {
     let bed = Bed::new().await;
     let mut results = bed.bind_results("redemption.#").await;
     for (code, shows) in [("R_hides", false), ("R_shows", true)] {
@@ -225,12 +225,12 @@ async fn rejections_follow_from_stores_users_and_locks() {
         let mut command = use_of(code, "SINGLE", 0);
         command["store_id"] = json!(store);
         bed.publish(&command).await;
-        assert_eq!(bed.told().await.gist(), expected, "{code}");
+        assert_eq!(bed.next_event().await.gist(), expected, "{code}");
     }
     let mut command = use_of("C_openid", "SINGLE", 0);
     command["openid"] = json!("oOther");
     bed.publish(&command).await;
-    assert_eq!(bed.told().await.gist(), "refused openid_mismatch -");
+    assert_eq!(bed.next_event().await.gist(), "refused openid_mismatch -");
 
     bed.publish(&use_of("C_locked", "SINGLE", 0)).await;
     bed::until("an attempt on the locked coupon", async || {
@@ -238,7 +238,7 @@ async fn rejections_follow_from_stores_users_and_locks() {
     })
     .await;
     bed.sandbox.act("C_locked", &ActionRequest { deed: CouponAction::Unlock, ..lock }).unwrap();
-    assert_eq!(bed.told().await.gist(), "redeemed - USED", "a lock refuses nothing for good");
+    assert_eq!(bed.next_event().await.gist(), "redeemed - USED", "a lock refuses nothing for good");
     service.stop().await;
 }
 
@@ -266,10 +266,10 @@ async fn every_field_at_its_longest_is_redeemed() {
     assert!(jsonschema::validator_for(&schema).unwrap().is_valid(&command));
     let service = bed.start().await;
     bed.publish(&command).await;
-    let told = bed.told().await;
-    assert_eq!(told.gist(), "redeemed - USED", "{}", told.event);
+    let reported = bed.next_event().await;
+    assert_eq!(reported.gist(), "redeemed - USED", "{}", reported.event);
     assert_eq!(
-        told.data("/coupon/single_usage_detail/associated_order_info"),
+        reported.data("/coupon/single_usage_detail/associated_order_info"),
         &command["associated_order_info"]
     );
     service.stop().await;

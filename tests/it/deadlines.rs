@@ -33,14 +33,14 @@ async fn publish(bed: &Bed, prefix: &str, count: usize, left: Option<SignedDurat
 /// How many events there are of each gist among the next `count`, and the longest time from a command's deadline, which the
 /// message id reports, to its event. How fast this machine is decides over that; what is asserted is that no call was waited
 /// for.
-async fn told(bed: &mut Bed, count: usize) -> (BTreeMap<String, usize>, SignedDuration) {
+async fn reported(bed: &mut Bed, count: usize) -> (BTreeMap<String, usize>, SignedDuration) {
     let (mut gists, mut oldest) = (BTreeMap::new(), SignedDuration::ZERO);
     for _ in 0..count {
-        let told = bed.told().await;
-        let time: Timestamp = told.event["time"].as_str().unwrap().parse().unwrap();
-        let deadline = told.properties.correlation_id().as_ref().unwrap().as_str().parse::<Timestamp>();
+        let reported = bed.next_event().await;
+        let time: Timestamp = reported.event["time"].as_str().unwrap().parse().unwrap();
+        let deadline = reported.properties.correlation_id().as_ref().unwrap().as_str().parse::<Timestamp>();
         oldest = oldest.max(time.duration_since(deadline.unwrap()));
-        *gists.entry(told.gist()).or_default() += 1;
+        *gists.entry(reported.gist()).or_default() += 1;
     }
     (gists, oldest)
 }
@@ -58,7 +58,7 @@ async fn flood_past_its_deadline_ends_without_calls_beyond_the_rate() {
     publish(&bed, "L", FLOOD, Some(SignedDuration::ZERO)).await;
     let from = Timestamp::now();
     let service = bed.start_unready().await;
-    let (gists, _) = told(&mut bed, FLOOD).await;
+    let (gists, _) = reported(&mut bed, FLOOD).await;
     let took = Timestamp::now().duration_since(from);
     println!("{FLOOD} commands past their deadline at 2 calls/s: {took:#}, {gists:?}, {} calls", calls(&bed));
     let asked = gists.get("unresolved deadline_passed EFFECTIVE").copied().unwrap_or_default();
@@ -90,7 +90,7 @@ async fn end_while_held_back(fault: Value, cause: &str) {
     publish(&bed, "L", LATE / 2, Some(SignedDuration::from_secs(1))).await;
     publish(&bed, "D", 20, None).await;
     publish(&bed, "M", LATE / 2, Some(SignedDuration::from_secs(5))).await;
-    let (gists, oldest) = told(&mut bed, LATE).await;
+    let (gists, oldest) = reported(&mut bed, LATE).await;
     assert_eq!(service.metric(&held_back).await, 1.0, "still held back");
     let unresolved = gists.iter().filter(|(gist, _)| gist.starts_with("unresolved deadline_passed"));
     assert_eq!(unresolved.map(|(_, count)| count).sum::<usize>(), LATE, "{gists:?}");
@@ -99,7 +99,7 @@ async fn end_while_held_back(fault: Value, cause: &str) {
     assert!(calls(&bed) < LATE / 2, "{} calls", calls(&bed));
     bed.faults(json!([]));
     for _ in 0..FRESH + 20 {
-        assert_eq!(bed.told().await.gist(), "redeemed - USED");
+        assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
     }
     until("readiness", async || service.get("/readyz").await.0 == 200).await;
     assert_eq!(bed.uses().len(), FRESH + 20);

@@ -35,7 +35,7 @@ fn begin(mut demo: Command, line: &str) -> (Child, Vec<String>, impl Iterator<It
 }
 
 fn address(lines: &[String], name: &str) -> String {
-    let line = lines.iter().find(|line| line.starts_with(name)).expect("it is told");
+    let line = lines.iter().find(|line| line.starts_with(name)).expect("it is reported");
     let url = line.split_whitespace().nth(1).expect("there is a URL");
     url.trim_start_matches("http://").split('/').next().unwrap_or_default().to_owned()
 }
@@ -94,13 +94,13 @@ fn one_other_outcome_is_seen_and_the_logs_are_kept() {
         .expect("the complaints are text");
     assert_eq!(ended(&mut child).code(), Some(4), "{complaints}");
     assert!(complaints.contains("failing twice, then well (demo_fails_000005): got refused: deleted"));
-    assert!(dir.join("service.log").exists(), "kept for whoever looks into it");
+    assert!(dir.join("service.log").exists(), "kept for who looks into it");
     assert_eq!(queues("tampered"), [""; 0]);
     std::fs::remove_dir_all(dir).expect("it is there");
 }
 
 #[test]
-fn told_to_stop_it_takes_everything_along() {
+fn reported_to_stop_it_takes_everything_along() {
     let dir = unused_dir("demo");
     let (mut child, seen, _) = begin(demo(&dir, "stopped", "60"), "more commands of every kind");
     terminate(&child);
@@ -147,7 +147,7 @@ fn names_that_are_in_use_are_left_alone() {
 }
 
 #[test]
-fn a_broker_that_is_not_there_is_told_at_once_and_without_the_password() {
+fn a_broker_that_is_not_there_is_reported_at_once_and_without_the_password() {
     let dir = unused_dir("demo");
     let output = run(redeemer()
         .args(["demo", "--broker-uri", "amqp://redeemer:geheim@127.0.0.1:1/%2f", "--dir"])

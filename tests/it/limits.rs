@@ -79,7 +79,7 @@ async fn publish(bed: &Bed, prefix: &str, count: usize) {
 
 async fn all_redeemed(bed: &mut Bed, count: usize) {
     for _ in 0..count {
-        assert_eq!(bed.told().await.gist(), "redeemed - USED");
+        assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
     }
 }
 
@@ -108,22 +108,22 @@ async fn commands_that_are_throttled_never_lower_the_rate() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_provider_that_throttles_everything_is_told_once() {
+async fn a_provider_that_throttles_everything_is_reported_once() {
     let mut bed = Bed::new().await;
     bed.faults(json!([{"fault": {"kind": "status", "status": 429, "code": "FREQUENCY_LIMIT_EXCEED"}}]));
     publish(&bed, "C", 300).await;
     let program = Program::start(&bed).await;
     until("the rate reduced", async || program.metric("redeemer_rate_limit_used_ratio").await < 0.5).await;
-    until("it is told", async || !program.logged("rate reduced").is_empty()).await;
+    until("it is reported", async || !program.logged("rate reduced").is_empty()).await;
     assert_eq!(program.notices().await, ["rate_reduced"]);
     assert!(program.get("/").await.contains("Consuming at a reduced rate."));
     bed.faults(json!([]));
     all_redeemed(&mut bed, 300).await;
     until("the rate restored", async || program.metric("redeemer_rate_limit_used_ratio").await == 1.0).await;
-    let told = program.logged("rate reduced");
-    assert_eq!(told.len(), 1, "{told:?}");
+    let reported = program.logged("rate reduced");
+    assert_eq!(reported.len(), 1, "{reported:?}");
     for field in ["throttled_share", "calls_per_second", "429", "FREQUENCY_LIMIT_EXCEED", "request_id"] {
-        assert!(told[0].contains(field), "{field}: {told:?}");
+        assert!(reported[0].contains(field), "{field}: {reported:?}");
     }
 }
 
@@ -143,8 +143,8 @@ async fn a_proxy_that_rejects_uses_opens_the_circuit() {
     until("the circuit open", async || program.metric(open).await == 1.0).await;
     let calls = bed.ledger()["attempts"].as_array().unwrap().len();
     assert!(reqwest::get(format!("http://{}/readyz", program.admin)).await.unwrap().status() == 503);
-    until("it is told", async || !program.logged("circuit open").is_empty()).await;
-    until("what is not believed is told", async || program.notices().await == ["not_believed"]).await;
+    until("it is reported", async || !program.logged("circuit open").is_empty()).await;
+    until("what is not believed is reported", async || program.notices().await == ["not_believed"]).await;
     bed.faults(json!([]));
     all_redeemed(&mut bed, 300).await;
     assert!(calls < 20 + 2 * 300, "{calls} calls before it opened");
@@ -152,10 +152,10 @@ async fn a_proxy_that_rejects_uses_opens_the_circuit() {
         ("circuit open", ["unverified", "403", "PROXY"]),
         ("responses cannot be believed", ["share", "403", "PROXY"]),
     ] {
-        let told = program.logged(words);
-        assert_eq!(told.len(), 1, "{told:?}");
+        let reported = program.logged(words);
+        assert_eq!(reported.len(), 1, "{reported:?}");
         for field in fields {
-            assert!(told[0].contains(field), "{field}: {told:?}");
+            assert!(reported[0].contains(field), "{field}: {reported:?}");
         }
     }
     assert_eq!(program.metric(open).await, 0.0);
@@ -238,9 +238,9 @@ async fn egress_filter_ends_no_command_and_loses_none() {
     let lifted = Timestamp::now();
     bed.faults(json!([]));
     for _ in 0..COMMANDS {
-        let told = bed.told().await;
-        assert_eq!(told.gist(), "redeemed - USED");
-        assert!(told.event["time"].as_str().unwrap().parse::<Timestamp>().unwrap() >= lifted);
+        let reported = bed.next_event().await;
+        assert_eq!(reported.gist(), "redeemed - USED");
+        assert!(reported.event["time"].as_str().unwrap().parse::<Timestamp>().unwrap() >= lifted);
     }
     assert_eq!(bed.uses().len(), COMMANDS);
     until("readiness", async || {

@@ -96,15 +96,18 @@ fn amqps_checks_the_ca_the_host_name_and_shows_a_certificate() {
         (vec![("REDEEMER_BROKER__URI", plain.as_str())], "is the port of broker.uri the one for amqps?"),
     ] {
         let environment: Vec<_> = right.into_iter().chain(changed.iter().copied()).collect();
-        let told = faults(&programs, &environment);
-        assert!(told.iter().any(|fault| fault.contains(wanted)), "{changed:?}: no {wanted:?} in {told:#?}");
-        assert!(!told.iter().any(|fault| fault.contains(broker.password())), "{told:#?}");
+        let reported = faults(&programs, &environment);
+        assert!(
+            reported.iter().any(|fault| fault.contains(wanted)),
+            "{changed:?}: no {wanted:?} in {reported:#?}"
+        );
+        assert!(!reported.iter().any(|fault| fault.contains(broker.password())), "{reported:#?}");
     }
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
-    let told = faults(&programs, &right);
+    let reported = faults(&programs, &right);
     assert!(
-        told[0].contains("broker.client_key_file") && told[0].contains("can be read by others"),
-        "{told:#?}"
+        reported[0].contains("broker.client_key_file") && reported[0].contains("can be read by others"),
+        "{reported:#?}"
     );
     drop(broker);
     let _ = fs::remove_dir_all(dir);
@@ -152,21 +155,21 @@ fn the_payment_api_is_not_called_over_an_old_tls() {
     ours.sign("server", "DNS:localhost", "serverAuth");
     let programs = Programs::start(broker::shared().uri());
     let ca = ours.path("ca.pem");
-    let told = |server: &Server| -> String {
+    let reported = |server: &Server| -> String {
         let base_url = format!("https://localhost:{}", server.1);
         let environment = [("REDEEMER_WECHAT__BASE_URL", base_url.as_str()), ("SSL_CERT_FILE", &ca)];
-        let told = faults(&programs, &environment);
-        told.into_iter().find(|fault| fault.starts_with("\"payment API\"")).unwrap_or_default()
+        let reported = faults(&programs, &environment);
+        reported.into_iter().find(|fault| fault.starts_with("\"payment API\"")).unwrap_or_default()
     };
     // A server that speaks 1.2 is heard: what it says is no answer of the payment API, but TLS came about.
-    let heard = told(&Server::start(&ours, "-tls1_2", "DEFAULT").unwrap());
+    let heard = reported(&Server::start(&ours, "-tls1_2", "DEFAULT").unwrap());
     assert!(heard.contains("answered"), "{heard}");
     let old = Server::start(&ours, "-tls1_1", "DEFAULT@SECLEVEL=0").expect("this openssl speaks TLS 1.1");
     let mut client = Command::new("openssl");
     client.args(["s_client", "-connect", &format!("localhost:{}", old.1), "-tls1_1", "-cipher"]);
     let spoken = client.arg("DEFAULT@SECLEVEL=0").stdin(Stdio::null()).output().unwrap();
-    assert!(String::from_utf8_lossy(&spoken.stdout).contains("TLSv1.1"), "it speaks 1.1 with whoever does");
-    let refused = told(&old);
+    assert!(String::from_utf8_lossy(&spoken.stdout).contains("TLSv1.1"), "it speaks 1.1 with who does");
+    let refused = reported(&old);
     assert!(refused.contains("does not answer") && refused.contains("rotocol"), "{refused}");
     drop(old);
     let _ = fs::remove_dir_all(dir);
@@ -186,7 +189,7 @@ fn documented(user: &str, word: &str) -> [String; 3] {
 }
 
 #[test]
-fn the_least_permissions_suffice_and_one_less_is_told() {
+fn the_least_permissions_suffice_and_one_less_is_reported() {
     let broker = Broker::start();
     let mut programs = Programs::start(broker.uri());
     programs.stop_service();
@@ -255,10 +258,11 @@ fn the_least_permissions_suffice_and_one_less_is_told() {
         }
         for (patterns, part) in less {
             allow(&patterns);
-            let told = faults(&programs, &environment);
-            assert!(told.iter().any(|fault| fault.contains(part)), "{mode} {patterns:?}: {told:#?}");
+            let reported = faults(&programs, &environment);
+            assert!(reported.iter().any(|fault| fault.contains(part)), "{mode} {patterns:?}: {reported:#?}");
             // The remedy is a command, and it is one.
-            let remedy = told.iter().map(|fault| fault.split_once("remedy: ").unwrap().1.trim_matches('"'));
+            let remedy =
+                reported.iter().map(|fault| fault.split_once("remedy: ").unwrap().1.trim_matches('"'));
             let remedy: BTreeSet<_> = remedy.map(|text| text.replace("\\\\", "\\")).collect();
             assert_eq!(remedy.len(), 1, "{remedy:#?}");
             let remedy = remedy.into_iter().next().unwrap();
@@ -272,9 +276,9 @@ fn the_least_permissions_suffice_and_one_less_is_told() {
             for name in ["results", "retry", "parked"] {
                 let write = without(name);
                 allow(&[configure, &write, read]);
-                let told = faults(&programs, &environment);
+                let reported = faults(&programs, &environment);
                 let wanted = format!("may not publish to {prefix}.{name}");
-                assert!(told.iter().any(|fault| fault.contains(&wanted)), "{write}: {told:#?}");
+                assert!(reported.iter().any(|fault| fault.contains(&wanted)), "{write}: {reported:#?}");
             }
         }
     }

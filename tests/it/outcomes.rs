@@ -40,17 +40,17 @@ async fn handed_back_command_is_not_refused_for_an_old_return() {
     for nth in 0..4 {
         bed.issue(&format!("W{nth}"), json!({}));
         bed.publish(&command(&format!("W{nth}"), &format!("USE_W{nth}"))).await;
-        assert_eq!(bed.told().await.gist(), "redeemed - USED");
+        assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
     }
     bed.publish(&command("C1", "USE_C1")).await;
     bed.publish(&command("C2", "USE_C2")).await;
     service.wait_metric("redeemer_commands_in_flight", 2.0).await;
     service.stop().await;
-    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
     assert_eq!(bed.attempts("C2"), Vec::<serde_json::Value>::new(), "nobody has worked on it");
     let service = bed.start().await;
-    let told = bed.told().await;
-    assert_eq!((told.gist().as_str(), told.data("/coupon_code")), ("redeemed - USED", &json!("C2")));
+    let reported = bed.next_event().await;
+    assert_eq!((reported.gist().as_str(), reported.data("/coupon_code")), ("redeemed - USED", &json!("C2")));
     service.stop().await;
 }
 
@@ -67,12 +67,12 @@ async fn command_published_twice_is_not_refused_for_its_own_use() {
     bed.issue("C1", json!({}));
     let services = [bed.start().await, bed.start().await];
     bed.publish(&command("C1", "USE_C1")).await;
-    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
     bed.faults(json!([no_query, {"operation": "use", "fault": not_usable}]));
     publish_until(&bed, "C1", "USE_C1", SignedDuration::from_secs(3)).await;
-    let told = bed.told().await;
-    assert_eq!(told.gist(), "unresolved deadline_passed -", "{:#}", told.event);
-    assert_eq!(told.data("/problem/code"), "NOT_ENOUGH");
+    let reported = bed.next_event().await;
+    assert_eq!(reported.gist(), "unresolved deadline_passed -", "{:#}", reported.event);
+    assert_eq!(reported.data("/problem/code"), "NOT_ENOUGH");
     assert_eq!(bed.uses(), [("C1".to_owned(), "USE_C1".to_owned())]);
     for service in services {
         service.stop().await;

@@ -112,9 +112,9 @@ impl Bench {
         assert!(matches!(code, Some(3 | 4)), "{code:?}");
         let started = run(&mut self.command(&["run"], environment));
         assert_eq!(started.status.code(), Some(3), "{id}: {}", err(&started));
-        let told = faults.remove(0);
-        self.try_remedy(environment, &told);
-        told
+        let reported = faults.remove(0);
+        self.try_remedy(environment, &reported);
+        reported
     }
 
     /// Types a remedy as it is printed, if the fault was found: either it has a blank to fill in, or it shows what is wrong
@@ -434,7 +434,7 @@ fn key_material_that_cannot_be_read_is_named_for_what_it_is() {
 }
 
 #[test]
-fn serials_and_ids_are_told_as_people_copy_them() {
+fn serials_and_ids_are_reported_as_people_copy_them() {
     let bench = Bench::new();
     let certificate = bench.at("merchant_certificate.pem");
     let other = bench.at("wechat_certificate.pem");
@@ -569,7 +569,7 @@ fn secret_that_root_lends_to_the_service_is_fine_for_all_who_need_it() {
         }
     }
     let fine = |user: &[&str]| assert_eq!(check_as(&bench, user).0, [] as [&str; 0], "{user:?}");
-    let told = |user: &[&str], id: &str| {
+    let reported = |user: &[&str], id: &str| {
         let (ids, remedy) = check_as(&bench, user);
         assert_eq!(ids, [id], "{user:?}: {remedy}");
         remedy
@@ -577,11 +577,11 @@ fn secret_that_root_lends_to_the_service_is_fine_for_all_who_need_it() {
     for mode in [0o640, 0o440] {
         give(0, GROUP, mode);
         [root, service, operator].into_iter().for_each(fine);
-        told(stranger, "key_unreadable");
+        reported(stranger, "key_unreadable");
     }
     give(GROUP, GROUP, 0o600);
     [root, service].into_iter().for_each(fine);
-    told(operator, "key_unreadable");
+    reported(operator, "key_unreadable");
     // Whatever is wrong, the remedy, typed by root, leaves the service the right to read, and the operator's check agrees.
     for (uid, gid, mode) in [
         (0, GROUP, 0o644),
@@ -591,7 +591,7 @@ fn secret_that_root_lends_to_the_service_is_fine_for_all_who_need_it() {
         (GROUP, GROUP, 0o644),
     ] {
         give(uid, gid, mode);
-        let remedy = told(root, "key_exposed");
+        let remedy = reported(root, "key_exposed");
         if remedy.contains("root:redeemer") {
             // This machine has such a group, and the service here is of another one.
             continue;
@@ -601,7 +601,7 @@ fn secret_that_root_lends_to_the_service_is_fine_for_all_who_need_it() {
         fine(service);
     }
     give(GROUP, GROUP, 0o644);
-    bench.type_in(&told(service, "key_exposed"));
+    bench.type_in(&reported(service, "key_exposed"));
     fine(service);
 }
 
@@ -648,8 +648,8 @@ fn findings(bench: &Bench, environment: &[(&str, &str)], what: &str) -> (Vec<[St
     let lines = out(&output);
     let findings = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     let about = findings.filter(|one| one["what"] == what);
-    let told = about.map(|one| ["id", "gravity", "detail", "remedy"].map(|name| text(&one[name])));
-    (told.collect(), output.status.code())
+    let reported = about.map(|one| ["id", "gravity", "detail", "remedy"].map(|name| text(&one[name])));
+    (reported.collect(), output.status.code())
 }
 
 const PROXY: &str = "server: squid/5.7\r\ncontent-type: text/html";
@@ -679,13 +679,13 @@ fn answer_of_something_else_is_a_fault_of_check_on_either_host() {
     ] {
         let address = answering(&response(&head, body));
         let url = format!("http://{address}");
-        let (told, code) = findings(
+        let (reported, code) = findings(
             &bench,
             &[("REDEEMER_WECHAT__BASE_URL", &url), ("REDEEMER_WECHAT__BACKUP_BASE_URL", &url)],
             "payment API",
         );
-        assert_eq!((told.len(), code), (2, Some(4)), "{head}: {told:#?}");
-        for [finding, gravity, detail, remedy] in &told {
+        assert_eq!((reported.len(), code), (2, Some(4)), "{head}: {reported:#?}");
+        for [finding, gravity, detail, remedy] in &reported {
             assert_eq!(
                 (finding.as_str(), gravity.as_str()),
                 ("payment_api_other_answers", "fault"),
@@ -700,42 +700,42 @@ fn answer_of_something_else_is_a_fault_of_check_on_either_host() {
         &format!("404 Not Found\r\n{id}"),
         r#"{"code":"NOT_FOUND","message":"券不存在"}"#,
     ));
-    let (told, _) =
+    let (reported, _) =
         findings(&bench, &[("REDEEMER_WECHAT__BASE_URL", &format!("http://{own}"))], "payment API");
     assert_eq!(
-        (told.len(), told[0][0].as_str(), told[0][1].as_str()),
+        (reported.len(), reported[0][0].as_str(), reported[0][1].as_str()),
         (1, "payment_api_unsigned", "warning")
     );
     // A 401 says why.
     let denied = r#"{"code":"SIGN_ERROR","message":"商户证书序列号有误","detail":{"field":"serial_no","location":"authorization","detail":{"issue":"not found"},"sign_information":{"url":"/oh-394z-6CGkNoJrsDLTTUKiAnp4"}}}"#;
     let denied = answering(&response(&format!("401 Unauthorized\r\n{id}"), denied));
-    let (told, _) =
+    let (reported, _) =
         findings(&bench, &[("REDEEMER_WECHAT__BASE_URL", &format!("http://{denied}"))], "payment API");
-    assert_eq!(told[0][0], "payment_api_unauthenticated");
+    assert_eq!(reported[0][0], "payment_api_unauthenticated");
     let expected =
         "SIGN_ERROR: 商户证书序列号有误 (field serial_no, location authorization, issue not found)";
-    assert!(told[0][2].contains(expected) && !told[0][2].contains("oh"), "{told:#?}");
+    assert!(reported[0][2].contains(expected) && !reported[0][2].contains("oh"), "{reported:#?}");
     // An answer that claims a serial which nobody holds.
     let signed = format!(
         "404 Not Found\r\n{id}\r\nwechatpay-serial: PUB_KEY_ID_99\r\nwechatpay-timestamp: 1\r\nwechatpay-nonce: n\r\n\
          wechatpay-signature: AAAA"
     );
     let stranger = answering(&response(&signed, r#"{"code":"NOT_FOUND"}"#));
-    let (told, _) =
+    let (reported, _) =
         findings(&bench, &[("REDEEMER_WECHAT__BASE_URL", &format!("http://{stranger}"))], "payment API");
-    assert_eq!(told[0][0], "payment_api_serial_not_held");
-    assert!(told[0][2].contains("PUB_KEY_ID_99"), "{told:#?}");
+    assert_eq!(reported[0][0], "payment_api_serial_not_held");
+    assert!(reported[0][2].contains("PUB_KEY_ID_99"), "{reported:#?}");
     // More than is read.
     let long = answering(&response("200 OK", &"x".repeat(5_000)));
     let url = format!("http://{long}");
     let environment =
         [("REDEEMER_WECHAT__BASE_URL", url.as_str()), ("REDEEMER_WECHAT__RESPONSE_BYTES_MAX", "1024")];
-    let (told, _) = findings(&bench, &environment, "payment API");
-    assert!(told[0][2].contains("wechat.response_bytes_max = 1024"), "{told:#?}");
+    let (reported, _) = findings(&bench, &environment, "payment API");
+    assert!(reported[0][2].contains("wechat.response_bytes_max = 1024"), "{reported:#?}");
 }
 
 #[test]
-fn download_that_brings_nothing_is_told_by_its_cause() {
+fn download_that_brings_nothing_is_reported_by_its_cause() {
     let bench = Bench::new();
     let key = bench.write("apiv3.txt", "0123456789abcdef0123456789abcdef\n");
     let id = "request-id: 08E68E97CC0610DF-268578851";
@@ -763,15 +763,15 @@ fn download_that_brings_nothing_is_told_by_its_cause() {
             ("REDEEMER_WECHAT__APIV3_KEY_FILE", key.as_str()),
             (PUBLIC_KEY, "(unset)"),
         ];
-        let (told, code) = findings(&bench, &environment, "keys");
-        let faults: Vec<_> = told.iter().filter(|[_, gravity, ..]| gravity == "fault").collect();
-        assert_eq!((faults.len(), code), (1, Some(4)), "{head}: {told:#?}");
+        let (reported, code) = findings(&bench, &environment, "keys");
+        let faults: Vec<_> = reported.iter().filter(|[_, gravity, ..]| gravity == "fault").collect();
+        assert_eq!((faults.len(), code), (1, Some(4)), "{head}: {reported:#?}");
         assert_eq!(faults[0][0], finding, "{head}");
         assert!(faults[0][2].contains(shown) && faults[0][3].contains(remedy), "{head}: {faults:#?}");
     }
     let environment = [("REDEEMER_WECHAT__APIV3_KEY_FILE", key.as_str()), (PUBLIC_KEY, "(unset)")];
-    let (told, _) = findings(&bench, &environment, "keys");
-    assert!(told.iter().any(|[id, ..]| id == "download_unreachable"), "{told:#?}");
+    let (reported, _) = findings(&bench, &environment, "keys");
+    assert!(reported.iter().any(|[id, ..]| id == "download_unreachable"), "{reported:#?}");
     for wrong in ["0123456789abcdef", "", "0123456789abcdef0123456789abcdef0"] {
         let key = bench.write("short.txt", wrong);
         bench.refused(&[("REDEEMER_WECHAT__APIV3_KEY_FILE", &key)], "apiv3_key_length");

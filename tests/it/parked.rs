@@ -263,7 +263,7 @@ async fn unresolved(bed: &mut Bed, code: &str, rules: Value) {
     let bytes = command(code, &format!("USE_{code}")).to_string();
     let properties = BasicProperties::default().with_headers(headers).with_correlation_id("order-77".into());
     bed.publish_bytes(bytes.as_bytes(), properties).await;
-    assert_eq!(bed.told().await.gist(), "unresolved deadline_passed -");
+    assert_eq!(bed.next_event().await.gist(), "unresolved deadline_passed -");
     service.stop().await;
     bed.faults(json!([]));
     until("the command parked", async || depth(bed, &bed.config.broker.names.parked).await == 1).await;
@@ -293,12 +293,12 @@ async fn a_command_that_was_given_up_is_republished_and_takes_effect_once() {
     assert_eq!(data["coupon_state"], "EFFECTIVE");
 
     let service = bed.start().await;
-    let told = bed.told().await;
-    assert_eq!(told.gist(), "redeemed - USED");
-    assert_eq!(told.properties.correlation_id().as_ref().unwrap().as_str(), "order-77");
-    let evidence = told.data("/evidence").as_array().unwrap();
-    assert_eq!(evidence[0]["verdict"], "unknown", "what was tried before is told on: {evidence:#?}");
-    let attempts = told.data("/attempts").as_u64().unwrap() as usize;
+    let reported = bed.next_event().await;
+    assert_eq!(reported.gist(), "redeemed - USED");
+    assert_eq!(reported.properties.correlation_id().as_ref().unwrap().as_str(), "order-77");
+    let evidence = reported.data("/evidence").as_array().unwrap();
+    assert_eq!(evidence[0]["verdict"], "unknown", "what was tried before is reported on: {evidence:#?}");
+    let attempts = reported.data("/attempts").as_u64().unwrap() as usize;
     assert_eq!(attempts.min(16), evidence.len(), "each attempt that is shown counts: {evidence:#?}");
     assert!(attempts > before, "{attempts} in all, {before} before the replay");
     assert!(evidence.iter().any(|entry| entry["verdict"] == "not_executed"));
@@ -307,7 +307,7 @@ async fn a_command_that_was_given_up_is_republished_and_takes_effect_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_that_took_effect_meanwhile_is_told_and_not_sent() {
+async fn a_command_that_took_effect_meanwhile_is_reported_and_not_sent() {
     let mut bed = bed().await;
     let mut audits = bed.bind_results("audit.#").await;
     let rules = json!([
@@ -318,10 +318,10 @@ async fn a_command_that_took_effect_meanwhile_is_told_and_not_sent() {
     let before = asked(&bed, "use");
     let text = run(&bed, &["replay", "--yes"], 0).await;
     assert!(text.contains("redeemed under this number (USED); published redeemed"), "{text}");
-    let told = bed.told().await;
-    assert_eq!(told.gist(), "redeemed - USED");
-    assert_eq!(told.data("/established_by"), "query");
-    assert_eq!(told.properties.correlation_id().as_ref().unwrap().as_str(), "order-77");
+    let reported = bed.next_event().await;
+    assert_eq!(reported.gist(), "redeemed - USED");
+    assert_eq!(reported.data("/established_by"), "query");
+    assert_eq!(reported.properties.correlation_id().as_ref().unwrap().as_str(), "order-77");
     assert_eq!(audit(&mut audits).await.1["data"]["effect"], "published_redeemed");
     assert_eq!(depth(&bed, &bed.config.broker.names.commands).await, 0);
     assert_eq!(depth(&bed, &bed.config.broker.names.parked).await, 0);
@@ -329,7 +329,7 @@ async fn a_command_that_took_effect_meanwhile_is_told_and_not_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_refused_now_stays_parked_unless_it_shall_be_told() {
+async fn what_is_refused_now_stays_parked_unless_it_shall_be_reported() {
     let mut bed = bed().await;
     bed.issue("C1", json!({"state": "EXPIRED"}));
     bed.issue("C2", json!({}));
@@ -340,7 +340,7 @@ async fn what_is_refused_now_stays_parked_unless_it_shall_be_told() {
     assert_eq!(said[1]["did"], "republished");
     let said = lines(&bed, &["replay", "--yes", "--json", "--publish-refused"], 0).await;
     assert_eq!(said[0]["did"], "published_refused");
-    assert_eq!(bed.told().await.gist(), "refused expired EXPIRED");
+    assert_eq!(bed.next_event().await.gist(), "refused expired EXPIRED");
     assert_eq!(depth(&bed, &bed.config.broker.names.parked).await, 0);
 }
 
@@ -406,7 +406,7 @@ async fn a_crash_between_the_copy_and_the_ack_takes_no_second_effect() {
     }
     assert_eq!(depth(&bed, &bed.config.broker.names.commands).await, 2);
     let service = bed.start().await;
-    let (first, second) = (bed.told().await, bed.told().await);
+    let (first, second) = (bed.next_event().await, bed.next_event().await);
     assert_eq!((first.gist(), &first.event["id"]), (second.gist(), &second.event["id"]));
     assert_eq!(bed.uses().len(), 1);
     service.stop().await;
@@ -504,7 +504,7 @@ async fn a_discard_wants_a_reason_and_leaves_its_audit_event() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dead_letter_is_told_parked_with_its_reason_and_republished() {
+async fn dead_letter_is_reported_parked_with_its_reason_and_republished() {
     let mut bed = bed().await;
     bed.config.retry.query_delay = redeemer::config::Span(Duration::from_millis(100));
     bed.issue("C1", json!({}));
@@ -520,7 +520,7 @@ async fn dead_letter_is_told_parked_with_its_reason_and_republished() {
     })
     .await;
     let service = bed.start().await;
-    assert_eq!(bed.told().await.gist(), "unresolved delivery_limit EFFECTIVE");
+    assert_eq!(bed.next_event().await.gist(), "unresolved delivery_limit EFFECTIVE");
     until("it is parked", async || depth(&bed, &bed.config.broker.names.parked).await == 1).await;
     service.stop().await;
     assert!(bed.uses().is_empty(), "a dead letter is only asked about");
@@ -530,7 +530,7 @@ async fn dead_letter_is_told_parked_with_its_reason_and_republished() {
     let said = lines(&bed, &["replay", "--yes", "--json"], 0).await;
     assert_eq!(said[0]["did"], "republished");
     let service = bed.start().await;
-    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
     assert_eq!(bed.uses().len(), 1);
     service.stop().await;
 }

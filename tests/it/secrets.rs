@@ -169,14 +169,14 @@ fn full_run(format: &str) {
     assert_eq!(programs::ended(&mut service).code(), Some(0));
     let log = fs::read_to_string(&log).unwrap();
     let checked = run(programs.command(&["check"]).envs(environment));
-    let told = format!("{}{}", out(&checked), err(&checked));
+    let reported = format!("{}{}", out(&checked), err(&checked));
     let mut forbidden = forbidden(&programs, &names);
     let (_, session) = cookie.split_once('=').unwrap();
     for (what, secret) in [("token", CONSOLE_TOKEN), ("token, mistyped", NEARLY), ("session", session)] {
         forbidden.insert(format!("the console's {what}"), secret.to_owned());
     }
     let mut whole = String::new();
-    for (text, place) in [(&log, "the log"), (&shown, "the admin port"), (&told, "check")] {
+    for (text, place) in [(&log, "the log"), (&shown, "the admin port"), (&reported, "check")] {
         for (what, secret) in &forbidden {
             if let Some(line) = text.lines().find(|line| line.contains(secret.as_str())) {
                 whole.push_str(&format!("{what} stands in {place}: {line}\n"));
@@ -184,7 +184,7 @@ fn full_run(format: &str) {
         }
     }
     assert!(whole.is_empty(), "{whole}");
-    assert!(log.contains("attempt"), "our own code told everything:\n{log}");
+    assert!(log.contains("attempt"), "our own code reported everything:\n{log}");
     assert!(log.contains("the collector does not take spans"), "{log}");
     settled_lines(format, &log, &calls);
 }

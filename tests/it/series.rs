@@ -184,7 +184,7 @@ fn around(metrics: &Metrics, dice: &mut StdRng) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_age_counts_from_when_the_command_was_sent_where_that_is_told_and_can_be() {
+async fn an_age_counts_from_when_the_command_was_sent_where_that_is_reported_and_can_be() {
     let mut bed = Bed::new().await;
     let now = u64::try_from(Timestamp::now().as_second()).unwrap();
     // Ten minutes in the queue; sent tomorrow, in 1970, or beyond all time, which nobody believes; and not reported.
@@ -199,7 +199,7 @@ async fn an_age_counts_from_when_the_command_was_sent_where_that_is_told_and_can
     bed.publish_bytes(b"no command", BasicProperties::default().with_timestamp(now - 700)).await;
     let service = bed.start().await;
     for _ in 0..7 {
-        bed.told().await;
+        bed.next_event().await;
     }
     service.wait_metric(r#"redeemer_commands_settled_total{settlement="finished"}"#, 7.0).await;
     let within =

@@ -16,33 +16,37 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_fresh_coupon_is_redeemed_and_told_with_its_state() {
+async fn a_fresh_coupon_is_redeemed_and_reported_with_its_state() {
     let mut bed = Bed::new().await;
     bed.issue("C1", json!({}));
     let service = bed.start().await;
     let properties =
         BasicProperties::default().with_correlation_id("order-77".into()).with_reply_to("till-3".into());
     bed.publish_bytes(command("C1", "USE_C1_0001").to_string().as_bytes(), properties).await;
-    let told = bed.told().await;
-    assert_eq!(told.gist(), "redeemed - USED");
-    assert_eq!(told.routing_key, "redemption.redeemed.120344");
-    assert_eq!(told.properties.correlation_id().as_ref().unwrap().as_str(), "order-77");
-    assert_eq!(told.event["specversion"], "1.0");
-    assert_eq!(told.event["type"], "redemption.redeemed.v1");
-    assert_eq!(told.event["subject"], "C1");
-    assert_eq!(told.data("/established_by"), "response");
-    assert_eq!(told.data("/attempts"), 1);
-    assert_eq!(told.data("/coupon/single_usage_detail/use_request_no"), "USE_C1_0001");
-    assert_ne!(*told.data("/coupon/sandbox_unpublished_field"), Value::Null, "unknown fields pass through");
-    assert_eq!(told.data("/evidence/0/verdict"), "redeemed");
-    assert_eq!(told.data("/evidence/0/serial"), &json!(bed.sandbox.card().public_key_id));
+    let reported = bed.next_event().await;
+    assert_eq!(reported.gist(), "redeemed - USED");
+    assert_eq!(reported.routing_key, "redemption.redeemed.120344");
+    assert_eq!(reported.properties.correlation_id().as_ref().unwrap().as_str(), "order-77");
+    assert_eq!(reported.event["specversion"], "1.0");
+    assert_eq!(reported.event["type"], "redemption.redeemed.v1");
+    assert_eq!(reported.event["subject"], "C1");
+    assert_eq!(reported.data("/established_by"), "response");
+    assert_eq!(reported.data("/attempts"), 1);
+    assert_eq!(reported.data("/coupon/single_usage_detail/use_request_no"), "USE_C1_0001");
+    assert_ne!(
+        *reported.data("/coupon/sandbox_unpublished_field"),
+        Value::Null,
+        "unknown fields pass through"
+    );
+    assert_eq!(reported.data("/evidence/0/verdict"), "redeemed");
+    assert_eq!(reported.data("/evidence/0/serial"), &json!(bed.sandbox.card().public_key_id));
     assert_eq!(bed.uses(), [("C1".to_owned(), "USE_C1_0001".to_owned())]);
     assert_eq!(service.metric(r#"redeemer_outcomes_total{outcome="redeemed",reason=""}"#).await, 1.0);
     service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_is_told_with_the_coupons_state_from_an_query() {
+async fn a_refusal_is_reported_with_the_coupons_state_from_an_query() {
     let mut bed = Bed::new().await;
     let service = bed.start().await;
     for (code, more, expected) in [
@@ -55,19 +59,19 @@ async fn a_refusal_is_told_with_the_coupons_state_from_an_query() {
     ] {
         bed.issue(code, more);
         bed.publish(&command(code, "USE_0001")).await;
-        let told = bed.told().await;
-        assert_eq!(told.gist(), expected);
-        assert_eq!(told.data("/established_by"), "query");
-        assert_eq!(told.data("/problem/http_status"), 403);
+        let reported = bed.next_event().await;
+        assert_eq!(reported.gist(), expected);
+        assert_eq!(reported.data("/established_by"), "query");
+        assert_eq!(reported.data("/problem/http_status"), 403);
     }
     bed.publish(&command("C7", "USE_0001")).await;
-    assert_eq!(bed.told().await.gist(), "refused no_such_coupon -");
+    assert_eq!(bed.next_event().await.gist(), "refused no_such_coupon -");
     assert!(bed.uses().is_empty());
     service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_command_is_told_with_every_fault_and_parked_byte_for_byte() {
+async fn what_is_no_command_is_reported_with_every_fault_and_parked_byte_for_byte() {
     let mut bed = Bed::new().await;
     bed.issue("C1", json!({}));
     let service = bed.start().await;
@@ -96,18 +100,18 @@ async fn what_is_no_command_is_told_with_every_fault_and_parked_byte_for_byte() 
     ];
     for (bytes, pointers) in hostile {
         bed.publish_bytes(&bytes, BasicProperties::default().with_message_id("m-1".into())).await;
-        let told = bed.told().await;
-        assert_eq!(told.gist(), "invalid invalid_command -", "{bytes:?}");
-        let faults = told.data("/problem/faults").as_array().unwrap();
+        let reported = bed.next_event().await;
+        assert_eq!(reported.gist(), "invalid invalid_command -", "{bytes:?}");
+        let faults = reported.data("/problem/faults").as_array().unwrap();
         let found: Vec<_> = faults.iter().map(|fault| fault["pointer"].as_str().unwrap()).collect();
         assert_eq!(found, pointers, "{bytes:?}");
-        assert_eq!(told.properties.correlation_id().as_ref().unwrap().as_str(), "m-1");
+        assert_eq!(reported.properties.correlation_id().as_ref().unwrap().as_str(), "m-1");
         let (kept, headers) = bed.parked().await;
         assert_eq!(kept, bytes);
         assert_eq!(header(&headers, "x-redemption-parked-reason"), "invalid_command");
     }
     bed.publish(&command("C1", "USE_0001")).await;
-    assert_eq!(bed.told().await.gist(), "redeemed - USED", "the next command is unharmed");
+    assert_eq!(bed.next_event().await.gist(), "redeemed - USED", "the next command is unharmed");
     service.stop().await;
 }
 
@@ -120,23 +124,25 @@ async fn a_deadline_that_cannot_be_read_is_a_fault_of_the_command() {
         headers.insert("x-redemption-deadline".into(), value);
         let bytes = command("C1", "USE_0001").to_string();
         bed.publish_bytes(bytes.as_bytes(), BasicProperties::default().with_headers(headers)).await;
-        let told = bed.told().await;
-        assert_eq!(told.gist(), "invalid invalid_command -");
-        assert!(told.data("/problem/faults/0/problem").as_str().unwrap().contains("x-redemption-deadline"));
-        assert_eq!(told.data("/out_request_no"), "USE_0001");
+        let reported = bed.next_event().await;
+        assert_eq!(reported.gist(), "invalid invalid_command -");
+        assert!(
+            reported.data("/problem/faults/0/problem").as_str().unwrap().contains("x-redemption-deadline")
+        );
+        assert_eq!(reported.data("/out_request_no"), "USE_0001");
         assert_eq!(bed.parked().await.0, bytes.as_bytes());
     }
     service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_same_command_twice_takes_effect_once_and_is_told_with_one_id() {
+async fn the_same_command_twice_takes_effect_once_and_is_reported_with_one_id() {
     let mut bed = Bed::new().await;
     bed.issue("C1", json!({}));
     let service = bed.start().await;
     bed.publish(&command("C1", "USE_0001")).await;
     bed.publish(&command("C1", "USE_0001")).await;
-    let (first, second) = (bed.told().await, bed.told().await);
+    let (first, second) = (bed.next_event().await, bed.next_event().await);
     assert_eq!(first.gist(), "redeemed - USED");
     assert_eq!(first.event["id"], second.event["id"]);
     assert_eq!(bed.uses().len(), 1);
@@ -170,9 +176,9 @@ async fn what_is_lost_on_the_way_is_found_out_and_never_done_twice() {
         bed.issue(code, json!({}));
         bed.faults(json!([{"coupon_code": code, "operation": operation, "times": 1, "fault": fault}]));
         bed.publish(&command(code, &format!("USE_{code}_1"))).await;
-        let told = bed.told().await;
-        assert_eq!(told.gist(), "redeemed - USED", "{code} {fault}");
-        assert_eq!(told.data("/established_by"), by, "{code} {fault}: {:#}", told.event);
+        let reported = bed.next_event().await;
+        assert_eq!(reported.gist(), "redeemed - USED", "{code} {fault}");
+        assert_eq!(reported.data("/established_by"), by, "{code} {fault}: {:#}", reported.event);
         assert_eq!(bed.uses().iter().filter(|(used, _)| used == code).count(), 1, "{code}");
     }
     service.stop().await;
@@ -208,7 +214,7 @@ async fn a_service_that_starts_before_its_broker_waits_for_it_and_one_that_loses
     bed.issue("C20", json!({}));
     let mut bed = bed;
     bed.publish(&command("C20", "USE_0020")).await;
-    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
     // A broker that is still choosing the leader of the queue may cost one more.
     assert!(service.metric("redeemer_broker_sessions_total").await >= 2.0);
     service.stop().await;
@@ -243,10 +249,10 @@ async fn a_redelivered_command_begins_with_the_query() {
 
     let service = bed.start().await;
     for _ in 0..2 {
-        let told = bed.told().await;
-        assert_eq!(told.gist(), "redeemed - USED");
-        assert_eq!(told.data("/evidence/0/operation"), "query");
-        let code = told.data("/coupon_code").as_str().unwrap();
+        let reported = bed.next_event().await;
+        assert_eq!(reported.gist(), "redeemed - USED");
+        assert_eq!(reported.data("/evidence/0/operation"), "query");
+        let code = reported.data("/coupon_code").as_str().unwrap();
         let calls = bed.attempts(code);
         let looks = calls.iter().take_while(|call| call["operation"] == "query").count();
         let (by, uses, least) = match code {
@@ -254,7 +260,10 @@ async fn a_redelivered_command_begins_with_the_query() {
             "C1" => ("response", 1, 3),
             _ => ("query", 0, 1),
         };
-        assert_eq!((told.data("/established_by"), told.data("/attempts")), (&json!(by), &json!(calls.len())));
+        assert_eq!(
+            (reported.data("/established_by"), reported.data("/attempts")),
+            (&json!(by), &json!(calls.len()))
+        );
         // Where the machine holds a use up for long, it is preceded by a further look.
         assert!(calls.len() == looks + uses && (least..=least + uses).contains(&looks), "{calls:#?}");
     }
@@ -272,7 +281,7 @@ async fn stopping_finishes_what_is_in_flight_and_hands_back_what_waits() {
     // Ten seconds of work, of which the first second is done when it is stopped.
     bed.faults(json!([{"fault": {"kind": "slow", "ms": 1_000}}]));
     let service = bed.start().await;
-    bed.told().await;
+    bed.next_event().await;
     service.stop().await;
     bed.faults(json!([]));
     let commands = bed.config.broker.names.commands.clone();
@@ -286,7 +295,7 @@ async fn stopping_finishes_what_is_in_flight_and_hands_back_what_waits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_queue_with_other_arguments_is_told_by_the_argument() {
+async fn a_queue_with_other_arguments_is_reported_by_the_argument() {
     let mut bed = Bed::new().await;
     bed.config.broker.delivery_limit = 7;
     let service = bed.start_unready().await;
@@ -312,7 +321,7 @@ async fn a_reply_to_is_a_further_routing_key_and_never_another_exchange() {
     bed.publish_bytes(command("C1", "USE_0001").to_string().as_bytes(), properties).await;
     let delivery = bed::next(&mut till, "the result by reply_to").await;
     assert_eq!(delivery.exchange.as_str(), bed.config.broker.names.results);
-    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
     service.stop().await;
 }
 
@@ -328,9 +337,9 @@ async fn what_stays_unknown_goes_to_a_wait_queue_and_comes_back_the_same() {
     bed.faults(json!([{"coupon_code": "C1", "times": 6, "fault": {"kind": "html_502"}}]));
     let service = bed.start().await;
     bed.publish(&command("C1", "USE_0001")).await;
-    let told = bed.told().await;
-    assert_eq!(told.gist(), "redeemed - USED");
-    assert!(told.data("/attempts").as_u64() > Some(6), "{:#}", told.event);
+    let reported = bed.next_event().await;
+    assert_eq!(reported.gist(), "redeemed - USED");
+    assert!(reported.data("/attempts").as_u64() > Some(6), "{:#}", reported.event);
     assert!(service.metric(r#"redeemer_commands_settled_total{settlement="delayed"}"#).await >= 1.0);
     let attempts = bed.ledger()["attempts"].as_array().unwrap().clone();
     let uses = attempts.iter().filter(|attempt| attempt["operation"] == "use");
@@ -341,7 +350,7 @@ async fn what_stays_unknown_goes_to_a_wait_queue_and_comes_back_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn at_the_deadline_what_is_still_unknown_is_told_and_parked() {
+async fn at_the_deadline_what_is_still_unknown_is_reported_and_parked() {
     let mut bed = Bed::new().await;
     bed.issue("C1", json!({}));
     bed.faults(json!([{"coupon_code": "C1", "fault": {"kind": "cut_before_effect"}}]));
@@ -352,9 +361,9 @@ async fn at_the_deadline_what_is_still_unknown_is_told_and_parked() {
     headers.insert("x-redemption-deadline".into(), soon);
     let bytes = command("C1", "USE_0001").to_string();
     bed.publish_bytes(bytes.as_bytes(), BasicProperties::default().with_headers(headers)).await;
-    let told = bed.told().await;
-    assert_eq!(told.gist(), "unresolved deadline_passed -");
-    let evidence = told.data("/evidence").as_array().unwrap();
+    let reported = bed.next_event().await;
+    assert_eq!(reported.gist(), "unresolved deadline_passed -");
+    let evidence = reported.data("/evidence").as_array().unwrap();
     assert_eq!(evidence.last().unwrap()["operation"], "query", "a last query comes first");
     let (kept, headers) = bed.parked().await;
     assert_eq!(kept, bytes.as_bytes());
@@ -383,7 +392,7 @@ async fn a_wrong_key_stops_consumption_and_the_right_one_resumes_it_without_a_re
     assert!(calls <= 5, "{calls} calls before the stop");
     std::fs::write(&key, right).unwrap();
     for _ in 0..50 {
-        assert_eq!(bed.told().await.gist(), "redeemed - USED");
+        assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
     }
     assert_eq!(bed.uses().len(), 50);
     service.wait_ready().await;
@@ -423,7 +432,7 @@ async fn a_wrong_key_put_in_place_under_load_costs_five_calls_at_most() {
     assert!(bed.uses().len() < all, "nothing was left to do with the wrong key");
     std::fs::write(&key, right).unwrap();
     for _ in 0..all {
-        assert_eq!(bed.told().await.gist(), "redeemed - USED");
+        assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
     }
     assert_eq!(bed.uses().len(), all);
     let attempts = bed.ledger()["attempts"].as_array().unwrap().clone();
@@ -444,9 +453,9 @@ async fn platform_certificates_are_downloaded_and_verify_answers() {
     bed.config.wechat.reload_every = Span(Duration::from_millis(200));
     let service = bed.start_unready().await;
     bed.publish(&command("C1", "USE_0001")).await;
-    let told = bed.told().await;
-    assert_eq!(told.gist(), "redeemed - USED");
-    assert_eq!(told.data("/evidence/0/serial"), &json!(bed.sandbox.card().platform_serial));
+    let reported = bed.next_event().await;
+    assert_eq!(reported.gist(), "redeemed - USED");
+    assert_eq!(reported.data("/evidence/0/serial"), &json!(bed.sandbox.card().platform_serial));
     service.wait_ready().await;
     service.stop().await;
 }
@@ -467,7 +476,7 @@ async fn a_wrong_apiv3_key_takes_nothing_from_the_queue_and_the_right_one_is_use
     until("the command left where it was", async || bed.ready(commands).await == 1).await;
     bed.issue("C1", json!({}));
     std::fs::write(&file, right).unwrap();
-    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
     service.wait_ready().await;
     service.stop().await;
 }
@@ -526,7 +535,7 @@ async fn key_and_certificate_are_exchanged_together_without_a_restart() {
     let service = bed.start().await;
     bed.issue("C1", json!({}));
     bed.publish(&command("C1", "USE_0001")).await;
-    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
 
     // The next pair, first registered at the provider and then put in place, one file after the other.
     let (new_key, new_certificate) = (bed.dir.join("new_key.pem"), bed.dir.join("new_cert.pem"));
@@ -544,7 +553,7 @@ async fn key_and_certificate_are_exchanged_together_without_a_restart() {
     std::fs::write(&key, std::fs::read(&new_key).unwrap()).unwrap();
     bed.issue("C2", json!({}));
     bed.publish(&command("C2", "USE_0002")).await;
-    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
     service.wait_ready().await;
     service.stop().await;
 
@@ -587,7 +596,7 @@ async fn a_result_that_a_full_queue_refuses_is_published_again_and_costs_no_deli
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_result_that_is_refused_for_very_long_is_put_away_and_told_once_there_is_room() {
+async fn a_result_that_is_refused_for_very_long_is_delayed_and_reported_once_there_is_room() {
     let mut bed = Bed::new().await;
     let span = |millis| Span(Duration::from_millis(millis));
     bed.config.event.publish_retry_max = span(200);
@@ -624,7 +633,7 @@ async fn a_result_that_is_refused_for_very_long_is_put_away_and_told_once_there_
     service.wait_ready().await;
     let attempts = bed.ledger()["attempts"].as_array().unwrap().clone();
     let uses = attempts.iter().filter(|attempt| attempt["operation"] == "use").count();
-    assert_eq!((uses, bed.uses().len()), (3, 2), "what was put away queries, and sends nothing again");
+    assert_eq!((uses, bed.uses().len()), (3, 2), "what was delayed queries, and sends nothing again");
     assert_eq!(service.metric("redeemer_broker_sessions_total").await, 1.0);
     service.stop().await;
 }
@@ -660,16 +669,16 @@ async fn what_a_sender_sets_beside_the_command_breaks_nothing() {
         .with_user_id(user.as_str().into());
     bed.issue("C1", json!({}));
     bed.publish_bytes(command("C1", "USE_0001").to_string().as_bytes(), properties.clone()).await;
-    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
     bed.publish_bytes(b"nonsense", properties).await;
-    assert_eq!(bed.told().await.gist(), "invalid invalid_command -");
+    assert_eq!(bed.next_event().await.gist(), "invalid invalid_command -");
     let (kept, headers) = bed.parked().await;
     assert_eq!((kept.as_slice(), header(&headers, "kept")), (b"nonsense".as_slice(), "yes"));
     assert!(!headers.contains_key("long"), "what would not fit into a frame beside our own headers");
     let (mut headers, much) = (FieldTable::default(), "x".repeat(32_000));
     headers.insert("much".into(), AMQPValue::LongString(much.as_str().into()));
     bed.publish_bytes(b"nonsense", BasicProperties::default().with_headers(headers)).await;
-    assert_eq!(bed.told().await.gist(), "invalid invalid_command -");
+    assert_eq!(bed.next_event().await.gist(), "invalid invalid_command -");
     let (_, headers) = bed.parked().await;
     assert_eq!(header(&headers, "much"), much, "the most that is kept goes out in one frame");
     let mut headers = FieldTable::default();
@@ -677,7 +686,7 @@ async fn what_a_sender_sets_beside_the_command_breaks_nothing() {
         headers.insert(format!("x-redemption-{nth:04}").as_str().into(), AMQPValue::Void);
     }
     bed.publish_bytes(b"nonsense", BasicProperties::default().with_headers(headers)).await;
-    assert_eq!(bed.told().await.gist(), "invalid invalid_command -");
+    assert_eq!(bed.next_event().await.gist(), "invalid invalid_command -");
     let (kept, _) = bed.parked().await;
     assert_eq!(kept, b"nonsense", "what a mark of each of these would make too long goes out all the same");
     assert_eq!(service.metric("redeemer_broker_sessions_total").await, begun);
@@ -697,7 +706,7 @@ async fn frames_that_a_copy_may_not_fit_into_are_refused_in_words() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_queue_that_is_gone_is_made_anew_and_costs_no_delivery() {
+async fn a_queue_that_is_gone_is_made_again_and_costs_no_delivery() {
     a_queue_is_gone("create").await;
 }
 
@@ -770,15 +779,15 @@ async fn property_that_is_not_utf8_is_invalid_and_costs_no_session() {
     published.insert(8, (command("C99", "USE_0099"), true));
     publish_from_python(&bed, published).await;
     let service = bed.start().await;
-    let mut told = BTreeSet::new();
+    let mut reported = BTreeSet::new();
     for _ in 0..17 {
-        let event = bed.told().await;
+        let event = bed.next_event().await;
         let (code, outcome) = (event.data("/coupon_code"), event.data("/outcome"));
-        told.insert((code.as_str().unwrap().to_owned(), outcome.as_str().unwrap().to_owned()));
+        reported.insert((code.as_str().unwrap().to_owned(), outcome.as_str().unwrap().to_owned()));
     }
     let mut expected: BTreeSet<_> = (0..16).map(|nth| (format!("C{nth}"), "redeemed".to_owned())).collect();
     expected.insert(("C99".to_owned(), "invalid".to_owned()));
-    assert_eq!(told, expected);
+    assert_eq!(reported, expected);
     assert_eq!(service.metric("redeemer_broker_sessions_total").await, 1.0, "no session was lost");
     assert_eq!(bed.ready(&bed.config.broker.names.parked).await, 1);
     assert_eq!(bed.uses().len(), 16, "what is invalid is not executed");
@@ -840,13 +849,13 @@ fn connections_that_came_to_nothing_leave_nothing_behind() {
         let names =
             || tokio::task::block_in_place(|| broker.ctl(&["-q", "list_connections", "client_properties"]));
         let ours = || names().matches("redeemer publish").count();
-        until("the alarm is told", async || service.get("/readyz").await.1.contains("alarm")).await;
+        until("the alarm is reported", async || service.get("/readyz").await.1.contains("alarm")).await;
         // By its own clock it has come round after several attempts' time.
-        let told = jiff::Timestamp::now();
+        let reported = jiff::Timestamp::now();
         until("it has tried again and again", async || {
             let status: Value = serde_json::from_str(&service.get("/status.json").await.1).unwrap();
             let turned: jiff::Timestamp = status["turned_at"].as_str().unwrap().parse().unwrap();
-            turned.duration_since(told) > jiff::SignedDuration::from_secs(4)
+            turned.duration_since(reported) > jiff::SignedDuration::from_secs(4)
         })
         .await;
         assert_eq!(ours(), 1, "{}", names());
@@ -855,7 +864,7 @@ fn connections_that_came_to_nothing_leave_nothing_behind() {
         service.wait_ready().await;
         bed.issue("C1", json!({}));
         bed.publish(&command("C1", "USE_0001")).await;
-        assert_eq!(bed.told().await.gist(), "redeemed - USED");
+        assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
         service.stop().await;
     });
 }

@@ -32,13 +32,13 @@ const SENDER: &str = "b7ad6b7169203331";
 /// What a collector has received.
 #[derive(Clone, Default)]
 struct Received {
-    spans: Arc<Mutex<Vec<Told>>>,
+    spans: Arc<Mutex<Vec<ReceivedEvent>>>,
     resources: Arc<Mutex<BTreeSet<String>>>,
 }
 
 /// A span as the tests look at it.
 #[derive(Debug, Clone)]
-struct Told {
+struct ReceivedEvent {
     name: String,
     trace: String,
     id: String,
@@ -51,7 +51,7 @@ struct Told {
     failed: bool,
 }
 
-impl From<Sent> for Told {
+impl From<Sent> for ReceivedEvent {
     fn from(sent: Sent) -> Self {
         let kind = sent.kind();
         Self {
@@ -86,17 +86,17 @@ fn text(value: Option<Wire>) -> String {
 }
 
 impl Received {
-    fn all(&self) -> Vec<Told> {
+    fn all(&self) -> Vec<ReceivedEvent> {
         self.spans.lock().unwrap().clone()
     }
 
-    fn named(&self, name: &str) -> Vec<Told> {
+    fn named(&self, name: &str) -> Vec<ReceivedEvent> {
         let mut spans: Vec<_> = self.all().into_iter().filter(|span| span.name == name).collect();
         spans.sort_by_key(|span| span.began);
         spans
     }
 
-    fn one(&self, name: &str) -> Told {
+    fn one(&self, name: &str) -> ReceivedEvent {
         let spans = self.named(name);
         assert_eq!(spans.len(), 1, "{name}: {spans:#?}");
         spans[0].clone()
@@ -127,7 +127,7 @@ async fn take(State(received): State<Received>, headers: HeaderMap, body: Bytes)
             received.resources.lock().unwrap().insert(format!("{}={value}", pair.key));
         }
         let spans = resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
-        received.spans.lock().unwrap().extend(spans.map(Told::from));
+        received.spans.lock().unwrap().extend(spans.map(ReceivedEvent::from));
     }
     StatusCode::OK
 }
@@ -199,8 +199,8 @@ async fn a_trace_goes_on_from_the_command_into_every_call_and_into_the_event() {
     let bytes = command("C1_a_long_coupon_code", "USE_0001").to_string();
     bed.publish_bytes(bytes.as_bytes(), with_trace(&format!("00-{TRACE}-{SENDER}-01"))).await;
     let service = bed.start().await;
-    let told = bed.told().await;
-    assert_eq!(told.gist(), "redeemed - USED");
+    let reported = bed.next_event().await;
+    assert_eq!(reported.gist(), "redeemed - USED");
     received.stays(1).await;
 
     let take = received.one("take");
@@ -236,14 +236,14 @@ async fn a_trace_goes_on_from_the_command_into_every_call_and_into_the_event() {
     assert_eq!(answered, [vec!["502"], vec!["200"; further.len()]].concat());
     assert!(redeems[1].attributes["redemption.request_id"].len() > 8);
 
-    let context = |span: &Told| format!("00-{}-{}-01", span.trace, span.id);
+    let context = |span: &ReceivedEvent| format!("00-{}-{}-01", span.trace, span.id);
     assert_eq!(
         *calls.lock().unwrap(),
         attempts.iter().map(context).collect::<Vec<_>>(),
         "each call carries its own attempt"
     );
-    assert_eq!(told.event["traceparent"], context(&event));
-    assert_eq!(header(told.properties.headers().as_ref().unwrap(), "traceparent"), context(&event));
+    assert_eq!(reported.event["traceparent"], context(&event));
+    assert_eq!(header(reported.properties.headers().as_ref().unwrap(), "traceparent"), context(&event));
     let resources = received.resources.lock().unwrap().clone();
     assert!(resources.contains("service.name=redeemer"), "{resources:?}");
     assert!(resources.iter().any(|one| one.starts_with("service.instance.id=")));
@@ -280,14 +280,14 @@ async fn a_copy_is_linked_to_the_stay_that_put_it_away() {
     .await;
     bed.faults(json!([]));
     for _ in 0..2 {
-        assert_eq!(bed.told().await.gist(), "redeemed - USED");
+        assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
     }
     let ended = |number: &str| {
         let mut stays = received.named("take");
         stays.retain(|stay| stay.attributes["redemption.out_request_no"] == number);
         stays.iter().any(|stay| stay.attributes["redemption.settlement"] == "finished").then_some(stays)
     };
-    until("both told", async || ended("USE_0001").is_some() && ended("USE_0002").is_some()).await;
+    until("both reported", async || ended("USE_0001").is_some() && ended("USE_0002").is_some()).await;
 
     for (number, parent) in [("USE_0001", Some(SENDER)), ("USE_0002", None)] {
         let stays = ended(number).unwrap();
@@ -331,20 +331,20 @@ async fn what_the_sender_does_not_record_is_not_recorded_here() {
     let service = bed.start().await;
     let bytes = command("C1", "USE_0001").to_string();
     bed.publish_bytes(bytes.as_bytes(), with_trace(&format!("00-{TRACE}-{SENDER}-00"))).await;
-    let told = bed.told().await;
-    let handed_on = told.event["traceparent"].as_str().unwrap();
+    let reported = bed.next_event().await;
+    let handed_on = reported.event["traceparent"].as_str().unwrap();
     assert!(handed_on.starts_with(&format!("00-{TRACE}-")) && handed_on.ends_with("-00"), "{handed_on}");
     // Garbage begins a trace of our own.
     bed.publish_bytes(command("C2", "USE_0002").to_string().as_bytes(), with_trace(&"0".repeat(55))).await;
-    let told = bed.told().await;
-    let begun = told.event["traceparent"].as_str().unwrap();
+    let reported = bed.next_event().await;
+    let begun = reported.event["traceparent"].as_str().unwrap();
     assert!(begun.ends_with("-01") && !begun.contains(TRACE), "{begun}");
     // A forged link is no more than a link.
     let mut headers = FieldTable::default();
     headers.insert(retry_message::TRACE.into(), AMQPValue::LongString("00-x".into()));
     let properties = BasicProperties::default().with_headers(headers);
     bed.publish_bytes(command("C3", "USE_0003").to_string().as_bytes(), properties).await;
-    assert_eq!(bed.told().await.gist(), "redeemed - USED");
+    assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
     received.stays(2).await;
     let numbers: BTreeSet<_> = received
         .named("take")
@@ -382,7 +382,7 @@ async fn a_collector_that_fails_costs_spans_and_no_time() {
             bed.publish(&command(&format!("C{nth}"), &format!("USE_{nth:04}"))).await;
         }
         for _ in 0..COMMANDS {
-            assert_eq!(bed.told().await.gist(), "redeemed - USED", "{endpoint}");
+            assert_eq!(bed.next_event().await.gist(), "redeemed - USED", "{endpoint}");
         }
         took.push(begun.elapsed());
         let stopping = Instant::now();
@@ -406,11 +406,11 @@ async fn without_a_collector_the_context_is_handed_on_as_it_came() {
     let service = bed.start().await;
     let sender = format!("00-{TRACE}-{SENDER}-01");
     bed.publish_bytes(command("C1", "USE_0001").to_string().as_bytes(), with_trace(&sender)).await;
-    let told = bed.told().await;
-    assert_eq!(told.event["traceparent"], sender);
-    assert_eq!(header(told.properties.headers().as_ref().unwrap(), "traceparent"), sender);
+    let reported = bed.next_event().await;
+    assert_eq!(reported.event["traceparent"], sender);
+    assert_eq!(header(reported.properties.headers().as_ref().unwrap(), "traceparent"), sender);
     bed.publish(&command("C2", "USE_0002")).await;
-    let told = bed.told().await;
-    assert_eq!(told.event.get("traceparent"), None::<&Value>);
+    let reported = bed.next_event().await;
+    assert_eq!(reported.event.get("traceparent"), None::<&Value>);
     service.stop().await;
 }

@@ -153,8 +153,8 @@ async fn one_signed_404_does_not_refuse_a_redeemed_command() {
         "kind": "status", "status": 404, "code": "NOT_FOUND", "signed": true}}]));
     let output = program(&bed, TELL).output().await.unwrap();
     assert_eq!(lines(&output, 0)[0]["did"], "published_redeemed");
-    let told = bed.told().await;
-    assert_eq!(told.gist(), "redeemed - USED");
+    let reported = bed.next_event().await;
+    assert_eq!(reported.gist(), "redeemed - USED");
     assert_eq!(queries(&bed).len(), 2);
 }
 
@@ -163,15 +163,15 @@ async fn refusal_rests_on_two_spaced_queries() {
     let mut bed = bed(json!({"state": "EXPIRED"})).await;
     let output = program(&bed, TELL).output().await.unwrap();
     assert_eq!(lines(&output, 0)[0]["did"], "published_refused");
-    let told = bed.told().await;
-    assert_eq!(told.gist(), "refused expired EXPIRED");
+    let reported = bed.next_event().await;
+    assert_eq!(reported.gist(), "refused expired EXPIRED");
     let queries = queries(&bed);
     assert_eq!(queries.len(), 2);
     let apart = Duration::from_micros(queries[1] - queries[0]);
     // The first may have been long on its way to the ledger, which the program cannot see; the second left after it.
     assert!(apart >= SETTLING, "{apart:?}");
-    let evidence = told.data("/evidence").as_array().unwrap();
-    assert_eq!((evidence.len(), told.data("/attempts")), (2, &json!(2)), "{evidence:#?}");
+    let evidence = reported.data("/evidence").as_array().unwrap();
+    assert_eq!((evidence.len(), reported.data("/attempts")), (2, &json!(2)), "{evidence:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

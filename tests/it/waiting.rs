@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::bed;
-use crate::bed::{Bed, Told, command, header, until};
+use crate::bed::{Bed, ReceivedEvent, command, header, until};
 use crate::ports;
 use jiff::{SignedDuration, Timestamp};
 use lapin::BasicProperties;
@@ -38,12 +38,12 @@ fn number(value: &Value) -> u64 {
     value.as_u64().unwrap()
 }
 
-async fn in_order(bed: &mut Bed, count: usize) -> Vec<Told> {
-    let mut told = Vec::new();
+async fn in_order(bed: &mut Bed, count: usize) -> Vec<ReceivedEvent> {
+    let mut reported = Vec::new();
     for _ in 0..count {
-        told.push(bed.told().await);
+        reported.push(bed.next_event().await);
     }
-    told
+    reported
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,17 +60,19 @@ async fn one_coupon_is_asked_about_one_call_at_a_time_and_no_other_waits_for_it(
         bed.publish(&command(&format!("C{nth}"), &format!("USE_{nth:04}"))).await;
     }
     let service = bed.start().await;
-    let told = in_order(&mut bed, 45).await;
-    let slow: Vec<_> = told.iter().filter(|told| told.data("/coupon_code") == "SLOW").collect();
-    let numbers: Vec<_> = slow.iter().map(|told| told.data("/out_request_no").as_str().unwrap()).collect();
+    let reported = in_order(&mut bed, 45).await;
+    let slow: Vec<_> = reported.iter().filter(|reported| reported.data("/coupon_code") == "SLOW").collect();
+    let numbers: Vec<_> =
+        slow.iter().map(|reported| reported.data("/out_request_no").as_str().unwrap()).collect();
     // One may be delivered twice while the service begins, and then waits in a queue for what may be under way.
     assert_eq!(numbers[0], "USE_SLOW_0");
     let all = BTreeSet::from(["USE_SLOW_0", "USE_SLOW_1", "USE_SLOW_2", "USE_SLOW_3", "USE_SLOW_4"]);
     assert_eq!(numbers.iter().copied().collect::<BTreeSet<_>>(), all);
     assert_eq!(slow[0].gist(), "redeemed - USED");
-    assert!(slow[1..].iter().all(|told| told.gist() == "refused used_by_another USED"));
-    let third = told.iter().position(|told| told.data("/out_request_no") == "USE_SLOW_2").unwrap();
-    assert!(third >= 40, "others waited: the slow coupon's third command was told as number {third}");
+    assert!(slow[1..].iter().all(|reported| reported.gist() == "refused used_by_another USED"));
+    let third =
+        reported.iter().position(|reported| reported.data("/out_request_no") == "USE_SLOW_2").unwrap();
+    assert!(third >= 40, "others waited: the slow coupon's third command was reported as number {third}");
     alone(&bed.attempts("SLOW"));
     service.stop().await;
 }
@@ -89,13 +91,13 @@ async fn a_slow_coupon_with_more_commands_than_can_be_held_keeps_no_other_waitin
         bed.publish(&command(&format!("C{nth}"), &format!("USE_{nth:04}"))).await;
     }
     let service = bed.start().await;
-    let told = in_order(&mut bed, 340).await;
-    let last = told.iter().rposition(|told| told.data("/coupon_code") != "SLOW").unwrap();
-    assert!(last < 140, "others waited: the last of them was told as number {last}");
-    let slow: BTreeMap<_, _> = told
+    let reported = in_order(&mut bed, 340).await;
+    let last = reported.iter().rposition(|reported| reported.data("/coupon_code") != "SLOW").unwrap();
+    assert!(last < 140, "others waited: the last of them was reported as number {last}");
+    let slow: BTreeMap<_, _> = reported
         .iter()
-        .filter(|told| told.data("/coupon_code") == "SLOW")
-        .map(|told| (told.data("/out_request_no").to_string(), told.gist()))
+        .filter(|reported| reported.data("/coupon_code") == "SLOW")
+        .map(|reported| (reported.data("/out_request_no").to_string(), reported.gist()))
         .collect();
     assert_eq!(slow.len(), 300, "every one ended");
     assert_eq!(slow.values().filter(|gist| **gist == "redeemed - USED").count(), 1);
@@ -159,9 +161,9 @@ async fn hosts_of(bed: &mut Bed, prefix: &str, count: usize, gist: &str) -> BTre
             bed.issue(&code, json!({}));
         }
         bed.publish(&command(&code, &format!("USE_{code}"))).await;
-        let told = bed.told().await;
-        assert_eq!(told.gist(), gist, "{:#}", told.event);
-        let evidence = told.data("/evidence").as_array().unwrap();
+        let reported = bed.next_event().await;
+        assert_eq!(reported.gist(), gist, "{:#}", reported.event);
+        let evidence = reported.data("/evidence").as_array().unwrap();
         let host = evidence.last().unwrap()["host"].as_str().unwrap().to_owned();
         *hosts.entry(host).or_default() += 1;
     }
@@ -228,11 +230,11 @@ async fn what_the_network_loses_is_asked_again_on_the_other_domain_however_well_
         ]));
         bed.issue(&code, json!({}));
         bed.publish(&command(&code, &format!("USE_{code}"))).await;
-        let told = bed.told().await;
-        assert_eq!(told.gist(), "redeemed - USED", "{:#}", told.event);
-        let evidence = told.data("/evidence").as_array().unwrap();
+        let reported = bed.next_event().await;
+        assert_eq!(reported.gist(), "redeemed - USED", "{:#}", reported.event);
+        let evidence = reported.data("/evidence").as_array().unwrap();
         let [first, second] = [0, 1].map(|nth| evidence[nth]["host"].as_str().unwrap());
-        assert_ne!(first, second, "{:#}", told.event);
+        assert_ne!(first, second, "{:#}", reported.event);
         // The record of the first one stays good: most calls are carried.
         hosts_of(&mut bed, &format!("G{nth}_"), 10, "redeemed - USED").await;
     }
@@ -334,29 +336,29 @@ async fn a_copy_with_bad_headers_ends_with_a_reason_and_harms_nobody() {
             None => headers.remove(name),
         };
         publish_copy(&bed, &bytes, headers).await;
-        let told = bed.told().await;
+        let reported = bed.next_event().await;
         let what = format!("{name}: {value:?}");
-        assert_eq!(told.gist(), expected, "{what}: {:#}", told.event);
-        assert_eq!(told.data("/coupon_code"), &json!(code), "{what}");
+        assert_eq!(reported.gist(), expected, "{what}: {:#}", reported.event);
+        assert_eq!(reported.data("/coupon_code"), &json!(code), "{what}");
         if expected.starts_with("unresolved") {
             let (kept, headers) = bed.parked().await;
             assert_eq!(kept, bytes, "{what}");
             let reason = header(&headers, "x-redemption-parked-reason");
-            assert_eq!(reason, told.data("/problem/reason").as_str().unwrap(), "{what}");
+            assert_eq!(reason, reported.data("/problem/reason").as_str().unwrap(), "{what}");
         }
         let calls = bed.attempts(&code);
         let uses = calls.iter().filter(|call| call["operation"] == "use").count();
         assert_eq!(uses, usize::from(expected == redeemed), "{what}: {calls:#?}");
         if expected == damaged {
             assert!(calls.is_empty(), "{what}: nobody knows what was asked before, so nothing is asked now");
-            let problem = told.data("/problem/faults/0/problem").as_str().unwrap_or_default();
+            let problem = reported.data("/problem/faults/0/problem").as_str().unwrap_or_default();
             let changed = name == retry_message::BODY_SHA256 && problem.contains("body differs");
             assert!(problem.contains(name) || changed, "{what}: {problem}");
         }
     }
     bed.issue("GOOD", json!({}));
     bed.publish(&command("GOOD", "USE_GOOD")).await;
-    assert_eq!(bed.told().await.gist(), redeemed, "the next command is unharmed");
+    assert_eq!(bed.next_event().await.gist(), redeemed, "the next command is unharmed");
     // Every one was taken once and ended: none of them went round.
     assert_eq!(service.metric(r#"redeemer_commands_taken_total{arrival="retry"}"#).await as usize, published);
     let ended = r#"redeemer_commands_settled_total{settlement="finished"}"#;
@@ -407,9 +409,9 @@ async fn a_coupon_returned_between_two_attempts_is_refused_and_not_used_again() 
         until("the effect", async || bed.uses().iter().any(|(used, _)| used == code)).await;
         bed.sandbox.act(code, &act("return")).unwrap();
         bed.faults(json!([]));
-        let told = bed.told().await;
-        assert_eq!(told.gist(), "refused returned_since EFFECTIVE", "{:#}", told.event);
-        assert_eq!(told.data("/established_by"), "query");
+        let reported = bed.next_event().await;
+        assert_eq!(reported.gist(), "refused returned_since EFFECTIVE", "{:#}", reported.event);
+        assert_eq!(reported.data("/established_by"), "query");
         let calls = bed.attempts(code);
         let asked: Vec<_> = calls.iter().map(|call| call["operation"].as_str().unwrap()).collect();
         assert_eq!(asked[0], "use");
@@ -440,8 +442,8 @@ async fn a_coupon_that_ends_between_two_attempts_is_refused_by_its_state() {
         until("the first attempt", async || bed.attempts(code).iter().any(answered)).await;
         bed.sandbox.act(code, &act(deed)).unwrap();
         bed.faults(json!([]));
-        let told = bed.told().await;
-        assert_eq!(told.gist(), expected, "{:#}", told.event);
+        let reported = bed.next_event().await;
+        assert_eq!(reported.gist(), expected, "{:#}", reported.event);
         let calls = bed.attempts(code);
         assert_eq!(calls.iter().filter(|call| call["operation"] == "use").count(), 1, "{calls:#?}");
     }
@@ -474,9 +476,9 @@ async fn rounds_of_a_sequential_coupon_and_a_coupon_of_a_bundle_are_redeemed_as_
     ] {
         bed.faults(faults);
         bed.publish(&asked).await;
-        let told = bed.told().await;
-        assert!(told.gist().starts_with(expected), "{asked}: {} {:#}", told.gist(), told.event);
-        assert_eq!(told.data("/established_by"), by, "{asked}: {:#}", told.event);
+        let reported = bed.next_event().await;
+        assert!(reported.gist().starts_with(expected), "{asked}: {} {:#}", reported.gist(), reported.event);
+        assert_eq!(reported.data("/established_by"), by, "{asked}: {:#}", reported.event);
     }
     let mut uses = bed.uses();
     uses.sort();
@@ -512,7 +514,7 @@ async fn a_later_better_outcome_supersedes_an_unresolved_one() {
         let soon = Timestamp::now() + SignedDuration::from_secs(2);
         headers.insert(retry_message::DEADLINE.into(), AMQPValue::LongString(soon.to_string().into()));
         bed.publish_bytes(&bytes, BasicProperties::default().with_headers(headers)).await;
-        let unresolved = bed.told().await;
+        let unresolved = bed.next_event().await;
         assert_eq!(unresolved.gist(), "unresolved deadline_passed -");
         let (kept, headers) = bed.parked().await;
         assert_eq!(kept, bytes);
@@ -523,7 +525,7 @@ async fn a_later_better_outcome_supersedes_an_unresolved_one() {
             false => BasicProperties::default(),
         };
         bed.publish_bytes(&kept, properties).await;
-        let redeemed = bed.told().await;
+        let redeemed = bed.next_event().await;
         assert_eq!(redeemed.gist(), "redeemed - USED", "{code}: {:#}", redeemed.event);
         assert_ne!(redeemed.event["id"], unresolved.event["id"]);
         for same in ["/coupon_code", "/out_request_no"] {
@@ -561,12 +563,12 @@ async fn a_brand_that_has_not_authorized_us_is_refused_while_another_is_served()
         bed.publish(&command(&format!("C{nth}"), &format!("USE_{nth:04}"))).await;
     }
     let service = bed.start_unready().await;
-    for told in in_order(&mut bed, 25).await {
-        let expected = match told.data("/brand_id").as_str() {
+    for reported in in_order(&mut bed, 25).await {
+        let expected = match reported.data("/brand_id").as_str() {
             Some("666666") => "refused not_authorized -",
             _ => "redeemed - USED",
         };
-        assert_eq!(told.gist(), expected, "{:#}", told.event);
+        assert_eq!(reported.gist(), expected, "{:#}", reported.event);
     }
     service.wait_ready().await;
     assert_eq!(bed.uses().len(), 20);
@@ -580,7 +582,7 @@ async fn when_no_brand_lets_us_in_consumption_stops_and_resumes_by_itself() {
     for (nth, brand) in ["120344", "666666"].into_iter().enumerate() {
         bed.issue(&format!("A{nth}"), json!({"brand_id": brand}));
         bed.publish(&of_brand(&format!("A{nth}"), brand, &format!("USE_A{nth}"))).await;
-        assert_eq!(bed.told().await.gist(), "redeemed - USED");
+        assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
     }
     unauthorized(&bed, &["*"]);
     for nth in 0..30 {
@@ -594,8 +596,8 @@ async fn when_no_brand_lets_us_in_consumption_stops_and_resumes_by_itself() {
     assert!(service.get("/readyz").await.1.contains("NO_AUTH"), "it stays stopped");
     assert_eq!(bed.uses().len(), 2);
     unauthorized(&bed, &[]);
-    for told in in_order(&mut bed, 30).await {
-        assert_eq!(told.gist(), "redeemed - USED", "no coupon is charged with it: {:#}", told.event);
+    for reported in in_order(&mut bed, 30).await {
+        assert_eq!(reported.gist(), "redeemed - USED", "no coupon is charged with it: {:#}", reported.event);
     }
     service.wait_ready().await;
     assert_eq!(bed.uses().len(), 32);
@@ -610,7 +612,7 @@ async fn a_brand_that_withdraws_its_rights_holds_up_nobody() {
     for (nth, brand) in ["120344", "666666"].into_iter().enumerate() {
         bed.issue(&format!("A{nth}"), json!({"brand_id": brand}));
         bed.publish(&of_brand(&format!("A{nth}"), brand, &format!("USE_A{nth}"))).await;
-        assert_eq!(bed.told().await.gist(), "redeemed - USED");
+        assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
     }
     unauthorized(&bed, &["666666"]);
     for nth in 0..100 {
@@ -625,8 +627,8 @@ async fn a_brand_that_withdraws_its_rights_holds_up_nobody() {
     }
     let mut good = None;
     let mut counts = BTreeMap::new();
-    for told in in_order(&mut bed, 120).await {
-        *counts.entry(told.gist()).or_insert(0) += 1;
+    for reported in in_order(&mut bed, 120).await {
+        *counts.entry(reported.gist()).or_insert(0) += 1;
         if counts.get("redeemed - USED") == Some(&20) {
             good.get_or_insert(since.elapsed());
         }
@@ -664,12 +666,12 @@ async fn ever_new_brands_without_rights_stop_nothing() {
     until("every stranger", async || (0..120).all(tried)).await;
     bed.issue("D", json!({}));
     bed.publish(&command("D", "USE_000D")).await;
-    for told in in_order(&mut bed, 141).await {
-        let expected = match told.data("/brand_id").as_str() {
+    for reported in in_order(&mut bed, 141).await {
+        let expected = match reported.data("/brand_id").as_str() {
             Some("120344") => "redeemed - USED",
             _ => "refused not_authorized -",
         };
-        assert_eq!(told.gist(), expected, "{:#}", told.event);
+        assert_eq!(reported.gist(), expected, "{:#}", reported.event);
     }
     service.stop().await;
 }
@@ -700,11 +702,11 @@ async fn where_a_query_is_not_granted_nobody_else_waits_and_the_deadline_holds()
         bed.issue(&format!("C{nth}"), json!({}));
         bed.publish(&command(&format!("C{nth}"), &format!("USE_{nth:04}"))).await;
     }
-    for told in in_order(&mut bed, 20).await {
-        assert_eq!(told.gist(), "redeemed - USED", "{:#}", told.event);
+    for reported in in_order(&mut bed, 20).await {
+        assert_eq!(reported.gist(), "redeemed - USED", "{:#}", reported.event);
     }
-    for told in in_order(&mut bed, 5).await {
-        assert_eq!(told.gist(), "unresolved deadline_passed -", "{:#}", told.event);
+    for reported in in_order(&mut bed, 5).await {
+        assert_eq!(reported.gist(), "unresolved deadline_passed -", "{:#}", reported.event);
     }
     for code in &lost {
         let calls = bed.attempts(code);
@@ -743,8 +745,8 @@ async fn when_only_redeeming_is_not_allowed_an_query_that_is_answered_charges_no
     assert!(service.get("/readyz").await.1.contains("NO_AUTH"), "it stays stopped");
     assert_eq!(service.metric(r#"redeemer_suspended{reason="unauthorized"}"#).await, 1.0);
     bed.faults(json!([]));
-    for told in in_order(&mut bed, 30).await {
-        assert_eq!(told.gist(), "redeemed - USED", "no coupon is charged with it: {:#}", told.event);
+    for reported in in_order(&mut bed, 30).await {
+        assert_eq!(reported.gist(), "redeemed - USED", "no coupon is charged with it: {:#}", reported.event);
     }
     service.wait_ready().await;
     assert_eq!(bed.uses().len(), 30);
@@ -771,9 +773,9 @@ async fn rejected_parameter_does_not_make_a_denied_brand_the_only_one() {
     let service = bed.start_unready().await;
     until("the stop", async || service.get("/readyz").await.1.contains("NO_AUTH")).await;
     bed.faults(json!([]));
-    for told in in_order(&mut bed, 13).await {
-        let good = told.event["subject"] != "EVIL";
-        assert!(!good || told.gist() == "redeemed - USED", "charged to a coupon: {:#}", told.event);
+    for reported in in_order(&mut bed, 13).await {
+        let good = reported.event["subject"] != "EVIL";
+        assert!(!good || reported.gist() == "redeemed - USED", "charged to a coupon: {:#}", reported.event);
     }
     service.stop().await;
 }
@@ -798,8 +800,8 @@ async fn a_wrong_clock_stops_consumption_and_the_reason_says_by_how_much() {
     assert!((590.0..=610.0).contains(&skew), "{skew}");
     assert!(bed.uses().is_empty());
     bed.sandbox.set_clock_offset(0);
-    for told in in_order(&mut bed, 20).await {
-        assert_eq!(told.gist(), "redeemed - USED", "{:#}", told.event);
+    for reported in in_order(&mut bed, 20).await {
+        assert_eq!(reported.gist(), "redeemed - USED", "{:#}", reported.event);
     }
     service.wait_ready().await;
     service.stop().await;

@@ -6,7 +6,7 @@
 //! What the model does not have: times within a second, more than one coupon and number, signatures and the clock.
 
 #![allow(clippy::unwrap_used, reason = "a test may; the lint only spares the test functions themselves")]
-#![allow(clippy::print_stdout, reason = "figures and paths, for whoever runs it")]
+#![allow(clippy::print_stdout, reason = "figures and paths, for who runs it")]
 
 mod lanes;
 mod provider;

@@ -478,8 +478,8 @@ pub(crate) fn check_coverage(found: &[Found]) {
     }
     let effects = ["no_effect", "unknown", "used", "rejected", "rejected_unverified"];
     let queries = effects.map(|effect| (Operation::Query, effect));
-    let told = [(Operation::Redeem, "no_effect")].into_iter().chain(queries);
-    let missed: Vec<_> = told
+    let reported = [(Operation::Redeem, "no_effect")].into_iter().chain(queries);
+    let missed: Vec<_> = reported
         .flat_map(|(operation, effect)| Verdict::WORDS.map(|verdict| [operation.as_str(), effect, verdict]))
         .filter(|key| !reached.contains_key(key))
         .collect();

@@ -1,7 +1,7 @@
 """An order service in another language: publishes one command and waits for its event on a queue of its own.
 
 Standard input: {"uri", "commands", "results", "reply_to", "correlation_id", "message_id", "command"}; `command` is a
-text and goes out as it stands. Standard output: the event with everything the broker told about it, as JSON.
+text and goes out as it stands. Standard output: the event with everything the broker reported about it, as JSON.
 """
 
 import json

@@ -56,13 +56,13 @@ pub(crate) struct Service {
 
 /// A result event with what came around it.
 #[derive(Debug)]
-pub(crate) struct Told {
+pub(crate) struct ReceivedEvent {
     pub event: Value,
     pub routing_key: String,
     pub properties: BasicProperties,
 }
 
-impl Told {
+impl ReceivedEvent {
     /// A field of `data`, by JSON pointer.
     pub(crate) fn data(&self, pointer: &str) -> &Value {
         self.event["data"].pointer(pointer).unwrap_or(&Value::Null)
@@ -141,7 +141,7 @@ impl Bed {
             match Wires::try_new(broker.uri(), &self.config).await {
                 Ok(wires) => break wires,
                 Err(error) => {
-                    assert!(Instant::now() < deadline, "no connection anew in {PATIENCE:?}: {error}")
+                    assert!(Instant::now() < deadline, "no connection again in {PATIENCE:?}: {error}")
                 }
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -159,11 +159,11 @@ impl Bed {
     /// Starts the service and does not wait.
     pub(crate) async fn start_unready(&self) -> Service {
         let (trigger, listener) = shutdown::channel();
-        let (told, admin) = tokio::sync::oneshot::channel();
+        let (reported, admin) = tokio::sync::oneshot::channel();
         let config = self.config.clone();
         let _ = redeemer::telemetry::log::init(redeemer::telemetry::log::Format::Plain, "info,lapin=off");
         let task = tokio::spawn(redeemer::app::run(config, None, listener, |address| {
-            let _ = told.send(address.to_string());
+            let _ = reported.send(address.to_string());
         }));
         let admin = match admin.await {
             Ok(admin) => admin,
@@ -216,18 +216,18 @@ impl Bed {
     }
 
     /// The next result event.
-    pub(crate) async fn told(&mut self) -> Told {
+    pub(crate) async fn next_event(&mut self) -> ReceivedEvent {
         let delivery = next_within(self.patience, &mut self.wires.results, "a result event").await;
         let event: Value = serde_json::from_slice(&delivery.data).unwrap();
-        let told = Told {
+        let reported = ReceivedEvent {
             event,
             routing_key: delivery.routing_key.to_string(),
             properties: delivery.properties.clone(),
         };
         delivery.ack(BasicAckOptions::default()).await.unwrap();
-        assert_eq!(told.properties.message_id().as_ref().unwrap().as_str(), told.event["id"]);
-        keeps_the_contract(&told.event);
-        told
+        assert_eq!(reported.properties.message_id().as_ref().unwrap().as_str(), reported.event["id"]);
+        keeps_the_contract(&reported.event);
+        reported
     }
 
     /// The next parked command: its bytes and headers.
@@ -243,7 +243,7 @@ impl Bed {
         self.wires.channel.basic_cancel(tag, BasicCancelOptions::default()).await.unwrap();
     }
 
-    /// Reads no results from now on, and lets the queue go that took them; [`Bed::told`] must not be asked any more.
+    /// Reads no results from now on, and lets the queue go that took them; [`Bed::reported`] must not be asked any more.
     pub(crate) async fn leave_results(&self) {
         let tag = self.wires.results.tag();
         self.wires.channel.basic_cancel(tag, BasicCancelOptions::default()).await.unwrap();

@@ -107,7 +107,7 @@ impl Programs {
 
     /// Where the service's admin port is.
     pub(crate) fn admin(&self) -> String {
-        fs::read_to_string(self.dir.join("admin.address")).expect("the service has told its address")
+        fs::read_to_string(self.dir.join("admin.address")).expect("the service has reported its address")
     }
 
     /// What the service has logged.

@@ -44,7 +44,7 @@ pub(crate) enum Right {
     Rival,
     /// Refused for this reason.
     Refused(&'static str),
-    /// Reported as no command.
+    /// ReceivedEvent as no command.
     Invalid,
     /// Used once at most, and then returned by the user: redeemed if that was reported before, refused otherwise, as
     /// returned or as used by the order that used it next.

@@ -31,7 +31,7 @@ use crate::rig::Rig;
 const SEED: u64 = 20_261_123;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_lost_doubled_or_told_wrong_whatever_breaks() {
+async fn nothing_is_lost_doubled_or_reported_wrong_whatever_breaks() {
     let seed = number("TORTURE_SEED", SEED);
     let size = Size {
         commands: number("TORTURE_COMMANDS", 480) as usize,

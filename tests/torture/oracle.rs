@@ -63,23 +63,23 @@ pub(crate) fn judge(
         events.entry(&event.command).or_default().push(event);
     }
     let known: BTreeSet<&str> = commands.iter().map(|command| command.id.as_str()).collect();
-    for (stranger, told) in events.iter().filter(|(id, _)| !known.contains(*id)) {
-        findings.violations.push(format!("events of no command, correlation {stranger:?}: {told:#?}"));
+    for (stranger, reported) in events.iter().filter(|(id, _)| !known.contains(*id)) {
+        findings.violations.push(format!("events of no command, correlation {stranger:?}: {reported:#?}"));
     }
     count(seen, &ledger, &mut findings);
 
     for command in commands {
-        let told = events.get(command.id.as_str()).map_or(&[][..], Vec::as_slice);
-        if told.is_empty() {
+        let reported = events.get(command.id.as_str()).map_or(&[][..], Vec::as_slice);
+        if reported.is_empty() {
             findings.lost += 1;
         }
-        findings.superseded += usize::from(is_superseded(told));
-        let outcomes = told.iter().filter(|event| event.outcome != "unresolved");
+        findings.superseded += usize::from(is_superseded(reported));
+        let outcomes = reported.iter().filter(|event| event.outcome != "unresolved");
         let outcomes: BTreeSet<_> = outcomes.map(|event| (&event.outcome, &event.reason)).collect();
         findings.contradictory += usize::from(outcomes.len() > 1);
-        if let Err(why) = outcome(command, told, &ledger) {
-            findings.wrong += usize::from(!told.is_empty());
-            findings.violations.push(with_history(&why, command, told, &ledger));
+        if let Err(why) = outcome(command, reported, &ledger) {
+            findings.wrong += usize::from(!reported.is_empty());
+            findings.violations.push(with_history(&why, command, reported, &ledger));
         }
     }
     effects(commands, seen, &ledger, twice, &mut findings);
@@ -159,22 +159,22 @@ fn count(seen: &[Seen], ledger: &Ledger<'_>, findings: &mut Findings) {
 }
 
 /// One command has one outcome, and the right one.
-fn outcome(command: &Command, told: &[&Seen], ledger: &Ledger<'_>) -> Result<(), String> {
+fn outcome(command: &Command, reported: &[&Seen], ledger: &Ledger<'_>) -> Result<(), String> {
     // A better outcome supersedes unresolved, and only that.
-    let settled: Vec<_> = told.iter().filter(|event| event.outcome != "unresolved").collect();
-    let first = settled.first().ok_or(if told.is_empty() { "no event" } else { "never resolved" })?;
+    let settled: Vec<_> = reported.iter().filter(|event| event.outcome != "unresolved").collect();
+    let first = settled.first().ok_or(if reported.is_empty() { "no event" } else { "never resolved" })?;
     let ids: BTreeSet<_> = settled.iter().map(|event| &event.id).collect();
     if ids.len() != 1 {
         return Err(format!("{} outcomes", ids.len()));
     }
-    if settled.len() < told.len() && !command.hopeless {
+    if settled.len() < reported.len() && !command.hopeless {
         return Err("unresolved, although there was time".to_owned());
     }
-    if is_taken_back(told) {
+    if is_taken_back(reported) {
         return Err("unresolved after an outcome".to_owned());
     }
     let unresolved: BTreeSet<_> =
-        told.iter().filter(|event| event.outcome == "unresolved").map(|event| &event.id).collect();
+        reported.iter().filter(|event| event.outcome == "unresolved").map(|event| &event.id).collect();
     if unresolved.len() > 1 {
         return Err("unresolved under several ids".to_owned());
     }
@@ -192,7 +192,7 @@ fn outcome(command: &Command, told: &[&Seen], ledger: &Ledger<'_>) -> Result<(),
         }
     };
     if !right || !names_it && command.right != Right::Invalid {
-        return Err(format!("told as {gist:?} of {}/{}", first.code, first.number));
+        return Err(format!("reported as {gist:?} of {}/{}", first.code, first.number));
     }
     let states: BTreeSet<_> = settled.iter().map(|event| event.state.as_str()).collect();
     let state = match (command.right, gist.1) {
@@ -201,14 +201,14 @@ fn outcome(command: &Command, told: &[&Seen], ledger: &Ledger<'_>) -> Result<(),
         (right, _) => right.state(),
     };
     if states != BTreeSet::from([state]) {
-        return Err(format!("told with the states {states:?}"));
+        return Err(format!("reported with the states {states:?}"));
     }
     let effect = ledger.used(&command.number) > 0;
     // What was returned was used.
     let expected = first.outcome == "redeemed" || command.right == Right::Returned;
     if effect != expected {
         return Err(format!(
-            "told as {} while the ledger {} an effect",
+            "reported as {} while the ledger {} an effect",
             first.outcome,
             if effect { "has" } else { "lacks" }
         ));
@@ -218,16 +218,16 @@ fn outcome(command: &Command, told: &[&Seen], ledger: &Ledger<'_>) -> Result<(),
 
 /// Whether a command was reported as unresolved for the first time after it had been reported as something else. What the broker
 /// hands over again may come late.
-fn is_taken_back(told: &[&Seen]) -> bool {
+fn is_taken_back(reported: &[&Seen]) -> bool {
     let is_settled = |event: &&&Seen| event.outcome != "unresolved";
-    let unresolved_before = told.iter().take_while(|event| !is_settled(event)).count() > 0;
-    let mut after = told.iter().skip_while(|event| !is_settled(event));
+    let unresolved_before = reported.iter().take_while(|event| !is_settled(event)).count() > 0;
+    let mut after = reported.iter().skip_while(|event| !is_settled(event));
     !unresolved_before && after.any(|event| event.outcome == "unresolved" && !event.again)
 }
 
 /// Whether a command was reported as unresolved first, and then as something else.
-fn is_superseded(told: &[&Seen]) -> bool {
-    let mut later = told.iter().skip_while(|event| event.outcome != "unresolved");
+fn is_superseded(reported: &[&Seen]) -> bool {
+    let mut later = reported.iter().skip_while(|event| event.outcome != "unresolved");
     later.any(|event| event.outcome != "unresolved")
 }
 
@@ -248,7 +248,7 @@ fn effects(
         if uses.len() > 1 && !(is_returned && twice.contains(*number)) {
             findings.doubled += 1;
             let attempts = ledger.attempts.iter().filter(|attempt| attempt["coupon_code"] == code);
-            let way: Vec<_> = attempts.map(told_of).collect();
+            let way: Vec<_> = attempts.map(reported_of).collect();
             let effects = uses.len();
             findings
                 .violations
@@ -264,7 +264,7 @@ fn effects(
             .iter()
             .any(|event| event.outcome == "redeemed" && event.number == *number && event.code == code)
         {
-            findings.violations.push(format!("an effect that nobody was told of: {uses:#?}"));
+            findings.violations.push(format!("an effect that nobody was reported of: {uses:#?}"));
         }
     }
     let mut bodies: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
@@ -319,7 +319,7 @@ fn queries(
         let mut open: BTreeMap<&str, &Value> = BTreeMap::new();
         for attempt in attempts {
             if attempt["operation"] != "use" {
-                if is_told(attempt) {
+                if is_reported(attempt) {
                     open.clear();
                 }
                 continue;
@@ -332,7 +332,7 @@ fn queries(
             };
             if let Some(before) = before.filter(unasked) {
                 findings.unasked += 1;
-                let way: Vec<_> = attempts.iter().map(|attempt| told_of(attempt)).collect();
+                let way: Vec<_> = attempts.iter().map(|attempt| reported_of(attempt)).collect();
                 let places = [before, attempt].map(|attempt| attempt["sequence"].to_string()).join(" and ");
                 let why = format!("{number} was used again without an query, {places}");
                 findings.violations.push(format!("{why}; all calls:\n{}", way.join("\n")));
@@ -343,7 +343,7 @@ fn queries(
 
 /// Whether a query was answered by the coupon, in time, whole, and under a good signature. Of the faults only these
 /// leave it so: a short delay, signatures missing from refusals alone, and depth that nobody has to look into.
-fn is_told(query: &Value) -> bool {
+fn is_reported(query: &Value) -> bool {
     let harmless = matches!(query["fault"].as_str(), None | Some("slow" | "unsigned" | "deep_json"));
     let in_time = query["took_us"].as_u64().is_some_and(|took| took < WAITED_FOR_US);
     query["operation"] == "query" && query["answered"] == 200 && harmless && in_time
@@ -365,14 +365,14 @@ fn is_declined(attempt: &Value) -> bool {
 fn twins(commands: &[Command], events: &BTreeMap<&str, Vec<&Seen>>, findings: &mut Findings) {
     let mut ids: BTreeMap<(&str, &str), BTreeSet<&str>> = BTreeMap::new();
     for command in commands.iter().filter(|command| command.right != Right::Invalid) {
-        let told = events.get(command.id.as_str()).map_or(&[][..], Vec::as_slice);
+        let reported = events.get(command.id.as_str()).map_or(&[][..], Vec::as_slice);
         let settled =
-            told.iter().filter(|event| event.outcome != "unresolved").map(|event| event.id.as_str());
+            reported.iter().filter(|event| event.outcome != "unresolved").map(|event| event.id.as_str());
         ids.entry((&command.code, &command.number)).or_default().extend(settled);
     }
     for ((code, number), ids) in ids.iter().filter(|(_, ids)| ids.len() > 1) {
         findings.wrong += 1;
-        findings.violations.push(format!("{code}/{number} is told under several ids: {ids:?}"));
+        findings.violations.push(format!("{code}/{number} is reported under several ids: {ids:?}"));
     }
 }
 
@@ -380,8 +380,8 @@ fn twins(commands: &[Command], events: &BTreeMap<&str, Vec<&Seen>>, findings: &m
 fn rivals(commands: &[Command], events: &BTreeMap<&str, Vec<&Seen>>, findings: &mut Findings) {
     let mut winners: BTreeMap<&str, usize> = BTreeMap::new();
     for command in commands.iter().filter(|command| command.right == Right::Rival) {
-        let told = events.get(command.id.as_str()).map_or(&[][..], Vec::as_slice);
-        let won = told.iter().any(|event| event.outcome == "redeemed");
+        let reported = events.get(command.id.as_str()).map_or(&[][..], Vec::as_slice);
+        let won = reported.iter().any(|event| event.outcome == "redeemed");
         *winners.entry(&command.code).or_default() += usize::from(won);
     }
     for (code, winners) in winners.iter().filter(|(_, winners)| **winners != 1) {
@@ -419,8 +419,8 @@ fn aside(
         }
     }
     let unresolved = |command: &Command| {
-        let told = events.get(command.id.as_str()).map_or(&[][..], Vec::as_slice);
-        told.iter().any(|event| event.outcome == "unresolved")
+        let reported = events.get(command.id.as_str()).map_or(&[][..], Vec::as_slice);
+        reported.iter().any(|event| event.outcome == "unresolved")
     };
     for (command, _) in wanted.values().filter(|(_, found)| !found) {
         if command.right == Right::Invalid || unresolved(command) {
@@ -430,7 +430,7 @@ fn aside(
 }
 
 /// A call or an effect in a line.
-fn told_of(entry: &Value) -> String {
+fn reported_of(entry: &Value) -> String {
     format!(
         "    {} {} {} {} {} fault {} answered {} after {} us sub_code {}",
         entry["sequence"],
@@ -445,12 +445,12 @@ fn told_of(entry: &Value) -> String {
     )
 }
 
-fn with_history(why: &str, command: &Command, told: &[&Seen], ledger: &Ledger<'_>) -> String {
+fn with_history(why: &str, command: &Command, reported: &[&Seen], ledger: &Ledger<'_>) -> String {
     let of_it = |entry: &&Value| entry["coupon_code"] == command.code.as_str();
     let mut entries: Vec<_> = ledger.attempts.iter().chain(ledger.effects).filter(of_it).collect();
     entries.sort_by_key(|entry| entry["sequence"].as_u64());
-    let events: Vec<_> = told.iter().map(|event| format!("    {event:?}")).collect();
-    let entries: Vec<_> = entries.into_iter().map(told_of).collect();
+    let events: Vec<_> = reported.iter().map(|event| format!("    {event:?}")).collect();
+    let entries: Vec<_> = entries.into_iter().map(reported_of).collect();
     format!(
         "{}: {why} (right: {:?})\n  command {}\n  events\n{}\n  ledger\n{}",
         command.id,
@@ -539,7 +539,7 @@ mod tests {
     }
 
     #[test]
-    fn an_query_that_was_answered_too_late_told_nobody() {
+    fn an_query_that_was_answered_too_late_reported_nobody() {
         let call = |operation, at_us: u64, took_us: u64, fault| {
             json!({
                 "at": "2026-01-01T00:00:00Z", "at_us": at_us, "took_us": took_us, "operation": operation,
@@ -587,7 +587,7 @@ mod tests {
     #[test]
     fn only_what_is_unresolved_is_superseded() {
         let check = |story: &[(&str, bool)], taken_back: bool, superseded: bool| {
-            let told: Vec<Seen> = story
+            let reported: Vec<Seen> = story
                 .iter()
                 .map(|(outcome, again)| Seen {
                     command: "m-1".to_owned(),
@@ -601,11 +601,15 @@ mod tests {
                     again: *again,
                 })
                 .collect();
-            let told: Vec<&Seen> = told.iter().collect();
-            assert_eq!((is_taken_back(&told), is_superseded(&told)), (taken_back, superseded), "{story:?}");
+            let reported: Vec<&Seen> = reported.iter().collect();
+            assert_eq!(
+                (is_taken_back(&reported), is_superseded(&reported)),
+                (taken_back, superseded),
+                "{story:?}"
+            );
             let page = json!({"effects": [{"kind": "used", "out_request_no": "USE_1"}]});
             let hopeless = Command { hopeless: true, ..command() };
-            assert_eq!(outcome(&hopeless, &told, &Ledger::read(&page)).is_err(), taken_back, "{story:?}");
+            assert_eq!(outcome(&hopeless, &reported, &Ledger::read(&page)).is_err(), taken_back, "{story:?}");
         };
         let (redeemed, unresolved) = (("redeemed", false), ("unresolved", false));
         check(&[redeemed], false, false);

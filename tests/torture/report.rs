@@ -53,9 +53,9 @@ pub(crate) fn lines(seed: u64, size: Size, figures: &Figures, findings: &Finding
     line("events", format!("{}, {} of them distinct", findings.events, findings.distinct));
     line("events repeated, under the same id", findings.repeats.to_string());
     line("unresolved, and superseded when asked again", figures.superseded.to_string());
-    line("- by two operators at once, in so many runs of `parked replay`", figures.operators.to_string());
+    line("- by two operators at once, in this many runs of `parked replay`", figures.operators.to_string());
     line("used, and returned by the user before anybody saw it", figures.returned.to_string());
-    line("messages that a careless client dies of, all told as invalid", figures.undecodable.to_string());
+    line("messages that a careless client dies of, all reported as invalid", figures.undecodable.to_string());
     line("broker takes connections again -> first command settled", spread(&figures.recoveries));
     line("broker gone -> not ready", spread(&figures.unready));
     let (backlog, drain) = figures.backlog;

@@ -24,7 +24,7 @@ use crate::proxy::{Manner, Proxy};
 use crate::report;
 use crate::returns;
 use crate::service::{Sandbox, Service, was_killed};
-use crate::wires::{self, Told};
+use crate::wires::{self, ReceivedEvent};
 
 /// The share of commands that comes at once when all trouble but the payment API's is over: one in this many.
 const BACKLOG_SHARE: usize = 10;
@@ -73,7 +73,7 @@ pub(crate) struct Rig {
     instances: [Service; INSTANCES],
     commands: Vec<Command>,
     acts: Vec<Act>,
-    told: Told,
+    reported: ReceivedEvent,
     allowance: watch::Sender<usize>,
     series: Vec<Vec<String>>,
     figures: Figures,
@@ -162,7 +162,7 @@ impl Rig {
         let config = configure(&sandbox_dir, &sandbox.card, through, before_provider.port);
         std::fs::write(dir.join("redeemer.toml"), toml::to_string(&config).unwrap()).unwrap();
         wires::establish(broker.uri(), &config).await;
-        let told = wires::read(broker.uri().to_owned());
+        let reported = wires::read(broker.uri().to_owned());
         let mut instances = [0, 1].map(|nth| Service::new(&format!("instance-{nth}"), &dir));
         let mut series = Vec::new();
         for instance in &mut instances {
@@ -181,7 +181,7 @@ impl Rig {
             instances,
             commands,
             acts,
-            told,
+            reported,
             allowance,
             series,
             figures,
@@ -216,7 +216,11 @@ impl Rig {
             due += plan::commands_for(act);
             self.allow(due * troubled / wanted);
             let at = begun.elapsed().as_secs_f64();
-            println!("torture: {at:>6.1} s, {} told, act {nth} of {}: {act}", self.progress(), acts.len());
+            println!(
+                "torture: {at:>6.1} s, {} reported, act {nth} of {}: {act}",
+                self.progress(),
+                acts.len()
+            );
             self.carry_out(*act).await;
             self.look_after().await;
         }
@@ -226,7 +230,7 @@ impl Rig {
         self.reach(last).await;
         self.figures.backlog = (backlog, since.elapsed());
         println!(
-            "torture: {:>6.1} s: trouble is over, {} told",
+            "torture: {:>6.1} s: trouble is over, {} reported",
             begun.elapsed().as_secs_f64(),
             self.progress()
         );
@@ -256,7 +260,7 @@ impl Rig {
         self.stop_all().await;
         self.find_nothing_left().await;
         let ledger = self.sandbox.ask("ledger").await;
-        let (seen, twice) = (self.told.all(), &publication.twice);
+        let (seen, twice) = (self.reported.all(), &publication.twice);
         let mut findings = oracle::judge(&self.commands, &seen, &ledger, &parked, twice, &self.muddles);
         oracle::judge_deadlines(&seen, &publication.deadlines, &mut findings);
         self.figures.returned = returned.load(Ordering::SeqCst);
@@ -307,8 +311,8 @@ impl Rig {
         let mut check = |holds: bool, what: String| shortfalls.extend((!holds).then_some(what));
         let (faulty, calls) = findings.at_random;
         let percent = self.size.faults_percent;
-        let told = format!("{faulty} faults at random in {calls} calls, not {percent} %");
-        check(faulty * 100 >= calls * percent, told);
+        let reported = format!("{faulty} faults at random in {calls} calls, not {percent} %");
+        check(faulty * 100 >= calls * percent, reported);
         let ends = self.figures.unready.len();
         for (what, times) in [
             ("from the broker's return to the first settled command", &self.figures.recoveries),
@@ -329,8 +333,8 @@ impl Rig {
             let (kills, wanted) = (self.figures.kills.values().sum::<usize>(), self.size.kills);
             check(kills >= wanted, format!("{kills} kills, not {wanted}"));
             let never: Vec<_> = self.hits.iter().filter(|hit| hit.times == 0).collect();
-            let told = format!("of {} rules these faults never came: {never:?}", self.hits.len());
-            check(never.is_empty() && !self.hits.is_empty(), told);
+            let reported = format!("of {} rules these faults never came: {never:?}", self.hits.len());
+            check(never.is_empty() && !self.hits.is_empty(), reported);
             check(findings.superseded > 0, "no command was unresolved and superseded".to_owned());
             let wanted = self.size.broker_kills;
             check(ends >= wanted, format!("{ends} ends of the broker, not {wanted}"));
@@ -339,7 +343,7 @@ impl Rig {
     }
 
     fn progress(&self) -> usize {
-        *self.told.progress().borrow()
+        *self.reported.progress().borrow()
     }
 
     /// Lets this many commands be published.
@@ -353,16 +357,16 @@ impl Rig {
 
     /// Waits until there are events for this many commands, for as long as there are more and more of them.
     async fn reach(&mut self, commands: usize) {
-        let mut progress = self.told.progress();
-        let mut told = *progress.borrow_and_update();
-        while told < commands {
-            if timeout(PATIENCE, progress.wait_for(|now| *now > told)).await.is_err() {
-                let why = format!("{told} of {commands} commands told, and none for {PATIENCE:?}");
+        let mut progress = self.reported.progress();
+        let mut reported = *progress.borrow_and_update();
+        while reported < commands {
+            if timeout(PATIENCE, progress.wait_for(|now| *now > reported)).await.is_err() {
+                let why = format!("{reported} of {commands} commands reported, and none for {PATIENCE:?}");
                 let state = self.state().await;
                 self.violations.push(format!("{why}; {state}"));
                 return;
             }
-            told = self.progress();
+            reported = self.progress();
         }
     }
 
@@ -412,17 +416,17 @@ impl Rig {
             }
             Act::Alarm => {
                 self.count(act);
-                let mut told = self.alarm().await;
+                let mut reported = self.alarm().await;
                 for _ in 0..2 {
-                    if !told {
+                    if !reported {
                         // Nobody had anything to publish.
                         let last = self.commands.len() - 2 * KEPT_BACK;
                         self.allow(last.min(self.progress() + LAGGING));
-                        told = self.alarm().await;
+                        reported = self.alarm().await;
                     }
                 }
-                if !told {
-                    self.violations.push("no instance was told of the memory alarm".to_owned());
+                if !reported {
+                    self.violations.push("no instance was reported of the memory alarm".to_owned());
                 }
             }
             Act::CloseConnections => {
@@ -522,13 +526,13 @@ impl Rig {
         let since = Instant::now();
         let [one, other] = &self.instances;
         let is_blocked = |blocked| blocked == 1.0;
-        let told = tokio::select! {
-            told = one.wait_metric(BLOCKED, is_blocked, ALARM_TOLD_WITHIN) => told,
-            told = other.wait_metric(BLOCKED, is_blocked, ALARM_TOLD_WITHIN) => told,
+        let reported = tokio::select! {
+            reported = one.wait_metric(BLOCKED, is_blocked, ALARM_TOLD_WITHIN) => reported,
+            reported = other.wait_metric(BLOCKED, is_blocked, ALARM_TOLD_WITHIN) => reported,
         };
         sleep(Duration::from_secs(3).saturating_sub(since.elapsed())).await;
         self.ctl(&["set_vm_memory_high_watermark", "0.4"]).await;
-        told.is_some()
+        reported.is_some()
     }
 
     /// How often each instance has connected to the broker, once both are connected.
@@ -547,15 +551,15 @@ impl Rig {
     async fn expect_new_connections(&mut self, act: &Act, built: [f64; INSTANCES], wanted: usize) {
         let since = Instant::now();
         loop {
-            let mut anew = 0;
+            let mut again = 0;
             for (instance, before) in self.instances.iter().zip(built) {
-                anew += usize::from(instance.metric(SESSIONS).await.is_some_and(|now| now > before));
+                again += usize::from(instance.metric(SESSIONS).await.is_some_and(|now| now > before));
             }
-            if anew >= wanted {
+            if again >= wanted {
                 break;
             }
             if since.elapsed() > PATIENCE {
-                self.violations.push(format!("{act}: {anew} instances connected anew, not {wanted}"));
+                self.violations.push(format!("{act}: {again} instances connected again, not {wanted}"));
                 break;
             }
             sleep(Duration::from_millis(20)).await;
@@ -837,7 +841,7 @@ impl Rig {
     /// What people would do: replay what was parked for want of time, as it was parked, two of them at once.
     async fn resolve_the_unresolved(&mut self, parked: &[(Vec<u8>, String)]) {
         let settled: Vec<String> = self
-            .told
+            .reported
             .all()
             .into_iter()
             .filter(|event| event.outcome != "unresolved")
@@ -862,9 +866,9 @@ impl Rig {
         self.replay_by_two(again.len()).await;
         let since = Instant::now();
         while since.elapsed() < PATIENCE {
-            let told = self.told.all();
+            let reported = self.reported.all();
             let resolved = |command: &Command| {
-                told.iter().any(|event| event.command == command.id && event.outcome != "unresolved")
+                reported.iter().any(|event| event.command == command.id && event.outcome != "unresolved")
             };
             if again.iter().all(resolved) {
                 return;

@@ -64,12 +64,12 @@ pub(crate) struct Seen {
 
 /// All events so far, and for how many commands there are some.
 #[derive(Clone)]
-pub(crate) struct Told {
+pub(crate) struct ReceivedEvent {
     seen: Arc<Mutex<Vec<Seen>>>,
     commands: watch::Sender<usize>,
 }
 
-impl Told {
+impl ReceivedEvent {
     /// A copy of all events.
     pub(crate) fn all(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
@@ -123,22 +123,26 @@ pub(crate) async fn delete_exchange(uri: &str, name: &str) {
 }
 
 /// Reads events until the runtime ends.
-pub(crate) fn read(uri: String) -> Told {
-    let told = Told { seen: Arc::default(), commands: watch::Sender::new(0) };
-    let reading = told.clone();
+pub(crate) fn read(uri: String) -> ReceivedEvent {
+    let reported = ReceivedEvent { seen: Arc::default(), commands: watch::Sender::new(0) };
+    let reading = reported.clone();
     tokio::spawn(async move {
         let mut commands = BTreeSet::new();
         loop {
             let (connection, channel) = connect(&uri).await;
             // Whatever goes wrong here, the next connection begins again.
             let _ = read_on(&channel, &reading, &mut commands).await;
-            let _ = timeout(ACKED_WITHIN, connection.close(200, "anew".into())).await;
+            let _ = timeout(ACKED_WITHIN, connection.close(200, "again".into())).await;
         }
     });
-    told
+    reported
 }
 
-async fn read_on(channel: &Channel, told: &Told, commands: &mut BTreeSet<String>) -> lapin::Result<()> {
+async fn read_on(
+    channel: &Channel,
+    reported: &ReceivedEvent,
+    commands: &mut BTreeSet<String>,
+) -> lapin::Result<()> {
     let beginning = async {
         channel.basic_qos(200, BasicQosOptions::default()).await?;
         let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
@@ -164,8 +168,8 @@ async fn read_on(channel: &Channel, told: &Told, commands: &mut BTreeSet<String>
             again: delivery.redelivered,
         };
         commands.insert(seen.command.clone());
-        told.seen.lock().unwrap().push(seen);
-        told.commands.send_replace(commands.len());
+        reported.seen.lock().unwrap().push(seen);
+        reported.commands.send_replace(commands.len());
         let Ok(acked) = timeout(ACKED_WITHIN, delivery.ack(BasicAckOptions::default())).await else { break };
         acked?;
     }

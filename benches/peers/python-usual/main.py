@@ -68,13 +68,13 @@ async def main() -> None:
                             "coupon": coupon,
                         },
                     }
-                    told = aio_pika.Message(
+                    reported = aio_pika.Message(
                         json.dumps(event).encode(),
                         content_type="application/cloudevents+json",
                         message_id=event["id"],
                         delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
                     )
-                    await results.publish(told, f"redemption.redeemed.{command['brand_id']}", mandatory=True)
+                    await results.publish(reported, f"redemption.redeemed.{command['brand_id']}", mandatory=True)
 
             await queue.consume(redeem)
             await asyncio.Future()

@@ -265,7 +265,7 @@ async fn a_redemption_takes_effect_once_however_often_it_is_asked() {
 }
 
 #[tokio::test]
-async fn whoever_cannot_prove_who_he_is_gets_an_unsigned_401_and_no_effect() {
+async fn who_cannot_prove_who_he_is_gets_an_unsigned_401_and_no_effect() {
     let bed = Bed::new().await;
     let now = Timestamp::now().as_second();
     let tampered = |part: &str, with: &str| {

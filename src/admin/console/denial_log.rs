@@ -64,7 +64,7 @@ mod tests {
         let at = |ms: u64| start + Duration::from_millis(ms);
         let lines: Vec<_> = (0..180_000).filter_map(|ms| log.record(peer(1), at(ms))).collect();
         assert_eq!(lines, [0, 59_999, 59_999]);
-        assert_eq!(log.record(peer(2), at(180_001)), Some(0), "another one is told apart");
+        assert_eq!(log.record(peer(2), at(180_001)), Some(0), "another one is reported apart");
     }
 
     #[test]

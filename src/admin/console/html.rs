@@ -107,7 +107,7 @@ fn hidden(session: &Session) -> String {
 }
 
 fn result_page(words: &str, class: &str) -> String {
-    format!("<p class=\"told {class}\" role=\"status\">{}</p>", text(words))
+    format!("<p class=\"reported {class}\" role=\"status\">{}</p>", text(words))
 }
 
 /// The login page. `refused` is why access was denied; `exposed` that the port is open beyond this machine.
@@ -391,10 +391,10 @@ pub(super) fn result_of(deed: OperatorAction) -> &'static str {
     match deed {
         OperatorAction::Republished => "Sent again. An audit event was published.",
         OperatorAction::PublishedRedeemed => {
-            "Told as redeemed, and off the queue. An audit event was published."
+            "Published as redeemed, and off the queue. An audit event was published."
         }
         OperatorAction::PublishedRefused => {
-            "Told as refused, and off the queue. An audit event was published."
+            "Published as refused, and off the queue. An audit event was published."
         }
         OperatorAction::Discarded => "Discarded. An audit event was published.",
     }

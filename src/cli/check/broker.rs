@@ -183,7 +183,7 @@ async fn topology(settings: &AmqpSettings, mode: Mode, findings: &mut Vec<Findin
             ObjectState::Differs(differences) => {
                 for Difference { argument, wanted, found } in differences {
                     let detail = format!("{object}: {argument} is {found}, must be {wanted}");
-                    findings.push(Finding::fault(WHAT, detail, making_anew(&object, &vhost)));
+                    findings.push(Finding::fault(WHAT, detail, making_again(&object, &vhost)));
                 }
             }
             ObjectState::Unreadable(words) if mode == Mode::Create && words.contains("ACCESS_REFUSED") => {
@@ -228,7 +228,7 @@ fn missing_objects(missing: &[String], all: usize, mode: Mode) -> Finding {
 
 /// What can be done about an object that differs: the broker changes no argument of one that exists. What deletes is
 /// left for the operator to run, once nothing can be lost.
-pub(super) fn making_anew(object: &Object, vhost: &str) -> String {
+pub(super) fn making_again(object: &Object, vhost: &str) -> String {
     let (look, delete) = match object {
         Object::Queue { name, .. } => (
             format!("rabbitmqctl list_queues -p '{vhost}' name messages"),

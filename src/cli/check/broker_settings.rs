@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::broker::{making_anew, of_version};
+use super::broker::{making_again, of_version};
 use super::remedies::setting;
 use super::{Finding, Severity};
 use crate::amqp::connection::AmqpSettings;
@@ -42,7 +42,7 @@ pub(super) async fn broker_settings(
             ManagementError::Forbidden { user, .. } => format!("rabbitmqctl set_user_tags {user} management"),
             ManagementError::Uri(_) | ManagementError::Settings(_) => setting("broker.management_uri"),
             ManagementError::NoResponse { .. } => {
-                "rabbitmq-plugins enable rabbitmq_management # or mend broker.management_uri".to_owned()
+                "rabbitmq-plugins enable rabbitmq_management # or fix broker.management_uri".to_owned()
             }
         };
         findings.push(Finding::fault(SETTINGS, fault.to_string(), remedy));
@@ -126,7 +126,7 @@ fn misfit(object: &Object, name: &str, vhost: &str, queue: &Queue, unfit: &Misma
     }
     if !by_policy {
         let detail = format!("queue {name}: {key} is {found}, must be {wanted}");
-        return Finding::fault("arguments", detail, making_anew(object, vhost));
+        return Finding::fault("arguments", detail, making_again(object, vhost));
     }
     let (policy, operator) = (queue.policy.as_deref(), queue.operator_policy.as_deref());
     let named: Vec<_> = policy.into_iter().chain(operator).collect();

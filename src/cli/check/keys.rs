@@ -57,8 +57,8 @@ fn start_fault(fault: &StartFault, config: &Config, origin: &Origin) -> Finding 
             Finding { what, remedy: mending.or(finding.remedy), ..finding }
         }
         StartFault::Key { key, fault: wrong } => {
-            let mended = key.as_deref().unwrap_or("wechat.merchant_key_file");
-            let remedy = origin.remedy(&wrong.remedy(MERCHANT_KEY), mended);
+            let fixed = key.as_deref().unwrap_or("wechat.merchant_key_file");
+            let remedy = origin.remedy(&wrong.remedy(MERCHANT_KEY), fixed);
             Finding::fault("keys", fault.to_string(), remedy).with_id(wrong.id())
         }
         StartFault::Client(fault) => {

@@ -13,7 +13,7 @@ use crate::policy::attempt::OutcomeKind;
 #[derive(Debug, Clone)]
 pub(super) struct Got {
     /// The event; nothing where it could not be read.
-    pub told: Option<EventView>,
+    pub reported: Option<EventView>,
     /// From publishing the command to the event in hand.
     pub took: Duration,
 }
@@ -53,16 +53,16 @@ impl Report<'_> {
         if got.len() != case.times {
             faults.push(format!("{} events for {} messages", got.len(), case.times));
         }
-        for Got { told, .. } in got {
-            let Some(told) = told else {
+        for Got { reported, .. } in got {
+            let Some(reported) = reported else {
                 faults.push("an event that cannot be read".to_owned());
                 continue;
             };
-            let state = told.data.coupon_state.as_deref();
-            if words(told) != case.expected.words() || state != case.expected.state {
-                faults.push(format!("got {}, coupon state {}", words(told), state.unwrap_or("none")));
+            let state = reported.data.coupon_state.as_deref();
+            if words(reported) != case.expected.words() || state != case.expected.state {
+                faults.push(format!("got {}, coupon state {}", words(reported), state.unwrap_or("none")));
             }
-            if case.number.is_some() && told.data.out_request_no != case.number {
+            if case.number.is_some() && reported.data.out_request_no != case.number {
                 faults.push("an event with another number".to_owned());
             }
         }
@@ -88,8 +88,8 @@ impl Report<'_> {
             let row = rows.entry(case.kind).or_default();
             row.expected = case.expected.words();
             row.sent += case.times;
-            for Got { told, .. } in &self.got[nth] {
-                let words = told.as_ref().map_or("unreadable".to_owned(), words);
+            for Got { reported, .. } in &self.got[nth] {
+                let words = reported.as_ref().map_or("unreadable".to_owned(), words);
                 *row.got.entry(words).or_default() += 1;
             }
             row.used += self.uses_of(nth, &uses);
@@ -133,11 +133,12 @@ impl Report<'_> {
     /// How many numbers were reported `redeemed`, how many of them the ledger has, and the most effects of any number.
     pub(super) fn ledger(&self) -> (usize, usize, usize) {
         let uses = self.uses();
-        let redeemed = |got: &Got| got.told.as_ref().is_some_and(|told| told.data.outcome == "redeemed");
-        let told = (0..self.cases.len()).filter(|nth| self.got[*nth].iter().any(redeemed));
-        let told: Vec<_> = told.collect();
-        let used = told.iter().filter(|nth| self.uses_of(**nth, &uses) > 0).count();
-        (told.len(), used, uses.into_values().max().unwrap_or(0))
+        let redeemed =
+            |got: &Got| got.reported.as_ref().is_some_and(|reported| reported.data.outcome == "redeemed");
+        let reported = (0..self.cases.len()).filter(|nth| self.got[*nth].iter().any(redeemed));
+        let reported: Vec<_> = reported.collect();
+        let used = reported.iter().filter(|nth| self.uses_of(**nth, &uses) > 0).count();
+        (reported.len(), used, uses.into_values().max().unwrap_or(0))
     }
 
     /// The time from publishing to the event that this share of commands took at most, of all or of undisturbed ones.
@@ -166,10 +167,10 @@ impl Expected {
     }
 }
 
-fn words(told: &EventView) -> String {
-    match told.reason() {
-        Some(reason) if told.data.outcome != "invalid" => format!("{}: {reason}", told.data.outcome),
-        _ => told.data.outcome.clone(),
+fn words(reported: &EventView) -> String {
+    match reported.reason() {
+        Some(reason) if reported.data.outcome != "invalid" => format!("{}: {reason}", reported.data.outcome),
+        _ => reported.data.outcome.clone(),
     }
 }
 
@@ -214,7 +215,7 @@ mod tests {
                 r#"{{"data": {{"outcome": "{outcome}", "coupon_state": "{state}",
                     "out_request_no": "34657_20250101_123456"}}}}"#
             );
-            Got { told: EventView::read(body.as_bytes()), took: Duration::from_millis(1) }
+            Got { reported: EventView::read(body.as_bytes()), took: Duration::from_millis(1) }
         });
         let effects: Vec<_> = effects.iter().map(|number| effect(number)).collect();
         let report = Report { cases: &program.cases, got: &[got.collect()], effects: &effects };
@@ -230,9 +231,9 @@ mod tests {
         let (ours, well) = ("34657_20250101_123456", ("redeemed", "EFFECTIVE"));
         assert_eq!(faults(&[well], &[ours]), [""; 0]);
         assert_eq!(faults(&[well], &[ours, "another_1"]), [""; 0]);
-        let check = |events: &[_], effects: &[_], told: &str| {
+        let check = |events: &[_], effects: &[_], reported: &str| {
             let found = faults(events, effects);
-            assert!(found.iter().any(|fault| fault.contains(told)), "no {told:?} in {found:?}");
+            assert!(found.iter().any(|fault| fault.contains(reported)), "no {reported:?} in {found:?}");
         };
         check(&[], &[ours], "0 events for 1 messages");
         check(&[well, well], &[ours], "2 events for 1 messages");
@@ -247,7 +248,7 @@ mod tests {
     fn a_quantile_is_a_time_that_was_taken() {
         let program = program(99, 1);
         let got: Vec<_> = (1..=program.cases.len() as u64)
-            .map(|n| vec![Got { told: None, took: Duration::from_millis(n) }])
+            .map(|n| vec![Got { reported: None, took: Duration::from_millis(n) }])
             .collect();
         let report = Report { cases: &program.cases, got: &got, effects: &[] };
         let count = program.cases.len() as f64;

@@ -40,7 +40,7 @@ mod tests {
     use crate::policy::classify::{Authenticity, Response};
     use crate::policy::host_choice::Host;
     #[test]
-    fn what_stopped_us_is_told_in_few_words_that_break_no_line() {
+    fn what_stopped_us_is_reported_in_few_words_that_break_no_line() {
         let answer = |code: Option<&str>, message: Option<&str>| Response {
             status: 401,
             authenticity: Authenticity::Unsigned,
