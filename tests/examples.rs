@@ -360,7 +360,7 @@ fn the_asyncapi_document_is_taken_by_its_own_parser_and_a_broken_one_is_not() {
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     assert!(text.contains("AsyncAPI 3.0.0: 8 channels, 3 operations, 13 examples"), "{text}");
     for (pointer, value) in [
-        ("/operations/tell/channel/$ref", json!("#/channels/none")),
+        ("/operations/send_result/channel/$ref", json!("#/channels/none")),
         ("/channels/results/bindings/amqp/exchange/type", json!("topics")),
         ("/channels/results/address", json!("redemption.{outcome}.{brand}")),
         ("/components/messages/result/payload/required", json!("everything")),

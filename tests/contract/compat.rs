@@ -102,7 +102,7 @@ impl Comparison {
 
     fn required(&mut self, path: &str, old: &BTreeSet<String>, new: &BTreeSet<String>) {
         let (fields, what) = match self.role {
-            Role::Command => (new - old, "is wanted now"),
+            Role::Command => (new - old, "is required now"),
             Role::Event => (old - new, "may be absent now"),
         };
         for field in fields {
