@@ -808,7 +808,7 @@ running. The service knows when its own calls ended. For a call of another insta
 | rejected, unverified | the rejection may be caused by an earlier use of ours. Two delayed queries in a row follow; then the rejection is final |
 | not executed | the coupon is usable. If no effect was unknown, the same body is sent. If one was, two delayed queries in a row must say so before the same body is sent. If a rejection is pending, the command ends |
 | not accepted | signed: WeChat Pay did not execute the call. The same operation later |
-| not accepted: not authorized | WeChat Pay denies the use for this brand, and it is not yet known whether only for this brand. The command waits in the shortest delay queue, without using up its deadline |
+| not accepted: not authorized | WeChat Pay denies the use for this brand, and it is not yet known whether only for this brand. The command waits in the shortest delay queue, and its later delays do not grow by it |
 | not sent | the same operation later, through the other host if the first one fails |
 | unknown | a delayed query |
 | unknown: used without a number | a later query; if the coupon is then usable, that use was returned |
