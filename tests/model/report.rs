@@ -323,7 +323,9 @@ fn cause_word(cause: Cause) -> &'static str {
         Cause::EventUnacked => {
             "a crash or a lost connection between the confirmation of the event and the ack"
         }
-        Cause::RetryUnacked => "a crash or a lost connection between the confirmation of a retry message and the ack",
+        Cause::RetryUnacked => {
+            "a crash or a lost connection between the confirmation of a retry message and the ack"
+        }
         Cause::RetryTwice => "a delay queue that delivers a retry message twice",
         Cause::CutOff => "a call that an instance begins before it notices that its connection is lost",
         Cause::EventHalfTaken => "an event that one queue accepts and another rejects",

@@ -41,7 +41,7 @@ func main() {
 			CorrelationId: filepath.Base(file), // becomes the correlation id of the event, e.g. an order number
 			Body:          must(os.ReadFile(file)),
 		}
-		late := time.AfterFunc(30*time.Second, func() { log.Fatal("no confirm, nobody knows: publish again ", file) })
+		late := time.AfterFunc(30*time.Second, func() { log.Fatal("no confirm, fate unknown: publish again ", file) })
 		// Mandatory: the broker returns it if no queue accepts it.
 		must(0, channel.PublishWithContext(context.Background(), "redemption.commands", "redemption.use", true, false, command))
 		// If the connection is lost, the command counts as not confirmed: its fate is unknown.

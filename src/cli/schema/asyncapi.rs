@@ -34,10 +34,25 @@ const EVENTS: [(&str, &str, &str, &str); 8] = [
         "34657",
         golden!("event.redeemed.sequential.json"),
     ),
-    ("refused", "the coupon was not used by this command, and will not be", "34658", golden!("event.refused.json")),
+    (
+        "refused",
+        "the coupon was not used by this command, and will not be",
+        "34658",
+        golden!("event.refused.json"),
+    ),
     ("invalid", "the message is not a valid command", "34659", golden!("event.invalid.json")),
-    ("unresolved", "the outcome was still unknown at the deadline", "34658", golden!("event.unresolved.json")),
-    ("corrupt", "a retry message came back corrupt from a delay queue", "34658", golden!("event.damaged.json")),
+    (
+        "unresolved",
+        "the outcome was still unknown at the deadline",
+        "34658",
+        golden!("event.unresolved.json"),
+    ),
+    (
+        "corrupt",
+        "a retry message came back corrupt from a delay queue",
+        "34658",
+        golden!("event.damaged.json"),
+    ),
 ];
 const AUDITS: [(&str, &str, &str); 2] = [
     ("replayed", "a parked command was published again", golden!("audit.replayed.json")),
