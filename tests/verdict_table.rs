@@ -31,7 +31,7 @@ const AUTHENTICITIES: [Authenticity; 7] = [
     Authenticity::Invalid(SignatureFlaw::Replayed),
 ];
 
-/// Every code of the "use" page, of its neighbors and of the platform's common rules, and two strangers.
+/// Every code of the "use" page, of related pages and of the platform's common rules, and unknown ones.
 const CODES: [&str; 25] = [
     "PARAM_ERROR",
     "INVALID_REQUEST",
@@ -60,7 +60,7 @@ const CODES: [&str; 25] = [
     "SOMETHING_NEW",
 ];
 
-/// The documented numbers at the end of `Request-ID`, with what the provider's manual says of them.
+/// The documented numbers at the end of `Request-ID`, with their meaning in the provider's manual.
 const SUB_CODES: [(u64, &str); 24] = [
     (272_756_745, "already redeemed under another number"),
     (272_756_746, "locked by a concurrent redemption"),
@@ -143,7 +143,7 @@ fn words(verdict: &Verdict) -> String {
 
 // ---- the laws, over every status, code, number and signature
 
-/// Under which statuses each documented code may stand. Others may stand under any 4xx.
+/// Whether a code belongs to a status. An undocumented code belongs to any 4xx.
 fn belongs(status: u16, code: &str) -> bool {
     let documented: &[u16] = match code {
         "" => &[],
@@ -168,7 +168,7 @@ fn says_too_frequent(code: &str) -> bool {
     belongs(429, code) && !belongs(400, code)
 }
 
-/// Whether an answer is a signed error body whose code belongs under its status: the only thing that rejects.
+/// Whether an answer is a signed error body whose code belongs under its status: only these are rejections.
 fn rejects(answer: &Response) -> bool {
     answer.authenticity == Authenticity::Verified
         && answer.coupon.is_none()
@@ -177,7 +177,7 @@ fn rejects(answer: &Response) -> bool {
         && answer.code.as_deref().is_some_and(|code| belongs(answer.status, code))
 }
 
-/// Panics where a verdict on `answer` breaks a law that holds whatever the answer says.
+/// Panics if a verdict on `answer` breaks a law that holds for every response.
 fn obey(operation: Operation, answer: &Response, verdict: &Verdict, standing: Option<&Usage>) {
     let verified = answer.authenticity == Authenticity::Verified;
     let redeem = operation == Operation::Redeem;
@@ -222,21 +222,21 @@ fn obey(operation: Operation, answer: &Response, verdict: &Verdict, standing: Op
     assert!(wanted, "{operation:?} {answer:?} -> {verdict:?}");
 }
 
-/// No code, every documented one, and strangers.
+/// No code, every documented one, and unknown ones.
 fn codes() -> Vec<Option<&'static str>> {
     [None].into_iter().chain(CODES.map(Some)).collect()
 }
 
-/// No number, two strangers, and every documented one.
+/// No number, two unknown ones, and every documented one.
 fn numbers() -> Vec<Option<u64>> {
     let documented = SUB_CODES.map(|(number, _)| Some(number));
     [None, Some(1), Some(u64::MAX)].into_iter().chain(documented).collect()
 }
 
-/// The verdicts on a redemption and on a query, each signed and not believed.
+/// The verdicts on a redemption and on a query, each signed and not verified.
 type Verdicts = [Verdict; 4];
 
-/// The verdicts under one status: for each of [`codes`], on each of [`numbers`]. Every law is kept on the way.
+/// The verdicts under one status: for each of [`codes`], on each of [`numbers`]. Checks every law.
 fn under(status: u16, redemption: &Redemption) -> Vec<Vec<Verdicts>> {
     let mut reply = CallResult::Response(answer(status, Authenticity::Verified));
     let mut verdict = |operation, authenticity, code: Option<&str>, number| {
@@ -255,7 +255,7 @@ fn under(status: u16, redemption: &Redemption) -> Vec<Vec<Verdicts>> {
         let [redeem, query] = Operation::ALL.map(|operation| {
             let [verified, unsigned, unconvincing @ ..] =
                 AUTHENTICITIES.map(|authenticity| verdict(operation, authenticity, code, number));
-            // One column suffices: a bad signature is worth as little as none.
+            // One column is enough: a bad signature counts the same as none.
             for as_little in unconvincing {
                 assert_eq!(as_little, unsigned, "{operation:?} {status} {code:?} {number:?}");
             }
@@ -268,7 +268,7 @@ fn under(status: u16, redemption: &Redemption) -> Vec<Vec<Verdicts>> {
     codes().into_iter().map(|code| numbers.iter().map(|number| verdicts(code, *number)).collect()).collect()
 }
 
-/// Puts together what is worth the same, in the order in which it first comes.
+/// Groups keys with equal values, in the order of first appearance.
 fn fold<K: Copy, V: PartialEq>(all: impl IntoIterator<Item = (K, V)>) -> Vec<(Vec<K>, V)> {
     let mut groups: Vec<(Vec<K>, V)> = Vec::new();
     for (key, value) in all {
@@ -354,11 +354,11 @@ fn request_id_never_makes_a_rejection_less_careful() {
                         Verdict::Rejected { may_be_our_own_use: doubtful, .. },
                         Verdict::Rejected { may_be_our_own_use: more, .. },
                     ) => more >= doubtful,
-                    // Both say, signed, that the request was not worked on.
+                    // Both say, signed, that the request was not executed.
                     (Verdict::Rejected { may_be_our_own_use: doubtful, .. }, Verdict::NotAccepted(_)) => {
                         !doubtful
                     }
-                    // The body goes out again only after looks that show no use of ours.
+                    // The body is sent again only after queries that show no use of ours.
                     (Verdict::Rejected { .. }, Verdict::Unknown(_)) => true,
                     (plain, refined) => plain == refined,
                 };
@@ -370,7 +370,7 @@ fn request_id_never_makes_a_rejection_less_careful() {
 
 // ---- coupons, from bodies as the provider sends them
 
-/// A coupon as it stands toward the redemption `USE_0001`.
+/// A coupon, and the redemption `USE_0001`.
 struct Case {
     shape: &'static str,
     detail: String,
@@ -441,7 +441,7 @@ fn coupons() -> Vec<Case> {
         add("EXPIRED", trace(ours, Some("R1")), None, None);
         add("DELETED", trace(other, Some("R1")), None, None);
         add("FROZEN", json!({}), None, None);
-        // Blocks that do not apply may stand beside the one that does, empty.
+        // Blocks that do not apply may be present, empty.
         let beside = if member == "single_usage_detail" {
             "progressive_bundle_usage_detail"
         } else {
@@ -577,7 +577,7 @@ fn error_bodies_are_read_as_far_as_they_go() {
         "oh-394z-6CGkNoJrsDLTTUKiAnp4","issue":"wrong","location":"body"}}"#;
     let told = "参数错误 (field /associated_order_info/mchid, location body, issue wrong)";
     check(documented, Some("PARAM_ERROR"), Some(told));
-    // Nothing of a detail that is shaped otherwise.
+    // A detail of another shape is ignored.
     for detail in ["7", "[]", "\"x\"", r#"{"field":7,"issue":[],"location":{}}"#] {
         let body = format!(r#"{{"code":"PARAM_ERROR","message":"x","detail":{detail}}}"#);
         check(&body, Some("PARAM_ERROR"), Some("x"));
@@ -591,7 +591,7 @@ fn error_bodies_are_read_as_far_as_they_go() {
     assert!(message.len() <= reply::MESSAGE_BYTES_MAX && message.len() > reply::MESSAGE_BYTES_MAX - 3);
 }
 
-/// What the provider names tells whose fault a rejection is.
+/// The named field or header shows the likely cause of a rejection.
 #[test]
 fn detail_is_about_our_headers_or_names_a_field() {
     let check = |field: &str, location: &str, ours: bool, theirs: bool| {
@@ -665,7 +665,7 @@ fn spans(statuses: &[u16]) -> String {
     told.collect::<Vec<_>>().join(", ")
 }
 
-/// The codes or numbers of a group; those that belong with "none" are all that are not named elsewhere.
+/// The codes or numbers of a group; the group with "none" also holds every one that no other group names.
 fn named<T: Copy + PartialEq>(group: &[Option<T>], groups: usize, spell: impl Fn(T) -> String) -> String {
     match (group.contains(&None), groups) {
         (true, 1) => "any".to_owned(),
