@@ -182,7 +182,7 @@ pub fn events() -> Vec<(&'static str, String)> {
             text(event::encode(&pay_score, &unresolved, telling("2026-03-06T04:30:45Z", 2, &lost)).body),
         ),
         (
-            "event.damaged.json",
+            "event.corrupt.json",
             text(
                 event::encode_corrupt_retry_message(
                     &pay_score,

@@ -51,7 +51,7 @@ const EVENTS: [(&str, &str, &str, &str); 8] = [
         "corrupt",
         "a retry message came back corrupt from a delay queue",
         "34658",
-        golden!("event.damaged.json"),
+        golden!("event.corrupt.json"),
     ),
 ];
 const AUDITS: [(&str, &str, &str); 2] = [
