@@ -23,7 +23,7 @@ use clap::{Parser, Subcommand};
 use crate::config;
 use crate::telemetry::untrusted::visible_lines;
 
-/// Redeems WeChat Pay product coupons on command of a message queue, and says what became of each.
+/// Redeems WeChat Pay product coupons from RabbitMQ commands, and publishes each outcome.
 #[derive(Debug, Parser)]
 #[command(version, about, after_help = EXIT_CODES)]
 pub struct Arguments {

@@ -1,8 +1,8 @@
-//! The contract for machines: what stands in `docs/contract` is what the program would write, schema and decoder agree,
+//! The contract for machines: `docs/contract` is what the program would write, schema and decoder agree,
 //! the golden messages are real ones, and nothing breaks those who were built for `v1`.
 //!
-//! `UPDATE=1 cargo test --test contract` writes `docs/contract` again. The baseline in `tests/contract/v1` is what
-//! others may have built for: it is replaced by hand, with a release.
+//! `UPDATE=1 cargo test --test contract` rewrites `docs/contract`. The baseline in `tests/contract/v1` is what
+//! others may have built for: replace it by hand, with a release.
 
 #![allow(clippy::unwrap_used, reason = "a test may; the lint only spares the test functions themselves")]
 
@@ -60,7 +60,7 @@ fn the_documents_checked_in_are_what_the_program_writes() {
     let mut known = vec!["examples".to_owned()];
     for document in Document::value_variants() {
         let now = document.text(&Config::default()).unwrap();
-        // Golden messages stand in one of them: it takes a second build to see a change of theirs.
+        // One of them embeds the golden messages: a change of theirs needs a second build.
         match document {
             Document::Coupon => check_file(&root().join("docs/coupon.md"), &now),
             Document::CouponChinese => check_file(&root().join("docs/zh-CN/coupon.md"), &now),
@@ -72,7 +72,7 @@ fn the_documents_checked_in_are_what_the_program_writes() {
     }
     let there = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     for name in there {
-        assert!(known.contains(&name), "{name} is no document of `redeemer schema`");
+        assert!(known.contains(&name), "{name} is not a document of `redeemer schema`");
     }
 }
 
@@ -101,7 +101,7 @@ fn the_command_line_prints_one_document_or_writes_them_all() {
 }
 
 #[test]
-fn the_golden_events_are_what_the_program_tells() {
+fn the_golden_events_are_what_the_program_writes() {
     for (name, now) in golden::events() {
         check_file(&root().join("docs/contract/examples").join(name), &now);
     }
@@ -155,7 +155,7 @@ fn the_documents_show_the_golden_messages() {
     assert_eq!(shown("docs/contract.md"), contract.map(golden));
 }
 
-/// Ways to spoil an event, each of which the schema must see.
+/// Ways to break an event; the schema must reject each.
 #[rstest]
 #[case("/specversion", json!("1.1"))]
 #[case("/id", json!("335e2c98-517d-4e1a-9cda-cbee66bf8788"))]
@@ -177,12 +177,12 @@ fn the_documents_show_the_golden_messages() {
 #[case("/data/evidence/0/verdict", json!("fine"))]
 #[case("/data/evidence/0/at", json!("2026"))]
 #[case("/data/evidence", json!([Value::Null]))]
-fn a_spoilt_event_is_seen(#[case] pointer: &str, #[case] value: Value) {
+fn a_broken_event_is_rejected(#[case] pointer: &str, #[case] value: Value) {
     for dialect in [Dialect::Draft2020, Dialect::Draft07] {
         let schema = validator(&schema::event(dialect));
         let (_, text) = &golden::events()[0];
         let mut event = parsed(text);
-        // What passes through from the provider, and what a later version adds, is nobody's fault.
+        // What passes through from the provider, and what a later version adds, is no fault.
         event["data"]["coupon"]["surprise"] = json!([1]);
         event["data"]["evidence"][0]["surprise"] = json!({});
         event["surprise"] = json!(true);
@@ -193,7 +193,7 @@ fn a_spoilt_event_is_seen(#[case] pointer: &str, #[case] value: Value) {
 }
 
 #[test]
-fn every_field_of_an_event_is_wanted_where_the_contract_says_so() {
+fn every_field_of_an_event_is_required() {
     let schema = validator(&schema::event(Dialect::Draft2020));
     let (_, text) = &golden::events()[1];
     let whole = parsed(text);
@@ -243,14 +243,14 @@ fn the_asyncapi_document_follows_the_topology() {
     assert_eq!(at("/channels/results/bindings/amqp/exchange/type"), "topic");
     assert_eq!(at("/channels/parked/bindings/amqp/queue/name"), "p1");
     assert_eq!(at("/channels/command_queue/x-queue-arguments/x-delivery-limit"), 7);
-    assert_eq!(at("/x-topology/waitQueues"), json!(["r1.9s"]));
+    assert_eq!(at("/x-topology/delayQueues"), json!(["r1.9s"]));
     assert_eq!(at("/x-topology/objects").as_array().unwrap().len(), config.topology().plan().len());
     assert!(!document.to_string().contains("redemption.commands"), "a default name is left");
 }
 
 // ---- schema and decoder
 
-/// What the schema takes and the decoder refuses, where both have seen the same JSON value.
+/// What the schema accepts and the decoder rejects, if both read the same JSON value.
 fn beyond_the_schema(command: &Value, pointer: &str) -> bool {
     let value = command.pointer(pointer).unwrap_or(&Value::Null);
     let field = pointer.rsplit('/').next().unwrap();
@@ -429,7 +429,7 @@ fn change(command: &mut Value, change: &Change) {
 }
 
 #[test]
-fn schema_and_decoder_agree_on_whatever_is_done_to_a_command() {
+fn schema_and_decoder_agree_on_every_changed_command() {
     let schemas = command_schemas();
     let commands: Vec<Value> = golden::COMMANDS.iter().map(|(_, text)| parsed(text)).collect();
     let (taken, refused) = (Cell::new(0), Cell::new(0));
@@ -491,7 +491,7 @@ fn schema_and_decoder_agree_on_every_value_in_every_field() {
     }
 }
 
-/// What JSON Schema cannot say, each by name: the schema takes these and the decoder does not.
+/// What JSON Schema cannot say, each by name: the schema accepts these and the decoder does not.
 #[rstest]
 #[case::a_day_that_is_not_in_the_calendar("2025-07-24T00:00:00+08:00", "2025-02-30T00:00:00+08:00")]
 #[case::a_whole_number_with_a_fraction("\"sequential_coupon_index\": 0", "\"sequential_coupon_index\": 0.0")]
@@ -530,14 +530,14 @@ fn object(properties: Value, required: Value) -> Value {
     json!({ "type": "object", "properties": properties, "required": required, "additionalProperties": false })
 }
 
-/// One case for each rule: who, before, after, and what is reported; nothing if it may be.
+/// One case for each rule: role, before, after, and the reported break; empty if the change is allowed.
 #[rstest]
 // Both: fields.
 #[case::a_field_of_a_command_goes(Role::Command, object(json!({"a": {}, "b": {}}), json!([])), object(json!({"a": {}}), json!([])), "the field b is gone")]
 #[case::a_field_of_an_event_goes(Role::Event, object(json!({"a": {}, "b": {}}), json!([])), object(json!({"a": {}}), json!([])), "the field b is gone")]
 #[case::a_command_gains_an_optional_field(Role::Command, object(json!({"a": {}}), json!([])), object(json!({"a": {}, "b": {}}), json!([])), "")]
 #[case::an_event_gains_a_field(Role::Event, object(json!({"a": {}}), json!(["a"])), object(json!({"a": {}, "b": {}}), json!(["a", "b"])), "")]
-#[case::a_command_wants_a_field_more(Role::Command, object(json!({"a": {}}), json!([])), object(json!({"a": {}}), json!(["a"])), "a is wanted now")]
+#[case::a_command_wants_a_field_more(Role::Command, object(json!({"a": {}}), json!([])), object(json!({"a": {}}), json!(["a"])), "a is required now")]
 #[case::a_command_wants_a_field_less(Role::Command, object(json!({"a": {}}), json!(["a"])), object(json!({"a": {}}), json!([])), "")]
 #[case::an_event_may_lack_a_field(Role::Event, object(json!({"a": {}}), json!(["a"])), object(json!({"a": {}}), json!([])), "a may be absent now")]
 #[case::a_field_deep_inside_goes(Role::Event, json!({"properties": {"a": {"items": {"properties": {"b": {}}}}}}), json!({"properties": {"a": {"items": {"properties": {}}}}}), "/a/items: the field b is gone")]
@@ -580,7 +580,7 @@ fn object(properties: Value, required: Value) -> Value {
 #[case::a_spelling_more(Role::Command, json!({"anyOf": [{}]}), json!({"anyOf": [{}, {}]}), "")]
 #[case::a_spelling_less(Role::Command, json!({"anyOf": [{}, {}]}), json!({"anyOf": [{}]}), "had 2 schemas, has 1")]
 #[case::an_exclusive_choice_more(Role::Command, json!({"oneOf": [{}]}), json!({"oneOf": [{}, {}]}), "had 1 schemas")]
-#[case::a_choice_that_wants_more(Role::Command, json!({"anyOf": [{}]}), json!({"anyOf": [{"required": ["a"]}]}), "a is wanted now")]
+#[case::a_choice_that_wants_more(Role::Command, json!({"anyOf": [{}]}), json!({"anyOf": [{"required": ["a"]}]}), "a is required now")]
 #[case::a_field_that_wants_another(Role::Command, json!({}), json!({"dependentRequired": {"a": ["b"]}}), "dependentRequired was absent")]
 #[case::a_rule_more_on_an_event(Role::Event, json!({"allOf": [{}]}), json!({"allOf": [{}, {}]}), "")]
 #[case::a_rule_less_on_an_event(Role::Event, json!({"allOf": [{}, {}]}), json!({"allOf": [{}]}), "had 2 schemas")]

@@ -304,7 +304,7 @@ fn the_contract_lists_every_field_of_an_event() {
 fn the_contract_lists_every_field_of_a_command_and_none_beside() {
     let contract = page("docs/contract.md");
     let mut listed: BTreeSet<String> =
-        contract.first_cells("field | wanted").iter().flat_map(|cell| words(cell)).collect();
+        contract.first_cells("field | required").iter().flat_map(|cell| words(cell)).collect();
     let order = |text: &str, from: usize| -> Vec<String> {
         let head = "| field of `associated_order_info` |";
         let rows = text.split(head).nth(1).unwrap().lines().skip(2).take_while(|line| line.starts_with('|'));

@@ -51,7 +51,7 @@ fn golden(name: &str) -> PathBuf {
 
 /// What `deploy/local/node-packages` has installed.
 fn node_packages() -> PathBuf {
-    let packages = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../context/contract/node_modules");
+    let packages = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../tools/contract/node_modules");
     assert!(packages.is_dir(), "run deploy/local/node-packages first, or make test-contract");
     packages
 }
@@ -96,7 +96,7 @@ fn built(source: &Path, dir: &Path) -> PathBuf {
         build.arg("build").arg("-o").arg(&program).arg(source);
         // Debian's packages stand in a workspace of the older kind.
         build.env("GO111MODULE", "off").env("GOPATH", "/usr/share/gocode").env("GOFLAGS", "");
-        build.env("GOCACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("../context/go"));
+        build.env("GOCACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("../tools/go"));
         let output = run(&mut build);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
@@ -360,7 +360,7 @@ fn the_asyncapi_document_is_taken_by_its_own_parser_and_a_broken_one_is_not() {
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     assert!(text.contains("AsyncAPI 3.0.0: 8 channels, 3 operations, 13 examples"), "{text}");
     for (pointer, value) in [
-        ("/operations/tell/channel/$ref", json!("#/channels/none")),
+        ("/operations/send_result/channel/$ref", json!("#/channels/none")),
         ("/channels/results/bindings/amqp/exchange/type", json!("topics")),
         ("/channels/results/address", json!("redemption.{outcome}.{brand}")),
         ("/components/messages/result/payload/required", json!("everything")),
@@ -373,7 +373,7 @@ fn the_asyncapi_document_is_taken_by_its_own_parser_and_a_broken_one_is_not() {
     }
 }
 
-// ---- schemas and types, by the context of others
+// ---- schemas and types, with other tools
 
 fn run_well(command: &mut Command) -> String {
     let output = run(command);
@@ -497,7 +497,7 @@ fn types_for_go_are_generated_and_read_the_golden_events() {
         let mut build = Command::new("go");
         build.args(["build", "-o", "read", "event.go", "read.go"]).current_dir(dir);
         build.env("GO111MODULE", "off").env("GOFLAGS", "");
-        build.env("GOCACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("../context/go"));
+        build.env("GOCACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("../tools/go"));
         run_well(&mut build);
         Command::new(dir.join("read"))
     });
@@ -528,9 +528,9 @@ fn types_for_java_are_generated_and_read_the_golden_events() {
 #[test]
 fn types_for_python_are_generated_and_read_the_golden_events() {
     read_by_types("read.py", |dir, schema| {
-        let context = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../context/contract/venv/bin");
-        assert!(context.is_dir(), "run deploy/local/python-packages first, or make test-contract");
-        let mut generator = Command::new(context.join("datamodel-codegen"));
+        let tools = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../tools/contract/venv/bin");
+        assert!(tools.is_dir(), "run deploy/local/python-packages first, or make test-contract");
+        let mut generator = Command::new(tools.join("datamodel-codegen"));
         generator.arg("--input").arg(schema).args([
             "--input-file-type",
             "jsonschema",
@@ -539,9 +539,9 @@ fn types_for_python_are_generated_and_read_the_golden_events() {
         ]);
         generator.args(["--output-model-type", "typing.TypedDict", "--target-python-version", "3.11"]);
         run_well(generator.args(["--disable-timestamp", "--output", "event.py"]).current_dir(dir));
-        let mut mypy = Command::new(context.join("mypy"));
+        let mut mypy = Command::new(tools.join("mypy"));
         run_well(mypy.args(["--strict", "--no-incremental", "event.py", "read.py"]).current_dir(dir));
-        let mut python = Command::new(context.join("python"));
+        let mut python = Command::new(tools.join("python"));
         python.arg("read.py");
         python
     });

@@ -1,6 +1,6 @@
-//! What every reply means, enumerated whole, and written down in `docs/verdicts.md` for people to review.
+//! The meaning of every call result, enumerated in full and written to `docs/verdicts.md` for review.
 //!
-//! The page is compared with what the code does; `UPDATE=1 cargo test --test verdict_table` writes it again.
+//! The page is compared with what the code does; `UPDATE=1 cargo test --test verdict_table` rewrites it.
 
 #![allow(clippy::unwrap_used, reason = "a test may; the lint only spares the test functions themselves")]
 
@@ -31,7 +31,7 @@ const AUTHENTICITIES: [Authenticity; 7] = [
     Authenticity::Invalid(SignatureFlaw::Replayed),
 ];
 
-/// Every code of the "use" page, of its neighbors and of the platform's common rules, and two strangers.
+/// Every code of the "use" page, of related pages and of the platform's common rules, and unknown ones.
 const CODES: [&str; 25] = [
     "PARAM_ERROR",
     "INVALID_REQUEST",
@@ -60,7 +60,7 @@ const CODES: [&str; 25] = [
     "SOMETHING_NEW",
 ];
 
-/// The documented numbers at the end of `Request-ID`, with what the provider's manual says of them.
+/// The documented numbers at the end of `Request-ID`, with their meaning in the provider's manual.
 const SUB_CODES: [(u64, &str); 24] = [
     (272_756_745, "already redeemed under another number"),
     (272_756_746, "locked by a concurrent redemption"),
@@ -117,7 +117,7 @@ fn words(verdict: &Verdict) -> String {
         Verdict::Redeemed => "**redeemed**".to_owned(),
         Verdict::Refused(reason) => format!("**refused**: {}", reason.as_str()),
         Verdict::Rejected { reason, may_be_our_own_use: true } => {
-            format!("rejected, doubtful: {}", reason.as_str())
+            format!("rejected, unverified: {}", reason.as_str())
         }
         Verdict::Rejected { reason, may_be_our_own_use: false } => format!("rejected: {}", reason.as_str()),
         Verdict::NotExecuted => "not executed".to_owned(),
@@ -125,25 +125,25 @@ fn words(verdict: &Verdict) -> String {
         Verdict::NotAccepted(NotAccepted::NotAuthorized) => "not accepted: not authorized".to_owned(),
         Verdict::NotAccepted(NotAccepted::Locked) => "not accepted: locked".to_owned(),
         Verdict::NotSent => "not sent".to_owned(),
-        Verdict::Unknown(UnknownCause::NoResponse) => "unknown: lost".to_owned(),
+        Verdict::Unknown(UnknownCause::NoResponse) => "unknown: no response".to_owned(),
         Verdict::Unknown(UnknownCause::ServerError) => "unknown: server error".to_owned(),
-        Verdict::Unknown(UnknownCause::Unverified) => "unknown: not believed".to_owned(),
-        Verdict::Unknown(UnknownCause::Accepted) => "unknown: noted only".to_owned(),
+        Verdict::Unknown(UnknownCause::Unverified) => "unknown: not verified".to_owned(),
+        Verdict::Unknown(UnknownCause::Accepted) => "unknown: accepted only".to_owned(),
         Verdict::Unknown(UnknownCause::TooFrequent) => "unknown: too frequent".to_owned(),
-        Verdict::Unknown(UnknownCause::NoNumber) => "unknown: used under no number".to_owned(),
-        Verdict::Unknown(UnknownCause::Contradiction) => "unknown: contradicted".to_owned(),
+        Verdict::Unknown(UnknownCause::NoNumber) => "unknown: used without a number".to_owned(),
+        Verdict::Unknown(UnknownCause::Contradiction) => "unknown: contradiction".to_owned(),
         Verdict::Unknown(UnknownCause::AnotherCoupon) => "unknown: another coupon".to_owned(),
         Verdict::Unknown(UnknownCause::Unexpected) => "unknown: unexpected".to_owned(),
-        Verdict::Suspended(SuspendReason::Unauthenticated) => "**stop**: unauthenticated".to_owned(),
-        Verdict::Suspended(SuspendReason::Unauthorized) => "**stop**: unauthorized".to_owned(),
-        Verdict::Suspended(SuspendReason::Rejected) => "**stop**: rejected".to_owned(),
+        Verdict::Suspended(SuspendReason::Unauthenticated) => "**suspended**: unauthenticated".to_owned(),
+        Verdict::Suspended(SuspendReason::Unauthorized) => "**suspended**: unauthorized".to_owned(),
+        Verdict::Suspended(SuspendReason::Rejected) => "**suspended**: rejected".to_owned(),
         Verdict::NotAuthorized => "not authorized".to_owned(),
     }
 }
 
 // ---- the laws, over every status, code, number and signature
 
-/// Under which statuses each documented code may stand. Others may stand under any 4xx.
+/// Whether a code belongs to a status. An undocumented code belongs to any 4xx.
 fn belongs(status: u16, code: &str) -> bool {
     let documented: &[u16] = match code {
         "" => &[],
@@ -168,7 +168,7 @@ fn says_too_frequent(code: &str) -> bool {
     belongs(429, code) && !belongs(400, code)
 }
 
-/// Whether an answer is a signed error body whose code belongs under its status: the only thing that rejects.
+/// Whether an answer is a signed error body whose code belongs under its status: only these are rejections.
 fn rejects(answer: &Response) -> bool {
     answer.authenticity == Authenticity::Verified
         && answer.coupon.is_none()
@@ -177,7 +177,7 @@ fn rejects(answer: &Response) -> bool {
         && answer.code.as_deref().is_some_and(|code| belongs(answer.status, code))
 }
 
-/// Panics where a verdict on `answer` breaks a law that holds whatever the answer says.
+/// Panics if a verdict on `answer` breaks a law that holds for every response.
 fn obey(operation: Operation, answer: &Response, verdict: &Verdict, standing: Option<&Usage>) {
     let verified = answer.authenticity == Authenticity::Verified;
     let redeem = operation == Operation::Redeem;
@@ -222,21 +222,21 @@ fn obey(operation: Operation, answer: &Response, verdict: &Verdict, standing: Op
     assert!(wanted, "{operation:?} {answer:?} -> {verdict:?}");
 }
 
-/// No code, every documented one, and strangers.
+/// No code, every documented one, and unknown ones.
 fn codes() -> Vec<Option<&'static str>> {
     [None].into_iter().chain(CODES.map(Some)).collect()
 }
 
-/// No number, two strangers, and every documented one.
+/// No number, two unknown ones, and every documented one.
 fn numbers() -> Vec<Option<u64>> {
     let documented = SUB_CODES.map(|(number, _)| Some(number));
     [None, Some(1), Some(u64::MAX)].into_iter().chain(documented).collect()
 }
 
-/// The verdicts on a redemption and on a query, each signed and not believed.
+/// The verdicts on a redemption and on a query, each signed and not verified.
 type Verdicts = [Verdict; 4];
 
-/// The verdicts under one status: for each of [`codes`], on each of [`numbers`]. Every law is kept on the way.
+/// The verdicts under one status: for each of [`codes`], on each of [`numbers`]. Checks every law.
 fn under(status: u16, redemption: &Redemption) -> Vec<Vec<Verdicts>> {
     let mut reply = CallResult::Response(answer(status, Authenticity::Verified));
     let mut verdict = |operation, authenticity, code: Option<&str>, number| {
@@ -255,7 +255,7 @@ fn under(status: u16, redemption: &Redemption) -> Vec<Vec<Verdicts>> {
         let [redeem, query] = Operation::ALL.map(|operation| {
             let [verified, unsigned, unconvincing @ ..] =
                 AUTHENTICITIES.map(|authenticity| verdict(operation, authenticity, code, number));
-            // One column suffices: a bad signature is worth as little as none.
+            // One column is enough: a bad signature counts the same as none.
             for as_little in unconvincing {
                 assert_eq!(as_little, unsigned, "{operation:?} {status} {code:?} {number:?}");
             }
@@ -268,7 +268,7 @@ fn under(status: u16, redemption: &Redemption) -> Vec<Vec<Verdicts>> {
     codes().into_iter().map(|code| numbers.iter().map(|number| verdicts(code, *number)).collect()).collect()
 }
 
-/// Puts together what is worth the same, in the order in which it first comes.
+/// Groups keys with equal values, in the order of first appearance.
 fn fold<K: Copy, V: PartialEq>(all: impl IntoIterator<Item = (K, V)>) -> Vec<(Vec<K>, V)> {
     let mut groups: Vec<(Vec<K>, V)> = Vec::new();
     for (key, value) in all {
@@ -354,11 +354,11 @@ fn request_id_never_makes_a_rejection_less_careful() {
                         Verdict::Rejected { may_be_our_own_use: doubtful, .. },
                         Verdict::Rejected { may_be_our_own_use: more, .. },
                     ) => more >= doubtful,
-                    // Both say, signed, that the request was not worked on.
+                    // Both say, signed, that the request was not executed.
                     (Verdict::Rejected { may_be_our_own_use: doubtful, .. }, Verdict::NotAccepted(_)) => {
                         !doubtful
                     }
-                    // The body goes out again only after looks that show no use of ours.
+                    // The body is sent again only after queries that show no use of ours.
                     (Verdict::Rejected { .. }, Verdict::Unknown(_)) => true,
                     (plain, refined) => plain == refined,
                 };
@@ -370,7 +370,7 @@ fn request_id_never_makes_a_rejection_less_careful() {
 
 // ---- coupons, from bodies as the provider sends them
 
-/// A coupon as it stands toward the redemption `USE_0001`.
+/// A coupon, and the redemption `USE_0001`.
 struct Case {
     shape: &'static str,
     detail: String,
@@ -442,7 +442,7 @@ fn coupons() -> Vec<Case> {
         add("EXPIRED", trace(ours, Some("R1")), None, None);
         add("DELETED", trace(other, Some("R1")), None, None);
         add("FROZEN", json!({}), None, None);
-        // Blocks that do not apply may stand beside the one that does, empty.
+        // Blocks that do not apply may be present, empty.
         let beside = if member == "single_usage_detail" {
             "progressive_bundle_usage_detail"
         } else {
@@ -676,9 +676,9 @@ fn error_bodies_are_read_as_far_as_they_go() {
     check(seen, Some("SIGN_ERROR"), Some("x (location authorization, issue sign not match)"));
     let documented = r#"{"code":"PARAM_ERROR","message":"参数错误","detail":{"field":"/associated_order_info/mchid","value":
         "oh-394z-6CGkNoJrsDLTTUKiAnp4","issue":"wrong","location":"body"}}"#;
-    let reported = "参数错误 (field /associated_order_info/mchid, location body, issue wrong)";
-    check(documented, Some("PARAM_ERROR"), Some(reported));
-    // Nothing of a detail that is shaped otherwise.
+    let told = "参数错误 (field /associated_order_info/mchid, location body, issue wrong)";
+    check(documented, Some("PARAM_ERROR"), Some(told));
+    // A detail of another shape is ignored.
     for detail in ["7", "[]", "\"x\"", r#"{"field":7,"issue":[],"location":{}}"#] {
         let body = format!(r#"{{"code":"PARAM_ERROR","message":"x","detail":{detail}}}"#);
         check(&body, Some("PARAM_ERROR"), Some("x"));
@@ -692,7 +692,7 @@ fn error_bodies_are_read_as_far_as_they_go() {
     assert!(message.len() <= response::MESSAGE_BYTES_MAX && message.len() > response::MESSAGE_BYTES_MAX - 3);
 }
 
-/// What the provider names reports whose fault a rejection is.
+/// The named field or header shows the likely cause of a rejection.
 #[test]
 fn detail_is_about_our_headers_or_names_a_field() {
     let check = |field: &str, location: &str, ours: bool, theirs: bool| {
@@ -766,7 +766,7 @@ fn spans(statuses: &[u16]) -> String {
     reported.collect::<Vec<_>>().join(", ")
 }
 
-/// The codes or numbers of a group; those that belong with "none" are all that are not named elsewhere.
+/// The codes or numbers of a group; the group with "none" also holds every one that no other group names.
 fn named<T: Copy + PartialEq>(group: &[Option<T>], groups: usize, spell: impl Fn(T) -> String) -> String {
     match (group.contains(&None), groups) {
         (true, 1) => "any".to_owned(),
@@ -778,15 +778,15 @@ fn named<T: Copy + PartialEq>(group: &[Option<T>], groups: usize, spell: impl Fn
 fn page() -> String {
     let mut page = Page(PREFACE.to_owned());
 
-    page.head("No answer", "What the network did.", &["what happened", "redeem", "query"]);
+    page.head("No response", "What the network did.", &["what happened", "redeem", "query"]);
     for (what, reply) in [
         (
             "no connection was made (DNS, refused, timeout while connecting, TLS)",
             CallResult::NotSent(NotSent::Connect),
         ),
-        ("no answer within the time allowed", CallResult::NoResponse(NoResponse::Timeout)),
-        ("the connection ended before the whole answer", CallResult::NoResponse(NoResponse::Reset)),
-        ("the answer was larger than is read", CallResult::NoResponse(NoResponse::TooLarge)),
+        ("no response within the time limit", CallResult::NoResponse(NoResponse::Timeout)),
+        ("the connection ended before the end of the response", CallResult::NoResponse(NoResponse::Reset)),
+        ("the response was larger than the limit", CallResult::NoResponse(NoResponse::TooLarge)),
     ] {
         let verdict = |operation| words(&classify(operation, &reply, &redemption("C1", None)));
         page.row(&[what.to_owned(), verdict(Operation::Redeem), verdict(Operation::Query)]);
@@ -794,8 +794,8 @@ fn page() -> String {
 
     page.head(
         "By HTTP status alone",
-        "Every status from 100 to 599, without a code and without a coupon. Statuses that mean the same are one row.",
-        &["status", "redeem, signed", "redeem, not believed", "query, signed", "query, not believed"],
+        "Every status from 100 to 599, without a code and without a coupon. Statuses with the same meaning share a row.",
+        &["status", "redeem, signed", "redeem, not verified", "query, signed", "query, not verified"],
     );
     let redemption = redemption("C1", None);
     let statuses = fold((100..=599).map(|status| (status, under(status, &redemption))));
@@ -810,11 +810,11 @@ fn page() -> String {
     page.head(
         "Codes and numbers",
         &format!(
-            "The codes of the \"use\" page, of its neighbors, and of the platform, with three strangers: {}.\n\n\
-             The numbers at the end of `Request-ID`; under which status and code each comes is not published.",
+            "The codes of WeChat Pay's \"use\" page, of related pages and of the platform, and three unknown ones: {}.\n\n\
+             The numbers at the end of `Request-ID`. WeChat Pay does not publish which status and code they belong to.",
             CODES.map(|code| format!("`{code}`")).join(", ").replace("``", "an empty one"),
         ),
-        &["number", "the provider's words"],
+        &["number", "WeChat Pay's meaning"],
     );
     for (number, meaning) in SUB_CODES {
         page.row(&[format!("{number}"), meaning.to_owned()]);
@@ -822,16 +822,16 @@ fn page() -> String {
 
     page.head(
         "By HTTP status, code and number",
-        "Every status from 100 to 599 with every code and every number above, none, and strangers. What means the same\n\
-         is one row.",
+        "Every status from 100 to 599 with every code and number above, with none, and with unknown ones. Rows with the\n\
+         same meaning are merged.",
         &[
             "status",
             "code",
             "number",
             "redeem, signed",
-            "redeem, not believed",
+            "redeem, not verified",
             "query, signed",
-            "query, not believed",
+            "query, not verified",
         ],
     );
     for (statuses, verdicts) in &statuses {
@@ -852,7 +852,7 @@ fn page() -> String {
     page.head(
         "By the coupon in a verified 200",
         &format!("Our number is `{OURS}`. `R1` is the number of a return."),
-        &["shape", "coupon_state", "usage detail", "stands as", "redeem", "query"],
+        &["shape", "coupon_state", "usage detail", "usage", "redeem", "query"],
     );
     let cells = |case: Case| {
         let redemption = self::redemption(case.code, case.round);
@@ -882,39 +882,39 @@ fn page() -> String {
 }
 
 const PREFACE: &str = "\
-# What a reply means
+# What a response means
 
-<!-- Written by tests/verdict_table.rs from what the code does. UPDATE=1 cargo test --test verdict_table -->
+<!-- Written by tests/verdict_table.rs from the code. UPDATE=1 cargo test --test verdict_table -->
 
-A reply is read by HTTP status first, by `code` second, by the number at the end of `Request-ID` third, and never
-by its message. \"Signed\" is an answer whose signature verified; \"not believed\" is one without a signature, or
-with a malformed, unknown, stale, wrong or repeated one: these are always worth the same.
+The service reads the HTTP status first, then `code`, then the number at the end of `Request-ID`, and never the message.
+\"Signed\" is a response with a verified signature. \"Not verified\" is a response without a signature, or with a malformed,
+unknown, stale, wrong or repeated one; all of these count the same.
 
-The signature covers the body alone, neither the status nor `Request-ID`. A rejection is therefore read from a signed
-error body only: a coupon under a 4xx, an error body under a 2xx, and a `code` that belongs under another status are
-contradictions, and leave the effect unknown. The number refines the reason of a rejection; it never makes the check
-that follows less careful. Unsigned 4xx conclude nothing, however many there are.
+The signature covers only the body, not the status and not `Request-ID`. So only a signed error body is a rejection. A
+coupon under a 4xx, an error body under a 2xx, and a `code` that belongs to another status are contradictions: the effect
+stays unknown. The number makes the reason of a rejection more exact, and never makes the check that follows less careful.
+An unsigned 4xx decides nothing, however often it is repeated.
 
-A command that the broker delivers again, and every copy from a delay queue, counts as one that was unknown before, and
-begins with an query, whatever it was left with.
+A redelivered command and a retry message from a delay queue begin with a query, because an earlier call may have taken
+effect.
 
-\"Settled\" is a look a query delay after the end of the longest call that anybody may have begun: of our own call its
-end is known, of another instance's that it takes `wechat.total_timeout` at most.
+A query is \"delayed\" if it begins the query delay (`retry.query_delay`) after the end of the longest call that may still be
+running. The service knows when its own calls ended. For a call of another instance it allows `wechat.total_timeout`.
 
 | verdict | what follows |
 | --- | --- |
-| **redeemed** | the command ends: the coupon was used by us |
-| **refused** | the command ends: the coupon was not used by us and will not be. Where a use of ours may be under way, a state that an query found is seen settled, twice in a row; another's use and a return are seen settled, once. A return that was long over when the command was first seen counts as none |
-| rejected | the coupon is looked at, and the rejection stands; where anything of this command was ever unknown, as the next row. An query that is rejected with the same code and the same number confirms it. A coupon that is usable makes `rejected` of a reason that denies it, one that is not there keeps the reason |
-| rejected, doubtful | it may be an earlier use of ours, reported back. The coupon is looked at settled, twice in a row; then the rejection stands |
-| not executed | the coupon is usable. The same body, where nothing was unknown; the same body after a second look in a row, both settled, where we were unknown; the end, where an rejection stands |
-| not accepted | signed: the provider did not work on it. The same operation later |
-| not accepted: not authorized | the brand denies the use, and nobody knows yet whether it alone does. The command waits in the shortest delay queue, and grows no older by it |
-| not sent | the same operation later, by the other host where the first is unwell |
-| unknown | the coupon is looked at once settled |
-| unknown: used under no number | looked at later; where the coupon is then usable, that use was returned |
-| not authorized | a use: as an rejection, for another brand was let in since. A look: given up where nothing was unknown, waited for until the deadline where something was, or where an rejection may come of our own use: every code but 404 and `NO_AUTH`, whatever the number |
-| **stop** | our own fault: no further calls until it is fixed. Without a signature it leaves the effect unknown as well |
+| **redeemed** | the command ends: we used the coupon |
+| **refused** | the command ends: we did not use the coupon and will not. If a use of ours may still take effect, the state must be seen by two delayed queries in a row. A use by another and a return must be seen by one delayed query. A return that ended long before the command was first seen does not count |
+| rejected | the service queries the coupon, and the rejection is final. If an earlier effect of this command was unknown, see the next row. A query that is rejected with the same code and number confirms it. If the coupon is usable, a reason that denies this becomes `rejected`; if the coupon does not exist, the reason stays |
+| rejected, unverified | the rejection may be caused by an earlier use of ours. Two delayed queries in a row follow; then the rejection is final |
+| not executed | the coupon is usable. If no effect was unknown, the same body is sent. If one was, two delayed queries in a row must say so before the same body is sent. If a rejection is pending, the command ends |
+| not accepted | signed: WeChat Pay did not execute the call. The same operation later |
+| not accepted: not authorized | WeChat Pay denies the use for this brand, and it is not yet known whether only for this brand. The command waits in the shortest delay queue, and its later delays do not grow by it |
+| not sent | the same operation later, through the other host if the first one fails |
+| unknown | a delayed query |
+| unknown: used without a number | a later query; if the coupon is then usable, that use was returned |
+| not authorized | of a use: as a rejection, because another brand has been authorized since. Of a query: skipped if no effect was unknown, else repeated until the deadline |
+| **suspended** | a fault of our own: calls are suspended until it is fixed. Without a signature the effect is unknown as well |
 ";
 
 #[test]
@@ -928,6 +928,6 @@ fn the_page_says_what_the_code_does() {
     let differing = page.lines().zip(kept.lines()).find(|(now, kept)| now != kept);
     assert!(
         page == kept,
-        "docs/verdicts.md is out of date (UPDATE=1 writes it again); first difference: {differing:?}"
+        "docs/verdicts.md is out of date (UPDATE=1 rewrites it); first difference: {differing:?}"
     );
 }

@@ -33,9 +33,9 @@ pub struct Audit {
 pub enum OperatorAction {
     /// Sent it to the command exchange again.
     Republished,
-    /// A query found that it had taken effect: reported as redeemed.
+    /// A query found that it had taken effect: published as redeemed.
     PublishedRedeemed,
-    /// A query found that it has not, and will not: reported as refused.
+    /// A query found that it has not, and will not: published as refused.
     PublishedRefused,
     /// Took it off the queue for good.
     Discarded,
@@ -90,28 +90,28 @@ pub struct AuditContext<'a> {
     pub partial: &'a PartialCommand,
     /// The query that it rests on.
     pub query: Option<&'a Evidence>,
-    /// The coupon's state, where the query reported it.
+    /// The coupon's state, if the query returned it.
     pub coupon_state: Option<&'a str>,
 }
 
-/// The CloudEvent around an audit.
+/// The CloudEvent that carries an operator's action.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(title = "audit event of a parked command", extend("$id" = "urn:redeemer:schema:v1:audit"))]
 pub struct CloudEvent<'a> {
     /// Always `1.0`.
     #[schemars(extend("const" = "1.0"))]
     specversion: &'static str,
-    /// Name-based UUID of the bytes, the time of parking and the effect: equal for repeats of one deed.
+    /// Name-based UUID of the bytes, the time of parking and the effect: equal for repeats of one action.
     #[schemars(schema_with = "schema::uuid")]
     id: Uuid,
-    /// Who says so: the name of the service, a URI reference.
+    /// The name of the service, a URI reference.
     #[schemars(extend("format" = "uri-reference"), length(min = 1))]
     source: &'a str,
     /// `redemption.parked.replayed.v1` or `redemption.parked.discarded.v1`.
     #[serde(rename = "type")]
     #[schemars(schema_with = "schema::audit_types")]
     kind: &'a str,
-    /// The coupon code, where it could be read.
+    /// The coupon code; absent if it could not be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "CouponCode")]
     subject: Option<&'a str>,
@@ -125,22 +125,22 @@ pub struct CloudEvent<'a> {
     data: Data<'a>,
 }
 
-/// What was done with one parked command.
+/// What an operator did with one parked command.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Data<'a> {
     /// `republished`, `published_redeemed`, `published_refused` or `discarded`.
     #[schemars(schema_with = "schema::effects")]
     effect: &'static str,
-    /// Who did it, as they named themselves.
+    /// The operator, by the name that they gave.
     operator: &'a str,
-    /// Why, in their words.
+    /// Why, in the operator's words.
     because: Option<&'a str>,
     /// Why the command was parked.
     parked_reason: &'a str,
     /// When it was parked, RFC 3339.
     #[schemars(with = "Option<String>", extend("format" = "date-time"))]
     parked_at: Option<Timestamp>,
-    /// SHA-256 of the whole bytes, in hex.
+    /// SHA-256 of all bytes of the message, in hex.
     #[schemars(regex(pattern = "^[0-9a-f]{64}$"))]
     body_sha256: &'a str,
     /// How many bytes.
@@ -166,9 +166,9 @@ pub struct Data<'a> {
     /// The request number, as the command named it.
     #[schemars(with = "Option<RequestNo>")]
     out_request_no: Option<&'a str>,
-    /// The coupon's state, where the query reported it.
+    /// The coupon's state, if the query returned it.
     coupon_state: Option<&'a str>,
-    /// The query that the deed rests on.
+    /// The query that the action is based on.
     query: Option<Entry>,
 }
 

@@ -202,7 +202,7 @@ fn order(body: &mut Fields, faults: &mut Faults) -> Option<AssociatedOrder> {
     let (payment, pay_score) = (body.has(PAYMENT), body.has(PAY_SCORE));
     if payment == pay_score && (payment || !body.partial) {
         let found = if payment { "both are" } else { "neither is" };
-        let problem = format!("exactly one of {PAYMENT} and {PAY_SCORE} is wanted; {found} given");
+        let problem = format!("exactly one of {PAYMENT} and {PAY_SCORE} is required; {found} given");
         faults.add(body.pointer(if payment { PAY_SCORE } else { PAYMENT }), problem);
     }
     let payment = body
@@ -230,10 +230,10 @@ fn numbers<N>(
     let sub_mchid = order.optional_text("sub_mchid", Mchid::parse, faults);
     let pointer = |field| order.pointer(field);
     if !ours_given && !theirs_given {
-        faults.add(order.path.clone(), format!("at least one of {ours} and {theirs} is wanted"));
+        faults.add(order.path.clone(), format!("at least one of {ours} and {theirs} is required"));
     }
     if theirs_given && !mchid_given {
-        faults.add(pointer("mchid"), format!("is wanted where {theirs} is given"));
+        faults.add(pointer("mchid"), format!("is required with {theirs}"));
     }
     if !theirs_given && mchid_given {
         faults.add(pointer("mchid"), format!("goes with {theirs}, which is not given"));

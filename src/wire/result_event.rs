@@ -49,7 +49,7 @@ pub struct Event {
     pub body: Vec<u8>,
 }
 
-/// The CloudEvent around an outcome.
+/// The CloudEvent that carries an outcome.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(
     title = "redemption result event",
@@ -63,14 +63,14 @@ pub struct CloudEvent<'a> {
     /// Name-based UUID of brand, openid, coupon code, request number and outcome: equal for repeats of one result.
     #[schemars(schema_with = "schema::uuid")]
     id: Uuid,
-    /// Who says so: the name of the service, a URI reference.
+    /// The name of the service, a URI reference.
     #[schemars(extend("format" = "uri-reference"), length(min = 1))]
     source: &'a str,
     /// `redemption.<outcome>.v1`.
     #[serde(rename = "type")]
     #[schemars(schema_with = "schema::event_types")]
     kind: String,
-    /// The coupon code, where it could be read.
+    /// The coupon code; absent if it could not be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "CouponCode")]
     subject: Option<&'a str>,
@@ -115,17 +115,17 @@ pub struct Data<'a> {
     /// `redeemed`, `refused`, `invalid` or `unresolved`.
     #[schemars(schema_with = "schema::outcome_words")]
     outcome: &'static str,
-    /// The coupon's state as WeChat Pay last authentically gave it; null if nothing authentic is known, or where it
-    /// last said, as authentically, that there is no such coupon.
+    /// The coupon's state in the last response with a verified signature; null if there was no such response, or if it
+    /// said that the coupon does not exist.
     coupon_state: Option<&'a str>,
-    /// `answer`, `query`, `validation` or `deadline`.
+    /// `response`, `query`, `validation` or `deadline`.
     #[schemars(schema_with = "schema::established_by_words")]
     established_by: &'static str,
-    /// Calls made for this command, through every delay queue.
+    /// Calls made for this command, including those before each delay queue.
     attempts: u32,
     /// The coupon exactly as WeChat Pay sent it, signature verified; fields may appear at any time. Half a surrogate pair in
-    /// it is replaced by U+FFFD; what no strict reader could read, or what is too large, is reduced to code and state. Null
-    /// where only its state is known.
+    /// it is replaced by U+FFFD. A coupon that a strict JSON parser rejects, or that is too large, is reduced to its code
+    /// and state. Null if only the state is known.
     #[schemars(schema_with = "coupon::schema")]
     coupon: Option<Cow<'a, RawValue>>,
     /// Why `coupon` holds no more than `coupon_code` and `coupon_state`: `size`, if WeChat Pay sent more than 98,304 bytes;
@@ -143,7 +143,7 @@ pub struct Data<'a> {
 /// Why an outcome is not `redeemed`.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Problem<'a> {
-    /// One of a closed list.
+    /// A word of a closed list.
     #[schemars(schema_with = "schema::reason_words")]
     reason: &'static str,
     /// HTTP status of the provider's rejection.
@@ -168,32 +168,32 @@ pub struct FaultEntry<'a> {
     /// A JSON pointer into the command; empty for the command as a whole.
     #[schemars(extend("format" = "json-pointer"))]
     pointer: &'a str,
-    /// What is wrong and what is wanted.
+    /// What is wrong and what is expected.
     problem: &'a str,
 }
 
-/// One attempt, as events and delay-queue headers spell it.
+/// One call, as events and the headers of retry messages spell it.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
-    /// When the operation was put, RFC 3339.
+    /// When the call began, RFC 3339.
     #[schemars(schema_with = "schema::time")]
     at: Timestamp,
     /// `redeem` or `query`.
     #[serde(deserialize_with = "operation_word")]
     #[schemars(schema_with = "schema::operation_words")]
     operation: String,
-    /// The host that was asked.
+    /// The host that was called.
     host: String,
-    /// HTTP status of the answer; null where none came.
+    /// HTTP status of the response; null if there was no response.
     #[serde(deserialize_with = "http_status")]
     #[schemars(range(min = 100, max = 999))]
     status: Option<u16>,
-    /// `Request-ID` of the answer.
+    /// `Request-ID` of the response.
     request_id: Option<String>,
-    /// The serial of the key that verified the answer; null if none did.
+    /// The serial of the key that verified the response; null if it was not verified.
     serial: Option<String>,
-    /// What the reply was judged to mean.
+    /// What the result of the call means.
     #[serde(deserialize_with = "verdict_word")]
     #[schemars(schema_with = "schema::verdict_words")]
     verdict: String,

@@ -91,14 +91,14 @@ fn finished(mut schema: Schema, dialect: Dialect) -> Value {
 // ---- the command
 
 /// A redemption command: use this coupon of this user for this order. Flat, or with all but `openid` and `coupon_code`
-/// under `json`. Unknown fields are refused.
+/// under `json`. A command with an unknown field is invalid.
 #[derive(JsonSchema)]
 #[schemars(untagged, title = "redemption command", extend("$id" = "urn:redeemer:schema:v1:command"))]
 #[expect(dead_code, reason = "it describes what wire::command reads, and holds nothing")]
 enum Command {
     /// Every field side by side.
     Flat(Flat),
-    /// As the vendor's PHP SDK takes it.
+    /// The spelling of the vendor's PHP SDK.
     Nested(Nested),
 }
 
@@ -110,7 +110,7 @@ struct Nested {
     openid: Openid,
     /// The user's coupon.
     coupon_code: CouponCode,
-    /// All the rest.
+    /// Every other field.
     json: Body,
 }
 
@@ -123,7 +123,7 @@ macro_rules! bodies {
         #[expect(dead_code, reason = "as above")]
         struct $name {
             $($before)*
-            /// The brand whose coupon it is.
+            /// The brand that the coupon belongs to.
             brand_id: BrandId,
             /// The product coupon that the stock belongs to.
             product_coupon_id: ProductCouponId,
@@ -131,7 +131,7 @@ macro_rules! bodies {
             stock_id: StockId,
             /// The app under which `openid` is known.
             appid: Appid,
-            /// When the coupon was used, RFC 3339. Without seconds `:00` is filled in.
+            /// When the coupon was used, RFC 3339. If the seconds are missing, `:00` is added.
             use_time: UseTime,
             /// The number of this redemption. The same number with the same content takes effect at most once.
             out_request_no: RequestNo,
@@ -156,11 +156,11 @@ bodies! {
         /// The user's coupon.
         coupon_code: CouponCode,
     }
-    /// All but the user and the coupon.
+    /// Every field but the user and the coupon.
     struct Body {}
 }
 
-/// A WeChat Pay order: the provider's number, the merchant's, or both where both mean the same order.
+/// A WeChat Pay order: WeChat Pay's number, the merchant's number, or both if both mean the same order.
 #[derive(JsonSchema)]
 #[schemars(
     deny_unknown_fields,
@@ -173,13 +173,13 @@ struct PaymentOrder {
     transaction_id: Option<OrderNo>,
     /// The merchant's number.
     out_trade_no: Option<OrderNo>,
-    /// The merchant; goes with the merchant's number.
+    /// The merchant. Required with the merchant's number, not allowed without it.
     mchid: Option<Mchid>,
-    /// The sub-merchant; goes with the merchant's number.
+    /// The sub-merchant. Optional with the merchant's number, not allowed without it.
     sub_mchid: Option<Mchid>,
 }
 
-/// A pay-score service order: the provider's number, the merchant's, or both where both mean the same order.
+/// A pay-score service order: WeChat Pay's number, the merchant's number, or both if both mean the same order.
 #[derive(JsonSchema)]
 #[schemars(
     deny_unknown_fields,
@@ -192,9 +192,9 @@ struct PayScoreOrder {
     order_id: Option<OrderNo>,
     /// The merchant's number.
     out_order_no: Option<ServiceOrderNo>,
-    /// The merchant; goes with the merchant's number.
+    /// The merchant. Required with the merchant's number, not allowed without it.
     mchid: Option<Mchid>,
-    /// The sub-merchant; goes with the merchant's number.
+    /// The sub-merchant. Optional with the merchant's number, not allowed without it.
     sub_mchid: Option<Mchid>,
 }
 

@@ -1,18 +1,18 @@
 //! Whether one schema may follow another within `v1`: the rules of docs/contract.md, "Compatibility", as a function.
 //!
-//! What a publisher may send must stay acceptable; what a subscriber relies on must stay true. What cannot be compared
-//! and differs counts as broken.
+//! What a publisher may send must stay acceptable; what a subscriber relies on must stay true. A difference
+//! that cannot be compared counts as broken.
 
 use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
-/// Which way a message goes.
+/// The direction of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// Others write it may accept more, never less.
+    /// Others write it: the schema may accept more, never less.
     Command,
-    /// Others read it may report more, and never report otherwise.
+    /// Others read it: the schema may promise more, never less.
     Event,
 }
 
@@ -32,7 +32,7 @@ const BOUNDS: [(&str, bool); 6] = [
     ("maxItems", true),
 ];
 
-/// What in `new` breaks those who were built for `old`: one line each, a JSON pointer and what is broken.
+/// The breaks of `new` for clients built for `old`: one line each, a JSON pointer and the break.
 pub(crate) fn breaks(role: Role, old: &Value, new: &Value) -> Vec<String> {
     let mut comparison = Comparison { role, found: Vec::new() };
     comparison.schemas("", old, new);
@@ -94,7 +94,7 @@ impl Comparison {
             Role::Command => (old, new),
             Role::Event => (new, old),
         };
-        // No type at all takes in every type.
+        // No type means every type.
         if !all.is_empty() && (kept.is_empty() || !kept.is_subset(all)) {
             self.broken(path, format!("type was {old:?}, is {new:?}"));
         }
@@ -102,7 +102,7 @@ impl Comparison {
 
     fn required(&mut self, path: &str, old: &BTreeSet<String>, new: &BTreeSet<String>) {
         let (fields, what) = match self.role {
-            Role::Command => (new - old, "is wanted now"),
+            Role::Command => (new - old, "is required now"),
             Role::Event => (old - new, "may be absent now"),
         };
         for field in fields {
@@ -131,7 +131,7 @@ impl Comparison {
         }
     }
 
-    /// Elements are compared place by place. A further alternative takes in more, a further rule less.
+    /// Compares elements by position. A new alternative accepts more, a new rule less.
     fn alternatives(&mut self, path: &str, key: &str, old: &[Value], new: &[Value]) {
         let may_grow = matches!((key, self.role), ("anyOf", Role::Command) | ("allOf", Role::Event));
         if new.len() < old.len() || new.len() > old.len() && !may_grow {

@@ -1,4 +1,4 @@
-//! The golden events, reported again from the golden commands by the code that reports real ones.
+//! The golden events, made from the golden commands by the code that makes real ones.
 
 use std::collections::BTreeSet;
 
@@ -110,7 +110,7 @@ pub(crate) fn events() -> Vec<(&'static str, String)> {
             request_id: Some("08A5BAEAA90610C70318F9A8D45820B0D65D-268578776".into()),
         }),
     };
-    // Each a command of the same order service, for a coupon of another kind.
+    // Commands of the same order service, for other kinds of coupon.
     let single = used(
         ("2603010000000042", "1000000015", "34657_20260305_000042", "2026-03-05T12:30:45+08:00"),
         json!({ "associated_order_info": { "transaction_id": "4200000000123456789123456789" } }),
@@ -198,7 +198,7 @@ pub(crate) fn events() -> Vec<(&'static str, String)> {
             ),
         ),
         (
-            "event.damaged.json",
+            "event.corrupt.json",
             text(
                 result_event::encode_corrupt_retry_message(
                     &pay_score,

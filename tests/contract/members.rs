@@ -1,4 +1,4 @@
-//! The table of the coupon's members, held against the requester's list, and the schema that is made of it.
+//! The table of the coupon's members, compared with the requester's list, and the schema made from it.
 
 use redeemer::cli::schema::Document;
 use redeemer::wire::coupon::{Kind, MEMBERS, Member, Revision};
@@ -78,7 +78,7 @@ fn both_schemas_describe_every_member() {
     }
 }
 
-/// Who generates types takes their names from here.
+/// Type generators take their names from these titles.
 #[test]
 fn each_object_has_a_title_of_its_own() {
     fn titles(schema: &Value, found: &mut Vec<String>) {
@@ -101,7 +101,7 @@ fn each_object_has_a_title_of_its_own() {
     }
 }
 
-/// A member at a path, in as little of an entity as it needs.
+/// A minimal entity with a member at a path.
 fn entity_with(path: &str, value: Value) -> Value {
     let mut value = value;
     for step in path.split('.').rev() {

@@ -89,7 +89,7 @@ impl Drawing {
             Action::CallInTrouble(_, Trouble::NotSent) => self.say(format!("I{me}-xP: {word}, not sent")),
             Action::CallInTrouble(_, Trouble::Lost) => {
                 self.say(format!("I{me}->>P: {word}"));
-                self.say(format!("P--xI{me}: no answer"));
+                self.say(format!("P--xI{me}: no response"));
             }
             Action::CallInTrouble(_, trouble) => {
                 self.say(format!("I{me}->>P: {word}"));
@@ -105,8 +105,8 @@ impl Drawing {
                     self.say(format!("P->>I{me}: {}", reply_word(reply)));
                 }
             }
-            Action::TimeOut(_) => self.say(format!("P--xI{me}: no answer in time")),
-            Action::HoldBriefly(_) | Action::HoldLong(_) => self.note(nth, "calls are held back"),
+            Action::TimeOut(_) => self.say(format!("P--xI{me}: no response in time")),
+            Action::HoldBriefly(_) | Action::HoldLong(_) => self.note(nth, "calls are suspended"),
             Action::EndHold(_) => {
                 let attempts = |state: &State| state.hands[nth].progress.attempts;
                 if attempts(after) > attempts(before) {
@@ -257,7 +257,7 @@ fn operation_word(operation: Operation) -> &'static str {
 
 fn trouble_word(trouble: Trouble) -> &'static str {
     match trouble {
-        Trouble::Lost | Trouble::NotSent => "no answer",
+        Trouble::Lost | Trouble::NotSent => "no response",
         Trouble::NotAccepted => "429, signed",
         Trouble::UnsignedRejection => "403, no signature",
         Trouble::Forged => "200, no signature",
@@ -276,7 +276,7 @@ fn reply_word(reply: &CallResult) -> String {
             (None, Some(code)) => format!("{} {code}", answer.status),
             (None, None) => answer.status.to_string(),
         },
-        CallResult::NoResponse(_) | CallResult::NotSent(_) => "no answer".to_owned(),
+        CallResult::NoResponse(_) | CallResult::NotSent(_) => "no response".to_owned(),
     }
 }
 
@@ -313,8 +313,8 @@ fn exception_word(exception: Exception) -> &'static str {
         Exception::RefusedThenRedeemed => "`refused`, then `redeemed`",
         Exception::RefusedThenUnresolved => "`refused`, then `unresolved`",
         Exception::EffectAfterRefused => "`refused`, then an effect",
-        Exception::RefusedWhileUsed => "`refused` while our use stands",
-        Exception::RefusedInTheEnd => "`refused` as the last word while our use stands",
+        Exception::RefusedWhileUsed => "`refused`, though the coupon is used by us",
+        Exception::RefusedInTheEnd => "`refused` as the last event, though the coupon is used by us",
     }
 }
 
@@ -323,10 +323,12 @@ fn cause_word(cause: Cause) -> &'static str {
         Cause::EventUnacked => {
             "a crash or a lost connection between the confirmation of the event and the ack"
         }
-        Cause::RetryUnacked => "the same between the confirmation of a retry message and the ack",
-        Cause::RetryTwice => "a delay queue that hands a retry message over twice",
+        Cause::RetryUnacked => {
+            "a crash or a lost connection between the confirmation of a retry message and the ack"
+        }
+        Cause::RetryTwice => "a delay queue that delivers a retry message twice",
         Cause::CutOff => "a call that an instance begins before it notices that its connection is lost",
-        Cause::EventHalfTaken => "an event that one queue takes and another rejects",
+        Cause::EventHalfTaken => "an event that one queue accepts and another rejects",
         Cause::PublishedTwice => "the same command published twice",
         Cause::Replayed => "a replay by an operator",
     }

@@ -1,6 +1,6 @@
 // Publishes commands: go run publish.go COMMAND.json …
 // (apt install golang-github-rabbitmq-amqp091-go-dev, or go get github.com/rabbitmq/amqp091-go)
-// Ends with 0 only when the broker has confirmed every one of them. AMQP_URI says where it is.
+// Exits with 0 only if the broker has confirmed every command. AMQP_URI is the address of the broker.
 package main
 
 import (
@@ -29,29 +29,29 @@ func main() {
 	connection := must(amqp.Dial(uri))
 	channel := must(connection.Channel())
 	must(0, channel.Confirm(false))
-	// What no queue takes comes back, and does so before its confirm.
+	// The broker returns a message that no queue accepts, before its confirm.
 	returned := channel.NotifyReturn(make(chan amqp.Return, 1))
-	// By a listener: before 1.6 a deferred confirm that is faster than its own registration is waited for for ever.
+	// With a listener: before 1.6 a deferred confirm that comes before its registration never resolves.
 	confirms := channel.NotifyPublish(make(chan amqp.Confirmation, 1))
 	code := 0
 	for _, file := range os.Args[1:] {
 		command := amqp.Publishing{
 			ContentType:   "application/json",
 			DeliveryMode:  amqp.Persistent,
-			CorrelationId: filepath.Base(file), // comes back with the event: an order number, say
+			CorrelationId: filepath.Base(file), // becomes the correlation id of the event, e.g. an order number
 			Body:          must(os.ReadFile(file)),
 		}
-		late := time.AfterFunc(30*time.Second, func() { log.Fatal("no confirm, nobody knows: publish again ", file) })
-		// Mandatory: it comes back instead of vanishing.
+		late := time.AfterFunc(30*time.Second, func() { log.Fatal("no confirm, fate unknown: publish again ", file) })
+		// Mandatory: the broker returns it if no queue accepts it.
 		must(0, channel.PublishWithContext(context.Background(), "redemption.commands", "redemption.use", true, false, command))
-		// A connection that dies meanwhile counts as a refusal: nobody knows then.
+		// If the connection is lost, the command counts as not confirmed: its fate is unknown.
 		taken := (<-confirms).Ack
 		late.Stop()
 		if len(returned) > 0 {
 			<-returned
 			taken = false
 		}
-		// A command that was not taken may always be published again, as it is.
+		// It is always safe to publish the same command again, unchanged.
 		fmt.Println(map[bool]string{true: "confirmed", false: "NOT taken"}[taken], file)
 		code |= map[bool]int{false: 1}[taken]
 	}

@@ -1,6 +1,6 @@
 // Receives result events: go run subscribe.go   (apt install golang-github-rabbitmq-amqp091-go-dev, or go get …)
-// Each event is stored once, under its id, and only then acknowledged. AMQP_URI says where the broker is; the events are
-// kept in the folder results. A table with the id as primary key does the same: insert, and change the rest with it.
+// Each event is stored once, under its id, and only then acknowledged. AMQP_URI is the broker address; the events are
+// kept in the folder results. A table with the id as primary key works too.
 package main
 
 import (
@@ -16,12 +16,12 @@ import (
 
 func must[T any](value T, err error) T {
 	if err != nil {
-		log.Fatal(err) // not acknowledged: it comes again when this program is started again
+		log.Fatal(err) // not acknowledged: the broker delivers it again after a restart
 	}
 	return value
 }
 
-// Whether the event is new. Written whole first: a file under an id is the mark and the event in one.
+// Whether the event is new. The file is complete before it gets its name, so its name marks a stored event.
 func store(folder *os.File, id string, body []byte) bool {
 	draft := must(os.Create(filepath.Join("results", fmt.Sprintf(".draft-%d", os.Getpid()))))
 	defer os.Remove(draft.Name())
@@ -32,7 +32,7 @@ func store(folder *os.File, id string, body []byte) bool {
 	if !errors.Is(err, os.ErrExist) {
 		must(0, err)
 	}
-	must(0, folder.Sync()) // its name outlives a power cut, too
+	must(0, folder.Sync()) // survives a power failure
 	return err == nil
 }
 
@@ -52,7 +52,7 @@ type coupon struct {
 func left(body []byte) string {
 	var event struct{ Data struct{ Coupon coupon } }
 	event.Data.Coupon.Until = "-"
-	_ = json.Unmarshal(body, &event) // what is of another type than documented is left at nothing
+	_ = json.Unmarshal(body, &event) // a member of another type than documented stays empty
 	held, uses := event.Data.Coupon, int64(0)
 	switch {
 	case held.Bundle != nil:
@@ -73,17 +73,17 @@ func main() {
 	must(0, os.MkdirAll("results", 0o755))
 	folder := must(os.Open("results"))
 	channel := must(must(amqp.Dial(uri)).Channel())
-	// It outlives this program, so nothing is missed; RabbitMQ 4 would drop what came back 20 times.
+	// Durable: it keeps events while this program is down. RabbitMQ 4 drops after 20 returns without the limit.
 	kind := amqp.Table{"x-queue-type": "quorum", "x-delivery-limit": int32(1_000_000)}
 	queue := must(channel.QueueDeclare("orders.go", true, false, false, false, kind))
 	must(0, channel.QueueBind(queue.Name, "redemption.#", "redemption.results", false, nil))
 	must(0, channel.Qos(50, 0, false))
-	events := must(channel.Consume(queue.Name, "", false, false, false, false, nil)) // acknowledged by hand
+	events := must(channel.Consume(queue.Name, "", false, false, false, false, nil)) // acknowledged explicitly
 	fmt.Println("waiting")
 	for event := range events {
 		word := map[bool]string{true: "new", false: "repeat"}[store(folder, event.MessageId, event.Body)]
 		fmt.Println(word, event.Type, event.MessageId, event.CorrelationId, left(event.Body))
-		must(0, event.Ack(false)) // last: what is not acknowledged comes again, and is then a repeat
+		must(0, event.Ack(false)) // last: an event without an ack is delivered again, as a repeat
 	}
-	log.Fatal("the connection or the queue is gone") // whoever starts this program starts it again
+	log.Fatal("the connection or the queue is gone") // the supervisor restarts this program
 }

@@ -9,7 +9,7 @@ import javax.net.ssl.*;
 /**
  * Publishes commands: java -cp amqp-client.jar:slf4j-api.jar Publish.java COMMAND.json …
  * (apt install librabbitmq-client-java, or com.rabbitmq:amqp-client from Maven)
- * Ends with 0 only when the broker has confirmed every one of them. AMQP_URI says where it is.
+ * Exits with 0 only if the broker has confirmed every command. AMQP_URI is the address of the broker.
  */
 public class Publish {
     public static void main(String[] files) throws Exception {
@@ -17,18 +17,18 @@ public class Publish {
         var uri = System.getenv().getOrDefault("AMQP_URI", "amqp://guest:guest@127.0.0.1:5672/%2f");
         factory.setUri(uri);
         if (uri.startsWith("amqps:")) {
-            // By itself the client would trust any certificate, for any host.
+            // By default the client trusts any certificate, for any host.
             factory.useSslProtocol(SSLContext.getDefault());
             var strict = SSLContext.getDefault().getDefaultSSLParameters();
             strict.setEndpointIdentificationAlgorithm("HTTPS");
             factory.setSocketConfigurator(socket -> ((SSLSocket) socket).setSSLParameters(strict));
         }
         var failed = false;
-        // By its name, which older clients resolve first: then a certificate would have to name the address.
+        // Use the host name: older clients resolve it first, and then the certificate must name the address.
         var broker = List.of(new Address(factory.getHost(), factory.getPort()));
         try (var connection = factory.newConnection(() -> broker); var channel = connection.createChannel()) {
             channel.confirmSelect();
-            // What no queue takes comes back, and does so before its confirm.
+            // The broker returns a message that no queue accepts, before its confirm.
             Set<String> returned = ConcurrentHashMap.newKeySet();
             channel.addReturnListener((code, text, exchange, key, properties, body) ->
                 returned.add(properties.getMessageId()));
@@ -36,16 +36,16 @@ public class Publish {
                 var properties = new BasicProperties.Builder()
                     .contentType("application/json")
                     .deliveryMode(2) // kept on disk
-                    .messageId(file) // tells what came back
-                    .correlationId(Path.of(file).getFileName().toString()) // comes back with the event
+                    .messageId(file) // identifies a returned message
+                    .correlationId(Path.of(file).getFileName().toString()) // becomes the correlation id of the event
                     .build();
-                // Mandatory: it comes back instead of vanishing.
+                // Mandatory: the broker returns it if no queue accepts it.
                 var command = Files.readAllBytes(Path.of(file));
                 channel.basicPublish("redemption.commands", "redemption.use", true, properties, command);
-                // Throws where nothing is heard in time: then nobody knows.
+                // Throws on a timeout: the fate of the command is unknown.
                 var confirmed = channel.waitForConfirms(30_000);
                 var taken = confirmed && !returned.contains(file);
-                // A command that was not taken may always be published again, as it is.
+                // It is always safe to publish the same command again, unchanged.
                 System.out.println(taken ? "confirmed " + file : "NOT taken " + file);
                 failed |= !taken;
             }

@@ -6,13 +6,13 @@ import javax.net.ssl.*;
 
 // Receives result events: java -cp amqp-client.jar:slf4j-api.jar:jackson-databind.jar:jackson-core.jar:jackson-annotations.jar
 // Subscribe.java   (apt: librabbitmq-client-java libjackson2-databind-java)
-// Each event is stored once, under its id, and only then acknowledged. AMQP_URI says where the broker is; the events
-// are kept in the folder results. A table with the id as primary key does the same: insert, and change the rest with it.
+// Each event is stored once, under its id, and only then acknowledged. AMQP_URI is the address of the broker; the events
+// are kept in the folder results. A table with the id as primary key works too.
 public class Subscribe {
     static final String QUEUE = "orders.java";
     static final Path FOLDER = Path.of("results");
 
-    /** Whether the event is new. Written whole first: a file under an id is the mark and the event in one. */
+    /** Whether the event is new. The file is complete before it gets its name, so its name marks a stored event. */
     static boolean store(UUID id, byte[] body) throws Exception {
         var draft = FOLDER.resolve(".draft-" + ProcessHandle.current().pid());
         Files.write(draft, body, StandardOpenOption.CREATE, StandardOpenOption.WRITE,
@@ -24,7 +24,7 @@ public class Subscribe {
             isNew = false;
         }
         Files.delete(draft);
-        try (var folder = java.nio.channels.FileChannel.open(FOLDER)) { folder.force(true); } // or a power cut takes it
+        try (var folder = java.nio.channels.FileChannel.open(FOLDER)) { folder.force(true); } // survives a power failure
         return isNew;
     }
 
@@ -43,14 +43,14 @@ public class Subscribe {
         var factory = new ConnectionFactory();
         var uri = System.getenv().getOrDefault("AMQP_URI", "amqp://guest:guest@127.0.0.1:5672/%2f");
         factory.setUri(uri);
-        if (uri.startsWith("amqps:")) { // by itself the client would trust any certificate, for any host
+        if (uri.startsWith("amqps:")) { // by default the client trusts any certificate, for any host
             factory.useSslProtocol(SSLContext.getDefault());
             var strict = SSLContext.getDefault().getDefaultSSLParameters();
             strict.setEndpointIdentificationAlgorithm("HTTPS");
             factory.setSocketConfigurator(socket -> ((SSLSocket) socket).setSSLParameters(strict));
         }
         var channel = factory.newConnection(() -> List.of(new Address(factory.getHost(), factory.getPort()))).createChannel();
-        // It outlives this program, so nothing is missed; RabbitMQ 4 would drop what came back 20 times.
+        // Durable: it keeps events while this program is down. RabbitMQ 4 drops after 20 returns without the limit.
         channel.queueDeclare(QUEUE, true, false, false, Map.of("x-queue-type", "quorum", "x-delivery-limit", 1_000_000));
         channel.queueBind(QUEUE, "redemption.results", "redemption.#");
         channel.basicQos(50);
@@ -58,14 +58,14 @@ public class Subscribe {
         channel.basicConsume(QUEUE, false, (tag, message) -> {
             try {
                 var properties = message.getProperties();
-                var id = UUID.fromString(properties.getMessageId()); // the event's own id
+                var id = UUID.fromString(properties.getMessageId()); // the id of the event
                 var word = store(id, message.getBody()) ? "new" : "repeat";
                 var order = properties.getType() + " " + id + " " + properties.getCorrelationId();
                 System.out.println(word + " " + order + " " + left(message.getBody()));
-                channel.basicAck(message.getEnvelope().getDeliveryTag(), false); // last: else it comes again, a repeat
+                channel.basicAck(message.getEnvelope().getDeliveryTag(), false); // last: without an ack it is delivered again
             } catch (Exception trouble) {
                 trouble.printStackTrace();
-                System.exit(1); // not acknowledged: it comes again when this program is started again
+                System.exit(1); // not acknowledged: the broker delivers it again after a restart
             }
         }, tag -> System.exit(1)); // the queue was deleted
     }

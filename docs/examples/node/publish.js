@@ -1,5 +1,5 @@
 // Publishes commands: node publish.js COMMAND.json …   (npm install amqplib)
-// Ends with 0 only when the broker has confirmed every one of them. AMQP_URI says where it is.
+// Exits with 0 only if the broker has confirmed every command. AMQP_URI is the address of the broker.
 const fs = require("node:fs");
 const path = require("node:path");
 const amqp = require("amqplib");
@@ -9,7 +9,7 @@ const URI = process.env.AMQP_URI ?? "amqp://guest:guest@127.0.0.1:5672/%2f";
 async function main(files) {
   const connection = await amqp.connect(URI);
   const channel = await connection.createConfirmChannel();
-  // What no queue takes comes back, and does so before its confirm.
+  // The broker returns a message that no queue accepts, before its confirm.
   const returned = new Set();
   channel.on("return", (message) => returned.add(message.properties.messageId));
   let failed = false;
@@ -17,9 +17,9 @@ async function main(files) {
     const properties = {
       contentType: "application/json",
       persistent: true, // kept on disk
-      mandatory: true, // comes back instead of vanishing
-      messageId: file, // tells what came back
-      correlationId: path.basename(file), // comes back with the event: an order number, say
+      mandatory: true, // returned if no queue accepts it
+      messageId: file, // identifies a returned message
+      correlationId: path.basename(file), // becomes the correlation id of the event, e.g. an order number
     };
     const confirmed = await new Promise((settle) => {
       const refused = (error) => settle(!error);
@@ -28,7 +28,7 @@ async function main(files) {
     if (confirmed && !returned.has(file)) {
       console.log("confirmed", file);
     } else {
-      // It was not taken. To publish the same command again is always safe.
+      // It was not accepted. It is always safe to publish the same command again.
       console.log("NOT taken", file, confirmed ? "no queue" : "refused");
       failed = true;
     }

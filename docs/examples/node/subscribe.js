@@ -1,6 +1,6 @@
 // Receives result events: node subscribe.js   (npm install amqplib)
-// Each event is stored once, under its id, and only then acknowledged. AMQP_URI says where the broker is; the events
-// are kept in the folder results. A table with the id as primary key does the same: insert, and change the rest with it.
+// Each event is stored once, under its id, and only then acknowledged. AMQP_URI is the address of the broker; the events
+// are kept in the folder results. A table with the id as primary key works too.
 const fs = require("node:fs");
 const path = require("node:path");
 const amqp = require("amqplib");
@@ -9,7 +9,7 @@ const URI = process.env.AMQP_URI ?? "amqp://guest:guest@127.0.0.1:5672/%2f";
 const FOLDER = "results";
 const QUEUE = "orders.node";
 
-// Whether the event is new. Written whole beside its place first: a file under an id is the mark and the event in one.
+// Whether the event is new. The file is complete before it gets its name, so its name marks a stored event.
 function store(id, body) {
   if (!/^[0-9a-f-]{36}$/.test(id)) throw new Error(`${id} is no event id`);
   const draft = path.join(FOLDER, `.draft-${process.pid}`);
@@ -23,7 +23,7 @@ function store(id, body) {
   } finally {
     fs.unlinkSync(draft);
     const folder = fs.openSync(FOLDER);
-    fs.fsyncSync(folder); // its name outlives a power cut, too
+    fs.fsyncSync(folder); // survives a power failure
     fs.closeSync(folder);
   }
 }
@@ -38,9 +38,9 @@ function left(coupon) {
 async function main() {
   fs.mkdirSync(FOLDER, { recursive: true });
   const connection = await amqp.connect(URI);
-  connection.on("close", () => process.exit(1)); // whoever starts this program starts it again
+  connection.on("close", () => process.exit(1)); // the supervisor restarts this program
   const channel = await connection.createChannel();
-  // It outlives this program, so nothing is missed; RabbitMQ 4 would drop what came back 20 times.
+  // Durable: it keeps events while this program is down. RabbitMQ 4 drops after 20 returns without the limit.
   const kind = { "x-queue-type": "quorum", "x-delivery-limit": 1_000_000 };
   await channel.assertQueue(QUEUE, { durable: true, arguments: kind });
   await channel.bindQueue(QUEUE, "redemption.results", "redemption.#");
@@ -51,7 +51,7 @@ async function main() {
     const event = JSON.parse(message.content);
     const word = store(event.id, message.content) ? "new" : "repeat";
     console.log(word, event.type, event.id, message.properties.correlationId, left(event.data.coupon));
-    // Last: an event that is not acknowledged comes again, and is then a repeat.
+    // Last: an event without an ack is delivered again, as a repeat.
     channel.ack(message);
   });
 }

@@ -1,6 +1,6 @@
 <?php
 // Publishes commands: php publish.php COMMAND.json …   (apt or composer: php-amqplib)
-// Ends with 0 only when the broker has confirmed every one of them. AMQP_URI says where it is.
+// Exits with 0 only if the broker has confirmed every command. AMQP_URI is the address of the broker.
 require is_file(__DIR__ . '/vendor/autoload.php') ? __DIR__ . '/vendor/autoload.php' : 'PhpAmqpLib/autoload.php';
 
 use PhpAmqpLib\Connection\AMQPSSLConnection;
@@ -9,14 +9,14 @@ use PhpAmqpLib\Message\AMQPMessage;
 
 $at = parse_url(getenv('AMQP_URI') ?: 'amqp://guest:guest@127.0.0.1:5672/%2f');
 [$user, $password, $vhost] = array_map('urldecode', [$at['user'], $at['pass'], substr($at['path'], 1)]);
-$tls = ['verify_peer' => true, 'verify_peer_name' => true]; // by a CA that this machine trusts, for that host
+$tls = ['verify_peer' => true, 'verify_peer_name' => true]; // a trusted CA, and the right host
 $connection = $at['scheme'] === 'amqps'
     ? new AMQPSSLConnection($at['host'], $at['port'] ?? 5671, $user, $password, $vhost, $tls)
     : new AMQPStreamConnection($at['host'], $at['port'] ?? 5672, $user, $password, $vhost);
 $channel = $connection->channel();
 $channel->confirm_select();
 
-// What no queue takes comes back, and does so before its confirm.
+// The broker returns a message that no queue accepts, before its confirm.
 $refused = [];
 $channel->set_return_listener(function ($code, $text, $exchange, $key, AMQPMessage $message) use (&$refused) {
     $refused[$message->get('message_id')] = $text;
@@ -29,14 +29,14 @@ foreach (array_slice($argv, 1) as $file) {
     $command = new AMQPMessage(file_get_contents($file), [
         'content_type' => 'application/json',
         'delivery_mode' => AMQPMessage::DELIVERY_MODE_PERSISTENT,
-        'message_id' => $file, // tells what came back
-        'correlation_id' => basename($file), // comes back with the event: an order number, say
+        'message_id' => $file, // identifies a returned message
+        'correlation_id' => basename($file), // becomes the correlation id of the event, e.g. an order number
     ]);
-    // Mandatory: it comes back instead of vanishing.
+    // Mandatory: the broker returns it if no queue accepts it.
     $channel->basic_publish($command, 'redemption.commands', 'redemption.use', true);
-    // Throws where nothing is heard in time: then nobody knows, and the same command may be published again.
+    // Throws on a timeout: the fate of the command is unknown, and it may be published again.
     $channel->wait_for_pending_acks_returns(30);
-    // A command that was not taken may always be published again, as it is.
+    // It is always safe to publish the same command again, unchanged.
     echo isset($refused[$file]) ? "NOT taken $file {$refused[$file]}\n" : "confirmed $file\n";
 }
 $connection->close();

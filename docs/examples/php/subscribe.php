@@ -1,6 +1,6 @@
 <?php
 // Receives result events: php subscribe.php   (apt or composer: php-amqplib; apt: php-sqlite3)
-// Each event is stored once, under its id, and only then acknowledged. AMQP_URI says where the broker is; the
+// Each event is stored once, under its id, and only then acknowledged. AMQP_URI is the address of the broker; the
 // events are kept in the SQLite file results.sqlite.
 require is_file(__DIR__ . '/vendor/autoload.php') ? __DIR__ . '/vendor/autoload.php' : 'PhpAmqpLib/autoload.php';
 
@@ -18,13 +18,13 @@ $insert = $store->prepare('INSERT OR IGNORE INTO results VALUES (?, ?, ?)');
 
 $at = parse_url(getenv('AMQP_URI') ?: 'amqp://guest:guest@127.0.0.1:5672/%2f');
 [$user, $password, $vhost] = array_map('urldecode', [$at['user'], $at['pass'], substr($at['path'], 1)]);
-$tls = ['verify_peer' => true, 'verify_peer_name' => true]; // by a CA that this machine trusts, for that host
+$tls = ['verify_peer' => true, 'verify_peer_name' => true]; // a trusted CA, and the right host
 $connection = $at['scheme'] === 'amqps'
     ? new AMQPSSLConnection($at['host'], $at['port'] ?? 5671, $user, $password, $vhost, $tls)
     : new AMQPStreamConnection($at['host'], $at['port'] ?? 5672, $user, $password, $vhost);
 $channel = $connection->channel();
 
-// It outlives this program, so nothing is missed; RabbitMQ 4 would drop what came back 20 times.
+// Durable: it keeps events while this program is down. RabbitMQ 4 drops after 20 returns without the limit.
 $kind = new AMQPTable(['x-queue-type' => 'quorum', 'x-delivery-limit' => 1_000_000]);
 $channel->queue_declare(QUEUE, false, true, false, false, false, $kind);
 $channel->queue_bind(QUEUE, 'redemption.results', 'redemption.#');
@@ -41,18 +41,18 @@ $left = function (?object $coupon): string {
 
 $take = function (AMQPMessage $message) use ($store, $insert, $left) {
     $event = json_decode($message->getBody(), false, 512, JSON_THROW_ON_ERROR);
-    // One transaction: the id is remembered together with what the event changes, or neither is.
+    // One transaction stores the id and applies the changes of the event, or does neither.
     $store->beginTransaction();
     $insert->execute([$event->id, $event->type, $message->getBody()]);
     $new = $insert->rowCount() === 1;
-    // if ($new): what else the event changes in this database goes here
+    // if ($new): apply the other changes of the event here
     $store->commit();
     $order = $message->has('correlation_id') ? $message->get('correlation_id') : '';
     echo $new ? 'new' : 'repeat', " {$event->type} {$event->id} $order {$left($event->data->coupon)}\n";
-    // Last: an event that is not acknowledged comes again, and is then a repeat.
+    // Last: an event without an ack is delivered again, as a repeat.
     $message->ack();
 };
-$channel->basic_consume(QUEUE, '', false, false, false, false, $take); // acknowledged by hand
+$channel->basic_consume(QUEUE, '', false, false, false, false, $take); // acknowledged explicitly
 echo "waiting\n";
 while ($channel->is_consuming()) {
     $channel->wait();

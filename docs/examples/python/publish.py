@@ -1,6 +1,6 @@
 """Publishes commands: python3 publish.py COMMAND.json ...   (apt install python3-pika, or pip install pika)
 
-Ends with 0 only when the broker has confirmed every one of them. AMQP_URI says where it is.
+Exits with 0 only if the broker has confirmed every command. AMQP_URI is the address of the broker.
 """
 
 import os
@@ -24,14 +24,14 @@ def main(files):
         properties = pika.BasicProperties(
             content_type="application/json",
             delivery_mode=2,  # kept on disk
-            correlation_id=os.path.basename(file),  # comes back with the event: an order number, say
+            correlation_id=os.path.basename(file),  # becomes the correlation id of the event, e.g. an order number
         )
         try:
-            # Mandatory: what no queue takes comes back instead of vanishing.
+            # Mandatory: what no queue takes returned if no queue accepts it.
             channel.basic_publish("redemption.commands", "redemption.use", command, properties, mandatory=True)
             print("confirmed", file)
         except (UnroutableError, NackError) as error:
-            # It was not taken. To publish the same command again is always safe.
+            # It was not accepted. It is always safe to publish the same command again.
             print("NOT taken", file, type(error).__name__)
             failed = True
     connection.close()

@@ -1,6 +1,6 @@
 """Receives result events: python3 subscribe.py   (apt install python3-pika, or pip install pika)
 
-Each event is stored once, under its id, and only then acknowledged. AMQP_URI says where the broker is; the
+Each event is stored once, under its id, and only then acknowledged. AMQP_URI is the address of the broker; the
 events are kept in the SQLite file results.sqlite.
 """
 
@@ -29,26 +29,26 @@ def left(coupon):
 
 def take(channel, method, properties, body):
     event = json.loads(body)
-    # One transaction: the id is remembered together with what the event changes, or neither is.
+    # One transaction stores the id and applies the changes of the event, or does neither.
     with store:
         row = (event["id"], event["type"], body.decode())
         new = store.execute("INSERT OR IGNORE INTO results VALUES (?, ?, ?)", row).rowcount == 1
-        # if new: what else the event changes in this database goes here
+        # if new: apply the other changes of the event here
     word = "new" if new else "repeat"
     coupon = left(event["data"]["coupon"] or {"coupon_state": None})
     print(word, event["type"], event["id"], properties.correlation_id, coupon, flush=True)
-    # Last: an event that is not acknowledged comes again, and is then a repeat.
+    # Last: an event without an ack is delivered again, as a repeat.
     channel.basic_ack(method.delivery_tag)
 
 
 def main():
     channel = pika.BlockingConnection(pika.URLParameters(URI)).channel()
-    # It outlives this program, so nothing is missed; RabbitMQ 4 would drop what came back 20 times.
+    # Durable: it keeps events while this program is down. RabbitMQ 4 drops after 20 returns without the limit.
     kind = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000}
     channel.queue_declare(QUEUE, durable=True, arguments=kind)
     channel.queue_bind(QUEUE, "redemption.results", "redemption.#")
     channel.basic_qos(prefetch_count=50)
-    channel.basic_consume(QUEUE, take)  # acknowledged by hand
+    channel.basic_consume(QUEUE, take)  # acknowledged explicitly
     print("waiting", flush=True)
     channel.start_consuming()
 

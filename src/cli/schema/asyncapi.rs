@@ -1,4 +1,4 @@
-//! The AsyncAPI 3.0 document, as the service sees it receives commands and sends events. Exchanges, queues and
+//! The AsyncAPI 3.0 document, from the service's side: it receives commands and sends events. Exchanges, queues and
 //! their arguments are taken from the plan that the service itself sets up.
 
 use anyhow::{Context as _, anyhow};
@@ -20,7 +20,7 @@ macro_rules! golden {
 
 /// The golden messages of `docs/contract/examples`: name, summary, payload.
 const COMMANDS: [(&str, &str, &str); 3] = [
-    ("nested", "the vendor's example, as its PHP SDK takes it", golden!("command.nested.json")),
+    ("nested", "the vendor's example, in the spelling of its PHP SDK", golden!("command.nested.json")),
     ("flat", "the same redemption, every field side by side", golden!("command.flat.json")),
     ("pay-score", "for a pay-score order, with every optional field", golden!("command.pay-score.json")),
 ];
@@ -30,18 +30,33 @@ const EVENTS: [(&str, &str, &str, &str); 8] = [
     ("bundle", "a coupon of a bundle", "34661", golden!("event.redeemed.bundle.json")),
     (
         "sequential",
-        "the first, with all that a coupon holds",
+        "the first example, with every member of the coupon",
         "34657",
         golden!("event.redeemed.sequential.json"),
     ),
-    ("refused", "it was not, and will not be", "34658", golden!("event.refused.json")),
-    ("invalid", "what arrived is no command", "34659", golden!("event.invalid.json")),
-    ("unresolved", "nobody could find out in time", "34658", golden!("event.unresolved.json")),
-    ("damaged", "a copy came back from a delay queue damaged", "34658", golden!("event.damaged.json")),
+    (
+        "refused",
+        "the coupon was not used by this command, and will not be",
+        "34658",
+        golden!("event.refused.json"),
+    ),
+    ("invalid", "the message is not a valid command", "34659", golden!("event.invalid.json")),
+    (
+        "unresolved",
+        "the outcome was still unknown at the deadline",
+        "34658",
+        golden!("event.unresolved.json"),
+    ),
+    (
+        "corrupt",
+        "a retry message came back corrupt from a delay queue",
+        "34658",
+        golden!("event.corrupt.json"),
+    ),
 ];
 const AUDITS: [(&str, &str, &str); 2] = [
-    ("replayed", "a parked command was sent again", golden!("audit.replayed.json")),
-    ("discarded", "a parked command was taken off the queue", golden!("audit.discarded.json")),
+    ("replayed", "a parked command was published again", golden!("audit.replayed.json")),
+    ("discarded", "a parked command was removed from the queue", golden!("audit.discarded.json")),
 ];
 
 /// The document for these names, delays and limits.
@@ -55,8 +70,8 @@ pub fn document(topology: &Topology) -> anyhow::Result<Value> {
         "commands": {
             "address": "{routing_key}",
             "title": "Commands",
-            "description": "The command exchange. Every routing key leads to the one command queue.",
-            "parameters": { "routing_key": { "description": "Any, such as redemption.use; it is not looked at.",
+            "description": "The command exchange. Every routing key leads to the command queue.",
+            "parameters": { "routing_key": { "description": "Any, such as redemption.use; the service ignores it.",
                 "default": "redemption.use" } },
             "messages": { "command": { "$ref": "#/components/messages/command" } },
             "bindings": by_routing_key(&plan, &names.commands)?,
@@ -64,11 +79,11 @@ pub fn document(topology: &Topology) -> anyhow::Result<Value> {
         "results": {
             "address": "redemption.{outcome}.{brand_id}",
             "title": "Results",
-            "description": "The reply exchange. An event that no queue is bound for goes to the unrouted queue.",
+            "description": "The results exchange. An event that no queue is bound for goes to the unrouted queue.",
             "parameters": {
-                "outcome": { "description": "How the command ended.",
+                "outcome": { "description": "The outcome of the command.",
                     "enum": OutcomeKind::ALL.map(OutcomeKind::as_str) },
-                "brand_id": { "description": "The brand, or unknown where it could not be read." },
+                "brand_id": { "description": "The brand, or unknown if it could not be read." },
             },
             "messages": { "result": { "$ref": "#/components/messages/result" } },
             "bindings": by_routing_key(&plan, &names.results)?,
@@ -76,19 +91,19 @@ pub fn document(topology: &Topology) -> anyhow::Result<Value> {
         "replies": {
             "address": "{reply_to}",
             "title": "Replies",
-            "description": "The same events on the same exchange under a second routing key (header CC): what the \
-                            command names as reply_to. Bind a queue of your own to it before you publish. It must not begin with \
-                            audit., redemption. or return.",
+            "description": "The same events on the same exchange under a second routing key (header CC), the reply_to of \
+                            the command. Bind a queue to it before you publish. It must not begin with audit., redemption. or \
+                            return.",
             "parameters": { "reply_to": { "description": "The reply_to of the command.",
                 "location": "$message.header#/reply_to" } },
             "messages": { "result": { "$ref": "#/components/messages/result" } },
             "bindings": by_routing_key(&plan, &names.results)?,
         },
         "audit": {
-            "address": "audit.parked.{deed}",
+            "address": "audit.parked.{action}",
             "title": "Audit",
-            "description": "What people did with parked commands.",
-            "parameters": { "deed": { "description": "What was done.", "enum": ["replayed", "discarded"] } },
+            "description": "What operators did with parked commands.",
+            "parameters": { "action": { "description": "What the operator did.", "enum": ["replayed", "discarded"] } },
             "messages": { "audit": { "$ref": "#/components/messages/audit" } },
             "bindings": by_routing_key(&plan, &names.results)?,
         },
@@ -96,15 +111,15 @@ pub fn document(topology: &Topology) -> anyhow::Result<Value> {
         "unrouted": of_queue(&plan, &names.unrouted, "result", "Results that no queue was bound for.")?,
         "audit_queue": of_queue(&plan, &topology.audit_queue(), "audit", "Audit events, kept until they are read.")?,
         "parked": of_queue(&plan, &names.parked, "command",
-            "What a person must look at: bytes that are no command too, hence not always of this schema.")?,
+            "Messages that an operator must look at. Some of them are not commands, so the schema does not always hold.")?,
     });
-    let waits = topology.delays.iter().map(|wait| topology.delay_queue(*wait)).collect::<Vec<_>>();
+    let delays = topology.delays.iter().map(|wait| topology.delay_queue(*wait)).collect::<Vec<_>>();
     let operations = json!({
-        "take": {
+        "receive_command": {
             "action": "receive",
-            "title": "Take a command",
-            "description": "A publisher sends it persistent and mandatory, and waits for the confirm. It is \
-                acknowledged only after its event is confirmed.",
+            "title": "Receive a command",
+            "description": "A publisher sends it persistent and mandatory, and waits for the confirm. The service \
+                acknowledges it only after the broker has confirmed its event.",
             "channel": { "$ref": "#/channels/commands" },
             "messages": [{ "$ref": "#/channels/commands/messages/command" }],
             "bindings": { "amqp": { "deliveryMode": 2, "mandatory": true, "ack": true, "bindingVersion": BINDING } },
@@ -115,9 +130,9 @@ pub fn document(topology: &Topology) -> anyhow::Result<Value> {
                 "messages": [{ "$ref": "#/channels/replies/messages/result" }],
             },
         },
-        "tell": sends("results", "result", "Tell a result",
-            "At least once. Equal results have equal ids: keep the ids you have seen and drop what comes again."),
-        "tell_deed": sends("audit", "audit", "Tell what a person did with a parked command", "At least once."),
+        "send_result": sends("results", "result", "Send a result",
+            "At least once. Equal results have equal ids: store the ids you have seen and drop repeats."),
+        "send_audit": sends("audit", "audit", "Send what an operator did with a parked command", "At least once."),
     });
     Ok(json!({
         "asyncapi": "3.0.0",
@@ -127,7 +142,7 @@ pub fn document(topology: &Topology) -> anyhow::Result<Value> {
             "version": env!("CARGO_PKG_VERSION"),
             "description": concat!(env!("CARGO_PKG_DESCRIPTION"),
                 ". AMQP properties (correlation_id, message_id, reply_to, content_type) are written as headers here; \
-                 docs/contract.md has all rules."),
+                 see docs/contract.md for all rules."),
             "license": { "name": env!("CARGO_PKG_LICENSE") },
         },
         "defaultContentType": "application/json",
@@ -152,17 +167,17 @@ pub fn document(topology: &Topology) -> anyhow::Result<Value> {
             },
             "correlationIds": { "correlation": {
                 "location": "$message.header#/correlation_id",
-                "description": "The command's correlation_id, else its message_id, comes back with the event.",
+                "description": "The event has the correlation_id of the command, else its message_id.",
             } },
             "securitySchemes": {
                 "password": { "type": "plain", "description": "User and password (SASL PLAIN); use it over TLS only." },
-                "certificate": { "type": "X509", "description": "A client certificate, checked by the broker." },
+                "certificate": { "type": "X509", "description": "A client certificate that the broker checks." },
             },
         },
         "x-topology": {
-            "description": "Everything that must exist on the broker, in an order in which it can be made; \
-                `redeemer topology apply` does. Delay queues are the service's own.",
-            "waitQueues": waits,
+            "description": "Everything that must exist on the broker, in the order of declaration; \
+                `redeemer topology apply` declares it. Only the service uses the delay queues.",
+            "delayQueues": delays,
             "objects": plan.iter().map(object).collect::<Vec<_>>(),
         },
     }))
@@ -246,12 +261,12 @@ fn command_message() -> anyhow::Result<Value> {
             "type": "object",
             "properties": {
                 "correlation_id": text("AMQP property; comes back with the event."),
-                "message_id": text("AMQP property; stands in for an absent correlation_id."),
+                "message_id": text("AMQP property; used if correlation_id is absent."),
                 "reply_to": text("AMQP property; a further routing key of the event on the results exchange."),
                 (retry_message::DEADLINE): { "type": "string", "format": "date-time",
-                    "description": "Until when the truth is sought." },
+                    "description": "How long the service tries to find out the outcome." },
                 "timestamp": { "type": "integer",
-                    "description": "AMQP property; when it was sent, in seconds since 1970: its age counts from then." },
+                    "description": "AMQP property; when the command was sent, in seconds since 1970. Its age counts from then." },
                 "traceparent": traceparent(),
             },
         },
@@ -309,7 +324,7 @@ fn event_headers() -> Value {
             "type": text("AMQP property; the event's type."),
             "correlation_id": text("AMQP property; the command's correlation_id, else its message_id, else absent."),
             "CC": { "type": "array", "items": { "type": "string" },
-                "description": "The command's reply_to, where it had one." },
+                "description": "The command's reply_to; absent if it had no reply_to." },
             "traceparent": traceparent(),
         },
     })
@@ -333,5 +348,5 @@ fn embedded(mut schema: Value) -> Value {
 }
 
 fn payload(text: &str) -> anyhow::Result<Value> {
-    serde_json::from_str(text).map_err(|error| anyhow!("a golden message is no JSON: {error}"))
+    serde_json::from_str(text).map_err(|error| anyhow!("a golden message is not valid JSON: {error}"))
 }
