@@ -504,7 +504,7 @@ async fn leak(watch: &Watch) {
     assert_eq!(bed.told().await.gist(), "redeemed - USED");
     let labels = format!("instance=\"{}\"", service.admin());
     // Prometheus has looked since, and has seen nothing amiss.
-    let ended = format!("redeemer_commands_settled_total{{settlement=\"ended\",{labels}}} == 1");
+    let ended = format!("redeemer_commands_settled_total{{settlement=\"finished\",{labels}}} == 1");
     until("a look at the ended command", async || watch.prometheus.finds(&ended).await).await;
     watch.quiet_for("UnaccountedDeliveries", &labels).await;
 

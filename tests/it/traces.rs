@@ -212,7 +212,7 @@ async fn a_trace_goes_on_from_the_command_into_every_call_and_into_the_event() {
         ("redemption.brand_id", "120344"),
         ("redemption.arrival", "first"),
         ("redemption.outcome", "redeemed"),
-        ("redemption.settlement", "ended"),
+        ("redemption.settlement", "finished"),
     ] {
         assert_eq!(take.attributes.get(key).map(String::as_str), Some(value), "{key}: {take:#?}");
     }
@@ -273,9 +273,9 @@ async fn a_copy_is_linked_to_the_stay_that_put_it_away() {
     let sender = format!("00-{TRACE}-{SENDER}-01");
     bed.publish_bytes(command("C1", "USE_0001").to_string().as_bytes(), with_trace(&sender)).await;
     bed.publish(&command("C2", "USE_0002")).await;
-    let delayed = service_metric_sum(&service, "redeemer_delay_delayed_total").await;
+    let delayed = service_metric_sum(&service, "redeemer_delayed_retries_total").await;
     until("two copies", async || {
-        service_metric_sum(&service, "redeemer_delay_delayed_total").await >= delayed + 2.0
+        service_metric_sum(&service, "redeemer_delayed_retries_total").await >= delayed + 2.0
     })
     .await;
     bed.faults(json!([]));
@@ -285,7 +285,7 @@ async fn a_copy_is_linked_to_the_stay_that_put_it_away() {
     let ended = |number: &str| {
         let mut stays = received.named("take");
         stays.retain(|stay| stay.attributes["redemption.out_request_no"] == number);
-        stays.iter().any(|stay| stay.attributes["redemption.settlement"] == "ended").then_some(stays)
+        stays.iter().any(|stay| stay.attributes["redemption.settlement"] == "finished").then_some(stays)
     };
     until("both told", async || ended("USE_0001").is_some() && ended("USE_0002").is_some()).await;
 
@@ -297,7 +297,7 @@ async fn a_copy_is_linked_to_the_stay_that_put_it_away() {
         for pair in stays.windows(2) {
             let [before, after] = pair else { unreachable!() };
             assert_eq!(before.attributes["redemption.settlement"], "delayed");
-            assert_eq!(after.attributes["redemption.arrival"], "copy");
+            assert_eq!(after.attributes["redemption.arrival"], "retry");
             assert_eq!(after.links, [(before.trace.clone(), before.id.clone())], "{stays:#?}");
             assert_eq!(after.trace, before.trace, "one trace for all stays");
             assert_eq!(after.parent, parent.unwrap_or(&stays[0].id), "{stays:#?}");
@@ -305,7 +305,7 @@ async fn a_copy_is_linked_to_the_stay_that_put_it_away() {
         if parent.is_some() {
             assert_eq!(stays[0].trace, TRACE);
         }
-        let copies = received.named("copy");
+        let copies = received.named("retry");
         for stay in &stays[..stays.len() - 1] {
             assert!(copies.iter().any(|copy| copy.parent == stay.id && copy.kind == SpanKind::Producer));
         }
