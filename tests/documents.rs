@@ -542,7 +542,7 @@ fn every_alert_has_steps_a_section_of_the_runbook_and_its_cases() {
         let section = runbook.split(&format!("## {name}\n")).nth(1).unwrap().split("\n## ").next().unwrap();
         let asked: Vec<_> = section.split("```sh\n").skip(1).collect();
         assert_eq!(asked.len(), 3, "{name}: three steps");
-        assert!(section.contains("**Over when.**"), "{name}");
+        assert!(section.contains("**Resolved when.**"), "{name}");
         let cases = fs::read_to_string(root().join(format!("deploy/prometheus/tests/{name}.yml"))).unwrap();
         let (firing, quiet) =
             cases.split_once("- name: quiet").unwrap_or_else(|| panic!("{name}: no quiet case"));
@@ -558,7 +558,7 @@ fn every_alert_has_steps_a_section_of_the_runbook_and_its_cases() {
 #[test]
 fn every_cause_for_holding_calls_back_has_a_section_of_the_runbook() {
     let runbook = fs::read_to_string(root().join("docs/runbook.md")).unwrap();
-    let (_, causes) = runbook.split_once("\n# While calls are held back\n").unwrap();
+    let (_, causes) = runbook.split_once("\n# While the circuit is open\n").unwrap();
     let sections: Vec<_> = causes.split("\n## ").skip(1).collect();
     let names: Vec<_> = sections.iter().filter_map(|section| section.lines().next()).collect();
     assert_eq!(names, CallDelay::ALL.map(CallDelay::as_str));
@@ -567,7 +567,7 @@ fn every_cause_for_holding_calls_back_has_a_section_of_the_runbook() {
         let said = section.split("`/readyz` says `").nth(1).unwrap().split('`').next().unwrap();
         assert!(program.contains(said), "{name}: {said}");
         assert_eq!(section.split("```sh\n").count(), 4, "{name}: three steps");
-        assert!(section.contains("**Over when.**"), "{name}");
+        assert!(section.contains("**Resolved when.**"), "{name}");
     }
 }
 
@@ -624,10 +624,10 @@ fn the_list_of_metrics_is_what_the_registry_holds() {
 
 /// The document from the text format: one section per metric, with the values of each label.
 fn list_of_metrics(rendered: &str) -> String {
-    let mut page = "# Metrics\n\nGenerated from the registry. Every series is there from the start, at zero (depths of \
-                    queues: NaN until first\ncounted), and no id is ever a label: a name or number from outside adds \
-                    no series. The waits in `queue` and `delay`\nare those of the default configuration. A process \
-                    that runs on Linux also tells `process_*`: CPU time, memory, open\nfiles, start time.\n"
+    let mut page = "# Metrics\n\nThis page is generated from the registry. Every series exists from the start, at zero \
+                    (queue depths: NaN until first\ncounted). No label holds an id, so no input can add a series. The \
+                    delays in `queue` are those of the default\nconfiguration. On Linux there are also `process_*` \
+                    series: CPU time, memory, open files, start time.\n"
         .to_owned();
     let lines: Vec<_> = rendered.lines().collect();
     for (at, line) in lines.iter().enumerate() {

@@ -350,7 +350,7 @@ async fn payment_api(watch: &Watch) {
     publish(&bed, "UNKNOWN", 40).await;
     watch.fires("SignatureVerificationFailing", &service).await;
     watch.fires("ResponsesUnverified", &service).await;
-    held_back(watch, &service, "not_believed").await;
+    held_back(watch, &service, "unverified").await;
     bed.faults(json!([]));
     watch.ends("CircuitOpen", &service).await;
 
@@ -362,7 +362,7 @@ async fn payment_api(watch: &Watch) {
 
     bed.faults(json!([{"fault": {"kind": "cut_before_effect"}}]));
     publish(&bed, "SILENT", 40).await;
-    held_back(watch, &service, "silent").await;
+    held_back(watch, &service, "no_response").await;
     bed.faults(json!([]));
     watch.ends("CircuitOpen", &service).await;
     service.stop().await;
@@ -504,7 +504,7 @@ async fn leak(watch: &Watch) {
     assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
     let labels = format!("instance=\"{}\"", service.admin());
     // Prometheus has looked since, and has seen nothing amiss.
-    let ended = format!("redeemer_commands_settled_total{{settlement=\"ended\",{labels}}} == 1");
+    let ended = format!("redeemer_commands_settled_total{{settlement=\"finished\",{labels}}} == 1");
     until("a look at the ended command", async || watch.prometheus.finds(&ended).await).await;
     watch.quiet_for("UnaccountedDeliveries", &labels).await;
 

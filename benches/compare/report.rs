@@ -75,7 +75,7 @@ pub(crate) fn table(compared: &Compared) -> String {
         compared.floor.iter().map(|floor| (floor.sign_us, floor.verify_us)).unzip();
     let _ = writeln!(
         text,
-        "\nThe floor, signing one request and verifying one reply in aws-lc-rs: {} + {} µs.",
+        "\nThe floor, signing one request and verifying one response in aws-lc-rs: {} + {} µs.",
         spread(&sign, 0),
         spread(&verify, 1)
     );
@@ -198,7 +198,7 @@ fn targets(findings: &Findings, growth: Option<&Growth>) -> String {
     }
     let (limit, paced) = growth.and_then(|growth| growth.paced).unwrap_or((0, f64::NAN));
     let off = (paced / f64::from(limit) - 1.0).abs() * 100.0;
-    let target = "a backlog drained at the limit's pace to within 2 %";
+    let target = "a backlog drained at the rate limit to within 2 %";
     row(target, off, format!("{paced:.1}/s at {limit}/s"), off <= 2.0);
     let (seconds, mb) = match &findings.build {
         Some(Ok(built)) => (built.took.as_secs_f64(), built.bytes as f64 / 1e6),
@@ -221,12 +221,13 @@ pub(crate) fn write(
 ) -> Result<()> {
     let compared = &findings.compared;
     let mut text = format!(
-        "# Performance\n\nMade by `make bench` on {}. All contenders are up all the time and take turns, another one \
-         first in each round; each number is the median over {} rounds of {} commands (at full speed) or {} s at \
+        "# Performance\n\nMade by `make bench` on {}. All contenders run all the time and take turns, a different \
+         one first in each round. Each number \
+         is the median over {} rounds of {} commands (at full speed) or {} s at \
          {PACE:.0} commands/s (latency, with a provider that takes {} ms), with the smallest and largest round in \
-         brackets; p99.9 is that of all rounds together. One private broker and one sandbox serve all; they, the \
-         harness and the contender share the machine's processors, so the processor time of the contender's own \
-         process is the honest measure and commands/s the second.\n\n",
+         brackets; p99.9 is over all rounds. One private broker and one sandbox serve all. They, the harness and \
+         the contender share the machine's processors, so the processor time of the contender's own \
+         process is the first measure and commands/s the second.\n\n",
         Timestamp::now().strftime("%F"),
         plan.rounds,
         plan.commands,
@@ -236,21 +237,23 @@ pub(crate) fn write(
     text += &machine(bed, peers);
     let _ = write!(
         text,
-        "\n## Against what else one might run\n\n{}\nCPU is user and kernel time of all threads. The ratio is to the \
-         mean of the floor right before and right after the same round. Added latency runs from the moment a command \
-         is due to the moment its event is there, less the provider's {} ms; `{}` does nothing but take, call, publish \
-         and acknowledge. Everybody has {IN_FLIGHT} commands in flight, quorum queues, confirms, manual \
-         acknowledgements, and verifies replies; the service also keeps its log, metrics, pace, circuit_gate and lanes. The \
-         peers are in [benches/peers](../benches/peers/README.md).\n\nWhat the others used meanwhile, at full \
-         speed:\n\n{}\n## Targets\n\n{}",
+        "\n## Compared with alternatives\n\n{}\nCPU is user and kernel time of all threads. The ratio is to the \
+         mean of the floor right before and right after the same round. Added latency \
+         is the time from the moment a command is due to the moment its event is there, minus the \
+         provider's {} ms; `{}` only takes, calls, publishes and acknowledges. Every contender has {IN_FLIGHT} \
+         commands in flight, quorum queues, confirms, manual acknowledgments, and verifies responses. The service \
+         also has its log, metrics, rate \
+         limit, circuit breaker and lanes. The peers are in \
+         [benches/peers](../benches/peers/README.md).\n\nProcessor time of the others, at full speed:\n\n{}\n## \
+         Targets\n\n{}",
         table(compared),
         LATENCY.as_millis(),
         hops::NAME,
         beside(compared),
         targets(findings, growth),
     );
-    text += "\nWhy what is missed is missed: [performance/why.md](performance/why.md), written after the run whose date it \
-             names.\n";
+    text += "\nFor the reasons of the missed targets, see [performance/why.md](performance/why.md), written \
+             after the run whose date it names.\n";
     let gaps = gaps(findings, growth);
     if !gaps.is_empty() {
         text += "\n## Not measured\n\n";
@@ -262,13 +265,14 @@ pub(crate) fn write(
         let _ = write!(
             text,
             "\n## Where the time goes\n\nThe functions of the service that take the most of its processor time at full \
-             speed, by `perf`; what aws-lc names `bn_` or `rsaz` is the signature.\n\n```text\n{profile}```\n"
+             speed, by `perf`. The functions of aws-lc named `bn_` or `rsaz` are the \
+         signature.\n\n```text\n{profile}```\n"
         );
     }
     let parts = parts::read();
     if !parts.is_empty() {
-        text += "\n## Each part by itself\n\nBy `make bench-parts`, on one processor; in brackets the bounds within \
-                 which it lies with 95 % confidence.";
+        text += "\n## Each part by itself\n\nBy `make bench-parts`, on one processor; in brackets the 95 % \
+                 confidence interval.";
         if parts.iter().all(|part| part.instructions.is_none()) {
             text += " Instructions were not counted: no counter is given to us here.";
         }
@@ -282,8 +286,9 @@ pub(crate) fn write(
     if let Some(growth) = growth {
         let curves = folder.join("performance");
         fs::create_dir_all(&curves)?;
-        text += "\n## Growth\n\nIn flight: at 10 everybody runs at the same time, at more one after the other. `python-usual` has at most 100 calls at the provider, because its library \
-                 leaves httpx's limit of connections as it is; its further commands wait.\n\n";
+        text += "\n## Growth\n\nIn flight: at 10 all contenders run at the same time, at more one after the other. \
+                 `python-usual` has at most 100 concurrent calls, because its library keeps httpx's connection \
+                 limit; its further commands wait.\n\n";
         for (name, title, svg) in draw_all(growth) {
             fs::write(curves.join(format!("{name}.svg")), svg)?;
             let _ = writeln!(text, "![{title}](performance/{name}.svg)\n");
@@ -291,7 +296,7 @@ pub(crate) fn write(
     } else {
         text += "\n";
     }
-    let _ = write!(text, "## What made it so\n\n{CHANGES}");
+    let _ = write!(text, "## What the changes brought\n\n{CHANGES}");
     let _ = write!(text, "\n## Round by round\n\nAt full speed.\n\n{}", round_by_round(compared));
     fs::write(folder.join("performance.md"), text)?;
     Ok(())
@@ -324,7 +329,7 @@ fn draw_all(growth: &Growth) -> Vec<(&'static str, &'static str, String)> {
             drawn.push((name, title, one(title, axis, points, value)));
         }
     };
-    add("reply-cpu", "CPU per command by size of the reply, µs", "reply", &growth.replies, cpu);
+    add("reply-cpu", "CPU per command by size of the response, µs", "reply", &growth.replies, cpu);
     let axis = "instances";
     add("instances-cpu", "CPU per command by instances on one queue, µs", axis, &growth.instances, cpu);
     add("instances-rate", "Commands per second by instances on one queue", axis, &growth.instances, rate);

@@ -1,4 +1,4 @@
--- Result events, a row each, and the view that the dashboard "outcomes by brand" asks.
+-- Result events, one row each, and the view for the dashboard "outcomes by brand".
 -- events-to-postgres applies this when it starts; it may be applied again at any time.
 
 CREATE TABLE IF NOT EXISTS events (
@@ -23,9 +23,9 @@ CREATE INDEX IF NOT EXISTS events_by_time ON events (time);
 CREATE INDEX IF NOT EXISTS events_unresolved ON events (time) WHERE outcome = 'unresolved';
 CREATE INDEX IF NOT EXISTS events_by_command ON events (coupon_code, out_request_no);
 
--- One row for each command: redeemed if that was ever told of it, else refused, else unresolved. An invalid command has
--- no identity: its event stands for itself. Looked up, not written, so the order in which events came makes no
--- difference, nor how many programs write. Coupon codes stay in the table, and so do ids, which are made of them.
+-- One row for each command: redeemed if any event says so, else refused, else unresolved. An invalid command has
+-- no identity, so each of its events counts. The view computes this at query time, so the order of events and the number
+-- of writers make no difference. Coupon codes stay in the table, and so do ids, which are made of them.
 CREATE OR REPLACE VIEW outcomes AS
 SELECT time, outcome, coalesce(nullif(brand_id, ''), 'unknown') AS brand_id, out_request_no, attempts, first_asked, reason,
   http_status, code, message
@@ -38,7 +38,7 @@ WHERE outcome IN ('redeemed', 'invalid') OR NOT EXISTS (
       > (one.outcome = 'redeemed', one.outcome = 'refused', one.time, one.id)
 );
 
--- Whoever may look at a dashboard may put any query to its data source: Grafana's role sees the view and nothing else.
+-- A user who may view a dashboard may send any query to its data source, so Grafana's role sees only the view.
 DO $$
 BEGIN
   IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'grafana') THEN

@@ -1,9 +1,10 @@
--- The role by which Grafana asks. Whoever may make roles, a superuser, applies this once, in the database of the events and
--- before events-to-postgres first connects, with a password of their own.
+-- The role that Grafana uses. Apply this once as a superuser, in the database of the events and before events-to-postgres
+-- first connects, with a password of your own.
 --
--- Whoever may look at a dashboard may put any statement to its data source. So what this role may not do is taken from
--- it, not only set for it: a session can lift its own statement_timeout (SET needs no right), and events-to-postgres
--- ends what runs on all the same. For that the database's owner, as whom it connects, becomes a member of this role.
+-- A user who may view a dashboard may send any statement to its data source. So permissions are revoked from this role,
+-- not only set for its sessions: a session can lift its own statement_timeout (SET needs no permission), and
+-- events-to-postgres ends queries that run on. For that, the database's owner, as which it connects, becomes a member of
+-- this role.
 CREATE ROLE grafana LOGIN PASSWORD 'grafana' NOINHERIT CONNECTION LIMIT 10;
 ALTER ROLE grafana SET statement_timeout = '30s';
 ALTER ROLE grafana SET idle_in_transaction_session_timeout = '30s';
@@ -21,11 +22,11 @@ BEGIN
   ));
 END
 $$;
--- No large objects, which a read-only transaction does not keep anybody from either.
+-- No large objects, which even a read-only transaction allows.
 REVOKE EXECUTE ON FUNCTION lo_creat(integer), lo_create(oid), lo_from_bytea(oid, bytea), lo_put(oid, bigint, bytea),
   lo_open(oid, integer), lowrite(integer, bytea), lo_truncate(integer, integer), lo_truncate64(integer, bigint),
   lo_unlink(oid) FROM PUBLIC;
--- No waiting for its own sake, and no locks that others would wait for.
+-- No sleeping, and no locks that others would wait for.
 REVOKE EXECUTE ON FUNCTION pg_sleep(double precision), pg_sleep_for(interval), pg_sleep_until(timestamptz),
   pg_advisory_lock(bigint), pg_advisory_lock(integer, integer), pg_advisory_xact_lock(bigint),
   pg_advisory_xact_lock(integer, integer) FROM PUBLIC;

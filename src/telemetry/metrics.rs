@@ -366,27 +366,27 @@ impl Metrics {
         let metrics = Self {
             taken: counters(
                 "redeemer_commands_taken_total",
-                "Deliveries taken from the command queue, by how they came.",
+                "Number of deliveries taken from the command queue, by arrival.",
                 &["arrival"],
             ),
             settled: counters(
                 "redeemer_commands_settled_total",
-                "Deliveries no longer held, by how they were settled.",
+                "Number of deliveries settled, by settlement.",
                 &["settlement"],
             ),
-            in_flight: gauge("redeemer_commands_in_flight", "Deliveries held now."),
+            in_flight: gauge("redeemer_commands_in_flight", "Number of deliveries in flight."),
             unaccounted: gauge(
                 "redeemer_unaccounted_deliveries",
-                "Deliveries taken, less settled, less in flight. Anything but 0 is a defect.",
+                "Number of deliveries taken that are neither settled nor in flight; any value but 0 is a defect.",
             ),
             outcomes: counters(
                 "redeemer_outcomes_total",
-                "Commands that came to their end, event confirmed, by outcome and reason.",
+                "Number of commands that ended with a confirmed event, by outcome and reason.",
                 &["outcome", "reason"],
             ),
             attempts: counters(
                 "redeemer_attempts_total",
-                "Calls to the payment API, by operation and verdict.",
+                "Number of calls to the payment API, by operation and verdict.",
                 &["operation", "verdict"],
             ),
             provider_seconds: register(
@@ -394,7 +394,7 @@ impl Metrics {
                 HistogramVec::new(
                     HistogramOpts::new(
                         "redeemer_provider_seconds",
-                        "Time of one call to the payment API, in seconds.",
+                        "Duration of a call to the payment API, in seconds.",
                     )
                     .buckets(PROVIDER_BOUNDS.to_vec()),
                     &["operation"],
@@ -405,57 +405,57 @@ impl Metrics {
                 Histogram::with_opts(
                     HistogramOpts::new(
                         "redeemer_command_age_seconds",
-                        "Time from when a command was sent (its timestamp property; without one, from its first sight) to its confirmed \
-                         event, in seconds. What is invalid or damaged has none.",
+                        "Time from the sending of a command (its timestamp property, else its first sight) to its confirmed \
+                         event, in seconds; not for invalid commands and corrupt retry messages.",
                     )
                     .buckets(AGE_BOUNDS.to_vec()),
                 ),
             ),
             lane_wait_seconds: histogram(
                 "redeemer_lane_wait_seconds",
-                "Time from taking a delivery until work on it begins: waiting for its lane and for a permit.",
+                "Wait of a delivery for its lane and a concurrency permit, in seconds.",
                 &WAIT_BOUNDS,
             ),
             rate_limit_wait_seconds: histogram(
                 "redeemer_rate_limit_wait_seconds",
-                "Time that a call waited for its turn at the limiter.",
+                "Wait of a call for the rate limiter, in seconds.",
                 &WAIT_BOUNDS,
             ),
-            permits: gauge("redeemer_concurrency_permits", "Commands that are worked on at once at most."),
-            permits_busy: gauge("redeemer_concurrency_permits_used", "Commands that are worked on now, without those that wait to be asked again."),
+            permits: gauge("redeemer_concurrency_permits", "Number of commands that may be worked on at once."),
+            permits_busy: gauge("redeemer_concurrency_permits_used", "Number of concurrency permits in use; commands that wait for their next call hold none."),
             rate: register(
                 &registry,
                 Gauge::new(
                     "redeemer_rate_limit_calls_per_second",
-                    "Calls per second that this instance may make now.",
+                    "Current rate limit of this instance, in calls per second.",
                 ),
             ),
             configured_rate: register(
                 &registry,
                 Gauge::new(
                     "redeemer_rate_limit_configured_calls_per_second",
-                    "Calls per second that the merchant may make, all instances together, as configured.",
+                    "Configured rate limit of the merchant over all instances, in calls per second.",
                 ),
             ),
             rate_limit_used: register(
                 &registry,
                 Gauge::new(
                     "redeemer_rate_limit_used_ratio",
-                    "Part of its share of the rate limit that this instance uses; below 1 while too many calls are answered with 429.",
+                    "Ratio of the current rate limit to this instance's share of the configured one; below 1 while too many calls get a 429.",
                 ),
             ),
             responses: counters(
                 "redeemer_responses_total",
-                "Calls to the payment API, by the class of what came of them.",
+                "Number of calls to the payment API, by class of the response.",
                 &["class"],
             ),
             consumers: gauge(
                 "redeemer_consumers",
-                "Consumers on the command queue, all instances together, when last counted.",
+                "Number of consumers on the command queue over all instances, when last counted.",
             ),
             delayed_retries: counters(
                 "redeemer_delayed_retries_total",
-                "Retry messages confirmed in a delay queue, by queue and reason.",
+                "Number of retry messages confirmed in a delay queue, by queue and reason.",
                 &["queue", "reason"],
             ),
             delay_lateness: register(
@@ -463,7 +463,7 @@ impl Metrics {
                 HistogramVec::new(
                     HistogramOpts::new(
                         "redeemer_delayed_retry_lateness_seconds",
-                        "Time from the end of a copy's wait until it was taken, by its delay queue; whole seconds.",
+                        "Time from the end of a retry message's delay until it was taken, by delay queue, in whole seconds.",
                     )
                     .buckets(LATENESS_BOUNDS.to_vec()),
                     &["queue"],
@@ -471,70 +471,70 @@ impl Metrics {
             ),
             publish_failures: counters(
                 "redeemer_publish_failures_total",
-                "Publishes that are not proven, by what and why. The message may be there all the same.",
+                "Number of publishes that were not confirmed, by message and reason; the broker may have the message all the same.",
                 &["message", "reason"],
             ),
             depth: gauges(
                 "redeemer_queue_depth",
-                "Messages ready in a queue, when last counted; NaN before, and where it could not be counted.",
+                "Number of ready messages in a queue, when last counted; NaN before, and if it could not be counted.",
                 "queue",
             ),
             dead_in_hand: AtomicBool::new(false),
             key_expiry: gauges(
                 "redeemer_key_expiry_timestamp_seconds",
-                "When a key ends, in seconds since 1970; 0 where none is known to end.",
+                "Time when a key expires, in seconds since 1970; 0 if no expiry is known.",
                 "key",
             ),
             key_files_failing: register(
                 &registry,
                 IntGauge::with_opts(Opts::new(
                     "redeemer_key_files_failing",
-                    "Key files and secrets that cannot be used any more; the keys that are held stay in use.",
+                    "Number of key files and secrets that cannot be loaded; the keys loaded before stay in use.",
                 )),
             ),
             open_cause: register(
                 &registry,
                 IntGaugeVec::new(
-                    Opts::new("redeemer_circuit_open_cause", "1 for the cause for which calls are held back."),
+                    Opts::new("redeemer_circuit_open_cause", "Cause of the open circuit: 1 for the current one, else 0."),
                     &["cause"],
                 ),
             ),
             publishes: counters(
                 "redeemer_publishes_total",
-                "Messages published, by what and whether the broker confirmed.",
+                "Number of messages published, by message and confirmation.",
                 &["message", "confirmed"],
             ),
             signature_failures: counters(
                 "redeemer_signature_failures_total",
-                "Answers whose signature did not convince, by what was wrong; unsigned: there was none.",
+                "Number of responses whose signature did not verify, by flaw; unsigned: no signature.",
                 &["flaw"],
             ),
-            sessions_started: counter("redeemer_broker_sessions_total", "Broker connections built since start."),
-            connected: gauge("redeemer_broker_connected", "1 while connected to the broker."),
-            blocked: gauge("redeemer_broker_blocked", "1 while the broker blocks our publishing."),
-            consuming: gauge("redeemer_consuming", "1 while commands are being consumed."),
+            sessions_started: counter("redeemer_broker_sessions_total", "Number of broker connections opened since start."),
+            connected: gauge("redeemer_broker_connected", "State of the broker connection: 1 if connected, else 0."),
+            blocked: gauge("redeemer_broker_blocked", "State of publishing: 1 while the broker blocks it, else 0."),
+            consuming: gauge("redeemer_consuming", "State of consumption: 1 while commands are consumed, else 0."),
             suspended: register(
                 &registry,
                 IntGaugeVec::new(
-                    Opts::new("redeemer_suspended", "1 while consumption is stopped for a fault of our own."),
+                    Opts::new("redeemer_suspended", "State of consumption, by reason: 1 while suspended for a fault of our own, else 0."),
                     &["reason"],
                 ),
             ),
-            circuit_open: gauge("redeemer_circuit_open", "1 while calls are held back."),
+            circuit_open: gauge("redeemer_circuit_open", "State of the circuit: 1 while it is open, else 0."),
             clock_skew: register(
                 &registry,
                 Gauge::new(
                     "redeemer_clock_skew_seconds",
-                    "The provider's clock less ours, by the Date of its last answer.",
+                    "Provider's clock minus ours, by the Date header of the last response, in seconds.",
                 ),
             ),
             deadline_exceeded: counter(
                 "redeemer_deadline_exceeded_total",
-                "Commands whose deadline passed with the truth unknown.",
+                "Number of commands whose effect was unknown at their deadline.",
             ),
             console_denials: counters(
                 "redeemer_console_denied_total",
-                "Requests that the operator console denied, by reason.",
+                "Number of requests that the operator console denied, by reason.",
                 &["reason"],
             ),
             delays,
@@ -607,7 +607,7 @@ impl Metrics {
             self.suspended.with_label_values(&[fault.as_str()]);
         }
         let version = env!("CARGO_PKG_VERSION");
-        let build = Opts::new("redeemer_build_info", "Always 1; the labels say what is running.")
+        let build = Opts::new("redeemer_build_info", "Build information as labels; always 1.")
             .const_label("version", version);
         register(&self.registry, IntGauge::with_opts(build)).set(1);
         // Absent if there is no /proc; then there is nothing to report.

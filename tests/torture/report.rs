@@ -23,7 +23,7 @@ pub(crate) fn lines(seed: u64, size: Size, figures: &Figures, findings: &Finding
     for (point, times) in &figures.kills {
         line(&format!("- {}", point.replace('-', " ")), times.to_string());
     }
-    line("instances stopped in good order", figures.stops.to_string());
+    line("instances stopped by SIGTERM", figures.stops.to_string());
     line("broker killed (`kill -9`) and restarted", figures.broker_kills.to_string());
     for (trouble, times) in &figures.troubles {
         line(trouble, times.to_string());
@@ -49,12 +49,12 @@ pub(crate) fn lines(seed: u64, size: Size, figures: &Figures, findings: &Finding
     line("**outcomes wrong**", findings.wrong.to_string());
     line("**outcomes contradictory**", findings.contradictory.to_string());
     line("**deadlines not kept**", findings.late.to_string());
-    line("**uses sent again without an query**", findings.unasked.to_string());
+    line("**uses sent again without a query**", findings.unasked.to_string());
     line("events", format!("{}, {} of them distinct", findings.events, findings.distinct));
     line("events repeated, under the same id", findings.repeats.to_string());
     line("unresolved, and superseded when asked again", figures.superseded.to_string());
-    line("- by two operators at once, in this many runs of `parked replay`", figures.operators.to_string());
-    line("used, and returned by the user before anybody saw it", figures.returned.to_string());
+    line("- by two operators at once, runs of `parked replay`", figures.operators.to_string());
+    line("used, and returned by the user before any query", figures.returned.to_string());
     line("messages that a careless client dies of, all reported as invalid", figures.undecodable.to_string());
     line("broker takes connections again -> first command settled", spread(&figures.recoveries));
     line("broker gone -> not ready", spread(&figures.unready));
