@@ -14,6 +14,7 @@ use redeemer::config::{self, Config};
 use redeemer::domain::redemption::Redemption;
 use redeemer::policy::attempt::{EstablishedBy, Evidence, Outcome};
 use redeemer::policy::classify::{Authenticity, CallResult, Operation, Reason, Response, Verdict, classify};
+use redeemer::telemetry::status::ReasonCode;
 use redeemer::telemetry::metrics::{CallDelay, Metrics};
 use redeemer::wechat::response;
 use redeemer::wire::{command, result_event, retry_message};
@@ -259,7 +260,7 @@ fn fields(value: &Value) -> BTreeSet<String> {
 
 /// The events that the unit tests of `wire::event` have written down.
 fn snapshot(name: &str) -> Value {
-    let file = format!("src/wire/snapshots/redeemer__wire__event__tests__{name}.snap");
+    let file = format!("src/wire/snapshots/redeemer__wire__result_event__tests__{name}.snap");
     let text = fs::read_to_string(root().join(file)).unwrap();
     serde_json::from_str(&text[text.find("\n{").unwrap()..]).unwrap()
 }
@@ -562,7 +563,7 @@ fn every_cause_for_holding_calls_back_has_a_section_of_the_runbook() {
     let sections: Vec<_> = causes.split("\n## ").skip(1).collect();
     let names: Vec<_> = sections.iter().filter_map(|section| section.lines().next()).collect();
     assert_eq!(names, CallDelay::ALL.map(CallDelay::as_str));
-    let program = fs::read_to_string(root().join("src/app.rs")).unwrap();
+    let program = fs::read_to_string(root().join("src/runtime/readiness.rs")).unwrap();
     for (name, section) in names.iter().zip(sections) {
         let said = section.split("`/readyz` says `").nth(1).unwrap().split('`').next().unwrap();
         assert!(program.contains(said), "{name}: {said}");
@@ -665,15 +666,27 @@ fn list_of_metrics(rendered: &str) -> String {
     page
 }
 
+/// The text of every source file below a folder.
+fn sources(folder: &Path) -> String {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let texts = entries.map(|path| match path.is_dir() {
+        true => sources(&path),
+        false => fs::read_to_string(path).unwrap(),
+    });
+    texts.collect()
+}
+
 #[test]
 fn every_reason_for_not_being_ready_is_said_by_the_program() {
     let source =
-        ["src/app.rs", "src/admin.rs", "src/broker.rs", "src/broker/topology.rs", "src/broker/publisher.rs"]
-            .map(|file| fs::read_to_string(root().join(file)).unwrap())
-            .concat();
+        ["src/runtime", "src/telemetry", "src/amqp"].map(|folder| sources(&root().join(folder))).concat();
     for reason in page("docs/operations.md").first_cells("reason begins").iter().flat_map(|cell| words(cell))
     {
-        assert!(source.contains(&reason), "{reason}");
+        let code = reason.strip_prefix('[').and_then(|code| code.strip_suffix(']'));
+        match code {
+            Some(code) => assert!(ReasonCode::ALL.iter().any(|known| known.as_str() == code), "{code}"),
+            None => assert!(source.contains(&reason), "{reason}"),
+        }
     }
 }
 
