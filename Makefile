@@ -47,7 +47,7 @@ test-ops: ## against a real Prometheus, PostgreSQL and browser: panels find data
 	cargo test --locked --test ops --test brands --test page -- --nocapture
 
 .PHONY: screenshots
-screenshots: ## take the pictures of the status page in docs/screenshots anew
+screenshots: ## take the pictures of the status page in docs/screenshots
 	deploy/local/install chromium rabbitmq-server openssl
 	SCREENSHOTS=$(CURDIR)/docs/screenshots cargo test --locked --test page -- --nocapture
 
@@ -132,7 +132,7 @@ torture-versions: ## the short torture and the tests of what differs, on RabbitM
 MODEL_MORE ?= 1
 
 .PHONY: model
-model: ## every order of events in wider worlds than those of `make test`; told in docs/reliability.md (MODEL_MORE=)
+model: ## every order of events in wider worlds than those of `make test`; recorded in docs/reliability.md (MODEL_MORE=)
 	RECORD=$(RECORDS) MODEL_MORE=$(MODEL_MORE) cargo test --profile model --locked --test model -- --nocapture
 
 .PHONY: mutations
@@ -148,7 +148,7 @@ BACKLOG ?= 100000
 RECORDS := $(CURDIR)/tests/torture/reliability.md:$(CURDIR)/docs/reliability.md
 
 .PHONY: soak
-soak: ## a long time at full rate, and a long backlog: memory and open files stay; told in docs/reliability.md (MINUTES=, RATE=, BACKLOG=)
+soak: ## a long time at full rate, and a long backlog: memory and open files stay; recorded in docs/reliability.md (MINUTES=, RATE=, BACKLOG=)
 	deploy/local/install rabbitmq-server
 	RECORD=$(RECORDS) MINUTES=$(MINUTES) RATE=$(RATE) BACKLOG=$(BACKLOG) cargo test --release --locked --test soak -- --nocapture --test-threads 1
 	FILTER_SECONDS=60 cargo test --release --locked --test limits egress_filter -- --nocapture
@@ -156,7 +156,7 @@ soak: ## a long time at full rate, and a long backlog: memory and open files sta
 CASES ?= 1000000
 
 .PHONY: fuzz
-fuzz: ## a million hostile cases for everything that reads what others wrote; told in docs/reliability.md (CASES=, SEED= to repeat a run)
+fuzz: ## a million hostile cases for everything that reads what others wrote; recorded in docs/reliability.md (CASES=, SEED= to repeat a run)
 	RECORD=$(RECORDS) CASES=$(CASES) SEED=$(if $(filter command environment,$(firstword $(origin SEED))),$(SEED),random) cargo test --release --locked --test fuzz -- --nocapture --test-threads 1
 
 .PHONY: lint

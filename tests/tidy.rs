@@ -58,17 +58,22 @@ fn unused_words(glossary: &str) -> Vec<&str> {
     list.split_once("\n```").unwrap().0.lines().collect()
 }
 
-/// Lines of a text that hold one of the words as a whole, in any case; `_` and a line's end part words.
+/// As it is, at the beginning of a sentence, and in capitals.
+fn forms(word: &str) -> [String; 3] {
+    let (first, rest) = word.split_at(1);
+    [word.to_owned(), format!("{}{rest}", first.to_uppercase()), word.to_uppercase()]
+}
+
+/// Lines of a text that hold one of the words as a whole; `_` and a line's end part words.
 fn uses<'a>(text: &str, words: &[&'a str]) -> Vec<(usize, &'a str)> {
     let is_part = |c: char| c.is_alphanumeric();
     let mut found = Vec::new();
     for (number, line) in text.lines().enumerate() {
-        let line = line.to_lowercase();
-        for word in words {
+        for (word, form) in words.iter().flat_map(|word| forms(word).map(|form| (word, form))) {
             let is_whole = |(at, _): (usize, &str)| {
                 !line[..at].ends_with(is_part) && !line[at + word.len()..].starts_with(is_part)
             };
-            if line.match_indices(word).any(is_whole) {
+            if line.match_indices(&form).any(is_whole) {
                 found.push((number + 1, *word));
             }
         }
@@ -112,7 +117,7 @@ fn no_word_of_the_list_is_used() {
 fn planted_words_are_found() {
     let words = ["told", "put away", "inquiry"];
     assert_eq!(uses("as it was Told\nretold\ntold_of\n", &words), [(1, "told"), (3, "told")]);
-    assert_eq!(uses("put away, PUT AWAY_ALL", &words), [(1, "put away")]);
+    assert_eq!(uses("put away\nPUT AWAY_ALL", &words), [(1, "put away"), (2, "put away")]);
     assert_eq!(uses("an inquiry.", &words), [(1, "inquiry")]);
     assert_eq!(uses("a query", &words), []);
 }

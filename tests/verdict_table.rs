@@ -676,8 +676,8 @@ fn error_bodies_are_read_as_far_as_they_go() {
     check(seen, Some("SIGN_ERROR"), Some("x (location authorization, issue sign not match)"));
     let documented = r#"{"code":"PARAM_ERROR","message":"参数错误","detail":{"field":"/associated_order_info/mchid","value":
         "oh-394z-6CGkNoJrsDLTTUKiAnp4","issue":"wrong","location":"body"}}"#;
-    let told = "参数错误 (field /associated_order_info/mchid, location body, issue wrong)";
-    check(documented, Some("PARAM_ERROR"), Some(told));
+    let expected = "参数错误 (field /associated_order_info/mchid, location body, issue wrong)";
+    check(documented, Some("PARAM_ERROR"), Some(expected));
     // A detail of another shape is ignored.
     for detail in ["7", "[]", "\"x\"", r#"{"field":7,"issue":[],"location":{}}"#] {
         let body = format!(r#"{{"code":"PARAM_ERROR","message":"x","detail":{detail}}}"#);
