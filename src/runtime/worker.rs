@@ -15,13 +15,15 @@ use tracing::{debug, error, info, warn};
 use crate::amqp::delivery::{DEAD_AGAIN, DEAD_AT, DEAD_REASON, DEAD_TRIES, DELAYS_PASSED, Delivery};
 use crate::amqp::publisher::{PARKED_REASON, Published, Publisher};
 use crate::amqp::topology::delay_name;
+use crate::domain::evidence::Evidence;
+use crate::domain::evidence::Operation;
+use crate::domain::outcome::{Outcome, OutcomeKind};
+use crate::domain::reason::Reason;
 use crate::domain::redemption::Redemption;
-use crate::policy::attempt::{EffectState, Evidence, Limits, Outcome, OutcomeKind, Progress, Step};
+use crate::policy::attempt::{EffectState, Limits, Progress, Step};
 use crate::policy::brand_access::{BrandAccess, Denial};
 use crate::policy::circuit::ResponseClass;
-use crate::policy::classify::{
-    self, Authenticity, CallResult, NotAccepted, Operation, Reason, UnknownCause, Verdict,
-};
+use crate::policy::classify::{self, Authenticity, CallResult, NotAccepted, UnknownCause, Verdict};
 use crate::policy::common_rejection::{self, CommonRejection, Rejection};
 use crate::policy::host_choice::Host;
 use crate::runtime::circuit_gate::{CallSignal, CircuitGate, State};
