@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A path as it stands in the source: `crate::policy::classify::Reason`, groups of a `use` taken apart.
+/// A path as it stands in the source: `crate::domain::reason::Reason`, groups of a `use` taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Mention {
     line: usize,
@@ -371,7 +371,7 @@ fn paths_are_read_as_rust_means_them() {
             .collect();
         assert_eq!(reported, wanted, "{source}");
     };
-    check("use crate::policy::classify::Reason;", &["use", "crate::policy::classify::Reason"]);
+    check("use crate::domain::reason::Reason;", &["use", "crate::domain::reason::Reason"]);
     check("use crate::{a::{B, c::*}, d};", &["use", "crate::a::B", "crate::a::c::*", "crate::d"]);
     check("use crate::a::{self, B as C};", &["use", "crate::a::self", "crate::a::B"]);
     check("use ::backoff::X;", &["use", "::backoff::X"]);

@@ -8,11 +8,14 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use redeemer::domain::coupon::{Coupon, CouponState, Round, Trace, UsageTrace};
+use redeemer::domain::evidence::Operation;
+use redeemer::domain::evidence::Rejection;
+use redeemer::domain::outcome::Outcome;
+use redeemer::domain::reason::Reason;
 use redeemer::domain::redemption::Redemption;
-use redeemer::policy::attempt::{EffectState, Limits, Outcome, Progress, Rejection, Step};
+use redeemer::policy::attempt::{EffectState, Limits, Progress, Step};
 use redeemer::policy::classify::{
-    Authenticity, CallResult, NoResponse, NotAccepted, NotSent, Operation, Reason, Response, SignatureFlaw,
-    Verdict, classify,
+    Authenticity, CallResult, NoResponse, NotAccepted, NotSent, Response, SignatureFlaw, Verdict, classify,
 };
 use redeemer::wechat::client::Prepared;
 use redeemer::wire::command;

@@ -10,8 +10,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
+use redeemer::domain::evidence::Operation;
 use redeemer::policy::circuit::{CallSignal, Cause, Circuit, FailureKind, Grant, State};
-use redeemer::policy::classify::Operation;
 use redeemer::policy::rate_limit::RateLimit;
 
 const TROUBLES: [FailureKind; 3] =

@@ -26,11 +26,12 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::{SignedDuration, Timestamp};
 use rand::RngExt as _;
 use rand::rngs::StdRng;
+use redeemer::domain::evidence::Operation;
+use redeemer::domain::evidence::{Evidence, Rejection};
+use redeemer::domain::reason::Reason;
 use redeemer::domain::redemption::Redemption;
-use redeemer::policy::attempt::{EffectState, Evidence, Limits, Progress, Rejection, Step};
-use redeemer::policy::classify::{
-    Authenticity, CallResult, NoResponse, Operation, Reason, Response, Verdict, classify,
-};
+use redeemer::policy::attempt::{EffectState, Limits, Progress, Step};
+use redeemer::policy::classify::{Authenticity, CallResult, NoResponse, Response, Verdict, classify};
 use redeemer::wechat::certificates::{self, ApiV3Key};
 use redeemer::wechat::client::Prepared;
 use redeemer::wechat::keys::{MerchantKey, PublicKeys, VerificationKey};

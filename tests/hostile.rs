@@ -18,9 +18,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use peak_alloc::PeakAlloc;
+use redeemer::domain::evidence::Operation;
 use redeemer::domain::redemption::Redemption;
 use redeemer::policy::classify::{
-    Authenticity, CallResult, NoResponse, NotSent, Operation, Response, SignatureFlaw, Verdict, classify,
+    Authenticity, CallResult, NoResponse, NotSent, Response, SignatureFlaw, Verdict, classify,
 };
 use redeemer::wechat::certificates::{ApiV3Key, NoCertificates};
 use redeemer::wechat::client::{CallOutcome, Client, PaymentSettings, Prepared};

@@ -20,7 +20,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use redeemer::policy::classify::{Operation, SuspendReason};
+use redeemer::domain::evidence::Operation;
+use redeemer::policy::classify::SuspendReason;
 use redeemer::runtime::circuit_gate::{CallPermit, CallSignal, Cause, CircuitGate, FailureKind, State};
 use redeemer::runtime::lanes::Lanes;
 use redeemer::runtime::permits::{Permit, Permits};

@@ -16,10 +16,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::Timestamp;
+use redeemer::domain::evidence::Operation;
 use redeemer::domain::redemption::Redemption;
 use redeemer::policy::classify::{
-    Authenticity, CallResult, NoResponse, NotSent, Operation, Response, SignatureFlaw, UnknownCause, Verdict,
-    classify,
+    Authenticity, CallResult, NoResponse, NotSent, Response, SignatureFlaw, UnknownCause, Verdict, classify,
 };
 use redeemer::wechat::client::{CannotStart, Client, PaymentSettings, Prepared};
 use redeemer::wechat::keys::{KeyFault, KeyFiles, Keyring, MerchantKey, PublicKeys, VerificationKey};

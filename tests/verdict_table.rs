@@ -7,10 +7,12 @@
 use std::fmt::Write as _;
 
 use redeemer::domain::coupon::{Coupon, Usage};
+use redeemer::domain::evidence::Operation;
+use redeemer::domain::reason::Reason;
 use redeemer::domain::redemption::Redemption;
 use redeemer::policy::classify::{
-    Authenticity, CallResult, NoResponse, NotAccepted, NotSent, Operation, Reason, Response, SignatureFlaw,
-    SuspendReason, UnknownCause, Verdict, classify,
+    Authenticity, CallResult, NoResponse, NotAccepted, NotSent, Response, SignatureFlaw, SuspendReason,
+    UnknownCause, Verdict, classify,
 };
 use redeemer::wechat::response;
 use redeemer::wire::command;

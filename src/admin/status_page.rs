@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
 use crate::admin::history::{History, Interval};
-use crate::policy::attempt::OutcomeKind;
+use crate::domain::outcome::OutcomeKind;
 use crate::telemetry::metrics::Snapshot;
 use crate::telemetry::status::{NoticeKind, ReasonCode, Status};
 

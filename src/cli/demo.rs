@@ -32,7 +32,7 @@ use crate::cli::files::{PRIVATE, write_file};
 use crate::cli::publish::style;
 use crate::cli::{Failure, print, print_error};
 use crate::config::{Config, NamesConfig, Span};
-use crate::policy::attempt::OutcomeKind;
+use crate::domain::outcome::OutcomeKind;
 use crate::runtime::shutdown;
 use redeemer_sandbox::{Card, Script};
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Deserialize;
 
-use crate::policy::attempt::OutcomeKind;
+use crate::domain::outcome::OutcomeKind;
 use crate::telemetry::log::Short;
 use crate::telemetry::untrusted::visible_within;
 

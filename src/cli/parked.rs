@@ -407,11 +407,11 @@ fn published_event(parked: &Parked, query: Option<&CouponQuery>, now: Timestamp)
     lines.iter().map(|line| Visible(line).to_string()).collect::<Vec<_>>().join("\n") + "\n"
 }
 
-fn evidence_line(evidence: &crate::policy::attempt::Evidence, witness: SignatureWitness) -> String {
+fn evidence_line(evidence: &crate::domain::evidence::Evidence, witness: SignatureWitness) -> String {
     let status = evidence.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
     let request_id = evidence.request_id.as_deref().unwrap_or("-");
     let verified = witness.signature(evidence);
-    let crate::policy::attempt::Evidence { at, operation, host, verdict, .. } = evidence;
+    let crate::domain::evidence::Evidence { at, operation, host, verdict, .. } = evidence;
     format!("{at} {operation} {host} {status} {verdict}, {verified}, request {request_id}")
 }
 

@@ -23,7 +23,7 @@ use crate::amqp::client::{Link, Outgoing, Subscription};
 use crate::cli::event_view::{EventView, on_one_line, outcome};
 use crate::cli::{Failure, print, print_error};
 use crate::config::Config;
-use crate::policy::attempt::OutcomeKind;
+use crate::domain::outcome::OutcomeKind;
 
 /// Arguments of `publish`.
 #[derive(Debug, Args)]

@@ -12,11 +12,14 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::domain::coupon::Coupon;
+use crate::domain::evidence::Operation;
+use crate::domain::evidence::Rejection;
+use crate::domain::outcome::{EstablishedBy, Outcome};
+use crate::domain::reason::Reason;
 use crate::domain::redemption::Redemption;
 use crate::policy::backoff::Backoff;
 use crate::policy::classify::{
-    self, Authenticity, CallResult, NotAccepted, Operation, Reason, Response, SuspendReason, UnknownCause,
-    Verdict, classify,
+    self, Authenticity, CallResult, NotAccepted, Response, SuspendReason, UnknownCause, Verdict, classify,
 };
 
 /// How long and how often a command is worked on.
@@ -138,202 +141,15 @@ pub enum Step {
     Finish(Outcome),
 }
 
-/// How a command ended.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Outcome {
-    /// The coupon was used, under our number.
-    Redeemed {
-        /// What the conclusion rests on.
-        by: EstablishedBy,
-        /// The coupon that says so.
-        coupon: Coupon,
-    },
-    /// The coupon was not used by this command, and will not be.
-    Refused {
-        /// Why.
-        reason: Reason,
-        /// What the conclusion rests on.
-        by: EstablishedBy,
-        /// The coupon, where an authentic reply described it.
-        coupon: Option<Coupon>,
-        /// The last answer to the redemption with a status of 400 or more, whether or not the refusal rests on it.
-        rejection: Option<Rejection>,
-    },
-    /// What arrived is not a command.
-    Invalid,
-    /// Nobody could find out in time.
-    Unresolved {
-        /// Why the search ended.
-        reason: Reason,
-        /// The coupon, where an authentic reply described it.
-        coupon: Option<Coupon>,
-        /// The provider's own words, where it gave any.
-        rejection: Option<Rejection>,
-    },
-}
-
-/// The kinds of [`Outcome`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum OutcomeKind {
-    /// Used, by us.
-    Redeemed,
-    /// Not used by us, for good.
-    Refused,
-    /// Not a command.
-    Invalid,
-    /// Not known.
-    Unresolved,
-}
-
-impl OutcomeKind {
-    /// Every kind, for metrics, schemas and tables.
-    pub const ALL: [Self; 4] = [Self::Redeemed, Self::Refused, Self::Invalid, Self::Unresolved];
-
-    /// The word in events, routing keys, logs and labels.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Redeemed => "redeemed",
-            Self::Refused => "refused",
-            Self::Invalid => "invalid",
-            Self::Unresolved => "unresolved",
-        }
-    }
-}
-
-impl Outcome {
-    /// Which kind it is.
-    pub fn kind(&self) -> OutcomeKind {
-        match self {
-            Self::Redeemed { .. } => OutcomeKind::Redeemed,
-            Self::Refused { .. } => OutcomeKind::Refused,
-            Self::Invalid => OutcomeKind::Invalid,
-            Self::Unresolved { .. } => OutcomeKind::Unresolved,
-        }
-    }
-
-    /// Why it is not `redeemed`, if it is not.
-    pub fn reason(&self) -> Option<Reason> {
-        match self {
-            Self::Redeemed { .. } => None,
-            Self::Refused { reason, .. } | Self::Unresolved { reason, .. } => Some(*reason),
-            Self::Invalid => Some(Reason::InvalidCommand),
-        }
-    }
-
-    /// The coupon that an authentic reply described.
-    pub fn coupon(&self) -> Option<&Coupon> {
-        match self {
-            Self::Redeemed { coupon, .. } => Some(coupon),
-            Self::Refused { coupon, .. } | Self::Unresolved { coupon, .. } => coupon.as_ref(),
-            Self::Invalid => None,
-        }
-    }
-
-    /// What the outcome rests on.
-    pub fn established_by(&self) -> EstablishedBy {
-        match self {
-            Self::Redeemed { by, .. } | Self::Refused { by, .. } => *by,
-            Self::Invalid => EstablishedBy::Validation,
-            Self::Unresolved { .. } => EstablishedBy::Deadline,
-        }
-    }
-
-    /// The provider's own words, where it gave any.
-    pub fn rejection(&self) -> Option<&Rejection> {
-        match self {
-            Self::Refused { rejection, .. } | Self::Unresolved { rejection, .. } => rejection.as_ref(),
-            Self::Redeemed { .. } | Self::Invalid => None,
-        }
-    }
-}
-
-/// What an outcome rests on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum EstablishedBy {
-    /// The answer to the redemption itself.
-    Response,
-    /// A query.
-    Query,
-    /// Our own reading of the command.
-    Validation,
-    /// Nothing but the end of the time allowed.
-    Deadline,
-}
-
-impl EstablishedBy {
-    /// Every way, for schemas.
-    pub const ALL: [Self; 4] = [Self::Response, Self::Query, Self::Validation, Self::Deadline];
-
-    /// The word in events and logs.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Response => "response",
-            Self::Query => "query",
-            Self::Validation => "validation",
-            Self::Deadline => "deadline",
-        }
-    }
-}
-
-/// The provider's own words about a refusal.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Rejection {
-    /// HTTP status.
-    pub http_status: u16,
-    /// `code` of the error body.
-    pub code: Option<Box<str>>,
-    /// The number after the last `-` of `Request-ID`.
-    pub sub_code: Option<u64>,
-    /// `message` of the error body.
-    pub message: Option<Box<str>>,
-    /// `Request-ID`.
-    pub request_id: Option<Box<str>>,
-}
-
-impl Rejection {
-    fn of(answer: &Response) -> Self {
+impl From<&Response> for Rejection {
+    fn from(response: &Response) -> Self {
         Self {
-            http_status: answer.status,
-            code: answer.code.clone(),
-            sub_code: answer.sub_code,
-            message: answer.message.clone(),
-            request_id: answer.request_id.clone(),
+            http_status: response.status,
+            code: response.code.clone(),
+            sub_code: response.sub_code,
+            message: response.message.clone(),
+            request_id: response.request_id.clone(),
         }
-    }
-}
-
-/// One attempt, as it is remembered for a dispute.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Evidence {
-    /// When the operation was put.
-    pub at: Timestamp,
-    /// [`Operation::as_str`].
-    pub operation: String,
-    /// The host that was asked.
-    pub host: String,
-    /// HTTP status, where an answer came.
-    pub status: Option<u16>,
-    /// `Request-ID` of the answer.
-    pub request_id: Option<String>,
-    /// The serial of the key that verified the answer.
-    pub serial: Option<String>,
-    /// [`Verdict::as_str`].
-    pub verdict: String,
-}
-
-impl Evidence {
-    /// The most attempts that are remembered.
-    pub const KEPT: usize = 16;
-
-    /// The last [`Evidence::KEPT`] of these attempts.
-    pub fn last(evidence: &[Self]) -> &[Self] {
-        &evidence[evidence.len().saturating_sub(Self::KEPT)..]
-    }
-
-    /// Forgets all but the last [`Evidence::KEPT`] attempts.
-    pub fn keep_last(evidence: &mut Vec<Self>) {
-        let surplus = evidence.len().saturating_sub(Self::KEPT);
-        evidence.drain(..surplus);
     }
 }
 
@@ -565,7 +381,7 @@ impl Progress {
         if operation == Operation::Redeem
             && let Some(answer) = answer.as_ref().filter(|answer| answer.status >= 400)
         {
-            self.rejection = Some(Rejection::of(answer));
+            self.rejection = Some(Rejection::from(answer));
         }
         let confirms = answer.as_ref().is_some_and(|answer| self.confirms_rejection(answer));
         let coupon = answer.and_then(|answer| answer.into_coupon(&verdict));

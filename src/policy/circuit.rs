@@ -9,7 +9,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::policy::classify::{Operation, SuspendReason, UnknownCause, Verdict};
+use crate::domain::evidence::Operation;
+use crate::policy::classify::{SuspendReason, UnknownCause, Verdict};
 
 /// In what way the provider is failing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -581,7 +582,7 @@ impl Results {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::classify::Operation::{Query, Redeem};
+    use crate::domain::evidence::Operation::{Query, Redeem};
 
     const SILENT: CallSignal = CallSignal::Failing(FailureKind::NoResponse);
     const REJECTED: CallSignal = CallSignal::Suspended(SuspendReason::Unauthenticated);
@@ -813,7 +814,7 @@ mod tests {
         for operation in [Redeem, Query] {
             assert_eq!(CallSignal::of(operation, &unsigned), CallSignal::Failing(FailureKind::Unverified));
         }
-        for reason in crate::policy::classify::Reason::REJECTIONS {
+        for reason in crate::domain::reason::Reason::REJECTIONS {
             assert_eq!(
                 CallSignal::of(Redeem, &Verdict::Rejected { reason, may_be_our_own_use: false }),
                 CallSignal::Success

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 
+use crate::domain::evidence::Operation;
 use crate::policy::circuit::{Circuit, Grant};
-use crate::policy::classify::Operation;
 
 pub use crate::policy::circuit::{CallSignal, Cause, FailureKind, State};
 

@@ -20,9 +20,9 @@ use tracing::warn;
 
 use crate::amqp::delivery::Delivery;
 use crate::amqp::publisher::{EventsAccepted, PublishFailure, Published, Publisher, Rejection};
-use crate::policy::attempt::OutcomeKind;
+use crate::domain::outcome::OutcomeKind;
+use crate::domain::reason::Reason;
 use crate::policy::backoff::Backoff;
-use crate::policy::classify::Reason;
 use crate::policy::prefetch_ramp::PrefetchRamp;
 use crate::runtime::failpoints::{self, Failpoint};
 use crate::telemetry::metrics::{Message, Metrics};

@@ -4,9 +4,10 @@
 use jiff::SignedDuration;
 use tracing::{error, info, warn};
 
+use crate::domain::evidence::Evidence;
+use crate::domain::outcome::{Outcome, OutcomeKind};
+use crate::domain::reason::Reason;
 use crate::domain::redemption::Redemption;
-use crate::policy::attempt::{Evidence, Outcome, OutcomeKind};
-use crate::policy::classify::Reason;
 use crate::telemetry::log::Short;
 use crate::telemetry::metrics::{DelayReason, Metrics};
 use crate::telemetry::spans::CommandSpan;

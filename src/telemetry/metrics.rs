@@ -10,9 +10,11 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use crate::policy::attempt::{Outcome, OutcomeKind};
+use crate::domain::evidence::Operation;
+use crate::domain::outcome::{Outcome, OutcomeKind};
+use crate::domain::reason::Reason;
 use crate::policy::circuit::ResponseClass;
-use crate::policy::classify::{Operation, Reason, SignatureFlaw, SuspendReason, Verdict};
+use crate::policy::classify::{SignatureFlaw, SuspendReason, Verdict};
 
 /// How a command came to us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,10 +14,9 @@ use reqwest::{Method, Response as HttpResponse};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
+use crate::domain::evidence::Operation;
 use crate::domain::redemption::{AssociatedOrder, OrderNumbers, Redemption};
-use crate::policy::classify::{
-    Authenticity, CallResult, NoResponse, NotSent, Operation, Response, SignatureFlaw,
-};
+use crate::policy::classify::{Authenticity, CallResult, NoResponse, NotSent, Response, SignatureFlaw};
 use crate::policy::host_choice::{Host, HostChoice};
 use crate::telemetry::untrusted::Untrusted;
 use crate::wechat::certificates::{self, ApiV3Key, NoCertificates};

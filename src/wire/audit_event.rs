@@ -6,8 +6,8 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::domain::evidence::Evidence;
 use crate::domain::redemption::{Appid, BrandId, CouponCode, Openid, ProductCouponId, RequestNo, StockId};
-use crate::policy::attempt::Evidence;
 use crate::wire::command::PartialCommand;
 use crate::wire::result_event::Entry;
 use crate::wire::schema;

@@ -15,11 +15,14 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::domain::coupon::{Coupon, Reduction};
+use crate::domain::evidence::Evidence;
+use crate::domain::evidence::Operation;
+use crate::domain::outcome::{EstablishedBy, Outcome, OutcomeKind};
+use crate::domain::reason::Reason;
 use crate::domain::redemption::{
     Appid, BrandId, CouponCode, Openid, ProductCouponId, Redemption, RequestNo, StockId,
 };
-use crate::policy::attempt::{EstablishedBy, Evidence, Outcome, OutcomeKind};
-use crate::policy::classify::{Operation, Reason, Verdict};
+use crate::policy::classify::Verdict;
 use crate::wire::command::{FAULTS_MAX, PartialCommand, Rejected};
 use crate::wire::{coupon, schema};
 
@@ -442,7 +445,7 @@ mod tests {
 
     use super::*;
     use crate::domain::coupon::{CouponState, Trace, UsageTrace};
-    use crate::policy::attempt::Rejection;
+    use crate::domain::evidence::Rejection;
     use crate::wire::command::decode;
 
     /// As the provider might send it: blanks, a number beyond 64 bits, an unknown field, a key given twice.

@@ -8,7 +8,8 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::domain::coupon::{Coupon, CouponState};
-use crate::policy::attempt::{EffectState, Evidence, Progress, Rejection};
+use crate::domain::evidence::{Evidence, Rejection};
+use crate::policy::attempt::{EffectState, Progress};
 use crate::wire::result_event::Entry;
 
 /// Operations put so far.
@@ -267,7 +268,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::policy::classify::Reason;
+    use crate::domain::reason::Reason;
 
     const DEADLINE_LIMITS: DeadlineLimits =
         DeadlineLimits { default: SignedDuration::from_hours(24), furthest: SignedDuration::from_hours(72) };

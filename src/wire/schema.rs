@@ -11,12 +11,14 @@ use schemars::transform::{RecursiveTransform, Transform as _};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Value, json};
 
+use crate::domain::evidence::Operation;
+use crate::domain::outcome::{EstablishedBy, OutcomeKind};
+use crate::domain::reason::Reason;
 use crate::domain::redemption::{
     Appid, BrandId, CouponCode, Mchid, Openid, OrderNo, ProductCouponId, RequestNo, SavedAmount,
     ServiceOrderNo, StockId, StoreId, UseTime,
 };
-use crate::policy::attempt::{EstablishedBy, OutcomeKind};
-use crate::policy::classify::{Operation, Reason, Verdict};
+use crate::policy::classify::Verdict;
 use crate::wire::{audit_event, result_event};
 
 /// The dialects that are written.

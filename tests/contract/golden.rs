@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 
 use redeemer::config::Config;
+use redeemer::domain::evidence::Operation;
+use redeemer::domain::evidence::{Evidence, Rejection};
+use redeemer::domain::outcome::{EstablishedBy, Outcome};
+use redeemer::domain::reason::Reason;
 use redeemer::domain::redemption::Redemption;
-use redeemer::policy::attempt::{EstablishedBy, Evidence, Outcome, Rejection};
-use redeemer::policy::classify::{Operation, Reason};
 use redeemer::wechat::response;
 use redeemer::wire::audit_event::{self, AuditContext, OperatorAction};
 use redeemer::wire::command::{self, PartialCommand};

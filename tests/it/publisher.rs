@@ -14,7 +14,7 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable};
 use redeemer::amqp::publisher::EventsAccepted;
 use redeemer::amqp::session::Session;
-use redeemer::policy::attempt::OutcomeKind;
+use redeemer::domain::outcome::OutcomeKind;
 use redeemer::wire::result_event::Event;
 use tokio::task::JoinSet;
 use uuid::Uuid;

@@ -13,11 +13,12 @@ use jiff::Timestamp;
 use lapin::BasicProperties;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
+use redeemer::domain::evidence::Operation;
+use redeemer::domain::outcome::{EstablishedBy, Outcome};
+use redeemer::domain::reason::Reason;
 use redeemer::domain::redemption::Redemption;
-use redeemer::policy::attempt::{EstablishedBy, Outcome};
 use redeemer::policy::classify::{
-    Authenticity, CallResult, NoResponse, NotSent, Operation, Reason, Response, SignatureFlaw, Verdict,
-    classify,
+    Authenticity, CallResult, NoResponse, NotSent, Response, SignatureFlaw, Verdict, classify,
 };
 use redeemer::telemetry::metrics::{
     Arrival, CallDelay, ConsoleDenial, DelayReason, Key, Message, Metrics, PublishFailureKind, Queue,

@@ -6,8 +6,9 @@ use std::fs;
 use std::path::Path;
 
 use redeemer::domain::coupon::{Coupon, CouponState, UsageTrace};
-use redeemer::policy::attempt::Outcome;
-use redeemer::policy::classify::{CallResult, Operation, Verdict};
+use redeemer::domain::evidence::Operation;
+use redeemer::domain::outcome::Outcome;
+use redeemer::policy::classify::{CallResult, Verdict};
 
 use crate::Found;
 use crate::provider::OURS;

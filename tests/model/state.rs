@@ -3,8 +3,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use redeemer::policy::attempt::{Outcome, OutcomeKind, Progress};
-use redeemer::policy::classify::{CallResult, Operation, Reason};
+use redeemer::domain::evidence::Operation;
+use redeemer::domain::outcome::{Outcome, OutcomeKind};
+use redeemer::domain::reason::Reason;
+use redeemer::policy::attempt::Progress;
+use redeemer::policy::classify::CallResult;
 
 use crate::provider::Card;
 

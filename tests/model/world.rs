@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use redeemer::domain::evidence::Operation;
+use redeemer::domain::outcome::{Outcome, OutcomeKind};
+use redeemer::domain::reason::Reason;
 use redeemer::domain::redemption::Redemption;
-use redeemer::policy::attempt::{Limits, Outcome, OutcomeKind, Progress, Step};
+use redeemer::policy::attempt::{Limits, Progress, Step};
 use redeemer::policy::backoff::Backoff;
-use redeemer::policy::classify::{
-    Authenticity, CallResult, NotAccepted, Operation, Reason, SuspendReason, Verdict,
-};
+use redeemer::policy::classify::{Authenticity, CallResult, NotAccepted, SuspendReason, Verdict};
 use redeemer::wechat::client::Prepared;
 use redeemer::wire::command;
 use redeemer::wire::handed_back::HandedBack;

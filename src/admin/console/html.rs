@@ -9,8 +9,8 @@ use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest as _, Sha256};
 
 use super::auth::Session;
+use crate::domain::evidence::Evidence;
 use crate::parked::{CouponQuery, CouponStatus, Parked, SignatureWitness};
-use crate::policy::attempt::Evidence;
 use crate::telemetry::log::{Masked, Short};
 use crate::telemetry::untrusted::{Untrusted, Visible, visible_lines};
 use crate::wire::audit_event::OperatorAction;

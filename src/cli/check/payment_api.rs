@@ -8,13 +8,12 @@ use jiff::{SignedDuration, Timestamp};
 use super::remedies::{Origin, setting};
 use super::{Finding, Severity};
 use crate::config::{Config, MERCHANT_KEY};
+use crate::domain::evidence::Operation;
 use crate::domain::redemption::{
     Appid, AssociatedOrder, BrandId, CouponCode, Openid, OrderNo, OrderNumbers, ProductCouponId, Redemption,
     RequestNo, StockId, Unfit, UseTime,
 };
-use crate::policy::classify::{
-    Authenticity, CallResult, Operation, Response, SignatureFlaw, Verdict, classify,
-};
+use crate::policy::classify::{Authenticity, CallResult, Response, SignatureFlaw, Verdict, classify};
 use crate::policy::host_choice::Host;
 use crate::telemetry::untrusted::Untrusted;
 use crate::wechat::certificates::NoCertificates;

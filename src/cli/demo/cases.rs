@@ -5,8 +5,8 @@ use rand::seq::SliceRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::{Value, json};
 
-use crate::policy::attempt::OutcomeKind;
-use crate::policy::classify::Reason;
+use crate::domain::outcome::OutcomeKind;
+use crate::domain::reason::Reason;
 use redeemer_sandbox::{ActionRequest, CouponAction, CouponState, Fault, NewCoupon, Rule, Target, UsageMode};
 
 /// The vendor's published example, word for word, in the spelling of the PHP SDK.

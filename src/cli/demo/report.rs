@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use crate::cli::demo::cases::{Case, Expected, rows as rows_in_order};
 use crate::cli::event_view::EventView;
-use crate::policy::attempt::OutcomeKind;
+use crate::domain::outcome::OutcomeKind;
 
 /// An event of a case, and how long after its publishing it came.
 #[derive(Debug, Clone)]

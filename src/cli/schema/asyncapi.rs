@@ -5,7 +5,7 @@ use anyhow::{Context as _, anyhow};
 use serde_json::{Map, Value, json};
 
 use crate::amqp::topology::{Argument, Object, Topology};
-use crate::policy::attempt::OutcomeKind;
+use crate::domain::outcome::OutcomeKind;
 use crate::wire::schema::{self, Dialect};
 use crate::wire::{result_event, retry_message};
 

@@ -3,7 +3,8 @@
 use jiff::{SignedDuration, Timestamp};
 
 use crate::amqp::topology::delay_name;
-use crate::policy::attempt::{Outcome, Progress};
+use crate::domain::outcome::Outcome;
+use crate::policy::attempt::Progress;
 use crate::runtime::publishing::{
     CancelSignal, Outgoing, PublishContext, PublishInterrupted, publish, publish_within,
 };

@@ -6,9 +6,9 @@ use sha2::{Digest as _, Sha256};
 use crate::amqp::delivery::{DELAYS_PASSED, Delivery};
 use crate::amqp::publisher::{Published, Publisher};
 use crate::amqp::topology::delay_name;
+use crate::domain::evidence::Evidence;
+use crate::domain::reason::Reason;
 use crate::domain::redemption::Redemption;
-use crate::policy::attempt::Evidence;
-use crate::policy::classify::Reason;
 use crate::runtime::publishing::{
     CancelSignal, Outgoing, PublishContext, PublishInterrupted, publish, publish_within,
 };

@@ -8,9 +8,10 @@ use tokio::time::timeout;
 
 use crate::amqp::delivery::Delivery;
 use crate::amqp::publisher::Publisher;
+use crate::domain::evidence::Operation;
 use crate::domain::redemption::Redemption;
 use crate::policy::attempt::{EffectState, Limits, Progress, Step};
-use crate::policy::classify::{Operation, Verdict};
+use crate::policy::classify::Verdict;
 use crate::policy::host_choice::Host;
 use crate::runtime::circuit_gate::{CallPermit, CallSignal, State};
 use crate::runtime::failpoints::{self, Failpoint};

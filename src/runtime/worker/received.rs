@@ -3,8 +3,8 @@
 use jiff::Timestamp;
 
 use crate::amqp::delivery::Delivery;
+use crate::domain::reason::Reason;
 use crate::domain::redemption::Redemption;
-use crate::policy::classify::Reason;
 use crate::telemetry::metrics::Arrival;
 use crate::wire::command::{self, Fault, PartialCommand, Rejected};
 use crate::wire::retry_message::{self};

@@ -5,9 +5,10 @@ use std::time::Instant;
 use jiff::Timestamp;
 use tracing::debug;
 
-use crate::policy::attempt::Evidence;
+use crate::domain::evidence::Evidence;
+use crate::domain::evidence::Operation;
 use crate::policy::circuit::ResponseClass;
-use crate::policy::classify::{Authenticity, CallResult, Operation, Verdict};
+use crate::policy::classify::{Authenticity, CallResult, Verdict};
 use crate::runtime::circuit_gate::CallSignal;
 use crate::telemetry::spans::ChildSpan;
 use crate::wechat::client::CallOutcome;

@@ -3,8 +3,10 @@
 use std::sync::PoisonError;
 use std::time::Instant;
 
+use crate::domain::evidence::Operation;
+use crate::domain::reason::Reason;
 use crate::policy::brand_access::Denial;
-use crate::policy::classify::{self, CallResult, NotAccepted, Operation, Reason, UnknownCause, Verdict};
+use crate::policy::classify::{self, CallResult, NotAccepted, UnknownCause, Verdict};
 use crate::policy::common_rejection::{self, Rejection};
 use crate::wechat::client::CallOutcome;
 
