@@ -1,9 +1,12 @@
-//! Configuration: the defaults, then a file, then the environment; checked as a whole.
+//! Configuration: the defaults, then a file, then the environment, validated as a whole.
 //!
-//! `config.toml` in the repository holds every key with its default and says what it does; a test proves that the
-//! file and [`Config::default`] are equal. All faults are reported at once, each with the name of its key.
+//! `config.toml` in the repository documents every key with its default; a test compares the file with
+//! [`Config::default`]. All faults are reported at once, each with the name of its key.
 
+mod load;
+mod span;
 pub mod startup;
+mod validate;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,10 +15,8 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use jiff::SignedDuration;
 use secrecy::SecretString;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use toml::{Table, Value};
+use serde::{Deserialize, Serialize};
 
 use crate::amqp::connection::check_uri;
 use crate::amqp::management::web_address;
@@ -33,7 +34,11 @@ use crate::wechat::keys::{KeyFault, KeyFiles, read_secret};
 use crate::wechat::sign::Merchant;
 use crate::wire::retry_message::DeadlineLimits;
 
-/// Environment variables begin with this.
+pub use load::{load, parse};
+pub use span::Span;
+use validate::{check_public_key_id, is_serial};
+
+/// The prefix of environment variables.
 pub const PREFIX: &str = "REDEEMER_";
 
 /// The shortest token of the operator console, in characters. One that cannot be guessed needs no lock-out, which others
@@ -194,66 +199,26 @@ section! {
     ShutdownConfig { deadline: Span = Span::seconds(25), }
 }
 
-/// A time span as people write it: `250ms`, `8s`, `5m`, `2h`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span(pub Duration);
-
-impl Span {
-    const fn seconds(seconds: u64) -> Self {
-        Self(Duration::from_secs(seconds))
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        let signed: SignedDuration = text.parse().ok()?;
-        // The general parser also takes "1 day ago".
-        (!signed.is_negative()).then(|| Self(signed.unsigned_abs()))
-    }
-
-    fn signed(self) -> SignedDuration {
-        SignedDuration::try_from(self.0).unwrap_or(SignedDuration::MAX)
-    }
-}
-
-impl fmt::Display for Span {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#}", self.signed())
-    }
-}
-
-impl Serialize for Span {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Span {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        Self::parse(&text)
-            .ok_or_else(|| serde::de::Error::custom("must be a time such as 250ms, 8s, 5m or 2h"))
-    }
-}
-
 /// One thing that is wrong with the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigFault {
     /// The key, with its sections: `broker.prefetch`.
     pub key: String,
-    /// What is wrong and what is wanted. Never quotes a secret.
+    /// What is wrong and what is expected. It never quotes a secret.
     pub problem: String,
     /// The id of the finding, stable for machines.
     pub id: String,
-    /// What fixes the file that the key names, if that is at fault.
+    /// The remedy for the file that the key names, if the file is at fault.
     pub remedy: Option<Remedy>,
 }
 
 impl ConfigFault {
-    /// A value that is not as it must be.
+    /// An invalid value.
     pub fn new(key: impl Into<String>, problem: impl Into<String>) -> Self {
         Self { key: key.into(), problem: problem.into(), id: "config_value".to_owned(), remedy: None }
     }
 
-    /// The same under the id of a kind of its own.
+    /// Replaces the id of the finding.
     #[must_use]
     pub fn with_id(mut self, id: &str) -> Self {
         id.clone_into(&mut self.id);
@@ -292,291 +257,7 @@ impl fmt::Display for ConfigFaults {
 
 impl std::error::Error for ConfigFaults {}
 
-/// Reads the configuration: defaults, then the file, then the environment.
-///
-/// # Errors
-/// [`ConfigFaults`] with every fault at once.
-pub fn load(
-    file: Option<&Path>,
-    environment: impl Iterator<Item = (String, String)>,
-) -> Result<Config, ConfigFaults> {
-    let text = match file {
-        None => String::new(),
-        Some(path) => std::fs::read_to_string(path).map_err(|error| {
-            let key = file_name::Shown(path).to_string();
-            ConfigFaults(vec![
-                ConfigFault::new(key, format!("cannot be read: {error}")).with_id("config_unreadable"),
-            ])
-        })?,
-    };
-    let name = file.map_or_else(String::new, |path| file_name::Shown(path).to_string());
-    parse(&text, &name, environment)
-}
-
-/// Reads the configuration from a text. `name` stands for it in faults.
-///
-/// # Errors
-/// [`ConfigFaults`] with every fault at once.
-pub fn parse(
-    text: &str,
-    name: &str,
-    environment: impl Iterator<Item = (String, String)>,
-) -> Result<Config, ConfigFaults> {
-    let mut table: Table = text.parse().map_err(|error: toml::de::Error| {
-        // The general message quotes the line, which may hold a password.
-        let line = error.span().map_or(0, |span| text[..span.start].lines().count().max(1));
-        let problem = format!("is not TOML at line {line}: {}", error.message());
-        ConfigFaults(vec![ConfigFault::new(name, problem).with_id("config_syntax")])
-    })?;
-    let mut faults = Vec::new();
-    let model = Table::try_from(Config::default()).unwrap_or_default();
-    for (variable, value) in environment {
-        if let Some(place) = variable.strip_prefix(PREFIX)
-            && place.contains("__")
-        {
-            override_by(&mut table, &model, place, value);
-        }
-    }
-    compare(&table, &model, "", &mut faults);
-    if !faults.is_empty() {
-        return Err(ConfigFaults(faults));
-    }
-    let config: Config = table
-        .try_into()
-        .map_err(|error: toml::de::Error| ConfigFaults(vec![ConfigFault::new(name, error.message())]))?;
-    config.check(&mut faults);
-    if faults.is_empty() { Ok(config) } else { Err(ConfigFaults(faults)) }
-}
-
-/// Sets `A__B__KEY` to a value: as it stands if the model has a text, as TOML if it has a number or a list.
-fn override_by(table: &mut Table, model: &Table, place: &str, text: String) {
-    let mut keys: Vec<String> = place.split("__").map(str::to_lowercase).collect();
-    // Serials are the one kind of key that is not lower case.
-    if keys.len() == 3 && keys[1] == "public_keys" {
-        keys[2] = place.rsplit("__").next().unwrap_or_default().to_owned();
-    }
-    let Some(last) = keys.pop() else { return };
-    let (mut section, mut model) = (table, Some(model));
-    for key in keys {
-        model = model.and_then(|model| model.get(&key)).and_then(Value::as_table);
-        let entry = section.entry(key).or_insert_with(|| Value::Table(Table::new()));
-        let Value::Table(inner) = entry else { return };
-        section = inner;
-    }
-    let wants_toml = model.and_then(|model| model.get(&last)).is_some_and(|value| !value.is_str());
-    let value = wants_toml
-        .then(|| format!("v = {text}").parse::<Table>().ok()?.remove("v"))
-        .flatten()
-        .unwrap_or(Value::String(text));
-    section.insert(last, value);
-}
-
-/// Reports every key that the model does not have, and every value of another type than the model's.
-fn compare(table: &Table, model: &Table, path: &str, faults: &mut Vec<ConfigFault>) {
-    for (name, value) in table {
-        let key = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-        let mut fault = |problem: String| faults.push(ConfigFault::new(key.clone(), problem));
-        match (model.get(name), value) {
-            (None, _) => {
-                let problem = "is not a key; see config.toml for all of them";
-                faults.push(ConfigFault::new(shown_name(&key), problem).with_id("config_unknown_key"));
-            }
-            (Some(Value::Table(_)), Value::Table(files)) if key == "wechat.public_keys" => {
-                for (serial, file) in files.iter().filter(|(_, file)| !file.is_str()) {
-                    fault(format!("{serial} must be a file name in quotes, not {}", file.type_str()));
-                }
-            }
-            (Some(Value::Table(model)), Value::Table(table)) => compare(table, model, &key, faults),
-            (Some(Value::Float(_)), Value::Integer(_) | Value::Float(_)) => {}
-            (Some(Value::Integer(_)), Value::Integer(number)) if *number < 0 => {
-                fault("must not be negative".to_owned());
-            }
-            (Some(model @ Value::String(span)), Value::String(text)) => {
-                if is_span(model) && Span::parse(text).is_none() {
-                    fault(format!("must be a time such as {span}"));
-                }
-            }
-            (Some(Value::Array(model)), Value::Array(items)) => {
-                let spans = model.iter().any(is_span);
-                let fits = |item: &Value| match item.as_str() {
-                    Some(text) => !spans || Span::parse(text).is_some(),
-                    None => false,
-                };
-                if !items.iter().all(fits) {
-                    let wanted = if spans { "times such as 10s" } else { "texts" };
-                    fault(format!("must be a list of {wanted}"));
-                }
-            }
-            (Some(model), value) if model.same_type(value) => {}
-            (Some(model), value) => {
-                fault(format!("must be {}, not {}", kind(model), kind(value)));
-            }
-        }
-    }
-}
-
-/// The name of a key as it may be shown: what stands there may be a secret that was put on the wrong side.
-fn shown_name(key: &str) -> String {
-    let plain = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '_' | '-' | '.');
-    match key.len() <= 64 && key.chars().all(plain) {
-        true => key.to_owned(),
-        false => "(a name that is not shown)".to_owned(),
-    }
-}
-
-/// Whether the model's text is a time: no other default looks like one.
-fn is_span(model: &Value) -> bool {
-    model.as_str().is_some_and(|text| Span::parse(text).is_some())
-}
-
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::String(_) => "a text in quotes",
-        Value::Integer(_) => "a whole number",
-        Value::Float(_) => "a number",
-        Value::Boolean(_) => "true or false",
-        Value::Datetime(_) => "a date",
-        Value::Array(_) => "a list",
-        Value::Table(_) => "a section",
-    }
-}
-
 impl Config {
-    /// What types cannot say: ranges, and what must be set for real work is checked if it is used.
-    fn check(&self, faults: &mut Vec<ConfigFault>) {
-        let mut wrong = |holds: bool, key: &str, problem: &str| {
-            if !holds {
-                faults.push(ConfigFault::new(key, problem));
-            }
-        };
-        let Self { broker, wechat, concurrency, retry, rate_limit, event, admin, log, telemetry, .. } = self;
-        wrong((1..=2_000).contains(&broker.prefetch), "broker.prefetch", "must be 1 to 2000");
-        wrong((1..=2_000).contains(&concurrency.commands), "concurrency.commands", "must be 1 to 2000");
-        wrong((1..=2_000).contains(&concurrency.per_coupon), "concurrency.per_coupon", "must be 1 to 2000");
-        wrong((1..=60).contains(&broker.heartbeat.0.as_secs()), "broker.heartbeat", "must be 1s to 60s");
-        let patient = broker.connect_timeout.0 <= Duration::from_secs(20);
-        wrong(patient, "broker.connect_timeout", "must be 20s at most");
-        // A delivery is held meanwhile, and the broker closes the channel after half an hour.
-        let held = retry.in_process_max.0 <= Duration::from_secs(600);
-        wrong(held, "retry.in_process_max", "must be 10m at most");
-        wrong(mode(&broker.topology).is_some(), "broker.topology", "must be create, verify or off");
-        wrong(broker.delivery_limit >= 1, "broker.delivery_limit", "must be 1 or more");
-        for (key, span) in [
-            ("broker.connect_timeout", broker.connect_timeout),
-            ("broker.confirm_timeout", broker.confirm_timeout),
-            ("wechat.connect_timeout", wechat.connect_timeout),
-            ("wechat.read_timeout", wechat.read_timeout),
-            ("wechat.total_timeout", wechat.total_timeout),
-            ("wechat.reload_every", wechat.reload_every),
-            ("telemetry.otlp_timeout", telemetry.otlp_timeout),
-            ("telemetry.otlp_every", telemetry.otlp_every),
-        ] {
-            let within = (Duration::from_millis(10)..=Duration::from_secs(600)).contains(&span.0);
-            wrong(within, key, "must be 10ms to 10m");
-        }
-        // As above: a delivery is held meanwhile.
-        let held =
-            (Duration::from_millis(10)..=Duration::from_secs(900)).contains(&event.publish_retry_max.0);
-        wrong(held, "event.publish_retry_max", "must be 10ms to 15m");
-        let twelve_hours = Duration::from_secs(12 * 3_600);
-        let often = (Duration::from_secs(1)..=twelve_hours).contains(&wechat.download_every.0);
-        wrong(often, "wechat.download_every", "must be 1s to 12h");
-        let reply = (1_024..=16 * 1024 * 1024).contains(&wechat.response_bytes_max);
-        wrong(reply, "wechat.response_bytes_max", "must be 1024 to 16777216");
-        if let Err(fault) = retry.backoff() {
-            wrong(false, "retry.initial, retry.multiplier, retry.jitter, retry.max_interval", &fault);
-        }
-        wrong(retry.delays.is_sorted_by(|a, b| a.0 < b.0), "retry.delays", "must grow from one to the next");
-        wrong(retry.delays.len() <= 32, "retry.delays", "must be 32 at most");
-        let waits = retry.delays.iter().all(|delay| (50..=86_400_000).contains(&delay.0.as_millis()));
-        wrong(waits, "retry.delays", "must each be 50ms to 24h");
-        // How often a query was negative does not travel through a delay queue: both must fit into one stay.
-        wrong(
-            retry.query_delay.0.saturating_mul(2) <= retry.in_process_max.0,
-            "retry.in_process_max",
-            "must be twice retry.query_delay or more",
-        );
-        wrong(retry.attempts_max >= 1, "retry.attempts_max", "must be 1 or more");
-        wrong(!retry.deadline.0.is_zero(), "retry.deadline", "must be longer than zero");
-        wrong(
-            retry.deadline.0 <= retry.deadline_max.0,
-            "retry.deadline_max",
-            "must not be under retry.deadline",
-        );
-        let year = Duration::from_secs(366 * 86_400);
-        wrong(retry.deadline_max.0 <= year, "retry.deadline_max", "must be a year at most");
-        wrong((0.0..=100.0).contains(&retry.budget_ratio), "retry.budget_ratio", "must be 0 to 100");
-        wrong(rate_limit.calls_per_second >= 1, "rate_limit.calls_per_second", "must be 1 or more");
-        wrong(
-            admin.listen.parse::<SocketAddr>().is_ok(),
-            "admin.listen",
-            "must be an address such as 127.0.0.1:9464",
-        );
-        wrong(format(&log.format).is_some(), "log.format", "must be plain or json");
-        let filter = crate::telemetry::log::check_filter(&log.filter);
-        wrong(filter.is_ok(), "log.filter", "must be a filter such as info or redeemer=debug");
-        let both = broker.client_certificate_file.is_empty() == broker.client_key_file.is_empty();
-        wrong(both, "broker.client_certificate_file, broker.client_key_file", "must be set together");
-        let (endpoint, management) = (telemetry.otlp_endpoint.as_str(), broker.management_uri.as_str());
-        let plain = web_address(endpoint).is_some_and(|url| {
-            url.query().is_none()
-                && url.fragment().is_none()
-                && url.password().is_none()
-                && url.username().is_empty()
-        });
-        wrong(
-            endpoint.is_empty() || plain,
-            "telemetry.otlp_endpoint",
-            "must be a base URL such as http://127.0.0.1:4318, without user and query",
-        );
-        wrong(
-            management.is_empty() || web_address(management).is_some(),
-            "broker.management_uri",
-            "must be a URL such as http://127.0.0.1:15672",
-        );
-        wrong((0.0..=1.0).contains(&telemetry.otlp_sample), "telemetry.otlp_sample", "must be 0 to 1");
-        let queue = (1..=100_000).contains(&telemetry.otlp_queue);
-        wrong(queue, "telemetry.otlp_queue", "must be 1 to 100000");
-        for (key, name) in broker.names.all() {
-            let fits = (1..=255).contains(&name.len()) && !name.contains("://") && !name.contains("-----");
-            let fits = fits && !name.chars().any(is_hidden);
-            wrong(fits, key, "must be a name of 1 to 255 bytes on one line");
-        }
-        self.check_identity(&mut wrong);
-        for (key, value) in self.file_names() {
-            if let Err(why) = file_name::check(value) {
-                let problem = format!("expects a file name, and {}; {}", why.as_str(), belongs(&key));
-                faults.push(ConfigFault::new(key, problem).with_id("config_not_a_file_name"));
-            }
-        }
-    }
-
-    /// Numbers and serials as people copy them: with a prefix lost, a blank too many, or marks that nobody sees.
-    fn check_identity(&self, wrong: &mut impl FnMut(bool, &str, &str)) {
-        let wechat = &self.wechat;
-        for (key, text) in [
-            ("wechat.mchid", &wechat.mchid),
-            ("wechat.merchant_serial", &wechat.merchant_serial),
-            ("wechat.verification_serial", &wechat.verification_serial),
-        ] {
-            let hidden = text.chars().any(|letter| letter.is_whitespace() || is_hidden(letter));
-            wrong(!hidden, key, "holds a blank or an invisible character; type it again");
-        }
-        for id in wechat.public_keys.keys() {
-            if let Err(problem) = check_public_key_id(id) {
-                wrong(false, "wechat.public_keys", problem);
-            }
-        }
-        let serial = wechat.verification_serial.as_str();
-        let reported = serial.chars().any(|letter| letter.is_whitespace() || is_hidden(letter));
-        let known = reported || serial.is_empty() || is_serial(serial) || check_public_key_id(serial).is_ok();
-        wrong(
-            known,
-            "wechat.verification_serial",
-            "must be a PUB_KEY_ID_… or the serial of a certificate, in hex",
-        );
-    }
-
     /// The files with secrets that are read at start only, by their keys.
     pub fn secret_files(&self) -> Vec<(&'static str, PathBuf)> {
         let Self { broker, wechat, admin, .. } = self;
@@ -622,7 +303,7 @@ impl Config {
     /// What makes a connection to the broker.
     ///
     /// # Errors
-    /// Where the URI's file cannot be read, or is open to others.
+    /// The URI's file cannot be read, or other users can read it.
     pub fn broker_settings(&self) -> Result<crate::amqp::connection::AmqpSettings, ConfigFault> {
         let broker = &self.broker;
         let text = match broker.uri_file.as_str() {
@@ -672,7 +353,7 @@ impl Config {
         }
     }
 
-    /// If the keys are.
+    /// Where the keys are.
     pub fn key_files(&self) -> KeyFiles {
         let file = &self.wechat.merchant_key_file;
         KeyFiles {
@@ -692,7 +373,7 @@ impl Config {
     /// The APIv3 key, if one is configured.
     ///
     /// # Errors
-    /// Where its file cannot be read, is open to others, or holds no such key.
+    /// Its file cannot be read, other users can read it, or it contains no such key.
     pub fn apiv3_key(&self) -> Result<Option<ApiV3Key>, ConfigFault> {
         let key = self.apiv3_key_file().map(|file| ApiV3Key::read(&file)).transpose();
         key.map_err(|fault| match fault {
@@ -703,7 +384,7 @@ impl Config {
         })
     }
 
-    /// Where the APIv3 key is, if one is configured.
+    /// The file of the APIv3 key, if one is configured.
     pub fn apiv3_key_file(&self) -> Option<PathBuf> {
         let file = &self.wechat.apiv3_key_file;
         (!file.is_empty()).then(|| PathBuf::from(file))
@@ -712,7 +393,7 @@ impl Config {
     /// How the payment API is reached.
     ///
     /// # Errors
-    /// Everything that must be set and is not.
+    /// Every required key that is not set.
     pub fn wechat_settings(&self) -> Result<crate::wechat::client::PaymentSettings, ConfigFaults> {
         let wechat = &self.wechat;
         let mut faults = Vec::new();
@@ -749,7 +430,7 @@ impl Config {
         })
     }
 
-    /// How long and how often a command is worked on.
+    /// Bounds on the time and the attempts of one command.
     pub fn limits(&self) -> Limits {
         Limits {
             // `check` has built it before.
@@ -778,10 +459,10 @@ impl Config {
         self.admin.listen.parse().unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9464)))
     }
 
-    /// The token of the operator console; nothing if the console is disabled.
+    /// The token of the operator console; `None` if the console is disabled.
     ///
     /// # Errors
-    /// Where the token's file cannot be read, is open to others, or holds no token that is long enough.
+    /// The token's file cannot be read, other users can read it, or its token is too short.
     pub fn console_token(&self) -> Result<Option<SecretString>, ConfigFault> {
         let file = &self.admin.console_token_file;
         if file.is_empty() {
@@ -796,7 +477,7 @@ impl Config {
         Ok(Some(SecretString::from(token.trim())))
     }
 
-    /// Where spans go; `None` where nobody collects them.
+    /// The collector of spans, if one is configured.
     pub fn traces(&self) -> Option<spans::TraceSettings> {
         let TelemetryConfig { otlp_endpoint, otlp_sample, otlp_timeout, otlp_every, otlp_queue } =
             &self.telemetry;
@@ -829,44 +510,13 @@ impl NamesConfig {
     }
 }
 
-/// Where the secret itself goes, if that is what was meant.
+/// The remedy if a key for a file name has the secret itself as its value.
 fn belongs(key: &str) -> String {
     match key {
         "wechat.merchant_key_file" => format!("the key itself goes into {MERCHANT_KEY}"),
         "broker.uri_file" => format!("the URI itself goes into {PREFIX}BROKER__URI"),
         _ => "put the content into a file, and name that".to_owned(),
     }
-}
-
-/// How the ids of WeChat Pay's public keys begin.
-const PUBLIC_KEY_ID: &str = "PUB_KEY_ID_";
-
-/// Whether a name is that of a public key: `PUB_KEY_ID_`, then letters, digits and underscores.
-///
-/// # Errors
-/// What is wrong with it, without the name.
-fn check_public_key_id(id: &str) -> Result<(), &'static str> {
-    let is_word = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-    match id.strip_prefix(PUBLIC_KEY_ID) {
-        Some("") => Err("must have names such as PUB_KEY_ID_0116…: one of them ends after the prefix"),
-        Some(rest) if rest.len() <= 64 && is_word(rest) => Ok(()),
-        Some(_) => {
-            Err("must have names of letters, digits and underscores: one of them holds a blank or another \
-                        character, perhaps an invisible one")
-        }
-        None if is_serial(id) && id.bytes().any(|byte| byte.is_ascii_alphabetic()) => Err(
-            "one of its names is the serial of a certificate: that file goes into wechat.platform_certificates",
-        ),
-        None => Err(
-            "must have names such as PUB_KEY_ID_0116…, as the merchant platform shows them: one of them lacks \
-                     the prefix",
-        ),
-    }
-}
-
-/// Whether a text is a serial in hex: of a merchant API certificate it has 40 digits.
-fn is_serial(text: &str) -> bool {
-    (1..=40).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 impl RetryConfig {
@@ -894,129 +544,4 @@ fn format(word: &str) -> Option<Format> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SHIPPED: &str = include_str!("../config.toml");
-
-    fn read(text: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigFaults> {
-        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        parse(text, "test", environment)
-    }
-
-    fn keys(result: Result<Config, ConfigFaults>) -> Vec<String> {
-        result.unwrap_err().0.into_iter().map(|fault| fault.key).collect()
-    }
-
-    #[test]
-    fn the_shipped_file_holds_every_key_with_its_default() {
-        assert_eq!(read(SHIPPED, &[]).unwrap(), Config::default());
-        fn leaves(table: &Table, path: &str, into: &mut Vec<String>) {
-            for (name, value) in table {
-                match value {
-                    Value::Table(inner) => leaves(inner, &format!("{path}{name}."), into),
-                    _ => into.push(format!("{path}{name}")),
-                }
-            }
-        }
-        let (mut shipped, mut known) = (Vec::new(), Vec::new());
-        leaves(&SHIPPED.parse().unwrap(), "", &mut shipped);
-        leaves(&Table::try_from(Config::default()).unwrap(), "", &mut known);
-        shipped.sort();
-        known.sort();
-        assert_eq!(shipped, known);
-    }
-
-    #[test]
-    fn every_key_of_the_shipped_file_has_a_comment_above_it() {
-        let lines: Vec<_> = SHIPPED.lines().collect();
-        let bare = lines.windows(2).filter(|pair| {
-            let key = pair[1].contains(" = ") && !pair[1].starts_with('#');
-            key && (pair[0].is_empty() || pair[0].starts_with('['))
-        });
-        assert_eq!(bare.count(), 0);
-    }
-
-    #[test]
-    fn the_environment_overrides_the_file() {
-        let config = read(
-            "[concurrency]\ncommands = 7\n[broker]\nprefetch = 9",
-            &[
-                ("REDEEMER_BROKER__URI", "amqp://u:p@h/%2f"),
-                ("REDEEMER_CONCURRENCY__COMMANDS", "8"),
-                ("REDEEMER_BROKER__NAMES__COMMANDS", "t.commands"),
-                ("REDEEMER_RETRY__DELAYS", "[\"1s\", \"2s\"]"),
-                ("REDEEMER_WECHAT__MCHID", "1900000109"),
-                ("REDEEMER_WECHAT__PUBLIC_KEYS__PUB_KEY_ID_01", "key.pem"),
-                ("REDEEMER_MERCHANT_KEY", "not a config key"),
-                ("PATH", "/bin"),
-            ],
-        );
-        // A merchant number is all digits, and still a text.
-        let config = config.unwrap();
-        assert_eq!(config.broker.uri, "amqp://u:p@h/%2f");
-        assert_eq!((config.concurrency.commands, config.broker.prefetch), (8, 9));
-        assert_eq!(config.topology().names.commands, "t.commands");
-        assert_eq!(config.retry.delays, [1, 2].map(Span::seconds));
-        assert_eq!(config.wechat.mchid, "1900000109");
-        assert_eq!(config.wechat.public_keys["PUB_KEY_ID_01"], Path::new("key.pem"));
-    }
-
-    #[test]
-    fn all_faults_are_reported_at_once_by_the_name_of_the_key() {
-        let text = r#"
-            surprise = 1
-            [broker]
-            prefetch = "many"
-            uri = 5
-            heartbeat = "soon"
-            [broker.names]
-            comands = "x"
-            [concurrency]
-            commands = -1
-            [retry]
-            delays = ["1s", 2]
-            multiplier = 2
-        "#;
-        let mut found = keys(read(text, &[]));
-        found.sort();
-        assert_eq!(
-            found,
-            [
-                "broker.heartbeat",
-                "broker.names.comands",
-                "broker.prefetch",
-                "broker.uri",
-                "concurrency.commands",
-                "retry.delays",
-                "surprise",
-            ]
-        );
-        let ranges = "[broker]\nprefetch = 0\ntopology = \"maybe\"\n[retry]\ndelays = [\"2s\", \"1s\"]\njitter = 3.0\n\
-             query_delay = \"5s\"\n";
-        assert_eq!(
-            keys(read(ranges, &[])),
-            [
-                "broker.prefetch",
-                "broker.topology",
-                "retry.initial, retry.multiplier, retry.jitter, retry.max_interval",
-                "retry.delays",
-                "retry.in_process_max",
-            ]
-        );
-    }
-
-    #[test]
-    fn a_fault_of_syntax_names_the_line_and_quotes_nothing() {
-        let fault = read("[broker]\nuri = \"amqp://u:geheim@h\n", &[]).unwrap_err();
-        assert!(fault.to_string().contains("line 2"), "{fault}");
-        assert!(!fault.to_string().contains("geheim"), "{fault}");
-    }
-
-    #[test]
-    fn what_must_be_set_is_reported_by_name() {
-        let faults = Config::default().wechat_settings().unwrap_err();
-        let keys: Vec<_> = faults.0.iter().map(|fault| fault.key.as_str()).collect();
-        assert_eq!(keys, ["wechat.mchid", "wechat.merchant_serial"]);
-    }
-}
+mod tests;

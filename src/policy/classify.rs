@@ -1,26 +1,26 @@
-//! What a reply means: one total function from operation and reply to a verdict.
+//! The meaning of a call's result: one total function from an operation and its result to a verdict.
 //!
-//! The order of reading is fixed: HTTP status first, `code` second, the number at the end of `Request-ID` third,
+//! The order of evidence is fixed: HTTP status first, `code` second, the number at the end of `Request-ID` third,
 //! never the message. The provider's signature covers the body alone, neither the status line nor `Request-ID`: so
 //! success is only read from a signed coupon, a rejection only from a signed error body whose code fits the status,
 //! and the number refines the reason of a rejection, but never how carefully it is checked.
 //!
-//! Pure: no clock, no dice, no IO. What follows from a verdict is decided in [`crate::policy::attempt`].
+//! Pure: no clock, no random numbers, no IO. The step after a verdict is decided in [`crate::policy::attempt`].
 
 use crate::domain::coupon::{Coupon, CouponState, Usage};
 use crate::domain::evidence::Operation;
 use crate::domain::reason::Reason;
 use crate::domain::redemption::Redemption;
 
-/// What the wire said.
+/// The result of a call.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-#[allow(clippy::large_enum_variant, reason = "nearly every reply is an answer")]
+#[allow(clippy::large_enum_variant, reason = "nearly every result is a response")]
 pub enum CallResult {
     /// Nothing reached the provider.
     NotSent(NotSent),
-    /// The request may have arrived; no whole answer came back.
+    /// The request may have reached the provider; no complete response came back.
     NoResponse(NoResponse),
-    /// An answer came back.
+    /// A response came back.
     Response(Response),
 }
 
@@ -31,53 +31,53 @@ pub enum NotSent {
     Connect,
 }
 
-/// Why no whole answer came back after sending.
+/// Why no complete response came back after sending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NoResponse {
-    /// No answer within the deadline.
+    /// No response within the call's timeout.
     Timeout,
     /// The connection ended.
     Reset,
-    /// The answer was larger than is read.
+    /// The response was larger than the limit.
     TooLarge,
 }
 
-/// An answer as far as judgment needs it.
+/// The parts of a response that a verdict needs.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Response {
     /// HTTP status.
     pub status: u16,
-    /// Whether the provider can be held to it.
+    /// Whether the provider signed it.
     pub authenticity: Authenticity,
-    /// `code` of the body, if it is an error body.
+    /// `code` of an error body.
     pub code: Option<Box<str>>,
     /// The number after the last `-` of `Request-ID`. No signature covers it.
     pub sub_code: Option<u64>,
-    /// The coupon, where the body describes one and is verified, whatever the status says.
+    /// The coupon, if the body describes one and is verified, with any status.
     pub coupon: Option<Coupon>,
-    /// `message` of the error body, at most 1 KiB. Reported on, never judged by.
+    /// `message` of the error body, at most 1 KiB. It is passed on and never affects a verdict.
     pub message: Option<Box<str>>,
     /// `Request-ID`, for the provider's support.
     pub request_id: Option<Box<str>>,
 }
 
 impl Response {
-    /// The coupon that was asked about, as this answer describes it: `None` if it is not to be believed, or where by
-    /// its `verdict` it speaks of another coupon.
+    /// The coupon of the operation as this response describes it: `None` if the response is not verified, or if its
+    /// `verdict` is that it describes another coupon.
     pub fn into_coupon(self, verdict: &Verdict) -> Option<Coupon> {
         let believed = self.authenticity == Authenticity::Verified && self.status == 200;
         self.coupon.filter(|_| believed && *verdict != Verdict::Unknown(UnknownCause::AnotherCoupon))
     }
 }
 
-/// Whether an answer was signed by the provider.
+/// Whether the provider signed a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Authenticity {
     /// Signed with a key that we hold, and fresh.
     Verified,
     /// Carries no signature at all.
     Unsigned,
-    /// Carries a signature that does not convince.
+    /// Carries a signature that does not verify.
     Invalid(SignatureFlaw),
 }
 
@@ -92,12 +92,11 @@ pub enum SignatureFlaw {
     Stale,
     /// The signature does not fit the content; the provider's probes look like this.
     Mismatch,
-    /// The answer to an earlier operation: it was accepted before, or signed before this one was sent.
+    /// The response to an earlier operation: it was accepted before, or signed before this request was sent.
     Replayed,
 }
 
 impl SignatureFlaw {
-    /// Every flaw, for metrics and tables.
     pub const ALL: [Self; 5] =
         [Self::Malformed, Self::UnknownSerial, Self::Stale, Self::Mismatch, Self::Replayed];
 
@@ -113,64 +112,64 @@ impl SignatureFlaw {
     }
 }
 
-/// What a reply means.
+/// The meaning of a call's result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// Our redemption took effect.
     Redeemed,
     /// It will not take effect, and the coupon's state has been seen or cannot matter.
     Refused(Reason),
-    /// A signed error body rejects the operation. The coupon's state is still to be seen.
+    /// A signed error body rejects the operation. A query must still show the coupon's state.
     Rejected {
-        /// What it rejects the operation for.
+        /// The reason of the rejection.
         reason: Reason,
-        /// Whether its code leaves open that it is an earlier use of ours, reported back as "already used".
+        /// Whether the code may report an earlier use of ours as "already used".
         may_be_our_own_use: bool,
     },
     /// A query found the coupon usable and never returned.
     NotExecuted,
-    /// The provider did not take the operation; the same operation later.
+    /// The provider did not accept the operation; the same operation can follow later.
     NotAccepted(NotAccepted),
-    /// Nothing reached the provider; the same operation, by another way.
+    /// Nothing reached the provider; the same operation can follow at another host.
     NotSent,
     /// It may have taken effect, or not.
     Unknown(UnknownCause),
     /// Not this coupon's fault: every further call would fail the same way.
     Suspended(SuspendReason),
-    /// This brand has not authorized us for this operation. Our own fault if it is so for every brand lately.
+    /// This brand has not authorized us for this operation. Our own fault if every brand recently responded so.
     NotAuthorized,
 }
 
-/// Why the provider did not take a operation.
+/// Why the provider did not accept an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NotAccepted {
     /// A signed 429 or one of its namesakes.
     TooFrequent,
     /// The coupon is locked by a concurrent use.
     Locked,
-    /// The brand has not authorized us for a use, and whether it alone has not is not known yet.
+    /// The brand has not authorized us for a use, and it is not known yet whether this concerns only this brand.
     NotAuthorized,
 }
 
-/// Why a reply leaves us unknown.
+/// Why the effect is unknown after a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum UnknownCause {
-    /// No whole answer came back.
+    /// No complete response came back.
     NoResponse,
     /// 5xx: the provider itself does not know.
     ServerError,
-    /// A success or a rejection that is not believed, for want of a signature that verifies.
+    /// A success or a rejection without a signature that verifies.
     Unverified,
-    /// 202: noted; nobody says whether it will be worked on.
+    /// 202: accepted, without a promise that it will be executed.
     Accepted,
-    /// 429 without a signature: anyone who answered need not know what became of the request.
+    /// 429 without a signature: its sender may not know the effect of the request.
     TooFrequent,
-    /// A verified answer that contradicts itself or us: it speaks of another number or of a coupon that was returned,
-    /// or its body does not belong under its status.
+    /// A verified response that contradicts itself or the request: it names another number or a returned coupon, or its
+    /// body does not belong to its status.
     Contradiction,
-    /// A verified answer shows a use, and does not say under which number.
+    /// A verified response shows a use without its number.
     NoNumber,
-    /// A verified success that speaks of another coupon.
+    /// A verified success that describes another coupon.
     AnotherCoupon,
     /// A status or a body outside the contract.
     Unexpected,
@@ -181,14 +180,13 @@ pub enum UnknownCause {
 pub enum SuspendReason {
     /// 401: wrong key, wrong serial, wrong merchant or wrong clock.
     Unauthenticated,
-    /// Every brand tried lately answered that we are not authorized.
+    /// Every brand that was called recently has not authorized us.
     Unauthorized,
-    /// What stands in the head of every call is rejected, such as the id of a key.
+    /// A header that every call carries is rejected, such as the id of a key.
     Rejected,
 }
 
 impl SuspendReason {
-    /// Every fault, for metrics and tables.
     pub const ALL: [Self; 3] = [Self::Unauthenticated, Self::Unauthorized, Self::Rejected];
 
     /// The word in logs and labels.
@@ -215,7 +213,7 @@ impl Verdict {
         "not_authorized",
     ];
 
-    /// Whether the provider said, signed, that there is no such coupon.
+    /// Whether a signed response says that there is no such coupon.
     pub fn denies_coupon(&self) -> bool {
         let reason = Reason::NoSuchCoupon;
         match self {
@@ -241,36 +239,36 @@ impl Verdict {
     }
 }
 
-/// Judges a reply to `operation` about `redemption`.
-pub fn classify(operation: Operation, reply: &CallResult, redemption: &Redemption) -> Verdict {
-    match (operation, reply) {
+/// Classifies the result of `operation` on the coupon of `redemption`.
+pub fn classify(operation: Operation, result: &CallResult, redemption: &Redemption) -> Verdict {
+    match (operation, result) {
         (_, CallResult::NotSent(_)) => Verdict::NotSent,
         (_, CallResult::NoResponse(_)) => Verdict::Unknown(UnknownCause::NoResponse),
-        (Operation::Redeem, CallResult::Response(answer)) => classify_redeem(answer, redemption),
-        (Operation::Query, CallResult::Response(answer)) => classify_query(answer, redemption),
+        (Operation::Redeem, CallResult::Response(response)) => classify_redeem(response, redemption),
+        (Operation::Query, CallResult::Response(response)) => classify_query(response, redemption),
     }
 }
 
-fn classify_redeem(answer: &Response, redemption: &Redemption) -> Verdict {
-    let verified = answer.authenticity == Authenticity::Verified;
-    match answer.status {
+fn classify_redeem(response: &Response, redemption: &Redemption) -> Verdict {
+    let verified = response.authenticity == Authenticity::Verified;
+    match response.status {
         200..=299 if !verified => Verdict::Unknown(UnknownCause::Unverified),
-        200 => match usage_of(answer, redemption) {
-            // USED without a number contradicts nothing: the number is shown "where present".
+        200 => match usage_of(response, redemption) {
+            // USED without a number contradicts nothing: the provider shows the number "where present".
             Usage::Ours | Usage::NoNumber => Verdict::Redeemed,
             Usage::AnotherCoupon => Verdict::Unknown(UnknownCause::AnotherCoupon),
             _ => Verdict::Unknown(UnknownCause::Contradiction),
         },
-        400..=499 => classify_rejection(answer),
+        400..=499 => classify_rejection(response),
         status => classify_inconclusive(status, verified),
     }
 }
 
-fn classify_query(answer: &Response, redemption: &Redemption) -> Verdict {
-    let verified = answer.authenticity == Authenticity::Verified;
-    match answer.status {
+fn classify_query(response: &Response, redemption: &Redemption) -> Verdict {
+    let verified = response.authenticity == Authenticity::Verified;
+    match response.status {
         200..=299 if !verified => Verdict::Unknown(UnknownCause::Unverified),
-        200 => match usage_of(answer, redemption) {
+        200 => match usage_of(response, redemption) {
             Usage::Ours => Verdict::Redeemed,
             Usage::Another => Verdict::Refused(Reason::UsedByAnother),
             Usage::Usable => Verdict::NotExecuted,
@@ -280,9 +278,9 @@ fn classify_query(answer: &Response, redemption: &Redemption) -> Verdict {
             Usage::NoNumber => Verdict::Unknown(UnknownCause::NoNumber),
             Usage::Unclear => Verdict::Unknown(UnknownCause::Contradiction),
         },
-        400..=499 => match (classify_rejection(answer), answer.code.as_deref()) {
-            // Three causes are documented: no product coupon, no stock, no coupon. No coupon is what they have in common.
-            (Verdict::Rejected { .. }, Some(code)) if is_not_found(answer.status, code) => {
+        400..=499 => match (classify_rejection(response), response.code.as_deref()) {
+            // Three causes are documented: no product coupon, no stock, no coupon. In all three there is no coupon.
+            (Verdict::Rejected { .. }, Some(code)) if is_not_found(response.status, code) => {
                 Verdict::Refused(Reason::NoSuchCoupon)
             }
             (verdict, _) => verdict,
@@ -291,8 +289,8 @@ fn classify_query(answer: &Response, redemption: &Redemption) -> Verdict {
     }
 }
 
-/// Statuses that say neither yes nor no. One that no API of the provider answers with, unsigned, is the word of something
-/// in its place.
+/// Statuses that neither confirm nor reject. An unsigned status that no API of the provider uses comes from another
+/// party, such as a proxy.
 fn classify_inconclusive(status: u16, verified: bool) -> Verdict {
     Verdict::Unknown(match status {
         202 => UnknownCause::Accepted,
@@ -302,12 +300,12 @@ fn classify_inconclusive(status: u16, verified: bool) -> Verdict {
     })
 }
 
-/// Reads a 4xx. Without a signature it proves nothing, however often it comes; a signed body that is no error body, or
-/// whose code belongs under another status, is the answer to something else.
-fn classify_rejection(answer: &Response) -> Verdict {
-    let (status, verified) = (answer.status, answer.authenticity == Authenticity::Verified);
-    let code = match (status, verified, answer.code.as_deref(), &answer.coupon) {
-        // The request may still be under way behind a gateway that lost patience.
+/// Classifies a 4xx. Without a signature it shows nothing, even if it repeats; a signed body that is not an error body,
+/// or whose code belongs to another status, is the response to another request.
+fn classify_rejection(response: &Response) -> Verdict {
+    let (status, verified) = (response.status, response.authenticity == Authenticity::Verified);
+    let code = match (status, verified, response.code.as_deref(), &response.coupon) {
+        // The request may still be in flight behind a gateway that timed out.
         (408, true, ..) => return Verdict::Unknown(UnknownCause::Unexpected),
         (401, false, ..) => return Verdict::Suspended(SuspendReason::Unauthenticated),
         (429, false, ..) => return Verdict::Unknown(UnknownCause::TooFrequent),
@@ -317,12 +315,12 @@ fn classify_rejection(answer: &Response) -> Verdict {
     };
     match (status, code) {
         (401, _) => Verdict::Suspended(SuspendReason::Unauthenticated),
-        // A status that no signature covers must not make a code that says something else "not accepted".
+        // No signature covers the status, so it must not turn a code with another meaning into "not accepted".
         (429, code) if !is_rate_limit(code) => Verdict::Unknown(UnknownCause::TooFrequent),
         (403, "NO_AUTH" | "NOAUTH") => Verdict::NotAuthorized,
         _ if is_rate_limit(code) => Verdict::NotAccepted(NotAccepted::TooFrequent),
-        _ => match answer.sub_code {
-            // Anyone who can change the number must not be able to have the body sent again without a look.
+        _ => match response.sub_code {
+            // An attacker who changes the number must not cause a second use without a query.
             Some(272_756_746 | 270_924_289) if reason_of_code(status, code).may_be_our_own_use() => {
                 Verdict::Unknown(UnknownCause::Unexpected)
             }
@@ -333,7 +331,7 @@ fn classify_rejection(answer: &Response) -> Verdict {
             number => {
                 let named = reason_of_code(status, code);
                 let reason = number.and_then(reason_of_sub_code).unwrap_or(named);
-                // Anyone who can change the number must not be able to make us less careful.
+                // An attacker who changes the number must not remove a query.
                 let doubtful = named.may_be_our_own_use() || reason.may_be_our_own_use();
                 Verdict::Rejected { reason, may_be_our_own_use: doubtful }
             }
@@ -341,8 +339,8 @@ fn classify_rejection(answer: &Response) -> Verdict {
     }
 }
 
-/// Whether a code may stand under a status. Codes that are not documented may stand under any 4xx: the provider adds
-/// some at any time, and what follows from one is checked as carefully as can be.
+/// Whether a code may occur with a status. A code that is not documented may occur with any 4xx: the provider adds codes
+/// at any time, and a rejection by one is confirmed by queries.
 fn code_fits_status(status: u16, code: &str) -> bool {
     match code {
         "" => false,
@@ -356,7 +354,7 @@ fn code_fits_status(status: u16, code: &str) -> bool {
     }
 }
 
-/// The names under which products of the provider say "too frequent".
+/// The codes that the provider's products use for "too frequent".
 fn is_rate_limit(code: &str) -> bool {
     matches!(
         code,
@@ -369,8 +367,8 @@ fn is_rate_limit(code: &str) -> bool {
     )
 }
 
-/// Whether a signed rejection may come of a use under our own number that took effect: a used coupon is not usable, and
-/// "this number was used before" has no code of its own. If no query can report, such a rejection concludes nothing.
+/// Whether a use under our own number that took effect may cause this signed rejection: a used coupon is not usable, and
+/// "this number was used before" has no code of its own. Without a query such a rejection concludes nothing.
 pub fn may_follow_our_own_use(status: u16, code: Option<&str>) -> bool {
     let named = code.map_or(Reason::Rejected, |code| reason_of_code(status, code));
     named.may_be_our_own_use() || named == Reason::NotUsable
@@ -380,7 +378,7 @@ fn is_not_found(status: u16, code: &str) -> bool {
     status == 404 && matches!(code, "NOT_FOUND" | "RESOURCE_NOT_EXISTS")
 }
 
-/// The reason of a rejection, by what is signed.
+/// The reason of a rejection by its signed code.
 fn reason_of_code(status: u16, code: &str) -> Reason {
     match (status, code) {
         _ if is_not_found(status, code) => Reason::NotFound,
@@ -390,7 +388,7 @@ fn reason_of_code(status: u16, code: &str) -> Reason {
     }
 }
 
-/// The reason of a rejection more exactly, by the number at the end of `Request-ID`.
+/// The more exact reason of a rejection, by the number at the end of `Request-ID`.
 fn reason_of_sub_code(number: u64) -> Option<Reason> {
     match number {
         272_756_745 => Some(Reason::UsedByAnother),
@@ -422,9 +420,9 @@ fn classify_unusable(state: &CouponState) -> Verdict {
     }
 }
 
-fn usage_of(answer: &Response, redemption: &Redemption) -> Usage {
+fn usage_of(response: &Response, redemption: &Redemption) -> Usage {
     let Redemption { coupon_code, out_request_no, sequential_coupon_index, .. } = redemption;
-    match &answer.coupon {
+    match &response.coupon {
         None => Usage::Unclear,
         Some(coupon) if !coupon.is_of(redemption) => Usage::AnotherCoupon,
         Some(coupon) => coupon.usage(coupon_code, out_request_no, *sequential_coupon_index),

@@ -1,0 +1,156 @@
+//! Loading: the defaults, the file and the environment become one [`Config`], and unknown keys are reported by name.
+
+use std::path::Path;
+
+use toml::{Table, Value};
+
+use super::*;
+
+/// Reads the configuration: defaults, then the file, then the environment.
+///
+/// # Errors
+/// [`ConfigFaults`] with every fault at once.
+pub fn load(
+    file: Option<&Path>,
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<Config, ConfigFaults> {
+    let text = match file {
+        None => String::new(),
+        Some(path) => std::fs::read_to_string(path).map_err(|error| {
+            let key = file_name::Shown(path).to_string();
+            ConfigFaults(vec![
+                ConfigFault::new(key, format!("cannot be read: {error}")).with_id("config_unreadable"),
+            ])
+        })?,
+    };
+    let name = file.map_or_else(String::new, |path| file_name::Shown(path).to_string());
+    parse(&text, &name, environment)
+}
+
+/// Reads the configuration from a text. `name` identifies it in faults.
+///
+/// # Errors
+/// [`ConfigFaults`] with every fault at once.
+pub fn parse(
+    text: &str,
+    name: &str,
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<Config, ConfigFaults> {
+    let mut table: Table = text.parse().map_err(|error: toml::de::Error| {
+        // The general message quotes the line, which may hold a password.
+        let line = error.span().map_or(0, |span| text[..span.start].lines().count().max(1));
+        let problem = format!("is not TOML at line {line}: {}", error.message());
+        ConfigFaults(vec![ConfigFault::new(name, problem).with_id("config_syntax")])
+    })?;
+    let mut faults = Vec::new();
+    let model = Table::try_from(Config::default()).unwrap_or_default();
+    for (variable, value) in environment {
+        if let Some(place) = variable.strip_prefix(PREFIX)
+            && place.contains("__")
+        {
+            override_by(&mut table, &model, place, value);
+        }
+    }
+    compare(&table, &model, "", &mut faults);
+    if !faults.is_empty() {
+        return Err(ConfigFaults(faults));
+    }
+    let config: Config = table
+        .try_into()
+        .map_err(|error: toml::de::Error| ConfigFaults(vec![ConfigFault::new(name, error.message())]))?;
+    config.check(&mut faults);
+    if faults.is_empty() { Ok(config) } else { Err(ConfigFaults(faults)) }
+}
+
+/// Sets `A__B__KEY` to a value: unchanged if the model has a text, as TOML if it has a number or a list.
+fn override_by(table: &mut Table, model: &Table, place: &str, text: String) {
+    let mut keys: Vec<String> = place.split("__").map(str::to_lowercase).collect();
+    // Serials are the one kind of key that is not lower case.
+    if keys.len() == 3 && keys[1] == "public_keys" {
+        keys[2] = place.rsplit("__").next().unwrap_or_default().to_owned();
+    }
+    let Some(last) = keys.pop() else { return };
+    let (mut section, mut model) = (table, Some(model));
+    for key in keys {
+        model = model.and_then(|model| model.get(&key)).and_then(Value::as_table);
+        let entry = section.entry(key).or_insert_with(|| Value::Table(Table::new()));
+        let Value::Table(inner) = entry else { return };
+        section = inner;
+    }
+    let wants_toml = model.and_then(|model| model.get(&last)).is_some_and(|value| !value.is_str());
+    let value = wants_toml
+        .then(|| format!("v = {text}").parse::<Table>().ok()?.remove("v"))
+        .flatten()
+        .unwrap_or(Value::String(text));
+    section.insert(last, value);
+}
+
+/// Reports every key that the model does not have, and every value of another type than the model's.
+fn compare(table: &Table, model: &Table, path: &str, faults: &mut Vec<ConfigFault>) {
+    for (name, value) in table {
+        let key = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        let mut fault = |problem: String| faults.push(ConfigFault::new(key.clone(), problem));
+        match (model.get(name), value) {
+            (None, _) => {
+                let problem = "is not a key; see config.toml for all of them";
+                faults.push(ConfigFault::new(shown_name(&key), problem).with_id("config_unknown_key"));
+            }
+            (Some(Value::Table(_)), Value::Table(files)) if key == "wechat.public_keys" => {
+                for (serial, file) in files.iter().filter(|(_, file)| !file.is_str()) {
+                    fault(format!("{serial} must be a file name in quotes, not {}", file.type_str()));
+                }
+            }
+            (Some(Value::Table(model)), Value::Table(table)) => compare(table, model, &key, faults),
+            (Some(Value::Float(_)), Value::Integer(_) | Value::Float(_)) => {}
+            (Some(Value::Integer(_)), Value::Integer(number)) if *number < 0 => {
+                fault("must not be negative".to_owned());
+            }
+            (Some(model @ Value::String(span)), Value::String(text)) => {
+                if is_span(model) && Span::parse(text).is_none() {
+                    fault(format!("must be a time such as {span}"));
+                }
+            }
+            (Some(Value::Array(model)), Value::Array(items)) => {
+                let spans = model.iter().any(is_span);
+                let fits = |item: &Value| match item.as_str() {
+                    Some(text) => !spans || Span::parse(text).is_some(),
+                    None => false,
+                };
+                if !items.iter().all(fits) {
+                    let wanted = if spans { "times such as 10s" } else { "texts" };
+                    fault(format!("must be a list of {wanted}"));
+                }
+            }
+            (Some(model), value) if model.same_type(value) => {}
+            (Some(model), value) => {
+                fault(format!("must be {}, not {}", kind(model), kind(value)));
+            }
+        }
+    }
+}
+
+/// The name of a key as it may be shown: it may be a secret on the wrong side of the `=`.
+fn shown_name(key: &str) -> String {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '_' | '-' | '.');
+    match key.len() <= 64 && key.chars().all(plain) {
+        true => key.to_owned(),
+        false => "(a name that is not shown)".to_owned(),
+    }
+}
+
+/// Whether the model's text is a time: no other default looks like one.
+fn is_span(model: &Value) -> bool {
+    model.as_str().is_some_and(|text| Span::parse(text).is_some())
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::String(_) => "a text in quotes",
+        Value::Integer(_) => "a whole number",
+        Value::Float(_) => "a number",
+        Value::Boolean(_) => "true or false",
+        Value::Datetime(_) => "a date",
+        Value::Array(_) => "a list",
+        Value::Table(_) => "a section",
+    }
+}

@@ -1,0 +1,126 @@
+use toml::{Table, Value};
+
+use super::*;
+
+const SHIPPED: &str = include_str!("../../config.toml");
+
+fn read(text: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigFaults> {
+    let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    parse(text, "test", environment)
+}
+
+fn keys(result: Result<Config, ConfigFaults>) -> Vec<String> {
+    result.unwrap_err().0.into_iter().map(|fault| fault.key).collect()
+}
+
+#[test]
+fn the_shipped_file_holds_every_key_with_its_default() {
+    assert_eq!(read(SHIPPED, &[]).unwrap(), Config::default());
+    fn leaves(table: &Table, path: &str, into: &mut Vec<String>) {
+        for (name, value) in table {
+            match value {
+                Value::Table(inner) => leaves(inner, &format!("{path}{name}."), into),
+                _ => into.push(format!("{path}{name}")),
+            }
+        }
+    }
+    let (mut shipped, mut known) = (Vec::new(), Vec::new());
+    leaves(&SHIPPED.parse().unwrap(), "", &mut shipped);
+    leaves(&Table::try_from(Config::default()).unwrap(), "", &mut known);
+    shipped.sort();
+    known.sort();
+    assert_eq!(shipped, known);
+}
+
+#[test]
+fn every_key_of_the_shipped_file_has_a_comment_above_it() {
+    let lines: Vec<_> = SHIPPED.lines().collect();
+    let bare = lines.windows(2).filter(|pair| {
+        let key = pair[1].contains(" = ") && !pair[1].starts_with('#');
+        key && (pair[0].is_empty() || pair[0].starts_with('['))
+    });
+    assert_eq!(bare.count(), 0);
+}
+
+#[test]
+fn the_environment_overrides_the_file() {
+    let config = read(
+        "[concurrency]\ncommands = 7\n[broker]\nprefetch = 9",
+        &[
+            ("REDEEMER_BROKER__URI", "amqp://u:p@h/%2f"),
+            ("REDEEMER_CONCURRENCY__COMMANDS", "8"),
+            ("REDEEMER_BROKER__NAMES__COMMANDS", "t.commands"),
+            ("REDEEMER_RETRY__DELAYS", "[\"1s\", \"2s\"]"),
+            ("REDEEMER_WECHAT__MCHID", "1900000109"),
+            ("REDEEMER_WECHAT__PUBLIC_KEYS__PUB_KEY_ID_01", "key.pem"),
+            ("REDEEMER_MERCHANT_KEY", "not a config key"),
+            ("PATH", "/bin"),
+        ],
+    );
+    // A merchant number is all digits, and still a text.
+    let config = config.unwrap();
+    assert_eq!(config.broker.uri, "amqp://u:p@h/%2f");
+    assert_eq!((config.concurrency.commands, config.broker.prefetch), (8, 9));
+    assert_eq!(config.topology().names.commands, "t.commands");
+    assert_eq!(config.retry.delays, [1, 2].map(Span::seconds));
+    assert_eq!(config.wechat.mchid, "1900000109");
+    assert_eq!(config.wechat.public_keys["PUB_KEY_ID_01"], Path::new("key.pem"));
+}
+
+#[test]
+fn all_faults_are_told_at_once_by_the_name_of_the_key() {
+    let text = r#"
+        surprise = 1
+        [broker]
+        prefetch = "many"
+        uri = 5
+        heartbeat = "soon"
+        [broker.names]
+        comands = "x"
+        [concurrency]
+        commands = -1
+        [retry]
+        delays = ["1s", 2]
+        multiplier = 2
+    "#;
+    let mut found = keys(read(text, &[]));
+    found.sort();
+    assert_eq!(
+        found,
+        [
+            "broker.heartbeat",
+            "broker.names.comands",
+            "broker.prefetch",
+            "broker.uri",
+            "concurrency.commands",
+            "retry.delays",
+            "surprise",
+        ]
+    );
+    let ranges = "[broker]\nprefetch = 0\ntopology = \"maybe\"\n[retry]\ndelays = [\"2s\", \"1s\"]\njitter = 3.0\n\
+         query_delay = \"5s\"\n";
+    assert_eq!(
+        keys(read(ranges, &[])),
+        [
+            "broker.prefetch",
+            "broker.topology",
+            "retry.initial, retry.multiplier, retry.jitter, retry.max_interval",
+            "retry.delays",
+            "retry.in_process_max",
+        ]
+    );
+}
+
+#[test]
+fn a_fault_of_syntax_names_the_line_and_quotes_nothing() {
+    let fault = read("[broker]\nuri = \"amqp://u:geheim@h\n", &[]).unwrap_err();
+    assert!(fault.to_string().contains("line 2"), "{fault}");
+    assert!(!fault.to_string().contains("geheim"), "{fault}");
+}
+
+#[test]
+fn what_must_be_set_is_told_by_name() {
+    let faults = Config::default().wechat_settings().unwrap_err();
+    let keys: Vec<_> = faults.0.iter().map(|fault| fault.key.as_str()).collect();
+    assert_eq!(keys, ["wechat.mchid", "wechat.merchant_serial"]);
+}

@@ -1,0 +1,289 @@
+//! From a verdict to the next step: what a response says about the effect of a command, and whether the command ends.
+//! The time of the next operation is decided in [`super::schedule`].
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::{EffectState, Limits, NEGATIVES_REQUIRED, Progress, Step};
+use crate::domain::coupon::Coupon;
+use crate::domain::evidence::{Operation, Rejection};
+use crate::domain::outcome::{EstablishedBy, Outcome};
+use crate::domain::reason::Reason;
+use crate::domain::redemption::Redemption;
+use crate::policy::classify::{
+    self, Authenticity, CallResult, NotAccepted, Response, SuspendReason, UnknownCause, Verdict, classify,
+};
+
+impl From<&Response> for Rejection {
+    fn from(response: &Response) -> Self {
+        Self {
+            http_status: response.status,
+            code: response.code.clone(),
+            sub_code: response.sub_code,
+            message: response.message.clone(),
+            request_id: response.request_id.clone(),
+        }
+    }
+}
+
+impl Progress {
+    /// Classifies the result of a call of this command. A return before any instance can have sent the command ended no
+    /// use of ours: the coupon is as usable as one that was never returned.
+    pub fn advance(&self, operation: Operation, result: &CallResult, redemption: &Redemption) -> Verdict {
+        let verdict = classify(operation, result, redemption);
+        let returned = Verdict::Refused(Reason::ReturnedSince);
+        match (self.unsent_before, result) {
+            (Some(from), CallResult::Response(Response { coupon: Some(coupon), .. }))
+                if verdict == returned && coupon.returned_before(from, &redemption.out_request_no) =>
+            {
+                Verdict::NotExecuted
+            }
+            _ => verdict,
+        }
+    }
+
+    /// The step that follows from the `verdict` on the `result` of `operation`. `chance` is between 0 and 1.
+    pub fn follow_verdict(
+        &mut self,
+        operation: Operation,
+        result: CallResult,
+        verdict: Verdict,
+        limits: &Limits,
+        now: Timestamp,
+        chance: f64,
+    ) -> Step {
+        self.attempts = self.attempts.saturating_add(1);
+        // A call that met our own fault was no attempt on this coupon: a wrong key must not use up the attempts.
+        if matches!(verdict, Verdict::Suspended(_) | Verdict::NotAccepted(NotAccepted::NotAuthorized)) {
+            self.suspended = self.suspended.saturating_add(1);
+        }
+        let response = match result {
+            CallResult::Response(response) => Some(response),
+            CallResult::NotSent(_) | CallResult::NoResponse(_) => None,
+        };
+        let signed =
+            response.as_ref().is_some_and(|response| response.authenticity == Authenticity::Verified);
+        if operation == Operation::Redeem
+            && let Some(response) = response.as_ref().filter(|response| response.status >= 400)
+        {
+            self.rejection = Some(Rejection::from(response));
+        }
+        let confirms = response.as_ref().is_some_and(|response| self.confirms_rejection(response));
+        let coupon = response.and_then(|response| response.into_coupon(&verdict));
+        if coupon.is_some() {
+            self.coupon.clone_from(&coupon);
+        } else if verdict.denies_coupon() {
+            // The coupon that was seen before no longer holds.
+            self.coupon = None;
+        }
+        match operation {
+            Operation::Redeem => self.follow_redeem(verdict, coupon, signed, limits, now, chance),
+            Operation::Query => self.follow_query(verdict, coupon, confirms, limits, now, chance),
+        }
+    }
+
+    fn follow_redeem(
+        &mut self,
+        verdict: Verdict,
+        coupon: Option<Coupon>,
+        signed: bool,
+        limits: &Limits,
+        now: Timestamp,
+        chance: f64,
+    ) -> Step {
+        match (verdict, coupon) {
+            (Verdict::Redeemed, Some(coupon)) => {
+                Step::Finish(Outcome::Redeemed { by: EstablishedBy::Response, coupon })
+            }
+            (Verdict::Rejected { reason, may_be_our_own_use: doubtful }, _) => {
+                self.reject(reason, doubtful, limits, now)
+            }
+            (Verdict::NotAuthorized, _) => self.reject(Reason::NotAuthorized, false, limits, now),
+            (Verdict::NotAccepted(NotAccepted::NotAuthorized), _) => {
+                self.delay_unaged(limits).unwrap_or_else(|| self.retry(limits, now, chance))
+            }
+            (Verdict::NotAccepted(_) | Verdict::NotSent, _) => self.retry(limits, now, chance),
+            (Verdict::Suspended(fault), _) => {
+                if !signed {
+                    // The response may not come from the provider.
+                    self.mark_unknown(limits, now);
+                }
+                self.suspend(fault, limits, now)
+            }
+            // A success is only read from a described coupon, and a redeem is refused only by a rejection. The effect of
+            // any other combination is unknown.
+            (Verdict::Redeemed | Verdict::Refused(_) | Verdict::NotExecuted | Verdict::Unknown(_), _) => {
+                self.mark_unknown(limits, now);
+                self.await_settled(limits, now)
+            }
+        }
+    }
+
+    fn follow_query(
+        &mut self,
+        verdict: Verdict,
+        coupon: Option<Coupon>,
+        confirms: bool,
+        limits: &Limits,
+        now: Timestamp,
+        chance: f64,
+    ) -> Step {
+        let early = std::mem::take(&mut self.early);
+        let by = EstablishedBy::Query;
+        match (verdict, coupon) {
+            (Verdict::Redeemed, Some(coupon)) => Step::Finish(Outcome::Redeemed { by, coupon }),
+            (Verdict::Suspended(fault), _) => self.suspend(fault, limits, now),
+            (Verdict::NotAuthorized, _) => self.follow_query_not_granted(limits, now, chance),
+            (Verdict::Unknown(UnknownCause::NoNumber), _) => {
+                if self.effect.rejection().is_none() {
+                    self.effect = EffectState::SeenUsed;
+                }
+                self.retry(limits, now, chance)
+            }
+            // What comes early still lets the body go out where nothing was unknown.
+            (_, _) if early && self.effect != EffectState::NoEffect => {
+                self.negatives = 0;
+                self.await_settled(limits, now)
+            }
+            // One query is enough to see another party's use or a return.
+            (Verdict::Refused(reason @ (Reason::UsedByAnother | Reason::ReturnedSince)), _) => {
+                self.refuse(reason, by)
+            }
+            (Verdict::Refused(reason), _) => {
+                // The reason of the redeem's rejection says more than that there is no such coupon.
+                let rejected = self.effect.rejection().filter(|_| reason == Reason::NoSuchCoupon);
+                self.count_negative(Some(rejected.unwrap_or(reason)), early, limits, now)
+            }
+            (Verdict::Rejected { .. }, _) if confirms => {
+                let rejected = self.effect.rejection();
+                rejected.into_iter().for_each(|reason| self.forget_contradicted_coupon(reason));
+                self.count_negative(rejected, early, limits, now)
+            }
+            (Verdict::NotExecuted, _) => self.count_negative(None, early, limits, now),
+            (
+                Verdict::Redeemed
+                | Verdict::Rejected { .. }
+                | Verdict::NotAccepted(_)
+                | Verdict::NotSent
+                | Verdict::Unknown(_),
+                _,
+            ) => self.retry(limits, now, chance),
+        }
+    }
+
+    /// Every call would fail. At the end of the time allowed the command ends instead of waiting.
+    fn suspend(&mut self, fault: SuspendReason, limits: &Limits, now: Timestamp) -> Step {
+        self.failures = 0;
+        self.negatives = 0;
+        if self.last { self.conclude_unknown(limits, now) } else { Step::Suspend(fault) }
+    }
+
+    /// The brand does not grant queries. If no use of ours can have taken effect, the body is sent without a query, and
+    /// a rejection of it is final, except one that a use of ours may have caused: the same command may have been
+    /// published twice, and the other delivery is not known here. If a use of ours may have taken effect, the same body
+    /// would get the same response, but a second effect if the user returned the coupon meanwhile. So the command waits
+    /// for the grant until its deadline: docs/decisions/0012-wait-for-the-right-to-look.md.
+    fn follow_query_not_granted(&mut self, limits: &Limits, now: Timestamp, chance: f64) -> Step {
+        self.negatives = 0;
+        match self.effect {
+            _ if self.last => self.conclude_unknown(limits, now),
+            EffectState::NoEffect if self.only_query.is_some() => self.conclude_unknown(limits, now),
+            EffectState::NoEffect => {
+                self.query_first = false;
+                self.send_after(Duration::ZERO, limits, now)
+            }
+            EffectState::Rejected { reason, doubtful: false } if !self.may_follow_our_own_use(reason) => {
+                self.forget_contradicted_coupon(reason);
+                self.refuse(reason, EstablishedBy::Response)
+            }
+            EffectState::Rejected { .. } | EffectState::Unknown | EffectState::SeenUsed => {
+                self.delay(limits, now).unwrap_or_else(|| self.retry(limits, now, chance))
+            }
+        }
+    }
+
+    /// Whether another delivery of this command may have used the coupon and caused the rejection. The signed code
+    /// decides; the unsigned number cannot rule it out.
+    fn may_follow_our_own_use(&self, reason: Reason) -> bool {
+        let may = |rejection: &Rejection| {
+            classify::may_follow_our_own_use(rejection.http_status, rejection.code.as_deref())
+        };
+        reason != Reason::NotAuthorized && self.rejection.as_ref().is_none_or(may)
+    }
+
+    /// Whether the response to a query rejects it as the redeem was rejected. The two share openid, appid, brand, product
+    /// coupon, stock and coupon code, so a fault in one of these rejects both. The number separates the causes of one
+    /// code, so it is required. A rejection that only a redeem can get confirms nothing.
+    fn confirms_rejection(&self, response: &Response) -> bool {
+        // `rejection` also keeps an unverified response, and that confirms nothing.
+        let (Some(rejection), Some(_)) = (&self.rejection, self.effect.rejection()) else { return false };
+        let of_both =
+            !matches!(self.effect.rejection(), Some(Reason::UsedByAnother | Reason::NumberConflict));
+        let same = rejection.code == response.code && rejection.sub_code == response.sub_code;
+        of_both && same && response.sub_code.is_some_and(|number| number != 0)
+    }
+
+    /// Drops a coupon that was seen before a rejection that contradicts it.
+    fn forget_contradicted_coupon(&mut self, reason: Reason) {
+        if reason.contradicts_usable_coupon() {
+            self.coupon = None;
+        }
+    }
+
+    fn refuse(&mut self, reason: Reason, by: EstablishedBy) -> Step {
+        Step::Finish(Outcome::Refused {
+            reason,
+            by,
+            coupon: self.coupon.take(),
+            rejection: self.rejection.take(),
+        })
+    }
+
+    /// A query found no use of ours: the coupon is usable, or `gone` is the reason why not.
+    fn count_negative(&mut self, gone: Option<Reason>, early: bool, limits: &Limits, now: Timestamp) -> Step {
+        if gone.is_none() && self.effect == EffectState::NoEffect {
+            // A query between two uses that were not accepted is no success: the waits keep growing.
+            self.negatives = 0;
+            self.query_first = false;
+            return self.send_after(Duration::ZERO, limits, now);
+        }
+        if early && self.effect == EffectState::NoEffect && !self.last {
+            // Another delivery's use may have caused this and may be returned later: query again before a use.
+            self.set_effect(EffectState::Unknown);
+        }
+        self.negatives += u8::from(!early);
+        let required = match self.effect {
+            // No use of ours is known that the query could miss.
+            EffectState::NoEffect => 1,
+            EffectState::Rejected { .. } if !self.ever_unknown => 1,
+            EffectState::Unknown | EffectState::SeenUsed | EffectState::Rejected { .. } => NEGATIVES_REQUIRED,
+        };
+        if self.negatives < required {
+            // Even after the last query, if a second one with the same result would end the command.
+            let would_end = gone.is_some() || self.effect != EffectState::Unknown;
+            return if self.last && would_end {
+                let wait = self.unsettled_for(limits, now).max(limits.query_delay);
+                self.send(wait, Operation::Query, now)
+            } else {
+                self.await_settled(limits, now)
+            };
+        }
+        match (gone, self.effect) {
+            (None, EffectState::NoEffect | EffectState::Unknown) if self.only_query.is_some() => {
+                self.conclude_unknown(limits, now)
+            }
+            (Some(reason), _) => self.refuse(reason, EstablishedBy::Query),
+            (None, EffectState::Rejected { reason, .. }) => {
+                // A usable coupon exists and is unused, so a reason that contradicts this is not reported.
+                let reason = if reason.contradicts_usable_coupon() { Reason::Rejected } else { reason };
+                self.refuse(reason, EstablishedBy::Query)
+            }
+            (None, EffectState::SeenUsed) => self.refuse(Reason::ReturnedSince, EstablishedBy::Query),
+            (None, EffectState::Unknown | EffectState::NoEffect) => {
+                self.set_effect(EffectState::NoEffect);
+                self.send_after(Duration::ZERO, limits, now)
+            }
+        }
+    }
+}
