@@ -9,16 +9,16 @@ mod auth;
 mod html;
 mod denial_log;
 
-use std::collections::HashMap;
-use std::convert::Infallible;
-use std::net::{IpAddr, Ipv4Addr};
+mod form;
+
+use crate::admin::console::form::{Fields, FormClient, cookie, form_words, is_cross_origin};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, RawQuery, Request, State};
-use axum::http::request::Parts;
+use axum::extract::{DefaultBodyLimit, Path, RawQuery, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse as _, Response};
@@ -32,7 +32,6 @@ pub use self::auth::Auth;
 use self::auth::{LoginError, SESSION_SECONDS_MAX, Session};
 use self::denial_log::DenialLog;
 use self::html::{Confirmation, Found, Row};
-use crate::admin::server::Peer;
 use crate::amqp::connection::AmqpSettings;
 use crate::amqp::parked_queue::{ParkedQueue, check_publishing};
 use crate::parked::{self, CouponQuery, CouponStatus, Decision, Filter, Parked};
@@ -134,23 +133,6 @@ async fn bounded(request: Request, next: Next) -> Response {
     answer
 }
 
-/// What authentication needs of a request: its headers and its peer.
-struct FormClient {
-    headers: HeaderMap,
-    peer: IpAddr,
-}
-
-impl<S: Send + Sync> FromRequestParts<S> for FormClient {
-    type Rejection = Infallible;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        let peer = parts.extensions.get::<Peer>();
-        // The admin port gives each connection its peer.
-        let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |Peer(address)| address.ip());
-        Ok(Self { headers: parts.headers.clone(), peer })
-    }
-}
-
 /// Why a request was not done, with the text for the operator.
 #[derive(Debug)]
 struct ConsoleError(StatusCode, String);
@@ -163,57 +145,6 @@ impl ConsoleError {
     fn page(self, session: &Session) -> Response {
         let Self(status, words) = self;
         (status, Html(html::provider_words(Some(session), &words))).into_response()
-    }
-}
-
-/// The fields of a form or a query.
-struct Fields(HashMap<String, String>);
-
-impl Fields {
-    fn read(bytes: &[u8]) -> Self {
-        Self(form_urlencoded::parse(bytes).into_owned().collect())
-    }
-
-    /// A field, trimmed; empty if it is absent.
-    fn text(&self, name: &str) -> &str {
-        self.0.get(name).map_or("", |text| text.trim())
-    }
-
-    /// A field that a person wrote for others to read: bounded, and one line.
-    fn words(&self, name: &str) -> String {
-        let one_line = self.text(name).chars().map(|c| if is_hidden(c) { ' ' } else { c });
-        one_line.take(WORDS_MAX).collect::<String>().trim().to_owned()
-    }
-
-    fn is_yes(&self, name: &str) -> bool {
-        self.text(name) == "yes"
-    }
-}
-
-fn cookie(headers: &HeaderMap) -> Option<&str> {
-    let all = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
-    all.flat_map(|value| value.split(';')).find_map(|pair| {
-        let (name, value) = pair.trim().split_once('=')?;
-        (name == COOKIE).then_some(value)
-    })
-}
-
-/// Whether a browser says that another site sent this. One that says nothing is no browser of today, and has no cookie
-/// that it did not mean to send.
-fn is_cross_origin(headers: &HeaderMap) -> bool {
-    let header = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or("unreadable"));
-    let site = header("sec-fetch-site").is_some_and(|site| !["same-origin", "none"].contains(&site));
-    let host = header("host").unwrap_or_default();
-    let origin =
-        header("origin").is_some_and(|origin| origin.split_once("://").is_none_or(|(_, at)| at != host));
-    site || origin
-}
-
-fn form_words(refused: LoginError) -> &'static str {
-    match refused {
-        LoginError::WrongToken => "That is not the token.",
-        LoginError::NoSession => "Your session has ended. Nothing was done.",
-        LoginError::Forged => "That form is not from this console. Nothing was done.",
     }
 }
 

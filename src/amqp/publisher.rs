@@ -8,6 +8,13 @@
 //! else. The broker closes it over one message and takes all others on it along, so each of these is published again
 //! alone, and only what is rejected alone is [`PublishFailure::Rejected`].
 
+mod carried;
+
+mod failure;
+
+pub use failure::{EventsAccepted, PublishFailure, Published, Rejection};
+
+use crate::amqp::publisher::carried::carried_on;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,99 +29,18 @@ use lapin::{Channel, Confirmation, Connection, ErrorKind, PublisherConfirm};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::amqp::connection::{
-    BLOCKED_REPORTED_AFTER, BrokerConnection, Health, PUBLISHED_FRAME_BYTES_MAX, blocked_for, is_soft,
-};
+use crate::amqp::connection::{BLOCKED_REPORTED_AFTER, BrokerConnection, Health, blocked_for, is_soft};
 use crate::amqp::delivery::{Delivery, TRIED};
 use crate::amqp::probe::{self, Right};
 use crate::amqp::topology::{Names, delay_name};
-use crate::telemetry::metrics::PublishFailureKind;
 use crate::wire::audit_event::Audit;
 use crate::wire::handed_back::{HANDED_BACK, HandedBack};
 use crate::wire::result_event::{self, Event};
-use crate::wire::retry_message;
 
 /// Why a command is parked, as a header.
 pub const PARKED_REASON: &str = "x-redemption-parked-reason";
 /// When a command was parked, RFC 3339, as a header.
 pub const PARKED_AT: &str = "x-redemption-parked-at";
-
-/// Proof that a publish was confirmed and not returned. Only a publisher can make one.
-#[derive(Debug)]
-pub struct Published(());
-
-impl Published {
-    /// One proof for two publishes.
-    pub fn join(self, other: Self) -> Self {
-        let (Self(()), Self(())) = (self, other);
-        Self(())
-    }
-}
-
-/// Why a publish is not proven. The message may be there all the same.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PublishFailure {
-    /// No confirm within the deadline.
-    #[error("the broker did not confirm within {0:?}")]
-    TimedOut(Duration),
-    /// The broker refused it: a full queue, or a queue without a leader.
-    #[error("the broker refused the message (nack)")]
-    Refused,
-    /// No queue took it.
-    #[error("the broker returned a message: {0}")]
-    Returned(String),
-    /// The broker blocks what we publish, and nobody waits for that.
-    #[error(
-        "the broker blocks publishing ({0}): memory or disk is short; look at rabbitmqctl status, and try again when the \
-         alarm is over"
-    )]
-    Blocked(String),
-    /// The broker closed the channel over this very message, published alone.
-    #[error("{0}")]
-    Rejected(Rejection),
-    /// The connection failed.
-    #[error("the connection failed: {0}")]
-    Connection(String),
-}
-
-/// Why the broker closed a channel.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the broker rejects what is published to exchange {exchange} under {routing_key}: {code} {text}")]
-pub struct Rejection {
-    /// If it was published to.
-    pub exchange: String,
-    /// Under which key.
-    pub routing_key: String,
-    /// AMQP reply code: 403 a missing right, 404 a missing exchange, 406 a message that is too large; 0 where the client
-    /// does not say.
-    pub code: u16,
-    /// The broker's words.
-    pub text: String,
-}
-
-/// Whether the broker takes events in general.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum EventsAccepted {
-    /// It does: what it rejects, it rejects for its own sake.
-    Accepted,
-    /// It does not.
-    Rejected(Rejection),
-    /// It could not be asked.
-    Unknown,
-}
-
-impl PublishFailure {
-    /// The kind of it, for metrics.
-    pub fn kind(&self) -> PublishFailureKind {
-        match self {
-            Self::TimedOut(_) | Self::Blocked(_) => PublishFailureKind::TimedOut,
-            Self::Refused => PublishFailureKind::Refused,
-            Self::Returned(_) => PublishFailureKind::Returned,
-            Self::Rejected(_) => PublishFailureKind::Channel,
-            Self::Connection(_) => PublishFailureKind::Connection,
-        }
-    }
-}
 
 /// How many channels there are at most for what is published alone. A flood of commands that end without a call, or are
 /// delayed, is as fast as these: each waits for the disks of the quorum.
@@ -587,22 +513,6 @@ impl From<SideBySide> for PublishFailure {
     }
 }
 
-impl Rejection {
-    /// What the broker said when it closed the channel that a message went by.
-    pub(super) fn new(exchange: String, routing_key: String, error: &lapin::Error) -> Self {
-        let (code, text) = match error.kind() {
-            ErrorKind::ProtocolError(fault) => (fault.get_id(), fault.get_message().to_string()),
-            _ => (0, error.to_string()),
-        };
-        let mut text: String = text.chars().filter(|letter| !letter.is_control()).collect();
-        text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
-        Self { exchange, routing_key, code, text }
-    }
-}
-
-/// The most of the broker's own words that is kept, in bytes.
-const TEXT_BYTES_MAX: usize = 300;
-
 /// A message as it goes out.
 #[derive(Clone)]
 struct Message<'a> {
@@ -654,163 +564,3 @@ fn lost(error: lapin::Error) -> PublishFailure {
 }
 
 const PERSISTENT: u8 = 2;
-
-/// All headers of a message must fit into one frame, or the broker closes the connection: what one of ours holds, less
-/// what stands beside them in it (properties of 255 bytes at most each).
-const HEADERS_BYTES_MAX: usize = PUBLISHED_FRAME_BYTES_MAX as usize - 3 * 1024;
-/// Of these, what a copy keeps of its sender's, at most. Ours come first: some 20 KB if nobody has forged them, and 47
-/// where somebody has, see [`retry_message::read`].
-const SENDER_HEADERS_BYTES_MAX: usize = 32 * 1024;
-
-/// The properties of a command that goes on: everything its sender set, and our headers in place of older ones.
-fn carried_on(command: &Delivery, headers: Vec<(&'static str, String)>) -> AMQPProperties {
-    let sent = command.headers().into_iter().flat_map(|headers| headers.inner());
-    let table = carried_headers(sent, headers);
-    carried_properties(command.properties()).with_headers(table).with_delivery_mode(PERSISTENT)
-}
-
-fn carried_headers<'a>(
-    sent: impl Iterator<Item = (&'a ShortString, &'a AMQPValue)>,
-    headers: Vec<(&'static str, String)>,
-) -> FieldTable {
-    let mut table = FieldTable::default();
-    // Our own headers are replaced as a whole; if there are none to put in their place, they stay as they came.
-    let replaced = headers.iter().any(|(name, _)| *name == retry_message::ATTEMPTS);
-    let mut taken = 0;
-    for (name, value) in headers {
-        let (name, value) = (ShortString::from(name), AMQPValue::LongString(value.into()));
-        taken += entry_size(&name, &value);
-        table.insert(name, value);
-    }
-    let mut room = SENDER_HEADERS_BYTES_MAX.min(HEADERS_BYTES_MAX.saturating_sub(taken));
-    let is_ours = |name: &ShortString| name.as_str().starts_with("x-redemption-");
-    let (ours, others): (Vec<_>, Vec<_>) = sent.partition(|(name, _)| is_ours(name));
-    for (name, value) in ours.into_iter().chain(others) {
-        let broker_made = name.as_str().starts_with("x-death")
-            || name.as_str().starts_with("x-first-death")
-            || name.as_str().starts_with("x-last-death")
-            || matches!(name.as_str(), "x-delivery-count" | "CC" | "BCC");
-        if broker_made || (is_ours(name) && replaced) || table.contains_key(name.as_str()) {
-            continue;
-        }
-        let left_out = AMQPValue::LongString("left out: too long".into());
-        let fits = |value: &AMQPValue| room.checked_sub(entry_size(name, value));
-        let kept = match fits(value) {
-            Some(left) => Some((left, value.clone())),
-            // That one of ours was there must still be seen.
-            None if is_ours(name) => fits(&left_out).map(|left| (left, left_out)),
-            None => None,
-        };
-        if let Some((left, value)) = kept {
-            room = left;
-            table.insert(name.clone(), value);
-        }
-    }
-    table
-}
-
-/// What a sender may set and a copy keeps. Not `user_id`, which only its owner may publish under; not `expiration`,
-/// which would end a copy early.
-fn carried_properties(of: &AMQPProperties) -> AMQPProperties {
-    let mut properties = AMQPProperties::default();
-    if let Some(text) = of.content_type() {
-        properties = properties.with_content_type(text.clone());
-    }
-    if let Some(text) = of.content_encoding() {
-        properties = properties.with_content_encoding(text.clone());
-    }
-    if let Some(text) = of.correlation_id() {
-        properties = properties.with_correlation_id(text.clone());
-    }
-    if let Some(text) = of.reply_to() {
-        properties = properties.with_reply_to(text.clone());
-    }
-    if let Some(text) = of.message_id() {
-        properties = properties.with_message_id(text.clone());
-    }
-    if let Some(at) = of.timestamp() {
-        properties = properties.with_timestamp(*at);
-    }
-    if let Some(text) = of.kind() {
-        properties = properties.with_type(text.clone());
-    }
-    if let Some(text) = of.app_id() {
-        properties = properties.with_app_id(text.clone());
-    }
-    if let Some(priority) = of.priority() {
-        properties = properties.with_priority(*priority);
-    }
-    properties
-}
-
-/// How many bytes a header takes on the wire at most: thousands of tiny ones are mostly what stands around them.
-fn entry_size(name: &ShortString, value: &AMQPValue) -> usize {
-    1 + name.as_str().len() + size(value)
-}
-
-/// The same of a value: its type, the longest of lengths, and what it holds.
-fn size(value: &AMQPValue) -> usize {
-    5 + match value {
-        AMQPValue::LongString(text) => text.as_bytes().len(),
-        AMQPValue::ShortString(text) => text.as_str().len(),
-        AMQPValue::ByteArray(bytes) => bytes.len(),
-        AMQPValue::FieldArray(values) => values.as_slice().iter().map(size).sum(),
-        AMQPValue::FieldTable(table) => {
-            table.inner().iter().map(|(name, value)| entry_size(name, value)).sum()
-        }
-        _ => 16,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn text(bytes: usize) -> AMQPValue {
-        AMQPValue::LongString("x".repeat(bytes).into())
-    }
-
-    fn carried(sent: &[(String, AMQPValue)], ours: &[(&'static str, usize)]) -> (FieldTable, usize) {
-        let sent: Vec<_> =
-            sent.iter().map(|(name, value)| (ShortString::from(name.as_str()), value.clone())).collect();
-        let ours = ours.iter().map(|(name, bytes)| (*name, "y".repeat(*bytes))).collect();
-        let table = carried_headers(sent.iter().map(|(name, value)| (name, value)), ours);
-        let size = table.inner().iter().map(|(name, value)| entry_size(name, value)).sum();
-        (table, size)
-    }
-
-    #[test]
-    fn whatever_a_sender_sets_all_headers_fit_into_one_frame() {
-        let voids: Vec<_> =
-            (0..3_000).map(|nth| (format!("x-redemption-{nth:04}"), AMQPValue::Void)).collect();
-        let (table, size) = carried(&voids, &[]);
-        assert!(size <= SENDER_HEADERS_BYTES_MAX && table.inner().len() > 500, "{size}");
-
-        let forged = [
-            (retry_message::ATTEMPTS, 1),
-            (retry_message::EVIDENCE, 28_000),
-            (retry_message::REJECTION, 16_384),
-        ];
-        let sent =
-            [("a".to_owned(), text(32_700)), ("b".to_owned(), text(10_000)), ("c".to_owned(), text(9))];
-        let (table, size) = carried(&sent, &forged);
-        assert!(size <= HEADERS_BYTES_MAX, "{size}");
-        let kept = ["a", "b", "c", retry_message::EVIDENCE, retry_message::REJECTION]
-            .map(|name| table.contains_key(name));
-        assert_eq!(kept, [false, true, true, true, true]);
-    }
-
-    #[test]
-    fn what_is_ours_is_kept_before_what_is_not_and_seen_where_it_is_too_long() {
-        let sent = [
-            ("a".to_owned(), text(32_000)),
-            (retry_message::ATTEMPTS.to_owned(), text(40_000)),
-            (retry_message::EVIDENCE.to_owned(), text(2_000)),
-        ];
-        let (table, size) = carried(&sent, &[]);
-        assert!(size <= SENDER_HEADERS_BYTES_MAX, "{size}");
-        assert!(!table.contains_key("a") && table.contains_key(retry_message::EVIDENCE));
-        let AMQPValue::LongString(mark) = &table.inner()[retry_message::ATTEMPTS] else { panic!("no mark") };
-        assert_eq!(mark.as_bytes(), b"left out: too long");
-    }
-}

@@ -3,7 +3,12 @@
 //! One operation is one request: no redirects, no retries, no proxy behind anybody's back, every wait bounded. The
 //! body of a redemption is written once, when it is prepared, and borrowed by every attempt.
 
-use std::collections::BTreeMap;
+mod call_outcome;
+mod prepared;
+
+pub use call_outcome::{CallOutcome, UnverifiedResponse};
+pub use prepared::{Prepared, hex};
+
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -11,14 +16,10 @@ use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, USER_AGENT};
 use jiff::{SignedDuration, Timestamp};
 use reqwest::{Method, Response as HttpResponse};
-use serde::Serialize;
-use sha2::{Digest as _, Sha256};
 
 use crate::domain::evidence::Operation;
-use crate::domain::redemption::{AssociatedOrder, OrderNumbers, Redemption};
 use crate::policy::classify::{Authenticity, CallResult, NoResponse, NotSent, Response, SignatureFlaw};
 use crate::policy::host_choice::{Host, HostChoice};
-use crate::telemetry::untrusted::Untrusted;
 use crate::wechat::certificates::{self, ApiV3Key, NoCertificates};
 use crate::wechat::keys::{Keyring, PublicKeys};
 use crate::wechat::replay::ReplayGuard;
@@ -51,197 +52,6 @@ pub struct PaymentSettings {
     pub total_timeout: Duration,
     /// The longest answer that is read, in bytes.
     pub response_bytes_max: usize,
-}
-
-/// A redemption as it is asked: targets and body, fixed for good.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Prepared {
-    redeem_target: String,
-    query_target: String,
-    body: Bytes,
-    body_sha256: String,
-}
-
-impl Prepared {
-    /// Writes the targets and the body of a redemption. The same redemption always makes the same bytes.
-    pub fn new(redemption: &Redemption) -> Self {
-        let Redemption { openid, coupon_code, product_coupon_id, stock_id, appid, brand_id, .. } = redemption;
-        // Every one of these has an alphabet that needs no escaping in a path or a query.
-        let coupon = format!("/v3/marketing/partner/product-coupon/users/{openid}/coupons/{coupon_code}");
-        let body = serde_json::to_vec(&BodyText::from(redemption))
-            .expect("the body has string keys only and writes to memory, so it cannot fail");
-        let digest = Sha256::digest(&body);
-        Self {
-            redeem_target: format!("{coupon}/use"),
-            query_target: format!(
-                "{coupon}?product_coupon_id={product_coupon_id}&stock_id={stock_id}&appid={appid}&brand_id={brand_id}"
-            ),
-            body: body.into(),
-            body_sha256: hex(&digest),
-        }
-    }
-
-    /// The frozen body.
-    pub fn body(&self) -> &Bytes {
-        &self.body
-    }
-
-    /// SHA-256 of the frozen body in hex.
-    pub fn body_sha256(&self) -> &str {
-        &self.body_sha256
-    }
-}
-
-/// Lower-case hex.
-pub fn hex(bytes: &[u8]) -> String {
-    let digit = |half: u8| char::from(b"0123456789abcdef"[usize::from(half)]);
-    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
-}
-
-/// The body in the order of the provider's page. Absent fields are left out: null is not allowed.
-#[derive(Serialize)]
-struct BodyText<'a> {
-    product_coupon_id: &'a str,
-    stock_id: &'a str,
-    appid: &'a str,
-    use_time: &'a str,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    associated_order_info: BTreeMap<&'static str, &'a str>,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    associated_pay_score_order_info: BTreeMap<&'static str, &'a str>,
-    out_request_no: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sequential_coupon_index: Option<u32>,
-    brand_id: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    store_id: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    saved_amount: Option<u64>,
-}
-
-impl<'a> From<&'a Redemption> for BodyText<'a> {
-    fn from(redemption: &'a Redemption) -> Self {
-        let (payment, pay_score) = match &redemption.order {
-            AssociatedOrder::Payment(order) => {
-                (numbers(order, "transaction_id", "out_trade_no"), BTreeMap::new())
-            }
-            AssociatedOrder::PayScore(order) => (BTreeMap::new(), numbers(order, "order_id", "out_order_no")),
-        };
-        Self {
-            product_coupon_id: redemption.product_coupon_id.as_str(),
-            stock_id: redemption.stock_id.as_str(),
-            appid: redemption.appid.as_str(),
-            use_time: redemption.use_time.as_str(),
-            associated_order_info: payment,
-            associated_pay_score_order_info: pay_score,
-            out_request_no: redemption.out_request_no.as_str(),
-            sequential_coupon_index: redemption.sequential_coupon_index,
-            brand_id: redemption.brand_id.as_str(),
-            store_id: redemption.store_id.as_ref().map(|store| store.as_str()),
-            saved_amount: redemption.saved_amount.map(|amount| amount.fen()),
-        }
-    }
-}
-
-fn numbers<'a, N: AsRef<str>>(
-    order: &'a OrderNumbers<N>,
-    provider: &'static str,
-    merchant: &'static str,
-) -> BTreeMap<&'static str, &'a str> {
-    let mut texts = BTreeMap::new();
-    if let Some(number) = order.provider() {
-        texts.insert(provider, number.as_str());
-    }
-    if let Some(order) = order.merchant() {
-        texts.insert(merchant, order.number.as_ref());
-        texts.insert("mchid", order.mchid.as_str());
-        if let Some(sub_mchid) = &order.sub_mchid {
-            texts.insert("sub_mchid", sub_mchid.as_str());
-        }
-    }
-    texts
-}
-
-/// What one call brought.
-#[derive(Debug, Clone, PartialEq)]
-pub struct CallOutcome {
-    /// What the wire said.
-    pub reply: CallResult,
-    /// The domain that was asked.
-    pub host: Host,
-    /// Its name, for evidence.
-    pub host_name: String,
-    /// The serial that verified the answer.
-    pub serial: Option<String>,
-    /// The provider's clock minus ours, as the answer's `Date` has it; a second's precision.
-    pub clock_skew: Option<SignedDuration>,
-    /// From sending to the last byte.
-    pub took: Duration,
-    /// What the network said, where it failed.
-    pub trouble: Option<String>,
-    /// What an error body names as its cause.
-    pub detail: Option<Detail>,
-    /// What else there was to see of an answer that cannot be believed.
-    pub unbelieved: Option<Box<UnverifiedResponse>>,
-}
-
-/// An answer that cannot be believed, for people: it says what answers in the provider's place.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct UnverifiedResponse {
-    /// The serial that it claims to be signed under.
-    pub serial: Option<String>,
-    /// Its `Server` header.
-    pub server: Option<String>,
-    /// Its `Content-Type`.
-    pub content_type: Option<String>,
-    /// The begin of its body, as text.
-    pub first_words: String,
-}
-
-/// So much of a body that cannot be believed is kept, in characters.
-const FIRST_WORDS_CHARS: usize = 80;
-/// The same of one of its headers.
-const HEADER_CHARS: usize = 100;
-
-impl UnverifiedResponse {
-    fn read(headers: &HeaderMap, body: &[u8]) -> Self {
-        let text = |name: &str| {
-            let value = headers.get(name)?;
-            Some(String::from_utf8_lossy(value.as_bytes()).chars().take(HEADER_CHARS).collect::<String>())
-        };
-        let start = String::from_utf8_lossy(&body[..body.len().min(4 * FIRST_WORDS_CHARS)]).into_owned();
-        let words = start.split_whitespace().collect::<Vec<_>>().join(" ");
-        Self {
-            serial: text(SERIAL),
-            server: text("server"),
-            content_type: text("content-type"),
-            first_words: words.chars().take(FIRST_WORDS_CHARS).collect(),
-        }
-    }
-
-    /// The serial, whole if it has the shape of one: it is what the operator looks for. Anything else is shortened like
-    /// all that others wrote.
-    pub fn shown_serial(&self) -> Option<String> {
-        let serial = self.serial.as_deref()?;
-        let is_word = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'_');
-        let is_hex = serial.len() <= 40 && serial.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let has_shape =
-            is_hex || serial.len() <= 64 && serial.strip_prefix("PUB_KEY_ID_").is_some_and(is_word);
-        Some(if has_shape { serial.to_owned() } else { Untrusted(serial).to_string() })
-    }
-
-    /// In words, for people.
-    pub fn in_words(&self) -> String {
-        let mut words = Vec::new();
-        words.extend(self.shown_serial().map(|serial| format!("serial {serial}")));
-        words.extend(self.server.as_ref().map(|server| format!("Server {}", Untrusted(server))));
-        words.extend(self.content_type.as_ref().map(|kind| Untrusted(kind).to_string()));
-        words.push(match self.first_words.as_str() {
-            "" => "an empty body".to_owned(),
-            words => format!("it begins: {}", Untrusted(words)),
-        });
-        words.join(", ")
-    }
 }
 
 /// Why the client could not be made.
@@ -280,13 +90,6 @@ pub struct Client {
     /// When the client was made: where the clock of the guard begins.
     made: Instant,
     replays: Mutex<ReplayGuard>,
-}
-
-impl CallOutcome {
-    /// The domain where the network failed, if it did.
-    pub fn failed_at(&self) -> Option<Host> {
-        (!carried(&self.reply)).then_some(self.host)
-    }
 }
 
 impl Client {

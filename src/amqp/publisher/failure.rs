@@ -1,0 +1,100 @@
+//! Why a publish was not confirmed.
+
+use std::time::Duration;
+
+use lapin::ErrorKind;
+
+use crate::telemetry::metrics::PublishFailureKind;
+
+/// Proof that a publish was confirmed and not returned. Only a publisher can make one.
+#[derive(Debug)]
+pub struct Published(pub(super) ());
+
+impl Published {
+    /// One proof for two publishes.
+    pub fn join(self, other: Self) -> Self {
+        let (Self(()), Self(())) = (self, other);
+        Self(())
+    }
+}
+
+/// Why a publish is not proven. The message may be there all the same.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PublishFailure {
+    /// No confirm within the deadline.
+    #[error("the broker did not confirm within {0:?}")]
+    TimedOut(Duration),
+    /// The broker refused it: a full queue, or a queue without a leader.
+    #[error("the broker refused the message (nack)")]
+    Refused,
+    /// No queue took it.
+    #[error("the broker returned a message: {0}")]
+    Returned(String),
+    /// The broker blocks what we publish, and nobody waits for that.
+    #[error(
+        "the broker blocks publishing ({0}): memory or disk is short; look at rabbitmqctl status, and try again when the \
+         alarm is over"
+    )]
+    Blocked(String),
+    /// The broker closed the channel over this very message, published alone.
+    #[error("{0}")]
+    Rejected(Rejection),
+    /// The connection failed.
+    #[error("the connection failed: {0}")]
+    Connection(String),
+}
+
+/// Why the broker closed a channel.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the broker rejects what is published to exchange {exchange} under {routing_key}: {code} {text}")]
+pub struct Rejection {
+    /// If it was published to.
+    pub exchange: String,
+    /// Under which key.
+    pub routing_key: String,
+    /// AMQP reply code: 403 a missing right, 404 a missing exchange, 406 a message that is too large; 0 where the client
+    /// does not say.
+    pub code: u16,
+    /// The broker's words.
+    pub text: String,
+}
+
+/// Whether the broker takes events in general.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EventsAccepted {
+    /// It does: what it rejects, it rejects for its own sake.
+    Accepted,
+    /// It does not.
+    Rejected(Rejection),
+    /// It could not be asked.
+    Unknown,
+}
+
+impl PublishFailure {
+    /// The kind of it, for metrics.
+    pub fn kind(&self) -> PublishFailureKind {
+        match self {
+            Self::TimedOut(_) | Self::Blocked(_) => PublishFailureKind::TimedOut,
+            Self::Refused => PublishFailureKind::Refused,
+            Self::Returned(_) => PublishFailureKind::Returned,
+            Self::Rejected(_) => PublishFailureKind::Channel,
+            Self::Connection(_) => PublishFailureKind::Connection,
+        }
+    }
+}
+
+impl Rejection {
+    /// What the broker said when it closed the channel that a message went by.
+    pub(crate) fn new(exchange: String, routing_key: String, error: &lapin::Error) -> Self {
+        let (code, text) = match error.kind() {
+            ErrorKind::ProtocolError(fault) => (fault.get_id(), fault.get_message().to_string()),
+            _ => (0, error.to_string()),
+        };
+        let mut text: String = text.chars().filter(|letter| !letter.is_control()).collect();
+        text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
+        Self { exchange, routing_key, code, text }
+    }
+}
+
+/// The most of the broker's own words that is kept, in bytes.
+pub(super) const TEXT_BYTES_MAX: usize = 300;

@@ -1,0 +1,168 @@
+//! Compares the objects on the broker with the plan.
+
+use crate::amqp::topology::declare::{Form, TopologyFault, declare, declare_as};
+use crate::amqp::topology::{NONE, Object};
+
+use lapin::Connection;
+use tokio::time::timeout;
+
+use crate::amqp::connection::{AmqpSettings, CannotConnect, connect_any};
+
+/// How an object stands on the broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ObjectState {
+    /// It is there, as it must be.
+    Present,
+    /// It was missing and has been made.
+    Created,
+    /// It is not there.
+    Missing,
+    /// It is there with something else in it.
+    Differs(Vec<Difference>),
+    /// It is there; what is in it may not be seen or could not be understood: the broker's words.
+    Unreadable(String),
+    /// It could not be made: the broker's words.
+    NotCreated(String),
+    /// A binding: AMQP cannot ask for one without making it.
+    NotQueryable,
+}
+
+impl ObjectState {
+    /// Whether someone must do something about it.
+    pub fn is_fault(&self) -> bool {
+        matches!(self, Self::Missing | Self::Differs(_) | Self::NotCreated(_))
+    }
+}
+
+/// One argument that is not as it must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// The argument, or `type`, `durable`, `auto_delete`, `internal`.
+    pub argument: String,
+    /// What must be.
+    pub wanted: String,
+    /// What is.
+    pub found: String,
+}
+
+/// What the broker says of an argument that is not there.
+
+/// More differences than any object has arguments.
+pub(super) const DIFFERENCES_MAX: usize = 32;
+
+/// Looks at every object, each on channels of its own, and with `make` makes what is missing. Nothing that is there
+/// is changed or deleted.
+///
+/// # Errors
+/// [`CannotConnect`] if the broker is not reached, or is lost on the way.
+pub async fn inspect(
+    settings: &AmqpSettings,
+    make: bool,
+) -> Result<(String, Vec<(Object, ObjectState)>), CannotConnect> {
+    let (connection, at) = connect_any(settings, "redeemer topology").await?;
+    let limit = settings.connect_timeout;
+    let mut found = Vec::new();
+    for object in settings.topology.plan() {
+        let looked = timeout(limit, print_standing(&connection, &object, make)).await;
+        let late = || CannotConnect::TimedOut { at: at.clone(), step: "looking at the topology", limit };
+        let standing = looked
+            .map_err(|_| late())?
+            .map_err(|source| CannotConnect::Refused { at: at.clone(), source })?;
+        found.push((object, standing));
+    }
+    let _ = timeout(limit, connection.close(200, "done".into())).await;
+    Ok((at, found))
+}
+
+pub(super) async fn print_standing(
+    connection: &Connection,
+    object: &Object,
+    make: bool,
+) -> lapin::Result<ObjectState> {
+    let made = async || match declare(connection, object, false).await {
+        Ok(()) => Ok(ObjectState::Created),
+        Err(TopologyFault::Refused { broker, .. }) => Ok(ObjectState::NotCreated(broker)),
+        Err(TopologyFault::Connection(error)) => Err(error),
+    };
+    if let Object::Binding { .. } = object {
+        return if make { made().await } else { Ok(ObjectState::NotQueryable) };
+    }
+    match declare(connection, object, true).await {
+        Ok(()) => differences(connection, object).await,
+        Err(TopologyFault::Refused { broker, .. }) if broker.contains("NOT_FOUND") => {
+            if make {
+                made().await
+            } else {
+                Ok(ObjectState::Missing)
+            }
+        }
+        Err(TopologyFault::Refused { broker, .. }) => Ok(ObjectState::Unreadable(broker)),
+        Err(TopologyFault::Connection(error)) => Err(error),
+    }
+}
+
+/// Asks for what must be until the broker agrees. It names one difference at a time, so each that it named is
+/// conceded in the next operation. A declaration of what is there changes nothing.
+pub(super) async fn differences(connection: &Connection, object: &Object) -> lapin::Result<ObjectState> {
+    let mut form = Form::of(object);
+    let mut differences: Vec<Difference> = Vec::new();
+    while differences.len() < DIFFERENCES_MAX {
+        let words = match declare_as(connection, object, false, &form).await {
+            Ok(()) => break,
+            Err(TopologyFault::Refused { broker, .. }) => broker,
+            Err(TopologyFault::Connection(error)) => return Err(error),
+        };
+        let Some(named) = Named::read(&words) else {
+            // What was named so far is sure; the rest stays in the broker's words.
+            if differences.is_empty() {
+                return Ok(ObjectState::Unreadable(words));
+            }
+            let wanted = "what is configured".to_owned();
+            differences.push(Difference { argument: "something else".to_owned(), wanted, found: words });
+            break;
+        };
+        let known = differences.iter().any(|difference| difference.argument == named.argument);
+        let conceded = !known && form.accept_existing(named.argument, named.found, named.kind);
+        if !known {
+            differences.push(Difference {
+                argument: named.argument.to_owned(),
+                wanted: named.wanted.to_owned(),
+                found: named.found.to_owned(),
+            });
+        }
+        if !conceded {
+            break;
+        }
+    }
+    Ok(if differences.is_empty() { ObjectState::Present } else { ObjectState::Differs(differences) })
+}
+
+/// What the broker says when a declaration does not fit: `inequivalent arg 'x-overflow' for queue 'q' in vhost '/':
+/// received the value 'a' of type 'longstr' but current is not one`.
+pub(super) struct Named<'a> {
+    pub(super) argument: &'a str,
+    pub(super) wanted: &'a str,
+    pub(super) found: &'a str,
+    /// The type of what was found, if the broker gives one.
+    pub(super) kind: Option<&'a str>,
+}
+
+impl<'a> Named<'a> {
+    pub(super) fn read(words: &'a str) -> Option<Self> {
+        let (_, rest) = words.split_once("inequivalent arg '")?;
+        let (argument, rest) = rest.split_once('\'')?;
+        let (_, rest) = rest.split_once(": received ")?;
+        let (wanted, found) = rest.split_once(" but current is ")?;
+        let value = |words: &'a str| -> (&'a str, Option<&'a str>) {
+            let Some(words) = words.strip_prefix("the value '") else {
+                return (words.split('\'').nth(1).unwrap_or(NONE), None);
+            };
+            match words.split_once("' of type '") {
+                Some((value, kind)) => (value, kind.split('\'').next()),
+                None => (words, None),
+            }
+        };
+        let (wanted, (found, kind)) = (value(wanted).0, value(found));
+        Some(Self { argument, wanted, found, kind })
+    }
+}

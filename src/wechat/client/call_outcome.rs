@@ -1,0 +1,103 @@
+//! What came of a call, and what is known of a response that was not verified.
+
+use crate::wechat::client::carried;
+use std::time::Duration;
+
+use http::header::HeaderMap;
+use jiff::SignedDuration;
+
+use crate::policy::classify::CallResult;
+use crate::policy::host_choice::Host;
+use crate::telemetry::untrusted::Untrusted;
+use crate::wechat::response::Detail;
+use crate::wechat::verify::SERIAL;
+
+/// What one call brought.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CallOutcome {
+    /// What the wire said.
+    pub reply: CallResult,
+    /// The domain that was asked.
+    pub host: Host,
+    /// Its name, for evidence.
+    pub host_name: String,
+    /// The serial that verified the answer.
+    pub serial: Option<String>,
+    /// The provider's clock minus ours, as the answer's `Date` has it; a second's precision.
+    pub clock_skew: Option<SignedDuration>,
+    /// From sending to the last byte.
+    pub took: Duration,
+    /// What the network said, where it failed.
+    pub trouble: Option<String>,
+    /// What an error body names as its cause.
+    pub detail: Option<Detail>,
+    /// What else there was to see of an answer that cannot be believed.
+    pub unbelieved: Option<Box<UnverifiedResponse>>,
+}
+
+/// An answer that cannot be believed, for people: it says what answers in the provider's place.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct UnverifiedResponse {
+    /// The serial that it claims to be signed under.
+    pub serial: Option<String>,
+    /// Its `Server` header.
+    pub server: Option<String>,
+    /// Its `Content-Type`.
+    pub content_type: Option<String>,
+    /// The begin of its body, as text.
+    pub first_words: String,
+}
+
+/// So much of a body that cannot be believed is kept, in characters.
+pub(super) const FIRST_WORDS_CHARS: usize = 80;
+
+/// The same of one of its headers.
+pub(super) const HEADER_CHARS: usize = 100;
+
+impl UnverifiedResponse {
+    pub(super) fn read(headers: &HeaderMap, body: &[u8]) -> Self {
+        let text = |name: &str| {
+            let value = headers.get(name)?;
+            Some(String::from_utf8_lossy(value.as_bytes()).chars().take(HEADER_CHARS).collect::<String>())
+        };
+        let start = String::from_utf8_lossy(&body[..body.len().min(4 * FIRST_WORDS_CHARS)]).into_owned();
+        let words = start.split_whitespace().collect::<Vec<_>>().join(" ");
+        Self {
+            serial: text(SERIAL),
+            server: text("server"),
+            content_type: text("content-type"),
+            first_words: words.chars().take(FIRST_WORDS_CHARS).collect(),
+        }
+    }
+
+    /// The serial, whole if it has the shape of one: it is what the operator looks for. Anything else is shortened like
+    /// all that others wrote.
+    pub fn shown_serial(&self) -> Option<String> {
+        let serial = self.serial.as_deref()?;
+        let is_word = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'_');
+        let is_hex = serial.len() <= 40 && serial.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let has_shape =
+            is_hex || serial.len() <= 64 && serial.strip_prefix("PUB_KEY_ID_").is_some_and(is_word);
+        Some(if has_shape { serial.to_owned() } else { Untrusted(serial).to_string() })
+    }
+
+    /// In words, for people.
+    pub fn in_words(&self) -> String {
+        let mut words = Vec::new();
+        words.extend(self.shown_serial().map(|serial| format!("serial {serial}")));
+        words.extend(self.server.as_ref().map(|server| format!("Server {}", Untrusted(server))));
+        words.extend(self.content_type.as_ref().map(|kind| Untrusted(kind).to_string()));
+        words.push(match self.first_words.as_str() {
+            "" => "an empty body".to_owned(),
+            words => format!("it begins: {}", Untrusted(words)),
+        });
+        words.join(", ")
+    }
+}
+
+impl CallOutcome {
+    /// The domain where the network failed, if it did.
+    pub fn failed_at(&self) -> Option<Host> {
+        (!carried(&self.reply)).then_some(self.host)
+    }
+}
