@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 const FILE_LINES_MAX: usize = 600;
 const FUNCTION_LINES_MAX: usize = 60;
 
-/// Flat lists and matches, by file and function.
-const FLAT: [(&str, &str); 14] = [
+/// Flat lists, matches and sequences of steps, by file and function.
+const FLAT: [(&str, &str); 17] = [
     ("crates/sandbox/src/coupons.rs", "add"),
     ("crates/sandbox/src/response.rs", "write"),
     ("src/admin/console/html.rs", "show"),
@@ -19,9 +19,12 @@ const FLAT: [(&str, &str); 14] = [
     ("src/cli/check/broker.rs", "broker"),
     ("src/cli/demo/cases.rs", "kinds"),
     ("src/cli/schema/asyncapi.rs", "document"),
-    ("src/config.rs", "check"),
-    ("src/telemetry/metrics.rs", "new"),
-    ("src/telemetry/metrics.rs", "start_at_zero"),
+    ("src/config/validate.rs", "check"),
+    ("src/cli/demo.rs", "run_stage"),
+    ("src/cli/publish.rs", "run"),
+    ("src/runtime/publishing.rs", "publish_within"),
+    ("src/telemetry/metrics/registration.rs", "new"),
+    ("src/telemetry/metrics/registration.rs", "start_at_zero"),
     ("src/wechat/keys.rs", "load"),
     ("src/wire/command.rs", "read"),
     ("src/wire/coupon.rs", "words"),

@@ -10,6 +10,7 @@ use tracing::{info, warn};
 
 use crate::amqp::connection::AmqpSettings;
 use crate::amqp::dead_letter_queue::DeadLetters;
+use crate::amqp::delivery::Delivery;
 use crate::amqp::probe;
 use crate::amqp::publisher::Publisher;
 use crate::runtime::circuit_gate::State;
@@ -53,6 +54,17 @@ pub async fn sweep(
     swept
 }
 
+/// The next dead letter, or why there is none to be had.
+async fn next_letter(letters: &mut DeadLetters, settings: &AmqpSettings) -> Result<Option<Delivery>, Swept> {
+    letters.next().await.map_err(|error| match error.is_refused() {
+        true => {
+            let granting = probe::granting(settings, settings.mode);
+            Swept::Forbidden(format!("{error}; grant what is missing: {granting}"))
+        }
+        false => Swept::Failed(error.to_string()),
+    })
+}
+
 async fn sweep_all(
     context: &WorkerContext,
     settings: &AmqpSettings,
@@ -72,16 +84,11 @@ async fn sweep_all(
         if *cancel.borrow() || failure.is_some() {
             break;
         }
-        let delivery = match letters.next().await {
+        let delivery = match next_letter(&mut letters, settings).await {
             Ok(Some(delivery)) => delivery,
             Ok(None) => break,
-            Err(error) if error.is_refused() => {
-                let granting = probe::granting(settings, settings.mode);
-                failure = Some(Swept::Forbidden(format!("{error}; grant what is missing: {granting}")));
-                break;
-            }
-            Err(error) => {
-                failure = Some(Swept::Failed(error.to_string()));
+            Err(ended) => {
+                failure = Some(ended);
                 break;
             }
         };
