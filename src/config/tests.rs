@@ -68,7 +68,7 @@ fn the_environment_overrides_the_file() {
 }
 
 #[test]
-fn all_faults_are_told_at_once_by_the_name_of_the_key() {
+fn all_faults_are_reported_at_once_by_the_name_of_the_key() {
     let text = r#"
         surprise = 1
         [broker]
@@ -119,7 +119,7 @@ fn a_fault_of_syntax_names_the_line_and_quotes_nothing() {
 }
 
 #[test]
-fn what_must_be_set_is_told_by_name() {
+fn what_must_be_set_is_reported_by_name() {
     let faults = Config::default().wechat_settings().unwrap_err();
     let keys: Vec<_> = faults.0.iter().map(|fault| fault.key.as_str()).collect();
     assert_eq!(keys, ["wechat.mchid", "wechat.merchant_serial"]);

@@ -51,7 +51,7 @@ impl Config {
         wrong(retry.delays.len() <= 32, "retry.delays", "must be 32 at most");
         let waits = retry.delays.iter().all(|delay| (50..=86_400_000).contains(&delay.0.as_millis()));
         wrong(waits, "retry.delays", "must each be 50ms to 24h");
-        // How often an query was negative does not travel through a delay queue: both must fit into one stay.
+        // How often a query was negative does not travel through a delay queue: both must fit into one stay.
         wrong(
             retry.query_delay.0.saturating_mul(2) <= retry.in_process_max.0,
             "retry.in_process_max",
@@ -121,7 +121,7 @@ impl Config {
             ("wechat.verification_serial", &wechat.verification_serial),
         ] {
             let hidden = text.chars().any(|letter| letter.is_whitespace() || is_hidden(letter));
-            wrong(!hidden, key, "holds a blank or an invisible character; type it anew");
+            wrong(!hidden, key, "holds a blank or an invisible character; type it again");
         }
         for id in wechat.public_keys.keys() {
             if let Err(problem) = check_public_key_id(id) {
@@ -129,8 +129,8 @@ impl Config {
             }
         }
         let serial = wechat.verification_serial.as_str();
-        let told = serial.chars().any(|letter| letter.is_whitespace() || is_hidden(letter));
-        let known = told || serial.is_empty() || is_serial(serial) || check_public_key_id(serial).is_ok();
+        let reported = serial.chars().any(|letter| letter.is_whitespace() || is_hidden(letter));
+        let known = reported || serial.is_empty() || is_serial(serial) || check_public_key_id(serial).is_ok();
         wrong(
             known,
             "wechat.verification_serial",

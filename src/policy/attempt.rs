@@ -32,7 +32,7 @@ pub struct Limits {
     pub backoff: Backoff,
     /// The sum of all waits in process; a command that needs more goes to a delay queue.
     pub in_process_max: Duration,
-    /// How long after the end of an unknown redeem an query may count as "not executed".
+    /// How long after the end of an unknown redeem a query may count as "not executed".
     pub query_delay: Duration,
     /// The longest duration of one call. A call that another instance began before it lost a command ends within it.
     pub longest_call: Duration,

@@ -54,7 +54,7 @@ pub async fn sweep(
     swept
 }
 
-/// The next dead letter, or why there is none to be had.
+/// The next dead letter, or why none can be read.
 async fn next_letter(letters: &mut DeadLetters, settings: &AmqpSettings) -> Result<Option<Delivery>, Swept> {
     letters.next().await.map_err(|error| match error.is_refused() {
         true => {

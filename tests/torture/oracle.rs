@@ -91,7 +91,7 @@ pub(crate) fn judge(
 }
 
 /// How long after its deadline a command has its event at the latest.
-const TOLD_WITHIN: SignedDuration = SignedDuration::from_secs(60);
+const REPORTED_WITHIN: SignedDuration = SignedDuration::from_secs(60);
 
 /// Each command with a deadline has an event within a minute of it, by the time in the event.
 #[allow(dead_code)] // for the torture alone
@@ -104,7 +104,7 @@ pub(crate) fn judge_deadlines(
         let first =
             seen.iter().filter(|event| event.command == *command).filter_map(|event| event.time).min();
         let late = first.map(|at| at.duration_since(*deadline));
-        if late.is_none_or(|late| late > TOLD_WITHIN) {
+        if late.is_none_or(|late| late > REPORTED_WITHIN) {
             findings.late += 1;
             let (at, deadline) = (first.map(|at| at.to_string()), deadline.to_string());
             findings

@@ -46,7 +46,7 @@ const LIMITS: &[(usize, Duration)] = if cfg!(debug_assertions) {
 /// machine may be slow. Before a confirm is waited for in vain, which would end the connection, too.
 const NOTICED_WITHIN: Duration = Duration::from_secs(8);
 /// When some instance must have been reported of an alarm: a command that is in hand is reported of or delayed by then.
-const ALARM_TOLD_WITHIN: Duration = Duration::from_secs(8);
+const ALARM_REPORTED_WITHIN: Duration = Duration::from_secs(8);
 /// How long trouble is kept up for something to fall upon.
 const OCCASION: Duration = Duration::from_secs(20);
 /// What reports that the broker is connected, how often it was, and that it takes no messages.
@@ -527,8 +527,8 @@ impl Rig {
         let [one, other] = &self.instances;
         let is_blocked = |blocked| blocked == 1.0;
         let reported = tokio::select! {
-            reported = one.wait_metric(BLOCKED, is_blocked, ALARM_TOLD_WITHIN) => reported,
-            reported = other.wait_metric(BLOCKED, is_blocked, ALARM_TOLD_WITHIN) => reported,
+            reported = one.wait_metric(BLOCKED, is_blocked, ALARM_REPORTED_WITHIN) => reported,
+            reported = other.wait_metric(BLOCKED, is_blocked, ALARM_REPORTED_WITHIN) => reported,
         };
         sleep(Duration::from_secs(3).saturating_sub(since.elapsed())).await;
         self.ctl(&["set_vm_memory_high_watermark", "0.4"]).await;

@@ -141,7 +141,7 @@ impl Progress {
                 }
                 self.retry(limits, now, chance)
             }
-            // What comes early still lets the body go out where nothing was unknown.
+            // What comes early still lets the body go out if nothing was unknown.
             (_, _) if early && self.effect != EffectState::NoEffect => {
                 self.negatives = 0;
                 self.await_settled(limits, now)
