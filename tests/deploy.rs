@@ -479,7 +479,8 @@ fn cargo_takes_the_manifest_before_and_after_the_sources_are_there() {
         let read = Command::new(env!("CARGO")).args(cargo).current_dir(&dir).output().unwrap();
         assert!(read.status.success(), "{}", err(&read));
         let metadata: Value = serde_json::from_slice(&read.stdout).unwrap();
-        let targets = metadata["packages"][0]["targets"].as_array().unwrap().iter();
+        let packages = metadata["packages"].as_array().unwrap().iter();
+        let targets = packages.flat_map(|package| package["targets"].as_array().unwrap());
         let bare = fs::canonicalize(&dir).unwrap();
         targets
             .map(|target| {
@@ -499,6 +500,12 @@ fn cargo_takes_the_manifest_before_and_after_the_sources_are_there() {
                 fs::create_dir_all(dir.join("vendor")).unwrap();
                 reported("cp", &["-RT", "vendor", dir.join("vendor").to_str().unwrap()])
                     .unwrap_or_else(|output| panic!("{}", err(&output)));
+            }
+            ("COPY", "crates/sandbox/Cargo.toml crates/sandbox/") => {
+                assert!(Context::read().has("crates/sandbox/Cargo.toml"));
+                fs::create_dir_all(dir.join("crates/sandbox")).unwrap();
+                let manifest = "crates/sandbox/Cargo.toml";
+                fs::copy(root().join(manifest), dir.join(manifest)).unwrap();
             }
             ("COPY", files) => {
                 for name in files.strip_suffix(" ./").unwrap().split(' ') {
