@@ -1,7 +1,8 @@
-//! Holds calls back when every call would fail: a failing provider, or a fault of our own.
+//! The circuit breaker for calls to the payment API.
 //!
-//! When that is so is decided in [`crate::policy::circuit`]; here are the clock and the tasks that wait. It begins half-open:
-//! the first call of a process goes alone, so that a wrong key or clock costs one call, not one per permit.
+//! [`crate::policy::circuit`] decides when it opens and closes; this module has the clock and the waiting calls. It
+//! starts half-open: the first call of a process goes alone, so that a wrong key or clock costs one call and not one per
+//! permit.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,16 +14,16 @@ use crate::policy::circuit::{Circuit, Grant};
 
 pub use crate::policy::circuit::{CallSignal, Cause, FailureKind, State};
 
-/// The circuit breaker that every call passes.
+/// The gate that every call passes.
 #[derive(Clone)]
 pub struct CircuitGate(Arc<Shared>);
 
 struct Shared {
     circuit: Mutex<Circuit>,
     state: watch::Sender<State>,
-    /// Somebody may go now, though the state is as it was.
+    /// A waiting call may go, although the state is the same.
     room: Notify,
-    /// When the time of [`Circuit`] began.
+    /// The start of the time that [`Circuit`] counts.
     origin: Instant,
 }
 
@@ -46,11 +47,11 @@ impl CircuitGate {
         *self.0.state.borrow()
     }
 
-    /// Waits until a call may be made. Anyone who gets the pass makes the call and reports; a pass that is dropped
-    /// counts as no call.
+    /// Waits until a call may be made. The caller makes the call and reports it; a permit that is dropped counts as no
+    /// call.
     pub async fn acquire(&self) -> CallPermit {
         loop {
-            // Before the look, so that nothing is missed between the two.
+            // Before the check, so that no notification is missed between the two.
             let mut room = std::pin::pin!(self.0.room.notified());
             room.as_mut().enable();
             let now = self.now();
@@ -63,12 +64,12 @@ impl CircuitGate {
         }
     }
 
-    /// Tries with one call now, whatever the state: a key was exchanged.
+    /// Makes it half-open now, because a key was replaced.
     pub fn force_half_open(&self) {
         self.change(Circuit::force_half_open);
     }
 
-    /// Lets an open circuit breaker become half-open when its time has come, without a call waiting for it.
+    /// Makes an open circuit half-open when its pause has passed, although no call waits.
     pub fn tick(&self) {
         let now = self.now();
         self.change(|circuit| circuit.tick(now));
@@ -92,7 +93,7 @@ impl CircuitGate {
     }
 }
 
-/// The time of the runtime: tests hold it still.
+/// The runtime's clock, which tests can pause.
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
@@ -104,15 +105,14 @@ pub struct CallPermit {
 }
 
 impl CallPermit {
-    /// Whether it still holds: the circuit breaker may have opened, or a key been exchanged, while its owner waited for
-    /// something else.
+    /// Whether it is still valid: the circuit may have opened, or a key may have been replaced, while its owner waited.
     pub fn is_valid(&self) -> bool {
         self.circuit_gate
             .as_ref()
             .is_some_and(|circuit_gate| circuit_gate.change(|circuit| circuit.holds(self.grant)))
     }
 
-    /// Reports what the call said.
+    /// Reports the result of the call.
     pub fn report(mut self, operation: Operation, sign: CallSignal) {
         if let Some(circuit_gate) = self.circuit_gate.take() {
             let now = circuit_gate.now();

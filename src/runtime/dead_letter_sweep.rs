@@ -1,5 +1,5 @@
-//! Gives each command that the broker dead-lettered its event: what a query finds, or `unresolved`. Nothing is redeemed
-//! here: such a command has failed many times, or its sender let it expire.
+//! Publishes the event of each command that the broker dead-lettered: what a query finds, or `unresolved`. Nothing is
+//! redeemed here: such a command has failed many times, or its sender let it expire.
 
 use std::sync::Arc;
 
@@ -21,21 +21,21 @@ use crate::runtime::worker::{
 };
 use crate::telemetry::metrics::Settlement;
 
-/// What a sweep came to.
+/// The result of a sweep.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Swept {
-    /// This many have their event now. None: what is left waits for something.
+    /// How many events were published.
     Published(usize),
-    /// It broke off, for this reason.
+    /// It ended early, for this reason.
     Failed(String),
-    /// A right is missing, with what grants it.
+    /// A right is missing; the command that grants it.
     Forbidden(String),
 }
 
-/// Dead letters in hand at once: each takes two queries, seconds apart, and others behind it have deadlines, too.
+/// Dead letters in hand at once: each needs two queries, seconds apart, and those behind it have deadlines, too.
 const AT_ONCE: usize = 16;
 
-/// Takes them until there are none left, or until it is time to stop.
+/// Processes dead letters until none is left, or until the service stops.
 pub async fn sweep(
     context: Arc<WorkerContext>,
     settings: AmqpSettings,
@@ -46,9 +46,9 @@ pub async fn sweep(
     context.metrics.dead_letter_in_hand(false);
     match &swept {
         Swept::Published(0) => {}
-        Swept::Published(count) => info!(count, "dead-lettered commands have their events"),
+        Swept::Published(count) => info!(count, "events of dead-lettered commands published"),
         Swept::Failed(error) | Swept::Forbidden(error) => {
-            warn!(error, "dead-lettered commands could not be swept; retrying")
+            warn!(error, "dead-letter sweep failed; retrying")
         }
     }
     swept
@@ -75,11 +75,11 @@ async fn sweep_all(
         Ok(letters) => letters,
         Err(error) => return Swept::Failed(error.to_string()),
     };
-    // Permits of their own: while commands are held because the broker does not take their events, there may be no other.
+    // Permits of their own: while the broker does not accept events, commands may hold all others.
     let permits = Permits::new(AT_ONCE);
     let mut in_hand = FuturesUnordered::new();
     let (mut count, mut failure) = (0, None);
-    // Each once: what cannot be reported now goes behind the others.
+    // Each once: a dead letter whose event is not accepted now goes behind the others.
     for _ in 0..context.metrics.dead_letters() {
         if *cancel.borrow() || failure.is_some() {
             break;
@@ -102,7 +102,7 @@ async fn sweep_all(
         let Some(mut permit) = permits.acquire() else { break };
         context.metrics.dead_letter_in_hand(true);
         let mut taken = ReceivedDelivery::dead_letter(delivery, now);
-        // While calls are held back those past their deadline still end, and none of the others may keep them waiting.
+        // While calls are held back, commands past their deadline still end, and the others must not delay them.
         taken.calls_held_back = context.circuit_gate.state() != State::Closed;
         in_hand.push(async move {
             process_delivery(context, publisher, taken, &mut permit, cancel.clone()).await
@@ -113,7 +113,7 @@ async fn sweep_all(
             failure = failure.or(count_settled(settled, &mut count));
         }
     }
-    // What is in hand is settled in any case: an event may be on its way.
+    // Dead letters in hand are settled in any case: an event may be under way.
     while let Some(settled) = in_hand.next().await {
         failure = failure.or(count_settled(settled, &mut count));
     }
@@ -124,7 +124,7 @@ async fn sweep_all(
     Swept::Published(count)
 }
 
-/// Counts one that was settled; gives the failure that ends the sweep, if it met one.
+/// Counts a settled dead letter; returns the failure that ends the sweep, if there was one.
 fn count_settled((settling, trouble): (Settlement, Option<String>), count: &mut usize) -> Option<Swept> {
     *count += usize::from(settling != Settlement::HandedBack && trouble.is_none());
     trouble.map(Swept::Failed)

@@ -1,10 +1,10 @@
-//! Labelled places where the fault rig (`tests/torture.rs`) kills the process, as `kill -9` from outside would, but
-//! at a moment that no outsider can hit; and one if it has a delivery forgotten, as only a defect would.
+//! Labeled places where the fault rig (`tests/torture.rs`) kills the process, as `kill -9` from outside would, but
+//! at a moment that no outsider can hit; and one where a delivery is forgotten, as only a defect would forget it.
 //!
 //! A debug build, or one with the feature `failpoints`, obeys the file that [`ORDER`] names: `<point> <nth> <order>`
-//! kills at the nth time that a point is reached from then on; the last word reports one order from the next. Who is
-//! about to die renames the file to `….taken`: an order that could be removed binds nobody any more, and of one that
-//! was taken the end can be waited for. The order to forget is [`FORGET`], and obeyed in the same manner. Without that
+//! kills at the nth time that a point is reached from then on; the last word distinguishes one order from the next. The process
+//! that obeys renames the file to `….taken`: an order that could be removed is void, and one that was taken ends the
+//! process. The order to forget is [`FORGET`], and obeyed in the same manner. Without that
 //! variable, and in every other build, nothing happens here.
 
 use std::path::{Path, PathBuf};
@@ -14,25 +14,25 @@ use crate::telemetry::metrics::Message;
 /// The environment variable that names the file with the order.
 pub const ORDER: &str = "REDEEMER_KILL_ORDER";
 
-/// In place of a point: the nth delivery that is taken from then on is neither worked on nor settled.
+/// Instead of a point: the nth delivery received from then on is neither processed nor settled.
 pub const FORGET: &str = "forget-the-delivery";
 
-/// A place in the way of a command.
+/// A place in the processing of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failpoint {
-    /// A delivery was taken, nothing done yet.
+    /// A delivery was received, and nothing else was done.
     Taken,
-    /// A call to the payment API is on its way.
+    /// A call to the payment API is under way.
     Sent,
-    /// The call was answered, nothing concluded yet.
+    /// The response was received, and not classified yet.
     Answered,
-    /// A message is on its way to the broker, its confirm has not come.
+    /// A message is under way to the broker and not confirmed.
     Publishing(Message),
-    /// A message is confirmed, what it continues is not acknowledged.
+    /// A message is confirmed; the delivery that it continues is not acknowledged.
     Published(Message),
-    /// Everything is confirmed, the acknowledgement not sent.
+    /// Everything is confirmed; the acknowledgement is not sent.
     Acking,
-    /// Asked to stop, work still in flight.
+    /// Stopping, with commands in work.
     Draining,
 }
 

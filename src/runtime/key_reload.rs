@@ -16,7 +16,7 @@ use crate::wechat::certificates::ApiV3Key;
 use crate::wechat::client::{Client, SharedKeyring};
 use crate::wechat::keys::{KeyFault, KeyFiles, Keyring, PublicKeys, read_key};
 
-/// Where keys come from.
+/// The sources of keys.
 pub struct KeySources {
     pub files: KeyFiles,
     pub merchant_key: Option<SecretString>,
@@ -27,12 +27,12 @@ pub struct KeySources {
 }
 
 impl KeySources {
-    /// Reads every key file; `downloaded` certificates stand beside what the files hold.
+    /// Reads every key file; `downloaded` certificates are added.
     fn load(&self, downloaded: PublicKeys) -> Result<Keyring, Vec<KeyFault>> {
         let from_environment = self.merchant_key.as_ref().map(|key| key.expose_secret());
         let mut keyring = Keyring::load(&self.files, from_environment, Timestamp::now())?;
         for fault in &keyring.left_out {
-            warn!(%fault, "a platform certificate is left out");
+            warn!(%fault, "platform certificate left out");
         }
         keyring.public.extend(downloaded);
         Ok(keyring)
@@ -46,13 +46,13 @@ impl KeySources {
         merchant.chain(public_keys.values()).chain(platform_certificates).map(|path| version(path)).collect()
     }
 
-    /// The same of the file of the APIv3 key.
+    /// The same for the file of the APIv3 key.
     fn apiv3_version(&self) -> Option<Version> {
         self.apiv3_key_file.as_deref().and_then(version)
     }
 }
 
-/// When a file was changed last, its size in bytes, and when its owner or its mode were changed last, in nanoseconds.
+/// Modification time and size in bytes of a file, and when its owner or mode changed last, in nanoseconds.
 type Version = (SystemTime, u64, i128);
 
 fn version(path: &Path) -> Option<Version> {
@@ -62,13 +62,13 @@ fn version(path: &Path) -> Option<Version> {
     Some((metadata.modified().ok()?, metadata.len(), changed))
 }
 
-/// What is wrong with key files that were right at the start, for anyone who looks at readiness.
+/// Faults of key files that were valid at the start, for readiness.
 pub type KeyFaults = Arc<Mutex<BTreeSet<String>>>;
 
-/// The pause after a download that brought nothing.
+/// The pause after a failed download.
 const DOWNLOAD_RETRY: Duration = Duration::from_secs(30);
 
-/// Keeps the keys current: changed files are taken into use, platform certificates are downloaded.
+/// Reloads changed key files and downloads platform certificates.
 pub struct KeyReloader {
     pub sources: KeySources,
     pub keys: SharedKeyring,
@@ -81,7 +81,7 @@ pub struct KeyReloader {
 }
 
 impl KeyReloader {
-    /// Looks whether the next start could read what this one did, and says what is wrong now.
+    /// Checks whether the next start could read every file, and warns of new faults.
     fn check_files(&self, reloads: &[String]) {
         let unreadable = self.secrets.iter().filter_map(|(key, path)| {
             let fault = read_key(path).err()?;
@@ -90,7 +90,7 @@ impl KeyReloader {
         let now: BTreeSet<String> = reloads.iter().cloned().chain(unreadable).collect();
         let mut reported = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         for fault in now.difference(&reported) {
-            warn!(fault, "a key file cannot be used any more; the next start would fail");
+            warn!(fault, "key file no longer usable; the next start would fail");
         }
         self.metrics.set_key_files_failing(now.len());
         *reported = now;
@@ -119,7 +119,7 @@ impl KeyReloader {
                         download_at = Instant::now() + pause;
                     }
                     Err(why) => {
-                        warn!(%why, "platform certificates could not be downloaded; the ones held stay in use");
+                        warn!(%why, "platform certificates not downloaded; the current ones stay in use");
                         download_at = Instant::now() + DOWNLOAD_RETRY.min(self.sources.download_every);
                     }
                 }
@@ -134,26 +134,24 @@ impl KeyReloader {
             if version != apiv3_seen && self.reread_apiv3_key() {
                 apiv3_seen = version;
                 download_at = Instant::now();
-                // The next turn downloads with it at once.
+                // The next round downloads with it at once.
                 continue;
             }
             look.tick().await;
         }
     }
 
-    /// Reads the APIv3 key again. A file that cannot be used leaves the old one in use.
+    /// Reads the APIv3 key again. If the file is not usable, the current key stays in use.
     fn reread_apiv3_key(&mut self) -> bool {
         let Some(file) = &self.sources.apiv3_key_file else { return false };
         match ApiV3Key::read(file) {
             Ok(key) => {
-                info!(
-                    "the APIv3 key changed and is taken into use; platform certificates are downloaded with it"
-                );
+                info!("APIv3 key replaced; platform certificates are downloaded with it");
                 self.sources.apiv3_key = Some(key);
                 true
             }
             Err(fault) => {
-                warn!(%fault, "a changed APIv3 key is not taken into use");
+                warn!(%fault, "changed APIv3 key not usable");
                 false
             }
         }
@@ -162,20 +160,20 @@ impl KeyReloader {
     fn record_expiry(&self) {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
         self.metrics.set_key_expiry(Key::Merchant, keys.merchant_expires.map(Timestamp::as_second));
-        // With a key that never ends there is always one to verify with.
+        // A public key never expires; with one, responses can always be verified.
         let ends: Option<Vec<_>> = keys.public.iter().map(|(_, key)| key.expires).collect();
         let last = ends.and_then(|ends| ends.into_iter().max());
         self.metrics.set_key_expiry(Key::Verification, last.map(Timestamp::as_second));
     }
 
-    /// Exchanges the keyring as a whole. Files that cannot be used leave the old keys in use: half-written, most
-    /// likely, and looked at again.
+    /// Replaces the keyring as a whole. If files are not usable, most likely half-written, the current keys stay in use
+    /// and the files are read again later.
     fn replace_keyring(&self, downloaded: &PublicKeys, seen: &mut Vec<Option<Version>>) -> Vec<String> {
         let versions = self.sources.versions();
         match self.sources.load(downloaded.clone()) {
             Ok(keyring) => {
-                // Before and after: a call that is let go in between must neither take the new key along with all
-                // others, nor speak for it with the old one.
+                // Before and after: a call between the two must not let all others go with the new key, nor vouch for
+                // it with the old one.
                 let changed = versions != *seen;
                 if changed {
                     self.circuit_gate.force_half_open();
@@ -184,7 +182,7 @@ impl KeyReloader {
                 *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keyring);
                 if changed {
                     self.circuit_gate.force_half_open();
-                    info!("keys changed and taken into use; the next call goes alone");
+                    info!("keys replaced; the next call goes alone");
                 }
                 self.record_expiry();
                 Vec::new()

@@ -1,6 +1,5 @@
-//! Reports operators of trouble with calls that does not, or not only, stop consumption: a reduced rate, an open circuit,
-//! responses that cannot be believed. Each is one warning when it begins and one a minute while it lasts, and a line on
-//! the status page.
+//! Warns operators of a reduced rate, an open circuit and unverified responses: once when it begins, once a minute while it
+//! lasts, and on the status page.
 
 use std::time::{Duration, Instant};
 
@@ -12,30 +11,30 @@ use crate::runtime::response_log::{Counts, LastResponse, ResponseLog};
 use crate::telemetry::metrics::CallDelay;
 use crate::telemetry::status::{Notice, NoticeKind};
 
-/// This long after the last one that was not believed it is over.
+/// How long after the last unverified response the notice ends.
 const LATELY: Duration = Duration::from_secs(60);
 
-/// How calls stand.
+/// The state that notices are made from.
 #[derive(Debug, Clone, Copy)]
 pub struct NoticeState {
     /// Calls per second that this instance makes at most now.
     pub per_second: f64,
-    /// The part of its share that it uses.
+    /// The part of its share that this instance uses.
     pub part: f64,
-    /// The share of 429 among the calls weighed last.
+    /// The share of 429 in the last window.
     pub throttled_share: f64,
     /// Why calls are held back, if they are.
     pub cause: Option<Cause>,
 }
 
-/// What lasts, and what was counted when the minute began.
+/// The notices that last, and the counts when their minute began.
 #[derive(Debug)]
 pub struct Notices {
     origin: Instant,
     reduced: Reminder,
     open: Reminder,
     not_believed: Reminder,
-    /// When the last whole minute began, and the one that runs.
+    /// The start of the last whole minute and of the current one.
     minutes: [(Duration, Counts); 2],
 }
 
@@ -53,7 +52,7 @@ impl Default for Notices {
 }
 
 impl Notices {
-    /// Looks how things stand, warns if that is due, and gives what the page says.
+    /// Updates the notices, warns if that is due, and returns those of the status page.
     pub fn update(&mut self, standing: NoticeState, log: &ResponseLog) -> Vec<Notice> {
         let now = self.origin.elapsed();
         let counts = log.counts();
@@ -81,7 +80,7 @@ impl Notices {
                     code = last.code,
                     message = last.message,
                     request_id = last.request_id,
-                    "rate reduced: too many calls are answered with 429"
+                    "rate reduced; too many calls get 429"
                 );
             }
             Some(Announcement::Over) => info!(calls_per_second = per_second.round(), "rate restored"),
@@ -122,10 +121,10 @@ impl Notices {
                     code = last.code,
                     message = last.message,
                     request_id = last.request_id,
-                    "responses cannot be believed: they carry no signature that can be verified"
+                    "responses cannot be verified"
                 );
             }
-            Some(Announcement::Over) => info!("responses can be believed again"),
+            Some(Announcement::Over) => info!("responses can be verified again"),
             None => {}
         }
         last.map(|last| Notice {
@@ -150,7 +149,7 @@ impl Notices {
                     code = last.code,
                     message = last.message,
                     request_id = last.request_id,
-                    "circuit open: calls are held back and tried one at a time"
+                    "circuit open; calls are tried one at a time"
                 );
             }
             Some(Announcement::Over) => info!("circuit closed"),
@@ -159,7 +158,7 @@ impl Notices {
     }
 }
 
-/// An answer as fields of a log line.
+/// A response as fields of a log line.
 #[derive(Default)]
 struct Fields<'a> {
     status: Option<u16>,
@@ -183,7 +182,7 @@ fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
 }
 
-/// The word of a cause in metrics and logs; none if nothing is known yet.
+/// The label of a cause in metrics and logs; `None` before any call.
 pub fn circuit_notice(cause: Cause) -> Option<CallDelay> {
     match cause {
         Cause::Starting => None,

@@ -1,12 +1,12 @@
-//! Publishes what a worker has to say until the broker has taken it, and knows what to do while it does not.
+//! Publishes the messages of a job until the broker confirms them.
 //!
-//! What the broker refuses (a subscriber's queue is full, a quorum queue has no leader), returns (a queue or a binding is
-//! gone) or rejects (a right or an exchange is missing, a message is too large) is published again with growing pauses,
-//! here, under the worker's permit: the permits fill up and consumption comes to rest by itself. Ending the session
+//! A publish that the broker refuses (a subscriber's queue is full, a quorum queue has no leader), returns (a queue or a
+//! binding is missing) or rejects (a right or an exchange is missing, a message is too large) is repeated with growing
+//! pauses, while the job keeps its permit: the permits fill up and consumption stops by itself. Ending the session
 //! instead would count a failed delivery against every command in hand, until the broker parks them all.
 //!
-//! One event that is rejected while events in general are taken concerns its own command alone: that is delayed, and
-//! others go on.
+//! An event that is rejected while other events are accepted concerns its own command: that command is delayed, and the
+//! others continue.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
@@ -29,25 +29,26 @@ use crate::telemetry::metrics::{Message, Metrics};
 use crate::telemetry::spans::ChildSpan;
 use crate::wire::result_event::Event;
 
-/// Reports a waiting worker to hand back what it holds. True once it is time.
+/// True once waiting jobs must hand their deliveries back.
 pub type CancelSignal = watch::Receiver<bool>;
 
-/// Why a delivery was not settled as it should have been.
+/// Why a job did not settle its delivery.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishInterrupted {
-    /// It was time to hand back, with the headers that carry its progress.
-    #[error("cancel short while waiting")]
+    /// The job was canceled; the headers carry its progress.
+    #[error("canceled while waiting")]
     Canceled(Box<Delivery>, Vec<(&'static str, String)>),
-    /// It was time to hand back while a publish was held: anyone who has the delivery makes [`PublishInterrupted::Canceled`] of it.
-    #[error("cancel short while the broker did not take a message")]
+    /// The job was canceled while a publish was held. The caller, which has the delivery, makes it
+    /// [`PublishInterrupted::Canceled`].
+    #[error("canceled while the broker did not accept a message")]
     HeldTooLong,
-    /// A publish was not proven.
+    /// A publish was not confirmed.
     #[error("{0}")]
     NotPublished(PublishFailure),
 }
 
 impl PublishInterrupted {
-    /// With the delivery that it happened to, and the headers that carry its progress.
+    /// Adds the delivery and the headers that carry its progress.
     pub fn into_worked(self, delivery: Delivery, headers: Vec<(&'static str, String)>) -> Self {
         match self {
             Self::HeldTooLong => Self::Canceled(Box::new(delivery), headers),
@@ -56,27 +57,27 @@ impl PublishInterrupted {
     }
 }
 
-/// What something is published with.
+/// What a job publishes with.
 #[derive(Clone, Copy)]
 pub struct PublishContext<'a> {
-    /// Publishes.
+    /// The publisher of the session.
     pub publisher: &'a Publisher,
-    /// Counts.
+    /// Counters.
     pub metrics: &'a Metrics,
-    /// Remembers what the broker does not take.
+    /// The faults of publishes.
     pub faults: &'a PublishFaults,
-    /// Ends a wait.
+    /// Cancels a wait.
     pub cancel: &'a CancelSignal,
 }
 
-/// What goes out about a delivery.
+/// A message about a delivery.
 #[derive(Clone, Copy)]
 pub enum Outgoing<'a> {
     /// A result event.
     Event(&'a Event),
-    /// A retry message for the delay queue of this wait, with headers.
+    /// A retry message for the delay queue with this wait, with headers.
     Retry(Duration, &'a [(&'static str, String)]),
-    /// A command for people to look at, with headers.
+    /// A parked command, with headers.
     Parked(Reason, Timestamp, &'a [(&'static str, String)]),
 }
 
@@ -90,13 +91,13 @@ impl Outgoing<'_> {
     }
 }
 
-/// How many events in a row the broker may reject, while it takes probes, until that no longer looks like a fault of single
-/// events: a limit on sizes below all of them, for example.
+/// How many events in a row the broker may reject while it accepts probes. More are no fault of single events: the
+/// broker's size limit may be below every event, for example.
 const REJECTED_IN_A_ROW_MAX: u32 = 5;
-/// How long such an event is then held: others must get their turn, or nothing would ever show that events are taken.
+/// How long such an event is then held: other events must be tried, or nothing would show that events are accepted again.
 const REJECTED_HELD_MAX: Duration = Duration::from_secs(10);
 
-/// Publishes until it is proven.
+/// Publishes until the broker confirms.
 ///
 /// # Errors
 /// [`PublishInterrupted`]
@@ -106,15 +107,14 @@ pub async fn publish(
     outgoing: Outgoing<'_>,
     leg: ChildSpan,
 ) -> Result<Published, PublishInterrupted> {
-    // Held without end it is not given up before it is time to hand back.
+    // Without a limit only a cancellation ends it.
     publish_within(context, delivery, outgoing, leg, Duration::MAX)
         .await?
         .ok_or(PublishInterrupted::HeldTooLong)
 }
 
-/// Publishes until it is proven. Gives no proof if the broker has not taken it for `held_max`, or rejects this very
-/// event, or it is time to hand back: then the command is to be delayed. With [`Duration::MAX`] nothing may be delayed, and
-/// it is to be handed back.
+/// Publishes until the broker confirms. `None` if it has not accepted the message for `held_max`, or rejects this event
+/// alone, or the job is canceled: the caller then delays the command. With [`Duration::MAX`] the caller hands it back.
 ///
 /// # Errors
 /// [`PublishInterrupted`]
@@ -131,7 +131,7 @@ pub async fn publish_within(
     let mut held: Option<Held<'_>> = None;
     let mut held_since = None;
     loop {
-        // In boxes: the client's part is large, short, and would otherwise be kept free for it while a command waits.
+        // Boxed: the client's future is large and short, and would otherwise take memory while a command waits.
         let publishing = async {
             match outgoing {
                 Outgoing::Event(event) => {
@@ -168,7 +168,7 @@ pub async fn publish_within(
         if let (PublishFailure::Rejected(rejection), Outgoing::Event(event)) = (&why, outgoing) {
             match Box::pin(publisher.results_accept_events()).await {
                 EventsAccepted::Rejected(of_all) => why = PublishFailure::Rejected(of_all),
-                // The publish itself says more.
+                // The failure of the publish itself says more.
                 EventsAccepted::Unknown => {}
                 EventsAccepted::Accepted => {
                     let in_a_row = faults.record_rejected(event.kind, rejection);
@@ -195,7 +195,7 @@ pub async fn publish_within(
         }
         if timeout(pause, cancel.clone().wait_for(|now| *now)).await.is_ok() {
             leg.failed(&why.to_string());
-            // Delayed or handed back it costs no delivery; what was lost with its session comes again by itself.
+            // Delayed or handed back, it costs no delivery; what is lost with its session is delivered again.
             return match publisher.is_lost() {
                 true => Err(PublishInterrupted::NotPublished(why)),
                 false => Ok(None),
@@ -204,13 +204,13 @@ pub async fn publish_within(
     }
 }
 
-/// What the broker does not take now, for readiness: a fault is known as long as a publish is held for it.
+/// The messages that the broker does not accept now. A fault is known while a publish is held for it.
 #[derive(Debug, Default)]
 pub struct PublishFaults {
     faults: Mutex<Faults>,
-    /// Events rejected in a row, each alone.
+    /// Events rejected in a row, each by itself.
     in_a_row: AtomicU32,
-    /// Trusted commands of which a publish began to be held: they harm no session, and others need not wait for them.
+    /// Trusted commands whose publish is held: they harm no session, and the prefetch ramp does not wait for them.
     through: AtomicU16,
 }
 
@@ -218,30 +218,30 @@ pub struct PublishFaults {
 struct Faults {
     /// How many publishes are held for each fault.
     held: BTreeMap<FaultKey, (PublishFailure, usize)>,
-    /// Single events that were rejected, by outcome; none once an event of that outcome was confirmed again.
+    /// Single events that were rejected, by outcome, until an event of that outcome is confirmed.
     rejected: BTreeMap<&'static str, (Instant, Rejection)>,
 }
 
-/// Faults that differ in nothing but a routing key are one.
+/// Faults that differ only in the routing key are one fault.
 type FaultKey = (&'static str, u16, String);
 
-/// How long a rejected event is news where no other of its kind follows: longer than the longest delay.
+/// How long a rejected event is shown if no other follows: longer than the longest delay.
 const REJECTED_LATELY: Duration = Duration::from_secs(3 * 3_600);
 
 impl PublishFaults {
-    /// Every fault that a publish is held for now.
+    /// The faults that publishes are held for now.
     pub fn longest_held(&self) -> Vec<PublishFailure> {
         self.lock().held.values().map(|(why, _)| why.clone()).collect()
     }
 
-    /// Single events that were rejected lately: their commands are delayed.
+    /// The single events that were rejected recently; their commands are delayed.
     pub fn last_rejection(&self) -> Vec<Rejection> {
         let faults = self.lock();
         let lately = faults.rejected.values().filter(|(at, _)| at.elapsed() < REJECTED_LATELY);
         lately.map(|(_, rejection)| rejection.clone()).collect()
     }
 
-    /// How many trusted commands began to be held since this was asked last.
+    /// How many trusted commands have been held since the last call.
     pub fn complete_with(&self) -> u16 {
         self.through.swap(0, Ordering::Relaxed)
     }
@@ -253,13 +253,13 @@ impl PublishFaults {
     }
 
     fn record_confirmed(&self, kind: OutcomeKind) {
-        // On the way of every event: the lock is taken only after something was rejected.
+        // Every event passes here: the lock is taken only after a rejection.
         if self.in_a_row.swap(0, Ordering::Relaxed) > 0 || !self.lock().rejected.is_empty() {
             self.lock().rejected.remove(kind.as_str());
         }
     }
 
-    /// Gives how many events were rejected in a row.
+    /// Returns how many events were rejected in a row.
     fn record_rejected(&self, kind: OutcomeKind, rejection: &Rejection) -> u32 {
         let news = (Instant::now(), rejection.clone());
         if self.lock().rejected.insert(kind.as_str(), news).is_none() {
@@ -288,7 +288,7 @@ fn key(why: &PublishFailure) -> FaultKey {
     }
 }
 
-/// A publish that is held; dropped once it is not.
+/// A publish that is held, until it is dropped.
 struct Held<'a> {
     faults: &'a PublishFaults,
     key: FaultKey,

@@ -1,9 +1,9 @@
-//! How fast calls are made: one limiter per merchant, this instance's share of it, and a budget for retries.
+//! The rate limiter of this instance: its share of the merchant's limit, with priorities, and the retry budget.
 //!
-//! The provider allows this many calls per second and merchant. First calls go first: commands in trouble need several,
-//! and must not keep waiting those that nothing is wrong with. Every tenth call is a query's and every tenth another
-//! try's if one waits, so that none starves; otherwise the longest waiting goes first. When a call may go is decided in
-//! [`crate::policy::rate_limit`]; here are the clock and those who wait.
+//! The first call of a command goes first: a command in trouble needs several calls and must not delay the others. Every
+//! tenth permit is for a query and every tenth for another attempt if one waits, so that neither starves; within a
+//! priority the order is first in, first out. [`crate::policy::rate_limit`] decides when a call may go; this module has
+//! the clock and the waiting calls.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
@@ -16,23 +16,23 @@ use tokio::sync::{Notify, oneshot};
 use crate::policy::adaptive_rate::Response;
 use crate::policy::rate_limit::RateLimit;
 
-/// Every so manieth call is a query's, and as often it is another try's, if one waits.
+/// One permit in this many is for a query, and one for another attempt, if one waits.
 const QUERY_EVERY: u64 = 10;
-/// More calls than this that wait behind first ones are too many: they hold what first ones need.
+/// More calls than this that wait behind first calls are a crowd: they hold permits that first calls need.
 const CROWD: usize = 50;
 
-/// How a call waits for its turn.
+/// The priority of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Priority {
     /// The first call of a command.
     First,
-    /// Another try to redeem.
+    /// Another attempt to redeem.
     Again,
     /// A query.
     Query,
 }
 
-/// The limiter. Cheap to clone; all clones share one pace.
+/// The limiter. Cheap to clone; all clones share one rate.
 #[derive(Clone)]
 pub struct RateLimiter(Arc<Shared>);
 
@@ -40,9 +40,9 @@ struct Shared {
     queues: Mutex<Queues>,
     arrived: Notify,
     limit: Mutex<RateLimit>,
-    /// How many wait in [`Rate_limiter::turn_within`].
+    /// How many calls wait in [`RateLimiter::acquire_within`].
     hurried: AtomicUsize,
-    /// When the time of [`RateLimit`] began.
+    /// The start of the time that [`RateLimit`] counts.
     origin: Instant,
 }
 
@@ -84,12 +84,12 @@ impl RateLimiter {
         (Self(shared), clockwork)
     }
 
-    /// Waits for the turn of one call. Giving up the wait gives up the place.
+    /// Waits for the permit of one call. A dropped wait loses its place.
     pub async fn acquire(&self, rank: Priority) {
         let (sender, receiver) = oneshot::channel();
         {
             let mut queues = lock(&self.0.queues);
-            // Where nobody waits and the pace allows it, it goes without a change of tasks.
+            // If no call waits and the rate allows it, the call goes without a task switch.
             if queues.is_empty() && self.0.grant(|| true).is_ok() {
                 queues.turns += 1;
                 return;
@@ -99,41 +99,42 @@ impl RateLimiter {
             queues.waiting[rank as usize].push_back((arrival, sender));
         }
         self.0.arrived.notify_one();
-        // The clockwork only ends with the last clone, and one is borrowed here.
+        // The clockwork ends with the last clone, and one is borrowed here.
         let _ = receiver.await;
     }
 
-    /// The same for a call that is worth no long wait: false if it is not its turn within `patience`, and at once where
-    /// a crowd waits so already. Of a flood only a crowd waits, and the rest goes on without a call.
+    /// The same with a time limit: false if no permit came within `patience`, and at once if a crowd waits so already. Of a
+    /// flood only a crowd waits; the others continue without a call.
     pub async fn acquire_within(&self, rank: Priority, patience: Duration) -> bool {
         let waiting = Waiter::join(&self.0.hurried);
         waiting.before < CROWD && tokio::time::timeout(patience, self.acquire(rank)).await.is_ok()
     }
 
-    /// Whether this many calls wait behind first ones that another one had better come again much later.
+    /// Whether so large a crowd waits behind first calls that another call should come much later.
     pub fn is_crowded(&self) -> bool {
         let [first, again, queries] = &lock(&self.0.queues).waiting;
         !first.is_empty() && again.len() + queries.len() > CROWD
     }
 
-    /// A call that was sent then was answered, with a 429 if `throttled`; `again` if its command was throttled before.
+    /// Records the response to a call that was sent at `sent_at`: `throttled` if it was a 429, `again` if its command had
+    /// been throttled before.
     pub fn record(&self, sent_at: Instant, throttled: bool, again: bool) {
         let (sent_at, now) = (self.0.time(sent_at), self.0.time(now()));
         lock(&self.0.limit).record(Response { sent_at, throttled, again }, now);
     }
 
-    /// This instance has begun to consume, for the first time or again, with this many consumers in all. If it is not
-    /// alone the others must count it before it makes calls at its pace, or together they would exceed the limit.
+    /// This instance begins to consume, with `consumers` in all. If it is not alone, the others must count it before it
+    /// uses its share, or together they would exceed the limit.
     pub fn join(&self, instances: u32, now: Instant) {
         lock(&self.0.limit).join(instances, self.0.time(now));
     }
 
-    /// Whether it waits for the others to count it. What it sees of them meanwhile may shorten that.
+    /// Whether it waits until the others have counted it. A new count may shorten the wait.
     pub fn is_joining(&self) -> bool {
         lock(&self.0.limit).is_joining(self.0.time(now()))
     }
 
-    /// Takes this instance's share among this many.
+    /// Sets this instance's share by the number of consumers.
     pub fn adjust(&self, instances: u32, now: Instant) {
         lock(&self.0.limit).adjust(instances, self.0.time(now));
     }
@@ -149,7 +150,7 @@ impl RateLimiter {
     }
 }
 
-/// One of those who wait in [`Rate_limiter::turn_within`], until it is dropped.
+/// A call that waits in [`RateLimiter::acquire_within`], until it is dropped.
 struct Waiter<'a> {
     all: &'a AtomicUsize,
     before: usize,
@@ -167,7 +168,7 @@ impl Drop for Waiter<'_> {
     }
 }
 
-/// Gives out turns, one by one, to those that could not go at once, while anybody holds the rate limiter.
+/// Grants permits to waiting calls, one by one, while a clone of the rate limiter exists.
 async fn grant_permits(shared: std::sync::Weak<Shared>) {
     loop {
         let Some(held) = shared.upgrade() else { return };
@@ -197,7 +198,7 @@ impl Queues {
         self.waiting.iter().all(VecDeque::is_empty)
     }
 
-    /// Whose turn it is; `None` where nobody waits.
+    /// The priority that is next; `None` if no call waits.
     fn next(&self) -> Option<Priority> {
         let first = |rank: Priority| self.waiting[rank as usize].front().map(|(arrival, _)| (*arrival, rank));
         let reserved = match self.turns % QUERY_EVERY {
@@ -210,7 +211,7 @@ impl Queues {
         reserved.or_else(|| first(Priority::First)).or_else(later).map(|(_, rank)| rank)
     }
 
-    /// Gives one turn to anyone who is next and still waits; false if nobody does.
+    /// Grants one permit to the next call that still waits; false if there is no such call.
     fn serve(&mut self) -> bool {
         loop {
             let Some(next) = self.next() else { return false };
@@ -224,7 +225,7 @@ impl Queues {
     }
 }
 
-/// The time of the runtime: tests hold it still.
+/// The runtime's clock, which tests can pause.
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
@@ -233,15 +234,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How many retries are allowed: a share of the first attempts. What exceeds it waits in a delay, so that an outage
-/// is never answered with a multiple of the usual calls.
+/// The retry budget: retries as a share of first attempts. A retry beyond it waits in a delay queue, so that an outage
+/// does not multiply the calls.
 #[derive(Debug)]
 pub struct RetryBudget {
     share: f64,
     tokens: Mutex<f64>,
 }
 
-/// Retries that are always allowed after quiet.
+/// Retries that are always allowed after a quiet time.
 const BUDGET_MAX: f64 = 100.0;
 
 impl RetryBudget {
@@ -250,13 +251,13 @@ impl RetryBudget {
         Self { share, tokens: Mutex::new(BUDGET_MAX) }
     }
 
-    /// The first attempt of a command is made.
+    /// Records the first attempt of a command.
     pub fn record_first_attempt(&self) {
         let mut tokens = lock(&self.tokens);
         *tokens = (*tokens + self.share).min(BUDGET_MAX);
     }
 
-    /// Whether one more retry is allowed; if so it is spent.
+    /// Spends one retry if the budget allows it.
     pub fn try_spend(&self) -> bool {
         let mut tokens = lock(&self.tokens);
         let allowed = *tokens >= 1.0;
