@@ -186,9 +186,18 @@ impl World {
         let is_probe = match state {
             State::Open { .. } => panic!("a pass while the circuit is open"),
             State::HalfOpen { cause, .. } => {
-                let may_hang = matches!(cause, Cause::Failing(_) | Cause::Starting);
                 let mut probes = seen.passes.iter().filter(|pass| pass.is_probe);
-                assert!(probes.all(|pass| may_hang && at - pass.at >= SECOND), "two calls find out at once");
+                match cause {
+                    // One more for each second in which none has succeeded; one that failed makes room at once.
+                    Cause::Starting => {
+                        let seconds = (at - self.begun_at).as_secs() as usize;
+                        assert!(probes.count() <= seconds, "more first calls at once than seconds passed");
+                    }
+                    Cause::Failing(_) => {
+                        assert!(probes.all(|pass| at - pass.at >= SECOND), "two calls find out at once");
+                    }
+                    Cause::Suspended(_) => assert!(probes.next().is_none(), "two calls find out at once"),
+                }
                 true
             }
             State::Closed => {
