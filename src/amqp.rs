@@ -1,6 +1,7 @@
 //! RabbitMQ: connections, channels, consumers and confirmed publishing.
 
 pub mod client;
+pub mod confirm;
 pub mod connection;
 pub mod dead_letter_queue;
 pub mod delivery;

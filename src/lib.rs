@@ -10,7 +10,7 @@
 //!
 //! # What the types rule out
 //! * An acknowledgement without a confirmed publish: [`amqp::delivery::Delivery::ack`] takes a
-//!   [`amqp::publisher::Published`], which only a confirmed publish makes.
+//!   [`amqp::confirm::Published`], which only a confirmed publish makes.
 //! * Settling twice: a [`amqp::delivery::Delivery`] is consumed by settling.
 //! * Another body for the same command: [`wechat::client::Prepared`] is written once and borrowed by every attempt.
 //! * A signature used twice: [`wechat::sign::Signed`] is consumed by sending.

@@ -13,9 +13,10 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest as _, Sha256};
 
+use crate::amqp::confirm::{PublishFailure, Published};
 use crate::amqp::delivery::{Delivery, Unsettled};
 use crate::amqp::parked_queue::{ParkedQueue, ParkedQueueError};
-use crate::amqp::publisher::{PARKED_AT, PARKED_REASON, PublishFailure, Published, Publisher};
+use crate::amqp::publisher::{PARKED_AT, PARKED_REASON, Publisher};
 use crate::domain::coupon::Coupon;
 use crate::domain::evidence::Operation;
 use crate::domain::evidence::{Evidence, Rejection};

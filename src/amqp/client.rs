@@ -20,11 +20,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::amqp::confirm::PublishFailure;
 use crate::amqp::connection::{
     AmqpSettings, BLOCKED_REPORTED_AFTER, BrokerConnection, CannotConnect, Health, blocked_for, connect_any,
     lost, watch_events,
 };
-use crate::amqp::publisher::PublishFailure;
 use crate::amqp::topology::{Object, Topology};
 use crate::wire::retry_message::DEADLINE;
 

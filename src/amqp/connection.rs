@@ -12,7 +12,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::amqp::publisher::{PublishFailure, Rejection};
+use crate::amqp::confirm::{PublishFailure, Rejection};
 use crate::amqp::socket_guard::{Socket, SocketGuard};
 use crate::amqp::tls::{self, BadFile, Tls};
 use crate::amqp::topology::{Mode, Topology, TopologyFault};

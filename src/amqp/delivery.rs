@@ -16,7 +16,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
-use crate::amqp::publisher::Published;
+use crate::amqp::confirm::Published;
 use crate::wire::{result_event, retry_message};
 
 /// A message taken from the command queue and not settled yet.

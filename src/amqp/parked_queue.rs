@@ -19,12 +19,13 @@ use lapin::types::FieldTable;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
+use crate::amqp::confirm::PublishFailure;
 use crate::amqp::connection::{
     AmqpSettings, BLOCKED_REPORTED_AFTER, BrokerConnection, CannotConnect, Health, blocked_for, connect_any,
     reply_code, watch_events,
 };
 use crate::amqp::delivery::{ConsumerChannel, Delivery};
-use crate::amqp::publisher::{PublishFailure, Publisher};
+use crate::amqp::publisher::Publisher;
 use crate::amqp::topology::{Object, TopologyFault, declare};
 
 /// Why the parked queue cannot be looked at.

@@ -17,9 +17,12 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::amqp::confirm::Rejection;
 use crate::amqp::connection::{AmqpSettings, CannotConnect, address, connect_any};
-use crate::amqp::publisher::{EVENT_PROBE_KEY, Rejection};
 use crate::amqp::topology::{Mode, Names, Topology, delay_name};
+
+/// The routing key of probes: such as every event of a redeemed coupon has.
+pub(crate) const EVENT_PROBE_KEY: &str = "redemption.redeemed.0";
 
 /// Who needs a right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,10 +10,7 @@
 
 mod carried;
 
-mod failure;
-
-pub use failure::{EventsAccepted, PublishFailure, Published, Rejection};
-
+use crate::amqp::confirm::{EventsAccepted, PublishFailure, Published, Rejection};
 use crate::amqp::publisher::carried::carried_on;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -155,7 +152,7 @@ impl Publisher {
     ) -> Result<Published, PublishFailure> {
         let mut properties = AMQPProperties::default()
             .with_content_type(result_event::CONTENT_TYPE.into())
-            .with_delivery_mode(PERSISTENT)
+            .with_delivery_mode(carried::PERSISTENT)
             .with_message_id(event.id.to_string().as_str().into())
             .with_type(format!("redemption.{}.v1", event.kind.as_str()).as_str().into())
             .with_app_id("redeemer".into());
@@ -286,7 +283,7 @@ impl Publisher {
     ) -> Result<Published, PublishFailure> {
         let mut properties = AMQPProperties::default()
             .with_content_type(result_event::CONTENT_TYPE.into())
-            .with_delivery_mode(PERSISTENT)
+            .with_delivery_mode(carried::PERSISTENT)
             .with_message_id(audit.id.to_string().as_str().into())
             .with_type(audit.kind.as_str().into())
             .with_app_id("redeemer".into());
@@ -321,8 +318,10 @@ impl Publisher {
         {
             return answer.clone();
         }
-        let right =
-            Right::Write { exchange: self.0.results.to_string(), routing_key: EVENT_PROBE_KEY.to_owned() };
+        let right = Right::Write {
+            exchange: self.0.results.to_string(),
+            routing_key: probe::EVENT_PROBE_KEY.to_owned(),
+        };
         let answer = match self.0.connection.upgrade() {
             Some(connection) => {
                 let probing = probe::rejection(&connection, &right);
@@ -488,9 +487,6 @@ impl Publisher {
     }
 }
 
-/// The routing key of probes: such as every event of a redeemed coupon has.
-pub(super) const EVENT_PROBE_KEY: &str = "redemption.redeemed.0";
-
 /// Why a message that went side by side with others is not proven.
 enum SideBySide {
     /// The channel ended, over this message or over another one.
@@ -562,5 +558,3 @@ fn await_confirm(confirmation: Confirmation) -> Result<Published, PublishFailure
 fn lost(error: lapin::Error) -> PublishFailure {
     PublishFailure::Connection(error.to_string())
 }
-
-const PERSISTENT: u8 = 2;

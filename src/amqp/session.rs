@@ -20,13 +20,14 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
+use crate::amqp::confirm::{PublishFailure, Rejection};
 use crate::amqp::connection::{
     AmqpSettings, BrokerConnection, CannotConnect, Health, PUBLISHED_FRAME_BYTES_MAX, address, connect, lost,
     mark_lost, watch_events,
 };
 use crate::amqp::delivery::{ConsumerChannel, Delivery};
 use crate::amqp::probe;
-use crate::amqp::publisher::{PublishFailure, Publisher, Rejection};
+use crate::amqp::publisher::Publisher;
 use crate::amqp::topology::{Names, establish};
 
 /// A pair of connections with everything on them.

@@ -5,10 +5,9 @@
 //! and forgets silently otherwise.
 
 mod declare;
-mod inspect;
+pub mod inspect;
 
 pub use declare::{TopologyFault, declare, establish};
-pub use inspect::{Difference, ObjectState, inspect};
 
 use std::fmt;
 use std::time::Duration;

@@ -6,7 +6,8 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use crate::amqp::topology::{Argument, Object, ObjectState, inspect};
+use crate::amqp::topology::inspect::{ObjectState, inspect};
+use crate::amqp::topology::{Argument, Object};
 use crate::cli::{Failure, print};
 use crate::config::Config;
 

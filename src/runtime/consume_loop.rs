@@ -10,9 +10,10 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{error, info, warn};
 
+use crate::amqp::confirm::PublishFailure;
 use crate::amqp::connection::{AmqpSettings, Health};
 use crate::amqp::delivery::Delivery;
-use crate::amqp::publisher::{PublishFailure, Publisher};
+use crate::amqp::publisher::Publisher;
 use crate::amqp::session::{Deliveries, Session};
 use crate::policy::prefetch_ramp::PrefetchRamp;
 use crate::runtime::circuit_gate::{Cause, State};

@@ -18,8 +18,9 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::warn;
 
+use crate::amqp::confirm::{EventsAccepted, PublishFailure, Published, Rejection};
 use crate::amqp::delivery::Delivery;
-use crate::amqp::publisher::{EventsAccepted, PublishFailure, Published, Publisher, Rejection};
+use crate::amqp::publisher::Publisher;
 use crate::domain::outcome::OutcomeKind;
 use crate::domain::reason::Reason;
 use crate::policy::backoff::Backoff;

@@ -7,10 +7,11 @@ use futures_util::FutureExt as _;
 use tokio::task::JoinHandle;
 use tracing::{debug, warn};
 
+use crate::amqp::confirm::{PublishFailure, Rejection};
 use crate::amqp::connection::AmqpSettings;
-use crate::amqp::publisher::{PublishFailure, Rejection};
 use crate::amqp::session::Session;
-use crate::amqp::topology::{self, Mode, ObjectState};
+use crate::amqp::topology::inspect::ObjectState;
+use crate::amqp::topology::{self, Mode};
 use crate::runtime::dead_letter_sweep::{self, Swept};
 use crate::runtime::publishing::CancelSignal;
 use crate::runtime::supervisor::{NOT_FOUND, Service};
@@ -124,7 +125,7 @@ impl Service {
 
 /// Creates the missing objects of the topology.
 pub(super) async fn restore(settings: AmqpSettings) {
-    match topology::inspect(&settings, true).await {
+    match topology::inspect::inspect(&settings, true).await {
         Ok((_, objects)) => {
             for (object, standing) in objects {
                 match standing {

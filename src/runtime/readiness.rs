@@ -6,8 +6,8 @@ use std::time::Instant;
 use jiff::Timestamp;
 use tracing::{info, warn};
 
+use crate::amqp::confirm::PublishFailure;
 use crate::amqp::connection::Health;
-use crate::amqp::publisher::PublishFailure;
 use crate::amqp::session::Session;
 use crate::policy::circuit::ResponseClass;
 use crate::policy::classify::SuspendReason;

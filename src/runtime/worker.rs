@@ -25,8 +25,9 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
+use crate::amqp::confirm::Published;
 use crate::amqp::delivery::Delivery;
-use crate::amqp::publisher::{Published, Publisher};
+use crate::amqp::publisher::Publisher;
 use crate::policy::attempt::Limits;
 use crate::policy::common_rejection::CommonRejection;
 use crate::runtime::circuit_gate::CircuitGate;

@@ -12,7 +12,7 @@ use lapin::options::{
     QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
-use redeemer::amqp::publisher::EventsAccepted;
+use redeemer::amqp::confirm::EventsAccepted;
 use redeemer::amqp::session::Session;
 use redeemer::domain::outcome::OutcomeKind;
 use redeemer::wire::result_event::Event;

@@ -733,7 +733,7 @@ async fn a_queue_is_gone(topology: &str) {
         .await;
     if topology != "create" {
         let settings = bed.config.broker_settings().unwrap();
-        redeemer::amqp::topology::inspect(&settings, true).await.unwrap();
+        redeemer::amqp::topology::inspect::inspect(&settings, true).await.unwrap();
     }
     service.wait_metric(r#"redeemer_outcomes_total{outcome="invalid",reason="invalid_command"}"#, 4.0).await;
     service.wait_ready().await;

@@ -1,13 +1,13 @@
 //! What a message that continues a command carries on of its headers and properties, bounded by one frame.
 
-use crate::amqp::publisher::PERSISTENT;
-
 use lapin::protocol::basic::AMQPProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 
 use crate::amqp::connection::PUBLISHED_FRAME_BYTES_MAX;
 use crate::amqp::delivery::Delivery;
 use crate::wire::retry_message;
+
+pub(super) const PERSISTENT: u8 = 2;
 
 /// All headers of a message must fit into one frame, or the broker closes the connection: what one of ours holds, less
 /// what stands beside them in it (properties of 255 bytes at most each).

@@ -7,7 +7,8 @@ use super::broker_settings::broker_settings;
 use crate::amqp::connection::{AmqpSettings, CannotConnect};
 use crate::amqp::probe::{self, MessageBound, Need, Permissions, Right};
 use crate::amqp::session::Session;
-use crate::amqp::topology::{Difference, Mode, Object, ObjectState, inspect};
+use crate::amqp::topology::inspect::{Difference, ObjectState, inspect};
+use crate::amqp::topology::{Mode, Object};
 use crate::config::Config;
 
 pub(super) async fn broker(config: &Config, mut settings: AmqpSettings, findings: &mut Vec<Finding>) {

@@ -3,8 +3,9 @@
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
+use crate::amqp::confirm::Published;
 use crate::amqp::delivery::{DELAYS_PASSED, Delivery};
-use crate::amqp::publisher::{Published, Publisher};
+use crate::amqp::publisher::Publisher;
 use crate::amqp::topology::delay_name;
 use crate::domain::evidence::Evidence;
 use crate::domain::reason::Reason;
