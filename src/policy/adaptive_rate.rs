@@ -19,7 +19,8 @@ const CALLS_MIN: usize = 20;
 /// The share of 429 above which a limit that held until now is doubted at once. Below it 429s cost less than doubt:
 /// three in ten coupons that are throttled once or twice make a share of 31 %.
 const SHARE_AT_ONCE: f64 = 0.35;
-/// For how many windows that share must last: a burst of commands in trouble fills one window and no second one.
+/// For how many windows that share must last, retries included: a burst of coupons that are throttled once fills one
+/// window, and their retries succeed.
 const WINDOWS_AT_ONCE: u32 = 2;
 /// The share above which it is doubted when that has lasted for [`LONG_FULL`].
 const SHARE_AT_LENGTH: f64 = 0.2;
@@ -74,7 +75,9 @@ pub struct AdaptiveRate {
     window: Results,
     /// Since when calls are tallied for longer than a window, and what they brought.
     long: (Duration, Tally),
-    /// Since when the share of 429 has been above [`SHARE_AT_ONCE`].
+    /// All calls, retries included, while the whole share is used.
+    all: Results,
+    /// Since when the share of 429 has been above [`SHARE_AT_ONCE`], first among first calls.
     exceeded_since: Option<Duration>,
     baseline: Baseline,
 }
@@ -190,6 +193,7 @@ impl AdaptiveRate {
             changed_at: Duration::ZERO,
             window: Results::default(),
             long: (Duration::ZERO, Tally::default()),
+            all: Results::default(),
             exceeded_since: None,
             baseline: Baseline { share: 0.0, until: Duration::ZERO, lasts: BASELINE },
         }
@@ -215,10 +219,17 @@ impl AdaptiveRate {
         self.advance(now);
         let Response { sent_at, throttled, again } = response;
         // Retries come in waves: alone in a window they would say that everything is throttled.
-        if sent_at < self.changed_at || again && self.phase == Phase::Full {
+        if sent_at < self.changed_at {
             return;
         }
         let window = window(share * self.part(now));
+        if self.phase == Phase::Full {
+            self.all.record(now, throttled, window);
+            self.lower_if_sustained(now, window, share);
+            if again {
+                return;
+            }
+        }
         self.window.record(now, throttled, window);
         self.long.1.calls += 1;
         self.long.1.throttled += usize::from(throttled);
@@ -226,6 +237,24 @@ impl AdaptiveRate {
             self.evaluate(tally, now, window, (share, shared));
         }
         self.renew_long(now);
+    }
+
+    /// Lowers the rate if a share of 429 that first calls met has lasted, retries included.
+    fn lower_if_sustained(&mut self, now: Duration, window: Duration, share: f64) {
+        let Some(since) = self.exceeded_since else { return };
+        let limit = SHARE_AT_ONCE.max(self.baseline.share + SHARE_REDUCED);
+        let lasted = now.saturating_sub(since);
+        match self.all.full(now, window) {
+            Some(tally) if tally.exceeds(limit) => {
+                if lasted >= window * WINDOWS_AT_ONCE {
+                    let before = self.before(None, tally, now);
+                    self.lower(tally, before, now, window, share);
+                }
+            }
+            Some(_) => self.exceeded_since = None,
+            None if lasted > WINDOW_MAX => self.exceeded_since = None,
+            None => {}
+        }
     }
 
     fn renew_long(&mut self, now: Duration) {
@@ -261,14 +290,10 @@ impl AdaptiveRate {
         let is_met = tally.exceeds(limit);
         match self.phase {
             Phase::Full => {
-                self.exceeded_since = match tally.exceeds(SHARE_AT_ONCE.max(limit)) {
-                    true => self.exceeded_since.or(Some(now)),
-                    false => None,
-                };
-                let at_once = self
-                    .exceeded_since
-                    .is_some_and(|since| now.saturating_sub(since) >= window * WINDOWS_AT_ONCE);
-                if at_once || lasted(LONG_FULL) && long.exceeds(SHARE_AT_LENGTH.max(limit)) {
+                if tally.exceeds(SHARE_AT_ONCE.max(limit)) {
+                    self.exceeded_since.get_or_insert(now);
+                }
+                if lasted(LONG_FULL) && long.exceeds(SHARE_AT_LENGTH.max(limit)) {
                     let before = self.before(None, tally, now);
                     self.lower(tally, before, now, window, share);
                 }
@@ -327,6 +352,7 @@ impl AdaptiveRate {
         self.changed_at = now;
         self.window = Results::default();
         self.long = (now, Tally::default());
+        self.all = Results::default();
         self.exceeded_since = None;
     }
 }

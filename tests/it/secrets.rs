@@ -204,7 +204,7 @@ fn settled_lines(format: &str, log: &str, calls: &[String]) {
             "outcome=\"redeemed\" out_request_no=number_html coupon=au…0123 openid=oV…6789 brand_id=120344",
             "outcome=\"refused\" out_request_no=number_another",
             "outcome=\"unresolved\" out_request_no=number_never",
-            "delayed: not settled yet",
+            "delayed; retried later",
         ] {
             assert!(log.contains(wanted), "no {wanted:?} in\n{log}");
         }
