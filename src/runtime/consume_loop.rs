@@ -1,5 +1,6 @@
 //! Receives deliveries of one session and starts their workers, as the circuit and the prefetch ramp allow.
 
+use crate::runtime::service::{Done, GRACE, HeldDelivery};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,14 +20,11 @@ use crate::policy::prefetch_ramp::PrefetchRamp;
 use crate::runtime::circuit_gate::{Cause, State};
 use crate::runtime::failpoints::{self, Failpoint};
 use crate::runtime::permits::Permit;
+use crate::runtime::service::{Ended, Service, TICK};
 use crate::runtime::shutdown::Shutdown;
-use crate::runtime::supervisor::{Ended, Service, TICK};
 use crate::runtime::worker::{ReceivedDelivery, process_delivery, return_to_queue};
 use crate::telemetry::metrics::Settlement;
 use crate::telemetry::status::{Reason, ReasonCode};
-
-/// How long calls may be held back before prefetched deliveries are handed back.
-pub(super) const GRACE: Duration = Duration::from_secs(10);
 
 /// The time limit for handing deliveries back.
 pub(super) const HAND_BACK: Duration = Duration::from_secs(5);
@@ -42,22 +40,6 @@ pub(super) const QUEUE_DEPTHS_EVERY: Duration = Duration::from_secs(5);
 
 /// The most deliveries held before any call has succeeded.
 const STARTING_MAX: u16 = 16;
-
-/// A delivery and what settles it, of one session.
-pub(super) struct HeldDelivery {
-    pub(super) received: ReceivedDelivery,
-    pub(super) publisher: Publisher,
-    pub(super) cancel: watch::Receiver<bool>,
-    pub(super) number: usize,
-}
-
-/// The end of a job.
-pub(super) struct Done {
-    pub(super) settlement: Settlement,
-    pub(super) lane: Option<Box<str>>,
-    pub(super) trouble: Option<String>,
-    pub(super) number: usize,
-}
 
 /// When the periodic work of one session was last done.
 #[derive(Default)]

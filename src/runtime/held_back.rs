@@ -1,47 +1,13 @@
 //! Deliveries that were received while calls are held back and can only wait.
 
-use std::time::{Duration, Instant};
-
 use jiff::Timestamp;
 
 use crate::amqp::publisher::Publisher;
 use crate::runtime::circuit_gate::State;
-use crate::runtime::consume_loop::{HeldDelivery, hand_back};
-use crate::runtime::supervisor::Service;
+use crate::runtime::consume_loop::hand_back;
+use crate::runtime::service::HeldDelivery;
+use crate::runtime::service::Service;
 use crate::telemetry::metrics::Settlement;
-
-/// How long deliveries are held back if they fill the prefetch: commands past their deadline may be behind them. A
-/// command that is handed back costs one more query, so it is no shorter.
-pub(super) const HELD_MAX: Duration = Duration::from_secs(15);
-
-/// The same if they do not fill it. The broker's consumer timeout is half an hour.
-pub(super) const HELD_MAX_WITH_ROOM: Duration = Duration::from_secs(300);
-
-/// Deliveries that were received while calls are held back and can wait.
-#[derive(Default)]
-pub(super) struct HeldBack {
-    pub(super) waiting: Vec<HeldDelivery>,
-    /// When the first of these was received.
-    pub(super) since: Option<Instant>,
-}
-
-impl HeldBack {
-    pub(super) fn push(&mut self, held: HeldDelivery) {
-        self.since.get_or_insert_with(Instant::now);
-        self.waiting.push(held);
-    }
-
-    pub(super) fn clear(&mut self) -> Vec<HeldDelivery> {
-        self.since = None;
-        std::mem::take(&mut self.waiting)
-    }
-
-    /// Whether these have been held for long enough. `full`: they fill the prefetch.
-    pub(super) fn is_due(&self, full: bool) -> bool {
-        let held_max = if full { HELD_MAX } else { HELD_MAX_WITH_ROOM };
-        self.since.is_some_and(|since| since.elapsed() >= held_max)
-    }
-}
 
 impl Service {
     /// Starts the deliveries held back: all of them if the circuit is closed, one if it is half-open, to find out.

@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt as _;
-use tokio::task::JoinHandle;
 use tracing::{debug, warn};
 
 use crate::amqp::confirm::{PublishFailure, Rejection};
@@ -12,56 +10,13 @@ use crate::amqp::connection::AmqpSettings;
 use crate::amqp::session::Session;
 use crate::amqp::topology::inspect::ObjectState;
 use crate::amqp::topology::{self, Mode};
-use crate::runtime::dead_letter_sweep::{self, Swept};
+use crate::runtime::dead_letter_sweep::{self};
 use crate::runtime::publishing::CancelSignal;
-use crate::runtime::supervisor::{NOT_FOUND, Service};
+use crate::runtime::service::{NOT_FOUND, Service};
 use crate::telemetry::metrics::Queue;
-
-/// The first and the longest pause between two sweeps that published no event. The longest leaves room within a minute,
-/// because a command past its deadline has its event by then.
-pub(super) const SWEEP_AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(40));
 
 /// Interval between two attempts to restore the topology.
 pub(super) const RESTORE_TOPOLOGY_EVERY: Duration = Duration::from_secs(1);
-
-/// Sweeps of dead letters.
-#[derive(Default)]
-pub(super) struct Sweeps {
-    /// The sweep that is running.
-    pub(super) running: Option<JoinHandle<Swept>>,
-    /// How many sweeps in a row published no event.
-    pub(super) fruitless: u32,
-    pub(super) not_before: Option<Instant>,
-    /// Why the last sweep ended early.
-    pub(super) failure: Option<String>,
-}
-
-impl Sweeps {
-    /// Reads the result of a sweep that has ended. Whether another one may start.
-    pub(super) fn is_due(&mut self) -> bool {
-        if let Some(sweep) = &mut self.running {
-            let Some(swept) = sweep.now_or_never() else { return false };
-            self.running = None;
-            self.end(swept.unwrap_or_else(|_| Swept::Failed("a sweep was aborted".to_owned())));
-        }
-        self.not_before.is_none_or(|at| at <= Instant::now())
-    }
-
-    pub(super) fn end(&mut self, swept: Swept) {
-        let (first, longest) = SWEEP_AGAIN;
-        self.fruitless = match swept {
-            // A lost connection ends a sweep; the next one starts soon.
-            Swept::Published(1..) | Swept::Failed(_) => 0,
-            Swept::Published(0) | Swept::Forbidden(_) => self.fruitless.saturating_add(1),
-        };
-        self.failure = match swept {
-            Swept::Published(_) => None,
-            Swept::Failed(why) | Swept::Forbidden(why) => Some(why),
-        };
-        let pause = first.saturating_mul(1 << self.fruitless.saturating_sub(1).min(8)).min(longest);
-        self.not_before = Some(Instant::now() + pause);
-    }
-}
 
 impl Service {
     /// Samples the depth of every queue in a task: a slow broker must not delay the loop.

@@ -12,9 +12,9 @@ use crate::amqp::session::Session;
 use crate::policy::circuit::ResponseClass;
 use crate::policy::classify::SuspendReason;
 use crate::runtime::circuit_gate::{Cause, FailureKind, State};
-use crate::runtime::consume_loop::GRACE;
 use crate::runtime::notices::{self};
-use crate::runtime::supervisor::Service;
+use crate::runtime::service::GRACE;
+use crate::runtime::service::Service;
 use crate::runtime::worker::SuspendedBy;
 use crate::telemetry::status::{Reason, ReasonCode, Status};
 

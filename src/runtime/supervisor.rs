@@ -3,120 +3,24 @@
 //! A lost connection is an ordinary state: the deliveries in hand are dropped, the broker delivers them again, and the
 //! next session begins with the handshake.
 
-use std::sync::{Arc, OnceLock, PoisonError};
+use crate::runtime::service::{Ended, NOT_FOUND, Service, TICK};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
 use crate::amqp::connection::{AmqpSettings, CannotConnect};
 use crate::amqp::session::Session;
-use crate::config::Config;
 use crate::policy::backoff::Backoff;
-use crate::policy::prefetch_ramp::{PrefetchRamp, pause_after};
-use crate::runtime::consume_loop::{Done, HeldDelivery};
-use crate::runtime::held_back::HeldBack;
-use crate::runtime::key_reload::KeyFaults;
-use crate::runtime::lanes::Lanes;
-use crate::runtime::notices::Notices;
-use crate::runtime::permits::Permits;
-use crate::runtime::queue_monitor::Sweeps;
+use crate::policy::prefetch_ramp::pause_after;
 use crate::runtime::shutdown::Shutdown;
-use crate::runtime::worker::WorkerContext;
-use crate::telemetry::status::{Notice, Reason, ReasonCode, Status};
-use crate::wechat::client::SharedKeyring;
-
-/// Interval of the periodic work.
-pub(super) const TICK: Duration = Duration::from_millis(250);
+use crate::telemetry::status::{Reason, ReasonCode};
 
 /// The first and the longest pause between two probes of a missing right or exchange.
 pub(super) const PROBE_AGAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
 
-/// AMQP's reply code for an exchange that does not exist.
-pub(super) const NOT_FOUND: u16 = 404;
-
-/// The state that the consume loop owns.
-pub struct Service {
-    pub(super) keys: SharedKeyring,
-    pub(super) context: Arc<WorkerContext>,
-    pub(super) status: watch::Sender<Status>,
-    pub(super) lanes: Lanes<HeldDelivery>,
-    /// Whether it consumes although calls are held back, for commands that end without one.
-    pub(super) holds_back: bool,
-    pub(super) held_back: HeldBack,
-    pub(super) jobs: JoinSet<Done>,
-    /// The last attempt to restore the topology.
-    pub(super) restoring: Option<(Instant, JoinHandle<()>)>,
-    /// Since when nothing has been held.
-    pub(super) idle_since: Option<Instant>,
-    /// Since when something has been held.
-    pub(super) holding_since: Option<Instant>,
-    pub(super) permits: Permits,
-    pub(super) prefetch: u16,
-    pub(super) ramp: PrefetchRamp,
-    pub(super) received_in_session: u64,
-    /// Of these, settled and not lost.
-    pub(super) settled_in_session: u64,
-    pub(super) sweeps: Sweeps,
-    /// The warning that the broker accepts messages that are too large, once that is known.
-    pub(super) size_warning: Arc<OnceLock<&'static str>>,
-    /// Faults of key files now.
-    pub(super) key_trouble: KeyFaults,
-    pub(super) drain: Duration,
-    /// The merchant number, for readiness.
-    pub(super) caller: String,
-    /// The serial as configured.
-    pub(super) serial: String,
-    pub(super) notices: Notices,
-    /// The notices of the status page.
-    pub(super) shown: Vec<Notice>,
-}
-
-/// Why a session ended.
-pub(super) enum Ended {
-    Lost(String),
-    Shutdown,
-}
-
 impl Service {
-    /// A service that has not connected yet.
-    pub fn new(
-        config: &Config,
-        keys: SharedKeyring,
-        context: Arc<WorkerContext>,
-        status: watch::Sender<Status>,
-        size_warning: Arc<OnceLock<&'static str>>,
-        key_trouble: KeyFaults,
-    ) -> Self {
-        Self {
-            keys,
-            context,
-            status,
-            lanes: Lanes::new(config.concurrency.per_coupon),
-            holds_back: false,
-            held_back: HeldBack::default(),
-            jobs: JoinSet::new(),
-            restoring: None,
-            idle_since: None,
-            holding_since: None,
-            permits: Permits::new(config.concurrency.commands),
-            prefetch: config.broker.prefetch,
-            ramp: PrefetchRamp::new(config.broker.prefetch),
-            received_in_session: 0,
-            settled_in_session: 0,
-            sweeps: Sweeps::default(),
-            size_warning,
-            key_trouble,
-            drain: config.shutdown.deadline.0,
-            caller: config.wechat.mchid.clone(),
-            serial: config.wechat.merchant_serial.clone(),
-            notices: Notices::default(),
-            shown: Vec::new(),
-        }
-    }
-
     /// Builds one session after the other, with growing pauses while none can be built.
     pub async fn supervise(&mut self, settings: &AmqpSettings, mut shutdown: Shutdown) {
         self.await_keys(&mut shutdown).await;
