@@ -290,8 +290,8 @@ pub async fn query(
 ) -> CouponQuery {
     let operation = Operation::Query;
     let heard = client.send(operation, &Prepared::new(redemption), None, now, nonce, chance).await;
-    let verdict = classify(operation, &heard.reply, redemption);
-    let answer = match heard.reply {
+    let verdict = classify(operation, &heard.result, redemption);
+    let answer = match heard.result {
         CallResult::Response(answer) => Some(answer),
         CallResult::NotSent(_) | CallResult::NoResponse(_) => None,
     };

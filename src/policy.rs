@@ -12,3 +12,4 @@ pub mod host_choice;
 pub mod prefetch_ramp;
 pub mod rate_limit;
 pub mod reminder;
+pub mod retry_budget;

@@ -403,8 +403,8 @@ fn dead_letters_are_only_queried_and_end_after_three_calls() {
         EffectState::NoEffect,
         EffectState::Unknown,
         EffectState::SeenUsed,
-        EffectState::Rejected { reason: Reason::NotUsable, doubtful: false },
-        EffectState::Rejected { reason: Reason::NumberConflict, doubtful: true },
+        EffectState::Rejected { reason: Reason::NotUsable, may_be_ours: false },
+        EffectState::Rejected { reason: Reason::NumberConflict, may_be_ours: true },
     ];
     // Every three replies in every order, from every effect that a retry message may carry, long over or just ended.
     for (script, effect) in (0..replies.len().pow(3)).flat_map(|nth| effects.map(|effect| (nth, effect))) {
@@ -927,7 +927,7 @@ fn refusal_tells_the_last_rejected_use_whatever_it_rests_on() {
     };
     assert_eq!(rejected(signed(500, "SYSTEM_ERROR")), EffectState::Unknown);
     let reason = Reason::UsedByAnother;
-    assert_eq!(rejected(signed(403, "NOT_ENOUGH")), EffectState::Rejected { reason, doubtful: false });
+    assert_eq!(rejected(signed(403, "NOT_ENOUGH")), EffectState::Rejected { reason, may_be_ours: false });
 }
 
 // ---- replies to "query"
@@ -1177,8 +1177,8 @@ fn every_copy_begins_with_a_look() {
     for effect in [
         EffectState::NoEffect,
         EffectState::Unknown,
-        EffectState::Rejected { reason, doubtful: true },
-        EffectState::Rejected { reason, doubtful: false },
+        EffectState::Rejected { reason, may_be_ours: true },
+        EffectState::Rejected { reason, may_be_ours: false },
     ] {
         Run::default().check(Start::Copy(effect), &[used_by_us()], &["0s query"], "redeemed by query");
     }
@@ -1228,7 +1228,7 @@ fn a_copy_sends_the_body_only_once_the_coupon_was_seen_usable() {
 #[test]
 fn a_copy_with_an_rejection_is_refused_on_two_settled_queries() {
     let steps = ["0s query", "2s query"];
-    let effect = EffectState::Rejected { reason: Reason::NotUsable, doubtful: false };
+    let effect = EffectState::Rejected { reason: Reason::NotUsable, may_be_ours: false };
     let run = Run::default();
     run.check(Start::Copy(effect), &[usable(), usable()], &steps, "refused not_usable by query");
     run.check(Start::Copy(effect), &[usable(), used_by_us()], &steps, "redeemed by query");
@@ -1244,8 +1244,8 @@ fn a_copy_delivered_again_begins_with_an_query() {
     first(EffectState::NoEffect, "0s query");
     first(EffectState::Unknown, "0s query");
     // A refusal is never followed by a redeem.
-    first(EffectState::Rejected { reason, doubtful: true }, "0s query");
-    first(EffectState::Rejected { reason, doubtful: false }, "0s query");
+    first(EffectState::Rejected { reason, may_be_ours: true }, "0s query");
+    first(EffectState::Rejected { reason, may_be_ours: false }, "0s query");
 }
 
 // ---- waiting
@@ -1369,7 +1369,7 @@ fn a_copy_that_is_late_or_exhausted_is_looked_at_once_settled() {
         let check = |effect: EffectState, script: &[CallResult], ending: &str| {
             run.check(Start::Copy(effect), script, &asked[..script.len()], ending);
         };
-        let stands = EffectState::Rejected { reason: Reason::NotUsable, doubtful: false };
+        let stands = EffectState::Rejected { reason: Reason::NotUsable, may_be_ours: false };
         for effect in [EffectState::Unknown, stands] {
             check(effect, &[used_by_us()], "redeemed by query");
             check(effect, &[used_by_another()], "refused used_by_another by query");
@@ -1520,8 +1520,8 @@ fn a_effect_survives_the_words_it_travels_in() {
             EffectState::NoEffect,
             EffectState::Unknown,
             EffectState::SeenUsed,
-            EffectState::Rejected { reason, doubtful: true },
-            EffectState::Rejected { reason, doubtful: false },
+            EffectState::Rejected { reason, may_be_ours: true },
+            EffectState::Rejected { reason, may_be_ours: false },
         ] {
             assert_eq!(EffectState::from_header(&effect.to_header()), Some(effect));
         }

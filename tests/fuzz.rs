@@ -189,8 +189,8 @@ fn copies_headers() -> Vec<Headers> {
     let effects = [
         EffectState::NoEffect,
         EffectState::Unknown,
-        EffectState::Rejected { reason: Reason::NotUsable, doubtful: true },
-        EffectState::Rejected { reason: Reason::Expired, doubtful: false },
+        EffectState::Rejected { reason: Reason::NotUsable, may_be_ours: true },
+        EffectState::Rejected { reason: Reason::Expired, may_be_ours: false },
     ];
     let write = |effect| {
         let (first_seen, deadline) = (first_seen.parse().unwrap(), deadline.parse().unwrap());

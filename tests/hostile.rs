@@ -251,7 +251,7 @@ async fn ask(name: &str, client: &Client, pace: Pace, _alone: &MutexGuard<'_, ()
     let heard = client.send(Operation::Redeem, &prepared, None, Timestamp::now(), 7, 0.5).await;
     let taken = MEMORY.peak_usage().saturating_sub(before);
     let took = since.elapsed();
-    println!("{name}: {} after {took:.1?}, at most {} KiB", gist(&heard.reply), taken / 1024);
+    println!("{name}: {} after {took:.1?}, at most {} KiB", gist(&heard.result), taken / 1024);
     assert!(taken <= BYTES_MAX, "{name}: {taken} bytes");
     assert!(took < pace.total + SLACK, "{name}: {took:?}");
     heard
@@ -263,9 +263,9 @@ async fn check(alone: &MutexGuard<'_, ()>, name: &str, play: Act, wanted: &[&str
     let pace = Pace::of(wanted);
     let client = client(&url, pace);
     let heard = ask(name, &client, pace, alone).await;
-    assert!(wanted.contains(&gist(&heard.reply)), "{name}: {heard:?}");
+    assert!(wanted.contains(&gist(&heard.result)), "{name}: {heard:?}");
     for operation in [Operation::Redeem, Operation::Query] {
-        let verdict = classify(operation, &heard.reply, &redemption("C1"));
+        let verdict = classify(operation, &heard.result, &redemption("C1"));
         assert!(matches!(verdict, Verdict::Unknown(_)), "{name}: {operation:?}: {verdict:?}");
     }
     drop(client);
@@ -278,7 +278,7 @@ async fn the_listener_is_believed_when_it_is_honest() {
     let alone = ALONE.lock().await;
     let (url, played) = listen(vec![say(sound("", entity("C1").as_bytes()))]);
     let heard = ask("honest", &client(&url, Pace::PATIENT), Pace::PATIENT, &alone).await;
-    assert_eq!(classify(Operation::Redeem, &heard.reply, &redemption("C1")), Verdict::Redeemed, "{heard:?}");
+    assert_eq!(classify(Operation::Redeem, &heard.result, &redemption("C1")), Verdict::Redeemed, "{heard:?}");
     ended(played).await;
 }
 
@@ -419,8 +419,12 @@ async fn a_signed_coupon_is_read_whatever_hides_in_it() {
     ] {
         let (url, played) = listen(vec![say(sound("", body.as_bytes()))]);
         let heard = ask(name, &client(&url, Pace::PATIENT), Pace::PATIENT, &alone).await;
-        assert_eq!(classify(Operation::Redeem, &heard.reply, &redemption("C1")), Verdict::Redeemed, "{name}");
-        let CallResult::Response(Response { coupon: Some(coupon), .. }) = &heard.reply else {
+        assert_eq!(
+            classify(Operation::Redeem, &heard.result, &redemption("C1")),
+            Verdict::Redeemed,
+            "{name}"
+        );
+        let CallResult::Response(Response { coupon: Some(coupon), .. }) = &heard.result else {
             panic!("{name}: {heard:?}")
         };
         let passed_on: serde_json::Value = serde_json::from_str(&coupon.entity).unwrap();
@@ -546,14 +550,14 @@ async fn an_answer_before_its_operation_is_not_taken_for_the_next() {
     let (url, first) = listen_apart(keeps_open, say(sound("request-id: second\r\n", b"{}")));
     let client = client(&url, Pace::PATIENT);
     let heard = ask("the first", &client, Pace::PATIENT, &alone).await;
-    assert_eq!(classify(Operation::Redeem, &heard.reply, &redemption("C1")), Verdict::Redeemed);
+    assert_eq!(classify(Operation::Redeem, &heard.result, &redemption("C1")), Verdict::Redeemed);
     let next = Prepared::new(&redemption("C2"));
     let heard = client.send(Operation::Redeem, &next, None, Timestamp::now(), 8, 0.5).await;
     drop(reported);
-    if let CallResult::Response(answer) = &heard.reply {
+    if let CallResult::Response(answer) = &heard.result {
         assert_eq!(answer.request_id.as_deref(), Some("second"), "{heard:?}");
     }
-    let verdict = classify(Operation::Redeem, &heard.reply, &redemption("C2"));
+    let verdict = classify(Operation::Redeem, &heard.result, &redemption("C2"));
     assert!(matches!(verdict, Verdict::Unknown(_)), "{verdict:?}");
     drop(client);
     ended(first).await;

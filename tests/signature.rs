@@ -663,7 +663,7 @@ async fn heard_by_one_client(keys: &Keys, operation: Operation, answers: Vec<Str
     let client = client_with(ring, &url, None).unwrap();
     let mut heard = Vec::new();
     for _ in 0..count {
-        let reply = client.send(operation, &prepared(), None, now(), 7, 0.5).await.reply;
+        let reply = client.send(operation, &prepared(), None, now(), 7, 0.5).await.result;
         let CallResult::Response(answer) = reply else { panic!("{reply:?}") };
         heard.push(answer);
     }
@@ -777,7 +777,7 @@ async fn what_is_sent_is_what_was_signed() {
             answer_once("HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n");
         let trace = Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
         let heard = client(&url, None).unwrap().send(operation, &prepared(), trace, now(), 7, 0.5).await;
-        let CallResult::Response(answer) = &heard.reply else { panic!("{heard:?}") };
+        let CallResult::Response(answer) = &heard.result else { panic!("{heard:?}") };
         assert_eq!(
             (answer.status, answer.authenticity),
             (302, Authenticity::Unsigned),
@@ -823,7 +823,7 @@ async fn a_number_survives_the_cutting_of_a_long_request_id() {
     let (url, asked) = answer_once(LONG);
     let heard = client(&url, None).unwrap().send(Operation::Redeem, &prepared(), None, now(), 7, 0.5).await;
     asked.join().unwrap();
-    let CallResult::Response(answer) = heard.reply else { panic!("{heard:?}") };
+    let CallResult::Response(answer) = heard.result else { panic!("{heard:?}") };
     assert_eq!(answer.sub_code, Some(272_756_746));
     assert_eq!(answer.request_id.unwrap().len(), 128);
 }
@@ -839,16 +839,16 @@ async fn an_answer_that_is_cut_short_or_too_large_is_lost_and_no_connection_is_n
         let heard =
             client(&url, None).unwrap().send(Operation::Redeem, &prepared(), None, now(), 7, 0.5).await;
         asked.join().unwrap();
-        assert_eq!(heard.reply, CallResult::NoResponse(lost), "{text}");
+        assert_eq!(heard.result, CallResult::NoResponse(lost), "{text}");
     }
     let (url, asked) = answer_once(TOO_LARGE);
     let heard = client(&url, None).unwrap().send(Operation::Redeem, &prepared(), None, now(), 7, 0.5).await;
     asked.join().unwrap();
-    assert_eq!(heard.reply, CallResult::NoResponse(NoResponse::TooLarge));
+    assert_eq!(heard.result, CallResult::NoResponse(NoResponse::TooLarge));
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let client = client(&format!("http://{closed}"), None).unwrap();
     let heard = client.send(Operation::Redeem, &prepared(), None, now(), 7, 0.5).await;
-    assert_eq!(heard.reply, CallResult::NotSent(NotSent::Connect));
+    assert_eq!(heard.result, CallResult::NotSent(NotSent::Connect));
 }
 
 /// Nearly 3 KiB, where 2 KiB are read.

@@ -144,7 +144,7 @@ impl ConsoleError {
 
     fn page(self, session: &Session) -> Response {
         let Self(status, words) = self;
-        (status, Html(html::provider_words(Some(session), &words))).into_response()
+        (status, Html(html::error_page(Some(session), &words))).into_response()
     }
 }
 
@@ -394,7 +394,7 @@ async fn login(State(console): Shared, client: FormClient, body: Bytes) -> Respo
             let cookie = format!(
                 "{COOKIE}={key}; Path=/parked; HttpOnly; SameSite=Strict; Max-Age={SESSION_SECONDS_MAX}"
             );
-            record_repeat("/parked", Some(cookie))
+            see_other("/parked", Some(cookie))
         }
         Err(refused) => {
             sleep(WRONG_TOKEN_PAUSE).await;
@@ -422,12 +422,12 @@ async fn logout(State(console): Shared, client: FormClient, body: Bytes) -> Resp
             let (operator, peer) = (session.operator.as_str(), client.peer);
             info!(operator, session = session.name(), %peer, "operator console: logged out");
             let gone = format!("{COOKIE}=; Path=/parked; HttpOnly; SameSite=Strict; Max-Age=0");
-            record_repeat("/parked", Some(gone))
+            see_other("/parked", Some(gone))
         }
     }
 }
 
-fn record_repeat(to: &str, cookie: Option<String>) -> Response {
+fn see_other(to: &str, cookie: Option<String>) -> Response {
     let mut answer = (StatusCode::SEE_OTHER, [(header::LOCATION, to.to_owned())]).into_response();
     // Hex and fixed words: always a header's value.
     if let Some(Ok(cookie)) = cookie.map(|cookie| cookie.parse()) {
@@ -574,7 +574,7 @@ async fn perform(
     let acting = tokio::spawn(async move { acting_console.perform_action(&id, &person, act).await });
     match acting.await {
         Ok(Ok(ActionResult::Shown(page))) => Html(page).into_response(),
-        Ok(Ok(ActionResult::Done(deed))) => record_repeat(&format!("/parked?done={}", deed.effect()), None),
+        Ok(Ok(ActionResult::Done(deed))) => see_other(&format!("/parked?done={}", deed.effect()), None),
         Ok(Err(unable)) => unable.page(&session),
         Err(_) => {
             let words = "It was interrupted; check if it is still parked. It is safe to try again.";

@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::telemetry::metrics::Snapshot;
-use crate::telemetry::status::Reason;
+use crate::telemetry::status::StatusReason;
 
 /// Time between two samples.
 pub(super) const EVERY: Duration = Duration::from_secs(5);
@@ -19,7 +19,7 @@ const PROBLEMS_MAX: usize = 8;
 #[derive(Debug, Default)]
 pub(super) struct History {
     samples: VecDeque<Snapshot>,
-    problems: VecDeque<(Timestamp, Reason)>,
+    problems: VecDeque<(Timestamp, StatusReason)>,
 }
 
 /// What happened between two samples.
@@ -43,9 +43,9 @@ impl History {
     }
 
     /// Remembers what stands in the way of work, if it is news.
-    pub(super) fn problems(&mut self, at: Timestamp, reasons: &[Reason]) {
+    pub(super) fn problems(&mut self, at: Timestamp, reasons: &[StatusReason]) {
         // The first moments of every start are no problem.
-        let passing = |reason: &&Reason| !reason.code.is_starting();
+        let passing = |reason: &&StatusReason| !reason.code.is_starting();
         for reason in reasons.iter().filter(passing) {
             if !self.problems.iter().rev().take(reasons.len()).any(|(_, known)| known == reason) {
                 self.problems.push_back((at, reason.clone()));
@@ -57,7 +57,7 @@ impl History {
     }
 
     /// The last problems, the latest first.
-    pub(super) fn last_problems(&self) -> impl Iterator<Item = &(Timestamp, Reason)> {
+    pub(super) fn last_problems(&self) -> impl Iterator<Item = &(Timestamp, StatusReason)> {
         self.problems.iter().rev()
     }
 
@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn a_problem_is_remembered_once_while_it_lasts() {
         let mut history = History::default();
-        let reason = |words: &str| Reason::new(ReasonCode::BrokerUnavailable, words);
+        let reason = |words: &str| StatusReason::new(ReasonCode::BrokerUnavailable, words);
         let reasons = [reason("gone"), reason("refused")];
         for _ in 0..10 {
             history.problems(Timestamp::UNIX_EPOCH, &reasons);

@@ -363,10 +363,10 @@ fn grouped(number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::status::{Notice, Reason};
+    use crate::telemetry::status::{Notice, StatusReason};
 
     fn status(reasons: &[(ReasonCode, &str)]) -> Status {
-        let reasons = reasons.iter().map(|(code, words)| Reason::new(*code, *words)).collect();
+        let reasons = reasons.iter().map(|(code, words)| StatusReason::new(*code, *words)).collect();
         Status { reasons, ..Status::starting(Timestamp::UNIX_EPOCH) }
     }
 

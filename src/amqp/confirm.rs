@@ -38,7 +38,7 @@ pub enum PublishFailure {
     Blocked(String),
     /// The broker closed the channel over this very message, published alone.
     #[error("{0}")]
-    Rejected(Rejection),
+    Rejected(PublishRejection),
     /// The connection failed.
     #[error("the connection failed: {0}")]
     Connection(String),
@@ -47,7 +47,7 @@ pub enum PublishFailure {
 /// Why the broker closed a channel.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the broker rejects what is published to exchange {exchange} under {routing_key}: {code} {text}")]
-pub struct Rejection {
+pub struct PublishRejection {
     /// If it was published to.
     pub exchange: String,
     /// Under which key.
@@ -65,7 +65,7 @@ pub enum EventsAccepted {
     /// It does: what it rejects, it rejects for its own sake.
     Accepted,
     /// It does not.
-    Rejected(Rejection),
+    Rejected(PublishRejection),
     /// It could not be asked.
     Unknown,
 }
@@ -83,7 +83,7 @@ impl PublishFailure {
     }
 }
 
-impl Rejection {
+impl PublishRejection {
     /// What the broker said when it closed the channel that a message went by.
     pub(crate) fn new(exchange: String, routing_key: String, error: &lapin::Error) -> Self {
         let (code, text) = match error.kind() {

@@ -12,7 +12,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::amqp::confirm::{PublishFailure, Rejection};
+use crate::amqp::confirm::{PublishFailure, PublishRejection};
 use crate::amqp::socket_guard::{Socket, SocketGuard};
 use crate::amqp::tls::{self, BadFile, Tls};
 use crate::amqp::topology::{Mode, Topology, TopologyFault};
@@ -136,7 +136,7 @@ pub enum CannotConnect {
         /// Host, port and virtual host.
         at: String,
         /// Which exchange, and the broker's words.
-        rejection: Box<Rejection>,
+        rejection: Box<PublishRejection>,
         /// The command that helps.
         remedy: String,
     },

@@ -195,7 +195,7 @@ impl Delivery {
     }
 
     /// Every header, and the properties that have a meaning here, as texts for people.
-    pub fn display_name(&self) -> Vec<(String, String)> {
+    pub fn visible_headers(&self) -> Vec<(String, String)> {
         let properties = [
             ("message_id", self.properties.message_id()),
             ("correlation_id", self.properties.correlation_id()),
@@ -206,7 +206,7 @@ impl Delivery {
             .into_iter()
             .filter_map(|(name, text)| Some((name.to_owned(), text.as_ref()?.as_str().to_owned())));
         let headers = self.headers().into_iter().flat_map(|headers| headers.inner());
-        properties.chain(headers.map(|(name, value)| (name.to_string(), display_name(value)))).collect()
+        properties.chain(headers.map(|(name, value)| (name.to_string(), display_value(value)))).collect()
     }
 
     /// Why and when the broker itself moved it here last, if it did.
@@ -358,7 +358,7 @@ fn has_mark(value: &AMQPValue) -> bool {
 }
 
 /// A header as it is shown: a text as it is, a table as `{name: value, …}`.
-fn display_name(value: &AMQPValue) -> String {
+fn display_value(value: &AMQPValue) -> String {
     let listed = |values: Vec<String>| values.join(", ");
     match value {
         AMQPValue::Boolean(value) => value.to_string(),
@@ -374,11 +374,11 @@ fn display_name(value: &AMQPValue) -> String {
         AMQPValue::ShortString(text) => text.to_string(),
         AMQPValue::LongString(text) => String::from_utf8_lossy(text.as_bytes()).into_owned(),
         AMQPValue::FieldArray(values) => {
-            format!("[{}]", listed(values.as_slice().iter().map(display_name).collect()))
+            format!("[{}]", listed(values.as_slice().iter().map(display_value).collect()))
         }
         AMQPValue::FieldTable(table) => {
             let entries =
-                table.inner().iter().map(|(name, value)| format!("{name}: {}", display_name(value)));
+                table.inner().iter().map(|(name, value)| format!("{name}: {}", display_value(value)));
             format!("{{{}}}", listed(entries.collect()))
         }
         AMQPValue::Timestamp(seconds) => match i64::try_from(*seconds).map(Timestamp::from_second) {

@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::amqp::confirm::Rejection;
+use crate::amqp::confirm::PublishRejection;
 use crate::amqp::connection::{AmqpSettings, CannotConnect, address, connect_any};
 use crate::amqp::topology::{Mode, Names, Topology, delay_name};
 
@@ -76,7 +76,10 @@ pub(super) fn needed_to_publish(topology: &Topology) -> Vec<Right> {
 ///
 /// # Errors
 /// The client's, if the broker did not answer the operation.
-pub(super) async fn rejection(connection: &Connection, right: &Right) -> lapin::Result<Option<Rejection>> {
+pub(super) async fn rejection(
+    connection: &Connection,
+    right: &Right,
+) -> lapin::Result<Option<PublishRejection>> {
     let Err(error) = attempt(connection, right).await else { return Ok(None) };
     let (place, routing_key) = match right {
         Right::Write { exchange, routing_key } => (exchange.clone(), routing_key.clone()),
@@ -86,7 +89,7 @@ pub(super) async fn rejection(connection: &Connection, right: &Right) -> lapin::
         // What the probe asks to be refused for.
         ErrorKind::ProtocolError(fault) if fault.get_id() == 406 => Ok(None),
         ErrorKind::ProtocolError(fault) if matches!(fault.kind(), AMQPErrorKind::Soft(_)) => {
-            Ok(Some(Rejection::new(place, routing_key, &error)))
+            Ok(Some(PublishRejection::new(place, routing_key, &error)))
         }
         _ => Err(error),
     }

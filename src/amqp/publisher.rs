@@ -10,7 +10,7 @@
 
 mod carried;
 
-use crate::amqp::confirm::{EventsAccepted, PublishFailure, Published, Rejection};
+use crate::amqp::confirm::{EventsAccepted, PublishFailure, PublishRejection, Published};
 use crate::amqp::publisher::carried::carried_on;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -434,7 +434,9 @@ impl Publisher {
         };
         let (exchange, routing_key) = (message.exchange.to_string(), message.routing_key.to_string());
         let ended = |error: lapin::Error| match self.ended_channel(&error) {
-            true => PublishFailure::Rejected(Rejection::new(exchange.clone(), routing_key.clone(), &error)),
+            true => {
+                PublishFailure::Rejected(PublishRejection::new(exchange.clone(), routing_key.clone(), &error))
+            }
             false => lost(error),
         };
         let confirmation = message.publish(&channel).await.map_err(ended)?.await.map_err(ended)?;

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use crate::amqp::confirm::{PublishFailure, Rejection};
+use crate::amqp::confirm::{PublishFailure, PublishRejection};
 use crate::amqp::connection::{
     AmqpSettings, BrokerConnection, CannotConnect, Health, PUBLISHED_FRAME_BYTES_MAX, address, connect, lost,
     mark_lost, watch_events,
@@ -131,7 +131,7 @@ impl Session {
     }
 
     /// The command that helps against a rejection.
-    pub fn remedy(&self, rejection: &Rejection) -> String {
+    pub fn remedy(&self, rejection: &PublishRejection) -> String {
         remedy(rejection, &self.settings)
     }
 
@@ -318,7 +318,7 @@ impl Session {
 }
 
 /// What helps against a rejection: a right is granted, an exchange is made, a limit is raised.
-fn remedy(rejection: &Rejection, settings: &AmqpSettings) -> String {
+fn remedy(rejection: &PublishRejection, settings: &AmqpSettings) -> String {
     match rejection.code {
         403 => {
             let vhost = settings.vhost().unwrap_or_default();

@@ -328,7 +328,7 @@ async fn show(
 
 fn whole(parked: &Parked, query: Option<&CouponQuery>, now: Timestamp) -> Value {
     let mut whole = summary(parked, now);
-    whole["headers"] = parked.delivery.display_name().into_iter().collect();
+    whole["headers"] = parked.delivery.visible_headers().into_iter().collect();
     let (body, left_out) = parked.shown_body();
     match std::str::from_utf8(body) {
         Ok(text) => whole["body"] = json!(text),
@@ -371,7 +371,7 @@ fn published_event(parked: &Parked, query: Option<&CouponQuery>, now: Timestamp)
     let age = parked.age(now).map_or_else(String::new, |age| format!(", {} ago", short_span(age)));
     let at = parked.at.map_or_else(|| "at an unknown time".to_owned(), |at| at.to_string());
     lines.push(format!("parked    {at}{age}, because: {}", Untrusted(&parked.reason)));
-    for (name, value) in parked.delivery.display_name() {
+    for (name, value) in parked.delivery.visible_headers() {
         // Evidence has its own lines below.
         if name != crate::wire::retry_message::EVIDENCE {
             lines.push(format!("header    {name}: {}", parked.masked_headers(&value)));

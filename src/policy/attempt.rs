@@ -73,7 +73,7 @@ pub enum EffectState {
         /// The reason of the rejection.
         reason: Reason,
         /// Whether the rejection may report an earlier use of ours as "already used".
-        doubtful: bool,
+        may_be_ours: bool,
     },
 }
 
@@ -85,8 +85,10 @@ impl EffectState {
             Self::NoEffect => "no_effect".to_owned(),
             Self::Unknown => "unknown".to_owned(),
             Self::SeenUsed => "used".to_owned(),
-            Self::Rejected { reason, doubtful: false } => format!("rejected {}", reason.as_str()),
-            Self::Rejected { reason, doubtful: true } => format!("rejected_unverified {}", reason.as_str()),
+            Self::Rejected { reason, may_be_ours: false } => format!("rejected {}", reason.as_str()),
+            Self::Rejected { reason, may_be_ours: true } => {
+                format!("rejected_unverified {}", reason.as_str())
+            }
         }
     }
 
@@ -101,8 +103,8 @@ impl EffectState {
             ("no_effect", None) => Some(Self::NoEffect),
             ("unknown", None) => Some(Self::Unknown),
             ("used", None) => Some(Self::SeenUsed),
-            ("rejected", Some(reason)) => Some(Self::Rejected { reason, doubtful: false }),
-            ("rejected_unverified", Some(reason)) => Some(Self::Rejected { reason, doubtful: true }),
+            ("rejected", Some(reason)) => Some(Self::Rejected { reason, may_be_ours: false }),
+            ("rejected_unverified", Some(reason)) => Some(Self::Rejected { reason, may_be_ours: true }),
             _ => None,
         }
     }
@@ -324,7 +326,7 @@ impl Progress {
             Outcome::Refused { reason, rejection: Some(_), .. }
                 if self.effect.rejection().is_some() && Reason::REJECTIONS.contains(reason) =>
             {
-                EffectState::Rejected { reason: *reason, doubtful: false }
+                EffectState::Rejected { reason: *reason, may_be_ours: false }
             }
             // A query finds the same again.
             _ => EffectState::Unknown,

@@ -43,7 +43,7 @@ const ROW_ENDS: Duration = Duration::from_secs(600);
 
 /// What a rejection says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rejection {
+pub struct RejectionKind {
     /// HTTP status.
     pub status: u16,
     /// `code` of its body.
@@ -74,7 +74,7 @@ pub struct CommonRejection {
 
 #[derive(Debug)]
 struct Row {
-    rejection: Rejection,
+    rejection: RejectionKind,
     since: Instant,
     last: Instant,
     /// Commands that share nothing with each other: [`UNRELATED_MIN`] at most.
@@ -169,7 +169,7 @@ impl CommonRejection {
     /// A command was rejected, and nothing says for what; `message` is in the provider's words.
     pub fn reject(
         &mut self,
-        rejection: Rejection,
+        rejection: RejectionKind,
         message: Option<&str>,
         command: &Redemption,
         now: Instant,
@@ -203,7 +203,7 @@ impl CommonRejection {
 
     /// A query was rejected, and nothing says for what. Whether this rejection meets every call now: a query shares the head
     /// of a command.
-    pub fn reject_query(&mut self, rejection: &Rejection, now: Instant) -> bool {
+    pub fn reject_query(&mut self, rejection: &RejectionKind, now: Instant) -> bool {
         let Some(row) = self.row.as_mut().filter(|row| row.rejection == *rejection) else { return false };
         row.related.queries = QUERIES_MIN.min(row.related.queries + 1);
         row.cause(now) == Cause::Common
@@ -247,8 +247,8 @@ mod tests {
         crate::wire::command::decode(text.as_bytes()).unwrap()
     }
 
-    fn rejection(code: &str) -> Rejection {
-        Rejection { status: 400, code: code.into(), sub_code: Some(268_435_461) }
+    fn rejection(code: &str) -> RejectionKind {
+        RejectionKind { status: 400, code: code.into(), sub_code: Some(268_435_461) }
     }
 
     const MESSAGE: Option<&str> = Some("参数错误");

@@ -24,7 +24,7 @@ use crate::runtime::service::{Ended, Service, TICK};
 use crate::runtime::shutdown::Shutdown;
 use crate::runtime::worker::{ReceivedDelivery, process_delivery, return_to_queue};
 use crate::telemetry::metrics::Settlement;
-use crate::telemetry::status::{Reason, ReasonCode};
+use crate::telemetry::status::{ReasonCode, StatusReason};
 
 /// The time limit for handing deliveries back.
 pub(super) const HAND_BACK: Duration = Duration::from_secs(5);
@@ -153,7 +153,7 @@ impl Service {
             return Err(why.clone());
         }
         let through = self.permits.acquire_through();
-        self.ramp.record_through(through.saturating_add(self.context.publish_faults.complete_with()));
+        self.ramp.record_through(through.saturating_add(self.context.publish_faults.take_held_count()));
         self.start_jobs();
         round.held_back_since = match state {
             State::Closed if now.blocked.is_none() => None,
@@ -418,7 +418,7 @@ impl Service {
         cancel: &watch::Sender<bool>,
     ) {
         info!(in_flight = self.held(), "stopping; finishing commands in work");
-        let reasons = vec![Reason::new(ReasonCode::Stopping, "stopping")];
+        let reasons = vec![StatusReason::new(ReasonCode::Stopping, "stopping")];
         self.publish_status(None, false, reasons);
         let left = match consumer {
             Some(deliveries) => deliveries.cancel(Duration::from_secs(5)).await,

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::warn;
 
-use crate::amqp::confirm::{EventsAccepted, PublishFailure, Published, Rejection};
+use crate::amqp::confirm::{EventsAccepted, PublishFailure, PublishRejection, Published};
 use crate::amqp::delivery::Delivery;
 use crate::amqp::publisher::Publisher;
 use crate::domain::outcome::OutcomeKind;
@@ -220,7 +220,7 @@ struct Faults {
     /// How many publishes are held for each fault.
     held: BTreeMap<FaultKey, (PublishFailure, usize)>,
     /// Single events that were rejected, by outcome, until an event of that outcome is confirmed.
-    rejected: BTreeMap<&'static str, (Instant, Rejection)>,
+    rejected: BTreeMap<&'static str, (Instant, PublishRejection)>,
 }
 
 /// Faults that differ only in the routing key are one fault.
@@ -236,14 +236,14 @@ impl PublishFaults {
     }
 
     /// The single events that were rejected recently; their commands are delayed.
-    pub fn last_rejection(&self) -> Vec<Rejection> {
+    pub fn last_rejection(&self) -> Vec<PublishRejection> {
         let faults = self.lock();
         let lately = faults.rejected.values().filter(|(at, _)| at.elapsed() < REJECTED_LATELY);
         lately.map(|(_, rejection)| rejection.clone()).collect()
     }
 
     /// How many trusted commands have been held since the last call.
-    pub fn complete_with(&self) -> u16 {
+    pub fn take_held_count(&self) -> u16 {
         self.through.swap(0, Ordering::Relaxed)
     }
 
@@ -261,7 +261,7 @@ impl PublishFaults {
     }
 
     /// Returns how many events were rejected in a row.
-    fn record_rejected(&self, kind: OutcomeKind, rejection: &Rejection) -> u32 {
+    fn record_rejected(&self, kind: OutcomeKind, rejection: &PublishRejection) -> u32 {
         let news = (Instant::now(), rejection.clone());
         if self.lock().rejected.insert(kind.as_str(), news).is_none() {
             warn!(
@@ -282,7 +282,7 @@ impl PublishFaults {
 
 fn key(why: &PublishFailure) -> FaultKey {
     match why {
-        PublishFailure::Rejected(Rejection { exchange, code, .. }) => {
+        PublishFailure::Rejected(PublishRejection { exchange, code, .. }) => {
             (why.kind().as_str(), *code, exchange.clone())
         }
         _ => (why.kind().as_str(), 0, String::new()),
@@ -319,9 +319,9 @@ impl Drop for Held<'_> {
 mod tests {
     use super::*;
 
-    fn rejection(routing_key: &str) -> Rejection {
+    fn rejection(routing_key: &str) -> PublishRejection {
         let (exchange, text) = ("redemption.results".to_owned(), "refused".to_owned());
-        Rejection { exchange, routing_key: routing_key.to_owned(), code: 403, text }
+        PublishRejection { exchange, routing_key: routing_key.to_owned(), code: 403, text }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
 
-use crate::amqp::confirm::{PublishFailure, Rejection};
+use crate::amqp::confirm::{PublishFailure, PublishRejection};
 use crate::amqp::connection::AmqpSettings;
 use crate::amqp::session::Session;
 use crate::amqp::topology::inspect::ObjectState;
@@ -69,7 +69,7 @@ impl Service {
         }
         let gone = |why: &PublishFailure| match why {
             PublishFailure::Returned(_) => true,
-            PublishFailure::Rejected(Rejection { code, .. }) => *code == NOT_FOUND,
+            PublishFailure::Rejected(PublishRejection { code, .. }) => *code == NOT_FOUND,
             _ => false,
         };
         if self.context.publish_faults.longest_held().iter().any(gone) {

@@ -1,4 +1,4 @@
-//! The rate limiter of this instance: its share of the merchant's limit, with priorities, and the retry budget.
+//! The rate limiter of this instance: its share of the merchant's limit, with priorities.
 //!
 //! The first call of a command goes first: a command in trouble needs several calls and must not delay the others. Every
 //! tenth permit is for a query and every tenth for another attempt if one waits, so that neither starves; within a
@@ -234,54 +234,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The retry budget: retries as a share of first attempts. A retry beyond it waits in a delay queue, so that an outage
-/// does not multiply the calls.
-#[derive(Debug)]
-pub struct RetryBudget {
-    share: f64,
-    tokens: Mutex<f64>,
-}
-
-/// Retries that are always allowed after a quiet time.
-const BUDGET_MAX: f64 = 100.0;
-
-impl RetryBudget {
-    /// A budget of `share` retries per first attempt.
-    pub fn new(share: f64) -> Self {
-        Self { share, tokens: Mutex::new(BUDGET_MAX) }
-    }
-
-    /// Records the first attempt of a command.
-    pub fn record_first_attempt(&self) {
-        let mut tokens = lock(&self.tokens);
-        *tokens = (*tokens + self.share).min(BUDGET_MAX);
-    }
-
-    /// Spends one retry if the budget allows it.
-    pub fn try_spend(&self) -> bool {
-        let mut tokens = lock(&self.tokens);
-        let allowed = *tokens >= 1.0;
-        if allowed {
-            *tokens -= 1.0;
-        }
-        allowed
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn retries_are_a_share_of_first_attempts() {
-        let budget = RetryBudget::new(0.2);
-        assert_eq!((0..1_000).filter(|_| budget.try_spend()).count(), 100);
-        for _ in 0..50 {
-            budget.record_first_attempt();
-        }
-        let spent = (0..1_000).filter(|_| budget.try_spend()).count();
-        assert!((9..=10).contains(&spent), "{spent}");
-    }
 
     /// Of the first this many turns, how many each rank has, where all of them wait.
     fn served(ranks: &[Priority], turns: usize) -> [usize; 3] {

@@ -16,7 +16,7 @@ use crate::runtime::notices::{self};
 use crate::runtime::service::GRACE;
 use crate::runtime::service::Service;
 use crate::runtime::worker::SuspendedBy;
-use crate::telemetry::status::{Reason, ReasonCode, Status};
+use crate::telemetry::status::{ReasonCode, Status, StatusReason};
 
 impl Service {
     pub(super) fn record_heartbeat(&self) {
@@ -32,7 +32,7 @@ impl Service {
         let mut reasons = Vec::new();
         if let Some(why) = &health.blocked {
             let words = format!("broker: publishing is blocked ({why})");
-            reasons.push(Reason::new(ReasonCode::BrokerBlocked, words));
+            reasons.push(StatusReason::new(ReasonCode::BrokerBlocked, words));
         }
         let metrics = &self.context.metrics;
         metrics.set_blocked(health.blocked.is_some());
@@ -44,7 +44,7 @@ impl Service {
             let words = format!(
                 "broker: results or retry messages are not accepted ({why}); they are published again{remedy}"
             );
-            reasons.push(Reason::new(ReasonCode::PublishingRejected, words));
+            reasons.push(StatusReason::new(ReasonCode::PublishingRejected, words));
         }
         let idle = self.idle_since.is_some_and(|since| since.elapsed() > GRACE);
         let (open, cause) = match state {
@@ -71,12 +71,12 @@ impl Service {
             let last = self.context.responses.last(ResponseClass::Unverified).map(|last| last.describe());
             let skew = metrics.last_clock_skew();
             let words = describe_cause(cause, &caller, &suspended_by, skew, &last.unwrap_or_default());
-            reasons.push(Reason::new(code_of(cause), words));
+            reasons.push(StatusReason::new(code_of(cause), words));
         }
         let consuming = consuming && health.blocked.is_none() && !open;
         metrics.set_consuming(consuming);
         if !consuming && reasons.is_empty() {
-            reasons.push(Reason::not_consuming());
+            reasons.push(StatusReason::not_consuming());
         }
         self.publish_status(Some(session.at()), consuming, reasons);
     }
@@ -88,34 +88,38 @@ impl Service {
     }
 
     /// Faults that need attention while other commands are processed.
-    pub(super) fn warnings(&self) -> Vec<Reason> {
+    pub(super) fn warnings(&self) -> Vec<StatusReason> {
         let rejected = self.context.publish_faults.last_rejection().into_iter().map(|rejection| {
             let words = format!(
                 "broker: an event is rejected, and its command delayed ({rejection}); others are published"
             );
-            Reason::new(ReasonCode::EventRejected, words)
+            StatusReason::new(ReasonCode::EventRejected, words)
         });
         let waiting = match self.context.metrics.dead_letters() {
             0 => None,
             count => {
                 let words =
                     format!("broker: {count} dead-lettered commands have no event yet; they are swept");
-                Some(Reason::new(ReasonCode::DeadLettersWaiting, words))
+                Some(StatusReason::new(ReasonCode::DeadLettersWaiting, words))
             }
         };
         let unswept = self.sweeps.failure.as_ref().map(|why| {
             let words = format!("broker: dead-lettered commands cannot be swept ({why}); it is tried again");
-            Reason::new(ReasonCode::DeadLetterSweepFailed, words)
+            StatusReason::new(ReasonCode::DeadLetterSweepFailed, words)
         });
-        let size = self.size_warning.get().map(|words| Reason::new(ReasonCode::MessageSizeUnbounded, *words));
+        let size =
+            self.size_warning.get().map(|words| StatusReason::new(ReasonCode::MessageSizeUnbounded, *words));
         let keys = self.key_trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let keys = keys.into_iter().map(|why| {
-            Reason::new(ReasonCode::KeyFileUnusable, format!("keys: {why}; the current ones stay in use"))
+            StatusReason::new(
+                ReasonCode::KeyFileUnusable,
+                format!("keys: {why}; the current ones stay in use"),
+            )
         });
         rejected.chain(waiting).chain(unswept).chain(size).chain(keys).collect()
     }
 
-    pub(super) fn publish_status(&self, broker: Option<&str>, consuming: bool, reasons: Vec<Reason>) {
+    pub(super) fn publish_status(&self, broker: Option<&str>, consuming: bool, reasons: Vec<StatusReason>) {
         let (in_flight, warnings) = (self.held(), self.warnings());
         self.status.send_modify(|status| {
             if status.warnings != warnings && !warnings.is_empty() {
@@ -140,8 +144,8 @@ impl Service {
     }
 }
 
-pub(super) fn join(reasons: &[Reason]) -> String {
-    reasons.iter().map(Reason::to_string).collect::<Vec<_>>().join("; ")
+pub(super) fn join(reasons: &[StatusReason]) -> String {
+    reasons.iter().map(StatusReason::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// The code of the reason for which calls wait.

@@ -29,7 +29,7 @@ pub struct LastResponse {
 
 impl LastResponse {
     fn new(heard: &CallOutcome, at: Instant) -> Self {
-        let answer = match &heard.reply {
+        let answer = match &heard.result {
             CallResult::Response(answer) => Some(answer),
             CallResult::NotSent(_) | CallResult::NoResponse(_) => None,
         };
@@ -129,8 +129,17 @@ mod tests {
         let (reply, host, host_name) = (CallResult::Response(answer), Host::Primary, String::new());
         let (serial, clock_skew, took, trouble) = (None, None, Duration::ZERO, None);
         let (detail, unbelieved) = (None, None);
-        let heard =
-            CallOutcome { reply, host, host_name, serial, clock_skew, took, trouble, detail, unbelieved };
+        let heard = CallOutcome {
+            result: reply,
+            host,
+            host_name,
+            serial,
+            clock_skew,
+            took,
+            trouble,
+            detail,
+            unbelieved,
+        };
         log.record(ResponseClass::Unverified, &heard, Instant::now());
         let last = log.last(ResponseClass::Unverified).unwrap();
         assert_eq!(last.status, Some(403));

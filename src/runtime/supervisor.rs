@@ -15,7 +15,7 @@ use crate::amqp::session::Session;
 use crate::policy::backoff::Backoff;
 use crate::policy::prefetch_ramp::pause_after;
 use crate::runtime::shutdown::Shutdown;
-use crate::telemetry::status::{Reason, ReasonCode};
+use crate::telemetry::status::{ReasonCode, StatusReason};
 
 /// The first and the longest pause between two probes of a missing right or exchange.
 pub(super) const PROBE_AGAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
@@ -110,7 +110,7 @@ impl Service {
     }
 
     fn publish_broker_unavailable(&self, why: &str) {
-        let reason = Reason::new(ReasonCode::BrokerUnavailable, format!("broker: {why}"));
+        let reason = StatusReason::new(ReasonCode::BrokerUnavailable, format!("broker: {why}"));
         self.publish_status(None, false, vec![reason]);
     }
 
@@ -152,7 +152,7 @@ impl Service {
             self.publish_status(
                 Some(session.at()),
                 false,
-                vec![Reason::new(ReasonCode::PublishingRejected, format!("broker: {error}"))],
+                vec![StatusReason::new(ReasonCode::PublishingRejected, format!("broker: {error}"))],
             );
             self.await_jobs(pause, shutdown).await;
             if shutdown.is_requested() {
@@ -167,7 +167,7 @@ impl Service {
         let held = || !keys.read().unwrap_or_else(PoisonError::into_inner).public.is_empty();
         while !held() && !shutdown.is_requested() {
             let why = "keys: no key to verify responses with yet; platform certificates are being downloaded";
-            self.publish_status(None, false, vec![Reason::new(ReasonCode::NoVerificationKey, why)]);
+            self.publish_status(None, false, vec![StatusReason::new(ReasonCode::NoVerificationKey, why)]);
             tokio::select! {
                 () = sleep(TICK) => {}
                 () = shutdown.wait() => {}

@@ -117,14 +117,14 @@ impl ReasonCode {
 
 /// A reason why the service is not ready, or a warning.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Reason {
+pub struct StatusReason {
     /// What it is about.
     pub code: ReasonCode,
     /// What broke, the likely cause and the remedy, for people.
     pub words: String,
 }
 
-impl Reason {
+impl StatusReason {
     /// A reason in words.
     pub fn new(code: ReasonCode, words: impl Into<String>) -> Self {
         Self { code, words: words.into() }
@@ -137,7 +137,7 @@ impl Reason {
 }
 
 /// `[code] words`, the line of `/readyz`.
-impl fmt::Display for Reason {
+impl fmt::Display for StatusReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "[{}] {}", self.code.as_str(), self.words)
     }
@@ -156,9 +156,9 @@ pub struct Status {
     /// Commands held now.
     pub in_flight: usize,
     /// Everything that stands in the way of work, in words; empty when ready.
-    pub reasons: Vec<Reason>,
+    pub reasons: Vec<StatusReason>,
     /// What needs somebody's attention and keeps nothing else from being worked on, in words.
-    pub warnings: Vec<Reason>,
+    pub warnings: Vec<StatusReason>,
     /// What an operator should know, though work goes on.
     pub notices: Vec<Notice>,
 }
@@ -185,7 +185,8 @@ pub enum NoticeKind {
 impl Status {
     /// The state of a process that has just begun.
     pub fn starting(now: Timestamp) -> Self {
-        let reasons = vec![Reason::new(ReasonCode::Starting, "starting: not connected to the broker yet")];
+        let reasons =
+            vec![StatusReason::new(ReasonCode::Starting, "starting: not connected to the broker yet")];
         Self {
             turned: now,
             broker: None,

@@ -188,7 +188,7 @@ impl Client {
         let host_name = self.names[host as usize].clone();
         let Signs { serial, clock_skew, trouble, detail, unbelieved } = signs;
         let took = started.elapsed();
-        CallOutcome { reply, host, host_name, serial, clock_skew, took, trouble, detail, unbelieved }
+        CallOutcome { result: reply, host, host_name, serial, clock_skew, took, trouble, detail, unbelieved }
     }
 
     fn choose(&self, now: Timestamp, chance: f64, failed: Option<Host>) -> Host {

@@ -311,7 +311,7 @@ mod tests {
     }
 
     fn written() -> Vec<(&'static str, String)> {
-        let effect = EffectState::Rejected { reason: Reason::NotUsable, doubtful: true };
+        let effect = EffectState::Rejected { reason: Reason::NotUsable, may_be_ours: true };
         write(&progress(effect, Some(rejection())), &evidence(2), BODY)
     }
 
@@ -362,8 +362,8 @@ mod tests {
             EffectState::NoEffect,
             EffectState::Unknown,
             EffectState::SeenUsed,
-            EffectState::Rejected { reason, doubtful: true },
-            EffectState::Rejected { reason, doubtful: false },
+            EffectState::Rejected { reason, may_be_ours: true },
+            EffectState::Rejected { reason, may_be_ours: false },
         ] {
             for rejection in [None, Some(rejection())] {
                 let delayed = progress(effect, rejection);

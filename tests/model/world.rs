@@ -906,8 +906,8 @@ fn effect(progress: &Progress) -> &'static str {
         EffectState::NoEffect => "no_effect",
         EffectState::Unknown => "unknown",
         EffectState::SeenUsed => "used",
-        EffectState::Rejected { doubtful: false, .. } => "rejected",
-        EffectState::Rejected { doubtful: true, .. } => "rejected_unverified",
+        EffectState::Rejected { may_be_ours: false, .. } => "rejected",
+        EffectState::Rejected { may_be_ours: true, .. } => "rejected_unverified",
     }
 }
 

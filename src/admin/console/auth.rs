@@ -71,7 +71,7 @@ impl Auth {
     /// Starts a session. It replaces the one whose cookie the browser has, and any with the same operator name.
     ///
     /// # Errors
-    /// `Refused::WrongToken`
+    /// `LoginError::WrongToken`
     pub fn log_in(
         &self,
         token: &str,
@@ -101,7 +101,7 @@ impl Auth {
     /// The session of this cookie.
     ///
     /// # Errors
-    /// `Refused::NoSession`
+    /// `LoginError::NoSession`
     pub fn session(&self, key: Option<&str>, now: Instant) -> Result<Session, LoginError> {
         let key = sha256(key.ok_or(LoginError::NoSession)?);
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
@@ -122,7 +122,7 @@ impl Auth {
     /// The session of this cookie, if the form was made by a page of it.
     ///
     /// # Errors
-    /// `Refused::NoSession`, `Refused::Forged`
+    /// `LoginError::NoSession`, `LoginError::Forged`
     pub fn verify_form(
         &self,
         key: Option<&str>,

@@ -280,7 +280,7 @@ pub(super) fn show(
     }
     inner += "<section><h2>Its headers</h2><ul class=\"plainlist\">";
     for (name, value) in
-        parked.delivery.display_name().into_iter().filter(|(name, _)| name != retry_message::EVIDENCE)
+        parked.delivery.visible_headers().into_iter().filter(|(name, _)| name != retry_message::EVIDENCE)
     {
         let _ =
             write!(inner, "<li><code>{}</code> {}</li>", text(&name), text(&parked.masked_headers(&value)));
@@ -422,7 +422,7 @@ fn line(evidence: &Evidence, witness: SignatureWitness) -> String {
 }
 
 /// A page that says only this.
-pub(super) fn provider_words(session: Option<&Session>, words: &str) -> String {
+pub(super) fn error_page(session: Option<&Session>, words: &str) -> String {
     let back = "<p><a href=\"/parked\">Back to the list</a></p>";
     document("Operator console", session, &(result_page(words, "bad") + back))
 }

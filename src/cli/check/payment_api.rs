@@ -39,7 +39,7 @@ pub(super) async fn check_calls(
         let heard = client
             .send_to_other_host(Some(failed), operation, &prepared, None, now, rand::random(), 1.0)
             .await;
-        let verdict = classify(operation, &heard.reply, &nobody);
+        let verdict = classify(operation, &heard.result, &nobody);
         let at = At { config, origin, is_backup };
         if !is_backup {
             findings.push(at.clock_finding(&heard));
@@ -99,7 +99,7 @@ impl At<'_> {
     }
 
     fn call(&self, heard: &CallOutcome, verdict: &Verdict) -> Finding {
-        let answer = match &heard.reply {
+        let answer = match &heard.result {
             CallResult::NotSent(_) | CallResult::NoResponse(_) => return self.no_response_finding(heard),
             CallResult::Response(answer) => answer,
         };

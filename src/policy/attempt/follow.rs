@@ -193,7 +193,7 @@ impl Progress {
                 self.query_first = false;
                 self.send_after(Duration::ZERO, limits, now)
             }
-            EffectState::Rejected { reason, doubtful: false } if !self.may_follow_our_own_use(reason) => {
+            EffectState::Rejected { reason, may_be_ours: false } if !self.may_follow_our_own_use(reason) => {
                 self.forget_contradicted_coupon(reason);
                 self.refuse(reason, EstablishedBy::Response)
             }

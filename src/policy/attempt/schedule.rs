@@ -19,7 +19,7 @@ impl Progress {
     }
 
     pub(super) fn reject(&mut self, reason: Reason, doubtful: bool, limits: &Limits, now: Timestamp) -> Step {
-        self.set_effect(EffectState::Rejected { reason, doubtful });
+        self.set_effect(EffectState::Rejected { reason, may_be_ours: doubtful });
         self.ever_unknown |= doubtful;
         if !self.ever_unknown {
             return self.send_after(Duration::ZERO, limits, now);

@@ -14,11 +14,11 @@ impl Brands {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn let_in(&self, brand: &str, asked_at: Instant) {
+    pub(super) fn record_allowed(&self, brand: &str, asked_at: Instant) {
         self.access().record_allowed(brand, asked_at);
     }
 
-    pub(super) fn deny(&self, brand: &str, now: Instant) -> Denial {
+    pub(super) fn record_denied(&self, brand: &str, now: Instant) -> Denial {
         self.access().record_denied(brand, now)
     }
 

@@ -253,7 +253,7 @@ impl CommandJob<'_> {
         self.record_attempt(operation, &outcome, &verdict, now);
         self.carried.progress.follow_verdict(
             operation,
-            outcome.reply,
+            outcome.result,
             verdict,
             self.limits,
             Timestamp::now(),

@@ -18,7 +18,7 @@ use crate::runtime::worker::job::CommandJob;
 impl CommandJob<'_> {
     /// Records the response class with the rate limiter, the metrics and the response log.
     pub(super) fn record_class(&self, outcome: &CallOutcome, signal: CallSignal, asked_at: Instant) {
-        let status = match &outcome.reply {
+        let status = match &outcome.result {
             CallResult::Response(answer) => Some(answer.status),
             CallResult::NotSent(_) | CallResult::NoResponse(_) => None,
         };
@@ -44,7 +44,7 @@ impl CommandJob<'_> {
         if let Some(skew) = outcome.clock_skew {
             context.metrics.set_clock_skew(skew.as_secs_f64());
         }
-        let answer = match &outcome.reply {
+        let answer = match &outcome.result {
             CallResult::Response(answer) => Some(answer),
             CallResult::NotSent(_) | CallResult::NoResponse(_) => None,
         };
@@ -83,7 +83,7 @@ impl CommandJob<'_> {
 pub(super) fn record_call_span(publish_span: &mut ChildSpan, outcome: &CallOutcome, verdict: &Verdict) {
     publish_span.set_attribute("server.address", outcome.host_name.clone());
     publish_span.set_attribute("redemption.verdict", verdict.as_str());
-    match &outcome.reply {
+    match &outcome.result {
         CallResult::Response(answer) => {
             publish_span.set_attribute("http.response.status_code", i64::from(answer.status));
             if let Some(id) = &answer.request_id {

@@ -18,7 +18,7 @@ pub(super) const SAID_BYTES_MAX: usize = 200;
 
 impl SuspendedBy {
     pub(super) fn new(outcome: &CallOutcome) -> Self {
-        let answer = match &outcome.reply {
+        let answer = match &outcome.result {
             CallResult::Response(answer) => Some(answer),
             CallResult::NotSent(_) | CallResult::NoResponse(_) => None,
         };
@@ -55,8 +55,17 @@ mod tests {
             let clock_skew = Some(SignedDuration::from_secs(-3));
             let (serial, took, trouble) = (None, Duration::ZERO, None);
             let (detail, unbelieved) = (None, None);
-            let outcome =
-                CallOutcome { reply, host, host_name, serial, clock_skew, took, trouble, detail, unbelieved };
+            let outcome = CallOutcome {
+                result: reply,
+                host,
+                host_name,
+                serial,
+                clock_skew,
+                took,
+                trouble,
+                detail,
+                unbelieved,
+            };
             let SuspendedBy { said, clock_skew } = SuspendedBy::new(&outcome);
             assert_eq!(clock_skew, Some(-3.0));
             said

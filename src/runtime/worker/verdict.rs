@@ -7,7 +7,7 @@ use crate::domain::evidence::Operation;
 use crate::domain::reason::Reason;
 use crate::policy::brand_access::Denial;
 use crate::policy::classify::{self, CallResult, NotAccepted, UnknownCause, Verdict};
-use crate::policy::common_rejection::{self, Rejection};
+use crate::policy::common_rejection::{self, RejectionKind};
 use crate::wechat::client::CallOutcome;
 
 use crate::runtime::worker::job::CommandJob;
@@ -19,7 +19,7 @@ impl CommandJob<'_> {
         outcome: &CallOutcome,
         asked_at: Instant,
     ) -> Verdict {
-        let verdict = self.carried.progress.advance(operation, &outcome.reply, &self.redemption);
+        let verdict = self.carried.progress.advance(operation, &outcome.result, &self.redemption);
         let (brands, brand) = (&self.context.brands, self.redemption.brand_id.as_str());
         // Rights are granted interface by interface: a query that is allowed, or denied, says nothing about a use.
         let verdict = self.attribute_rejection(operation, outcome, verdict, asked_at);
@@ -27,18 +27,18 @@ impl CommandJob<'_> {
             return verdict;
         }
         match verdict {
-            Verdict::NotAuthorized => match brands.deny(brand, Instant::now()) {
+            Verdict::NotAuthorized => match brands.record_denied(brand, Instant::now()) {
                 Denial::ThisBrandOnly => verdict,
                 Denial::Undecided => Verdict::NotAccepted(NotAccepted::NotAuthorized),
                 Denial::AllBrands => Verdict::Suspended(classify::SuspendReason::Unauthorized),
             },
             Verdict::Redeemed => {
-                brands.let_in(brand, asked_at);
+                brands.record_allowed(brand, asked_at);
                 verdict
             }
             // A wrong parameter may be found before rights are checked.
             Verdict::Rejected { reason, .. } if reason.is_about_the_coupon() => {
-                brands.let_in(brand, asked_at);
+                brands.record_allowed(brand, asked_at);
                 verdict
             }
             _ => verdict,
@@ -64,7 +64,7 @@ impl CommandJob<'_> {
                 }
             }
             (Some(UnexplainedRejection::By(rejection)), Operation::Redeem) => {
-                let message = match &outcome.reply {
+                let message = match &outcome.result {
                     CallResult::Response(answer) => answer.message.as_deref(),
                     CallResult::NotSent(_) | CallResult::NoResponse(_) => None,
                 };
@@ -93,7 +93,7 @@ pub(super) enum UnexplainedRejection {
     /// The provider names a header.
     Headers,
     /// It names no field.
-    By(Rejection),
+    By(RejectionKind),
 }
 
 /// The rejection if it may concern every call. One that names a field, or whose sub-code gives a reason of its own,
@@ -102,7 +102,7 @@ pub(super) fn unexplained_rejection(
     outcome: &CallOutcome,
     verdict: &Verdict,
 ) -> Option<UnexplainedRejection> {
-    let (CallResult::Response(answer), Verdict::Rejected { reason, .. }) = (&outcome.reply, verdict) else {
+    let (CallResult::Response(answer), Verdict::Rejected { reason, .. }) = (&outcome.result, verdict) else {
         return None;
     };
     if outcome.detail.as_ref().is_some_and(|detail| detail.is_about_our_headers()) {
@@ -112,6 +112,6 @@ pub(super) fn unexplained_rejection(
     let says_nothing = matches!(reason, Reason::InvalidParameter | Reason::Rejected);
     (says_nothing && !names_a_field).then(|| {
         let code = answer.code.clone().unwrap_or_default();
-        UnexplainedRejection::By(Rejection { status: answer.status, code, sub_code: answer.sub_code })
+        UnexplainedRejection::By(RejectionKind { status: answer.status, code, sub_code: answer.sub_code })
     })
 }

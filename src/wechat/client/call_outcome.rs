@@ -16,7 +16,7 @@ use crate::wechat::verify::SERIAL;
 #[derive(Debug, Clone, PartialEq)]
 pub struct CallOutcome {
     /// What the wire said.
-    pub reply: CallResult,
+    pub result: CallResult,
     /// The domain that was asked.
     pub host: Host,
     /// Its name, for evidence.
@@ -98,6 +98,6 @@ impl UnverifiedResponse {
 impl CallOutcome {
     /// The domain where the network failed, if it did.
     pub fn failed_at(&self) -> Option<Host> {
-        (!carried(&self.reply)).then_some(self.host)
+        (!carried(&self.result)).then_some(self.host)
     }
 }
