@@ -485,7 +485,7 @@ mod tests {
         let hostile = "<script>\"'&\u{202e}\u{1b}[2J";
         assert_eq!(text(hostile), "&lt;script&gt;&quot;&#39;&amp;\\u202e\\u001b[2J");
         assert!(!login(Some(hostile), true).contains("<script"));
-        let session_less = provider_words(None, hostile);
+        let session_less = error_page(None, hostile);
         assert!(session_less.contains("&lt;script&gt;") && !session_less.contains("<script"));
     }
 
