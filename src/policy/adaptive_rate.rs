@@ -245,12 +245,11 @@ impl AdaptiveRate {
         let limit = SHARE_AT_ONCE.max(self.baseline.share + SHARE_REDUCED);
         let lasted = now.saturating_sub(since);
         match self.all.full(now, window) {
-            Some(tally) if tally.exceeds(limit) => {
-                if lasted >= window * WINDOWS_AT_ONCE {
-                    let before = self.before(None, tally, now);
-                    self.lower(tally, before, now, window, share);
-                }
+            Some(tally) if tally.exceeds(limit) && lasted >= window * WINDOWS_AT_ONCE => {
+                let before = self.before(None, tally, now);
+                self.lower(tally, before, now, window, share);
             }
+            Some(tally) if tally.exceeds(limit) => {}
             Some(_) => self.exceeded_since = None,
             None if lasted > WINDOW_MAX => self.exceeded_since = None,
             None => {}

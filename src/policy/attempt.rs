@@ -1,7 +1,7 @@
 //! The state machine of one command, from the first operation to the outcome.
 //!
 //! Pure: no clock, no random numbers, no IO. `now` and chance are arguments; a [`Step`] describes the next action, and
-//! only [`crate::runtime::worker`] performs it. [`follow`] turns verdicts into steps, [`schedule`] decides when the next
+//! only [`crate::runtime::worker`] performs it. `follow` turns verdicts into steps, `schedule` decides when the next
 //! operation runs. The laws, tested in `tests/attempt_laws.rs`:
 //!
 //! * An unknown effect never ends as refused or redeemed without an authentic response.

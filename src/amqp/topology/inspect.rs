@@ -45,8 +45,6 @@ pub struct Difference {
     pub found: String,
 }
 
-/// What the broker says of an argument that is not there.
-
 /// More differences than any object has arguments.
 pub(super) const DIFFERENCES_MAX: usize = 32;
 

@@ -3,7 +3,7 @@
 /// What the status page shows of all this, at one moment.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Snapshot {
-    /// Commands that ended, in the order of [`OutcomeKind::ALL`].
+    /// Commands that ended, in the order of `OutcomeKind::ALL`.
     pub outcomes: [u64; 4],
     /// Calls to the payment API.
     pub calls: u64,
