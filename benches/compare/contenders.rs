@@ -163,7 +163,7 @@ fn configure(bed: &Bed, name: &str, settings: Settings) -> Result<()> {
          retry = \"bench.{name}.retry\"\nresults = \"bench.{name}.results\"\nunrouted = \"bench.{name}.unrouted\"\n\
          parked = \"bench.{name}.parked\"\n[wechat]\nbase_url = {:?}\nbackup_base_url = \"\"\nmchid = {:?}\n\
          merchant_serial = {:?}\nmerchant_key_file = {:?}\n[wechat.public_keys]\n{} = {:?}\n\
-         [concurrency]\nconcurrency = {in_flight}\n[rate_limit]\ncalls_per_second = {calls_per_second}\n\
+         [concurrency]\ncommands = {in_flight}\n[rate_limit]\ncalls_per_second = {calls_per_second}\n\
          [admin]\nlisten = \"127.0.0.1:0\"\n",
         bed.broker.uri(),
         bed.base_url,
