@@ -116,17 +116,18 @@ mod armed {
         let under_way = async {
             match point {
                 Failpoint::Sent => tokio::time::sleep(Duration::from_millis(4)).await,
-                // A broker confirms in less time than a timer can report.
+                // A broker confirms in less time than a timer can measure.
                 _ => tokio::task::yield_now().await,
             }
         };
         tokio::select! {
+            // First, or a fast broker's confirm could come before it.
             biased;
-            done = &mut work => done,
             () = under_way => {
                 reached(point);
                 work.await
             }
+            done = &mut work => done,
         }
     }
 
