@@ -121,7 +121,7 @@ impl Notices {
                     code = last.code,
                     message = last.message,
                     request_id = last.request_id,
-                    "responses cannot be verified"
+                    "responses not verified"
                 );
             }
             Some(Announcement::Over) => info!("responses can be verified again"),

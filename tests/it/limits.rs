@@ -150,7 +150,7 @@ async fn a_proxy_that_rejects_uses_opens_the_circuit() {
     assert!(calls < 20 + 2 * 300, "{calls} calls before it opened");
     for (words, fields) in [
         ("circuit open", ["unverified", "403", "PROXY"]),
-        ("responses cannot be verified", ["share", "403", "PROXY"]),
+        ("responses not verified", ["share", "403", "PROXY"]),
     ] {
         let reported = program.logged(words);
         assert_eq!(reported.len(), 1, "{reported:?}");
