@@ -699,7 +699,7 @@ impl Rig {
     /// Commands that an instance has acknowledged, if it answers.
     async fn settled(&self, instance: usize) -> Option<f64> {
         let mut sum = 0.0;
-        for how in ["ended", "delayed"] {
+        for how in ["finished", "delayed"] {
             let name = format!(r#"redeemer_commands_settled_total{{settlement="{how}"}}"#);
             sum += self.instances[instance].metric(&name).await?;
         }
