@@ -1,7 +1,7 @@
 //! What each part of a command's way costs by itself: `cargo bench --features measure --bench parts`.
 //!
 //! Everything here is the service's own code on real inputs; nothing waits and nothing is sent. How the whole does is
-//! reported by `make bench`. Instructions are counted beside the time if the machine has a counter for them: most virtual
+//! measured by `make bench`. Instructions are counted beside the time if the machine has a counter for them: most virtual
 //! ones have none.
 
 #![allow(clippy::unwrap_used, reason = "whatever fails here is a defect of this file")]
@@ -20,8 +20,7 @@ use jiff::Timestamp;
 use perf_event::events::Hardware;
 use perf_event::{Builder, Counter};
 use rand::SeedableRng as _;
-use redeemer::domain::evidence::Evidence;
-use redeemer::domain::evidence::Operation;
+use redeemer::domain::evidence::{Evidence, Operation};
 use redeemer::domain::outcome::{EstablishedBy, Outcome};
 use redeemer::domain::redemption::Redemption;
 use redeemer::policy::classify::{Authenticity, CallResult, Response, classify};

@@ -31,7 +31,7 @@ const CONFIGURED: u32 = 500;
 const STRICT: u32 = 100;
 const SECOND: u64 = 1_000_000;
 
-/// A bed with a backlog of this many usable coupons, whose results and parked commands stay if they are.
+/// A bed with a backlog of this many usable coupons, whose results and parked commands stay in their queues.
 async fn backlog(broker: &Broker, commands: usize) -> Bed {
     let settings =
         Settings { fast_signatures: true, latency: Duration::from_millis(20), ..Settings::default() };
@@ -190,7 +190,7 @@ impl Offset {
     }
 }
 
-/// Sets the two clocks against each other by a call's arrival, which both report.
+/// Sets the two clocks against each other by a call's arrival, which both record.
 async fn clock_offset(bed: &Bed) -> Offset {
     loop {
         let seen = bed.sandbox.ledger().attempts.last().map(|call| (call.at_us, call.at));

@@ -149,7 +149,7 @@ async fn dispatch(Arguments { config, command }: Arguments) -> Result<(), Failur
 }
 
 fn print_error(text: &str) {
-    // Where even standard error is gone, the exit code still reports.
+    // Where even standard error is gone, the exit code still says it.
     let _ = writeln!(std::io::stderr(), "redeemer: {}", visible_lines(text));
 }
 
@@ -164,8 +164,8 @@ pub fn print(line: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Has a panic reported in one line that names its place, never its message: that may hold what the program works on. A
-/// library of the broker's client has threads of its own, which panic if nothing is left to work with; what that
+/// Logs a panic in one line that names its place, never its message: that may hold what the program works on. A
+/// library of the broker's client has threads of its own, which panic when nothing is left to work with; what that
 /// means is reported where the connection failed.
 fn log_panics_in_one_line() {
     std::panic::set_hook(Box::new(|panic| {

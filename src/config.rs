@@ -353,7 +353,7 @@ impl Config {
         }
     }
 
-    /// If the keys are.
+    /// Where the keys are.
     pub fn key_files(&self) -> KeyFiles {
         let file = &self.wechat.merchant_key_file;
         KeyFiles {

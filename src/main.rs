@@ -17,7 +17,7 @@ fn main() -> ExitCode {
     redeemer::cli::main(redeemer::cli::Arguments::parse())
 }
 
-/// Where standard error is gone, there is nobody to report.
+/// Where standard error is gone, there is nobody to report to.
 fn complain(text: &str) {
     let _ = writeln!(io::stderr(), "redeemer: {text}");
 }

@@ -18,8 +18,7 @@ use crate::amqp::delivery::{Delivery, Unsettled};
 use crate::amqp::parked_queue::{ParkedQueue, ParkedQueueError};
 use crate::amqp::publisher::{PARKED_AT, PARKED_REASON, Publisher};
 use crate::domain::coupon::Coupon;
-use crate::domain::evidence::Operation;
-use crate::domain::evidence::{Evidence, Rejection};
+use crate::domain::evidence::{Evidence, Operation, Rejection};
 use crate::domain::outcome::{EstablishedBy, Outcome};
 use crate::domain::reason::Reason;
 use crate::domain::redemption::{Openid, Redemption};
@@ -89,7 +88,7 @@ impl Parked {
     }
 
     /// A text of it with its user's openid shortened: over a shoulder that need not be read. Where its bytes are no
-    /// command, nobody can report which word is one.
+    /// command, nobody can say which word is one.
     pub fn masked_headers(&self, text: &str) -> String {
         match &self.partial.openid {
             Some(openid) => text.replace(openid.as_str(), &Short(openid.as_str()).to_string()),
@@ -145,7 +144,7 @@ impl Parked {
             format!("it is not a command: {}", faults.collect::<Vec<_>>().join("; "))
         })?;
         if self.reason == Reason::InvalidCommand.as_str() {
-            return Err("its sender was reported that it is invalid, which is final".to_owned());
+            return Err("its sender was sent the outcome invalid, which is final".to_owned());
         }
         Ok(redemption)
     }
@@ -336,7 +335,7 @@ pub struct Decision<'a> {
     pub settling: SignedDuration,
     /// The longest that a call of the service may take.
     pub longest_call: SignedDuration,
-    /// Whether a refusal that a query has found is reported, and the command taken off the queue.
+    /// Whether a refusal that a query has found is published, and the command taken off the queue.
     pub publish_refused: bool,
 }
 

@@ -325,7 +325,7 @@ fn words_and_policy_know_no_clock_no_dice_and_no_world() {
         let has = |word: &str| mention.segments.iter().any(|segment| segment == word);
         ["Instant", "SystemTime", "Timestamp", "Zoned"].into_iter().any(has) && (has("now") || has("elapsed"))
     };
-    only(pure, clock, "words and policy are reported the time");
+    only(pure, clock, "words and policy are given the time");
 }
 
 #[test]

@@ -8,8 +8,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use redeemer::domain::coupon::{Coupon, CouponState, Round, Trace, UsageTrace};
-use redeemer::domain::evidence::Operation;
-use redeemer::domain::evidence::Rejection;
+use redeemer::domain::evidence::{Operation, Rejection};
 use redeemer::domain::outcome::Outcome;
 use redeemer::domain::reason::Reason;
 use redeemer::domain::redemption::Redemption;
@@ -676,7 +675,7 @@ fn an_query_rejected_like_the_redeem_confirms_the_rejection() {
         let steps = ["0s redeem", "2s query", "1s query"];
         check(&[same(), other, used_by_us()], &steps, "redeemed by query");
     }
-    // Without a number nobody knows which of its causes a code means; and a use reported back is reported of a use only.
+    // Without a number nobody knows which of its causes a code means; and that a use took effect is the answer to a use only.
     for rejection in [
         signed(400, "INVALID_REQUEST"),
         appid("INVALID_REQUEST", Some(0)),
@@ -1557,7 +1556,7 @@ fn a_body_never_changes() {
 
 const SETTLING: u64 = 2_000;
 
-/// How much longer than reported a call of a process that died may be under way: 14 s, and 3 s as every call here.
+/// How much longer than assumed a call of a process that died may be under way: 14 s, and 3 s as every call here.
 const CRASHED: u64 = 7;
 
 /// What becomes of a request that carries a redemption.
@@ -1565,11 +1564,11 @@ const CRASHED: u64 = 7;
 enum Effect {
     Never,
     AtOnce,
-    /// This many milliseconds after the caller was reported what it was reported: never more than the query delay.
+    /// This many milliseconds after the caller got its response: never more than the query delay.
     Later(u64),
 }
 
-/// What the caller is reported.
+/// The response that the caller gets.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum ReceivedEvent {
     /// The provider's own, signed answer.
@@ -1701,7 +1700,7 @@ impl Provider {
         }
     }
 
-    /// One call, begun at `now`: what the caller is reported of it, `None` if it does not live to hear it.
+    /// One call, begun at `now`: what the caller learns of it, `None` if it does not live to hear it.
     fn call(&mut self, operation: Operation, call: Call, now: Timestamp) -> Option<CallResult> {
         self.advance(now);
         if operation == Operation::Redeem {

@@ -600,7 +600,7 @@ fn judge(postgres: &Postgres, sent: &Sent, heard: &[ReceivedEvent]) {
     // Who looks at dashboards sees no more than they show, and no user is in the table at all.
     let complaint = postgres.try_ask(READER, "SELECT coupon_code FROM events").unwrap_err();
     assert!(complaint.contains("permission denied"), "{complaint}");
-    // An id is made of the code and of what the view reports: a short code could be guessed.
+    // An id is made of the code and of what the view shows: a short code could be guessed.
     let complaint = postgres.try_ask(READER, "SELECT id FROM outcomes").unwrap_err();
     assert!(complaint.contains("does not exist"), "{complaint}");
     let users = format!("SELECT count(*) FROM events WHERE events::text LIKE '%{OPENID}%'");

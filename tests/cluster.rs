@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use commands::Command;
-use redeemer::config::{self, Config, Span};
+use redeemer::config::{Config, Span};
 use serde_json::{Value, json};
 use service::{Sandbox, Service};
 use tokio::sync::watch;
@@ -194,7 +194,7 @@ async fn keep_ahead(
     }
 }
 
-/// Waits for this many commands with results. If they do not come, reports if the rest is.
+/// Waits for this many commands with results. If they do not come, says where the rest is.
 async fn reach(reported: &ReceivedEvent, commands: usize, cluster: &Cluster, instances: &[Service]) {
     let mut progress = reported.progress();
     if timeout(PATIENCE, progress.wait_for(|reported| *reported >= commands)).await.is_ok() {
@@ -221,27 +221,19 @@ async fn settle(instance: &Service) {
 }
 
 fn configure(keys: &Path, sandbox: &Sandbox, uris: &str) -> Config {
-    let text = |name: &str| sandbox.card[name].as_str().unwrap().to_owned();
     let ms = |ms| Span(Duration::from_millis(ms));
-    let mut config = config::parse("", "cluster", std::iter::empty()).unwrap();
+    let mut config = service::configure(keys, &sandbox.card, sandbox.port());
     config.broker.uri = uris.to_owned();
     config.broker.connect_timeout = ms(2_000);
     config.broker.heartbeat = ms(2_000);
     config.broker.prefetch = 50;
     config.concurrency.commands = 25;
-    config.wechat.base_url = format!("http://127.0.0.1:{}", sandbox.port());
-    config.wechat.backup_base_url = String::new();
-    config.wechat.mchid = text("mchid");
-    config.wechat.merchant_serial = text("merchant_serial");
-    config.wechat.merchant_key_file = keys.join("merchant_key.pem").display().to_string();
-    config.wechat.public_keys.insert(text("public_key_id"), keys.join("wechatpay_public_key.pem"));
     config.wechat.read_timeout = ms(1_000);
     config.wechat.total_timeout = ms(1_000);
     config.retry.initial = ms(50);
     config.retry.in_process_max = ms(1_200);
     config.retry.query_delay = ms(500);
     config.retry.delays = vec![ms(400), ms(1_000), ms(2_000)];
-    config.admin.listen = "127.0.0.1:0".to_owned();
     config.log.filter = "info,lapin=off".to_owned();
     config
 }

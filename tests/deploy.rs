@@ -305,7 +305,7 @@ fn the_image_works_as_its_dockerfile_says() {
     let event: Value = serde_json::from_str(&out(&published)).unwrap();
     assert_eq!(event["data"]["coupon_state"], "USED");
 
-    // It lives if the broker is gone, and says that it is not ready.
+    // It lives while the broker is gone, and says that it is not ready.
     node.kill9();
     until("it is not ready", || (within(&["healthcheck", "--ready"]).status.code() == Some(4)).then_some(()));
     assert!(within(&["healthcheck"]).status.success());

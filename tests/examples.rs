@@ -34,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 const LANGUAGES: [&str; 5] = ["python", "node", "php", "java", "go"];
 
-/// Whose outcome, and so whose id, the golden events report.
+/// Whose outcome, and so whose id, the golden events contain.
 const GOLDEN: [(&str, &str); 3] = [
     ("command.nested.json", "event.redeemed.json"),
     ("command.pay-score.json", "event.refused.json"),

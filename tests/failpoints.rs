@@ -30,7 +30,7 @@ use jiff::{SignedDuration, Timestamp};
 use lapin::options::{BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
-use redeemer::config::{self, Config, Span};
+use redeemer::config::{Config, Span};
 use redeemer::runtime::failpoints::Failpoint;
 use redeemer::telemetry::metrics::Message;
 use redeemer::wechat::client::Prepared;
@@ -334,23 +334,15 @@ impl Ground {
 }
 
 fn configure(keys: &Path, sandbox: &Sandbox, uri: &str) -> Config {
-    let text = |name: &str| sandbox.card[name].as_str().unwrap().to_owned();
     let ms = |ms| Span(Duration::from_millis(ms));
-    let mut config = config::parse("", "failpoints", std::iter::empty()).unwrap();
+    let mut config = service::configure(keys, &sandbox.card, sandbox.port());
     config.broker.uri = uri.to_owned();
-    config.wechat.base_url = format!("http://127.0.0.1:{}", sandbox.port());
-    config.wechat.backup_base_url = String::new();
-    config.wechat.mchid = text("mchid");
-    config.wechat.merchant_serial = text("merchant_serial");
-    config.wechat.merchant_key_file = keys.join("merchant_key.pem").display().to_string();
-    config.wechat.public_keys.insert(text("public_key_id"), keys.join("wechatpay_public_key.pem"));
     config.retry.initial = ms(50);
     config.retry.query_delay = ms(200);
     // Long enough to wait here for the longest call that anyone who held a command before may have begun.
     config.wechat.total_timeout = ms(1_000);
     config.retry.in_process_max = ms(2_000);
     config.retry.delays = vec![ms(400), ms(1_000)];
-    config.admin.listen = "127.0.0.1:0".to_owned();
     config.log.filter = "info,lapin=off".to_owned();
     config
 }

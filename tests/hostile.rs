@@ -86,7 +86,7 @@ fn redemption(code: &str) -> Redemption {
     command::decode(command.as_bytes()).unwrap()
 }
 
-/// The coupon as the provider reports it once it is ours.
+/// The coupon as the provider shows it once it is ours.
 fn entity(code: &str) -> String {
     format!(
         r#"{{"coupon_code":"{code}","coupon_state":"USED","single_usage_detail":{{"use_request_no":"USE_{code}"}}}}"#
@@ -98,7 +98,7 @@ fn client(base_url: &str, pace: Pace) -> Client {
     let der = STANDARD.encode(merchant.public_der());
     let pem = format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", folded(&der));
     let mut public = PublicKeys::default();
-    // The same key signs operations and answers: what is tried here is what surrounds a signature.
+    // The same key signs requests and answers: what is tried here is what surrounds a signature.
     public.insert(KEY_ID.to_owned(), VerificationKey::from_public_pem(&pem, "test").unwrap());
     let keyring =
         Keyring { merchant, merchant_serial: None, merchant_expires: None, left_out: vec![], public };

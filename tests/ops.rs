@@ -2,7 +2,7 @@
 //! under load, and every alert fires once its cause is caused.
 //!
 //! The services run with their sandboxes in this process, but for the one that leaks, on private brokers, one for each
-//! kind of trouble; Prometheus reports them apart by their admin ports. It looks every second, and the rules it is given
+//! kind of trouble; Prometheus distinguishes them by their admin ports. It looks every second, and the rules it is given
 //! differ from those of `deploy/prometheus` in one thing: `for:` is nothing, so that what would take minutes takes
 //! seconds. That `for:`, too, is as it should be is shown by promtool and its cases (tests/rules.rs). `make test-ops`
 //! runs all of this.
@@ -541,7 +541,7 @@ async fn broker_in_trouble(watch: &Watch) {
     for alert in ["BrokerBlocked", "BrokerReconnecting", "BrokerDisconnected"] {
         watch.quiet(alert, &service).await;
     }
-    // The broker reports a connection of the alarm when it publishes: a result that is on its way when the alarm is raised.
+    // The broker notifies a connection of the alarm when it publishes: a result that is on its way when the alarm is raised.
     bed.faults(json!([{"coupon_code": "C0", "operation": "use", "fault": {"kind": "slow", "ms": 15_000}}]));
     publish(&bed, "C", 1).await;
     until("the call on its way", async || service.metric("redeemer_concurrency_permits_used").await == 1.0)
@@ -551,7 +551,7 @@ async fn broker_in_trouble(watch: &Watch) {
     ctl(&["set_vm_memory_high_watermark", "0.4"]).await;
     watch.ends("BrokerBlocked", &service).await;
 
-    // It reports of a connection that breaks again and again, not of one that broke.
+    // It fires for a connection that breaks again and again, not for one that broke.
     for nth in 0..7 {
         let built = service.metric("redeemer_broker_sessions_total").await;
         ctl(&["close_all_connections", "maintenance"]).await;

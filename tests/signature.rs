@@ -477,7 +477,7 @@ fn a_key_file_that_others_can_read_is_refused() {
     for mode in [0o600, 0o400] {
         assert!(load(mode, &key).is_ok(), "{mode:o}");
     }
-    // Whom root lends a file to by 0640 is looked at if the rule is.
+    // Whom root lends a file to by 0640 is tested where the rule is.
     for mode in [0o644, 0o604, 0o620, 0o601] {
         let faults = load(mode, &key).unwrap_err();
         assert_eq!(faults.iter().map(kind).collect::<Vec<_>>(), ["exposed"], "{mode:o}");

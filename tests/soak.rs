@@ -28,7 +28,7 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use redeemer::amqp::topology::{Mode, establish};
-use redeemer::config::{self, Config};
+use redeemer::config::Config;
 use serde_json::{Value, json};
 use service::{Sandbox, Service};
 use tokio::sync::watch;
@@ -311,18 +311,10 @@ async fn subscribe(
 }
 
 fn configure(keys: &Path, sandbox: &Sandbox, uri: &str) -> Config {
-    let text = |name: &str| sandbox.card[name].as_str().unwrap().to_owned();
-    let mut config = config::parse("", "soak", std::iter::empty()).unwrap();
+    let mut config = service::configure(keys, &sandbox.card, sandbox.port());
     config.broker.uri = uri.to_owned();
-    config.wechat.base_url = format!("http://127.0.0.1:{}", sandbox.port());
-    config.wechat.backup_base_url = String::new();
-    config.wechat.mchid = text("mchid");
-    config.wechat.merchant_serial = text("merchant_serial");
-    config.wechat.merchant_key_file = keys.join("merchant_key.pem").display().to_string();
-    config.wechat.public_keys.insert(text("public_key_id"), keys.join("wechatpay_public_key.pem"));
     // Room for the queries that the faults call for.
     config.rate_limit.calls_per_second = 1_000;
-    config.admin.listen = "127.0.0.1:0".to_owned();
     config.log.filter = "warn,lapin=off".to_owned();
     config
 }

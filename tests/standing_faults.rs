@@ -412,7 +412,7 @@ async fn compressed_command_is_invalid_by_its_encoding() {
     service.stop().await;
 }
 
-/// Anyone who publishes by hand is reported of an alarm at once.
+/// Anyone who publishes by hand learns of an alarm at once.
 #[tokio::test(flavor = "multi_thread")]
 async fn blocked_broker_is_named_by_every_command_that_publishes() {
     let broker = own_broker(&[]).await;

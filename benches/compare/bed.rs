@@ -269,7 +269,7 @@ impl Bed {
 }
 
 impl ReceivedEvent {
-    /// Collects events until each of `count` coupons was reported of.
+    /// Collects events until there is one for each of `count` coupons.
     pub(crate) async fn collect(&mut self, count: usize) -> Result<Arrivals> {
         let mut arrivals = Arrivals::with_capacity(count);
         while arrivals.len() < count {
@@ -282,7 +282,7 @@ impl ReceivedEvent {
             let code = subject(&delivery.data).context("an event without a subject")?;
             ensure!(
                 delivery.routing_key.as_str().starts_with("redemption.redeemed."),
-                "{} was reported of {code}",
+                "{} has an event for {code}",
                 delivery.routing_key
             );
             arrivals.entry(code.into()).or_insert(at);

@@ -83,7 +83,7 @@ pub(crate) async fn run(
     mut save: impl FnMut(&Growth) -> Result<()>,
 ) -> Result<Growth> {
     let mut growth = Growth::default();
-    // Peers that are not there were reported of by the rounds.
+    // The rounds have reported the peers that are not there.
     let peers_here = PEERS.into_iter().filter(|name| plan.has(name) && is_ready(peers, name));
     let names: Vec<&str> = [SERVICE].into_iter().chain(peers_here).collect();
     let mut curves: Vec<(String, Vec<Point>)> =

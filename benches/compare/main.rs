@@ -55,7 +55,7 @@ pub struct Plan {
     pub growth: usize,
     /// `BENCH_BUILD`, 0: 1 measures a release build from nothing.
     pub build: bool,
-    /// `BENCH_PROFILE`, 0: 1 reports where the service spends its time, by `perf`.
+    /// `BENCH_PROFILE`, 0: 1 shows where the service spends its time, by `perf`.
     pub profile: bool,
     /// `BENCH_ALLOW_MISSING`, 0: 1 lets the run succeed with gaps.
     pub allow_missing: bool,

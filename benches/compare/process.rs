@@ -26,8 +26,8 @@ pub(crate) struct Process {
 
 /// Processor time of a process, in user and kernel mode, of all threads that live or lived.
 ///
-/// The scheduler knows it of each living thread to the nanosecond, and nobody but `stat`, in ticks, reports of those that
-/// have ended. So the last that was seen of each thread is kept; and what `stat` reports beyond all that was seen belongs
+/// The scheduler knows it of each living thread to the nanosecond, and only `stat`, in ticks, knows of those that
+/// have ended. So the last that was seen of each thread is kept; and what `stat` counts beyond all that was seen belongs
 /// to threads that ended unseen, now and for ever.
 pub(crate) struct Meter {
     pid: u32,
@@ -86,7 +86,7 @@ impl Process {
         Ok(kib * 1024.0 / 1e6)
     }
 
-    /// Holds it if it is, or lets it go on. What is published meanwhile is a backlog.
+    /// Stops the process, or lets it go on. What is published meanwhile is a backlog.
     pub(crate) fn hold(&self, held: bool) -> Result<()> {
         self.signal(if held { Signal::STOP } else { Signal::CONT })
     }

@@ -1,4 +1,4 @@
-//! Where the service spends its processor time, reported by `perf`.
+//! Where the service spends its processor time, measured by `perf`.
 
 use std::fmt::Write as _;
 use std::fs;

@@ -115,7 +115,7 @@ pub fn routes(setup: Setup) -> Router {
         .layer(middleware::from_fn(bounded))
 }
 
-/// Bounds the work on a request, and reports browsers what they may do with the answer.
+/// Bounds the work on a request, and sets the headers that say what browsers may do with the answer.
 async fn bounded(request: Request, next: Next) -> Response {
     let late = |_| (StatusCode::GATEWAY_TIMEOUT, "it took too long\n").into_response();
     let mut answer = timeout(REQUEST_MAX, next.run(request)).await.unwrap_or_else(late);
@@ -254,7 +254,7 @@ impl Console {
         found.ok_or_else(|| ConsoleError::new(StatusCode::NOT_FOUND, gone))
     }
 
-    /// Asks what is true now, and a second time if a refusal is to be reported.
+    /// Asks what is true now, and a second time if a refusal is to be published.
     async fn query(
         &self,
         parked: &Parked,
@@ -403,7 +403,7 @@ async fn login(State(console): Shared, client: FormClient, body: Bytes) -> Respo
     }
 }
 
-/// The name of a person, as the audit event will carry it: one that another person can read and report from others.
+/// The name of a person, as the audit event will carry it: one that another person can read and distinguish from others.
 fn operator(name: &str) -> Result<&str, &'static str> {
     if name.is_empty() {
         return Err("Enter your name: the audit event contains it.");

@@ -28,7 +28,7 @@ use tracing::warn;
 use crate::admin::history::History;
 use crate::admin::{history, host, status_page};
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::status::Status;
+use crate::telemetry::status::{Status, join};
 
 /// Connections held at once.
 const CONNECTIONS_MAX: usize = 256;
@@ -179,13 +179,7 @@ async fn ready(State(shown): State<PageSource>) -> impl IntoResponse {
     if status.ready() {
         (StatusCode::OK, format!("ok\n{warnings}"))
     } else {
-        (
-            StatusCode::SERVICE_UNAVAILABLE,
-            format!(
-                "{}\n{warnings}",
-                status.reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
-            ),
-        )
+        (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n{warnings}", join(&status.reasons, "\n")))
     }
 }
 

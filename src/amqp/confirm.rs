@@ -48,7 +48,7 @@ pub enum PublishFailure {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the broker rejects what is published to exchange {exchange} under {routing_key}: {code} {text}")]
 pub struct PublishRejection {
-    /// If it was published to.
+    /// Which exchange it was published to.
     pub exchange: String,
     /// Under which key.
     pub routing_key: String,

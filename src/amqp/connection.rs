@@ -22,7 +22,7 @@ use crate::amqp::topology::{Mode, Topology, TopologyFault};
 pub struct AmqpSettings {
     /// `amqp://` or `amqps://` URIs with user and password, one per node, tried in turn.
     pub uris: Vec<SecretString>,
-    /// The longest wait for a connection and its handshake, and for every operation on the way to consuming.
+    /// The longest wait for a connection and its handshake, and for every request on the way to consuming.
     pub connect_timeout: Duration,
     /// The longest wait for a confirm.
     pub confirm_timeout: Duration,
@@ -177,8 +177,8 @@ impl Deref for BrokerConnection {
     }
 }
 
-/// The longest frame, in bytes: what RabbitMQ allows unless it is reported otherwise. Named before the handshake, because
-/// the client then reserves its room for frames (64 of them for each connection) if it would otherwise fill it with
+/// The longest frame, in bytes: what RabbitMQ allows unless it is configured otherwise. Named before the handshake, because
+/// the client then reserves its room for frames (64 of them for each connection) where it would otherwise fill it with
 /// zeros, and it takes up memory only as it is used.
 const FRAME_BYTES_MAX: u32 = 128 * 1024;
 
@@ -361,7 +361,7 @@ pub(crate) async fn blocked_for(mut health: watch::Receiver<Health>, grace: Dura
     }
 }
 
-/// How long a person waits in front of a broker that is blocked until that is reported.
+/// How long a subcommand waits for a blocked broker before it says so.
 pub(crate) const BLOCKED_REPORTED_AFTER: Duration = Duration::from_millis(700);
 
 /// The first reason is the cause; later ones are its consequences.

@@ -173,7 +173,7 @@ impl Delivery {
     }
 
     /// The end of the second in which it was sent, by its `timestamp`: that has whole seconds, and an age must not be
-    /// reported as longer than it is.
+    /// overstated.
     pub fn sent_by(&self) -> Option<Timestamp> {
         let seconds = i64::try_from((*self.properties.timestamp())?).ok()?;
         Timestamp::from_second(seconds.checked_add(1)?).ok()
@@ -291,7 +291,7 @@ impl Delivery {
     /// [`Unsettled`] if the acknowledgement was not sent; the broker will deliver it again.
     pub async fn ack(self, _proof: Published) -> Result<(), Unsettled> {
         let (sent, reported) = oneshot::channel();
-        // If nobody is left to send it, nobody reports either.
+        // If nobody is left to send it, nobody answers either.
         let _ = self.inlet.due.send(Due { tag: self.tag, sent });
         reported.await.unwrap_or_else(|_| Err(Unsettled("its channel is gone".to_owned())))
     }

@@ -1,4 +1,4 @@
-//! Operations to the broker's management API, for `redeemer check`: what AMQP cannot report. None of them changes
+//! Requests to the broker's management API, for `redeemer check`: what AMQP does not show. None of them changes
 //! anything, and the service itself never asks: it must not depend on a plugin.
 
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ pub struct Management {
     vhost: String,
 }
 
-/// Why a operation was not answered.
+/// Why a request was not answered.
 #[derive(Debug, thiserror::Error)]
 pub enum ManagementError {
     /// Nothing to ask with.
@@ -295,7 +295,7 @@ fn plain(text: &str) -> String {
 /// What is not as `object`, a queue of the plan, must be. `held` is the longest that a command is usually held.
 ///
 /// An argument and a policy are combined by the broker: of two numbers the smaller one counts, `overflow` is the
-/// policy's, if the rest is the argument's. So a policy matters only where it takes something away.
+/// policy's, and the rest is the argument's. So a policy matters only where it takes something away.
 pub fn unfit(object: &Object, queue: &Queue, held: Duration) -> Vec<Mismatch> {
     let Object::Queue { arguments, .. } = object else { return Vec::new() };
     let wanted = |key: &str| arguments.iter().find(|(name, _)| name.strip_prefix("x-") == Some(key));

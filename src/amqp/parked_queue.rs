@@ -139,7 +139,7 @@ impl ParkedQueue {
         Ok(publisher)
     }
 
-    /// Has the broker confirm that the lock is still ours. The operation goes on the channel that holds the messages, so
+    /// Has the broker confirm that the lock is still ours. The request goes on the channel that holds the messages, so
     /// an answer also proves that these are still held, and that acknowledgements sent before have reached the broker.
     ///
     /// # Errors

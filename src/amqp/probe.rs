@@ -3,7 +3,7 @@
 //!
 //! The broker looks at a right before it looks at the rest of a request. So each right is tried with a request that
 //! it must refuse for another reason: a publish whose expiration is no number, a consumer whose priority is not one. How
-//! large a message may be it reports nobody, so that is tried, too.
+//! large a message may be the broker does not say, so that is tried, too.
 
 use std::time::Duration;
 
@@ -75,7 +75,7 @@ pub(super) fn needed_to_publish(topology: &Topology) -> Vec<Right> {
 /// Tries one right on a channel of its own. `None` if it is held.
 ///
 /// # Errors
-/// The client's, if the broker did not answer the operation.
+/// The client's, if the broker did not answer.
 pub(super) async fn rejection(
     connection: &Connection,
     right: &Right,
@@ -95,7 +95,8 @@ pub(super) async fn rejection(
     }
 }
 
-/// Tries every right that the service or the operator console needs, but for that to configure: the survey of the topology reports.
+/// Tries every permission that the service or the operator console needs, except that to configure: the survey of the
+/// topology shows that one.
 ///
 /// # Errors
 /// [`CannotConnect`]
@@ -246,7 +247,7 @@ fn refused_for_size(error: &lapin::Error) -> bool {
     matches!(error.kind(), ErrorKind::ProtocolError(fault) if fault.get_id() == 406)
 }
 
-/// The version that the broker reports in its greeting, before anyone has logged in. `None` if it does not, or over
+/// The version that the broker names in its greeting, before anyone has logged in. `None` if it does not, or over
 /// TLS: the client does not pass it on, so it is read from a connection of its own.
 pub async fn version(settings: &AmqpSettings) -> Option<String> {
     let (uri, _) = address(settings, 0).ok()?;

@@ -373,7 +373,7 @@ impl Publisher {
     }
 
     /// Bounds a publish from its first wait to its confirm. While the broker blocks the connection nothing can be
-    /// confirmed, and that is reported otherwise: such time does not count, or each alarm would cost a session.
+    /// confirmed, and the alarm is reported elsewhere: such time does not count, or each alarm would cost a session.
     async fn within(
         &self,
         publishing: impl Future<Output = Result<Published, PublishFailure>>,

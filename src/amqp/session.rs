@@ -135,7 +135,7 @@ impl Session {
         remedy(rejection, &self.settings)
     }
 
-    /// Proves that confirms come. While the broker raises an alarm they do not, and [`Session::is_blocked`] reports: then
+    /// Proves that confirms come. While the broker raises an alarm they do not, and [`Session::is_blocked`] says so: then
     /// this is to be called again, on the same connections. The broker looks at one that it has blocked only when the
     /// alarm is over, so each one that was given up meanwhile would stay with it.
     ///
@@ -227,7 +227,7 @@ impl Session {
     /// Begins to consume commands, at most `prefetch` of them unsettled.
     ///
     /// # Errors
-    /// Whatever stops it ends the session, and is reported in words.
+    /// What stops it, in words. It ends the session.
     pub async fn consume(&self, prefetch: u16) -> Result<Deliveries, String> {
         self.join_instances().await;
         let mut deliveries = Deliveries::new(&self.inlet, &self.settings.topology.names.commands);

@@ -1,6 +1,6 @@
 //! The socket under a connection, held from outside the client as well.
 //!
-//! The client cannot be reported to let go. An attempt that is given up in the middle of its handshake, and a connection
+//! The client has no way to let go of a socket. An attempt that is given up in the middle of its handshake, and a connection
 //! that the broker has blocked, would keep a thread and a socket each until the peer ends them, which may be never: a
 //! night of a half-dead broker would use up all that the process may open.
 

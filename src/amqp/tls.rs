@@ -15,7 +15,7 @@ use crate::policy::file_name::Shown;
 use crate::wechat::keys::{KeyFault, read_key, read_public};
 use crate::wechat::pem::{self, Expected, Found};
 
-/// If the certificates are. They are read for each connection, so that exchanged ones are taken into use.
+/// Where the certificates are. They are read for each connection, so that exchanged ones are taken into use.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tls {
     /// The CA that signed the broker's certificate, beside those of the system.

@@ -240,7 +240,7 @@ fn unexpected(error: anyhow::Error) -> Failure {
     Failure::Unexpected(format!("{error:#}"))
 }
 
-/// Everything there is to report of, once all events are in.
+/// Everything there is to report, once all events are in.
 struct PlayedCase<'a> {
     http: &'a Http,
     control: &'a str,

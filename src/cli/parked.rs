@@ -72,7 +72,7 @@ enum Command {
         /// Why, for the audit event.
         #[arg(long, value_name = "TEXT", value_parser = text)]
         because: Option<String>,
-        /// Where two queries in a row find that it is refused for good: report so, and take the command off the queue.
+        /// Where two queries in a row find that it is refused for good: publish that, and take the command off the queue.
         #[arg(long)]
         publish_refused: bool,
         /// Commands per second, at most.

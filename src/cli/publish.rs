@@ -1,6 +1,6 @@
 //! `redeemer publish`: commands, one or a file of them, and with `--wait` what became of each.
 //!
-//! Commands go out as they stand, bad ones too: the service is their judge. A line that is obviously none is reported.
+//! Commands go out as they stand, bad ones too: the service is their judge. A line that is obviously not one is reported.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -299,7 +299,7 @@ impl Tally {
         }
     }
 
-    /// Reports a line that is obviously no command.
+    /// Warns of a line that is obviously not a command.
     fn check_line(&mut self, number: usize, body: &[u8]) {
         let problem = match serde_json::from_slice::<IgnoredAny>(body) {
             Ok(_) if body.trim_ascii_start().starts_with(b"{") => return,

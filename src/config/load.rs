@@ -62,7 +62,7 @@ pub fn parse(
     if faults.is_empty() { Ok(config) } else { Err(ConfigFaults(faults)) }
 }
 
-/// Sets `A__B__KEY` to a value: unchanged if the model has a text, as TOML if it has a number or a list.
+/// Sets `A__B__KEY` to a value: unchanged where the model has a text, as TOML where it has a number or a list.
 fn override_by(table: &mut Table, model: &Table, place: &str, text: String) {
     let mut keys: Vec<String> = place.split("__").map(str::to_lowercase).collect();
     // Serials are the one kind of key that is not lower case.

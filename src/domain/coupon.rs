@@ -25,7 +25,7 @@ pub enum CouponState {
     Used,
     /// Its validity has ended.
     Expired,
-    /// Deleted by the user in the card wallet; nobody is reported.
+    /// Deleted by the user in the card wallet; nobody is notified.
     Deleted,
     /// Withdrawn by the brand or its partner.
     Deactivated,
@@ -112,7 +112,7 @@ impl Reduction {
     }
 }
 
-/// What stands for an entity that is not known, as JSON.
+/// The JSON of an entity that is not known.
 pub const NO_ENTITY: &str = "null";
 
 /// Something that a coupon belongs to.

@@ -243,7 +243,7 @@ fn complete_seconds(text: &str) -> Option<String> {
     (second_fits && zone_fits).then(|| format!("{minutes}{seconds}{zone}"))
 }
 
-/// Whether `text` has the shape of `pattern`, in which `d` stands for a digit.
+/// Whether `text` has the shape of `pattern`, in which `d` means a digit.
 fn shaped(text: &str, pattern: &str) -> bool {
     text.len() == pattern.len()
         && text.bytes().zip(pattern.bytes()).all(|(byte, wanted)| match wanted {

@@ -28,11 +28,11 @@ const SHARE_AT_LENGTH: f64 = 0.2;
 const SHARE_REDUCED: f64 = 0.04;
 /// This many standard deviations above a share are no chance.
 const SIGMAS: f64 = 3.0;
-/// A trial that leaves the share of 429 if it was has this many calls that a difference of this would show.
+/// A trial needs enough calls to show a difference of this size before it may say that the share of 429 is unchanged.
 const DIFFERENCE: f64 = 0.06;
-/// If a difference is this many standard deviations.
+/// A difference of this many standard deviations is no chance.
 const SIGMAS_DIFFERENCE: f64 = 3.0;
-/// A trial has reported nothing about the limit before the rate is down to this part: other instances share the limit, and
+/// A trial has shown nothing about the limit before the rate is down to this part: other instances share the limit, and
 /// may not have lowered theirs.
 const SIGNIFICANT: f64 = 0.6;
 /// A larger share of 429 always means the limit: nothing else throttles every other call.
@@ -244,15 +244,14 @@ impl AdaptiveRate {
         let Some(since) = self.exceeded_since else { return };
         let limit = SHARE_AT_ONCE.max(self.baseline.share + SHARE_REDUCED);
         let lasted = now.saturating_sub(since);
-        match self.all.full(now, window) {
-            Some(tally) if tally.exceeds(limit) && lasted >= window * WINDOWS_AT_ONCE => {
-                let before = self.before(None, tally, now);
-                self.lower(tally, before, now, window, share);
-            }
-            Some(tally) if tally.exceeds(limit) => {}
-            Some(_) => self.exceeded_since = None,
-            None if lasted > WINDOW_MAX => self.exceeded_since = None,
-            None => {}
+        let tally = self.all.full(now, window);
+        if tally.map_or(lasted > WINDOW_MAX, |tally| !tally.exceeds(limit)) {
+            self.exceeded_since = None;
+        } else if let Some(tally) = tally
+            && lasted >= window * WINDOWS_AT_ONCE
+        {
+            let before = self.before(None, tally, now);
+            self.lower(tally, before, now, window, share);
         }
     }
 
@@ -267,7 +266,7 @@ impl AdaptiveRate {
         }
     }
 
-    /// Lets time pass: a rate that has grown back is no longer reduced, a trial that nothing reports of is over.
+    /// Lets time pass: a rate that has grown back is no longer reduced, a trial without results is over.
     pub fn advance(&mut self, now: Duration) {
         match self.phase {
             Phase::Growing(growth) if growth.part(now) >= 1.0 => {

@@ -128,7 +128,7 @@ impl EffectState {
 /// The next action for a command.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
-    /// Wait in process, then call the operation.
+    /// Wait in process, then send the operation.
     Send {
         /// How long to wait first.
         after: Duration,
@@ -314,7 +314,7 @@ impl Progress {
 
     /// The shortest delay queue, for a delay that the command did not cause and that does not count as a delay passed.
     /// If the brand has not authorized us, another command shows meanwhile whether that holds for other brands, too.
-    pub fn delay_unaged(&mut self, limits: &Limits) -> Option<Step> {
+    pub fn delay_unaged(&self, limits: &Limits) -> Option<Step> {
         (!limits.delays.is_empty()).then_some(Step::Delay { queue: 0 })
     }
 

@@ -182,7 +182,7 @@ mod tests {
         assert_eq!(
             access.record_denied("b", at(4)),
             Denial::Undecided,
-            "an answer to a operation from before"
+            "an answer to an operation from before"
         );
         access.record_allowed("a", at(6));
         assert_eq!(access.record_denied("b", at(7)), Denial::ThisBrandOnly);

@@ -41,7 +41,7 @@ pub enum CallSignal {
 }
 
 impl CallSignal {
-    /// Reads the sign of a verdict on a operation.
+    /// Reads the sign of a verdict on an operation.
     pub fn of(operation: Operation, verdict: &Verdict) -> Self {
         match verdict {
             Verdict::NotSent | Verdict::Unknown(UnknownCause::NoResponse) => {
@@ -212,7 +212,7 @@ pub struct Circuit {
     all: Results,
     /// Uses alone: something in the way may let queries through.
     uses: Results,
-    /// Whether only a use can report that it is over.
+    /// Whether only a use can show that it is over.
     by_uses: bool,
     pause: Duration,
     slow_start: Option<SlowStart>,

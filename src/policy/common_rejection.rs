@@ -1,7 +1,7 @@
 //! Whether a signed rejection is about the command that met it, or about what stands in the head of every call.
 //!
 //! A typo in an id of ours is answered by the provider like a wrong field: 400 `PARAM_ERROR`, rightly signed. Charged to
-//! commands it would end the whole backlog as refused. Two things report the difference: the provider names a header as the
+//! commands it would end the whole backlog as refused. Two things show the difference: the provider names a header as the
 //! cause, or commands that share nothing are rejected alike, one after the other, and none is accepted between.
 //!
 //! A service with a single brand has no commands that share nothing. There more of them are required, of different users,

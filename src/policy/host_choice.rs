@@ -1,7 +1,7 @@
 //! Which of the provider's two domains a call goes to.
 //!
 //! The primary domain, until the network (never the business) fails there; then the backup, with a small share of
-//! calls left on the primary to see it recover, and in quiet times a small share on the backup to keep it proven. A
+//! calls left on the primary to see it recover, and in quiet times a small share on the backup to keep it proven. An
 //! operation that the network lost is put once more on the other domain first, whatever the record says.
 //! The provider asks for this in its page on cross-city disaster recovery. Pure: time and chance are arguments.
 

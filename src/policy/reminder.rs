@@ -1,4 +1,4 @@
-//! Reports of something that lasts: when it begins, and once a minute while it goes on, however often it comes and goes.
+//! Says when to report something that lasts: when it begins, and once a minute while it goes on, however often it comes and goes.
 //!
 //! Pure: `now` is a time since any fixed moment.
 

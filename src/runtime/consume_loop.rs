@@ -347,8 +347,7 @@ impl Service {
             && lane.as_deref().is_some_and(|lane| self.lanes.is_full(lane));
         held.received.over_coupon_limit = over_limit;
         if over_limit {
-            self.lanes.push_unlaned();
-            self.start_job(self.permits.none(), None, held);
+            self.start_beside_lane(held);
         } else {
             self.lanes.push(lane.as_deref(), held);
         }
@@ -357,6 +356,12 @@ impl Service {
     /// Sets the number of deliveries held, against those received and settled.
     pub(super) fn set_in_flight(&self) {
         self.context.metrics.set_in_flight(self.held(), self.permits.in_use());
+    }
+
+    /// Starts a job that does not wait for its lane, nor for a permit.
+    pub(super) fn start_beside_lane(&mut self, held: HeldDelivery) {
+        self.lanes.push_unlaned();
+        self.start_job(self.permits.none(), None, held);
     }
 
     pub(super) fn start_jobs(&mut self) {

@@ -5,8 +5,7 @@ use jiff::Timestamp;
 use crate::amqp::publisher::Publisher;
 use crate::runtime::circuit_gate::State;
 use crate::runtime::consume_loop::hand_back;
-use crate::runtime::service::HeldDelivery;
-use crate::runtime::service::Service;
+use crate::runtime::service::{HeldDelivery, Service};
 use crate::telemetry::metrics::Settlement;
 
 impl Service {
@@ -32,7 +31,7 @@ impl Service {
     /// event within a minute of its deadline. Past it, a command is only queried, so it need not wait for its lane.
     pub(super) fn end_late(&mut self) {
         let now = Timestamp::now();
-        let is_late = |held: &HeldDelivery| held.received.deadline().is_some_and(|deadline| deadline <= now);
+        let is_late = |held: &HeldDelivery| held.received.deadline.is_some_and(|deadline| deadline <= now);
         let held_back: Vec<HeldDelivery> =
             self.held_back.waiting.extract_if(.., |held| is_late(held)).collect();
         for mut held in held_back {
@@ -40,8 +39,7 @@ impl Service {
             self.admit(held);
         }
         for held in self.lanes.remove_waiting(is_late) {
-            self.lanes.push_unlaned();
-            self.start_job(self.permits.none(), None, held);
+            self.start_beside_lane(held);
         }
     }
 

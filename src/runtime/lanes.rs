@@ -67,7 +67,7 @@ impl<T> Lanes<T> {
     /// Removes the waiting items that match, from behind the first of their lanes. They are no longer held.
     pub fn remove_waiting(&mut self, matches: impl Fn(&T) -> bool) -> Vec<T> {
         let mut removed = Vec::new();
-        for queue in self.busy.values_mut() {
+        for queue in self.busy.values_mut().filter(|queue| queue.iter().any(&matches)) {
             let (found, kept) = std::mem::take(queue).into_iter().partition(|item| matches(item));
             *queue = kept;
             removed.extend::<VecDeque<T>>(found);

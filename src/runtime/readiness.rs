@@ -13,10 +13,9 @@ use crate::policy::circuit::ResponseClass;
 use crate::policy::classify::SuspendReason;
 use crate::runtime::circuit_gate::{Cause, FailureKind, State};
 use crate::runtime::notices::{self};
-use crate::runtime::service::GRACE;
-use crate::runtime::service::Service;
+use crate::runtime::service::{GRACE, Service};
 use crate::runtime::worker::SuspendedBy;
-use crate::telemetry::status::{ReasonCode, Status, StatusReason};
+use crate::telemetry::status::{ReasonCode, Status, StatusReason, join};
 
 impl Service {
     pub(super) fn record_heartbeat(&self) {
@@ -123,12 +122,12 @@ impl Service {
         let (in_flight, warnings) = (self.held(), self.warnings());
         self.status.send_modify(|status| {
             if status.warnings != warnings && !warnings.is_empty() {
-                warn!(warnings = join(&warnings), "needs attention");
+                warn!(warnings = join(&warnings, "; "), "needs attention");
             }
             if status.reasons != reasons {
                 match reasons.as_slice() {
                     [] => info!("ready"),
-                    reasons => warn!(reasons = join(reasons), "not ready"),
+                    reasons => warn!(reasons = join(reasons, "; "), "not ready"),
                 }
             }
             *status = Status {
@@ -142,10 +141,6 @@ impl Service {
             };
         });
     }
-}
-
-pub(super) fn join(reasons: &[StatusReason]) -> String {
-    reasons.iter().map(StatusReason::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// The code of the reason for which calls wait.

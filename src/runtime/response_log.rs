@@ -107,11 +107,8 @@ impl ResponseLog {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::policy::classify::{Authenticity, Response};
-    use crate::policy::host_choice::Host;
 
     #[test]
     fn what_is_kept_of_an_answer_is_bounded_and_breaks_no_line() {
@@ -126,20 +123,7 @@ mod tests {
             message: Some(long.as_str().into()),
             request_id: Some(long.as_str().into()),
         };
-        let (reply, host, host_name) = (CallResult::Response(answer), Host::Primary, String::new());
-        let (serial, clock_skew, took, trouble) = (None, None, Duration::ZERO, None);
-        let (detail, unbelieved) = (None, None);
-        let heard = CallOutcome {
-            result: reply,
-            host,
-            host_name,
-            serial,
-            clock_skew,
-            took,
-            trouble,
-            detail,
-            unbelieved,
-        };
+        let heard = CallOutcome::only(CallResult::Response(answer));
         log.record(ResponseClass::Unverified, &heard, Instant::now());
         let last = log.last(ResponseClass::Unverified).unwrap();
         assert_eq!(last.status, Some(403));

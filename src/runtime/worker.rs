@@ -28,20 +28,21 @@ use jiff::{SignedDuration, Timestamp};
 use crate::amqp::confirm::Published;
 use crate::amqp::delivery::Delivery;
 use crate::amqp::publisher::Publisher;
+use crate::domain::redemption::Redemption;
 use crate::policy::attempt::Limits;
 use crate::policy::common_rejection::CommonRejection;
 use crate::policy::retry_budget::RetryBudget;
 use crate::runtime::circuit_gate::CircuitGate;
 use crate::runtime::failpoints::{self, Failpoint};
 use crate::runtime::permits::Permit;
-use crate::runtime::publishing::{CancelSignal, PublishFaults, PublishInterrupted};
+use crate::runtime::publishing::{CancelSignal, PublishContext, PublishFaults, PublishInterrupted};
 use crate::runtime::rate_limiter::RateLimiter;
 use crate::runtime::response_log::ResponseLog;
 use crate::telemetry::log::Short;
-use crate::telemetry::metrics::{DelayReason, Metrics, Settlement};
+use crate::telemetry::metrics::{Metrics, Settlement};
 use crate::telemetry::spans::{CommandSpan, ParentContext, Traces};
 use crate::wechat::client::{Client, Prepared};
-use crate::wire::command::{Fault, PartialCommand, Rejected};
+use crate::wire::command::Rejected;
 use crate::wire::retry_message::DeadlineLimits;
 
 use crate::runtime::worker::invalid::{PublishingContext, park_corrupt_retry_message, publish_invalid};
@@ -88,6 +89,14 @@ impl WorkerContext {
     /// How long an event that the broker rejects is retried. Without delay queues, until it is accepted.
     fn event_held_max(&self, limits: &Limits) -> Duration {
         if limits.delays.is_empty() { Duration::MAX } else { self.publish_retry_max }
+    }
+
+    fn publish_context<'a>(
+        &'a self,
+        publisher: &'a Publisher,
+        cancel: &'a CancelSignal,
+    ) -> PublishContext<'a> {
+        PublishContext { publisher, metrics: &self.metrics, faults: &self.publish_faults, cancel }
     }
 }
 
@@ -160,8 +169,15 @@ async fn process(
     permit: &mut Permit,
     cancel: &mut CancelSignal,
 ) -> Worked {
-    let ReceivedDelivery { delivery, command, at, over_coupon_limit, calls_held_back, dead_lettered } =
-        received;
+    let ReceivedDelivery {
+        delivery,
+        command,
+        at,
+        deadline: _,
+        over_coupon_limit,
+        calls_held_back,
+        dead_lettered,
+    } = received;
     let canceled = cancel.clone();
     let publishing =
         PublishingContext { context, publisher, cancel: &canceled, dead_letter: dead_lettered.is_some() };
@@ -172,9 +188,7 @@ async fn process(
             return Box::pin(publish_invalid(publishing, delivery, &rejected, span, at)).await;
         }
     };
-    span.set_attribute("redemption.out_request_no", redemption.out_request_no.as_str().to_owned());
-    span.set_attribute("redemption.coupon", Short(redemption.coupon_code.as_str()).to_string());
-    span.set_attribute("redemption.brand_id", redemption.brand_id.as_str().to_owned());
+    name_command(span, &redemption);
     let prepared = Prepared::new(&redemption);
     let mut carried = match read_progress(context, &delivery, &prepared, at) {
         Ok(carried) => carried,
@@ -183,16 +197,14 @@ async fn process(
             return Box::pin(parking).await;
         }
         Err(Unprocessable::Property(problem)) => {
-            let faults = vec![Fault { pointer: String::new(), problem }];
-            let rejected = Rejected { faults, partial: PartialCommand::from(&redemption) };
+            let rejected = Rejected::of_property(problem, &redemption);
             return Box::pin(publish_invalid(publishing, delivery, &rejected, span, at)).await;
         }
     };
-    let limits = match dead_lettered {
-        None => &context.limits,
-        Some(reason) => &carried.progress.only_query(reason, dead_since(&delivery), &context.limits),
-    };
-    let mut job = CommandJob {
+    let only_query = dead_lettered
+        .map(|reason| carried.progress.only_query(reason, dead_since(&delivery), &context.limits));
+    let limits = only_query.as_ref().unwrap_or(&context.limits);
+    let job = CommandJob {
         context,
         limits,
         publisher,
@@ -207,10 +219,13 @@ async fn process(
         command_span: span,
         permit,
     };
-    match over_coupon_limit && job.carried.progress.delay_unaged(limits).is_some() {
-        true => Box::pin(job.delay(0, DelayReason::PerCouponLimit, &canceled)).await,
-        false => job.run(cancel).await,
-    }
+    job.run(over_coupon_limit, cancel).await
+}
+
+fn name_command(span: &mut CommandSpan, redemption: &Redemption) {
+    span.set_attribute("redemption.out_request_no", redemption.out_request_no.as_str().to_owned());
+    span.set_attribute("redemption.coupon", Short(redemption.coupon_code.as_str()).to_string());
+    span.set_attribute("redemption.brand_id", redemption.brand_id.as_str().to_owned());
 }
 
 /// When the broker dead-lettered a command. It gives whole seconds.

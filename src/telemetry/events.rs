@@ -11,6 +11,7 @@ use crate::domain::redemption::Redemption;
 use crate::telemetry::log::Short;
 use crate::telemetry::metrics::{DelayReason, Metrics};
 use crate::telemetry::spans::CommandSpan;
+use crate::wire::command::PartialCommand;
 
 /// A command came to its end, its event confirmed. `age` counts from when it was sent.
 pub fn command_finished(
@@ -66,33 +67,21 @@ pub fn command_finished(
 }
 
 /// A message that is no valid command was parked, its event confirmed. `faults` names each field and its remedy.
-pub fn command_invalid(metrics: &Metrics, span: &mut CommandSpan, redemption: &PartialIds<'_>, faults: &str) {
+pub fn command_invalid(metrics: &Metrics, span: &mut CommandSpan, partial: &PartialCommand, faults: &str) {
     metrics.record_outcome(&Outcome::Invalid, None);
     span.set_attribute("redemption.outcome", OutcomeKind::Invalid.as_str());
     warn!(
         outcome = OutcomeKind::Invalid.as_str(),
         reason = Reason::InvalidCommand.as_str(),
-        out_request_no = redemption.out_request_no,
-        coupon = redemption.coupon_code.map(Short).map(tracing::field::display),
-        openid = redemption.openid.map(Short).map(tracing::field::display),
-        brand_id = redemption.brand_id,
+        out_request_no = partial.out_request_no.as_ref().map(|number| number.as_str()),
+        coupon = partial.coupon_code.as_ref().map(|code| Short(code.as_str())).map(tracing::field::display),
+        openid = partial.openid.as_ref().map(|openid| Short(openid.as_str())).map(tracing::field::display),
+        brand_id = partial.brand_id.as_ref().map(|brand| brand.as_str()),
         attempts = 0,
         trace_id = span.trace_id(),
         faults,
         "invalid command; parked"
     );
-}
-
-/// What could be read of a message that is no valid command.
-pub struct PartialIds<'a> {
-    /// The request number.
-    pub out_request_no: Option<&'a str>,
-    /// The coupon code.
-    pub coupon_code: Option<&'a str>,
-    /// The user.
-    pub openid: Option<&'a str>,
-    /// The brand.
-    pub brand_id: Option<&'a str>,
 }
 
 /// A retry message with corrupt headers was parked, its event confirmed.

@@ -1,6 +1,6 @@
-//! What is reported: the log, and the things worth both a line and a count.
+//! The log, and the things worth both a line and a count.
 //!
-//! One line per settled command, written if it is settled. Openid and coupon code are shortened; keys,
+//! One line per settled command, written when it is settled. Openid and coupon code are shortened; keys,
 //! signatures and passwords never get near.
 
 use std::fmt;
@@ -46,7 +46,7 @@ pub fn init(format: Format, filter: &str) -> Result<(), BadFilter> {
     let filter = EnvFilter::try_new(filter).map_err(|error| BadFilter(error.to_string()))?;
     // Colours are for terminals: in a file or a journal they are noise.
     let colors = std::io::stderr().is_terminal();
-    // It would be reported on standard error, which is what failed.
+    // It would go to standard error, which is what failed.
     let layer = tracing_subscriber::fmt::layer().with_ansi(colors).log_internal_errors(false);
     let registry = tracing_subscriber::registry().with(filter);
     // A log that is there already (a test's) stays.

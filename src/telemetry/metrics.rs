@@ -87,8 +87,8 @@ impl Metrics {
         self.settled.with_label_values(&[how.as_str()]).inc();
     }
 
-    /// How many deliveries are held, counted if they are held and not by what was taken and settled, and how many
-    /// of them are worked on. What was taken, not settled and is not held has leaked. To be reported by the one task that
+    /// How many deliveries are held, counted where they are held and not by what was taken and settled, and how many
+    /// of them are worked on. What was taken, not settled and is not held has leaked. To be called by the one task that
     /// takes and settles, after each.
     pub fn set_in_flight(&self, held: usize, working: usize) {
         let sum = |counters: &IntCounterVec, words: &[&str]| -> i64 {

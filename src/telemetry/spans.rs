@@ -189,7 +189,7 @@ impl CommandSpan {
         }
     }
 
-    /// A operation is put.
+    /// An operation is sent.
     pub fn start_call(&self, operation: &'static str) -> ChildSpan {
         self.child(operation, SpanKind::Client)
     }

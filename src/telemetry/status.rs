@@ -9,7 +9,7 @@ use crate::telemetry::untrusted::{VALUE_CHARS_MAX, visible_within};
 
 /// What a reason or a warning is about. Closed: programs and tests read the code, people read the words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(into = "&'static str")]
 pub enum ReasonCode {
     /// Not connected to the broker yet.
     Starting,
@@ -115,6 +115,12 @@ impl ReasonCode {
     }
 }
 
+impl From<ReasonCode> for &'static str {
+    fn from(code: ReasonCode) -> Self {
+        code.as_str()
+    }
+}
+
 /// A reason why the service is not ready, or a warning.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct StatusReason {
@@ -134,6 +140,11 @@ impl StatusReason {
     pub fn not_consuming() -> Self {
         Self::new(ReasonCode::NotConsuming, "starting: not consuming yet")
     }
+}
+
+/// Reasons as text, with a separator between two.
+pub fn join(reasons: &[StatusReason], separator: &str) -> String {
+    reasons.iter().map(StatusReason::to_string).collect::<Vec<_>>().join(separator)
 }
 
 /// `[code] words`, the line of `/readyz`.

@@ -19,7 +19,7 @@ use crate::telemetry::untrusted::Untrusted;
 use crate::wechat::keys::{KeyFault, PublicKeys, VerificationKey, read_secret};
 use crate::wechat::verify::verify;
 
-/// If they are.
+/// Where they are.
 pub const TARGET: &str = "/v3/certificates";
 
 /// The APIv3 key: 32 bytes that the merchant chose on the platform.

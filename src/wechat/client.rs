@@ -1,4 +1,4 @@
-//! Puts a operation to the payment API and brings home what the wire said.
+//! Sends an operation to the payment API and returns what the wire said.
 //!
 //! One operation is one request: no redirects, no retries, no proxy behind anybody's back, every wait bounded. The
 //! body of a redemption is written once, when it is prepared, and borrowed by every attempt.
@@ -131,7 +131,7 @@ impl Client {
         Ok(Self { http, settings, names: [primary, backup], hosts, keys, made: Instant::now(), replays })
     }
 
-    /// Puts a operation. `now` is the time of asking, `nonce` and `chance` are the dice. The answer to a operation
+    /// Sends an operation. `now` is the time of asking, `nonce` and `chance` are the dice. The answer to an operation
     /// that could not even be signed is that nothing was sent.
     pub async fn send(
         &self,
@@ -145,7 +145,7 @@ impl Client {
         self.send_to_other_host(None, operation, prepared, traceparent, now, nonce, chance).await
     }
 
-    /// Puts a operation, at the other domain if the network has just failed the same command at `failed`.
+    /// Sends an operation, to the other domain if the network has just failed the same command at `failed`.
     #[allow(clippy::too_many_arguments, reason = "those of `ask`, and one more")]
     pub async fn send_to_other_host(
         &self,
@@ -286,7 +286,7 @@ impl Client {
         (CallResult::Response(answer), signs)
     }
 
-    /// Whether a verified answer answers the operation that was sent at `started`, as far as anybody can report.
+    /// Whether a verified answer answers the operation that was sent at `started`, as far as anybody can know.
     fn admit(&self, headers: &HeaderMap, started: Instant) -> Authenticity {
         let (sent, heard) = (started.saturating_duration_since(self.made), self.made.elapsed());
         let mut replays = self.replays.lock().unwrap_or_else(PoisonError::into_inner);

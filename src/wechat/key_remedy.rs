@@ -82,7 +82,7 @@ fn fix(what: &str, expected: Expected, found: Found, variable: &str) -> Remedy {
         (Found::EncryptedKey, _) => asked(what, "passphrase of the key", &[format!("openssl pkey {from}")]),
         (Found::Pkcs12, expected) => {
             let part = if expected == Expected::PrivateKey { "-nocerts -nodes" } else { "-nokeys -clcerts" };
-            // OpenSSL 3 reads the bundles of the merchant platform, in the old format, only if it is reported to.
+            // OpenSSL 3 reads the bundles of the merchant platform, in the old format, only with `-legacy`.
             let either = ["", "-legacy "].map(|legacy| format!("openssl pkcs12 {from} {legacy}{part}"));
             asked(what, "password of the bundle (the merchant number)", &either)
         }

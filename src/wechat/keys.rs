@@ -345,7 +345,7 @@ impl PublicKeys {
     }
 }
 
-/// If the keys are.
+/// Where the keys are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyFiles {
     /// The merchant's private key; none means that the environment holds it.

@@ -37,7 +37,7 @@ const ANSWERS_MAX: usize = 200_000;
 const CLOCK_ANSWERS: usize = 64;
 const CLOCK_RECENT: Duration = Duration::from_secs(600);
 
-/// What reports one signed answer from another.
+/// What distinguishes one signed answer from another.
 #[derive(Debug, Clone, Copy)]
 pub struct Marks<'a> {
     /// `Wechatpay-Timestamp`, in seconds since 1970.
@@ -194,7 +194,7 @@ mod tests {
         let kept = provider.sign(1_000);
         assert_eq!(provider.admit(&kept, 12_500, 12_600), Err(SignatureFlaw::Replayed));
         assert_eq!(provider.admit(&kept, 299_000, 299_100), Err(SignatureFlaw::Replayed));
-        // Within the tolerance nobody can report it from one of a machine whose clock is a little behind.
+        // Within the tolerance nobody can distinguish it from one of a machine whose clock is a little behind.
         let other = provider.sign(1_000);
         assert_eq!(provider.admit(&other, 8_000, 8_100), Ok(()));
     }

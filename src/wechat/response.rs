@@ -133,7 +133,7 @@ pub fn sub_code(request_id: &str) -> Option<u64> {
     number.parse().ok()
 }
 
-/// What a look at the bytes reports before they are parsed.
+/// What a look at the bytes shows before they are parsed.
 struct Scan {
     /// How deep objects and arrays are nested, by their brackets outside of texts.
     nesting: usize,
@@ -253,7 +253,7 @@ fn with_whole_characters(json: &str) -> Cow<'_, str> {
                 kept = at;
             }
             (Some(_), _) => at += 6,
-            // The next byte may begin a longer character, if it is no JSON anyway.
+            // The next byte may begin a longer character, though it is no JSON anyway.
             (None, _) => at += 1 + json[at + 1..].chars().next().map_or(1, char::len_utf8),
         }
     }
@@ -302,7 +302,7 @@ const READ: [&str; 18] = [
 struct Malformed;
 
 impl<'a> Members<'a> {
-    /// The members of this object; `None` if it is not one. An empty list stands for an empty object, as some languages
+    /// The members of this object; `None` if it is not one. An empty list counts as an empty object, as some languages
     /// write one.
     fn read(json: &'a str) -> Option<Self> {
         serde_json::from_str(json).ok()
@@ -312,7 +312,7 @@ impl<'a> Members<'a> {
         self.0.iter().filter(move |(known, _)| *known == name).map(|(_, value)| *value)
     }
 
-    /// The one member of this name; null stands for none.
+    /// The one member of this name; null counts as none.
     fn one(&self, name: &'static str) -> Result<Option<&'a RawValue>, Malformed> {
         let mut every = self.every(name);
         match (every.next(), every.next()) {
@@ -404,7 +404,7 @@ fn read_usage(entity: &Members<'_>) -> Option<UsageTrace> {
 
 fn read_trace(block: &RawValue) -> Result<Trace, Malformed> {
     let members = Members::read(block.get()).ok_or(Malformed)?;
-    // An empty text stands for "none" in the provider's own samples of other products.
+    // An empty text means "none" in the provider's own samples of other products.
     let given = |number: Box<str>| (!number.is_empty()).then_some(number);
     let use_request_no = members.one("use_request_no")?.map(|number| read_text(number).ok_or(Malformed));
     let use_request_no = use_request_no.transpose()?.and_then(given);

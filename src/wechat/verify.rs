@@ -58,7 +58,7 @@ fn check(headers: &HeaderMap, body: &[u8], keys: &PublicKeys, now: Timestamp) ->
     key.verifies(&message, &signature).then_some(()).ok_or(SignatureFlaw::Mismatch)
 }
 
-/// What reports this answer from others, where it carries a signature.
+/// What distinguishes this answer from others, where it carries a signature.
 pub fn marks(headers: &HeaderMap) -> Option<Marks<'_>> {
     let (nonce, signature) = (one(headers, NONCE)?, one(headers, SIGNATURE)?);
     Some(Marks { signed_at: one(headers, TIMESTAMP)?.parse().ok()?, nonce, signature })

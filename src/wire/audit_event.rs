@@ -65,7 +65,7 @@ impl OperatorAction {
     }
 }
 
-/// What an audit event reports.
+/// What an audit event says.
 #[derive(Debug, Clone, Copy)]
 pub struct AuditContext<'a> {
     /// The name of the service: `source` of the event.

@@ -20,7 +20,7 @@ use crate::domain::redemption::{
 /// The longest command, in bytes.
 pub const COMMAND_BYTES_MAX: usize = 64 * 1024;
 
-/// The most faults that are reported of one command.
+/// The most faults that are reported for one command.
 pub const FAULTS_MAX: usize = 32;
 
 /// One thing that is wrong with a command.
@@ -39,6 +39,14 @@ pub struct Rejected {
     pub faults: Vec<Fault>,
     /// The identifying fields that could be read all the same.
     pub partial: PartialCommand,
+}
+
+impl Rejected {
+    /// A command that reads well, in a message with a property that does not.
+    pub fn of_property(problem: String, redemption: &Redemption) -> Self {
+        let faults = vec![Fault { pointer: String::new(), problem }];
+        Self { faults, partial: PartialCommand::from(redemption) }
+    }
 }
 
 /// What could be read of a command that is not one: only values that keep their own rule.

@@ -14,13 +14,13 @@ pub use members::MEMBERS;
 /// One member of the entity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Member {
-    /// Names from the top, joined by dots; `[]` stands for the elements of a list.
+    /// Names from the top, joined by dots; `[]` means the elements of a list.
     pub path: &'static str,
     /// Its type and unit.
     pub kind: Kind,
     /// When it is there, within the object that holds it.
     pub when: When,
-    /// If it is documented.
+    /// Where it is documented.
     pub revision: Revision,
     /// Its meaning.
     pub english: &'static str,
@@ -37,7 +37,7 @@ pub struct Member {
 pub struct Word {
     /// As it is sent.
     pub word: &'static str,
-    /// If it is documented.
+    /// Where it is documented.
     pub revision: Revision,
     /// Its meaning.
     pub english: &'static str,
@@ -296,7 +296,7 @@ impl Member {
     }
 
     /// A name for the type of an object or of a list's elements, for those who generate types: as many of the last names
-    /// of its path as report it from all others.
+    /// of its path as distinguish it from all others.
     fn type_name(&self) -> String {
         let names: Vec<_> = self.path.split('.').rev().collect();
         let is_of_same_end = |count: usize, other: &Self| {

@@ -15,8 +15,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::domain::coupon::{Coupon, Reduction};
-use crate::domain::evidence::Evidence;
-use crate::domain::evidence::Operation;
+use crate::domain::evidence::{Evidence, Operation};
 use crate::domain::outcome::{EstablishedBy, Outcome, OutcomeKind};
 use crate::domain::reason::Reason;
 use crate::domain::redemption::{
@@ -46,7 +45,7 @@ pub struct Event {
     pub id: Uuid,
     /// `redemption.<outcome>.<brand_id>`.
     pub routing_key: String,
-    /// The outcome it reports of.
+    /// The outcome.
     pub kind: OutcomeKind,
     /// The CloudEvent as JSON.
     pub body: Vec<u8>,
@@ -202,7 +201,7 @@ pub struct Entry {
     verdict: String,
 }
 
-/// A copy's headers can be forged; what an event reports must still be of the closed lists.
+/// A copy's headers can be forged; what an event contains must still be of the closed lists.
 fn operation_word<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     word(deserializer, &Operation::ALL.map(Operation::as_str))
 }
@@ -237,7 +236,7 @@ impl From<Entry> for Evidence {
     }
 }
 
-/// What an event reports beside the command and its outcome.
+/// What an event contains beside the command and its outcome.
 #[derive(Debug, Clone, Copy)]
 pub struct EventContext<'a> {
     /// The name of the service: `source` of the event.
@@ -294,7 +293,7 @@ pub fn encode(redemption: &Redemption, outcome: &Outcome, telling: EventContext<
     write(id, kind, data, telling)
 }
 
-/// Reports of bytes that are not a command. `digest` is the SHA-256 of the bytes in hex: with what can be read of the
+/// The event for bytes that are not a command. `digest` is the SHA-256 of the bytes in hex: with what can be read of the
 /// command it makes the identity.
 pub fn encode_invalid(rejected: &Rejected, digest: &str, telling: EventContext<'_>) -> Event {
     let partial = &rejected.partial;
@@ -311,7 +310,7 @@ pub fn encode_invalid(rejected: &Rejected, digest: &str, telling: EventContext<'
     )
 }
 
-/// Reports of a retry message that came back damaged: what was asked before is not known.
+/// The event for a retry message that came back damaged: what was asked before is not known.
 pub fn encode_corrupt_retry_message(
     redemption: &Redemption,
     damage: &str,

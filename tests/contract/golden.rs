@@ -3,8 +3,7 @@
 use std::collections::BTreeSet;
 
 use redeemer::config::Config;
-use redeemer::domain::evidence::Operation;
-use redeemer::domain::evidence::{Evidence, Rejection};
+use redeemer::domain::evidence::{Evidence, Operation, Rejection};
 use redeemer::domain::outcome::{EstablishedBy, Outcome};
 use redeemer::domain::reason::Reason;
 use redeemer::domain::redemption::Redemption;

@@ -1,4 +1,4 @@
-//! One campaign: this many cases, each with its memory counted and its panics caught and reported with what caused them.
+//! One campaign: a given number of cases, each with its memory counted and its panics caught and reported with what caused them.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};

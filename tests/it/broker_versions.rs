@@ -116,7 +116,7 @@ async fn a_forged_x_death_is_continued_by_3_and_ignored_by_4() {
 }
 
 /// Both count a delivery that was given back and one whose connection died, and both dead-letter what exceeds the limit. 4.x
-/// has a limit of 20 if none is set, and drops what exceeds it if there is no dead-letter exchange: the service
+/// has a limit of 20 where none is set, and drops what exceeds it where there is no dead-letter exchange: the service
 /// sets both.
 #[tokio::test(flavor = "multi_thread")]
 async fn over_the_delivery_limit_a_command_is_dead_lettered() {

@@ -186,7 +186,7 @@ fn policies_alarms_bindings_and_consumer_timeouts_are_seen_through_the_managemen
     assert_eq!(run(&mut programs.command(&["topology", "apply"])).status.code(), Some(0));
     eventually(&programs, &seeing, "bound again", |checked| checked.code == Some(0));
 
-    // A consumer timeout: newer brokers report it of each consumer, older ones nobody.
+    // A consumer timeout: newer brokers show it for each consumer, older ones not at all.
     if newer(&broker) {
         broker.ctl(&["eval", "application:set_env(rabbit, consumer_timeout, 20000)."]);
         programs.stop_service();
@@ -369,7 +369,7 @@ fn what_is_wrong_with_the_configuration_is_reported_like_any_other_fault() {
         "{reported:?}"
     );
 
-    // Without a file; and people are reported like machines.
+    // Without a file; and people read the same as machines.
     let bare = |name: &str, value: &str| {
         let seen = read(&run(redeemer().args(["check", "--json"]).env(name, value)));
         assert_eq!((seen.code, seen.findings.len()), (Some(3), 1), "{:#?}", seen.findings);

@@ -137,7 +137,7 @@ fn watch_shows_only_what_was_asked_for() {
     let (code, text) = rest(invalid);
     assert_eq!((code, text.lines().count()), (Some(0), 1), "{text}");
     assert!(text.contains("  invalid     -         -  invalid_command  -  0 calls"), "{text}");
-    // It has no count, so it is reported to stop once it has seen something.
+    // It has no count, so it is ended by a signal once it has seen something.
     let mut refused = refused;
     let mut out = BufReader::new(refused.stdout.take().expect("it is piped"));
     let mut line = String::new();

@@ -187,7 +187,7 @@ async fn reason_of_the_number_is_kept_under_any_code() {
     service.stop().await;
 }
 
-/// What cannot be believed is reported by what there is to see of it.
+/// Of what cannot be verified, what there is to see is reported.
 #[tokio::test(flavor = "multi_thread")]
 async fn serial_that_is_not_held_and_missing_signatures_are_reported_and_counted() {
     let mut bed = quick().await;

@@ -31,7 +31,7 @@ async fn publish(bed: &Bed, prefix: &str, count: usize, left: Option<SignedDurat
 }
 
 /// How many events there are of each gist among the next `count`, and the longest time from a command's deadline, which the
-/// message id reports, to its event. How fast this machine is decides over that; what is asserted is that no call was waited
+/// message id contains, to its event. How fast this machine is decides over that; what is asserted is that no call was waited
 /// for.
 async fn reported(bed: &mut Bed, count: usize) -> (BTreeMap<String, usize>, SignedDuration) {
     let (mut gists, mut oldest) = (BTreeMap::new(), SignedDuration::ZERO);
@@ -71,7 +71,7 @@ async fn flood_past_its_deadline_ends_without_calls_beyond_the_rate() {
     service.stop().await;
 }
 
-/// Fresh commands stay if they are while nothing can be called; commands past their deadline end.
+/// Fresh commands stay where they are while nothing can be called; commands past their deadline end.
 async fn end_while_held_back(fault: Value, cause: &str) {
     const FRESH: usize = 150;
     const LATE: usize = 1_000;

@@ -780,7 +780,7 @@ fn download_that_brings_nothing_is_reported_by_its_cause() {
 
 // ---- secrets
 
-/// Whatever is configured if nothing secret is expected: every key of the shipped file, as the environment sets it.
+/// Whatever is configured where nothing secret is expected: every key of the shipped file, as the environment sets it.
 fn all_variables() -> Vec<String> {
     fn leaves(table: &toml::Table, path: &str, into: &mut Vec<String>) {
         for (name, value) in table {

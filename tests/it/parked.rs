@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 
-/// A bed whose parked commands stay if they are.
+/// A bed whose parked commands stay where they are.
 async fn bed() -> Bed {
     let mut bed = Bed::new().await;
     bed.config.retry.query_delay = Span(Duration::from_millis(100));

@@ -95,7 +95,7 @@ async fn what_is_confirmed_is_there_and_what_is_refused_is_not() {
 }
 
 /// With several publishes waiting for their confirms the client can attach a return to another one. A copy that no
-/// queue took would then look safe, and the command that it stands for be acknowledged away.
+/// queue took would then look safe, and its command be acknowledged and lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_that_no_queue_takes_is_never_proven_however_much_goes_beside_it() {
     let bed = Bed::new().await;

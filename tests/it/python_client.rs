@@ -73,7 +73,7 @@ fn an_order_service_in_python_gets_its_event_on_a_queue_it_bound() {
     assert_eq!(again["correlation_id"], "order-18");
     assert_eq!(again["event"]["id"], got["event"]["id"]);
 
-    // Another order for the same coupon is reported that it came too late.
+    // Another order for the same coupon learns that it came too late.
     let mut late = programs::command("python");
     late["out_request_no"] = json!("number_late");
     let late = order_service(&programs, &late.to_string(), "19");

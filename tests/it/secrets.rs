@@ -83,7 +83,7 @@ fn calls(programs: &Programs, coupon_code: &str) -> Vec<String> {
     of_coupon.map(|attempt| attempt["operation"].as_str().unwrap().to_owned()).collect()
 }
 
-/// Runs the service with everything reported that our own code reports, through every kind of ending, and gives the log and
+/// Runs the service with everything logged that our own code logs, through every kind of ending, and gives the log and
 /// all that its port shows.
 fn full_run(format: &str) {
     let mut programs = Programs::start(broker::shared().uri());

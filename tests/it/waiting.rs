@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
-/// A bed whose waits are short: tenths of seconds if the defaults have seconds.
+/// A bed whose waits are short: tenths of seconds where the defaults have seconds.
 async fn quick() -> Bed {
     let mut bed = Bed::new().await;
     let span = |millis| Span(Duration::from_millis(millis));

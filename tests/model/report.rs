@@ -467,7 +467,7 @@ const UNREACHED: [([&str; 3], &str); 3] = [
     ),
 ];
 
-/// Holds what the attempt machine was seen to do against all that it can be reported.
+/// Holds what the attempt machine was seen to do against every verdict that it can be given.
 pub(crate) fn check_coverage(found: &[Found]) {
     let mut reached: BTreeMap<[&str; 3], Vec<&str>> = BTreeMap::new();
     for [operation, effect, verdict, step] in found.iter().flat_map(|found| &found.covered) {

@@ -20,7 +20,7 @@ pub(crate) trait Model {
     fn next(&self, state: &Self::State, action: Self::Action) -> Self::State;
 }
 
-/// If a state was reached from.
+/// Where a state was reached from.
 struct Node<A> {
     parent: u32,
     action: Option<A>,

@@ -436,7 +436,7 @@ impl World {
             }
         };
         let attempts_max = message.dead.map(|(reason, at)| {
-            // The broker reports whole seconds.
+            // The broker counts whole seconds.
             progress.only_query(reason, Some(Self::at(at + 1)), &self.limits).attempts_max
         });
         let mut hand = Hand {
@@ -751,7 +751,7 @@ impl World {
             Verdict::Redeemed if !state.events.contains(&OutcomeKind::Redeemed) => {
                 state.events.push(OutcomeKind::Redeemed);
             }
-            // Left if it is, or discarded: nothing follows.
+            // Left where it is, or discarded: nothing follows.
             _ => {}
         }
     }

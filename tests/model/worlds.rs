@@ -14,7 +14,7 @@ const HARSH: Ways = Ways {
 };
 /// One that keeps every number, and does not sign its rejections.
 const UNSIGNED: Ways = Ways { forgets_returned: false, signs_rejections: false, ..HARSH };
-/// One that does not report who used a coupon.
+/// One that does not show who used a coupon.
 const UNNUMBERED: Ways = Ways { shows_numbers: false, ..HARSH };
 /// A legacy sequential coupon.
 const ROUNDS: Ways = Ways { rounds: 2, ..HARSH };

@@ -47,7 +47,7 @@ impl Broker {
         Self::start_as(&config_lines.iter().flat_map(|line| ["--config", line]).collect::<Vec<_>>())
     }
 
-    /// The same, with counts that can be believed: what `list_queues` reports is no older than [`COUNTED_WITHIN`].
+    /// The same, with counts that can be believed: what `list_queues` shows is no older than [`COUNTED_WITHIN`].
     pub(crate) fn start_counting() -> Self {
         Self::start_as(&["--advanced", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/counting.config")])
     }
@@ -80,7 +80,7 @@ impl Broker {
         (user, port.expect("it has a port"))
     }
 
-    /// Where a node with `--plugin rabbitmq_management` takes operations, without a user.
+    /// Where a node with `--plugin rabbitmq_management` takes requests, without a user.
     pub(crate) fn management(&self) -> String {
         format!("http://127.0.0.1:{}", self.parts().1 + 15)
     }

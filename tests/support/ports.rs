@@ -1,4 +1,4 @@
-//! Ports for what must be reported its port beforehand, or must come back on the same one.
+//! Ports for what must know its port beforehand, or must come back on the same one.
 //!
 //! They lie below the range from which the kernel takes client ports and ports that nobody asked for by number, and above
 //! the nodes of `deploy/local/rabbitmq`: nobody but another caller of this function is given one. Callers differ by where

@@ -155,7 +155,7 @@ impl Drop for Postgres {
     }
 }
 
-/// A program of the newest PostgreSQL here, as a user whom it takes. It is reported to stop when the thread is gone that
+/// A program of the newest PostgreSQL here, as a user whom it takes. It is ended when the thread is gone that
 /// starts it: a test that is killed leaves nothing running.
 fn as_owner(program: &str) -> Command {
     let version = |path: &Path| path.file_name()?.to_str()?.parse::<u32>().ok();

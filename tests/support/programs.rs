@@ -22,7 +22,7 @@ pub(crate) struct Programs {
     dir: PathBuf,
     /// What the names of exchanges and queues begin with.
     pub prefix: String,
-    /// If the sandbox is.
+    /// Where the sandbox is.
     pub base_url: String,
     config: PathBuf,
     sandbox: Child,

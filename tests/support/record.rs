@@ -1,4 +1,4 @@
-//! Writes what a long run measured into the pages that report of it.
+//! Writes what a long run measured into the pages that report it.
 
 use std::fs;
 

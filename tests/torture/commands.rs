@@ -370,14 +370,14 @@ pub(crate) struct Hit {
     pub times: u64,
 }
 
-/// What became of the rules of a script, as the sandbox reports it.
+/// What became of the rules of a script, as the sandbox shows it.
 pub(crate) fn hits(script: &Value) -> Vec<Hit> {
     let rules = script["rules"].as_array().into_iter().flatten();
     let times = script["applied"].as_array().into_iter().flatten().filter_map(Value::as_u64);
     rules.cloned().zip(times).map(|(rule, times)| Hit { rule, times }).collect()
 }
 
-/// How many kinds of faults came. Two are of one kind where nothing reports them apart: neither status nor code, nor whether
+/// How many kinds of faults came. Two are of one kind where nothing distinguishes them: neither status nor code, nor whether
 /// the effect happens, nor whether they are signed, nor how late or how large they are.
 pub(crate) fn kinds(hits: &[Hit]) -> usize {
     let came = hits.iter().filter(|hit| hit.times > 0);

@@ -264,7 +264,7 @@ fn effects(
             .iter()
             .any(|event| event.outcome == "redeemed" && event.number == *number && event.code == code)
         {
-            findings.violations.push(format!("an effect that nobody was reported of: {uses:#?}"));
+            findings.violations.push(format!("an effect without an event: {uses:#?}"));
         }
     }
     let mut bodies: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
@@ -289,7 +289,7 @@ fn effects(
     }
 }
 
-/// Between two uses of one number somebody asked what the first one did and was reported, but if that one was answered by
+/// Between two uses of one number somebody asked what the first one did and got an answer, but if that one was answered by
 /// "not now": then a copy may say so, too. And where the second came while the first was under way: the broker gives a
 /// command to another instance before the first one learns that its connection is gone, and for a moment both have it in
 /// hand. Numbers that were published more than once are left out.
@@ -315,7 +315,7 @@ fn queries(
         at.is_none_or(|at| muddles.iter().any(|(from, to)| (*from..=*to).contains(&at)))
     };
     for attempts in by_coupon.values() {
-        // The last use of each number that nobody has been reported about since.
+        // The last use of each number whose effect nobody has learned since.
         let mut open: BTreeMap<&str, &Value> = BTreeMap::new();
         for attempt in attempts {
             if attempt["operation"] != "use" {

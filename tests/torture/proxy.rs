@@ -1,4 +1,4 @@
-//! A TCP proxy that can be reported to misbehave: cut, fall silent, be slow, refuse, or close half-way through what it
+//! A TCP proxy that misbehaves on request: cut, fall silent, be slow, refuse, or close half-way through what it
 //! was just passing on.
 
 use std::net::{Ipv4Addr, SocketAddr};

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use redeemer::amqp::topology::delay_name;
-use redeemer::config::{self, Config, Span};
+use redeemer::config::{Config, Span};
 use redeemer::runtime::failpoints::Failpoint;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -23,7 +23,7 @@ use crate::plan::{self, Act, INSTANCES, Place, Size, Standing, Trouble};
 use crate::proxy::{Manner, Proxy};
 use crate::report;
 use crate::returns;
-use crate::service::{Sandbox, Service, was_killed};
+use crate::service::{self, Sandbox, Service, was_killed};
 use crate::wires::{self, ReceivedEvent};
 
 /// The share of commands that comes at once when all trouble but the payment API's is over: one in this many.
@@ -45,11 +45,11 @@ const LIMITS: &[(usize, Duration)] = if cfg!(debug_assertions) {
 /// When a broker that says nothing must have been noticed: a connection is dead after twice the heartbeat, and a busy
 /// machine may be slow. Before a confirm is waited for in vain, which would end the connection, too.
 const NOTICED_WITHIN: Duration = Duration::from_secs(8);
-/// When some instance must have been reported of an alarm: a command that is in hand is reported of or delayed by then.
+/// When some instance must have noticed an alarm: a command that is in hand is reported or delayed by then.
 const ALARM_REPORTED_WITHIN: Duration = Duration::from_secs(8);
 /// How long trouble is kept up for something to fall upon.
 const OCCASION: Duration = Duration::from_secs(20);
-/// What reports that the broker is connected, how often it was, and that it takes no messages.
+/// The metrics that show that the broker is connected, how often it was, and that it takes no messages.
 const CONNECTED: &str = "redeemer_broker_connected";
 const SESSIONS: &str = "redeemer_broker_sessions_total";
 const BLOCKED: &str = "redeemer_broker_blocked";
@@ -426,7 +426,7 @@ impl Rig {
                     }
                 }
                 if !reported {
-                    self.violations.push("no instance was reported of the memory alarm".to_owned());
+                    self.violations.push("no instance noticed the memory alarm".to_owned());
                 }
             }
             Act::CloseConnections => {
@@ -519,8 +519,8 @@ impl Rig {
         }
     }
 
-    /// Raises a memory alarm for three seconds, or until it must have been reported of. Whether an instance was: the broker
-    /// reports it to who publishes.
+    /// Raises a memory alarm for three seconds, or until it must have been noticed. Whether an instance was: the broker
+    /// notifies those who publish.
     async fn alarm(&self) -> bool {
         self.ctl(&["set_vm_memory_high_watermark", "0.0001"]).await;
         let since = Instant::now();
@@ -543,7 +543,7 @@ impl Rig {
             one.wait_metric(SESSIONS, |_| true, PATIENCE),
             other.wait_metric(SESSIONS, |_| true, PATIENCE)
         );
-        // Who does not even report cannot be seen to connect again.
+        // An instance without metrics cannot be seen to connect again.
         [one, other].map(|built| built.unwrap_or(f64::INFINITY))
     }
 
@@ -967,9 +967,8 @@ async fn is_cut_off(instance: &Service) -> bool {
 }
 
 fn configure(dir: &Path, card: &Value, broker: String, provider_port: u16) -> Config {
-    let text = |name: &str| card[name].as_str().unwrap().to_owned();
     let ms = |ms| Span(Duration::from_millis(ms));
-    let mut config = config::parse("", "torture", std::iter::empty()).unwrap();
+    let mut config = service::configure(dir, card, provider_port);
     config.broker.uri = broker;
     config.broker.connect_timeout = ms(2_000);
     config.broker.confirm_timeout = ms(10_000);
@@ -978,12 +977,6 @@ fn configure(dir: &Path, card: &Value, broker: String, provider_port: u16) -> Co
     config.broker.delivery_limit = 1_000;
     config.broker.prefetch = 60;
     config.concurrency.commands = 30;
-    config.wechat.base_url = format!("http://127.0.0.1:{provider_port}");
-    config.wechat.backup_base_url = String::new();
-    config.wechat.mchid = text("mchid");
-    config.wechat.merchant_serial = text("merchant_serial");
-    config.wechat.merchant_key_file = dir.join("merchant_key.pem").display().to_string();
-    config.wechat.public_keys.insert(text("public_key_id"), dir.join("wechatpay_public_key.pem"));
     config.wechat.connect_timeout = ms(500);
     config.wechat.read_timeout = ms(1_000);
     config.wechat.total_timeout = ms(1_000);
@@ -991,7 +984,6 @@ fn configure(dir: &Path, card: &Value, broker: String, provider_port: u16) -> Co
     config.retry.in_process_max = ms(1_200);
     config.retry.query_delay = ms(500);
     config.retry.delays = vec![ms(400), ms(1_000), ms(2_000)];
-    config.admin.listen = "127.0.0.1:0".to_owned();
     config.log.filter = "info,lapin=off".to_owned();
     config.shutdown.deadline = ms(10_000);
     config

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use redeemer::config::{self, Config};
 use redeemer::runtime::failpoints::{FORGET, Failpoint, ORDER, taken};
 use serde_json::Value;
 use tokio::process::{Child, ChildStdin, Command};
@@ -134,7 +135,7 @@ impl Service {
         assert!(asked.success(), "SIGTERM to {pid}");
     }
 
-    /// How it ended, if it ended without having been reported to.
+    /// How it ended, if it ended without having been stopped.
     pub(crate) fn ended_by_itself(&mut self) -> Option<ExitStatus> {
         let status = self.child.as_mut()?.try_wait().unwrap()?;
         self.child = None;
@@ -292,4 +293,19 @@ impl Sandbox {
         let text = self.client.get(format!("{}/_sandbox/{path}", self.base_url)).send().await.unwrap();
         serde_json::from_str(&text.text().await.unwrap()).unwrap()
     }
+}
+
+/// What every rig configures: the payment API of the sandbox with this card, its key files in `keys`, and a free admin
+/// port.
+pub(crate) fn configure(keys: &Path, card: &Value, sandbox_port: u16) -> Config {
+    let text = |name: &str| card[name].as_str().unwrap().to_owned();
+    let mut config = config::parse("", "rig", std::iter::empty()).unwrap();
+    config.wechat.base_url = format!("http://127.0.0.1:{sandbox_port}");
+    config.wechat.backup_base_url = String::new();
+    config.wechat.mchid = text("mchid");
+    config.wechat.merchant_serial = text("merchant_serial");
+    config.wechat.merchant_key_file = keys.join("merchant_key.pem").display().to_string();
+    config.wechat.public_keys.insert(text("public_key_id"), keys.join("wechatpay_public_key.pem"));
+    config.admin.listen = "127.0.0.1:0".to_owned();
+    config
 }

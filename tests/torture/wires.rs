@@ -50,7 +50,7 @@ pub(crate) struct Seen {
     pub outcome: String,
     /// Its reason, or nothing.
     pub reason: String,
-    /// The coupon's state that it reports, or nothing.
+    /// The coupon's state that it contains, or nothing.
     pub state: String,
     /// The coupon that it names.
     pub code: String,
@@ -286,7 +286,7 @@ async fn try_publish(
 }
 
 /// Waits until every queue but the parked one is empty and nothing is unacknowledged: then nothing more can happen. What
-/// a list reports is of no one moment, and a copy may be on its way from one queue to the next: it takes two empty lists,
+/// a list shows is of no one moment, and a copy may be on its way from one queue to the next: it takes two empty lists,
 /// further apart than a count may be old. The node is one of [`Broker::start_counting`].
 pub(crate) async fn wait_empty(broker: &Broker, parked: &str, patience: Duration) -> Result<(), Vec<String>> {
     let since = Instant::now();

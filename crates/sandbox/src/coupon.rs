@@ -36,7 +36,7 @@ pub enum CouponState {
     Used,
     /// Past its end. Final.
     Expired,
-    /// Deleted by the user, of which nobody is reported. Final.
+    /// Deleted by the user, of which nobody is notified. Final.
     Deleted,
     /// Withdrawn by the merchant. Final.
     Deactivated,

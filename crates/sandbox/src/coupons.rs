@@ -47,7 +47,7 @@ pub(super) struct Coupons {
     pub looks_seed: Option<u64>,
 }
 
-/// The redemption that a number stands for. No body: a use from outside, which no request can repeat.
+/// The redemption that a number identifies. No body: a use from outside, which no request can repeat.
 struct Consumed {
     coupon_code: Arc<str>,
     round: usize,

@@ -1,6 +1,6 @@
 //! Every way the provider says no: status, code, message and the number that ends the request id.
 //!
-//! The vendor publishes the numbers but not which status and code go with each. If that is unknown the pairing here
+//! The vendor publishes the numbers but not which status and code go with each. Where that is unknown the pairing here
 //! is a guess, and clients must not depend on it.
 
 use serde_json::{Value, json};

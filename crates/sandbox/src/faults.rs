@@ -1,6 +1,6 @@
 //! The fault script: what goes wrong, for whom, how often.
 //!
-//! A rule's chance depends on the seed, the coupon, the operation and how often that was asked, never on the order in
+//! A rule's chance depends on the seed, the coupon, the operation and how often that was called, never on the order in
 //! which coupons arrive: a concurrent run goes wrong in the same places each time.
 
 use std::collections::HashMap;
@@ -41,7 +41,7 @@ pub struct Rule {
     /// At most this many hits of this rule; without end where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub times: Option<u64>,
-    /// Only the first this many calls of one coupon with one operation, counted from when the script was set.
+    /// Only as many first calls of one coupon with one operation, counted from when the script was set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_attempts: Option<u64>,
     /// What goes wrong.

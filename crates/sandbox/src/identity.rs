@@ -1,4 +1,4 @@
-//! Who the sandbox and its one merchant are: keys, serials and the files that report a client.
+//! Who the sandbox and its one merchant are: keys, serials and the files that a client reads.
 //!
 //! Everything follows from the seed, so two sandboxes of one seed are the same party. What is found in the directory
 //! is kept, so a restart keeps the keys. None of it protects anything: it is test material.

@@ -349,7 +349,7 @@ impl Ledger {
     }
 }
 
-/// `oXy…k3w`: enough to report users apart in a test, too little to address one.
+/// `oXy…k3w`: enough to distinguish users in a test, too little to address one.
 pub(super) fn shortened(openid: &str) -> Arc<str> {
     let characters: Vec<char> = openid.chars().collect();
     match characters.as_slice() {

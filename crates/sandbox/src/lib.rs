@@ -75,7 +75,7 @@ pub struct Settings {
     /// How long a connection may be idle before it is closed. 8 s by default, as at the provider.
     pub idle_timeout: Duration,
     /// Whether to sign and verify by the client's own library, five times as fast: for measurements and long loads,
-    /// if the sandbox must not be the bottleneck. No judge any more. False by default.
+    /// where the sandbox must not be the bottleneck. It is then no independent judge. False by default.
     pub fast_signatures: bool,
 }
 

@@ -12,7 +12,7 @@ use aws_lc_rs::{constant_time, digest};
 const SESSIONS_MAX: usize = 16;
 /// A session ends after this long without a request.
 const IDLE_MAX: Duration = Duration::from_secs(30 * 60);
-/// The longest session, in seconds: also what the browser is reported.
+/// The longest session, in seconds: also the age limit of the cookie.
 pub(super) const SESSION_SECONDS_MAX: u64 = 8 * 3_600;
 
 /// Random bytes for one session: its key and its CSRF token.
@@ -57,7 +57,7 @@ impl fmt::Debug for Session {
 
 /// The token and the sessions.
 pub struct Auth {
-    /// Only the digest stays in memory. All digests are equally long, so a comparison does not report the length either.
+    /// Only the digest stays in memory. All digests are equally long, so a comparison does not reveal the length either.
     token: [u8; 32],
     sessions: Mutex<VecDeque<Session>>,
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 const EVERY: Duration = Duration::from_secs(60);
 /// Peers that are distinguished; all further ones share a line.
 const PEERS_MAX: usize = 64;
-/// What stands for these.
+/// The address under which these are counted.
 const OTHERS: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 /// A peer since its last line.

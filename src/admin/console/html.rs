@@ -172,7 +172,7 @@ pub(super) fn list(
     document("Operator console", Some(session), &inner)
 }
 
-/// Says so if a list does not report of all that are parked.
+/// Says so if a list does not show all that are parked.
 fn not_all(found: &Found) -> String {
     if found.looked as u64 >= u64::from(found.waiting) {
         return String::new();
@@ -215,7 +215,7 @@ pub(super) struct Confirmation<'a> {
     pub advice: Result<OperatorAction, String>,
     /// Why it is done, as typed.
     pub because: String,
-    /// Whether a refusal would be reported.
+    /// Whether a refusal would be published.
     pub publish_refused: bool,
 }
 
@@ -315,7 +315,7 @@ fn action_page(session: &Session, parked: &Parked, asked: bool) -> String {
                 "<h2>{title}</h2><form method=\"post\" action=\"/parked/{id}/ask\">{hidden}<p class=\"soft\">An query \
                  says what is true of the coupon now and changes nothing. What would be done is shown before anything \
                  is.</p><label class=\"check\"><input type=\"checkbox\" name=\"publish_refused\" value=\"yes\"> If it is \
-                 refused for good: tell so, and take it off the queue</label>\
+                 refused for good: publish that, and take it off the queue</label>\
                  <button class=\"button\">{button}</button></form>"
             )
         }

@@ -201,7 +201,7 @@ impl Form {
             }
             (_, None) if found == NONE => None,
             (_, Some("bool")) => Some(AMQPValue::Boolean(found == "true")),
-            // Of some arguments the broker does not report the type.
+            // Of some arguments the broker does not name the type.
             (_, None) if matches!(was, Some(AMQPValue::LongLongInt(_))) => number(),
             (_, Some("longstr") | None) => Some(AMQPValue::LongString(found.into())),
             (_, Some(_)) => number(),

@@ -100,7 +100,7 @@ pub(super) async fn print_standing(
 }
 
 /// Asks for what must be until the broker agrees. It names one difference at a time, so each that it named is
-/// conceded in the next operation. A declaration of what is there changes nothing.
+/// conceded in the next request. A declaration of what is there changes nothing.
 pub(super) async fn differences(connection: &Connection, object: &Object) -> lapin::Result<ObjectState> {
     let mut form = Form::of(object);
     let mut differences: Vec<Difference> = Vec::new();

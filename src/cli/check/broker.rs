@@ -119,7 +119,7 @@ async fn unknown_host(settings: &AmqpSettings) -> Option<Finding> {
     None
 }
 
-/// Whether the broker bounds messages. What the user may not try, the permissions have reported.
+/// Whether the broker bounds messages. What the user may not try is in the finding on permissions.
 async fn message_size(settings: &AmqpSettings) -> Option<Finding> {
     const WHAT: &str = "message size";
     let mending = format!(

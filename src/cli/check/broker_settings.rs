@@ -144,7 +144,7 @@ fn misfit(object: &Object, name: &str, vhost: &str, queue: &Queue, unfit: &Misma
     )
 }
 
-/// What no client is reported over AMQP: for the operator to compare.
+/// What AMQP shows to no client: for the operator to compare.
 fn unseen(config: &Config) -> Finding {
     let held = held(config);
     let detail = format!(

@@ -18,7 +18,7 @@ use crate::wechat::keys::Keyring;
 
 pub(super) fn misconfigured(fault: &ConfigFault, origin: &Origin) -> Finding {
     let ConfigFault { key, problem, id, remedy } = fault;
-    // Where the text as a whole is at fault, the file's name stands for the key; without a file, nothing does.
+    // Where the text as a whole is at fault, the file's name is shown in place of the key; without a file, nothing is.
     let file = origin.file.map(|file| Shown(file).to_string());
     let (detail, mending) = match (file, remedy) {
         (_, Some(remedy)) => (format!("{key}: {problem}"), origin.remedy(remedy, key)),

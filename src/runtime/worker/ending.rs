@@ -16,13 +16,12 @@ use crate::wire::retry_message::{self, Restored};
 
 use crate::runtime::worker::Worked;
 use crate::runtime::worker::hand_back::dead_letter_retry_headers;
-use crate::runtime::worker::invalid::{PublishingContext, event_context};
+use crate::runtime::worker::invalid::event_context;
 use crate::runtime::worker::job::CommandJob;
 
 impl CommandJob<'_> {
     fn publishing<'a>(&'a self, cancel: &'a CancelSignal) -> PublishContext<'a> {
-        let (context, publisher) = (self.context, self.publisher);
-        PublishingContext { context, publisher, cancel, dead_letter: false }.publishing()
+        self.context.publish_context(self.publisher, cancel)
     }
 
     fn retry_headers(&self) -> Vec<(&'static str, String)> {
@@ -33,18 +32,16 @@ impl CommandJob<'_> {
     }
 
     /// The headers of a command that is handed back; empty if no call about it has been made.
-    pub(super) fn hand_back_headers(&mut self) -> Vec<(&'static str, String)> {
-        let Restored { progress, evidence } = &mut self.carried;
+    pub(super) fn hand_back_headers(&self) -> Vec<(&'static str, String)> {
+        let Restored { progress, evidence } = &self.carried;
         if evidence.is_empty() && progress.attempts == 0 {
             return Vec::new();
         }
-        // It has not waited in a delay queue.
-        progress.delay_unaged(self.limits);
         self.retry_headers()
     }
 
     /// Publishes a retry message to the delay queue with this index, confirmed.
-    pub(super) async fn delay(mut self, queue: usize, reason: DelayReason, cancel: &CancelSignal) -> Worked {
+    pub(super) async fn delay(self, queue: usize, reason: DelayReason, cancel: &CancelSignal) -> Worked {
         let Some(wait) = self.limits.delays.get(queue).copied() else {
             // The index is always chosen from this very list.
             let headers = self.hand_back_headers();

@@ -13,12 +13,12 @@ use crate::domain::redemption::Redemption;
 use crate::runtime::publishing::{
     CancelSignal, Outgoing, PublishContext, PublishInterrupted, publish, publish_within,
 };
-use crate::telemetry::events::{self, PartialIds};
+use crate::telemetry::events;
 use crate::telemetry::log::Masked;
 use crate::telemetry::metrics::{Message, Settlement};
 use crate::telemetry::spans::{ChildSpan, CommandSpan};
 use crate::wechat::client::hex;
-use crate::wire::command::{PartialCommand, Rejected};
+use crate::wire::command::Rejected;
 use crate::wire::result_event::{self, Event, EventContext};
 use crate::wire::retry_message::CorruptRetryMessage;
 
@@ -37,8 +37,7 @@ pub(super) struct PublishingContext<'a> {
 
 impl<'a> PublishingContext<'a> {
     pub(super) fn publishing(self) -> PublishContext<'a> {
-        let Self { context, publisher, cancel, dead_letter: _ } = self;
-        PublishContext { publisher, metrics: &context.metrics, faults: &context.publish_faults, cancel }
+        self.context.publish_context(self.publisher, self.cancel)
     }
 }
 
@@ -57,20 +56,13 @@ pub(super) async fn publish_invalid(
         result_event::encode_invalid(rejected, &digest, event_context(context, &publish_span, at, 0, &[]));
     let faults = rejected.faults.iter().map(|fault| format!("{}: {}", Masked(&fault.pointer), fault.problem));
     let faults = faults.collect::<Vec<_>>().join("; ");
-    let PartialCommand { out_request_no, coupon_code, openid, brand_id, .. } = &rejected.partial;
     let parking = Parking { event: &event, reason: Reason::InvalidCommand, at };
     let proof = match publish_and_park(publishing, &delivery, parking, command_span, publish_span).await {
         Ok(Some(proof)) => proof,
         Ok(None) => return delay_unreadable(publishing, delivery, command_span).await,
         Err(why) => return Err(why.into_worked(delivery, Vec::new())),
     };
-    let ids = PartialIds {
-        out_request_no: out_request_no.as_ref().map(|number| number.as_str()),
-        coupon_code: coupon_code.as_ref().map(|code| code.as_str()),
-        openid: openid.as_ref().map(|openid| openid.as_str()),
-        brand_id: brand_id.as_ref().map(|brand| brand.as_str()),
-    };
-    events::command_invalid(&context.metrics, command_span, &ids, &faults);
+    events::command_invalid(&context.metrics, command_span, &rejected.partial, &faults);
     Ok((Settlement::Finished, delivery, proof))
 }
 

@@ -64,8 +64,11 @@ pub(super) const LATE_PERMIT_WAIT: Duration = Duration::from_secs(3);
 
 impl CommandJob<'_> {
     /// Follows the steps of the attempt machine until the command is settled.
-    pub(super) async fn run(mut self, cancel: &mut CancelSignal) -> Worked {
+    pub(super) async fn run(mut self, over_coupon_limit: bool, cancel: &mut CancelSignal) -> Worked {
         let limits = self.limits;
+        if over_coupon_limit && let Some(Step::Delay { queue }) = self.carried.progress.delay_unaged(limits) {
+            return Box::pin(self.delay(queue, DelayReason::PerCouponLimit, cancel)).await;
+        }
         let mut step = self.carried.progress.start(limits, Timestamp::now());
         loop {
             step = match step {

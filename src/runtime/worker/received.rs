@@ -18,6 +18,8 @@ pub struct ReceivedDelivery {
     pub command: Result<Redemption, Box<Rejected>>,
     /// When it was received.
     pub at: Timestamp,
+    /// The deadline that the sender set, if it can be read.
+    pub deadline: Option<Timestamp>,
     /// Whether the per-coupon limit is reached. Then it is delayed at once.
     pub over_coupon_limit: bool,
     /// Whether calls are held back for long: then it makes the call that is possible now, or none, and is delayed.
@@ -51,7 +53,16 @@ impl ReceivedDelivery {
                 }
             }),
         };
-        Self { delivery, command, at, over_coupon_limit: false, calls_held_back: false, dead_lettered: None }
+        let deadline = delivery.header(retry_message::DEADLINE).and_then(|text| text.parse().ok());
+        Self {
+            delivery,
+            command,
+            at,
+            deadline,
+            over_coupon_limit: false,
+            calls_held_back: false,
+            dead_lettered: None,
+        }
     }
 
     /// Reads the command of a dead-lettered delivery.
@@ -69,11 +80,6 @@ impl ReceivedDelivery {
         self.command.as_ref().ok().map(|redemption| redemption.coupon_code.as_str())
     }
 
-    /// The deadline that the sender set, if it can be read.
-    pub fn deadline(&self) -> Option<Timestamp> {
-        self.delivery.header(retry_message::DEADLINE)?.parse().ok()
-    }
-
     /// Whether it can wait while calls are held back: it is a command, and its deadline is not near. With delay queues
     /// (`delays`) a command with a deadline waits there instead.
     pub fn may_wait_for_calls(&self, delays: bool) -> bool {
@@ -83,7 +89,7 @@ impl ReceivedDelivery {
         if delays {
             return self.arrival() != Arrival::Retry && !self.delivery.has_header(retry_message::DEADLINE);
         }
-        self.deadline().is_none_or(|deadline| Timestamp::now() < deadline)
+        self.deadline.is_none_or(|deadline| Timestamp::now() < deadline)
     }
 
     /// New, redelivered, or a retry message.

@@ -5,8 +5,7 @@ use std::time::Instant;
 use jiff::Timestamp;
 use tracing::debug;
 
-use crate::domain::evidence::Evidence;
-use crate::domain::evidence::Operation;
+use crate::domain::evidence::{Evidence, Operation};
 use crate::policy::circuit::ResponseClass;
 use crate::policy::classify::{Authenticity, CallResult, Verdict};
 use crate::runtime::circuit_gate::CallSignal;

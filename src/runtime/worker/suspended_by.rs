@@ -33,12 +33,10 @@ impl SuspendedBy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
-
     use jiff::SignedDuration;
 
     use crate::policy::classify::{Authenticity, Response};
-    use crate::policy::host_choice::Host;
+
     #[test]
     fn what_stopped_us_is_reported_in_few_words_that_break_no_line() {
         let answer = |code: Option<&str>, message: Option<&str>| Response {
@@ -51,21 +49,8 @@ mod tests {
             request_id: None,
         };
         let said = |reply| {
-            let (host, host_name) = (Host::Primary, String::new());
-            let clock_skew = Some(SignedDuration::from_secs(-3));
-            let (serial, took, trouble) = (None, Duration::ZERO, None);
-            let (detail, unbelieved) = (None, None);
-            let outcome = CallOutcome {
-                result: reply,
-                host,
-                host_name,
-                serial,
-                clock_skew,
-                took,
-                trouble,
-                detail,
-                unbelieved,
-            };
+            let mut outcome = CallOutcome::only(reply);
+            outcome.clock_skew = Some(SignedDuration::from_secs(-3));
             let SuspendedBy { said, clock_skew } = SuspendedBy::new(&outcome);
             assert_eq!(clock_skew, Some(-3.0));
             said

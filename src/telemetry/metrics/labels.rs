@@ -172,7 +172,7 @@ impl CallDelay {
     }
 }
 
-/// A queue whose depth is reported. Delay queues stand beside these as `retry.<wait>`.
+/// A queue whose depth is reported. Delay queues are labelled `retry.<wait>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Queue {
     /// Commands.

@@ -96,6 +96,14 @@ impl UnverifiedResponse {
 }
 
 impl CallOutcome {
+    /// A result that nothing else is known of.
+    #[cfg(test)]
+    pub(crate) fn only(result: CallResult) -> Self {
+        let (host, host_name) = (Host::Primary, String::new());
+        let (serial, clock_skew, took, trouble) = (None, None, Duration::ZERO, None);
+        Self { result, host, host_name, serial, clock_skew, took, trouble, detail: None, unbelieved: None }
+    }
+
     /// The domain where the network failed, if it did.
     pub fn failed_at(&self) -> Option<Host> {
         (!carried(&self.result)).then_some(self.host)

@@ -418,7 +418,7 @@ members! {
     "stock.sequential_usage_rule.special_first" Boolean Given Old
         "Whether the first round has an offer of its own: the first element of the list." "多次优惠是否提供首笔特惠" + "首轮的优惠即列表的第一个元素";
     "stock.usage_rule_display_info" Object Always Both
-        "What users are reported about its use." "券使用规则展示信息" + "向用户说明怎样使用";
+        "What users are shown about its use." "券使用规则展示信息" + "向用户说明怎样使用";
     "stock.usage_rule_display_info.coupon_usage_method_list" Texts Always Both [USAGE_METHODS]
         "The ways in which it can be used." "券使用方式列表";
     "stock.usage_rule_display_info.mini_program_appid" Text MiniProgram Both
@@ -430,7 +430,7 @@ members! {
     "stock.usage_rule_display_info.usage_description" Text Always Both
         "The rules in words, for users." "券使用说明" + "给用户看的文字说明";
     "stock.usage_rule_display_info.coupon_available_store_info" Object Given Both
-        "What users are reported about the stores." "券可用门店信息" + "向用户说明哪些门店可用";
+        "What users are shown about the stores." "券可用门店信息" + "向用户说明哪些门店可用";
     "stock.usage_rule_display_info.coupon_available_store_info.description" Text Always Both
         "The stores in words." "券可用门店描述";
     "stock.usage_rule_display_info.coupon_available_store_info.mini_program_appid" Text Given Both
@@ -500,7 +500,7 @@ members! {
     "coupon_tag_info.coupon_tag_list" Texts Given New [TAGS]
         "The tags." "用户商品券标签列表";
     "coupon_tag_info.member_tag_info" Object Member New
-        "What the member tag stands for." "会员标签信息";
+        "What the member tag means." "会员标签信息";
     "coupon_tag_info.member_tag_info.member_card_id" Text Given New
         "The template of the membership card." "会员卡模板ID";
     "brand_id" Text PartnerMode Both
