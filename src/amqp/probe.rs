@@ -64,12 +64,14 @@ impl Right {
     }
 }
 
-/// What a session must be able to publish before it takes a command: an event, a delayed retry, a parked command.
+/// What a session must be able to publish before it takes a command: an event, a delayed retry, a parked command, and a
+/// command that is handed back.
 pub(super) fn needed_to_publish(topology: &Topology) -> Vec<Right> {
     let names = &topology.names;
     let retry = topology.delays.first().map(|wait| Right::write(&names.retry, &delay_name(*wait)));
     let results = Right::write(&names.results, EVENT_PROBE_KEY);
-    [results].into_iter().chain(retry).chain([Right::write(&names.parked, "")]).collect()
+    let parked = Right::write(&names.parked, "");
+    [results].into_iter().chain(retry).chain([parked, Right::write("", &names.commands)]).collect()
 }
 
 /// Tries one right on a channel of its own. `None` if it is held.

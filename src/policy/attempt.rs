@@ -318,6 +318,15 @@ impl Progress {
         (!limits.delays.is_empty()).then_some(Step::Delay { queue: 0 })
     }
 
+    /// The delay queue for a command whose event the broker rejects: one further each time, because each return costs a
+    /// query, but none above [`REJECTED_DELAY_MAX`], because the fault is not the command's.
+    pub fn delay_rejected(&mut self, limits: &Limits) -> usize {
+        let passed = usize::try_from(self.delays_passed).unwrap_or(usize::MAX);
+        self.delays_passed = self.delays_passed.saturating_add(1);
+        let longest = limits.delays.iter().rposition(|wait| *wait <= REJECTED_DELAY_MAX).unwrap_or(0);
+        passed.min(longest)
+    }
+
     /// Resets the effect of a command that waits because the broker rejects its event. A later query reads the coupon
     /// again, and the event reports that result.
     pub fn forget_outcome(&mut self, outcome: &Outcome) {
@@ -339,6 +348,9 @@ impl Progress {
         self.is_late(now).then(|| self.conclude_unknown(limits, now))
     }
 }
+
+/// The longest wait between two tries to publish an event that the broker rejects.
+const REJECTED_DELAY_MAX: Duration = Duration::from_secs(300);
 
 fn later(at: Timestamp, by: Duration) -> Timestamp {
     at.saturating_add(by).unwrap_or(Timestamp::MAX)
