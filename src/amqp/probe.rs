@@ -12,7 +12,7 @@ use lapin::protocol::AMQPErrorKind;
 use lapin::protocol::basic::AMQPProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::uri::AMQPScheme;
-use lapin::{Connection, ErrorKind};
+use lapin::{Channel, Connection, ErrorKind};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -82,7 +82,15 @@ pub(super) async fn rejection(
     connection: &Connection,
     right: &Right,
 ) -> lapin::Result<Option<PublishRejection>> {
-    let Err(error) = attempt(connection, right).await else { return Ok(None) };
+    rejection_on(&connection.create_channel().await?, right).await
+}
+
+/// Tries one right on a channel, which it ends.
+pub(super) async fn rejection_on(
+    channel: &Channel,
+    right: &Right,
+) -> lapin::Result<Option<PublishRejection>> {
+    let Err(error) = attempt_on(channel, right).await else { return Ok(None) };
     let (place, routing_key) = match right {
         Right::Write { exchange, routing_key } => (exchange.clone(), routing_key.clone()),
         Right::Read(queue) => (queue.clone(), String::new()),
@@ -141,7 +149,10 @@ pub async fn rights(settings: &AmqpSettings) -> Result<Vec<(Right, Need, Permiss
 }
 
 async fn attempt(connection: &Connection, right: &Right) -> lapin::Result<()> {
-    let channel = connection.create_channel().await?;
+    attempt_on(&connection.create_channel().await?, right).await
+}
+
+async fn attempt_on(channel: &Channel, right: &Right) -> lapin::Result<()> {
     match right {
         Right::Write { exchange, routing_key } => {
             channel.confirm_select(ConfirmSelectOptions::default()).await?;

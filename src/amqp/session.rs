@@ -123,11 +123,15 @@ impl Session {
     /// [`CannotConnect::MayNotPublish`] for the first that is rejected; [`CannotConnect::Lost`].
     pub async fn probe_publish_rights(&self) -> Result<(), CannotConnect> {
         let rights = probe::needed_to_publish(&self.settings.topology);
-        // All at once, each on a channel of its own: that there is room for these shows that there is room for another
-        // one in place of any that the broker closes later.
-        let probes = rights.iter().map(|right| probe::rejection(&self.publishing, right));
+        let probing = async {
+            // Each on a channel of its own, and all of them open at once: that there is room for these shows that there is
+            // room for another one in place of any that the broker closes later.
+            let channels = try_join_all(rights.iter().map(|_| self.publishing.create_channel())).await?;
+            let probes = channels.iter().zip(&rights);
+            try_join_all(probes.map(|(channel, right)| probe::rejection_on(channel, right))).await
+        };
         let lost = |why| CannotConnect::Lost { at: self.at.clone(), why };
-        let rejections = self.bounded(try_join_all(probes)).await.map_err(lost)?;
+        let rejections = self.bounded(probing).await.map_err(lost)?;
         let rejections = rejections.map_err(|error| lost(error.to_string()))?;
         rejections
             .into_iter()
