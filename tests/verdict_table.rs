@@ -136,6 +136,7 @@ fn words(verdict: &Verdict) -> String {
         Verdict::Unknown(UnknownCause::Contradiction) => "unknown: contradiction".to_owned(),
         Verdict::Unknown(UnknownCause::AnotherCoupon) => "unknown: another coupon".to_owned(),
         Verdict::Unknown(UnknownCause::Unexpected) => "unknown: unexpected".to_owned(),
+        Verdict::Unknown(UnknownCause::MayBeCommon(_)) => "unknown: may be common".to_owned(),
         Verdict::Suspended(SuspendReason::Unauthenticated) => "**suspended**: unauthenticated".to_owned(),
         Verdict::Suspended(SuspendReason::Unauthorized) => "**suspended**: unauthorized".to_owned(),
         Verdict::Suspended(SuspendReason::Rejected) => "**suspended**: rejected".to_owned(),

@@ -57,6 +57,7 @@ impl CallSignal {
                 | UnknownCause::Contradiction
                 | UnknownCause::NoNumber
                 | UnknownCause::AnotherCoupon
+                | UnknownCause::MayBeCommon(_)
                 | UnknownCause::Unexpected,
             )
             | Verdict::NotAccepted(_) => Self::Neutral,

@@ -111,6 +111,11 @@ impl Progress {
                 }
                 self.suspend(fault, limits, now)
             }
+            (Verdict::Unknown(UnknownCause::MayBeCommon(reason)), _) => {
+                self.mark_unknown(limits, now);
+                self.set_effect(EffectState::RejectedUnclear { reason });
+                self.await_settled(limits, now)
+            }
             // A success is only read from a described coupon, and a redeem is refused only by a rejection. The effect of
             // any other combination is unknown.
             (Verdict::Redeemed | Verdict::Refused(_) | Verdict::NotExecuted | Verdict::Unknown(_), _) => {
@@ -133,7 +138,16 @@ impl Progress {
         let by = EstablishedBy::Query;
         match (verdict, coupon) {
             (Verdict::Redeemed, Some(coupon)) => Step::Finish(Outcome::Redeemed { by, coupon }),
-            (Verdict::Suspended(fault), _) => self.suspend(fault, limits, now),
+            (Verdict::Suspended(fault), _) => {
+                if fault == SuspendReason::Rejected {
+                    self.doubt_rejection();
+                }
+                self.suspend(fault, limits, now)
+            }
+            (Verdict::Unknown(UnknownCause::MayBeCommon(_)), _) => {
+                self.doubt_rejection();
+                self.retry(limits, now, chance)
+            }
             (Verdict::NotAuthorized, _) => self.follow_query_not_granted(limits, now, chance),
             (Verdict::Unknown(UnknownCause::NoNumber), _) => {
                 if self.effect.rejection().is_none() {
@@ -156,7 +170,7 @@ impl Progress {
                 self.count_negative(Some(rejected.unwrap_or(reason)), early, limits, now)
             }
             (Verdict::Rejected { .. }, _) if confirms => {
-                let rejected = self.effect.rejection();
+                let rejected = self.effect.signed_rejection();
                 rejected.into_iter().for_each(|reason| self.forget_contradicted_coupon(reason));
                 self.count_negative(rejected, early, limits, now)
             }
@@ -197,7 +211,10 @@ impl Progress {
                 self.forget_contradicted_coupon(reason);
                 self.refuse(reason, EstablishedBy::Response)
             }
-            EffectState::Rejected { .. } | EffectState::Unknown | EffectState::SeenUsed => {
+            EffectState::Rejected { .. }
+            | EffectState::RejectedUnclear { .. }
+            | EffectState::Unknown
+            | EffectState::SeenUsed => {
                 self.delay(limits, now).unwrap_or_else(|| self.retry(limits, now, chance))
             }
         }
@@ -215,13 +232,24 @@ impl Progress {
     /// Whether the response to a query rejects it as the redeem was rejected. The two share openid, appid, brand, product
     /// coupon, stock and coupon code, so a fault in one of these rejects both. The number separates the causes of one
     /// code, so it is required. A rejection that only a redeem can get confirms nothing.
-    fn confirms_rejection(&self, response: &Response) -> bool {
+    pub fn confirms_rejection(&self, response: &Response) -> bool {
         // `rejection` also keeps an unverified response, and that confirms nothing.
-        let (Some(rejection), Some(_)) = (&self.rejection, self.effect.rejection()) else { return false };
-        let of_both =
-            !matches!(self.effect.rejection(), Some(Reason::UsedByAnother | Reason::NumberConflict));
+        let (Some(rejection), Some(reason)) = (&self.rejection, self.effect.signed_rejection()) else {
+            return false;
+        };
+        let of_both = !matches!(reason, Reason::UsedByAnother | Reason::NumberConflict);
         let same = rejection.code == response.code && rejection.sub_code == response.sub_code;
         of_both && same && response.sub_code.is_some_and(|number| number != 0)
+    }
+
+    /// The query is rejected like every command may be: a rejection of the use that says as little may have been common,
+    /// too, and is no longer the command's own.
+    fn doubt_rejection(&mut self) {
+        if let EffectState::Rejected { reason, .. } = self.effect
+            && reason.may_be_common()
+        {
+            self.set_effect(EffectState::RejectedUnclear { reason });
+        }
     }
 
     /// Drops a coupon that was seen before a rejection that contradicts it.
@@ -257,11 +285,15 @@ impl Progress {
             // No use of ours is known that the query could miss.
             EffectState::NoEffect => 1,
             EffectState::Rejected { .. } if !self.ever_unknown => 1,
-            EffectState::Unknown | EffectState::SeenUsed | EffectState::Rejected { .. } => NEGATIVES_REQUIRED,
+            EffectState::Unknown
+            | EffectState::SeenUsed
+            | EffectState::RejectedUnclear { .. }
+            | EffectState::Rejected { .. } => NEGATIVES_REQUIRED,
         };
         if self.negatives < required {
             // Even after the last query, if a second one with the same result would end the command.
-            let would_end = gone.is_some() || self.effect != EffectState::Unknown;
+            let would_end = gone.is_some()
+                || !matches!(self.effect, EffectState::Unknown | EffectState::RejectedUnclear { .. });
             return if self.last && would_end {
                 let wait = self.unsettled_for(limits, now).max(limits.query_delay);
                 self.send(wait, Operation::Query, now)
@@ -270,7 +302,9 @@ impl Progress {
             };
         }
         match (gone, self.effect) {
-            (None, EffectState::NoEffect | EffectState::Unknown) if self.only_query.is_some() => {
+            (None, EffectState::NoEffect | EffectState::Unknown | EffectState::RejectedUnclear { .. })
+                if self.only_query.is_some() =>
+            {
                 self.conclude_unknown(limits, now)
             }
             (Some(reason), _) => self.refuse(reason, EstablishedBy::Query),
@@ -280,7 +314,7 @@ impl Progress {
                 self.refuse(reason, EstablishedBy::Query)
             }
             (None, EffectState::SeenUsed) => self.refuse(Reason::ReturnedSince, EstablishedBy::Query),
-            (None, EffectState::Unknown | EffectState::NoEffect) => {
+            (None, EffectState::Unknown | EffectState::NoEffect | EffectState::RejectedUnclear { .. }) => {
                 self.set_effect(EffectState::NoEffect);
                 self.send_after(Duration::ZERO, limits, now)
             }
