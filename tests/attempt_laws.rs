@@ -52,7 +52,7 @@ fn coupon(state: &str, used: Option<&str>, returned: Option<&str>) -> Coupon {
         usage: UsageTrace::Single(Trace {
             use_request_no: used.map(Into::into),
             return_request_no: returned.map(Into::into),
-            return_time: None,
+            ..Trace::default()
         }),
         ids: Box::default(),
         entity: "{}".into(),
