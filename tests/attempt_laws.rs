@@ -294,6 +294,7 @@ fn handed_back_command_keeps_what_its_first_delivery_knew() {
             use_request_no: None,
             return_request_no: Some("R1".into()),
             return_time: Some(long_before),
+            shows_return_time: true,
         }),
         ..coupon("EFFECTIVE", None, None)
     });
@@ -607,7 +608,25 @@ fn a_signed_refusal_stands_once_the_coupon_was_seen() {
             "refused no_such_coupon by query",
         ),
     ] {
-        check(&[rejection, signed(404, "NOT_FOUND")], &asked, ending);
+        // An error names no coupon: it may belong to another command, so it is asked about once more.
+        let (gone, again) = (|| signed(404, "NOT_FOUND"), ["0s redeem", "0s query", "2s query"]);
+        check(&[rejection.clone(), gone(), gone()], &again, ending);
+        check(&[rejection, gone(), used_by_us()], &again, "redeemed by query");
+    }
+}
+
+/// The use took effect. Its response is withheld, and those of other commands to a coupon that is not there come instead.
+#[test]
+fn two_errors_of_another_command_do_not_refuse_a_redeemed_one() {
+    let errors = [
+        signed(404, "NOT_FOUND"),
+        error(404, "NOT_FOUND", Some(268_578_851), Authenticity::Verified),
+        error(400, "INVALID_REQUEST", Some(268_578_704), Authenticity::Verified),
+    ];
+    for error in errors {
+        let script = [error.clone(), error, used_by_us()];
+        let (steps, outcome) = Run::default().play(Start::Fresh, &script);
+        assert_eq!(in_words(&outcome), "redeemed by query", "{steps:?}");
     }
 }
 
@@ -1273,7 +1292,11 @@ fn what_a_copy_with_nothing_unknown_sees_stands_at_once() {
     ends(used_by_another(), "refused used_by_another by query");
     ends(in_state("EXPIRED"), "refused expired by query");
     ends(in_state("PENDING"), "refused not_yet_valid by query");
-    ends(signed(404, "NOT_FOUND"), "refused no_such_coupon by query");
+    // But for an error, which does not show the coupon.
+    let (gone, twice) = (|| signed(404, "NOT_FOUND"), ["0s query", "2s query"]);
+    let run = Run::default();
+    run.check(Start::Copy(effect), &[gone(), gone()], &twice, "refused no_such_coupon by query");
+    run.check(Start::Copy(effect), &[gone(), used_by_us()], &twice, "redeemed by query");
 }
 
 #[test]

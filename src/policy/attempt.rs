@@ -59,6 +59,10 @@ impl Default for Limits {
 /// executed.
 const NEGATIVES_REQUIRED: u8 = 2;
 
+/// The same of queries that do not describe the coupon. A signed error body names neither coupon nor number, so it may be
+/// the response to another command: docs/decisions/0015-ask-twice-where-no-coupon-is-shown.md.
+const ERRORS_REQUIRED: u8 = 2;
+
 /// The known effect of a command between two operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum EffectState {

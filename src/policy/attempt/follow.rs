@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{EffectState, Limits, NEGATIVES_REQUIRED, Progress, Step};
+use super::{ERRORS_REQUIRED, EffectState, Limits, NEGATIVES_REQUIRED, Progress, Step};
 use crate::domain::coupon::Coupon;
 use crate::domain::evidence::{Operation, Rejection};
 use crate::domain::outcome::{EstablishedBy, Outcome};
@@ -25,6 +25,20 @@ impl From<&Response> for Rejection {
             request_id: response.request_id.clone(),
         }
     }
+}
+
+/// What a query found that shows no use of ours.
+#[derive(Debug, Clone, Copy)]
+enum Negative {
+    /// The coupon is usable, and was never returned.
+    Usable,
+    /// It is not.
+    Gone {
+        /// Why not.
+        reason: Reason,
+        /// Whether the response describes the coupon.
+        is_shown: bool,
+    },
 }
 
 impl Progress {
@@ -136,6 +150,7 @@ impl Progress {
     ) -> Step {
         let early = std::mem::take(&mut self.early);
         let by = EstablishedBy::Query;
+        let is_shown = coupon.is_some();
         match (verdict, coupon) {
             (Verdict::Redeemed, Some(coupon)) => Step::Finish(Outcome::Redeemed { by, coupon }),
             (Verdict::Suspended(fault), _) => {
@@ -167,14 +182,15 @@ impl Progress {
             (Verdict::Refused(reason), _) => {
                 // The reason of the redeem's rejection says more than that there is no such coupon.
                 let rejected = self.effect.rejection().filter(|_| reason == Reason::NoSuchCoupon);
-                self.count_negative(Some(rejected.unwrap_or(reason)), early, limits, now)
+                let gone = Negative::Gone { reason: rejected.unwrap_or(reason), is_shown };
+                self.count_negative(gone, early, limits, now)
             }
-            (Verdict::Rejected { .. }, _) if confirms => {
-                let rejected = self.effect.signed_rejection();
-                rejected.into_iter().for_each(|reason| self.forget_contradicted_coupon(reason));
-                self.count_negative(rejected, early, limits, now)
+            (Verdict::Rejected { reason, .. }, _) if confirms => {
+                let reason = self.effect.signed_rejection().unwrap_or(reason);
+                self.forget_contradicted_coupon(reason);
+                self.count_negative(Negative::Gone { reason, is_shown: false }, early, limits, now)
             }
-            (Verdict::NotExecuted, _) => self.count_negative(None, early, limits, now),
+            (Verdict::NotExecuted, _) => self.count_negative(Negative::Usable, early, limits, now),
             (
                 Verdict::Redeemed
                 | Verdict::Rejected { .. }
@@ -268,8 +284,12 @@ impl Progress {
         })
     }
 
-    /// A query found no use of ours: the coupon is usable, or `gone` is the reason why not.
-    fn count_negative(&mut self, gone: Option<Reason>, early: bool, limits: &Limits, now: Timestamp) -> Step {
+    /// A query found no use of ours.
+    fn count_negative(&mut self, found: Negative, early: bool, limits: &Limits, now: Timestamp) -> Step {
+        let (gone, is_shown) = match found {
+            Negative::Usable => (None, true),
+            Negative::Gone { reason, is_shown } => (Some(reason), is_shown),
+        };
         if gone.is_none() && self.effect == EffectState::NoEffect {
             // A query between two uses that were not accepted is no success: the waits keep growing.
             self.negatives = 0;
@@ -282,6 +302,7 @@ impl Progress {
         }
         self.negatives += u8::from(!early);
         let required = match self.effect {
+            _ if !is_shown => ERRORS_REQUIRED,
             // No use of ours is known that the query could miss.
             EffectState::NoEffect => 1,
             EffectState::Rejected { .. } if !self.ever_unknown => 1,
