@@ -753,8 +753,8 @@ fn rejection_that_may_be_common_stands_once_two_queries_confirm_it() {
     // As long as it may be common it ends nothing, and a look that is accepted lets the command out again.
     let waiting: Vec<_> = (0..40).map(|_| unclear()).collect();
     assert_eq!(play_attributed(&waiting).1, None);
-    let mended = [unclear(), unclear(), (usable(), false), (usable(), false), (used_by_us(), false)];
-    let (steps, outcome) = play_attributed(&mended);
+    let fixed = [unclear(), unclear(), (usable(), false), (usable(), false), (used_by_us(), false)];
+    let (steps, outcome) = play_attributed(&fixed);
     assert_eq!(steps[2..], ["1s query", "2s query", "0s redeem"]);
     assert!(matches!(outcome, Some(Outcome::Redeemed { .. })));
     let (_, outcome) = play_attributed(&[unclear(), (returned(), false)]);
@@ -767,9 +767,9 @@ fn rejection_that_may_be_common_stands_once_two_queries_confirm_it() {
 #[test]
 fn rejection_that_turns_out_to_be_common_is_not_charged_to_the_command() {
     let wrong = || error(400, "PARAM_ERROR", Some(268_435_461), Authenticity::Verified);
-    let mended = [(usable(), false), (usable(), false), (used_by_us(), false)];
+    let fixed = [(usable(), false), (usable(), false), (used_by_us(), false)];
     let doubt = [(wrong(), false), (wrong(), true)];
-    let script: Vec<_> = doubt.into_iter().chain(mended).collect();
+    let script: Vec<_> = doubt.into_iter().chain(fixed).collect();
     assert!(matches!(play_attributed(&script).1, Some(Outcome::Redeemed { .. })));
     // The same if calls are suspended for it meanwhile; a reason that says more than that stays.
     let limits = Limits { delays: vec![], ..Limits::default() };

@@ -149,6 +149,7 @@ impl EffectState {
 
 /// The next action for a command.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "one step of a command exists at a time")]
 pub enum Step {
     /// Wait in process, then send the operation.
     Send {

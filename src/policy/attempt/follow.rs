@@ -148,21 +148,13 @@ impl Progress {
         now: Timestamp,
         chance: f64,
     ) -> Step {
+        self.doubt_rejection(&verdict);
         let early = std::mem::take(&mut self.early);
         let by = EstablishedBy::Query;
         let is_shown = coupon.is_some();
         match (verdict, coupon) {
             (Verdict::Redeemed, Some(coupon)) => Step::Finish(Outcome::Redeemed { by, coupon }),
-            (Verdict::Suspended(fault), _) => {
-                if fault == SuspendReason::Rejected {
-                    self.doubt_rejection();
-                }
-                self.suspend(fault, limits, now)
-            }
-            (Verdict::Unknown(UnknownCause::MayBeCommon(_)), _) => {
-                self.doubt_rejection();
-                self.retry(limits, now, chance)
-            }
+            (Verdict::Suspended(fault), _) => self.suspend(fault, limits, now),
             (Verdict::NotAuthorized, _) => self.follow_query_not_granted(limits, now, chance),
             (Verdict::Unknown(UnknownCause::NoNumber), _) => {
                 if self.effect.rejection().is_none() {
@@ -258,10 +250,15 @@ impl Progress {
         of_both && same && response.sub_code.is_some_and(|number| number != 0)
     }
 
-    /// The query is rejected like every command may be: a rejection of the use that says as little may have been common,
+    /// If the query is rejected as every command may be, a rejection of the use that says as little may have been common,
     /// too, and is no longer the command's own.
-    fn doubt_rejection(&mut self) {
+    fn doubt_rejection(&mut self, verdict: &Verdict) {
+        let may_be_common = matches!(
+            verdict,
+            Verdict::Suspended(SuspendReason::Rejected) | Verdict::Unknown(UnknownCause::MayBeCommon(_))
+        );
         if let EffectState::Rejected { reason, .. } = self.effect
+            && may_be_common
             && reason.may_be_common()
         {
             self.set_effect(EffectState::RejectedUnclear { reason });
