@@ -54,7 +54,7 @@ impl Config {
         wrong(retry.delays.len() <= 32, "retry.delays", "must be 32 at most");
         let waits = retry.delays.iter().all(|delay| (50..=86_400_000).contains(&delay.0.as_millis()));
         wrong(waits, "retry.delays", "must each be 50ms to 24h");
-        // A command waits in the shortest queue while calls are suspended, and is told within a minute of its deadline.
+        // A command waits in the shortest queue while calls are suspended, and gets its event within a minute of its deadline.
         let shortest = retry.delays.first().is_none_or(|delay| delay.0 <= SHORTEST_DELAY_MAX);
         wrong(shortest, "retry.delays", "must begin with 30s or less; put a shorter delay first");
         // How often a query was negative does not travel through a delay queue: both must fit into one stay.
