@@ -13,7 +13,14 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bed::{Bed, PATIENCE, command, until};
+use jiff::{SignedDuration, Timestamp};
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
 use redeemer::config::Span;
+use redeemer::policy::attempt::{EffectState, Progress};
+use redeemer::wechat::client::Prepared;
+use redeemer::wire::command::decode;
+use redeemer::wire::retry_message;
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
@@ -39,7 +46,7 @@ impl Program {
             "[broker]\nuri = {:?}\n[broker.names]\ncommands = {:?}\nretry = {:?}\nresults = {:?}\nunrouted = {:?}\n\
              parked = {:?}\ndead = {:?}\ninstances = {:?}\n[wechat]\nbase_url = {:?}\nbackup_base_url = \"\"\nmchid = {:?}\nmerchant_serial = {:?}\n\
              merchant_key_file = {:?}\n[wechat.public_keys]\n{} = {:?}\n[retry]\ninitial = \"10ms\"\n\
-             query_delay = \"5ms\"\nin_process_max = \"10ms\"\ndelays = [\"1h\"]\n[rate_limit]\ncalls_per_second = 5000\n\
+             query_delay = \"5ms\"\nin_process_max = \"10ms\"\ndelays = [\"30s\", \"1h\"]\n[rate_limit]\ncalls_per_second = 5000\n\
              [admin]\nlisten = \"127.0.0.1:0\"\n[log]\nfilter = \"warn\"\n",
             config.broker.uri,
             names.commands,
@@ -132,7 +139,17 @@ async fn ten_thousand_commands_in_wait_queues_cost_no_memory() {
     };
     let publish = async |from: usize, to: usize| {
         for nth in from..to {
-            bed.publish(&command(&format!("C{nth}"), &format!("USE_{nth:05}"))).await;
+            let text = command(&format!("C{nth}"), &format!("USE_{nth:05}")).to_string();
+            // Each has been in the first queue, and is delayed in the second one, for an hour.
+            let prepared = Prepared::new(&decode(text.as_bytes()).unwrap());
+            let (now, day) = (Timestamp::now(), SignedDuration::from_hours(24));
+            let progress = Progress::resumed(1, 1, EffectState::NoEffect, now, now + day, None);
+            let mut headers = FieldTable::default();
+            for (name, text) in retry_message::write(&progress, &[], prepared.body_sha256()) {
+                headers.insert(name.into(), AMQPValue::LongString(text.into()));
+            }
+            let properties = BasicProperties::default().with_headers(headers);
+            bed.publish_bytes(text.as_bytes(), properties).await;
         }
     };
     publish(0, WARM).await;

@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// The longest delay of the first delay queue.
+const SHORTEST_DELAY_MAX: Duration = Duration::from_secs(30);
+
 impl Config {
     /// Validates ranges and formats. Required keys are checked by the functions that use them.
     pub(super) fn check(&self, faults: &mut Vec<ConfigFault>) {
@@ -51,6 +54,9 @@ impl Config {
         wrong(retry.delays.len() <= 32, "retry.delays", "must be 32 at most");
         let waits = retry.delays.iter().all(|delay| (50..=86_400_000).contains(&delay.0.as_millis()));
         wrong(waits, "retry.delays", "must each be 50ms to 24h");
+        // A command waits in the shortest queue while calls are suspended, and gets its event within a minute of its deadline.
+        let shortest = retry.delays.first().is_none_or(|delay| delay.0 <= SHORTEST_DELAY_MAX);
+        wrong(shortest, "retry.delays", "must begin with 30s or less; put a shorter delay first");
         // How often a query was negative does not travel through a delay queue: both must fit into one stay.
         wrong(
             retry.query_delay.0.saturating_mul(2) <= retry.in_process_max.0,

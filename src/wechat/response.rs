@@ -419,8 +419,11 @@ fn read_trace(block: &RawValue) -> Result<Trace, Malformed> {
         false => read_text(number).ok_or(Malformed),
     });
     let return_request_no = return_request_no.transpose()?.and_then(given);
+    // So does its time alone, readable or not; an empty one means "none", as above.
+    let shows_return_time = members.every("return_time").any(|text| !["null", r#""""#].contains(&text.get()));
     let return_time = members.one("return_time").ok().flatten().and_then(read_text);
-    Ok(Trace { use_request_no, return_request_no, return_time: return_time.as_deref().and_then(time) })
+    let return_time = return_time.as_deref().and_then(time);
+    Ok(Trace { use_request_no, return_request_no, return_time, shows_return_time })
 }
 
 fn read_rounds(block: &RawValue) -> Result<Vec<Round>, Malformed> {
@@ -532,6 +535,30 @@ mod tests {
         assert_eq!(time("2026-03-06T08:00+08:00").as_deref(), Some("2026-03-06T00:00:00Z"));
         assert_eq!(time("2026-03-06T08:00:01.5+08:00").as_deref(), Some("2026-03-06T00:00:01.5Z"));
         assert_eq!(time("yesterday"), None);
+    }
+
+    /// The number of a return that is missing, null or empty does not make the coupon one that was never returned.
+    #[test]
+    fn a_return_is_read_by_its_time_alone() {
+        let is_returned = |members: &str| {
+            let body = format!(
+                r#"{{"coupon_code":"C","coupon_state":"EFFECTIVE","single_usage_detail":{{{members}}}}}"#
+            );
+            let usage = coupon(body.as_bytes()).unwrap().usage;
+            let UsageTrace::Single(trace) = usage else { panic!("{usage:?}") };
+            trace.is_returned()
+        };
+        for time in [r#""2026-03-06T08:00+08:00""#, r#""yesterday""#, "1772685045", "{}"] {
+            for number in ["", r#""return_request_no":null,"#, r#""return_request_no":"","#] {
+                assert!(is_returned(&format!(r#"{number}"return_time":{time}"#)), "{number} {time}");
+            }
+        }
+        assert!(is_returned(r#""return_time":"x","return_time":[]"#));
+        for none in
+            [r#""return_time":null"#, r#""return_time":"""#, r#""return_request_no":"","return_time":"""#]
+        {
+            assert!(!is_returned(none), "{none}");
+        }
     }
 
     #[test]

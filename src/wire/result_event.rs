@@ -117,8 +117,9 @@ pub struct Data<'a> {
     /// `redeemed`, `refused`, `invalid` or `unresolved`.
     #[schemars(schema_with = "schema::outcome_words")]
     outcome: &'static str,
-    /// The coupon's state in the last response with a verified signature; null if there was no such response, or if it
-    /// said that the coupon does not exist.
+    /// The coupon's state in the last response with a verified signature that describes the coupon; null if there was no
+    /// such response, or if a later one said that the coupon does not exist, or rejected the use for a reason that the
+    /// state contradicts.
     coupon_state: Option<&'a str>,
     /// `response`, `query`, `validation` or `deadline`.
     #[schemars(schema_with = "schema::established_by_words")]

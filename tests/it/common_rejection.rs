@@ -104,6 +104,44 @@ async fn rejection_of_every_command_of_a_single_brand_suspends() {
     service.stop().await;
 }
 
+/// One bad command, and nothing else happens: its queries are rejected like its use. It was unresolved after a day.
+#[tokio::test(flavor = "multi_thread")]
+async fn lone_command_rejected_with_its_queries_is_refused_soon() {
+    let mut bed = quick().await;
+    bed.faults(json!([{ "coupon_code": "BAD1", "fault": rejected("INVALID_REQUEST", 268_435_461) }]));
+    let service = bed.start().await;
+    bed.issue("BAD1", json!({}));
+    bed.publish(&command("BAD1", "USE_BAD1")).await;
+    let reported = bed.next_event().await;
+    assert_eq!(reported.gist(), "refused invalid_parameter -", "{:#}", reported.event);
+    assert_eq!(reported.event["data"]["problem"]["code"], "INVALID_REQUEST", "{:#}", reported.event);
+    assert_eq!(service.metric(SUSPENDED).await, 0.0);
+    assert_eq!(bed.uses(), []);
+    service.stop().await;
+}
+
+/// The fault begins a moment after a call was accepted, so the first uses look like the commands' own fault.
+#[tokio::test(flavor = "multi_thread")]
+async fn rejection_that_begins_after_an_accepted_call_charges_none() {
+    const COMMANDS: usize = 6;
+    let mut bed = quick().await;
+    let service = bed.start().await;
+    bed.publish(&unrelated(&bed, COMMANDS)).await;
+    assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
+    bed.faults(json!([{ "fault": rejected("PARAM_ERROR", 268_435_461) }]));
+    for nth in 0..COMMANDS {
+        bed.publish(&unrelated(&bed, nth)).await;
+    }
+    until("the suspension", async || service.get("/readyz").await.1.starts_with("[suspended_rejected] "))
+        .await;
+    bed.faults(json!([]));
+    for _ in 0..COMMANDS {
+        let reported = bed.next_event().await;
+        assert_eq!(reported.gist(), "redeemed - USED", "no coupon is charged with it: {:#}", reported.event);
+    }
+    service.stop().await;
+}
+
 /// The uses are rejected and the coupons can be queried: that is about the commands.
 #[tokio::test(flavor = "multi_thread")]
 async fn flood_of_rejected_uses_of_a_single_brand_suspends_nothing() {

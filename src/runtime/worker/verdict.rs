@@ -57,22 +57,27 @@ impl CommandJob<'_> {
         let now = Instant::now();
         match (unexplained_rejection(outcome, &verdict), operation) {
             (Some(UnexplainedRejection::Headers), _) => Verdict::Suspended(classify::SuspendReason::Rejected),
-            (Some(UnexplainedRejection::By(rejection)), Operation::Query) => {
-                match rejections.reject_query(&rejection, now) {
-                    true => Verdict::Suspended(classify::SuspendReason::Rejected),
-                    false => verdict,
-                }
-            }
-            (Some(UnexplainedRejection::By(rejection)), Operation::Redeem) => {
-                let message = match &outcome.result {
-                    CallResult::Response(answer) => answer.message.as_deref(),
+            (Some(UnexplainedRejection::By(kind, reason)), operation) => {
+                let answer = match &outcome.result {
+                    CallResult::Response(answer) => Some(answer),
                     CallResult::NotSent(_) | CallResult::NoResponse(_) => None,
                 };
-                match rejections.reject(rejection, message, &self.redemption, now) {
-                    common_rejection::Cause::Command => verdict,
-                    // A query shows whether calls are accepted at all, and allows the same body again.
-                    common_rejection::Cause::Unclear => Verdict::Unknown(UnknownCause::Unexpected),
+                let message = answer.and_then(|answer| answer.message.as_deref());
+                let is_alike = operation == Operation::Query
+                    && answer.is_some_and(|answer| self.carried.progress.confirms_rejection(answer));
+                let cause = match operation {
+                    Operation::Redeem => rejections.reject(kind, message, &self.redemption, now),
+                    Operation::Query => {
+                        rejections.reject_query(kind, message, &self.redemption, is_alike, now)
+                    }
+                };
+                match cause {
                     common_rejection::Cause::Common => Verdict::Suspended(classify::SuspendReason::Rejected),
+                    // Queries show whether calls are accepted at all.
+                    common_rejection::Cause::Unclear if operation == Operation::Redeem || is_alike => {
+                        Verdict::Unknown(UnknownCause::MayBeCommon(reason))
+                    }
+                    common_rejection::Cause::Unclear | common_rejection::Cause::Command => verdict,
                 }
             }
             (None, _) => {
@@ -93,7 +98,7 @@ pub(super) enum UnexplainedRejection {
     /// The provider names a header.
     Headers,
     /// It names no field.
-    By(RejectionKind),
+    By(RejectionKind, Reason),
 }
 
 /// The rejection if it may concern every call. One that names a field, or whose sub-code gives a reason of its own,
@@ -109,9 +114,9 @@ pub(super) fn unexplained_rejection(
         return Some(UnexplainedRejection::Headers);
     }
     let names_a_field = outcome.detail.as_ref().is_some_and(|detail| detail.names_a_field());
-    let says_nothing = matches!(reason, Reason::InvalidParameter | Reason::Rejected);
-    (says_nothing && !names_a_field).then(|| {
+    (reason.may_be_common() && !names_a_field).then(|| {
         let code = answer.code.clone().unwrap_or_default();
-        UnexplainedRejection::By(RejectionKind { status: answer.status, code, sub_code: answer.sub_code })
+        let kind = RejectionKind { status: answer.status, code, sub_code: answer.sub_code };
+        UnexplainedRejection::By(kind, *reason)
     })
 }
