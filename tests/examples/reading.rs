@@ -154,7 +154,7 @@ fn add_rounds(add: &mut impl FnMut(&str, Value, String)) {
         ROUNDS,
         &[
             (
-                &others[1].0,
+                others[1].0,
                 golden(ROUNDS)["data"]["coupon"]["sequential_usage_detail"]["detail_item_list"][0].clone(),
             ),
             (others[0].0, used("OTHER_1")),
@@ -189,34 +189,47 @@ fn add_rounds(add: &mut impl FnMut(&str, Value, String)) {
 /// Events that break the schema: a member is of another type than documented, and is read as one that is absent.
 pub(crate) fn mistyped() -> Vec<Case> {
     let mut cases = Vec::new();
-    let wrong = [json!({}), json!([]), json!([1]), json!(7.5), json!(true), json!({ "\u{0}": 1, "": 2 })];
-    let mut add = |golden: &str, pointer: &str, texts: bool, answers: &str| {
-        let text = json!("many");
-        for value in wrong.iter().chain(texts.then_some(&text)) {
+    let all = [
+        json!({}),
+        json!({ "\u{0}": 1, "": 2 }),
+        json!([]),
+        json!([1]),
+        json!(7.5),
+        json!(true),
+        json!("many"),
+    ];
+    let mut add = |golden: &str, pointer: &str, is_right: fn(&Value) -> bool, answers: &str| {
+        for value in all.iter().filter(|value| !is_right(value)) {
             let name = format!("{golden} {pointer} {value}");
             cases.push((name, changed(golden, &[(pointer, value.clone())]), answers.to_owned()));
         }
     };
+    let is_empty_list = |value: &Value| value.as_array().is_some_and(Vec::is_empty);
     let known = "used yes by 34657_20260305_000042";
-    add(SINGLE, "/coupon/valid_end_time", false, &format!("used yes {OURS} left 0 until -"));
-    add(SINGLE, "/coupon/product_coupon", true, &format!("used yes {OURS} left 0 until {MARCH}"));
-    add(SINGLE, "/coupon/product_coupon/usage_mode", false, &format!("used yes {OURS} left 0 until {MARCH}"));
+    add(SINGLE, "/coupon/valid_end_time", Value::is_string, &format!("used yes {OURS} left 0 until -"));
+    add(SINGLE, "/coupon/product_coupon", Value::is_object, &format!("used yes {OURS} left 0 until {MARCH}"));
+    add(
+        SINGLE,
+        "/coupon/product_coupon/usage_mode",
+        Value::is_string,
+        &format!("used yes {OURS} left 0 until {MARCH}"),
+    );
     let unread = format!("{known} when - saved - left 0 until {MARCH}");
-    add(SINGLE, USAGE, true, &unread);
+    add(SINGLE, USAGE, Value::is_object, &unread);
     let untimed = format!("{known} when - saved 2000 left 0 until {MARCH}");
-    add(SINGLE, &format!("{USAGE}/use_time"), false, &untimed);
+    add(SINGLE, &format!("{USAGE}/use_time"), Value::is_string, &untimed);
     let unsaved = format!("{known} when 2026-03-05T12:30:45+08:00 saved - left 0 until {MARCH}");
-    add(SINGLE, &format!("{USAGE}/saved_amount"), true, &unsaved);
+    add(SINGLE, &format!("{USAGE}/saved_amount"), Value::is_i64, &unsaved);
     let uncounted = format!("used yes {OUR_COUPON} left - until -");
-    add(BUNDLE, "/coupon/user_product_coupon_bundle_info", true, &uncounted);
-    add(BUNDLE, "/coupon/user_product_coupon_bundle_info/total_count", true, &uncounted);
+    add(BUNDLE, "/coupon/user_product_coupon_bundle_info", Value::is_object, &uncounted);
+    add(BUNDLE, "/coupon/user_product_coupon_bundle_info/total_count", Value::is_i64, &uncounted);
     let uncounted = format!("used yes {OUR_ROUND} left - until -");
-    add(ROUNDS, "/coupon/sequential_usage_detail/used_count", true, &uncounted);
+    add(ROUNDS, "/coupon/sequential_usage_detail/used_count", Value::is_i64, &uncounted);
     let unlisted = format!("used yes by 34657_20260305_000041 when - saved - left 2 until {MARCH}");
-    add(ROUNDS, ITEMS, true, &unlisted);
-    add(ROUNDS, &format!("{ITEMS}/0"), true, &unlisted);
-    add(ROUNDS, &format!("{ITEMS}/0/detail_state"), false, &unlisted);
-    add(ROUNDS, &format!("{ITEMS}/0/use_request_no"), false, &unlisted);
+    add(ROUNDS, ITEMS, is_empty_list, &unlisted);
+    add(ROUNDS, &format!("{ITEMS}/0"), Value::is_object, &unlisted);
+    add(ROUNDS, &format!("{ITEMS}/0/detail_state"), Value::is_string, &unlisted);
+    add(ROUNDS, &format!("{ITEMS}/0/use_request_no"), Value::is_string, &unlisted);
     let large = changed(ROUNDS, &[("/coupon/sequential_usage_detail/total_count", json!(1e30))]);
     cases.push(("a count beyond all".to_owned(), large, uncounted));
     cases
