@@ -10,8 +10,7 @@ const FILE_LINES_MAX: usize = 600;
 const FUNCTION_LINES_MAX: usize = 60;
 
 /// Flat lists, matches and sequences of steps, by file and function.
-const FLAT: [(&str, &str); 17] = [
-    ("crates/sandbox/src/coupons.rs", "add"),
+const FLAT: [(&str, &str); 16] = [
     ("crates/sandbox/src/response.rs", "write"),
     ("src/admin/console/html.rs", "show"),
     ("src/amqp/management.rs", "unfit"),

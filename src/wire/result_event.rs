@@ -126,9 +126,10 @@ pub struct Data<'a> {
     established_by: &'static str,
     /// Calls made for this command, including those before each delay queue.
     attempts: u32,
-    /// The coupon exactly as WeChat Pay sent it, signature verified; fields may appear at any time. Half a surrogate pair in
-    /// it is replaced by U+FFFD. A coupon that a strict JSON parser rejects, or that is too large, is reduced to its code
-    /// and state. Null if only the state is known.
+    /// The coupon exactly as WeChat Pay sent it, signature verified; fields may appear at any time. Types are those that
+    /// WeChat Pay documents: a field of another type is passed on too. Half a surrogate pair in it is replaced by U+FFFD.
+    /// A coupon that a strict JSON parser rejects, or that is too large, is reduced to its code and state. Null if only
+    /// the state is known.
     #[schemars(schema_with = "coupon::schema")]
     coupon: Option<Cow<'a, RawValue>>,
     /// Why `coupon` holds no more than `coupon_code` and `coupon_state`: `size`, if WeChat Pay sent more than 98,304 bytes;
