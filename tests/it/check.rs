@@ -474,7 +474,7 @@ fn what_is_wrong_with_keys_and_clock_is_reported_with_a_command() {
 }
 
 /// Sets something at the sandbox.
-fn put(programs: &Programs, what: &str, body: &Value) {
+pub(crate) fn put(programs: &Programs, what: &str, body: &Value) {
     let body = body.to_string();
     let request = format!(
         "PUT /_sandbox/{what} HTTP/1.1\r\nhost: sandbox\r\nconnection: close\r\ncontent-type: application/json\r\n\
