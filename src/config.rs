@@ -34,7 +34,7 @@ use crate::wechat::keys::{KeyFault, KeyFiles, read_secret};
 use crate::wechat::sign::Merchant;
 use crate::wire::retry_message::DeadlineLimits;
 
-pub use load::{NAME_NOT_SHOWN, load, parse};
+pub use load::{NAME_NOT_SHOWN, load, parse, shown_name};
 pub use span::Span;
 use validate::is_serial;
 pub use validate::{PUBLIC_KEY_ID, check_public_key_id};

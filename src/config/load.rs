@@ -137,7 +137,7 @@ fn compare(table: &Table, model: &Table, path: &str, faults: &mut Vec<ConfigFaul
 const NAME_CHARS_MAX: usize = 28;
 
 /// The name of a key as it may be shown: it may be a secret on the wrong side of the `=`.
-fn shown_name(key: &str) -> String {
+pub fn shown_name(key: &str) -> String {
     let is_word = |part: &str| {
         let digits = part.bytes().filter(u8::is_ascii_digit).count();
         part.len() <= NAME_CHARS_MAX

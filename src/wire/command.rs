@@ -600,7 +600,7 @@ mod tests {
             format!("\u{feff}{FLAT}").into_bytes(),
             format!("\u{feff}{NESTED}").into_bytes(),
             "\u{feff}".as_bytes().to_vec(),
-            format!("\u{feff}{{}}").into_bytes(),
+            b"\xef\xbb\xbf{}".to_vec(),
             utf16(true),
             utf16(false),
         ] {

@@ -1188,6 +1188,27 @@ fn no_output_holds_a_secret_of_the_command_line_or_the_file() {
             assert_eq!(code, Some(3), "{subcommand}: {text}");
         }
     }
+    for secret in
+        ["0f1e2d3c4b5a69788796a5b4c3d2e1f0", "geheim-4711-kennwort", "geheim_4711_kennwort_0123456789"]
+    {
+        for name in [
+            format!("REDEEMER_WECHAT__{secret}"),
+            format!("REDEEMER_SURPRISE__{secret}"),
+            format!("REDEEMER_{secret}__X"),
+            format!("REDEEMER_BROKER__NAMES__{secret}"),
+            format!("REDEEMER_WECHAT__PUBLIC_KEYS__{secret}"),
+        ] {
+            for subcommand in ["check", "run", "schema"] {
+                let arguments =
+                    if subcommand == "schema" { vec!["schema", "command"] } else { vec![subcommand] };
+                let output = run(&mut bench.command(&arguments, &[(&name, "x.pem")]));
+                let text = format!("{}{}", out(&output), err(&output)).to_lowercase();
+                assert!(!text.contains(secret), "{name}: {text}");
+                assert_eq!(output.status.code(), Some(3), "{name}: {text}");
+            }
+        }
+    }
+    bench.refused(&[("REDEEMER_SURPRISE__0f1e2d3c4b5a69788796a5b4c3d2e1f0", "x")], "config_unknown_key");
     // A word that is near to one of ours is shown: it is a typo.
     let typo = run(&mut bench.command(&["chekc"], &[]));
     assert_eq!(typo.status.code(), Some(2));

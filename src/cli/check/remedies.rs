@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::config::{Config, NAME_NOT_SHOWN, PREFIX, PUBLIC_KEY_ID, check_public_key_id};
+use crate::config::{Config, NAME_NOT_SHOWN, PREFIX, PUBLIC_KEY_ID, check_public_key_id, shown_name};
 use crate::policy::file_name::{self, Shown, quote};
 use crate::telemetry::untrusted::is_hidden;
 use crate::wechat::key_remedy::Remedy;
@@ -49,7 +49,17 @@ impl<'a> Origin<'a> {
             (true, Some(file)) => {
                 format!("${{EDITOR:-vi}} {} # {key}: {how}", quote(&Shown(file).to_string()))
             }
-            (false, _) if !keys.iter().all(|key| is_known(key)) => format!("unset {} # {how}", set.join(" ")),
+            (false, _) if !keys.iter().all(|key| is_known(key)) => {
+                let may_be_shown = |name: &String| {
+                    let key = name.trim_start_matches(PREFIX).replace("__", ".");
+                    shown_name(&key) != NAME_NOT_SHOWN
+                };
+                // What stands behind the section may be a secret: the shell knows the rest of the name.
+                match set.iter().all(may_be_shown) {
+                    true => format!("unset {} # {how}", set.join(" ")),
+                    false => format!("unset ${{!{}__*}} # {how}", names.join("__*} ${!")),
+                }
+            }
             _ => format!("{} # {how}", exports(&names)),
         }
     }
