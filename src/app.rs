@@ -96,7 +96,7 @@ pub async fn run(
         circuit_gate: context.circuit_gate.clone(),
         metrics: context.metrics.clone(),
         trouble: key_faults.clone(),
-        secrets: config.secret_files(),
+        config: config.clone(),
     };
     let size_warning = Arc::new(OnceLock::new());
     let background = [

@@ -3,7 +3,6 @@
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 
 fn main() -> ExitCode {
@@ -14,7 +13,7 @@ fn main() -> ExitCode {
         complain(&problem);
         return ExitCode::from(3);
     }
-    redeemer::cli::main(redeemer::cli::Arguments::parse())
+    redeemer::cli::main(redeemer::cli::parse())
 }
 
 /// Where standard error is gone, there is nobody to report to.

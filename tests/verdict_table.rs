@@ -729,7 +729,53 @@ fn detail_is_about_our_headers_or_names_a_field() {
         check(field, "url", false, true);
         check(field, "", false, true);
     }
+    for field in
+        ["body.appid", "$.stock_id", "/body/use_time", "query.brand_id", "associated_order_info.mchid"]
+    {
+        check(field, "body", false, true);
+    }
     check("", "body", false, false);
+    // No request sends these as a part of its command: what is wrong with them may be wrong with every call.
+    for field in [
+        "mchid",
+        "/mchid",
+        "body.mchid",
+        "serial_no",
+        "nonce_str",
+        "signature",
+        "sp_mchid",
+        "api",
+        "request",
+        "appid_list",
+        "/x/appid",
+        "/",
+        "参数",
+    ] {
+        for location in ["body", "url", ""] {
+            check(field, location, false, false);
+        }
+    }
+}
+
+/// What is sent of a command is what counts as its own.
+#[test]
+fn every_field_of_a_request_counts_as_the_commands_own() {
+    for text in [
+        include_str!("../docs/contract/examples/command.flat.json"),
+        include_str!("../docs/contract/examples/command.pay-score.json"),
+    ] {
+        let redemption = redeemer::wire::command::decode(text.as_bytes()).unwrap();
+        let body: serde_json::Value =
+            serde_json::from_slice(redeemer::wechat::client::Prepared::new(&redemption).body()).unwrap();
+        let names = body.as_object().unwrap().keys().cloned();
+        let names: Vec<_> = names.chain(["openid".to_owned(), "coupon_code".to_owned()]).collect();
+        assert!(names.len() >= 8, "{names:?}");
+        for field in names {
+            let error = serde_json::json!({"code": "PARAM_ERROR", "detail": {"field": format!("/{field}")}});
+            let detail = response::error(error.to_string().as_bytes()).detail.unwrap();
+            assert!(detail.names_a_field(), "{field}");
+        }
+    }
 }
 
 #[test]

@@ -146,13 +146,13 @@ impl Config {
 }
 
 /// The prefix of the ids of WeChat Pay's public keys.
-pub(super) const PUBLIC_KEY_ID: &str = "PUB_KEY_ID_";
+pub const PUBLIC_KEY_ID: &str = "PUB_KEY_ID_";
 
 /// Whether a name is the id of a public key: `PUB_KEY_ID_`, then letters, digits and underscores.
 ///
 /// # Errors
 /// What is wrong with it, without the name.
-pub(super) fn check_public_key_id(id: &str) -> Result<(), &'static str> {
+pub fn check_public_key_id(id: &str) -> Result<(), &'static str> {
     let is_word = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     match id.strip_prefix(PUBLIC_KEY_ID) {
         Some("") => Err("must have names such as PUB_KEY_ID_0116…: one of them ends after the prefix"),

@@ -43,6 +43,31 @@ pub struct Detail {
     pub issue: Box<str>,
 }
 
+/// What every request sends of its command, in its path, its query or the first level of its body, and the numbers of its
+/// order. Not `mchid`, which is ours unless it stands within the order.
+const FIELDS: [&str; 17] = [
+    "openid",
+    "coupon_code",
+    "product_coupon_id",
+    "stock_id",
+    "appid",
+    "brand_id",
+    "use_time",
+    "out_request_no",
+    "store_id",
+    "saved_amount",
+    "sequential_coupon_index",
+    "associated_order_info",
+    "associated_pay_score_order_info",
+    "transaction_id",
+    "out_trade_no",
+    "order_id",
+    "out_order_no",
+];
+
+/// Where a field may be said to be.
+const PLACES: [&str; 4] = ["body", "query", "path", "url"];
+
 /// The longest text of a detail, in bytes.
 const DETAIL_BYTES_MAX: usize = 200;
 
@@ -69,9 +94,14 @@ impl Detail {
             || field.starts_with("wechatpay-")
     }
 
-    /// Whether it names a part of the command.
+    /// Whether it names a part of the command, as a request sends it. Anything else, such as a merchant number on its own or
+    /// a name that no request has, may be what every command has in common.
     pub fn names_a_field(&self) -> bool {
-        !self.field.is_empty() && !self.is_about_our_headers()
+        let is_between = |letter: char| !letter.is_alphanumeric() && letter != '_';
+        let mut parts = self.field.split(is_between).filter(|part| !part.is_empty());
+        // A path may begin with the place that it leads into.
+        let first = parts.by_ref().find(|part| !PLACES.contains(part));
+        first.is_some_and(|part| FIELDS.contains(&part)) && !self.is_about_our_headers()
     }
 
     fn in_words(&self) -> String {

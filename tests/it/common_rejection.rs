@@ -260,19 +260,33 @@ async fn key_file_that_breaks_while_it_runs_is_a_warning_until_it_is_fixed() {
     };
     mode(&secret, 0o600);
     bed.config.broker.uri_file = secret.display().to_string();
+    // Read at the start only, and judged by what is in them all the same.
+    let (apiv3, token) = (bed.dir.join("apiv3_key.txt"), bed.dir.join("console_token"));
+    let apiv3_key = std::fs::read(&apiv3).unwrap();
+    let console_token = "0123456789abcdef0123456789abcdef";
+    std::fs::write(&token, console_token).unwrap();
+    mode(&token, 0o600);
+    bed.config.wechat.apiv3_key_file = apiv3.display().to_string();
+    bed.config.admin.console_token_file = token.display().to_string();
     let service = bed.start().await;
     let failing = "redeemer_key_files_failing";
     assert_eq!(service.metric(failing).await, 0.0);
     let key = bed.dir.join("merchant_key.pem");
     let (public, content) = (bed.dir.join("wechatpay_public_key.pem"), std::fs::read(&key).unwrap());
     let verifying = std::fs::read(&public).unwrap();
-    let breaks: [(&str, &dyn Fn()); 6] = [
+    let breaks: [(&str, &dyn Fn()); 12] = [
         ("key_damaged", &|| std::fs::write(&key, "damaged").unwrap()),
         ("key_exposed", &|| mode(&key, 0o644)),
         ("key_gone", &|| std::fs::remove_file(&key).unwrap()),
         ("public_key_empty", &|| std::fs::write(&public, "").unwrap()),
         ("uri_exposed", &|| mode(&secret, 0o604)),
         ("uri_gone", &|| std::fs::remove_file(&secret).unwrap()),
+        ("uri_empty", &|| std::fs::write(&secret, "\n").unwrap()),
+        ("uri_cut", &|| std::fs::write(&secret, "amqp:/").unwrap()),
+        ("apiv3_cut", &|| std::fs::write(&apiv3, &apiv3_key[..16]).unwrap()),
+        ("apiv3_exposed", &|| mode(&apiv3, 0o644)),
+        ("token_cut", &|| std::fs::write(&token, &console_token[1..]).unwrap()),
+        ("token_in_utf16", &|| std::fs::write(&token, [0xff, 0xfe, b'a', 0]).unwrap()),
     ];
     for (nth, (what, break_it)) in breaks.into_iter().enumerate() {
         break_it();
@@ -285,8 +299,9 @@ async fn key_file_that_breaks_while_it_runs_is_a_warning_until_it_is_fixed() {
         std::fs::write(&key, &content).unwrap();
         std::fs::write(&public, &verifying).unwrap();
         std::fs::write(&secret, &bed.config.broker.uri).unwrap();
-        mode(&key, 0o600);
-        mode(&secret, 0o600);
+        std::fs::write(&apiv3, &apiv3_key).unwrap();
+        std::fs::write(&token, console_token).unwrap();
+        [&key, &secret, &apiv3, &token].into_iter().for_each(|path| mode(path, 0o600));
         until("it is fixed", async || service.metric(failing).await == 0.0).await;
     }
     service.stop().await;

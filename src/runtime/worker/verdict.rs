@@ -101,7 +101,7 @@ pub(super) enum UnexplainedRejection {
     By(RejectionKind, Reason),
 }
 
-/// The rejection if it may concern every call. One that names a field, or whose sub-code gives a reason of its own,
+/// The rejection if it may concern every call. One that names a field that requests send of their command, or whose sub-code gives a reason of its own,
 /// concerns the command.
 pub(super) fn unexplained_rejection(
     outcome: &CallOutcome,
@@ -119,4 +119,44 @@ pub(super) fn unexplained_rejection(
         let kind = RejectionKind { status: answer.status, code, sub_code: answer.sub_code };
         UnexplainedRejection::By(kind, *reason)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::classify::{Authenticity, Response};
+    use crate::wechat::response::Detail;
+
+    #[test]
+    fn only_a_field_of_the_command_explains_a_rejection() {
+        let rejected = Verdict::Rejected { reason: Reason::InvalidParameter, may_be_our_own_use: false };
+        let kind_of = |field: &str, location: &str| {
+            let answer = Response {
+                status: 400,
+                authenticity: Authenticity::Verified,
+                code: Some("PARAM_ERROR".into()),
+                sub_code: None,
+                coupon: None,
+                message: None,
+                request_id: None,
+            };
+            let detail = Detail { field: field.into(), location: location.into(), issue: "x".into() };
+            let outcome =
+                CallOutcome { detail: Some(detail), ..CallOutcome::only(CallResult::Response(answer)) };
+            match unexplained_rejection(&outcome, &rejected) {
+                None => "the command",
+                Some(UnexplainedRejection::Headers) => "headers",
+                Some(UnexplainedRejection::By(_)) => "unknown",
+            }
+        };
+        for field in
+            ["/appid", "stock_id", "/associated_order_info/mchid", "out_request_no", "openid", "/use_time"]
+        {
+            assert_eq!(kind_of(field, "body"), "the command", "{field}");
+        }
+        for field in ["mchid", "/mchid", "serial_no", "sp_mchid", "sign", "", "request"] {
+            assert_eq!(kind_of(field, "body"), "unknown", "{field}");
+        }
+        assert_eq!(kind_of("Wechatpay-Serial", "header"), "headers");
+    }
 }
