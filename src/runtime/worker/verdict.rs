@@ -101,8 +101,8 @@ pub(super) enum UnexplainedRejection {
     By(RejectionKind, Reason),
 }
 
-/// The rejection if it may concern every call. One that names a field that requests send of their command, or whose sub-code gives a reason of its own,
-/// concerns the command.
+/// The rejection if it may concern every call. One that names a field which requests send of their command, or whose
+/// sub-code gives a reason of its own, concerns the command.
 pub(super) fn unexplained_rejection(
     outcome: &CallOutcome,
     verdict: &Verdict,
@@ -146,7 +146,7 @@ mod tests {
             match unexplained_rejection(&outcome, &rejected) {
                 None => "the command",
                 Some(UnexplainedRejection::Headers) => "headers",
-                Some(UnexplainedRejection::By(_)) => "unknown",
+                Some(UnexplainedRejection::By(..)) => "unknown",
             }
         };
         for field in
