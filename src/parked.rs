@@ -447,7 +447,7 @@ pub async fn carry_out(
     let account = AuditContext {
         source: decision.source,
         at: now,
-        deed,
+        action: deed,
         operator: decision.operator,
         because: decision.because,
         reason: &parked.reason,

@@ -298,7 +298,7 @@ fn handed_back_command_keeps_what_its_first_delivery_knew() {
         }),
         ..coupon("EFFECTIVE", None, None)
     });
-    let words = HandedBack { first_seen: start(), tried: false }.to_words();
+    let words = HandedBack { first_seen: start(), may_have_been_sent: false }.to_words();
     let now = later(start(), HOUR * 20);
     for redelivered in [false, true] {
         let read = HandedBack::from_words(&words, now).unwrap();
@@ -315,7 +315,7 @@ fn handed_back_command_keeps_what_its_first_delivery_knew() {
         assert!(!matches!(next, Step::Finish(_)), "{next:?}");
     }
     // Who knows what its first holder did.
-    let tried = HandedBack { first_seen: start(), tried: true };
+    let tried = HandedBack { first_seen: start(), may_have_been_sent: true };
     assert_eq!(tried.progress(None, false, DEADLINE_LIMITS).unwrap().unsent_before, None);
 }
 

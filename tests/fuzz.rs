@@ -216,8 +216,8 @@ fn forged(dice: &mut StdRng) -> (&'static str, String) {
         "no_effect",
         "unknown",
         "rejected not_usable",
-        "rejected not_usable stands",
-        "doubted expired",
+        "rejected_unclear not_usable",
+        "rejected_unverified expired",
         "redeemed",
     ];
     match dice.random_range(0..5) {

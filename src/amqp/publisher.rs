@@ -209,7 +209,7 @@ impl Publisher {
             // One that it has already stays: it says more.
             if !command.has_header(HANDED_BACK) {
                 let first_seen = command.received_at();
-                headers.push((HANDED_BACK, HandedBack { first_seen, tried }.to_words()));
+                headers.push((HANDED_BACK, HandedBack { first_seen, may_have_been_sent: tried }.to_words()));
             }
             if tried {
                 headers.push((TRIED, "1".to_owned()));

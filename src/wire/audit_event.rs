@@ -1,5 +1,5 @@
-//! Writes the audit event: what a person did with a parked command, who, and why. A CloudEvent like a result, on the
-//! same exchange, under `audit.parked.<word>`, so that no subscriber of results meets it unasked.
+//! Writes the audit event: what an operator did with a parked command, who, and why. A CloudEvent like a result event, on
+//! the same exchange, under `audit.parked.<word>`, so a subscriber of results does not receive it.
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -28,21 +28,21 @@ pub struct Audit {
     pub body: Vec<u8>,
 }
 
-/// What a person did with a parked command.
+/// What an operator did with a parked command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OperatorAction {
-    /// Sent it to the command exchange again.
+    /// Published to the command exchange again.
     Republished,
-    /// A query found that it had taken effect: published as redeemed.
+    /// A query showed that it had taken effect: published as redeemed.
     PublishedRedeemed,
-    /// A query found that it has not, and will not: published as refused.
+    /// A query showed that it has not and will not take effect: published as refused.
     PublishedRefused,
-    /// Took it off the queue for good.
+    /// Removed from the queue without another event.
     Discarded,
 }
 
 impl OperatorAction {
-    /// Every deed, for schemas.
+    /// Every action, for schemas.
     pub const ALL: [Self; 4] =
         [Self::Republished, Self::PublishedRedeemed, Self::PublishedRefused, Self::Discarded];
 
@@ -54,7 +54,7 @@ impl OperatorAction {
         }
     }
 
-    /// What came of it: `data.effect`.
+    /// The result of the action: `data.effect`.
     pub fn effect(self) -> &'static str {
         match self {
             Self::Republished => "republished",
@@ -65,7 +65,7 @@ impl OperatorAction {
     }
 }
 
-/// What an audit event says.
+/// What an audit event reports.
 #[derive(Debug, Clone, Copy)]
 pub struct AuditContext<'a> {
     /// The name of the service: `source` of the event.
@@ -73,10 +73,10 @@ pub struct AuditContext<'a> {
     /// When it was done.
     pub at: Timestamp,
     /// What was done.
-    pub deed: OperatorAction,
-    /// By whom, in their own words.
+    pub action: OperatorAction,
+    /// The operator, by the name that they gave.
     pub operator: &'a str,
-    /// Why, in their own words.
+    /// Why, in the operator's words.
     pub because: Option<&'a str>,
     /// Why the command was parked.
     pub reason: &'a str,
@@ -84,7 +84,7 @@ pub struct AuditContext<'a> {
     pub parked_at: Option<Timestamp>,
     /// SHA-256 of its bytes in hex.
     pub sha256: &'a str,
-    /// How many they are.
+    /// The number of its bytes.
     pub bytes: usize,
     /// Its identifying fields, as far as they can be read.
     pub partial: &'a PartialCommand,
@@ -172,13 +172,14 @@ pub struct Data<'a> {
     query: Option<Entry>,
 }
 
-/// Says what was done.
-pub fn encode(account: AuditContext<'_>) -> Audit {
-    let AuditContext { source, at, deed, operator, because, reason, parked_at, sha256, bytes, .. } = account;
-    let AuditContext { partial, query, coupon_state, .. } = account;
-    let kind = format!("redemption.parked.{}.v1", deed.type_word());
+/// Encodes the audit event.
+pub fn encode(context: AuditContext<'_>) -> Audit {
+    let AuditContext { source, at, action, operator, because, reason, parked_at, sha256, bytes, .. } =
+        context;
+    let AuditContext { partial, query, coupon_state, .. } = context;
+    let kind = format!("redemption.parked.{}.v1", action.type_word());
     let parked = parked_at.map_or_else(|| "-".to_owned(), |at| at.to_string());
-    let id = Uuid::new_v5(&ID_SPACE, [sha256, &parked, deed.effect()].join("\n").as_bytes());
+    let id = Uuid::new_v5(&ID_SPACE, [sha256, &parked, action.effect()].join("\n").as_bytes());
     let coupon_code = partial.coupon_code.as_ref().map(|it| it.as_str());
     let event = CloudEvent {
         specversion: "1.0",
@@ -189,7 +190,7 @@ pub fn encode(account: AuditContext<'_>) -> Audit {
         time: at,
         datacontenttype: "application/json",
         data: Data {
-            effect: deed.effect(),
+            effect: action.effect(),
             operator,
             because,
             parked_reason: reason,
@@ -209,5 +210,5 @@ pub fn encode(account: AuditContext<'_>) -> Audit {
     };
     let body = serde_json::to_vec(&event)
         .expect("an event has string keys only and writes to memory, so it cannot fail");
-    Audit { id, routing_key: format!("audit.parked.{}", deed.type_word()), kind, body }
+    Audit { id, routing_key: format!("audit.parked.{}", action.type_word()), kind, body }
 }

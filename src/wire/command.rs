@@ -28,28 +28,28 @@ pub const FAULTS_MAX: usize = 32;
 pub struct Fault {
     /// Where: a JSON pointer (RFC 6901) into the command; empty for the command as a whole.
     pub pointer: String,
-    /// What is wrong and what is wanted. Never quotes a value.
+    /// What is wrong and what is expected. Never quotes a value.
     pub problem: String,
 }
 
-/// A command that is not one.
+/// An invalid command.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rejected {
     /// Every fault, in the order of the rules; at most [`FAULTS_MAX`].
     pub faults: Vec<Fault>,
-    /// The identifying fields that could be read all the same.
+    /// The identifying fields that could be read.
     pub partial: PartialCommand,
 }
 
 impl Rejected {
-    /// A command that reads well, in a message with a property that does not.
+    /// A valid command in a message with an invalid property.
     pub fn of_property(problem: String, redemption: &Redemption) -> Self {
         let faults = vec![Fault { pointer: String::new(), problem }];
         Self { faults, partial: PartialCommand::from(redemption) }
     }
 }
 
-/// What could be read of a command that is not one: only values that keep their own rule.
+/// The fields of an invalid command that could be read: only values that are valid by themselves.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PartialCommand {
     /// The user.
@@ -132,7 +132,7 @@ fn read(members: Vec<(String, Node)>) -> Result<Redemption, Box<Rejected>> {
 
     let openid = outer.text("openid", Openid::parse, &mut faults);
     let coupon_code = outer.text("coupon_code", CouponCode::parse, &mut faults);
-    // Where `json` is no object nobody knows which spelling was meant: what stands beside it is read, nothing is missed.
+    // If `json` is not an object, the intended spelling is unknown: the fields beside it are read, none is reported missing.
     outer.partial = nested && inner.is_none();
     let body = inner.as_mut().unwrap_or(&mut outer);
     let brand_id = body.text("brand_id", BrandId::parse, &mut faults);
@@ -191,7 +191,7 @@ fn read(members: Vec<(String, Node)>) -> Result<Redemption, Box<Rejected>> {
             saved_amount,
             sequential_coupon_index,
         }),
-        // Every `None` above has left a fault, so this arm only serves the compiler; it still loses nothing.
+        // Every `None` above has added a fault, so this arm is unreachable; it still reports all of them.
         _ => Err(Box::default()),
     }
 }
@@ -229,7 +229,7 @@ fn numbers<N>(
     parse: fn(&str) -> Result<N, Unfit>,
     faults: &mut Faults,
 ) -> Option<OrderNumbers<N>> {
-    // Rules across fields go by what is given, whatever its value: a fault of one field must not hide another's.
+    // Rules across fields depend on which fields are present, not on their values: a fault of one must not hide another's.
     let [ours_given, theirs_given, mchid_given, sub_mchid_given] =
         [ours, theirs, "mchid", "sub_mchid"].map(|field| order.has(field));
     let provider = order.optional_text(ours, OrderNo::parse, faults);
@@ -277,11 +277,11 @@ impl Faults {
     }
 }
 
-/// The members of one object, taken out one by one; what is left over is unknown.
+/// The members of one object, removed as they are read; the rest is unknown.
 struct Fields {
     path: String,
     members: BTreeMap<String, Node>,
-    /// Whether more may be meant to stand elsewhere, so that nothing is called missing here.
+    /// Whether a field may have been put at the wrong level, so that no field is reported missing here.
     partial: bool,
 }
 
@@ -371,7 +371,7 @@ impl Fields {
     }
 }
 
-/// The pointer to member `name` of the object at `path`. The name is the sender's: it is escaped and cut short.
+/// The pointer to member `name` of the object at `path`. The name is the sender's: it is escaped and shortened.
 fn pointer(path: &str, name: &str) -> String {
     let mut escaped = name.replace('~', "~0").replace('/', "~1");
     if let Some((end, _)) = escaped.char_indices().nth(64) {
@@ -381,7 +381,7 @@ fn pointer(path: &str, name: &str) -> String {
     format!("{path}/{escaped}")
 }
 
-/// A JSON value that still knows when a member was given twice.
+/// A JSON value that keeps duplicate members.
 enum Node {
     Null,
     Bool,
@@ -517,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_object_is_one_fault_of_the_whole() {
+    fn non_object_is_one_fault_of_the_whole() {
         for text in ["", "nonsense", "[]", "null", "42", "\"x\"", "{", "{\"a\":}", "{} {}", "\u{0}"] {
             assert_eq!(pointers(text), [""], "{text:?}");
         }
@@ -577,7 +577,7 @@ mod tests {
                 assert_eq!(at, pointer, "{float}");
                 assert!(problem.ends_with(Node::WholeFloat.kind()), "{float}: {problem}");
             }
-            // What is no whole number at all is something else.
+            // A number that is not whole has another fault.
             for other in ["5.5", "-5", "1e-1"] {
                 let text = altered(r#""sequential_coupon_index": 0"#, &format!("\"{field}\": {other}"));
                 let reported = faults(&text);
@@ -618,14 +618,14 @@ mod tests {
     }
 
     #[test]
-    fn a_json_that_is_no_object_is_the_one_fault_of_what_may_be_in_it() {
+    fn json_member_that_is_no_object_is_one_fault() {
         for json in ["null", "5", "\"{}\"", "[]", "true"] {
             let reported = |beside: &str| pointers(&format!(r#"{{"json": {json}, {beside}}}"#));
             let path = r#""openid": "oUser", "coupon_code": "C1""#;
             assert_eq!(reported(path), ["/json"]);
             assert_eq!(reported(r#""openid": 5"#), ["/json", "/openid", "/coupon_code"]);
             assert_eq!(reported(&format!(r#"{path}, "stok_id": "1""#)), ["/json", "/stok_id"]);
-            // What stands beside it is no less wrong for that, and is never called missing or unknown.
+            // Faults of the fields beside it are reported all the same, but none is called missing or unknown.
             assert_eq!(reported(&format!(r#"{path}, "brand_id": "120344""#)), ["/json"]);
             assert_eq!(reported(&format!(r#"{path}, "brand_id": "no!""#)), ["/json", "/brand_id"]);
             let order = r#""associated_order_info": {"out_trade_no": "T1"}"#;
@@ -644,7 +644,7 @@ mod tests {
     }
 
     #[test]
-    fn exactly_one_order_is_wanted() {
+    fn exactly_one_order_is_required() {
         let both = altered(
             r#""sequential_coupon_index": 0"#,
             r#""associated_pay_score_order_info": {"order_id": "1"}"#,
@@ -678,7 +678,7 @@ mod tests {
         check(r#"{"transaction_id": "1", "mchid": "x"}"#, &["/mchid", "/mchid"]);
         check(r#"{"mchid": null, "sub_mchid": "1"}"#, &["/mchid", "", "/mchid", "/sub_mchid"]);
         check(r#"{"mchid": "1", "mchid": "2"}"#, &["/mchid", "", "/mchid"]);
-        // What is given is given, whatever is wrong with it.
+        // A field that is present counts as such, however invalid.
         check(r#"{"transaction_id": ""}"#, &["/transaction_id"]);
         check(r#"{"out_trade_no": 5, "mchid": "1", "sub_mchid": "2"}"#, &["/out_trade_no"]);
         check(r#"{"out_trade_no": "T1", "mchid": 5}"#, &["/mchid"]);
@@ -686,7 +686,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_read_of_a_faulty_command_is_kept() {
+    fn readable_fields_of_an_invalid_command_are_kept() {
         let text = altered("\"120344\"", "\"no brand!\"");
         let partial = decode(text.as_bytes()).unwrap_err().partial;
         assert_eq!(partial.coupon_code.unwrap().as_str(), "123446565767");
@@ -694,7 +694,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_faults_is_cut_short_and_counted() {
+    fn faults_beyond_the_maximum_are_counted() {
         let members: Vec<_> = (0..500).map(|n| format!("\"x{n}\": 1")).collect();
         let reported = faults(&format!("{{{}}}", members.join(",")));
         assert_eq!(reported.len(), FAULTS_MAX);

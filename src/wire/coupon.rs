@@ -1,7 +1,7 @@
-//! What a result event's `data.coupon` holds, described member by member in one table.
+//! The members of `data.coupon` in a result event, described in one table.
 //!
-//! The service itself passes the entity on as a copy of bytes and reads none of this: the table makes the schemas and
-//! the pages for those who subscribe. It describes and forbids nothing: members and words that it does not know pass.
+//! The service itself passes the entity on byte for byte and reads none of this: the schemas and the pages for subscribers
+//! are generated from the table. It describes and forbids nothing: unknown members and words are passed on.
 
 mod members;
 mod words;

@@ -1,4 +1,5 @@
-//! The header of a command that was handed back before anybody worked on it keeps what its first delivery knew.
+//! The header of a command that was handed back before any work on it: when it was first seen and whether it may have been
+//! sent.
 //!
 //! Anyone who may publish commands can forge it. It moves no time into the future, and one that cannot be read ends the
 //! command like any other corrupt header of ours.
@@ -8,26 +9,26 @@ use jiff::Timestamp;
 use crate::policy::attempt::Progress;
 use crate::wire::retry_message::{CorruptRetryMessage, DeadlineLimits, deadline};
 
-/// Marks a command that was put back into the queue as a new message: another one of it may exist. Its text is that of
-/// [`HandedBack`].
+/// Marks a command that was published to its queue again, as a new message: the first message may exist, too. Its text is
+/// that of [`HandedBack`].
 pub const HANDED_BACK: &str = "x-redemption-handed-back";
 
-/// The longest text that is read, in bytes: a time with nine digits of a second takes 30.
+/// The longest text that is read, in bytes. A time with nanoseconds takes 30.
 const TEXT_BYTES_MAX: usize = 64;
 
-/// What the first delivery of a command knew, as `<RFC 3339 time> unsent` or `<RFC 3339 time> tried`.
+/// The state of a command at its first delivery, as `<RFC 3339 time> unsent` or `<RFC 3339 time> tried`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HandedBack {
     /// When the command was first seen.
     pub first_seen: Timestamp,
-    /// Whether anybody may have held the command before it was first seen.
-    pub tried: bool,
+    /// Whether an earlier consumer may have sent the command.
+    pub may_have_been_sent: bool,
 }
 
 impl HandedBack {
     /// The text of the header.
     pub fn to_words(self) -> String {
-        format!("{} {}", self.first_seen, if self.tried { "tried" } else { "unsent" })
+        format!("{} {}", self.first_seen, if self.may_have_been_sent { "tried" } else { "unsent" })
     }
 
     /// Reads the text back. A time in the future counts as now.
@@ -41,30 +42,30 @@ impl HandedBack {
             .and_then(|words| words.split_once(' '))
             .ok_or(corrupt.clone())?;
         let first_seen: Timestamp = at.parse().map_err(|_| corrupt.clone())?;
-        let tried = match word {
+        let may_have_been_sent = match word {
             "tried" => true,
             "unsent" => false,
             _ => return Err(corrupt),
         };
-        Ok(Self { first_seen: first_seen.min(now), tried })
+        Ok(Self { first_seen: first_seen.min(now), may_have_been_sent })
     }
 
-    /// The progress of the command. `asked` is the header that sets its deadline, `redelivered` whether the broker
-    /// delivered this message before.
+    /// The progress of the command. `deadline_header` sets its deadline, `redelivered` says whether the broker delivered
+    /// this message before.
     ///
     /// # Errors
     /// [`CorruptRetryMessage::Unreadable`] if the deadline cannot be read.
     pub fn progress(
         self,
-        asked: Option<&str>,
+        deadline_header: Option<&str>,
         redelivered: bool,
         deadline_limits: DeadlineLimits,
     ) -> Result<Progress, CorruptRetryMessage> {
-        let deadline = deadline(asked, self.first_seen, deadline_limits)?;
-        let mut progress = Progress::new(self.first_seen, deadline, redelivered || self.tried);
+        let deadline = deadline(deadline_header, self.first_seen, deadline_limits)?;
+        let mut progress = Progress::new(self.first_seen, deadline, redelivered || self.may_have_been_sent);
         progress.require_query();
-        // Every delivery of this command has begun since.
-        progress.unsent_before = (!self.tried).then_some(self.first_seen);
+        // No delivery of this command is older.
+        progress.unsent_before = (!self.may_have_been_sent).then_some(self.first_seen);
         Ok(progress)
     }
 }
@@ -82,9 +83,10 @@ mod tests {
     #[test]
     fn handed_back_header_is_read_back() {
         let now = at("2026-03-05T05:00:00Z");
-        for (first_seen, tried) in [(now, true), (now, false), (at("2026-03-05T04:59:59.123456789Z"), false)]
+        for (first_seen, may_have_been_sent) in
+            [(now, true), (now, false), (at("2026-03-05T04:59:59.123456789Z"), false)]
         {
-            let handed_back = HandedBack { first_seen, tried };
+            let handed_back = HandedBack { first_seen, may_have_been_sent };
             assert_eq!(HandedBack::from_words(&handed_back.to_words(), now), Ok(handed_back));
         }
     }
@@ -92,7 +94,7 @@ mod tests {
     #[test]
     fn handed_back_header_moves_no_time_into_the_future() {
         let now = at("2026-03-05T05:00:00Z");
-        let ahead = HandedBack { first_seen: at("2030-01-01T00:00:00Z"), tried: false };
+        let ahead = HandedBack { first_seen: at("2030-01-01T00:00:00Z"), may_have_been_sent: false };
         let read = HandedBack::from_words(&ahead.to_words(), now).unwrap();
         assert_eq!(read.first_seen, now);
         let hours = SignedDuration::from_hours;

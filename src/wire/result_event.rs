@@ -32,11 +32,11 @@ pub const CONTENT_TYPE: &str = "application/cloudevents+json";
 const ID_SPACE: Uuid = Uuid::from_u128(0x6f1c_83f1_52a5_4d38_9a5e_0c5c_56b1_7d11);
 
 /// The largest entity that an event holds whole, in bytes. Brokers bound a message (the shipped ones to 128 KiB), and an
-/// event that none of them takes would never be published; a quarter of that is left for what stands around it.
+/// event beyond that could never be published. A quarter of the limit is left for the other members.
 pub const ENTITY_BYTES_MAX: usize = 96 * 1024;
 
-/// What an event of one attempt takes beside the coupon's entity, in bytes, and some more.
-const ROOM_AROUND: usize = 1536;
+/// The size of an event of one attempt without the coupon's entity, in bytes, rounded up.
+const BYTES_AROUND_ENTITY: usize = 1536;
 
 /// An event, ready to be published.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -203,7 +203,7 @@ pub struct Entry {
     verdict: String,
 }
 
-/// A copy's headers can be forged; what an event contains must still be of the closed lists.
+/// The headers of a retry message can be forged; an event still contains only words of the closed lists.
 fn operation_word<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     word(deserializer, &Operation::ALL.map(Operation::as_str))
 }
@@ -253,8 +253,8 @@ pub struct EventContext<'a> {
     pub evidence: &'a [Evidence],
 }
 
-/// Reports the `outcome` of a valid command.
-pub fn encode(redemption: &Redemption, outcome: &Outcome, telling: EventContext<'_>) -> Event {
+/// The event for the `outcome` of a valid command.
+pub fn encode(redemption: &Redemption, outcome: &Outcome, context: EventContext<'_>) -> Event {
     let coupon = outcome.coupon();
     let (entity, coupon_reduced) = coupon.map_or((None, None), embed);
     let rejection = outcome.rejection();
@@ -281,23 +281,23 @@ pub fn encode(redemption: &Redemption, outcome: &Outcome, telling: EventContext<
         outcome: kind.as_str(),
         coupon_state: coupon.and_then(state_word),
         established_by: outcome.established_by().as_str(),
-        attempts: telling.attempts,
+        attempts: context.attempts,
         coupon: entity,
         coupon_reduced,
         problem,
-        evidence: Evidence::last(telling.evidence).iter().map(Entry::from).collect(),
+        evidence: Evidence::last(context.evidence).iter().map(Entry::from).collect(),
     };
     let openid = redemption.openid.as_str();
     let id = id(
         [Some("command"), Some(redemption.brand_id.as_str()), Some(openid), Some(code), Some(number)],
         kind,
     );
-    write(id, kind, data, telling)
+    write(id, kind, data, context)
 }
 
-/// The event for bytes that are not a command. `digest` is the SHA-256 of the bytes in hex: with what can be read of the
-/// command it makes the identity.
-pub fn encode_invalid(rejected: &Rejected, digest: &str, telling: EventContext<'_>) -> Event {
+/// The event for an invalid command. `digest` is the SHA-256 of its bytes in hex; the id of the event is made of it and of
+/// the fields that could be read.
+pub fn encode_invalid(rejected: &Rejected, digest: &str, context: EventContext<'_>) -> Event {
     let partial = &rejected.partial;
     let faults =
         rejected.faults.iter().map(|fault| FaultEntry { pointer: &fault.pointer, problem: &fault.problem });
@@ -308,16 +308,16 @@ pub fn encode_invalid(rejected: &Rejected, digest: &str, telling: EventContext<'
         EstablishedBy::Validation,
         faults.collect(),
         digest,
-        telling,
+        context,
     )
 }
 
-/// The event for a retry message that came back damaged: what was asked before is not known.
+/// The event for a corrupt retry message: earlier calls are unknown.
 pub fn encode_corrupt_retry_message(
     redemption: &Redemption,
-    damage: &str,
+    corruption: &str,
     digest: &str,
-    telling: EventContext<'_>,
+    context: EventContext<'_>,
 ) -> Event {
     let partial = PartialCommand::from(redemption);
     encode_unread(
@@ -325,9 +325,9 @@ pub fn encode_corrupt_retry_message(
         OutcomeKind::Unresolved,
         Reason::CorruptRetryMessage,
         EstablishedBy::Validation,
-        vec![FaultEntry { pointer: "", problem: damage }],
+        vec![FaultEntry { pointer: "", problem: corruption }],
         digest,
-        telling,
+        context,
     )
 }
 
@@ -338,7 +338,7 @@ fn encode_unread(
     by: EstablishedBy,
     faults: Vec<FaultEntry<'_>>,
     digest: &str,
-    telling: EventContext<'_>,
+    context: EventContext<'_>,
 ) -> Event {
     let problem = Problem {
         reason: reason.as_str(),
@@ -360,34 +360,34 @@ fn encode_unread(
         outcome: kind.as_str(),
         coupon_state: None,
         established_by: by.as_str(),
-        attempts: telling.attempts,
+        attempts: context.attempts,
         coupon: None,
         coupon_reduced: None,
         problem: Some(problem),
-        evidence: Evidence::last(telling.evidence).iter().map(Entry::from).collect(),
+        evidence: Evidence::last(context.evidence).iter().map(Entry::from).collect(),
     };
     let id = id([Some(digest), data.brand_id, data.openid, data.coupon_code, data.out_request_no], kind);
-    write(id, kind, data, telling)
+    write(id, kind, data, context)
 }
 
-fn write(id: Uuid, kind: OutcomeKind, data: Data<'_>, telling: EventContext<'_>) -> Event {
+fn write(id: Uuid, kind: OutcomeKind, data: Data<'_>, context: EventContext<'_>) -> Event {
     let word = kind.as_str();
     // The alphabet of a brand has no dot, so it is always one word of the routing key.
     let routing_key = format!("redemption.{word}.{}", data.brand_id.unwrap_or("unknown"));
     let event = CloudEvent {
         specversion: "1.0",
         id,
-        source: telling.source,
+        source: context.source,
         kind: self::kind(kind),
         subject: data.coupon_code,
-        time: telling.at,
+        time: context.at,
         datacontenttype: "application/json",
-        traceparent: telling.traceparent,
+        traceparent: context.traceparent,
         data,
     };
-    // Room for the entity and what stands around it, or the text would be moved again and again while it grows.
+    // Allocated once, or the text would be moved repeatedly while it grows.
     let entity = event.data.coupon.as_ref().map_or(0, |coupon| coupon.get().len());
-    let mut body = Vec::with_capacity(entity + ROOM_AROUND);
+    let mut body = Vec::with_capacity(entity + BYTES_AROUND_ENTITY);
     serde_json::to_writer(&mut body, &event)
         .expect("an event has string keys only and writes to memory, so it cannot fail");
     Event { id, routing_key, kind, body }
@@ -398,9 +398,9 @@ pub(super) fn kind(kind: OutcomeKind) -> String {
     format!("redemption.{}.v1", kind.as_str())
 }
 
-/// The id of what was made of a command: what kind of identity it has, brand, openid, coupon code and request number,
-/// each with its length before it. So different parts never make the same name, whatever stands in them; what cannot be
-/// read is another part than an empty one.
+/// The id of an event: of the kind of identity, the brand, the openid, the coupon code and the request number, each with
+/// its length before it. So different parts never make the same name, whatever they contain; a part that could not be
+/// read differs from an empty one.
 fn id(parts: [Option<&str>; 5], kind: OutcomeKind) -> Uuid {
     let mut name = String::with_capacity(256);
     for part in parts.into_iter().chain([Some(kind.as_str())]) {
@@ -422,7 +422,7 @@ fn embed(coupon: &Coupon) -> (Option<Cow<'_, RawValue>>, Option<&'static str>) {
     (rest.map(Cow::Owned), Some(Reduction::Size.as_str()))
 }
 
-/// The state as an event names it: an unknown word that is longer than any word is left out.
+/// The state as an event names it; an unknown word of more than 1 KiB is left out.
 fn state_word(coupon: &Coupon) -> Option<&str> {
     const BYTES_MAX: usize = 1024;
     Some(coupon.state.as_str()).filter(|word| word.len() <= BYTES_MAX)
@@ -432,7 +432,7 @@ fn raw(entity: &str) -> Option<Cow<'_, RawValue>> {
     serde_json::from_str::<&RawValue>(entity).ok().map(Cow::Borrowed)
 }
 
-/// The first words of the routing keys under which the service itself publishes, now or later.
+/// The first words of the routing keys that the service uses, or may use later, for its own events.
 pub const RESERVED_KEYS: [&str; 3] = ["audit", "redemption", "return"];
 
 /// Whether a routing key begins with one of [`RESERVED_KEYS`]. Keys are compared as the broker compares them: by case.
@@ -449,7 +449,7 @@ mod tests {
     use crate::domain::evidence::Rejection;
     use crate::wire::command::decode;
 
-    /// As the provider might send it: blanks, a number beyond 64 bits, an unknown field, a key given twice.
+    /// As the provider might send it: blanks, a number beyond 64 bits, an unknown field, a duplicate key.
     const ENTITY: &str = r#"{ "coupon_code":"C0001" , "coupon_state": "USED",
         "surprise": {"amount": 1.0000000000000000000000000001, "big": 123456789012345678901234567890, "big": 1e3},
         "display_info": {"name": "满100减20 \u6ee1"} }"#;
@@ -499,7 +499,7 @@ mod tests {
         (0..count).map(attempt).collect()
     }
 
-    fn telling(evidence: &[Evidence]) -> EventContext<'_> {
+    fn context(evidence: &[Evidence]) -> EventContext<'_> {
         EventContext {
             source: "redeemer",
             at: "2026-03-05T04:30:47Z".parse().unwrap(),
@@ -521,19 +521,19 @@ mod tests {
     }
 
     fn reported(outcome: &Outcome) -> Event {
-        encode(&redemption(), outcome, telling(&attempts(2)))
+        encode(&redemption(), outcome, context(&attempts(2)))
     }
 
     fn invalid(text: &str) -> Event {
-        encode_invalid(&decode(text.as_bytes()).unwrap_err(), "d1", telling(&[]))
+        encode_invalid(&decode(text.as_bytes()).unwrap_err(), "d1", context(&[]))
     }
 
-    fn damaged() -> Event {
+    fn corrupt() -> Event {
         encode_corrupt_retry_message(
             &redemption(),
             "header x-redemption-delays is missing",
             "d1",
-            telling(&[]),
+            context(&[]),
         )
     }
 
@@ -567,7 +567,7 @@ mod tests {
             ("refused", refused),
             ("unresolved", unresolved),
             ("invalid", invalid(&faulty)),
-            ("damaged", damaged()),
+            ("corrupt", corrupt()),
         ] {
             let reported = serde_json::to_string_pretty(&parsed(&event)).unwrap();
             insta::assert_snapshot!(name, format!("{}\n{reported}", event.routing_key));
@@ -575,27 +575,27 @@ mod tests {
     }
 
     #[test]
-    fn an_id_is_the_same_for_the_same_result_and_another_for_another() {
+    fn id_is_equal_for_equal_results_only() {
         let ids = outcomes().map(|outcome| reported(&outcome).id);
         assert_eq!(ids, outcomes().map(|outcome| reported(&outcome).id));
         // Subscribers have stored these: another value makes them see every result again.
         assert_eq!(ids[0].to_string(), "26a03841-bca9-552e-9792-392ad8b27135");
         let other = |from: &str, to: &str| {
             let redemption = decode(command().replace(from, to).as_bytes()).unwrap();
-            encode(&redemption, &outcomes()[0], telling(&[])).id
+            encode(&redemption, &outcomes()[0], context(&[])).id
         };
         let mut all = ids.to_vec();
         all.extend([other("USE_0001", "USE_0002"), other("C0001", "C0002")]);
         all.extend([other("120344", "120345"), other("oUser", "oAnother")]);
         all.extend([
             invalid("").id,
-            damaged().id,
-            encode_corrupt_retry_message(&redemption(), "", "d2", telling(&[])).id,
+            corrupt().id,
+            encode_corrupt_retry_message(&redemption(), "", "d2", context(&[])).id,
         ]);
         let distinct: std::collections::BTreeSet<_> = all.iter().collect();
         assert_eq!(distinct.len(), all.len(), "{all:?}");
         // Neither time nor attempts, nor the reason, nor what it rests on, makes it another result.
-        let late = EventContext { at: Timestamp::UNIX_EPOCH, attempts: 9, ..telling(&[]) };
+        let late = EventContext { at: Timestamp::UNIX_EPOCH, attempts: 9, ..context(&[]) };
         assert_eq!(encode(&redemption(), &outcomes()[1], late).id, ids[1]);
         let refused = Outcome::Refused {
             reason: Reason::Deleted,
@@ -619,7 +619,7 @@ mod tests {
     fn invalid_commands_of_others_have_other_ids() {
         let of = |from: &str, to: &str, digest: &str| {
             let text = command().replace("appid", "app_id").replace(from, to);
-            encode_invalid(&decode(text.as_bytes()).unwrap_err(), digest, telling(&[])).id
+            encode_invalid(&decode(text.as_bytes()).unwrap_err(), digest, context(&[])).id
         };
         let same = of("", "", "d1");
         assert_eq!(same, of("wx1", "wx2", "d1"), "the digest is taken for the bytes");
@@ -636,11 +636,11 @@ mod tests {
     }
 
     #[test]
-    fn an_id_is_not_made_by_joining_what_could_be_split_otherwise() {
+    fn id_separates_its_parts_unambiguously() {
         let of = |brand: &str, openid: &str, code: &str, number: &str| {
             let text = command().replace("120344", brand).replace("oUser", openid);
             let text = text.replace("C0001", code).replace("USE_0001", number);
-            encode(&decode(text.as_bytes()).unwrap(), &outcomes()[0], telling(&[])).id
+            encode(&decode(text.as_bytes()).unwrap(), &outcomes()[0], context(&[])).id
         };
         assert_ne!(of("B", "oU", "C0001A", "BCDEFG"), of("B", "oU", "C0001", "ABCDEFG"));
         assert_ne!(of("B", "oUC", "0001", "ABCDEFG"), of("B", "oU", "C0001", "ABCDEFG"));
@@ -662,7 +662,7 @@ mod tests {
 
     #[test]
     fn the_id_in_the_body_is_the_id_of_the_message() {
-        for event in outcomes().iter().map(reported).chain([invalid("{}"), damaged()]) {
+        for event in outcomes().iter().map(reported).chain([invalid("{}"), corrupt()]) {
             assert_eq!(parsed(&event)["id"], event.id.to_string());
             assert_eq!(parsed(&event)["type"], format!("redemption.{}.v1", event.kind.as_str()));
             assert_eq!(parsed(&event)["data"]["outcome"], event.kind.as_str());
@@ -677,7 +677,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entity_is_whole_up_to_its_bound_and_reduced_beyond() {
+    fn entity_beyond_its_bound_is_reduced() {
         let sized = |bytes: usize| {
             let around = r#"{"coupon_code":"C0001","coupon_state":"USED","pad":""}"#;
             format!("{}{}\"}}", &around[..around.len() - 2], "x".repeat(bytes - around.len()))
@@ -689,7 +689,7 @@ mod tests {
             assert_eq!(entity.len(), bytes);
             let coupon = Coupon { entity: entity.as_str().into(), ..coupon() };
             let outcome = Outcome::Redeemed { by: EstablishedBy::Response, coupon };
-            let event = encode(&redemption(), &outcome, telling(&attempts(100)));
+            let event = encode(&redemption(), &outcome, context(&attempts(100)));
             assert!(event.body.len() < 128 * 1024, "{} bytes", event.body.len());
             let data = &parsed(&event)["data"];
             let rest = json!({ "coupon_code": "C0001", "coupon_state": "USED" });
@@ -701,7 +701,7 @@ mod tests {
     }
 
     #[test]
-    fn words_beyond_all_bounds_are_left_out() {
+    fn state_beyond_its_bound_is_left_out() {
         let long = "X".repeat(128 * 1024);
         let entity = json!({ "coupon_code": "C0001", "coupon_state": long }).to_string();
         let state = CouponState::from_wire(&long);
@@ -719,7 +719,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_that_is_not_known_is_reported_as_it_was_spelled() {
+    fn unknown_state_is_reported_as_spelled() {
         let coupon = Coupon { state: CouponState::from_wire("FRO\"ZEN"), ..coupon() };
         let event = reported(&Outcome::Redeemed { by: EstablishedBy::Response, coupon });
         assert_eq!(parsed(&event)["data"]["coupon_state"], "FRO\"ZEN");
@@ -731,7 +731,7 @@ mod tests {
         assert_eq!(redeemed, "redemption.redeemed.120344");
         assert_eq!(refused, "redemption.refused.120344");
         assert_eq!(unresolved, "redemption.unresolved.120344");
-        assert_eq!(damaged().routing_key, "redemption.unresolved.120344");
+        assert_eq!(corrupt().routing_key, "redemption.unresolved.120344");
         assert_eq!(invalid("{}").routing_key, "redemption.invalid.unknown");
         let faulty = command().replace("wx1", "");
         assert_eq!(invalid(&faulty).routing_key, "redemption.invalid.120344");
@@ -740,8 +740,8 @@ mod tests {
     }
 
     #[test]
-    fn at_most_sixteen_attempts_are_reported_and_they_are_the_last() {
-        let event = encode(&redemption(), &outcomes()[2], telling(&attempts(100)));
+    fn last_sixteen_attempts_are_reported() {
+        let event = encode(&redemption(), &outcomes()[2], context(&attempts(100)));
         let reported = parsed(&event)["data"]["evidence"].as_array().unwrap().clone();
         assert_eq!(reported.len(), Evidence::KEPT);
         assert_eq!(reported[15]["at"], "2026-03-05T04:32:24Z");

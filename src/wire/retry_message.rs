@@ -1,7 +1,8 @@
 //! The headers that carry a command's progress through a delay queue, and back.
 //!
-//! A copy is known by them alone, so anyone who may publish commands can forge them: nothing here is trusted further than it can be
-//! checked: a corrupt retry message is an ending, never a loop, and no header can prolong a command beyond the limits.
+//! A retry message is recognized by these headers alone, and anyone who may publish commands can forge them. So none is
+//! trusted further than it can be checked: a corrupt one ends the command (never a loop), and no header extends a
+//! command beyond the limits.
 
 use jiff::{SignedDuration, Timestamp};
 use serde::de::Error as _;
@@ -12,37 +13,37 @@ use crate::domain::evidence::{Evidence, Rejection};
 use crate::policy::attempt::{EffectState, Progress};
 use crate::wire::result_event::Entry;
 
-/// Operations put so far.
+/// Calls made so far.
 pub const ATTEMPTS: &str = "x-redemption-attempts";
 /// Delay queues passed so far.
 pub const DELAYS_PASSED: &str = "x-redemption-delays";
 /// When the command was first seen, RFC 3339.
 pub const FIRST_SEEN: &str = "x-redemption-first-seen";
-/// When the work ends, RFC 3339. The only one of these that a publisher may set on a fresh command.
+/// When the command ends at the latest, RFC 3339. The only one of these that a publisher may set on a fresh command.
 pub const DEADLINE: &str = "x-redemption-deadline";
-/// What was believed when the copy was made.
+/// The known effect when the retry message was written; see `EffectState::to_header`.
 pub const LAST_VERDICT: &str = "x-redemption-last-verdict";
 /// SHA-256 of the frozen request body, in hex.
 pub const BODY_SHA256: &str = "x-redemption-body-sha256";
 /// The last attempts, as JSON.
 pub const EVIDENCE: &str = "x-redemption-evidence";
-/// The provider's last rejection, as JSON. Never missing where the effect rests on one.
+/// The provider's last rejection, as JSON. Required if the effect rests on one.
 pub const REJECTION: &str = "x-redemption-rejection";
 
-/// How many of the attempts met a fault of our own or a brand that keeps us out. Missing if none did.
+/// How many of the attempts met a fault of our own or a brand that denies us. Absent if none did.
 pub const SUSPENDED: &str = "x-redemption-suspended";
-/// From when a query counts as negative, RFC 3339. Missing if that is not known.
+/// From when a query counts as negative, RFC 3339. Absent if that is unknown.
 pub const NEGATIVES_FROM: &str = "x-redemption-negatives-from";
-/// Before when nobody can have sent the command, RFC 3339. Missing if that is not known.
+/// Before this time nobody can have sent the command, RFC 3339. Absent if that is unknown.
 pub const UNSENT_BEFORE: &str = "x-redemption-unsent-before";
-/// The coupon's state as it was last reported, signed. Missing if none was.
+/// The coupon's state in the last signed response that reports one. Absent if none did.
 pub const COUPON_STATE: &str = "x-redemption-coupon-state";
 
-/// The trace context of the stay that put a copy away, W3C `traceparent`: the next stay is linked to it. Nothing is
-/// believed because of it, and a copy without it is as good.
+/// The trace context (W3C `traceparent`) of the command span that delayed the command; the next command span links to it.
+/// No decision depends on it, and a message without it is accepted.
 pub const TRACE: &str = "x-redemption-trace";
 
-/// The headers that only a copy has.
+/// The headers that only a retry message has.
 const RETRY_MESSAGE_ONLY: [&str; 11] = [
     ATTEMPTS,
     DELAYS_PASSED,
@@ -57,16 +58,16 @@ const RETRY_MESSAGE_ONLY: [&str; 11] = [
     COUPON_STATE,
 ];
 
-/// Of these, the ones that may be missing. One that is there and no text is damage all the same.
+/// Of these, the ones that may be absent. One that is present but not text still corrupts the message.
 pub const OPTIONAL: [&str; 5] = [REJECTION, SUSPENDED, NEGATIVES_FROM, UNSENT_BEFORE, COUPON_STATE];
 
-/// The longest word for a state that is carried, in bytes.
+/// The longest word for a coupon's state that is written, in bytes.
 const STATE_BYTES_MAX: usize = 64;
 
 /// The longest text read from one header, in bytes.
 const HEADER_BYTES_MAX: usize = 16 * 1024;
 
-/// A progress and the attempts that led to it, as a copy carried them.
+/// A progress and the attempts that led to it, read from a retry message.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Restored {
     /// How far the command has come.
@@ -75,16 +76,16 @@ pub struct Restored {
     pub evidence: Vec<Evidence>,
 }
 
-/// What is wrong with a copy's headers.
+/// What is wrong with the headers of a retry message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CorruptRetryMessage {
     /// A header of the set is missing.
     #[error("header {0} is missing")]
     Missing(&'static str),
-    /// A header does not say what it should.
+    /// A header has no value of its kind.
     #[error("header {0} is unreadable")]
     Unreadable(&'static str),
-    /// The body that would be sent is not the one that was sent before.
+    /// The request body differs from the one that was sent before.
     #[error("the request body differs from the one that was frozen")]
     BodyChanged,
 }
@@ -94,11 +95,11 @@ pub enum CorruptRetryMessage {
 pub struct DeadlineLimits {
     /// The deadline of a command that names none, after first seen.
     pub default: SignedDuration,
-    /// The furthest deadline that is kept to, after first seen.
+    /// The maximum deadline, after first seen.
     pub furthest: SignedDuration,
 }
 
-/// Writes the headers of a copy.
+/// Writes the headers of a retry message.
 pub fn write(progress: &Progress, evidence: &[Evidence], body_sha256: &str) -> Vec<(&'static str, String)> {
     let entries: Vec<Entry> = Evidence::last(evidence).iter().map(Entry::from).collect();
     let mut headers = vec![
@@ -129,12 +130,12 @@ pub fn write(progress: &Progress, evidence: &[Evidence], body_sha256: &str) -> V
     headers
 }
 
-/// Whether a message carries any header that only a copy has.
+/// Whether a message has any header that only a retry message has.
 pub fn is_retry_message(has: impl Fn(&str) -> bool) -> bool {
     RETRY_MESSAGE_ONLY.into_iter().any(has)
 }
 
-/// The deadline of a fresh command. One that lies beyond the maximum deadline is drawn in, one that cannot be read is reported.
+/// The deadline of a fresh command, at most the maximum deadline.
 ///
 /// # Errors
 /// [`CorruptRetryMessage::Unreadable`] if the header is not an RFC 3339 time.
@@ -146,51 +147,51 @@ pub fn deadline(
     match header {
         None => Ok(saturating(first_seen, deadline_limits.default)),
         Some(text) => {
-            let asked: Timestamp = text.parse().map_err(|_| CorruptRetryMessage::Unreadable(DEADLINE))?;
-            Ok(asked.min(saturating(first_seen, deadline_limits.furthest)))
+            let requested: Timestamp = text.parse().map_err(|_| CorruptRetryMessage::Unreadable(DEADLINE))?;
+            Ok(requested.min(saturating(first_seen, deadline_limits.furthest)))
         }
     }
 }
 
-/// Reads the headers of a copy. `header` gives the text of a header, `body_sha256` is the hash of the body that the
-/// command makes today.
+/// Reads the headers of a retry message. `header` returns the text of a header, `body_sha256` is the hash of the body that
+/// is built from the command now.
 ///
 /// # Errors
-/// [`CorruptRetryMessage`] names the first header that is missing or makes no sense.
+/// [`CorruptRetryMessage`] names the first header that is missing or unreadable.
 pub fn read<'a>(
     header: impl Fn(&'static str) -> Option<&'a str>,
     body_sha256: &str,
     now: Timestamp,
     deadline_limits: DeadlineLimits,
 ) -> Result<Restored, CorruptRetryMessage> {
-    let wanted = |name| {
+    let required = |name| {
         let text = header(name).ok_or(CorruptRetryMessage::Missing(name))?;
         if text.len() > HEADER_BYTES_MAX { Err(CorruptRetryMessage::Unreadable(name)) } else { Ok(text) }
     };
-    let time = |name| wanted(name)?.parse::<Timestamp>().map_err(|_| CorruptRetryMessage::Unreadable(name));
-    let count = |name| wanted(name)?.parse::<u32>().map_err(|_| CorruptRetryMessage::Unreadable(name));
+    let time = |name| required(name)?.parse::<Timestamp>().map_err(|_| CorruptRetryMessage::Unreadable(name));
+    let count = |name| required(name)?.parse::<u32>().map_err(|_| CorruptRetryMessage::Unreadable(name));
 
     let attempts = count(ATTEMPTS)?;
     let delays_passed = count(DELAYS_PASSED)?;
-    // A time of first sight in the future would move the maximum deadline with it.
+    // A first-seen time in the future would move the maximum deadline with it.
     let first_seen = time(FIRST_SEEN)?.min(now);
     let deadline = time(DEADLINE)?.min(saturating(first_seen, deadline_limits.furthest));
-    let effect = EffectState::from_header(wanted(LAST_VERDICT)?)
+    let effect = EffectState::from_header(required(LAST_VERDICT)?)
         .ok_or(CorruptRetryMessage::Unreadable(LAST_VERDICT))?;
-    if !wanted(BODY_SHA256)?.eq_ignore_ascii_case(body_sha256) {
+    if !required(BODY_SHA256)?.eq_ignore_ascii_case(body_sha256) {
         return Err(CorruptRetryMessage::BodyChanged);
     }
     let entries: Vec<Entry> =
-        serde_json::from_str(wanted(EVIDENCE)?).map_err(|_| CorruptRetryMessage::Unreadable(EVIDENCE))?;
+        serde_json::from_str(required(EVIDENCE)?).map_err(|_| CorruptRetryMessage::Unreadable(EVIDENCE))?;
     let mut evidence: Vec<Evidence> = entries.into_iter().map(Evidence::from).collect();
-    // Each that is remembered was a call.
+    // Each remembered attempt was a call.
     let attempts = attempts.max(u32::try_from(evidence.len()).unwrap_or(u32::MAX));
     Evidence::keep_last(&mut evidence);
     let rejection = match header(REJECTION) {
         None if effect.signed_rejection().is_some() => return Err(CorruptRetryMessage::Missing(REJECTION)),
         None => None,
         Some(_) => Some(
-            serde_json::from_str::<RejectionEntry>(wanted(REJECTION)?)
+            serde_json::from_str::<RejectionEntry>(required(REJECTION)?)
                 .map_err(|_| CorruptRetryMessage::Unreadable(REJECTION))?
                 .into(),
         ),
@@ -210,7 +211,7 @@ pub fn read<'a>(
     Ok(Restored { progress, evidence })
 }
 
-/// The attempts that a parked command carries, as far as they can be read: for people, and to be carried on.
+/// The attempts in the header of a parked command, as far as they can be read: to be shown, and for its next headers.
 pub fn evidence(header: Option<&str>) -> Vec<Evidence> {
     let text = header.filter(|text| text.len() <= HEADER_BYTES_MAX).unwrap_or("[]");
     let entries: Vec<Entry> = serde_json::from_str(text).unwrap_or_default();
@@ -245,7 +246,7 @@ fn rejection_header<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D
     if (400..=999).contains(&status) {
         Ok(status)
     } else {
-        Err(D::Error::custom("no status of an rejection"))
+        Err(D::Error::custom("not the status of a rejection"))
     }
 }
 
@@ -334,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn attempts_and_rejections_that_the_service_never_writes_are_damage() {
+    fn unwritable_attempts_and_rejections_are_unreadable() {
         let entries = json(&[Entry::from(&evidence(1)[0])]);
         let rejection = json(&RejectionEntry::from(&rejection()));
         for (name, text, from, to) in [
@@ -356,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back() {
+    fn written_progress_is_read_back() {
         let reason = Reason::NotUsable;
         for effect in [
             EffectState::NoEffect,
@@ -387,14 +388,14 @@ mod tests {
     #[test]
     fn a_header_that_is_missing_is_named() {
         let known = RETRY_MESSAGE_ONLY.into_iter().chain([DEADLINE]);
-        // An rejection may be missing where nothing rests on one; here something does.
+        // A rejection may be missing if nothing rests on one; here something does.
         for name in known.filter(|name| *name == REJECTION || !OPTIONAL.contains(name)) {
             assert_eq!(without(name), Err(CorruptRetryMessage::Missing(name)));
         }
     }
 
     #[test]
-    fn remembered_attempts_count_as_made_whatever_the_header_says() {
+    fn remembered_attempts_count_as_made_despite_the_header() {
         for (reported, remembered, expected) in [(0, 3, 3), (2, 16, 16), (20, 16, 20)] {
             let mut delayed = progress(EffectState::Unknown, None);
             delayed.attempts = reported;
@@ -404,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_missing_is_read_back_where_it_is_there() {
+    fn optional_headers_are_read_back_if_present() {
         let mut delayed = progress(EffectState::Unknown, None);
         delayed.suspended = 3;
         delayed.negatives_from = Some(at("2026-03-05T05:00:17Z"));
@@ -416,7 +417,7 @@ mod tests {
             let headers: Vec<_> = headers.iter().filter(|(key, _)| *key != name).cloned().collect();
             assert!(read_back(&headers).is_ok(), "{name}");
         }
-        // What is too long for a state, as a reply may hold one, is left out.
+        // A response may name a state that is too long for the header: it is left out.
         delayed.coupon = Some(Coupon::in_state(CouponState::from_wire(&"X".repeat(STATE_BYTES_MAX + 1))));
         assert_eq!(read_back(&write(&delayed, &[], BODY)).unwrap().progress.coupon, None);
         delayed.coupon = Some(Coupon::in_state(CouponState::from_wire("")));
@@ -424,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_carries_no_other_rejection_than_the_provider_can_make() {
+    fn rejection_in_headers_is_one_the_provider_can_make() {
         for reason in Reason::ALL {
             for kind in ["rejected", "rejected_unclear", "rejected_unverified"] {
                 let effect = with(LAST_VERDICT, &format!("{kind} {}", reason.as_str()));
@@ -473,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_that_is_not_the_frozen_one_is_damage() {
+    fn body_other_than_the_frozen_one_is_corrupt() {
         assert_eq!(with(BODY_SHA256, "0af2"), Err(CorruptRetryMessage::BodyChanged));
         assert_eq!(with(BODY_SHA256, ""), Err(CorruptRetryMessage::BodyChanged));
         assert!(with(BODY_SHA256, "0AF1").is_ok());
@@ -485,7 +486,7 @@ mod tests {
         assert_eq!(deadline(DEADLINE, "9999-12-30T00:00:00Z"), at("2026-03-08T04:30:45Z"));
         assert_eq!(deadline(DEADLINE, "2001-01-01T00:00:00Z"), at("2001-01-01T00:00:00Z"));
         assert_eq!(deadline(DEADLINE, "2026-03-06T04:30:45.5+08:00"), at("2026-03-05T20:30:45.5Z"));
-        // A time of first sight in the future is now; the maximum deadline moves no further.
+        // A first-seen time in the future counts as now; the maximum deadline moves no further.
         let carried = with(FIRST_SEEN, "2030-01-01T00:00:00Z").unwrap().progress;
         assert_eq!((carried.first_seen, carried.deadline), (now(), at("2026-03-06T04:30:45.5Z")));
         let mut headers = written();
@@ -496,9 +497,9 @@ mod tests {
     }
 
     #[test]
-    fn the_deadline_of_a_fresh_command_is_asked_for_within_the_deadline_limits_or_the_default() {
-        let check = |header: Option<&str>, wanted: &str| {
-            assert_eq!(deadline(header, now(), DEADLINE_LIMITS), Ok(at(wanted)), "{header:?}");
+    fn fresh_deadline_is_the_header_within_limits_or_the_default() {
+        let check = |header: Option<&str>, expected: &str| {
+            assert_eq!(deadline(header, now(), DEADLINE_LIMITS), Ok(at(expected)), "{header:?}");
         };
         check(None, "2026-03-06T05:00:00Z");
         check(Some("2026-03-05T06:00:00Z"), "2026-03-05T06:00:00Z");
@@ -513,7 +514,7 @@ mod tests {
     }
 
     #[test]
-    fn a_million_attempts_are_believed_and_end_the_command() {
+    fn million_attempts_are_accepted_and_end_the_command() {
         let carried = with(ATTEMPTS, "1000000").unwrap();
         assert_eq!(carried.progress.attempts, 1_000_000);
         let mut carried = with(DELAYS_PASSED, &u32::MAX.to_string()).unwrap().progress;
@@ -523,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_sixteen_attempts_are_carried_however_many_there_were() {
+    fn last_sixteen_attempts_are_written() {
         for count in [0, 15, 16, 17, 1_000] {
             let carried =
                 read_back(&write(&progress(EffectState::NoEffect, None), &evidence(count), BODY)).unwrap();
@@ -553,9 +554,9 @@ mod tests {
     }
 
     #[test]
-    fn any_header_of_a_copy_makes_one_and_the_deadline_alone_does_not() {
+    fn any_header_but_the_deadline_makes_a_retry_message() {
         for name in RETRY_MESSAGE_ONLY {
-            assert!(is_retry_message(|asked| asked == name), "{name}");
+            assert!(is_retry_message(|requested| requested == name), "{name}");
         }
         assert!(!is_retry_message(|name| name == DEADLINE));
         assert!(!is_retry_message(|_| false));
@@ -566,21 +567,21 @@ mod tests {
             any::<String>(),
             "[0-9]{1,12}",
             "[0-9]{1,6}-[0-9]{1,3}-[0-9]{1,3}T[0-9:.]{1,12}(Z|[+-][0-9:]{1,6})",
-            "(clear|unknown|used|rejected|rejected_unclear|rejected_unverified)( [a-z_]{0,20})?",
+            "(no_effect|unknown|used|rejected|rejected_unclear|rejected_unverified)( [a-z_]{0,20})?",
             r#"[\[\]{}",:a-z0-9_]{0,60}"#,
         ]
     }
 
     proptest! {
         #[test]
-        fn whatever_the_headers_say_they_are_read_or_named(texts in prop::collection::vec(prop::option::of(text()), 12)) {
+        fn arbitrary_headers_are_read_or_named(texts in prop::collection::vec(prop::option::of(text()), 12)) {
             let names: Vec<_> = RETRY_MESSAGE_ONLY.into_iter().chain([DEADLINE]).collect();
             let header = |name| names.iter().position(|known| *known == name).and_then(|n| texts[n].as_deref());
             if let Ok(carried) = read(header, BODY, now(), DEADLINE_LIMITS) {
                 prop_assert!(carried.progress.first_seen <= now());
                 prop_assert!(carried.evidence.len() <= Evidence::KEPT);
             }
-            // One damaged header among sound ones reaches further.
+            // With one corrupt header among sound ones, more of the reader is reached.
             for name in names.iter().copied() {
                 let text = texts[0].as_deref().unwrap_or_default();
                 if let Ok(carried) = with(name, text) {

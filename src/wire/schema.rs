@@ -1,4 +1,4 @@
-//! The JSON Schemas of what travels: the command, the result event and the audit event.
+//! The JSON Schemas of the messages: the command, the result event and the audit event.
 //!
 //! Events are described by the very types that write them. A command is read by hand, so that all its faults can be
 //! reported together; `Command` is its twin, and a test holds decoder and schema against each other. What JSON Schema

@@ -148,10 +148,10 @@ pub(crate) fn events() -> Vec<(&'static str, String)> {
         attempt("2026-03-06T04:30:44.018427827Z", Operation::Query, None, "not_sent"),
     ];
     let reported = "2026-03-05T04:30:45.923940153Z";
-    let account = |deed, because, query| AuditContext {
+    let context = |action, because, query| AuditContext {
         source: &config.event.source,
         at: "2026-03-07T09:00:00Z".parse().unwrap(),
-        deed,
+        action,
         operator: "ops@example.com",
         because,
         reason: Reason::DeadlinePassed.as_str(),
@@ -213,7 +213,7 @@ pub(crate) fn events() -> Vec<(&'static str, String)> {
         (
             "audit.replayed.json",
             text(
-                audit_event::encode(account(
+                audit_event::encode(context(
                     OperatorAction::Republished,
                     Some("the provider is back"),
                     Some(&asked),
@@ -223,7 +223,7 @@ pub(crate) fn events() -> Vec<(&'static str, String)> {
         ),
         (
             "audit.discarded.json",
-            text(audit_event::encode(account(OperatorAction::Discarded, None, None)).body),
+            text(audit_event::encode(context(OperatorAction::Discarded, None, None)).body),
         ),
     ]
 }

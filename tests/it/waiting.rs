@@ -327,7 +327,7 @@ async fn a_copy_with_bad_headers_ends_with_a_reason_and_harms_nobody() {
         (retry_message::LAST_VERDICT, text("redeemed"), damaged),
         (retry_message::LAST_VERDICT, text("rejected because"), damaged),
         (retry_message::LAST_VERDICT, text("rejected deadline_passed"), damaged),
-        (retry_message::LAST_VERDICT, text("doubted returned_since"), damaged),
+        (retry_message::LAST_VERDICT, text("rejected_unverified returned_since"), damaged),
         (retry_message::BODY_SHA256, text(&"0".repeat(64)), damaged),
         (retry_message::BODY_SHA256, text(""), damaged),
         (retry_message::EVIDENCE, text("[{\"at\": 1}]"), damaged),

@@ -643,7 +643,7 @@ impl World {
                 } else if fresh {
                     let tried = hand.message.redelivered || hand.message.tried;
                     let first_seen = hand.progress.first_seen;
-                    let marked = || HandedBack { first_seen, tried }.to_words().into();
+                    let marked = || HandedBack { first_seen, may_have_been_sent: tried }.to_words().into();
                     let handed_back = Some(hand.message.handed_back.clone().unwrap_or_else(marked));
                     let message = Message { handed_back, tried, redelivered: false, ..hand.message.clone() };
                     state.queue.push(Arc::new(message));
