@@ -1960,7 +1960,7 @@ fn live(
                             verdict => {
                                 (seen.sent, seen.negatives) = (Some(later(now, settling)), 0);
                                 doubted |= match verdict {
-                                    Verdict::Rejected { may_be_our_own_use: doubtful, .. } => *doubtful,
+                                    Verdict::Rejected { may_be_our_own_use: may_be_ours, .. } => *may_be_ours,
                                     _ => true,
                                 };
                             }

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use redeemer::domain::evidence::Operation;
-use redeemer::policy::circuit::{CallSignal, Cause, Circuit, FailureKind, Grant, State};
+use redeemer::policy::circuit::{CallSignal, Circuit, CircuitCause, FailureKind, Grant, State};
 use redeemer::policy::rate_limit::RateLimit;
 
 const TROUBLES: [FailureKind; 3] =
@@ -84,7 +84,7 @@ proptest! {
         let opened = calls.make(2 * per_second as usize, fails(0.9, trouble));
         prop_assert!(opened.is_some());
         let State::Open { cause, .. } = calls.circuit.state() else { return Err(TestCaseError::fail("closed")) };
-        prop_assert_eq!(cause, Cause::Failing(trouble));
+        prop_assert_eq!(cause, CircuitCause::Failing(trouble));
     }
 
     #[test]
@@ -106,7 +106,7 @@ proptest! {
         let opened = calls.make(per_second as usize, |_| {
             nth += 1;
             match nth % 2 {
-                0 => (Operation::Query, CallSignal::Answered),
+                0 => (Operation::Query, CallSignal::QuerySuccess),
                 _ => (Operation::Redeem, CallSignal::Failing(FailureKind::Unverified)),
             }
         });
@@ -114,8 +114,8 @@ proptest! {
         // A query that gets through does not show that uses do.
         calls.now += Duration::from_secs(1);
         for _ in 0..3 {
-            calls.make(1, |_| (Operation::Query, CallSignal::Answered));
-            let cause = Cause::Failing(FailureKind::Unverified);
+            calls.make(1, |_| (Operation::Query, CallSignal::QuerySuccess));
+            let cause = CircuitCause::Failing(FailureKind::Unverified);
             prop_assert_eq!(calls.circuit.state(), State::HalfOpen { cause, probing: false });
         }
         calls.make(1, |_| (Operation::Redeem, CallSignal::Success));

@@ -22,7 +22,9 @@ use std::time::Duration;
 
 use redeemer::domain::evidence::Operation;
 use redeemer::policy::classify::SuspendReason;
-use redeemer::runtime::circuit_gate::{CallPermit, CallSignal, Cause, CircuitGate, FailureKind, State};
+use redeemer::runtime::circuit_gate::{
+    CallPermit, CallSignal, CircuitCause, CircuitGate, FailureKind, State,
+};
 use redeemer::runtime::lanes::Lanes;
 use redeemer::runtime::permits::{Permit, Permits};
 use redeemer::runtime::rate_limiter::{Priority, RateLimiter};
@@ -189,14 +191,16 @@ impl World {
                 let mut probes = seen.passes.iter().filter(|pass| pass.is_probe);
                 match cause {
                     // One more for each second in which none has succeeded; one that failed makes room at once.
-                    Cause::Starting => {
+                    CircuitCause::Starting => {
                         let seconds = (at - self.begun_at).as_secs() as usize;
                         assert!(probes.count() <= seconds, "more first calls at once than seconds passed");
                     }
-                    Cause::Failing(_) => {
+                    CircuitCause::Failing(_) => {
                         assert!(probes.all(|pass| at - pass.at >= SECOND), "two calls find out at once");
                     }
-                    Cause::Suspended(_) => assert!(probes.next().is_none(), "two calls find out at once"),
+                    CircuitCause::Suspended(_) => {
+                        assert!(probes.next().is_none(), "two calls find out at once")
+                    }
                 }
                 true
             }
@@ -277,7 +281,7 @@ impl CheckedPass<'_> {
         match (before, self.world.circuit_gate.state()) {
             (State::HalfOpen { cause, .. }, State::Closed) => {
                 seen.closings += 1;
-                seen.recovering = (cause != Cause::Starting).then_some(0);
+                seen.recovering = (cause != CircuitCause::Starting).then_some(0);
             }
             (State::Closed, State::Closed) if sign == CallSignal::Success && holds => {
                 seen.recovering = seen.recovering.map(|wells| wells + 1);

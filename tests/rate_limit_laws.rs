@@ -10,7 +10,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use redeemer::policy::adaptive_rate::Response;
+use redeemer::policy::adaptive_rate::CallRecord;
 use redeemer::policy::rate_limit::RateLimit;
 
 /// The configured limit, in calls per second.
@@ -83,7 +83,7 @@ impl World {
             && at <= now
         {
             self.under_way.pop();
-            self.limiters[which].record(Response { sent_at, throttled, again: false }, now);
+            self.limiters[which].record(CallRecord { sent_at, throttled, throttled_before: false }, now);
         }
         let instances = self.limiters.len() as u32;
         // Nobody is always first.
@@ -144,7 +144,7 @@ proptest! {
             let many = world.provider.chance.random_range(1..4);
             for _ in 0..many {
                 for limiter in &mut world.limiters {
-                    limiter.record(Response { sent_at: world.now, throttled: true, again: false }, world.now);
+                    limiter.record(CallRecord { sent_at: world.now, throttled: true, throttled_before: false }, world.now);
                 }
             }
             prop_assert_eq!(world.rate(), LIMIT);
@@ -157,7 +157,7 @@ proptest! {
         for _ in 0..10 {
             world.run(1);
             for _ in 0..wave {
-                let response = Response { sent_at: world.now, throttled: true, again: true };
+                let response = CallRecord { sent_at: world.now, throttled: true, throttled_before: true };
                 world.limiters[0].record(response, world.now);
             }
             prop_assert_eq!(world.rate(), LIMIT);
@@ -170,7 +170,7 @@ proptest! {
         world.run(10);
         // Each of other coupons, all within half a second, and each accepted when it is retried.
         for _ in 0..burst {
-            let response = Response { sent_at: world.now, throttled: true, again: false };
+            let response = CallRecord { sent_at: world.now, throttled: true, throttled_before: false };
             world.limiters[0].record(response, world.now);
             if world.provider.chance.random_bool(0.5) {
                 world.step();

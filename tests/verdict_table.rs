@@ -191,8 +191,8 @@ fn obey(operation: Operation, answer: &Response, verdict: &Verdict, standing: Op
         }
         Verdict::Refused(Reason::NoSuchCoupon) => !redeem && rejects && answer.status == 404,
         Verdict::Refused(_) => !redeem && seen,
-        Verdict::Rejected { reason, may_be_our_own_use: doubtful } => {
-            rejects && Reason::REJECTIONS.contains(reason) && (*doubtful || !reason.may_be_our_own_use())
+        Verdict::Rejected { reason, may_be_our_own_use: may_be_ours } => {
+            rejects && Reason::REJECTIONS.contains(reason) && (*may_be_ours || !reason.may_be_our_own_use())
         }
         Verdict::NotExecuted => !redeem && seen && standing == Some(&Usage::Usable),
         Verdict::NotAccepted(_) => rejects,
@@ -354,12 +354,12 @@ fn request_id_never_makes_a_rejection_less_careful() {
                 let refined = verdict(number);
                 let lawful = match (&plain, &refined) {
                     (
-                        Verdict::Rejected { may_be_our_own_use: doubtful, .. },
+                        Verdict::Rejected { may_be_our_own_use: may_be_ours, .. },
                         Verdict::Rejected { may_be_our_own_use: more, .. },
-                    ) => more >= doubtful,
+                    ) => more >= may_be_ours,
                     // Both say, signed, that the request was not executed.
-                    (Verdict::Rejected { may_be_our_own_use: doubtful, .. }, Verdict::NotAccepted(_)) => {
-                        !doubtful
+                    (Verdict::Rejected { may_be_our_own_use: may_be_ours, .. }, Verdict::NotAccepted(_)) => {
+                        !may_be_ours
                     }
                     // The body is sent again only after queries that show no use of ours.
                     (Verdict::Rejected { .. }, Verdict::Unknown(_)) => true,

@@ -1,36 +1,36 @@
-//! How much of its share of the limit an instance uses: all of it, or less while the share of 429 among its calls says
+//! How much of its share of the limit an instance uses: all of it, or less while the share of 429 among its calls shows
 //! that the limit itself is too high. Why this law and not another: docs/decisions/0011-cubic-on-accepted-calls.md.
 //!
-//! A 429 may mean the merchant, the interface, one user or one coupon, and does not say which. So a lowered rate is a
-//! trial: if the share of 429 falls, the limit was meant; if it stays, it has nothing to do with the rate, which is
+//! A 429 may concern the merchant, the interface, one user or one coupon, and does not say which. So a lowered rate is a
+//! trial: if the share of 429 drops, the limit was exceeded; if it stays, it does not depend on the rate, which is
 //! restored.
 //!
-//! Pure: `now` and `sent_at` are times since the limiter was made.
+//! Pure: `now` and `sent_at` are times since the limiter was created.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// Calls are weighed over so much time, or longer if the rate is low.
+/// The time over which calls are counted; longer if the rate is low.
 const WINDOW: Duration = Duration::from_secs(1);
-/// The longest that calls are weighed over.
+/// The longest time over which calls are counted.
 const WINDOW_MAX: Duration = Duration::from_secs(10);
-/// Fewer calls in a window prove nothing.
+/// Fewer calls in a window show nothing.
 const CALLS_MIN: usize = 20;
-/// The share of 429 above which a limit that held until now is doubted at once. Below it 429s cost less than doubt:
+/// The share of 429 above which the configured limit is presumed too high at once. Below it 429s cost less than a trial:
 /// three in ten coupons that are throttled once or twice make a share of 31 %.
 const SHARE_AT_ONCE: f64 = 0.35;
 /// For how many windows that share must last, retries included: a burst of coupons that are throttled once fills one
 /// window, and their retries succeed.
 const WINDOWS_AT_ONCE: u32 = 2;
-/// The share above which it is doubted when that has lasted for [`LONG_FULL`].
+/// The share above which it is presumed too high after [`LONG_FULL`].
 const SHARE_AT_LENGTH: f64 = 0.2;
-/// The share above which a limit that is known to be lower is met again.
+/// The share above which a limit that is known to be lower is exceeded again.
 const SHARE_REDUCED: f64 = 0.04;
-/// This many standard deviations above a share are no chance.
+/// This many standard deviations above a share are significant.
 const SIGMAS: f64 = 3.0;
 /// A trial needs enough calls to show a difference of this size before it may say that the share of 429 is unchanged.
 const DIFFERENCE: f64 = 0.06;
-/// A difference of this many standard deviations is no chance.
+/// A difference of this many standard deviations is significant.
 const SIGMAS_DIFFERENCE: f64 = 3.0;
 /// A trial has shown nothing about the limit before the rate is down to this part: other instances share the limit, and
 /// may not have lowered theirs.
@@ -44,36 +44,36 @@ const BASELINE_SHARE_MAX_SHARED: f64 = 0.35;
 const BELOW_ACCEPTED: f64 = 0.93;
 /// The lowest part of its share that an instance goes down to.
 const LOWEST: f64 = 1.0 / 64.0;
-/// From nothing to everything, once the accepted rate is passed.
+/// The seconds from nothing to the whole share, once the accepted rate is exceeded.
 const RECOVERY: f64 = 18.0;
 /// A trial without enough calls to judge it is over after this long.
 const TRIAL_MAX: Duration = Duration::from_secs(30);
-/// Smaller shares are weighed over this long, while the whole share is used and while it is not.
+/// The time over which smaller shares are evaluated, while the whole share is used and while it is not.
 const LONG_FULL: Duration = Duration::from_secs(60);
 const LONG_REDUCED: Duration = Duration::from_secs(3);
-/// For how long a share of 429 is known to have nothing to do with the rate: the first time, and at most.
+/// For how long a share of 429 is known to be independent of the rate: the first time, and at most.
 const BASELINE: Duration = Duration::from_secs(20);
 const BASELINE_MAX: Duration = Duration::from_secs(600);
 
-/// What a call brought.
+/// The result of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Response {
+pub struct CallRecord {
     /// When the call was made.
     pub sent_at: Duration,
-    /// Whether the answer was a 429.
+    /// Whether the response was a 429.
     pub throttled: bool,
-    /// Whether its command was throttled before: that is most likely its coupon's trouble, or its user's.
-    pub again: bool,
+    /// Whether its command was throttled before: most likely that concerns only its coupon, or its user.
+    pub throttled_before: bool,
 }
 
 /// The part of its share that an instance uses.
 #[derive(Debug)]
 pub struct AdaptiveRate {
     phase: Phase,
-    /// Calls that were sent before say how things were.
+    /// The results of calls that were sent earlier are ignored.
     changed_at: Duration,
     window: Results,
-    /// Since when calls are tallied for longer than a window, and what they brought.
+    /// The calls that are counted for longer than a window, and since when.
     long: (Duration, Tally),
     /// All calls, retries included, while the whole share is used.
     all: Results,
@@ -87,9 +87,9 @@ pub struct AdaptiveRate {
 enum Phase {
     /// The whole share is used.
     Full,
-    /// Lowered; whether that helps is being found out.
+    /// Lowered, to see whether the share of 429 drops.
     Trial { curve: Curve, before: Before },
-    /// It helped: the rate grows from there.
+    /// It dropped: the rate grows from there.
     Growing(Growth),
 }
 
@@ -100,7 +100,7 @@ struct Curve {
     accepted: f64,
 }
 
-/// What a trial that does not help goes back to.
+/// The state that is restored after a trial without effect.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Before {
     growth: Option<Growth>,
@@ -142,14 +142,14 @@ impl Tally {
         self.throttled as f64 > mean + SIGMAS * (mean * (1.0 - share)).sqrt()
     }
 
-    /// How far its share and an earlier one may be apart by chance.
+    /// How much its share and an earlier one may differ by chance.
     fn chance(self, earlier: f64) -> f64 {
         let share = (self.share() + earlier) / 2.0;
         SIGMAS_DIFFERENCE * (2.0 * share * (1.0 - share) / self.calls.max(1) as f64).sqrt()
     }
 }
 
-/// What calls brought lately, by the time of the response.
+/// The results of recent calls, by the time of the response.
 #[derive(Debug, Default)]
 struct Results {
     each: VecDeque<(Duration, bool)>,
@@ -176,12 +176,12 @@ impl Results {
     }
 }
 
-/// The share of 429 that has nothing to do with the rate.
+/// The share of 429 that is independent of the rate.
 #[derive(Debug)]
 struct Baseline {
     share: f64,
     until: Duration,
-    /// Doubled at every trial that did not help.
+    /// Doubled at every trial without effect.
     lasts: Duration,
 }
 
@@ -208,17 +208,17 @@ impl AdaptiveRate {
         }
     }
 
-    /// The share of 429 among the calls weighed last.
+    /// The share of 429 among the calls counted last.
     pub fn throttled_share(&self) -> f64 {
         self.window.tally.share()
     }
 
-    /// A call was answered; `share` is this instance's share of the limit in calls per second, and `shared` whether
+    /// Records the response to a call; `share` is this instance's share of the limit in calls per second, and `shared` whether
     /// there are others.
-    pub fn record(&mut self, response: Response, now: Duration, share: f64, shared: bool) {
+    pub fn record(&mut self, response: CallRecord, now: Duration, share: f64, shared: bool) {
         self.advance(now);
-        let Response { sent_at, throttled, again } = response;
-        // Retries come in waves: alone in a window they would say that everything is throttled.
+        let CallRecord { sent_at, throttled, throttled_before } = response;
+        // Retries come in waves: alone in a window they would show that everything is throttled.
         if sent_at < self.changed_at {
             return;
         }
@@ -226,7 +226,7 @@ impl AdaptiveRate {
         if self.phase == Phase::Full {
             self.all.record(now, throttled, window);
             self.lower_if_sustained(now, window, share);
-            if again {
+            if throttled_before {
                 return;
             }
         }
@@ -285,7 +285,7 @@ impl AdaptiveRate {
         let (since, long) = self.long;
         let lasted = |lasts| now.saturating_sub(since) >= lasts;
         let limit = self.baseline.share + SHARE_REDUCED;
-        let is_met = tally.exceeds(limit);
+        let exceeds_limit = tally.exceeds(limit);
         match self.phase {
             Phase::Full => {
                 if tally.exceeds(SHARE_AT_ONCE.max(limit)) {
@@ -297,32 +297,32 @@ impl AdaptiveRate {
                 }
             }
             Phase::Growing(growth) => {
-                if is_met || lasted(LONG_REDUCED) && long.exceeds(limit) {
+                if exceeds_limit || lasted(LONG_REDUCED) && long.exceeds(limit) {
                     let before = self.before(Some(growth), tally, now);
                     self.lower(tally, before, now, window, share);
                 }
             }
             Phase::Trial { curve, before } => {
-                let fell = |tally: Tally| {
+                let dropped = |tally: Tally| {
                     before.share - tally.share() > tally.chance(before.share) && !tally.exceeds(limit)
                 };
                 let (change, chance) = (long.share() - before.share, long.chance(before.share));
-                let (believed, difference) = match shared {
+                let (baseline_max, difference) = match shared {
                     true => (BASELINE_SHARE_MAX_SHARED, DIFFERENCE_SHARED),
                     false => (BASELINE_SHARE_MAX, DIFFERENCE),
                 };
-                let tells = curve.from <= before.part * SIGNIFICANT && long.share() <= believed;
-                if fell(tally) || fell(long) {
+                let is_significant = curve.from <= before.part * SIGNIFICANT && long.share() <= baseline_max;
+                if dropped(tally) || dropped(long) {
                     self.baseline.lasts = BASELINE;
                     self.change(Phase::Growing(Growth { curve, since: now }), now);
                 } else if change.abs() > chance {
-                    // It got worse, or it helped and was not enough.
+                    // The share rose, or it dropped but not enough.
                     let here = Growth { curve, since: now };
                     let before = if change < 0.0 { self.before(Some(here), long, now) } else { before };
                     self.lower(tally, before, now, window, share);
-                } else if chance <= if tells { difference } else { before.share / 2.0 } {
-                    if tells {
-                        // It helped nothing.
+                } else if chance <= if is_significant { difference } else { before.share / 2.0 } {
+                    if is_significant {
+                        // No effect.
                         self.baseline.record_baseline(long.share(), now);
                         self.change(before.restored(now), now);
                     } else {
@@ -362,7 +362,7 @@ impl Default for AdaptiveRate {
 }
 
 impl Before {
-    /// As if the trial had not been.
+    /// The phase without the trial.
     fn restored(self, now: Duration) -> Phase {
         self.growth.map_or(Phase::Full, |growth| {
             Phase::Growing(Growth { since: growth.since + now.saturating_sub(self.at), ..growth })
@@ -377,7 +377,7 @@ impl Growth {
 }
 
 impl Baseline {
-    /// What has nothing to do with the rate is at most what is seen.
+    /// The baseline is at most the observed share.
     fn observe(&mut self, tally: Tally, now: Duration) {
         if now >= self.until {
             self.share = 0.0;

@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_luck_either_way_the_waits_are_one_two_and_four_seconds() {
+    fn waits_without_jitter_are_one_two_and_four_seconds() {
         let waits: Vec<_> = (0..3).map(|nth| Backoff::default().wait(nth, 0.5)).collect();
         assert_eq!(waits, [1, 2, 4].map(Duration::from_secs));
     }

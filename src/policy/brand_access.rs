@@ -1,45 +1,45 @@
-//! What a `NO_AUTH` is worth: one brand's word, or a fault of our own.
+//! Whether a `NO_AUTH` concerns one brand or is a fault of our own.
 //!
 //! Rights are granted brand by brand and operation by operation: a brand may let us use its coupons and not query them.
-//! So a denial concerns one brand and one operation. It suspends nothing while any brand was let in lately, and never
-//! because of a brand that was denied for the first time: however many new brands are denied, the others are served.
+//! So a denial concerns one brand and one operation. It suspends nothing while any brand allowed a use recently, and never
+//! because of a brand that denied one for the first time: however many new brands deny us, the others are served.
 //!
 //! Pure: time is an argument.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// How long a use that some brand let in shows that our own rights are in order, unless the same brand denies one since.
+/// How long a use that some brand allowed shows that our own rights are in order, unless the same brand denies one since.
 pub const RECENT: Duration = Duration::from_secs(600);
 
-/// How long a brand must have been denied, with nobody let in, before the fault is taken for our own.
+/// How long a brand must have denied us, with no use allowed, before that counts as a fault of our own.
 pub const ALLOWED_FOR: Duration = Duration::from_secs(5);
 
-/// How long no further use of a brand is tried that was just denied, while nobody knows whose fault it is.
+/// How long no further use of a brand that just denied one is tried, while it is unknown whose fault it is.
 pub const PAUSE: Duration = Duration::from_secs(5);
 
-/// Brands remembered as denied, and as many that let us in. With more, the one heard of longest ago is forgotten.
+/// The most brands remembered as denied, and as allowed. With more, the one seen longest ago is forgotten.
 pub const BRANDS_MAX: usize = 10_000;
 
 /// What a denied use means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Denial {
-    /// This brand alone keeps us out: another was let in since it first did.
+    /// Only this brand denies us: another one allowed a use since it first did.
     ThisBrandOnly,
-    /// Nobody knows yet whose fault it is: its commands wait, and nobody else's. A brand that was let in before, and has
-    /// not been tried since, may be as shut as this one.
+    /// It is unknown whose fault it is: only the commands of this brand wait. A brand that allowed a use before, and has not
+    /// been tried since, may deny one by now.
     Undecided,
-    /// No brand was let in lately, and this one has been denied for a while: a fault of our own.
+    /// No brand allowed a use recently, and this one has denied us for a while: a fault of our own.
     AllBrands,
 }
 
-/// Which brands let us use their coupons, as far as answers have said.
+/// Which brands allow us to use their coupons, by the responses so far.
 #[derive(Debug, Default)]
 pub struct BrandAccess {
-    /// When the last use was sent that each brand let in, until it denies one.
-    let_in: HashMap<Box<str>, Instant>,
+    /// When the last use that each brand allowed was sent, until it denies one.
+    allowed: HashMap<Box<str>, Instant>,
     denied: HashMap<Box<str>, Denied>,
-    /// When a brand was last denied that had been denied before.
+    /// When a brand last denied us that had done so before.
     denied_again: Option<Instant>,
 }
 
@@ -51,21 +51,21 @@ struct Denied {
 }
 
 impl BrandAccess {
-    /// A brand let in a use that was sent at `asked_at`. That it let us query says nothing about that.
-    pub fn record_allowed(&mut self, brand: &str, asked_at: Instant) {
+    /// A brand allowed a use that was sent at `sent_at`. An allowed query shows nothing about uses.
+    pub fn record_allowed(&mut self, brand: &str, sent_at: Instant) {
         self.denied.remove(brand);
-        match self.let_in.get_mut(brand) {
-            Some(at) => *at = (*at).max(asked_at),
+        match self.allowed.get_mut(brand) {
+            Some(at) => *at = (*at).max(sent_at),
             None => {
-                make_room(&mut self.let_in, |at| *at);
-                self.let_in.insert(brand.into(), asked_at);
+                make_room(&mut self.allowed, |at| *at);
+                self.allowed.insert(brand.into(), sent_at);
             }
         }
     }
 
     /// A brand denied a use.
     pub fn record_denied(&mut self, brand: &str, now: Instant) -> Denial {
-        self.let_in.remove(brand);
+        self.allowed.remove(brand);
         let since = match self.denied.get_mut(brand) {
             Some(denied) => {
                 denied.last = now;
@@ -87,10 +87,10 @@ impl BrandAccess {
         }
     }
 
-    /// Whether a use of this brand is worth a call. One that was just denied is tried again after a pause, by one command
-    /// in place of all; once it is known to be this brand's own word, each command needs its own answer. While no brand
-    /// lets us in, all that were denied share one try in a pause: brands that were not tried yet find out sooner whether
-    /// the fault is ours, and a thousand invented ones must not take their turns.
+    /// Whether a use of this brand is worth a call. After a denial one command tries again after a pause, in place of all;
+    /// once the denial is known to concern this brand only, each command needs its own response. While no brand allows a
+    /// use, all denied brands share one attempt per pause, so that a thousand invented brands cannot starve the untried
+    /// ones, which show sooner whether the fault is ours.
     pub fn may_try(&self, brand: &str, now: Instant) -> bool {
         let Some(denied) = self.denied.get(brand) else { return true };
         let paused = |since: Instant| now.saturating_duration_since(since) >= PAUSE;
@@ -98,25 +98,25 @@ impl BrandAccess {
         paused(denied.last) && shared || self.is_only_one_denied(denied.since, now)
     }
 
-    /// Whether another brand was let in since this one was first denied.
+    /// Whether another brand allowed a use since this one first denied one.
     fn is_only_one_denied(&self, since: Instant, now: Instant) -> bool {
         self.last_allowed(now).is_some_and(|at| at > since)
     }
 
-    /// When a brand was last let in that has denied nothing since. What was let in before another brand was first denied
-    /// may be as shut as it by now; what was let in after that is open while the other is shut.
+    /// When the last use was allowed by a brand that has denied nothing since. One from before another brand's first denial
+    /// shows nothing: all rights may have been withdrawn in between.
     fn last_allowed(&self, now: Instant) -> Option<Instant> {
-        let last = self.let_in.values().copied().max()?;
+        let last = self.allowed.values().copied().max()?;
         (now.saturating_duration_since(last) < RECENT).then_some(last)
     }
 }
 
 /// Makes room for one more brand.
-fn make_room<T>(brands: &mut HashMap<Box<str>, T>, heard_of: impl Fn(&T) -> Instant) {
+fn make_room<T>(brands: &mut HashMap<Box<str>, T>, last_seen: impl Fn(&T) -> Instant) {
     if brands.len() < BRANDS_MAX {
         return;
     }
-    let oldest = brands.iter().min_by_key(|(_, brand)| heard_of(brand)).map(|(name, _)| name.clone());
+    let oldest = brands.iter().min_by_key(|(_, brand)| last_seen(brand)).map(|(name, _)| name.clone());
     if let Some(oldest) = oldest {
         brands.remove(&oldest);
     }
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn denied_brands_share_one_try_in_a_pause_while_none_is_let_in() {
+    fn denied_brands_share_one_try_per_pause() {
         let clock = clock();
         let (mut access, pause) = (BrandAccess::default(), PAUSE.as_millis() as u64);
         for nth in 0..1_000 {
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_brand_is_alone_once_another_was_let_in_since() {
+    fn brand_is_the_only_one_denied_after_another_allowed() {
         let (mut access, clock) = (BrandAccess::default(), clock());
         let at = |seconds: u64| clock.at(seconds * 1_000);
         assert_eq!(access.record_denied("a", at(0)), Denial::Undecided);
@@ -173,25 +173,17 @@ mod tests {
         assert_eq!(
             access.record_denied("b", at(3)),
             Denial::Undecided,
-            "what was let in before may be shut by now"
+            "an earlier success may be out of date"
         );
         access.record_allowed("c", at(2));
-        assert_eq!(
-            access.record_denied("b", at(4)),
-            Denial::Undecided,
-            "an answer to an operation from before"
-        );
+        assert_eq!(access.record_denied("b", at(4)), Denial::Undecided, "a response to an earlier operation");
         access.record_allowed("a", at(6));
         assert_eq!(access.record_denied("b", at(7)), Denial::ThisBrandOnly);
-        assert_eq!(
-            access.record_denied("a", at(8)),
-            Denial::Undecided,
-            "its own word of before is forgotten"
-        );
+        assert_eq!(access.record_denied("a", at(8)), Denial::Undecided, "an earlier success is forgotten");
     }
 
     #[test]
-    fn no_brand_that_still_lets_us_in_is_our_own_fault_once_it_stands() {
+    fn all_brands_denied_suspends_after_a_while() {
         let (mut access, clock) = (BrandAccess::default(), clock());
         let at = |seconds: u64| clock.at(seconds * 1_000);
         assert_eq!(access.record_denied("a", at(0)), Denial::Undecided);
@@ -199,19 +191,19 @@ mod tests {
         assert_eq!(access.record_denied("a", at(5)), Denial::AllBrands);
         access.record_allowed("b", at(6));
         assert_eq!(access.record_denied("a", at(605)), Denial::ThisBrandOnly);
-        assert_eq!(access.record_denied("a", at(606)), Denial::AllBrands, "a word of long ago");
+        assert_eq!(access.record_denied("a", at(606)), Denial::AllBrands, "a success of long ago");
         access.record_allowed("b", at(607));
         assert_eq!(access.record_denied("a", at(608)), Denial::ThisBrandOnly);
         assert_eq!(access.record_denied("c", at(608)), Denial::Undecided);
         assert_eq!(access.record_denied("c", at(667)), Denial::Undecided, "nobody was tried since");
         assert_eq!(access.record_denied("c", at(668)), Denial::Undecided, "however long");
         assert_eq!(access.record_denied("b", at(669)), Denial::Undecided);
-        assert_eq!(access.record_denied("a", at(670)), Denial::AllBrands, "nobody lets us in any longer");
+        assert_eq!(access.record_denied("a", at(670)), Denial::AllBrands, "no brand allows a use any longer");
     }
 
-    /// Another brand was let in and has been quiet since; then all rights are withdrawn, and one brand is tried.
+    /// Another brand allowed a use and has been quiet since; then all rights are withdrawn, and one brand is tried.
     #[test]
-    fn brand_let_in_before_the_first_denial_shows_nothing_however_long_it_lasts() {
+    fn brand_allowed_before_the_first_denial_shows_nothing() {
         let (mut access, clock) = (BrandAccess::default(), clock());
         access.record_allowed("b", clock.at(0));
         for seconds in 60..600 {
@@ -221,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_brand_just_denied_is_tried_by_one_command() {
+    fn brand_just_denied_is_tried_by_one_command() {
         let (mut access, clock) = (BrandAccess::default(), clock());
         assert!(access.may_try("a", clock.at(0)));
         access.record_denied("a", clock.at(0));
@@ -229,11 +221,11 @@ mod tests {
         assert!(access.may_try("b", clock.at(1)));
         assert!(access.may_try("a", clock.at(5_000)));
         access.record_allowed("b", clock.at(5_000));
-        assert!(access.may_try("a", clock.at(5_001)), "each command needs its own answer now");
+        assert!(access.may_try("a", clock.at(5_001)), "each command needs its own response now");
     }
 
     #[test]
-    fn brands_without_end_are_not_remembered_without_end() {
+    fn remembered_brands_are_bounded() {
         let (mut access, clock) = (BrandAccess::default(), clock());
         access.record_denied("first", clock.at(0));
         access.record_denied("kept", clock.at(1));
@@ -243,12 +235,12 @@ mod tests {
             access.record_allowed(&format!("open {nth}"), clock.at(2 + nth));
         }
         access.record_allowed("one more", clock.at(0));
-        assert_eq!((access.denied.len(), access.let_in.len()), (BRANDS_MAX, BRANDS_MAX));
+        assert_eq!((access.denied.len(), access.allowed.len()), (BRANDS_MAX, BRANDS_MAX));
         assert!(access.denied.contains_key("kept") && !access.denied.contains_key("first"));
     }
 
     proptest! {
-        /// Whatever order: nothing is suspended while a brand was let in lately, nor by brands that are new.
+        /// In any order: nothing is suspended while a brand allowed a use recently, nor by new brands.
         #[test]
         fn nothing_is_suspended_that_should_be_served(
             calls in prop::collection::vec((0..6u8, prop::bool::ANY, 0..4_000u64), 1..200),
@@ -274,7 +266,7 @@ mod tests {
             }
         }
 
-        /// Ever new brands among those that are let in: not one is a ground to suspend.
+        /// Any number of new brands that deny us is no ground to suspend.
         #[test]
         fn ever_new_brands_suspend_nothing(count in 1..2_000u32, pause in 0..50u64) {
             let (mut access, clock) = (BrandAccess::default(), clock());

@@ -1,10 +1,10 @@
-//! Whether calls may be made, by what the last ones brought: none while the provider fails altogether or a fault of our
-//! own concerns every call, one at a time to find out whether that is over, then ever more at once.
+//! The circuit breaker: whether calls may be made, by the results of recent calls. It opens while the provider fails or a
+//! fault of our own concerns every call, probes with one call, then closes by slow start.
 //!
-//! Half-failing is not failing: a provider that fails with every third call is still worth all of them. So calls are
-//! weighed over seconds, not over the last few: at 500 a second twenty calls are 40 ms.
+//! A provider that fails with every third call is still worth calling. So results are counted over seconds, not over the
+//! last few calls: at 500 a second twenty calls are 40 ms.
 //!
-//! Pure: `now` is the time since the circuit circuit_gate was made.
+//! Pure: `now` is the time since the circuit breaker was created.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -15,33 +15,33 @@ use crate::policy::classify::{Authenticity, Response, SuspendReason, UnknownCaus
 /// In what way the provider is failing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureKind {
-    /// No answer comes back.
+    /// No complete response.
     NoResponse,
-    /// It answers that it is in trouble itself.
+    /// A 5xx.
     ServerError,
-    /// Its answers carry no signature that we can verify: a key of ours may be the wrong one, or something else answers
-    /// in its place.
+    /// Responses without a signature that we can verify: a key of ours may be the wrong one, or another party responds in
+    /// the provider's place.
     Unverified,
 }
 
-/// What a call said about the provider and about us.
+/// What the result of a call shows about the provider and about us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CallSignal {
-    /// The provider answered, and can be held to it.
+    /// A conclusive response.
     Success,
-    /// It answered a query so. Rights are granted interface by interface: this says nothing about the right to
+    /// A conclusive response to a query. Rights are granted interface by interface: it shows nothing about the right to
     /// redeem.
-    Answered,
-    /// It does not answer, or is in trouble, or cannot be believed.
+    QuerySuccess,
+    /// No response, a failure of the provider, or a response that cannot be verified.
     Failing(FailureKind),
-    /// Says nothing either way.
+    /// Inconclusive.
     Neutral,
     /// Every call will fail until we are fixed.
     Suspended(SuspendReason),
 }
 
 impl CallSignal {
-    /// Reads the sign of a verdict on an operation.
+    /// The signal of a verdict on an operation.
     pub fn of(operation: Operation, verdict: &Verdict) -> Self {
         match verdict {
             Verdict::NotSent | Verdict::Unknown(UnknownCause::NoResponse) => {
@@ -68,20 +68,20 @@ impl CallSignal {
             | Verdict::NotExecuted
             | Verdict::NotAuthorized => match operation {
                 Operation::Redeem => Self::Success,
-                Operation::Query => Self::Answered,
+                Operation::Query => Self::QuerySuccess,
             },
         }
     }
 }
 
-/// What came of a call, for metrics and logs.
+/// The result of a call, for metrics and logs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ResponseClass {
-    /// An answer that the provider can be held to.
+    /// A conclusive response with a verified signature.
     Verified,
     /// A signed 429. One without a signature may be another party's, such as a proxy's, and is [`Self::Unverified`].
     Throttled,
-    /// No whole answer.
+    /// No complete response.
     NoResponse,
     /// 5xx.
     ServerError,
@@ -89,7 +89,7 @@ pub enum ResponseClass {
     Unverified,
     /// A fault of our own, which concerns every call.
     Suspended,
-    /// An answer from which nothing follows about the provider.
+    /// A response from which nothing follows about the provider.
     Other,
 }
 
@@ -105,12 +105,12 @@ impl ResponseClass {
         Self::Other,
     ];
 
-    /// By the answer, if there was a whole one, and by what the call said.
-    pub fn of(answer: Option<&Response>, sign: CallSignal) -> Self {
-        let is_verified = |answer: &&Response| answer.authenticity == Authenticity::Verified;
-        match (answer.filter(is_verified).map(|answer| answer.status), sign) {
+    /// By the response, if there was a complete one, and by the signal of the call.
+    pub fn of(response: Option<&Response>, signal: CallSignal) -> Self {
+        let is_verified = |response: &&Response| response.authenticity == Authenticity::Verified;
+        match (response.filter(is_verified).map(|response| response.status), signal) {
             (Some(429), _) => Self::Throttled,
-            (_, CallSignal::Success | CallSignal::Answered) => Self::Verified,
+            (_, CallSignal::Success | CallSignal::QuerySuccess) => Self::Verified,
             (_, CallSignal::Failing(FailureKind::NoResponse)) => Self::NoResponse,
             (_, CallSignal::Failing(FailureKind::ServerError)) => Self::ServerError,
             (_, CallSignal::Failing(FailureKind::Unverified)) => Self::Unverified,
@@ -133,9 +133,9 @@ impl ResponseClass {
     }
 }
 
-/// Why calls are held back.
+/// Why the circuit is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
+pub enum CircuitCause {
     /// Nothing is known yet.
     Starting,
     /// The provider is failing, mostly in this way.
@@ -147,58 +147,58 @@ pub enum Cause {
 /// Whether calls may be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// Calls go freely; just after it closed, a few at once.
+    /// Calls are not limited; just after it closed, a few at once.
     Closed,
-    /// One call goes alone; what it brings decides.
+    /// One call is made as a probe; its result decides.
     HalfOpen {
         /// Why the others wait.
-        cause: Cause,
-        /// Whether that one call is under way.
+        cause: CircuitCause,
+        /// Whether the probe is under way.
         probing: bool,
     },
     /// No calls before this time.
     Open {
         /// Why.
-        cause: Cause,
-        /// When one may be tried.
+        cause: CircuitCause,
+        /// When a probe may be made.
         until: Duration,
     },
 }
 
-/// Calls are weighed over so much time at most, counted in slices.
+/// The longest time over which calls are counted, and the length of its slices.
 const WINDOW: Duration = Duration::from_secs(10);
 const SLICE: Duration = Duration::from_millis(500);
-/// What a shorter time than this brought is not weighed.
+/// The shortest time over which calls are counted.
 const WINDOW_MIN: Duration = Duration::from_secs(1);
-/// Fewer calls than this prove nothing.
+/// Fewer calls than this show nothing.
 const CALLS_MIN: u32 = 20;
-/// How far more than half of the calls must fail, in standard deviations of a half: chance alone never makes this many.
+/// By how many standard deviations the failures must exceed half of the calls, so that chance alone never opens it.
 const SIGMAS: f64 = 4.4;
-/// This long, and for [`CALLS_MIN`] calls, nothing but failures: that is no blip.
+/// It opens after only failures for this long and for [`CALLS_MIN`] calls.
 const ALL_FAILING: Duration = Duration::from_millis(500);
-/// Calls in a row that fail just after it closed.
+/// It opens again after this many failures in a row during slow start.
 const SLOW_START_FAILURES: u32 = 8;
-/// This many calls at once are all calls.
+/// Slow start ends when this many calls may be made at once.
 const SLOW_START_ENDS: u32 = 64;
-/// Calls in a row without a believable answer after a start, before it is reported.
+/// It opens after this many calls in a row without a verified response after a start.
 const STARTING_FAILURES: u32 = 3;
-/// How long a failing provider is left alone before the next call.
+/// How long it stays open before the next probe.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Where a fault of our own holds calls back that pause is doubled up to this.
+/// While a fault of our own keeps it open, that pause is doubled up to this.
 pub(crate) const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// A call that goes alone for this long is joined by another one: it may hang for longer than the outage lasts.
+/// After this long a second probe is allowed beside the first: that one may hang for longer than the outage lasts.
 const SINGLE_PROBE_AFTER: Duration = Duration::from_secs(1);
 
-/// How a call came to be allowed.
+/// In which state a call was allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// With all others.
+    /// Closed.
     Normal,
-    /// Alone, to find out.
+    /// Half-open.
     Probe,
 }
 
-/// The right to make one call, of one epoch: what a call brings that was let go before says how things were.
+/// The right to make one call, of one epoch: the result of a call of an earlier epoch is out of date.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Grant {
     kind: Kind,
@@ -209,12 +209,12 @@ pub struct Grant {
 #[derive(Debug)]
 pub struct Circuit {
     state: State,
-    /// Counted at every opening and every suspicion.
+    /// Incremented whenever the circuit opens or is forced half-open.
     epoch: u64,
     all: Results,
-    /// Uses alone: something in the way may let queries through.
+    /// Uses only: a party between us and the provider may pass queries and block uses.
     uses: Results,
-    /// Whether only a use can show that it is over.
+    /// Whether only a use can show that the failure is over.
     by_uses: bool,
     pause: Duration,
     slow_start: Option<SlowStart>,
@@ -222,7 +222,7 @@ pub struct Circuit {
     probed_at: Duration,
 }
 
-/// How many calls may be under way at once, and how many are.
+/// The number of calls that may be under way at once, and that are.
 #[derive(Debug, Clone, Copy)]
 struct SlowStart {
     at_once: u32,
@@ -232,7 +232,7 @@ struct SlowStart {
 impl Default for Circuit {
     fn default() -> Self {
         Self {
-            state: State::HalfOpen { cause: Cause::Starting, probing: false },
+            state: State::HalfOpen { cause: CircuitCause::Starting, probing: false },
             epoch: 0,
             all: Results::default(),
             uses: Results::default(),
@@ -264,7 +264,7 @@ impl Circuit {
                 None => Kind::Normal,
             },
             State::HalfOpen { cause, probing } => {
-                let hangs = matches!(cause, Cause::Failing(_) | Cause::Starting)
+                let hangs = matches!(cause, CircuitCause::Failing(_) | CircuitCause::Starting)
                     && now.saturating_sub(self.probed_at) >= SINGLE_PROBE_AFTER;
                 if *probing && !hangs {
                     return None;
@@ -278,7 +278,7 @@ impl Circuit {
         Some(Grant { kind, epoch: self.epoch })
     }
 
-    /// Whether anyone who waits may go, without time passing.
+    /// Whether a waiting call may be made, without time passing.
     pub fn has_room(&self) -> bool {
         match self.state {
             State::Closed => self.slow_start.is_none_or(|slow| slow.under_way < slow.at_once),
@@ -287,7 +287,7 @@ impl Circuit {
         }
     }
 
-    /// After how long another look is worth it, if nothing happens before.
+    /// After how long the state changes by time alone, at the earliest.
     pub fn time_to_next_try(&self, now: Duration) -> Duration {
         match self.state {
             State::Open { until, .. } => until.saturating_sub(now),
@@ -307,14 +307,14 @@ impl Circuit {
         }
     }
 
-    /// What a call brought. A latecomer's success was had with a key that may have been exchanged since, and its failure
-    /// is of an outage that may be over; only that we are at fault is worse than what an open circuit knows.
-    pub fn record_call(&mut self, grant: Grant, operation: Operation, sign: CallSignal, now: Duration) {
+    /// Records the result of a call. A success granted in an earlier epoch may belong to a replaced key, and its failure to
+    /// an outage that is over; only a suspension is recorded.
+    pub fn record_call(&mut self, grant: Grant, operation: Operation, signal: CallSignal, now: Duration) {
         if grant.epoch == self.epoch {
             self.release(grant);
-            self.record_result(grant.kind, operation, sign, now);
-        } else if let (State::Open { .. }, CallSignal::Suspended(fault)) = (self.state, sign) {
-            self.open(Cause::Suspended(fault), now);
+            self.record_result(grant.kind, operation, signal, now);
+        } else if let (State::Open { .. }, CallSignal::Suspended(fault)) = (self.state, signal) {
+            self.open(CircuitCause::Suspended(fault), now);
         }
     }
 
@@ -331,16 +331,15 @@ impl Circuit {
         }
     }
 
-    /// Whether a call that was let go, and has not been made yet, may still be made.
+    /// Whether a call that was granted, and has not been made yet, may still be made.
     pub fn holds(&self, grant: Grant) -> bool {
         grant.epoch == self.epoch && (grant.kind == Kind::Probe || self.state == State::Closed)
     }
 
-    /// Something changed for the better or the worse (a key was exchanged): try with one call now. One that goes alone
-    /// already went with the old key.
+    /// Allows a new probe now, because something changed (a key was replaced). A probe that is under way used the old key.
     pub fn force_half_open(&mut self) {
         let cause = match self.state {
-            State::Closed => Cause::Starting,
+            State::Closed => CircuitCause::Starting,
             State::HalfOpen { cause, .. } | State::Open { cause, .. } => cause,
         };
         self.epoch += 1;
@@ -355,25 +354,27 @@ impl Circuit {
         }
     }
 
-    fn record_result(&mut self, kind: Kind, operation: Operation, sign: CallSignal, now: Duration) {
+    fn record_result(&mut self, kind: Kind, operation: Operation, signal: CallSignal, now: Duration) {
         match self.state {
-            State::Closed => self.evaluate(operation, sign, now),
-            // Only the calls that go alone decide.
-            State::HalfOpen { cause, .. } if kind == Kind::Probe => self.decide(cause, operation, sign, now),
-            // Latecomers from before it opened say nothing new, but for one thing.
+            State::Closed => self.evaluate(operation, signal, now),
+            // Only probes decide.
+            State::HalfOpen { cause, .. } if kind == Kind::Probe => {
+                self.decide(cause, operation, signal, now)
+            }
+            // Results of calls from before it opened show nothing new, except a suspension.
             State::HalfOpen { .. } | State::Open { .. } => {
-                if let (State::Open { .. }, CallSignal::Suspended(fault)) = (self.state, sign) {
-                    self.open(Cause::Suspended(fault), now);
+                if let (State::Open { .. }, CallSignal::Suspended(fault)) = (self.state, signal) {
+                    self.open(CircuitCause::Suspended(fault), now);
                 }
             }
         }
     }
 
-    fn evaluate(&mut self, operation: Operation, sign: CallSignal, now: Duration) {
-        let trouble = match sign {
-            CallSignal::Suspended(fault) => return self.open(Cause::Suspended(fault), now),
-            CallSignal::Failing(trouble) => Some(trouble),
-            CallSignal::Success | CallSignal::Answered => None,
+    fn evaluate(&mut self, operation: Operation, signal: CallSignal, now: Duration) {
+        let failure = match signal {
+            CallSignal::Suspended(fault) => return self.open(CircuitCause::Suspended(fault), now),
+            CallSignal::Failing(failure) => Some(failure),
+            CallSignal::Success | CallSignal::QuerySuccess => None,
             CallSignal::Neutral => {
                 self.all.interrupt();
                 if operation == Operation::Redeem {
@@ -382,11 +383,11 @@ impl Circuit {
                 return;
             }
         };
-        self.all.record(trouble, now);
+        self.all.record(failure, now);
         if operation == Operation::Redeem {
-            self.uses.record(trouble, now);
+            self.uses.record(failure, now);
         }
-        if trouble.is_none() {
+        if failure.is_none() {
             if let Some(slow) = &mut self.slow_start {
                 slow.at_once += 1;
                 self.slow_start = self.slow_start.filter(|slow| slow.at_once < SLOW_START_ENDS);
@@ -394,104 +395,108 @@ impl Circuit {
             return;
         }
         let at_start = self.slow_start.is_some().then_some(SLOW_START_FAILURES);
-        if let Some(trouble) = self.all.failing(at_start, now) {
+        if let Some(failure) = self.all.failing(at_start, now) {
             self.by_uses = false;
-            self.open(Cause::Failing(trouble), now);
-        } else if let Some(trouble) = self.uses.failing(at_start, now) {
+            self.open(CircuitCause::Failing(failure), now);
+        } else if let Some(failure) = self.uses.failing(at_start, now) {
             self.by_uses = true;
-            self.open(Cause::Failing(trouble), now);
+            self.open(CircuitCause::Failing(failure), now);
         }
     }
 
-    /// What a call brought that went alone.
-    fn decide(&mut self, cause: Cause, operation: Operation, sign: CallSignal, now: Duration) {
-        // Only a redemption shows that redeeming is allowed again, or that uses get through. Anyone who queried goes on to
-        // its redemption next, and that goes alone, too.
-        let needs_use = cause == Cause::Suspended(SuspendReason::Unauthorized)
-            || matches!(cause, Cause::Failing(_)) && self.by_uses;
-        let says_nothing = needs_use && operation == Operation::Query;
-        match (cause, sign) {
-            (_, CallSignal::Suspended(fault)) => self.open(Cause::Suspended(fault), now),
-            (_, CallSignal::Success | CallSignal::Answered) if !says_nothing => self.close(cause, None, now),
-            // An answer that says nothing of us still says that the provider answers.
-            (Cause::Starting | Cause::Failing(_), CallSignal::Neutral) if !says_nothing => {
+    /// Decides by the result of a probe.
+    fn decide(&mut self, cause: CircuitCause, operation: Operation, signal: CallSignal, now: Duration) {
+        // Only a use shows that redeeming is allowed again, or that uses get through. After its query a command sends its
+        // use next, and that is a probe, too.
+        let needs_use = cause == CircuitCause::Suspended(SuspendReason::Unauthorized)
+            || matches!(cause, CircuitCause::Failing(_)) && self.by_uses;
+        let is_inconclusive = needs_use && operation == Operation::Query;
+        match (cause, signal) {
+            (_, CallSignal::Suspended(fault)) => self.open(CircuitCause::Suspended(fault), now),
+            (_, CallSignal::Success | CallSignal::QuerySuccess) if !is_inconclusive => {
                 self.close(cause, None, now)
             }
-            // It answers, and anyone who has worked before would go on.
-            (Cause::Starting, CallSignal::Failing(trouble @ FailureKind::ServerError)) => {
-                self.close(cause, Some((operation, trouble)), now);
+            // An inconclusive response still shows that the provider responds.
+            (CircuitCause::Starting | CircuitCause::Failing(_), CallSignal::Neutral) if !is_inconclusive => {
+                self.close(cause, None, now)
             }
-            (Cause::Starting, CallSignal::Failing(trouble)) => {
+            // It responds, and a circuit that was closed would stay closed.
+            (CircuitCause::Starting, CallSignal::Failing(failure @ FailureKind::ServerError)) => {
+                self.close(cause, Some((operation, failure)), now);
+            }
+            (CircuitCause::Starting, CallSignal::Failing(failure)) => {
                 self.starting_failures += 1;
                 match self.starting_failures >= STARTING_FAILURES {
-                    true => self.open(Cause::Failing(trouble), now),
+                    true => self.open(CircuitCause::Failing(failure), now),
                     false => self.state = State::HalfOpen { cause, probing: false },
                 }
             }
-            // A fault of our own is only disproved by an answer that says so.
-            (Cause::Suspended(_), CallSignal::Failing(_)) => self.open(cause, now),
-            (Cause::Failing(_), CallSignal::Failing(trouble)) => self.open(Cause::Failing(trouble), now),
-            (_, CallSignal::Neutral | CallSignal::Success | CallSignal::Answered) => {
+            // Only a conclusive response shows that a fault of our own is over.
+            (CircuitCause::Suspended(_), CallSignal::Failing(_)) => self.open(cause, now),
+            (CircuitCause::Failing(_), CallSignal::Failing(failure)) => {
+                self.open(CircuitCause::Failing(failure), now)
+            }
+            (_, CallSignal::Neutral | CallSignal::Success | CallSignal::QuerySuccess) => {
                 self.state = State::HalfOpen { cause, probing: false };
             }
         }
     }
 
-    fn close(&mut self, cause: Cause, failed: Option<(Operation, FailureKind)>, now: Duration) {
+    fn close(&mut self, cause: CircuitCause, failed: Option<(Operation, FailureKind)>, now: Duration) {
         self.state = State::Closed;
         self.all = Results::default();
         self.uses = Results::default();
         self.pause = PAUSE;
         self.starting_failures = 0;
-        // After a start nobody waits for the provider to get on its feet.
-        let recovers = cause != Cause::Starting;
+        // After a start there is no outage to recover from.
+        let recovers = cause != CircuitCause::Starting;
         self.slow_start = recovers.then_some(SlowStart { at_once: 2, under_way: 0 });
-        if let Some((operation, trouble)) = failed {
-            self.all.record(Some(trouble), now);
+        if let Some((operation, failure)) = failed {
+            self.all.record(Some(failure), now);
             if operation == Operation::Redeem {
-                self.uses.record(Some(trouble), now);
+                self.uses.record(Some(failure), now);
             }
         }
     }
 
-    fn open(&mut self, cause: Cause, now: Duration) {
+    fn open(&mut self, cause: CircuitCause, now: Duration) {
         // Calls that were under way when it opened must not lengthen the pause one by one.
         if let State::Open { cause: before, .. } = self.state
-            && !(matches!(before, Cause::Failing(_)) && matches!(cause, Cause::Suspended(_)))
+            && !(matches!(before, CircuitCause::Failing(_)) && matches!(cause, CircuitCause::Suspended(_)))
         {
             return;
         }
         self.epoch += 1;
         self.slow_start = None;
         let pause = match cause {
-            Cause::Suspended(_) => {
+            CircuitCause::Suspended(_) => {
                 let doubled = (self.pause * 2).min(PAUSE_MAX);
                 std::mem::replace(&mut self.pause, doubled)
             }
-            Cause::Starting | Cause::Failing(_) => PAUSE,
+            CircuitCause::Starting | CircuitCause::Failing(_) => PAUSE,
         };
         self.state = State::Open { cause, until: now + pause };
     }
 }
 
-/// Calls by what they brought.
+/// Calls by result.
 #[derive(Debug, Clone, Copy, Default)]
 struct Tally {
-    well: u32,
+    succeeded: u32,
     /// In the order of [`FailureKind`].
     failing: [u32; 3],
 }
 
 impl Tally {
-    fn record(&mut self, trouble: Option<FailureKind>) {
-        match trouble {
-            None => self.well += 1,
-            Some(trouble) => self.failing[trouble as usize] += 1,
+    fn record(&mut self, failure: Option<FailureKind>) {
+        match failure {
+            None => self.succeeded += 1,
+            Some(failure) => self.failing[failure as usize] += 1,
         }
     }
 
     fn add(&mut self, other: Self) {
-        self.well += other.well;
+        self.succeeded += other.succeeded;
         for (sum, more) in self.failing.iter_mut().zip(other.failing) {
             *sum += more;
         }
@@ -502,13 +507,13 @@ impl Tally {
     }
 
     fn is_more_than_half(&self) -> bool {
-        let calls = self.well + self.failed();
+        let calls = self.succeeded + self.failed();
         let half = f64::from(calls) / 2.0;
         calls >= CALLS_MIN && f64::from(self.failed()) >= half + SIGMAS * (half / 2.0).sqrt()
     }
 
-    /// In what way it fails mostly.
-    fn trouble(&self) -> FailureKind {
+    /// The most frequent kind of failure.
+    fn dominant_failure(&self) -> FailureKind {
         [FailureKind::ServerError, FailureKind::Unverified].into_iter().fold(
             FailureKind::NoResponse,
             |most, other| match self.failing[other as usize] > self.failing[most as usize] {
@@ -519,37 +524,37 @@ impl Tally {
     }
 }
 
-/// What calls brought lately.
+/// The results of recent calls.
 #[derive(Debug, Default)]
 struct Results {
     since: Option<Duration>,
     slices: VecDeque<(u128, Tally)>,
-    /// What failed since something else came, and since when.
+    /// The failures since the last other result, and since when.
     in_a_row: Tally,
     in_a_row_since: Duration,
 }
 
 impl Results {
-    fn record(&mut self, trouble: Option<FailureKind>, now: Duration) {
+    fn record(&mut self, failure: Option<FailureKind>, now: Duration) {
         self.since.get_or_insert(now);
         let slice = now.as_nanos() / SLICE.as_nanos();
         match self.slices.back_mut() {
-            Some((last, tally)) if *last >= slice => tally.record(trouble),
+            Some((last, tally)) if *last >= slice => tally.record(failure),
             _ => {
                 let mut tally = Tally::default();
-                tally.record(trouble);
+                tally.record(failure);
                 self.slices.push_back((slice, tally));
             }
         }
         let kept = WINDOW.as_nanos() / SLICE.as_nanos();
         while self.slices.pop_front_if(|(first, _)| *first + kept <= slice).is_some() {}
-        match trouble {
+        match failure {
             None => self.interrupt(),
             Some(_) => {
                 if self.in_a_row.failed() == 0 {
                     self.in_a_row_since = now;
                 }
-                self.in_a_row.record(trouble);
+                self.in_a_row.record(failure);
             }
         }
     }
@@ -558,23 +563,23 @@ impl Results {
         self.in_a_row = Tally::default();
     }
 
-    /// In what way the provider fails, if it does. `few` in a row are enough if it has just recovered.
+    /// In what way the provider fails, if it does. During slow start `few` failures in a row are enough.
     fn failing(&self, few: Option<u32>, now: Duration) -> Option<FailureKind> {
         let failed = self.in_a_row.failed();
         let lasted = now.saturating_sub(self.in_a_row_since) >= ALL_FAILING;
         if failed >= CALLS_MIN && lasted || few.is_some_and(|few| failed >= few) {
-            return Some(self.in_a_row.trouble());
+            return Some(self.in_a_row.dominant_failure());
         }
         if now.saturating_sub(self.since?) < WINDOW_MIN {
             return None;
         }
-        // From now back to ever earlier: a provider that worked well until now must not be weighed by that.
+        // From the latest slice backward: earlier successes must not hide that the provider fails now.
         let enough = now.saturating_sub(WINDOW_MIN).as_nanos() / SLICE.as_nanos();
         let mut sum = Tally::default();
         for (slice, tally) in self.slices.iter().rev() {
             sum.add(*tally);
             if *slice <= enough && sum.is_more_than_half() {
-                return Some(sum.trouble());
+                return Some(sum.dominant_failure());
             }
         }
         None
@@ -593,11 +598,11 @@ mod tests {
         Duration::from_millis(millis)
     }
 
-    /// One call that goes now and is answered at once.
-    fn call(circuit: &mut Circuit, millis: u64, sign: CallSignal) -> bool {
+    /// One call that is made now and gets its response at once.
+    fn call(circuit: &mut Circuit, millis: u64, signal: CallSignal) -> bool {
         let grant = circuit.try_pass(at(millis));
         if let Some(grant) = grant {
-            circuit.record_call(grant, Redeem, sign, at(millis));
+            circuit.record_call(grant, Redeem, signal, at(millis));
         }
         grant.is_some()
     }
@@ -609,7 +614,7 @@ mod tests {
         circuit
     }
 
-    /// Open since a second, by a provider that does not answer.
+    /// Open for a second, because the provider does not respond.
     fn failing() -> Circuit {
         let mut circuit = closed();
         for nth in 0..CALLS_MIN as u64 {
@@ -617,13 +622,13 @@ mod tests {
         }
         assert_eq!(
             circuit.state(),
-            State::Open { cause: Cause::Failing(FailureKind::NoResponse), until: at(1_513) }
+            State::Open { cause: CircuitCause::Failing(FailureKind::NoResponse), until: at(1_513) }
         );
         circuit
     }
 
     #[test]
-    fn the_first_call_goes_alone() {
+    fn first_call_is_made_alone() {
         let mut circuit = Circuit::default();
         let first = circuit.try_pass(at(0)).unwrap();
         assert!(circuit.try_pass(at(0)).is_none());
@@ -632,26 +637,26 @@ mod tests {
     }
 
     #[test]
-    fn a_first_5xx_after_a_start_holds_nobody_back() {
+    fn first_5xx_after_a_start_closes_the_circuit() {
         let mut circuit = Circuit::default();
         assert!(call(&mut circuit, 0, CallSignal::Failing(FailureKind::ServerError)));
         assert!((0..1_000).all(|_| circuit.try_pass(at(1)).is_some()));
     }
 
     #[test]
-    fn a_start_without_a_believable_answer_is_reported_after_three_calls() {
-        for trouble in [FailureKind::NoResponse, FailureKind::Unverified] {
+    fn circuit_opens_after_three_unverified_calls_at_start() {
+        for failure in [FailureKind::NoResponse, FailureKind::Unverified] {
             let mut circuit = Circuit::default();
             for nth in 0..3 {
-                assert!(call(&mut circuit, nth, CallSignal::Failing(trouble)));
+                assert!(call(&mut circuit, nth, CallSignal::Failing(failure)));
             }
-            let cause = Cause::Failing(trouble);
+            let cause = CircuitCause::Failing(failure);
             assert_eq!(circuit.state(), State::Open { cause, until: at(1_002) });
         }
     }
 
     #[test]
-    fn a_fault_of_our_own_opens_at_once_and_is_probed_ever_more_rarely() {
+    fn suspension_opens_at_once_and_doubles_the_pause() {
         let mut circuit = closed();
         assert!(call(&mut circuit, 0, REJECTED));
         for (early, due) in [(999, 1_000), (2_999, 3_000), (6_999, 7_000), (11_999, 12_000)] {
@@ -663,7 +668,7 @@ mod tests {
     }
 
     #[test]
-    fn latecomers_do_not_lengthen_the_pause() {
+    fn calls_of_an_earlier_epoch_do_not_lengthen_the_pause() {
         let mut circuit = closed();
         let grants: Vec<_> = (0..100).map(|_| circuit.try_pass(at(0)).unwrap()).collect();
         for grant in grants {
@@ -698,7 +703,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_hangs_is_joined_by_another() {
+    fn probe_that_hangs_is_joined_by_another() {
         let mut circuit = failing();
         assert!(circuit.try_pass(at(2_000)).is_some());
         assert!(circuit.try_pass(at(2_999)).is_none());
@@ -721,7 +726,7 @@ mod tests {
         let mut circuit = Circuit::default();
         let probe = circuit.try_pass(at(0)).unwrap();
         circuit.abandon(Grant { kind: Kind::Normal, ..probe });
-        assert!(circuit.try_pass(at(0)).is_none(), "a latecomer's end makes no room");
+        assert!(circuit.try_pass(at(0)).is_none(), "the end of an earlier call makes no room");
         circuit.abandon(probe);
         assert!(circuit.try_pass(at(0)).is_some());
         let mut circuit = failing();
@@ -733,36 +738,36 @@ mod tests {
     }
 
     #[test]
-    fn a_neutral_answer_ends_a_providers_outage_but_no_fault_of_ours() {
+    fn neutral_signal_ends_an_outage_but_no_suspension() {
         let mut circuit = failing();
         assert!(call(&mut circuit, 2_000, CallSignal::Neutral));
         assert_eq!(circuit.state(), State::Closed);
         assert!(call(&mut circuit, 2_001, REJECTED));
         assert!(call(&mut circuit, 3_001, CallSignal::Neutral));
-        let cause = Cause::Suspended(SuspendReason::Unauthenticated);
+        let cause = CircuitCause::Suspended(SuspendReason::Unauthenticated);
         assert_eq!(circuit.state(), State::HalfOpen { cause, probing: false });
     }
 
     #[test]
-    fn an_query_does_not_show_that_redeeming_is_allowed_again() {
+    fn query_success_keeps_unauthorized_circuit_half_open() {
         let mut circuit = closed();
         call(&mut circuit, 0, CallSignal::Suspended(SuspendReason::Unauthorized));
         for nth in 0..3 {
             let grant = circuit.try_pass(at(1_000 + nth)).unwrap();
             assert!(circuit.try_pass(at(1_000 + nth)).is_none());
-            circuit.record_call(grant, Query, CallSignal::Answered, at(1_000 + nth));
+            circuit.record_call(grant, Query, CallSignal::QuerySuccess, at(1_000 + nth));
             assert!(matches!(circuit.state(), State::HalfOpen { probing: false, .. }));
         }
         call(&mut circuit, 2_000, CallSignal::Success);
         assert_eq!(circuit.state(), State::Closed);
         call(&mut circuit, 3_000, REJECTED);
         let grant = circuit.try_pass(at(4_000)).unwrap();
-        circuit.record_call(grant, Query, CallSignal::Answered, at(4_000));
-        assert_eq!(circuit.state(), State::Closed, "a signature that is taken is taken everywhere");
+        circuit.record_call(grant, Query, CallSignal::QuerySuccess, at(4_000));
+        assert_eq!(circuit.state(), State::Closed, "a signature is accepted by every interface or by none");
     }
 
     #[test]
-    fn a_new_key_is_tried_with_one_call_at_once() {
+    fn replaced_key_is_probed_at_once() {
         let mut circuit = closed();
         call(&mut circuit, 0, REJECTED);
         circuit.force_half_open();
@@ -770,15 +775,15 @@ mod tests {
     }
 
     #[test]
-    fn what_was_signed_with_the_old_key_says_nothing_of_the_new_one() {
+    fn result_with_the_old_key_is_ignored_after_replacement() {
         let mut circuit = closed();
         let old = circuit.try_pass(at(0)).unwrap();
         circuit.force_half_open();
-        assert!(!circuit.holds(old), "who waits for a turn asks again");
+        assert!(!circuit.holds(old), "a waiting call needs another grant");
         circuit.record_call(old, Redeem, CallSignal::Success, at(1));
         let first = circuit.try_pass(at(2)).unwrap();
-        assert!(circuit.try_pass(at(2)).is_none(), "the first call with the new key goes alone");
-        // A second exchange while that one is under way.
+        assert!(circuit.try_pass(at(2)).is_none(), "the first call with the new key is a probe");
+        // Another replacement while that one is under way.
         circuit.force_half_open();
         circuit.record_call(first, Redeem, CallSignal::Success, at(3));
         assert!(matches!(circuit.state(), State::HalfOpen { probing: false, .. }));
@@ -789,20 +794,23 @@ mod tests {
         circuit.record_call(probe, Redeem, CallSignal::Success, at(5));
         assert_eq!(circuit.state(), State::Closed);
         circuit.record_call(old, Redeem, REJECTED, at(6));
-        assert_eq!(circuit.state(), State::Closed, "a key that is no longer in use was rejected");
+        assert_eq!(circuit.state(), State::Closed, "the rejected key is no longer in use");
     }
 
     #[test]
-    fn an_outage_that_is_over_is_not_begun_again_by_calls_from_before_it() {
+    fn earlier_calls_do_not_reopen_the_circuit() {
         let mut circuit = closed();
         let old = circuit.try_pass(at(0)).unwrap();
         for nth in 0..CALLS_MIN as u64 {
             call(&mut circuit, nth * 27, SILENT);
         }
         circuit.record_call(old, Redeem, CallSignal::Success, at(600));
-        assert!(matches!(circuit.state(), State::Open { cause: Cause::Failing(_), .. }));
+        assert!(matches!(circuit.state(), State::Open { cause: CircuitCause::Failing(_), .. }));
         circuit.record_call(old, Redeem, REJECTED, at(601));
-        assert!(matches!(circuit.state(), State::Open { cause: Cause::Suspended(_), .. }), "this is worse");
+        assert!(
+            matches!(circuit.state(), State::Open { cause: CircuitCause::Suspended(_), .. }),
+            "this is worse"
+        );
         assert!(call(&mut circuit, 9_000, CallSignal::Success));
         for nth in 0..100 {
             circuit.record_call(old, Redeem, SILENT, at(9_001 + nth * 20));
@@ -811,7 +819,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unsigned_rejection_cannot_be_believed() {
+    fn unsigned_rejection_is_a_failure() {
         let unsigned = Verdict::Unknown(UnknownCause::Unverified);
         for operation in [Redeem, Query] {
             assert_eq!(CallSignal::of(operation, &unsigned), CallSignal::Failing(FailureKind::Unverified));

@@ -335,8 +335,8 @@ fn classify_rejection(response: &Response) -> Verdict {
                 let named = reason_of_code(status, code);
                 let reason = number.and_then(reason_of_sub_code).unwrap_or(named);
                 // An attacker who changes the number must not remove a query.
-                let doubtful = named.may_be_our_own_use() || reason.may_be_our_own_use();
-                Verdict::Rejected { reason, may_be_our_own_use: doubtful }
+                let may_be_ours = named.may_be_our_own_use() || reason.may_be_our_own_use();
+                Verdict::Rejected { reason, may_be_our_own_use: may_be_ours }
             }
         },
     }

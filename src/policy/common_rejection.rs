@@ -1,14 +1,14 @@
-//! Whether a signed rejection is about the command that met it, or about what stands in the head of every call.
+//! Whether a signed rejection concerns the command or the headers of every call.
 //!
-//! A typo in an id of ours is answered by the provider like a wrong field: 400 `PARAM_ERROR`, rightly signed. Charged to
+//! The provider responds to a typo in an id of ours as to a wrong field: 400 `PARAM_ERROR`, correctly signed. Attributed to
 //! commands it would end the whole backlog as refused. Two things show the difference: the provider names a header as the
-//! cause, or commands that share nothing are rejected alike, one after the other, and none is accepted between.
+//! cause, or commands that share nothing are rejected alike, one after the other, and none is accepted in between.
 //!
 //! A service with a single brand has no commands that share nothing. There more of them are required, of different users,
-//! coupons and stocks, with the same words of the provider, and the queries about their coupons must be rejected alike,
-//! too: a query carries nothing of a command but who and which coupon. However many bad commands one publisher sends, they
-//! are no ground to suspend if their coupons can be queried, if any call was accepted between, or if another brand was
-//! served lately.
+//! coupons and stocks, with the same message of the provider, and the queries about their coupons must be rejected alike,
+//! too: a query shares nothing with a command but the user and the coupon. However many bad commands one publisher sends,
+//! they are no ground to suspend if their coupons can be queried, if any call was accepted in between, or if another brand
+//! was served recently.
 //!
 //! Pure: time is an argument.
 
@@ -16,35 +16,35 @@ use std::time::{Duration, Instant};
 
 use crate::domain::redemption::Redemption;
 
-/// Commands that share nothing and are rejected alike, until that is taken for a fault of our own.
+/// The number of commands that share nothing and are rejected alike from which on the fault is our own.
 pub const UNRELATED_MIN: usize = 3;
 
-/// Commands of one brand or app, of as many users and coupons and of [`UNRELATED_MIN`] stocks, that are rejected alike until
-/// that is taken for a fault of our own.
+/// The number of commands of one brand or app, of as many users and coupons and of [`UNRELATED_MIN`] stocks, that are
+/// rejected alike from which on the fault is our own.
 pub const RELATED_MIN: usize = 8;
 
-/// Queries that must be rejected alike, if it is commands of one brand or app that are.
+/// The number of queries that must be rejected alike, too, if the commands are of one brand or app.
 pub const QUERIES_MIN: usize = 3;
 
-/// A call of another brand that was accepted no longer ago than this shows that a row of one brand is about this brand.
+/// A call of another brand that was accepted no longer ago than this shows that a streak of one brand concerns this brand.
 pub const OTHER_BRAND: Duration = Duration::from_secs(3_600);
 
-/// How long such a row must have lasted.
-pub const STANDING: Duration = Duration::from_secs(5);
+/// How long such a streak must last.
+pub const STREAK_MIN_AGE: Duration = Duration::from_secs(5);
 
-/// How long a row of fewer has lasted until each is taken to be rejected for its own sake.
-pub const SETTLED: Duration = Duration::from_secs(30);
+/// After this long a streak of fewer commands shows a fault of each command.
+pub const STREAK_UNDECIDED_MAX: Duration = Duration::from_secs(30);
 
-/// A call that was accepted no longer ago than this shows that what stands in the head of calls is in order.
-pub const LATELY: Duration = Duration::from_secs(5);
+/// A call that was accepted no longer ago than this shows that the headers of calls are valid.
+pub const ACCEPTED_RECENTLY: Duration = Duration::from_secs(5);
 
-/// A row that nothing was added to for this long is over.
-const ROW_ENDS: Duration = Duration::from_secs(600);
+/// A streak without a further rejection for this long is over.
+const STREAK_ENDS: Duration = Duration::from_secs(600);
 
-/// Rows that are kept, of one kind of rejection each. With more, the one that was added to longest ago is forgotten.
-const ROWS_MAX: usize = 8;
+/// The most streaks that are kept, of one kind of rejection each. With more, the one with the oldest last rejection is forgotten.
+const STREAKS_MAX: usize = 8;
 
-/// What a rejection says of itself.
+/// What identifies a kind of rejection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RejectionKind {
     /// HTTP status.
@@ -57,27 +57,27 @@ pub struct RejectionKind {
 
 /// Whose fault a rejection is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
+pub enum RejectionOwner {
     /// The command's.
     Command,
-    /// Not known yet: the coupon is queried, which shows whether calls are accepted at all. If they are, the command is
+    /// Unknown yet: the coupon is queried, which shows whether calls are accepted at all. If they are, the command is
     /// sent again.
     Unclear,
-    /// Ours: every command is rejected so.
+    /// Ours: every command is rejected alike.
     Common,
 }
 
-/// The rejections of late that name no cause, a row for each kind.
+/// The recent rejections that name no cause, one streak for each kind.
 #[derive(Debug, Default)]
 pub struct CommonRejection {
-    rows: Vec<Row>,
+    streaks: Vec<Streak>,
     accepted_at: Option<Instant>,
-    /// The two brands that were accepted last, the later one first: one of them is another brand, whichever is asked about.
+    /// The two brands that were accepted last, the later one first: one of them differs from any given brand.
     accepted_brands: Vec<(Box<str>, Instant)>,
 }
 
 #[derive(Debug)]
-struct Row {
+struct Streak {
     rejection: RejectionKind,
     since: Instant,
     last: Instant,
@@ -86,10 +86,10 @@ struct Row {
     related: Related,
 }
 
-/// What may be a row of one brand or app, of commands that differ otherwise.
+/// The part of a streak that counts commands of one brand or app.
 #[derive(Debug, Default)]
 struct Related {
-    /// What the provider said of each. Other words begin another row.
+    /// The provider's message about each. Another message starts over.
     message: Option<Box<str>>,
     /// Commands of different users and coupons: [`RELATED_MIN`] at most.
     commands: Vec<Facts>,
@@ -97,7 +97,7 @@ struct Related {
     stocks: Vec<Box<str>>,
     /// Queries that were rejected alike: [`QUERIES_MIN`] at most.
     queries: usize,
-    /// Whether one of the brands is not the only one that was served lately.
+    /// Whether another brand was served recently.
     is_one_of_many: bool,
 }
 
@@ -158,33 +158,33 @@ impl Related {
 }
 
 impl CommonRejection {
-    /// A call about a command of this brand that was sent at `asked_at` was accepted, or rejected for a reason that is the
+    /// A call about a command of this brand that was sent at `sent_at` was accepted, or rejected for a reason that is the
     /// command's alone.
-    pub fn accept(&mut self, brand: &str, asked_at: Instant) {
-        self.accepted_at = self.accepted_at.max(Some(asked_at));
+    pub fn accept(&mut self, brand: &str, sent_at: Instant) {
+        self.accepted_at = self.accepted_at.max(Some(sent_at));
         self.accepted_brands.retain(|(other, _)| &**other != brand);
-        self.accepted_brands.insert(0, (brand.into(), asked_at));
+        self.accepted_brands.insert(0, (brand.into(), sent_at));
         self.accepted_brands.truncate(2);
-        self.rows.retain(|row| row.since > asked_at);
+        self.streaks.retain(|streak| streak.since > sent_at);
     }
 
-    /// A command was rejected, and nothing says for what; `message` is in the provider's words.
+    /// A command was rejected without a cause; `message` is the provider's.
     pub fn reject(
         &mut self,
         rejection: RejectionKind,
         message: Option<&str>,
         command: &Redemption,
         now: Instant,
-    ) -> Cause {
-        // Commands that are rejected in another way are not rejected alike.
-        self.rows.retain(|row| row.rejection == rejection);
-        let at = self.add_to_row(rejection, message, command, now);
-        if self.is_accepted_lately(now) { Cause::Command } else { self.cause(at, now) }
+    ) -> RejectionOwner {
+        // Commands that are rejected differently are not rejected alike.
+        self.streaks.retain(|streak| streak.rejection == rejection);
+        let at = self.add_to_streak(rejection, message, command, now);
+        if self.is_accepted_recently(now) { RejectionOwner::Command } else { self.cause(at, now) }
     }
 
-    /// A query was rejected, and nothing says for what: a query shares the head of a command. `is_alike` if the use of the
-    /// `command` was rejected for the same reason. Then it is the command's own only if a call has been accepted since, or
-    /// the row has lasted; and a process that has not seen the use counts it now.
+    /// A query was rejected without a cause: queries and uses have the same headers. `is_alike` if the use of the `command`
+    /// was rejected for the same reason. Then it is the command's fault only if a call has been accepted since, or the
+    /// streak has lasted; and a process that has not seen the use counts it now.
     pub fn reject_query(
         &mut self,
         rejection: RejectionKind,
@@ -192,75 +192,75 @@ impl CommonRejection {
         command: &Redemption,
         is_alike: bool,
         now: Instant,
-    ) -> Cause {
-        self.forget_old_rows(now);
-        let is_known = self.rows.iter().any(|row| row.rejection == rejection);
-        if !is_known && (!is_alike || self.is_accepted_lately(now)) {
-            return Cause::Command;
+    ) -> RejectionOwner {
+        self.forget_old_streaks(now);
+        let is_known = self.streaks.iter().any(|streak| streak.rejection == rejection);
+        if !is_known && (!is_alike || self.is_accepted_recently(now)) {
+            return RejectionOwner::Command;
         }
-        let at = match self.rows.iter().position(|row| row.rejection == rejection) {
+        let at = match self.streaks.iter().position(|streak| streak.rejection == rejection) {
             Some(at) if !is_alike => at,
-            _ => self.add_to_row(rejection, message, command, now),
+            _ => self.add_to_streak(rejection, message, command, now),
         };
-        let related = &mut self.rows[at].related;
+        let related = &mut self.streaks[at].related;
         related.queries = QUERIES_MIN.min(related.queries + 1);
         self.cause(at, now)
     }
 
-    fn cause(&self, at: usize, now: Instant) -> Cause {
-        self.rows[at].cause(self.rows.len() == 1, now)
+    fn cause(&self, at: usize, now: Instant) -> RejectionOwner {
+        self.streaks[at].cause(self.streaks.len() == 1, now)
     }
 
-    fn is_accepted_lately(&self, now: Instant) -> bool {
-        self.accepted_at.is_some_and(|at| now.saturating_duration_since(at) < LATELY)
+    fn is_accepted_recently(&self, now: Instant) -> bool {
+        self.accepted_at.is_some_and(|at| now.saturating_duration_since(at) < ACCEPTED_RECENTLY)
     }
 
-    fn forget_old_rows(&mut self, now: Instant) {
-        self.rows.retain(|row| now.saturating_duration_since(row.last) < ROW_ENDS);
+    fn forget_old_streaks(&mut self, now: Instant) {
+        self.streaks.retain(|streak| now.saturating_duration_since(streak.last) < STREAK_ENDS);
     }
 
-    /// Adds a command to the row of its rejection, which may be a new one.
-    fn add_to_row(
+    /// Adds a command to the streak of its rejection, or to a new one; returns its index.
+    fn add_to_streak(
         &mut self,
         rejection: RejectionKind,
         message: Option<&str>,
         command: &Redemption,
         now: Instant,
     ) -> usize {
-        self.forget_old_rows(now);
-        let at = self.rows.iter().position(|row| row.rejection == rejection).unwrap_or_else(|| {
-            if self.rows.len() >= ROWS_MAX {
-                let oldest = self.rows.iter().enumerate().min_by_key(|(_, row)| row.last);
-                oldest.map(|(at, _)| at).into_iter().for_each(|at| drop(self.rows.swap_remove(at)));
+        self.forget_old_streaks(now);
+        let at = self.streaks.iter().position(|streak| streak.rejection == rejection).unwrap_or_else(|| {
+            if self.streaks.len() >= STREAKS_MAX {
+                let oldest = self.streaks.iter().enumerate().min_by_key(|(_, streak)| streak.last);
+                oldest.map(|(at, _)| at).into_iter().for_each(|at| drop(self.streaks.swap_remove(at)));
             }
             let related = Related::default();
-            self.rows.push(Row { rejection, since: now, last: now, unrelated: Vec::new(), related });
-            self.rows.len() - 1
+            self.streaks.push(Streak { rejection, since: now, last: now, unrelated: Vec::new(), related });
+            self.streaks.len() - 1
         });
-        let row = &mut self.rows[at];
-        row.last = now;
+        let streak = &mut self.streaks[at];
+        streak.last = now;
         let brand = command.brand_id.as_str();
         let served = |(other, at): &(Box<str>, Instant)| {
             &**other != brand && now.saturating_duration_since(*at) < OTHER_BRAND
         };
-        row.related.is_one_of_many = self.accepted_brands.iter().any(served);
-        row.related.add(message, Facts::of(command), command);
+        streak.related.is_one_of_many = self.accepted_brands.iter().any(served);
+        streak.related.add(message, Facts::of(command), command);
         let facts = Facts::of(command);
-        let is_new = row.unrelated.iter().all(|other| facts.shares_nothing_with(other));
-        if is_new && row.unrelated.len() < UNRELATED_MIN {
-            row.unrelated.push(facts);
+        let is_new = streak.unrelated.iter().all(|other| facts.shares_nothing_with(other));
+        if is_new && streak.unrelated.len() < UNRELATED_MIN {
+            streak.unrelated.push(facts);
         }
         at
     }
 }
 
-impl Row {
-    fn cause(&self, is_only_row: bool, now: Instant) -> Cause {
+impl Streak {
+    fn cause(&self, is_only_streak: bool, now: Instant) -> RejectionOwner {
         let lasted = now.saturating_duration_since(self.since);
         match self.unrelated.len() >= UNRELATED_MIN || self.related.is_common() {
-            true if lasted >= STANDING && is_only_row => Cause::Common,
-            false if lasted >= SETTLED => Cause::Command,
-            _ => Cause::Unclear,
+            true if lasted >= STREAK_MIN_AGE && is_only_streak => RejectionOwner::Common,
+            false if lasted >= STREAK_UNDECIDED_MAX => RejectionOwner::Command,
+            _ => RejectionOwner::Unclear,
         }
     }
 }
@@ -318,12 +318,12 @@ mod tests {
             self.begun + Duration::from_secs(seconds)
         }
 
-        fn reject(&mut self, seconds: u64, who: u32, brand: u32) -> Cause {
+        fn reject(&mut self, seconds: u64, who: u32, brand: u32) -> RejectionOwner {
             let now = self.at(seconds);
             self.common.reject(rejection("PARAM_ERROR"), MESSAGE, &command(who, brand), now)
         }
 
-        fn reject_of_one_brand(&mut self, seconds: u64, who: u32, stock: u32) -> Cause {
+        fn reject_of_one_brand(&mut self, seconds: u64, who: u32, stock: u32) -> RejectionOwner {
             let now = self.at(seconds);
             self.common.reject(rejection("PARAM_ERROR"), MESSAGE, &of_one_brand(who, stock), now)
         }
@@ -331,20 +331,20 @@ mod tests {
         fn reject_queries(&mut self, seconds: u64, count: usize) -> bool {
             let now = self.at(seconds);
             (0..count)
-                .map(|_| self.reject_query("PARAM_ERROR", 1, false, now) == Cause::Common)
+                .map(|_| self.reject_query("PARAM_ERROR", 1, false, now) == RejectionOwner::Common)
                 .last()
                 .unwrap_or_default()
         }
 
-        fn reject_query(&mut self, code: &str, who: u32, is_alike: bool, now: Instant) -> Cause {
+        fn reject_query(&mut self, code: &str, who: u32, is_alike: bool, now: Instant) -> RejectionOwner {
             self.common.reject_query(rejection(code), MESSAGE, &command(who, 1), is_alike, now)
         }
 
-        /// A row of one brand that lacks nothing but the time of a moment.
+        /// A streak of one brand that lacks nothing but the time of a moment.
         fn one_brand() -> Self {
             let mut case = Self::new();
             for nth in 0..RELATED_MIN as u32 {
-                assert_eq!(case.reject_of_one_brand(0, nth, nth), Cause::Unclear);
+                assert_eq!(case.reject_of_one_brand(0, nth, nth), RejectionOwner::Unclear);
             }
             assert!(!case.reject_queries(2, QUERIES_MIN), "not for long enough");
             case
@@ -354,17 +354,17 @@ mod tests {
     #[test]
     fn unrelated_commands_rejected_alike_are_our_fault() {
         let mut case = Case::new();
-        assert_eq!(case.reject(0, 1, 1), Cause::Unclear);
-        assert_eq!(case.reject(1, 2, 2), Cause::Unclear);
-        assert_eq!(case.reject(2, 3, 3), Cause::Unclear, "three, and not for long enough");
-        assert_eq!(case.reject(5, 1, 1), Cause::Common);
+        assert_eq!(case.reject(0, 1, 1), RejectionOwner::Unclear);
+        assert_eq!(case.reject(1, 2, 2), RejectionOwner::Unclear);
+        assert_eq!(case.reject(2, 3, 3), RejectionOwner::Unclear, "three, and not for long enough");
+        assert_eq!(case.reject(5, 1, 1), RejectionOwner::Common);
         let now = case.at(6);
-        assert_eq!(case.reject_query("PARAM_ERROR", 1, false, now), Cause::Common);
-        assert_eq!(case.reject_query("INVALID_REQUEST", 1, false, now), Cause::Command);
-        assert_eq!(case.reject(40, 9, 9), Cause::Common, "however long it lasts");
+        assert_eq!(case.reject_query("PARAM_ERROR", 1, false, now), RejectionOwner::Common);
+        assert_eq!(case.reject_query("INVALID_REQUEST", 1, false, now), RejectionOwner::Command);
+        assert_eq!(case.reject(40, 9, 9), RejectionOwner::Common, "however long it lasts");
         case.common.accept("1", case.at(41));
-        assert_eq!(case.reject(42, 4, 4), Cause::Command, "one was accepted just now");
-        assert_eq!(case.reject(50, 4, 4), Cause::Unclear, "a new row");
+        assert_eq!(case.reject(42, 4, 4), RejectionOwner::Command, "one was accepted just now");
+        assert_eq!(case.reject(50, 4, 4), RejectionOwner::Unclear, "a new streak");
     }
 
     #[test]
@@ -372,7 +372,7 @@ mod tests {
         let mut case = Case::new();
         for nth in 0..1_000 {
             let cause = case.reject(u64::from(nth) / 10, nth, 7);
-            let expected = if nth < 300 { Cause::Unclear } else { Cause::Command };
+            let expected = if nth < 300 { RejectionOwner::Unclear } else { RejectionOwner::Command };
             assert_eq!(cause, expected, "{nth}");
         }
     }
@@ -381,11 +381,11 @@ mod tests {
     fn single_brand_rejected_with_its_queries_is_our_fault() {
         let mut case = Case::one_brand();
         assert!(case.reject_queries(5, 1));
-        assert_eq!(case.reject_of_one_brand(6, 99, 1), Cause::Common);
-        assert_eq!(case.reject_of_one_brand(60, 3, 1), Cause::Common, "however long it lasts");
+        assert_eq!(case.reject_of_one_brand(6, 99, 1), RejectionOwner::Common);
+        assert_eq!(case.reject_of_one_brand(60, 3, 1), RejectionOwner::Common, "however long it lasts");
         case.common.accept("1", case.at(61));
-        assert_eq!(case.reject_of_one_brand(62, 4, 1), Cause::Command, "one was accepted just now");
-        assert_eq!(case.reject_of_one_brand(70, 4, 1), Cause::Unclear, "a new row");
+        assert_eq!(case.reject_of_one_brand(62, 4, 1), RejectionOwner::Command, "one was accepted just now");
+        assert_eq!(case.reject_of_one_brand(70, 4, 1), RejectionOwner::Unclear, "a new streak");
     }
 
     #[test]
@@ -393,14 +393,14 @@ mod tests {
         let mut case = Case::new();
         for nth in 0..300 {
             let cause = case.reject_of_one_brand(u64::from(nth) / 10, nth, nth);
-            assert_eq!(cause, Cause::Unclear, "no query was rejected: {nth}");
+            assert_eq!(cause, RejectionOwner::Unclear, "no query was rejected: {nth}");
         }
-        assert_eq!(case.reject_of_one_brand(30, 300, 300), Cause::Command);
-        // A coupon that can be queried ends the row, however many uses were rejected.
+        assert_eq!(case.reject_of_one_brand(30, 300, 300), RejectionOwner::Command);
+        // A coupon that can be queried ends the streak, however many uses were rejected.
         let mut case = Case::one_brand();
         case.common.accept("1", case.at(3));
         assert!(!case.reject_queries(9, QUERIES_MIN));
-        assert_eq!(case.reject_of_one_brand(9, 9, 9), Cause::Unclear);
+        assert_eq!(case.reject_of_one_brand(9, 9, 9), RejectionOwner::Unclear);
     }
 
     #[test]
@@ -416,7 +416,7 @@ mod tests {
             for nth in 0..400 {
                 let now = case.at(u64::from(nth) / 10);
                 let cause = case.common.reject(rejection("PARAM_ERROR"), MESSAGE, &shared(nth), now);
-                assert_ne!(cause, Cause::Common);
+                assert_ne!(cause, RejectionOwner::Common);
                 assert!(!case.reject_queries(u64::from(nth) / 10, 1));
             }
         }
@@ -429,7 +429,7 @@ mod tests {
             let (now, words) = (case.at(6 * u64::from(nth)), format!("参数错误 {}", nth / 7));
             let cause =
                 case.common.reject(rejection("PARAM_ERROR"), Some(&words), &of_one_brand(nth, nth), now);
-            assert_ne!(cause, Cause::Common);
+            assert_ne!(cause, RejectionOwner::Common);
             assert!(!case.reject_queries(6 * u64::from(nth), 1));
         }
     }
@@ -456,7 +456,10 @@ mod tests {
         for nth in 0..60 {
             let code = ["PARAM_ERROR", "INVALID_REQUEST"][nth as usize % 2];
             let now = case.at(u64::from(nth));
-            assert_eq!(case.common.reject(rejection(code), MESSAGE, &command(nth, nth), now), Cause::Unclear);
+            assert_eq!(
+                case.common.reject(rejection(code), MESSAGE, &command(nth, nth), now),
+                RejectionOwner::Unclear
+            );
         }
     }
 
@@ -471,10 +474,14 @@ mod tests {
             case.reject(1, 1, 1);
             for seconds in [3, 4, 6, 16, 30] {
                 let now = case.at(seconds);
-                assert_eq!(case.reject_query("PARAM_ERROR", 1, true, now), Cause::Unclear, "{seconds}");
+                assert_eq!(
+                    case.reject_query("PARAM_ERROR", 1, true, now),
+                    RejectionOwner::Unclear,
+                    "{seconds}"
+                );
             }
             let now = case.at(31);
-            assert_eq!(case.reject_query("PARAM_ERROR", 1, true, now), Cause::Command);
+            assert_eq!(case.reject_query("PARAM_ERROR", 1, true, now), RejectionOwner::Command);
         }
     }
 
@@ -484,23 +491,25 @@ mod tests {
         let mut case = Case::new();
         case.common.accept("1", case.at(0));
         for nth in 0..3 {
-            assert_eq!(case.reject(1, nth, nth), Cause::Command);
+            assert_eq!(case.reject(1, nth, nth), RejectionOwner::Command);
         }
         let now = case.at(3);
-        assert_eq!(case.reject_query("PARAM_ERROR", 0, true, now), Cause::Unclear);
+        assert_eq!(case.reject_query("PARAM_ERROR", 0, true, now), RejectionOwner::Unclear);
         let now = case.at(6);
-        assert_eq!(case.reject_query("PARAM_ERROR", 0, true, now), Cause::Common);
+        assert_eq!(case.reject_query("PARAM_ERROR", 0, true, now), RejectionOwner::Common);
         // An accepted call of after the rejection shows the opposite.
         case.common.accept("1", case.at(7));
         let now = case.at(8);
-        assert_eq!(case.reject_query("PARAM_ERROR", 0, true, now), Cause::Command);
+        assert_eq!(case.reject_query("PARAM_ERROR", 0, true, now), RejectionOwner::Command);
     }
 
     /// After a restart a process has not seen the uses of the commands that it queries.
     #[test]
     fn queries_of_rejected_commands_count_where_their_uses_were_not_seen() {
         let mut case = Case::new();
-        for (nth, expected) in [(0, Cause::Unclear), (5, Cause::Unclear), (6, Cause::Common)] {
+        for (nth, expected) in
+            [(0, RejectionOwner::Unclear), (5, RejectionOwner::Unclear), (6, RejectionOwner::Common)]
+        {
             let now = case.at(nth);
             let nth = nth as u32;
             let cause =
@@ -509,7 +518,7 @@ mod tests {
         }
         let now = case.at(7);
         let elsewhere = case.reject_query("INVALID_REQUEST", 1, false, now);
-        assert_eq!(elsewhere, Cause::Command, "its use was not rejected so");
+        assert_eq!(elsewhere, RejectionOwner::Command, "its use was not rejected so");
     }
 
     /// Two bad commands at once, each rejected in its own way.
@@ -520,7 +529,11 @@ mod tests {
             for (who, code) in ["PARAM_ERROR", "INVALID_REQUEST"].into_iter().enumerate() {
                 let now = case.at(seconds);
                 let cause = case.reject_query(code, who as u32, true, now);
-                assert_eq!(cause, if seconds < 30 { Cause::Unclear } else { Cause::Command }, "{code}");
+                assert_eq!(
+                    cause,
+                    if seconds < 30 { RejectionOwner::Unclear } else { RejectionOwner::Command },
+                    "{code}"
+                );
             }
         }
     }
@@ -532,7 +545,7 @@ mod tests {
             case.reject(10, nth, nth);
         }
         case.common.accept("1", case.at(9));
-        assert_eq!(case.reject(16, 1, 1), Cause::Common);
+        assert_eq!(case.reject(16, 1, 1), RejectionOwner::Common);
     }
 
     proptest! {
@@ -554,8 +567,8 @@ mod tests {
                 }
                 let cause = case.reject(now, who * 3 + brand, brand);
                 brands.push(brand);
-                if cause == Cause::Common {
-                    prop_assert!(accepted.is_none_or(|at| now - at >= STANDING.as_secs()));
+                if cause == RejectionOwner::Common {
+                    prop_assert!(accepted.is_none_or(|at| now - at >= STREAK_MIN_AGE.as_secs()));
                     prop_assert!((0..3).all(|brand| brands.contains(&brand)));
                 }
             }
@@ -586,7 +599,7 @@ mod tests {
                     _ => {
                         users.insert(who);
                         stocks.insert(stock);
-                        case.reject_of_one_brand(now, who, stock) == Cause::Common
+                        case.reject_of_one_brand(now, who, stock) == RejectionOwner::Common
                     }
                 };
                 if common {

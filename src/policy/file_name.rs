@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn file_names_are_reported_from_secrets() {
+    fn file_names_are_distinguished_from_secrets() {
         for name in [
             "/etc/redeemer/apiclient_key.pem",
             "/run/secrets/merchant_key",

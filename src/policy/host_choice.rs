@@ -1,8 +1,8 @@
 //! Which of the provider's two domains a call goes to.
 //!
 //! The primary domain, until the network (never the business) fails there; then the backup, with a small share of
-//! calls left on the primary to see it recover, and in quiet times a small share on the backup to keep it proven. An
-//! operation that the network lost is put once more on the other domain first, whatever the record says.
+//! calls left on the primary to see it recover. While both are healthy a small share of calls goes to the backup to verify
+//! that it works. An operation that the network lost is sent to the other domain next, whatever the record says.
 //! The provider asks for this in its page on cross-city disaster recovery. Pure: time and chance are arguments.
 
 use std::collections::VecDeque;
@@ -43,14 +43,14 @@ const RESULTS_KEPT: usize = 100;
 const WINDOW: SignedDuration = SignedDuration::from_mins(10);
 /// The window in which a sudden failure counts at once.
 const SUDDEN: SignedDuration = SignedDuration::from_secs(5);
-/// This many successes in a row make a host well again, whatever the window says.
+/// This many successes in a row make a host healthy again, whatever the window holds.
 const RECOVERED_AFTER: usize = 5;
-/// The share of calls that keeps the backup proven while the primary is well.
+/// The share of calls that tries the backup while the primary is healthy.
 const BACKUP_SHARE: f64 = 0.01;
-/// The share of calls that tries the primary while it is not.
+/// The share of calls that tries the primary while it is not healthy.
 const PRIMARY_SHARE: f64 = 0.05;
 
-/// What the network did lately, per host.
+/// The recent results of the network, per host.
 #[derive(Debug, Default)]
 pub struct HostChoice {
     primary: Record,
@@ -67,7 +67,7 @@ impl HostChoice {
         if let Some(failed) = failed {
             return failed.other();
         }
-        let (preferred, share_of_other) = match (self.primary.well(now), self.backup.well(now)) {
+        let (preferred, share_of_other) = match (self.primary.is_healthy(now), self.backup.is_healthy(now)) {
             (true, true) => (Host::Primary, BACKUP_SHARE),
             (true, false) => (Host::Primary, 0.0),
             (false, true) => (Host::Backup, PRIMARY_SHARE),
@@ -76,13 +76,13 @@ impl HostChoice {
         if chance < share_of_other { preferred.other() } else { preferred }
     }
 
-    /// Notes whether the network carried a call that ended `now`. A business error is a success of the network.
-    pub fn record(&mut self, host: Host, carried: bool, now: Timestamp) {
+    /// Records whether the network succeeded in a call that ended `now`. A business error is a success of the network.
+    pub fn record(&mut self, host: Host, succeeded: bool, now: Timestamp) {
         let record = match host {
             Host::Primary => &mut self.primary,
             Host::Backup => &mut self.backup,
         };
-        record.0.push_back((now, carried));
+        record.0.push_back((now, succeeded));
         while record.0.len() > RESULTS_KEPT
             || record.0.front().is_some_and(|(at, _)| now.duration_since(*at) > WINDOW)
         {
@@ -92,15 +92,15 @@ impl HostChoice {
 }
 
 impl Record {
-    fn well(&self, now: Timestamp) -> bool {
+    fn is_healthy(&self, now: Timestamp) -> bool {
         let within =
             |span: SignedDuration| self.0.iter().filter(move |(at, _)| now.duration_since(*at) <= span);
-        let failed = |results: &[bool]| results.iter().filter(|carried| !**carried).count();
-        let lately: Vec<bool> = within(SUDDEN).map(|(_, carried)| *carried).collect();
+        let failed = |results: &[bool]| results.iter().filter(|succeeded| !**succeeded).count();
+        let lately: Vec<bool> = within(SUDDEN).map(|(_, succeeded)| *succeeded).collect();
         if failed(&lately) * 2 > lately.len() {
             return false;
         }
-        let all: Vec<bool> = within(WINDOW).map(|(_, carried)| *carried).collect();
+        let all: Vec<bool> = within(WINDOW).map(|(_, succeeded)| *succeeded).collect();
         let recovered = all.len() >= RECOVERED_AFTER && all.iter().rev().take(RECOVERED_AFTER).all(|ok| *ok);
         recovered || failed(&all) * 10 <= all.len() || all.len() < RECOVERED_AFTER
     }
@@ -115,21 +115,21 @@ mod tests {
     }
 
     #[test]
-    fn the_primary_serves_while_it_is_well_and_the_backup_stays_proven() {
+    fn healthy_primary_is_used_and_the_backup_tried() {
         let hosts = HostChoice::default();
         assert_eq!(hosts.choose(at(0), 0.5, None), Host::Primary);
         assert_eq!(hosts.choose(at(0), 0.005, None), Host::Backup);
     }
 
     #[test]
-    fn a_network_failure_switches_at_once_and_recovery_switches_back() {
+    fn network_failure_switches_and_recovery_switches_back() {
         let mut hosts = HostChoice::default();
         for second in 0..20 {
             hosts.record(Host::Primary, false, at(second));
         }
         assert_eq!(hosts.choose(at(20), 0.5, None), Host::Backup);
         assert_eq!(hosts.choose(at(20), 0.01, None), Host::Primary, "a share tries the primary");
-        // Quiet alone does not prove it well: the window still remembers.
+        // Time without calls does not make it healthy: the window still holds the failures.
         assert_eq!(hosts.choose(at(60), 0.5, None), Host::Backup);
         for second in 61..66 {
             hosts.record(Host::Primary, true, at(second));
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failing_backup_is_left_alone_while_the_primary_is_well() {
+    fn failing_backup_is_not_tried_beside_a_healthy_primary() {
         let mut hosts = HostChoice::default();
         hosts.record(Host::Backup, false, at(0));
         assert_eq!(hosts.choose(at(1), 0.0, None), Host::Primary);
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_host_lost_is_asked_at_the_other_whatever_the_record_says() {
+    fn operation_lost_at_one_host_is_sent_to_the_other() {
         let mut hosts = HostChoice::default();
         for second in 0..50 {
             hosts.record(Host::Primary, true, at(second));

@@ -1,46 +1,46 @@
 //! When the next call may be made: the merchant's limit, this instance's share of it by the number of consumers, less
-//! while the provider says that this is too many, and no call while others may not know of this instance yet.
+//! while the provider throttles, and no call while other instances may not have counted this one yet.
 //!
-//! The limit holds for any second, wherever it begins, over all instances and over restarts. What is not known is taken
-//! for the worst: before its start an instance is taken to have made all the calls that are allowed.
+//! The limit holds for any second, wherever it begins, over all instances and over restarts. The unknown is assumed to be
+//! the worst: before its start an instance is assumed to have made all the calls that are allowed.
 //!
-//! Pure: `now` is the time since the limiter was made.
+//! Pure: `now` is the time since the limiter was created.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::policy::adaptive_rate::{AdaptiveRate, Response};
+use crate::policy::adaptive_rate::{AdaptiveRate, CallRecord};
 
-/// Calls are counted over so much more than a second, for they do not arrive as evenly as they set out.
+/// Calls are counted over this much more than a second, because they do not arrive as evenly as they are sent.
 const WINDOW_STRETCH: f64 = 1.014;
-/// A window has room for this many calls at least, or a second one, so much longer, holds what the first rounds.
+/// The fewest calls of a window; a lower rate gets a second, longer window that limits what the first rounds up.
 const WINDOW_CALLS_MIN: f64 = 20.0;
 /// How much faster than allowed calls may follow each other to catch up, within what the window leaves. A machine
 /// with much else to do runs tens of milliseconds late, and what could not be caught up would be lost.
-const HASTE: f64 = 1.4;
-/// So much lateness of a timer is made up for at once, in seconds.
+const CATCH_UP_FACTOR: f64 = 1.4;
+/// The lateness of a timer that is made up for at once, in seconds.
 const CATCH_UP: f64 = 0.01;
-/// The same below the share, where no window says what was missed.
+/// The same below the share, where no window shows what was missed.
 const CATCH_UP_REDUCED: f64 = 0.05;
-/// How long it takes until the others have counted a newcomer: they count once a second, and a bit.
+/// How long it takes until the others have counted a new instance: they count once a second, and a bit.
 pub const JOINING: Duration = Duration::from_millis(1_500);
-/// A smaller number of consumers is believed after this long: who lost the broker is mostly back before, and anyone who made
-/// calls until now has made its last one more than a second ago.
+/// A smaller consumer count is used after this long: an instance that lost the broker is usually back by then, and one
+/// that stopped made its last call more than a second ago.
 const LEAVING: Duration = Duration::from_secs(5);
-/// Just after a start who is gone is most likely this instance's own predecessor, whose last call was made before.
+/// Just after a start an instance that is gone is most likely this one's predecessor, whose last call was made earlier.
 const JUST_STARTED: Duration = Duration::from_secs(10);
 const LEAVING_JUST_STARTED: Duration = Duration::from_millis(1_100);
-/// The longest wait before another look, because the rate may rise meanwhile.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// The longest wait before the rate is checked again, because it may rise meanwhile.
+const RECHECK_MAX: Duration = Duration::from_millis(100);
 
 /// The limiter of one instance.
 #[derive(Debug)]
 pub struct RateLimit {
     /// Calls per second of the whole merchant.
     allowed: f64,
-    /// How many consumers there were, in the last [`LEAVING`].
+    /// The consumer counts of the last [`LEAVING`].
     counts: VecDeque<(Duration, u32)>,
-    /// No call before.
+    /// No call is made before.
     joining_until: Duration,
     adaptive: AdaptiveRate,
     gate: Gate,
@@ -50,7 +50,7 @@ impl RateLimit {
     /// `allowed` calls per second for the whole merchant.
     pub fn new(allowed: f64) -> Self {
         let mut gate = Gate::default();
-        // Somebody before us may have made all the calls of the second before.
+        // A predecessor may have made all the calls of the last second.
         let [second, _] = windows(allowed);
         gate.granted.extend(std::iter::repeat_n(Duration::ZERO, second.calls));
         Self {
@@ -76,7 +76,7 @@ impl RateLimit {
         self.share() * self.adaptive.part(now)
     }
 
-    /// The part of its share that is used, and the share of 429 among the calls weighed last.
+    /// The part of its share that is used, and the share of 429 among the calls counted last.
     pub fn reduced(&self, now: Duration) -> (f64, f64) {
         (self.adaptive.part(now), self.adaptive.throttled_share())
     }
@@ -86,33 +86,33 @@ impl RateLimit {
         now < self.joining_until
     }
 
-    /// A call was answered.
-    pub fn record(&mut self, response: Response, now: Duration) {
+    /// Records the response to a call.
+    pub fn record(&mut self, response: CallRecord, now: Duration) {
         let shared = self.instances() > 1;
         self.adaptive.record(response, now, self.share(), shared);
     }
 
     /// This instance has begun to consume, for the first time or again, with this many consumers in all.
     pub fn join(&mut self, count: u32, now: Duration) {
-        // Others keep the share of who is gone for a while.
+        // Others keep the share of an instance that is gone for a while.
         let kept = match self.counts.back() {
             Some((counted_at, _)) => now.saturating_sub(*counted_at) + JOINING <= LEAVING,
             None => false,
         };
         let before = self.instances();
         self.counts.clear();
-        // Mostly all have lost the broker, and are on their way back like this one.
+        // Usually all instances lost the broker, and reconnect like this one.
         self.counts.push_back((now, count.max(before)));
         if count > 1 && !kept {
             self.joining_until = now + JOINING;
         }
     }
 
-    /// There are this many consumers.
+    /// Records the consumer count.
     pub fn adjust(&mut self, count: u32, now: Duration) {
         self.adaptive.advance(now);
         if self.gate.is_untouched {
-            // Nobody's calls depend on it yet. One of those may have been our own, of a process that is gone.
+            // No call depends on it yet. One of the consumers may have been that of our own, former process.
             self.counts.clear();
             if count <= 1 {
                 self.joining_until = Duration::ZERO;
@@ -123,13 +123,13 @@ impl RateLimit {
         while self.counts.pop_front_if(|(at, _)| *at + leaving < now).is_some() {}
     }
 
-    /// Lets one call go, if it may: `serve` says whether anybody took the turn.
+    /// Grants one call, if it is allowed now: `serve` returns whether a waiter took the permit.
     ///
     /// # Errors
-    /// How long to wait before the next look.
+    /// How long to wait before the next try.
     pub fn grant(&mut self, now: Duration, serve: impl FnOnce() -> bool) -> Result<(), Duration> {
         if let Some(wait) = self.joining_until.checked_sub(now).filter(|wait| !wait.is_zero()) {
-            return Err(wait.min(LOOK_AGAIN));
+            return Err(wait.min(RECHECK_MAX));
         }
         self.gate.grant(now, self.share(), self.adaptive.part(now), serve)
     }
@@ -166,11 +166,11 @@ impl Gate {
         let windows = windows(share);
         let full = windows.iter().filter_map(|window| self.full_until(*window)).max();
         if let Some(wait) = full.and_then(|until| until.checked_sub(now)).filter(|wait| !wait.is_zero()) {
-            return Err(wait.min(LOOK_AGAIN));
+            return Err(wait.min(RECHECK_MAX));
         }
         let (per_second, catch_up) = match part < 1.0 {
             true => (share * part, CATCH_UP_REDUCED),
-            false => (share * HASTE, CATCH_UP),
+            false => (share * CATCH_UP_FACTOR, CATCH_UP),
         };
         let earned = now.saturating_sub(self.credited_at).as_secs_f64() * per_second;
         self.credit = (self.credit + earned).min(1.0 + catch_up * per_second);
@@ -178,7 +178,7 @@ impl Gate {
         // The small addition is for sums such as 0.99999999.
         if self.credit + 1e-6 < 1.0 {
             let wait = Duration::from_secs_f64((1.0 - self.credit) / per_second).max(Duration::from_nanos(1));
-            return Err(wait.min(LOOK_AGAIN));
+            return Err(wait.min(RECHECK_MAX));
         }
         if serve() {
             self.credit -= 1.0;
@@ -197,7 +197,7 @@ impl Gate {
     }
 }
 
-/// How many calls may go within which time, wherever that time begins.
+/// How many calls may be made within which time, wherever that time begins.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Window {
     calls: usize,
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_is_held_and_passed_in_no_second_however_late_timers_are() {
+    fn rate_is_kept_in_every_second_with_late_timers() {
         // Never late, always a millisecond, anything up to 9 ms, and now and then 50 ms.
         let lateness: [fn(u64) -> u64; 4] = [
             |_| 0,
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restart_beside_its_own_dying_consumer_is_alone_at_once() {
+    fn restart_beside_its_own_dying_consumer_counts_one() {
         let mut limit = RateLimit::new(100.0);
         limit.join(2, SECOND / 10);
         assert!(limit.is_joining(SECOND / 5));
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dying_consumer_that_is_counted_late_halves_the_rate_for_a_second() {
+    fn dying_consumer_counted_late_halves_the_rate_briefly() {
         let mut limit = RateLimit::new(100.0);
         limit.join(1, SECOND / 10);
         calls(&mut limit, SECOND, SECOND * 2, |_| 0);
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newcomer_makes_no_call_before_the_others_have_counted_it() {
+    fn new_instance_waits_until_the_others_have_counted_it() {
         let mut limit = RateLimit::new(100.0);
         limit.join(2, SECOND);
         assert_eq!(limit.per_second(SECOND), 50.0);
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn who_lost_the_broker_keeps_to_the_share_that_others_reserve() {
+    fn instance_that_lost_the_broker_keeps_its_share() {
         let mut limit = RateLimit::new(90.0);
         limit.join(3, Duration::ZERO);
         limit.adjust(3, SECOND * 10);

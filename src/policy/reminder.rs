@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_lasts_is_reported_at_once_and_once_a_minute() {
+    fn lasting_state_is_reported_at_once_and_once_a_minute() {
         let mut lasting = Reminder::default();
         let reported: Vec<_> = (0..1_000)
             .filter(|tick| {
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_and_goes_is_reported_once_a_minute_too() {
+    fn recurring_state_is_reported_once_a_minute() {
         let mut lasting = Reminder::default();
         let reported = (0..1_000)
             .filter(|tick| {

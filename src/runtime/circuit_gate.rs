@@ -12,7 +12,7 @@ use tokio::sync::{Notify, watch};
 use crate::domain::evidence::Operation;
 use crate::policy::circuit::{Circuit, Grant};
 
-pub use crate::policy::circuit::{CallSignal, Cause, FailureKind, State};
+pub use crate::policy::circuit::{CallSignal, CircuitCause, FailureKind, State};
 
 /// The gate that every call passes.
 #[derive(Clone)]
@@ -113,10 +113,10 @@ impl CallPermit {
     }
 
     /// Reports the result of the call.
-    pub fn report(mut self, operation: Operation, sign: CallSignal) {
+    pub fn report(mut self, operation: Operation, signal: CallSignal) {
         if let Some(circuit_gate) = self.circuit_gate.take() {
             let now = circuit_gate.now();
-            circuit_gate.change(|circuit| circuit.record_call(self.grant, operation, sign, now));
+            circuit_gate.change(|circuit| circuit.record_call(self.grant, operation, signal, now));
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::amqp::delivery::Delivery;
 use crate::amqp::publisher::Publisher;
 use crate::amqp::session::{Deliveries, Session};
 use crate::policy::prefetch_ramp::PrefetchRamp;
-use crate::runtime::circuit_gate::{Cause, State};
+use crate::runtime::circuit_gate::{CircuitCause, State};
 use crate::runtime::failpoints::{self, Failpoint};
 use crate::runtime::permits::Permit;
 use crate::runtime::publishing::CancelSignal;
@@ -150,7 +150,7 @@ impl Service {
             return Err(why.clone());
         }
         let through = self.permits.acquire_through();
-        self.ramp.record_through(through.saturating_add(self.context.publish_faults.take_held_count()));
+        self.ramp.record_completed(through.saturating_add(self.context.publish_faults.take_held_count()));
         self.start_jobs();
         round.held_back_since = match state {
             State::Closed if now.blocked.is_none() => None,
@@ -186,7 +186,7 @@ impl Service {
         now.blocked.is_none()
             && match state {
                 State::Closed => true,
-                State::HalfOpen { cause: Cause::Starting, .. } => {
+                State::HalfOpen { cause: CircuitCause::Starting, .. } => {
                     self.held() < usize::from(starting_max(self.holding_since))
                 }
                 State::HalfOpen { .. } => self.holds_back || self.held() == 0,
@@ -263,13 +263,13 @@ impl Service {
         let has = consumer.as_ref().map(Deliveries::prefetch);
         let prefetch = match state {
             State::Closed => Some(self.full_prefetch()),
-            State::HalfOpen { cause: Cause::Starting, .. } => Some(starting_max(self.holding_since)),
+            State::HalfOpen { cause: CircuitCause::Starting, .. } => Some(starting_max(self.holding_since)),
             // One command is enough to find out.
             State::HalfOpen { .. } if has.is_none() && self.held() == 0 => Some(1),
             State::HalfOpen { .. } | State::Open { .. } => has,
         };
         let grace_expired = held_back_since.is_some_and(|since| since.elapsed() > GRACE);
-        let failing = !matches!(state, State::Closed | State::HalfOpen { cause: Cause::Starting, .. });
+        let failing = !matches!(state, State::Closed | State::HalfOpen { cause: CircuitCause::Starting, .. });
         // Prefetched deliveries are handed back once; later ones are held back if they can wait.
         self.holds_back = failing && (self.holds_back || grace_expired && has.is_none_or(|has| has == 1));
         let prefetch = match (prefetch, has) {
@@ -347,12 +347,12 @@ impl Service {
             self.set_in_flight();
             return;
         }
-        let trusted = PrefetchRamp::is_full(received.delivery.delivery_count());
+        let trusted = PrefetchRamp::counts_when_waiting(received.delivery.delivery_count());
         let held =
             HeldDelivery { received, publisher: session.publisher().clone(), cancel: cancel.clone(), number };
         if can_wait {
             // It was read without harm.
-            self.ramp.record_through(u16::from(trusted));
+            self.ramp.record_completed(u16::from(trusted));
             self.held_back.push(held);
         } else {
             self.admit(held);
@@ -394,7 +394,7 @@ impl Service {
 
     pub(super) fn start_job(&mut self, mut permit: Permit, lane: Option<Box<str>>, held: HeldDelivery) {
         let context = self.context.clone();
-        if PrefetchRamp::is_full(held.received.delivery.delivery_count()) {
+        if PrefetchRamp::counts_when_waiting(held.received.delivery.delivery_count()) {
             permit.trust();
         }
         self.jobs.spawn(async move {
@@ -431,7 +431,7 @@ impl Service {
         self.set_in_flight();
         if settlement != Settlement::Lost {
             self.settled_in_session += 1;
-            self.ramp.record_through(1);
+            self.ramp.record_completed(1);
         }
         if let (Some(why), Some((session, current))) = (trouble, current)
             && number == current

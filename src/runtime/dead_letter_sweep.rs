@@ -103,7 +103,7 @@ async fn sweep_all(context: &WorkerContext, settings: &AmqpSettings, cancel: &Ca
         while in_hand.len() >= usize::from(ramp.limit().unwrap_or(AT_ONCE))
             && let Some(settled) = in_hand.next().await
         {
-            ramp.record_through(1);
+            ramp.record_completed(1);
             failure = failure.or(count_settled(settled, &mut count));
         }
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
-use crate::policy::circuit::{Cause, FailureKind, ResponseClass};
+use crate::policy::circuit::{CircuitCause, FailureKind, ResponseClass};
 use crate::policy::reminder::{Announcement, Reminder};
 use crate::runtime::response_log::{Counts, LastResponse, ResponseLog};
 use crate::telemetry::metrics::CallDelay;
@@ -24,7 +24,7 @@ pub struct NoticeState {
     /// The share of 429 in the last window.
     pub throttled_share: f64,
     /// Why calls are held back, if they are.
-    pub cause: Option<Cause>,
+    pub cause: Option<CircuitCause>,
 }
 
 /// The notices that last, and the counts when their minute began.
@@ -198,22 +198,22 @@ fn percent(share: f64) -> String {
 }
 
 /// The label of a cause in metrics and logs; `None` before any call.
-pub fn circuit_notice(cause: Cause) -> Option<CallDelay> {
+pub fn circuit_notice(cause: CircuitCause) -> Option<CallDelay> {
     match cause {
-        Cause::Starting => None,
-        Cause::Failing(FailureKind::NoResponse) => Some(CallDelay::NoResponse),
-        Cause::Failing(FailureKind::ServerError) => Some(CallDelay::ServerError),
-        Cause::Failing(FailureKind::Unverified) => Some(CallDelay::Unverified),
-        Cause::Suspended(fault) => Some(CallDelay::Suspended(fault)),
+        CircuitCause::Starting => None,
+        CircuitCause::Failing(FailureKind::NoResponse) => Some(CallDelay::NoResponse),
+        CircuitCause::Failing(FailureKind::ServerError) => Some(CallDelay::ServerError),
+        CircuitCause::Failing(FailureKind::Unverified) => Some(CallDelay::Unverified),
+        CircuitCause::Suspended(fault) => Some(CallDelay::Suspended(fault)),
     }
 }
 
-fn class(cause: Cause) -> Option<ResponseClass> {
+fn class(cause: CircuitCause) -> Option<ResponseClass> {
     match cause {
-        Cause::Starting => None,
-        Cause::Failing(FailureKind::NoResponse) => Some(ResponseClass::NoResponse),
-        Cause::Failing(FailureKind::ServerError) => Some(ResponseClass::ServerError),
-        Cause::Failing(FailureKind::Unverified) => Some(ResponseClass::Unverified),
-        Cause::Suspended(_) => Some(ResponseClass::Suspended),
+        CircuitCause::Starting => None,
+        CircuitCause::Failing(FailureKind::NoResponse) => Some(ResponseClass::NoResponse),
+        CircuitCause::Failing(FailureKind::ServerError) => Some(ResponseClass::ServerError),
+        CircuitCause::Failing(FailureKind::Unverified) => Some(ResponseClass::Unverified),
+        CircuitCause::Suspended(_) => Some(ResponseClass::Suspended),
     }
 }

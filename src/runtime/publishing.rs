@@ -187,7 +187,7 @@ pub async fn publish_within(
         match &mut held {
             Some(held) => held.change(&why),
             None => {
-                if PrefetchRamp::is_full(delivery.delivery_count()) {
+                if PrefetchRamp::counts_when_waiting(delivery.delivery_count()) {
                     faults.through.fetch_add(1, Ordering::Relaxed);
                 }
                 held = Some(faults.start_holding(&why));

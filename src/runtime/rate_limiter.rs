@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, oneshot};
 
-use crate::policy::adaptive_rate::Response;
+use crate::policy::adaptive_rate::CallRecord;
 use crate::policy::rate_limit::RateLimit;
 
 /// One permit in this many is for a query, and one for another attempt, if one waits.
@@ -120,7 +120,7 @@ impl RateLimiter {
     /// been throttled before.
     pub fn record(&self, sent_at: Instant, throttled: bool, again: bool) {
         let (sent_at, now) = (self.0.time(sent_at), self.0.time(now()));
-        lock(&self.0.limit).record(Response { sent_at, throttled, again }, now);
+        lock(&self.0.limit).record(CallRecord { sent_at, throttled, throttled_before: again }, now);
     }
 
     /// This instance begins to consume, with `consumers` in all. If it is not alone, the others must count it before it

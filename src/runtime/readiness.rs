@@ -11,7 +11,7 @@ use crate::amqp::connection::Health;
 use crate::amqp::session::Session;
 use crate::policy::circuit::ResponseClass;
 use crate::policy::classify::SuspendReason;
-use crate::runtime::circuit_gate::{Cause, FailureKind, State};
+use crate::runtime::circuit_gate::{CircuitCause, FailureKind, State};
 use crate::runtime::notices::{self};
 use crate::runtime::service::{GRACE, Service};
 use crate::runtime::worker::SuspendedBy;
@@ -49,8 +49,8 @@ impl Service {
         let (open, cause) = match state {
             State::Closed => (false, None),
             // It consumes, and no command has waited for a while: nothing is late.
-            State::HalfOpen { cause: Cause::Failing(_), .. } if idle && consuming => (false, None),
-            State::HalfOpen { cause: Cause::Starting, .. } => (false, None),
+            State::HalfOpen { cause: CircuitCause::Failing(_), .. } if idle && consuming => (false, None),
+            State::HalfOpen { cause: CircuitCause::Starting, .. } => (false, None),
             State::HalfOpen { cause, .. } | State::Open { cause, .. } => (true, Some(cause)),
         };
         metrics.set_circuit(cause.and_then(notices::circuit_notice));
@@ -144,22 +144,22 @@ impl Service {
 }
 
 /// The code of the reason for which calls wait.
-pub(super) fn code_of(cause: Cause) -> ReasonCode {
+pub(super) fn code_of(cause: CircuitCause) -> ReasonCode {
     match cause {
-        Cause::Starting => ReasonCode::Starting,
-        Cause::Failing(FailureKind::NoResponse) => ReasonCode::ProviderUnreachable,
-        Cause::Failing(FailureKind::ServerError) => ReasonCode::ProviderFailing,
-        Cause::Failing(FailureKind::Unverified) => ReasonCode::ResponsesUnverified,
-        Cause::Suspended(SuspendReason::Unauthenticated) => ReasonCode::SuspendedUnauthenticated,
-        Cause::Suspended(SuspendReason::Unauthorized) => ReasonCode::SuspendedUnauthorized,
-        Cause::Suspended(SuspendReason::Rejected) => ReasonCode::SuspendedRejected,
+        CircuitCause::Starting => ReasonCode::Starting,
+        CircuitCause::Failing(FailureKind::NoResponse) => ReasonCode::ProviderUnreachable,
+        CircuitCause::Failing(FailureKind::ServerError) => ReasonCode::ProviderFailing,
+        CircuitCause::Failing(FailureKind::Unverified) => ReasonCode::ResponsesUnverified,
+        CircuitCause::Suspended(SuspendReason::Unauthenticated) => ReasonCode::SuspendedUnauthenticated,
+        CircuitCause::Suspended(SuspendReason::Unauthorized) => ReasonCode::SuspendedUnauthorized,
+        CircuitCause::Suspended(SuspendReason::Rejected) => ReasonCode::SuspendedRejected,
     }
 }
 
 /// The reason in words. `caller` names who signs, `suspended_by` is the response that suspended calls, `skew` the
 /// provider's clock less ours in seconds by its last response, `unverified` the last response that was not verified.
 pub(super) fn describe_cause(
-    cause: Cause,
+    cause: CircuitCause,
     caller: &str,
     suspended_by: &SuspendedBy,
     skew: f64,
@@ -174,28 +174,28 @@ pub(super) fn describe_cause(
         said => format!("; it says: {said}"),
     };
     match cause {
-        Cause::Starting => "starting: no call has succeeded yet".to_owned(),
-        Cause::Failing(FailureKind::NoResponse) => {
+        CircuitCause::Starting => "starting: no call has succeeded yet".to_owned(),
+        CircuitCause::Failing(FailureKind::NoResponse) => {
             "payment API: it does not respond; calls wait and are tried one at a time".to_owned()
         }
-        Cause::Failing(FailureKind::ServerError) => {
+        CircuitCause::Failing(FailureKind::ServerError) => {
             "payment API: it responds with 5xx; calls wait and are tried one at a time".to_owned()
         }
-        Cause::Failing(FailureKind::Unverified) => format!(
+        CircuitCause::Failing(FailureKind::Unverified) => format!(
             "payment API: its responses cannot be verified; check wechat.public_keys and the platform certificates, then \
              the clock ({caller}{}{unverified}); calls wait and are tried one at a time",
             describe_clock(skew)
         ),
-        Cause::Suspended(SuspendReason::Unauthenticated) => format!(
+        CircuitCause::Suspended(SuspendReason::Unauthenticated) => format!(
             "payment API: it rejects our signature (401); check the merchant key, its serial, the merchant number and \
              the clock ({caller}{}{said}); consumption resumes by itself once it is fixed",
             describe_clock(suspended_by.clock_skew.unwrap_or(0.0))
         ),
-        Cause::Suspended(SuspendReason::Rejected) => format!(
+        CircuitCause::Suspended(SuspendReason::Rejected) => format!(
             "payment API: it rejects every call alike; check wechat.verification_serial, the names of \
              wechat.public_keys and the merchant number ({caller}{said}); consumption resumes by itself once it is fixed"
         ),
-        Cause::Suspended(SuspendReason::Unauthorized) => format!(
+        CircuitCause::Suspended(SuspendReason::Unauthorized) => format!(
             "payment API: no brand has authorized us (NO_AUTH); check the merchant platform ({caller}{said}); \
              consumption resumes by itself once it is fixed"
         ),
@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn the_reason_names_the_clock_only_where_it_is_off() {
-        let stopped = Cause::Suspended(SuspendReason::Unauthenticated);
+        let stopped = CircuitCause::Suspended(SuspendReason::Unauthenticated);
         let words = |skew, said: &str| {
             let suspended_by = SuspendedBy { said: said.to_owned(), clock_skew: Some(skew) };
             // Later responses do not change the reason.

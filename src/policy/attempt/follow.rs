@@ -110,8 +110,8 @@ impl Progress {
             (Verdict::Redeemed, Some(coupon)) => {
                 Step::Finish(Outcome::Redeemed { by: EstablishedBy::Response, coupon })
             }
-            (Verdict::Rejected { reason, may_be_our_own_use: doubtful }, _) => {
-                self.reject(reason, doubtful, limits, now)
+            (Verdict::Rejected { reason, may_be_our_own_use: may_be_ours }, _) => {
+                self.reject(reason, may_be_ours, limits, now)
             }
             (Verdict::NotAuthorized, _) => self.reject(Reason::NotAuthorized, false, limits, now),
             (Verdict::NotAccepted(NotAccepted::NotAuthorized), _) => {

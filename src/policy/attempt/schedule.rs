@@ -18,9 +18,15 @@ impl Progress {
         self.hold_negatives(limits.query_delay, now);
     }
 
-    pub(super) fn reject(&mut self, reason: Reason, doubtful: bool, limits: &Limits, now: Timestamp) -> Step {
-        self.set_effect(EffectState::Rejected { reason, may_be_ours: doubtful });
-        self.ever_unknown |= doubtful;
+    pub(super) fn reject(
+        &mut self,
+        reason: Reason,
+        may_be_ours: bool,
+        limits: &Limits,
+        now: Timestamp,
+    ) -> Step {
+        self.set_effect(EffectState::Rejected { reason, may_be_ours });
+        self.ever_unknown |= may_be_ours;
         if !self.ever_unknown {
             return self.send_after(Duration::ZERO, limits, now);
         }

@@ -72,12 +72,18 @@ impl CommandJob<'_> {
                     }
                 };
                 match cause {
-                    common_rejection::Cause::Common => Verdict::Suspended(classify::SuspendReason::Rejected),
+                    common_rejection::RejectionOwner::Common => {
+                        Verdict::Suspended(classify::SuspendReason::Rejected)
+                    }
                     // Queries show whether calls are accepted at all.
-                    common_rejection::Cause::Unclear if operation == Operation::Redeem || is_alike => {
+                    common_rejection::RejectionOwner::Unclear
+                        if operation == Operation::Redeem || is_alike =>
+                    {
                         Verdict::Unknown(UnknownCause::MayBeCommon(reason))
                     }
-                    common_rejection::Cause::Unclear | common_rejection::Cause::Command => verdict,
+                    common_rejection::RejectionOwner::Unclear | common_rejection::RejectionOwner::Command => {
+                        verdict
+                    }
                 }
             }
             (None, _) => {
