@@ -14,7 +14,7 @@ use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest as _, Sha256};
 
 use crate::amqp::confirm::{PublishFailure, Published};
-use crate::amqp::delivery::{Delivery, Unsettled};
+use crate::amqp::delivery::{AckError, Delivery};
 use crate::amqp::parked_queue::{ParkedQueue, ParkedQueueError};
 use crate::amqp::publisher::{PARKED_AT, PARKED_REASON, Publisher};
 use crate::domain::coupon::Coupon;
@@ -419,7 +419,7 @@ pub enum Unfinished {
     NotPublished(#[from] PublishFailure),
     /// It was published, and could not be taken off the queue.
     #[error(transparent)]
-    NotSettled(#[from] Unsettled),
+    NotSettled(#[from] AckError),
     /// The look does not hold the command any more, or the broker did not say that it does.
     #[error(transparent)]
     LockLost(#[from] ParkedQueueError),

@@ -13,7 +13,7 @@ const FUNCTION_LINES_MAX: usize = 60;
 const FLAT: [(&str, &str); 16] = [
     ("crates/sandbox/src/response.rs", "write"),
     ("src/admin/console/html.rs", "show"),
-    ("src/amqp/management.rs", "unfit"),
+    ("src/amqp/management.rs", "mismatches"),
     ("src/amqp/topology.rs", "plan"),
     ("src/cli/check/broker.rs", "broker"),
     ("src/cli/demo/cases.rs", "kinds"),

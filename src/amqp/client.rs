@@ -1,8 +1,8 @@
-//! The other side of the broker: publishes commands and reads results, as order services and subscribers do.
+//! Publishes commands and reads results, as order services and subscribers do.
 //!
-//! For the command line only. One [`Link`] is one connection, and it is not built again when it is lost: anyone who sits
-//! in front of the terminal decides. Who publishes and reads takes two, because an alarm of the broker stops every
-//! write on a connection that publishes, acknowledgements included.
+//! For the command line only. One [`Link`] is one connection, and it is not established again when it is lost: the user at
+//! the terminal decides. A program that publishes and reads needs two, because an alarm of the broker stops every write on
+//! a connection that publishes, acknowledgements included.
 
 use std::future::Future;
 use std::time::Duration;
@@ -37,36 +37,36 @@ pub struct Link {
     confirm_timeout: Duration,
 }
 
-/// Why the broker does not do what was asked of it.
+/// Why a request to the broker failed.
 #[derive(Debug, thiserror::Error)]
-pub enum LinkFault {
-    /// It refused, or the connection is gone.
+pub enum LinkError {
+    /// The broker refused, or the connection is gone.
     #[error("{what}: {source}")]
     Refused {
-        /// What was asked.
+        /// The request.
         what: String,
         /// The client's words.
         source: lapin::Error,
     },
-    /// An exchange that the service makes is not there.
-    #[error("exchange {0} is not there: look at broker.names, or start `redeemer run` once, which makes it")]
+    /// An exchange that the service creates does not exist.
+    #[error("exchange {0} does not exist: check broker.names, or run redeemer topology apply")]
     NoExchange(String),
     /// The broker blocks the connection.
     #[error(transparent)]
     Blocked(PublishFailure),
-    /// No answer in time.
-    #[error("{what}: no answer within {limit:?}")]
+    /// No response in time.
+    #[error("{what}: no response within {limit:?}")]
     TimedOut {
-        /// What was asked.
+        /// The request.
         what: String,
         /// The deadline.
         limit: Duration,
     },
 }
 
-/// A command as it is published.
+/// A command to publish.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Outgoing<'a> {
+pub struct CommandMessage<'a> {
     /// The command.
     pub body: &'a [u8],
     /// Its routing key.
@@ -79,23 +79,23 @@ pub struct Outgoing<'a> {
     pub reply_to: Option<&'a str>,
     /// The header `x-redemption-deadline`.
     pub deadline: Option<jiff::Timestamp>,
-    /// `timestamp`: from when its age counts.
+    /// `timestamp`: the start of its age.
     pub sent: Option<jiff::Timestamp>,
 }
 
-/// An event as it arrived.
+/// A received event.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Arrived {
+pub struct ReceivedEvent {
     /// The event.
     pub body: Vec<u8>,
     /// Its own routing key.
     pub routing_key: String,
-    /// What the sender of the command knows it by.
+    /// The id of the command at its sender.
     pub correlation_id: Option<String>,
 }
 
 impl Link {
-    /// Connects to the first of the configured nodes that answers. `name` is what the broker shows of us.
+    /// Connects to the first of the configured nodes that responds. The broker shows the connection under `name`.
     ///
     /// # Errors
     /// [`CannotConnect`] of the last node that was tried.
@@ -120,8 +120,8 @@ impl Link {
     /// Opens a channel that publishes to `exchange` with confirms.
     ///
     /// # Errors
-    /// [`LinkFault`], if the exchange is not there or the broker refuses.
-    pub async fn publisher(&self, exchange: &str) -> Result<CommandPublisher, LinkFault> {
+    /// [`LinkError`], if the exchange does not exist or the broker refuses.
+    pub async fn publisher(&self, exchange: &str) -> Result<CommandPublisher, LinkError> {
         self.expect_exchange(exchange).await?;
         let channel = self
             .bounded(format!("publishing to {exchange}"), async {
@@ -134,17 +134,17 @@ impl Link {
         Ok(CommandPublisher { channel, exchange, limit, health: self.health.subscribe() })
     }
 
-    /// Binds a queue of our own to `exchange` under every one of `keys`, and reads from it. The queue goes with the
-    /// connection. `longest`, where given, is how many events it holds for a slow reader; older ones make room.
+    /// Binds a queue of our own to `exchange` under every one of `keys`, and reads from it. The queue is deleted with the
+    /// connection. `longest` is the most events that it holds for a slow reader; older ones are dropped.
     ///
     /// # Errors
-    /// [`LinkFault`], if the exchange is not there or the broker refuses.
+    /// [`LinkError`], if the exchange does not exist or the broker refuses.
     pub async fn subscribe(
         &self,
         exchange: &str,
         keys: &[String],
         longest: Option<i32>,
-    ) -> Result<Subscription, LinkFault> {
+    ) -> Result<Subscription, LinkError> {
         self.expect_exchange(exchange).await?;
         self.bounded(format!("reading from {exchange}"), async {
             let channel = self.connection.create_channel().await?;
@@ -174,12 +174,12 @@ impl Link {
         .await
     }
 
-    /// How many messages are ready in a queue, exactly. It takes one and gives it back: the count that a declare
-    /// gives of a quorum queue is up to five seconds old.
+    /// The exact number of messages that are ready in a queue. It gets one and requeues it: the count that a declaration
+    /// returns for a quorum queue is up to five seconds old.
     ///
     /// # Errors
-    /// [`LinkFault`], if there is no such queue.
-    pub async fn depth(&self, queue: &str) -> Result<u32, LinkFault> {
+    /// [`LinkError`], if there is no such queue.
+    pub async fn depth(&self, queue: &str) -> Result<u32, LinkError> {
         self.bounded(format!("queue {queue}"), async {
             let channel = self.connection.create_channel().await?;
             let taken = channel.basic_get(queue.into(), BasicGetOptions::default()).await?;
@@ -196,8 +196,8 @@ impl Link {
     /// Deletes every queue and exchange of a topology, with what is in them.
     ///
     /// # Errors
-    /// [`LinkFault`] of the first that cannot be deleted.
-    pub async fn delete(&self, topology: &Topology) -> Result<(), LinkFault> {
+    /// [`LinkError`] of the first that cannot be deleted.
+    pub async fn delete(&self, topology: &Topology) -> Result<(), LinkError> {
         for object in topology.plan().iter().rev() {
             self.bounded("deleting the topology".to_owned(), async {
                 let channel = self.connection.create_channel().await?;
@@ -225,8 +225,8 @@ impl Link {
         let _ = timeout(Duration::from_secs(2), self.connection.close(200, "done".into())).await;
     }
 
-    async fn expect_exchange(&self, name: &str) -> Result<(), LinkFault> {
-        let looked = self.bounded(format!("exchange {name}"), async {
+    async fn expect_exchange(&self, name: &str) -> Result<(), LinkError> {
+        let declared = self.bounded(format!("exchange {name}"), async {
             let channel = self.connection.create_channel().await?;
             let options = ExchangeDeclareOptions { passive: true, ..Default::default() };
             channel
@@ -235,9 +235,9 @@ impl Link {
             let _ = channel.close(200, "done".into()).await;
             Ok(())
         });
-        match looked.await {
-            Err(LinkFault::Refused { source, .. }) if is_not_found(&source) => {
-                Err(LinkFault::NoExchange(name.to_owned()))
+        match declared.await {
+            Err(LinkError::Refused { source, .. }) if is_not_found(&source) => {
+                Err(LinkError::NoExchange(name.to_owned()))
             }
             result => result,
         }
@@ -247,17 +247,17 @@ impl Link {
         &self,
         what: String,
         steps: impl Future<Output = lapin::Result<T>>,
-    ) -> Result<T, LinkFault> {
+    ) -> Result<T, LinkError> {
         let done = tokio::select! {
             done = timeout(self.limit, steps) => done,
             reason = blocked_for(self.health.subscribe(), BLOCKED_REPORTED_AFTER) => {
-                return Err(LinkFault::Blocked(PublishFailure::Blocked(reason)));
+                return Err(LinkError::Blocked(PublishFailure::Blocked(reason)));
             }
         };
         match done {
             Ok(Ok(done)) => Ok(done),
-            Ok(Err(source)) => Err(LinkFault::Refused { what, source }),
-            Err(_) => Err(LinkFault::TimedOut { what, limit: self.limit }),
+            Ok(Err(source)) => Err(LinkError::Refused { what, source }),
+            Err(_) => Err(LinkError::TimedOut { what, limit: self.limit }),
         }
     }
 }
@@ -279,15 +279,16 @@ pub struct CommandPublisher {
 }
 
 impl CommandPublisher {
-    /// Publishes a command, persistent and mandatory, and gives what awaits its confirm.
+    /// Publishes a command, persistent and mandatory, and returns a future of its confirm.
     ///
     /// # Errors
     /// [`PublishFailure`], here and from the confirm.
     pub async fn publish(
         &mut self,
-        command: Outgoing<'_>,
+        command: CommandMessage<'_>,
     ) -> Result<impl Future<Output = Result<(), PublishFailure>> + use<>, PublishFailure> {
-        let Outgoing { body, routing_key, message_id, correlation_id, reply_to, deadline, sent } = command;
+        let CommandMessage { body, routing_key, message_id, correlation_id, reply_to, deadline, sent } =
+            command;
         let mut properties = AMQPProperties::default()
             .with_content_type("application/json".into())
             .with_delivery_mode(PERSISTENT)
@@ -325,7 +326,7 @@ impl CommandPublisher {
             match confirmed {
                 Err(_) => Err(PublishFailure::TimedOut(limit)),
                 Ok(Err(error)) => Err(PublishFailure::Connection(error.to_string())),
-                // A return can be attached to a neighbor's confirm: some command of ours was not routed.
+                // A return can be attached to another message's confirm: some command of ours was not routed.
                 Ok(Ok(Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)))) => {
                     Err(PublishFailure::Returned(returned.reply_text.to_string()))
                 }
@@ -338,26 +339,26 @@ impl CommandPublisher {
 
 /// Reads events from a queue of our own.
 pub struct Subscription {
-    events: mpsc::Receiver<Arrived>,
+    events: mpsc::Receiver<ReceivedEvent>,
     reader: JoinHandle<()>,
 }
 
 impl Subscription {
     fn new(mut consumer: lapin::Consumer, channel: Channel) -> Self {
-        // A task of its own, so that anyone who waits for an event may stop waiting without losing one.
+        // A task of its own, so that a wait for an event may be canceled without losing one.
         let (sender, events) = mpsc::channel(usize::from(PREFETCH));
         let reader = tokio::spawn(async move {
             let _channel = channel;
             while let Some(Ok(delivery)) = consumer.next().await {
-                let arrived = Arrived {
+                let event = ReceivedEvent {
                     routing_key: delivery.routing_key.to_string(),
                     correlation_id: delivery.properties.correlation_id().as_ref().map(ToString::to_string),
                     body: delivery.data,
                 };
-                if sender.send(arrived).await.is_err() {
+                if sender.send(event).await.is_err() {
                     return;
                 }
-                // Nothing is lost with an ack that does not arrive: the queue ends with the connection.
+                // A lost ack has no effect: the queue is deleted with the connection.
                 let _ = delivery.acker.ack(BasicAckOptions::default()).await;
             }
         });
@@ -365,7 +366,7 @@ impl Subscription {
     }
 
     /// The next event. `None` is final: the connection is gone, or the broker ended the consumer.
-    pub async fn next(&mut self) -> Option<Arrived> {
+    pub async fn next(&mut self) -> Option<ReceivedEvent> {
         self.events.recv().await
     }
 }

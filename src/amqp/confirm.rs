@@ -18,7 +18,7 @@ impl Published {
     }
 }
 
-/// Why a publish is not proven. The message may be there all the same.
+/// Why a publish was not confirmed. The broker may have the message all the same.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PublishFailure {
     /// No confirm within the deadline.
@@ -30,13 +30,13 @@ pub enum PublishFailure {
     /// No queue took it.
     #[error("the broker returned a message: {0}")]
     Returned(String),
-    /// The broker blocks what we publish, and nobody waits for that.
+    /// The broker blocks publishing, and the publish does not wait for the end of that.
     #[error(
         "the broker blocks publishing ({0}): memory or disk is short; look at rabbitmqctl status, and try again when the \
          alarm is over"
     )]
     Blocked(String),
-    /// The broker closed the channel over this very message, published alone.
+    /// The broker closed an isolated channel because of this message.
     #[error("{0}")]
     Rejected(PublishRejection),
     /// The connection failed.
@@ -65,11 +65,11 @@ pub struct PublishRejection {
 /// Whether the broker takes events in general.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EventsAccepted {
-    /// It does: what it rejects, it rejects for its own sake.
+    /// It does: a rejection concerns the one event.
     Accepted,
     /// It does not.
     Rejected(PublishRejection),
-    /// It could not be asked.
+    /// Unknown: the probe failed.
     Unknown,
 }
 
@@ -91,7 +91,7 @@ fn code_text(code: u16) -> String {
 }
 
 impl PublishRejection {
-    /// What the broker said when it closed the channel that a message went by.
+    /// The broker's words when it closed the channel of a message.
     pub(crate) fn new(exchange: String, routing_key: String, error: &lapin::Error) -> Self {
         let exchange = if exchange.is_empty() { "amq.default".to_owned() } else { exchange };
         let (code, text) = match error.kind() {
@@ -104,5 +104,5 @@ impl PublishRejection {
     }
 }
 
-/// The most of the broker's own words that is kept, in bytes.
+/// The longest text of the broker that is kept, in bytes.
 pub(super) const TEXT_BYTES_MAX: usize = 300;

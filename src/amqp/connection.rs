@@ -28,11 +28,11 @@ pub struct AmqpSettings {
     pub confirm_timeout: Duration,
     /// Heartbeat; a silent connection is dead after twice this time.
     pub heartbeat: Duration,
-    /// What is trusted and shown where a URI begins with `amqps://`.
+    /// The CA and our certificate, for URIs with `amqps://`.
     pub tls: Tls,
-    /// What must exist.
+    /// The required topology.
     pub topology: Topology,
-    /// What to do about it.
+    /// Whether the topology is created, verified or trusted.
     pub mode: Mode,
 }
 
@@ -40,7 +40,7 @@ impl AmqpSettings {
     /// The virtual host, as the first URI names it.
     ///
     /// # Errors
-    /// [`CannotConnect::Uri`] if it is not one.
+    /// [`CannotConnect::Uri`] if it is invalid.
     pub fn vhost(&self) -> Result<String, CannotConnect> {
         Ok(address(self, 0)?.0.vhost)
     }
@@ -48,7 +48,7 @@ impl AmqpSettings {
     /// Host and port of each node.
     ///
     /// # Errors
-    /// [`CannotConnect::Uri`] if one is not one.
+    /// [`CannotConnect::Uri`] if one is invalid.
     pub fn hosts(&self) -> Result<Vec<(String, u16)>, CannotConnect> {
         let authority = |nth| Ok(address(self, nth)?.0.authority);
         let authorities = (0..self.uris.len()).map(authority);
@@ -58,7 +58,7 @@ impl AmqpSettings {
     /// The user, as the first URI names it.
     ///
     /// # Errors
-    /// [`CannotConnect::Uri`] if it is not one.
+    /// [`CannotConnect::Uri`] if it is invalid.
     pub fn user(&self) -> Result<String, CannotConnect> {
         Ok(address(self, 0)?.0.authority.userinfo.username)
     }
@@ -67,10 +67,10 @@ impl AmqpSettings {
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum CannotConnect {
-    /// The URI is not one. It may hold a password, so neither it nor the parser's words, which may quote it, are shown.
+    /// The URI is invalid. It may hold a password, so neither it nor the parser's message, which may quote it, is shown.
     #[error("broker.uri is not a broker URI such as amqp://user:password@host:5672/%2f{0}")]
     Uri(&'static str),
-    /// No whole handshake in time.
+    /// A step was not complete in time.
     #[error("{at} did not complete {step} within {limit:?}")]
     TimedOut {
         /// Host, port and virtual host.
@@ -93,7 +93,7 @@ pub enum CannotConnect {
     Tls {
         /// Host, port and virtual host.
         at: String,
-        /// What it means, and which key fixes it.
+        /// The meaning, and the config key that fixes it.
         advice: &'static str,
         /// The client's words.
         source: lapin::Error,
@@ -109,27 +109,27 @@ pub enum CannotConnect {
         /// The broker's words, or the client's.
         why: String,
     },
-    /// The topology is not as it must be.
+    /// The topology differs from the plan.
     #[error("{at}: {source}{remedy}")]
     Topology {
         /// Host, port and virtual host.
         at: String,
         /// What differs.
         source: Box<TopologyFault>,
-        /// What helps, behind a semicolon; empty if the fault says it.
+        /// The remedy, after a semicolon; empty if the fault names it.
         remedy: String,
     },
     /// Longer frames are needed than the broker, or the URI, allows.
     #[error(
-        "{at} takes frames of {bytes} bytes at most, and the headers of a copy may need {least}; set frame_max in \
+        "{at} accepts frames of at most {bytes} bytes, and the headers of a retry message may need {least} bytes; set frame_max in \
          rabbitmq.conf, and in broker.uri if it names one, to that or more"
     )]
     Frames {
         /// Host, port and virtual host.
         at: String,
-        /// What was agreed on.
+        /// The negotiated size.
         bytes: u32,
-        /// What is needed.
+        /// The required size.
         least: u32,
     },
     /// The user lacks a right to publish, or an exchange is missing.
@@ -139,7 +139,7 @@ pub enum CannotConnect {
         at: String,
         /// Which exchange, and the broker's words.
         rejection: Box<PublishRejection>,
-        /// The command that helps.
+        /// The command that grants or creates what is missing.
         remedy: String,
     },
     /// Publishing is not possible now: most likely an alarm of the broker.
@@ -165,10 +165,10 @@ pub struct Health {
     pub consumer_channel: Option<String>,
 }
 
-/// A connection, and the line that its socket ends with.
+/// A connection, and the guard that shuts its socket down.
 pub(crate) struct BrokerConnection {
     connection: Connection,
-    _line: SocketGuard,
+    _guard: SocketGuard,
 }
 
 impl Deref for BrokerConnection {
@@ -247,12 +247,12 @@ pub(crate) async fn connect(
     let limit = settings.connect_timeout;
     let properties = ConnectionProperties::default().with_connection_name(name.into());
     let (uri, secure) = (uri.clone(), uri.scheme == AMQPScheme::AMQPS);
-    // Files that are not needed need not be there.
+    // The files may be missing if they are not needed.
     let tls = if secure { settings.tls.read()? } else { Default::default() };
     let socket = Socket::default();
-    let line = socket.socket_guard();
+    let guard = socket.socket_guard();
     let connecting = async {
-        // What the client's own `connect` does, but for the hold on the socket.
+        // As the client's own `connect`, except for the guard of the socket.
         let dial = Connection::connector(
             uri,
             default_runtime()?,
@@ -272,7 +272,7 @@ pub(crate) async fn connect(
         dial.await
     };
     match timeout(limit, connecting).await {
-        Ok(Ok(connection)) => Ok(BrokerConnection { connection, _line: line }),
+        Ok(Ok(connection)) => Ok(BrokerConnection { connection, _guard: guard }),
         Ok(Err(source)) => {
             let at = at.to_owned();
             Err(match tls::advice(&source, settings.tls.identity.is_some()).filter(|_| secure) {
@@ -296,8 +296,8 @@ pub(crate) fn watch_events(connection: &Connection, health: &watch::Sender<Healt
                 Event::ConnectionUnblocked if publishing => {
                     health.send_modify(|health| health.blocked = None);
                 }
-                // It ended one channel. Who publishes on that has the error as its answer; so has who counts queues. The
-                // consumer has none but the end of its stream: the one error that a delivery can bring about is kept.
+                // It ended one channel. A publish or a count on it returns the error. The
+                // consumer only gets the end of its stream, so the one error that a delivery can cause is kept.
                 Event::Error(error) if is_soft(&error) => {
                     let of_delivery = !publishing && reply_code(&error) == Some(PRECONDITION_FAILED);
                     health.send_if_modified(|health| {
@@ -319,8 +319,8 @@ pub(crate) fn watch_events(connection: &Connection, health: &watch::Sender<Healt
 }
 
 impl CannotConnect {
-    /// Whether the broker was reached and refuses: that lasts until a person changes something. It ends a connection that
-    /// opens too many channels.
+    /// Whether the broker was reached and refuses: that lasts until somebody changes its configuration. It also ends a
+    /// connection that opens too many channels.
     pub fn is_standing(&self) -> bool {
         match self {
             Self::Topology { .. } | Self::Lost { .. } => true,
@@ -347,7 +347,7 @@ pub(crate) fn is_soft(error: &lapin::Error) -> bool {
     matches!(error.kind(), AMQPErrorKind::Soft(_))
 }
 
-/// The reply code of the broker, where it gave one.
+/// The reply code of the broker, if it gave one.
 pub(crate) fn reply_code(error: &lapin::Error) -> Option<u16> {
     let ErrorKind::ProtocolError(error) = error.kind() else { return None };
     Some(error.get_id())
@@ -360,11 +360,11 @@ pub(crate) const PRECONDITION_FAILED: u16 = 406;
 pub(crate) async fn lost(health: &watch::Sender<Health>) -> String {
     let mut health = health.subscribe();
     let lost = health.wait_for(|now| now.lost.is_some()).await;
-    // Anyone who waits holds the sender, so there is a reason.
+    // The caller holds the sender, so there is a reason.
     lost.ok().and_then(|now| now.lost.clone()).unwrap_or_default()
 }
 
-/// Why the broker blocks the connection, once it has for a while. A connection that was lost blocks nothing.
+/// Why the broker blocks the connection, once it has for `grace`. A lost connection is not blocked.
 pub(crate) async fn blocked_for(mut health: watch::Receiver<Health>, grace: Duration) -> String {
     loop {
         let blocked = health.wait_for(|now| now.blocked.is_some()).await;
@@ -376,7 +376,7 @@ pub(crate) async fn blocked_for(mut health: watch::Receiver<Health>, grace: Dura
     }
 }
 
-/// How long a subcommand waits for a blocked broker before it says so.
+/// How long a subcommand waits for a blocked broker before it reports that.
 pub(crate) const BLOCKED_REPORTED_AFTER: Duration = Duration::from_millis(700);
 
 /// The first reason is the cause; later ones are its consequences.
@@ -390,8 +390,9 @@ pub(crate) fn mark_lost(health: &watch::Sender<Health>, why: &str) {
     });
 }
 
-/// The same where we publish: half the room. A command may come with headers that fill the longest frame, but what goes on
-/// of them is bounded, see [`publisher`], and bodies are cut into frames. A broker that takes less is not published to.
+/// The same for the connection that publishes: half as much. The headers of a command may fill the longest frame, but those
+/// that are passed on are bounded, see [`publisher`], and bodies are split into frames. A broker that accepts less is an
+/// error.
 pub(crate) const PUBLISHED_FRAME_BYTES_MAX: u32 = 64 * 1024;
 
 #[cfg(test)]

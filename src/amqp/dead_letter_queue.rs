@@ -1,6 +1,6 @@
-//! The queue of commands that the broker itself took out of the command queue: delivered too often without being settled,
-//! or expired. Read and settled on a connection of its own, because what could not be read before may end it again, and
-//! because the end of a session must not count against the dead letters in hand.
+//! The queue of commands that the broker itself removed from the command queue: delivered too often without being settled,
+//! or expired. They are read and settled on a connection of their own, because a message that could not be read before may
+//! end the connection again, and because the end of a session must not count as a failed delivery of a dead letter.
 
 use std::sync::Arc;
 
@@ -53,7 +53,7 @@ impl DeadLetters {
         self.publisher.clone()
     }
 
-    /// The next one; `None` when none exists left.
+    /// The next one; `None` if the queue is empty.
     ///
     /// # Errors
     /// [`CannotConnect`] if the connection is gone, and with it whatever was not settled.
@@ -63,7 +63,7 @@ impl DeadLetters {
         let got = self.channel.channel().basic_get(queue.into(), BasicGetOptions::default());
         let got = tokio::select! {
             got = timeout(limit, got) => got,
-            // The client does not always answer for a connection that has ended over the answer.
+            // The client may never complete a request on a connection that ends meanwhile.
             why = lost(&self.health) => return Err(CannotConnect::Lost { at, why }),
         };
         match got {

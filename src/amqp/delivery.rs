@@ -1,7 +1,7 @@
-//! A delivery: what the broker handed over, until it is settled. Settling consumes it.
+//! A delivery: a message of the broker until it is acknowledged. Settling consumes it.
 //!
-//! Acknowledgements that become due within two milliseconds of the one before go out together: each that goes by itself
-//! wakes the client's own thread and is a write of its own, which costs more than all else about it.
+//! Acknowledgements that become due within two milliseconds of each other are sent together: one that is sent by itself
+//! wakes the client's own thread and is a separate write, which is most of its cost.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -19,48 +19,48 @@ use tokio::time::{sleep, timeout};
 use crate::amqp::confirm::Published;
 use crate::wire::{result_event, retry_message};
 
-/// A message taken from the command queue and not settled yet.
+/// A message taken from the command queue and not acknowledged yet.
 #[derive(Debug)]
 pub struct Delivery {
     body: Vec<u8>,
     properties: AMQPProperties,
     redelivered: bool,
-    /// What the broker calls it, on the channel that it came by and on no other.
+    /// The broker's number of it, valid only on the channel that delivered it.
     tag: u64,
-    inlet: Arc<ConsumerChannel>,
+    channel: Arc<ConsumerChannel>,
     received_at: Timestamp,
 }
 
-/// A channel that deliveries come by, and that they are settled on.
+/// A channel that delivers messages, and on which they are acknowledged.
 #[derive(Debug)]
 pub(super) struct ConsumerChannel {
     channel: Channel,
-    /// No longer than what is unsettled, and that is bounded by the prefetch.
-    due: mpsc::UnboundedSender<Due>,
+    /// Never longer than the unsettled deliveries, which the prefetch bounds.
+    due: mpsc::UnboundedSender<PendingAck>,
 }
 
 /// An acknowledgement to be sent.
 #[derive(Debug)]
-struct Due {
+struct PendingAck {
     tag: u64,
-    sent: oneshot::Sender<Result<(), Unsettled>>,
+    sent: oneshot::Sender<Result<(), AckError>>,
 }
 
-/// Marks a command that was put back into the queue as a new message and had been delivered before, as a header.
+/// Marks a command that was published to its queue again, as a new message, and had been delivered before; a header.
 pub const TRIED: &str = "x-redemption-tried";
 
-/// Marks what the client did not read of headers, at any level of them.
+/// Marks headers that the client could not decode, at any level.
 const UNDECODABLE: &str = lapin::types::parsing::UNDECODABLE;
 
-/// How often a message that cannot be worked on was delayed, as a header.
-pub const DELAYS_PASSED: &str = "x-redemption-delays-passed";
+/// How often a message was delayed because its event was not accepted, as a header.
+pub const EVENT_DELAYS: &str = "x-redemption-event-delays";
 
-/// Why and when (RFC 3339) the broker dead-lettered a command that was put back among the dead letters, as headers.
+/// Why and when (RFC 3339) the broker dead-lettered a command that was published to the dead-letter queue again, as headers.
 pub const DEAD_REASON: &str = "x-redemption-dead-reason";
 /// See [`DEAD_REASON`].
 pub const DEAD_AT: &str = "x-redemption-dead-at";
 
-/// How often in a row the event of a dead letter was not taken, and when that is to be tried next (RFC 3339), as headers.
+/// How often in a row the event of a dead letter was not accepted, and when it is tried next (RFC 3339), as headers.
 pub const DEAD_TRIES: &str = "x-redemption-dead-tries";
 /// See [`DEAD_TRIES`].
 pub const DEAD_AGAIN: &str = "x-redemption-dead-again";
@@ -74,21 +74,30 @@ pub struct Death<'a> {
     pub at: Option<Timestamp>,
 }
 
-/// Why a delivery could not be settled: the broker will deliver it again.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the delivery could not be settled: {0}")]
-pub struct Unsettled(String);
+/// Why an acknowledgement was not sent: the broker will deliver the message again.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum AckError {
+    /// The channel has ended.
+    #[error("delivery not acknowledged: its channel is closed")]
+    ChannelClosed,
+    /// The client's error.
+    #[error("delivery not acknowledged: {0}")]
+    Client(lapin::Error),
+    /// The connection accepted nothing in time.
+    #[error("delivery not acknowledged: nothing could be sent for {0:?}")]
+    TimedOut(Duration),
+}
 
 impl Delivery {
-    /// `inlet` is the one that it came by.
-    pub(super) fn new(delivery: lapin::message::Delivery, inlet: &Arc<ConsumerChannel>) -> Self {
+    /// `channel` is the channel that delivered it.
+    pub(super) fn new(delivery: lapin::message::Delivery, channel: &Arc<ConsumerChannel>) -> Self {
         let lapin::message::Delivery { data, properties, redelivered, delivery_tag, .. } = delivery;
         Self {
             body: data,
             properties,
             redelivered,
             tag: delivery_tag,
-            inlet: inlet.clone(),
+            channel: channel.clone(),
             received_at: Timestamp::now(),
         }
     }
@@ -98,7 +107,7 @@ impl Delivery {
         &self.body
     }
 
-    /// Whether it was delivered before, to anyone: a redeem may have been sent by anyone who held it.
+    /// Whether it was delivered before, to any consumer: each may have sent its use.
     pub fn redelivered(&self) -> bool {
         self.redelivered || self.delivery_count() > 0 || self.has_header(TRIED)
     }
@@ -127,8 +136,8 @@ impl Delivery {
         }
     }
 
-    /// What of its properties cannot be read, with the reason. The client reads such a message all the same: it marks
-    /// headers that it did not read and replaces bytes that are not UTF-8.
+    /// The first property that cannot be read, with the reason. The client accepts such a message: it marks headers that it
+    /// could not decode and replaces bytes that are not UTF-8.
     pub fn undecodable_property(&self) -> Option<(&'static str, &'static str)> {
         if self.headers().is_some_and(is_marked) {
             return Some((
@@ -149,24 +158,24 @@ impl Delivery {
         found.map(|(name, _)| (name, "is not UTF-8"))
     }
 
-    /// `content_encoding`, if it is another one than that of plain JSON.
+    /// `content_encoding`, if it is not that of plain JSON.
     pub fn content_encoding(&self) -> Option<&str> {
         let encoding = self.properties.content_encoding().as_ref()?.as_str();
         let plain = ["", "identity", "utf-8", "utf8"];
         (!plain.contains(&encoding.to_ascii_lowercase().as_str())).then_some(encoding)
     }
 
-    /// How often it was delayed because the broker did not take the event about it, by [`DELAYS_PASSED`].
-    pub fn delays_passed(&self) -> usize {
-        self.header(DELAYS_PASSED).and_then(|text| text.parse().ok()).unwrap_or(0)
+    /// How often it was delayed because the broker did not accept its event, by [`EVENT_DELAYS`].
+    pub fn event_delays(&self) -> usize {
+        self.header(EVENT_DELAYS).and_then(|text| text.parse().ok()).unwrap_or(0)
     }
 
-    /// How often the broker delivered it before in vain, as it counts.
+    /// Failed deliveries so far, as the broker counts them (`x-delivery-count`).
     pub fn delivery_count(&self) -> u64 {
         self.number("x-delivery-count").and_then(|count| u64::try_from(count).ok()).unwrap_or(0)
     }
 
-    /// `correlation_id`, or else `message_id`: what the sender knows the command by.
+    /// `correlation_id`, or else `message_id`: the sender's id of the command.
     pub fn correlation(&self) -> Option<&str> {
         let own = self.properties.correlation_id().as_ref();
         own.or(self.properties.message_id().as_ref()).map(|id| id.as_str())
@@ -179,8 +188,8 @@ impl Delivery {
         Timestamp::from_second(seconds.checked_add(1)?).ok()
     }
 
-    /// `reply_to`, if it is one. A key under which the service itself publishes is not one: an event would lie in queues
-    /// that are bound to others.
+    /// `reply_to`, if it is usable. A key under which the service itself publishes is not: the event would reach queues that
+    /// are bound for other events.
     pub fn reply_to(&self) -> Option<&str> {
         self.named_reply_to().filter(|key| !result_event::is_reserved_key(key))
     }
@@ -194,7 +203,7 @@ impl Delivery {
         self.properties.reply_to().as_ref().map(|key| key.as_str()).filter(|key| !key.is_empty())
     }
 
-    /// Every header, and the properties that have a meaning here, as texts for people.
+    /// Every header, and the properties that have a meaning here, as texts for operators.
     pub fn visible_headers(&self) -> Vec<(String, String)> {
         let properties = [
             ("message_id", self.properties.message_id()),
@@ -223,7 +232,7 @@ impl Delivery {
         Some(Death { reason: std::str::from_utf8(reason.as_bytes()).ok()?, at })
     }
 
-    /// The same of a dead letter, which may have been put back.
+    /// The same of a dead letter, which may have been published to its queue again.
     pub fn last_death(&self) -> Option<Death<'_>> {
         let put_back = self
             .header(DEAD_REASON)
@@ -231,7 +240,7 @@ impl Delivery {
         self.death().or(put_back)
     }
 
-    /// How often in a row its event was not taken, as a dead letter.
+    /// How often in a row its event was not accepted, as a dead letter.
     pub fn dead_tries(&self) -> u32 {
         self.header(DEAD_TRIES).and_then(|text| text.parse().ok()).unwrap_or(0)
     }
@@ -241,7 +250,7 @@ impl Delivery {
         self.header(DEAD_AGAIN)?.parse().ok()
     }
 
-    /// The wait of the delay queue that it came from last, as its word, and when that wait was over.
+    /// The wait of the last delay queue, by its short name, and when that wait was over.
     pub fn delay_due(&self) -> Option<(&str, Timestamp)> {
         let Death { reason: "expired", at } = self.death()? else { return None };
         let AMQPValue::FieldArray(deaths) = self.headers()?.inner().get("x-death")? else { return None };
@@ -251,12 +260,12 @@ impl Delivery {
         Some((delay, at?))
     }
 
-    /// W3C trace context, if it has that shape: it goes on into a header of HTTP.
+    /// W3C trace context, if it has that format: it is passed on in an HTTP header.
     pub fn traceparent(&self) -> Option<&str> {
         self.trace("traceparent")
     }
 
-    /// The stay that put this copy away, in the same shape.
+    /// The command span that delayed this retry message, in the same format.
     pub fn retry_trace(&self) -> Option<&str> {
         self.trace(retry_message::TRACE)
     }
@@ -285,23 +294,23 @@ impl Delivery {
         }
     }
 
-    /// Takes it off the queue for good. `Published` proves that what it led to is safe at the broker.
+    /// Removes it from its queue. `Published`: the publish that follows from it was confirmed.
     ///
     /// # Errors
-    /// [`Unsettled`] if the acknowledgement was not sent; the broker will deliver it again.
-    pub async fn ack(self, _proof: Published) -> Result<(), Unsettled> {
+    /// [`AckError`]; the broker will deliver it again.
+    pub async fn ack(self, _published: Published) -> Result<(), AckError> {
         let (sent, reported) = oneshot::channel();
-        // If nobody is left to send it, nobody answers either.
-        let _ = self.inlet.due.send(Due { tag: self.tag, sent });
-        reported.await.unwrap_or_else(|_| Err(Unsettled("its channel is gone".to_owned())))
+        // If the sender task has ended, `sent` is dropped and the result is an error.
+        let _ = self.channel.due.send(PendingAck { tag: self.tag, sent });
+        reported.await.unwrap_or_else(|_| Err(AckError::ChannelClosed))
     }
 }
 
-/// How long after acknowledgements were sent the next ones are collected.
-const TOGETHER: Duration = Duration::from_millis(2);
+/// How long acknowledgements are collected before they are sent.
+const ACK_BATCH_DELAY: Duration = Duration::from_millis(2);
 
 impl ConsumerChannel {
-    /// Begins to send what is due on `channel`, until the last delivery of it is gone.
+    /// Starts the task that sends acknowledgements on `channel`, until the last delivery of it is dropped.
     pub(super) fn new(channel: Channel) -> Arc<Self> {
         let (due, next) = mpsc::unbounded_channel();
         tokio::spawn(acknowledge(channel.clone(), next));
@@ -314,37 +323,40 @@ impl ConsumerChannel {
     }
 }
 
-/// Sends each acknowledgement by itself and never one for several tags: those of other deliveries below it may not be
-/// proven yet. The frames of those that are due together are written together.
-async fn acknowledge(channel: Channel, mut next: mpsc::UnboundedReceiver<Due>) {
+/// Sends one acknowledgement for each tag and never one for several: the publishes of deliveries with lower tags may not be
+/// confirmed yet. The frames of those that are due together are written together.
+async fn acknowledge(channel: Channel, mut next: mpsc::UnboundedReceiver<PendingAck>) {
     let mut due = Vec::new();
     while next.recv_many(&mut due, usize::MAX).await > 0 {
-        join_all(due.drain(..).map(async |Due { tag, sent }| {
-            // By the channel itself: the client's `Acker` would spawn a task for it, and ask another for that.
+        join_all(due.drain(..).map(async |PendingAck { tag, sent }| {
+            // By the channel itself: the client's `Acker` would spawn a task for each.
             let acknowledging = channel.basic_ack(tag, BasicAckOptions::default());
-            // A worker that was cut short does not listen any more.
-            let _ = sent.send(settled(SENT_WITHIN, acknowledging).await);
+            // A canceled worker no longer waits for the result.
+            let _ = sent.send(acknowledged(ACK_SEND_TIMEOUT, acknowledging).await);
         }))
         .await;
-        sleep(TOGETHER).await;
+        sleep(ACK_BATCH_DELAY).await;
     }
 }
 
-/// The longest wait for a few bytes to be handed to the connection.
-const SENT_WITHIN: Duration = Duration::from_secs(5);
+/// The longest wait until the connection accepts a few bytes.
+const ACK_SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// It is `Ok` once the frame was written; a channel that is gone, or goes first, is an error, and as the client's own
-/// recovery is off, it never comes back with other meanings for its tags. Where the connection dies at the wrong
-/// moment the client may never answer at all, and a worker that waited for it would hold its coupon's lane for ever.
-async fn settled(limit: Duration, sending: impl Future<Output = lapin::Result<()>>) -> Result<(), Unsettled> {
+/// `Ok` once the frame was written. A channel that has ended, or ends first, is an error; because the client's own recovery
+/// is off, it never comes back with other meanings for its tags. If the connection ends at the wrong moment, the client may
+/// never complete the request, and a worker that waited for it would hold its coupon's lane forever.
+async fn acknowledged(
+    limit: Duration,
+    sending: impl Future<Output = lapin::Result<()>>,
+) -> Result<(), AckError> {
     match timeout(limit, sending).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(Unsettled(error.to_string())),
-        Err(_) => Err(Unsettled(format!("its connection took nothing for {limit:?}"))),
+        Ok(Err(error)) => Err(AckError::Client(error)),
+        Err(_) => Err(AckError::TimedOut(limit)),
     }
 }
 
-/// Whether the client did not read some of these headers, at any level.
+/// Whether the client could not decode some of these headers, at any level.
 fn is_marked(headers: &FieldTable) -> bool {
     headers.inner().iter().any(|(name, value)| name.as_str() == UNDECODABLE || has_mark(value))
 }
@@ -357,7 +369,7 @@ fn has_mark(value: &AMQPValue) -> bool {
     }
 }
 
-/// A header as it is shown: a text as it is, a table as `{name: value, …}`.
+/// A header for operators: a text as it is, a table as `{name: value, …}`.
 fn display_value(value: &AMQPValue) -> String {
     let listed = |values: Vec<String>| values.join(", ");
     match value {
@@ -396,9 +408,9 @@ mod tests {
 
     #[tokio::test]
     async fn only_an_acknowledgement_that_was_sent_settles() {
-        assert_eq!(settled(SENT_WITHIN, async { Ok(()) }).await, Ok(()));
+        acknowledged(ACK_SEND_TIMEOUT, async { Ok(()) }).await.unwrap();
         let closed = lapin::ErrorKind::InvalidConnectionState(lapin::ConnectionState::Closed);
-        settled(SENT_WITHIN, async { Err(closed.into()) }).await.unwrap_err();
-        settled(Duration::from_millis(1), std::future::pending()).await.unwrap_err();
+        acknowledged(ACK_SEND_TIMEOUT, async { Err(closed.into()) }).await.unwrap_err();
+        acknowledged(Duration::from_millis(1), std::future::pending()).await.unwrap_err();
     }
 }

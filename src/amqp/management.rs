@@ -1,5 +1,5 @@
-//! Requests to the broker's management API, for `redeemer check`: what AMQP does not show. None of them changes
-//! anything, and the service itself never asks: it must not depend on a plugin.
+//! Requests to the broker's management API, for `redeemer check`: facts that AMQP does not show. None of them changes
+//! anything, and the service itself never sends one: it must not depend on a plugin.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,25 +22,25 @@ pub struct Management {
     vhost: String,
 }
 
-/// Why a request was not answered.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ManagementError {
-    /// Nothing to ask with.
+    /// The broker settings are unusable.
     #[error(transparent)]
     Settings(#[from] CannotConnect),
-    /// The URL is not one, or the HTTP client could not be made.
+    /// The URL is invalid, or the HTTP client could not be created.
     #[error("broker.management_uri: {0}")]
     Uri(String),
-    /// The user is not let in.
-    #[error("the management API does not let user {user} in ({status})")]
+    /// The user is not authorized.
+    #[error("the management API rejects user {user} ({status}): give the user the tag monitoring")]
     Forbidden {
-        /// Who asked.
+        /// The user.
         user: String,
         /// 401 or 403.
         status: u16,
     },
-    /// No answer, or one that makes no sense.
-    #[error("the management API at {at} does not answer: {why}")]
+    /// No response, or an invalid one.
+    #[error("the management API at {at} does not respond: {why}")]
     NoResponse {
         /// Host and port.
         at: String,
@@ -53,7 +53,7 @@ pub enum ManagementError {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Queue {
-    /// What it was declared with.
+    /// The arguments of its declaration.
     pub arguments: BTreeMap<String, Value>,
     /// The policy that applies to it.
     #[serde(deserialize_with = "name")]
@@ -61,10 +61,10 @@ pub struct Queue {
     /// The operator policy that applies to it.
     #[serde(deserialize_with = "name")]
     pub operator_policy: Option<String>,
-    /// What both policies come to.
+    /// The result of both policies.
     #[serde(deserialize_with = "definition")]
     pub effective_policy_definition: BTreeMap<String, Value>,
-    /// Who consumes it.
+    /// Its consumers.
     pub consumer_details: Vec<Consumer>,
 }
 
@@ -72,11 +72,11 @@ pub struct Queue {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Consumer {
-    /// After this time the broker takes back what it has not acknowledged, in milliseconds; newer brokers report it.
+    /// After this time the broker requeues deliveries that are not acknowledged, in milliseconds; newer brokers report it.
     pub consumer_timeout: Option<Value>,
 }
 
-/// A resource that a node has too little of. While there is one nobody can publish.
+/// A resource that a node has too little of. Meanwhile no message can be published.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Alarm {
     /// Which node.
@@ -90,11 +90,11 @@ pub struct Alarm {
 pub struct Mismatch {
     /// The policy key or the argument.
     pub key: String,
-    /// What it is.
+    /// The value.
     pub found: String,
-    /// What it would have to be.
-    pub wanted: String,
-    /// Whether a policy says so, not an argument.
+    /// The required value.
+    pub expected: String,
+    /// Whether the value comes from a policy, not from an argument.
     pub by_policy: bool,
 }
 
@@ -114,16 +114,16 @@ fn definition<'de, D: serde::Deserializer<'de>>(
     })
 }
 
-/// The longest answer that is read, in bytes.
-const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// The longest wait for one answer: the API gathers some of them from all nodes.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The longest response that is read, in bytes.
+const RESPONSE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// The longest wait for one response: the API gathers some of them from all nodes.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Management {
-    /// Makes a client for the API at `uri`. Without user and password in it, those of the broker's first URI are used.
+    /// Creates a client for the API at `uri`. Without user and password in it, those of the broker's first URI are used.
     ///
     /// # Errors
-    /// [`ManagementError`] if there is nothing to ask with.
+    /// [`ManagementError`] if the settings are unusable.
     pub fn new(uri: &str, settings: &AmqpSettings) -> Result<Self, ManagementError> {
         let bad = |why: String| ManagementError::Uri(why);
         let mut base = Url::parse(uri).map_err(|error| bad(error.to_string()))?;
@@ -138,7 +138,7 @@ impl Management {
             .no_proxy()
             .tls_version_min(reqwest::tls::Version::TLS_1_2)
             .connect_timeout(settings.connect_timeout)
-            .timeout(PATIENCE);
+            .timeout(REQUEST_TIMEOUT);
         let tls = settings.tls.read().map_err(CannotConnect::from)?;
         if let Some(pem) = tls.cert_chain {
             let certificates = reqwest::Certificate::from_pem_bundle(pem.as_bytes());
@@ -148,13 +148,13 @@ impl Management {
         Ok(Self { http, base, user, password: SecretString::from(password), vhost: broker.vhost })
     }
 
-    /// Who asks.
+    /// The user of the requests.
     pub fn user(&self) -> &str {
         &self.user
     }
 
-    /// Whether the way to it is open to others: not encrypted, and not on this machine.
-    pub fn exposed(&self) -> bool {
+    /// Whether the password would travel unencrypted beyond this machine.
+    pub fn is_cleartext(&self) -> bool {
         let loopback = match self.base.host_str().unwrap_or_default().trim_matches(['[', ']']) {
             "localhost" => true,
             host => host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback()),
@@ -185,11 +185,11 @@ impl Management {
             #[serde(default)]
             alarms: Vec<Alarm>,
         }
-        let answer: Option<Alarms> = self.get(&["health", "checks", "alarms"]).await?;
-        Ok(answer.map_or_else(Vec::new, |answer| answer.alarms))
+        let response: Option<Alarms> = self.get(&["health", "checks", "alarms"]).await?;
+        Ok(response.map_or_else(Vec::new, |response| response.alarms))
     }
 
-    /// A queue; `None` if none exists of this name. What the API knows of policies is up to five seconds old.
+    /// A queue; `None` if it does not exist. Policies in the response are up to five seconds old.
     ///
     /// # Errors
     /// [`ManagementError`]
@@ -216,21 +216,21 @@ impl Management {
         Ok(bindings.iter().any(|binding| binding.routing_key == routing_key))
     }
 
-    /// GET; `None` for 404. A health check answers 503 with the same body where it fails.
+    /// GET; `None` for 404. A health check that fails responds with 503 and the same body.
     async fn get<T: DeserializeOwned>(&self, path: &[&str]) -> Result<Option<T>, ManagementError> {
         let at = format!(
             "{}:{}",
             self.base.host_str().unwrap_or_default(),
             self.base.port_or_known_default().unwrap_or_default()
         );
-        let no_answer = |why: String| ManagementError::NoResponse { at: at.clone(), why };
+        let no_response = |why: String| ManagementError::NoResponse { at: at.clone(), why };
         let mut url = self.base.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
             // A virtual host may be called "/".
             segments.pop_if_empty().push("api").extend(path);
         }
         let request = self.http.get(url).basic_auth(&self.user, Some(self.password.expose_secret()));
-        let network = |error: reqwest::Error| no_answer(in_words(&error.without_url()));
+        let network = |error: reqwest::Error| no_response(chain_text(&error.without_url()));
         let mut response = request.send().await.map_err(network)?;
         let status = response.status();
         match status {
@@ -239,28 +239,28 @@ impl Management {
                 return Err(ManagementError::Forbidden { user: self.user.clone(), status: status.as_u16() });
             }
             StatusCode::OK | StatusCode::SERVICE_UNAVAILABLE => {}
-            status => return Err(no_answer(format!("status {status}"))),
+            status => return Err(no_response(format!("status {status}"))),
         }
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(network)? {
-            if body.len() + chunk.len() > ANSWER_BYTES_MAX {
-                return Err(no_answer(format!("its answer is longer than {ANSWER_BYTES_MAX} bytes")));
+            if body.len() + chunk.len() > RESPONSE_BYTES_MAX {
+                return Err(no_response(format!("its response is longer than {RESPONSE_BYTES_MAX} bytes")));
             }
             body.extend_from_slice(&chunk);
         }
-        serde_json::from_slice(&body).map(Some).map_err(|error| no_answer(error.to_string()))
+        serde_json::from_slice(&body).map(Some).map_err(|error| no_response(error.to_string()))
     }
 }
 
 /// A URL that a service on the web may have.
 pub fn web_address(text: &str) -> Option<reqwest::Url> {
     let url = reqwest::Url::parse(text).ok()?;
-    // What stands behind an @ that nobody encoded would be shown as a path.
+    // The text after an @ that is not encoded would be shown as a path.
     let plain = !url.path().contains('@') && url.query().is_none() && url.fragment().is_none();
     (matches!(url.scheme(), "http" | "https") && url.has_host() && plain).then_some(url)
 }
 
-fn in_words(error: &dyn std::error::Error) -> String {
+fn chain_text(error: &dyn std::error::Error) -> String {
     let mut words = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -292,38 +292,39 @@ fn plain(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// What is not as `object`, a queue of the plan, must be. `held` is the longest that a command is usually held.
+/// The settings of `queue` that differ from `expected`, a queue of the plan. `held_max` is the longest that a command is
+/// usually held.
 ///
-/// An argument and a policy are combined by the broker: of two numbers the smaller one counts, `overflow` is the
-/// policy's, and the rest is the argument's. So a policy matters only where it takes something away.
-pub fn unfit(object: &Object, queue: &Queue, held: Duration) -> Vec<Mismatch> {
-    let Object::Queue { arguments, .. } = object else { return Vec::new() };
-    let wanted = |key: &str| arguments.iter().find(|(name, _)| name.strip_prefix("x-") == Some(key));
-    let mut unfit = Vec::new();
-    for (name, wanted) in arguments {
+/// The broker combines arguments and policies: of two numbers the smaller one counts, `overflow` is the policy's, and the
+/// rest is the argument's. So a policy matters only if it restricts an argument.
+pub fn mismatches(expected: &Object, queue: &Queue, held_max: Duration) -> Vec<Mismatch> {
+    let Object::Queue { arguments, .. } = expected else { return Vec::new() };
+    let argument = |key: &str| arguments.iter().find(|(name, _)| name.strip_prefix("x-") == Some(key));
+    let mut mismatches = Vec::new();
+    for (name, required) in arguments {
         let found = queue.arguments.get(*name);
-        let same = match (wanted, found) {
-            (Argument::Text(wanted), Some(Value::String(found))) => wanted == found,
-            (Argument::Number(wanted), Some(found)) => found.as_i64() == Some(*wanted),
+        let same = match (required, found) {
+            (Argument::Text(required), Some(Value::String(found))) => required == found,
+            (Argument::Number(required), Some(found)) => found.as_i64() == Some(*required),
             _ => false,
         };
         if !same {
-            unfit.push(Mismatch {
+            mismatches.push(Mismatch {
                 key: (*name).to_owned(),
                 found: shown(found),
-                wanted: wanted.to_string(),
+                expected: required.to_string(),
                 by_policy: false,
             });
         }
     }
     let limits = ["delivery-limit", "message-ttl", "max-length", "max-length-bytes", "expires"];
     for key in limits {
-        let bound = wanted(key);
+        let bound = argument(key);
         if bound.is_none()
             && let Some(found) = queue.arguments.get(&format!("x-{key}"))
         {
             let (key, found) = (format!("x-{key}"), shown(Some(found)));
-            unfit.push(Mismatch { key, found, wanted: "nothing".to_owned(), by_policy: false });
+            mismatches.push(Mismatch { key, found, expected: "nothing".to_owned(), by_policy: false });
         }
         let Some(found) = queue.effective_policy_definition.get(key) else { continue };
         let harmless = match bound {
@@ -333,19 +334,25 @@ pub fn unfit(object: &Object, queue: &Queue, held: Duration) -> Vec<Mismatch> {
             _ => false,
         };
         if !harmless {
-            let wanted = bound.map_or_else(|| "nothing".to_owned(), |(_, bound)| format!("{bound} or more"));
-            unfit.push(Mismatch { key: key.to_owned(), found: shown(Some(found)), wanted, by_policy: true });
+            let expected =
+                bound.map_or_else(|| "nothing".to_owned(), |(_, bound)| format!("{bound} or more"));
+            mismatches.push(Mismatch {
+                key: key.to_owned(),
+                found: shown(Some(found)),
+                expected,
+                by_policy: true,
+            });
         }
     }
     if let (Some(found), Some((_, bound))) =
-        (queue.effective_policy_definition.get("overflow"), wanted("overflow"))
+        (queue.effective_policy_definition.get("overflow"), argument("overflow"))
         && !matches!((bound, found), (Argument::Text(bound), Value::String(found)) if bound == found)
     {
-        let (key, found, wanted) = ("overflow".to_owned(), shown(Some(found)), bound.to_string());
-        unfit.push(Mismatch { key, found, wanted, by_policy: true });
+        let (key, found, expected) = ("overflow".to_owned(), shown(Some(found)), bound.to_string());
+        mismatches.push(Mismatch { key, found, expected, by_policy: true });
     }
-    let wanted = format!("well over {} ms", held.as_millis());
-    let short = |found: &Value| found.as_u64().is_some_and(|found| u128::from(found) <= held.as_millis());
+    let expected = format!("well over {} ms", held_max.as_millis());
+    let short = |found: &Value| found.as_u64().is_some_and(|found| u128::from(found) <= held_max.as_millis());
     let timeouts = [
         (queue.effective_policy_definition.get("consumer-timeout"), "consumer-timeout", true),
         (queue.arguments.get("x-consumer-timeout"), "x-consumer-timeout", false),
@@ -361,10 +368,10 @@ pub fn unfit(object: &Object, queue: &Queue, held: Duration) -> Vec<Mismatch> {
     for (found, key, by_policy) in timeouts {
         if let Some(found) = found.filter(|found| short(found)) {
             let (key, found) = (key.to_owned(), shown(Some(found)));
-            unfit.push(Mismatch { key, found, wanted: wanted.clone(), by_policy });
+            mismatches.push(Mismatch { key, found, expected: expected.clone(), by_policy });
         }
     }
-    unfit
+    mismatches
 }
 
 fn shown(value: Option<&Value>) -> String {
@@ -402,12 +409,14 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_matters_where_it_takes_something_away() {
-        let check = |policy: Value, wanted: &[&str]| {
-            let found = unfit(&commands(), &queue(policy.clone()), HELD);
-            let found: Vec<_> =
-                found.iter().map(|unfit| format!("{} {} {}", unfit.key, unfit.found, unfit.wanted)).collect();
-            assert_eq!(found, wanted, "{policy}");
+    fn policy_matters_only_if_it_restricts_an_argument() {
+        let check = |policy: Value, expected: &[&str]| {
+            let found = mismatches(&commands(), &queue(policy.clone()), HELD);
+            let found: Vec<_> = found
+                .iter()
+                .map(|mismatch| format!("{} {} {}", mismatch.key, mismatch.found, mismatch.expected))
+                .collect();
+            assert_eq!(found, expected, "{policy}");
         };
         check(json!({}), &[]);
         check(json!([]), &[]);
@@ -424,16 +433,17 @@ mod tests {
     }
 
     #[test]
-    fn arguments_and_consumers_are_looked_at_too() {
+    fn arguments_and_consumers_are_compared_too() {
         let mut found = queue(json!({}));
         found.arguments.remove("x-dead-letter-strategy");
         found.arguments.insert("x-max-length".to_owned(), json!(7));
         found.consumer_details =
             vec![Consumer { consumer_timeout: None }, Consumer { consumer_timeout: Some(json!(2_000)) }];
-        let keys: Vec<_> = unfit(&commands(), &found, HELD).into_iter().map(|unfit| unfit.key).collect();
+        let keys: Vec<_> =
+            mismatches(&commands(), &found, HELD).into_iter().map(|mismatch| mismatch.key).collect();
         assert_eq!(keys, ["x-dead-letter-strategy", "x-max-length", "consumer_timeout"]);
         found.effective_policy_definition.insert("max-length".to_owned(), json!(9));
-        assert_eq!(unfit(&commands(), &found, HELD).len(), 4);
+        assert_eq!(mismatches(&commands(), &found, HELD).len(), 4);
     }
 
     #[test]

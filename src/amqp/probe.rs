@@ -1,9 +1,9 @@
-//! What the broker is, and what its user may do: for `redeemer check`, and for a session before it consumes. Nothing here
-//! changes anything.
+//! The broker's version and the permissions of its user: for `redeemer check`, and for a session before it consumes. Nothing
+//! here changes anything.
 //!
-//! The broker looks at a right before it looks at the rest of a request. So each right is tried with a request that
-//! it must refuse for another reason: a publish whose expiration is no number, a consumer whose priority is not one. How
-//! large a message may be the broker does not say, so that is tried, too.
+//! The broker checks a permission before it checks the rest of a request. So each right is probed with a request that it
+//! must refuse for another reason: a publish whose expiration is no number, a consumer whose priority is no number. The
+//! broker does not report its message size limit, so that is probed, too.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::amqp::confirm::PublishRejection;
 use crate::amqp::connection::{AmqpSettings, CannotConnect, address, connect_any};
 use crate::amqp::topology::{Mode, Names, Topology, delay_name};
 
-/// The routing key of probes: such as every event of a redeemed coupon has.
+/// The routing key of probes, in the form of that of an event of a redeemed coupon.
 pub(crate) const EVENT_PROBE_KEY: &str = "redemption.redeemed.0";
 
 /// Who needs a right.
@@ -33,14 +33,14 @@ pub enum Need {
     Console,
 }
 
-/// A right that somebody needs.
+/// A right that the service or the operator console needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Right {
     /// To publish to an exchange; the one without a name is `amq.default` in permissions.
     Write {
         /// The exchange.
         exchange: String,
-        /// The routing key, which topic permissions look at.
+        /// The routing key, for topic permissions.
         routing_key: String,
     },
     /// To consume from this queue.
@@ -49,13 +49,13 @@ pub enum Right {
 
 /// Whether a right is held.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Permissions {
+pub enum RightStatus {
     /// It is.
     Granted,
     /// It is not: the broker's words.
     Missing(String),
-    /// It cannot be said: the broker's words.
-    Unclear(String),
+    /// Unknown: the broker's words.
+    Undetermined(String),
 }
 
 impl Right {
@@ -74,10 +74,10 @@ pub(super) fn needed_to_publish(topology: &Topology) -> Vec<Right> {
     [results].into_iter().chain(retry).chain([parked, Right::write("", &names.commands)]).collect()
 }
 
-/// Tries one right on a channel of its own. `None` if it is held.
+/// Probes one right on a channel of its own. `None` if it is held.
 ///
 /// # Errors
-/// The client's, if the broker did not answer.
+/// The client's, if the broker did not respond.
 pub(super) async fn rejection(
     connection: &Connection,
     right: &Right,
@@ -85,18 +85,18 @@ pub(super) async fn rejection(
     rejection_on(&connection.create_channel().await?, right).await
 }
 
-/// Tries one right on a channel, which it ends.
+/// Probes one right on a channel, which it ends.
 pub(super) async fn rejection_on(
     channel: &Channel,
     right: &Right,
 ) -> lapin::Result<Option<PublishRejection>> {
-    let Err(error) = attempt_on(channel, right).await else { return Ok(None) };
+    let Err(error) = probe_right_on(channel, right).await else { return Ok(None) };
     let (place, routing_key) = match right {
         Right::Write { exchange, routing_key } => (exchange.clone(), routing_key.clone()),
         Right::Read(queue) => (queue.clone(), String::new()),
     };
     match error.kind() {
-        // What the probe asks to be refused for.
+        // The refusal that the probe provokes.
         ErrorKind::ProtocolError(fault) if fault.get_id() == 406 => Ok(None),
         ErrorKind::ProtocolError(fault) if matches!(fault.kind(), AMQPErrorKind::Soft(_)) => {
             Ok(Some(PublishRejection::new(place, routing_key, &error)))
@@ -105,12 +105,12 @@ pub(super) async fn rejection_on(
     }
 }
 
-/// Tries every permission that the service or the operator console needs, except that to configure: the survey of the
+/// Probes every permission that the service or the operator console needs, except that to configure: the check of the
 /// topology shows that one.
 ///
 /// # Errors
 /// [`CannotConnect`]
-pub async fn rights(settings: &AmqpSettings) -> Result<Vec<(Right, Need, Permissions)>, CannotConnect> {
+pub async fn rights(settings: &AmqpSettings) -> Result<Vec<(Right, Need, RightStatus)>, CannotConnect> {
     let (connection, at) = connect_any(settings, "redeemer check").await?;
     let (names, limit) = (&settings.topology.names, settings.connect_timeout);
     let mut rights = Vec::new();
@@ -123,23 +123,23 @@ pub async fn rights(settings: &AmqpSettings) -> Result<Vec<(Right, Need, Permiss
         (Need::Service, Right::write(&names.retry, "redeemer.check")),
         (Need::Service, Right::write(&names.results, EVENT_PROBE_KEY)),
         (Need::Service, Right::write(&names.parked, "")),
-        // Where every connection proves that confirms come.
+        // For the confirm probe of every connection.
         (Need::Service, Right::write("", "redeemer.check")),
     ] {
-        let tried = timeout(limit, attempt(&connection, &right)).await;
-        let step = "looking at the permissions";
+        let tried = timeout(limit, probe_right(&connection, &right)).await;
+        let step = "the permission probes";
         let tried = tried.map_err(|_| CannotConnect::TimedOut { at: at.clone(), step, limit })?;
         let held = match tried {
-            Ok(()) => Permissions::Granted,
+            Ok(()) => RightStatus::Granted,
             Err(error) => match error.kind() {
                 ErrorKind::ProtocolError(fault) if fault.get_id() == 403 => {
-                    Permissions::Missing(fault.get_message().to_string())
+                    RightStatus::Missing(fault.get_message().to_string())
                 }
-                // The refusal that was asked for; or the thing is not there, which the broker sees after the right.
+                // The provoked refusal; or the object does not exist, which the broker checks after the right.
                 ErrorKind::ProtocolError(fault) if matches!(fault.get_id(), 404 | 406) => {
-                    Permissions::Granted
+                    RightStatus::Granted
                 }
-                _ => Permissions::Unclear(error.to_string()),
+                _ => RightStatus::Undetermined(error.to_string()),
             },
         };
         rights.push((right, need, held));
@@ -148,11 +148,11 @@ pub async fn rights(settings: &AmqpSettings) -> Result<Vec<(Right, Need, Permiss
     Ok(rights)
 }
 
-async fn attempt(connection: &Connection, right: &Right) -> lapin::Result<()> {
-    attempt_on(&connection.create_channel().await?, right).await
+async fn probe_right(connection: &Connection, right: &Right) -> lapin::Result<()> {
+    probe_right_on(&connection.create_channel().await?, right).await
 }
 
-async fn attempt_on(channel: &Channel, right: &Right) -> lapin::Result<()> {
+async fn probe_right_on(channel: &Channel, right: &Right) -> lapin::Result<()> {
     match right {
         Right::Write { exchange, routing_key } => {
             channel.confirm_select(ConfirmSelectOptions::default()).await?;
@@ -162,7 +162,7 @@ async fn attempt_on(channel: &Channel, right: &Right) -> lapin::Result<()> {
             channel.basic_publish(exchange.as_str().into(), key, options, b"", properties).await?.await?;
         }
         Right::Read(queue) => {
-            // Should a broker take it all the same, it hands over one message, and gets it back at once.
+            // If a broker accepts it all the same, it delivers one message, which is requeued at once.
             channel.basic_qos(1, BasicQosOptions::default()).await?;
             let mut arguments = FieldTable::default();
             arguments.insert("x-priority".into(), AMQPValue::LongString("no number".into()));
@@ -174,8 +174,8 @@ async fn attempt_on(channel: &Channel, right: &Right) -> lapin::Result<()> {
     Ok(())
 }
 
-/// The command that gives the service's user the rights that it needs, and no others.
-pub fn granting(settings: &AmqpSettings, mode: Mode) -> String {
+/// The command that grants the service's user the rights that it needs, and no others.
+pub fn set_permissions_command(settings: &AmqpSettings, mode: Mode) -> String {
     let (user, vhost) = (settings.user().unwrap_or_default(), settings.vhost().unwrap_or_default());
     let [configure, write, read] = least_rights(&settings.topology.names, mode);
     format!("rabbitmqctl set_permissions -p '{vhost}' '{user}' '{configure}' '{write}' '{read}'")
@@ -190,12 +190,12 @@ fn least_rights(names: &Names, mode: Mode) -> [String; 3] {
     let Names { commands, retry, results, unrouted, parked, dead, instances } = names;
     let [commands, retry, results, unrouted, parked, dead, instances] =
         [commands, retry, results, unrouted, parked, dead, instances].map(|name| literal(name));
-    // To look whether a thing is there takes no right, so a service that makes nothing needs no more to verify.
+    // A passive declaration needs no right, so a service that creates nothing needs no more to verify.
     if mode != Mode::Create {
         let write = format!("^({results}|{retry}|{parked}|amq\\.default)$");
         return ["^$".to_owned(), write, format!("^({commands}|{dead}|{instances})$")];
     }
-    // To declare a queue that dead-letters takes the right to read it and to write where it dead-letters to.
+    // To declare a queue that dead-letters needs the right to read it and to write to its dead-letter exchange.
     let all = format!(
         "{commands}|{retry}(\\..*)?|{results}|{unrouted}|{dead}|{instances}|{parked}(\\.(audit|look))?"
     );

@@ -1,12 +1,13 @@
-//! Publishes, and proves it: a [`Published`] exists only for what the broker confirmed and did not return.
+//! Publishes with confirms: a [`Published`] exists only for a message that the broker confirmed and did not return.
 //!
-//! Events go side by side on one channel. While several wait for their confirms the client can attach a return to the
-//! wrong one, and what was returned then looks confirmed; an event that no queue takes is still caught by the alternate
-//! exchange. A copy or a parked command has no such net: these go one at a time on each of a few channels of their own.
+//! Events share one channel. While several wait for their confirms the client can attach a return to the wrong one, and the
+//! returned message then looks confirmed; an event that no queue receives is still routed by the alternate exchange. A
+//! retry message or a parked command has no such fallback, so these are published one at a time on each of a few isolated
+//! channels.
 //!
 //! A channel's error (a missing right, a missing exchange, a message that is too large) ends that channel and nothing
-//! else. The broker closes it over one message and takes all others on it along, so each of these is published again
-//! alone, and only what is rejected alone is [`PublishFailure::Rejected`].
+//! else. The broker closes it because of one message, and the others on it are not confirmed either. So each of them is
+//! published again on an isolated channel, and only one that is rejected there is [`PublishFailure::Rejected`].
 
 mod carried;
 
@@ -39,16 +40,16 @@ pub const PARKED_REASON: &str = "x-redemption-parked-reason";
 /// When a command was parked, RFC 3339, as a header.
 pub const PARKED_AT: &str = "x-redemption-parked-at";
 
-/// How many channels there are at most for what is published alone. A flood of commands that end without a call, or are
-/// delayed, is as fast as these: each waits for the disks of the quorum.
-const ISOLATE_AFTER: usize = 4;
-/// How long everything is published alone after the broker closed the shared channel: another message like the one that
-/// it closed it over would take its neighbors along again.
+/// The number of isolated channels. It limits the rate of commands that are delayed or parked: each waits for the disks of
+/// the quorum.
+const ISOLATED_CHANNELS: usize = 4;
+/// How long only isolated channels are used after the broker closed the shared channel: another message like the one that
+/// caused it would affect the others again.
 const ISOLATION: Duration = Duration::from_secs(5);
-/// How long the answer of a probe holds: many publishes that are rejected at once ask for one.
-const PROBE_HOLDS: Duration = Duration::from_secs(1);
+/// How long the result of a probe is used: many publishes that are rejected at once need it.
+const PROBE_VALID_FOR: Duration = Duration::from_secs(1);
 
-/// Publishes on two channels of one connection.
+/// Publishes on a shared channel and up to four isolated ones.
 #[derive(Clone)]
 pub struct Publisher(Arc<Inner>);
 
@@ -56,25 +57,25 @@ struct Inner {
     /// Channels are opened on it as long as its owner lives.
     connection: Weak<BrokerConnection>,
     health: watch::Receiver<Health>,
-    /// Where messages go side by side.
+    /// The shared channel.
     channel: Mutex<Channel>,
-    /// Held by who takes another channel in place of one that has ended.
+    /// Held by the task that replaces a shared channel that has ended.
     isolating: tokio::sync::Mutex<()>,
-    /// Until when nothing goes side by side.
+    /// Until when the shared channel is not used.
     isolated_until: Mutex<Option<Instant>>,
-    /// Where one goes at a time on each, from the publish to its confirm. None once a confirm was not waited for, because
-    /// the next message could get the confirm that was meant for the last, and none after the broker closed it: then the
-    /// next one opens another.
-    alone: [tokio::sync::Mutex<Option<Channel>>; ISOLATE_AFTER],
-    /// Counts those who found none of these free.
+    /// Each is used for one message at a time, from the publish to its confirm. `None` once a confirm was not waited for,
+    /// because the next message could get the confirm of the last one, and after the broker closed it: then the next
+    /// message opens another.
+    isolated_channels: [tokio::sync::Mutex<Option<Channel>>; ISOLATED_CHANNELS],
+    /// Counts the publishes that found none of these free.
     queued: AtomicUsize,
-    /// When results were probed last, and what the broker said.
+    /// When the results exchange was probed last, and the result.
     results_probed: tokio::sync::Mutex<Option<(Instant, EventsAccepted)>>,
     /// The confirm is registered and the frames are queued under different locks inside the client: two tasks that
-    /// publish at once can get each other's confirms. Anyone who publishes holds this lock for both.
-    order: Mutex<()>,
+    /// publish at once can get each other's confirms. Every publish holds this lock for both.
+    publish_order: Mutex<()>,
     confirm_timeout: Duration,
-    /// Whether a publish waits for the end of an alarm, or fails soon: a person waits for it.
+    /// Whether a publish waits for the end of an alarm, or fails soon because an operator waits for it.
     waits_while_blocked: bool,
     commands: ShortString,
     results: ShortString,
@@ -84,8 +85,8 @@ struct Inner {
 }
 
 impl Publisher {
-    /// Opens every channel that it uses: one that exceeds a user's limit ends the whole connection, and nothing must be in
-    /// hand then.
+    /// Opens every channel that it uses: one that exceeds a user's limit ends the whole connection, and no delivery must be
+    /// unsettled then.
     pub(super) async fn open(
         connection: &Arc<BrokerConnection>,
         health: watch::Receiver<Health>,
@@ -95,17 +96,17 @@ impl Publisher {
         let open = || confirming(connection);
         let (channel, first, second, third, fourth) =
             tokio::try_join!(open(), open(), open(), open(), open())?;
-        let alone = [first, second, third, fourth];
+        let isolated = [first, second, third, fourth];
         Ok(Self(Arc::new(Inner {
             connection: Arc::downgrade(connection),
             health,
             channel: Mutex::new(channel),
             isolating: tokio::sync::Mutex::default(),
             isolated_until: Mutex::default(),
-            alone: alone.map(|channel| tokio::sync::Mutex::new(Some(channel))),
+            isolated_channels: isolated.map(|channel| tokio::sync::Mutex::new(Some(channel))),
             queued: AtomicUsize::new(0),
             results_probed: tokio::sync::Mutex::default(),
-            order: Mutex::default(),
+            publish_order: Mutex::default(),
             confirm_timeout,
             waits_while_blocked: true,
             commands: names.commands.as_str().into(),
@@ -116,8 +117,7 @@ impl Publisher {
         })))
     }
 
-    /// The same publisher for somebody who waits in front of it: what is published while the broker blocks the connection
-    /// fails within a second.
+    /// The same publisher for an operator: a publish fails within a second if the broker blocks the connection.
     pub(super) fn failing_while_blocked(mut self) -> Self {
         if let Some(inner) = Arc::get_mut(&mut self.0) {
             inner.waits_while_blocked = false;
@@ -125,18 +125,18 @@ impl Publisher {
         self
     }
 
-    /// Takes other channels for what is published from now on. Where the leader of a quorum queue is lost at the wrong
-    /// moment, the broker goes on refusing whatever comes by a channel that it had open then, long after there is another
-    /// leader (seen for minutes on a cluster of RabbitMQ 3.10.8). What waits for its confirm keeps its channel.
+    /// Replaces the channels. If the leader of a quorum queue is lost at the wrong moment, the broker rejects every message
+    /// on a channel that was open then, long after there is another leader (seen for minutes on a cluster of RabbitMQ
+    /// 3.10.8). A publish that waits for its confirm keeps its channel.
     pub(super) async fn renew(&self, connection: &Connection) -> lapin::Result<()> {
         let channel = confirming(connection).await?;
         *self.0.channel.lock().unwrap_or_else(PoisonError::into_inner) = channel;
-        // Anyone who publishes there now comes again, and finds the new one then.
-        for place in &self.0.alone {
-            if let Ok(mut place) = place.try_lock()
-                && place.is_some()
+        // A publish that uses one now returns it; it is replaced by the next renewal.
+        for slot in &self.0.isolated_channels {
+            if let Ok(mut slot) = slot.try_lock()
+                && slot.is_some()
             {
-                *place = Some(confirming(connection).await?);
+                *slot = Some(confirming(connection).await?);
             }
         }
         Ok(())
@@ -175,7 +175,7 @@ impl Publisher {
         self.publish(&self.0.results, &event.routing_key, properties, &event.body).await
     }
 
-    /// Publishes a copy of `command` to the delay queue of `wait`, with `headers` that carry its progress.
+    /// Publishes the retry message of `command` to the delay queue of `wait`, with its progress in `headers`.
     ///
     /// # Errors
     /// [`PublishFailure`]
@@ -189,8 +189,8 @@ impl Publisher {
         self.publish_alone(&self.0.retry, &delay_name(wait), properties, command.body()).await
     }
 
-    /// Puts `command` back into the command queue as a new message, with `headers` that carry its progress if it has
-    /// any. Given back as it is, it would count as delivered in vain.
+    /// Publishes `command` to the command queue again, as a new message, with its progress, if any, in `headers`. A
+    /// requeued delivery would count as a failed one.
     ///
     /// # Errors
     /// [`PublishFailure`]
@@ -199,14 +199,14 @@ impl Publisher {
         command: &Delivery,
         mut headers: Vec<(&'static str, String)>,
     ) -> Result<Published, PublishFailure> {
-        // A session that has ended has given it back already.
+        // If the session has ended, the broker has requeued it already.
         if let Some(why) = self.0.health.borrow().lost.clone() {
             return Err(PublishFailure::Connection(why));
         }
         if headers.is_empty() {
-            // Should we die before the acknowledgement, two of it exist: this one looks before it sends.
+            // If the process ends before the acknowledgement, two messages of it exist: this one queries before its use.
             let tried = command.may_have_been_tried();
-            // One that it has already stays: it says more.
+            // An existing header is kept: it has the earlier time.
             if !command.has_header(HANDED_BACK) {
                 let first_seen = command.received_at();
                 headers.push((HANDED_BACK, HandedBack { first_seen, may_have_been_sent: tried }.to_words()));
@@ -216,7 +216,7 @@ impl Publisher {
             }
         }
         let mut properties = carried_on(command, headers);
-        // It has not waited anywhere: what its sender bounded stays bounded.
+        // It has not been delayed, so the expiration that its sender set still applies.
         if let Some(expiration) = command.properties().expiration() {
             properties = properties.with_expiration(expiration.clone());
         }
@@ -224,7 +224,7 @@ impl Publisher {
             .await
     }
 
-    /// Whether the broker closed the channel on which messages go side by side.
+    /// Whether the broker closed the shared channel.
     pub(super) fn needs_channel(&self) -> bool {
         !self.0.channel.lock().unwrap_or_else(PoisonError::into_inner).status().connected()
     }
@@ -234,7 +234,7 @@ impl Publisher {
         self.0.health.borrow().lost.is_some()
     }
 
-    /// Puts a dead letter back behind the others as a new message, with why and when it was dead-lettered.
+    /// Publishes a dead letter to its queue again, as a new message, with why and when it was dead-lettered.
     ///
     /// # Errors
     /// [`PublishFailure`]
@@ -247,7 +247,7 @@ impl Publisher {
         self.publish_alone(&ShortString::default(), self.0.dead.as_str(), properties, command.body()).await
     }
 
-    /// Sets `command` aside for a person, bytes and properties as they came.
+    /// Publishes `command` to the parked queue with its body and properties unchanged.
     ///
     /// # Errors
     /// [`PublishFailure`]
@@ -264,8 +264,8 @@ impl Publisher {
         self.publish_alone(&self.0.parked, reason, properties, command.body()).await
     }
 
-    /// Sends a parked `command` to the command exchange again, with `headers` in place of all that it carried of ours,
-    /// and `at` for when it was sent: its age must not count the days that it was parked.
+    /// Publishes a parked `command` to the command exchange again, with `headers` in place of its headers of ours, and `at`
+    /// as its time of sending: its age must not include the days that it was parked.
     ///
     /// # Errors
     /// [`PublishFailure`]
@@ -280,7 +280,7 @@ impl Publisher {
         self.publish_alone(&self.0.commands, "redemption.replay", properties, command.body()).await
     }
 
-    /// Publishes what a person did with a parked `command` to the reply exchange.
+    /// Publishes the audit event of a parked `command` to the reply exchange.
     ///
     /// # Errors
     /// [`PublishFailure`]
@@ -301,34 +301,33 @@ impl Publisher {
         self.publish(&self.0.results, &audit.routing_key, properties, &audit.body).await
     }
 
-    /// Publishes nothing to nobody: proves that confirms come, on both channels. While the broker raises an alarm they
-    /// do not.
+    /// Publishes an empty, unroutable message on both kinds of channel and waits for its confirm. While the broker raises an
+    /// alarm there is none.
     ///
     /// # Errors
     /// [`PublishFailure`]
     pub async fn confirm_probe(&self) -> Result<Published, PublishFailure> {
-        let nothing = || Message {
+        let probe = || Message {
             exchange: "".into(),
             routing_key: "redemption.nobody".into(),
             options: BasicPublishOptions::default(),
             properties: AMQPProperties::default(),
             body: b"",
         };
-        let side_by_side = async {
-            self.side_by_side(nothing()).await.map_err(|why| match why {
-                SideBySide::Ended(error) => PublishFailure::Rejected(PublishRejection::new(
-                    String::new(),
-                    nothing().routing_key.to_string(),
-                    &error,
-                )),
-                SideBySide::NotPublished(why) => why,
-            })
-        };
-        let side_by_side = self.within(side_by_side).await?;
-        Ok(side_by_side.join(self.within(self.isolated(nothing())).await?))
+        let shared =
+            async {
+                self.publish_shared(probe()).await.map_err(|why| match why {
+                    SharedPublishError::ChannelClosed(error) => PublishFailure::Rejected(
+                        PublishRejection::new(String::new(), probe().routing_key.to_string(), &error),
+                    ),
+                    SharedPublishError::NotConfirmed(why) => why,
+                })
+            };
+        let shared = self.within(shared).await?;
+        Ok(shared.join(self.within(self.publish_isolated(probe())).await?))
     }
 
-    /// What the broker said about one event that it does not accept, or that it never answered.
+    /// The broker's rejection of one event, or why it was not confirmed.
     pub fn rejection_of(&self, event: &Event, why: &PublishFailure) -> PublishRejection {
         match why {
             PublishFailure::Rejected(rejection) => rejection.clone(),
@@ -341,32 +340,32 @@ impl Publisher {
         }
     }
 
-    /// Whether events in general are taken, asked with a probe that publishes nothing. Many may ask at once.
+    /// Whether events in general are accepted, by a probe that publishes nothing. Concurrent callers share one probe.
     pub async fn results_accept_events(&self) -> EventsAccepted {
         let mut probed = self.0.results_probed.lock().await;
-        if let Some((at, answer)) = &*probed
-            && at.elapsed() < PROBE_HOLDS
+        if let Some((at, result)) = &*probed
+            && at.elapsed() < PROBE_VALID_FOR
         {
-            return answer.clone();
+            return result.clone();
         }
         let right = Right::Write {
             exchange: self.0.results.to_string(),
             routing_key: probe::EVENT_PROBE_KEY.to_owned(),
         };
-        let answer = match self.0.connection.upgrade() {
+        let result = match self.0.connection.upgrade() {
             Some(connection) => {
                 let probing = probe::rejection(&connection, &right);
                 timeout(self.0.confirm_timeout, probing).await
             }
             None => return EventsAccepted::Unknown,
         };
-        let answer = match answer {
+        let result = match result {
             Ok(Ok(None)) => EventsAccepted::Accepted,
             Ok(Ok(Some(of_all))) => EventsAccepted::Rejected(of_all),
             Ok(Err(_)) | Err(_) => EventsAccepted::Unknown,
         };
-        *probed = Some((Instant::now(), answer.clone()));
-        answer
+        *probed = Some((Instant::now(), result.clone()));
+        result
     }
 
     async fn publish(
@@ -380,14 +379,14 @@ impl Publisher {
         let publishing = async {
             if !self.is_isolating() {
                 let again = message.clone();
-                match self.side_by_side(message).await {
-                    Err(SideBySide::Ended(_)) => self.isolate().await?,
-                    Err(SideBySide::NotPublished(why)) => return Err(why),
+                match self.publish_shared(message).await {
+                    Err(SharedPublishError::ChannelClosed(_)) => self.isolate().await?,
+                    Err(SharedPublishError::NotConfirmed(why)) => return Err(why),
                     Ok(published) => return Ok(published),
                 }
-                return self.isolated(again).await;
+                return self.publish_isolated(again).await;
             }
-            self.isolated(message).await
+            self.publish_isolated(message).await
         };
         self.within(publishing).await
     }
@@ -400,11 +399,11 @@ impl Publisher {
         body: &[u8],
     ) -> Result<Published, PublishFailure> {
         let message = Message::mandatory(exchange, routing_key, properties, body);
-        self.within(self.isolated(message)).await
+        self.within(self.publish_isolated(message)).await
     }
 
     /// Bounds a publish from its first wait to its confirm. While the broker blocks the connection nothing can be
-    /// confirmed, and the alarm is reported elsewhere: such time does not count, or each alarm would cost a session.
+    /// confirmed, and the alarm is reported elsewhere: such time does not count, or each alarm would end a session.
     async fn within(
         &self,
         publishing: impl Future<Output = Result<Published, PublishFailure>>,
@@ -437,29 +436,34 @@ impl Publisher {
         }
     }
 
-    async fn side_by_side(&self, message: Message<'_>) -> Result<Published, SideBySide> {
-        let Inner { channel, order, .. } = &*self.0;
+    async fn publish_shared(&self, message: Message<'_>) -> Result<Published, SharedPublishError> {
+        let Inner { channel, publish_order, .. } = &*self.0;
         let channel = channel.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut publish = pin!(message.publish(&channel));
-        // The client does both in the first poll, before it waits for the frames to be written. Only that poll is
-        // under the lock: to hold it any longer would mean one write, and two changes of thread, per message.
+        // The client does both in the first poll, before it waits for the frames to be written. Only that poll holds the
+        // lock: holding it longer would mean one write, and two changes of thread, per message.
         let queued = poll_fn(|context| {
-            let _order = order.lock().unwrap_or_else(PoisonError::into_inner);
+            let _order = publish_order.lock().unwrap_or_else(PoisonError::into_inner);
             Poll::Ready(publish.as_mut().poll(context))
         });
         let written = match queued.await {
             Poll::Ready(written) => written,
             Poll::Pending => publish.await,
         };
-        let ended =
-            |error| if self.ended_channel(&error) { SideBySide::Ended(error) } else { lost(error).into() };
+        let ended = |error| {
+            if self.ended_channel(&error) {
+                SharedPublishError::ChannelClosed(error)
+            } else {
+                lost(error).into()
+            }
+        };
         Ok(await_confirm(written.map_err(ended)?.await.map_err(ended)?)?)
     }
 
-    async fn isolated(&self, message: Message<'_>) -> Result<Published, PublishFailure> {
-        let mut place = self.place().await;
-        // Taken out, so that anyone who is cut short here, before its confirm, leaves nothing behind.
-        let channel = match place.take() {
+    async fn publish_isolated(&self, message: Message<'_>) -> Result<Published, PublishFailure> {
+        let mut slot = self.isolated_channel().await;
+        // Taken out, so that a publish that is canceled before its confirm leaves no channel behind.
+        let channel = match slot.take() {
             Some(channel) if channel.status().connected() => channel,
             _ => self.open_channel().await?,
         };
@@ -471,20 +475,20 @@ impl Publisher {
             false => lost(error),
         };
         let confirmation = message.publish(&channel).await.map_err(ended)?.await.map_err(ended)?;
-        *place = Some(channel);
+        *slot = Some(channel);
         await_confirm(confirmation)
     }
 
-    /// A channel to publish alone on, or room for one: the first that is free.
-    async fn place(&self) -> tokio::sync::MutexGuard<'_, Option<Channel>> {
-        if let Some(free) = self.0.alone.iter().find_map(|place| place.try_lock().ok()) {
+    /// The first free isolated channel; `None` in it if it must be opened.
+    async fn isolated_channel(&self) -> tokio::sync::MutexGuard<'_, Option<Channel>> {
+        if let Some(free) = self.0.isolated_channels.iter().find_map(|slot| slot.try_lock().ok()) {
             return free;
         }
-        let nth = self.0.queued.fetch_add(1, Ordering::Relaxed) % ISOLATE_AFTER;
-        self.0.alone[nth].lock().await
+        let nth = self.0.queued.fetch_add(1, Ordering::Relaxed) % ISOLATED_CHANNELS;
+        self.0.isolated_channels[nth].lock().await
     }
 
-    /// Whether an error ended a channel and left the connection alive.
+    /// Whether an error ended a channel and not the connection.
     fn ended_channel(&self, error: &lapin::Error) -> bool {
         let of_channel = is_soft(error) || matches!(error.kind(), ErrorKind::InvalidChannelState(..));
         of_channel && self.0.connection.upgrade().is_some_and(|connection| connection.status().connected())
@@ -495,15 +499,15 @@ impl Publisher {
         until.is_some_and(|until| Instant::now() < until)
     }
 
-    /// Publishes alone for a while, and gives others another channel to publish side by side on.
+    /// Uses only isolated channels for a while, and replaces the shared channel.
     async fn isolate(&self) -> Result<(), PublishFailure> {
         let until = Instant::now() + ISOLATION;
         *self.0.isolated_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
         let ended = |channel: &Mutex<Channel>| {
             !channel.lock().unwrap_or_else(PoisonError::into_inner).status().connected()
         };
-        // One of all whose channel has ended opens another.
-        let _alone = self.0.isolating.lock().await;
+        // Only one of the tasks whose channel has ended opens another.
+        let _isolating = self.0.isolating.lock().await;
         if ended(&self.0.channel) {
             let channel = self.open_channel().await?;
             *self.0.channel.lock().unwrap_or_else(PoisonError::into_inner) = channel;
@@ -519,20 +523,20 @@ impl Publisher {
     }
 }
 
-/// Why a message that went side by side with others is not proven.
-enum SideBySide {
-    /// The channel ended, over this message or over another one.
-    Ended(lapin::Error),
-    NotPublished(PublishFailure),
+/// Why a publish on the shared channel was not confirmed.
+enum SharedPublishError {
+    /// The channel ended, because of this message or another one.
+    ChannelClosed(lapin::Error),
+    NotConfirmed(PublishFailure),
 }
 
-impl From<PublishFailure> for SideBySide {
+impl From<PublishFailure> for SharedPublishError {
     fn from(why: PublishFailure) -> Self {
-        Self::NotPublished(why)
+        Self::NotConfirmed(why)
     }
 }
 
-/// A message as it goes out.
+/// A message to publish.
 #[derive(Clone)]
 struct Message<'a> {
     exchange: ShortString,
@@ -559,7 +563,7 @@ impl<'a> Message<'a> {
     }
 }
 
-/// A channel on which the broker confirms.
+/// A channel with confirms.
 async fn confirming(connection: &Connection) -> lapin::Result<Channel> {
     let channel = connection.create_channel().await?;
     channel.confirm_select(ConfirmSelectOptions::default()).await?;
@@ -568,8 +572,8 @@ async fn confirming(connection: &Connection) -> lapin::Result<Channel> {
 
 fn await_confirm(confirmation: Confirmation) -> Result<Published, PublishFailure> {
     match confirmation {
-        // Side by side a return can be attached to a neighbor's confirm. Either way a message of ours was not routed,
-        // and to doubt the wrong one costs a repeat, not a loss.
+        // On the shared channel a return can be attached to another message's confirm. Either way a message of ours was not
+        // routed, and publishing the wrong one again costs a repeat, not a loss.
         Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => {
             Err(PublishFailure::Returned(returned.reply_text.to_string()))
         }

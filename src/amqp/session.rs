@@ -1,9 +1,9 @@
-//! The broker's edge: one *session* is one pair of connections and everything on them.
+//! A broker *session*: one pair of connections and everything on them.
 //!
-//! The client's own recovery stays off. A channel that the broker closed leaves its consumer waiting for ever, and
-//! old delivery tags acknowledge other messages after a reconnect; so whatever goes wrong ends the session, and
-//! [`crate::runtime::supervisor`] builds a new one, from the handshake to the consumer. One connection consumes and one publishes,
-//! because an alarm of the broker stops *every* write on a connection that publishes, acknowledgements included.
+//! The client's own recovery stays off. After it a channel that the broker closed leaves its consumer waiting forever, and
+//! old delivery tags acknowledge other messages; so every failure ends the session, and [`crate::runtime::supervisor`]
+//! establishes a new one, from the handshake to the consumer. One connection consumes and one publishes, because an alarm
+//! of the broker stops *every* write on a connection that publishes, acknowledgements included.
 
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
@@ -33,31 +33,31 @@ use crate::amqp::topology::{Names, TopologyFault, establish};
 
 /// A pair of connections with everything on them.
 ///
-/// It opens every channel before it consumes: a user's limit on channels ends a whole connection when it is exceeded, and
-/// nothing must be in hand then.
+/// It opens every channel before it consumes: a user's limit on channels ends a whole connection when it is exceeded, and no
+/// delivery must be unsettled then.
 pub struct Session {
     consuming: BrokerConnection,
     publishing: Arc<BrokerConnection>,
-    inlet: Arc<ConsumerChannel>,
-    /// Where queues are counted; the broker closes it over one that is missing.
+    consumer_channel: Arc<ConsumerChannel>,
+    /// Queue depths and consumers are read on it; the broker closes it if a queue is missing.
     auxiliary: tokio::sync::Mutex<Auxiliary>,
     publisher: Publisher,
-    /// How many consumers of the command queue are our own.
+    /// The number of our own consumers of the command queue.
     consumers: AtomicU32,
     health: watch::Sender<Health>,
     at: String,
     settings: AmqpSettings,
 }
 
-/// The channel that may fail without harm.
+/// The channels that may fail without ending the session.
 struct Auxiliary {
     channel: Channel,
     opened: Instant,
-    /// What makes us count among the instances, on a channel of its own: a queue that is missing must not end it.
+    /// Our consumer of the instances queue, on a channel of its own: a missing queue must not end it.
     instance: Instance,
 }
 
-/// Whether this process counts among the instances.
+/// Whether this process is counted among the instances.
 enum Instance {
     NotJoined(Channel),
     Joined { _channel: Channel, _consumer: lapin::Consumer },
@@ -92,40 +92,50 @@ impl Session {
             establish(&publishing, &settings.topology, settings.mode)
                 .await
                 .map_err(|source| topology_fault(settings, &at, source))?;
-            let inlet = ConsumerChannel::new(consuming.create_channel().await.map_err(refused)?);
+            let consumer_channel = ConsumerChannel::new(consuming.create_channel().await.map_err(refused)?);
             let channel = consuming.create_channel().await.map_err(refused)?;
             let instance = Instance::NotJoined(consuming.create_channel().await.map_err(refused)?);
             let auxiliary = Auxiliary { channel, opened: Instant::now(), instance };
             let (names, confirm_timeout) = (&settings.topology.names, settings.confirm_timeout);
             let publisher = Publisher::open(&publishing, health.subscribe(), confirm_timeout, names).await;
-            Ok::<_, CannotConnect>((inlet, auxiliary, publisher.map_err(refused)?))
+            Ok::<_, CannotConnect>((consumer_channel, auxiliary, publisher.map_err(refused)?))
         };
         let built = tokio::select! {
-            // The client does not always answer for a connection that ends while it is asked.
+            // The client may never complete a request on a connection that ends meanwhile.
             biased;
             built = timeout(limit, steps) => built,
             why = lost(&health) => return Err(CannotConnect::Lost { at, why }),
         };
-        let (inlet, auxiliary, publisher) = built.map_err(|_| CannotConnect::TimedOut {
+        let (consumer_channel, auxiliary, publisher) = built.map_err(|_| CannotConnect::TimedOut {
             at: at.clone(),
-            step: "looking at the topology",
+            step: "the topology check",
             limit,
         })??;
         let (auxiliary, settings) = (tokio::sync::Mutex::new(auxiliary), settings.clone());
         let consumers = AtomicU32::new(0);
-        Ok(Self { consuming, publishing, inlet, auxiliary, publisher, consumers, health, at, settings })
+        Ok(Self {
+            consuming,
+            publishing,
+            consumer_channel,
+            auxiliary,
+            publisher,
+            consumers,
+            health,
+            at,
+            settings,
+        })
     }
 
-    /// Tries with probes that publish nothing whether events, delayed retries and parked commands may be published. A right
-    /// that was given back is felt by the next call.
+    /// Probes, without publishing anything, whether events, delayed retries and parked commands may be published. A restored
+    /// permission takes effect at the next call.
     ///
     /// # Errors
     /// [`CannotConnect::MayNotPublish`] for the first that is rejected; [`CannotConnect::Lost`].
     pub async fn probe_publish_rights(&self) -> Result<(), CannotConnect> {
         let rights = probe::needed_to_publish(&self.settings.topology);
         let probing = async {
-            // Each on a channel of its own, and all of them open at once: that there is room for these shows that there is
-            // room for another one in place of any that the broker closes later.
+            // Each on a channel of its own, and all of them open at once: if the user's limit allows these, it also allows
+            // another one in place of any that the broker closes later.
             let channels = try_join_all(rights.iter().map(|_| self.publishing.create_channel())).await?;
             let probes = channels.iter().zip(&rights);
             try_join_all(probes.map(|(channel, right)| probe::rejection_on(channel, right))).await
@@ -145,23 +155,23 @@ impl Session {
         CannotConnect::MayNotPublish { at: self.at.clone(), rejection: Box::new(rejection), remedy }
     }
 
-    /// The command that helps against a rejection.
+    /// The remedy for a rejection.
     pub fn remedy(&self, rejection: &PublishRejection) -> String {
         remedy(rejection, &self.settings)
     }
 
-    /// Proves that confirms come. While the broker raises an alarm they do not, and [`Session::is_blocked`] says so: then
-    /// this is to be called again, on the same connections. The broker looks at one that it has blocked only when the
-    /// alarm is over, so each one that was given up meanwhile would stay with it.
+    /// Waits for the confirm of a probe. While the broker raises an alarm there is none, and [`Session::is_blocked`] is true:
+    /// then call this again, on the same connections. The broker notices the end of a connection that it has blocked only
+    /// after the alarm, so each connection that was abandoned meanwhile would stay open there.
     ///
     /// # Errors
     /// [`CannotConnect::NoConfirms`]; [`CannotConnect::MayNotPublish`]
     pub async fn confirm_publishing(&self) -> Result<(), CannotConnect> {
         let (limit, blocked) = (self.settings.connect_timeout, self.is_blocked());
         let mut health = self.health();
-        let proving = async {
+        let confirming = async {
             if blocked {
-                // What was not confirmed in time has used up its channels.
+                // The probes that were not confirmed in time have used up their channels.
                 let _ = health.wait_for(|now| now.blocked.is_none() || now.lost.is_some()).await;
             }
             if blocked || self.publisher.needs_channel() {
@@ -170,14 +180,14 @@ impl Session {
             }
             self.publisher.confirm_probe().await
         };
-        let proved = timeout(limit, proving).await.unwrap_or(Err(PublishFailure::TimedOut(limit)));
-        proved.map(drop).map_err(|source| match source {
+        let confirmed = timeout(limit, confirming).await.unwrap_or(Err(PublishFailure::TimedOut(limit)));
+        confirmed.map(drop).map_err(|source| match source {
             PublishFailure::Rejected(rejection) => self.may_not_publish(rejection),
             source => CannotConnect::NoConfirms { at: self.at.clone(), source },
         })
     }
 
-    /// Whether the broker lets us publish nothing now, and the connections live.
+    /// Whether the broker blocks publishing now, and the connections live.
     pub fn is_blocked(&self) -> bool {
         let health = self.health.borrow();
         health.blocked.is_some() && health.lost.is_none()
@@ -193,11 +203,11 @@ impl Session {
         &self.publisher
     }
 
-    /// Publishes by other channels from now on: the broker may go on refusing what comes by these. Where that fails, it
-    /// goes on as before.
+    /// Replaces the publishing channels, because the broker may reject every message on the present ones. If that fails, they
+    /// are kept.
     pub async fn renew_channels(&self) {
         if !matches!(self.bounded(self.publisher.renew(&self.publishing)).await, Ok(Ok(()))) {
-            debug!("no other channels to publish by");
+            debug!("publishing channels not renewed");
         }
     }
 
@@ -206,34 +216,34 @@ impl Session {
         self.health.subscribe()
     }
 
-    /// Ends the session for a reason that only its user could see: a failed ack, a missing confirm.
+    /// Ends the session for a reason that only its user can see: a failed ack, a missing confirm.
     pub fn abort(&self, why: &str) {
         mark_lost(&self.health, why);
     }
 
-    /// Waits within the bound, and no longer than the connections live: the client does not always answer what was asked of
-    /// one that has just ended.
-    async fn bounded<T>(&self, asked: impl Future<Output = T>) -> Result<T, String> {
+    /// Bounds a request, also by the life of the connections: the client may never complete a request on a connection that
+    /// ends meanwhile.
+    async fn bounded<T>(&self, request: impl Future<Output = T>) -> Result<T, String> {
         tokio::select! {
-            answer = timeout(self.settings.connect_timeout, asked) => {
-                answer.map_err(|_| format!("no answer within {:?}", self.settings.connect_timeout))
+            response = timeout(self.settings.connect_timeout, request) => {
+                response.map_err(|_| format!("no response within {:?}", self.settings.connect_timeout))
             }
             why = lost(&self.health) => Err(why),
         }
     }
 
-    /// Why the consumer has ended, in the broker's own words: with its connection or its channel, whose reason may come a
-    /// moment later, or by itself.
-    pub async fn ended(&self) -> String {
+    /// Why the consumer has ended, in the broker's own words: with its connection or its channel, whose reason may arrive a
+    /// moment later, or because the broker canceled it.
+    pub async fn end_reason(&self) -> String {
         let mut health = self.health();
         let known = health.wait_for(|now| now.lost.is_some() || now.consumer_channel.is_some());
-        let known = timeout(REASON_WITHIN, known).await;
+        let known = timeout(REASON_TIMEOUT, known).await;
         let known =
             known.ok().and_then(Result::ok).map(|now| (now.lost.clone(), now.consumer_channel.clone()));
         match known {
             Some((Some(lost), _)) => lost,
             Some((None, Some(words))) => format!(
-                "the broker closed the consumer's channel: {words}; where a delivery timed out, a command was held \
+                "the broker closed the consumer's channel: {words}; if a delivery timed out, a command was held \
                  for longer than the broker's consumer_timeout: look for results or retries that it does not accept"
             ),
             _ => format!(
@@ -244,13 +254,13 @@ impl Session {
         }
     }
 
-    /// Begins to consume commands, at most `prefetch` of them unsettled.
+    /// Starts to consume commands, at most `prefetch` of them unsettled.
     ///
     /// # Errors
-    /// What stops it, in words. It ends the session.
+    /// The reason. It ends the session.
     pub async fn consume(&self, prefetch: u16) -> Result<Deliveries, String> {
         self.join_instances().await;
-        let mut deliveries = Deliveries::new(&self.inlet, &self.settings.topology.names.commands);
+        let mut deliveries = Deliveries::new(&self.consumer_channel, &self.settings.topology.names.commands);
         self.set_prefetch(&mut deliveries, prefetch).await?;
         Ok(deliveries)
     }
@@ -268,8 +278,8 @@ impl Session {
         widened.map_err(|why| format!("cannot consume {queue}: {why}"))
     }
 
-    /// Counts among the instances from now on. If the user may not, commands are consumed all the same: the broker
-    /// closes nothing but the auxiliary channel.
+    /// Consumes the instances queue, to be counted among the instances. Without that permission commands are consumed all
+    /// the same: the broker closes only this channel.
     async fn join_instances(&self) {
         let mut auxiliary = self.auxiliary.lock().await;
         let Instance::NotJoined(channel) = &auxiliary.instance else { return };
@@ -283,31 +293,31 @@ impl Session {
             }
             Ok(Err(_)) | Err(_) => warn!(
                 queue,
-                remedy = probe::granting(&self.settings, self.settings.mode),
+                remedy = probe::set_permissions_command(&self.settings, self.settings.mode),
                 "instances cannot be counted; consumers of the command queue are counted instead"
             ),
         }
     }
 
-    /// How many instances there are, and how many commands wait; `None` if it cannot be said.
+    /// The number of instances and of waiting commands; `None` if it is unknown.
     pub async fn consumer_count(&self) -> Option<(u32, u32)> {
         let Names { commands, instances, .. } = &self.settings.topology.names;
         let joined = matches!(self.auxiliary.lock().await.instance, Instance::Joined { .. });
         let (consumers, messages) = self.count(commands).await?;
         match joined {
             true => Some((self.count(instances).await?.0, messages)),
-            // Each instance has as many as its prefetch was widened, all of them about alike.
+            // Each instance has as many consumers as prefetch steps, about equally many.
             false => Some((consumers.div_ceil(self.consumers.load(Ordering::Relaxed).max(1)), messages)),
         }
     }
 
-    /// Messages that are ready in a queue; `None` if it cannot be said.
+    /// Messages that are ready in a queue; `None` if it is unknown.
     pub async fn messages(&self, queue: &str) -> Option<u32> {
         Some(self.count(queue).await?.1)
     }
 
-    /// Consumers of a queue and messages in it. The broker closes the channel over a queue that is missing, or that we may
-    /// not see; another one is opened after a while, because a user's limit still counts the old one for a moment.
+    /// Consumers of a queue and messages in it. The broker closes the channel if the queue is missing or not permitted;
+    /// another one is opened after a while, because a user's limit still counts the old one for a moment.
     async fn count(&self, queue: &str) -> Option<(u32, u32)> {
         let mut auxiliary = self.auxiliary.lock().await;
         if !auxiliary.channel.status().connected() {
@@ -318,8 +328,8 @@ impl Session {
             auxiliary.channel = self.bounded(self.consuming.create_channel()).await.ok()?.ok()?;
         }
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
-        let look = auxiliary.channel.queue_declare(queue.into(), options, FieldTable::default());
-        let queue = self.bounded(look).await.ok()?.ok()?;
+        let declaring = auxiliary.channel.queue_declare(queue.into(), options, FieldTable::default());
+        let queue = self.bounded(declaring).await.ok()?.ok()?;
         Some((queue.consumer_count(), queue.message_count()))
     }
 
@@ -333,51 +343,59 @@ impl Session {
     }
 }
 
-/// A topology that is not as it must be, with the command that grants a missing right.
+/// A fault of the topology, with the command that grants a missing right.
 pub(super) fn topology_fault(settings: &AmqpSettings, at: &str, source: TopologyFault) -> CannotConnect {
     let remedy = match &source {
         TopologyFault::Refused { code: ACCESS_REFUSED, .. } => {
-            format!("; grant what is missing: {}", probe::granting(settings, settings.mode))
+            format!(
+                "; grant the missing permissions: {}",
+                probe::set_permissions_command(settings, settings.mode)
+            )
         }
         _ => String::new(),
     };
     CannotConnect::Topology { at: at.to_owned(), source: Box::new(source), remedy }
 }
 
-/// What helps against a rejection: a right is granted, an exchange is made, a limit is raised.
+/// The remedy for a rejection: grant a right, create an exchange, raise a limit.
 fn remedy(rejection: &PublishRejection, settings: &AmqpSettings) -> String {
     match rejection.code {
         403 => {
             let vhost = settings.vhost().unwrap_or_default();
             format!(
-                "look at rabbitmqctl list_topic_permissions -p '{vhost}'; grant what is missing: {}",
-                probe::granting(settings, settings.mode)
+                "look at rabbitmqctl list_topic_permissions -p '{vhost}'; grant the missing permissions: {}",
+                probe::set_permissions_command(settings, settings.mode)
             )
         }
-        404 => "make it: redeemer topology apply".to_owned(),
+        404 => "create it: redeemer topology apply".to_owned(),
         406 => "look at max_message_size in rabbitmq.conf".to_owned(),
         _ => "look at the broker's log".to_owned(),
     }
 }
 
-/// How long after it was opened a channel that the broker closed is replaced.
+/// The least time between two openings of the auxiliary channel.
 const REOPEN_AFTER: Duration = Duration::from_secs(5);
 
-/// How long after a consumer its connection may be known to have ended.
-const REASON_WITHIN: Duration = Duration::from_millis(500);
+/// How long after a consumer ends the reason of its connection or channel may arrive.
+const REASON_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The deliveries of a command queue. What may be unsettled grows by further consumers: a broker does not change the
-/// prefetch of one, and one that is canceled while messages are on their way to it has them counted as delivered in vain.
+/// The deliveries of a command queue. The prefetch grows by further consumers: the broker does not change the prefetch of a
+/// consumer, and canceling one while messages are on their way to it counts them as failed deliveries.
 pub struct Deliveries {
     consumers: Vec<lapin::Consumer>,
-    inlet: Arc<ConsumerChannel>,
+    consumer_channel: Arc<ConsumerChannel>,
     queue: String,
     prefetch: u16,
 }
 
 impl Deliveries {
-    fn new(inlet: &Arc<ConsumerChannel>, queue: &str) -> Self {
-        Self { consumers: Vec::new(), inlet: inlet.clone(), queue: queue.to_owned(), prefetch: 0 }
+    fn new(consumer_channel: &Arc<ConsumerChannel>, queue: &str) -> Self {
+        Self {
+            consumers: Vec::new(),
+            consumer_channel: consumer_channel.clone(),
+            queue: queue.to_owned(),
+            prefetch: 0,
+        }
     }
 
     /// How many may be unsettled at once.
@@ -385,13 +403,13 @@ impl Deliveries {
         self.prefetch
     }
 
-    /// Lets this many be unsettled at once, if that is more than before.
+    /// Raises the prefetch to this many, if that is more than before.
     async fn set_prefetch(&mut self, prefetch: u16) -> lapin::Result<()> {
         let more = prefetch.saturating_sub(self.prefetch);
         if more == 0 {
             return Ok(());
         }
-        let channel = self.inlet.channel();
+        let channel = self.consumer_channel.channel();
         channel.basic_qos(more, BasicQosOptions::default()).await?;
         let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
         let consumer =
@@ -402,7 +420,7 @@ impl Deliveries {
     }
 
     /// The next delivery. `None` is final: the queue was deleted, the broker canceled a consumer, or the connection is
-    /// gone. After it, nothing more may be asked.
+    /// gone. Do not call it again then.
     pub async fn next(&mut self) -> Option<Delivery> {
         let delivery = poll_fn(|context| {
             for consumer in &mut self.consumers {
@@ -412,18 +430,20 @@ impl Deliveries {
             }
             Poll::Pending
         });
-        Some(Delivery::new(delivery.await?.ok()?, &self.inlet))
+        Some(Delivery::new(delivery.await?.ok()?, &self.consumer_channel))
     }
 
-    /// Stops the consumers and gives back what they had already handed over but nobody has taken.
+    /// Cancels the consumers and returns the deliveries that they already received.
     ///
     /// # Errors
-    /// If the broker does not confirm in time. What it had handed over then stays unsettled, so the session
-    /// must end.
+    /// If the broker does not confirm in time. Deliveries then stay unsettled, so the session must end.
     pub async fn cancel(mut self, limit: Duration) -> Result<Vec<Delivery>, String> {
         let canceling = async {
             for consumer in &self.consumers {
-                self.inlet.channel().basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
+                self.consumer_channel
+                    .channel()
+                    .basic_cancel(consumer.tag(), BasicCancelOptions::default())
+                    .await?;
             }
             Ok::<_, lapin::Error>(())
         };
@@ -435,7 +455,7 @@ impl Deliveries {
         let mut left = Vec::new();
         for consumer in &mut self.consumers {
             while let Ok(Some(Ok(delivery))) = timeout(limit, consumer.next()).await {
-                left.push(Delivery::new(delivery, &self.inlet));
+                left.push(Delivery::new(delivery, &self.consumer_channel));
             }
         }
         Ok(left)

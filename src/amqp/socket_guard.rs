@@ -1,19 +1,19 @@
 //! The socket under a connection, held from outside the client as well.
 //!
-//! The client has no way to let go of a socket. An attempt that is given up in the middle of its handshake, and a connection
-//! that the broker has blocked, would keep a thread and a socket each until the peer ends them, which may be never: a
-//! night of a half-dead broker would use up all that the process may open.
+//! The client cannot close a socket early. A connection that is abandoned during its handshake, and one that the broker has
+//! blocked, would keep a thread and a socket each until the peer closes it, which may be never: during a night of a
+//! half-dead broker they would use up the descriptors of the process.
 
 use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Ends the socket when it is dropped, and whatever the client dials for it afterwards.
+/// Shuts the socket down when it is dropped, and refuses any that the client dials afterwards.
 #[derive(Debug)]
 pub(super) struct SocketGuard(Socket);
 
-/// Where the client leaves the socket that it has dialled.
+/// The socket that the client has dialled.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Socket(Arc<Mutex<State>>);
 
@@ -26,15 +26,15 @@ enum State {
 }
 
 impl Socket {
-    /// Anyone who holds the line decides how long the socket lives.
+    /// The socket lives as long as the guard.
     pub(super) fn socket_guard(&self) -> SocketGuard {
         SocketGuard(self.clone())
     }
 
-    /// Keeps hold of a socket, beside the client.
+    /// Keeps a descriptor of the socket, beside the client's.
     ///
     /// # Errors
-    /// If the line is gone, or there is no room for another descriptor: then the client must not go on with it.
+    /// If the guard was dropped, or no descriptor can be duplicated; the client must not use the socket then.
     pub(super) fn guard(&self, socket: impl AsFd) -> io::Result<()> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if matches!(*state, State::Ended) {
@@ -49,7 +49,7 @@ impl Drop for SocketGuard {
     fn drop(&mut self) {
         let mut state = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let State::Open(socket) = std::mem::replace(&mut *state, State::Ended) {
-            // One that has ended by itself cannot be ended again.
+            // It fails if the socket has ended by itself.
             let _ = TcpStream::from(socket).shutdown(Shutdown::Both);
         }
     }
@@ -63,13 +63,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_socket_ends_with_its_line_and_none_is_held_afterwards() {
+    fn socket_closes_when_its_guard_is_dropped() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let dial = || TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (socket, mut dialled) = (Socket::default(), dial());
-        let line = socket.socket_guard();
+        let guard = socket.socket_guard();
         socket.guard(&dialled).unwrap();
-        drop(line);
+        drop(guard);
         assert_eq!(dialled.read(&mut [0]).unwrap(), 0, "an end, without the peer's doing");
         assert_eq!(socket.guard(dial()).unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
     }

@@ -1,4 +1,4 @@
-//! TLS to the broker: which CA is trusted, which certificate is shown, and what a refused handshake means in words.
+//! TLS to the broker: the trusted CA, our certificate, and the meaning of a failed handshake.
 //!
 //! The client checks the broker's certificate against the system's CAs and the configured one, and its names against
 //! the host of the URI. Both are done by rustls, which speaks TLS 1.2 and 1.3 and nothing older. There is no way to
@@ -15,7 +15,7 @@ use crate::policy::file_name::Shown;
 use crate::wechat::keys::{KeyFault, read_key, read_public};
 use crate::wechat::pem::{self, Expected, Found};
 
-/// Where the certificates are. They are read for each connection, so that exchanged ones are taken into use.
+/// The certificate files. They are read for each connection, so that replaced ones are used.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tls {
     /// The CA that signed the broker's certificate, beside those of the system.
@@ -80,12 +80,12 @@ fn not_a_key(path: &Path, expected: Expected, found: Found) -> KeyFault {
     KeyFault::NotAKey { what: Shown(path).to_string(), expected, found }
 }
 
-/// What a refused handshake means, and which key fixes it; `None` if it was no matter of TLS. `shown` says whether
-/// we had a certificate to show.
+/// The meaning of a failed handshake, and the config key that fixes it; `None` if the failure is not one of TLS. `shown`
+/// says whether we have a certificate.
 pub fn advice(error: &lapin::Error, shown: bool) -> Option<&'static str> {
     let ErrorKind::IOError(error) = error.kind() else { return None };
     let Some(error) = error.get_ref().and_then(|error| error.downcast_ref::<Error>()) else {
-        return ended_without_a_word(error.kind(), shown);
+        return closed_after_handshake(error.kind(), shown);
     };
     Some(match error {
         Error::InvalidCertificate(fault) => match fault {
@@ -129,18 +129,18 @@ pub fn advice(error: &lapin::Error, shown: bool) -> Option<&'static str> {
              broker.client_key_file"
         }
         Error::AlertReceived(AlertDescription::ProtocolVersion) => {
-            "the broker speaks no TLS that is safe: let it speak 1.2 or 1.3"
+            "the broker supports only outdated TLS versions: enable TLS 1.2 or 1.3"
         }
         Error::InvalidMessage(_) => {
-            "what answers speaks no TLS: is the port of broker.uri the one for amqps?"
+            "the peer does not speak TLS: is the port of broker.uri the one for amqps?"
         }
         _ => "TLS failed: look at broker.uri and broker.ca_file",
     })
 }
 
-/// In TLS 1.3 our side of the handshake is over before the broker has looked at our certificate, and its alert may be
-/// lost in the reset that follows.
-fn ended_without_a_word(kind: io::ErrorKind, shown: bool) -> Option<&'static str> {
+/// In TLS 1.3 our side of the handshake is complete before the broker has checked our certificate, and its alert may be lost
+/// in the reset that follows.
+fn closed_after_handshake(kind: io::ErrorKind, shown: bool) -> Option<&'static str> {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     let ended = matches!(kind, BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof);
     ended.then_some(match shown {

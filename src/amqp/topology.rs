@@ -1,4 +1,4 @@
-//! What must exist on the broker: exchanges, queues and bindings, planned as values and then made or verified.
+//! The topology on the broker: exchanges, queues and bindings, planned as values and then created or verified.
 //!
 //! The plan is a pure function of names and delays. Every queue is a quorum queue; everything that dead-letters
 //! does so at least once, which the broker only honors together with `reject-publish` and a dead-letter exchange,
@@ -21,9 +21,9 @@ pub struct Names {
     pub retry: String,
     /// Topic exchange of results: the reply exchange.
     pub results: String,
-    /// Fanout exchange and quorum queue of results that nobody has bound.
+    /// Fanout exchange and quorum queue of results without a bound queue.
     pub unrouted: String,
-    /// Fanout exchange and quorum queue of commands that a person must look at; the queue of what people did with them
+    /// Fanout exchange and quorum queue of commands that need an operator; the queue of their audit events
     /// is called `<parked>.audit`.
     pub parked: String,
     /// Fanout exchange and quorum queue of commands that the broker itself dead-lettered, until the service has published
@@ -48,18 +48,18 @@ impl Default for Names {
     }
 }
 
-/// What to do about the topology when a connection is made.
+/// What to do about the topology when a session is established.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Make what is missing; what exists with other arguments is an error.
+    /// Create missing objects; one that exists with other arguments is an error.
     Create,
-    /// Make nothing; what is missing or differs is an error.
+    /// Create nothing; an object that is missing or differs is an error.
     Verify,
-    /// Trust that it is there.
+    /// Trust that it exists.
     Off,
 }
 
-/// What must exist.
+/// The required topology.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topology {
     /// The names.
@@ -78,7 +78,7 @@ pub enum Object {
         /// Its name.
         name: String,
         /// Its kind.
-        kind: Kind,
+        kind: ExchangeKind,
         /// Its arguments.
         arguments: Vec<(&'static str, Argument)>,
     },
@@ -117,7 +117,7 @@ impl fmt::Display for Object {
 
 /// The kinds of exchange in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum ExchangeKind {
     /// By exact routing key.
     Direct,
     /// To every queue that is bound.
@@ -126,7 +126,7 @@ pub enum Kind {
     Topic,
 }
 
-impl Kind {
+impl ExchangeKind {
     /// The broker's word.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -176,12 +176,12 @@ impl Topology {
         format!("{}.{}", self.names.retry, delay_name(wait))
     }
 
-    /// The queue of audit events: what people did with parked commands.
+    /// The queue of audit events of parked commands.
     pub fn audit_queue(&self) -> String {
         format!("{}.audit", self.names.parked)
     }
 
-    /// Every object, in an order in which it can be made.
+    /// Every object, in an order in which it can be created.
     pub fn plan(&self) -> Vec<Object> {
         let Names { commands, retry, results, unrouted, parked, dead, instances } = &self.names;
         let text = |text: &str| Argument::Text(text.to_owned());
@@ -189,8 +189,8 @@ impl Topology {
             |name: &str, kind| Object::Exchange { name: name.to_owned(), kind, arguments: Vec::new() };
         let kept = |name: &str| Object::Queue {
             name: name.to_owned(),
-            // 4.x drops what was delivered more than 20 times from a queue without a dead-letter exchange. What
-            // people look at, again and again, must not vanish.
+            // 4.x drops a message that was delivered more than 20 times from a queue without a dead-letter exchange. Messages
+            // that operators read repeatedly must not vanish.
             arguments: vec![
                 ("x-queue-type", text("quorum")),
                 ("x-delivery-limit", Argument::Number(1_000_000)),
@@ -202,13 +202,13 @@ impl Topology {
             routing_key: routing_key.to_owned(),
         };
         let mut plan = vec![
-            exchange(parked, Kind::Fanout),
+            exchange(parked, ExchangeKind::Fanout),
             kept(parked),
             binding(parked, parked, ""),
-            exchange(unrouted, Kind::Fanout),
+            exchange(unrouted, ExchangeKind::Fanout),
             kept(unrouted),
             binding(unrouted, unrouted, ""),
-            exchange(dead, Kind::Fanout),
+            exchange(dead, ExchangeKind::Fanout),
             Object::Queue {
                 name: dead.clone(),
                 arguments: vec![
@@ -222,13 +222,13 @@ impl Topology {
             binding(dead, dead, ""),
             Object::Exchange {
                 name: results.clone(),
-                kind: Kind::Topic,
+                kind: ExchangeKind::Topic,
                 arguments: vec![("alternate-exchange", text(unrouted))],
             },
-            // Or what a person did would lie among the results that nobody has bound.
+            // Otherwise audit events would be routed to the unrouted results.
             kept(&self.audit_queue()),
             binding(results, &self.audit_queue(), "audit.#"),
-            exchange(commands, Kind::Topic),
+            exchange(commands, ExchangeKind::Topic),
             Object::Queue {
                 name: commands.clone(),
                 arguments: vec![
@@ -241,7 +241,7 @@ impl Topology {
             },
             binding(commands, commands, "#"),
             kept(instances),
-            exchange(retry, Kind::Direct),
+            exchange(retry, ExchangeKind::Direct),
         ];
         for wait in &self.delays {
             let queue = self.delay_queue(*wait);
@@ -278,12 +278,12 @@ mod tests {
     }
 
     #[test]
-    fn a_difference_is_read_from_every_wording_of_the_broker() {
-        let check = |words: &str, argument: &str, wanted: &str, found: &str, kind: Option<&str>| {
+    fn difference_is_read_from_every_wording_of_the_broker() {
+        let check = |words: &str, argument: &str, expected: &str, found: &str, kind: Option<&str>| {
             let named = Named::read(words).unwrap();
             assert_eq!(
-                (named.argument, named.wanted, named.found, named.kind),
-                (argument, wanted, found, kind)
+                (named.argument, named.expected, named.found, named.kind),
+                (argument, expected, found, kind)
             );
         };
         check(
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_dead_letters_does_so_at_least_once() {
+    fn queues_that_dead_letter_do_so_at_least_once() {
         let topology = Topology {
             names: Names::default(),
             delays: [10, 60].map(Duration::from_secs).to_vec(),

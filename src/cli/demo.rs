@@ -23,7 +23,7 @@ use reqwest::Method;
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use crate::amqp::client::{Arrived, CommandPublisher, Link, LinkFault, Outgoing, Subscription};
+use crate::amqp::client::{CommandMessage, CommandPublisher, Link, LinkError, ReceivedEvent, Subscription};
 use crate::cli::demo::cases::{Case, Program};
 use crate::cli::demo::children::{Http, Running};
 use crate::cli::demo::report::{Effect, Got, Report, metric, short};
@@ -146,7 +146,7 @@ async fn run_stage(arguments: &Arguments, dir: &Path, stage: &mut Stage) -> Resu
     let link = Link::connect(&settings, "redeemer demo").await.context("no connection to the broker")?;
 
     match link.publisher(&names.commands).await {
-        Err(LinkFault::NoExchange(_)) => {}
+        Err(LinkError::NoExchange(_)) => {}
         // Somebody's commands would mix with the demo's, and be deleted with them.
         Ok(_) => {
             return Err(
@@ -473,13 +473,13 @@ impl<'a> Wave<'a> {
                 () = std::future::ready(()), if messages.peek().is_some() && confirms.len() < WINDOW => {
                     let Some(nth) = messages.next() else { continue };
                     let id = Uuid::new_v4().to_string();
-                    let command = Outgoing {
+                    let command = CommandMessage {
                         body: &cases[nth].body,
                         routing_key: "redemption.use",
                         message_id: &id,
                         correlation_id: &id,
                         sent: Some(jiff::Timestamp::now()),
-                        ..Outgoing::default()
+                        ..CommandMessage::default()
                     };
                     self.awaited.insert(id.clone(), (nth, Instant::now()));
                     confirms.push(publisher.publish(command).await?);
@@ -505,7 +505,7 @@ impl<'a> Wave<'a> {
     }
 
     /// Enters an event; gives its outcome if it is the first of its message.
-    fn receive(&mut self, event: Arrived) -> Option<&'static str> {
+    fn receive(&mut self, event: ReceivedEvent) -> Option<&'static str> {
         let id = event.correlation_id.unwrap_or_default();
         let Some((nth, published)) = self.awaited.remove(&id) else {
             match self.answered.contains(&id) {

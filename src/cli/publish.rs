@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio::time::sleep_until;
 use uuid::Uuid;
 
-use crate::amqp::client::{Link, Outgoing, Subscription};
+use crate::amqp::client::{CommandMessage, Link, Subscription};
 use crate::cli::event_view::{EventView, on_one_line, outcome};
 use crate::cli::{Failure, print, print_error};
 use crate::config::Config;
@@ -119,7 +119,7 @@ pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
                     }
                     let message_id = arguments.message_id.clone().unwrap_or_else(|| Uuid::new_v4().to_string());
                     let correlation_id = arguments.correlation_id.clone().unwrap_or_else(|| message_id.clone());
-                    let command = Outgoing {
+                    let command = CommandMessage {
                         body: &body,
                         routing_key: &arguments.routing_key,
                         message_id: &message_id,
@@ -157,7 +157,7 @@ pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
     tally.conclude(&arguments)
 }
 
-async fn next(events: &mut Option<Subscription>) -> Option<crate::amqp::client::Arrived> {
+async fn next(events: &mut Option<Subscription>) -> Option<crate::amqp::client::ReceivedEvent> {
     match events {
         Some(events) => events.next().await,
         None => std::future::pending().await,

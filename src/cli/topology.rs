@@ -111,7 +111,7 @@ async fn stand(config: &Config, make: bool, as_lines: bool) -> Result<(), Failur
             ObjectState::Differs(differences) => {
                 for difference in differences {
                     let (argument, wanted, found) =
-                        (&difference.argument, &difference.wanted, &difference.found);
+                        (&difference.argument, &difference.expected, &difference.found);
                     print(&format!("DIFFERS  {object}: {argument} is {found}, must be {wanted}"))?;
                 }
             }
@@ -161,8 +161,8 @@ fn add_standing(line: &mut Value, standing: &ObjectState) {
         ObjectState::Created => ("made", Value::Null),
         ObjectState::Missing => ("missing", Value::Null),
         ObjectState::Differs(differences) => {
-            let entry = |argument: &str, wanted: &str, found: &str| json!({"argument": argument, "wanted": wanted, "found": found});
-            let entries = differences.iter().map(|one| entry(&one.argument, &one.wanted, &one.found));
+            let entry = |argument: &str, expected: &str, found: &str| json!({"argument": argument, "wanted": expected, "found": found});
+            let entries = differences.iter().map(|one| entry(&one.argument, &one.expected, &one.found));
             ("differs", entries.collect())
         }
         ObjectState::Unreadable { broker, .. } => ("unseen", json!(broker)),

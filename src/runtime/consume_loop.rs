@@ -114,7 +114,7 @@ impl Service {
             tokio::select! {
                 delivery = next(&mut round.consumer), if receives => match delivery {
                     Some(delivery) => self.receive(delivery, session, &round.canceled, number),
-                    None => break Ended::Lost(session.ended().await),
+                    None => break Ended::Lost(session.end_reason().await),
                 },
                 Some(done) = self.jobs.join_next() => {
                     self.finish_job(done, Some((session, number)));

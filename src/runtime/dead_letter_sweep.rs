@@ -54,8 +54,8 @@ pub async fn sweep(context: Arc<WorkerContext>, settings: AmqpSettings, cancel: 
 async fn next_letter(letters: &mut DeadLetters, settings: &AmqpSettings) -> Result<Option<Delivery>, Swept> {
     letters.next().await.map_err(|error| match error.is_refused() {
         true => {
-            let granting = probe::granting(settings, settings.mode);
-            Swept::Forbidden(format!("{error}; grant what is missing: {granting}"))
+            let granting = probe::set_permissions_command(settings, settings.mode);
+            Swept::Forbidden(format!("{error}; grant the missing permissions: {granting}"))
         }
         false => Swept::Failed(error.to_string()),
     })

@@ -248,7 +248,7 @@ fn who_may_not_look_is_reported_which_right_is_missing() {
         [("REDEEMER_BROKER__URI", uri.as_str()), ("REDEEMER_BROKER__MANAGEMENT_URI", &management)];
     let seen = check(&programs, &environment);
     let (detail, remedy) = &seen.of("broker settings", "fault")[0];
-    assert!(detail.contains("does not let user plain in"), "{detail}");
+    assert!(detail.contains("rejects user plain"), "{detail}");
     assert_eq!(remedy, "rabbitmqctl set_user_tags plain management");
     assert!(
         seen.of("broker settings", "warning")[0].0.contains("not visible from here"),
@@ -271,7 +271,7 @@ fn who_may_not_look_is_reported_which_right_is_missing() {
     // Nobody answers.
     let seen = check(&programs, &[("REDEEMER_BROKER__MANAGEMENT_URI", "http://127.0.0.1:1")]);
     let (detail, _) = &seen.of("broker settings", "fault")[0];
-    assert!(detail.starts_with("the management API at 127.0.0.1:1 does not answer"), "{detail}");
+    assert!(detail.starts_with("the management API at 127.0.0.1:1 does not respond"), "{detail}");
 }
 
 /// A topology that nobody has made is one fact with one remedy, however many objects it has.

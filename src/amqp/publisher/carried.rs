@@ -1,4 +1,4 @@
-//! What a message that continues a command carries on of its headers and properties, bounded by one frame.
+//! The headers and properties of a command that its next message keeps, bounded by one frame.
 
 use lapin::protocol::basic::AMQPProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
@@ -9,15 +9,15 @@ use crate::wire::retry_message;
 
 pub(super) const PERSISTENT: u8 = 2;
 
-/// All headers of a message must fit into one frame, or the broker closes the connection: what one of ours holds, less
-/// what stands beside them in it (properties of 255 bytes at most each).
+/// All headers of a message must fit into one frame, or the broker closes the connection: the size of our frames, less the
+/// properties beside them (255 bytes at most each).
 pub(super) const HEADERS_BYTES_MAX: usize = PUBLISHED_FRAME_BYTES_MAX as usize - 3 * 1024;
 
-/// Of these, what a copy keeps of its sender's, at most. Ours come first: some 20 KB if nobody has forged them, and 47
-/// where somebody has, see [`retry_message::read`].
+/// The bytes of the sender's headers that a retry message keeps, at most. Ours come first: some 20 KB, and 47 if somebody
+/// has forged them, see [`retry_message::read`].
 pub(super) const SENDER_HEADERS_BYTES_MAX: usize = 32 * 1024;
 
-/// The properties of a command that goes on: everything its sender set, and our headers in place of older ones.
+/// The properties of the next message of a command: those that its sender set, and our headers in place of older ones.
 pub(super) fn carried_on(command: &Delivery, headers: Vec<(&'static str, String)>) -> AMQPProperties {
     let sent = command.headers().into_iter().flat_map(|headers| headers.inner());
     let table = carried_headers(sent, headers);
@@ -29,7 +29,7 @@ pub(super) fn carried_headers<'a>(
     headers: Vec<(&'static str, String)>,
 ) -> FieldTable {
     let mut table = FieldTable::default();
-    // Our own headers are replaced as a whole; if there are none to put in their place, they stay as they came.
+    // Our own headers are replaced as a whole; if there are no new ones, the old ones are kept.
     let replaced = headers.iter().any(|(name, _)| *name == retry_message::ATTEMPTS);
     let mut taken = 0;
     for (name, value) in headers {
@@ -52,7 +52,7 @@ pub(super) fn carried_headers<'a>(
         let fits = |value: &AMQPValue| room.checked_sub(entry_size(name, value));
         let kept = match fits(value) {
             Some(left) => Some((left, value.clone())),
-            // That one of ours was there must still be seen.
+            // The presence of a header of ours must still be seen.
             None if is_ours(name) => fits(&left_out).map(|left| (left, left_out)),
             None => None,
         };
@@ -64,8 +64,8 @@ pub(super) fn carried_headers<'a>(
     table
 }
 
-/// What a sender may set and a copy keeps. Not `user_id`, which only its owner may publish under; not `expiration`,
-/// which would end a copy early.
+/// The sender's properties that a retry message keeps. Not `user_id`, with which only its owner may publish; not
+/// `expiration`, which would end a retry message early.
 pub(super) fn carried_properties(of: &AMQPProperties) -> AMQPProperties {
     let mut properties = AMQPProperties::default();
     if let Some(text) = of.content_type() {
@@ -98,12 +98,12 @@ pub(super) fn carried_properties(of: &AMQPProperties) -> AMQPProperties {
     properties
 }
 
-/// How many bytes a header takes on the wire at most: thousands of tiny ones are mostly what stands around them.
+/// The encoded size of a header, in bytes, at most: of thousands of tiny ones most is overhead.
 pub(super) fn entry_size(name: &ShortString, value: &AMQPValue) -> usize {
     1 + name.as_str().len() + size(value)
 }
 
-/// The same of a value: its type, the longest of lengths, and what it holds.
+/// The same of a value: its type, a length, and its content.
 pub(super) fn size(value: &AMQPValue) -> usize {
     5 + match value {
         AMQPValue::LongString(text) => text.as_bytes().len(),

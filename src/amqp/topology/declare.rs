@@ -1,14 +1,14 @@
-//! Creates the objects of the plan, or verifies that they are there.
+//! Creates the objects of the plan, or verifies that they exist.
 
 use crate::amqp::connection::ACCESS_REFUSED;
-use crate::amqp::topology::{Argument, Kind, Mode, NONE, Object, Topology};
+use crate::amqp::topology::{self, Argument, Mode, NONE, Object, Topology};
 use std::collections::BTreeMap;
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ExchangeKind};
 
-/// Why the topology is not as it must be.
+/// Why the topology could not be created or verified.
 #[derive(Debug, thiserror::Error)]
 pub enum TopologyFault {
     /// The broker refused an object; its words name the argument that differs.
@@ -26,7 +26,7 @@ pub enum TopologyFault {
     Connection(#[from] lapin::Error),
 }
 
-/// Makes or verifies every object, one after the other on one channel; the broker closes it on a difference.
+/// Creates or verifies every object, one after the other on one channel; the broker closes it on a difference.
 ///
 /// # Errors
 /// [`TopologyFault::Refused`] for the first object that is missing or differs.
@@ -44,7 +44,7 @@ pub async fn establish(
             Mode::Verify => declarer.verify(object).await?,
         }
     }
-    // A copy is only safe in a queue that is known to exist: `mandatory` is a hint under load.
+    // A retry message is only safe in a queue that is known to exist: `mandatory` is not reliable under load.
     for object in &plan {
         if let Object::Queue { .. } = object {
             declarer.declare(object, true).await?;
@@ -54,7 +54,7 @@ pub async fn establish(
     Ok(())
 }
 
-/// Makes one object, or with `passive` only looks whether it is there (a binding cannot be looked at).
+/// Creates one object, or with `passive` only checks that it exists (a binding cannot be checked).
 ///
 /// # Errors
 /// [`TopologyFault::Refused`] if it is missing or differs.
@@ -74,8 +74,8 @@ pub(super) async fn declare_as(
     Ok(())
 }
 
-/// Declares one object after the other on one channel, and opens another where the broker closed it over a refusal. A
-/// user's limit on channels counts one that was closed a moment ago, so there is never more than one.
+/// Declares one object after the other on one channel, and opens another if the broker closed it. A user's limit on channels
+/// still counts one that was closed a moment ago, so there is never more than one.
 pub(super) struct Declarer<'a> {
     connection: &'a Connection,
     channel: Option<Channel>,
@@ -88,12 +88,12 @@ impl<'a> Declarer<'a> {
 
     async fn verify(&mut self, object: &Object) -> Result<(), TopologyFault> {
         if let Object::Binding { .. } = object {
-            // AMQP cannot ask for a binding without making it.
+            // AMQP cannot check a binding without creating it.
             return Ok(());
         }
         self.declare(object, true).await?;
         match self.declare(object, false).await {
-            // Without the right to configure, existence is all that can be seen.
+            // Without the right to configure only the existence can be checked.
             Err(TopologyFault::Refused { code: ACCESS_REFUSED, .. }) => Ok(()),
             result => result,
         }
@@ -119,7 +119,7 @@ impl<'a> Declarer<'a> {
         Ok(())
     }
 
-    /// The channel has done its work; whether its close is confirmed changes nothing.
+    /// Closes the channel; a failure has no effect.
     async fn close(self) {
         if let Some(channel) = self.channel {
             let _ = channel.close(200, "done".into()).await;
@@ -160,7 +160,7 @@ pub(super) async fn declare_on(
     }
 }
 
-/// What a declaration says beside the name.
+/// The content of a declaration beside the name.
 pub(super) struct Form {
     kind: ExchangeKind,
     durable: bool,
@@ -172,20 +172,22 @@ pub(super) struct Form {
 impl Form {
     pub(super) fn of(object: &Object) -> Self {
         let (kind, arguments) = match object {
-            Object::Exchange { kind: Kind::Direct, arguments, .. } => {
+            Object::Exchange { kind: topology::ExchangeKind::Direct, arguments, .. } => {
                 (ExchangeKind::Direct, table(arguments))
             }
-            Object::Exchange { kind: Kind::Fanout, arguments, .. } => {
+            Object::Exchange { kind: topology::ExchangeKind::Fanout, arguments, .. } => {
                 (ExchangeKind::Fanout, table(arguments))
             }
-            Object::Exchange { kind: Kind::Topic, arguments, .. } => (ExchangeKind::Topic, table(arguments)),
+            Object::Exchange { kind: topology::ExchangeKind::Topic, arguments, .. } => {
+                (ExchangeKind::Topic, table(arguments))
+            }
             Object::Queue { arguments, .. } => (ExchangeKind::Direct, table(arguments)),
             Object::Binding { .. } => (ExchangeKind::Direct, FieldTable::default()),
         };
         Self { kind, durable: true, auto_delete: false, internal: false, arguments }
     }
 
-    /// Takes on what the broker has, so that it names the next difference. False if that cannot be said.
+    /// Takes over the broker's value, so that it names the next difference. False if the value cannot be expressed.
     pub(super) fn accept_existing(&mut self, argument: &str, found: &str, kind: Option<&str>) -> bool {
         let was = self.arguments.inner().get(argument);
         let number = || found.parse().map(AMQPValue::LongLongInt).ok();
@@ -205,7 +207,7 @@ impl Form {
             }
             (_, None) if found == NONE => None,
             (_, Some("bool")) => Some(AMQPValue::Boolean(found == "true")),
-            // Of some arguments the broker does not name the type.
+            // The broker does not name the type of some arguments.
             (_, None) if matches!(was, Some(AMQPValue::LongLongInt(_))) => number(),
             (_, Some("longstr") | None) => Some(AMQPValue::LongString(found.into())),
             (_, Some(_)) => number(),

@@ -8,53 +8,53 @@ use tokio::time::timeout;
 
 use crate::amqp::connection::{AmqpSettings, CannotConnect, NOT_FOUND, connect_any};
 
-/// How an object stands on the broker.
+/// The state of an object on the broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ObjectState {
-    /// It is there, as it must be.
+    /// It exists as planned.
     Present,
-    /// It was missing and has been made.
+    /// It was missing and has been created.
     Created,
-    /// It is not there.
+    /// It does not exist.
     Missing,
-    /// It is there with something else in it.
+    /// It exists with other arguments.
     Differs(Vec<Difference>),
-    /// It is there; what is in it may not be seen or could not be understood.
+    /// It exists; its arguments may not be read or could not be parsed.
     Unreadable {
         /// AMQP's reply code.
         code: u16,
         /// The broker's words.
         broker: String,
     },
-    /// It could not be made: the broker's words.
+    /// It could not be created: the broker's words.
     NotCreated(String),
-    /// A binding: AMQP cannot ask for one without making it.
+    /// A binding: AMQP cannot check one without creating it.
     NotQueryable,
 }
 
 impl ObjectState {
-    /// Whether someone must do something about it.
+    /// Whether it needs a remedy.
     pub fn is_fault(&self) -> bool {
         matches!(self, Self::Missing | Self::Differs(_) | Self::NotCreated(_))
     }
 }
 
-/// One argument that is not as it must be.
+/// One argument that differs from the plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Difference {
     /// The argument, or `type`, `durable`, `auto_delete`, `internal`.
     pub argument: String,
-    /// What must be.
-    pub wanted: String,
-    /// What is.
+    /// What it has to be.
+    pub expected: String,
+    /// What it is.
     pub found: String,
 }
 
 /// More differences than any object has arguments.
 pub(super) const DIFFERENCES_MAX: usize = 32;
 
-/// Looks at every object, each on channels of its own, and with `make` makes what is missing. Nothing that is there
-/// is changed or deleted.
+/// Inspects every object, each on channels of its own, and with `make` creates those that are missing. No object is
+/// changed or deleted.
 ///
 /// # Errors
 /// [`CannotConnect`] if the broker is not reached, or is lost on the way.
@@ -66,18 +66,18 @@ pub async fn inspect(
     let limit = settings.connect_timeout;
     let mut found = Vec::new();
     for object in settings.topology.plan() {
-        let looked = timeout(limit, print_standing(&connection, &object, make)).await;
-        let late = || CannotConnect::TimedOut { at: at.clone(), step: "looking at the topology", limit };
-        let standing = looked
-            .map_err(|_| late())?
+        let inspected = timeout(limit, inspect_object(&connection, &object, make)).await;
+        let timed_out = || CannotConnect::TimedOut { at: at.clone(), step: "the topology check", limit };
+        let state = inspected
+            .map_err(|_| timed_out())?
             .map_err(|source| CannotConnect::Refused { at: at.clone(), source })?;
-        found.push((object, standing));
+        found.push((object, state));
     }
     let _ = timeout(limit, connection.close(200, "done".into())).await;
     Ok((at, found))
 }
 
-pub(super) async fn print_standing(
+pub(super) async fn inspect_object(
     connection: &Connection,
     object: &Object,
     make: bool,
@@ -104,8 +104,8 @@ pub(super) async fn print_standing(
     }
 }
 
-/// Asks for what must be until the broker agrees. It names one difference at a time, so each that it named is
-/// conceded in the next request. A declaration of what is there changes nothing.
+/// Declares the planned object until the broker agrees. It names one difference at a time, so the next declaration takes
+/// over the value that it named. A declaration with the existing arguments changes nothing.
 pub(super) async fn differences(connection: &Connection, object: &Object) -> lapin::Result<ObjectState> {
     let mut form = Form::of(object);
     let mut differences: Vec<Difference> = Vec::new();
@@ -116,12 +116,12 @@ pub(super) async fn differences(connection: &Connection, object: &Object) -> lap
             Err(TopologyFault::Connection(error)) => return Err(error),
         };
         let Some(named) = Named::read(&words) else {
-            // What was named so far is sure; the rest stays in the broker's words.
+            // The differences so far are certain; the rest is reported in the broker's words.
             if differences.is_empty() {
                 return Ok(ObjectState::Unreadable { code, broker: words });
             }
-            let wanted = "what is configured".to_owned();
-            differences.push(Difference { argument: "something else".to_owned(), wanted, found: words });
+            let expected = "what is configured".to_owned();
+            differences.push(Difference { argument: "something else".to_owned(), expected, found: words });
             break;
         };
         let known = differences.iter().any(|difference| difference.argument == named.argument);
@@ -129,7 +129,7 @@ pub(super) async fn differences(connection: &Connection, object: &Object) -> lap
         if !known {
             differences.push(Difference {
                 argument: named.argument.to_owned(),
-                wanted: named.wanted.to_owned(),
+                expected: named.expected.to_owned(),
                 found: named.found.to_owned(),
             });
         }
@@ -144,7 +144,7 @@ pub(super) async fn differences(connection: &Connection, object: &Object) -> lap
 /// received the value 'a' of type 'longstr' but current is not one`.
 pub(super) struct Named<'a> {
     pub(super) argument: &'a str,
-    pub(super) wanted: &'a str,
+    pub(super) expected: &'a str,
     pub(super) found: &'a str,
     /// The type of what was found, if the broker gives one.
     pub(super) kind: Option<&'a str>,
@@ -155,7 +155,7 @@ impl<'a> Named<'a> {
         let (_, rest) = words.split_once("inequivalent arg '")?;
         let (argument, rest) = rest.split_once('\'')?;
         let (_, rest) = rest.split_once(": received ")?;
-        let (wanted, found) = rest.split_once(" but current is ")?;
+        let (expected, found) = rest.split_once(" but current is ")?;
         let value = |words: &'a str| -> (&'a str, Option<&'a str>) {
             let Some(words) = words.strip_prefix("the value '") else {
                 return (words.split('\'').nth(1).unwrap_or(NONE), None);
@@ -165,7 +165,7 @@ impl<'a> Named<'a> {
                 None => (words, None),
             }
         };
-        let (wanted, (found, kind)) = (value(wanted).0, value(found));
-        Some(Self { argument, wanted, found, kind })
+        let (expected, (found, kind)) = (value(expected).0, value(found));
+        Some(Self { argument, expected, found, kind })
     }
 }

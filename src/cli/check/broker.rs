@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Finding;
 use super::broker_settings::broker_settings;
 use crate::amqp::connection::{ACCESS_REFUSED, AmqpSettings, CannotConnect};
-use crate::amqp::probe::{self, MessageBound, Need, Permissions, Right};
+use crate::amqp::probe::{self, MessageBound, Need, Right, RightStatus};
 use crate::amqp::session::Session;
 use crate::amqp::topology::inspect::{Difference, ObjectState, inspect};
 use crate::amqp::topology::{Mode, Object};
@@ -182,15 +182,19 @@ async fn topology(settings: &AmqpSettings, mode: Mode, findings: &mut Vec<Findin
             ObjectState::Present | ObjectState::Created | ObjectState::NotQueryable => continue,
             ObjectState::Missing | ObjectState::NotCreated(_) => missing.push(object.to_string()),
             ObjectState::Differs(differences) => {
-                for Difference { argument, wanted, found } in differences {
-                    let detail = format!("{object}: {argument} is {found}, must be {wanted}");
+                for Difference { argument, expected, found } in differences {
+                    let detail = format!("{object}: {argument} is {found}, must be {expected}");
                     findings.push(Finding::fault(WHAT, detail, making_again(&object, &vhost)));
                 }
             }
             ObjectState::Unreadable { code: ACCESS_REFUSED, broker } if mode == Mode::Create => {
                 let detail =
                     format!("the user may not declare {object}, as broker.topology = create wants: {broker}");
-                findings.push(Finding::fault("permissions", detail, probe::granting(settings, mode)));
+                findings.push(Finding::fault(
+                    "permissions",
+                    detail,
+                    probe::set_permissions_command(settings, mode),
+                ));
             }
             ObjectState::Unreadable { broker: words, .. } => findings.push(Finding::warning(
                 WHAT,
@@ -262,13 +266,13 @@ async fn permissions(settings: &AmqpSettings, mode: Mode, findings: &mut Vec<Fin
             Right::Read(queue) => format!("consume {queue}"),
         };
         findings.push(match (held, need) {
-            (Permissions::Granted, _) => continue,
-            (Permissions::Missing(words), Need::Service) => {
+            (RightStatus::Granted, _) => continue,
+            (RightStatus::Missing(words), Need::Service) => {
                 lacking = true;
                 let detail = format!("the user may not {what}: {words}");
-                Finding::fault(WHAT, detail, probe::granting(settings, mode))
+                Finding::fault(WHAT, detail, probe::set_permissions_command(settings, mode))
             }
-            (Permissions::Missing(_), Need::Console) => {
+            (RightStatus::Missing(_), Need::Console) => {
                 let detail =
                     format!("the user may not {what}: the service does not need it, redeemer parked does");
                 Finding::warning(
@@ -277,7 +281,7 @@ async fn permissions(settings: &AmqpSettings, mode: Mode, findings: &mut Vec<Fin
                     "redeemer parked list # as a user who may; nothing to do for the service",
                 )
             }
-            (Permissions::Unclear(words), _) => {
+            (RightStatus::Undetermined(words), _) => {
                 let detail = format!("whether the user may {what} could not be found out: {words}");
                 Finding::warning(WHAT, detail, "redeemer check # once more")
             }

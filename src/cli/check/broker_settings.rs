@@ -61,7 +61,7 @@ async fn look(
     tell_version: bool,
     findings: &mut Vec<Finding>,
 ) -> Result<(), ManagementError> {
-    if management.exposed() {
+    if management.is_cleartext() {
         findings.push(Finding::warning(
             SETTINGS,
             "broker.management_uri is not encrypted: the password goes over the network as it is",
@@ -95,8 +95,8 @@ async fn look(
             Object::Queue { name, .. } => {
                 let Some(queue) = management.queue(name).await? else { continue };
                 timeout_seen |= queue.consumer_details.iter().any(|one| one.consumer_timeout.is_some());
-                for unfit in management::unfit(&object, &queue, held) {
-                    findings.push(misfit(&object, name, &vhost, &queue, &unfit));
+                for mismatch in management::mismatches(&object, &queue, held) {
+                    findings.push(misfit(&object, name, &vhost, &queue, &mismatch));
                 }
             }
         }
@@ -114,18 +114,18 @@ async fn look(
     Ok(())
 }
 
-fn misfit(object: &Object, name: &str, vhost: &str, queue: &Queue, unfit: &Mismatch) -> Finding {
-    let Mismatch { key, found, wanted, by_policy } = unfit;
+fn misfit(object: &Object, name: &str, vhost: &str, queue: &Queue, mismatch: &Mismatch) -> Finding {
+    let Mismatch { key, found, expected, by_policy } = mismatch;
     if key == "consumer_timeout" {
         return Finding::fault(
             "consumer timeout",
-            format!("queue {name}: the broker takes a command back after {found} ms, must be {wanted}"),
+            format!("queue {name}: the broker takes a command back after {found} ms, must be {expected}"),
             "rabbitmqctl eval 'application:set_env(rabbit, consumer_timeout, 1800000).' # and for its next start: \
              consumer_timeout = 1800000 in rabbitmq.conf",
         );
     }
     if !by_policy {
-        let detail = format!("queue {name}: {key} is {found}, must be {wanted}");
+        let detail = format!("queue {name}: {key} is {found}, must be {expected}");
         return Finding::fault("arguments", detail, making_again(object, vhost));
     }
     let (policy, operator) = (queue.policy.as_deref(), queue.operator_policy.as_deref());
@@ -136,7 +136,7 @@ fn misfit(object: &Object, name: &str, vhost: &str, queue: &Queue, unfit: &Misma
     let remedies: Vec<_> = clears.into_iter().chain(clears_operators).collect();
     Finding::fault(
         "policy",
-        format!("queue {name}: policy {} sets {key} to {found}, must be {wanted}", named.join(" with ")),
+        format!("queue {name}: policy {} sets {key} to {found}, must be {expected}", named.join(" with ")),
         format!(
             "{} # or let it leave out {key}; the broker lists a policy some seconds after it was set or cleared",
             remedies.join("; ")

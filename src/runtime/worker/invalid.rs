@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
 use crate::amqp::confirm::Published;
-use crate::amqp::delivery::{DELAYS_PASSED, Delivery};
+use crate::amqp::delivery::{Delivery, EVENT_DELAYS};
 use crate::amqp::publisher::Publisher;
 use crate::amqp::topology::delay_name;
 use crate::domain::evidence::Evidence;
@@ -123,7 +123,7 @@ pub(super) async fn delay_unreadable(
     command_span: &CommandSpan,
 ) -> Worked {
     let delays = &publishing.context.limits.delays;
-    let passed = delivery.delays_passed();
+    let passed = delivery.event_delays();
     if publishing.dead_letter {
         let headers =
             if *publishing.cancel.borrow() { Vec::new() } else { dead_letter_retry_headers(&delivery) };
@@ -132,7 +132,7 @@ pub(super) async fn delay_unreadable(
     let Some(wait) = delays.get(passed.min(delays.len().saturating_sub(1))).copied() else {
         return Err(PublishInterrupted::Canceled(Box::new(delivery), Vec::new()));
     };
-    let headers = [(DELAYS_PASSED, passed.saturating_add(1).to_string())];
+    let headers = [(EVENT_DELAYS, passed.saturating_add(1).to_string())];
     let publish_span = command_span.start_publish(Message::Retry.as_str());
     let published =
         publish(publishing.publishing(), &delivery, Outgoing::Retry(wait, &headers), publish_span).await;
