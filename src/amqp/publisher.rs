@@ -325,7 +325,7 @@ impl Publisher {
             })
         };
         let side_by_side = self.within(side_by_side).await?;
-        Ok(side_by_side.join(self.within(self.isolated(nothing())).await?))
+        Ok(side_by_side.join(self.in_turn(nothing()).await?))
     }
 
     /// What the broker said about one event that it does not accept, or that it never answered.
@@ -377,19 +377,14 @@ impl Publisher {
         body: &[u8],
     ) -> Result<Published, PublishFailure> {
         let message = Message::mandatory(exchange, routing_key, properties, body);
-        let publishing = async {
-            if !self.is_isolating() {
-                let again = message.clone();
-                match self.side_by_side(message).await {
-                    Err(SideBySide::Ended(_)) => self.isolate().await?,
-                    Err(SideBySide::NotPublished(why)) => return Err(why),
-                    Ok(published) => return Ok(published),
-                }
-                return self.isolated(again).await;
+        if !self.is_isolating() {
+            match self.within(self.side_by_side(message.clone())).await {
+                Err(SideBySide::Ended(_)) => self.within(self.isolate()).await?,
+                Err(SideBySide::NotPublished(why)) => return Err(why),
+                Ok(published) => return Ok(published),
             }
-            self.isolated(message).await
-        };
-        self.within(publishing).await
+        }
+        self.in_turn(message).await
     }
 
     async fn publish_alone(
@@ -400,22 +395,29 @@ impl Publisher {
         body: &[u8],
     ) -> Result<Published, PublishFailure> {
         let message = Message::mandatory(exchange, routing_key, properties, body);
-        self.within(self.isolated(message)).await
+        self.in_turn(message).await
     }
 
-    /// Bounds a publish from its first wait to its confirm. While the broker blocks the connection nothing can be
+    /// Publishes alone, once one of the channels for it is free. Each of those in front has a time limit of its own, and a
+    /// wait for them must not use up the one of this message.
+    async fn in_turn(&self, message: Message<'_>) -> Result<Published, PublishFailure> {
+        let place = self.place().await;
+        self.within(self.isolated(place, message)).await
+    }
+
+    /// Bounds a publish from its first byte to its confirm. While the broker blocks the connection nothing can be
     /// confirmed, and the alarm is reported elsewhere: such time does not count, or each alarm would cost a session.
-    async fn within(
+    async fn within<T, E: From<PublishFailure>>(
         &self,
-        publishing: impl Future<Output = Result<Published, PublishFailure>>,
-    ) -> Result<Published, PublishFailure> {
+        publishing: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
         let limit = self.0.confirm_timeout;
         let mut health = self.0.health.clone();
         let mut publishing = pin!(publishing);
         if !self.0.waits_while_blocked {
             return tokio::select! {
-                published = timeout(limit, publishing) => published.unwrap_or(Err(PublishFailure::TimedOut(limit))),
-                reason = blocked_for(health.clone(), BLOCKED_REPORTED_AFTER) => Err(PublishFailure::Blocked(reason)),
+                published = timeout(limit, publishing) => published.unwrap_or(Err(PublishFailure::TimedOut(limit).into())),
+                reason = blocked_for(health.clone(), BLOCKED_REPORTED_AFTER) => Err(PublishFailure::Blocked(reason).into()),
             };
         }
         loop {
@@ -423,14 +425,14 @@ impl Publisher {
                 return published;
             }
             if health.borrow_and_update().blocked.is_none() {
-                return Err(PublishFailure::TimedOut(limit));
+                return Err(PublishFailure::TimedOut(limit).into());
             }
             tokio::select! {
                 published = publishing.as_mut() => return published,
                 unblocked = health.wait_for(|now| now.blocked.is_none() || now.lost.is_some()) => {
                     let lost = unblocked.map_or_else(|_| Some(String::new()), |now| now.lost.clone());
                     if let Some(why) = lost {
-                        return Err(PublishFailure::Connection(why));
+                        return Err(PublishFailure::Connection(why).into());
                     }
                 }
             }
@@ -456,8 +458,11 @@ impl Publisher {
         Ok(await_confirm(written.map_err(ended)?.await.map_err(ended)?)?)
     }
 
-    async fn isolated(&self, message: Message<'_>) -> Result<Published, PublishFailure> {
-        let mut place = self.place().await;
+    async fn isolated(
+        &self,
+        mut place: tokio::sync::MutexGuard<'_, Option<Channel>>,
+        message: Message<'_>,
+    ) -> Result<Published, PublishFailure> {
         // Taken out, so that anyone who is cut short here, before its confirm, leaves nothing behind.
         let channel = match place.take() {
             Some(channel) if channel.status().connected() => channel,

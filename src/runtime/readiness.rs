@@ -35,13 +35,13 @@ impl Service {
         }
         let metrics = &self.context.metrics;
         metrics.set_blocked(health.blocked.is_some());
-        for why in self.context.publish_faults.longest_held() {
+        for why in self.unaccepted() {
             let remedy = match &why {
                 PublishFailure::Rejected(rejection) => format!("; {}", session.remedy(rejection)),
                 _ => String::new(),
             };
             let words = format!(
-                "broker: results or retry messages are not accepted ({why}); they are published again{remedy}"
+                "broker: results, retry messages or hand-backs are not accepted ({why}); they are published again{remedy}"
             );
             reasons.push(StatusReason::new(ReasonCode::PublishingRejected, words));
         }

@@ -1,6 +1,7 @@
 //! The state of the running service, which its parts share: the consume loop, the deliveries held back, the queue
 //! monitor and readiness each implement their methods on it.
 
+use crate::amqp::confirm::PublishFailure;
 use crate::amqp::publisher::Publisher;
 use crate::config::Config;
 use crate::policy::prefetch_ramp::PrefetchRamp;
@@ -33,6 +34,10 @@ pub struct Service {
     pub(super) held_back: HeldBack,
     pub(super) jobs: JoinSet<Done>,
     pub(super) hand_backs: Arc<Semaphore>,
+    /// How many deliveries are being handed back.
+    pub(super) handing_back: usize,
+    /// Why the broker did not accept the last hand-back, until it accepts one or nothing waits.
+    pub(super) unaccepted: Option<PublishFailure>,
     /// The last attempt to restore the topology.
     pub(super) restoring: Option<(Instant, JoinHandle<()>)>,
     /// Since when nothing has been held.
@@ -85,6 +90,8 @@ impl Service {
             held_back: HeldBack::default(),
             jobs: JoinSet::new(),
             hand_backs: Arc::new(Semaphore::new(HAND_BACKS_AT_ONCE)),
+            handing_back: 0,
+            unaccepted: None,
             restoring: None,
             idle_since: None,
             holding_since: None,
@@ -111,6 +118,8 @@ pub(super) struct HeldDelivery {
     pub(super) publisher: Publisher,
     pub(super) cancel: watch::Receiver<bool>,
     pub(super) number: usize,
+    /// Whether the broker did not take it back from a consumer that was stopped: no prefetch counts it any more.
+    pub(super) kept: bool,
 }
 
 /// The end of a job.
@@ -119,7 +128,9 @@ pub(super) struct Done {
     pub(super) lane: Option<Box<str>>,
     pub(super) trouble: Option<String>,
     /// A delivery that the broker did not take back: it is not settled.
-    pub(super) kept: Option<HeldDelivery>,
+    pub(super) kept: Option<(HeldDelivery, PublishFailure)>,
+    /// Whether it only handed a delivery back.
+    pub(super) is_hand_back: bool,
     pub(super) number: usize,
 }
 
