@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-const PAGES: [(&str, &str); 4] = [
+const PAGES: [(&str, &str); 5] = [
     ("README.md", "README.zh-CN.md"),
     ("docs/contract.md", "docs/zh-CN/contract.md"),
     ("docs/coupon.md", "docs/zh-CN/coupon.md"),
+    ("docs/guarantees.md", "docs/zh-CN/guarantees.md"),
     ("docs/operations.md", "docs/zh-CN/operations.md"),
 ];
 

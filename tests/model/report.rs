@@ -359,8 +359,9 @@ pub(crate) fn row(found: &[Found], more: u8) -> String {
 type Writer = fn(&[Found]) -> String;
 
 /// The pages, and what stands between the marks of each.
-const PAGES: [(&str, Writer); 3] = [
+const PAGES: [(&str, Writer); 4] = [
     ("docs/guarantees.md", |found| exceptions(found, Language::English)),
+    ("docs/zh-CN/guarantees.md", |found| exceptions(found, Language::Chinese)),
     ("docs/reliability.md", figures),
     ("tests/torture/reliability.md", figures),
 ];
