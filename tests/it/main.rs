@@ -43,4 +43,5 @@ mod service;
 mod topology;
 mod traces;
 mod two_operators;
+mod untrusted;
 mod waiting;
