@@ -282,6 +282,112 @@ async fn hostile_words_are_visible_wherever_they_are_shown() {
     service.stop().await;
 }
 
+/// Of a user whom no command of the test is about.
+const STRANGER: &str = "oZz9-Other_Person-0123456789";
+
+/// A header, as AMQP writes it, whose value has this type.
+fn header(name: &str, kind: u8, value: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(value.len()).unwrap().to_be_bytes();
+    [&[u8::try_from(name.len()).unwrap()][..], name.as_bytes(), &[kind], &length, value].concat()
+}
+
+/// Headers with an openid in every place that is shown.
+fn headers_with_openid(openid: &str) -> Vec<u8> {
+    let evidence = json!([{"at": "2026-03-05T04:30:45Z", "operation": openid, "host": openid, "status": 200,
+        "request_id": openid, "serial": openid, "verdict": openid}]);
+    let listed = [&b"S"[..], &u32::try_from(openid.len()).unwrap().to_be_bytes(), openid.as_bytes()].concat();
+    [
+        header("note", b'S', openid.as_bytes()),
+        header(&format!("x-{openid}"), b'S', b"1"),
+        header("list", b'A', &listed),
+        header("table", b'F', &header(openid, b'S', openid.as_bytes())),
+        header("x-redemption-evidence", b'S', evidence.to_string().as_bytes()),
+        header("x-redemption-body-sha256", b'S', openid.as_bytes()),
+        // A bound must not make a short word of a long one.
+        header("x-redemption-parked-reason", b'S', format!("{}{openid}", "=".repeat(50)).as_bytes()),
+    ]
+    .concat()
+}
+
+/// Bodies with an openid beside the command's own: valid or not, spelled with escapes or not.
+fn bodies_with_openid(openid: &str) -> Vec<String> {
+    let escaped: String = openid.bytes().map(|byte| format!("\\u{byte:04x}")).collect();
+    let plain = command("S1", "USE_S1");
+    let mut with_stranger = plain.clone();
+    with_stranger["associated_order_info"]["transaction_id"] = json!(openid);
+    let mut named = plain.clone();
+    named[openid] = json!(openid);
+    let cut = format!("{{\"openid\": \"{OPENID}\", \"x\": \"{openid}\"");
+    // Its own openid with escapes in one place and plain in another, and the other way around.
+    let own_escaped = plain.to_string().replace(OPENID, &format!("\\u006f{}", &OPENID[1..]));
+    let twice = own_escaped.replacen('{', &format!("{{\"note\": \"{OPENID}\", "), 1);
+    let own_twice = plain.to_string().replacen('{', &format!("{{\"note\": \"\\u006f{}\", ", &OPENID[1..]), 1);
+    let in_escapes = plain.to_string().replacen('{', &format!("{{\"note\": \"{escaped}\", "), 1);
+    let mut bodies = vec![with_stranger.to_string(), named.to_string(), cut, own_escaped, twice, own_twice];
+    bodies.extend([in_escapes, format!("{openid}\u{0}{openid}")]);
+    bodies
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_openid_is_shown_of_what_is_parked_whose_ever_it_is() {
+    let bed = bed_with_console(tokio::task::spawn_blocking(shared).await.unwrap()).await;
+    let parked = bed.config.broker.names.parked.clone();
+    let mut ids = Vec::new();
+    for body in bodies_with_openid(STRANGER) {
+        let body = body.into_bytes();
+        ids.push(hex(&Sha256::digest(&body)));
+        let published = publish_raw(&bed, &parked, headers_with_openid(STRANGER), body).await;
+        assert_eq!(published, Published::Acked);
+    }
+    let properties = ["correlation_id", "message_id", "reply_to", "content_type"];
+    let with_properties = BasicProperties::default()
+        .with_correlation_id(STRANGER.into())
+        .with_message_id(STRANGER.into())
+        .with_reply_to(STRANGER.into())
+        .with_content_type(STRANGER.into());
+    let body = command("S2", "USE_S2").to_string();
+    ids.push(hex(&Sha256::digest(&body)));
+    let publish = bed.channel().basic_publish(
+        parked.as_str().into(),
+        "".into(),
+        lapin::options::BasicPublishOptions::default(),
+        body.as_bytes(),
+        with_properties,
+    );
+    publish.await.unwrap().await.unwrap();
+    until("all are parked", async || bed.ready(&parked).await == u32::try_from(ids.len()).unwrap()).await;
+
+    let mut shown = Vec::new();
+    let discard = ["parked", "discard", "--all", "--because", "x"];
+    for arguments in [&["parked", "list"][..], &["parked", "show"], &["parked", "show", "--query"], &discard]
+    {
+        let output = run(&bed, arguments).await;
+        assert!(output.status.success(), "{output:?}");
+        let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+        shown.push((arguments.join(" "), text.concat()));
+    }
+    let service = bed.start().await;
+    let cookie = log_in(&service).await;
+    for path in ids.iter().map(|id| format!("/parked/{id}")).chain(["/parked".to_owned()]) {
+        let (status, page) = console(&service, &cookie, &path).await;
+        assert_eq!(status, 200, "{path}: {page}");
+        shown.push((path, page));
+    }
+    service.stop().await;
+    for (what, text) in &shown {
+        for openid in [STRANGER, OPENID] {
+            // Whatever part of it would name somebody.
+            assert!(!text.contains(&openid[1..12]) && !text.contains(&openid[12..]), "{what}: {text}");
+            let escaped: String = openid[2..12].bytes().map(|byte| format!("\\u{byte:04x}")).collect();
+            assert!(!text.contains(&escaped), "{what}: {text}");
+        }
+    }
+    let (_, text) = &shown[1];
+    for own in properties.into_iter().chain(["USE_S1", "oh…Anp4", "oZ…6789", "1000000013001"]) {
+        assert!(text.contains(own), "{own}: {text}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn reserved_reply_to_is_a_fault_and_no_routing_key() {
     let mut bed = Bed::new().await;

@@ -123,6 +123,36 @@ impl fmt::Display for Masked<'_> {
     }
 }
 
+/// A text that others wrote, as an operator sees it who must find out what it is: long tokens are shortened but those
+/// that `is_known` names, and numbers, hashes and codes, which no openid is.
+pub fn masked_except(text: &str, is_known: impl Fn(&str) -> bool) -> String {
+    let mut masked = String::with_capacity(text.len());
+    // Writing to a text does not fail.
+    let _ = write_masked(&mut masked, text, |token| {
+        let is_number = token.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-'));
+        let is_code = !token.bytes().any(|byte| byte.is_ascii_lowercase());
+        !is_number && !is_code && !LONG_NAMES.contains(&token) && !is_known(token)
+    });
+    masked
+}
+
+/// A text of JSON in which letters and digits are no longer spelled with escapes, which would hide an openid.
+pub fn unescaped_tokens(text: &str) -> String {
+    let mut parts = text.split("\\u");
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let code = part.get(..4).and_then(|digits| u32::from_str_radix(digits, 16).ok());
+        match code.and_then(char::from_u32).filter(|c| in_token(*c)) {
+            Some(letter) => {
+                plain.push(letter);
+                plain.push_str(&part[4..]);
+            }
+            None => plain.extend(["\\u", part]),
+        }
+    }
+    plain
+}
+
 /// A text of ours that may quote others: only tokens that look like an openid are shortened.
 pub fn without_openids(text: &str) -> Cow<'_, str> {
     let is_token = |token: &str| token.len() >= TOKEN_MIN && looks_like_openid(token);

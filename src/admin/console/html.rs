@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use super::auth::Session;
 use crate::domain::evidence::Evidence;
 use crate::parked::{CouponQuery, CouponStatus, Parked, SignatureWitness};
-use crate::telemetry::log::{Masked, Short};
+use crate::telemetry::log::{Masked, Short, without_openids};
 use crate::telemetry::untrusted::{Untrusted, Visible, visible_lines};
 use crate::wire::audit_event::OperatorAction;
 use crate::wire::command::PartialCommand;
@@ -280,16 +280,11 @@ pub(super) fn show(
     }
     inner += "<section><h2>Its headers</h2><ul class=\"plainlist\">";
     for (name, value) in
-        parked.delivery.visible_headers().into_iter().filter(|(name, _)| name != retry_message::EVIDENCE)
+        parked.shown_headers().into_iter().filter(|(name, _)| name != retry_message::EVIDENCE)
     {
-        let _ =
-            write!(inner, "<li><code>{}</code> {}</li>", text(&name), text(&parked.masked_headers(&value)));
+        let _ = write!(inner, "<li><code>{}</code> {}</li>", text(&name), text(&value));
     }
-    let (body, left_out) = parked.shown_body();
-    let shown = match std::str::from_utf8(body) {
-        Ok(body) => body.to_owned(),
-        Err(_) => body.escape_ascii().to_string(),
-    };
+    let (shown, left_out) = parked.masked_body();
     let more = match left_out {
         0 => String::new(),
         left_out => format!("<p class=\"soft\">{} more are not shown.</p>", count(left_out as u64, "byte")),
@@ -298,7 +293,7 @@ pub(super) fn show(
         inner,
         "</ul></section><section><h2>Its {}</h2><pre>{}</pre>{more}</section>",
         count(parked.delivery.body().len() as u64, "byte"),
-        preformatted(&parked.masked_body(&shown))
+        preformatted(&shown)
     );
     document("A parked command", Some(session), &inner)
 }
@@ -418,7 +413,9 @@ fn line(evidence: &Evidence, witness: SignatureWitness) -> String {
     let status = evidence.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
     let verified = witness.signature(evidence);
     let request_id = evidence.request_id.as_deref().unwrap_or("\u{2013}");
-    format!("{at:.0}  {operation} {host} {status} {verdict}, {verified}, request {request_id}")
+    // A header says what whoever published it wrote.
+    let line = format!("{at:.0}  {operation} {host} {status} {verdict}, {verified}, request {request_id}");
+    without_openids(&line).into_owned()
 }
 
 /// A page that says only this.
