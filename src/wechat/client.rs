@@ -350,7 +350,12 @@ impl Client {
             return Err(NoCertificates::Refused { status, code, message, has_request_id });
         }
         let heard_at = now.saturating_add(started.elapsed()).unwrap_or(now);
-        certificates::read(&headers, &body, key, &keys.public, heard_at)
+        let brought = certificates::read(&headers, &body, key, &keys.public, heard_at)?;
+        // A kept download could bring back a certificate that was withdrawn since.
+        match self.admit(&headers, started) {
+            Authenticity::Invalid(flaw) => Err(NoCertificates::NotBelieved(Some(flaw))),
+            Authenticity::Verified | Authenticity::Unsigned => Ok(brought),
+        }
     }
 }
 
