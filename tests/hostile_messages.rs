@@ -169,7 +169,8 @@ async fn broker_without_message_bound_is_warned_of() {
     let bed = bed_with_console(&broker).await;
     let service = bed.start().await;
     assert_eq!(checked_message_size(&bed).await, "warning");
-    until("a warning in readiness", async || service.get("/readyz").await.1.contains("\nwarning: ")).await;
+    let warned = async || service.get("/readyz").await.1.contains("\nwarning: [message_size_unbounded]");
+    until("a warning in readiness", warned).await;
     assert_eq!(service.get("/readyz").await.0, 200, "it consumes all the same");
 
     // A body of megabytes is shown in part.
@@ -189,6 +190,73 @@ async fn broker_without_message_bound_is_warned_of() {
     service.stop().await;
     drop(bed);
     tokio::task::spawn_blocking(|| drop(broker)).await.unwrap();
+}
+
+/// A program of the broker's node: `rabbitmqctl`, off this task.
+async fn ctl(broker: &'static Broker, arguments: &[&str]) {
+    let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+    let run = move || {
+        broker.ctl(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    };
+    tokio::task::spawn_blocking(run).await.unwrap();
+}
+
+/// Sets the size from which on the broker refuses a message, as from the next session on.
+async fn limit_messages(broker: &'static Broker, bytes: u32) {
+    let set = format!(
+        "application:set_env(rabbit, max_message_size, {bytes}), persistent_term:put(max_message_size, {bytes})."
+    );
+    ctl(broker, &["eval", &set]).await;
+    ctl(broker, &["close_all_connections", "a new session"]).await;
+}
+
+/// What is buffered is bounded by what the broker accepts now, not by what it accepted at the start of the process.
+#[tokio::test(flavor = "multi_thread")]
+async fn sizes_that_the_broker_accepts_bound_what_is_taken_at_once() {
+    let broker = tokio::task::spawn_blocking(|| &*Box::leak(Box::new(Broker::start()))).await.unwrap();
+    let mut bed = Bed::on(broker).await;
+    // Each call takes a while, so as many are held as may be.
+    bed.faults(json!([{"fault": {"kind": "slow", "ms": 300}}]));
+    let service = bed.start().await;
+    let warned = async || service.get("/readyz").await.1.contains("[message_size_unbounded] ");
+    let mut all = 0;
+    for (nth, (bytes, at_once, warns)) in [
+        (128 * 1024, 60, false),
+        (134_217_728, 1, true),
+        (1024 * 1024, 60, false),
+        (16 * 1024 * 1024, 8, true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        limit_messages(broker, bytes).await;
+        bed = bed.reconnect(broker).await;
+        let session = f64::from(u32::try_from(nth + 2).unwrap());
+        until("the next session", async || {
+            service.metric("redeemer_broker_sessions_total").await >= session
+                && service.metric("redeemer_consuming").await == 1.0
+        })
+        .await;
+        until("the warning or none", async || warned().await == warns).await;
+        let commands = if at_once == 1 { 8 } else { 200 };
+        all += commands;
+        for part in 0..commands {
+            let code = format!("L{nth}_{part}");
+            bed.issue(&code, json!({}));
+            bed.publish(&command(&code, &format!("USE_{code}"))).await;
+        }
+        let most = std::cell::Cell::new(0.0_f64);
+        until("all redeemed", async || {
+            most.set(most.get().max(service.metric("redeemer_commands_in_flight").await));
+            bed.uses().len() >= all && service.metric("redeemer_commands_in_flight").await == 0.0
+        })
+        .await;
+        let bound = f64::from(at_once);
+        let most = most.get();
+        assert!(if at_once < 60 { most <= bound } else { most > 8.0 }, "{bytes}: {most} held at once");
+        assert_eq!(warned().await, warns, "{bytes}");
+    }
+    service.stop().await;
 }
 
 /// What a terminal would obey, what turns a line around, what forges one, and an openid.

@@ -403,7 +403,7 @@ fn evidence_line(evidence: &crate::domain::evidence::Evidence, witness: Signatur
     let request_id = evidence.request_id.as_deref().unwrap_or("-");
     let verified = witness.signature(evidence);
     let crate::domain::evidence::Evidence { at, operation, host, verdict, .. } = evidence;
-    // A header says what whoever published it wrote.
+    // A header says what its publisher wrote.
     let line = format!("{at} {operation} {host} {status} {verdict}, {verified}, request {request_id}");
     without_openids(&line).into_owned()
 }

@@ -259,7 +259,9 @@ impl Service {
         let has = consumer.as_ref().map(Deliveries::prefetch);
         let prefetch = match state {
             State::Closed => Some(self.full_prefetch()),
-            State::HalfOpen { cause: Cause::Starting, .. } => Some(starting_max(self.holding_since)),
+            State::HalfOpen { cause: Cause::Starting, .. } => {
+                Some(starting_max(self.holding_since).min(self.message_sizes.prefetch_max()))
+            }
             // One command is enough to find out.
             State::HalfOpen { .. } if has.is_none() && self.held() == 0 => Some(1),
             State::HalfOpen { .. } | State::Open { .. } => has,
@@ -303,10 +305,10 @@ impl Service {
 
     /// The prefetch while calls are made.
     pub(super) fn full_prefetch(&self) -> u16 {
-        // Deliveries held back were read without harm: the ramp limits the others.
+        // Deliveries held back were read without harm: the ramp, and the size of messages, limit the others.
         let held_back = u16::try_from(self.held_back.waiting.len()).unwrap_or(u16::MAX);
-        let ramp = self.ramp.limit().map_or(self.prefetch, |limit| limit.saturating_add(held_back));
-        ramp.min(self.prefetch)
+        let unread = self.ramp.limit().unwrap_or(self.prefetch).min(self.message_sizes.prefetch_max());
+        unread.saturating_add(held_back).min(self.prefetch)
     }
 
     pub(super) fn receive(

@@ -413,7 +413,7 @@ fn line(evidence: &Evidence, witness: SignatureWitness) -> String {
     let status = evidence.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
     let verified = witness.signature(evidence);
     let request_id = evidence.request_id.as_deref().unwrap_or("\u{2013}");
-    // A header says what whoever published it wrote.
+    // A header says what its publisher wrote.
     let line = format!("{at:.0}  {operation} {host} {status} {verdict}, {verified}, request {request_id}");
     without_openids(&line).into_owned()
 }
