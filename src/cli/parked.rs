@@ -231,6 +231,9 @@ async fn scan<T>(
     choose: impl Fn(Parked) -> Option<T>,
 ) -> anyhow::Result<Scan<T>> {
     let mut look = ParkedQueue::begin(settings).await.context(CANNOT_LOOK)?;
+    if let Some(why) = look.missing_lock() {
+        print_error(&why);
+    }
     let mut found = Vec::new();
     let ended = loop {
         match look.next().await {

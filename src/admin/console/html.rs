@@ -75,6 +75,8 @@ pub(super) struct Found {
     pub looked: usize,
     /// What ended the look before its end.
     pub cut_short: Option<String>,
+    /// Why another operator may be at work at the same time.
+    pub unlocked: Option<String>,
 }
 
 /// The fields of the filter as they were typed, in this order: reason, older than, newer than, brand, coupon, number.
@@ -155,6 +157,9 @@ pub(super) fn list(
          <label>Request number<input name=\"number\" value=\"{of_number}\"></label>\
          <button class=\"button\">Show</button></form>"
     );
+    if let Some(why) = found.ok().and_then(|found| found.unlocked.as_deref()) {
+        inner += &result_page(why, "warn");
+    }
     match found {
         Err(why) => inner += &result_page(why, "bad"),
         Ok(found) if found.rows.is_empty() => {
