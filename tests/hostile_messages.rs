@@ -18,7 +18,7 @@ use std::time::Duration;
 use bed::{Bed, OPENID, Service, command, until};
 use broker::{Broker, shared};
 use lapin::BasicProperties;
-use raw_amqp::{Published, RawPublisher, nested};
+use raw_amqp::{Properties, Published, RawPublisher, nested};
 use redeemer::telemetry::untrusted::is_hidden;
 use redeemer::wechat::client::hex;
 use serde_json::{Value, json};
@@ -30,18 +30,25 @@ const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
 /// Publishes to an exchange with headers that no client writes.
 async fn publish_raw(bed: &Bed, exchange: &str, headers: Vec<u8>, body: Vec<u8>) -> Published {
+    publish_with(bed, exchange, Properties { headers, ..Properties::default() }, body).await
+}
+
+/// The same with properties that no client writes.
+async fn publish_with(bed: &Bed, exchange: &str, properties: Properties, body: Vec<u8>) -> Published {
     let (uri, exchange) = (bed.config.broker.uri.clone(), exchange.to_owned());
     let key = "redemption.redeemed.1";
-    let publish = move || RawPublisher::connect(&uri).publish(&exchange, key, &headers, &body);
+    let publish = move || RawPublisher::connect(&uri).publish_with(&exchange, key, &properties, &body);
     tokio::task::spawn_blocking(publish).await.unwrap()
 }
 
 /// Headers that no client writes, and a text that is not UTF-8, each as a message among good ones.
-fn undecodable() -> Vec<(&'static str, Vec<u8>)> {
+fn undecodable() -> Vec<(&'static str, Properties)> {
+    let with_headers = |headers| Properties { headers, ..Properties::default() };
     vec![
-        ("arrays", nested(b'A', 1_500)),
-        ("tables", nested(b'F', 2_000)),
-        ("as deep as can be", nested(b'A', 20_000)),
+        ("arrays", with_headers(nested(b'A', 1_500))),
+        ("tables", with_headers(nested(b'F', 2_000))),
+        ("as deep as can be", with_headers(nested(b'A', 20_000))),
+        ("a property of bytes", Properties { reply_to: Some(b"\xff\xfe".to_vec()), ..Properties::default() }),
     ]
 }
 
@@ -52,7 +59,7 @@ async fn undecodable_headers_are_invalid_and_cost_no_session() {
     let names = bed.config.broker.names.clone();
     let service = bed.start().await;
     let mut expected = BTreeSet::new();
-    for (nth, (name, headers)) in undecodable().into_iter().enumerate() {
+    for (nth, (name, properties)) in undecodable().into_iter().enumerate() {
         for part in 0..20 {
             let code = format!("GOOD{nth}_{part}");
             bed.issue(&code, json!({}));
@@ -61,7 +68,8 @@ async fn undecodable_headers_are_invalid_and_cost_no_session() {
         }
         let code = format!("DEEP{nth}");
         let body = command(&code, &format!("USE_{code}")).to_string().into_bytes();
-        assert_eq!(publish_raw(&bed, &names.commands, headers, body).await, Published::Acked, "{name}");
+        let published = publish_with(&bed, &names.commands, properties, body).await;
+        assert_eq!(published, Published::Acked, "{name}");
         expected.insert((code, "invalid".to_owned()));
     }
     let mut reported = BTreeSet::new();
@@ -72,9 +80,77 @@ async fn undecodable_headers_are_invalid_and_cost_no_session() {
     }
     assert_eq!(reported, expected);
     assert_eq!(service.metric("redeemer_broker_sessions_total").await, 1.0, "no session was lost");
-    assert_eq!([bed.ready(&names.commands).await, bed.ready(&names.parked).await], [0, 3]);
-    assert_eq!(bed.uses().len(), 60, "what is invalid is not executed");
+    assert_eq!([bed.ready(&names.commands).await, bed.ready(&names.parked).await], [0, 4]);
+    assert_eq!(bed.uses().len(), 80, "what is invalid is not executed");
     service.stop().await;
+}
+
+/// A message that nobody has thought of ends the whole process, each time that it is delivered: it costs its own deliveries
+/// until the broker gives it up, and its neighbors nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn message_that_kills_the_process_parks_no_neighbor() {
+    const GOOD: usize = 150;
+    let mut bed = Bed::new().await;
+    bed.leave_parked().await;
+    let names = bed.config.broker.names.clone();
+    // The queues are there before the first process is.
+    bed.start().await.stop().await;
+    let publish_good = async |from: usize| {
+        for nth in from..from + GOOD / 2 {
+            let code = format!("N{nth}");
+            bed.issue(&code, json!({}));
+            bed.publish(&command(&code, &format!("USE_{code}"))).await;
+        }
+    };
+    publish_good(0).await;
+    bed.issue("KILLER", json!({}));
+    bed.publish(&command("KILLER", "USE_KILLER")).await;
+    publish_good(GOOD / 2).await;
+
+    let (mut deaths, log) = (0, bed.dir.join("killed.log"));
+    let limit = usize::from(u16::try_from(bed.config.broker.delivery_limit).unwrap());
+    loop {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_redeemer"));
+        program.arg("--config").arg(bed.config_file()).args(["run", "--with-parent"]);
+        program.env(redeemer::runtime::failpoints::ABORT, "USE_KILLER").stdin(Stdio::piped());
+        program.stdout(Stdio::null()).kill_on_drop(true);
+        program.stderr(std::fs::File::options().create(true).append(true).open(&log).unwrap());
+        let mut running = program.spawn().unwrap();
+        // It lives as long as this is open, and a wait would close it.
+        let _stdin = running.stdin.take();
+        let all_done = async {
+            until("all good ones redeemed, and the killer given up", async || {
+                bed.uses().len() == GOOD
+                    && bed.ready(&names.commands).await == 0
+                    && bed.ready(&names.parked).await == 1
+            })
+            .await;
+        };
+        tokio::select! {
+            () = all_done => break,
+            status = running.wait() => {
+                use std::os::unix::process::ExitStatusExt as _;
+                assert_eq!(status.unwrap().signal(), Some(6), "see {}", log.display());
+                deaths += 1;
+                assert!(deaths <= limit + 2, "{deaths} deaths");
+            }
+        }
+    }
+    assert!(deaths >= limit, "{deaths} deaths of {limit} deliveries");
+    let mut events = std::collections::BTreeMap::<String, BTreeSet<String>>::new();
+    while events.len() < GOOD + 1 {
+        let event = bed.next_event().await;
+        let text = |pointer: &str| event.data(pointer).as_str().unwrap().to_owned();
+        events.entry(text("/coupon_code")).or_default().insert(text("/outcome"));
+    }
+    let killed = events.remove("KILLER").unwrap();
+    assert_eq!(killed, BTreeSet::from(["unresolved".to_owned()]));
+    assert!(
+        events.values().all(|outcomes| outcomes.len() == 1 && outcomes.contains("redeemed")),
+        "{events:?}"
+    );
+    let codes: BTreeSet<_> = bed.uses().into_iter().map(|(code, _)| code).collect();
+    assert_eq!((codes.len(), bed.uses().len()), (GOOD, GOOD), "each once");
 }
 
 #[tokio::test(flavor = "multi_thread")]

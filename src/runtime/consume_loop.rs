@@ -319,6 +319,7 @@ impl Service {
         number: usize,
     ) {
         self.received_in_session += 1;
+        failpoints::abort_on(delivery.body());
         let mut received = ReceivedDelivery::new(delivery, Timestamp::now());
         let may_wait = received.may_wait_for_calls(!self.context.limits.delays.is_empty());
         received.calls_held_back = self.holds_back && !may_wait;
