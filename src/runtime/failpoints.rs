@@ -99,8 +99,12 @@ mod armed {
             return;
         }
         tracing::warn!(point = point.as_str(), "killed, as ordered");
+        end_process("KILL");
+    }
+
+    fn end_process(signal: &str) {
         // A shell sends what no process can send itself without unsafe code; this task goes no further meanwhile.
-        let _ = Command::new("sh").args(["-c", "kill -9 $PPID"]).status();
+        let _ = Command::new("sh").args(["-c", &format!("kill -{signal} $PPID")]).status();
         loop {
             std::thread::park();
         }
@@ -117,7 +121,7 @@ mod armed {
         let text = TEXT.get_or_init(|| std::env::var(ABORT).ok().filter(|text| !text.is_empty())).as_ref();
         let kills = |text: &String| body.windows(text.len()).any(|window| window == text.as_bytes());
         if text.is_some_and(kills) {
-            std::process::abort();
+            end_process("ABRT");
         }
     }
 

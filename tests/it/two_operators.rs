@@ -261,7 +261,8 @@ async fn missing_lock_is_reported_and_a_lock_keeps_others_away() {
     for unlocked in [&first, &second] {
         assert!(unlocked.missing_lock().is_some_and(|why| why.contains(&look)));
     }
-    (first.end().await, second.end().await);
+    first.end().await;
+    second.end().await;
     let discard = ["discard", "--all", "--because", "x"];
     let service = bed.start().await;
     for (is_locked, configure) in
