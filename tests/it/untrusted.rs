@@ -1,6 +1,7 @@
 //! Words of the provider, or of a server in its place, on their way to people: no openid in them is shown whole, wherever
 //! the words end up.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use crate::bed::{Bed, PATIENCE, until};
@@ -62,4 +63,48 @@ async fn openid_in_a_response_is_shown_whole_nowhere(
         assert!(Instant::now() < deadline, "quoted at the port and in the log: {quoted:?}\n{log}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+
+/// What operators do is in the log with session and address; what strangers try is, too, and fills it not.
+#[tokio::test(flavor = "multi_thread")]
+async fn console_logs_sessions_with_their_address_and_a_flood_in_a_line() {
+    let mut bed = Bed::new().await;
+    let token = bed.dir.join("token");
+    std::fs::write(&token, TOKEN).unwrap();
+    std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).unwrap();
+    bed.config.admin.console_token_file = token.display().to_string();
+    let program = Program::start_with(&bed, &[("REDEEMER_LOG__FORMAT", "json")]).await;
+    let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+    let url = |path: &str| format!("http://{}{path}", program.admin);
+    let origin = format!("http://{}", program.admin);
+    for _ in 0..300 {
+        let forged = http.post(url("/parked/x/discard")).body("csrf_token=x&because=x&sure=yes").send();
+        assert!(forged.await.unwrap().status().is_client_error());
+    }
+    let login = http.post(url("/parked/login")).header("origin", &origin);
+    let login = login.body(format!("token={TOKEN}&operator=lin")).send().await.unwrap();
+    let cookie = login.headers()["set-cookie"].to_str().unwrap().split(';').next().unwrap().to_owned();
+    let page = http.get(url("/parked")).header("cookie", &cookie).send().await.unwrap().text().await.unwrap();
+    let (_, rest) = page.split_once("name=\"csrf_token\" value=\"").unwrap();
+    let csrf = rest.split('"').next().unwrap().to_owned();
+    let logout = http.post(url("/parked/logout")).header("cookie", &cookie).header("origin", &origin);
+    let logout = logout.body(format!("csrf_token={csrf}")).send().await.unwrap();
+    assert_eq!(logout.status().as_u16(), 303);
+
+    let log = std::fs::read_to_string(&program.log).unwrap();
+    let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |message: &str| -> Vec<&serde_json::Value> {
+        lines.iter().filter(|line| line["message"] == format!("operator console: {message}")).collect()
+    };
+    let (denied, logged_in, logged_out) = (of("access denied"), of("logged in"), of("logged out"));
+    assert_eq!((denied.len(), logged_in.len(), logged_out.len()), (1, 1, 1), "{log}");
+    for line in [denied[0], logged_in[0], logged_out[0]] {
+        assert_eq!(line["peer"], "127.0.0.1", "{line}");
+    }
+    assert_eq!(logged_in[0]["session"], logged_out[0]["session"]);
+    assert_eq!((&logged_in[0]["operator"], &logged_out[0]["operator"]), (&json!("lin"), &json!("lin")));
+    let (_, session) = cookie.split_once('=').unwrap();
+    assert!(!log.contains(session) && !log.contains(TOKEN) && !log.contains(&csrf), "a secret is in the log");
 }
