@@ -148,10 +148,11 @@ BACKLOG ?= 100000
 RECORDS := $(CURDIR)/tests/torture/reliability.md:$(CURDIR)/docs/reliability.md
 
 .PHONY: soak
-soak: ## a long time at full rate, and a long backlog: memory and open files stay; recorded in docs/reliability.md (MINUTES=, RATE=, BACKLOG=)
+soak: ## an outage, a long time at full rate, and a long backlog: memory and open files stay; recorded in docs/reliability.md (MINUTES=, RATE=, BACKLOG=)
 	deploy/local/install rabbitmq-server
 	RECORD=$(RECORDS) MINUTES=$(MINUTES) RATE=$(RATE) BACKLOG=$(BACKLOG) cargo test --release --locked --test soak -- --nocapture --test-threads 1
-	FILTER_SECONDS=60 cargo test --release --locked --test limits egress_filter -- --nocapture
+	cargo test --release --locked --test outage -- --nocapture
+	FILTER_SECONDS=60 cargo test --release --locked --test it limits::egress_filter -- --nocapture
 
 CASES ?= 1000000
 

@@ -95,7 +95,7 @@ pub async fn run(
         circuit_gate: context.circuit_gate.clone(),
         metrics: context.metrics.clone(),
         trouble: key_faults.clone(),
-        secrets: config.secret_files(),
+        config: config.clone(),
     };
     let background = [tokio::spawn(key_reloader.run()), admin];
     info!(version = env!("CARGO_PKG_VERSION"), admin = %address, "starting");

@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, Subcommand};
 
 use crate::config;
@@ -101,6 +102,42 @@ impl From<config::ConfigFault> for Failure {
     fn from(fault: config::ConfigFault) -> Self {
         config::ConfigFaults(vec![fault]).into()
     }
+}
+
+/// Reads the command line. Ends the program if it cannot be used.
+pub fn parse() -> Arguments {
+    Arguments::try_parse().unwrap_or_else(|error| without_values(error).exit())
+}
+
+/// The same error without what was typed where a word of ours is expected: it may be a secret, and errors end up in logs.
+fn without_values(mut error: clap::Error) -> clap::Error {
+    const NOT_SHOWN: &str = "(not shown)";
+    let kind = match error.kind() {
+        ErrorKind::InvalidSubcommand => ContextKind::InvalidSubcommand,
+        ErrorKind::UnknownArgument => ContextKind::InvalidArg,
+        ErrorKind::InvalidValue | ErrorKind::ValueValidation | ErrorKind::TooManyValues => {
+            ContextKind::InvalidValue
+        }
+        _ => return error,
+    };
+    let suggestions =
+        [ContextKind::SuggestedSubcommand, ContextKind::SuggestedArg, ContextKind::SuggestedValue];
+    let is_typo = suggestions.iter().any(|kind| error.get(*kind).is_some());
+    let is_word =
+        |text: &str| text.len() <= 20 && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+    let may_be_shown = match error.get(kind) {
+        Some(ContextValue::String(text)) => {
+            text.is_empty()
+                || is_word(text) && (is_typo || kind == ContextKind::InvalidArg && text.starts_with('-'))
+        }
+        _ => true,
+    };
+    if !may_be_shown {
+        error.insert(kind, ContextValue::String(NOT_SHOWN.to_owned()));
+        // These repeat it.
+        error.insert(ContextKind::Suggested, ContextValue::None);
+    }
+    error
 }
 
 /// Runs the program.

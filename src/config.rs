@@ -34,9 +34,10 @@ use crate::wechat::keys::{KeyFault, KeyFiles, read_secret};
 use crate::wechat::sign::Merchant;
 use crate::wire::retry_message::DeadlineLimits;
 
-pub use load::{load, parse};
+pub use load::{NAME_NOT_SHOWN, load, parse, shown_name};
 pub use span::Span;
-use validate::{check_public_key_id, is_serial};
+use validate::is_serial;
+pub use validate::{PUBLIC_KEY_ID, check_public_key_id};
 
 /// The prefix of environment variables.
 pub const PREFIX: &str = "REDEEMER_";
@@ -258,19 +259,6 @@ impl fmt::Display for ConfigFaults {
 impl std::error::Error for ConfigFaults {}
 
 impl Config {
-    /// The files with secrets that are read at start only, by their keys.
-    pub fn secret_files(&self) -> Vec<(&'static str, PathBuf)> {
-        let Self { broker, wechat, admin, .. } = self;
-        let files = [
-            ("broker.uri_file", &broker.uri_file),
-            ("broker.client_key_file", &broker.client_key_file),
-            ("wechat.apiv3_key_file", &wechat.apiv3_key_file),
-            ("admin.console_token_file", &admin.console_token_file),
-        ];
-        let named = files.into_iter().filter(|(_, file)| !file.is_empty());
-        named.map(|(key, file)| (key, PathBuf::from(file))).collect()
-    }
-
     /// Every value that names a file, by its key.
     pub fn file_names(&self) -> Vec<(String, &str)> {
         let Self { broker, wechat, admin, .. } = self;

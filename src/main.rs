@@ -5,7 +5,6 @@ use std::io::{self, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode};
 
-use clap::Parser as _;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 
 fn main() -> ExitCode {
@@ -17,7 +16,7 @@ fn main() -> ExitCode {
         complain(&problem);
         return ExitCode::from(3);
     }
-    redeemer::cli::main(redeemer::cli::Arguments::parse())
+    redeemer::cli::main(redeemer::cli::parse())
 }
 
 /// The stack of threads whose size nobody chose, such as the one that reads what the broker sends: the second line against

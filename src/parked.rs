@@ -23,7 +23,7 @@ use crate::domain::evidence::{Evidence, Operation, Rejection};
 use crate::domain::outcome::{EstablishedBy, Outcome};
 use crate::domain::reason::Reason;
 use crate::domain::redemption::Redemption;
-use crate::policy::attempt::Progress;
+use crate::policy::attempt::{EffectState, Progress};
 use crate::policy::classify::{self, CallResult, Response, Verdict, classify};
 use crate::telemetry::log::{Masked, Short, beginning, masked_except, unescaped_tokens, without_openids};
 use crate::wechat::client::{Client, Prepared, hex};
@@ -161,6 +161,12 @@ impl Parked {
         reported.max(self.evidence().len() as u32)
     }
 
+    /// Whether a use that may be its own was seen before it was parked. If the coupon is usable now, it was returned.
+    fn has_seen_use(&self) -> bool {
+        let effect = self.delivery.header(retry_message::LAST_VERDICT).and_then(EffectState::from_header);
+        effect == Some(EffectState::SeenUsed)
+    }
+
     /// The redemption, if it may be asked for and sent again.
     ///
     /// # Errors
@@ -260,6 +266,11 @@ impl CouponQuery {
     /// This query as the one that follows `earlier`.
     pub fn following(self, earlier: Self) -> Self {
         Self { earlier: Some(Box::new(earlier)), ..self }
+    }
+
+    /// When the first query of this look began.
+    fn begun_at(&self) -> Timestamp {
+        self.earlier.as_ref().map_or(self.evidence.at, |earlier| earlier.begun_at())
     }
 
     /// Whether it confirms a refusal that a query found this long before, or earlier.
@@ -379,20 +390,17 @@ impl Decision<'_> {
         if parked.at.is_some() { self.settling } else { self.over_after() }
     }
 
-    fn is_under_way(&self, parked: &Parked, now: Timestamp) -> bool {
-        parked.age(now).is_some_and(|age| age < self.over_after())
+    /// Whether a call of the service may have been under way when the first query of this look began. What it saw then
+    /// counts for nothing, however long it took.
+    fn is_under_way(&self, parked: &Parked, query: &CouponQuery) -> bool {
+        parked.age(query.begun_at()).is_some_and(|age| age < self.over_after())
     }
 }
 
 /// How long to wait before a query that must confirm what `query` found; `None` where that decides by itself.
-pub fn confirm_after(
-    parked: &Parked,
-    query: &CouponQuery,
-    decision: &Decision<'_>,
-    now: Timestamp,
-) -> Option<Duration> {
+pub fn confirm_after(parked: &Parked, query: &CouponQuery, decision: &Decision<'_>) -> Option<Duration> {
     let refused = matches!(query.status, CouponStatus::Refused { .. });
-    let required = refused && decision.publish_refused && !decision.is_under_way(parked, now);
+    let required = refused && decision.publish_refused && !decision.is_under_way(parked, query);
     required.then(|| decision.spacing(parked).unsigned_abs())
 }
 
@@ -404,7 +412,6 @@ pub fn assess_replay(
     parked: &Parked,
     query: &CouponQuery,
     decision: &Decision<'_>,
-    now: Timestamp,
 ) -> Result<OperatorAction, String> {
     match &query.status {
         CouponStatus::Redeemed(_) => Ok(OperatorAction::PublishedRedeemed),
@@ -412,7 +419,7 @@ pub fn assess_replay(
         CouponStatus::Refused { reason, .. } if !decision.publish_refused => {
             Err(format!("refused ({}); it would be refused again", reason.as_str()))
         }
-        CouponStatus::Refused { .. } if decision.is_under_way(parked, now) => {
+        CouponStatus::Refused { .. } if decision.is_under_way(parked, query) => {
             Err("refused, but it was parked a moment ago and may still be under way".to_owned())
         }
         CouponStatus::Refused { .. } if !query.confirms_refusal(decision.spacing(parked)) => {
@@ -515,6 +522,9 @@ async fn publish(
             let deadline = now.saturating_add(decision.deadline_limits.default).unwrap_or(Timestamp::MAX);
             // It counts as sent before, so the service asks for itself first.
             let mut progress = Progress::new(now, deadline, true);
+            if parked.has_seen_use() {
+                progress.effect = EffectState::SeenUsed;
+            }
             // They count as made, and leave as many as a new command has.
             (progress.attempts, progress.suspended) = (attempts, attempts);
             let headers = retry_message::write(&progress, &evidence, Prepared::new(redemption).body_sha256());

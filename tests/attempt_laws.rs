@@ -14,7 +14,8 @@ use redeemer::domain::reason::Reason;
 use redeemer::domain::redemption::Redemption;
 use redeemer::policy::attempt::{EffectState, Limits, Progress, Step};
 use redeemer::policy::classify::{
-    Authenticity, CallResult, NoResponse, NotAccepted, NotSent, Response, SignatureFlaw, Verdict, classify,
+    Authenticity, CallResult, NoResponse, NotAccepted, NotSent, Response, SignatureFlaw, SuspendReason,
+    UnknownCause, Verdict, classify,
 };
 use redeemer::wechat::client::Prepared;
 use redeemer::wire::command;
@@ -51,7 +52,7 @@ fn coupon(state: &str, used: Option<&str>, returned: Option<&str>) -> Coupon {
         usage: UsageTrace::Single(Trace {
             use_request_no: used.map(Into::into),
             return_request_no: returned.map(Into::into),
-            return_time: None,
+            ..Trace::default()
         }),
         ids: Box::default(),
         entity: "{}".into(),
@@ -293,6 +294,7 @@ fn handed_back_command_keeps_what_its_first_delivery_knew() {
             use_request_no: None,
             return_request_no: Some("R1".into()),
             return_time: Some(long_before),
+            shows_return_time: true,
         }),
         ..coupon("EFFECTIVE", None, None)
     });
@@ -606,7 +608,25 @@ fn a_signed_refusal_stands_once_the_coupon_was_seen() {
             "refused no_such_coupon by query",
         ),
     ] {
-        check(&[rejection, signed(404, "NOT_FOUND")], &asked, ending);
+        // An error names no coupon: it may belong to another command, so it is asked about once more.
+        let (gone, again) = (|| signed(404, "NOT_FOUND"), ["0s redeem", "0s query", "2s query"]);
+        check(&[rejection.clone(), gone(), gone()], &again, ending);
+        check(&[rejection, gone(), used_by_us()], &again, "redeemed by query");
+    }
+}
+
+/// The use took effect. Its response is withheld, and those of other commands to a coupon that is not there come instead.
+#[test]
+fn two_errors_of_another_command_do_not_refuse_a_redeemed_one() {
+    let errors = [
+        signed(404, "NOT_FOUND"),
+        error(404, "NOT_FOUND", Some(268_578_851), Authenticity::Verified),
+        error(400, "INVALID_REQUEST", Some(268_578_704), Authenticity::Verified),
+    ];
+    for error in errors {
+        let script = [error.clone(), error, used_by_us()];
+        let (steps, outcome) = Run::default().play(Start::Fresh, &script);
+        assert_eq!(in_words(&outcome), "redeemed by query", "{steps:?}");
     }
 }
 
@@ -684,6 +704,84 @@ fn an_query_rejected_like_the_redeem_confirms_the_rejection() {
     ] {
         let script = [rejection.clone(), rejection, used_by_us()];
         check(&script, &["0s redeem", "2s query", "1s query"], "redeemed by query");
+    }
+}
+
+/// Plays calls whose rejections are read in the light of other commands: `true` if this one may meet every command.
+fn play_attributed(script: &[(CallResult, bool)]) -> (Vec<String>, Option<Outcome>) {
+    let limits = Limits { delays: vec![], in_process_max: HOUR, ..Limits::default() };
+    let mut now = start();
+    let mut progress = Progress::new(now, later(now, HOUR * 24), false);
+    let mut step = progress.start(&limits, now);
+    let mut steps = Vec::new();
+    for (reply, may_be_common) in script {
+        step = match step {
+            Step::Suspend(_) => progress.resume(&limits, now),
+            step => step,
+        };
+        let Step::Send { after, operation } = step else { break };
+        steps.push(format!("{}s {}", after.as_secs_f64(), operation.as_str()));
+        now = later(now, after);
+        let verdict = match progress.advance(operation, reply, &redemption()) {
+            Verdict::Rejected { reason, .. } if *may_be_common => {
+                Verdict::Unknown(UnknownCause::MayBeCommon(reason))
+            }
+            verdict => verdict,
+        };
+        step = progress.follow_verdict(operation, reply.clone(), verdict, &limits, now, 0.5);
+    }
+    match step {
+        Step::Finish(outcome) => (steps, Some(outcome)),
+        _ => (steps, None),
+    }
+}
+
+#[test]
+fn rejection_that_may_be_common_stands_once_two_queries_confirm_it() {
+    let wrong = || error(400, "PARAM_ERROR", Some(268_435_461), Authenticity::Verified);
+    let (unclear, own) = (|| (wrong(), true), || (wrong(), false));
+    let script = [unclear(), unclear(), unclear(), own(), own()];
+    let (steps, outcome) = play_attributed(&script);
+    assert_eq!(steps, ["0s redeem", "2s query", "1s query", "2s query", "2s query"]);
+    assert_eq!(outcome.as_ref().map(in_words).as_deref(), Some("refused invalid_parameter by query"));
+    assert_eq!(outcome.unwrap().rejection().unwrap().sub_code, Some(268_435_461));
+    // Any other result in between starts the row again.
+    for between in [unclear(), (cut(), false), (usable(), false)] {
+        let script = [unclear(), own(), between, own()];
+        assert_eq!(play_attributed(&script).1, None);
+    }
+    // As long as it may be common it ends nothing, and a look that is accepted lets the command out again.
+    let waiting: Vec<_> = (0..40).map(|_| unclear()).collect();
+    assert_eq!(play_attributed(&waiting).1, None);
+    let fixed = [unclear(), unclear(), (usable(), false), (usable(), false), (used_by_us(), false)];
+    let (steps, outcome) = play_attributed(&fixed);
+    assert_eq!(steps[2..], ["1s query", "2s query", "0s redeem"]);
+    assert!(matches!(outcome, Some(Outcome::Redeemed { .. })));
+    let (_, outcome) = play_attributed(&[unclear(), (returned(), false)]);
+    assert_eq!(outcome.as_ref().map(in_words).as_deref(), Some("refused returned_since by query"));
+    let (_, outcome) = play_attributed(&[unclear(), (used_by_us(), false)]);
+    assert_eq!(outcome.as_ref().map(in_words).as_deref(), Some("redeemed by query"));
+}
+
+/// A rejection was taken for the command's own, and then it turns out that every command may be rejected so.
+#[test]
+fn rejection_that_turns_out_to_be_common_is_not_charged_to_the_command() {
+    let wrong = || error(400, "PARAM_ERROR", Some(268_435_461), Authenticity::Verified);
+    let fixed = [(usable(), false), (usable(), false), (used_by_us(), false)];
+    let doubt = [(wrong(), false), (wrong(), true)];
+    let script: Vec<_> = doubt.into_iter().chain(fixed).collect();
+    assert!(matches!(play_attributed(&script).1, Some(Outcome::Redeemed { .. })));
+    // The same if calls are suspended for it meanwhile; a reason that says more than that stays.
+    let limits = Limits { delays: vec![], ..Limits::default() };
+    for (first, kept) in [(wrong(), false), (signed(403, "NOT_ENOUGH"), true)] {
+        let mut progress = Progress::new(start(), later(start(), HOUR * 24), false);
+        progress.start(&limits, start());
+        let verdict = progress.advance(Operation::Redeem, &first, &redemption());
+        progress.follow_verdict(Operation::Redeem, first, verdict, &limits, start(), 0.5);
+        let common = Verdict::Suspended(SuspendReason::Rejected);
+        progress.follow_verdict(Operation::Query, wrong(), common, &limits, start(), 0.5);
+        assert_eq!(progress.effect.rejection().is_some(), kept);
+        assert!(progress.effect.signed_rejection().is_some());
     }
 }
 
@@ -1194,7 +1292,11 @@ fn what_a_copy_with_nothing_unknown_sees_stands_at_once() {
     ends(used_by_another(), "refused used_by_another by query");
     ends(in_state("EXPIRED"), "refused expired by query");
     ends(in_state("PENDING"), "refused not_yet_valid by query");
-    ends(signed(404, "NOT_FOUND"), "refused no_such_coupon by query");
+    // But for an error, which does not show the coupon.
+    let (gone, twice) = (|| signed(404, "NOT_FOUND"), ["0s query", "2s query"]);
+    let run = Run::default();
+    run.check(Start::Copy(effect), &[gone(), gone()], &twice, "refused no_such_coupon by query");
+    run.check(Start::Copy(effect), &[gone(), used_by_us()], &twice, "redeemed by query");
 }
 
 #[test]
@@ -1815,6 +1917,15 @@ fn live(
                 match reply {
                     Some(reply) => {
                         let verdict = progress.advance(operation, &reply, &redemption);
+                        // As long as nobody knows whether every command is rejected so.
+                        let verdict = match verdict {
+                            Verdict::Rejected { reason, .. }
+                                if reason.may_be_common() && call.took % 2 == 1 =>
+                            {
+                                Verdict::Unknown(UnknownCause::MayBeCommon(reason))
+                            }
+                            verdict => verdict,
+                        };
                         authentic |= !matches!(
                             call.reported,
                             ReceivedEvent::AnotherCoupon | ReceivedEvent::Misplaced(_)

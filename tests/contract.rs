@@ -12,6 +12,8 @@ mod compat;
 mod golden;
 #[path = "contract/members.rs"]
 mod members;
+#[path = "support/presence.rs"]
+mod presence;
 
 use std::cell::Cell;
 use std::fs;

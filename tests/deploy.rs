@@ -1023,6 +1023,9 @@ fn installation_that_the_unit_prescribes_passes_every_step_of_the_runbook() {
             ("root:redeemer", "660"),
             ("root:redeemer", "641"),
             ("root:root", "644"),
+            // Not the service's group: by the mode alone it would be shut out.
+            ("root:users", "644"),
+            ("nobody:users", "664"),
             ("redeemer:redeemer", "640"),
             ("redeemer:redeemer", "644"),
             ("nobody:redeemer", "640"),
@@ -1073,6 +1076,20 @@ fn installation_that_the_unit_prescribes_passes_every_step_of_the_runbook() {
         assert!(restored.status.success(), "{}", err(&restored));
     }
     all_is_well("as installed, again");
+    // A folder that only root may enter, above files that the service may read.
+    for (owner, mode) in [("root:root", "700"), ("root:users", "750"), ("root:redeemer", "740")] {
+        let what = format!("/etc/redeemer, {owner} {mode}");
+        let spoil = format!("chown {owner} /etc/redeemer; chmod {mode} /etc/redeemer");
+        let spoiled = machine.run(Who::Root, &spoil);
+        assert!(spoiled.status.success(), "{what}: {}", err(&spoiled));
+        assert_eq!(machine.findings(Who::Service, check).1, Some(3), "{what}");
+        let (found, code) = about_files(Who::Root);
+        let ids: Vec<_> = found.iter().map(|(id, _)| id.as_str()).collect();
+        assert_eq!((ids, code), (vec!["key_hidden_from_service"], Some(0)), "{what}");
+        let typed = machine.run(Who::Root, &found[0].1);
+        assert!(typed.status.success(), "{what}: {}", err(&typed));
+        all_is_well(&format!("{what}, after {}", found[0].1));
+    }
 }
 
 /// The system calls of a set of systemd's, sets in it taken apart.

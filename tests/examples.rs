@@ -11,6 +11,8 @@ mod authority;
 mod broker;
 #[path = "support/programs.rs"]
 mod programs;
+#[path = "examples/reading.rs"]
+mod reading;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -21,9 +23,11 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{
+    BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Connection, ConnectionProperties, ExchangeKind};
+use lapin::{BasicProperties, Connection, ConnectionProperties, ExchangeKind};
 use serde_json::{Value, json};
 
 use authority::Authority;
@@ -94,6 +98,9 @@ fn built(source: &Path, dir: &Path) -> PathBuf {
     if !program.exists() {
         let mut build = Command::new("go");
         build.arg("build").arg("-o").arg(&program).arg(source);
+        if source.ends_with("subscribe.go") {
+            build.arg(source.with_file_name("coupon.go"));
+        }
         // Debian's packages stand in a workspace of the older kind.
         build.env("GO111MODULE", "off").env("GOPATH", "/usr/share/gocode").env("GOFLAGS", "");
         build.env("GOCACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("../tools/go"));
@@ -173,13 +180,18 @@ fn publish_well(language: &str, dir: &Path, uri: &str, files: &[&str]) {
 }
 
 /// What a subscriber says of the event of a golden command: the golden event's type and id, and what the coupon of the
-/// sandbox says, of which only the time is not known beforehand.
+/// sandbox says, of which only the end is not known beforehand.
 fn said(word: &str, command: &str, event: &str) -> String {
-    let left = if event == "event.redeemed.json" { 2 } else { 0 };
-    let until = if event == "event.invalid.json" { "-" } else { "TIME" };
+    let answers = match event {
+        "event.redeemed.json" => {
+            "used yes by 34657_20250101_123456 when 2025-07-24T00:00:00+08:00 saved - left 2 until TIME"
+        }
+        "event.refused.json" => "used no by - when - saved - left 0 until TIME",
+        _ => "used no by - when - saved - left - until -",
+    };
     let event: Value = serde_json::from_slice(&fs::read(golden(event)).unwrap()).unwrap();
     let (kind, id) = (event["type"].as_str().unwrap(), event["id"].as_str().unwrap());
-    format!("{word} {kind} {id} {command} left {left} until {until}")
+    format!("{word} {kind} {id} {command} {answers}")
 }
 
 /// A line with `TIME` in the place of a time of day in China.
@@ -289,6 +301,67 @@ fn every_example_does_what_it_says() {
     }
 }
 
+/// Publishes events as the service does.
+async fn publish_events(broker: &Broker, cases: &[reading::Case]) {
+    let connection = Connection::connect(broker.uri(), ConnectionProperties::default()).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+    for (nth, (_, event, _)) in cases.iter().enumerate() {
+        let kind = event["type"].as_str().unwrap();
+        let properties = BasicProperties::default()
+            .with_type(kind.into())
+            .with_message_id(event["id"].as_str().unwrap().into())
+            .with_correlation_id(format!("case_{nth}").into());
+        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+        let body = event.to_string();
+        let published = channel.basic_publish(
+            "redemption.results".into(),
+            kind.into(),
+            options,
+            body.as_bytes(),
+            properties,
+        );
+        assert!(published.await.unwrap().await.unwrap().is_ack());
+    }
+    connection.close(200, "done".into()).await.unwrap();
+}
+
+/// Every subscriber says of each coupon what docs/coupon.md says, and survives every type in the place of another.
+#[test]
+fn every_subscriber_answers_by_the_coupon_page() {
+    let broker = Broker::start_counting();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let connection = Connection::connect(broker.uri(), ConnectionProperties::default()).await.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+        let (name, none) = ("redemption.results".into(), FieldTable::default());
+        channel.exchange_declare(name, ExchangeKind::Topic, options, none).await.unwrap();
+        connection.close(200, "done".into()).await.unwrap();
+    });
+    let mut cases = reading::cases();
+    cases.extend(reading::mistyped());
+    // Each is an event of its own.
+    for (nth, (_, event, _)) in cases.iter_mut().enumerate() {
+        event["id"] = json!(format!("00000000-0000-5000-8000-{nth:012}"));
+    }
+    for language in LANGUAGES {
+        let dir = unused_dir(language);
+        let subscriber = Subscriber::start(language, &dir, broker.uri());
+        runtime.block_on(publish_events(&broker, &cases));
+        for (nth, (name, event, answers)) in cases.iter().enumerate() {
+            let (kind, id) = (event["type"].as_str().unwrap(), event["id"].as_str().unwrap());
+            let expected = format!("new {kind} {id} case_{nth} {answers}");
+            assert_eq!(subscriber.line(), without_time(expected), "{language}: {name}");
+        }
+        drop(subscriber);
+        fs::remove_dir_all(dir).unwrap();
+        let queue = format!("orders.{language}");
+        broker.ctl(&["delete_queue", &queue]);
+        eprintln!("{language}: {} events were read", cases.len());
+    }
+}
+
 /// Over TLS a publisher takes a broker whose certificate is of a CA that it trusts, and names the host; no other.
 #[test]
 fn every_publisher_believes_only_the_right_broker_over_tls() {
@@ -330,10 +403,11 @@ fn every_example_is_short_and_complete() {
     for language in LANGUAGES {
         let entries = fs::read_dir(root().join("docs/examples").join(language)).unwrap();
         let paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
-        assert_eq!(paths.len(), 2, "{paths:?}");
+        // The reader of the coupon is a file of its own in Go.
+        assert_eq!(paths.len(), if language == "go" { 3 } else { 2 }, "{paths:?}");
         for path in paths {
             let lines = fs::read_to_string(&path).unwrap().lines().count();
-            assert!(lines < 90, "{}: {lines} lines", path.display());
+            assert!(lines < 120, "{}: {lines} lines", path.display());
         }
     }
     let folders = fs::read_dir(root().join("docs/examples")).unwrap();
@@ -443,14 +517,30 @@ fn every_golden_message_keeps_its_schema_by_another_validator() {
     fs::remove_dir_all(dir).unwrap();
 }
 
-/// The events that the generated types are tried on, and what a reader of docs/coupon.md says of each.
-const READ: [(&str, &str); 5] = [
-    ("event.redeemed.single.json", "redeemed ours true left 0 until 2026-03-30T23:59:59+08:00"),
-    ("event.redeemed.bundle.json", "redeemed ours true left 2 until 2026-03-30T23:59:59+08:00"),
-    ("event.redeemed.sequential.json", "redeemed ours true left 2 until 2026-03-30T23:59:59+08:00"),
-    ("event.refused.json", "refused ours false left 0 until 2026-02-28T23:59:59+08:00"),
-    ("event.invalid.json", "invalid none"),
-];
+/// Writes the events of some cases into a folder; their files, in order.
+fn written(cases: &[reading::Case], dir: &Path) -> Vec<PathBuf> {
+    let write = |(nth, (_, event, _)): (usize, &reading::Case)| {
+        let file = dir.join(format!("case-{nth}.json"));
+        fs::write(&file, event.to_string()).unwrap();
+        file
+    };
+    cases.iter().enumerate().map(write).collect()
+}
+
+#[test]
+fn every_case_that_is_read_keeps_the_schema_and_no_mistyped_one_does() {
+    let dir = unused_dir("cases");
+    let output = validated("event.schema.json", &written(&reading::cases(), &dir));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let count = reading::cases().len();
+    assert_eq!(text, format!("{count} of {count}\n"), "{}", String::from_utf8_lossy(&output.stderr));
+    let mistyped = reading::mistyped();
+    let output = validated("event.schema.json", &written(&mistyped, &dir));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    // The last one has the right type: a whole number, but more than 64 bits hold.
+    assert_eq!(text.lines().last(), Some(format!("1 of {}", mistyped.len()).as_str()));
+    fs::remove_dir_all(dir).unwrap();
+}
 
 /// Generates the types of an event in `dir`, puts the reader of `tests/types` beside them, and checks that it says what
 /// it should once `build` has made a command of it.
@@ -458,8 +548,13 @@ fn read_by_types(reader: &str, build: impl FnOnce(&Path, &Path) -> Command) {
     let dir = unused_dir("types");
     fs::copy(root().join("tests/types").join(reader), dir.join(reader)).unwrap();
     let mut program = build(&dir, &root().join("docs/contract/event.schema.json"));
-    let said = run_well(program.current_dir(&dir).args(READ.map(|(name, _)| golden(name))));
-    assert_eq!(said.lines().collect::<Vec<_>>(), READ.map(|(_, line)| line), "{reader}");
+    let cases = reading::cases();
+    let said = run_well(program.current_dir(&dir).args(written(&cases, &dir)));
+    let said: Vec<_> = said.lines().collect();
+    assert_eq!(said.len(), cases.len(), "{reader}: {said:?}");
+    for ((name, _, answers), said) in cases.iter().zip(said) {
+        assert_eq!(said, answers, "{reader}: {name}");
+    }
     fs::remove_dir_all(dir).unwrap();
 }
 

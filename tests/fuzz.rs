@@ -190,6 +190,7 @@ fn copies_headers() -> Vec<Headers> {
         EffectState::Unknown,
         EffectState::Rejected { reason: Reason::NotUsable, may_be_ours: true },
         EffectState::Rejected { reason: Reason::Expired, may_be_ours: false },
+        EffectState::RejectedUnclear { reason: Reason::InvalidParameter },
     ];
     let write = |effect| {
         let (first_seen, deadline) = (first_seen.parse().unwrap(), deadline.parse().unwrap());

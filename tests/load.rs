@@ -1,4 +1,4 @@
-//! The service under load: through an outage, and with much waiting. Each test has the machine to itself.
+//! The service under load, with much waiting. Each test has the machine to itself.
 
 #![allow(clippy::unwrap_used)] // in the helpers too
 #![allow(clippy::print_stdout)] // what was measured is worth a line
@@ -8,12 +8,19 @@ mod bed;
 #[path = "support/broker.rs"]
 mod broker;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bed::{Bed, PATIENCE, command, until};
+use jiff::{SignedDuration, Timestamp};
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
 use redeemer::config::Span;
+use redeemer::policy::attempt::{EffectState, Progress};
+use redeemer::wechat::client::Prepared;
+use redeemer::wire::command::decode;
+use redeemer::wire::retry_message;
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
@@ -22,127 +29,6 @@ static ALONE: Mutex<()> = Mutex::const_new(());
 
 fn span(millis: u64) -> Span {
     Span(Duration::from_millis(millis))
-}
-
-/// One minute is one second here: ten minutes of outage are ten seconds, the delays of 10s, 1m, 5m, 30m and 2h and the
-/// waits in process a sixtieth of themselves. The circuit breaker keeps its own seconds, so it is slower than life.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_outage_of_ten_minutes_at_one_to_sixty_loses_nothing_and_does_nothing_twice() {
-    const BEFORE: usize = 600;
-    const DURING: usize = 1_400;
-    const OUTAGE: Duration = Duration::from_secs(10);
-    let _alone = ALONE.lock().await;
-    let mut bed = Bed::new().await;
-    bed.config.retry.delays = vec![span(167), span(1_000), span(5_000), span(30_000), span(120_000)];
-    bed.config.retry.initial = span(17);
-    bed.config.retry.max_interval = span(500);
-    bed.config.retry.query_delay = span(33);
-    bed.config.retry.in_process_max = span(133);
-    // The last delay queue alone takes two minutes.
-    bed.patience = Duration::from_secs(180);
-    // Every coupon has two commands, one right after the other: who comes first uses it.
-    let commands: Vec<Value> = (0..(BEFORE + DURING) / 2)
-        .flat_map(|nth| {
-            let code = format!("C{nth}");
-            bed.issue(&code, json!({}));
-            [command(&code, &format!("FIRST_{nth:04}")), command(&code, &format!("SECOND_{nth:04}"))]
-        })
-        .collect();
-    let (before, during) = commands.split_at(BEFORE);
-    for command in before {
-        bed.publish(command).await;
-    }
-    let service = bed.start().await;
-    until("some done", async || bed.uses().len() >= 50).await;
-
-    bed.faults(json!([
-        {"operation": "use", "share": 0.2, "fault": {"kind": "cut_after_effect"}},
-        {"share": 0.3, "fault": {"kind": "cut_before_effect"}},
-        {"fault": {"kind": "html_502"}},
-    ]));
-    let outage = Instant::now();
-    let publishing = async {
-        for (nth, command) in during.iter().enumerate() {
-            bed.publish(command).await;
-            let due = OUTAGE.mul_f64(nth as f64 / DURING as f64);
-            tokio::time::sleep(due.saturating_sub(outage.elapsed())).await;
-        }
-    };
-    // Its length is that of the clock, however long publishing takes.
-    let lasting = async {
-        tokio::time::sleep(OUTAGE).await;
-        let done_during = bed.uses().len();
-        bed.faults(json!([]));
-        done_during
-    };
-    let ((), done_during) = tokio::join!(publishing, lasting);
-    assert!(done_during < BEFORE, "that was no outage: {done_during} effects");
-
-    // One distinct outcome each.
-    let mut outcomes: HashMap<String, (String, String)> = HashMap::new();
-    while outcomes.len() < commands.len() {
-        let reported = bed.next_event().await;
-        let number = reported.data("/out_request_no").as_str().unwrap().to_owned();
-        let outcome = (reported.event["id"].as_str().unwrap().to_owned(), reported.gist());
-        let before = outcomes.insert(number.clone(), outcome.clone());
-        assert!(before.is_none_or(|before| before == outcome), "two outcomes of {number}");
-    }
-    let took = outage.elapsed();
-    assert!(service.metric(r#"redeemer_commands_settled_total{settlement="delayed"}"#).await > 0.0);
-
-    // One effect each.
-    let mut used: BTreeMap<String, String> = BTreeMap::new();
-    for (code, number) in bed.uses() {
-        let twice = used.insert(code, number);
-        assert_eq!(twice, None, "a coupon was used twice");
-    }
-    assert_eq!(used.len(), commands.len() / 2);
-    for command in &commands {
-        let (code, number) = (command["coupon_code"].as_str().unwrap(), &command["out_request_no"]);
-        let expected = match used[code] == *number {
-            true => "redeemed - USED",
-            false => "refused used_by_another USED",
-        };
-        assert_eq!(outcomes[number.as_str().unwrap()].1, expected, "{command}");
-    }
-    lanes_were_kept(&bed, &used);
-    let wait_queues = &bed.config.broker.names.retry;
-    for delay in ["167ms", "1s", "5s", "30s", "2m"] {
-        assert_eq!(bed.ready(&format!("{wait_queues}.{delay}")).await, 0, "nothing is left in {delay}");
-    }
-    service.stop().await;
-    assert_eq!(bed.ready(&bed.config.broker.names.commands).await, 0);
-    assert_eq!(bed.ready(&bed.config.broker.names.parked).await, 0);
-    println!("all reported {took:?} after the outage began");
-}
-
-/// Calls about one coupon never overlap and its bodies never change. How often the first command was asked first is
-/// reported, not demanded: one that was delayed leaves its lane.
-fn lanes_were_kept(bed: &Bed, used: &BTreeMap<String, String>) {
-    let ledger = bed.ledger();
-    let mut by_coupon: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
-    for attempt in ledger["attempts"].as_array().unwrap() {
-        by_coupon.entry(attempt["coupon_code"].as_str().unwrap()).or_default().push(attempt);
-    }
-    let mut in_order = 0;
-    for (code, attempts) in by_coupon {
-        for pair in attempts.windows(2) {
-            let ended = pair[0]["at_us"].as_u64().unwrap() + pair[0]["took_us"].as_u64().unwrap_or(0);
-            assert!(ended <= pair[1]["at_us"].as_u64().unwrap(), "two calls at once: {pair:#?}");
-        }
-        let uses: Vec<_> = attempts.iter().filter(|attempt| attempt["operation"] == "use").collect();
-        let bodies: BTreeSet<_> = uses
-            .iter()
-            .map(|attempt| (attempt["out_request_no"].to_string(), attempt["body_sha256"].to_string()))
-            .collect();
-        let numbers: BTreeSet<_> = bodies.iter().map(|(number, _)| number).collect();
-        assert_eq!(bodies.len(), numbers.len(), "a body changed: {bodies:?}");
-        if attempts.iter().all(|attempt| attempt["fault"].is_null()) {
-            let first = uses[0]["out_request_no"].as_str().unwrap();
-            in_order += usize::from(first.starts_with("FIRST") && used[code] == first);
-        }
-    }
-    println!("{in_order} of {} coupons without a fault had their first command first", used.len());
 }
 
 /// The program itself, ended with the value.
@@ -160,7 +46,7 @@ impl Program {
             "[broker]\nuri = {:?}\n[broker.names]\ncommands = {:?}\nretry = {:?}\nresults = {:?}\nunrouted = {:?}\n\
              parked = {:?}\ndead = {:?}\ninstances = {:?}\n[wechat]\nbase_url = {:?}\nbackup_base_url = \"\"\nmchid = {:?}\nmerchant_serial = {:?}\n\
              merchant_key_file = {:?}\n[wechat.public_keys]\n{} = {:?}\n[retry]\ninitial = \"10ms\"\n\
-             query_delay = \"5ms\"\nin_process_max = \"10ms\"\ndelays = [\"1h\"]\n[rate_limit]\ncalls_per_second = 5000\n\
+             query_delay = \"5ms\"\nin_process_max = \"10ms\"\ndelays = [\"30s\", \"1h\"]\n[rate_limit]\ncalls_per_second = 5000\n\
              [admin]\nlisten = \"127.0.0.1:0\"\n[log]\nfilter = \"warn\"\n",
             config.broker.uri,
             names.commands,
@@ -253,7 +139,17 @@ async fn ten_thousand_commands_in_wait_queues_cost_no_memory() {
     };
     let publish = async |from: usize, to: usize| {
         for nth in from..to {
-            bed.publish(&command(&format!("C{nth}"), &format!("USE_{nth:05}"))).await;
+            let text = command(&format!("C{nth}"), &format!("USE_{nth:05}")).to_string();
+            // Each has been in the first queue, and is delayed in the second one, for an hour.
+            let prepared = Prepared::new(&decode(text.as_bytes()).unwrap());
+            let (now, day) = (Timestamp::now(), SignedDuration::from_hours(24));
+            let progress = Progress::resumed(1, 1, EffectState::NoEffect, now, now + day, None);
+            let mut headers = FieldTable::default();
+            for (name, text) in retry_message::write(&progress, &[], prepared.body_sha256()) {
+                headers.insert(name.into(), AMQPValue::LongString(text.into()));
+            }
+            let properties = BasicProperties::default().with_headers(headers);
+            bed.publish_bytes(text.as_bytes(), properties).await;
         }
     };
     publish(0, WARM).await;

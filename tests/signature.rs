@@ -22,7 +22,9 @@ use redeemer::policy::classify::{
     Authenticity, CallResult, NoResponse, NotSent, Response, SignatureFlaw, UnknownCause, Verdict, classify,
 };
 use redeemer::wechat::client::{CannotStart, Client, PaymentSettings, Prepared};
-use redeemer::wechat::keys::{KeyFault, KeyFiles, Keyring, MerchantKey, PublicKeys, VerificationKey};
+use redeemer::wechat::keys::{
+    KeyFault, KeyFiles, Keyring, KeyringFault, MerchantKey, PublicKeys, VerificationKey,
+};
 use redeemer::wechat::sign::{Merchant, canonical, sign};
 use redeemer::wechat::verify::{NONCE, SERIAL, SIGNATURE, SIGNATURE_TYPE, TIMESTAMP, verify};
 use redeemer::wire::command;
@@ -115,12 +117,17 @@ fn today() -> Timestamp {
     Timestamp::now()
 }
 
+fn kinds(faults: &[KeyringFault]) -> Vec<&'static str> {
+    faults.iter().map(|fault| kind(&fault.fault)).collect()
+}
+
 fn kind(fault: &KeyFault) -> &'static str {
     match fault {
         KeyFault::Unreadable { .. } => "unreadable",
         KeyFault::Exposed { .. } => "exposed",
         KeyFault::NotAKey { .. } => "not a key",
         KeyFault::NotText { .. } => "not text",
+        KeyFault::TooLarge { .. } => "too large",
         KeyFault::OwnKey { .. } => "our own",
         KeyFault::TooShort { .. } => "too short",
         KeyFault::Disagreement { .. } => "disagreement",
@@ -480,10 +487,10 @@ fn a_key_file_that_others_can_read_is_refused() {
     // Whom root lends a file to by 0640 is tested where the rule is.
     for mode in [0o644, 0o604, 0o620, 0o601] {
         let faults = load(mode, &key).unwrap_err();
-        assert_eq!(faults.iter().map(kind).collect::<Vec<_>>(), ["exposed"], "{mode:o}");
+        assert_eq!(kinds(&faults), ["exposed"], "{mode:o}");
         assert!(faults[0].to_string().contains("run: ch"));
     }
-    assert_eq!(kind(&load(0o600, &keys.path("missing.pem")).unwrap_err()[0]), "unreadable");
+    assert_eq!(kinds(&load(0o600, &keys.path("missing.pem")).unwrap_err()), ["unreadable"]);
 }
 
 #[test]
@@ -494,7 +501,7 @@ fn every_fault_of_the_keys_is_reported_at_once() {
         let loaded = Keyring::load(&files, None, today());
         loaded
             .map(|keys| keys.public.iter().map(|(serial, _)| serial.to_owned()).collect::<Vec<_>>())
-            .map_err(|faults| faults.iter().map(kind).collect::<Vec<_>>())
+            .map_err(|faults| kinds(&faults))
     };
     let files = |key: &str, public: &[(&str, &str)], certificates: &[&str]| KeyFiles {
         merchant_key: Some(keys.path(key)),

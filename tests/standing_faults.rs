@@ -270,12 +270,16 @@ async fn message_size_below_an_event_parks_nothing() {
     service.stop().await;
 }
 
+/// The channels of an instance, at most: docs/operations.md names the number.
+const CHANNELS: u32 = 12;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn channel_limit_too_low_consumes_nothing() {
     let user = "sf-channels";
     let (broker, mut bed) = shared_bed_as(user).await;
     publish_backlog(&bed, BACKLOG).await;
-    for limit in [2, 4] {
+    // The broker counts a moment later: near the number it may let one more be opened.
+    for limit in 2..CHANNELS - 2 {
         ctl(broker, &["set_user_limits", user, &format!(r#"{{"max-channels": {limit}}}"#)]).await;
         let service = bed.start_unready().await;
         until("a refusal of the broker", async || {
@@ -292,12 +296,25 @@ async fn channel_limit_too_low_consumes_nothing() {
     }
     let service = bed.start_unready().await;
     service.wait_unready().await;
-    ctl(broker, &["clear_user_limits", user, "max-channels"]).await;
-    let mut seen = BTreeSet::new();
-    all_redeemed(&mut bed, &mut seen, BACKLOG).await;
+    // Enough for whatever is delayed, parked and rejected at once, and not one more.
+    ctl(broker, &["set_user_limits", user, &format!(r#"{{"max-channels": {CHANNELS}}}"#)]).await;
+    bed.faults(json!([{"operation": "use", "first_attempts": 1, "coupon_prefix": "C1", "fault": {"kind": "status", "status": 429}}]));
+    bed.leave_parked().await;
+    for _ in 0..40 {
+        bed.publish_bytes(b"{}", BasicProperties::default()).await;
+    }
+    let (mut seen, mut invalid) = (BTreeSet::new(), 0);
+    while seen.len() < BACKLOG || invalid < 40 {
+        let event = bed.next_event().await;
+        match event.gist().as_str() {
+            "redeemed - USED" => _ = seen.insert(event.data("/out_request_no").to_string()),
+            _ => invalid += 1,
+        }
+    }
     service.wait_ready().await;
     let begun = sessions(&service).await;
-    nothing_burned(&bed, &service, begun).await;
+    assert_eq!(begun, 1.0);
+    assert_eq!(service.metric(REDELIVERED).await, 0.0);
     service.stop().await;
 }
 
@@ -366,20 +383,25 @@ async fn broker_words_about_a_timed_out_delivery_are_kept() {
     service.stop().await;
 }
 
+/// The service as a process, which writes its address into the bed's folder.
+fn spawn(bed: &Bed) -> tokio::process::Child {
+    tokio::process::Command::new(env!("CARGO_BIN_EXE_redeemer"))
+        .arg("--config")
+        .arg(bed.config_file())
+        .args(["run", "--admin-address-file"])
+        .arg(bed.dir.join("admin.address"))
+        .kill_on_drop(true)
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
 /// A terminal that is closed stops the service in good order.
 #[tokio::test(flavor = "multi_thread")]
 async fn hangup_stops_the_service_in_good_order() {
     let bed = Bed::new().await;
     let address = bed.dir.join("admin.address");
-    let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_redeemer"))
-        .arg("--config")
-        .arg(bed.config_file())
-        .args(["run", "--admin-address-file"])
-        .arg(&address)
-        .kill_on_drop(true)
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut child = spawn(&bed);
     until("readiness", async || match std::fs::read_to_string(&address) {
         Ok(admin) if !admin.trim().is_empty() => {
             let ready = reqwest::get(format!("http://{}/readyz", admin.trim())).await;
@@ -703,4 +725,236 @@ async fn subscriber_that_refuses_one_key_delays_its_commands_alone() {
 
 fn span(millis: u64) -> redeemer::config::Span {
     redeemer::config::Span(std::time::Duration::from_millis(millis))
+}
+
+/// Every message for `queue` is refused from now on, or no longer.
+async fn fill(broker: &'static Broker, queue: &str, is_full: bool) {
+    let pattern = format!("^{}$", queue.replace('.', r"\."));
+    if is_full {
+        let policy = r#"{"max-length": 1, "overflow": "reject-publish"}"#;
+        ctl(broker, &["set_policy", "full", &pattern, policy, "--apply-to", "queues"]).await;
+    } else {
+        ctl(broker, &["clear_policy", "full"]).await;
+    }
+}
+
+/// Commands that the broker does not take back stay in hand, and no session is lost over them.
+#[tokio::test(flavor = "multi_thread")]
+async fn hand_backs_that_are_not_accepted_cost_no_session() {
+    const COMMANDS: usize = 60;
+    let broker = own_broker(&[]).await;
+    let mut bed = Bed::on(broker).await;
+    bed.config.broker.prefetch = 20;
+    bed.config.concurrency.commands = 4;
+    // A delay queue would wait for minutes for room in the command queue.
+    bed.config.retry.delays = Vec::new();
+    publish_backlog(&bed, COMMANDS).await;
+    provider_takes(&bed, 200);
+    let service = bed.start().await;
+    let mut seen = BTreeSet::new();
+    all_redeemed(&mut bed, &mut seen, 10).await;
+    bed.faults(json!([{"fault": {"kind": "html_502"}}]));
+    service.wait_metric(r#"redeemer_circuit_open_cause{cause="server_error"}"#, 1.0).await;
+    fill(broker, &bed.config.broker.names.commands, true).await;
+    let begun = sessions(&service).await;
+    let refused = r#"redeemer_publish_failures_total{message="handed_back",reason="refused"}"#;
+    until("hand-backs refused", async || service.metric(refused).await >= 20.0).await;
+    assert_eq!(sessions(&service).await, begun);
+    provider_takes(&bed, 0);
+    // The queue is as full as before.
+    bed.faults(json!([]));
+    all_redeemed(&mut bed, &mut seen, COMMANDS).await;
+    fill(broker, &bed.config.broker.names.commands, false).await;
+    service.wait_ready().await;
+    nothing_burned(&bed, &service, begun).await;
+    service.stop().await;
+}
+
+/// A subscriber's queue that never confirms (it has lost its majority, say) holds up its own events alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn confirms_that_never_come_for_one_key_cost_no_session() {
+    const COMMANDS: usize = 100;
+    let broker = own_broker(&[]).await;
+    let mut bed = Bed::on(broker).await;
+    bed.config.broker.confirm_timeout = redeemer::config::Span(std::time::Duration::from_secs(2));
+    let queue = format!("stuck-{}", std::process::id());
+    let (durable, binding) =
+        (QueueDeclareOptions { durable: true, ..Default::default() }, QueueBindOptions::default());
+    bed.channel().queue_declare(queue.as_str().into(), durable, FieldTable::default()).await.unwrap();
+    let (results, key) = (bed.config.broker.names.results.as_str().into(), "redemption.refused.#".into());
+    bed.channel()
+        .queue_bind(queue.as_str().into(), results, key, binding, FieldTable::default())
+        .await
+        .unwrap();
+    let process =
+        format!(r#"{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{queue}">>))"#);
+    ctl(broker, &["eval", &format!("{process}, sys:suspend(amqqueue:get_pid(Q)).")]).await;
+    let service = bed.start().await;
+    for nth in 0..3 {
+        bed.issue(&format!("E{nth}"), json!({"state": "EXPIRED"}));
+        bed.publish(&command(&format!("E{nth}"), &format!("USE_E{nth}"))).await;
+    }
+    publish_backlog(&bed, COMMANDS).await;
+    let mut redeemed = 0;
+    while redeemed < COMMANDS {
+        // The broker routes an event to all queues; it is the confirm that waits for one of them.
+        redeemed += usize::from(bed.next_event().await.gist() == "redeemed - USED");
+    }
+    let timed_out = r#"redeemer_publish_failures_total{message="event",reason="timed_out"}"#;
+    until("confirms missing", async || service.metric(timed_out).await >= 3.0).await;
+    until("ready, with a warning", async || {
+        let status: serde_json::Value = serde_json::from_str(&service.get("/status.json").await.1).unwrap();
+        status["reasons"] == json!([]) && status["warnings"][0]["code"] == "event_rejected"
+    })
+    .await;
+    nothing_burned(&bed, &service, 1.0).await;
+    ctl(broker, &["eval", &format!("{process}, sys:resume(amqqueue:get_pid(Q)).")]).await;
+    service.wait_metric(r#"redeemer_outcomes_total{outcome="refused",reason="expired"}"#, 3.0).await;
+    service.wait_ready().await;
+    nothing_burned(&bed, &service, 1.0).await;
+    service.stop().await;
+}
+
+/// Each right to publish, taken away before the start: connected, not consuming, and the remedy is named.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_missing_right_to_publish_is_named_and_nothing_is_taken() {
+    let user = "sf-each";
+    let (broker, mut bed) = shared_bed_as(user).await;
+    publish_backlog(&bed, 5).await;
+    let names = bed.config.broker.names.clone();
+    let service = bed.start().await;
+    let mut seen = BTreeSet::new();
+    all_redeemed(&mut bed, &mut seen, 5).await;
+    service.stop().await;
+    for exchange in [names.results.as_str(), &names.retry, &names.parked, "amq.default"] {
+        ctl(broker, &["set_permissions", user, ".*", &all_but(exchange), ".*"]).await;
+        let number = seen.len();
+        bed.issue(&format!("R{number}"), json!({}));
+        bed.publish(&command(&format!("R{number}"), &format!("USE_R{number}"))).await;
+        let service = bed.start_unready().await;
+        until("the missing right named", async || {
+            let (_, status) = service.get("/status.json").await;
+            let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+            // A name of several objects: the broker says so when the topology is verified.
+            let code = if exchange == names.parked { "broker_unavailable" } else { "publishing_rejected" };
+            let (found, text) = (&status["reasons"][0]["code"], status["reasons"].to_string());
+            found == code && text.contains(exchange) && text.contains("set_permissions")
+        })
+        .await;
+        assert_eq!(service.metric("redeemer_commands_in_flight").await, 0.0, "{exchange}");
+        // The same connections feel the right when it is given back.
+        let begun = if exchange == names.parked { BTreeSet::new() } else { connections(broker, user).await };
+        ctl(broker, &["set_permissions", user, ".*", ".*", ".*"]).await;
+        all_redeemed(&mut bed, &mut seen, number + 1).await;
+        let now = connections(broker, user).await;
+        assert!(begun.is_subset(&now), "{exchange}: {begun:?} became {now:?}");
+        nothing_burned(&bed, &service, 1.0).await;
+        service.stop().await;
+    }
+}
+
+/// The connections of a user, by the broker's own names for them.
+async fn connections(broker: &'static Broker, user: &'static str) -> BTreeSet<String> {
+    let list = || broker.ctl(&["list_connections", "user", "pid", "--quiet"]);
+    let listed = tokio::task::spawn_blocking(list).await.unwrap();
+    listed.lines().filter(|line| line.starts_with(user)).map(str::to_owned).collect()
+}
+
+/// An exchange that is missing before the start, where nobody may create it: named, and retried on the same connections.
+#[tokio::test(flavor = "multi_thread")]
+async fn exchange_missing_at_the_start_is_named_and_waited_for() {
+    let user = "sf-gone";
+    let (_, mut bed) = shared_bed_as(user).await;
+    bed.config.broker.topology = "off".to_owned();
+    bed.config.retry.delays = Vec::new();
+    let names = bed.config.broker.names.clone();
+    publish_backlog(&bed, 20).await;
+    bed.channel()
+        .exchange_delete(names.parked.as_str().into(), ExchangeDeleteOptions::default())
+        .await
+        .unwrap();
+    let service = bed.start_unready().await;
+    until("the missing exchange named", async || {
+        let (_, status) = service.get("/status.json").await;
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        status["broker"].is_string()
+            && status["reasons"][0]["code"] == "publishing_rejected"
+            && status["reasons"].to_string().contains(&names.parked)
+    })
+    .await;
+    let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+    bed.channel()
+        .exchange_declare(
+            names.parked.as_str().into(),
+            lapin::ExchangeKind::Fanout,
+            options,
+            FieldTable::default(),
+        )
+        .await
+        .unwrap();
+    let mut seen = BTreeSet::new();
+    all_redeemed(&mut bed, &mut seen, 20).await;
+    nothing_burned(&bed, &service, 1.0).await;
+    service.stop().await;
+}
+
+/// Sessions that are lost again and again before a command is settled: what was in hand once costs one delivery each, and
+/// from then on one command is taken at a time.
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_lost_in_a_row_cost_one_delivery_of_one_command_each() {
+    const LOST: u32 = 6;
+    let user = "sf-ramp";
+    let (broker, mut bed) = shared_bed_as(user).await;
+    bed.config.broker.prefetch = 40;
+    publish_backlog(&bed, 200).await;
+    let service = bed.start().await;
+    let mut seen = BTreeSet::new();
+    all_redeemed(&mut bed, &mut seen, 50).await;
+    provider_takes(&bed, 9_000);
+    for nth in 1..=LOST {
+        service.wait_metric("redeemer_broker_sessions_total", f64::from(nth)).await;
+        until("a command in hand", async || service.metric("redeemer_commands_in_flight").await > 0.0).await;
+        ctl(broker, &["close_all_user_connections", user, "lost in a row"]).await;
+    }
+    provider_takes(&bed, 0);
+    all_redeemed(&mut bed, &mut seen, 200).await;
+    let redelivered = service.metric(REDELIVERED).await;
+    assert!(redelivered <= f64::from(40 + 2 * LOST), "{redelivered} deliveries in vain");
+    parked_nothing(&bed).await;
+    service.stop().await;
+}
+
+/// A dead letter may be what ends the process: its neighbors must not be in hand then.
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_sweeps_cost_one_dead_letter_a_delivery_each() {
+    let mut bed = Bed::new().await;
+    bed.config.retry.query_delay = redeemer::config::Span(std::time::Duration::from_millis(100));
+    for nth in 0..12 {
+        bed.issue(&format!("K{nth}"), json!({}));
+        dead_letter(&bed, &format!("K{nth}")).await;
+    }
+    let dead = bed.config.broker.names.dead.clone();
+    until("dead letters", async || bed.ready(&dead).await == 12).await;
+    provider_takes(&bed, 8_000);
+    for _ in 0..4 {
+        let mut killed = spawn(&bed);
+        until("one in hand", async || bed.ready(&dead).await == 11).await;
+        killed.start_kill().unwrap();
+        killed.wait().await.unwrap();
+        until("it is back", async || bed.ready(&dead).await == 12).await;
+    }
+    provider_takes(&bed, 0);
+    let service = bed.start().await;
+    until("dead letters named", async || {
+        service.get("/status.json").await.1.contains(r#""code":"dead_letters_waiting""#)
+    })
+    .await;
+    let mut seen = BTreeSet::new();
+    while seen.len() < 12 {
+        let event = bed.next_event().await;
+        assert_eq!(event.gist(), "unresolved message_expired EFFECTIVE");
+        seen.insert(event.data("/out_request_no").as_str().unwrap().to_owned());
+        assert_eq!(bed::header(&bed.parked().await.1, "x-redemption-parked-reason"), "message_expired");
+    }
+    service.stop().await;
 }

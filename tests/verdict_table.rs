@@ -136,6 +136,7 @@ fn words(verdict: &Verdict) -> String {
         Verdict::Unknown(UnknownCause::Contradiction) => "unknown: contradiction".to_owned(),
         Verdict::Unknown(UnknownCause::AnotherCoupon) => "unknown: another coupon".to_owned(),
         Verdict::Unknown(UnknownCause::Unexpected) => "unknown: unexpected".to_owned(),
+        Verdict::Unknown(UnknownCause::MayBeCommon(_)) => "unknown: may be common".to_owned(),
         Verdict::Suspended(SuspendReason::Unauthenticated) => "**suspended**: unauthenticated".to_owned(),
         Verdict::Suspended(SuspendReason::Unauthorized) => "**suspended**: unauthorized".to_owned(),
         Verdict::Suspended(SuspendReason::Rejected) => "**suspended**: rejected".to_owned(),
@@ -728,7 +729,53 @@ fn detail_is_about_our_headers_or_names_a_field() {
         check(field, "url", false, true);
         check(field, "", false, true);
     }
+    for field in
+        ["body.appid", "$.stock_id", "/body/use_time", "query.brand_id", "associated_order_info.mchid"]
+    {
+        check(field, "body", false, true);
+    }
     check("", "body", false, false);
+    // No request sends these as a part of its command: what is wrong with them may be wrong with every call.
+    for field in [
+        "mchid",
+        "/mchid",
+        "body.mchid",
+        "serial_no",
+        "nonce_str",
+        "signature",
+        "sp_mchid",
+        "api",
+        "request",
+        "appid_list",
+        "/x/appid",
+        "/",
+        "参数",
+    ] {
+        for location in ["body", "url", ""] {
+            check(field, location, false, false);
+        }
+    }
+}
+
+/// What is sent of a command is what counts as its own.
+#[test]
+fn every_field_of_a_request_counts_as_the_commands_own() {
+    for text in [
+        include_str!("../docs/contract/examples/command.flat.json"),
+        include_str!("../docs/contract/examples/command.pay-score.json"),
+    ] {
+        let redemption = redeemer::wire::command::decode(text.as_bytes()).unwrap();
+        let body: serde_json::Value =
+            serde_json::from_slice(redeemer::wechat::client::Prepared::new(&redemption).body()).unwrap();
+        let names = body.as_object().unwrap().keys().cloned();
+        let names: Vec<_> = names.chain(["openid".to_owned(), "coupon_code".to_owned()]).collect();
+        assert!(names.len() >= 8, "{names:?}");
+        for field in names {
+            let error = serde_json::json!({"code": "PARAM_ERROR", "detail": {"field": format!("/{field}")}});
+            let detail = response::error(error.to_string().as_bytes()).detail.unwrap();
+            assert!(detail.names_a_field(), "{field}");
+        }
+    }
 }
 
 #[test]
@@ -906,8 +953,8 @@ running. The service knows when its own calls ended. For a call of another insta
 | verdict | what follows |
 | --- | --- |
 | **redeemed** | the command ends: we used the coupon |
-| **refused** | the command ends: we did not use the coupon and will not. If a use of ours may still take effect, the state must be seen by two delayed queries in a row. A use by another and a return must be seen by one delayed query. A return that ended long before the command was first seen does not count |
-| rejected | the service queries the coupon, and the rejection is final. If an earlier effect of this command was unknown, see the next row. A query that is rejected with the same code and number confirms it. If the coupon is usable, a reason that denies this becomes `rejected`; if the coupon does not exist, the reason stays |
+| **refused** | the command ends: we did not use the coupon and will not. If a use of ours may still take effect, the state must be seen by two delayed queries in a row. A query that is answered by an error shows no coupon and must be repeated, too. A use by another and a return must be seen by one delayed query. A return that ended long before the command was first seen does not count |
+| rejected | the service queries the coupon, and the rejection is final. If an earlier effect of this command was unknown, see the next row. Two queries in a row that are rejected with the same code and number confirm it; a query that shows the coupon confirms it at once. If it may meet every command alike (a signed 400 that names no field, and no call was accepted lately), it counts only once other commands show that it is about this one; until then the command is queried, and sent again if queries are accepted. If the coupon is usable, a reason that denies this becomes `rejected`; if the coupon does not exist, the reason stays |
 | rejected, unverified | the rejection may be caused by an earlier use of ours. Two delayed queries in a row follow; then the rejection is final |
 | not executed | the coupon is usable. If no effect was unknown, the same body is sent. If one was, two delayed queries in a row must say so before the same body is sent. If a rejection is pending, the command ends |
 | not accepted | signed: WeChat Pay did not execute the call. The same operation later |

@@ -263,7 +263,7 @@ impl Console {
         next: &mut Instant,
     ) -> Result<CouponQuery, ConsoleError> {
         let first = self.query_once(parked, next).await?;
-        match parked::confirm_after(parked, &first, decision, Timestamp::now()) {
+        match parked::confirm_after(parked, &first, decision) {
             None => Ok(first),
             Some(wait) => {
                 sleep(wait).await;
@@ -313,7 +313,7 @@ impl Console {
         let query = if queries { Some(self.query(&parked, &decision, next_query).await?) } else { None };
         let now = Timestamp::now();
         let advice = match &query {
-            Some(query) => parked::assess_replay(&parked, query, &decision, now),
+            Some(query) => parked::assess_replay(&parked, query, &decision),
             None => Ok(OperatorAction::Discarded),
         };
         let deed = match (&advice, promised) {

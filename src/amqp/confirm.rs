@@ -46,7 +46,10 @@ pub enum PublishFailure {
 
 /// Why the broker closed a channel.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the broker rejects what is published to exchange {exchange} under {routing_key}: {code} {text}")]
+#[error(
+    "the broker does not accept what is published to exchange {exchange} under {routing_key}: {}{text}",
+    code_text(*code)
+)]
 pub struct PublishRejection {
     /// Which exchange it was published to.
     pub exchange: String,
@@ -83,9 +86,14 @@ impl PublishFailure {
     }
 }
 
+fn code_text(code: u16) -> String {
+    if code == 0 { String::new() } else { format!("{code} ") }
+}
+
 impl PublishRejection {
     /// What the broker said when it closed the channel that a message went by.
     pub(crate) fn new(exchange: String, routing_key: String, error: &lapin::Error) -> Self {
+        let exchange = if exchange.is_empty() { "amq.default".to_owned() } else { exchange };
         let (code, text) = match error.kind() {
             ErrorKind::ProtocolError(fault) => (fault.get_id(), fault.get_message().to_string()),
             _ => (0, error.to_string()),

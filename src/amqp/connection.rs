@@ -110,12 +110,14 @@ pub enum CannotConnect {
         why: String,
     },
     /// The topology is not as it must be.
-    #[error("{at}: {source}")]
+    #[error("{at}: {source}{remedy}")]
     Topology {
         /// Host, port and virtual host.
         at: String,
         /// What differs.
-        source: TopologyFault,
+        source: Box<TopologyFault>,
+        /// What helps, behind a semicolon; empty if the fault says it.
+        remedy: String,
     },
     /// Longer frames are needed than the broker, or the URI, allows.
     #[error(
@@ -317,6 +319,16 @@ pub(crate) fn watch_events(connection: &Connection, health: &watch::Sender<Healt
 }
 
 impl CannotConnect {
+    /// Whether the broker was reached and refuses: that lasts until a person changes something. It ends a connection that
+    /// opens too many channels.
+    pub fn is_standing(&self) -> bool {
+        match self {
+            Self::Topology { .. } | Self::Lost { .. } => true,
+            Self::Refused { source, .. } => reply_code(source).is_some(),
+            _ => false,
+        }
+    }
+
     /// Whether a right is missing.
     pub fn is_refused(&self) -> bool {
         matches!(self, Self::Refused { source, .. } if reply_code(source) == Some(ACCESS_REFUSED))
@@ -325,6 +337,9 @@ impl CannotConnect {
 
 /// AMQP's reply code for a right that is missing.
 pub(crate) const ACCESS_REFUSED: u16 = 403;
+
+/// AMQP's reply code for an exchange or a queue that does not exist.
+pub(crate) const NOT_FOUND: u16 = 404;
 
 /// Whether an error ended one channel and not the connection.
 pub(crate) fn is_soft(error: &lapin::Error) -> bool {

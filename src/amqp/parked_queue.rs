@@ -27,6 +27,7 @@ use crate::amqp::connection::{
 };
 use crate::amqp::delivery::{ConsumerChannel, Delivery};
 use crate::amqp::publisher::Publisher;
+use crate::amqp::session::topology_fault;
 use crate::amqp::topology::{Object, TopologyFault, declare};
 
 /// Why the parked queue cannot be looked at.
@@ -323,10 +324,8 @@ async fn check_on(
         Ok::<_, TopologyFault>(publisher.failing_while_blocked())
     };
     let late = |_| CannotConnect::TimedOut { at: at.to_owned(), step: "looking at the topology", limit };
-    let publisher = timeout(limit, steps)
-        .await
-        .map_err(late)?
-        .map_err(|source| CannotConnect::Topology { at: at.to_owned(), source })?;
+    let publisher =
+        timeout(limit, steps).await.map_err(late)?.map_err(|source| topology_fault(settings, at, source))?;
     timeout(limit, publisher.confirm_probe())
         .await
         .map_err(late)?

@@ -12,7 +12,7 @@ use lapin::protocol::AMQPErrorKind;
 use lapin::protocol::basic::AMQPProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::uri::AMQPScheme;
-use lapin::{Connection, ErrorKind};
+use lapin::{Channel, Connection, ErrorKind};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -64,12 +64,14 @@ impl Right {
     }
 }
 
-/// What a session must be able to publish before it takes a command: an event, a delayed retry, a parked command.
+/// What a session must be able to publish before it takes a command: an event, a delayed retry, a parked command, and a
+/// command that is handed back.
 pub(super) fn needed_to_publish(topology: &Topology) -> Vec<Right> {
     let names = &topology.names;
     let retry = topology.delays.first().map(|wait| Right::write(&names.retry, &delay_name(*wait)));
     let results = Right::write(&names.results, EVENT_PROBE_KEY);
-    [results].into_iter().chain(retry).chain([Right::write(&names.parked, "")]).collect()
+    let parked = Right::write(&names.parked, "");
+    [results].into_iter().chain(retry).chain([parked, Right::write("", &names.commands)]).collect()
 }
 
 /// Tries one right on a channel of its own. `None` if it is held.
@@ -80,7 +82,15 @@ pub(super) async fn rejection(
     connection: &Connection,
     right: &Right,
 ) -> lapin::Result<Option<PublishRejection>> {
-    let Err(error) = attempt(connection, right).await else { return Ok(None) };
+    rejection_on(&connection.create_channel().await?, right).await
+}
+
+/// Tries one right on a channel, which it ends.
+pub(super) async fn rejection_on(
+    channel: &Channel,
+    right: &Right,
+) -> lapin::Result<Option<PublishRejection>> {
+    let Err(error) = attempt_on(channel, right).await else { return Ok(None) };
     let (place, routing_key) = match right {
         Right::Write { exchange, routing_key } => (exchange.clone(), routing_key.clone()),
         Right::Read(queue) => (queue.clone(), String::new()),
@@ -139,7 +149,10 @@ pub async fn rights(settings: &AmqpSettings) -> Result<Vec<(Right, Need, Permiss
 }
 
 async fn attempt(connection: &Connection, right: &Right) -> lapin::Result<()> {
-    let channel = connection.create_channel().await?;
+    attempt_on(&connection.create_channel().await?, right).await
+}
+
+async fn attempt_on(channel: &Channel, right: &Right) -> lapin::Result<()> {
     match right {
         Right::Write { exchange, routing_key } => {
             channel.confirm_select(ConfirmSelectOptions::default()).await?;

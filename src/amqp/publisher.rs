@@ -62,9 +62,9 @@ struct Inner {
     isolating: tokio::sync::Mutex<()>,
     /// Until when nothing goes side by side.
     isolated_until: Mutex<Option<Instant>>,
-    /// Where one goes at a time on each, from the publish to its confirm. Nothing before one was needed there, and once a
-    /// confirm was not waited for, because the next one could get what was meant for it, and nothing after the broker closed
-    /// it: then the next one opens another.
+    /// Where one goes at a time on each, from the publish to its confirm. None once a confirm was not waited for, because
+    /// the next message could get the confirm that was meant for the last, and none after the broker closed it: then the
+    /// next one opens another.
     alone: [tokio::sync::Mutex<Option<Channel>>; ISOLATE_AFTER],
     /// Counts those who found none of these free.
     queued: AtomicUsize,
@@ -84,22 +84,25 @@ struct Inner {
 }
 
 impl Publisher {
-    /// Opens both channels.
+    /// Opens every channel that it uses: one that exceeds a user's limit ends the whole connection, and nothing must be in
+    /// hand then.
     pub(super) async fn open(
         connection: &Arc<BrokerConnection>,
         health: watch::Receiver<Health>,
         confirm_timeout: Duration,
         names: &Names,
     ) -> lapin::Result<Self> {
-        let channel = confirming(connection).await?;
-        let alone = confirming(connection).await?;
+        let open = || confirming(connection);
+        let (channel, first, second, third, fourth) =
+            tokio::try_join!(open(), open(), open(), open(), open())?;
+        let alone = [first, second, third, fourth];
         Ok(Self(Arc::new(Inner {
             connection: Arc::downgrade(connection),
             health,
             channel: Mutex::new(channel),
             isolating: tokio::sync::Mutex::default(),
             isolated_until: Mutex::default(),
-            alone: [Some(alone), None, None, None].map(tokio::sync::Mutex::new),
+            alone: alone.map(|channel| tokio::sync::Mutex::new(Some(channel))),
             queued: AtomicUsize::new(0),
             results_probed: tokio::sync::Mutex::default(),
             order: Mutex::default(),
@@ -221,6 +224,11 @@ impl Publisher {
             .await
     }
 
+    /// Whether the broker closed the channel on which messages go side by side.
+    pub(super) fn needs_channel(&self) -> bool {
+        !self.0.channel.lock().unwrap_or_else(PoisonError::into_inner).status().connected()
+    }
+
     /// Whether its session has ended.
     pub fn is_lost(&self) -> bool {
         self.0.health.borrow().lost.is_some()
@@ -306,8 +314,31 @@ impl Publisher {
             properties: AMQPProperties::default(),
             body: b"",
         };
-        let side_by_side = self.within(async { Ok(self.side_by_side(nothing()).await?) }).await?;
+        let side_by_side = async {
+            self.side_by_side(nothing()).await.map_err(|why| match why {
+                SideBySide::Ended(error) => PublishFailure::Rejected(PublishRejection::new(
+                    String::new(),
+                    nothing().routing_key.to_string(),
+                    &error,
+                )),
+                SideBySide::NotPublished(why) => why,
+            })
+        };
+        let side_by_side = self.within(side_by_side).await?;
         Ok(side_by_side.join(self.within(self.isolated(nothing())).await?))
+    }
+
+    /// What the broker said about one event that it does not accept, or that it never answered.
+    pub fn rejection_of(&self, event: &Event, why: &PublishFailure) -> PublishRejection {
+        match why {
+            PublishFailure::Rejected(rejection) => rejection.clone(),
+            other => PublishRejection {
+                exchange: self.0.results.to_string(),
+                routing_key: event.routing_key.clone(),
+                code: 0,
+                text: other.to_string(),
+            },
+        }
     }
 
     /// Whether events in general are taken, asked with a probe that publishes nothing. Many may ask at once.
@@ -444,8 +475,7 @@ impl Publisher {
         await_confirm(confirmation)
     }
 
-    /// A channel to publish alone on, or room for one: the first that is free, so that others are opened only as they are
-    /// needed.
+    /// A channel to publish alone on, or room for one: the first that is free.
     async fn place(&self) -> tokio::sync::MutexGuard<'_, Option<Channel>> {
         if let Some(free) = self.0.alone.iter().find_map(|place| place.try_lock().ok()) {
             return free;
@@ -499,15 +529,6 @@ enum SideBySide {
 impl From<PublishFailure> for SideBySide {
     fn from(why: PublishFailure) -> Self {
         Self::NotPublished(why)
-    }
-}
-
-impl From<SideBySide> for PublishFailure {
-    fn from(why: SideBySide) -> Self {
-        match why {
-            SideBySide::Ended(error) => lost(error),
-            SideBySide::NotPublished(why) => why,
-        }
     }
 }
 

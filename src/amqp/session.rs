@@ -12,6 +12,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
+use futures_util::future::try_join_all;
 use lapin::Channel;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
@@ -22,13 +23,13 @@ use tracing::{debug, warn};
 
 use crate::amqp::confirm::{PublishFailure, PublishRejection};
 use crate::amqp::connection::{
-    AmqpSettings, BrokerConnection, CannotConnect, Health, PUBLISHED_FRAME_BYTES_MAX, address, connect, lost,
-    mark_lost, watch_events,
+    ACCESS_REFUSED, AmqpSettings, BrokerConnection, CannotConnect, Health, PUBLISHED_FRAME_BYTES_MAX,
+    address, connect, lost, mark_lost, watch_events,
 };
 use crate::amqp::delivery::{ConsumerChannel, Delivery};
 use crate::amqp::probe;
 use crate::amqp::publisher::Publisher;
-use crate::amqp::topology::{Names, establish};
+use crate::amqp::topology::{Names, TopologyFault, establish};
 
 /// A pair of connections with everything on them.
 ///
@@ -53,7 +54,13 @@ struct Auxiliary {
     channel: Channel,
     opened: Instant,
     /// What makes us count among the instances, on a channel of its own: a queue that is missing must not end it.
-    instance: Option<(Channel, lapin::Consumer)>,
+    instance: Instance,
+}
+
+/// Whether this process counts among the instances.
+enum Instance {
+    NotJoined(Channel),
+    Joined { _channel: Channel, _consumer: lapin::Consumer },
 }
 
 impl Session {
@@ -84,10 +91,11 @@ impl Session {
         let steps = async {
             establish(&publishing, &settings.topology, settings.mode)
                 .await
-                .map_err(|source| CannotConnect::Topology { at: at.clone(), source })?;
+                .map_err(|source| topology_fault(settings, &at, source))?;
             let inlet = ConsumerChannel::new(consuming.create_channel().await.map_err(refused)?);
             let channel = consuming.create_channel().await.map_err(refused)?;
-            let auxiliary = Auxiliary { channel, opened: Instant::now(), instance: None };
+            let instance = Instance::NotJoined(consuming.create_channel().await.map_err(refused)?);
+            let auxiliary = Auxiliary { channel, opened: Instant::now(), instance };
             let (names, confirm_timeout) = (&settings.topology.names, settings.confirm_timeout);
             let publisher = Publisher::open(&publishing, health.subscribe(), confirm_timeout, names).await;
             Ok::<_, CannotConnect>((inlet, auxiliary, publisher.map_err(refused)?))
@@ -114,20 +122,27 @@ impl Session {
     /// # Errors
     /// [`CannotConnect::MayNotPublish`] for the first that is rejected; [`CannotConnect::Lost`].
     pub async fn probe_publish_rights(&self) -> Result<(), CannotConnect> {
-        for right in probe::needed_to_publish(&self.settings.topology) {
-            let asked = self.bounded(probe::rejection(&self.publishing, &right)).await;
-            let lost = |why| CannotConnect::Lost { at: self.at.clone(), why };
-            match asked.map_err(lost)? {
-                Ok(None) => {}
-                Ok(Some(rejection)) => {
-                    let remedy = remedy(&rejection, &self.settings);
-                    let (at, rejection) = (self.at.clone(), Box::new(rejection));
-                    return Err(CannotConnect::MayNotPublish { at, rejection, remedy });
-                }
-                Err(error) => return Err(lost(error.to_string())),
-            }
-        }
-        Ok(())
+        let rights = probe::needed_to_publish(&self.settings.topology);
+        let probing = async {
+            // Each on a channel of its own, and all of them open at once: that there is room for these shows that there is
+            // room for another one in place of any that the broker closes later.
+            let channels = try_join_all(rights.iter().map(|_| self.publishing.create_channel())).await?;
+            let probes = channels.iter().zip(&rights);
+            try_join_all(probes.map(|(channel, right)| probe::rejection_on(channel, right))).await
+        };
+        let lost = |why| CannotConnect::Lost { at: self.at.clone(), why };
+        let rejections = self.bounded(probing).await.map_err(lost)?;
+        let rejections = rejections.map_err(|error| lost(error.to_string()))?;
+        rejections
+            .into_iter()
+            .flatten()
+            .next()
+            .map_or(Ok(()), |rejection| Err(self.may_not_publish(rejection)))
+    }
+
+    fn may_not_publish(&self, rejection: PublishRejection) -> CannotConnect {
+        let remedy = remedy(&rejection, &self.settings);
+        CannotConnect::MayNotPublish { at: self.at.clone(), rejection: Box::new(rejection), remedy }
     }
 
     /// The command that helps against a rejection.
@@ -140,7 +155,7 @@ impl Session {
     /// alarm is over, so each one that was given up meanwhile would stay with it.
     ///
     /// # Errors
-    /// [`CannotConnect::NoConfirms`]
+    /// [`CannotConnect::NoConfirms`]; [`CannotConnect::MayNotPublish`]
     pub async fn confirm_publishing(&self) -> Result<(), CannotConnect> {
         let (limit, blocked) = (self.settings.connect_timeout, self.is_blocked());
         let mut health = self.health();
@@ -148,13 +163,18 @@ impl Session {
             if blocked {
                 // What was not confirmed in time has used up its channels.
                 let _ = health.wait_for(|now| now.blocked.is_none() || now.lost.is_some()).await;
+            }
+            if blocked || self.publisher.needs_channel() {
                 let renewed = self.publisher.renew(&self.publishing).await;
                 renewed.map_err(|error| PublishFailure::Connection(error.to_string()))?;
             }
             self.publisher.confirm_probe().await
         };
         let proved = timeout(limit, proving).await.unwrap_or(Err(PublishFailure::TimedOut(limit)));
-        proved.map(drop).map_err(|source| CannotConnect::NoConfirms { at: self.at.clone(), source })
+        proved.map(drop).map_err(|source| match source {
+            PublishFailure::Rejected(rejection) => self.may_not_publish(rejection),
+            source => CannotConnect::NoConfirms { at: self.at.clone(), source },
+        })
     }
 
     /// Whether the broker lets us publish nothing now, and the connections live.
@@ -252,31 +272,27 @@ impl Session {
     /// closes nothing but the auxiliary channel.
     async fn join_instances(&self) {
         let mut auxiliary = self.auxiliary.lock().await;
-        if auxiliary.instance.is_some() {
-            return;
-        }
+        let Instance::NotJoined(channel) = &auxiliary.instance else { return };
+        let channel = channel.clone();
         let queue = self.settings.topology.names.instances.as_str();
-        let joining = async {
-            let channel = self.consuming.create_channel().await?;
-            let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
-            let joined =
-                channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await?;
-            Ok::<_, lapin::Error>((channel, joined))
-        };
-        auxiliary.instance = self.bounded(joining).await.ok().and_then(Result::ok);
-        if auxiliary.instance.is_none() {
-            warn!(
+        let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
+        let joining = channel.basic_consume(queue.into(), "".into(), options, FieldTable::default());
+        match self.bounded(joining).await {
+            Ok(Ok(consumer)) => {
+                auxiliary.instance = Instance::Joined { _channel: channel, _consumer: consumer };
+            }
+            Ok(Err(_)) | Err(_) => warn!(
                 queue,
                 remedy = probe::granting(&self.settings, self.settings.mode),
                 "instances cannot be counted; consumers of the command queue are counted instead"
-            );
+            ),
         }
     }
 
     /// How many instances there are, and how many commands wait; `None` if it cannot be said.
     pub async fn consumer_count(&self) -> Option<(u32, u32)> {
         let Names { commands, instances, .. } = &self.settings.topology.names;
-        let joined = self.auxiliary.lock().await.instance.is_some();
+        let joined = matches!(self.auxiliary.lock().await.instance, Instance::Joined { .. });
         let (consumers, messages) = self.count(commands).await?;
         match joined {
             true => Some((self.count(instances).await?.0, messages)),
@@ -315,6 +331,17 @@ impl Session {
         };
         let _ = timeout(Duration::from_secs(2), both).await;
     }
+}
+
+/// A topology that is not as it must be, with the command that grants a missing right.
+pub(super) fn topology_fault(settings: &AmqpSettings, at: &str, source: TopologyFault) -> CannotConnect {
+    let remedy = match &source {
+        TopologyFault::Refused { code: ACCESS_REFUSED, .. } => {
+            format!("; grant what is missing: {}", probe::granting(settings, settings.mode))
+        }
+        _ => String::new(),
+    };
+    CannotConnect::Topology { at: at.to_owned(), source: Box::new(source), remedy }
 }
 
 /// What helps against a rejection: a right is granted, an exchange is made, a limit is raised.

@@ -33,12 +33,12 @@ pub struct BadFile {
     /// What is wrong.
     pub problem: String,
     /// The same, if it is a fault that has a remedy of its own.
-    pub fault: Option<KeyFault>,
+    pub fault: Option<Box<KeyFault>>,
 }
 
 impl BadFile {
     fn new(key: &'static str, fault: KeyFault) -> Self {
-        Self { key, problem: fault.to_string(), fault: Some(fault) }
+        Self { key, problem: fault.to_string(), fault: Some(Box::new(fault)) }
     }
 }
 
@@ -60,7 +60,7 @@ impl Tls {
                 let pem = certificates(CERTIFICATE, certificate)?.into_bytes();
                 let bytes = read_key(key).map_err(|fault| BadFile::new(KEY, fault))?;
                 let key_pem = pem::any_private_key(&bytes)
-                    .map_err(|found| BadFile::new(KEY, not_a_key(key, Expected::PrivateKey, found)))?;
+                    .map_err(|found| BadFile::new(KEY, not_a_key(key, Expected::ClientKey, found)))?;
                 // The client's own type: its memory is not wiped.
                 Some(OwnedIdentity::PKCS8 { pem, key: key_pem.as_bytes().to_vec() })
             }

@@ -155,9 +155,9 @@ impl fmt::Display for Argument {
     }
 }
 
-/// Deliveries of one dead-lettered command that may fail before the broker parks it without an event: few, because such a
-/// command has failed many times before.
-const DEAD_DELIVERY_LIMIT: u32 = 3;
+/// Deliveries of one dead-lettered command that may fail before the broker parks it without an event: half as many as of a
+/// command, because it has failed that often before, and those behind it wait for it.
+const DEAD_DELIVERY_LIMIT: u32 = 10;
 
 /// The short name of a wait: `10s`, `1m`, `2h`.
 pub fn delay_name(wait: Duration) -> String {

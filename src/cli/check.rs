@@ -2,6 +2,7 @@
 //!
 //! Changes nothing: the topology is verified, never made, and the calls to the payment API only read.
 
+mod admin_port;
 mod broker;
 mod broker_settings;
 mod keys;
@@ -91,6 +92,7 @@ pub async fn run(
             let merchant_key = merchant_key_from_environment();
             let looked = Inspected::with_address(&config, merchant_key.as_ref());
             keys::keys(&config, &origin, &looked, &mut findings);
+            findings.extend(admin_port::in_use(&config, &origin).await);
             service_user::hidden_files(&config, file, &mut findings);
             if let (Some(client), Some(keyring)) = (&looked.client, &looked.keys) {
                 keys::download(&config, &origin, (client, keyring), looked.apiv3_key.as_ref(), &mut findings)
@@ -108,12 +110,22 @@ pub async fn run(
         }
     };
 
-    for finding in &findings {
+    print_findings(&findings, arguments.json)?;
+    match findings.iter().filter(|finding| finding.gravity == Severity::Fault).count() {
+        0 => Ok(()),
+        1 => Err(failure("check: 1 fault".to_owned())),
+        faults => Err(failure(format!("check: {faults} faults"))),
+    }
+}
+
+/// Prints each finding, for machines or for people.
+fn print_findings(findings: &[Finding], in_json: bool) -> Result<(), Failure> {
+    for finding in findings {
         debug_assert!(
             finding.gravity == Severity::Ok || ids::ALL.contains(&finding.id.as_str()),
             "{finding:?}"
         );
-        if arguments.json {
+        if in_json {
             let line = serde_json::to_string(finding).map_err(anyhow::Error::from)?;
             print(&line)?;
         } else {
@@ -132,9 +144,5 @@ pub async fn run(
             }
         }
     }
-    match findings.iter().filter(|finding| finding.gravity == Severity::Fault).count() {
-        0 => Ok(()),
-        1 => Err(failure("check: 1 fault".to_owned())),
-        faults => Err(failure(format!("check: {faults} faults"))),
-    }
+    Ok(())
 }

@@ -33,6 +33,7 @@ use crate::cli::publish::style;
 use crate::cli::{Failure, print, print_error};
 use crate::config::{Config, NamesConfig, Span};
 use crate::domain::outcome::OutcomeKind;
+use crate::policy::file_name::Typed;
 use crate::runtime::shutdown;
 use redeemer_sandbox::{Card, Script};
 
@@ -125,10 +126,10 @@ fn make_folder(wanted: Option<&Path>) -> anyhow::Result<PathBuf> {
         Some(dir) => dir.to_owned(),
         None => std::env::temp_dir().join(format!("redeemer-demo-{}", Uuid::new_v4())),
     };
-    let unusable = || format!("--dir {}", dir.display());
+    let unusable = || format!("--dir {}", Typed(&dir));
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).with_context(unusable)?;
     if fs::read_dir(&dir).with_context(unusable)?.next().is_some() {
-        bail!("--dir {} is not empty, and everything in it would be removed at the end", dir.display());
+        bail!("--dir {} is not empty, and everything in it would be removed at the end", Typed(&dir));
     }
     dir.canonicalize().with_context(unusable)
 }

@@ -37,9 +37,9 @@ pub struct Arguments {
 
 /// Where to ask.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Place {
-    address: SocketAddr,
-    path: String,
+pub(super) struct Place {
+    pub address: SocketAddr,
+    pub path: String,
 }
 
 fn place(text: &str) -> Result<Place, String> {
@@ -66,7 +66,7 @@ pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
     Ok(print(text.trim_end())?)
 }
 
-async fn ask(place: &Place) -> anyhow::Result<(u16, String)> {
+pub(super) async fn ask(place: &Place) -> anyhow::Result<(u16, String)> {
     let stream = TcpStream::connect(place.address).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     // It ends with the sender.
@@ -79,7 +79,7 @@ async fn ask(place: &Place) -> anyhow::Result<(u16, String)> {
 }
 
 /// A service that listens everywhere is asked on loopback.
-fn reachable(mut address: SocketAddr) -> SocketAddr {
+pub(super) fn reachable(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         address.set_ip(match address {
             SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),

@@ -24,6 +24,7 @@ use crate::cli::event_view::{EventView, on_one_line, outcome};
 use crate::cli::{Failure, print, print_error};
 use crate::config::Config;
 use crate::domain::outcome::OutcomeKind;
+use crate::policy::file_name::Typed;
 
 /// Arguments of `publish`.
 #[derive(Debug, Args)]
@@ -209,11 +210,11 @@ fn open(path: &Path) -> anyhow::Result<(Box<dyn BufRead + Send>, Option<u64>)> {
     if path == Path::new("-") {
         return Ok((Box::new(BufReader::new(std::io::stdin())), None));
     }
-    let unreadable = || format!("{} cannot be read", path.display());
+    let unreadable = || format!("{} cannot be read", Typed(path));
     let file = File::open(path).with_context(unreadable)?;
     let metadata = file.metadata().with_context(unreadable)?;
     if metadata.is_dir() {
-        bail!("{} is a directory", path.display());
+        bail!("{} is a directory", Typed(path));
     }
     Ok((Box::new(BufReader::new(file)), metadata.is_file().then_some(metadata.len())))
 }
@@ -224,9 +225,9 @@ fn whole(path: &Path) -> anyhow::Result<Vec<u8>> {
     reader
         .take(LINE_BYTES_MAX as u64 + 1)
         .read_to_end(&mut body)
-        .with_context(|| format!("{} cannot be read", path.display()))?;
+        .with_context(|| format!("{} cannot be read", Typed(path)))?;
     if body.len() > LINE_BYTES_MAX {
-        bail!("{} holds more than one command can be: {LINE_BYTES_MAX} bytes at most", path.display());
+        bail!("{} holds more than one command can be: {LINE_BYTES_MAX} bytes at most", Typed(path));
     }
     Ok(body)
 }
@@ -240,14 +241,14 @@ fn read_lines(mut reader: impl BufRead, path: &Path, lines: &mpsc::Sender<anyhow
             Ok(0) => return,
             Ok(bytes) if bytes > LINE_BYTES_MAX => Err(anyhow!(
                 "{} line {number} is longer than {LINE_BYTES_MAX} bytes: has the file one command per line?",
-                path.display()
+                Typed(path)
             )),
             Ok(_) => {
                 let end = body.trim_ascii_end().len();
                 body.truncate(end);
                 Ok(Line { number, body })
             }
-            Err(error) => Err(anyhow!(error).context(format!("{} cannot be read", path.display()))),
+            Err(error) => Err(anyhow!(error).context(format!("{} cannot be read", Typed(path)))),
         };
         if matches!(&line, Ok(line) if line.body.is_empty()) {
             continue;

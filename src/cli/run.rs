@@ -8,6 +8,7 @@ use crate::app::{self, StartRefusal, merchant_key_from_environment};
 use crate::cli::Failure;
 use crate::cli::files::{PUBLIC, write_file};
 use crate::config::Config;
+use crate::policy::file_name::Typed;
 use crate::runtime::shutdown;
 use crate::telemetry::log;
 
@@ -42,7 +43,7 @@ pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
         if let Some(file) = file
             && let Err(error) = write_file(&file, PUBLIC, address.to_string().as_bytes())
         {
-            error!(%error, file = %file.display(), "cannot write the admin port's address");
+            error!(%error, file = %Typed(&file), "cannot write the admin port's address");
         }
     };
     // A task beside those that it begins: from the thread that waits here, each step of the main loop would be a change

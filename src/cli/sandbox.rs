@@ -10,6 +10,7 @@ use toml::{Table, Value};
 
 use crate::cli::files::{PUBLIC, write_file};
 use crate::cli::{Failure, print};
+use crate::policy::file_name::Typed;
 use crate::runtime::shutdown;
 use redeemer_sandbox::{Card, Sandbox, Settings};
 
@@ -61,8 +62,8 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
     let file = arguments.dir.join("redeemer.toml");
     let text = configuration(&arguments.dir, sandbox.card())?;
     write_file(&file, PUBLIC, text.as_bytes())
-        .with_context(|| format!("{} cannot be written", file.display()))?;
-    print(&format!("sandbox at {}, identity in {}", sandbox.base_url(), arguments.dir.display()))?;
+        .with_context(|| format!("{} cannot be written", Typed(&file)))?;
+    print(&format!("sandbox at {}, identity in {}", sandbox.base_url(), Typed(&arguments.dir)))?;
     shutdown::signal_or_parent(arguments.with_parent).await.context("cannot listen for signals")?;
     sandbox.shutdown().await;
     Ok(())
@@ -70,7 +71,7 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
 
 /// What a service needs to work against this sandbox, as a configuration file.
 fn configuration(dir: &Path, card: &Card) -> anyhow::Result<String> {
-    let dir = dir.canonicalize().with_context(|| format!("{} cannot be found", dir.display()))?;
+    let dir = dir.canonicalize().with_context(|| format!("{} cannot be found", Typed(dir)))?;
     let file = |name: &str| dir.join(name).display().to_string();
     let mut wechat = Table::new();
     let texts = [

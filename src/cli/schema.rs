@@ -15,6 +15,7 @@ use self::coupon_page::Language;
 use crate::cli::files::{PUBLIC, write_file};
 use crate::cli::{Failure, print};
 use crate::config::Config;
+use crate::policy::file_name::Typed;
 use crate::wire::schema::{self, Dialect};
 
 /// Arguments of `schema`.
@@ -85,12 +86,12 @@ pub fn run(arguments: &Arguments, config: &Config) -> Result<(), Failure> {
         return Ok(print(document.text(config)?.trim_end())?);
     }
     let folder = arguments.write.clone().unwrap_or_default();
-    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", Typed(&folder)))?;
     for document in Document::value_variants() {
         let path = folder.join(document.file());
         write_file(&path, PUBLIC, document.text(config)?.as_bytes())
-            .with_context(|| format!("cannot write {}", path.display()))?;
-        print(&path.display().to_string())?;
+            .with_context(|| format!("cannot write {}", Typed(&path)))?;
+        print(&Typed(&path).to_string())?;
     }
     Ok(())
 }

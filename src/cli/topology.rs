@@ -115,7 +115,7 @@ async fn stand(config: &Config, make: bool, as_lines: bool) -> Result<(), Failur
                     print(&format!("DIFFERS  {object}: {argument} is {found}, must be {wanted}"))?;
                 }
             }
-            ObjectState::Unreadable(words) => print(&format!("unseen   {object}: {words}"))?,
+            ObjectState::Unreadable { broker: words, .. } => print(&format!("unseen   {object}: {words}"))?,
             ObjectState::NotCreated(words) => print(&format!("NOT MADE {object}: {words}"))?,
             ObjectState::NotQueryable => unaskable += 1,
         }
@@ -165,14 +165,14 @@ fn add_standing(line: &mut Value, standing: &ObjectState) {
             let entries = differences.iter().map(|one| entry(&one.argument, &one.wanted, &one.found));
             ("differs", entries.collect())
         }
-        ObjectState::Unreadable(words) => ("unseen", json!(words)),
+        ObjectState::Unreadable { broker, .. } => ("unseen", json!(broker)),
         ObjectState::NotCreated(words) => ("not_made", json!(words)),
         ObjectState::NotQueryable => ("unaskable", Value::Null),
     };
     line["standing"] = json!(word);
     match standing {
         ObjectState::Differs(_) => line["differences"] = more,
-        ObjectState::Unreadable(_) | ObjectState::NotCreated(_) => line["broker"] = more,
+        ObjectState::Unreadable { .. } | ObjectState::NotCreated(_) => line["broker"] = more,
         _ => {}
     }
 }

@@ -35,6 +35,12 @@ pub struct Arguments {
 /// terminal does not fill the broker.
 const HELD_MAX: i32 = 100_000;
 
+/// A binding key as it may be shown: one that looks like none may be a secret.
+fn shown_key(key: &str) -> &str {
+    let is_plain = key.chars().all(|letter| letter.is_ascii_alphanumeric() || "._-*#".contains(letter));
+    if is_plain && (key.contains('.') || key.len() <= 16) { key } else { "(a key that is not shown)" }
+}
+
 /// Shows events until SIGINT, SIGTERM or the given number.
 ///
 /// # Errors
@@ -46,7 +52,8 @@ pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
     let keys = arguments.keys();
     let mut events =
         link.subscribe(exchange, &keys, Some(HELD_MAX)).await.context("results cannot be read")?;
-    print_error(&format!("watching {} on {exchange} at {}", keys.join(", "), link.at()));
+    let names: Vec<_> = keys.iter().map(|key| shown_key(key)).collect();
+    print_error(&format!("watching {} on {exchange} at {}", names.join(", "), link.at()));
 
     let mut stop = Box::pin(shutdown::signal());
     let mut shown = 0;

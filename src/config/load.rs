@@ -6,6 +6,9 @@ use toml::{Table, Value};
 
 use super::*;
 
+/// What stands in the place of a name that may be a secret.
+pub const NAME_NOT_SHOWN: &str = "(a name that is not shown)";
+
 /// Reads the configuration: defaults, then the file, then the environment.
 ///
 /// # Errors
@@ -97,6 +100,7 @@ fn compare(table: &Table, model: &Table, path: &str, faults: &mut Vec<ConfigFaul
             }
             (Some(Value::Table(_)), Value::Table(files)) if key == "wechat.public_keys" => {
                 for (serial, file) in files.iter().filter(|(_, file)| !file.is_str()) {
+                    let serial = shown_name(serial);
                     fault(format!("{serial} must be a file name in quotes, not {}", file.type_str()));
                 }
             }
@@ -129,12 +133,20 @@ fn compare(table: &Table, model: &Table, path: &str, faults: &mut Vec<ConfigFaul
     }
 }
 
+/// The longest part of a name that is shown: no key has a longer one, and an APIv3 key has 32 characters.
+const NAME_CHARS_MAX: usize = 28;
+
 /// The name of a key as it may be shown: it may be a secret on the wrong side of the `=`.
-fn shown_name(key: &str) -> String {
-    let plain = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '_' | '-' | '.');
-    match key.len() <= 64 && key.chars().all(plain) {
+pub fn shown_name(key: &str) -> String {
+    let is_word = |part: &str| {
+        let digits = part.bytes().filter(u8::is_ascii_digit).count();
+        part.len() <= NAME_CHARS_MAX
+            && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+            && (digits <= 2 || part.strip_prefix(PUBLIC_KEY_ID).is_some())
+    };
+    match key.len() <= 64 && key.split('.').all(is_word) {
         true => key.to_owned(),
-        false => "(a name that is not shown)".to_owned(),
+        false => NAME_NOT_SHOWN.to_owned(),
     }
 }
 

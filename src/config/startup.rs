@@ -1,16 +1,18 @@
 //! What must be right before the service starts: read by `run`, which refuses to start, and by `check`, which reports all
 //! of it. One judgment, so that neither is content with what the other refuses.
 
+use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, RwLock};
 
 use jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::amqp::connection;
-use crate::config::{Config, ConfigFault};
+use crate::config::{Config, ConfigFault, PUBLIC_KEY_ID};
+use crate::telemetry::spans::Traces;
 use crate::wechat::certificates::ApiV3Key;
 use crate::wechat::client::{CannotStart, Client, SharedKeyring};
-use crate::wechat::keys::{KeyFault, Keyring};
+use crate::wechat::keys::{Keyring, KeyringFault};
 
 /// What the service starts with.
 pub struct Startup {
@@ -33,13 +35,8 @@ pub enum StartFault {
     #[error("{}: {}", .0.key, .0.problem)]
     Config(ConfigFault),
     /// A key or a certificate.
-    #[error("{}{fault}", .key.as_ref().map(|key| format!("{key}: ")).unwrap_or_default())]
-    Key {
-        /// The config key that names it, if one does.
-        key: Option<String>,
-        /// What is wrong.
-        fault: KeyFault,
-    },
+    #[error("{0}")]
+    Key(KeyringFault),
     /// The payment API's client could not be made.
     #[error("{0}")]
     Client(CannotStart),
@@ -96,12 +93,12 @@ impl Inspected {
                 Some(Arc::new(RwLock::new(Arc::new(keyring))))
             }
             Err(found) => {
-                faults.extend(
-                    found.into_iter().map(|fault| StartFault::Key { key: named_by(config, &fault), fault }),
-                );
+                faults.extend(found.into_iter().map(StartFault::Key));
                 None
             }
         };
+        let elsewhere = [cannot_listen(config), cannot_trace(config)];
+        faults.extend(elsewhere.into_iter().flatten().map(StartFault::Config));
         let client = settings.zip(keys.clone()).and_then(|(settings, keys)| {
             Client::new(settings, keys).map_err(|fault| faults.push(StartFault::Client(fault))).ok()
         });
@@ -109,25 +106,55 @@ impl Inspected {
     }
 }
 
-/// The config key that names the file which a fault speaks of.
-fn named_by(config: &Config, fault: &KeyFault) -> Option<String> {
-    let words = fault.to_string();
-    let files = config.file_names().into_iter();
-    files.filter(|(_, file)| words.contains(file)).max_by_key(|(_, file)| file.len()).map(|(key, _)| key)
+/// The address of the admin port, if this host does not have it. That another program has the port is no fault of the
+/// configuration, and passes.
+fn cannot_listen(config: &Config) -> Option<ConfigFault> {
+    let listen = config.admin_listen();
+    // A free port of the same address: the one that is meant may be in use by the service that runs here.
+    let fault = TcpListener::bind(SocketAddr::new(listen.ip(), 0)).err()?;
+    let problem = format!("nothing can listen at this address here: {fault}");
+    Some(ConfigFault::new("admin.listen", problem).with_id("admin_listen"))
+}
+
+/// The collector of spans, if its client cannot be made.
+fn cannot_trace(config: &Config) -> Option<ConfigFault> {
+    let settings = config.traces()?;
+    let fault = Traces::check(&settings).err()?;
+    // The library quotes it, and somebody's token may be in its path.
+    let problem = fault.to_string().replace(settings.endpoint.trim_end_matches('/'), "…");
+    Some(ConfigFault::new("telemetry.otlp_endpoint", problem))
+}
+
+/// What the next start would reject of what was right at this one: files that are read at start only, and serials that fit
+/// none of the keys.
+pub fn faults_of_next_start(config: &Config, keyring: &Keyring) -> Vec<ConfigFault> {
+    let read = [config.broker_settings().err(), config.console_token().err(), config.apiv3_key().err()];
+    read.into_iter().flatten().chain(misnamed(config, keyring)).collect()
+}
+
+/// `wechat.verification_serial`, if none of the keys has it.
+pub fn serial_not_held(config: &Config, keyring: &Keyring) -> Option<ConfigFault> {
+    let asked = config.wechat.verification_serial.as_str();
+    if asked.is_empty() || keyring.public.get(asked).is_some() {
+        return None;
+    }
+    let held: Vec<_> = keyring.public.iter().map(|(serial, _)| serial).collect();
+    let problem = format!(
+        "no key of this serial is held; answers signed with it could not be believed (held: {})",
+        held.join(", ")
+    );
+    Some(ConfigFault::new("wechat.verification_serial", problem).with_id("serial_not_held"))
 }
 
 /// Serials that fit none of the keys.
 fn misnamed(config: &Config, keyring: &Keyring) -> Vec<ConfigFault> {
     let wechat = &config.wechat;
     let mut faults = Vec::new();
-    let asked = wechat.verification_serial.as_str();
-    if !asked.is_empty() && keyring.public.get(asked).is_none() && wechat.apiv3_key_file.is_empty() {
-        let held: Vec<_> = keyring.public.iter().map(|(serial, _)| serial).collect();
-        let problem = format!(
-            "no key of this serial is held; answers signed with it could not be believed (held: {})",
-            held.join(", ")
-        );
-        faults.push(ConfigFault::new("wechat.verification_serial", problem).with_id("serial_not_held"));
+    // A download brings certificates, and never a public key.
+    let may_be_downloaded =
+        !wechat.apiv3_key_file.is_empty() && !wechat.verification_serial.starts_with(PUBLIC_KEY_ID);
+    if !may_be_downloaded {
+        faults.extend(serial_not_held(config, keyring));
     }
     if let Some(serial) = &keyring.merchant_serial
         && !wechat.merchant_serial.is_empty()

@@ -111,6 +111,16 @@ fn all_faults_are_reported_at_once_by_the_name_of_the_key() {
     );
 }
 
+/// While calls are suspended a command waits in the shortest queue, also at its deadline.
+#[test]
+fn shortest_delay_is_bounded() {
+    let fault = read("[retry]\ndelays = [\"31s\", \"1m\"]\n", &[]).unwrap_err().to_string();
+    assert!(fault.contains("retry.delays") && fault.contains("30s"), "{fault}");
+    for delays in ["[\"30s\", \"24h\"]", "[]"] {
+        read(&format!("[retry]\ndelays = {delays}\n"), &[]).unwrap();
+    }
+}
+
 #[test]
 fn a_fault_of_syntax_names_the_line_and_quotes_nothing() {
     let fault = read("[broker]\nuri = \"amqp://u:geheim@h\n", &[]).unwrap_err();

@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// The longest delay of the first delay queue.
+const SHORTEST_DELAY_MAX: Duration = Duration::from_secs(30);
+
 impl Config {
     /// Validates ranges and formats. Required keys are checked by the functions that use them.
     pub(super) fn check(&self, faults: &mut Vec<ConfigFault>) {
@@ -51,6 +54,9 @@ impl Config {
         wrong(retry.delays.len() <= 32, "retry.delays", "must be 32 at most");
         let waits = retry.delays.iter().all(|delay| (50..=86_400_000).contains(&delay.0.as_millis()));
         wrong(waits, "retry.delays", "must each be 50ms to 24h");
+        // A command waits in the shortest queue while calls are suspended, and gets its event within a minute of its deadline.
+        let shortest = retry.delays.first().is_none_or(|delay| delay.0 <= SHORTEST_DELAY_MAX);
+        wrong(shortest, "retry.delays", "must begin with 30s or less; put a shorter delay first");
         // How often a query was negative does not travel through a delay queue: both must fit into one stay.
         wrong(
             retry.query_delay.0.saturating_mul(2) <= retry.in_process_max.0,
@@ -140,13 +146,13 @@ impl Config {
 }
 
 /// The prefix of the ids of WeChat Pay's public keys.
-pub(super) const PUBLIC_KEY_ID: &str = "PUB_KEY_ID_";
+pub const PUBLIC_KEY_ID: &str = "PUB_KEY_ID_";
 
 /// Whether a name is the id of a public key: `PUB_KEY_ID_`, then letters, digits and underscores.
 ///
 /// # Errors
 /// What is wrong with it, without the name.
-pub(super) fn check_public_key_id(id: &str) -> Result<(), &'static str> {
+pub fn check_public_key_id(id: &str) -> Result<(), &'static str> {
     let is_word = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     match id.strip_prefix(PUBLIC_KEY_ID) {
         Some("") => Err("must have names such as PUB_KEY_ID_0116…: one of them ends after the prefix"),

@@ -144,6 +144,8 @@ pub struct Trace {
     pub return_request_no: Option<Box<str>>,
     /// When that return was, if it can be read.
     pub return_time: Option<Timestamp>,
+    /// Whether a time of a return is shown, readable or not: a return without a number is one all the same.
+    pub shows_return_time: bool,
 }
 
 /// One round of a legacy sequential coupon.
@@ -198,8 +200,7 @@ impl Coupon {
     pub fn returned_before(&self, from: Timestamp, number: &RequestNo) -> bool {
         let long_ago = |at: Timestamp| from.duration_since(at) > CLOCKS_DIFFER_MAX;
         self.traces().iter().all(|trace| {
-            let returned = trace.return_request_no.is_some() || trace.return_time.is_some();
-            !trace.carries(number) && (!returned || trace.return_time.is_some_and(long_ago))
+            !trace.carries(number) && (!trace.is_returned() || trace.return_time.is_some_and(long_ago))
         })
     }
 
@@ -226,9 +227,9 @@ impl Coupon {
         // Our number settles the matter wherever it stands: the provider may have counted the round itself.
         let carrier = rounds.iter().find(|round| round.trace.carries(number));
         if let Some(round) = carrier {
-            return match (&round.state, &round.trace.return_request_no) {
+            return match (&round.state, round.trace.is_returned()) {
                 // Whatever has become of the round since.
-                (state, Some(_)) if *state != CouponState::Used => Usage::Returned,
+                (state, true) if *state != CouponState::Used => Usage::Returned,
                 _ => usage_of_traces(&round.state, &round.trace, number),
             };
         }
@@ -253,9 +254,7 @@ impl Coupon {
         };
         match meant.map(|round| usage_of_traces(&round.state, &round.trace, number)) {
             // The provider may have counted the round itself: a return on any of them may have ended our use.
-            Some(Usage::Usable) if rounds.iter().any(|round| round.trace.return_request_no.is_some()) => {
-                Usage::Returned
-            }
+            Some(Usage::Usable) if rounds.iter().any(|round| round.trace.is_returned()) => Usage::Returned,
             Some(standing) => standing,
             None => Usage::Unclear,
         }
@@ -277,24 +276,29 @@ impl Round {
 const CLOCKS_DIFFER_MAX: SignedDuration = SignedDuration::from_secs(360);
 
 impl Trace {
+    /// Whether it shows a return, by its number or by its time.
+    pub fn is_returned(&self) -> bool {
+        self.return_request_no.is_some() || self.return_time.is_some() || self.shows_return_time
+    }
+
     fn carries(&self, number: &RequestNo) -> bool {
         self.use_request_no.as_deref() == Some(number.as_str())
     }
 }
 
 fn usage_of_traces(state: &CouponState, trace: &Trace, number: &RequestNo) -> Usage {
-    match (state, &trace.use_request_no, &trace.return_request_no) {
+    match (state, &trace.use_request_no, trace.is_returned()) {
         (CouponState::Used, Some(user), _) if **user == *number.as_str() => Usage::Ours,
         (CouponState::Used, Some(_), _) => Usage::Another,
         (CouponState::Used, None, _) => Usage::NoNumber,
-        (CouponState::Effective, _, Some(_)) => Usage::Returned,
+        (CouponState::Effective, _, true) => Usage::Returned,
         // A number is shown "if and only if used": one on a usable coupon contradicts itself.
-        (CouponState::Effective, Some(_), None) => Usage::Unclear,
-        (CouponState::Effective, None, None) => Usage::Usable,
+        (CouponState::Effective, Some(_), false) => Usage::Unclear,
+        (CouponState::Effective, None, false) => Usage::Usable,
         (CouponState::Other(_), ..) => Usage::Unclear,
         // Documented transitions leave USED by a return alone, and then may still show the use: without one, a number
         // here cannot be explained.
-        (_, Some(_), None) => Usage::Unclear,
+        (_, Some(_), false) => Usage::Unclear,
         (state, ..) => Usage::Unusable(state.clone()),
     }
 }
@@ -322,7 +326,7 @@ mod tests {
 
     fn trace(used: Option<&str>, returned: Option<&str>) -> Trace {
         let (use_request_no, return_request_no) = (used.map(Into::into), returned.map(Into::into));
-        Trace { use_request_no, return_request_no, return_time: None }
+        Trace { use_request_no, return_request_no, ..Trace::default() }
     }
 
     fn round(state: &str, used: Option<&str>) -> Round {
@@ -356,6 +360,38 @@ mod tests {
             }
         }
         assert_eq!(usage("FROZEN", None, None), Usage::Unclear);
+    }
+
+    /// A number of the return that is missing or empty makes it no less a return.
+    #[test]
+    fn a_return_is_shown_by_its_time_alone() {
+        let at: Timestamp = "2026-03-05T04:30:45Z".parse().unwrap();
+        for (return_time, shows_return_time) in [(Some(at), true), (None, true), (Some(at), false)] {
+            let shown = |used: Option<&str>| Trace { return_time, shows_return_time, ..trace(used, None) };
+            let stands = |state: &str, used| {
+                coupon(state, UsageTrace::Single(shown(used))).usage(&code(), &number(), None)
+            };
+            for used in [None, Some(OURS), Some("OTHER_1")] {
+                assert_eq!(stands("EFFECTIVE", used), Usage::Returned);
+                assert_eq!(stands("EXPIRED", used), Usage::Unusable(CouponState::Expired));
+            }
+            assert_eq!(stands("USED", Some(OURS)), Usage::Ours);
+            let round = |state: &str, trace| Round { state: CouponState::from_wire(state), trace };
+            for rounds in [
+                vec![round("EFFECTIVE", shown(Some(OURS))), round("EFFECTIVE", Trace::default())],
+                vec![
+                    round("USED", Trace { return_time, shows_return_time, ..trace(Some("OTHER_1"), None) }),
+                    round("EFFECTIVE", Trace::default()),
+                ],
+            ] {
+                let usage = coupon("EFFECTIVE", UsageTrace::Rounds(rounds)).usage(&code(), &number(), None);
+                assert_eq!(usage, Usage::Returned);
+            }
+            let coupon = coupon("EFFECTIVE", UsageTrace::Single(shown(None)));
+            let long_after = at.saturating_add(SignedDuration::from_hours(1)).unwrap();
+            assert_eq!(coupon.returned_before(long_after, &number()), return_time.is_some());
+            assert!(!coupon.returned_before(at, &number()));
+        }
     }
 
     #[test]

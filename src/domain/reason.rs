@@ -109,6 +109,11 @@ impl Reason {
         matches!(self, Self::UsedByAnother | Self::NumberConflict | Self::InvalidParameter | Self::Rejected)
     }
 
+    /// Whether a rejection for this reason says so little that it may meet every command alike.
+    pub fn may_be_common(self) -> bool {
+        matches!(self, Self::InvalidParameter | Self::Rejected)
+    }
+
     /// Whether a rejection for this reason is about the coupon itself, which implies that the provider checked our
     /// authorization first.
     pub fn is_about_the_coupon(self) -> bool {

@@ -59,6 +59,10 @@ impl Default for Limits {
 /// executed.
 const NEGATIVES_REQUIRED: u8 = 2;
 
+/// The same of queries that do not describe the coupon. A signed error body names neither coupon nor number, so it may be
+/// the response to another command: docs/decisions/0015-ask-twice-where-no-coupon-is-shown.md.
+const ERRORS_REQUIRED: u8 = 2;
+
 /// The known effect of a command between two operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum EffectState {
@@ -68,6 +72,12 @@ pub enum EffectState {
     Unknown,
     /// A use was seen that may be ours, because the response had no number. If the coupon is usable again, it was returned.
     SeenUsed,
+    /// A signed rejection that may meet every command alike. It counts once it is known to be about this command, and the
+    /// queries are rejected alike; if they are accepted instead, the command is sent again.
+    RejectedUnclear {
+        /// The reason of the rejection.
+        reason: Reason,
+    },
     /// A signed rejection. It counts after a query has shown the coupon.
     Rejected {
         /// The reason of the rejection.
@@ -85,6 +95,7 @@ impl EffectState {
             Self::NoEffect => "no_effect".to_owned(),
             Self::Unknown => "unknown".to_owned(),
             Self::SeenUsed => "used".to_owned(),
+            Self::RejectedUnclear { reason } => format!("rejected_unclear {}", reason.as_str()),
             Self::Rejected { reason, may_be_ours: false } => format!("rejected {}", reason.as_str()),
             Self::Rejected { reason, may_be_ours: true } => {
                 format!("rejected_unverified {}", reason.as_str())
@@ -103,6 +114,7 @@ impl EffectState {
             ("no_effect", None) => Some(Self::NoEffect),
             ("unknown", None) => Some(Self::Unknown),
             ("used", None) => Some(Self::SeenUsed),
+            ("rejected_unclear", Some(reason)) => Some(Self::RejectedUnclear { reason }),
             ("rejected", Some(reason)) => Some(Self::Rejected { reason, may_be_ours: false }),
             ("rejected_unverified", Some(reason)) => Some(Self::Rejected { reason, may_be_ours: true }),
             _ => None,
@@ -113,6 +125,14 @@ impl EffectState {
     pub fn rejection(self) -> Option<Reason> {
         match self {
             Self::Rejected { reason, .. } => Some(reason),
+            Self::NoEffect | Self::Unknown | Self::SeenUsed | Self::RejectedUnclear { .. } => None,
+        }
+    }
+
+    /// The reason of a signed rejection that a query may confirm.
+    pub fn signed_rejection(self) -> Option<Reason> {
+        match self {
+            Self::Rejected { reason, .. } | Self::RejectedUnclear { reason } => Some(reason),
             Self::NoEffect | Self::Unknown | Self::SeenUsed => None,
         }
     }
@@ -120,13 +140,16 @@ impl EffectState {
     fn next_operation(self) -> Operation {
         match self {
             Self::NoEffect => Operation::Redeem,
-            Self::Unknown | Self::SeenUsed | Self::Rejected { .. } => Operation::Query,
+            Self::Unknown | Self::SeenUsed | Self::RejectedUnclear { .. } | Self::Rejected { .. } => {
+                Operation::Query
+            }
         }
     }
 }
 
 /// The next action for a command.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "one step of a command exists at a time")]
 pub enum Step {
     /// Wait in process, then send the operation.
     Send {
@@ -318,13 +341,22 @@ impl Progress {
         (!limits.delays.is_empty()).then_some(Step::Delay { queue: 0 })
     }
 
+    /// The delay queue for a command whose event the broker rejects: one further each time, because each return costs a
+    /// query, but none above [`REJECTED_DELAY_MAX`], because the fault is not the command's.
+    pub fn delay_rejected(&mut self, limits: &Limits) -> usize {
+        let passed = usize::try_from(self.delays_passed).unwrap_or(usize::MAX);
+        self.delays_passed = self.delays_passed.saturating_add(1);
+        let longest = limits.delays.iter().rposition(|wait| *wait <= REJECTED_DELAY_MAX).unwrap_or(0);
+        passed.min(longest)
+    }
+
     /// Resets the effect of a command that waits because the broker rejects its event. A later query reads the coupon
     /// again, and the event reports that result.
     pub fn forget_outcome(&mut self, outcome: &Outcome) {
         self.effect = match outcome {
             // Other queues may have accepted the event, so the provider's rejection remains valid for the next event, too.
             Outcome::Refused { reason, rejection: Some(_), .. }
-                if self.effect.rejection().is_some() && Reason::REJECTIONS.contains(reason) =>
+                if self.effect.signed_rejection().is_some() && Reason::REJECTIONS.contains(reason) =>
             {
                 EffectState::Rejected { reason: *reason, may_be_ours: false }
             }
@@ -339,6 +371,9 @@ impl Progress {
         self.is_late(now).then(|| self.conclude_unknown(limits, now))
     }
 }
+
+/// The longest wait between two tries to publish an event that the broker rejects.
+const REJECTED_DELAY_MAX: Duration = Duration::from_secs(300);
 
 fn later(at: Timestamp, by: Duration) -> Timestamp {
     at.saturating_add(by).unwrap_or(Timestamp::MAX)

@@ -15,10 +15,6 @@ pub const RECENT: Duration = Duration::from_secs(600);
 /// How long a brand must have been denied, with nobody let in, before the fault is taken for our own.
 pub const ALLOWED_FOR: Duration = Duration::from_secs(5);
 
-/// How long a brand must have been denied, while another that was let in before has denied nothing since, until it is
-/// taken for alone although that other has not been tried again.
-pub const SETTLED: Duration = Duration::from_secs(60);
-
 /// How long no further use of a brand is tried that was just denied, while nobody knows whose fault it is.
 pub const PAUSE: Duration = Duration::from_secs(5);
 
@@ -28,9 +24,10 @@ pub const BRANDS_MAX: usize = 10_000;
 /// What a denied use means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Denial {
-    /// This brand alone keeps us out: another was let in since it first did, or not long before.
+    /// This brand alone keeps us out: another was let in since it first did.
     ThisBrandOnly,
-    /// Nobody knows yet whose fault it is: its commands wait, and nobody else's.
+    /// Nobody knows yet whose fault it is: its commands wait, and nobody else's. A brand that was let in before, and has
+    /// not been tried since, may be as shut as this one.
     Undecided,
     /// No brand was let in lately, and this one has been denied for a while: a fault of our own.
     AllBrands,
@@ -101,9 +98,9 @@ impl BrandAccess {
         paused(denied.last) && shared || self.is_only_one_denied(denied.since, now)
     }
 
+    /// Whether another brand was let in since this one was first denied.
     fn is_only_one_denied(&self, since: Instant, now: Instant) -> bool {
-        let settled = now.saturating_duration_since(since) >= SETTLED;
-        self.last_allowed(now).is_some_and(|at| at > since || settled)
+        self.last_allowed(now).is_some_and(|at| at > since)
     }
 
     /// When a brand was last let in that has denied nothing since. What was let in before another brand was first denied
@@ -207,9 +204,20 @@ mod tests {
         assert_eq!(access.record_denied("a", at(608)), Denial::ThisBrandOnly);
         assert_eq!(access.record_denied("c", at(608)), Denial::Undecided);
         assert_eq!(access.record_denied("c", at(667)), Denial::Undecided, "nobody was tried since");
-        assert_eq!(access.record_denied("c", at(668)), Denial::ThisBrandOnly, "and that for a minute");
+        assert_eq!(access.record_denied("c", at(668)), Denial::Undecided, "however long");
         assert_eq!(access.record_denied("b", at(669)), Denial::Undecided);
         assert_eq!(access.record_denied("a", at(670)), Denial::AllBrands, "nobody lets us in any longer");
+    }
+
+    /// Another brand was let in and has been quiet since; then all rights are withdrawn, and one brand is tried.
+    #[test]
+    fn brand_let_in_before_the_first_denial_shows_nothing_however_long_it_lasts() {
+        let (mut access, clock) = (BrandAccess::default(), clock());
+        access.record_allowed("b", clock.at(0));
+        for seconds in 60..600 {
+            assert_eq!(access.record_denied("a", clock.at(seconds * 1_000)), Denial::Undecided, "{seconds}");
+        }
+        assert_eq!(access.record_denied("a", clock.at(600_000)), Denial::AllBrands);
     }
 
     #[test]
@@ -262,8 +270,7 @@ mod tests {
                 let lately = open.values().any(|at| now - at < RECENT.as_millis() as u64);
                 prop_assert!(!(lately && denial == Denial::AllBrands));
                 prop_assert!(!(since == now && denial == Denial::AllBrands));
-                let settled = now - since >= SETTLED.as_millis() as u64;
-                prop_assert!(denial != Denial::ThisBrandOnly || lately && (settled || open.values().any(|at| *at > since)));
+                prop_assert!(denial != Denial::ThisBrandOnly || lately && open.values().any(|at| *at > since));
             }
         }
 

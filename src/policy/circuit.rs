@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::domain::evidence::Operation;
-use crate::policy::classify::{SuspendReason, UnknownCause, Verdict};
+use crate::policy::classify::{Authenticity, Response, SuspendReason, UnknownCause, Verdict};
 
 /// In what way the provider is failing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +57,7 @@ impl CallSignal {
                 | UnknownCause::Contradiction
                 | UnknownCause::NoNumber
                 | UnknownCause::AnotherCoupon
+                | UnknownCause::MayBeCommon(_)
                 | UnknownCause::Unexpected,
             )
             | Verdict::NotAccepted(_) => Self::Neutral,
@@ -78,7 +79,7 @@ impl CallSignal {
 pub enum ResponseClass {
     /// An answer that the provider can be held to.
     Verified,
-    /// 429, signed or not.
+    /// A signed 429. One without a signature may be another party's, such as a proxy's, and is [`Self::Unverified`].
     Throttled,
     /// No whole answer.
     NoResponse,
@@ -104,9 +105,10 @@ impl ResponseClass {
         Self::Other,
     ];
 
-    /// By the HTTP status, if there was a whole answer, and by what the call said.
-    pub fn of(status: Option<u16>, sign: CallSignal) -> Self {
-        match (status, sign) {
+    /// By the answer, if there was a whole one, and by what the call said.
+    pub fn of(answer: Option<&Response>, sign: CallSignal) -> Self {
+        let is_verified = |answer: &&Response| answer.authenticity == Authenticity::Verified;
+        match (answer.filter(is_verified).map(|answer| answer.status), sign) {
             (Some(429), _) => Self::Throttled,
             (_, CallSignal::Success | CallSignal::Answered) => Self::Verified,
             (_, CallSignal::Failing(FailureKind::NoResponse)) => Self::NoResponse,

@@ -171,6 +171,9 @@ pub enum UnknownCause {
     NoNumber,
     /// A verified success that describes another coupon.
     AnotherCoupon,
+    /// A signed rejection, for this reason, that may meet every command alike: only responses to other commands show
+    /// whether it is about this one. Never made by [`classify`].
+    MayBeCommon(Reason),
     /// A status or a body outside the contract.
     Unexpected,
 }

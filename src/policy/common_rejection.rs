@@ -41,6 +41,9 @@ pub const LATELY: Duration = Duration::from_secs(5);
 /// A row that nothing was added to for this long is over.
 const ROW_ENDS: Duration = Duration::from_secs(600);
 
+/// Rows that are kept, of one kind of rejection each. With more, the one that was added to longest ago is forgotten.
+const ROWS_MAX: usize = 8;
+
 /// What a rejection says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RejectionKind {
@@ -57,16 +60,17 @@ pub struct RejectionKind {
 pub enum Cause {
     /// The command's.
     Command,
-    /// Not known yet: the coupon is looked at, which shows whether calls are accepted at all, and the command sent again.
+    /// Not known yet: the coupon is queried, which shows whether calls are accepted at all. If they are, the command is
+    /// sent again.
     Unclear,
     /// Ours: every command is rejected so.
     Common,
 }
 
-/// The rejections of late that name no cause.
+/// The rejections of late that name no cause, a row for each kind.
 #[derive(Debug, Default)]
 pub struct CommonRejection {
-    row: Option<Row>,
+    rows: Vec<Row>,
     accepted_at: Option<Instant>,
     /// The two brands that were accepted last, the later one first: one of them is another brand, whichever is asked about.
     accepted_brands: Vec<(Box<str>, Instant)>,
@@ -161,9 +165,7 @@ impl CommonRejection {
         self.accepted_brands.retain(|(other, _)| &**other != brand);
         self.accepted_brands.insert(0, (brand.into(), asked_at));
         self.accepted_brands.truncate(2);
-        if self.row.as_ref().is_some_and(|row| row.since <= asked_at) {
-            self.row = None;
-        }
+        self.rows.retain(|row| row.since > asked_at);
     }
 
     /// A command was rejected, and nothing says for what; `message` is in the provider's words.
@@ -174,18 +176,68 @@ impl CommonRejection {
         command: &Redemption,
         now: Instant,
     ) -> Cause {
-        if self.accepted_at.is_some_and(|at| now.saturating_duration_since(at) < LATELY) {
+        // Commands that are rejected in another way are not rejected alike.
+        self.rows.retain(|row| row.rejection == rejection);
+        let at = self.add_to_row(rejection, message, command, now);
+        if self.is_accepted_lately(now) { Cause::Command } else { self.cause(at, now) }
+    }
+
+    /// A query was rejected, and nothing says for what: a query shares the head of a command. `is_alike` if the use of the
+    /// `command` was rejected for the same reason. Then it is the command's own only if a call has been accepted since, or
+    /// the row has lasted; and a process that has not seen the use counts it now.
+    pub fn reject_query(
+        &mut self,
+        rejection: RejectionKind,
+        message: Option<&str>,
+        command: &Redemption,
+        is_alike: bool,
+        now: Instant,
+    ) -> Cause {
+        self.forget_old_rows(now);
+        let is_known = self.rows.iter().any(|row| row.rejection == rejection);
+        if !is_known && (!is_alike || self.is_accepted_lately(now)) {
             return Cause::Command;
         }
-        let goes_on =
-            |row: &Row| row.rejection == rejection && now.saturating_duration_since(row.last) < ROW_ENDS;
-        let row = match self.row.take().filter(goes_on) {
-            Some(row) => self.row.insert(row),
-            None => {
-                let related = Related::default();
-                self.row.insert(Row { rejection, since: now, last: now, unrelated: Vec::new(), related })
-            }
+        let at = match self.rows.iter().position(|row| row.rejection == rejection) {
+            Some(at) if !is_alike => at,
+            _ => self.add_to_row(rejection, message, command, now),
         };
+        let related = &mut self.rows[at].related;
+        related.queries = QUERIES_MIN.min(related.queries + 1);
+        self.cause(at, now)
+    }
+
+    fn cause(&self, at: usize, now: Instant) -> Cause {
+        self.rows[at].cause(self.rows.len() == 1, now)
+    }
+
+    fn is_accepted_lately(&self, now: Instant) -> bool {
+        self.accepted_at.is_some_and(|at| now.saturating_duration_since(at) < LATELY)
+    }
+
+    fn forget_old_rows(&mut self, now: Instant) {
+        self.rows.retain(|row| now.saturating_duration_since(row.last) < ROW_ENDS);
+    }
+
+    /// Adds a command to the row of its rejection, which may be a new one.
+    fn add_to_row(
+        &mut self,
+        rejection: RejectionKind,
+        message: Option<&str>,
+        command: &Redemption,
+        now: Instant,
+    ) -> usize {
+        self.forget_old_rows(now);
+        let at = self.rows.iter().position(|row| row.rejection == rejection).unwrap_or_else(|| {
+            if self.rows.len() >= ROWS_MAX {
+                let oldest = self.rows.iter().enumerate().min_by_key(|(_, row)| row.last);
+                oldest.map(|(at, _)| at).into_iter().for_each(|at| drop(self.rows.swap_remove(at)));
+            }
+            let related = Related::default();
+            self.rows.push(Row { rejection, since: now, last: now, unrelated: Vec::new(), related });
+            self.rows.len() - 1
+        });
+        let row = &mut self.rows[at];
         row.last = now;
         let brand = command.brand_id.as_str();
         let served = |(other, at): &(Box<str>, Instant)| {
@@ -198,23 +250,15 @@ impl CommonRejection {
         if is_new && row.unrelated.len() < UNRELATED_MIN {
             row.unrelated.push(facts);
         }
-        row.cause(now)
-    }
-
-    /// A query was rejected, and nothing says for what. Whether this rejection meets every call now: a query shares the head
-    /// of a command.
-    pub fn reject_query(&mut self, rejection: &RejectionKind, now: Instant) -> bool {
-        let Some(row) = self.row.as_mut().filter(|row| row.rejection == *rejection) else { return false };
-        row.related.queries = QUERIES_MIN.min(row.related.queries + 1);
-        row.cause(now) == Cause::Common
+        at
     }
 }
 
 impl Row {
-    fn cause(&self, now: Instant) -> Cause {
+    fn cause(&self, is_only_row: bool, now: Instant) -> Cause {
         let lasted = now.saturating_duration_since(self.since);
         match self.unrelated.len() >= UNRELATED_MIN || self.related.is_common() {
-            true if lasted >= STANDING => Cause::Common,
+            true if lasted >= STANDING && is_only_row => Cause::Common,
             false if lasted >= SETTLED => Cause::Command,
             _ => Cause::Unclear,
         }
@@ -287,9 +331,13 @@ mod tests {
         fn reject_queries(&mut self, seconds: u64, count: usize) -> bool {
             let now = self.at(seconds);
             (0..count)
-                .map(|_| self.common.reject_query(&rejection("PARAM_ERROR"), now))
+                .map(|_| self.reject_query("PARAM_ERROR", 1, false, now) == Cause::Common)
                 .last()
                 .unwrap_or_default()
+        }
+
+        fn reject_query(&mut self, code: &str, who: u32, is_alike: bool, now: Instant) -> Cause {
+            self.common.reject_query(rejection(code), MESSAGE, &command(who, 1), is_alike, now)
         }
 
         /// A row of one brand that lacks nothing but the time of a moment.
@@ -311,8 +359,8 @@ mod tests {
         assert_eq!(case.reject(2, 3, 3), Cause::Unclear, "three, and not for long enough");
         assert_eq!(case.reject(5, 1, 1), Cause::Common);
         let now = case.at(6);
-        assert!(case.common.reject_query(&rejection("PARAM_ERROR"), now));
-        assert!(!case.common.reject_query(&rejection("INVALID_REQUEST"), now));
+        assert_eq!(case.reject_query("PARAM_ERROR", 1, false, now), Cause::Common);
+        assert_eq!(case.reject_query("INVALID_REQUEST", 1, false, now), Cause::Command);
         assert_eq!(case.reject(40, 9, 9), Cause::Common, "however long it lasts");
         case.common.accept("1", case.at(41));
         assert_eq!(case.reject(42, 4, 4), Cause::Command, "one was accepted just now");
@@ -412,6 +460,71 @@ mod tests {
         }
     }
 
+    /// Its use and its queries are rejected alike, and nothing else happens.
+    #[test]
+    fn lone_rejected_command_is_at_fault_once_the_row_has_lasted() {
+        for accepted_before in [None, Some(0)] {
+            let mut case = Case::new();
+            accepted_before
+                .into_iter()
+                .for_each(|at| case.common.accept("1", case.begun + Duration::from_secs(at)));
+            case.reject(1, 1, 1);
+            for seconds in [3, 4, 6, 16, 30] {
+                let now = case.at(seconds);
+                assert_eq!(case.reject_query("PARAM_ERROR", 1, true, now), Cause::Unclear, "{seconds}");
+            }
+            let now = case.at(31);
+            assert_eq!(case.reject_query("PARAM_ERROR", 1, true, now), Cause::Command);
+        }
+    }
+
+    /// A fault that begins a moment after an accepted call: the uses rejected first looked like the commands' own.
+    #[test]
+    fn queries_show_a_fault_that_began_just_after_an_accepted_call() {
+        let mut case = Case::new();
+        case.common.accept("1", case.at(0));
+        for nth in 0..3 {
+            assert_eq!(case.reject(1, nth, nth), Cause::Command);
+        }
+        let now = case.at(3);
+        assert_eq!(case.reject_query("PARAM_ERROR", 0, true, now), Cause::Unclear);
+        let now = case.at(6);
+        assert_eq!(case.reject_query("PARAM_ERROR", 0, true, now), Cause::Common);
+        // An accepted call of after the rejection shows the opposite.
+        case.common.accept("1", case.at(7));
+        let now = case.at(8);
+        assert_eq!(case.reject_query("PARAM_ERROR", 0, true, now), Cause::Command);
+    }
+
+    /// After a restart a process has not seen the uses of the commands that it queries.
+    #[test]
+    fn queries_of_rejected_commands_count_where_their_uses_were_not_seen() {
+        let mut case = Case::new();
+        for (nth, expected) in [(0, Cause::Unclear), (5, Cause::Unclear), (6, Cause::Common)] {
+            let now = case.at(nth);
+            let nth = nth as u32;
+            let cause =
+                case.common.reject_query(rejection("PARAM_ERROR"), MESSAGE, &command(nth, nth), true, now);
+            assert_eq!(cause, expected, "{nth}");
+        }
+        let now = case.at(7);
+        let elsewhere = case.reject_query("INVALID_REQUEST", 1, false, now);
+        assert_eq!(elsewhere, Cause::Command, "its use was not rejected so");
+    }
+
+    /// Two bad commands at once, each rejected in its own way.
+    #[test]
+    fn rows_of_several_kinds_settle_beside_each_other() {
+        let mut case = Case::new();
+        for seconds in 0..40 {
+            for (who, code) in ["PARAM_ERROR", "INVALID_REQUEST"].into_iter().enumerate() {
+                let now = case.at(seconds);
+                let cause = case.reject_query(code, who as u32, true, now);
+                assert_eq!(cause, if seconds < 30 { Cause::Unclear } else { Cause::Command }, "{code}");
+            }
+        }
+    }
+
     #[test]
     fn call_from_before_the_row_does_not_end_it() {
         let mut case = Case::new();
@@ -440,9 +553,7 @@ mod tests {
                     continue;
                 }
                 let cause = case.reject(now, who * 3 + brand, brand);
-                if accepted.is_none_or(|at| now - at >= LATELY.as_secs()) {
-                    brands.push(brand);
-                }
+                brands.push(brand);
                 if cause == Cause::Common {
                     prop_assert!(accepted.is_none_or(|at| now - at >= STANDING.as_secs()));
                     prop_assert!((0..3).all(|brand| brands.contains(&brand)));

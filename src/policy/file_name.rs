@@ -99,6 +99,25 @@ impl fmt::Debug for Shown<'_> {
     }
 }
 
+/// A file name of the command line as it may be shown. A person typed it just now, so that any ending will do.
+#[derive(Clone, Copy)]
+pub struct Typed<'a>(pub &'a Path);
+
+impl fmt::Display for Typed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let has_ending = |text: &str| {
+            let ending = text.rsplit_once('.').map(|(_, ending)| ending);
+            ending.is_some_and(|ending| {
+                (1..=8).contains(&ending.len()) && ending.bytes().all(|byte| byte.is_ascii_alphanumeric())
+            })
+        };
+        match self.0.to_str().map(|text| (text, check(text))) {
+            Some((text, Err(NotAFileName::Bare))) if has_ending(text) => f.write_str(text),
+            _ => fmt::Display::fmt(&Shown(self.0), f),
+        }
+    }
+}
+
 /// A text as one word of a shell: in quotes only if it needs them.
 pub fn quote(text: &str) -> String {
     let is_plain = |c: char| c.is_alphanumeric() || "_./@%+=:,-".contains(c);
@@ -121,6 +140,22 @@ mod tests {
             [("", "''"), ("/with blank/key", "'/with blank/key'"), ("a'b", r"'a'\''b'"), ("$x", "'$x'")]
         {
             assert_eq!(quote(text), word);
+        }
+    }
+
+    #[test]
+    fn file_name_that_was_typed_is_shown_with_any_ending() {
+        for name in ["orders.jsonl", "Cargo.toml", "/tmp/x", "./orders", "a.b.csv"] {
+            assert_eq!(Typed(Path::new(name)).to_string(), name);
+        }
+        for secret in [
+            "amqp://u:geheim@h",
+            "u:geheim@h.pem",
+            "geheim-4711-kennwort",
+            "0f1e2d3c4b5a69788796a5b4c3d2e1f0",
+            "-----BEGIN",
+        ] {
+            assert!(!Typed(Path::new(secret)).to_string().contains(secret), "{secret}");
         }
     }
 

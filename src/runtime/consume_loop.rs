@@ -1,6 +1,5 @@
 //! Receives deliveries of one session and starts their workers, as the circuit and the prefetch ramp allow.
 
-use crate::runtime::service::{Done, GRACE, HeldDelivery};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,14 +19,12 @@ use crate::policy::prefetch_ramp::PrefetchRamp;
 use crate::runtime::circuit_gate::{Cause, State};
 use crate::runtime::failpoints::{self, Failpoint};
 use crate::runtime::permits::Permit;
-use crate::runtime::service::{Ended, Service, TICK};
+use crate::runtime::publishing::CancelSignal;
+use crate::runtime::service::{Done, Ended, GRACE, HeldDelivery, Service, TICK};
 use crate::runtime::shutdown::Shutdown;
-use crate::runtime::worker::{ReceivedDelivery, process_delivery, return_to_queue};
+use crate::runtime::worker::{ReceivedDelivery, process_delivery};
 use crate::telemetry::metrics::Settlement;
 use crate::telemetry::status::{ReasonCode, StatusReason};
-
-/// The time limit for handing deliveries back.
-pub(super) const HAND_BACK: Duration = Duration::from_secs(5);
 
 /// Interval between two renewals of the channels while the broker refuses publishes.
 pub(super) const RENEW_CHANNELS_EVERY: Duration = Duration::from_secs(2);
@@ -137,7 +134,7 @@ impl Service {
         };
         match &ended {
             Ended::Lost(_) => self.drop_session(&cancel),
-            Ended::Shutdown => self.stop(session.publisher(), round.consumer, &cancel).await,
+            Ended::Shutdown => self.stop(round, &cancel).await,
         }
         ended
     }
@@ -166,8 +163,16 @@ impl Service {
         };
         let (session, since) = (round.session, round.held_back_since);
         let left = self.adjust_consumption(session, &mut round.consumer, state, now, since).await?;
-        for delivery in left {
-            self.receive(delivery, session, &round.canceled, round.number);
+        match left {
+            Left::Kept(left) => {
+                for delivery in left {
+                    self.receive(delivery, session, &round.canceled, round.number);
+                }
+            }
+            Left::HandedBack(left) => {
+                self.start_hand_backs(left, session.publisher(), &round.canceled, round.number);
+                self.release_waiting();
+            }
         }
         self.start_jobs();
         if std::mem::take(&mut round.report_due) {
@@ -205,7 +210,7 @@ impl Service {
         round.report_due = true;
         let (session, settings) = (round.session, round.settings);
         self.restore_topology(settings);
-        self.sweep_dead_letters(settings, session, &round.canceled);
+        self.sweep_dead_letters(settings, &round.canceled);
         if is_due(round.last_done.queue_depths, QUEUE_DEPTHS_EVERY) {
             round.last_done.queue_depths = Some(Instant::now());
             self.sample_queue_depths(session, settings);
@@ -222,7 +227,7 @@ impl Service {
         self.end_late();
         let full = round.consumer.as_ref().is_some_and(|has| self.held() >= usize::from(has.prefetch()));
         if !blocked && self.held_back.is_due(full) {
-            self.release_waiting(session.publisher()).await?;
+            self.release_waiting();
         }
         let count_due = is_due(round.last_done.consumer_count, CONSUMER_COUNT_EVERY);
         if (count_due || self.context.rate_limiter.is_joining()) && round.consumer.is_some() {
@@ -246,8 +251,7 @@ impl Service {
     }
 
     /// Starts consuming, sets the prefetch, or stops consuming, as the circuit and the prefetch ramp allow. Gives the
-    /// deliveries that a consumer with a prefetch of one had not handed over: handed back, they would be redelivered, and
-    /// it would be unknown that no call about them was made.
+    /// deliveries that a stopped consumer had not handed over.
     pub(super) async fn adjust_consumption(
         &mut self,
         session: &Session,
@@ -255,7 +259,7 @@ impl Service {
         state: State,
         health: &Health,
         held_back_since: Option<Instant>,
-    ) -> Result<Vec<Delivery>, String> {
+    ) -> Result<Left, String> {
         let has = consumer.as_ref().map(Deliveries::prefetch);
         let prefetch = match state {
             State::Closed => Some(self.full_prefetch()),
@@ -282,11 +286,10 @@ impl Service {
             (None, Some(_)) => {
                 if let Some(deliveries) = consumer.take() {
                     let left = deliveries.cancel(Duration::from_secs(5)).await?;
-                    if has == Some(1) {
-                        return Ok(left);
+                    if has != Some(1) {
+                        return Ok(Left::HandedBack(left));
                     }
-                    hand_back(session.publisher(), left).await?;
-                    self.release_waiting(session.publisher()).await?;
+                    return Ok(Left::Kept(left));
                 }
             }
             (Some(prefetch), _) => match consumer {
@@ -300,13 +303,31 @@ impl Service {
             },
             (None, None) => {}
         }
-        Ok(Vec::new())
+        Ok(Left::Kept(Vec::new()))
+    }
+
+    /// Hands back deliveries that nobody has received yet.
+    fn start_hand_backs(
+        &mut self,
+        deliveries: Vec<Delivery>,
+        publisher: &Publisher,
+        cancel: &CancelSignal,
+        number: usize,
+    ) {
+        for delivery in deliveries {
+            let received = ReceivedDelivery::new(delivery, Timestamp::now());
+            self.context.metrics.record_taken(received.arrival());
+            let (publisher, cancel) = (publisher.clone(), cancel.clone());
+            self.start_hand_back(HeldDelivery { received, publisher, cancel, number });
+        }
     }
 
     /// The prefetch while calls are made.
     pub(super) fn full_prefetch(&self) -> u16 {
-        // Deliveries held back were read without harm: the ramp, and the size of messages, limit the others.
-        let held_back = u16::try_from(self.held_back.waiting.len()).unwrap_or(u16::MAX);
+        // Deliveries held back, or held for a publish, were read without harm: the ramp, and the size of messages, limit
+        // the others.
+        let held_back = self.held_back.waiting.len() + self.context.publish_faults.held_count();
+        let held_back = u16::try_from(held_back).unwrap_or(u16::MAX);
         let unread = self.ramp.limit().unwrap_or(self.prefetch).min(self.message_sizes.prefetch_max());
         unread.saturating_add(held_back).min(self.prefetch)
     }
@@ -320,7 +341,8 @@ impl Service {
     ) {
         self.received_in_session += 1;
         failpoints::abort_on(delivery.body());
-        let mut received = ReceivedDelivery::new(delivery, Timestamp::now());
+        let limits = self.context.deadline_limits;
+        let mut received = ReceivedDelivery::with_deadline(delivery, Timestamp::now(), limits);
         let may_wait = received.may_wait_for_calls(!self.context.limits.delays.is_empty());
         received.calls_held_back = self.holds_back && !may_wait;
         let can_wait = self.holds_back && may_wait;
@@ -391,7 +413,7 @@ impl Service {
                 error!("defect: a worker panicked");
                 (Settlement::Lost, Some("a worker panicked".to_owned()))
             });
-            Done { settlement, lane, trouble, number }
+            Done { settlement, lane, trouble, kept: None, number }
         });
     }
 
@@ -403,8 +425,12 @@ impl Service {
         current: Option<(&Session, usize)>,
     ) {
         // A job catches its own panics and is only aborted at the end of a shutdown.
-        let Ok(Done { settlement, lane, trouble, number }) = done else { return };
+        let Ok(Done { settlement, lane, trouble, kept, number }) = done else { return };
         self.lanes.finish(lane);
+        if let Some(kept) = kept {
+            self.held_back.push(kept);
+            return;
+        }
         self.context.metrics.record_settled(settlement);
         self.set_in_flight();
         if settlement != Settlement::Lost {
@@ -419,12 +445,8 @@ impl Service {
     }
 
     /// Finishes the commands in work and hands back the others.
-    pub(super) async fn stop(
-        &mut self,
-        publisher: &Publisher,
-        consumer: Option<Deliveries>,
-        cancel: &watch::Sender<bool>,
-    ) {
+    async fn stop(&mut self, round: SessionLoop<'_>, cancel: &watch::Sender<bool>) {
+        let SessionLoop { session, number, canceled, consumer, .. } = round;
         info!(in_flight = self.held(), "stopping; finishing commands in work");
         let reasons = vec![StatusReason::new(ReasonCode::Stopping, "stopping")];
         self.publish_status(None, false, reasons);
@@ -432,14 +454,12 @@ impl Service {
             Some(deliveries) => deliveries.cancel(Duration::from_secs(5)).await,
             None => Ok(Vec::new()),
         };
-        let given = match left {
-            Ok(left) => hand_back(publisher, left).await,
-            Err(why) => Err(why),
-        };
-        for why in [given, self.release_waiting(publisher).await].into_iter().filter_map(Result::err) {
-            warn!(why, "deliveries not handed back; the broker delivers them again");
-        }
         cancel.send_replace(true);
+        match left {
+            Ok(left) => self.start_hand_backs(left, session.publisher(), &canceled, number),
+            Err(why) => warn!(why, "deliveries not handed back; the broker delivers them again"),
+        }
+        self.release_waiting();
         failpoints::reached(Failpoint::Draining);
         let drain = self.drain;
         let sweeping = self.sweeps.running.take();
@@ -448,7 +468,11 @@ impl Service {
             loop {
                 tokio::select! {
                     done = self.jobs.join_next() => match done {
-                        Some(done) => self.finish_job(done, None),
+                        Some(done) => {
+                            self.finish_job(done, None);
+                            // What was not accepted before the stop is repeated until it is.
+                            self.release_waiting();
+                        }
                         None => break,
                     },
                     // The process is alive while it drains, however long that takes.
@@ -473,22 +497,11 @@ pub(super) async fn next(consumer: &mut Option<Deliveries>) -> Option<Delivery> 
     }
 }
 
-/// Hands deliveries back. The time limit is for all of them: if the connection is gone, the broker delivers them again
-/// anyway.
-///
-/// # Errors
-/// In words, if the broker was not reached. It delivers the rest again once the session has ended.
-pub(super) async fn hand_back(
-    publisher: &Publisher,
-    deliveries: impl IntoIterator<Item = Delivery>,
-) -> Result<(), String> {
-    let all = async {
-        for delivery in deliveries {
-            return_to_queue(publisher, delivery, Vec::new()).await?;
-        }
-        Ok(())
-    };
-    timeout(HAND_BACK, all)
-        .await
-        .unwrap_or_else(|_| Err(format!("deliveries were not handed back within {HAND_BACK:?}")))
+/// The deliveries that a stopped consumer had not handed over.
+pub(super) enum Left {
+    /// They are received: the consumer had a prefetch of one. Handed back, it would be unknown that no call about them was
+    /// made.
+    Kept(Vec<Delivery>),
+    /// They are handed back, with everything that waits.
+    HandedBack(Vec<Delivery>),
 }

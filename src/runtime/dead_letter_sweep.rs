@@ -12,12 +12,12 @@ use crate::amqp::connection::AmqpSettings;
 use crate::amqp::dead_letter_queue::DeadLetters;
 use crate::amqp::delivery::Delivery;
 use crate::amqp::probe;
-use crate::amqp::publisher::Publisher;
+use crate::policy::prefetch_ramp::PrefetchRamp;
 use crate::runtime::circuit_gate::State;
 use crate::runtime::permits::Permits;
 use crate::runtime::publishing::CancelSignal;
 use crate::runtime::worker::{
-    ReceivedDelivery, WorkerContext, is_retry_pending, process_delivery, return_dead_letter_to_queue,
+    ReceivedDelivery, WorkerContext, is_retry_pending, process_delivery, return_until_accepted,
 };
 use crate::telemetry::metrics::Settlement;
 
@@ -32,17 +32,13 @@ pub enum Swept {
     Forbidden(String),
 }
 
-/// Dead letters in hand at once: each needs two queries, seconds apart, and those behind it have deadlines, too.
-const AT_ONCE: usize = 16;
+/// Dead letters in hand at once: each needs two queries, seconds apart, and those behind it have deadlines, too. A sweep
+/// begins with one of them and doubles that as they are settled: the next one may be what ends the process.
+const AT_ONCE: u16 = 16;
 
 /// Processes dead letters until none is left, or until the service stops.
-pub async fn sweep(
-    context: Arc<WorkerContext>,
-    settings: AmqpSettings,
-    publisher: Publisher,
-    cancel: CancelSignal,
-) -> Swept {
-    let swept = sweep_all(&context, &settings, &publisher, &cancel).await;
+pub async fn sweep(context: Arc<WorkerContext>, settings: AmqpSettings, cancel: CancelSignal) -> Swept {
+    let swept = sweep_all(&context, &settings, &cancel).await;
     context.metrics.dead_letter_in_hand(false);
     match &swept {
         Swept::Published(0) => {}
@@ -65,18 +61,15 @@ async fn next_letter(letters: &mut DeadLetters, settings: &AmqpSettings) -> Resu
     })
 }
 
-async fn sweep_all(
-    context: &WorkerContext,
-    settings: &AmqpSettings,
-    publisher: &Publisher,
-    cancel: &CancelSignal,
-) -> Swept {
+async fn sweep_all(context: &WorkerContext, settings: &AmqpSettings, cancel: &CancelSignal) -> Swept {
     let mut letters = match DeadLetters::open(settings).await {
         Ok(letters) => letters,
         Err(error) => return Swept::Failed(error.to_string()),
     };
+    let publisher = &letters.publisher();
     // Permits of their own: while the broker does not accept events, commands may hold all others.
-    let permits = Permits::new(AT_ONCE);
+    let permits = Permits::new(AT_ONCE.into());
+    let mut ramp = PrefetchRamp::new(AT_ONCE);
     let mut in_hand = FuturesUnordered::new();
     let (mut count, mut failure) = (0, None);
     // Each once: a dead letter whose event is not accepted now goes behind the others.
@@ -94,9 +87,9 @@ async fn sweep_all(
         };
         let now = Timestamp::now();
         if is_retry_pending(&delivery, now) {
-            if let Err(why) = return_dead_letter_to_queue(publisher, delivery, Vec::new()).await {
-                failure = Some(Swept::Failed(why));
-            }
+            let telemetry = (&*context.metrics, &context.publish_faults);
+            let returned = return_until_accepted(publisher, delivery, Vec::new(), true, telemetry).await;
+            failure = returned.err().map(Swept::Failed);
             continue;
         }
         let Some(mut permit) = permits.acquire() else { break };
@@ -107,9 +100,10 @@ async fn sweep_all(
         in_hand.push(async move {
             process_delivery(context, publisher, taken, &mut permit, cancel.clone()).await
         });
-        if in_hand.len() == AT_ONCE
+        while in_hand.len() >= usize::from(ramp.limit().unwrap_or(AT_ONCE))
             && let Some(settled) = in_hand.next().await
         {
+            ramp.record_through(1);
             failure = failure.or(count_settled(settled, &mut count));
         }
     }

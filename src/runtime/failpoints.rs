@@ -41,7 +41,7 @@ pub enum Failpoint {
 }
 
 impl Failpoint {
-    /// Every point.
+    /// Every point that belongs to the work on a command. The two of a hand-back can be ordered, too.
     pub const ALL: [Self; 11] = [
         Self::Taken,
         Self::Sent,
@@ -68,6 +68,8 @@ impl Failpoint {
             Self::Published(Message::Retry) => "after-a-delay-copy",
             Self::Publishing(Message::Parked) => "during-the-parking",
             Self::Published(Message::Parked) => "after-the-parking",
+            Self::Publishing(Message::HandedBack) => "during-a-hand-back",
+            Self::Published(Message::HandedBack) => "after-a-hand-back",
             Self::Acking => "before-the-ack",
             Self::Draining => "during-drain",
         }

@@ -2,10 +2,11 @@
 
 use jiff::Timestamp;
 
-use crate::amqp::publisher::Publisher;
+use tracing::debug;
+
 use crate::runtime::circuit_gate::State;
-use crate::runtime::consume_loop::hand_back;
-use crate::runtime::service::{HeldDelivery, Service};
+use crate::runtime::service::{Done, HeldDelivery, Service};
+use crate::runtime::worker::{NotHandedBack, ReceivedDelivery, return_to_queue, return_until_accepted};
 use crate::telemetry::metrics::Settlement;
 
 impl Service {
@@ -56,16 +57,39 @@ impl Service {
     }
 
     /// Hands back everything that is not in work yet.
-    pub(super) async fn release_waiting(&mut self, publisher: &Publisher) -> Result<(), String> {
-        let waiting = self.clear_waiting();
-        let held = waiting.len();
-        let handed_back = hand_back(publisher, waiting.into_iter().map(|held| held.received.delivery)).await;
-        // If it fails, the broker delivers them again once the session has ended.
-        let settlement = if handed_back.is_ok() { Settlement::HandedBack } else { Settlement::Lost };
-        for _ in 0..held {
-            self.context.metrics.record_settled(settlement);
+    pub(super) fn release_waiting(&mut self) {
+        for held in self.clear_waiting() {
+            self.start_hand_back(held);
         }
-        self.set_in_flight();
-        handed_back
+    }
+
+    /// Hands a delivery back, in a job of its own: a broker that is slow, or does not accept it, must not delay the loop.
+    /// What is not accepted is held back again, and while the service stops it is repeated until it is accepted.
+    pub(super) fn start_hand_back(&mut self, held: HeldDelivery) {
+        self.lanes.push_unlaned();
+        let (context, turns) = (self.context.clone(), self.hand_backs.clone());
+        self.jobs.spawn(async move {
+            let HeldDelivery { received, publisher, cancel, number } = held;
+            // A publish that waits for others would use up its time limit.
+            let _turn = turns.acquire().await;
+            let telemetry = (&*context.metrics, &context.publish_faults);
+            let returned = if *cancel.borrow() {
+                return_until_accepted(&publisher, received.delivery, Vec::new(), false, telemetry)
+                    .await
+                    .map_err(NotHandedBack::Lost)
+            } else {
+                return_to_queue(&publisher, received.delivery, Vec::new(), telemetry.0).await
+            };
+            let (settlement, trouble, kept) = match returned {
+                Ok(()) => (Settlement::HandedBack, None, None),
+                Err(NotHandedBack::Lost(why)) => (Settlement::Lost, Some(why), None),
+                Err(NotHandedBack::NotAccepted(delivery, why)) => {
+                    debug!(why = %why, "delivery not handed back; it stays in hand");
+                    let received = ReceivedDelivery { delivery: *delivery, ..received };
+                    (Settlement::HandedBack, None, Some(HeldDelivery { received, publisher, cancel, number }))
+                }
+            };
+            Done { settlement, lane: None, trouble, kept, number }
+        });
     }
 }

@@ -10,11 +10,13 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::time::interval;
 use tracing::{info, warn};
 
+use crate::config::startup::faults_of_next_start;
+use crate::config::{Config, ConfigFault};
 use crate::runtime::circuit_gate::CircuitGate;
 use crate::telemetry::metrics::{Key, Metrics};
 use crate::wechat::certificates::ApiV3Key;
 use crate::wechat::client::{Client, SharedKeyring};
-use crate::wechat::keys::{KeyFault, KeyFiles, Keyring, PublicKeys, read_key};
+use crate::wechat::keys::{KeyFiles, Keyring, KeyringFault, PublicKeys};
 
 /// The sources of keys.
 pub struct KeySources {
@@ -28,7 +30,7 @@ pub struct KeySources {
 
 impl KeySources {
     /// Reads every key file; `downloaded` certificates are added.
-    fn load(&self, downloaded: PublicKeys) -> Result<Keyring, Vec<KeyFault>> {
+    fn load(&self, downloaded: PublicKeys) -> Result<Keyring, Vec<KeyringFault>> {
         let from_environment = self.merchant_key.as_ref().map(|key| key.expose_secret());
         let mut keyring = Keyring::load(&self.files, from_environment, Timestamp::now())?;
         for fault in &keyring.left_out {
@@ -76,18 +78,17 @@ pub struct KeyReloader {
     pub circuit_gate: CircuitGate,
     pub metrics: Arc<Metrics>,
     pub trouble: KeyFaults,
-    /// Secrets that are read at the next start only.
-    pub secrets: Vec<(&'static str, PathBuf)>,
+    /// What the next start will be judged by.
+    pub config: Config,
 }
 
 impl KeyReloader {
-    /// Checks whether the next start could read every file, and warns of new faults.
+    /// Checks whether the next start would accept every file, and warns of new faults.
     fn check_files(&self, reloads: &[String]) {
-        let unreadable = self.secrets.iter().filter_map(|(key, path)| {
-            let fault = read_key(path).err()?;
-            Some(format!("{key}: {fault}"))
-        });
-        let now: BTreeSet<String> = reloads.iter().cloned().chain(unreadable).collect();
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let next = faults_of_next_start(&self.config, &keys).into_iter();
+        let next = next.map(|ConfigFault { key, problem, .. }| format!("{key}: {problem}"));
+        let now: BTreeSet<String> = reloads.iter().cloned().chain(next).collect();
         let mut reported = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         for fault in now.difference(&reported) {
             warn!(fault, "key file no longer usable; the next start would fail");
@@ -150,10 +151,8 @@ impl KeyReloader {
                 self.sources.apiv3_key = Some(key);
                 true
             }
-            Err(fault) => {
-                warn!(%fault, "changed APIv3 key not usable");
-                false
-            }
+            // `check_files` warns of it.
+            Err(_) => false,
         }
     }
 

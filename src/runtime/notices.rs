@@ -61,14 +61,21 @@ impl Notices {
         }
         let notices =
             [self.update_rate(standing, log, now), self.update_unverified(standing, log, counts, now)];
-        self.update_circuit(standing, log, now);
+        self.update_circuit(standing, log, counts, now);
         notices.into_iter().flatten().collect()
+    }
+
+    /// How many of the last calls were of this class, and how many there were: those of the last minute or two.
+    fn lately(&self, class: ResponseClass, counts: Counts) -> (u64, u64) {
+        let since = self.minutes[0].1;
+        let all = counts.iter().zip(since).map(|(now, before)| now - before).sum();
+        (counts[class as usize] - since[class as usize], all)
     }
 
     fn update_rate(&mut self, standing: NoticeState, log: &ResponseLog, now: Duration) -> Option<Notice> {
         let NoticeState { per_second, part, throttled_share: share, .. } = standing;
         let is_reduced = part < 1.0;
-        let last = log.last(ResponseClass::Throttled);
+        let last = last_throttled(log);
         match self.reduced.update(is_reduced, now) {
             Some(Announcement::Lasts) => {
                 let last = Fields::of(last.as_ref());
@@ -106,10 +113,7 @@ impl Notices {
         now: Duration,
     ) -> Option<Notice> {
         let last = log.last(ResponseClass::Unverified).filter(|last| last.at.elapsed() < LATELY);
-        let since = self.minutes[0].1;
-        let all: u64 = counts.iter().zip(since).map(|(now, before)| now - before).sum();
-        let which = ResponseClass::Unverified as usize;
-        let some = counts[which] - since[which];
+        let (some, all) = self.lately(ResponseClass::Unverified, counts);
         match self.not_believed.update(last.is_some(), now) {
             Some(Announcement::Lasts) => {
                 let last = Fields::of(last.as_ref());
@@ -137,14 +141,19 @@ impl Notices {
         })
     }
 
-    fn update_circuit(&mut self, standing: NoticeState, log: &ResponseLog, now: Duration) {
+    fn update_circuit(&mut self, standing: NoticeState, log: &ResponseLog, counts: Counts, now: Duration) {
         let cause = standing.cause.and_then(circuit_notice);
         match self.open.update(cause.is_some(), now) {
             Some(Announcement::Lasts) => {
-                let last = standing.cause.and_then(class).and_then(|class| log.last(class));
+                let class = standing.cause.and_then(class);
+                let (some, all) = class.map_or((0, 0), |class| self.lately(class, counts));
+                let last = class.and_then(|class| log.last(class));
                 let last = Fields::of(last.as_ref());
                 warn!(
                     cause = cause.map(CallDelay::as_str),
+                    failed = some,
+                    share = percent(some as f64 / all.max(1) as f64),
+                    calls_per_second = standing.per_second.round(),
                     status = last.status,
                     code = last.code,
                     message = last.message,
@@ -156,6 +165,12 @@ impl Notices {
             None => {}
         }
     }
+}
+
+/// The last 429, signed or not: either slows down.
+fn last_throttled(log: &ResponseLog) -> Option<LastResponse> {
+    let unsigned = log.last(ResponseClass::Unverified).filter(|last| last.status == Some(429));
+    log.last(ResponseClass::Throttled).into_iter().chain(unsigned).max_by_key(|last| last.at)
 }
 
 /// A response as fields of a log line.

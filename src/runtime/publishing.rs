@@ -156,23 +156,22 @@ pub async fn publish_within(
                 }
                 return Ok(Some(proof));
             }
-            Err(
-                why @ (PublishFailure::Refused | PublishFailure::Returned(_) | PublishFailure::Rejected(_)),
-            ) => why,
-            Err(why) => {
-                leg.failed(&why.to_string());
-                return Err(PublishInterrupted::NotPublished(why));
-            }
+            Err(why) => why,
         };
+        let accepted = events_accepted(publisher, &why, outgoing).await;
+        if is_of_session(&why, accepted.as_ref()) {
+            leg.failed(&why.to_string());
+            return Err(PublishInterrupted::NotPublished(why));
+        }
         let held_for = held_since.get_or_insert_with(Instant::now).elapsed();
         let mut delays = held_for >= held_max;
-        if let (PublishFailure::Rejected(rejection), Outgoing::Event(event)) = (&why, outgoing) {
-            match Box::pin(publisher.results_accept_events()).await {
-                EventsAccepted::Rejected(of_all) => why = PublishFailure::Rejected(of_all),
+        if let Outgoing::Event(event) = outgoing {
+            match accepted {
+                Some(EventsAccepted::Rejected(of_all)) => why = PublishFailure::Rejected(of_all),
                 // The failure of the publish itself says more.
-                EventsAccepted::Unknown => {}
-                EventsAccepted::Accepted => {
-                    let in_a_row = faults.record_rejected(event.kind, rejection);
+                Some(EventsAccepted::Unknown) | None => {}
+                Some(EventsAccepted::Accepted) => {
+                    let in_a_row = faults.record_rejected(event.kind, &publisher.rejection_of(event, &why));
                     delays |= held_max != Duration::MAX
                         && (in_a_row <= REJECTED_IN_A_ROW_MAX || held_for >= REJECTED_HELD_MAX);
                 }
@@ -202,6 +201,30 @@ pub async fn publish_within(
                 false => Ok(None),
             };
         }
+    }
+}
+
+/// Whether events in general are accepted, asked where the failure leaves it open: `None` where it does not.
+async fn events_accepted(
+    publisher: &Publisher,
+    why: &PublishFailure,
+    outgoing: Outgoing<'_>,
+) -> Option<EventsAccepted> {
+    match (why, outgoing) {
+        (PublishFailure::TimedOut(_), _) | (PublishFailure::Rejected(_), Outgoing::Event(_)) => {
+            Some(Box::pin(publisher.results_accept_events()).await)
+        }
+        _ => None,
+    }
+}
+
+/// Whether a failure means that the session is no longer usable. A confirm that is missing for one queue (it has lost its
+/// majority, say) concerns what is routed there; where the broker answers no probe either, it concerns everything.
+fn is_of_session(why: &PublishFailure, accepted: Option<&EventsAccepted>) -> bool {
+    match why {
+        PublishFailure::Connection(_) | PublishFailure::Blocked(_) => true,
+        PublishFailure::TimedOut(_) => accepted == Some(&EventsAccepted::Unknown),
+        PublishFailure::Refused | PublishFailure::Returned(_) | PublishFailure::Rejected(_) => false,
     }
 }
 
@@ -242,12 +265,18 @@ impl PublishFaults {
         lately.map(|(_, rejection)| rejection.clone()).collect()
     }
 
+    /// How many publishes are held now.
+    pub fn held_count(&self) -> usize {
+        self.lock().held.values().map(|(_, count)| count).sum()
+    }
+
     /// How many trusted commands have been held since the last call.
     pub fn take_held_count(&self) -> u16 {
         self.through.swap(0, Ordering::Relaxed)
     }
 
-    fn start_holding(&self, why: &PublishFailure) -> Held<'_> {
+    /// Shows a fault for as long as the result lives.
+    pub(super) fn start_holding(&self, why: &PublishFailure) -> Held<'_> {
         let key = key(why);
         self.lock().held.entry(key.clone()).or_insert_with(|| (why.clone(), 0)).1 += 1;
         Held { faults: self, key }
@@ -290,7 +319,7 @@ fn key(why: &PublishFailure) -> FaultKey {
 }
 
 /// A publish that is held, until it is dropped.
-struct Held<'a> {
+pub(super) struct Held<'a> {
     faults: &'a PublishFaults,
     key: FaultKey,
 }

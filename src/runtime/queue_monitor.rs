@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use tracing::{debug, warn};
 
 use crate::amqp::confirm::{PublishFailure, PublishRejection};
-use crate::amqp::connection::AmqpSettings;
+use crate::amqp::connection::{AmqpSettings, NOT_FOUND};
 use crate::amqp::session::Session;
 use crate::amqp::topology::inspect::ObjectState;
 use crate::amqp::topology::{self, Mode};
 use crate::runtime::dead_letter_sweep::{self};
 use crate::runtime::publishing::CancelSignal;
-use crate::runtime::service::{NOT_FOUND, Service};
+use crate::runtime::service::Service;
 use crate::telemetry::metrics::Queue;
 
 /// Interval between two attempts to restore the topology.
@@ -38,12 +38,7 @@ impl Service {
     }
 
     /// Starts a sweep that publishes the events of dead letters, if there are any.
-    pub(super) fn sweep_dead_letters(
-        &mut self,
-        settings: &AmqpSettings,
-        session: &Session,
-        cancel: &CancelSignal,
-    ) {
+    pub(super) fn sweep_dead_letters(&mut self, settings: &AmqpSettings, cancel: &CancelSignal) {
         if !self.sweeps.is_due() {
             return;
         }
@@ -52,9 +47,7 @@ impl Service {
             return;
         }
         let (context, settings) = (self.context.clone(), settings.clone());
-        let (publisher, cancel) = (session.publisher().clone(), cancel.clone());
-        self.sweeps.running =
-            Some(tokio::spawn(dead_letter_sweep::sweep(context, settings, publisher, cancel)));
+        self.sweeps.running = Some(tokio::spawn(dead_letter_sweep::sweep(context, settings, cancel.clone())));
     }
 
     /// Creates a queue, a binding or an exchange again if publishes show that it is gone, in a task with its own

@@ -17,14 +17,11 @@ use crate::wechat::client::SharedKeyring;
 use futures_util::FutureExt as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 /// Interval of the periodic work.
 pub(super) const TICK: Duration = Duration::from_millis(250);
-
-/// AMQP's reply code for an exchange that does not exist.
-pub(super) const NOT_FOUND: u16 = 404;
 
 /// The state that the consume loop owns.
 pub struct Service {
@@ -36,6 +33,7 @@ pub struct Service {
     pub(super) holds_back: bool,
     pub(super) held_back: HeldBack,
     pub(super) jobs: JoinSet<Done>,
+    pub(super) hand_backs: Arc<Semaphore>,
     /// The last attempt to restore the topology.
     pub(super) restoring: Option<(Instant, JoinHandle<()>)>,
     /// Since when nothing has been held.
@@ -86,6 +84,7 @@ impl Service {
             holds_back: false,
             held_back: HeldBack::default(),
             jobs: JoinSet::new(),
+            hand_backs: Arc::new(Semaphore::new(HAND_BACKS_AT_ONCE)),
             restoring: None,
             idle_since: None,
             holding_since: None,
@@ -119,8 +118,13 @@ pub(super) struct Done {
     pub(super) settlement: Settlement,
     pub(super) lane: Option<Box<str>>,
     pub(super) trouble: Option<String>,
+    /// A delivery that the broker did not take back: it is not settled.
+    pub(super) kept: Option<HeldDelivery>,
     pub(super) number: usize,
 }
+
+/// How many deliveries are handed back at once. Each waits for the disks of the quorum, on a channel of its own.
+const HAND_BACKS_AT_ONCE: usize = 4;
 
 /// How long calls may be held back before prefetched deliveries are handed back.
 pub(super) const GRACE: Duration = Duration::from_secs(10);

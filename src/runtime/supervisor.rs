@@ -3,15 +3,16 @@
 //! A lost connection is an ordinary state: the deliveries in hand are dropped, the broker delivers them again, and the
 //! next session begins with the handshake.
 
-use crate::runtime::service::{Ended, NOT_FOUND, Service, TICK};
+use crate::runtime::service::{Ended, Service, TICK};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use crate::amqp::connection::{AmqpSettings, CannotConnect};
+use crate::amqp::connection::{AmqpSettings, CannotConnect, NOT_FOUND};
 use crate::amqp::session::Session;
+use crate::amqp::topology::Mode;
 use crate::policy::backoff::Backoff;
 use crate::policy::prefetch_ramp::pause_after;
 use crate::runtime::shutdown::Shutdown;
@@ -20,14 +21,62 @@ use crate::telemetry::status::{ReasonCode, StatusReason};
 /// The first and the longest pause between two probes of a missing right or exchange.
 pub(super) const PROBE_AGAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
 
+/// From how many refusals in a row on there are growing pauses between two tries: a person must change something. A broker
+/// that restarts gives such answers, too, for a moment.
+const STANDING_AFTER: u32 = 10;
+
+/// The pauses between two sessions.
+struct Pauses {
+    /// Short, because every second of an outage delays somebody's money.
+    outage: Backoff,
+    standing: Backoff,
+    failures: u32,
+    /// Failures in a row that last until a person changes something.
+    refusals: u32,
+    /// Sessions in a row that took commands and settled none.
+    fruitless: u32,
+}
+
+impl Pauses {
+    fn new() -> Self {
+        let (first, longest) = PROBE_AGAIN;
+        let outage = Backoff::new(Duration::from_millis(100), 1.6, 0.3, Duration::from_millis(500));
+        let standing = Backoff::new(first, 1.6, 0.3, longest);
+        let (outage, standing) = (outage.unwrap_or_default(), standing.unwrap_or_default());
+        Self { outage, standing, failures: 0, refusals: 0, fruitless: 0 }
+    }
+
+    /// The pause after a session that could not be built.
+    fn after_error(&mut self, error: &CannotConnect) -> Duration {
+        self.refusals = if error.is_standing() { self.refusals.saturating_add(1) } else { 0 };
+        let pause = match self.refusals.checked_sub(STANDING_AFTER) {
+            Some(nth) => self.standing.wait(nth, rand::random()),
+            None => self.outage.wait(self.failures, rand::random()),
+        };
+        self.failures = self.failures.saturating_add(1);
+        pause
+    }
+
+    /// The pause after a session by how long it lasted and how many commands it received and settled.
+    fn after_session(&mut self, lasted: Duration, received: u64, settled: u64) -> Duration {
+        self.refusals = 0;
+        // A session that lasted for a while is no failure; one that broke at once is.
+        self.failures = if lasted > Duration::from_secs(5) { 0 } else { self.failures + 1 };
+        self.fruitless = if received > 0 && settled == 0 { self.fruitless + 1 } else { 0 };
+        let pause = self.outage.wait(self.failures, rand::random()).max(pause_after(self.fruitless));
+        if self.fruitless > 3 {
+            let (sessions, pause_s) = (self.fruitless, pause.as_secs());
+            warn!(sessions, pause_s, "sessions lost without a settled command; pausing longer");
+        }
+        pause
+    }
+}
+
 impl Service {
     /// Builds one session after the other, with growing pauses while none can be built.
     pub async fn supervise(&mut self, settings: &AmqpSettings, mut shutdown: Shutdown) {
         self.await_keys(&mut shutdown).await;
-        // Short, because every second of an outage delays somebody's money.
-        let pauses = Backoff::new(Duration::from_millis(100), 1.6, 0.3, Duration::from_millis(500))
-            .unwrap_or_default();
-        let (mut failures, mut fruitless) = (0, 0);
+        let mut pauses = Pauses::new();
         for number in 0.. {
             let built = tokio::select! {
                 built = Session::establish(settings, number) => built,
@@ -35,7 +84,7 @@ impl Service {
             };
             self.record_heartbeat();
             let built = match built {
-                Ok(session) => self.confirm_topology(session, &mut shutdown).await,
+                Ok(session) => self.confirm_topology(settings, session, &mut shutdown).await,
                 Err(error) => Err(error),
             };
             if shutdown.is_requested() {
@@ -44,34 +93,16 @@ impl Service {
             let pause = match built {
                 Err(error) => {
                     let why = error.to_string();
-                    if failures % 60 == 0 {
+                    if pauses.failures.is_multiple_of(60) {
                         warn!(error = why, "broker unavailable; retrying");
                     }
                     self.publish_broker_unavailable(&why);
-                    let pause = pauses.wait(failures, rand::random());
-                    failures = failures.saturating_add(1);
-                    pause
+                    pauses.after_error(&error)
                 }
                 Ok(session) => {
-                    let Some(lasted) = self.run_session(settings, session, number, &mut shutdown).await
-                    else {
-                        break;
-                    };
-                    // A session that lasted for a while is no failure; one that broke at once is.
-                    failures = if lasted > Duration::from_secs(5) { 0 } else { failures + 1 };
-                    fruitless = match (self.received_in_session, self.settled_in_session) {
-                        (1.., 0) => fruitless + 1,
-                        _ => 0,
-                    };
-                    let pause = pauses.wait(failures, rand::random()).max(pause_after(fruitless));
-                    if fruitless > 3 {
-                        let pause_s = pause.as_secs();
-                        warn!(
-                            sessions = fruitless,
-                            pause_s, "sessions lost without a settled command; pausing longer"
-                        );
-                    }
-                    pause
+                    let lasted = self.run_session(settings, session, number, &mut shutdown).await;
+                    let Some(lasted) = lasted else { break };
+                    pauses.after_session(lasted, self.received_in_session, self.settled_in_session)
                 }
             };
             self.await_jobs(pause, &mut shutdown).await;
@@ -121,6 +152,7 @@ impl Service {
     /// or a missing exchange lasts. Nothing is consumed before.
     pub(super) async fn confirm_topology(
         &mut self,
+        settings: &AmqpSettings,
         session: Session,
         shutdown: &mut Shutdown,
     ) -> Result<Session, CannotConnect> {
@@ -139,8 +171,10 @@ impl Service {
             self.record_heartbeat();
             let Err(error) = confirmed else { return Ok(session) };
             let pause = match &error {
-                // A missing object is created with the next session.
-                CannotConnect::MayNotPublish { rejection, .. } if rejection.code == NOT_FOUND => {
+                // A missing object is created with the next session, if we may create any.
+                CannotConnect::MayNotPublish { rejection, .. }
+                    if rejection.code == NOT_FOUND && settings.mode == Mode::Create =>
+                {
                     tokio::spawn(async move { session.close().await });
                     return Err(error);
                 }

@@ -16,7 +16,7 @@ mod suspended_by;
 mod verdict;
 
 pub use brands::Brands;
-pub use hand_back::{is_retry_pending, return_dead_letter_to_queue, return_to_queue};
+pub use hand_back::{NotHandedBack, is_retry_pending, return_to_queue, return_until_accepted};
 pub use received::ReceivedDelivery;
 pub use suspended_by::SuspendedBy;
 
@@ -145,11 +145,9 @@ async fn settle_delivery(
             }
         }
         Err(PublishInterrupted::Canceled(delivery, headers)) => {
-            let handed_back = match is_dead_letter {
-                // Never back to the command queue.
-                true => return_dead_letter_to_queue(publisher, *delivery, headers).await,
-                false => return_to_queue(publisher, *delivery, headers).await,
-            };
+            let telemetry = (&*context.metrics, &context.publish_faults);
+            let handed_back =
+                return_until_accepted(publisher, *delivery, headers, is_dead_letter, telemetry).await;
             match handed_back {
                 Ok(()) => (Settlement::HandedBack, None),
                 Err(why) => (Settlement::Lost, Some(why)),

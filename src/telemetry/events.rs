@@ -11,6 +11,7 @@ use crate::domain::redemption::Redemption;
 use crate::telemetry::log::Short;
 use crate::telemetry::metrics::{DelayReason, Metrics};
 use crate::telemetry::spans::CommandSpan;
+use crate::telemetry::untrusted::Untrusted;
 use crate::wire::command::PartialCommand;
 
 /// A command came to its end, its event confirmed. `age` counts from when it was sent.
@@ -30,6 +31,10 @@ pub fn command_finished(
     }
     span.set_attribute("redemption.attempts", i64::from(attempts));
     let request_id = evidence.last().and_then(|last| last.request_id.as_deref());
+    let said = outcome.rejection().map(|rejection| {
+        let words = [rejection.code.as_deref(), rejection.message.as_deref()];
+        Untrusted(&words.into_iter().flatten().collect::<Vec<_>>().join(": ")).to_string()
+    });
     let state = outcome.coupon().map(|coupon| coupon.state.as_str());
     macro_rules! line {
         ($level:ident, $text:literal) => {
@@ -40,6 +45,7 @@ pub fn command_finished(
                 openid = %Short(redemption.openid.as_str()),
                 brand_id = %redemption.brand_id,
                 reason = outcome.reason().map(Reason::as_str),
+                said = said.as_deref(),
                 coupon_state = state,
                 established_by = outcome.established_by().as_str(),
                 attempts,

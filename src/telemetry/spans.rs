@@ -68,22 +68,7 @@ impl Traces {
     /// [`TraceSetupError`] if the endpoint is no URL or the HTTP client cannot be made. A collector that is not there
     /// is no error.
     pub fn start(settings: &TraceSettings) -> Result<Self, TraceSetupError> {
-        let http = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .no_proxy()
-            .timeout(settings.timeout)
-            .build()
-            .map_err(|error| TraceSetupError(error.to_string()))?;
-        let courier = Exporter { http, runtime: Handle::current(), failing: AtomicBool::new(false) };
-        let exporter = SpanExporter::builder()
-            .with_http()
-            .with_http_client(courier)
-            .with_protocol(Protocol::HttpBinary)
-            .with_endpoint(format!("{}/v1/traces", settings.endpoint.trim_end_matches('/')))
-            .with_timeout(settings.timeout)
-            .build()
-            .map_err(|error| TraceSetupError(error.to_string()))?;
+        let exporter = exporter(settings)?;
         let batches = BatchConfigBuilder::default()
             .with_max_queue_size(settings.queue)
             .with_max_export_batch_size(settings.queue.min(512))
@@ -101,6 +86,14 @@ impl Traces {
             .with_span_processor(BatchSpanProcessor::builder(exporter).with_batch_config(batches).build())
             .build();
         Ok(Self(Some((provider.tracer("redeemer"), provider))))
+    }
+
+    /// Whether it could be started, without doing so.
+    ///
+    /// # Errors
+    /// As of [`Self::start`].
+    pub fn check(settings: &TraceSettings) -> Result<(), TraceSetupError> {
+        exporter(settings).map(drop)
     }
 
     /// A command's stay begins: it was taken from `queue` at `at`.
@@ -140,6 +133,26 @@ impl Traces {
             warn!(%error, "the last spans were not sent");
         }
     }
+}
+
+/// What sends spans to the collector.
+fn exporter(settings: &TraceSettings) -> Result<SpanExporter, TraceSetupError> {
+    let http = reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .no_proxy()
+        .timeout(settings.timeout)
+        .build()
+        .map_err(|error| TraceSetupError(error.to_string()))?;
+    let courier = Exporter { http, runtime: Handle::current(), failing: AtomicBool::new(false) };
+    SpanExporter::builder()
+        .with_http()
+        .with_http_client(courier)
+        .with_protocol(Protocol::HttpBinary)
+        .with_endpoint(format!("{}/v1/traces", settings.endpoint.trim_end_matches('/')))
+        .with_timeout(settings.timeout)
+        .build()
+        .map_err(|error| TraceSetupError(error.to_string()))
 }
 
 /// What a command brought of a trace.

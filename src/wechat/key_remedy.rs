@@ -40,6 +40,9 @@ impl KeyFault {
             Self::NotText { path, found: Found::Utf16 } => recoded(&Shown(path).to_string()),
             Self::NotText { path, .. } => Command(format!("ls -l {}", quote(&Shown(path).to_string()))),
             Self::NotAKey { what, expected, found } => fix(what, *expected, *found, variable),
+            Self::TooLarge { path, .. } => {
+                Command(format!("ls -l {}", quote(&Shown(path).to_string())))
+            }
             Self::OwnKey { .. } => SetKey(
                 "WeChat Pay's public key (pub_key.pem) or platform certificate, from the merchant platform: account \
                  center, API security"
@@ -79,43 +82,54 @@ fn fix(what: &str, expected: Expected, found: Found, variable: &str) -> Remedy {
         (Found::Folder, _) => {
             Remedy::SetKey(format!("{what} is a folder: name a file in it; ls {}", quote(what)))
         }
-        (Found::EncryptedKey, _) => asked(what, "passphrase of the key", &[format!("openssl pkey {from}")]),
-        (Found::Pkcs12, expected) => {
-            let part = if expected == Expected::PrivateKey { "-nocerts -nodes" } else { "-nokeys -clcerts" };
+        (Found::Utf16, _) => recoded(what),
+        (Found::EncryptedKey, Expected::PrivateKey | Expected::ClientKey) => {
+            asked(what, "passphrase of the key", &[format!("openssl pkey {from}")])
+        }
+        // A bundle holds the merchant's own key and certificate, and nothing of WeChat Pay's.
+        (Found::Pkcs12, Expected::PrivateKey | Expected::ClientKey | Expected::Certificate) => {
+            let part = if expected == Expected::Certificate { "-nokeys" } else { "-nocerts -nodes" };
             // OpenSSL 3 reads the bundles of the merchant platform, in the old format, only with `-legacy`.
             let either = ["", "-legacy "].map(|legacy| format!("openssl pkcs12 {from} {legacy}{part}"));
             asked(what, "password of the bundle (the merchant number)", &either)
         }
-        (Found::DerPrivateKey, Expected::PrivateKey) => inform("pkey", "-inform DER"),
+        (Found::DerPrivateKey, Expected::PrivateKey | Expected::ClientKey) => inform("pkey", "-inform DER"),
         (Found::DerPublicKey, Expected::PublicKey) => inform("pkey", "-pubin -inform DER"),
-        (Found::DerCertificate, Expected::Certificate) => inform("x509", "-inform DER"),
-        (Found::Utf16, _) => recoded(what),
-        (Found::Certificate, Expected::PublicKey) => Remedy::SetKey(
-            "a certificate goes into wechat.platform_certificates, a public key (pub_key.pem) here"
-                .to_owned(),
-        ),
-        (Found::PublicKey, Expected::Certificate) => {
-            Remedy::SetKey("a public key goes into wechat.public_keys, under its id".to_owned())
-        }
-        (_, Expected::PrivateKey) if what == IN_ENVIRONMENT => {
-            Remedy::Command(format!("export {variable}=\"$(cat {PRIVATE_KEY_FILE})\""))
-        }
-        (
-            Found::Certificate
-            | Found::PublicKey
-            | Found::CertificateRequest
-            | Found::DerCertificate
-            | Found::DerPublicKey,
-            Expected::PrivateKey,
-        ) => {
-            Remedy::SetKey(format!("the private key, {PRIVATE_KEY_FILE} of the merchant platform's archive"))
+        (Found::DerCertificate, Expected::Certificate | Expected::PlatformCertificate) => {
+            inform("x509", "-inform DER")
         }
         // How many PEM blocks there are shows none of what is in them.
-        (Found::Empty, _) => Remedy::Command(format!("ls -l {}", quote(what))),
-        _ => {
+        (Found::Damaged | Found::OtherText, _) if what != IN_ENVIRONMENT => {
             let file = quote(what);
             Remedy::Command(format!("grep -c -e '-----BEGIN' {file}; ls -l {file}"))
         }
+        (Found::Empty | Found::Binary, _) if what != IN_ENVIRONMENT => {
+            Remedy::Command(format!("ls -l {}", quote(what)))
+        }
+        _ if what == IN_ENVIRONMENT => {
+            Remedy::Command(format!("export {variable}=\"$(cat {PRIVATE_KEY_FILE})\""))
+        }
+        _ => Remedy::SetKey(expected_instead(found, expected)),
+    }
+}
+
+/// What belongs in the place of something that no command makes of it.
+fn expected_instead(found: Found, expected: Expected) -> String {
+    let meant = match expected {
+        Expected::PrivateKey => format!("the private key, {PRIVATE_KEY_FILE} of the merchant platform's archive"),
+        Expected::ClientKey => "the private key of broker.client_certificate_file".to_owned(),
+        Expected::PublicKey => "WeChat Pay's public key (pub_key.pem), from the merchant platform".to_owned(),
+        Expected::PlatformCertificate => {
+            "WeChat Pay's platform certificate; its public key (pub_key.pem) goes into wechat.public_keys, under its id"
+                .to_owned()
+        }
+        Expected::Certificate => "the file with the certificate".to_owned(),
+    };
+    match (found, expected) {
+        (Found::Certificate | Found::DerCertificate, Expected::PublicKey) => {
+            format!("{meant}; a platform certificate goes into wechat.platform_certificates")
+        }
+        _ => meant,
     }
 }
 

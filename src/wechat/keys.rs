@@ -31,8 +31,11 @@ use crate::wechat::secret_file::{self, Exposure, NotOpened};
 /// The smallest modulus that is accepted, in bits.
 pub const MODULUS_BITS_MIN: u32 = 2048;
 
-/// The largest key file that is read, in bytes.
-const FILE_BYTES_MAX: u64 = 64 * 1024;
+/// The largest file with a secret that is read, in bytes.
+pub const SECRET_BYTES_MAX: u64 = 64 * 1024;
+
+/// The same for public keys and certificates: a bundle of all authorities has about a quarter of a megabyte.
+pub const PUBLIC_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Why a key is not accepted. Says which file and what to do; never what is in it.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +73,14 @@ pub enum KeyFault {
         path: PathBuf,
         /// What there is.
         found: Found,
+    },
+    /// A file is larger than any that is meant: the rest of it would be left out.
+    #[error("{} has more than {bytes_max} bytes, which is more than is read", Shown(path))]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The most that is read.
+        bytes_max: u64,
     },
     /// The merchant's own key stands where WeChat Pay's is expected.
     #[error(
@@ -129,6 +140,7 @@ impl KeyFault {
             Self::Unreadable { .. } => "key_unreadable".to_owned(),
             Self::Exposed { .. } => "key_exposed".to_owned(),
             Self::NotAKey { found, .. } | Self::NotText { found, .. } => format!("key_is_{}", found.as_str()),
+            Self::TooLarge { .. } => "key_too_large".to_owned(),
             Self::OwnKey { .. } => "key_is_our_own".to_owned(),
             Self::TooShort { .. } => "key_too_short".to_owned(),
             Self::Disagreement { .. } => "key_disagreement".to_owned(),
@@ -139,6 +151,32 @@ impl KeyFault {
         }
     }
 }
+
+/// What is wrong with a key, and the config key that names its file: several may name one file.
+#[derive(Debug, thiserror::Error)]
+#[error("{}{fault}", .key.as_ref().map(|key| format!("{key}: ")).unwrap_or_default())]
+pub struct KeyringFault {
+    /// The config key, if one names it.
+    pub key: Option<String>,
+    /// What is wrong.
+    pub fault: KeyFault,
+}
+
+impl KeyringFault {
+    fn at(key: impl Into<String>) -> impl Fn(KeyFault) -> Self {
+        let key = key.into();
+        move |fault| Self { key: Some(key.clone()), fault }
+    }
+
+    fn of_nothing(fault: KeyFault) -> Self {
+        Self { key: None, fault }
+    }
+}
+
+/// The config keys, as faults name them.
+const PLATFORM_CERTIFICATES: &str = "wechat.platform_certificates";
+const MERCHANT_KEY_FILE: &str = "wechat.merchant_key_file";
+const MERCHANT_CERTIFICATE_FILE: &str = "wechat.merchant_certificate_file";
 
 /// The merchant's signing key.
 pub struct MerchantKey {
@@ -245,7 +283,7 @@ impl VerificationKey {
         what: &str,
         now: Timestamp,
     ) -> Result<(String, Self), KeyFault> {
-        let first = certificates(pem.as_ref(), what)?.into_iter().next();
+        let first = certificates(pem.as_ref(), what, Expected::PlatformCertificate)?.into_iter().next();
         Self::from_certificate_der(&first.unwrap_or_default(), what, now)
     }
 
@@ -258,13 +296,13 @@ impl VerificationKey {
         what: &str,
         now: Timestamp,
     ) -> Result<Vec<ReadCertificate>, KeyFault> {
-        let ders = certificates(pem.as_ref(), what)?;
+        let ders = certificates(pem.as_ref(), what, Expected::PlatformCertificate)?;
         Ok(ders.iter().map(|der| Self::from_certificate_der(der, what, now)).collect())
     }
 
     fn from_certificate_der(der: &[u8], what: &str, now: Timestamp) -> Result<(String, Self), KeyFault> {
-        let not_a_key =
-            |found| KeyFault::NotAKey { what: what.to_owned(), expected: Expected::Certificate, found };
+        let expected = Expected::PlatformCertificate;
+        let not_a_key = |found| KeyFault::NotAKey { what: what.to_owned(), expected, found };
         let (_, certificate) =
             x509_parser::parse_x509_certificate(der).map_err(|_| not_a_key(Found::Damaged))?;
         let key = PublicKey::from_public_key_der(certificate.public_key().raw)
@@ -360,16 +398,6 @@ pub struct KeyFiles {
     pub downloads: bool,
 }
 
-impl KeyFiles {
-    /// Where the key of a serial comes from, for faults.
-    fn origin(&self, serial: &str) -> String {
-        match self.public_keys.get(serial) {
-            Some(path) => shown(path),
-            None => format!("certificate {serial} of wechat.platform_certificates"),
-        }
-    }
-}
-
 /// All keys of one moment.
 #[derive(Debug)]
 pub struct Keyring {
@@ -394,15 +422,21 @@ impl Keyring {
         files: &KeyFiles,
         from_environment: Option<&str>,
         now: Timestamp,
-    ) -> Result<Self, Vec<KeyFault>> {
+    ) -> Result<Self, Vec<KeyringFault>> {
         let (mut faults, mut left_out) = (Vec::new(), Vec::new());
         let mut public = PublicKeys::default();
+        // Where each came from: the config key and the file.
+        let mut origins = Vec::new();
         for (serial, path) in &files.public_keys {
+            let name = format!("wechat.public_keys.{serial}");
             let read =
                 read_public(path).and_then(|pem| VerificationKey::from_public_pem(&*pem, &shown(path)));
             match read {
-                Ok(key) => public.insert(serial.clone(), key),
-                Err(fault) => faults.push(fault),
+                Ok(key) => {
+                    origins.push((name, path, key.public_der.clone()));
+                    public.insert(serial.clone(), key);
+                }
+                Err(fault) => faults.push(KeyringFault::at(name)(fault)),
             }
         }
         for path in &files.platform_certificates {
@@ -410,35 +444,41 @@ impl Keyring {
                 .and_then(|pem| VerificationKey::from_certificates_pem(&*pem, &shown(path), now));
             for read in read.unwrap_or_else(|fault| vec![Err(fault)]) {
                 match read {
-                    Ok((serial, key)) => public.insert(serial, key),
+                    Ok((serial, key)) => {
+                        origins.push((PLATFORM_CERTIFICATES.to_owned(), path, key.public_der.clone()));
+                        public.insert(serial, key);
+                    }
                     // One that has run out must not keep others from being used.
                     Err(fault @ KeyFault::NotValidNow { .. }) => left_out.push(fault),
-                    Err(fault) => faults.push(fault),
+                    Err(fault) => faults.push(KeyringFault::at(PLATFORM_CERTIFICATES)(fault)),
                 }
             }
         }
         if public.is_empty() && !files.downloads {
-            faults.append(&mut left_out);
+            faults.extend(left_out.drain(..).map(KeyringFault::at(PLATFORM_CERTIFICATES)));
         }
         let none = files.public_keys.is_empty() && files.platform_certificates.is_empty();
         if none && !files.downloads {
-            faults.push(KeyFault::NoVerificationKey);
+            faults.push(KeyringFault::of_nothing(KeyFault::NoVerificationKey));
         }
         let merchant = match (&files.merchant_key, from_environment) {
             (Some(path), _) => read_key(path)
                 .map_err(|fault| describe_other_kind(path, fault))
-                .and_then(|pem| MerchantKey::from_pem(&*pem, &shown(path))),
-            (None, Some(pem)) => MerchantKey::from_pem(pem, IN_ENVIRONMENT),
-            (None, None) => Err(KeyFault::NoMerchantKey),
+                .and_then(|pem| MerchantKey::from_pem(&*pem, &shown(path)))
+                .map_err(KeyringFault::at(MERCHANT_KEY_FILE)),
+            (None, Some(pem)) => MerchantKey::from_pem(pem, IN_ENVIRONMENT).map_err(KeyringFault::of_nothing),
+            (None, None) => Err(KeyringFault::of_nothing(KeyFault::NoMerchantKey)),
         };
         let merchant = merchant.and_then(|merchant| {
             let certificate = files.merchant_certificate.as_ref();
-            let read = certificate.map(|path| merchant_certificate(path, &merchant)).transpose()?;
-            Ok((merchant, read.unzip()))
+            let read = certificate.map(|path| merchant_certificate(path, &merchant)).transpose();
+            Ok((merchant, read.map_err(KeyringFault::at(MERCHANT_CERTIFICATE_FILE))?.unzip()))
         });
         if let Ok((merchant, _)) = &merchant {
-            let own = public.iter().filter(|(_, key)| key.public_der == merchant.public_der);
-            faults.extend(own.map(|(serial, _)| KeyFault::OwnKey { what: files.origin(serial) }));
+            let own = origins.into_iter().filter(|(.., public_der)| *public_der == merchant.public_der);
+            faults.extend(
+                own.map(|(key, path, _)| KeyringFault::at(key)(KeyFault::OwnKey { what: shown(path) })),
+            );
         }
         match merchant {
             Ok((merchant, (merchant_serial, merchant_expires))) if faults.is_empty() => {
@@ -479,8 +519,7 @@ fn shown(path: &Path) -> String {
     Shown(path).to_string()
 }
 
-fn certificates(pem: &[u8], what: &str) -> Result<Vec<Zeroizing<Vec<u8>>>, KeyFault> {
-    let expected = Expected::Certificate;
+fn certificates(pem: &[u8], what: &str, expected: Expected) -> Result<Vec<Zeroizing<Vec<u8>>>, KeyFault> {
     pem::certificates(pem).map_err(|found| KeyFault::NotAKey { what: what.to_owned(), expected, found })
 }
 
@@ -490,7 +529,7 @@ fn merchant_certificate(path: &Path, key: &MerchantKey) -> Result<(String, Times
     let what = shown(path);
     let damaged =
         || KeyFault::NotAKey { what: what.clone(), expected: Expected::Certificate, found: Found::Damaged };
-    for der in certificates(&read_public(path)?, &what)? {
+    for der in certificates(&read_public(path)?, &what, Expected::Certificate)? {
         let (_, certificate) = x509_parser::parse_x509_certificate(&der).map_err(|_| damaged())?;
         let public = PublicKey::from_public_key_der(certificate.public_key().raw).ok();
         if public.as_ref().and_then(spki).as_deref() == Some(key.public_der()) {
@@ -529,24 +568,27 @@ pub fn read_key(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyFault> {
         NotOpened::Folder => KeyFault::NotText { path: path.to_owned(), found: Found::Folder },
         NotOpened::Exposed(exposure) => KeyFault::Exposed { path: path.to_owned(), exposure },
     })?;
-    read(file, path)
+    read(file, path, SECRET_BYTES_MAX)
 }
 
 /// Reads a file that anybody may read.
 ///
 /// # Errors
-/// [`KeyFault::Unreadable`]
+/// [`KeyFault::Unreadable`], [`KeyFault::TooLarge`]
 pub fn read_public(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyFault> {
     let file = File::open(path).map_err(|source| KeyFault::Unreadable { path: path.to_owned(), source })?;
-    read(file, path)
+    read(file, path, PUBLIC_BYTES_MAX)
 }
 
-fn read(file: File, path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyFault> {
+fn read(file: File, path: &Path, bytes_max: u64) -> Result<Zeroizing<Vec<u8>>, KeyFault> {
     let unreadable = |source| KeyFault::Unreadable { path: path.to_owned(), source };
     if file.metadata().map_err(unreadable)?.is_dir() {
         return Err(KeyFault::NotText { path: path.to_owned(), found: Found::Folder });
     }
     let mut bytes = Zeroizing::new(Vec::new());
-    file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(unreadable)?;
-    Ok(bytes)
+    let read = file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    match u64::try_from(read).is_ok_and(|read| read <= bytes_max) {
+        true => Ok(bytes),
+        false => Err(KeyFault::TooLarge { path: path.to_owned(), bytes_max }),
+    }
 }

@@ -118,11 +118,15 @@ impl Found {
 /// What is expected somewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Expected {
-    /// An RSA private key.
+    /// The merchant's private key: RSA.
     PrivateKey,
-    /// An RSA public key.
+    /// The private key of a client certificate, of any algorithm.
+    ClientKey,
+    /// WeChat Pay's public key: RSA.
     PublicKey,
-    /// One or more X.509 certificates.
+    /// One or more platform certificates of WeChat Pay.
+    PlatformCertificate,
+    /// One or more other X.509 certificates.
     Certificate,
 }
 
@@ -131,8 +135,10 @@ impl Expected {
     pub fn in_words(self) -> &'static str {
         match self {
             Self::PrivateKey => "an RSA private key in PEM (PKCS#8 or PKCS#1)",
+            Self::ClientKey => "a private key in PEM (PKCS#8, PKCS#1 or SEC1)",
             Self::PublicKey => "an RSA public key in PEM",
-            Self::Certificate => "an X.509 certificate in PEM with an RSA key",
+            Self::PlatformCertificate => "a platform certificate of WeChat Pay in PEM",
+            Self::Certificate => "an X.509 certificate in PEM",
         }
     }
 }
@@ -143,12 +149,14 @@ impl Expected {
 /// [`Found`] if there is something else.
 pub fn private_key(bytes: &[u8]) -> Result<PrivateKey, Found> {
     let blocks = read(bytes)?;
-    let found = |block: &Block| (block.kind == Kind::PrivateKey).then(|| parse_private(&block.der));
-    match blocks.iter().find_map(found) {
-        Some(Some(key)) => Ok(key),
+    let mut keys = blocks.iter().filter(|block| block.kind == Kind::PrivateKey).peekable();
+    match keys.peek() {
         // A PKCS#8 key of another algorithm has the same label.
-        Some(None) => Err(if is_pkcs8(&blocks) { Found::OtherAlgorithm } else { Found::Damaged }),
-        None => Err(first(&blocks)),
+        Some(_) => keys.find_map(|block| parse_private(&block.der)).ok_or_else(|| match is_pkcs8(&blocks) {
+            true => Found::OtherAlgorithm,
+            false => Found::Damaged,
+        }),
+        None => Err(instead_of_private(&blocks)),
     }
 }
 
@@ -190,7 +198,7 @@ pub fn any_private_key(bytes: &[u8]) -> Result<Zeroizing<String>, Found> {
     let key = blocks
         .iter()
         .find(|block| matches!(block.kind, Kind::PrivateKey | Kind::Other(Found::OtherAlgorithm)));
-    let block = key.ok_or_else(|| first(&blocks))?;
+    let block = key.ok_or_else(|| instead_of_private(&blocks))?;
     let label = match content(&block.der) {
         Some([2, 1, 0, 0x30, ..] | [2, 1, 1, 0x30, ..]) => "PRIVATE KEY",
         Some([2, 1, 0, ..]) => "RSA PRIVATE KEY",
@@ -250,6 +258,15 @@ fn first(blocks: &[Block]) -> Found {
     blocks.first().map_or(Found::OtherText, named)
 }
 
+/// The same where a private key is expected: one that cannot be used says more than the certificate beside it.
+fn instead_of_private(blocks: &[Block]) -> Found {
+    let unusable = blocks.iter().find_map(|block| match block.kind {
+        Kind::Other(found @ (Found::EncryptedKey | Found::OtherAlgorithm)) => Some(found),
+        _ => None,
+    });
+    unusable.unwrap_or_else(|| first(blocks))
+}
+
 const BEGIN: &str = "-----BEGIN ";
 const END: &str = "-----END ";
 const DASHES: &str = "-----";
@@ -258,8 +275,17 @@ fn read(bytes: &[u8]) -> Result<Vec<Block>, Found> {
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Err(Found::Empty);
     }
-    let text =
-        text(bytes).map_err(|found| if found == Found::Binary { name_binary(bytes) } else { found })?;
+    let lossy;
+    let text = match text(bytes) {
+        Ok(text) => text,
+        // Names and notes around a block are in whatever encoding their machine has; a block itself is ASCII.
+        Err(Found::Binary) if bytes.windows(BEGIN.len()).any(|part| part == BEGIN.as_bytes()) => {
+            lossy = Zeroizing::new(String::from_utf8_lossy(bytes).into_owned());
+            lossy.as_str()
+        }
+        Err(Found::Binary) => return Err(name_binary(bytes)),
+        Err(found) => return Err(found),
+    };
     if text.chars().all(|letter| letter.is_whitespace() || is_hidden(letter)) {
         return Err(Found::Empty);
     }

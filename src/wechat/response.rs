@@ -44,6 +44,31 @@ pub struct Detail {
     pub issue: Box<str>,
 }
 
+/// What every request sends of its command, in its path, its query or the first level of its body, and the numbers of its
+/// order. Not `mchid`, which is ours unless it stands within the order.
+const FIELDS: [&str; 17] = [
+    "openid",
+    "coupon_code",
+    "product_coupon_id",
+    "stock_id",
+    "appid",
+    "brand_id",
+    "use_time",
+    "out_request_no",
+    "store_id",
+    "saved_amount",
+    "sequential_coupon_index",
+    "associated_order_info",
+    "associated_pay_score_order_info",
+    "transaction_id",
+    "out_trade_no",
+    "order_id",
+    "out_order_no",
+];
+
+/// Where a field may be said to be.
+const PLACES: [&str; 4] = ["body", "query", "path", "url"];
+
 /// The longest text of a detail, in bytes.
 const DETAIL_BYTES_MAX: usize = 200;
 
@@ -70,9 +95,14 @@ impl Detail {
             || field.starts_with("wechatpay-")
     }
 
-    /// Whether it names a part of the command.
+    /// Whether it names a part of the command, as a request sends it. Anything else, such as a merchant number on its own or
+    /// a name that no request has, may be what every command has in common.
     pub fn names_a_field(&self) -> bool {
-        !self.field.is_empty() && !self.is_about_our_headers()
+        let is_between = |letter: char| !letter.is_alphanumeric() && letter != '_';
+        let mut parts = self.field.split(is_between).filter(|part| !part.is_empty());
+        // A path may begin with the place that it leads into.
+        let first = parts.by_ref().find(|part| !PLACES.contains(part));
+        first.is_some_and(|part| FIELDS.contains(&part)) && !self.is_about_our_headers()
     }
 
     fn in_words(&self) -> String {
@@ -417,8 +447,11 @@ fn read_trace(block: &RawValue) -> Result<Trace, Malformed> {
         false => read_text(number).ok_or(Malformed),
     });
     let return_request_no = return_request_no.transpose()?.and_then(given);
+    // So does its time alone, readable or not; an empty one means "none", as above.
+    let shows_return_time = members.every("return_time").any(|text| !["null", r#""""#].contains(&text.get()));
     let return_time = members.one("return_time").ok().flatten().and_then(read_text);
-    Ok(Trace { use_request_no, return_request_no, return_time: return_time.as_deref().and_then(time) })
+    let return_time = return_time.as_deref().and_then(time);
+    Ok(Trace { use_request_no, return_request_no, return_time, shows_return_time })
 }
 
 fn read_rounds(block: &RawValue) -> Result<Vec<Round>, Malformed> {
@@ -530,6 +563,30 @@ mod tests {
         assert_eq!(time("2026-03-06T08:00+08:00").as_deref(), Some("2026-03-06T00:00:00Z"));
         assert_eq!(time("2026-03-06T08:00:01.5+08:00").as_deref(), Some("2026-03-06T00:00:01.5Z"));
         assert_eq!(time("yesterday"), None);
+    }
+
+    /// The number of a return that is missing, null or empty does not make the coupon one that was never returned.
+    #[test]
+    fn a_return_is_read_by_its_time_alone() {
+        let is_returned = |members: &str| {
+            let body = format!(
+                r#"{{"coupon_code":"C","coupon_state":"EFFECTIVE","single_usage_detail":{{{members}}}}}"#
+            );
+            let usage = coupon(body.as_bytes()).unwrap().usage;
+            let UsageTrace::Single(trace) = usage else { panic!("{usage:?}") };
+            trace.is_returned()
+        };
+        for time in [r#""2026-03-06T08:00+08:00""#, r#""yesterday""#, "1772685045", "{}"] {
+            for number in ["", r#""return_request_no":null,"#, r#""return_request_no":"","#] {
+                assert!(is_returned(&format!(r#"{number}"return_time":{time}"#)), "{number} {time}");
+            }
+        }
+        assert!(is_returned(r#""return_time":"x","return_time":[]"#));
+        for none in
+            [r#""return_time":null"#, r#""return_time":"""#, r#""return_request_no":"","return_time":"""#]
+        {
+            assert!(!is_returned(none), "{none}");
+        }
     }
 
     #[test]

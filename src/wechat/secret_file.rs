@@ -71,8 +71,8 @@ pub struct Exposure {
     pub permissions: Permissions,
     /// Who found it.
     pub reader: Reader,
-    /// Whether there is a group of the service's usual name.
-    pub has_service_group: bool,
+    /// The group of the service's usual name, if there is one.
+    pub service_group: Option<u32>,
 }
 
 impl fmt::Display for Exposure {
@@ -85,12 +85,15 @@ impl fmt::Display for Exposure {
 impl Exposure {
     /// The command that shuts others out and leaves the service the right to read.
     pub fn remedy(&self, path: &Path) -> String {
-        let Self { permissions: Permissions { uid, gid, .. }, reader, has_service_group } = self;
+        let Self { permissions: Permissions { uid, gid, .. }, reader, service_group } = self;
         let path = quote(&Shown(path).to_string());
         match (reader.uid, *uid) {
-            // Root lends it to a group already: the group stays.
-            (0, 0) if *gid != 0 => format!("chmod 640 {path}"),
-            (0, _) if *has_service_group => {
+            // Root lends it to the service already: the group stays.
+            (0, 0) if *service_group == Some(*gid) => format!("chmod 640 {path}"),
+            (0, 0) if *gid != 0 && service_group.is_none() => {
+                format!("chmod 640 {path} # its group must be that of the service, and of nobody else")
+            }
+            (0, _) if service_group.is_some() => {
                 format!(
                     "chown root:{SERVICE_GROUP} {path}; chmod 640 {path} # {SERVICE_GROUP}: the service's group"
                 )
@@ -135,12 +138,19 @@ pub fn open(path: &Path) -> Result<File, NotOpened> {
     if permissions.admit(&reader) {
         return Ok(file);
     }
-    Err(NotOpened::Exposed(Exposure { permissions, reader, has_service_group: group_exists(SERVICE_GROUP) }))
+    let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
+    let service_group = group_id(&groups, SERVICE_GROUP);
+    Err(NotOpened::Exposed(Exposure { permissions, reader, service_group }))
 }
 
-fn group_exists(name: &str) -> bool {
-    let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
-    groups.lines().any(|line| line.split(':').next() == Some(name))
+/// The id of a group, by its line in the text of `/etc/group`.
+fn group_id(groups: &str, name: &str) -> Option<u32> {
+    let mut fields = groups.lines().map(|line| line.split(':')).find_map(|mut fields| {
+        let is_named_so = fields.next() == Some(name);
+        is_named_so.then_some(fields)
+    })?;
+    // Behind the password.
+    fields.nth(1)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -182,26 +192,39 @@ mod tests {
     #[test]
     fn remedy_leaves_the_service_the_right_to_read() {
         let path = Path::new("/etc/redeemer/key.pem");
-        let check = |reader: Reader, uid, gid, has_service_group, commands: &str| {
+        let check = |reader: Reader, uid, gid, service_group: Option<u32>, commands: &str| {
             let permissions = Permissions { uid, gid, mode: 0o644 };
-            let remedy = Exposure { permissions, reader, has_service_group }.remedy(path);
+            let remedy = Exposure { permissions, reader, service_group }.remedy(path);
             assert_eq!(remedy.split(" # ").next().unwrap(), commands);
         };
         let root = || reader(0, 0, &[]);
+        let (known, users) = (Some(SERVICE), 100);
         let lend = "chown root:redeemer /etc/redeemer/key.pem; chmod 640 /etc/redeemer/key.pem";
-        check(root(), 0, SERVICE, true, "chmod 640 /etc/redeemer/key.pem");
-        check(root(), 0, SERVICE, false, "chmod 640 /etc/redeemer/key.pem");
-        check(root(), 0, 0, true, lend);
-        check(root(), OPERATOR, OPERATOR, true, lend);
-        check(root(), SERVICE, SERVICE, true, lend);
-        check(root(), SERVICE, SERVICE, false, "chmod 600 /etc/redeemer/key.pem");
-        check(reader(SERVICE, SERVICE, &[]), SERVICE, SERVICE, true, "chmod 600 /etc/redeemer/key.pem");
+        check(root(), 0, SERVICE, known, "chmod 640 /etc/redeemer/key.pem");
+        check(root(), 0, SERVICE, None, "chmod 640 /etc/redeemer/key.pem");
+        check(root(), 0, 0, known, lend);
+        // Read by way of everybody so far: without the group the mode alone would shut the service out.
+        check(root(), 0, users, known, lend);
+        check(root(), OPERATOR, users, known, lend);
+        check(root(), OPERATOR, OPERATOR, known, lend);
+        check(root(), SERVICE, SERVICE, known, lend);
+        check(root(), SERVICE, SERVICE, None, "chmod 600 /etc/redeemer/key.pem");
+        check(reader(SERVICE, SERVICE, &[]), SERVICE, SERVICE, known, "chmod 600 /etc/redeemer/key.pem");
         check(
             reader(SERVICE, SERVICE, &[]),
             0,
             0,
-            true,
+            known,
             "sudo chown root:990 /etc/redeemer/key.pem; sudo chmod 640 /etc/redeemer/key.pem",
         );
+    }
+
+    #[test]
+    fn group_is_found_by_its_whole_name() {
+        let groups = "root:x:0:\nredeemers:x:1:\nredeemer:x:990:lin\n";
+        assert_eq!(group_id(groups, "redeemer"), Some(990));
+        for other in ["", "root:x:0:\n", "redeemer:x\n", "redeemer:x:\n", "redeemer:x:a:\n"] {
+            assert_eq!(group_id(other, "redeemer"), None, "{other:?}");
+        }
     }
 }

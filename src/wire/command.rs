@@ -566,6 +566,52 @@ mod tests {
     }
 
     #[test]
+    fn whole_number_written_as_a_float_is_reported_as_one() {
+        for (field, pointer) in
+            [("saved_amount", "/saved_amount"), ("sequential_coupon_index", "/sequential_coupon_index")]
+        {
+            for float in ["5.0", "0.0", "-0.0", "5e0", "1E3", "2000.000"] {
+                let text = altered(r#""sequential_coupon_index": 0"#, &format!("\"{field}\": {float}"));
+                let reported = faults(&text);
+                let [(at, problem)] = &reported[..] else { panic!("{float}: {reported:?}") };
+                assert_eq!(at, pointer, "{float}");
+                assert!(problem.ends_with(Node::WholeFloat.kind()), "{float}: {problem}");
+            }
+            // What is no whole number at all is something else.
+            for other in ["5.5", "-5", "1e-1"] {
+                let text = altered(r#""sequential_coupon_index": 0"#, &format!("\"{field}\": {other}"));
+                let reported = faults(&text);
+                assert_eq!(reported[0].0, pointer, "{other}");
+                assert!(reported[0].1.ends_with(Node::OtherNumber.kind()), "{other}: {reported:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn byte_order_mark_before_a_command_is_its_one_fault() {
+        let utf16 = |little: bool| -> Vec<u8> {
+            let units = ['\u{feff}'].into_iter().chain(FLAT.chars()).collect::<String>();
+            units
+                .encode_utf16()
+                .flat_map(|unit| if little { unit.to_le_bytes() } else { unit.to_be_bytes() })
+                .collect()
+        };
+        for bytes in [
+            format!("\u{feff}{FLAT}").into_bytes(),
+            format!("\u{feff}{NESTED}").into_bytes(),
+            "\u{feff}".as_bytes().to_vec(),
+            b"\xef\xbb\xbf{}".to_vec(),
+            utf16(true),
+            utf16(false),
+        ] {
+            let rejected = decode(&bytes).unwrap_err();
+            let [Fault { pointer, problem }] = &rejected.faults[..] else { panic!("{:?}", rejected.faults) };
+            assert_eq!(pointer, "");
+            assert!(problem.contains("byte order mark"), "{problem}");
+        }
+    }
+
+    #[test]
     fn fields_beside_the_nested_body_are_unknown() {
         let text = NESTED.replace("\"json\": {", "\"brand_id\": \"120344\", \"json\": {");
         assert_eq!(pointers(&text), ["/brand_id"]);

@@ -182,11 +182,12 @@ impl Kind {
         })
     }
 
+    /// A member may be null, which says no more than one that is absent.
     fn schema(self) -> Map<String, Value> {
         let value = match self {
-            Self::Objects => json!({ "type": "array", "items": { "type": "object" } }),
-            Self::Texts | Self::Urls => json!({ "type": "array", "items": { "type": "string" } }),
-            kind => json!({ "type": kind.json_type() }),
+            Self::Objects => json!({ "type": ["array", "null"], "items": { "type": "object" } }),
+            Self::Texts | Self::Urls => json!({ "type": ["array", "null"], "items": { "type": "string" } }),
+            kind => json!({ "type": [kind.json_type(), "null"] }),
         };
         match value {
             Value::Object(members) => members,
@@ -387,13 +388,15 @@ fn capitalized(word: &str) -> String {
     first.into_iter().flat_map(char::to_uppercase).chain(rest).collect()
 }
 
+/// What the service reads of every entity before it passes it on, and all that is left of one that is reduced.
+const REQUIRED: [&str; 2] = ["coupon_code", "coupon_state"];
+
 /// The schema of the entity, or null: every documented member, and room for all others.
 pub(super) fn schema(_: &mut SchemaGenerator) -> Schema {
     let mut root = json!({
         "title": "Coupon",
         "type": ["object", "null"],
-        // All that is left of an entity that is not passed on whole.
-        "required": ["coupon_code", "coupon_state"],
+        "required": REQUIRED,
         "additionalProperties": true,
         "properties": {},
     });
@@ -407,6 +410,9 @@ pub(super) fn schema(_: &mut SchemaGenerator) -> Schema {
             };
         }
         place["properties"][name] = Value::Object(member.schema());
+    }
+    for name in REQUIRED {
+        root["properties"][name]["type"] = json!("string");
     }
     Schema::try_from(root).unwrap_or_default()
 }

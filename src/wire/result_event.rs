@@ -117,17 +117,19 @@ pub struct Data<'a> {
     /// `redeemed`, `refused`, `invalid` or `unresolved`.
     #[schemars(schema_with = "schema::outcome_words")]
     outcome: &'static str,
-    /// The coupon's state in the last response with a verified signature; null if there was no such response, or if it
-    /// said that the coupon does not exist.
+    /// The coupon's state in the last response with a verified signature that describes the coupon; null if there was no
+    /// such response, or if a later one said that the coupon does not exist, or rejected the use for a reason that the
+    /// state contradicts.
     coupon_state: Option<&'a str>,
     /// `response`, `query`, `validation` or `deadline`.
     #[schemars(schema_with = "schema::established_by_words")]
     established_by: &'static str,
     /// Calls made for this command, including those before each delay queue.
     attempts: u32,
-    /// The coupon exactly as WeChat Pay sent it, signature verified; fields may appear at any time. Half a surrogate pair in
-    /// it is replaced by U+FFFD. A coupon that a strict JSON parser rejects, or that is too large, is reduced to its code
-    /// and state. Null if only the state is known.
+    /// The coupon exactly as WeChat Pay sent it, signature verified; fields may appear at any time. Types are those that
+    /// WeChat Pay documents: a field of another type is passed on too. Half a surrogate pair in it is replaced by U+FFFD.
+    /// A coupon that a strict JSON parser rejects, or that is too large, is reduced to its code and state. Null if only
+    /// the state is known.
     #[schemars(schema_with = "coupon::schema")]
     coupon: Option<Cow<'a, RawValue>>,
     /// Why `coupon` holds no more than `coupon_code` and `coupon_state`: `size`, if WeChat Pay sent more than 98,304 bytes;

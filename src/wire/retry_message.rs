@@ -187,7 +187,7 @@ pub fn read<'a>(
     let attempts = attempts.max(u32::try_from(evidence.len()).unwrap_or(u32::MAX));
     Evidence::keep_last(&mut evidence);
     let rejection = match header(REJECTION) {
-        None if effect.rejection().is_some() => return Err(CorruptRetryMessage::Missing(REJECTION)),
+        None if effect.signed_rejection().is_some() => return Err(CorruptRetryMessage::Missing(REJECTION)),
         None => None,
         Some(_) => Some(
             serde_json::from_str::<RejectionEntry>(wanted(REJECTION)?)
@@ -362,12 +362,13 @@ mod tests {
             EffectState::NoEffect,
             EffectState::Unknown,
             EffectState::SeenUsed,
+            EffectState::RejectedUnclear { reason },
             EffectState::Rejected { reason, may_be_ours: true },
             EffectState::Rejected { reason, may_be_ours: false },
         ] {
             for rejection in [None, Some(rejection())] {
                 let delayed = progress(effect, rejection);
-                if delayed.rejection.is_none() && effect.rejection().is_some() {
+                if delayed.rejection.is_none() && effect.signed_rejection().is_some() {
                     let headers = write(&delayed, &[], BODY);
                     assert_eq!(
                         read_back(&headers),
@@ -425,7 +426,7 @@ mod tests {
     #[test]
     fn a_copy_carries_no_other_rejection_than_the_provider_can_make() {
         for reason in Reason::ALL {
-            for kind in ["rejected", "rejected_unverified"] {
+            for kind in ["rejected", "rejected_unclear", "rejected_unverified"] {
                 let effect = with(LAST_VERDICT, &format!("{kind} {}", reason.as_str()));
                 assert_eq!(
                     effect.is_ok(),
@@ -565,7 +566,7 @@ mod tests {
             any::<String>(),
             "[0-9]{1,12}",
             "[0-9]{1,6}-[0-9]{1,3}-[0-9]{1,3}T[0-9:.]{1,12}(Z|[+-][0-9:]{1,6})",
-            "(clear|unknown|used|rejected|rejected_unverified)( [a-z_]{0,20})?",
+            "(clear|unknown|used|rejected|rejected_unclear|rejected_unverified)( [a-z_]{0,20})?",
             r#"[\[\]{}",:a-z0-9_]{0,60}"#,
         ]
     }

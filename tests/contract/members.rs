@@ -6,7 +6,7 @@ use redeemer::wire::schema::{self, Dialect};
 use rstest::rstest;
 use serde_json::{Value, json};
 
-use crate::{golden, parsed, root, validator};
+use crate::{golden, parsed, presence, root, validator};
 
 /// Name, type and Chinese meaning with its words, a member a line, as the requester's document has them.
 const REQUESTED: &str = include_str!("seed-members.txt");
@@ -82,7 +82,7 @@ fn both_schemas_describe_every_member() {
 #[test]
 fn each_object_has_a_title_of_its_own() {
     fn titles(schema: &Value, found: &mut Vec<String>) {
-        if schema["type"] != "array" && schema.get("properties").is_some() {
+        if schema.get("properties").is_some() {
             found.push(schema["title"].as_str().unwrap().to_owned());
         }
         for member in schema["properties"].as_object().into_iter().flat_map(|members| members.values()) {
@@ -147,6 +147,9 @@ fn the_schema_is_open_and_says_the_documented_types() {
                 );
             }
             assert!(!schema.is_valid(&entity_with(member.path, bad.clone())), "{}: {bad}", member.path);
+            let is_required = ["coupon_code", "coupon_state"].contains(&member.path);
+            let null = entity_with(member.path, Value::Null);
+            assert_eq!(schema.is_valid(&null), !is_required, "{}: null", member.path);
         }
         assert!(schema.is_valid(&Value::Null));
         assert!(schema.is_valid(&json!({ "coupon_code": "C1", "coupon_state": "FROZEN", "surprise": {} })));
@@ -196,6 +199,19 @@ fn each_fact_of_an_english_meaning_is_in_the_chinese_page() {
     assert!(poorer.is_empty(), "{} of {}:\n{}", poorer.len(), english.len(), poorer.join("\n"));
 }
 
+/// The provider's words are short and plain: what explains them is ours, and stands in the note.
+#[test]
+fn no_word_of_the_provider_is_explained_within() {
+    for word in MEMBERS.iter().flat_map(|member| member.words) {
+        assert!(
+            !word.chinese.contains(['（', '；', '，', '。', '：', '的']),
+            "{}: {}",
+            word.word,
+            word.chinese
+        );
+    }
+}
+
 /// The schema is read in both languages, too.
 #[test]
 fn the_schema_says_unit_presence_and_words_in_chinese() {
@@ -232,7 +248,8 @@ fn an_order_is_present_by_the_kind_of_order() {
     }
 }
 
-/// What the pages teach must be in the coupons that the contract shows.
+/// What the pages teach must be in the coupons that the contract shows. Those of `event.redeemed.json`, the sample of the
+/// README, are shortened, and so not whole.
 #[rstest]
 #[case("event.redeemed.single.json")]
 #[case("event.redeemed.bundle.json")]
@@ -245,6 +262,24 @@ fn each_golden_coupon_is_whole_and_of_the_table(#[case] name: &str) {
         assert!(coupon[object].is_object(), "{object}");
     }
     assert!(golden::members_of(coupon).iter().all(|path| MEMBERS.iter().any(|member| member.path == path)));
+    assert_eq!(presence::breaks_of_presence(coupon), Vec::<String>::new());
+}
+
+/// The days that a bundle's earlier coupons must have taken had passed when this one was received.
+#[test]
+fn the_golden_bundle_has_come_this_far() {
+    let text =
+        std::fs::read_to_string(root().join("docs/contract/examples/event.redeemed.bundle.json")).unwrap();
+    let coupon = &parsed(&text)["data"]["coupon"];
+    let index = coupon["user_product_coupon_bundle_info"]["user_coupon_bundle_index"].as_i64().unwrap();
+    let interval =
+        coupon["product_coupon"]["progressive_bundle_usage_info"]["interval_days"].as_i64().unwrap();
+    let period = &coupon["stock"]["progressive_bundle_usage_rule"]["coupon_available_period"];
+    // Used on the first day, the next one is possible `interval_days` later from 00:00 on.
+    let days =
+        time(&coupon["receive_time"]).duration_since(time(&period["available_begin_time"])).as_hours() / 24;
+    assert!(index > 0 && days >= index * interval, "{days} days for {index} uses");
+    assert_eq!(coupon["stock"]["stock_bundle_info"]["stock_bundle_index"], index);
 }
 
 /// A time, with or without seconds.

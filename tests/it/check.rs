@@ -32,7 +32,7 @@ fn read(output: &Output) -> Checked {
 }
 
 /// What remedies begin with.
-const COMMANDS: [&str; 21] = [
+const COMMANDS: [&str; 23] = [
     "${EDITOR:-vi}",
     "chmod",
     "chown",
@@ -40,10 +40,12 @@ const COMMANDS: [&str; 21] = [
     "date",
     "echo",
     "env",
+    "exec",
     "export",
     "grep",
     "iconv",
     "id",
+    "install",
     "ls",
     "openssl",
     "rabbitmq-diagnostics",
@@ -472,7 +474,7 @@ fn what_is_wrong_with_keys_and_clock_is_reported_with_a_command() {
 }
 
 /// Sets something at the sandbox.
-fn put(programs: &Programs, what: &str, body: &Value) {
+pub(crate) fn put(programs: &Programs, what: &str, body: &Value) {
     let body = body.to_string();
     let request = format!(
         "PUT /_sandbox/{what} HTTP/1.1\r\nhost: sandbox\r\nconnection: close\r\ncontent-type: application/json\r\n\
@@ -530,9 +532,30 @@ fn where_only_downloaded_certificates_verify_they_are_downloaded_first() {
         "{:?}",
         fine.findings
     );
+    // Beside another key they are downloaded as well: only then is it known which serials are held.
+    let mut serials = fine.of("keys", "ok").into_iter().filter_map(|(reported, _)| {
+        let serial = reported.strip_prefix("platform certificate ")?.strip_suffix(", downloaded")?;
+        Some(serial.to_owned())
+    });
+    let serial = serials.next_back().unwrap();
+    let apiv3_at = apiv3.display().to_string();
+    let both = |asked: &str| {
+        let asked = ("REDEEMER_WECHAT__VERIFICATION_SERIAL", asked);
+        check(&programs, &[("REDEEMER_WECHAT__APIV3_KEY_FILE", &apiv3_at), asked])
+    };
+    for (asked, code) in [(serial.as_str(), 0), ("", 0), ("ABCDEF", 4), (&serial[1..], 4)] {
+        let seen = both(asked);
+        assert_eq!(seen.code, Some(code), "{asked}: {:#?}", seen.findings);
+        let not_held = seen.findings.iter().filter(|one| one["id"] == "serial_not_held").count();
+        assert_eq!(not_held == 1, code == 4, "{asked}: {:#?}", seen.findings);
+    }
     let other = programs.file("other_apiv3.txt", b"0123456789abcdef0123456789abcdef");
     std::fs::set_permissions(&other, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     let wrong = look(&other);
     let reported = wrong.of("keys", "fault");
     assert!(reported.iter().any(|(detail, _)| detail.contains("could not be downloaded")), "{reported:?}");
+    // With a key beside them, that is no fault yet.
+    let beside = check(&programs, &[("REDEEMER_WECHAT__APIV3_KEY_FILE", &other.display().to_string())]);
+    assert_eq!(beside.code, Some(0), "{:?}", beside.faults());
+    assert_eq!(beside.findings.iter().filter(|one| one["id"] == "download_apiv3_key").count(), 1);
 }

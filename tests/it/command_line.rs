@@ -196,6 +196,7 @@ fn a_broker_that_cannot_be_reached_is_reported_without_the_password() {
 #[test]
 fn wrong_password_is_reported_by_every_subcommand() {
     let wrong = broker::shared().uri().replace("@127", "geheim@127");
+    let programs = Programs::start(broker::shared().uri());
     for (arguments, code) in [
         (&["check"][..], 4),
         (&["check", "--json"], 4),
@@ -208,13 +209,44 @@ fn wrong_password_is_reported_by_every_subcommand() {
         (&["parked", "list"], 1),
         (&["parked", "show"], 1),
         (&["parked", "discard", "--because", "x", "--all"], 1),
+        (&["parked", "replay"], 1),
+        (&["demo", "--commands", "1"], 1),
     ] {
-        let output = run(redeemer().env("REDEEMER_BROKER__URI", &wrong).args(arguments));
+        // Replaying asks the payment API about coupons: its keys are read before the broker is reached.
+        let mut command = programs.command(arguments);
+        let output = run(command.env("REDEEMER_BROKER__URI", &wrong));
         let text = out(&output) + &err(&output);
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}");
         assert!(!text.contains("panic") && !text.contains("geheim"), "{arguments:?}: {text}");
         assert!(code == 0 || text.contains("ACCESS_REFUSED"), "{arguments:?}: {text}");
     }
+    // The service stays up and tries again; its health says what is missing.
+    let address = programs.file("wrong.address", b"");
+    let log = programs.file("wrong.log", b"");
+    let mut service = programs.command(&["run", "--with-parent", "--admin-address-file"]);
+    service.arg(&address).env("REDEEMER_BROKER__URI", &wrong).stdin(Stdio::piped());
+    let mut service =
+        service.stdout(Stdio::null()).stderr(std::fs::File::create(&log).unwrap()).spawn().unwrap();
+    let admin = until("its address", || {
+        Some(std::fs::read_to_string(&address).unwrap()).filter(|address| !address.is_empty())
+    });
+    let health = |arguments: &[&str]| {
+        let mut command = programs.command(&["healthcheck"]);
+        command.args(arguments).env("REDEEMER_BROKER__URI", &wrong).env("REDEEMER_ADMIN__LISTEN", &admin);
+        let output = run(&mut command);
+        (output.status.code(), out(&output) + &err(&output))
+    };
+    assert_eq!(health(&[]).0, Some(0), "it lives");
+    let words = until("the reason", || {
+        let (code, words) = health(&["--ready"]);
+        assert_eq!(code, Some(4), "{words}");
+        words.contains("ACCESS_REFUSED").then_some(words)
+    });
+    assert!(words.contains("[broker_unavailable]") && !words.contains("geheim"), "{words}");
+    terminate(&service);
+    assert_eq!(ended(&mut service).code(), Some(0));
+    let log = std::fs::read_to_string(&log).unwrap();
+    assert!(log.contains("ACCESS_REFUSED") && !log.contains("geheim") && !log.contains("panic"), "{log}");
 }
 
 #[test]

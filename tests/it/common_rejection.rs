@@ -104,6 +104,44 @@ async fn rejection_of_every_command_of_a_single_brand_suspends() {
     service.stop().await;
 }
 
+/// One bad command, and nothing else happens: its queries are rejected like its use. It was unresolved after a day.
+#[tokio::test(flavor = "multi_thread")]
+async fn lone_command_rejected_with_its_queries_is_refused_soon() {
+    let mut bed = quick().await;
+    bed.faults(json!([{ "coupon_code": "BAD1", "fault": rejected("INVALID_REQUEST", 268_435_461) }]));
+    let service = bed.start().await;
+    bed.issue("BAD1", json!({}));
+    bed.publish(&command("BAD1", "USE_BAD1")).await;
+    let reported = bed.next_event().await;
+    assert_eq!(reported.gist(), "refused invalid_parameter -", "{:#}", reported.event);
+    assert_eq!(reported.event["data"]["problem"]["code"], "INVALID_REQUEST", "{:#}", reported.event);
+    assert_eq!(service.metric(SUSPENDED).await, 0.0);
+    assert_eq!(bed.uses(), []);
+    service.stop().await;
+}
+
+/// The fault begins a moment after a call was accepted, so the first uses look like the commands' own fault.
+#[tokio::test(flavor = "multi_thread")]
+async fn rejection_that_begins_after_an_accepted_call_charges_none() {
+    const COMMANDS: usize = 6;
+    let mut bed = quick().await;
+    let service = bed.start().await;
+    bed.publish(&unrelated(&bed, COMMANDS)).await;
+    assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
+    bed.faults(json!([{ "fault": rejected("PARAM_ERROR", 268_435_461) }]));
+    for nth in 0..COMMANDS {
+        bed.publish(&unrelated(&bed, nth)).await;
+    }
+    until("the suspension", async || service.get("/readyz").await.1.starts_with("[suspended_rejected] "))
+        .await;
+    bed.faults(json!([]));
+    for _ in 0..COMMANDS {
+        let reported = bed.next_event().await;
+        assert_eq!(reported.gist(), "redeemed - USED", "no coupon is charged with it: {:#}", reported.event);
+    }
+    service.stop().await;
+}
+
 /// The uses are rejected and the coupons can be queried: that is about the commands.
 #[tokio::test(flavor = "multi_thread")]
 async fn flood_of_rejected_uses_of_a_single_brand_suspends_nothing() {
@@ -222,19 +260,33 @@ async fn key_file_that_breaks_while_it_runs_is_a_warning_until_it_is_fixed() {
     };
     mode(&secret, 0o600);
     bed.config.broker.uri_file = secret.display().to_string();
+    // Read at the start only, and judged by what is in them all the same.
+    let (apiv3, token) = (bed.dir.join("apiv3_key.txt"), bed.dir.join("console_token"));
+    let apiv3_key = std::fs::read(&apiv3).unwrap();
+    let console_token = "0123456789abcdef0123456789abcdef";
+    std::fs::write(&token, console_token).unwrap();
+    mode(&token, 0o600);
+    bed.config.wechat.apiv3_key_file = apiv3.display().to_string();
+    bed.config.admin.console_token_file = token.display().to_string();
     let service = bed.start().await;
     let failing = "redeemer_key_files_failing";
     assert_eq!(service.metric(failing).await, 0.0);
     let key = bed.dir.join("merchant_key.pem");
     let (public, content) = (bed.dir.join("wechatpay_public_key.pem"), std::fs::read(&key).unwrap());
     let verifying = std::fs::read(&public).unwrap();
-    let breaks: [(&str, &dyn Fn()); 6] = [
+    let breaks: [(&str, &dyn Fn()); 12] = [
         ("key_damaged", &|| std::fs::write(&key, "damaged").unwrap()),
         ("key_exposed", &|| mode(&key, 0o644)),
         ("key_gone", &|| std::fs::remove_file(&key).unwrap()),
         ("public_key_empty", &|| std::fs::write(&public, "").unwrap()),
         ("uri_exposed", &|| mode(&secret, 0o604)),
         ("uri_gone", &|| std::fs::remove_file(&secret).unwrap()),
+        ("uri_empty", &|| std::fs::write(&secret, "\n").unwrap()),
+        ("uri_cut", &|| std::fs::write(&secret, "amqp:/").unwrap()),
+        ("apiv3_cut", &|| std::fs::write(&apiv3, &apiv3_key[..16]).unwrap()),
+        ("apiv3_exposed", &|| mode(&apiv3, 0o644)),
+        ("token_cut", &|| std::fs::write(&token, &console_token[1..]).unwrap()),
+        ("token_in_utf16", &|| std::fs::write(&token, [0xff, 0xfe, b'a', 0]).unwrap()),
     ];
     for (nth, (what, break_it)) in breaks.into_iter().enumerate() {
         break_it();
@@ -247,8 +299,9 @@ async fn key_file_that_breaks_while_it_runs_is_a_warning_until_it_is_fixed() {
         std::fs::write(&key, &content).unwrap();
         std::fs::write(&public, &verifying).unwrap();
         std::fs::write(&secret, &bed.config.broker.uri).unwrap();
-        mode(&key, 0o600);
-        mode(&secret, 0o600);
+        std::fs::write(&apiv3, &apiv3_key).unwrap();
+        std::fs::write(&token, console_token).unwrap();
+        [&key, &secret, &apiv3, &token].into_iter().for_each(|path| mode(path, 0o600));
         until("it is fixed", async || service.metric(failing).await == 0.0).await;
     }
     service.stop().await;

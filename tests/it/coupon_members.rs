@@ -5,18 +5,22 @@
 #![allow(clippy::unwrap_used, reason = "a test may; the lint only spares the test functions themselves")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use crate::bed;
 use crate::bed::{Bed, PATIENCE, command};
 use futures_util::StreamExt as _;
 use lapin::Consumer;
 use lapin::options::BasicAckOptions;
+use redeemer::config::Span;
 use redeemer::wire::coupon::MEMBERS;
 use redeemer_sandbox::{ActionRequest, App, BodyDigest, CouponAction, Store};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::time::timeout;
+
+use crate::presence::breaks_of_presence;
 
 /// The sandbox's looks go through each list of words: this many show every list and what goes with it.
 const LOOKS: usize = 20;
@@ -161,6 +165,12 @@ async fn every_member_and_word_is_shown_and_passed_on_unchanged() {
     for (code, event) in &passed {
         assert_eq!(*event.data("outcome"), commands[code].1, "{code}: {}", event.event);
         assert!(event.is_as_sent(&ledger), "{code}: {}", event.coupon);
+        assert_eq!(
+            breaks_of_presence(event.data("coupon")),
+            Vec::<String>::new(),
+            "{code}: {}",
+            event.coupon
+        );
         paths(event.data("coupon"), "", &mut seen);
     }
     let known: BTreeSet<String> = MEMBERS.iter().map(|member| member.path.to_owned()).collect();
@@ -192,11 +202,51 @@ async fn both_shapes_of_a_returned_coupon_are_reported() {
     for code in ["R_hides", "R_shows"] {
         bed.publish(&use_of(code, "SINGLE", 0)).await;
         let event = next(&mut results).await;
+        bed::keeps_the_contract(&event.event);
         assert_eq!(*event.data("outcome"), "refused", "{code}");
         assert_eq!(*event.data("coupon_state"), "EXPIRED", "{code}");
         let usage = &event.data("coupon")["single_usage_detail"];
         assert!(usage["return_request_no"].is_string(), "{usage}");
         assert_eq!(usage["use_request_no"].is_string(), code == "R_shows", "{usage}");
+    }
+    service.stop().await;
+}
+
+/// Our use took effect, its response was lost, and it was returned before anybody looked: the coupon is usable again.
+#[tokio::test(flavor = "multi_thread")]
+async fn both_shapes_of_our_returned_use_are_reported_in_each_mode() {
+    let mut bed = Bed::new().await;
+    bed.config.retry.query_delay = Span(Duration::from_millis(200));
+    let mut results = bed.bind_results("redemption.#").await;
+    let service = bed.start().await;
+    for ((letter, mode), shows) in MODES.into_iter().flat_map(|mode| [(mode, false), (mode, true)]) {
+        let code = format!("{letter}_ours_{shows}");
+        bed.issue(&code, json!({ "usage_mode": mode, "shows_returned_use": shows }));
+        bed.faults(json!([
+            { "coupon_code": code, "operation": "use", "times": 1, "fault": { "kind": "cut_after_effect" } },
+            // Nothing is found out before the coupon is returned.
+            { "coupon_code": code, "operation": "query", "fault": { "kind": "html_502" } },
+        ]));
+        bed.publish(&use_of(&code, mode, 0)).await;
+        bed::until("the effect", async || bed.uses().iter().any(|(used, _)| *used == code)).await;
+        act(&bed, &code, CouponAction::Return);
+        bed.faults(json!([]));
+        let event = next(&mut results).await;
+        bed::keeps_the_contract(&event.event);
+        assert_eq!(*event.data("outcome"), "refused", "{code}: {}", event.event);
+        assert_eq!(event.data("problem")["reason"], "returned_since", "{code}");
+        assert_eq!(*event.data("coupon_state"), "EFFECTIVE", "{code}");
+        assert!(event.is_as_sent(&bed.ledger()), "{code}: {}", event.coupon);
+        let coupon = event.data("coupon");
+        let usage = match mode {
+            "SINGLE" => &coupon["single_usage_detail"],
+            "PROGRESSIVE_BUNDLE" => &coupon["progressive_bundle_usage_detail"],
+            _ => &coupon["sequential_usage_detail"]["detail_item_list"][0],
+        };
+        assert!(usage["return_request_no"].is_string(), "{code}: {usage}");
+        let ours = json!(format!("USE_{code}"));
+        assert_eq!(usage.get("use_request_no"), shows.then_some(&ours), "{code}: {usage}");
+        assert_eq!(bed.uses().iter().filter(|(used, _)| *used == code).count(), 1, "{code}");
     }
     service.stop().await;
 }
@@ -263,20 +313,40 @@ async fn every_field_at_its_longest_is_redeemed() {
     });
     command.as_object_mut().unwrap().extend(coupon.as_object().unwrap().clone());
     let schema = redeemer::wire::schema::command(redeemer::wire::schema::Dialect::Draft2020);
-    assert!(jsonschema::validator_for(&schema).unwrap().is_valid(&command));
+    let schema = jsonschema::validator_for(&schema).unwrap();
     let service = bed.start().await;
-    bed.publish(&command).await;
-    let reported = bed.next_event().await;
-    assert_eq!(reported.gist(), "redeemed - USED", "{}", reported.event);
-    assert_eq!(
-        reported.data("/coupon/single_usage_detail/associated_order_info"),
-        &command["associated_order_info"]
-    );
+    let pay_score = json!({
+        "order_id": format!("|*{}", of("4", 62)), "out_order_no": format!("|-_{}", of("5", 29)),
+        "mchid": of("6", 32), "sub_mchid": of("7", 32),
+    });
+    for (name, order) in [
+        ("associated_order_info", command["associated_order_info"].clone()),
+        ("associated_pay_score_order_info", pay_score),
+    ] {
+        let mut command = command.clone();
+        command.as_object_mut().unwrap().remove("associated_order_info");
+        command[name] = order.clone();
+        if name == "associated_pay_score_order_info" {
+            command["coupon_code"] = json!(of("D", 40));
+            command["out_request_no"] = json!(of("O", 40));
+            bed.issue(&of("D", 40), coupon.clone());
+        }
+        assert!(schema.is_valid(&command), "{name}");
+        for field in order.as_object().unwrap().keys() {
+            let mut longer = command.clone();
+            longer[name][field] = json!(format!("{}1", order[field].as_str().unwrap()));
+            assert!(!schema.is_valid(&longer), "{name}/{field} is not at its longest");
+        }
+        bed.publish(&command).await;
+        let reported = bed.next_event().await;
+        assert_eq!(reported.gist(), "redeemed - USED", "{}", reported.event);
+        assert_eq!(reported.data(&format!("/coupon/single_usage_detail/{name}")), &order);
+    }
     service.stop().await;
 }
 
 /// What becomes of an entity.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 enum Becomes {
     /// It is passed on as it came.
     Whole,
@@ -286,10 +356,28 @@ enum Becomes {
     Unknown,
 }
 
-/// What the provider may send, signed, in place of a usual answer to the use.
-fn odd_answers() -> Vec<(&'static str, Value, Becomes)> {
-    let raw = |members: &str| json!({ "kind": "raw_members", "members": members });
-    let patched = |patch: Value| json!({ "kind": "patched_body", "patch": patch });
+/// What the provider may send, signed, in place of a usual answer, and what becomes of it.
+struct Odd {
+    code: String,
+    mode: &'static str,
+    /// `use` or `query`.
+    operation: &'static str,
+    fault: Value,
+    becomes: Becomes,
+    /// Where it is of another type than documented, and so breaks the schema: pointers into the coupon.
+    mistyped: Vec<&'static str>,
+}
+
+fn patched(patch: Value) -> Value {
+    json!({ "kind": "patched_body", "patch": patch })
+}
+
+fn raw(members: &str) -> Value {
+    json!({ "kind": "raw_members", "members": members })
+}
+
+/// Of a coupon that is used once, in the answer to the use.
+fn odd_answers() -> Vec<Odd> {
     let huge = |bytes: usize| json!({ "kind": "huge_body", "bytes": bytes });
     let nested = |depth: usize| format!("\"sandbox_depth\":{}{}", "[".repeat(depth), "]".repeat(depth));
     let reduced = |reason: &str| Becomes::Reduced(reason.to_owned());
@@ -298,85 +386,213 @@ fn odd_answers() -> Vec<(&'static str, Value, Becomes)> {
         "product_coupon": { "scope": 1, "display_info": "none", "single_usage_info": [1] },
         "stock": { "stock_send_rule": "many", "single_usage_rule": 3, "state": false },
     });
-    vec![
-        ("size_80k", huge(80 * 1024), Becomes::Whole),
-        ("size_100k", huge(100 * 1024), reduced("size")),
-        ("size_250k", huge(250 * 1024), reduced("size")),
-        ("size_256k", huge(256 * 1024), Becomes::Unknown),
-        ("types_unread", patched(mistyped), Becomes::Whole),
-        ("type_state", patched(json!({ "coupon_state": 3 })), Becomes::Unknown),
-        ("type_code", patched(json!({ "coupon_code": ["C1"] })), Becomes::Unknown),
-        ("type_usage", patched(json!({ "single_usage_detail": "used" })), Becomes::Unknown),
-        ("type_number", patched(json!({ "single_usage_detail": { "use_request_no": 7 } })), Becomes::Unknown),
-        ("type_stock", patched(json!({ "stock": { "stock_id": 7 } })), Becomes::Unknown),
-        ("twice_unread", raw(r#""attach":"a","attach":{"b":[]}"#), Becomes::Whole),
-        ("twice_state", raw(r#""coupon_state":"EXPIRED""#), Becomes::Unknown),
-        ("twice_code", raw(r#""coupon_code":"C_other""#), Becomes::Unknown),
-        ("twice_usage", raw(r#""single_usage_detail":{"use_request_no":"OTHER_1"}"#), Becomes::Unknown),
-        ("deep_60", raw(&nested(60)), Becomes::Whole),
-        ("deep_100", raw(&nested(100)), reduced("nesting")),
-        ("deep_9999", raw(&nested(9_999)), reduced("nesting")),
+    let pointers = vec![
+        "/attach",
+        "/product_coupon/display_info",
+        "/product_coupon/scope",
+        "/product_coupon/single_usage_info",
+        "/receive_time",
+        "/send_channel",
+        "/stock/single_usage_rule",
+        "/stock/state",
+        "/stock/stock_send_rule",
+        "/valid_end_time",
+    ];
+    // Raw members come before the true ones, which a reader that takes the last of two believes.
+    let answers: Vec<(&str, Value, Becomes, Vec<&'static str>)> = vec![
+        ("size_80k", huge(80 * 1024), Becomes::Whole, vec![]),
+        ("size_100k", huge(100 * 1024), reduced("size"), vec![]),
+        ("size_250k", huge(250 * 1024), reduced("size"), vec![]),
+        ("size_256k", huge(256 * 1024), Becomes::Unknown, vec![]),
+        ("types_unread", patched(mistyped), Becomes::Whole, pointers),
+        ("type_state", patched(json!({ "coupon_state": 3 })), Becomes::Unknown, vec![]),
+        ("type_code", patched(json!({ "coupon_code": ["C1"] })), Becomes::Unknown, vec![]),
+        ("type_usage", patched(json!({ "single_usage_detail": "used" })), Becomes::Unknown, vec![]),
+        (
+            "type_number",
+            patched(json!({ "single_usage_detail": { "use_request_no": 7 } })),
+            Becomes::Unknown,
+            vec![],
+        ),
+        ("type_stock", patched(json!({ "stock": { "stock_id": 7 } })), Becomes::Unknown, vec![]),
+        ("twice_unread", raw(r#""attach":"a","attach":{"b":[]}"#), Becomes::Whole, vec![]),
+        ("twice_state", raw(r#""coupon_state":"EXPIRED""#), Becomes::Unknown, vec![]),
+        ("twice_code", raw(r#""coupon_code":"C_other""#), Becomes::Unknown, vec![]),
+        (
+            "twice_usage",
+            raw(r#""single_usage_detail":{"use_request_no":"OTHER_1"}"#),
+            Becomes::Unknown,
+            vec![],
+        ),
+        ("deep_60", raw(&nested(60)), Becomes::Whole, vec![]),
+        ("deep_100", raw(&nested(100)), reduced("nesting"), vec![]),
+        ("deep_9999", raw(&nested(9_999)), reduced("nesting"), vec![]),
         (
             "beyond_double",
             raw(r#""a":9007199254740993,"b":18446744073709551616,"c":1e15,"d":-0.0"#),
             Becomes::Whole,
+            vec![],
         ),
-        ("beyond_all", raw(r#""a":1e999"#), reduced("number")),
-        ("deep_64", raw(&nested(63)), Becomes::Whole),
-        ("deep_65", raw(&nested(64)), reduced("nesting")),
-        ("digits_300", raw(&format!("\"a\":{}", "1".repeat(300))), Becomes::Whole),
-        ("digits_309", raw(&format!("\"a\":{}", "9".repeat(309))), reduced("number")),
-        ("new_words", patched(json!({ "send_channel": "NEW", "stock": { "state": "NEW" } })), Becomes::Whole),
-        ("brand_number", raw(r#""brand_id":120344"#), Becomes::Whole),
-        ("brand_another", raw(r#""brand_id":4711"#), Becomes::Unknown),
-        ("stock_list", patched(json!({ "stock": [] })), Becomes::Whole),
-        ("block_list", raw(r#""sequential_usage_detail":[]"#), Becomes::Whole),
-        ("nulls", raw(r#""coupon_tag_info":null,"confirm_no":null"#), Becomes::Whole),
-    ]
+        ("beyond_all", raw(r#""a":1e999"#), reduced("number"), vec![]),
+        ("deep_64", raw(&nested(63)), Becomes::Whole, vec![]),
+        ("deep_65", raw(&nested(64)), reduced("nesting"), vec![]),
+        ("digits_300", raw(&format!("\"a\":{}", "1".repeat(300))), Becomes::Whole, vec![]),
+        ("digits_309", raw(&format!("\"a\":{}", "9".repeat(309))), reduced("number"), vec![]),
+        (
+            "new_words",
+            patched(json!({ "send_channel": "NEW", "stock": { "state": "NEW" } })),
+            Becomes::Whole,
+            vec![],
+        ),
+        ("brand_number", raw(r#""brand_id":120344"#), Becomes::Whole, vec![]),
+        ("brand_another", raw(r#""brand_id":4711"#), Becomes::Unknown, vec![]),
+        ("stock_list", patched(json!({ "stock": [] })), Becomes::Whole, vec!["/stock"]),
+        (
+            "block_list",
+            raw(r#""sequential_usage_detail":[]"#),
+            Becomes::Whole,
+            vec!["/sequential_usage_detail"],
+        ),
+        ("nulls", raw(r#""coupon_tag_info":null,"confirm_no":null"#), Becomes::Whole, vec![]),
+    ];
+    answers
+        .into_iter()
+        .map(|(code, fault, becomes, mistyped)| Odd {
+            code: code.to_owned(),
+            mode: "SINGLE",
+            operation: "use",
+            fault,
+            becomes,
+            mistyped,
+        })
+        .collect()
+}
+
+/// Of the kinds with several uses, in the answer to the use and in that to a query.
+fn odd_answers_of_several_uses() -> Vec<Odd> {
+    use Becomes::{Unknown, Whole};
+    let block = "progressive_bundle_usage_detail";
+    let item =
+        |members: Value| patched(json!({ "sequential_usage_detail": { "detail_item_list": [members] } }));
+    let list = |items: Value| patched(json!({ "sequential_usage_detail": { "detail_item_list": items } }));
+    let twice = |members: &str| raw(&format!("\"sequential_usage_detail\":{{{members}}}"));
+    let other = r#"{"detail_state":"USED","use_request_no":"OTHER_1"}"#;
+    let bundle: Vec<(&str, Value, Becomes, Vec<&'static str>)> = vec![
+        ("usage", patched(json!({ block: "used" })), Unknown, vec![]),
+        ("usage_list", patched(json!({ block: [1] })), Unknown, vec![]),
+        ("number", patched(json!({ block: { "use_request_no": 7 } })), Unknown, vec![]),
+        (
+            "saved",
+            patched(json!({ block: { "saved_amount": "2000" } })),
+            Whole,
+            vec!["/progressive_bundle_usage_detail/saved_amount"],
+        ),
+        ("twice", raw(&format!("\"{block}\":{{\"use_request_no\":\"OTHER_1\"}}")), Unknown, vec![]),
+        (
+            "counts",
+            patched(json!({ "user_product_coupon_bundle_info": "many" })),
+            Whole,
+            vec!["/user_product_coupon_bundle_info"],
+        ),
+        ("nulls", raw(r#""channel_custom_info":null,"coupon_tag_info":null"#), Whole, vec![]),
+    ];
+    let rounds: Vec<(&str, Value, Becomes, Vec<&'static str>)> = vec![
+        ("detail", patched(json!({ "sequential_usage_detail": "used" })), Unknown, vec![]),
+        ("list_object", list(json!({})), Unknown, vec![]),
+        ("list_text", list(json!("none")), Unknown, vec![]),
+        ("list_numbers", list(json!([7])), Unknown, vec![]),
+        ("list_nulls", list(json!([null])), Unknown, vec![]),
+        ("list_empty", list(json!([])), Unknown, vec![]),
+        ("state", item(json!({ "detail_state": 3, "use_request_no": "OTHER_1" })), Unknown, vec![]),
+        ("number", item(json!({ "detail_state": "USED", "use_request_no": 7 })), Unknown, vec![]),
+        ("twice_detail", twice(&format!("\"detail_item_list\":[{other}]")), Unknown, vec![]),
+        (
+            "twice_list",
+            twice(&format!("\"detail_item_list\":[{other}],\"detail_item_list\":[]")),
+            Unknown,
+            vec![],
+        ),
+        (
+            "counts",
+            patched(json!({ "sequential_usage_detail": { "used_count": "one", "total_count": [] } })),
+            Whole,
+            vec!["/sequential_usage_detail/total_count", "/sequential_usage_detail/used_count"],
+        ),
+        ("new_word", patched(json!({ "send_channel": "NEW" })), Whole, vec![]),
+    ];
+    let of = |letter: &'static str,
+              mode: &'static str,
+              answers: Vec<(&str, Value, Becomes, Vec<&'static str>)>| {
+        let both = answers.into_iter().flat_map(move |(name, fault, becomes, mistyped)| {
+            ["use", "query"].map(|operation| Odd {
+                code: format!("{letter}_{operation}_{name}"),
+                mode,
+                operation,
+                fault: fault.clone(),
+                becomes: becomes.clone(),
+                mistyped: mistyped.clone(),
+            })
+        });
+        both.collect::<Vec<_>>()
+    };
+    let mut all = of("B", "PROGRESSIVE_BUNDLE", bundle);
+    all.extend(of("Q", "SEQUENTIAL", rounds));
+    all
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn odd_entities_are_passed_on_or_unknown_and_never_believed_wrongly() {
-    let bed = Bed::new().await;
+    let mut bed = Bed::new().await;
+    bed.config.retry.query_delay = Span(Duration::from_millis(200));
     let mut results = bed.bind_results("redemption.#").await;
-    let answers = odd_answers();
-    let rules: Vec<_> = answers
-        .iter()
-        .map(
-            |(code, fault, _)| json!({ "coupon_code": code, "operation": "use", "times": 1, "fault": fault }),
-        )
-        .collect();
+    let mut odds = odd_answers();
+    odds.extend(odd_answers_of_several_uses());
+    let mut rules = Vec::new();
+    for Odd { code, operation, fault, .. } in &odds {
+        if *operation == "query" {
+            let lost = json!({ "kind": "cut_after_effect" });
+            rules.push(json!({ "coupon_code": code, "operation": "use", "times": 1, "fault": lost }));
+        }
+        rules.push(json!({ "coupon_code": code, "operation": operation, "times": 1, "fault": fault }));
+    }
     bed.faults(json!(rules));
     let service = bed.start().await;
-    for (code, _, _) in &answers {
-        bed.issue(code, json!({}));
-        bed.publish(&use_of(code, "SINGLE", 0)).await;
+    for odd in &odds {
+        bed.issue(&odd.code, json!({ "usage_mode": odd.mode }));
+        bed.publish(&use_of(&odd.code, odd.mode, 0)).await;
     }
     let mut passed = BTreeMap::new();
-    while passed.len() < answers.len() {
+    while passed.len() < odds.len() {
         let event = next(&mut results).await;
         passed.insert(event.code().to_owned(), event);
     }
     let ledger = bed.ledger();
-    for (code, _, expected) in &answers {
-        let event = &passed[*code];
+    for odd in &odds {
+        let (code, event) = (&odd.code, &passed[&odd.code]);
         assert_eq!(*event.data("outcome"), "redeemed", "{code}: {}", event.data("evidence"));
-        assert_eq!(*event.data("coupon_state"), "USED", "{code}");
+        let state = if odd.mode == "SEQUENTIAL" { "EFFECTIVE" } else { "USED" };
+        assert_eq!(*event.data("coupon_state"), state, "{code}");
         assert!(event.bytes < 128 * 1024, "{code}: {} bytes", event.bytes);
-        let rest = json!({ "coupon_code": code, "coupon_state": "USED" });
-        let by_use = *event.data("established_by") == "response";
+        let rest = json!({ "coupon_code": code, "coupon_state": state });
+        let queries = bed.attempts(code).iter().filter(|attempt| attempt["operation"] == "query").count();
+        // The odd answer was believed if nobody had to ask again.
+        let is_believed = queries == usize::from(odd.operation == "query");
         let became = match (event.is_as_sent(&ledger), *event.data("coupon") == rest) {
-            (true, _) if by_use => Becomes::Whole,
+            (true, _) if is_believed => Becomes::Whole,
             (true, _) => Becomes::Unknown,
             (false, true) => {
                 Becomes::Reduced(event.data("coupon_reduced").as_str().unwrap_or("no reason").to_owned())
             }
             (false, false) => panic!("{code}: neither: {}", event.coupon),
         };
-        assert_eq!(became, *expected, "{code}: {}", event.data("evidence"));
-        let is_whole = !matches!(expected, Becomes::Reduced(_));
+        assert_eq!(became, odd.becomes, "{code}: {}", event.data("evidence"));
+        let is_whole = !matches!(odd.becomes, Becomes::Reduced(_));
         assert_eq!(event.data("coupon_reduced").is_null(), is_whole, "{code}");
+        // What is published keeps the contract but where the provider sent another type than it documents.
+        let faults: Vec<_> = bed::faults_by_contract(&event.event).into_keys().collect();
+        let expected: Vec<_> = odd.mistyped.iter().map(|pointer| format!("/data/coupon{pointer}")).collect();
+        assert_eq!(faults, expected, "{code}");
     }
-    assert_eq!(bed.uses().len(), answers.len(), "each has one effect");
+    assert_eq!(bed.uses().len(), odds.len(), "each has one effect");
     service.stop().await;
 }

@@ -96,6 +96,8 @@ async fn end_while_held_back(fault: Value, cause: &str) {
     assert_eq!(unresolved.map(|(_, count)| count).sum::<usize>(), LATE, "{gists:?}");
     // Some attempts at the end of an outage, none for each command.
     println!("{LATE} commands past their deadline under {cause}: {} calls, oldest {oldest:#}", calls(&bed));
+    // The promise itself, not a measure of speed.
+    assert!(oldest < SignedDuration::from_secs(60), "{oldest:#} after its deadline");
     assert!(calls(&bed) < LATE / 2, "{} calls", calls(&bed));
     bed.faults(json!([]));
     for _ in 0..FRESH + 20 {
@@ -119,4 +121,37 @@ async fn commands_past_their_deadline_end_under_an_open_circuit() {
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_past_their_deadline_end_under_401() {
     end_while_held_back(json!({"kind": "status", "status": 401}), "unauthenticated").await;
+}
+
+/// A command with the deadline of the configuration is handed back while calls are suspended, again and again: it ends at
+/// that deadline, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_handed_back_end_at_the_default_deadline() {
+    const LATE: usize = 60;
+    let mut bed = Bed::new().await;
+    bed.leave_parked().await;
+    bed.faults(json!([{"fault": {"kind": "status", "status": 401}}]));
+    publish(&bed, "C", 1, None).await;
+    let service = bed.start_unready().await;
+    let held_back = r#"redeemer_circuit_open_cause{cause="unauthenticated"}"#;
+    service.wait_metric(held_back, 1.0).await;
+    let first_seen = Timestamp::now() - SignedDuration::from_hours(80);
+    for nth in 0..LATE {
+        let code = format!("L{nth}");
+        bed.issue(&code, json!({}));
+        let mut headers = FieldTable::default();
+        let words = format!("{first_seen} unsent");
+        headers.insert("x-redemption-handed-back".into(), AMQPValue::LongString(words.as_str().into()));
+        let bytes = command(&code, &format!("USE_{code}")).to_string();
+        bed.publish_bytes(bytes.as_bytes(), BasicProperties::default().with_headers(headers)).await;
+    }
+    for _ in 0..LATE {
+        let gist = bed.next_event().await.gist();
+        assert!(gist.starts_with("unresolved deadline_passed"), "{gist}");
+    }
+    assert_eq!(service.metric(held_back).await, 1.0, "still suspended");
+    assert!(calls(&bed) < LATE / 2, "{} calls", calls(&bed));
+    bed.faults(json!([]));
+    assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
+    stop(service).await;
 }

@@ -155,8 +155,8 @@ async fn a_proxy_that_rejects_uses_opens_the_circuit() {
     all_redeemed(&mut bed, 300).await;
     assert!(calls < 20 + 2 * 300, "{calls} calls before it opened");
     for (words, fields) in [
-        ("circuit open", ["unverified", "403", "PROXY"]),
-        ("responses not verified", ["share", "403", "PROXY"]),
+        ("circuit open", ["unverified", "share", "403", "PROXY"]),
+        ("responses not verified", ["not_believed", "share", "403", "PROXY"]),
     ] {
         let reported = program.logged(words);
         assert_eq!(reported.len(), 1, "{reported:?}");
@@ -184,6 +184,13 @@ async fn proxy_in_the_way_opens_the_circuit_and_ends_no_command(#[case] status: 
     until("the circuit open", async || program.metric(open).await == 1.0).await;
     assert_eq!(reqwest::get(format!("http://{}/readyz", program.admin)).await.unwrap().status(), 503);
     assert_eq!(bed.uses().len(), 20);
+    // Also a 429: it is not the provider's own as long as nobody signed it.
+    assert_eq!(program.metric(r#"redeemer_responses_total{class="throttled"}"#).await, 0.0);
+    until("it is reported", async || !program.logged("circuit open").is_empty()).await;
+    let reported = program.logged("circuit open");
+    for field in ["share=", &format!("status={status}"), "calls_per_second="] {
+        assert!(reported[0].contains(field), "{field}: {reported:?}");
+    }
     bed.faults(json!([]));
     all_redeemed(&mut bed, 100).await;
 }

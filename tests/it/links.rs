@@ -54,12 +54,44 @@ fn amqps_checks_the_ca_the_host_name_and_shows_a_certificate() {
     ];
     assert_eq!(faults(&programs, &right), Vec::<String>::new());
     // The whole way: a command goes in and its result comes back over TLS.
-    let mut service = programs.command(&["run", "--with-parent"]);
+    let address = programs.file("tls.address", b"");
+    let mut service = programs.command(&["run", "--with-parent", "--admin-address-file"]);
+    service.arg(&address).env("REDEEMER_WECHAT__RELOAD_EVERY", "100ms");
     let mut service = service.envs(right).stdin(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let text = command("tls").to_string();
     let mut publishing = programs.command(&["publish", "--wait", "--expect", "redeemed", &text]);
     let output = run(publishing.envs(right));
     assert_eq!(output.status.code(), Some(0), "{}", err(&output));
+    // Files of the connection that break while it lasts: a warning at once, for the next one would fail.
+    let admin = fs::read_to_string(&address).unwrap();
+    let failing = |count: u32| {
+        let wanted = format!("\nredeemer_key_files_failing {count}\n");
+        programs::until(&format!("{count} files fail"), || {
+            programs::get(&admin, "/metrics").filter(|metrics| metrics.contains(&wanted))
+        });
+    };
+    failing(0);
+    let contents = [&ca, &certificate, &key].map(|file| (file, fs::read(file).unwrap()));
+    let [(_, authority), (_, shown), _] = &contents;
+    for (file, content, mode) in [
+        (&ca, &b""[..], 0o600),
+        (&ca, &authority[..400], 0o600),
+        (&certificate, b"see the wiki\n", 0o600),
+        (&key, shown, 0o600),
+        (&key, b"", 0o600),
+        (&key, &contents[2].1, 0o644),
+    ] {
+        fs::write(file, content).unwrap();
+        fs::set_permissions(file, fs::Permissions::from_mode(mode)).unwrap();
+        failing(1);
+        let ready = programs::get(&admin, "/readyz").unwrap();
+        assert!(ready.starts_with("HTTP/1.1 200"), "{file}: {ready}");
+        for (file, content) in &contents {
+            fs::write(file, content).unwrap();
+            fs::set_permissions(file, fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        failing(0);
+    }
     programs::terminate(&service);
     assert_eq!(programs::ended(&mut service).code(), Some(0));
 

@@ -14,6 +14,8 @@ mod broker;
 mod damage;
 #[path = "../support/ports.rs"]
 mod ports;
+#[path = "../support/presence.rs"]
+mod presence;
 #[path = "../support/programs.rs"]
 mod programs;
 #[path = "../torture/proxy.rs"]
@@ -43,5 +45,6 @@ mod service;
 mod topology;
 mod traces;
 mod two_operators;
+mod unknown_effects;
 mod untrusted;
 mod waiting;

@@ -8,8 +8,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::programs::{err, out, redeemer, run, unused_dir};
-use serde_json::Value;
+use crate::broker;
+use crate::programs::{self, Programs, err, out, redeemer, run, unused_dir};
+use serde_json::{Value, json};
 
 const MERCHANT_KEY: &str = "REDEEMER_WECHAT__MERCHANT_KEY_FILE";
 const KEY_ITSELF: &str = "REDEEMER_MERCHANT_KEY";
@@ -117,14 +118,49 @@ impl Bench {
         reported
     }
 
-    /// Types a remedy as it is printed, if the fault was found: either it has a blank to fill in, or it shows what is wrong
-    /// and changes nothing, or the fault is gone.
+    /// Fills in the blanks of a remedy, as somebody would who has what it asks for.
+    fn filled_in(&self, remedy: &str) -> String {
+        let (commands, why) =
+            remedy.split_once(" # ").unwrap_or_else(|| panic!("says what goes there: {remedy}"));
+        let list = format!("[{:?}]", self.at("wechat_certificate.pem"));
+        let values = [
+            (MERCHANT_KEY, self.at("key.pem")),
+            (OWN_CERTIFICATE, self.at("merchant_certificate.pem")),
+            (CERTIFICATES, list),
+            (OWN_SERIAL, SERIAL.to_owned()),
+            ("REDEEMER_WECHAT__VERIFICATION_SERIAL", "PUB_KEY_ID_01".to_owned()),
+            ("REDEEMER_BROKER__PREFETCH", "200".to_owned()),
+            ("REDEEMER_ADMIN__LISTEN", "127.0.0.1:0".to_owned()),
+            ("REDEEMER_TELEMETRY__OTLP_ENDPOINT", "http://127.0.0.1:1".to_owned()),
+        ];
+        let fill = |command: &str| {
+            if !command.contains('…') {
+                return command.to_owned();
+            }
+            let Some((variable, value)) = command.trim_start_matches("export ").split_once('=') else {
+                return command.to_owned();
+            };
+            let variable = variable.replace('…', "01");
+            let is_key = variable.strip_prefix("REDEEMER_WECHAT__PUBLIC_KEYS__");
+            let fitting = match values.iter().find(|(name, _)| *name == variable) {
+                Some((_, value)) => value.clone(),
+                None if is_key.is_some_and(|id| id.starts_with("PUB_KEY_ID_")) => {
+                    self.at("wechat_public.pem")
+                }
+                None => panic!("nothing fits {variable}: {remedy}"),
+            };
+            let value = if value == "…" { format!("'{fitting}'") } else { value.to_owned() };
+            format!("export {variable}={value}")
+        };
+        let filled: Vec<_> = commands.split("; ").map(fill).collect();
+        format!("{} # {why}", filled.join("; "))
+    }
+
+    /// Types a remedy as it is printed, with its blanks filled in, if the fault was found: either it shows what is wrong and
+    /// changes nothing, or the fault is gone.
     fn try_remedy(&self, environment: &[(&str, &str)], [id, _, remedy]: &[String; 3]) {
-        if remedy.split(" # ").next().is_some_and(|commands| commands.contains('…')) {
-            assert!(remedy.starts_with("export REDEEMER_"), "{id}: {remedy}");
-            assert!(remedy.contains(" # "), "{id}: what goes there is said: {remedy}");
-            return;
-        }
+        let has_blank = remedy.split(" # ").next().is_some_and(|commands| commands.contains('…'));
+        let remedy = &if has_blank { self.filled_in(remedy) } else { remedy.clone() };
         const SHOWS: [&str; 7] =
             ["ls ", "grep -c ", "wc ", "date; ", "openssl x509 -noout ", "env ", "openssl rsa -check "];
         let before = self.files();
@@ -144,10 +180,7 @@ impl Bench {
         let unset = environment.iter().filter(|(name, _)| after.iter().all(|(set, _)| set != name));
         let unset: Vec<_> = unset.map(|(name, _)| (*name, "(unset)")).collect();
         let (faults, _) = self.check(&[after, unset].concat());
-        // A bundle holds the merchant's own certificate, which is not one of WeChat Pay's.
-        let left = |[other, ..]: &&[String; 3]| id != "key_is_pkcs12" || other != "key_is_our_own";
-        let left: Vec<_> = faults.iter().filter(left).collect();
-        assert!(left.is_empty(), "{id} after {remedy}: {left:#?}");
+        assert!(faults.is_empty(), "{id} after {remedy}: {faults:#?}");
         for path in made {
             // For the same readers as what it is made of.
             if let Some((_, mode)) = before.get(&path.with_extension("")) {
@@ -196,6 +229,8 @@ impl Bench {
         answers: &str,
     ) -> (Vec<(String, String)>, Option<i32>) {
         let inner = self.command(&[], environment);
+        // A name that no shell can unset ends with a new shell.
+        let remedy = &remedy.replace("exec env -u ", "exec env -0 -u ").replace("\"$SHELL\"", "");
         let script = format!("{remedy}\ncode=$?\nenv -0\nexit $code");
         let mut shell = Command::new("bash");
         shell.args(["-c", &script]).current_dir(&self.dir).env_remove(PUBLIC_KEY);
@@ -293,6 +328,14 @@ fn key_material_is_read_in_every_form() {
     bench.accepted(&[(MERCHANT_KEY, &bench.write("form.pem", swapped))], "PKCS#1 below the label of PKCS#8");
     let swapped = bench.text("key.pem").replace("PRIVATE KEY", "RSA PRIVATE KEY");
     bench.accepted(&[(MERCHANT_KEY, &bench.write("form.pem", swapped))], "PKCS#8 below the label of PKCS#1");
+    // Text around a block in whatever encoding: names of the platform's archive in GBK, a note in Latin-1.
+    let named = |bytes: &[u8], name: &str| [bytes, b"\n", bench.text(name).as_bytes(), bytes].concat();
+    for bytes in [&b"friendlyName: \xcc\xda\xd1\xb6"[..], b"cl\xe9 priv\xe9e", b"\xff"] {
+        let file = bench.write("form.pem", named(bytes, "key.pem"));
+        bench.accepted(&[(MERCHANT_KEY, &file)], "a key among other bytes");
+        let file = bench.write("form.pem", named(bytes, "wechat_public.pem"));
+        bench.accepted(&[(PUBLIC_KEY, &file)], "a public key among other bytes");
+    }
     // A bundle: the certificate before the key.
     let both = bench.text("merchant_certificate.pem") + &bench.text("key.pem");
     bench.accepted(&[(MERCHANT_KEY, &bench.write("form.pem", both))], "certificate and key");
@@ -313,6 +356,29 @@ fn every_certificate_of_a_file_is_read() {
     for serial in ["0AB1", "0AB2", "0AB3"] {
         assert!(out(&output).contains(&format!("platform certificate {serial}, valid")), "{}", out(&output));
     }
+}
+
+/// As many as a machine trusts, with the one that matters at the end.
+#[test]
+fn bundle_of_authorities_is_read_to_its_end() {
+    let bench = Bench::new();
+    let one = bench.text("merchant_certificate.pem");
+    let bundle = |bytes: usize| one.repeat(bytes / one.len()) + &bench.text("wechat_certificate.pem");
+    let client = [("REDEEMER_BROKER__URI", "amqps://u:p@127.0.0.1:1/%2f")];
+    for (bytes, id) in [(100_000, ""), (219_000, ""), (1_000_000, ""), (1_100_000, "key_too_large")] {
+        let file = bench.write("authorities.pem", bundle(bytes));
+        let output = run(&mut bench
+            .command(&["check", "--json"], &[client[0], ("REDEEMER_BROKER__CA_FILE", file.as_str())]));
+        let found: Vec<Value> =
+            out(&output).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let of_file = found.iter().filter(|one| one["detail"].as_str().unwrap().contains("broker.ca_file"));
+        let ids: Vec<_> = of_file.map(|one| one["id"].as_str().unwrap()).collect();
+        assert_eq!(ids.join(", "), id, "{bytes}: {found:#?}");
+        // The last one counts: as platform certificates, the merchant's own before it are faults, and it is not among them.
+    }
+    let list = format!("[{:?}]", bench.write("authorities.pem", bundle(219_000)));
+    let (faults, _) = bench.check(&[(CERTIFICATES, &list)]);
+    assert!(faults.iter().all(|[id, ..]| id == "key_is_our_own") && !faults.is_empty(), "{faults:#?}");
 }
 
 /// What is no key of the expected kind, in the place of each kind: its id, and whether its remedy, typed as printed, helps.
@@ -369,6 +435,21 @@ fn key_material_that_cannot_be_read_is_named_for_what_it_is() {
     key("encrypted_pkcs1.pem", "key_is_encrypted", false);
     key("encrypted.der", "key_is_encrypted", false);
     key("bundle.p12", "key_is_pkcs12", false);
+    // What stands beside a key that cannot be used says less.
+    for (name, beside) in
+        [("encrypted.pem", "beside_encrypted.pem"), ("encrypted_pkcs1.pem", "beside_pkcs1.pem")]
+    {
+        bench.write(beside, bench.text("merchant_certificate.pem") + &bench.text(name));
+        key(beside, "key_is_encrypted", false);
+        fs::set_permissions(bench.path(beside), fs::Permissions::from_mode(0o644)).unwrap();
+        // That others may read it comes first; which key it is comes once that is fixed.
+        let (faults, _) = bench.check(&[(MERCHANT_KEY, &bench.at(beside))]);
+        assert!(matches!(&faults[..], [[id, ..]] if id == "key_exposed"), "{faults:#?}");
+    }
+    bench.write("beside_ec.pem", bench.text("merchant_certificate.pem") + &bench.text("ec_sec1.pem"));
+    key("beside_ec.pem", "key_is_other_algorithm", false);
+    bench.write("huge.pem", "x".repeat(64 * 1024) + &bench.text("key.pem"));
+    key("huge.pem", "key_too_large", false);
     key("merchant_certificate.pem", "key_is_certificate", false);
     key("merchant_public.pem", "key_is_public_key", false);
     // That others may read it is beside the point.
@@ -399,6 +480,14 @@ fn key_material_that_cannot_be_read_is_named_for_what_it_is() {
     public("utf16_public.pem", "key_is_utf16", true);
     public("wechat_certificate.pem", "key_is_certificate", false);
     public("wechat.pem", "key_is_private_key", false);
+    public("key.der", "key_is_der", false);
+    public("certificate.der", "key_is_der", false);
+    public("encrypted.pem", "key_is_encrypted", false);
+    public("encrypted.der", "key_is_encrypted", false);
+    public("bundle.p12", "key_is_pkcs12", false);
+    public("request.pem", "key_is_certificate_request", false);
+    public("ec.pem", "key_is_private_key", false);
+    public("noise.pem", "key_is_binary", false);
     public("empty.pem", "key_is_empty", false);
     public("folder.pem", "key_is_folder", false);
     public("merchant_public.pem", "key_is_our_own", false);
@@ -411,8 +500,23 @@ fn key_material_that_cannot_be_read_is_named_for_what_it_is() {
     certificate("wechat_public.pem", "key_is_public_key");
     certificate("key.pem", "key_is_private_key");
     certificate("bundle.p12", "key_is_pkcs12");
+    certificate("public.der", "key_is_der");
+    certificate("encrypted.pem", "key_is_encrypted");
+    certificate("request.pem", "key_is_certificate_request");
     certificate("words.pem", "key_is_other_text");
     certificate("merchant_certificate.pem", "key_is_our_own");
+    // The remedy is about the list, whatever else names the same file.
+    let (own, list) =
+        (bench.at("merchant_certificate.pem"), format!("[{:?}]", bench.at("merchant_certificate.pem")));
+    let [_, detail, remedy] =
+        bench.refused(&[(CERTIFICATES, &list), (OWN_CERTIFICATE, &own)], "key_is_our_own");
+    assert!(
+        detail.starts_with("wechat.platform_certificates: ") && !remedy.contains("MERCHANT"),
+        "{detail}: {remedy}"
+    );
+    // Where its own certificate is expected, the bundle is what has it.
+    let bundle = bench.at("bundle.p12");
+    bench.refused(&[(OWN_CERTIFICATE, &bundle)], "key_is_pkcs12");
     // One of several, of which the others stay.
     let several = format!("[{:?}, {:?}]", bench.at("wechat_certificate.pem"), bench.at("certificate.der"));
     let [_, _, remedy] = bench.refused(&[(CERTIFICATES, &several)], "key_is_der");
@@ -456,17 +560,34 @@ fn serials_and_ids_are_reported_as_people_copy_them() {
     bench
         .refused(&[(OWN_SERIAL, &another), (OWN_CERTIFICATE, &certificate)], "serial_of_another_certificate");
     bench.refused(&[(OWN_CERTIFICATE, &other)], "certificate_of_another_key");
-    for id in [
-        "0116000001",
-        "KEY_ID_01",
-        "PUB_KEY_ID_",
-        "PUB_KEY_ID_01 ",
-        "PUB_KEY_ID_0\u{200b}1",
-        "PUB_KEY_ID_0-1",
-        SERIAL,
+    for (id, meant) in [
+        ("0116000001", "PUB_KEY_ID_0116000001"),
+        ("KEY_ID_02", "PUB_KEY_ID_02"),
+        ("PUB_KEY_ID_", "PUB_KEY_ID_…"),
+        ("PUB_KEY_ID_02 ", "PUB_KEY_ID_02"),
+        ("PUB_KEY_ID_0\u{200b}2", "PUB_KEY_ID_02"),
+        ("PUB_KEY_ID_0-2", "PUB_KEY_ID_…"),
+        (SERIAL, "PLATFORM_CERTIFICATES="),
+        ("0f1e2d3c4b5a69788796a5b4c3d2e1f0", "PUB_KEY_ID_…"),
     ] {
         let name = format!("REDEEMER_WECHAT__PUBLIC_KEYS__{id}");
-        bench.refused(&[(&name, &pub_key)], "config_value");
+        // Beside a key that is named as it should be, and alone.
+        for environment in [&[(&*name, &*pub_key)][..], &[(&*name, &*pub_key), (PUBLIC_KEY, "(unset)")]] {
+            let [_, detail, remedy] = bench.refused(environment, "config_value");
+            assert!(detail.starts_with("wechat.public_keys: ") && remedy.contains(meant), "{id}: {remedy}");
+            assert!(!format!("{detail}{remedy}").contains("0f1e2d3c4b5a69788796a5b4c3d2e1f0"), "{remedy}");
+        }
+        // In the file, while the environment names another one: the line is named, and nothing of the environment is.
+        let text =
+            format!("[admin]\nlisten = \"127.0.0.1:0\"\n\n[wechat.public_keys]\n\"{id}\" = {pub_key:?}\n");
+        let file = bench.write("redeemer.toml", text);
+        let (faults, _) = bench.check(&[("REDEEMER_CONFIG", &file)]);
+        let [[finding, _, remedy]] = &faults[..] else { panic!("{id}: {faults:#?}") };
+        assert_eq!(finding, "config_value");
+        assert!(
+            remedy.starts_with("${EDITOR:-vi} +5 ") && !remedy.contains("REDEEMER_WECHAT"),
+            "{id}: {remedy}"
+        );
     }
     let asked = "REDEEMER_WECHAT__VERIFICATION_SERIAL";
     bench.accepted(&[(asked, "PUB_KEY_ID_01")], "a key that is held");
@@ -495,6 +616,39 @@ fn remedy_of_a_value_helps_as_it_is_printed() {
     bench.openssl("genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:1024 -out small.pem");
     bench.close("small.pem");
     bench.refused(&[(MERCHANT_KEY, &bench.at("small.pem"))], "key_too_short");
+}
+
+/// What `run` refuses beside keys and values is a finding of `check`.
+#[test]
+fn whatever_refuses_a_start_is_a_finding() {
+    let bench = Bench::new();
+    let apiv3 = bench.write("apiv3.txt", "0123456789abcdef0123456789abcdef\n");
+    let listen = "REDEEMER_ADMIN__LISTEN";
+    // Addresses of nobody here: of documents, of a neighbor, of everybody at once.
+    for address in
+        ["192.0.2.1:9464", "192.0.2.1:0", "198.51.100.7:9464", "203.0.113.9:80", "[2001:db8::1]:9464"]
+    {
+        bench.refused(&[(listen, address)], "admin_listen");
+    }
+    for endpoint in ["http://127.0.0.1:4318/a b", "http://127.0.0.1:4318/<x>", "http://127.0.0.1:4318/x>"] {
+        bench.refused(&[("REDEEMER_TELEMETRY__OTLP_ENDPOINT", endpoint)], "config_value");
+    }
+    // A download never brings a public key.
+    let downloads = ("REDEEMER_WECHAT__APIV3_KEY_FILE", apiv3.as_str());
+    let asked = "REDEEMER_WECHAT__VERIFICATION_SERIAL";
+    for serial in ["PUB_KEY_ID_02", "PUB_KEY_ID_0", "PUB_KEY_ID_0116000001"] {
+        let (faults, _) = bench.check(&[(asked, serial), downloads]);
+        let found = faults.iter().filter(|[id, ..]| id == "serial_not_held").count();
+        assert_eq!(found, 1, "{serial}: {faults:#?}");
+        let started = run(&mut bench.command(&["run"], &[(asked, serial), downloads]));
+        assert_eq!(started.status.code(), Some(3), "{serial}: {}", err(&started));
+    }
+    // A port that somebody else has.
+    let taken = answering(&response("200 OK", "hello"));
+    let (found, code) = findings(&bench, &[(listen, &taken)], "admin port");
+    assert_eq!((found.len(), found[0][0].as_str(), found[0][1].as_str()), (1, "admin_port_in_use", "fault"));
+    assert_eq!(code, Some(4));
+    assert_eq!(run(&mut bench.command(&["run"], &[(listen, &taken)])).status.code(), Some(1));
 }
 
 /// `key.pem` as root lends it to the group of the service, read as this user and these groups.
@@ -664,6 +818,13 @@ fn answer_of_something_else_is_a_fault_of_check_on_either_host() {
         (format!("200 OK\r\n{PROXY}"), html, "<html><head><title>Access denied"),
         (format!("502 Bad Gateway\r\n{PROXY}"), html, "502"),
         (format!("401 Unauthorized\r\n{PROXY}"), html, "squid"),
+        // A gateway of one's own speaks JSON, too.
+        (
+            "401 Unauthorized\r\nserver: kong/3.4\r\ncontent-type: application/json".to_owned(),
+            r#"{"code":"UNAUTHORIZED","message":"no API key found"}"#,
+            "Server kong/3.4",
+        ),
+        ("401 Unauthorized".to_owned(), r#"{"code":"SIGN_ERROR","message":"x"}"#, "SIGN_ERROR"),
         (format!("407 Proxy Authentication Required\r\n{PROXY}"), html, "407"),
         ("403 Forbidden".to_owned(), "", "an empty body"),
         ("302 Found\r\nlocation: http://portal.example/login".to_owned(), "", "302"),
@@ -798,7 +959,7 @@ fn all_variables() -> Vec<String> {
 }
 
 /// Every subcommand, as far as it can go where nothing answers.
-const SUBCOMMANDS: [&[&str]; 14] = [
+const SUBCOMMANDS: [&[&str]; 16] = [
     &["check"],
     &["check", "--json"],
     &["run"],
@@ -813,6 +974,8 @@ const SUBCOMMANDS: [&[&str]; 14] = [
     &["parked", "discard", "--because", "x", "--all"],
     &["healthcheck"],
     &["schema", "command"],
+    &["sandbox", "--listen", "127.0.0.1:0", "--dir", "./sandbox"],
+    &["demo", "--commands", "1"],
 ];
 
 /// The names of exchanges and queues, the source of events and what the shell shows anyway are no secrets: they are
@@ -884,6 +1047,174 @@ fn no_output_holds_a_secret_that_was_put_in_a_wrong_place() {
     assert!(found.is_empty(), "{found:#?}");
 }
 
+/// What the provider names as the cause of a rejection reaches those who have to act on it, and the value that
+/// it quotes does not.
+#[test]
+fn detail_of_a_rejection_reaches_the_event_and_the_log() {
+    let programs = Programs::start(broker::shared().uri());
+    for (nth, (field, location, issue)) in [
+        ("/appid", "body", "wrong form"),
+        ("stock_id", "query", "not of this brand"),
+        ("/associated_order_info/mchid", "body", "商户号有误"),
+        ("out_request_no", "", "too long"),
+        ("/use_time", "body", ""),
+        ("openid", "url", "another app"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let value = "oh-394z-6CGkNoJrsDLTTUKiAnp4";
+        let detail = json!({"field": field, "location": location, "issue": issue, "value": value});
+        let fault = json!({"kind": "status", "status": 400, "code": "PARAM_ERROR", "sub_code": 268_435_461,
+            "signed": true, "message": "参数错误", "detail": detail});
+        crate::check::put(&programs, "faults", &json!({"rules": [{"operation": "use", "fault": fault}]}));
+        let command = programs::command(&format!("detail{nth}")).to_string();
+        let output = run(&mut programs.command(&["publish", "--wait", &command]));
+        let event: Value = serde_json::from_str(out(&output).trim()).unwrap();
+        let problem = &event["data"]["problem"];
+        assert_eq!(
+            (&problem["reason"], &problem["code"]),
+            (&json!("invalid_parameter"), &json!("PARAM_ERROR"))
+        );
+        let number = format!("number_detail{nth}");
+        let log = programs::until("the line of the outcome", || {
+            let log = programs.log();
+            let lines: Vec<_> =
+                log.lines().filter(|line| line.contains(&number)).map(str::to_owned).collect();
+            lines.iter().any(|line| line.contains("outcome=")).then_some(lines)
+        });
+        let settled = log.iter().find(|line| line.contains("outcome=")).unwrap();
+        for (name, text) in [("field", field), ("location", location), ("issue", issue)] {
+            let said = format!("{name} {text}");
+            if !text.is_empty() {
+                assert!(problem["message"].as_str().unwrap().contains(&said), "{said}: {problem}");
+                assert!(settled.contains(&said), "{said}: {settled}");
+            }
+        }
+        assert!(
+            !problem.to_string().contains(value) && log.iter().all(|line| !line.contains(value)),
+            "{log:?}"
+        );
+    }
+}
+
+/// Whatever somebody types or writes where something else is expected: on the command line, and in the file on either side
+/// of the `=`.
+#[test]
+fn no_output_holds_a_secret_of_the_command_line_or_the_file() {
+    let bench = Bench::new();
+    let body: String = bench.text("key.pem").lines().filter(|line| !line.starts_with("---")).collect();
+    let words = ["geheim-4711-kennwort", &body[100..140], "0f1e2d3c4b5a69788796a5b4c3d2e1f0"];
+    let secrets = [
+        "amqp://redeemer:geheim-4711-kennwort@rabbit.example.com:5671/%2f",
+        "redeemer:geheim-4711-kennwort@rabbit.example.com",
+        "geheim-4711-kennwort",
+        "--geheim-4711-kennwort",
+        "0f1e2d3c4b5a69788796a5b4c3d2e1f0",
+        &bench.text("key.pem"),
+        &body,
+    ];
+    let check = |command: &mut Command, what: &str| {
+        let output = run(command.stdin(Stdio::null()));
+        let text = format!("{}{}", out(&output), err(&output));
+        let found = words.iter().find(|word| text.contains(**word));
+        assert!(found.is_none() && !text.contains("panic"), "{what}: {text}");
+        output.status.code()
+    };
+    // A single word behind each place of the command line; what it can be is another matter.
+    const PLACES: [&str; 24] = [
+        "",
+        "check",
+        "run",
+        "topology",
+        "topology plan",
+        "parked",
+        "parked list",
+        "parked list --brand",
+        "parked list --older",
+        "parked discard --because x --all",
+        "schema",
+        "schema --write /nowhere/",
+        "healthcheck",
+        "healthcheck --at",
+        "healthcheck --timeout",
+        "publish --lines",
+        "publish {} --deadline",
+        "publish {} --wait --expect",
+        "publish {}",
+        "watch --outcome",
+        "watch",
+        "sandbox --listen",
+        "demo --commands",
+        "--config",
+    ];
+    for secret in secrets {
+        for place in PLACES {
+            let mut words: Vec<&str> = place.split(' ').filter(|word| !word.is_empty()).collect();
+            words.push(secret);
+            if place == "--config" {
+                words.push("check");
+            }
+            check(&mut bench.command(&words, &[]), place);
+        }
+        let at = format!("@{secret}");
+        check(&mut bench.command(&["publish", &at], &[]), "publish @");
+        let option = format!("--{secret}");
+        check(&mut bench.command(&["check", &option], &[]), "an option");
+    }
+    let line = secrets.map(|secret| secret.replace('\n', ""));
+    let mut texts = Vec::new();
+    for secret in &line {
+        texts.extend([
+            secret.clone(),
+            format!("\"{secret}\" = 1"),
+            format!("\"{secret}\" = 1\n\"{secret}\" = 2"),
+            format!("[\"{secret}\"]\nx = 1"),
+            format!("[broker]\n\"{secret}\" = \"x\""),
+            format!("[wechat]\n{} = \"x\"", secret.replace(|letter: char| !letter.is_ascii_alphanumeric(), "-")),
+            format!("[wechat.public_keys]\n\"{secret}\" = 1"),
+            format!("[wechat.public_keys]\n\"{secret}\" = \"x.pem\""),
+            format!("[wechat]\nplatform_certificates = [\"{secret}\"]\n[admin]\nhosts = \"{secret}\""),
+            format!("[broker]\nprefetch = \"{secret}\"\nheartbeat = \"{secret}\"\n[retry]\ndelays = [\"{secret}\"]"),
+            format!("[broker]\nuri = {secret}\n"),
+            format!("broker.uri = \"{secret}\"\nbroker.uri.x = 1"),
+            format!("[log]\nformat = \"{secret}\"\nfilter = \"{secret}=\"\n[admin]\nlisten = \"{secret}\""),
+        ]);
+    }
+    for text in texts {
+        let file = bench.write("redeemer.toml", &text);
+        for subcommand in ["check", "run"] {
+            let code = check(&mut bench.command(&["--config", &file, subcommand], &[]), &text);
+            assert_eq!(code, Some(3), "{subcommand}: {text}");
+        }
+    }
+    for secret in
+        ["0f1e2d3c4b5a69788796a5b4c3d2e1f0", "geheim-4711-kennwort", "geheim_4711_kennwort_0123456789"]
+    {
+        for name in [
+            format!("REDEEMER_WECHAT__{secret}"),
+            format!("REDEEMER_SURPRISE__{secret}"),
+            format!("REDEEMER_{secret}__X"),
+            format!("REDEEMER_BROKER__NAMES__{secret}"),
+            format!("REDEEMER_WECHAT__PUBLIC_KEYS__{secret}"),
+        ] {
+            for subcommand in ["check", "run", "schema"] {
+                let arguments =
+                    if subcommand == "schema" { vec!["schema", "command"] } else { vec![subcommand] };
+                let output = run(&mut bench.command(&arguments, &[(&name, "x.pem")]));
+                let text = format!("{}{}", out(&output), err(&output)).to_lowercase();
+                assert!(!text.contains(secret), "{name}: {text}");
+                assert_eq!(output.status.code(), Some(3), "{name}: {text}");
+            }
+        }
+    }
+    bench.refused(&[("REDEEMER_SURPRISE__0f1e2d3c4b5a69788796a5b4c3d2e1f0", "x")], "config_unknown_key");
+    // A word that is near to one of ours is shown: it is a typo.
+    let typo = run(&mut bench.command(&["chekc"], &[]));
+    assert_eq!(typo.status.code(), Some(2));
+    assert!(err(&typo).contains("'chekc'") && err(&typo).contains("'check'"), "{}", err(&typo));
+}
+
 // ---- manners
 
 /// Runs a line of the shell with the program as `$0`.
@@ -899,8 +1230,9 @@ fn shell(bench: &Bench, line: &str, environment: &[(&str, &str)]) -> std::proces
 fn no_subcommand_panics_whatever_is_missing() {
     let bench = Bench::new();
     // What is missing, and the exit code of each subcommand in the order of the list; `run` is left to itself for a second.
-    let down: [i32; 14] = [4, 4, 0, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 0];
-    let no_file: [i32; 14] = [3; 14];
+    let down: [i32; 16] = [4, 4, 0, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 0, 0, 1];
+    // Sandbox and demo have a configuration of their own.
+    let no_file: [i32; 16] = [3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 0, 1];
     type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], [i32; SUBCOMMANDS.len()]);
     let cases: [Case<'_>; 4] = [
         ("the broker", &[], down),
@@ -912,9 +1244,9 @@ fn no_subcommand_panics_whatever_is_missing() {
         for (subcommand, code) in SUBCOMMANDS.iter().zip(codes) {
             let quoted = subcommand.iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" ");
             let line = match subcommand[0] {
-                "run" => {
-                    "timeout -s TERM 1 \"$0\" run; code=$?; [ $code = 124 ] && exit 0; exit $code".to_owned()
-                }
+                "run" | "sandbox" => format!(
+                    "timeout -s TERM 2 \"$0\" {quoted}; code=$?; [ $code = 124 ] && exit 0; exit $code"
+                ),
                 _ => format!("\"$0\" {quoted}"),
             };
             let output = shell(&bench, &line, environment);
@@ -958,13 +1290,27 @@ fn closed_output_ends_every_subcommand_without_a_word() {
 #[test]
 fn few_descriptors_and_foreign_bytes_end_no_subcommand_in_a_panic() {
     let bench = Bench::new();
-    for limit in [4, 8, 14, 63, 64, 65, 70, 80] {
-        for subcommand in ["check", "watch", "topology verify", "parked list"] {
-            let line = format!("ulimit -n {limit}; exec timeout 20 \"$0\" {subcommand}");
+    for limit in [4, 8, 14, 20, 30, 40, 50, 60, 63, 64, 65, 70, 80] {
+        for subcommand in SUBCOMMANDS {
+            let quoted = subcommand.iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" ");
+            let lasts = matches!(subcommand[0], "run" | "sandbox") && limit >= 64;
+            let seconds = if lasts { 1 } else { 20 };
+            let line = format!("ulimit -n {limit}; exec timeout -s TERM {seconds} \"$0\" {quoted}");
             let output = shell(&bench, &line, &[]);
             let text = format!("{}{}", out(&output), err(&output));
-            assert!(matches!(output.status.code(), Some(1 | 3 | 4 | 127)), "{limit} {subcommand}: {text}");
-            assert!(!text.contains("panic"), "{limit} {subcommand}: {text}");
+            let code = output.status.code();
+            let fits = match (limit, subcommand[0]) {
+                // Below what the loader itself needs.
+                (..8, _) => matches!(code, Some(3 | 127)),
+                (..64, _) => code == Some(3),
+                (_, "run" | "sandbox") => code == Some(124),
+                (_, "schema") => code == Some(0),
+                (_, "topology") if subcommand[1] == "plan" => code == Some(0),
+                (_, "check") => code == Some(4),
+                _ => code == Some(1),
+            };
+            assert!(fits, "{limit} {subcommand:?}: {code:?} {text}");
+            assert!(!text.contains("panic"), "{limit} {subcommand:?}: {text}");
         }
     }
     // A variable that is no text, beside ours.

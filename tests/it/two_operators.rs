@@ -33,7 +33,11 @@ async fn bed(coupon: Value) -> Bed {
 }
 
 async fn park(bed: &Bed, code: &str) {
-    let at = Timestamp::now() - SignedDuration::from_hours(1);
+    park_since(bed, code, SignedDuration::from_hours(1)).await;
+}
+
+async fn park_since(bed: &Bed, code: &str, ago: SignedDuration) {
+    let at = Timestamp::now() - ago;
     let mut headers = FieldTable::default();
     for (name, text) in [
         ("x-redemption-parked-reason", "deadline_passed".to_owned()),
@@ -173,6 +177,23 @@ async fn refusal_rests_on_two_spaced_queries() {
     assert!(apart >= SETTLING, "{apart:?}");
     let evidence = reported.data("/evidence").as_array().unwrap();
     assert_eq!((evidence.len(), reported.data("/attempts")), (2, &json!(2)), "{evidence:#?}");
+}
+
+/// A call of the service may take 60 s, and the command was parked 55 s before the query began: what the query saw at its
+/// beginning may change, although its answer came after that time.
+#[tokio::test(flavor = "multi_thread")]
+async fn query_that_began_while_a_call_may_be_under_way_refuses_nothing() {
+    let mut bed = Bed::new().await;
+    bed.config.retry.query_delay = Span(SETTLING);
+    bed.config.wechat.read_timeout = Span(Duration::from_secs(60));
+    bed.config.wechat.total_timeout = Span(Duration::from_secs(60));
+    bed.leave_parked().await;
+    bed.issue("C1", json!({"state": "EXPIRED"}));
+    bed.faults(json!([{"operation": "query", "times": 1, "fault": {"kind": "slow", "ms": 8_000}}]));
+    park_since(&bed, "C1", SignedDuration::from_secs(55)).await;
+    let output = program(&bed, TELL).output().await.unwrap();
+    assert!(lines(&output, 4)[0]["left"].is_string(), "{output:?}");
+    assert_eq!((queries(&bed).len(), depth(&bed, &bed.config.broker.names.parked).await), (1, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -30,6 +30,36 @@ async fn quick() -> Bed {
     bed
 }
 
+/// What a sender asked of the broker: a delayed retry keeps the priority, and not the expiration, which would end the delay
+/// early.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delayed_retry_keeps_the_priority_and_not_the_expiration() {
+    let mut bed = quick().await;
+    bed.config.retry.delays = vec![Span(Duration::from_secs(7))];
+    bed.faults(json!([{"fault": {"kind": "html_502"}}]));
+    let service = bed.start_unready().await;
+    service.wait_metric("redeemer_broker_connected", 1.0).await;
+    let mut delayed = bed.in_delay("7s").await;
+    for priority in [0_u8, 5, 9] {
+        bed.issue(&format!("P{priority}"), json!({}));
+        let properties = BasicProperties::default()
+            .with_priority(priority)
+            .with_expiration("600000".into())
+            .with_message_id("kept".into());
+        let bytes = command(&format!("P{priority}"), &format!("USE_P{priority}")).to_string();
+        bed.publish_bytes(bytes.as_bytes(), properties).await;
+    }
+    let mut priorities = BTreeSet::new();
+    for _ in 0..3 {
+        let delivery = bed::next(&mut delayed, "a delayed retry").await;
+        assert_eq!(delivery.properties.expiration(), &None);
+        assert_eq!(delivery.properties.message_id().as_ref().map(|id| id.as_str()), Some("kept"));
+        priorities.insert(delivery.properties.priority().unwrap_or_default());
+    }
+    assert_eq!(priorities, BTreeSet::from([0, 5, 9]));
+    service.stop().await;
+}
+
 fn act(deed: &str) -> ActionRequest {
     serde_json::from_value(json!({ "do": deed })).unwrap()
 }
@@ -590,10 +620,16 @@ async fn when_no_brand_lets_us_in_consumption_stops_and_resumes_by_itself() {
         bed.issue(&code, json!({"brand_id": brand}));
         bed.publish(&of_brand(&code, brand, &format!("USE_{code}"))).await;
     }
-    until("the stop", async || service.get("/readyz").await.1.contains("NO_AUTH")).await;
+    let suspended = async || {
+        let status: Value = serde_json::from_str(&service.get("/status.json").await.1).unwrap();
+        status["reasons"][0]["code"] == "suspended_unauthorized"
+    };
+    until("the suspension", &suspended).await;
     assert_eq!(service.metric(r#"redeemer_suspended{reason="unauthorized"}"#).await, 1.0);
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    assert!(service.get("/readyz").await.1.contains("NO_AUTH"), "it stays stopped");
+    let calls = || bed.ledger()["attempts"].as_array().unwrap().len();
+    let before = calls();
+    until("three more probes", async || calls() >= before + 3).await;
+    assert!(suspended().await, "it stays suspended");
     assert_eq!(bed.uses().len(), 2);
     unauthorized(&bed, &[]);
     for reported in in_order(&mut bed, 30).await {

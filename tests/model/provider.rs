@@ -150,6 +150,7 @@ impl Card {
             use_request_no: user(permit).filter(|_| ways.shows_numbers).map(|user| number(user).into()),
             return_request_no: permit.returned.map(|_| "R1".into()),
             return_time: permit.returned.filter(|at| *at == Return::LongBefore).map(|_| long_before()),
+            ..Trace::default()
         };
         let every = self.permits.iter().all(|permit| permit.used.is_some());
         let usage = match &self.permits[..] {

@@ -906,6 +906,7 @@ fn effect(progress: &Progress) -> &'static str {
         EffectState::NoEffect => "no_effect",
         EffectState::Unknown => "unknown",
         EffectState::SeenUsed => "used",
+        EffectState::RejectedUnclear { .. } => "rejected_unclear",
         EffectState::Rejected { may_be_ours: false, .. } => "rejected",
         EffectState::Rejected { may_be_ours: true, .. } => "rejected_unverified",
     }

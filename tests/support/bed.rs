@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test binary uses its own part of it
 #![allow(clippy::unwrap_used)] // a test bed that cannot be made fails the test
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::PathBuf;
 use std::sync::LazyLock;
@@ -408,17 +409,22 @@ pub(crate) async fn until(what: &str, fact: impl AsyncFn() -> bool) {
 
 /// Panics where a result or audit event is not what its schema says.
 pub(crate) fn keeps_the_contract(event: &Value) {
+    let faults = faults_by_contract(event);
+    assert!(faults.is_empty(), "{faults:#?}\n{event:#}");
+}
+
+/// Where a result or audit event is not what its schema says, by JSON pointer, and why.
+pub(crate) fn faults_by_contract(event: &Value) -> BTreeMap<String, String> {
     static SCHEMAS: LazyLock<[jsonschema::Validator; 2]> = LazyLock::new(|| {
         let dialect = redeemer::wire::schema::Dialect::Draft2020;
         [redeemer::wire::schema::event(dialect), redeemer::wire::schema::audit(dialect)]
             .map(|schema| jsonschema::options().should_validate_formats(true).build(&schema).unwrap())
     });
     let audit = event["type"].as_str().is_some_and(|kind| kind.starts_with("redemption.parked."));
-    let faults: Vec<_> = SCHEMAS[usize::from(audit)]
+    SCHEMAS[usize::from(audit)]
         .iter_errors(event)
-        .map(|fault| format!("{}: {fault}", fault.instance_path()))
-        .collect();
-    assert!(faults.is_empty(), "{faults:#?}\n{event:#}");
+        .map(|fault| (fault.instance_path().to_string(), fault.to_string()))
+        .collect()
 }
 
 pub(crate) const OPENID: &str = "oh-394z-6CGkNoJrsDLTTUKiAnp4";

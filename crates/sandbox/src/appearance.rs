@@ -8,6 +8,9 @@ use sha2::{Digest, Sha256};
 
 use super::clock::china_time;
 use super::coupon::{Coupon, UsageMode};
+use super::issue::DAY;
+
+const HOUR: i64 = 3600;
 
 /// How many looks there are before they repeat: the lists below have 2 to 10 entries.
 const APPEARANCES: u32 = 2520;
@@ -41,9 +44,12 @@ const METHODS: [(&str, Option<&str>); 6] = [
     ("APP", Some("USAGE_GUIDE")),
 ];
 
+/// How many days after it is received a coupon becomes valid, if its stock says so.
+pub(super) const WAIT_DAYS: i64 = 1;
+
 /// How the time of a coupon is limited: by one of these, never by all at once.
-#[derive(Clone, Copy)]
-enum Limits {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Limits {
     None,
     Days,
     DaysAndWeek,
@@ -59,10 +65,24 @@ pub(super) fn by_seed(seed: u64, coupon_code: &str) -> u32 {
 }
 
 /// What `plain` is without a number, and one of `all` with it.
-pub(super) fn pick<T: Copy>(coupon: &Coupon, plain: T, all: &[T]) -> T {
-    match coupon.look.map(|number| number as usize % all.len().max(1)) {
+fn pick<T: Copy>(coupon: &Coupon, plain: T, all: &[T]) -> T {
+    pick_by(coupon.look, plain, all)
+}
+
+fn pick_by<T: Copy>(look: Option<u32>, plain: T, all: &[T]) -> T {
+    match look.map(|number| number as usize % all.len().max(1)) {
         Some(index) => all.get(index).copied().unwrap_or(plain),
         None => plain,
+    }
+}
+
+/// How the stock of a coupon limits its time.
+pub(super) fn limits(look: Option<u32>, mode: UsageMode) -> Limits {
+    const ALL: [Limits; 5] =
+        [Limits::DaysAndWeek, Limits::Days, Limits::Irregular, Limits::Seconds, Limits::None];
+    match pick_by(look, Limits::DaysAndWeek, &ALL) {
+        Limits::Seconds if mode == UsageMode::Sequential => Limits::None,
+        limits => limits,
     }
 }
 
@@ -118,12 +138,17 @@ pub(super) fn product_coupon(coupon: &Coupon) -> Value {
         }
         (UsageMode::ProgressiveBundle, bundle) => {
             let count = bundle.as_ref().map_or(1, |bundle| bundle.total);
-            product["progressive_bundle_usage_info"] = json!({ "count": count, "interval_days": 1 });
+            // All places of a bundle can be issued at once, so no days need pass between them.
+            product["progressive_bundle_usage_info"] = json!({ "count": count, "interval_days": 0 });
         }
         (UsageMode::Sequential, _) => {
-            let (count, kind) = (coupon.rounds.len(), pick(coupon, "INCREMENTAL", &["INCREMENTAL", "EQUAL"]));
-            product["sequential_usage_info"] =
-                json!({ "type": kind, "count": count, "available_days": 30, "interval_days": 0 });
+            let days = (seconds_valid(coupon) + DAY - 1) / DAY;
+            product["sequential_usage_info"] = json!({
+                "type": sequential_type(coupon),
+                "count": coupon.rounds.len(),
+                "available_days": days,
+                "interval_days": 0,
+            });
         }
     }
     product
@@ -218,14 +243,34 @@ fn add_usage_rule(stock: &mut Value, coupon: &Coupon) {
             }
         }
         (UsageMode::Sequential, _) => {
-            let prices: Vec<_> = (1..=coupon.rounds.len()).map(|turn| price(kind, turn * 100)).collect();
+            let is_first_special = pick(coupon, false, &[false, false, true]);
             stock["sequential_usage_rule"] = json!({
                 "coupon_available_period": period,
-                format!("{}_list", price_name(kind)): prices,
-                "special_first": true,
+                format!("{}_list", price_name(kind)): prices(coupon, kind, is_first_special),
+                "special_first": is_first_special,
             });
         }
     }
+}
+
+fn sequential_type(coupon: &Coupon) -> &'static str {
+    pick(coupon, "INCREMENTAL", &["INCREMENTAL", "EQUAL"])
+}
+
+/// A price for each round: better from round to round or always the same, but for a first one that is the best of all.
+fn prices(coupon: &Coupon, kind: &str, is_first_special: bool) -> Vec<Value> {
+    let grows = sequential_type(coupon) == "INCREMENTAL";
+    let rounds = coupon.rounds.len();
+    let price_of = |round: usize| {
+        let steps = match round {
+            0 if is_first_special => rounds + 1,
+            round if grows => round + 1,
+            _ => 1,
+        };
+        // A better offer takes more off, and a better exchange costs less.
+        price(kind, if kind == "EXCHANGE" { 2000 - 100 * steps } else { 100 * steps })
+    };
+    (0..rounds).map(price_of).collect()
 }
 
 fn price_name(kind: &str) -> &'static str {
@@ -245,21 +290,24 @@ fn price(kind: &str, amount: usize) -> Value {
 }
 
 fn period(coupon: &Coupon) -> Value {
-    const ALL: [Limits; 5] =
-        [Limits::DaysAndWeek, Limits::Days, Limits::Irregular, Limits::Seconds, Limits::None];
     // Every coupon has at least one round.
     let first = &coupon.rounds[0];
     let (begin, end) = (china_time(first.valid_begin), china_time(first.valid_end));
     let mut period = json!({ "available_begin_time": begin, "available_end_time": end });
-    match pick(coupon, Limits::DaysAndWeek, &ALL) {
+    match limits(coupon.look, coupon.usage_mode) {
         Limits::None => {}
-        Limits::Seconds if is_legacy(coupon) => {}
-        Limits::Seconds => period["available_seconds"] = json!(7200),
+        Limits::Seconds => {
+            let lasts = seconds_valid(coupon);
+            // The document has whole hours, up to a day; a coupon that was cut short has no such limit.
+            if (HOUR..=DAY).contains(&lasts) && lasts % HOUR == 0 {
+                period["available_seconds"] = json!(lasts);
+            }
+        }
         Limits::Irregular => {
             period["irregular_available_period_list"] = json!([{ "begin_time": begin, "end_time": end }]);
         }
         Limits::Days => {
-            period["wait_days_after_receive"] = json!(1);
+            period["wait_days_after_receive"] = json!(WAIT_DAYS);
             add_days(&mut period, coupon);
         }
         Limits::DaysAndWeek => {
@@ -274,11 +322,16 @@ fn period(coupon: &Coupon) -> Value {
     period
 }
 
-/// The older rule for several rounds has no such member.
+/// As many days as the coupon is valid, if it is whole days. The older rule for several rounds has no such member.
 fn add_days(period: &mut Value, coupon: &Coupon) {
-    if !is_legacy(coupon) {
-        period["available_days"] = json!(30);
+    let lasts = seconds_valid(coupon);
+    if !is_legacy(coupon) && (DAY..=365 * DAY).contains(&lasts) && lasts % DAY == 0 {
+        period["available_days"] = json!(lasts / DAY);
     }
+}
+
+fn seconds_valid(coupon: &Coupon) -> i64 {
+    coupon.rounds[0].valid_end.as_second() - coupon.rounds[0].valid_begin.as_second()
 }
 
 fn usage_rule_display_info(coupon: &Coupon) -> Value {

@@ -61,13 +61,14 @@ pub struct NewCoupon {
     /// `SINGLE` where absent.
     #[serde(default)]
     pub usage_mode: UsageMode,
-    /// Rounds of a `SEQUENTIAL` coupon, or coupons in the whole bundle: 1 to 15, 3 where absent. No use for `SINGLE`.
+    /// Rounds of a `SEQUENTIAL` coupon, 1 to 15, or coupons in the whole bundle, 3 to 15: 3 where absent. No use for
+    /// `SINGLE`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rounds: Option<usize>,
     /// The bundle of a `PROGRESSIVE_BUNDLE` coupon; a bundle of its own where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bundle_id: Option<String>,
-    /// Its place in the bundle, from 0.
+    /// Its place in the bundle, from 0 and below `rounds`; one coupon for each place.
     #[serde(default)]
     pub bundle_index: usize,
     /// `EFFECTIVE` where absent.

@@ -8,19 +8,15 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::appearance;
-use super::clock::shifted;
+use super::bundles::{Bundles, MOST_ROUNDS};
 use super::coupon::{
     ActionRequest, Bundle, Coupon, CouponAction, CouponState, Mark, NewCoupon, Round, Usage, UsageMode,
 };
 use super::error_response::{ErrorResponse, sub_code};
+use super::issue::{self, generate_name};
 use super::ledger::{BodyDigest, EffectKind};
 use super::registry::Registry;
 use super::request::{self, Order, Path};
-
-const DAY: i64 = 24 * 3600;
-const VALID_SECONDS: i64 = 30 * DAY;
-const MOST_ROUNDS: usize = 15;
 
 /// What an operation changed: the ledger makes an effect of it.
 #[derive(Clone, Debug)]
@@ -40,7 +36,7 @@ pub(super) struct Coupons {
     consumed: HashMap<(Arc<str>, Arc<str>), Consumed>,
     /// By user, stock and number.
     sends: HashMap<(String, String, String), (BodyDigest, Arc<str>)>,
-    bundles: HashMap<Arc<str>, Vec<Arc<str>>>,
+    bundles: Bundles,
     changes: Vec<Change>,
     pub registry: Registry,
     /// By which seed coupons get their looks; none if all have the plain one.
@@ -71,12 +67,7 @@ impl Coupons {
 
     /// How many coupons of the bundle are used.
     pub(crate) fn used_in_bundle(&self, bundle: &Bundle) -> usize {
-        let codes = self.bundles.get(&bundle.id).map_or(&[][..], Vec::as_slice);
-        codes
-            .iter()
-            .filter_map(|code| self.by_code.get(code))
-            .filter(|coupon| coupon.state == CouponState::Used)
-            .count()
+        self.of_bundle(bundle).filter(|coupon| coupon.state == CouponState::Used).count()
     }
 
     /// What has changed since this was last asked.
@@ -99,6 +90,7 @@ impl Coupons {
                 return Err(format!("rounds of {code} are not 1 to {MOST_ROUNDS}"));
             }
         }
+        self.bundles.check(&coupons)?;
         for coupon in coupons {
             self.add(coupon, now);
         }
@@ -240,8 +232,14 @@ impl Coupons {
             return Err(ErrorResponse::rule(sub_code::STATE_ILLEGAL, "仅可退最近一次核销的券"));
         }
         let coupon = self.get_known_mut(code)?;
-        let round = &mut coupon.rounds[index];
-        round.state = if now < round.valid_end { CouponState::Effective } else { CouponState::Expired };
+        let (whole, round) = (coupon.state, &mut coupon.rounds[index]);
+        round.state = match whole {
+            // What is over stays over: a return brings back one use, never the coupon.
+            over if over.is_over() => over,
+            _ if now < round.valid_end => CouponState::Effective,
+            _ => CouponState::Expired,
+        };
+        round.deleted = (round.state == CouponState::Deleted).then_some(now);
         round.returned_use = round.used.take();
         round.returned = Some(Mark { number: number.into(), at: now });
         coupon.update_state();
@@ -353,6 +351,8 @@ impl Coupons {
         );
         let coupon = self.get_known_mut(&code)?;
         coupon.sent = Mark { number: asked.send_request_no.as_str().into(), at: now };
+        // Nothing is valid before it is received.
+        coupon.rounds.iter_mut().for_each(|round| round.valid_begin = now);
         coupon.attach.clone_from(&asked.attach);
         let code = coupon.coupon_code.clone();
         self.sends.insert(key, (body, code.clone()));
@@ -402,15 +402,18 @@ impl Coupons {
                 (false, _) => Err(ErrorResponse::number_already_used()),
             };
         }
-        if coupon.locked_by.as_ref().is_some_and(|holder| *holder != usage.number) {
-            return Err(ErrorResponse::locked());
-        }
         let index = coupon.round_to_use(asked);
         if let Some(refusal) = coupon.rounds[index].state.refusal() {
             return Err(refusal);
         }
+        // After the state: what cannot be used at all is not worth a later attempt.
+        if coupon.locked_by.as_ref().is_some_and(|holder| *holder != usage.number) {
+            return Err(ErrorResponse::locked());
+        }
         let number = usage.number.clone();
         let coupon = self.get_known_mut(code)?;
+        // A use that was begun ends here.
+        coupon.locked_by = None;
         coupon.rounds[index].state = CouponState::Used;
         coupon.rounds[index].used = Some(usage);
         // The next round opens with this use; intervals between rounds are not simulated.
@@ -483,87 +486,27 @@ impl Coupons {
     }
 
     fn add(&mut self, new: NewCoupon, now: Timestamp) {
-        let code: Arc<str> = new.coupon_code.as_str().into();
-        let brand: Arc<str> = new.brand_id.as_str().into();
-        let total = new.rounds.unwrap_or(3);
-        let (begin, end) = match new.state {
-            CouponState::Pending => {
-                (shifted(now, DAY), shifted(now, DAY + new.valid_seconds.unwrap_or(VALID_SECONDS)))
-            }
-            CouponState::Expired => (shifted(now, -2 * DAY), shifted(now, -DAY)),
-            _ => (shifted(now, -DAY), shifted(now, new.valid_seconds.unwrap_or(VALID_SECONDS))),
-        };
-        let used = (new.state == CouponState::Used).then(|| Usage {
-            number: new.used_by.clone().unwrap_or_else(|| generate_name("SANDBOX_OTHER_ORDER", &code)).into(),
-            use_time: super::clock::china_time(now),
-            order: None,
-            saved_amount: None,
-        });
-        let rounds =
-            (0..if new.usage_mode == UsageMode::Sequential { total } else { 1 }).map(|index| Round {
-                // Only the first round of a usable or used coupon is usable or used; the others wait their turn.
-                state: match (index, new.state) {
-                    (0, state) => state,
-                    (1, CouponState::Used) => CouponState::Effective,
-                    (_, CouponState::Used | CouponState::Effective) => CouponState::Pending,
-                    (_, state) => state,
-                },
-                valid_begin: begin,
-                valid_end: end,
-                used: used.clone().filter(|_| index == 0),
-                returned: None,
-                returned_use: None,
-                deleted: (new.state == CouponState::Deleted).then_some(now),
-            });
-        let mut coupon = Coupon {
-            openid: new.openid.into(),
-            coupon_code: code.clone(),
-            appid: new.appid.into(),
-            brand_id: brand.clone(),
-            product_coupon_id: new.product_coupon_id.into(),
-            stock_id: new.stock_id.into(),
-            usage_mode: new.usage_mode,
-            state: new.state,
-            rounds: rounds.collect(),
-            bundle: None,
-            sent: Mark { number: generate_name("SANDBOX_SEND", &code).into(), at: shifted(now, -DAY) },
-            // Whatever is past the first state was confirmed.
-            confirmed: (new.state != CouponState::Confirming).then(|| Mark {
-                number: generate_name("SANDBOX_CONFIRM", &code).into(),
-                at: shifted(now, -DAY),
-            }),
-            deactivated: None,
-            deactivate_reason: None,
-            attach: Some("campaign=sandbox".to_owned()),
-            locked_by: None,
-            stores: new.stores,
-            look: new.look.or_else(|| self.looks_seed.map(|seed| appearance::by_seed(seed, &code))),
-            shows_returned_use: new.shows_returned_use,
-        };
-        coupon.update_state();
-        if new.state == CouponState::Deactivated {
-            coupon.deactivated =
-                Some(Mark { number: generate_name("SANDBOX_DEACTIVATE", &code).into(), at: now });
-            coupon.deactivate_reason = Some("issued so".to_owned());
+        let coupon = issue::issued(new, self.looks_seed, now);
+        let code = coupon.coupon_code.clone();
+        if let Some(bundle) = &coupon.bundle {
+            self.bundles.add(bundle, code.clone());
         }
-        if new.usage_mode == UsageMode::ProgressiveBundle {
-            let id: Arc<str> = new.bundle_id.unwrap_or_else(|| format!("bundle_{code}")).into();
-            self.bundles.entry(id.clone()).or_default().push(code.clone());
-            coupon.bundle = Some(Bundle { id, index: new.bundle_index, total });
-        }
-        if let Some(used) = used {
-            self.consumed
-                .insert((brand, used.number), Consumed { coupon_code: code.clone(), round: 0, body: None });
+        if let Some(used) = &coupon.rounds[0].used {
+            let key = (coupon.brand_id.clone(), used.number.clone());
+            self.consumed.insert(key, Consumed { coupon_code: code.clone(), round: 0, body: None });
         }
         self.by_code.insert(code, coupon);
     }
 
     fn is_later_used(&self, bundle: &Bundle) -> bool {
-        let codes = self.bundles.get(&bundle.id).map_or(&[][..], Vec::as_slice);
-        codes.iter().filter_map(|code| self.by_code.get(code)).any(|other| {
+        self.of_bundle(bundle).any(|other| {
             other.state == CouponState::Used
                 && other.bundle.as_ref().is_some_and(|place| place.index > bundle.index)
         })
+    }
+
+    fn of_bundle(&self, bundle: &Bundle) -> impl Iterator<Item = &Coupon> {
+        self.bundles.codes_of(&bundle.id).filter_map(|code| self.by_code.get(code))
     }
 
     fn get_known(&self, code: &str) -> Result<&Coupon, ErrorResponse> {
@@ -588,15 +531,10 @@ impl Coupons {
     }
 }
 
-/// A number for what no client asked, within the 40 characters that a number may have.
-fn generate_name(prefix: &str, tail: &str) -> String {
-    let room = 39 - prefix.len();
-    let characters = tail.chars().count();
-    format!("{prefix}_{}", tail.chars().skip(characters.saturating_sub(room)).collect::<String>())
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::clock::shifted;
+    use super::super::issue::DAY;
     use super::*;
     use serde_json::json;
 
@@ -682,6 +620,69 @@ mod tests {
         assert_eq!(redeem(&mut coupons, "C1", "number_1", None, "body"), Err(sub_code::PARAMETERS));
         assert_eq!(redeem(&mut coupons, "C1", "number_2", None, "body"), Ok(()));
         assert!(coupons.get("C1").unwrap().rounds[0].returned.is_some(), "a later use keeps the trace");
+    }
+
+    #[test]
+    fn a_return_revives_no_coupon_that_is_over() {
+        for (deed, over) in [
+            (Some(CouponAction::Deactivate), CouponState::Deactivated),
+            (Some(CouponAction::Delete), CouponState::Deleted),
+            (Some(CouponAction::Expire), CouponState::Expired),
+            (None, CouponState::Expired),
+        ] {
+            let mut coupons = with(|new| new.usage_mode = UsageMode::Sequential);
+            redeem(&mut coupons, "C1", "number_1", Some(0), "a").unwrap();
+            redeem(&mut coupons, "C1", "number_2", Some(1), "b").unwrap();
+            if let Some(deed) = deed {
+                act(&mut coupons, deed, None).unwrap();
+            }
+            let end = shifted(now(), if deed.is_some() { 0 } else { 32 * DAY });
+            for (round, number) in [(0, "return_1"), (1, "return_2")] {
+                let returning = ActionRequest {
+                    deed: CouponAction::Return,
+                    number: Some(number.to_owned()),
+                    round: Some(round),
+                };
+                let coupon = coupons.act("C1", &returning, end).unwrap();
+                assert_eq!(coupon.state, over, "{deed:?}");
+                assert_eq!(coupon.rounds[round].state, over, "{deed:?}");
+                assert!(coupon.rounds[round].returned.is_some(), "{deed:?}");
+                assert_eq!(coupon.rounds[round].deleted.is_some(), over == CouponState::Deleted);
+            }
+            let refused = redeem(&mut coupons, "C1", "number_3", Some(0), "c").unwrap_err();
+            assert_eq!(refused, over.refusal().unwrap().sub_code, "{deed:?}");
+        }
+    }
+
+    #[test]
+    fn a_lock_ends_with_the_use_that_took_it() {
+        for (mode, left) in [(UsageMode::Single, false), (UsageMode::Sequential, true)] {
+            let mut coupons = with(|new| new.usage_mode = mode);
+            act(&mut coupons, CouponAction::Lock, Some("number_1")).unwrap();
+            assert_eq!(redeem(&mut coupons, "C1", "number_2", None, "b"), Err(sub_code::LOCKED));
+            assert_eq!(redeem(&mut coupons, "C1", "number_1", None, "a"), Ok(()));
+            assert!(coupons.get("C1").unwrap().locked_by.is_none(), "{mode:?}");
+            let expected = if left { Ok(()) } else { Err(sub_code::USED_BY_ANOTHER) };
+            assert_eq!(redeem(&mut coupons, "C1", "number_2", None, "b"), expected, "{mode:?}");
+            act(&mut coupons, CouponAction::Return, Some("return_1")).unwrap();
+            assert_eq!(redeem(&mut coupons, "C1", "number_3", None, "c"), Ok(()), "{mode:?}");
+        }
+    }
+
+    #[test]
+    fn a_lock_hides_no_state_that_refuses() {
+        for (deed, expected) in [
+            (CouponAction::Expire, sub_code::EXPIRED),
+            (CouponAction::Delete, sub_code::DELETED),
+            (CouponAction::Deactivate, sub_code::STATE_ILLEGAL),
+        ] {
+            let mut coupons = with(|_| {});
+            act(&mut coupons, CouponAction::Lock, Some("number_1")).unwrap();
+            act(&mut coupons, deed, None).unwrap();
+            for number in ["number_1", "number_2"] {
+                assert_eq!(redeem(&mut coupons, "C1", number, None, "a"), Err(expected), "{deed:?}");
+            }
+        }
     }
 
     #[test]
@@ -812,6 +813,32 @@ mod tests {
         coupons.return_coupon("C2", None, "return_2", None, now()).unwrap();
         coupons.return_coupon("C1", None, "return_1", None, now()).unwrap();
         assert_eq!(coupons.used_in_bundle(&bundle), 0);
+    }
+
+    #[test]
+    fn no_bundle_is_issued_that_cannot_be() {
+        let of = |code: &str, index, rounds, id: Option<&str>| NewCoupon {
+            usage_mode: UsageMode::ProgressiveBundle,
+            bundle_id: id.map(str::to_owned),
+            bundle_index: index,
+            rounds,
+            ..NewCoupon::at("o1", code, &place())
+        };
+        let mut coupons = Coupons::default();
+        for (index, rounds) in
+            [(0, Some(1)), (0, Some(2)), (0, Some(16)), (3, None), (3, Some(3)), (15, Some(15))]
+        {
+            coupons.issue(vec![of("C1", index, rounds, None)], now()).unwrap_err();
+        }
+        coupons.issue(vec![of("C1", 14, Some(15), None), of("C2", 2, None, Some("B"))], now()).unwrap();
+        coupons.issue(vec![of("C3", 2, None, Some("B"))], now()).unwrap_err();
+        coupons.issue(vec![of("C3", 1, Some(4), Some("B"))], now()).unwrap_err();
+        coupons.issue(vec![of("C3", 0, None, Some("D")), of("C4", 0, None, Some("D"))], now()).unwrap_err();
+        coupons
+            .issue(vec![of("C3", 0, None, Some("D")), of("C4", 1, Some(5), Some("D"))], now())
+            .unwrap_err();
+        assert_eq!(coupons.len(), 2);
+        coupons.issue(vec![of("C3", 1, None, Some("B")), of("C4", 0, None, None)], now()).unwrap();
     }
 
     #[test]

@@ -115,7 +115,12 @@ mod tests {
     use super::*;
 
     fn issued(mode: UsageMode, state: CouponState) -> Coupons {
+        issued_with_look(mode, state, None)
+    }
+
+    fn issued_with_look(mode: UsageMode, state: CouponState, look: Option<u32>) -> Coupons {
         let new = NewCoupon {
+            look,
             openid: "o1".into(),
             coupon_code: "C1".into(),
             appid: "wx1234567890abcdef".into(),
@@ -144,40 +149,129 @@ mod tests {
         assert_ne!(looks[0], appearance::by_seed(8, "C0"));
     }
 
+    const MODES: [UsageMode; 3] = [UsageMode::Single, UsageMode::ProgressiveBundle, UsageMode::Sequential];
+
+    const STATES: [CouponState; 7] = [
+        CouponState::Confirming,
+        CouponState::Pending,
+        CouponState::Effective,
+        CouponState::Used,
+        CouponState::Expired,
+        CouponState::Deleted,
+        CouponState::Deactivated,
+    ];
+
+    fn rule(entity: &Value) -> &Value {
+        let names = ["single_usage_rule", "progressive_bundle_usage_rule", "sequential_usage_rule"];
+        let rules: Vec<_> = names.iter().filter_map(|name| entity["stock"].get(name)).collect();
+        assert_eq!(rules.len(), 1, "{}", entity["stock"]);
+        rules[0]
+    }
+
     #[test]
     fn no_look_shows_what_cannot_be_together() {
-        for number in 0..2520 {
-            for mode in [UsageMode::Single, UsageMode::ProgressiveBundle, UsageMode::Sequential] {
-                let coupons = issued(mode, CouponState::Effective);
-                let mut coupon = coupons.get("C1").unwrap().clone();
-                coupon.look = Some(number);
-                let (product, stock) = (appearance::product_coupon(&coupon), appearance::stock(&coupon));
-                let rule = ["single_usage_rule", "progressive_bundle_usage_rule", "sequential_usage_rule"]
-                    .iter()
-                    .filter_map(|name| stock.get(name))
-                    .collect::<Vec<_>>();
-                assert_eq!(rule.len(), 1, "{number}");
-                let period = &rule[0]["coupon_available_period"];
-                let limits = ["available_days", "weekly_available_period"];
-                if period.get("irregular_available_period_list").is_some()
-                    || period.get("available_seconds").is_some()
-                {
-                    assert!(limits.iter().all(|name| period.get(name).is_none()), "{number}: {period}");
+        for (number, mode) in (0..2520).flat_map(|number| MODES.map(|mode| (number, mode))) {
+            let coupons = issued_with_look(mode, CouponState::Effective, Some(number));
+            let entity = entity(coupons.get("C1").unwrap(), 0);
+            let (product, stock) = (&entity["product_coupon"], &entity["stock"]);
+            let period = &rule(&entity)["coupon_available_period"];
+            let limits = ["available_days", "weekly_available_period"];
+            if period.get("irregular_available_period_list").is_some()
+                || period.get("available_seconds").is_some()
+            {
+                assert!(limits.iter().all(|name| period.get(name).is_none()), "{number}: {period}");
+            }
+            let combos = product["display_info"].get("combo_package_list").is_some();
+            assert_eq!(combos, product["scope"] == "SINGLE", "{number}");
+            assert!(product["type"] != "EXCHANGE" || product["scope"] == "SINGLE", "{number}");
+            let uploaded = stock.get("coupon_code_count_info").is_some();
+            assert_eq!(uploaded, stock["coupon_code_mode"] == "UPLOAD", "{number}");
+            if mode == UsageMode::ProgressiveBundle {
+                assert_ne!(stock["coupon_code_mode"], "API_ASSIGN", "{number}");
+            }
+            for object in [product, stock] {
+                let withdrawn = object.get("deactivate_time").is_some();
+                assert_eq!(withdrawn, object["state"] == "DEACTIVATED", "{number}");
+            }
+        }
+    }
+
+    fn seconds(time: &Value) -> i64 {
+        let text = time.as_str().unwrap();
+        let whole = if text.matches(':').count() == 2 { text.replace('+', ":00+") } else { text.to_owned() };
+        whole.parse::<jiff::Timestamp>().unwrap().as_second()
+    }
+
+    /// The time of a coupon is what its stock allows. The legacy shape writes its begin without seconds.
+    #[test]
+    fn the_limits_of_each_look_fit_the_times_of_the_coupon() {
+        const DAY: i64 = 24 * 3600;
+        let mut shown = std::collections::BTreeSet::new();
+        for (number, mode) in (0..20).flat_map(|number| MODES.map(|mode| (number, mode))) {
+            for state in STATES {
+                let coupons = issued_with_look(mode, state, Some(number));
+                let entity = entity(coupons.get("C1").unwrap(), 0);
+                let what = format!("look {number}, {mode:?}, {state:?}: {entity}");
+                let [begin, end, received] =
+                    ["valid_begin_time", "valid_end_time", "receive_time"].map(|name| seconds(&entity[name]));
+                let confirmed = entity.get("confirm_time").map_or(received, seconds);
+                let rounding = if mode == UsageMode::Sequential { 59 } else { 0 };
+                let is_lasting = |length: i64| (end - begin - rounding..=end - begin).contains(&length);
+                assert!(received <= begin + rounding && received <= confirmed && begin < end, "{what}");
+                let period = &rule(&entity)["coupon_available_period"];
+                if let Some(days) = period.get("available_days") {
+                    shown.insert("days");
+                    assert!(is_lasting(days.as_i64().unwrap() * DAY), "{what}");
                 }
-                let combos = product["display_info"].get("combo_package_list").is_some();
-                assert_eq!(combos, product["scope"] == "SINGLE", "{number}");
-                assert!(product["type"] != "EXCHANGE" || product["scope"] == "SINGLE", "{number}");
-                let uploaded = stock.get("coupon_code_count_info").is_some();
-                assert_eq!(uploaded, stock["coupon_code_mode"] == "UPLOAD", "{number}");
-                if mode == UsageMode::ProgressiveBundle {
-                    assert_ne!(stock["coupon_code_mode"], "API_ASSIGN", "{number}");
+                if let Some(lasts) = period.get("available_seconds").map(|lasts| lasts.as_i64().unwrap()) {
+                    shown.insert("seconds");
+                    assert!(is_lasting(lasts) && lasts <= DAY && lasts % 3600 == 0, "{what}");
+                    assert!(begin == received || state == CouponState::Pending, "{what}");
                 }
-                for object in [&product, &stock] {
-                    let withdrawn = object.get("deactivate_time").is_some();
-                    assert_eq!(withdrawn, object["state"] == "DEACTIVATED", "{number}");
+                if let Some(wait) = period.get("wait_days_after_receive") {
+                    shown.insert("wait");
+                    assert!(begin + rounding - received >= wait.as_i64().unwrap() * DAY, "{what}");
+                }
+                if mode == UsageMode::Sequential {
+                    let days = &entity["product_coupon"]["sequential_usage_info"]["available_days"];
+                    assert!(is_lasting(days.as_i64().unwrap() * DAY), "{what}");
                 }
             }
         }
+        assert_eq!(shown.into_iter().collect::<Vec<_>>(), ["days", "seconds", "wait"]);
+    }
+
+    /// What an offer is worth to the user.
+    fn worth(offer: &Value) -> i64 {
+        let of = |name: &str| offer.get(name).map(|amount| amount.as_i64().unwrap());
+        let cost = || -of("exchange_price").unwrap();
+        of("discount_amount").or_else(|| of("percent_off")).unwrap_or_else(cost)
+    }
+
+    #[test]
+    fn the_offers_of_each_round_follow_their_type() {
+        let mut shown = std::collections::BTreeSet::new();
+        for number in 0..2520 {
+            let coupons = issued_with_look(UsageMode::Sequential, CouponState::Effective, Some(number));
+            let entity = entity(coupons.get("C1").unwrap(), 0);
+            let rule = rule(&entity);
+            let lists = ["normal_coupon_list", "discount_coupon_list", "exchange_coupon_list"];
+            let offers: Vec<i64> = lists
+                .iter()
+                .filter_map(|name| rule.get(name))
+                .flat_map(|list| list.as_array().unwrap())
+                .map(worth)
+                .collect();
+            let is_special = rule["special_first"].as_bool().unwrap();
+            let common = if is_special { &offers[1..] } else { &offers[..] };
+            assert_eq!(offers.len(), 3, "{number}");
+            let is_equal = entity["product_coupon"]["sequential_usage_info"]["type"] == "EQUAL";
+            shown.insert((is_equal, is_special));
+            let follows = |two: &[i64]| if is_equal { two[0] == two[1] } else { two[0] < two[1] };
+            assert!(common.windows(2).all(follows), "{number}: {rule}");
+            assert!(!is_special || common.iter().all(|offer| *offer < offers[0]), "{number}: {rule}");
+        }
+        assert_eq!(shown.len(), 4, "{shown:?}");
     }
 
     #[test]

@@ -23,6 +23,7 @@ use tokio::task::JoinHandle;
 
 mod api;
 mod appearance;
+mod bundles;
 mod clock;
 mod control;
 mod coupon;
@@ -32,6 +33,7 @@ mod error_response;
 mod fast;
 mod faults;
 mod identity;
+mod issue;
 mod ledger;
 mod listener;
 mod registry;

@@ -1,10 +1,9 @@
-// Receives result events: go run subscribe.go   (apt install golang-github-rabbitmq-amqp091-go-dev, or go get …)
+// Receives result events: go run subscribe.go coupon.go   (apt install golang-github-rabbitmq-amqp091-go-dev, or go get …)
 // Each event is stored once, under its id, and only then acknowledged. AMQP_URI is the broker address; the events are
 // kept in the folder results. A table with the id as primary key works too.
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log"
@@ -36,35 +35,6 @@ func store(folder *os.File, id string, body []byte) bool {
 	return err == nil
 }
 
-type counted struct {
-	Total int64 `json:"total_count"`
-	Used  int64 `json:"used_count"`
-}
-
-type coupon struct {
-	State  string   `json:"coupon_state"`
-	Until  string   `json:"valid_end_time"`
-	Bundle *counted `json:"user_product_coupon_bundle_info"`
-	Rounds *counted `json:"sequential_usage_detail"`
-}
-
-// How many uses are left, and until when. Any member may be missing: see docs/coupon.md.
-func left(body []byte) string {
-	var event struct{ Data struct{ Coupon coupon } }
-	event.Data.Coupon.Until = "-"
-	_ = json.Unmarshal(body, &event) // a member of another type than documented stays empty
-	held, uses := event.Data.Coupon, int64(0)
-	switch {
-	case held.Bundle != nil:
-		uses = held.Bundle.Total - held.Bundle.Used
-	case held.Rounds != nil:
-		uses = held.Rounds.Total - held.Rounds.Used
-	case held.State == "EFFECTIVE":
-		uses = 1
-	}
-	return fmt.Sprintf("left %d until %s", uses, held.Until)
-}
-
 func main() {
 	uri := os.Getenv("AMQP_URI")
 	if uri == "" {
@@ -82,7 +52,7 @@ func main() {
 	fmt.Println("waiting")
 	for event := range events {
 		word := map[bool]string{true: "new", false: "repeat"}[store(folder, event.MessageId, event.Body)]
-		fmt.Println(word, event.Type, event.MessageId, event.CorrelationId, left(event.Body))
+		fmt.Println(word, event.Type, event.MessageId, event.CorrelationId, answers(event.Body))
 		must(0, event.Ack(false)) // last: an event without an ack is delivered again, as a repeat
 	}
 	log.Fatal("the connection or the queue is gone") // the supervisor restarts this program

@@ -28,11 +28,48 @@ function store(id, body) {
   }
 }
 
-// How many uses are left, and until when. Any member may be missing: see docs/coupon.md.
-function left(coupon) {
-  const counted = coupon?.user_product_coupon_bundle_info ?? coupon?.sequential_usage_detail;
-  const uses = counted ? counted.total_count - counted.used_count : Number(coupon?.coupon_state === "EFFECTIVE");
-  return `left ${Number.isInteger(uses) ? uses : "-"} until ${coupon?.valid_end_time ?? "-"}`;
+const USAGES = {
+  SINGLE: "single_usage_detail",
+  PROGRESSIVE_BUNDLE: "progressive_bundle_usage_detail",
+  SEQUENTIAL: "sequential_usage_detail",
+};
+// Any member may be missing or of another type.
+const object = (value) => (value !== null && typeof value === "object" && !Array.isArray(value) ? value : undefined);
+const text = (value) => (typeof value === "string" ? value : undefined);
+const whole = (value) => (Number.isSafeInteger(value) ? value : undefined);
+
+// Did our order use the coupon? Who did, and when? What did it save, what is left, until when? See docs/coupon.md.
+function answers(data) {
+  const coupon = data.coupon ?? {};
+  const redeemed = data.outcome === "redeemed";
+  const state = coupon.coupon_state;
+  const there = Object.keys(USAGES).filter((mode) => object(coupon[USAGES[mode]]));
+  const mode = text(coupon.product_coupon?.usage_mode) ?? (there.length === 1 ? there[0] : undefined);
+  const usage = object(coupon[USAGES[mode]]);
+  let uses = state === "USED" ? [usage] : [];
+  if (mode === "SEQUENTIAL") {
+    const rounds = Array.isArray(usage?.detail_item_list) ? usage.detail_item_list : [];
+    uses = rounds.filter((round) => round?.detail_state === "USED");
+    const ours = uses.filter((round) => round.use_request_no === data.out_request_no);
+    if (ours.length > 0 || redeemed) uses = ours;
+  }
+  const counts = mode === "PROGRESSIVE_BUNDLE" ? coupon.user_product_coupon_bundle_info : usage;
+  const rest = whole(counts?.total_count) - whole(counts?.used_count); // not a number if one is missing
+  let left = "-"; // unknown, which is not 0
+  if (["SINGLE", "SEQUENTIAL"].includes(mode) && ["EXPIRED", "DELETED", "DEACTIVATED"].includes(state)) {
+    left = 0;
+  } else if (mode in USAGES && ["CONFIRMING", "PENDING", "EFFECTIVE", "USED"].includes(state)) {
+    if (mode === "SINGLE") left = Number(state !== "USED");
+    else if (rest >= 0) left = rest;
+  }
+  // The end of a used coupon of a bundle is not that of the next one.
+  const ends = left !== "-" && !(mode === "PROGRESSIVE_BUNDLE" && state === "USED");
+  const until = (ends && text(coupon.valid_end_time)) || "-";
+  const shown = (read) => uses.map(read).filter((value) => value !== undefined).join() || "-";
+  const word = { redeemed: "yes", unresolved: "unknown" }[data.outcome] ?? "no";
+  const by = redeemed ? data.out_request_no : shown((use) => text(use?.use_request_no));
+  const [when, saved] = [shown((use) => text(use?.use_time)), shown((use) => whole(use?.saved_amount))];
+  return `used ${word} by ${by} when ${when} saved ${saved} left ${left} until ${until}`;
 }
 
 async function main() {
@@ -50,7 +87,7 @@ async function main() {
     if (message === null) process.exit(1); // the queue was deleted
     const event = JSON.parse(message.content);
     const word = store(event.id, message.content) ? "new" : "repeat";
-    console.log(word, event.type, event.id, message.properties.correlationId, left(event.data.coupon));
+    console.log(word, event.type, event.id, message.properties.correlationId, answers(event.data));
     // Last: an event without an ack is delivered again, as a repeat.
     channel.ack(message);
   });

@@ -30,25 +30,67 @@ $channel->queue_declare(QUEUE, false, true, false, false, false, $kind);
 $channel->queue_bind(QUEUE, 'redemption.results', 'redemption.#');
 $channel->basic_qos(0, 50, false);
 
-// How many uses are left, and until when. Any member may be missing: see docs/coupon.md.
-$left = function (?object $coupon): string {
-    $counted = $coupon->user_product_coupon_bundle_info ?? $coupon->sequential_usage_detail ?? null;
-    [$total, $used] = [$counted->total_count ?? null, $counted->used_count ?? null];
-    $usable = (int) (($coupon->coupon_state ?? null) === 'EFFECTIVE');
-    $uses = $counted === null ? $usable : (is_int($total) && is_int($used) ? $total - $used : '-');
-    return "left $uses until " . ($coupon->valid_end_time ?? '-');
-};
+const USAGES = [
+    'SINGLE' => 'single_usage_detail',
+    'PROGRESSIVE_BUNDLE' => 'progressive_bundle_usage_detail',
+    'SEQUENTIAL' => 'sequential_usage_detail',
+];
 
-$take = function (AMQPMessage $message) use ($store, $insert, $left) {
-    $event = json_decode($message->getBody(), false, 512, JSON_THROW_ON_ERROR);
+// A member; null if it is missing or of another type.
+function pick(mixed $value, string $name, string $kind): mixed
+{
+    $found = is_array($value) ? $value[$name] ?? null : null;
+    return get_debug_type($found) === $kind ? $found : null;
+}
+
+// Did our order use the coupon? Who did, and when? What did it save, what is left, until when? See docs/coupon.md.
+function answers(array $data): string
+{
+    [$coupon, $number, $redeemed] = [$data['coupon'] ?? [], $data['out_request_no'], $data['outcome'] === 'redeemed'];
+    $state = pick($coupon, 'coupon_state', 'string');
+    $there = array_keys(array_filter(USAGES, fn ($name) => pick($coupon, $name, 'array') !== null));
+    $mode = pick(pick($coupon, 'product_coupon', 'array'), 'usage_mode', 'string');
+    $mode ??= count($there) === 1 ? $there[0] : '';
+    $usage = pick($coupon, USAGES[$mode] ?? '', 'array');
+    $uses = $state === 'USED' ? [$usage] : [];
+    if ($mode === 'SEQUENTIAL') {
+        $rounds = pick($usage, 'detail_item_list', 'array') ?? [];
+        $uses = array_filter($rounds, fn ($round) => pick($round, 'detail_state', 'string') === 'USED');
+        $ours = array_filter($uses, fn ($round) => pick($round, 'use_request_no', 'string') === $number);
+        $uses = $ours || $redeemed ? $ours : $uses;
+    }
+    $counts = $mode === 'PROGRESSIVE_BUNDLE' ? pick($coupon, 'user_product_coupon_bundle_info', 'array') : $usage;
+    [$total, $used] = [pick($counts, 'total_count', 'int'), pick($counts, 'used_count', 'int')];
+    $left = '-'; // unknown, which is not 0
+    if (in_array($mode, ['SINGLE', 'SEQUENTIAL']) && in_array($state, ['EXPIRED', 'DELETED', 'DEACTIVATED'])) {
+        $left = 0;
+    } elseif (isset(USAGES[$mode]) && in_array($state, ['CONFIRMING', 'PENDING', 'EFFECTIVE', 'USED'])) {
+        $rest = $total !== null && $used !== null && $used <= $total ? $total - $used : '-';
+        $left = $mode === 'SINGLE' ? (int) ($state !== 'USED') : $rest;
+    }
+    // The end of a used coupon of a bundle is not that of the next one.
+    $ends = $left !== '-' && [$mode, $state] !== ['PROGRESSIVE_BUNDLE', 'USED'];
+    $until = $ends ? pick($coupon, 'valid_end_time', 'string') ?? '-' : '-';
+    $shown = function (string $name, string $kind) use ($uses): string {
+        $found = array_filter(array_map(fn ($use) => pick($use, $name, $kind), $uses), fn ($value) => $value !== null);
+        return $found ? implode(',', $found) : '-';
+    };
+    $word = ['redeemed' => 'yes', 'unresolved' => 'unknown'][$data['outcome']] ?? 'no';
+    [$by, $when] = [$redeemed ? $number : $shown('use_request_no', 'string'), $shown('use_time', 'string')];
+    return "used $word by $by when $when saved {$shown('saved_amount', 'int')} left $left until $until";
+}
+
+$take = function (AMQPMessage $message) use ($store, $insert) {
+    // As arrays: an object of PHP takes not every name.
+    $event = json_decode($message->getBody(), true, 512, JSON_THROW_ON_ERROR);
     // One transaction stores the id and applies the changes of the event, or does neither.
     $store->beginTransaction();
-    $insert->execute([$event->id, $event->type, $message->getBody()]);
+    $insert->execute([$event['id'], $event['type'], $message->getBody()]);
     $new = $insert->rowCount() === 1;
     // if ($new): apply the other changes of the event here
     $store->commit();
     $order = $message->has('correlation_id') ? $message->get('correlation_id') : '';
-    echo $new ? 'new' : 'repeat', " {$event->type} {$event->id} $order {$left($event->data->coupon)}\n";
+    echo $new ? 'new' : 'repeat', " {$event['type']} {$event['id']} $order ", answers($event['data']), "\n";
     // Last: an event without an ack is delivered again, as a repeat.
     $message->ack();
 };

@@ -17,14 +17,50 @@ store = sqlite3.connect("results.sqlite")
 store.execute("CREATE TABLE IF NOT EXISTS results (id TEXT PRIMARY KEY, type TEXT NOT NULL, event TEXT NOT NULL)")
 
 
-def left(coupon):
-    """How many uses are left, and until when. Any member may be missing, and of any type: see docs/coupon.md."""
-    counted = coupon.get("user_product_coupon_bundle_info") or coupon.get("sequential_usage_detail")
-    try:
-        uses = counted["total_count"] - counted["used_count"] if counted else int(coupon["coupon_state"] == "EFFECTIVE")
-    except (KeyError, TypeError):
-        uses = "-"
-    return f"left {uses} until {coupon.get('valid_end_time', '-')}"
+USAGES = {
+    "SINGLE": "single_usage_detail",
+    "PROGRESSIVE_BUNDLE": "progressive_bundle_usage_detail",
+    "SEQUENTIAL": "sequential_usage_detail",
+}
+
+
+def pick(value, name, kind):
+    """A member; None if it is missing or of another type."""
+    found = value.get(name) if isinstance(value, dict) else None
+    return found if type(found) is kind else None
+
+
+def answers(data):
+    """Did our order use the coupon? Who did, and when? What did it save, what is left, until when? See docs/coupon.md."""
+    coupon, number, redeemed = data["coupon"] or {}, data["out_request_no"], data["outcome"] == "redeemed"
+    state, there = pick(coupon, "coupon_state", str), [m for m in USAGES if pick(coupon, USAGES[m], dict) is not None]
+    mode = pick(pick(coupon, "product_coupon", dict), "usage_mode", str) or (there[0] if len(there) == 1 else None)
+    usage = pick(coupon, USAGES.get(mode), dict)
+    uses = [usage] if state == "USED" else []
+    if mode == "SEQUENTIAL":
+        uses = [use for use in pick(usage, "detail_item_list", list) or [] if pick(use, "detail_state", str) == "USED"]
+        ours = [use for use in uses if pick(use, "use_request_no", str) == number]
+        uses = ours if ours or redeemed else uses
+    counts = pick(coupon, "user_product_coupon_bundle_info", dict) if mode == "PROGRESSIVE_BUNDLE" else usage
+    total, used = pick(counts, "total_count", int), pick(counts, "used_count", int)
+    left = "-"  # unknown, which is not 0
+    if mode in ("SINGLE", "SEQUENTIAL") and state in ("EXPIRED", "DELETED", "DEACTIVATED"):
+        left = 0
+    elif mode in USAGES and state in ("CONFIRMING", "PENDING", "EFFECTIVE", "USED"):
+        if mode == "SINGLE":
+            left = int(state != "USED")
+        elif total is not None and used is not None and used <= total:
+            left = total - used
+    # The end of a used coupon of a bundle is not that of the next one.
+    ends = left != "-" and (mode, state) != ("PROGRESSIVE_BUNDLE", "USED")
+    until = ends and pick(coupon, "valid_end_time", str) or "-"
+
+    def shown(name, kind):
+        return ",".join(str(pick(use, name, kind)) for use in uses if pick(use, name, kind) is not None) or "-"
+
+    word = {"redeemed": "yes", "unresolved": "unknown"}.get(data["outcome"], "no")
+    by, when = number if redeemed else shown("use_request_no", str), shown("use_time", str)
+    return f"used {word} by {by} when {when} saved {shown('saved_amount', int)} left {left} until {until}"
 
 
 def take(channel, method, properties, body):
@@ -35,8 +71,7 @@ def take(channel, method, properties, body):
         new = store.execute("INSERT OR IGNORE INTO results VALUES (?, ?, ?)", row).rowcount == 1
         # if new: apply the other changes of the event here
     word = "new" if new else "repeat"
-    coupon = left(event["data"]["coupon"] or {"coupon_state": None})
-    print(word, event["type"], event["id"], properties.correlation_id, coupon, flush=True)
+    print(word, event["type"], event["id"], properties.correlation_id, answers(event["data"]), flush=True)
     # Last: an event without an ack is delivered again, as a repeat.
     channel.basic_ack(method.delivery_tag)
 

@@ -1,5 +1,6 @@
 //! Creates the objects of the plan, or verifies that they are there.
 
+use crate::amqp::connection::ACCESS_REFUSED;
 use crate::amqp::topology::{Argument, Kind, Mode, NONE, Object, Topology};
 use std::collections::BTreeMap;
 
@@ -15,6 +16,8 @@ pub enum TopologyFault {
     Refused {
         /// Which object.
         what: String,
+        /// AMQP's reply code.
+        code: u16,
         /// The broker's words.
         broker: String,
     },
@@ -91,7 +94,7 @@ impl<'a> Declarer<'a> {
         self.declare(object, true).await?;
         match self.declare(object, false).await {
             // Without the right to configure, existence is all that can be seen.
-            Err(TopologyFault::Refused { broker, .. }) if broker.contains("ACCESS_REFUSED") => Ok(()),
+            Err(TopologyFault::Refused { code: ACCESS_REFUSED, .. }) => Ok(()),
             result => result,
         }
     }
@@ -107,7 +110,8 @@ impl<'a> Declarer<'a> {
         };
         declare_on(&channel, object, passive, form).await.map_err(|error| match error.kind() {
             lapin::ErrorKind::ProtocolError(fault) => {
-                TopologyFault::Refused { what: object.to_string(), broker: fault.to_string() }
+                let (what, broker) = (object.to_string(), fault.to_string());
+                TopologyFault::Refused { what, code: fault.get_id(), broker }
             }
             _ => TopologyFault::Connection(error),
         })?;

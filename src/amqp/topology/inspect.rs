@@ -6,7 +6,7 @@ use crate::amqp::topology::{NONE, Object};
 use lapin::Connection;
 use tokio::time::timeout;
 
-use crate::amqp::connection::{AmqpSettings, CannotConnect, connect_any};
+use crate::amqp::connection::{AmqpSettings, CannotConnect, NOT_FOUND, connect_any};
 
 /// How an object stands on the broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,8 +19,13 @@ pub enum ObjectState {
     Missing,
     /// It is there with something else in it.
     Differs(Vec<Difference>),
-    /// It is there; what is in it may not be seen or could not be understood: the broker's words.
-    Unreadable(String),
+    /// It is there; what is in it may not be seen or could not be understood.
+    Unreadable {
+        /// AMQP's reply code.
+        code: u16,
+        /// The broker's words.
+        broker: String,
+    },
     /// It could not be made: the broker's words.
     NotCreated(String),
     /// A binding: AMQP cannot ask for one without making it.
@@ -87,14 +92,14 @@ pub(super) async fn print_standing(
     }
     match declare(connection, object, true).await {
         Ok(()) => differences(connection, object).await,
-        Err(TopologyFault::Refused { broker, .. }) if broker.contains("NOT_FOUND") => {
+        Err(TopologyFault::Refused { code: NOT_FOUND, .. }) => {
             if make {
                 made().await
             } else {
                 Ok(ObjectState::Missing)
             }
         }
-        Err(TopologyFault::Refused { broker, .. }) => Ok(ObjectState::Unreadable(broker)),
+        Err(TopologyFault::Refused { code, broker, .. }) => Ok(ObjectState::Unreadable { code, broker }),
         Err(TopologyFault::Connection(error)) => Err(error),
     }
 }
@@ -105,15 +110,15 @@ pub(super) async fn differences(connection: &Connection, object: &Object) -> lap
     let mut form = Form::of(object);
     let mut differences: Vec<Difference> = Vec::new();
     while differences.len() < DIFFERENCES_MAX {
-        let words = match declare_as(connection, object, false, &form).await {
+        let (code, words) = match declare_as(connection, object, false, &form).await {
             Ok(()) => break,
-            Err(TopologyFault::Refused { broker, .. }) => broker,
+            Err(TopologyFault::Refused { code, broker, .. }) => (code, broker),
             Err(TopologyFault::Connection(error)) => return Err(error),
         };
         let Some(named) = Named::read(&words) else {
             // What was named so far is sure; the rest stays in the broker's words.
             if differences.is_empty() {
-                return Ok(ObjectState::Unreadable(words));
+                return Ok(ObjectState::Unreadable { code, broker: words });
             }
             let wanted = "what is configured".to_owned();
             differences.push(Difference { argument: "something else".to_owned(), wanted, found: words });

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Finding;
 use super::broker_settings::broker_settings;
-use crate::amqp::connection::{AmqpSettings, CannotConnect};
+use crate::amqp::connection::{ACCESS_REFUSED, AmqpSettings, CannotConnect};
 use crate::amqp::probe::{self, MessageBound, Need, Permissions, Right};
 use crate::amqp::session::Session;
 use crate::amqp::topology::inspect::{Difference, ObjectState, inspect};
@@ -187,12 +187,12 @@ async fn topology(settings: &AmqpSettings, mode: Mode, findings: &mut Vec<Findin
                     findings.push(Finding::fault(WHAT, detail, making_again(&object, &vhost)));
                 }
             }
-            ObjectState::Unreadable(words) if mode == Mode::Create && words.contains("ACCESS_REFUSED") => {
+            ObjectState::Unreadable { code: ACCESS_REFUSED, broker } if mode == Mode::Create => {
                 let detail =
-                    format!("the user may not declare {object}, as broker.topology = create wants: {words}");
+                    format!("the user may not declare {object}, as broker.topology = create wants: {broker}");
                 findings.push(Finding::fault("permissions", detail, probe::granting(settings, mode)));
             }
-            ObjectState::Unreadable(words) => findings.push(Finding::warning(
+            ObjectState::Unreadable { broker: words, .. } => findings.push(Finding::warning(
                 WHAT,
                 format!("{object} is there; its arguments cannot be compared: {words}"),
                 "redeemer topology verify # as a user who may configure it",

@@ -2,7 +2,7 @@
 //! docs/findings.md.
 
 /// Every id, in the order of the document.
-pub const ALL: [&str; 79] = [
+pub const ALL: [&str; 82] = [
     // Configuration.
     "config_unreadable",
     "config_syntax",
@@ -15,6 +15,8 @@ pub const ALL: [&str; 79] = [
     "apiv3_key_length",
     "serial_not_held",
     "serial_of_another_certificate",
+    "admin_listen",
+    "admin_port_in_use",
     // Keys.
     "merchant_key_missing",
     "verification_key_missing",
@@ -36,6 +38,7 @@ pub const ALL: [&str; 79] = [
     "key_is_private_key",
     "key_is_other_algorithm",
     "key_is_our_own",
+    "key_too_large",
     "key_too_short",
     "key_disagreement",
     "certificate_of_another_key",

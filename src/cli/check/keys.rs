@@ -7,14 +7,14 @@ use jiff::{SignedDuration, Timestamp};
 use secrecy::ExposeSecret as _;
 
 use super::remedies::Origin;
-use super::{Finding, payment_api};
+use super::{Finding, Severity, payment_api};
 use crate::app::merchant_key_from_environment;
-use crate::config::startup::{Inspected, StartFault};
-use crate::config::{Config, ConfigFault, MERCHANT_KEY, PREFIX};
+use crate::config::startup::{Inspected, StartFault, serial_not_held};
+use crate::config::{Config, ConfigFault, MERCHANT_KEY, PREFIX, PUBLIC_KEY_ID};
 use crate::policy::file_name::{Shown, quote};
 use crate::wechat::certificates::ApiV3Key;
 use crate::wechat::client::{CannotStart, Client, SharedKeyring};
-use crate::wechat::keys::Keyring;
+use crate::wechat::keys::{Keyring, KeyringFault};
 
 pub(super) fn misconfigured(fault: &ConfigFault, origin: &Origin) -> Finding {
     let ConfigFault { key, problem, id, remedy } = fault;
@@ -37,7 +37,9 @@ fn start_fault(fault: &StartFault, config: &Config, origin: &Origin) -> Finding 
         StartFault::Config(fault) => {
             let what = match fault.key.as_str() {
                 key if key.starts_with("broker.") => "broker",
-                "wechat.mchid" | "wechat.merchant_serial" => "configuration",
+                "wechat.mchid" | "wechat.merchant_serial" | "admin.listen" | "telemetry.otlp_endpoint" => {
+                    "configuration"
+                }
                 _ => "keys",
             };
             let finding = misconfigured(fault, origin);
@@ -56,7 +58,7 @@ fn start_fault(fault: &StartFault, config: &Config, origin: &Origin) -> Finding 
             };
             Finding { what, remedy: mending.or(finding.remedy), ..finding }
         }
-        StartFault::Key { key, fault: wrong } => {
+        StartFault::Key(KeyringFault { key, fault: wrong }) => {
             let fixed = key.as_deref().unwrap_or("wechat.merchant_key_file");
             let remedy = origin.remedy(&wrong.remedy(MERCHANT_KEY), fixed);
             Finding::fault("keys", fault.to_string(), remedy).with_id(wrong.id())
@@ -138,8 +140,8 @@ fn merchant_certificate(config: &Config, until: Timestamp, now: Timestamp, month
     }
 }
 
-/// Where nothing but downloaded platform certificates verifies answers, downloads them as the service does: without
-/// them every answer would look like a fault.
+/// Downloads platform certificates as the service does: where nothing else verifies answers, every one of them would look
+/// like a fault without; and only then is it known whether the serial that is asked for is held.
 pub(super) async fn download(
     config: &Config,
     origin: &Origin<'_>,
@@ -148,10 +150,10 @@ pub(super) async fn download(
     findings: &mut Vec<Finding>,
 ) {
     const WHAT: &str = "keys";
-    let without_keys = keyring.read().unwrap_or_else(PoisonError::into_inner).public.is_empty();
     // A key that cannot be read has been reported.
-    let (true, Some(key)) = (without_keys, key) else { return };
+    let Some(key) = key else { return };
     let now = Timestamp::now();
+    let held = keyring.read().unwrap_or_else(PoisonError::into_inner).clone();
     match client.certificates(key, now, rand::random()).await {
         Ok(brought) => {
             for (serial, _) in brought.iter() {
@@ -162,13 +164,28 @@ pub(super) async fn download(
             // It was read a moment ago; where it no longer can be, the call below says what is missing.
             if let Ok(mut with) = Keyring::load(&config.key_files(), merchant_key, now) {
                 with.public.extend(brought);
+                findings.extend(misnamed(config, origin, &with));
                 *keyring.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(with);
             }
         }
         Err(fault) => {
             let detail = format!("platform certificates could not be downloaded: {fault}");
             let (id, remedy) = payment_api::download_remedy(&fault, config, origin);
-            findings.push(Finding::fault(WHAT, detail, remedy).with_id(id));
+            // With keys beside them, answers can be verified all the same.
+            let are_others_enough = !held.public.is_empty() && serial_not_held(config, &held).is_none();
+            let gravity = if are_others_enough { Severity::Warning } else { Severity::Fault };
+            if !held.public.is_empty() {
+                findings.extend(misnamed(config, origin, &held));
+            }
+            findings.push(Finding::new(WHAT, gravity, detail, Some(remedy)).with_id(id));
         }
     }
+}
+
+/// The serial that answers are asked for, if it is a certificate's, which may have been downloaded, and is not held now.
+/// That of a public key has been judged before.
+fn misnamed(config: &Config, origin: &Origin<'_>, keyring: &Keyring) -> Option<Finding> {
+    let is_certificate = !config.wechat.verification_serial.starts_with(PUBLIC_KEY_ID);
+    let fault = serial_not_held(config, keyring).filter(|_| is_certificate)?;
+    Some(start_fault(&StartFault::Config(fault), config, origin))
 }

@@ -14,6 +14,7 @@ use crate::domain::redemption::{
     RequestNo, StockId, Unfit, UseTime,
 };
 use crate::policy::classify::{Authenticity, CallResult, Response, SignatureFlaw, Verdict, classify};
+use crate::policy::file_name::quote;
 use crate::policy::host_choice::Host;
 use crate::telemetry::untrusted::Untrusted;
 use crate::wechat::certificates::NoCertificates;
@@ -121,14 +122,15 @@ impl At<'_> {
 
     fn unauthenticated_finding(&self, heard: &CallOutcome, answer: &Response) -> Finding {
         let host = &heard.host_name;
-        if answer.code.is_none() && answer.authenticity != Authenticity::Verified {
-            // The provider says why.
+        // The provider says why, and never without a `Request-ID`.
+        let is_its_own = answer.code.is_some() && answer.request_id.is_some();
+        if answer.authenticity != Authenticity::Verified && !is_its_own {
             return self.name_responder(heard, answer);
         }
         let file = self.config.wechat.merchant_key_file.as_str();
         let key = match file {
             "" => format!("<<< \"${MERCHANT_KEY}\""),
-            file => format!("-in {file}"),
+            file => format!("-in {}", quote(file)),
         };
         Finding::fault(
             WHAT,
@@ -287,7 +289,7 @@ pub(super) fn download_remedy(
             "download_apiv3_key",
             format!(
                 "wc -c {} # 32 characters, the same as set on the merchant platform: API security, APIv3 key",
-                config.wechat.apiv3_key_file
+                quote(&config.wechat.apiv3_key_file)
             ),
         ),
         NoCertificates::Key(_) | NoCertificates::OtherSerial(_) | NoCertificates::NotBelieved(_) => (

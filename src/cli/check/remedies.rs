@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use crate::config::{Config, PREFIX};
-use crate::policy::file_name::{Shown, quote};
+use crate::config::{Config, NAME_NOT_SHOWN, PREFIX, PUBLIC_KEY_ID, check_public_key_id, shown_name};
+use crate::policy::file_name::{self, Shown, quote};
+use crate::telemetry::untrusted::is_hidden;
 use crate::wechat::key_remedy::Remedy;
 
 /// Where the configuration comes from, which decides how a key is fixed.
@@ -24,6 +25,22 @@ impl<'a> Origin<'a> {
 
     /// The command that fixes a key, or several with commas between them, there where it is set.
     pub(super) fn remedies(&self, key: &str, how: &str) -> String {
+        if key == NAME_NOT_SHOWN {
+            // The sections alone are shown.
+            let variables = format!("env | grep -o '^{PREFIX}[A-Z]*__'");
+            return match self.file {
+                Some(file) => {
+                    format!(
+                        "${{EDITOR:-vi}} {}; {variables} # one of these: {how}",
+                        quote(&Shown(file).to_string())
+                    )
+                }
+                None => format!("{variables} # one of these: {how}"),
+            };
+        }
+        if key == PUBLIC_KEYS {
+            return self.naming_public_keys(how);
+        }
         let keys: Vec<_> = key.split(", ").collect();
         let names: Vec<_> = keys.iter().map(|key| variable(key)).collect();
         let set = self.set_by(&names);
@@ -32,7 +49,17 @@ impl<'a> Origin<'a> {
             (true, Some(file)) => {
                 format!("${{EDITOR:-vi}} {} # {key}: {how}", quote(&Shown(file).to_string()))
             }
-            (false, _) if !keys.iter().all(|key| is_known(key)) => format!("unset {} # {how}", set.join(" ")),
+            (false, _) if !keys.iter().all(|key| is_known(key)) => {
+                let may_be_shown = |name: &String| {
+                    let key = name.trim_start_matches(PREFIX).replace("__", ".");
+                    shown_name(&key) != NAME_NOT_SHOWN
+                };
+                // What stands behind the section may be a secret: the shell knows the rest of the name.
+                match set.iter().all(may_be_shown) {
+                    true => format!("unset {} # {how}", set.join(" ")),
+                    false => format!("unset ${{!{}__*}} # {how}", names.join("__*} ${!")),
+                }
+            }
             _ => format!("{} # {how}", exports(&names)),
         }
     }
@@ -108,6 +135,71 @@ impl Origin<'_> {
             }
         }
     }
+}
+
+// ---- the names of public keys
+
+/// The table of WeChat Pay's public keys. It is no key that one variable could set.
+pub(super) const PUBLIC_KEYS: &str = "wechat.public_keys";
+
+impl Origin<'_> {
+    /// The command that gives the public keys names that can be right: it takes those away that cannot, there where they
+    /// are.
+    fn naming_public_keys(&self, how: &str) -> String {
+        let how = how.replace('\n', " ");
+        let prefix = variable(PUBLIC_KEYS) + "__";
+        let ids = self.variables.iter().filter_map(|name| name.strip_prefix(&prefix));
+        let wrong: Vec<_> = ids.filter(|id| check_public_key_id(id).is_err()).collect();
+        match (wrong.first(), self.file) {
+            (Some(id), _) => format!("{} # {how}", renaming(&prefix, id)),
+            (None, Some(file)) => {
+                let line = std::fs::read_to_string(file).ok().and_then(|text| line_of_wrong_name(&text));
+                let line = line.map(|line| format!("+{line} ")).unwrap_or_default();
+                format!("${{EDITOR:-vi}} {line}{} # [{PUBLIC_KEYS}]: {how}", quote(&Shown(file).to_string()))
+            }
+            (None, None) => format!("export {prefix}{PUBLIC_KEY_ID}…=… # {how}"),
+        }
+    }
+}
+
+/// The commands that put a variable in the place of one with a wrong name.
+fn renaming(prefix: &str, id: &str) -> String {
+    let name = format!("{prefix}{id}");
+    let file = std::env::var(&name).ok().filter(|file| file_name::check(file).is_ok());
+    let file = file.map_or_else(|| "…".to_owned(), |file| quote(&file));
+    let clean: String = id.chars().filter(|letter| !letter.is_whitespace() && !is_hidden(*letter)).collect();
+    let digits = clean.trim_start_matches(|letter: char| letter.is_ascii_uppercase() || letter == '_');
+    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    // Anything else may be a secret on the wrong side of the `=`.
+    let is_serial = clean.len() == 40 && clean.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_harmless = is_number || is_serial || clean.strip_prefix(PUBLIC_KEY_ID).is_some();
+    let setting = match is_serial {
+        true => format!("export {}=…", variable(LIST_OF_FILES)),
+        false if is_number => format!("export {prefix}{PUBLIC_KEY_ID}{digits}={file}"),
+        false => format!("export {prefix}{PUBLIC_KEY_ID}…={file}"),
+    };
+    let is_name = id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    match (is_harmless, is_name) {
+        (true, true) => format!("unset {name}; {setting}"),
+        // No shell can unset it: it comes from the unit or the container.
+        (true, false) => format!("{setting}; exec env -u {} \"$SHELL\"", quote(&name)),
+        (false, _) => format!("unset ${{!{prefix}*}}; {setting}"),
+    }
+}
+
+/// The number of the first line of a file that names a public key as none can be named.
+fn line_of_wrong_name(text: &str) -> Option<usize> {
+    let mut is_inside = false;
+    text.lines().enumerate().find_map(|(nth, line)| {
+        let line = line.trim();
+        if line.starts_with('[') {
+            is_inside = line.trim_matches(['[', ']', ' ']) == PUBLIC_KEYS;
+            return None;
+        }
+        let (name, _) = line.split_once('=').filter(|_| is_inside && !line.starts_with('#'))?;
+        let name = name.trim().trim_matches(['"', '\'']);
+        check_public_key_id(name).is_err().then_some(nth + 1)
+    })
 }
 
 /// The key that names several files.

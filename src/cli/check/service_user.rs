@@ -1,4 +1,5 @@
-//! Whether the service can read what root can read: `check` is run by root beside it, and root reads everything.
+//! Whether the service can read what root can read: `check` is run by root beside it, and root reads everything. A file is
+//! read only by those who may also enter each folder on the way to it.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -20,13 +21,32 @@ fn service_user(passwd: &str) -> Option<(u32, u32)> {
     Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
 }
 
-/// Whether a user of this group may read a file, by its owner, group and mode.
-fn may_read((uid, gid): (u32, u32), (owner, group, mode): (u32, u32, u32)) -> bool {
-    match (uid == owner, gid == group) {
-        (true, _) => mode & 0o400 != 0,
-        (false, true) => mode & 0o040 != 0,
-        (false, false) => mode & 0o004 != 0,
-    }
+/// To read a file, and to enter a folder, as the lowest class of a mode.
+const READ: u32 = 0o4;
+const ENTER: u32 = 0o1;
+
+/// Whether a user of this group has this right, by owner, group and mode.
+fn may(right: u32, (uid, gid): (u32, u32), (owner, group, mode): (u32, u32, u32)) -> bool {
+    let class = match (uid == owner, gid == group) {
+        (true, _) => mode >> 6,
+        (false, true) => mode >> 3,
+        (false, false) => mode,
+    };
+    class & right != 0
+}
+
+/// The first folder on the way to a file that this user may not enter.
+fn closed_folder(user: (u32, u32), path: &Path) -> Option<PathBuf> {
+    // Both ways, where one of the names is a link.
+    let ways = [std::path::absolute(path).ok(), fs::canonicalize(path).ok()];
+    let folders = ways.iter().flatten().flat_map(|way| way.ancestors().skip(1));
+    let is_closed = |folder: &&Path| {
+        let found = fs::metadata(folder);
+        found.is_ok_and(|found| !may(ENTER, user, (found.uid(), found.gid(), found.mode())))
+    };
+    let closed = folders.filter(is_closed);
+    // The outermost first: behind it nothing else matters.
+    closed.min_by_key(|folder| folder.as_os_str().len()).map(Path::to_path_buf)
 }
 
 /// A warning for each file that the configuration names, and for its own `file`, that is hidden from the service, if this is root.
@@ -49,10 +69,34 @@ pub(super) fn hidden_files(config: &Config, file: Option<&Path>, findings: &mut 
     for path in named.chain(keys).chain(file.map(Path::to_path_buf)) {
         // A file that root cannot find either is another finding.
         let Ok(found) = fs::metadata(&path) else { continue };
-        if !may_read(user, (found.uid(), found.gid(), found.mode())) {
+        if let Some(folder) = closed_folder(user, &path) {
+            // One folder hides all that is in it, and one command opens it.
+            let finding = behind(&folder, &path);
+            if findings.iter().all(|other| other.remedy != finding.remedy) {
+                findings.push(finding);
+            }
+        } else if !may(READ, user, (found.uid(), found.gid(), found.mode())) {
             findings.push(hidden(&path));
         }
     }
+}
+
+/// A file behind a folder that is closed to the service. The folder of root or of a person stays closed: what is in it is
+/// none of the service's business, so the file is moved instead.
+fn behind(folder: &Path, path: &Path) -> Finding {
+    let (shown, file) = (Shown(folder).to_string(), Shown(path).to_string());
+    let detail = format!(
+        "{file}: its folder {shown} can be entered by root and not by the user {SERVICE_GROUP} of the service"
+    );
+    let is_home = ["/root", "/home"].iter().any(|home| folder.starts_with(home));
+    let remedy = match is_home || path.parent() != Some(folder) {
+        true => format!(
+            "install -D -o root -g {SERVICE_GROUP} -m 640 -t /etc/redeemer {} # and name the file there",
+            quote(&file)
+        ),
+        false => format!("chown :{SERVICE_GROUP} {0}; chmod g+x {0}", quote(&shown)),
+    };
+    Finding::warning("keys", detail, remedy).with_id("key_hidden_from_service")
 }
 
 fn hidden(path: &Path) -> Finding {
@@ -88,7 +132,44 @@ mod tests {
             ((990, 991, 0o044), false),
             ((0, 991, 0o604), false),
         ] {
-            assert_eq!(may_read(user, file), expected, "{file:?}");
+            assert_eq!(may(READ, user, file), expected, "{file:?}");
         }
+    }
+
+    #[test]
+    fn closed_folder_hides_what_is_in_it() {
+        use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+        let base = std::env::temp_dir().join(format!("redeemer-folders-{}", uuid::Uuid::new_v4().simple()));
+        let (closed, open) = (base.join("closed"), base.join("open"));
+        fs::create_dir_all(&closed).unwrap();
+        fs::create_dir(&open).unwrap();
+        let set =
+            |path: &Path, mode: u32| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        [(&base, 0o755), (&open, 0o755), (&closed, 0o700)].iter().for_each(|(path, mode)| set(path, *mode));
+        for folder in [&closed, &open] {
+            fs::write(folder.join("key.pem"), "").unwrap();
+        }
+        symlink(closed.join("key.pem"), open.join("link.pem")).unwrap();
+        // Nobody of this machine.
+        let user = (64_990, 64_990);
+        assert_eq!(closed_folder(user, &open.join("key.pem")), None);
+        assert_eq!(closed_folder(user, &closed.join("key.pem")).as_deref(), Some(&*closed));
+        assert_eq!(closed_folder(user, &open.join("link.pem")).as_deref(), Some(&*closed));
+        for mode in [0o711, 0o701, 0o755] {
+            set(&closed, mode);
+            assert_eq!(closed_folder(user, &closed.join("key.pem")), None, "{mode:o}");
+        }
+        let remedy = |folder: &str, file: &str| behind(Path::new(folder), Path::new(file)).remedy.unwrap();
+        assert!(
+            remedy("/etc/redeemer", "/etc/redeemer/key.pem")
+                .starts_with("chown :redeemer /etc/redeemer; chmod g+x")
+        );
+        for (folder, file) in
+            [("/root", "/root/key.pem"), ("/home/lin", "/home/lin/keys/key.pem"), ("/srv", "/srv/a/b.pem")]
+        {
+            assert!(remedy(folder, file).starts_with("install -D -o root -g redeemer -m 640"), "{folder}");
+        }
+        fs::remove_dir_all(base).unwrap();
     }
 }

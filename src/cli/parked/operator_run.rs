@@ -164,7 +164,7 @@ impl<'a> OperatorRun<'a> {
     ) -> CouponQuery {
         pace.wait().await;
         let first = query(client, redemption).await;
-        match parked::confirm_after(parked, &first, &self.decision, Timestamp::now()) {
+        match parked::confirm_after(parked, &first, &self.decision) {
             None => first,
             Some(wait) => {
                 sleep(wait).await;
@@ -184,7 +184,7 @@ impl<'a> OperatorRun<'a> {
         let now = Timestamp::now();
         let advice = match (replaying, query) {
             (false, _) => Ok(OperatorAction::Discarded),
-            (true, Some(query)) => parked::assess_replay(&parked, query, &self.decision, now),
+            (true, Some(query)) => parked::assess_replay(&parked, query, &self.decision),
             (true, None) => Err(parked.replayable().err().unwrap_or_default()),
         };
         match (advice, self.deciding.yes) {

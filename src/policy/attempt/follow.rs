@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{EffectState, Limits, NEGATIVES_REQUIRED, Progress, Step};
+use super::{ERRORS_REQUIRED, EffectState, Limits, NEGATIVES_REQUIRED, Progress, Step};
 use crate::domain::coupon::Coupon;
 use crate::domain::evidence::{Operation, Rejection};
 use crate::domain::outcome::{EstablishedBy, Outcome};
@@ -25,6 +25,20 @@ impl From<&Response> for Rejection {
             request_id: response.request_id.clone(),
         }
     }
+}
+
+/// What a query found that shows no use of ours.
+#[derive(Debug, Clone, Copy)]
+enum Negative {
+    /// The coupon is usable, and was never returned.
+    Usable,
+    /// It is not.
+    Gone {
+        /// Why not.
+        reason: Reason,
+        /// Whether the response describes the coupon.
+        is_shown: bool,
+    },
 }
 
 impl Progress {
@@ -111,6 +125,11 @@ impl Progress {
                 }
                 self.suspend(fault, limits, now)
             }
+            (Verdict::Unknown(UnknownCause::MayBeCommon(reason)), _) => {
+                self.mark_unknown(limits, now);
+                self.set_effect(EffectState::RejectedUnclear { reason });
+                self.await_settled(limits, now)
+            }
             // A success is only read from a described coupon, and a redeem is refused only by a rejection. The effect of
             // any other combination is unknown.
             (Verdict::Redeemed | Verdict::Refused(_) | Verdict::NotExecuted | Verdict::Unknown(_), _) => {
@@ -129,8 +148,10 @@ impl Progress {
         now: Timestamp,
         chance: f64,
     ) -> Step {
+        self.doubt_rejection(&verdict);
         let early = std::mem::take(&mut self.early);
         let by = EstablishedBy::Query;
+        let is_shown = coupon.is_some();
         match (verdict, coupon) {
             (Verdict::Redeemed, Some(coupon)) => Step::Finish(Outcome::Redeemed { by, coupon }),
             (Verdict::Suspended(fault), _) => self.suspend(fault, limits, now),
@@ -153,14 +174,15 @@ impl Progress {
             (Verdict::Refused(reason), _) => {
                 // The reason of the redeem's rejection says more than that there is no such coupon.
                 let rejected = self.effect.rejection().filter(|_| reason == Reason::NoSuchCoupon);
-                self.count_negative(Some(rejected.unwrap_or(reason)), early, limits, now)
+                let gone = Negative::Gone { reason: rejected.unwrap_or(reason), is_shown };
+                self.count_negative(gone, early, limits, now)
             }
-            (Verdict::Rejected { .. }, _) if confirms => {
-                let rejected = self.effect.rejection();
-                rejected.into_iter().for_each(|reason| self.forget_contradicted_coupon(reason));
-                self.count_negative(rejected, early, limits, now)
+            (Verdict::Rejected { reason, .. }, _) if confirms => {
+                let reason = self.effect.signed_rejection().unwrap_or(reason);
+                self.forget_contradicted_coupon(reason);
+                self.count_negative(Negative::Gone { reason, is_shown: false }, early, limits, now)
             }
-            (Verdict::NotExecuted, _) => self.count_negative(None, early, limits, now),
+            (Verdict::NotExecuted, _) => self.count_negative(Negative::Usable, early, limits, now),
             (
                 Verdict::Redeemed
                 | Verdict::Rejected { .. }
@@ -197,7 +219,10 @@ impl Progress {
                 self.forget_contradicted_coupon(reason);
                 self.refuse(reason, EstablishedBy::Response)
             }
-            EffectState::Rejected { .. } | EffectState::Unknown | EffectState::SeenUsed => {
+            EffectState::Rejected { .. }
+            | EffectState::RejectedUnclear { .. }
+            | EffectState::Unknown
+            | EffectState::SeenUsed => {
                 self.delay(limits, now).unwrap_or_else(|| self.retry(limits, now, chance))
             }
         }
@@ -215,13 +240,29 @@ impl Progress {
     /// Whether the response to a query rejects it as the redeem was rejected. The two share openid, appid, brand, product
     /// coupon, stock and coupon code, so a fault in one of these rejects both. The number separates the causes of one
     /// code, so it is required. A rejection that only a redeem can get confirms nothing.
-    fn confirms_rejection(&self, response: &Response) -> bool {
+    pub fn confirms_rejection(&self, response: &Response) -> bool {
         // `rejection` also keeps an unverified response, and that confirms nothing.
-        let (Some(rejection), Some(_)) = (&self.rejection, self.effect.rejection()) else { return false };
-        let of_both =
-            !matches!(self.effect.rejection(), Some(Reason::UsedByAnother | Reason::NumberConflict));
+        let (Some(rejection), Some(reason)) = (&self.rejection, self.effect.signed_rejection()) else {
+            return false;
+        };
+        let of_both = !matches!(reason, Reason::UsedByAnother | Reason::NumberConflict);
         let same = rejection.code == response.code && rejection.sub_code == response.sub_code;
         of_both && same && response.sub_code.is_some_and(|number| number != 0)
+    }
+
+    /// If the query is rejected as every command may be, a rejection of the use that says as little may have been common,
+    /// too, and is no longer the command's own.
+    fn doubt_rejection(&mut self, verdict: &Verdict) {
+        let may_be_common = matches!(
+            verdict,
+            Verdict::Suspended(SuspendReason::Rejected) | Verdict::Unknown(UnknownCause::MayBeCommon(_))
+        );
+        if let EffectState::Rejected { reason, .. } = self.effect
+            && may_be_common
+            && reason.may_be_common()
+        {
+            self.set_effect(EffectState::RejectedUnclear { reason });
+        }
     }
 
     /// Drops a coupon that was seen before a rejection that contradicts it.
@@ -240,8 +281,12 @@ impl Progress {
         })
     }
 
-    /// A query found no use of ours: the coupon is usable, or `gone` is the reason why not.
-    fn count_negative(&mut self, gone: Option<Reason>, early: bool, limits: &Limits, now: Timestamp) -> Step {
+    /// A query found no use of ours.
+    fn count_negative(&mut self, found: Negative, early: bool, limits: &Limits, now: Timestamp) -> Step {
+        let (gone, is_shown) = match found {
+            Negative::Usable => (None, true),
+            Negative::Gone { reason, is_shown } => (Some(reason), is_shown),
+        };
         if gone.is_none() && self.effect == EffectState::NoEffect {
             // A query between two uses that were not accepted is no success: the waits keep growing.
             self.negatives = 0;
@@ -254,14 +299,19 @@ impl Progress {
         }
         self.negatives += u8::from(!early);
         let required = match self.effect {
+            _ if !is_shown => ERRORS_REQUIRED,
             // No use of ours is known that the query could miss.
             EffectState::NoEffect => 1,
             EffectState::Rejected { .. } if !self.ever_unknown => 1,
-            EffectState::Unknown | EffectState::SeenUsed | EffectState::Rejected { .. } => NEGATIVES_REQUIRED,
+            EffectState::Unknown
+            | EffectState::SeenUsed
+            | EffectState::RejectedUnclear { .. }
+            | EffectState::Rejected { .. } => NEGATIVES_REQUIRED,
         };
         if self.negatives < required {
             // Even after the last query, if a second one with the same result would end the command.
-            let would_end = gone.is_some() || self.effect != EffectState::Unknown;
+            let would_end = gone.is_some()
+                || !matches!(self.effect, EffectState::Unknown | EffectState::RejectedUnclear { .. });
             return if self.last && would_end {
                 let wait = self.unsettled_for(limits, now).max(limits.query_delay);
                 self.send(wait, Operation::Query, now)
@@ -270,7 +320,9 @@ impl Progress {
             };
         }
         match (gone, self.effect) {
-            (None, EffectState::NoEffect | EffectState::Unknown) if self.only_query.is_some() => {
+            (None, EffectState::NoEffect | EffectState::Unknown | EffectState::RejectedUnclear { .. })
+                if self.only_query.is_some() =>
+            {
                 self.conclude_unknown(limits, now)
             }
             (Some(reason), _) => self.refuse(reason, EstablishedBy::Query),
@@ -280,7 +332,7 @@ impl Progress {
                 self.refuse(reason, EstablishedBy::Query)
             }
             (None, EffectState::SeenUsed) => self.refuse(Reason::ReturnedSince, EstablishedBy::Query),
-            (None, EffectState::Unknown | EffectState::NoEffect) => {
+            (None, EffectState::Unknown | EffectState::NoEffect | EffectState::RejectedUnclear { .. }) => {
                 self.set_effect(EffectState::NoEffect);
                 self.send_after(Duration::ZERO, limits, now)
             }

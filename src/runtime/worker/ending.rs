@@ -119,7 +119,8 @@ impl CommandJob<'_> {
     /// message queries the coupon when it returns, and its event is published then.
     async fn delay_unpublished(mut self, outcome: Outcome, cancel: &CancelSignal) -> Worked {
         self.carried.progress.forget_outcome(&outcome);
-        self.delay(0, DelayReason::EventRejected, cancel).await
+        let queue = self.carried.progress.delay_rejected(self.limits);
+        self.delay(queue, DelayReason::EventRejected, cancel).await
     }
 }
 

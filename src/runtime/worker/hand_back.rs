@@ -1,43 +1,110 @@
 //! Hands a delivery back without a count against it: a new message in the queue, confirmed, then the acknowledgement.
+//!
+//! What the broker does not accept (the queue is full, or has no leader; a right is missing) stays in hand: to end the
+//! session over it would count a failed delivery against every command in hand.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::time::sleep;
 
+use crate::amqp::confirm::{PublishFailure, Published};
 use crate::amqp::delivery::{DEAD_AGAIN, DEAD_AT, DEAD_REASON, DEAD_TRIES, Delivery};
 use crate::amqp::publisher::Publisher;
+use crate::policy::backoff::Backoff;
+use crate::runtime::failpoints::{self, Failpoint};
+use crate::runtime::publishing::PublishFaults;
+use crate::telemetry::metrics::{Message, Metrics};
+
+/// Why a delivery was not handed back.
+pub enum NotHandedBack {
+    /// The broker did not accept it. It is still in hand.
+    NotAccepted(Box<Delivery>, PublishFailure),
+    /// Its session has ended, in words. The broker delivers it again by itself.
+    Lost(String),
+}
 
 /// Publishes the command to its queue again, with `headers`, and acknowledges the delivery.
 ///
 /// # Errors
-/// In words, if the broker was not reached. It delivers the command again by itself.
+/// [`NotHandedBack`]
 pub async fn return_to_queue(
     publisher: &Publisher,
     delivery: Delivery,
     headers: Vec<(&'static str, String)>,
-) -> Result<(), String> {
-    let proof = publisher.publish_requeued(&delivery, headers).await.map_err(|why| why.to_string())?;
-    delivery.ack(proof).await.map_err(|unsettled| unsettled.to_string())
+    metrics: &Metrics,
+) -> Result<(), NotHandedBack> {
+    let publishing = publisher.publish_requeued(&delivery, headers);
+    let published = failpoints::during(Failpoint::Publishing(Message::HandedBack), publishing).await;
+    acknowledge(delivery, published, metrics).await
 }
 
 /// Publishes a dead letter to its queue again, with `headers` and the reason why it was dead-lettered.
-///
-/// # Errors
-/// In words, if the broker was not reached. It delivers the command again by itself.
-pub async fn return_dead_letter_to_queue(
+async fn return_dead_letter(
     publisher: &Publisher,
     delivery: Delivery,
     mut headers: Vec<(&'static str, String)>,
-) -> Result<(), String> {
+    metrics: &Metrics,
+) -> Result<(), NotHandedBack> {
     // The progress of the command is not carried: its coupon is only queried.
     headers.retain(|(name, _)| [DEAD_TRIES, DEAD_AGAIN].contains(name));
     if let Some(death) = delivery.last_death() {
         headers.push((DEAD_REASON, death.reason.to_owned()));
         headers.extend(death.at.map(|at| (DEAD_AT, at.to_string())));
     }
-    let proof =
-        publisher.publish_requeued_dead_letter(&delivery, headers).await.map_err(|why| why.to_string())?;
-    delivery.ack(proof).await.map_err(|unsettled| unsettled.to_string())
+    let publishing = publisher.publish_requeued_dead_letter(&delivery, headers);
+    let published = failpoints::during(Failpoint::Publishing(Message::HandedBack), publishing).await;
+    acknowledge(delivery, published, metrics).await
+}
+
+async fn acknowledge(
+    delivery: Delivery,
+    published: Result<Published, PublishFailure>,
+    metrics: &Metrics,
+) -> Result<(), NotHandedBack> {
+    metrics.record_publish(Message::HandedBack, published.as_ref().map(|_| ()).map_err(PublishFailure::kind));
+    match published {
+        Ok(proof) => {
+            failpoints::reached(Failpoint::Published(Message::HandedBack));
+            delivery.ack(proof).await.map_err(|unsettled| NotHandedBack::Lost(unsettled.to_string()))
+        }
+        Err(why @ (PublishFailure::Connection(_) | PublishFailure::Blocked(_))) => {
+            Err(NotHandedBack::Lost(why.to_string()))
+        }
+        Err(why) => Err(NotHandedBack::NotAccepted(Box::new(delivery), why)),
+    }
+}
+
+/// Hands a delivery back, or a `dead_letter` to its own queue, with growing pauses until the broker accepts it.
+///
+/// # Errors
+/// In words, if its session has ended. The broker delivers it again by itself.
+pub async fn return_until_accepted(
+    publisher: &Publisher,
+    mut delivery: Delivery,
+    headers: Vec<(&'static str, String)>,
+    dead_letter: bool,
+    (metrics, faults): (&Metrics, &PublishFaults),
+) -> Result<(), String> {
+    let pauses = Backoff::default();
+    let mut held = None;
+    for nth in 0_u32.. {
+        let returned = match dead_letter {
+            // Never back to the command queue.
+            true => return_dead_letter(publisher, delivery, headers.clone(), metrics).await,
+            false => return_to_queue(publisher, delivery, headers.clone(), metrics).await,
+        };
+        match returned {
+            Ok(()) => return Ok(()),
+            Err(NotHandedBack::Lost(why)) => return Err(why),
+            Err(NotHandedBack::NotAccepted(back, why)) => {
+                held.get_or_insert_with(|| faults.start_holding(&why));
+                delivery = *back;
+            }
+        }
+        sleep(pauses.wait(nth, rand::random())).await;
+    }
+    Ok(())
 }
 
 /// The first and the longest pause between two attempts to publish the event of a dead letter.

@@ -246,8 +246,9 @@ impl CommandJob<'_> {
             *self.context.suspended_by.lock().unwrap_or_else(PoisonError::into_inner) = suspended_by;
         }
         let signal = CallSignal::of(operation, &verdict);
-        call_permit.report(operation, signal);
+        // A circuit that opens is reported with the response that opened it.
         self.record_class(&outcome, signal, asked_at);
+        call_permit.report(operation, signal);
         self.failed_at = outcome.failed_at();
         self.last_call_failed =
             matches!(verdict, Verdict::NotAccepted(_) | Verdict::NotSent | Verdict::Unknown(_));

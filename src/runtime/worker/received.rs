@@ -7,7 +7,8 @@ use crate::domain::reason::Reason;
 use crate::domain::redemption::Redemption;
 use crate::telemetry::metrics::Arrival;
 use crate::wire::command::{self, Fault, PartialCommand, Rejected};
-use crate::wire::retry_message::{self};
+use crate::wire::handed_back::{HANDED_BACK, HandedBack};
+use crate::wire::retry_message::{self, DeadlineLimits};
 
 /// A delivery and the command read from it.
 #[derive(Debug)]
@@ -18,7 +19,7 @@ pub struct ReceivedDelivery {
     pub command: Result<Redemption, Box<Rejected>>,
     /// When it was received.
     pub at: Timestamp,
-    /// The deadline that the sender set, if it can be read.
+    /// The deadline that the sender set, if it can be read, or that of a command that was handed back.
     pub deadline: Option<Timestamp>,
     /// Whether the per-coupon limit is reached. Then it is delayed at once.
     pub over_coupon_limit: bool,
@@ -29,6 +30,19 @@ pub struct ReceivedDelivery {
 }
 
 impl ReceivedDelivery {
+    /// Reads the command of a delivery, with the deadline that it has: one that was handed back again and again while
+    /// calls are suspended is as old as its first delivery.
+    pub fn with_deadline(delivery: Delivery, at: Timestamp, limits: DeadlineLimits) -> Self {
+        let mut received = Self::new(delivery, at);
+        if received.deadline.is_none()
+            && let Some(words) = received.delivery.header(HANDED_BACK)
+            && let Ok(handed_back) = HandedBack::from_words(words, at)
+        {
+            received.deadline = retry_message::deadline(None, handed_back.first_seen, limits).ok();
+        }
+        received
+    }
+
     /// Reads the command of a delivery.
     pub fn new(delivery: Delivery, at: Timestamp) -> Self {
         let command = match (command::decode(delivery.body()), delivery.undecodable_property()) {

@@ -17,14 +17,15 @@ use crate::runtime::worker::job::CommandJob;
 impl CommandJob<'_> {
     /// Records the response class with the rate limiter, the metrics and the response log.
     pub(super) fn record_class(&self, outcome: &CallOutcome, signal: CallSignal, asked_at: Instant) {
-        let status = match &outcome.result {
-            CallResult::Response(answer) => Some(answer.status),
+        let answer = match &outcome.result {
+            CallResult::Response(answer) => Some(answer),
             CallResult::NotSent(_) | CallResult::NoResponse(_) => None,
         };
-        let class = ResponseClass::of(status, signal);
-        if status.is_some() {
+        let class = ResponseClass::of(answer, signal);
+        if let Some(answer) = answer {
             let again = self.carried.evidence.iter().any(|evidence| evidence.status == Some(429));
-            self.context.rate_limiter.record(asked_at, class == ResponseClass::Throttled, again);
+            // WeChat Pay does not document that its gateway signs a 429, so one without a signature slows down, too.
+            self.context.rate_limiter.record(asked_at, answer.status == 429, again);
         }
         self.context.metrics.record_response(class);
         self.context.responses.record(class, outcome, Instant::now());

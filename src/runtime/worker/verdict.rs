@@ -57,22 +57,27 @@ impl CommandJob<'_> {
         let now = Instant::now();
         match (unexplained_rejection(outcome, &verdict), operation) {
             (Some(UnexplainedRejection::Headers), _) => Verdict::Suspended(classify::SuspendReason::Rejected),
-            (Some(UnexplainedRejection::By(rejection)), Operation::Query) => {
-                match rejections.reject_query(&rejection, now) {
-                    true => Verdict::Suspended(classify::SuspendReason::Rejected),
-                    false => verdict,
-                }
-            }
-            (Some(UnexplainedRejection::By(rejection)), Operation::Redeem) => {
-                let message = match &outcome.result {
-                    CallResult::Response(answer) => answer.message.as_deref(),
+            (Some(UnexplainedRejection::By(kind, reason)), operation) => {
+                let answer = match &outcome.result {
+                    CallResult::Response(answer) => Some(answer),
                     CallResult::NotSent(_) | CallResult::NoResponse(_) => None,
                 };
-                match rejections.reject(rejection, message, &self.redemption, now) {
-                    common_rejection::Cause::Command => verdict,
-                    // A query shows whether calls are accepted at all, and allows the same body again.
-                    common_rejection::Cause::Unclear => Verdict::Unknown(UnknownCause::Unexpected),
+                let message = answer.and_then(|answer| answer.message.as_deref());
+                let is_alike = operation == Operation::Query
+                    && answer.is_some_and(|answer| self.carried.progress.confirms_rejection(answer));
+                let cause = match operation {
+                    Operation::Redeem => rejections.reject(kind, message, &self.redemption, now),
+                    Operation::Query => {
+                        rejections.reject_query(kind, message, &self.redemption, is_alike, now)
+                    }
+                };
+                match cause {
                     common_rejection::Cause::Common => Verdict::Suspended(classify::SuspendReason::Rejected),
+                    // Queries show whether calls are accepted at all.
+                    common_rejection::Cause::Unclear if operation == Operation::Redeem || is_alike => {
+                        Verdict::Unknown(UnknownCause::MayBeCommon(reason))
+                    }
+                    common_rejection::Cause::Unclear | common_rejection::Cause::Command => verdict,
                 }
             }
             (None, _) => {
@@ -93,11 +98,11 @@ pub(super) enum UnexplainedRejection {
     /// The provider names a header.
     Headers,
     /// It names no field.
-    By(RejectionKind),
+    By(RejectionKind, Reason),
 }
 
-/// The rejection if it may concern every call. One that names a field, or whose sub-code gives a reason of its own,
-/// concerns the command.
+/// The rejection if it may concern every call. One that names a field which requests send of their command, or whose
+/// sub-code gives a reason of its own, concerns the command.
 pub(super) fn unexplained_rejection(
     outcome: &CallOutcome,
     verdict: &Verdict,
@@ -109,9 +114,49 @@ pub(super) fn unexplained_rejection(
         return Some(UnexplainedRejection::Headers);
     }
     let names_a_field = outcome.detail.as_ref().is_some_and(|detail| detail.names_a_field());
-    let says_nothing = matches!(reason, Reason::InvalidParameter | Reason::Rejected);
-    (says_nothing && !names_a_field).then(|| {
+    (reason.may_be_common() && !names_a_field).then(|| {
         let code = answer.code.clone().unwrap_or_default();
-        UnexplainedRejection::By(RejectionKind { status: answer.status, code, sub_code: answer.sub_code })
+        let kind = RejectionKind { status: answer.status, code, sub_code: answer.sub_code };
+        UnexplainedRejection::By(kind, *reason)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::classify::{Authenticity, Response};
+    use crate::wechat::response::Detail;
+
+    #[test]
+    fn only_a_field_of_the_command_explains_a_rejection() {
+        let rejected = Verdict::Rejected { reason: Reason::InvalidParameter, may_be_our_own_use: false };
+        let kind_of = |field: &str, location: &str| {
+            let answer = Response {
+                status: 400,
+                authenticity: Authenticity::Verified,
+                code: Some("PARAM_ERROR".into()),
+                sub_code: None,
+                coupon: None,
+                message: None,
+                request_id: None,
+            };
+            let detail = Detail { field: field.into(), location: location.into(), issue: "x".into() };
+            let outcome =
+                CallOutcome { detail: Some(detail), ..CallOutcome::only(CallResult::Response(answer)) };
+            match unexplained_rejection(&outcome, &rejected) {
+                None => "the command",
+                Some(UnexplainedRejection::Headers) => "headers",
+                Some(UnexplainedRejection::By(..)) => "unknown",
+            }
+        };
+        for field in
+            ["/appid", "stock_id", "/associated_order_info/mchid", "out_request_no", "openid", "/use_time"]
+        {
+            assert_eq!(kind_of(field, "body"), "the command", "{field}");
+        }
+        for field in ["mchid", "/mchid", "serial_no", "sp_mchid", "sign", "", "request"] {
+            assert_eq!(kind_of(field, "body"), "unknown", "{field}");
+        }
+        assert_eq!(kind_of("Wechatpay-Serial", "header"), "headers");
+    }
 }

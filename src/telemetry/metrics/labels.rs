@@ -89,11 +89,13 @@ pub enum Message {
     Retry,
     /// A parked command.
     Parked,
+    /// A command that is handed back.
+    HandedBack,
 }
 
 impl Message {
     /// Every kind.
-    pub const ALL: [Self; 3] = [Self::Event, Self::Retry, Self::Parked];
+    pub const ALL: [Self; 4] = [Self::Event, Self::Retry, Self::Parked, Self::HandedBack];
 
     /// The word in labels.
     pub fn as_str(self) -> &'static str {
@@ -101,6 +103,7 @@ impl Message {
             Self::Event => "event",
             Self::Retry => "retry",
             Self::Parked => "parked",
+            Self::HandedBack => "handed_back",
         }
     }
 }

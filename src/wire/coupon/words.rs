@@ -56,7 +56,7 @@ words! {
         "EXCHANGE" Both "goods at a fixed price" "兑换券" + "按固定价格兑换商品";
     USAGE_MODES:
         "SINGLE" Both "used once: see `single_usage_detail`" "单券" + "只能用一次，见 `single_usage_detail`"
-        "SEQUENTIAL" Old "several rounds under one code: see `sequential_usage_detail`" "多次优惠（旧版）" + "同一个券Code分多轮使用，见 `sequential_usage_detail`"
+        "SEQUENTIAL" Old "several rounds under one code: see `sequential_usage_detail`" "多次优惠" + "旧版：同一个券Code分多轮使用，见 `sequential_usage_detail`"
         "PROGRESSIVE_BUNDLE" New "one of a bundle: see `progressive_bundle_usage_detail`" "多次优惠" + "券组中的一张，见 `progressive_bundle_usage_detail`";
     SEQUENTIAL_TYPES:
         "INCREMENTAL" Old "the offer grows from round to round" "递增优惠" + "优惠逐轮递增"
@@ -87,7 +87,7 @@ words! {
         "BARCODE" Both "as a bar code" "条形码"
         "QRCODE" Both "as a QR code" "二维码";
     COLORS:
-        "Color010" Both "the first of the provider's chart" "颜色图中的第1种"
+        "Color010" Both "the first of the provider's chart" "第1种" + "按颜色图中的次序"
         "Color020" Both "the second" "第2种"
         "Color030" Both "the third" "第3种"
         "Color040" Both "the fourth" "第4种"
