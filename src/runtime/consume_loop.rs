@@ -263,7 +263,9 @@ impl Service {
         let has = consumer.as_ref().map(Deliveries::prefetch);
         let prefetch = match state {
             State::Closed => Some(self.full_prefetch()),
-            State::HalfOpen { cause: Cause::Starting, .. } => Some(starting_max(self.holding_since)),
+            State::HalfOpen { cause: Cause::Starting, .. } => {
+                Some(starting_max(self.holding_since).min(self.message_sizes.prefetch_max()))
+            }
             // One command is enough to find out.
             State::HalfOpen { .. } if has.is_none() && self.held() == 0 => Some(1),
             State::HalfOpen { .. } | State::Open { .. } => has,
@@ -325,12 +327,13 @@ impl Service {
 
     /// The prefetch while calls are made.
     pub(super) fn full_prefetch(&self) -> u16 {
-        // Deliveries held back, or held for a publish, were read without harm: the ramp limits the others.
+        // Deliveries held back, or held for a publish, were read without harm: the ramp, and the size of messages, limit
+        // the others.
         let held_back = self.held_back.waiting.len() + self.context.publish_faults.held_count();
         let held_back = u16::try_from(held_back).unwrap_or(u16::MAX);
-        let ramp = self.ramp.limit().map_or(self.prefetch, |limit| limit.saturating_add(held_back));
+        let unread = self.ramp.limit().unwrap_or(self.prefetch).min(self.message_sizes.prefetch_max());
         let uncounted = u16::try_from(self.uncounted()).unwrap_or(u16::MAX);
-        ramp.min(self.prefetch).saturating_sub(uncounted)
+        unread.saturating_add(held_back).min(self.prefetch).saturating_sub(uncounted)
     }
 
     pub(super) fn receive(
@@ -341,6 +344,7 @@ impl Service {
         number: usize,
     ) {
         self.received_in_session += 1;
+        failpoints::abort_on(delivery.body());
         let limits = self.context.deadline_limits;
         let mut received = ReceivedDelivery::with_deadline(delivery, Timestamp::now(), limits);
         let may_wait = received.may_wait_for_calls(!self.context.limits.delays.is_empty());

@@ -106,8 +106,8 @@ impl Service {
             let words = format!("broker: dead-lettered commands cannot be swept ({why}); it is tried again");
             StatusReason::new(ReasonCode::DeadLetterSweepFailed, words)
         });
-        let size =
-            self.size_warning.get().map(|words| StatusReason::new(ReasonCode::MessageSizeUnbounded, *words));
+        let size = self.message_sizes.warning();
+        let size = size.map(|words| StatusReason::new(ReasonCode::MessageSizeUnbounded, words));
         let keys = self.key_trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let keys = keys.into_iter().map(|why| {
             StatusReason::new(

@@ -8,6 +8,7 @@ use crate::policy::prefetch_ramp::PrefetchRamp;
 use crate::runtime::dead_letter_sweep::Swept;
 use crate::runtime::key_reload::KeyFaults;
 use crate::runtime::lanes::Lanes;
+use crate::runtime::message_size::MessageSizes;
 use crate::runtime::notices::Notices;
 use crate::runtime::permits::Permits;
 use crate::runtime::worker::{ReceivedDelivery, WorkerContext};
@@ -15,7 +16,7 @@ use crate::telemetry::metrics::Settlement;
 use crate::telemetry::status::{Notice, Status};
 use crate::wechat::client::SharedKeyring;
 use futures_util::FutureExt as _;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -51,8 +52,8 @@ pub struct Service {
     /// Of these, settled and not lost.
     pub(super) settled_in_session: u64,
     pub(super) sweeps: Sweeps,
-    /// The warning that the broker accepts messages that are too large, once that is known.
-    pub(super) size_warning: Arc<OnceLock<&'static str>>,
+    /// The sizes of messages that the broker of this session accepts.
+    pub(super) message_sizes: MessageSizes,
     /// Faults of key files now.
     pub(super) key_trouble: KeyFaults,
     pub(super) drain: Duration,
@@ -78,7 +79,6 @@ impl Service {
         keys: SharedKeyring,
         context: Arc<WorkerContext>,
         status: watch::Sender<Status>,
-        size_warning: Arc<OnceLock<&'static str>>,
         key_trouble: KeyFaults,
     ) -> Self {
         Self {
@@ -101,7 +101,7 @@ impl Service {
             received_in_session: 0,
             settled_in_session: 0,
             sweeps: Sweeps::default(),
-            size_warning,
+            message_sizes: MessageSizes::default(),
             key_trouble,
             drain: config.shutdown.deadline.0,
             caller: config.wechat.mchid.clone(),
