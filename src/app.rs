@@ -2,7 +2,7 @@
 //! tasks and the supervisor, and shuts them down.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -21,7 +21,6 @@ use crate::config::{Config, ConfigFault, MERCHANT_KEY};
 use crate::policy::retry_budget::RetryBudget;
 use crate::runtime::circuit_gate::CircuitGate;
 use crate::runtime::key_reload::{KeyFaults, KeyReloader, KeySources};
-use crate::runtime::message_size::warn_of_message_size;
 use crate::runtime::publishing::PublishFaults;
 use crate::runtime::rate_limiter::RateLimiter;
 use crate::runtime::response_log::ResponseLog;
@@ -98,16 +97,11 @@ pub async fn run(
         trouble: key_faults.clone(),
         config: config.clone(),
     };
-    let size_warning = Arc::new(OnceLock::new());
-    let background = [
-        tokio::spawn(key_reloader.run()),
-        tokio::spawn(warn_of_message_size(broker.clone(), size_warning.clone())),
-        admin,
-    ];
+    let background = [tokio::spawn(key_reloader.run()), admin];
     info!(version = env!("CARGO_PKG_VERSION"), admin = %address, "starting");
     ready(address);
 
-    let mut service = Service::new(&config, keys, context, status, size_warning, key_faults);
+    let mut service = Service::new(&config, keys, context, status, key_faults);
     service.supervise(&broker, shutdown).await;
     background.iter().for_each(JoinHandle::abort);
     traces.finish(LAST_SPANS).await;

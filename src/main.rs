@@ -1,11 +1,14 @@
 //! The program: parse, match, return.
 
+use std::env;
 use std::io::{self, Write as _};
-use std::process::ExitCode;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitCode};
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 
 fn main() -> ExitCode {
+    begin_again_with_larger_stacks();
     if let Err(error) = forbid_core_dumps() {
         complain(&format!("core dumps cannot be turned off: {error}"));
     }
@@ -14,6 +17,24 @@ fn main() -> ExitCode {
         return ExitCode::from(3);
     }
     redeemer::cli::main(redeemer::cli::parse())
+}
+
+/// The stack of threads whose size nobody chose, such as the one that reads what the broker sends: the second line against
+/// messages that are nested deeply.
+const STACK_BYTES: &str = "8388608";
+const STACK_VARIABLE: &str = "RUST_MIN_STACK";
+
+/// Replaces the process by itself with larger stacks, unless a size is set already. The broker's client starts its threads
+/// without asking, and a running process cannot set its own environment without unsafe code. If it cannot be replaced, it
+/// goes on as it is: the limit on nesting is what protects it.
+fn begin_again_with_larger_stacks() {
+    if env::var_os(STACK_VARIABLE).is_some() {
+        return;
+    }
+    let mut arguments = env::args_os();
+    let name = arguments.next().unwrap_or_else(|| "redeemer".into());
+    let mut again = Command::new("/proc/self/exe");
+    let _ = again.arg0(name).args(arguments).env(STACK_VARIABLE, STACK_BYTES).exec();
 }
 
 /// Where standard error is gone, there is nobody to report to.

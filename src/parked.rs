@@ -8,6 +8,7 @@
 //! One operator at a time: what a look found is published on the connection of that look, after the broker has confirmed
 //! that it still holds its lock. A refusal is published on two negative queries in a row, as the service requires.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -21,10 +22,10 @@ use crate::domain::coupon::Coupon;
 use crate::domain::evidence::{Evidence, Operation, Rejection};
 use crate::domain::outcome::{EstablishedBy, Outcome};
 use crate::domain::reason::Reason;
-use crate::domain::redemption::{Openid, Redemption};
+use crate::domain::redemption::Redemption;
 use crate::policy::attempt::{EffectState, Progress};
 use crate::policy::classify::{self, CallResult, Response, Verdict, classify};
-use crate::telemetry::log::{Masked, Short};
+use crate::telemetry::log::{Masked, Short, beginning, masked_except, unescaped_tokens, without_openids};
 use crate::wechat::client::{Client, Prepared, hex};
 use crate::wire::audit_event::{self, AuditContext, OperatorAction};
 use crate::wire::command::{self, COMMAND_BYTES_MAX, Fault, PartialCommand, Rejected};
@@ -61,7 +62,7 @@ impl Parked {
             Some(death) => (death.reason.to_owned(), death.at),
             None => (
                 // Anyone who may publish to the parked exchange can write anything here.
-                delivery.header(PARKED_REASON).unwrap_or("unknown").chars().take(REASON_MAX).collect(),
+                beginning(delivery.header(PARKED_REASON).unwrap_or("unknown"), REASON_MAX).to_owned(),
                 delivery.header(PARKED_AT).and_then(|text| text.parse().ok()),
             ),
         };
@@ -87,22 +88,49 @@ impl Parked {
         (shown, body.len() - shown.len())
     }
 
-    /// A text of it with its user's openid shortened: over a shoulder that need not be read. Where its bytes are no
-    /// command, nobody can say which word is one.
-    pub fn masked_headers(&self, text: &str) -> String {
-        match &self.partial.openid {
-            Some(openid) => text.replace(openid.as_str(), &Short(openid.as_str()).to_string()),
-            None => Masked(text).to_string(),
-        }
+    /// Its headers and properties for people, without an openid in name or value.
+    pub fn shown_headers(&self) -> Vec<(String, String)> {
+        let headers = self.delivery.visible_headers().into_iter();
+        headers.map(|(name, value)| (without_openids(&name).into_owned(), self.masked(&value))).collect()
     }
 
-    /// The same of its bytes, in which an openid may be spelled with escapes.
-    pub fn masked_body(&self, text: &str) -> String {
-        let is_plain = |openid: &Openid| self.command.is_ok() && text.contains(openid.as_str());
-        match self.partial.openid.as_ref().is_some_and(is_plain) {
-            true => self.masked_headers(text),
-            false => Masked(text).to_string(),
-        }
+    /// The beginning of its bytes for people, without an openid, and how many bytes are left out.
+    pub fn masked_body(&self) -> (String, usize) {
+        let (body, left_out) = self.shown_body();
+        let text = String::from_utf8(body.to_vec()).unwrap_or_else(|_| body.escape_ascii().to_string());
+        let text = unescaped_tokens(&text);
+        // What follows the bound may belong to the last word.
+        let end = if left_out > 0 { text.chars().count().saturating_sub(1) } else { usize::MAX };
+        (self.masked(beginning(&text, end)), left_out)
+    }
+
+    /// A text of it with every openid shortened, its own user's and those of others: over a shoulder they need not be
+    /// read. The identifying fields of the command stay whole, for the page names them anyway.
+    fn masked(&self, text: &str) -> String {
+        let PartialCommand {
+            openid,
+            coupon_code,
+            brand_id,
+            product_coupon_id,
+            stock_id,
+            appid,
+            out_request_no,
+        } = &self.partial;
+        let known = [
+            coupon_code.as_ref().map(|it| it.as_str()),
+            brand_id.as_ref().map(|it| it.as_str()),
+            product_coupon_id.as_ref().map(|it| it.as_str()),
+            stock_id.as_ref().map(|it| it.as_str()),
+            appid.as_ref().map(|it| it.as_str()),
+            out_request_no.as_ref().map(|it| it.as_str()),
+        ];
+        // One that is shorter than usual is known all the same.
+        let own = openid.as_ref().map(|openid| openid.as_str());
+        let text = match own {
+            Some(own) => Cow::Owned(text.replace(own, &Short(own).to_string())),
+            None => Cow::Borrowed(text),
+        };
+        masked_except(&text, |token| known.contains(&Some(token)))
     }
 
     /// What the console's links know it by: two messages of equal bytes may have been parked for different reasons.

@@ -1,6 +1,7 @@
 //! Logs, spans and metrics.
 
 pub mod events;
+mod json_log;
 pub mod log;
 pub mod metrics;
 pub mod spans;

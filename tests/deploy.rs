@@ -771,6 +771,8 @@ fn the_overlays_are_hardened_and_keep_to_the_merchants_limit() {
             assert!(selector.iter().all(|(key, value)| labels.get(key) == Some(value)), "{name}: {kind}");
         }
 
+        admits_no_whole_namespace(one("NetworkPolicy"), &name);
+
         // Instances share the merchant's limit: with answers that take a second no more of them can be fed.
         let scaled = &one("ScaledObject")["spec"];
         let most = scaled["maxReplicaCount"].as_u64().unwrap();
@@ -1165,4 +1167,44 @@ fn the_unit_forbids_nothing_that_the_service_does() {
     let forbidden: Vec<_> = seen.difference(&allowed).collect();
     assert!(forbidden.is_empty(), "{forbidden:?}");
     fs::remove_dir_all(dir).unwrap();
+}
+
+/// Each peer of a policy that names a namespace names pods in it, too: anyone who may start a pod there would be let in.
+fn admits_no_whole_namespace(policy: &serde_json::Value, name: &str) {
+    let rules = |key: &str| policy["spec"][key].as_array().cloned().unwrap_or_default();
+    let mut tried = 0;
+    for (rule, peers) in rules("ingress")
+        .iter()
+        .map(|rule| (rule, &rule["from"]))
+        .chain(rules("egress").iter().map(|rule| (rule, &rule["to"])))
+    {
+        let peers = peers.as_array().unwrap_or_else(|| panic!("{name}: {rule} is open to everybody"));
+        assert!(!peers.is_empty(), "{name}: {rule} is open to everybody");
+        for peer in peers {
+            if peer.get("ipBlock").is_some() {
+                continue;
+            }
+            for selector in ["namespaceSelector", "podSelector"] {
+                let labels = peer[selector]["matchLabels"].as_object();
+                assert!(labels.is_some_and(|labels| !labels.is_empty()), "{name}: {selector} of {peer}");
+            }
+            tried += 1;
+        }
+    }
+    assert!(tried >= 3, "{name}: {tried} peers");
+}
+
+/// A message is buffered whole before its length can be checked, so the memory of the process has a limit wherever it runs,
+/// and the same one.
+#[test]
+fn memory_is_limited_in_unit_compose_file_and_deployment() {
+    let unit = text("deploy/systemd/redeemer.service");
+    let limits: Vec<_> = unit.lines().filter_map(|line| line.strip_prefix("MemoryMax=")).collect();
+    assert_eq!(limits, ["512M"]);
+    let compose: serde_json::Value = documents(&root().join("deploy/compose.yaml")).remove(0);
+    assert_eq!(compose["services"]["redeemer"]["mem_limit"], "512m");
+    let deployment: serde_json::Value =
+        documents(&root().join("deploy/kubernetes/base/deployment.yaml")).remove(0);
+    let container = &deployment["spec"]["template"]["spec"]["containers"][0];
+    assert_eq!(container["resources"]["limits"]["memory"], "512Mi");
 }

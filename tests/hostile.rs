@@ -613,3 +613,23 @@ async fn a_download_of_certificates_has_the_same_bounds() {
     }
     drop(alone);
 }
+
+/// A kept download could bring back a certificate that was withdrawn.
+#[tokio::test]
+async fn kept_download_of_certificates_is_accepted_once() {
+    let key = ApiV3Key::parse(APIV3_KEY).unwrap();
+    let alone = ALONE.lock().await;
+    let kept = sound("", b"{\"data\":[]}");
+    let (url, played) = listen(vec![say(kept.clone()), say(kept.clone()), say(kept)]);
+    let client = client(&url, Pace::PATIENT);
+    let brought = client.certificates(&key, Timestamp::now(), 7).await;
+    assert!(matches!(&brought, Ok(keys) if keys.is_empty()), "{brought:?}");
+    for nonce in [8, 9] {
+        let brought = client.certificates(&key, Timestamp::now(), nonce).await;
+        let replayed = matches!(brought, Err(NoCertificates::NotBelieved(Some(SignatureFlaw::Replayed))));
+        assert!(replayed, "{brought:?}");
+    }
+    drop(client);
+    ended(played).await;
+    drop(alone);
+}

@@ -18,7 +18,7 @@ use std::time::Duration;
 use bed::{Bed, OPENID, Service, command, until};
 use broker::{Broker, shared};
 use lapin::BasicProperties;
-use raw_amqp::{Published, RawPublisher, nested};
+use raw_amqp::{Properties, Published, RawPublisher, nested};
 use redeemer::telemetry::untrusted::is_hidden;
 use redeemer::wechat::client::hex;
 use serde_json::{Value, json};
@@ -30,18 +30,25 @@ const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
 /// Publishes to an exchange with headers that no client writes.
 async fn publish_raw(bed: &Bed, exchange: &str, headers: Vec<u8>, body: Vec<u8>) -> Published {
+    publish_with(bed, exchange, Properties { headers, ..Properties::default() }, body).await
+}
+
+/// The same with properties that no client writes.
+async fn publish_with(bed: &Bed, exchange: &str, properties: Properties, body: Vec<u8>) -> Published {
     let (uri, exchange) = (bed.config.broker.uri.clone(), exchange.to_owned());
     let key = "redemption.redeemed.1";
-    let publish = move || RawPublisher::connect(&uri).publish(&exchange, key, &headers, &body);
+    let publish = move || RawPublisher::connect(&uri).publish_with(&exchange, key, &properties, &body);
     tokio::task::spawn_blocking(publish).await.unwrap()
 }
 
 /// Headers that no client writes, and a text that is not UTF-8, each as a message among good ones.
-fn undecodable() -> Vec<(&'static str, Vec<u8>)> {
+fn undecodable() -> Vec<(&'static str, Properties)> {
+    let with_headers = |headers| Properties { headers, ..Properties::default() };
     vec![
-        ("arrays", nested(b'A', 1_500)),
-        ("tables", nested(b'F', 2_000)),
-        ("as deep as can be", nested(b'A', 20_000)),
+        ("arrays", with_headers(nested(b'A', 1_500))),
+        ("tables", with_headers(nested(b'F', 2_000))),
+        ("as deep as can be", with_headers(nested(b'A', 20_000))),
+        ("a property of bytes", Properties { reply_to: Some(b"\xff\xfe".to_vec()), ..Properties::default() }),
     ]
 }
 
@@ -52,7 +59,7 @@ async fn undecodable_headers_are_invalid_and_cost_no_session() {
     let names = bed.config.broker.names.clone();
     let service = bed.start().await;
     let mut expected = BTreeSet::new();
-    for (nth, (name, headers)) in undecodable().into_iter().enumerate() {
+    for (nth, (name, properties)) in undecodable().into_iter().enumerate() {
         for part in 0..20 {
             let code = format!("GOOD{nth}_{part}");
             bed.issue(&code, json!({}));
@@ -61,7 +68,8 @@ async fn undecodable_headers_are_invalid_and_cost_no_session() {
         }
         let code = format!("DEEP{nth}");
         let body = command(&code, &format!("USE_{code}")).to_string().into_bytes();
-        assert_eq!(publish_raw(&bed, &names.commands, headers, body).await, Published::Acked, "{name}");
+        let published = publish_with(&bed, &names.commands, properties, body).await;
+        assert_eq!(published, Published::Acked, "{name}");
         expected.insert((code, "invalid".to_owned()));
     }
     let mut reported = BTreeSet::new();
@@ -72,9 +80,77 @@ async fn undecodable_headers_are_invalid_and_cost_no_session() {
     }
     assert_eq!(reported, expected);
     assert_eq!(service.metric("redeemer_broker_sessions_total").await, 1.0, "no session was lost");
-    assert_eq!([bed.ready(&names.commands).await, bed.ready(&names.parked).await], [0, 3]);
-    assert_eq!(bed.uses().len(), 60, "what is invalid is not executed");
+    assert_eq!([bed.ready(&names.commands).await, bed.ready(&names.parked).await], [0, 4]);
+    assert_eq!(bed.uses().len(), 80, "what is invalid is not executed");
     service.stop().await;
+}
+
+/// A message that nobody has thought of ends the whole process, each time that it is delivered: it costs its own deliveries
+/// until the broker gives it up, and its neighbors nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn message_that_kills_the_process_parks_no_neighbor() {
+    const GOOD: usize = 150;
+    let mut bed = Bed::new().await;
+    bed.leave_parked().await;
+    let names = bed.config.broker.names.clone();
+    // The queues are there before the first process is.
+    bed.start().await.stop().await;
+    let publish_good = async |from: usize| {
+        for nth in from..from + GOOD / 2 {
+            let code = format!("N{nth}");
+            bed.issue(&code, json!({}));
+            bed.publish(&command(&code, &format!("USE_{code}"))).await;
+        }
+    };
+    publish_good(0).await;
+    bed.issue("KILLER", json!({}));
+    bed.publish(&command("KILLER", "USE_KILLER")).await;
+    publish_good(GOOD / 2).await;
+
+    let (mut deaths, log) = (0, bed.dir.join("killed.log"));
+    let limit = usize::from(u16::try_from(bed.config.broker.delivery_limit).unwrap());
+    loop {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_redeemer"));
+        program.arg("--config").arg(bed.config_file()).args(["run", "--with-parent"]);
+        program.env(redeemer::runtime::failpoints::ABORT, "USE_KILLER").stdin(Stdio::piped());
+        program.stdout(Stdio::null()).kill_on_drop(true);
+        program.stderr(std::fs::File::options().create(true).append(true).open(&log).unwrap());
+        let mut running = program.spawn().unwrap();
+        // It lives as long as this is open, and a wait would close it.
+        let _stdin = running.stdin.take();
+        let all_done = async {
+            until("all good ones redeemed, and the killer given up", async || {
+                bed.uses().len() == GOOD
+                    && bed.ready(&names.commands).await == 0
+                    && bed.ready(&names.parked).await == 1
+            })
+            .await;
+        };
+        tokio::select! {
+            () = all_done => break,
+            status = running.wait() => {
+                use std::os::unix::process::ExitStatusExt as _;
+                assert_eq!(status.unwrap().signal(), Some(6), "see {}", log.display());
+                deaths += 1;
+                assert!(deaths <= limit + 2, "{deaths} deaths");
+            }
+        }
+    }
+    assert!(deaths >= limit, "{deaths} deaths of {limit} deliveries");
+    let mut events = std::collections::BTreeMap::<String, BTreeSet<String>>::new();
+    while events.len() < GOOD + 1 {
+        let event = bed.next_event().await;
+        let text = |pointer: &str| event.data(pointer).as_str().unwrap().to_owned();
+        events.entry(text("/coupon_code")).or_default().insert(text("/outcome"));
+    }
+    let killed = events.remove("KILLER").unwrap();
+    assert_eq!(killed, BTreeSet::from(["unresolved".to_owned()]));
+    assert!(
+        events.values().all(|outcomes| outcomes.len() == 1 && outcomes.contains("redeemed")),
+        "{events:?}"
+    );
+    let codes: BTreeSet<_> = bed.uses().into_iter().map(|(code, _)| code).collect();
+    assert_eq!((codes.len(), bed.uses().len()), (GOOD, GOOD), "each once");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -169,7 +245,8 @@ async fn broker_without_message_bound_is_warned_of() {
     let bed = bed_with_console(&broker).await;
     let service = bed.start().await;
     assert_eq!(checked_message_size(&bed).await, "warning");
-    until("a warning in readiness", async || service.get("/readyz").await.1.contains("\nwarning: ")).await;
+    let warned = async || service.get("/readyz").await.1.contains("\nwarning: [message_size_unbounded]");
+    until("a warning in readiness", warned).await;
     assert_eq!(service.get("/readyz").await.0, 200, "it consumes all the same");
 
     // A body of megabytes is shown in part.
@@ -189,6 +266,73 @@ async fn broker_without_message_bound_is_warned_of() {
     service.stop().await;
     drop(bed);
     tokio::task::spawn_blocking(|| drop(broker)).await.unwrap();
+}
+
+/// A program of the broker's node: `rabbitmqctl`, off this task.
+async fn ctl(broker: &'static Broker, arguments: &[&str]) {
+    let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+    let run = move || {
+        broker.ctl(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    };
+    tokio::task::spawn_blocking(run).await.unwrap();
+}
+
+/// Sets the size from which on the broker refuses a message, as from the next session on.
+async fn limit_messages(broker: &'static Broker, bytes: u32) {
+    let set = format!(
+        "application:set_env(rabbit, max_message_size, {bytes}), persistent_term:put(max_message_size, {bytes})."
+    );
+    ctl(broker, &["eval", &set]).await;
+    ctl(broker, &["close_all_connections", "a new session"]).await;
+}
+
+/// What is buffered is bounded by what the broker accepts now, not by what it accepted at the start of the process.
+#[tokio::test(flavor = "multi_thread")]
+async fn sizes_that_the_broker_accepts_bound_what_is_taken_at_once() {
+    let broker = tokio::task::spawn_blocking(|| &*Box::leak(Box::new(Broker::start()))).await.unwrap();
+    let mut bed = Bed::on(broker).await;
+    // Each call takes a while, so as many are held as may be.
+    bed.faults(json!([{"fault": {"kind": "slow", "ms": 300}}]));
+    let service = bed.start().await;
+    let warned = async || service.get("/readyz").await.1.contains("[message_size_unbounded] ");
+    let mut all = 0;
+    for (nth, (bytes, at_once, warns)) in [
+        (128 * 1024, 60, false),
+        (134_217_728, 1, true),
+        (1024 * 1024, 60, false),
+        (16 * 1024 * 1024, 8, true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        limit_messages(broker, bytes).await;
+        bed = bed.reconnect(broker).await;
+        let session = f64::from(u32::try_from(nth + 2).unwrap());
+        until("the next session", async || {
+            service.metric("redeemer_broker_sessions_total").await >= session
+                && service.metric("redeemer_consuming").await == 1.0
+        })
+        .await;
+        until("the warning or none", async || warned().await == warns).await;
+        let commands = if at_once == 1 { 8 } else { 200 };
+        all += commands;
+        for part in 0..commands {
+            let code = format!("L{nth}_{part}");
+            bed.issue(&code, json!({}));
+            bed.publish(&command(&code, &format!("USE_{code}"))).await;
+        }
+        let most = std::cell::Cell::new(0.0_f64);
+        until("all redeemed", async || {
+            most.set(most.get().max(service.metric("redeemer_commands_in_flight").await));
+            bed.uses().len() >= all && service.metric("redeemer_commands_in_flight").await == 0.0
+        })
+        .await;
+        let bound = f64::from(at_once);
+        let most = most.get();
+        assert!(if at_once < 60 { most <= bound } else { most > 8.0 }, "{bytes}: {most} held at once");
+        assert_eq!(warned().await, warns, "{bytes}");
+    }
+    service.stop().await;
 }
 
 /// What a terminal would obey, what turns a line around, what forges one, and an openid.
@@ -280,6 +424,112 @@ async fn hostile_words_are_visible_wherever_they_are_shown() {
     let hidden: Vec<_> = lines.chars().filter(|c| *c != '\n' && is_hidden(*c)).collect();
     assert!(hidden.is_empty(), "{hidden:?} in {lines:?}");
     service.stop().await;
+}
+
+/// Of a user whom no command of the test is about.
+const STRANGER: &str = "oZz9-Other_Person-0123456789";
+
+/// A header, as AMQP writes it, whose value has this type.
+fn header(name: &str, kind: u8, value: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(value.len()).unwrap().to_be_bytes();
+    [&[u8::try_from(name.len()).unwrap()][..], name.as_bytes(), &[kind], &length, value].concat()
+}
+
+/// Headers with an openid in every place that is shown.
+fn headers_with_openid(openid: &str) -> Vec<u8> {
+    let evidence = json!([{"at": "2026-03-05T04:30:45Z", "operation": openid, "host": openid, "status": 200,
+        "request_id": openid, "serial": openid, "verdict": openid}]);
+    let listed = [&b"S"[..], &u32::try_from(openid.len()).unwrap().to_be_bytes(), openid.as_bytes()].concat();
+    [
+        header("note", b'S', openid.as_bytes()),
+        header(&format!("x-{openid}"), b'S', b"1"),
+        header("list", b'A', &listed),
+        header("table", b'F', &header(openid, b'S', openid.as_bytes())),
+        header("x-redemption-evidence", b'S', evidence.to_string().as_bytes()),
+        header("x-redemption-body-sha256", b'S', openid.as_bytes()),
+        // A bound must not make a short word of a long one.
+        header("x-redemption-parked-reason", b'S', format!("{}{openid}", "=".repeat(50)).as_bytes()),
+    ]
+    .concat()
+}
+
+/// Bodies with an openid beside the command's own: valid or not, spelled with escapes or not.
+fn bodies_with_openid(openid: &str) -> Vec<String> {
+    let escaped: String = openid.bytes().map(|byte| format!("\\u{byte:04x}")).collect();
+    let plain = command("S1", "USE_S1");
+    let mut with_stranger = plain.clone();
+    with_stranger["associated_order_info"]["transaction_id"] = json!(openid);
+    let mut named = plain.clone();
+    named[openid] = json!(openid);
+    let cut = format!("{{\"openid\": \"{OPENID}\", \"x\": \"{openid}\"");
+    // Its own openid with escapes in one place and plain in another, and the other way around.
+    let own_escaped = plain.to_string().replace(OPENID, &format!("\\u006f{}", &OPENID[1..]));
+    let twice = own_escaped.replacen('{', &format!("{{\"note\": \"{OPENID}\", "), 1);
+    let own_twice = plain.to_string().replacen('{', &format!("{{\"note\": \"\\u006f{}\", ", &OPENID[1..]), 1);
+    let in_escapes = plain.to_string().replacen('{', &format!("{{\"note\": \"{escaped}\", "), 1);
+    let mut bodies = vec![with_stranger.to_string(), named.to_string(), cut, own_escaped, twice, own_twice];
+    bodies.extend([in_escapes, format!("{openid}\u{0}{openid}")]);
+    bodies
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_openid_is_shown_of_what_is_parked_whose_ever_it_is() {
+    let bed = bed_with_console(tokio::task::spawn_blocking(shared).await.unwrap()).await;
+    let parked = bed.config.broker.names.parked.clone();
+    let mut ids = Vec::new();
+    for body in bodies_with_openid(STRANGER) {
+        let body = body.into_bytes();
+        ids.push(hex(&Sha256::digest(&body)));
+        let published = publish_raw(&bed, &parked, headers_with_openid(STRANGER), body).await;
+        assert_eq!(published, Published::Acked);
+    }
+    let properties = ["correlation_id", "message_id", "reply_to", "content_type"];
+    let with_properties = BasicProperties::default()
+        .with_correlation_id(STRANGER.into())
+        .with_message_id(STRANGER.into())
+        .with_reply_to(STRANGER.into())
+        .with_content_type(STRANGER.into());
+    let body = command("S2", "USE_S2").to_string();
+    ids.push(hex(&Sha256::digest(&body)));
+    let publish = bed.channel().basic_publish(
+        parked.as_str().into(),
+        "".into(),
+        lapin::options::BasicPublishOptions::default(),
+        body.as_bytes(),
+        with_properties,
+    );
+    publish.await.unwrap().await.unwrap();
+    until("all are parked", async || bed.ready(&parked).await == u32::try_from(ids.len()).unwrap()).await;
+
+    let mut shown = Vec::new();
+    let discard = ["parked", "discard", "--all", "--because", "x"];
+    for arguments in [&["parked", "list"][..], &["parked", "show"], &["parked", "show", "--query"], &discard]
+    {
+        let output = run(&bed, arguments).await;
+        assert!(output.status.success(), "{output:?}");
+        let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+        shown.push((arguments.join(" "), text.concat()));
+    }
+    let service = bed.start().await;
+    let cookie = log_in(&service).await;
+    for path in ids.iter().map(|id| format!("/parked/{id}")).chain(["/parked".to_owned()]) {
+        let (status, page) = console(&service, &cookie, &path).await;
+        assert_eq!(status, 200, "{path}: {page}");
+        shown.push((path, page));
+    }
+    service.stop().await;
+    for (what, text) in &shown {
+        for openid in [STRANGER, OPENID] {
+            // Whatever part of it would name somebody.
+            assert!(!text.contains(&openid[1..12]) && !text.contains(&openid[12..]), "{what}: {text}");
+            let escaped: String = openid[2..12].bytes().map(|byte| format!("\\u{byte:04x}")).collect();
+            assert!(!text.contains(&escaped), "{what}: {text}");
+        }
+    }
+    let (_, text) = &shown[1];
+    for own in properties.into_iter().chain(["USE_S1", "oh…Anp4", "oZ…6789", "1000000013001"]) {
+        assert!(text.contains(own), "{own}: {text}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

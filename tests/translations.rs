@@ -7,12 +7,16 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-const PAGES: [(&str, &str); 4] = [
+const PAGES: [(&str, &str); 5] = [
     ("README.md", "README.zh-CN.md"),
     ("docs/contract.md", "docs/zh-CN/contract.md"),
     ("docs/coupon.md", "docs/zh-CN/coupon.md"),
+    ("docs/guarantees.md", "docs/zh-CN/guarantees.md"),
     ("docs/operations.md", "docs/zh-CN/operations.md"),
 ];
+
+/// What diagrams write as it is, beside what is in capitals.
+const OUTCOMES: [&str; 4] = ["redeemed", "refused", "invalid", "unresolved"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -23,7 +27,7 @@ fn root() -> &'static Path {
 struct Shape {
     /// Levels of the headings, with the code that stands in them.
     headings: Vec<(usize, Vec<String>)>,
-    /// Fenced blocks whole, with their language.
+    /// Fenced blocks whole, with their language; of a diagram what it says in both languages alike.
     fences: Vec<String>,
     /// For each row of a table: cells, and the code in the first of them.
     rows: Vec<(usize, Vec<String>)>,
@@ -37,6 +41,26 @@ struct Shape {
 
 fn code(text: &str) -> Vec<String> {
     text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+/// A fenced block; of a diagram only who does something to whom, and the names and numbers in the text beside it.
+fn without_words(fence: &str) -> String {
+    if !fence.starts_with("```mermaid\n") {
+        return fence.to_owned();
+    }
+    let is_kept = |word: &&str| {
+        let mut letters = word.chars();
+        word.contains('_')
+            || letters.all(|c| c.is_ascii_uppercase() || c.is_ascii_digit())
+            || OUTCOMES.contains(word)
+    };
+    let line = |line: &str| {
+        let (who, text) = line.split_once(": ").or_else(|| line.split_once(" as ")).unwrap_or((line, ""));
+        let names = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let names: Vec<_> = names.filter(|word| !word.is_empty()).filter(is_kept).collect();
+        format!("{who}: {}\n", names.join(" "))
+    };
+    fence.lines().map(line).collect()
 }
 
 /// A path without `..`, from the top of the repository.
@@ -59,7 +83,7 @@ impl Shape {
         for line in text.lines() {
             match (line.trim_start().starts_with("```"), &mut fence) {
                 (true, None) => fence = Some(format!("{line}\n")),
-                (true, Some(_)) => shape.fences.extend(fence.take()),
+                (true, Some(_)) => shape.fences.extend(fence.take().map(|text| without_words(&text))),
                 (false, Some(fence)) => *fence += &format!("{line}\n"),
                 (false, None) => {
                     shape.line(line);
@@ -150,6 +174,23 @@ fn each_names_the_other_at_its_top() {
             let name = Path::new(other).file_name().unwrap().to_str().unwrap();
             assert!(head.iter().any(|line| line.contains(&format!("{name})"))), "{page}: {head:?}");
         }
+    }
+}
+
+#[test]
+fn a_diagram_keeps_its_arrows_names_and_numbers_in_both_languages() {
+    let drawn = |arrow: &str, user: &str, text: &str| {
+        without_words(&format!("```mermaid\n    participant U as {user}\n    I1{arrow}S: {text}\n"))
+    };
+    let english = drawn("->>", "user", "refused (returned_since) 403");
+    assert_eq!(english, drawn("->>", "用户", "refused（returned_since），403"));
+    for (arrow, text) in [
+        ("-x", "refused（returned_since），403"),
+        ("->>", "redeemed（returned_since），403"),
+        ("->>", "refused（used_by_another），403"),
+        ("->>", "refused（returned_since），401"),
+    ] {
+        assert_ne!(english, drawn(arrow, "用户", text), "{arrow} {text}");
     }
 }
 

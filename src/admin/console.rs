@@ -204,6 +204,7 @@ impl Console {
         let _lock = self.lock_parked_queue().await?;
         let mut look = ParkedQueue::begin(&self.setup.broker).await.map_err(unreachable)?;
         let (mut found, now) = (Found::default(), Timestamp::now());
+        found.unlocked = look.missing_lock();
         let looked = async {
             while found.looked < LOOK_MAX && look.age() < LOOK_TIME_MAX {
                 let Some(delivery) = look.next().await.map_err(unreachable)? else { break };
@@ -493,8 +494,9 @@ async fn show(State(console): Shared, headers: HeaderMap, Path(id): Path<String>
         let _lock = console.lock_parked_queue().await?;
         let mut look = ParkedQueue::begin(&console.setup.broker).await.map_err(unreachable)?;
         let found = console.find(&mut look, &id).await;
+        let unlocked = look.missing_lock();
         look.end().await;
-        Ok(html::show(&session, &found?, None, None, Timestamp::now()))
+        Ok(html::show(&session, &found?, None, unlocked.as_deref(), Timestamp::now()))
     };
     match shown.await {
         Ok(page) => Html(page).into_response(),

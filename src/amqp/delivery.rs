@@ -29,6 +29,8 @@ pub struct Delivery {
     tag: u64,
     channel: Arc<ConsumerChannel>,
     received_at: Timestamp,
+    /// Whether a copy of it may be in the queue: a hand-back was not confirmed in time.
+    copied: bool,
 }
 
 /// A channel that delivers messages, and on which they are acknowledged.
@@ -99,6 +101,7 @@ impl Delivery {
             tag: delivery_tag,
             channel: channel.clone(),
             received_at: Timestamp::now(),
+            copied: false,
         }
     }
 
@@ -115,6 +118,16 @@ impl Delivery {
     /// Whether it was delivered before, or moved by the broker, so that its use may have been sent.
     pub fn may_have_been_tried(&self) -> bool {
         self.redelivered() || ["x-death", "x-first-death-reason"].iter().any(|name| self.has_header(name))
+    }
+
+    /// Whether a copy of it may be in the queue, and be worked on by another instance.
+    pub fn may_have_copy(&self) -> bool {
+        self.copied
+    }
+
+    /// A hand-back was not confirmed in time, and may have reached the queue.
+    pub fn mark_copied(&mut self) {
+        self.copied = true;
     }
 
     /// When it was received.

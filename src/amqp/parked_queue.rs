@@ -18,6 +18,7 @@ use lapin::options::{BasicGetOptions, BasicNackOptions, QueueDeclareOptions, Que
 use lapin::types::FieldTable;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
+use tracing::warn;
 
 use crate::amqp::confirm::PublishFailure;
 use crate::amqp::connection::{
@@ -178,6 +179,17 @@ impl ParkedQueue {
         &self.at
     }
 
+    /// Why nothing keeps another operator from looking at the same time, where that is so.
+    pub fn missing_lock(&self) -> Option<String> {
+        let name = lock_name(&self.queue);
+        self.lock.is_none().then(|| {
+            format!(
+                "this look has no lock, so another operator may be at work too, on other commands: the broker's user may \
+                 not configure {name}. Grant that (docs/operations.md, \"Broker permissions\"), or work one at a time"
+            )
+        })
+    }
+
     /// How many messages waited when the first was taken; zero before that.
     pub fn waiting(&self) -> u32 {
         self.waiting.unwrap_or(0)
@@ -232,13 +244,17 @@ impl ParkedQueue {
     }
 }
 
-/// Holds an exclusive queue. Without the right to configure one, the look goes on without.
+fn lock_name(queue: &str) -> String {
+    format!("{queue}.look")
+}
+
+/// Holds an exclusive queue. Without the right to configure one, the look goes on without, and says so.
 async fn lock(
     connection: &Connection,
     queue: &str,
     bound: Bound<'_>,
 ) -> Result<Option<String>, ParkedQueueError> {
-    let name = format!("{queue}.look");
+    let name = lock_name(queue);
     let since = Instant::now();
     loop {
         let channel = bound.wait(connection.create_channel()).await?;
@@ -249,6 +265,10 @@ async fn lock(
                 return Ok(Some(name));
             }
             Err(ParkedQueueError::Lost { source, .. }) if reply_code(&source) == Some(403) => {
+                warn!(
+                    lock = name,
+                    "no permission for the lock of the parked queue; operators may work at once"
+                );
                 return Ok(None);
             }
             // Anyone who ended a moment ago may still hold it.

@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::amqp::confirm::PublishRejection;
-use crate::amqp::connection::{AmqpSettings, CannotConnect, address, connect_any};
+use crate::amqp::connection::{AmqpSettings, BrokerConnection, CannotConnect, address, connect, connect_any};
 use crate::amqp::topology::{Mode, Names, Topology, delay_name};
 
 /// The routing key of probes, in the form of that of an event of a redeemed coupon.
@@ -204,8 +204,8 @@ fn least_rights(names: &Names, mode: Mode) -> [String; 3] {
 
 /// What a broker must take: a command of 64 KiB, and an event with the coupon and the evidence of 16 attempts.
 pub const MESSAGE_BYTES_NEEDED: usize = 128 * 1024;
-/// What a broker should not take: every message is held whole, here and there, before anybody looks at its length.
-const MESSAGE_BYTES_EXCESSIVE: usize = 1024 * 1024 + 1;
+/// The most that a broker should take: every message is held whole, here and there, before anybody looks at its length.
+pub const MESSAGE_BYTES_ACCEPTABLE: usize = 1024 * 1024;
 
 /// How the broker bounds the size of a message (`max_message_size`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -225,24 +225,70 @@ pub enum MessageBound {
 /// # Errors
 /// [`CannotConnect`]
 pub async fn message_bound(settings: &AmqpSettings) -> Result<MessageBound, CannotConnect> {
-    let (connection, at) = connect_any(settings, "redeemer message size").await?;
+    let (connection, at) = connect_any(settings, CONNECTION_NAME).await?;
+    let accepted = largest_on(connection, at, settings, &[MESSAGE_BYTES_ACCEPTABLE]).await?;
+    Ok(match accepted {
+        Ok(Accepted::UpTo(_)) => MessageBound::Sufficient,
+        Ok(Accepted::More) => MessageBound::Excessive,
+        Ok(Accepted::TooLittle(words)) => MessageBound::TooSmall(words),
+        Err(words) => MessageBound::Unclear(words),
+    })
+}
+
+/// The sizes that the node of session `nth` accepts: up to the first of these, in bytes, that it refuses one byte more
+/// than. `Err` within: it cannot be said, with the broker's words.
+///
+/// # Errors
+/// [`CannotConnect`]
+pub async fn accepted_sizes(
+    settings: &AmqpSettings,
+    nth: usize,
+    sizes: &[usize],
+) -> Result<Result<Accepted, String>, CannotConnect> {
+    let (uri, at) = address(settings, nth)?;
+    let connection = connect(&uri, CONNECTION_NAME, &at, settings).await?;
+    largest_on(connection, at, settings, sizes).await
+}
+
+const CONNECTION_NAME: &str = "redeemer message size";
+
+/// Which messages a broker accepts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Accepted {
+    /// Not even [`MESSAGE_BYTES_NEEDED`]: the broker's words.
+    TooLittle(String),
+    /// No more than this many bytes.
+    UpTo(usize),
+    /// More than the largest size that was tried.
+    More,
+}
+
+async fn largest_on(
+    connection: BrokerConnection,
+    at: String,
+    settings: &AmqpSettings,
+    sizes: &[usize],
+) -> Result<Result<Accepted, String>, CannotConnect> {
     let limit = settings.connect_timeout;
-    let both = async {
+    let largest = async {
         match publish_zeros(&connection, MESSAGE_BYTES_NEEDED).await {
-            Err(error) if refused_for_size(&error) => return MessageBound::TooSmall(error.to_string()),
-            Err(error) => return MessageBound::Unclear(error.to_string()),
+            Err(error) if refused_for_size(&error) => return Ok(Accepted::TooLittle(error.to_string())),
+            Err(error) => return Err(error.to_string()),
             Ok(()) => {}
         }
-        match publish_zeros(&connection, MESSAGE_BYTES_EXCESSIVE).await {
-            Ok(()) => MessageBound::Excessive,
-            Err(error) if refused_for_size(&error) => MessageBound::Sufficient,
-            Err(error) => MessageBound::Unclear(error.to_string()),
+        for size in sizes {
+            match publish_zeros(&connection, size + 1).await {
+                Ok(()) => {}
+                Err(error) if refused_for_size(&error) => return Ok(Accepted::UpTo(*size)),
+                Err(error) => return Err(error.to_string()),
+            }
         }
+        Ok(Accepted::More)
     };
     let step = "looking at the size of messages";
-    let bound = timeout(limit, both).await.map_err(|_| CannotConnect::TimedOut { at, step, limit })?;
+    let accepted = timeout(limit, largest).await.map_err(|_| CannotConnect::TimedOut { at, step, limit });
     let _ = timeout(limit, connection.close(200, "done".into())).await;
-    Ok(bound)
+    accepted
 }
 
 /// The broker looks at the size before it looks where a message goes. This one is not persistent, and goes nowhere.

@@ -324,7 +324,7 @@ impl Publisher {
                 })
             };
         let shared = self.within(shared).await?;
-        Ok(shared.join(self.within(self.publish_isolated(probe())).await?))
+        Ok(shared.join(self.publish_on_free_channel(probe()).await?))
     }
 
     /// The broker's rejection of one event, or why it was not confirmed.
@@ -376,19 +376,14 @@ impl Publisher {
         body: &[u8],
     ) -> Result<Published, PublishFailure> {
         let message = Message::mandatory(exchange, routing_key, properties, body);
-        let publishing = async {
-            if !self.is_isolating() {
-                let again = message.clone();
-                match self.publish_shared(message).await {
-                    Err(SharedPublishError::ChannelClosed(_)) => self.isolate().await?,
-                    Err(SharedPublishError::NotConfirmed(why)) => return Err(why),
-                    Ok(published) => return Ok(published),
-                }
-                return self.publish_isolated(again).await;
+        if !self.is_isolating() {
+            match self.within(self.publish_shared(message.clone())).await {
+                Err(SharedPublishError::ChannelClosed(_)) => self.within(self.isolate()).await?,
+                Err(SharedPublishError::NotConfirmed(why)) => return Err(why),
+                Ok(published) => return Ok(published),
             }
-            self.publish_isolated(message).await
-        };
-        self.within(publishing).await
+        }
+        self.publish_on_free_channel(message).await
     }
 
     async fn publish_alone(
@@ -399,22 +394,29 @@ impl Publisher {
         body: &[u8],
     ) -> Result<Published, PublishFailure> {
         let message = Message::mandatory(exchange, routing_key, properties, body);
-        self.within(self.publish_isolated(message)).await
+        self.publish_on_free_channel(message).await
     }
 
-    /// Bounds a publish from its first wait to its confirm. While the broker blocks the connection nothing can be
+    /// Publishes on an isolated channel once one is free. Each publish before it has a time limit of its own, and the wait
+    /// for them must not use up that of this message.
+    async fn publish_on_free_channel(&self, message: Message<'_>) -> Result<Published, PublishFailure> {
+        let slot = self.isolated_channel().await;
+        self.within(self.publish_isolated(slot, message)).await
+    }
+
+    /// Bounds a publish from its first byte to its confirm. While the broker blocks the connection nothing can be
     /// confirmed, and the alarm is reported elsewhere: such time does not count, or each alarm would end a session.
-    async fn within(
+    async fn within<T, E: From<PublishFailure>>(
         &self,
-        publishing: impl Future<Output = Result<Published, PublishFailure>>,
-    ) -> Result<Published, PublishFailure> {
+        publishing: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
         let limit = self.0.confirm_timeout;
         let mut health = self.0.health.clone();
         let mut publishing = pin!(publishing);
         if !self.0.waits_while_blocked {
             return tokio::select! {
-                published = timeout(limit, publishing) => published.unwrap_or(Err(PublishFailure::TimedOut(limit))),
-                reason = blocked_for(health.clone(), BLOCKED_REPORTED_AFTER) => Err(PublishFailure::Blocked(reason)),
+                published = timeout(limit, publishing) => published.unwrap_or(Err(PublishFailure::TimedOut(limit).into())),
+                reason = blocked_for(health.clone(), BLOCKED_REPORTED_AFTER) => Err(PublishFailure::Blocked(reason).into()),
             };
         }
         loop {
@@ -422,14 +424,14 @@ impl Publisher {
                 return published;
             }
             if health.borrow_and_update().blocked.is_none() {
-                return Err(PublishFailure::TimedOut(limit));
+                return Err(PublishFailure::TimedOut(limit).into());
             }
             tokio::select! {
                 published = publishing.as_mut() => return published,
                 unblocked = health.wait_for(|now| now.blocked.is_none() || now.lost.is_some()) => {
                     let lost = unblocked.map_or_else(|_| Some(String::new()), |now| now.lost.clone());
                     if let Some(why) = lost {
-                        return Err(PublishFailure::Connection(why));
+                        return Err(PublishFailure::Connection(why).into());
                     }
                 }
             }
@@ -460,8 +462,11 @@ impl Publisher {
         Ok(await_confirm(written.map_err(ended)?.await.map_err(ended)?)?)
     }
 
-    async fn publish_isolated(&self, message: Message<'_>) -> Result<Published, PublishFailure> {
-        let mut slot = self.isolated_channel().await;
+    async fn publish_isolated(
+        &self,
+        mut slot: tokio::sync::MutexGuard<'_, Option<Channel>>,
+        message: Message<'_>,
+    ) -> Result<Published, PublishFailure> {
         // Taken out, so that a publish that is canceled before its confirm leaves no channel behind.
         let channel = match slot.take() {
             Some(channel) if channel.status().connected() => channel,

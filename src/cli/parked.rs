@@ -19,7 +19,7 @@ use crate::app::merchant_key_from_environment;
 use crate::cli::{Failure, print, print_error};
 use crate::config::Config;
 use crate::parked::{CouponQuery, CouponStatus, Filter, Parked, SignatureWitness};
-use crate::telemetry::log::{Masked, Short};
+use crate::telemetry::log::{Masked, Short, without_openids};
 use crate::telemetry::untrusted::{Untrusted, Visible, is_hidden};
 use crate::wechat::client::Client;
 use crate::wechat::keys::Keyring;
@@ -231,6 +231,9 @@ async fn scan<T>(
     choose: impl Fn(Parked) -> Option<T>,
 ) -> anyhow::Result<Scan<T>> {
     let mut look = ParkedQueue::begin(settings).await.context(CANNOT_LOOK)?;
+    if let Some(why) = look.missing_lock() {
+        print_error(&why);
+    }
     let mut found = Vec::new();
     let ended = loop {
         match look.next().await {
@@ -371,10 +374,10 @@ fn published_event(parked: &Parked, query: Option<&CouponQuery>, now: Timestamp)
     let age = parked.age(now).map_or_else(String::new, |age| format!(", {} ago", short_span(age)));
     let at = parked.at.map_or_else(|| "at an unknown time".to_owned(), |at| at.to_string());
     lines.push(format!("parked    {at}{age}, because: {}", Untrusted(&parked.reason)));
-    for (name, value) in parked.delivery.visible_headers() {
+    for (name, value) in parked.shown_headers() {
         // Evidence has its own lines below.
         if name != crate::wire::retry_message::EVIDENCE {
-            lines.push(format!("header    {name}: {}", parked.masked_headers(&value)));
+            lines.push(format!("header    {name}: {value}"));
         }
     }
     for fault in parked.faults() {
@@ -390,15 +393,8 @@ fn published_event(parked: &Parked, query: Option<&CouponQuery>, now: Timestamp)
             evidence_line(&query.evidence, SignatureWitness::ThisProcess)
         ));
     }
-    let (body, left_out) = parked.shown_body();
-    let bytes = parked.delivery.body().len();
-    match std::str::from_utf8(body) {
-        Ok(text) => lines.push(format!("body      {bytes} bytes: {}", parked.masked_body(text))),
-        Err(_) => {
-            let text = body.escape_ascii().to_string();
-            lines.push(format!("body      {bytes} bytes: {}", parked.masked_body(&text)));
-        }
-    }
+    let (body, left_out) = parked.masked_body();
+    lines.push(format!("body      {} bytes: {body}", parked.delivery.body().len()));
     if left_out > 0 {
         lines.push(format!("          {left_out} more bytes are not shown"));
     }
@@ -410,7 +406,9 @@ fn evidence_line(evidence: &crate::domain::evidence::Evidence, witness: Signatur
     let request_id = evidence.request_id.as_deref().unwrap_or("-");
     let verified = witness.signature(evidence);
     let crate::domain::evidence::Evidence { at, operation, host, verdict, .. } = evidence;
-    format!("{at} {operation} {host} {status} {verdict}, {verified}, request {request_id}")
+    // A header says what its publisher wrote.
+    let line = format!("{at} {operation} {host} {status} {verdict}, {verified}, request {request_id}");
+    without_openids(&line).into_owned()
 }
 
 fn describe(query: &CouponQuery) -> String {

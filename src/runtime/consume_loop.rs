@@ -217,7 +217,7 @@ impl Service {
         }
         self.context.circuit_gate.tick();
         let blocked = now.blocked.is_some();
-        if self.context.publish_faults.longest_held().contains(&PublishFailure::Refused)
+        if self.unaccepted().contains(&PublishFailure::Refused)
             && !blocked
             && is_due(round.last_done.channel_renewal, RENEW_CHANNELS_EVERY)
         {
@@ -226,7 +226,7 @@ impl Service {
         }
         self.end_late();
         let full = round.consumer.as_ref().is_some_and(|has| self.held() >= usize::from(has.prefetch()));
-        if !blocked && self.held_back.is_due(full) {
+        if !blocked && self.handing_back == 0 && self.held_back.is_due(full) {
             self.release_waiting();
         }
         let count_due = is_due(round.last_done.consumer_count, CONSUMER_COUNT_EVERY);
@@ -263,7 +263,9 @@ impl Service {
         let has = consumer.as_ref().map(Deliveries::prefetch);
         let prefetch = match state {
             State::Closed => Some(self.full_prefetch()),
-            State::HalfOpen { cause: CircuitCause::Starting, .. } => Some(starting_max(self.holding_since)),
+            State::HalfOpen { cause: CircuitCause::Starting, .. } => {
+                Some(starting_max(self.holding_since).min(self.message_sizes.prefetch_max()))
+            }
             // One command is enough to find out.
             State::HalfOpen { .. } if has.is_none() && self.held() == 0 => Some(1),
             State::HalfOpen { .. } | State::Open { .. } => has,
@@ -290,6 +292,8 @@ impl Service {
                     return Ok(Left::Kept(left));
                 }
             }
+            // Zero would mean no limit.
+            (Some(0), _) => {}
             (Some(prefetch), _) => match consumer {
                 Some(deliveries) => session.set_prefetch(deliveries, prefetch).await?,
                 None => {
@@ -313,20 +317,23 @@ impl Service {
         number: usize,
     ) {
         for delivery in deliveries {
-            let received = ReceivedDelivery::new(delivery, Timestamp::now());
+            let limits = self.context.deadline_limits;
+            let received = ReceivedDelivery::with_deadline(delivery, Timestamp::now(), limits);
             self.context.metrics.record_taken(received.arrival());
             let (publisher, cancel) = (publisher.clone(), cancel.clone());
-            self.start_hand_back(HeldDelivery { received, publisher, cancel, number });
+            self.start_hand_back(HeldDelivery { received, publisher, cancel, number, kept: false });
         }
     }
 
     /// The prefetch while calls are made.
     pub(super) fn full_prefetch(&self) -> u16 {
-        // Deliveries held back, or held for a publish, were read without harm: the ramp limits the others.
+        // Deliveries held back, or held for a publish, were read without harm: the ramp, and the size of messages, limit
+        // the others.
         let held_back = self.held_back.waiting.len() + self.context.publish_faults.held_count();
         let held_back = u16::try_from(held_back).unwrap_or(u16::MAX);
-        let ramp = self.ramp.limit().map_or(self.prefetch, |limit| limit.saturating_add(held_back));
-        ramp.min(self.prefetch)
+        let unread = self.ramp.limit().unwrap_or(self.prefetch).min(self.message_sizes.prefetch_max());
+        let uncounted = u16::try_from(self.uncounted()).unwrap_or(u16::MAX);
+        unread.saturating_add(held_back).min(self.prefetch).saturating_sub(uncounted)
     }
 
     pub(super) fn receive(
@@ -337,6 +344,7 @@ impl Service {
         number: usize,
     ) {
         self.received_in_session += 1;
+        failpoints::abort_on(delivery.body());
         let limits = self.context.deadline_limits;
         let mut received = ReceivedDelivery::with_deadline(delivery, Timestamp::now(), limits);
         let may_wait = received.may_wait_for_calls(!self.context.limits.delays.is_empty());
@@ -348,8 +356,13 @@ impl Service {
             return;
         }
         let trusted = PrefetchRamp::counts_when_waiting(received.delivery.delivery_count());
-        let held =
-            HeldDelivery { received, publisher: session.publisher().clone(), cancel: cancel.clone(), number };
+        let held = HeldDelivery {
+            received,
+            publisher: session.publisher().clone(),
+            cancel: cancel.clone(),
+            number,
+            kept: false,
+        };
         if can_wait {
             // It was read without harm.
             self.ramp.record_completed(u16::from(trusted));
@@ -398,7 +411,7 @@ impl Service {
             permit.trust();
         }
         self.jobs.spawn(async move {
-            let HeldDelivery { received, publisher, cancel, number } = held;
+            let HeldDelivery { received, publisher, cancel, number, kept: _ } = held;
             let waited = Timestamp::now().duration_since(received.at);
             context.metrics.observe_lane_wait(waited.max(jiff::SignedDuration::ZERO).unsigned_abs());
             // A panic is a defect, but it must not close the coupon's lane: the delivery is lost with its session,
@@ -409,7 +422,7 @@ impl Service {
                 error!("defect: a worker panicked");
                 (Settlement::Lost, Some("a worker panicked".to_owned()))
             });
-            Done { settlement, lane, trouble, kept: None, number }
+            Done { settlement, lane, trouble, kept: None, is_hand_back: false, number }
         });
     }
 
@@ -421,11 +434,15 @@ impl Service {
         current: Option<(&Session, usize)>,
     ) {
         // A job catches its own panics and is only aborted at the end of a shutdown.
-        let Ok(Done { settlement, lane, trouble, kept, number }) = done else { return };
+        let Ok(Done { mut settlement, lane, trouble, kept, is_hand_back, number }) = done else { return };
         self.lanes.finish(lane);
-        if let Some(kept) = kept {
-            self.held_back.push(kept);
-            return;
+        if is_hand_back {
+            let is_kept = kept.is_some();
+            match self.finish_hand_back(kept) {
+                Some(lost) => settlement = lost,
+                None if is_kept => return,
+                None => {}
+            }
         }
         self.context.metrics.record_settled(settlement);
         self.set_in_flight();
@@ -459,6 +476,7 @@ impl Service {
         failpoints::reached(Failpoint::Draining);
         let drain = self.drain;
         let sweeping = self.sweeps.running.take();
+        let mut renewed = None;
         let finish = async {
             let mut alive = interval(TICK);
             loop {
@@ -472,7 +490,15 @@ impl Service {
                         None => break,
                     },
                     // The process is alive while it drains, however long that takes.
-                    _ = alive.tick() => self.record_heartbeat(),
+                    _ = alive.tick() => {
+                        self.record_heartbeat();
+                        if self.unaccepted().contains(&PublishFailure::Refused)
+                            && is_due(renewed, RENEW_CHANNELS_EVERY)
+                        {
+                            renewed = Some(Instant::now());
+                            session.renew_channels().await;
+                        }
+                    }
                 }
             }
             if let Some(sweep) = sweeping {

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use jiff::Timestamp;
 use tracing::{info, warn};
 
@@ -12,6 +12,7 @@ use crate::amqp::connection::AmqpSettings;
 use crate::amqp::dead_letter_queue::DeadLetters;
 use crate::amqp::delivery::Delivery;
 use crate::amqp::probe;
+use crate::amqp::publisher::Publisher;
 use crate::policy::prefetch_ramp::PrefetchRamp;
 use crate::runtime::circuit_gate::State;
 use crate::runtime::permits::Permits;
@@ -87,9 +88,7 @@ async fn sweep_all(context: &WorkerContext, settings: &AmqpSettings, cancel: &Ca
         };
         let now = Timestamp::now();
         if is_retry_pending(&delivery, now) {
-            let telemetry = (&*context.metrics, &context.publish_faults);
-            let returned = return_until_accepted(publisher, delivery, Vec::new(), true, telemetry).await;
-            failure = returned.err().map(Swept::Failed);
+            in_hand.push(async move { put_back(context, publisher, delivery).await }.boxed());
             continue;
         }
         let Some(mut permit) = permits.acquire() else { break };
@@ -97,9 +96,10 @@ async fn sweep_all(context: &WorkerContext, settings: &AmqpSettings, cancel: &Ca
         let mut taken = ReceivedDelivery::dead_letter(delivery, now);
         // While calls are held back, commands past their deadline still end, and the others must not delay them.
         taken.calls_held_back = context.circuit_gate.state() != State::Closed;
-        in_hand.push(async move {
-            process_delivery(context, publisher, taken, &mut permit, cancel.clone()).await
-        });
+        in_hand.push(
+            async move { process_delivery(context, publisher, taken, &mut permit, cancel.clone()).await }
+                .boxed(),
+        );
         while in_hand.len() >= usize::from(ramp.limit().unwrap_or(AT_ONCE))
             && let Some(settled) = in_hand.next().await
         {
@@ -116,6 +116,19 @@ async fn sweep_all(context: &WorkerContext, settings: &AmqpSettings, cancel: &Ca
     }
     letters.close().await;
     Swept::Published(count)
+}
+
+/// Puts a dead letter whose event is to be published later behind the others.
+async fn put_back(
+    context: &WorkerContext,
+    publisher: &Publisher,
+    delivery: Delivery,
+) -> (Settlement, Option<String>) {
+    let telemetry = (&*context.metrics, &context.publish_faults);
+    match return_until_accepted(publisher, delivery, Vec::new(), true, telemetry).await {
+        Ok(()) => (Settlement::HandedBack, None),
+        Err(why) => (Settlement::Lost, Some(why)),
+    }
 }
 
 /// Counts a settled dead letter; returns the failure that ends the sweep, if there was one.

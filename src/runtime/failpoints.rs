@@ -17,6 +17,10 @@ pub const ORDER: &str = "REDEEMER_KILL_ORDER";
 /// Instead of a point: the nth delivery received from then on is neither processed nor settled.
 pub const FORGET: &str = "forget-the-delivery";
 
+/// The environment variable with the text of a message that aborts the process as soon as it is received, each time: a
+/// message that nobody has thought of.
+pub const ABORT: &str = "REDEEMER_ABORT_ON";
+
 /// A place in the processing of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failpoint {
@@ -79,7 +83,7 @@ pub fn taken(order: &Path) -> PathBuf {
     name.into()
 }
 
-pub use armed::{during, forgets, reached};
+pub use armed::{abort_on, during, forgets, reached};
 
 #[cfg(any(debug_assertions, feature = "failpoints"))]
 mod armed {
@@ -89,7 +93,7 @@ mod armed {
     use std::sync::{Mutex, OnceLock, PoisonError};
     use std::time::Duration;
 
-    use crate::runtime::failpoints::{FORGET, Failpoint, ORDER, taken};
+    use crate::runtime::failpoints::{ABORT, FORGET, Failpoint, ORDER, taken};
 
     /// Ends the process here, if that is ordered.
     pub fn reached(point: Failpoint) {
@@ -97,8 +101,12 @@ mod armed {
             return;
         }
         tracing::warn!(point = point.as_str(), "killed, as ordered");
+        end_process("KILL");
+    }
+
+    fn end_process(signal: &str) {
         // A shell sends what no process can send itself without unsafe code; this task goes no further meanwhile.
-        let _ = Command::new("sh").args(["-c", "kill -9 $PPID"]).status();
+        let _ = Command::new("sh").args(["-c", &format!("kill -{signal} $PPID")]).status();
         loop {
             std::thread::park();
         }
@@ -107,6 +115,16 @@ mod armed {
     /// Whether the delivery that was just taken is to be forgotten.
     pub fn forgets() -> bool {
         is_ordered_now(FORGET)
+    }
+
+    /// Aborts the process if this is the message that kills it.
+    pub fn abort_on(body: &[u8]) {
+        static TEXT: OnceLock<Option<String>> = OnceLock::new();
+        let text = TEXT.get_or_init(|| std::env::var(ABORT).ok().filter(|text| !text.is_empty())).as_ref();
+        let kills = |text: &String| body.windows(text.len()).any(|window| window == text.as_bytes());
+        if text.is_some_and(kills) {
+            end_process("ABRT");
+        }
     }
 
     /// Does the `work`, and ends the process in the middle of it, if that is ordered.
@@ -182,6 +200,9 @@ mod armed {
 
     /// Nothing, in this build.
     pub fn reached(_: Failpoint) {}
+
+    /// Nothing, in this build.
+    pub fn abort_on(_: &[u8]) {}
 
     /// Never, in this build.
     pub fn forgets() -> bool {

@@ -1,12 +1,17 @@
 //! Deliveries that were received while calls are held back and can only wait.
 
-use jiff::Timestamp;
+use std::panic::AssertUnwindSafe;
 
-use tracing::debug;
+use futures_util::FutureExt as _;
+use jiff::{SignedDuration, Timestamp};
+use tracing::{debug, error};
 
+use crate::amqp::confirm::PublishFailure;
 use crate::runtime::circuit_gate::State;
 use crate::runtime::service::{Done, HeldDelivery, Service};
-use crate::runtime::worker::{NotHandedBack, ReceivedDelivery, return_to_queue, return_until_accepted};
+use crate::runtime::worker::{
+    NotHandedBack, ReceivedDelivery, WorkerContext, return_to_queue, return_until_accepted,
+};
 use crate::telemetry::metrics::Settlement;
 
 impl Service {
@@ -14,7 +19,7 @@ impl Service {
     pub(super) fn start_held_back(&mut self, state: State) {
         let count = match state {
             State::Closed => usize::MAX,
-            State::HalfOpen { probing: false, .. } if self.lanes.held() == 0 => 1,
+            State::HalfOpen { probing: false, .. } if self.lanes.held() == self.handing_back => 1,
             State::HalfOpen { .. } | State::Open { .. } => 0,
         };
         if count == 0 || self.held_back.waiting.is_empty() {
@@ -56,10 +61,14 @@ impl Service {
         waiting
     }
 
-    /// Hands back everything that is not in work yet.
+    /// Hands back everything that is not in work yet, but what a confirm was not seen for: its copies would multiply.
     pub(super) fn release_waiting(&mut self) {
         for held in self.clear_waiting() {
-            self.start_hand_back(held);
+            let is_fresh = held.received.delivery.received_at() > Timestamp::now() - COPIED_HELD_MAX;
+            match held.received.delivery.may_have_copy() && is_fresh && !*held.cancel.borrow() {
+                true => self.held_back.push(held),
+                false => self.start_hand_back(held),
+            }
         }
     }
 
@@ -67,29 +76,76 @@ impl Service {
     /// What is not accepted is held back again, and while the service stops it is repeated until it is accepted.
     pub(super) fn start_hand_back(&mut self, held: HeldDelivery) {
         self.lanes.push_unlaned();
-        let (context, turns) = (self.context.clone(), self.hand_backs.clone());
+        self.handing_back += 1;
+        let (context, turns, number) = (self.context.clone(), self.hand_backs.clone(), held.number);
         self.jobs.spawn(async move {
-            let HeldDelivery { received, publisher, cancel, number } = held;
             // A publish that waits for others would use up its time limit.
             let _turn = turns.acquire().await;
-            let telemetry = (&*context.metrics, &context.publish_faults);
-            let returned = if *cancel.borrow() {
-                return_until_accepted(&publisher, received.delivery, Vec::new(), false, telemetry)
-                    .await
-                    .map_err(NotHandedBack::Lost)
-            } else {
-                return_to_queue(&publisher, received.delivery, Vec::new(), telemetry.0).await
-            };
-            let (settlement, trouble, kept) = match returned {
-                Ok(()) => (Settlement::HandedBack, None, None),
-                Err(NotHandedBack::Lost(why)) => (Settlement::Lost, Some(why), None),
-                Err(NotHandedBack::NotAccepted(delivery, why)) => {
-                    debug!(why = %why, "delivery not handed back; it stays in hand");
-                    let received = ReceivedDelivery { delivery: *delivery, ..received };
-                    (Settlement::HandedBack, None, Some(HeldDelivery { received, publisher, cancel, number }))
-                }
-            };
-            Done { settlement, lane: None, trouble, kept, number }
+            let work = AssertUnwindSafe(hand_back(&context, held)).catch_unwind();
+            let (settlement, trouble, kept) = work.await.unwrap_or_else(|_| {
+                error!("defect: a hand-back panicked");
+                (Settlement::Lost, Some("a hand-back panicked".to_owned()), None)
+            });
+            Done { settlement, lane: None, trouble, kept, is_hand_back: true, number }
         });
+    }
+
+    /// Records the end of a hand-back. What is kept is held back, if its session lives.
+    pub(super) fn finish_hand_back(
+        &mut self,
+        kept: Option<(HeldDelivery, PublishFailure)>,
+    ) -> Option<Settlement> {
+        self.handing_back -= 1;
+        let Some((held, why)) = kept else {
+            self.unaccepted = None;
+            return None;
+        };
+        if held.publisher.is_lost() {
+            return Some(Settlement::Lost);
+        }
+        self.unaccepted = Some(why);
+        self.held_back.push(held);
+        None
+    }
+
+    /// Deliveries in hand that no consumer's prefetch counts: those of one that was stopped.
+    pub(super) fn uncounted(&self) -> usize {
+        self.handing_back + self.held_back.waiting.iter().filter(|held| held.kept).count()
+    }
+
+    /// What the broker does not accept now.
+    pub(super) fn unaccepted(&self) -> Vec<PublishFailure> {
+        let mut unaccepted = self.context.publish_faults.longest_held();
+        let hand_back =
+            self.unaccepted.clone().filter(|_| self.handing_back > 0 || self.held_back.since.is_some());
+        unaccepted.extend(hand_back.filter(|why| !unaccepted.contains(why)));
+        unaccepted
+    }
+}
+
+/// How long a delivery is held that may have a copy in the queue: less than the broker's consumer timeout.
+const COPIED_HELD_MAX: SignedDuration = SignedDuration::from_mins(20);
+
+type HandedBack = (Settlement, Option<String>, Option<(HeldDelivery, PublishFailure)>);
+
+async fn hand_back(context: &WorkerContext, held: HeldDelivery) -> HandedBack {
+    let HeldDelivery { received, publisher, cancel, number, kept: _ } = held;
+    let telemetry = (&*context.metrics, &context.publish_faults);
+    let returned = if *cancel.borrow() {
+        return_until_accepted(&publisher, received.delivery, Vec::new(), false, telemetry)
+            .await
+            .map_err(NotHandedBack::Lost)
+    } else {
+        return_to_queue(&publisher, received.delivery, Vec::new(), telemetry.0).await
+    };
+    match returned {
+        Ok(()) => (Settlement::HandedBack, None, None),
+        Err(NotHandedBack::Lost(why)) => (Settlement::Lost, Some(why), None),
+        Err(NotHandedBack::NotAccepted(delivery, why)) => {
+            debug!(%why, "delivery not handed back; it stays in hand");
+            let received = ReceivedDelivery { delivery: *delivery, ..received };
+            let held = HeldDelivery { received, publisher, cancel, number, kept: true };
+            (Settlement::HandedBack, None, Some((held, why)))
+        }
     }
 }

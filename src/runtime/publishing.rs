@@ -181,7 +181,7 @@ pub async fn publish_within(
             leg.failed(&why.to_string());
             return Ok(None);
         }
-        let pause = pauses.wait(nth, rand::random());
+        let pause = pause_of(outgoing, &why, pauses.wait(nth, rand::random()));
         nth = nth.saturating_add(1);
         leg.set_attribute("redemption.publishes", i64::from(nth) + 1);
         match &mut held {
@@ -203,6 +203,26 @@ pub async fn publish_within(
         }
     }
 }
+
+/// The pause before a message is published again, at least `pause`.
+fn pause_of(outgoing: Outgoing<'_>, why: &PublishFailure, pause: Duration) -> Duration {
+    match outgoing {
+        // Those who get it twice know it by its id.
+        Outgoing::Event(_) => pause,
+        Outgoing::Retry(..) | Outgoing::Parked(..) => pause_after(why, pause),
+    }
+}
+
+/// The pause before a command is published again: a long one where it may be in its queue already, or its copies would
+/// multiply.
+pub(super) fn pause_after(why: &PublishFailure, pause: Duration) -> Duration {
+    match why {
+        PublishFailure::TimedOut(_) => pause.max(COPIED_PAUSE),
+        _ => pause,
+    }
+}
+
+const COPIED_PAUSE: Duration = Duration::from_secs(120);
 
 /// Whether events in general are accepted, asked where the failure leaves it open: `None` where it does not.
 async fn events_accepted(
@@ -325,7 +345,7 @@ pub(super) struct Held<'a> {
 }
 
 impl Held<'_> {
-    fn change(&mut self, why: &PublishFailure) {
+    pub(super) fn change(&mut self, why: &PublishFailure) {
         if key(why) != self.key {
             *self = self.faults.start_holding(why);
         }

@@ -65,7 +65,7 @@ impl Service {
             PublishFailure::Rejected(PublishRejection { code, .. }) => *code == NOT_FOUND,
             _ => false,
         };
-        if self.context.publish_faults.longest_held().iter().any(gone) {
+        if self.unaccepted().iter().any(gone) {
             self.restoring = Some((Instant::now(), tokio::spawn(restore(settings.clone()))));
         }
     }

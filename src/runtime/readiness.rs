@@ -35,13 +35,13 @@ impl Service {
         }
         let metrics = &self.context.metrics;
         metrics.set_blocked(health.blocked.is_some());
-        for why in self.context.publish_faults.longest_held() {
+        for why in self.unaccepted() {
             let remedy = match &why {
                 PublishFailure::Rejected(rejection) => format!("; {}", session.remedy(rejection)),
                 _ => String::new(),
             };
             let words = format!(
-                "broker: results or retry messages are not accepted ({why}); they are published again{remedy}"
+                "broker: results, retry messages or hand-backs are not accepted ({why}); they are published again{remedy}"
             );
             reasons.push(StatusReason::new(ReasonCode::PublishingRejected, words));
         }
@@ -106,8 +106,8 @@ impl Service {
             let words = format!("broker: dead-lettered commands cannot be swept ({why}); it is tried again");
             StatusReason::new(ReasonCode::DeadLetterSweepFailed, words)
         });
-        let size =
-            self.size_warning.get().map(|words| StatusReason::new(ReasonCode::MessageSizeUnbounded, *words));
+        let size = self.message_sizes.warning();
+        let size = size.map(|words| StatusReason::new(ReasonCode::MessageSizeUnbounded, words));
         let keys = self.key_trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let keys = keys.into_iter().map(|why| {
             StatusReason::new(

@@ -5,14 +5,16 @@ use std::time::Instant;
 
 use crate::policy::circuit::ResponseClass;
 use crate::policy::classify::CallResult;
+use crate::telemetry::log::Masked;
+use crate::telemetry::untrusted::visible_within;
 use crate::wechat::client::CallOutcome;
 
-/// The most of the provider's message that is kept, in bytes.
-const MESSAGE_BYTES_MAX: usize = 200;
+/// The most of the provider's message that is kept, in characters.
+const MESSAGE_CHARS_MAX: usize = 200;
 /// The same of a code or a request id.
-const WORD_BYTES_MAX: usize = 64;
+const WORD_CHARS_MAX: usize = 64;
 
-/// The last answer of a class, without control characters and bounded.
+/// The last answer of a class: bounded, hidden characters visible, openids masked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LastResponse {
     /// When it came.
@@ -42,11 +44,9 @@ impl LastResponse {
         Self {
             at,
             status: answer.map(|answer| answer.status),
-            code: answer.and_then(|answer| answer.code.as_deref()).map(|code| bounded(code, WORD_BYTES_MAX)),
-            message: message.map(|message| bounded(&message, MESSAGE_BYTES_MAX)),
-            request_id: answer
-                .and_then(|answer| answer.request_id.as_deref())
-                .map(|id| bounded(id, WORD_BYTES_MAX)),
+            code: answer.and_then(|answer| answer.code.as_deref()).map(|code| bounded(code, WORD_CHARS_MAX)),
+            message: message.map(|message| bounded(&message, MESSAGE_CHARS_MAX)),
+            request_id: answer.and_then(|answer| answer.request_id.as_deref()).map(shown_request_id),
         }
     }
 
@@ -61,10 +61,15 @@ impl LastResponse {
     }
 }
 
-fn bounded(text: &str, bytes_max: usize) -> String {
-    let mut text: String = text.chars().filter(|letter| !letter.is_control()).collect();
-    text.truncate(text.floor_char_boundary(bytes_max));
-    text
+fn bounded(text: &str, chars_max: usize) -> String {
+    // Masked first: a cut must not make a short word of a long one.
+    visible_within(&Masked(text).to_string(), chars_max)
+}
+
+/// A request id is long and whole if it has the shape of one, capitals and digits: the provider's support asks for it.
+fn shown_request_id(id: &str) -> String {
+    let has_shape = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'-';
+    if id.bytes().all(has_shape) { visible_within(id, WORD_CHARS_MAX) } else { bounded(id, WORD_CHARS_MAX) }
 }
 
 /// How often each class came, in the order of [`ResponseClass::ALL`].
@@ -110,26 +115,49 @@ mod tests {
     use super::*;
     use crate::policy::classify::{Authenticity, Response};
 
-    #[test]
-    fn what_is_kept_of_an_answer_is_bounded_and_breaks_no_line() {
+    fn last_of(text: &str, request_id: &str) -> LastResponse {
         let log = ResponseLog::default();
-        let long = "签\n\u{1b}".repeat(10_000);
         let answer = Response {
             status: 403,
             authenticity: Authenticity::Unsigned,
-            code: Some(long.as_str().into()),
+            code: Some(text.into()),
             sub_code: None,
             coupon: None,
-            message: Some(long.as_str().into()),
-            request_id: Some(long.as_str().into()),
+            message: Some(text.into()),
+            request_id: Some(request_id.into()),
         };
         let heard = CallOutcome::only(CallResult::Response(answer));
         log.record(ResponseClass::Unverified, &heard, Instant::now());
-        let last = log.last(ResponseClass::Unverified).unwrap();
-        assert_eq!(last.status, Some(403));
-        assert_eq!([last.code, last.request_id].map(|word| word.unwrap().len()), [63; 2]);
-        assert_eq!(last.message.unwrap().len(), 198);
         assert_eq!(log.counts().iter().sum::<u64>(), 1);
         assert_eq!(log.last(ResponseClass::Throttled), None);
+        log.last(ResponseClass::Unverified).unwrap()
+    }
+
+    #[test]
+    fn what_is_kept_of_an_answer_is_bounded_and_breaks_no_line() {
+        let long = "签\n\u{1b}\u{202e}".repeat(10_000);
+        let last = last_of(&long, &long);
+        assert_eq!(last.status, Some(403));
+        let texts = [last.code, last.request_id, last.message].map(Option::unwrap);
+        for text in &texts {
+            assert!(!text.chars().any(crate::telemetry::untrusted::is_hidden), "{text}");
+        }
+        let words = WORD_CHARS_MAX..7 * WORD_CHARS_MAX;
+        assert!(words.contains(&texts[0].chars().count()) && words.contains(&texts[1].chars().count()));
+        assert!((MESSAGE_CHARS_MAX..7 * MESSAGE_CHARS_MAX).contains(&texts[2].chars().count()));
+    }
+
+    #[test]
+    fn no_openid_is_kept_of_an_answer() {
+        let openid = "oh-394z-6CGkNoJrsDLTTUKiAnp4";
+        for before in 0..MESSAGE_CHARS_MAX + 30 {
+            let text = format!("{} {openid}", " ".repeat(before));
+            let last = last_of(&text, &text);
+            let shown = last.describe();
+            assert!(!shown.contains(&openid[..9]), "{before}: {shown}");
+            assert!(!shown.contains(&openid[15..]), "{before}: {shown}");
+        }
+        let request_id = "08E68E97CC0610DF0618AC86BCA80120082880CF05-268578704";
+        assert_eq!(last_of("", request_id).request_id.as_deref(), Some(request_id));
     }
 }

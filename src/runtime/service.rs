@@ -1,12 +1,14 @@
 //! The state of the running service, which its parts share: the consume loop, the deliveries held back, the queue
 //! monitor and readiness each implement their methods on it.
 
+use crate::amqp::confirm::PublishFailure;
 use crate::amqp::publisher::Publisher;
 use crate::config::Config;
 use crate::policy::prefetch_ramp::PrefetchRamp;
 use crate::runtime::dead_letter_sweep::Swept;
 use crate::runtime::key_reload::KeyFaults;
 use crate::runtime::lanes::Lanes;
+use crate::runtime::message_size::MessageSizes;
 use crate::runtime::notices::Notices;
 use crate::runtime::permits::Permits;
 use crate::runtime::worker::{ReceivedDelivery, WorkerContext};
@@ -14,7 +16,7 @@ use crate::telemetry::metrics::Settlement;
 use crate::telemetry::status::{Notice, Status};
 use crate::wechat::client::SharedKeyring;
 use futures_util::FutureExt as _;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -33,6 +35,10 @@ pub struct Service {
     pub(super) held_back: HeldBack,
     pub(super) jobs: JoinSet<Done>,
     pub(super) hand_backs: Arc<Semaphore>,
+    /// How many deliveries are being handed back.
+    pub(super) handing_back: usize,
+    /// Why the broker did not accept the last hand-back, until it accepts one or nothing waits.
+    pub(super) unaccepted: Option<PublishFailure>,
     /// The last attempt to restore the topology.
     pub(super) restoring: Option<(Instant, JoinHandle<()>)>,
     /// Since when nothing has been held.
@@ -46,8 +52,8 @@ pub struct Service {
     /// Of these, settled and not lost.
     pub(super) settled_in_session: u64,
     pub(super) sweeps: Sweeps,
-    /// The warning that the broker accepts messages that are too large, once that is known.
-    pub(super) size_warning: Arc<OnceLock<&'static str>>,
+    /// The sizes of messages that the broker of this session accepts.
+    pub(super) message_sizes: MessageSizes,
     /// Faults of key files now.
     pub(super) key_trouble: KeyFaults,
     pub(super) drain: Duration,
@@ -73,7 +79,6 @@ impl Service {
         keys: SharedKeyring,
         context: Arc<WorkerContext>,
         status: watch::Sender<Status>,
-        size_warning: Arc<OnceLock<&'static str>>,
         key_trouble: KeyFaults,
     ) -> Self {
         Self {
@@ -85,6 +90,8 @@ impl Service {
             held_back: HeldBack::default(),
             jobs: JoinSet::new(),
             hand_backs: Arc::new(Semaphore::new(HAND_BACKS_AT_ONCE)),
+            handing_back: 0,
+            unaccepted: None,
             restoring: None,
             idle_since: None,
             holding_since: None,
@@ -94,7 +101,7 @@ impl Service {
             received_in_session: 0,
             settled_in_session: 0,
             sweeps: Sweeps::default(),
-            size_warning,
+            message_sizes: MessageSizes::default(),
             key_trouble,
             drain: config.shutdown.deadline.0,
             caller: config.wechat.mchid.clone(),
@@ -111,6 +118,8 @@ pub(super) struct HeldDelivery {
     pub(super) publisher: Publisher,
     pub(super) cancel: watch::Receiver<bool>,
     pub(super) number: usize,
+    /// Whether the broker did not take it back from a consumer that was stopped: no prefetch counts it any more.
+    pub(super) kept: bool,
 }
 
 /// The end of a job.
@@ -119,7 +128,9 @@ pub(super) struct Done {
     pub(super) lane: Option<Box<str>>,
     pub(super) trouble: Option<String>,
     /// A delivery that the broker did not take back: it is not settled.
-    pub(super) kept: Option<HeldDelivery>,
+    pub(super) kept: Option<(HeldDelivery, PublishFailure)>,
+    /// Whether it only handed a delivery back.
+    pub(super) is_hand_back: bool,
     pub(super) number: usize,
 }
 

@@ -124,7 +124,10 @@ impl Service {
         info!(broker = session.at(), "connected");
         self.context.metrics.record_connected();
         let begun = Instant::now();
+        self.message_sizes.forget();
+        let sizes = tokio::spawn(self.message_sizes.clone().find_out(settings.clone(), number));
         let ended = self.serve(settings, &session, number, shutdown).await;
+        sizes.abort();
         self.context.metrics.record_disconnected();
         match ended {
             Ended::Shutdown => {

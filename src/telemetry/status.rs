@@ -5,6 +5,7 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::telemetry::log::without_openids;
 use crate::telemetry::untrusted::{VALUE_CHARS_MAX, visible_within};
 
 /// What a reason or a warning is about. Closed: programs and tests read the code, people read the words.
@@ -209,13 +210,13 @@ impl Status {
         }
     }
 
-    /// The words of others among it visible, as pages and probes show it.
+    /// The words of others among it visible and without an openid, as pages and probes show it.
     pub fn visible(mut self) -> Self {
         let notices = self.notices.iter_mut().map(|notice| &mut notice.words);
         let reasons = self.reasons.iter_mut().chain(&mut self.warnings).map(|reason| &mut reason.words);
         let texts = self.broker.iter_mut().chain(reasons);
         for words in texts.chain(notices) {
-            *words = visible_within(words, VALUE_CHARS_MAX);
+            *words = visible_within(&without_openids(words), VALUE_CHARS_MAX);
         }
         self
     }

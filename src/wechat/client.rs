@@ -20,6 +20,7 @@ use reqwest::{Method, Response as HttpResponse};
 use crate::domain::evidence::Operation;
 use crate::policy::classify::{Authenticity, CallResult, NoResponse, NotSent, Response, SignatureFlaw};
 use crate::policy::host_choice::{Host, HostChoice};
+use crate::telemetry::log::beginning;
 use crate::wechat::certificates::{self, ApiV3Key, NoCertificates};
 use crate::wechat::keys::{Keyring, PublicKeys};
 use crate::wechat::replay::ReplayGuard;
@@ -32,6 +33,9 @@ const POOL_IDLE: Duration = Duration::from_secs(7);
 
 /// The most room that is made for a body before any of it has come, in bytes: several times a usual one.
 const ROOM_AT_ONCE_MAX: usize = 64 * 1024;
+
+/// The longest `Request-ID` that is kept, in characters: twice a usual one.
+const REQUEST_ID_CHARS_MAX: usize = 128;
 
 /// How the payment API is reached.
 #[derive(Debug, Clone, PartialEq)]
@@ -281,7 +285,7 @@ impl Client {
             sub_code: request_id.and_then(response::sub_code),
             coupon,
             message: error.message,
-            request_id: request_id.map(|id| id.get(..128).unwrap_or(id).into()),
+            request_id: request_id.map(|id| beginning(id, REQUEST_ID_CHARS_MAX).into()),
         };
         (CallResult::Response(answer), signs)
     }
@@ -346,7 +350,12 @@ impl Client {
             return Err(NoCertificates::Refused { status, code, message, has_request_id });
         }
         let heard_at = now.saturating_add(started.elapsed()).unwrap_or(now);
-        certificates::read(&headers, &body, key, &keys.public, heard_at)
+        let brought = certificates::read(&headers, &body, key, &keys.public, heard_at)?;
+        // A kept download could bring back a certificate that was withdrawn since.
+        match self.admit(&headers, started) {
+            Authenticity::Invalid(flaw) => Err(NoCertificates::NotBelieved(Some(flaw))),
+            Authenticity::Verified | Authenticity::Unsigned => Ok(brought),
+        }
     }
 }
 

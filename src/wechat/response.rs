@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 
 use crate::domain::coupon::{Coupon, CouponState, Id, Reduction, Round, Trace, UsageTrace};
 use crate::domain::redemption::UseTime;
+use crate::telemetry::log::beginning;
 
 /// The longest error message that is kept, in bytes: it travels in a header that must stay small.
 pub const MESSAGE_BYTES_MAX: usize = 1024;
@@ -295,11 +296,8 @@ fn with_whole_characters(json: &str) -> Cow<'_, str> {
 }
 
 fn cut(text: &str, bytes: usize) -> Box<str> {
-    let mut end = text.len().min(bytes);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text[..end].into()
+    let kept = &text[..text.floor_char_boundary(bytes)];
+    if kept.len() == text.len() { text.into() } else { beginning(text, kept.chars().count()).into() }
 }
 
 /// The members of an object that are read at all, in order, each as often as it is there.

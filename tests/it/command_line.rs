@@ -322,3 +322,112 @@ fn a_file_without_lines_stops_it_and_says_how_far_it_came() {
     assert!(complaints.contains("of 1 commands confirmed"), "{complaints}");
     until("the first one was worked on", || programs.log().contains("number_first").then_some(()));
 }
+
+/// The beginning of a program's environment, as the kernel has it; `None` if this machine does not let us see it.
+fn environment(pid: u32) -> Option<Vec<String>> {
+    let bytes = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let variables = bytes.split(|byte| *byte == 0).map(|text| String::from_utf8_lossy(text).into_owned());
+    Some(variables.collect())
+}
+
+#[test]
+fn threads_have_large_stacks_unless_a_size_is_set() {
+    let mut seen = 0;
+    for (set, expected) in [(None, "RUST_MIN_STACK=8388608"), (Some("4194304"), "RUST_MIN_STACK=4194304")] {
+        for arguments in [&["run", "--with-parent"][..], &["parked", "list"], &["watch"]] {
+            let mut program = redeemer();
+            program.args(arguments).env_remove("RUST_MIN_STACK").stdin(Stdio::piped());
+            // A broker that takes connections and says nothing.
+            let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let port = silent.local_addr().unwrap().port();
+            program.env("REDEEMER_BROKER__URI", format!("amqp://u:p@127.0.0.1:{port}/%2f"));
+            program
+                .envs(set.map(|bytes| ("RUST_MIN_STACK", bytes)))
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
+            let mut child = program.spawn().unwrap();
+            let mut shown = None;
+            if environment(child.id()).is_some() {
+                until("its environment", || {
+                    shown = environment(child.id());
+                    let has = |text: &Vec<String>| text.iter().any(|one| one.starts_with("RUST_MIN_STACK"));
+                    (shown.as_ref().is_some_and(has) || child.try_wait().unwrap().is_some()).then_some(())
+                });
+            }
+            let _ = child.kill();
+            child.wait().unwrap();
+            match shown {
+                Some(shown) => {
+                    assert!(shown.iter().any(|one| one == expected), "{arguments:?}: {shown:?}");
+                    seen += 1;
+                }
+                None => eprintln!("NOT shown: the environment of {arguments:?} cannot be seen here"),
+            }
+        }
+    }
+    eprintln!("{seen} of 6 seen");
+}
+
+/// What somebody else may have put where a file will be written, so that it is written elsewhere.
+#[test]
+fn links_that_somebody_put_in_place_are_not_written_through() {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    let programs = Programs::start(broker::shared().uri());
+    let dir = programs.file("x", b"").parent().unwrap().to_owned();
+    let victim = programs.file("victim", b"untouched");
+    let is_untouched = || std::fs::read_to_string(&victim).unwrap() == "untouched";
+
+    let address = dir.join("linked.address");
+    symlink(&victim, &address).unwrap();
+    let mut service = programs.command(&["run", "--with-parent", "--admin-address-file"]);
+    service.arg(&address).env("REDEEMER_ADMIN__LISTEN", "127.0.0.1:0").stdin(Stdio::piped());
+    let mut service = service.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    until("the address", || {
+        std::fs::read_to_string(&address).ok().filter(|text| text.contains("127.0.0.1:")).map(drop)
+    });
+    terminate(&service);
+    ended(&mut service);
+    assert!(is_untouched() && std::fs::symlink_metadata(&address).unwrap().is_file());
+
+    let sandbox = dir.join("linked-sandbox");
+    std::fs::create_dir(&sandbox).unwrap();
+    let written =
+        ["merchant_key.pem", "apiv3_key.txt", "wechatpay_public_key.pem", "identity.json", "redeemer.toml"];
+    // The sandbox takes up a folder that it has filled before; what is written leads to a file that is not there.
+    let absent = dir.join("absent");
+    for name in written {
+        symlink(&absent, sandbox.join(name)).unwrap();
+    }
+    let mut started = redeemer();
+    started.args(["sandbox", "--with-parent", "--listen", "127.0.0.1:0", "--dir"]).arg(&sandbox);
+    let started = started.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    let mut started = started.unwrap();
+    until("the identity", || {
+        std::fs::read_to_string(sandbox.join("identity.json"))
+            .ok()
+            .filter(|text| text.contains("http"))
+            .map(drop)
+    });
+    terminate(&started);
+    ended(&mut started);
+    assert!(!absent.exists());
+    for name in ["merchant_key.pem", "apiv3_key.txt"] {
+        let found = std::fs::symlink_metadata(sandbox.join(name)).unwrap();
+        assert!(found.is_file() && found.permissions().mode() & 0o777 == 0o600, "{name}: {found:?}");
+    }
+
+    let schemas = dir.join("linked-schemas");
+    std::fs::create_dir(&schemas).unwrap();
+    let output = run(redeemer().args(["schema", "--write"]).arg(&schemas));
+    assert!(output.status.success(), "{}", err(&output));
+    let names: Vec<_> = std::fs::read_dir(&schemas).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(!names.is_empty());
+    for name in &names {
+        std::fs::remove_file(name).unwrap();
+        symlink(&victim, name).unwrap();
+    }
+    let output = run(redeemer().args(["schema", "--write"]).arg(&schemas));
+    assert!(output.status.success(), "{}", err(&output));
+    assert!(is_untouched());
+    assert!(names.iter().all(|name| std::fs::symlink_metadata(name).unwrap().is_file()));
+}

@@ -11,20 +11,26 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 /// The program itself, on the configuration of a bed, with its log in a file.
-struct Program {
+pub(crate) struct Program {
     child: Child,
-    admin: String,
-    log: PathBuf,
+    pub admin: String,
+    pub log: PathBuf,
 }
 
 impl Program {
     async fn start(bed: &Bed) -> Self {
+        Self::start_with(bed, &[]).await
+    }
+
+    /// The same with these in its environment.
+    pub(crate) async fn start_with(bed: &Bed, environment: &[(&str, &str)]) -> Self {
         let (address, log) = (bed.dir.join("admin.address"), bed.dir.join("program.log"));
         let child = Command::new(env!("CARGO_BIN_EXE_redeemer"))
             .arg("--config")
             .arg(bed.config_file())
             .args(["run", "--with-parent", "--admin-address-file"])
             .arg(&address)
+            .envs(environment.iter().copied())
             .stdin(Stdio::piped())
             .stdout(File::create(&log).unwrap())
             .stderr(File::options().append(true).open(&log).unwrap())
@@ -39,7 +45,7 @@ impl Program {
         program
     }
 
-    async fn get(&self, path: &str) -> String {
+    pub(crate) async fn get(&self, path: &str) -> String {
         reqwest::get(format!("http://{}{path}", self.admin)).await.unwrap().text().await.unwrap()
     }
 
@@ -69,7 +75,7 @@ impl Drop for Program {
     }
 }
 
-async fn publish(bed: &Bed, prefix: &str, count: usize) {
+pub(crate) async fn publish(bed: &Bed, prefix: &str, count: usize) {
     for nth in 0..count {
         let code = format!("{prefix}{nth}");
         bed.issue(&code, json!({}));
@@ -77,7 +83,7 @@ async fn publish(bed: &Bed, prefix: &str, count: usize) {
     }
 }
 
-async fn all_redeemed(bed: &mut Bed, count: usize) {
+pub(crate) async fn all_redeemed(bed: &mut Bed, count: usize) {
     for _ in 0..count {
         assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
     }

@@ -46,4 +46,5 @@ mod topology;
 mod traces;
 mod two_operators;
 mod unknown_effects;
+mod untrusted;
 mod waiting;

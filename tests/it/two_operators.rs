@@ -1,6 +1,7 @@
 //! Two operators at the parked queue: a look that is lost publishes nothing, and a refusal is published on the evidence
 //! that the service itself requires. The look is ended by the broker while the call of its replay is under way.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
@@ -250,4 +251,71 @@ async fn look_without_its_lock_publishes_nothing() {
     look.end().await;
     tokio::task::block_in_place(|| broker::shared().ctl(&["clear_policy", &pattern]));
     assert_eq!(depth(&bed, &bed.config.broker.names.parked).await, 1);
+}
+
+/// Each permission of an operator's user but that for the lock; then that one, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_lock_is_reported_and_a_lock_keeps_others_away() {
+    let mut bed = bed(json!({})).await;
+    let names = bed.config.broker.names.clone();
+    let token = bed.dir.join("token");
+    std::fs::write(&token, TOKEN).unwrap();
+    std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).unwrap();
+    bed.config.admin.console_token_file = token.display().to_string();
+    // Everything is created before, by a user who may.
+    let service = bed.start().await;
+    service.stop().await;
+    bed.config.broker.topology = "verify".to_owned();
+    let user = format!("operator-{}", names.parked);
+    let look = format!("{}.look", names.parked);
+    let allow = |configure: &str| {
+        let permissions = ["set_permissions", user.as_str(), configure, ".*", ".*"];
+        tokio::task::block_in_place(|| broker::shared().ctl(&permissions));
+    };
+    tokio::task::block_in_place(|| broker::shared().ctl(&["add_user", &user, "geheim"]));
+    allow("^$");
+    bed.config.broker.uri = broker::shared().uri_of(&user, "geheim");
+    let settings = bed.config.broker_settings().unwrap();
+
+    let first = ParkedQueue::begin(&settings).await.unwrap();
+    let second = ParkedQueue::begin(&settings).await.unwrap();
+    for unlocked in [&first, &second] {
+        assert!(unlocked.missing_lock().is_some_and(|why| why.contains(&look)));
+    }
+    first.end().await;
+    second.end().await;
+    let discard = ["discard", "--all", "--because", "x"];
+    let service = bed.start().await;
+    for (is_locked, configure) in
+        [(false, "^$".to_owned()), (true, format!("^{}$", look.replace('.', "\\.")))]
+    {
+        allow(&configure);
+        for arguments in [&["list"][..], &["show"], &discard] {
+            let output = program(&bed, arguments).output().await.unwrap();
+            assert!(output.status.success(), "{output:?}");
+            let text = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(text.matches(&look).count(), usize::from(!is_locked), "{arguments:?}: {text}");
+        }
+        let page = console_page(&service).await;
+        assert!(page.contains("USE_C1"), "{page}");
+        assert_eq!(page.contains(&look), !is_locked, "{page}");
+    }
+    let first = ParkedQueue::begin(&settings).await.unwrap();
+    assert_eq!(first.missing_lock(), None);
+    let second = ParkedQueue::begin(&settings).await.map(|_| ());
+    assert!(matches!(second, Err(ParkedQueueError::Busy(_))), "{second:?}");
+    first.end().await;
+    service.stop().await;
+    tokio::task::block_in_place(|| broker::shared().ctl(&["delete_user", &user]));
+}
+
+const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+
+/// The list of the console, seen by an operator who has just logged in.
+async fn console_page(service: &bed::Service) -> String {
+    let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+    let login = http.post(service.url("/parked/login")).body(format!("token={TOKEN}&operator=lin"));
+    let login = login.send().await.unwrap();
+    let cookie = login.headers()["set-cookie"].to_str().unwrap().split(';').next().unwrap().to_owned();
+    http.get(service.url("/parked")).header("cookie", cookie).send().await.unwrap().text().await.unwrap()
 }

@@ -15,6 +15,7 @@ mod record;
 mod report;
 mod search;
 mod state;
+mod words;
 mod world;
 mod worlds;
 
@@ -24,6 +25,7 @@ use std::thread;
 
 use search::{Figures, search};
 use state::{Cause, Exception, Violation};
+use words::Language;
 
 /// What was found in one world.
 struct Found {
@@ -38,8 +40,8 @@ struct Found {
 #[derive(Debug, Clone)]
 struct Path {
     actions: usize,
-    /// As a sequence diagram.
-    diagram: String,
+    /// As a sequence diagram, in English and in Chinese.
+    diagrams: (String, String),
 }
 
 /// More than any world within the bounds of `make test` has.
@@ -59,11 +61,13 @@ fn explore(world: &world::World) -> Found {
     });
     let violations = violations.into_iter().map(|(violation, node)| {
         let (first, actions) = reached.path(node);
-        (violation, format!("{:?}\n{}", actions, report::diagram(world, first, &actions)))
+        (violation, format!("{:?}\n{}", actions, report::diagram(world, first, &actions, Language::English)))
     });
     let exceptions = exceptions.into_iter().map(|(key, node)| {
         let (first, actions) = reached.path(node);
-        (key, Path { actions: actions.len(), diagram: report::diagram(world, first, &actions) })
+        let diagram = |language| report::diagram(world, first, &actions, language);
+        let diagrams = (diagram(Language::English), diagram(Language::Chinese));
+        (key, Path { actions: actions.len(), diagrams })
     });
     Found {
         name: world.name,

@@ -5,23 +5,29 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use redeemer::domain::coupon::{Coupon, CouponState, UsageTrace};
 use redeemer::domain::evidence::Operation;
-use redeemer::domain::outcome::Outcome;
-use redeemer::policy::classify::{CallResult, Verdict};
+use redeemer::policy::classify::Verdict;
 
 use crate::Found;
-use crate::provider::OURS;
 use crate::search::{Figures, Model as _};
-use crate::state::{Cause, Exception, Message, Stage, State};
-use crate::world::{Action, Change, Trouble, World};
+use crate::state::{Cause, Exception, Stage, State};
+use crate::words::{
+    Language, Words, cause_word, change_word, exception_word, message_word, operation_word, outcome_word,
+    reply_word, trouble_word,
+};
+use crate::world::{Action, Trouble, World};
 
 // ---- diagrams
 
+const TAKES_EFFECT: Words = ("the use takes effect", "核销生效");
+const NOT_SENT: Words = (", not sent", "，未能发出");
+const SLOWLY: Words = (", slowly", "，迟迟未到达");
+const ACK: Words = ("ack", "ack");
+
 /// A path as a Mermaid sequence diagram.
-pub(crate) fn diagram(world: &World, first: usize, actions: &[Action]) -> String {
+pub(crate) fn diagram(world: &World, first: usize, actions: &[Action], language: Language) -> String {
     let mut state = world.first_states()[first].clone();
-    let mut drawing = Drawing::default();
+    let mut drawing = Drawing { language, lines: Vec::new(), instances: Vec::new(), waited: 0 };
     for action in actions {
         let next = world.next(&state, *action);
         drawing.draw(world, &state, *action, &next);
@@ -30,8 +36,8 @@ pub(crate) fn diagram(world: &World, first: usize, actions: &[Action]) -> String
     drawing.finish()
 }
 
-#[derive(Default)]
 struct Drawing {
+    language: Language,
     lines: Vec<String>,
     /// Which instance each hand belongs to.
     instances: Vec<usize>,
@@ -39,40 +45,52 @@ struct Drawing {
 }
 
 impl Drawing {
-    fn say(&mut self, line: String) {
+    /// One line: who does it, or over whom it is noted, and what.
+    fn say_text(&mut self, who: &str, text: &str) {
         if self.waited > 0 {
             let waited = std::mem::take(&mut self.waited);
-            self.lines.push(format!("Note over B: {waited} s later"));
+            let later = self.language.pick((" s later", " 秒后"));
+            self.lines.push(format!("Note over B: {waited}{later}"));
         }
-        self.lines.push(line);
+        self.lines.push(format!("{who}: {text}"));
     }
 
-    fn note(&mut self, nth: usize, text: &str) {
-        self.say(format!("Note over I{}: {text}", self.instances[nth]));
+    fn say(&mut self, who: &str, words: Words) {
+        self.say_text(who, self.language.pick(words));
+    }
+
+    fn note(&mut self, nth: usize, words: Words) {
+        self.say(&format!("Note over I{}", self.instances[nth]), words);
     }
 
     fn draw(&mut self, world: &World, before: &State, action: Action, after: &State) {
         match action {
             Action::Tick => self.waited += 1,
-            Action::TakeEffect(_) => self.say("Note over P: the use takes effect".to_owned()),
+            Action::TakeEffect(_) => self.say("Note over P", TAKES_EFFECT),
             Action::Vanish(_) => {}
             Action::Deliver(nth) => self.deliver(message_word(&before.queue[nth])),
-            Action::DeliverDead(_) => self.deliver("dead letter"),
+            Action::DeliverDead(_) => self.deliver(("dead letter", "死信")),
             Action::EndDelay(_) => {}
-            Action::EndDelayTwice(_) => self.say("Note over B: the retry message comes twice".to_owned()),
-            Action::PublishAgain => self.say("O->>B: the same command once more".to_owned()),
-            Action::Replay | Action::ReplayUnacked => {
-                self.say("Note over B: an operator replays the parked command".to_owned());
+            Action::EndDelayTwice(_) => {
+                self.say("Note over B", ("the retry message comes twice", "重试消息投递了两次"));
             }
-            Action::Change(change) => self.say(change_word(change).to_owned()),
+            Action::PublishAgain => self.say("O->>B", ("the same command once more", "再次发布同一条指令")),
+            Action::Replay | Action::ReplayUnacked => {
+                let words = ("an operator replays the parked command", "操作人重放被搁置的指令");
+                self.say("Note over B", words);
+            }
+            Action::Change(change) => {
+                let (who, words) = change_word(change);
+                self.say(who, words);
+            }
             _ => self.draw_hand(world, before, action, after),
         }
     }
 
-    fn deliver(&mut self, word: &str) {
+    fn deliver(&mut self, words: Words) {
         let free = (1..).find(|number| !self.instances.contains(number)).unwrap_or(1);
         self.instances.push(free);
-        self.say(format!("B->>I{free}: {word}"));
+        self.say(&format!("B->>I{free}"), words);
     }
 
     fn draw_hand(&mut self, world: &World, before: &State, action: Action, after: &State) {
@@ -84,71 +102,79 @@ impl Drawing {
             | Stage::Calling { operation, .. } => *operation,
             _ => Operation::Query,
         };
-        let word = operation_word(operation);
+        let word = self.language.pick(operation_word(operation));
         match action {
             Action::Call(_) => self.draw_call(world, me, operation, after),
-            Action::CallInTrouble(_, Trouble::NotSent) => self.say(format!("I{me}-xP: {word}, not sent")),
+            Action::CallInTrouble(_, Trouble::NotSent) => {
+                self.say_text(&format!("I{me}-xP"), &format!("{word}{}", self.language.pick(NOT_SENT)));
+            }
             Action::CallInTrouble(_, Trouble::Lost) => {
-                self.say(format!("I{me}->>P: {word}"));
-                self.say(format!("P--xI{me}: no response"));
+                self.say_text(&format!("I{me}->>P"), word);
+                self.say(&format!("P--xI{me}"), trouble_word(Trouble::Lost));
             }
             Action::CallInTrouble(_, trouble) => {
-                self.say(format!("I{me}->>P: {word}"));
-                self.say(format!("P->>I{me}: {}", trouble_word(trouble)));
+                self.say_text(&format!("I{me}->>P"), word);
+                self.say(&format!("P->>I{me}"), trouble_word(trouble));
             }
-            Action::Send(_) => self.say(format!("I{me}->>P: {word}, slowly")),
+            Action::Send(_) => {
+                self.say_text(&format!("I{me}->>P"), &format!("{word}{}", self.language.pick(SLOWLY)));
+            }
             Action::Work(_) if operation == Operation::Redeem && after.card.effects > before.card.effects => {
-                self.say("Note over P: the use takes effect".to_owned());
+                self.say("Note over P", TAKES_EFFECT);
             }
             Action::Work(_) => {}
             Action::Answer(_) => {
                 if let Stage::Calling { answer: Some((reply, _)), .. } = stage {
-                    self.say(format!("P->>I{me}: {}", reply_word(reply)));
+                    self.say_text(&format!("P->>I{me}"), &reply_word(reply, self.language));
                 }
             }
-            Action::TimeOut(_) => self.say(format!("P--xI{me}: no response in time")),
-            Action::HoldBriefly(_) | Action::HoldLong(_) => self.note(nth, "calls are suspended"),
+            Action::TimeOut(_) => {
+                self.say(&format!("P--xI{me}"), ("no response in time", "超时，未收到应答"))
+            }
+            Action::HoldBriefly(_) | Action::HoldLong(_) => {
+                self.note(nth, ("calls are suspended", "调用已暂停"))
+            }
             Action::EndHold(_) => {
                 let attempts = |state: &State| state.hands[nth].progress.attempts;
                 if attempts(after) > attempts(before) {
                     self.draw_call(world, me, operation, after);
                 }
             }
-            Action::Reconsider(_) => self.note(nth, "too late for a use"),
-            Action::KeepOut(_) => self.note(nth, "the brand was denied a moment ago"),
-            Action::Postpone(_) => self.note(nth, "the retry budget is spent"),
-            Action::Crowd(_) => self.note(nth, "too many commands of this coupon"),
+            Action::Reconsider(_) => self.note(nth, ("too late for a use", "已来不及核销")),
+            Action::KeepOut(_) => self.note(nth, ("the brand was denied a moment ago", "该品牌刚被拒绝授权")),
+            Action::Postpone(_) => self.note(nth, ("the retry budget is spent", "重试预算已用完")),
+            Action::Crowd(_) => self.note(nth, ("too many commands of this coupon", "这张券的指令过多")),
             Action::Publish(_) => {
                 self.draw_publish(me, stage);
                 if after.hands.len() < before.hands.len() {
-                    self.say(format!("I{me}->>B: ack"));
+                    self.say(&format!("I{me}->>B"), ACK);
                     self.instances.remove(nth);
                 }
             }
             Action::Acknowledge(_) => {
-                self.say(format!("I{me}->>B: ack"));
+                self.say(&format!("I{me}->>B"), ACK);
                 self.instances.remove(nth);
             }
-            Action::RejectEvent(_) => self.say(format!("I{me}-xS: the event is rejected")),
+            Action::RejectEvent(_) => self.say(&format!("I{me}-xS"), ("the event is rejected", "事件被拒收")),
             Action::HalfTakeEvent(_) => {
                 if let Stage::Conclude(outcome) = stage {
-                    self.say(format!("I{me}->>S: {}", outcome_word(outcome)));
-                    self.note(nth, "another queue rejected it");
+                    self.say_text(&format!("I{me}->>S"), &outcome_word(outcome, self.language));
+                    self.note(nth, ("another queue rejected it", "另一个队列拒收"));
                 }
             }
             Action::Crash(_) | Action::CrashToDeadLetter(_) => {
-                self.note(nth, "crash");
+                self.note(nth, ("crash", "崩溃"));
                 self.instances.remove(nth);
                 if matches!(action, Action::CrashToDeadLetter(_)) {
-                    self.say("Note over B: over the delivery limit".to_owned());
+                    self.say("Note over B", ("over the delivery limit", "超过投递次数上限"));
                 }
             }
-            Action::CutOff(_) => self.note(nth, "connection lost, not noticed yet"),
+            Action::CutOff(_) => self.note(nth, ("connection lost, not noticed yet", "连接已断开，尚未察觉")),
             Action::Notice(_) => {
-                self.note(nth, "notices the lost connection");
+                self.note(nth, ("notices the lost connection", "察觉连接已断开"));
                 self.instances.remove(nth);
             }
-            Action::Stop(_) => self.note(nth, "stops"),
+            Action::Stop(_) => self.note(nth, ("stops", "停止")),
             _ => {}
         }
     }
@@ -158,16 +184,18 @@ impl Drawing {
             Operation::Redeem => after.card.answer_use(world.ways),
             Operation::Query => after.card.answer_query(world.ways),
         };
-        self.say(format!("I{me}->>P: {}", operation_word(operation)));
-        self.say(format!("P->>I{me}: {}", reply_word(&reply)));
+        self.say(&format!("I{me}->>P"), operation_word(operation));
+        self.say_text(&format!("P->>I{me}"), &reply_word(&reply, self.language));
     }
 
     fn draw_publish(&mut self, me: usize, stage: &Stage) {
         match stage {
-            Stage::Delay { .. } => self.say(format!("I{me}->>B: retry message")),
-            Stage::HandBack => self.say(format!("I{me}->>B: the command, handed back")),
-            Stage::Park => self.say(format!("I{me}->>B: parked")),
-            Stage::Conclude(outcome) => self.say(format!("I{me}->>S: {}", outcome_word(outcome))),
+            Stage::Delay { .. } => self.say(&format!("I{me}->>B"), ("retry message", "重试消息")),
+            Stage::HandBack => self.say(&format!("I{me}->>B"), ("the command, handed back", "交还指令")),
+            Stage::Park => self.say(&format!("I{me}->>B"), ("parked", "搁置")),
+            Stage::Conclude(outcome) => {
+                self.say_text(&format!("I{me}->>S"), &outcome_word(outcome, self.language));
+            }
             _ => {}
         }
     }
@@ -181,16 +209,16 @@ impl Drawing {
                 .any(|line| line.starts_with(&ends[0]) || ends[1..].iter().any(|end| line.contains(end)))
         };
         for (who, name) in [
-            ("O", "order service"),
-            ("B", "RabbitMQ"),
-            ("I1", "instance 1"),
-            ("I2", "instance 2"),
-            ("P", "WeChat Pay"),
-            ("U", "user"),
-            ("S", "subscribers"),
+            ("O", ("order service", "订单系统")),
+            ("B", ("RabbitMQ", "RabbitMQ")),
+            ("I1", ("instance 1", "实例 1")),
+            ("I2", ("instance 2", "实例 2")),
+            ("P", ("WeChat Pay", "微信支付")),
+            ("U", ("user", "用户")),
+            ("S", ("subscribers", "订阅方")),
         ] {
             if drawn(who) {
-                let _ = writeln!(text, "    participant {who} as {name}");
+                let _ = writeln!(text, "    participant {who} as {}", self.language.pick(name));
             }
         }
         for line in &self.lines {
@@ -226,112 +254,6 @@ fn place(action: Action) -> Option<usize> {
         | Action::Notice(nth)
         | Action::Stop(nth) => Some(nth),
         _ => None,
-    }
-}
-
-fn message_word(message: &Message) -> &'static str {
-    match (&message.headers, message.redelivered, message.handed_back.is_some()) {
-        (Some(_), false, _) => "retry message",
-        (Some(_), true, _) => "retry message, again",
-        (None, true, _) => "command, again",
-        (None, false, true) => "command, handed back before",
-        (None, false, false) => "command",
-    }
-}
-
-fn change_word(change: Change) -> &'static str {
-    match change {
-        Change::Return => "U->>P: return",
-        Change::Delete => "U->>P: delete",
-        Change::UseByOther => "Note over P: used for another order",
-        Change::Expire => "Note over P: expires",
-        Change::Activate => "Note over P: becomes valid",
-    }
-}
-
-fn operation_word(operation: Operation) -> &'static str {
-    match operation {
-        Operation::Redeem => "use",
-        Operation::Query => "query",
-    }
-}
-
-fn trouble_word(trouble: Trouble) -> &'static str {
-    match trouble {
-        Trouble::Lost | Trouble::NotSent => "no response",
-        Trouble::NotAccepted => "429, signed",
-        Trouble::UnsignedRejection => "403, no signature",
-        Trouble::Forged => "200, no signature",
-        Trouble::Unauthenticated => "401, signed",
-        Trouble::UnsignedUnauthenticated => "401, no signature",
-        Trouble::AlreadyUsed => "400 PARAM_ERROR, signed",
-        Trouble::Unnamed => "200, no request number",
-        Trouble::BrandDenied | Trouble::BrandDeniedFirst | Trouble::AllDenied => "403 NO_AUTH, signed",
-    }
-}
-
-fn reply_word(reply: &CallResult) -> String {
-    match reply {
-        CallResult::Response(answer) => match (&answer.coupon, &answer.code) {
-            (Some(coupon), _) => coupon_word(coupon),
-            (None, Some(code)) => format!("{} {code}", answer.status),
-            (None, None) => answer.status.to_string(),
-        },
-        CallResult::NoResponse(_) | CallResult::NotSent(_) => "no response".to_owned(),
-    }
-}
-
-fn coupon_word(coupon: &Coupon) -> String {
-    let one = |state: &CouponState, trace: &redeemer::domain::coupon::Trace| {
-        let user = match trace.use_request_no.as_deref().filter(|_| *state == CouponState::Used) {
-            Some(number) if number == OURS => " by us",
-            Some(_) => " by another",
-            None => "",
-        };
-        let returned = if trace.return_request_no.is_some() && user.is_empty() { ", returned" } else { "" };
-        format!("{state}{user}{returned}")
-    };
-    match &coupon.usage {
-        UsageTrace::Single(trace) => one(&coupon.state, trace),
-        UsageTrace::Rounds(rounds) => {
-            rounds.iter().map(|round| one(&round.state, &round.trace)).collect::<Vec<_>>().join(" and ")
-        }
-    }
-}
-
-fn outcome_word(outcome: &Outcome) -> String {
-    let reason = outcome.reason().map(|reason| format!(" ({})", reason.as_str())).unwrap_or_default();
-    format!("{}{reason}", outcome.kind().as_str())
-}
-
-// ---- words for what was found
-
-fn exception_word(exception: Exception) -> &'static str {
-    match exception {
-        Exception::TwoEffects => "Two effects under one number",
-        Exception::RedeemedThenRefused => "`redeemed`, then `refused`",
-        Exception::RedeemedThenUnresolved => "`redeemed`, then `unresolved`",
-        Exception::RefusedThenRedeemed => "`refused`, then `redeemed`",
-        Exception::RefusedThenUnresolved => "`refused`, then `unresolved`",
-        Exception::EffectAfterRefused => "`refused`, then an effect",
-        Exception::RefusedWhileUsed => "`refused`, though the coupon is used by us",
-        Exception::RefusedInTheEnd => "`refused` as the last event, though the coupon is used by us",
-    }
-}
-
-fn cause_word(cause: Cause) -> &'static str {
-    match cause {
-        Cause::EventUnacked => {
-            "a crash or a lost connection between the confirmation of the event and the ack"
-        }
-        Cause::RetryUnacked => {
-            "a crash or a lost connection between the confirmation of a retry message and the ack"
-        }
-        Cause::RetryTwice => "a delay queue that delivers a retry message twice",
-        Cause::CutOff => "a call that an instance begins before it notices that its connection is lost",
-        Cause::EventHalfTaken => "an event that one queue accepts and another rejects",
-        Cause::PublishedTwice => "the same command published twice",
-        Cause::Replayed => "a replay by an operator",
     }
 }
 
@@ -379,12 +301,14 @@ pub(crate) fn beyond(found: &[Found], known: &[Found]) -> Vec<(Exception, Cause)
     by_cause(found).into_keys().filter(|key| !known.contains_key(key)).collect()
 }
 
-fn exceptions(found: &[Found]) -> String {
+fn exceptions(found: &[Found], language: Language) -> String {
     let shortest = by_cause(found);
-    let mut text = "| exception | takes | shortest path |\n|---|---|---|\n".to_owned();
+    let head = ("exception | takes | shortest path", "例外 | 起因 | 最短路径");
+    let mut text = format!("| {} |\n|---|---|---|\n", language.pick(head));
     for ((exception, cause), path) in &shortest {
-        let (exception, cause) = (exception_word(*exception), cause_word(*cause));
-        let _ = writeln!(text, "| {exception} | {cause} | {} steps |", path.actions);
+        let exception = language.pick(exception_word(*exception));
+        let (cause, steps) = (language.pick(cause_word(*cause)), language.pick(("steps", "步")));
+        let _ = writeln!(text, "| {exception} | {cause} | {} {steps} |", path.actions);
     }
     let mut best: BTreeMap<Exception, ((bool, usize), &crate::Path)> = BTreeMap::new();
     for ((exception, cause), path) in &shortest {
@@ -396,7 +320,9 @@ fn exceptions(found: &[Found]) -> String {
         }
     }
     for (exception, (_, path)) in best {
-        let _ = write!(text, "\n{}:\n\n```mermaid\n{}```\n", exception_word(exception), path.diagram);
+        let (title, colon) = (language.pick(exception_word(exception)), language.pick((":", "：")));
+        let diagram = language.pick((&path.diagrams.0, &path.diagrams.1));
+        let _ = write!(text, "\n{title}{colon}\n\n```mermaid\n{diagram}```\n");
     }
     text
 }
@@ -433,8 +359,9 @@ pub(crate) fn row(found: &[Found], more: u8) -> String {
 type Writer = fn(&[Found]) -> String;
 
 /// The pages, and what stands between the marks of each.
-const PAGES: [(&str, Writer); 3] = [
-    ("docs/guarantees.md", exceptions),
+const PAGES: [(&str, Writer); 4] = [
+    ("docs/guarantees.md", |found| exceptions(found, Language::English)),
+    ("docs/zh-CN/guarantees.md", |found| exceptions(found, Language::Chinese)),
     ("docs/reliability.md", figures),
     ("tests/torture/reliability.md", figures),
 ];

@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use super::auth::Session;
 use crate::domain::evidence::Evidence;
 use crate::parked::{CouponQuery, CouponStatus, Parked, SignatureWitness};
-use crate::telemetry::log::{Masked, Short};
+use crate::telemetry::log::{Masked, Short, without_openids};
 use crate::telemetry::untrusted::{Untrusted, Visible, visible_lines};
 use crate::wire::audit_event::OperatorAction;
 use crate::wire::command::PartialCommand;
@@ -75,6 +75,8 @@ pub(super) struct Found {
     pub looked: usize,
     /// What ended the look before its end.
     pub cut_short: Option<String>,
+    /// Why another operator may be at work at the same time.
+    pub unlocked: Option<String>,
 }
 
 /// The fields of the filter as they were typed, in this order: reason, older than, newer than, brand, coupon, number.
@@ -155,6 +157,9 @@ pub(super) fn list(
          <label>Request number<input name=\"number\" value=\"{of_number}\"></label>\
          <button class=\"button\">Show</button></form>"
     );
+    if let Some(why) = found.ok().and_then(|found| found.unlocked.as_deref()) {
+        inner += &result_page(why, "warn");
+    }
     match found {
         Err(why) => inner += &result_page(why, "bad"),
         Ok(found) if found.rows.is_empty() => {
@@ -280,16 +285,11 @@ pub(super) fn show(
     }
     inner += "<section><h2>Its headers</h2><ul class=\"plainlist\">";
     for (name, value) in
-        parked.delivery.visible_headers().into_iter().filter(|(name, _)| name != retry_message::EVIDENCE)
+        parked.shown_headers().into_iter().filter(|(name, _)| name != retry_message::EVIDENCE)
     {
-        let _ =
-            write!(inner, "<li><code>{}</code> {}</li>", text(&name), text(&parked.masked_headers(&value)));
+        let _ = write!(inner, "<li><code>{}</code> {}</li>", text(&name), text(&value));
     }
-    let (body, left_out) = parked.shown_body();
-    let shown = match std::str::from_utf8(body) {
-        Ok(body) => body.to_owned(),
-        Err(_) => body.escape_ascii().to_string(),
-    };
+    let (shown, left_out) = parked.masked_body();
     let more = match left_out {
         0 => String::new(),
         left_out => format!("<p class=\"soft\">{} more are not shown.</p>", count(left_out as u64, "byte")),
@@ -298,7 +298,7 @@ pub(super) fn show(
         inner,
         "</ul></section><section><h2>Its {}</h2><pre>{}</pre>{more}</section>",
         count(parked.delivery.body().len() as u64, "byte"),
-        preformatted(&parked.masked_body(&shown))
+        preformatted(&shown)
     );
     document("A parked command", Some(session), &inner)
 }
@@ -418,7 +418,9 @@ fn line(evidence: &Evidence, witness: SignatureWitness) -> String {
     let status = evidence.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
     let verified = witness.signature(evidence);
     let request_id = evidence.request_id.as_deref().unwrap_or("\u{2013}");
-    format!("{at:.0}  {operation} {host} {status} {verdict}, {verified}, request {request_id}")
+    // A header says what its publisher wrote.
+    let line = format!("{at:.0}  {operation} {host} {status} {verdict}, {verified}, request {request_id}");
+    without_openids(&line).into_owned()
 }
 
 /// A page that says only this.

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use super::Finding;
-use super::broker_settings::broker_settings;
+use super::broker_settings::{broker_settings, making_again, of_version};
 use crate::amqp::connection::{ACCESS_REFUSED, AmqpSettings, CannotConnect};
 use crate::amqp::probe::{self, MessageBound, Need, Right, RightStatus};
 use crate::amqp::session::Session;
+use crate::amqp::topology::Mode;
 use crate::amqp::topology::inspect::{Difference, ObjectState, inspect};
-use crate::amqp::topology::{Mode, Object};
 use crate::config::Config;
 
 pub(super) async fn broker(config: &Config, mut settings: AmqpSettings, findings: &mut Vec<Finding>) {
@@ -150,25 +150,6 @@ async fn proven(settings: &AmqpSettings) -> Result<Session, CannotConnect> {
     Ok(session)
 }
 
-/// The first version whose quorum queues dead-letter at least once.
-const OLDEST: (u32, u32) = (3, 10);
-const UPGRADE: &str =
-    "rabbitmqctl version # RabbitMQ 3.10 or later is needed: https://www.rabbitmq.com/docs/upgrade";
-
-pub(super) fn of_version(version: &str) -> Finding {
-    const WHAT: &str = "broker version";
-    let mut numbers = version.split('.').map_while(|number| number.parse().ok());
-    match (numbers.next(), numbers.next()) {
-        (Some(major), Some(minor)) if (major, minor) < OLDEST => Finding::fault(
-            WHAT,
-            format!("{version} cannot dead-letter at least once: commands could be lost on the way"),
-            UPGRADE,
-        ),
-        (Some(_), Some(_)) => Finding::ok(WHAT, version),
-        _ => Finding::warning(WHAT, format!("{version} is no version of RabbitMQ"), UPGRADE),
-    }
-}
-
 /// Reports whatever is missing or differs, argument by argument; `mode` is what the service does about it. False where
 /// the broker is not reached.
 async fn topology(settings: &AmqpSettings, mode: Mode, findings: &mut Vec<Finding>) -> bool {
@@ -229,23 +210,6 @@ fn missing_objects(missing: &[String], all: usize, mode: Mode) -> Finding {
         Mode::Verify | Mode::Off => Finding::fault(WHAT, detail, "redeemer topology apply"),
     };
     finding.with_id("topology_missing")
-}
-
-/// What can be done about an object that differs: the broker changes no argument of one that exists. What deletes is
-/// left for the operator to run, once nothing can be lost.
-pub(super) fn making_again(object: &Object, vhost: &str) -> String {
-    let (look, delete) = match object {
-        Object::Queue { name, .. } => (
-            format!("rabbitmqctl list_queues -p '{vhost}' name messages"),
-            format!("when {name} is empty: rabbitmqctl delete_queue -p '{vhost}' '{name}'"),
-        ),
-        Object::Exchange { name, .. } => (
-            format!("rabbitmqctl list_exchanges -p '{vhost}' name type arguments"),
-            format!("delete exchange {name} on the management page"),
-        ),
-        Object::Binding { .. } => return "redeemer topology apply".to_owned(),
-    };
-    format!("{look} # stop the service; {delete}; redeemer topology apply; or configure what it has")
 }
 
 /// Says what the user may not do. False where anything that the service needs is among it.

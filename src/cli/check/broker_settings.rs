@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::broker::{making_again, of_version};
 use super::remedies::setting;
 use super::{Finding, Severity};
 use crate::amqp::connection::AmqpSettings;
@@ -157,4 +156,40 @@ fn unseen(config: &Config) -> Finding {
         setting("broker.management_uri")
     );
     Finding::warning(SETTINGS, detail, remedy)
+}
+
+/// The first version whose quorum queues dead-letter at least once.
+const OLDEST: (u32, u32) = (3, 10);
+const UPGRADE: &str =
+    "rabbitmqctl version # RabbitMQ 3.10 or later is needed: https://www.rabbitmq.com/docs/upgrade";
+
+pub(super) fn of_version(version: &str) -> Finding {
+    const WHAT: &str = "broker version";
+    let mut numbers = version.split('.').map_while(|number| number.parse().ok());
+    match (numbers.next(), numbers.next()) {
+        (Some(major), Some(minor)) if (major, minor) < OLDEST => Finding::fault(
+            WHAT,
+            format!("{version} cannot dead-letter at least once: commands could be lost on the way"),
+            UPGRADE,
+        ),
+        (Some(_), Some(_)) => Finding::ok(WHAT, version),
+        _ => Finding::warning(WHAT, format!("{version} is no version of RabbitMQ"), UPGRADE),
+    }
+}
+
+/// What can be done about an object that differs: the broker changes no argument of one that exists. What deletes is
+/// left for the operator to run, once nothing can be lost.
+pub(super) fn making_again(object: &Object, vhost: &str) -> String {
+    let (look, delete) = match object {
+        Object::Queue { name, .. } => (
+            format!("rabbitmqctl list_queues -p '{vhost}' name messages"),
+            format!("when {name} is empty: rabbitmqctl delete_queue -p '{vhost}' '{name}'"),
+        ),
+        Object::Exchange { name, .. } => (
+            format!("rabbitmqctl list_exchanges -p '{vhost}' name type arguments"),
+            format!("delete exchange {name} on the management page"),
+        ),
+        Object::Binding { .. } => return "redeemer topology apply".to_owned(),
+    };
+    format!("{look} # stop the service; {delete}; redeemer topology apply; or configure what it has")
 }

@@ -74,12 +74,17 @@ impl<'a> OperatorRun<'a> {
         if self.deciding.yes {
             check_publishing(&self.settings).await.context("nothing can be published")?;
         }
+        let mut is_reported = false;
         let ended = loop {
             let look = ParkedQueue::begin(&self.settings).await;
             let mut look = match look {
                 Ok(look) => look,
                 Err(error) => break Err(Failure::Failed(anyhow!(error))),
             };
+            if let Some(why) = look.missing_lock().filter(|_| !is_reported) {
+                print_error(&why);
+                is_reported = true;
+            }
             let once = self.process_one(&mut look, &mut asking, &mut left, &mut tally).await;
             look.end().await;
             match once {

@@ -13,7 +13,7 @@ use crate::amqp::delivery::{DEAD_AGAIN, DEAD_AT, DEAD_REASON, DEAD_TRIES, Delive
 use crate::amqp::publisher::Publisher;
 use crate::policy::backoff::Backoff;
 use crate::runtime::failpoints::{self, Failpoint};
-use crate::runtime::publishing::PublishFaults;
+use crate::runtime::publishing::{Held, PublishFaults, pause_after};
 use crate::telemetry::metrics::{Message, Metrics};
 
 /// Why a delivery was not handed back.
@@ -58,7 +58,7 @@ async fn return_dead_letter(
 }
 
 async fn acknowledge(
-    delivery: Delivery,
+    mut delivery: Delivery,
     published: Result<Published, PublishFailure>,
     metrics: &Metrics,
 ) -> Result<(), NotHandedBack> {
@@ -71,7 +71,12 @@ async fn acknowledge(
         Err(why @ (PublishFailure::Connection(_) | PublishFailure::Blocked(_))) => {
             Err(NotHandedBack::Lost(why.to_string()))
         }
-        Err(why) => Err(NotHandedBack::NotAccepted(Box::new(delivery), why)),
+        Err(why) => {
+            if let PublishFailure::TimedOut(_) = why {
+                delivery.mark_copied();
+            }
+            Err(NotHandedBack::NotAccepted(Box::new(delivery), why))
+        }
     }
 }
 
@@ -87,7 +92,7 @@ pub async fn return_until_accepted(
     (metrics, faults): (&Metrics, &PublishFaults),
 ) -> Result<(), String> {
     let pauses = Backoff::default();
-    let mut held = None;
+    let mut held: Option<Held<'_>> = None;
     for nth in 0_u32.. {
         let returned = match dead_letter {
             // Never back to the command queue.
@@ -98,11 +103,14 @@ pub async fn return_until_accepted(
             Ok(()) => return Ok(()),
             Err(NotHandedBack::Lost(why)) => return Err(why),
             Err(NotHandedBack::NotAccepted(back, why)) => {
-                held.get_or_insert_with(|| faults.start_holding(&why));
+                match &mut held {
+                    Some(held) => held.change(&why),
+                    None => held = Some(faults.start_holding(&why)),
+                }
                 delivery = *back;
+                sleep(pause_after(&why, pauses.wait(nth, rand::random()))).await;
             }
         }
-        sleep(pauses.wait(nth, rand::random())).await;
     }
     Ok(())
 }

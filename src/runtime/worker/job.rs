@@ -23,7 +23,6 @@ use crate::telemetry::spans::CommandSpan;
 use crate::wechat::client::Prepared;
 use crate::wire::retry_message::Restored;
 
-use crate::runtime::worker::record::record_call_span;
 use crate::runtime::worker::suspended_by::SuspendedBy;
 use crate::runtime::worker::{Worked, WorkerContext};
 
@@ -252,7 +251,7 @@ impl CommandJob<'_> {
         self.failed_at = outcome.failed_at();
         self.last_call_failed =
             matches!(verdict, Verdict::NotAccepted(_) | Verdict::NotSent | Verdict::Unknown(_));
-        record_call_span(&mut span, &outcome, &verdict);
+        Self::record_call_span(&mut span, &outcome, &verdict);
         drop(span);
         self.record_attempt(operation, &outcome, &verdict, now);
         self.carried.progress.follow_verdict(

@@ -70,7 +70,13 @@ pub(super) fn read_progress(
         retry_message::deadline(text, now, context.deadline_limits)
             .map(|deadline| Progress::new(now, deadline, again))
     };
-    let progress = progress.map_err(|_| unreadable_deadline())?;
+    let mut progress = progress.map_err(|_| unreadable_deadline())?;
+    if delivery.may_have_copy() && !again && !delivery.has_header(HANDED_BACK) {
+        let unsent_before = delivery.received_at();
+        progress.require_query();
+        // An instance that has the copy began after this one was received.
+        progress.unsent_before = Some(unsent_before);
+    }
     Ok(Restored { progress, evidence: Vec::new() })
 }
 

@@ -77,24 +77,24 @@ impl CommandJob<'_> {
         self.carried.evidence.push(evidence);
         Evidence::keep_last(&mut self.carried.evidence);
     }
-}
 
-/// Sets the attributes of a call's span.
-pub(super) fn record_call_span(publish_span: &mut ChildSpan, outcome: &CallOutcome, verdict: &Verdict) {
-    publish_span.set_attribute("server.address", outcome.host_name.clone());
-    publish_span.set_attribute("redemption.verdict", verdict.as_str());
-    match &outcome.result {
-        CallResult::Response(answer) => {
-            publish_span.set_attribute("http.response.status_code", i64::from(answer.status));
-            if let Some(id) = &answer.request_id {
-                publish_span.set_attribute("redemption.request_id", id.to_string());
+    /// Sets the attributes of a call's span.
+    pub(super) fn record_call_span(publish_span: &mut ChildSpan, outcome: &CallOutcome, verdict: &Verdict) {
+        publish_span.set_attribute("server.address", outcome.host_name.clone());
+        publish_span.set_attribute("redemption.verdict", verdict.as_str());
+        match &outcome.result {
+            CallResult::Response(answer) => {
+                publish_span.set_attribute("http.response.status_code", i64::from(answer.status));
+                if let Some(id) = &answer.request_id {
+                    publish_span.set_attribute("redemption.request_id", id.to_string());
+                }
+                if answer.status >= 400 {
+                    publish_span.failed(&format!("status {}", answer.status));
+                }
             }
-            if answer.status >= 400 {
-                publish_span.failed(&format!("status {}", answer.status));
+            CallResult::NotSent(_) | CallResult::NoResponse(_) => {
+                publish_span.failed(outcome.trouble.as_deref().unwrap_or("no whole answer"))
             }
-        }
-        CallResult::NotSent(_) | CallResult::NoResponse(_) => {
-            publish_span.failed(outcome.trouble.as_deref().unwrap_or("no whole answer"))
         }
     }
 }

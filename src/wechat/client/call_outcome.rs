@@ -8,6 +8,7 @@ use jiff::SignedDuration;
 
 use crate::policy::classify::CallResult;
 use crate::policy::host_choice::Host;
+use crate::telemetry::log::beginning;
 use crate::telemetry::untrusted::Untrusted;
 use crate::wechat::response::Detail;
 use crate::wechat::verify::SERIAL;
@@ -58,15 +59,15 @@ impl UnverifiedResponse {
     pub(super) fn read(headers: &HeaderMap, body: &[u8]) -> Self {
         let text = |name: &str| {
             let value = headers.get(name)?;
-            Some(String::from_utf8_lossy(value.as_bytes()).chars().take(HEADER_CHARS).collect::<String>())
+            Some(beginning(&String::from_utf8_lossy(value.as_bytes()), HEADER_CHARS).to_owned())
         };
-        let start = String::from_utf8_lossy(&body[..body.len().min(4 * FIRST_WORDS_CHARS)]).into_owned();
+        let start = String::from_utf8_lossy(&body[..body.len().min(8 * FIRST_WORDS_CHARS)]).into_owned();
         let words = start.split_whitespace().collect::<Vec<_>>().join(" ");
         Self {
             serial: text(SERIAL),
             server: text("server"),
             content_type: text("content-type"),
-            first_words: words.chars().take(FIRST_WORDS_CHARS).collect(),
+            first_words: beginning(&words, FIRST_WORDS_CHARS).to_owned(),
         }
     }
 
@@ -107,5 +108,24 @@ impl CallOutcome {
     /// The domain where the network failed, if it did.
     pub fn failed_at(&self) -> Option<Host> {
         (!carried(&self.result)).then_some(self.host)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_a_response_that_is_not_believed_show_no_part_of_an_openid() {
+        let openid = "oh-394z-6CGkNoJrsDLTTUKiAnp4";
+        for before in 0..FIRST_WORDS_CHARS.max(HEADER_CHARS) + 5 {
+            let text = format!("{}={openid}", "=".repeat(before));
+            let mut headers = HeaderMap::new();
+            for name in [SERIAL, "server", "content-type"] {
+                headers.insert(name, text.parse().unwrap());
+            }
+            let shown = UnverifiedResponse::read(&headers, text.as_bytes()).in_words();
+            assert!(!shown.contains(&openid[..9]) && !shown.contains(&openid[10..]), "{before}: {shown}");
+        }
     }
 }
