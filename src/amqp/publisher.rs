@@ -302,7 +302,7 @@ impl Publisher {
     }
 
     /// Publishes an empty, unroutable message on both kinds of channel and waits for its confirm. While the broker raises an
-    /// alarm there is none.
+    /// alarm there is no confirm.
     ///
     /// # Errors
     /// [`PublishFailure`]

@@ -160,7 +160,7 @@ impl Session {
         remedy(rejection, &self.settings)
     }
 
-    /// Waits for the confirm of a probe. While the broker raises an alarm there is none, and [`Session::is_blocked`] is true:
+    /// Waits for the confirm of a probe. While the broker raises an alarm there is no confirm, and [`Session::is_blocked`] is true:
     /// then call this again, on the same connections. The broker notices the end of a connection that it has blocked only
     /// after the alarm, so each connection that was abandoned meanwhile would stay open there.
     ///
