@@ -21,7 +21,7 @@ use broker::Broker;
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use program::Program;
-use redeemer_sandbox::{AnswerRecord, Attempt, Settings, Tuning};
+use redeemer_sandbox::{Attempt, ResponseRecord, Settings, Tuning};
 use serde_json::json;
 use tokio::time::sleep;
 
@@ -88,11 +88,11 @@ impl Calls {
 }
 
 fn accepted(call: &Attempt) -> bool {
-    call.answered == Some(AnswerRecord::Status(200))
+    call.answered == Some(ResponseRecord::Status(200))
 }
 
 fn throttled(call: &Attempt) -> bool {
-    call.answered == Some(AnswerRecord::Status(429))
+    call.answered == Some(ResponseRecord::Status(429))
 }
 
 /// What the ledger's clock shows.

@@ -115,8 +115,8 @@ fn use_of(code: &str, mode: &str, nth: usize) -> Value {
     command
 }
 
-fn act(bed: &Bed, code: &str, deed: CouponAction) {
-    bed.sandbox.act(code, &ActionRequest { deed, number: None, round: None }).unwrap();
+fn act(bed: &Bed, code: &str, action: CouponAction) {
+    bed.sandbox.act(code, &ActionRequest { action, number: None, round: None }).unwrap();
 }
 
 /// Issues coupons in every look and in every state, and gives a command for each and the outcome that it must have.
@@ -264,7 +264,7 @@ async fn rejections_follow_from_stores_users_and_locks() {
         bed.issue(code, json!({}));
     }
     let number = |number: &str| Some(number.to_owned());
-    let lock = ActionRequest { deed: CouponAction::Lock, number: number("SOMEBODY_1"), round: None };
+    let lock = ActionRequest { action: CouponAction::Lock, number: number("SOMEBODY_1"), round: None };
     bed.sandbox.act("C_locked", &lock).unwrap();
     let service = bed.start().await;
     for (code, store, expected) in [
@@ -287,7 +287,7 @@ async fn rejections_follow_from_stores_users_and_locks() {
         bed.attempts("C_locked").iter().any(|attempt| attempt["sub_code"] == 272_756_746)
     })
     .await;
-    bed.sandbox.act("C_locked", &ActionRequest { deed: CouponAction::Unlock, ..lock }).unwrap();
+    bed.sandbox.act("C_locked", &ActionRequest { action: CouponAction::Unlock, ..lock }).unwrap();
     assert_eq!(bed.next_event().await.gist(), "redeemed - USED", "a lock refuses nothing for good");
     service.stop().await;
 }

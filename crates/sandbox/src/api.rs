@@ -1,7 +1,7 @@
-//! The provider API: from a request on the wire to the answer it gets.
+//! The provider API: from a request to its response.
 //!
-//! A call runs in a task of its own, from arrival to the ledger's last entry, so that a client which hangs up changes
-//! nothing about what happens. Order: authenticity, form, pace, then the fault script, then the business.
+//! A call runs in a task of its own, from arrival to the ledger's last entry, so that a client which disconnects does not
+//! affect it. Order: authenticity, format, rate limit, then the fault script, then the business.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use super::coupon::{Coupon, NewCoupon};
 use super::entity::entity;
 use super::error_response::{ErrorResponse, sub_code};
 use super::faults::Fault;
-use super::ledger::{AnswerRecord, BodyDigest, Operation, PendingAttempt, shortened};
+use super::ledger::{BodyDigest, Operation, PendingAttempt, ResponseRecord, shortened};
 use super::listener::ServerConnection;
 use super::request::{self, Path, percent_decoded};
 use super::response::{self, ResponseDraft, Signer};
@@ -27,7 +27,7 @@ const BODY_BYTES_MAX: usize = 1024 * 1024;
 const CLOCK_TOLERANCE_SECONDS: u64 = 300;
 const COUPON_API: &str = "/v3/marketing/partner/product-coupon/users/";
 
-/// A request that arrived whole.
+/// A complete request.
 pub(super) struct Call {
     pub method: Method,
     /// Path and query exactly as received: this is what was signed.
@@ -38,7 +38,7 @@ pub(super) struct Call {
     pub digest: BodyDigest,
 }
 
-/// What the method and the path ask, about whom.
+/// The operation by method and path, and its subject.
 pub(super) struct Route {
     pub operation: Operation,
     pub openid: Option<String>,
@@ -52,10 +52,10 @@ enum Ending {
     Cut,
 }
 
-/// Answers one request of the provider API, or cuts the wire.
+/// Responds to one request of the provider API, or closes its connection.
 pub(super) async fn serve_call(
     world: Arc<World>,
-    wire: ServerConnection,
+    connection: ServerConnection,
     request: Request<Body>,
 ) -> Result<Response, Infallible> {
     let (parts, body) = request.into_parts();
@@ -73,7 +73,7 @@ pub(super) async fn serve_call(
     };
     match tokio::spawn(handle(world, call)).await {
         Ok(Ending::Answer(response)) => Ok(response),
-        Ok(Ending::Cut) => wire.close_abruptly().await,
+        Ok(Ending::Cut) => connection.close_abruptly().await,
         Err(panic) => {
             tracing::error!(%panic, "the sandbox failed to answer: this is a defect of the sandbox");
             Ok((StatusCode::INTERNAL_SERVER_ERROR, "the sandbox is broken: see its log").into_response())
@@ -129,15 +129,15 @@ async fn handle(world: Arc<World>, call: Call) -> Ending {
         attempt.fault = fault.as_ref().map(Fault::name);
         attempt.answer_sha256 = Some(answer_sha256);
         (attempt.answered, attempt.sub_code) = match &end {
-            Ending::Answer(response) => (Some(AnswerRecord::Status(response.status().as_u16())), sub_code),
-            Ending::Cut => (Some(AnswerRecord::Cut), None),
+            Ending::Answer(response) => (Some(ResponseRecord::Status(response.status().as_u16())), sub_code),
+            Ending::Cut => (Some(ResponseRecord::Cut), None),
         };
     }
     drop(state);
     end
 }
 
-/// Lets the effect happen when and if the fault allows it, and drafts the answer that the fault wants.
+/// Lets the effect happen if and when the fault allows it, and drafts the response of the fault.
 async fn perform_fault(world: &Arc<World>, call: &Call, fault: Option<&Fault>) -> ResponseDraft {
     let wait = |ms: &u64| tokio::time::sleep(Duration::from_millis(*ms));
     let mut locked = false;
@@ -146,7 +146,7 @@ async fn perform_fault(world: &Arc<World>, call: &Call, fault: Option<&Fault>) -
         locked = lock(world, call);
         wait(ms).await;
     }
-    let truth = match fault {
+    let genuine = match fault {
         Some(Fault::ForgedSuccess { .. }) => Some(forged_success(world, call)),
         Some(fault) if fault.prevents_effect() => None,
         _ => Some(perform(world, call).unwrap_or_else(|refusal| ResponseDraft::refusal(&refusal))),
@@ -157,7 +157,7 @@ async fn perform_fault(world: &Arc<World>, call: &Call, fault: Option<&Fault>) -
     if let Some(Fault::Slow { ms, late_effect: false }) = fault {
         wait(ms).await;
     }
-    response::apply_fault(truth, fault)
+    response::apply_fault(genuine, fault)
 }
 
 /// Whether this call is a use that now holds its coupon.
@@ -177,7 +177,7 @@ fn lock(world: &World, call: &Call) -> bool {
     })
 }
 
-/// The coupon as it would look, had the request done what it asks for.
+/// The coupon as it would be after a successful request.
 fn forged_success(world: &World, call: &Call) -> ResponseDraft {
     let code = call.route.coupon_code.as_deref().unwrap_or_default();
     let number = number_in(&call.body).or_else(|| world.state().ledger.last_number_of(code));
@@ -188,7 +188,7 @@ fn forged_success(world: &World, call: &Call) -> ResponseDraft {
     }))
 }
 
-/// Authenticity, form and pace, in this order.
+/// Authenticity, format and rate limit, in this order.
 async fn admit(
     world: &Arc<World>,
     call: &Call,
@@ -277,7 +277,7 @@ fn check_headers(world: &World, call: &Call) -> Result<(), ErrorResponse> {
     }
 }
 
-/// The business itself: reads the request, changes what it asks to change, drafts the true answer.
+/// The business itself: reads the request, applies it, drafts the genuine response.
 fn perform(world: &World, call: &Call) -> Result<ResponseDraft, ErrorResponse> {
     let body = call.body.as_ref();
     match call.route.operation {
@@ -331,7 +331,7 @@ fn perform(world: &World, call: &Call) -> Result<ResponseDraft, ErrorResponse> {
     }
 }
 
-/// Finds the coupon of the path, does `work` to it, and shows it as it is then.
+/// Finds the coupon of the path, applies `work`, and returns its new state.
 fn about_coupon(
     world: &World,
     call: &Call,
@@ -370,7 +370,7 @@ fn refuse_unauthorized(state: &State, place: &Path) -> Result<(), ErrorResponse>
     }
 }
 
-/// A copy of what the entity shows, so that it is written without the lock.
+/// A copy for the entity, so that it is written without the lock.
 fn found(state: &State, code: &str) -> Result<(Coupon, usize), ErrorResponse> {
     let coupon = state
         .coupons

@@ -26,7 +26,7 @@ impl Clock {
         self.offset_seconds.load(Ordering::Relaxed)
     }
 
-    /// What the sandbox believes the time to be.
+    /// The sandbox time: system time plus the offset.
     pub(crate) fn now(&self) -> Timestamp {
         shifted(Timestamp::now(), self.offset())
     }
@@ -48,12 +48,12 @@ pub(super) fn china_time(time: Timestamp) -> String {
     time.to_zoned_datetime(CHINA.to_time_zone()).strftime("%Y-%m-%dT%H:%M:%S%:z").to_string()
 }
 
-/// `2026-03-05T12:30+08:00`: no RFC 3339, but what the vendor's own samples of the legacy shape carry.
+/// `2026-03-05T12:30+08:00`: no RFC 3339, but as in the vendor's own samples of the legacy form.
 pub(super) fn china_time_without_seconds(time: Timestamp) -> String {
     time.to_zoned_datetime(CHINA.to_time_zone()).strftime("%Y-%m-%dT%H:%M%:z").to_string()
 }
 
-/// `Thu, 05 Mar 2026 04:30:45 GMT`, as the `Date` header wants it.
+/// `Thu, 05 Mar 2026 04:30:45 GMT`, as in the `Date` header.
 pub(super) fn http_date(time: Timestamp) -> String {
     time.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()
 }

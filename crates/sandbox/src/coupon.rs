@@ -1,4 +1,4 @@
-//! One coupon as the sandbox keeps it, and what tests and people say of one: how it is issued, and what is done to it.
+//! One coupon as the sandbox keeps it, and the requests of tests and people: how it is issued, and actions on it.
 
 use std::sync::Arc;
 
@@ -84,7 +84,7 @@ pub struct NewCoupon {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stores: Vec<String>,
     /// Which of the documented members and words its product coupon and its stock show: a number from 0 on. Each list of
-    /// words has its next word under the next number. If absent, one plain look, or one by the seed if the
+    /// words has its next word under the next number. If absent, one plain appearance, or one by the seed if the
     /// settings say `vary_looks`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub look: Option<u32>,
@@ -93,13 +93,13 @@ pub struct NewCoupon {
     pub shows_returned_use: bool,
 }
 
-/// Something done to a coupon from outside: the body of `POST /_sandbox/coupons/{code}/act`.
+/// An external action on a coupon: the body of `POST /_sandbox/coupons/{code}/act`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ActionRequest {
-    /// What to do.
+    /// The action.
     #[serde(rename = "do")]
-    pub deed: CouponAction,
+    pub action: CouponAction,
     /// The request number of a use, return, confirmation or deactivation; one is made up where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub number: Option<String>,
@@ -108,13 +108,13 @@ pub struct ActionRequest {
     pub round: Option<usize>,
 }
 
-/// What can be done to a coupon from outside.
+/// The external actions on a coupon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CouponAction {
     /// The user deletes it.
     Delete,
-    /// Its time is over.
+    /// It expires.
     Expire,
     /// The merchant returns it.
     Return,
@@ -122,11 +122,11 @@ pub enum CouponAction {
     Deactivate,
     /// The merchant confirms it.
     Confirm,
-    /// Someone else uses it.
+    /// Another party uses it.
     Use,
-    /// Someone else begins to use it, and does not end: other numbers are refused until it is unlocked.
+    /// Another party starts a use that does not end: other numbers are refused until it is unlocked.
     Lock,
-    /// That use came to nothing.
+    /// That use ended without effect.
     Unlock,
 }
 
@@ -147,7 +147,7 @@ pub struct Coupon {
     pub stock_id: Arc<str>,
     /// How often it can be used.
     pub usage_mode: UsageMode,
-    /// The state of the whole.
+    /// The state of the coupon as a whole.
     pub state: CouponState,
     /// One, but for the legacy mode.
     pub rounds: Vec<Round>,
@@ -174,7 +174,7 @@ pub struct Coupon {
     /// The only stores that may redeem it; every store if empty.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stores: Vec<String>,
-    /// Which look its product coupon and its stock have.
+    /// Which appearance its product coupon and its stock have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub look: Option<u32>,
     /// Whether a use that was returned is still shown.
@@ -192,10 +192,10 @@ pub struct Round {
     /// When it can be used last.
     #[serde(serialize_with = "as_text")]
     pub valid_end: Timestamp,
-    /// The use it stands under now. A return takes it away.
+    /// The current use. A return removes it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub used: Option<Usage>,
-    /// The latest return, which a later use does not take away.
+    /// The latest return, which a later use does not remove.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub returned: Option<Mark>,
     /// The use that the latest return ended.
@@ -232,7 +232,7 @@ pub struct Bundle {
     pub total: usize,
 }
 
-/// The number and the time of something that was done once.
+/// The number and the time of a request.
 #[derive(Clone, Debug, Serialize)]
 pub struct Mark {
     /// The request number.

@@ -39,8 +39,8 @@ pub(super) struct Coupons {
     bundles: Bundles,
     changes: Vec<Change>,
     pub registry: Registry,
-    /// By which seed coupons get their looks; none if all have the plain one.
-    pub looks_seed: Option<u64>,
+    /// The seed of the coupons' appearance; `None` if all have the plain one.
+    pub appearance_seed: Option<u64>,
 }
 
 /// The redemption that a number identifies. No body: a use from outside, which no request can repeat.
@@ -70,12 +70,12 @@ impl Coupons {
         self.of_bundle(bundle).filter(|coupon| coupon.state == CouponState::Used).count()
     }
 
-    /// What has changed since this was last asked.
+    /// The changes since the last call.
     pub(crate) fn take_changes(&mut self) -> Vec<Change> {
         std::mem::take(&mut self.changes)
     }
 
-    /// Issues all of them, or none and says why.
+    /// Issues all of them, or none and returns the reason.
     pub(crate) fn issue(&mut self, coupons: Vec<NewCoupon>, now: Timestamp) -> Result<(), String> {
         let mut codes = std::collections::HashSet::new();
         for coupon in &coupons {
@@ -84,10 +84,10 @@ impl Coupons {
                 return Err(format!("coupon_code {code} exists already"));
             }
             if !(1..=40).contains(&code.chars().count()) {
-                return Err(format!("coupon_code {code} has not 1 to 40 characters"));
+                return Err(format!("coupon_code {code} must have 1 to 40 characters"));
             }
             if !coupon.rounds.is_none_or(|rounds| (1..=MOST_ROUNDS).contains(&rounds)) {
-                return Err(format!("rounds of {code} are not 1 to {MOST_ROUNDS}"));
+                return Err(format!("rounds of {code} must be 1 to {MOST_ROUNDS}"));
             }
         }
         self.bundles.check(&coupons)?;
@@ -97,7 +97,7 @@ impl Coupons {
         Ok(())
     }
 
-    /// Does to a coupon what a user, time, or another system would do. Fails in words if it cannot be done.
+    /// Applies an external action to a coupon.
     pub(crate) fn act(&mut self, code: &str, act: &ActionRequest, now: Timestamp) -> Result<Coupon, String> {
         self.apply_time(code, now);
         let coupon = self.by_code.get(code).ok_or_else(|| format!("coupon_code {code} is unknown"))?;
@@ -109,7 +109,7 @@ impl Coupons {
             return Err(format!("coupon {code} has {} rounds", coupon.rounds.len()));
         }
         let refused = |refusal: ErrorResponse| format!("{} {}", refusal.code, refusal.message);
-        match act.deed {
+        match act.action {
             CouponAction::Use => {
                 let usage = Usage {
                     number: number.as_str().into(),
@@ -134,7 +134,7 @@ impl Coupons {
         self.by_code.get(code).cloned().ok_or_else(|| format!("coupon_code {code} is unknown"))
     }
 
-    /// Finds the coupon a request is about, or says which of its names is wrong.
+    /// Finds the coupon of a request, or reports which of its names is wrong.
     pub(crate) fn find(
         &mut self,
         openid: &str,
@@ -247,7 +247,7 @@ impl Coupons {
         Ok(())
     }
 
-    /// Returns what a number did, and frees the number as well: the next use under it has an effect again.
+    /// Returns the use of a number, and frees the number as well: the next use under it has an effect again.
     pub(crate) fn forget(&mut self, code: &str, number: &str, now: Timestamp) -> Result<(), ErrorResponse> {
         let coupon = self.get_known(code)?;
         let key = (coupon.brand_id.clone(), Arc::<str>::from(number));
@@ -486,7 +486,7 @@ impl Coupons {
     }
 
     fn add(&mut self, new: NewCoupon, now: Timestamp) {
-        let coupon = issue::issued(new, self.looks_seed, now);
+        let coupon = issue::issued(new, self.appearance_seed, now);
         let code = coupon.coupon_code.clone();
         if let Some(bundle) = &coupon.bundle {
             self.bundles.add(bundle, code.clone());
@@ -581,8 +581,8 @@ mod tests {
         })
     }
 
-    fn act(coupons: &mut Coupons, deed: CouponAction, number: Option<&str>) -> Result<Coupon, String> {
-        coupons.act("C1", &ActionRequest { deed, number: number.map(str::to_owned), round: None }, now())
+    fn act(coupons: &mut Coupons, action: CouponAction, number: Option<&str>) -> Result<Coupon, String> {
+        coupons.act("C1", &ActionRequest { action, number: number.map(str::to_owned), round: None }, now())
     }
 
     fn uses(coupons: &mut Coupons) -> usize {
@@ -624,7 +624,7 @@ mod tests {
 
     #[test]
     fn a_return_revives_no_coupon_that_is_over() {
-        for (deed, over) in [
+        for (action, over) in [
             (Some(CouponAction::Deactivate), CouponState::Deactivated),
             (Some(CouponAction::Delete), CouponState::Deleted),
             (Some(CouponAction::Expire), CouponState::Expired),
@@ -633,24 +633,24 @@ mod tests {
             let mut coupons = with(|new| new.usage_mode = UsageMode::Sequential);
             redeem(&mut coupons, "C1", "number_1", Some(0), "a").unwrap();
             redeem(&mut coupons, "C1", "number_2", Some(1), "b").unwrap();
-            if let Some(deed) = deed {
-                act(&mut coupons, deed, None).unwrap();
+            if let Some(action) = action {
+                act(&mut coupons, action, None).unwrap();
             }
-            let end = shifted(now(), if deed.is_some() { 0 } else { 32 * DAY });
+            let end = shifted(now(), if action.is_some() { 0 } else { 32 * DAY });
             for (round, number) in [(0, "return_1"), (1, "return_2")] {
                 let returning = ActionRequest {
-                    deed: CouponAction::Return,
+                    action: CouponAction::Return,
                     number: Some(number.to_owned()),
                     round: Some(round),
                 };
                 let coupon = coupons.act("C1", &returning, end).unwrap();
-                assert_eq!(coupon.state, over, "{deed:?}");
-                assert_eq!(coupon.rounds[round].state, over, "{deed:?}");
-                assert!(coupon.rounds[round].returned.is_some(), "{deed:?}");
+                assert_eq!(coupon.state, over, "{action:?}");
+                assert_eq!(coupon.rounds[round].state, over, "{action:?}");
+                assert!(coupon.rounds[round].returned.is_some(), "{action:?}");
                 assert_eq!(coupon.rounds[round].deleted.is_some(), over == CouponState::Deleted);
             }
             let refused = redeem(&mut coupons, "C1", "number_3", Some(0), "c").unwrap_err();
-            assert_eq!(refused, over.refusal().unwrap().sub_code, "{deed:?}");
+            assert_eq!(refused, over.refusal().unwrap().sub_code, "{action:?}");
         }
     }
 
@@ -671,16 +671,16 @@ mod tests {
 
     #[test]
     fn a_lock_hides_no_state_that_refuses() {
-        for (deed, expected) in [
+        for (action, expected) in [
             (CouponAction::Expire, sub_code::EXPIRED),
             (CouponAction::Delete, sub_code::DELETED),
             (CouponAction::Deactivate, sub_code::STATE_ILLEGAL),
         ] {
             let mut coupons = with(|_| {});
             act(&mut coupons, CouponAction::Lock, Some("number_1")).unwrap();
-            act(&mut coupons, deed, None).unwrap();
+            act(&mut coupons, action, None).unwrap();
             for number in ["number_1", "number_2"] {
-                assert_eq!(redeem(&mut coupons, "C1", number, None, "a"), Err(expected), "{deed:?}");
+                assert_eq!(redeem(&mut coupons, "C1", number, None, "a"), Err(expected), "{action:?}");
             }
         }
     }
@@ -716,8 +716,8 @@ mod tests {
     }
 
     #[test]
-    fn deeds_from_outside_lead_to_their_states() {
-        for (deed, from, to) in [
+    fn external_actions_lead_to_their_states() {
+        for (action, from, to) in [
             (CouponAction::Delete, CouponState::Effective, Some(CouponState::Deleted)),
             (CouponAction::Expire, CouponState::Effective, Some(CouponState::Expired)),
             (CouponAction::Deactivate, CouponState::Effective, Some(CouponState::Deactivated)),
@@ -731,9 +731,9 @@ mod tests {
         ] {
             let mut coupons = with(|new| new.state = from);
             assert_eq!(
-                act(&mut coupons, deed, None).ok().map(|coupon| coupon.state),
+                act(&mut coupons, action, None).ok().map(|coupon| coupon.state),
                 to,
-                "{deed:?} from {from:?}"
+                "{action:?} from {from:?}"
             );
         }
     }

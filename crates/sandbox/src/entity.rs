@@ -302,7 +302,8 @@ mod tests {
     #[test]
     fn a_returned_coupon_shows_the_return_and_not_the_use() {
         let mut coupons = issued(UsageMode::Single, CouponState::Used);
-        let act = ActionRequest { deed: CouponAction::Return, number: Some("return_1".into()), round: None };
+        let act =
+            ActionRequest { action: CouponAction::Return, number: Some("return_1".into()), round: None };
         let coupon = coupons.act("C1", &act, "2026-03-05T05:00:00Z".parse().unwrap()).unwrap();
         let detail = &entity(&coupon, 0)["single_usage_detail"];
         assert_eq!(

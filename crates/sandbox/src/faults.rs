@@ -1,7 +1,7 @@
-//! The fault script: what goes wrong, for whom, how often.
+//! The fault script: which faults, for which calls, how often.
 //!
 //! A rule's chance depends on the seed, the coupon, the operation and how often that was called, never on the order in
-//! which coupons arrive: a concurrent run goes wrong in the same places each time.
+//! which coupons arrive: a concurrent run fails in the same places each time.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,12 +17,12 @@ use super::ledger::Operation;
 pub struct Script {
     /// The first rule that matches a call wins.
     pub rules: Vec<Rule>,
-    /// How often each rule was applied. Only read: what is written here has no effect.
+    /// How often each rule was applied. Read-only: a written value has no effect.
     #[serde(default)]
     pub applied: Vec<u64>,
 }
 
-/// One rule. What is absent matches everything.
+/// One rule. An absent member matches everything.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
@@ -44,11 +44,11 @@ pub struct Rule {
     /// Only as many first calls of one coupon with one operation, counted from when the script was set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_attempts: Option<u64>,
-    /// What goes wrong.
+    /// The fault.
     pub fault: Fault,
 }
 
-/// Which operations a rule is about.
+/// The operations of a rule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs, reason = "each is the operation of the same name")]
@@ -65,16 +65,16 @@ pub enum Target {
     Echo,
 }
 
-/// What can go wrong with an authenticated call. "The effect" is what the call would have done.
+/// The faults of an authenticated call. "The effect" is that of the call without the fault.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Fault {
-    /// The answer comes this many milliseconds late. The effect happens at once, or, if `late_effect`, at the end of the
+    /// The response comes this many milliseconds late. The effect happens at once, or, if `late_effect`, at the end of the
     /// wait, even if the client has hung up by then.
     Slow {
         /// How late.
         ms: u64,
-        /// Whether the effect is as late as the answer.
+        /// Whether the effect is as late as the response.
         #[serde(default)]
         late_effect: bool,
     },
@@ -84,7 +84,7 @@ pub enum Fault {
     CutAfterEffect {},
     /// The connection closes in the middle of the body; the effect has happened.
     CutInBody {},
-    /// This status instead of the true answer.
+    /// This status instead of the genuine response.
     Status {
         /// Any from 200 to 599.
         status: u16,
@@ -115,65 +115,65 @@ pub enum Fault {
         #[serde(default)]
         effect: bool,
     },
-    /// The true answer with the vendor's signature probe in place of a signature.
+    /// The genuine response with the vendor's signature probe in place of a signature.
     ProbeSignature {},
-    /// The true answer under a serial that nobody knows.
+    /// The genuine response under an unknown serial.
     UnknownSerial {},
-    /// The true answer with a signature of something else.
+    /// The genuine response with a signature of another text.
     BadSignature {},
-    /// The true answer without any `Wechatpay-` header.
+    /// The genuine response without any `Wechatpay-` header.
     NoSignature {},
-    /// The true answer, signed as of ten minutes ago.
+    /// The genuine response, signed as of ten minutes ago.
     StaleTimestamp {},
-    /// The true answer, signed and dated by a clock that is this many seconds ahead.
+    /// The genuine response, signed and dated by a clock that is this many seconds ahead.
     SkewedClock {
         /// Negative: behind.
         seconds: i64,
     },
-    /// An unsigned 403 `NOT_ENOUGH` whatever the truth is; no effect.
+    /// An unsigned 403 `NOT_ENOUGH` whatever the real state is; no effect.
     UnsignedRefusal {},
-    /// A 200 that shows the coupon as used under the request's number, whatever the truth is; no effect. Who asks without
-    /// a number is shown the last one that was asked with. Not the provider's word: it bears no signature.
+    /// A 200 that shows the coupon as used under the request's number, whatever the real state is; no effect. A request without
+    /// a number gets the last number of a request. It has no signature.
     ForgedSuccess {
-        /// Whether it bears one all the same, under the provider's serial and of something else.
+        /// Whether it has one all the same, under the provider's serial and of another text.
         #[serde(default)]
         signed: bool,
     },
-    /// The true answer; a refusal comes without its signature.
+    /// The genuine response; a refusal comes without its signature.
     Unsigned {},
-    /// The true answer with a member of this many bytes, rightly signed: a list of small objects.
+    /// The genuine response with a member of this many bytes, correctly signed: a list of small objects.
     HugeBody {
         /// How many more bytes.
         bytes: usize,
     },
-    /// The true answer without `product_coupon` and `stock`, rightly signed: about half as long.
+    /// The genuine response without `product_coupon` and `stock`, correctly signed: about half as long.
     LeanBody {},
-    /// The true answer with these members put before all others, rightly signed: text, so that a name can be there twice,
+    /// The genuine response with these members put before all others, correctly signed: text, so that a name can be there twice,
     /// and a value can be what no parser makes of it.
     RawMembers {
         /// `"name": value`, one or more, joined by commas.
         members: String,
     },
-    /// The true answer with this merged into it, member by member, rightly signed; null takes a member away (RFC 7396).
+    /// The genuine response with this merged into it, member by member, correctly signed; null takes a member away (RFC 7396).
     PatchedBody {
         /// What is merged.
         patch: serde_json::Value,
     },
-    /// The effect happens, and the body of the answer never ends.
+    /// The effect happens, and the body of the response never ends.
     EndlessBody {},
-    /// The true answer with a member of this many arrays within each other, rightly signed.
+    /// The genuine response with a member of this many arrays within each other, correctly signed.
     DeepJson {
         /// How deep; 100,000 where absent.
         #[serde(default = "deep")]
         depth: usize,
     },
-    /// The true answer, signed and then compressed, though nobody accepts that.
+    /// The genuine response, signed and then compressed, although the request does not accept that.
     Gzip {},
-    /// The first half of the true body as if it were the whole, under the signature of the whole.
+    /// The first half of the genuine body as if it were complete, with the signature of the complete body.
     TruncatedBody {},
-    /// The true answer with another `use_request_no`, rightly signed.
+    /// The genuine response with another `use_request_no`, correctly signed.
     WrongNumber {},
-    /// The effect happens; a success is answered by "this number was already used".
+    /// The effect happens; the response to a success is "this number was already used".
     AlreadyUsedNumber {},
 }
 
@@ -275,7 +275,7 @@ impl Fault {
 }
 
 impl Faults {
-    /// Begins a new script, or says what is wrong with it.
+    /// Starts a new script, or reports its error.
     pub(crate) fn replace(&mut self, script: Script) -> Result<(), String> {
         for (index, rule) in script.rules.iter().enumerate() {
             if !(0.0..=1.0).contains(&rule.share) {

@@ -1,6 +1,6 @@
-//! The ledger: what was asked and what it did. It is the oracle of every test, so nothing is left out or rounded off.
+//! The ledger: every call and its effect. It is the oracle of every test, so nothing is left out or rounded.
 //!
-//! An attempt is entered on arrival and completed when it is answered, whether or not the client still listens.
+//! An attempt is entered on arrival and completed with its response, whether or not the client still listens.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use super::coupon::{Coupon, as_text};
 use super::coupons::Change;
 
-/// What a call asks.
+/// The operation of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Operation {
@@ -36,7 +36,7 @@ pub enum Operation {
     Unknown,
 }
 
-/// What became of a coupon.
+/// The effect on a coupon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EffectKind {
@@ -60,7 +60,7 @@ pub enum EffectKind {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct BodyDigest([u8; 32]);
 
-/// One call that arrived whole.
+/// One complete call.
 #[derive(Clone, Debug, Serialize)]
 pub struct Attempt {
     /// Its place among attempts and effects together, from 1, by arrival.
@@ -70,9 +70,9 @@ pub struct Attempt {
     /// Arrival, by the system's clock.
     #[serde(serialize_with = "as_text")]
     pub at: Timestamp,
-    /// How long the answer took, in microseconds; nothing while it is being worked on.
+    /// How long the response took, in microseconds; absent until then.
     pub took_us: Option<u64>,
-    /// What was asked.
+    /// The operation.
     pub operation: Operation,
     /// The first and the last three characters of the user.
     pub openid: Option<Arc<str>>,
@@ -82,26 +82,26 @@ pub struct Attempt {
     pub out_request_no: Option<Arc<str>>,
     /// Of the body as received.
     pub body_sha256: BodyDigest,
-    /// From the `Authorization` header, whether or not it was true.
+    /// From the `Authorization` header, whether or not it is valid.
     pub mchid: Option<Arc<str>>,
     /// Whether the signature was one of the merchant's.
     pub authenticated: bool,
     /// The name of the fault that the script applied.
     pub fault: Option<&'static str>,
-    /// The status that was written, `"cut"`, or nothing while it is being worked on.
-    pub answered: Option<AnswerRecord>,
-    /// The number that ended the `Request-ID` of the answer.
+    /// The status of the response, `"cut"`, or nothing until then.
+    pub answered: Option<ResponseRecord>,
+    /// The number at the end of the `Request-ID` of the response.
     pub sub_code: Option<u64>,
-    /// Of the body that was signed; nothing while it is being worked on.
+    /// Of the body that was signed; absent until then.
     pub answer_sha256: Option<BodyDigest>,
 }
 
-/// How a call was answered.
+/// The response to a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum AnswerRecord {
+pub enum ResponseRecord {
     /// With this status.
     Status(u16),
-    /// By closing the connection before any answer.
+    /// None: the connection was closed.
     Cut,
 }
 
@@ -115,19 +115,19 @@ pub struct Effect {
     /// By the system's clock.
     #[serde(serialize_with = "as_text")]
     pub at: Timestamp,
-    /// What it was.
+    /// Its kind.
     pub kind: EffectKind,
     /// Whose.
     pub coupon_code: Arc<str>,
     /// Which round; 0 but for the legacy mode.
     pub round: usize,
-    /// The number of the request, or the one made up for a deed from outside; none for time and the user.
+    /// The number of the request, or the one made up for an external action; none for time and the user.
     pub out_request_no: Option<Arc<str>>,
     /// The SHA-256 of the request body; none for what no request did.
     pub body_sha256: Option<BodyDigest>,
 }
 
-/// A copy of everything: the answer of `GET /_sandbox/ledger`.
+/// A copy of everything: the response of `GET /_sandbox/ledger`.
 #[derive(Clone, Debug, Serialize)]
 pub struct Page {
     /// All coupons, by code.
@@ -138,14 +138,14 @@ pub struct Page {
     pub attempts: Vec<Attempt>,
 }
 
-/// The answer of `GET /_sandbox/summary`. Counts of attempts are since the last clearing.
+/// The response of `GET /_sandbox/summary`. Counts of attempts are since the last clearing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Summary {
     /// All coupons there are.
     pub coupons: usize,
     /// All attempts.
     pub attempts: usize,
-    /// Attempts that are being worked on.
+    /// Attempts without a response yet.
     pub unanswered: usize,
     /// Attempts whose signature was not the merchant's.
     pub unauthenticated: usize,
@@ -172,14 +172,14 @@ pub struct BusiestSecond {
     pub calls: u64,
 }
 
-/// When something happened, on both scales.
+/// The time of an entry, on both scales.
 #[derive(Clone, Copy)]
 pub(super) struct Moment {
     pub at_us: u64,
     pub at: Timestamp,
 }
 
-/// What is known of an attempt when it arrives.
+/// An attempt on its arrival.
 pub(super) struct PendingAttempt {
     pub operation: Operation,
     pub openid: Option<Arc<str>>,
@@ -222,20 +222,20 @@ impl Serialize for BodyDigest {
     }
 }
 
-impl std::fmt::Display for AnswerRecord {
+impl std::fmt::Display for ResponseRecord {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            AnswerRecord::Status(status) => write!(formatter, "{status}"),
-            AnswerRecord::Cut => formatter.write_str("cut"),
+            ResponseRecord::Status(status) => write!(formatter, "{status}"),
+            ResponseRecord::Cut => formatter.write_str("cut"),
         }
     }
 }
 
-impl Serialize for AnswerRecord {
+impl Serialize for ResponseRecord {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
-            AnswerRecord::Status(status) => serializer.serialize_u16(*status),
-            AnswerRecord::Cut => serializer.serialize_str("cut"),
+            ResponseRecord::Status(status) => serializer.serialize_u16(*status),
+            ResponseRecord::Cut => serializer.serialize_str("cut"),
         }
     }
 }
@@ -306,7 +306,7 @@ impl Ledger {
         &self.calls_by_second
     }
 
-    /// Forgets the attempts. Effects and calls by second stay.
+    /// Clears the attempts. Effects and calls by second stay.
     pub(crate) fn clear_attempts(&mut self) {
         self.attempts = Vec::new();
     }
@@ -392,7 +392,7 @@ mod tests {
         let first = ledger.record_arrival(moment(5), arrival());
         ledger.record_arrival(moment(1_000_001), arrival());
         ledger.record_arrival(moment(1_999_999), arrival());
-        ledger.attempt(first).unwrap().answered = Some(AnswerRecord::Cut);
+        ledger.attempt(first).unwrap().answered = Some(ResponseRecord::Cut);
         let summary = ledger.summary(0);
         assert_eq!((summary.attempts, summary.unanswered), (3, 2));
         assert_eq!(summary.by_status, BTreeMap::from([("cut".to_owned(), 1)]));

@@ -1,12 +1,13 @@
 //! A simulator of the WeChat Pay product-coupon API, which judges a client.
 //!
-//! It verifies every request, keeps a state machine per coupon, signs its answers, goes wrong on purpose by a script,
-//! and writes down all of it. To be a judge it shares nothing with the client in this crate: no types, no canonical
-//! text, and, unless [`Settings::fast_signatures`] asks for speed instead, no cryptographic library. It is not the vendor's service: where the vendor's documents are silent, such as
-//! which status goes with which error number, its answers are guesses that no client may lean on.
+//! It verifies every request, keeps a state machine per coupon, signs its responses, fails on purpose by a script, and
+//! records everything. To be independent it shares nothing with the client: no types, no canonical text, and, unless
+//! [`Settings::fast_signatures`] is set, no cryptographic library. It is not the vendor's service: if the vendor's documents
+//! are silent, such as about which status belongs to which error number, its responses are guesses; a client must not
+//! depend on them.
 //!
-//! A request goes through `listener` to `api`, which asks `signature`, `request`, `faults` and `coupons` in this order,
-//! and `response` writes the reply. `control` and the methods of [`Sandbox`] do the same things.
+//! A request goes through `listener` to `api`, which calls `signature`, `request`, `faults` and `coupons` in this order,
+//! and `response` writes the response. `control` and the methods of [`Sandbox`] do the same things.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -48,7 +49,7 @@ pub use coupon::{
 pub use faults::{Fault, Rule, Script, Target};
 pub use identity::{Card, IdentityError, MCHID};
 pub use ledger::{
-    AnswerRecord, Attempt, BodyDigest, BusiestSecond, Effect, EffectKind, Operation, Page, Summary,
+    Attempt, BodyDigest, BusiestSecond, Effect, EffectKind, Operation, Page, ResponseRecord, Summary,
 };
 pub use registry::{App, Store};
 pub use world::Tuning;
@@ -64,15 +65,15 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Where the identity files are written; created if absent. An identity found there is kept.
     pub dir: PathBuf,
-    /// All chance derives from it: keys, request ids, and whom a fault hits.
+    /// The seed of all randomness: keys, request ids, and which calls a fault hits.
     pub seed: u64,
-    /// Added to each answer of the provider API. 0 by default.
+    /// The delay of each response of the provider API. 0 by default.
     pub latency: Duration,
-    /// Calls taken per merchant and whole second since the start; beyond it 429. 0, the default, is no limit.
+    /// Calls accepted per merchant and whole second since the start; beyond it 429. 0, the default, is no limit.
     pub calls_per_second: u32,
     /// Whether an unknown coupon code that begins with `auto` is issued, usable, at first sight.
     pub auto_issue: bool,
-    /// Brands that are answered by 403 `NO_AUTH`; `*` is every brand. None by default.
+    /// Brands whose requests get 403 `NO_AUTH`; `*` is every brand. None by default.
     pub unauthorized_brands: BTreeSet<String>,
     /// How long a connection may be idle before it is closed. 8 s by default, as at the provider.
     pub idle_timeout: Duration,
@@ -99,7 +100,7 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
-    /// The identity could not be read or made.
+    /// The identity could not be read or created.
     #[error("identity: {0}")]
     Identity(#[from] IdentityError),
     /// The thread that reads the identity panicked, or the runtime is ending.
@@ -107,7 +108,7 @@ pub enum StartError {
     Interrupted(#[from] tokio::task::JoinError),
 }
 
-/// The control API refused: the reason in words.
+/// The control API rejected the request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Refused(pub String);
@@ -129,7 +130,7 @@ impl Default for Settings {
 }
 
 impl Sandbox {
-    /// Reads or makes the identity, listens, and serves in the background. The first start in a directory takes a
+    /// Reads or creates the identity, listens, and serves in the background. The first start in a directory takes a
     /// second or two, for the keys.
     ///
     /// # Errors
@@ -178,15 +179,15 @@ impl Sandbox {
         self.world.identity.card.base_url.clone()
     }
 
-    /// What a client needs to know besides the key files.
+    /// The data that a client needs besides the key files.
     pub fn card(&self) -> &Card {
         &self.world.identity.card
     }
 
-    /// Stops listening and closes all connections, whatever they were doing.
+    /// Stops listening and closes all connections at once.
     pub async fn shutdown(mut self) {
         self.accepting.abort();
-        // The task ends by its abortion, which is what was asked for.
+        // The task was aborted, so its result is an error.
         let _ = (&mut self.accepting).await;
     }
 
@@ -198,7 +199,7 @@ impl Sandbox {
         self.world.issue(coupons.into_iter().collect()).map_err(Refused)
     }
 
-    /// Does something to a coupon from outside, and returns it as it is then.
+    /// Applies an external action to a coupon, and returns its new state.
     ///
     /// # Errors
     /// There is no such coupon, or its state does not allow it.
@@ -209,7 +210,7 @@ impl Sandbox {
     /// Replaces the stores of all brands.
     ///
     /// # Errors
-    /// A store is there twice.
+    /// A store is listed twice.
     pub fn set_stores(&self, stores: impl IntoIterator<Item = Store>) -> Result<(), Refused> {
         self.world.set_stores(stores.into_iter().collect()).map_err(Refused)
     }
@@ -217,7 +218,7 @@ impl Sandbox {
     /// Replaces the apps and their users.
     ///
     /// # Errors
-    /// An app is there twice, or a user belongs to two of them.
+    /// An app is listed twice, or a user belongs to two of them.
     pub fn set_apps(&self, apps: impl IntoIterator<Item = App>) -> Result<(), Refused> {
         self.world.set_apps(apps.into_iter().collect()).map_err(Refused)
     }
@@ -240,7 +241,7 @@ impl Sandbox {
         self.world.clock.set_offset(seconds);
     }
 
-    /// Changes settings, and returns all of them as they are then.
+    /// Changes settings, and returns all of them.
     pub fn tune(&self, tuning: Tuning) -> Tuning {
         self.world.tune(tuning)
     }
@@ -273,7 +274,7 @@ impl Sandbox {
         self.world.calls_by_second()
     }
 
-    /// Forgets the attempts; effects and coupons stay.
+    /// Clears the attempts; effects and coupons stay.
     pub fn clear_attempts(&self) {
         self.world.state().ledger.clear_attempts();
     }

@@ -1,7 +1,7 @@
-//! What the sandbox knows beside coupons: the stores of the brands, and the users of the apps.
+//! The registered stores and apps: the stores of the brands, and the users of the apps.
 //!
-//! A brand without any store here has not registered its stores, and every store is taken; so it is with apps. What is
-//! registered is law.
+//! A brand without any store here has not registered its stores, and every store is accepted; the same holds for apps.
+//! Registered entries are enforced.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -41,19 +41,19 @@ pub(super) struct Registry {
 }
 
 impl Registry {
-    /// Replaces the stores, or says which is there twice.
+    /// Replaces the stores, or reports which is listed twice.
     pub(crate) fn replace_stores(&mut self, stores: Vec<Store>) -> Result<(), String> {
         let mut by_id = BTreeMap::new();
         for store in stores {
             if let Some(twice) = by_id.insert(store.store_id.clone(), store) {
-                return Err(format!("store_id {} is there twice", twice.store_id));
+                return Err(format!("store_id {} is listed twice", twice.store_id));
             }
         }
         self.stores = by_id;
         Ok(())
     }
 
-    /// Replaces the apps, or says what belongs to two of them.
+    /// Replaces the apps, or reports an entry that belongs to two of them.
     pub(crate) fn replace_apps(&mut self, apps: Vec<App>) -> Result<(), String> {
         let (mut by_id, mut seen) = (BTreeMap::new(), BTreeSet::new());
         for App { appid, openids } in apps {
@@ -62,7 +62,7 @@ impl Registry {
                 return Err(format!("the openid that ends in {tail} belongs to two apps"));
             }
             if by_id.insert(appid.clone(), openids).is_some() {
-                return Err(format!("appid {appid} is there twice"));
+                return Err(format!("appid {appid} is listed twice"));
             }
         }
         self.apps = by_id;

@@ -1,4 +1,4 @@
-//! From a drafted answer to bytes on the wire: distorted as the fault script wants it, then signed, then sent.
+//! Turns a draft into the response: applies the fault, signs and sends it.
 
 use std::io;
 use std::sync::Arc;
@@ -29,22 +29,22 @@ use super::world::World;
 const JSON: &str = "application/json; charset=utf-8";
 const PROBE: &str = "WECHATPAY/SIGNTEST/";
 const STALE_SECONDS: i64 = -600;
-const NOBODYS_SERIAL: &str = "7E57000000000000000000000000000000000000";
-const SOMEONE_ELSES_NUMBER: &str = "SANDBOX_WRONG_NUMBER";
+const UNKNOWN_SERIAL: &str = "7E57000000000000000000000000000000000000";
+const OTHER_NUMBER: &str = "SANDBOX_WRONG_NUMBER";
 const YEAR_SECONDS: i64 = 365 * 24 * 3600;
 
-/// An answer before it is signed.
+/// A response before it is signed.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct ResponseDraft {
     pub status: u16,
     pub content_type: &'static str,
     pub body: Bytes,
-    /// The end of the `Request-ID`; none where a gateway answers, which has no such header.
+    /// The end of the `Request-ID`; `None` for the response of a gateway, which has no such header.
     pub sub_code: Option<u64>,
     pub signed: bool,
 }
 
-/// The key an answer is signed with, and the serial that names it.
+/// The key of a response's signature, and its serial.
 pub(super) struct Signer {
     serial: String,
     key: Arc<SigningKey<Sha256>>,
@@ -62,7 +62,7 @@ impl ResponseDraft {
         }
     }
 
-    /// Refusals are signed like successes, but for the one that means "I do not know who asks".
+    /// Refusals are signed like successes, except for 401.
     pub(crate) fn refusal(refusal: &ErrorResponse) -> ResponseDraft {
         ResponseDraft {
             status: refusal.status,
@@ -116,12 +116,12 @@ impl Signer {
     }
 }
 
-/// The content of the answer: the truth, or what the fault says instead. No truth means that nothing was done.
-pub(super) fn apply_fault(truth: Option<ResponseDraft>, fault: Option<&Fault>) -> ResponseDraft {
+/// The content of the response: the genuine one, or that of the fault. `None` means that there was no effect.
+pub(super) fn apply_fault(genuine: Option<ResponseDraft>, fault: Option<&Fault>) -> ResponseDraft {
     let refused = || {
         ResponseDraft::refusal(&ErrorResponse::unusable(sub_code::STATE_ILLEGAL, "用户商品券当前无法使用"))
     };
-    let truth = truth.unwrap_or_else(refused);
+    let genuine = genuine.unwrap_or_else(refused);
     match fault {
         Some(Fault::Status { status, code, message, detail, sub_code, signed, .. }) => {
             let draft = status_draft(*status, code.as_deref(), message.as_deref(), *sub_code, *signed);
@@ -138,18 +138,18 @@ pub(super) fn apply_fault(truth: Option<ResponseDraft>, fault: Option<&Fault>) -
             signed: false,
         },
         Some(Fault::UnsignedRefusal {}) => ResponseDraft { signed: false, ..refused() },
-        Some(Fault::NoSignature {} | Fault::ForgedSuccess { signed: false }) => ResponseDraft { signed: false, ..truth },
-        Some(Fault::Unsigned {}) => ResponseDraft { signed: truth.signed && truth.is_success(), ..truth },
-        Some(Fault::AlreadyUsedNumber {}) if truth.is_success() => ResponseDraft::refusal(&ErrorResponse::number_already_used()),
-        Some(Fault::WrongNumber {}) => ResponseDraft { body: with_wrong_number(&truth.body), ..truth },
-        Some(Fault::HugeBody { bytes }) => truth.with_member("sandbox_padding", &padding(*bytes)),
-        Some(Fault::RawMembers { members }) => truth.with_members(members),
-        Some(Fault::PatchedBody { patch }) => ResponseDraft { body: patched(&truth.body, patch), ..truth },
-        Some(Fault::LeanBody {}) => ResponseDraft { body: without_product_and_stock(&truth.body), ..truth },
+        Some(Fault::NoSignature {} | Fault::ForgedSuccess { signed: false }) => ResponseDraft { signed: false, ..genuine },
+        Some(Fault::Unsigned {}) => ResponseDraft { signed: genuine.signed && genuine.is_success(), ..genuine },
+        Some(Fault::AlreadyUsedNumber {}) if genuine.is_success() => ResponseDraft::refusal(&ErrorResponse::number_already_used()),
+        Some(Fault::WrongNumber {}) => ResponseDraft { body: with_wrong_number(&genuine.body), ..genuine },
+        Some(Fault::HugeBody { bytes }) => genuine.with_member("sandbox_padding", &padding(*bytes)),
+        Some(Fault::RawMembers { members }) => genuine.with_members(members),
+        Some(Fault::PatchedBody { patch }) => ResponseDraft { body: patched(&genuine.body, patch), ..genuine },
+        Some(Fault::LeanBody {}) => ResponseDraft { body: without_product_and_stock(&genuine.body), ..genuine },
         Some(Fault::DeepJson { depth }) => {
-            truth.with_member("sandbox_depth", &format!("{}{}", "[".repeat(*depth), "]".repeat(*depth)))
+            genuine.with_member("sandbox_depth", &format!("{}{}", "[".repeat(*depth), "]".repeat(*depth)))
         }
-        _ => truth,
+        _ => genuine,
     }
 }
 
@@ -191,7 +191,7 @@ pub(super) async fn write(
         Sha256::new().chain_update(world.seed.to_be_bytes()).chain_update(sequence.to_be_bytes()).finalize();
     let mut headers = HeaderMap::new();
     let mut put = |name: &'static str, value: &str| {
-        // Everything written here is visible ASCII; what is not would be a defect that the missing header shows.
+        // Every value is visible ASCII; another one would be a defect that the missing header shows.
         if let Ok(value) = HeaderValue::from_str(value) {
             headers.insert(name, value);
         }
@@ -217,7 +217,7 @@ pub(super) async fn write(
             }
             _ => response_text(&timestamp, &nonce, &draft.body),
         };
-        // The faster library takes no longer than handing the work to another thread and back is worth.
+        // The faster library takes less time than a change of threads.
         let signature = match signer.fast {
             Some(key) => key.sign(&text),
             None => run_blocking(world, move || sign(&signer.key, &text).ok()).await.flatten(),
@@ -225,7 +225,7 @@ pub(super) async fn write(
         .unwrap_or_default();
         let prefix = if matches!(fault, Some(Fault::ProbeSignature {})) { PROBE } else { "" };
         let serial =
-            if matches!(fault, Some(Fault::UnknownSerial {})) { NOBODYS_SERIAL } else { &signer.serial };
+            if matches!(fault, Some(Fault::UnknownSerial {})) { UNKNOWN_SERIAL } else { &signer.serial };
         put("wechatpay-timestamp", &timestamp);
         put("wechatpay-nonce", &nonce);
         put("wechatpay-serial", serial);
@@ -259,7 +259,7 @@ pub(super) async fn run_blocking<T: Send + 'static>(
     done.await.ok()
 }
 
-/// The answer of `GET /v3/certificates`: the platform certificate, sealed with the APIv3 key.
+/// The response of `GET /v3/certificates`: the platform certificate, encrypted with the APIv3 key.
 pub(super) fn certificates(world: &World) -> Result<ResponseDraft, ErrorResponse> {
     const ASSOCIATED_DATA: &str = "certificate";
     let identity = &world.identity;
@@ -286,7 +286,7 @@ pub(super) fn certificates(world: &World) -> Result<ResponseDraft, ErrorResponse
     })))
 }
 
-/// What is not given is what the provider usually says with this status.
+/// Absent members are those that the provider usually sends with this status.
 fn status_draft(
     status: u16,
     code: Option<&str>,
@@ -320,7 +320,7 @@ fn status_draft(
     }
 }
 
-/// A list of this many bytes, brackets included, of small objects: what pads a reply costs its reader what real members
+/// A list of this many bytes, brackets included, of small objects: the padding costs its reader as much as real members
 /// would.
 fn padding(bytes: usize) -> String {
     const ITEM: &str = r#"{"name":"满100减20","available":true,"days":[1,2,3],"limit":10},"#;
@@ -343,7 +343,7 @@ fn with_wrong_number(body: &[u8]) -> Bytes {
             Value::Object(members) => {
                 for (name, member) in members {
                     match name.as_str() {
-                        "use_request_no" => *member = SOMEONE_ELSES_NUMBER.into(),
+                        "use_request_no" => *member = OTHER_NUMBER.into(),
                         _ => replace(member),
                     }
                 }
@@ -465,7 +465,7 @@ mod tests {
     fn a_wrong_number_is_put_wherever_there_is_one() {
         let body = br#"{"a":[{"use_request_no":"mine"}],"single_usage_detail":{"use_request_no":"mine"}}"#;
         let wrong: Value = serde_json::from_slice(&with_wrong_number(body)).unwrap();
-        assert_eq!(wrong["a"][0]["use_request_no"], SOMEONE_ELSES_NUMBER);
-        assert_eq!(wrong["single_usage_detail"]["use_request_no"], SOMEONE_ELSES_NUMBER);
+        assert_eq!(wrong["a"][0]["use_request_no"], OTHER_NUMBER);
+        assert_eq!(wrong["single_usage_detail"]["use_request_no"], OTHER_NUMBER);
     }
 }

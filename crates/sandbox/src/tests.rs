@@ -260,7 +260,7 @@ async fn a_redemption_takes_effect_once_however_often_it_is_asked() {
     assert_eq!(attempts.len(), 3);
     assert_eq!(attempts[0].openid.as_deref(), Some("oUp…S6o"));
     assert_eq!(Some(attempts[0].body_sha256), effects[0].body_sha256);
-    assert_eq!(attempts[2].answered, Some(AnswerRecord::Status(403)));
+    assert_eq!(attempts[2].answered, Some(ResponseRecord::Status(403)));
     assert!(attempts.iter().all(|attempt| attempt.authenticated && attempt.took_us.is_some()));
 }
 
@@ -463,7 +463,7 @@ async fn a_cut_connection_ends_without_a_byte() {
     assert!(bed.ask(redeem("number_1")).await.is_none());
     assert_eq!(bed.uses(), 1);
     let attempts = bed.sandbox.ledger().attempts;
-    assert!(attempts.iter().all(|attempt| attempt.answered == Some(AnswerRecord::Cut)));
+    assert!(attempts.iter().all(|attempt| attempt.answered == Some(ResponseRecord::Cut)));
     assert_eq!(attempts[1].fault, Some("cut_after_effect"));
 
     bed.faulty(json!({ "kind": "cut_in_body" }));
@@ -718,7 +718,7 @@ async fn a_use_that_takes_long_locks_its_coupon_against_other_numbers() {
     assert_eq!(bed.ask(redeem("number_1")).await.unwrap().status, 200, "the same number goes on");
 
     bed.sandbox.issue([coupon("C2")]).unwrap();
-    let act = |deed| ActionRequest { deed, number: Some("number_3".to_owned()), round: None };
+    let act = |action| ActionRequest { action, number: Some("number_3".to_owned()), round: None };
     bed.sandbox.act("C2", &act(CouponAction::Lock)).unwrap();
     bed.sandbox
         .act("C2", &ActionRequest { number: Some("number_4".to_owned()), ..act(CouponAction::Lock) })

@@ -1,4 +1,4 @@
-//! What all connections share: the identity, the clock, the settings that may change, and the state behind one lock.
+//! The state that all connections share: the identity, the clock, the settings that may change, and the rest behind one lock.
 //!
 //! One lock, held for microseconds and never across an await, makes the order of the ledger the order of events.
 
@@ -18,28 +18,28 @@ use super::identity::{Identity, Registered};
 use super::ledger::{Effect, Ledger, Moment, Page, Summary};
 use super::registry::{App, Store};
 
-/// What can be changed while the sandbox runs: the body of `PUT /_sandbox/settings`. What is absent stays as it is.
+/// The settings that can be changed while the sandbox runs: the body of `PUT /_sandbox/settings`. Absent members are unchanged.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tuning {
-    /// Added to each answer of the provider API, in milliseconds.
+    /// The delay of each response of the provider API, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency_ms: Option<u64>,
-    /// Calls that are taken per second and merchant; 0 is no limit.
+    /// Calls that are accepted per second and merchant; 0 is no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calls_per_second: Option<u32>,
     /// Whether an unknown coupon code that begins with `auto` is issued at first sight.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auto_issue: Option<bool>,
-    /// Brands that are answered by 403 `NO_AUTH`; `*` is every brand.
+    /// Brands whose requests get 403 `NO_AUTH`; `*` is every brand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unauthorized_brands: Option<BTreeSet<String>>,
     /// Coupons whose code begins so are returned by the user just before a use under a number that has already used
-    /// them, and the number is free again: what is sent once more without having asked has a second effect. Harsher than
+    /// them, and the number is free again: a use that is repeated without a query has a second effect. Harsher than
     /// the provider, who remembers its numbers; it makes such a fault visible. Empty is no coupon.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub returned_before_reuse: Option<String>,
-    /// Whether coupons that are issued from now on get the look of their product coupon and stock by the seed, so that all
+    /// Whether coupons that are issued from now on get the appearance of their product coupon and stock by the seed, so that all
     /// documented members and words are shown by many coupons.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vary_looks: Option<bool>,
@@ -222,7 +222,7 @@ impl State {
             self.returned_before_reuse = prefix;
         }
         if let Some(vary) = tuning.vary_looks {
-            self.coupons.looks_seed = vary.then_some(self.seed);
+            self.coupons.appearance_seed = vary.then_some(self.seed);
         }
     }
 
@@ -233,7 +233,7 @@ impl State {
             auto_issue: Some(self.auto_issue),
             unauthorized_brands: Some(self.unauthorized_brands.clone()),
             returned_before_reuse: Some(self.returned_before_reuse.clone()),
-            vary_looks: Some(self.coupons.looks_seed.is_some()),
+            vary_looks: Some(self.coupons.appearance_seed.is_some()),
         }
     }
 }

@@ -266,7 +266,7 @@ fn case(kind: &Kind, nth: usize, dice: &mut StdRng) -> Case {
         state,
         ..NewCoupon::default()
     };
-    let used = |number| ActionRequest { deed: CouponAction::Use, number: Some(number), round: None };
+    let used = |number| ActionRequest { action: CouponAction::Use, number: Some(number), round: None };
     let usable = Some(holding(CouponState::Effective));
     let (coupon, act, times) = match kind.coupon {
         Holding::State(state) => (Some(holding(state)), None, 1),
