@@ -351,7 +351,7 @@ pub async fn query(
         (Verdict::Suspended(fault), _) => CouponStatus::Suspended(fault),
         _ => CouponStatus::Unknown,
     };
-    CouponQuery { status, evidence, coupon, trouble: heard.trouble, earlier: None }
+    CouponQuery { status, evidence, coupon, trouble: heard.error, earlier: None }
 }
 
 fn rejection(answer: &Response) -> Rejection {

@@ -1,7 +1,7 @@
-//! The payment API's edge: signed operations out, judged-by-signature answers in.
+//! The payment API: sends signed operations and returns verified responses.
 //!
 //! Facts: the "use" and "query" pages of the partner product-coupon API, and the platform's pages on signing,
-//! verification, keys and disaster recovery. Nothing here decides what a reply *means*; that is
+//! verification, keys and disaster recovery. Nothing here decides what a response means; that is
 //! [`crate::policy::classify`].
 
 pub mod certificates;

@@ -571,7 +571,7 @@ fn certificates() {
         },
         |body| match certificates::read(&HeaderMap::new(), body, &apiv3_key, &held, now) {
             Ok(_) => panic!("an unsigned list was believed"),
-            Err(certificates::NoCertificates::NotBelieved(None)) => "readable, unsigned",
+            Err(certificates::NoCertificates::Unverified(None)) => "readable, unsigned",
             Err(_) => "unreadable",
         },
     );

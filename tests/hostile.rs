@@ -604,7 +604,7 @@ async fn a_download_of_certificates_has_the_same_bounds() {
         let (taken, took) = (MEMORY.peak_usage().saturating_sub(before), since.elapsed());
         assert!(taken <= BYTES_MAX && took < pace.total + SLACK, "{name}: {taken} bytes, {took:?}");
         match brought {
-            Err(NoCertificates::NoAnswer(_)) => assert!(!answered, "{name}"),
+            Err(NoCertificates::NoResponse(_)) => assert!(!answered, "{name}"),
             Err(_) => assert!(answered, "{name}"),
             Ok(keys) => panic!("{name}: {keys:?}"),
         }
@@ -626,7 +626,7 @@ async fn kept_download_of_certificates_is_accepted_once() {
     assert!(matches!(&brought, Ok(keys) if keys.is_empty()), "{brought:?}");
     for nonce in [8, 9] {
         let brought = client.certificates(&key, Timestamp::now(), nonce).await;
-        let replayed = matches!(brought, Err(NoCertificates::NotBelieved(Some(SignatureFlaw::Replayed))));
+        let replayed = matches!(brought, Err(NoCertificates::Unverified(Some(SignatureFlaw::Replayed))));
         assert!(replayed, "{brought:?}");
     }
     drop(client);

@@ -35,11 +35,11 @@ impl LastResponse {
             CallResult::Response(answer) => Some(answer),
             CallResult::NotSent(_) | CallResult::NoResponse(_) => None,
         };
-        let seen = heard.unbelieved.as_ref().map(|seen| seen.in_words());
+        let seen = heard.unverified.as_ref().map(|seen| seen.in_words());
         let said = answer.and_then(|answer| answer.message.clone()).map(String::from);
         let message = match (said, seen) {
             (Some(said), Some(seen)) => Some(format!("{seen}; {said}")),
-            (said, seen) => said.or(seen).or_else(|| heard.trouble.clone()),
+            (said, seen) => said.or(seen).or_else(|| heard.error.clone()),
         };
         Self {
             at,

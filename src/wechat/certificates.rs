@@ -1,8 +1,8 @@
-//! Downloads platform certificates: `GET /v3/certificates`, each sealed with AES-256-GCM under the APIv3 key.
+//! Downloads platform certificates: `GET /v3/certificates`, each encrypted with AES-256-GCM under the APIv3 key.
 //!
-//! The first download cannot be verified by a key that is held, because it brings the keys. What it brings is
-//! trusted for its seal, which only the holder of the APIv3 key can make; the answer's signature must then fit one
-//! of the certificates that it brought, or one that was held before.
+//! The first download cannot be verified by a held key, because it delivers the keys. They are trusted because only the
+//! holder of the APIv3 key can encrypt them; the signature of the response must then be by one of the downloaded
+//! certificates, or by one that was held before.
 
 use std::path::Path;
 
@@ -19,7 +19,7 @@ use crate::telemetry::untrusted::Untrusted;
 use crate::wechat::keys::{KeyFault, PublicKeys, VerificationKey, read_secret};
 use crate::wechat::verify::verify;
 
-/// Where they are.
+/// The target of the request.
 pub const TARGET: &str = "/v3/certificates";
 
 /// The APIv3 key: 32 bytes that the merchant chose on the platform.
@@ -48,7 +48,7 @@ pub enum NoApiV3Key {
 }
 
 impl ApiV3Key {
-    /// Takes the key as text; blanks around it are dropped.
+    /// Parses the key; blanks around it are dropped.
     ///
     /// # Errors
     /// [`NotAnApiV3Key`]
@@ -65,24 +65,25 @@ impl ApiV3Key {
         Ok(Self::parse(&read_secret(file)?)?)
     }
 
-    /// Opens what was sealed with it. `ciphertext` is Base64 with the tag at its end.
-    pub fn open(&self, nonce: &str, associated: &str, ciphertext: &str) -> Option<Zeroizing<Vec<u8>>> {
+    /// Decrypts a text. `ciphertext` is Base64 with the tag at its end.
+    pub fn decrypt(&self, nonce: &str, associated: &str, ciphertext: &str) -> Option<Zeroizing<Vec<u8>>> {
         let nonce = Nonce::try_assume_unique_for_key(nonce.as_bytes()).ok()?;
-        let mut sealed = Zeroizing::new(STANDARD.decode(ciphertext).ok()?);
-        let opened = self.0.open_in_place(nonce, Aad::from(associated.as_bytes()), &mut sealed).ok()?.len();
-        sealed.truncate(opened);
-        Some(sealed)
+        let mut encrypted = Zeroizing::new(STANDARD.decode(ciphertext).ok()?);
+        let decrypted =
+            self.0.open_in_place(nonce, Aad::from(associated.as_bytes()), &mut encrypted).ok()?.len();
+        encrypted.truncate(decrypted);
+        Some(encrypted)
     }
 }
 
-/// Why a download brought nothing.
+/// Why a download failed.
 #[derive(Debug, thiserror::Error)]
 pub enum NoCertificates {
-    /// No whole answer came.
-    #[error("no answer: {0}")]
-    NoAnswer(String),
+    /// No complete response.
+    #[error("no response: {0}")]
+    NoResponse(String),
     /// The provider refused.
-    #[error("the payment API answered {status} {} {}", Untrusted(code), Untrusted(message))]
+    #[error("the payment API responded {status} {} {}", Untrusted(code), Untrusted(message))]
     Refused {
         /// HTTP status.
         status: u16,
@@ -90,27 +91,27 @@ pub enum NoCertificates {
         code: String,
         /// `message` of the error body.
         message: String,
-        /// Whether it bears a `Request-ID`, as every answer of the provider does.
+        /// Whether it bears a `Request-ID`, as every response of the provider does.
         has_request_id: bool,
     },
-    /// The answer is not what it should be.
-    #[error("the answer is not a list of certificates")]
+    /// The response is invalid.
+    #[error("the response is not a list of certificates")]
     Unreadable,
-    /// A certificate does not open: most likely the APIv3 key is not the one set on the platform.
+    /// A certificate does not decrypt: most likely the APIv3 key is not the one set on the platform.
     #[error(
-        "certificate {} does not open; compare wechat.apiv3_key_file with the key set on the platform",
+        "certificate {} does not decrypt; compare wechat.apiv3_key_file with the key set on the platform",
         Untrusted(.0)
     )]
-    Sealed(String),
-    /// A certificate is not sound.
+    Undecryptable(String),
+    /// A certificate is invalid.
     #[error("{0}")]
     Key(#[from] KeyFault),
-    /// A certificate has another serial than the answer says.
+    /// A certificate has another serial than the response names.
     #[error("certificate {} has another serial inside", Untrusted(.0))]
     OtherSerial(String),
-    /// The answer's signature fits none of them.
-    #[error("the answer's signature does not convince ({})", .0.map_or("unsigned", SignatureFlaw::as_str))]
-    NotBelieved(Option<SignatureFlaw>),
+    /// The signature of the response cannot be verified.
+    #[error("the response signature cannot be verified ({})", .0.map_or("unsigned", SignatureFlaw::as_str))]
+    Unverified(Option<SignatureFlaw>),
 }
 
 #[derive(Deserialize)]
@@ -121,18 +122,18 @@ struct ListText {
 #[derive(Deserialize)]
 struct EntryText {
     serial_no: String,
-    encrypt_certificate: SealedText,
+    encrypt_certificate: EncryptedText,
 }
 
 #[derive(Deserialize)]
-struct SealedText {
+struct EncryptedText {
     nonce: String,
     #[serde(default)]
     associated_data: String,
     ciphertext: String,
 }
 
-/// Reads a download. `held` are the keys held before it. Certificates outside their validity are left out.
+/// Reads a download. `held` are the keys held before. Certificates outside their validity are left out.
 ///
 /// # Errors
 /// [`NoCertificates`]
@@ -144,26 +145,26 @@ pub fn read(
     now: Timestamp,
 ) -> Result<PublicKeys, NoCertificates> {
     let list: ListText = serde_json::from_slice(body).map_err(|_| NoCertificates::Unreadable)?;
-    let mut brought = PublicKeys::default();
-    for EntryText { serial_no, encrypt_certificate: sealed } in list.data {
+    let mut downloaded = PublicKeys::default();
+    for EntryText { serial_no, encrypt_certificate: encrypted } in list.data {
         let pem = key
-            .open(&sealed.nonce, &sealed.associated_data, &sealed.ciphertext)
-            .ok_or_else(|| NoCertificates::Sealed(serial_no.clone()))?;
+            .decrypt(&encrypted.nonce, &encrypted.associated_data, &encrypted.ciphertext)
+            .ok_or_else(|| NoCertificates::Undecryptable(serial_no.clone()))?;
         let pem = std::str::from_utf8(&pem).map_err(|_| NoCertificates::Unreadable)?;
         let what = format!("platform certificate {}", Untrusted(&serial_no));
         match VerificationKey::from_certificate_pem(pem, &what, now) {
-            Ok((serial, key)) if serial.eq_ignore_ascii_case(&serial_no) => brought.insert(serial, key),
+            Ok((serial, key)) if serial.eq_ignore_ascii_case(&serial_no) => downloaded.insert(serial, key),
             Ok(_) => return Err(NoCertificates::OtherSerial(serial_no)),
-            // The next one is announced before it is valid, the last one after.
+            // A certificate is published before it is valid, and after it has expired.
             Err(KeyFault::NotValidNow { .. }) => {}
             Err(fault) => return Err(fault.into()),
         }
     }
-    let believed = [&brought, held].map(|keys| verify(headers, body, keys, now));
-    match believed {
-        [Authenticity::Verified, _] | [_, Authenticity::Verified] => Ok(brought),
-        [Authenticity::Invalid(flaw), _] => Err(NoCertificates::NotBelieved(Some(flaw))),
-        [Authenticity::Unsigned, _] => Err(NoCertificates::NotBelieved(None)),
+    let verified = [&downloaded, held].map(|keys| verify(headers, body, keys, now));
+    match verified {
+        [Authenticity::Verified, _] | [_, Authenticity::Verified] => Ok(downloaded),
+        [Authenticity::Invalid(flaw), _] => Err(NoCertificates::Unverified(Some(flaw))),
+        [Authenticity::Unsigned, _] => Err(NoCertificates::Unverified(None)),
     }
 }
 
@@ -172,21 +173,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_published_vector_opens() {
+    fn published_vector_decrypts() {
         let key = ApiV3Key::parse("a7cde1ZJB1kG2e7VfTs3jQzaWizur8Gb\n").unwrap();
-        let open = |nonce, associated, text| key.open(nonce, associated, text).map(|text| text.to_vec());
-        let sealed = "ulwSiIajGClcvcOYvOQ7+l+0PAbzzwI=";
-        assert_eq!(open("uluk4a9R25RW", "associatedData", sealed).unwrap(), b"message");
-        assert_eq!(open("uluk4a9R25RW", "other", sealed), None);
-        assert_eq!(open("uluk4a9R25RX", "associatedData", sealed), None);
-        assert_eq!(open("short", "associatedData", sealed), None);
-        assert_eq!(open("uluk4a9R25RW", "associatedData", "ulwSiIajGClcvcOYvOQ7+l+0PAbzzwM="), None);
-        assert_eq!(open("uluk4a9R25RW", "associatedData", "AAAA"), None);
-        assert_eq!(open("uluk4a9R25RW", "associatedData", "not base64!"), None);
+        let decrypt =
+            |nonce, associated, text| key.decrypt(nonce, associated, text).map(|text| text.to_vec());
+        let encrypted = "ulwSiIajGClcvcOYvOQ7+l+0PAbzzwI=";
+        assert_eq!(decrypt("uluk4a9R25RW", "associatedData", encrypted).unwrap(), b"message");
+        assert_eq!(decrypt("uluk4a9R25RW", "other", encrypted), None);
+        assert_eq!(decrypt("uluk4a9R25RX", "associatedData", encrypted), None);
+        assert_eq!(decrypt("short", "associatedData", encrypted), None);
+        assert_eq!(decrypt("uluk4a9R25RW", "associatedData", "ulwSiIajGClcvcOYvOQ7+l+0PAbzzwM="), None);
+        assert_eq!(decrypt("uluk4a9R25RW", "associatedData", "AAAA"), None);
+        assert_eq!(decrypt("uluk4a9R25RW", "associatedData", "not base64!"), None);
     }
 
     #[test]
-    fn others_words_in_a_refused_download_are_visible_and_short() {
+    fn texts_of_a_refused_download_are_visible_and_short() {
         let hostile = format!("\u{1b}[2J\n\u{202e}oh-394z-6CGkNoJrsDLTTUKiAnp4{}", "x ".repeat(100_000));
         let list = serde_json::json!({ "data": [{
             "serial_no": hostile,
@@ -194,15 +196,16 @@ mod tests {
         }] });
         let key = ApiV3Key::parse("a7cde1ZJB1kG2e7VfTs3jQzaWizur8Gb").unwrap();
         let (headers, held, now) = (HeaderMap::new(), PublicKeys::default(), Timestamp::UNIX_EPOCH);
-        let sealed = read(&headers, list.to_string().as_bytes(), &key, &held, now).unwrap_err();
-        assert!(matches!(&sealed, NoCertificates::Sealed(serial) if *serial == hostile));
+        let encrypted = read(&headers, list.to_string().as_bytes(), &key, &held, now).unwrap_err();
+        assert!(matches!(&encrypted, NoCertificates::Undecryptable(serial) if *serial == hostile));
         let refused = NoCertificates::Refused {
             status: 403,
             code: hostile.clone(),
             message: hostile.clone(),
             has_request_id: true,
         };
-        for shown in [sealed, refused, NoCertificates::OtherSerial(hostile)].map(|fault| fault.to_string()) {
+        for shown in [encrypted, refused, NoCertificates::OtherSerial(hostile)].map(|fault| fault.to_string())
+        {
             assert!(!shown.chars().any(crate::telemetry::untrusted::is_hidden), "{shown}");
             assert!(shown.chars().count() < 700 && !shown.contains("oh-394z"), "{shown}");
         }

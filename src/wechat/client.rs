@@ -1,7 +1,7 @@
-//! Sends an operation to the payment API and returns what the wire said.
+//! Sends an operation to the payment API and returns the result.
 //!
-//! One operation is one request: no redirects, no retries, no proxy behind anybody's back, every wait bounded. The
-//! body of a redemption is written once, when it is prepared, and borrowed by every attempt.
+//! One operation is one request: no redirects, no retries, no implicit proxy, every wait bounded. The body of a redemption
+//! is written once, when it is prepared, and borrowed by every attempt.
 
 mod call_outcome;
 mod prepared;
@@ -26,13 +26,13 @@ use crate::wechat::keys::{Keyring, PublicKeys};
 use crate::wechat::replay::ReplayGuard;
 use crate::wechat::response::{self, Detail};
 use crate::wechat::sign::{CannotSign, Merchant, sign};
-use crate::wechat::verify::{SERIAL, marks, verify};
+use crate::wechat::verify::{SERIAL, replay_key, verify};
 
-/// The provider closes connections that were idle for 8 s; a pool that keeps them longer finds them dead.
+/// The provider closes connections that were idle for 8 s; a pool must not keep them longer.
 const POOL_IDLE: Duration = Duration::from_secs(7);
 
-/// The most room that is made for a body before any of it has come, in bytes: several times a usual one.
-const ROOM_AT_ONCE_MAX: usize = 64 * 1024;
+/// The most memory that is allocated for a body before any of it arrives, in bytes: several times a usual one.
+const ALLOCATED_AT_ONCE_MAX: usize = 64 * 1024;
 
 /// The longest `Request-ID` that is kept, in characters: twice a usual one.
 const REQUEST_ID_CHARS_MAX: usize = 128;
@@ -40,9 +40,9 @@ const REQUEST_ID_CHARS_MAX: usize = 128;
 /// How the payment API is reached.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PaymentSettings {
-    /// Who signs.
+    /// Who details.
     pub merchant: Merchant,
-    /// The serial that answers shall be signed with: sent as `Wechatpay-Serial`. None: that of a key that is held.
+    /// The serial of the key that responses must be signed with: sent as `Wechatpay-Serial`. `None`: that of a held key.
     pub verification_serial: Option<String>,
     /// The primary domain, without a path: `https://api.mch.weixin.qq.com`.
     pub base_url: String,
@@ -50,18 +50,18 @@ pub struct PaymentSettings {
     pub backup_base_url: Option<String>,
     /// The longest wait for a connection.
     pub connect_timeout: Duration,
-    /// The longest wait between two pieces of an answer.
+    /// The longest wait between two parts of a response.
     pub read_timeout: Duration,
-    /// The longest call altogether.
+    /// The longest duration of a call.
     pub total_timeout: Duration,
-    /// The longest answer that is read, in bytes.
+    /// The longest response that is read, in bytes.
     pub response_bytes_max: usize,
 }
 
-/// Why the client could not be made.
+/// Why the client could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum CannotStart {
-    /// A base URL is not one.
+    /// A base URL is invalid.
     #[error("{key} is not a base URL such as https://api.mch.weixin.qq.com")]
     BaseUrl {
         /// The config key. Its value may be a secret that was put there.
@@ -77,11 +77,11 @@ pub enum CannotStart {
     #[error("wechat.{0} has characters that no header may carry")]
     Header(&'static str),
     /// The HTTP client refused its settings.
-    #[error("the HTTP client could not be made: {0}")]
+    #[error("the HTTP client could not be created: {0}")]
     Http(#[from] reqwest::Error),
 }
 
-/// The keys in force, exchanged as a whole when they are read again.
+/// The current keys, replaced as a whole when they are read again.
 pub type SharedKeyring = Arc<RwLock<Arc<Keyring>>>;
 
 /// The payment API.
@@ -91,13 +91,13 @@ pub struct Client {
     names: [String; 2],
     hosts: Mutex<HostChoice>,
     keys: SharedKeyring,
-    /// When the client was made: where the clock of the guard begins.
+    /// When the client was created: the start of the guard's clock.
     made: Instant,
     replays: Mutex<ReplayGuard>,
 }
 
 impl Client {
-    /// Makes a client. Nothing is sent yet.
+    /// Creates a client. Nothing is sent yet.
     ///
     /// # Errors
     /// [`CannotStart`] names the setting that is wrong.
@@ -135,8 +135,8 @@ impl Client {
         Ok(Self { http, settings, names: [primary, backup], hosts, keys, made: Instant::now(), replays })
     }
 
-    /// Sends an operation. `now` is the time of asking, `nonce` and `chance` are the dice. The answer to an operation
-    /// that could not even be signed is that nothing was sent.
+    /// Sends an operation. `now`, `nonce` and `chance` are the clock and the randomness. An operation that cannot be signed
+    /// counts as not sent.
     pub async fn send(
         &self,
         operation: Operation,
@@ -150,7 +150,7 @@ impl Client {
     }
 
     /// Sends an operation, to the other domain if the network has just failed the same command at `failed`.
-    #[allow(clippy::too_many_arguments, reason = "those of `ask`, and one more")]
+    #[allow(clippy::too_many_arguments, reason = "those of `send`, and one more")]
     pub async fn send_to_other_host(
         &self,
         failed: Option<Host>,
@@ -171,28 +171,35 @@ impl Client {
         let sent = match self.request(&keys, host, method, target, body, traceparent, now, nonce) {
             Ok(request) => request.send().await,
             Err(error) => {
-                let reply = CallResult::NotSent(NotSent::Connect);
-                let signs = Signs { trouble: Some(error.to_string()), ..Signs::default() };
-                return self.call_outcome(reply, host, started, signs);
+                let result = CallResult::NotSent(NotSent::Connect);
+                let details =
+                    ResponseDetails { error: Some(error.to_string()), ..ResponseDetails::default() };
+                return self.call_outcome(result, host, started, details);
             }
         };
-        let (reply, signs) = match sent {
+        let (result, details) = match sent {
             Ok(response) => self.read(response, &keys, now, started).await,
             Err(error) => lost(error),
         };
-        // When it ended: what was lost after fifteen seconds is news of now, not of then.
-        let heard_at = now.saturating_add(started.elapsed()).unwrap_or(now);
+        // The end of the call: a failure after fifteen seconds shows the state of the host at its end.
+        let ended_at = now.saturating_add(started.elapsed()).unwrap_or(now);
         let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        hosts.record(host, carried(&reply), heard_at);
+        hosts.record(host, network_succeeded(&result), ended_at);
         drop(hosts);
-        self.call_outcome(reply, host, started, signs)
+        self.call_outcome(result, host, started, details)
     }
 
-    fn call_outcome(&self, reply: CallResult, host: Host, started: Instant, signs: Signs) -> CallOutcome {
+    fn call_outcome(
+        &self,
+        result: CallResult,
+        host: Host,
+        started: Instant,
+        details: ResponseDetails,
+    ) -> CallOutcome {
         let host_name = self.names[host as usize].clone();
-        let Signs { serial, clock_skew, trouble, detail, unbelieved } = signs;
+        let ResponseDetails { serial, clock_skew, error, detail, unverified } = details;
         let took = started.elapsed();
-        CallOutcome { result: reply, host, host_name, serial, clock_skew, took, trouble, detail, unbelieved }
+        CallOutcome { result, host, host_name, serial, clock_skew, took, error, detail, unverified }
     }
 
     fn choose(&self, now: Timestamp, chance: f64, failed: Option<Host>) -> Host {
@@ -230,7 +237,7 @@ impl Client {
             .http
             .request(method.clone(), format!("{base}{target}"))
             .header(AUTHORIZATION, signed.into_header());
-        // Without it the answer would be signed with a platform certificate, whichever keys are held.
+        // Without it the response would be signed with a platform certificate, whichever keys are held.
         if let Some(serial) = self.settings.verification_serial.as_deref().or_else(|| keys.public.preferred())
         {
             request = request.header(SERIAL, serial);
@@ -250,35 +257,34 @@ impl Client {
         keys: &Keyring,
         now: Timestamp,
         started: Instant,
-    ) -> (CallResult, Signs) {
+    ) -> (CallResult, ResponseDetails) {
         let (status, headers) = (response.status().as_u16(), std::mem::take(response.headers_mut()));
         let body = match self.body(response).await {
             Ok(body) => body,
             Err(BodyError::TooLarge) => {
                 let bytes = self.settings.response_bytes_max;
-                let trouble =
-                    format!("status {status}: longer than wechat.response_bytes_max = {bytes} bytes");
-                let signs = Signs { trouble: Some(trouble), ..Signs::default() };
-                return (CallResult::NoResponse(NoResponse::TooLarge), signs);
+                let error = format!("status {status}: longer than wechat.response_bytes_max = {bytes} bytes");
+                let details = ResponseDetails { error: Some(error), ..ResponseDetails::default() };
+                return (CallResult::NoResponse(NoResponse::TooLarge), details);
             }
             Err(BodyError::Network(error)) => return lost(error),
         };
-        let heard_at = now.saturating_add(started.elapsed()).unwrap_or(now);
-        let authenticity = match verify(&headers, &body, &keys.public, heard_at) {
+        let ended_at = now.saturating_add(started.elapsed()).unwrap_or(now);
+        let authenticity = match verify(&headers, &body, &keys.public, ended_at) {
             Authenticity::Verified => self.admit(&headers, started),
-            doubtful => doubtful,
+            flawed => flawed,
         };
         let verified = authenticity == Authenticity::Verified;
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let serial = text(SERIAL).filter(|_| verified).map(str::to_owned);
         let request_id = text("request-id");
-        // Whichever of the two the body is: no signature covers the status, so it does not say.
+        // A coupon or an error, by the body: no signature covers the status.
         let coupon = verified.then(|| response::coupon(&body)).flatten();
         let error = if coupon.is_none() { response::error(&body) } else { response::ErrorBody::default() };
-        let unbelieved = (!verified).then(|| Box::new(UnverifiedResponse::read(&headers, &body)));
-        let clock_skew = clock_skew(&headers, heard_at);
-        let signs = Signs { serial, clock_skew, trouble: None, detail: error.detail, unbelieved };
-        let answer = Response {
+        let unverified = (!verified).then(|| Box::new(UnverifiedResponse::read(&headers, &body)));
+        let clock_skew = clock_skew(&headers, ended_at);
+        let details = ResponseDetails { serial, clock_skew, error: None, detail: error.detail, unverified };
+        let response = Response {
             status,
             authenticity,
             code: error.code,
@@ -287,29 +293,29 @@ impl Client {
             message: error.message,
             request_id: request_id.map(|id| beginning(id, REQUEST_ID_CHARS_MAX).into()),
         };
-        (CallResult::Response(answer), signs)
+        (CallResult::Response(response), details)
     }
 
-    /// Whether a verified answer answers the operation that was sent at `started`, as far as anybody can know.
+    /// Whether a verified response belongs to the operation that was sent at `started`, as far as the protocol shows.
     fn admit(&self, headers: &HeaderMap, started: Instant) -> Authenticity {
-        let (sent, heard) = (started.saturating_duration_since(self.made), self.made.elapsed());
+        let (sent, received_at) = (started.saturating_duration_since(self.made), self.made.elapsed());
         let mut replays = self.replays.lock().unwrap_or_else(PoisonError::into_inner);
-        match marks(headers)
+        match replay_key(headers)
             .ok_or(SignatureFlaw::Malformed)
-            .and_then(|marks| replays.admit(marks, sent, heard))
+            .and_then(|key| replays.admit(key, sent, received_at))
         {
             Ok(()) => Authenticity::Verified,
             Err(flaw) => Authenticity::Invalid(flaw),
         }
     }
 
-    /// Reads a body to its end, or to its bound.
+    /// Reads a body of at most `response_bytes_max`.
     async fn body(&self, mut response: HttpResponse) -> Result<Vec<u8>, BodyError> {
         let reported =
             response.content_length().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or_default();
-        // What an answer says of its length may be a lie.
+        // The length that a response claims may be wrong.
         let mut body =
-            Vec::with_capacity(reported.min(ROOM_AT_ONCE_MAX).min(self.settings.response_bytes_max));
+            Vec::with_capacity(reported.min(ALLOCATED_AT_ONCE_MAX).min(self.settings.response_bytes_max));
         while let Some(chunk) = response.chunk().await.map_err(BodyError::Network)? {
             if body.len() + chunk.len() > self.settings.response_bytes_max {
                 return Err(BodyError::TooLarge);
@@ -332,16 +338,16 @@ impl Client {
         let started = Instant::now();
         let keys = self.keys();
         let host = self.choose(now, 1.0, None);
-        let no_answer = |why: String| NoCertificates::NoAnswer(why);
+        let no_response = |why: String| NoCertificates::NoResponse(why);
         let (target, body) = (certificates::TARGET, Bytes::new());
         let request = self
             .request(&keys, host, Method::GET, target, body, None, now, nonce)
-            .map_err(|error| no_answer(error.to_string()))?;
-        let response = request.send().await.map_err(|error| no_answer(in_words(error)))?;
+            .map_err(|error| no_response(error.to_string()))?;
+        let response = request.send().await.map_err(|error| no_response(chain_text(error)))?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let body = self.body(response).await.map_err(|unread| match unread {
-            BodyError::TooLarge => no_answer("it is too large".to_owned()),
-            BodyError::Network(error) => no_answer(in_words(error)),
+            BodyError::TooLarge => no_response("it is too large".to_owned()),
+            BodyError::Network(error) => no_response(chain_text(error)),
         })?;
         if status != 200 {
             let response::ErrorBody { code, message, .. } = response::error(&body);
@@ -349,24 +355,24 @@ impl Client {
             let has_request_id = headers.contains_key("request-id");
             return Err(NoCertificates::Refused { status, code, message, has_request_id });
         }
-        let heard_at = now.saturating_add(started.elapsed()).unwrap_or(now);
-        let brought = certificates::read(&headers, &body, key, &keys.public, heard_at)?;
-        // A kept download could bring back a certificate that was withdrawn since.
+        let ended_at = now.saturating_add(started.elapsed()).unwrap_or(now);
+        let downloaded = certificates::read(&headers, &body, key, &keys.public, ended_at)?;
+        // A replayed download could restore a certificate that was withdrawn since.
         match self.admit(&headers, started) {
-            Authenticity::Invalid(flaw) => Err(NoCertificates::NotBelieved(Some(flaw))),
-            Authenticity::Verified | Authenticity::Unsigned => Ok(brought),
+            Authenticity::Invalid(flaw) => Err(NoCertificates::Unverified(Some(flaw))),
+            Authenticity::Verified | Authenticity::Unsigned => Ok(downloaded),
         }
     }
 }
 
-/// What there is to report beside the answer.
+/// The details of a response beside its result.
 #[derive(Debug, Default)]
-struct Signs {
+struct ResponseDetails {
     serial: Option<String>,
     clock_skew: Option<SignedDuration>,
-    trouble: Option<String>,
+    error: Option<String>,
     detail: Option<Detail>,
-    unbelieved: Option<Box<UnverifiedResponse>>,
+    unverified: Option<Box<UnverifiedResponse>>,
 }
 
 /// Why a body was not read to its end.
@@ -375,26 +381,26 @@ enum BodyError {
     Network(reqwest::Error),
 }
 
-/// Whether the network did its part. An answer that is too large to be read came all the same.
-fn carried(reply: &CallResult) -> bool {
-    matches!(reply, CallResult::Response(_) | CallResult::NoResponse(NoResponse::TooLarge))
+/// Whether the network succeeded, as it did if the response was too large.
+fn network_succeeded(result: &CallResult) -> bool {
+    matches!(result, CallResult::Response(_) | CallResult::NoResponse(NoResponse::TooLarge))
 }
 
-/// A connection that was never made carried nothing; every other failure may have carried the request.
-fn lost(error: reqwest::Error) -> (CallResult, Signs) {
-    // What could not even be written into a request was not sent either.
-    let reply = if error.is_connect() || error.is_builder() {
+/// The result of a failed request: not sent if there was no connection; any other may have reached the provider.
+fn lost(error: reqwest::Error) -> (CallResult, ResponseDetails) {
+    // A request that could not be built was not sent either.
+    let result = if error.is_connect() || error.is_builder() {
         CallResult::NotSent(NotSent::Connect)
     } else if error.is_timeout() {
         CallResult::NoResponse(NoResponse::Timeout)
     } else {
         CallResult::NoResponse(NoResponse::Reset)
     };
-    (reply, Signs { trouble: Some(in_words(error)), ..Signs::default() })
+    (result, ResponseDetails { error: Some(chain_text(error)), ..ResponseDetails::default() })
 }
 
-/// An error with its causes, without the URL: that holds openid and coupon code.
-fn in_words(error: reqwest::Error) -> String {
+/// An error with its causes, without the URL, which contains openid and coupon code.
+fn chain_text(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut words = error.to_string();
     let mut cause = std::error::Error::source(&error);
@@ -412,12 +418,12 @@ fn clock_skew(headers: &HeaderMap, now: Timestamp) -> Option<SignedDuration> {
     Some(theirs.duration_since(now))
 }
 
-/// Checks a base URL; gives its host for evidence.
+/// Checks a base URL; returns its host for evidence.
 fn base_url(key: &'static str, url: &str) -> Result<String, CannotStart> {
-    let not_one = || CannotStart::BaseUrl { key };
-    let parsed = reqwest::Url::parse(url).map_err(|_| not_one())?;
-    let host = parsed.host_str().ok_or_else(not_one)?;
-    // The parser forgives blanks and back slashes, but the text as it was written is what targets are put behind.
+    let invalid = || CannotStart::BaseUrl { key };
+    let parsed = reqwest::Url::parse(url).map_err(|_| invalid())?;
+    let host = parsed.host_str().ok_or_else(invalid)?;
+    // The parser accepts blanks and backslashes, but targets are appended to the text as configured.
     let plain = parsed.path() == "/"
         && parsed.query().is_none()
         && parsed.fragment().is_none()
@@ -437,6 +443,6 @@ fn base_url(key: &'static str, url: &str) -> Result<String, CannotStart> {
         "https" if plain => Ok(name),
         "http" if plain && loopback => Ok(name),
         "http" if plain => Err(CannotStart::Unencrypted { key }),
-        _ => Err(not_one()),
+        _ => Err(invalid()),
     }
 }

@@ -1,4 +1,4 @@
-//! What to do about key material that cannot be used: one command each, which shows no secret and does no harm.
+//! The remedy for key material that cannot be used: one command each, which shows no secret and does no harm.
 
 use crate::policy::file_name::{self, Shown, quote};
 use crate::wechat::keys::{IN_ENVIRONMENT, KeyFault};
@@ -9,9 +9,9 @@ use crate::wechat::pem::{Expected, Found};
 pub enum Remedy {
     /// A command, complete.
     Command(String),
-    /// A command that makes a file, which is to be named instead.
+    /// A command that writes a new file, which is to be configured instead.
     Convert {
-        /// Makes the file, with the owner and the mode of the one that it is made of.
+        /// Writes the file, with the owner and the mode of the original.
         command: String,
         /// The new file.
         file: String,
@@ -37,7 +37,7 @@ impl KeyFault {
                 let path = Shown(path);
                 SetKey(format!("{path} is a folder: name a file in it; ls {}", quote(&path.to_string())))
             }
-            Self::NotText { path, found: Found::Utf16 } => recoded(&Shown(path).to_string()),
+            Self::NotText { path, found: Found::Utf16 } => convert_encoding(&Shown(path).to_string()),
             Self::NotText { path, .. } => Command(format!("ls -l {}", quote(&Shown(path).to_string()))),
             Self::NotAKey { what, expected, found } => fix(what, *expected, *found, variable),
             Self::TooLarge { path, .. } => {
@@ -53,7 +53,7 @@ impl KeyFault {
                     .to_owned(),
             ),
             Self::Disagreement { what } => {
-                Command(format!("openssl rsa -check -noout {}", given_to_a_command(what, variable)))
+                Command(format!("openssl rsa -check -noout {}", key_argument(what, variable)))
             }
             Self::NotValidNow { what, .. } => Command(format!("date; openssl x509 -noout -dates -in {}", quote(what))),
             Self::NotAPair { certificate } => Command(format!(
@@ -70,35 +70,38 @@ impl KeyFault {
     }
 }
 
-/// How a shell gives a key to a command: from its file, or from the environment where it came from there.
-pub fn given_to_a_command(what: &str, variable: &str) -> String {
+/// The argument that passes a key to a command: from its file, or from the environment if it came from there.
+pub fn key_argument(what: &str, variable: &str) -> String {
     if what == IN_ENVIRONMENT { format!("<<< \"${variable}\"") } else { format!("-in {}", quote(what)) }
 }
 
 fn fix(what: &str, expected: Expected, found: Found, variable: &str) -> Remedy {
-    let from = given_to_a_command(what, variable);
-    let inform = |program: &str, options: &str| made(what, &format!("openssl {program} {from} {options}"));
+    let from = key_argument(what, variable);
+    let convert_der =
+        |program: &str, options: &str| convert(what, &format!("openssl {program} {from} {options}"));
     match (found, expected) {
         (Found::Folder, _) => {
             Remedy::SetKey(format!("{what} is a folder: name a file in it; ls {}", quote(what)))
         }
-        (Found::Utf16, _) => recoded(what),
+        (Found::Utf16, _) => convert_encoding(what),
         (Found::EncryptedKey, Expected::PrivateKey | Expected::ClientKey) => {
-            asked(what, "passphrase of the key", &[format!("openssl pkey {from}")])
+            convert_with_passphrase(what, "passphrase of the key", &[format!("openssl pkey {from}")])
         }
         // A bundle holds the merchant's own key and certificate, and nothing of WeChat Pay's.
         (Found::Pkcs12, Expected::PrivateKey | Expected::ClientKey | Expected::Certificate) => {
             let part = if expected == Expected::Certificate { "-nokeys" } else { "-nocerts -nodes" };
             // OpenSSL 3 reads the bundles of the merchant platform, in the old format, only with `-legacy`.
             let either = ["", "-legacy "].map(|legacy| format!("openssl pkcs12 {from} {legacy}{part}"));
-            asked(what, "password of the bundle (the merchant number)", &either)
+            convert_with_passphrase(what, "password of the bundle (the merchant number)", &either)
         }
-        (Found::DerPrivateKey, Expected::PrivateKey | Expected::ClientKey) => inform("pkey", "-inform DER"),
-        (Found::DerPublicKey, Expected::PublicKey) => inform("pkey", "-pubin -inform DER"),
+        (Found::DerPrivateKey, Expected::PrivateKey | Expected::ClientKey) => {
+            convert_der("pkey", "-inform DER")
+        }
+        (Found::DerPublicKey, Expected::PublicKey) => convert_der("pkey", "-pubin -inform DER"),
         (Found::DerCertificate, Expected::Certificate | Expected::PlatformCertificate) => {
-            inform("x509", "-inform DER")
+            convert_der("x509", "-inform DER")
         }
-        // How many PEM blocks there are shows none of what is in them.
+        // The number of PEM blocks shows nothing of their content.
         (Found::Damaged | Found::OtherText, _) if what != IN_ENVIRONMENT => {
             let file = quote(what);
             Remedy::Command(format!("grep -c -e '-----BEGIN' {file}; ls -l {file}"))
@@ -113,7 +116,7 @@ fn fix(what: &str, expected: Expected, found: Found, variable: &str) -> Remedy {
     }
 }
 
-/// What belongs in the place of something that no command makes of it.
+/// What to configure instead, if no command can convert the key.
 fn expected_instead(found: Found, expected: Expected) -> String {
     let meant = match expected {
         Expected::PrivateKey => format!("the private key, {PRIVATE_KEY_FILE} of the merchant platform's archive"),
@@ -133,21 +136,21 @@ fn expected_instead(found: Found, expected: Expected) -> String {
     }
 }
 
-/// A file made of another one, for the same readers.
-fn made(what: &str, command: &str) -> Remedy {
-    made_by(what, "", &[command.to_owned()])
+/// Converts a file by a command, for the same readers.
+fn convert(what: &str, command: &str) -> Remedy {
+    convert_with(what, "", &[command.to_owned()])
 }
 
-/// As [`made`], by the first of these commands that succeeds, after the shell has asked for a secret: it is not shown, is no
-/// argument of a process, and is gone with the shell that asked.
-fn asked(what: &str, secret: &str, commands: &[String]) -> Remedy {
+/// As [`convert`], by the first of these commands that succeeds, after the shell has read a secret: it is not shown, is no
+/// argument of a process, and ends with the shell.
+fn convert_with_passphrase(what: &str, secret: &str, commands: &[String]) -> Remedy {
     let prompt = quote(&format!("{secret}: "));
     let commands: Vec<_> =
         commands.iter().map(|command| format!("{command} -passin env:PASSPHRASE")).collect();
-    made_by(what, &format!("read -rsp {prompt} PASSPHRASE; export PASSPHRASE; "), &commands)
+    convert_with(what, &format!("read -rsp {prompt} PASSPHRASE; export PASSPHRASE; "), &commands)
 }
 
-fn made_by(what: &str, first: &str, commands: &[String]) -> Remedy {
+fn convert_with(what: &str, first: &str, commands: &[String]) -> Remedy {
     let in_environment = what == IN_ENVIRONMENT;
     let file = if in_environment { format!("./{PRIVATE_KEY_FILE}") } else { format!("{what}.pem") };
     let (from, to) = (quote(what), quote(&file));
@@ -160,7 +163,7 @@ fn made_by(what: &str, first: &str, commands: &[String]) -> Remedy {
     Remedy::Convert { command, file }
 }
 
-fn recoded(what: &str) -> Remedy {
+fn convert_encoding(what: &str) -> Remedy {
     let file = format!("{what}.pem");
     let (from, to) = (quote(what), quote(&file));
     let command = format!(

@@ -48,7 +48,7 @@ pub enum KeyFault {
         /// What the system said.
         source: std::io::Error,
     },
-    /// Others than those who must may read the secret.
+    /// Other users may read the secret.
     #[error("{} {exposure}; run: {}", Shown(path), exposure.remedy(path))]
     Exposed {
         /// The file.
@@ -56,25 +56,25 @@ pub enum KeyFault {
         /// Who may read it.
         exposure: Exposure,
     },
-    /// There is something else than a key of the expected kind.
+    /// The content is not a key of the expected kind.
     #[error("{what} {}; {} is expected", found.in_words(), expected.in_words())]
     NotAKey {
         /// Where it came from.
         what: String,
         /// What was expected.
         expected: Expected,
-        /// What there is.
+        /// What was found.
         found: Found,
     },
-    /// A file holds something else than text, or is not one.
+    /// The content is not text, or the path is not a file.
     #[error("{} {}; a file with text in UTF-8 is expected", Shown(path), found.in_words())]
     NotText {
         /// The file.
         path: PathBuf,
-        /// What there is.
+        /// What was found.
         found: Found,
     },
-    /// A file is larger than any that is meant: the rest of it would be left out.
+    /// A file is larger than any valid one: the rest of it would not be read.
     #[error("{} has more than {bytes_max} bytes, which is more than is read", Shown(path))]
     TooLarge {
         /// The file.
@@ -82,7 +82,7 @@ pub enum KeyFault {
         /// The most that is read.
         bytes_max: u64,
     },
-    /// The merchant's own key stands where WeChat Pay's is expected.
+    /// The merchant's own key is configured in place of WeChat Pay's.
     #[error(
         "{what} is your own, made of the merchant key; WeChat Pay's is expected, which the merchant platform has for \
          download"
@@ -121,12 +121,12 @@ pub enum KeyFault {
         /// The certificate.
         certificate: PathBuf,
     },
-    /// Nothing to sign with.
+    /// No key to sign with.
     #[error(
         "no merchant key is configured: set wechat.merchant_key_file, or REDEEMER_MERCHANT_KEY to the key itself"
     )]
     NoMerchantKey,
-    /// Nothing to verify answers with.
+    /// No key to verify responses with.
     #[error(
         "no verification key is configured: set wechat.public_keys, wechat.platform_certificates or wechat.apiv3_key_file"
     )]
@@ -250,7 +250,7 @@ pub struct VerificationKey {
     key: ParsedPublicKey,
     /// As SubjectPublicKeyInfo in DER.
     public_der: Vec<u8>,
-    /// When it ends to be valid; a bare public key never does.
+    /// The end of its validity; a bare public key has none.
     pub expires: Option<Timestamp>,
 }
 
@@ -369,21 +369,21 @@ impl PublicKeys {
         self.0.iter().map(|(serial, key)| (serial.as_str(), key))
     }
 
-    /// The serial to ask answers with if none is configured: that of the key that lasts longest. A public key never
+    /// The serial to request if none is configured: that of the key that is valid longest. A public key never
     /// expires.
     pub fn preferred(&self) -> Option<&str> {
         let lasts = |key: &VerificationKey| key.expires.unwrap_or(Timestamp::MAX);
         self.iter().max_by_key(|(_, key)| lasts(key)).map(|(serial, _)| serial)
     }
 
-    /// Whether none exists.
+    /// Whether there is no key.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// Where the keys are.
+/// The files of the keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyFiles {
     /// The merchant's private key; none means that the environment holds it.
@@ -417,7 +417,7 @@ impl Keyring {
     /// Reads every key. `from_environment` is the merchant key in PEM, used if no file is named.
     ///
     /// # Errors
-    /// All faults together, so that one look fixes them all.
+    /// All faults together, so that they can be fixed at once.
     pub fn load(
         files: &KeyFiles,
         from_environment: Option<&str>,
@@ -448,7 +448,7 @@ impl Keyring {
                         origins.push((PLATFORM_CERTIFICATES.to_owned(), path, key.public_der.clone()));
                         public.insert(serial, key);
                     }
-                    // One that has run out must not keep others from being used.
+                    // An expired one must not prevent the use of the others.
                     Err(fault @ KeyFault::NotValidNow { .. }) => left_out.push(fault),
                     Err(fault) => faults.push(KeyringFault::at(PLATFORM_CERTIFICATES)(fault)),
                 }

@@ -1,8 +1,8 @@
-//! Reads key material as it comes from hands, editors and other context: one reader for keys and certificates.
+//! Reads key material as people, editors and other tools write it: one reader for keys and certificates.
 //!
-//! Read like a clean PEM are a byte order mark, CRLF, everything on one line, other line widths, blanks, blank lines,
-//! text around the blocks, `\n` spelled out, quotes, and the bare Base64 without its two lines. What cannot be read is
-//! named for what it is, so that its remedy can be a command. Nothing here quotes a byte of what it reads.
+//! Accepted are a byte order mark, CRLF, everything on one line, other line widths, blanks, blank lines, text around the
+//! blocks, `\n` spelled out, quotes, and the bare Base64 without its two lines. For any other content its kind is
+//! reported, so that the remedy can be a command. No error quotes a byte of the content.
 
 use base64::Engine as _;
 use base64::alphabet;
@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 use crate::telemetry::untrusted::is_hidden;
 
-/// What a text or a file turned out to hold.
+/// The kind of content found in a text or a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Found {
     /// Nothing at all.
@@ -92,7 +92,7 @@ impl Found {
         }
     }
 
-    /// What it is, for people.
+    /// A description for people.
     pub fn in_words(self) -> &'static str {
         match self {
             Self::Empty => "is empty",
@@ -115,7 +115,7 @@ impl Found {
     }
 }
 
-/// What is expected somewhere.
+/// The expected kind of content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Expected {
     /// The merchant's private key: RSA.
@@ -131,7 +131,7 @@ pub enum Expected {
 }
 
 impl Expected {
-    /// What is expected, for people.
+    /// A description for people.
     pub fn in_words(self) -> &'static str {
         match self {
             Self::PrivateKey => "an RSA private key in PEM (PKCS#8 or PKCS#1)",
@@ -247,7 +247,7 @@ struct Block {
     der: Zeroizing<Vec<u8>>,
 }
 
-/// Whatever the wanted kind is not: named by the first block that says something.
+/// The kind of a content that is not the expected one, by its first conclusive block.
 fn first(blocks: &[Block]) -> Found {
     let named = |block: &Block| match block.kind {
         Kind::PrivateKey => Found::PrivateKey,
@@ -258,7 +258,7 @@ fn first(blocks: &[Block]) -> Found {
     blocks.first().map_or(Found::OtherText, named)
 }
 
-/// The same where a private key is expected: one that cannot be used says more than the certificate beside it.
+/// The same if a private key is expected: an unusable one is reported rather than the certificate beside it.
 fn instead_of_private(blocks: &[Block]) -> Found {
     let unusable = blocks.iter().find_map(|block| match block.kind {
         Kind::Other(found @ (Found::EncryptedKey | Found::OtherAlgorithm)) => Some(found),
@@ -301,14 +301,14 @@ fn read(bytes: &[u8]) -> Result<Vec<Block>, Found> {
         rest = after;
     }
     if blocks.is_empty() {
-        // Some context take the Base64 alone, and documents show it so.
+        // Some tools accept the Base64 alone, and some documents show it so.
         let der = decode(&text).ok_or(Found::OtherText)?;
         blocks.push(Block { kind: kind_of_der(&der).ok_or(Found::OtherText)?, der });
     }
     Ok(blocks)
 }
 
-/// One block; nothing where it only accompanies others.
+/// One block; `None` if it only accompanies others.
 fn block(label: &str, body: &str) -> Result<Option<Block>, Found> {
     let kind = match label {
         "PRIVATE KEY" | "RSA PRIVATE KEY" => Kind::PrivateKey,
@@ -334,7 +334,7 @@ fn block(label: &str, body: &str) -> Result<Option<Block>, Found> {
     Ok(Some(Block { kind, der }))
 }
 
-/// Base64 with or without its padding, whatever blanks and marks of editors stand in it.
+/// Base64 with or without its padding, with any blanks and marks of editors.
 fn decode(text: &str) -> Option<Zeroizing<Vec<u8>>> {
     const LENIENT: GeneralPurpose = GeneralPurpose::new(
         &alphabet::STANDARD,

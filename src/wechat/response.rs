@@ -1,7 +1,7 @@
-//! Reads the body of an answer: a coupon from a success, a code from an error.
+//! Reads the body of a response: a coupon from a success, a code from an error.
 //!
-//! Only what judgment needs is read, and everything else is let through: the provider may add fields and values
-//! at any time, and three shapes of the usage block are on the wire.
+//! Only the members that a verdict needs are read; everything else is passed through: the provider may add fields and
+//! values at any time, and three forms of the usage block exist.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -22,18 +22,18 @@ pub const MESSAGE_BYTES_MAX: usize = 1024;
 /// subscribers give up at 128, and the event puts two levels around it.
 pub const NESTING_MAX: usize = 64;
 
-/// What an error body says.
+/// The content of an error body.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ErrorBody {
     /// The error code.
     pub code: Option<Box<str>>,
-    /// The message for people with what its `detail` adds, cut to [`MESSAGE_BYTES_MAX`].
+    /// The message for people with the additions of its `detail`, shortened to [`MESSAGE_BYTES_MAX`].
     pub message: Option<Box<str>>,
-    /// What it is about, where it says so.
+    /// The cause, if it names one.
     pub detail: Option<Detail>,
 }
 
-/// `detail` of an error body: what the provider names as the cause. Its `value` is left out, for it may be a person's.
+/// `detail` of an error body: the cause by the provider. Its `value` is left out, because it may be personal data.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Detail {
     /// A JSON pointer into the body, or the name of a parameter or a header.
@@ -84,7 +84,7 @@ impl Detail {
         reported.then_some(Self { field, location, issue })
     }
 
-    /// Whether it is about what stands in the head of each of our requests: no command has a part in that.
+    /// Whether it is about the headers of every request of ours, which no command influences.
     pub fn is_about_our_headers(&self) -> bool {
         const HEADERS: [&str; 5] =
             ["authorization", "accept", "accept-language", "user-agent", "content-type"];
@@ -198,8 +198,8 @@ fn scan(json: &[u8]) -> Scan {
     Scan { nesting, plain }
 }
 
-/// Skips the rest of a text, its closing mark included: most of an entity, so nothing else is asked of a byte here.
-/// Says whether nothing in it is escaped by number, and no control character stands in it.
+/// Skips the rest of a text, its closing mark included. Texts are most of an entity, so only this is checked per byte.
+/// Returns whether it has no numeric escape and no control character.
 fn skip_text(rest: &mut &[u8]) -> bool {
     let mut plain = true;
     while let Some(at) = rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | ..=0x1f)) {
@@ -213,7 +213,7 @@ fn skip_text(rest: &mut &[u8]) -> bool {
             *rest = after;
             return plain;
         }
-        // Whatever is escaped is no mark.
+        // An escaped character is no closing mark.
         plain &= after.first() != Some(&b'u');
         *rest = after.get(1..).unwrap_or_default();
     }
@@ -221,7 +221,7 @@ fn skip_text(rest: &mut &[u8]) -> bool {
     plain
 }
 
-/// What is passed on of an entity that is not passed on as it came.
+/// The replacement of an entity that is not passed on unchanged.
 fn code_and_state(code: &str, state: &str) -> String {
     serde_json::json!({ "coupon_code": code, "coupon_state": state }).to_string()
 }
@@ -263,8 +263,8 @@ fn with_escaped_controls(json: &str) -> Cow<'_, str> {
     Cow::Owned(repaired)
 }
 
-/// Puts U+FFFD in place of each half of a surrogate pair that stands alone: no strict reader takes one, and nobody can
-/// say which character it was.
+/// Puts U+FFFD in place of each unpaired half of a surrogate pair: no strict parser accepts one, and it is unknown
+/// which character it was.
 fn with_whole_characters(json: &str) -> Cow<'_, str> {
     const REPLACEMENT: &str = "\\ufffd";
     let unit = |at: usize| {
@@ -272,7 +272,7 @@ fn with_whole_characters(json: &str) -> Cow<'_, str> {
         u32::from_str_radix(digits, 16).ok()
     };
     let (mut repaired, mut kept, mut at) = (String::new(), 0, 0);
-    // Whatever is escaped stands in a text, and is two bytes long or six.
+    // Escapes occur only in texts, and are two bytes long or six.
     while let Some(found) = json.get(at..).and_then(|rest| rest.find('\\')) {
         at += found;
         match (unit(at), unit(at + 6)) {
@@ -325,7 +325,7 @@ const READ: [&str; 18] = [
     "detail",
 ];
 
-/// What decides is there twice, or is not what it has to be.
+/// A decisive member is duplicate or invalid.
 #[derive(Debug)]
 struct Malformed;
 
@@ -463,13 +463,13 @@ fn read_rounds(block: &RawValue) -> Result<Vec<Round>, Malformed> {
 
 /// A round. One that does not say its state decides nothing, unless it is the one meant.
 fn read_round(round: &RawValue) -> Result<Round, Malformed> {
-    let unreported = || CouponState::Other("".into());
+    let unknown_state = || CouponState::Other("".into());
     if round.get() == "null" {
-        return Ok(Round { state: unreported(), trace: Trace::default() });
+        return Ok(Round { state: unknown_state(), trace: Trace::default() });
     }
     let members = Members::read(round.get()).ok_or(Malformed)?;
     let state = members.one("detail_state").ok().flatten().and_then(read_text);
-    let state = state.map_or_else(unreported, |word| CouponState::from_wire(&word));
+    let state = state.map_or_else(unknown_state, |word| CouponState::from_wire(&word));
     Ok(Round { state, trace: read_trace(round)? })
 }
 

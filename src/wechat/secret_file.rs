@@ -1,4 +1,4 @@
-//! Who may read a file with a secret: its owner, or those to whom root lends it through their group.
+//! Who may read a file with a secret: its owner, or the group that root grants it to.
 //!
 //! A service that may not write its own secrets is what a careful administrator makes with `install -m 640 -g redeemer`,
 //! and Kubernetes with `fsGroup`. The same file must be good for root, too, who runs `redeemer check` beside the service,

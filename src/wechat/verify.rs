@@ -1,6 +1,6 @@
-//! Verifies an answer: was it signed by the provider, with a key we hold, just now?
+//! Verifies a response: signed by the provider, with a key that we hold, within five minutes.
 //!
-//! Order of checks as the platform documents it: serial known, timestamp within five minutes, signature. Whatever
+//! Order of checks as the platform documents it: serial known, timestamp within five minutes, signature. A signature that
 //! cannot be decoded is a failed verification, never another class of error: the provider sends probes whose
 //! signatures are not even Base64 (`WECHATPAY/SIGNTEST/…`).
 
@@ -11,9 +11,9 @@ use jiff::Timestamp;
 
 use crate::policy::classify::{Authenticity, SignatureFlaw};
 use crate::wechat::keys::{PublicKeys, VerificationKey};
-use crate::wechat::replay::Marks;
+use crate::wechat::replay::ReplayKey;
 
-/// How far an answer's timestamp may be from our clock, in seconds.
+/// How far a response's timestamp may be from our clock, in seconds.
 pub const CLOCK_TOLERANCE_SECONDS: i64 = 300;
 
 /// Header with the time of signing, in seconds since 1970.
@@ -22,12 +22,12 @@ pub const TIMESTAMP: &str = "wechatpay-timestamp";
 pub const NONCE: &str = "wechatpay-nonce";
 /// Header with the signature in Base64.
 pub const SIGNATURE: &str = "wechatpay-signature";
-/// Header with the serial of the signing key; in a request, of the key that the answer shall be signed with.
+/// Header with the serial of the signing key; in a request, of the key that the response must be signed with.
 pub const SERIAL: &str = "wechatpay-serial";
 /// Header with the kind of signature. Absent means RSA.
 pub const SIGNATURE_TYPE: &str = "wechatpay-signature-type";
 
-/// Verifies an answer against the keys that are held. `body` is the body exactly as received.
+/// Verifies a response with the held keys. `body` is the body exactly as received.
 pub fn verify(headers: &HeaderMap, body: &[u8], keys: &PublicKeys, now: Timestamp) -> Authenticity {
     let present = [TIMESTAMP, NONCE, SIGNATURE, SERIAL].map(|name| headers.contains_key(name));
     if present == [false; 4] {
@@ -58,10 +58,10 @@ fn check(headers: &HeaderMap, body: &[u8], keys: &PublicKeys, now: Timestamp) ->
     key.verifies(&message, &signature).then_some(()).ok_or(SignatureFlaw::Mismatch)
 }
 
-/// What distinguishes this answer from others, where it carries a signature.
-pub fn marks(headers: &HeaderMap) -> Option<Marks<'_>> {
+/// What identifies this response, if it has a signature.
+pub fn replay_key(headers: &HeaderMap) -> Option<ReplayKey<'_>> {
     let (nonce, signature) = (one(headers, NONCE)?, one(headers, SIGNATURE)?);
-    Some(Marks { signed_at: one(headers, TIMESTAMP)?.parse().ok()?, nonce, signature })
+    Some(ReplayKey { signed_at: one(headers, TIMESTAMP)?.parse().ok()?, nonce, signature })
 }
 
 /// The text of a header that is given exactly once.

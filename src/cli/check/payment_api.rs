@@ -113,7 +113,7 @@ impl At<'_> {
     }
 
     fn no_response_finding(&self, heard: &CallOutcome) -> Finding {
-        let why = heard.trouble.as_deref().unwrap_or("no whole answer");
+        let why = heard.error.as_deref().unwrap_or("no whole answer");
         let detail = format!("{} does not answer: {why}", heard.host_name);
         let remedy = format!("{} # then name resolution, the firewall and the proxy", self.describe_host());
         let gravity = if self.is_backup { Severity::Warning } else { Severity::Fault };
@@ -210,7 +210,7 @@ impl At<'_> {
             )
             .with_id(format!("payment_api_signature_{}", flaw.as_str()));
         }
-        let serial = heard.unbelieved.as_ref().and_then(|seen| seen.shown_serial()).unwrap_or_default();
+        let serial = heard.unverified.as_ref().and_then(|seen| seen.shown_serial()).unwrap_or_default();
         Finding::fault(
             WHAT,
             format!("{host} signs with a key that is not held: {serial}"),
@@ -239,7 +239,7 @@ impl At<'_> {
 
     fn name_responder(&self, heard: &CallOutcome, answer: &Response) -> Finding {
         let (host, status) = (&heard.host_name, answer.status);
-        let seen = heard.unbelieved.as_deref().map(UnverifiedResponse::in_words).unwrap_or_default();
+        let seen = heard.unverified.as_deref().map(UnverifiedResponse::in_words).unwrap_or_default();
         Finding::fault(
             WHAT,
             format!("{host} answered {status}{} unsigned: not WeChat Pay's own answer ({seen})", provider_words(answer)),
@@ -261,7 +261,7 @@ pub(super) fn download_remedy(
 ) -> (&'static str, String) {
     let reaching = format!("curl -sSI {}/v3/certificates", config.wechat.base_url.trim_end_matches('/'));
     match fault {
-        NoCertificates::NoAnswer(_) => {
+        NoCertificates::NoResponse(_) => {
             ("download_unreachable", format!("{reaching} # then name resolution, the firewall and the proxy"))
         }
         NoCertificates::Refused { has_request_id: false, .. } | NoCertificates::Unreadable => (
@@ -285,14 +285,14 @@ pub(super) fn download_remedy(
         NoCertificates::Refused { .. } => {
             ("download_refused", "redeemer check # again in a minute; the answer says why".to_owned())
         }
-        NoCertificates::Sealed(_) => (
+        NoCertificates::Undecryptable(_) => (
             "download_apiv3_key",
             format!(
                 "wc -c {} # 32 characters, the same as set on the merchant platform: API security, APIv3 key",
                 quote(&config.wechat.apiv3_key_file)
             ),
         ),
-        NoCertificates::Key(_) | NoCertificates::OtherSerial(_) | NoCertificates::NotBelieved(_) => (
+        NoCertificates::Key(_) | NoCertificates::OtherSerial(_) | NoCertificates::Unverified(_) => (
             "download_not_believed",
             format!("date; {reaching} # the clock, and whether something else answers in its place"),
         ),

@@ -69,8 +69,8 @@ impl CommandJob<'_> {
             status = evidence.status,
             request_id = evidence.request_id,
             took_ms = outcome.took.as_millis() as u64,
-            trouble = outcome.trouble,
-            unbelieved = outcome.unbelieved.as_ref().map(|seen| seen.in_words()),
+            trouble = outcome.error,
+            unbelieved = outcome.unverified.as_ref().map(|seen| seen.in_words()),
             trace_id = self.command_span.trace_id(),
             "attempt"
         );
@@ -93,7 +93,7 @@ impl CommandJob<'_> {
                 }
             }
             CallResult::NotSent(_) | CallResult::NoResponse(_) => {
-                publish_span.failed(outcome.trouble.as_deref().unwrap_or("no whole answer"))
+                publish_span.failed(outcome.error.as_deref().unwrap_or("no whole answer"))
             }
         }
     }

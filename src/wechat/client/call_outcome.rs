@@ -1,6 +1,6 @@
-//! What came of a call, and what is known of a response that was not verified.
+//! The outcome of a call, and what is known of a response that was not verified.
 
-use crate::wechat::client::carried;
+use crate::wechat::client::network_succeeded;
 use std::time::Duration;
 
 use http::header::HeaderMap;
@@ -13,30 +13,30 @@ use crate::telemetry::untrusted::Untrusted;
 use crate::wechat::response::Detail;
 use crate::wechat::verify::SERIAL;
 
-/// What one call brought.
+/// The outcome of one call.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CallOutcome {
-    /// What the wire said.
+    /// The result.
     pub result: CallResult,
-    /// The domain that was asked.
+    /// The domain that was called.
     pub host: Host,
     /// Its name, for evidence.
     pub host_name: String,
-    /// The serial that verified the answer.
+    /// The serial of the key that verified the response.
     pub serial: Option<String>,
-    /// The provider's clock minus ours, as the answer's `Date` has it; a second's precision.
+    /// The provider's clock minus ours, by the `Date` of the response; precise to a second.
     pub clock_skew: Option<SignedDuration>,
     /// From sending to the last byte.
     pub took: Duration,
-    /// What the network said, where it failed.
-    pub trouble: Option<String>,
+    /// The error, if the network failed.
+    pub error: Option<String>,
     /// What an error body names as its cause.
     pub detail: Option<Detail>,
-    /// What else there was to see of an answer that cannot be believed.
-    pub unbelieved: Option<Box<UnverifiedResponse>>,
+    /// Details of a response that was not verified.
+    pub unverified: Option<Box<UnverifiedResponse>>,
 }
 
-/// An answer that cannot be believed, for people: it says what answers in the provider's place.
+/// A response that was not verified, for operators: it shows who responds in the provider's place.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct UnverifiedResponse {
     /// The serial that it claims to be signed under.
@@ -45,11 +45,11 @@ pub struct UnverifiedResponse {
     pub server: Option<String>,
     /// Its `Content-Type`.
     pub content_type: Option<String>,
-    /// The begin of its body, as text.
+    /// The beginning of its body, as text.
     pub first_words: String,
 }
 
-/// So much of a body that cannot be believed is kept, in characters.
+/// The longest beginning of an unverified body that is kept, in characters.
 pub(super) const FIRST_WORDS_CHARS: usize = 80;
 
 /// The same of one of its headers.
@@ -71,8 +71,8 @@ impl UnverifiedResponse {
         }
     }
 
-    /// The serial, whole if it has the shape of one: it is what the operator looks for. Anything else is shortened like
-    /// all that others wrote.
+    /// The serial, whole if it has the format of one, because the operator looks for it. Anything else is shortened like
+    /// all text of others.
     pub fn shown_serial(&self) -> Option<String> {
         let serial = self.serial.as_deref()?;
         let is_word = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'_');
@@ -82,7 +82,7 @@ impl UnverifiedResponse {
         Some(if has_shape { serial.to_owned() } else { Untrusted(serial).to_string() })
     }
 
-    /// In words, for people.
+    /// As text for operators.
     pub fn in_words(&self) -> String {
         let mut words = Vec::new();
         words.extend(self.shown_serial().map(|serial| format!("serial {serial}")));
@@ -97,17 +97,17 @@ impl UnverifiedResponse {
 }
 
 impl CallOutcome {
-    /// A result that nothing else is known of.
+    /// A result without details.
     #[cfg(test)]
     pub(crate) fn only(result: CallResult) -> Self {
         let (host, host_name) = (Host::Primary, String::new());
-        let (serial, clock_skew, took, trouble) = (None, None, Duration::ZERO, None);
-        Self { result, host, host_name, serial, clock_skew, took, trouble, detail: None, unbelieved: None }
+        let (serial, clock_skew, took, error) = (None, None, Duration::ZERO, None);
+        Self { result, host, host_name, serial, clock_skew, took, error, detail: None, unverified: None }
     }
 
     /// The domain where the network failed, if it did.
     pub fn failed_at(&self) -> Option<Host> {
-        (!carried(&self.result)).then_some(self.host)
+        (!network_succeeded(&self.result)).then_some(self.host)
     }
 }
 
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_of_a_response_that_is_not_believed_show_no_part_of_an_openid() {
+    fn words_of_an_unverified_response_show_no_part_of_an_openid() {
         let openid = "oh-394z-6CGkNoJrsDLTTUKiAnp4";
         for before in 0..FIRST_WORDS_CHARS.max(HEADER_CHARS) + 5 {
             let text = format!("{}={openid}", "=".repeat(before));

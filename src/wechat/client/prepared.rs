@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::domain::redemption::{AssociatedOrder, OrderNumbers, Redemption};
 
-/// A redemption as it is asked: targets and body, fixed for good.
+/// A redemption ready to be sent: targets and body, frozen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prepared {
     pub(super) redeem_target: String,
