@@ -475,7 +475,7 @@ fn what_was_not_accepted_is_asked_again() {
 }
 
 #[test]
-fn what_may_have_taken_effect_is_asked_about_after_the_settling_time() {
+fn unknown_effect_is_queried_after_the_query_delay() {
     let asked = ["0s redeem", "2s query"];
     for reply in [
         cut(),
@@ -544,7 +544,7 @@ fn unsigned_rejections_never_end_a_command() {
 }
 
 #[test]
-fn the_same_body_goes_out_again_only_after_two_settled_negatives() {
+fn same_body_is_sent_again_after_two_settled_negatives() {
     check(
         &[cut(), usable(), usable(), used_by_us()],
         &["0s redeem", "2s query", "2s query", "0s redeem"],
@@ -576,7 +576,7 @@ fn a_number_said_to_be_used_already_turns_out_to_be_ours() {
 }
 
 #[test]
-fn a_number_said_to_be_used_already_is_refused_on_two_settled_queries() {
+fn number_already_used_is_refused_on_two_settled_queries() {
     let slow = ["0s redeem", "2s query", "2s query"];
     for reported in already_used() {
         let (steps, outcome) = Run::default().play(Start::Fresh, &[reported.clone(), usable(), usable()]);
@@ -631,7 +631,7 @@ fn two_errors_of_another_command_do_not_refuse_a_redeemed_one() {
 }
 
 #[test]
-fn a_usable_coupon_is_never_reported_beside_a_reason_that_denies_it() {
+fn usable_coupon_is_not_reported_beside_a_denying_reason() {
     for number in [272_756_745, 268_578_776, 272_756_790, 272_756_769, 268_578_851, 268_578_608] {
         for (status, code) in [(403, "NOT_ENOUGH"), (404, "NOT_FOUND"), (400, "INVALID_REQUEST")] {
             let rejection = error(status, code, Some(number), Authenticity::Verified);
@@ -648,7 +648,7 @@ fn a_usable_coupon_is_never_reported_beside_a_reason_that_denies_it() {
 }
 
 #[test]
-fn a_coupon_seen_before_is_not_reported_beside_a_later_rejection_that_denies_it() {
+fn coupon_is_not_reported_beside_a_later_denial() {
     let gone = |code, number| error(403, code, Some(number), Authenticity::Verified);
     // Usable when it was looked at, then rejected as deleted, and no further look is granted.
     let script = [usable(), error(404, "NOT_FOUND", Some(268_578_851), Authenticity::Verified), denied()];
@@ -737,7 +737,7 @@ fn play_attributed(script: &[(CallResult, bool)]) -> (Vec<String>, Option<Outcom
 }
 
 #[test]
-fn rejection_that_may_be_common_stands_once_two_queries_confirm_it() {
+fn rejection_maybe_common_counts_after_two_queries() {
     let wrong = || error(400, "PARAM_ERROR", Some(268_435_461), Authenticity::Verified);
     let (unclear, own) = (|| (wrong(), true), || (wrong(), false));
     let script = [unclear(), unclear(), unclear(), own(), own()];
@@ -765,7 +765,7 @@ fn rejection_that_may_be_common_stands_once_two_queries_confirm_it() {
 
 /// A rejection was taken for the command's own, and then it turns out that every command may be rejected so.
 #[test]
-fn rejection_that_turns_out_to_be_common_is_not_charged_to_the_command() {
+fn common_rejection_is_not_attributed_to_the_command() {
     let wrong = || error(400, "PARAM_ERROR", Some(268_435_461), Authenticity::Verified);
     let fixed = [(usable(), false), (usable(), false), (used_by_us(), false)];
     let doubt = [(wrong(), false), (wrong(), true)];
@@ -827,7 +827,7 @@ fn a_signed_refusal_after_a_doubt_stands_on_two_settled_queries() {
 }
 
 #[test]
-fn what_may_be_in_other_hands_is_looked_at_again_after_every_wait_before_it_is_sent() {
+fn shared_command_is_queried_after_every_wait_before_a_use() {
     let declined = || signed(429, "RATELIMIT_EXCEEDED");
     let script = [usable(), declined(), usable(), declined(), used_by_us()];
     let steps = ["0s query", "0s redeem", "1s query", "0s redeem", "2s query"];
@@ -883,7 +883,7 @@ fn a_denied_look_is_no_ground_where_nothing_is_unknown() {
 /// The same command was published twice, and the query is not granted: the second delivery was refused for the use of
 /// the first one.
 #[test]
-fn rejection_that_our_own_use_may_cause_concludes_nothing_without_a_query() {
+fn rejection_maybe_by_our_use_needs_a_query() {
     let run = Run::of(400, 1_000);
     let numbers = [None, Some(0), Some(272_756_745), Some(268_578_367), Some(268_578_776), Some(272_756_769)];
     for (status, code) in [
@@ -1135,7 +1135,7 @@ fn a_coupon_deleted_meanwhile_is_refused() {
 // ---- deliveries that are not the first
 
 #[test]
-fn a_redelivered_command_begins_with_an_early_look_at_which_only_success_counts() {
+fn redelivered_command_starts_with_an_early_query() {
     let run = Run::default();
     run.check(Start::Redelivered, &[used_by_us()], &["0s query"], "redeemed by query");
     // Anyone who held it before may have begun a call a moment ago; that takes 15 s at most, and 2 s to be seen.
@@ -1168,7 +1168,7 @@ fn a_redelivered_command_begins_with_an_early_look_at_which_only_success_counts(
 }
 
 #[test]
-fn a_copy_delayed_a_moment_ago_sees_no_end_before_every_call_has_ended() {
+fn recent_retry_message_ends_only_after_every_call() {
     let run = Run::default();
     let failing = || signed(500, "SYSTEM_ERROR");
     let in_process = ["0s redeem", "2s query", "1s query", "2s query", "delay 10s"];
@@ -1228,7 +1228,7 @@ fn a_use_seen_under_no_number_and_then_gone_was_returned() {
 }
 
 #[test]
-fn a_return_of_long_before_the_first_attempt_is_no_return_of_ours() {
+fn return_long_before_the_first_attempt_is_not_of_our_use() {
     let returned_at = |seconds_before: i64| {
         let mut coupon = coupon("EFFECTIVE", None, Some("R1"));
         let UsageTrace::Single(trace) = &mut coupon.usage else { unreachable!() };
@@ -1440,7 +1440,7 @@ fn a_settling_time_is_never_cut_short_by_the_deadline() {
 }
 
 #[test]
-fn a_last_query_that_would_end_as_refused_is_put_twice_where_something_was_unknown() {
+fn last_query_is_repeated_before_refusal_after_unknown() {
     let run = Run::of(1, 1_000);
     let asked = ["0s redeem", "2s query", "2s query"];
     let gone = || in_state("EXPIRED");
@@ -1492,7 +1492,7 @@ fn a_copy_that_is_late_or_exhausted_is_looked_at_once_settled() {
 }
 
 #[test]
-fn a_parked_command_keeps_the_rejection_that_its_effect_rests_on() {
+fn parked_command_keeps_the_rejection_of_its_effect() {
     let run = Run::of(1, 1_000);
     let deadline = later(start(), run.time_allowed);
     let mut progress = Progress::new(start(), deadline, false);
@@ -1560,7 +1560,7 @@ fn the_problem_carries_the_words_of_the_refusal() {
 }
 
 #[test]
-fn only_the_coupon_asked_about_is_reported_and_only_where_the_answer_is_believed() {
+fn only_the_queried_coupon_is_reported_if_verified() {
     let unconvincing = |authenticity| {
         let coupon = Some(coupon("USED", Some(OURS), None));
         CallResult::Response(Response { coupon, ..answer(200, authenticity) })

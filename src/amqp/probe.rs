@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_found_in_a_greeting_and_nothing_is_read_beyond_its_end() {
+    fn text_is_found_in_a_greeting_within_its_end() {
         let mut entries = b"\x0ccapabilitiesF\0\0\0\x05\x02ok".to_vec();
         entries.extend(b"t\x01\x07productS\0\0\0\x08RabbitMQ\x07versionS\0\0\0\x063.10.8");
         let mut table = u32::try_from(entries.len()).unwrap().to_be_bytes().to_vec();

@@ -505,7 +505,7 @@ mod tests {
 
     /// After a restart a process has not seen the uses of the commands that it queries.
     #[test]
-    fn queries_of_rejected_commands_count_where_their_uses_were_not_seen() {
+    fn queries_count_for_rejected_commands_with_unseen_uses() {
         let mut case = Case::new();
         for (nth, expected) in
             [(0, RejectionOwner::Unclear), (5, RejectionOwner::Unclear), (6, RejectionOwner::Common)]

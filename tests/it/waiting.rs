@@ -77,7 +77,7 @@ async fn in_order(bed: &mut Bed, count: usize) -> Vec<ReceivedEvent> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_coupon_is_asked_about_one_call_at_a_time_and_no_other_waits_for_it() {
+async fn coupon_gets_one_call_at_a_time_and_delays_no_other() {
     let mut bed = quick().await;
     bed.issue("SLOW", json!({}));
     // Two of its commands take four seconds at least: time enough for forty others on any machine.
@@ -108,7 +108,7 @@ async fn one_coupon_is_asked_about_one_call_at_a_time_and_no_other_waits_for_it(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_coupon_with_more_commands_than_can_be_held_keeps_no_other_waiting() {
+async fn slow_coupon_with_many_commands_delays_no_other() {
     let mut bed = quick().await;
     bed.config.broker.prefetch = 50;
     bed.issue("SLOW", json!({}));
@@ -201,7 +201,7 @@ async fn hosts_of(bed: &mut Bed, prefix: &str, count: usize, gist: &str) -> BTre
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_backup_serves_while_the_network_to_the_primary_is_down_and_only_then() {
+async fn backup_serves_only_while_the_primary_is_unreachable() {
     let mut bed = quick().await;
     let line = Line::open(bed.sandbox.addr()).await;
     let primary = line.address.to_string();
@@ -243,7 +243,7 @@ async fn the_backup_serves_while_the_network_to_the_primary_is_down_and_only_the
 
 /// The provider asks for it: on a failure of the network the same request once more, on the other domain.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_network_loses_is_asked_again_on_the_other_domain_however_well_the_first_one_is() {
+async fn lost_call_is_queried_at_the_other_host() {
     let mut bed = quick().await;
     let line = Line::open(bed.sandbox.addr()).await;
     let hosts = [line.address.to_string(), bed.sandbox.addr().to_string()];
@@ -399,7 +399,7 @@ async fn a_copy_with_bad_headers_ends_with_a_reason_and_harms_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_header_keeps_a_command_waiting_beyond_the_furthest_deadline() {
+async fn no_header_delays_a_command_beyond_the_maximum_deadline() {
     let bed = quick().await;
     bed.issue("C1", json!({}));
     bed.faults(json!([{"fault": {"kind": "html_502"}}]));
@@ -425,7 +425,7 @@ async fn no_header_keeps_a_command_waiting_beyond_the_furthest_deadline() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_coupon_returned_between_two_attempts_is_refused_and_not_used_again() {
+async fn coupon_returned_between_attempts_is_refused() {
     let mut bed = quick().await;
     let service = bed.start().await;
     for (code, fault) in [("C1", "cut_after_effect"), ("C2", "probe_signature")] {
@@ -451,7 +451,7 @@ async fn a_coupon_returned_between_two_attempts_is_refused_and_not_used_again() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_coupon_that_ends_between_two_attempts_is_refused_by_its_state() {
+async fn coupon_that_ends_between_attempts_is_refused_by_state() {
     let mut bed = quick().await;
     let service = bed.start().await;
     for (code, deed, expected) in [
@@ -481,7 +481,7 @@ async fn a_coupon_that_ends_between_two_attempts_is_refused_by_its_state() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rounds_of_a_sequential_coupon_and_a_coupon_of_a_bundle_are_redeemed_as_asked() {
+async fn sequential_and_bundle_coupons_are_redeemed_as_requested() {
     let mut bed = quick().await;
     let service = bed.start().await;
     bed.issue("SEQ", json!({"usage_mode": "SEQUENTIAL", "rounds": 3}));
@@ -578,7 +578,7 @@ fn unauthorized(bed: &Bed, brands: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_brand_that_has_not_authorized_us_is_refused_while_another_is_served() {
+async fn unauthorized_brand_is_refused_while_another_is_served() {
     let mut bed = quick().await;
     bed.config.retry.in_process_max = Span(Duration::from_secs(8));
     unauthorized(&bed, &["666666"]);
@@ -606,7 +606,7 @@ async fn a_brand_that_has_not_authorized_us_is_refused_while_another_is_served()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn when_no_brand_lets_us_in_consumption_stops_and_resumes_by_itself() {
+async fn all_brands_denied_stops_consumption_until_allowed() {
     let mut bed = quick().await;
     let service = bed.start().await;
     for (nth, brand) in ["120344", "666666"].into_iter().enumerate() {
@@ -714,7 +714,7 @@ async fn ever_new_brands_without_rights_stop_nothing() {
 
 /// Rights go operation by operation: what was used, and whose answer was lost, cannot be looked at.
 #[tokio::test(flavor = "multi_thread")]
-async fn where_a_query_is_not_granted_nobody_else_waits_and_the_deadline_holds() {
+async fn denied_query_delays_no_other_until_the_deadline() {
     let mut bed = quick().await;
     let no_auth = json!({"kind": "status", "status": 403, "code": "NO_AUTH", "signed": true});
     let lost: Vec<_> = (0..5).map(|nth| format!("L{nth}")).collect();
@@ -754,7 +754,7 @@ async fn where_a_query_is_not_granted_nobody_else_waits_and_the_deadline_holds()
 
 /// The provider grants rights interface by interface: looking at a coupon may be allowed where using it is not.
 #[tokio::test(flavor = "multi_thread")]
-async fn when_only_redeeming_is_not_allowed_an_query_that_is_answered_charges_no_brand() {
+async fn query_success_keeps_unauthorized_service_suspended() {
     let mut bed = quick().await;
     let no_auth = json!({"kind": "status", "status": 403, "code": "NO_AUTH"});
     bed.faults(json!([{"operation": "use", "fault": no_auth}]));
@@ -817,7 +817,7 @@ async fn rejected_parameter_does_not_make_a_denied_brand_the_only_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_clock_stops_consumption_and_the_reason_says_by_how_much() {
+async fn wrong_clock_stops_consumption_and_reports_the_skew() {
     let mut bed = quick().await;
     for nth in 0..20 {
         bed.issue(&format!("C{nth}"), json!({}));

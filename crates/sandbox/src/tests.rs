@@ -265,7 +265,7 @@ async fn a_redemption_takes_effect_once_however_often_it_is_asked() {
 }
 
 #[tokio::test]
-async fn who_cannot_prove_who_he_is_gets_an_unsigned_401_and_no_effect() {
+async fn unauthenticated_request_gets_an_unsigned_401_and_no_effect() {
     let bed = Bed::new().await;
     let now = Timestamp::now().as_second();
     let tampered = |part: &str, with: &str| {
@@ -349,7 +349,7 @@ async fn a_request_needs_its_headers() {
 }
 
 #[tokio::test]
-async fn a_wrong_body_is_refused_by_a_signed_answer_that_names_the_field() {
+async fn invalid_body_gets_a_signed_refusal_that_names_the_field() {
     let bed = Bed::new().await;
     let mut operation = redeem("number_1");
     operation.body = operation.body.replace("stock_id", "stok_id");
@@ -428,7 +428,7 @@ async fn the_neighbors_of_use_work_together() {
 }
 
 #[tokio::test]
-async fn brands_can_lose_their_authorization_and_codes_can_be_issued_at_first_sight() {
+async fn brands_lose_authorization_and_unknown_codes_are_issued() {
     let bed = Bed::with(|settings| settings.auto_issue = true).await;
     let (_, settings) = bed.control("PUT", "settings", r#"{"unauthorized_brands": ["b1"]}"#).await;
     assert_eq!(
@@ -612,7 +612,7 @@ async fn calls_beyond_the_limit_are_not_accepted() {
 }
 
 #[tokio::test]
-async fn a_wrong_sandbox_clock_refuses_honest_clients_and_shows_in_date() {
+async fn wrong_clock_refuses_genuine_clients_and_shows_in_date() {
     let bed = Bed::new().await;
     assert_eq!(bed.control("PUT", "clock", r#"{"offset_seconds": 900}"#).await.0, 200);
     let reply = bed.redeem().await;

@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_ours_is_kept_before_what_is_not_and_seen_where_it_is_too_long() {
+    fn own_headers_are_kept_first_and_marked_if_too_long() {
         let sent = [
             ("a".to_owned(), text(32_000)),
             (retry_message::ATTEMPTS.to_owned(), text(40_000)),

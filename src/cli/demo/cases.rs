@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_is_there_as_often_as_asked_for_and_the_seed_decides() {
+    fn kinds_are_as_many_as_requested_and_follow_the_seed() {
         let messages = |program: &Program| program.cases.iter().map(|case| case.times).sum::<usize>();
         for count in [0, 1, 2, 19, 20, 60, 200, 1_000] {
             assert_eq!(messages(&program(count, 1)), count + 1, "{count}");
