@@ -1,7 +1,7 @@
 //! Whether a text of the configuration can be a file name, and how it may be shown.
 //!
 //! Somebody in a hurry puts the key itself where the name of its file is expected. So a text is only ever quoted when
-//! it looks like a file name and like no secret. Pure: whether there is such a file is not looked at.
+//! it looks like a file name and like no secret. Pure: it does not check whether the file exists.
 
 use std::fmt;
 use std::path::Path;

@@ -493,7 +493,7 @@ impl Keyring {
     }
 }
 
-/// That others may read a file is beside the point where it holds no private key: shutting them out would not help.
+/// If a file holds no private key, it does not matter who may read it, and changing that would not help.
 fn describe_other_kind(path: &Path, fault: KeyFault) -> KeyFault {
     let harmless = [
         Found::Certificate,
@@ -512,7 +512,7 @@ fn describe_other_kind(path: &Path, fault: KeyFault) -> KeyFault {
     }
 }
 
-/// What names the merchant key where it stands in the environment itself.
+/// The name of the merchant key in errors if it comes from the environment itself.
 pub const IN_ENVIRONMENT: &str = "the merchant key in the environment";
 
 fn shown(path: &Path) -> String {

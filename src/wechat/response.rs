@@ -45,7 +45,7 @@ pub struct Detail {
 }
 
 /// What every request sends of its command, in its path, its query or the first level of its body, and the numbers of its
-/// order. Not `mchid`, which is ours unless it stands within the order.
+/// order. Not `mchid`, which is ours unless it is within the order.
 const FIELDS: [&str; 17] = [
     "openid",
     "coupon_code",
@@ -66,7 +66,7 @@ const FIELDS: [&str; 17] = [
     "out_order_no",
 ];
 
-/// Where a field may be said to be.
+/// The locations that a detail may name.
 const PLACES: [&str; 4] = ["body", "query", "path", "url"];
 
 /// The longest text of a detail, in bytes.
@@ -115,7 +115,7 @@ impl Detail {
 /// Reads a coupon; `None` if the body is not one.
 ///
 /// Strictly read is what decides: code, state, and the numbers of uses and returns. What the coupon belongs to can only
-/// contradict, so each mention of it is compared. Whatever else the body holds makes it no less true.
+/// contradict, so each mention of it is compared. Other members of the body do not matter.
 pub fn coupon(body: &[u8]) -> Option<Coupon> {
     let Scan { nesting, plain } = scan(body);
     let (text, plain) = readable(body, plain);
@@ -125,7 +125,7 @@ pub fn coupon(body: &[u8]) -> Option<Coupon> {
     let (code, state) = (read_text(code?)?, read_text(state?)?);
     let usage = read_usage(&entity)?;
     let ids = read_ids(&entity).into();
-    // What a strict subscriber could not read is signed all the same, and says what became of the coupon.
+    // An entity that a strict subscriber cannot read is signed all the same, and shows the state of the coupon.
     let reduced = match plain {
         _ if nesting > NESTING_MAX => Some(Reduction::Nesting),
         // Texts are whole by now, so that only a number can be at fault.
@@ -139,7 +139,7 @@ pub fn coupon(body: &[u8]) -> Option<Coupon> {
     Some(Coupon { state: CouponState::from_wire(&state), code, usage, ids, entity: passed_on, reduced })
 }
 
-/// Reads an error body; whatever is no JSON (gateways answer HTML) says nothing. The code alone is read strictly.
+/// Reads an error body; one that is not JSON (gateways send HTML) is empty. The code alone is read strictly.
 pub fn error(body: &[u8]) -> ErrorBody {
     let (text, _) = readable(body, scan(body).plain);
     let Some(error) = Members::read(&text) else { return ErrorBody::default() };
@@ -164,7 +164,7 @@ pub fn sub_code(request_id: &str) -> Option<u64> {
     number.parse().ok()
 }
 
-/// What a look at the bytes shows before they are parsed.
+/// The result of a scan of the bytes before they are parsed.
 struct Scan {
     /// How deep objects and arrays are nested, by their brackets outside of texts.
     nesting: usize,
@@ -239,7 +239,7 @@ fn readable(body: &[u8], plain: bool) -> (Cow<'_, str>, bool) {
     }
 }
 
-/// Escapes each control character that stands in a text.
+/// Escapes each control character in a text.
 fn with_escaped_controls(json: &str) -> Cow<'_, str> {
     let (mut repaired, mut kept) = (String::new(), 0);
     let (mut in_text, mut escaped) = (false, false);
@@ -410,7 +410,7 @@ fn read_ids(entity: &Members<'_>) -> Vec<Id> {
     ids
 }
 
-/// Of the three blocks the one that says something decides; one of the others may be anything. An object that does not
+/// Of the three blocks the one with content decides; the others may be anything. An object that does not
 /// apply may be there all the same, and empty; so may its list, or be null.
 fn read_usage(entity: &Members<'_>) -> Option<UsageTrace> {
     let once = ["single_usage_detail", "progressive_bundle_usage_detail"]
@@ -437,7 +437,7 @@ fn read_trace(block: &RawValue) -> Result<Trace, Malformed> {
     let use_request_no = members.one("use_request_no")?.map(|number| read_text(number).ok_or(Malformed));
     let use_request_no = use_request_no.transpose()?.and_then(given);
     if use_request_no.as_ref().is_some_and(|number| number.contains(|sign: char| !sign.is_ascii_graphic())) {
-        // No number holds such a sign, unless it was not read as it was meant: whose it is cannot be said.
+        // No number contains this character unless it was decoded wrongly: then its owner is unknown.
         return Err(Malformed);
     }
     // Whose number a return has decides nothing, that there is one does.

@@ -83,7 +83,7 @@ impl fmt::Display for Exposure {
 }
 
 impl Exposure {
-    /// The command that shuts others out and leaves the service the right to read.
+    /// The command that denies others and leaves the service the right to read.
     pub fn remedy(&self, path: &Path) -> String {
         let Self { permissions: Permissions { uid, gid, .. }, reader, service_group } = self;
         let path = quote(&Shown(path).to_string());
@@ -98,7 +98,7 @@ impl Exposure {
                     "chown root:{SERVICE_GROUP} {path}; chmod 640 {path} # {SERVICE_GROUP}: the service's group"
                 )
             }
-            // Nobody but its owner is known.
+            // Only its owner is known.
             (0, _) => format!("chmod 600 {path} # its owner must be the user of the service"),
             (reader, owner) if reader == owner => format!("chmod 600 {path}"),
             _ => {
@@ -128,10 +128,10 @@ pub enum NotOpened {
 /// [`NotOpened`]
 pub fn open(path: &Path) -> Result<File, NotOpened> {
     let file = File::open(path).map_err(NotOpened::Unreadable)?;
-    // The mode of the opened file, not of the path: nobody can exchange it in between.
+    // The mode of the opened file, not of the path, which could be replaced in between.
     let found = file.metadata().map_err(NotOpened::Unreadable)?;
     if found.is_dir() {
-        // The mode of a folder says nothing of a secret, and closing it to others would do harm.
+        // The mode of a folder shows nothing about a secret, and closing it to others would do harm.
         return Err(NotOpened::Folder);
     }
     let (permissions, reader) = (Permissions::of(&found), Reader::current());

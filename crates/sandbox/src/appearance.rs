@@ -1,7 +1,7 @@
 //! The product coupon and the stock as replies show them, in every documented combination that occurs.
 //!
-//! What decides nothing (names, pictures, rules) varies by the number of a look: each list of words is gone through by
-//! itself, and the members that a word brings along come with it. Without a number it is one plain look.
+//! Members without an effect (names, pictures, rules) vary by the number of an appearance: each list of words is cycled by
+//! itself, and a word comes with the members that belong to it. Without a number it is one plain appearance.
 
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -12,7 +12,7 @@ use super::issue::DAY;
 
 const HOUR: i64 = 3600;
 
-/// How many looks there are before they repeat: the lists below have 2 to 10 entries.
+/// The number of appearances before they repeat: the lists below have 2 to 10 entries.
 const APPEARANCES: u32 = 2520;
 
 const SIDE_BY_SIDE: &str =
@@ -57,7 +57,7 @@ pub(super) enum Limits {
     Seconds,
 }
 
-/// The look of a coupon whose code is this, by the seed.
+/// The appearance of the coupon with this code, by the seed.
 pub(super) fn by_seed(seed: u64, coupon_code: &str) -> u32 {
     let digest = Sha256::new().chain_update(seed.to_be_bytes()).chain_update(coupon_code).finalize();
     let (first, _) = digest.split_at(4);
@@ -131,7 +131,7 @@ pub(super) fn product_coupon(coupon: &Coupon) -> Value {
     });
     add_withdrawal(&mut product, coupon, state);
     match (coupon.usage_mode, &coupon.bundle) {
-        // The offer of a single item stands in the rule of the stock.
+        // The offer of a single item is in the rule of the stock.
         (UsageMode::Single, _) if scope == "SINGLE" => product["single_usage_info"] = json!({}),
         (UsageMode::Single, _) => {
             product["single_usage_info"] = json!({ price_name(kind): price(kind, 2000) })

@@ -1,6 +1,6 @@
 //! The control API under `/_sandbox/`: how tests and people arrange the sandbox and read its ledger.
 //!
-//! No authentication: it is a tool for the loopback interface. What is refused comes back as 400 `{"error": "…"}`.
+//! No authentication: it is a tool for the loopback interface. A refusal is 400 `{"error": "…"}`.
 
 use std::sync::Arc;
 

@@ -1,6 +1,6 @@
 //! The coupon as replies show it: every object of the published shapes, with members by usage mode.
 //!
-//! What decides nothing (names, pictures, rules) is filled in by `appearance`. One member is in no published revision: clients
+//! Members without an effect (names, pictures, rules) are filled in by `appearance`. One member is in no published revision: clients
 //! must pass it through.
 
 use serde_json::{Map, Value, json};

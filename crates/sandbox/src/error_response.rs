@@ -1,4 +1,4 @@
-//! Every way the provider says no: status, code, message and the number that ends the request id.
+//! The provider's refusals: status, code, message and the number at the end of the request id.
 //!
 //! The vendor publishes the numbers but not which status and code go with each. Where that is unknown the pairing here
 //! is a guess, and clients must not depend on it.
@@ -96,7 +96,7 @@ impl ErrorResponse {
         ErrorResponse::rule(sub_code::PARAMETERS, "已使用过此单号核销券")
     }
 
-    /// The 401 that is seen in the wild, whose `detail` has another shape than the documented one
+    /// The 401 that the real provider sends, whose `detail` has another shape than the documented one
     /// (wechatpay-axios-plugin issue 58).
     pub(crate) fn signature(
         issue: &str,

@@ -14,7 +14,7 @@ use rsa::pkcs1v15::VerifyingKey;
 use rsa::pkcs8::{DecodePrivateKey, EncodePrivateKey, EncodePublicKey};
 use sha2::Sha256;
 
-/// Signs answers.
+/// Signs responses.
 pub(super) struct FastSigner(RsaKeyPair);
 
 impl FastSigner {
@@ -45,7 +45,7 @@ impl FastVerifier {
             .map_err(|error| error.to_string())
     }
 
-    /// Whether `signature` is one of `text`. What is no base64 is no signature.
+    /// Whether `signature` is one of `text`. Text that is not base64 is no signature.
     pub(crate) fn verifies(&self, text: &[u8], signature: &str) -> bool {
         STANDARD.decode(signature).is_ok_and(|signature| self.0.verify_sig(text, &signature).is_ok())
     }

@@ -1,4 +1,4 @@
-//! Who the sandbox and its one merchant are: keys, serials and the files that a client reads.
+//! The identity of the sandbox and of its one merchant: keys, serials and the files that a client reads.
 //!
 //! Everything follows from the seed, so two sandboxes of one seed are the same party. What is found in the directory
 //! is kept, so a restart keeps the keys. None of it protects anything: it is test material.
@@ -40,7 +40,7 @@ const KEY_BITS: usize = 2048;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const FIVE_YEARS: Duration = Duration::from_secs(5 * 365 * 24 * 3600);
 
-/// What a client needs to know besides the key files: the content of `identity.json`.
+/// The data that a client needs besides the key files: the content of `identity.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Card {
     /// Where the sandbox listens, e.g. `http://127.0.0.1:38211`. Rewritten at every start.
@@ -352,7 +352,7 @@ fn read(dir: &Path) -> Result<Identity, IdentityError> {
 }
 
 /// Writes through a neighbor and a rename, so that a killed start leaves no half file. The neighbor is one that was not
-/// there before: nobody can have put a link in its place, or opened it with rights of their own.
+/// there before, so it is no link and no other process has it open.
 fn write(dir: &Path, name: &str, mode: u32, text: &str) -> Result<(), IdentityError> {
     let path = dir.join(name);
     let part = dir.join(format!(".{name}.{:032x}.part", rand::random::<u128>()));

@@ -1,4 +1,4 @@
-//! How a coupon that is issued comes to be: its times, its rounds, and the numbers that nobody gave.
+//! Creates a coupon to issue: its times, its rounds, and the numbers that the request leaves out.
 
 use std::sync::Arc;
 
@@ -60,7 +60,7 @@ pub(super) fn issued(new: NewCoupon, looks_seed: Option<u64>, now: Timestamp) ->
         rounds: rounds(&new, &times, now),
         bundle,
         sent: mark("SANDBOX_SEND", times.received),
-        // Whatever is past the first state was confirmed.
+        // A coupon past the first state was confirmed.
         confirmed: (new.state != CouponState::Confirming).then(|| mark("SANDBOX_CONFIRM", times.received)),
         deactivated: is_withdrawn.then(|| mark("SANDBOX_DEACTIVATE", now)),
         deactivate_reason: is_withdrawn.then(|| "issued so".to_owned()),

@@ -1,6 +1,6 @@
-//! The listening socket: HTTP/1.1 connections that can be cut under the client's hands.
+//! The listening socket: HTTP/1.1 connections that can be closed abruptly.
 //!
-//! `axum::serve` cannot close a connection without an answer, which is the fault that matters most here.
+//! `axum::serve` cannot close a connection without a response, which is the fault that matters most here.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -45,7 +45,7 @@ pub(super) async fn listen(listener: TcpListener, router: Router, idle_timeout: 
 }
 
 async fn serve(stream: TcpStream, router: Router, idle_timeout: Duration) {
-    // Small answers must not wait for the client's acknowledgements; where this fails they are merely slower.
+    // Small responses must not wait for the client's acknowledgements; if this fails they are merely slower.
     let _ = stream.set_nodelay(true);
     let wire = ServerConnection::default();
     let service = TowerToHyperService::new(router.layer(Extension(wire.clone())));

@@ -1,4 +1,4 @@
-//! What clients may ask, read as strictly as the published rules allow: no unknown field, no null, no emoji.
+//! Reads the requests of clients as strictly as the published rules allow: no unknown field, no null, no emoji.
 
 use std::collections::HashSet;
 
@@ -194,7 +194,7 @@ impl Order {
     }
 }
 
-/// The members of one object, taken one by one; what is left at the end is unknown.
+/// The members of one object, removed as they are read; the rest is unknown.
 struct Fields {
     members: Map<String, Value>,
     /// The JSON pointer of the object itself.

@@ -1,4 +1,4 @@
-//! What is signed, and by whom: the sandbox's own reading of the signing rules.
+//! Signatures: the sandbox's own implementation of the signing rules.
 //!
 //! It shares no line and no cryptographic library with the client that it judges, so that one misreading cannot pass
 //! on both sides. RSA here takes milliseconds: callers run it off the runtime.
@@ -23,8 +23,8 @@ pub(super) struct Authorization {
 }
 
 impl Authorization {
-    /// Takes `SCHEME key="value",…`: each of the five items once, in any order, no blanks between them. The error says
-    /// what is wrong in the provider's manner.
+    /// Parses `SCHEME key="value",…`: each of the five items once, in any order, no blanks between them. The error names
+    /// the fault in the provider's manner.
     pub(crate) fn parse(header: &str) -> Result<Authorization, &'static str> {
         let items = header
             .strip_prefix(SCHEME)
@@ -74,7 +74,7 @@ pub(super) fn sign(key: &SigningKey<Sha256>, text: &[u8]) -> Result<String, rsa:
     Ok(STANDARD.encode(key.try_sign(text)?.to_bytes()))
 }
 
-/// Whether `signature` is one of `text` by `key`. What is no base64 is no signature.
+/// Whether `signature` is one of `text` by `key`. Text that is not base64 is no signature.
 pub(super) fn verifies(key: &VerifyingKey<Sha256>, text: &[u8], signature: &str) -> bool {
     STANDARD
         .decode(signature)
