@@ -165,7 +165,7 @@ lint: ## format, clippy, documentation, dependencies, scripts; links, snippets a
 	deploy/local/install shellcheck
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
-	cargo clippy --locked --test brands --test cluster --test examples --test ops --test page --test soak --test deploy -- -D warnings
+	cargo clippy --locked --test brands --test cluster --test examples --test ops --test outage --test page --test soak --test deploy -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --all-features
 	deploy/local/deny
 	grep -rlE '^#!.*sh$$' deploy .ci benches tests/mutations | xargs shellcheck

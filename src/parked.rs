@@ -25,7 +25,7 @@ use crate::domain::reason::Reason;
 use crate::domain::redemption::Redemption;
 use crate::policy::attempt::{EffectState, Progress};
 use crate::policy::classify::{self, CallResult, Response, Verdict, classify};
-use crate::telemetry::log::{Masked, Short, beginning, masked_except, unescaped_tokens, without_openids};
+use crate::telemetry::masking::{Masked, Short, beginning, masked_except, unescaped_tokens, without_openids};
 use crate::wechat::client::{Client, Prepared, hex};
 use crate::wire::audit_event::{self, AuditContext, OperatorAction};
 use crate::wire::command::{self, COMMAND_BYTES_MAX, Fault, PartialCommand, Rejected};

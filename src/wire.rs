@@ -11,3 +11,4 @@ pub mod handed_back;
 pub mod result_event;
 pub mod retry_message;
 pub mod schema;
+mod schema_words;

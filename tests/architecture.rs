@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may; the lint only spares the test functions themselves")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -358,6 +358,99 @@ fn nothing_but_main_ends_the_process() {
         end.ends_with(&["process", "exit"]) || end.ends_with(&["process", "abort"])
     };
     only(|_| false, exits, "only main ends the process");
+}
+
+// ---- files beside each other
+
+/// The module path of a file below `root`: `amqp/topology/declare.rs` is `amqp::topology::declare`.
+fn module_of(file: &Path, root: &Path) -> Vec<String> {
+    let inside = file.strip_prefix(root).unwrap().with_extension("");
+    inside.iter().map(|part| part.to_str().unwrap().to_owned()).filter(|part| part != "mod").collect()
+}
+
+/// What each file takes in from other files of the same crate, but for a module and what stands in its own folder: these
+/// are one thing in several files.
+fn imports(root: &Path, sources: &BTreeMap<Vec<String>, Vec<Mention>>) -> BTreeMap<String, BTreeSet<String>> {
+    let name = |module: &[String]| format!("{}/{}", root.display(), module.join("/"));
+    let mut graph = BTreeMap::new();
+    for (module, mentions) in sources {
+        let to = mentions.iter().filter_map(|mention| {
+            let supers = mention.segments.iter().take_while(|segment| *segment == "super").count();
+            let (above, rest) = match mention.segments.first().map(String::as_str) {
+                Some("crate") => (&module[..0], &mention.segments[1..]),
+                Some("super") => (&module[..module.len().checked_sub(supers)?], &mention.segments[supers..]),
+                _ => return None,
+            };
+            let path: Vec<String> = above.iter().chain(rest).cloned().collect();
+            let longest = (1..=path.len()).rev().find(|length| sources.contains_key(&path[..*length]))?;
+            let found = &path[..longest];
+            (!found.starts_with(module) && !module.starts_with(found)).then(|| name(found))
+        });
+        graph.insert(name(module), to.collect());
+    }
+    graph
+}
+
+/// A cycle in a graph, if it has one.
+fn cycle(graph: &BTreeMap<String, BTreeSet<String>>) -> Option<Vec<String>> {
+    fn visit(
+        at: &String,
+        graph: &BTreeMap<String, BTreeSet<String>>,
+        path: &mut Vec<String>,
+        done: &mut BTreeSet<String>,
+    ) -> Option<Vec<String>> {
+        if let Some(begin) = path.iter().position(|passed| passed == at) {
+            return Some(path[begin..].to_vec());
+        }
+        if !done.insert(at.clone()) {
+            return None;
+        }
+        path.push(at.clone());
+        let found = graph.get(at).into_iter().flatten().find_map(|next| visit(next, graph, path, done));
+        path.pop();
+        found
+    }
+    let mut done = BTreeSet::new();
+    graph.keys().find_map(|at| visit(at, graph, &mut Vec::new(), &mut done))
+}
+
+#[test]
+fn no_two_files_import_each_other() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for root in [root.join("src"), root.join("crates/sandbox/src")] {
+        let (mut sources, mut folders) = (BTreeMap::new(), vec![root.clone()]);
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if path.extension().is_some_and(|extension| extension == "rs") {
+                    let module = module_of(&path, &root);
+                    let is_root = ["lib", "main"].contains(&module[0].as_str()) && module.len() == 1;
+                    if !is_root && module.last().is_none_or(|last| last != "tests") {
+                        sources.insert(module, mentions(product_code(&fs::read_to_string(&path).unwrap())));
+                    }
+                }
+            }
+        }
+        assert!(sources.len() > 10, "{}: the source was not found", root.display());
+        assert_eq!(cycle(&imports(&root, &sources)), None);
+    }
+}
+
+#[test]
+fn a_cycle_is_found() {
+    let sources = |files: &[(&str, &str)]| {
+        let read = |(module, source): &(&str, &str)| {
+            (module.split("::").map(str::to_owned).collect::<Vec<_>>(), mentions(source))
+        };
+        files.iter().map(read).collect::<BTreeMap<_, _>>()
+    };
+    let is_found = |files: &[(&str, &str)]| cycle(&imports(Path::new(""), &sources(files))).is_some();
+    assert!(is_found(&[("a::b", "use crate::a::c::X;"), ("a::c", "use super::b::Y;")]));
+    assert!(is_found(&[("a", "use crate::b::X;"), ("b", "use crate::c::Y;"), ("c", "crate::a::f()")]));
+    assert!(!is_found(&[("a", "use crate::b::X;"), ("b", "use crate::c::Y;"), ("c", "")]));
+    assert!(!is_found(&[("a", "use crate::a::b::X;"), ("a::b", "use super::Y;")]), "one thing in two files");
 }
 
 // ---- the reader itself

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Deserialize;
 
 use crate::domain::outcome::OutcomeKind;
-use crate::telemetry::log::Short;
+use crate::telemetry::masking::Short;
 use crate::telemetry::untrusted::visible_within;
 
 /// The longest line that an event makes, in characters: no honest one is half as long.

@@ -19,7 +19,7 @@ use crate::app::merchant_key_from_environment;
 use crate::cli::{Failure, print, print_error};
 use crate::config::Config;
 use crate::parked::{CouponQuery, CouponStatus, Filter, Parked, SignatureWitness};
-use crate::telemetry::log::{Masked, Short, without_openids};
+use crate::telemetry::masking::{Masked, Short, without_openids};
 use crate::telemetry::untrusted::{Untrusted, Visible, is_hidden};
 use crate::wechat::client::Client;
 use crate::wechat::keys::Keyring;

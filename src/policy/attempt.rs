@@ -342,7 +342,7 @@ impl Progress {
     }
 
     /// The delay queue for a command whose event the broker rejects: one further each time, because each return costs a
-    /// query, but none above [`REJECTED_DELAY_MAX`], because the fault is not the command's.
+    /// query, but none above five minutes, because the fault is not the command's.
     pub fn delay_rejected(&mut self, limits: &Limits) -> usize {
         let passed = usize::try_from(self.delays_passed).unwrap_or(usize::MAX);
         self.delays_passed = self.delays_passed.saturating_add(1);

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crate::policy::circuit::ResponseClass;
 use crate::policy::classify::CallResult;
-use crate::telemetry::log::Masked;
+use crate::telemetry::masking::Masked;
 use crate::telemetry::untrusted::visible_within;
 use crate::wechat::client::CallOutcome;
 

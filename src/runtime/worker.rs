@@ -38,7 +38,7 @@ use crate::runtime::permits::Permit;
 use crate::runtime::publishing::{CancelSignal, PublishContext, PublishFaults, PublishInterrupted};
 use crate::runtime::rate_limiter::RateLimiter;
 use crate::runtime::response_log::ResponseLog;
-use crate::telemetry::log::Short;
+use crate::telemetry::masking::Short;
 use crate::telemetry::metrics::{Metrics, Settlement};
 use crate::telemetry::spans::{CommandSpan, ParentContext, Traces};
 use crate::wechat::client::{Client, Prepared};

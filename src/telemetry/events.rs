@@ -8,7 +8,7 @@ use crate::domain::evidence::Evidence;
 use crate::domain::outcome::{Outcome, OutcomeKind};
 use crate::domain::reason::Reason;
 use crate::domain::redemption::Redemption;
-use crate::telemetry::log::Short;
+use crate::telemetry::masking::Short;
 use crate::telemetry::metrics::{DelayReason, Metrics};
 use crate::telemetry::spans::CommandSpan;
 use crate::telemetry::untrusted::Untrusted;

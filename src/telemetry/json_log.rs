@@ -5,7 +5,7 @@ use std::io;
 
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::telemetry::log::{TOKEN_MIN, masked_value};
+use crate::telemetry::masking::{TOKEN_MIN, masked_value};
 use crate::telemetry::untrusted::{VALUE_CHARS_MAX, visible_lines};
 
 /// Writes lines of JSON whose texts are bounded and hold neither hidden characters nor openids.

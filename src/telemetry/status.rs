@@ -5,7 +5,7 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::telemetry::log::without_openids;
+use crate::telemetry::masking::without_openids;
 use crate::telemetry::untrusted::{VALUE_CHARS_MAX, visible_within};
 
 /// What a reason or a warning is about. Closed: programs and tests read the code, people read the words.

@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 
-use crate::telemetry::log::Masked;
+use crate::telemetry::masking::Masked;
 
 /// The longest fragment of others' text within a text of ours, in characters.
 pub const FRAGMENT_CHARS_MAX: usize = 256;

@@ -20,7 +20,7 @@ use reqwest::{Method, Response as HttpResponse};
 use crate::domain::evidence::Operation;
 use crate::policy::classify::{Authenticity, CallResult, NoResponse, NotSent, Response, SignatureFlaw};
 use crate::policy::host_choice::{Host, HostChoice};
-use crate::telemetry::log::beginning;
+use crate::telemetry::masking::beginning;
 use crate::wechat::certificates::{self, ApiV3Key, NoCertificates};
 use crate::wechat::keys::{Keyring, PublicKeys};
 use crate::wechat::replay::ReplayGuard;

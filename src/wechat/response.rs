@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 
 use crate::domain::coupon::{Coupon, CouponState, Id, Reduction, Round, Trace, UsageTrace};
 use crate::domain::redemption::UseTime;
-use crate::telemetry::log::beginning;
+use crate::telemetry::masking::beginning;
 
 /// The longest error message that is kept, in bytes: it travels in a header that must stay small.
 pub const MESSAGE_BYTES_MAX: usize = 1024;

@@ -10,7 +10,7 @@ use crate::domain::evidence::Evidence;
 use crate::domain::redemption::{Appid, BrandId, CouponCode, Openid, ProductCouponId, RequestNo, StockId};
 use crate::wire::command::PartialCommand;
 use crate::wire::result_event::Entry;
-use crate::wire::schema;
+use crate::wire::schema_words;
 
 /// The space of audit ids.
 const ID_SPACE: Uuid = Uuid::from_u128(0x7a4e_0d1c_93b8_4c56_8e02_b1f7_3d60_c9a4);
@@ -102,21 +102,21 @@ pub struct CloudEvent<'a> {
     #[schemars(extend("const" = "1.0"))]
     specversion: &'static str,
     /// Name-based UUID of the bytes, the time of parking and the effect: equal for repeats of one action.
-    #[schemars(schema_with = "schema::uuid")]
+    #[schemars(schema_with = "schema_words::uuid")]
     id: Uuid,
     /// The name of the service, a URI reference.
     #[schemars(extend("format" = "uri-reference"), length(min = 1))]
     source: &'a str,
     /// `redemption.parked.replayed.v1` or `redemption.parked.discarded.v1`.
     #[serde(rename = "type")]
-    #[schemars(schema_with = "schema::audit_types")]
+    #[schemars(schema_with = "schema_words::audit_types")]
     kind: &'a str,
     /// The coupon code; absent if it could not be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "CouponCode")]
     subject: Option<&'a str>,
     /// When it was done, RFC 3339.
-    #[schemars(schema_with = "schema::time")]
+    #[schemars(schema_with = "schema_words::time")]
     time: Timestamp,
     /// Always `application/json`.
     #[schemars(extend("const" = "application/json"))]
@@ -129,7 +129,7 @@ pub struct CloudEvent<'a> {
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Data<'a> {
     /// `republished`, `published_redeemed`, `published_refused` or `discarded`.
-    #[schemars(schema_with = "schema::effects")]
+    #[schemars(schema_with = "effects")]
     effect: &'static str,
     /// The operator, by the name that they gave.
     operator: &'a str,
@@ -211,4 +211,8 @@ pub fn encode(context: AuditContext<'_>) -> Audit {
     let body = serde_json::to_vec(&event)
         .expect("an event has string keys only and writes to memory, so it cannot fail");
     Audit { id, routing_key: format!("audit.parked.{}", action.type_word()), kind, body }
+}
+/// `data.effect` of an audit event.
+fn effects(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schema_words::one_of(OperatorAction::ALL.map(OperatorAction::effect))
 }

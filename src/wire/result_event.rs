@@ -23,7 +23,7 @@ use crate::domain::redemption::{
 };
 use crate::policy::classify::Verdict;
 use crate::wire::command::{FAULTS_MAX, PartialCommand, Rejected};
-use crate::wire::{coupon, schema};
+use crate::wire::{coupon, schema_words};
 
 /// `content_type` of a published event.
 pub const CONTENT_TYPE: &str = "application/cloudevents+json";
@@ -56,28 +56,28 @@ pub struct Event {
 #[schemars(
     title = "redemption result event",
     extend("$id" = "urn:redeemer:schema:v1:event"),
-    extend("allOf" = schema::by_outcome())
+    extend("allOf" = schema_words::by_outcome())
 )]
 pub struct CloudEvent<'a> {
     /// Always `1.0`.
     #[schemars(extend("const" = "1.0"))]
     specversion: &'static str,
     /// Name-based UUID of brand, openid, coupon code, request number and outcome: equal for repeats of one result.
-    #[schemars(schema_with = "schema::uuid")]
+    #[schemars(schema_with = "schema_words::uuid")]
     id: Uuid,
     /// The name of the service, a URI reference.
     #[schemars(extend("format" = "uri-reference"), length(min = 1))]
     source: &'a str,
     /// `redemption.<outcome>.v1`.
     #[serde(rename = "type")]
-    #[schemars(schema_with = "schema::event_types")]
+    #[schemars(schema_with = "schema_words::event_types")]
     kind: String,
     /// The coupon code; absent if it could not be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "CouponCode")]
     subject: Option<&'a str>,
     /// When the outcome was established, RFC 3339.
-    #[schemars(schema_with = "schema::time")]
+    #[schemars(schema_with = "schema_words::time")]
     time: Timestamp,
     /// Always `application/json`.
     #[schemars(extend("const" = "application/json"))]
@@ -115,14 +115,14 @@ pub struct Data<'a> {
     #[schemars(with = "Option<RequestNo>")]
     out_request_no: Option<&'a str>,
     /// `redeemed`, `refused`, `invalid` or `unresolved`.
-    #[schemars(schema_with = "schema::outcome_words")]
+    #[schemars(schema_with = "schema_words::outcome_words")]
     outcome: &'static str,
     /// The coupon's state in the last response with a verified signature that describes the coupon; null if there was no
     /// such response, or if a later one said that the coupon does not exist, or rejected the use for a reason that the
     /// state contradicts.
     coupon_state: Option<&'a str>,
     /// `response`, `query`, `validation` or `deadline`.
-    #[schemars(schema_with = "schema::established_by_words")]
+    #[schemars(schema_with = "schema_words::established_by_words")]
     established_by: &'static str,
     /// Calls made for this command, including those before each delay queue.
     attempts: u32,
@@ -148,7 +148,7 @@ pub struct Data<'a> {
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Problem<'a> {
     /// A word of a closed list.
-    #[schemars(schema_with = "schema::reason_words")]
+    #[schemars(schema_with = "schema_words::reason_words")]
     reason: &'static str,
     /// HTTP status of the provider's rejection.
     #[schemars(range(min = 400, max = 999))]
@@ -181,11 +181,11 @@ pub struct FaultEntry<'a> {
 #[serde(deny_unknown_fields)]
 pub struct Entry {
     /// When the call began, RFC 3339.
-    #[schemars(schema_with = "schema::time")]
+    #[schemars(schema_with = "schema_words::time")]
     at: Timestamp,
     /// `redeem` or `query`.
     #[serde(deserialize_with = "operation_word")]
-    #[schemars(schema_with = "schema::operation_words")]
+    #[schemars(schema_with = "schema_words::operation_words")]
     operation: String,
     /// The host that was called.
     host: String,
@@ -199,7 +199,7 @@ pub struct Entry {
     serial: Option<String>,
     /// What the result of the call means.
     #[serde(deserialize_with = "verdict_word")]
-    #[schemars(schema_with = "schema::verdict_words")]
+    #[schemars(schema_with = "schema_words::verdict_words")]
     verdict: String,
 }
 
@@ -378,7 +378,7 @@ fn write(id: Uuid, kind: OutcomeKind, data: Data<'_>, context: EventContext<'_>)
         specversion: "1.0",
         id,
         source: context.source,
-        kind: self::kind(kind),
+        kind: schema_words::event_type(kind),
         subject: data.coupon_code,
         time: context.at,
         datacontenttype: "application/json",
@@ -391,11 +391,6 @@ fn write(id: Uuid, kind: OutcomeKind, data: Data<'_>, context: EventContext<'_>)
     serde_json::to_writer(&mut body, &event)
         .expect("an event has string keys only and writes to memory, so it cannot fail");
     Event { id, routing_key, kind, body }
-}
-
-/// `type` of an event of this kind.
-pub(super) fn kind(kind: OutcomeKind) -> String {
-    format!("redemption.{}.v1", kind.as_str())
 }
 
 /// The id of an event: of the kind of identity, the brand, the openid, the coupon code and the request number, each with

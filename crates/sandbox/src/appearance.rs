@@ -6,9 +6,8 @@
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::clock::china_time;
+use super::clock::{DAY, china_time};
 use super::coupon::{Coupon, UsageMode};
-use super::issue::DAY;
 
 const HOUR: i64 = 3600;
 

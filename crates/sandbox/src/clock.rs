@@ -8,6 +8,9 @@ use jiff::{SignedDuration, Timestamp};
 
 const CHINA: Offset = Offset::constant(8);
 
+/// A day, in seconds.
+pub(super) const DAY: i64 = 24 * 3600;
+
 pub(super) struct Clock {
     started: Instant,
     offset_seconds: AtomicI64,

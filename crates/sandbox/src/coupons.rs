@@ -14,19 +14,9 @@ use super::coupon::{
 };
 use super::error_response::{ErrorResponse, sub_code};
 use super::issue::{self, generate_name};
-use super::ledger::{BodyDigest, EffectKind};
+use super::ledger::{BodyDigest, Change, EffectKind};
 use super::registry::Registry;
 use super::request::{self, Order, Path};
-
-/// What an operation changed: the ledger makes an effect of it.
-#[derive(Clone, Debug)]
-pub(super) struct Change {
-    pub kind: EffectKind,
-    pub coupon_code: Arc<str>,
-    pub round: usize,
-    pub out_request_no: Option<Arc<str>>,
-    pub body: Option<BodyDigest>,
-}
 
 /// All coupons of the sandbox.
 #[derive(Default)]
@@ -533,8 +523,8 @@ impl Coupons {
 
 #[cfg(test)]
 mod tests {
+    use super::super::clock::DAY;
     use super::super::clock::shifted;
-    use super::super::issue::DAY;
     use super::*;
     use serde_json::json;
 

@@ -6,10 +6,9 @@ use jiff::Timestamp;
 
 use super::appearance::{self, Limits};
 use super::bundles::ROUNDS;
-use super::clock::{china_time, shifted};
+use super::clock::{DAY, china_time, shifted};
 use super::coupon::{Bundle, Coupon, CouponState, Mark, NewCoupon, Round, Usage, UsageMode};
 
-pub(super) const DAY: i64 = 24 * 3600;
 const HOUR: i64 = 3600;
 const VALID_SECONDS: i64 = 30 * DAY;
 

@@ -10,7 +10,16 @@ use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
 use super::coupon::{Coupon, as_text};
-use super::coupons::Change;
+
+/// What an operation changed: the ledger makes an effect of it.
+#[derive(Clone, Debug)]
+pub(super) struct Change {
+    pub kind: EffectKind,
+    pub coupon_code: Arc<str>,
+    pub round: usize,
+    pub out_request_no: Option<Arc<str>>,
+    pub body: Option<BodyDigest>,
+}
 
 /// The operation of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]

@@ -25,6 +25,7 @@ use tokio::task::JoinHandle;
 mod api;
 mod appearance;
 mod bundles;
+mod call;
 mod clock;
 mod control;
 mod coupon;

@@ -16,7 +16,7 @@ use rsa::pkcs1v15::SigningKey;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::api::Call;
+use super::call::Call;
 use super::clock::{china_time, http_date, shifted};
 use super::error_response::{ErrorResponse, sub_code};
 use super::fast::FastSigner;

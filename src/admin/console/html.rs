@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use super::auth::Session;
 use crate::domain::evidence::Evidence;
 use crate::parked::{CouponQuery, CouponStatus, Parked, SignatureWitness};
-use crate::telemetry::log::{Masked, Short, without_openids};
+use crate::telemetry::masking::{Masked, Short, without_openids};
 use crate::telemetry::untrusted::{Untrusted, Visible, visible_lines};
 use crate::wire::audit_event::OperatorAction;
 use crate::wire::command::PartialCommand;

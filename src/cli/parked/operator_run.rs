@@ -14,7 +14,7 @@ use crate::cli::{Failure, print, print_error};
 use crate::config::Config;
 use crate::domain::redemption::Redemption;
 use crate::parked::{self, CouponQuery, CouponStatus, Decision, Filter, Parked};
-use crate::telemetry::log::Short;
+use crate::telemetry::masking::Short;
 use crate::telemetry::untrusted::{Untrusted, Visible};
 use crate::wechat::client::Client;
 use crate::wire::audit_event::OperatorAction;

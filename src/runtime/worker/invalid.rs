@@ -14,7 +14,7 @@ use crate::runtime::publishing::{
     CancelSignal, Outgoing, PublishContext, PublishInterrupted, publish, publish_within,
 };
 use crate::telemetry::events;
-use crate::telemetry::log::Masked;
+use crate::telemetry::masking::Masked;
 use crate::telemetry::metrics::{Message, Settlement};
 use crate::telemetry::spans::{ChildSpan, CommandSpan};
 use crate::wechat::client::hex;

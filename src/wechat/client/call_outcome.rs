@@ -8,7 +8,7 @@ use jiff::SignedDuration;
 
 use crate::policy::classify::CallResult;
 use crate::policy::host_choice::Host;
-use crate::telemetry::log::beginning;
+use crate::telemetry::masking::beginning;
 use crate::telemetry::untrusted::Untrusted;
 use crate::wechat::response::Detail;
 use crate::wechat::verify::SERIAL;
