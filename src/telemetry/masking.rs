@@ -46,7 +46,7 @@ impl fmt::Display for Masked<'_> {
         write_masked(f, self.0, |token| {
             // Codes of errors are capitals; an openid has more than these.
             let is_code = token.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
-            !is_code && !LONG_NAMES.contains(&token)
+            !is_code && !is_serial(token) && !LONG_NAMES.contains(&token)
         })
     }
 }
@@ -117,6 +117,12 @@ pub fn beginning(text: &str, chars_max: usize) -> &str {
     if in_token(next) && token < TOKEN_MIN { &kept[..cut - token] } else { kept }
 }
 
+/// Whether a token names a key: the serial of a certificate, or the id of a public key. Operators compare it.
+fn is_serial(token: &str) -> bool {
+    let is_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'A'..=b'F');
+    token.len() == 40 && token.bytes().all(is_hex) || token.starts_with("PUB_KEY_ID_")
+}
+
 fn in_token(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '_' | '-')
 }
@@ -153,6 +159,10 @@ mod tests {
         );
         assert_eq!(masked("中文oh-394z-6CGkNoJrsDLTTUKiAnp4中文 12"), "中文oh…Anp4中文 12");
         assert_eq!(masked("APPID_MCHID_NOT_MATCH"), "APPID_MCHID_NOT_MATCH");
+        for serial in ["7E57000000000000000000000000000000000000", "PUB_KEY_ID_0114232134912410000000000000"]
+        {
+            assert_eq!(masked(serial), serial);
+        }
         assert_eq!([masked(""), masked("签"), masked("short-one_2")], ["", "签", "short-one_2"]);
     }
 
