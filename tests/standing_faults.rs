@@ -958,3 +958,58 @@ async fn killed_sweeps_cost_one_dead_letter_a_delivery_each() {
     }
     service.stop().await;
 }
+
+/// A hand-back that is not confirmed in time may have reached the queue, where another instance takes it: the delivery that
+/// was kept is queried before it is used.
+#[tokio::test(flavor = "multi_thread")]
+async fn delivery_with_a_copy_in_the_queue_is_queried_before_its_use() {
+    const COMMANDS: usize = 16;
+    const PREFETCH: u16 = 8;
+    let broker = own_broker(&[]).await;
+    let mut bed = Bed::on(broker).await;
+    bed.config.broker.prefetch = PREFETCH;
+    bed.config.broker.confirm_timeout = span(1_000);
+    bed.config.concurrency.commands = 1;
+    bed.config.retry.query_delay = span(100);
+    bed.config.retry.delays = Vec::new();
+    let service = bed.start().await;
+    bed.issue("FIRST_1", json!({}));
+    bed.publish(&command("FIRST_1", "USE_FIRST_1")).await;
+    assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
+    bed.faults(json!([{"fault": {"kind": "html_502"}}]));
+    publish_backlog(&bed, COMMANDS).await;
+    service.wait_metric(r#"redeemer_circuit_open_cause{cause="server_error"}"#, 1.0).await;
+    // The prefetched ones were handed back; others are held instead, and fill the prefetch.
+    until("the first handed back", async || {
+        service.metric(r#"redeemer_commands_settled_total{settlement="handed_back"}"#).await >= 4.0
+    })
+    .await;
+    until("others in hand", async || {
+        service.metric("redeemer_commands_in_flight").await >= f64::from(PREFETCH)
+    })
+    .await;
+    let queue = &bed.config.broker.names.commands;
+    let process = format!(
+        r#"{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{queue}">>)), {{Name, _}} = amqqueue:get_pid(Q)"#
+    );
+    ctl(broker, &["eval", &format!("{process}, sys:suspend(Name).")]).await;
+    let timed_out = r#"redeemer_publish_failures_total{message="handed_back",reason="timed_out"}"#;
+    until("hand-backs without a confirm", async || service.metric(timed_out).await >= 2.0).await;
+    ctl(broker, &["eval", &format!("{process}, sys:resume(Name).")]).await;
+    bed.faults(json!([]));
+    let mut seen = BTreeSet::new();
+    all_redeemed(&mut bed, &mut seen, COMMANDS).await;
+    let mut queried_first = 0;
+    for nth in 0..COMMANDS {
+        let calls = bed.attempts(&format!("C{nth}"));
+        let is_well = |call: &&serde_json::Value| call["fault"].is_null();
+        let uses = calls.iter().filter(is_well).filter(|call| call["operation"] == "use").count();
+        assert_eq!(uses, 1, "{calls:#?}");
+        queried_first +=
+            usize::from(calls.iter().all(|call| call["fault"].is_null()) && calls[0]["operation"] == "query");
+    }
+    assert!(queried_first >= 2, "{queried_first} of those that were not called before");
+    parked_nothing(&bed).await;
+    assert_eq!(sessions(&service).await, 1.0);
+    service.stop().await;
+}

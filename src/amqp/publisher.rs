@@ -229,6 +229,13 @@ impl Publisher {
         !self.0.channel.lock().unwrap_or_else(PoisonError::into_inner).status().connected()
     }
 
+    /// Waits until its session has ended.
+    pub async fn lost(&self) {
+        let mut health = self.0.health.clone();
+        // An error means that the session is gone.
+        let _ = health.wait_for(|now| now.lost.is_some()).await;
+    }
+
     /// Whether its session has ended.
     pub fn is_lost(&self) -> bool {
         self.0.health.borrow().lost.is_some()

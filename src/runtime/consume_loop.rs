@@ -133,7 +133,11 @@ impl Service {
             }
         };
         match &ended {
-            Ended::Lost(_) => self.drop_session(&cancel),
+            Ended::Lost(why) => {
+                // Jobs that still publish on it must know.
+                session.abort(why);
+                self.drop_session(&cancel);
+            }
             Ended::Shutdown => self.stop(round, &cancel).await,
         }
         ended

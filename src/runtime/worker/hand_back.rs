@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::time::sleep;
+use tokio::time::timeout;
 
 use crate::amqp::confirm::{PublishFailure, Published};
 use crate::amqp::delivery::{DEAD_AGAIN, DEAD_AT, DEAD_REASON, DEAD_TRIES, Delivery};
@@ -108,7 +108,10 @@ pub async fn return_until_accepted(
                     None => held = Some(faults.start_holding(&why)),
                 }
                 delivery = *back;
-                sleep(pause_after(&why, pauses.wait(nth, rand::random()))).await;
+                let pause = pause_after(&why, pauses.wait(nth, rand::random()));
+                if timeout(pause, publisher.lost()).await.is_ok() {
+                    return Err(why.to_string());
+                }
             }
         }
     }
