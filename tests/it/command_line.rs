@@ -306,8 +306,8 @@ fn every_kind_of_failure_has_its_exit_code() {
     check(&["--config", "/nowhere", "publish", "{}"], 3, "/nowhere: cannot be read");
     check(&["watch", "redemption.#", "--brand", "7"], 2, "cannot be used with");
     // Nobody has made these exchanges on this broker.
-    check(&["publish", "{}"], 1, "exchange redemption.commands is not there");
-    check(&["watch"], 1, "exchange redemption.results is not there");
+    check(&["publish", "{}"], 1, "exchange redemption.commands does not exist");
+    check(&["watch"], 1, "exchange redemption.results does not exist");
 }
 
 #[test]
