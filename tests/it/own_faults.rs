@@ -914,7 +914,7 @@ fn download_that_brings_nothing_is_reported_by_its_cause() {
             format!("200 OK\r\n{id}"),
             r#"{"data":[{"serial_no":"AB","encrypt_certificate":{"nonce":"123456789012","ciphertext":"AAAA"}}]}"#.to_owned(),
             "download_apiv3_key",
-            "does not open",
+            "does not decrypt",
             "wc -c",
         ),
     ] {

@@ -699,7 +699,7 @@ async fn frames_that_a_copy_may_not_fit_into_are_refused_in_words() {
     bed.config.broker.uri = format!("{}?frame_max=8192", bed.config.broker.uri);
     let service = bed.start_unready().await;
     until("the refusal in words", async || {
-        service.get("/readyz").await.1.contains("takes frames of 8192 bytes at most")
+        service.get("/readyz").await.1.contains("accepts frames of at most 8192 bytes")
     })
     .await;
     service.stop().await;
