@@ -210,3 +210,27 @@ fn every_test_and_bench_of_the_makefile_exists() {
     }
     assert!(named > 10, "{named} found");
 }
+
+/// In a log of JSON a field named like one of the line's own would stand beside it, and most readers keep the last.
+#[test]
+fn no_log_field_has_the_name_of_a_part_of_the_line() {
+    let own = ["message", "timestamp", "level", "target", "span", "spans"];
+    let mut faults = Vec::new();
+    for (file, source) in files(&["src"], &["rs"]) {
+        for start in ["trace!(", "debug!(", "info!(", "warn!(", "error!("] {
+            for (at, _) in source.match_indices(start) {
+                let call = &source[at + start.len()..];
+                let call = call.split_once(");").map_or(call, |(call, _)| call);
+                let fields = call
+                    .split([',', '('])
+                    .map(|field| field.split(['=', ' ', '\n']).find(|word| !word.is_empty()));
+                for field in
+                    fields.flatten().filter(|field| own.contains(&field.trim_start_matches(['%', '?'])))
+                {
+                    faults.push(format!("{file}: {start}{field}"));
+                }
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{faults:#?}");
+}

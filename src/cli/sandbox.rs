@@ -14,6 +14,9 @@ use crate::policy::file_name::Typed;
 use crate::runtime::shutdown;
 use redeemer_sandbox::{Card, Sandbox, Settings};
 
+/// The folder of the sandbox, if none is named.
+const DIR: &str = "sandbox";
+
 /// Arguments of `sandbox`.
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -21,7 +24,7 @@ pub struct Arguments {
     #[arg(long, default_value = "127.0.0.1:9480")]
     listen: SocketAddr,
     /// Where its keys, identity.json and a configuration for the service are written.
-    #[arg(long, default_value = "sandbox")]
+    #[arg(long, default_value = DIR)]
     dir: PathBuf,
     /// All chance derives from it.
     #[arg(long, default_value_t = 1)]
@@ -63,7 +66,11 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
     let text = configuration(&arguments.dir, sandbox.card())?;
     write_file(&file, PUBLIC, text.as_bytes())
         .with_context(|| format!("{} cannot be written", Typed(&file)))?;
-    print(&format!("sandbox at {}, identity in {}", sandbox.base_url(), Typed(&arguments.dir)))?;
+    let shown = match arguments.dir.as_os_str() == DIR {
+        true => DIR.to_owned(),
+        false => Typed(&arguments.dir).to_string(),
+    };
+    print(&format!("sandbox at {}, identity in {shown}", sandbox.base_url()))?;
     shutdown::signal_or_parent(arguments.with_parent).await.context("cannot listen for signals")?;
     sandbox.shutdown().await;
     Ok(())

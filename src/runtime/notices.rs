@@ -85,7 +85,7 @@ impl Notices {
                     share_used = percent(part),
                     status = last.status,
                     code = last.code,
-                    message = last.message,
+                    said = last.message,
                     request_id = last.request_id,
                     "rate reduced; too many calls get 429"
                 );
@@ -123,7 +123,7 @@ impl Notices {
                     calls_per_second = standing.per_second.round(),
                     status = last.status,
                     code = last.code,
-                    message = last.message,
+                    said = last.message,
                     request_id = last.request_id,
                     "responses not verified"
                 );
@@ -156,7 +156,7 @@ impl Notices {
                     calls_per_second = standing.per_second.round(),
                     status = last.status,
                     code = last.code,
-                    message = last.message,
+                    said = last.message,
                     request_id = last.request_id,
                     "circuit open; calls are tried one at a time"
                 );
