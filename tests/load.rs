@@ -161,8 +161,8 @@ async fn ten_thousand_commands_in_wait_queues_cost_no_memory() {
     let waiting = bed.ready(&format!("{}.1h", bed.config.broker.names.retry)).await;
     assert_eq!(waiting as usize, WARM + WAITING);
     println!("resident: {before} KiB, and {after} KiB with {WAITING} more commands waiting");
-    // The messages alone, held in any form, would be twice as much.
-    assert!(after < before + 8_192, "{before} KiB before, {after} KiB after");
+    // The messages alone, held in any form, would be 16 MiB; what is remembered against replayed responses is less.
+    assert!(after < before + 12_288, "{before} KiB before, {after} KiB after");
 }
 
 /// Bodies of the longest that is read and of twice that, with a sound command among every ten.
