@@ -157,7 +157,7 @@ fn convert_with(what: &str, first: &str, commands: &[String]) -> Remedy {
     let commands: Vec<_> = commands.iter().map(|command| format!("{command} -out {to}")).collect();
     let same_readers = match in_environment {
         true => String::new(),
-        false => format!("; chown --reference={from} {to}; chmod --reference={from} {to}"),
+        false => format!(" && chown --reference={from} {to} && chmod --reference={from} {to}"),
     };
     let command = format!("(umask 077; {first}{}{same_readers})", commands.join(" || "));
     Remedy::Convert { command, file }
@@ -167,7 +167,7 @@ fn convert_encoding(what: &str) -> Remedy {
     let file = format!("{what}.pem");
     let (from, to) = (quote(what), quote(&file));
     let command = format!(
-        "(umask 077; iconv -f UTF-16 -t UTF-8 {from} > {to}; chown --reference={from} {to}; chmod --reference={from} \
+        "(umask 077; iconv -f UTF-16 -t UTF-8 {from} > {to} && chown --reference={from} {to} && chmod --reference={from} \
          {to})"
     );
     Remedy::Convert { command, file }

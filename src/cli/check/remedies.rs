@@ -131,7 +131,7 @@ impl Origin<'_> {
                     (LIST_OF_FILES, Some(old)) => self.exchanging(key, old, file),
                     _ => self.setting(key, file),
                 };
-                format!("{command}; {setting}")
+                format!("{command} && {setting}")
             }
         }
     }
