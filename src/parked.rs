@@ -24,7 +24,7 @@ use crate::domain::outcome::{EstablishedBy, Outcome};
 use crate::domain::reason::Reason;
 use crate::domain::redemption::Redemption;
 use crate::policy::attempt::{EffectState, Progress};
-use crate::policy::classify::{self, CallResult, Response, Verdict, classify};
+use crate::policy::classify::{self, Response, Verdict, classify};
 use crate::telemetry::masking::{Masked, Short, beginning, masked_except, unescaped_tokens, without_openids};
 use crate::wechat::client::{Client, Prepared, hex};
 use crate::wire::audit_event::{self, AuditContext, OperatorAction};
@@ -329,10 +329,7 @@ pub async fn query(
     let operation = Operation::Query;
     let heard = client.send(operation, &Prepared::new(redemption), None, now, nonce, chance).await;
     let verdict = classify(operation, &heard.result, redemption);
-    let answer = match heard.result {
-        CallResult::Response(answer) => Some(answer),
-        CallResult::NotSent(_) | CallResult::NoResponse(_) => None,
-    };
+    let answer = heard.result.into_response();
     let evidence = Evidence {
         at: now,
         operation: operation.as_str().to_owned(),

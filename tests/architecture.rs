@@ -207,22 +207,32 @@ fn src() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
 }
 
-fn files() -> Vec<File> {
-    let (mut found, mut folders) = (Vec::new(), vec![src()]);
+/// Every file of Rust below a folder: its path, the same from there in parts without its ending, and what it mentions.
+fn rust_files(root: &Path) -> Vec<(PathBuf, Vec<String>, Vec<Mention>)> {
+    let (mut found, mut folders) = (Vec::new(), vec![root.to_owned()]);
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let inside = path.strip_prefix(src()).unwrap().with_extension("");
-                let parts: Vec<_> = inside.iter().map(|part| part.to_str().unwrap().to_owned()).collect();
+                let inside = path.strip_prefix(root).unwrap().with_extension("");
+                let parts = inside.iter().map(|part| part.to_str().unwrap().to_owned()).collect();
                 let mentions = mentions(product_code(&fs::read_to_string(&path).unwrap()));
-                let depth = parts.len() - 1 - usize::from(parts.last().is_some_and(|last| last == "mod"));
-                found.push(File { path, module: parts[0].clone(), depth, mentions });
+                found.push((path, parts, mentions));
             }
         }
     }
+    assert!(found.len() > 10, "{}: the source was not found", root.display());
+    found
+}
+
+fn files() -> Vec<File> {
+    let file = |(path, parts, mentions): (PathBuf, Vec<String>, Vec<Mention>)| {
+        let depth = parts.len() - 1 - usize::from(parts.last().is_some_and(|last| last == "mod"));
+        File { path, module: parts[0].clone(), depth, mentions }
+    };
+    let mut found: Vec<File> = rust_files(&src()).into_iter().map(file).collect();
     found.retain(|file| !["lib", "main"].contains(&file.module.as_str()) || file.depth > 0);
     assert!(found.len() > 10, "the source was not found");
     found
@@ -362,12 +372,6 @@ fn nothing_but_main_ends_the_process() {
 
 // ---- files beside each other
 
-/// The module path of a file below `root`: `amqp/topology/declare.rs` is `amqp::topology::declare`.
-fn module_of(file: &Path, root: &Path) -> Vec<String> {
-    let inside = file.strip_prefix(root).unwrap().with_extension("");
-    inside.iter().map(|part| part.to_str().unwrap().to_owned()).filter(|part| part != "mod").collect()
-}
-
 /// What each file takes in from other files of the same crate, but for a module and what stands in its own folder: these
 /// are one thing in several files.
 fn imports(root: &Path, sources: &BTreeMap<Vec<String>, Vec<Mention>>) -> BTreeMap<String, BTreeSet<String>> {
@@ -418,22 +422,14 @@ fn cycle(graph: &BTreeMap<String, BTreeSet<String>>) -> Option<Vec<String>> {
 fn no_two_files_import_each_other() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     for root in [root.join("src"), root.join("crates/sandbox/src")] {
-        let (mut sources, mut folders) = (BTreeMap::new(), vec![root.clone()]);
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(folder).unwrap() {
-                let path = entry.unwrap().path();
-                if path.is_dir() {
-                    folders.push(path);
-                } else if path.extension().is_some_and(|extension| extension == "rs") {
-                    let module = module_of(&path, &root);
-                    let is_root = ["lib", "main"].contains(&module[0].as_str()) && module.len() == 1;
-                    if !is_root && module.last().is_none_or(|last| last != "tests") {
-                        sources.insert(module, mentions(product_code(&fs::read_to_string(&path).unwrap())));
-                    }
-                }
+        let mut sources = BTreeMap::new();
+        for (_, mut module, mentions) in rust_files(&root) {
+            module.retain(|part| part != "mod");
+            let is_root = ["lib", "main"].contains(&module[0].as_str()) && module.len() == 1;
+            if !is_root && module.last().is_none_or(|last| last != "tests") {
+                sources.insert(module, mentions);
             }
         }
-        assert!(sources.len() > 10, "{}: the source was not found", root.display());
         assert_eq!(cycle(&imports(&root, &sources)), None);
     }
 }

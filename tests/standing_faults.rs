@@ -112,6 +112,19 @@ fn provider_takes(bed: &Bed, latency_ms: u64) {
     bed.sandbox.tune(redeemer_sandbox::Tuning { latency_ms: Some(latency_ms), ..Default::default() });
 }
 
+async fn status(service: &Service) -> serde_json::Value {
+    serde_json::from_str(&service.get("/status.json").await.1).unwrap()
+}
+
+/// Stops the broker's process of a queue from doing anything, or lets it continue.
+async fn set_suspended(broker: &'static Broker, queue: &str, is_suspended: bool) {
+    let act = if is_suspended { "suspend" } else { "resume" };
+    let find = format!(r#"{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{queue}">>))"#);
+    // A quorum queue is known by its name, a classic one by its process.
+    let process = "case amqqueue:get_pid(Q) of {Name, _} -> Name; Pid -> Pid end";
+    ctl(broker, &["eval", &format!("{find}, sys:{act}({process}).")]).await;
+}
+
 async fn sessions(service: &Service) -> f64 {
     service.metric("redeemer_broker_sessions_total").await
 }
@@ -171,7 +184,7 @@ async fn results_right_taken_away_from_two_parks_nothing() {
 async fn topic_right_missing_delays_one_command_alone() {
     let user = "sf-topic";
     let (broker, mut bed) = shared_bed_as(user).await;
-    bed.config.retry.delays = vec![redeemer::config::Span(std::time::Duration::from_millis(500))];
+    bed.config.retry.delays = vec![span(500)];
     let results = bed.config.broker.names.results.clone();
     let service = bed.start().await;
     let begun = sessions(&service).await;
@@ -245,7 +258,7 @@ async fn results_exchange_deleted_parks_nothing() {
 async fn message_size_below_an_event_parks_nothing() {
     let broker = own_broker(&[]).await;
     let mut bed = Bed::on(broker).await;
-    bed.config.retry.delays = vec![redeemer::config::Span(std::time::Duration::from_secs(1))];
+    bed.config.retry.delays = vec![span(1_000)];
     publish_backlog(&bed, BACKLOG).await;
     let limit = |bytes: u32| {
         format!(
@@ -322,7 +335,7 @@ async fn channel_limit_too_low_consumes_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn dead_letters_end_in_the_event_of_what_a_query_finds() {
     let mut bed = Bed::new().await;
-    bed.config.retry.query_delay = redeemer::config::Span(std::time::Duration::from_millis(100));
+    bed.config.retry.query_delay = span(100);
     for (code, more) in [
         ("C1", json!({"state": "USED", "used_by": "USE_C1_1"})),
         ("C2", json!({"state": "USED", "used_by": "OTHER_1"})),
@@ -373,7 +386,7 @@ async fn broker_words_about_a_timed_out_delivery_are_kept() {
     provider_takes(&bed, 8_000);
     bed.publish(&command("C1", "USE_C1_1")).await;
     until("a lost session", async || {
-        let status: serde_json::Value = serde_json::from_str(&service.get("/status.json").await.1).unwrap();
+        let status = status(&service).await;
         let reasons = status["reasons"].to_string();
         reasons.contains("timed out") && reasons.contains("consumer_timeout")
     })
@@ -482,7 +495,7 @@ async fn restarts_in_good_order_dead_letter_nothing() {
     const RESTARTS: usize = 25;
     let mut bed = Bed::new().await;
     bed.config.concurrency.commands = 4;
-    bed.config.retry.query_delay = redeemer::config::Span(std::time::Duration::from_millis(100));
+    bed.config.retry.query_delay = span(100);
     publish_backlog(&bed, COMMANDS).await;
     provider_takes(&bed, 2_000);
     for _ in 0..RESTARTS {
@@ -514,7 +527,7 @@ async fn dead_letter(bed: &Bed, code: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn stops_in_good_order_park_no_dead_letter_unreported() {
     let mut bed = Bed::new().await;
-    bed.config.wechat.total_timeout = redeemer::config::Span(std::time::Duration::from_secs(2));
+    bed.config.wechat.total_timeout = span(2_000);
     bed.issue("C1", json!({}));
     dead_letter(&bed, "C1").await;
     let dead = bed.config.broker.names.dead.clone();
@@ -536,8 +549,8 @@ async fn stops_in_good_order_park_no_dead_letter_unreported() {
 async fn rejected_dead_letter_holds_up_no_other() {
     let user = "sf-dead";
     let (broker, mut bed) = shared_bed_as(user).await;
-    bed.config.wechat.total_timeout = redeemer::config::Span(std::time::Duration::from_secs(2));
-    bed.config.retry.query_delay = redeemer::config::Span(std::time::Duration::from_millis(100));
+    bed.config.wechat.total_timeout = span(2_000);
+    bed.config.retry.query_delay = span(100);
     let results = bed.config.broker.names.results.clone();
     ctl(broker, &["set_topic_permissions", user, &results, r"^(?!redemption\.refused\.).*$", ".*"]).await;
     bed.issue("C1", json!({"state": "EXPIRED"}));
@@ -776,7 +789,7 @@ async fn confirms_that_never_come_for_one_key_cost_no_session() {
     const COMMANDS: usize = 100;
     let broker = own_broker(&[]).await;
     let mut bed = Bed::on(broker).await;
-    bed.config.broker.confirm_timeout = redeemer::config::Span(std::time::Duration::from_secs(2));
+    bed.config.broker.confirm_timeout = span(2_000);
     let queue = format!("stuck-{}", std::process::id());
     let (durable, binding) =
         (QueueDeclareOptions { durable: true, ..Default::default() }, QueueBindOptions::default());
@@ -786,9 +799,7 @@ async fn confirms_that_never_come_for_one_key_cost_no_session() {
         .queue_bind(queue.as_str().into(), results, key, binding, FieldTable::default())
         .await
         .unwrap();
-    let process =
-        format!(r#"{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{queue}">>))"#);
-    ctl(broker, &["eval", &format!("{process}, sys:suspend(amqqueue:get_pid(Q)).")]).await;
+    set_suspended(broker, &queue, true).await;
     let service = bed.start().await;
     for nth in 0..3 {
         bed.issue(&format!("E{nth}"), json!({"state": "EXPIRED"}));
@@ -803,12 +814,12 @@ async fn confirms_that_never_come_for_one_key_cost_no_session() {
     let timed_out = r#"redeemer_publish_failures_total{message="event",reason="timed_out"}"#;
     until("confirms missing", async || service.metric(timed_out).await >= 3.0).await;
     until("ready, with a warning", async || {
-        let status: serde_json::Value = serde_json::from_str(&service.get("/status.json").await.1).unwrap();
+        let status = status(&service).await;
         status["reasons"] == json!([]) && status["warnings"][0]["code"] == "event_rejected"
     })
     .await;
     nothing_burned(&bed, &service, 1.0).await;
-    ctl(broker, &["eval", &format!("{process}, sys:resume(amqqueue:get_pid(Q)).")]).await;
+    set_suspended(broker, &queue, false).await;
     service.wait_metric(r#"redeemer_outcomes_total{outcome="refused",reason="expired"}"#, 3.0).await;
     service.wait_ready().await;
     nothing_burned(&bed, &service, 1.0).await;
@@ -833,8 +844,7 @@ async fn each_missing_right_to_publish_is_named_and_nothing_is_taken() {
         bed.publish(&command(&format!("R{number}"), &format!("USE_R{number}"))).await;
         let service = bed.start_unready().await;
         until("the missing right named", async || {
-            let (_, status) = service.get("/status.json").await;
-            let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+            let status = status(&service).await;
             // A name of several objects: the broker says so when the topology is verified.
             let code = if exchange == names.parked { "broker_unavailable" } else { "publishing_rejected" };
             let (found, text) = (&status["reasons"][0]["code"], status["reasons"].to_string());
@@ -875,8 +885,7 @@ async fn exchange_missing_at_the_start_is_named_and_waited_for() {
         .unwrap();
     let service = bed.start_unready().await;
     until("the missing exchange named", async || {
-        let (_, status) = service.get("/status.json").await;
-        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        let status = status(&service).await;
         status["broker"].is_string()
             && status["reasons"][0]["code"] == "publishing_rejected"
             && status["reasons"].to_string().contains(&names.parked)
@@ -928,7 +937,7 @@ async fn sessions_lost_in_a_row_cost_one_delivery_of_one_command_each() {
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_sweeps_cost_one_dead_letter_a_delivery_each() {
     let mut bed = Bed::new().await;
-    bed.config.retry.query_delay = redeemer::config::Span(std::time::Duration::from_millis(100));
+    bed.config.retry.query_delay = span(100);
     for nth in 0..12 {
         bed.issue(&format!("K{nth}"), json!({}));
         dead_letter(&bed, &format!("K{nth}")).await;
@@ -989,13 +998,10 @@ async fn delivery_with_a_copy_in_the_queue_is_queried_before_its_use() {
     })
     .await;
     let queue = &bed.config.broker.names.commands;
-    let process = format!(
-        r#"{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{queue}">>)), {{Name, _}} = amqqueue:get_pid(Q)"#
-    );
-    ctl(broker, &["eval", &format!("{process}, sys:suspend(Name).")]).await;
+    set_suspended(broker, queue, true).await;
     let timed_out = r#"redeemer_publish_failures_total{message="handed_back",reason="timed_out"}"#;
     until("hand-backs without a confirm", async || service.metric(timed_out).await >= 2.0).await;
-    ctl(broker, &["eval", &format!("{process}, sys:resume(Name).")]).await;
+    set_suspended(broker, queue, false).await;
     bed.faults(json!([]));
     let mut seen = BTreeSet::new();
     all_redeemed(&mut bed, &mut seen, COMMANDS).await;

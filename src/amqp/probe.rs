@@ -207,32 +207,14 @@ pub const MESSAGE_BYTES_NEEDED: usize = 128 * 1024;
 /// The most that a broker should take: every message is held whole, here and there, before anybody looks at its length.
 pub const MESSAGE_BYTES_ACCEPTABLE: usize = 1024 * 1024;
 
-/// How the broker bounds the size of a message (`max_message_size`).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum MessageBound {
-    /// It takes what is needed and refuses more than 1 MiB.
-    Sufficient,
-    /// It takes more than 1 MiB.
-    Excessive,
-    /// It refuses what is needed: the broker's words.
-    TooSmall(String),
-    /// It cannot be said: the broker's words.
-    Unclear(String),
-}
-
-/// Finds out which messages the broker takes, by two that go to nobody.
+/// Which messages the broker accepts: those of [`MESSAGE_BYTES_NEEDED`], and whether those of more than
+/// [`MESSAGE_BYTES_ACCEPTABLE`]. `Err` within: it cannot be said, with the broker's words.
 ///
 /// # Errors
 /// [`CannotConnect`]
-pub async fn message_bound(settings: &AmqpSettings) -> Result<MessageBound, CannotConnect> {
+pub async fn message_bound(settings: &AmqpSettings) -> Result<Result<Accepted, String>, CannotConnect> {
     let (connection, at) = connect_any(settings, CONNECTION_NAME).await?;
-    let accepted = largest_on(connection, at, settings, &[MESSAGE_BYTES_ACCEPTABLE]).await?;
-    Ok(match accepted {
-        Ok(Accepted::UpTo(_)) => MessageBound::Sufficient,
-        Ok(Accepted::More) => MessageBound::Excessive,
-        Ok(Accepted::TooLittle(words)) => MessageBound::TooSmall(words),
-        Err(words) => MessageBound::Unclear(words),
-    })
+    largest_on(connection, at, settings, &[MESSAGE_BYTES_ACCEPTABLE]).await
 }
 
 /// The sizes that the node of session `nth` accepts: up to the first of these, in bytes, that it refuses one byte more

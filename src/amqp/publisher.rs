@@ -515,12 +515,9 @@ impl Publisher {
     async fn isolate(&self) -> Result<(), PublishFailure> {
         let until = Instant::now() + ISOLATION;
         *self.0.isolated_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
-        let ended = |channel: &Mutex<Channel>| {
-            !channel.lock().unwrap_or_else(PoisonError::into_inner).status().connected()
-        };
         // Only one of the tasks whose channel has ended opens another.
         let _isolating = self.0.isolating.lock().await;
-        if ended(&self.0.channel) {
+        if self.needs_channel() {
             let channel = self.open_channel().await?;
             *self.0.channel.lock().unwrap_or_else(PoisonError::into_inner) = channel;
         }

@@ -24,6 +24,24 @@ pub enum CallResult {
     Response(Response),
 }
 
+impl CallResult {
+    /// The response, if one came back.
+    pub fn response(&self) -> Option<&Response> {
+        match self {
+            Self::Response(response) => Some(response),
+            Self::NotSent(_) | Self::NoResponse(_) => None,
+        }
+    }
+
+    /// As [`CallResult::response`].
+    pub fn into_response(self) -> Option<Response> {
+        match self {
+            Self::Response(response) => Some(response),
+            Self::NotSent(_) | Self::NoResponse(_) => None,
+        }
+    }
+}
+
 /// Why nothing was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NotSent {

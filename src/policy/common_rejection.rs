@@ -176,6 +176,7 @@ impl CommonRejection {
         command: &Redemption,
         now: Instant,
     ) -> RejectionOwner {
+        self.forget_old_streaks(now);
         // Commands that are rejected differently are not rejected alike.
         self.streaks.retain(|streak| streak.rejection == rejection);
         let at = self.add_to_streak(rejection, message, command, now);
@@ -194,11 +195,11 @@ impl CommonRejection {
         now: Instant,
     ) -> RejectionOwner {
         self.forget_old_streaks(now);
-        let is_known = self.streaks.iter().any(|streak| streak.rejection == rejection);
-        if !is_known && (!is_alike || self.is_accepted_recently(now)) {
+        let known = self.streaks.iter().position(|streak| streak.rejection == rejection);
+        if known.is_none() && (!is_alike || self.is_accepted_recently(now)) {
             return RejectionOwner::Command;
         }
-        let at = match self.streaks.iter().position(|streak| streak.rejection == rejection) {
+        let at = match known {
             Some(at) if !is_alike => at,
             _ => self.add_to_streak(rejection, message, command, now),
         };
@@ -227,7 +228,6 @@ impl CommonRejection {
         command: &Redemption,
         now: Instant,
     ) -> usize {
-        self.forget_old_streaks(now);
         let at = self.streaks.iter().position(|streak| streak.rejection == rejection).unwrap_or_else(|| {
             if self.streaks.len() >= STREAKS_MAX {
                 let oldest = self.streaks.iter().enumerate().min_by_key(|(_, streak)| streak.last);

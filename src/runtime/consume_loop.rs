@@ -20,7 +20,7 @@ use crate::runtime::circuit_gate::{CircuitCause, State};
 use crate::runtime::failpoints::{self, Failpoint};
 use crate::runtime::permits::Permit;
 use crate::runtime::publishing::CancelSignal;
-use crate::runtime::service::{Done, Ended, GRACE, HeldDelivery, Service, TICK};
+use crate::runtime::service::{Done, Ended, GRACE, HeldDelivery, JobEnd, Service, TICK};
 use crate::runtime::shutdown::Shutdown;
 use crate::runtime::worker::{ReceivedDelivery, process_delivery};
 use crate::telemetry::metrics::Settlement;
@@ -426,7 +426,7 @@ impl Service {
                 error!("defect: a worker panicked");
                 (Settlement::Lost, Some("a worker panicked".to_owned()))
             });
-            Done { settlement, lane, trouble, kept: None, is_hand_back: false, number }
+            Done { end: JobEnd::Worked(settlement, lane), trouble, number }
         });
     }
 
@@ -438,16 +438,26 @@ impl Service {
         current: Option<(&Session, usize)>,
     ) {
         // A job catches its own panics and is only aborted at the end of a shutdown.
-        let Ok(Done { mut settlement, lane, trouble, kept, is_hand_back, number }) = done else { return };
-        self.lanes.finish(lane);
-        if is_hand_back {
-            let is_kept = kept.is_some();
-            match self.finish_hand_back(kept) {
-                Some(lost) => settlement = lost,
-                None if is_kept => return,
-                None => {}
+        let Ok(Done { end, trouble, number }) = done else { return };
+        let settlement = match end {
+            JobEnd::Worked(settlement, lane) => {
+                self.lanes.finish(lane);
+                settlement
             }
-        }
+            JobEnd::HandedBack(settlement) => {
+                self.finish_hand_back(None);
+                settlement
+            }
+            JobEnd::Kept(held, why) => {
+                if !held.publisher.is_lost() {
+                    self.finish_hand_back(Some(why));
+                    self.held_back.push(*held);
+                    return;
+                }
+                self.finish_hand_back(None);
+                Settlement::Lost
+            }
+        };
         self.context.metrics.record_settled(settlement);
         self.set_in_flight();
         if settlement != Settlement::Lost {

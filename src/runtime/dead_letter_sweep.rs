@@ -18,7 +18,7 @@ use crate::runtime::circuit_gate::State;
 use crate::runtime::permits::Permits;
 use crate::runtime::publishing::CancelSignal;
 use crate::runtime::worker::{
-    ReceivedDelivery, WorkerContext, is_retry_pending, process_delivery, return_until_accepted,
+    ReceivedDelivery, Target, WorkerContext, is_retry_pending, process_delivery, return_until_accepted,
 };
 use crate::telemetry::metrics::Settlement;
 
@@ -125,7 +125,7 @@ async fn put_back(
     delivery: Delivery,
 ) -> (Settlement, Option<String>) {
     let telemetry = (&*context.metrics, &context.publish_faults);
-    match return_until_accepted(publisher, delivery, Vec::new(), true, telemetry).await {
+    match return_until_accepted(publisher, delivery, Vec::new(), Target::Dead, telemetry).await {
         Ok(()) => (Settlement::HandedBack, None),
         Err(why) => (Settlement::Lost, Some(why)),
     }

@@ -8,9 +8,9 @@ use tracing::{debug, error};
 
 use crate::amqp::confirm::PublishFailure;
 use crate::runtime::circuit_gate::State;
-use crate::runtime::service::{Done, HeldDelivery, Service};
+use crate::runtime::service::{Done, HeldDelivery, JobEnd, Service};
 use crate::runtime::worker::{
-    NotHandedBack, ReceivedDelivery, WorkerContext, return_to_queue, return_until_accepted,
+    NotHandedBack, ReceivedDelivery, Target, WorkerContext, return_once, return_until_accepted,
 };
 use crate::telemetry::metrics::Settlement;
 
@@ -79,33 +79,22 @@ impl Service {
         self.handing_back += 1;
         let (context, turns, number) = (self.context.clone(), self.hand_backs.clone(), held.number);
         self.jobs.spawn(async move {
-            // A publish that waits for others would use up its time limit.
+            // A few at a time: other publishes that go alone must not wait behind all of them.
             let _turn = turns.acquire().await;
             let work = AssertUnwindSafe(hand_back(&context, held)).catch_unwind();
-            let (settlement, trouble, kept) = work.await.unwrap_or_else(|_| {
+            let (end, trouble) = work.await.unwrap_or_else(|_| {
                 error!("defect: a hand-back panicked");
-                (Settlement::Lost, Some("a hand-back panicked".to_owned()), None)
+                (JobEnd::HandedBack(Settlement::Lost), Some("a hand-back panicked".to_owned()))
             });
-            Done { settlement, lane: None, trouble, kept, is_hand_back: true, number }
+            Done { end, trouble, number }
         });
     }
 
-    /// Records the end of a hand-back. What is kept is held back, if its session lives.
-    pub(super) fn finish_hand_back(
-        &mut self,
-        kept: Option<(HeldDelivery, PublishFailure)>,
-    ) -> Option<Settlement> {
+    /// Records the end of a hand-back, with why the broker did not accept it, if it did not.
+    pub(super) fn finish_hand_back(&mut self, unaccepted: Option<PublishFailure>) {
+        self.lanes.finish(None);
         self.handing_back -= 1;
-        let Some((held, why)) = kept else {
-            self.unaccepted = None;
-            return None;
-        };
-        if held.publisher.is_lost() {
-            return Some(Settlement::Lost);
-        }
-        self.unaccepted = Some(why);
-        self.held_back.push(held);
-        None
+        self.unaccepted = unaccepted;
     }
 
     /// Deliveries in hand that no consumer's prefetch counts: those of one that was stopped.
@@ -126,26 +115,25 @@ impl Service {
 /// How long a delivery is held that may have a copy in the queue: less than the broker's consumer timeout.
 const COPIED_HELD_MAX: SignedDuration = SignedDuration::from_mins(20);
 
-type HandedBack = (Settlement, Option<String>, Option<(HeldDelivery, PublishFailure)>);
-
-async fn hand_back(context: &WorkerContext, held: HeldDelivery) -> HandedBack {
+/// Hands a delivery back; the words are trouble that ends its session.
+async fn hand_back(context: &WorkerContext, held: HeldDelivery) -> (JobEnd, Option<String>) {
     let HeldDelivery { received, publisher, cancel, number, kept: _ } = held;
     let telemetry = (&*context.metrics, &context.publish_faults);
     let returned = if *cancel.borrow() {
-        return_until_accepted(&publisher, received.delivery, Vec::new(), false, telemetry)
+        return_until_accepted(&publisher, received.delivery, Vec::new(), Target::Commands, telemetry)
             .await
             .map_err(NotHandedBack::Lost)
     } else {
-        return_to_queue(&publisher, received.delivery, Vec::new(), telemetry.0).await
+        return_once(&publisher, received.delivery, Vec::new(), Target::Commands, telemetry.0).await
     };
     match returned {
-        Ok(()) => (Settlement::HandedBack, None, None),
-        Err(NotHandedBack::Lost(why)) => (Settlement::Lost, Some(why), None),
+        Ok(()) => (JobEnd::HandedBack(Settlement::HandedBack), None),
+        Err(NotHandedBack::Lost(why)) => (JobEnd::HandedBack(Settlement::Lost), Some(why)),
         Err(NotHandedBack::NotAccepted(delivery, why)) => {
             debug!(%why, "delivery not handed back; it stays in hand");
             let received = ReceivedDelivery { delivery: *delivery, ..received };
             let held = HeldDelivery { received, publisher, cancel, number, kept: true };
-            (Settlement::HandedBack, None, Some((held, why)))
+            (JobEnd::Kept(Box::new(held), why), None)
         }
     }
 }

@@ -4,7 +4,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crate::policy::circuit::ResponseClass;
-use crate::policy::classify::CallResult;
 use crate::telemetry::masking::Masked;
 use crate::telemetry::untrusted::visible_within;
 use crate::wechat::client::CallOutcome;
@@ -31,10 +30,7 @@ pub struct LastResponse {
 
 impl LastResponse {
     fn new(heard: &CallOutcome, at: Instant) -> Self {
-        let answer = match &heard.result {
-            CallResult::Response(answer) => Some(answer),
-            CallResult::NotSent(_) | CallResult::NoResponse(_) => None,
-        };
+        let answer = heard.result.response();
         let seen = heard.unverified.as_ref().map(|seen| seen.in_words());
         let said = answer.and_then(|answer| answer.message.clone()).map(String::from);
         let message = match (said, seen) {
@@ -113,7 +109,7 @@ impl ResponseLog {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::classify::{Authenticity, Response};
+    use crate::policy::classify::{Authenticity, CallResult, Response};
 
     fn last_of(text: &str, request_id: &str) -> LastResponse {
         let log = ResponseLog::default();

@@ -124,17 +124,22 @@ pub(super) struct HeldDelivery {
 
 /// The end of a job.
 pub(super) struct Done {
-    pub(super) settlement: Settlement,
-    pub(super) lane: Option<Box<str>>,
+    pub(super) end: JobEnd,
     pub(super) trouble: Option<String>,
-    /// A delivery that the broker did not take back: it is not settled.
-    pub(super) kept: Option<(HeldDelivery, PublishFailure)>,
-    /// Whether it only handed a delivery back.
-    pub(super) is_hand_back: bool,
     pub(super) number: usize,
 }
 
-/// How many deliveries are handed back at once. Each waits for the disks of the quorum, on a channel of its own.
+/// How a job ended.
+pub(super) enum JobEnd {
+    /// It worked on a command of this lane.
+    Worked(Settlement, Option<Box<str>>),
+    /// It handed a delivery back, or its session was lost.
+    HandedBack(Settlement),
+    /// The broker did not take a delivery back: it is not settled.
+    Kept(Box<HeldDelivery>, PublishFailure),
+}
+
+/// How many deliveries are handed back at once: as many as there are channels to publish alone on.
 const HAND_BACKS_AT_ONCE: usize = 4;
 
 /// How long calls may be held back before prefetched deliveries are handed back.

@@ -21,6 +21,12 @@ use crate::telemetry::status::{ReasonCode, StatusReason};
 /// The first and the longest pause between two probes of a missing right or exchange.
 pub(super) const PROBE_AGAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
 
+/// The pauses while something lasts that a person must change.
+fn standing_pauses() -> Backoff {
+    let (first, longest) = PROBE_AGAIN;
+    Backoff::new(first, 1.6, 0.3, longest).unwrap_or_default()
+}
+
 /// From how many refusals in a row on there are growing pauses between two tries: a person must change something. A broker
 /// that restarts gives such answers, too, for a moment.
 const STANDING_AFTER: u32 = 10;
@@ -39,10 +45,8 @@ struct Pauses {
 
 impl Pauses {
     fn new() -> Self {
-        let (first, longest) = PROBE_AGAIN;
         let outage = Backoff::new(Duration::from_millis(100), 1.6, 0.3, Duration::from_millis(500));
-        let standing = Backoff::new(first, 1.6, 0.3, longest);
-        let (outage, standing) = (outage.unwrap_or_default(), standing.unwrap_or_default());
+        let (outage, standing) = (outage.unwrap_or_default(), standing_pauses());
         Self { outage, standing, failures: 0, refusals: 0, fruitless: 0 }
     }
 
@@ -156,8 +160,7 @@ impl Service {
         session: Session,
         shutdown: &mut Shutdown,
     ) -> Result<Session, CannotConnect> {
-        let (first, longest) = PROBE_AGAIN;
-        let pauses = Backoff::new(first, 1.6, 0.3, longest).unwrap_or_default();
+        let pauses = standing_pauses();
         let mut nth = 0;
         loop {
             let confirming = async {

@@ -16,7 +16,7 @@ mod suspended_by;
 mod verdict;
 
 pub use brands::Brands;
-pub use hand_back::{NotHandedBack, is_retry_pending, return_to_queue, return_until_accepted};
+pub use hand_back::{NotHandedBack, Target, is_retry_pending, return_once, return_until_accepted};
 pub use received::ReceivedDelivery;
 pub use suspended_by::SuspendedBy;
 
@@ -134,7 +134,7 @@ async fn settle_delivery(
     mut cancel: CancelSignal,
 ) -> (Settlement, Option<String>) {
     failpoints::reached(Failpoint::Taken);
-    let is_dead_letter = received.dead_lettered.is_some();
+    let target = if received.dead_lettered.is_some() { Target::Dead } else { Target::Commands };
     let result = process(context, publisher, received, span, permit, &mut cancel).await;
     match result {
         Ok((settlement, delivery, confirmed)) => {
@@ -146,8 +146,7 @@ async fn settle_delivery(
         }
         Err(PublishInterrupted::Canceled(delivery, headers)) => {
             let telemetry = (&*context.metrics, &context.publish_faults);
-            let handed_back =
-                return_until_accepted(publisher, *delivery, headers, is_dead_letter, telemetry).await;
+            let handed_back = return_until_accepted(publisher, *delivery, headers, target, telemetry).await;
             match handed_back {
                 Ok(()) => (Settlement::HandedBack, None),
                 Err(why) => (Settlement::Lost, Some(why)),

@@ -6,7 +6,7 @@ use std::io;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::telemetry::masking::{TOKEN_MIN, masked_value};
-use crate::telemetry::untrusted::{VALUE_CHARS_MAX, visible_lines};
+use crate::telemetry::untrusted::{VALUE_CHARS_MAX, cut, visible_lines};
 
 /// Writes lines of JSON whose texts are bounded and hold neither hidden characters nor openids.
 #[derive(Debug, Clone, Copy)]
@@ -70,14 +70,10 @@ fn sanitized_text(name: &str, spelled: &str) -> String {
     let quoted = format!("\"{spelled}\"");
     let text: String = serde_json::from_str(&quoted).unwrap_or_else(|_| spelled.to_owned());
     let masked = masked_value(name, &text);
-    let cut = masked.char_indices().nth(VALUE_CHARS_MAX).map(|(at, _)| at);
-    match (cut, &masked) {
+    match (cut(&masked, VALUE_CHARS_MAX), &masked) {
         (None, Cow::Borrowed(_)) => quoted,
         (None, Cow::Owned(masked)) => json_text(masked),
-        (Some(cut), _) => {
-            let (shown, left_out) = masked.split_at(cut);
-            json_text(&format!("{shown}… ({} more)", left_out.chars().count()))
-        }
+        (Some((shown, left_out)), _) => json_text(&format!("{shown}{left_out}")),
     }
 }
 

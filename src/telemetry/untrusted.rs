@@ -6,7 +6,7 @@
 //! same JSON.
 
 use std::borrow::Cow;
-use std::fmt::{self, Write as _};
+use std::fmt;
 
 use crate::telemetry::masking::Masked;
 
@@ -56,12 +56,17 @@ pub fn visible_lines(text: &str) -> Cow<'_, str> {
 
 /// A text on one line, visible, of this many characters at most; what is left out is counted.
 pub fn visible_within(text: &str, chars_max: usize) -> String {
-    let cut = text.char_indices().nth(chars_max).map_or(text.len(), |(at, _)| at);
-    let mut visible = Visible(&text[..cut]).to_string();
-    if cut < text.len() {
-        let _ = write!(visible, "… ({} more)", text[cut..].chars().count());
+    match cut(text, chars_max) {
+        None => Visible(text).to_string(),
+        Some((shown, left_out)) => format!("{}{left_out}", Visible(shown)),
     }
-    visible
+}
+
+/// The first characters of a text that has more than this many, and the words that count what is left out.
+pub(super) fn cut(text: &str, chars_max: usize) -> Option<(&str, String)> {
+    let (at, _) = text.char_indices().nth(chars_max)?;
+    let (shown, left_out) = text.split_at(at);
+    Some((shown, format!("… ({} more)", left_out.chars().count())))
 }
 
 /// A fragment of others' text within a text of ours: visible, without an openid, and of [`FRAGMENT_CHARS_MAX`]

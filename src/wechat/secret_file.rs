@@ -145,12 +145,16 @@ pub fn open(path: &Path) -> Result<File, NotOpened> {
 
 /// The id of a group, by its line in the text of `/etc/group`.
 fn group_id(groups: &str, name: &str) -> Option<u32> {
-    let mut fields = groups.lines().map(|line| line.split(':')).find_map(|mut fields| {
-        let is_named_so = fields.next() == Some(name);
-        is_named_so.then_some(fields)
-    })?;
-    // Behind the password.
-    fields.nth(1)?.parse().ok()
+    let [id] = ids_of(groups, name)?;
+    Some(id)
+}
+
+/// The ids behind name and password in the line of this name, in the text of `/etc/passwd` or `/etc/group`.
+pub fn ids_of<const N: usize>(text: &str, name: &str) -> Option<[u32; N]> {
+    let mut lines = text.lines().map(|line| line.split(':'));
+    let fields = lines.find_map(|mut fields| (fields.next() == Some(name)).then_some(fields))?;
+    let ids: Vec<u32> = fields.skip(1).take(N).map(|id| id.parse().ok()).collect::<Option<_>>()?;
+    ids.try_into().ok()
 }
 
 #[cfg(test)]

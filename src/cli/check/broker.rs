@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Finding;
 use super::broker_settings::{broker_settings, making_again, of_version};
 use crate::amqp::connection::{ACCESS_REFUSED, AmqpSettings, CannotConnect};
-use crate::amqp::probe::{self, MessageBound, Need, Right, RightStatus};
+use crate::amqp::probe::{self, Accepted, Need, Right, RightStatus};
 use crate::amqp::session::Session;
 use crate::amqp::topology::Mode;
 use crate::amqp::topology::inspect::{Difference, ObjectState, inspect};
@@ -127,18 +127,18 @@ async fn message_size(settings: &AmqpSettings) -> Option<Finding> {
         probe::MESSAGE_BYTES_NEEDED
     );
     Some(match probe::message_bound(settings).await {
-        Ok(MessageBound::Sufficient) => {
+        Ok(Ok(Accepted::UpTo(_))) => {
             Finding::ok(WHAT, "the broker takes 128 KiB and refuses more than 1 MiB")
         }
-        Ok(MessageBound::Excessive) => Finding::warning(
+        Ok(Ok(Accepted::More)) => Finding::warning(
             WHAT,
             "the broker takes messages of more than 1 MiB; a few large ones would fill this service's memory",
             mending,
         ),
-        Ok(MessageBound::TooSmall(words)) => {
+        Ok(Ok(Accepted::TooLittle(words))) => {
             Finding::fault(WHAT, format!("the broker refuses a message of 128 KiB: {words}"), mending)
         }
-        Ok(MessageBound::Unclear(_)) => return None,
+        Ok(Err(_)) => return None,
         Err(fault) => Finding::warning(WHAT, fault.to_string(), "redeemer check # once more"),
     })
 }

@@ -8,17 +8,11 @@ use std::path::{Path, PathBuf};
 use super::Finding;
 use crate::config::Config;
 use crate::policy::file_name::{Shown, quote};
-use crate::wechat::secret_file::{Reader, SERVICE_GROUP};
+use crate::wechat::secret_file::{Reader, SERVICE_GROUP, ids_of};
 
 /// The user of the unit that is shipped, by its entry in `passwd`.
 fn service_user(passwd: &str) -> Option<(u32, u32)> {
-    let mut fields = passwd.lines().map(|line| line.split(':')).find_map(|mut fields| {
-        let is_named_so = fields.next() == Some(SERVICE_GROUP);
-        is_named_so.then_some(fields)
-    })?;
-    // Behind the password.
-    fields.next();
-    Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+    ids_of(passwd, SERVICE_GROUP).map(|[uid, gid]| (uid, gid))
 }
 
 /// To read a file, and to enter a folder, as the lowest class of a mode.

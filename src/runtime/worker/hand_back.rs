@@ -8,7 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::timeout;
 
-use crate::amqp::confirm::{PublishFailure, Published};
+use crate::amqp::confirm::PublishFailure;
 use crate::amqp::delivery::{DEAD_AGAIN, DEAD_AT, DEAD_REASON, DEAD_TRIES, Delivery};
 use crate::amqp::publisher::Publisher;
 use crate::policy::backoff::Backoff;
@@ -24,44 +24,41 @@ pub enum NotHandedBack {
     Lost(String),
 }
 
-/// Publishes the command to its queue again, with `headers`, and acknowledges the delivery.
+/// The queue that a delivery came from, and goes back to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// The command queue.
+    Commands,
+    /// The queue of dead letters, and never the command queue.
+    Dead,
+}
+
+/// Publishes the message to its queue again, with `headers`, and acknowledges the delivery. A dead letter carries the reason
+/// why it was dead-lettered, and not the progress of the command: its coupon is only queried.
 ///
 /// # Errors
 /// [`NotHandedBack`]
-pub async fn return_to_queue(
+pub async fn return_once(
     publisher: &Publisher,
-    delivery: Delivery,
-    headers: Vec<(&'static str, String)>,
-    metrics: &Metrics,
-) -> Result<(), NotHandedBack> {
-    let publishing = publisher.publish_requeued(&delivery, headers);
-    let published = failpoints::during(Failpoint::Publishing(Message::HandedBack), publishing).await;
-    acknowledge(delivery, published, metrics).await
-}
-
-/// Publishes a dead letter to its queue again, with `headers` and the reason why it was dead-lettered.
-async fn return_dead_letter(
-    publisher: &Publisher,
-    delivery: Delivery,
-    mut headers: Vec<(&'static str, String)>,
-    metrics: &Metrics,
-) -> Result<(), NotHandedBack> {
-    // The progress of the command is not carried: its coupon is only queried.
-    headers.retain(|(name, _)| [DEAD_TRIES, DEAD_AGAIN].contains(name));
-    if let Some(death) = delivery.last_death() {
-        headers.push((DEAD_REASON, death.reason.to_owned()));
-        headers.extend(death.at.map(|at| (DEAD_AT, at.to_string())));
-    }
-    let publishing = publisher.publish_requeued_dead_letter(&delivery, headers);
-    let published = failpoints::during(Failpoint::Publishing(Message::HandedBack), publishing).await;
-    acknowledge(delivery, published, metrics).await
-}
-
-async fn acknowledge(
     mut delivery: Delivery,
-    published: Result<Published, PublishFailure>,
+    mut headers: Vec<(&'static str, String)>,
+    target: Target,
     metrics: &Metrics,
 ) -> Result<(), NotHandedBack> {
+    let publishing = async {
+        match target {
+            Target::Commands => publisher.publish_requeued(&delivery, headers).await,
+            Target::Dead => {
+                headers.retain(|(name, _)| [DEAD_TRIES, DEAD_AGAIN].contains(name));
+                if let Some(death) = delivery.last_death() {
+                    headers.push((DEAD_REASON, death.reason.to_owned()));
+                    headers.extend(death.at.map(|at| (DEAD_AT, at.to_string())));
+                }
+                publisher.publish_requeued_dead_letter(&delivery, headers).await
+            }
+        }
+    };
+    let published = failpoints::during(Failpoint::Publishing(Message::HandedBack), publishing).await;
     metrics.record_publish(Message::HandedBack, published.as_ref().map(|_| ()).map_err(PublishFailure::kind));
     match published {
         Ok(proof) => {
@@ -80,7 +77,7 @@ async fn acknowledge(
     }
 }
 
-/// Hands a delivery back, or a `dead_letter` to its own queue, with growing pauses until the broker accepts it.
+/// Hands a delivery back with growing pauses until the broker accepts it.
 ///
 /// # Errors
 /// In words, if its session has ended. The broker delivers it again by itself.
@@ -88,34 +85,31 @@ pub async fn return_until_accepted(
     publisher: &Publisher,
     mut delivery: Delivery,
     headers: Vec<(&'static str, String)>,
-    dead_letter: bool,
+    target: Target,
     (metrics, faults): (&Metrics, &PublishFaults),
 ) -> Result<(), String> {
     let pauses = Backoff::default();
+    let mut nth = 0_u32;
     let mut held: Option<Held<'_>> = None;
-    for nth in 0_u32.. {
-        let returned = match dead_letter {
-            // Never back to the command queue.
-            true => return_dead_letter(publisher, delivery, headers.clone(), metrics).await,
-            false => return_to_queue(publisher, delivery, headers.clone(), metrics).await,
-        };
-        match returned {
+    loop {
+        let why = match return_once(publisher, delivery, headers.clone(), target, metrics).await {
             Ok(()) => return Ok(()),
             Err(NotHandedBack::Lost(why)) => return Err(why),
             Err(NotHandedBack::NotAccepted(back, why)) => {
-                match &mut held {
-                    Some(held) => held.change(&why),
-                    None => held = Some(faults.start_holding(&why)),
-                }
                 delivery = *back;
-                let pause = pause_after(&why, pauses.wait(nth, rand::random()));
-                if timeout(pause, publisher.lost()).await.is_ok() {
-                    return Err(why.to_string());
-                }
+                why
             }
+        };
+        match &mut held {
+            Some(held) => held.change(&why),
+            None => held = Some(faults.start_holding(&why)),
+        }
+        let pause = pause_after(&why, pauses.wait(nth, rand::random()));
+        nth = nth.saturating_add(1);
+        if timeout(pause, publisher.lost()).await.is_ok() {
+            return Err(why.to_string());
         }
     }
-    Ok(())
 }
 
 /// The first and the longest pause between two attempts to publish the event of a dead letter.

@@ -62,21 +62,21 @@ pub(super) fn read_progress(
         return Err(unreadable_deadline());
     }
     let again = again || parked_before.into_iter().any(|name| delivery.has_header(name));
-    let progress = if delivery.has_header(HANDED_BACK) {
+    let handed_back = if delivery.has_header(HANDED_BACK) {
         let words = delivery.header(HANDED_BACK).unwrap_or_default();
-        let handed_back = HandedBack::from_words(words, now).map_err(Unprocessable::Corrupt)?;
-        handed_back.progress(text, again, context.deadline_limits)
+        Some(HandedBack::from_words(words, now).map_err(Unprocessable::Corrupt)?)
     } else {
-        retry_message::deadline(text, now, context.deadline_limits)
-            .map(|deadline| Progress::new(now, deadline, again))
+        // It knows what its copy in the queue knows.
+        delivery
+            .may_have_copy()
+            .then(|| HandedBack { first_seen: delivery.received_at(), may_have_been_sent: again })
     };
-    let mut progress = progress.map_err(|_| unreadable_deadline())?;
-    if delivery.may_have_copy() && !again && !delivery.has_header(HANDED_BACK) {
-        let unsent_before = delivery.received_at();
-        progress.require_query();
-        // An instance that has the copy began after this one was received.
-        progress.unsent_before = Some(unsent_before);
-    }
+    let progress = match handed_back {
+        Some(handed_back) => handed_back.progress(text, again, context.deadline_limits),
+        None => retry_message::deadline(text, now, context.deadline_limits)
+            .map(|deadline| Progress::new(now, deadline, again)),
+    };
+    let progress = progress.map_err(|_| unreadable_deadline())?;
     Ok(Restored { progress, evidence: Vec::new() })
 }
 

@@ -17,10 +17,7 @@ use crate::runtime::worker::job::CommandJob;
 impl CommandJob<'_> {
     /// Records the response class with the rate limiter, the metrics and the response log.
     pub(super) fn record_class(&self, outcome: &CallOutcome, signal: CallSignal, asked_at: Instant) {
-        let answer = match &outcome.result {
-            CallResult::Response(answer) => Some(answer),
-            CallResult::NotSent(_) | CallResult::NoResponse(_) => None,
-        };
+        let answer = outcome.result.response();
         let class = ResponseClass::of(answer, signal);
         if let Some(answer) = answer {
             let again = self.carried.evidence.iter().any(|evidence| evidence.status == Some(429));
@@ -44,10 +41,7 @@ impl CommandJob<'_> {
         if let Some(skew) = outcome.clock_skew {
             context.metrics.set_clock_skew(skew.as_secs_f64());
         }
-        let answer = match &outcome.result {
-            CallResult::Response(answer) => Some(answer),
-            CallResult::NotSent(_) | CallResult::NoResponse(_) => None,
-        };
+        let answer = outcome.result.response();
         match answer.map(|answer| answer.authenticity) {
             Some(Authenticity::Invalid(flaw)) => context.metrics.record_signature_flaw(flaw),
             Some(Authenticity::Unsigned) => context.metrics.record_unsigned(),

@@ -1,6 +1,5 @@
 //! What a response said that suspended us.
 
-use crate::policy::classify::CallResult;
 use crate::telemetry::untrusted::Untrusted;
 use crate::wechat::client::CallOutcome;
 
@@ -18,10 +17,7 @@ pub(super) const SAID_BYTES_MAX: usize = 200;
 
 impl SuspendedBy {
     pub(super) fn new(outcome: &CallOutcome) -> Self {
-        let answer = match &outcome.result {
-            CallResult::Response(answer) => Some(answer),
-            CallResult::NotSent(_) | CallResult::NoResponse(_) => None,
-        };
+        let answer = outcome.result.response();
         let words = answer.map(|answer| [answer.code.as_deref(), answer.message.as_deref()]);
         let words: Vec<_> = words.into_iter().flatten().flatten().collect();
         let mut said = Untrusted(&words.join(": ")).to_string();
@@ -35,7 +31,7 @@ mod tests {
     use super::*;
     use jiff::SignedDuration;
 
-    use crate::policy::classify::{Authenticity, Response};
+    use crate::policy::classify::{Authenticity, CallResult, Response};
 
     #[test]
     fn what_stopped_us_is_reported_in_few_words_that_break_no_line() {

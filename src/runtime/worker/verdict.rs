@@ -55,13 +55,10 @@ impl CommandJob<'_> {
     ) -> Verdict {
         let mut rejections = self.context.rejections.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        match (unexplained_rejection(outcome, &verdict), operation) {
-            (Some(UnexplainedRejection::Headers), _) => Verdict::Suspended(classify::SuspendReason::Rejected),
-            (Some(UnexplainedRejection::By(kind, reason)), operation) => {
-                let answer = match &outcome.result {
-                    CallResult::Response(answer) => Some(answer),
-                    CallResult::NotSent(_) | CallResult::NoResponse(_) => None,
-                };
+        match unexplained_rejection(outcome, &verdict) {
+            Some(UnexplainedRejection::Headers) => Verdict::Suspended(classify::SuspendReason::Rejected),
+            Some(UnexplainedRejection::By(kind, reason)) => {
+                let answer = outcome.result.response();
                 let message = answer.and_then(|answer| answer.message.as_deref());
                 let is_alike = operation == Operation::Query
                     && answer.is_some_and(|answer| self.carried.progress.confirms_rejection(answer));
@@ -86,7 +83,7 @@ impl CommandJob<'_> {
                     }
                 }
             }
-            (None, _) => {
+            None => {
                 if matches!(
                     verdict,
                     Verdict::Redeemed | Verdict::Refused(_) | Verdict::NotExecuted | Verdict::Rejected { .. }
