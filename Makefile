@@ -60,7 +60,7 @@ test-contract: ## the contract for others: examples in five languages on a real 
 	cargo test --locked --test examples -- --nocapture
 
 .PHONY: pace
-pace: ## measure the pace in real time; wants a quiet machine
+pace: ## measure the pace in real time; needs a quiet machine
 	deploy/local/install rabbitmq-server
 	cargo test --locked --release --features measure --test pace -- --nocapture --test-threads 1
 
@@ -74,12 +74,12 @@ PEERS := $(or $(CARGO_TARGET_DIR),target)/peers
 
 # How far the curves go: 0 leaves them out, 2 goes on to a backlog of a million, the last quarter of an hour.
 BENCH_GROWTH ?= 2
-# 1 measures a release build from nothing; 1 has perf tell where the time goes, where there is a perf.
+# 1 measures a release build from nothing; 1 records with perf where the time goes, if perf is installed.
 BENCH_BUILD ?= 1
 BENCH_PROFILE ?= $(if $(shell command -v perf),1,0)
 
 .PHONY: bench
-bench: bench-parts ## measure against what else one might run; writes docs/performance.md; wants a quiet machine for 50 minutes (BENCH_GROWTH=1: 35; BENCH_ROUNDS=, BENCH_ALLOW_MISSING=1)
+bench: bench-parts ## measure against what else one might run; writes docs/performance.md; needs a quiet machine for 50 minutes (BENCH_GROWTH=1: 35; BENCH_ROUNDS=, BENCH_ALLOW_MISSING=1)
 	deploy/local/install rabbitmq-server
 	benches/peers/prepare $(PEERS)
 	BENCH_GROWTH=$(BENCH_GROWTH) BENCH_BUILD=$(BENCH_BUILD) BENCH_PROFILE=$(BENCH_PROFILE) BENCH_REPORT=$(CURDIR)/docs \
@@ -90,12 +90,12 @@ bench-parts: ## measure each part of a command's way by itself
 	cargo bench --locked --features measure --bench parts
 
 .PHONY: bench-goodput
-bench-goodput: ## how fast commands with nothing wrong are settled while others are in trouble; wants a quiet machine for 15 minutes (GOODPUT_SECONDS=, GOODPUT_RATE=, GOODPUT_LIMIT=, GOODPUT_KINDS=)
+bench-goodput: ## how fast commands with nothing wrong are settled while others are in trouble; needs a quiet machine for 15 minutes (GOODPUT_SECONDS=, GOODPUT_RATE=, GOODPUT_LIMIT=, GOODPUT_KINDS=)
 	deploy/local/install rabbitmq-server
 	cargo bench --locked --features measure --bench goodput
 
 .PHONY: bench-recovery
-bench-recovery: ## how fast the full rate is back after a stricter provider, an outage and a restart of the broker; wants a quiet machine for 6 minutes (RECOVERY_OUTAGE=)
+bench-recovery: ## how fast the full rate is back after a stricter provider, an outage and a restart of the broker; needs a quiet machine for 6 minutes (RECOVERY_OUTAGE=)
 	deploy/local/install rabbitmq-server
 	cargo bench --locked --features measure --bench recovery
 
@@ -144,7 +144,7 @@ MINUTES ?= 20
 RATE ?= 500
 BACKLOG ?= 100000
 
-# The pages that tell what the long runs measured: the template, which outlives a torture, and what was made of it.
+# The pages about the measurements of the long runs: the template, which outlives a torture, and what was made of it.
 RECORDS := $(CURDIR)/tests/torture/reliability.md:$(CURDIR)/docs/reliability.md
 
 .PHONY: soak

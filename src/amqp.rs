@@ -10,6 +10,7 @@ pub mod parked_queue;
 pub mod probe;
 pub mod publisher;
 pub mod session;
+pub mod session_end;
 mod socket_guard;
 pub mod tls;
 pub mod topology;

@@ -32,7 +32,7 @@ use crate::telemetry::spans::Traces;
 use crate::telemetry::status::Status;
 use crate::wechat::client::Client;
 
-/// Why the service does not start. The operator has to fix it; an unavailable broker is no such reason.
+/// Why the service does not start. The operator has to fix it; an unavailable broker does not prevent a start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartRefusal {
     /// The configuration, a key or a file is wrong.
@@ -129,7 +129,6 @@ fn worker_context(config: &Config, client: Arc<Client>, traces: Traces) -> Worke
         traces,
         queue: topology.names.commands,
         publish_faults: PublishFaults::default(),
-        suspended_by: Mutex::default(),
         responses: ResponseLog::default(),
         rejections: Mutex::default(),
     }
@@ -154,7 +153,7 @@ fn console_routes(
         metrics: context.metrics.clone(),
         source: context.source.clone(),
         deadline_limits: context.deadline_limits,
-        settling: signed(config.retry.query_delay.0),
+        query_delay: signed(config.retry.query_delay.0),
         longest_call: signed(config.wechat.total_timeout.0),
         exposed,
     })

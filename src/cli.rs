@@ -28,7 +28,7 @@ use crate::telemetry::untrusted::visible_lines;
 #[derive(Debug, Parser)]
 #[command(version, about, after_help = EXIT_CODES)]
 pub struct Arguments {
-    /// The configuration file; every key and its default stand in the shipped config.toml.
+    /// The configuration file; the shipped config.toml has every key and its default.
     #[arg(long, short, global = true, env = "REDEEMER_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -43,36 +43,36 @@ is gone; 2 invalid command line; 3 invalid configuration or key; 4 a check faile
 enum Command {
     /// Consume commands until SIGTERM.
     Run(run::Arguments),
-    /// Look at configuration, keys, clock, broker and payment API; each fault with its remedy.
+    /// Check configuration, keys, clock, broker and payment API; report each fault with its remedy.
     Check(check::Arguments),
-    /// Ask the running service whether it lives, or whether it is ready.
+    /// Check whether the running service is alive, or ready.
     Healthcheck(healthcheck::Arguments),
     /// Publish commands: one, or a file with one per line.
     Publish(publish::Arguments),
-    /// Show result events as they come.
+    /// Show result events as they arrive.
     Watch(watch::Arguments),
-    /// Show, make or compare what must exist on the broker.
+    /// Show, create or verify the exchanges and queues on the broker.
     Topology(topology::Arguments),
-    /// Look at commands that were parked, send them again or discard them.
+    /// List, show, replay or discard parked commands.
     Parked(parked::Arguments),
     /// Simulate the payment API.
     Sandbox(sandbox::Arguments),
-    /// Run the whole main job against a sandbox and compare every outcome with its ledger.
+    /// Run the service against a sandbox and compare every outcome with its ledger.
     Demo(demo::Arguments),
-    /// Print the contract for machines: JSON Schemas of command and events, an AsyncAPI document.
+    /// Print the contract: JSON Schemas of command and events, and an AsyncAPI document.
     Schema(schema::Arguments),
 }
 
 /// Why a subcommand ends without success.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// It failed on the way.
+    /// It failed.
     #[error("{0:#}")]
     Failed(#[from] anyhow::Error),
     /// The configuration or a key is wrong.
     #[error("{0}")]
     Misconfigured(String),
-    /// Something is not as it should be, and has been reported.
+    /// Something differs from what was expected, and has been reported.
     #[error("{0}")]
     Unexpected(String),
 }
@@ -109,7 +109,7 @@ pub fn parse() -> Arguments {
     Arguments::try_parse().unwrap_or_else(|error| without_values(error).exit())
 }
 
-/// The same error without what was typed where a word of ours is expected: it may be a secret, and errors end up in logs.
+/// The error without the invalid value of a closed list: it may be a secret, and errors end up in logs.
 fn without_values(mut error: clap::Error) -> clap::Error {
     const NOT_SHOWN: &str = "(not shown)";
     let kind = match error.kind() {
@@ -155,7 +155,7 @@ pub fn main(arguments: Arguments) -> ExitCode {
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     match ended {
         Ok(()) => ExitCode::SUCCESS,
-        // Anyone who reads no further, as `head` does, wants no words either.
+        // A reader that stops early, as `head` does, is not an error.
         Err(failure) if failure.is_output_closed() => ExitCode::from(failure.code()),
         Err(failure) => {
             print_error(&failure.to_string());
@@ -164,7 +164,7 @@ pub fn main(arguments: Arguments) -> ExitCode {
     }
 }
 
-/// The reader of standard output is gone.
+/// The reader of standard output has closed it.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 #[error("the reader of standard output is gone")]
 struct OutputClosed;
@@ -186,14 +186,14 @@ async fn dispatch(Arguments { config, command }: Arguments) -> Result<(), Failur
 }
 
 fn print_error(text: &str) {
-    // Where even standard error is gone, the exit code still says it.
+    // If standard error is closed, too, the exit code remains.
     let _ = writeln!(std::io::stderr(), "redeemer: {}", visible_lines(text));
 }
 
 /// Writes lines to standard output, without characters that a terminal would obey or hide.
 ///
 /// # Errors
-/// Where the reader of the output is gone.
+/// If the reader of the output has closed it.
 pub fn print(line: &str) -> anyhow::Result<()> {
     match writeln!(std::io::stdout(), "{}", visible_lines(line)) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(OutputClosed.into()),

@@ -49,13 +49,10 @@ pub const TOKEN_CHARS_MIN: usize = 32;
 /// The environment variable that may hold the merchant's private key itself.
 pub const MERCHANT_KEY: &str = "REDEEMER_MERCHANT_KEY";
 
-/// Everything that can be configured. What each key does stands beside it in `config.toml`.
+/// The configuration. `config.toml` documents each key.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-#[allow(
-    missing_docs,
-    reason = "config.toml documents every key where it stands, and is shipped with the program"
-)]
+#[allow(missing_docs, reason = "config.toml documents every key, and is shipped with the program")]
 pub struct Config {
     pub broker: BrokerConfig,
     pub wechat: WechatConfig,
@@ -200,7 +197,7 @@ section! {
     ShutdownConfig { deadline: Span = Span::seconds(25), }
 }
 
-/// One thing that is wrong with the configuration.
+/// One fault of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigFault {
     /// The key, with its sections: `broker.prefetch`.
@@ -242,7 +239,7 @@ impl From<BadFile> for ConfigFault {
     }
 }
 
-/// Everything that is wrong with the configuration.
+/// All faults of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigFaults(pub Vec<ConfigFault>);
 
@@ -288,7 +285,7 @@ impl Config {
         single.chain(certificates).chain(public).collect()
     }
 
-    /// What makes a connection to the broker.
+    /// The settings of the broker.
     ///
     /// # Errors
     /// The URI's file cannot be read, or other users can read it.
@@ -330,7 +327,7 @@ impl Config {
         })
     }
 
-    /// What must exist on the broker.
+    /// The topology.
     pub fn topology(&self) -> Topology {
         let NamesConfig { commands, retry, results, unrouted, parked, dead, instances } =
             self.broker.names.clone();
@@ -341,7 +338,7 @@ impl Config {
         }
     }
 
-    /// Where the keys are.
+    /// The files of the keys.
     pub fn key_files(&self) -> KeyFiles {
         let file = &self.wechat.merchant_key_file;
         KeyFiles {
@@ -378,7 +375,7 @@ impl Config {
         (!file.is_empty()).then(|| PathBuf::from(file))
     }
 
-    /// How the payment API is reached.
+    /// The settings of the payment API.
     ///
     /// # Errors
     /// Every required key that is not set.

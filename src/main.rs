@@ -37,7 +37,7 @@ fn begin_again_with_larger_stacks() {
     let _ = again.arg0(name).args(arguments).env(STACK_VARIABLE, STACK_BYTES).exec();
 }
 
-/// Where standard error is gone, there is nobody to report to.
+/// If standard error is closed, nothing can be reported.
 fn complain(text: &str) {
     let _ = writeln!(io::stderr(), "redeemer: {text}");
 }
@@ -46,12 +46,12 @@ fn complain(text: &str) {
 /// client then panics once, and for ever after.
 const OPEN_FILES_MIN: u64 = 64;
 /// As many as the unit allows.
-const OPEN_FILES_WANTED: u64 = 65_536;
+const OPEN_FILES_MAX: u64 = 65_536;
 
 /// Raises the soft limit on open files toward the hard one, as servers do.
 ///
 /// # Errors
-/// In words, where the hard limit is too low.
+/// The hard limit is too low.
 fn allow_open_files() -> Result<(), String> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if maximum.is_some_and(|most| most < OPEN_FILES_MIN) {
@@ -61,10 +61,10 @@ fn allow_open_files() -> Result<(), String> {
             maximum.unwrap_or_default()
         ));
     }
-    let wanted = maximum.unwrap_or(OPEN_FILES_WANTED).min(OPEN_FILES_WANTED);
-    // A unit may forbid the call; then what there is has to do.
-    if current.is_some_and(|now| now < wanted) {
-        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum });
+    let required = maximum.unwrap_or(OPEN_FILES_MAX).min(OPEN_FILES_MAX);
+    // A unit may forbid the call; then the present limit remains.
+    if current.is_some_and(|now| now < required) {
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(required), maximum });
     }
     Ok(())
 }

@@ -1,12 +1,17 @@
-//! What an operator can find out about a parked command, and do with it. Used by the command line and the console.
+//! Operator actions on a parked command. The command line and the console use it.
 //!
-//! A command is sent again only after a query, and the service begins with a query of its own: a parked command may have
-//! taken effect. An `invalid` one stays invalid, because outcomes are final and only `unresolved` may be superseded. A parked
-//! command is acked only after the event and the audit event are confirmed; after a crash in between it is still parked,
-//! and the action can be repeated without a second effect.
+//! A parked command may have taken effect, so it is sent again only after a query, and the service begins with a query of
+//! its own. An `invalid` command stays invalid, because outcomes are final and only `unresolved` may be superseded. A
+//! parked command is acked only after the event and the audit event are confirmed; after a crash in between it is still
+//! parked, and the action can be repeated without a second effect.
 //!
-//! One operator at a time: what a look found is published on the connection of that look, after the broker has confirmed
-//! that it still holds its lock. A refusal is published on two negative queries in a row, as the service requires.
+//! One operator works at a time: an action is published on the connection that holds the command, after the broker has
+//! confirmed that it still holds the lock. A refusal is published after two negative queries in a row, as the service
+//! requires.
+
+mod stays_parked;
+
+pub use self::stays_parked::StaysParked;
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -25,7 +30,7 @@ use crate::domain::reason::Reason;
 use crate::domain::redemption::Redemption;
 use crate::policy::attempt::{EffectState, Progress};
 use crate::policy::classify::{self, Response, Verdict, classify};
-use crate::telemetry::masking::{Masked, Short, beginning, masked_except, unescaped_tokens, without_openids};
+use crate::telemetry::masking::{Short, beginning, masked_except, unescaped_tokens, without_openids};
 use crate::wechat::client::{Client, Prepared, hex};
 use crate::wire::audit_event::{self, AuditContext, OperatorAction};
 use crate::wire::command::{self, COMMAND_BYTES_MAX, Fault, PartialCommand, Rejected};
@@ -40,15 +45,15 @@ const SHOWN_BYTES_MAX: usize = COMMAND_BYTES_MAX;
 /// A parked command, read.
 #[derive(Debug)]
 pub struct Parked {
-    /// What the broker handed over.
+    /// The delivery from the parked queue.
     pub delivery: Delivery,
-    /// SHA-256 of its bytes in hex: what a person knows it by.
+    /// SHA-256 of its bytes in hex: its id for operators.
     pub sha256: String,
     /// Why it was parked: a word of [`Reason`], or of the broker (`delivery_limit`), or `unknown`.
     pub reason: String,
-    /// When it was parked, if that is known.
+    /// When it was parked, if known.
     pub at: Option<Timestamp>,
-    /// What its bytes say.
+    /// Its bytes, decoded.
     pub command: Result<Redemption, Box<Rejected>>,
     /// Its identifying fields, as far as they can be read.
     pub partial: PartialCommand,
@@ -58,10 +63,10 @@ impl Parked {
     /// Reads a delivery of the parked queue.
     pub fn read(delivery: Delivery) -> Self {
         let (reason, at) = match delivery.death() {
-            // The broker's own note is taken off whenever the service parks, so it is the later one.
+            // The service removes the broker's header when it parks a command, so a death is the later reason.
             Some(death) => (death.reason.to_owned(), death.at),
             None => (
-                // Anyone who may publish to the parked exchange can write anything here.
+                // A header: any user with the right to publish to the parked exchange can forge it.
                 beginning(delivery.header(PARKED_REASON).unwrap_or("unknown"), REASON_MAX).to_owned(),
                 delivery.header(PARKED_AT).and_then(|text| text.parse().ok()),
             ),
@@ -74,8 +79,8 @@ impl Parked {
         Self { sha256: hex(&Sha256::digest(delivery.body())), reason, at, command, partial, delivery }
     }
 
-    /// The beginning of its bytes, 64 KiB at most, and how many bytes are left out. A character that the
-    /// bound would cut is left out, too.
+    /// The beginning of its bytes, at most 64 KiB, and the number of bytes left out. A character that crosses the bound is
+    /// left out, too.
     pub fn shown_body(&self) -> (&[u8], usize) {
         let body = self.delivery.body();
         let mut shown = &body[..body.len().min(SHOWN_BYTES_MAX)];
@@ -88,24 +93,24 @@ impl Parked {
         (shown, body.len() - shown.len())
     }
 
-    /// Its headers and properties for people, without an openid in name or value.
+    /// Its headers and properties for display, without an openid in name or value.
     pub fn shown_headers(&self) -> Vec<(String, String)> {
         let headers = self.delivery.visible_headers().into_iter();
         headers.map(|(name, value)| (without_openids(&name).into_owned(), self.masked(&value))).collect()
     }
 
-    /// The beginning of its bytes for people, without an openid, and how many bytes are left out.
+    /// The beginning of its bytes for display, without an openid, and the number of bytes left out.
     pub fn masked_body(&self) -> (String, usize) {
         let (body, left_out) = self.shown_body();
         let text = String::from_utf8(body.to_vec()).unwrap_or_else(|_| body.escape_ascii().to_string());
         let text = unescaped_tokens(&text);
-        // What follows the bound may belong to the last word.
+        // The last word may continue after the bound.
         let end = if left_out > 0 { text.chars().count().saturating_sub(1) } else { usize::MAX };
         (self.masked(beginning(&text, end)), left_out)
     }
 
-    /// A text of it with every openid shortened, its own user's and those of others: over a shoulder they need not be
-    /// read. The identifying fields of the command stay whole, for the page names them anyway.
+    /// A text of the command with every openid shortened. The identifying fields stay whole, because the page names them
+    /// anyway.
     fn masked(&self, text: &str) -> String {
         let PartialCommand {
             openid,
@@ -124,7 +129,7 @@ impl Parked {
             appid.as_ref().map(|it| it.as_str()),
             out_request_no.as_ref().map(|it| it.as_str()),
         ];
-        // One that is shorter than usual is known all the same.
+        // The openid of the command itself, even if it is too short to be recognized as one.
         let own = openid.as_ref().map(|openid| openid.as_str());
         let text = match own {
             Some(own) => Cow::Owned(text.replace(own, &Short(own).to_string())),
@@ -133,7 +138,7 @@ impl Parked {
         masked_except(&text, |token| known.contains(&Some(token)))
     }
 
-    /// What the console's links know it by: two messages of equal bytes may have been parked for different reasons.
+    /// Its id in links of the console: two messages of equal bytes may have been parked for different reasons.
     pub fn key(&self) -> String {
         let place = Sha256::digest(format!("{} {:?}", self.reason, self.at));
         format!("{}-{}", self.sha256, &hex(&place)[..8])
@@ -144,12 +149,12 @@ impl Parked {
         self.at.map(|at| now.duration_since(at).max(SignedDuration::ZERO))
     }
 
-    /// What is wrong with its bytes; empty for a readable command.
+    /// The faults of its bytes; empty for a valid command.
     pub fn faults(&self) -> &[Fault] {
         self.command.as_ref().err().map_or(&[], |rejected| &rejected.faults)
     }
 
-    /// The attempts that it remembers.
+    /// The attempts that its headers carry.
     pub fn evidence(&self) -> Vec<Evidence> {
         retry_message::evidence(self.delivery.header(retry_message::EVIDENCE))
     }
@@ -161,41 +166,38 @@ impl Parked {
         reported.max(self.evidence().len() as u32)
     }
 
-    /// Whether a use that may be its own was seen before it was parked. If the coupon is usable now, it was returned.
+    /// Whether a query saw a use that may be its own before it was parked. If the coupon is usable now, it was returned.
     fn has_seen_use(&self) -> bool {
         let effect = self.delivery.header(retry_message::LAST_VERDICT).and_then(EffectState::from_header);
         effect == Some(EffectState::SeenUsed)
     }
 
-    /// The redemption, if it may be asked for and sent again.
+    /// The redemption, if it may be sent again.
     ///
     /// # Errors
-    /// Why not, in words.
-    pub fn replayable(&self) -> Result<&Redemption, String> {
-        let redemption = self.command.as_ref().map_err(|rejected| {
-            let faults = rejected.faults.iter();
-            let faults = faults.map(|fault| format!("{} {}", Masked(&fault.pointer), fault.problem));
-            format!("it is not a command: {}", faults.collect::<Vec<_>>().join("; "))
-        })?;
+    /// [`StaysParked`]
+    pub fn replayable(&self) -> Result<&Redemption, StaysParked> {
+        let redemption =
+            self.command.as_ref().map_err(|rejected| StaysParked::NotACommand(rejected.faults.clone()))?;
         if self.reason == Reason::InvalidCommand.as_str() {
-            return Err("its sender was sent the outcome invalid, which is final".to_owned());
+            return Err(StaysParked::OutcomeFinal);
         }
         Ok(redemption)
     }
 }
 
-/// Whether the signature of an answer counts as verified: only if it was verified here and now. What a header says of
-/// an earlier one can be written by anyone who may publish.
+/// Whether the signature of a response counts as verified: only if this process verified it. A header about an earlier
+/// response can be forged by any user with the right to publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SignatureWitness {
-    /// A query of this look.
+    /// A query by this process.
     ThisProcess,
     /// The headers of a message.
     Header,
 }
 
 impl SignatureWitness {
-    /// What can be said of an answer's signature.
+    /// The state of the signature in words.
     pub fn signature(self, evidence: &Evidence) -> &'static str {
         match (self, &evidence.serial) {
             (Self::Header, _) => "signature unconfirmed, as the header says",
@@ -205,14 +207,14 @@ impl SignatureWitness {
     }
 }
 
-/// Which parked commands are meant; every condition that is given must hold.
+/// Which parked commands are selected; every condition that is set must hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// Parked for one of these.
+    /// Parked for one of these reasons.
     pub reasons: Vec<String>,
     /// Parked longer ago than this.
     pub older_than: Option<SignedDuration>,
-    /// Parked more lately than this.
+    /// Parked more recently than this.
     pub newer_than: Option<SignedDuration>,
     /// Of this brand.
     pub brand: Option<String>,
@@ -220,7 +222,7 @@ pub struct Filter {
     pub coupon: Option<String>,
     /// With this request number.
     pub number: Option<String>,
-    /// Whose SHA-256 begins like this.
+    /// With a SHA-256 that begins like this.
     pub id: Option<String>,
 }
 
@@ -230,10 +232,10 @@ impl Filter {
         *self == Self::default()
     }
 
-    /// Whether a command is meant. One whose time is not known is neither older nor newer than anything.
+    /// Whether a command is selected. A command without a known time fulfills no condition about its age.
     pub fn admits(&self, parked: &Parked, now: Timestamp) -> bool {
-        let is = |wanted: &Option<String>, text: Option<&str>| {
-            wanted.as_ref().is_none_or(|wanted| text == Some(wanted.as_str()))
+        let is = |expected: &Option<String>, text: Option<&str>| {
+            expected.as_ref().is_none_or(|expected| text == Some(expected.as_str()))
         };
         let age = parked.age(now);
         let PartialCommand { brand_id, coupon_code, out_request_no, .. } = &parked.partial;
@@ -247,18 +249,18 @@ impl Filter {
     }
 }
 
-/// What a query says of a parked command now.
+/// A query about a parked command, and its result.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CouponQuery {
-    /// What follows from it.
+    /// The state of the coupon, as far as it concerns the command.
     pub status: CouponStatus,
-    /// The query itself.
+    /// The query as evidence.
     pub evidence: Evidence,
-    /// The coupon of the command, where an authentic answer described it.
+    /// The coupon of the command, if a verified response described it.
     pub coupon: Option<Coupon>,
-    /// What the network said, where it failed.
+    /// The network error, if there was one.
     pub trouble: Option<String>,
-    /// The query before it in the same look, if a refusal had to be confirmed.
+    /// The query before it, if a refusal had to be confirmed.
     pub earlier: Option<Box<CouponQuery>>,
 }
 
@@ -268,12 +270,12 @@ impl CouponQuery {
         Self { earlier: Some(Box::new(earlier)), ..self }
     }
 
-    /// When the first query of this look began.
+    /// When the first of these queries began.
     fn begun_at(&self) -> Timestamp {
         self.earlier.as_ref().map_or(self.evidence.at, |earlier| earlier.begun_at())
     }
 
-    /// Whether it confirms a refusal that a query found this long before, or earlier.
+    /// Whether it confirms a refusal that a query found at least `spacing` before.
     fn confirms_refusal(&self, spacing: SignedDuration) -> bool {
         let refused = |query: &Self| matches!(query.status, CouponStatus::Refused { .. });
         self.earlier.as_ref().is_some_and(|earlier| {
@@ -284,21 +286,21 @@ impl CouponQuery {
     }
 }
 
-/// What can be said of a parked command.
+/// The state of a parked command's coupon.
 #[derive(Debug, Clone, PartialEq)]
 pub enum CouponStatus {
-    /// The coupon is used, under its number: it has taken effect.
+    /// The coupon is used under its number: the command has taken effect.
     Redeemed(Coupon),
     /// The coupon can be used.
     Usable,
-    /// The coupon was not used by it, and will not be.
+    /// The command has not used the coupon, and will not.
     Refused {
         /// Why.
         reason: Reason,
-        /// The provider's own words, where it gave any.
+        /// The provider's rejection, if there was one.
         rejection: Option<Rejection>,
     },
-    /// Nothing is known.
+    /// The response does not show it.
     Unknown,
     /// Every call would fail the same way.
     Suspended(classify::SuspendReason),
@@ -317,8 +319,7 @@ impl CouponStatus {
     }
 }
 
-/// Asks what is true of a redemption now. Changes nothing. `now` is the time of asking, `nonce` and `chance` are the
-/// dice.
+/// Queries the coupon of a redemption. Changes nothing. `nonce` and `chance` are random.
 pub async fn query(
     client: &Client,
     redemption: &Redemption,
@@ -327,20 +328,20 @@ pub async fn query(
     chance: f64,
 ) -> CouponQuery {
     let operation = Operation::Query;
-    let heard = client.send(operation, &Prepared::new(redemption), None, now, nonce, chance).await;
-    let verdict = classify(operation, &heard.result, redemption);
-    let answer = heard.result.into_response();
+    let outcome = client.send(operation, &Prepared::new(redemption), None, now, nonce, chance).await;
+    let verdict = classify(operation, &outcome.result, redemption);
+    let response = outcome.result.into_response();
     let evidence = Evidence {
         at: now,
         operation: operation.as_str().to_owned(),
-        host: heard.host_name,
-        status: answer.as_ref().map(|answer| answer.status),
-        request_id: answer.as_ref().and_then(|answer| answer.request_id.as_deref()).map(str::to_owned),
-        serial: heard.serial,
+        host: outcome.host_name,
+        status: response.as_ref().map(|response| response.status),
+        request_id: response.as_ref().and_then(|response| response.request_id.as_deref()).map(str::to_owned),
+        serial: outcome.serial,
         verdict: verdict.as_str().to_owned(),
     };
-    let rejection = answer.as_ref().filter(|answer| answer.status >= 400).map(rejection);
-    let coupon = answer.and_then(|answer| answer.into_coupon(&verdict));
+    let rejection = response.as_ref().filter(|response| response.status >= 400).map(rejection);
+    let coupon = response.and_then(|response| response.into_coupon(&verdict));
     let status = match (verdict, &coupon) {
         (Verdict::Redeemed, Some(coupon)) => CouponStatus::Redeemed(coupon.clone()),
         (Verdict::NotExecuted, _) => CouponStatus::Usable,
@@ -348,131 +349,126 @@ pub async fn query(
         (Verdict::Suspended(fault), _) => CouponStatus::Suspended(fault),
         _ => CouponStatus::Unknown,
     };
-    CouponQuery { status, evidence, coupon, trouble: heard.error, earlier: None }
+    CouponQuery { status, evidence, coupon, trouble: outcome.error, earlier: None }
 }
 
-fn rejection(answer: &Response) -> Rejection {
-    let Response { status, code, sub_code, message, request_id, .. } = answer.clone();
+fn rejection(response: &Response) -> Rejection {
+    let Response { status, code, sub_code, message, request_id, .. } = response.clone();
     Rejection { http_status: status, code, sub_code, message, request_id }
 }
 
-/// Who decides, and within which limits.
+/// The decision of an operator, and its limits.
 #[derive(Debug, Clone, Copy)]
 pub struct Decision<'a> {
-    /// The name of the service: `source` of events.
+    /// `source` of events.
     pub source: &'a str,
-    /// Who decided, in their own words.
+    /// The name that the operator gave.
     pub operator: &'a str,
-    /// Why, in their own words.
+    /// The reason that the operator gave.
     pub because: Option<&'a str>,
-    /// How far the deadline of a command that is sent again lies ahead.
+    /// The deadline of a command that is sent again, from now.
     pub deadline_limits: DeadlineLimits,
-    /// How long after a redeem a query may count as "not executed".
-    pub settling: SignedDuration,
-    /// The longest that a call of the service may take.
+    /// The time after the end of a call from which a negative query counts.
+    pub query_delay: SignedDuration,
+    /// The longest call of the service.
     pub longest_call: SignedDuration,
-    /// Whether a refusal that a query has found is published, and the command taken off the queue.
+    /// Whether a refusal that a query finds is published, and the command removed from the queue.
     pub publish_refused: bool,
 }
 
 impl Decision<'_> {
-    /// From how long after a call was begun a negative query counts, anyone who began it.
+    /// The time after the beginning of a call, by any instance, from which a negative query counts.
     fn over_after(&self) -> SignedDuration {
-        self.longest_call.saturating_add(self.settling)
+        self.longest_call.saturating_add(self.query_delay)
     }
 
-    /// How far apart the two queries of a refusal are: where nobody knows when a command was parked, a call that was
-    /// begun before the first must be over before the second.
+    /// The time between the two queries of a refusal. If the time of parking is unknown, a call that began before the
+    /// first query must be over before the second.
     fn spacing(&self, parked: &Parked) -> SignedDuration {
-        if parked.at.is_some() { self.settling } else { self.over_after() }
+        if parked.at.is_some() { self.query_delay } else { self.over_after() }
     }
 
-    /// Whether a call of the service may have been under way when the first query of this look began. What it saw then
-    /// counts for nothing, however long it took.
+    /// Whether a call of the service may have been under way when the first query began. That query then shows nothing.
     fn is_under_way(&self, parked: &Parked, query: &CouponQuery) -> bool {
         parked.age(query.begun_at()).is_some_and(|age| age < self.over_after())
     }
 }
 
-/// How long to wait before a query that must confirm what `query` found; `None` where that decides by itself.
+/// How long to wait before another query must confirm `query`; `None` if none is required.
 pub fn confirm_after(parked: &Parked, query: &CouponQuery, decision: &Decision<'_>) -> Option<Duration> {
     let refused = matches!(query.status, CouponStatus::Refused { .. });
     let required = refused && decision.publish_refused && !decision.is_under_way(parked, query);
     required.then(|| decision.spacing(parked).unsigned_abs())
 }
 
-/// What replaying a command would do, given what a query said.
+/// The action that follows from a query, if the command is replayed.
 ///
 /// # Errors
-/// Why it stays parked, in words.
+/// [`StaysParked`]
 pub fn assess_replay(
     parked: &Parked,
     query: &CouponQuery,
     decision: &Decision<'_>,
-) -> Result<OperatorAction, String> {
+) -> Result<OperatorAction, StaysParked> {
     match &query.status {
         CouponStatus::Redeemed(_) => Ok(OperatorAction::PublishedRedeemed),
         CouponStatus::Usable => Ok(OperatorAction::Republished),
         CouponStatus::Refused { reason, .. } if !decision.publish_refused => {
-            Err(format!("refused ({}); it would be refused again", reason.as_str()))
+            Err(StaysParked::Refused(*reason))
         }
-        CouponStatus::Refused { .. } if decision.is_under_way(parked, query) => {
-            Err("refused, but it was parked a moment ago and may still be under way".to_owned())
-        }
+        CouponStatus::Refused { .. } if decision.is_under_way(parked, query) => Err(StaysParked::UnderWay),
         CouponStatus::Refused { .. } if !query.confirms_refusal(decision.spacing(parked)) => {
-            Err("refused, but by one query only".to_owned())
+            Err(StaysParked::RefusalUnconfirmed)
         }
         CouponStatus::Refused { .. } => Ok(OperatorAction::PublishedRefused),
         CouponStatus::Unknown | CouponStatus::Suspended(_) => {
-            let Evidence { host, status, verdict, .. } = &query.evidence;
-            let why = match (status, &query.trouble) {
-                (Some(status), _) => format!("{host} answered {status}: {verdict}"),
-                (None, Some(trouble)) => format!("{host}: {trouble}"),
-                (None, None) => format!("{host} gave no whole answer"),
-            };
-            Err(format!("nothing is known; {why}"))
+            let Evidence { host, status, verdict, .. } = query.evidence.clone();
+            Err(match status {
+                Some(status) => StaysParked::UnknownByResponse { host, status, verdict },
+                None => StaysParked::NoResponse { host, trouble: query.trouble.clone() },
+            })
         }
     }
 }
 
-/// Why a deed was not finished. The command is still parked, unless the broker's answer to the acknowledgement alone was
-/// lost; it may have been done all the same, and can be done again.
+/// Why an action did not complete. The command is still parked, unless only the broker's response to the acknowledgement
+/// was lost. The action may have been published, and can be repeated.
 #[derive(Debug, thiserror::Error)]
 pub enum Unfinished {
-    /// It was not published.
+    /// A publish was not confirmed.
     #[error(transparent)]
     NotPublished(#[from] PublishFailure),
-    /// It was published, and could not be taken off the queue.
+    /// It was published, and the command could not be acknowledged.
     #[error(transparent)]
     NotSettled(#[from] AckError),
-    /// The look does not hold the command any more, or the broker did not say that it does.
+    /// The broker did not confirm that the command is still held.
     #[error(transparent)]
     LockLost(#[from] ParkedQueueError),
-    /// The deed rests on a query that does not say so.
-    #[error("the query does not bear it out")]
+    /// The query does not allow the action.
+    #[error("the query does not allow it")]
     NotConfirmed,
 }
 
-/// Does it, as long as `look` holds the command: publishes what it takes, then the audit event, each confirmed, and takes
-/// the command off the queue.
+/// Carries out an action, if `queue` still holds the command: publishes the event or the command, then the audit event,
+/// each confirmed, and acks the parked command.
 ///
 /// # Errors
 /// [`Unfinished`]
 pub async fn carry_out(
-    look: &ParkedQueue,
+    queue: &ParkedQueue,
     parked: Parked,
-    deed: OperatorAction,
+    action: OperatorAction,
     query: Option<&CouponQuery>,
     decision: &Decision<'_>,
     now: Timestamp,
 ) -> Result<(), Unfinished> {
     let coupon = query.and_then(|query| query.coupon.as_ref());
-    let publisher = look.verified_publisher().await?;
-    let done = publish(publisher, &parked, deed, query, decision, now).await?;
-    let account = AuditContext {
+    let publisher = queue.verified_publisher().await?;
+    let done = publish(publisher, &parked, action, query, decision, now).await?;
+    let context = AuditContext {
         source: decision.source,
         at: now,
-        action: deed,
+        action,
         operator: decision.operator,
         because: decision.because,
         reason: &parked.reason,
@@ -483,27 +479,27 @@ pub async fn carry_out(
         query: query.map(|query| &query.evidence),
         coupon_state: coupon.map(|coupon| coupon.state.as_str()),
     };
-    let reported = publisher.publish_audit(&audit_event::encode(account), &parked.delivery).await?;
-    let proof = match done {
+    let reported = publisher.publish_audit(&audit_event::encode(context), &parked.delivery).await?;
+    let confirmed = match done {
         Some(done) => done.join(reported),
         None => reported,
     };
-    parked.delivery.ack(proof).await?;
-    // The broker works in order: once it answers this, it has the acknowledgement.
-    Ok(look.verify().await?)
+    parked.delivery.ack(confirmed).await?;
+    // The broker works in order: once it responds to this, it has received the acknowledgement.
+    Ok(queue.verify().await?)
 }
 
-/// What the deed itself publishes; nothing for a discard.
+/// Publishes the event or the command of an action; nothing for a discard.
 async fn publish(
     publisher: &Publisher,
     parked: &Parked,
-    deed: OperatorAction,
+    action: OperatorAction,
     query: Option<&CouponQuery>,
     decision: &Decision<'_>,
     now: Timestamp,
 ) -> Result<Option<Published>, Unfinished> {
     let delivery = &parked.delivery;
-    if deed == OperatorAction::Discarded {
+    if action == OperatorAction::Discarded {
         return Ok(None);
     }
     let (Ok(redemption), Some(query)) = (parked.replayable(), query) else {
@@ -514,15 +510,15 @@ async fn publish(
     let made: Vec<_> = earlier.into_iter().chain([query.evidence.clone()]).collect();
     let attempts = parked.attempts().saturating_add(made.len() as u32);
     evidence.extend(made);
-    let outcome = match (deed, &query.status) {
+    let outcome = match (action, &query.status) {
         (OperatorAction::Republished, CouponStatus::Usable) => {
             let deadline = now.saturating_add(decision.deadline_limits.default).unwrap_or(Timestamp::MAX);
-            // It counts as sent before, so the service asks for itself first.
+            // It counts as sent before, so the service queries first.
             let mut progress = Progress::new(now, deadline, true);
             if parked.has_seen_use() {
                 progress.effect = EffectState::SeenUsed;
             }
-            // They count as made, and leave as many as a new command has.
+            // The attempts so far are counted, and it has as many left as a new command.
             (progress.attempts, progress.suspended) = (attempts, attempts);
             let headers = retry_message::write(&progress, &evidence, Prepared::new(redemption).body_sha256());
             return Ok(Some(publisher.publish_replay(delivery, headers, now).await?));
@@ -538,13 +534,13 @@ async fn publish(
         },
         _ => return Err(Unfinished::NotConfirmed),
     };
-    let telling = EventContext {
+    let context = EventContext {
         source: decision.source,
         at: now,
         traceparent: delivery.traceparent(),
         attempts,
         evidence: &evidence,
     };
-    let event = result_event::encode(redemption, &outcome, telling);
+    let event = result_event::encode(redemption, &outcome, context);
     Ok(Some(publisher.publish_event(&event, delivery, delivery.traceparent()).await?))
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use broker::Broker;
 
 #[test]
-fn a_node_that_was_killed_comes_back_with_its_ports_and_its_data() {
+fn killed_node_restarts_with_its_ports_and_data() {
     let node = Broker::start();
     let uri = node.uri().to_owned();
     node.ctl(&["add_vhost", "kept"]);

@@ -315,7 +315,7 @@ fn the_image_works_as_its_dockerfile_says() {
 }
 
 #[test]
-fn secrets_are_read_as_kubernetes_mounts_them_and_not_when_others_may() {
+fn secrets_are_read_as_kubernetes_mounts_them() {
     let Some(image) = Image::build() else { return };
     let at = format!("127.0.0.1:{}", ports::unused());
     let sandbox = image.start(&[], &["sandbox", "--listen", &at, "--dir", "."], "sandbox.log");
@@ -391,7 +391,7 @@ fn tls_trusts_the_certificates_in_the_image_and_no_others() {
     let trusted = image.tree.join("etc/ssl/certs/ca-certificates.crt");
     let all = fs::read_to_string(&trusted).unwrap() + &fs::read_to_string(&ca).unwrap();
     fs::write(&trusted, all).unwrap();
-    assert!(detail().contains("answered 200"), "{}", detail());
+    assert!(detail().contains("responded with 200"), "{}", detail());
     drop(server);
     assert_eq!(sandbox.stop(), Some(0));
     fs::remove_dir_all(dir).unwrap();
@@ -470,7 +470,7 @@ fn whatever_the_sources_include_gets_into_the_build() {
 /// The build's steps but for the compiler: the layer of the dependencies, which comes before the sources, and the
 /// sources over it.
 #[test]
-fn cargo_takes_the_manifest_before_and_after_the_sources_are_there() {
+fn cargo_accepts_the_manifest_with_and_without_sources() {
     let stages = stages(&text("deploy/Dockerfile"));
     let build = &stages[0];
     let dir = unused_dir("layer");
@@ -571,7 +571,7 @@ fn program(uri: &str, arguments: &[&str]) -> Output {
 }
 
 #[test]
-fn the_definitions_can_be_imported_and_are_what_the_service_wants() {
+fn definitions_are_imported_and_verified_by_the_service() {
     let node = Broker::start();
     let file = root().join("deploy/rabbitmq/definitions.json");
     let copy = node.dir().join("definitions.json");
@@ -598,7 +598,7 @@ impl Drop for Cluster {
 }
 
 #[test]
-fn three_nodes_with_the_files_for_a_cluster_hold_every_queue_three_times() {
+fn cluster_of_three_nodes_replicates_every_queue() {
     let tree = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("rabbitmq4");
     if let Err(output) = reported("deploy/local/rabbitmq4", &[tree.to_str().unwrap()]) {
         assert_eq!(output.status.code(), Some(3), "{}", err(&output));
@@ -957,7 +957,7 @@ fn steps_of_the_runbook() -> BTreeSet<String> {
 
 /// As its own comment says, line by line; then each step of the runbook, by everybody who may take it.
 #[test]
-fn installation_that_the_unit_prescribes_passes_every_step_of_the_runbook() {
+fn installation_by_the_unit_passes_every_runbook_step() {
     let Some(machine) = Machine::build() else { return };
     let node = Broker::start();
     let programs = Programs::start_by_default_names(node.uri());

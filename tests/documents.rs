@@ -559,7 +559,7 @@ fn every_alert_has_steps_a_section_of_the_runbook_and_its_cases() {
 }
 
 #[test]
-fn every_cause_for_holding_calls_back_has_a_section_of_the_runbook() {
+fn every_cause_of_an_open_circuit_is_in_the_runbook() {
     let runbook = fs::read_to_string(root().join("docs/runbook.md")).unwrap();
     let (_, causes) = runbook.split_once("\n# While the circuit is open\n").unwrap();
     let sections: Vec<_> = causes.split("\n## ").skip(1).collect();

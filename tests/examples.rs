@@ -426,7 +426,7 @@ fn judged(document: &Value) -> Output {
 }
 
 #[test]
-fn the_asyncapi_document_is_taken_by_its_own_parser_and_a_broken_one_is_not() {
+fn asyncapi_parser_accepts_ours_and_rejects_a_broken_one() {
     let document: Value =
         serde_json::from_slice(&fs::read(root().join("docs/contract/asyncapi.json")).unwrap()).unwrap();
     let output = judged(&document);
@@ -528,7 +528,7 @@ fn written(cases: &[reading::Case], dir: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn every_case_that_is_read_keeps_the_schema_and_no_mistyped_one_does() {
+fn schema_accepts_each_case_and_no_mistyped_one() {
     let dir = unused_dir("cases");
     let output = validated("event.schema.json", &written(&reading::cases(), &dir));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -571,7 +571,7 @@ fn quicktype(dir: &Path, schema: &Path, file: &str, arguments: &[&str]) {
 }
 
 #[test]
-fn types_for_typescript_are_generated_and_read_the_golden_events() {
+fn generated_typescript_types_read_the_golden_events() {
     read_by_types("read.ts", |dir, schema| {
         quicktype(dir, schema, "event.ts", &["--lang", "ts"]);
         let mut tsc = Command::new("node");

@@ -190,7 +190,7 @@ impl Ground {
         }
 
         let nth = match (point, stage) {
-            (Failpoint::Sent | Failpoint::Answered, Stage::Used) => arrival.nth_of_use(),
+            (Failpoint::Sent | Failpoint::Responded, Stage::Used) => arrival.nth_of_use(),
             _ => 1,
         };
         self.service.launch_to_die(point, nth).await;
@@ -214,7 +214,7 @@ impl Ground {
         if !too_soon {
             assert_eq!(Stage::of(&at_death), stage, "{what}: {at_death:#?}");
         }
-        if matches!(point, Failpoint::Sent | Failpoint::Answered) && !too_soon {
+        if matches!(point, Failpoint::Sent | Failpoint::Responded) && !too_soon {
             assert_eq!(at_death.len(), nth, "{what}: {at_death:#?}");
         }
 

@@ -276,7 +276,7 @@ impl CheckedPass<'_> {
 
     fn report(mut self, sign: CallSignal) {
         let (before, holds) = (self.world.circuit_gate.state(), self.holds());
-        self.pass.take().unwrap().report(Operation::Redeem, sign);
+        self.pass.take().unwrap().report(Operation::Redeem, sign, None);
         let mut seen = self.world.seen();
         match (before, self.world.circuit_gate.state()) {
             (State::HalfOpen { cause, .. }, State::Closed) => {

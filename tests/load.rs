@@ -167,7 +167,7 @@ async fn ten_thousand_commands_in_wait_queues_cost_no_memory() {
 
 /// Bodies of the longest that is read and of twice that, with a sound command among every ten.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flood_of_the_longest_bodies_costs_the_prefetched_ones_and_harms_no_neighbor() {
+async fn flood_of_longest_bodies_delays_only_prefetched_ones() {
     const FLOOD: usize = 2_000;
     const LONGEST: usize = 64 * 1024;
     let _alone = ALONE.lock().await;
@@ -207,7 +207,7 @@ async fn a_flood_of_the_longest_bodies_costs_the_prefetched_ones_and_harms_no_ne
 /// Commands of ever-new brands that have not authorized us: each is denied for the first time, and each costs its own call at
 /// most twice. The commands of a brand that lets us in are redeemed as they come, not after the flood.
 #[tokio::test(flavor = "multi_thread")]
-async fn flood_of_brands_that_deny_us_holds_up_no_brand_that_lets_us_in() {
+async fn flood_of_denying_brands_delays_no_allowing_brand() {
     const BEFORE: usize = 800;
     const AMONG: usize = 1_000;
     const AFTER: usize = 1_200;

@@ -24,7 +24,7 @@ fn span(millis: u64) -> Span {
 /// One minute is one second here: ten minutes of outage are ten seconds, the delays of 10s, 1m, 5m, 30m and 2h and the
 /// waits in process a sixtieth of themselves. The circuit breaker keeps its own seconds, so it is slower than life.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_outage_of_ten_minutes_at_one_to_sixty_loses_nothing_and_does_nothing_twice() {
+async fn scaled_ten_minute_outage_loses_and_repeats_nothing() {
     const BEFORE: usize = 600;
     const DURING: usize = 1_400;
     const OUTAGE: Duration = Duration::from_secs(10);

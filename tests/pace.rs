@@ -43,7 +43,7 @@ fn arrivals(bed: &Bed) -> Vec<u64> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_instances_share_one_pace_from_the_moment_the_second_joins() {
+async fn two_instances_share_one_rate_limit_from_the_join() {
     let _alone = ALONE.lock().await;
     let mut bed = Bed::new().await;
     bed.config.rate_limit.calls_per_second = 100;

@@ -325,7 +325,7 @@ fn only_a_serial_that_is_held_is_believed() {
 }
 
 #[test]
-fn a_probe_or_what_is_no_base64_is_a_signature_that_does_not_fit() {
+fn probe_and_invalid_base64_are_mismatched_signatures() {
     let signed = Signed::new();
     let genuine = signed.headers[SIGNATURE].to_str().unwrap().to_owned();
     let check =
@@ -836,7 +836,7 @@ async fn a_number_survives_the_cutting_of_a_long_request_id() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_cut_short_or_too_large_is_lost_and_no_connection_is_nothing_sent() {
+async fn incomplete_response_is_unknown_and_no_connection_not_sent() {
     for (text, lost) in [
         ("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{\"coupon_code\"", NoResponse::Reset),
         ("HTTP/1.1 200 OK\r\ncontent-len", NoResponse::Reset),

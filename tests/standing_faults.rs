@@ -595,7 +595,7 @@ async fn rejected_dead_letter_is_queried_after_growing_pauses() {
 
 /// Without the right to read dead letters the service works, says what is missing, and sweeps once it is granted.
 #[tokio::test(flavor = "multi_thread")]
-async fn dead_letters_that_may_not_be_read_are_reported_with_the_remedy() {
+async fn unreadable_dead_letters_are_reported_with_the_remedy() {
     let user = "sf-dead-read";
     let (broker, mut bed) = shared_bed_as(user).await;
     bed.config.wechat.total_timeout = span(2_000);

@@ -178,7 +178,7 @@ fn each_names_the_other_at_its_top() {
 }
 
 #[test]
-fn a_diagram_keeps_its_arrows_names_and_numbers_in_both_languages() {
+fn diagrams_are_equal_in_both_languages() {
     let drawn = |arrow: &str, user: &str, text: &str| {
         without_words(&format!("```mermaid\n    participant U as {user}\n    I1{arrow}S: {text}\n"))
     };

@@ -42,10 +42,10 @@ use crate::wechat::client::Client;
 use crate::wire::audit_event::OperatorAction;
 use crate::wire::retry_message::DeadlineLimits;
 
-/// Messages looked at for a list, and the time for it; the command line has no such bounds.
-const LOOK_MAX: usize = 2_000;
-const LOOK_TIME_MAX: Duration = Duration::from_secs(10);
-/// The time for finding one command, however far behind it stands.
+/// The most messages that a list reads, and the longest time for it; the command line has no such bounds.
+const LIST_MAX: usize = 2_000;
+const LIST_TIME_MAX: Duration = Duration::from_secs(10);
+/// The longest time for finding one command.
 const FIND_TIME_MAX: Duration = Duration::from_secs(25);
 /// Rows of the list.
 const ROWS_MAX: usize = 200;
@@ -71,26 +71,26 @@ pub struct Setup {
     pub broker: AmqpSettings,
     /// The payment API.
     pub client: Arc<Client>,
-    /// The merchant's pace, which its queries keep, too.
+    /// The merchant's rate limit, which includes queries of the console.
     pub rate_limiter: RateLimiter,
-    /// Counts who is refused.
+    /// Counts denials.
     pub metrics: Arc<Metrics>,
     /// `source` of events.
     pub source: String,
-    /// How far the deadline of a command that is sent again lies ahead.
+    /// The deadline of a command that is sent again, from now.
     pub deadline_limits: DeadlineLimits,
-    /// How long after a redeem a query may count as "not executed".
-    pub settling: SignedDuration,
-    /// The longest that a call of the service may take.
+    /// The time after the end of a call from which a negative query counts.
+    pub query_delay: SignedDuration,
+    /// The longest call of the service.
     pub longest_call: SignedDuration,
-    /// Whether the port is open beyond this machine.
+    /// Whether other machines can reach the port.
     pub exposed: bool,
 }
 
 struct Console {
     setup: Setup,
-    /// Held by the request that looks at the queue, with the time from which the next query may be sent.
-    look_lock: Mutex<Instant>,
+    /// Held by the request that reads the parked queue, with the time from which the next query may be sent.
+    queue_lock: Mutex<Instant>,
     refusals: DenialLog,
 }
 
@@ -103,37 +103,37 @@ pub fn routes(setup: Setup) -> Router {
         .route("/parked/login", post(login))
         .route("/parked/logout", post(logout))
         .route("/parked/{id}", get(show))
-        .route("/parked/{id}/ask", post(confirm_page))
+        .route("/parked/{id}/query", post(confirm_page))
         .route("/parked/{id}/replay", post(replay))
         .route("/parked/{id}/discard", post(discard))
         .with_state(Arc::new(Console {
             setup,
-            look_lock: Mutex::new(Instant::now()),
+            queue_lock: Mutex::new(Instant::now()),
             refusals: DenialLog::default(),
         }))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(middleware::from_fn(bounded))
 }
 
-/// Bounds the work on a request, and sets the headers that say what browsers may do with the answer.
+/// Bounds the work on a request, and sets the security headers of its response.
 async fn bounded(request: Request, next: Next) -> Response {
-    let late = |_| (StatusCode::GATEWAY_TIMEOUT, "it took too long\n").into_response();
-    let mut answer = timeout(REQUEST_MAX, next.run(request)).await.unwrap_or_else(late);
+    let late = |_| (StatusCode::GATEWAY_TIMEOUT, "the request took too long\n").into_response();
+    let mut response = timeout(REQUEST_MAX, next.run(request)).await.unwrap_or_else(late);
     for (name, value) in [
         (header::CONTENT_SECURITY_POLICY, html::POLICY.as_str()),
         (header::CACHE_CONTROL, "no-store"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "same-origin"),
     ] {
-        // Base64, words and quotes: always a header's value.
+        // Base64, words and quotes: always valid in a header.
         if let Ok(value) = HeaderValue::from_str(value) {
-            answer.headers_mut().insert(name, value);
+            response.headers_mut().insert(name, value);
         }
     }
-    answer
+    response
 }
 
-/// Why a request was not done, with the text for the operator.
+/// Why a request failed, with the text for the operator.
 #[derive(Debug)]
 struct ConsoleError(StatusCode, String);
 
@@ -185,7 +185,7 @@ impl Console {
         let busy = |_| {
             ConsoleError::new(StatusCode::CONFLICT, "Another operator's request is in progress. Try again.")
         };
-        timeout(TURN_MAX, self.look_lock.lock()).await.map_err(busy)
+        timeout(TURN_MAX, self.queue_lock.lock()).await.map_err(busy)
     }
 
     fn decision<'a>(&'a self, operator: &'a str, because: &'a str, publish_refused: bool) -> Decision<'a> {
@@ -194,7 +194,7 @@ impl Console {
             operator,
             because: (!because.is_empty()).then_some(because),
             deadline_limits: self.setup.deadline_limits,
-            settling: self.setup.settling,
+            query_delay: self.setup.query_delay,
             longest_call: self.setup.longest_call,
             publish_refused,
         }
@@ -202,60 +202,60 @@ impl Console {
 
     async fn list(&self, filter: &Filter) -> Result<Found, ConsoleError> {
         let _lock = self.lock_parked_queue().await?;
-        let mut look = ParkedQueue::begin(&self.setup.broker).await.map_err(unreachable)?;
+        let mut queue = ParkedQueue::begin(&self.setup.broker).await.map_err(unreachable)?;
         let (mut found, now) = (Found::default(), Timestamp::now());
-        found.unlocked = look.missing_lock();
-        let looked = async {
-            while found.looked < LOOK_MAX && look.age() < LOOK_TIME_MAX {
-                let Some(delivery) = look.next().await.map_err(unreachable)? else { break };
+        found.unlocked = queue.missing_lock();
+        let reading = async {
+            while found.read < LIST_MAX && queue.age() < LIST_TIME_MAX {
+                let Some(delivery) = queue.next().await.map_err(unreachable)? else { break };
                 let parked = Parked::read(delivery);
-                found.looked += 1;
+                found.read += 1;
                 if filter.admits(&parked, now) {
                     found.rows.push(Row::of(&parked, now));
                 }
             }
             Ok::<_, ConsoleError>(())
         };
-        let looked = looked.await;
-        found.waiting = look.waiting();
-        look.end().await;
-        // What came before a message that cannot be read was seen all the same.
-        match looked {
-            Err(unable) if found.rows.is_empty() => return Err(unable),
-            Err(ConsoleError(_, why)) => found.cut_short = Some(why),
+        let reading = reading.await;
+        found.waiting = queue.waiting();
+        queue.end().await;
+        // Messages that were read before an error are listed.
+        match reading {
+            Err(error) if found.rows.is_empty() => return Err(error),
+            Err(ConsoleError(_, why)) => found.error = Some(why),
             Ok(()) => {}
         }
-        found.meant = found.rows.len();
+        found.selected = found.rows.len();
         found.rows.sort_by_key(|row| row.at);
         found.rows.truncate(ROWS_MAX);
         Ok(found)
     }
 
-    /// Takes one command out, for as long as the look lasts. Once it is found it looks on to the end if that is not
-    /// far: what a partial look took comes behind the rest.
-    async fn find(&self, look: &mut ParkedQueue, id: &str) -> Result<Parked, ConsoleError> {
-        let (mut found, mut looked) = (None, 0);
+    /// Takes one command, and holds it until the pass ends. Reads on to the end of the queue if that is near, because a
+    /// partial pass changes the order of the queue.
+    async fn find(&self, queue: &mut ParkedQueue, id: &str) -> Result<Parked, ConsoleError> {
+        let (mut found, mut read) = (None, 0);
         let mut ended = false;
-        while look.age() < FIND_TIME_MAX && (found.is_none() || looked < LOOK_MAX) {
-            let Some(delivery) = look.next().await.map_err(unreachable)? else {
+        while queue.age() < FIND_TIME_MAX && (found.is_none() || read < LIST_MAX) {
+            let Some(delivery) = queue.next().await.map_err(unreachable)? else {
                 ended = true;
                 break;
             };
-            looked += 1;
+            read += 1;
             let parked = Parked::read(delivery);
-            // The bytes alone serve anyone who knows no more.
+            // A SHA-256 without the rest of the key is enough.
             if found.is_none() && (parked.key() == id || parked.sha256 == id) {
                 found = Some(parked);
             }
         }
-        let gone = match ended {
+        let missing = match ended {
             true => "It is not parked any more.",
-            false => "It was not found within the time limit of this page: use redeemer parked show.",
+            false => "It was not found within the time limit of this page; use redeemer parked show.",
         };
-        found.ok_or_else(|| ConsoleError::new(StatusCode::NOT_FOUND, gone))
+        found.ok_or_else(|| ConsoleError::new(StatusCode::NOT_FOUND, missing))
     }
 
-    /// Asks what is true now, and a second time if a refusal is to be published.
+    /// Queries the coupon, and queries again if a refusal is to be published.
     async fn query(
         &self,
         parked: &Parked,
@@ -273,7 +273,8 @@ impl Console {
     }
 
     async fn query_once(&self, parked: &Parked, next: &mut Instant) -> Result<CouponQuery, ConsoleError> {
-        let redemption = parked.replayable().map_err(|why| ConsoleError::new(StatusCode::CONFLICT, why))?;
+        let redemption =
+            parked.replayable().map_err(|why| ConsoleError::new(StatusCode::CONFLICT, why.to_string()))?;
         sleep_until((*next).into()).await;
         *next = Instant::now() + QUERY_EVERY;
         let late = |_| {
@@ -285,63 +286,69 @@ impl Console {
         Ok(parked::query(&self.setup.client, redemption, Timestamp::now(), nonce, chance).await)
     }
 
-    /// Does what was decided with one command. `promised` is what the person was shown; anything else is not done.
+    /// Carries out an action on one command, if it is the action that the operator confirmed.
     async fn perform_action(
         &self,
         id: &str,
         session: &Session,
-        act: ActionRequest,
+        request: ActionRequest,
     ) -> Result<ActionResult, ConsoleError> {
         let mut next_query = self.lock_parked_queue().await?;
-        let mut look = ParkedQueue::begin(&self.setup.broker).await.map_err(unreachable)?;
-        let acted = self.perform_on(&mut look, id, session, act, &mut next_query).await;
-        look.end().await;
+        let mut queue = ParkedQueue::begin(&self.setup.broker).await.map_err(unreachable)?;
+        let acted = self.perform_on(&mut queue, id, session, request, &mut next_query).await;
+        queue.end().await;
         acted
     }
 
     async fn perform_on(
         &self,
-        look: &mut ParkedQueue,
+        queue: &mut ParkedQueue,
         id: &str,
         session: &Session,
-        act: ActionRequest,
+        request: ActionRequest,
         next_query: &mut Instant,
     ) -> Result<ActionResult, ConsoleError> {
-        let parked = self.find(look, id).await?;
-        let ActionRequest { promised, because, publish_refused, queries } = act;
+        let parked = self.find(queue, id).await?;
+        let ActionRequest { confirmed, because, publish_refused, queries } = request;
         let decision = self.decision(&session.operator, &because, publish_refused);
         let query = if queries { Some(self.query(&parked, &decision, next_query).await?) } else { None };
         let now = Timestamp::now();
-        let advice = match &query {
+        let assessment = match &query {
             Some(query) => parked::assess_replay(&parked, query, &decision),
             None => Ok(OperatorAction::Discarded),
         };
-        let deed = match (&advice, promised) {
-            (Ok(deed), Some(promised)) if *deed == promised => *deed,
+        let action = match (&assessment, confirmed) {
+            (Ok(action), Some(confirmed)) if *action == confirmed => *action,
             _ => {
                 let Some(query) = &query else {
                     return Err(ConsoleError::new(StatusCode::BAD_REQUEST, "Nothing was decided."));
                 };
-                let changed = promised
+                let changed = confirmed
                     .is_some()
                     .then_some("The response differs from the one that was shown. Nothing was done.");
                 if let CouponStatus::Suspended(_) = query.status {
                     info!(operator = session.operator, "operator console: calls are suspended");
                 }
-                let asked = Confirmation { query, advice, because, publish_refused };
-                return Ok(ActionResult::Shown(html::show(session, &parked, Some(&asked), changed, now)));
+                let confirmation = Confirmation { query, assessment, because, publish_refused };
+                return Ok(ActionResult::Shown(html::show(
+                    session,
+                    &parked,
+                    Some(&confirmation),
+                    changed,
+                    now,
+                )));
             }
         };
         let number = parked.partial.out_request_no.as_ref().map(ToString::to_string);
         check_publishing(&self.setup.broker).await.map_err(unreachable)?;
-        look.open_publisher(&self.setup.broker).await.map_err(unreachable)?;
-        let done = parked::carry_out(look, parked, deed, query.as_ref(), &decision, now).await;
+        queue.open_publisher(&self.setup.broker).await.map_err(unreachable)?;
+        let done = parked::carry_out(queue, parked, action, query.as_ref(), &decision, now).await;
         done.map_err(|why| {
             let words =
                 format!("It did not complete and may still be parked: {why}. It is safe to try again.");
             ConsoleError::new(StatusCode::BAD_GATEWAY, words)
         })?;
-        let effect = deed.effect();
+        let effect = action.effect();
         let (operator, name) = (session.operator.as_str(), session.name());
         info!(
             operator,
@@ -351,17 +358,17 @@ impl Console {
             effect,
             "operator console: action completed"
         );
-        Ok(ActionResult::Done(deed))
+        Ok(ActionResult::Done(action))
     }
 }
 
-/// What a person decided.
+/// An action that an operator requests.
 struct ActionRequest {
-    /// What they were shown that it would do; nothing while they only ask.
-    promised: Option<OperatorAction>,
+    /// The action that the page showed and the operator confirmed; `None` for a query.
+    confirmed: Option<OperatorAction>,
     because: String,
     publish_refused: bool,
-    /// Whether the payment API is asked first.
+    /// Whether the coupon is queried first.
     queries: bool,
 }
 
@@ -404,7 +411,7 @@ async fn login(State(console): Shared, client: FormClient, body: Bytes) -> Respo
     }
 }
 
-/// The name of a person, as the audit event will carry it: one that another person can read and distinguish from others.
+/// The name of an operator for the audit event: readable, and without invisible characters that make two names look alike.
 fn operator(name: &str) -> Result<&str, &'static str> {
     if name.is_empty() {
         return Err("Enter your name: the audit event contains it.");
@@ -417,24 +424,24 @@ fn operator(name: &str) -> Result<&str, &'static str> {
 
 async fn logout(State(console): Shared, client: FormClient, body: Bytes) -> Response {
     match console.form(&client, &Fields::read(&body)) {
-        Err(answer) => *answer,
+        Err(response) => *response,
         Ok(session) => {
             console.setup.auth.log_out(&session);
             let (operator, peer) = (session.operator.as_str(), client.peer);
             info!(operator, session = session.name(), %peer, "operator console: logged out");
-            let gone = format!("{COOKIE}=; Path=/parked; HttpOnly; SameSite=Strict; Max-Age=0");
-            see_other("/parked", Some(gone))
+            let expired = format!("{COOKIE}=; Path=/parked; HttpOnly; SameSite=Strict; Max-Age=0");
+            see_other("/parked", Some(expired))
         }
     }
 }
 
 fn see_other(to: &str, cookie: Option<String>) -> Response {
-    let mut answer = (StatusCode::SEE_OTHER, [(header::LOCATION, to.to_owned())]).into_response();
-    // Hex and fixed words: always a header's value.
+    let mut response = (StatusCode::SEE_OTHER, [(header::LOCATION, to.to_owned())]).into_response();
+    // Hex and fixed words: always valid in a header.
     if let Some(Ok(cookie)) = cookie.map(|cookie| cookie.parse()) {
-        answer.headers_mut().insert(header::SET_COOKIE, cookie);
+        response.headers_mut().insert(header::SET_COOKIE, cookie);
     }
-    answer
+    response
 }
 
 async fn list(State(console): Shared, headers: HeaderMap, RawQuery(query): RawQuery) -> Response {
@@ -444,13 +451,13 @@ async fn list(State(console): Shared, headers: HeaderMap, RawQuery(query): RawQu
     };
     let fields = Fields::read(query.as_deref().unwrap_or_default().as_bytes());
     let typed = html::FILTER_FIELDS.map(|name| fields.words(name));
-    let deeds = [
+    let actions = [
         OperatorAction::Republished,
         OperatorAction::PublishedRedeemed,
         OperatorAction::PublishedRefused,
         OperatorAction::Discarded,
     ];
-    let done = deeds.into_iter().find(|deed| deed.effect() == fields.text("done")).map(html::result_of);
+    let done = actions.into_iter().find(|action| action.effect() == fields.text("done")).map(html::result_of);
     let found = match filter(&typed) {
         Err(why) => Err(ConsoleError::new(StatusCode::BAD_REQUEST, why)),
         Ok(filter) => console.list(&filter).await,
@@ -463,7 +470,7 @@ async fn list(State(console): Shared, headers: HeaderMap, RawQuery(query): RawQu
     }
 }
 
-/// The filter that was typed.
+/// The filter of a form.
 fn filter(typed: &html::Typed) -> Result<Filter, String> {
     let [reason, older, newer, brand, coupon, number] = typed.clone();
     let set = |text: String| (!text.is_empty()).then_some(text);
@@ -492,15 +499,15 @@ async fn show(State(console): Shared, headers: HeaderMap, Path(id): Path<String>
     };
     let shown = async {
         let _lock = console.lock_parked_queue().await?;
-        let mut look = ParkedQueue::begin(&console.setup.broker).await.map_err(unreachable)?;
-        let found = console.find(&mut look, &id).await;
-        let unlocked = look.missing_lock();
-        look.end().await;
+        let mut queue = ParkedQueue::begin(&console.setup.broker).await.map_err(unreachable)?;
+        let found = console.find(&mut queue, &id).await;
+        let unlocked = queue.missing_lock();
+        queue.end().await;
         Ok(html::show(&session, &found?, None, unlocked.as_deref(), Timestamp::now()))
     };
     match shown.await {
         Ok(page) => Html(page).into_response(),
-        Err(unable) => ConsoleError::page(unable, &session),
+        Err(error) => ConsoleError::page(error, &session),
     }
 }
 
@@ -512,24 +519,29 @@ async fn confirm_page(
 ) -> Response {
     perform(console, client, id, body, |fields| {
         let publish_refused = fields.is_yes("publish_refused");
-        Ok(ActionRequest { promised: None, because: fields.words("because"), publish_refused, queries: true })
+        Ok(ActionRequest {
+            confirmed: None,
+            because: fields.words("because"),
+            publish_refused,
+            queries: true,
+        })
     })
     .await
 }
 
 async fn replay(State(console): Shared, client: FormClient, Path(id): Path<String>, body: Bytes) -> Response {
     perform(console, client, id, body, |fields| {
-        let deeds = [
+        let actions = [
             OperatorAction::Republished,
             OperatorAction::PublishedRedeemed,
             OperatorAction::PublishedRefused,
         ];
-        let promised = deeds.into_iter().find(|deed| deed.effect() == fields.text("deed"));
+        let confirmed = actions.into_iter().find(|action| action.effect() == fields.text("action"));
         let publish_refused = fields.is_yes("publish_refused");
-        match promised {
+        match confirmed {
             None => Err("Query first: the page shows what would be done."),
-            promised => Ok(ActionRequest {
-                promised,
+            confirmed => Ok(ActionRequest {
+                confirmed,
                 because: fields.words("because"),
                 publish_refused,
                 queries: true,
@@ -546,16 +558,16 @@ async fn discard(
     body: Bytes,
 ) -> Response {
     perform(console, client, id, body, |fields| {
-        let (because, promised) = (fields.words("because"), Some(OperatorAction::Discarded));
+        let (because, confirmed) = (fields.words("because"), Some(OperatorAction::Discarded));
         if because.is_empty() || !fields.is_yes("sure") {
             return Err("Give a reason and confirm that it is not needed any more. Nothing was done.");
         }
-        Ok(ActionRequest { promised, because, publish_refused: false, queries: false })
+        Ok(ActionRequest { confirmed, because, publish_refused: false, queries: false })
     })
     .await
 }
 
-/// Takes a form, and does what it says to its end, even if the browser does not wait for it.
+/// Reads a form and carries out its action to the end, even if the browser does not wait for it.
 async fn perform(
     console: Arc<Console>,
     client: FormClient,
@@ -566,20 +578,20 @@ async fn perform(
     let fields = Fields::read(&body);
     let session = match console.form(&client, &fields) {
         Ok(session) => session,
-        Err(answer) => return *answer,
+        Err(response) => return *response,
     };
-    let act = match read(&fields) {
-        Ok(act) => act,
+    let request = match read(&fields) {
+        Ok(request) => request,
         Err(why) => return ConsoleError::new(StatusCode::BAD_REQUEST, why).page(&session),
     };
-    let (acting_console, person) = (console.clone(), session.clone());
-    let acting = tokio::spawn(async move { acting_console.perform_action(&id, &person, act).await });
-    match acting.await {
+    let (acting_console, operator) = (console.clone(), session.clone());
+    let action = tokio::spawn(async move { acting_console.perform_action(&id, &operator, request).await });
+    match action.await {
         Ok(Ok(ActionResult::Shown(page))) => Html(page).into_response(),
-        Ok(Ok(ActionResult::Done(deed))) => see_other(&format!("/parked?done={}", deed.effect()), None),
-        Ok(Err(unable)) => unable.page(&session),
+        Ok(Ok(ActionResult::Done(action))) => see_other(&format!("/parked?done={}", action.effect()), None),
+        Ok(Err(error)) => error.page(&session),
         Err(_) => {
-            let words = "It was interrupted; check if it is still parked. It is safe to try again.";
+            let words = "It was interrupted; check whether it is still parked. It is safe to try again.";
             ConsoleError::new(StatusCode::INTERNAL_SERVER_ERROR, words).page(&session)
         }
     }
@@ -594,7 +606,7 @@ mod tests {
     }
 
     #[test]
-    fn a_form_from_another_site_is_known_by_what_browsers_say() {
+    fn form_from_another_site_is_denied_by_its_headers() {
         let check = |pairs: &[(&'static str, &'static str)], elsewhere| {
             assert_eq!(is_cross_origin(&headers(pairs)), elsewhere, "{pairs:?}");
         };
@@ -609,14 +621,14 @@ mod tests {
     }
 
     #[test]
-    fn the_cookie_is_found_among_others() {
+    fn cookie_is_found_among_others() {
         let cookies = headers(&[("cookie", "a=1; redeemer_console=abc; redeemer_console2=x")]);
         assert_eq!(cookie(&cookies), Some("abc"));
         assert_eq!(cookie(&headers(&[("cookie", "xredeemer_console=abc")])), None);
     }
 
     #[test]
-    fn what_is_typed_becomes_a_filter() {
+    fn form_becomes_a_filter() {
         let typed = |older: &str| ["", older, "", "120344", "", ""].map(str::to_owned);
         let two_hours = filter(&typed("2h")).unwrap();
         assert_eq!(two_hours.older_than, Some(SignedDuration::from_hours(2)));

@@ -1,4 +1,4 @@
-//! The last minutes, for the status page: samples in a ring, and the last problems in words.
+//! The last ten minutes, for the status page: samples in a ring, and the last problems.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -15,14 +15,14 @@ const SAMPLES_MAX: usize = 120;
 /// Problems kept.
 const PROBLEMS_MAX: usize = 8;
 
-/// What is remembered. Bounded, and gone with the process: anyone who wants more asks Prometheus.
+/// The samples and problems. Bounded, and lost with the process: Prometheus keeps more.
 #[derive(Debug, Default)]
 pub(super) struct History {
     samples: VecDeque<Snapshot>,
     problems: VecDeque<(Timestamp, StatusReason)>,
 }
 
-/// What happened between two samples.
+/// The changes between two samples.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(super) struct Interval {
     /// Commands that ended, in the order of `OutcomeKind::ALL`.
@@ -35,16 +35,16 @@ pub(super) struct Interval {
 
 impl History {
     /// Takes a sample.
-    pub(super) fn sample(&mut self, glance: Snapshot) {
-        self.samples.push_back(glance);
+    pub(super) fn sample(&mut self, snapshot: Snapshot) {
+        self.samples.push_back(snapshot);
         while self.samples.len() > SAMPLES_MAX {
             self.samples.pop_front();
         }
     }
 
-    /// Remembers what stands in the way of work, if it is news.
+    /// Remembers the reasons why the service is not ready, if they are new.
     pub(super) fn problems(&mut self, at: Timestamp, reasons: &[StatusReason]) {
-        // The first moments of every start are no problem.
+        // The first moments of a start are not a problem.
         let passing = |reason: &&StatusReason| !reason.code.is_starting();
         for reason in reasons.iter().filter(passing) {
             if !self.problems.iter().rev().take(reasons.len()).any(|(_, known)| known == reason) {
@@ -61,13 +61,13 @@ impl History {
         self.problems.iter().rev()
     }
 
-    /// What happened between the samples, oldest first.
+    /// The changes between the samples, oldest first.
     pub(super) fn intervals(&self) -> Vec<Interval> {
         let pairs = self.samples.iter().zip(self.samples.iter().skip(1));
         pairs.map(|(before, after)| Interval::between(before, after)).collect()
     }
 
-    /// What happened in the last minute, or since the start if that was later.
+    /// The changes in the last minute, or since the start if that was later.
     pub(super) fn last_minute(&self) -> Interval {
         let back = (60 / EVERY.as_secs()) as usize;
         match (self.samples.iter().rev().nth(back).or(self.samples.front()), self.samples.back()) {
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
     use crate::telemetry::status::ReasonCode;
 
-    fn glance(redeemed: u64, calls: u64, call_seconds: f64) -> Snapshot {
+    fn snapshot(redeemed: u64, calls: u64, call_seconds: f64) -> Snapshot {
         Snapshot { outcomes: [redeemed, 0, 0, 0], calls, call_seconds, ..Snapshot::default() }
     }
 
@@ -103,7 +103,7 @@ mod tests {
     fn intervals_are_differences_and_the_ring_is_bounded() {
         let mut history = History::default();
         for nth in 0..500 {
-            history.sample(glance(nth * 10, nth * 20, nth as f64));
+            history.sample(snapshot(nth * 10, nth * 20, nth as f64));
         }
         let intervals = history.intervals();
         assert_eq!(intervals.len(), SAMPLES_MAX - 1);

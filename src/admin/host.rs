@@ -1,6 +1,6 @@
-//! Which names the admin port answers under. A page of a stranger can have its own name lead to our address (DNS
-//! rebinding), and its scripts then read what the port shows as their own site's; but they cannot choose the `Host`
-//! that a browser sends. So only names that a stranger cannot own are answered.
+//! The host names of the admin port, against DNS rebinding: an attacker's page can let its own name resolve to our
+//! address, and its scripts then read our responses as those of their own site; but they cannot choose the `Host` that a
+//! browser sends. So requests are accepted only under names that an attacker cannot own.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 
-/// Ends of names that nobody can register: RFC 6761, RFC 6762, ICANN's `internal`, and those within Kubernetes.
+/// Suffixes of names that cannot be registered: RFC 6761, RFC 6762, ICANN's `internal`, and those within Kubernetes.
 const PRIVATE_ENDS: [&str; 5] = [".localhost", ".local", ".internal", ".svc", ".lan"];
 
-/// Answers only requests for a name of ours. A request without a `Host` is not a browser's.
+/// Rejects requests for other names. A request without a `Host` does not come from a browser.
 pub(super) async fn check(State(names): State<Arc<[String]>>, request: Request, next: Next) -> Response {
     let host = request.headers().get(header::HOST);
     // A target with an authority counts before the header, and no browser sends one here.
@@ -27,7 +27,7 @@ pub(super) async fn check(State(names): State<Arc<[String]>>, request: Request, 
     }
 }
 
-/// Whether `host`, with or without a port, can be no stranger's name.
+/// Whether an attacker cannot own the name `host`, with or without a port.
 fn is_ours(host: &str, names: &[String]) -> bool {
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),

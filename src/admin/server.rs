@@ -1,8 +1,8 @@
 //! The port for operators: metrics, liveness, readiness, and a page for people.
 //!
 //! Serves nothing secret and changes nothing, except through the operator console, if it is enabled. Every connection is bounded
-//! in time and size, and anyone who comes again takes the place of anyone who has been there longest, so that a slow or a
-//! flooding client costs others nothing.
+//! in time and size. At the limit a new connection replaces the oldest one, so that a slow or a flooding client costs
+//! others nothing.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -36,7 +36,7 @@ const CONNECTIONS_MAX: usize = 256;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest life of a connection.
 const CONNECTION_MAX: Duration = Duration::from_secs(60);
-/// How long the main loop may stand still before the process counts as dead.
+/// The longest time without a heartbeat of the main loop before `/livez` fails.
 const LIVENESS_TIMEOUT: SignedDuration = SignedDuration::from_secs(30);
 
 #[derive(Clone)]
@@ -48,7 +48,7 @@ struct PageSource {
     console: bool,
 }
 
-/// Where a request comes from: the other end of its connection. What a proxy says beyond that is not asked.
+/// The peer of a connection. Headers of proxies are ignored.
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub SocketAddr);
 
@@ -61,7 +61,7 @@ pub struct CannotListen {
 }
 
 /// Opens the port and serves until the task is aborted. Gives the address, for port 0. `console` is served below `/parked`. `hosts` are names that
-/// it answers under, beside addresses and names that nobody can register.
+/// it answers under, beside addresses and names that cannot be registered.
 ///
 /// # Errors
 /// [`CannotListen`]
@@ -108,7 +108,7 @@ async fn record_peer(mut shown: PageSource) {
         tokio::select! {
             _ = due.tick() => remembered(&shown, true),
             changed = shown.status.changed() => {
-                // Anyone who reports the status has ended: there is nothing more to remember.
+                // The sender of the status has ended.
                 if changed.is_err() {
                     return;
                 }
@@ -132,7 +132,7 @@ async fn accept(listener: TcpListener, router: Router) {
         };
         match accepted {
             Ok((stream, peer)) => {
-                // A request is done in milliseconds. Anyone who has been here longest of this many is slow, or idle.
+                // A request takes milliseconds: the oldest of this many connections is slow or idle.
                 if oldest_first.len() >= CONNECTIONS_MAX
                     && let Some(oldest) = oldest_first.pop_front()
                 {
@@ -141,7 +141,7 @@ async fn accept(listener: TcpListener, router: Router) {
                 oldest_first.push_back(connections.spawn(serve_connection(stream, peer, router.clone())));
             }
             Err(error) => {
-                // Out of file descriptors, most likely: the pause lets some go.
+                // Most likely no file descriptor is free; some are closed during the pause.
                 warn!(%error, "admin port: a connection could not be accepted");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
@@ -149,7 +149,7 @@ async fn accept(listener: TcpListener, router: Router) {
     }
 }
 
-/// Serves one connection to its end. Whatever a client does wrong here is its own affair.
+/// Serves one connection to its end. Faults of the client are ignored.
 async fn serve_connection(stream: TcpStream, peer: SocketAddr, router: Router) {
     let router = router.layer(Extension(Peer(peer)));
     let connection = http1::Builder::new()
@@ -165,7 +165,7 @@ async fn render(State(shown): State<PageSource>) -> impl IntoResponse {
 }
 
 async fn live(State(shown): State<PageSource>) -> impl IntoResponse {
-    let still = Timestamp::now().duration_since(shown.status.borrow().turned);
+    let still = Timestamp::now().duration_since(shown.status.borrow().heartbeat);
     if still <= LIVENESS_TIMEOUT {
         (StatusCode::OK, "ok\n".to_owned())
     } else {

@@ -1,5 +1,4 @@
-//! The status page: one text, made of what is known at a moment. It works without its script, which only fetches it
-//! again every two seconds.
+//! The status page, rendered from one snapshot. It works without its script, which only reloads it every two seconds.
 
 use std::fmt::Write as _;
 
@@ -28,18 +27,18 @@ pub(super) fn content_security_policy() -> String {
     )
 }
 
-/// In what mood the page greets.
+/// The state of the service in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ServiceState {
-    /// All is well.
+    /// Ready, without a notice.
     Well,
-    /// Not there yet, and nothing is wrong so far.
+    /// Not ready yet, without a fault so far.
     Starting,
-    /// It consumes, and something stands in its way.
-    Troubled,
+    /// It consumes, with a fault or a notice.
+    Degraded,
     /// Calls are held back; the backlog waits.
     Paused,
-    /// Nothing can be taken or reported.
+    /// It cannot consume or publish.
     Broken,
 }
 
@@ -47,9 +46,9 @@ impl ServiceState {
     fn of(status: &Status) -> Self {
         match status.reasons.as_slice() {
             [] if status.notices.is_empty() => Self::Well,
-            [] => Self::Troubled,
+            [] => Self::Degraded,
             reasons if reasons.iter().all(|reason| reason.code.is_starting()) => Self::Starting,
-            _ if status.consuming => Self::Troubled,
+            _ if status.consuming => Self::Degraded,
             reasons if reasons.iter().all(|reason| reason.code.is_about_provider()) => Self::Paused,
             _ => Self::Broken,
         }
@@ -59,7 +58,7 @@ impl ServiceState {
         match self {
             Self::Well => "well",
             Self::Starting => "starting",
-            Self::Troubled => "troubled",
+            Self::Degraded => "degraded",
             Self::Paused => "paused",
             Self::Broken => "broken",
         }
@@ -69,33 +68,33 @@ impl ServiceState {
 /// Renders the page.
 pub(super) fn render(
     status: &Status,
-    glance: &Snapshot,
+    snapshot: &Snapshot,
     history: &History,
     console: bool,
     now: Timestamp,
 ) -> String {
-    let mood = ServiceState::of(status);
+    let state = ServiceState::of(status);
     let mut page = format!(
         "<!doctype html><html lang=en><meta charset=utf-8>\
          <meta name=viewport content=\"width=device-width, initial-scale=1\"><title>{} - redeemer</title>\
          <style>{STYLE}</style><body class={}><main>",
-        match mood {
+        match state {
             ServiceState::Well => "consuming",
             ServiceState::Starting => "starting",
-            ServiceState::Troubled => "consuming, in trouble",
+            ServiceState::Degraded => "consuming, degraded",
             ServiceState::Paused => "paused",
             ServiceState::Broken => "not consuming",
         },
-        mood.class()
+        state.class()
     );
-    headline(&mut page, mood, status, history);
+    headline(&mut page, state, status, history);
     let intervals = history.intervals();
     let minute = history.last_minute();
     page.push_str("<div class=cards>");
-    outcomes(&mut page, &minute, &intervals, glance);
-    provider(&mut page, &minute, &intervals, glance);
-    in_hand(&mut page, status, glance);
-    queues(&mut page, status, glance);
+    outcomes(&mut page, &minute, &intervals, snapshot);
+    provider(&mut page, &minute, &intervals, snapshot);
+    in_hand(&mut page, status, snapshot);
+    queues(&mut page, status, snapshot);
     problems(&mut page, history, now);
     page.push_str("</div>");
     let _ = write!(
@@ -110,23 +109,23 @@ pub(super) fn render(
     page
 }
 
-fn headline(page: &mut String, mood: ServiceState, status: &Status, history: &History) {
+fn headline(page: &mut String, state: ServiceState, status: &Status, history: &History) {
     let ended: u64 = history.last_minute().outcomes.iter().sum();
-    let words = match mood {
+    let words = match state {
         ServiceState::Well => "Consuming.",
         ServiceState::Starting => "Starting.",
-        ServiceState::Troubled
+        ServiceState::Degraded
             if status.reasons.iter().any(|reason| reason.code == ReasonCode::PublishingRejected) =>
         {
-            "Consuming, but the broker does not take our messages."
+            "Consuming, but the broker does not accept our messages."
         }
-        ServiceState::Troubled if status.reasons.is_empty() => {
+        ServiceState::Degraded if status.reasons.is_empty() => {
             match status.notices.iter().any(|notice| notice.kind == NoticeKind::RateReduced) {
                 true => "Consuming at a reduced rate.",
-                false => "Consuming, but some answers cannot be believed.",
+                false => "Consuming, but some responses cannot be verified.",
             }
         }
-        ServiceState::Troubled => "Consuming, but not all is well.",
+        ServiceState::Degraded => "Consuming, but degraded.",
         ServiceState::Paused => "Paused for the payment API. The backlog waits in its queue.",
         ServiceState::Broken => match status.reasons.first().map(|reason| reason.code) {
             Some(
@@ -137,9 +136,9 @@ fn headline(page: &mut String, mood: ServiceState, status: &Status, history: &Hi
             _ => "Not consuming.",
         },
     };
-    // Read out when it changes, and only then: the script leaves alone what is as it was.
+    // Screen readers announce a change, so the script replaces only changed elements.
     let _ = write!(page, "<header><h1 role=status>{words}</h1>");
-    if mood == ServiceState::Well {
+    if state == ServiceState::Well {
         let _ = match ended {
             0 => write!(page, "<p>No commands in the last minute."),
             1 => write!(page, "<p>One command settled in the last minute."),
@@ -162,18 +161,18 @@ fn headline(page: &mut String, mood: ServiceState, status: &Status, history: &Hi
 fn notice_section(kind: NoticeKind) -> &'static str {
     match kind {
         NoticeKind::RateReduced => "RateLimitReduced",
-        NoticeKind::NotBelieved => "ResponsesUnverified",
+        NoticeKind::ResponsesUnverified => "ResponsesUnverified",
     }
 }
 
-fn outcomes(page: &mut String, minute: &Interval, intervals: &[Interval], glance: &Snapshot) {
+fn outcomes(page: &mut String, minute: &Interval, intervals: &[Interval], snapshot: &Snapshot) {
     page.push_str("<section><h2>Outcomes</h2>");
     let settled: Vec<_> = intervals.iter().map(split).collect();
     let what = "commands in each 5 s: <i>redeemed</i> <i class=rest>other</i>";
     chart(page, what, "commands", &settled);
     page.push_str("<table><tr><th>outcome<th>last minute<th>since start");
     for (nth, kind) in OutcomeKind::ALL.into_iter().enumerate() {
-        let (lately, ever) = (minute.outcomes[nth], glance.outcomes[nth]);
+        let (lately, ever) = (minute.outcomes[nth], snapshot.outcomes[nth]);
         let word = kind.as_str();
         let class = if kind == OutcomeKind::Unresolved && ever > 0 { " class=unresolved" } else { "" };
         let _ = write!(page, "<tr{class}><td>{word}<td>{}<td>{}", grouped(lately), grouped(ever));
@@ -181,7 +180,7 @@ fn outcomes(page: &mut String, minute: &Interval, intervals: &[Interval], glance
     page.push_str("</table></section>");
 }
 
-fn provider(page: &mut String, minute: &Interval, intervals: &[Interval], glance: &Snapshot) {
+fn provider(page: &mut String, minute: &Interval, intervals: &[Interval], snapshot: &Snapshot) {
     page.push_str("<section><h2>WeChat Pay</h2>");
     let times: Vec<_> = intervals.iter().map(|each| [each.call_ms.unwrap_or_default(), 0.0]).collect();
     chart(page, "mean time of a call in each 5 s", "ms", &times);
@@ -189,37 +188,37 @@ fn provider(page: &mut String, minute: &Interval, intervals: &[Interval], glance
     page.push_str("<dl>");
     entry(page, "a call takes", &time);
     entry(page, "calls in the last minute", &grouped(minute.calls));
-    entry(page, "pace of this instance", &format!("{:.0} calls/s", glance.rate));
-    let circuit_gate = if glance.circuit_open { "open" } else { "closed" };
+    entry(page, "rate limit of this instance", &format!("{:.0} calls/s", snapshot.rate));
+    let circuit_gate = if snapshot.circuit_open { "open" } else { "closed" };
     entry(page, "circuit_gate", circuit_gate);
-    if glance.clock_skew.abs() >= 3.0 {
-        entry(page, "its clock less ours", &format!("{:.0} s", glance.clock_skew));
+    if snapshot.clock_skew.abs() >= 3.0 {
+        entry(page, "its clock less ours", &format!("{:.0} s", snapshot.clock_skew));
     }
     page.push_str("</dl></section>");
 }
 
-fn in_hand(page: &mut String, status: &Status, glance: &Snapshot) {
+fn in_hand(page: &mut String, status: &Status, snapshot: &Snapshot) {
     page.push_str("<section><h2>In hand</h2>");
-    let share = glance.busy as f64 / (glance.permits.max(1)) as f64;
+    let share = snapshot.busy as f64 / (snapshot.permits.max(1)) as f64;
     let _ = write!(
         page,
         "<svg class=bar viewBox=\"0 0 100 6\" preserveAspectRatio=none role=img aria-label=\"{} of {} permits busy\">\
          <rect class=track width=100 height=6 /><rect width={:.1} height=6 /></svg><dl>",
-        glance.busy,
-        glance.permits,
+        snapshot.busy,
+        snapshot.permits,
         100.0 * share.clamp(0.0, 1.0)
     );
-    entry(page, "permits busy", &format!("{} of {}", glance.busy, glance.permits));
-    entry(page, "commands held", &glance.in_flight.to_string());
-    entry(page, "instances", &glance.consumers.to_string());
+    entry(page, "permits busy", &format!("{} of {}", snapshot.busy, snapshot.permits));
+    entry(page, "commands held", &snapshot.in_flight.to_string());
+    entry(page, "instances", &snapshot.consumers.to_string());
     entry(page, "broker", status.broker.as_deref().unwrap_or("not connected"));
-    entry(page, "connections built", &glance.sessions_started.to_string());
+    entry(page, "connections built", &snapshot.sessions_started.to_string());
     page.push_str("</dl></section>");
 }
 
-fn queues(page: &mut String, status: &Status, glance: &Snapshot) {
+fn queues(page: &mut String, status: &Status, snapshot: &Snapshot) {
     page.push_str("<section><h2>Queues</h2><table><tr><th>queue<th>messages");
-    for (queue, messages) in &glance.depths {
+    for (queue, messages) in &snapshot.depths {
         let shown =
             if messages.is_nan() { "?".to_owned() } else { grouped(messages.max(0.0).round() as u64) };
         let alarming = matches!(queue.as_str(), "parked" | "unrouted") && *messages > 0.0;
@@ -255,7 +254,7 @@ fn entry(page: &mut String, name: &str, value: &str) {
     let _ = write!(page, "<dt>{name}<dd>{}", escaped(value));
 }
 
-/// Commands that were redeemed, and those that ended otherwise.
+/// The redeemed commands, and the others that ended.
 fn split(interval: &Interval) -> [f64; 2] {
     let mut split = [0.0; 2];
     for (kind, commands) in OutcomeKind::ALL.into_iter().zip(interval.outcomes) {
@@ -265,7 +264,7 @@ fn split(interval: &Interval) -> [f64; 2] {
 }
 
 /// Bars of two parts, the first below the second, the latest bar at the right; the tallest fills the height and is
-/// named. `what` is HTML, and stands above them.
+/// named. `what` is HTML and is written above them.
 fn chart(page: &mut String, what: &str, unit: &str, bars: &[[f64; 2]]) {
     const BARS: usize = 119;
     let most = bars.iter().map(|[first, second]| first + second).fold(0.0, f64::max);
@@ -294,12 +293,12 @@ fn chart(page: &mut String, what: &str, unit: &str, bars: &[[f64; 2]]) {
     );
 }
 
-/// The height of the tallest bar, as it is written below a chart.
+/// The height of the tallest bar, for the text below a chart.
 fn scale(most: f64) -> String {
     if most < 10.0 && most.fract() > 0.0 { format!("{most:.1}") } else { grouped(most.round() as u64) }
 }
 
-/// A link to the runbook section that says what to do.
+/// A link to a section of the runbook.
 fn runbook_link(code: ReasonCode) -> String {
     runbook_section(code)
         .map_or_else(String::new, |section| format!(" <a href=/runbook#{section}>what to do</a>"))
@@ -377,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn the_headline_says_how_it_stands_and_the_reasons_why() {
+    fn headline_shows_the_state_and_its_reasons() {
         assert!(page(&[]).contains("<h1 role=status>Consuming.</h1><p>No commands in the last minute."));
         let paused = page(&[(ReasonCode::SuspendedUnauthenticated, "look at the merchant key")]);
         assert!(paused.contains("<h1 role=status>Paused for") && paused.contains("look at the merchant key"));
@@ -389,33 +388,35 @@ mod tests {
     }
 
     #[test]
-    fn trouble_while_it_consumes_is_not_reported_as_a_stall() {
+    fn fault_while_consuming_is_shown_as_degraded() {
         let refused = status(&[(ReasonCode::PublishingRejected, "refused")]);
         let consuming = Status { consuming: true, ..refused };
         let page =
             render(&consuming, &Snapshot::default(), &History::default(), false, Timestamp::UNIX_EPOCH);
-        assert!(page.contains("<h1 role=status>Consuming, but the broker does not take our messages.</h1>"));
-        assert!(page.contains("<body class=troubled>") && page.contains("/runbook#PublishesReturned"));
+        assert!(
+            page.contains("<h1 role=status>Consuming, but the broker does not accept our messages.</h1>")
+        );
+        assert!(page.contains("<body class=degraded>") && page.contains("/runbook#PublishesReturned"));
     }
 
     #[test]
-    fn the_headline_says_what_is_reduced_or_not_believed() {
+    fn headline_names_a_reduced_rate_and_unverified_responses() {
         for (kind, headline) in [
             (NoticeKind::RateReduced, "Consuming at a reduced rate."),
-            (NoticeKind::NotBelieved, "Consuming, but some answers cannot be believed."),
+            (NoticeKind::ResponsesUnverified, "Consuming, but some responses cannot be verified."),
         ] {
             let notices = vec![Notice { kind, words: "last: 429 <b>".to_owned() }];
             let status = Status { consuming: true, notices, ..status(&[]) };
             let page =
                 render(&status, &Snapshot::default(), &History::default(), false, Timestamp::UNIX_EPOCH);
             assert!(page.contains(&format!("<h1 role=status>{headline}</h1>")));
-            assert!(page.contains("<body class=troubled>") && page.contains("last: 429 &lt;b&gt;"));
+            assert!(page.contains("<body class=degraded>") && page.contains("last: 429 &lt;b&gt;"));
             assert!(runbook().contains(&format!("<h2 id={}>", notice_section(kind))));
         }
     }
 
     #[test]
-    fn a_start_is_no_trouble_and_old_numbers_say_so() {
+    fn start_is_not_shown_as_a_fault() {
         let starting = page(&[(ReasonCode::Starting, "not connected to the broker yet")]);
         assert!(
             starting.contains("<h1 role=status>Starting.</h1>") && starting.contains("<body class=starting>")
@@ -428,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chart_says_what_it_shows_in_which_unit_and_sets_apart_what_was_not_redeemed() {
+    fn chart_names_its_unit_and_separates_other_outcomes() {
         let mut history = History::default();
         for (outcomes, calls) in [([0, 0, 0, 0], 0), ([3, 2, 0, 1], 3), ([3, 2, 4, 1], 3)] {
             let call_seconds = 0.2 * calls as f64;

@@ -25,6 +25,7 @@ use crate::amqp::connection::{
     AmqpSettings, BLOCKED_REPORTED_AFTER, BrokerConnection, CannotConnect, Health, blocked_for, connect_any,
     lost, watch_events,
 };
+use crate::amqp::session_end::SessionEnd;
 use crate::amqp::topology::{Object, Topology};
 use crate::wire::retry_message::DEADLINE;
 
@@ -113,7 +114,7 @@ impl Link {
     }
 
     /// Why the connection is gone, once it is.
-    pub async fn lost(&self) -> String {
+    pub async fn lost(&self) -> SessionEnd {
         lost(&self.health).await
     }
 

@@ -6,12 +6,12 @@ use lapin::ErrorKind;
 
 use crate::telemetry::metrics::PublishFailureKind;
 
-/// Proof that a publish was confirmed and not returned. Only a publisher can make one.
+/// Exists only if a publish was confirmed and not returned: only a publisher can make one.
 #[derive(Debug)]
 pub struct Published(pub(super) ());
 
 impl Published {
-    /// One proof for two publishes.
+    /// One value for two publishes.
     pub fn join(self, other: Self) -> Self {
         let (Self(()), Self(())) = (self, other);
         Self(())
@@ -32,7 +32,7 @@ pub enum PublishFailure {
     Returned(String),
     /// The broker blocks publishing, and the publish does not wait for the end of that.
     #[error(
-        "the broker blocks publishing ({0}): memory or disk is short; look at rabbitmqctl status, and try again when the \
+        "the broker blocks publishing ({0}): memory or disk is low; check rabbitmqctl status, and try again when the \
          alarm is over"
     )]
     Blocked(String),

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::amqp::confirm::{PublishFailure, PublishRejection};
+use crate::amqp::session_end::SessionEnd;
 use crate::amqp::socket_guard::{Socket, SocketGuard};
 use crate::amqp::tls::{self, BadFile, Tls};
 use crate::amqp::topology::{Mode, Topology, TopologyFault};
@@ -106,8 +107,8 @@ pub enum CannotConnect {
     Lost {
         /// Host, port and virtual host.
         at: String,
-        /// The broker's words, or the client's.
-        why: String,
+        /// The cause.
+        why: SessionEnd,
     },
     /// The topology differs from the plan.
     #[error("{at}: {source}{remedy}")]
@@ -144,7 +145,7 @@ pub enum CannotConnect {
     },
     /// Publishing is not possible now: most likely an alarm of the broker.
     #[error(
-        "{at} does not confirm a publish ({source}); look for a memory or disk alarm: rabbitmqctl status"
+        "{at} does not confirm a publish ({source}); check for a memory or disk alarm: rabbitmqctl status"
     )]
     NoConfirms {
         /// Host, port and virtual host.
@@ -155,14 +156,14 @@ pub enum CannotConnect {
 }
 
 /// What is known of a session while it lives.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct Health {
     /// The broker's reason for blocking our publishing connection.
     pub blocked: Option<String>,
     /// Why the session has ended.
-    pub lost: Option<String>,
-    /// Why the broker closed the consumer's channel, in its own words.
-    pub consumer_channel: Option<String>,
+    pub lost: Option<SessionEnd>,
+    /// The broker's reason for closing the consumer's channel.
+    pub consumer_channel: Option<lapin::Error>,
 }
 
 /// A connection, and the guard that shuts its socket down.
@@ -200,7 +201,7 @@ pub(crate) fn address(settings: &AmqpSettings, nth: usize) -> Result<(AMQPUri, S
 /// or a virtual host.
 ///
 /// # Errors
-/// What is wrong, to stand behind the form of a URI. It quotes nothing of it.
+/// The fault, as the end of an error message. It quotes nothing of the URI.
 pub fn check_uri(uri: &str) -> Result<(), &'static str> {
     check_user_information(uri)?;
     uri.parse::<AMQPUri>().map(drop).map_err(|_| "")
@@ -222,7 +223,7 @@ fn check_user_information(uri: &str) -> Result<(), &'static str> {
     }
 }
 
-/// One connection to the first of the configured nodes that answers. `name` is what the broker shows of us.
+/// One connection to the first of the configured nodes that responds. The broker shows the connection under `name`.
 pub(crate) async fn connect_any(
     settings: &AmqpSettings,
     name: &str,
@@ -302,24 +303,24 @@ pub(crate) fn watch_events(connection: &Connection, health: &watch::Sender<Healt
                     let of_delivery = !publishing && reply_code(&error) == Some(PRECONDITION_FAILED);
                     health.send_if_modified(|health| {
                         if of_delivery {
-                            health.consumer_channel = Some(error.to_string());
+                            health.consumer_channel = Some(error);
                         }
                         of_delivery
                     });
                 }
                 Event::Error(error) => {
-                    mark_lost(&health, &error.to_string());
+                    mark_lost(&health, SessionEnd::Connection(error));
                     return;
                 }
                 _ => {}
             }
         }
-        mark_lost(&health, "the connection ended");
+        mark_lost(&health, SessionEnd::ConnectionClosed);
     });
 }
 
 impl CannotConnect {
-    /// Whether the broker was reached and refuses: that lasts until somebody changes its configuration. It also ends a
+    /// Whether the broker was reached and refuses: that lasts until its configuration is changed. It also ends a
     /// connection that opens too many channels.
     pub fn is_standing(&self) -> bool {
         match self {
@@ -357,11 +358,11 @@ pub(crate) fn reply_code(error: &lapin::Error) -> Option<u16> {
 pub(crate) const PRECONDITION_FAILED: u16 = 406;
 
 /// Why a connection has ended, once it has.
-pub(crate) async fn lost(health: &watch::Sender<Health>) -> String {
+pub(crate) async fn lost(health: &watch::Sender<Health>) -> SessionEnd {
     let mut health = health.subscribe();
     let lost = health.wait_for(|now| now.lost.is_some()).await;
     // The caller holds the sender, so there is a reason.
-    lost.ok().and_then(|now| now.lost.clone()).unwrap_or_default()
+    lost.ok().and_then(|now| now.lost.clone()).unwrap_or(SessionEnd::ConnectionClosed)
 }
 
 /// Why the broker blocks the connection, once it has for `grace`. A lost connection is not blocked.
@@ -380,11 +381,11 @@ pub(crate) async fn blocked_for(mut health: watch::Receiver<Health>, grace: Dura
 pub(crate) const BLOCKED_REPORTED_AFTER: Duration = Duration::from_millis(700);
 
 /// The first reason is the cause; later ones are its consequences.
-pub(crate) fn mark_lost(health: &watch::Sender<Health>, why: &str) {
+pub(crate) fn mark_lost(health: &watch::Sender<Health>, why: SessionEnd) {
     health.send_if_modified(|health| {
         let first = health.lost.is_none();
         if first {
-            health.lost = Some(why.to_owned());
+            health.lost = Some(why);
         }
         first
     });

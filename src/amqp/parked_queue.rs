@@ -1,13 +1,12 @@
-//! The parked queue, as a person looks at it.
+//! One pass over the parked queue, for an operator.
 //!
-//! A [`ParkedQueue`] takes messages one by one and holds them, so that each is seen once and in its order. When it ends,
-//! however it ends, the broker puts back what was not acknowledged: a crash half-way loses nothing. A look that took
-//! everything leaves the order as it was; what a partial one took comes behind the rest.
-//! Two looks at once would each see half, so a look holds an exclusive queue beside it, which ends with its
-//! connection.
+//! A [`ParkedQueue`] takes messages one by one and holds them, so that each is seen once and in its order. When the pass
+//! ends, also in a crash, the broker requeues every message that was not acknowledged. A pass that took every message
+//! leaves their order as it was; a partial pass puts its messages behind the others. Two passes at once would each see
+//! half of the messages, so a pass holds a lock: an exclusive queue, which the broker deletes with its connection.
 //!
-//! What a person decides is published on the connection of the look: the broker accepts it only as long as the look
-//! holds its lock and its messages. A look that is lost publishes nothing.
+//! An operator action is published on the connection of the pass: the broker accepts it only as long as the pass holds
+//! its lock and its messages. A pass that is lost publishes nothing.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -30,27 +29,27 @@ use crate::amqp::publisher::Publisher;
 use crate::amqp::session::topology_fault;
 use crate::amqp::topology::{Object, TopologyFault, declare};
 
-/// Why the parked queue cannot be looked at.
+/// Why the parked queue cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ParkedQueueError {
-    /// The broker is not reached.
+    /// The broker cannot be reached.
     #[error(transparent)]
     Connect(#[from] CannotConnect),
-    /// Someone else looks.
-    #[error("someone else is looking at {0}; what they hold cannot be seen. Try again when they are done")]
+    /// Another operator holds the lock.
+    #[error("another operator is reading {0} and holds its messages; try again later")]
     Busy(String),
     /// There is no such queue.
-    #[error("queue {0} is not there: look at broker.names, or run redeemer topology apply")]
+    #[error("queue {0} does not exist; check broker.names, or run redeemer topology apply")]
     NoQueue(String),
-    /// The lock is not ours any more: somebody deleted its queue.
-    #[error("the lock {0} is gone: somebody deleted that queue. Nothing more is done; try again")]
+    /// The queue that is the lock was deleted.
+    #[error("the lock {0} is lost, because that queue was deleted; nothing more is done, try again")]
     LockLost(String),
-    /// The look was opened to read only.
-    #[error("this look was opened without a publisher")]
+    /// No publisher was opened.
+    #[error("the parked queue was opened for reading only")]
     ReadOnly,
-    /// The broker blocks the connection, which has published.
+    /// The broker blocks the connection, because it has published.
     #[error(
-        "{at} blocks publishing ({reason}): look at rabbitmqctl status, and try again when the alarm is over"
+        "{at} blocks publishing ({reason}); check rabbitmqctl status, and try again when the alarm is over"
     )]
     Blocked {
         /// Host, port and virtual host.
@@ -58,7 +57,7 @@ pub enum ParkedQueueError {
         /// The broker's words.
         reason: String,
     },
-    /// The connection is gone; whatever was held is back in the queue.
+    /// The connection is lost; the broker has requeued the messages.
     #[error("{at}: {source}")]
     Lost {
         /// Host, port and virtual host.
@@ -66,8 +65,8 @@ pub enum ParkedQueueError {
         /// The client's words.
         source: lapin::Error,
     },
-    /// No answer in time.
-    #[error("{at} did not answer within {limit:?}")]
+    /// No response in time.
+    #[error("{at} did not respond within {limit:?}")]
     TimedOut {
         /// Host, port and virtual host.
         at: String,
@@ -76,13 +75,13 @@ pub enum ParkedQueueError {
     },
 }
 
-/// One look at the parked queue.
+/// One pass over the parked queue.
 pub struct ParkedQueue {
     connection: Arc<BrokerConnection>,
-    /// What the broker says of the connection as one that publishes.
+    /// Whether the broker blocks the connection.
     publishing: watch::Sender<Health>,
     publisher: Option<Publisher>,
-    inlet: Arc<ConsumerChannel>,
+    consumer_channel: Arc<ConsumerChannel>,
     queue: String,
     lock: Option<String>,
     at: String,
@@ -93,7 +92,7 @@ pub struct ParkedQueue {
 }
 
 impl ParkedQueue {
-    /// Connects and makes sure that nobody else looks.
+    /// Connects and acquires the lock.
     ///
     /// # Errors
     /// [`ParkedQueueError`]
@@ -102,13 +101,13 @@ impl ParkedQueue {
         let (queue, limit) = (settings.topology.names.parked.clone(), settings.connect_timeout);
         let bound = Bound { at: &at, limit };
         let lock = lock(&connection, &queue, bound).await?;
-        let inlet = ConsumerChannel::new(bound.wait(connection.create_channel()).await?);
+        let consumer_channel = ConsumerChannel::new(bound.wait(connection.create_channel()).await?);
         let begun = Instant::now();
         Ok(Self {
             connection: Arc::new(connection),
             publishing: watch::Sender::default(),
             publisher: None,
-            inlet,
+            consumer_channel,
             queue,
             lock,
             at,
@@ -119,7 +118,7 @@ impl ParkedQueue {
         })
     }
 
-    /// Opens the publisher of what a person decides, on the connection of this look.
+    /// Opens the publisher for operator actions, on the connection of this pass.
     ///
     /// # Errors
     /// [`ParkedQueueError`]
@@ -127,7 +126,7 @@ impl ParkedQueue {
         watch_events(&self.connection, &self.publishing, true);
         let (health, names) = (self.publishing.subscribe(), &settings.topology.names);
         let opening = Publisher::open(&self.connection, health, settings.confirm_timeout, names);
-        self.publisher = Some(self.answered(opening).await?.failing_while_blocked());
+        self.publisher = Some(self.bounded(opening).await?.failing_while_blocked());
         Ok(())
     }
 
@@ -141,17 +140,17 @@ impl ParkedQueue {
         Ok(publisher)
     }
 
-    /// Has the broker confirm that the lock is still ours. The request goes on the channel that holds the messages, so
-    /// an answer also proves that these are still held, and that acknowledgements sent before have reached the broker.
+    /// Verifies that the broker still holds the lock for us. The request uses the channel that holds the messages, so a
+    /// response also confirms that these are still held, and that the broker has received earlier acknowledgements.
     ///
     /// # Errors
     /// [`ParkedQueueError`]
     pub async fn verify(&self) -> Result<(), ParkedQueueError> {
-        // Without a lock its own queue serves: the channel is proven all the same.
+        // Without a lock any queue will do: the response confirms the channel.
         let name = self.lock.as_deref().unwrap_or(&self.queue);
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
-        let channel = self.inlet.channel();
-        match self.answered(channel.queue_declare(name.into(), options, FieldTable::default())).await {
+        let channel = self.consumer_channel.channel();
+        match self.bounded(channel.queue_declare(name.into(), options, FieldTable::default())).await {
             Ok(_) => Ok(()),
             Err(ParkedQueueError::Lost { source, .. }) if matches!(reply_code(&source), Some(404 | 405)) => {
                 Err(ParkedQueueError::LockLost(name.to_owned()))
@@ -160,14 +159,14 @@ impl ParkedQueue {
         }
     }
 
-    /// An answer within the limit; none while the broker blocks the connection.
-    async fn answered<T>(
+    /// Waits for a response within the limit, and not while the broker blocks the connection.
+    async fn bounded<T>(
         &self,
-        asked: impl Future<Output = lapin::Result<T>>,
+        request: impl Future<Output = lapin::Result<T>>,
     ) -> Result<T, ParkedQueueError> {
         let bound = Bound { at: &self.at, limit: self.limit };
         tokio::select! {
-            answer = bound.wait(asked) => answer,
+            response = bound.wait(request) => response,
             reason = blocked_for(self.publishing.subscribe(), BLOCKED_REPORTED_AFTER) => {
                 Err(ParkedQueueError::Blocked { at: self.at.clone(), reason })
             }
@@ -179,29 +178,29 @@ impl ParkedQueue {
         &self.at
     }
 
-    /// Why nothing keeps another operator from looking at the same time, where that is so.
+    /// A warning if this pass has no lock.
     pub fn missing_lock(&self) -> Option<String> {
         let name = lock_name(&self.queue);
         self.lock.is_none().then(|| {
             format!(
-                "this look has no lock, so another operator may be at work too, on other commands: the broker's user may \
-                 not configure {name}. Grant that (docs/operations.md, \"Broker permissions\"), or work one at a time"
+                "the parked queue is read without a lock, so another operator may hold other commands: the broker's user \
+                 may not configure {name}; grant that (docs/operations.md, \"Broker permissions\"), or work one at a time"
             )
         })
     }
 
-    /// How many messages waited when the first was taken; zero before that.
+    /// How many messages waited when the first was taken; zero until then.
     pub fn waiting(&self) -> u32 {
         self.waiting.unwrap_or(0)
     }
 
-    /// How long it has held what it took. A broker takes everything back after its `consumer_timeout`.
+    /// How long it has held its messages. The broker requeues them after its `consumer_timeout`.
     pub fn age(&self) -> Duration {
         self.begun.elapsed()
     }
 
-    /// The next message, held until it is settled or the look ends. `None` after the last of those that waited at the
-    /// beginning.
+    /// The next message, held until it is settled or the pass ends. `None` after the last of the messages that waited at
+    /// the beginning.
     ///
     /// # Errors
     /// [`ParkedQueueError`]
@@ -209,8 +208,8 @@ impl ParkedQueue {
         if self.waiting.is_some_and(|waiting| self.taken >= waiting) {
             return Ok(None);
         }
-        let channel = self.inlet.channel();
-        let got = self.answered(channel.basic_get(self.queue.as_str().into(), BasicGetOptions::default()));
+        let channel = self.consumer_channel.channel();
+        let got = self.bounded(channel.basic_get(self.queue.as_str().into(), BasicGetOptions::default()));
         let got = match got.await {
             Err(ParkedQueueError::Lost { source, .. }) if reply_code(&source) == Some(404) => {
                 return Err(ParkedQueueError::NoQueue(self.queue.clone()));
@@ -223,32 +222,32 @@ impl ParkedQueue {
         };
         self.waiting.get_or_insert(got.message_count + 1);
         self.taken += 1;
-        Ok(Some(Delivery::new(got.delivery, &self.inlet)))
+        Ok(Some(Delivery::new(got.delivery, &self.consumer_channel)))
     }
 
-    /// Puts back what was not settled and closes the connection, within a bound.
+    /// Requeues the messages that were not settled and closes the connection, within a bound.
     pub async fn end(self) {
-        let put_back = async {
-            // Tag 0 with `multiple` is everything; the connection's end would do the same a moment later.
+        let ending = async {
+            // Tag 0 with `multiple` means every message; the end of the connection would do the same a moment later.
             let options = BasicNackOptions { requeue: true, multiple: true };
             if self.taken > 0 {
-                let _ = self.inlet.channel().basic_nack(0, options).await;
+                let _ = self.consumer_channel.channel().basic_nack(0, options).await;
             }
-            let _ = self.inlet.channel().close(200, "done".into()).await;
+            let _ = self.consumer_channel.channel().close(200, "done".into()).await;
             if let (Some(lock), Ok(channel)) = (&self.lock, self.connection.create_channel().await) {
                 let _ = channel.queue_delete(lock.as_str().into(), QueueDeleteOptions::default()).await;
             }
             let _ = self.connection.close(200, "done".into()).await;
         };
-        let _ = timeout(self.limit, put_back).await;
+        let _ = timeout(self.limit, ending).await;
     }
 }
 
 fn lock_name(queue: &str) -> String {
-    format!("{queue}.look")
+    format!("{queue}.lock")
 }
 
-/// Holds an exclusive queue. Without the right to configure one, the look goes on without, and says so.
+/// Declares the exclusive queue that is the lock. `None`, with a warning, if the right to configure it is missing.
 async fn lock(
     connection: &Connection,
     queue: &str,
@@ -271,7 +270,7 @@ async fn lock(
                 );
                 return Ok(None);
             }
-            // Anyone who ended a moment ago may still hold it.
+            // A pass that ended a moment ago may still hold it.
             Err(ParkedQueueError::Lost { source, .. }) if reply_code(&source) == Some(405) => {
                 if since.elapsed() >= bound.limit {
                     return Err(ParkedQueueError::Busy(queue.to_owned()));
@@ -283,8 +282,8 @@ async fn lock(
     }
 }
 
-/// Looks, on a connection of its own, that the command queue and the results exchange are there, and proves that confirms
-/// come. A look whose connection the broker blocks would keep its lock until the alarm is over, so this comes first.
+/// Checks, on a connection of its own, that the command queue and the results exchange exist and that a publish is
+/// confirmed. A pass whose connection the broker blocks would keep its lock until the alarm is over, so this comes first.
 ///
 /// # Errors
 /// [`CannotConnect`]
@@ -323,7 +322,7 @@ async fn check_on(
         let publisher = Publisher::open(connection, health, settings.confirm_timeout, names).await?;
         Ok::<_, TopologyFault>(publisher.failing_while_blocked())
     };
-    let late = |_| CannotConnect::TimedOut { at: at.to_owned(), step: "looking at the topology", limit };
+    let late = |_| CannotConnect::TimedOut { at: at.to_owned(), step: "the topology check", limit };
     let publisher =
         timeout(limit, steps).await.map_err(late)?.map_err(|source| topology_fault(settings, at, source))?;
     timeout(limit, publisher.confirm_probe())
@@ -340,10 +339,10 @@ struct Bound<'a> {
 }
 
 impl Bound<'_> {
-    async fn wait<T>(self, asked: impl Future<Output = lapin::Result<T>>) -> Result<T, ParkedQueueError> {
+    async fn wait<T>(self, request: impl Future<Output = lapin::Result<T>>) -> Result<T, ParkedQueueError> {
         let (at, limit) = (self.at.to_owned(), self.limit);
-        match timeout(limit, asked).await {
-            Ok(Ok(answer)) => Ok(answer),
+        match timeout(limit, request).await {
+            Ok(Ok(response)) => Ok(response),
             Ok(Err(source)) => Err(ParkedQueueError::Lost { at, source }),
             Err(_) => Err(ParkedQueueError::TimedOut { at, limit }),
         }

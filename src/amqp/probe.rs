@@ -2,7 +2,7 @@
 //! here changes anything.
 //!
 //! The broker checks a permission before it checks the rest of a request. So each right is probed with a request that it
-//! must refuse for another reason: a publish whose expiration is no number, a consumer whose priority is no number. The
+//! must refuse for another reason: a publish with an invalid expiration, a consumer with an invalid priority. The
 //! broker does not report its message size limit, so that is probed, too.
 
 use std::time::Duration;
@@ -24,7 +24,7 @@ use crate::amqp::topology::{Mode, Names, Topology, delay_name};
 /// The routing key of probes, in the form of that of an event of a redeemed coupon.
 pub(crate) const EVENT_PROBE_KEY: &str = "redemption.redeemed.0";
 
-/// Who needs a right.
+/// The user of a right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
     /// The service.
@@ -50,11 +50,10 @@ pub enum Right {
 /// Whether a right is held.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RightStatus {
-    /// It is.
     Granted,
-    /// It is not: the broker's words.
+    /// With the words of the broker.
     Missing(String),
-    /// Unknown: the broker's words.
+    /// Unknown, with the words of the broker.
     Undetermined(String),
 }
 
@@ -197,36 +196,36 @@ fn least_rights(names: &Names, mode: Mode) -> [String; 3] {
     }
     // To declare a queue that dead-letters needs the right to read it and to write to its dead-letter exchange.
     let all = format!(
-        "{commands}|{retry}(\\..*)?|{results}|{unrouted}|{dead}|{instances}|{parked}(\\.(audit|look))?"
+        "{commands}|{retry}(\\..*)?|{results}|{unrouted}|{dead}|{instances}|{parked}(\\.(audit|lock))?"
     );
     [format!("^({all})$"), format!("^({all}|amq\\.default)$"), format!("^({all})$")]
 }
 
-/// What a broker must take: a command of 64 KiB, and an event with the coupon and the evidence of 16 attempts.
+/// What a broker must accept: a command of 64 KiB, and an event with the coupon and the evidence of 16 attempts.
 pub const MESSAGE_BYTES_NEEDED: usize = 128 * 1024;
-/// The most that a broker should take: every message is held whole, here and there, before anybody looks at its length.
+/// The most that a broker should take: both sides hold a whole message before its length is checked.
 pub const MESSAGE_BYTES_ACCEPTABLE: usize = 1024 * 1024;
 
 /// Which messages the broker accepts: those of [`MESSAGE_BYTES_NEEDED`], and whether those of more than
-/// [`MESSAGE_BYTES_ACCEPTABLE`]. `Err` within: it cannot be said, with the broker's words.
+/// [`MESSAGE_BYTES_ACCEPTABLE`].
 ///
 /// # Errors
-/// [`CannotConnect`]
-pub async fn message_bound(settings: &AmqpSettings) -> Result<Result<Accepted, String>, CannotConnect> {
+/// [`SizesUnknown`]
+pub async fn message_bound(settings: &AmqpSettings) -> Result<Accepted, SizesUnknown> {
     let (connection, at) = connect_any(settings, CONNECTION_NAME).await?;
     largest_on(connection, at, settings, &[MESSAGE_BYTES_ACCEPTABLE]).await
 }
 
 /// The sizes that the node of session `nth` accepts: up to the first of these, in bytes, that it refuses one byte more
-/// than. `Err` within: it cannot be said, with the broker's words.
+/// than.
 ///
 /// # Errors
-/// [`CannotConnect`]
+/// [`SizesUnknown`]
 pub async fn accepted_sizes(
     settings: &AmqpSettings,
     nth: usize,
     sizes: &[usize],
-) -> Result<Result<Accepted, String>, CannotConnect> {
+) -> Result<Accepted, SizesUnknown> {
     let (uri, at) = address(settings, nth)?;
     let connection = connect(&uri, CONNECTION_NAME, &at, settings).await?;
     largest_on(connection, at, settings, sizes).await
@@ -245,35 +244,46 @@ pub enum Accepted {
     More,
 }
 
+/// Why the sizes that a broker accepts are unknown.
+#[derive(Debug, thiserror::Error)]
+pub enum SizesUnknown {
+    /// There is no connection.
+    #[error(transparent)]
+    CannotConnect(#[from] CannotConnect),
+    /// The broker does not accept the probe, for another reason than its size.
+    #[error("{0}")]
+    ProbeRejected(lapin::Error),
+}
+
 async fn largest_on(
     connection: BrokerConnection,
     at: String,
     settings: &AmqpSettings,
     sizes: &[usize],
-) -> Result<Result<Accepted, String>, CannotConnect> {
+) -> Result<Accepted, SizesUnknown> {
     let limit = settings.connect_timeout;
     let largest = async {
         match publish_zeros(&connection, MESSAGE_BYTES_NEEDED).await {
             Err(error) if refused_for_size(&error) => return Ok(Accepted::TooLittle(error.to_string())),
-            Err(error) => return Err(error.to_string()),
+            Err(error) => return Err(SizesUnknown::ProbeRejected(error)),
             Ok(()) => {}
         }
         for size in sizes {
             match publish_zeros(&connection, size + 1).await {
                 Ok(()) => {}
                 Err(error) if refused_for_size(&error) => return Ok(Accepted::UpTo(*size)),
-                Err(error) => return Err(error.to_string()),
+                Err(error) => return Err(SizesUnknown::ProbeRejected(error)),
             }
         }
         Ok(Accepted::More)
     };
-    let step = "looking at the size of messages";
-    let accepted = timeout(limit, largest).await.map_err(|_| CannotConnect::TimedOut { at, step, limit });
+    let step = "the probe of message sizes";
+    let accepted = timeout(limit, largest).await;
     let _ = timeout(limit, connection.close(200, "done".into())).await;
-    accepted
+    accepted.map_err(|_| CannotConnect::TimedOut { at, step, limit })?
 }
 
-/// The broker looks at the size before it looks where a message goes. This one is not persistent, and goes nowhere.
+/// The broker checks the size before it routes a message. This one is not persistent and not routed.
 async fn publish_zeros(connection: &Connection, bytes: usize) -> lapin::Result<()> {
     let channel = connection.create_channel().await?;
     channel.confirm_select(ConfirmSelectOptions::default()).await?;
@@ -313,7 +323,7 @@ pub async fn version(settings: &AmqpSettings) -> Option<String> {
 const GREETING_BYTES_MAX: u32 = 64 * 1024;
 
 /// The text under a name in a table as AMQP writes it. Knows only the types that a greeting has.
-fn text_of(table: &[u8], wanted: &str) -> Option<String> {
+fn text_of(table: &[u8], expected: &str) -> Option<String> {
     let (size, rest) = table.split_first_chunk::<4>()?;
     let mut rest = rest.get(..usize::try_from(u32::from_be_bytes(*size)).ok()?)?;
     while let Some((length, more)) = rest.split_first() {
@@ -325,7 +335,7 @@ fn text_of(table: &[u8], wanted: &str) -> Option<String> {
                 let (size, more) = more.split_first_chunk::<4>()?;
                 let (value, more) =
                     more.split_at_checked(usize::try_from(u32::from_be_bytes(*size)).ok()?)?;
-                if name == wanted.as_bytes() && *kind == b'S' {
+                if name == expected.as_bytes() && *kind == b'S' {
                     return Some(String::from_utf8_lossy(value).into_owned());
                 }
                 more
@@ -351,7 +361,7 @@ mod tests {
         assert_eq!(rights(Mode::Off), off);
         assert_eq!(rights(Mode::Verify), off);
         let [configure, write, read] = rights(Mode::Create);
-        let all = r"redemption\.commands|redemption\.retry(\..*)?|redemption\.results|redemption\.unrouted|redemption\.dead|redemption\.instances|redemption\.parked(\.(audit|look))?";
+        let all = r"redemption\.commands|redemption\.retry(\..*)?|redemption\.results|redemption\.unrouted|redemption\.dead|redemption\.instances|redemption\.parked(\.(audit|lock))?";
         assert_eq!([&configure, &read], [&format!("^({all})$"); 2]);
         assert_eq!(write, format!(r"^({all}|amq\.default)$"));
     }

@@ -201,7 +201,7 @@ impl Publisher {
     ) -> Result<Published, PublishFailure> {
         // If the session has ended, the broker has requeued it already.
         if let Some(why) = self.0.health.borrow().lost.clone() {
-            return Err(PublishFailure::Connection(why));
+            return Err(PublishFailure::Connection(why.to_string()));
         }
         if headers.is_empty() {
             // If the process ends before the acknowledgement, two messages of it exist: this one queries before its use.
@@ -436,7 +436,7 @@ impl Publisher {
             tokio::select! {
                 published = publishing.as_mut() => return published,
                 unblocked = health.wait_for(|now| now.blocked.is_none() || now.lost.is_some()) => {
-                    let lost = unblocked.map_or_else(|_| Some(String::new()), |now| now.lost.clone());
+                    let lost = unblocked.map_or_else(|_| Some(String::new()), |now| now.lost.as_ref().map(ToString::to_string));
                     if let Some(why) = lost {
                         return Err(PublishFailure::Connection(why).into());
                     }

@@ -29,6 +29,7 @@ use crate::amqp::connection::{
 use crate::amqp::delivery::{ConsumerChannel, Delivery};
 use crate::amqp::probe;
 use crate::amqp::publisher::Publisher;
+use crate::amqp::session_end::SessionEnd;
 use crate::amqp::topology::{Names, TopologyFault, establish};
 
 /// A pair of connections with everything on them.
@@ -142,7 +143,7 @@ impl Session {
         };
         let lost = |why| CannotConnect::Lost { at: self.at.clone(), why };
         let rejections = self.bounded(probing).await.map_err(lost)?;
-        let rejections = rejections.map_err(|error| lost(error.to_string()))?;
+        let rejections = rejections.map_err(|error| lost(SessionEnd::Connection(error)))?;
         rejections
             .into_iter()
             .flatten()
@@ -217,24 +218,24 @@ impl Session {
     }
 
     /// Ends the session for a reason that only its user can see: a failed ack, a missing confirm.
-    pub fn abort(&self, why: &str) {
+    pub fn abort(&self, why: SessionEnd) {
         mark_lost(&self.health, why);
     }
 
     /// Bounds a request, also by the life of the connections: the client may never complete a request on a connection that
     /// ends meanwhile.
-    async fn bounded<T>(&self, request: impl Future<Output = T>) -> Result<T, String> {
+    async fn bounded<T>(&self, request: impl Future<Output = T>) -> Result<T, SessionEnd> {
         tokio::select! {
             response = timeout(self.settings.connect_timeout, request) => {
-                response.map_err(|_| format!("no response within {:?}", self.settings.connect_timeout))
+                response.map_err(|_| SessionEnd::NoResponse(self.settings.connect_timeout))
             }
             why = lost(&self.health) => Err(why),
         }
     }
 
-    /// Why the consumer has ended, in the broker's own words: with its connection or its channel, whose reason may arrive a
+    /// Why the consumer has ended: with its connection or its channel, whose reason may arrive a
     /// moment later, or because the broker canceled it.
-    pub async fn end_reason(&self) -> String {
+    pub async fn end_reason(&self) -> SessionEnd {
         let mut health = self.health();
         let known = health.wait_for(|now| now.lost.is_some() || now.consumer_channel.is_some());
         let known = timeout(REASON_TIMEOUT, known).await;
@@ -242,15 +243,8 @@ impl Session {
             known.ok().and_then(Result::ok).map(|now| (now.lost.clone(), now.consumer_channel.clone()));
         match known {
             Some((Some(lost), _)) => lost,
-            Some((None, Some(words))) => format!(
-                "the broker closed the consumer's channel: {words}; if a delivery timed out, a command was held \
-                 for longer than the broker's consumer_timeout: look for results or retries that it does not accept"
-            ),
-            _ => format!(
-                "the broker canceled the consumer: queue {} was deleted, or a command was held for longer than \
-                 the broker's consumer_timeout (RabbitMQ 4.3 and later)",
-                self.settings.topology.names.commands
-            ),
+            Some((None, Some(error))) => SessionEnd::ConsumerChannelClosed(error),
+            _ => SessionEnd::ConsumerCanceled { queue: self.settings.topology.names.commands.clone() },
         }
     }
 
@@ -258,7 +252,7 @@ impl Session {
     ///
     /// # Errors
     /// The reason. It ends the session.
-    pub async fn consume(&self, prefetch: u16) -> Result<Deliveries, String> {
+    pub async fn consume(&self, prefetch: u16) -> Result<Deliveries, SessionEnd> {
         self.join_instances().await;
         let mut deliveries = Deliveries::new(&self.consumer_channel, &self.settings.topology.names.commands);
         self.set_prefetch(&mut deliveries, prefetch).await?;
@@ -269,13 +263,14 @@ impl Session {
     ///
     /// # Errors
     /// As for [`Session::consume`].
-    pub async fn set_prefetch(&self, deliveries: &mut Deliveries, prefetch: u16) -> Result<(), String> {
+    pub async fn set_prefetch(&self, deliveries: &mut Deliveries, prefetch: u16) -> Result<(), SessionEnd> {
         let queue = self.settings.topology.names.commands.as_str();
         let widened = self.bounded(deliveries.set_prefetch(prefetch)).await;
-        let widened = widened.and_then(|widened| widened.map_err(|error| error.to_string()));
+        let widened = widened.and_then(|widened| widened.map_err(SessionEnd::Connection));
         let own = u32::try_from(deliveries.consumers.len()).unwrap_or(u32::MAX);
         self.consumers.store(own, Ordering::Relaxed);
-        widened.map_err(|why| format!("cannot consume {queue}: {why}"))
+        widened
+            .map_err(|source| SessionEnd::CannotConsume { queue: queue.to_owned(), source: Box::new(source) })
     }
 
     /// Consumes the instances queue, to be counted among the instances. Without that permission commands are consumed all
@@ -363,13 +358,13 @@ fn remedy(rejection: &PublishRejection, settings: &AmqpSettings) -> String {
         403 => {
             let vhost = settings.vhost().unwrap_or_default();
             format!(
-                "look at rabbitmqctl list_topic_permissions -p '{vhost}'; grant the missing permissions: {}",
+                "check rabbitmqctl list_topic_permissions -p '{vhost}'; grant the missing permissions: {}",
                 probe::set_permissions_command(settings, settings.mode)
             )
         }
         404 => "create it: redeemer topology apply".to_owned(),
-        406 => "look at max_message_size in rabbitmq.conf".to_owned(),
-        _ => "look at the broker's log".to_owned(),
+        406 => "check max_message_size in rabbitmq.conf".to_owned(),
+        _ => "check the log of the broker".to_owned(),
     }
 }
 
@@ -437,7 +432,7 @@ impl Deliveries {
     ///
     /// # Errors
     /// If the broker does not confirm in time. Deliveries then stay unsettled, so the session must end.
-    pub async fn cancel(mut self, limit: Duration) -> Result<Vec<Delivery>, String> {
+    pub async fn cancel(mut self, limit: Duration) -> Result<Vec<Delivery>, SessionEnd> {
         let canceling = async {
             for consumer in &self.consumers {
                 self.consumer_channel
@@ -449,8 +444,8 @@ impl Deliveries {
         };
         match timeout(limit, canceling).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(format!("the consumer could not be stopped: {error}")),
-            Err(_) => return Err(format!("the broker did not stop the consumer within {limit:?}")),
+            Ok(Err(error)) => return Err(SessionEnd::CancelFailed(error)),
+            Err(_) => return Err(SessionEnd::CancelTimedOut(limit)),
         }
         let mut left = Vec::new();
         for consumer in &mut self.consumers {

@@ -38,7 +38,7 @@ impl Socket {
     pub(super) fn guard(&self, socket: impl AsFd) -> io::Result<()> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if matches!(*state, State::Ended) {
-            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "given up"));
+            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the connection was abandoned"));
         }
         *state = State::Open(socket.as_fd().try_clone_to_owned()?);
         Ok(())

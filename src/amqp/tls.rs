@@ -94,21 +94,21 @@ pub fn advice(error: &lapin::Error, shown: bool) -> Option<&'static str> {
                  signed it"
             }
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                "the broker's certificate is for another host name: use a name that stands in it in broker.uri, or \
+                "the broker's certificate is for another host name: use one of its names in broker.uri, or \
                  have it made for this one"
             }
             CertificateError::Expired
             | CertificateError::ExpiredContext { .. }
             | CertificateError::NotValidYet
             | CertificateError::NotValidYetContext { .. } => {
-                "the broker's certificate is not valid now: look at its dates and at the clock here"
+                "the broker's certificate is not valid now: check its dates and the clock here"
             }
-            _ => "the broker's certificate is not accepted: look at it, and at broker.ca_file",
+            _ => "the broker's certificate is not accepted: check it and broker.ca_file",
         },
         Error::AlertReceived(AlertDescription::CertificateRequired | AlertDescription::HandshakeFailure)
             if !shown =>
         {
-            "the broker wants a client certificate: set broker.client_certificate_file and broker.client_key_file"
+            "the broker requires a client certificate: set broker.client_certificate_file and broker.client_key_file"
         }
         Error::AlertReceived(
             AlertDescription::BadCertificate
@@ -125,7 +125,7 @@ pub fn advice(error: &lapin::Error, shown: bool) -> Option<&'static str> {
              trusts"
         }
         Error::InconsistentKeys(_) => {
-            "our certificate and its key are not a pair: look at broker.client_certificate_file and \
+            "our certificate and its key are not a pair: check broker.client_certificate_file and \
              broker.client_key_file"
         }
         Error::AlertReceived(AlertDescription::ProtocolVersion) => {
@@ -134,7 +134,7 @@ pub fn advice(error: &lapin::Error, shown: bool) -> Option<&'static str> {
         Error::InvalidMessage(_) => {
             "the peer does not speak TLS: is the port of broker.uri the one for amqps?"
         }
-        _ => "TLS failed: look at broker.uri and broker.ca_file",
+        _ => "TLS failed: check broker.uri and broker.ca_file",
     })
 }
 
@@ -145,7 +145,7 @@ fn closed_after_handshake(kind: io::ErrorKind, shown: bool) -> Option<&'static s
     let ended = matches!(kind, BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof);
     ended.then_some(match shown {
         false => {
-            "the broker ended the connection right after the TLS handshake; where that lasts it wants a client \
+            "the broker ended the connection right after the TLS handshake; if that lasts, it requires a client \
              certificate: set broker.client_certificate_file and broker.client_key_file"
         }
         true => {
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn every_refusal_names_the_key_that_fixes_it() {
+    fn handshake_failure_names_the_key_that_fixes_it() {
         let check = |error: Error, shown, key: &str| {
             let words = reported(error.clone(), shown);
             assert!(words.contains(key), "{error:?}: {words}");
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_certificate_is_reported_by_its_key() {
+    fn invalid_certificate_is_reported_by_its_key() {
         let tls = Tls { ca: Some(PathBuf::from("/nowhere/ca.pem")), identity: None };
         assert!(tls.read().unwrap_err().to_string().starts_with("broker.ca_file: cannot read"));
         let key = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/documentation_test_key.pem");

@@ -337,8 +337,10 @@ mod tests {
         let mut dead_lettering = 0;
         for object in topology.plan() {
             let Object::Queue { name, arguments } = object else { continue };
-            let has = |wanted: &str, value: &str| {
-                arguments.iter().any(|(name, is)| *name == wanted && *is == Argument::Text(value.to_owned()))
+            let has = |expected: &str, value: &str| {
+                arguments
+                    .iter()
+                    .any(|(name, is)| *name == expected && *is == Argument::Text(value.to_owned()))
             };
             assert!(has("x-queue-type", "quorum"), "{name}");
             if arguments.iter().any(|(name, _)| *name == "x-dead-letter-exchange") {

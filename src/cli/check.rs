@@ -1,6 +1,6 @@
-//! `redeemer check`: looks at everything that can be wrong before it is; each fault with its remedy.
+//! `redeemer check`: checks everything that the service needs, and reports each fault with its remedy.
 //!
-//! Changes nothing: the topology is verified, never made, and the calls to the payment API only read.
+//! Changes nothing: the topology is verified and never created, and the calls to the payment API only read.
 
 mod admin_port;
 mod broker;
@@ -30,7 +30,7 @@ pub struct Arguments {
     json: bool,
 }
 
-/// How grave a finding is.
+/// The severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Severity {
@@ -39,7 +39,7 @@ enum Severity {
     Fault,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, Serialize)]
 struct Finding {
     /// Stable for machines.
@@ -74,11 +74,11 @@ impl Finding {
     }
 }
 
-/// Looks at everything and reports. `read` is what became of the configuration, and `file` is where it was read.
+/// Runs all checks and reports. `read` is the configuration or its faults, and `file` is its source.
 ///
 /// # Errors
-/// [`Failure::Misconfigured`] if the configuration is at fault, so that there is nothing else to look at;
-/// [`Failure::Unexpected`] where anything else is.
+/// [`Failure::Misconfigured`] if the configuration is at fault, so that nothing else can be checked;
+/// [`Failure::Unexpected`] if anything else is.
 pub async fn run(
     arguments: Arguments,
     file: Option<&Path>,
@@ -90,16 +90,22 @@ pub async fn run(
         Ok(config) => {
             findings.push(Finding::ok("configuration", "every key is known and in its range"));
             let merchant_key = merchant_key_from_environment();
-            let looked = Inspected::with_address(&config, merchant_key.as_ref());
-            keys::keys(&config, &origin, &looked, &mut findings);
+            let inspected = Inspected::with_address(&config, merchant_key.as_ref());
+            keys::keys(&config, &origin, &inspected, &mut findings);
             findings.extend(admin_port::in_use(&config, &origin).await);
             service_user::hidden_files(&config, file, &mut findings);
-            if let (Some(client), Some(keyring)) = (&looked.client, &looked.keys) {
-                keys::download(&config, &origin, (client, keyring), looked.apiv3_key.as_ref(), &mut findings)
-                    .await;
+            if let (Some(client), Some(keyring)) = (&inspected.client, &inspected.keys) {
+                keys::download(
+                    &config,
+                    &origin,
+                    (client, keyring),
+                    inspected.apiv3_key.as_ref(),
+                    &mut findings,
+                )
+                .await;
                 payment_api::check_calls(&config, &origin, client, &mut findings).await;
             }
-            if let Some(settings) = looked.broker {
+            if let Some(settings) = inspected.broker {
                 broker::broker(&config, settings, &mut findings).await;
             }
             Failure::Unexpected
@@ -118,7 +124,7 @@ pub async fn run(
     }
 }
 
-/// Prints each finding, for machines or for people.
+/// Prints each finding, as JSON or as text.
 fn print_findings(findings: &[Finding], in_json: bool) -> Result<(), Failure> {
     for finding in findings {
         debug_assert!(
@@ -136,7 +142,7 @@ fn print_findings(findings: &[Finding], in_json: bool) -> Result<(), Failure> {
             };
             match finding.gravity {
                 Severity::Ok => print(&format!("{mark} {}: {}", finding.what, finding.detail))?,
-                // By its id it is found in the documents.
+                // The documents list findings by id.
                 _ => print(&format!("{mark} {} [{}]: {}", finding.what, finding.id, finding.detail))?,
             }
             if let Some(remedy) = &finding.remedy {

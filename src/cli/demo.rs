@@ -1,7 +1,7 @@
-//! `redeemer demo`: the whole main job against a sandbox, and every outcome compared with its ledger.
+//! `redeemer demo`: runs the service against a sandbox and compares every outcome with its ledger.
 //!
-//! Sandbox and service are children of their own, as they would be in real life; the demo is the order service and
-//! the subscriber. Everything has names of its own on the broker and goes away at the end.
+//! Sandbox and service are processes of their own, as in production; the demo is the order service and the subscriber. It
+//! uses its own names on the broker and deletes everything at the end.
 
 mod cases;
 mod children;
@@ -40,23 +40,23 @@ use redeemer_sandbox::{Card, Script};
 /// Arguments of `demo`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// The broker. Exchanges and queues of the demo have names of their own there, and are deleted at the end.
+    /// The broker. The demo uses its own exchanges and queues, and deletes them at the end.
     #[arg(long, value_name = "URI", env = "REDEEMER_BROKER__URI", hide_env_values = true)]
     broker_uri: String,
-    /// Where keys, configuration and logs go: a folder that is empty or not there yet. It is removed at the end,
-    /// unless something was not as expected.
+    /// The folder for keys, configuration and logs: empty, or not created yet. It is removed at the end, unless a result
+    /// was unexpected.
     #[arg(long)]
     dir: Option<PathBuf>,
     /// Commands to publish after the vendor's example.
     #[arg(long, default_value_t = 200)]
     commands: usize,
-    /// All chance derives from it.
+    /// The seed of all random choices.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// What the names of exchanges and queues begin with.
+    /// The prefix of exchanges and queues.
     #[arg(long, value_name = "NAME")]
     prefix: Option<String>,
-    /// Keep the folder, and what was made on the broker.
+    /// Keep the folder and the objects on the broker.
     #[arg(long)]
     keep: bool,
 }
@@ -65,13 +65,13 @@ pub struct Arguments {
 const SILENCE_MAX: Duration = Duration::from_secs(45);
 /// Commands under way to the broker, not confirmed yet.
 const WINDOW: usize = 100;
-/// How long the payment API takes for an answer.
+/// The response time of the payment API.
 const LATENCY_MS: &str = "20";
 
-/// Shows the main job at work.
+/// Runs the demo.
 ///
 /// # Errors
-/// [`Failure::Unexpected`] where one outcome, count or exit code is not as it must be.
+/// [`Failure::Unexpected`] if an outcome, a count or an exit code is unexpected.
 pub async fn run(arguments: Arguments) -> Result<(), Failure> {
     let dir = make_folder(arguments.dir.as_deref())?;
     let mut stage = Stage::default();
@@ -93,7 +93,7 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
     ended
 }
 
-/// What must be delayed again.
+/// Programs and broker objects that must be removed at the end.
 #[derive(Default)]
 struct Stage {
     service: Option<Running>,
@@ -103,7 +103,7 @@ struct Stage {
 }
 
 impl Stage {
-    /// Ends both programs by SIGTERM, and takes away what was made on the broker.
+    /// Ends both programs by SIGTERM, and deletes the objects on the broker.
     async fn clear(self, keep: bool) -> anyhow::Result<()> {
         let Self { service, sandbox, config, link } = self;
         let mut ended = Ok(());
@@ -120,9 +120,9 @@ impl Stage {
     }
 }
 
-/// Makes the folder, for our eyes only: there will be keys in it.
-fn make_folder(wanted: Option<&Path>) -> anyhow::Result<PathBuf> {
-    let dir = match wanted {
+/// Creates the folder, readable only by its owner: it will hold keys.
+fn make_folder(expected: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let dir = match expected {
         Some(dir) => dir.to_owned(),
         None => std::env::temp_dir().join(format!("redeemer-demo-{}", Uuid::new_v4())),
     };
@@ -147,7 +147,7 @@ async fn run_stage(arguments: &Arguments, dir: &Path, stage: &mut Stage) -> Resu
 
     match link.publisher(&names.commands).await {
         Err(LinkError::NoExchange(_)) => {}
-        // Somebody's commands would mix with the demo's, and be deleted with them.
+        // Other commands would mix with those of the demo, and be deleted with them.
         Ok(_) => {
             return Err(
                 anyhow!("exchange {} is there already: choose another --prefix", names.commands).into()
@@ -166,7 +166,7 @@ async fn run_stage(arguments: &Arguments, dir: &Path, stage: &mut Stage) -> Resu
 
     spinner.set_message("starting the service");
     configure(&mut stage.config, dir, &card)?;
-    // From here on there is something to take away again, and only from here on.
+    // From here on there is something to clean up.
     let link = stage.link.insert(link);
     let (service, admin) = start_service(dir, &http).await.map_err(unexpected)?;
     stage.service = Some(service);
@@ -223,8 +223,8 @@ async fn run_stage(arguments: &Arguments, dir: &Path, stage: &mut Stage) -> Resu
     let played = PlayedCase { http: &http, control: &control, admin: &admin, program: &program, wave: &wave };
     let mut wrong = played.report().await?;
     let malformed = program.cases.iter().filter(|case| case.number.is_none()).count();
-    let wanted = [(&names.commands, 0), (&names.parked, malformed), (&names.unrouted, 0)];
-    wrong.extend(wrong_depths(link, &wanted).await?);
+    let expected = [(&names.commands, 0), (&names.parked, malformed), (&names.unrouted, 0)];
+    wrong.extend(wrong_depths(link, &expected).await?);
     if wrong.is_empty() {
         let sent: usize = program.cases.iter().map(|case| case.times).sum();
         let took = begun.elapsed().as_secs_f64();
@@ -241,7 +241,7 @@ fn unexpected(error: anyhow::Error) -> Failure {
     Failure::Unexpected(format!("{error:#}"))
 }
 
-/// Everything there is to report, once all events are in.
+/// Collects the results, once all events have arrived.
 struct PlayedCase<'a> {
     http: &'a Http,
     control: &'a str,
@@ -251,7 +251,7 @@ struct PlayedCase<'a> {
 }
 
 impl PlayedCase<'_> {
-    /// Prints the table and the numbers; gives everything that is not as it must be.
+    /// Prints the table and the numbers; returns every unexpected result.
     async fn report(&self) -> anyhow::Result<Vec<String>> {
         let Self { http, control, admin, program, wave } = self;
         let effects: Vec<Effect> = http.read(&format!("{control}/effects")).await?;
@@ -319,7 +319,7 @@ async fn start_sandbox(dir: &Path, seed: u64, http: &Http) -> anyhow::Result<(Ru
     Ok((sandbox, card))
 }
 
-/// Issues the coupons, does to them what happened before, and sets the faults.
+/// Issues the coupons, applies their earlier actions, and sets the faults.
 async fn issue_coupons(http: &Http, control: &str, program: &Program) -> anyhow::Result<()> {
     http.send(Method::POST, &format!("{control}/coupons"), &program.coupons).await?;
     for (code, act) in &program.acts {
@@ -329,7 +329,7 @@ async fn issue_coupons(http: &Http, control: &str, program: &Program) -> anyhow:
     http.send(Method::PUT, &format!("{control}/faults"), &script).await
 }
 
-/// The shipped configuration with names of its own on the broker, whose URI stands in a file that only we may read.
+/// The shipped configuration with names of its own on the broker; the URI is in a file that only its owner may read.
 fn names_of_its_own(arguments: &Arguments, dir: &Path) -> anyhow::Result<Config> {
     let uri_file = dir.join("broker.uri");
     OpenOptions::new()
@@ -351,14 +351,14 @@ fn names_of_its_own(arguments: &Arguments, dir: &Path) -> anyhow::Result<Config>
     for name in [commands, retry, results, unrouted, parked, dead, instances] {
         *name = name.replacen("redemption", &prefix, 1);
     }
-    // Nobody wants to wait two hours for the end of a demo, and some commands shall pass through a delay queue.
+    // The demo must not take two hours, and some commands must pass through a delay queue.
     config.retry.delays = [2, 4].map(|seconds| Span(Duration::from_secs(seconds))).to_vec();
     config.retry.in_process_max = Span(Duration::from_secs(5));
     config.admin.listen = "127.0.0.1:0".to_owned();
     Ok(config)
 }
 
-/// Adds the sandbox's identity, and writes it all down for the service.
+/// Adds the identity of the sandbox and writes the configuration of the service.
 fn configure(config: &mut Config, dir: &Path, card: &Card) -> anyhow::Result<()> {
     let file = |name: &str| dir.join("sandbox").join(name);
     config.wechat.base_url.clone_from(&card.base_url);
@@ -409,12 +409,12 @@ async fn settled_metrics(http: &Http, admin: &str) -> anyhow::Result<String> {
     }
 }
 
-/// Queues that do not hold what they must, once the last acknowledgement had its time.
-async fn wrong_depths(link: &Link, wanted: &[(&String, usize)]) -> anyhow::Result<Vec<String>> {
+/// Queues with an unexpected depth, after the last acknowledgement.
+async fn wrong_depths(link: &Link, expected: &[(&String, usize)]) -> anyhow::Result<Vec<String>> {
     let give_up_at = Instant::now() + Duration::from_secs(10);
     loop {
         let mut wrong = Vec::new();
-        for (queue, count) in wanted {
+        for (queue, count) in expected {
             let depth = link.depth(queue).await?;
             if depth as usize != *count {
                 wrong.push(format!("{depth} messages in {queue}, not {count}"));
@@ -427,13 +427,13 @@ async fn wrong_depths(link: &Link, wanted: &[(&String, usize)]) -> anyhow::Resul
     }
 }
 
-/// Commands on their way and events coming back.
+/// The commands under way and their events.
 struct Wave<'a> {
     cases: &'a [Case],
     got: Vec<Vec<Got>>,
     /// By correlation id, without an event so far: which case, published when.
     awaited: HashMap<String, (usize, Instant)>,
-    answered: HashSet<String>,
+    reported: HashSet<String>,
     repeats: usize,
     strangers: Vec<String>,
 }
@@ -445,7 +445,7 @@ impl<'a> Wave<'a> {
             cases,
             got,
             awaited: HashMap::new(),
-            answered: HashSet::new(),
+            reported: HashSet::new(),
             repeats: 0,
             strangers: Vec::new(),
         }
@@ -508,13 +508,13 @@ impl<'a> Wave<'a> {
     fn receive(&mut self, event: ReceivedEvent) -> Option<&'static str> {
         let id = event.correlation_id.unwrap_or_default();
         let Some((nth, published)) = self.awaited.remove(&id) else {
-            match self.answered.contains(&id) {
+            match self.reported.contains(&id) {
                 true => self.repeats += 1,
                 false => self.strangers.push(event.routing_key),
             }
             return None;
         };
-        self.answered.insert(id);
+        self.reported.insert(id);
         let took = published.elapsed();
         let reported = EventView::read(&event.body);
         let known = OutcomeKind::ALL

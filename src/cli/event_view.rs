@@ -1,4 +1,4 @@
-//! A result event as the command line reads it: leniently, because it may be another version's.
+//! A result event as the command line reads it: leniently, because it may be of another version.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use crate::domain::outcome::OutcomeKind;
 use crate::telemetry::masking::Short;
 use crate::telemetry::untrusted::visible_within;
 
-/// The longest line that an event makes, in characters: no honest one is half as long.
+/// The longest line of an event, in characters: more than twice that of a genuine one.
 const LINE_CHARS_MAX: usize = 512;
 
 /// The parts of an event that are shown.
@@ -32,7 +32,7 @@ pub struct Data {
     pub out_request_no: Option<String>,
     /// The coupon's state.
     pub coupon_state: Option<String>,
-    /// What the outcome rests on.
+    /// How the outcome was established.
     #[serde(default)]
     pub established_by: String,
     /// Calls made.
@@ -61,11 +61,11 @@ impl EventView {
     }
 }
 
-/// One line for people: time, outcome, coupon, number, reason, state, attempts.
+/// One line: time, outcome, coupon, number, reason, state, attempts.
 impl fmt::Display for EventView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Data { outcome, coupon_code, out_request_no, coupon_state, attempts, .. } = &self.data;
-        // Seconds are enough for people.
+        // Seconds are enough here.
         let time = self.time.split(['.', 'Z']).next().unwrap_or_default();
         let coupon = coupon_code.as_deref().map_or_else(|| "-".to_owned(), |code| Short(code).to_string());
         let calls = if *attempts == 1 { "1 call" } else { &format!("{attempts} calls") };
@@ -87,7 +87,7 @@ pub fn on_one_line(body: &[u8]) -> String {
 /// Reads the word of an outcome from the command line.
 ///
 /// # Errors
-/// Names the words there are.
+/// The valid words.
 pub fn outcome(word: &str) -> Result<OutcomeKind, String> {
     let words = OutcomeKind::ALL.map(OutcomeKind::as_str).join(", ");
     OutcomeKind::ALL.into_iter().find(|kind| kind.as_str() == word).ok_or(format!("must be one of {words}"))

@@ -1,4 +1,4 @@
-//! Files that the command line writes: whole or not at all, and never through a link that somebody else has put there.
+//! Writes files of the command line: whole or not at all, and never through a link.
 
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
@@ -8,13 +8,13 @@ use std::path::Path;
 
 use uuid::Uuid;
 
-/// Readable by everybody.
+/// Readable by all users.
 pub const PUBLIC: u32 = 0o644;
 /// Readable by its owner alone.
 pub const PRIVATE: u32 = 0o600;
 
-/// Writes a file by a new neighbor and a rename, so that nobody ever sees half of it. A link of this name is replaced, not
-/// followed, and the neighbor is one that was not there before: nobody can have opened it with rights of their own.
+/// Writes a new temporary file and renames it, so that no reader sees half of it. A link of this name is replaced, not
+/// followed. The temporary file must not exist before, so no other process has it open.
 ///
 /// # Errors
 /// If the folder cannot be written to.

@@ -1,7 +1,6 @@
-//! `redeemer healthcheck`: asks a running service how it is, for anyone who starts and restarts it.
+//! `redeemer healthcheck`: checks a running service by one GET on its admin port.
 //!
-//! An image needs no other program for its health check. It looks from outside, as a stranger would: one GET on the
-//! admin port.
+//! An image needs no other program for its health check.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -18,24 +17,24 @@ use tokio::time::timeout;
 use crate::cli::{Failure, print};
 use crate::config::Config;
 
-/// The longest answer that is read: reasons in words are far shorter.
+/// The longest response that is read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// Arguments of `healthcheck`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// Ask whether it is ready to work, not only whether it lives. Not being ready is no reason to restart.
+    /// Check readiness instead of liveness. A service that is not ready need not be restarted.
     #[arg(long)]
     ready: bool,
-    /// Ask here instead of at admin.listen: an address and a path, such as 127.0.0.1:9480/_sandbox/health.
+    /// Check this address and path instead of admin.listen, such as 127.0.0.1:9480/_sandbox/health.
     #[arg(long, value_name = "ADDRESS/PATH", conflicts_with = "ready", value_parser = place)]
     at: Option<Place>,
-    /// The longest wait for the answer, in seconds.
+    /// The longest wait for the response, in seconds.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
     timeout: u64,
 }
 
-/// Where to ask.
+/// The address and the path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Place {
     pub address: SocketAddr,
@@ -48,20 +47,21 @@ fn place(text: &str) -> Result<Place, String> {
     Ok(Place { address, path: format!("/{path}") })
 }
 
-/// Asks once, and reports the answer.
+/// Sends one request and reports the response.
 ///
 /// # Errors
-/// [`Failure::Unexpected`] if the answer is not 200, [`Failure::Failed`] where none comes.
+/// [`Failure::Unexpected`] if the status is not 200, [`Failure::Failed`] without a response.
 pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
     let path = if arguments.ready { "/readyz" } else { "/livez" };
     let here = || Place { address: reachable(config.admin_listen()), path: path.to_owned() };
     let place = arguments.at.unwrap_or_else(here);
-    let asked = timeout(Duration::from_secs(arguments.timeout), ask(&place)).await;
-    let answer = asked.map_err(|_| anyhow!("no answer within {} s", arguments.timeout)).and_then(|it| it);
+    let received = timeout(Duration::from_secs(arguments.timeout), ask(&place)).await;
+    let response =
+        received.map_err(|_| anyhow!("no response within {} s", arguments.timeout)).and_then(|it| it);
     let Place { address, path } = &place;
-    let (status, text) = answer.with_context(|| format!("cannot ask {address}{path}"))?;
+    let (status, text) = response.with_context(|| format!("cannot check {address}{path}"))?;
     if status != 200 {
-        return Err(Failure::Unexpected(format!("{path} answered {status}: {}", text.trim_end())));
+        return Err(Failure::Unexpected(format!("{path} responded with {status}: {}", text.trim_end())));
     }
     Ok(print(text.trim_end())?)
 }
@@ -78,7 +78,7 @@ pub(super) async fn ask(place: &Place) -> anyhow::Result<(u16, String)> {
     Ok((status, String::from_utf8_lossy(&body).into_owned()))
 }
 
-/// A service that listens everywhere is asked on loopback.
+/// A service that listens on all addresses is checked on loopback.
 pub(super) fn reachable(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         address.set_ip(match address {
@@ -95,8 +95,8 @@ mod tests {
 
     #[test]
     fn a_service_that_listens_everywhere_is_asked_on_loopback() {
-        let check = |listens: &str, asked: &str| {
-            assert_eq!(reachable(listens.parse().unwrap()).to_string(), asked);
+        let check = |listens: &str, received: &str| {
+            assert_eq!(reachable(listens.parse().unwrap()).to_string(), received);
         };
         check("0.0.0.0:9464", "127.0.0.1:9464");
         check("[::]:9464", "[::1]:9464");

@@ -1,7 +1,6 @@
-//! `redeemer parked`: commands that were parked, for a person to look at, send again or discard.
+//! `redeemer parked`: lists, shows, replays and discards parked commands.
 //!
-//! Looking takes each message and puts it back; nothing is lost when it is cut short. Sending again and discarding
-//! are shown first and done with `--yes`.
+//! Each message is taken and requeued; an interruption loses nothing. A replay or a discard is a dry run without `--yes`.
 
 mod operator_run;
 
@@ -53,7 +52,7 @@ enum Command {
         /// Show this many at most.
         #[arg(long, value_name = "N", default_value_t = 10)]
         limit: u64,
-        /// Ask the payment API what is true of the coupon now. Changes nothing.
+        /// Query the payment API for the state of each coupon. Changes nothing.
         #[arg(long)]
         query: bool,
         /// Queries per second, at most.
@@ -63,7 +62,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Ask what is true of each now, and report it, or send the command again. Without --yes only says what it would do.
+    /// Query each coupon, then publish its result or send the command again. Without --yes a dry run.
     Replay {
         #[command(flatten)]
         which: Which,
@@ -72,14 +71,14 @@ enum Command {
         /// Why, for the audit event.
         #[arg(long, value_name = "TEXT", value_parser = text)]
         because: Option<String>,
-        /// Where two queries in a row find that it is refused for good: publish that, and take the command off the queue.
+        /// If two queries in a row find that it is refused for good: publish that, and remove the command from the queue.
         #[arg(long)]
         publish_refused: bool,
         /// Commands per second, at most.
         #[arg(long, value_name = "N", default_value = "5", value_parser = rate)]
         per_second: f64,
     },
-    /// Take commands off the queue for good; an audit event stays. Without --yes only says what it would do.
+    /// Remove commands from the queue for good; an audit event remains. Without --yes a dry run.
     Discard {
         #[command(flatten)]
         which: Which,
@@ -88,13 +87,13 @@ enum Command {
         /// Why, for the audit event.
         #[arg(long, value_name = "TEXT", value_parser = text)]
         because: String,
-        /// Every parked command is meant; wanted if no filter is given.
+        /// Discard every parked command; required if no filter is given.
         #[arg(long)]
         all: bool,
     },
 }
 
-/// Which parked commands are meant.
+/// The filter.
 #[derive(Debug, Args)]
 struct Which {
     /// Parked for this reason, such as deadline_passed, invalid_command or delivery_limit. Repeatable.
@@ -103,7 +102,7 @@ struct Which {
     /// Parked longer ago than this, such as 2h.
     #[arg(long, value_name = "TIME", value_parser = span)]
     older_than: Option<SignedDuration>,
-    /// Parked more lately than this, such as 30m.
+    /// Parked more recently than this, such as 30m.
     #[arg(long, value_name = "TIME", value_parser = span)]
     newer_than: Option<SignedDuration>,
     /// Of this brand.
@@ -115,7 +114,7 @@ struct Which {
     /// With this request number.
     #[arg(long, value_name = "OUT_REQUEST_NO")]
     number: Option<String>,
-    /// Whose id (SHA-256 of the bytes, as list shows it) begins like this.
+    /// With an id (SHA-256 of the bytes, as list shows it) that begins like this.
     #[arg(long, value_name = "HEX")]
     id: Option<String>,
 }
@@ -127,31 +126,29 @@ impl From<Which> for Filter {
     }
 }
 
-/// How something is decided.
+/// The decision.
 #[derive(Debug, Args)]
 struct DecisionArguments {
-    /// Do it.
+    /// Carry it out.
     #[arg(long)]
     yes: bool,
-    /// Who does it, for the audit event; wanted with --yes.
+    /// Your name, for the audit event; required with --yes.
     #[arg(long, value_name = "NAME", env = "USER", value_parser = text)]
     operator: Option<String>,
-    /// Do this many at most.
+    /// Process this many at most.
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
     /// Print one JSON object per line.
     #[arg(long)]
     json: bool,
-    /// Messages are held this long at most before they are put back and taken again; keep it under the broker's
+    /// Hold messages this long at most before they are requeued and taken again; keep it below the broker's
     /// consumer_timeout.
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = span)]
     hold: SignedDuration,
 }
 
-/// Looks, sends again or discards.
-///
 /// # Errors
-/// [`Failure::Unexpected`] where something that was meant stayed parked.
+/// [`Failure::Unexpected`] if a selected command stays parked.
 pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
     match arguments.command {
         Command::List { which, limit, json } => list(&config, &which.into(), limit, json).await,
@@ -168,7 +165,7 @@ pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
         Command::Discard { which, deciding, because, all } => {
             let filter = Filter::from(which);
             if filter.is_empty() && !all {
-                let why = "discard: give a filter, or --all where every parked command is meant";
+                let why = "discard: give a filter, or --all for every parked command";
                 return Err(Failure::Failed(anyhow!(why)));
             }
             OperatorRun::new(&config, filter, &deciding, Some(&because), false)?.process_all(None).await
@@ -184,7 +181,7 @@ async fn list(config: &Config, filter: &Filter, limit: u64, as_lines: bool) -> R
         filter.admits(&parked, now).then(line)
     })
     .await?;
-    let meant = found.len();
+    let selected = found.len();
     found.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
     let shown = found.len();
     let mut rows = vec![HEAD.map(str::to_owned)];
@@ -199,9 +196,9 @@ async fn list(config: &Config, filter: &Filter, limit: u64, as_lines: bool) -> R
             print(&line)?;
         }
     }
-    let more = if shown < meant { format!(" ({meant} are meant, see --limit)") } else { String::new() };
+    let more = if shown < selected { format!(" ({selected} match, see --limit)") } else { String::new() };
     print_error(&format!("{shown} shown{more} of {waiting} parked at {at}"));
-    Ok(ended.context(CANNOT_LOOK)?)
+    Ok(ended.context(CANNOT_READ)?)
 }
 
 const HEAD: [&str; 8] = ["ID", "PARKED", "AGE", "REASON", "BRAND", "COUPON", "NUMBER", "BYTES"];
@@ -211,32 +208,32 @@ enum Line {
     Row([String; 8]),
 }
 
-const CANNOT_LOOK: &str = "the parked queue cannot be looked at";
+const CANNOT_READ: &str = "the parked queue cannot be read";
 
-/// What a look has seen.
+/// The result of one pass over the parked queue.
 struct Scan<T> {
-    /// What was chosen, with the time of parking, oldest first.
+    /// What `choose` returned, with the time of parking, oldest first.
     found: Vec<(Option<Timestamp>, T)>,
     /// How many are parked.
     waiting: u32,
-    /// Where.
+    /// Host, port and virtual host.
     at: String,
-    /// What ended the look before its end, such as a message that cannot be read: what came before it was seen.
+    /// Why the pass ended early, such as a message that cannot be read.
     ended: Result<(), ParkedQueueError>,
 }
 
-/// Sees every parked command once and gives what `choose` makes of it. Always the whole queue: the broker puts the part that was taken behind the part that was not.
+/// Reads every parked command once. Always the whole queue, because a partial pass changes its order.
 async fn scan<T>(
     settings: &crate::amqp::connection::AmqpSettings,
     choose: impl Fn(Parked) -> Option<T>,
 ) -> anyhow::Result<Scan<T>> {
-    let mut look = ParkedQueue::begin(settings).await.context(CANNOT_LOOK)?;
-    if let Some(why) = look.missing_lock() {
+    let mut queue = ParkedQueue::begin(settings).await.context(CANNOT_READ)?;
+    if let Some(why) = queue.missing_lock() {
         print_error(&why);
     }
     let mut found = Vec::new();
     let ended = loop {
-        match look.next().await {
+        match queue.next().await {
             Ok(Some(delivery)) => {
                 let parked = Parked::read(delivery);
                 let at = parked.at;
@@ -246,8 +243,8 @@ async fn scan<T>(
             Err(error) => break Err(error),
         }
     };
-    let (waiting, at) = (look.waiting(), look.at().to_owned());
-    look.end().await;
+    let (waiting, at) = (queue.waiting(), queue.at().to_owned());
+    queue.end().await;
     found.sort_by_key(|(at, _)| *at);
     Ok(Scan { found, waiting, at, ended })
 }
@@ -303,17 +300,17 @@ async fn show(
 ) -> Result<(), Failure> {
     let settings = config.broker_settings()?;
     let now = Timestamp::now();
-    // Queries take their time; nobody else shall wait for them, so the look ends before.
+    // Queries take long, so the pass ends before them: other operators need not wait.
     let Scan { mut found, waiting, at, ended } =
         scan(&settings, |parked| filter.admits(&parked, now).then_some(parked)).await?;
-    let meant = found.len();
+    let selected = found.len();
     found.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
     let shown = found.len();
-    let mut pace = ReplayRate::new(per_second);
+    let mut rate = ReplayRate::new(per_second);
     for (_, parked) in found {
         let query = match (&client, parked.command.as_ref()) {
             (Some(client), Ok(redemption)) => {
-                pace.wait().await;
+                rate.wait().await;
                 Some(query(client, redemption).await)
             }
             _ => None,
@@ -324,9 +321,9 @@ async fn show(
             print(&published_event(&parked, query.as_ref(), now))?;
         }
     }
-    let more = if shown < meant { format!(" ({meant} are meant, see --limit)") } else { String::new() };
+    let more = if shown < selected { format!(" ({selected} match, see --limit)") } else { String::new() };
     print_error(&format!("{shown} shown{more} of {waiting} parked at {at}"));
-    Ok(ended.context(CANNOT_LOOK)?)
+    Ok(ended.context(CANNOT_READ)?)
 }
 
 fn whole(parked: &Parked, query: Option<&CouponQuery>, now: Timestamp) -> Value {
@@ -361,11 +358,11 @@ fn queried(query: &CouponQuery) -> Value {
         _ => None,
     };
     json!({
-        "says": query.status.as_str(),
+        "status": query.status.as_str(),
         "reason": reason,
         "coupon_state": query.coupon.as_ref().map(|coupon| coupon.state.as_str()),
         "evidence": Entry::from(&query.evidence),
-        "trouble": query.trouble,
+        "error": query.trouble,
     })
 }
 
@@ -402,11 +399,11 @@ fn published_event(parked: &Parked, query: Option<&CouponQuery>, now: Timestamp)
 }
 
 fn evidence_line(evidence: &crate::domain::evidence::Evidence, witness: SignatureWitness) -> String {
-    let status = evidence.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
+    let status = evidence.status.map_or_else(|| "no response".to_owned(), |status| status.to_string());
     let request_id = evidence.request_id.as_deref().unwrap_or("-");
     let verified = witness.signature(evidence);
     let crate::domain::evidence::Evidence { at, operation, host, verdict, .. } = evidence;
-    // A header says what its publisher wrote.
+    // A header may be forged.
     let line = format!("{at} {operation} {host} {status} {verdict}, {verified}, request {request_id}");
     without_openids(&line).into_owned()
 }
@@ -422,7 +419,7 @@ fn describe(query: &CouponQuery) -> String {
     }
 }
 
-/// The payment API's client, with keys downloaded if none are held.
+/// The client of the payment API, with keys downloaded if there are none.
 async fn client(config: &Config) -> Result<Client, Failure> {
     let from_environment = merchant_key_from_environment();
     let from_environment = from_environment.as_ref().map(|key| key.expose_secret());
@@ -441,7 +438,7 @@ async fn client(config: &Config) -> Result<Client, Failure> {
         let brought = client
             .certificates(&key, now, rand::random())
             .await
-            .context("no key to verify answers with: platform certificates could not be downloaded")?;
+            .context("no key to verify responses with: platform certificates could not be downloaded")?;
         let mut keyring = load()?;
         keyring.public.extend(brought);
         *shared.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(keyring);

@@ -1,6 +1,7 @@
-//! `redeemer publish`: commands, one or a file of them, and with `--wait` what became of each.
+//! `redeemer publish`: publishes one command or a file of them, and with `--wait` prints their events.
 //!
-//! Commands go out as they stand, bad ones too: the service is their judge. A line that is obviously not one is reported.
+//! Commands are published unchanged, also invalid ones: the service decides. A line that is obviously not a command is
+//! reported.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -38,16 +39,16 @@ pub struct Arguments {
     /// The routing key; the service takes every one.
     #[arg(long, default_value = "redemption.use", value_parser = short)]
     routing_key: String,
-    /// `message_id` of the one command; a new UUID where absent.
+    /// `message_id` of the one command; a new UUID if absent.
     #[arg(long, value_name = "ID", conflicts_with = "lines", value_parser = short)]
     message_id: Option<String>,
-    /// `correlation_id` of the one command, which its event brings back; its `message_id` where absent.
+    /// `correlation_id` of the one command, which its event carries; its `message_id` if absent.
     #[arg(long, value_name = "ID", conflicts_with = "lines", value_parser = short)]
     correlation_id: Option<String>,
     /// `reply_to`: a further routing key of the events.
     #[arg(long, value_name = "KEY", value_parser = short)]
     reply_to: Option<String>,
-    /// Until when the service shall try: 2026-01-31T12:00:00Z, or 10m from now.
+    /// The deadline of the commands: 2026-01-31T12:00:00Z, or 10m from now.
     #[arg(long, value_name = "TIME", value_parser = deadline)]
     deadline: Option<Timestamp>,
     /// Wait for the events and print each as one JSON line.
@@ -63,15 +64,15 @@ pub struct Arguments {
 
 /// Commands under way to the broker, not confirmed yet.
 const WINDOW: usize = 200;
-/// A longer line is no command, and most likely the file has no lines.
+/// The longest line. The file most likely has no lines if it has a longer one.
 const LINE_BYTES_MAX: usize = 1024 * 1024;
-/// Lines that are named one by one, in warnings and at the end.
+/// The most lines that warnings and the summary name.
 const NAMED_MAX: usize = 10;
 
-/// Publishes, and waits where asked to.
+/// Publishes, and with `--wait` waits for the events.
 ///
 /// # Errors
-/// [`Failure::Failed`] where a command could not be read or published; [`Failure::Unexpected`] if an event is
+/// [`Failure::Failed`] if a command could not be read or published; [`Failure::Unexpected`] if an event is
 /// missing or another than expected.
 pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
     let settings = config.broker_settings()?;
@@ -141,7 +142,7 @@ pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
                 Some(event) => tally.record_event(event.correlation_id.as_deref(), &event.body)?,
                 None => {
                     let lost = match &reading {
-                        Some(reading) => reading.lost().await,
+                        Some(reading) => reading.lost().await.to_string(),
                         None => String::new(),
                     };
                     return Err(tally.interrupted(anyhow!("connection to the broker lost: {lost}")).into());
@@ -164,7 +165,7 @@ async fn next(events: &mut Option<Subscription>) -> Option<crate::amqp::client::
     }
 }
 
-/// Where commands come from.
+/// The source of the commands.
 struct Source {
     lines: mpsc::Receiver<anyhow::Result<Line>>,
     /// The size of the whole, if it is known.
@@ -232,7 +233,7 @@ fn whole(path: &Path) -> anyhow::Result<Vec<u8>> {
     Ok(body)
 }
 
-/// Hands on every line that is not empty, until the file, the interest or the trust in it ends.
+/// Sends every line that is not empty, until the file ends, the receiver is dropped or a line is too long.
 fn read_lines(mut reader: impl BufRead, path: &Path, lines: &mpsc::Sender<anyhow::Result<Line>>) {
     for number in 1.. {
         let mut body = Vec::new();
@@ -260,7 +261,7 @@ fn read_lines(mut reader: impl BufRead, path: &Path, lines: &mpsc::Sender<anyhow
     }
 }
 
-/// What has been sent and what came back, and how far it has come.
+/// The commands sent, their events, and the progress.
 struct Tally {
     bar: ProgressBar,
     begun: Instant,
@@ -309,7 +310,7 @@ impl Tally {
         };
         self.unreadable += 1;
         if self.unreadable <= NAMED_MAX {
-            self.bar.suspend(|| print_error(&format!("line {number} {problem}; published as it stands")));
+            self.bar.suspend(|| print_error(&format!("line {number} {problem}; published unchanged")));
         }
     }
 
@@ -326,7 +327,7 @@ impl Tally {
     }
 
     fn record_event(&mut self, correlation_id: Option<&str>, body: &[u8]) -> anyhow::Result<()> {
-        // A repeat, or somebody else's under the same key.
+        // A repeat, or an event for another command under the same key.
         let Some(number) = correlation_id.and_then(|id| self.pending.remove(id)) else { return Ok(()) };
         let reported = EventView::read(body);
         let outcome = reported.as_ref().map_or("unreadable", |reported| reported.data.outcome.as_str());
@@ -365,7 +366,7 @@ impl Tally {
     fn conclude(self, arguments: &Arguments) -> Result<(), Failure> {
         self.bar.finish_and_clear();
         if self.unreadable > NAMED_MAX {
-            print_error(&format!("{} lines are no JSON objects", self.unreadable));
+            print_error(&format!("{} lines are not JSON objects", self.unreadable));
         }
         print_error(&format!("{} in {:.1} s", self.counts(), self.begun.elapsed().as_secs_f64()));
         let mut wrong = Vec::new();

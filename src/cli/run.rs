@@ -18,7 +18,7 @@ pub struct Arguments {
     /// Write the admin port's address to this file once it is open; useful with port 0.
     #[arg(long, value_name = "FILE")]
     admin_address_file: Option<std::path::PathBuf>,
-    /// Stop when standard input ends, too: for a program that starts this one and may be killed.
+    /// Also stop when standard input ends, so that it ends with the program that started it.
     #[arg(long)]
     with_parent: bool,
 }
@@ -26,7 +26,7 @@ pub struct Arguments {
 /// Consumes until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// [`Failure::Misconfigured`] if it cannot start. A broker that is down is no failure.
+/// [`Failure::Misconfigured`] if it cannot start. An unavailable broker is not a failure.
 pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
     log::init(config.log_format(), &config.log.filter)
         .map_err(|fault| Failure::Misconfigured(fault.to_string()))?;

@@ -1,4 +1,4 @@
-//! `redeemer sandbox`: a simulated payment API, to try things out without money.
+//! `redeemer sandbox`: simulates the payment API.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -14,34 +14,34 @@ use crate::policy::file_name::Typed;
 use crate::runtime::shutdown;
 use redeemer_sandbox::{Card, Sandbox, Settings};
 
-/// The folder of the sandbox, if none is named.
+/// The default folder.
 const DIR: &str = "sandbox";
 
 /// Arguments of `sandbox`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// Where to listen; port 0 takes a free one.
+    /// The address to listen on; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:9480")]
     listen: SocketAddr,
-    /// Where its keys, identity.json and a configuration for the service are written.
+    /// The folder for its keys, identity.json and a configuration for the service.
     #[arg(long, default_value = DIR)]
     dir: PathBuf,
-    /// All chance derives from it.
+    /// The seed of all random choices.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Added to each answer, in milliseconds.
+    /// The delay of each response, in milliseconds.
     #[arg(long, default_value_t = 0)]
     latency_ms: u64,
-    /// Calls taken per second; beyond it 429. 0: no limit.
+    /// Calls accepted per second; further ones get a 429. 0: no limit.
     #[arg(long, default_value_t = 0)]
     calls_per_second: u32,
-    /// Coupons whose code begins with "auto" count as issued at first sight.
+    /// Issue a coupon whose code begins with "auto" at its first call.
     #[arg(long)]
     auto_issue: bool,
-    /// Sign and verify with the client's own library, five times as fast: for measuring, not for judging.
+    /// Sign and verify with the library of the client, five times as fast: for measurements only.
     #[arg(long)]
     fast_signatures: bool,
-    /// Stop when standard input ends, too: for a program that starts this one and may be killed.
+    /// Also stop when standard input ends, so that it ends with the program that started it.
     #[arg(long)]
     with_parent: bool,
 }
@@ -76,7 +76,7 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What a service needs to work against this sandbox, as a configuration file.
+/// The configuration of a service that works against this sandbox.
 fn configuration(dir: &Path, card: &Card) -> anyhow::Result<String> {
     let dir = dir.canonicalize().with_context(|| format!("{} cannot be found", Typed(dir)))?;
     let file = |name: &str| dir.join(name).display().to_string();

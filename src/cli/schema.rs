@@ -1,6 +1,6 @@
-//! `redeemer schema`: the contract for machines. JSON Schemas of command and events, made from the types that read and
-//! write them, and an AsyncAPI document around them, made from the topology that is set up. What stands in
-//! `docs/contract` is its output with the default configuration; a test keeps it so.
+//! `redeemer schema`: prints the contract. The JSON Schemas of command and events are generated from the types that read
+//! and write them, the AsyncAPI document from the topology. `docs/contract` holds its output for the default
+//! configuration; a test compares them.
 
 pub mod asyncapi;
 mod coupon_page;
@@ -21,10 +21,10 @@ use crate::wire::schema::{self, Dialect};
 /// Arguments of `schema`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// What to print.
+    /// The document to print.
     #[arg(value_enum, required_unless_present = "write", conflicts_with = "write")]
     document: Option<Document>,
-    /// Write every document to a file of this folder instead.
+    /// Write every document to a file in this folder instead.
     #[arg(long, value_name = "FOLDER")]
     write: Option<PathBuf>,
 }
@@ -40,7 +40,7 @@ pub enum Document {
     Audit,
     /// AsyncAPI 3 document of exchanges, queues, operations and messages, under the configured names.
     Asyncapi,
-    /// A page for people: what a result event holds of a coupon.
+    /// A page about the coupon in a result event.
     Coupon,
     /// The same page in Chinese.
     #[value(name = "coupon-zh-CN")]
@@ -80,7 +80,7 @@ impl Document {
 /// Prints one document or writes them all.
 ///
 /// # Errors
-/// If the folder cannot be written to, or the reader of the output is gone.
+/// If the folder cannot be written to, or the reader of the output has closed it.
 pub fn run(arguments: &Arguments, config: &Config) -> Result<(), Failure> {
     if let Some(document) = arguments.document {
         return Ok(print(document.text(config)?.trim_end())?);

@@ -1,4 +1,4 @@
-//! `redeemer topology`: what must exist on the broker, shown, made or compared. Never deletes, never changes.
+//! `redeemer topology`: shows, creates or verifies the exchanges and queues on the broker. Never deletes or changes any.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +20,7 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Show what must exist; needs no broker.
+    /// Show the plan; needs no broker.
     Plan {
         /// Print one JSON object per line.
         #[arg(long)]
@@ -29,13 +29,13 @@ enum Command {
         #[arg(long, conflicts_with = "json")]
         definitions: bool,
     },
-    /// Make what is missing, and report what is there and differs. Deletes and changes nothing.
+    /// Create missing objects, and report objects that differ. Deletes and changes nothing.
     Apply {
         /// Print one JSON object per line.
         #[arg(long)]
         json: bool,
     },
-    /// Report everything that is missing or differs, argument by argument. Makes nothing.
+    /// Report every object that is missing or differs, argument by argument. Creates nothing.
     Verify {
         /// Print one JSON object per line.
         #[arg(long)]
@@ -43,19 +43,19 @@ enum Command {
     },
 }
 
-/// What can be done about an object that differs: the broker changes no argument of one that exists.
+/// The remedy for an object that differs: the broker cannot change the arguments of an existing one.
 const REMEDY: &str = "stop the service, let the queue run empty, delete the object (rabbitmqctl delete_queue \
                       NAME), then redeemer topology apply; or configure what it has";
 
-/// Shows, makes or compares.
+/// Shows, creates or verifies.
 ///
 /// # Errors
-/// [`Failure::Unexpected`] where anything is missing or differs.
+/// [`Failure::Unexpected`] if an object is missing or differs.
 pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
     match arguments.command {
         Command::Plan { json, definitions } => plan(&config, json, definitions),
-        Command::Apply { json } => stand(&config, true, json).await,
-        Command::Verify { json } => stand(&config, false, json).await,
+        Command::Apply { json } => report_states(&config, true, json).await,
+        Command::Verify { json } => report_states(&config, false, json).await,
     }
 }
 
@@ -90,9 +90,9 @@ fn list_plan(arguments: &[(&'static str, Argument)]) -> Vec<String> {
     arguments.iter().map(|(name, value)| format!("{name} = {value}")).collect()
 }
 
-async fn stand(config: &Config, make: bool, as_lines: bool) -> Result<(), Failure> {
+async fn report_states(config: &Config, make: bool, as_lines: bool) -> Result<(), Failure> {
     let settings = config.broker_settings()?;
-    let (at, found) = inspect(&settings, make).await.context("the topology could not be looked at")?;
+    let (at, found) = inspect(&settings, make).await.context("the topology cannot be inspected")?;
     let mut unaskable = 0;
     for (object, standing) in &found {
         if as_lines {
@@ -110,9 +110,9 @@ async fn stand(config: &Config, make: bool, as_lines: bool) -> Result<(), Failur
             ObjectState::Missing => print(&format!("MISSING  {object}"))?,
             ObjectState::Differs(differences) => {
                 for difference in differences {
-                    let (argument, wanted, found) =
+                    let (argument, expected, found) =
                         (&difference.argument, &difference.expected, &difference.found);
-                    print(&format!("DIFFERS  {object}: {argument} is {found}, must be {wanted}"))?;
+                    print(&format!("DIFFERS  {object}: {argument} is {found}, must be {expected}"))?;
                 }
             }
             ObjectState::Unreadable { broker: words, .. } => print(&format!("unseen   {object}: {words}"))?,
@@ -161,7 +161,7 @@ fn add_standing(line: &mut Value, standing: &ObjectState) {
         ObjectState::Created => ("made", Value::Null),
         ObjectState::Missing => ("missing", Value::Null),
         ObjectState::Differs(differences) => {
-            let entry = |argument: &str, expected: &str, found: &str| json!({"argument": argument, "wanted": expected, "found": found});
+            let entry = |argument: &str, expected: &str, found: &str| json!({"argument": argument, "expected": expected, "found": found});
             let entries = differences.iter().map(|one| entry(&one.argument, &one.expected, &one.found));
             ("differs", entries.collect())
         }

@@ -1,4 +1,4 @@
-//! `redeemer watch`: result events as they come.
+//! `redeemer watch`: prints result events as they arrive.
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
@@ -14,16 +14,16 @@ use crate::telemetry::untrusted::Untrusted;
 /// Arguments of `watch`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// Routing keys to show, redemption.OUTCOME.BRAND: `*` for one word, `#` for any number of them.
+    /// Show events with these routing keys, redemption.OUTCOME.BRAND: `*` is one word, `#` any number of words.
     #[arg(default_value = "redemption.#", conflicts_with_all = ["outcome", "brand"])]
     pattern: String,
-    /// Only this outcome: redeemed, refused, invalid or unresolved. Repeatable.
+    /// Show only this outcome: redeemed, refused, invalid or unresolved. Repeatable.
     #[arg(long, value_parser = outcome)]
     outcome: Vec<OutcomeKind>,
-    /// Only this brand. Repeatable.
+    /// Show only this brand. Repeatable.
     #[arg(long, value_name = "BRAND_ID")]
     brand: Vec<String>,
-    /// Whole events, one JSON object per line.
+    /// Print whole events, one JSON object per line.
     #[arg(long)]
     json: bool,
     /// End after this many events.
@@ -31,11 +31,11 @@ pub struct Arguments {
     count: Option<u64>,
 }
 
-/// Events that the broker holds for a reader who is slower than they come. Older ones make room, so that a forgotten
-/// terminal does not fill the broker.
+/// The most events that the broker holds for a slow reader. It drops older ones, so that a forgotten terminal does not
+/// fill it.
 const HELD_MAX: i32 = 100_000;
 
-/// A binding key as it may be shown: one that looks like none may be a secret.
+/// A binding key for display: a text that is not one may be a secret.
 fn shown_key(key: &str) -> &str {
     let is_plain = key.chars().all(|letter| letter.is_ascii_alphanumeric() || "._-*#".contains(letter));
     if is_plain && (key.contains('.') || key.len() <= 16) { key } else { "(a key that is not shown)" }
@@ -44,7 +44,7 @@ fn shown_key(key: &str) -> &str {
 /// Shows events until SIGINT, SIGTERM or the given number.
 ///
 /// # Errors
-/// [`Failure::Failed`] if the broker is not reached, or once it is lost.
+/// [`Failure::Failed`] if the broker cannot be reached, or is lost.
 pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
     let settings = config.broker_settings()?;
     let link = Link::connect(&settings, "redeemer watch").await.context("no connection to the broker")?;
@@ -87,7 +87,7 @@ pub async fn run(arguments: Arguments, config: Config) -> Result<(), Failure> {
 }
 
 impl Arguments {
-    /// Every outcome asked for with every brand asked for; `*` if none is.
+    /// The binding keys of every outcome with every brand; `*` if none is given.
     fn keys(&self) -> Vec<String> {
         if self.outcome.is_empty() && self.brand.is_empty() {
             return vec![self.pattern.clone()];

@@ -6,7 +6,7 @@ use toml::{Table, Value};
 
 use super::*;
 
-/// What stands in the place of a name that may be a secret.
+/// The replacement of a name that may be a secret.
 pub const NAME_NOT_SHOWN: &str = "(a name that is not shown)";
 
 /// Reads the configuration: defaults, then the file, then the environment.
@@ -80,8 +80,8 @@ fn override_by(table: &mut Table, model: &Table, place: &str, text: String) {
         let Value::Table(inner) = entry else { return };
         section = inner;
     }
-    let wants_toml = model.and_then(|model| model.get(&last)).is_some_and(|value| !value.is_str());
-    let value = wants_toml
+    let needs_toml = model.and_then(|model| model.get(&last)).is_some_and(|value| !value.is_str());
+    let value = needs_toml
         .then(|| format!("v = {text}").parse::<Table>().ok()?.remove("v"))
         .flatten()
         .unwrap_or(Value::String(text));
@@ -121,8 +121,8 @@ fn compare(table: &Table, model: &Table, path: &str, faults: &mut Vec<ConfigFaul
                     None => false,
                 };
                 if !items.iter().all(fits) {
-                    let wanted = if spans { "times such as 10s" } else { "texts" };
-                    fault(format!("must be a list of {wanted}"));
+                    let expected = if spans { "times such as 10s" } else { "texts" };
+                    fault(format!("must be a list of {expected}"));
                 }
             }
             (Some(model), value) if model.same_type(value) => {}

@@ -1,5 +1,5 @@
-//! What must be right before the service starts: read by `run`, which refuses to start, and by `check`, which reports all
-//! of it. One judgment, so that neither is content with what the other refuses.
+//! Everything that the service reads before it starts. `run` refuses to start on a fault, and `check` reports all faults:
+//! both use this code, so that they agree.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, RwLock};
@@ -14,13 +14,13 @@ use crate::wechat::certificates::ApiV3Key;
 use crate::wechat::client::{CannotStart, Client, SharedKeyring};
 use crate::wechat::keys::{Keyring, KeyringFault};
 
-/// What the service starts with.
+/// Everything that the service needs to start.
 pub struct Startup {
     /// How the broker is reached.
     pub broker: connection::AmqpSettings,
-    /// The token that opens the pages of parked commands, if they are wanted.
+    /// The token of the operator console, if it is enabled.
     pub console_token: Option<SecretString>,
-    /// What opens downloaded certificates, if they are wanted.
+    /// The APIv3 key, which decrypts downloaded certificates, if they are enabled.
     pub apiv3_key: Option<ApiV3Key>,
     /// The keys of the files.
     pub keys: SharedKeyring,
@@ -28,7 +28,7 @@ pub struct Startup {
     pub client: Client,
 }
 
-/// One thing that keeps the service from starting.
+/// A fault that prevents a start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartFault {
     /// In the configuration, or in a file that it names.
@@ -50,10 +50,10 @@ pub struct Inspected {
     pub keys: Option<SharedKeyring>,
     /// The payment API.
     pub client: Option<Client>,
-    /// What opens downloaded certificates.
+    /// The APIv3 key.
     pub apiv3_key: Option<ApiV3Key>,
     console_token: Option<SecretString>,
-    /// In the order in which they are worth reading.
+    /// The most important ones first.
     pub faults: Vec<StartFault>,
 }
 
@@ -75,7 +75,7 @@ impl Startup {
 }
 
 impl Inspected {
-    /// Looks at everything that the service reads before it starts.
+    /// Reads everything and reports the faults.
     pub fn with_address(config: &Config, merchant_key: Option<&SecretString>) -> Self {
         let mut faults = Vec::new();
         let mut keep = |fault| faults.push(StartFault::Config(fault));
@@ -106,8 +106,8 @@ impl Inspected {
     }
 }
 
-/// The address of the admin port, if this host does not have it. That another program has the port is no fault of the
-/// configuration, and passes.
+/// The address of the admin port, if this host does not have it. A port that another program has is not a fault of
+/// the configuration.
 fn cannot_listen(config: &Config) -> Option<ConfigFault> {
     let listen = config.admin_listen();
     // A free port of the same address: the one that is meant may be in use by the service that runs here.
@@ -120,13 +120,13 @@ fn cannot_listen(config: &Config) -> Option<ConfigFault> {
 fn cannot_trace(config: &Config) -> Option<ConfigFault> {
     let settings = config.traces()?;
     let fault = Traces::check(&settings).err()?;
-    // The library quotes it, and somebody's token may be in its path.
+    // The library quotes it, and its path may hold a token.
     let problem = fault.to_string().replace(settings.endpoint.trim_end_matches('/'), "…");
     Some(ConfigFault::new("telemetry.otlp_endpoint", problem))
 }
 
-/// What the next start would reject of what was right at this one: files that are read at start only, and serials that fit
-/// none of the keys.
+/// The faults of the next start that this one did not have: files that are read at start only, and serials without a
+/// key.
 pub fn faults_of_next_start(config: &Config, keyring: &Keyring) -> Vec<ConfigFault> {
     let read = [config.broker_settings().err(), config.console_token().err(), config.apiv3_key().err()];
     read.into_iter().flatten().chain(misnamed(config, keyring)).collect()
@@ -140,13 +140,13 @@ pub fn serial_not_held(config: &Config, keyring: &Keyring) -> Option<ConfigFault
     }
     let held: Vec<_> = keyring.public.iter().map(|(serial, _)| serial).collect();
     let problem = format!(
-        "no key of this serial is held; answers signed with it could not be believed (held: {})",
+        "no key of this serial is held; responses signed with it could not be verified (held: {})",
         held.join(", ")
     );
     Some(ConfigFault::new("wechat.verification_serial", problem).with_id("serial_not_held"))
 }
 
-/// Serials that fit none of the keys.
+/// Serials without a key.
 fn misnamed(config: &Config, keyring: &Keyring) -> Vec<ConfigFault> {
     let wechat = &config.wechat;
     let mut faults = Vec::new();

@@ -45,8 +45,8 @@ impl Config {
         let twelve_hours = Duration::from_secs(12 * 3_600);
         let often = (Duration::from_secs(1)..=twelve_hours).contains(&wechat.download_every.0);
         wrong(often, "wechat.download_every", "must be 1s to 12h");
-        let reply = (1_024..=16 * 1024 * 1024).contains(&wechat.response_bytes_max);
-        wrong(reply, "wechat.response_bytes_max", "must be 1024 to 16777216");
+        let fits = (1_024..=16 * 1024 * 1024).contains(&wechat.response_bytes_max);
+        wrong(fits, "wechat.response_bytes_max", "must be 1024 to 16777216");
         if let Err(fault) = retry.backoff() {
             wrong(false, "retry.initial, retry.multiplier, retry.jitter, retry.max_interval", &fault);
         }

@@ -1,6 +1,6 @@
-//! The words for a coupon: what it is called, what state it is in, and whose redemption it carries.
+//! A coupon: its code, its state, and the redemption that it carries.
 //!
-//! Pure values. Parsing the provider's JSON into a [`Coupon`] happens at the edge (`wechat::reply`);
+//! Pure values. Parsing the provider's JSON into a [`Coupon`] happens at the edge (`wechat::response`);
 //! nothing here knows about text formats beyond the spelling of a single word.
 
 use std::fmt;
@@ -69,19 +69,19 @@ impl fmt::Display for CouponState {
     }
 }
 
-/// A coupon as an authentic reply described it.
+/// A coupon as a verified response describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Coupon {
-    /// The code, as the reply spells it.
+    /// The code, as the response spells it.
     pub code: Box<str>,
     /// The state of the coupon as a whole.
     pub state: CouponState,
     /// How it is used: once, or round by round.
     pub usage: UsageTrace,
-    /// The brand, product coupon and stock that the reply names, each as often as it does.
+    /// The brand, product coupon and stock that the response names, each as often as it does.
     pub ids: Box<[Id]>,
-    /// The entity as it is passed on, one JSON object: exactly as it was sent, unknown fields included, where a strict
-    /// reader can read that. [`NO_ENTITY`] where only the state is known.
+    /// The entity as it is passed on, one JSON object: exactly as it was sent, unknown fields included, if a strict
+    /// reader can read that. [`NO_ENTITY`] if only the state is known.
     pub entity: Arc<str>,
     /// Why `entity` holds no more than the code and the state, if it was reduced to them.
     pub reduced: Option<Reduction>,
@@ -102,7 +102,7 @@ impl Reduction {
     /// Every reason.
     pub const ALL: [Self; 3] = [Self::Size, Self::Nesting, Self::Number];
 
-    /// As an event names it.
+    /// The word in events.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Size => "size",
@@ -126,7 +126,7 @@ pub enum Id {
     Stock(Box<str>),
 }
 
-/// The usage block of a coupon. Three shapes exist on the wire; two of them say the same thing.
+/// The usage block of a coupon. Three forms exist on the wire; two of them mean the same.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum UsageTrace {
     /// `single_usage_detail` or `progressive_bundle_usage_detail`: this code is used once.
@@ -135,7 +135,7 @@ pub enum UsageTrace {
     Rounds(Vec<Round>),
 }
 
-/// What earlier redemptions and returns left on a coupon or on one of its rounds.
+/// The use and the return that a coupon, or one of its rounds, shows.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Trace {
     /// The request number that used it. Shown only while it is used.
@@ -144,7 +144,7 @@ pub struct Trace {
     pub return_request_no: Option<Box<str>>,
     /// When that return was, if it can be read.
     pub return_time: Option<Timestamp>,
-    /// Whether a time of a return is shown, readable or not: a return without a number is one all the same.
+    /// Whether a time of a return is shown, readable or not: a return without a number is still a return.
     pub shows_return_time: bool,
 }
 
@@ -153,11 +153,11 @@ pub struct Trace {
 pub struct Round {
     /// `detail_state` of the round.
     pub state: CouponState,
-    /// What use and return left on it.
+    /// Its use and its return.
     pub trace: Trace,
 }
 
-/// How a coupon stands toward one redemption.
+/// The relation of a coupon to one redemption.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Usage {
     /// It carries our request number: our redemption took effect.
@@ -166,26 +166,26 @@ pub enum Usage {
     Another,
     /// It is usable and was never returned.
     Usable,
-    /// It is usable because a redemption of it was returned; nobody can say whose.
+    /// It is usable because a redemption of it was returned; it is unknown whose.
     Returned,
     /// It cannot be used in this state.
     Unusable(CouponState),
-    /// It was used, and the reply does not say under which number.
+    /// It was used, and the response does not show under which number.
     NoNumber,
-    /// It is another coupon: whatever the reply says of it, it says nothing of the one meant.
+    /// It is another coupon, so the response shows nothing about ours.
     AnotherCoupon,
-    /// The reply does not say enough, or contradicts itself.
+    /// The response is incomplete, or contradicts itself.
     Unclear,
 }
 
 impl Coupon {
-    /// A coupon of which no more than the state is known any longer.
+    /// A coupon of which only the state is known.
     pub fn in_state(state: CouponState) -> Self {
         let usage = UsageTrace::Single(Trace::default());
         Self { code: "".into(), state, usage, ids: Box::default(), entity: NO_ENTITY.into(), reduced: None }
     }
 
-    /// Whether the brand, the product coupon and the stock are those of the redemption, where the reply names them.
+    /// Whether the brand, the product coupon and the stock are those of the redemption, as far as the response names them.
     pub fn is_of(&self, redemption: &Redemption) -> bool {
         let Redemption { brand_id, product_coupon_id, stock_id, .. } = redemption;
         self.ids.iter().all(|id| match id {
@@ -196,7 +196,7 @@ impl Coupon {
     }
 
     /// Whether every return that it shows was over before `from`, when the first use of `number` can have been sent. By
-    /// the provider's clock, so with room for how far clocks may differ; and never where the number itself is shown.
+    /// the provider's clock, so with room for the difference of clocks; never if the number itself is shown.
     pub fn returned_before(&self, from: Timestamp, number: &RequestNo) -> bool {
         let long_ago = |at: Timestamp| from.duration_since(at) > CLOCKS_DIFFER_MAX;
         self.traces().iter().all(|trace| {
@@ -211,8 +211,8 @@ impl Coupon {
         }
     }
 
-    /// How this coupon stands toward the redemption `number` of `code`, which meant round `index` where the
-    /// coupon is a legacy sequential one.
+    /// The relation of this coupon to the redemption `number` of `code`, which means round `index` if the coupon is a legacy
+    /// sequential one.
     pub fn usage(&self, code: &CouponCode, number: &RequestNo, index: Option<u32>) -> Usage {
         if *self.code != *code.as_str() {
             return Usage::AnotherCoupon;
@@ -224,19 +224,19 @@ impl Coupon {
     }
 
     fn usage_by_round(&self, rounds: &[Round], number: &RequestNo, index: Option<u32>) -> Usage {
-        // Our number settles the matter wherever it stands: the provider may have counted the round itself.
+        // Our number decides on any round: the provider may have counted the round itself.
         let carrier = rounds.iter().find(|round| round.trace.carries(number));
         if let Some(round) = carrier {
             return match (&round.state, round.trace.is_returned()) {
-                // Whatever has become of the round since.
+                // Whatever the state of the round is now.
                 (state, true) if *state != CouponState::Used => Usage::Returned,
                 _ => usage_of_traces(&round.state, &round.trace, number),
             };
         }
-        // Which round it was is the provider's to count: one that is used under no number may be ours.
-        let is_shown = |wanted: fn(&Round) -> bool| match index {
-            Some(index) => rounds.get(index as usize).is_some_and(wanted),
-            None => rounds.iter().any(wanted),
+        // The provider may count rounds in its own way: one that is used without a number may be ours.
+        let is_shown = |is_shown_by: fn(&Round) -> bool| match index {
+            Some(index) => rounds.get(index as usize).is_some_and(is_shown_by),
+            None => rounds.iter().any(is_shown_by),
         };
         if is_shown(Round::is_used_without_number) {
             return Usage::NoNumber;
@@ -244,7 +244,7 @@ impl Coupon {
         if is_shown(Round::says_nothing) {
             return Usage::Unclear;
         }
-        // A coupon that is gone as a whole is gone for every round, whatever the rounds still say.
+        // A coupon that has ended has ended for every round, whatever the rounds still show.
         if !matches!(self.state, CouponState::Effective | CouponState::Used) {
             return usage_of_traces(&self.state, &Trace::default(), number);
         }
@@ -266,13 +266,13 @@ impl Round {
         self.state == CouponState::Used && self.trace.use_request_no.is_none()
     }
 
-    /// Whether it says neither its state nor under which number it was used: whatever it is may be ours.
+    /// Whether it shows neither its state nor a number: its use may be ours.
     fn says_nothing(&self) -> bool {
         self.state.as_str().is_empty() && self.trace.use_request_no.is_none()
     }
 }
 
-/// How far the provider's clock may be from ours: the five minutes that answers are believed for, and one more.
+/// How far the provider's clock may be from ours: the five minutes within which responses are accepted, and one more.
 const CLOCKS_DIFFER_MAX: SignedDuration = SignedDuration::from_secs(360);
 
 impl Trace {
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_coupon_used_once_stands_by_its_state_and_numbers() {
+    fn single_use_coupon_is_classified_by_state_and_numbers() {
         let gone = |state: &str| Usage::Unusable(CouponState::from_wire(state));
         assert_eq!(usage("USED", Some(OURS), None), Usage::Ours);
         assert_eq!(usage("USED", Some(OURS), Some("R1")), Usage::Ours);
@@ -368,14 +368,14 @@ mod tests {
         let at: Timestamp = "2026-03-05T04:30:45Z".parse().unwrap();
         for (return_time, shows_return_time) in [(Some(at), true), (None, true), (Some(at), false)] {
             let shown = |used: Option<&str>| Trace { return_time, shows_return_time, ..trace(used, None) };
-            let stands = |state: &str, used| {
+            let usage_of = |state: &str, used| {
                 coupon(state, UsageTrace::Single(shown(used))).usage(&code(), &number(), None)
             };
             for used in [None, Some(OURS), Some("OTHER_1")] {
-                assert_eq!(stands("EFFECTIVE", used), Usage::Returned);
-                assert_eq!(stands("EXPIRED", used), Usage::Unusable(CouponState::Expired));
+                assert_eq!(usage_of("EFFECTIVE", used), Usage::Returned);
+                assert_eq!(usage_of("EXPIRED", used), Usage::Unusable(CouponState::Expired));
             }
-            assert_eq!(stands("USED", Some(OURS)), Usage::Ours);
+            assert_eq!(usage_of("USED", Some(OURS)), Usage::Ours);
             let round = |state: &str, trace| Round { state: CouponState::from_wire(state), trace };
             for rounds in [
                 vec![round("EFFECTIVE", shown(Some(OURS))), round("EFFECTIVE", Trace::default())],
@@ -396,13 +396,13 @@ mod tests {
 
     #[test]
     fn another_coupon_says_nothing_about_ours() {
-        let reply = coupon("USED", UsageTrace::Single(trace(Some(OURS), None)));
+        let shown = coupon("USED", UsageTrace::Single(trace(Some(OURS), None)));
         let other = CouponCode::parse("C2").unwrap();
-        assert_eq!(reply.usage(&other, &number(), None), Usage::AnotherCoupon);
+        assert_eq!(shown.usage(&other, &number(), None), Usage::AnotherCoupon);
     }
 
     #[test]
-    fn a_sequential_coupon_stands_by_the_round_that_was_meant() {
+    fn sequential_coupon_is_classified_by_its_round() {
         let rounds =
             vec![round("USED", Some("OTHER_1")), round("USED", Some(OURS)), round("EFFECTIVE", None)];
         let at = |rounds: &[Round], index| {
@@ -435,7 +435,7 @@ mod tests {
             returned("EFFECTIVE", Some("OTHER_1")),
             returned("USED", Some("OTHER_2")),
         ] {
-            // Under no number it may be ours, and used again after somebody's return.
+            // Under no number it may be ours, and used again after a return of another command.
             let unnamed = shown.is_used_without_number();
             let by_count = if unnamed { Usage::NoNumber } else { Usage::Returned };
             assert_eq!(at(&[shown.clone(), usable()], None), by_count, "{shown:?}");

@@ -1,4 +1,4 @@
-//! What a command leaves for a dispute: its operations, its attempts, and the provider's error response.
+//! The evidence for a dispute: operations, attempts, and the provider's error response.
 
 use jiff::Timestamp;
 

@@ -1,5 +1,4 @@
-//! How a command ended, and what establishes it. It does not decide either: that is
-//! `policy::attempt`.
+//! How a command ended, and what established it. `policy::attempt` decides both.
 
 use crate::domain::coupon::Coupon;
 use crate::domain::evidence::Rejection;

@@ -1,8 +1,8 @@
-//! The words for a redemption: a command that has been read once and may be trusted from then on.
+//! A redemption: a command that has been read and validated.
 //!
 //! Every field is a type that cannot hold a value the payment API would refuse by its own documented rules
 //! (`POST /v3/marketing/partner/product-coupon/users/{openid}/coupons/{coupon_code}/use`, partner mode).
-//! Nothing here knows about JSON; `wire::command` reads commands and `wechat::api` writes bodies.
+//! Nothing here knows about JSON; `wire::command` reads commands and `wechat::client` writes bodies.
 
 use std::fmt;
 
@@ -35,7 +35,7 @@ pub struct Redemption {
     pub sequential_coupon_index: Option<u32>,
 }
 
-/// The one order that a redemption belongs to. Exactly one kind, never both and never none.
+/// The one order that a redemption belongs to. Exactly one kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AssociatedOrder {
     /// `associated_order_info`: a WeChat Pay order.
@@ -44,7 +44,7 @@ pub enum AssociatedOrder {
     PayScore(OrderNumbers<ServiceOrderNo>),
 }
 
-/// The numbers of an order: the provider's, the merchant's, or both where both mean the same order. `N` is the merchant's
+/// The numbers of an order: the provider's, the merchant's, or both if both mean the same order. `N` is the merchant's
 /// number, whose rule depends on the kind of order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OrderNumbers<N = OrderNo> {
@@ -85,7 +85,7 @@ impl<N> OrderNumbers<N> {
     }
 }
 
-/// Why a text is not what it should be: a lower-case fragment that says what is wanted.
+/// Why a text is invalid: a lower-case fragment that says what is expected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Unfit(pub String);
@@ -104,7 +104,7 @@ macro_rules! texts {
             /// The characters it may have, as a regular-expression class.
             pub const ALPHABET: &str = $alphabet.class;
 
-            /// Takes a text that keeps the rule.
+            /// Accepts a text that follows the rule.
             ///
             /// # Errors
             /// [`Unfit`] names the rule that the text breaks.
@@ -134,9 +134,9 @@ macro_rules! texts {
 }
 
 texts! {
-    /// A user's OpenID. It stands in the path, so its alphabet is closed.
+    /// A user's OpenID. It is part of the path, so its alphabet is closed.
     Openid: 1..=128 of WORD;
-    /// A user coupon's code: at most 40 characters. It stands in the path, so its alphabet is closed.
+    /// A user coupon's code: at most 40 characters. It is part of the path, so its alphabet is closed.
     CouponCode: 1..=40 of WORD;
     /// A brand.
     BrandId: 1..=40 of WORD;
@@ -196,10 +196,10 @@ pub struct UseTime(Box<str>);
 
 impl UseTime {
     /// Takes an RFC 3339 time. One without seconds, as the vendor's own samples have it, is completed with `:00`;
-    /// everything else stays as it was written, because the body must never change.
+    /// everything else stays as written, because the body must never change.
     ///
     /// # Errors
-    /// [`Unfit`] where the shape or the calendar is wrong.
+    /// [`Unfit`] if the format or the calendar is wrong.
     pub fn parse(text: &str) -> Result<Self, Unfit> {
         let unfit = || Unfit("must be an RFC 3339 time such as 2025-07-24T00:00:00+08:00".to_owned());
         let completed = complete_seconds(text).ok_or_else(unfit)?;
@@ -214,7 +214,7 @@ impl UseTime {
 }
 
 /// Checks the shape `yyyy-MM-ddTHH:mm[:ss[.SSS]](Z|±HH:MM)` and fills in missing seconds. The calendar is not
-/// looked at. The general parser is more generous than the payment API, hence a check of our own.
+/// checked. The general parser accepts more than the payment API, hence a check of our own.
 fn complete_seconds(text: &str) -> Option<String> {
     let minutes = text.get(..16)?;
     let rest = &text[16..];
@@ -236,7 +236,7 @@ fn complete_seconds(text: &str) -> Option<String> {
                 && fraction.bytes().all(|byte| byte.is_ascii_digit())
         }
     };
-    // A leap second and an offset of a day are more than the general parser should let through.
+    // The general parser would accept a leap second and an offset of a day.
     let second_fits = second_fits && !seconds.starts_with(":60");
     let offset = shaped(zone, "+dd:dd") || shaped(zone, "-dd:dd");
     let zone_fits = zone == "Z" || offset && zone[1..] <= *"23:59" && zone[4..] <= *"59";
@@ -246,9 +246,9 @@ fn complete_seconds(text: &str) -> Option<String> {
 /// Whether `text` has the shape of `pattern`, in which `d` means a digit.
 fn shaped(text: &str, pattern: &str) -> bool {
     text.len() == pattern.len()
-        && text.bytes().zip(pattern.bytes()).all(|(byte, wanted)| match wanted {
+        && text.bytes().zip(pattern.bytes()).all(|(byte, expected)| match expected {
             b'd' => byte.is_ascii_digit(),
-            _ => byte == wanted,
+            _ => byte == expected,
         })
 }
 
@@ -257,7 +257,7 @@ fn shaped(text: &str, pattern: &str) -> bool {
 pub struct SavedAmount(u64);
 
 impl SavedAmount {
-    /// The largest amount that is believed: a hundred million yuan.
+    /// The largest valid amount: a hundred million yuan.
     pub const MAX: u64 = 10_000_000_000;
 
     /// Takes an amount in fen.
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_use_time_without_seconds_is_completed_and_no_other_is_changed() {
+    fn use_time_is_completed_only_if_it_has_no_seconds() {
         let check = |text: &str, sent: &str| assert_eq!(UseTime::parse(text).unwrap().as_str(), sent);
         check("2025-07-24T00:00+08:00", "2025-07-24T00:00:00+08:00");
         check("2025-07-24T00:00Z", "2025-07-24T00:00:00Z");

@@ -136,7 +136,7 @@ impl Tally {
         self.throttled as f64 / self.calls.max(1) as f64
     }
 
-    /// Whether more of them were throttled than chance makes of this share.
+    /// Whether the throttled ones exceed this share by more than chance.
     fn exceeds(self, share: f64) -> bool {
         let mean = self.calls as f64 * share;
         self.throttled as f64 > mean + SIGMAS * (mean * (1.0 - share)).sqrt()

@@ -187,8 +187,8 @@ pub struct Progress {
     pub deadline: Timestamp,
     /// The provider's last error response to the redemption.
     pub rejection: Option<Rejection>,
-    /// The coupon of this command as the last authentic response described it; `None` after a later response that there
-    /// is no such coupon. Only its state travels through delay queues.
+    /// The coupon of this command as the last authentic response described it; `None` after a later response that
+    /// denies the coupon. Only its state travels through delay queues.
     pub coupon: Option<Coupon>,
     /// The time from which a query can show that a use of ours did not take effect: a query delay after the end of the
     /// longest call that any instance may have begun. `None` if another instance had the command and the time is not

@@ -15,7 +15,7 @@ pub const RECENT: Duration = Duration::from_secs(600);
 /// How long a brand must have denied us, with no use allowed, before that counts as a fault of our own.
 pub const ALLOWED_FOR: Duration = Duration::from_secs(5);
 
-/// How long no further use of a brand that just denied one is tried, while it is unknown whose fault it is.
+/// How long no further use of a brand that just denied one is tried, while it is unknown whether the fault is ours.
 pub const PAUSE: Duration = Duration::from_secs(5);
 
 /// The most brands remembered as denied, and as allowed. With more, the one seen longest ago is forgotten.
@@ -26,7 +26,7 @@ pub const BRANDS_MAX: usize = 10_000;
 pub enum Denial {
     /// Only this brand denies us: another one allowed a use since it first did.
     ThisBrandOnly,
-    /// It is unknown whose fault it is: only the commands of this brand wait. A brand that allowed a use before, and has not
+    /// It is unknown whether the fault is ours: only the commands of this brand wait. A brand that allowed a use before, and has not
     /// been tried since, may deny one by now.
     Undecided,
     /// No brand allowed a use recently, and this one has denied us for a while: a fault of our own.
@@ -266,7 +266,7 @@ mod tests {
             }
         }
 
-        /// Any number of new brands that deny us is no ground to suspend.
+        /// New brands that deny us suspend nothing, however many they are.
         #[test]
         fn ever_new_brands_suspend_nothing(count in 1..2_000u32, pause in 0..50u64) {
             let (mut access, clock) = (BrandAccess::default(), clock());

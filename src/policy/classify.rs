@@ -83,8 +83,8 @@ impl Response {
     /// The coupon of the operation as this response describes it: `None` if the response is not verified, or if its
     /// `verdict` is that it describes another coupon.
     pub fn into_coupon(self, verdict: &Verdict) -> Option<Coupon> {
-        let believed = self.authenticity == Authenticity::Verified && self.status == 200;
-        self.coupon.filter(|_| believed && *verdict != Verdict::Unknown(UnknownCause::AnotherCoupon))
+        let is_verified = self.authenticity == Authenticity::Verified && self.status == 200;
+        self.coupon.filter(|_| is_verified && *verdict != Verdict::Unknown(UnknownCause::AnotherCoupon))
     }
 }
 

@@ -6,8 +6,8 @@
 //!
 //! A service with a single brand has no commands that share nothing. There more of them are required, of different users,
 //! coupons and stocks, with the same message of the provider, and the queries about their coupons must be rejected alike,
-//! too: a query shares nothing with a command but the user and the coupon. However many bad commands one publisher sends,
-//! they are no ground to suspend if their coupons can be queried, if any call was accepted in between, or if another brand
+//! too: a query shares nothing with a command but the user and the coupon. Any number of bad commands of one publisher
+//! suspends nothing if their coupons can be queried, if any call was accepted in between, or if another brand
 //! was served recently.
 //!
 //! Pure: time is an argument.
@@ -55,7 +55,7 @@ pub struct RejectionKind {
     pub sub_code: Option<u64>,
 }
 
-/// Whose fault a rejection is.
+/// The side at fault for a rejection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RejectionOwner {
     /// The command's.
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn other_words_begin_the_row_of_one_brand_again() {
+    fn other_message_restarts_the_streak_of_one_brand() {
         let mut case = Case::new();
         for nth in 0..100 {
             let (now, words) = (case.at(6 * u64::from(nth)), format!("参数错误 {}", nth / 7));
@@ -451,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn another_rejection_begins_another_row() {
+    fn another_rejection_starts_another_streak() {
         let mut case = Case::new();
         for nth in 0..60 {
             let code = ["PARAM_ERROR", "INVALID_REQUEST"][nth as usize % 2];
@@ -465,7 +465,7 @@ mod tests {
 
     /// Its use and its queries are rejected alike, and nothing else happens.
     #[test]
-    fn lone_rejected_command_is_at_fault_once_the_row_has_lasted() {
+    fn lone_rejected_command_is_at_fault_once_its_streak_lasted() {
         for accepted_before in [None, Some(0)] {
             let mut case = Case::new();
             accepted_before
@@ -523,7 +523,7 @@ mod tests {
 
     /// Two bad commands at once, each rejected in its own way.
     #[test]
-    fn rows_of_several_kinds_settle_beside_each_other() {
+    fn streaks_of_several_kinds_settle_separately() {
         let mut case = Case::new();
         for seconds in 0..40 {
             for (who, code) in ["PARAM_ERROR", "INVALID_REQUEST"].into_iter().enumerate() {
@@ -539,7 +539,7 @@ mod tests {
     }
 
     #[test]
-    fn call_from_before_the_row_does_not_end_it() {
+    fn call_from_before_the_streak_does_not_end_it() {
         let mut case = Case::new();
         for nth in 0..3 {
             case.reject(10, nth, nth);
@@ -549,8 +549,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the order: nothing is common that somebody else's accepted call contradicts, and nothing by commands
-        /// that share an app or a brand.
+        /// In any order: a rejection is not common if an accepted call of another brand contradicts it, nor by commands that
+        /// share an app or a brand.
         #[test]
         fn common_only_without_acceptance_and_relation(
             calls in prop::collection::vec((0..5u32, 0..3u32, prop::bool::weighted(0.2), 0..8u64), 1..60),

@@ -1,7 +1,7 @@
 //! Whether a text of the configuration can be a file name, and how it may be shown.
 //!
-//! Somebody in a hurry puts the key itself where the name of its file is expected. So a text is only ever quoted when
-//! it looks like a file name and like no secret. Pure: it does not check whether the file exists.
+//! A user may put the key itself in place of the name of its file. So a text is only quoted if it looks like a file name
+//! and not like a secret. Pure: it does not check whether the file exists.
 
 use std::fmt;
 use std::path::Path;
@@ -18,7 +18,7 @@ const ENDINGS: [&str; 16] = [
     "toml", "conf",
 ];
 
-/// Why a text is no file name. Never holds the text.
+/// Why a text is not a file name. Never holds the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotAFileName {
     /// A key or a certificate in PEM.
@@ -49,7 +49,7 @@ impl NotAFileName {
     }
 }
 
-/// Looks whether a text can be a file name.
+/// Checks that a text can be a file name.
 ///
 /// # Errors
 /// [`NotAFileName`] if it cannot, or may be a secret.
@@ -99,7 +99,7 @@ impl fmt::Debug for Shown<'_> {
     }
 }
 
-/// A file name of the command line as it may be shown. A person typed it just now, so that any ending will do.
+/// A file name of the command line as it may be shown. The user has just typed it, so any ending is accepted.
 #[derive(Clone, Copy)]
 pub struct Typed<'a>(pub &'a Path);
 
@@ -190,7 +190,7 @@ mod tests {
             (&"/x".repeat(1_000), NotAFileName::TooLong),
             ("MIIEvAIBADANBgkqhkiG9w0BAQEFAASCBKYwggSi.pemAgEAAoIBAQC7", NotAFileName::Bare),
             ("0123456789abcdef0123456789ABCDEF", NotAFileName::Bare),
-            ("9d1f-desk-geheim-4712-0123456789ab", NotAFileName::Bare),
+            ("9d1f-lamp-geheim-4712-0123456789ab", NotAFileName::Bare),
             ("p/w.x", NotAFileName::Bare),
             ("", NotAFileName::Bare),
         ] {

@@ -1,31 +1,31 @@
-//! Says when to report something that lasts: when it begins, and once a minute while it goes on, however often it comes and goes.
+//! Decides when to report a condition that lasts: when it begins, and once a minute while it goes on, however often it begins and ends.
 //!
 //! Pure: `now` is a time since any fixed moment.
 
 use std::time::Duration;
 
-/// Between two warnings of one thing.
+/// Interval of the warnings about one condition.
 const REPEAT_AFTER: Duration = Duration::from_secs(60);
 
-/// What is worth a line in the log.
+/// A change to log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Announcement {
-    /// It is so now, or still.
+    /// The condition has begun, or lasts.
     Lasts,
-    /// What was reported is over.
+    /// A reported condition is over.
     Over,
 }
 
-/// Something that may be so for a while.
+/// A condition that may last.
 #[derive(Debug, Default)]
 pub struct Reminder {
     reported_at: Option<Duration>,
-    /// Whether its end is worth a line.
+    /// Whether its end is to be logged.
     is_reported: bool,
 }
 
 impl Reminder {
-    /// It is so now, or not.
+    /// Records whether the condition holds now.
     pub fn update(&mut self, is_so: bool, now: Duration) -> Option<Announcement> {
         if !is_so {
             return std::mem::take(&mut self.is_reported).then_some(Announcement::Over);

@@ -18,9 +18,42 @@ pub use crate::policy::circuit::{CallSignal, CircuitCause, FailureKind, State};
 #[derive(Clone)]
 pub struct CircuitGate(Arc<Shared>);
 
+/// The response that suspended calls, for people.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct SuspendedBy {
+    /// `code` and `message`: control characters made visible, openids masked, 200 bytes at most.
+    pub said: String,
+    /// The provider's clock less ours, in seconds, by this response.
+    pub clock_skew: Option<f64>,
+}
+
+/// The state of the circuit, with the response that led to it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GateState {
+    /// Whether calls may be made.
+    pub state: State,
+    /// The response that suspended calls, while they are suspended.
+    pub suspended_by: Option<Arc<SuspendedBy>>,
+}
+
+impl GateState {
+    /// This state after another; `by` is the response to the call that changed it.
+    fn followed_by(&self, state: State, by: Option<SuspendedBy>) -> Self {
+        let suspended_by = match state {
+            State::Open { cause: CircuitCause::Suspended(_), .. } if state != self.state => {
+                by.map(Arc::new).or_else(|| self.suspended_by.clone())
+            }
+            State::Open { cause: CircuitCause::Suspended(_), .. }
+            | State::HalfOpen { cause: CircuitCause::Suspended(_), .. } => self.suspended_by.clone(),
+            State::Closed | State::Open { .. } | State::HalfOpen { .. } => None,
+        };
+        Self { state, suspended_by }
+    }
+}
+
 struct Shared {
     circuit: Mutex<Circuit>,
-    state: watch::Sender<State>,
+    state: watch::Sender<GateState>,
     /// A waiting call may go, although the state is the same.
     room: Notify,
     /// The start of the time that [`Circuit`] counts.
@@ -30,7 +63,7 @@ struct Shared {
 impl Default for CircuitGate {
     fn default() -> Self {
         let circuit = Circuit::default();
-        let state = watch::Sender::new(circuit.state());
+        let state = watch::Sender::new(GateState { state: circuit.state(), suspended_by: None });
         let (room, origin) = (Notify::new(), now());
         Self(Arc::new(Shared { circuit: Mutex::new(circuit), state, room, origin }))
     }
@@ -38,13 +71,13 @@ impl Default for CircuitGate {
 
 impl CircuitGate {
     /// The state as it changes.
-    pub fn states(&self) -> watch::Receiver<State> {
+    pub fn states(&self) -> watch::Receiver<GateState> {
         self.0.state.subscribe()
     }
 
     /// The state now.
     pub fn state(&self) -> State {
-        *self.0.state.borrow()
+        self.0.state.borrow().state
     }
 
     /// Waits until a call may be made. The caller makes the call and reports it; a permit that is dropped counts as no
@@ -80,12 +113,20 @@ impl CircuitGate {
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Circuit) -> T) -> T {
+        self.change_by(None, change)
+    }
+
+    /// The same by a call; `by` is its response, if that suspends calls.
+    fn change_by<T>(&self, by: Option<SuspendedBy>, change: impl FnOnce(&mut Circuit) -> T) -> T {
         let mut circuit: MutexGuard<'_, Circuit> =
             self.0.circuit.lock().unwrap_or_else(PoisonError::into_inner);
         let had_room = circuit.has_room();
         let result = change(&mut circuit);
         let state = circuit.state();
-        let changed = self.0.state.send_if_modified(|reported| std::mem::replace(reported, state) != state);
+        let changed = self.0.state.send_if_modified(|reported| {
+            let following = reported.followed_by(state, by);
+            std::mem::replace(reported, following).state != state
+        });
         if changed || circuit.has_room() && !had_room {
             self.0.room.notify_waiters();
         }
@@ -112,11 +153,13 @@ impl CallPermit {
             .is_some_and(|circuit_gate| circuit_gate.change(|circuit| circuit.holds(self.grant)))
     }
 
-    /// Reports the result of the call.
-    pub fn report(mut self, operation: Operation, signal: CallSignal) {
+    /// Reports the result of the call, and its response if that suspends calls.
+    pub fn report(mut self, operation: Operation, signal: CallSignal, suspended_by: Option<SuspendedBy>) {
         if let Some(circuit_gate) = self.circuit_gate.take() {
             let now = circuit_gate.now();
-            circuit_gate.change(|circuit| circuit.record_call(self.grant, operation, signal, now));
+            circuit_gate.change_by(suspended_by, |circuit| {
+                circuit.record_call(self.grant, operation, signal, now);
+            });
         }
     }
 }
@@ -126,5 +169,46 @@ impl Drop for CallPermit {
         if let Some(circuit_gate) = self.circuit_gate.take() {
             circuit_gate.change(|circuit| circuit.abandon(self.grant));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::classify::SuspendReason;
+
+    const SUSPENDED: CallSignal = CallSignal::Suspended(SuspendReason::Unauthenticated);
+
+    fn by(said: &str) -> Option<SuspendedBy> {
+        Some(SuspendedBy { said: said.to_owned(), clock_skew: None })
+    }
+
+    fn said(gate: &CircuitGate) -> Option<String> {
+        gate.states().borrow().suspended_by.as_ref().map(|by| by.said.clone())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn suspension_keeps_the_response_that_caused_it() {
+        let gate = CircuitGate::default();
+        gate.acquire().await.report(Operation::Redeem, CallSignal::Success, None);
+        let calls = [gate.acquire().await, gate.acquire().await, gate.acquire().await];
+        let [first, second, third] = calls;
+        first.report(Operation::Redeem, SUSPENDED, by("first"));
+        assert_eq!(said(&gate).as_deref(), Some("first"));
+        // Calls that were under way then say something else, and change nothing.
+        second.report(Operation::Redeem, SUSPENDED, by("second"));
+        third.report(Operation::Query, CallSignal::Neutral, None);
+        assert_eq!(said(&gate).as_deref(), Some("first"));
+
+        // A probe without a response does not end the suspension; one that is suspended is its new cause.
+        let unanswered = CallSignal::Failing(FailureKind::NoResponse);
+        gate.acquire().await.report(Operation::Redeem, unanswered, None);
+        assert_eq!(said(&gate).as_deref(), Some("first"));
+        gate.acquire().await.report(Operation::Redeem, SUSPENDED, by("probe"));
+        assert_eq!(said(&gate).as_deref(), Some("probe"));
+        gate.force_half_open();
+        assert_eq!(said(&gate).as_deref(), Some("probe"));
+        gate.acquire().await.report(Operation::Redeem, CallSignal::Success, None);
+        assert_eq!((gate.state(), said(&gate)), (State::Closed, None));
     }
 }

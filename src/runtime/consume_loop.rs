@@ -15,8 +15,9 @@ use crate::amqp::connection::{AmqpSettings, Health};
 use crate::amqp::delivery::Delivery;
 use crate::amqp::publisher::Publisher;
 use crate::amqp::session::{Deliveries, Session};
+use crate::amqp::session_end::SessionEnd;
 use crate::policy::prefetch_ramp::PrefetchRamp;
-use crate::runtime::circuit_gate::{CircuitCause, State};
+use crate::runtime::circuit_gate::{CircuitCause, GateState, State};
 use crate::runtime::failpoints::{self, Failpoint};
 use crate::runtime::permits::Permit;
 use crate::runtime::publishing::CancelSignal;
@@ -57,7 +58,7 @@ fn is_due(last: Option<Instant>, every: Duration) -> bool {
     last.is_none_or(|at| at.elapsed() >= every)
 }
 
-/// What the loop of one session needs.
+/// The state of the loop of one session.
 struct SessionLoop<'a> {
     settings: &'a AmqpSettings,
     session: &'a Arc<Session>,
@@ -101,12 +102,13 @@ impl Service {
 
         let ended = loop {
             let now: Health = health.borrow_and_update().clone();
-            let state = *states.borrow_and_update();
+            let gate = states.borrow_and_update().clone();
+            let state = gate.state;
             if shutdown.is_requested() {
                 break Ended::Shutdown;
             }
-            if let Err(why) = self.begin_round(&mut round, state, &now).await {
-                // What ended the connection is the reason, rather than the request that failed after it.
+            if let Err(why) = self.begin_round(&mut round, &gate, &now).await {
+                // The end of the connection is the cause, and the failed request its consequence.
                 let known = health.borrow().lost.clone();
                 break Ended::Lost(known.unwrap_or(why));
             }
@@ -135,7 +137,7 @@ impl Service {
         match &ended {
             Ended::Lost(why) => {
                 // Jobs that still publish on it must know.
-                session.abort(why);
+                session.abort(why.clone());
                 self.drop_session(&cancel);
             }
             Ended::Shutdown => self.stop(round, &cancel).await,
@@ -147,9 +149,10 @@ impl Service {
     async fn begin_round(
         &mut self,
         round: &mut SessionLoop<'_>,
-        state: State,
+        gate: &GateState,
         now: &Health,
-    ) -> Result<(), String> {
+    ) -> Result<(), SessionEnd> {
+        let state = gate.state;
         if let Some(why) = &now.lost {
             return Err(why.clone());
         }
@@ -180,7 +183,7 @@ impl Service {
         }
         self.start_jobs();
         if std::mem::take(&mut round.report_due) {
-            self.report(session, round.consumer.is_some(), state, now);
+            self.report(session, round.consumer.is_some(), gate, now);
         }
         Ok(())
     }
@@ -198,7 +201,7 @@ impl Service {
             }
     }
 
-    /// Drops what a lost session had in hand. The broker delivers it again; no call about it has been made.
+    /// Drops the deliveries of a lost session that are not in work. The broker delivers them again.
     fn drop_session(&mut self, cancel: &watch::Sender<bool>) {
         self.ramp.restart();
         cancel.send_replace(true);
@@ -210,7 +213,7 @@ impl Service {
     }
 
     /// The periodic work.
-    async fn tick(&mut self, round: &mut SessionLoop<'_>, now: &Health) -> Result<(), String> {
+    async fn tick(&mut self, round: &mut SessionLoop<'_>, now: &Health) -> Result<(), SessionEnd> {
         round.report_due = true;
         let (session, settings) = (round.session, round.settings);
         self.restore_topology(settings);
@@ -263,7 +266,7 @@ impl Service {
         state: State,
         health: &Health,
         held_back_since: Option<Instant>,
-    ) -> Result<Left, String> {
+    ) -> Result<Left, SessionEnd> {
         let has = consumer.as_ref().map(Deliveries::prefetch);
         let prefetch = match state {
             State::Closed => Some(self.full_prefetch()),
@@ -422,15 +425,15 @@ impl Service {
             // and the broker delivers it again. Boxed, because a task is moved several times while it starts and ends.
             let work = Box::pin(process_delivery(&context, &publisher, received, &mut permit, cancel));
             let worked = AssertUnwindSafe(work).catch_unwind().await;
-            let (settlement, trouble) = worked.unwrap_or_else(|_| {
+            let (settlement, session_end) = worked.unwrap_or_else(|_| {
                 error!("defect: a worker panicked");
-                (Settlement::Lost, Some("a worker panicked".to_owned()))
+                (Settlement::Lost, Some(SessionEnd::WorkerPanicked))
             });
-            Done { end: JobEnd::Worked(settlement, lane), trouble, number }
+            Done { end: JobEnd::Worked(settlement, lane), session_end, number }
         });
     }
 
-    /// Frees the lane of a job that ended. Trouble with the broker ends the session that the job belonged to, if it is
+    /// Frees the lane of a job that ended. A failure of the broker ends the session that the job belonged to, if it is
     /// the current one.
     pub(super) fn finish_job(
         &mut self,
@@ -438,7 +441,7 @@ impl Service {
         current: Option<(&Session, usize)>,
     ) {
         // A job catches its own panics and is only aborted at the end of a shutdown.
-        let Ok(Done { end, trouble, number }) = done else { return };
+        let Ok(Done { end, session_end, number }) = done else { return };
         let settlement = match end {
             JobEnd::Worked(settlement, lane) => {
                 self.lanes.finish(lane);
@@ -464,10 +467,10 @@ impl Service {
             self.settled_in_session += 1;
             self.ramp.record_completed(1);
         }
-        if let (Some(why), Some((session, current))) = (trouble, current)
+        if let (Some(why), Some((session, current))) = (session_end, current)
             && number == current
         {
-            session.abort(&why);
+            session.abort(why);
         }
     }
 
@@ -484,7 +487,7 @@ impl Service {
         cancel.send_replace(true);
         match left {
             Ok(left) => self.start_hand_backs(left, session.publisher(), &canceled, number),
-            Err(why) => warn!(why, "deliveries not handed back; the broker delivers them again"),
+            Err(why) => warn!(%why, "deliveries not handed back; the broker delivers them again"),
         }
         self.release_waiting();
         failpoints::reached(Failpoint::Draining);
@@ -498,7 +501,7 @@ impl Service {
                     done = self.jobs.join_next() => match done {
                         Some(done) => {
                             self.finish_job(done, None);
-                            // What was not accepted before the stop is repeated until it is.
+                            // A hand-back that was not accepted before is repeated until it is.
                             self.release_waiting();
                         }
                         None => break,

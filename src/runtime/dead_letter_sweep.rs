@@ -1,5 +1,5 @@
 //! Publishes the event of each command that the broker dead-lettered: what a query finds, or `unresolved`. Nothing is
-//! redeemed here: such a command has failed many times, or its sender let it expire.
+//! redeemed here: such a command has failed many times, or it has expired.
 
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use crate::amqp::dead_letter_queue::DeadLetters;
 use crate::amqp::delivery::Delivery;
 use crate::amqp::probe;
 use crate::amqp::publisher::Publisher;
+use crate::amqp::session_end::SessionEnd;
 use crate::policy::prefetch_ramp::PrefetchRamp;
 use crate::runtime::circuit_gate::State;
 use crate::runtime::permits::Permits;
@@ -33,14 +34,14 @@ pub enum Swept {
     Forbidden(String),
 }
 
-/// Dead letters in hand at once: each needs two queries, seconds apart, and those behind it have deadlines, too. A sweep
-/// begins with one of them and doubles that as they are settled: the next one may be what ends the process.
+/// Dead letters in hand at once: each needs two queries, seconds apart, and the next ones have deadlines, too. A sweep
+/// begins with one and doubles that as they are settled, because any of them may end the process.
 const AT_ONCE: u16 = 16;
 
 /// Processes dead letters until none is left, or until the service stops.
 pub async fn sweep(context: Arc<WorkerContext>, settings: AmqpSettings, cancel: CancelSignal) -> Swept {
     let swept = sweep_all(&context, &settings, &cancel).await;
-    context.metrics.dead_letter_in_hand(false);
+    context.metrics.set_dead_letter_in_hand(false);
     match &swept {
         Swept::Published(0) => {}
         Swept::Published(count) => info!(count, "events of dead-lettered commands published"),
@@ -73,7 +74,7 @@ async fn sweep_all(context: &WorkerContext, settings: &AmqpSettings, cancel: &Ca
     let mut ramp = PrefetchRamp::new(AT_ONCE);
     let mut in_hand = FuturesUnordered::new();
     let (mut count, mut failure) = (0, None);
-    // Each once: a dead letter whose event is not accepted now goes behind the others.
+    // Each once: a dead letter whose event is not accepted now is requeued behind the others.
     for _ in 0..context.metrics.dead_letters() {
         if *cancel.borrow() || failure.is_some() {
             break;
@@ -92,7 +93,7 @@ async fn sweep_all(context: &WorkerContext, settings: &AmqpSettings, cancel: &Ca
             continue;
         }
         let Some(mut permit) = permits.acquire() else { break };
-        context.metrics.dead_letter_in_hand(true);
+        context.metrics.set_dead_letter_in_hand(true);
         let mut taken = ReceivedDelivery::dead_letter(delivery, now);
         // While calls are held back, commands past their deadline still end, and the others must not delay them.
         taken.calls_held_back = context.circuit_gate.state() != State::Closed;
@@ -118,12 +119,12 @@ async fn sweep_all(context: &WorkerContext, settings: &AmqpSettings, cancel: &Ca
     Swept::Published(count)
 }
 
-/// Puts a dead letter whose event is to be published later behind the others.
+/// Requeues a dead letter whose event is to be published later.
 async fn put_back(
     context: &WorkerContext,
     publisher: &Publisher,
     delivery: Delivery,
-) -> (Settlement, Option<String>) {
+) -> (Settlement, Option<SessionEnd>) {
     let telemetry = (&*context.metrics, &context.publish_faults);
     match return_until_accepted(publisher, delivery, Vec::new(), Target::Dead, telemetry).await {
         Ok(()) => (Settlement::HandedBack, None),
@@ -132,7 +133,10 @@ async fn put_back(
 }
 
 /// Counts a settled dead letter; returns the failure that ends the sweep, if there was one.
-fn count_settled((settling, trouble): (Settlement, Option<String>), count: &mut usize) -> Option<Swept> {
-    *count += usize::from(settling != Settlement::HandedBack && trouble.is_none());
-    trouble.map(Swept::Failed)
+fn count_settled(
+    (settlement, session_end): (Settlement, Option<SessionEnd>),
+    count: &mut usize,
+) -> Option<Swept> {
+    *count += usize::from(settlement != Settlement::HandedBack && session_end.is_none());
+    session_end.map(|why| Swept::Failed(why.to_string()))
 }

@@ -1,5 +1,5 @@
-//! Labeled places where the fault rig (`tests/torture.rs`) kills the process, as `kill -9` from outside would, but
-//! at a moment that no outsider can hit; and one where a delivery is forgotten, as only a defect would forget it.
+//! Named places where the fault rig (`tests/torture`) kills the process like `kill -9`, but at an exact moment; and one
+//! where it forgets a delivery, as only a defect would.
 //!
 //! A debug build, or one with the feature `failpoints`, obeys the file that [`ORDER`] names: `<point> <nth> <order>`
 //! kills at the nth time that a point is reached from then on; the last word distinguishes one order from the next. The process
@@ -18,7 +18,7 @@ pub const ORDER: &str = "REDEEMER_KILL_ORDER";
 pub const FORGET: &str = "forget-the-delivery";
 
 /// The environment variable with the text of a message that aborts the process as soon as it is received, each time: a
-/// message that nobody has thought of.
+/// message with an unforeseen effect.
 pub const ABORT: &str = "REDEEMER_ABORT_ON";
 
 /// A place in the processing of a command.
@@ -29,7 +29,7 @@ pub enum Failpoint {
     /// A call to the payment API is under way.
     Sent,
     /// The response was received, and not classified yet.
-    Answered,
+    Responded,
     /// A message is under way to the broker and not confirmed.
     Publishing(Message),
     /// A message is confirmed; the delivery that it continues is not acknowledged.
@@ -45,7 +45,7 @@ impl Failpoint {
     pub const ALL: [Self; 11] = [
         Self::Taken,
         Self::Sent,
-        Self::Answered,
+        Self::Responded,
         Self::Publishing(Message::Event),
         Self::Published(Message::Event),
         Self::Publishing(Message::Retry),
@@ -61,7 +61,7 @@ impl Failpoint {
         match self {
             Self::Taken => "after-the-take",
             Self::Sent => "after-the-send",
-            Self::Answered => "after-the-reply",
+            Self::Responded => "after-the-response",
             Self::Publishing(Message::Event) => "before-the-confirm",
             Self::Published(Message::Event) => "after-the-confirm",
             Self::Publishing(Message::Retry) => "during-a-delay-copy",
@@ -76,7 +76,7 @@ impl Failpoint {
     }
 }
 
-/// What the file with the order is called once a process obeys it.
+/// The name of the file once a process obeys the order.
 pub fn taken(order: &Path) -> PathBuf {
     let mut name = order.as_os_str().to_owned();
     name.push(".taken");
@@ -127,7 +127,7 @@ mod armed {
         }
     }
 
-    /// Does the `work`, and ends the process in the middle of it, if that is ordered.
+    /// Does the `work`, and ends the process within it, if that is ordered.
     pub async fn during<T>(point: Failpoint, work: impl Future<Output = T>) -> T {
         if order(point.as_str()).is_none() {
             return work.await;
@@ -151,11 +151,11 @@ mod armed {
         }
     }
 
-    /// The order for what was reached.
+    /// The order for the point that was reached.
     struct Order {
         file: &'static Path,
         text: String,
-        /// The how manieth time it is to be obeyed.
+        /// How many times the point is reached until the order is obeyed.
         nth: u32,
     }
 
@@ -178,7 +178,7 @@ mod armed {
             .is_some_and(|order| order.is_due() && std::fs::rename(order.file, taken(order.file)).is_ok())
     }
 
-    /// The order that stands, if this is its first word.
+    /// The current order, if this is its first word.
     fn order(word: &str) -> Option<Order> {
         static FILE: OnceLock<Option<PathBuf>> = OnceLock::new();
         let file = FILE.get_or_init(|| std::env::var_os(ORDER).map(PathBuf::from)).as_ref()?;

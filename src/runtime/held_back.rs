@@ -7,6 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use tracing::{debug, error};
 
 use crate::amqp::confirm::PublishFailure;
+use crate::amqp::session_end::SessionEnd;
 use crate::runtime::circuit_gate::State;
 use crate::runtime::service::{Done, HeldDelivery, JobEnd, Service};
 use crate::runtime::worker::{
@@ -61,7 +62,8 @@ impl Service {
         waiting
     }
 
-    /// Hands back everything that is not in work yet, but what a confirm was not seen for: its copies would multiply.
+    /// Hands back everything that is not in work yet. A delivery whose hand-back was not confirmed is held instead: its
+    /// copies would multiply.
     pub(super) fn release_waiting(&mut self) {
         for held in self.clear_waiting() {
             let is_fresh = held.received.delivery.received_at() > Timestamp::now() - COPIED_HELD_MAX;
@@ -73,20 +75,20 @@ impl Service {
     }
 
     /// Hands a delivery back, in a job of its own: a broker that is slow, or does not accept it, must not delay the loop.
-    /// What is not accepted is held back again, and while the service stops it is repeated until it is accepted.
+    /// If it is not accepted, the delivery is held back again; while the service stops, it is repeated until accepted.
     pub(super) fn start_hand_back(&mut self, held: HeldDelivery) {
         self.lanes.push_unlaned();
         self.handing_back += 1;
-        let (context, turns, number) = (self.context.clone(), self.hand_backs.clone(), held.number);
+        let (context, hand_backs, number) = (self.context.clone(), self.hand_backs.clone(), held.number);
         self.jobs.spawn(async move {
             // A few at a time: other publishes that go alone must not wait behind all of them.
-            let _turn = turns.acquire().await;
+            let _permit = hand_backs.acquire().await;
             let work = AssertUnwindSafe(hand_back(&context, held)).catch_unwind();
-            let (end, trouble) = work.await.unwrap_or_else(|_| {
+            let (end, session_end) = work.await.unwrap_or_else(|_| {
                 error!("defect: a hand-back panicked");
-                (JobEnd::HandedBack(Settlement::Lost), Some("a hand-back panicked".to_owned()))
+                (JobEnd::HandedBack(Settlement::Lost), Some(SessionEnd::HandBackPanicked))
             });
-            Done { end, trouble, number }
+            Done { end, session_end, number }
         });
     }
 
@@ -102,7 +104,7 @@ impl Service {
         self.handing_back + self.held_back.waiting.iter().filter(|held| held.kept).count()
     }
 
-    /// What the broker does not accept now.
+    /// The messages that the broker does not accept now.
     pub(super) fn unaccepted(&self) -> Vec<PublishFailure> {
         let mut unaccepted = self.context.publish_faults.longest_held();
         let hand_back =
@@ -115,8 +117,8 @@ impl Service {
 /// How long a delivery is held that may have a copy in the queue: less than the broker's consumer timeout.
 const COPIED_HELD_MAX: SignedDuration = SignedDuration::from_mins(20);
 
-/// Hands a delivery back; the words are trouble that ends its session.
-async fn hand_back(context: &WorkerContext, held: HeldDelivery) -> (JobEnd, Option<String>) {
+/// Hands a delivery back; gives why its session must end, if it must.
+async fn hand_back(context: &WorkerContext, held: HeldDelivery) -> (JobEnd, Option<SessionEnd>) {
     let HeldDelivery { received, publisher, cancel, number, kept: _ } = held;
     let telemetry = (&*context.metrics, &context.publish_faults);
     let returned = if *cancel.borrow() {

@@ -78,7 +78,7 @@ pub struct KeyReloader {
     pub circuit_gate: CircuitGate,
     pub metrics: Arc<Metrics>,
     pub trouble: KeyFaults,
-    /// What the next start will be judged by.
+    /// The sources that the next start will read.
     pub config: Config,
 }
 
@@ -100,7 +100,7 @@ impl KeyReloader {
     /// Runs until it is aborted.
     pub async fn run(mut self) {
         self.record_expiry();
-        let mut look = interval(self.sources.reload_every);
+        let mut reload = interval(self.sources.reload_every);
         let mut seen = self.sources.versions();
         let mut apiv3_seen = self.sources.apiv3_version();
         let mut downloaded = PublicKeys::default();
@@ -138,7 +138,7 @@ impl KeyReloader {
                 // The next round downloads with it at once.
                 continue;
             }
-            look.tick().await;
+            reload.tick().await;
         }
     }
 

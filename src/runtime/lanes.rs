@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn one_coupon_is_served_in_order_and_another_does_not_wait_for_it() {
+    fn lane_keeps_its_order_and_delays_no_other() {
         let mut lanes = lanes(&[("a", 1), ("a", 2), ("b", 3)]);
         let first = lanes.start().unwrap();
         let second = lanes.start().unwrap();
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lane_is_full_at_its_end_and_has_room_again_once_one_has_left() {
+    fn lane_has_room_again_once_an_item_has_left() {
         let mut lanes = lanes(&[("a", 1), ("a", 2)]);
         assert!(!lanes.is_full("a"));
         lanes.push(Some("a"), 3);

@@ -1,8 +1,8 @@
 //! Bounds the memory that messages may fill. The client buffers each message whole before its length can be checked, so
 //! the sizes that the broker accepts decide how many may be on their way at once.
 //!
-//! Found out for each session, on its own node: a limit may be lifted between two, and the nodes of a cluster need not
-//! have the same.
+//! Probed for each session, on its own node: a limit may be lifted between two sessions, and the nodes of a cluster may have
+//! different ones.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 use crate::amqp::connection::AmqpSettings;
 use crate::amqp::probe::{self, Accepted, MESSAGE_BYTES_ACCEPTABLE, MESSAGE_BYTES_NEEDED};
 
-/// Interval of the attempts while the sizes cannot be found out.
+/// Interval of the probes while the sizes are unknown.
 const MESSAGE_SIZE_RETRY: Duration = Duration::from_secs(30);
 
 /// The most bytes of messages on their way, as far as prefetch can bound them: a quarter of the memory that our unit and
@@ -23,7 +23,7 @@ const BUFFERED_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// The sizes that are tried; the last is the limit of RabbitMQ 4 unless it is configured otherwise.
 const SIZES: [usize; 3] = [MESSAGE_BYTES_NEEDED, MESSAGE_BYTES_ACCEPTABLE, 16 * 1024 * 1024];
 
-/// What is known of the sizes that the broker of this session accepts.
+/// The sizes that the broker of this session accepts, as far as known.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 enum Known {
     /// Nothing yet.
@@ -31,18 +31,18 @@ enum Known {
     NotYet,
     /// These.
     Accepted(Accepted),
-    /// It cannot be said, and why.
+    /// Unknown, with the reason.
     Unclear(String),
 }
 
-/// The sizes of messages that the broker accepts, shared by the task that finds them out and those who read them.
+/// The sizes of messages that the broker accepts, shared by the task that probes them and by its readers.
 #[derive(Debug, Clone, Default)]
 pub struct MessageSizes(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
     known: Known,
-    /// What the log says already: sessions may follow each other fast.
+    /// The last logged state: sessions may follow each other fast.
     logged: Known,
 }
 
@@ -53,35 +53,34 @@ impl MessageSizes {
             Known::NotYet | Known::Accepted(Accepted::More) => 1,
             Known::Accepted(Accepted::UpTo(bytes)) => BUFFERED_BYTES_MAX / bytes.max(&1),
             Known::Accepted(Accepted::TooLittle(_)) => BUFFERED_BYTES_MAX / MESSAGE_BYTES_NEEDED,
-            // Such as a missing right: a warning, and no reason to redeem one command at a time.
+            // Such as a missing right: a warning is enough.
             Known::Unclear(_) => BUFFERED_BYTES_MAX / MESSAGE_BYTES_ACCEPTABLE,
         };
         u16::try_from(messages).unwrap_or(u16::MAX).max(1)
     }
 
-    /// What an operator should know, in words.
+    /// A warning for operators.
     pub fn warning(&self) -> Option<String> {
         let prefetch_max = self.prefetch_max();
         match &self.lock().known {
             Known::Accepted(Accepted::UpTo(bytes)) if *bytes <= MESSAGE_BYTES_ACCEPTABLE => None,
             Known::Accepted(Accepted::UpTo(_) | Accepted::More) => Some(format!(
-                "broker: it takes messages of more than 1 MiB, which would fill our memory, so no more than \
+                "broker: it accepts messages of more than 1 MiB, which would fill our memory, so no more than \
                  {prefetch_max} are taken at once; set max_message_size = 131072 in rabbitmq.conf"
             )),
             Known::Unclear(why) => Some(format!(
-                "broker: which sizes of messages it takes could not be found out ({why}); see that max_message_size = \
+                "broker: the message sizes that it accepts are unknown ({why}); check that max_message_size = \
                  131072 is in rabbitmq.conf"
             )),
             Known::NotYet | Known::Accepted(Accepted::TooLittle(_)) => None,
         }
     }
 
-    /// Finds out what the node of session `nth` accepts. Nothing is known until then.
+    /// Probes the sizes that the node of session `nth` accepts.
     pub async fn find_out(self, settings: AmqpSettings, nth: usize) {
         loop {
             let known = match probe::accepted_sizes(&settings, nth, &SIZES).await {
-                Ok(Ok(accepted)) => Known::Accepted(accepted),
-                Ok(Err(why)) => Known::Unclear(why),
+                Ok(accepted) => Known::Accepted(accepted),
                 Err(error) => Known::Unclear(error.to_string()),
             };
             let is_clear = matches!(known, Known::Accepted(_));
@@ -93,7 +92,7 @@ impl MessageSizes {
         }
     }
 
-    /// A new session: what was known of the last one does not count.
+    /// Forgets the sizes of the last session.
     pub fn forget(&self) {
         self.lock().known = Known::NotYet;
     }

@@ -33,7 +33,7 @@ pub struct Notices {
     origin: Instant,
     reduced: Reminder,
     open: Reminder,
-    not_believed: Reminder,
+    unverified: Reminder,
     /// The start of the last whole minute and of the current one.
     minutes: [(Duration, Counts); 2],
 }
@@ -45,7 +45,7 @@ impl Default for Notices {
             origin: Instant::now(),
             reduced: Reminder::default(),
             open: Reminder::default(),
-            not_believed: Reminder::default(),
+            unverified: Reminder::default(),
             minutes: [minute; 2],
         }
     }
@@ -96,7 +96,7 @@ impl Notices {
         is_reduced.then(|| Notice {
             kind: NoticeKind::RateReduced,
             words: format!(
-                "payment API: calls are answered with 429; this instance makes {:.0} calls a second, {} of its \
+                "payment API: calls get 429; this instance makes {:.0} calls a second, {} of its \
                  share, and goes up as far as is accepted{}",
                 per_second,
                 percent(part),
@@ -114,11 +114,11 @@ impl Notices {
     ) -> Option<Notice> {
         let last = log.last(ResponseClass::Unverified).filter(|last| last.at.elapsed() < LATELY);
         let (some, all) = self.lately(ResponseClass::Unverified, counts);
-        match self.not_believed.update(last.is_some(), now) {
+        match self.unverified.update(last.is_some(), now) {
             Some(Announcement::Lasts) => {
                 let last = Fields::of(last.as_ref());
                 warn!(
-                    not_believed = some,
+                    unverified = some,
                     share = percent(some as f64 / all.max(1) as f64),
                     calls_per_second = standing.per_second.round(),
                     status = last.status,
@@ -132,7 +132,7 @@ impl Notices {
             None => {}
         }
         last.map(|last| Notice {
-            kind: NoticeKind::NotBelieved,
+            kind: NoticeKind::ResponsesUnverified,
             words: format!(
                 "payment API: {some} of the last {all} responses carry no signature that can be verified, and \
                  nothing is concluded from them; last: {}",

@@ -1,6 +1,6 @@
 //! How many commands are processed at once. A command that only waits releases its permit meanwhile: after the broker
 //! returns, everything in hand is redelivered and may wait for the query delay, and commands that could end at once must
-//! not wait behind it.
+//! not wait behind them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};

@@ -92,7 +92,7 @@ impl Outgoing<'_> {
     }
 }
 
-/// How many events in a row the broker may reject while it accepts probes. More are no fault of single events: the
+/// How many events in a row the broker may reject while it accepts probes. More are not the fault of single events: the
 /// broker's size limit may be below every event, for example.
 const REJECTED_IN_A_ROW_MAX: u32 = 5;
 /// How long such an event is then held: other events must be tried, or nothing would show that events are accepted again.
@@ -106,10 +106,10 @@ pub async fn publish(
     context: PublishContext<'_>,
     delivery: &Delivery,
     outgoing: Outgoing<'_>,
-    leg: ChildSpan,
+    child_span: ChildSpan,
 ) -> Result<Published, PublishInterrupted> {
     // Without a limit only a cancellation ends it.
-    publish_within(context, delivery, outgoing, leg, Duration::MAX)
+    publish_within(context, delivery, outgoing, child_span, Duration::MAX)
         .await?
         .ok_or(PublishInterrupted::HeldTooLong)
 }
@@ -123,7 +123,7 @@ pub async fn publish_within(
     PublishContext { publisher, metrics, faults, cancel }: PublishContext<'_>,
     delivery: &Delivery,
     outgoing: Outgoing<'_>,
-    mut leg: ChildSpan,
+    mut child_span: ChildSpan,
     held_max: Duration,
 ) -> Result<Option<Published>, PublishInterrupted> {
     let message = outgoing.message();
@@ -136,7 +136,7 @@ pub async fn publish_within(
         let publishing = async {
             match outgoing {
                 Outgoing::Event(event) => {
-                    Box::pin(publisher.publish_event(event, delivery, leg.traceparent())).await
+                    Box::pin(publisher.publish_event(event, delivery, child_span.traceparent())).await
                 }
                 Outgoing::Retry(wait, headers) => {
                     Box::pin(publisher.publish_retry_message(delivery, wait, headers.to_vec())).await
@@ -149,18 +149,18 @@ pub async fn publish_within(
         let published = failpoints::during(Failpoint::Publishing(message), publishing).await;
         metrics.record_publish(message, published.as_ref().map(|_| ()).map_err(PublishFailure::kind));
         let mut why = match published {
-            Ok(proof) => {
+            Ok(confirmed) => {
                 failpoints::reached(Failpoint::Published(message));
                 if let Outgoing::Event(event) = outgoing {
                     faults.record_confirmed(event.kind);
                 }
-                return Ok(Some(proof));
+                return Ok(Some(confirmed));
             }
             Err(why) => why,
         };
         let accepted = events_accepted(publisher, &why, outgoing).await;
         if is_of_session(&why, accepted.as_ref()) {
-            leg.failed(&why.to_string());
+            child_span.record_failure(&why.to_string());
             return Err(PublishInterrupted::NotPublished(why));
         }
         let held_for = held_since.get_or_insert_with(Instant::now).elapsed();
@@ -178,12 +178,12 @@ pub async fn publish_within(
             }
         }
         if delays {
-            leg.failed(&why.to_string());
+            child_span.record_failure(&why.to_string());
             return Ok(None);
         }
         let pause = pause_of(outgoing, &why, pauses.wait(nth, rand::random()));
         nth = nth.saturating_add(1);
-        leg.set_attribute("redemption.publishes", i64::from(nth) + 1);
+        child_span.set_attribute("redemption.publishes", i64::from(nth) + 1);
         match &mut held {
             Some(held) => held.change(&why),
             None => {
@@ -194,7 +194,7 @@ pub async fn publish_within(
             }
         }
         if timeout(pause, cancel.clone().wait_for(|now| *now)).await.is_ok() {
-            leg.failed(&why.to_string());
+            child_span.record_failure(&why.to_string());
             // Delayed or handed back, it costs no delivery; what is lost with its session is delivered again.
             return match publisher.is_lost() {
                 true => Err(PublishInterrupted::NotPublished(why)),
@@ -207,13 +207,13 @@ pub async fn publish_within(
 /// The pause before a message is published again, at least `pause`.
 fn pause_of(outgoing: Outgoing<'_>, why: &PublishFailure, pause: Duration) -> Duration {
     match outgoing {
-        // Those who get it twice know it by its id.
+        // A subscriber recognizes a repeat by its id.
         Outgoing::Event(_) => pause,
         Outgoing::Retry(..) | Outgoing::Parked(..) => pause_after(why, pause),
     }
 }
 
-/// The pause before a command is published again: a long one where it may be in its queue already, or its copies would
+/// The pause before a command is published again: a long one if it may be in its queue already, or its copies would
 /// multiply.
 pub(super) fn pause_after(why: &PublishFailure, pause: Duration) -> Duration {
     match why {
@@ -224,7 +224,7 @@ pub(super) fn pause_after(why: &PublishFailure, pause: Duration) -> Duration {
 
 const COPIED_PAUSE: Duration = Duration::from_secs(120);
 
-/// Whether events in general are accepted, asked where the failure leaves it open: `None` where it does not.
+/// Whether events in general are accepted, by a probe if the failure does not show it; `None` if no probe is needed.
 async fn events_accepted(
     publisher: &Publisher,
     why: &PublishFailure,
@@ -239,7 +239,7 @@ async fn events_accepted(
 }
 
 /// Whether a failure means that the session is no longer usable. A confirm that is missing for one queue (it has lost its
-/// majority, say) concerns what is routed there; where the broker answers no probe either, it concerns everything.
+/// majority, say) concerns the messages of that queue; if a probe is not confirmed either, it concerns all.
 fn is_of_session(why: &PublishFailure, accepted: Option<&EventsAccepted>) -> bool {
     match why {
         PublishFailure::Connection(_) | PublishFailure::Blocked(_) => true,

@@ -1,6 +1,6 @@
 //! The rate limiter of this instance: its share of the merchant's limit, with priorities.
 //!
-//! The first call of a command goes first: a command in trouble needs several calls and must not delay the others. Every
+//! The first call of a command goes first: a failing command needs several calls and must not delay the others. Every
 //! tenth permit is for a query and every tenth for another attempt if one waits, so that neither starves; within a
 //! priority the order is first in, first out. [`crate::policy::rate_limit`] decides when a call may go; this module has
 //! the clock and the waiting calls.
@@ -103,15 +103,15 @@ impl RateLimiter {
         let _ = receiver.await;
     }
 
-    /// The same with a time limit: false if no permit came within `patience`, and at once if a crowd waits so already. Of a
-    /// flood only a crowd waits; the others continue without a call.
+    /// The same with a time limit: false if there is no permit within `patience`, and at once if a crowd waits already. Of
+    /// a flood only a crowd waits; the others continue without a call.
     pub async fn acquire_within(&self, rank: Priority, patience: Duration) -> bool {
         let waiting = Waiter::join(&self.0.hurried);
         waiting.before < CROWD && tokio::time::timeout(patience, self.acquire(rank)).await.is_ok()
     }
 
     /// Whether so large a crowd waits behind first calls that another call should come much later.
-    pub fn is_crowded(&self) -> bool {
+    pub fn is_congested(&self) -> bool {
         let [first, again, queries] = &lock(&self.0.queues).waiting;
         !first.is_empty() && again.len() + queries.len() > CROWD
     }
@@ -144,7 +144,7 @@ impl RateLimiter {
         lock(&self.0.limit).per_second(self.0.time(now()))
     }
 
-    /// The part of its share that this instance uses, and the share of 429 that it met lately.
+    /// The part of its share that this instance uses, and its recent share of 429.
     pub fn reduced(&self) -> (f64, f64) {
         lock(&self.0.limit).reduced(self.0.time(now()))
     }
@@ -238,7 +238,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
-    /// Of the first this many turns, how many each rank has, where all of them wait.
+    /// How many of the first permits each priority gets while all of them wait.
     fn served(ranks: &[Priority], turns: usize) -> [usize; 3] {
         let mut queues = Queues::default();
         let mut receivers = Vec::new();
@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn first_calls_go_first_and_none_starves() {
-        // However long the others wait already.
+        // Although the others have waited longer.
         assert_eq!(served(&[Priority::Query, Priority::Again, Priority::First], 50), [40, 5, 5]);
         assert_eq!(served(&[Priority::First, Priority::Query], 20), [18, 0, 2]);
         assert_eq!(served(&[Priority::Again, Priority::Query], 20), [0, 18, 2]);
@@ -271,7 +271,7 @@ mod tests {
     async fn crowd_waits_and_the_rest_of_a_flood_goes_without() {
         let rate_limiter = RateLimiter::start(NonZeroU32::new(1).unwrap());
         let patience = Duration::from_millis(10);
-        // Time stands still for the limit, so nobody but the first can have a turn.
+        // Time does not pass for the limit, so only the first gets a permit.
         let flood = (0..10 * CROWD).map(|_| rate_limiter.acquire_within(Priority::Query, patience));
         let begun = tokio::time::Instant::now();
         let turns = futures_util::future::join_all(flood).await;

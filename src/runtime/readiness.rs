@@ -11,19 +11,18 @@ use crate::amqp::connection::Health;
 use crate::amqp::session::Session;
 use crate::policy::circuit::ResponseClass;
 use crate::policy::classify::SuspendReason;
-use crate::runtime::circuit_gate::{CircuitCause, FailureKind, State};
+use crate::runtime::circuit_gate::{CircuitCause, FailureKind, GateState, State, SuspendedBy};
 use crate::runtime::notices::{self};
 use crate::runtime::service::{GRACE, Service};
-use crate::runtime::worker::SuspendedBy;
 use crate::telemetry::status::{ReasonCode, Status, StatusReason, join};
 
 impl Service {
     pub(super) fn record_heartbeat(&self) {
-        self.status.send_modify(|status| status.turned = Timestamp::now());
+        self.status.send_modify(|status| status.heartbeat = Timestamp::now());
     }
 
     /// Publishes readiness, warnings and gauges.
-    pub(super) fn report(&mut self, session: &Session, consuming: bool, state: State, health: &Health) {
+    pub(super) fn report(&mut self, session: &Session, consuming: bool, gate: &GateState, health: &Health) {
         self.idle_since = match self.held() {
             0 => self.idle_since.or_else(|| Some(Instant::now())),
             _ => None,
@@ -46,7 +45,7 @@ impl Service {
             reasons.push(StatusReason::new(ReasonCode::PublishingRejected, words));
         }
         let idle = self.idle_since.is_some_and(|since| since.elapsed() > GRACE);
-        let (open, cause) = match state {
+        let (open, cause) = match gate.state {
             State::Closed => (false, None),
             // It consumes, and no command has waited for a while: nothing is late.
             State::HalfOpen { cause: CircuitCause::Failing(_), .. } if idle && consuming => (false, None),
@@ -57,7 +56,7 @@ impl Service {
         let (part, throttled_share) = self.context.rate_limiter.reduced();
         let per_second = self.context.rate_limiter.per_second();
         metrics.set_rate(per_second);
-        metrics.rate_limit_used(part);
+        metrics.set_rate_limit_used(part);
         let notice_state = notices::NoticeState { per_second, part, throttled_share, cause };
         self.shown = self.notices.update(notice_state, &self.context.responses);
         // The use of permits changes without a delivery being received or settled.
@@ -65,8 +64,7 @@ impl Service {
         if let Some(cause) = cause {
             let serial = self.merchant_serial();
             let caller = format!("merchant {}, serial {serial}", self.caller);
-            let suspended_by =
-                self.context.suspended_by.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let suspended_by = gate.suspended_by.as_deref().cloned().unwrap_or_default();
             let last = self.context.responses.last(ResponseClass::Unverified).map(|last| last.describe());
             let skew = metrics.last_clock_skew();
             let words = describe_cause(cause, &caller, &suspended_by, skew, &last.unwrap_or_default());
@@ -131,7 +129,7 @@ impl Service {
                 }
             }
             *status = Status {
-                turned: Timestamp::now(),
+                heartbeat: Timestamp::now(),
                 broker: broker.map(str::to_owned),
                 consuming,
                 in_flight,
@@ -216,7 +214,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reason_names_the_clock_only_where_it_is_off() {
+    fn reason_names_the_clock_only_if_it_is_off() {
         let stopped = CircuitCause::Suspended(SuspendReason::Unauthenticated);
         let words = |skew, said: &str| {
             let suspended_by = SuspendedBy { said: said.to_owned(), clock_skew: Some(skew) };

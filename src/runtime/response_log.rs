@@ -1,4 +1,4 @@
-//! What the payment API answered lately, by class: how often, and the last answer of each class in few words.
+//! Recent responses of the payment API by class: their number, and the last one of each class.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -13,42 +13,45 @@ const MESSAGE_CHARS_MAX: usize = 200;
 /// The same of a code or a request id.
 const WORD_CHARS_MAX: usize = 64;
 
-/// The last answer of a class: bounded, hidden characters visible, openids masked.
+/// The last response of a class: bounded, hidden characters visible, openids masked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LastResponse {
-    /// When it came.
+    /// When it was received.
     pub at: Instant,
-    /// Its HTTP status, if there was a whole answer.
+    /// Its HTTP status, if the response was complete.
     pub status: Option<u16>,
     /// `code` of its body.
     pub code: Option<String>,
-    /// `message` of its body, or what the network said.
+    /// `message` of its body, or the network error.
     pub message: Option<String>,
     /// `Request-ID`.
     pub request_id: Option<String>,
 }
 
 impl LastResponse {
-    fn new(heard: &CallOutcome, at: Instant) -> Self {
-        let answer = heard.result.response();
-        let seen = heard.unverified.as_ref().map(|seen| seen.in_words());
-        let said = answer.and_then(|answer| answer.message.clone()).map(String::from);
+    fn new(outcome: &CallOutcome, at: Instant) -> Self {
+        let response = outcome.result.response();
+        let seen = outcome.unverified.as_ref().map(|seen| seen.in_words());
+        let said = response.and_then(|response| response.message.clone()).map(String::from);
         let message = match (said, seen) {
             (Some(said), Some(seen)) => Some(format!("{seen}; {said}")),
-            (said, seen) => said.or(seen).or_else(|| heard.error.clone()),
+            (said, seen) => said.or(seen).or_else(|| outcome.error.clone()),
         };
         Self {
             at,
-            status: answer.map(|answer| answer.status),
-            code: answer.and_then(|answer| answer.code.as_deref()).map(|code| bounded(code, WORD_CHARS_MAX)),
+            status: response.map(|response| response.status),
+            code: response
+                .and_then(|response| response.code.as_deref())
+                .map(|code| bounded(code, WORD_CHARS_MAX)),
             message: message.map(|message| bounded(&message, MESSAGE_CHARS_MAX)),
-            request_id: answer.and_then(|answer| answer.request_id.as_deref()).map(shown_request_id),
+            request_id: response.and_then(|response| response.request_id.as_deref()).map(shown_request_id),
         }
     }
 
-    /// In words, for people.
+    /// A description for operators.
     pub fn describe(&self) -> String {
-        let status = self.status.map_or_else(|| "no whole answer".to_owned(), |status| status.to_string());
+        let status =
+            self.status.map_or_else(|| "no complete response".to_owned(), |status| status.to_string());
         let mut words = vec![status];
         words.extend(self.code.clone());
         words.extend(self.message.clone());
@@ -62,16 +65,16 @@ fn bounded(text: &str, chars_max: usize) -> String {
     visible_within(&Masked(text).to_string(), chars_max)
 }
 
-/// A request id is long and whole if it has the shape of one, capitals and digits: the provider's support asks for it.
+/// A request id stays whole if it has the format of one, capitals and digits: the support of the provider needs it.
 fn shown_request_id(id: &str) -> String {
     let has_shape = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'-';
     if id.bytes().all(has_shape) { visible_within(id, WORD_CHARS_MAX) } else { bounded(id, WORD_CHARS_MAX) }
 }
 
-/// How often each class came, in the order of [`ResponseClass::ALL`].
+/// The number of responses of each class, in the order of [`ResponseClass::ALL`].
 pub type Counts = [u64; ResponseClass::ALL.len()];
 
-/// What came of the calls so far.
+/// The results of the calls so far.
 #[derive(Debug, Default)]
 pub struct ResponseLog(Mutex<Log>);
 
@@ -82,21 +85,21 @@ struct Log {
 }
 
 impl ResponseLog {
-    /// Remembers what came of a call. Answers that are as they should be are only counted.
-    pub fn record(&self, class: ResponseClass, heard: &CallOutcome, at: Instant) {
+    /// Records the result of a call. Verified responses are only counted.
+    pub fn record(&self, class: ResponseClass, outcome: &CallOutcome, at: Instant) {
         let mut log = self.lock();
         log.counts[class as usize] += 1;
         if class != ResponseClass::Verified {
-            log.last[class as usize] = Some(LastResponse::new(heard, at));
+            log.last[class as usize] = Some(LastResponse::new(outcome, at));
         }
     }
 
-    /// How often each class came since the start.
+    /// The number of responses of each class since the start.
     pub fn counts(&self) -> Counts {
         self.lock().counts
     }
 
-    /// The last answer of a class.
+    /// The last response of a class.
     pub fn last(&self, class: ResponseClass) -> Option<LastResponse> {
         self.lock().last[class as usize].clone()
     }
@@ -113,7 +116,7 @@ mod tests {
 
     fn last_of(text: &str, request_id: &str) -> LastResponse {
         let log = ResponseLog::default();
-        let answer = Response {
+        let response = Response {
             status: 403,
             authenticity: Authenticity::Unsigned,
             code: Some(text.into()),
@@ -122,8 +125,8 @@ mod tests {
             message: Some(text.into()),
             request_id: Some(request_id.into()),
         };
-        let heard = CallOutcome::only(CallResult::Response(answer));
-        log.record(ResponseClass::Unverified, &heard, Instant::now());
+        let outcome = CallOutcome::only(CallResult::Response(response));
+        log.record(ResponseClass::Unverified, &outcome, Instant::now());
         assert_eq!(log.counts().iter().sum::<u64>(), 1);
         assert_eq!(log.last(ResponseClass::Throttled), None);
         log.last(ResponseClass::Unverified).unwrap()

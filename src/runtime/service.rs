@@ -3,6 +3,7 @@
 
 use crate::amqp::confirm::PublishFailure;
 use crate::amqp::publisher::Publisher;
+use crate::amqp::session_end::SessionEnd;
 use crate::config::Config;
 use crate::policy::prefetch_ramp::PrefetchRamp;
 use crate::runtime::dead_letter_sweep::Swept;
@@ -68,7 +69,7 @@ pub struct Service {
 
 /// Why a session ended.
 pub(super) enum Ended {
-    Lost(String),
+    Lost(SessionEnd),
     Shutdown,
 }
 
@@ -118,14 +119,15 @@ pub(super) struct HeldDelivery {
     pub(super) publisher: Publisher,
     pub(super) cancel: watch::Receiver<bool>,
     pub(super) number: usize,
-    /// Whether the broker did not take it back from a consumer that was stopped: no prefetch counts it any more.
+    /// Whether it outlived its consumer, because the broker did not accept its hand-back: no prefetch counts it any more.
     pub(super) kept: bool,
 }
 
 /// The end of a job.
 pub(super) struct Done {
     pub(super) end: JobEnd,
-    pub(super) trouble: Option<String>,
+    /// Why its session must end, if it must.
+    pub(super) session_end: Option<SessionEnd>,
     pub(super) number: usize,
 }
 
@@ -135,7 +137,7 @@ pub(super) enum JobEnd {
     Worked(Settlement, Option<Box<str>>),
     /// It handed a delivery back, or its session was lost.
     HandedBack(Settlement),
-    /// The broker did not take a delivery back: it is not settled.
+    /// The broker did not accept a hand-back: the delivery is not settled.
     Kept(Box<HeldDelivery>, PublishFailure),
 }
 
@@ -172,7 +174,7 @@ impl HeldBack {
 }
 
 /// How long deliveries are held back if they fill the prefetch: commands past their deadline may be behind them. A
-/// command that is handed back costs one more query, so it is no shorter.
+/// command that is handed back costs one more query, so it is not shorter.
 pub(super) const HELD_MAX: Duration = Duration::from_secs(15);
 
 /// The same if they do not fill it. The broker's consumer timeout is half an hour.

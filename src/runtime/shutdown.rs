@@ -1,41 +1,41 @@
-//! Reports every part that it is time to stop: once, for good, without a global.
+//! The request to shut down, for every part of the service.
 
 use tokio::sync::{oneshot, watch};
 
-/// The one who says stop.
+/// Requests a shutdown.
 #[derive(Debug)]
 pub struct Trigger(watch::Sender<bool>);
 
-/// One who listens.
+/// Waits for a shutdown.
 #[derive(Debug, Clone)]
 pub struct Shutdown(watch::Receiver<bool>);
 
-/// A trigger and its listener, which may be cloned.
+/// A trigger and its receiver, which may be cloned.
 pub fn channel() -> (Trigger, Shutdown) {
     let (sender, receiver) = watch::channel(false);
     (Trigger(sender), Shutdown(receiver))
 }
 
 impl Trigger {
-    /// Says stop.
+    /// Requests the shutdown.
     pub fn request(&self) {
         self.0.send_replace(true);
     }
 }
 
 impl Shutdown {
-    /// Whether it is time to stop. A trigger that is dropped means stop.
+    /// Whether a shutdown is requested. A dropped trigger is a request.
     pub fn is_requested(&self) -> bool {
         *self.0.borrow() || self.0.has_changed().is_err()
     }
 
-    /// Waits until it is time to stop. A trigger that is dropped means stop.
+    /// Waits until a shutdown is requested. A dropped trigger is a request.
     pub async fn wait(&mut self) {
         let _ = self.0.wait_for(|stop| *stop).await;
     }
 }
 
-/// Waits for SIGTERM, SIGINT or SIGHUP: a terminal that is closed stops the service in good order, too.
+/// Waits for SIGTERM, SIGINT or SIGHUP: a closed terminal stops the service in good order, too.
 ///
 /// # Errors
 /// If the system does not let us listen for signals.
@@ -50,8 +50,8 @@ pub async fn signal() -> std::io::Result<&'static str> {
     })
 }
 
-/// Waits for SIGTERM or SIGINT and, where `with_parent` is set, for the end of standard input: a program that starts
-/// this one and keeps its end of the pipe takes it along, however it ends itself.
+/// Waits for SIGTERM or SIGINT and, if `with_parent` is set, for the end of standard input: then it also ends with the
+/// program that started it.
 ///
 /// # Errors
 /// If the system does not let us listen for signals.

@@ -21,23 +21,23 @@ use crate::telemetry::status::{ReasonCode, StatusReason};
 /// The first and the longest pause between two probes of a missing right or exchange.
 pub(super) const PROBE_AGAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
 
-/// The pauses while something lasts that a person must change.
+/// The pauses during a fault that only an operator can end.
 fn standing_pauses() -> Backoff {
     let (first, longest) = PROBE_AGAIN;
     Backoff::new(first, 1.6, 0.3, longest).unwrap_or_default()
 }
 
-/// From how many refusals in a row on there are growing pauses between two tries: a person must change something. A broker
-/// that restarts gives such answers, too, for a moment.
+/// After this many refusals in a row the pauses grow: an operator must change something. A broker that restarts refuses,
+/// too, for a moment.
 const STANDING_AFTER: u32 = 10;
 
 /// The pauses between two sessions.
 struct Pauses {
-    /// Short, because every second of an outage delays somebody's money.
+    /// Short, because every second of an outage delays redemptions.
     outage: Backoff,
     standing: Backoff,
     failures: u32,
-    /// Failures in a row that last until a person changes something.
+    /// Failures in a row that only an operator can end.
     refusals: u32,
     /// Sessions in a row that took commands and settled none.
     fruitless: u32,
@@ -64,7 +64,7 @@ impl Pauses {
     /// The pause after a session by how long it lasted and how many commands it received and settled.
     fn after_session(&mut self, lasted: Duration, received: u64, settled: u64) -> Duration {
         self.refusals = 0;
-        // A session that lasted for a while is no failure; one that broke at once is.
+        // A session that lasted for a while is not a failure; one that broke at once is.
         self.failures = if lasted > Duration::from_secs(5) { 0 } else { self.failures + 1 };
         self.fruitless = if received > 0 && settled == 0 { self.fruitless + 1 } else { 0 };
         let pause = self.outage.wait(self.failures, rand::random()).max(pause_after(self.fruitless));
@@ -139,7 +139,8 @@ impl Service {
                 None
             }
             Ended::Lost(why) => {
-                warn!(why, "broker connection lost; reconnecting");
+                let (cause, why) = (why.code(), why.to_string());
+                warn!(cause, why, "broker connection lost; reconnecting");
                 self.publish_broker_unavailable(&why);
                 tokio::spawn(async move { session.close().await });
                 Some(begun.elapsed())

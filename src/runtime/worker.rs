@@ -18,7 +18,6 @@ mod verdict;
 pub use brands::Brands;
 pub use hand_back::{NotHandedBack, Target, is_retry_pending, return_once, return_until_accepted};
 pub use received::ReceivedDelivery;
-pub use suspended_by::SuspendedBy;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -28,6 +27,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::amqp::confirm::Published;
 use crate::amqp::delivery::Delivery;
 use crate::amqp::publisher::Publisher;
+use crate::amqp::session_end::SessionEnd;
 use crate::domain::redemption::Redemption;
 use crate::policy::attempt::Limits;
 use crate::policy::common_rejection::CommonRejection;
@@ -77,8 +77,6 @@ pub struct WorkerContext {
     pub queue: String,
     /// Messages that the broker does not accept now.
     pub publish_faults: PublishFaults,
-    /// The response that last suspended calls.
-    pub suspended_by: Mutex<SuspendedBy>,
     /// Recent responses, by class.
     pub responses: ResponseLog,
     /// Recent rejections that name no cause.
@@ -102,27 +100,27 @@ impl WorkerContext {
 
 type Worked = Result<(Settlement, Delivery, Published), PublishInterrupted>;
 
-/// Processes one delivery. An error text ends the session that the delivery belongs to.
+/// Processes one delivery. Gives why the session that it belongs to must end, if it must.
 pub async fn process_delivery(
     context: &WorkerContext,
     publisher: &Publisher,
     received: ReceivedDelivery,
     permit: &mut Permit,
     cancel: CancelSignal,
-) -> (Settlement, Option<String>) {
+) -> (Settlement, Option<SessionEnd>) {
     let parent = ParentContext {
         traceparent: received.delivery.traceparent(),
-        left_by: received.delivery.retry_trace(),
+        delayed_by: received.delivery.retry_trace(),
         arrival: received.arrival().as_str(),
     };
     let mut span = context.traces.start_command(&context.queue, parent, received.at);
-    let (settlement, trouble) =
+    let (settlement, session_end) =
         settle_delivery(context, publisher, received, &mut span, permit, cancel).await;
     span.set_attribute("redemption.settlement", settlement.as_str());
-    if let Some(trouble) = &trouble {
-        span.failed(trouble);
+    if let Some(why) = &session_end {
+        span.record_failure(&why.to_string());
     }
-    (settlement, trouble)
+    (settlement, session_end)
 }
 
 async fn settle_delivery(
@@ -132,7 +130,7 @@ async fn settle_delivery(
     span: &mut CommandSpan,
     permit: &mut Permit,
     mut cancel: CancelSignal,
-) -> (Settlement, Option<String>) {
+) -> (Settlement, Option<SessionEnd>) {
     failpoints::reached(Failpoint::Taken);
     let target = if received.dead_lettered.is_some() { Target::Dead } else { Target::Commands };
     let result = process(context, publisher, received, span, permit, &mut cancel).await;
@@ -141,7 +139,7 @@ async fn settle_delivery(
             failpoints::reached(Failpoint::Acking);
             match delivery.ack(confirmed).await {
                 Ok(()) => (settlement, None),
-                Err(not_settled) => (Settlement::Lost, Some(not_settled.to_string())),
+                Err(not_settled) => (Settlement::Lost, Some(not_settled.into())),
             }
         }
         Err(PublishInterrupted::Canceled(delivery, headers)) => {
@@ -152,9 +150,8 @@ async fn settle_delivery(
                 Err(why) => (Settlement::Lost, Some(why)),
             }
         }
-        Err(why @ (PublishInterrupted::HeldTooLong | PublishInterrupted::NotPublished(_))) => {
-            (Settlement::Lost, Some(why.to_string()))
-        }
+        Err(PublishInterrupted::HeldTooLong) => (Settlement::Lost, Some(SessionEnd::PublishCanceled)),
+        Err(PublishInterrupted::NotPublished(why)) => (Settlement::Lost, Some(why.into())),
     }
 }
 

@@ -1,5 +1,4 @@
-//! One method per thing that happens to a command: its log line, its counters and the attributes of its span stand
-//! together here.
+//! One function per event of a command: its log line, its counters and the attributes of its span.
 
 use jiff::SignedDuration;
 use tracing::{error, info, warn};
@@ -72,7 +71,7 @@ pub fn command_finished(
     }
 }
 
-/// A message that is no valid command was parked, its event confirmed. `faults` names each field and its remedy.
+/// An invalid command was parked, its event confirmed. `faults` names each field and its remedy.
 pub fn command_invalid(metrics: &Metrics, span: &mut CommandSpan, partial: &PartialCommand, faults: &str) {
     metrics.record_outcome(&Outcome::Invalid, None);
     span.set_attribute("redemption.outcome", OutcomeKind::Invalid.as_str());
@@ -139,7 +138,7 @@ pub fn command_delayed(
     );
 }
 
-/// The event of a message that is no valid command was not accepted; the message waits in the delay queue `queue`.
+/// The event of an invalid command was not accepted; the message waits in the delay queue `queue`.
 pub fn invalid_delayed(metrics: &Metrics, span: &CommandSpan, queue: &str, wait_s: u64) {
     metrics.record_delayed(queue, DelayReason::EventRejected);
     warn!(wait_s, trace_id = span.trace_id(), "event not accepted; delivery delayed");

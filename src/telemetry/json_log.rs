@@ -21,7 +21,7 @@ impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for SanitizedJson<M> {
 }
 
 impl<W: io::Write> io::Write for SanitizedJson<W> {
-    /// Takes a line whole, as the layer gives it.
+    /// Takes a whole line, as the layer writes it.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.0.write_all(visible_lines(&sanitized_json(&String::from_utf8_lossy(line))).as_bytes())?;
         Ok(line.len())
@@ -32,8 +32,8 @@ impl<W: io::Write> io::Write for SanitizedJson<W> {
     }
 }
 
-/// A line of JSON with the texts of its values bounded and without openids. Read no further than needed: where texts begin
-/// and end, for there is a line per command.
+/// A line of JSON with the texts of its values bounded and without openids. Only the ends of texts are
+/// parsed, because there is a line per command.
 fn sanitized_json(line: &str) -> String {
     let mut sanitized = String::with_capacity(line.len().min(8 * VALUE_CHARS_MAX));
     let (mut rest, mut name) = (line, "");

@@ -1,7 +1,7 @@
-//! The log, and the things worth both a line and a count.
+//! The log.
 //!
 //! One line per settled command, written when it is settled. Openid and coupon code are shortened; keys,
-//! signatures and passwords never get near.
+//! signatures and passwords are never logged.
 
 use std::fmt;
 use std::io::{self, IsTerminal as _};
@@ -20,7 +20,7 @@ use crate::telemetry::untrusted::{VALUE_CHARS_MAX, visible_within};
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// For people.
+    /// Text.
     Plain,
     /// One JSON object per line.
     Json,
@@ -65,7 +65,7 @@ pub fn init(format: Format, filter: &str) -> Result<(), BadFilter> {
     Ok(())
 }
 
-/// A field of a line for people. Whatever its value holds, it is one line, bounded, and without an openid.
+/// A field of a text line: one line, bounded, and without an openid.
 fn write_field(to: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
     let value = visible_within(&masked_value(field.name(), &format!("{value:?}")), VALUE_CHARS_MAX);
     match (field.name(), to.has_ansi_escapes()) {

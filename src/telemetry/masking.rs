@@ -1,4 +1,4 @@
-//! Shortens what may be an openid, in text of ours and of others.
+//! Shortens openids, in text of ours and from outside.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -6,8 +6,8 @@ use std::fmt;
 /// The field that shows a request number, which is whole in the log: a publisher chooses it, and operators search by it.
 const WHOLE_FIELD: &str = "out_request_no";
 
-/// The value of a field without an openid. What others wrote is shortened before it gets here; this is for the text that
-/// was forgotten, so words of ours, serials, hashes and paths stay whole.
+/// The value of a field without an openid. Text from outside is shortened earlier; this is the last line of defense, so
+/// words of ours, serials, hashes and paths stay whole.
 pub(super) fn masked_value<'a>(name: &str, value: &'a str) -> Cow<'a, str> {
     match name {
         WHOLE_FIELD => Cow::Borrowed(value),
@@ -15,7 +15,7 @@ pub(super) fn masked_value<'a>(name: &str, value: &'a str) -> Cow<'a, str> {
     }
 }
 
-/// An identifier as it may stand in a log: its first two and last four characters.
+/// An identifier for logs: its first two and last four characters.
 #[derive(Debug, Clone, Copy)]
 pub struct Short<'a>(pub &'a str);
 
@@ -30,8 +30,8 @@ impl fmt::Display for Short<'_> {
     }
 }
 
-/// Bytes from outside as they may be seen: each run of 20 letters, digits, `_` and `-` or more is shortened,
-/// for it may be somebody's openid. Names of fields stay as they are.
+/// Bytes from outside for display: each run of at least 20 letters, digits, `_` and `-` is shortened, because it may be
+/// an openid. Names of fields stay as they are.
 #[derive(Debug, Clone, Copy)]
 pub struct Masked<'a>(pub &'a str);
 
@@ -51,8 +51,8 @@ impl fmt::Display for Masked<'_> {
     }
 }
 
-/// A text that others wrote, as an operator sees it who must find out what it is: long tokens are shortened but those
-/// that `is_known` names, and numbers, hashes and codes, which no openid is.
+/// A text from outside for operators: long tokens are shortened, except for numbers, hashes, codes, and the tokens that
+/// `is_known` names.
 pub fn masked_except(text: &str, is_known: impl Fn(&str) -> bool) -> String {
     let mut masked = String::with_capacity(text.len());
     // Writing to a text does not fail.
@@ -109,7 +109,7 @@ fn is_camel_case(token: &str) -> bool {
             .all(|at| bytes.get(at + 1..at + 3).is_some_and(|next| next.iter().all(u8::is_ascii_lowercase)))
 }
 
-/// The first characters of a text that is masked later: a long token that the bound would make a short one is left out.
+/// The first characters of a text that is masked later. A long token that crosses the bound is left out.
 pub fn beginning(text: &str, chars_max: usize) -> &str {
     let Some((cut, next)) = text.char_indices().nth(chars_max) else { return text };
     let kept = &text[..cut];
@@ -127,7 +127,7 @@ fn in_token(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '_' | '-')
 }
 
-/// Writes a text with those of its long tokens shortened that `is_secret` names.
+/// Writes a text, with the long tokens that `is_secret` names shortened.
 fn write_masked(to: &mut impl fmt::Write, text: &str, is_secret: impl Fn(&str) -> bool) -> fmt::Result {
     let mut rest = text;
     while !rest.is_empty() {
@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_may_be_an_openid_is_shortened_wherever_it_stands() {
+    fn possible_openids_are_shortened_everywhere() {
         let masked = |text| Masked(text).to_string();
         assert_eq!(masked("{\"openid\": \"oh-394z-6CGkNoJrsDLTTUKiAnp4\", "), "{\"openid\": \"oh…Anp4\", ");
         assert_eq!(masked("/json/oh-394z-6CGkNoJrsDLTTUKiAnp4"), "/json/oh…Anp4");

@@ -1,5 +1,5 @@
-//! What is counted. Every series exists from the start, at zero or, a depth, as not counted yet; every label is a word
-//! of an enum, no id is ever a label: the number of series does not grow, whatever arrives.
+//! The metrics. Every series exists from the start, at zero (depths: NaN). Every label is a word of an enum and never an
+//! id, so no input can add a series.
 
 mod labels;
 
@@ -12,7 +12,7 @@ mod snapshot;
 
 pub use snapshot::Snapshot;
 
-use crate::telemetry::metrics::registration::event_types_of;
+use crate::telemetry::metrics::registration::is_reason_of;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -27,16 +27,16 @@ use crate::domain::reason::Reason;
 use crate::policy::circuit::ResponseClass;
 use crate::policy::classify::{SignatureFlaw, Verdict};
 
-/// The label of an answer without a signature, beside those of [`SignatureFlaw`].
+/// The label of a response without a signature, beside those of [`SignatureFlaw`].
 const UNSIGNED: &str = "unsigned";
 
 /// The label of a delay queue that is not among the configured ones: one of an earlier configuration.
 const OTHER_QUEUE: &str = "other";
 
-/// Everything that is counted.
+/// All metrics of the process.
 pub struct Metrics {
     registry: Registry,
-    /// The waits of the delays as words, and [`OTHER_DELAY`].
+    /// The waits of the delays as words, and [`OTHER_QUEUE`].
     delays: Vec<String>,
     taken: IntCounterVec,
     settled: IntCounterVec,
@@ -77,19 +77,19 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// A delivery was taken.
+    /// Counts a delivery that was taken.
     pub fn record_taken(&self, arrival: Arrival) {
         self.taken.with_label_values(&[arrival.as_str()]).inc();
     }
 
-    /// A delivery is no longer held.
+    /// Counts a delivery that is no longer held.
     pub fn record_settled(&self, how: Settlement) {
         self.settled.with_label_values(&[how.as_str()]).inc();
     }
 
-    /// How many deliveries are held, counted where they are held and not by what was taken and settled, and how many
-    /// of them are worked on. What was taken, not settled and is not held has leaked. To be called by the one task that
-    /// takes and settles, after each.
+    /// Sets the number of deliveries held, as their owner counts them, and the number of permits in use. A delivery that
+    /// was taken and is neither settled nor held has leaked. Only the task that takes and settles may call this, after
+    /// each.
     pub fn set_in_flight(&self, held: usize, working: usize) {
         let sum = |counters: &IntCounterVec, words: &[&str]| -> i64 {
             let each = words.iter().map(|word| counters.with_label_values(&[*word]).get());
@@ -103,52 +103,52 @@ impl Metrics {
         self.unaccounted.set(taken - settled - held);
     }
 
-    /// Work on a delivery begins, this long after it was taken.
+    /// Records how long a delivery waited from its receipt to its job.
     pub fn observe_lane_wait(&self, waited: Duration) {
         self.lane_wait_seconds.observe(waited.as_secs_f64());
     }
 
-    /// A call had its turn, after this long.
+    /// Records how long a call waited for the rate limiter.
     pub fn observe_rate_limit_wait(&self, waited: Duration) {
         self.rate_limit_wait_seconds.observe(waited.as_secs_f64());
     }
 
-    /// How many commands may be worked on at once.
+    /// Sets the number of commands that may be processed at once.
     pub fn set_permit_limit(&self, permits: usize) {
         self.permits.set(i64::try_from(permits).unwrap_or(i64::MAX));
     }
 
-    /// Calls per second that may be made now.
+    /// Sets the current rate limit of this instance, in calls per second.
     pub fn set_rate(&self, per_second: f64) {
         self.rate.set(per_second);
     }
 
-    /// Calls per second that all instances together may make.
+    /// Sets the configured rate limit of the merchant, in calls per second.
     pub fn set_rate_limit(&self, per_second: f64) {
         self.configured_rate.set(per_second);
     }
 
-    /// The part of its share of the limit that this instance uses.
-    pub fn rate_limit_used(&self, part: f64) {
+    /// Sets the part of its share of the limit that this instance uses.
+    pub fn set_rate_limit_used(&self, part: f64) {
         self.rate_limit_used.set(part);
     }
 
-    /// What came of a call.
+    /// Counts a call by the class of its response.
     pub fn record_response(&self, class: ResponseClass) {
         self.responses.with_label_values(&[class.as_str()]).inc();
     }
 
-    /// How many consumers the command queue has.
+    /// Sets the number of consumers of the command queue.
     pub fn set_consumers(&self, consumers: u32) {
         self.consumers.set(i64::from(consumers));
     }
 
-    /// A copy is in the delay queue of this wait.
+    /// Counts a retry message that was confirmed in a delay queue.
     pub fn record_delayed(&self, delay: &str, reason: DelayReason) {
         self.delayed_retries.with_label_values(&[self.delay(delay), reason.as_str()]).inc();
     }
 
-    /// A copy came back from the delay queue of this wait, this long after its wait was over.
+    /// Records how long after the end of its wait a retry message was taken.
     pub fn record_delay_lateness(&self, delay: &str, late: Duration) {
         self.delay_lateness.with_label_values(&[self.delay(delay)]).observe(late.as_secs_f64());
     }
@@ -157,26 +157,25 @@ impl Metrics {
         self.delays.iter().find(|delay| *delay == word).map_or(OTHER_QUEUE, String::as_str)
     }
 
-    /// Messages ready in a queue; `None` where they could not be counted. The dead letter that is in hand counts with
-    /// those that wait.
+    /// Sets the number of ready messages in a queue; `None` if it is unknown. A dead letter in hand is included.
     pub fn set_queue_depth(&self, queue: Queue, messages: Option<u32>) {
         let in_hand = u32::from(queue == Queue::Dead && self.dead_in_hand.load(Ordering::Relaxed));
         let messages = messages.map(|messages| messages.saturating_add(in_hand));
         self.depth.with_label_values(&[queue.as_str()]).set(messages.map_or(f64::NAN, f64::from));
     }
 
-    /// Whether a dead letter is in hand: it has no event yet.
-    pub fn dead_letter_in_hand(&self, is_in_hand: bool) {
+    /// Sets whether a dead letter is in hand: it has no event yet.
+    pub fn set_dead_letter_in_hand(&self, is_in_hand: bool) {
         self.dead_in_hand.store(is_in_hand, Ordering::Relaxed);
     }
 
-    /// Commands that wait in the queue of dead letters, when last counted.
+    /// The number of dead letters without an event, when last counted.
     pub fn dead_letters(&self) -> u32 {
-        // NaN before it was counted, which is not one.
+        // NaN before the first count becomes 0.
         self.depth.with_label_values(&[Queue::Dead.as_str()]).get() as u32
     }
 
-    /// Messages in the delay queue of this wait; `None` where they could not be counted.
+    /// Sets the number of messages in a delay queue; `None` if it is unknown.
     pub fn set_delay_queue_depth(&self, delay: &str, messages: Option<u32>) {
         let delay = self.delay(delay);
         if delay != OTHER_QUEUE {
@@ -185,13 +184,12 @@ impl Metrics {
         }
     }
 
-    /// When a key ends, in seconds since 1970; `None` if it does not.
+    /// Sets when a key expires, in seconds since 1970; `None` if it does not.
     pub fn set_key_expiry(&self, key: Key, at: Option<i64>) {
         self.key_expiry.with_label_values(&[key.as_str()]).set(at.unwrap_or(0) as f64);
     }
 
-    /// A command came to its end and its event is confirmed. `None` where its age says nothing: it was parked
-    /// unasked.
+    /// Counts a command that ended, its event confirmed. `age` is `None` if it is not known.
     pub fn record_outcome(&self, outcome: &Outcome, age: Option<Duration>) {
         let reason = outcome.reason().map_or("", Reason::as_str);
         self.outcomes.with_label_values(&[outcome.kind().as_str(), reason]).inc();
@@ -203,32 +201,32 @@ impl Metrics {
         }
     }
 
-    /// A call was made.
+    /// Counts a call.
     pub fn record_attempt(&self, operation: Operation, verdict: &Verdict, took: Duration) {
         self.attempts.with_label_values(&[operation.as_str(), verdict.as_str()]).inc();
         self.provider_seconds.with_label_values(&[operation.as_str()]).observe(took.as_secs_f64());
     }
 
-    /// A message was published, or not proven to be.
-    pub fn record_publish(&self, message: Message, proven: Result<(), PublishFailureKind>) {
-        let confirmed = if proven.is_ok() { "yes" } else { "no" };
+    /// Counts a publish.
+    pub fn record_publish(&self, message: Message, result: Result<(), PublishFailureKind>) {
+        let confirmed = if result.is_ok() { "yes" } else { "no" };
         self.publishes.with_label_values(&[message.as_str(), confirmed]).inc();
-        if let Err(why) = proven {
+        if let Err(why) = result {
             self.publish_failures.with_label_values(&[message.as_str(), why.as_str()]).inc();
         }
     }
 
-    /// An answer's signature did not convince.
+    /// Counts a response whose signature did not verify.
     pub fn record_signature_flaw(&self, flaw: SignatureFlaw) {
         self.signature_failures.with_label_values(&[flaw.as_str()]).inc();
     }
 
-    /// An answer carried no signature at all.
+    /// Counts a response without a signature.
     pub fn record_unsigned(&self) {
         self.signature_failures.with_label_values(&[UNSIGNED]).inc();
     }
 
-    /// This many key files and secrets cannot be read any more, or hold what cannot be used.
+    /// Sets the number of key files and secrets that are no longer usable.
     pub fn set_key_files_failing(&self, count: usize) {
         self.key_files_failing.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
@@ -238,40 +236,40 @@ impl Metrics {
         self.console_denials.with_label_values(&[why.as_str()]).inc();
     }
 
-    /// The provider's clock less ours.
+    /// Sets the provider's clock minus ours, in seconds.
     pub fn set_clock_skew(&self, seconds: f64) {
         self.clock_skew.set(seconds);
     }
 
-    /// The provider's clock less ours when it last answered, in seconds; 0 before.
+    /// The provider's clock minus ours by the last response, in seconds; 0 before the first.
     pub fn last_clock_skew(&self) -> f64 {
         self.clock_skew.get()
     }
 
-    /// A connection to the broker was built.
+    /// A broker session was established.
     pub fn record_connected(&self) {
         self.sessions_started.inc();
         self.connected.set(1);
     }
 
-    /// The connection to the broker is gone.
+    /// The broker session has ended.
     pub fn record_disconnected(&self) {
         self.connected.set(0);
         self.blocked.set(0);
         self.consuming.set(0);
     }
 
-    /// Whether the broker blocks our publishing.
+    /// Sets whether the broker blocks our publishing.
     pub fn set_blocked(&self, blocked: bool) {
         self.blocked.set(i64::from(blocked));
     }
 
-    /// Whether commands are being consumed.
+    /// Sets whether commands are consumed.
     pub fn set_consuming(&self, consuming: bool) {
         self.consuming.set(i64::from(consuming));
     }
 
-    /// Why calls are held back; `None` if they are not.
+    /// Sets why calls are held back; `None` if they are not.
     pub fn set_circuit(&self, held_back: Option<CallDelay>) {
         self.circuit_open.set(i64::from(held_back.is_some()));
         for each in CallDelay::ALL {
@@ -283,11 +281,11 @@ impl Metrics {
         }
     }
 
-    /// What the status page shows.
+    /// The values of the status page.
     pub fn snapshot(&self) -> Snapshot {
         let ended = |kind: OutcomeKind| {
             let sum = |reason: &str| self.outcomes.with_label_values(&[kind.as_str(), reason]).get();
-            let reported = Reason::ALL.into_iter().filter(|reason| event_types_of(kind, *reason));
+            let reported = Reason::ALL.into_iter().filter(|reason| is_reason_of(kind, *reason));
             match kind {
                 OutcomeKind::Redeemed => sum(""),
                 _ => reported.map(|reason| sum(reason.as_str())).sum(),
@@ -321,7 +319,7 @@ impl Metrics {
         self.in_flight.get()
     }
 
-    /// Everything in the text format of Prometheus.
+    /// All metrics in the text format of Prometheus.
     pub fn render(&self) -> String {
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
     }
@@ -339,23 +337,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dead_letter_in_hand_counts_with_those_that_wait() {
+    fn dead_letter_in_hand_counts_as_waiting() {
         let metrics = Metrics::default();
-        metrics.dead_letter_in_hand(true);
+        metrics.set_dead_letter_in_hand(true);
         for (queue, counted) in [(Queue::Dead, 1), (Queue::Parked, 0)] {
             metrics.set_queue_depth(queue, Some(0));
             assert_eq!(metrics.depth.with_label_values(&[queue.as_str()]).get(), f64::from(counted));
         }
         assert_eq!(metrics.dead_letters(), 1);
-        metrics.dead_letter_in_hand(false);
+        metrics.set_dead_letter_in_hand(false);
         metrics.set_queue_depth(Queue::Dead, Some(0));
         assert_eq!(metrics.dead_letters(), 0);
         metrics.set_queue_depth(Queue::Dead, None);
-        assert_eq!(metrics.dead_letters(), 0, "nobody knows, and nothing is swept");
+        assert_eq!(metrics.dead_letters(), 0, "unknown, and nothing is swept");
     }
 
     #[test]
-    fn a_delivery_that_is_neither_settled_nor_held_shows() {
+    fn unaccounted_delivery_is_shown() {
         let metrics = Metrics::default();
         metrics.record_taken(Arrival::First);
         metrics.record_taken(Arrival::Retry);
@@ -367,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_deadline_that_passed_counts_as_one() {
+    fn deadline_exceeded_counts_only_deadlines() {
         let metrics = Metrics::default();
         for reason in [Reason::AttemptsExhausted, Reason::CorruptRetryMessage, Reason::DeadlinePassed] {
             metrics.record_outcome(&Outcome::Unresolved { reason, coupon: None, rejection: None }, None);

@@ -1,10 +1,9 @@
-//! Spans for those who collect them: one for a command's stay, one for each operation, one for each publish.
+//! Traces: one span for each delivery of a command, with a child span for each call and each publish.
 //!
-//! Spans are made by the OpenTelemetry API itself and nowhere but here, so that nothing about them is implicit: a
-//! [`CommandSpan`] is handed down the same way as a delivery. Where no collector is configured nothing is recorded, and the
-//! trace context that the command brought is handed on as it came. A collector that is slow or gone costs spans,
-//! never time: they wait in a bounded queue, a thread of the library sends them, and what finds the queue full is
-//! dropped.
+//! Only this file makes spans, by the OpenTelemetry API itself: a [`CommandSpan`] is passed on like a delivery. Without a
+//! collector nothing is recorded, and the trace context of a command is passed on unchanged. A slow or unavailable
+//! collector costs spans and never time: they wait in a bounded queue, a thread of the library exports them, and further
+//! spans are dropped.
 
 use std::fmt;
 use std::future::Future;
@@ -32,27 +31,27 @@ use uuid::Uuid;
 
 use super::untrusted::{FRAGMENT_CHARS_MAX, Untrusted, visible_within};
 
-/// Where spans go.
+/// The settings of the export.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TraceSettings {
     /// The collector's base URL, such as `http://127.0.0.1:4318`; spans go to `/v1/traces` below it.
     pub endpoint: String,
-    /// The share of traces begun here that is recorded, 0 to 1. A trace begun elsewhere keeps its sender's choice.
+    /// The share of new traces that is recorded, 0 to 1. A continued trace keeps the choice of its sender.
     pub sample: f64,
-    /// The longest wait for the collector to take a batch.
+    /// The longest wait for the collector to accept a batch.
     pub timeout: Duration,
-    /// Spans that wait at most; what comes on top is dropped.
+    /// The most spans that wait; further ones are dropped.
     pub queue: usize,
-    /// The longest time that a span waits for others to be sent with.
+    /// The longest time that a span waits for its batch.
     pub every: Duration,
 }
 
-/// Why no spans can be made.
+/// Why spans cannot be exported.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct TraceSetupError(String);
 
-/// Makes spans, or hands trace context on as it came.
+/// Makes spans, or passes trace context on unchanged.
 #[derive(Debug, Clone)]
 pub struct Traces(Option<(SdkTracer, SdkTracerProvider)>);
 
@@ -62,11 +61,11 @@ impl Traces {
         Self(None)
     }
 
-    /// Begins to send spans. To be called inside the runtime, which carries the calls to the collector.
+    /// Starts the export. It must be called within the runtime that makes the calls to the collector.
     ///
     /// # Errors
-    /// [`TraceSetupError`] if the endpoint is no URL or the HTTP client cannot be made. A collector that is not there
-    /// is no error.
+    /// [`TraceSetupError`] if the endpoint is not a URL or the HTTP client cannot be created. An unavailable collector
+    /// is not an error.
     pub fn start(settings: &TraceSettings) -> Result<Self, TraceSetupError> {
         let exporter = exporter(settings)?;
         let batches = BatchConfigBuilder::default()
@@ -88,26 +87,31 @@ impl Traces {
         Ok(Self(Some((provider.tracer("redeemer"), provider))))
     }
 
-    /// Whether it could be started, without doing so.
+    /// Checks whether the export could be started.
     ///
     /// # Errors
-    /// As of [`Self::start`].
+    /// As for [`Self::start`].
     pub fn check(settings: &TraceSettings) -> Result<(), TraceSetupError> {
         exporter(settings).map(drop)
     }
 
-    /// A command's stay begins: it was taken from `queue` at `at`.
-    pub fn start_command(&self, queue: &str, came: ParentContext<'_>, at: Timestamp) -> CommandSpan {
-        let brought = came.traceparent.map(str::to_owned);
+    /// Starts the span of a command that was taken from `queue` at `at`.
+    pub fn start_command(
+        &self,
+        queue: &str,
+        parent_context: ParentContext<'_>,
+        at: Timestamp,
+    ) -> CommandSpan {
+        let brought = parent_context.traceparent.map(str::to_owned);
         let live = self.0.as_ref().map(|(tracer, _)| {
-            let parent = came.traceparent.and_then(parse).map_or_else(Context::new, within);
+            let parent = parent_context.traceparent.and_then(parse).map_or_else(Context::new, within);
             let attributes = [
                 KeyValue::new("messaging.system", "rabbitmq"),
                 KeyValue::new("messaging.operation.type", "process"),
                 KeyValue::new("messaging.destination.name", queue.to_owned()),
-                KeyValue::new("redemption.arrival", came.arrival),
+                KeyValue::new("redemption.arrival", parent_context.arrival),
             ];
-            let links = came.left_by.and_then(parse).map(Link::with_context);
+            let links = parent_context.delayed_by.and_then(parse).map(Link::with_context);
             let span = tracer
                 .span_builder("take")
                 .with_kind(SpanKind::Consumer)
@@ -119,11 +123,11 @@ impl Traces {
             Live { tracer: tracer.clone(), span, here }
         });
         let here = live.as_ref().map(|live| live.span.span_context().trace_id().to_string());
-        let trace_id = here.or_else(|| Some(parse(came.traceparent?)?.trace_id().to_string()));
+        let trace_id = here.or_else(|| Some(parse(parent_context.traceparent?)?.trace_id().to_string()));
         CommandSpan { brought, trace_id, live }
     }
 
-    /// Sends what still waits, within `limit`.
+    /// Exports the spans that still wait, within `limit`.
     pub async fn finish(self, limit: Duration) {
         let Some((tracer, provider)) = self.0 else { return };
         drop(tracer);
@@ -135,7 +139,7 @@ impl Traces {
     }
 }
 
-/// What sends spans to the collector.
+/// The exporter.
 fn exporter(settings: &TraceSettings) -> Result<SpanExporter, TraceSetupError> {
     let http = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
@@ -144,10 +148,10 @@ fn exporter(settings: &TraceSettings) -> Result<SpanExporter, TraceSetupError> {
         .timeout(settings.timeout)
         .build()
         .map_err(|error| TraceSetupError(error.to_string()))?;
-    let courier = Exporter { http, runtime: Handle::current(), failing: AtomicBool::new(false) };
+    let exporting = Exporter { http, runtime: Handle::current(), failing: AtomicBool::new(false) };
     SpanExporter::builder()
         .with_http()
-        .with_http_client(courier)
+        .with_http_client(exporting)
         .with_protocol(Protocol::HttpBinary)
         .with_endpoint(format!("{}/v1/traces", settings.endpoint.trim_end_matches('/')))
         .with_timeout(settings.timeout)
@@ -155,18 +159,18 @@ fn exporter(settings: &TraceSettings) -> Result<SpanExporter, TraceSetupError> {
         .map_err(|error| TraceSetupError(error.to_string()))
 }
 
-/// What a command brought of a trace.
+/// The trace context of a delivery.
 #[derive(Debug, Clone, Copy)]
 pub struct ParentContext<'a> {
-    /// Its own trace context: the stay becomes a child of it.
+    /// Its own trace context: the parent of its span.
     pub traceparent: Option<&'a str>,
-    /// The stay that put it away, if it is a copy: the stay is linked to it.
-    pub left_by: Option<&'a str>,
-    /// How it came.
+    /// The span that delayed it, if it is a retry message: its span is linked to that one.
+    pub delayed_by: Option<&'a str>,
+    /// How it arrived.
     pub arrival: &'static str,
 }
 
-/// One stay of a command: from being taken to being settled.
+/// The span of one delivery of a command, until it is settled.
 #[derive(Debug)]
 pub struct CommandSpan {
     brought: Option<String>,
@@ -178,36 +182,36 @@ pub struct CommandSpan {
 struct Live {
     tracer: SdkTracer,
     span: Span,
-    /// What is begun within this stay has it as parent.
+    /// The parent of child spans.
     here: Context,
 }
 
 impl CommandSpan {
-    /// The trace's id, for the log: 32 hex digits.
+    /// The id of the trace, for the log: 32 hex digits.
     pub fn trace_id(&self) -> Option<&str> {
         self.trace_id.as_deref()
     }
 
-    /// What is worth knowing of the stay.
+    /// Sets an attribute.
     pub fn set_attribute(&mut self, key: &'static str, value: impl Into<opentelemetry::Value>) {
         if let Some(live) = &mut self.live {
             live.span.set_attribute(KeyValue::new(key, visible(value.into())));
         }
     }
 
-    /// The stay ends without success, in words that hold no secret.
-    pub fn failed(&mut self, why: &str) {
+    /// Records a failure, in words without a secret.
+    pub fn record_failure(&mut self, why: &str) {
         if let Some(live) = &mut self.live {
             live.span.set_status(Status::error(Untrusted(why).to_string()));
         }
     }
 
-    /// An operation is sent.
+    /// Starts the span of a call.
     pub fn start_call(&self, operation: &'static str) -> ChildSpan {
         self.child(operation, SpanKind::Client)
     }
 
-    /// Something is published.
+    /// Starts the span of a publish.
     pub fn start_publish(&self, name: &'static str) -> ChildSpan {
         self.child(name, SpanKind::Producer)
     }
@@ -220,8 +224,8 @@ impl CommandSpan {
         ChildSpan { traceparent: Some(write(span.span_context())), span: Some(span) }
     }
 
-    /// What a copy carries so that its next stay joins the same trace, and is linked to this one: the trace context
-    /// of the command, and that of this stay. Nothing if no spans are made.
+    /// The trace contexts that a retry message carries: that of the command, which its next span continues, and that of this
+    /// span, to which the next one is linked. `None` without a collector.
     pub fn propagated(&self) -> Option<(String, String)> {
         let live = self.live.as_ref()?;
         let here = write(live.span.span_context());
@@ -229,7 +233,7 @@ impl CommandSpan {
     }
 }
 
-/// One operation or one publish. Its span ends with it.
+/// The span of one call or one publish. It ends when this is dropped.
 #[derive(Debug)]
 pub struct ChildSpan {
     traceparent: Option<String>,
@@ -237,27 +241,27 @@ pub struct ChildSpan {
 }
 
 impl ChildSpan {
-    /// What is handed on with it.
+    /// The trace context that is passed on.
     pub fn traceparent(&self) -> Option<&str> {
         self.traceparent.as_deref()
     }
 
-    /// What is worth knowing of it.
+    /// Sets an attribute.
     pub fn set_attribute(&mut self, key: &'static str, value: impl Into<opentelemetry::Value>) {
         if let Some(span) = &mut self.span {
             span.set_attribute(KeyValue::new(key, visible(value.into())));
         }
     }
 
-    /// It did not succeed, in words that hold no secret.
-    pub fn failed(&mut self, why: &str) {
+    /// Records a failure, in words without a secret.
+    pub fn record_failure(&mut self, why: &str) {
         if let Some(span) = &mut self.span {
             span.set_status(Status::error(Untrusted(why).to_string()));
         }
     }
 }
 
-/// A value that holds text, on one line and bounded.
+/// A value with its texts on one line and bounded.
 fn visible(value: Value) -> Value {
     match value {
         Value::String(text) => visible_within(text.as_str(), FRAGMENT_CHARS_MAX).into(),
@@ -293,11 +297,11 @@ fn write(context: &SpanContext) -> String {
     format!("00-{}-{}-{flags:02x}", context.trace_id(), context.span_id())
 }
 
-/// Carries batches to the collector. The library's thread has no runtime of its own, so the call is made on ours.
+/// Sends batches to the collector. The thread of the library has no runtime of its own, so the call is made on ours.
 struct Exporter {
     http: reqwest::Client,
     runtime: Handle,
-    /// Reported once when it begins to fail and once when it is over, not with every batch.
+    /// Whether the last export failed: only changes are logged.
     failing: AtomicBool,
 }
 
@@ -307,7 +311,7 @@ impl fmt::Debug for Exporter {
     }
 }
 
-/// The longest answer of a collector that is looked at, in bytes.
+/// The longest response of a collector that is read, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 impl Exporter {
@@ -360,13 +364,13 @@ impl HttpClient for Exporter {
         Self: 'b,
     {
         Box::pin(async move {
-            let answer = self.send(request).await;
-            self.export(match &answer {
-                Ok(answer) if answer.status().is_success() => None,
-                Ok(answer) => Some(format!("it answers {}", answer.status())),
+            let response = self.send(request).await;
+            self.export(match &response {
+                Ok(response) if response.status().is_success() => None,
+                Ok(response) => Some(format!("status {}", response.status())),
                 Err(error) => Some(error.to_string()),
             });
-            answer
+            response
         })
     }
 }
@@ -399,13 +403,14 @@ mod tests {
 
     #[test]
     fn without_a_collector_the_context_is_handed_on_as_it_came() {
-        let came = |traceparent| ParentContext { traceparent, left_by: None, arrival: "first" };
-        let stay = Traces::off().start_command("commands", came(Some(TRACE)), Timestamp::UNIX_EPOCH);
+        let parent_context = |traceparent| ParentContext { traceparent, delayed_by: None, arrival: "first" };
+        let stay =
+            Traces::off().start_command("commands", parent_context(Some(TRACE)), Timestamp::UNIX_EPOCH);
         assert_eq!(stay.start_call("redeem").traceparent(), Some(TRACE));
         assert_eq!(stay.start_publish("event").traceparent(), Some(TRACE));
         assert_eq!(stay.trace_id(), Some("0af7651916cd43dd8448eb211c80319c"));
         assert_eq!(stay.propagated(), None);
-        let stay = Traces::off().start_command("commands", came(None), Timestamp::UNIX_EPOCH);
+        let stay = Traces::off().start_command("commands", parent_context(None), Timestamp::UNIX_EPOCH);
         assert_eq!((stay.start_call("redeem").traceparent(), stay.trace_id()), (None, None));
     }
 }

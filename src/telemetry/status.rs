@@ -8,13 +8,13 @@ use serde::Serialize;
 use crate::telemetry::masking::without_openids;
 use crate::telemetry::untrusted::{VALUE_CHARS_MAX, visible_within};
 
-/// What a reason or a warning is about. Closed: programs and tests read the code, people read the words.
+/// The code of a reason or a warning, for programs and tests. The list is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(into = "&'static str")]
 pub enum ReasonCode {
     /// Not connected to the broker yet.
     Starting,
-    /// Shutting down in good order.
+    /// Shutting down.
     Stopping,
     /// Connected; the consumer is not running yet.
     NotConsuming,
@@ -22,7 +22,7 @@ pub enum ReasonCode {
     NoVerificationKey,
     /// No session with the broker.
     BrokerUnavailable,
-    /// The broker blocks publishing, for want of memory or disk.
+    /// The broker blocks publishing, because memory or disk is low.
     BrokerBlocked,
     /// Results or retry messages are not accepted; commands are held.
     PublishingRejected,
@@ -97,12 +97,12 @@ impl ReasonCode {
         }
     }
 
-    /// Whether it passes by itself in the first moments of a start.
+    /// Whether it belongs to every start.
     pub fn is_starting(self) -> bool {
         matches!(self, Self::Starting | Self::NotConsuming)
     }
 
-    /// Whether the payment API, or our standing with it, is the cause: the backlog waits.
+    /// Whether calls to the payment API are held back: the backlog waits.
     pub fn is_about_provider(self) -> bool {
         matches!(
             self,
@@ -125,14 +125,14 @@ impl From<ReasonCode> for &'static str {
 /// A reason why the service is not ready, or a warning.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct StatusReason {
-    /// What it is about.
+    /// The code.
     pub code: ReasonCode,
-    /// What broke, the likely cause and the remedy, for people.
+    /// The fault, its likely cause and the remedy.
     pub words: String,
 }
 
 impl StatusReason {
-    /// A reason in words.
+    /// `words` are for operators.
     pub fn new(code: ReasonCode, words: impl Into<String>) -> Self {
         Self { code, words: words.into() }
     }
@@ -143,7 +143,7 @@ impl StatusReason {
     }
 }
 
-/// Reasons as text, with a separator between two.
+/// The reasons as one text.
 pub fn join(reasons: &[StatusReason], separator: &str) -> String {
     reasons.iter().map(StatusReason::to_string).collect::<Vec<_>>().join(separator)
 }
@@ -155,52 +155,52 @@ impl fmt::Display for StatusReason {
     }
 }
 
-/// What is going on, in words.
+/// The state of the service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Status {
-    /// When the main loop last turned.
-    #[serde(rename = "turned_at")]
-    pub turned: Timestamp,
+    /// The last heartbeat of the main loop.
+    #[serde(rename = "heartbeat_at")]
+    pub heartbeat: Timestamp,
     /// Host, port and virtual host of the broker, while connected.
     pub broker: Option<String>,
     /// Whether commands are being consumed.
     pub consuming: bool,
     /// Commands held now.
     pub in_flight: usize,
-    /// Everything that stands in the way of work, in words; empty when ready.
+    /// Why the service is not ready; empty if it is.
     pub reasons: Vec<StatusReason>,
-    /// What needs somebody's attention and keeps nothing else from being worked on, in words.
+    /// Faults that need attention and stop nothing else.
     pub warnings: Vec<StatusReason>,
-    /// What an operator should know, though work goes on.
+    /// Conditions that operators should know.
     pub notices: Vec<Notice>,
 }
 
-/// Something that an operator should know.
+/// A condition that operators should know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Notice {
-    /// What it is about.
+    /// Its kind.
     pub kind: NoticeKind,
-    /// In words.
+    /// Its description.
     pub words: String,
 }
 
-/// What a notice is about.
+/// The kind of a notice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NoticeKind {
-    /// Fewer calls are made than are configured, because the provider throttles.
+    /// The rate is below the configured limit, because the provider throttles.
     RateReduced,
-    /// Responses carry no signature that can be verified.
-    NotBelieved,
+    /// Responses cannot be verified.
+    ResponsesUnverified,
 }
 
 impl Status {
-    /// The state of a process that has just begun.
+    /// The state of a process that has just started.
     pub fn starting(now: Timestamp) -> Self {
         let reasons =
             vec![StatusReason::new(ReasonCode::Starting, "starting: not connected to the broker yet")];
         Self {
-            turned: now,
+            heartbeat: now,
             broker: None,
             consuming: false,
             in_flight: 0,
@@ -210,7 +210,7 @@ impl Status {
         }
     }
 
-    /// The words of others among it visible and without an openid, as pages and probes show it.
+    /// With hidden characters visible and without openids, as pages and probes show it.
     pub fn visible(mut self) -> Self {
         let notices = self.notices.iter_mut().map(|notice| &mut notice.words);
         let reasons = self.reasons.iter_mut().chain(&mut self.warnings).map(|reason| &mut reason.words);

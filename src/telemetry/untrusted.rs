@@ -1,7 +1,7 @@
-//! The door for text that others wrote: publishers, the payment API, the broker, anyone who answers in their place. It
-//! leads to the log, terminals, readiness, pages and spans.
+//! Text from outside, from publishers, the payment API, the broker or a party in their place, on its way to the log,
+//! terminals, readiness, pages and spans.
 //!
-//! A text is bounded, every character that shows nothing of itself or changes how others are shown is written out as
+//! A text is bounded, every invisible character, and every one that changes how others are shown, is written out as
 //! `\u202e` is here, and what may be an openid is shortened. That escape is JSON's own, so that a line of JSON stays the
 //! same JSON.
 
@@ -10,12 +10,12 @@ use std::fmt;
 
 use crate::telemetry::masking::Masked;
 
-/// The longest fragment of others' text within a text of ours, in characters.
+/// The longest fragment from outside within a text of ours, in characters.
 pub const FRAGMENT_CHARS_MAX: usize = 256;
 /// The longest value of a field in the log, in characters.
 pub const VALUE_CHARS_MAX: usize = 2_048;
 
-/// Whether a character shows nothing of itself, or changes how its neighbors are shown: controls, directions, joiners,
+/// Whether a character is invisible, or changes how its neighbors are shown: controls, directions, joiners,
 /// selectors, fillers, tags, and every white space but the plain and the ideographic one.
 pub fn is_hidden(c: char) -> bool {
     c.is_control()
@@ -69,7 +69,7 @@ pub(super) fn cut(text: &str, chars_max: usize) -> Option<(&str, String)> {
     Some((shown, format!("… ({} more)", left_out.chars().count())))
 }
 
-/// A fragment of others' text within a text of ours: visible, without an openid, and of [`FRAGMENT_CHARS_MAX`]
+/// A fragment from outside within a text of ours: visible, without an openid, and of [`FRAGMENT_CHARS_MAX`]
 /// characters at most.
 #[derive(Debug, Clone, Copy)]
 pub struct Untrusted<'a>(pub &'a str);

@@ -91,7 +91,7 @@ pub struct Client {
     names: [String; 2],
     hosts: Mutex<HostChoice>,
     keys: SharedKeyring,
-    /// When the client was created: the start of the guard's clock.
+    /// When the client was created: the start of the clock of the replay guard.
     made: Instant,
     replays: Mutex<ReplayGuard>,
 }

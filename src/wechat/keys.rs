@@ -45,7 +45,7 @@ pub enum KeyFault {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: std::io::Error,
     },
     /// Other users may read the secret.
@@ -357,7 +357,7 @@ impl PublicKeys {
         self.0.insert(serial, key);
     }
 
-    /// Adds those of these keys whose serials are not there yet: what an operator has configured stays.
+    /// Adds keys with new serials: a configured key is kept.
     pub fn extend(&mut self, more: Self) {
         for (serial, key) in more.0 {
             self.0.entry(serial).or_insert(key);
@@ -388,7 +388,7 @@ impl PublicKeys {
 pub struct KeyFiles {
     /// The merchant's private key; none means that the environment holds it.
     pub merchant_key: Option<PathBuf>,
-    /// The merchant API certificate that belongs to it, where its serial is read from there.
+    /// The merchant API certificate that belongs to it, if its serial is read from there.
     pub merchant_certificate: Option<PathBuf>,
     /// The provider's public keys: serial (`PUB_KEY_ID_…`) and file.
     pub public_keys: BTreeMap<String, PathBuf>,
@@ -551,7 +551,7 @@ fn serial_of(certificate: &X509Certificate<'_>) -> String {
 /// Reads a secret that is text, as [`secret_file::open`] admits it: without a byte order mark.
 ///
 /// # Errors
-/// [`KeyFault`] where others may read it, if we may not, and if it is no text.
+/// [`KeyFault`] if others may read it, if we may not, or if it is not text.
 pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, KeyFault> {
     let bytes = read_key(path)?;
     let text = pem::text(&bytes).map_err(|found| KeyFault::NotText { path: path.to_owned(), found })?;
@@ -561,7 +561,7 @@ pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, KeyFault> {
 /// Reads a secret of any form, as [`secret_file::open`] admits it.
 ///
 /// # Errors
-/// [`KeyFault::Exposed`] where others may read it, [`KeyFault::Unreadable`] if we may not.
+/// [`KeyFault::Exposed`] if others may read it, [`KeyFault::Unreadable`] if we may not.
 pub fn read_key(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyFault> {
     let file = secret_file::open(path).map_err(|refused| match refused {
         NotOpened::Unreadable(source) => KeyFault::Unreadable { path: path.to_owned(), source },
@@ -571,7 +571,7 @@ pub fn read_key(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyFault> {
     read(file, path, SECRET_BYTES_MAX)
 }
 
-/// Reads a file that anybody may read.
+/// Reads a file that is not secret.
 ///
 /// # Errors
 /// [`KeyFault::Unreadable`], [`KeyFault::TooLarge`]

@@ -33,7 +33,7 @@ pub enum Found {
     DerCertificate,
     /// Text in UTF-16, as some editors save it.
     Utf16,
-    /// Other bytes that are no text.
+    /// Other bytes that are not text.
     Binary,
     /// A certificate.
     Certificate,
@@ -103,7 +103,7 @@ impl Found {
             Self::DerPublicKey => "holds a public key in DER, the binary form",
             Self::DerCertificate => "holds a certificate in DER, the binary form",
             Self::Utf16 => "is text in UTF-16",
-            Self::Binary => "is no text",
+            Self::Binary => "is not text",
             Self::Certificate => "holds a certificate",
             Self::CertificateRequest => "holds a request for a certificate",
             Self::PublicKey => "holds a public key",
@@ -222,10 +222,10 @@ fn plain(label: &str, der: &[u8]) -> String {
     format!("{BEGIN}{label}{DASHES}\n{}{END}{label}{DASHES}\n", lines.collect::<String>())
 }
 
-/// A text that is no PEM, such as a token: without a byte order mark.
+/// A text other than PEM, such as a token: without a byte order mark.
 ///
 /// # Errors
-/// [`Found::Utf16`] and [`Found::Binary`] if the bytes are no UTF-8.
+/// [`Found::Utf16`] and [`Found::Binary`] if the bytes are not UTF-8.
 pub fn text(bytes: &[u8]) -> Result<&str, Found> {
     if is_utf16(bytes) {
         return Err(Found::Utf16);

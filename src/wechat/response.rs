@@ -213,7 +213,7 @@ fn skip_text(rest: &mut &[u8]) -> bool {
             *rest = after;
             return plain;
         }
-        // An escaped character is no closing mark.
+        // An escaped character does not close the text.
         plain &= after.first() != Some(&b'u');
         *rest = after.get(1..).unwrap_or_default();
     }
@@ -284,7 +284,7 @@ fn with_whole_characters(json: &str) -> Cow<'_, str> {
                 kept = at;
             }
             (Some(_), _) => at += 6,
-            // The next byte may begin a longer character, though it is no JSON anyway.
+            // The next byte may begin a longer character, though it is not JSON anyway.
             (None, _) => at += 1 + json[at + 1..].chars().next().map_or(1, char::len_utf8),
         }
     }
@@ -375,7 +375,7 @@ impl<'de> Deserialize<'de> for Members<'de> {
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
                 match list.next_element::<IgnoredAny>()? {
                     None => Ok(Members(Vec::new())),
-                    Some(_) => Err(A::Error::custom("a list is no object")),
+                    Some(_) => Err(A::Error::custom("a list is not an object")),
                 }
             }
         }

@@ -1,7 +1,6 @@
 //! Who may read a file with a secret: its owner, or the group that root grants it to.
 //!
-//! A service that may not write its own secrets is what a careful administrator makes with `install -m 640 -g redeemer`,
-//! and Kubernetes with `fsGroup`. The same file must be good for root, too, who runs `redeemer check` beside the service,
+//! `install -m 640 -g redeemer`, and `fsGroup` of Kubernetes, make a secret that the service may read and not write. The same file must be good for root, too, who runs `redeemer check` beside the service,
 //! and for an operator who has the group among the supplementary ones. No remedy takes the service's right to read away.
 
 use std::fmt;
@@ -14,7 +13,7 @@ use crate::policy::file_name::{Shown, quote};
 /// The group of the unit that is shipped, and its user.
 pub const SERVICE_GROUP: &str = "redeemer";
 
-/// Who we are, as far as files go.
+/// The ids of a process for the access to files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reader {
     /// The effective user.
@@ -55,7 +54,7 @@ impl Permissions {
         Self { uid: found.uid(), gid: found.gid(), mode: found.mode() & 0o777 }
     }
 
-    /// Whether a secret may have these permissions, as `reader` finds it.
+    /// Whether a secret may have these permissions if `reader` reads it.
     pub fn admit(self, reader: &Reader) -> bool {
         let Self { uid, gid, mode } = self;
         // Lent by root to one group, which may do no more than read. Root itself may be of any group.
@@ -69,7 +68,7 @@ impl Permissions {
 pub struct Exposure {
     /// Of the file.
     pub permissions: Permissions,
-    /// Who found it.
+    /// The process that found it.
     pub reader: Reader,
     /// The group of the service's usual name, if there is one.
     pub service_group: Option<u32>,

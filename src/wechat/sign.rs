@@ -13,7 +13,7 @@ use crate::wechat::keys::MerchantKey;
 /// The authentication scheme of partner mode.
 pub const SCHEME: &str = "WECHATPAY2-SHA256-RSA2048";
 
-/// Who signs.
+/// The caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Merchant {
     /// The service provider's merchant number.
@@ -38,10 +38,10 @@ impl Signed {
 /// Why a request could not be signed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CannotSign {
-    /// The key refused; it was checked when it was read, so this does not happen while memory is sound.
+    /// The library failed; the key was checked when it was read, so this is not expected.
     #[error("the merchant key could not make a signature")]
     Key,
-    /// Merchant number or serial cannot stand in a header.
+    /// The merchant number or the serial is invalid in a header.
     #[error("the merchant number or serial has characters that no header may carry")]
     Header,
 }
@@ -52,7 +52,7 @@ pub fn canonical(method: &str, target: &str, timestamp: i64, nonce: &str, body: 
     [head.as_bytes(), body, b"\n"].concat()
 }
 
-/// Signs one request. `nonce` is the chance that makes it unlike any other.
+/// Signs one request. `nonce` is random.
 ///
 /// # Errors
 /// [`CannotSign`]

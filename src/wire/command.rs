@@ -1,4 +1,4 @@
-//! Reads a command: bytes to [`Redemption`], or to every fault in them at once.
+//! Decodes a command: bytes to [`Redemption`], or to all its faults at once.
 //!
 //! Two spellings are accepted. Flat: every field side by side. Nested, as the PHP SDK takes it: `openid` and
 //! `coupon_code`, and the rest under `json`. An unknown field is a fault, because a misspelled optional field must
@@ -119,7 +119,7 @@ pub fn decode(bytes: &[u8]) -> Result<Redemption, Box<Rejected>> {
 fn kind(error: &serde_json::Error) -> &'static str {
     match error.classify() {
         serde_json::error::Category::Eof => "it ends too early",
-        _ => "a character that cannot stand there, or too deep a nesting",
+        _ => "an unexpected character, or too deep a nesting",
     }
 }
 
@@ -667,11 +667,11 @@ mod tests {
 
     #[test]
     fn a_fault_in_an_order_hides_no_other_and_makes_none() {
-        let check = |order: &str, wanted: &[&str]| {
+        let check = |order: &str, expected: &[&str]| {
             let reported = pointers(&altered(NUMBERS, order));
-            let wanted: Vec<_> =
-                wanted.iter().map(|field| format!("/associated_order_info{field}")).collect();
-            assert_eq!(reported, wanted, "{order}");
+            let expected: Vec<_> =
+                expected.iter().map(|field| format!("/associated_order_info{field}")).collect();
+            assert_eq!(reported, expected, "{order}");
         };
         check(r#"{"out_trade_no": "T1", "sub_mchid": 5}"#, &["/sub_mchid", "/mchid"]);
         check(r#"{"transaction_id": 5, "out_trade_no": "T1"}"#, &["/transaction_id", "/mchid"]);

@@ -18,7 +18,7 @@ pub struct Member {
     pub path: &'static str,
     /// Its type and unit.
     pub kind: Kind,
-    /// When it is there, within the object that holds it.
+    /// When it is present, within the object that holds it.
     pub when: When,
     /// Where it is documented.
     pub revision: Revision,
@@ -35,7 +35,7 @@ pub struct Member {
 /// A word of an enumeration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Word {
-    /// As it is sent.
+    /// The word as sent.
     pub word: &'static str,
     /// Where it is documented.
     pub revision: Revision,
@@ -93,7 +93,7 @@ pub enum Kind {
     Urls,
 }
 
-/// When a member is there, within the object that holds it.
+/// When a member is present, within the object that holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the words of each are in `english`")]
 pub enum When {
@@ -197,7 +197,7 @@ impl Kind {
 }
 
 impl When {
-    /// In English and in Chinese; what stands in backticks is equal.
+    /// In English and in Chinese; text in backticks is the same in both.
     pub fn words(self) -> (&'static str, &'static str) {
         match self {
             Self::Always => ("always", "必有"),
@@ -316,7 +316,7 @@ impl Member {
             .collect()
     }
 
-    /// What a schema says of it: meaning, unit, when, words.
+    /// Its description in a schema: meaning, unit, condition, words.
     fn description(&self) -> String {
         let mut text = self.english.to_owned();
         if let Some((unit, _)) = self.kind.unit() {
@@ -388,7 +388,7 @@ fn capitalized(word: &str) -> String {
     first.into_iter().flat_map(char::to_uppercase).chain(rest).collect()
 }
 
-/// What the service reads of every entity before it passes it on, and all that is left of one that is reduced.
+/// The members that the service itself reads, and the only ones of a reduced entity.
 const REQUIRED: [&str; 2] = ["coupon_code", "coupon_state"];
 
 /// The schema of the entity, or null: every documented member, and room for all others.

@@ -644,7 +644,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Whatever stands in them, and whether or not they can be read: other parts, another id.
+        /// Different parts make a different id, whether or not they can be read.
         #[test]
         fn no_two_identities_make_one_id(
             one in proptest::array::uniform5(proptest::option::of("[0-9:,a-]{0,4}")),

@@ -34,7 +34,7 @@ pub const REJECTION: &str = "x-redemption-rejection";
 pub const SUSPENDED: &str = "x-redemption-suspended";
 /// From when a query counts as negative, RFC 3339. Absent if that is unknown.
 pub const NEGATIVES_FROM: &str = "x-redemption-negatives-from";
-/// Before this time nobody can have sent the command, RFC 3339. Absent if that is unknown.
+/// The time before which no instance can have sent the command, RFC 3339. Absent if that is unknown.
 pub const UNSENT_BEFORE: &str = "x-redemption-unsent-before";
 /// The coupon's state in the last signed response that reports one. Absent if none did.
 pub const COUPON_STATE: &str = "x-redemption-coupon-state";
@@ -76,7 +76,7 @@ pub struct Restored {
     pub evidence: Vec<Evidence>,
 }
 
-/// What is wrong with the headers of a retry message.
+/// The fault in the headers of a retry message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CorruptRetryMessage {
     /// A header of the set is missing.

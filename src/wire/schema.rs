@@ -112,7 +112,7 @@ struct Nested {
     json: Body,
 }
 
-/// Writes down the fields of a body once, for both spellings: a flattened struct would lose its strictness.
+/// Declares the fields of a body once, for both spellings: a flattened struct would not be strict.
 macro_rules! bodies {
     ($($(#[$meta:meta])* struct $name:ident { $($before:tt)* })*) => {$(
         $(#[$meta])*
@@ -225,7 +225,7 @@ fn without_null(schema: &mut Schema) {
         let choice = choice.clone();
         schema.remove("anyOf");
         for (key, value) in choice {
-            // The words beside the field are about the field; those of its type stand behind.
+            // The description of the field comes first, then that of its type.
             schema.ensure_object().entry(key).or_insert(value);
         }
     }
@@ -258,7 +258,7 @@ impl JsonSchema for UseTime {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        // The calendar is looked at by the decoder alone.
+        // Only the decoder checks the calendar.
         let date = "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])";
         let time = "([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\\.[0-9]{1,9})?)?";
         let zone = "(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])";

@@ -33,7 +33,7 @@ fn answer(service: &Service, request: &[u8]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_admin_port_survives_slow_huge_malformed_and_parallel_requests() {
+async fn admin_port_survives_hostile_requests() {
     let bed = Bed::new().await;
     let service = bed.start().await;
     tokio::task::block_in_place(|| {
@@ -84,7 +84,7 @@ async fn the_admin_port_survives_slow_huge_malformed_and_parallel_requests() {
 }
 
 #[test]
-fn it_is_open_to_this_machine_alone_unless_it_is_reported_otherwise() {
+fn admin_port_is_local_unless_configured_otherwise() {
     let listen: std::net::SocketAddr = Config::default().admin.listen.parse().unwrap();
     assert!(listen.ip().is_loopback(), "{listen}");
 }

@@ -110,7 +110,7 @@ fn newer(broker: &Broker) -> bool {
 }
 
 #[test]
-fn policies_alarms_bindings_and_consumer_timeouts_are_seen_through_the_management_api() {
+fn check_reads_broker_settings_by_the_management_api() {
     let broker = Broker::start_as(&["--plugin", "rabbitmq_management"]);
     let mut programs = Programs::start(broker.uri());
     let names = |what: &str| format!("{}.{what}", programs.prefix);
@@ -308,7 +308,7 @@ fn missing_topology_is_one_finding_with_one_remedy() {
 
 /// Each fault of the configuration is a finding, with the command that fixes it there where it was made.
 #[test]
-fn what_is_wrong_with_the_configuration_is_reported_like_any_other_fault() {
+fn check_reports_configuration_faults_like_any_other() {
     let dir = unused_dir("check");
     let file = dir.join("redeemer.toml");
     let at = file.display().to_string();
@@ -498,9 +498,9 @@ fn a_signed_answer_is_no_proof_that_all_is_well() {
         assert_eq!(seen.code, Some(if gravity == "fault" { 4 } else { 0 }));
     };
     check_status(429, "FREQUENCY_LIMITED", "warning", "it did not take the call now");
-    check_status(500, "SYSTEM_ERROR", "fault", "it is in trouble");
+    check_status(500, "SYSTEM_ERROR", "fault", "a server error");
     check_status(403, "NO_AUTH", "warning", "not authorized");
-    check_status(404, "NOT_FOUND", "ok", "answered 404");
+    check_status(404, "NOT_FOUND", "ok", "responded with 404");
     // What would meet every command alike.
     check_status(400, "PARAM_ERROR", "fault", "PARAM_ERROR");
     check_status(400, "INVALID_REQUEST", "fault", "INVALID_REQUEST");
@@ -510,7 +510,7 @@ fn a_signed_answer_is_no_proof_that_all_is_well() {
 }
 
 #[test]
-fn where_only_downloaded_certificates_verify_they_are_downloaded_first() {
+fn check_downloads_certificates_if_nothing_else_verifies() {
     let broker = broker::shared();
     let programs = Programs::start(broker.uri());
     let dir = programs.file("x", b"").parent().unwrap().to_owned();

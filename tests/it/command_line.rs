@@ -68,8 +68,8 @@ fn a_line_that_is_no_command_is_named_and_the_service_judges_it() {
     assert_eq!(output.status.code(), Some(4));
     let complaints = err(&output);
     for line in [
-        "line 2 is not JSON (column 11); published as it stands",
-        "line 3 is JSON, but not an object; published as it stands",
+        "line 2 is not JSON (column 11); published unchanged",
+        "line 3 is JSON, but not an object; published unchanged",
         "line 4 is not JSON",
         "5 published, 3 invalid, 2 redeemed in ",
         "not redeemed: line ",
@@ -164,7 +164,7 @@ fn watch_says_when_the_connection_is_lost() {
 }
 
 #[test]
-fn a_broker_that_cannot_be_reached_is_reported_without_the_password() {
+fn unreachable_broker_is_reported_without_the_password() {
     let command = programs::command("x").to_string();
     for (uri, code, reported) in [
         ("amqp://redeemer:geheim@127.0.0.1:1/%2f", 1, "127.0.0.1:1, virtual host /"),
@@ -277,10 +277,10 @@ fn the_health_of_a_service_is_its_exit_code() {
     check(&["--ready"], 0, "ok");
     let sandbox = programs.base_url.strip_prefix("http://").unwrap().to_owned();
     check(&["--at", &format!("{sandbox}/_sandbox/health")], 0, "identity");
-    check(&["--at", &format!("{sandbox}/_sandbox/nothing")], 4, "/_sandbox/nothing answered 404");
+    check(&["--at", &format!("{sandbox}/_sandbox/nothing")], 4, "/_sandbox/nothing responded with 404");
     check(&["--at", &sandbox], 2, "lacks a path");
     programs.stop_service();
-    check(&[], 1, "cannot ask ");
+    check(&[], 1, "cannot check ");
 }
 
 #[test]

@@ -227,7 +227,7 @@ async fn reason_of_the_number_is_kept_under_any_code() {
 
 /// Of what cannot be verified, what there is to see is reported.
 #[tokio::test(flavor = "multi_thread")]
-async fn serial_that_is_not_held_and_missing_signatures_are_reported_and_counted() {
+async fn unknown_serial_and_missing_signature_are_counted() {
     let mut bed = quick().await;
     bed.faults(json!([{ "fault": {"kind": "unknown_serial"} }]));
     let service = bed.start().await;
@@ -249,7 +249,7 @@ async fn serial_that_is_not_held_and_missing_signatures_are_reported_and_counted
 
 /// A file that cannot be used any more is a warning at once, not a failure at the next start.
 #[tokio::test(flavor = "multi_thread")]
-async fn key_file_that_breaks_while_it_runs_is_a_warning_until_it_is_fixed() {
+async fn broken_key_file_is_a_warning_until_it_is_fixed() {
     use std::os::unix::fs::PermissionsExt as _;
     let mut bed = quick().await;
     bed.config.wechat.reload_every = Span(Duration::from_millis(100));

@@ -167,7 +167,7 @@ async fn console_is_off_without_a_token_and_a_bad_one_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_who_knows_the_token_is_let_in_and_everyone_else_is_counted() {
+async fn login_requires_the_token_and_denials_are_counted() {
     let bed = bed().await;
     let id = park_command(&bed, "C1").await;
     let service = bed.start().await;
@@ -175,7 +175,7 @@ async fn only_who_knows_the_token_is_let_in_and_everyone_else_is_counted() {
         async |why: &str| service.metric(&format!("redeemer_console_denied_total{{reason=\"{why}\"}}")).await;
     let stranger = Browser::new(&service);
 
-    // A stranger sees the door and nothing else, wherever they knock.
+    // Without a session every path shows the login page and nothing else.
     for path in ["/parked", "/parked?reason=deadline_passed", &format!("/parked/{id}")] {
         let page = stranger.get(path).await;
         assert!(page.text.contains("name=\"token\"") && !page.text.contains("USE_C1"), "{path}");
@@ -190,9 +190,9 @@ async fn only_who_knows_the_token_is_let_in_and_everyone_else_is_counted() {
     assert_eq!(refused("wrong_token").await, 4.0);
     assert_eq!(stranger.post("/parked/login", &[("token", TOKEN), ("operator", " ")]).await.status, 400);
 
-    // Without a session, with another's, or from another site, no form is taken.
-    let forms = ["ask", "replay", "discard"].map(|what| format!("/parked/{id}/{what}"));
-    let good = [("because", "b"), ("sure", "yes"), ("deed", "republished")];
+    // A form without a session, with another's, or from another site is denied.
+    let forms = ["query", "replay", "discard"].map(|what| format!("/parked/{id}/{what}"));
+    let good = [("because", "b"), ("sure", "yes"), ("action", "republished")];
     for form in &forms {
         assert_eq!(stranger.post(form, &good).await.status, 403);
     }
@@ -228,7 +228,7 @@ async fn only_who_knows_the_token_is_let_in_and_everyone_else_is_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn parked_commands_are_listed_chosen_and_shown_without_an_openid() {
+async fn console_lists_and_shows_commands_without_an_openid() {
     let bed = bed().await;
     let hour = Duration::from_secs(3_600);
     let other_brand = command("C2", "USE_C2").to_string().replace("120344", "99");
@@ -297,21 +297,21 @@ async fn a_replay_is_shown_first_and_then_done_and_audited() {
     let person = Browser::log_in(&service).await;
     let at = |what: &str| format!("/parked/{id}/{what}");
 
-    // What was not shown is not done.
+    // An action that was not shown is not carried out.
     assert_eq!(person.post(&at("replay"), &[]).await.status, 400);
-    let promised_otherwise = person.post(&at("replay"), &[("deed", "published_redeemed")]).await;
-    assert!(promised_otherwise.text.contains("Nothing was done."), "{}", promised_otherwise.text);
+    let confirmed_otherwise = person.post(&at("replay"), &[("action", "published_redeemed")]).await;
+    assert!(confirmed_otherwise.text.contains("Nothing was done."), "{}", confirmed_otherwise.text);
     assert_eq!((asked(&bed, "query"), asked(&bed, "use")), (1, 0));
 
-    let shown = person.post(&at("ask"), &[]).await;
+    let shown = person.post(&at("query"), &[]).await;
     assert_eq!(shown.status, 200, "{}", shown.text);
     assert!(shown.text.contains("still usable (EFFECTIVE)"), "{}", shown.text);
     assert!(shown.text.contains("Nothing has been done yet."), "{}", shown.text);
-    let deed = between(&shown.text, "name=\"deed\" value=\"", "\"");
-    assert_eq!((deed, asked(&bed, "use")), ("republished", 0));
+    let action = between(&shown.text, "name=\"action\" value=\"", "\"");
+    assert_eq!((action, asked(&bed, "use")), ("republished", 0));
 
     let because = "provider outage <of 5 March>";
-    let done = person.post(&at("replay"), &[("deed", deed), ("because", because)]).await;
+    let done = person.post(&at("replay"), &[("action", action), ("because", because)]).await;
     assert_eq!((done.status, done.location.as_str()), (303, "/parked?done=republished"), "{}", done.text);
     assert!(person.get(&done.location).await.text.contains("Sent again."));
     assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
@@ -323,15 +323,15 @@ async fn a_replay_is_shown_first_and_then_done_and_audited() {
     assert!(event["data"].to_string().contains(because), "{event}");
     until("an empty parked queue", async || person.get("/parked").await.text.contains("Nothing is parked."))
         .await;
-    // The same form once more, as by a reload: it is gone, and nothing happens twice.
-    let again = person.post(&at("replay"), &[("deed", deed), ("because", because)]).await;
+    // The same form once more, as by a reload: the command is no longer parked, and nothing happens twice.
+    let again = person.post(&at("replay"), &[("action", action), ("because", because)]).await;
     assert_eq!(again.status, 404);
     assert_eq!(bed.uses().len(), 1);
     service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_has_taken_effect_is_reported_and_what_is_refused_stays_unless_asked_for() {
+async fn console_publishes_a_refusal_only_if_requested() {
     let mut bed = bed().await;
     let mut audits = bed.bind_results("audit.#").await;
     bed.issue("C1", json!({"state": "USED", "used_by": "USE_C1"}));
@@ -340,21 +340,22 @@ async fn what_has_taken_effect_is_reported_and_what_is_refused_stays_unless_aske
     let service = bed.start().await;
     let person = Browser::log_in(&service).await;
 
-    let shown = person.post(&format!("/parked/{used}/ask"), &[]).await;
+    let shown = person.post(&format!("/parked/{used}/query"), &[]).await;
     assert!(shown.text.contains("used under this number (USED)"), "{}", shown.text);
-    let done = person.post(&format!("/parked/{used}/replay"), &[("deed", "published_redeemed")]).await;
+    let done = person.post(&format!("/parked/{used}/replay"), &[("action", "published_redeemed")]).await;
     assert_eq!(done.location, "/parked?done=published_redeemed", "{}", done.text);
     assert_eq!(bed.next_event().await.gist(), "redeemed - USED");
     assert_eq!(audit(&mut audits).await["data"]["effect"], "published_redeemed");
 
-    let shown = person.post(&format!("/parked/{expired}/ask"), &[]).await;
+    let shown = person.post(&format!("/parked/{expired}/query"), &[]).await;
     assert!(shown.text.contains("It stays parked: refused (expired)"), "{}", shown.text);
-    assert!(!shown.text.contains("name=\"deed\""));
-    let tell = ("publish_refused", "yes");
-    let shown = person.post(&format!("/parked/{expired}/ask"), &[tell]).await;
-    assert_eq!(between(&shown.text, "name=\"deed\" value=\"", "\""), "published_refused");
-    let done =
-        person.post(&format!("/parked/{expired}/replay"), &[("deed", "published_refused"), tell]).await;
+    assert!(!shown.text.contains("name=\"action\""));
+    let publishing = ("publish_refused", "yes");
+    let shown = person.post(&format!("/parked/{expired}/query"), &[publishing]).await;
+    assert_eq!(between(&shown.text, "name=\"action\" value=\"", "\""), "published_refused");
+    let done = person
+        .post(&format!("/parked/{expired}/replay"), &[("action", "published_refused"), publishing])
+        .await;
     assert_eq!(done.location, "/parked?done=published_refused", "{}", done.text);
     assert_eq!(bed.next_event().await.gist(), "refused expired EXPIRED");
     assert_eq!(asked(&bed, "use"), 0);
@@ -372,8 +373,8 @@ async fn a_discard_needs_a_reason_and_leaves_an_audit_event() {
     for fields in [&[][..], &[("because", " ")], &[("because", "b")], &[("sure", "yes")]] {
         assert_eq!(person.post(&discard, fields).await.status, 400, "{fields:?}");
     }
-    // What is no command is not asked for.
-    assert_eq!(person.post(&format!("/parked/{id}/ask"), &[]).await.status, 409);
+    // A message that is not a command is not queried.
+    assert_eq!(person.post(&format!("/parked/{id}/query"), &[]).await.status, 409);
     let done = person.post(&discard, &[("because", "publisher fixed"), ("sure", "yes")]).await;
     assert_eq!(done.location, "/parked?done=discarded", "{}", done.text);
     let event = audit(&mut audits).await;
@@ -393,7 +394,7 @@ async fn impatient_operator_does_not_query_faster_than_the_console() {
     let service = bed.start().await;
     let person = Browser::log_in(&service).await;
     for _ in 0..7 {
-        assert_eq!(person.post(&format!("/parked/{id}/ask"), &[]).await.status, 200);
+        assert_eq!(person.post(&format!("/parked/{id}/query"), &[]).await.status, 200);
     }
     // The first may have been long on its way. The second left after it had come, and five more each after 200 ms.
     let ledger = bed.ledger();
@@ -426,14 +427,14 @@ async fn messages_of_equal_bytes_have_pages_of_their_own() {
     service.stop().await;
 }
 
-/// How many parked commands a page says that it looked at, of those that there are.
-fn looked_at(page: &str) -> u32 {
-    let (_, rest) = page.split_once("Only the first ").expect("not all were looked at");
+/// How many parked commands a page has read, if not all.
+fn commands_read(page: &str) -> u32 {
+    let (_, rest) = page.split_once("Only the first ").expect("not all were read");
     let digits: String = rest.chars().take_while(|each| *each != ' ').filter(char::is_ascii_digit).collect();
     digits.parse().expect("a number")
 }
 
-/// More than a list looks at.
+/// More than a list reads.
 #[tokio::test(flavor = "multi_thread")]
 async fn of_very_many_the_first_are_listed_and_each_is_found() {
     let bed = bed().await;
@@ -446,18 +447,18 @@ async fn of_very_many_the_first_are_listed_and_each_is_found() {
     }
     let service = bed.start().await;
     let person = Browser::log_in(&service).await;
-    // What a partial look took stands behind the rest by now, so each of them was at some time beyond the bound.
+    // A partial pass puts its messages behind the others, so each of them was beyond the bound at some time.
     for id in [&ids[2_099], &ids[0], &ids[1_000]] {
         let page = person.get(&format!("/parked/{id}")).await;
         assert_eq!(page.status, 200, "{}", page.text);
     }
     let list = person.get("/parked").await.text;
-    // Fewer than that if they cannot be looked at in time.
-    let first = looked_at(&list);
+    // Fewer than that if they cannot be read in time.
+    let first = commands_read(&list);
     assert!(list.contains("2,100 parked.") && (200..=2_000).contains(&first), "{first}: {list}");
     let none = person.get("/parked?coupon=ABSENT").await.text;
-    let first = looked_at(&none);
-    assert!(none.contains("None of 2,100") && (200..=2_000).contains(&first), "{first}: {none}");
+    let first = commands_read(&none);
+    assert!(none.contains("No match among 2,100") && (200..=2_000).contains(&first), "{first}: {none}");
     service.stop().await;
 }
 
@@ -491,12 +492,12 @@ async fn page_whose_look_is_lost_does_not_send_again() {
     let person = Browser::log_in(&service).await;
     held.behave(Manner::Silent);
     let before = held.ill_treated();
-    let form = [("deed", "republished")];
+    let form = [("action", "republished")];
     let path = format!("/parked/{id}/replay");
     let first = person.post(&path, &form);
     let second = async {
         until("the call is under way", async || held.ill_treated() > before).await;
-        let lock = format!("{}.look", bed.config.broker.names.parked);
+        let lock = format!("{}.lock", bed.config.broker.names.parked);
         tokio::task::block_in_place(|| broker::shared().close_owner(&lock));
         let mut program = tokio::process::Command::new(env!("CARGO_BIN_EXE_redeemer"));
         program.arg("--config").arg(bed.config_file()).args(["parked", "discard", "--all", "--yes"]);

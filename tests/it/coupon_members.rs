@@ -541,7 +541,7 @@ fn odd_answers_of_several_uses() -> Vec<Odd> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn odd_entities_are_passed_on_or_unknown_and_never_believed_wrongly() {
+async fn odd_entities_are_passed_on_or_leave_the_effect_unknown() {
     let mut bed = Bed::new().await;
     bed.config.retry.query_delay = Span(Duration::from_millis(200));
     let mut results = bed.bind_results("redemption.#").await;

@@ -147,7 +147,7 @@ fn names_that_are_in_use_are_left_alone() {
 }
 
 #[test]
-fn a_broker_that_is_not_there_is_reported_at_once_and_without_the_password() {
+fn absent_broker_is_reported_at_once_without_the_password() {
     let dir = unused_dir("demo");
     let output = run(redeemer()
         .args(["demo", "--broker-uri", "amqp://redeemer:geheim@127.0.0.1:1/%2f", "--dir"])

@@ -150,13 +150,13 @@ async fn a_proxy_that_rejects_uses_opens_the_circuit() {
     let calls = bed.ledger()["attempts"].as_array().unwrap().len();
     assert!(reqwest::get(format!("http://{}/readyz", program.admin)).await.unwrap().status() == 503);
     until("it is reported", async || !program.logged("circuit open").is_empty()).await;
-    until("what is not believed is reported", async || program.notices().await == ["not_believed"]).await;
+    until("the notice", async || program.notices().await == ["responses_unverified"]).await;
     bed.faults(json!([]));
     all_redeemed(&mut bed, 300).await;
     assert!(calls < 20 + 2 * 300, "{calls} calls before it opened");
     for (words, fields) in [
         ("circuit open", ["unverified", "share", "403", "PROXY"]),
-        ("responses not verified", ["not_believed", "share", "403", "PROXY"]),
+        ("responses not verified", ["unverified", "share", "403", "PROXY"]),
     ] {
         let reported = program.logged(words);
         assert_eq!(reported.len(), 1, "{reported:?}");

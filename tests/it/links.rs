@@ -195,14 +195,14 @@ fn the_payment_api_is_not_called_over_an_old_tls() {
     };
     // A server that speaks 1.2 is heard: what it says is no answer of the payment API, but TLS came about.
     let heard = reported(&Server::start(&ours, "-tls1_2", "DEFAULT").unwrap());
-    assert!(heard.contains("answered"), "{heard}");
+    assert!(heard.contains("responded"), "{heard}");
     let old = Server::start(&ours, "-tls1_1", "DEFAULT@SECLEVEL=0").expect("this openssl speaks TLS 1.1");
     let mut client = Command::new("openssl");
     client.args(["s_client", "-connect", &format!("localhost:{}", old.1), "-tls1_1", "-cipher"]);
     let spoken = client.arg("DEFAULT@SECLEVEL=0").stdin(Stdio::null()).output().unwrap();
     assert!(String::from_utf8_lossy(&spoken.stdout).contains("TLSv1.1"), "it speaks 1.1 with who does");
     let refused = reported(&old);
-    assert!(refused.contains("does not answer") && refused.contains("rotocol"), "{refused}");
+    assert!(refused.contains("does not respond") && refused.contains("rotocol"), "{refused}");
     drop(old);
     let _ = fs::remove_dir_all(dir);
 }
@@ -349,7 +349,7 @@ fn assert_forbidden<T>(tried: lapin::Result<T>, what: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn order_services_subscribers_and_the_scaler_get_by_with_what_the_page_says() {
+async fn documented_permissions_suffice_for_each_user() {
     let broker = Broker::start();
     // The page speaks of the names that everybody has by default.
     let programs = Programs::start_by_default_names(broker.uri());

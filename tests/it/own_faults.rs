@@ -676,7 +676,7 @@ fn check_as(bench: &Bench, user: &[&str]) -> (Vec<String>, String) {
 
 /// As the unit's comment installs it, and as people do; for root, the service, and an operator with its group.
 #[test]
-fn secret_that_root_lends_to_the_service_is_fine_for_all_who_need_it() {
+fn secret_lent_by_root_is_accepted_for_each_reader() {
     if !rustix::process::geteuid().is_root() {
         eprintln!("NOT shown: only root can give a file to another user");
         return;
@@ -1288,7 +1288,7 @@ fn closed_output_ends_every_subcommand_without_a_word() {
 }
 
 #[test]
-fn few_descriptors_and_foreign_bytes_end_no_subcommand_in_a_panic() {
+fn no_subcommand_panics_with_few_files_or_foreign_bytes() {
     let bench = Bench::new();
     for limit in [4, 8, 14, 20, 30, 40, 50, 60, 63, 64, 65, 70, 80] {
         for subcommand in SUBCOMMANDS {

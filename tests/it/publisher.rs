@@ -97,7 +97,7 @@ async fn what_is_confirmed_is_there_and_what_is_refused_is_not() {
 /// With several publishes waiting for their confirms the client can attach a return to another one. A copy that no
 /// queue took would then look safe, and its command be acknowledged and lost.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_copy_that_no_queue_takes_is_never_proven_however_much_goes_beside_it() {
+async fn unrouted_retry_message_is_never_confirmed_under_load() {
     let bed = Bed::new().await;
     bed.publish(&command("C1", "USE_0001")).await;
     let settings = bed.config.broker_settings().unwrap();

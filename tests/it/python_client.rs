@@ -44,7 +44,7 @@ fn order_service(programs: &Programs, command: &str, id: &str) -> Value {
 }
 
 #[test]
-fn an_order_service_in_python_gets_its_event_on_a_queue_it_bound() {
+fn python_order_service_receives_its_event() {
     let programs = Programs::start(broker::shared().uri());
 
     let got = order_service(&programs, &programs::command("python").to_string(), "17");

@@ -185,7 +185,7 @@ fn around(metrics: &Metrics, dice: &mut StdRng) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_age_counts_from_when_the_command_was_sent_where_that_is_reported_and_can_be() {
+async fn age_counts_from_the_timestamp_if_it_is_plausible() {
     let mut bed = Bed::new().await;
     let now = u64::try_from(Timestamp::now().as_second()).unwrap();
     // Ten minutes in the queue; sent tomorrow, in 1970, or beyond all time, which nobody believes; and not reported.

@@ -71,7 +71,7 @@ async fn a_refusal_is_reported_with_the_coupons_state_from_an_query() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_command_is_reported_with_every_fault_and_parked_byte_for_byte() {
+async fn invalid_command_is_reported_and_parked_byte_for_byte() {
     let mut bed = Bed::new().await;
     bed.issue("C1", json!({}));
     let service = bed.start().await;
@@ -136,7 +136,7 @@ async fn a_deadline_that_cannot_be_read_is_a_fault_of_the_command() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_same_command_twice_takes_effect_once_and_is_reported_with_one_id() {
+async fn repeated_command_takes_effect_once_with_one_event_id() {
     let mut bed = Bed::new().await;
     bed.issue("C1", json!({}));
     let service = bed.start().await;
@@ -185,7 +185,7 @@ async fn what_is_lost_on_the_way_is_found_out_and_never_done_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_that_starts_before_its_broker_waits_for_it_and_one_that_loses_it_comes_back() {
+async fn service_waits_for_its_broker_and_reconnects() {
     let broker = tokio::task::spawn_blocking(Broker::start).await.unwrap();
     let bed = Bed::on(&broker).await;
     for nth in 0..20 {
@@ -271,7 +271,7 @@ async fn a_redelivered_command_begins_with_the_query() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn stopping_finishes_what_is_in_flight_and_hands_back_what_waits() {
+async fn shutdown_finishes_calls_and_hands_back_the_rest() {
     let mut bed = Bed::new().await;
     bed.config.concurrency.commands = 4;
     for nth in 0..40 {
@@ -312,7 +312,7 @@ async fn a_queue_with_other_arguments_is_reported_by_the_argument() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reply_to_is_a_further_routing_key_and_never_another_exchange() {
+async fn reply_to_is_a_routing_key_on_the_reply_exchange() {
     let mut bed = Bed::new().await;
     bed.issue("C1", json!({}));
     let mut till = bed.bind_results("till-3").await;
@@ -326,7 +326,7 @@ async fn a_reply_to_is_a_further_routing_key_and_never_another_exchange() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_stays_unknown_goes_to_a_wait_queue_and_comes_back_the_same() {
+async fn unknown_command_returns_unchanged_from_a_delay_queue() {
     let mut bed = Bed::new().await;
     bed.config.retry.delays = vec![Span(Duration::from_millis(500)), Span(Duration::from_secs(1))];
     bed.config.retry.in_process_max = Span(Duration::from_millis(300));
@@ -372,7 +372,7 @@ async fn at_the_deadline_what_is_still_unknown_is_reported_and_parked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_key_stops_consumption_and_the_right_one_resumes_it_without_a_restart() {
+async fn wrong_key_suspends_until_it_is_replaced() {
     let mut bed = Bed::new().await;
     bed.config.wechat.reload_every = Span(Duration::from_millis(100));
     let key = bed.dir.join("merchant_key.pem");
@@ -461,7 +461,7 @@ async fn platform_certificates_are_downloaded_and_verify_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_apiv3_key_takes_nothing_from_the_queue_and_the_right_one_is_used_without_a_restart() {
+async fn wrong_apiv3_key_consumes_nothing_until_it_is_replaced() {
     let mut bed = Bed::new().await;
     bed.config.wechat.reload_every = Span(Duration::from_millis(50));
     bed.config.wechat.public_keys.clear();
@@ -565,7 +565,7 @@ async fn key_and_certificate_are_exchanged_together_without_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_result_that_a_full_queue_refuses_is_published_again_and_costs_no_delivery() {
+async fn result_refused_by_a_full_queue_is_published_again() {
     let bed = Bed::new().await;
     let full = full_queue(&bed).await;
     let service = bed.start().await;
@@ -596,7 +596,7 @@ async fn a_result_that_a_full_queue_refuses_is_published_again_and_costs_no_deli
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_result_that_is_refused_for_very_long_is_delayed_and_reported_once_there_is_room() {
+async fn result_refused_for_long_is_delayed_until_there_is_room() {
     let mut bed = Bed::new().await;
     let span = |millis| Span(Duration::from_millis(millis));
     bed.config.event.publish_retry_max = span(200);
@@ -854,7 +854,7 @@ fn connections_that_came_to_nothing_leave_nothing_behind() {
         let reported = jiff::Timestamp::now();
         until("it has tried again and again", async || {
             let status: Value = serde_json::from_str(&service.get("/status.json").await.1).unwrap();
-            let turned: jiff::Timestamp = status["turned_at"].as_str().unwrap().parse().unwrap();
+            let turned: jiff::Timestamp = status["heartbeat_at"].as_str().unwrap().parse().unwrap();
             turned.duration_since(reported) > jiff::SignedDuration::from_secs(4)
         })
         .await;

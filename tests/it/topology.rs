@@ -116,7 +116,7 @@ fn the_definitions_that_are_shipped_are_the_plan() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn verify_names_every_difference_and_apply_makes_only_what_is_missing() {
+async fn verify_names_each_difference_and_apply_creates_missing() {
     let uri = tokio::task::spawn_blocking(|| broker::shared().uri().to_owned()).await.unwrap();
     let place = Place::new(&uri, "differs");
     let names = place.config.broker.names.clone();
@@ -153,7 +153,7 @@ async fn verify_names_every_difference_and_apply_makes_only_what_is_missing() {
         let differences = line["differences"].as_array().cloned().unwrap_or_default();
         let text = |value: &Value| value.as_str().unwrap().to_owned();
         let entry = |one: &Value| {
-            format!("{} {} {}", text(&one["argument"]), text(&one["found"]), text(&one["wanted"]))
+            format!("{} {} {}", text(&one["argument"]), text(&one["found"]), text(&one["expected"]))
         };
         let mut named: Vec<_> = differences.iter().map(entry).collect();
         named.sort();
@@ -198,7 +198,7 @@ async fn verify_names_every_difference_and_apply_makes_only_what_is_missing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn check_tells_the_version_what_differs_and_what_the_user_may_not_do() {
+async fn check_reports_version_differences_and_permissions() {
     let node = tokio::task::spawn_blocking(Broker::start).await.unwrap();
     let mut place = Place::new(node.uri(), "check");
     let names = place.config.broker.names.clone();

@@ -189,7 +189,7 @@ async fn recorded(to: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<String>>>, JoinH
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_trace_goes_on_from_the_command_into_every_call_and_into_the_event() {
+async fn trace_continues_into_every_call_and_the_event() {
     let (endpoint, received, collecting) = collector().await;
     let mut bed = traced(&endpoint).await;
     let (line, calls, recording) = recorded(bed.sandbox.addr()).await;

@@ -81,7 +81,7 @@ async fn depth(bed: &Bed, queue: &str) -> u32 {
 
 /// Has the broker close the connection that holds the lock of the parked queue.
 fn close_look(bed: &Bed) {
-    broker::shared().close_owner(&format!("{}.look", bed.config.broker.names.parked));
+    broker::shared().close_owner(&format!("{}.lock", bed.config.broker.names.parked));
 }
 
 /// A first operator replays and loses the look while the call is under way; a second operator does `second` meanwhile.
@@ -182,7 +182,7 @@ async fn refusal_rests_on_two_spaced_queries() {
 /// A call of the service may take 60 s, and the command was parked 55 s before the query began: what the query saw at its
 /// beginning may change, although its answer came after that time.
 #[tokio::test(flavor = "multi_thread")]
-async fn query_that_began_while_a_call_may_be_under_way_refuses_nothing() {
+async fn query_during_a_possible_call_refuses_nothing() {
     let mut bed = Bed::new().await;
     bed.config.retry.query_delay = Span(SETTLING);
     bed.config.wechat.read_timeout = Span(Duration::from_secs(60));
@@ -235,10 +235,10 @@ async fn look_without_its_lock_publishes_nothing() {
     look.next().await.unwrap().unwrap();
     look.verify().await.unwrap();
     // The connection stays; only the queue that is the lock is deleted, as a policy of somebody else may do.
-    let pattern = format!("^{}\\.look$", bed.config.broker.names.parked.replace('.', "\\."));
+    let pattern = format!("^{}\\.lock$", bed.config.broker.names.parked.replace('.', "\\."));
     let policy = ["set_policy", &pattern, &pattern, r#"{"expires":1}"#, "--apply-to", "queues"];
     tokio::task::block_in_place(|| broker::shared().ctl(&policy));
-    let lock = format!("{}.look", bed.config.broker.names.parked);
+    let lock = format!("{}.lock", bed.config.broker.names.parked);
     let refused = tokio::time::timeout(bed::PATIENCE, async {
         loop {
             if let Err(refused) = look.verified_publisher().await {
@@ -267,7 +267,7 @@ async fn missing_lock_is_reported_and_a_lock_keeps_others_away() {
     service.stop().await;
     bed.config.broker.topology = "verify".to_owned();
     let user = format!("operator-{}", names.parked);
-    let look = format!("{}.look", names.parked);
+    let look = format!("{}.lock", names.parked);
     let allow = |configure: &str| {
         let permissions = ["set_permissions", user.as_str(), configure, ".*", ".*"];
         tokio::task::block_in_place(|| broker::shared().ctl(&permissions));

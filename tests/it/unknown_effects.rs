@@ -114,7 +114,7 @@ async fn unsigned_and_unfinished_answers_refuse_nothing() {
 
 /// A parameter is called wrong because the number was used before: by us.
 #[tokio::test(flavor = "multi_thread")]
-async fn parameter_called_wrong_is_no_refusal_of_a_number_that_was_used() {
+async fn rejected_parameter_does_not_refuse_a_used_number() {
     let mut bed = quick().await;
     bed.issue("C1", json!({"state": "USED", "used_by": "USE_0001"}));
     bed.faults(json!([{"operation": "use", "fault": {"kind": "status", "status": 400, "code": "PARAM_ERROR",
@@ -201,7 +201,7 @@ async fn two_errors_of_another_command_do_not_refuse_a_redeemed_one() {
 
 /// The use took effect; the queries showed it without its number. Later the user returned it, which is not shown.
 #[tokio::test(flavor = "multi_thread")]
-async fn use_seen_before_a_command_was_parked_is_known_after_its_replay() {
+async fn use_seen_before_parking_is_known_after_the_replay() {
     let mut bed = quick().await;
     bed.leave_parked().await;
     bed.issue("C1", json!({}));

@@ -73,7 +73,7 @@ const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
 /// What operators do is in the log with session and address; what strangers try is, too, and fills it not.
 #[tokio::test(flavor = "multi_thread")]
-async fn console_logs_sessions_with_their_address_and_a_flood_in_a_line() {
+async fn console_logs_sessions_and_one_line_for_a_flood() {
     let mut bed = Bed::new().await;
     let token = bed.dir.join("token");
     std::fs::write(&token, TOKEN).unwrap();

@@ -151,7 +151,7 @@ pub struct Coupon {
     pub state: CouponState,
     /// One, but for the legacy mode.
     pub rounds: Vec<Round>,
-    /// Where it stands in its bundle.
+    /// Its place in its bundle.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bundle: Option<Bundle>,
     /// The number and time of its sending.
@@ -184,7 +184,7 @@ pub struct Coupon {
 /// One use that a coupon allows.
 #[derive(Clone, Debug, Serialize)]
 pub struct Round {
-    /// Where it stands.
+    /// Its state.
     pub state: CouponState,
     /// When it can be used first.
     #[serde(serialize_with = "as_text")]
@@ -276,7 +276,7 @@ impl Coupon {
 
     /// The round a use goes to: the one asked for, else the first usable, else the first that is not used, else the last.
     pub(super) fn round_to_use(&self, asked: Option<usize>) -> usize {
-        let first = |wanted: fn(&Round) -> bool| self.rounds.iter().position(wanted);
+        let first = |is_match: fn(&Round) -> bool| self.rounds.iter().position(is_match);
         asked
             .or_else(|| first(|round| round.state == CouponState::Effective))
             .or_else(|| first(|round| round.state != CouponState::Used))

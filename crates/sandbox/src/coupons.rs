@@ -278,7 +278,7 @@ impl Coupons {
         Ok(())
     }
 
-    /// Withdraws a coupon. What is used, deleted or over stays as it is, which is no error.
+    /// Withdraws a coupon. What is used, deleted or over stays as it is, without an error.
     pub(crate) fn deactivate(
         &mut self,
         code: &str,
@@ -381,12 +381,12 @@ impl Coupons {
         let coupon = self.get_known(code)?;
         let key = (coupon.brand_id.clone(), usage.number.clone());
         if let Some(consumed) = self.consumed.get(&key) {
-            let stands = *consumed.coupon_code == *code
+            let is_same = *consumed.coupon_code == *code
                 && coupon.rounds[consumed.round]
                     .used
                     .as_ref()
                     .is_some_and(|used| used.number == usage.number);
-            return match (stands, body.is_some() && consumed.body == body) {
+            return match (is_same, body.is_some() && consumed.body == body) {
                 (true, true) => Ok(()),
                 (true, false) => Err(ErrorResponse::rule(sub_code::BODY_DIFFERS, "相同单号但请求数据不一致")),
                 (false, _) => Err(ErrorResponse::number_already_used()),
@@ -589,7 +589,7 @@ mod tests {
     }
 
     #[test]
-    fn one_number_stands_for_one_body_on_one_coupon() {
+    fn number_belongs_to_one_body_on_one_coupon() {
         let mut coupons = with(|_| {});
         redeem(&mut coupons, "C1", "number_1", None, "body").unwrap();
         assert_eq!(redeem(&mut coupons, "C1", "number_1", None, "other"), Err(sub_code::BODY_DIFFERS));

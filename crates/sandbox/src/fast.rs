@@ -45,7 +45,7 @@ impl FastVerifier {
             .map_err(|error| error.to_string())
     }
 
-    /// Whether `signature` is one of `text`. Text that is not base64 is no signature.
+    /// Whether `signature` is one of `text`. Text that is not base64 is never one.
     pub(crate) fn verifies(&self, text: &[u8], signature: &str) -> bool {
         STANDARD.decode(signature).is_ok_and(|signature| self.0.verify_sig(text, &signature).is_ok())
     }

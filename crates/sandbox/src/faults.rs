@@ -130,9 +130,9 @@ pub enum Fault {
         /// Negative: behind.
         seconds: i64,
     },
-    /// An unsigned 403 `NOT_ENOUGH` whatever the real state is; no effect.
+    /// An unsigned 403 `NOT_ENOUGH` in any real state; no effect.
     UnsignedRefusal {},
-    /// A 200 that shows the coupon as used under the request's number, whatever the real state is; no effect. A request without
+    /// A 200 that shows the coupon as used under the request's number, in any real state; no effect. A request without
     /// a number gets the last number of a request. It has no signature.
     ForgedSuccess {
         /// Whether it has one all the same, under the provider's serial and of another text.

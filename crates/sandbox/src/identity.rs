@@ -352,7 +352,7 @@ fn read(dir: &Path) -> Result<Identity, IdentityError> {
 }
 
 /// Writes through a neighbor and a rename, so that a killed start leaves no half file. The neighbor is one that was not
-/// there before, so it is no link and no other process has it open.
+/// there before, so it is not a link and no other process has it open.
 fn write(dir: &Path, name: &str, mode: u32, text: &str) -> Result<(), IdentityError> {
     let path = dir.join(name);
     let part = dir.join(format!(".{name}.{:032x}.part", rand::random::<u128>()));

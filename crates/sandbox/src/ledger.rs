@@ -181,7 +181,7 @@ pub struct BusiestSecond {
     pub calls: u64,
 }
 
-/// The time of an entry, on both scales.
+/// The time of an entry, by both clocks.
 #[derive(Clone, Copy)]
 pub(super) struct Moment {
     pub at_us: u64,

@@ -70,7 +70,7 @@ pub struct Settings {
     pub seed: u64,
     /// The delay of each response of the provider API. 0 by default.
     pub latency: Duration,
-    /// Calls accepted per merchant and whole second since the start; beyond it 429. 0, the default, is no limit.
+    /// Calls accepted per merchant and whole second since the start; beyond it 429. 0, the default: no limit.
     pub calls_per_second: u32,
     /// Whether an unknown coupon code that begins with `auto` is issued, usable, at first sight.
     pub auto_issue: bool,

@@ -74,7 +74,7 @@ pub(super) fn sign(key: &SigningKey<Sha256>, text: &[u8]) -> Result<String, rsa:
     Ok(STANDARD.encode(key.try_sign(text)?.to_bytes()))
 }
 
-/// Whether `signature` is one of `text` by `key`. Text that is not base64 is no signature.
+/// Whether `signature` is one of `text` by `key`. Text that is not base64 is never one.
 pub(super) fn verifies(key: &VerifyingKey<Sha256>, text: &[u8], signature: &str) -> bool {
     STANDARD
         .decode(signature)

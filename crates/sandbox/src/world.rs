@@ -25,7 +25,7 @@ pub struct Tuning {
     /// The delay of each response of the provider API, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency_ms: Option<u64>,
-    /// Calls that are accepted per second and merchant; 0 is no limit.
+    /// Calls that are accepted per second and merchant; 0: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calls_per_second: Option<u32>,
     /// Whether an unknown coupon code that begins with `auto` is issued at first sight.
@@ -36,7 +36,7 @@ pub struct Tuning {
     pub unauthorized_brands: Option<BTreeSet<String>>,
     /// Coupons whose code begins so are returned by the user just before a use under a number that has already used
     /// them, and the number is free again: a use that is repeated without a query has a second effect. Harsher than
-    /// the provider, who remembers its numbers; it makes such a fault visible. Empty is no coupon.
+    /// the provider, who remembers its numbers; it makes such a fault visible. Empty: no coupon.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub returned_before_reuse: Option<String>,
     /// Whether coupons that are issued from now on get the appearance of their product coupon and stock by the seed, so that all

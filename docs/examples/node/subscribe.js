@@ -11,7 +11,7 @@ const QUEUE = "orders.node";
 
 // Whether the event is new. The file is complete before it gets its name, so its name marks a stored event.
 function store(id, body) {
-  if (!/^[0-9a-f-]{36}$/.test(id)) throw new Error(`${id} is no event id`);
+  if (!/^[0-9a-f-]{36}$/.test(id)) throw new Error(`${id} is not an event id`);
   const draft = path.join(FOLDER, `.draft-${process.pid}`);
   fs.writeFileSync(draft, body, { flush: true });
   try {

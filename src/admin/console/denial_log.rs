@@ -1,5 +1,5 @@
-//! Lines of the log about requests that are refused: one for each peer within a while, so that a flood of requests is no
-//! flood of lines, and with bounded memory, however many peers there are.
+//! Limits the log lines about denied requests: one for each peer per interval, with bounded memory for any number of
+//! peers.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -20,12 +20,12 @@ struct Suppressed {
     refused: u64,
 }
 
-/// Decides which refusals get a line.
+/// Decides which denials are logged.
 #[derive(Debug, Default)]
 pub(super) struct DenialLog(Mutex<HashMap<IpAddr, Suppressed>>);
 
 impl DenialLog {
-    /// Counts a refusal. Gives how many got no line since the last one about this peer, if this one gets a line.
+    /// Counts a denial. If it is to be logged, returns how many were not logged since the last line about this peer.
     pub(super) fn record(&self, peer: IpAddr, now: Instant) -> Option<u64> {
         let mut peers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let is_over = |silence: &Suppressed| now.saturating_duration_since(silence.since) >= EVERY;

@@ -1,4 +1,4 @@
-//! Forms of the console: what a browser sends, bounded, and only from this site.
+//! The forms of the console: bounded, and accepted only from this site.
 
 use crate::admin::console::{COOKIE, WORDS_MAX};
 use std::collections::HashMap;
@@ -13,7 +13,7 @@ use crate::admin::console::auth::LoginError;
 use crate::admin::server::Peer;
 use crate::telemetry::untrusted::is_hidden;
 
-/// What authentication needs of a request: its headers and its peer.
+/// The headers and the peer of a request, for authentication.
 pub(super) struct FormClient {
     pub(super) headers: HeaderMap,
     pub(super) peer: IpAddr,
@@ -43,7 +43,7 @@ impl Fields {
         self.0.get(name).map_or("", |text| text.trim())
     }
 
-    /// A field that a person wrote for others to read: bounded, and one line.
+    /// A free text: bounded, and one line.
     pub(crate) fn words(&self, name: &str) -> String {
         let one_line = self.text(name).chars().map(|c| if is_hidden(c) { ' ' } else { c });
         one_line.take(WORDS_MAX).collect::<String>().trim().to_owned()
@@ -62,8 +62,7 @@ pub(super) fn cookie(headers: &HeaderMap) -> Option<&str> {
     })
 }
 
-/// Whether a browser says that another site sent this. One that says nothing is no browser of today, and has no cookie
-/// that it did not mean to send.
+/// Whether a browser reports that another site sent this. A client that reports nothing is not a browser of today.
 pub(super) fn is_cross_origin(headers: &HeaderMap) -> bool {
     let header = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or("unreadable"));
     let site = header("sec-fetch-site").is_some_and(|site| !["same-origin", "none"].contains(&site));

@@ -10,17 +10,17 @@ use sha2::{Digest as _, Sha256};
 
 use super::auth::Session;
 use crate::domain::evidence::Evidence;
-use crate::parked::{CouponQuery, CouponStatus, Parked, SignatureWitness};
+use crate::parked::{CouponQuery, CouponStatus, Parked, SignatureWitness, StaysParked};
 use crate::telemetry::masking::{Masked, Short, without_openids};
 use crate::telemetry::untrusted::{Untrusted, Visible, visible_lines};
 use crate::wire::audit_event::OperatorAction;
 use crate::wire::command::PartialCommand;
 use crate::wire::retry_message;
 
-/// The status page's own style, and what forms need beside it.
+/// The style of the status page, and of forms.
 const STYLE: &str = concat!(include_str!("../page.css"), include_str!("page.css"));
 
-/// What a browser may do with these pages: show them, and send their forms back here.
+/// The content security policy: browsers may show these pages and send their forms back here.
 pub(super) static POLICY: LazyLock<String> = LazyLock::new(|| {
     format!(
         "default-src 'none'; style-src 'sha256-{}'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -39,12 +39,12 @@ pub(super) struct Row {
     pub id: String,
     /// When it was parked.
     pub at: Option<Timestamp>,
-    /// Its cells after that.
+    /// The other cells.
     pub cells: [String; 5],
 }
 
 impl Row {
-    /// What the list shows of a parked command: coupon shortened, no openid.
+    /// A parked command in the list: its coupon shortened, without an openid.
     pub(super) fn of(parked: &Parked, now: Timestamp) -> Self {
         let PartialCommand { brand_id, coupon_code, out_request_no, .. } = &parked.partial;
         let none = || "\u{2013}".to_owned();
@@ -62,20 +62,20 @@ impl Row {
     }
 }
 
-/// What was found on a look through the queue.
+/// The result of one pass over the parked queue.
 #[derive(Debug, Default)]
 pub(super) struct Found {
-    /// Those that are meant, oldest first.
+    /// The selected commands, oldest first.
     pub rows: Vec<Row>,
-    /// How many are meant, which may be more than are shown.
-    pub meant: usize,
+    /// How many are selected, which may be more than are shown.
+    pub selected: usize,
     /// How many are parked.
     pub waiting: u32,
-    /// How many were looked at.
-    pub looked: usize,
-    /// What ended the look before its end.
-    pub cut_short: Option<String>,
-    /// Why another operator may be at work at the same time.
+    /// How many were read.
+    pub read: usize,
+    /// Why the pass ended early.
+    pub error: Option<String>,
+    /// A warning if the pass has no lock.
     pub unlocked: Option<String>,
 }
 
@@ -112,12 +112,12 @@ fn result_page(words: &str, class: &str) -> String {
     format!("<p class=\"reported {class}\" role=\"status\">{}</p>", text(words))
 }
 
-/// The login page. `refused` is why access was denied; `exposed` that the port is open beyond this machine.
+/// The login page. `refused` is why access was denied; `exposed`: other machines can reach the port.
 pub(super) fn login(refused: Option<&str>, exposed: bool) -> String {
     let mut inner = refused.map_or_else(String::new, |words| result_page(words, "bad"));
     if exposed {
         inner += &result_page(
-            "This port is open beyond this machine and does not encrypt: the token can be read on the network. Use a \
+            "Other machines can reach this port, and it does not encrypt: the token can be read on the network. Use a \
              tunnel, such as ssh -L or kubectl port-forward.",
             "warn",
         );
@@ -165,32 +165,32 @@ pub(super) fn list(
         Ok(found) if found.rows.is_empty() => {
             let none = match found.waiting {
                 0 => "Nothing is parked.".to_owned(),
-                waiting => format!("None of {} is meant.", count(u64::from(waiting), "parked command")),
+                waiting => format!("No match among {}.", count(u64::from(waiting), "parked command")),
             };
             let _ = write!(inner, "<p class=\"soft\">{none}{}</p>", not_all(found));
         }
         Ok(found) => {
-            inner += &found.cut_short.as_deref().map_or_else(String::new, |why| result_page(why, "bad"));
+            inner += &found.error.as_deref().map_or_else(String::new, |why| result_page(why, "bad"));
             inner += &table(found);
         }
     }
     document("Operator console", Some(session), &inner)
 }
 
-/// Says so if a list does not show all that are parked.
+/// A note if the pass did not read the whole queue.
 fn not_all(found: &Found) -> String {
-    if found.looked as u64 >= u64::from(found.waiting) {
+    if found.read as u64 >= u64::from(found.waiting) {
         return String::new();
     }
-    let looked = number(found.looked as u64);
-    format!(" Only the first {looked} were looked at; redeemer parked list sees all.")
+    let read = number(found.read as u64);
+    format!(" Only the first {read} were read; redeemer parked list reads all.")
 }
 
 fn table(found: &Found) -> String {
     let summary = format!(
-        "{} shown, of {} that are meant and {} parked.{}",
+        "{} shown, of {} that match and {} parked.{}",
         number(found.rows.len() as u64),
-        number(found.meant as u64),
+        number(found.selected as u64),
         number(u64::from(found.waiting)),
         not_all(found)
     );
@@ -211,39 +211,39 @@ fn table(found: &Found) -> String {
     table + "</tbody></table></div>"
 }
 
-/// What a query has said, and what would follow.
+/// The result of a query, and the action that the operator may confirm.
 #[derive(Debug)]
 pub(super) struct Confirmation<'a> {
-    /// The answer.
+    /// The query.
     pub query: &'a CouponQuery,
-    /// What replaying would do, or why it stays parked.
-    pub advice: Result<OperatorAction, String>,
-    /// Why it is done, as typed.
+    /// The action of a replay, or why the command stays parked.
+    pub assessment: Result<OperatorAction, StaysParked>,
+    /// The reason that the operator gave.
     pub because: String,
     /// Whether a refusal would be published.
     pub publish_refused: bool,
 }
 
-/// One parked command, whole, with what can be done about it.
+/// One parked command, whole, with the forms of its actions.
 pub(super) fn show(
     session: &Session,
     parked: &Parked,
-    asked: Option<&Confirmation<'_>>,
+    confirmation: Option<&Confirmation<'_>>,
     refused: Option<&str>,
     now: Timestamp,
 ) -> String {
     let PartialCommand { openid, coupon_code, brand_id, product_coupon_id, stock_id, appid, out_request_no } =
         &parked.partial;
     let mut inner = refused.map_or_else(String::new, |words| result_page(words, "bad"));
-    if let Some(asked) = asked {
-        inner += &response_section(session, parked, asked);
+    if let Some(confirmation) = confirmation {
+        inner += &response_section(session, parked, confirmation);
     }
     let at = parked.at.map_or_else(|| "at an unknown time".to_owned(), |at| format!("{at:.0}"));
     let age = parked.age(now).map_or_else(String::new, |age| format!(", {} ago", span(age)));
     let mut facts = vec![
         ("Parked", format!("{at}{age}")),
         ("Because", Untrusted(&parked.reason.replace('_', " ")).to_string()),
-        ("Calls before", number(u64::from(parked.attempts()))),
+        ("Calls so far", number(u64::from(parked.attempts()))),
     ];
     let fields = [
         ("Request number", out_request_no.as_ref().map(ToString::to_string)),
@@ -261,10 +261,10 @@ pub(super) fn show(
         let _ = write!(inner, "<dt>{name}</dt><dd>{}</dd>", text(&value));
     }
     inner += "</dl></section>";
-    inner += &action_page(session, parked, asked.is_some());
+    inner += &action_page(session, parked, confirmation.is_some());
     inner += "</div>";
     if !parked.faults().is_empty() {
-        inner += "<section><h2>What is wrong with it</h2><ul class=\"plainlist\">";
+        inner += "<section><h2>Faults</h2><ul class=\"plainlist\">";
         for fault in parked.faults() {
             let _ = write!(
                 inner,
@@ -277,13 +277,13 @@ pub(super) fn show(
     }
     let evidence = parked.evidence();
     if !evidence.is_empty() {
-        inner += "<section><h2>What was asked before</h2><ul class=\"plainlist\">";
+        inner += "<section><h2>Calls so far</h2><ul class=\"plainlist\">";
         for attempt in &evidence {
             let _ = write!(inner, "<li>{}</li>", text(&line(attempt, SignatureWitness::Header)));
         }
         inner += "</ul></section>";
     }
-    inner += "<section><h2>Its headers</h2><ul class=\"plainlist\">";
+    inner += "<section><h2>Headers</h2><ul class=\"plainlist\">";
     for (name, value) in
         parked.shown_headers().into_iter().filter(|(name, _)| name != retry_message::EVIDENCE)
     {
@@ -296,105 +296,107 @@ pub(super) fn show(
     };
     let _ = write!(
         inner,
-        "</ul></section><section><h2>Its {}</h2><pre>{}</pre>{more}</section>",
+        "</ul></section><section><h2>Body, {}</h2><pre>{}</pre>{more}</section>",
         count(parked.delivery.body().len() as u64, "byte"),
         preformatted(&shown)
     );
     document("A parked command", Some(session), &inner)
 }
 
-/// The forms: ask first, or discard.
-fn action_page(session: &Session, parked: &Parked, asked: bool) -> String {
+/// The forms: query first, or discard.
+fn action_page(session: &Session, parked: &Parked, queried: bool) -> String {
     let (hidden, id) = (hidden(session), text(&parked.key()));
-    let ask = match parked.replayable() {
-        Err(why) => format!("<h2>Replay</h2><p class=\"soft\">Not possible: {}.</p>", text(&why)),
+    let replay = match parked.replayable() {
+        Err(why) => format!("<h2>Replay</h2><p class=\"soft\">Not possible: {}.</p>", text(&why.to_string())),
         Ok(_) => {
             let (title, button) =
-                if asked { ("Ask again", "Ask again") } else { ("Replay", "Ask WeChat Pay first") };
+                if queried { ("Query again", "Query again") } else { ("Replay", "Query WeChat Pay first") };
             format!(
-                "<h2>{title}</h2><form method=\"post\" action=\"/parked/{id}/ask\">{hidden}<p class=\"soft\">An query \
-                 says what is true of the coupon now and changes nothing. What would be done is shown before anything \
-                 is.</p><label class=\"check\"><input type=\"checkbox\" name=\"publish_refused\" value=\"yes\"> If it is \
-                 refused for good: publish that, and take it off the queue</label>\
+                "<h2>{title}</h2><form method=\"post\" action=\"/parked/{id}/query\">{hidden}<p class=\"soft\">A query \
+                 shows the state of the coupon and changes nothing. You confirm the action that follows from it before it \
+                 is carried out.</p><label class=\"check\"><input type=\"checkbox\" name=\"publish_refused\" \
+                 value=\"yes\"> If it is refused for good: publish that, and remove it from the queue</label>\
                  <button class=\"button\">{button}</button></form>"
             )
         }
     };
     format!(
-        "<section>{ask}<h2 class=\"later\">Discard</h2><form method=\"post\" \
-         action=\"/parked/{id}/discard\">{hidden}<p class=\"soft\">Takes it off the queue for good. An audit event \
-         stays.</p><label>Why<input name=\"because\" required maxlength=\"200\"></label><label class=\"check\"><input \
-         type=\"checkbox\" name=\"sure\" value=\"yes\" required> It is not needed any more</label>\
+        "<section>{replay}<h2 class=\"later\">Discard</h2><form method=\"post\" \
+         action=\"/parked/{id}/discard\">{hidden}<p class=\"soft\">Removes it from the queue for good. An audit event \
+         remains.</p><label>Why<input name=\"because\" required maxlength=\"200\"></label><label class=\"check\"><input \
+         type=\"checkbox\" name=\"sure\" value=\"yes\" required> It is no longer needed</label>\
          <button class=\"button danger\">Discard</button></form></section>"
     )
 }
 
-/// What the query said, and the form that does what follows from it.
-fn response_section(session: &Session, parked: &Parked, asked: &Confirmation<'_>) -> String {
-    let Confirmation { query, advice, because, publish_refused } = asked;
+/// The result of the query, and the form that confirms the action.
+fn response_section(session: &Session, parked: &Parked, confirmation: &Confirmation<'_>) -> String {
+    let Confirmation { query, assessment, because, publish_refused } = confirmation;
     let mut card = format!(
-        "<section class=\"answer\" aria-labeledby=\"says\"><h2 id=\"says\">{}</h2><p class=\"soft\">{}</p>",
+        "<section class=\"answer\" aria-labelledby=\"says\"><h2 id=\"says\">{}</h2><p class=\"soft\">{}</p>",
         text(&describe(query)),
         text(&line(&query.evidence, SignatureWitness::ThisProcess))
     );
-    match advice {
+    match assessment {
         Err(why) => {
-            let _ = write!(card, "<p>It stays parked: {}.</p>", text(why));
+            let _ = write!(card, "<p>It stays parked: {}.</p>", text(&why.to_string()));
         }
-        Ok(deed) => {
-            let tell = if *publish_refused {
+        Ok(action) => {
+            let publishing = if *publish_refused {
                 "<input type=\"hidden\" name=\"publish_refused\" value=\"yes\">"
             } else {
                 ""
             };
             let _ = write!(
                 card,
-                "<p>{} Nothing has been done yet.</p><form method=\"post\" action=\"/parked/{}/replay\">{}{tell}<input \
-                 type=\"hidden\" name=\"deed\" value=\"{}\"><label>Why, for the audit event<input name=\"because\" \
+                "<p>{} Nothing has been done yet.</p><form method=\"post\" action=\"/parked/{}/replay\">{}{publishing}<input \
+                 type=\"hidden\" name=\"action\" value=\"{}\"><label>Why, for the audit event<input name=\"because\" \
                  maxlength=\"200\" value=\"{}\"></label><button class=\"button\">{}</button></form>",
-                consequence_of(*deed),
+                consequence_of(*action),
                 text(&parked.key()),
                 hidden(session),
-                deed.effect(),
+                action.effect(),
                 text(because),
-                button(*deed),
+                button(*action),
             );
         }
     }
     card + "</section>"
 }
 
-fn consequence_of(deed: OperatorAction) -> &'static str {
-    match deed {
+fn consequence_of(action: OperatorAction) -> &'static str {
+    match action {
         OperatorAction::Republished => {
-            "It would be sent again under its old number; the service asks once more before it uses the coupon."
+            "It would be sent again under its old number; the service queries once more before it uses the coupon."
         }
         OperatorAction::PublishedRedeemed => {
-            "It has taken effect: its event would say redeemed, and it would leave the queue."
+            "It has taken effect: the event redeemed would be published, and the command removed from the queue."
         }
-        OperatorAction::PublishedRefused => "Its event would say refused, and it would leave the queue.",
-        OperatorAction::Discarded => "It would leave the queue for good.",
+        OperatorAction::PublishedRefused => {
+            "The event refused would be published, and the command removed from the queue."
+        }
+        OperatorAction::Discarded => "It would be removed from the queue for good.",
     }
 }
 
-fn button(deed: OperatorAction) -> &'static str {
-    match deed {
+fn button(action: OperatorAction) -> &'static str {
+    match action {
         OperatorAction::Republished => "Send it again",
-        OperatorAction::PublishedRedeemed => "Tell that it is redeemed",
-        OperatorAction::PublishedRefused => "Tell that it is refused",
+        OperatorAction::PublishedRedeemed => "Publish as redeemed",
+        OperatorAction::PublishedRefused => "Publish as refused",
         OperatorAction::Discarded => "Discard",
     }
 }
 
-/// What was done, for the list that follows.
-pub(super) fn result_of(deed: OperatorAction) -> &'static str {
-    match deed {
+/// The result of an action, above the list.
+pub(super) fn result_of(action: OperatorAction) -> &'static str {
+    match action {
         OperatorAction::Republished => "Sent again. An audit event was published.",
         OperatorAction::PublishedRedeemed => {
-            "Published as redeemed, and off the queue. An audit event was published."
+            "Published as redeemed, and removed from the queue. An audit event was published."
         }
         OperatorAction::PublishedRefused => {
-            "Published as refused, and off the queue. An audit event was published."
+            "Published as refused, and removed from the queue. An audit event was published."
         }
         OperatorAction::Discarded => "Discarded. An audit event was published.",
     }
@@ -403,33 +405,33 @@ pub(super) fn result_of(deed: OperatorAction) -> &'static str {
 fn describe(query: &CouponQuery) -> String {
     let state = query.coupon.as_ref().map_or("state unknown", |coupon| coupon.state.as_str());
     match &query.status {
-        CouponStatus::Redeemed(_) => format!("WeChat Pay says: used under this number ({state})"),
-        CouponStatus::Usable => format!("WeChat Pay says: still usable ({state})"),
+        CouponStatus::Redeemed(_) => format!("WeChat Pay: used under this number ({state})"),
+        CouponStatus::Usable => format!("WeChat Pay: still usable ({state})"),
         CouponStatus::Refused { reason, .. } => {
-            format!("WeChat Pay says: refused, {} ({state})", reason.as_str().replace('_', " "))
+            format!("WeChat Pay: refused, {} ({state})", reason.as_str().replace('_', " "))
         }
-        CouponStatus::Unknown => "Nothing could be found out".to_owned(),
+        CouponStatus::Unknown => "The state of the coupon is unknown".to_owned(),
         CouponStatus::Suspended(fault) => format!("Every call fails: {}", fault.as_str()),
     }
 }
 
 fn line(evidence: &Evidence, witness: SignatureWitness) -> String {
     let Evidence { at, operation, host, verdict, .. } = evidence;
-    let status = evidence.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
+    let status = evidence.status.map_or_else(|| "no response".to_owned(), |status| status.to_string());
     let verified = witness.signature(evidence);
     let request_id = evidence.request_id.as_deref().unwrap_or("\u{2013}");
-    // A header says what its publisher wrote.
+    // A header may be forged.
     let line = format!("{at:.0}  {operation} {host} {status} {verdict}, {verified}, request {request_id}");
     without_openids(&line).into_owned()
 }
 
-/// A page that says only this.
+/// A page with one sentence.
 pub(super) fn error_page(session: Option<&Session>, words: &str) -> String {
     let back = "<p><a href=\"/parked\">Back to the list</a></p>";
     document("Operator console", session, &(result_page(words, "bad") + back))
 }
 
-/// A text as it stands in HTML, in an element or a quoted attribute, on one line and with hidden characters written out.
+/// A text escaped for an element or a quoted attribute of HTML, on one line and with hidden characters visible.
 fn text(text: &str) -> String {
     preformatted(&Visible(text).to_string())
 }
@@ -483,7 +485,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hostile_words_stay_words() {
+    fn hostile_text_is_escaped() {
         let hostile = "<script>\"'&\u{202e}\u{1b}[2J";
         assert_eq!(text(hostile), "&lt;script&gt;&quot;&#39;&amp;\\u202e\\u001b[2J");
         assert!(!login(Some(hostile), true).contains("<script"));
@@ -507,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn the_policy_admits_the_one_style_and_no_script() {
+    fn policy_admits_the_one_style_and_no_script() {
         let page = login(None, false);
         let style = page.split_once("<style>").unwrap().1.split_once("</style>").unwrap().0;
         assert!(POLICY.contains(&format!("'sha256-{}'", STANDARD.encode(Sha256::digest(style)))));
@@ -515,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_port_beyond_the_machine_warns_at_the_door() {
+    fn login_page_warns_if_the_port_is_exposed() {
         assert!(
             login(None, true).contains("does not encrypt")
                 && !login(None, false).contains("does not encrypt")

@@ -13,8 +13,8 @@ pub(super) const PERSISTENT: u8 = 2;
 /// properties beside them (255 bytes at most each).
 pub(super) const HEADERS_BYTES_MAX: usize = PUBLISHED_FRAME_BYTES_MAX as usize - 3 * 1024;
 
-/// The bytes of the sender's headers that a retry message keeps, at most. Ours come first: some 20 KB, and 47 if somebody
-/// has forged them, see [`retry_message::read`].
+/// The bytes of the sender's headers that a retry message keeps, at most. Ours come first: some 20 KB, and 47 if they are
+/// forged, see [`retry_message::read`].
 pub(super) const SENDER_HEADERS_BYTES_MAX: usize = 32 * 1024;
 
 /// The properties of the next message of a command: those that its sender set, and our headers in place of older ones.

@@ -21,8 +21,8 @@ pub enum TopologyFault {
         /// The broker's words.
         broker: String,
     },
-    /// The connection failed on the way.
-    #[error("the topology could not be looked at: {0}")]
+    /// The connection failed.
+    #[error("the topology cannot be inspected: {0}")]
     Connection(#[from] lapin::Error),
 }
 

@@ -57,7 +57,7 @@ pub(super) const DIFFERENCES_MAX: usize = 32;
 /// changed or deleted.
 ///
 /// # Errors
-/// [`CannotConnect`] if the broker is not reached, or is lost on the way.
+/// [`CannotConnect`] if the broker cannot be reached, or is lost.
 pub async fn inspect(
     settings: &AmqpSettings,
     make: bool,

@@ -27,8 +27,8 @@ pub(super) async fn in_use(config: &Config, origin: &Origin<'_>) -> Option<Findi
     if !matches!(connected, Ok(Ok(_))) {
         return None;
     }
-    let answered = timeout(WAIT, ask(&Place { address, path: "/metrics".to_owned() })).await;
-    let is_redeemer = matches!(answered, Ok(Ok((200, metrics))) if metrics.contains("redeemer_build_info"));
+    let response = timeout(WAIT, ask(&Place { address, path: "/metrics".to_owned() })).await;
+    let is_redeemer = matches!(response, Ok(Ok((200, metrics))) if metrics.contains("redeemer_build_info"));
     Some(match is_redeemer {
         true => Finding::ok(WHAT, format!("a service runs at {address}")),
         false => {

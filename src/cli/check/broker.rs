@@ -1,11 +1,11 @@
-//! What `check` finds at the broker over AMQP: whether it is reached, what it is, the topology, permissions and sizes.
+//! The checks over AMQP: connection, version, topology, permissions and message sizes.
 
 use std::time::Duration;
 
 use super::Finding;
 use super::broker_settings::{broker_settings, making_again, of_version};
 use crate::amqp::connection::{ACCESS_REFUSED, AmqpSettings, CannotConnect};
-use crate::amqp::probe::{self, Accepted, Need, Right, RightStatus};
+use crate::amqp::probe::{self, Accepted, Need, Right, RightStatus, SizesUnknown};
 use crate::amqp::session::Session;
 use crate::amqp::topology::Mode;
 use crate::amqp::topology::inspect::{Difference, ObjectState, inspect};
@@ -18,7 +18,7 @@ pub(super) async fn broker(config: &Config, mut settings: AmqpSettings, findings
         findings.push(finding);
         return;
     }
-    // Each object is looked at below, with every difference.
+    // Each object is inspected below, with every difference.
     settings.mode = Mode::Off;
     let greeted = probe::version(&settings).await;
     if let Some(version) = &greeted {
@@ -26,14 +26,14 @@ pub(super) async fn broker(config: &Config, mut settings: AmqpSettings, findings
     }
     let reached = topology(&settings, mode, findings).await;
     if reached {
-        // Before anything that a broker in alarm would not answer.
+        // Before requests to which a broker in alarm would not respond.
         broker_settings(config, &settings, greeted.is_none(), findings).await;
     }
     if reached && !permissions(&settings, mode, findings).await {
-        // A connection would fail for the same reason, and say less.
+        // A connection would fail for the same reason, with less detail.
         return;
     }
-    let remedy = match proven(&settings).await {
+    let remedy = match confirmed_session(&settings).await {
         Ok(session) => {
             findings.push(Finding::ok(
                 WHAT,
@@ -47,7 +47,7 @@ pub(super) async fn broker(config: &Config, mut settings: AmqpSettings, findings
             session.close().await;
             return;
         }
-        // What is missing has been reported already.
+        // Missing objects have been reported already.
         Err(CannotConnect::Topology { .. }) if reached => return,
         Err(fault @ CannotConnect::Tls { advice, .. }) => {
             findings.push(Finding::fault(WHAT, fault.to_string(), advice).with_id("broker_tls"));
@@ -100,14 +100,14 @@ fn id(fault: &CannotConnect) -> &'static str {
 /// The longest wait for a name server.
 const LOOKUP_MAX: Duration = Duration::from_secs(5);
 
-/// A node whose name nobody knows: permissions, which are looked at next, would have nothing to do with it.
+/// A finding for a node whose name cannot be resolved.
 async fn unknown_host(settings: &AmqpSettings) -> Option<Finding> {
     for (host, port) in settings.hosts().ok()? {
-        let looked = tokio::time::timeout(LOOKUP_MAX, tokio::net::lookup_host((host.as_str(), port))).await;
-        let problem = match looked {
+        let resolved = tokio::time::timeout(LOOKUP_MAX, tokio::net::lookup_host((host.as_str(), port))).await;
+        let problem = match resolved {
             Ok(Ok(_)) => continue,
             Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no name server answered within {LOOKUP_MAX:?}"),
+            Err(_) => format!("no name server responded within {LOOKUP_MAX:?}"),
         };
         let finding = Finding::fault(
             "broker",
@@ -119,39 +119,39 @@ async fn unknown_host(settings: &AmqpSettings) -> Option<Finding> {
     None
 }
 
-/// Whether the broker bounds messages. What the user may not try is in the finding on permissions.
+/// Whether the broker bounds messages. A missing right is in the finding about permissions.
 async fn message_size(settings: &AmqpSettings) -> Option<Finding> {
     const WHAT: &str = "message size";
-    let mending = format!(
+    let remedy_command = format!(
         "echo 'max_message_size = {}' >> /etc/rabbitmq/rabbitmq.conf # there, then a restart",
         probe::MESSAGE_BYTES_NEEDED
     );
     Some(match probe::message_bound(settings).await {
-        Ok(Ok(Accepted::UpTo(_))) => {
-            Finding::ok(WHAT, "the broker takes 128 KiB and refuses more than 1 MiB")
-        }
-        Ok(Ok(Accepted::More)) => Finding::warning(
+        Ok(Accepted::UpTo(_)) => Finding::ok(WHAT, "the broker takes 128 KiB and refuses more than 1 MiB"),
+        Ok(Accepted::More) => Finding::warning(
             WHAT,
             "the broker takes messages of more than 1 MiB; a few large ones would fill this service's memory",
-            mending,
+            remedy_command,
         ),
-        Ok(Ok(Accepted::TooLittle(words))) => {
-            Finding::fault(WHAT, format!("the broker refuses a message of 128 KiB: {words}"), mending)
+        Ok(Accepted::TooLittle(words)) => {
+            Finding::fault(WHAT, format!("the broker refuses a message of 128 KiB: {words}"), remedy_command)
         }
-        Ok(Err(_)) => return None,
-        Err(fault) => Finding::warning(WHAT, fault.to_string(), "redeemer check # once more"),
+        Err(SizesUnknown::ProbeRejected(_)) => return None,
+        Err(SizesUnknown::CannotConnect(fault)) => {
+            Finding::warning(WHAT, fault.to_string(), "redeemer check # once more")
+        }
     })
 }
 
-/// Connects as the service does, and proves that confirms come.
-async fn proven(settings: &AmqpSettings) -> Result<Session, CannotConnect> {
+/// Connects as the service does, and waits for the confirm of a probe.
+async fn confirmed_session(settings: &AmqpSettings) -> Result<Session, CannotConnect> {
     let session = Session::establish(settings, 0).await?;
     session.confirm_publishing().await?;
     Ok(session)
 }
 
-/// Reports whatever is missing or differs, argument by argument; `mode` is what the service does about it. False where
-/// the broker is not reached.
+/// Reports every object that is missing or differs, argument by argument; `mode` is that of the service. False if the
+/// broker cannot be reached.
 async fn topology(settings: &AmqpSettings, mode: Mode, findings: &mut Vec<Finding>) -> bool {
     const WHAT: &str = "topology";
     let Ok((_, found)) = inspect(settings, false).await else { return false };
@@ -169,8 +169,9 @@ async fn topology(settings: &AmqpSettings, mode: Mode, findings: &mut Vec<Findin
                 }
             }
             ObjectState::Unreadable { code: ACCESS_REFUSED, broker } if mode == Mode::Create => {
-                let detail =
-                    format!("the user may not declare {object}, as broker.topology = create wants: {broker}");
+                let detail = format!(
+                    "the user may not declare {object}, as broker.topology = create requires: {broker}"
+                );
                 findings.push(Finding::fault(
                     "permissions",
                     detail,
@@ -194,7 +195,7 @@ async fn topology(settings: &AmqpSettings, mode: Mode, findings: &mut Vec<Findin
     true
 }
 
-/// One finding however many are missing: they have one cause and one remedy.
+/// One finding for all missing objects: they have one cause and one remedy.
 fn missing_objects(missing: &[String], all: usize, mode: Mode) -> Finding {
     const WHAT: &str = "topology";
     const NAMED_MAX: usize = 3;
@@ -212,7 +213,7 @@ fn missing_objects(missing: &[String], all: usize, mode: Mode) -> Finding {
     finding.with_id("topology_missing")
 }
 
-/// Says what the user may not do. False where anything that the service needs is among it.
+/// Reports missing permissions. False if the service needs one of them.
 async fn permissions(settings: &AmqpSettings, mode: Mode, findings: &mut Vec<Finding>) -> bool {
     const WHAT: &str = "permissions";
     let rights = match probe::rights(settings).await {

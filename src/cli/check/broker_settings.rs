@@ -1,4 +1,4 @@
-//! What `check` finds through the broker's management API, which AMQP does not show.
+//! The checks over the management API, for settings that AMQP does not show.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::amqp::management::{self, Alarm, Management, ManagementError, Mismatch
 use crate::amqp::topology::Object;
 use crate::config::Config;
 
-/// The longest that a command is usually held without an acknowledgement.
+/// The longest time for which a command is usually held unacknowledged.
 fn held(config: &Config) -> Duration {
     config.retry.in_process_max.0 + config.wechat.total_timeout.0 * 2 + config.retry.query_delay.0 * 3
 }
@@ -19,11 +19,11 @@ const SETTINGS: &str = "broker settings";
 const CONSUMER_TIMEOUT: &str = "rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).'";
 
 /// Policies, alarms, bindings, effective arguments and consumer timeouts: seen through the management API if it is
-/// configured, else said not to be seen.
+/// configured, else reported as not checked.
 pub(super) async fn broker_settings(
     config: &Config,
     settings: &AmqpSettings,
-    tell_version: bool,
+    report_version: bool,
     findings: &mut Vec<Finding>,
 ) {
     let uri = config.broker.management_uri.as_str();
@@ -32,11 +32,11 @@ pub(super) async fn broker_settings(
         return;
     }
     let before = findings.len();
-    let looked = match Management::new(uri, settings) {
-        Ok(management) => look(&management, config, settings, tell_version, findings).await,
+    let inspected = match Management::new(uri, settings) {
+        Ok(management) => inspect(&management, config, settings, report_version, findings).await,
         Err(fault) => Err(fault),
     };
-    if let Err(fault) = looked {
+    if let Err(fault) = inspected {
         let remedy = match &fault {
             ManagementError::Forbidden { user, .. } => format!("rabbitmqctl set_user_tags {user} management"),
             ManagementError::Uri(_) | ManagementError::Settings(_) => setting("broker.management_uri"),
@@ -53,11 +53,11 @@ pub(super) async fn broker_settings(
     }
 }
 
-async fn look(
+async fn inspect(
     management: &Management,
     config: &Config,
     settings: &AmqpSettings,
-    tell_version: bool,
+    report_version: bool,
     findings: &mut Vec<Finding>,
 ) -> Result<(), ManagementError> {
     if management.is_cleartext() {
@@ -67,7 +67,7 @@ async fn look(
             format!("{} # https:// instead of http://", setting("broker.management_uri")),
         ));
     }
-    if let Some(version) = management.version().await?.filter(|_| tell_version) {
+    if let Some(version) = management.version().await?.filter(|_| report_version) {
         findings.push(of_version(&version));
     }
     for Alarm { node, resource } in management.alarms().await? {
@@ -84,7 +84,7 @@ async fn look(
         match &object {
             Object::Exchange { .. } => {}
             Object::Binding { exchange, queue, routing_key } => {
-                // What is not there has been reported.
+                // Missing objects have been reported.
                 let there = management.queue(queue).await?.is_some();
                 if there && !management.is_bound(exchange, queue, routing_key).await? {
                     let detail = format!("{object} is missing: what is published there goes nowhere");
@@ -143,7 +143,7 @@ fn misfit(object: &Object, name: &str, vhost: &str, queue: &Queue, mismatch: &Mi
     )
 }
 
-/// What AMQP shows to no client: for the operator to compare.
+/// A reminder of settings that AMQP does not show.
 fn unseen(config: &Config) -> Finding {
     let held = held(config);
     let detail = format!(
@@ -173,14 +173,14 @@ pub(super) fn of_version(version: &str) -> Finding {
             UPGRADE,
         ),
         (Some(_), Some(_)) => Finding::ok(WHAT, version),
-        _ => Finding::warning(WHAT, format!("{version} is no version of RabbitMQ"), UPGRADE),
+        _ => Finding::warning(WHAT, format!("{version} is not a version of RabbitMQ"), UPGRADE),
     }
 }
 
-/// What can be done about an object that differs: the broker changes no argument of one that exists. What deletes is
-/// left for the operator to run, once nothing can be lost.
+/// The remedy for an object that differs: the broker cannot change the arguments of an existing one. The operator runs
+/// the command that deletes it, once nothing can be lost.
 pub(super) fn making_again(object: &Object, vhost: &str) -> String {
-    let (look, delete) = match object {
+    let (inspect, delete) = match object {
         Object::Queue { name, .. } => (
             format!("rabbitmqctl list_queues -p '{vhost}' name messages"),
             format!("when {name} is empty: rabbitmqctl delete_queue -p '{vhost}' '{name}'"),
@@ -191,5 +191,5 @@ pub(super) fn making_again(object: &Object, vhost: &str) -> String {
         ),
         Object::Binding { .. } => return "redeemer topology apply".to_owned(),
     };
-    format!("{look} # stop the service; {delete}; redeemer topology apply; or configure what it has")
+    format!("{inspect} # stop the service; {delete}; redeemer topology apply; or configure what it has")
 }

@@ -1,5 +1,5 @@
-//! The ids of findings that are no praise. They are stable: machines know them by `check --json`, and people find them in
-//! docs/findings.md.
+//! The ids of findings other than `ok`. They are stable: programs read them in `check --json`, and docs/findings.md
+//! describes them.
 
 /// Every id, in the order of the document.
 pub const ALL: [&str; 82] = [
@@ -51,7 +51,7 @@ pub const ALL: [&str; 82] = [
     "download_not_offered",
     "download_refused",
     "download_apiv3_key",
-    "download_not_believed",
+    "download_unverified",
     // The clock and the payment API.
     "clock_unknown",
     "clock_skewed",

@@ -1,5 +1,4 @@
-//! What `check` finds in the configuration and in the keys: everything that keeps the service from starting, by the code that
-//! `run` starts with.
+//! The checks of configuration and keys: everything that prevents a start, by the same code as `run`.
 
 use std::sync::{Arc, PoisonError};
 
@@ -18,9 +17,9 @@ use crate::wechat::keys::{Keyring, KeyringFault};
 
 pub(super) fn misconfigured(fault: &ConfigFault, origin: &Origin) -> Finding {
     let ConfigFault { key, problem, id, remedy } = fault;
-    // Where the text as a whole is at fault, the file's name is shown in place of the key; without a file, nothing is.
+    // If the whole text is at fault, the name of the file replaces the key.
     let file = origin.file.map(|file| Shown(file).to_string());
-    let (detail, mending) = match (file, remedy) {
+    let (detail, remedy_command) = match (file, remedy) {
         (_, Some(remedy)) => (format!("{key}: {problem}"), origin.remedy(remedy, key)),
         (Some(file), None) if file == *key => {
             (format!("{key}: {problem}"), format!("ls -l {0}; ${{EDITOR:-vi}} {0}", quote(key)))
@@ -28,10 +27,10 @@ pub(super) fn misconfigured(fault: &ConfigFault, origin: &Origin) -> Finding {
         (None, None) if key.is_empty() => (problem.clone(), format!("env | grep -o '^{PREFIX}[^=]*'")),
         _ => (format!("{key}: {problem}"), origin.remedies(key, problem)),
     };
-    Finding::fault("configuration", detail, mending).with_id(id.clone())
+    Finding::fault("configuration", detail, remedy_command).with_id(id.clone())
 }
 
-/// What keeps the service from starting, with what fixes it.
+/// A fault that prevents a start, with its remedy.
 fn start_fault(fault: &StartFault, config: &Config, origin: &Origin) -> Finding {
     match fault {
         StartFault::Config(fault) => {
@@ -43,7 +42,7 @@ fn start_fault(fault: &StartFault, config: &Config, origin: &Origin) -> Finding 
                 _ => "keys",
             };
             let finding = misconfigured(fault, origin);
-            let mending = match (fault.id.as_str(), fault.key.as_str()) {
+            let remedy_command = match (fault.id.as_str(), fault.key.as_str()) {
                 ("apiv3_key_length", _) => {
                     Some(format!("wc -c {} # 32 characters", quote(&config.wechat.apiv3_key_file)))
                 }
@@ -56,7 +55,7 @@ fn start_fault(fault: &StartFault, config: &Config, origin: &Origin) -> Finding 
                 }
                 _ => None,
             };
-            Finding { what, remedy: mending.or(finding.remedy), ..finding }
+            Finding { what, remedy: remedy_command.or(finding.remedy), ..finding }
         }
         StartFault::Key(KeyringFault { key, fault: wrong }) => {
             let fixed = key.as_deref().unwrap_or("wechat.merchant_key_file");
@@ -85,10 +84,10 @@ fn start_fault(fault: &StartFault, config: &Config, origin: &Origin) -> Finding 
     }
 }
 
-/// What keeps the service from starting, and how the keys stand that could be read.
-pub(super) fn keys(config: &Config, origin: &Origin, looked: &Inspected, findings: &mut Vec<Finding>) {
-    findings.extend(looked.faults.iter().map(|fault| start_fault(fault, config, origin)));
-    let Some(keyring) = &looked.keys else { return };
+/// The faults that prevent a start, and the state of the keys that could be read.
+pub(super) fn keys(config: &Config, origin: &Origin, inspected: &Inspected, findings: &mut Vec<Finding>) {
+    findings.extend(inspected.faults.iter().map(|fault| start_fault(fault, config, origin)));
+    let Some(keyring) = &inspected.keys else { return };
     let keyring = keyring.read().unwrap_or_else(PoisonError::into_inner).clone();
     let now = Timestamp::now();
     let bits = keyring.merchant.bits();
@@ -140,8 +139,8 @@ fn merchant_certificate(config: &Config, until: Timestamp, now: Timestamp, month
     }
 }
 
-/// Downloads platform certificates as the service does: where nothing else verifies answers, every one of them would look
-/// like a fault without; and only then is it known whether the serial that is asked for is held.
+/// Downloads platform certificates as the service does: without them no response might verify, and only a download shows
+/// whether the requested serial is held.
 pub(super) async fn download(
     config: &Config,
     origin: &Origin<'_>,
@@ -150,7 +149,7 @@ pub(super) async fn download(
     findings: &mut Vec<Finding>,
 ) {
     const WHAT: &str = "keys";
-    // A key that cannot be read has been reported.
+    // An unreadable key has been reported.
     let Some(key) = key else { return };
     let now = Timestamp::now();
     let held = keyring.read().unwrap_or_else(PoisonError::into_inner).clone();
@@ -161,7 +160,7 @@ pub(super) async fn download(
             }
             let merchant_key = merchant_key_from_environment();
             let merchant_key = merchant_key.as_ref().map(|key| key.expose_secret());
-            // It was read a moment ago; where it no longer can be, the call below says what is missing.
+            // It was read a moment ago; if it no longer can be, the call below reports it.
             if let Ok(mut with) = Keyring::load(&config.key_files(), merchant_key, now) {
                 with.public.extend(brought);
                 findings.extend(misnamed(config, origin, &with));
@@ -171,7 +170,7 @@ pub(super) async fn download(
         Err(fault) => {
             let detail = format!("platform certificates could not be downloaded: {fault}");
             let (id, remedy) = payment_api::download_remedy(&fault, config, origin);
-            // With keys beside them, answers can be verified all the same.
+            // With other keys, responses can still be verified.
             let are_others_enough = !held.public.is_empty() && serial_not_held(config, &held).is_none();
             let gravity = if are_others_enough { Severity::Warning } else { Severity::Fault };
             if !held.public.is_empty() {
@@ -182,8 +181,8 @@ pub(super) async fn download(
     }
 }
 
-/// The serial that answers are asked for, if it is a certificate's, which may have been downloaded, and is not held now.
-/// That of a public key has been judged before.
+/// The serial that is requested of responses, if it is that of a certificate and is not held now. The id of a public key
+/// has been checked before.
 fn misnamed(config: &Config, origin: &Origin<'_>, keyring: &Keyring) -> Option<Finding> {
     let is_certificate = !config.wechat.verification_serial.starts_with(PUBLIC_KEY_ID);
     let fault = serial_not_held(config, keyring).filter(|_| is_certificate)?;

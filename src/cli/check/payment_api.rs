@@ -1,7 +1,7 @@
-//! The calls of `check` to the payment API: both hosts are asked for a coupon that nobody has.
+//! The calls of `check` to the payment API: it queries both hosts for a coupon that does not exist.
 //!
-//! Any authentic answer that says so proves both signatures, ours and theirs. Everything else is a finding: an answer
-//! without a signature is nobody's word, and a rejection for another reason meets every command alike.
+//! A verified response that says so confirms both signatures, ours and theirs. Any other result is a finding: an unsigned
+//! response shows nothing, and a rejection for another reason would meet every command.
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -23,7 +23,7 @@ use crate::wechat::verify::CLOCK_TOLERANCE_SECONDS;
 
 const WHAT: &str = "payment API";
 
-/// Asks each host.
+/// Queries each host.
 pub(super) async fn check_calls(
     config: &Config,
     origin: &Origin<'_>,
@@ -33,35 +33,36 @@ pub(super) async fn check_calls(
     let Ok(nobody) = describe_unreachable() else { return };
     let prepared = Prepared::new(&nobody);
     let backup = (!config.wechat.backup_base_url.is_empty()).then_some((Host::Primary, true));
-    // The host that is asked is the other one than the one that is said to have failed.
+    // A host is chosen by reporting the other one as failed.
     for (failed, is_backup) in [Some((Host::Backup, false)), backup].into_iter().flatten() {
         let now = Timestamp::now();
         let operation = Operation::Query;
-        let heard = client
+        let outcome = client
             .send_to_other_host(Some(failed), operation, &prepared, None, now, rand::random(), 1.0)
             .await;
-        let verdict = classify(operation, &heard.result, &nobody);
+        let verdict = classify(operation, &outcome.result, &nobody);
         let at = At { config, origin, is_backup };
         if !is_backup {
-            findings.push(at.clock_finding(&heard));
+            findings.push(at.clock_finding(&outcome));
         }
-        findings.push(at.call(&heard, &verdict));
+        findings.push(at.call(&outcome, &verdict));
     }
 }
 
-/// From here on the alert `ClockSkewed` wakes somebody.
+/// The threshold of the alert `ClockSkewed`.
 const CLOCK_OFF_SECONDS: i64 = 30;
 
 fn round(skew: SignedDuration) -> SignedDuration {
     SignedDuration::from_secs(skew.as_secs())
 }
 
-/// What the provider said, as far as it said anything.
-fn provider_words(answer: &Response) -> String {
-    let words: Vec<_> = [&answer.code, &answer.message].into_iter().flatten().map(|text| &**text).collect();
+/// The code and the message of the provider, if it sent any.
+fn provider_words(response: &Response) -> String {
+    let words: Vec<_> =
+        [&response.code, &response.message].into_iter().flatten().map(|text| &**text).collect();
     let words = Untrusted(&words.join(": ")).to_string();
     let id =
-        answer.request_id.as_deref().map(|id| format!(" (request {})", Untrusted(id))).unwrap_or_default();
+        response.request_id.as_deref().map(|id| format!(" (request {})", Untrusted(id))).unwrap_or_default();
     match words.as_str() {
         "" => id,
         words => format!(" {words}{id}"),
@@ -76,11 +77,11 @@ struct At<'a> {
 }
 
 impl At<'_> {
-    fn clock_finding(&self, heard: &CallOutcome) -> Finding {
+    fn clock_finding(&self, outcome: &CallOutcome) -> Finding {
         const SET: &str = "timedatectl set-ntp true; timedatectl status";
         let off = |skew| format!("this machine's clock differs from the payment API's by {:#}", round(skew));
-        match heard.clock_skew {
-            None => Finding::warning("clock", "the payment API did not tell its time", self.describe_host())
+        match outcome.clock_skew {
+            None => Finding::warning("clock", "the payment API sent no time", self.describe_host())
                 .with_id("clock_unknown"),
             Some(skew) if skew.abs() >= SignedDuration::from_secs(CLOCK_TOLERANCE_SECONDS) => {
                 Finding::fault("clock", off(skew), SET).with_id("clock_skewed")
@@ -92,40 +93,40 @@ impl At<'_> {
         }
     }
 
-    /// The command that shows whether the payment API is reached: any status is an answer.
+    /// The command that shows whether the payment API can be reached: any status is a response.
     fn describe_host(&self) -> String {
         let wechat = &self.config.wechat;
         let url = if self.is_backup { &wechat.backup_base_url } else { &wechat.base_url };
         format!("curl -sSI {}/v3/certificates", url.trim_end_matches('/'))
     }
 
-    fn call(&self, heard: &CallOutcome, verdict: &Verdict) -> Finding {
-        let answer = match &heard.result {
-            CallResult::NotSent(_) | CallResult::NoResponse(_) => return self.no_response_finding(heard),
-            CallResult::Response(answer) => answer,
+    fn call(&self, outcome: &CallOutcome, verdict: &Verdict) -> Finding {
+        let response = match &outcome.result {
+            CallResult::NotSent(_) | CallResult::NoResponse(_) => return self.no_response_finding(outcome),
+            CallResult::Response(response) => response,
         };
-        match (answer.status, answer.authenticity) {
-            (401, _) => self.unauthenticated_finding(heard, answer),
-            (_, Authenticity::Verified) => self.verified_finding(heard, answer, verdict),
-            (_, Authenticity::Invalid(flaw)) => self.invalid_signature_finding(heard, answer, flaw),
-            (_, Authenticity::Unsigned) => self.unsigned_finding(heard, answer),
+        match (response.status, response.authenticity) {
+            (401, _) => self.unauthenticated_finding(outcome, response),
+            (_, Authenticity::Verified) => self.verified_finding(outcome, response, verdict),
+            (_, Authenticity::Invalid(flaw)) => self.invalid_signature_finding(outcome, response, flaw),
+            (_, Authenticity::Unsigned) => self.unsigned_finding(outcome, response),
         }
     }
 
-    fn no_response_finding(&self, heard: &CallOutcome) -> Finding {
-        let why = heard.error.as_deref().unwrap_or("no whole answer");
-        let detail = format!("{} does not answer: {why}", heard.host_name);
+    fn no_response_finding(&self, outcome: &CallOutcome) -> Finding {
+        let why = outcome.error.as_deref().unwrap_or("no complete response");
+        let detail = format!("{} does not respond: {why}", outcome.host_name);
         let remedy = format!("{} # then name resolution, the firewall and the proxy", self.describe_host());
         let gravity = if self.is_backup { Severity::Warning } else { Severity::Fault };
         Finding::new(WHAT, gravity, detail, Some(remedy)).with_id("payment_api_unreachable")
     }
 
-    fn unauthenticated_finding(&self, heard: &CallOutcome, answer: &Response) -> Finding {
-        let host = &heard.host_name;
-        // The provider says why, and never without a `Request-ID`.
-        let is_its_own = answer.code.is_some() && answer.request_id.is_some();
-        if answer.authenticity != Authenticity::Verified && !is_its_own {
-            return self.name_responder(heard, answer);
+    fn unauthenticated_finding(&self, outcome: &CallOutcome, response: &Response) -> Finding {
+        let host = &outcome.host_name;
+        // The provider gives a reason, and always a `Request-ID`.
+        let is_its_own = response.code.is_some() && response.request_id.is_some();
+        if response.authenticity != Authenticity::Verified && !is_its_own {
+            return self.name_responder(outcome, response);
         }
         let file = self.config.wechat.merchant_key_file.as_str();
         let key = match file {
@@ -134,7 +135,7 @@ impl At<'_> {
         };
         Finding::fault(
             WHAT,
-            format!("{host} rejects our signature (401):{}", provider_words(answer)),
+            format!("{host} rejects our signature (401):{}", provider_words(response)),
             format!(
                 "timedatectl status; openssl pkey -pubout {key} # against the certificate, wechat.merchant_serial and \
                  wechat.mchid on the merchant platform"
@@ -143,14 +144,15 @@ impl At<'_> {
         .with_id("payment_api_unauthenticated")
     }
 
-    fn verified_finding(&self, heard: &CallOutcome, answer: &Response, verdict: &Verdict) -> Finding {
-        let (host, status) = (&heard.host_name, answer.status);
-        let serial = heard.serial.as_deref().unwrap_or_default();
-        let signed = format!("{host} answered {status}{}, signed by {serial}", provider_words(answer));
+    fn verified_finding(&self, outcome: &CallOutcome, response: &Response, verdict: &Verdict) -> Finding {
+        let (host, status) = (&outcome.host_name, response.status);
+        let serial = outcome.serial.as_deref().unwrap_or_default();
+        let signed =
+            format!("{host} responded with {status}{}, signed by {serial}", provider_words(response));
         match (status, verdict) {
             (500.., _) => Finding::fault(
                 WHAT,
-                format!("{signed}: it is in trouble"),
+                format!("{signed}: a server error"),
                 "redeemer check # again, until it is well; nothing of ours has to be changed",
             )
             .with_id("payment_api_server_error"),
@@ -162,24 +164,24 @@ impl At<'_> {
             .with_id("payment_api_throttled"),
             (403, Verdict::NotAuthorized) => Finding::warning(
                 WHAT,
-                format!("{signed}: not authorized, for the brand 0 that check asks about"),
+                format!("{signed}: not authorized, for the made-up brand 0 of check"),
                 "redeemer parked show --query # shows it for a brand of yours; see the merchant platform",
             )
             .with_id("payment_api_not_authorized"),
-            // What is not there is what was asked for.
+            // The coupon that was queried does not exist.
             (200 | 404, _) => Finding::ok(WHAT, signed),
-            _ if heard.detail.as_ref().is_some_and(|detail| detail.is_about_our_headers()) => Finding::fault(
+            _ if outcome.detail.as_ref().is_some_and(|detail| detail.is_about_our_headers()) => Finding::fault(
                 WHAT,
-                format!("{signed}: it rejects what stands in the head of every call"),
+                format!("{signed}: it rejects a header that every call has"),
                 self.origin.remedies(
                     "wechat.verification_serial",
                     "the id of a key that the merchant platform shows; and the names of wechat.public_keys likewise",
                 ),
             )
             .with_id("payment_api_rejects_headers"),
-            // The coupon that is asked for is made up: that openid, appid or ids are wrong is what should be said.
-            (400, _) if heard.detail.as_ref().is_some_and(|detail| detail.names_a_field()) => {
-                Finding::ok(WHAT, format!("{signed}: what check asks about is made up"))
+            // The queried coupon is made up, so a rejection of openid, appid or ids is expected.
+            (400, _) if outcome.detail.as_ref().is_some_and(|detail| detail.names_a_field()) => {
+                Finding::ok(WHAT, format!("{signed}: the coupon of check is made up"))
             }
             _ => Finding::fault(
                 WHAT,
@@ -196,21 +198,24 @@ impl At<'_> {
 
     fn invalid_signature_finding(
         &self,
-        heard: &CallOutcome,
-        answer: &Response,
+        outcome: &CallOutcome,
+        response: &Response,
         flaw: SignatureFlaw,
     ) -> Finding {
-        let (host, status) = (&heard.host_name, answer.status);
+        let (host, status) = (&outcome.host_name, response.status);
         if flaw != SignatureFlaw::UnknownSerial {
             return Finding::fault(
                 WHAT,
-                format!("{host} answered {status}, and its signature does not verify ({})", flaw.as_str()),
+                format!(
+                    "{host} responded with {status}, and its signature does not verify ({})",
+                    flaw.as_str()
+                ),
                 "redeemer check # again, for a probe of the provider looks the same; if it stays, compare \
                  wechat.public_keys with the merchant platform",
             )
             .with_id(format!("payment_api_signature_{}", flaw.as_str()));
         }
-        let serial = heard.unverified.as_ref().and_then(|seen| seen.shown_serial()).unwrap_or_default();
+        let serial = outcome.unverified.as_ref().and_then(|seen| seen.shown_serial()).unwrap_or_default();
         Finding::fault(
             WHAT,
             format!("{host} signs with a key that is not held: {serial}"),
@@ -222,29 +227,29 @@ impl At<'_> {
         .with_id("payment_api_serial_not_held")
     }
 
-    /// Nobody's word. The provider leaves out the signature of some errors, but never `code` and `Request-ID`.
-    fn unsigned_finding(&self, heard: &CallOutcome, answer: &Response) -> Finding {
-        let (host, status) = (&heard.host_name, answer.status);
-        match (answer.code.is_some(), answer.request_id.is_some()) {
+    /// An unverified response. The provider does not sign some errors, but always sends `code` and `Request-ID`.
+    fn unsigned_finding(&self, outcome: &CallOutcome, response: &Response) -> Finding {
+        let (host, status) = (&outcome.host_name, response.status);
+        match (response.code.is_some(), response.request_id.is_some()) {
             (true, true) if matches!(status, 403 | 404 | 429) => Finding::warning(
                 WHAT,
-                format!("{host} answered {status}{} unsigned: nothing is proved by it", provider_words(answer)),
+                format!("{host} responded with {status}{}, unsigned: it shows nothing", provider_words(response)),
                 "redeemer check # again; if it stays, no error of the provider can conclude a command before its \
                  coupon is seen",
             )
             .with_id("payment_api_unsigned"),
-            _ => self.name_responder(heard, answer),
+            _ => self.name_responder(outcome, response),
         }
     }
 
-    fn name_responder(&self, heard: &CallOutcome, answer: &Response) -> Finding {
-        let (host, status) = (&heard.host_name, answer.status);
-        let seen = heard.unverified.as_deref().map(UnverifiedResponse::in_words).unwrap_or_default();
+    fn name_responder(&self, outcome: &CallOutcome, response: &Response) -> Finding {
+        let (host, status) = (&outcome.host_name, response.status);
+        let seen = outcome.unverified.as_deref().map(UnverifiedResponse::in_words).unwrap_or_default();
         Finding::fault(
             WHAT,
-            format!("{host} answered {status}{} unsigned: not WeChat Pay's own answer ({seen})", provider_words(answer)),
+            format!("{host} responded with {status}{}, unsigned: not a response of WeChat Pay ({seen})", provider_words(response)),
             format!(
-                "{} # a proxy, a firewall or a captive portal answers in its place, or strips headers; or the base \
+                "{} # a proxy, a firewall or a captive portal responds in its place, or strips headers; or the base \
                  URL leads elsewhere",
                 self.describe_host()
             ),
@@ -253,7 +258,7 @@ impl At<'_> {
     }
 }
 
-/// Id and remedy of a download that brought nothing, by its cause.
+/// Id and remedy of a failed download, by its cause.
 pub(super) fn download_remedy(
     fault: &NoCertificates,
     config: &Config,
@@ -266,7 +271,7 @@ pub(super) fn download_remedy(
         }
         NoCertificates::Refused { has_request_id: false, .. } | NoCertificates::Unreadable => (
             "download_other_answers",
-            format!("{reaching} # does a proxy answer in its place, or does the base URL lead elsewhere?"),
+            format!("{reaching} # does a proxy respond in its place, or does the base URL lead elsewhere?"),
         ),
         NoCertificates::Refused { status: 401, .. } => (
             "download_unauthenticated",
@@ -283,7 +288,7 @@ pub(super) fn download_remedy(
             ),
         ),
         NoCertificates::Refused { .. } => {
-            ("download_refused", "redeemer check # again in a minute; the answer says why".to_owned())
+            ("download_refused", "redeemer check # again in a minute; the response gives the reason".to_owned())
         }
         NoCertificates::Undecryptable(_) => (
             "download_apiv3_key",
@@ -293,13 +298,13 @@ pub(super) fn download_remedy(
             ),
         ),
         NoCertificates::Key(_) | NoCertificates::OtherSerial(_) | NoCertificates::Unverified(_) => (
-            "download_not_believed",
-            format!("date; {reaching} # the clock, and whether something else answers in its place"),
+            "download_unverified",
+            format!("date; {reaching} # the clock, and whether another party responds in its place"),
         ),
     }
 }
 
-/// A redemption that is never sent: it only names a coupon to ask for.
+/// A redemption that is never sent: it only names a coupon to query.
 fn describe_unreachable() -> Result<Redemption, Unfit> {
     Ok(Redemption {
         openid: Openid::parse("oRedeemerCheckNobody00000000")?,

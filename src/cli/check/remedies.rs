@@ -1,4 +1,4 @@
-//! How a finding of `check` is fixed: by a command that can be typed as it stands, there where the value is set.
+//! The remedies of findings: commands to run unchanged, for the place that sets the value.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use crate::policy::file_name::{self, Shown, quote};
 use crate::telemetry::untrusted::is_hidden;
 use crate::wechat::key_remedy::Remedy;
 
-/// Where the configuration comes from, which decides how a key is fixed.
+/// The sources of the configuration, which decide how a key is fixed.
 pub(super) struct Origin<'a> {
     /// The file, if there is one.
     pub file: Option<&'a Path>,
@@ -16,14 +16,14 @@ pub(super) struct Origin<'a> {
 }
 
 impl<'a> Origin<'a> {
-    /// Looks at the environment.
+    /// Reads the environment.
     pub(super) fn of(file: Option<&'a Path>) -> Self {
         let names = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
         let variables = names.filter(|name| name.starts_with(PREFIX) && name.contains("__")).collect();
         Self { file, variables }
     }
 
-    /// The command that fixes a key, or several with commas between them, there where it is set.
+    /// The command that fixes a key, or several with commas between them, at its source.
     pub(super) fn remedies(&self, key: &str, how: &str) -> String {
         if key == NAME_NOT_SHOWN {
             // The sections alone are shown.
@@ -54,7 +54,7 @@ impl<'a> Origin<'a> {
                     let key = name.trim_start_matches(PREFIX).replace("__", ".");
                     shown_name(&key) != NAME_NOT_SHOWN
                 };
-                // What stands behind the section may be a secret: the shell knows the rest of the name.
+                // The rest of the name may be a secret, so the shell completes it.
                 match set.iter().all(may_be_shown) {
                     true => format!("unset {} # {how}", set.join(" ")),
                     false => format!("unset ${{!{}__*}} # {how}", names.join("__*} ${!")),
@@ -78,7 +78,7 @@ impl Origin<'_> {
         self.variables.iter().filter(sets).cloned().collect()
     }
 
-    /// The command that gives a key this value, there where it is set.
+    /// The command that sets a key to this value, at its source.
     pub(super) fn setting(&self, key: &str, value: &str) -> String {
         let name = variable(key);
         match (self.set_by(std::slice::from_ref(&name)).is_empty(), self.file) {
@@ -89,7 +89,7 @@ impl Origin<'_> {
         }
     }
 
-    /// The command that puts a file in the place of another one in a list, there where it is set.
+    /// The command that replaces a file in a list, at its source.
     fn exchanging(&self, key: &str, old: &str, new: &str) -> String {
         let name = variable(key);
         match (self.set_by(std::slice::from_ref(&name)).is_empty(), self.file) {
@@ -111,7 +111,7 @@ impl Origin<'_> {
         }
     }
 
-    /// The command that leaves a key out, there where it is set.
+    /// The command that removes a key, at its source.
     pub(super) fn removing(&self, key: &str, how: &str) -> String {
         let set = self.set_by(&[variable(key)]);
         match set.is_empty() {
@@ -139,12 +139,11 @@ impl Origin<'_> {
 
 // ---- the names of public keys
 
-/// The table of WeChat Pay's public keys. It is no key that one variable could set.
+/// The table of WeChat Pay's public keys. One variable cannot set it.
 pub(super) const PUBLIC_KEYS: &str = "wechat.public_keys";
 
 impl Origin<'_> {
-    /// The command that gives the public keys names that can be right: it takes those away that cannot, there where they
-    /// are.
+    /// The command that removes public keys with invalid names, at their source.
     fn naming_public_keys(&self, how: &str) -> String {
         let how = how.replace('\n', " ");
         let prefix = variable(PUBLIC_KEYS) + "__";
@@ -162,7 +161,7 @@ impl Origin<'_> {
     }
 }
 
-/// The commands that put a variable in the place of one with a wrong name.
+/// The commands that replace a variable with an invalid name.
 fn renaming(prefix: &str, id: &str) -> String {
     let name = format!("{prefix}{id}");
     let file = std::env::var(&name).ok().filter(|file| file_name::check(file).is_ok());
@@ -187,7 +186,7 @@ fn renaming(prefix: &str, id: &str) -> String {
     }
 }
 
-/// The number of the first line of a file that names a public key as none can be named.
+/// The number of the first line of a file with an invalid name of a public key.
 fn line_of_wrong_name(text: &str) -> Option<usize> {
     let mut is_inside = false;
     text.lines().enumerate().find_map(|(nth, line)| {

@@ -1,5 +1,5 @@
-//! Whether the service can read what root can read: `check` is run by root beside it, and root reads everything. A file is
-//! read only by those who may also enter each folder on the way to it.
+//! Whether the service can read the files that root can read: root may run `check`, and root reads everything. To read a
+//! file, a user must also be able to enter each folder of its path.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -75,8 +75,7 @@ pub(super) fn hidden_files(config: &Config, file: Option<&Path>, findings: &mut 
     }
 }
 
-/// A file behind a folder that is closed to the service. The folder of root or of a person stays closed: what is in it is
-/// none of the service's business, so the file is moved instead.
+/// A file in a folder that the service may not enter. A home directory stays closed, so the file is moved instead.
 fn behind(folder: &Path, path: &Path) -> Finding {
     let (shown, file) = (Shown(folder).to_string(), Shown(path).to_string());
     let detail = format!(

@@ -1,4 +1,4 @@
-//! What the demo publishes: commands of every kind, each with the coupon, the fault and the outcome that belong to it.
+//! The commands of the demo: each kind with its coupon, its fault and its expected outcome.
 
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom as _;
@@ -14,7 +14,7 @@ pub(super) const EXAMPLE: &str = include_str!("../../../docs/contract/examples/c
 
 const EXAMPLE_KIND: &str = "the vendor's example";
 
-/// One command, and what must become of it.
+/// One command with its expected result.
 #[derive(Debug, Clone)]
 pub(super) struct Case {
     /// A row of the table.
@@ -25,15 +25,15 @@ pub(super) struct Case {
     pub times: usize,
     /// Its request number, if it has a valid one.
     pub number: Option<String>,
-    /// What must come.
+    /// The expected result.
     pub expected: Expected,
-    /// Whether the payment API answers it at once and truly.
+    /// Whether its calls meet no fault.
     pub undisturbed: bool,
     coupon: Option<NewCoupon>,
     act: Option<ActionRequest>,
 }
 
-/// What must become of a command.
+/// The expected result of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Expected {
     /// The outcome.
@@ -44,32 +44,32 @@ pub(super) struct Expected {
     pub state: Option<&'static str>,
 }
 
-/// A whole program of cases.
+/// All cases of one run.
 #[derive(Debug)]
 pub(super) struct Program {
     /// The vendor's example first, then the rest in an order of the seed.
     pub cases: Vec<Case>,
-    /// What the sandbox must hold.
+    /// The coupons to issue.
     pub coupons: Vec<NewCoupon>,
-    /// What has been done to coupons before.
+    /// The earlier actions on coupons.
     pub acts: Vec<(String, ActionRequest)>,
-    /// What goes wrong.
+    /// The faults.
     pub rules: Vec<Rule>,
 }
 
-/// A kind of command: how its coupon stands, what goes wrong, what must come.
+/// A kind of command: the state of its coupon, its fault and its expected result.
 struct Kind {
     name: &'static str,
-    /// Its coupons' codes begin so.
+    /// The prefix of its coupons.
     prefix: &'static str,
-    /// How many of it there are for each of the rarest.
+    /// Its number, for each one of the rarest kind.
     weight: usize,
     coupon: Holding,
     fault: Option<(Target, u64, Fault)>,
     expected: Expected,
 }
 
-/// How the coupon of a command stands.
+/// The coupon of a command.
 enum Holding {
     /// In this state.
     State(CouponState),
@@ -81,9 +81,9 @@ enum Holding {
     UsedByUs,
     /// Used already, under another number.
     UsedByAnother,
-    /// There is not one.
+    /// It does not exist.
     Unknown,
-    /// The command is not one.
+    /// The message is not a command.
     Malformed,
 }
 
@@ -95,8 +95,8 @@ fn kinds() -> Vec<Kind> {
         Expected { outcome: OutcomeKind::Invalid, reason: Some(Reason::InvalidCommand), state: None };
     let kind =
         |name, prefix, weight, coupon, expected| Kind { name, prefix, weight, coupon, fault: None, expected };
-    // The first `calls` of a coupon go wrong in this way, and the outcome is `redeemed` all the same.
-    let trouble = |name, prefix, about, calls, fault| Kind {
+    // The first `calls` of a coupon meet this fault; the outcome is still `redeemed`.
+    let faulty = |name, prefix, about, calls, fault| Kind {
         name,
         prefix,
         weight: 1,
@@ -119,12 +119,12 @@ fn kinds() -> Vec<Kind> {
         kind("the same command twice", "twice_", 1, Holding::Twice, redeemed),
         kind("one of a bundle", "bundle_", 2, Holding::Bundle, redeemed),
         kind("used by us before", "ours_", 1, Holding::UsedByUs, redeemed),
-        trouble("slow answer", "slow_", Target::Use, 1, Fault::Slow { ms: 1_500, late_effect: false }),
-        trouble("failing twice, then well", "fails_", Target::Use, 2, error_500),
-        trouble("cut before the effect", "early_", Target::Use, 1, Fault::CutBeforeEffect {}),
-        trouble("cut after the effect", "late_", Target::Use, 1, Fault::CutAfterEffect {}),
-        trouble("answer with a probe signature", "probe_", Target::Use, 1, Fault::ProbeSignature {}),
-        trouble("unsigned refusal, not true", "liar_", Target::Use, 1, unsigned),
+        faulty("slow response", "slow_", Target::Use, 1, Fault::Slow { ms: 1_500, late_effect: false }),
+        faulty("failing twice, then well", "fails_", Target::Use, 2, error_500),
+        faulty("cut before the effect", "early_", Target::Use, 1, Fault::CutBeforeEffect {}),
+        faulty("cut after the effect", "late_", Target::Use, 1, Fault::CutAfterEffect {}),
+        faulty("response with a probe signature", "probe_", Target::Use, 1, Fault::ProbeSignature {}),
+        faulty("unsigned refusal, not true", "liar_", Target::Use, 1, unsigned),
         kind(
             "used by another",
             "taken_",
@@ -167,7 +167,7 @@ pub(super) fn rows() -> Vec<&'static str> {
 
 /// The vendor's example and `messages` more messages of every kind, the same for the same seed.
 pub(super) fn program(messages: usize, seed: u64) -> Program {
-    let mut dice = StdRng::seed_from_u64(seed);
+    let mut random = StdRng::seed_from_u64(seed);
     let kinds = kinds();
     let mut cases = Vec::new();
     let mut left = messages;
@@ -179,14 +179,14 @@ pub(super) fn program(messages: usize, seed: u64) -> Program {
             if left == 0 {
                 break 'fill;
             }
-            let case = case(kind, cases.len(), &mut dice);
+            let case = case(kind, cases.len(), &mut random);
             if case.times <= left {
                 left -= case.times;
                 cases.push(case);
             }
         }
     }
-    cases.shuffle(&mut dice);
+    cases.shuffle(&mut random);
     cases.insert(0, example());
 
     let code = |coupon: &NewCoupon| coupon.coupon_code.clone();
@@ -235,10 +235,10 @@ fn example() -> Case {
     }
 }
 
-fn case(kind: &Kind, nth: usize, dice: &mut StdRng) -> Case {
+fn case(kind: &Kind, nth: usize, random: &mut StdRng) -> Case {
     let code = format!("{}{nth:06}", kind.prefix);
     let number = format!("demo_{}{nth:06}", kind.prefix);
-    let openid = format!("oDemoUser{:08x}", dice.random::<u32>());
+    let openid = format!("oDemoUser{:08x}", random.random::<u32>());
     let (brand_id, product_coupon_id, stock_id, appid) =
         ("120344", "1000000014", "1000000014001", "wx233544546545989");
     let mut command = json!({
@@ -252,9 +252,9 @@ fn case(kind: &Kind, nth: usize, dice: &mut StdRng) -> Case {
         "associated_order_info": { "transaction_id": format!("42000000{nth:020}") },
         "out_request_no": number,
     });
-    if dice.random_bool(0.5) {
+    if random.random_bool(0.5) {
         command["store_id"] = json!(format!("S{}", nth % 7));
-        command["saved_amount"] = json!(dice.random_range(1..10_000));
+        command["saved_amount"] = json!(random.random_range(1..10_000));
     }
     let holding = |state| NewCoupon {
         openid: openid.clone(),

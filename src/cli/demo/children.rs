@@ -1,4 +1,4 @@
-//! The programs that the demo starts, and how it speaks with them: processes, signals, HTTP on the loopback.
+//! The processes that the demo starts, with signals and HTTP on the loopback.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -14,20 +14,20 @@ use tokio::time::{Instant, sleep, timeout};
 
 /// The longest wait for a program to start, or to stop.
 const PATIENCE: Duration = Duration::from_secs(40);
-/// Between two looks at whether something has come about.
+/// Interval of polls.
 const POLL_EVERY: Duration = Duration::from_millis(50);
 
-/// A program of ours, running. It ends when this is dropped, and when we end, however we end.
+/// A running child process. It ends when this is dropped, and when this process ends, also in a crash.
 pub(super) struct Running {
     name: &'static str,
     child: Child,
     log: PathBuf,
-    /// Closes when we are gone, and they stop with it. Kept apart, because waiting for a child would close it.
+    /// It closes when this process ends, and the child stops then. Kept apart, because waiting for a child would close it.
     _lifeline: Option<ChildStdin>,
 }
 
 impl Running {
-    /// Starts this very executable with other arguments. What it writes goes to `log`.
+    /// Starts this executable with other arguments. Its output goes to `log`.
     pub(super) fn start(name: &'static str, arguments: Vec<OsString>, log: &Path) -> anyhow::Result<Self> {
         let executable = std::env::current_exe().context("where this program is, is not known")?;
         let out = File::create(log).with_context(|| format!("{} cannot be written", log.display()))?;
@@ -45,15 +45,15 @@ impl Running {
         Ok(Self { name, child, log: log.to_owned(), _lifeline: lifeline })
     }
 
-    /// Looks again and again until there is something to be seen.
+    /// Polls until there is a value.
     pub(super) async fn until<T>(
         &mut self,
         what: &str,
-        look: impl AsyncFn() -> Option<T>,
+        poll: impl AsyncFn() -> Option<T>,
     ) -> anyhow::Result<T> {
         let give_up_at = Instant::now() + PATIENCE;
         loop {
-            if let Some(seen) = look().await {
+            if let Some(seen) = poll().await {
                 return Ok(seen);
             }
             if let Some(status) = self.child.try_wait().context("a child cannot be waited for")? {
@@ -66,7 +66,7 @@ impl Running {
         }
     }
 
-    /// Waits until it ends without having been asked to.
+    /// Waits until it ends by itself.
     pub(super) async fn wait_ended(&mut self) -> anyhow::Error {
         match self.child.wait().await {
             Ok(status) => anyhow!("{} ended by itself ({status}); {}", self.name, self.last_words()),
@@ -74,7 +74,7 @@ impl Running {
         }
     }
 
-    /// Sends SIGTERM and waits for a good end: exit code 0, in time.
+    /// Sends SIGTERM and expects exit code 0 in time.
     pub(super) async fn stop(mut self) -> anyhow::Result<()> {
         if let Some(pid) = self.child.id() {
             // The shell's own `kill`: there is no other way to send a signal without unsafe code. The pid is still
@@ -107,7 +107,7 @@ impl Running {
 pub(super) struct Http(reqwest::Client);
 
 impl Http {
-    /// A client that no proxy of the environment gets between.
+    /// A client that ignores proxies of the environment.
     pub(super) fn new() -> anyhow::Result<Self> {
         let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30)).build();
         Ok(Self(client.context("no HTTP client")?))

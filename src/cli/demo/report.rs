@@ -1,4 +1,4 @@
-//! What came of it: every event against what was expected and against the sandbox's ledger, as a table.
+//! The report: compares every event with the expected result and with the ledger of the sandbox.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -9,10 +9,10 @@ use crate::cli::demo::cases::{Case, Expected, rows as rows_in_order};
 use crate::cli::event_view::EventView;
 use crate::domain::outcome::OutcomeKind;
 
-/// An event of a case, and how long after its publishing it came.
+/// An event of a case, with the time since its command was published.
 #[derive(Debug, Clone)]
 pub(super) struct Got {
-    /// The event; nothing where it could not be read.
+    /// The event; `None` if it could not be read.
     pub reported: Option<EventView>,
     /// From publishing the command to the event in hand.
     pub took: Duration,
@@ -25,7 +25,7 @@ pub(super) struct Effect {
     out_request_no: Option<String>,
 }
 
-/// Everything that came of the cases.
+/// The results of all cases.
 pub(super) struct Report<'a> {
     /// The cases.
     pub cases: &'a [Case],
@@ -46,7 +46,7 @@ struct Row {
 }
 
 impl Report<'_> {
-    /// What is wrong with a case: nothing, if all is well.
+    /// The faults of a case; empty if its result is as expected.
     fn faults(&self, nth: usize, uses: &BTreeMap<&str, usize>) -> Vec<String> {
         let (case, got) = (&self.cases[nth], &self.got[nth]);
         let mut faults = Vec::new();
@@ -67,9 +67,9 @@ impl Report<'_> {
             }
         }
         let used = self.uses_of(nth, uses);
-        let wanted = usize::from(case.expected.outcome == OutcomeKind::Redeemed);
-        if used != wanted {
-            faults.push(format!("{used} effects in the ledger, not {wanted}"));
+        let expected_effects = usize::from(case.expected.outcome == OutcomeKind::Redeemed);
+        if used != expected_effects {
+            faults.push(format!("{used} effects in the ledger, not {expected_effects}"));
         }
         faults
     }
@@ -79,7 +79,7 @@ impl Report<'_> {
         number.and_then(|number| uses.get(number).copied()).unwrap_or(0)
     }
 
-    /// The lines of the table, and everything that is not as it must be.
+    /// The lines of the table, and every unexpected result.
     pub(super) fn table(&self) -> (Vec<String>, Vec<String>) {
         let uses = self.uses();
         let mut rows: BTreeMap<&str, Row> = BTreeMap::new();
@@ -178,7 +178,7 @@ fn line(kind: &str, sent: &str, expected: &str, got: &str, used: &str, verdict: 
     format!("  {kind:<30} {sent:>5}  {expected:<25} {got:<29} {used:>5}  {verdict}").trim_end().to_owned()
 }
 
-/// A time as people read it.
+/// A time for display.
 pub(super) fn short(time: Duration) -> String {
     if time < Duration::from_secs(1) {
         format!("{} ms", time.as_millis())
@@ -207,7 +207,7 @@ mod tests {
         Effect { kind: "used".to_owned(), out_request_no: Some(number.to_owned()) }
     }
 
-    /// The vendor's example alone, with these events and effects: what is wrong with it.
+    /// The faults of the vendor's example alone, with these events and effects.
     fn faults(events: &[(&str, &str)], effects: &[&str]) -> Vec<String> {
         let program = program(0, 1);
         let got = events.iter().map(|(outcome, state)| {

@@ -13,13 +13,13 @@ use crate::amqp::parked_queue::{ParkedQueue, check_publishing};
 use crate::cli::{Failure, print, print_error};
 use crate::config::Config;
 use crate::domain::redemption::Redemption;
-use crate::parked::{self, CouponQuery, CouponStatus, Decision, Filter, Parked};
+use crate::parked::{self, CouponQuery, CouponStatus, Decision, Filter, Parked, StaysParked};
 use crate::telemetry::masking::Short;
 use crate::telemetry::untrusted::{Untrusted, Visible};
 use crate::wechat::client::Client;
 use crate::wire::audit_event::OperatorAction;
 
-/// One run of an operator: the commands that are meant, and the decision.
+/// The selected commands and the decision.
 pub(super) struct OperatorRun<'a> {
     settings: crate::amqp::connection::AmqpSettings,
     filter: Filter,
@@ -27,11 +27,11 @@ pub(super) struct OperatorRun<'a> {
     decision: Decision<'a>,
 }
 
-/// What became of one command.
+/// The result for one command.
 pub(super) enum Done {
     Did(OperatorAction),
     Would(OperatorAction),
-    Left(String),
+    Left(StaysParked),
 }
 
 #[derive(Default)]
@@ -50,7 +50,7 @@ impl<'a> OperatorRun<'a> {
     ) -> Result<Self, Failure> {
         if deciding.yes && deciding.operator.is_none() {
             return Err(Failure::Failed(anyhow!(
-                "say who you are: --operator NAME, or USER in the environment"
+                "--yes requires your name: --operator NAME, or USER in the environment"
             )));
         }
         let signed = |span: Duration| SignedDuration::try_from(span).unwrap_or(SignedDuration::MAX);
@@ -59,77 +59,82 @@ impl<'a> OperatorRun<'a> {
             operator: deciding.operator.as_deref().unwrap_or_default(),
             because,
             deadline_limits: config.deadline_limits(),
-            settling: signed(config.retry.query_delay.0),
+            query_delay: signed(config.retry.query_delay.0),
             longest_call: signed(config.wechat.total_timeout.0),
             publish_refused,
         };
         Ok(Self { settings: config.broker_settings()?, filter, deciding, decision })
     }
 
-    /// Goes through the queue: with a client to replay, without one to discard.
-    pub(crate) async fn process_all(&self, mut asking: Option<(&Client, ReplayRate)>) -> Result<(), Failure> {
+    /// Processes the queue: replays with a client, discards without one.
+    pub(crate) async fn process_all(
+        &self,
+        mut replaying: Option<(&Client, ReplayRate)>,
+    ) -> Result<(), Failure> {
         let mut tally = Tally::default();
-        // What was left parked on purpose; it comes by again once everything held was put back.
+        // Commands that stay parked; the next pass sees them again.
         let mut left: HashSet<(String, Option<Timestamp>)> = HashSet::new();
         if self.deciding.yes {
             check_publishing(&self.settings).await.context("nothing can be published")?;
         }
         let mut is_reported = false;
         let ended = loop {
-            let look = ParkedQueue::begin(&self.settings).await;
-            let mut look = match look {
-                Ok(look) => look,
+            let queue = ParkedQueue::begin(&self.settings).await;
+            let mut queue = match queue {
+                Ok(queue) => queue,
                 Err(error) => break Err(Failure::Failed(anyhow!(error))),
             };
-            if let Some(why) = look.missing_lock().filter(|_| !is_reported) {
+            if let Some(why) = queue.missing_lock().filter(|_| !is_reported) {
                 print_error(&why);
                 is_reported = true;
             }
-            let once = self.process_one(&mut look, &mut asking, &mut left, &mut tally).await;
-            look.end().await;
+            let once = self.process_one(&mut queue, &mut replaying, &mut left, &mut tally).await;
+            queue.end().await;
             match once {
                 Ok(true) => {}
                 Ok(false) => break Ok(()),
                 Err(failure) => break Err(failure),
             }
         };
-        self.conclude(ended, &tally, asking.is_some())
+        self.conclude(ended, &tally, replaying.is_some())
     }
 
-    /// One look, until the queue, the limit or the time ends. True if it must go on with another.
+    /// One pass, until the queue, the limit or the hold time ends. True if another pass is required.
     pub(crate) async fn process_one(
         &self,
-        look: &mut ParkedQueue,
-        asking: &mut Option<(&Client, ReplayRate)>,
+        queue: &mut ParkedQueue,
+        replaying: &mut Option<(&Client, ReplayRate)>,
         left: &mut HashSet<(String, Option<Timestamp>)>,
         tally: &mut Tally,
     ) -> Result<bool, Failure> {
         if self.deciding.yes {
-            look.open_publisher(&self.settings).await.map_err(|error| anyhow!(error))?;
+            queue.open_publisher(&self.settings).await.map_err(|error| anyhow!(error))?;
         }
         let before = left.clone();
         let hold = self.deciding.hold.unsigned_abs();
-        while let Some(delivery) = look.next().await.map_err(|error| anyhow!(error))? {
+        while let Some(delivery) = queue.next().await.map_err(|error| anyhow!(error))? {
             let parked = Parked::read(delivery);
             let key = (parked.sha256.clone(), parked.at);
             if !self.filter.admits(&parked, Timestamp::now()) || before.contains(&key) {
                 continue;
             }
-            // To the end all the same: what a partial look took comes behind the rest, and the next one, with --yes,
-            // would mean others than a dry run has shown.
+            // Reads on to the end: a partial pass changes the order, and the next one, with --yes, would select other
+            // commands than the dry run has shown.
             if self.deciding.limit.is_some_and(|limit| tally.did + tally.left >= limit) {
                 continue;
             }
             let mut line = summary(&parked, Timestamp::now());
-            let query = match (asking.as_mut(), parked.replayable()) {
-                (Some((client, pace)), Ok(redemption)) => {
-                    Some(self.query(client, pace, &parked, redemption).await)
-                }
-                _ => None,
+            let queried = match replaying.as_mut() {
+                None => None,
+                Some((client, rate)) => Some(match parked.replayable() {
+                    Ok(redemption) => Ok(self.query(client, rate, &parked, redemption).await),
+                    Err(why) => Err(why),
+                }),
             };
-            let done = self.settle(look, parked, query.as_ref(), asking.is_some()).await?;
+            let query = queried.as_ref().and_then(|queried| queried.as_ref().ok());
+            let done = self.settle(queue, parked, queried.as_ref()).await?;
             match &done {
-                // What would be done is still there after the look, and is not asked for a second time.
+                // After a dry run it is still parked, and must not be queried a second time.
                 Done::Would(_) => {
                     tally.did += 1;
                     left.insert(key);
@@ -140,35 +145,35 @@ impl<'a> OperatorRun<'a> {
                     left.insert(key);
                 }
             }
-            self.report(&mut line, query.as_ref(), &done)?;
-            if let Some(CouponQuery { status: CouponStatus::Suspended(fault), .. }) = &query {
+            self.report(&mut line, query, &done)?;
+            if let Some(CouponQuery { status: CouponStatus::Suspended(fault), .. }) = query {
                 let fault = fault.as_str();
                 return Err(
-                    anyhow!("every call fails ({fault}): run redeemer check; nothing more is tried").into()
+                    anyhow!("every call fails ({fault}); nothing more is tried; run redeemer check").into()
                 );
             }
-            if look.age() >= hold {
+            if queue.age() >= hold {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    /// Asks what is true now, and a second time if a refusal is to be reported.
+    /// Queries the coupon, and queries again if a refusal is to be published.
     pub(crate) async fn query(
         &self,
         client: &Client,
-        pace: &mut ReplayRate,
+        rate: &mut ReplayRate,
         parked: &Parked,
         redemption: &Redemption,
     ) -> CouponQuery {
-        pace.wait().await;
+        rate.wait().await;
         let first = query(client, redemption).await;
         match parked::confirm_after(parked, &first, &self.decision) {
             None => first,
             Some(wait) => {
                 sleep(wait).await;
-                pace.wait().await;
+                rate.wait().await;
                 query(client, redemption).await.following(first)
             }
         }
@@ -176,26 +181,26 @@ impl<'a> OperatorRun<'a> {
 
     pub(crate) async fn settle(
         &self,
-        look: &ParkedQueue,
+        queue: &ParkedQueue,
         parked: Parked,
-        query: Option<&CouponQuery>,
-        replaying: bool,
+        queried: Option<&Result<CouponQuery, StaysParked>>,
     ) -> Result<Done, Failure> {
         let now = Timestamp::now();
-        let advice = match (replaying, query) {
-            (false, _) => Ok(OperatorAction::Discarded),
-            (true, Some(query)) => parked::assess_replay(&parked, query, &self.decision),
-            (true, None) => Err(parked.replayable().err().unwrap_or_default()),
+        let assessment = match queried {
+            None => Ok(OperatorAction::Discarded),
+            Some(Ok(query)) => parked::assess_replay(&parked, query, &self.decision),
+            Some(Err(why)) => Err(why.clone()),
         };
-        match (advice, self.deciding.yes) {
+        let query = queried.and_then(|queried| queried.as_ref().ok());
+        match (assessment, self.deciding.yes) {
             (Err(why), _) => Ok(Done::Left(why)),
-            (Ok(deed), false) => Ok(Done::Would(deed)),
-            (Ok(deed), true) => {
+            (Ok(action), false) => Ok(Done::Would(action)),
+            (Ok(action), true) => {
                 let id = parked.sha256.clone();
-                parked::carry_out(look, parked, deed, query, &self.decision, now).await.with_context(
-                    || format!("{id} was not finished and may still be parked; run it again"),
+                parked::carry_out(queue, parked, action, query, &self.decision, now).await.with_context(
+                    || format!("{id} did not complete and may still be parked; run it again"),
                 )?;
-                Ok(Done::Did(deed))
+                Ok(Done::Did(action))
             }
         }
     }
@@ -211,9 +216,12 @@ impl<'a> OperatorRun<'a> {
                 line["query"] = queried(query);
             }
             match done {
-                Done::Did(deed) => line["did"] = json!(deed.effect()),
-                Done::Would(deed) => line["would"] = json!(deed.effect()),
-                Done::Left(why) => line["left"] = json!(why),
+                Done::Did(action) => line["did"] = json!(action.effect()),
+                Done::Would(action) => line["would"] = json!(action.effect()),
+                Done::Left(why) => {
+                    line["left"] = json!(why.code());
+                    line["why"] = json!(why.to_string());
+                }
             }
             return print(&line.to_string());
         }
@@ -223,10 +231,10 @@ impl<'a> OperatorRun<'a> {
             Some(code) => Short(code).to_string(),
             None => "-".to_owned(),
         };
-        let asked = query.map_or_else(String::new, |query| format!("{}; ", describe(query)));
+        let queried = query.map_or_else(String::new, |query| format!("{}; ", describe(query)));
         let what = match done {
-            Done::Did(deed) => format!("{asked}{}", deed.effect().replace('_', " ")),
-            Done::Would(deed) => format!("{asked}would be {}", deed.effect().replace('_', " ")),
+            Done::Did(action) => format!("{queried}{}", action.effect().replace('_', " ")),
+            Done::Would(action) => format!("{queried}would be {}", action.effect().replace('_', " ")),
             Done::Left(why) => format!("left parked: {why}"),
         };
         let reason = text("reason");

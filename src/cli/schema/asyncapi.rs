@@ -196,28 +196,28 @@ fn sends(channel: &str, message: &str, title: &str, description: &str) -> Value 
 
 // ---- exchanges and queues
 
-fn by_routing_key(plan: &[Object], wanted: &str) -> anyhow::Result<Value> {
+fn by_routing_key(plan: &[Object], expected: &str) -> anyhow::Result<Value> {
     let exchange = plan.iter().find_map(|object| match object {
-        Object::Exchange { name, kind, .. } if name == wanted => Some(json!({
+        Object::Exchange { name, kind, .. } if name == expected => Some(json!({
             "name": name, "type": kind.as_str(), "durable": true, "autoDelete": false,
         })),
         _ => None,
     });
-    let exchange = exchange.with_context(|| format!("the plan has no exchange {wanted}"))?;
+    let exchange = exchange.with_context(|| format!("the plan has no exchange {expected}"))?;
     Ok(json!({ "amqp": { "is": "routingKey", "exchange": exchange, "bindingVersion": BINDING } }))
 }
 
-fn of_queue(plan: &[Object], wanted: &str, message: &str, description: &str) -> anyhow::Result<Value> {
-    let there = |object: &&Object| matches!(object, Object::Queue { name, .. } if name == wanted);
-    let queue = plan.iter().find(there).with_context(|| format!("the plan has no queue {wanted}"))?;
+fn of_queue(plan: &[Object], expected: &str, message: &str, description: &str) -> anyhow::Result<Value> {
+    let there = |object: &&Object| matches!(object, Object::Queue { name, .. } if name == expected);
+    let queue = plan.iter().find(there).with_context(|| format!("the plan has no queue {expected}"))?;
     Ok(json!({
-        "address": wanted,
-        "title": format!("Queue {wanted}"),
+        "address": expected,
+        "title": format!("Queue {expected}"),
         "description": description,
         "messages": { message: { "$ref": format!("#/components/messages/{message}") } },
         "bindings": { "amqp": {
             "is": "queue",
-            "queue": { "name": wanted, "durable": true, "exclusive": false, "autoDelete": false },
+            "queue": { "name": expected, "durable": true, "exclusive": false, "autoDelete": false },
             "bindingVersion": BINDING,
         } },
         "x-queue-arguments": object(queue)["arguments"],

@@ -15,7 +15,7 @@ pub(super) enum Language {
     Chinese,
 }
 
-/// What stands before the tables, without the bounds.
+/// The text before the tables, without the bounds.
 const HEADS: [&str; 2] = [include_str!("coupon_page/head.en.md"), include_str!("coupon_page/head.zh-CN.md")];
 
 /// The page, which ends with a line feed.

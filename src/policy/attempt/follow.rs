@@ -68,7 +68,7 @@ impl Progress {
         chance: f64,
     ) -> Step {
         self.attempts = self.attempts.saturating_add(1);
-        // A call that met our own fault was no attempt on this coupon: a wrong key must not use up the attempts.
+        // A call that met our own fault does not count as an attempt: a wrong key must not use up the attempts.
         if matches!(verdict, Verdict::Suspended(_) | Verdict::NotAccepted(NotAccepted::NotAuthorized)) {
             self.suspended = self.suspended.saturating_add(1);
         }
@@ -148,7 +148,7 @@ impl Progress {
         now: Timestamp,
         chance: f64,
     ) -> Step {
-        self.doubt_rejection(&verdict);
+        self.reset_rejection(&verdict);
         let early = std::mem::take(&mut self.early);
         let by = EstablishedBy::Query;
         let is_shown = coupon.is_some();
@@ -252,7 +252,7 @@ impl Progress {
 
     /// If the query is rejected as every command may be, a rejection of the use that says as little may have been common,
     /// too, and is no longer the command's own.
-    fn doubt_rejection(&mut self, verdict: &Verdict) {
+    fn reset_rejection(&mut self, verdict: &Verdict) {
         let may_be_common = matches!(
             verdict,
             Verdict::Suspended(SuspendReason::Rejected) | Verdict::Unknown(UnknownCause::MayBeCommon(_))
@@ -288,7 +288,7 @@ impl Progress {
             Negative::Gone { reason, is_shown } => (Some(reason), is_shown),
         };
         if gone.is_none() && self.effect == EffectState::NoEffect {
-            // A query between two uses that were not accepted is no success: the waits keep growing.
+            // A query between two uses that were not accepted does not count as a success: the waits keep growing.
             self.negatives = 0;
             self.query_first = false;
             return self.send_after(Duration::ZERO, limits, now);

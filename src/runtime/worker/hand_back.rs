@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use crate::amqp::confirm::PublishFailure;
 use crate::amqp::delivery::{DEAD_AGAIN, DEAD_AT, DEAD_REASON, DEAD_TRIES, Delivery};
 use crate::amqp::publisher::Publisher;
+use crate::amqp::session_end::SessionEnd;
 use crate::policy::backoff::Backoff;
 use crate::runtime::failpoints::{self, Failpoint};
 use crate::runtime::publishing::{Held, PublishFaults, pause_after};
@@ -20,8 +21,8 @@ use crate::telemetry::metrics::{Message, Metrics};
 pub enum NotHandedBack {
     /// The broker did not accept it. It is still in hand.
     NotAccepted(Box<Delivery>, PublishFailure),
-    /// Its session has ended, in words. The broker delivers it again by itself.
-    Lost(String),
+    /// Its session has ended. The broker delivers it again by itself.
+    Lost(SessionEnd),
 }
 
 /// The queue that a delivery came from, and goes back to.
@@ -61,12 +62,12 @@ pub async fn return_once(
     let published = failpoints::during(Failpoint::Publishing(Message::HandedBack), publishing).await;
     metrics.record_publish(Message::HandedBack, published.as_ref().map(|_| ()).map_err(PublishFailure::kind));
     match published {
-        Ok(proof) => {
+        Ok(confirmed) => {
             failpoints::reached(Failpoint::Published(Message::HandedBack));
-            delivery.ack(proof).await.map_err(|unsettled| NotHandedBack::Lost(unsettled.to_string()))
+            delivery.ack(confirmed).await.map_err(|unsettled| NotHandedBack::Lost(unsettled.into()))
         }
         Err(why @ (PublishFailure::Connection(_) | PublishFailure::Blocked(_))) => {
-            Err(NotHandedBack::Lost(why.to_string()))
+            Err(NotHandedBack::Lost(why.into()))
         }
         Err(why) => {
             if let PublishFailure::TimedOut(_) = why {
@@ -80,14 +81,14 @@ pub async fn return_once(
 /// Hands a delivery back with growing pauses until the broker accepts it.
 ///
 /// # Errors
-/// In words, if its session has ended. The broker delivers it again by itself.
+/// Why its session has ended. The broker delivers it again by itself.
 pub async fn return_until_accepted(
     publisher: &Publisher,
     mut delivery: Delivery,
     headers: Vec<(&'static str, String)>,
     target: Target,
     (metrics, faults): (&Metrics, &PublishFaults),
-) -> Result<(), String> {
+) -> Result<(), SessionEnd> {
     let pauses = Backoff::default();
     let mut nth = 0_u32;
     let mut held: Option<Held<'_>> = None;
@@ -107,7 +108,7 @@ pub async fn return_until_accepted(
         let pause = pause_after(&why, pauses.wait(nth, rand::random()));
         nth = nth.saturating_add(1);
         if timeout(pause, publisher.lost()).await.is_ok() {
-            return Err(why.to_string());
+            return Err(why.into());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Publishes the event of a message that is no valid command, or whose headers are corrupt, and parks it.
+//! Publishes the event of an invalid command or of a corrupt retry message, and parks it.
 
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
@@ -57,16 +57,16 @@ pub(super) async fn publish_invalid(
     let faults = rejected.faults.iter().map(|fault| format!("{}: {}", Masked(&fault.pointer), fault.problem));
     let faults = faults.collect::<Vec<_>>().join("; ");
     let parking = Parking { event: &event, reason: Reason::InvalidCommand, at };
-    let proof = match publish_and_park(publishing, &delivery, parking, command_span, publish_span).await {
-        Ok(Some(proof)) => proof,
+    let confirmed = match publish_and_park(publishing, &delivery, parking, command_span, publish_span).await {
+        Ok(Some(confirmed)) => confirmed,
         Ok(None) => return delay_unreadable(publishing, delivery, command_span).await,
         Err(why) => return Err(why.into_worked(delivery, Vec::new())),
     };
     events::command_invalid(&context.metrics, command_span, &rejected.partial, &faults);
-    Ok((Settlement::Finished, delivery, proof))
+    Ok((Settlement::Finished, delivery, confirmed))
 }
 
-/// The event of a message that is parked.
+/// The event of a parked message.
 pub(super) struct Parking<'a> {
     pub(super) event: &'a Event,
     pub(super) reason: Reason,
@@ -90,13 +90,13 @@ pub(super) async fn park_corrupt_retry_message(
     let event =
         result_event::encode_corrupt_retry_message(redemption, &fault.to_string(), &digest, event_context);
     let parking = Parking { event: &event, reason: Reason::CorruptRetryMessage, at };
-    let proof = match publish_and_park(publishing, &delivery, parking, command_span, publish_span).await {
-        Ok(Some(proof)) => proof,
+    let confirmed = match publish_and_park(publishing, &delivery, parking, command_span, publish_span).await {
+        Ok(Some(confirmed)) => confirmed,
         Ok(None) => return delay_unreadable(publishing, delivery, command_span).await,
         Err(why) => return Err(why.into_worked(delivery, Vec::new())),
     };
     events::retry_message_corrupt(&context.metrics, command_span, redemption, fault);
-    Ok((Settlement::Finished, delivery, proof))
+    Ok((Settlement::Finished, delivery, confirmed))
 }
 
 pub(super) async fn publish_and_park(
@@ -136,13 +136,13 @@ pub(super) async fn delay_unreadable(
     let publish_span = command_span.start_publish(Message::Retry.as_str());
     let published =
         publish(publishing.publishing(), &delivery, Outgoing::Retry(wait, &headers), publish_span).await;
-    let proof = match published {
-        Ok(proof) => proof,
+    let confirmed = match published {
+        Ok(confirmed) => confirmed,
         Err(why) => return Err(why.into_worked(delivery, Vec::new())),
     };
     let metrics = &publishing.context.metrics;
     events::invalid_delayed(metrics, command_span, &delay_name(wait), wait.as_secs());
-    Ok((Settlement::Delayed, delivery, proof))
+    Ok((Settlement::Delayed, delivery, confirmed))
 }
 
 pub(super) fn event_context<'a>(

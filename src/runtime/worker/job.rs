@@ -1,6 +1,5 @@
 //! One valid command in hand: waits, calls, and follows the steps of the attempt machine to the end.
 
-use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
@@ -23,7 +22,7 @@ use crate::telemetry::spans::CommandSpan;
 use crate::wechat::client::Prepared;
 use crate::wire::retry_message::Restored;
 
-use crate::runtime::worker::suspended_by::SuspendedBy;
+use crate::runtime::worker::suspended_by::suspended_by;
 use crate::runtime::worker::{Worked, WorkerContext};
 
 /// One valid command in hand.
@@ -81,7 +80,7 @@ impl CommandJob<'_> {
                         }
                     },
                 },
-                // If it were held here it would be the only probe for ever, and another brand's rights would go unseen.
+                // If it were held here it would remain the only probe, and other brands would not be tried.
                 Step::Suspend(_) if let Some(delayed) = self.carried.progress.delay_unaged(limits) => delayed,
                 // A dead letter returns to the others: a fault of our own is not charged to it.
                 Step::Suspend(_) if self.carried.progress.is_query_only() => {
@@ -111,8 +110,8 @@ impl CommandJob<'_> {
         {
             return Some(delayed);
         }
-        let is_crowded = !self.carried.evidence.is_empty() && context.rate_limiter.is_crowded();
-        let is_over = is_retry && !context.budget.try_spend() || is_crowded;
+        let is_congested = !self.carried.evidence.is_empty() && context.rate_limiter.is_congested();
+        let is_over = is_retry && !context.budget.try_spend() || is_congested;
         if !is_over || limits.delays.is_empty() {
             return None;
         }
@@ -128,7 +127,7 @@ impl CommandJob<'_> {
             && !after.is_zero()
             && let Some(end) = self.carried.progress.expire(self.limits, Timestamp::now())
         {
-            // It would wait for a query that cannot be made.
+            // Its query cannot be made.
             return Called::Step(end);
         }
         let waited = tokio::select! {
@@ -238,16 +237,13 @@ impl CommandJob<'_> {
             chance,
         );
         let outcome = failpoints::during(Failpoint::Sent, call).await;
-        failpoints::reached(Failpoint::Answered);
+        failpoints::reached(Failpoint::Responded);
         let verdict = self.verdict_of(operation, &outcome, asked_at);
-        if let Verdict::Suspended(_) = verdict {
-            let suspended_by = SuspendedBy::new(&outcome);
-            *self.context.suspended_by.lock().unwrap_or_else(PoisonError::into_inner) = suspended_by;
-        }
         let signal = CallSignal::of(operation, &verdict);
         // A circuit that opens is reported with the response that opened it.
         self.record_class(&outcome, signal, asked_at);
-        call_permit.report(operation, signal);
+        let suspended_by = matches!(verdict, Verdict::Suspended(_)).then(|| suspended_by(&outcome));
+        call_permit.report(operation, signal, suspended_by);
         self.failed_at = outcome.failed_at();
         self.last_call_failed =
             matches!(verdict, Verdict::NotAccepted(_) | Verdict::NotSent | Verdict::Unknown(_));

@@ -31,7 +31,7 @@ pub(super) fn read_progress(
     let parked_before = ["x-death", "x-first-death-reason", PARKED_REASON];
     let again = delivery.redelivered();
     if retry_message::is_retry_message(|name| delivery.has_header(name)) {
-        // Optional headers; the others are reported missing if they are no text.
+        // Optional headers; the others are reported missing if they are not text.
         let no_text = |name: &&str| delivery.header(name).is_none() && delivery.has_header(name);
         if let Some(name) = retry_message::OPTIONAL.into_iter().find(no_text) {
             return Err(Unprocessable::Corrupt(CorruptRetryMessage::Unreadable(name)));
@@ -66,7 +66,7 @@ pub(super) fn read_progress(
         let words = delivery.header(HANDED_BACK).unwrap_or_default();
         Some(HandedBack::from_words(words, now).map_err(Unprocessable::Corrupt)?)
     } else {
-        // It knows what its copy in the queue knows.
+        // Its progress is that of its copy in the queue.
         delivery
             .may_have_copy()
             .then(|| HandedBack { first_seen: delivery.received_at(), may_have_been_sent: again })

@@ -46,7 +46,7 @@ impl ReceivedDelivery {
     /// Reads the command of a delivery.
     pub fn new(delivery: Delivery, at: Timestamp) -> Self {
         let command = match (command::decode(delivery.body()), delivery.undecodable_property()) {
-            // The headers that cannot be read may be those of a retry message.
+            // The unreadable headers may be those of a retry message.
             (decoded, Some((name, problem))) => {
                 let partial =
                     decoded.as_ref().map_or_else(|rejected| rejected.partial.clone(), PartialCommand::from);

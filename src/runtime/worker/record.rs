@@ -1,4 +1,4 @@
-//! Records what came of a call: metrics, response log, evidence and span.
+//! Records the result of a call: metrics, response log, evidence and span.
 
 use std::time::Instant;
 
@@ -17,12 +17,12 @@ use crate::runtime::worker::job::CommandJob;
 impl CommandJob<'_> {
     /// Records the response class with the rate limiter, the metrics and the response log.
     pub(super) fn record_class(&self, outcome: &CallOutcome, signal: CallSignal, asked_at: Instant) {
-        let answer = outcome.result.response();
-        let class = ResponseClass::of(answer, signal);
-        if let Some(answer) = answer {
+        let response = outcome.result.response();
+        let class = ResponseClass::of(response, signal);
+        if let Some(response) = response {
             let again = self.carried.evidence.iter().any(|evidence| evidence.status == Some(429));
             // WeChat Pay does not document that its gateway signs a 429, so one without a signature slows down, too.
-            self.context.rate_limiter.record(asked_at, answer.status == 429, again);
+            self.context.rate_limiter.record(asked_at, response.status == 429, again);
         }
         self.context.metrics.record_response(class);
         self.context.responses.record(class, outcome, Instant::now());
@@ -41,8 +41,8 @@ impl CommandJob<'_> {
         if let Some(skew) = outcome.clock_skew {
             context.metrics.set_clock_skew(skew.as_secs_f64());
         }
-        let answer = outcome.result.response();
-        match answer.map(|answer| answer.authenticity) {
+        let response = outcome.result.response();
+        match response.map(|response| response.authenticity) {
             Some(Authenticity::Invalid(flaw)) => context.metrics.record_signature_flaw(flaw),
             Some(Authenticity::Unsigned) => context.metrics.record_unsigned(),
             Some(Authenticity::Verified) | None => {}
@@ -51,8 +51,8 @@ impl CommandJob<'_> {
             at,
             operation: operation.as_str().to_owned(),
             host: outcome.host_name.clone(),
-            status: answer.map(|answer| answer.status),
-            request_id: answer.and_then(|answer| answer.request_id.as_deref()).map(str::to_owned),
+            status: response.map(|response| response.status),
+            request_id: response.and_then(|response| response.request_id.as_deref()).map(str::to_owned),
             serial: outcome.serial.clone(),
             verdict: verdict.as_str().to_owned(),
         };
@@ -63,7 +63,7 @@ impl CommandJob<'_> {
             status = evidence.status,
             request_id = evidence.request_id,
             took_ms = outcome.took.as_millis() as u64,
-            trouble = outcome.error,
+            error = outcome.error,
             unbelieved = outcome.unverified.as_ref().map(|seen| seen.in_words()),
             trace_id = self.command_span.trace_id(),
             "attempt"
@@ -77,17 +77,17 @@ impl CommandJob<'_> {
         publish_span.set_attribute("server.address", outcome.host_name.clone());
         publish_span.set_attribute("redemption.verdict", verdict.as_str());
         match &outcome.result {
-            CallResult::Response(answer) => {
-                publish_span.set_attribute("http.response.status_code", i64::from(answer.status));
-                if let Some(id) = &answer.request_id {
+            CallResult::Response(response) => {
+                publish_span.set_attribute("http.response.status_code", i64::from(response.status));
+                if let Some(id) = &response.request_id {
                     publish_span.set_attribute("redemption.request_id", id.to_string());
                 }
-                if answer.status >= 400 {
-                    publish_span.failed(&format!("status {}", answer.status));
+                if response.status >= 400 {
+                    publish_span.record_failure(&format!("status {}", response.status));
                 }
             }
             CallResult::NotSent(_) | CallResult::NoResponse(_) => {
-                publish_span.failed(outcome.error.as_deref().unwrap_or("no whole answer"))
+                publish_span.record_failure(outcome.error.as_deref().unwrap_or("no complete response"))
             }
         }
     }

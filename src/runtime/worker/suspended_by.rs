@@ -1,29 +1,20 @@
-//! What a response said that suspended us.
+//! Reads a response that suspends calls.
 
+use crate::runtime::circuit_gate::SuspendedBy;
 use crate::telemetry::untrusted::Untrusted;
 use crate::wechat::client::CallOutcome;
-
-/// The response that suspended calls, for readiness.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct SuspendedBy {
-    /// `code` and `message`: control characters made visible, openids masked, 200 bytes at most.
-    pub said: String,
-    /// The provider's clock less ours, in seconds, by this response.
-    pub clock_skew: Option<f64>,
-}
 
 /// The longest text of the provider in a reason, in bytes.
 pub(super) const SAID_BYTES_MAX: usize = 200;
 
-impl SuspendedBy {
-    pub(super) fn new(outcome: &CallOutcome) -> Self {
-        let answer = outcome.result.response();
-        let words = answer.map(|answer| [answer.code.as_deref(), answer.message.as_deref()]);
-        let words: Vec<_> = words.into_iter().flatten().flatten().collect();
-        let mut said = Untrusted(&words.join(": ")).to_string();
-        said.truncate(said.floor_char_boundary(SAID_BYTES_MAX));
-        Self { said, clock_skew: outcome.clock_skew.map(|skew| skew.as_secs_f64()) }
-    }
+/// The code, the message and the clock skew of a response, for operators.
+pub(super) fn suspended_by(outcome: &CallOutcome) -> SuspendedBy {
+    let response = outcome.result.response();
+    let words = response.map(|response| [response.code.as_deref(), response.message.as_deref()]);
+    let words: Vec<_> = words.into_iter().flatten().flatten().collect();
+    let mut said = Untrusted(&words.join(": ")).to_string();
+    said.truncate(said.floor_char_boundary(SAID_BYTES_MAX));
+    SuspendedBy { said, clock_skew: outcome.clock_skew.map(|skew| skew.as_secs_f64()) }
 }
 
 #[cfg(test)]
@@ -34,8 +25,8 @@ mod tests {
     use crate::policy::classify::{Authenticity, CallResult, Response};
 
     #[test]
-    fn what_stopped_us_is_reported_in_few_words_that_break_no_line() {
-        let answer = |code: Option<&str>, message: Option<&str>| Response {
+    fn suspending_response_is_shown_in_one_bounded_line() {
+        let response = |code: Option<&str>, message: Option<&str>| Response {
             status: 401,
             authenticity: Authenticity::Unsigned,
             code: code.map(Into::into),
@@ -44,15 +35,15 @@ mod tests {
             message: message.map(Into::into),
             request_id: None,
         };
-        let said = |reply| {
-            let mut outcome = CallOutcome::only(reply);
+        let said = |result| {
+            let mut outcome = CallOutcome::only(result);
             outcome.clock_skew = Some(SignedDuration::from_secs(-3));
-            let SuspendedBy { said, clock_skew } = SuspendedBy::new(&outcome);
+            let SuspendedBy { said, clock_skew } = suspended_by(&outcome);
             assert_eq!(clock_skew, Some(-3.0));
             said
         };
         let check = |code: Option<&str>, message: Option<&str>, expected: &str| {
-            assert_eq!(said(CallResult::Response(answer(code, message))), expected);
+            assert_eq!(said(CallResult::Response(response(code, message))), expected);
         };
         check(Some("SIGN_ERROR"), Some("错误的签名\n\u{1b}[0m"), r"SIGN_ERROR: 错误的签名\u000a\u001b[0m");
         let with_openid = "openid=oh-394z-6CGkNoJrsDLTTUKiAnp4 is wrong";

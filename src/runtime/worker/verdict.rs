@@ -58,10 +58,10 @@ impl CommandJob<'_> {
         match unexplained_rejection(outcome, &verdict) {
             Some(UnexplainedRejection::Headers) => Verdict::Suspended(classify::SuspendReason::Rejected),
             Some(UnexplainedRejection::By(kind, reason)) => {
-                let answer = outcome.result.response();
-                let message = answer.and_then(|answer| answer.message.as_deref());
+                let response = outcome.result.response();
+                let message = response.and_then(|response| response.message.as_deref());
                 let is_alike = operation == Operation::Query
-                    && answer.is_some_and(|answer| self.carried.progress.confirms_rejection(answer));
+                    && response.is_some_and(|response| self.carried.progress.confirms_rejection(response));
                 let cause = match operation {
                     Operation::Redeem => rejections.reject(kind, message, &self.redemption, now),
                     Operation::Query => {
@@ -110,7 +110,8 @@ pub(super) fn unexplained_rejection(
     outcome: &CallOutcome,
     verdict: &Verdict,
 ) -> Option<UnexplainedRejection> {
-    let (CallResult::Response(answer), Verdict::Rejected { reason, .. }) = (&outcome.result, verdict) else {
+    let (CallResult::Response(response), Verdict::Rejected { reason, .. }) = (&outcome.result, verdict)
+    else {
         return None;
     };
     if outcome.detail.as_ref().is_some_and(|detail| detail.is_about_our_headers()) {
@@ -118,8 +119,8 @@ pub(super) fn unexplained_rejection(
     }
     let names_a_field = outcome.detail.as_ref().is_some_and(|detail| detail.names_a_field());
     (reason.may_be_common() && !names_a_field).then(|| {
-        let code = answer.code.clone().unwrap_or_default();
-        let kind = RejectionKind { status: answer.status, code, sub_code: answer.sub_code };
+        let code = response.code.clone().unwrap_or_default();
+        let kind = RejectionKind { status: response.status, code, sub_code: response.sub_code };
         UnexplainedRejection::By(kind, *reason)
     })
 }
@@ -134,7 +135,7 @@ mod tests {
     fn only_a_field_of_the_command_explains_a_rejection() {
         let rejected = Verdict::Rejected { reason: Reason::InvalidParameter, may_be_our_own_use: false };
         let kind_of = |field: &str, location: &str| {
-            let answer = Response {
+            let response = Response {
                 status: 400,
                 authenticity: Authenticity::Verified,
                 code: Some("PARAM_ERROR".into()),
@@ -145,7 +146,7 @@ mod tests {
             };
             let detail = Detail { field: field.into(), location: location.into(), issue: "x".into() };
             let outcome =
-                CallOutcome { detail: Some(detail), ..CallOutcome::only(CallResult::Response(answer)) };
+                CallOutcome { detail: Some(detail), ..CallOutcome::only(CallResult::Response(response)) };
             match unexplained_rejection(&outcome, &rejected) {
                 None => "the command",
                 Some(UnexplainedRejection::Headers) => "headers",

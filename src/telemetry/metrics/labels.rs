@@ -2,12 +2,12 @@
 
 use crate::policy::classify::SuspendReason;
 
-/// How a command came to us.
+/// How a delivery arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arrival {
     /// For the first time.
     First,
-    /// Again, from the broker: somebody held it before.
+    /// Delivered again by the broker: a consumer held it before.
     Redelivered,
     /// From a delay queue.
     Retry,
@@ -32,11 +32,11 @@ impl Arrival {
 pub enum Settlement {
     /// Its event is confirmed and it is acknowledged.
     Finished,
-    /// Its copy is confirmed in a delay queue and it is acknowledged.
+    /// Its retry message is confirmed in a delay queue and it is acknowledged.
     Delayed,
     /// It was handed back.
     HandedBack,
-    /// The connection was gone first; the broker delivers it again.
+    /// Its session ended first; the broker delivers it again.
     Lost,
 }
 
@@ -55,14 +55,14 @@ impl Settlement {
     }
 }
 
-/// Why a copy was put into a delay queue.
+/// Why a command was delayed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DelayReason {
-    /// It is not settled yet, and asked again later.
+    /// Its outcome is not known yet.
     Unresolved,
-    /// The broker refused its event for too long.
+    /// The broker rejected its event for too long.
     EventRejected,
-    /// Too many commands of its coupon are held already.
+    /// The per-coupon limit is reached.
     PerCouponLimit,
 }
 
@@ -80,12 +80,12 @@ impl DelayReason {
     }
 }
 
-/// What was published.
+/// The kind of a published message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Message {
     /// A result event.
     Event,
-    /// A copy for a delay queue.
+    /// A retry message.
     Retry,
     /// A parked command.
     Parked,
@@ -108,16 +108,16 @@ impl Message {
     }
 }
 
-/// Why a publish is not proven.
+/// Why a publish was not confirmed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PublishFailureKind {
-    /// No confirm came in time.
+    /// No confirm in time.
     TimedOut,
-    /// The broker refused it.
+    /// A nack.
     Refused,
-    /// The broker gave it back: no queue took it.
+    /// The broker returned it: it was not routed to any queue.
     Returned,
-    /// The broker closed the channel over it: a missing right or exchange, or it is too large.
+    /// The broker closed its channel: a right or an exchange is missing, or it is too large.
     Channel,
     /// The connection failed first.
     Connection,
@@ -143,11 +143,11 @@ impl PublishFailureKind {
 /// Why calls are held back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CallDelay {
-    /// The provider does not answer.
+    /// The provider does not respond.
     NoResponse,
-    /// The provider answers that it is in trouble.
+    /// The provider responds with 5xx.
     ServerError,
-    /// Its answers cannot be verified.
+    /// Its responses cannot be verified.
     Unverified,
     /// A fault of our own.
     Suspended(SuspendReason),
@@ -175,14 +175,14 @@ impl CallDelay {
     }
 }
 
-/// A queue whose depth is reported. Delay queues are labelled `retry.<wait>`.
+/// A queue whose depth is reported. Delay queues have the label `retry.<wait>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Queue {
     /// Commands.
     Commands,
-    /// Commands that a person must look at.
+    /// Commands that need an operator.
     Parked,
-    /// Results that nobody has bound.
+    /// Results without a bound queue.
     Unrouted,
     /// Commands that the broker dead-lettered, and that have no event yet.
     Dead,
@@ -203,12 +203,12 @@ impl Queue {
     }
 }
 
-/// A key that can end.
+/// A key that can expire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Key {
     /// The merchant API certificate.
     Merchant,
-    /// The platform certificate that lasts longest.
+    /// The platform certificate that is valid longest.
     Verification,
 }
 
@@ -228,11 +228,11 @@ impl Key {
 /// Why the operator console denied a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConsoleDenial {
-    /// The token was another one.
+    /// The token is wrong.
     WrongToken,
-    /// A form came without a session, or its session had ended.
+    /// A form without a session, or with one that has ended.
     NoSession,
-    /// A form was not made by a page of its session, or came from another site.
+    /// A form without the CSRF token of its session, or from another site.
     Forged,
 }
 

@@ -102,7 +102,7 @@ impl Metrics {
                 "Wait of a call for the rate limiter, in seconds.",
                 &WAIT_BOUNDS,
             ),
-            permits: gauge("redeemer_concurrency_permits", "Number of commands that may be worked on at once."),
+            permits: gauge("redeemer_concurrency_permits", "Number of commands that may be processed at once."),
             permits_busy: gauge("redeemer_concurrency_permits_used", "Number of concurrency permits in use; commands that wait for their next call hold none."),
             rate: register(
                 &registry,
@@ -235,7 +235,7 @@ impl Metrics {
         self.outcomes.with_label_values(&[OutcomeKind::Redeemed.as_str(), ""]);
         for reason in Reason::ALL {
             for kind in [OutcomeKind::Refused, OutcomeKind::Invalid, OutcomeKind::Unresolved] {
-                if event_types_of(kind, reason) {
+                if is_reason_of(kind, reason) {
                     self.outcomes.with_label_values(&[kind.as_str(), reason.as_str()]);
                 }
             }
@@ -297,8 +297,8 @@ impl Metrics {
     }
 }
 
-/// Which reasons an outcome can have.
-pub(super) fn event_types_of(kind: OutcomeKind, reason: Reason) -> bool {
+/// Whether an outcome of this kind can have this reason.
+pub(super) fn is_reason_of(kind: OutcomeKind, reason: Reason) -> bool {
     let ours = match reason {
         Reason::InvalidCommand => OutcomeKind::Invalid,
         Reason::DeadlinePassed

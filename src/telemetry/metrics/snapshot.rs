@@ -1,30 +1,30 @@
 //! A sample of the metrics for the status page.
 
-/// What the status page shows of all this, at one moment.
+/// The values of the status page.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Snapshot {
     /// Commands that ended, in the order of `OutcomeKind::ALL`.
     pub outcomes: [u64; 4],
     /// Calls to the payment API.
     pub calls: u64,
-    /// What they took together, in seconds.
+    /// Their durations together, in seconds.
     pub call_seconds: f64,
     /// Deliveries held.
     pub in_flight: i64,
-    /// Commands worked on.
+    /// Concurrency permits in use.
     pub busy: i64,
-    /// Commands that may be worked on at once.
+    /// Concurrency permits.
     pub permits: i64,
     /// Calls per second that this instance may make.
     pub rate: f64,
     /// Consumers of the command queue.
     pub consumers: i64,
-    /// Connections to the broker that were built.
+    /// Broker sessions since the start.
     pub sessions_started: u64,
     /// Whether calls are held back.
     pub circuit_open: bool,
-    /// The provider's clock less ours, in seconds.
+    /// The provider's clock minus ours, in seconds.
     pub clock_skew: f64,
-    /// Messages ready, by queue; not a number where they could not be counted.
+    /// Ready messages by queue; NaN if unknown.
     pub depths: Vec<(String, f64)>,
 }

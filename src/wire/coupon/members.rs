@@ -180,13 +180,13 @@ members! {
     "product_coupon.single_usage_info.normal_coupon" Object NormalAll Both
         "How much a reduction takes off." "满减券使用规则" + "减多少钱";
     "product_coupon.single_usage_info.normal_coupon.threshold" Fen Always Both
-        "The least that must be spent; 0 is no condition." "门槛金额" + "最低消费金额，0 表示无门槛";
+        "The least that must be spent; 0: no condition." "门槛金额" + "最低消费金额，0 表示无门槛";
     "product_coupon.single_usage_info.normal_coupon.discount_amount" Fen Always Both
         "The amount taken off." "固定减免金额";
     "product_coupon.single_usage_info.discount_coupon" Object DiscountAll Both
         "How much a discount takes off." "折扣券使用规则" + "打多少折";
     "product_coupon.single_usage_info.discount_coupon.threshold" Fen Always Both
-        "The least that must be spent; 0 is no condition." "门槛金额" + "最低消费金额，0 表示无门槛";
+        "The least that must be spent; 0: no condition." "门槛金额" + "最低消费金额，0 表示无门槛";
     "product_coupon.single_usage_info.discount_coupon.percent_off" Percent Always Both
         "The share taken off: 30 leaves 70 % to pay." "固定减免百分比" + "即减掉的比例，30 表示还需付 70 %";
     "product_coupon.progressive_bundle_usage_info" Object Bundle New
@@ -302,19 +302,19 @@ members! {
     "stock.single_usage_rule.normal_coupon" Object NormalItem Both
         "How much a reduction takes off." "满减券使用规则" + "减多少钱";
     "stock.single_usage_rule.normal_coupon.threshold" Fen Always Both
-        "The least that must be spent; 0 is no condition." "门槛金额" + "最低消费金额，0 表示无门槛";
+        "The least that must be spent; 0: no condition." "门槛金额" + "最低消费金额，0 表示无门槛";
     "stock.single_usage_rule.normal_coupon.discount_amount" Fen Always Both
         "The amount taken off." "固定减免金额";
     "stock.single_usage_rule.discount_coupon" Object DiscountItem Both
         "How much a discount takes off." "折扣券使用规则" + "打多少折";
     "stock.single_usage_rule.discount_coupon.threshold" Fen Always Both
-        "The least that must be spent; 0 is no condition." "门槛金额" + "最低消费金额，0 表示无门槛";
+        "The least that must be spent; 0: no condition." "门槛金额" + "最低消费金额，0 表示无门槛";
     "stock.single_usage_rule.discount_coupon.percent_off" Percent Always Both
         "The share taken off: 30 leaves 70 % to pay." "固定减免百分比" + "即减掉的比例，30 表示还需付 70 %";
     "stock.single_usage_rule.exchange_coupon" Object ExchangeItem Both
         "At which price it is exchanged." "兑换券使用规则" + "以什么价格兑换";
     "stock.single_usage_rule.exchange_coupon.threshold" Fen Always Both
-        "The least that must be spent; 0 is no condition." "门槛金额" + "最低消费金额，0 表示无门槛";
+        "The least that must be spent; 0: no condition." "门槛金额" + "最低消费金额，0 表示无门槛";
     "stock.single_usage_rule.exchange_coupon.exchange_price" Fen Always Both
         "What the user pays in exchange." "固定兑换价格" + "兑换时用户支付的金额";
     "stock.progressive_bundle_usage_rule" Object Bundle New
@@ -350,19 +350,19 @@ members! {
     "stock.progressive_bundle_usage_rule.normal_coupon" Object Normal New
         "How much a reduction takes off." "满减券使用规则" + "减多少钱";
     "stock.progressive_bundle_usage_rule.normal_coupon.threshold" Fen Always New
-        "The least that must be spent; 0 is no condition." "门槛金额" + "最低消费金额，0 表示无门槛";
+        "The least that must be spent; 0: no condition." "门槛金额" + "最低消费金额，0 表示无门槛";
     "stock.progressive_bundle_usage_rule.normal_coupon.discount_amount" Fen Always New
         "The amount taken off." "固定减免金额";
     "stock.progressive_bundle_usage_rule.discount_coupon" Object Discount New
         "How much a discount takes off." "折扣券使用规则" + "打多少折";
     "stock.progressive_bundle_usage_rule.discount_coupon.threshold" Fen Always New
-        "The least that must be spent; 0 is no condition." "门槛金额" + "最低消费金额，0 表示无门槛";
+        "The least that must be spent; 0: no condition." "门槛金额" + "最低消费金额，0 表示无门槛";
     "stock.progressive_bundle_usage_rule.discount_coupon.percent_off" Percent Always New
         "The share taken off: 30 leaves 70 % to pay." "固定减免百分比" + "即减掉的比例，30 表示还需付 70 %";
     "stock.progressive_bundle_usage_rule.exchange_coupon" Object Exchange New
         "At which price it is exchanged." "兑换券使用规则" + "以什么价格兑换";
     "stock.progressive_bundle_usage_rule.exchange_coupon.threshold" Fen Always New
-        "The least that must be spent; 0 is no condition." "门槛金额" + "最低消费金额，0 表示无门槛";
+        "The least that must be spent; 0: no condition." "门槛金额" + "最低消费金额，0 表示无门槛";
     "stock.progressive_bundle_usage_rule.exchange_coupon.exchange_price" Fen Always New
         "What the user pays in exchange." "固定兑换价格" + "兑换时用户支付的金额";
     "stock.stock_bundle_info" Object Bundle New
@@ -400,19 +400,19 @@ members! {
     "stock.sequential_usage_rule.normal_coupon_list" Objects Normal Old
         "How much a reduction takes off: an element for each round, in the order of `detail_item_list`." "满减券使用规则" + "每轮一个元素，顺序与 `detail_item_list` 相同";
     "stock.sequential_usage_rule.normal_coupon_list[].threshold" Fen Always Old
-        "The least that must be spent; 0 is no condition." "门槛金额" + "最低消费金额，0 表示无门槛";
+        "The least that must be spent; 0: no condition." "门槛金额" + "最低消费金额，0 表示无门槛";
     "stock.sequential_usage_rule.normal_coupon_list[].discount_amount" Fen Always Old
         "The amount taken off." "固定减免金额";
     "stock.sequential_usage_rule.discount_coupon_list" Objects Discount Old
         "How much a discount takes off: an element for each round, in the order of `detail_item_list`." "折扣券使用规则列表" + "每轮一个元素，顺序与 `detail_item_list` 相同";
     "stock.sequential_usage_rule.discount_coupon_list[].threshold" Fen Always Old
-        "The least that must be spent; 0 is no condition." "门槛金额" + "最低消费金额，0 表示无门槛";
+        "The least that must be spent; 0: no condition." "门槛金额" + "最低消费金额，0 表示无门槛";
     "stock.sequential_usage_rule.discount_coupon_list[].percent_off" Percent Always Old
         "The share taken off: 30 leaves 70 % to pay." "固定减免百分比" + "即减掉的比例，30 表示还需付 70 %";
     "stock.sequential_usage_rule.exchange_coupon_list" Objects Exchange Old
         "At which price it is exchanged: an element for each round, in the order of `detail_item_list`." "兑换券使用规则列表" + "每轮一个元素，顺序与 `detail_item_list` 相同";
     "stock.sequential_usage_rule.exchange_coupon_list[].threshold" Fen Always Old
-        "The least that must be spent; 0 is no condition." "门槛金额" + "最低消费金额，0 表示无门槛";
+        "The least that must be spent; 0: no condition." "门槛金额" + "最低消费金额，0 表示无门槛";
     "stock.sequential_usage_rule.exchange_coupon_list[].exchange_price" Fen Always Old
         "What the user pays in exchange." "固定兑换价格" + "兑换时用户支付的金额";
     "stock.sequential_usage_rule.special_first" Boolean Given Old
