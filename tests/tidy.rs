@@ -1,5 +1,6 @@
-//! The words of the project and the size of its parts: no word of the glossary's list is used, no source file is longer
-//! than 600 lines, no function longer than 60 but those that are flat lists or matches.
+//! The words of the project and the size of its parts: no word of the glossary's lists is used, no predicate is "is no X",
+//! no test has a name of more than 60 characters, no source file is longer than 600 lines, no function longer than 60 but
+//! those that are flat lists or matches.
 
 #![allow(clippy::unwrap_used, reason = "a test may; the lint only spares the test functions themselves")]
 
@@ -8,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 const FILE_LINES_MAX: usize = 600;
 const FUNCTION_LINES_MAX: usize = 60;
+const NAME_CHARS_MAX: usize = 60;
 
 /// Flat lists, matches and sequences of steps, by file and function.
 const FLAT: [(&str, &str); 16] = [
@@ -53,11 +55,27 @@ fn files(places: &[&str], endings: &[&str]) -> Vec<(String, String)> {
     found
 }
 
-/// The list at the end of the glossary.
-fn unused_words(glossary: &str) -> Vec<&str> {
+/// The lists of the glossary: words that no file uses, and words that only tests use.
+fn unused_words(glossary: &str) -> [Vec<&str>; 2] {
     let section = glossary.split_once("## Words that are not used").unwrap().1;
-    let list = section.split_once("```text\n").unwrap().1;
-    list.split_once("\n```").unwrap().0.lines().collect()
+    let mut lists = section.split("```text\n").skip(1);
+    [(); 2].map(|()| lists.next().unwrap().split_once("\n```").unwrap().0.lines().collect())
+}
+
+/// Predicates such as "is no error" on a line: say "is not an error".
+fn negated_nouns(line: &str) -> usize {
+    let words: Vec<String> = line
+        .split_whitespace()
+        .map(|word| word.trim_matches(|c: char| !c.is_alphanumeric()).to_lowercase())
+        .collect();
+    let is_negated = |triple: &[String]| {
+        matches!(triple[1].as_str(), "is" | "are")
+            && triple[2] == "no"
+            && !["there", "this", "if"].contains(&triple[0].as_str())
+    };
+    let next = |at: usize| words.get(at + 3).map_or("", String::as_str);
+    let negated = words.windows(3).enumerate().filter(|(_, triple)| is_negated(triple));
+    negated.filter(|(at, _)| !["longer", "more", ""].contains(&next(*at))).count()
 }
 
 /// As it is, at the beginning of a sentence, and in capitals.
@@ -86,8 +104,9 @@ fn uses<'a>(text: &str, words: &[&'a str]) -> Vec<(usize, &'a str)> {
 #[test]
 fn no_word_of_the_list_is_used() {
     let glossary = fs::read_to_string(root().join("docs/glossary.md")).unwrap();
-    let words = unused_words(&glossary);
-    assert!(words.len() > 30, "{words:?}");
+    let [nowhere, only_in_tests] = unused_words(&glossary);
+    assert!(nowhere.len() > 30 && only_in_tests.len() > 30, "{nowhere:?} {only_in_tests:?}");
+    let tests = ["tests", "benches", "crates/sandbox/src/tests.rs"];
     let places = [
         "src",
         "crates",
@@ -110,9 +129,31 @@ fn no_word_of_the_list_is_used() {
         if name == "docs/glossary.md" || name.ends_with("tidy.rs") {
             continue;
         }
-        faults.extend(uses(&text, &words).into_iter().map(|(line, word)| format!("{name}:{line}: {word}")));
+        let mut found = uses(&text, &nowhere);
+        if !tests.iter().any(|folder| name.starts_with(folder)) {
+            found.extend(uses(&text, &only_in_tests));
+            let negated = text.lines().enumerate().filter(|(_, line)| negated_nouns(line) > 0);
+            found.extend(negated.map(|(number, _)| (number + 1, "is no …")));
+        }
+        faults.extend(found.into_iter().map(|(line, word)| format!("{name}:{line}: {word}")));
     }
     assert!(faults.is_empty(), "{} uses:\n{}", faults.len(), faults.join("\n"));
+}
+
+#[test]
+fn glossary_has_both_lists() {
+    let glossary = "a\n## Words that are not used\nx\n```text\nb\nc\n```\ny\n```text\nd\n```\nz";
+    assert_eq!(unused_words(glossary), [vec!["b", "c"], vec!["d"]]);
+}
+
+#[test]
+fn planted_predicates_are_found() {
+    for planted in ["it is no error.", "// Two copies are no fault of ours", "a start Is no \"failure\""] {
+        assert_eq!(negated_nouns(planted), 1, "{planted}");
+    }
+    for plain in ["there is no key", "it is no longer held", "it is not an error", "are no", "this is no\n"] {
+        assert_eq!(negated_nouns(plain), 0, "{plain}");
+    }
 }
 
 #[test]
@@ -189,6 +230,30 @@ fn long_function_is_seen() {
     assert_eq!(long_functions(&format!("pub(super) async fn f() {{\n{body}}}\n")), [("f".to_owned(), 62)]);
     assert_eq!(long_functions("fn g() {\n}\n"), []);
     assert!(Path::new(&root()).join("src/lib.rs").exists());
+}
+
+/// Names of functions that are too long: a test's name is its subject, expectation and condition.
+fn long_names(source: &str) -> Vec<&str> {
+    let names = source.split("fn ").skip(1).map(|rest| {
+        let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
+        &rest[..end]
+    });
+    names.filter(|name| name.len() > NAME_CHARS_MAX).collect()
+}
+
+#[test]
+fn no_function_has_a_name_that_is_too_long() {
+    let mut faults = Vec::new();
+    for (file, source) in files(&["src", "crates", "tests", "benches"], &["rs"]) {
+        faults.extend(long_names(&source).into_iter().map(|name| format!("{file}: {name}")));
+    }
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+#[test]
+fn planted_long_name_is_found() {
+    let (long, short) = ("a".repeat(NAME_CHARS_MAX + 1), "b".repeat(NAME_CHARS_MAX));
+    assert_eq!(long_names(&format!("async fn {long}() {{}}\nfn {short}<T>() {{}}")), [&long]);
 }
 
 /// A target that was renamed must not leave a command that cannot run.
