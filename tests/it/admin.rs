@@ -190,3 +190,31 @@ async fn page_of_a_stranger_cannot_read_the_port_under_its_name() {
     }
     service.stop().await;
 }
+
+/// What a proxy and this port may read differently is not served.
+#[tokio::test(flavor = "multi_thread")]
+async fn request_that_names_two_hosts_is_not_served() {
+    let mut bed = Bed::new().await;
+    bed.config.admin.hosts = vec!["redeemer.example.com".to_owned()];
+    let service = bed.start().await;
+    tokio::task::block_in_place(|| {
+        let check = |target: &str, hosts: &[&str], status: &str| {
+            let hosts: String = hosts.iter().map(|host| format!("host: {host}\r\n")).collect();
+            let request = format!("GET {target} HTTP/1.1\r\n{hosts}connection: close\r\n\r\n");
+            let answer = answer(&service, request.as_bytes());
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{request}{answer}");
+        };
+        check("/readyz", &["localhost"], "200");
+        check("http://localhost/readyz", &["localhost"], "200");
+        check("http://REDEEMER.example.com/readyz", &["redeemer.example.com"], "200");
+        check("/readyz", &["localhost", "evil.example"], "400");
+        check("/readyz", &["evil.example", "localhost"], "400");
+        check("/readyz", &["localhost", "localhost"], "400");
+        check("http://evil.example/readyz", &["localhost"], "400");
+        check("http://localhost/readyz", &["evil.example"], "400");
+        check("http://localhost:1@evil.example/readyz", &["localhost:1@evil.example"], "421");
+        check("/readyz", &["localhost:1@evil.example"], "421");
+        check("http://evil.example/readyz", &["evil.example"], "421");
+    });
+    service.stop().await;
+}
