@@ -27,7 +27,7 @@ use crate::amqp::connection::{
 use crate::amqp::delivery::{ConsumerChannel, Delivery};
 use crate::amqp::publisher::Publisher;
 use crate::amqp::session::topology_fault;
-use crate::amqp::topology::{Object, TopologyFault, declare};
+use crate::amqp::topology::{Object, TopologyFault, declare, lock_name};
 
 /// Why the parked queue cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -241,10 +241,6 @@ impl ParkedQueue {
         };
         let _ = timeout(self.limit, ending).await;
     }
-}
-
-fn lock_name(queue: &str) -> String {
-    format!("{queue}.lock")
 }
 
 /// Declares the exclusive queue that is the lock. `None`, with a warning, if the right to configure it is missing.

@@ -7,7 +7,9 @@
 
 use std::time::Duration;
 
-use lapin::options::{BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions};
+use lapin::options::{
+    BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions, QueueDeclareOptions,
+};
 use lapin::protocol::AMQPErrorKind;
 use lapin::protocol::basic::AMQPProperties;
 use lapin::types::{AMQPValue, FieldTable};
@@ -19,7 +21,7 @@ use tokio::time::timeout;
 
 use crate::amqp::confirm::PublishRejection;
 use crate::amqp::connection::{AmqpSettings, BrokerConnection, CannotConnect, address, connect, connect_any};
-use crate::amqp::topology::{Mode, Names, Topology, delay_name};
+use crate::amqp::topology::{Mode, Names, Topology, delay_name, lock_name};
 
 /// The routing key of probes, in the form of that of an event of a redeemed coupon.
 pub(crate) const EVENT_PROBE_KEY: &str = "redemption.redeemed.0";
@@ -45,6 +47,8 @@ pub enum Right {
     },
     /// To consume from this queue.
     Read(String),
+    /// To declare this queue: the lock of operators.
+    Configure(String),
 }
 
 /// Whether a right is held.
@@ -92,7 +96,7 @@ pub(super) async fn rejection_on(
     let Err(error) = probe_right_on(channel, right).await else { return Ok(None) };
     let (place, routing_key) = match right {
         Right::Write { exchange, routing_key } => (exchange.clone(), routing_key.clone()),
-        Right::Read(queue) => (queue.clone(), String::new()),
+        Right::Read(queue) | Right::Configure(queue) => (queue.clone(), String::new()),
     };
     match error.kind() {
         // The refusal that the probe provokes.
@@ -104,8 +108,8 @@ pub(super) async fn rejection_on(
     }
 }
 
-/// Probes every permission that the service or the operator console needs, except that to configure: the check of the
-/// topology shows that one.
+/// Probes every permission that the service or an operator needs. What the service may configure is shown by the check of
+/// the topology.
 ///
 /// # Errors
 /// [`CannotConnect`]
@@ -117,6 +121,7 @@ pub async fn rights(settings: &AmqpSettings) -> Result<Vec<(Right, Need, RightSt
         (Need::Service, Right::Read(names.commands.clone())),
         (Need::Console, Right::Read(names.parked.clone())),
         (Need::Console, Right::write(&names.commands, "redeemer.check")),
+        (Need::Console, Right::Configure(lock_name(&names.parked))),
         (Need::Service, Right::Read(names.dead.clone())),
         (Need::Service, Right::Read(names.instances.clone())),
         (Need::Service, Right::write(&names.retry, "redeemer.check")),
@@ -134,8 +139,9 @@ pub async fn rights(settings: &AmqpSettings) -> Result<Vec<(Right, Need, RightSt
                 ErrorKind::ProtocolError(fault) if fault.get_id() == 403 => {
                     RightStatus::Missing(fault.get_message().to_string())
                 }
-                // The provoked refusal; or the object does not exist, which the broker checks after the right.
-                ErrorKind::ProtocolError(fault) if matches!(fault.get_id(), 404 | 406) => {
+                // The provoked refusal; or the object does not exist, or another connection holds it, which the broker
+                // checks after the right.
+                ErrorKind::ProtocolError(fault) if matches!(fault.get_id(), 404..=406) => {
                     RightStatus::Granted
                 }
                 _ => RightStatus::Undetermined(error.to_string()),
@@ -168,6 +174,13 @@ async fn probe_right_on(channel: &Channel, right: &Right) -> lapin::Result<()> {
             let options = BasicConsumeOptions::default();
             channel.basic_consume(queue.as_str().into(), "".into(), options, arguments).await?;
         }
+        Right::Configure(queue) => {
+            // If a broker accepts it all the same, the queue ends with this connection.
+            let mut arguments = FieldTable::default();
+            arguments.insert("x-expires".into(), AMQPValue::LongString("no number".into()));
+            let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
+            channel.queue_declare(queue.as_str().into(), options, arguments).await?;
+        }
     }
     let _ = channel.close(200, "done".into()).await;
     Ok(())
@@ -180,12 +193,35 @@ pub fn set_permissions_command(settings: &AmqpSettings, mode: Mode) -> String {
     format!("rabbitmqctl set_permissions -p '{vhost}' '{user}' '{configure}' '{write}' '{read}'")
 }
 
+/// The command that grants an operator's user the rights of the service's and those of an operator. If both are one user,
+/// it grants that user what it lacks.
+pub fn set_operator_permissions_command(settings: &AmqpSettings, mode: Mode) -> String {
+    let (user, vhost) = (settings.user().unwrap_or_default(), settings.vhost().unwrap_or_default());
+    let [configure, write, read] = operator_rights(&settings.topology.names, mode);
+    format!("rabbitmqctl set_permissions -p '{vhost}' '{user}' '{configure}' '{write}' '{read}'")
+}
+
+/// The patterns of [`least_rights`], with those of an operator.
+fn operator_rights(names: &Names, mode: Mode) -> [String; 3] {
+    let least = least_rights(names, mode);
+    if mode == Mode::Create {
+        return least;
+    }
+    let [_, write, read] = least;
+    let [lock, commands, parked] =
+        [&lock_name(&names.parked), &names.commands, &names.parked].map(|it| literal(it));
+    let with = |pattern: &str, name: &str| format!("{}|{name})$", pattern.trim_end_matches(")$"));
+    [format!("^({lock})$"), with(&write, &commands), with(&read, &parked)]
+}
+
+/// A name as a pattern that matches it alone.
+fn literal(name: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-');
+    name.chars().flat_map(|c| (!plain(c)).then_some('\\').into_iter().chain([c])).collect()
+}
+
 /// The patterns for configure, write and read: those of docs/operations.md, "Broker permissions", for these names.
 fn least_rights(names: &Names, mode: Mode) -> [String; 3] {
-    let literal = |name: &str| {
-        let plain = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-');
-        name.chars().flat_map(|c| (!plain(c)).then_some('\\').into_iter().chain([c])).collect::<String>()
-    };
     let Names { commands, retry, results, unrouted, parked, dead, instances } = names;
     let [commands, retry, results, unrouted, parked, dead, instances] =
         [commands, retry, results, unrouted, parked, dead, instances].map(|name| literal(name));
@@ -364,6 +400,15 @@ mod tests {
         let all = r"redemption\.commands|redemption\.retry(\..*)?|redemption\.results|redemption\.unrouted|redemption\.dead|redemption\.instances|redemption\.parked(\.(audit|lock))?";
         assert_eq!([&configure, &read], [&format!("^({all})$"); 2]);
         assert_eq!(write, format!(r"^({all}|amq\.default)$"));
+        let operator = |mode| operator_rights(&Names::default(), mode);
+        assert_eq!(operator(Mode::Create), rights(Mode::Create));
+        let off = [
+            r"^(redemption\.parked\.lock)$",
+            r"^(redemption\.results|redemption\.retry|redemption\.parked|amq\.default|redemption\.commands)$",
+            r"^(redemption\.commands|redemption\.dead|redemption\.instances|redemption\.parked)$",
+        ];
+        assert_eq!(operator(Mode::Off), off);
+        assert_eq!(operator(Mode::Verify), off);
     }
 
     #[test]

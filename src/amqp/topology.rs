@@ -159,6 +159,11 @@ impl fmt::Display for Argument {
 /// command, because it has failed that often before, and those behind it wait for it.
 const DEAD_DELIVERY_LIMIT: u32 = 10;
 
+/// The exclusive queue that prevents two operators from reading this parked queue at the same time.
+pub(super) fn lock_name(parked: &str) -> String {
+    format!("{parked}.lock")
+}
+
 /// The short name of a wait: `10s`, `1m`, `2h`.
 pub fn delay_name(wait: Duration) -> String {
     let millis = wait.as_millis();

@@ -559,3 +559,33 @@ fn check_downloads_certificates_if_nothing_else_verifies() {
     assert_eq!(beside.code, Some(0), "{:?}", beside.faults());
     assert_eq!(beside.findings.iter().filter(|one| one["id"] == "download_apiv3_key").count(), 1);
 }
+
+/// The lock of operators is a queue of its own: a user who may read everything may lack that alone.
+#[test]
+fn missing_right_to_the_operators_lock_is_a_warning() {
+    let broker = broker::shared();
+    let programs = Programs::start(broker.uri());
+    let user = format!("{}.operator", programs.prefix);
+    broker.ctl(&["add_user", &user, "geheim"]);
+    let uri = broker.uri_of(&user, "geheim");
+    let environment = [("REDEEMER_BROKER__URI", uri.as_str()), ("REDEEMER_BROKER__TOPOLOGY", "verify")];
+    let lock = |seen: &Checked| -> Vec<String> {
+        let meant = seen.findings.iter().filter(|one| one["id"] == "operator_lock");
+        meant.map(|one| one["remedy"].as_str().unwrap().to_owned()).collect()
+    };
+    broker.ctl(&["set_permissions", &user, "^$", ".*", ".*"]);
+    let seen = check(&programs, &environment);
+    let remedies = lock(&seen);
+    assert_eq!((seen.code, remedies.len()), (Some(0), 1), "{:#?}", seen.findings);
+    // The remedy is one, and grants no more than that.
+    let words: Vec<_> = remedies[0].split('\'').collect();
+    assert_eq!((words[0], words[3]), ("rabbitmqctl set_permissions -p ", user.as_str()), "{words:?}");
+    assert_eq!(words[5], format!("^({}\\.parked\\.lock)$", programs.prefix));
+    broker.ctl(&["set_permissions", &user, words[5], words[7], words[9]]);
+    let seen = check(&programs, &environment);
+    assert_eq!((seen.code, lock(&seen).len()), (Some(0), 0), "{:#?}", seen.findings);
+    assert!(seen.of("permissions", "warning").is_empty(), "{:#?}", seen.findings);
+    let listed = run(programs.command(&["parked", "list"]).envs(environment));
+    assert_eq!(listed.status.code(), Some(0), "{}", err(&listed));
+    broker.ctl(&["delete_user", &user]);
+}

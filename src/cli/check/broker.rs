@@ -213,6 +213,12 @@ fn missing_objects(missing: &[String], all: usize, mode: Mode) -> Finding {
     finding.with_id("topology_missing")
 }
 
+fn no_operator_lock(topic: &'static str, what: &str, remedy: String) -> Finding {
+    let detail =
+        format!("the user may not {what}, so two operators may work at once; the service does not need it");
+    Finding::warning(topic, detail, remedy).with_id("operator_lock")
+}
+
 /// Reports missing permissions. False if the service needs one of them.
 async fn permissions(settings: &AmqpSettings, mode: Mode, findings: &mut Vec<Finding>) -> bool {
     const WHAT: &str = "permissions";
@@ -225,10 +231,11 @@ async fn permissions(settings: &AmqpSettings, mode: Mode, findings: &mut Vec<Fin
     };
     let (mut sound, mut lacking) = (true, false);
     for (right, need, held) in rights {
-        let what = match right {
+        let what = match &right {
             Right::Write { exchange, .. } if exchange.is_empty() => "publish to amq.default".to_owned(),
             Right::Write { exchange, .. } => format!("publish to {exchange}"),
             Right::Read(queue) => format!("consume {queue}"),
+            Right::Configure(queue) => format!("configure {queue}"),
         };
         findings.push(match (held, need) {
             (RightStatus::Granted, _) => continue,
@@ -236,6 +243,9 @@ async fn permissions(settings: &AmqpSettings, mode: Mode, findings: &mut Vec<Fin
                 lacking = true;
                 let detail = format!("the user may not {what}: {words}");
                 Finding::fault(WHAT, detail, probe::set_permissions_command(settings, mode))
+            }
+            (RightStatus::Missing(_), Need::Console) if matches!(right, Right::Configure(_)) => {
+                no_operator_lock(WHAT, &what, probe::set_operator_permissions_command(settings, mode))
             }
             (RightStatus::Missing(_), Need::Console) => {
                 let detail =

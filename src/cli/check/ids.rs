@@ -2,7 +2,7 @@
 //! describes them.
 
 /// Every id, in the order of the document.
-pub const ALL: [&str; 82] = [
+pub const ALL: [&str; 83] = [
     // Configuration.
     "config_unreadable",
     "config_syntax",
@@ -84,6 +84,7 @@ pub const ALL: [&str; 82] = [
     "broker_settings",
     "alarm",
     "permissions",
+    "operator_lock",
     "topology_missing",
     "topology",
     "arguments",
