@@ -13,6 +13,8 @@ mod stays_parked;
 
 pub use self::stays_parked::StaysParked;
 
+pub mod operator_text;
+
 use std::borrow::Cow;
 use std::time::Duration;
 

@@ -37,7 +37,6 @@ use crate::amqp::parked_queue::{ParkedQueue, check_publishing};
 use crate::parked::{self, CouponQuery, CouponStatus, Decision, Filter, Parked};
 use crate::runtime::rate_limiter::{Priority, RateLimiter};
 use crate::telemetry::metrics::{ConsoleDenial, Metrics};
-use crate::telemetry::untrusted::is_hidden;
 use crate::wechat::client::Client;
 use crate::wire::audit_event::OperatorAction;
 use crate::wire::retry_message::DeadlineLimits;
@@ -55,8 +54,6 @@ const TURN_MAX: Duration = Duration::from_secs(10);
 const QUERY_EVERY: Duration = Duration::from_millis(200);
 /// Delay of the response to a wrong token.
 const WRONG_TOKEN_PAUSE: Duration = Duration::from_secs(1);
-/// The longest reason or name that is taken, in characters.
-const WORDS_MAX: usize = 200;
 /// The longest form.
 const BODY_BYTES_MAX: usize = 16 * 1024;
 /// The longest work on one request: it waits for broker and payment API, and ends before its connection does.
@@ -387,15 +384,15 @@ async fn login(State(console): Shared, client: FormClient, body: Bytes) -> Respo
         return console.deny(LoginError::Forged, peer);
     }
     let fields = Fields::read(&body);
-    let operator = match operator(fields.text("operator")) {
+    let operator = match operator(&fields) {
         Ok(operator) => operator,
         Err(why) => {
-            let page = html::login(Some(why), console.setup.exposed);
+            let page = html::login(Some(&why), console.setup.exposed);
             return (StatusCode::BAD_REQUEST, Html(page)).into_response();
         }
     };
     let now = Instant::now();
-    match console.setup.auth.log_in(fields.text("token"), operator, cookie(&headers), now, rand::random()) {
+    match console.setup.auth.log_in(fields.text("token"), &operator, cookie(&headers), now, rand::random()) {
         Ok(session) => {
             info!(operator, session = session.name(), %peer, "operator console: logged in");
             let key = &session.key;
@@ -411,15 +408,12 @@ async fn login(State(console): Shared, client: FormClient, body: Bytes) -> Respo
     }
 }
 
-/// The name of an operator for the audit event: readable, and without invisible characters that make two names look alike.
-fn operator(name: &str) -> Result<&str, &'static str> {
-    if name.is_empty() {
-        return Err("Enter your name: the audit event contains it.");
+/// The name of an operator for the audit event.
+fn operator(fields: &Fields) -> Result<String, String> {
+    match fields.operator_text("operator") {
+        Ok(name) if name.is_empty() => Err("Enter your name: the audit event contains it.".to_owned()),
+        named => named.map_err(|error| error.to_string()),
     }
-    if name.chars().any(is_hidden) || name.chars().count() > WORDS_MAX {
-        return Err("A name has at most 200 characters and no invisible ones.");
-    }
-    Ok(name)
 }
 
 async fn logout(State(console): Shared, client: FormClient, body: Bytes) -> Response {
@@ -450,7 +444,8 @@ async fn list(State(console): Shared, headers: HeaderMap, RawQuery(query): RawQu
         Err(page) => return *page,
     };
     let fields = Fields::read(query.as_deref().unwrap_or_default().as_bytes());
-    let typed = html::FILTER_FIELDS.map(|name| fields.words(name));
+    let entered = html::FILTER_FIELDS.map(|name| fields.operator_text(name));
+    let typed = html::FILTER_FIELDS.map(|name| fields.text(name).to_owned());
     let actions = [
         OperatorAction::Republished,
         OperatorAction::PublishedRedeemed,
@@ -458,7 +453,8 @@ async fn list(State(console): Shared, headers: HeaderMap, RawQuery(query): RawQu
         OperatorAction::Discarded,
     ];
     let done = actions.into_iter().find(|action| action.effect() == fields.text("done")).map(html::result_of);
-    let found = match filter(&typed) {
+    let wrong = entered.iter().find_map(|entered| entered.as_ref().err()).map(ToString::to_string);
+    let found = match wrong.map_or_else(|| filter(&typed), Err) {
         Err(why) => Err(ConsoleError::new(StatusCode::BAD_REQUEST, why)),
         Ok(filter) => console.list(&filter).await,
     };
@@ -519,12 +515,8 @@ async fn confirm_page(
 ) -> Response {
     perform(console, client, id, body, |fields| {
         let publish_refused = fields.is_yes("publish_refused");
-        Ok(ActionRequest {
-            confirmed: None,
-            because: fields.words("because"),
-            publish_refused,
-            queries: true,
-        })
+        let because = because(fields)?;
+        Ok(ActionRequest { confirmed: None, because, publish_refused, queries: true })
     })
     .await
 }
@@ -538,15 +530,10 @@ async fn replay(State(console): Shared, client: FormClient, Path(id): Path<Strin
         ];
         let confirmed = actions.into_iter().find(|action| action.effect() == fields.text("action"));
         let publish_refused = fields.is_yes("publish_refused");
-        match confirmed {
-            None => Err("Query first: the page shows what would be done."),
-            confirmed => Ok(ActionRequest {
-                confirmed,
-                because: fields.words("because"),
-                publish_refused,
-                queries: true,
-            }),
+        if confirmed.is_none() {
+            return Err("Query first: the page shows what would be done.".to_owned());
         }
+        Ok(ActionRequest { confirmed, because: because(fields)?, publish_refused, queries: true })
     })
     .await
 }
@@ -558,13 +545,19 @@ async fn discard(
     body: Bytes,
 ) -> Response {
     perform(console, client, id, body, |fields| {
-        let (because, confirmed) = (fields.words("because"), Some(OperatorAction::Discarded));
+        let (because, confirmed) = (because(fields)?, Some(OperatorAction::Discarded));
         if because.is_empty() || !fields.is_yes("sure") {
-            return Err("Give a reason and confirm that it is not needed any more. Nothing was done.");
+            let words = "Give a reason and confirm that it is not needed any more. Nothing was done.";
+            return Err(words.to_owned());
         }
         Ok(ActionRequest { confirmed, because, publish_refused: false, queries: false })
     })
     .await
+}
+
+/// Why, for the audit event; may be empty.
+fn because(fields: &Fields) -> Result<String, String> {
+    fields.operator_text("because").map_err(|error| format!("{error}. Nothing was done."))
 }
 
 /// Reads a form and carries out its action to the end, even if the browser does not wait for it.
@@ -573,7 +566,7 @@ async fn perform(
     client: FormClient,
     id: String,
     body: Bytes,
-    read: impl FnOnce(&Fields) -> Result<ActionRequest, &'static str>,
+    read: impl FnOnce(&Fields) -> Result<ActionRequest, String>,
 ) -> Response {
     let fields = Fields::read(&body);
     let session = match console.form(&client, &fields) {
@@ -600,6 +593,7 @@ async fn perform(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::parked::operator_text::OperatorTextError;
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
@@ -639,21 +633,19 @@ mod tests {
     }
 
     #[test]
-    fn operator_name_must_be_readable() {
-        for name in ["lin", "林 晓", "O\u{2019}Neill", "night shift"] {
-            assert_eq!(operator(name), Ok(name));
+    fn operator_text_with_a_hidden_character_is_rejected_by_name() {
+        for (name, label) in [("because", "Why"), ("operator", "Your name"), ("coupon", "Coupon code")] {
+            for hidden in ["a%0d%0aSet-Cookie%3A+b", "lin%e2%80%8b", "%e2%80%aenil", "lin%0a", "lin%c2%a0"] {
+                let form = format!("{name}={hidden}");
+                let error = Fields::read(form.as_bytes()).operator_text(name).unwrap_err();
+                assert!(matches!(error, OperatorTextError::Hidden { field, .. } if field == label), "{form}");
+            }
+            let form = format!("{name}={}", "y".repeat(201));
+            let error = Fields::read(form.as_bytes()).operator_text(name).unwrap_err();
+            assert!(matches!(error, OperatorTextError::TooLong { chars: 201, .. }), "{form}");
         }
-        let long = "x".repeat(WORDS_MAX + 1);
-        for name in ["", "\u{200b}", "lin\u{200b}", "\u{202e}nil", "lin\n", "lin\u{a0}", "\u{3164}", &long] {
-            assert!(operator(name).is_err(), "{name:?}");
-        }
-    }
-
-    #[test]
-    fn words_of_a_form_are_one_bounded_line() {
-        let fields = Fields::read(b"because=a%0d%0aSet-Cookie%3A+b&x=%ff&long=" as &[u8]);
-        assert_eq!(fields.words("because"), "a  Set-Cookie: b");
-        let long = format!("because={}", "y".repeat(1_000));
-        assert_eq!(Fields::read(long.as_bytes()).words("because").len(), WORDS_MAX);
+        assert_eq!(operator(&Fields::read(b"operator=+lin+")).as_deref(), Ok("lin"));
+        assert!(operator(&Fields::read(b"operator=+&because=x")).is_err(), "a name is required");
+        assert_eq!(because(&Fields::read(b"x=%ff")).as_deref(), Ok(""));
     }
 }

@@ -17,9 +17,10 @@ use crate::amqp::parked_queue::{ParkedQueue, ParkedQueueError};
 use crate::app::merchant_key_from_environment;
 use crate::cli::{Failure, print, print_error};
 use crate::config::Config;
+use crate::parked::operator_text::operator_text;
 use crate::parked::{CouponQuery, CouponStatus, Filter, Parked, SignatureWitness};
 use crate::telemetry::masking::{Masked, Short, without_openids};
-use crate::telemetry::untrusted::{Untrusted, Visible, is_hidden};
+use crate::telemetry::untrusted::{Untrusted, Visible};
 use crate::wechat::client::Client;
 use crate::wechat::keys::Keyring;
 use crate::wire::command::PartialCommand;
@@ -97,7 +98,7 @@ enum Command {
 #[derive(Debug, Args)]
 struct Which {
     /// Parked for this reason, such as deadline_passed, invalid_command or delivery_limit. Repeatable.
-    #[arg(long, value_name = "WORD")]
+    #[arg(long, value_name = "WORD", value_parser = text)]
     reason: Vec<String>,
     /// Parked longer ago than this, such as 2h.
     #[arg(long, value_name = "TIME", value_parser = span)]
@@ -106,16 +107,16 @@ struct Which {
     #[arg(long, value_name = "TIME", value_parser = span)]
     newer_than: Option<SignedDuration>,
     /// Of this brand.
-    #[arg(long, value_name = "BRAND_ID")]
+    #[arg(long, value_name = "BRAND_ID", value_parser = text)]
     brand: Option<String>,
     /// Of this coupon.
-    #[arg(long, value_name = "COUPON_CODE")]
+    #[arg(long, value_name = "COUPON_CODE", value_parser = text)]
     coupon: Option<String>,
     /// With this request number.
-    #[arg(long, value_name = "OUT_REQUEST_NO")]
+    #[arg(long, value_name = "OUT_REQUEST_NO", value_parser = text)]
     number: Option<String>,
     /// With an id (SHA-256 of the bytes, as list shows it) that begins like this.
-    #[arg(long, value_name = "HEX")]
+    #[arg(long, value_name = "HEX", value_parser = text)]
     id: Option<String>,
 }
 
@@ -469,9 +470,9 @@ fn rate(text: &str) -> Result<f64, String> {
 }
 
 fn text(text: &str) -> Result<String, String> {
-    let text = text.trim();
-    if text.is_empty() || text.len() > 1024 || text.chars().any(is_hidden) {
-        return Err("must not be empty, 1024 bytes at most, and without invisible characters".to_owned());
+    match operator_text("the text", text) {
+        Ok("") => Err("the text is empty".to_owned()),
+        Ok(text) => Ok(text.to_owned()),
+        Err(error) => Err(error.to_string()),
     }
-    Ok(text.to_owned())
 }

@@ -519,3 +519,40 @@ async fn page_whose_look_is_lost_does_not_send_again() {
     assert!(bed.uses().is_empty());
     service.stop().await;
 }
+
+/// A text with a character that shows nothing of itself is rejected where it was entered, and changes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn operator_text_with_hidden_characters_is_rejected() {
+    let bed = bed().await;
+    let mut audits = bed.bind_results("audit.parked.#").await;
+    bed.issue("C1", json!({}));
+    let id = park_command(&bed, "C1").await;
+    let service = bed.start().await;
+    let person = Browser::log_in(&service).await;
+    for hidden in ["refunded\u{202e}dednufer", "a\r\nb", "a\u{200b}b", "a\u{1b}[31m", "tab\t"] {
+        let because = ("because", hidden);
+        for (what, more) in
+            [("ask", None), ("replay", Some(("deed", "republished"))), ("discard", Some(("sure", "yes")))]
+        {
+            let fields: Vec<_> = [because].into_iter().chain(more).collect();
+            let page = person.post(&format!("/parked/{id}/{what}"), &fields).await;
+            assert_eq!(page.status, 400, "{what} {hidden:?}");
+            assert!(page.text.contains("Why contains the invisible character U+"), "{what} {hidden:?}");
+        }
+        let login = [("token", TOKEN), ("operator", hidden)];
+        assert_eq!(Browser::new(&service).post("/parked/login", &login).await.status, 400, "{hidden:?}");
+        let query: String = form_urlencoded::byte_serialize(hidden.as_bytes()).collect();
+        for field in ["reason", "brand", "coupon", "number", "older_than"] {
+            assert_eq!(person.get(&format!("/parked?{field}={query}")).await.status, 400, "{field}");
+        }
+    }
+    let long = "y".repeat(201);
+    let discard = format!("/parked/{id}/discard");
+    assert_eq!(person.post(&discard, &[("because", &long), ("sure", "yes")]).await.status, 400);
+    assert_eq!(asked(&bed, "query") + asked(&bed, "use"), 0);
+    // What is accepted reaches the audit event as it was entered.
+    let because = "\u{9000}\u{6b3e} \u{201c}by hand\u{201d}";
+    assert_eq!(person.post(&discard, &[("because", because), ("sure", "yes")]).await.status, 303);
+    assert_eq!(audit(&mut audits).await["data"]["because"], because);
+    service.stop().await;
+}

@@ -533,3 +533,29 @@ async fn dead_letter_is_reported_parked_and_can_be_republished() {
     assert_eq!(bed.uses().len(), 1);
     service.stop().await;
 }
+
+#[test]
+fn command_line_rejects_operator_text_with_hidden_characters() {
+    // Before anything is connected.
+    let unreachable = ("REDEEMER_BROKER__URI", "amqp://guest:guest@127.0.0.1:1/%2f");
+    let long = "y".repeat(201);
+    for text in ["refunded\u{202e}dednufer", "a\r\nb", "a\u{200b}b", "a\u{1b}[31m", "tab\t", "", " ", &long] {
+        for arguments in [
+            ["discard", "--all", "--because", text],
+            ["replay", "--yes", "--because", text],
+            ["replay", "--yes", "--operator", text],
+            ["list", "--json", "--reason", text],
+            ["list", "--json", "--brand", text],
+            ["list", "--json", "--coupon", text],
+            ["list", "--json", "--number", text],
+            ["show", "--json", "--id", text],
+        ] {
+            let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_redeemer"));
+            program.arg("parked").args(arguments).env(unreachable.0, unreachable.1);
+            let output = program.output().unwrap();
+            assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
+            let named = String::from_utf8_lossy(&output.stderr).contains(arguments[2]);
+            assert!(named, "{arguments:?}: {output:?}");
+        }
+    }
+}

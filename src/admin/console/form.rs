@@ -1,6 +1,6 @@
 //! The forms of the console: bounded, and accepted only from this site.
 
-use crate::admin::console::{COOKIE, WORDS_MAX};
+use crate::admin::console::COOKIE;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr};
@@ -11,7 +11,7 @@ use axum::http::{HeaderMap, header};
 
 use crate::admin::console::auth::LoginError;
 use crate::admin::server::Peer;
-use crate::telemetry::untrusted::is_hidden;
+use crate::parked::operator_text::{OperatorTextError, operator_text};
 
 /// The headers and the peer of a request, for authentication.
 pub(super) struct FormClient {
@@ -43,14 +43,32 @@ impl Fields {
         self.0.get(name).map_or("", |text| text.trim())
     }
 
-    /// A free text: bounded, and one line.
-    pub(crate) fn words(&self, name: &str) -> String {
-        let one_line = self.text(name).chars().map(|c| if is_hidden(c) { ' ' } else { c });
-        one_line.take(WORDS_MAX).collect::<String>().trim().to_owned()
+    /// A free text of an operator; empty if it is absent.
+    ///
+    /// # Errors
+    /// [`OperatorTextError`], which names the field.
+    pub(crate) fn operator_text(&self, name: &str) -> Result<String, OperatorTextError> {
+        let text = self.0.get(name).map_or("", String::as_str);
+        operator_text(label(name), text).map(str::to_owned)
     }
 
     pub(crate) fn is_yes(&self, name: &str) -> bool {
         self.text(name) == "yes"
+    }
+}
+
+/// What a page calls a field.
+fn label(name: &str) -> &str {
+    match name {
+        "because" => "Why",
+        "operator" => "Your name",
+        "reason" => "Reason",
+        "older_than" => "Older than",
+        "newer_than" => "Newer than",
+        "brand" => "Brand",
+        "coupon" => "Coupon code",
+        "number" => "Request number",
+        name => name,
     }
 }
 

@@ -123,7 +123,7 @@ pub(super) fn login(refused: Option<&str>, exposed: bool) -> String {
         );
     }
     inner += "<form class=\"card narrow\" method=\"post\" action=\"/parked/login\">\
-              <label>Your name, for the audit event<input name=\"operator\" required maxlength=\"100\" \
+              <label>Your name, for the audit event<input name=\"operator\" required maxlength=\"200\" \
               autocomplete=\"username\"></label>\
               <label>Token<input name=\"token\" type=\"password\" required maxlength=\"1024\" \
               autocomplete=\"current-password\"></label><button class=\"button\">Log in</button></form>";
