@@ -7,6 +7,7 @@
 
 mod auth;
 mod html;
+mod passes;
 mod denial_log;
 
 mod form;
@@ -18,20 +19,21 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, RawQuery, Request, State};
+use axum::extract::{Path, RawQuery, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse as _, Response};
 use axum::routing::{get, post};
 use jiff::{SignedDuration, Timestamp};
-use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::{sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
 pub use self::auth::Auth;
 use self::auth::{LoginError, SESSION_SECONDS_MAX, Session};
 use self::denial_log::DenialLog;
-use self::html::{Confirmation, Found, Row};
+use self::html::Confirmation;
+use self::passes::{Passes, find, list_parked};
+use crate::admin::server::read_body;
 use crate::amqp::connection::AmqpSettings;
 use crate::amqp::parked_queue::{ParkedQueue, check_publishing};
 use crate::parked::{self, CouponQuery, CouponStatus, Decision, Filter, Parked};
@@ -41,14 +43,7 @@ use crate::wechat::client::Client;
 use crate::wire::audit_event::OperatorAction;
 use crate::wire::retry_message::DeadlineLimits;
 
-/// The most messages that a list reads, and the longest time for it; the command line has no such bounds.
-const LIST_MAX: usize = 2_000;
-const LIST_TIME_MAX: Duration = Duration::from_secs(10);
-/// The longest time for finding one command.
-const FIND_TIME_MAX: Duration = Duration::from_secs(25);
-/// Rows of the list.
-const ROWS_MAX: usize = 200;
-/// The longest wait for another operator's request, or for the rate limit.
+/// The longest wait for the rate limit.
 const TURN_MAX: Duration = Duration::from_secs(10);
 /// Time between two queries of the console.
 const QUERY_EVERY: Duration = Duration::from_millis(200);
@@ -86,8 +81,7 @@ pub struct Setup {
 
 struct Console {
     setup: Setup,
-    /// Held by the request that reads the parked queue, with the time from which the next query may be sent.
-    queue_lock: Mutex<Instant>,
+    passes: Passes,
     refusals: DenialLog,
 }
 
@@ -103,19 +97,17 @@ pub fn routes(setup: Setup) -> Router {
         .route("/parked/{id}/query", post(confirm_page))
         .route("/parked/{id}/replay", post(replay))
         .route("/parked/{id}/discard", post(discard))
-        .with_state(Arc::new(Console {
-            setup,
-            queue_lock: Mutex::new(Instant::now()),
-            refusals: DenialLog::default(),
-        }))
-        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(Arc::new(Console { setup, passes: Passes::default(), refusals: DenialLog::default() }))
         .layer(middleware::from_fn(bounded))
 }
 
 /// Bounds the work on a request, and sets the security headers of its response.
 async fn bounded(request: Request, next: Next) -> Response {
     let late = |_| (StatusCode::GATEWAY_TIMEOUT, "the request took too long\n").into_response();
-    let mut response = timeout(REQUEST_MAX, next.run(request)).await.unwrap_or_else(late);
+    let mut response = match read_body(request, BODY_BYTES_MAX).await {
+        Ok(request) => timeout(REQUEST_MAX, next.run(request)).await.unwrap_or_else(late),
+        Err(response) => response,
+    };
     for (name, value) in [
         (header::CONTENT_SECURITY_POLICY, html::POLICY.as_str()),
         (header::CACHE_CONTROL, "no-store"),
@@ -141,8 +133,17 @@ impl ConsoleError {
 
     fn page(self, session: &Session) -> Response {
         let Self(status, words) = self;
-        (status, Html(html::error_page(Some(session), &words))).into_response()
+        respond_with(status, html::error_page(Some(session), &words))
     }
+}
+
+/// A page under a status; 503 with the time after which to try again.
+fn respond_with(status: StatusCode, page: String) -> Response {
+    let mut response = (status, Html(page)).into_response();
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+    }
+    response
 }
 
 impl Console {
@@ -178,13 +179,6 @@ impl Console {
         form.map_err(|refused| Box::new(self.deny(refused, client.peer)))
     }
 
-    async fn lock_parked_queue(&self) -> Result<MutexGuard<'_, Instant>, ConsoleError> {
-        let busy = |_| {
-            ConsoleError::new(StatusCode::CONFLICT, "Another operator's request is in progress. Try again.")
-        };
-        timeout(TURN_MAX, self.queue_lock.lock()).await.map_err(busy)
-    }
-
     fn decision<'a>(&'a self, operator: &'a str, because: &'a str, publish_refused: bool) -> Decision<'a> {
         Decision {
             source: &self.setup.source,
@@ -195,61 +189,6 @@ impl Console {
             longest_call: self.setup.longest_call,
             publish_refused,
         }
-    }
-
-    async fn list(&self, filter: &Filter) -> Result<Found, ConsoleError> {
-        let _lock = self.lock_parked_queue().await?;
-        let mut queue = ParkedQueue::begin(&self.setup.broker).await.map_err(unreachable)?;
-        let (mut found, now) = (Found::default(), Timestamp::now());
-        found.unlocked = queue.missing_lock();
-        let reading = async {
-            while found.read < LIST_MAX && queue.age() < LIST_TIME_MAX {
-                let Some(delivery) = queue.next().await.map_err(unreachable)? else { break };
-                let parked = Parked::read(delivery);
-                found.read += 1;
-                if filter.admits(&parked, now) {
-                    found.rows.push(Row::of(&parked, now));
-                }
-            }
-            Ok::<_, ConsoleError>(())
-        };
-        let reading = reading.await;
-        found.waiting = queue.waiting();
-        queue.end().await;
-        // Messages that were read before an error are listed.
-        match reading {
-            Err(error) if found.rows.is_empty() => return Err(error),
-            Err(ConsoleError(_, why)) => found.error = Some(why),
-            Ok(()) => {}
-        }
-        found.selected = found.rows.len();
-        found.rows.sort_by_key(|row| row.at);
-        found.rows.truncate(ROWS_MAX);
-        Ok(found)
-    }
-
-    /// Takes one command, and holds it until the pass ends. Reads on to the end of the queue if that is near, because a
-    /// partial pass changes the order of the queue.
-    async fn find(&self, queue: &mut ParkedQueue, id: &str) -> Result<Parked, ConsoleError> {
-        let (mut found, mut read) = (None, 0);
-        let mut ended = false;
-        while queue.age() < FIND_TIME_MAX && (found.is_none() || read < LIST_MAX) {
-            let Some(delivery) = queue.next().await.map_err(unreachable)? else {
-                ended = true;
-                break;
-            };
-            read += 1;
-            let parked = Parked::read(delivery);
-            // A SHA-256 without the rest of the key is enough.
-            if found.is_none() && (parked.key() == id || parked.sha256 == id) {
-                found = Some(parked);
-            }
-        }
-        let missing = match ended {
-            true => "It is not parked any more.",
-            false => "It was not found within the time limit of this page; use redeemer parked show.",
-        };
-        found.ok_or_else(|| ConsoleError::new(StatusCode::NOT_FOUND, missing))
     }
 
     /// Queries the coupon, and queries again if a refusal is to be published.
@@ -290,7 +229,7 @@ impl Console {
         session: &Session,
         request: ActionRequest,
     ) -> Result<ActionResult, ConsoleError> {
-        let mut next_query = self.lock_parked_queue().await?;
+        let mut next_query = self.passes.lock().await?;
         let mut queue = ParkedQueue::begin(&self.setup.broker).await.map_err(unreachable)?;
         let acted = self.perform_on(&mut queue, id, session, request, &mut next_query).await;
         queue.end().await;
@@ -305,7 +244,7 @@ impl Console {
         request: ActionRequest,
         next_query: &mut Instant,
     ) -> Result<ActionResult, ConsoleError> {
-        let parked = self.find(queue, id).await?;
+        let parked = find(queue, id).await?;
         let ActionRequest { confirmed, because, publish_refused, queries } = request;
         let decision = self.decision(&session.operator, &because, publish_refused);
         let query = if queries { Some(self.query(&parked, &decision, next_query).await?) } else { None };
@@ -456,13 +395,11 @@ async fn list(State(console): Shared, headers: HeaderMap, RawQuery(query): RawQu
     let wrong = entered.iter().find_map(|entered| entered.as_ref().err()).map(ToString::to_string);
     let found = match wrong.map_or_else(|| filter(&typed), Err) {
         Err(why) => Err(ConsoleError::new(StatusCode::BAD_REQUEST, why)),
-        Ok(filter) => console.list(&filter).await,
+        Ok(filter) => list_parked(&console.passes, &console.setup.broker, &filter).await,
     };
     match found {
         Ok(found) => Html(html::list(&session, &typed, Ok(&found), done)).into_response(),
-        Err(ConsoleError(status, why)) => {
-            (status, Html(html::list(&session, &typed, Err(&why), done))).into_response()
-        }
+        Err(ConsoleError(status, why)) => respond_with(status, html::list(&session, &typed, Err(&why), done)),
     }
 }
 
@@ -494,9 +431,9 @@ async fn show(State(console): Shared, headers: HeaderMap, Path(id): Path<String>
         Err(page) => return *page,
     };
     let shown = async {
-        let _lock = console.lock_parked_queue().await?;
+        let _lock = console.passes.lock().await?;
         let mut queue = ParkedQueue::begin(&console.setup.broker).await.map_err(unreachable)?;
-        let found = console.find(&mut queue, &id).await;
+        let found = find(&mut queue, &id).await;
         let unlocked = queue.missing_lock();
         queue.end().await;
         Ok(html::show(&session, &found?, None, unlocked.as_deref(), Timestamp::now()))

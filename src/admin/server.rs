@@ -9,10 +9,11 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, FromRequest as _, Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::from_fn_with_state;
-use axum::response::{Html, IntoResponse};
+use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
 use hyper::server::conn::http1;
@@ -36,6 +37,8 @@ const CONNECTIONS_MAX: usize = 256;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest life of a connection.
 const CONNECTION_MAX: Duration = Duration::from_secs(60);
+/// The longest wait for the body of a request.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest time without a heartbeat of the main loop before `/livez` fails.
 const LIVENESS_TIMEOUT: SignedDuration = SignedDuration::from_secs(30);
 
@@ -91,6 +94,23 @@ pub async fn serve(
         tokio::join!(accept(listener, router), record_peer(shown));
     };
     Ok((bound, tokio::spawn(both)))
+}
+
+/// Reads the body of a request whole, within its bound and its deadline.
+///
+/// # Errors
+/// The response: 400, 413 or 408, after which the connection ends.
+pub(super) async fn read_body(mut request: Request, bytes_max: usize) -> Result<Request, Response> {
+    DefaultBodyLimit::max(bytes_max).apply(&mut request);
+    let (parts, body) = request.into_parts();
+    let reading = Bytes::from_request(Request::from_parts(parts.clone(), body), &());
+    let mut response = match timeout(BODY_TIMEOUT, reading).await {
+        Ok(Ok(body)) => return Ok(Request::from_parts(parts, body.into())),
+        Ok(Err(rejected)) => rejected.into_response(),
+        Err(_) => (StatusCode::REQUEST_TIMEOUT, "the body took too long\n").into_response(),
+    };
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    Err(response)
 }
 
 /// Keeps the last minutes for the page.

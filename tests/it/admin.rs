@@ -191,6 +191,60 @@ async fn page_of_a_stranger_cannot_read_the_port_under_its_name() {
     service.stop().await;
 }
 
+/// Who sends a request's body byte by byte holds a connection no longer than the deadline of a body.
+#[tokio::test(flavor = "multi_thread")]
+async fn body_that_comes_byte_by_byte_ends_by_its_deadline() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    const BODY_DEADLINE: Duration = Duration::from_secs(10);
+    let mut bed = Bed::new().await;
+    let token = bed.dir.join("token");
+    std::fs::write(&token, "0123456789abcdef0123456789abcdef").unwrap();
+    std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).unwrap();
+    bed.config.admin.console_token_file = token.display().to_string();
+    let service = bed.start().await;
+    let slow = |request: &str| {
+        let (mut stream, since) = (connect(&service), Instant::now());
+        stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let (mut answer, mut buffer) = (Vec::new(), [0; 4096]);
+        loop {
+            match stream.write_all(b"a").and_then(|()| stream.read(&mut buffer)) {
+                Ok(0) => break,
+                Ok(read) => answer.extend_from_slice(&buffer[..read]),
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                Err(_) => break,
+            }
+            assert!(since.elapsed() < PATIENCE, "it is still waited for");
+        }
+        (since.elapsed(), String::from_utf8_lossy(&answer).into_owned())
+    };
+    tokio::task::block_in_place(|| {
+        std::thread::scope(|scope| {
+            let request = |line: &str, rest: &str| format!("{line} HTTP/1.1\r\nhost: x\r\n{rest}");
+            let (long, chunked) = ("content-length: 16000\r\n\r\n", "transfer-encoding: chunked\r\n\r\n");
+            let requests = [
+                (request("POST /parked/login", long), "408"),
+                (request("POST /parked/x/discard", long), "408"),
+                (request("POST /parked/login", &format!("{chunked}3e80\r\n")), "408"),
+                (request("POST /parked/login", &format!("{chunked}-1\r\n")), "400"),
+                (request("POST /parked/login", &format!("{chunked}4e20\r\n{}", "a".repeat(20_000))), "413"),
+                (request("POST /", long), "405"),
+                (request("GET /metrics", long), "200"),
+            ];
+            let slow = &slow;
+            let all = requests.map(|(request, status)| (scope.spawn(move || slow(&request)), status));
+            for (one, status) in all {
+                let (took, answer) = one.join().unwrap();
+                // Twice the deadline, for a busy machine; the life of a connection is 60 s.
+                assert!(took < 2 * BODY_DEADLINE, "{took:?}: {answer}");
+                assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{status}: {answer}");
+            }
+        });
+    });
+    service.stop().await;
+}
+
 /// What a proxy and this port may read differently is not served.
 #[tokio::test(flavor = "multi_thread")]
 async fn request_that_names_two_hosts_is_not_served() {

@@ -532,7 +532,7 @@ async fn operator_text_with_hidden_characters_is_rejected() {
     for hidden in ["refunded\u{202e}dednufer", "a\r\nb", "a\u{200b}b", "a\u{1b}[31m", "tab\t"] {
         let because = ("because", hidden);
         for (what, more) in
-            [("ask", None), ("replay", Some(("deed", "republished"))), ("discard", Some(("sure", "yes")))]
+            [("ask", None), ("replay", Some(("action", "republished"))), ("discard", Some(("sure", "yes")))]
         {
             let fields: Vec<_> = [because].into_iter().chain(more).collect();
             let page = person.post(&format!("/parked/{id}/{what}"), &fields).await;
@@ -554,5 +554,58 @@ async fn operator_text_with_hidden_characters_is_rejected() {
     let because = "\u{9000}\u{6b3e} \u{201c}by hand\u{201d}";
     assert_eq!(person.post(&discard, &[("because", because), ("sure", "yes")]).await.status, 303);
     assert_eq!(audit(&mut audits).await["data"]["because"], because);
+    service.stop().await;
+}
+
+/// More bytes than a list reads, in messages as large as the broker takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn list_of_large_messages_reads_a_bounded_part() {
+    const MESSAGES: usize = 160;
+    let bed = bed().await;
+    let large: Vec<_> = (0..MESSAGES).map(|nth| format!("{nth} {}", "x".repeat(120 * 1024))).collect();
+    for some in large.chunks(20) {
+        let parking =
+            some.iter().map(|bytes| park(&bed, bytes.as_bytes(), "invalid_command", Duration::ZERO));
+        futures_util::future::join_all(parking).await;
+    }
+    let service = bed.start().await;
+    let person = Browser::log_in(&service).await;
+    let list = person.get("/parked").await;
+    assert_eq!(list.status, 200);
+    // 8 MiB are 68 of them and a part; fewer if they cannot be looked at in time.
+    assert!((1..=69).contains(&commands_read(&list.text)), "{}", list.text);
+    // Nothing of the rest is out of reach.
+    let last = hex(&Sha256::digest(large[MESSAGES - 1].as_bytes()));
+    assert_eq!(person.get(&format!("/parked/{last}")).await.status, 200);
+    service.stop().await;
+}
+
+/// More requests than may wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn crowd_that_looks_is_answered_at_once() {
+    let bed = bed().await;
+    park_command(&bed, "C1").await;
+    let service = bed.start().await;
+    let person = Browser::log_in(&service).await;
+    let pages = futures_util::future::join_all((0..60).map(|_| person.get("/parked"))).await;
+    let of = |status: u16| pages.iter().filter(|page| page.status == status).count();
+    assert!(of(200) > 0 && of(503) > 0 && of(200) + of(503) == 60, "{} and {}", of(200), of(503));
+    assert_eq!(person.get("/parked").await.status, 200, "the next one is served");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn page_of_a_large_message_shows_its_beginning() {
+    const BYTES: usize = 120 * 1024;
+    const SHOWN: usize = 64 * 1024;
+    let bed = bed().await;
+    let large = format!("begins {} ends", "x ".repeat((BYTES - 12) / 2));
+    let id = park(&bed, large.as_bytes(), "invalid_command", Duration::ZERO).await;
+    let service = bed.start().await;
+    let person = Browser::log_in(&service).await;
+    let page = person.get(&format!("/parked/{id}")).await;
+    assert_eq!(page.status, 200);
+    assert!(page.text.contains("begins x x") && !page.text.contains(" ends"));
+    assert!((SHOWN..2 * SHOWN).contains(&page.text.len()), "{}", page.text.len());
     service.stop().await;
 }

@@ -183,7 +183,7 @@ fn not_all(found: &Found) -> String {
         return String::new();
     }
     let read = number(found.read as u64);
-    format!(" Only the first {read} were read; redeemer parked list reads all.")
+    format!(" Only the first {read} were read; reload for the next ones. redeemer parked list reads all.")
 }
 
 fn table(found: &Found) -> String {
