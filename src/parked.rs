@@ -481,7 +481,8 @@ pub async fn carry_out(
         query: query.map(|query| &query.evidence),
         coupon_state: coupon.map(|coupon| coupon.state.as_str()),
     };
-    let reported = publisher.publish_audit(&audit_event::encode(context), &parked.delivery).await?;
+    let reported =
+        publisher.publish_audit(&audit_event::encode(context), parked.delivery.correlation()).await?;
     let confirmed = match done {
         Some(done) => done.join(reported),
         None => reported,

@@ -5,6 +5,7 @@
 
 pub mod audit_event;
 pub mod command;
+pub mod console_event;
 pub mod coupon;
 
 pub mod handed_back;

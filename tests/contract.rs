@@ -113,10 +113,11 @@ fn the_golden_events_are_what_the_program_writes() {
 fn every_golden_message_keeps_its_schema_in_both_dialects() {
     let mut seen = 0;
     for dialect in [Dialect::Draft2020, Dialect::Draft07] {
-        let (command, event, audit) = (
+        let (command, event, audit, console) = (
             validator(&schema::command(dialect)),
             validator(&schema::event(dialect)),
             validator(&schema::audit(dialect)),
+            validator(&schema::console(dialect)),
         );
         for entry in fs::read_dir(root().join("docs/contract/examples")).unwrap() {
             let path = entry.unwrap().path();
@@ -126,6 +127,7 @@ fn every_golden_message_keeps_its_schema_in_both_dialects() {
                 "command" => &command,
                 "event" => &event,
                 "audit" => &audit,
+                "console" => &console,
                 _ => panic!("{name} is a message of no kind"),
             };
             let faults: Vec<_> = schema.iter_errors(&value).map(|fault| fault.to_string()).collect();
@@ -520,6 +522,7 @@ fn nothing_breaks_those_who_were_built_for_v1() {
         (Document::Command, Role::Command, schema::command(Dialect::Draft2020)),
         (Document::Event, Role::Event, schema::event(Dialect::Draft2020)),
         (Document::Audit, Role::Event, schema::audit(Dialect::Draft2020)),
+        (Document::Console, Role::Event, schema::console(Dialect::Draft2020)),
     ] {
         let path: PathBuf = root().join("tests/contract/v1").join(document.file());
         let released = parsed(&fs::read_to_string(&path).unwrap());

@@ -476,8 +476,12 @@ fn golden_of(kind: &str) -> Vec<PathBuf> {
 #[test]
 fn every_golden_message_keeps_its_schema_by_another_validator() {
     let invalid = golden("command.invalid.json");
-    for (kind, schema, count) in [("command.", "command", 3), ("event.", "event", 8), ("audit.", "audit", 2)]
-    {
+    for (kind, schema, count) in [
+        ("command.", "command", 3),
+        ("event.", "event", 8),
+        ("audit.", "audit", 2),
+        ("console.", "console", 3),
+    ] {
         let schema = format!("{schema}.schema.json");
         let mut files = golden_of(kind);
         files.retain(|file| *file != invalid);

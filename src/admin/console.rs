@@ -5,6 +5,7 @@
 //! A GET changes nothing. A form is accepted only with a session's cookie (`SameSite=Strict`), with that session's CSRF
 //! token, and from this origin.
 
+mod audit_trail;
 mod auth;
 mod html;
 mod passes;
@@ -25,9 +26,11 @@ use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse as _, Response};
 use axum::routing::{get, post};
 use jiff::{SignedDuration, Timestamp};
+use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
+use self::audit_trail::AuditTrail;
 pub use self::auth::Auth;
 use self::auth::{LoginError, SESSION_SECONDS_MAX, Session};
 use self::denial_log::DenialLog;
@@ -41,6 +44,7 @@ use crate::runtime::rate_limiter::{Priority, RateLimiter};
 use crate::telemetry::metrics::{ConsoleDenial, Metrics};
 use crate::wechat::client::Client;
 use crate::wire::audit_event::OperatorAction;
+use crate::wire::console_event::ConsoleAction;
 use crate::wire::retry_message::DeadlineLimits;
 
 /// The longest wait for the rate limit.
@@ -83,12 +87,18 @@ struct Console {
     setup: Setup,
     passes: Passes,
     refusals: DenialLog,
+    audit_trail: Arc<AuditTrail>,
+    /// Publishes what the audit trail queues; it ends with the pages.
+    _publishing: JoinSet<()>,
 }
 
 type Shared = State<Arc<Console>>;
 
-/// The pages, below `/parked`.
+/// The pages, below `/parked`. Starts a task, which ends when the pages are dropped.
 pub fn routes(setup: Setup) -> Router {
+    let audit_trail = AuditTrail::new(&setup.source);
+    let mut publishing = JoinSet::new();
+    publishing.spawn(audit_trail.clone().publish_all(setup.broker.clone()));
     Router::new()
         .route("/parked", get(list))
         .route("/parked/login", post(login))
@@ -97,7 +107,13 @@ pub fn routes(setup: Setup) -> Router {
         .route("/parked/{id}/query", post(confirm_page))
         .route("/parked/{id}/replay", post(replay))
         .route("/parked/{id}/discard", post(discard))
-        .with_state(Arc::new(Console { setup, passes: Passes::default(), refusals: DenialLog::default() }))
+        .with_state(Arc::new(Console {
+            setup,
+            passes: Passes::default(),
+            refusals: DenialLog::default(),
+            audit_trail,
+            _publishing: publishing,
+        }))
         .layer(middleware::from_fn(bounded))
 }
 
@@ -320,6 +336,7 @@ fn unreachable(why: impl std::fmt::Display) -> ConsoleError {
 async fn login(State(console): Shared, client: FormClient, body: Bytes) -> Response {
     let FormClient { headers, peer } = client;
     if is_cross_origin(&headers) {
+        console.audit_trail.record_refused(peer);
         return console.deny(LoginError::Forged, peer);
     }
     let fields = Fields::read(&body);
@@ -334,6 +351,7 @@ async fn login(State(console): Shared, client: FormClient, body: Bytes) -> Respo
     match console.setup.auth.log_in(fields.text("token"), &operator, cookie(&headers), now, rand::random()) {
         Ok(session) => {
             info!(operator, session = session.name(), %peer, "operator console: logged in");
+            console.audit_trail.record(ConsoleAction::LoggedIn, &session, peer);
             let key = &session.key;
             let cookie = format!(
                 "{COOKIE}={key}; Path=/parked; HttpOnly; SameSite=Strict; Max-Age={SESSION_SECONDS_MAX}"
@@ -341,6 +359,7 @@ async fn login(State(console): Shared, client: FormClient, body: Bytes) -> Respo
             see_other("/parked", Some(cookie))
         }
         Err(refused) => {
+            console.audit_trail.record_refused(peer);
             sleep(WRONG_TOKEN_PAUSE).await;
             console.deny(refused, peer)
         }
@@ -362,6 +381,7 @@ async fn logout(State(console): Shared, client: FormClient, body: Bytes) -> Resp
             console.setup.auth.log_out(&session);
             let (operator, peer) = (session.operator.as_str(), client.peer);
             info!(operator, session = session.name(), %peer, "operator console: logged out");
+            console.audit_trail.record(ConsoleAction::LoggedOut, &session, peer);
             let expired = format!("{COOKIE}=; Path=/parked; HttpOnly; SameSite=Strict; Max-Age=0");
             see_other("/parked", Some(expired))
         }

@@ -28,6 +28,7 @@ use crate::amqp::delivery::{ConsumerChannel, Delivery};
 use crate::amqp::publisher::Publisher;
 use crate::amqp::session::topology_fault;
 use crate::amqp::topology::{Object, TopologyFault, declare, lock_name};
+use crate::wire::audit_event::Audit;
 
 /// Why the parked queue cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -298,6 +299,31 @@ pub async fn check_publishing(settings: &AmqpSettings) -> Result<(), CannotConne
     // A close can hang while the broker raises an alarm.
     let _ = timeout(Duration::from_secs(2), connection.close(200, "done".into())).await;
     checked
+}
+
+/// Publishes an audit event of the operator console on a connection of its own, since no command is held.
+///
+/// # Errors
+/// [`CannotConnect`]
+pub async fn publish_console_event(settings: &AmqpSettings, event: &Audit) -> Result<(), CannotConnect> {
+    let (connection, at) = connect_any(settings, "redeemer console audit").await?;
+    let connection = Arc::new(connection);
+    let health = watch::Sender::new(Health::default());
+    watch_events(&connection, &health, true);
+    let (limit, names) = (settings.connect_timeout, &settings.topology.names);
+    let unconfirmed = |source| CannotConnect::NoConfirms { at: at.clone(), source };
+    let published = async {
+        let opening = Publisher::open(&connection, health.subscribe(), settings.confirm_timeout, names);
+        let late = |_| CannotConnect::TimedOut { at: at.clone(), step: "opening channels", limit };
+        let lost = |source| topology_fault(settings, &at, TopologyFault::from(source));
+        let publisher = timeout(limit, opening).await.map_err(late)?.map_err(lost)?;
+        // Its own deadline bounds the confirm.
+        publisher.failing_while_blocked().publish_audit(event, None).await.map_err(unconfirmed)?;
+        Ok(())
+    };
+    let published = published.await;
+    let _ = timeout(Duration::from_secs(2), connection.close(200, "done".into())).await;
+    published
 }
 
 async fn check_on(

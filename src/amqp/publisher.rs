@@ -287,14 +287,14 @@ impl Publisher {
         self.publish_alone(&self.0.commands, "redemption.replay", properties, command.body()).await
     }
 
-    /// Publishes the audit event of a parked `command` to the reply exchange.
+    /// Publishes an audit event to the reply exchange, with the correlation id of its command, if it has one.
     ///
     /// # Errors
     /// [`PublishFailure`]
     pub async fn publish_audit(
         &self,
         audit: &Audit,
-        command: &Delivery,
+        correlation: Option<&str>,
     ) -> Result<Published, PublishFailure> {
         let mut properties = AMQPProperties::default()
             .with_content_type(result_event::CONTENT_TYPE.into())
@@ -302,7 +302,7 @@ impl Publisher {
             .with_message_id(audit.id.to_string().as_str().into())
             .with_type(audit.kind.as_str().into())
             .with_app_id("redeemer".into());
-        if let Some(correlation) = command.correlation() {
+        if let Some(correlation) = correlation {
             properties = properties.with_correlation_id(correlation.into());
         }
         self.publish(&self.0.results, &audit.routing_key, properties, &audit.body).await

@@ -36,8 +36,10 @@ pub enum Document {
     Command,
     /// JSON Schema of a result event.
     Event,
-    /// JSON Schema of an audit event.
+    /// JSON Schema of an audit event: what an operator did with a parked command.
     Audit,
+    /// JSON Schema of an audit event of the operator console: logins, logouts and refused logins.
+    Console,
     /// AsyncAPI 3 document of exchanges, queues, operations and messages, under the configured names.
     Asyncapi,
     /// A page about the coupon in a result event.
@@ -54,6 +56,7 @@ impl Document {
             Self::Command => "command.schema.json",
             Self::Event => "event.schema.json",
             Self::Audit => "audit.schema.json",
+            Self::Console => "console.schema.json",
             Self::Asyncapi => "asyncapi.json",
             Self::Coupon => "coupon.md",
             Self::CouponChinese => "coupon.zh-CN.md",
@@ -69,6 +72,7 @@ impl Document {
             Self::Command => schema::command(Dialect::Draft2020),
             Self::Event => schema::event(Dialect::Draft2020),
             Self::Audit => schema::audit(Dialect::Draft2020),
+            Self::Console => schema::console(Dialect::Draft2020),
             Self::Asyncapi => asyncapi::document(&config.topology())?,
             Self::Coupon => return Ok(coupon_page::page(Language::English)),
             Self::CouponChinese => return Ok(coupon_page::page(Language::Chinese)),

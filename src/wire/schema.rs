@@ -1,4 +1,4 @@
-//! The JSON Schemas of the messages: the command, the result event and the audit event.
+//! The JSON Schemas of the messages: the command, the result event and the two audit events.
 //!
 //! Events are described by the very types that write them. A command is read by hand, so that all its faults can be
 //! reported together; `Command` is its twin, and a test holds decoder and schema against each other. What JSON Schema
@@ -15,7 +15,7 @@ use crate::domain::redemption::{
     Appid, BrandId, CouponCode, Mchid, Openid, OrderNo, ProductCouponId, RequestNo, SavedAmount,
     ServiceOrderNo, StockId, StoreId, UseTime,
 };
-use crate::wire::{audit_event, result_event};
+use crate::wire::{audit_event, console_event, result_event};
 
 /// The dialects that are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +44,12 @@ pub fn event(dialect: Dialect) -> Value {
 pub fn audit(dialect: Dialect) -> Value {
     let settings = settings(dialect).for_serialize();
     open(settings.into_generator().into_root_schema_for::<audit_event::CloudEvent<'static>>(), dialect)
+}
+
+/// The schema of an audit event of the operator console.
+pub fn console(dialect: Dialect) -> Value {
+    let settings = settings(dialect).for_serialize();
+    open(settings.into_generator().into_root_schema_for::<console_event::CloudEvent<'static>>(), dialect)
 }
 
 fn settings(dialect: Dialect) -> SchemaSettings {

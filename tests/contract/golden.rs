@@ -10,6 +10,7 @@ use redeemer::domain::redemption::Redemption;
 use redeemer::wechat::response;
 use redeemer::wire::audit_event::{self, AuditContext, OperatorAction};
 use redeemer::wire::command::{self, PartialCommand};
+use redeemer::wire::console_event::{self, ConsoleAction, ConsoleContext};
 use redeemer::wire::result_event::{self, EventContext};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -225,7 +226,26 @@ pub(crate) fn events() -> Vec<(&'static str, String)> {
             "audit.discarded.json",
             text(audit_event::encode(context(OperatorAction::Discarded, None, None)).body),
         ),
+        ("console.logged_in.json", text(console_event(&config, ConsoleAction::LoggedIn))),
+        ("console.logged_out.json", text(console_event(&config, ConsoleAction::LoggedOut))),
+        ("console.login_refused.json", text(console_event(&config, ConsoleAction::LoginRefused))),
     ]
+}
+
+fn console_event(config: &Config, action: ConsoleAction) -> Vec<u8> {
+    let is_refused = action == ConsoleAction::LoginRefused;
+    let (at, first_at) = ("2026-03-07T09:00:59.5Z", "2026-03-07T09:00:00.25Z");
+    let context = ConsoleContext {
+        source: &config.event.source,
+        at: at.parse().unwrap(),
+        action,
+        operator: (!is_refused).then_some("lin"),
+        session: (!is_refused).then_some("5d41402a"),
+        peer: Some("10.0.0.7"),
+        count: if is_refused { 119 } else { 1 },
+        first_at: if is_refused { first_at } else { at }.parse().unwrap(),
+    };
+    console_event::encode(context).body
 }
 
 /// JSON with a line for every member, in the order in which it was written.

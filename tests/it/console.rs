@@ -290,7 +290,7 @@ async fn console_lists_and_shows_commands_without_an_openid() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_is_shown_first_and_then_done_and_audited() {
     let mut bed = bed().await;
-    let mut audits = bed.bind_results("audit.#").await;
+    let mut audits = bed.bind_results("audit.parked.#").await;
     bed.issue("C1", json!({}));
     let id = park_command(&bed, "C1").await;
     let service = bed.start().await;
@@ -333,7 +333,7 @@ async fn a_replay_is_shown_first_and_then_done_and_audited() {
 #[tokio::test(flavor = "multi_thread")]
 async fn console_publishes_a_refusal_only_if_requested() {
     let mut bed = bed().await;
-    let mut audits = bed.bind_results("audit.#").await;
+    let mut audits = bed.bind_results("audit.parked.#").await;
     bed.issue("C1", json!({"state": "USED", "used_by": "USE_C1"}));
     bed.issue("C2", json!({"state": "EXPIRED"}));
     let (used, expired) = (park_command(&bed, "C1").await, park_command(&bed, "C2").await);
@@ -365,7 +365,7 @@ async fn console_publishes_a_refusal_only_if_requested() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_discard_needs_a_reason_and_leaves_an_audit_event() {
     let bed = bed().await;
-    let mut audits = bed.bind_results("audit.#").await;
+    let mut audits = bed.bind_results("audit.parked.#").await;
     let id = park(&bed, b"not a command", "invalid_command", Duration::from_secs(60)).await;
     let service = bed.start().await;
     let person = Browser::log_in(&service).await;
@@ -479,7 +479,7 @@ async fn two_operators_wait_for_each_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn page_whose_look_is_lost_does_not_send_again() {
     let mut bed = bed().await;
-    let mut audits = bed.bind_results("audit.#").await;
+    let mut audits = bed.bind_results("audit.parked.#").await;
     bed.issue("C1", json!({}));
     let id = park_command(&bed, "C1").await;
     let direct = bed.config.wechat.base_url.clone();
@@ -532,7 +532,7 @@ async fn operator_text_with_hidden_characters_is_rejected() {
     for hidden in ["refunded\u{202e}dednufer", "a\r\nb", "a\u{200b}b", "a\u{1b}[31m", "tab\t"] {
         let because = ("because", hidden);
         for (what, more) in
-            [("ask", None), ("replay", Some(("action", "republished"))), ("discard", Some(("sure", "yes")))]
+            [("query", None), ("replay", Some(("action", "republished"))), ("discard", Some(("sure", "yes")))]
         {
             let fields: Vec<_> = [because].into_iter().chain(more).collect();
             let page = person.post(&format!("/parked/{id}/{what}"), &fields).await;
@@ -554,6 +554,45 @@ async fn operator_text_with_hidden_characters_is_rejected() {
     let because = "\u{9000}\u{6b3e} \u{201c}by hand\u{201d}";
     assert_eq!(person.post(&discard, &[("because", because), ("sure", "yes")]).await.status, 303);
     assert_eq!(audit(&mut audits).await["data"]["because"], because);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logins_and_logouts_leave_audit_events() {
+    let bed = bed().await;
+    let mut audits = bed.bind_results("audit.console.#").await;
+    let service = bed.start().await;
+    let person = Browser::log_in(&service).await;
+    assert_eq!(person.post("/parked/logout", &[]).await.status, 303);
+    let (login, logout) = (audit(&mut audits).await, audit(&mut audits).await);
+    assert_eq!(login["type"], "redemption.console.logged_in.v1");
+    assert_eq!(logout["type"], "redemption.console.logged_out.v1");
+    for event in [&login, &logout] {
+        assert_eq!(event["data"]["operator"], "night shift");
+        assert_eq!((&event["data"]["peer"], &event["data"]["count"]), (&json!("127.0.0.1"), &json!(1)));
+    }
+    assert_eq!(login["data"]["session"], logout["data"]["session"]);
+    assert!(
+        !login.to_string().contains(TOKEN)
+            && !person.cookie.contains(login["data"]["session"].as_str().unwrap())
+    );
+
+    // A flood of refused logins is one event, and one more after a minute.
+    let stranger = Browser::new(&service);
+    let refused = (0..40).map(|nth| {
+        let stranger = &stranger;
+        async move {
+            let token = format!("wrong {nth}");
+            let page = stranger.post("/parked/login", &[("token", &token), ("operator", "lin")]).await;
+            assert_eq!(page.status, 403);
+        }
+    });
+    futures_util::future::join_all(refused).await;
+    let event = audit(&mut audits).await;
+    assert_eq!(event["type"], "redemption.console.login_refused.v1");
+    assert_eq!((&event["data"]["operator"], &event["data"]["count"]), (&Value::Null, &json!(1)));
+    Browser::log_in(&service).await;
+    assert_eq!(audit(&mut audits).await["type"], "redemption.console.logged_in.v1", "nothing in between");
     service.stop().await;
 }
 

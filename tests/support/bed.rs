@@ -19,6 +19,7 @@ use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer
 use redeemer::amqp::topology::{self, Object};
 use redeemer::config::{self, Config};
 use redeemer::runtime::shutdown::{self, Trigger};
+use redeemer::wire::schema;
 use redeemer_sandbox::{NewCoupon, Sandbox, Settings};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -415,13 +416,15 @@ pub(crate) fn keeps_the_contract(event: &Value) {
 
 /// Where a result or audit event is not what its schema says, by JSON pointer, and why.
 pub(crate) fn faults_by_contract(event: &Value) -> BTreeMap<String, String> {
-    static SCHEMAS: LazyLock<[jsonschema::Validator; 2]> = LazyLock::new(|| {
-        let dialect = redeemer::wire::schema::Dialect::Draft2020;
-        [redeemer::wire::schema::event(dialect), redeemer::wire::schema::audit(dialect)]
+    static SCHEMAS: LazyLock<[jsonschema::Validator; 3]> = LazyLock::new(|| {
+        let dialect = schema::Dialect::Draft2020;
+        [schema::event(dialect), schema::audit(dialect), schema::console(dialect)]
             .map(|schema| jsonschema::options().should_validate_formats(true).build(&schema).unwrap())
     });
-    let audit = event["type"].as_str().is_some_and(|kind| kind.starts_with("redemption.parked."));
-    SCHEMAS[usize::from(audit)]
+    let kind = event["type"].as_str().unwrap_or_default();
+    let audits = ["redemption.parked.", "redemption.console."];
+    let nth = audits.iter().position(|audit| kind.starts_with(audit)).map_or(0, |nth| nth + 1);
+    SCHEMAS[nth]
         .iter_errors(event)
         .map(|fault| (fault.instance_path().to_string(), fault.to_string()))
         .collect()

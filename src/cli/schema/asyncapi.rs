@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::amqp::topology::{Argument, Object, Topology};
 use crate::domain::outcome::OutcomeKind;
+use crate::wire::console_event::ConsoleAction;
 use crate::wire::schema::{self, Dialect};
 use crate::wire::{result_event, retry_message};
 
@@ -58,6 +59,11 @@ const AUDITS: [(&str, &str, &str); 2] = [
     ("replayed", "a parked command was published again", golden!("audit.replayed.json")),
     ("discarded", "a parked command was removed from the queue", golden!("audit.discarded.json")),
 ];
+const CONSOLES: [(&str, &str, &str); 3] = [
+    ("logged_in", "an operator logged in", golden!("console.logged_in.json")),
+    ("logged_out", "an operator logged out", golden!("console.logged_out.json")),
+    ("login_refused", "logins were refused within a minute", golden!("console.login_refused.json")),
+];
 
 /// The document for these names, delays and limits.
 ///
@@ -107,10 +113,20 @@ pub fn document(topology: &Topology) -> anyhow::Result<Value> {
             "messages": { "audit": { "$ref": "#/components/messages/audit" } },
             "bindings": by_routing_key(&plan, &names.results)?,
         },
-        "command_queue": of_queue(&plan, &names.commands, "command", "The queue that every instance consumes.")?,
-        "unrouted": of_queue(&plan, &names.unrouted, "result", "Results that no queue was bound for.")?,
-        "audit_queue": of_queue(&plan, &topology.audit_queue(), "audit", "Audit events, kept until they are read.")?,
-        "parked": of_queue(&plan, &names.parked, "command",
+        "console": {
+            "address": "audit.console.{action}",
+            "title": "Console",
+            "description": "Logins, logouts and refused logins of the operator console.",
+            "parameters": { "action": { "description": "What happened.",
+                "enum": ConsoleAction::ALL.map(ConsoleAction::as_str) } },
+            "messages": { "console": { "$ref": "#/components/messages/console" } },
+            "bindings": by_routing_key(&plan, &names.results)?,
+        },
+        "command_queue": of_queue(&plan, &names.commands, &["command"], "The queue that every instance consumes.")?,
+        "unrouted": of_queue(&plan, &names.unrouted, &["result"], "Results that no queue was bound for.")?,
+        "audit_queue": of_queue(&plan, &topology.audit_queue(), &["audit", "console"],
+            "Audit events, kept until they are read.")?,
+        "parked": of_queue(&plan, &names.parked, &["command"],
             "Messages that an operator must look at. Some of them are not commands, so the schema does not always hold.")?,
     });
     let delays = topology.delays.iter().map(|wait| topology.delay_queue(*wait)).collect::<Vec<_>>();
@@ -133,6 +149,8 @@ pub fn document(topology: &Topology) -> anyhow::Result<Value> {
         "send_result": sends("results", "result", "Send a result",
             "At least once. Equal results have equal ids: store the ids you have seen and drop repeats."),
         "send_audit": sends("audit", "audit", "Send what an operator did with a parked command", "At least once."),
+        "send_console": sends("console", "console", "Send a login, a logout or refused logins",
+            "At least once, unless the process ends first."),
     });
     Ok(json!({
         "asyncapi": "3.0.0",
@@ -163,7 +181,8 @@ pub fn document(topology: &Topology) -> anyhow::Result<Value> {
             "messages": {
                 "command": command_message()?,
                 "result": result_message()?,
-                "audit": audit_message()?,
+                "audit": audit_message("audit", "Audit event", schema::audit(Dialect::Draft07), &AUDITS)?,
+                "console": audit_message("console", "Console event", schema::console(Dialect::Draft07), &CONSOLES)?,
             },
             "correlationIds": { "correlation": {
                 "location": "$message.header#/correlation_id",
@@ -207,14 +226,16 @@ fn by_routing_key(plan: &[Object], expected: &str) -> anyhow::Result<Value> {
     Ok(json!({ "amqp": { "is": "routingKey", "exchange": exchange, "bindingVersion": BINDING } }))
 }
 
-fn of_queue(plan: &[Object], expected: &str, message: &str, description: &str) -> anyhow::Result<Value> {
+fn of_queue(plan: &[Object], expected: &str, messages: &[&str], description: &str) -> anyhow::Result<Value> {
     let there = |object: &&Object| matches!(object, Object::Queue { name, .. } if name == expected);
     let queue = plan.iter().find(there).with_context(|| format!("the plan has no queue {expected}"))?;
+    let message =
+        |name: &&str| ((*name).to_owned(), json!({ "$ref": format!("#/components/messages/{name}") }));
     Ok(json!({
         "address": expected,
         "title": format!("Queue {expected}"),
         "description": description,
-        "messages": { message: { "$ref": format!("#/components/messages/{message}") } },
+        "messages": messages.iter().map(message).collect::<Map<_, _>>(),
         "bindings": { "amqp": {
             "is": "queue",
             "queue": { "name": expected, "durable": true, "exclusive": false, "autoDelete": false },
@@ -300,18 +321,23 @@ fn result_message() -> anyhow::Result<Value> {
     }))
 }
 
-fn audit_message() -> anyhow::Result<Value> {
-    let example = |(name, summary, text): (&str, &str, &str)| {
+fn audit_message(
+    name: &str,
+    title: &str,
+    schema: Value,
+    examples: &[(&str, &str, &str)],
+) -> anyhow::Result<Value> {
+    let example = |(name, summary, text): &(&str, &str, &str)| {
         Ok::<_, anyhow::Error>(json!({ "name": name, "summary": summary, "payload": payload(text)? }))
     };
     Ok(json!({
-        "name": "audit",
-        "title": "Audit event",
+        "name": name,
+        "title": title,
         "summary": "A CloudEvent 1.0 in structured mode",
         "contentType": result_event::CONTENT_TYPE,
-        "payload": embedded(schema::audit(Dialect::Draft07)),
-        "bindings": { "amqp": { "contentEncoding": "utf-8", "messageType": "audit", "bindingVersion": BINDING } },
-        "examples": AUDITS.into_iter().map(example).collect::<anyhow::Result<Vec<_>>>()?,
+        "payload": embedded(schema),
+        "bindings": { "amqp": { "contentEncoding": "utf-8", "messageType": name, "bindingVersion": BINDING } },
+        "examples": examples.iter().map(example).collect::<anyhow::Result<Vec<_>>>()?,
     }))
 }
 
