@@ -692,6 +692,66 @@ fn every_reason_for_not_being_ready_is_said_by_the_program() {
     }
 }
 
+/// The names of all test functions below a folder.
+fn test_names(folder: &Path, names: &mut BTreeSet<String>) {
+    for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        if path.is_dir() {
+            test_names(&path, names);
+        } else if path.extension().is_some_and(|ending| ending == "rs") {
+            let text = fs::read_to_string(path).unwrap();
+            let mut is_test = false;
+            for line in text.lines().map(str::trim) {
+                let attributes = ["#[test]", "#[tokio::test", "#[rstest]"];
+                is_test |= attributes.iter().any(|attribute| line.starts_with(attribute));
+                let function = line.trim_start_matches("async ").strip_prefix("fn ");
+                if let Some(name) =
+                    function.and_then(|rest| rest.split(['(', '<']).next()).filter(|_| is_test)
+                {
+                    names.insert(name.to_owned());
+                    is_test = false;
+                }
+            }
+        }
+    }
+}
+
+/// The items of the lists that begin with "Holds:", each as one line.
+fn items_that_hold(text: &str) -> Vec<String> {
+    let mut items: Vec<String> = Vec::new();
+    let mut holds = false;
+    for line in text.lines() {
+        match line {
+            "Holds:" => holds = true,
+            _ if line.starts_with("Does not hold:") || line.starts_with('#') => holds = false,
+            _ if holds && line.starts_with("- ") => items.push(line.to_owned()),
+            _ if holds && line.starts_with("  ") => items.last_mut().unwrap().push_str(&line[1..]),
+            _ => {}
+        }
+    }
+    items
+}
+
+/// A promise of the threat model is worth its test.
+#[test]
+fn every_item_that_holds_names_tests_that_exist() {
+    let text = fs::read_to_string(root().join("docs/security.md")).unwrap();
+    let mut names = BTreeSet::new();
+    for folder in ["src", "tests", "crates"] {
+        test_names(&root().join(folder), &mut names);
+    }
+    let items = items_that_hold(&text);
+    assert!(items.len() > 25 && names.len() > 500, "{} items, {} tests", items.len(), names.len());
+    assert_eq!(text.matches("\nHolds").count(), text.matches("\nHolds:\n").count(), "each is a list");
+    for item in items {
+        let named = item.split_once(" Test: ").or_else(|| item.split_once(" Tests: "));
+        let (_, named) = named.unwrap_or_else(|| panic!("no test: {item}"));
+        let named: Vec<_> =
+            named.trim_end_matches('.').split(", ").map(|name| name.trim_matches('`')).collect();
+        let absent: Vec<_> = named.iter().filter(|name| !names.contains(**name)).collect();
+        assert!(absent.is_empty(), "{absent:?} of {item}");
+    }
+}
+
 #[test]
 fn every_finding_of_check_is_explained() {
     let explained: Vec<_> = page("docs/findings.md")

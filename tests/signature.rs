@@ -274,7 +274,7 @@ const STALE: Authenticity = Authenticity::Invalid(SignatureFlaw::Stale);
 const MISMATCH: Authenticity = Authenticity::Invalid(SignatureFlaw::Mismatch);
 
 #[test]
-fn a_genuine_answer_is_believed_and_a_changed_one_is_not() {
+fn genuine_answer_is_verified_and_a_changed_one_is_not() {
     let mut signed = Signed::new();
     assert_eq!(signed.heard(BODY), Authenticity::Verified);
     assert_eq!(signed.heard(&BODY[..BODY.len() - 1]), MISMATCH, "a line feed is part of the body");
@@ -289,7 +289,7 @@ fn a_genuine_answer_is_believed_and_a_changed_one_is_not() {
 }
 
 #[test]
-fn an_answer_older_or_newer_than_five_minutes_is_not_believed() {
+fn answer_more_than_five_minutes_off_is_not_verified() {
     let check = |offset: i64, wanted: Authenticity| {
         let signed = Signed::at(&(NOW + offset).to_string());
         assert_eq!(signed.heard(BODY), wanted, "{offset} s");
@@ -683,7 +683,7 @@ const USED: &str = r#"{"coupon_code":"C0001","coupon_state":"USED",
 const REPLAYED: Authenticity = Authenticity::Invalid(SignatureFlaw::Replayed);
 
 #[tokio::test]
-async fn an_answer_given_twice_is_believed_once() {
+async fn answer_given_twice_is_accepted_once() {
     let keys = Keys::new();
     keys.pair();
     for operation in [Operation::Redeem, Operation::Query] {
@@ -700,7 +700,7 @@ async fn an_answer_given_twice_is_believed_once() {
 }
 
 #[tokio::test]
-async fn an_answer_signed_before_its_operation_is_not_believed() {
+async fn answer_signed_before_its_operation_is_not_accepted() {
     let keys = Keys::new();
     keys.pair();
     // Whatever the provider's clock says: it is its own answers that are compared.

@@ -7,6 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::bed::{Bed, command, until};
+use crate::broker;
+use crate::programs::{Programs, err, out, run};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -284,4 +286,25 @@ async fn good_commands_pass_first_calls_that_hang() {
     // No call that hangs had ended by then.
     assert_eq!(service.metric(r#"redeemer_attempts_total{operation="redeem",verdict="unknown"}"#).await, 0.0);
     service.stop().await;
+}
+
+/// A variable of the environment that many images set must not lead signed calls through somebody's proxy.
+#[test]
+fn proxy_of_the_environment_is_not_used() {
+    let programs = Programs::start(broker::shared().uri());
+    let proxy = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    proxy.set_nonblocking(true).unwrap();
+    let uri = format!("http://{}", proxy.local_addr().unwrap());
+    let mut check = programs.command(&["check"]);
+    for name in ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"] {
+        check.env(name, &uri);
+    }
+    let output = run(check.env("NO_PROXY", "").env("no_proxy", ""));
+    assert_eq!(output.status.code(), Some(0), "{}", err(&output));
+    assert!(out(&output).contains("payment API"), "{}", out(&output));
+    let connected = proxy.accept();
+    assert!(
+        matches!(&connected, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock),
+        "{connected:?}"
+    );
 }

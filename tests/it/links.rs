@@ -12,9 +12,12 @@ use crate::broker::{Broker, unused_dir};
 use crate::programs;
 use crate::programs::{Programs, command, err, out, run};
 use futures_util::StreamExt as _;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions,
+    QueueBindOptions, QueueDeclareOptions,
+};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, Connection, ConnectionProperties, ErrorKind};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ErrorKind};
 use serde_json::Value;
 
 /// What check says is at fault with this environment: details and remedies.
@@ -399,4 +402,37 @@ async fn documented_permissions_suffice_for_each_user() {
     let scaler = channel(&uri("scaler")).await;
     assert_eq!(look(&scaler, true).await.unwrap().message_count(), 0);
     assert_forbidden(look(&scaler, false).await, "the scaler makes nothing");
+}
+
+/// What a results subscriber with the rights of the page may not do.
+#[tokio::test(flavor = "multi_thread")]
+async fn subscriber_can_neither_publish_nor_read_beyond_its_queues() {
+    let broker = Broker::start();
+    let _programs = Programs::start_by_default_names(broker.uri());
+    let row = documented("subscriber", "`till.`");
+    broker.ctl(&["add_user", "till", "geheim"]);
+    broker.ctl(&["set_permissions", "till", &row[0], &row[1], &row[2]]);
+    let uri = broker.uri_of("till", "geheim");
+    for exchange in ["redemption.commands", "redemption.results", "redemption.retry", "redemption.parked", ""]
+    {
+        let till = channel(&uri).await;
+        till.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+        let (key, options) = ("redemption.redeemed.120344".into(), BasicPublishOptions::default());
+        let sent = till.basic_publish(exchange.into(), key, options, b"{}", BasicProperties::default()).await;
+        let confirmed = match sent {
+            Ok(confirm) => confirm.await.map(drop),
+            Err(error) => Err(error),
+        };
+        assert_forbidden(confirmed, &format!("publish to {exchange:?}"));
+    }
+    for queue in ["commands", "parked", "parked.audit", "unrouted", "dead", "instances", "retry.10s"] {
+        let queue = format!("redemption.{queue}");
+        let got = channel(&uri).await.basic_get(queue.as_str().into(), BasicGetOptions::default()).await;
+        assert_forbidden(got, &format!("read {queue}"));
+        let none = FieldTable::default();
+        let options = BasicConsumeOptions::default();
+        let consuming =
+            channel(&uri).await.basic_consume(queue.as_str().into(), "".into(), options, none).await;
+        assert_forbidden(consuming, &format!("consume {queue}"));
+    }
 }
