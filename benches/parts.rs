@@ -9,6 +9,7 @@
 
 use std::fs;
 use std::hint::black_box;
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ use redeemer::domain::evidence::{Evidence, Operation};
 use redeemer::domain::outcome::{EstablishedBy, Outcome};
 use redeemer::domain::redemption::Redemption;
 use redeemer::policy::classify::{Authenticity, CallResult, Response, classify};
+use redeemer::telemetry::log;
+use redeemer::telemetry::masking::Short;
 use redeemer::wechat::client::Prepared;
 use redeemer::wechat::keys::{MerchantKey, PublicKeys, VerificationKey};
 use redeemer::wechat::response;
@@ -33,6 +36,10 @@ use redeemer::wire::command::decode;
 use redeemer::wire::result_event::{EventContext, encode};
 use rsa::pkcs8::{EncodePrivateKey as _, EncodePublicKey as _, LineEnding};
 use serde_json::{Map, Value, json};
+use tracing::dispatcher::{self, Dispatch};
+use tracing::info;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
 
 const PUBLIC_KEY_ID: &str = "PUB_KEY_ID_0119000001092025010100000000000001";
 const NOW: i64 = 1_772_685_045;
@@ -76,7 +83,40 @@ fn parts(criterion: &mut Criterion) {
     });
     redeemed(&answer, &redemption);
     parts.measure("verdict", || classify(Operation::Redeem, black_box(&answer), black_box(&redemption)));
+    log_lines(&mut parts, &redemption);
     parts.write();
+}
+
+/// The line of a settled command, written to nowhere: as the service writes it, and without bounds and masking.
+fn log_lines(parts: &mut Parts<'_>, redemption: &Redemption) {
+    let filter = || EnvFilter::new("info");
+    let layer = || tracing_subscriber::fmt::layer().with_ansi(false);
+    let bare = tracing_subscriber::registry().with(filter());
+    let plain = bare.with(layer().with_target(false).with_writer(io::sink));
+    let bare = tracing_subscriber::registry().with(filter());
+    let json = bare.with(layer().json().flatten_event(true).with_writer(io::sink));
+    let ours = |format| log::subscriber(format, filter(), false, io::sink);
+    let mut measure = |name: &str, subscriber: Dispatch| {
+        dispatcher::with_default(&subscriber, || {
+            parts.measure(name, || {
+                info!(
+                    out_request_no = %black_box(redemption).out_request_no,
+                    coupon = %Short(redemption.coupon_code.as_str()),
+                    openid = %Short(redemption.openid.as_str()),
+                    brand_id = %redemption.brand_id,
+                    attempts = 1,
+                    outcome = "redeemed",
+                    coupon_state = "USED",
+                    trace_id = "0af7651916cd43dd8448eb211c80319c",
+                    "settled"
+                );
+            });
+        });
+    };
+    measure("log line/plain, bare", plain.into());
+    measure("log line/plain, masked", ours(log::Format::Plain).into());
+    measure("log line/JSON, bare", json.into());
+    measure("log line/JSON, masked", ours(log::Format::Json).into());
 }
 
 /// Runs of a part of which the instructions are counted.

@@ -6,9 +6,11 @@
 use std::fmt;
 use std::io::{self, IsTerminal as _};
 
+use tracing::Subscriber;
 use tracing::field::Field;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt as _;
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::{Writer, debug_fn};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -47,22 +49,33 @@ pub fn init(format: Format, filter: &str) -> Result<(), BadFilter> {
     let filter = EnvFilter::try_new(filter).map_err(|error| BadFilter(error.to_string()))?;
     // Colours are for terminals: in a file or a journal they are noise.
     let colors = std::io::stderr().is_terminal();
-    // It would go to standard error, which is what failed.
+    // A log that is there already (a test's) stays.
+    let _ = subscriber(format, filter, colors, io::stderr).try_init();
+    Ok(())
+}
+
+/// The log, written to `to`.
+pub fn subscriber<W>(
+    format: Format,
+    filter: EnvFilter,
+    colors: bool,
+    to: W,
+) -> Box<dyn Subscriber + Send + Sync>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    // Errors of the log would go to standard error, which is what failed.
     let layer = tracing_subscriber::fmt::layer().with_ansi(colors).log_internal_errors(false);
     let registry = tracing_subscriber::registry().with(filter);
-    // A log that is there already (a test's) stays.
-    let _ = match format {
+    match format {
         Format::Plain => {
             let fields = debug_fn(write_field).delimited(" ");
-            let layer = layer.with_target(false).fmt_fields(fields).with_writer(io::stderr);
-            registry.with(layer).try_init()
+            Box::new(registry.with(layer.with_target(false).fmt_fields(fields).with_writer(to)))
         }
         Format::Json => {
-            let layer = layer.json().flatten_event(true).with_writer(SanitizedJson(io::stderr));
-            registry.with(layer).try_init()
+            Box::new(registry.with(layer.json().flatten_event(true).with_writer(SanitizedJson(to))))
         }
-    };
-    Ok(())
+    }
 }
 
 /// A field of a text line: one line, bounded, and without an openid.
