@@ -20,13 +20,14 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    async fn start(bed: &Bed) -> Self {
+    pub(crate) async fn start(bed: &Bed) -> Self {
         Self::start_with(bed, &[]).await
     }
 
     /// The same with these in its environment.
     pub(crate) async fn start_with(bed: &Bed, environment: &[(&str, &str)]) -> Self {
         let (address, log) = (bed.dir.join("admin.address"), bed.dir.join("program.log"));
+        let _ = std::fs::remove_file(&address);
         let child = Command::new(env!("CARGO_BIN_EXE_redeemer"))
             .arg("--config")
             .arg(bed.config_file())
@@ -51,10 +52,28 @@ impl Program {
         reqwest::get(format!("http://{}{path}", self.admin)).await.unwrap().text().await.unwrap()
     }
 
-    async fn metric(&self, name: &str) -> f64 {
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
         let text = self.get("/metrics").await;
         let line = text.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap();
         line.rsplit_once(' ').unwrap().1.parse().unwrap()
+    }
+
+    /// Waits until it consumes.
+    pub(crate) async fn wait_ready(&self) {
+        until("readiness", async || {
+            let ready = reqwest::get(format!("http://{}/readyz", self.admin)).await;
+            ready.is_ok_and(|answer| answer.status() == 200)
+        })
+        .await;
+    }
+
+    /// Ends it by SIGTERM, in good order.
+    pub(crate) async fn stop(mut self) {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let child = &mut self.child;
+        let status = tokio::task::block_in_place(|| child.wait()).unwrap();
+        assert_eq!(status.code(), Some(0));
     }
 
     async fn notices(&self) -> Vec<String> {
@@ -74,6 +93,9 @@ impl Drop for Program {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("the program's log:\n{}", std::fs::read_to_string(&self.log).unwrap_or_default());
+        }
     }
 }
 

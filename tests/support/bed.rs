@@ -398,6 +398,11 @@ impl Service {
     }
 }
 
+/// Where the broker is that this test binary shares.
+pub(crate) async fn broker_uri() -> String {
+    tokio::task::spawn_blocking(shared).await.unwrap().uri().to_owned()
+}
+
 /// Waits for a fact, looking again and again.
 pub(crate) async fn until(what: &str, fact: impl AsyncFn() -> bool) {
     let look = async {
