@@ -213,6 +213,25 @@ proptest! {
     }
 
     #[test]
+    fn calls_made_before_a_reduction_do_not_count_after_it(seed: u64, took in 10..400_u64) {
+        let (mut limiter, mut chance) = (RateLimit::new(LIMIT), StdRng::seed_from_u64(seed));
+        limiter.join(1, Duration::ZERO);
+        let (mut before, mut reductions) = (1.0, 0);
+        for now in (0..20_000).map(Duration::from_millis) {
+            let (throttled, throttled_before) = (chance.random_bool(0.6), chance.random_bool(0.3));
+            let sent_at = now.saturating_sub(Duration::from_millis(took));
+            limiter.record(CallRecord { sent_at, throttled, throttled_before }, now);
+            let (part, share) = limiter.reduced(now);
+            if part < before {
+                reductions += 1;
+                prop_assert_eq!(share, 0.0, "a call of before the reduction at {:?}", now);
+            }
+            before = part;
+        }
+        prop_assert!(reductions > 1, "{reductions} reductions");
+    }
+
+    #[test]
     fn any_true_limit_is_found_soon(seed: u64, limit in 25.0..360.0, instances in 1..3_u32) {
         let mut world = World::new(instances, 1_000.0, Provider::new(limit, 0.0, seed));
         // Where less than half of the calls are throttled, that must last for a minute.

@@ -226,7 +226,8 @@ impl AdaptiveRate {
         if self.phase == Phase::Full {
             self.all.record(now, throttled, window);
             self.lower_if_sustained(now, window, share);
-            if throttled_before {
+            // It may have lowered the rate just now: the call was made at the rate before.
+            if throttled_before || sent_at < self.changed_at {
                 return;
             }
         }
