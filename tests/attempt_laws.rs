@@ -977,6 +977,36 @@ fn a_brand_denied_for_a_start_makes_no_command_older() {
     assert!(matches!(step, Step::Finish(Outcome::Redeemed { .. })));
 }
 
+/// A command that is held in an outage came back two hours after its end.
+#[test]
+fn command_held_in_an_outage_grows_no_older() {
+    let limits = Limits::default();
+    let deadline = later(start(), Duration::from_secs(3_600));
+    let mut now = start();
+    let mut progress = Progress::new(now, deadline, false);
+    while deadline.duration_since(now) > SignedDuration::from_secs(60) {
+        let queue = usize::from(now.duration_since(start()) >= SignedDuration::from_secs(60));
+        assert_eq!(progress.delay_held(&limits, now), Some(Step::Delay { queue }));
+        now = later(now, limits.delays[queue]);
+        progress = through_a_wait_queue(&progress, now);
+        assert_eq!(
+            (progress.delays_passed, progress.attempts, progress.effect),
+            (0, 0, EffectState::NoEffect)
+        );
+    }
+    // It comes back before its deadline, if a delay is that short.
+    for left in [59, 10, 9, 0] {
+        now = deadline.saturating_sub(SignedDuration::from_secs(left)).unwrap();
+        assert_eq!(progress.delay_held(&limits, now), Some(Step::Delay { queue: 0 }), "{left} s left");
+    }
+    // Its own trouble begins with the shortest delay.
+    assert_eq!(progress.delay(&limits, start()), Some(Step::Delay { queue: 0 }));
+    for (delays, expected) in [(vec![], None), (vec![HOUR, HOUR * 2], Some(Step::Delay { queue: 0 }))] {
+        let limits = Limits { delays, ..Limits::default() };
+        assert_eq!(progress.delay_held(&limits, start()), expected);
+    }
+}
+
 #[test]
 fn a_fault_of_our_own_halts_and_the_same_operation_follows() {
     check(

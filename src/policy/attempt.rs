@@ -16,7 +16,7 @@ mod schedule;
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::domain::coupon::Coupon;
 use crate::domain::evidence::{Operation, Rejection};
@@ -327,9 +327,9 @@ impl Progress {
         self.is_late(now) || was_delayed && self.ever_unknown
     }
 
-    /// The delay queue for a command that may not wait in process: the shared retry budget is spent, or calls are
-    /// suspended. If no delay queue ends before the deadline, it is the shortest one, because a permit is worth more than
-    /// that delay. `None` if there is no delay queue.
+    /// The delay queue for a command that may not wait in process: the shared retry budget is spent. If no delay queue
+    /// ends before the deadline, it is the shortest one, because a permit is worth more than that delay. `None` without
+    /// delay queues.
     pub fn delay(&mut self, limits: &Limits, now: Timestamp) -> Option<Step> {
         let shortest = (!limits.delays.is_empty()).then_some(0);
         self.next_delay(limits, now).or(shortest).map(|delay| self.delay_in(delay, limits, now))
@@ -339,6 +339,17 @@ impl Progress {
     /// If the brand has not authorized us, another command shows meanwhile whether that holds for other brands, too.
     pub fn delay_unaged(&self, limits: &Limits) -> Option<Step> {
         (!limits.delays.is_empty()).then_some(Step::Delay { queue: 0 })
+    }
+
+    /// The delay queue for a command that no call can be made for now. The delay does not count as one passed. It is at most
+    /// a minute, and no longer than the command has waited so far: however long calls are held back, it is back soon after.
+    pub fn delay_held(&mut self, limits: &Limits, now: Timestamp) -> Option<Step> {
+        let longest = self.deadline.duration_since(now).min(now.duration_since(self.first_seen));
+        let fits = |wait: &Duration| {
+            *wait <= HELD_DELAY_MAX && SignedDuration::try_from(*wait).is_ok_and(|wait| wait <= longest)
+        };
+        let queue = limits.delays.iter().rposition(fits).unwrap_or(0);
+        (!limits.delays.is_empty()).then(|| self.hold_in(queue, limits, now))
     }
 
     /// The delay queue for a command whose event the broker rejects: one further each time, because each return costs a
@@ -371,6 +382,9 @@ impl Progress {
         self.is_late(now).then(|| self.conclude_unknown(limits, now))
     }
 }
+
+/// The longest delay of a command that no call can be made for.
+const HELD_DELAY_MAX: Duration = Duration::from_secs(60);
 
 /// The longest wait between two tries to publish an event that the broker rejects.
 const REJECTED_DELAY_MAX: Duration = Duration::from_secs(300);

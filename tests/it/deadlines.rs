@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::bed::{Bed, Service, command, until};
+use crate::bed::{self, Bed, Service, command, until};
 use jiff::{SignedDuration, Timestamp};
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
@@ -106,6 +106,32 @@ async fn end_while_held_back(fault: Value, cause: &str) {
     until("readiness", async || service.get("/readyz").await.0 == 200).await;
     assert_eq!(bed.uses().len(), FRESH + 20);
     stop(service).await;
+}
+
+/// No call can be made about it: that is not its fault, and its next delay is no longer for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn command_held_back_in_an_outage_does_not_age() {
+    let mut bed = Bed::new().await;
+    bed.config.broker.prefetch = 100;
+    bed.config.retry.delays = vec![Span(Duration::from_secs(1))];
+    bed = bed.relaid().await;
+    bed.faults(json!([{"fault": {"kind": "html_502"}}]));
+    publish(&bed, "C", 60, None).await;
+    let service = bed.start_unready().await;
+    service.wait_metric(r#"redeemer_circuit_open_cause{cause="server_error"}"#, 1.0).await;
+    publish(&bed, "L", 20, Some(SignedDuration::from_hours(1))).await;
+    let mut delayed = bed.in_delay("1s").await;
+    let mut held = 0;
+    while held < 5 {
+        let delivery = bed::next(&mut delayed, "a command that was held back").await;
+        let headers = delivery.properties.headers().clone().unwrap();
+        if bed::header(&headers, "x-redemption-attempts") == "0" {
+            assert_eq!(bed::header(&headers, "x-redemption-delays"), "0");
+            held += 1;
+        }
+    }
+    // Nobody stops it in good order: what was taken from the delay queue is missing.
+    drop(service);
 }
 
 async fn stop(service: Service) {

@@ -882,7 +882,7 @@ impl World {
                 hand.stage = Stage::HandBack;
                 return;
             }
-            let step = step.or_else(|| hand.progress.delay(limits, now));
+            let step = step.or_else(|| hand.progress.delay_held(limits, now));
             let step = step.unwrap_or_else(|| hand.progress.resume(limits, now));
             self.follow(state, hand, step);
         } else if operation == Operation::Redeem && hand.progress.is_overtaken(true, now) {

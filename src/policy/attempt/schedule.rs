@@ -139,10 +139,15 @@ impl Progress {
         Step::Send { after, operation }
     }
 
-    /// Delays the command in this queue, and in the next one the next time. If the broker redelivers the original
-    /// message, its consumer may begin calls from now on.
+    /// Delays the command in this queue, and in the next one the next time.
     pub(super) fn delay_in(&mut self, delay: usize, limits: &Limits, now: Timestamp) -> Step {
         self.delays_passed = self.delays_passed.saturating_add(1);
+        self.hold_in(delay, limits, now)
+    }
+
+    /// Delays the command in this queue. If the broker redelivers the original message, its consumer may begin calls from
+    /// now on.
+    pub(super) fn hold_in(&mut self, delay: usize, limits: &Limits, now: Timestamp) -> Step {
         self.hold_negatives(limits.longest_call.saturating_add(limits.query_delay), now);
         Step::Delay { queue: delay }
     }

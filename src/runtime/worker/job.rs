@@ -216,7 +216,7 @@ impl CommandJob<'_> {
         if end.is_none() && progress.is_query_only() {
             return Called::Canceled;
         }
-        let step = end.or_else(|| progress.delay(limits, now));
+        let step = end.or_else(|| progress.delay_held(limits, now));
         Called::Step(step.unwrap_or_else(|| progress.resume(limits, now)))
     }
 
