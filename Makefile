@@ -143,14 +143,15 @@ mutations: ## break the program in ways that must be noticed, and see that they 
 MINUTES ?= 20
 RATE ?= 500
 BACKLOG ?= 100000
+FLOOD ?= 100000
 
 # The pages about the measurements of the long runs: the template, which outlives a torture, and what was made of it.
 RECORDS := $(CURDIR)/tests/torture/reliability.md:$(CURDIR)/docs/reliability.md
 
 .PHONY: soak
-soak: ## an outage, a long time at full rate, and a long backlog: memory and open files stay; recorded in docs/reliability.md (MINUTES=, RATE=, BACKLOG=)
+soak: ## an outage, a long time at full rate, a long backlog, a flood past its deadline: memory and open files stay; recorded in docs/reliability.md (MINUTES=, RATE=, BACKLOG=, FLOOD=)
 	deploy/local/install rabbitmq-server
-	RECORD=$(RECORDS) MINUTES=$(MINUTES) RATE=$(RATE) BACKLOG=$(BACKLOG) cargo test --release --locked --test soak -- --nocapture --test-threads 1
+	RECORD=$(RECORDS) MINUTES=$(MINUTES) RATE=$(RATE) BACKLOG=$(BACKLOG) FLOOD=$(FLOOD) cargo test --release --locked --test soak -- --nocapture --test-threads 1
 	cargo test --release --locked --test outage -- --nocapture
 	FILTER_SECONDS=60 cargo test --release --locked --test it limits::egress_filter -- --nocapture
 

@@ -1,7 +1,7 @@
 //! Endurance: the rate of a full limiter for a long time, with faults, and a backlog as after a long night.
 //!
-//! `make soak` runs both: `MINUTES` (20) at `RATE` (500) commands a second, and a backlog of `BACKLOG` (100,000). What is
-//! measured is the service's process: resident memory and open files, their slope by least squares. The sandbox signs fast
+//! `make soak` runs all: `MINUTES` (20) at `RATE` (500) commands a second, a backlog of `BACKLOG` (100,000), and `FLOOD`
+//! (100,000) commands whose deadline passes while no call can be made. What is measured is the service's process: resident memory and open files, their slope by least squares. The sandbox signs fast
 //! here, or it would be what is measured.
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // a rig that cannot be set up fails, and it reports as it goes
 #![allow(dead_code)] // the fault rig's parts, of which this is a smaller user
@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use broker::Broker;
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
+use jiff::{SignedDuration, Timestamp};
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
     QueueBindOptions, QueueDeclareOptions,
@@ -29,6 +30,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use redeemer::amqp::topology::{Mode, establish};
 use redeemer::config::Config;
+use redeemer::wire::retry_message::DEADLINE;
 use serde_json::{Value, json};
 use service::{Sandbox, Service};
 use tokio::sync::watch;
@@ -137,6 +139,46 @@ async fn a_backlog_of_a_long_night() {
     ground.end().await;
 }
 
+/// Commands whose deadline passes at one moment while no call can be made: each has its event within a minute of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_past_its_deadline_while_calls_are_held_back() {
+    let _alone = ALONE.lock().await;
+    let flood = number("FLOOD", 100_000);
+    for (fault, cause) in [
+        (json!({"kind": "html_502"}), "server_error"),
+        (json!({"kind": "status", "status": 401}), "unauthenticated"),
+    ] {
+        let mut ground = Ground::new(&format!("late-{cause}")).await;
+        let script = json!({"rules": [{"fault": fault}]});
+        ground.sandbox.tell(reqwest::Method::PUT, "faults", &script).await;
+        ground.instance.launch().await;
+        // These have a day.
+        ground.publish(0, 100).await;
+        let held_back = format!("redeemer_circuit_open_cause{{cause=\"{cause}\"}}");
+        let held = ground.instance.wait_metric(&held_back, |held| held == 1.0, PATIENCE).await;
+        assert!(held.is_some(), "calls are not held back");
+        let deadline = Timestamp::now() + SignedDuration::from_secs(30 + flood as i64 / 2_000);
+        for from in (100..100 + flood).step_by(1_000) {
+            ground.publish_until((from, (from + 1_000).min(100 + flood)), Some(deadline)).await;
+        }
+        let left = deadline.duration_since(Timestamp::now());
+        assert!(left.is_positive(), "the deadline passed before the last was published");
+        ground.reach(flood).await;
+        let late = ground.latest.lock().unwrap().unwrap().duration_since(deadline).as_secs_f64();
+        assert_eq!(ground.instance.metric(&held_back).await, Some(1.0), "still held back");
+        let outcomes = ground.outcomes.lock().unwrap().clone();
+        let figures = format!(
+            "{flood} commands past one deadline under {cause}: the last event {late:.1} s after it ({:.0}/s)",
+            flood as f64 / late
+        );
+        println!("late: {figures}");
+        assert_eq!(outcomes, BTreeMap::from([("unresolved".to_owned(), flood)]));
+        assert!(late < 60.0, "{late:.1} s after its deadline");
+        record::row(&format!("late, {cause}"), &figures);
+        ground.end().await;
+    }
+}
+
 /// What the process takes at one time.
 struct Sample {
     hours: f64,
@@ -178,6 +220,8 @@ struct Ground {
     channel: Channel,
     reported: watch::Receiver<usize>,
     outcomes: Arc<Mutex<BTreeMap<String, usize>>>,
+    /// The latest time of an event.
+    latest: Arc<Mutex<Option<Timestamp>>>,
     _connection: Connection,
     _broker: Broker,
 }
@@ -194,7 +238,9 @@ impl Ground {
         let channel = connection.create_channel().await.unwrap();
         channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
         let outcomes = Arc::new(Mutex::new(BTreeMap::new()));
-        let reported = subscribe(broker.uri(), &config.broker.names.results, outcomes.clone()).await;
+        let latest = Arc::new(Mutex::new(None));
+        let results = &config.broker.names.results;
+        let reported = subscribe(broker.uri(), results, outcomes.clone(), latest.clone()).await;
         let instance = Service::new(name, &dir);
         Self {
             dir,
@@ -204,6 +250,7 @@ impl Ground {
             channel,
             reported,
             outcomes,
+            latest,
             _connection: connection,
             _broker: broker,
         }
@@ -211,8 +258,17 @@ impl Ground {
 
     /// Issues coupons and publishes a command for each, all confirmed at the end.
     async fn publish(&self, from: usize, to: usize) {
+        self.publish_until((from, to), None).await;
+    }
+
+    /// The same with a deadline.
+    async fn publish_until(&self, (from, to): (usize, usize), deadline: Option<Timestamp>) {
         if from == to {
             return;
+        }
+        let mut headers = FieldTable::default();
+        if let Some(deadline) = deadline {
+            headers.insert(DEADLINE.into(), AMQPValue::LongString(deadline.to_string().into()));
         }
         let coupon = |nth: usize| {
             json!({
@@ -230,7 +286,7 @@ impl Ground {
             command["out_request_no"] = json!(format!("USE_{nth:07}"));
             command["associated_order_info"] = json!({"transaction_id": "4200000000123456789123456789"});
             let options = BasicPublishOptions { mandatory: true, ..Default::default() };
-            let properties = BasicProperties::default().with_delivery_mode(2);
+            let properties = BasicProperties::default().with_delivery_mode(2).with_headers(headers.clone());
             let body = command.to_string();
             let publishing = self.channel.basic_publish(
                 exchange.into(),
@@ -276,6 +332,7 @@ async fn subscribe(
     uri: &str,
     exchange: &str,
     outcomes: Arc<Mutex<BTreeMap<String, usize>>>,
+    latest: Arc<Mutex<Option<Timestamp>>>,
 ) -> watch::Receiver<usize> {
     let connection = Connection::connect(uri, ConnectionProperties::default()).await.unwrap();
     let channel = connection.create_channel().await.unwrap();
@@ -300,6 +357,10 @@ async fn subscribe(
             let event: Value = serde_json::from_slice(&delivery.data).unwrap();
             let id: uuid::Uuid = event["id"].as_str().unwrap().parse().unwrap();
             if seen.insert(id) {
+                let time: Timestamp = event["time"].as_str().unwrap().parse().unwrap();
+                let mut latest = latest.lock().unwrap();
+                *latest = latest.max(Some(time));
+                drop(latest);
                 let outcome = event["data"]["outcome"].as_str().unwrap().to_owned();
                 *outcomes.lock().unwrap().entry(outcome).or_default() += 1;
                 progress.send_replace(seen.len());
