@@ -370,6 +370,52 @@ fn round_used_under_no_number_lets_no_use_out_and_no_refusal() {
     }
 }
 
+/// A command that was never sent ended as unresolved, because an earlier round of its coupon shows no number.
+#[test]
+fn round_of_another_under_no_number_stops_no_unsent_command() {
+    let round = |state: &str, returned: Option<&str>| Round {
+        state: CouponState::from_wire(state),
+        trace: Trace { return_request_no: returned.map(Into::into), ..Trace::default() },
+    };
+    let rounds = |rounds: &[Round]| {
+        says(Coupon { usage: UsageTrace::Rounds(rounds.to_vec()), ..coupon("EFFECTIVE", None, None) })
+    };
+    let (used, usable) = (|| round("USED", None), || round("EFFECTIVE", None));
+    let before = rounds(&[used(), usable(), usable()]);
+    let after = rounds(&[used(), used(), usable()]);
+    let limits = Limits::default();
+    for looks in [vec![before.clone()], vec![cut(), before.clone()]] {
+        let mut progress = Progress::new(start(), later(start(), HOUR * 24), false);
+        progress.require_query();
+        let (mut now, mut step) = (start(), progress.start(&limits, start()));
+        for look in &looks {
+            let Step::Send { after, operation: Operation::Query } = step else { panic!("{step:?}") };
+            now = later(now, after);
+            let verdict = progress.advance(Operation::Query, look, &redemption());
+            step = progress.follow_verdict(Operation::Query, look.clone(), verdict, &limits, now, 0.5);
+        }
+        assert_eq!(step, Step::Send { after: Duration::ZERO, operation: Operation::Redeem });
+    }
+    let run = Run::default();
+    let script = [before.clone(), signed(429, "RATELIMIT_EXCEEDED"), before.clone(), after.clone()];
+    let steps = ["0s query", "0s redeem", "1s query", "0s redeem"];
+    run.check(Start::Copy(EffectState::NoEffect), &script, &steps, "redeemed by response");
+    // What is unknown stays so, and a return on any round may have ended a use of ours.
+    for (from, look) in [
+        (EffectState::Unknown, before.clone()),
+        (EffectState::SeenUsed, before),
+        (EffectState::NoEffect, rounds(&[used(), usable(), round("EFFECTIVE", Some("R1"))])),
+        (EffectState::NoEffect, rounds(&[used(), round("PENDING", None)])),
+    ] {
+        let script: Vec<_> = std::iter::repeat_n(look, 8).collect();
+        let (steps, _, outcome) = run.perform(Start::Copy(from), &script);
+        assert!(
+            outcome.is_none() && steps.iter().all(|step| !step.ends_with("redeem")),
+            "{from:?} {steps:?}"
+        );
+    }
+}
+
 /// Found by tests/model: a retry message that came twice saw the coupon deleted after a return, too early to count; then
 /// the right to look was withdrawn, and it sent the use.
 #[test]
@@ -705,6 +751,88 @@ fn an_query_rejected_like_the_redeem_confirms_the_rejection() {
         let script = [rejection.clone(), rejection, used_by_us()];
         check(&script, &["0s redeem", "2s query", "1s query"], "redeemed by query");
     }
+}
+
+/// How long these steps take in all.
+fn seconds_of(steps: &[String]) -> f64 {
+    let seconds = |step: &String| {
+        let word = step.split(' ').find(|word| word.ends_with('s') && word.len() > 1)?;
+        word.trim_end_matches('s').parse::<f64>().ok()
+    };
+    steps.iter().filter_map(seconds).sum()
+}
+
+/// A redelivered command with the openid of another app stayed unresolved until its deadline, a day later.
+#[test]
+fn unknown_use_ends_in_minutes_if_queries_reject_an_id() {
+    let by_number = |number| error(400, "INVALID_REQUEST", Some(number), Authenticity::Verified);
+    let run = Run::default();
+    for number in [268_578_526, 268_578_704, 268_578_608] {
+        let query = || by_number(number);
+        let rejected: Vec<_> = std::iter::repeat_n(query(), 100).collect();
+        let lost: Vec<_> = [cut()].into_iter().chain(rejected.clone()).collect();
+        for (from, script, uses) in [
+            (Start::Redelivered, &rejected, 0),
+            (Start::Copy(EffectState::Unknown), &rejected, 0),
+            (Start::Fresh, &lost, 1),
+        ] {
+            let (steps, _, outcome) = run.perform(from, script);
+            let Some(Outcome::Unresolved { reason, rejection, .. }) = outcome else { panic!("{steps:?}") };
+            assert_eq!(reason.as_str(), "query_rejected", "{steps:?}");
+            assert_eq!(rejection.and_then(|said| said.sub_code), Some(number));
+            assert_eq!(steps.iter().filter(|step| step.ends_with("redeem")).count(), uses, "{steps:?}");
+            assert!((300.0..600.0).contains(&seconds_of(&steps)), "{} s: {steps:?}", seconds_of(&steps));
+        }
+        // Whatever else comes in between begins the time again, and what shows our use ends it.
+        let mut script = rejected[..12].to_vec();
+        script.push(cut());
+        script.push(used_by_us());
+        let (_, _, outcome) = run.perform(Start::Redelivered, &script[8..]);
+        assert_eq!(in_words(&outcome.unwrap()), "redeemed by query");
+    }
+    // These say nothing about an id, or not by a signature, or a use was seen: they wait for the deadline.
+    let unsigned = error(400, "INVALID_REQUEST", Some(268_578_526), Authenticity::Unsigned);
+    for (from, query) in [
+        (Start::Redelivered, signed(400, "INVALID_REQUEST")),
+        (Start::Redelivered, unsigned),
+        (Start::Redelivered, denied()),
+        (Start::Copy(EffectState::SeenUsed), by_number(268_578_526)),
+    ] {
+        let script: Vec<_> = std::iter::repeat_n(query, 400).collect();
+        let (steps, _, outcome) = run.perform(from, &script);
+        assert_eq!(in_words(&outcome.unwrap()), "unresolved deadline_passed by deadline");
+        assert!(seconds_of(&steps) > 23.0 * 3_600.0, "{steps:?}");
+    }
+}
+
+/// Without delay queues as well, and a retry message carries since when.
+#[test]
+fn minutes_of_rejected_queries_are_counted_over_delays() {
+    let openid = || error(400, "INVALID_REQUEST", Some(268_578_526), Authenticity::Verified);
+    let script: Vec<_> = std::iter::repeat_n(openid(), 400).collect();
+    for delays in [vec![], vec![HOUR], vec![Duration::from_secs(30)]] {
+        let limits = Limits { delays: delays.clone(), ..Limits::default() };
+        let (steps, _, outcome) = Run { limits, ..Run::default() }.perform(Start::Redelivered, &script);
+        assert_eq!(in_words(&outcome.unwrap()), "unresolved query_rejected by deadline", "{delays:?}");
+        assert!(steps.len() < 100, "{delays:?} {steps:?}");
+    }
+}
+
+/// What was never sent is refused: no use of ours is known that might have taken effect.
+#[test]
+fn unsent_command_is_refused_if_queries_reject_an_id() {
+    let openid = || error(400, "INVALID_REQUEST", Some(268_578_526), Authenticity::Verified);
+    let script = [openid(), openid()];
+    let from = Start::Copy(EffectState::NoEffect);
+    Run::default().check(from, &script, &["0s query", "2s query"], "refused openid_mismatch by query");
+    // One that comes while another delivery may be under way does not count.
+    let script = [openid(), openid(), openid()];
+    let steps = ["0s query", "delay 10s", "0s query"];
+    let (reported, _, outcome) = Run::default().perform(Start::CopyOfNow(EffectState::NoEffect), &script);
+    assert_eq!((&reported[..3], &outcome), (&steps.map(str::to_owned)[..], &None));
+    let script = [openid(), usable(), used_by_us()];
+    let (reported, outcome) = Run::default().play(Start::Copy(EffectState::NoEffect), &script);
+    assert_eq!(in_words(&outcome), "redeemed by response", "{reported:?}");
 }
 
 /// Plays calls whose rejections are read in the light of other commands: `true` if this one may meet every command.

@@ -133,6 +133,9 @@ fn words(verdict: &Verdict) -> String {
         Verdict::Unknown(UnknownCause::Accepted) => "unknown: accepted only".to_owned(),
         Verdict::Unknown(UnknownCause::TooFrequent) => "unknown: too frequent".to_owned(),
         Verdict::Unknown(UnknownCause::NoNumber) => "unknown: used without a number".to_owned(),
+        Verdict::Unknown(UnknownCause::NoNumberNextUsable) => {
+            "unknown: used without a number, next round usable".to_owned()
+        }
         Verdict::Unknown(UnknownCause::Contradiction) => "unknown: contradiction".to_owned(),
         Verdict::Unknown(UnknownCause::AnotherCoupon) => "unknown: another coupon".to_owned(),
         Verdict::Unknown(UnknownCause::Unexpected) => "unknown: unexpected".to_owned(),
@@ -187,7 +190,8 @@ fn obey(operation: Operation, answer: &Response, verdict: &Verdict, standing: Op
     let (rejects, seen) = (rejects(answer), verified && answer.status == 200 && answer.coupon.is_some());
     let lawful = match verdict {
         Verdict::Redeemed => {
-            seen && (standing == Some(&Usage::Ours) || redeem && standing == Some(&Usage::NoNumber))
+            let is_unnumbered = matches!(standing, Some(Usage::NoNumber | Usage::UsableBesideNoNumber));
+            seen && (standing == Some(&Usage::Ours) || redeem && is_unnumbered)
         }
         Verdict::Refused(Reason::NoSuchCoupon) => !redeem && rejects && answer.status == 404,
         Verdict::Refused(_) => !redeem && seen,
@@ -914,6 +918,7 @@ fn page() -> String {
         let standing = match standing {
             Usage::Unusable(state) => format!("unusable ({state})"),
             Usage::AnotherCoupon => "another coupon".to_owned(),
+            Usage::UsableBesideNoNumber => "nonumber, next round usable".to_owned(),
             other => format!("{other:?}").to_lowercase(),
         };
         let cells = [state, case.detail, standing, verdict(Operation::Redeem), verdict(Operation::Query)];
@@ -954,7 +959,7 @@ running. The service knows when its own calls ended. For a call of another insta
 | --- | --- |
 | **redeemed** | the command ends: we used the coupon |
 | **refused** | the command ends: we did not use the coupon and will not. If a use of ours may still take effect, the state must be seen by two delayed queries in a row. A query that is answered by an error shows no coupon and must be repeated, too. A use by another and a return must be seen by one delayed query. A return that ended long before the command was first seen does not count |
-| rejected | the service queries the coupon, and the rejection is final. If an earlier effect of this command was unknown, see the next row. Two queries in a row that are rejected with the same code and number confirm it; a query that shows the coupon confirms it at once. If it may meet every command alike (a signed 400 that names no field, and no call was accepted lately), it counts only once other commands show that it is about this one; until then the command is queried, and sent again if queries are accepted. If the coupon is usable, a reason that denies this becomes `rejected`; if the coupon does not exist, the reason stays |
+| rejected | the service queries the coupon, and the rejection is final. If an earlier effect of this command was unknown, see the next row. Two queries in a row that are rejected with the same code and number confirm it; a query that shows the coupon confirms it at once. If it may meet every command alike (a signed 400 that names no field, and no call was accepted lately), it counts only once other commands show that it is about this one; until then the command is queried, and sent again if queries are accepted. If only queries are rejected, for an id of the command: two in a row refuse it if no use of ours is known; if an effect is unknown, the command ends as `unresolved` (`query_rejected`) after some minutes. If the coupon is usable, a reason that denies this becomes `rejected`; if the coupon does not exist, the reason stays |
 | rejected, unverified | the rejection may be caused by an earlier use of ours. Two delayed queries in a row follow; then the rejection is final |
 | not executed | the coupon is usable. If no effect was unknown, the same body is sent. If one was, two delayed queries in a row must say so before the same body is sent. If a rejection is pending, the command ends |
 | not accepted | signed: WeChat Pay did not execute the call. The same operation later |
@@ -962,6 +967,7 @@ running. The service knows when its own calls ended. For a call of another insta
 | not sent | the same operation later, through the other host if the first one fails |
 | unknown | a delayed query |
 | unknown: used without a number | a later query; if the coupon is then usable, that use was returned |
+| unknown: used without a number, next round usable | if no effect was unknown, the same body is sent: if another delivery of this command caused that use, the same number takes no second effect. Otherwise as the row above |
 | not authorized | of a use: as a rejection, because another brand has been authorized since. Of a query: skipped if no effect was unknown, else repeated until the deadline |
 | **suspended** | a fault of our own: calls are suspended until it is fixed. Without a signature the effect is unknown as well |
 ";

@@ -172,6 +172,8 @@ pub enum Usage {
     Unusable(CouponState),
     /// It was used, and the response does not show under which number.
     NoNumber,
+    /// A round is usable and none was returned, and another one was used under a number that is not shown.
+    UsableBesideNoNumber,
     /// It is another coupon, so the response shows nothing about ours.
     AnotherCoupon,
     /// The response is incomplete, or contradicts itself.
@@ -239,7 +241,10 @@ impl Coupon {
             None => rounds.iter().any(is_shown_by),
         };
         if is_shown(Round::is_used_without_number) {
-            return Usage::NoNumber;
+            return match index.is_none() && self.next_round_is_free(rounds, number) {
+                true => Usage::UsableBesideNoNumber,
+                false => Usage::NoNumber,
+            };
         }
         if is_shown(Round::says_nothing) {
             return Usage::Unclear;
@@ -258,6 +263,16 @@ impl Coupon {
             Some(standing) => standing,
             None => Usage::Unclear,
         }
+    }
+}
+
+impl Coupon {
+    /// Whether the next round is usable, and no round was returned or says nothing.
+    fn next_round_is_free(&self, rounds: &[Round], number: &RequestNo) -> bool {
+        let next = rounds.iter().find(|round| round.state != CouponState::Used);
+        let is_usable = |round: &Round| usage_of_traces(&round.state, &round.trace, number) == Usage::Usable;
+        let is_clear = |round: &Round| !round.trace.is_returned() && !round.says_nothing();
+        self.state == CouponState::Effective && next.is_some_and(is_usable) && rounds.iter().all(is_clear)
     }
 }
 
@@ -480,12 +495,19 @@ mod tests {
         // Whatever has become of the coupon and of its other rounds.
         for state in ["EFFECTIVE", "USED", "EXPIRED", "DELETED"] {
             for beside in [usable.clone(), other.clone(), returned("EFFECTIVE", None)] {
+                let is_free = state == "EFFECTIVE" && beside == usable;
+                let expected = if is_free { Usage::UsableBesideNoNumber } else { Usage::NoNumber };
                 for rounds in [[unnamed.clone(), beside.clone()], [beside.clone(), unnamed.clone()]] {
-                    assert_eq!(at(state, &rounds, None), Usage::NoNumber, "{state} {rounds:?}");
+                    assert_eq!(at(state, &rounds, None), expected, "{state} {rounds:?}");
                 }
                 assert_eq!(at(state, &[unnamed.clone(), beside], Some(0)), Usage::NoNumber, "{state}");
             }
             assert_eq!(at(state, &[unnamed.clone(), round("USED", Some(OURS))], None), Usage::Ours);
+        }
+        let silent = Round { state: CouponState::from_wire(""), trace: Trace::default() };
+        for beside in [returned("USED", None), returned("EFFECTIVE", None), silent] {
+            let rounds = [unnamed.clone(), usable.clone(), beside];
+            assert_eq!(at("EFFECTIVE", &rounds, None), Usage::NoNumber, "{rounds:?}");
         }
         assert_eq!(at("EFFECTIVE", &[unnamed, usable.clone()], Some(1)), Usage::Usable, "not the one meant");
         assert_eq!(at("EFFECTIVE", &[usable.clone(), usable.clone()], None), Usage::Usable);

@@ -45,6 +45,8 @@ pub enum Reason {
     DeadlinePassed,
     /// The limit of attempts is reached and the effect is still unknown.
     AttemptsExhausted,
+    /// Every query was rejected for minutes because of an id of the command, and the effect is still unknown.
+    QueryRejected,
     /// A retry message came back corrupt, so earlier operations are not known.
     CorruptRetryMessage,
     /// The broker reached its delivery limit before the command was settled.
@@ -57,7 +59,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for metrics, schemas and tables.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::UsedByAnother,
         Self::ReturnedSince,
         Self::NotConfirmed,
@@ -79,6 +81,7 @@ impl Reason {
         Self::InvalidCommand,
         Self::DeadlinePassed,
         Self::AttemptsExhausted,
+        Self::QueryRejected,
         Self::CorruptRetryMessage,
         Self::DeliveryLimit,
         Self::MessageExpired,
@@ -128,6 +131,11 @@ impl Reason {
         )
     }
 
+    /// Whether a rejection for this reason is about an id that a use and a query share.
+    pub fn is_about_an_id(self) -> bool {
+        matches!(self, Self::OpenidMismatch | Self::AppidNotBound | Self::NotFound | Self::NoSuchCoupon)
+    }
+
     /// Whether a usable coupon contradicts this reason.
     pub fn contradicts_usable_coupon(self) -> bool {
         matches!(
@@ -160,6 +168,7 @@ impl Reason {
             Self::InvalidCommand => "invalid_command",
             Self::DeadlinePassed => "deadline_passed",
             Self::AttemptsExhausted => "attempts_exhausted",
+            Self::QueryRejected => "query_rejected",
             Self::CorruptRetryMessage => "corrupt_retry_message",
             Self::DeliveryLimit => "delivery_limit",
             Self::MessageExpired => "message_expired",

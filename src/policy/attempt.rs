@@ -55,6 +55,14 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// [`QUERY_REJECTED_MAX`], or the longest delay queue below it.
+    fn query_rejected_for(&self) -> Duration {
+        let longest = self.delays.iter().rfind(|delay| **delay <= QUERY_REJECTED_MAX);
+        longest.copied().unwrap_or(QUERY_REJECTED_MAX)
+    }
+}
+
 /// The number of negative queries in a row, each after a query delay, that show that a redeem of unknown effect was not
 /// executed.
 const NEGATIVES_REQUIRED: u8 = 2;
@@ -62,6 +70,10 @@ const NEGATIVES_REQUIRED: u8 = 2;
 /// The same of queries that do not describe the coupon. A signed error body names neither coupon nor number, so it may be
 /// the response to another command: docs/decisions/0015-ask-twice-where-no-coupon-is-shown.md.
 const ERRORS_REQUIRED: u8 = 2;
+
+/// How long every query must have been rejected because of an id before a command of unknown effect ends, unless the
+/// delay queues are shorter: a fault of the provider may last for a moment.
+const QUERY_REJECTED_MAX: Duration = Duration::from_secs(300);
 
 /// The known effect of a command between two operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -197,6 +209,8 @@ pub struct Progress {
     /// The time before which no instance can have sent this command: a return before it ended no use of ours. `None` if
     /// the time is not known, because another instance had the command first.
     pub unsent_before: Option<Timestamp>,
+    /// Since when each query has been rejected because of an id, of those that may show that no use of ours took effect.
+    pub query_rejected_since: Option<Timestamp>,
     /// The sum of the waits in process in this delivery.
     waited: Duration,
     /// Failures in a row with this effect, in this delivery.
@@ -250,6 +264,7 @@ impl Progress {
             coupon: None,
             negatives_from: None,
             unsent_before: None,
+            query_rejected_since: None,
             waited: Duration::ZERO,
             failures: 0,
             negatives: 0,

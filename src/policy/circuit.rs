@@ -56,6 +56,7 @@ impl CallSignal {
                 UnknownCause::Accepted
                 | UnknownCause::Contradiction
                 | UnknownCause::NoNumber
+                | UnknownCause::NoNumberNextUsable
                 | UnknownCause::AnotherCoupon
                 | UnknownCause::MayBeCommon(_)
                 | UnknownCause::Unexpected,

@@ -187,6 +187,8 @@ pub enum UnknownCause {
     Contradiction,
     /// A verified response shows a use without its number.
     NoNumber,
+    /// The same, and the next round of the coupon is usable.
+    NoNumberNextUsable,
     /// A verified success that describes another coupon.
     AnotherCoupon,
     /// A signed rejection, for this reason, that may meet every command alike: only responses to other commands show
@@ -276,7 +278,7 @@ fn classify_redeem(response: &Response, redemption: &Redemption) -> Verdict {
         200..=299 if !verified => Verdict::Unknown(UnknownCause::Unverified),
         200 => match usage_of(response, redemption) {
             // USED without a number contradicts nothing: the provider shows the number "where present".
-            Usage::Ours | Usage::NoNumber => Verdict::Redeemed,
+            Usage::Ours | Usage::NoNumber | Usage::UsableBesideNoNumber => Verdict::Redeemed,
             Usage::AnotherCoupon => Verdict::Unknown(UnknownCause::AnotherCoupon),
             _ => Verdict::Unknown(UnknownCause::Contradiction),
         },
@@ -297,6 +299,7 @@ fn classify_query(response: &Response, redemption: &Redemption) -> Verdict {
             Usage::Unusable(state) => classify_unusable(&state),
             Usage::AnotherCoupon => Verdict::Unknown(UnknownCause::AnotherCoupon),
             Usage::NoNumber => Verdict::Unknown(UnknownCause::NoNumber),
+            Usage::UsableBesideNoNumber => Verdict::Unknown(UnknownCause::NoNumberNextUsable),
             Usage::Unclear => Verdict::Unknown(UnknownCause::Contradiction),
         },
         400..=499 => match (classify_rejection(response), response.code.as_deref()) {

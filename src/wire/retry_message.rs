@@ -36,6 +36,8 @@ pub const SUSPENDED: &str = "x-redemption-suspended";
 pub const NEGATIVES_FROM: &str = "x-redemption-negatives-from";
 /// The time before which no instance can have sent the command, RFC 3339. Absent if that is unknown.
 pub const UNSENT_BEFORE: &str = "x-redemption-unsent-before";
+/// Since when each query that counts has been rejected because of an id, RFC 3339. Absent if the last one was not.
+pub const QUERY_REJECTED_SINCE: &str = "x-redemption-query-rejected-since";
 /// The coupon's state in the last signed response that reports one. Absent if none did.
 pub const COUPON_STATE: &str = "x-redemption-coupon-state";
 
@@ -44,7 +46,7 @@ pub const COUPON_STATE: &str = "x-redemption-coupon-state";
 pub const TRACE: &str = "x-redemption-trace";
 
 /// The headers that only a retry message has.
-const RETRY_MESSAGE_ONLY: [&str; 11] = [
+const RETRY_MESSAGE_ONLY: [&str; 12] = [
     ATTEMPTS,
     DELAYS_PASSED,
     FIRST_SEEN,
@@ -55,11 +57,13 @@ const RETRY_MESSAGE_ONLY: [&str; 11] = [
     SUSPENDED,
     NEGATIVES_FROM,
     UNSENT_BEFORE,
+    QUERY_REJECTED_SINCE,
     COUPON_STATE,
 ];
 
 /// Of these, the ones that may be absent. One that is present but not text still corrupts the message.
-pub const OPTIONAL: [&str; 5] = [REJECTION, SUSPENDED, NEGATIVES_FROM, UNSENT_BEFORE, COUPON_STATE];
+pub const OPTIONAL: [&str; 6] =
+    [REJECTION, SUSPENDED, NEGATIVES_FROM, UNSENT_BEFORE, QUERY_REJECTED_SINCE, COUPON_STATE];
 
 /// The longest word for a coupon's state that is written, in bytes.
 const STATE_BYTES_MAX: usize = 64;
@@ -122,6 +126,9 @@ pub fn write(progress: &Progress, evidence: &[Evidence], body_sha256: &str) -> V
     }
     if let Some(before) = progress.unsent_before {
         headers.push((UNSENT_BEFORE, before.to_string()));
+    }
+    if let Some(since) = progress.query_rejected_since {
+        headers.push((QUERY_REJECTED_SINCE, since.to_string()));
     }
     let state = progress.coupon.as_ref().map(|coupon| coupon.state.as_str());
     if let Some(state) = state.filter(|state| (1..=STATE_BYTES_MAX).contains(&state.len())) {
@@ -200,6 +207,7 @@ pub fn read<'a>(
     let time_if_any = |name| if header(name).is_some() { time(name).map(Some) } else { Ok(None) };
     let negatives_from = time_if_any(NEGATIVES_FROM)?;
     let unsent_before = time_if_any(UNSENT_BEFORE)?;
+    let query_rejected_since = time_if_any(QUERY_REJECTED_SINCE)?.map(|since| since.min(now));
     let state = header(COUPON_STATE);
     if state.is_some_and(|state| !(1..=STATE_BYTES_MAX).contains(&state.len())) {
         return Err(CorruptRetryMessage::Unreadable(COUPON_STATE));
@@ -208,6 +216,7 @@ pub fn read<'a>(
     let mut progress = Progress::resumed(attempts, delays_passed, effect, first_seen, deadline, rejection);
     (progress.suspended, progress.coupon) = (suspended, coupon);
     (progress.negatives_from, progress.unsent_before) = (negatives_from, unsent_before);
+    progress.query_rejected_since = query_rejected_since;
     Ok(Restored { progress, evidence })
 }
 
@@ -410,6 +419,7 @@ mod tests {
         delayed.suspended = 3;
         delayed.negatives_from = Some(at("2026-03-05T05:00:17Z"));
         delayed.unsent_before = Some(at("2026-03-05T04:30:45Z"));
+        delayed.query_rejected_since = Some(at("2026-03-05T04:50:00Z"));
         delayed.coupon = Some(Coupon::in_state(CouponState::from_wire("FROZEN")));
         let headers = write(&delayed, &[], BODY);
         assert_eq!(read_back(&headers).unwrap().progress, delayed);
@@ -451,6 +461,7 @@ mod tests {
         check(SUSPENDED, &["", "-1", "many"]);
         check(NEGATIVES_FROM, &["", "soon"]);
         check(UNSENT_BEFORE, &["", "yesterday"]);
+        check(QUERY_REJECTED_SINCE, &["", "lately"]);
         check(COUPON_STATE, &[""]);
         check(FIRST_SEEN, &["", "yesterday", "2026-03-05", "1772685045", "2026-13-05T00:00:00Z"]);
         check(DEADLINE, &["", "tomorrow", "10000-01-01T00:00:00Z", "2026-03-05T00:00:00"]);
@@ -574,7 +585,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arbitrary_headers_are_read_or_named(texts in prop::collection::vec(prop::option::of(text()), 12)) {
+        fn arbitrary_headers_are_read_or_named(texts in prop::collection::vec(prop::option::of(text()), 13)) {
             let names: Vec<_> = RETRY_MESSAGE_ONLY.into_iter().chain([DEADLINE]).collect();
             let header = |name| names.iter().position(|known| *known == name).and_then(|n| texts[n].as_deref());
             if let Ok(carried) = read(header, BODY, now(), DEADLINE_LIMITS) {

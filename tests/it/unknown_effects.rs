@@ -151,6 +151,76 @@ async fn negatives_that_are_not_in_a_row_refuse_nothing() {
     assert_eq!((sent(&bed, "use"), sent(&bed, "query")), (1, 4), "two in a row after what was in between");
 }
 
+/// The openid belongs to another app. Sent before or not, nobody knows: it is not refused, and does not wait for a day.
+#[tokio::test(flavor = "multi_thread")]
+async fn redelivered_command_of_a_wrong_openid_ends_soon() {
+    let mut bed = quick().await.relaid().await;
+    bed.issue("C1", json!({}));
+    bed.faults(json!([{"fault": {"kind": "status", "status": 400, "code": "INVALID_REQUEST",
+        "sub_code": 268_578_526, "signed": true}}]));
+    bed.publish(&one()).await;
+    let mut dead = bed.consume_elsewhere(&bed.config.broker.names.commands).await;
+    bed::next(&mut dead.1, "a command").await;
+    drop(dead);
+    until("it is back in the queue", async || bed.ready(&bed.config.broker.names.commands).await == 1).await;
+    let service = bed.start().await;
+    let reported = bed.next_event().await;
+    assert_eq!(reported.gist(), "unresolved query_rejected -");
+    assert_eq!(reported.data("/problem/sub_code"), 268_578_526);
+    let (_, headers) = bed.parked().await;
+    assert_eq!(bed::header(&headers, "x-redemption-parked-reason"), "query_rejected");
+    assert_eq!(sent(&bed, "use"), 0);
+    service.stop().await;
+}
+
+/// The same, of a command that was handed back before anybody sent it.
+#[tokio::test(flavor = "multi_thread")]
+async fn unsent_command_of_a_wrong_openid_is_refused() {
+    let mut bed = quick().await.relaid().await;
+    bed.issue("C1", json!({}));
+    bed.faults(json!([{"fault": {"kind": "status", "status": 400, "code": "INVALID_REQUEST",
+        "sub_code": 268_578_526, "signed": true}}]));
+    let words = format!("{} unsent", Timestamp::now());
+    let mut headers = FieldTable::default();
+    headers.insert("x-redemption-handed-back".into(), AMQPValue::LongString(words.into()));
+    let properties = BasicProperties::default().with_headers(headers);
+    bed.publish_bytes(one().to_string().as_bytes(), properties).await;
+    let service = bed.start().await;
+    assert_eq!(bed.next_event().await.gist(), "refused openid_mismatch -");
+    assert_eq!(sent(&bed, "use"), 0);
+    service.stop().await;
+}
+
+/// A round that was used months ago shows no number. What was handed back unsent is used all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn unsent_command_for_an_unnumbered_coupon_is_used() {
+    let mut bed = quick().await;
+    bed.issue("C1", json!({}));
+    let round = |state: &str| {
+        json!({"detail_state": state, "valid_begin_time": "2026-01-01T00:00:00+08:00",
+            "valid_end_time": "2036-01-01T00:00:00+08:00"})
+    };
+    let shown = |states: [&str; 3]| {
+        let used = states.iter().filter(|state| **state == "USED").count();
+        let rounds = states.map(round);
+        let detail = json!({"total_count": 3, "used_count": used, "detail_item_list": rounds});
+        json!({"coupon_state": "EFFECTIVE", "single_usage_detail": null, "sequential_usage_detail": detail})
+    };
+    bed.faults(json!([
+        patched(None, shown(["USED", "EFFECTIVE", "EFFECTIVE"])),
+        {"operation": "use", "fault": {"kind": "patched_body", "patch": shown(["USED", "USED", "EFFECTIVE"])}},
+    ]));
+    let words = format!("{} unsent", Timestamp::now());
+    let mut headers = FieldTable::default();
+    headers.insert("x-redemption-handed-back".into(), AMQPValue::LongString(words.into()));
+    let properties = BasicProperties::default().with_headers(headers);
+    bed.publish_bytes(one().to_string().as_bytes(), properties).await;
+    let service = bed.start().await;
+    assert_eq!(bed.next_event().await.gist(), "redeemed - EFFECTIVE");
+    assert_eq!((sent(&bed, "use"), bed.uses().len()), (1, 1));
+    service.stop().await;
+}
+
 /// Another instance held the command before, and a call of it may be under way for as long as a call may last.
 #[tokio::test(flavor = "multi_thread")]
 async fn redelivered_command_is_refused_only_after_the_longest_call() {

@@ -353,6 +353,7 @@ async fn a_copy_with_bad_headers_ends_with_a_reason_and_harms_nobody() {
         (retry_message::SUSPENDED, Some(AMQPValue::LongInt(3)), damaged),
         (retry_message::NEGATIVES_FROM, text("soon"), damaged),
         (retry_message::UNSENT_BEFORE, text("yesterday"), damaged),
+        (retry_message::QUERY_REJECTED_SINCE, text("lately"), damaged),
         (retry_message::COUPON_STATE, text(""), damaged),
     ];
     let published = cases.len();

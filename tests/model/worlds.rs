@@ -67,6 +67,12 @@ pub(crate) fn all(more: u8) -> Vec<World> {
             Ways { rounds: 2, ..UNNUMBERED },
             Budget { faults: 2, changes: 1 + more, ..NONE },
         ),
+        world(
+            "sequential coupon, no request numbers, a stop",
+            Ways { rounds: 2, ..UNNUMBERED },
+            Budget { crashes: 1, hand_backs: 1, faults: more, changes: 1, ..NONE },
+        )
+        .with_cards(&[|card| card.permits[0] = Permit { used: Some(User::Other), returned: None }]),
         world("crashes", HARSH, Budget { crashes: 2, faults: 1 + more, changes: 1, ..NONE }),
         world("a crash and bad answers", HARSH, Budget { crashes: 1, faults: 2, changes: 1, ..NONE })
             .with_instances(2),

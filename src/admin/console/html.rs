@@ -29,8 +29,14 @@ pub(super) static POLICY: LazyLock<String> = LazyLock::new(|| {
 });
 
 /// The reasons that a filter offers.
-const REASONS: [&str; 5] =
-    ["deadline_passed", "attempts_exhausted", "invalid_command", "corrupt_retry_message", "delivery_limit"];
+const REASONS: [&str; 6] = [
+    "deadline_passed",
+    "attempts_exhausted",
+    "query_rejected",
+    "invalid_command",
+    "corrupt_retry_message",
+    "delivery_limit",
+];
 
 /// One parked command in the list.
 #[derive(Debug, Clone)]

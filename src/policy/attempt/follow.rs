@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::{ERRORS_REQUIRED, EffectState, Limits, NEGATIVES_REQUIRED, Progress, Step};
 use crate::domain::coupon::Coupon;
@@ -78,10 +78,9 @@ impl Progress {
         };
         let signed =
             response.as_ref().is_some_and(|response| response.authenticity == Authenticity::Verified);
-        if operation == Operation::Redeem
-            && let Some(response) = response.as_ref().filter(|response| response.status >= 400)
-        {
-            self.rejection = Some(Rejection::from(response));
+        let error = response.as_ref().filter(|response| response.status >= 400).map(Rejection::from);
+        if operation == Operation::Redeem && error.is_some() {
+            self.rejection.clone_from(&error);
         }
         let confirms = response.as_ref().is_some_and(|response| self.confirms_rejection(response));
         let coupon = response.and_then(|response| response.into_coupon(&verdict));
@@ -90,6 +89,11 @@ impl Progress {
         } else if verdict.denies_coupon() {
             // The coupon that was seen before no longer holds.
             self.coupon = None;
+        }
+        if operation == Operation::Query
+            && let Some(end) = self.conclude_rejected(&verdict, error, limits, now)
+        {
+            return end;
         }
         match operation {
             Operation::Redeem => self.follow_redeem(verdict, coupon, signed, limits, now, chance),
@@ -151,22 +155,21 @@ impl Progress {
         self.reset_rejection(&verdict);
         let early = std::mem::take(&mut self.early);
         let by = EstablishedBy::Query;
-        let is_shown = coupon.is_some();
+        let (is_shown, is_clear) = (coupon.is_some(), self.effect == EffectState::NoEffect);
         match (verdict, coupon) {
             (Verdict::Redeemed, Some(coupon)) => Step::Finish(Outcome::Redeemed { by, coupon }),
             (Verdict::Suspended(fault), _) => self.suspend(fault, limits, now),
             (Verdict::NotAuthorized, _) => self.follow_query_not_granted(limits, now, chance),
-            (Verdict::Unknown(UnknownCause::NoNumber), _) => {
-                if self.effect.rejection().is_none() {
-                    self.effect = EffectState::SeenUsed;
-                }
-                self.retry(limits, now, chance)
+            // No use of ours is known. If another delivery of the command caused the one that is shown, the same number and
+            // body take no second effect, because nothing was returned.
+            (Verdict::Unknown(UnknownCause::NoNumberNextUsable), _) if is_clear => {
+                self.count_negative(Negative::Usable, early, limits, now)
+            }
+            (Verdict::Unknown(UnknownCause::NoNumber | UnknownCause::NoNumberNextUsable), _) => {
+                self.follow_no_number(limits, now, chance)
             }
             // What comes early still lets the body go out if nothing was unknown.
-            (_, _) if early && self.effect != EffectState::NoEffect => {
-                self.negatives = 0;
-                self.await_settled(limits, now)
-            }
+            (_, _) if early && !is_clear => self.await_later_query(limits, now),
             // One query is enough to see another party's use or a return.
             (Verdict::Refused(reason @ (Reason::UsedByAnother | Reason::ReturnedSince)), _) => {
                 self.refuse(reason, by)
@@ -179,9 +182,13 @@ impl Progress {
             }
             (Verdict::Rejected { reason, .. }, _) if confirms => {
                 let reason = self.effect.signed_rejection().unwrap_or(reason);
-                self.forget_contradicted_coupon(reason);
-                self.count_negative(Negative::Gone { reason, is_shown: false }, early, limits, now)
+                self.count_rejected(reason, early, limits, now)
             }
+            // No use of ours is known, and one with these ids would have been rejected alike.
+            (Verdict::Rejected { reason, .. }, _) if is_clear && reason.is_about_an_id() => match early {
+                true => self.await_later_query(limits, now),
+                false => self.count_rejected(reason, early, limits, now),
+            },
             (Verdict::NotExecuted, _) => self.count_negative(Negative::Usable, early, limits, now),
             (
                 Verdict::Redeemed
@@ -192,6 +199,26 @@ impl Progress {
                 _,
             ) => self.retry(limits, now, chance),
         }
+    }
+
+    /// A use is shown that may be ours.
+    fn follow_no_number(&mut self, limits: &Limits, now: Timestamp, chance: f64) -> Step {
+        if self.effect.rejection().is_none() {
+            self.effect = EffectState::SeenUsed;
+        }
+        self.retry(limits, now, chance)
+    }
+
+    /// A query that came too early to count.
+    fn await_later_query(&mut self, limits: &Limits, now: Timestamp) -> Step {
+        self.negatives = 0;
+        self.await_settled(limits, now)
+    }
+
+    /// A query was rejected as a use with these ids is.
+    fn count_rejected(&mut self, reason: Reason, early: bool, limits: &Limits, now: Timestamp) -> Step {
+        self.forget_contradicted_coupon(reason);
+        self.count_negative(Negative::Gone { reason, is_shown: false }, early, limits, now)
     }
 
     /// Every call would fail. At the end of the time allowed the command ends instead of waiting.
@@ -226,6 +253,34 @@ impl Progress {
                 self.delay(limits, now).unwrap_or_else(|| self.retry(limits, now, chance))
             }
         }
+    }
+
+    /// The end of a command of unknown effect whose queries have been rejected for long because of an id that they share
+    /// with the use. No wait helps unless somebody changes what the id stands for; and it may have been changed since a use
+    /// took effect, so it is not refused: docs/decisions/0016-end-what-only-rejected-queries-answer.md.
+    fn conclude_rejected(
+        &mut self,
+        verdict: &Verdict,
+        error: Option<Rejection>,
+        limits: &Limits,
+        now: Timestamp,
+    ) -> Option<Step> {
+        let is_rejected = matches!(verdict, Verdict::Rejected { reason, .. } if reason.is_about_an_id())
+            && self.effect == EffectState::Unknown
+            && self.only_query.is_none();
+        if !is_rejected {
+            self.query_rejected_since = None;
+            return None;
+        }
+        if self.early {
+            return None;
+        }
+        let since = *self.query_rejected_since.get_or_insert(now);
+        let lasted = now.duration_since(since).max(SignedDuration::ZERO).unsigned_abs();
+        (lasted >= limits.query_rejected_for()).then(|| {
+            let coupon = self.coupon.take();
+            Step::Finish(Outcome::Unresolved { reason: Reason::QueryRejected, coupon, rejection: error })
+        })
     }
 
     /// Whether another delivery of this command may have used the coupon and caused the rejection. The signed code

@@ -303,6 +303,7 @@ pub(super) fn is_reason_of(kind: OutcomeKind, reason: Reason) -> bool {
         Reason::InvalidCommand => OutcomeKind::Invalid,
         Reason::DeadlinePassed
         | Reason::AttemptsExhausted
+        | Reason::QueryRejected
         | Reason::CorruptRetryMessage
         | Reason::DeliveryLimit
         | Reason::MessageExpired
