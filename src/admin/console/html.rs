@@ -238,12 +238,24 @@ pub(super) fn show(
     refused: Option<&str>,
     now: Timestamp,
 ) -> String {
-    let PartialCommand { openid, coupon_code, brand_id, product_coupon_id, stock_id, appid, out_request_no } =
-        &parked.partial;
     let mut inner = refused.map_or_else(String::new, |words| result_page(words, "bad"));
     if let Some(confirmation) = confirmation {
         inner += &response_section(session, parked, confirmation);
     }
+    inner += "<div class=\"two\">";
+    inner += &facts_section(parked, now);
+    inner += &action_page(session, parked, confirmation.is_some());
+    inner += "</div>";
+    inner += &faults_section(parked);
+    inner += &calls_section(parked);
+    inner += &message_sections(parked);
+    document("A parked command", Some(session), &inner)
+}
+
+/// When and why it was parked, and its identifying fields.
+fn facts_section(parked: &Parked, now: Timestamp) -> String {
+    let PartialCommand { openid, coupon_code, brand_id, product_coupon_id, stock_id, appid, out_request_no } =
+        &parked.partial;
     let at = parked.at.map_or_else(|| "at an unknown time".to_owned(), |at| format!("{at:.0}"));
     let age = parked.age(now).map_or_else(String::new, |age| format!(", {} ago", span(age)));
     let mut facts = vec![
@@ -262,51 +274,49 @@ pub(super) fn show(
     ];
     facts.extend(fields.into_iter().filter_map(|(name, value)| Some((name, value?))));
     facts.push(("SHA-256 of its bytes", parked.sha256.clone()));
-    inner += "<div class=\"two\"><section><h2>The command</h2><dl>";
+    let mut section = "<section><h2>The command</h2><dl>".to_owned();
     for (name, value) in facts {
-        let _ = write!(inner, "<dt>{name}</dt><dd>{}</dd>", text(&value));
+        let _ = write!(section, "<dt>{name}</dt><dd>{}</dd>", text(&value));
     }
-    inner += "</dl></section>";
-    inner += &action_page(session, parked, confirmation.is_some());
-    inner += "</div>";
-    if !parked.faults().is_empty() {
-        inner += "<section><h2>Faults</h2><ul class=\"plainlist\">";
-        for fault in parked.faults() {
-            let _ = write!(
-                inner,
-                "<li><code>{}</code> {}</li>",
-                text(&Masked(&fault.pointer).to_string()),
-                text(&fault.problem)
-            );
-        }
-        inner += "</ul></section>";
+    section + "</dl></section>"
+}
+
+fn faults_section(parked: &Parked) -> String {
+    let items = parked.faults().iter().map(|fault| {
+        format!("<code>{}</code> {}", text(&Masked(&fault.pointer).to_string()), text(&fault.problem))
+    });
+    list_section("Faults", items)
+}
+
+fn calls_section(parked: &Parked) -> String {
+    let calls = parked.evidence();
+    list_section("Calls so far", calls.iter().map(|attempt| text(&line(attempt, SignatureWitness::Header))))
+}
+
+/// A section with a list of HTML; nothing for an empty list.
+fn list_section(title: &str, items: impl Iterator<Item = String>) -> String {
+    let items: String = items.map(|item| format!("<li>{item}</li>")).collect();
+    if items.is_empty() {
+        return String::new();
     }
-    let evidence = parked.evidence();
-    if !evidence.is_empty() {
-        inner += "<section><h2>Calls so far</h2><ul class=\"plainlist\">";
-        for attempt in &evidence {
-            let _ = write!(inner, "<li>{}</li>", text(&line(attempt, SignatureWitness::Header)));
-        }
-        inner += "</ul></section>";
-    }
-    inner += "<section><h2>Headers</h2><ul class=\"plainlist\">";
-    for (name, value) in
-        parked.shown_headers().into_iter().filter(|(name, _)| name != retry_message::EVIDENCE)
-    {
-        let _ = write!(inner, "<li><code>{}</code> {}</li>", text(&name), text(&value));
-    }
+    format!("<section><h2>{title}</h2><ul class=\"plainlist\">{items}</ul></section>")
+}
+
+/// Headers and body.
+fn message_sections(parked: &Parked) -> String {
+    let headers = parked.shown_headers().into_iter().filter(|(name, _)| name != retry_message::EVIDENCE);
+    let headers = headers.map(|(name, value)| format!("<code>{}</code> {}", text(&name), text(&value)));
     let (shown, left_out) = parked.masked_body();
     let more = match left_out {
         0 => String::new(),
         left_out => format!("<p class=\"soft\">{} more are not shown.</p>", count(left_out as u64, "byte")),
     };
-    let _ = write!(
-        inner,
-        "</ul></section><section><h2>Body, {}</h2><pre>{}</pre>{more}</section>",
+    format!(
+        "{}<section><h2>Body, {}</h2><pre>{}</pre>{more}</section>",
+        list_section("Headers", headers),
         count(parked.delivery.body().len() as u64, "byte"),
         preformatted(&shown)
-    );
-    document("A parked command", Some(session), &inner)
+    )
 }
 
 /// The forms: query first, or discard.

@@ -12,7 +12,6 @@ use crate::amqp::topology::inspect::{Difference, ObjectState, inspect};
 use crate::config::Config;
 
 pub(super) async fn broker(config: &Config, mut settings: AmqpSettings, findings: &mut Vec<Finding>) {
-    const WHAT: &str = "broker";
     let mode = settings.mode;
     if let Some(finding) = unknown_host(&settings).await {
         findings.push(finding);
@@ -33,7 +32,13 @@ pub(super) async fn broker(config: &Config, mut settings: AmqpSettings, findings
         // A connection would fail for the same reason, with less detail.
         return;
     }
-    let remedy = match confirmed_session(&settings).await {
+    connection(&settings, reached, findings).await;
+}
+
+/// Connects as the service does; each failure has its remedy.
+async fn connection(settings: &AmqpSettings, reached: bool, findings: &mut Vec<Finding>) {
+    const WHAT: &str = "broker";
+    let remedy = match confirmed_session(settings).await {
         Ok(session) => {
             findings.push(Finding::ok(
                 WHAT,
@@ -43,7 +48,7 @@ pub(super) async fn broker(config: &Config, mut settings: AmqpSettings, findings
                 let detail = format!("{commands} commands wait, {consumers} consumers");
                 findings.push(Finding::ok("queue", detail));
             }
-            findings.extend(message_size(&settings).await);
+            findings.extend(message_size(settings).await);
             session.close().await;
             return;
         }
