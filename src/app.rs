@@ -113,8 +113,8 @@ fn worker_context(config: &Config, client: Arc<Client>, traces: Traces) -> Worke
     let topology = config.topology();
     let delays: Vec<String> = topology.delays.iter().map(|wait| topology::delay_name(*wait)).collect();
     let metrics = Arc::new(Metrics::new(&delays));
-    metrics.set_permit_limit(config.concurrency.commands);
-    metrics.set_rate_limit(f64::from(config.rate_limit.calls_per_second));
+    metrics.commands.set_permit_limit(config.concurrency.commands);
+    metrics.rate_limit.set_rate_limit(f64::from(config.rate_limit.calls_per_second));
     WorkerContext {
         client,
         circuit_gate: CircuitGate::default(),

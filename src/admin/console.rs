@@ -169,7 +169,7 @@ impl Console {
             LoginError::NoSession => ConsoleDenial::NoSession,
             LoginError::Forged => ConsoleDenial::Forged,
         };
-        self.setup.metrics.record_console_denied(why);
+        self.setup.metrics.console.record_console_denied(why);
         if let Some(not_logged) = self.refusals.record(peer, Instant::now()) {
             warn!(why = why.as_str(), %peer, not_logged, "operator console: access denied");
         }

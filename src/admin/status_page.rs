@@ -464,7 +464,7 @@ mod tests {
     #[test]
     fn every_section_that_is_linked_is_in_the_runbook() {
         let runbook = runbook();
-        for section in ReasonCode::ALL.into_iter().filter_map(runbook_section) {
+        for section in ReasonCode::ALL.iter().copied().filter_map(runbook_section) {
             assert!(runbook.contains(&format!("<h2 id={section}>")), "{section}");
         }
     }

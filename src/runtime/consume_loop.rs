@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
-use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::amqp::confirm::PublishFailure;
@@ -20,7 +20,6 @@ use crate::policy::prefetch_ramp::PrefetchRamp;
 use crate::runtime::circuit_gate::{CircuitCause, GateState, State};
 use crate::runtime::failpoints::{self, Failpoint};
 use crate::runtime::permits::Permit;
-use crate::runtime::publishing::CancelSignal;
 use crate::runtime::service::{Done, Ended, GRACE, HeldDelivery, JobEnd, Service, TICK};
 use crate::runtime::shutdown::Shutdown;
 use crate::runtime::worker::{ReceivedDelivery, process_delivery};
@@ -63,7 +62,7 @@ struct SessionLoop<'a> {
     settings: &'a AmqpSettings,
     session: &'a Arc<Session>,
     number: usize,
-    canceled: watch::Receiver<bool>,
+    canceled: CancellationToken,
     consumer: Option<Deliveries>,
     held_back_since: Option<Instant>,
     last_done: LastDone,
@@ -75,7 +74,7 @@ impl<'a> SessionLoop<'a> {
         settings: &'a AmqpSettings,
         session: &'a Arc<Session>,
         number: usize,
-        canceled: watch::Receiver<bool>,
+        canceled: CancellationToken,
     ) -> Self {
         let last_done = LastDone::default();
         let (consumer, held_back_since, report_due) = (None, None, true);
@@ -90,14 +89,15 @@ impl Service {
         settings: &AmqpSettings,
         session: &Arc<Session>,
         number: usize,
-        shutdown: &mut Shutdown,
+        shutdown: &Shutdown,
     ) -> Ended {
-        let (cancel, canceled) = watch::channel(false);
+        let cancel = CancellationToken::new();
+        let _canceled_if_dropped = cancel.clone().drop_guard();
         let mut health = session.health();
         let mut states = self.context.circuit_gate.states();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut round = SessionLoop::new(settings, session, number, canceled);
+        let mut round = SessionLoop::new(settings, session, number, cancel.clone());
         (self.received_in_session, self.settled_in_session) = (0, 0);
 
         let ended = loop {
@@ -202,12 +202,12 @@ impl Service {
     }
 
     /// Drops the deliveries of a lost session that are not in work. The broker delivers them again.
-    fn drop_session(&mut self, cancel: &watch::Sender<bool>) {
+    fn drop_session(&mut self, cancel: &CancellationToken) {
         self.ramp.restart();
-        cancel.send_replace(true);
+        cancel.cancel();
         self.holds_back = false;
         for _ in self.clear_waiting() {
-            self.context.metrics.record_settled(Settlement::Lost);
+            self.context.metrics.commands.record_settled(Settlement::Lost);
         }
         self.set_in_flight();
     }
@@ -248,7 +248,7 @@ impl Service {
     async fn share_rate_limit(&self, session: &Session) {
         let Some((consumers, _)) = session.consumer_count().await else { return };
         let rate_limiter = &self.context.rate_limiter;
-        self.context.metrics.set_consumers(consumers);
+        self.context.metrics.rate_limit.set_consumers(consumers);
         let before = rate_limiter.per_second();
         rate_limiter.adjust(consumers, Instant::now());
         let per_second = rate_limiter.per_second();
@@ -320,13 +320,13 @@ impl Service {
         &mut self,
         deliveries: Vec<Delivery>,
         publisher: &Publisher,
-        cancel: &CancelSignal,
+        cancel: &CancellationToken,
         number: usize,
     ) {
         for delivery in deliveries {
             let limits = self.context.deadline_limits;
             let received = ReceivedDelivery::with_deadline(delivery, Timestamp::now(), limits);
-            self.context.metrics.record_taken(received.arrival());
+            self.context.metrics.commands.record_taken(received.arrival());
             let (publisher, cancel) = (publisher.clone(), cancel.clone());
             self.start_hand_back(HeldDelivery { received, publisher, cancel, number, kept: false });
         }
@@ -347,7 +347,7 @@ impl Service {
         &mut self,
         delivery: Delivery,
         session: &Session,
-        cancel: &watch::Receiver<bool>,
+        cancel: &CancellationToken,
         number: usize,
     ) {
         self.received_in_session += 1;
@@ -357,7 +357,7 @@ impl Service {
         let may_wait = received.may_wait_for_calls(!self.context.limits.delays.is_empty());
         received.calls_held_back = self.holds_back && !may_wait;
         let can_wait = self.holds_back && may_wait;
-        self.context.metrics.record_taken(received.arrival());
+        self.context.metrics.commands.record_taken(received.arrival());
         if failpoints::forgets() {
             self.set_in_flight();
             return;
@@ -396,7 +396,7 @@ impl Service {
 
     /// Sets the number of deliveries held, against those received and settled.
     pub(super) fn set_in_flight(&self) {
-        self.context.metrics.set_in_flight(self.held(), self.permits.in_use());
+        self.context.metrics.commands.set_in_flight(self.held(), self.permits.in_use());
     }
 
     /// Starts a job that does not wait for its lane, nor for a permit.
@@ -420,7 +420,7 @@ impl Service {
         self.jobs.spawn(async move {
             let HeldDelivery { received, publisher, cancel, number, kept: _ } = held;
             let waited = Timestamp::now().duration_since(received.at);
-            context.metrics.observe_lane_wait(waited.max(jiff::SignedDuration::ZERO).unsigned_abs());
+            context.metrics.commands.observe_lane_wait(waited.max(jiff::SignedDuration::ZERO).unsigned_abs());
             // A panic is a defect, but it must not close the coupon's lane: the delivery is lost with its session,
             // and the broker delivers it again. Boxed, because a task is moved several times while it starts and ends.
             let work = Box::pin(process_delivery(&context, &publisher, received, &mut permit, cancel));
@@ -461,7 +461,7 @@ impl Service {
                 Settlement::Lost
             }
         };
-        self.context.metrics.record_settled(settlement);
+        self.context.metrics.commands.record_settled(settlement);
         self.set_in_flight();
         if settlement != Settlement::Lost {
             self.settled_in_session += 1;
@@ -475,7 +475,7 @@ impl Service {
     }
 
     /// Finishes the commands in work and hands back the others.
-    async fn stop(&mut self, round: SessionLoop<'_>, cancel: &watch::Sender<bool>) {
+    async fn stop(&mut self, round: SessionLoop<'_>, cancel: &CancellationToken) {
         let SessionLoop { session, number, canceled, consumer, .. } = round;
         info!(in_flight = self.held(), "stopping; finishing commands in work");
         let reasons = vec![StatusReason::new(ReasonCode::Stopping, "stopping")];
@@ -484,7 +484,7 @@ impl Service {
             Some(deliveries) => deliveries.cancel(Duration::from_secs(5)).await,
             None => Ok(Vec::new()),
         };
-        cancel.send_replace(true);
+        cancel.cancel();
         match left {
             Ok(left) => self.start_hand_backs(left, session.publisher(), &canceled, number),
             Err(why) => warn!(%why, "deliveries not handed back; the broker delivers them again"),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::amqp::connection::AmqpSettings;
@@ -17,7 +18,6 @@ use crate::amqp::session_end::SessionEnd;
 use crate::policy::prefetch_ramp::PrefetchRamp;
 use crate::runtime::circuit_gate::State;
 use crate::runtime::permits::Permits;
-use crate::runtime::publishing::CancelSignal;
 use crate::runtime::worker::{
     ReceivedDelivery, Target, WorkerContext, is_retry_pending, process_delivery, return_until_accepted,
 };
@@ -39,9 +39,9 @@ pub enum Swept {
 const AT_ONCE: u16 = 16;
 
 /// Processes dead letters until none is left, or until the service stops.
-pub async fn sweep(context: Arc<WorkerContext>, settings: AmqpSettings, cancel: CancelSignal) -> Swept {
+pub async fn sweep(context: Arc<WorkerContext>, settings: AmqpSettings, cancel: CancellationToken) -> Swept {
     let swept = sweep_all(&context, &settings, &cancel).await;
-    context.metrics.set_dead_letter_in_hand(false);
+    context.metrics.queues.set_dead_letter_in_hand(false);
     match &swept {
         Swept::Published(0) => {}
         Swept::Published(count) => info!(count, "events of dead-lettered commands published"),
@@ -63,7 +63,7 @@ async fn next_letter(letters: &mut DeadLetters, settings: &AmqpSettings) -> Resu
     })
 }
 
-async fn sweep_all(context: &WorkerContext, settings: &AmqpSettings, cancel: &CancelSignal) -> Swept {
+async fn sweep_all(context: &WorkerContext, settings: &AmqpSettings, cancel: &CancellationToken) -> Swept {
     let mut letters = match DeadLetters::open(settings).await {
         Ok(letters) => letters,
         Err(error) => return Swept::Failed(error.to_string()),
@@ -75,8 +75,8 @@ async fn sweep_all(context: &WorkerContext, settings: &AmqpSettings, cancel: &Ca
     let mut in_hand = FuturesUnordered::new();
     let (mut count, mut failure) = (0, None);
     // Each once: a dead letter whose event is not accepted now is requeued behind the others.
-    for _ in 0..context.metrics.dead_letters() {
-        if *cancel.borrow() || failure.is_some() {
+    for _ in 0..context.metrics.queues.dead_letters() {
+        if cancel.is_cancelled() || failure.is_some() {
             break;
         }
         let delivery = match next_letter(&mut letters, settings).await {
@@ -93,7 +93,7 @@ async fn sweep_all(context: &WorkerContext, settings: &AmqpSettings, cancel: &Ca
             continue;
         }
         let Some(mut permit) = permits.acquire() else { break };
-        context.metrics.set_dead_letter_in_hand(true);
+        context.metrics.queues.set_dead_letter_in_hand(true);
         let mut taken = ReceivedDelivery::dead_letter(delivery, now);
         // While calls are held back, commands past their deadline still end, and the others must not delay them.
         taken.calls_held_back = context.circuit_gate.state() != State::Closed;

@@ -67,7 +67,7 @@ impl Service {
     pub(super) fn release_waiting(&mut self) {
         for held in self.clear_waiting() {
             let is_fresh = held.received.delivery.received_at() > Timestamp::now() - COPIED_HELD_MAX;
-            match held.received.delivery.may_have_copy() && is_fresh && !*held.cancel.borrow() {
+            match held.received.delivery.may_have_copy() && is_fresh && !held.cancel.is_cancelled() {
                 true => self.held_back.push(held),
                 false => self.start_hand_back(held),
             }
@@ -121,7 +121,7 @@ const COPIED_HELD_MAX: SignedDuration = SignedDuration::from_mins(20);
 async fn hand_back(context: &WorkerContext, held: HeldDelivery) -> (JobEnd, Option<SessionEnd>) {
     let HeldDelivery { received, publisher, cancel, number, kept: _ } = held;
     let telemetry = (&*context.metrics, &context.publish_faults);
-    let returned = if *cancel.borrow() {
+    let returned = if cancel.is_cancelled() {
         return_until_accepted(&publisher, received.delivery, Vec::new(), Target::Commands, telemetry)
             .await
             .map_err(NotHandedBack::Lost)

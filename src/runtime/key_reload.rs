@@ -93,7 +93,7 @@ impl KeyReloader {
         for fault in now.difference(&reported) {
             warn!(fault, "key file no longer usable; the next start would fail");
         }
-        self.metrics.set_key_files_failing(now.len());
+        self.metrics.keys.set_key_files_failing(now.len());
         *reported = now;
     }
 
@@ -158,11 +158,11 @@ impl KeyReloader {
 
     fn record_expiry(&self) {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
-        self.metrics.set_key_expiry(Key::Merchant, keys.merchant_expires.map(Timestamp::as_second));
+        self.metrics.keys.set_key_expiry(Key::Merchant, keys.merchant_expires.map(Timestamp::as_second));
         // A public key never expires; with one, responses can always be verified.
         let ends: Option<Vec<_>> = keys.public.iter().map(|(_, key)| key.expires).collect();
         let last = ends.and_then(|ends| ends.into_iter().max());
-        self.metrics.set_key_expiry(Key::Verification, last.map(Timestamp::as_second));
+        self.metrics.keys.set_key_expiry(Key::Verification, last.map(Timestamp::as_second));
     }
 
     /// Replaces the keyring as a whole. If files are not usable, most likely half-written, the current keys stay in use

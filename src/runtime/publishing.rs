@@ -14,8 +14,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use tokio::sync::watch;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::amqp::confirm::{EventsAccepted, PublishFailure, PublishRejection, Published};
@@ -29,9 +29,6 @@ use crate::runtime::failpoints::{self, Failpoint};
 use crate::telemetry::metrics::{Message, Metrics};
 use crate::telemetry::spans::ChildSpan;
 use crate::wire::result_event::Event;
-
-/// True once waiting jobs must hand their deliveries back.
-pub type CancelSignal = watch::Receiver<bool>;
 
 /// Why a job did not settle its delivery.
 #[derive(Debug, thiserror::Error)]
@@ -67,8 +64,8 @@ pub struct PublishContext<'a> {
     pub metrics: &'a Metrics,
     /// The faults of publishes.
     pub faults: &'a PublishFaults,
-    /// Cancels a wait.
-    pub cancel: &'a CancelSignal,
+    /// Canceled once waiting jobs must hand their deliveries back.
+    pub cancel: &'a CancellationToken,
 }
 
 /// A message about a delivery.
@@ -147,7 +144,7 @@ pub async fn publish_within(
             }
         };
         let published = failpoints::during(Failpoint::Publishing(message), publishing).await;
-        metrics.record_publish(message, published.as_ref().map(|_| ()).map_err(PublishFailure::kind));
+        metrics.broker.record_publish(message, published.as_ref().map(|_| ()).map_err(PublishFailure::kind));
         let mut why = match published {
             Ok(confirmed) => {
                 failpoints::reached(Failpoint::Published(message));
@@ -193,7 +190,7 @@ pub async fn publish_within(
                 held = Some(faults.start_holding(&why));
             }
         }
-        if timeout(pause, cancel.clone().wait_for(|now| *now)).await.is_ok() {
+        if timeout(pause, cancel.cancelled()).await.is_ok() {
             child_span.record_failure(&why.to_string());
             // Delayed or handed back, it costs no delivery; what is lost with its session is delivered again.
             return match publisher.is_lost() {

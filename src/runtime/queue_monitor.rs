@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::amqp::confirm::{PublishFailure, PublishRejection};
@@ -11,7 +12,6 @@ use crate::amqp::session::Session;
 use crate::amqp::topology::inspect::ObjectState;
 use crate::amqp::topology::{self, Mode};
 use crate::runtime::dead_letter_sweep::{self};
-use crate::runtime::publishing::CancelSignal;
 use crate::runtime::service::Service;
 use crate::telemetry::metrics::Queue;
 
@@ -26,23 +26,23 @@ impl Service {
         tokio::spawn(async move {
             let names = &topology.names;
             // Delay queues last: after a missing one, nothing can be counted for a while.
-            metrics.set_queue_depth(Queue::Commands, session.messages(&names.commands).await);
-            metrics.set_queue_depth(Queue::Dead, session.messages(&names.dead).await);
-            metrics.set_queue_depth(Queue::Parked, session.messages(&names.parked).await);
-            metrics.set_queue_depth(Queue::Unrouted, session.messages(&names.unrouted).await);
+            metrics.queues.set_queue_depth(Queue::Commands, session.messages(&names.commands).await);
+            metrics.queues.set_queue_depth(Queue::Dead, session.messages(&names.dead).await);
+            metrics.queues.set_queue_depth(Queue::Parked, session.messages(&names.parked).await);
+            metrics.queues.set_queue_depth(Queue::Unrouted, session.messages(&names.unrouted).await);
             for wait in &topology.delays {
                 let messages = session.messages(&topology.delay_queue(*wait)).await;
-                metrics.set_delay_queue_depth(&topology::delay_name(*wait), messages);
+                metrics.queues.set_delay_queue_depth(&topology::delay_name(*wait), messages);
             }
         });
     }
 
     /// Starts a sweep that publishes the events of dead letters, if there are any.
-    pub(super) fn sweep_dead_letters(&mut self, settings: &AmqpSettings, cancel: &CancelSignal) {
+    pub(super) fn sweep_dead_letters(&mut self, settings: &AmqpSettings, cancel: &CancellationToken) {
         if !self.sweeps.is_due() {
             return;
         }
-        if self.context.metrics.dead_letters() == 0 {
+        if self.context.metrics.queues.dead_letters() == 0 {
             self.sweeps.failure = None;
             return;
         }

@@ -33,7 +33,7 @@ impl Service {
             reasons.push(StatusReason::new(ReasonCode::BrokerBlocked, words));
         }
         let metrics = &self.context.metrics;
-        metrics.set_blocked(health.blocked.is_some());
+        metrics.broker.set_blocked(health.blocked.is_some());
         for why in self.unaccepted() {
             let remedy = match &why {
                 PublishFailure::Rejected(rejection) => format!("; {}", session.remedy(rejection)),
@@ -52,11 +52,11 @@ impl Service {
             State::HalfOpen { cause: CircuitCause::Starting, .. } => (false, None),
             State::HalfOpen { cause, .. } | State::Open { cause, .. } => (true, Some(cause)),
         };
-        metrics.set_circuit(cause.and_then(notices::circuit_notice));
+        metrics.circuit.set_circuit(cause.and_then(notices::circuit_notice));
         let (part, throttled_share) = self.context.rate_limiter.reduced();
         let per_second = self.context.rate_limiter.per_second();
-        metrics.set_rate(per_second);
-        metrics.set_rate_limit_used(part);
+        metrics.rate_limit.set_rate(per_second);
+        metrics.rate_limit.set_rate_limit_used(part);
         let notice_state = notices::NoticeState { per_second, part, throttled_share, cause };
         self.shown = self.notices.update(notice_state, &self.context.responses);
         // The use of permits changes without a delivery being received or settled.
@@ -66,12 +66,12 @@ impl Service {
             let caller = format!("merchant {}, serial {serial}", self.caller);
             let suspended_by = gate.suspended_by.as_deref().cloned().unwrap_or_default();
             let last = self.context.responses.last(ResponseClass::Unverified).map(|last| last.describe());
-            let skew = metrics.last_clock_skew();
+            let skew = metrics.provider.last_clock_skew();
             let words = describe_cause(cause, &caller, &suspended_by, skew, &last.unwrap_or_default());
             reasons.push(StatusReason::new(code_of(cause), words));
         }
         let consuming = consuming && health.blocked.is_none() && !open;
-        metrics.set_consuming(consuming);
+        metrics.broker.set_consuming(consuming);
         if !consuming && reasons.is_empty() {
             reasons.push(StatusReason::not_consuming());
         }
@@ -92,7 +92,7 @@ impl Service {
             );
             StatusReason::new(ReasonCode::EventRejected, words)
         });
-        let waiting = match self.context.metrics.dead_letters() {
+        let waiting = match self.context.metrics.queues.dead_letters() {
             0 => None,
             count => {
                 let words =

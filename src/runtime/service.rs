@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
 
 /// Interval of the periodic work.
 pub(super) const TICK: Duration = Duration::from_millis(250);
@@ -117,7 +118,7 @@ impl Service {
 pub(super) struct HeldDelivery {
     pub(super) received: ReceivedDelivery,
     pub(super) publisher: Publisher,
-    pub(super) cancel: watch::Receiver<bool>,
+    pub(super) cancel: CancellationToken,
     pub(super) number: usize,
     /// Whether it outlived its consumer, because the broker did not accept its hand-back: no prefetch counts it any more.
     pub(super) kept: bool,

@@ -1,37 +1,44 @@
 //! The request to shut down, for every part of the service.
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
-/// Requests a shutdown.
+/// Requests a shutdown, also when it is dropped.
 #[derive(Debug)]
-pub struct Trigger(watch::Sender<bool>);
+pub struct Trigger(CancellationToken);
 
 /// Waits for a shutdown.
 #[derive(Debug, Clone)]
-pub struct Shutdown(watch::Receiver<bool>);
+pub struct Shutdown(CancellationToken);
 
 /// A trigger and its receiver, which may be cloned.
 pub fn channel() -> (Trigger, Shutdown) {
-    let (sender, receiver) = watch::channel(false);
-    (Trigger(sender), Shutdown(receiver))
+    let token = CancellationToken::new();
+    (Trigger(token.clone()), Shutdown(token))
 }
 
 impl Trigger {
     /// Requests the shutdown.
     pub fn request(&self) {
-        self.0.send_replace(true);
+        self.0.cancel();
+    }
+}
+
+impl Drop for Trigger {
+    fn drop(&mut self) {
+        self.request();
     }
 }
 
 impl Shutdown {
-    /// Whether a shutdown is requested. A dropped trigger is a request.
+    /// Whether a shutdown is requested.
     pub fn is_requested(&self) -> bool {
-        *self.0.borrow() || self.0.has_changed().is_err()
+        self.0.is_cancelled()
     }
 
-    /// Waits until a shutdown is requested. A dropped trigger is a request.
-    pub async fn wait(&mut self) {
-        let _ = self.0.wait_for(|stop| *stop).await;
+    /// Waits until a shutdown is requested.
+    pub async fn wait(&self) {
+        self.0.cancelled().await;
     }
 }
 

@@ -78,8 +78,8 @@ impl Pauses {
 
 impl Service {
     /// Builds one session after the other, with growing pauses while none can be built.
-    pub async fn supervise(&mut self, settings: &AmqpSettings, mut shutdown: Shutdown) {
-        self.await_keys(&mut shutdown).await;
+    pub async fn supervise(&mut self, settings: &AmqpSettings, shutdown: Shutdown) {
+        self.await_keys(&shutdown).await;
         let mut pauses = Pauses::new();
         for number in 0.. {
             let built = tokio::select! {
@@ -88,7 +88,7 @@ impl Service {
             };
             self.record_heartbeat();
             let built = match built {
-                Ok(session) => self.confirm_topology(settings, session, &mut shutdown).await,
+                Ok(session) => self.confirm_topology(settings, session, &shutdown).await,
                 Err(error) => Err(error),
             };
             if shutdown.is_requested() {
@@ -104,12 +104,12 @@ impl Service {
                     pauses.after_error(&error)
                 }
                 Ok(session) => {
-                    let lasted = self.run_session(settings, session, number, &mut shutdown).await;
+                    let lasted = self.run_session(settings, session, number, &shutdown).await;
                     let Some(lasted) = lasted else { break };
                     pauses.after_session(lasted, self.received_in_session, self.settled_in_session)
                 }
             };
-            self.await_jobs(pause, &mut shutdown).await;
+            self.await_jobs(pause, &shutdown).await;
             if shutdown.is_requested() {
                 break;
             }
@@ -122,17 +122,17 @@ impl Service {
         settings: &AmqpSettings,
         session: Session,
         number: usize,
-        shutdown: &mut Shutdown,
+        shutdown: &Shutdown,
     ) -> Option<Duration> {
         let session = Arc::new(session);
         info!(broker = session.at(), "connected");
-        self.context.metrics.record_connected();
+        self.context.metrics.broker.record_connected();
         let begun = Instant::now();
         self.message_sizes.forget();
         let sizes = tokio::spawn(self.message_sizes.clone().find_out(settings.clone(), number));
         let ended = self.serve(settings, &session, number, shutdown).await;
         sizes.abort();
-        self.context.metrics.record_disconnected();
+        self.context.metrics.broker.record_disconnected();
         match ended {
             Ended::Shutdown => {
                 session.close().await;
@@ -159,7 +159,7 @@ impl Service {
         &mut self,
         settings: &AmqpSettings,
         session: Session,
-        shutdown: &mut Shutdown,
+        shutdown: &Shutdown,
     ) -> Result<Session, CannotConnect> {
         let pauses = standing_pauses();
         let mut nth = 0;
@@ -203,7 +203,7 @@ impl Service {
     }
 
     /// Waits for a key to verify responses with. Without one no response could be verified, so nothing is consumed.
-    pub(super) async fn await_keys(&mut self, shutdown: &mut Shutdown) {
+    pub(super) async fn await_keys(&mut self, shutdown: &Shutdown) {
         let keys = self.keys.clone();
         let held = || !keys.read().unwrap_or_else(PoisonError::into_inner).public.is_empty();
         while !held() && !shutdown.is_requested() {
@@ -217,7 +217,7 @@ impl Service {
     }
 
     /// Waits between two sessions, while jobs of the old one end.
-    pub(super) async fn await_jobs(&mut self, pause: Duration, shutdown: &mut Shutdown) {
+    pub(super) async fn await_jobs(&mut self, pause: Duration, shutdown: &Shutdown) {
         let pause = sleep(pause);
         tokio::pin!(pause);
         loop {

@@ -35,7 +35,7 @@ use crate::policy::retry_budget::RetryBudget;
 use crate::runtime::circuit_gate::CircuitGate;
 use crate::runtime::failpoints::{self, Failpoint};
 use crate::runtime::permits::Permit;
-use crate::runtime::publishing::{CancelSignal, PublishContext, PublishFaults, PublishInterrupted};
+use crate::runtime::publishing::{PublishContext, PublishFaults, PublishInterrupted};
 use crate::runtime::rate_limiter::RateLimiter;
 use crate::runtime::response_log::ResponseLog;
 use crate::telemetry::masking::Short;
@@ -44,6 +44,7 @@ use crate::telemetry::spans::{CommandSpan, ParentContext, Traces};
 use crate::wechat::client::{Client, Prepared};
 use crate::wire::command::Rejected;
 use crate::wire::retry_message::DeadlineLimits;
+use tokio_util::sync::CancellationToken;
 
 use crate::runtime::worker::invalid::{PublishingContext, park_corrupt_retry_message, publish_invalid};
 use crate::runtime::worker::job::CommandJob;
@@ -92,7 +93,7 @@ impl WorkerContext {
     fn publish_context<'a>(
         &'a self,
         publisher: &'a Publisher,
-        cancel: &'a CancelSignal,
+        cancel: &'a CancellationToken,
     ) -> PublishContext<'a> {
         PublishContext { publisher, metrics: &self.metrics, faults: &self.publish_faults, cancel }
     }
@@ -106,7 +107,7 @@ pub async fn process_delivery(
     publisher: &Publisher,
     received: ReceivedDelivery,
     permit: &mut Permit,
-    cancel: CancelSignal,
+    cancel: CancellationToken,
 ) -> (Settlement, Option<SessionEnd>) {
     let parent = ParentContext {
         traceparent: received.delivery.traceparent(),
@@ -129,11 +130,11 @@ async fn settle_delivery(
     received: ReceivedDelivery,
     span: &mut CommandSpan,
     permit: &mut Permit,
-    mut cancel: CancelSignal,
+    cancel: CancellationToken,
 ) -> (Settlement, Option<SessionEnd>) {
     failpoints::reached(Failpoint::Taken);
     let target = if received.dead_lettered.is_some() { Target::Dead } else { Target::Commands };
-    let result = process(context, publisher, received, span, permit, &mut cancel).await;
+    let result = process(context, publisher, received, span, permit, &cancel).await;
     match result {
         Ok((settlement, delivery, confirmed)) => {
             failpoints::reached(Failpoint::Acking);
@@ -161,7 +162,7 @@ async fn process(
     received: ReceivedDelivery,
     span: &mut CommandSpan,
     permit: &mut Permit,
-    cancel: &mut CancelSignal,
+    cancel: &CancellationToken,
 ) -> Worked {
     let ReceivedDelivery {
         delivery,
@@ -172,9 +173,7 @@ async fn process(
         calls_held_back,
         dead_lettered,
     } = received;
-    let canceled = cancel.clone();
-    let publishing =
-        PublishingContext { context, publisher, cancel: &canceled, dead_letter: dead_lettered.is_some() };
+    let publishing = PublishingContext { context, publisher, cancel, dead_letter: dead_lettered.is_some() };
     // Rare futures are boxed, or every command would need as much memory as the rarest.
     let redemption = match command {
         Ok(redemption) => redemption,

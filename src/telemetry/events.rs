@@ -23,7 +23,7 @@ pub fn command_finished(
     evidence: &[Evidence],
     age: SignedDuration,
 ) {
-    metrics.record_outcome(outcome, Some(age.unsigned_abs()));
+    metrics.commands.record_outcome(outcome, Some(age.unsigned_abs()));
     span.set_attribute("redemption.outcome", outcome.kind().as_str());
     if let Some(reason) = outcome.reason() {
         span.set_attribute("redemption.reason", reason.as_str());
@@ -73,7 +73,7 @@ pub fn command_finished(
 
 /// An invalid command was parked, its event confirmed. `faults` names each field and its remedy.
 pub fn command_invalid(metrics: &Metrics, span: &mut CommandSpan, partial: &PartialCommand, faults: &str) {
-    metrics.record_outcome(&Outcome::Invalid, None);
+    metrics.commands.record_outcome(&Outcome::Invalid, None);
     span.set_attribute("redemption.outcome", OutcomeKind::Invalid.as_str());
     warn!(
         outcome = OutcomeKind::Invalid.as_str(),
@@ -97,7 +97,7 @@ pub fn retry_message_corrupt(
     fault: &dyn std::fmt::Display,
 ) {
     let outcome = Outcome::Unresolved { reason: Reason::CorruptRetryMessage, coupon: None, rejection: None };
-    metrics.record_outcome(&outcome, None);
+    metrics.commands.record_outcome(&outcome, None);
     span.set_attribute("redemption.outcome", outcome.kind().as_str());
     error!(
         outcome = outcome.kind().as_str(),
@@ -123,7 +123,7 @@ pub fn command_delayed(
     reason: DelayReason,
 ) {
     let (queue, wait_s) = delay;
-    metrics.record_delayed(queue, reason);
+    metrics.queues.record_delayed(queue, reason);
     info!(
         out_request_no = %redemption.out_request_no,
         coupon = %Short(redemption.coupon_code.as_str()),
@@ -140,6 +140,6 @@ pub fn command_delayed(
 
 /// The event of an invalid command was not accepted; the message waits in the delay queue `queue`.
 pub fn invalid_delayed(metrics: &Metrics, span: &CommandSpan, queue: &str, wait_s: u64) {
-    metrics.record_delayed(queue, DelayReason::EventRejected);
+    metrics.queues.record_delayed(queue, DelayReason::EventRejected);
     warn!(wait_s, trace_id = span.trace_id(), "event not accepted; delivery delayed");
 }

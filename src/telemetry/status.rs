@@ -4,13 +4,15 @@ use std::fmt;
 
 use jiff::Timestamp;
 use serde::Serialize;
+use strum::{IntoStaticStr, VariantArray};
 
 use crate::telemetry::masking::without_openids;
 use crate::telemetry::untrusted::{VALUE_CHARS_MAX, visible_within};
 
 /// The code of a reason or a warning, for programs and tests. The list is closed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr, Serialize, VariantArray)]
 #[serde(into = "&'static str")]
+#[strum(serialize_all = "snake_case")]
 pub enum ReasonCode {
     /// Not connected to the broker yet.
     Starting,
@@ -52,49 +54,11 @@ pub enum ReasonCode {
 
 impl ReasonCode {
     /// Every code.
-    pub const ALL: [Self; 18] = [
-        Self::Starting,
-        Self::Stopping,
-        Self::NotConsuming,
-        Self::NoVerificationKey,
-        Self::BrokerUnavailable,
-        Self::BrokerBlocked,
-        Self::PublishingRejected,
-        Self::ProviderUnreachable,
-        Self::ProviderFailing,
-        Self::ResponsesUnverified,
-        Self::SuspendedUnauthenticated,
-        Self::SuspendedUnauthorized,
-        Self::SuspendedRejected,
-        Self::EventRejected,
-        Self::DeadLettersWaiting,
-        Self::DeadLetterSweepFailed,
-        Self::MessageSizeUnbounded,
-        Self::KeyFileUnusable,
-    ];
+    pub const ALL: &'static [Self] = Self::VARIANTS;
 
     /// The word in `/readyz`, `/status.json` and logs.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Stopping => "stopping",
-            Self::NotConsuming => "not_consuming",
-            Self::NoVerificationKey => "no_verification_key",
-            Self::BrokerUnavailable => "broker_unavailable",
-            Self::BrokerBlocked => "broker_blocked",
-            Self::PublishingRejected => "publishing_rejected",
-            Self::ProviderUnreachable => "provider_unreachable",
-            Self::ProviderFailing => "provider_failing",
-            Self::ResponsesUnverified => "responses_unverified",
-            Self::SuspendedUnauthenticated => "suspended_unauthenticated",
-            Self::SuspendedUnauthorized => "suspended_unauthorized",
-            Self::SuspendedRejected => "suspended_rejected",
-            Self::EventRejected => "event_rejected",
-            Self::DeadLettersWaiting => "dead_letters_waiting",
-            Self::DeadLetterSweepFailed => "dead_letter_sweep_failed",
-            Self::MessageSizeUnbounded => "message_size_unbounded",
-            Self::KeyFileUnusable => "key_file_unusable",
-        }
+        self.into()
     }
 
     /// Whether it belongs to every start.
@@ -113,12 +77,6 @@ impl ReasonCode {
                 | Self::SuspendedUnauthorized
                 | Self::SuspendedRejected
         )
-    }
-}
-
-impl From<ReasonCode> for &'static str {
-    fn from(code: ReasonCode) -> Self {
-        code.as_str()
     }
 }
 

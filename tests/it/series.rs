@@ -58,7 +58,7 @@ fn a_hundred_thousand_commands_add_no_series() {
             }
         };
         let age = dice.random::<bool>().then(|| any_time(&mut dice));
-        metrics.record_outcome(&outcome, age);
+        metrics.commands.record_outcome(&outcome, age);
         around(&metrics, &mut dice);
     }
     assert_eq!(verdicts, Verdict::WORDS.into(), "every verdict was met");
@@ -98,10 +98,10 @@ fn ask(metrics: &Metrics, redemption: &Redemption, dice: &mut StdRng) -> Verdict
         _ => CallResult::Response(answer(redemption, dice)),
     };
     if let CallResult::Response(Response { authenticity: Authenticity::Invalid(flaw), .. }) = &reply {
-        metrics.record_signature_flaw(*flaw);
+        metrics.provider.record_signature_flaw(*flaw);
     }
     let verdict = classify(operation, &reply, redemption);
-    metrics.record_attempt(operation, &verdict, any_time(dice));
+    metrics.provider.record_attempt(operation, &verdict, any_time(dice));
     verdict
 }
 
@@ -169,19 +169,19 @@ fn around(metrics: &Metrics, dice: &mut StdRng) {
     let hostile = damage::text("10s", dice);
     let delay = if dice.random() { any(&["10s", "1m", "2h", "", "other", "10s\"}"], dice) } else { &hostile };
     let time = any_time(dice);
-    metrics.record_taken(any(&Arrival::ALL, dice));
-    metrics.record_delayed(delay, any(&DelayReason::ALL, dice));
-    metrics.record_delay_lateness(delay, time);
-    metrics.observe_lane_wait(time);
-    metrics.observe_rate_limit_wait(time);
-    let proven = if dice.random() { Ok(()) } else { Err(any(&PublishFailureKind::ALL, dice)) };
-    metrics.record_publish(any(&Message::ALL, dice), proven);
-    metrics.set_delay_queue_depth(delay, dice.random::<bool>().then(|| dice.random()));
-    metrics.set_queue_depth(any(&Queue::ALL, dice), dice.random::<bool>().then(|| dice.random()));
-    metrics.set_key_expiry(any(&Key::ALL, dice), dice.random::<bool>().then(|| dice.random()));
-    metrics.set_circuit(dice.random::<bool>().then(|| any(&CallDelay::ALL, dice)));
-    metrics.record_settled(any(&Settlement::ALL, dice));
-    metrics.record_console_denied(any(&ConsoleDenial::ALL, dice));
+    metrics.commands.record_taken(any(Arrival::ALL, dice));
+    metrics.queues.record_delayed(delay, any(DelayReason::ALL, dice));
+    metrics.queues.record_delay_lateness(delay, time);
+    metrics.commands.observe_lane_wait(time);
+    metrics.rate_limit.observe_rate_limit_wait(time);
+    let proven = if dice.random() { Ok(()) } else { Err(any(PublishFailureKind::ALL, dice)) };
+    metrics.broker.record_publish(any(Message::ALL, dice), proven);
+    metrics.queues.set_delay_queue_depth(delay, dice.random::<bool>().then(|| dice.random()));
+    metrics.queues.set_queue_depth(any(Queue::ALL, dice), dice.random::<bool>().then(|| dice.random()));
+    metrics.keys.set_key_expiry(any(Key::ALL, dice), dice.random::<bool>().then(|| dice.random()));
+    metrics.circuit.set_circuit(dice.random::<bool>().then(|| any(&CallDelay::ALL, dice)));
+    metrics.commands.record_settled(any(Settlement::ALL, dice));
+    metrics.console.record_console_denied(any(ConsoleDenial::ALL, dice));
 }
 
 #[tokio::test(flavor = "multi_thread")]

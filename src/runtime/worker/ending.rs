@@ -5,14 +5,13 @@ use jiff::{SignedDuration, Timestamp};
 use crate::amqp::topology::delay_name;
 use crate::domain::outcome::Outcome;
 use crate::policy::attempt::Progress;
-use crate::runtime::publishing::{
-    CancelSignal, Outgoing, PublishContext, PublishInterrupted, publish, publish_within,
-};
+use crate::runtime::publishing::{Outgoing, PublishContext, PublishInterrupted, publish, publish_within};
 use crate::telemetry::events;
 use crate::telemetry::metrics::{DelayReason, Message, Settlement};
 use crate::telemetry::spans::CommandSpan;
 use crate::wire::result_event;
 use crate::wire::retry_message::{self, Restored};
+use tokio_util::sync::CancellationToken;
 
 use crate::runtime::worker::Worked;
 use crate::runtime::worker::hand_back::dead_letter_retry_headers;
@@ -20,7 +19,7 @@ use crate::runtime::worker::invalid::event_context;
 use crate::runtime::worker::job::CommandJob;
 
 impl CommandJob<'_> {
-    fn publishing<'a>(&'a self, cancel: &'a CancelSignal) -> PublishContext<'a> {
+    fn publishing<'a>(&'a self, cancel: &'a CancellationToken) -> PublishContext<'a> {
         self.context.publish_context(self.publisher, cancel)
     }
 
@@ -41,7 +40,7 @@ impl CommandJob<'_> {
     }
 
     /// Publishes a retry message to the delay queue with this index, confirmed.
-    pub(super) async fn delay(self, queue: usize, reason: DelayReason, cancel: &CancelSignal) -> Worked {
+    pub(super) async fn delay(self, queue: usize, reason: DelayReason, cancel: &CancellationToken) -> Worked {
         let Some(wait) = self.limits.delays.get(queue).copied() else {
             // The index is always chosen from this very list.
             let headers = self.hand_back_headers();
@@ -68,7 +67,7 @@ impl CommandJob<'_> {
     }
 
     /// Publishes the result event, and parks the command if it is unresolved.
-    pub(super) async fn finish(self, outcome: Outcome, cancel: &CancelSignal) -> Worked {
+    pub(super) async fn finish(self, outcome: Outcome, cancel: &CancellationToken) -> Worked {
         let (context, query_only) = (self.context, self.carried.progress.is_query_only());
         let now = Timestamp::now();
         let span = self.command_span.start_publish(Message::Event.as_str());
@@ -81,8 +80,11 @@ impl CommandJob<'_> {
         let published = publish_within(publishing, &self.delivery, message, span, held_max).await?;
         let Some(mut confirmed) = published else {
             if query_only {
-                let headers =
-                    if *cancel.borrow() { Vec::new() } else { dead_letter_retry_headers(&self.delivery) };
+                let headers = if cancel.is_cancelled() {
+                    Vec::new()
+                } else {
+                    dead_letter_retry_headers(&self.delivery)
+                };
                 return Err(PublishInterrupted::Canceled(Box::new(self.delivery), headers));
             }
             return Box::pin(self.delay_unpublished(outcome, cancel)).await;
@@ -117,7 +119,7 @@ impl CommandJob<'_> {
     /// The broker has not accepted the event for as long as a delivery is held for it. If it were held longer, the
     /// broker would close the channel, deliver the command again, and in the end park it without an event. The retry
     /// message queries the coupon when it returns, and its event is published then.
-    async fn delay_unpublished(mut self, outcome: Outcome, cancel: &CancelSignal) -> Worked {
+    async fn delay_unpublished(mut self, outcome: Outcome, cancel: &CancellationToken) -> Worked {
         self.carried.progress.forget_outcome(&outcome);
         let queue = self.carried.progress.delay_rejected(self.limits);
         self.delay(queue, DelayReason::EventRejected, cancel).await

@@ -60,7 +60,9 @@ pub async fn return_once(
         }
     };
     let published = failpoints::during(Failpoint::Publishing(Message::HandedBack), publishing).await;
-    metrics.record_publish(Message::HandedBack, published.as_ref().map(|_| ()).map_err(PublishFailure::kind));
+    metrics
+        .broker
+        .record_publish(Message::HandedBack, published.as_ref().map(|_| ()).map_err(PublishFailure::kind));
     match published {
         Ok(confirmed) => {
             failpoints::reached(Failpoint::Published(Message::HandedBack));

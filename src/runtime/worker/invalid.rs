@@ -10,9 +10,7 @@ use crate::amqp::topology::delay_name;
 use crate::domain::evidence::Evidence;
 use crate::domain::reason::Reason;
 use crate::domain::redemption::Redemption;
-use crate::runtime::publishing::{
-    CancelSignal, Outgoing, PublishContext, PublishInterrupted, publish, publish_within,
-};
+use crate::runtime::publishing::{Outgoing, PublishContext, PublishInterrupted, publish, publish_within};
 use crate::telemetry::events;
 use crate::telemetry::masking::Masked;
 use crate::telemetry::metrics::{Message, Settlement};
@@ -21,6 +19,7 @@ use crate::wechat::client::hex;
 use crate::wire::command::Rejected;
 use crate::wire::result_event::{self, Event, EventContext};
 use crate::wire::retry_message::CorruptRetryMessage;
+use tokio_util::sync::CancellationToken;
 
 use crate::runtime::worker::hand_back::dead_letter_retry_headers;
 use crate::runtime::worker::{Worked, WorkerContext};
@@ -30,7 +29,7 @@ use crate::runtime::worker::{Worked, WorkerContext};
 pub(super) struct PublishingContext<'a> {
     pub(super) context: &'a WorkerContext,
     pub(super) publisher: &'a Publisher,
-    pub(super) cancel: &'a CancelSignal,
+    pub(super) cancel: &'a CancellationToken,
     /// Whether it is about a dead letter, which never returns to the command queue.
     pub(super) dead_letter: bool,
 }
@@ -126,7 +125,7 @@ pub(super) async fn delay_unreadable(
     let passed = delivery.event_delays();
     if publishing.dead_letter {
         let headers =
-            if *publishing.cancel.borrow() { Vec::new() } else { dead_letter_retry_headers(&delivery) };
+            if publishing.cancel.is_cancelled() { Vec::new() } else { dead_letter_retry_headers(&delivery) };
         return Err(PublishInterrupted::Canceled(Box::new(delivery), headers));
     }
     let Some(wait) = delays.get(passed.min(delays.len().saturating_sub(1))).copied() else {

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use crate::amqp::delivery::Delivery;
 use crate::amqp::publisher::Publisher;
@@ -15,7 +16,7 @@ use crate::policy::host_choice::Host;
 use crate::runtime::circuit_gate::{CallPermit, CallSignal, State};
 use crate::runtime::failpoints::{self, Failpoint};
 use crate::runtime::permits::Permit;
-use crate::runtime::publishing::{CancelSignal, PublishInterrupted};
+use crate::runtime::publishing::PublishInterrupted;
 use crate::runtime::rate_limiter::Priority;
 use crate::telemetry::metrics::DelayReason;
 use crate::telemetry::spans::CommandSpan;
@@ -62,7 +63,7 @@ pub(super) const LATE_PERMIT_WAIT: Duration = Duration::from_secs(3);
 
 impl CommandJob<'_> {
     /// Follows the steps of the attempt machine until the command is settled.
-    pub(super) async fn run(mut self, over_coupon_limit: bool, cancel: &mut CancelSignal) -> Worked {
+    pub(super) async fn run(mut self, over_coupon_limit: bool, cancel: &CancellationToken) -> Worked {
         let limits = self.limits;
         if over_coupon_limit && let Some(Step::Delay { queue }) = self.carried.progress.delay_unaged(limits) {
             return Box::pin(self.delay(queue, DelayReason::PerCouponLimit, cancel)).await;
@@ -119,7 +120,7 @@ impl CommandJob<'_> {
     }
 
     /// Waits, calls and classifies. The wait can be canceled, the call cannot.
-    async fn call(&mut self, after: Duration, operation: Operation, cancel: &mut CancelSignal) -> Called {
+    async fn call(&mut self, after: Duration, operation: Operation, cancel: &CancellationToken) -> Called {
         if let Some(delayed) = self.delay_if_denied(operation) {
             return Called::Step(delayed);
         }
@@ -133,7 +134,7 @@ impl CommandJob<'_> {
         let waited = tokio::select! {
             // First, and not by chance: the connection may be gone, and the command with another instance.
             biased;
-            _ = cancel.wait_for(|now| *now) => return Called::Canceled,
+            () = cancel.cancelled() => return Called::Canceled,
             waited = self.wait_for_permit(after, operation) => waited,
         };
         let now = Timestamp::now();
@@ -201,7 +202,7 @@ impl CommandJob<'_> {
             if !is_permitted {
                 return Err(NoCall);
             }
-            context.metrics.observe_rate_limit_wait(queued_at.elapsed());
+            context.metrics.rate_limit.observe_rate_limit_wait(queued_at.elapsed());
             // The circuit may have opened during the wait for the rate limit.
             if call_permit.is_valid() {
                 return Ok((call_permit, held_back));

@@ -43,7 +43,7 @@ pub(super) fn read_progress(
             let late = now.duration_since(at).max(SignedDuration::ZERO);
             // A publisher can forge such a time.
             if late <= context.deadline_limits.furthest {
-                context.metrics.record_delay_lateness(delay, late.unsigned_abs());
+                context.metrics.queues.record_delay_lateness(delay, late.unsigned_abs());
             }
         }
         if again {

@@ -24,7 +24,7 @@ impl CommandJob<'_> {
             // WeChat Pay does not document that its gateway signs a 429, so one without a signature slows down, too.
             self.context.rate_limiter.record(asked_at, response.status == 429, again);
         }
-        self.context.metrics.record_response(class);
+        self.context.metrics.provider.record_response(class);
         self.context.responses.record(class, outcome, Instant::now());
     }
 
@@ -37,14 +37,14 @@ impl CommandJob<'_> {
         at: Timestamp,
     ) {
         let context = self.context;
-        context.metrics.record_attempt(operation, verdict, outcome.took);
+        context.metrics.provider.record_attempt(operation, verdict, outcome.took);
         if let Some(skew) = outcome.clock_skew {
-            context.metrics.set_clock_skew(skew.as_secs_f64());
+            context.metrics.provider.set_clock_skew(skew.as_secs_f64());
         }
         let response = outcome.result.response();
         match response.map(|response| response.authenticity) {
-            Some(Authenticity::Invalid(flaw)) => context.metrics.record_signature_flaw(flaw),
-            Some(Authenticity::Unsigned) => context.metrics.record_unsigned(),
+            Some(Authenticity::Invalid(flaw)) => context.metrics.provider.record_signature_flaw(flaw),
+            Some(Authenticity::Unsigned) => context.metrics.provider.record_unsigned(),
             Some(Authenticity::Verified) | None => {}
         }
         let evidence = Evidence {

@@ -1,9 +1,28 @@
 //! The words of labels: every label is a word of an enum here or of the domain, never an id.
 
+use strum::{IntoStaticStr, VariantArray};
+
 use crate::policy::classify::SuspendReason;
 
+macro_rules! label_words {
+    ($($label:ident),*) => {
+        $(impl $label {
+            /// Every variant.
+            pub const ALL: &'static [Self] = Self::VARIANTS;
+
+            /// The word in labels and logs.
+            pub fn as_str(self) -> &'static str {
+                self.into()
+            }
+        })*
+    };
+}
+
+label_words!(Arrival, Settlement, DelayReason, Message, PublishFailureKind, Queue, Key, ConsoleDenial);
+
 /// How a delivery arrived.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Arrival {
     /// For the first time.
     First,
@@ -13,22 +32,9 @@ pub enum Arrival {
     Retry,
 }
 
-impl Arrival {
-    /// Every way.
-    pub const ALL: [Self; 3] = [Self::First, Self::Redelivered, Self::Retry];
-
-    /// The word in labels and logs.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::First => "first",
-            Self::Redelivered => "redelivered",
-            Self::Retry => "retry",
-        }
-    }
-}
-
 /// How a delivery was settled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Settlement {
     /// Its event is confirmed and it is acknowledged.
     Finished,
@@ -40,23 +46,9 @@ pub enum Settlement {
     Lost,
 }
 
-impl Settlement {
-    /// Every way.
-    pub const ALL: [Self; 4] = [Self::Finished, Self::Delayed, Self::HandedBack, Self::Lost];
-
-    /// The word in labels and logs.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Finished => "finished",
-            Self::Delayed => "delayed",
-            Self::HandedBack => "handed_back",
-            Self::Lost => "lost",
-        }
-    }
-}
-
 /// Why a command was delayed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum DelayReason {
     /// Its outcome is not known yet.
     Unresolved,
@@ -66,22 +58,9 @@ pub enum DelayReason {
     PerCouponLimit,
 }
 
-impl DelayReason {
-    /// Every way.
-    pub const ALL: [Self; 3] = [Self::Unresolved, Self::EventRejected, Self::PerCouponLimit];
-
-    /// The word in labels and logs.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Unresolved => "unresolved",
-            Self::EventRejected => "event_rejected",
-            Self::PerCouponLimit => "per_coupon_limit",
-        }
-    }
-}
-
 /// The kind of a published message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Message {
     /// A result event.
     Event,
@@ -93,23 +72,9 @@ pub enum Message {
     HandedBack,
 }
 
-impl Message {
-    /// Every kind.
-    pub const ALL: [Self; 4] = [Self::Event, Self::Retry, Self::Parked, Self::HandedBack];
-
-    /// The word in labels.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Event => "event",
-            Self::Retry => "retry",
-            Self::Parked => "parked",
-            Self::HandedBack => "handed_back",
-        }
-    }
-}
-
 /// Why a publish was not confirmed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum PublishFailureKind {
     /// No confirm in time.
     TimedOut,
@@ -121,23 +86,6 @@ pub enum PublishFailureKind {
     Channel,
     /// The connection failed first.
     Connection,
-}
-
-impl PublishFailureKind {
-    /// Every way.
-    pub const ALL: [Self; 5] =
-        [Self::TimedOut, Self::Refused, Self::Returned, Self::Channel, Self::Connection];
-
-    /// The word in labels.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::TimedOut => "timed_out",
-            Self::Refused => "refused",
-            Self::Returned => "returned",
-            Self::Channel => "channel",
-            Self::Connection => "connection",
-        }
-    }
 }
 
 /// Why calls are held back.
@@ -176,7 +124,8 @@ impl CallDelay {
 }
 
 /// A queue whose depth is reported. Delay queues have the label `retry.<wait>`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Queue {
     /// Commands.
     Commands,
@@ -188,23 +137,9 @@ pub enum Queue {
     Dead,
 }
 
-impl Queue {
-    /// Every queue.
-    pub const ALL: [Self; 4] = [Self::Commands, Self::Parked, Self::Unrouted, Self::Dead];
-
-    /// The word in labels.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Commands => "commands",
-            Self::Parked => "parked",
-            Self::Unrouted => "unrouted",
-            Self::Dead => "dead",
-        }
-    }
-}
-
 /// A key that can expire.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Key {
     /// The merchant API certificate.
     Merchant,
@@ -212,21 +147,9 @@ pub enum Key {
     Verification,
 }
 
-impl Key {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Merchant, Self::Verification];
-
-    /// The word in labels.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Merchant => "merchant",
-            Self::Verification => "verification",
-        }
-    }
-}
-
 /// Why the operator console denied a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum ConsoleDenial {
     /// The token is wrong.
     WrongToken,
@@ -234,18 +157,4 @@ pub enum ConsoleDenial {
     NoSession,
     /// A form without the CSRF token of its session, or from another site.
     Forged,
-}
-
-impl ConsoleDenial {
-    /// Every way.
-    pub const ALL: [Self; 3] = [Self::WrongToken, Self::NoSession, Self::Forged];
-
-    /// The word in labels and logs.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::WrongToken => "wrong_token",
-            Self::NoSession => "no_session",
-            Self::Forged => "forged",
-        }
-    }
 }
